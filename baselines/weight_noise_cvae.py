@@ -1,0 +1,32 @@
+"""Weight-noise CVAE: FedAvg-CVAE in which each client's update is clipped and Gaussian noise is added to the weights it sends."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from baselines.fedavg_cvae import FedAvgCVAE, FedAvgCVAEParams
+from fedsim.registry import register
+
+
+class WeightNoiseCVAEParams(FedAvgCVAEParams):
+    """As FedAvg-CVAE; fewer rounds, since every round is a release that pays in full.
+
+    Attributes:
+        clip: C, the L2 norm to which each client's update is clipped.
+    """
+
+    rounds: int = Field(10, ge=1)
+    clip: float = Field(0.5, gt=0)
+
+
+@register("weight-noise")
+class WeightNoiseCVAE(FedAvgCVAE):
+    """The Gaussian mechanism on clipped updates, over all rounds, with equal client weights.
+
+    One example may turn its client's clipped update into any other: sensitivity 2C without amplification by sampling; a client's
+    presence changes the sum by C (McMahan et al. 2018, arXiv 1710.06963). Proved, whatever the local steps do.
+    """
+
+    source = "McMahan et al. 2018, arXiv 1710.06963"
+    Params = WeightNoiseCVAEParams
+    private = True

@@ -1,0 +1,407 @@
+"""The base class of every algorithm: it owns the round loop; an algorithm supplies mathematics.
+
+One round: broadcast the server's parameters, let the clients compute, add their messages in client order, add noise, take
+the server's step, and write into the ledger what really ran. Three kinds of client computation stand ready, each a base class
+of its own: :class:`fedsim.dp_sgd.DPSGD` (a loss per example), :class:`fedsim.local_training.LocalTraining` (local steps, then an update),
+:class:`fedsim.one_shot.OneShot` (a statistic per example).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from fedsim.batch import Batch
+from fedsim.errors import UserError
+from fedsim.models.initialise import initial_model
+from fedsim.models.layers import ClientCode, ClientLinear, Layout
+from fedsim.privacy.ledger import Entry, Ledger
+from fedsim.privacy.noise import fingerprint, gaussian
+from fedsim.privacy.plan import Claim, PrivacyPlan, Release, Trust, Unit, calibrate
+from fedsim.seeds import SERVER, Purpose, Seeds
+
+Tensors = dict[str, Tensor]
+
+
+class Params(BaseModel):
+    """Parameters of an algorithm as a grid file gives them: unknown keys are refused, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What everybody may know about a cell: shapes, the number of clients, and whom privacy protects from whom."""
+
+    dim: int
+    classes: int
+    clients: int
+    unit: Unit = "example"
+    trust: Trust = "aggregate"
+
+
+class Generator(Protocol):
+    """What an algorithm yields."""
+
+    def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
+        """Synthetic embeddings float32 ``[n, d]`` for int64 labels ``[n]``."""
+
+
+@dataclass
+class Clients:
+    """The clients of one cohort: their data and their private state.
+
+    Attributes:
+        members: client numbers, ascending.
+        x, y: each client's rows.
+        seeds: the cell's seed tree.
+        plan: the cell's privacy plan; None for an algorithm that is not private.
+        model: holds one slice of every per-client parameter for each member.
+        state: further private tensors that an algorithm keeps between rounds, ``[members, ...]`` each.
+    """
+
+    members: tuple[int, ...]
+    x: tuple[Tensor, ...]
+    y: tuple[Tensor, ...]
+    seeds: Seeds
+    plan: PrivacyPlan | None
+    model: nn.Module
+    state: Tensors = field(default_factory=dict)
+
+    def batch(self, rows: Sequence[Tensor], round_: int, noise: Mapping[str, tuple[int, ...]]) -> Batch:
+        """The batch of each member's ``rows`` (int64 indices), with standard normal draws from each client's own stream."""
+        draws: dict[str, list[Tensor]] = {name: [] for name in noise}
+        for client, chosen in zip(self.members, rows, strict=True):
+            stream = self.seeds.torch(Purpose.LATENT, round_, client)
+            for name, shape in noise.items():
+                draws[name].append(torch.randn(len(chosen), *shape, generator=stream))
+        position = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(chosen) for chosen in rows]))
+        return Batch(
+            torch.cat([x[chosen] for x, chosen in zip(self.x, rows, strict=True)]),
+            torch.cat([y[chosen] for y, chosen in zip(self.y, rows, strict=True)]),
+            {name: torch.cat(parts) for name, parts in draws.items()},
+            Layout(position, len(self.members)),
+        )
+
+    def poisson(self, round_: int, rate: float, client_rate: float = 1.0) -> list[Tensor]:
+        """Each member's Poisson sample: with probability ``client_rate`` the client takes part, then each row with ``rate``."""
+        sampled = []
+        for client, x in zip(self.members, self.x, strict=True):
+            stream = self.seeds.numpy(Purpose.SAMPLING, round_, client)
+            takes_part = stream.random() < client_rate
+            chosen = np.flatnonzero(stream.random(len(x)) < rate) if takes_part else np.empty(0, np.int64)
+            sampled.append(torch.from_numpy(chosen))
+        return sampled
+
+
+@dataclass(frozen=True)
+class Message:
+    """What a cohort sends after a round: the sum over its clients, never one client's part under ``trust: aggregate``.
+
+    Attributes:
+        sums: tensors by name.
+        entries: what went through the mechanism, for the ledger; empty for an algorithm that is not private.
+        sampled: fingerprint of the rows that each client sampled.
+        noise: fingerprint of the noise that the clients drew.
+        uplink_bytes: what the clients would have sent over a network, all of them together.
+        diagnostics: not private, for people who may see the data; per-round numbers, summed or gathered over cohorts.
+    """
+
+    sums: Tensors
+    entries: tuple[Entry, ...]
+    sampled: int
+    noise: int
+    uplink_bytes: int
+    diagnostics: Mapping[str, list[float]]
+
+
+@dataclass
+class Server:
+    """The server's state: the model with the shared parameters, and by name whatever else lives on between rounds."""
+
+    model: nn.Module
+    tensors: Tensors = field(default_factory=dict)
+
+
+class Pool(Protocol):
+    """All clients of a cell, however they are packed onto actors."""
+
+    def round(self, round_: int, release: Release, broadcast: Tensors) -> list[Message]:
+        """Let every cohort compute; messages in client order."""
+
+    def released(self, names: Sequence[str]) -> Tensors:
+        """Per-client tensors that the plan protects, ``[clients, ...]``, in client order."""
+
+    def state(self) -> Tensors:
+        """All private client state, for a checkpoint."""
+
+    def load_state(self, tensors: Tensors) -> None:
+        """Take up a checkpoint's client state."""
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """What a round leaves behind for ``rounds.jsonl``; everything but the noise multiplier is a diagnostic, not private."""
+
+    round: int
+    rounds: int
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The outcome of :meth:`Algorithm.train`."""
+
+    generator: Generator
+    ledger: Ledger
+    uplink_bytes: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training stands, enough to go on from there bit for bit."""
+
+    round: int
+    tensors: Tensors
+    ledger: str
+    uplink_bytes: int
+
+
+class Algorithm(ABC):
+    """A federated generative algorithm.
+
+    Class attributes:
+        name: set by ``@register``.
+        source: the paper or page that it follows.
+        Params: its parameters with defaults.
+        private: whether an epsilon has a meaning for it.
+        units, trusts: the privacy settings that it supports.
+    """
+
+    name: ClassVar[str]
+    source: ClassVar[str] = ""
+    Params: ClassVar[type[Params]]
+    private: ClassVar[bool] = True
+    units: ClassVar[tuple[Unit, ...]] = ("example", "client")
+    trusts: ClassVar[tuple[Trust, ...]] = ("aggregate", "silo")
+
+    def __init__(self, params: Any, task: Task) -> None:
+        self.params = params
+        self.task = task
+
+    # --- what an algorithm or its kind supplies ---
+
+    @abstractmethod
+    def releases(self) -> tuple[Release, ...]:
+        """The schedule: which mechanisms run, for how many rounds each, at which sample rate."""
+
+    @abstractmethod
+    def build(self, clients: int) -> nn.Module:
+        """The model with per-client layers for ``clients`` members (0 at the server); weights are set afterwards by name."""
+
+    @abstractmethod
+    def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
+        """What a cohort computes and sends."""
+
+    @abstractmethod
+    def server_step(self, server: Server, round_: int, release: Release, total: Tensors) -> Mapping[str, float]:
+        """Update the server by the (noisy) sum of the messages; returns diagnostics that depend on nothing private."""
+
+    @abstractmethod
+    def generator(self, server: Server, codes: Tensors, seeds: Seeds) -> Generator:
+        """The generator, from what is already private: the server's state and the released client codes."""
+
+    def claim(self) -> Claim:
+        """Whether the row's (epsilon, delta) is a theorem."""
+        return "proved" if self.private else "none"
+
+    def scope(self) -> str:
+        """What the noise protects, as the row names it."""
+        return "joint"
+
+    def clip(self) -> float:
+        """C, the clip norm of one unit's contribution."""
+        return math.inf
+
+    def sensitivity(self) -> float:
+        """L2 norm by which one unit's presence can change a round's sum; C for sums of clipped contributions."""
+        return self.clip()
+
+    def releases_codes(self) -> bool:
+        """Whether the client codes leave the clients (they must then have been noised)."""
+        return True
+
+    # --- the harness's part ---
+
+    def plan(self, epsilon: float | None, delta: float) -> PrivacyPlan | None:
+        """The privacy plan, calibrated before the first step; None where epsilon has no meaning.
+
+        Raises:
+            UserError: the unit or trust is not supported, or the target cannot be met.
+        """
+        for value, supported in ((self.task.unit, self.units), (self.task.trust, self.trusts)):
+            if value not in supported:
+                raise UserError(
+                    f"algorithm {self.name}", f"does not support '{value}'", f"supported: {', '.join(supported)}"
+                )
+        if epsilon is None:
+            return None
+        return calibrate(
+            epsilon=epsilon,
+            delta=delta,
+            releases=self.releases(),
+            unit=self.task.unit,
+            trust=self.task.trust,
+            scope=self.scope(),
+            claim=self.claim(),
+            clip=self.clip(),
+            sensitivity=self.sensitivity(),
+        )
+
+    def initial_server(self, seeds: Seeds) -> Server:
+        """The server before the first round: the seed's initial weights."""
+        return Server(initial_model(self.build, seeds))
+
+    def broadcast(self, server: Server) -> Tensors:
+        """What every client receives at the start of a round."""
+        return shared_tensors(server.model)
+
+    def start_clients(self, clients: Clients) -> None:
+        """Give the clients the private state that they keep between rounds; the model's per-client layers are set already."""
+
+    def schedule(self) -> Iterator[tuple[int, Release]]:
+        """(round, its release), counted from 0 over all releases."""
+        round_ = 0
+        for release in self.releases():
+            for _ in range(release.steps):
+                yield round_, release
+                round_ += 1
+
+    def train(
+        self,
+        pool: Pool,
+        plan: PrivacyPlan | None,
+        seeds: Seeds,
+        observe: Callable[[RoundRecord], None],
+        resume: Progress | None = None,
+        checkpoint: Callable[[Callable[[], Progress]], None] | None = None,
+    ) -> Trained:
+        """Run all rounds.
+
+        Args:
+            pool: the clients.
+            plan: from :meth:`plan`.
+            seeds: the cell's seed tree.
+            observe: called after every round.
+            resume: go on from here; the result is that of an uninterrupted training.
+            checkpoint: called after every round with a function that captures the progress; it decides when to.
+        """
+        server = self.initial_server(seeds)
+        ledger, uplink, start = Ledger(), 0, 0
+        if resume is not None:
+            start, uplink, ledger = resume.round, resume.uplink_bytes, Ledger.from_json(resume.ledger)
+            load_server(server, {k[7:]: v for k, v in resume.tensors.items() if k.startswith("server.")})
+            pool.load_state({k[8:]: v for k, v in resume.tensors.items() if k.startswith("clients.")})
+        rounds = sum(release.steps for release in self.releases())
+        for round_, release in self.schedule():
+            if round_ < start:
+                continue
+            messages = pool.round(round_, release, self.broadcast(server))
+            total = add_in_order([message.sums for message in messages])
+            signal = l2_norm(total)
+            noise = self._server_noise(plan, release, total, seeds, round_)
+            server_values = self.server_step(
+                server, round_, release, {k: v + noise[k] if noise else v for k, v in total.items()}
+            )
+            for entry in (entry for message in messages for entry in message.entries):
+                ledger.record(entry)
+            uplink += sum(message.uplink_bytes for message in messages)
+            observe(
+                RoundRecord(round_, rounds, {"release": release.name, **_gathered(messages, noise, signal), **server_values})
+            )
+            if checkpoint is not None:
+                checkpoint(lambda at=round_ + 1, sent=uplink: capture(server, pool, ledger, at, sent))
+        codes = pool.released(code_names(server.model)) if self.releases_codes() else {}
+        return Trained(self.generator(server, codes, seeds), ledger, uplink)
+
+    def _server_noise(
+        self, plan: PrivacyPlan | None, release: Release, total: Tensors, seeds: Seeds, round_: int
+    ) -> Tensors | None:
+        """Under ``trust: aggregate`` the noise is added once, to the sum; silos have added their own."""
+        if plan is None or self.task.trust == "silo":
+            return None
+        shapes = {name: tuple(value.shape) for name, value in total.items()}
+        return gaussian(shapes, plan.noise_std(release.name), seeds.torch(Purpose.NOISE, round_, SERVER))
+
+
+def shared_tensors(model: nn.Module) -> Tensors:
+    """The parameters that all clients share, by name."""
+    local = set(local_names(model))
+    return {name: p.detach() for name, p in model.named_parameters() if name not in local}
+
+
+def local_names(model: nn.Module) -> list[str]:
+    """Names of the per-client parameters, ``[clients, ...]`` each."""
+    owners = [(path, m) for path, m in model.named_modules() if isinstance(m, ClientLinear | ClientCode)]
+    return [f"{path}.{name}" for path, module in owners for name, _ in module.named_parameters(recurse=False)]
+
+
+def code_names(model: nn.Module) -> list[str]:
+    """Names of the client codes."""
+    return [f"{path}.weight" for path, module in model.named_modules() if isinstance(module, ClientCode)]
+
+
+def add_in_order(parts: Sequence[Tensors]) -> Tensors:
+    """The sum of the cohorts' sums, in client order, so that it does not depend on timing."""
+    total = dict(parts[0])
+    for part in parts[1:]:
+        total = {name: value + part[name] for name, value in total.items()}
+    return total
+
+
+def l2_norm(tensors: Tensors) -> float:
+    """Joint L2 norm."""
+    return math.sqrt(sum(float(value.square().sum()) for value in tensors.values()))
+
+
+def _gathered(messages: Sequence[Message], noise: Tensors | None, signal: float) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "sampled": sum(message.sampled for message in messages) % 2**32,
+        "noise": (sum(message.noise for message in messages) + (fingerprint(noise) if noise else 0)) % 2**32,
+        "signal_norm": signal,
+        "noise_norm": l2_norm(noise) if noise else 0.0,
+    }
+    for name in messages[0].diagnostics:
+        numbers = [number for message in messages for number in message.diagnostics[name]]
+        if name == "gradient_norm":
+            values["gradient_norm_quantiles"] = (
+                np.quantile(numbers, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist() if numbers else []
+            )
+        else:
+            values[name] = float(np.mean(numbers)) if numbers else None
+    return values
+
+
+def load_server(server: Server, tensors: Tensors) -> None:
+    """Take up a checkpoint's server state."""
+    with torch.no_grad():
+        for name, parameter in server.model.named_parameters():
+            if f"model.{name}" in tensors:
+                parameter.copy_(tensors[f"model.{name}"])
+    server.tensors = {k[8:]: v for k, v in tensors.items() if k.startswith("tensors.")}
+
+
+def capture(server: Server, pool: Pool, ledger: Ledger, round_: int, uplink_bytes: int) -> Progress:
+    """The progress after ``round_`` rounds."""
+    tensors = {f"server.model.{name}": p.detach().clone() for name, p in server.model.named_parameters() if p.numel()}
+    tensors |= {f"server.tensors.{name}": value.clone() for name, value in server.tensors.items()}
+    tensors |= {f"clients.{name}": value for name, value in pool.state().items()}
+    return Progress(round_, tensors, ledger.to_json(), uplink_bytes)

@@ -1,0 +1,54 @@
+"""A batch: the rows that a cohort computes on together, and every random number that their loss needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fedsim.models.layers import Layout
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one or many clients, sorted by client.
+
+    The random numbers are drawn beforehand, so a loss is a pure function of (model, batch), and row n's loss may depend
+    on row n alone.
+
+    Attributes:
+        x: float32 ``[N, d]`` embeddings.
+        y: int64 ``[N]`` labels.
+        noise: standard normal draws by name, each ``[N, ...]``.
+        layout: which client each row belongs to.
+    """
+
+    x: Tensor
+    y: Tensor
+    noise: Mapping[str, Tensor]
+    layout: Layout
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def row(self, index: int) -> Batch:
+        """The batch that holds row ``index`` alone."""
+        keep = slice(index, index + 1)
+        return Batch(
+            self.x[keep],
+            self.y[keep],
+            {name: draws[keep] for name, draws in self.noise.items()},
+            replace(self.layout, client=self.layout.client[keep]),
+        )
+
+    def without(self, index: int) -> Batch:
+        """The neighbouring batch: all rows but ``index``."""
+        keep = torch.arange(len(self)) != index
+        return Batch(
+            self.x[keep],
+            self.y[keep],
+            {name: draws[keep] for name, draws in self.noise.items()},
+            replace(self.layout, client=self.layout.client[keep]),
+        )

@@ -1,0 +1,146 @@
+"""A data set in memory: embeddings with labels, split into training and test rows, checked once when it is made."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.errors import UserError
+
+TRAIN, VALIDATION, TEST = 0, 1, 2
+"""The values of a split array; validation rows are ignored."""
+
+
+@dataclass(frozen=True, eq=False)
+class Embeddings:
+    """A labelled data set of embeddings.
+
+    Attributes:
+        name: what tables and curves call it.
+        x_train: float32 ``[n, d]``, the rows that the clients share out.
+        y_train: int64 ``[n]``, labels in ``0 .. classes - 1``.
+        x_test: float32 ``[m, d]``, the rows that every algorithm is evaluated on.
+        y_test: int64 ``[m]``.
+        classes: number of classes, C.
+        columns: further values per training row (site, image type), each ``[n]``.
+    """
+
+    name: str
+    x_train: NDArray[np.float32]
+    y_train: NDArray[np.int64]
+    x_test: NDArray[np.float32]
+    y_test: NDArray[np.int64]
+    classes: int
+    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        name: str,
+        x: NDArray[Any],
+        y: NDArray[Any],
+        split: NDArray[Any],
+        columns: Mapping[str, NDArray[Any]] | None = None,
+        *,
+        where: str,
+    ) -> Embeddings:
+        """Check raw arrays and divide them by ``split``.
+
+        Args:
+            name: what tables and curves call the data set.
+            x: features ``[n, d]`` of any real dtype.
+            y: integer labels ``[n]``, 0 .. C-1; every class needs a training row.
+            split: ``[n]``, 0 = train, 1 = validation (ignored), 2 = test.
+            columns: further values per row, each ``[n]``; only those of training rows are kept.
+            where: the place to name in an error.
+
+        Raises:
+            UserError: an array has a wrong rank, dtype, length or value; rows are counted from 0 in ``x``.
+        """
+        features = _features(x, where)
+        labels = _integers(y, "y", len(features), where)
+        parts = _integers(split, "split", len(features), where)
+        train, test = parts == TRAIN, parts == TEST
+        if unknown := sorted(set(np.unique(parts).tolist()) - {TRAIN, VALIDATION, TEST}):
+            raise UserError(where, f"split has the value {unknown[0]}", "give 0 = train, 1 = validation (ignored), 2 = test")
+        for part, rows in (("training", train), ("test", test)):
+            if not rows.any():
+                raise UserError(where, f"there is no {part} row", "give 0 = train and 2 = test in split")
+        return cls(
+            name=name,
+            x_train=features[train],
+            y_train=labels[train],
+            x_test=features[test],
+            y_test=labels[test],
+            classes=_classes(labels[train], labels[test], where),
+            columns={key: np.asarray(values)[train] for key, values in (columns or {}).items()},
+        )
+
+    @property
+    def dim(self) -> int:
+        """Number of features, d."""
+        return int(self.x_train.shape[1])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """First 16 hex digits of the SHA-256 of the content; the name is no part of it."""
+        digest = hashlib.sha256()
+        arrays: dict[str, NDArray[Any]] = {
+            "x_train": self.x_train,
+            "y_train": self.y_train,
+            "x_test": self.x_test,
+            "y_test": self.y_test,
+        }
+        arrays |= {f"column {key}": self.columns[key] for key in sorted(self.columns)}
+        for key, array in arrays.items():
+            digest.update(f"{key} {array.dtype.str} {array.shape}\n".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()[:16]
+
+
+def _features(x: NDArray[Any], where: str) -> NDArray[np.float32]:
+    x = np.asarray(x)
+    if x.ndim != 2:
+        raise UserError(where, f"x has shape {list(x.shape)}", "give one row of features per example: [n, d]")
+    if x.dtype.kind not in "fiu":
+        raise UserError(where, f"x has dtype {x.dtype}", "give real numbers, e.g. float32 or float16")
+    if 0 in x.shape:
+        raise UserError(where, f"x is empty, its shape is {list(x.shape)}", "give at least one row and one feature")
+    with np.errstate(over="ignore"):  # a float64 too large for float32 is reported below
+        features = x.astype(np.float32)
+    bad = ~np.isfinite(features)
+    if bad.any():
+        row = int(bad.any(axis=1).argmax())
+        raise UserError(
+            where, f"x has {int(bad.sum())} NaN or infinite values, the first in row {row}", "repair or drop them"
+        )
+    return features
+
+
+def _integers(values: NDArray[Any], name: str, rows: int, where: str) -> NDArray[np.int64]:
+    values = np.asarray(values)
+    if values.ndim != 1 or len(values) != rows:
+        raise UserError(where, f"{name} has shape {list(values.shape)}", f"give one value per row of x: [{rows}]")
+    if values.dtype.kind not in "iu":
+        raise UserError(where, f"{name} has dtype {values.dtype}", "give integers")
+    return values.astype(np.int64)
+
+
+def _classes(y_train: NDArray[np.int64], y_test: NDArray[np.int64], where: str) -> int:
+    present = np.unique(y_train)
+    classes = len(present)
+    if present[0] != 0 or present[-1] != classes - 1:
+        listing = ", ".join(map(str, present[:12].tolist())) + (", ..." if classes > 12 else "")
+        raise UserError(where, f"the labels of the training rows are {listing}", f"number the classes 0 .. {classes - 1}")
+    if classes < 2:
+        raise UserError(where, "all training rows have one label", "give at least two classes")
+    strange = y_test[(y_test < 0) | (y_test >= classes)]
+    if len(strange):
+        raise UserError(where, f"a test row has label {strange[0]}, no training row has", f"give labels 0 .. {classes - 1}")
+    return classes

@@ -1,0 +1,195 @@
+"""Algorithms that train locally and average: several local steps a round, then the clients' updates (FedAvg).
+
+McMahan et al. 2017 (arXiv 1602.05629). What a client sends is its update, local minus broadcast parameters. A private variant
+clips each update to C and adds Gaussian noise: one client's presence changes the sum by at most C; one example's presence may turn its
+client's clipped update into any other, so by at most 2C, whatever the local steps did and remembered.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fedsim.algorithm import Algorithm, Clients, Message, Params, Server, Tensors, shared_tensors
+from fedsim.batch import Batch
+from fedsim.dp_sgd import entries
+from fedsim.models.layers import Layout
+from fedsim.optimise import adam_step
+from fedsim.privacy.noise import fingerprint, gaussian
+from fedsim.privacy.plan import Release
+from fedsim.seeds import Purpose
+
+RELEASE = "updates"
+WEIGHT = "client_weight"
+
+
+class LocalTrainingParams(Params):
+    """Parameters of every algorithm that trains locally.
+
+    Attributes:
+        rounds: communication rounds.
+        local_steps: Adam steps that each client takes in a round.
+        batch_size: rows of a local step, drawn with replacement.
+        learning_rate: the local Adam's.
+        client_rate: the probability with which each client takes part in a round; it amplifies for ``unit: client``.
+    """
+
+    rounds: int = Field(20, ge=1)
+    local_steps: int = Field(20, ge=1)
+    batch_size: int = Field(32, ge=1)
+    learning_rate: float = Field(0.003, gt=0)
+    client_rate: float = Field(1.0, gt=0, le=1)
+
+
+class LocalTraining(Algorithm):
+    """Base class of an algorithm that is a loss, local steps, and an average of updates.
+
+    A subclass supplies :meth:`build` (an ordinary module for one client), :meth:`loss`, :meth:`generator`, and the name prefixes of what
+    stays with a client in ``local``. The clients of a cohort are trained together, stacked.
+    """
+
+    params: Any
+    local: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        """Parts of the loss by name, ``[N]`` each; their summed mean is minimised."""
+
+    def noise(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of the standard normal draws that one example's loss needs, by name."""
+        return {}
+
+    def clip(self) -> float:
+        """The clip norm of an update; infinite where the parameters name none."""
+        return float(getattr(self.params, "clip", math.inf))
+
+    def sensitivity(self) -> float:
+        """C for a client's presence, 2C for an example's: its client's clipped update may become any other."""
+        return self.clip() if self.task.unit == "client" else 2 * self.clip()
+
+    def releases(self) -> tuple[Release, ...]:
+        """All rounds; sampling clients amplifies for ``unit: client`` only."""
+        rate = self.params.client_rate if self.task.unit == "client" else 1.0
+        return (Release(RELEASE, rate, self.params.rounds),)
+
+    def broadcast(self, server: Server) -> Tensors:
+        """The shared parameters."""
+        return {name: p for name, p in shared_tensors(server.model).items() if not name.startswith(self.local)}
+
+    def start_clients(self, clients: Clients) -> None:
+        """Every client starts with the seed's local parameters."""
+        for name, parameter in clients.model.named_parameters():
+            if self.local and name.startswith(self.local):
+                clients.state[name] = parameter.detach().expand(len(clients.members), *parameter.shape).clone()
+
+    def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
+        """Local steps of all clients at once; the sum of their weighted, clipped updates."""
+        count = len(clients.members)
+        shared = {name: p.expand(count, *p.shape).clone() for name, p in broadcast.items()}
+        private = {name: value for name, value in clients.state.items() if name.startswith(self.local)}
+        rows = self._minibatches(clients, round_)
+        losses = self._local_steps(clients, round_, shared | private, rows)
+        takes_part = self._participants(clients, round_)
+        weight = takes_part if clients.plan is not None else takes_part * torch.tensor([float(len(x)) for x in clients.x])
+        updates = {name: shared[name] - broadcast[name] for name in shared}
+        norms = torch.stack([update.flatten(1).square().sum(1) for update in updates.values()]).sum(0).sqrt()
+        factor = weight * (self.clip() / norms.clamp_min(1e-12)).clamp_max(1.0)
+        sums = {name: torch.einsum("k,k...->...", factor, update) for name, update in updates.items()}
+        drawn = self._add_silo_noise(clients, round_, release, sums)
+        sent = 4 * sum(value.numel() for value in sums.values()) * int(takes_part.sum())
+        if clients.plan is None:
+            sums[WEIGHT] = weight.sum()
+        return Message(
+            sums,
+            tuple(entries(clients, clients.plan, release, round_)),
+            sum(fingerprint({"rows": torch.from_numpy(chosen)}) for chosen in rows),
+            drawn,
+            sent,
+            {
+                **{f"loss_{name}": value.tolist() for name, value in losses.items()},
+                "gradient_norm": norms.tolist(),
+                "clipped_fraction": (norms > self.clip()).float().tolist(),
+            },
+        )
+
+    def server_step(self, server: Server, round_: int, release: Release, total: Tensors) -> Mapping[str, float]:
+        """Add the mean update: by row counts without privacy, by a public number of clients with it."""
+        divisor = total.get(WEIGHT, torch.tensor(self.task.clients * self.params.client_rate)).clamp_min(1e-12)
+        shared = self.broadcast(server)
+        for name, parameter in shared.items():
+            parameter += total[name] / divisor
+        return {"parameter_norm": float(torch.stack([p.norm() for p in shared.values()]).norm())}
+
+    def _participants(self, clients: Clients, round_: int) -> Tensor:
+        rates = [clients.seeds.numpy(Purpose.SAMPLING, round_, client).random() for client in clients.members]
+        return (torch.tensor(rates) < self.params.client_rate).float()
+
+    def _minibatches(self, clients: Clients, round_: int) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+        """Row numbers ``[local_steps, batch_size]`` of each member."""
+        size = (self.params.local_steps, self.params.batch_size)
+        return [
+            clients.seeds.numpy(Purpose.LOCAL, round_, client).integers(len(x), size=size)
+            for client, x in zip(clients.members, clients.x, strict=True)
+        ]
+
+    def _local_steps(
+        self, clients: Clients, round_: int, parameters: Tensors, rows: list[np.ndarray[Any, np.dtype[np.int64]]]
+    ) -> dict[str, Tensor]:
+        """Train stacked ``parameters`` ``[K, ...]`` in place; the loss parts of the last step, ``[K]`` each."""
+        streams = [clients.seeds.torch(Purpose.LATENT, round_, client) for client in clients.members]
+        names = list(self.noise())
+        layout = Layout(torch.zeros(self.params.batch_size, dtype=torch.long), 1)
+
+        def objective(values: Tensors, x: Tensor, y: Tensor, *draws: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            batch = Batch(x, y, dict(zip(names, draws, strict=True)), layout)
+            parts = torch.func.functional_call(
+                _LossOf(self, clients.model), {f"model.{k}": v for k, v in values.items()}, (batch,)
+            )
+            means = {name: value.mean() for name, value in parts.items()}
+            return torch.stack(list(means.values())).sum(), means
+
+        step = torch.func.vmap(torch.func.grad(objective, has_aux=True))
+        state: Tensors = {}
+        means: dict[str, Tensor] = {}
+        for index in range(self.params.local_steps):
+            chosen = [torch.from_numpy(picked[index]) for picked in rows]
+            x = torch.stack([data[pick] for data, pick in zip(clients.x, chosen, strict=True)])
+            y = torch.stack([data[pick] for data, pick in zip(clients.y, chosen, strict=True)])
+            draws = [
+                torch.stack([torch.randn(self.params.batch_size, *shape, generator=stream) for stream in streams])
+                for shape in self.noise().values()
+            ]
+            gradients, means = step(parameters, x, y, *draws)
+            adam_step(parameters, gradients, state, self.params.learning_rate)
+        return {name: value.detach() for name, value in means.items()}
+
+    def _add_silo_noise(self, clients: Clients, round_: int, release: Release, sums: Tensors) -> int:
+        """As silos the clients add full noise to what they send; returns its fingerprint."""
+        if clients.plan is None or self.task.trust != "silo":
+            return 0
+        shapes = {name: tuple(value.shape) for name, value in sums.items()}
+        drawn = 0
+        for client in clients.members:
+            draw = gaussian(shapes, clients.plan.noise_std(release.name), clients.seeds.torch(Purpose.NOISE, round_, client))
+            drawn += fingerprint(draw)
+            for name in sums:
+                sums[name] += draw[name]
+        return drawn
+
+
+class _LossOf(nn.Module):
+    """One client's model whose forward is the loss, so that stacked parameters can be put in its place."""
+
+    def __init__(self, algorithm: LocalTraining, model: nn.Module) -> None:
+        super().__init__()
+        self.algorithm, self.model = algorithm, model
+
+    def forward(self, batch: Batch) -> Mapping[str, Tensor]:
+        return self.algorithm.loss(self.model, batch)

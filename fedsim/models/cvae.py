@@ -1,0 +1,79 @@
+"""Parts of a conditional variational autoencoder on embeddings: encoder, Gaussian likelihood, KL divergence.
+
+Kingma and Welling 2014 (arXiv 1312.6114), Sohn et al. 2015; per example throughout, sums over the embedding's dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedsim.models.layers import ClientLinear, Layout, Shift, one_hot
+
+
+class Encoder(nn.Module):
+    """Amortised posterior q(z | x, y) = N(mean, diag exp(log_var)): an MLP on [x * sqrt(d), one-hot y].
+
+    Args:
+        dim: d, the embedding's dimension; rows have unit norm, so x * sqrt(d) has entries of order one.
+        classes: number of labels.
+        hidden: widths of the hidden layers.
+        latent: dimension of z.
+        clients: with a number, one weight set per client (a cohort's encoder); without, one for all.
+    """
+
+    def __init__(self, dim: int, classes: int, hidden: Sequence[int], latent: int, clients: int | None = None) -> None:
+        super().__init__()
+        self.classes, self.latent = classes, latent
+        widths = [dim + classes, *hidden]
+
+        def layer(inputs: int, outputs: int) -> nn.Module:
+            return nn.Linear(inputs, outputs) if clients is None else ClientLinear(clients, inputs, outputs)
+
+        self.hidden = nn.ModuleList(layer(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.head = layer(widths[-1], 2 * latent)
+
+    def forward(self, x: Tensor, y: Tensor, layout: Layout | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and log variance, each ``[N, latent]``; ``layout`` where weights differ per client."""
+        where = () if layout is None else (layout,)
+        h = torch.cat([x * math.sqrt(x.shape[-1]), one_hot(y, self.classes)], -1)
+        for layer in self.hidden:
+            h = F.relu(layer(h, *where))
+        mean, log_var = self.head(h, *where).chunk(2, -1)
+        return mean, log_var.clamp(-8, 8)
+
+
+class ObservationNoise(nn.Module):
+    """The likelihood's learned variance, one number: p(x | z) = N(decoded, exp(log_var) I)."""
+
+    def __init__(self, initial_variance: float) -> None:
+        super().__init__()
+        self.initial = math.log(initial_variance)
+        self.shift = Shift(1)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Log variance per example, ``[N, 1]``."""
+        log_var: Tensor = self.shift(rows.new_full((len(rows), 1), self.initial))
+        return log_var.clamp(-12, 4)
+
+
+def sample_posterior(mean: Tensor, log_var: Tensor, noise: Tensor) -> Tensor:
+    """Reparametrised z = mean + exp(log_var / 2) * noise."""
+    return mean + (0.5 * log_var).exp() * noise
+
+
+def gaussian_nll(x: Tensor, decoded: Tensor, log_var: Tensor) -> Tensor:
+    """-log N(x; decoded, exp(log_var) I) up to the constant d/2 log 2 pi, per example: ``[N]``."""
+    squared = (x - decoded).square().sum(-1)
+    return 0.5 * (squared * (-log_var.squeeze(-1)).exp() + x.shape[-1] * log_var.squeeze(-1))
+
+
+def kl_normal(mean: Tensor, log_var: Tensor, prior_mean: Tensor, prior_log_var: Tensor) -> Tensor:
+    """KL(N(mean, exp(log_var)) || N(prior_mean, exp(prior_log_var))), diagonal, per example: ``[N]``."""
+    ratio = (log_var - prior_log_var).exp()
+    distance = (mean - prior_mean).square() * (-prior_log_var).exp()
+    return 0.5 * (ratio + distance - 1 + prior_log_var - log_var).sum(-1)

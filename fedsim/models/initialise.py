@@ -1,0 +1,48 @@
+"""Initial weights from the seed tree, keyed by parameter name: what two algorithms share starts the same for a seed."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from fedsim.models.layers import ClientCode, ClientLinear, ZeroLinear
+from fedsim.seeds import Purpose, Seeds
+
+
+def initialise(model: nn.Module, seeds: Seeds, members: Sequence[int] = ()) -> None:
+    """Set every weight and bias in place: weights N(0, 1 / fan_in), client codes N(0, 1 / size), biases 0, a zero layer 0.
+
+    Elementwise scales and shifts stay as built. A draw depends on the parameter's name and on the shape of one client's slice, never
+    on the cohort: all clients start with the same encoder, each with a code of its own.
+
+    Args:
+        model: built for ``len(members)`` clients.
+        seeds: the cell's seed tree.
+        members: the clients that the model's per-client slices belong to, in order.
+    """
+    with torch.no_grad():
+        for path, module in model.named_modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                key = zlib.crc32(f"{path}.{name}".encode())
+                if isinstance(module, ClientCode):
+                    for row, client in zip(parameter, members, strict=True):
+                        row.copy_(
+                            torch.randn(len(row), generator=seeds.torch(Purpose.INIT, key, client)) / math.sqrt(len(row))
+                        )
+                elif name == "bias" or isinstance(module, ZeroLinear):
+                    parameter.zero_()
+                elif parameter.dim() >= 2:
+                    shape = parameter.shape[1:] if isinstance(module, ClientLinear) else parameter.shape
+                    parameter.copy_(torch.randn(shape, generator=seeds.torch(Purpose.INIT, key)) / math.sqrt(shape[-1]))
+
+
+def initial_model(build: Callable[[int], nn.Module], seeds: Seeds, members: Sequence[int] = ()) -> nn.Module:
+    """Build for ``members`` and initialise; torch's layers draw from the global generator as they are built, which is put back."""
+    with torch.random.fork_rng(devices=[]):
+        model = build(len(members))
+    initialise(model, seeds, members)
+    return model

@@ -1,0 +1,57 @@
+"""Adam on tensors by name, with its state as tensors by name, so that a checkpoint is a dictionary."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+
+
+def adam_step(
+    parameters: dict[str, Tensor],
+    gradients: dict[str, Tensor],
+    state: dict[str, Tensor],
+    learning_rate: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+) -> None:
+    """One Adam step (Kingma and Ba 2015) in place; ``state`` gains ``adam.*`` tensors, and starts empty.
+
+    Args:
+        parameters: what is updated; stacked parameters of several clients are updated elementwise.
+        gradients: by the same names.
+        state: moments and step counts.
+        learning_rate: step size.
+        betas: decay rates of the two moments.
+    """
+    names = list(gradients)
+    for name in names:
+        if f"adam.t.{name}" not in state:
+            state[f"adam.m.{name}"] = torch.zeros_like(gradients[name])
+            state[f"adam.v.{name}"] = torch.zeros_like(gradients[name])
+            state[f"adam.t.{name}"] = torch.zeros(())
+    with torch.no_grad():
+        adam(
+            [parameters[name] for name in names],
+            [gradients[name] for name in names],
+            [state[f"adam.m.{name}"] for name in names],
+            [state[f"adam.v.{name}"] for name in names],
+            [],
+            [state[f"adam.t.{name}"] for name in names],
+            fused=True,
+            amsgrad=False,
+            beta1=betas[0],
+            beta2=betas[1],
+            lr=learning_rate,
+            weight_decay=0.0,
+            eps=1e-8,
+            maximize=False,
+        )
+
+
+def average_step(parameters: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+    """Take the parameters into their running mean ``average.*`` (Polyak and Juditsky 1992)."""
+    count = state.setdefault("average_count", torch.zeros(()))
+    count += 1
+    for name, value in parameters.items():
+        mean = state.setdefault(f"average.{name}", torch.zeros_like(value))
+        mean += (value - mean) / count

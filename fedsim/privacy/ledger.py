@@ -1,0 +1,132 @@
+"""The ledger: what the privacy budget was spent on, counted from the steps that ran."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+
+from fedsim.privacy import accountant
+
+Mechanism = tuple[float, float]
+"""(noise multiplier, sample rate)"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One step of one release that one client's data went through, noised as it was really noised.
+
+    Attributes:
+        release: the release's name in the plan.
+        round: the round it ran in.
+        client: whose data it touched.
+        noise_multiplier: standard deviation of the noise that was added, over the sensitivity; 0.0 for none.
+        sample_rate: the Poisson rate that the sample was drawn with.
+    """
+
+    release: str
+    round: int
+    client: int
+    noise_multiplier: float
+    sample_rate: float
+
+
+@dataclass(frozen=True, order=True)
+class Tally:
+    """How often a client's data went through one mechanism: the entries that differ in nothing but their round."""
+
+    client: int
+    release: str
+    noise_multiplier: float
+    sample_rate: float
+    count: int
+
+
+class Ledger:
+    """Entries, kept as counts: a run of many rounds and clients holds a few numbers a client.
+
+    Two ledgers are equal if the same mechanisms ran equally often on the same clients, in whatever order they were
+    recorded; the JSON form keeps every float exactly, so a resumed run equals an uninterrupted one.
+    """
+
+    def __init__(self) -> None:
+        self._counts: Counter[tuple[int, str, float, float]] = Counter()
+
+    def record(self, entry: Entry, times: int = 1) -> None:
+        """Add ``entry``, ``times`` over (several equal steps of one round).
+
+        Raises:
+            ValueError: an impossible noise multiplier or sample rate, or ``times`` below 1.
+        """
+        if not (entry.noise_multiplier >= 0 and 0 < entry.sample_rate <= 1 and times >= 1):
+            raise ValueError(f"cannot have run: {entry}, {times} times")
+        self._counts[entry.client, entry.release, float(entry.noise_multiplier), float(entry.sample_rate)] += times
+
+    @property
+    def entries(self) -> tuple[Tally, ...]:
+        """All that ran, one tally a client and mechanism, sorted."""
+        return tuple(sorted(Tally(*key, count) for key, count in self._counts.items()))
+
+    def epsilon(self, delta: float) -> tuple[float, str]:
+        """The (epsilon, accountant) spent so far: the largest over clients.
+
+        Under add-or-remove-one, neighbours differ in one client's data, so only what that client's data went through
+        counts (parallel composition over disjoint data, cf. McSherry 2009, theorem 4); each client's composition is
+        :func:`fedsim.privacy.accountant.epsilon`.
+        """
+        histories = _undominated(set(self._histories().values()))
+        spent = [accountant.epsilon([(*mechanism, steps) for mechanism, steps in history], delta) for history in histories]
+        return max(spent, default=(0.0, "none"))
+
+    def to_json(self) -> str:
+        """The ledger as text: clients with equal tallies share one record, floats round-trip exactly."""
+        of_client: dict[int, list[tuple[str, float, float, int]]] = {}
+        for tally in self.entries:
+            row = (tally.release, tally.noise_multiplier, tally.sample_rate, tally.count)
+            of_client.setdefault(tally.client, []).append(row)
+        clients_of: dict[tuple[tuple[str, float, float, int], ...], list[int]] = {}
+        for client, rows in of_client.items():
+            clients_of.setdefault(tuple(rows), []).append(client)
+        return json.dumps([{"clients": clients, "ran": rows} for rows, clients in clients_of.items()])
+
+    @classmethod
+    def from_json(cls, text: str) -> Ledger:
+        """The ledger that :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: not such a text.
+        """
+        ledger = cls()
+        try:
+            for record in json.loads(text):
+                for client in record["clients"]:
+                    for release, noise_multiplier, sample_rate, count in record["ran"]:
+                        ledger.record(Entry(release, 0, client, noise_multiplier, sample_rate), count)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a ledger: {error!r}") from error
+        return ledger
+
+    def __eq__(self, other: object) -> bool:
+        return self._counts == other._counts if isinstance(other, Ledger) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Ledger({self._counts.total()} entries, {len({key[0] for key in self._counts})} clients)"
+
+    def _histories(self) -> dict[int, frozenset[tuple[Mechanism, int]]]:
+        """Per client, how often each mechanism ran, whatever the release was called."""
+        counts: dict[int, Counter[Mechanism]] = {}
+        for (client, _, noise_multiplier, sample_rate), count in self._counts.items():
+            counts.setdefault(client, Counter())[noise_multiplier, sample_rate] += count
+        return {client: frozenset(count.items()) for client, count in counts.items()}
+
+
+def _undominated(histories: set[frozenset[tuple[Mechanism, int]]]) -> list[frozenset[tuple[Mechanism, int]]]:
+    """The histories of which no other one ran every mechanism at least as often: only they can cost the most."""
+    kept: list[tuple[dict[Mechanism, int], frozenset[tuple[Mechanism, int]]]] = []
+    for history in sorted(histories, key=lambda h: (-sum(count for _, count in h), sorted(h))):
+        counts = dict(history)
+        if not any(all(larger.get(mechanism, 0) >= n for mechanism, n in history) for larger, _ in kept):
+            kept.append((counts, history))
+    return [history for _, history in kept]

@@ -1,0 +1,245 @@
+"""The plan: what the privacy budget will be spent on, solved once before the first step.
+
+Two data sets are neighbours if one has one unit more than the other (add or remove one); the unit is an example or a
+client. Every release is a Gaussian mechanism on a Poisson sample of the units, and its noise has standard deviation
+``relative_noise * sigma * sensitivity`` per coordinate. The composition of all steps of all releases is (epsilon,
+delta)-DP by the theorem of :func:`fedsim.privacy.accountant.epsilon` (Gopi, Lee & Wutschitz 2021, theorem 5.5).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+from fedsim.errors import UserError, nearest
+from fedsim.privacy import accountant
+
+Unit = Literal["example", "client"]
+Trust = Literal["aggregate", "silo"]
+Claim = Literal["proved", "heuristic", "none"]
+
+SIGMA_MIN, SIGMA_MAX = 1e-3, 1e7
+REACH = 0.999  # the search stops once this share of the target is used
+RESOLUTION = 1e-4  # and in any case at this relative width of sigma
+
+
+@dataclass(frozen=True)
+class Release:
+    """One kind of noisy release: ``steps`` Poisson-subsampled Gaussian mechanisms.
+
+    Attributes:
+        name: what is released, unique within a plan.
+        sample_rate: the public probability with which each unit is in a step's sample, in (0, 1].
+        steps: how often it is released over the whole run, all rounds together.
+        relative_noise: its noise multiplier in units of the plan's sigma; the ratio between releases is kept.
+    """
+
+    name: str
+    sample_rate: float
+    steps: int
+    relative_noise: float = 1.0
+
+
+@dataclass(frozen=True)
+class PrivacyPlan:
+    """A solved budget; see the module's text for the neighbouring relation.
+
+    Attributes:
+        epsilon_target: what was asked for; ``math.inf`` for no noise at all.
+        delta: the delta of (epsilon, delta).
+        unit: whose presence is protected, one example or one client.
+        trust: who sees what: only the sum over clients (``aggregate``), or every message by itself (``silo``).
+        scope: which parameters are under the noise, in the algorithm's words.
+        claim: whether (epsilon, delta) is a theorem for the algorithm.
+        accountant: "prv" or "rdp"; "none" without noise.
+        sigma: noise multiplier of a release with ``relative_noise`` 1: noise standard deviation over ``sensitivity``.
+        releases: what the budget is spent on.
+        clip: C, the bound on a unit's L2 norm.
+        sensitivity: the L2 distance by which one unit can move what is noised, C or 2C.
+        epsilon_reached: what all releases cost together; at most ``epsilon_target``.
+    """
+
+    epsilon_target: float
+    delta: float
+    unit: Unit
+    trust: Trust
+    scope: str
+    claim: Claim
+    accountant: str
+    sigma: float
+    releases: tuple[Release, ...]
+    clip: float
+    sensitivity: float
+    epsilon_reached: float
+
+    def release(self, name: str) -> Release:
+        """The release called ``name``.
+
+        Raises:
+            KeyError: the plan has none of that name.
+        """
+        for release in self.releases:
+            if release.name == name:
+                return release
+        raise KeyError(f"no release '{name}' in the plan; {nearest(name, (r.name for r in self.releases))}")
+
+    def noise_multiplier(self, name: str) -> float:
+        """The noise multiplier of release ``name``: ``relative_noise * sigma``; 0.0 for an infinite epsilon."""
+        return self.release(name).relative_noise * self.sigma
+
+    def noise_std(self, name: str) -> float:
+        """The standard deviation of release ``name``'s noise per coordinate: noise multiplier times sensitivity."""
+        multiplier = self.noise_multiplier(name)
+        return multiplier * self.sensitivity if multiplier else 0.0
+
+
+def calibrate(
+    *,
+    epsilon: float,
+    delta: float,
+    releases: Sequence[Release],
+    unit: Unit,
+    trust: Trust,
+    scope: str,
+    claim: Claim,
+    clip: float,
+    sensitivity: float,
+) -> PrivacyPlan:
+    """The plan with the least noise whose composition is (``epsilon``, ``delta``)-DP under add-or-remove-one.
+
+    Sigma is solved for all steps of all releases at once, so that epsilon_reached is in [0.99, 1] of the target. It
+    multiplies ``sensitivity`` (and each release's ``relative_noise``). Equal budgets are solved once a process.
+
+    Args:
+        epsilon: the target; ``math.inf`` gives sigma 0, accountant "none", claim "none".
+        delta: in (0, 1).
+        releases: what the budget pays for; at least one step for a finite epsilon.
+        unit: see :class:`PrivacyPlan`.
+        trust: see :class:`PrivacyPlan`.
+        scope: see :class:`PrivacyPlan`.
+        claim: the claim that holds if the noise is there.
+        clip: C > 0.
+        sensitivity: L2 sensitivity of every release > 0, C or 2C.
+
+    Raises:
+        UserError: a target that no noise reaches, or an argument out of its range.
+        ValueError: two releases of one name.
+    """
+    releases = tuple(releases)
+    if len({release.name for release in releases}) < len(releases):
+        raise ValueError(f"two releases of one name: {[release.name for release in releases]}")
+    _check(epsilon, delta, releases, clip, sensitivity)
+    if math.isinf(epsilon):
+        sigma, reached, name, claim = 0.0, math.inf, "none", "none"
+    else:
+        mechanisms = sorted((r.relative_noise, r.sample_rate, r.steps) for r in releases if r.steps)
+        sigma, reached, name = _solve(float(epsilon), float(delta), tuple(mechanisms))
+    return PrivacyPlan(
+        epsilon_target=epsilon,
+        delta=delta,
+        unit=unit,
+        trust=trust,
+        scope=scope,
+        claim=claim,
+        accountant=name,
+        sigma=sigma,
+        releases=releases,
+        clip=clip,
+        sensitivity=sensitivity,
+        epsilon_reached=reached,
+    )
+
+
+def _check(epsilon: float, delta: float, releases: tuple[Release, ...], clip: float, sensitivity: float) -> None:
+    if not epsilon > 0:
+        raise UserError("epsilon", f"{epsilon} is not a privacy budget", "give a positive number, or .inf for no noise")
+    if not 0 < delta < 1:
+        raise UserError("delta", f"{delta} is not in (0, 1)", "give a small probability, below 1 / (number of units)")
+    for release in releases:
+        where = f"release '{release.name}'"
+        if not 0 < release.sample_rate <= 1:
+            raise UserError(where, f"sample rate {release.sample_rate} is not in (0, 1]")
+        if release.steps < 0:
+            raise UserError(where, f"{release.steps} steps", "the number of steps cannot be negative")
+        if not 0 < release.relative_noise < math.inf:
+            raise UserError(where, f"relative noise {release.relative_noise} is not a positive number")
+    if math.isinf(epsilon):
+        return
+    if not any(release.steps for release in releases):
+        raise UserError(
+            "epsilon", f"nothing to spend {epsilon} on: the plan has no step", "give at least one round and step"
+        )
+    for name, value in (("clip", clip), ("sensitivity", sensitivity)):
+        if not 0 < value < math.inf:
+            raise UserError(name, f"{value} is not a positive number")
+
+
+@lru_cache(maxsize=4096)
+def _solve(epsilon: float, delta: float, mechanisms: tuple[tuple[float, float, int], ...]) -> tuple[float, float, str]:
+    """(sigma, epsilon reached, accountant) for mechanisms of (relative noise, sample rate, steps)."""
+
+    def events(sigma: float) -> list[accountant.Event]:
+        return [(relative * sigma, rate, steps) for relative, rate, steps in mechanisms]
+
+    start = _bracket(lambda sigma: accountant.rough_epsilon(events(sigma), delta), epsilon, delta)
+    return _tighten(lambda sigma: accountant.epsilon(events(sigma), delta), epsilon, start, delta)
+
+
+def _bracket(rough: Callable[[float], float], target: float, delta: float) -> float:
+    """The sigma, to 2 %, at which the cheap Rényi bound meets the target: a little more noise than needed."""
+    low, high = SIGMA_MIN, SIGMA_MAX
+    if rough(high) > target:
+        raise UserError("epsilon", f"{target:g} is too small to account for at delta {delta:g}", "give a larger epsilon")
+    while high / low > 1.02:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if rough(middle) <= target else (middle, high)
+    return high
+
+
+def _tighten(
+    spend: Callable[[float], tuple[float, str]], target: float, sigma: float, delta: float
+) -> tuple[float, float, str]:
+    """The least sigma whose spend is at most the target: a bracket shrunk by log-log interpolation, then by halves."""
+    enough: tuple[float, float, str] | None = None  # the least noise known to keep the target
+    short: tuple[float, float] | None = None  # the most noise known to break it
+    tries = 0
+    while True:
+        reached, name = spend(sigma)
+        tries += 1
+        if reached <= target:
+            enough = (sigma, reached, name)
+        else:
+            short = (sigma, reached)
+        if enough and (enough[1] >= REACH * target or (short and enough[0] <= short[0] * (1 + RESOLUTION))):
+            return enough
+        sigma = _next(sigma, reached, target, enough, short, halve=tries > 8)
+        if not SIGMA_MIN / 2 < sigma < SIGMA_MAX * 2:
+            raise UserError(
+                "epsilon",
+                f"{target:g} at delta {delta:g} is reached by no noise multiplier in [{SIGMA_MIN:g}, {SIGMA_MAX:g}]",
+                "give a smaller delta, a smaller epsilon, or .inf for no noise",
+            )
+
+
+def _next(
+    sigma: float,
+    reached: float,
+    target: float,
+    enough: tuple[float, float, str] | None,
+    short: tuple[float, float] | None,
+    halve: bool,
+) -> float:
+    """The next sigma to try: by the power law through the bracket's ends, or through one point with exponent -1."""
+    aim = (1 + REACH) / 2 * target
+    if not (enough and short):
+        step = min(max(reached / aim, 0.5), 2.0)
+        # always move, and away from the side already known
+        return sigma * (min(step, 0.99) if enough else max(step, 1.01))
+    share = 0.5
+    if not halve and enough[1] > 0 and math.isfinite(short[1]):
+        share = math.log(short[1] / aim) / math.log(short[1] / enough[1])
+    ratio = enough[0] / short[0]
+    return short[0] * math.exp(math.log(ratio) * min(max(share, 0.05), 0.95))

@@ -1,0 +1,393 @@
+"""Privacy-utility curves: balanced accuracy against epsilon, a panel for every partition, a line for every method."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, MultipleLocator
+
+from fedsim.report.tables import CLAIM_WORDS, claim, number, reference
+from fedsim.results import Group
+
+NAME = "privacy_utility"
+INK, MUTED, GRID, PAPER = "#1c2430", "#6b7281", "#e4e7ec", "#ffffff"
+# Okabe and Ito's palette, which colour-blind readers can tell apart, without its yellow (too pale) and black (the ink).
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_REFERENCES = (
+    ("ceiling", "ceiling_balanced_accuracy", "-"),
+    ("local-only", "local_only_balanced_accuracy", (0, (5, 2))),
+    ("chance", "chance", (0, (1, 2))),
+)
+_CLAIM_STYLES = {"heuristic": (0, (4, 2)), "none": (0, (1, 1.5))}
+_WIDEST = 4
+
+
+@dataclass(frozen=True)
+class Series:
+    """One method across all panels: its name in the legend, its look, and whether its epsilon is a theorem."""
+
+    label: str
+    colour: str
+    marker: str
+    claim: str
+
+    @property
+    def private(self) -> bool:
+        """Whether it has an epsilon, and so a line instead of a level."""
+        return self.claim != "not private"
+
+    @property
+    def name(self) -> str:
+        """Name in the legend."""
+        name = "\n".join(textwrap.wrap(self.label, 48) or [self.label])
+        return f"{name} ({CLAIM_WORDS[self.claim]})" if self.claim in CLAIM_WORDS else name
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Where an epsilon stands: log10 for a finite one, a place of its own behind the largest for infinity."""
+
+    finite: tuple[float, ...]
+    infinite: bool
+
+    @classmethod
+    def of(cls, groups: Sequence[Group]) -> Axis:
+        """The axis that holds every drawn epsilon."""
+        values = {group.epsilon_target for group in groups if group.epsilon_target is not None and group.rows}
+        return cls(tuple(sorted(value for value in values if math.isfinite(value))), math.inf in values)
+
+    def position(self, epsilon: float) -> float:
+        """The place of an epsilon in axis units."""
+        if math.isfinite(epsilon):
+            return math.log10(epsilon)
+        return math.log10(self.finite[-1]) + self.gap if self.finite else 0.0
+
+    @property
+    def gap(self) -> float:
+        """Distance of infinity from the largest finite epsilon."""
+        return max(0.35, 0.45 * (math.log10(self.finite[-1]) - math.log10(self.finite[0])))
+
+    @property
+    def ticks(self) -> tuple[float, ...]:
+        """The epsilons with a tick: each that was run."""
+        return (*self.finite, *([math.inf] if self.infinite else []))
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Ends of the axis."""
+        if not self.ticks:
+            return -1.0, 1.0
+        low, high = self.position(self.ticks[0]), self.position(self.ticks[-1])
+        margin = 0.1 * (high - low) or 0.5
+        return low - margin, high + margin
+
+
+def draw_curves(groups: Sequence[Group]) -> Figure | None:
+    """The figure; None where no row has the status ok.
+
+    Overspent and failed rows are in no group's mean, so they are never drawn. A method whose epsilon is not a theorem is
+    dashed with open markers and named so; a method without epsilon is a level. Points are means over seeds, bars (bands for
+    levels) Student-t 95 % confidence intervals, which a single seed does not have.
+    """
+    drawn = [group for group in groups if group.rows]
+    if not drawn:
+        return None
+    with _style():
+        return _figure(drawn)
+
+
+def save_curves(figure: Figure, folder: Path) -> list[Path]:
+    """Write ``privacy_utility.png`` (200 dpi) and ``.svg`` into ``folder``; the same figure gives the same bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    png, svg = folder / f"{NAME}.png", folder / f"{NAME}.svg"
+    with _style():
+        FigureCanvasAgg(figure)
+        figure.savefig(png, dpi=200)
+    svg.write_text(_svg(figure), encoding="utf-8")
+    return [png, svg]
+
+
+def inline_svg(figure: Figure, title: str) -> str:
+    """The figure as an ``<svg>`` element for a page, its colours as CSS variables so that it follows light and dark.
+
+    The page defines ``--ink``, ``--muted``, ``--grid``, ``--paper`` and ``--series-0`` … ``--series-5``.
+
+    Args:
+        figure: what ``draw_curves`` returned.
+        title: read out by screen readers; must be free of markup.
+    """
+    svg = _svg(figure)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    # Inside a page this rule would reach every element of it.
+    svg = re.sub(r"<style type=\"text/css\">.*?</style>", "", svg, flags=re.DOTALL)
+    variables = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"}
+    variables |= {colour: f"--series-{position}" for position, colour in enumerate(SERIES)}
+    for colour, variable in variables.items():
+        svg = svg.replace(colour, f"var({variable})")
+    look = 'style="stroke-linejoin: round; stroke-linecap: butt"'
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{title}" {look} ', 1)
+
+
+def _svg(figure: Figure) -> str:
+    text = io.StringIO()
+    with _style():
+        FigureCanvasSVG(figure)
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    # Text becomes outlines, so that the picture looks the same on a machine without the font.
+    with matplotlib.rc_context(
+        {"font.family": "DejaVu Sans", "font.size": 9, "svg.fonttype": "path", "svg.hashsalt": "fedsim"}
+    ):
+        yield
+
+
+def _figure(groups: Sequence[Group]) -> Figure:
+    layout = _layout(groups)
+    columns = max(len(line) for line in layout)
+    series, axis, levels = _series(groups), Axis.of(groups), _levels(groups)
+    figure = Figure(
+        figsize=(1.0 + 3.1 * max(columns, 1.35), 1.35 + 2.65 * len(layout)), layout="constrained", facecolor=PAPER
+    )
+    grid = figure.subplots(len(layout), columns, squeeze=False)
+    for depth, line in enumerate(layout):
+        for position, axes in enumerate(grid[depth]):
+            if position >= len(line):
+                axes.set_axis_off()
+                continue
+            axes.set_ylim(*levels)
+            _panel(axes, line[position], series, axis)
+            _title(axes, line[position][0], groups)
+            axes.tick_params(labelleft=position == 0)
+            if position == 0:
+                axes.set_ylabel("balanced accuracy on real test data", color=INK, fontsize=8.5)
+            if depth == len(layout) - 1 or position >= len(layout[depth + 1]):
+                axes.set_xlabel(_x_label(axis), color=INK, fontsize=8.5)
+    _legend(figure, groups, series)
+    return figure
+
+
+def _layout(groups: Sequence[Group]) -> list[list[list[Group]]]:
+    """Panels in lines: a line for every (data set, scheme, clients), a panel for every alpha; long lines are broken."""
+    lines: dict[tuple[object, ...], dict[float | None, list[Group]]] = {}
+    for group in groups:
+        lines.setdefault((group.dataset, group.scheme, group.clients), {}).setdefault(group.alpha, []).append(group)
+    broken = []
+    for panels in lines.values():
+        members = list(panels.values())
+        width = math.ceil(len(members) / math.ceil(len(members) / _WIDEST))
+        broken += [members[start : start + width] for start in range(0, len(members), width)]
+    return broken
+
+
+def _series(groups: Sequence[Group]) -> list[Series]:
+    by_label: dict[str, list[Group]] = {}
+    for group in groups:
+        by_label.setdefault(group.label, []).append(group)
+    return [
+        Series(label, SERIES[position % len(SERIES)], _MARKERS[position % len(_MARKERS)], claim(members))
+        for position, (label, members) in enumerate(by_label.items())
+    ]
+
+
+def _levels(groups: Sequence[Group]) -> tuple[float, float]:
+    """Ends of the common y axis: all that is drawn, chance included; from 0 unless that wastes much of the picture."""
+    values = [level for _, measure, _ in _REFERENCES if (level := reference(groups, measure)) is not None]
+    for group in groups:
+        if interval := group.interval("balanced_accuracy"):
+            spread = interval.half_width or 0.0
+            values += [interval.mean - spread, interval.mean + spread]
+    low, high = max(0.0, min(values)), min(1.0, max(values))
+    margin = 0.06 * max(high - low, 0.1)
+    return 0.0 if low < 0.25 else low - margin, high + margin
+
+
+def _panel(axes: Axes, groups: Sequence[Group], series: Sequence[Series], axis: Axis) -> None:
+    _frame(axes, axis)
+    _reference_lines(axes, groups)
+    lines = [each for each in series if each.private]
+    for each in series:
+        members = [group for group in groups if group.label == each.label]
+        if each.private:
+            # A small shift keeps the bars of methods at one epsilon apart; the ticks stay at the true values.
+            low, high = axis.limits
+            shift = 0.02 * (high - low) * (lines.index(each) - (len(lines) - 1) / 2)
+            _curve(axes, members, each, axis, shift)
+        else:
+            _level(axes, members, each)
+
+
+def _frame(axes: Axes, axis: Axis) -> None:
+    axes.set_facecolor(PAPER)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(MUTED)
+    axes.tick_params(colors=MUTED, labelcolor=INK, labelsize=8.5, length=3)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.yaxis.set_major_locator(MultipleLocator(0.2))
+    axes.set_xlim(*axis.limits)
+    axes.xaxis.set_major_locator(FixedLocator([axis.position(value) for value in axis.ticks]))
+    axes.set_xticks([axis.position(value) for value in axis.ticks], [number(value) for value in axis.ticks])
+    for value, label in zip(axis.ticks, axes.get_xticklabels(), strict=True):
+        if math.isinf(value):
+            label.set_fontsize(12)
+    if axis.finite and axis.infinite:
+        _axis_break(axes, (axis.position(axis.finite[-1]) + axis.position(math.inf)) / 2)
+
+
+def _axis_break(axes: Axes, at: float) -> None:
+    """Two strokes through the axis: what lies right of them is not on the logarithmic scale."""
+    place = axes.get_xaxis_transform()
+    low, high = axes.get_xlim()
+    for shift in (-0.008, 0.008):
+        middle = at + shift * (high - low)
+        lean = 0.007 * (high - low)
+        axes.plot(
+            [middle - lean, middle + lean], [-0.022, 0.022], transform=place, color=MUTED, linewidth=0.9, clip_on=False
+        )
+
+
+def _reference_lines(axes: Axes, groups: Sequence[Group]) -> None:
+    levels = [
+        (value, name, style) for name, measure, style in _REFERENCES if (value := reference(groups, measure)) is not None
+    ]
+    above = -math.inf
+    low, high = axes.get_ylim()
+    for value, name, style in sorted(levels, key=lambda level: level[0]):
+        axes.axhline(value, color=MUTED, linewidth=0.9, linestyle=style, zorder=1.5)
+        # Names of lines that lie close together are moved apart.
+        above = max(value, above + 0.075 * (high - low))
+        axes.annotate(
+            f"{name} {value:.2f}",
+            xy=(1, above),
+            xycoords=axes.get_yaxis_transform(),
+            xytext=(3, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7.5,
+            color=MUTED,
+            annotation_clip=False,
+        )
+
+
+def _curve(axes: Axes, groups: Sequence[Group], series: Series, axis: Axis, shift: float) -> None:
+    points = [
+        (group.epsilon_target, interval)
+        for group in groups
+        if group.epsilon_target is not None and (interval := group.interval("balanced_accuracy"))
+    ]
+    x = [axis.position(epsilon) + shift for epsilon, _ in points]
+    y = [interval.mean for _, interval in points]
+    finite = sum(math.isfinite(epsilon) for epsilon, _ in points)
+    look = _look(series)
+    axes.plot(x[:finite], y[:finite], **look)
+    axes.plot(x[finite:], y[finite:], **(look | {"linestyle": "none"}))
+    if 0 < finite < len(points):
+        # Infinity is off the scale, so the way there is only hinted at.
+        hint = {"color": series.colour, "linewidth": 1.1, "linestyle": (0, (1, 2.5)), "alpha": 0.6, "zorder": 2.4}
+        axes.plot(x[finite - 1 :], y[finite - 1 :], **hint)
+    for place, (_, interval) in zip(x, points, strict=True):
+        # No bar for a single seed: a bar of length 0 would claim certainty.
+        if interval.half_width is not None:
+            bar = {"ecolor": series.colour, "elinewidth": 1.1, "capsize": 2.2, "capthick": 1.1, "zorder": 2.5}
+            axes.errorbar(place, interval.mean, interval.half_width, fmt="none", **bar)
+
+
+def _look(series: Series) -> dict[str, Any]:
+    proved = series.claim not in _CLAIM_STYLES
+    return {
+        "color": series.colour,
+        "linewidth": 1.7,
+        "linestyle": _CLAIM_STYLES.get(series.claim, "-"),
+        "marker": series.marker,
+        "markersize": 5.2,
+        "markerfacecolor": series.colour if proved else PAPER,
+        "markeredgecolor": series.colour,
+        "markeredgewidth": 1.2,
+        "zorder": 3,
+    }
+
+
+def _level(axes: Axes, groups: Sequence[Group], series: Series) -> None:
+    for group in groups:
+        if interval := group.interval("balanced_accuracy"):
+            axes.axhline(interval.mean, color=series.colour, linewidth=1.5, linestyle=(0, (6, 2, 1, 2)), zorder=2)
+            if interval.half_width is not None:
+                low, high = interval.mean - interval.half_width, interval.mean + interval.half_width
+                axes.axhspan(low, high, color=series.colour, alpha=0.13, linewidth=0, zorder=1)
+
+
+def _title(axes: Axes, group: Group, groups: Sequence[Group]) -> None:
+    parts = [group.dataset] if len({each.dataset for each in groups}) > 1 else []
+    parts += [group.scheme or ""] if len({each.scheme for each in groups}) > 1 else []
+    parts += [f"α = {number(group.alpha)}"] if group.alpha is not None else []
+    parts += [f"{group.clients} clients"] if len({each.clients for each in groups}) > 1 else []
+    axes.set_title(" · ".join(parts), fontsize=9.5, color=INK, loc="left", parse_math=False)
+
+
+def _x_label(axis: Axis) -> str:
+    if not axis.ticks:
+        return "no method here has an ε"
+    return "privacy budget ε (log scale; ∞: no noise)" if axis.infinite else "privacy budget ε (log scale)"
+
+
+def _legend(figure: Figure, groups: Sequence[Group], series: Sequence[Series]) -> None:
+    handles = [
+        Line2D([], [], **_look(each))
+        if each.private
+        else Line2D([], [], color=each.colour, linewidth=1.5, linestyle=(0, (6, 2, 1, 2)))
+        for each in series
+    ]
+    widest = max(len(line) for each in series for line in each.name.split("\n"))
+    columns = max(1, min(len(series), int(16 * figure.get_figwidth() / (widest + 7))))
+    # matplotlib drops labels that begin with an underscore and reads mathematics into dollar signs, so names come after.
+    legend = figure.legend(
+        handles,
+        [str(position) for position in range(len(series))],
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize=8.5,
+        labelcolor=INK,
+        handlelength=3.2,
+        title=_caption(groups),
+        title_fontsize=7.5,
+    )
+    legend.get_title().set(color=MUTED, parse_math=False)
+    for text, each in zip(legend.get_texts(), series, strict=True):
+        text.set(text=each.name, parse_math=False)
+
+
+def _caption(groups: Sequence[Group]) -> str:
+    """What a reader has to know when the picture stands alone."""
+    counts = sorted({len(group.rows) for group in groups})
+    seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    mean = (
+        "one seed, so no interval" if counts == [1] else f"mean over {seeds} seeds; bars and bands: 95 % confidence interval"
+    )
+    private = [group for group in groups if group.epsilon_target is not None]
+    told = [f"{group.unit}-level ε, trust {group.trust}, δ = {number(group.delta)}" for group in private]
+    common = [_common([group.dataset for group in groups]), _common([f"{group.clients} clients" for group in groups])]
+    return " · ".join(part for part in (*common, _common(told), mean) if part)
+
+
+def _common(values: Sequence[str]) -> str:
+    return values[0] if len(set(values)) == 1 else ""

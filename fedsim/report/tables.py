@@ -1,0 +1,200 @@
+"""The results table: a line for every method, a column for every epsilon; the same lines for the terminal and for HTML."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from fedsim.results import Group
+
+CLAIM_WORDS = {"heuristic": "heuristic ε", "none": "no claim on ε", "not private": "not private"}
+"""How a claim other than "proved" is worded beside a label."""
+_REFERENCES = (
+    ("ceiling", "ceiling_balanced_accuracy"),
+    ("local-only", "local_only_balanced_accuracy"),
+    ("chance", "chance"),
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A method: its label, what its epsilon is worth, and a text for every column of values."""
+
+    label: str
+    claim: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """The methods of one partition; ``place`` names it by what varies in the grid, ``references`` are (name, value)."""
+
+    place: str
+    references: tuple[tuple[str, str], ...]
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class ResultsTable:
+    """Title, heads of the value columns, a block for every partition, and notes that belong below."""
+
+    title: str
+    columns: tuple[str, ...]
+    blocks: tuple[Block, ...]
+    notes: tuple[str, ...]
+
+
+def results_table(groups: Sequence[Group]) -> ResultsTable:
+    """Balanced accuracy, mean ± 95 % confidence half-width over seeds, with ceiling, local-only and chance per partition.
+
+    What is the same for all groups (data set, scheme, alpha, clients) stands in the title, the rest over each block.
+    """
+    axes: list[Callable[[Group], str]] = [
+        lambda group: group.dataset,
+        lambda group: group.scheme or "",
+        lambda group: "" if group.alpha is None else f"α = {number(group.alpha)}",
+        lambda group: "" if group.clients is None else f"{group.clients} clients",
+    ]
+    varied = [axis for axis in axes if len({axis(group) for group in groups}) > 1]
+    constant = [axis(groups[0]) for axis in axes if groups and axis not in varied]
+    epsilons = sorted({group.epsilon_target for group in groups if group.epsilon_target is not None})
+    columns: list[float | None] = [*epsilons]
+    columns += [None] if any(group.epsilon_target is None for group in groups) else []
+    seeds = max((len(group.rows) for group in groups), default=0)
+    members: dict[str, list[Group]] = {}
+    for group in groups:
+        members.setdefault(" · ".join(text for axis in varied if (text := axis(group))), []).append(group)
+    return ResultsTable(
+        title=" · ".join(text for text in ("Balanced accuracy", *constant) if text),
+        columns=tuple("no ε" if value is None else f"ε = {number(value)}" for value in columns),
+        blocks=tuple(Block(place, _references(block), _lines(block, columns, seeds)) for place, block in members.items()),
+        notes=_notes(groups, seeds),
+    )
+
+
+@dataclass(frozen=True)
+class TerminalTable:
+    """The table as rich prints it: a column for every epsilon, or a line for every epsilon where the terminal is narrow.
+
+    Labels are shown as they are, never read as markup.
+    """
+
+    table: ResultsTable
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the title, a table for every block, and the notes."""
+        wide = [["method", *self.table.columns], *([_named(line), *line.values] for line in self._all_lines())]
+        widths = [max(map(cell_len, column)) for column in zip(*wide, strict=True)]
+        fits = sum(widths) + 2 * len(widths) <= options.max_width
+        yield Text(self.table.title, style="bold")
+        for block in self.table.blocks:
+            yield Text("")
+            yield self._head(block)
+            yield self._wide(block, widths) if fits else self._narrow(block)
+        yield Text("\n".join(("", *self.table.notes)), style="dim")
+
+    def _all_lines(self) -> list[Line]:
+        return [line for block in self.table.blocks for line in block.lines]
+
+    def _head(self, block: Block) -> Text:
+        told = " · ".join(f"{name} {value}" for name, value in block.references)
+        return Text.assemble((block.place, "bold cyan"), "   " if block.place and told else "", (told, "dim"))
+
+    def _wide(self, block: Block, widths: Sequence[int]) -> Table:
+        shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
+        for position, (name, width) in enumerate(zip(("method", *self.table.columns), widths, strict=True)):
+            shown.add_column(Text(name), justify="right" if position else "left", width=width, no_wrap=True)
+        for line in block.lines:
+            shown.add_row(Text(_named(line)), *map(Text, line.values))
+        return shown
+
+    def _narrow(self, block: Block) -> Table:
+        shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
+        shown.add_column("method", overflow="fold")
+        shown.add_column("budget", no_wrap=True)
+        shown.add_column("mean", justify="right", no_wrap=True)
+        for line in block.lines:
+            told = [(name, value) for name, value in zip(self.table.columns, line.values, strict=True) if value]
+            for position, (name, value) in enumerate(told):
+                shown.add_row(Text(_named(line) if position == 0 else ""), Text(name), Text(value))
+        return shown
+
+
+def rich_table(groups: Sequence[Group]) -> TerminalTable:
+    """The results table of some groups, for ``Console.print``."""
+    return TerminalTable(results_table(groups))
+
+
+def _named(line: Line) -> str:
+    return line.label if line.claim in ("proved", "") else f"{line.label} ({CLAIM_WORDS.get(line.claim, line.claim)})"
+
+
+def number(value: float | None) -> str:
+    """A setting as a reader writes it: 0.1, 10, ∞; empty for None."""
+    if value is None:
+        return ""
+    return "∞" if value == math.inf else f"{value:g}".replace("e-0", "e-")
+
+
+def _lines(groups: Sequence[Group], columns: Sequence[float | None], seeds: int) -> tuple[Line, ...]:
+    by_label: dict[str, dict[float | None, Group]] = {}
+    for group in groups:
+        by_label.setdefault(group.label, {})[group.epsilon_target] = group
+    return tuple(
+        Line(label, claim(list(cells.values())), tuple(_value(cells.get(column), seeds) for column in columns))
+        for label, cells in by_label.items()
+    )
+
+
+def claim(groups: Sequence[Group]) -> str:
+    """What a method's finite epsilons are worth: proved, heuristic, none; "not private" for a method without epsilon."""
+    if all(group.epsilon_target is None for group in groups):
+        return "not private"
+    # At epsilon = ∞ there is no noise, so nothing to claim: the finite budgets speak.
+    finite = [group for group in groups if group.epsilon_target is not None and math.isfinite(group.epsilon_target)]
+    claims = {group.claim for group in finite or groups}
+    return next((name for name in ("none", "heuristic", "proved") if name in claims), "")
+
+
+def _value(group: Group | None, seeds: int) -> str:
+    if group is None:
+        return ""
+    interval = group.interval("balanced_accuracy")
+    if interval is None:
+        return "overspent" if group.overspent else "failed"
+    spread = "" if interval.half_width is None else f"±{interval.half_width:.3f}"
+    missing = f" (n={len(group.rows)})" if len(group.rows) < seeds else ""
+    return f"{interval.mean:.3f}{spread}{missing}"
+
+
+def _references(groups: Sequence[Group]) -> tuple[tuple[str, str], ...]:
+    levels = [(name, reference(groups, measure)) for name, measure in _REFERENCES]
+    return tuple((name, f"{level:.3f}") for name, level in levels if level is not None)
+
+
+def reference(groups: Sequence[Group], measure: str) -> float | None:
+    """A partition's reference: the mean over all rows of its groups."""
+    values = [value for group in groups for row in group.rows if (value := getattr(row, measure)) is not None]
+    return sum(values) / len(values) if values else None
+
+
+def _notes(groups: Sequence[Group], seeds: int) -> tuple[str, ...]:
+    notes = []
+    if seeds == 1:
+        notes.append("one seed, so no interval")
+    elif seeds:
+        notes.append(f"mean ± half-width of the Student-t 95 % confidence interval over {seeds} seeds")
+    counts = {word: sum(getattr(group, word) for group in groups) for word in ("failed", "overspent")}
+    if any(counts.values()):
+        told = " and ".join(f"{count} {word}" for word, count in counts.items() if count)
+        notes.append(f"in no mean: {told} (the report says why)")
+    if any(claim([group]) == "heuristic" for group in groups):
+        notes.append("heuristic ε: the number is not a theorem for that method")
+    return tuple(notes)

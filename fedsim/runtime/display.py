@@ -1,0 +1,257 @@
+"""What a user sees while a bench runs: a live view in a terminal, one line a finished cell anywhere else."""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from fedsim.results import Row
+
+_SHOWN = 12
+
+
+class Display(ABC):
+    """The progress of a bench; a context manager that leaves the terminal as it found it, however it is left.
+
+    Safe to call from several threads.
+
+    Args:
+        console: where to print.
+        total: cells of the grid.
+        already_done: cells that an earlier run finished; they count as done at once.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self, console: Console, total: int, already_done: int = 0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._console = console
+        self._progress = Progress(total, already_done, clock)
+        self._lock = threading.Lock()
+
+    def cell_started(self, cell_id: str, label: str) -> None:
+        """A cell runs now; ``label`` tells its setting in a few words."""
+        with self._lock:
+            self._progress.started(cell_id, label)
+
+    def round_done(self, cell_id: str, round: int, rounds: int) -> None:
+        """``round`` of ``rounds`` rounds of a running cell are finished (1 after the first)."""
+        with self._lock:
+            self._progress.advanced(cell_id, round, rounds)
+
+    def cell_finished(self, row: Row) -> None:
+        """A cell ended, well or badly."""
+        with self._lock:
+            self._progress.finished(row)
+            line = self._finished_line(row)
+        # Printed outside the lock: rich holds its own lock when it asks for the view, which takes ours.
+        if line is not None:
+            self._print(line)
+
+    def note(self, text: str) -> None:
+        """A line that stays on the screen."""
+        self._print(Text(text))
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._print(Text(self._progress.closing_line()))
+
+    @abstractmethod
+    def _finished_line(self, row: Row) -> Text | None:
+        """The line that stays on the screen for a finished cell, if any."""
+
+    def _print(self, text: Text) -> None:
+        self._console.print(text, soft_wrap=True)
+
+
+class LineDisplay(Display):
+    """One line a finished cell: for logs, pipes and continuous integration."""
+
+    def _finished_line(self, row: Row) -> Text:
+        return Text(f"[{self._progress.ended}/{self._progress.total}] {describe(row)}: {outcome(row)}")
+
+
+class LiveDisplay(Display):
+    """A live view: counts and time left on top, below it every running cell with its rounds; failures stay above it."""
+
+    def __init__(
+        self, console: Console, total: int, already_done: int = 0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__(console, total, already_done, clock)
+        self._live = Live(console=console, get_renderable=self._view, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> LiveDisplay:
+        self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._live.stop()
+        super().__exit__(kind, error, trace)
+
+    def _finished_line(self, row: Row) -> Text | None:
+        if row.status == "ok":
+            return None
+        return Text(f"{describe(row)}: {outcome(row)}", style="red" if row.status == "failed" else "yellow")
+
+    def _view(self) -> RenderableType:
+        with self._lock:
+            progress = self._progress
+            shown = list(progress.running.values())[:_SHOWN]
+            more = len(progress.running) - len(shown)
+            cells = Table.grid(padding=(0, 2))
+            cells.add_column(no_wrap=True, overflow="ellipsis")
+            cells.add_column(width=24)
+            cells.add_column(justify="right", no_wrap=True)
+            for cell in shown:
+                # A cell that has not ended its first round shows an empty bar, not a full one.
+                cells.add_row(
+                    Text(cell.label),
+                    ProgressBar(max(cell.rounds, 1), cell.round, width=24),
+                    Text(cell.round_text, style="dim"),
+                )
+            parts: list[RenderableType] = [self._heading(), cells]
+            if more > 0:
+                parts.append(Text(f"… and {more} more running", style="dim"))
+            return Group(*parts)
+
+    def _heading(self) -> RenderableType:
+        progress = self._progress
+        heading = Table.grid(padding=(0, 2))
+        counts = Text.assemble(
+            (f"{progress.ended}/{progress.total}", "bold"),
+            " cells",
+            (f" · {progress.done} done", "green"),
+            (f" · {len(progress.running)} running", "cyan"),
+            (f" · {progress.failed} failed", "red" if progress.failed else "dim"),
+            (f" · {progress.overspent} overspent" if progress.overspent else "", "yellow"),
+        )
+        heading.add_row(
+            ProgressBar(max(progress.total, 1), progress.ended, width=24), counts, Text(progress.time_text(), style="dim")
+        )
+        return heading
+
+
+def make_display(console: Console, total: int, already_done: int = 0) -> Display:
+    """The live view in a terminal, lines elsewhere."""
+    return (LiveDisplay if console.is_terminal else LineDisplay)(console, total, already_done)
+
+
+@dataclass
+class RunningCell:
+    """A cell under way; ``rounds`` is 0 until its first round ends."""
+
+    label: str
+    since: float
+    round: int = 0
+    rounds: int = 0
+
+    @property
+    def fraction(self) -> float:
+        """Share of the rounds that are finished."""
+        return self.round / self.rounds if self.rounds else 0.0
+
+    @property
+    def round_text(self) -> str:
+        """The round in words."""
+        return f"round {self.round}/{self.rounds}" if self.rounds else "starting"
+
+
+class Progress:
+    """Counts, running cells and the estimate of the time left."""
+
+    def __init__(self, total: int, already_done: int, clock: Callable[[], float]) -> None:
+        self.total, self.done, self.failed, self.overspent = total, already_done, 0, 0
+        self.running: dict[str, RunningCell] = {}
+        self._clock, self._start = clock, clock()
+        self._seconds: list[float] = []
+        self._parallel = 1
+
+    @property
+    def ended(self) -> int:
+        """Cells that will not run again in this bench."""
+        return self.done + self.failed + self.overspent
+
+    def started(self, cell_id: str, label: str) -> None:
+        """See ``Display.cell_started``."""
+        self.running[cell_id] = RunningCell(label, self._clock())
+        self._parallel = max(self._parallel, len(self.running))
+
+    def advanced(self, cell_id: str, round: int, rounds: int) -> None:
+        """See ``Display.round_done``; a late message of a cell that ended is ignored."""
+        if cell := self.running.get(cell_id):
+            cell.round, cell.rounds = round, rounds
+
+    def finished(self, row: Row) -> None:
+        """See ``Display.cell_finished``."""
+        cell = self.running.pop(row.cell_id, None)
+        if row.status == "failed":
+            # A cell that failed early says nothing about how long the others take.
+            self.failed += 1
+            return
+        self.done += row.status == "ok"
+        self.overspent += row.status == "overspent"
+        # The time between start and end is how long a slot was taken; without a start, the row's own seconds stand in.
+        seconds = self._clock() - cell.since if cell else row.seconds
+        if seconds is not None:
+            self._seconds.append(seconds)
+
+    def seconds_left(self) -> float | None:
+        """Mean seconds of finished cells times the work left, over the most cells seen at once; None before the first."""
+        if not self._seconds:
+            return None
+        work = self.total - self.ended - sum(cell.fraction for cell in self.running.values())
+        return max(0.0, work) * sum(self._seconds) / len(self._seconds) / min(self._parallel, max(1.0, work))
+
+    def time_text(self) -> str:
+        """Time gone and time left in words."""
+        left = self.seconds_left()
+        gone = f"{_duration(self._clock() - self._start)} gone"
+        return gone if left is None else f"{gone}, about {_duration(left)} left"
+
+    def closing_line(self) -> str:
+        """The last line of a bench, finished or interrupted."""
+        parts = [f"{self.done} of {self.total} cells done"]
+        parts += [f"{count} {word}" for count, word in ((self.failed, "failed"), (self.overspent, "overspent")) if count]
+        waiting = self.total - self.ended
+        parts += [f"{waiting} not finished"] if waiting else []
+        return f"{', '.join(parts)} in {_duration(self._clock() - self._start)}"
+
+
+def describe(row: Row) -> str:
+    """A cell's setting in a few words."""
+    parts = [row.label, row.dataset]
+    parts += [f"{name}={value:g}" for name, value in (("α", row.alpha), ("clients", row.clients)) if value is not None]
+    parts += [f"ε={row.epsilon_target:g}".replace("inf", "∞")] if row.epsilon_target is not None else []
+    parts += [f"seed {row.seed}"] if row.seed is not None else []
+    return " ".join(parts)
+
+
+def outcome(row: Row) -> str:
+    """A cell's result in a few words."""
+    if row.error is not None:
+        first = (row.error.message.strip().splitlines() or [""])[0]
+        return f"failed, {row.error.type}: {first}"
+    told = f"balanced accuracy {row.balanced_accuracy:.3f}"
+    if row.epsilon_spent is not None:
+        told += f", ε spent {row.epsilon_spent:.3g}".replace("inf", "∞")
+    if row.status == "overspent":
+        told = f"overspent ({told} of {row.epsilon_target:g})"
+    return told if row.seconds is None else f"{told}, {row.seconds:.1f} s"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
