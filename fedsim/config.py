@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -154,7 +154,9 @@ class _Source:
         """``file:line: key[i].key``; the parts of ``loc`` that validation added to what the user wrote are left out."""
         loc = self._written(loc)
         text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
-        if any(loc[: len(override)] == override for override in self.overrides):
+        if any(
+            loc[: len(key)] == key or (loc and loc not in self.lines and key[: len(loc)] == loc) for key in self.overrides
+        ):
             return f"--set {text}"
         if not self.file:
             return text or "grid"
@@ -334,7 +336,7 @@ def _parse(text: str, where: str) -> tuple[Any, dict[Loc, int]]:
         _survey(node, (), lines, where, [0])
         return loader.construct_document(node), lines
     except yaml.MarkedYAMLError as error:
-        at = f"{where}:{error.problem_mark.line + 1}" if error.problem_mark else where
+        at = _at(where, error.problem_mark.line) if error.problem_mark else where
         raise UserError(at, f"is not valid YAML ({error.problem})", "correct the line") from error
     except RecursionError as error:
         raise UserError(where, "is nested too deeply", "give a grid file as benchmarks/quickstart.yaml") from error
@@ -342,6 +344,11 @@ def _parse(text: str, where: str) -> tuple[Any, dict[Loc, int]]:
     except (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError) as error:
         problem = " ".join(str(error).split())
         raise UserError(where, f"is not valid YAML ({problem})", "give a grid file as benchmarks/quickstart.yaml") from error
+
+
+def _at(where: str, line: int) -> str:
+    """A line, counted from 0, of a file; an override is one line anyway."""
+    return where if where.startswith("--set") else f"{where}:{line + 1}"
 
 
 def _survey(node: yaml.Node, loc: Loc, lines: dict[Loc, int], where: str, seen: list[int]) -> None:
@@ -356,12 +363,11 @@ def _survey(node: yaml.Node, loc: Loc, lines: dict[Loc, int], where: str, seen: 
     elif isinstance(node, yaml.MappingNode):
         own: set[str] = set()
         for key, value in node.value:
-            line = key.start_mark.line + 1
             name = str(key.value)
             if name in own:
-                raise UserError(f"{where}:{line}", f"the key '{name}' is given twice", "remove one")
+                raise UserError(_at(where, key.start_mark.line), f"the key '{name}' is given twice", "remove one")
             own.add(name)
-            lines[(*loc, name)] = line
+            lines[(*loc, name)] = key.start_mark.line + 1
             _survey(value, (*loc, name), lines, where, seen)
 
 
@@ -391,7 +397,11 @@ def _show(value: Any) -> str:
     """A value as the grid file would spell it, shortened."""
     if value is None:
         return "nothing"
-    if isinstance(value, Mapping | BaseModel):
+    if isinstance(value, AlgorithmEntry):
+        value = value.label or value.name
+    if isinstance(value, DatasetSpec):
+        value = value.display
+    if isinstance(value, Mapping):
         return "a mapping"
     if isinstance(value, list | tuple | set):
         return "a list"
@@ -399,7 +409,7 @@ def _show(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _translated(error: ValidationError, model: type[BaseModel], place: Any) -> UserError:
+def _translated(error: ValidationError, model: type[BaseModel], place: Callable[[Loc], str]) -> UserError:
     """The first error as a ``UserError``; an unknown key goes first, for it explains the missing one."""
     found = error.errors(include_url=False)
     first: Any = next((each for each in found if each["type"] == "extra_forbidden"), found[0])
@@ -450,7 +460,7 @@ def _complaint(error: Mapping[str, Any]) -> tuple[str, str]:
         return "is empty", "give a value"
     for start, noun in _NOUNS.items():
         if kind.startswith(start):
-            return f"{given} is not {noun}", f"give {noun}"
+            return "has no value" if error["input"] is None else f"{given} is not {noun}", f"give {noun}"
     return f"{given}: {error['msg']}", ""
 
 

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from scipy.stats import t as student_t
@@ -267,8 +267,7 @@ class Interval:
         n = len(values)
         if n == 1:
             return cls(float(values[0]), None)
-        spread = float(np.std(values, ddof=1))
-        return cls(float(np.mean(values)), float(student_t.ppf(0.975, n - 1)) * spread / math.sqrt(n))
+        return cls(fmean(values), float(student_t.ppf(0.975, n - 1)) * stdev(values) / math.sqrt(n))
 
 
 @dataclass(frozen=True)
@@ -303,7 +302,7 @@ class Group:
     def mean(self, measure: str) -> float | None:
         """Mean of a row's field over the seeds; None where no row has it."""
         values = self._values(measure)
-        return float(np.mean(values)) if values else None
+        return fmean(values) if values else None
 
     def largest(self, measure: str) -> float | None:
         """Largest value of a row's field over the seeds; None where no row has it."""
@@ -317,7 +316,7 @@ _SETTING = ("dataset", "scheme", "algorithm", "label", "alpha", "clients", "epsi
 
 
 def group_seeds(rows: Iterable[Row]) -> list[Group]:
-    """The rows as groups over seeds, ordered by data set, alpha, clients, label and epsilon; data sets and labels as they first appear.
+    """The rows as groups over seeds, by data set, alpha, clients, label, epsilon; data sets and labels as they first appear.
 
     A label that stands for several parameter sets gets the differing parameters appended, so that no two groups of
     different parameters share a name.

@@ -37,7 +37,7 @@ class DatasetSpec(BaseModel):
 
     name: str | None = Field(default=None, min_length=1)
     npz: Path | None = None
-    limit: int | None = Field(default=None, gt=0, strict=True)
+    limit: int | None = Field(default=None, gt=0)
 
     @model_validator(mode="before")
     @classmethod

@@ -172,6 +172,12 @@ def _check(epsilon: float, delta: float, releases: tuple[Release, ...], clip: fl
         raise UserError(
             "epsilon", f"nothing to spend {epsilon} on: the plan has no step", "give at least one round and step"
         )
+    never_sampled = sum(
+        r.steps * math.log1p(-r.sample_rate) if r.sample_rate < 1 else -math.inf for r in releases if r.steps
+    )
+    if -math.expm1(never_sampled) <= delta:
+        # such a delta holds with no noise at all, so no amount of noise spends the epsilon
+        raise UserError("delta", f"{delta:g} is above the chance that a unit is sampled at all", "give a smaller delta")
     for name, value in (("clip", clip), ("sensitivity", sensitivity)):
         if not 0 < value < math.inf:
             raise UserError(name, f"{value} is not a positive number")

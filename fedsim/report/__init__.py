@@ -1,0 +1,78 @@
+"""The report of a run folder: summary, curves and page, drawn from its rows and manifest alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fedsim.errors import UserError
+from fedsim.report.curves import draw_curves, save_curves
+from fedsim.report.page import render_page
+from fedsim.results import RESULTS, SUMMARY, ResultStore, Row, group_seeds, write_summary
+
+MANIFEST, PAGE, CURVES = "manifest.json", "report.html", "curves"
+
+
+def write_report(folder: Path) -> Path:
+    """Write ``summary.csv``, ``curves/privacy_utility.{png,svg}`` and ``report.html`` into a run folder.
+
+    Args:
+        folder: a run folder. Its manifest says which cells belong to the grid and their labels; without one, all rows do.
+
+    Returns:
+        The path of ``report.html``.
+
+    Raises:
+        UserError: the folder has no results, or a file in it cannot be read.
+    """
+    if not (folder / RESULTS).exists():
+        raise UserError(str(folder), f"there is no {RESULTS} here", "give a run folder, such as runs/quickstart")
+    manifest = read_manifest(folder)
+    rows = grid_rows(folder)
+    groups = group_seeds(rows)
+    write_summary(rows, folder / SUMMARY)
+    figure = draw_curves(groups)
+    if figure is not None:
+        save_curves(figure, folder / CURVES)
+    page = folder / PAGE
+    partial = page.with_suffix(".partial")
+    partial.write_text(render_page(folder.resolve().name, rows, groups, figure, manifest), encoding="utf-8")
+    partial.replace(page)
+    return page
+
+
+def grid_rows(folder: Path) -> list[Row]:
+    """The rows of the cells that the manifest lists, in its order and with its labels; without a manifest all rows.
+
+    Rows of earlier grids stay in a run folder's results, so that a grid can shrink and grow without running cells again.
+
+    Raises:
+        UserError: a file of the folder cannot be read.
+    """
+    rows = ResultStore(folder).rows()
+    cells = read_manifest(folder).get("cells")
+    if cells is None:
+        return rows
+    by_cell = {row.cell_id: row for row in rows}
+    return [
+        by_cell[cell["cell_id"]].model_copy(update={"label": cell["label"]}) for cell in cells if cell["cell_id"] in by_cell
+    ]
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a run folder; empty where there is none.
+
+    Raises:
+        UserError: it is not a JSON object, or its cells lack ``cell_id`` or ``label``.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        return {}
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        for cell in manifest.get("cells") or []:
+            cell["cell_id"], cell["label"]
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise UserError(str(path), "this is not a manifest that fedsim wrote", "remove it to report all rows") from error
+    return dict(manifest)

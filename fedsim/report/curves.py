@@ -302,13 +302,13 @@ def _curve(axes: Axes, groups: Sequence[Group], series: Series, axis: Axis, shif
     axes.plot(x[finite:], y[finite:], **(look | {"linestyle": "none"}))
     if 0 < finite < len(points):
         # Infinity is off the scale, so the way there is only hinted at.
-        hint = {"color": series.colour, "linewidth": 1.1, "linestyle": (0, (1, 2.5)), "alpha": 0.6, "zorder": 2.4}
-        axes.plot(x[finite - 1 :], y[finite - 1 :], **hint)
-    for place, (_, interval) in zip(x, points, strict=True):
-        # No bar for a single seed: a bar of length 0 would claim certainty.
-        if interval.half_width is not None:
-            bar = {"ecolor": series.colour, "elinewidth": 1.1, "capsize": 2.2, "capthick": 1.1, "zorder": 2.5}
-            axes.errorbar(place, interval.mean, interval.half_width, fmt="none", **bar)
+        hinted = Line2D(
+            x[finite - 1 :], y[finite - 1 :], color=series.colour, linewidth=1.1, linestyle=(0, (1, 2.5)), alpha=0.6
+        )
+        axes.add_line(hinted)
+    # No bar for a single seed: a bar of length 0 would claim certainty.
+    spread = [math.nan if interval.half_width is None else interval.half_width for _, interval in points]
+    axes.errorbar(x, y, spread, fmt="none", ecolor=series.colour, elinewidth=1.1, capsize=2.2, capthick=1.1, zorder=2.5)
 
 
 def _look(series: Series) -> dict[str, Any]:

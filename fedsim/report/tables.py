@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from rich import box
 from rich.cells import cell_len
@@ -108,7 +109,7 @@ class TerminalTable:
         return Text.assemble((block.place, "bold cyan"), "   " if block.place and told else "", (told, "dim"))
 
     def _wide(self, block: Block, widths: Sequence[int]) -> Table:
-        shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
+        shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
         for position, (name, width) in enumerate(zip(("method", *self.table.columns), widths, strict=True)):
             shown.add_column(Text(name), justify="right" if position else "left", width=width, no_wrap=True)
         for line in block.lines:
@@ -116,7 +117,7 @@ class TerminalTable:
         return shown
 
     def _narrow(self, block: Block) -> Table:
-        shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
+        shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
         shown.add_column("method", overflow="fold")
         shown.add_column("budget", no_wrap=True)
         shown.add_column("mean", justify="right", no_wrap=True)
@@ -182,7 +183,7 @@ def _references(groups: Sequence[Group]) -> tuple[tuple[str, str], ...]:
 def reference(groups: Sequence[Group], measure: str) -> float | None:
     """A partition's reference: the mean over all rows of its groups."""
     values = [value for group in groups for row in group.rows if (value := getattr(row, measure)) is not None]
-    return sum(values) / len(values) if values else None
+    return fmean(values) if values else None
 
 
 def _notes(groups: Sequence[Group], seeds: int) -> tuple[str, ...]:

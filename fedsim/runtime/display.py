@@ -137,10 +137,8 @@ class LiveDisplay(Display):
             (f" · {progress.failed} failed", "red" if progress.failed else "dim"),
             (f" · {progress.overspent} overspent" if progress.overspent else "", "yellow"),
         )
-        heading.add_row(
-            ProgressBar(max(progress.total, 1), progress.ended, width=24), counts, Text(progress.time_text(), style="dim")
-        )
-        return heading
+        heading.add_row(ProgressBar(max(progress.total, 1), progress.ended, width=16), counts)
+        return Group(heading, Text(progress.time_text(), style="dim"))
 
 
 def make_display(console: Console, total: int, already_done: int = 0) -> Display:

@@ -1,0 +1,343 @@
+"""The page: one self-contained HTML file with the curves, the tables, what failed, and what the privacy numbers mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from fedsim.report.curves import SERIES, inline_svg
+from fedsim.report.tables import CLAIM_WORDS, claim, number, results_table
+from fedsim.results import Group, Row
+
+_UNITS = {
+    "example": "one training example: neighbouring data sets differ in one example of one client",
+    "client": "one client: neighbouring federations differ in one client with all its examples",
+}
+_TRUSTS = {
+    "aggregate": "only the sum over clients is seen (secure aggregation or a trusted server), noise is added once to it",
+    "silo": "every client's message is private by itself, each carries the full noise",
+}
+_CLAIMS = {
+    "proved": "(ε, δ) is a theorem for this method",
+    "heuristic": "(ε, δ) is computed for the noise that was added, but is not a theorem for this method",
+    "none": "no privacy is claimed",
+}
+
+
+def render_page(
+    name: str, rows: Sequence[Row], groups: Sequence[Group], figure: Figure | None, manifest: Mapping[str, Any]
+) -> str:
+    """The HTML of a report.
+
+    Every text from rows and manifest is escaped; the page loads nothing and runs no script.
+
+    Args:
+        name: the grid's name.
+        rows: the rows of the grid.
+        groups: the same rows as ``group_seeds`` gives them.
+        figure: the curves; None where there is nothing to draw.
+        manifest: the run's manifest; may be empty.
+    """
+    counts = {status: sum(row.status == status for row in rows) for status in ("ok", "failed", "overspent")}
+    counts["not run yet"] = max(0, len(manifest.get("cells") or rows) - len(rows))
+    cells = [_cell(row) for row in rows]
+    # A place that all cells share stands in the table's title; the width is better spent on what differs.
+    columns = [name for name in _COLUMNS if name not in _PLACES or len({cell[name] for cell in cells}) > 1]
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(_PAGE).render(
+        name=name,
+        # The curves are matplotlib's own output, where every text is an outline and comments are escaped.
+        curves=Markup(inline_svg(figure, "Privacy-utility curves")) if figure is not None else "",
+        style=Markup(_STYLE),
+        counts=[(status, count) for status, count in counts.items() if count or status == "ok"],
+        table=results_table(groups),
+        claim_words=CLAIM_WORDS,
+        number=number,
+        privacy=_privacy(groups, rows),
+        methods=_methods(groups),
+        columns=[(column, column in _WORDS) for column in columns],
+        cells=[
+            (row.status, [(cell[column], column in _WORDS) for column in columns])
+            for row, cell in zip(rows, cells, strict=True)
+        ],
+        failures=[(row, _setting(row)) for row in rows if row.status == "failed"],
+        overspent=[(row, _setting(row)) for row in rows if row.status == "overspent"],
+        facts=_facts(manifest, rows),
+        grid=yaml.safe_dump(_plain(manifest["grid"]), sort_keys=False, allow_unicode=True) if "grid" in manifest else "",
+    )
+
+
+def _privacy(groups: Sequence[Group], rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """What the epsilons of the page are about, each fact once."""
+    private = [group for group in groups if group.epsilon_target is not None]
+    spent = [row for row in rows if row.epsilon_target is not None and math.isfinite(row.epsilon_target)]
+    units = dict.fromkeys(group.unit for group in private if group.unit)
+    trusts = dict.fromkeys(group.trust for group in private if group.trust)
+    deltas = dict.fromkeys(number(group.delta) for group in private if group.delta is not None)
+    accountants = dict.fromkeys(row.accountant for row in spent if row.accountant)
+    return [
+        *(("unit", f"{unit}, that is {_UNITS[unit]}") for unit in units),
+        *(("trust", f"{trust}, that is {_TRUSTS[trust]}") for trust in trusts),
+        *([("δ", ", ".join(deltas))] if deltas else []),
+        *([("accountant", ", ".join(name.upper() for name in accountants))] if accountants else []),
+    ]
+
+
+def _methods(groups: Sequence[Group]) -> list[tuple[str, str, str]]:
+    by_label: dict[str, list[Group]] = {}
+    for group in groups:
+        by_label.setdefault(group.label, []).append(group)
+    told = []
+    for label, members in by_label.items():
+        name = claim(members)
+        scopes = dict.fromkeys(group.scope for group in members if group.scope)
+        words = _CLAIMS.get(name, "no noise is added and ε has no meaning" if name == "not private" else "")
+        told.append((label, f"{name}, scope {', '.join(scopes)}" if scopes and name != "not private" else name, words))
+    return told
+
+
+_COLUMNS = (
+    *("method", "data set", "α", "clients", "seed", "status", "claim", "ε target", "ε spent", "σ", "q", "steps", "clip"),
+    *("accuracy", "balanced", "macro F1", "uplink MB", "seconds", "cell"),
+)
+_PLACES = {"data set", "α", "clients"}
+_WORDS = {"method", "data set", "status", "claim", "cell"}
+
+
+def _cell(row: Row) -> dict[str, str]:
+    """The texts of a row by column."""
+    uplink = None if row.uplink_bytes is None else row.uplink_bytes / 1e6
+    texts = (
+        *(row.label, row.dataset, number(row.alpha), number(row.clients), number(row.seed), row.status, row.claim or ""),
+        *(number(row.epsilon_target), _digits(row.epsilon_spent, 4), _digits(row.sigma, 4), _digits(row.sample_rate, 3)),
+        *("" if row.steps is None else str(row.steps), number(row.clip)),
+        *(_score(row.accuracy), _score(row.balanced_accuracy), _score(row.macro_f1)),
+        *(_digits(uplink, 3), "" if row.seconds is None else f"{row.seconds:.1f}", row.cell_id),
+    )
+    return dict(zip(_COLUMNS, texts, strict=True))
+
+
+def _setting(row: Row) -> str:
+    parts = [row.label, row.dataset, f"α = {number(row.alpha)}", f"{number(row.clients)} clients"]
+    parts += [f"ε = {number(row.epsilon_target)}"] if row.epsilon_target is not None else []
+    return " · ".join([*parts, f"seed {row.seed}"])
+
+
+def _score(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _digits(value: float | None, digits: int) -> str:
+    return "" if value is None else "∞" if value == math.inf else f"{value:.{digits}g}"
+
+
+def _facts(manifest: Mapping[str, Any], rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Provenance, from the manifest or, without one, from the rows' own versions."""
+    told = {key: manifest[key] for key in ("started", "command", "revision", "hardware", "versions") if manifest.get(key)}
+    if "versions" not in told and rows and rows[-1].versions:
+        told["versions"] = rows[-1].versions
+    return [(key, _told(value)) for key, value in told.items()]
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " · ".join(f"{key} {_told(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return " ".join(_told(item) for item in value)
+    return str(value)
+
+
+def _plain(value: Any) -> Any:
+    """A manifest's grid with its "inf" strings as YAML's .inf, as a grid file has them."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return math.inf if value == "inf" else value
+
+
+_LIGHT = "--ink:#1c2430;--muted:#5f6775;--grid:#e4e7ec;--paper:#ffffff;--wash:#f6f7f9;--bad:#b3261e;--accent:#0072b2;"
+_DARK = "--ink:#e6e9ef;--muted:#9aa3b2;--grid:#2b323d;--paper:#12161c;--wash:#1a2028;--bad:#ff8a80;--accent:#5cb8f0;"
+# The same hues, lighter, so that lines and names keep their contrast on the dark paper.
+_DARK_SERIES = ("#4aa8e0", "#f08a4b", "#35c79a", "#e29bc6", "#f0b840", "#8cccf2")
+
+
+def _variables(series: Sequence[str]) -> str:
+    return "".join(f"--series-{position}:{colour};" for position, colour in enumerate(series))
+
+
+_STYLE = (
+    f":root{{color-scheme:light dark;{_LIGHT}{_variables(SERIES)}}}\n"
+    f"@media (prefers-color-scheme:dark){{:root{{{_DARK}{_variables(_DARK_SERIES)}}}}}\n"
+    """
+*{box-sizing:border-box}
+body{margin:0 auto;max-width:1160px;padding:2.5rem 1.25rem 4rem;background:var(--paper);color:var(--ink);
+  font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Liberation Sans",sans-serif}
+h1{font-size:1.75rem;line-height:1.2;margin:0 0 .25rem;letter-spacing:-.01em;overflow-wrap:anywhere}
+h2{font-size:1.15rem;margin:2.75rem 0 .75rem;padding-top:1rem;border-top:1px solid var(--grid)}
+p{max-width:46rem;margin:.5rem 0}
+.sub,.notes,figcaption{color:var(--muted);font-size:.9rem}
+.counts{display:flex;flex-wrap:wrap;gap:.5rem;padding:0;margin:1rem 0;list-style:none}
+.counts li{padding:.15rem .7rem;border:1px solid var(--grid);border-radius:1rem;background:var(--wash);font-size:.9rem}
+.counts .failed,.counts .overspent,.bad{color:var(--bad)}
+figure{margin:1.25rem 0}
+figure svg{display:block;width:100%;height:auto;max-height:120vh}
+.scroll{overflow-x:auto}
+table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums;width:100%}
+th,td{padding:.35rem .7rem;text-align:right;white-space:nowrap;border-bottom:1px solid var(--grid)}
+th{font-weight:600;color:var(--muted);font-size:.82rem}
+.word{text-align:left}
+.method{white-space:normal;overflow-wrap:anywhere;min-width:9rem}
+tr.place th{color:var(--ink);text-align:left;padding-top:1.1rem;border-bottom-color:var(--muted);font-size:.9rem}
+tr.place span{font-weight:400;color:var(--muted);margin-left:.9rem}
+.cells{font-size:.8rem}
+.cells th,.cells td{padding:.25rem .55rem}
+.cells td:last-child{font-family:ui-monospace,"DejaVu Sans Mono",monospace;color:var(--muted)}
+tr.failed td,tr.overspent td{color:var(--bad)}
+dl{display:grid;grid-template-columns:max-content 1fr;gap:.3rem 1.25rem;margin:.75rem 0}
+dt{color:var(--muted)}
+dd{margin:0;overflow-wrap:anywhere}
+summary{cursor:pointer;color:var(--accent);margin:.5rem 0}
+pre{background:var(--wash);border:1px solid var(--grid);border-radius:6px;padding:.8rem 1rem;overflow:auto;font-size:.8rem;
+  line-height:1.45;max-height:28rem}
+.warning{border-left:3px solid var(--bad);padding:.1rem 0 .1rem .9rem}
+@media print{body{max-width:none;padding:0}details>*{display:block}}
+"""
+)
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ name }} · fedsim</title>
+<style>{{ style }}</style>
+</head>
+<body>
+<header>
+<h1>{{ name }}</h1>
+<p class="sub">federated generative algorithms under one partition and one privacy budget, by fedsim</p>
+<ul class="counts">
+{% for status, count in counts %}
+<li class="{{ status }}">{{ count }} {{ "cell" if count == 1 else "cells" }} {{ status }}</li>
+{% endfor %}
+</ul>
+<p><strong>How to read it.</strong> A point is the balanced accuracy on real test data of a linear probe that was
+trained on a method's synthetic embeddings alone: higher is more useful, further left (a smaller ε) is more private, and
+bars are 95&nbsp;% confidence intervals over seeds. The grey lines say what to expect: the <em>ceiling</em> is the same
+probe trained on all real training data, <em>local-only</em> the mean of probes that each client trains on its own data,
+and <em>chance</em> a guess.</p>
+</header>
+
+<section id="curves">
+<h2>Privacy against utility</h2>
+{% if curves %}
+<figure>{{ curves }}</figure>
+{% else %}
+<p>There is nothing to draw: no cell ended with status ok.</p>
+{% endif %}
+</section>
+
+<section id="results">
+<h2>Results</h2>
+<p class="sub">{{ table.title }}</p>
+<div class="scroll"><table>
+<thead><tr><th class="word" scope="col">method</th><th class="word" scope="col">claim</th>
+{% for column in table.columns %}
+<th scope="col">{{ column }}</th>
+{% endfor %}
+</tr></thead>
+{% for block in table.blocks %}
+<tbody>
+<tr class="place"><th colspan="{{ table.columns | length + 2 }}">{{ block.place }}
+{% for reference, value in block.references %}
+<span>{{ reference }} {{ value }}</span>
+{% endfor %}
+</th></tr>
+{% for line in block.lines %}
+<tr><td class="word method">{{ line.label }}</td><td class="word">{{ claim_words.get(line.claim, line.claim) }}</td>
+{% for value in line.values %}
+<td{% if value in ("failed", "overspent") %} class="bad"{% endif %}>{{ value }}</td>
+{% endfor %}
+</tr>
+{% endfor %}
+</tbody>
+{% endfor %}
+</table></div>
+{% for note in table.notes %}
+<p class="notes">{{ note }}</p>
+{% endfor %}
+</section>
+
+{% if failures or overspent %}
+<section id="failures">
+<h2>What is missing from the curves</h2>
+{% for row, setting in overspent %}
+<p class="bad">{{ setting }}: overspent, ε = {{ number(row.epsilon_spent) or "unknown" }} was spent where
+{{ number(row.epsilon_target) }} was allowed; never drawn, in no mean</p>
+{% endfor %}
+{% for row, setting in failures %}
+<p class="bad">{{ setting }}: {{ row.error.type }}: {{ row.error.message }}</p>
+<details><summary>traceback of {{ row.cell_id }}</summary><pre>{{ row.error.traceback }}</pre></details>
+{% endfor %}
+</section>
+{% endif %}
+
+<section id="privacy">
+<h2>What the privacy numbers mean</h2>
+<dl>
+{% for term, text in privacy %}
+<dt>{{ term }}</dt><dd>{{ text }}</dd>
+{% endfor %}
+{% for label, name, words in methods %}
+<dt>{{ label }}</dt><dd>{{ name }}{{ ": " ~ words if words }}</dd>
+{% endfor %}
+</dl>
+<p class="warning">The noise comes from simulation random numbers, not for release: this measures what a method would
+cost, and nothing that it produced here is protected. Scores, references and <code>rounds.jsonl</code> are computed from
+the real data without noise and are not private; neither is the choice of settings after looking at them.</p>
+</section>
+
+<section id="cells">
+<h2>Cells</h2>
+<details{{ " open" if cells | length <= 80 }}><summary>{{ cells | length }} rows, one a cell</summary>
+<div class="scroll"><table class="cells">
+<thead><tr>
+{% for column, word in columns %}
+<th scope="col"{% if word %} class="word"{% endif %}>{{ column }}</th>
+{% endfor %}
+</tr></thead>
+<tbody>
+{% for status, texts in cells %}
+<tr class="{{ status }}">
+{%- for text, word in texts %}<td{% if word %} class="word"{% endif %}>{{ text }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody>
+</table></div>
+<p class="notes">σ: noise multiplier; q: sampling rate; steps: noisy steps that ran; uplink: all clients, all rounds</p>
+</details>
+</section>
+
+{% if facts or grid %}
+<section id="manifest">
+<h2>How it was made</h2>
+<dl>
+{% for term, text in facts %}
+<dt>{{ term }}</dt><dd>{{ text }}</dd>
+{% endfor %}
+</dl>
+{% if grid %}
+<details><summary>the grid, resolved</summary><pre>{{ grid }}</pre></details>
+{% endif %}
+</section>
+{% endif %}
+</body>
+</html>
+"""

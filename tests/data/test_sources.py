@@ -1,0 +1,156 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from fedsim.data.sources import DatasetSpec, load, stratified_rows
+from fedsim.errors import UserError
+
+REPOSITORY = Path(__file__).parents[2]
+SHARED = next(
+    (folder for folder in (REPOSITORY / "shared/data", REPOSITORY.parent / "shared/data") if folder.is_dir()), Path()
+)
+
+
+def file(folder, **changes):
+    rng = np.random.default_rng(0)
+    held = {
+        "x": rng.random((60, 5)).astype(np.float16),
+        "y": np.arange(60) % 3,
+        "split": np.repeat(np.array([0, 1, 2], np.int8), 20),
+        "site": np.repeat(["a", "b"], 30),
+        "note": np.array("not a column"),
+    } | changes
+    path = folder / "toy.npz"
+    np.savez(path, **{key: value for key, value in held.items() if value is not None})
+    return path
+
+
+def test_digits_has_a_fixed_stratified_quarter_for_testing():
+    data = load(DatasetSpec(name="digits"), "here")
+    assert (data.name, data.dim, data.classes) == ("digits", 64, 10)
+    assert (len(data.y_train), len(data.y_test)) == (1348, 449)
+    shares = np.bincount(data.y_test) / (np.bincount(data.y_train) + np.bincount(data.y_test))
+    np.testing.assert_allclose(shares, 0.25, atol=0.01)
+    assert data.fingerprint == load(DatasetSpec(name="digits"), "there").fingerprint
+
+
+def test_rows_come_with_unit_norm():
+    data = load(DatasetSpec(name="digits"), "here")
+    for x in (data.x_train, data.x_test):
+        np.testing.assert_allclose(np.linalg.norm(x, axis=1), 1, atol=1e-6)
+
+
+def test_an_npz_file_is_split_and_further_arrays_are_columns(tmp_path):
+    data = load(DatasetSpec(npz=file(tmp_path)), "here")
+    assert data.name == "toy"
+    assert (data.x_train.shape, data.x_test.shape, data.x_train.dtype) == ((20, 5), (20, 5), np.float32)
+    assert data.columns.keys() == {"site"}
+    assert set(data.columns["site"]) == {"a"}
+
+
+def test_zero_rows_stay_zero(tmp_path):
+    x = np.ones((60, 5), np.float32)
+    x[3] = 0
+    assert not load(DatasetSpec(npz=file(tmp_path, x=x)), "here").x_train[3].any()
+
+
+def test_limit_keeps_a_fixed_stratified_part_of_the_training_rows(tmp_path):
+    path = file(tmp_path)
+    data, again = (load(DatasetSpec(npz=path, limit=7), "here") for _ in range(2))
+    assert data.name == "toy[:7]"
+    assert sorted(np.bincount(data.y_train).tolist()) == [2, 2, 3]
+    assert (len(data.y_test), len(data.columns["site"])) == (20, 7)
+    assert data.fingerprint == again.fingerprint
+    assert len(load(DatasetSpec(npz=path, limit=500), "here").y_train) == 20
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=8), st.integers(0, 5), st.data())
+def test_stratified_rows_follow_the_label_counts(counts, seed, data):
+    y = np.repeat(np.arange(len(counts)), counts)
+    size = data.draw(st.integers(len(counts), len(y)))
+    rows = stratified_rows(y, size, seed)
+    assert len(set(rows.tolist())) == len(rows) == size
+    chosen = np.bincount(y[rows], minlength=len(counts))
+    assert chosen.min() >= 1
+    spare = np.array(counts) - 1
+    assert np.all(np.abs(chosen - 1 - spare * (size - len(counts)) / max(spare.sum(), 1)) < 1 + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"split": None}, "there is no array 'split'; give x [n, d], y [n] and split [n] (it holds note, site, x, y)"),
+        ({"x": np.full((60, 5), np.nan)}, "300 NaN or infinite values, the first in row 0"),
+        (
+            {"y": np.array([{}] * 60, dtype=object)},
+            "cannot be read (Object arrays cannot be loaded when allow_pickle=False)",
+        ),
+    ],
+)
+def test_a_wrong_npz_file_is_named(tmp_path, changes, message):
+    path = file(tmp_path, **changes)
+    with pytest.raises(UserError) as caught:
+        load(DatasetSpec(npz=path), "g.yaml:2: dataset")
+    assert message in str(caught.value)
+    assert caught.value.where == f"g.yaml:2: dataset: {path}"
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\x80\x04pickle", b"PK\x03\x04 a broken zip file", b"\x93NUMPY"])
+def test_a_file_that_is_no_npz_is_named(tmp_path, content):
+    path = tmp_path / "toy.npz"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"cannot be read|no named arrays"):
+        load(DatasetSpec(npz=path), "here")
+
+
+def test_a_single_array_is_not_a_data_set(tmp_path):
+    np.save(tmp_path / "toy.npy", np.ones(3))
+    with pytest.raises(UserError, match=r"there is no array 'x'.*no named arrays"):
+        load(DatasetSpec(npz=tmp_path / "toy.npy"), "here")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match="there is no such file"):
+        load(DatasetSpec(npz=tmp_path / "none.npz"), "here")
+
+
+def test_too_small_a_limit_is_refused():
+    with pytest.raises(UserError, match="limit 9 leaves some of the 10 classes without a row"):
+        load(DatasetSpec(name="digits", limit=9), "here")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("digit", "did you mean 'digits'"),
+        ("a/b.npz", r"write \{npz: a/b.npz\}"),
+        ({}, "names no data"),
+        ({"name": "digits", "limit": 0}, "greater than 0"),
+        ({"name": "digits", "url": "x"}, "Extra inputs"),
+    ],
+)
+def test_a_wrong_spec_is_refused(spec, message):
+    with pytest.raises(ValidationError, match=message):
+        DatasetSpec.model_validate(spec)
+
+
+def test_a_key_tells_sources_and_limits_apart():
+    specs = ["digits", {"name": "digits", "limit": 50}, {"npz": "digits"}, {"npz": "b.npz"}, {"npz": "b.npz", "limit": 50}]
+    assert len({DatasetSpec.model_validate(spec).key for spec in specs}) == len(specs)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "classes"),
+    [("organamnist_effnetlite0", (12_000, 5_000), 11), ("bloodmnist_effnetlite0", (11_959, 3_421), 8)],
+)
+def test_the_shared_embeddings_load(name, rows, classes):
+    path = SHARED / f"{name}.npz"
+    if not path.is_file():
+        pytest.skip(f"{path} is not there")
+    data = load(DatasetSpec(npz=path), "here")
+    assert (len(data.y_train), len(data.y_test)) == rows
+    assert (data.dim, data.classes) == (1280, classes)

@@ -1,0 +1,151 @@
+import json
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedsim.privacy.accountant import epsilon
+from fedsim.privacy.ledger import Entry, Ledger, Tally
+from fedsim.privacy.plan import Release, calibrate
+
+DELTA = 1e-4
+
+an_entry = st.builds(
+    Entry,
+    release=st.sampled_from(["step", "means"]),
+    round=st.integers(0, 5),
+    client=st.integers(0, 4),
+    noise_multiplier=st.floats(0.0, 1e3),
+    sample_rate=st.floats(1e-6, 1.0),
+)
+
+
+def ran(entries):
+    ledger = Ledger()
+    for entry in entries:
+        ledger.record(entry)
+    return ledger
+
+
+def steps(rounds, clients=range(3), noise_multiplier=4.0, sample_rate=0.2, release="step"):
+    return [Entry(release, r, c, noise_multiplier, sample_rate) for r in rounds for c in clients]
+
+
+def test_an_empty_ledger_spent_nothing():
+    assert Ledger().epsilon(DELTA) == (0.0, "none")
+    assert Ledger().entries == ()
+
+
+def test_a_run_as_planned_spends_what_the_plan_says():
+    plan = calibrate(
+        epsilon=2.0,
+        delta=DELTA,
+        releases=(Release("means", 1.0, 1, relative_noise=4.0), Release("step", 0.2, 30)),
+        unit="example",
+        trust="aggregate",
+        scope="joint",
+        claim="proved",
+        clip=1.0,
+        sensitivity=1.0,
+    )
+    ledger = ran(
+        Entry(release.name, round_, client, plan.noise_multiplier(release.name), release.sample_rate)
+        for release in plan.releases
+        for round_ in range(release.steps)
+        for client in range(3)
+    )
+    assert ledger.epsilon(DELTA) == (plan.epsilon_reached, plan.accountant)
+
+
+def test_one_step_more_costs_more():
+    assert ran(steps(range(31))).epsilon(DELTA)[0] > ran(steps(range(30))).epsilon(DELTA)[0]
+
+
+def test_half_the_noise_costs_more():
+    assert ran(steps(range(30), noise_multiplier=2.0)).epsilon(DELTA)[0] > ran(steps(range(30))).epsilon(DELTA)[0]
+
+
+def test_one_step_without_noise_costs_everything():
+    ledger = ran(steps(range(30)))
+    ledger.record(Entry("step", 30, 1, 0.0, 0.2))
+    assert ledger.epsilon(DELTA) == (math.inf, "none")
+
+
+def test_releases_of_one_client_add_up_whatever_they_are_called():
+    apart = ran([*steps(range(10), release="encoder"), *steps(range(10), release="decoder")])
+    assert apart.epsilon(DELTA) == ran(steps(range(20))).epsilon(DELTA)
+
+
+def test_disjoint_clients_cost_the_largest_of_them():
+    ledger = ran([*steps(range(10), clients=[0, 1]), *steps(range(25), clients=[2])])
+    assert ledger.epsilon(DELTA) == epsilon([(4.0, 0.2, 25)], DELTA)
+
+
+def test_the_largest_is_found_among_incomparable_histories():
+    few_loud = steps(range(4), clients=[0], noise_multiplier=1.0)
+    many_quiet = steps(range(60), clients=[1], noise_multiplier=5.0)
+    costs = [ran(few_loud).epsilon(DELTA), ran(many_quiet).epsilon(DELTA)]
+    assert costs[0] != costs[1]
+    assert ran([*few_loud, *many_quiet]).epsilon(DELTA) == max(costs)
+
+
+def test_a_thousand_clients_that_took_part_unequally_often_cost_one_composition():
+    ledger = Ledger()
+    for client in range(1000):
+        ledger.record(Entry("step", 0, client, 4.0, 0.2), times=1 + client % 300)
+    assert ledger.epsilon(DELTA) == epsilon([(4.0, 0.2, 300)], DELTA)
+
+
+def test_entries_are_tallies_and_many_rounds_stay_small():
+    ledger = ran(steps(range(300), clients=range(100)))
+    assert ledger.entries == tuple(Tally(client, "step", 4.0, 0.2, 300) for client in range(100))
+    assert len(ledger.to_json()) < 1000
+
+
+@settings(max_examples=50)
+@given(st.lists(an_entry, max_size=30), st.randoms(use_true_random=False))
+def test_equal_whatever_the_order_and_exact_through_json(entries, random):
+    shuffled = random.sample(entries, len(entries))
+    assert ran(entries) == ran(shuffled)
+    assert ran(entries).to_json() == ran(shuffled).to_json()
+    assert Ledger.from_json(ran(entries).to_json()) == ran(entries)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one():
+    whole = ran(steps(range(10)))
+    resumed = Ledger.from_json(ran(steps(range(6))).to_json())
+    assert resumed != whole
+    for entry in steps(range(6, 10)):
+        resumed.record(entry)
+    assert resumed == whole
+    assert resumed.to_json() == whole.to_json()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"noise_multiplier": math.nextafter(4.0, 5.0)},
+        {"sample_rate": math.nextafter(0.2, 1.0)},
+        {"release": "other"},
+        {"clients": [0, 1, 3]},
+        {"rounds": range(9)},
+    ],
+)
+def test_ledgers_differ_in_anything_that_differs(changed):
+    assert ran(steps(**{"rounds": range(10), **changed})) != ran(steps(range(10)))
+
+
+@pytest.mark.parametrize(
+    ("noise_multiplier", "sample_rate", "times"),
+    [(-1.0, 0.2, 1), (math.nan, 0.2, 1), (1.0, 0.0, 1), (1.0, 1.5, 1), (1.0, 0.2, 0)],
+)
+def test_refuses_what_cannot_have_run(noise_multiplier, sample_rate, times):
+    with pytest.raises(ValueError, match="cannot have run"):
+        Ledger().record(Entry("step", 0, 0, noise_multiplier, sample_rate), times)
+
+
+@pytest.mark.parametrize("text", ["{", json.dumps([{"clients": [0]}]), json.dumps(3)])
+def test_refuses_a_text_that_is_no_ledger(text):
+    with pytest.raises(ValueError, match=r".+"):
+        Ledger.from_json(text)

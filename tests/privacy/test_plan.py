@@ -1,0 +1,133 @@
+import math
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedsim.errors import UserError
+from fedsim.privacy import accountant
+from fedsim.privacy.plan import Release, calibrate
+
+
+def solve(epsilon, *releases, delta=1e-4, clip=1.0, sensitivity=1.0):
+    return calibrate(
+        epsilon=epsilon,
+        delta=delta,
+        releases=releases,
+        unit="example",
+        trust="aggregate",
+        scope="joint",
+        claim="proved",
+        clip=clip,
+        sensitivity=sensitivity,
+    )
+
+
+def spent(plan):
+    """What the plan's releases cost if all of them run, at the multipliers an algorithm would ask for."""
+    return accountant.epsilon([(plan.noise_multiplier(r.name), r.sample_rate, r.steps) for r in plan.releases], plan.delta)
+
+
+a_release = st.builds(
+    Release,
+    name=st.just("step"),
+    sample_rate=st.sampled_from([0.02, 0.1, 0.3, 1.0]),
+    steps=st.integers(1, 200),
+)
+maybe_first = st.one_of(
+    st.none(), st.builds(Release, st.just("first"), st.just(1.0), st.integers(1, 3), st.floats(0.5, 4.0))
+)
+
+
+@settings(max_examples=7, deadline=None)
+@given(epsilon=st.floats(0.5, 10.0), delta=st.sampled_from([1e-4, 1e-5]), release=a_release, first=maybe_first)
+def test_a_plan_spends_its_budget_and_no_more(epsilon, delta, release, first):
+    plan = solve(epsilon, *([first] if first else []), release, delta=delta)
+    assert spent(plan) == (plan.epsilon_reached, plan.accountant)
+    assert 0.99 * epsilon <= plan.epsilon_reached <= epsilon
+
+
+@pytest.mark.parametrize("epsilon", [0.05, 50.0, 300.0])
+def test_far_budgets_are_spent_too(epsilon):
+    plan = solve(epsilon, Release("step", 0.1, 50))
+    assert 0.99 * epsilon <= plan.epsilon_reached <= epsilon
+
+
+# Sigma by dp-accounting 0.6's calibrate_dp_mechanism over its PLD accountant
+@pytest.mark.parametrize(("epsilon", "golden"), [(1.0, 11.2111), (4.0, 3.4629), (8.0, 2.0423)])
+def test_golden_sigmas_for_300_steps_in_little_time(epsilon, golden):
+    accountant.epsilon([(1.0, 0.5, 1)], 1e-4)  # the import is not what is timed
+    start = time.process_time()
+    plan = solve(epsilon, Release("step", 0.2, 300), delta=0.9e-4)
+    assert time.process_time() - start < 3
+    assert golden - 1e-4 <= plan.sigma <= 1.005 * golden
+
+
+def test_releases_keep_their_ratio():
+    plan = solve(2.0, Release("means", 1.0, 1, relative_noise=4.0), Release("step", 0.2, 40), sensitivity=0.5)
+    assert plan.noise_multiplier("step") == plan.sigma
+    assert plan.noise_multiplier("means") == 4 * plan.sigma
+    assert plan.noise_std("means") == 4 * plan.sigma * 0.5
+
+
+def test_more_steps_need_more_noise():
+    assert solve(2.0, Release("step", 0.2, 80)).sigma > solve(2.0, Release("step", 0.2, 40)).sigma
+
+
+def test_the_sensitivity_scales_the_noise_and_not_the_multiplier():
+    one, two = (solve(2.0, Release("step", 0.2, 40), sensitivity=s) for s in (1.0, 2.0))
+    assert one.sigma == two.sigma
+    assert two.noise_std("step") == 2 * one.noise_std("step")
+
+
+def test_a_grid_of_equal_budgets_is_solved_once():
+    releases = (Release("a", 1.0, 2, relative_noise=3.0), Release("b", 0.15, 33))
+    first = solve(3.0, *releases)
+    start = time.process_time()
+    again = [solve(3.0, *reversed(releases), clip=clip, sensitivity=clip) for clip in (0.1, 1.0, 2.0)]
+    assert time.process_time() - start < 0.01
+    assert {plan.sigma for plan in again} == {first.sigma}
+
+
+def test_an_infinite_epsilon_has_no_noise_and_claims_nothing():
+    plan = solve(math.inf, Release("step", 0.2, 40), clip=math.inf, sensitivity=math.inf)
+    assert (plan.sigma, plan.accountant, plan.claim) == (0.0, "none", "none")
+    assert plan.epsilon_reached == math.inf
+    assert plan.noise_multiplier("step") == plan.noise_std("step") == 0.0
+    assert spent(plan) == (math.inf, "none")
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "delta", "release"),
+    [
+        (0.0, 1e-4, Release("step", 0.2, 40)),
+        (-1.0, 1e-4, Release("step", 0.2, 40)),
+        (math.nan, 1e-4, Release("step", 0.2, 40)),
+        (1.0, 0.0, Release("step", 0.2, 40)),
+        (1.0, 1.0, Release("step", 0.2, 40)),
+        (1.0, 1e-4, Release("step", 0.2, 0)),
+        (1.0, 1e-4, Release("step", 0.2, -1)),
+        (1.0, 1e-4, Release("step", 0.0, 40)),
+        (1.0, 1e-4, Release("step", 1.2, 40)),
+        (1.0, 1e-4, Release("step", 0.2, 40, relative_noise=0.0)),
+        (1e-6, 1e-4, Release("step", 0.2, 40)),
+        (1.0, 1e-2, Release("step", 1e-3, 5)),
+    ],
+)
+def test_impossible_budgets_are_the_users_mistake(epsilon, delta, release):
+    with pytest.raises(UserError):
+        solve(epsilon, release, delta=delta)
+
+
+@pytest.mark.parametrize("bad", [{"clip": 0.0}, {"clip": math.inf}, {"sensitivity": -1.0}, {"sensitivity": math.nan}])
+def test_noise_needs_a_bound(bad):
+    with pytest.raises(UserError, match=next(iter(bad))):
+        solve(1.0, Release("step", 0.2, 40), **bad)
+
+
+def test_names_are_unique_and_known():
+    with pytest.raises(ValueError, match="two releases"):
+        solve(1.0, Release("step", 0.2, 40), Release("step", 0.1, 40))
+    with pytest.raises(KeyError, match="did you mean 'step'"):
+        solve(math.inf, Release("step", 0.2, 40)).noise_std("steps")

@@ -1,0 +1,95 @@
+"""Rows of a made-up quickstart grid, as a real bench would write them."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedsim.results import Row
+
+LEVELS = {
+    "fedhypevae": {1.0: 0.62, 4.0: 0.83, math.inf: 0.92},
+    "weight-noise": {1.0: 0.13, 4.0: 0.27, math.inf: 0.88},
+    "fedavg-cvae": {None: 0.90},
+}
+ERROR = {"type": "ValueError", "message": "rows hold NaN", "traceback": "Traceback (most recent call last):\nValueError"}
+
+
+def make_row(**fields: Any) -> Row:
+    """One row; everything has a default."""
+    epsilon = fields.get("epsilon_target", 1.0)
+    base = {
+        "cell_id": "a",
+        "status": "ok",
+        "algorithm": fields.get("label", "fedhypevae"),
+        "label": "fedhypevae",
+        "params": {"rounds": 40},
+        "dataset": "digits",
+        "dataset_hash": "abcd",
+        "scheme": "dirichlet",
+        "alpha": 0.1,
+        "clients": 10,
+        "partition_hash": "ef01",
+        "seed": 0,
+        "epsilon_target": epsilon,
+        "epsilon_spent": None if epsilon is None else epsilon * 0.995,
+        "delta": 1e-4,
+        "unit": "example",
+        "trust": "aggregate",
+        "scope": "joint",
+        "claim": "none" if epsilon is None or math.isinf(epsilon) else "proved",
+        "accountant": None if epsilon is None else "prv",
+        "sigma": None if epsilon is None else 4.2 / epsilon,
+        "sample_rate": None if epsilon is None else 0.08,
+        "steps": 400,
+        "clip": 1.0,
+        "accuracy": 0.5,
+        "balanced_accuracy": 0.5,
+        "macro_f1": 0.5,
+        "ceiling_balanced_accuracy": 0.953,
+        "local_only_balanced_accuracy": 0.38,
+        "chance": 0.1,
+        "uplink_bytes": 12_345_678,
+        "seconds": 4.2,
+        "versions": {"fedsim": "0.1.0"},
+    }
+    return Row.model_validate(base | fields)
+
+
+def make_failed(**fields: Any) -> Row:
+    """One failed row."""
+    none = dict.fromkeys(["accuracy", "balanced_accuracy", "macro_f1", "epsilon_spent", "scope", "claim"])
+    return make_row(**none | {"status": "failed", "error": ERROR} | fields)
+
+
+@pytest.fixture(scope="session")
+def row() -> Callable[..., Row]:
+    return make_row
+
+
+@pytest.fixture(scope="session")
+def failed() -> Callable[..., Row]:
+    return make_failed
+
+
+@pytest.fixture(scope="session")
+def quickstart() -> list[Row]:
+    """3 algorithms x alpha 0.1 and 1.0 x epsilon 1, 4, inf x 3 seeds; the last algorithm is not private."""
+    rng = np.random.default_rng(0)
+    settings = [
+        (label, alpha, epsilon, seed)
+        for alpha in (0.1, 1.0)
+        for seed in range(3)
+        for label, levels in LEVELS.items()
+        for epsilon in levels
+    ]
+    rows = []
+    for position, (label, alpha, epsilon, seed) in enumerate(settings):
+        level = LEVELS[label][epsilon] - (0.06 if alpha < 0.5 else 0.0) + 0.015 * rng.normal()
+        scores = {"accuracy": level + 0.004, "balanced_accuracy": level, "macro_f1": level - 0.006}
+        local = 0.38 if alpha < 0.5 else 0.71
+        setting = {"label": label, "alpha": alpha, "epsilon_target": epsilon, "seed": seed}
+        rows.append(make_row(cell_id=f"{position:012x}", local_only_balanced_accuracy=local, **setting, **scores))
+    return rows

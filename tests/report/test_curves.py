@@ -1,0 +1,163 @@
+import math
+from itertools import pairwise
+
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.container import ErrorbarContainer
+from matplotlib.image import imread
+
+from fedsim.report.curves import MUTED, PAPER, SERIES, Axis, draw_curves, inline_svg, save_curves
+from fedsim.results import group_seeds
+
+
+def panels(rows):
+    figure = draw_curves(group_seeds(rows))
+    return [axes for axes in figure.axes if axes.axison]
+
+
+def legend(rows):
+    return [text.get_text() for text in draw_curves(group_seeds(rows)).legends[0].get_texts()]
+
+
+def solid_points(axes, colour):
+    """Heights of the markers of one method."""
+    lines = [line for line in axes.lines if line.get_color() == colour and line.get_marker() not in ("None", "", None)]
+    return [float(y) for line in lines for y in line.get_ydata()]
+
+
+def bars(axes):
+    return [container for container in axes.containers if isinstance(container, ErrorbarContainer)]
+
+
+def test_a_panel_for_every_partition_and_a_name_for_every_method(quickstart):
+    assert [axes.get_title(loc="left") for axes in panels(quickstart)] == ["α = 0.1", "α = 1"]
+    assert legend(quickstart) == ["fedhypevae", "weight-noise", "fedavg-cvae (not private)"]
+
+
+def test_points_are_the_means_over_seeds(quickstart):
+    axes = panels(quickstart)[1]
+    means = [
+        group.mean("balanced_accuracy")
+        for group in group_seeds(quickstart)
+        if group.alpha == 1.0 and group.label == "fedhypevae"
+    ]
+    assert solid_points(axes, SERIES[0]) == pytest.approx(means)
+
+
+def test_epsilon_is_logarithmic_and_infinity_has_a_place_of_its_own(quickstart, row):
+    axes = panels(quickstart)[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "4", "∞"]
+    one, four, infinite = axes.get_xticks()
+    assert (one, four) == pytest.approx((0, math.log10(4)))
+    assert infinite > four
+    only = panels([row(epsilon_target=math.inf)])[0]
+    assert [label.get_text() for label in only.get_xticklabels()] == ["∞"]
+
+
+def test_equal_ratios_are_equal_distances():
+    axis = Axis((1.0, 2.0, 4.0), infinite=False)
+    first, second, third = map(axis.position, axis.ticks)
+    assert second - first == pytest.approx(third - second)
+
+
+def test_overspent_and_failed_rows_are_never_drawn(row, failed):
+    drawn = [row(seed=seed, balanced_accuracy=0.4 + seed / 100) for seed in range(3)]
+    left_out = [
+        row(cell_id="o", seed=3, status="overspent", epsilon_spent=2.0, balanced_accuracy=0.99),
+        row(cell_id="p", epsilon_target=4.0, status="overspent", epsilon_spent=9.0, balanced_accuracy=0.99),
+        failed(cell_id="f", seed=4),
+    ]
+    assert solid_points(panels(drawn + left_out)[0], SERIES[0]) == pytest.approx([0.41])
+    assert draw_curves(group_seeds(left_out)) is None
+    assert draw_curves([]) is None
+
+
+def test_a_heuristic_claim_is_dashed_with_open_markers_and_named(row):
+    both = [
+        row(label=label, claim=claim, epsilon_target=epsilon)
+        for label, claim in (("sound", "proved"), ("hoped", "heuristic"))
+        for epsilon in (1.0, 4.0)
+    ]
+    assert legend(both) == ["sound", "hoped (heuristic ε)"]
+    sound, hoped = draw_curves(group_seeds(both)).legends[0].legend_handles
+    assert sound.get_linestyle() == "-"
+    assert hoped.get_linestyle() != "-"
+    assert (to_hex(sound.get_markerfacecolor()), to_hex(hoped.get_markerfacecolor())) == (SERIES[0], PAPER)
+
+
+def test_the_lack_of_a_claim_at_infinity_does_not_mark_a_proved_method(row):
+    assert legend([row(epsilon_target=1.0), row(epsilon_target=math.inf)]) == ["fedhypevae"]
+
+
+def test_a_single_seed_has_no_bar(row):
+    one = panels([row()])[0]
+    several = panels([row(seed=seed, balanced_accuracy=0.4 + seed / 100) for seed in range(3)])[0]
+
+    def lengths(axes):
+        segments = [segment for bar in bars(axes) for segment in bar[2][0].get_segments() if len(segment)]
+        return [float(segment[1][1] - segment[0][1]) for segment in segments]
+
+    assert [length for length in lengths(one) if not math.isnan(length)] == []
+    assert lengths(several) == pytest.approx([2 * 4.302653 * 0.01 / math.sqrt(3)])
+
+
+def test_a_method_without_epsilon_is_a_level_with_a_band(row):
+    rows = [row(label="plain", epsilon_target=None, seed=seed, balanced_accuracy=0.8 + seed / 100) for seed in range(3)]
+    axes = panels(rows)[0]
+    level = next(line for line in axes.lines if line.get_color() == SERIES[0])
+    assert level.get_ydata() == pytest.approx([0.81, 0.81])
+    assert len(axes.patches) == 1
+    assert axes.get_xlabel() == "no method here has an ε"
+
+
+def test_the_references_are_grey_labelled_lines(quickstart):
+    texts = [text.get_text() for text in panels(quickstart)[0].texts]
+    assert texts == ["chance 0.10", "local-only 0.38", "ceiling 0.95"]
+    assert {text.get_color() for text in panels(quickstart)[0].texts} == {MUTED}
+
+
+def test_names_of_references_at_one_level_stand_apart(row):
+    axes = panels([row(ceiling_balanced_accuracy=0.9, local_only_balanced_accuracy=0.9)])[0]
+    heights = sorted(text.xy[1] for text in axes.texts)
+    assert min(b - a for a, b in pairwise(heights)) > 0.04
+
+
+def test_the_legend_and_the_names_lie_outside_the_data(quickstart):
+    figure = draw_curves(group_seeds(quickstart))
+    figure.draw_without_rendering()
+    frames = [axes.get_window_extent() for axes in figure.axes]
+    outside = [
+        figure.legends[0].get_window_extent(),
+        *(text.get_window_extent() for axes in figure.axes for text in axes.texts),
+    ]
+    assert not any(box.overlaps(frame) for box in outside for frame in frames)
+    assert all(figure.bbox.containsx(box.x0) and figure.bbox.containsx(box.x1) for box in outside)
+
+
+@pytest.mark.parametrize("label", ["$x_1$", r"$\frac$", "_hidden", "<script>alert(1)</script>", "-->", "a" * 90])
+def test_any_label_is_drawn_as_it_is(row, label, tmp_path):
+    rows = [row(label=label)]
+    assert legend(rows)[0].replace("\n", "") == label
+    figure = draw_curves(group_seeds(rows))
+    save_curves(figure, tmp_path)
+    assert "<script" not in (tmp_path / "privacy_utility.svg").read_text()
+
+
+def test_the_files_are_written_and_the_same_rows_give_the_same_bytes(quickstart, tmp_path):
+    for folder in ("one", "two"):
+        save_curves(draw_curves(group_seeds(quickstart)), tmp_path / folder)
+    for name in ("privacy_utility.png", "privacy_utility.svg"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    height, width, _ = imread(tmp_path / "one" / "privacy_utility.png").shape
+    assert width > 1200
+    assert height > 600
+
+
+def test_the_inline_picture_takes_its_colours_from_the_page(quickstart):
+    svg = inline_svg(draw_curves(group_seeds(quickstart)), "Curves")
+    assert svg.startswith('<svg role="img" aria-label="Curves"')
+    assert "var(--ink)" in svg
+    assert "var(--series-2)" in svg
+    assert not any(colour in svg for colour in (*SERIES, MUTED, PAPER))
+    assert "<style" not in svg
+    assert "<metadata" not in svg

@@ -1,0 +1,160 @@
+import json
+import math
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+
+from fedsim.errors import UserError
+from fedsim.report import grid_rows, write_report
+from fedsim.results import ResultStore
+
+CHROMIUM = shutil.which("chromium")
+HOSTILE = "<script>document.title='taken'</script>"
+FLAGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--virtual-time-budget=2000"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+
+
+class Elements(HTMLParser):
+    """Tags with their attributes, and the text of all that is not style."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.text, self._style = [], "", False
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self._style = tag == "style"
+
+    def handle_endtag(self, tag):
+        self._style = False
+
+    def handle_data(self, data):
+        self.text += "" if self._style else data
+
+
+def folder_with(tmp_path, rows, manifest=None):
+    store = ResultStore(tmp_path / "quick <b>start")
+    for each in rows:
+        store.append(each)
+    if manifest is not None:
+        (store.folder / "manifest.json").write_text(json.dumps(manifest))
+    return store.folder
+
+
+def page_of(folder):
+    return Elements(write_report(folder).read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def full(quickstart, row, failed):
+    """The quickstart with a failed and an overspent cell, and hostile text wherever a user can put some."""
+    rows = [*quickstart]
+    rows[3] = row(**quickstart[3].model_dump() | {"status": "overspent", "epsilon_spent": 5.0})
+    error = {"type": HOSTILE, "message": HOSTILE, "traceback": HOSTILE}
+    hostile = {"label": HOSTILE, "algorithm": HOSTILE, "dataset": "digits", "params": {HOSTILE: HOSTILE}}
+    return [*rows, failed(cell_id="f", error=error, **hostile), row(cell_id=HOSTILE, **hostile)]
+
+
+def manifest_of(rows):
+    return {
+        "versions": {"fedsim": "0.1.0", HOSTILE: HOSTILE},
+        "revision": "61a3adb",
+        "hardware": {"cpus": 2},
+        "command": HOSTILE,
+        "started": "2026-11-25T10:30:00Z",
+        "grid": {"name": HOSTILE, "epsilon": [1, 4, "inf"]},
+        "cells": [{"cell_id": each.cell_id, "label": each.label} for each in rows],
+    }
+
+
+def test_a_report_is_drawn_from_rows_alone(tmp_path, quickstart):
+    folder = folder_with(tmp_path, quickstart)
+    assert write_report(folder) == folder / "report.html"
+    assert {path.name for path in folder.iterdir()} == {".lock", "results.jsonl", "summary.csv", "report.html", "curves"}
+    assert {path.suffix for path in (folder / "curves").iterdir()} == {".png", ".svg"}
+
+
+def test_every_text_is_escaped_and_nothing_is_loaded(tmp_path, full):
+    page = page_of(folder_with(tmp_path, full, manifest_of(full)))
+    names = [tag for tag, _ in page.tags]
+    assert "script" not in names
+    assert "b" not in names
+    assert page.text.count(HOSTILE) >= 8
+    loading = {"src", "srcset", "data", "action", "background"}
+    assert not [attributes for _, attributes in page.tags if loading & attributes.keys()]
+    links = [value for _, attributes in page.tags for key, value in attributes.items() if key in ("href", "xlink:href")]
+    assert all(link.startswith("#") for link in links)
+    assert not [attributes for _, attributes in page.tags if any(key.startswith("on") for key in attributes)]
+
+
+def test_the_page_says_what_failed_what_was_overspent_and_what_the_numbers_mean(tmp_path, full):
+    text = " ".join(page_of(folder_with(tmp_path, full, manifest_of(full))).text.split())
+    assert "1 cell failed" in text
+    assert "1 cell overspent" in text
+    assert "ε = 5 was spent where 1 was allowed" in text
+    assert "neighbouring data sets differ in one example" in text
+    assert "simulation random numbers, not for release" in text
+    assert "aggregate, that is only the sum over clients is seen" in text
+    assert "- .inf" in text
+
+
+def test_a_row_of_every_cell_stands_in_the_page(tmp_path, quickstart):
+    page = page_of(folder_with(tmp_path, quickstart))
+    assert all(each.cell_id in page.text for each in quickstart)
+    first = quickstart[0]
+    assert f"{first.balanced_accuracy:.3f}" in page.text
+
+
+def test_only_the_manifests_cells_count_and_their_labels_hold(tmp_path, row):
+    rows = [row(cell_id=name, seed=seed) for seed, name in enumerate("abc")]
+    cells = [
+        {"cell_id": "c", "label": "renamed"},
+        {"cell_id": "a", "label": "renamed"},
+        {"cell_id": "z", "label": "renamed"},
+    ]
+    folder = folder_with(tmp_path, rows, {"cells": cells})
+    assert [(each.cell_id, each.label) for each in grid_rows(folder)] == [("c", "renamed"), ("a", "renamed")]
+    page = page_of(folder)
+    assert "renamed" in page.text
+    assert "1 cell not run yet" in page.text
+    assert "fedhypevae" not in page.text
+
+
+def test_a_run_in_which_all_failed_still_has_a_report(tmp_path, failed):
+    page = page_of(folder_with(tmp_path, [failed()]))
+    assert "no cell ended with status ok" in page.text
+    assert "svg" not in [tag for tag, _ in page.tags]
+
+
+def test_a_folder_without_results_or_with_a_broken_manifest_is_a_users_mistake(tmp_path, row):
+    with pytest.raises(UserError, match=r"no results\.jsonl"):
+        write_report(tmp_path)
+    folder = folder_with(tmp_path, [row()], {"cells": ["a"]})
+    with pytest.raises(UserError, match=r"manifest\.json"):
+        write_report(folder)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_a_browser_shows_the_page(tmp_path, full):
+    page = write_report(folder_with(tmp_path, full, manifest_of(full)))
+    picture, profile = tmp_path / "page.png", tmp_path / "profile"
+    command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "--window-size=1100,1400"]
+    shown = subprocess.run(
+        [*command, f"--screenshot={picture}", "--dump-dom", page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    tree = Elements(shown.stdout)
+    assert re.search(r"<title>quick &lt;b&gt;start · fedsim</title>", shown.stdout)
+    assert "script" not in [tag for tag, _ in tree.tags]
+    assert len([tag for tag, _ in tree.tags if tag == "svg"]) == 1
+    assert math.isclose(len([tag for tag, _ in tree.tags if tag == "section"]), 6)
+    assert picture.stat().st_size > 50_000

@@ -1,0 +1,86 @@
+import io
+import math
+
+import pytest
+from rich.console import Console
+
+from fedsim.report.tables import claim, number, results_table, rich_table
+from fedsim.results import group_seeds
+
+
+def printed(rows, width=100):
+    console = Console(file=io.StringIO(), width=width)
+    console.print(rich_table(group_seeds(rows)))
+    return console.file.getvalue()
+
+
+def test_a_block_for_every_partition_and_a_column_for_every_epsilon(quickstart):
+    table = results_table(group_seeds(quickstart))
+    assert table.title == "Balanced accuracy · digits · dirichlet · 10 clients"
+    assert table.columns == ("ε = 1", "ε = 4", "ε = ∞", "no ε")
+    assert [block.place for block in table.blocks] == ["α = 0.1", "α = 1"]
+    assert [line.label for line in table.blocks[0].lines] == ["fedhypevae", "weight-noise", "fedavg-cvae"]
+    assert table.blocks[1].references == (("ceiling", "0.953"), ("local-only", "0.710"), ("chance", "0.100"))
+
+
+def test_a_value_is_the_mean_and_students_half_width(row):
+    rows = [row(seed=seed, balanced_accuracy=value) for seed, value in enumerate((0.5, 0.6, 0.7))]
+    # s = 0.1, t_{0.975, 2} = 4.302653: 0.2484.
+    assert results_table(group_seeds(rows)).blocks[0].lines[0].values == ("0.600±0.248",)
+
+
+def test_one_seed_has_no_interval_and_the_note_says_so(row):
+    table = results_table(group_seeds([row(balanced_accuracy=0.5)]))
+    assert table.blocks[0].lines[0].values == ("0.500",)
+    assert table.notes == ("one seed, so no interval",)
+
+
+def test_what_is_missing_is_told(row, failed):
+    rows = [row(cell_id=f"{seed}", seed=seed, balanced_accuracy=0.5 + seed / 10) for seed in range(3)]
+    rows += [row(cell_id="a", epsilon_target=4.0), failed(cell_id="b", epsilon_target=4.0, seed=1)]
+    rows += [failed(cell_id="c", epsilon_target=8.0)]
+    rows += [row(cell_id="d", epsilon_target=9.0, status="overspent", epsilon_spent=10.0)]
+    table = results_table(group_seeds(rows))
+    assert table.blocks[0].lines[0].values == ("0.600±0.248", "0.500 (n=1)", "failed", "overspent")
+    assert "in no mean: 2 failed and 1 overspent (the report says why)" in table.notes
+
+
+def test_a_claim_speaks_of_finite_budgets_only(row):
+    assert claim(group_seeds([row(epsilon_target=1.0), row(epsilon_target=math.inf)])) == "proved"
+    assert claim(group_seeds([row(epsilon_target=1.0, claim="heuristic"), row(epsilon_target=4.0)])) == "heuristic"
+    assert claim(group_seeds([row(epsilon_target=None)])) == "not private"
+
+
+@pytest.mark.parametrize(("value", "text"), [(None, ""), (math.inf, "∞"), (10, "10"), (0.1, "0.1"), (1e-5, "1e-5")])
+def test_a_number_reads_as_a_person_writes_it(value, text):
+    assert number(value) == text
+
+
+def test_the_quickstart_fits_a_terminal_of_80_columns(quickstart):
+    text = printed(quickstart, width=80)
+    assert "…" not in text
+    assert all(len(line) <= 80 for line in text.splitlines())
+    header = next(line for line in text.splitlines() if line.startswith("method"))
+    assert header.split("  ")[-1].strip() == "no ε"
+
+
+@pytest.mark.parametrize("width", [80, 60, 44])
+def test_a_narrow_terminal_loses_no_value(quickstart, width):
+    values = [
+        value
+        for block in results_table(group_seeds(quickstart)).blocks
+        for line in block.lines
+        for value in line.values
+        if value
+    ]
+    text = printed(quickstart, width)
+    assert len(values) == 14
+    assert all(value in text for value in values)
+
+
+def test_a_label_is_text_not_markup(row):
+    assert "[red]x[/red]" in printed([row(label="[red]x[/red]")])
+
+
+def test_no_rows_give_an_empty_table():
+    assert printed([]).strip() == "Balanced accuracy"

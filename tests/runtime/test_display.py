@@ -1,0 +1,176 @@
+import io
+import re
+import threading
+
+import pytest
+from rich.console import Console
+
+from fedsim.results import Row
+from fedsim.runtime.display import LineDisplay, LiveDisplay, Progress, make_display
+
+ERROR = {"type": "ValueError", "message": "a [bold] reason\nsecond line", "traceback": "Traceback ..."}
+SCORES = {"accuracy": 0.8, "balanced_accuracy": 0.812, "macro_f1": 0.8}
+
+
+def row(cell_id="a", status="ok", **fields):
+    base = {"cell_id": cell_id, "status": status, "algorithm": "alg", "label": "alg", "params": {}, "dataset": "digits"}
+    base |= {"alpha": 0.1, "clients": 10, "seed": 2, "epsilon_target": 4.0, "epsilon_spent": 3.98, "seconds": 4.0}
+    base |= {"error": ERROR} if status == "failed" else SCORES
+    return Row.model_validate(base | fields)
+
+
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def terminal(width=100):
+    return Console(file=io.StringIO(), force_terminal=True, width=width, height=40, color_system=None)
+
+
+def plain(width=100):
+    return Console(file=io.StringIO(), force_terminal=False, width=width)
+
+
+def frame(display, width=100):
+    """What the live view shows now, as text."""
+    console = plain(width)
+    console.print(display._view())
+    return console.file.getvalue()
+
+
+def test_a_terminal_gets_the_live_view_and_a_pipe_gets_lines():
+    assert isinstance(make_display(terminal(), 3, 0), LiveDisplay)
+    assert isinstance(make_display(plain(), 3, 0), LineDisplay)
+
+
+def test_one_line_a_finished_cell():
+    console = plain(width=40)
+    with LineDisplay(console, total=4, already_done=1) as display:
+        for cell in "abc":
+            display.cell_started(cell, "alg")
+            display.round_done(cell, 1, 5)
+        display.cell_finished(row("a"))
+        display.cell_finished(row("b", "failed"))
+        display.cell_finished(row("c", "overspent", epsilon_spent=9.0))
+    lines = console.file.getvalue().splitlines()
+    assert lines[0] == "[2/4] alg digits α=0.1 clients=10 ε=4 seed 2: balanced accuracy 0.812, ε spent 3.98, 4.0 s"
+    assert lines[1] == "[3/4] alg digits α=0.1 clients=10 ε=4 seed 2: failed, ValueError: a [bold] reason"
+    assert lines[2].endswith("overspent (balanced accuracy 0.812, ε spent 9 of 4), 4.0 s")
+    assert lines[3] == "2 of 4 cells done, 1 failed, 1 overspent in 0:00"
+    assert len(lines) == 4
+
+
+def test_the_live_view_counts_and_shows_every_running_cell_with_its_round():
+    display = LiveDisplay(terminal(), total=54, already_done=3)
+    display.cell_started("a", "alg one")
+    display.cell_started("b", "alg [two]")
+    display.round_done("a", 7, 20)
+    text = frame(display)
+    assert "3/54 cells · 3 done · 2 running · 0 failed" in text
+    assert re.search(r"alg one .*round 7/20", text)
+    assert re.search(r"alg \[two\] .*starting", text)
+    display.cell_finished(row("a"))
+    display.cell_finished(row("b", "failed"))
+    text = frame(display)
+    assert "5/54 cells · 4 done · 0 running · 1 failed" in text
+    assert "alg one" not in text
+
+
+def test_many_running_cells_are_cut_to_a_screen():
+    display = LiveDisplay(terminal(), total=500)
+    for cell in range(100):
+        display.cell_started(str(cell), f"cell {cell}")
+    assert len(frame(display).splitlines()) < 20
+    assert "… and 88 more running" in frame(display)
+
+
+def test_a_failure_and_a_note_stay_on_the_screen():
+    console = terminal()
+    with LiveDisplay(console, total=1) as display:
+        display.note("starting ray [ok]")
+        display.cell_started("a", "alg")
+        display.cell_finished(row("a", "failed"))
+    text = console.file.getvalue()
+    assert "starting ray [ok]" in text
+    assert "failed, ValueError: a [bold] reason" in text
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_the_terminal_is_restored_however_the_view_is_left(error):
+    console = terminal()
+
+    def bench():
+        with LiveDisplay(console, total=2) as display:
+            display.cell_started("a", "alg")
+            raise error
+
+    with pytest.raises(error):
+        bench()
+    text = console.file.getvalue()
+    hidden, shown = text.rfind("\x1b[?25l"), text.rfind("\x1b[?25h")
+    assert 0 <= hidden < shown
+    assert text.rstrip().endswith("0 of 2 cells done, 2 not finished in 0:00")
+    for thread in [each for each in threading.enumerate() if type(each).__module__.startswith("rich.")]:
+        thread.join(timeout=10)
+        assert not thread.is_alive()
+
+
+def test_several_threads_may_report_while_the_view_refreshes():
+    console = terminal()
+
+    def work(start):
+        for cell in range(start, start + 40):
+            display.cell_started(str(cell), f"cell {cell}")
+            display.round_done(str(cell), 1, 2)
+            display.cell_finished(row(str(cell), "ok" if cell % 2 else "failed"))
+
+    with LiveDisplay(console, total=160) as display:
+        threads = [threading.Thread(target=work, args=(start,), daemon=True) for start in (0, 40, 80, 120)]
+        for thread in threads:
+            thread.start()
+        for _ in range(20):
+            display._live.refresh()
+        for thread in threads:
+            thread.join(timeout=20)
+        assert not any(thread.is_alive() for thread in threads)
+    assert "80 of 160 cells done, 80 failed" in console.file.getvalue()
+
+
+def test_time_left_is_the_mean_of_finished_cells_over_what_ran_at_once():
+    clock = Clock()
+    progress = Progress(total=10, already_done=2, clock=clock)
+    assert progress.seconds_left() is None
+    for cell in "ab":
+        progress.started(cell, "")
+    clock.now = 10.0
+    for cell in "ab":
+        progress.finished(row(cell))
+    # 6 cells of 10 s each, two at a time.
+    assert progress.seconds_left() == pytest.approx(30.0)
+    for cell in "cd":
+        progress.started(cell, "")
+        progress.advanced(cell, 5, 10)
+    assert progress.seconds_left() == pytest.approx(25.0)
+    assert progress.time_text() == "0:10 gone, about 0:25 left"
+
+
+def test_a_cell_that_failed_early_does_not_shorten_the_estimate():
+    clock = Clock()
+    progress = Progress(total=3, already_done=0, clock=clock)
+    progress.started("a", "")
+    progress.finished(row("a", "failed"))
+    assert progress.seconds_left() is None
+
+
+def test_a_late_round_of_a_cell_that_ended_is_ignored():
+    progress = Progress(total=1, already_done=0, clock=Clock())
+    progress.started("a", "")
+    progress.finished(row("a"))
+    progress.advanced("a", 1, 2)
+    assert progress.running == {}

@@ -1,0 +1,214 @@
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from fedsim.errors import UserError
+from fedsim.partition import SCHEMES, PartitionSpec, apply_shift, check_partition, make_partition, shift_of
+
+LABELS = np.random.default_rng(0).integers(0, 10, 3_000)
+SITES = {"site": np.random.default_rng(1).choice(["north", "south", "west"], 3_000)}
+
+
+def partition(y=LABELS, scheme="dirichlet", alpha=0.3, clients=10, seed=0, columns=SITES, **spec):
+    return make_partition(
+        y, spec=PartitionSpec(scheme=scheme, **spec), alpha=alpha, clients=clients, seed=seed, columns=columns
+    )
+
+
+@st.composite
+def divisions(draw):
+    """Arguments of a partition that the data allow, of any scheme."""
+    scheme = draw(st.sampled_from(sorted(SCHEMES)))
+    classes, min_size = draw(st.integers(2, 6)), draw(st.integers(1, 4))
+    clients = draw(st.integers(1, classes if scheme == "disjoint" else 12))
+    each = draw(st.lists(st.integers(min_size, 20), min_size=classes, max_size=classes))
+    y = np.repeat(np.arange(classes), each)
+    y = np.concatenate([y, np.zeros(max(0, clients * min_size - len(y)), np.int64)])
+    y = np.random.default_rng(draw(st.integers(0, 9))).permutation(y)
+    return {
+        "y": y,
+        "scheme": scheme,
+        "clients": clients,
+        "min_size": min_size,
+        "alpha": draw(st.floats(1e-300, 1e6)),
+        "seed": draw(st.integers(0, 2**40)),
+        "columns": {"site": np.arange(len(y)) % clients},
+        "column": "site" if scheme == "column" else None,
+    }
+
+
+@settings(max_examples=150)
+@given(divisions())
+def test_clients_hold_every_row_once_and_enough_of_them(given):
+    made = partition(**given)
+    assert len(made.rows) == given["clients"]
+    assert sorted(np.concatenate(made.rows).tolist()) == list(range(len(given["y"])))
+    assert all(len(rows) >= given["min_size"] and np.all(np.diff(rows) > 0) and rows.dtype == np.int64 for rows in made.rows)
+    for rows, counts in zip(made.rows, made.label_counts, strict=True):
+        np.testing.assert_array_equal(counts, np.bincount(given["y"][rows], minlength=given["y"].max() + 1))
+
+
+@settings(max_examples=40)
+@given(divisions())
+def test_equal_arguments_give_equal_partitions(given):
+    one, two = partition(**given), partition(**given)
+    assert one.fingerprint == two.fingerprint
+    for a, b in zip(one.rows, two.rows, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("scheme", ["dirichlet", "iid", "disjoint", "feature-shift"])
+def test_seeds_give_different_partitions(scheme):
+    assert len({partition(scheme=scheme, clients=5, seed=seed).fingerprint for seed in range(5)}) == 5
+
+
+def test_the_fingerprint_tells_partitions_apart():
+    made = [
+        partition(),
+        partition(alpha=0.31),
+        partition(clients=11),
+        partition(scheme="iid"),
+        partition(scheme="feature-shift", strength=0.5),
+        partition(scheme="feature-shift", strength=0.6),
+    ]
+    assert len({each.fingerprint for each in made}) == len(made)
+
+
+def largest_share(alpha):
+    """Mean over classes of the share that the class's largest holder has."""
+    counts = partition(alpha=alpha).label_counts
+    return float((counts.max(axis=0) / counts.sum(axis=0)).mean())
+
+
+def test_small_alpha_concentrates_classes_and_large_alpha_spreads_them():
+    assert largest_share(1e-6) > 0.98
+    assert largest_share(1e-6) > largest_share(0.3) > largest_share(1.0) > largest_share(1e6)
+    assert largest_share(1e6) == pytest.approx(0.1, abs=0.005)
+
+
+def test_dirichlet_shares_have_the_distribution_they_claim():
+    alpha, clients = 0.5, 4
+    shares = np.concatenate(
+        [(p := partition(alpha=alpha, clients=clients, seed=s, min_size=1).label_counts) / p.sum(axis=0) for s in range(200)]
+    )
+    # Dirichlet(alpha, ..., alpha) over k: mean 1/k, variance (1/k)(1 - 1/k) / (k alpha + 1)
+    assert shares.mean() == pytest.approx(1 / clients)
+    assert shares.var() == pytest.approx((1 / clients) * (1 - 1 / clients) / (clients * alpha + 1), rel=0.05)
+
+
+def test_iid_sizes_differ_by_one_at_most():
+    sizes = [len(rows) for rows in partition(scheme="iid", clients=7).rows]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("clients", [1, 3, 10])
+def test_disjoint_clients_share_no_label(clients):
+    counts = partition(scheme="disjoint", clients=clients).label_counts
+    assert ((counts > 0).sum(axis=0) == 1).all()
+    assert ((counts > 0).sum(axis=1) >= 1).all()
+
+
+def test_column_clients_are_the_values_in_order():
+    made = partition(scheme="column", column="site", clients=3)
+    for site, rows in zip(["north", "south", "west"], made.rows, strict=True):
+        assert set(SITES["site"][rows]) == {site}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"clients": 1_501},
+            r"clients: 1501 clients × 2 \(partition.min_size\) = 3002 rows, but there are 3000 .*; give at most 1500",
+        ),
+        ({"clients": 0}, "clients: 0 is not positive"),
+        ({"clients": 10, "min_size": 301}, "= 3010 rows"),
+        ({"scheme": "disjoint", "clients": 11}, "11 clients cannot have disjoint labels with 10 classes"),
+        (
+            {"scheme": "disjoint", "y": np.array([0] * 20 + [1]), "clients": 2},
+            "partition.min_size: class 1 has 1 rows, fewer than 2",
+        ),
+        (
+            {"scheme": "column", "column": "sight", "clients": 3},
+            "partition.column: .*no column 'sight'; did you mean 'site'",
+        ),
+        ({"scheme": "column", "column": "site", "clients": 4}, "has 3 values, so 3 clients, not 4; give clients: 3"),
+        ({"scheme": "column", "column": "site", "clients": 3, "min_size": 999}, "partition.min_size: value"),
+    ],
+)
+def test_limits_are_named_with_their_arithmetic(given, message):
+    with pytest.raises(UserError, match=message):
+        partition(**given)
+
+
+def test_a_check_names_the_place_it_is_given():
+    with pytest.raises(UserError) as caught:
+        check_partition(LABELS, spec=PartitionSpec(), clients=9_999, columns={}, place=lambda key: f"g.yaml:3: {key}[1]")
+    assert caught.value.where == "g.yaml:3: clients[1]"
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"scheme": "dirichlett"}, "unknown scheme 'dirichlett'; did you mean 'dirichlet'"),
+        ({"scheme": "column"}, "needs the name of a column"),
+        ({"scheme": "iid", "column": "site"}, "takes no column"),
+        ({"scheme": "iid", "strength": 0.5}, "takes no strength"),
+        ({"scheme": "feature-shift", "strength": -0.5}, "greater than or equal to 0"),
+        ({"min_size": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_a_wrong_spec_is_refused(spec, message):
+    with pytest.raises(ValidationError, match=message):
+        PartitionSpec(**spec)
+
+
+@pytest.mark.parametrize("alpha", [1e-9, 0.1, 100.0])
+def test_a_thousand_clients_over_fifty_thousand_rows_take_less_than_a_second(alpha):
+    y = np.random.default_rng(0).integers(0, 10, 50_000)
+    start = time.perf_counter()
+    partition(y=y, clients=1_000, alpha=alpha, min_size=40)
+    assert time.perf_counter() - start < 1
+
+
+def unit_rows(n=20, dim=64):
+    x = np.random.default_rng(2).standard_normal((n, dim)).astype(np.float32)
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def test_no_strength_is_the_identity():
+    x = unit_rows()
+    np.testing.assert_array_equal(apply_shift(x, 3, strength=0.0, seed=0), x)
+    assert not any(part.any() for part in (shift_of(3, 64, 0.0, 0).left, shift_of(3, 64, 0.0, 0).offset))
+
+
+def test_a_shift_is_the_affine_map_it_claims():
+    x, shift = unit_rows().astype(np.float64), shift_of(3, 64, 0.5, 7)
+    matrix = np.eye(64) + shift.left.astype(np.float64) @ shift.right.T
+    moved = x @ matrix + shift.offset
+    expected = moved / np.linalg.norm(moved, axis=1, keepdims=True)
+    np.testing.assert_allclose(apply_shift(unit_rows(), 3, strength=0.5, seed=7), expected, atol=1e-6)
+
+
+def test_shift_factors_are_orthonormal_and_the_offset_has_the_strength():
+    shift = shift_of(0, 1280, 0.5, 0)
+    np.testing.assert_allclose(shift.left.T @ shift.left, 0.25 * np.eye(8), atol=1e-5)
+    np.testing.assert_allclose(shift.right.T @ shift.right, np.eye(8), atol=1e-5)
+    assert np.linalg.norm(shift.offset) == pytest.approx(0.5, rel=1e-5)
+
+
+def test_shifts_depend_on_client_and_seed_and_on_nothing_else():
+    offsets = [shift_of(client, 64, 0.5, seed).offset for client, seed in [(0, 0), (1, 0), (0, 1), (1, 1)]]
+    assert len({offset.tobytes() for offset in offsets}) == 4
+    np.testing.assert_array_equal(offsets[1], shift_of(1, 64, 0.5, 0).offset)
+
+
+def test_a_stronger_shift_moves_further():
+    x = unit_rows()
+    moved = [np.linalg.norm(apply_shift(x, 0, strength=s, seed=0) - x, axis=1).mean() for s in (0.0, 0.1, 0.5, 2.0)]
+    assert moved == sorted(moved)
+    assert moved[1] > 0.01
