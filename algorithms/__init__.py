@@ -1,0 +1,1 @@
+"""The algorithms that the harness exists for."""

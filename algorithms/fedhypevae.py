@@ -17,8 +17,8 @@ from fedsim.algorithm import Server, Tensors
 from fedsim.batch import Batch
 from fedsim.dp_sgd import DPSGD, DPSGDParams, averaged_model
 from fedsim.models.cvae import Encoder, ObservationNoise, gaussian_nll, kl_normal, sample_posterior
-from fedsim.models.initialise import initial_model
 from fedsim.models.hypernetwork import ConditionalPrior, ModulatedDecoder
+from fedsim.models.initialise import initial_model
 from fedsim.models.kernel import kernel_score
 from fedsim.models.layers import ClientCode
 from fedsim.optimise import adam_step
@@ -50,11 +50,11 @@ class FedHypeVAEParams(DPSGDParams):
     code_scale: float = Field(0.3, gt=0)
     encoder_hidden: list[int] = [32]
     decoder_hidden: list[int] = []
-    beta: float = Field(1.0, ge=0)
+    beta: float = Field(0.5, ge=0)
     kernel: float = Field(0.05, ge=0)
     lipschitz: float = Field(1e-4, ge=0)
     initial_variance: float = Field(0.5, gt=0)
-    latent_share: float = Field(2.0, gt=0)
+    latent_share: float = Field(1.0, gt=0)
     synthesis: Literal["neutral", "mixture", "client"] = "neutral"
     meta_codes: int = Field(3, ge=1)
     meta_steps: int = Field(50, ge=0)
@@ -74,7 +74,7 @@ class HyperCVAE(nn.Module):
         self.observation = ObservationNoise(params.initial_variance / dim)
 
     def generate(self, code: Tensor, y: Tensor, latent: Tensor, observation: Tensor) -> Tensor:
-        """x ~ p(x | z) p(z | y, v) from standard normal draws ``[N, T, latent]`` and ``[N, T, d]``; codes ``[N, k]``."""
+        """X ~ p(x | z) p(z | y, v) from standard normal draws ``[N, T, latent]`` and ``[N, T, d]``; codes ``[N, k]``."""
         mean, log_var = self.prior(y, code)
         z = mean.unsqueeze(1) + (0.5 * log_var).exp().unsqueeze(1) * latent
         decoded: Tensor = self.decoder(z, y, code)

@@ -15,8 +15,8 @@ class WeightNoiseCVAEParams(FedAvgCVAEParams):
         clip: C, the L2 norm to which each client's update is clipped.
     """
 
-    rounds: int = Field(10, ge=1)
-    clip: float = Field(0.5, gt=0)
+    rounds: int = Field(5, ge=1)
+    clip: float = Field(3.0, gt=0)
 
 
 @register("weight-noise")

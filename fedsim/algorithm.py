@@ -11,7 +11,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator as Steps
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -108,7 +110,8 @@ class Message:
 
     Attributes:
         sums: tensors by name.
-        entries: what went through the mechanism, for the ledger; empty for an algorithm that is not private.
+        entries: one per client for the ledger, with the multiplier of the noise that the client itself added (inf: it added none);
+            empty for an algorithm that is not private.
         sampled: fingerprint of the rows that each client sampled.
         noise: fingerprint of the noise that the clients drew.
         uplink_bytes: what the clients would have sent over a network, all of them together.
@@ -290,17 +293,15 @@ class Algorithm(ABC):
         pool: Pool,
         plan: PrivacyPlan | None,
         seeds: Seeds,
-        observe: Callable[[RoundRecord], None],
         resume: Progress | None = None,
         checkpoint: Callable[[Callable[[], Progress]], None] | None = None,
-    ) -> Trained:
-        """Run all rounds.
+    ) -> Steps[RoundRecord, None, Trained]:
+        """Run all rounds: yields a record after each, returns the outcome.
 
         Args:
             pool: the clients.
             plan: from :meth:`plan`.
             seeds: the cell's seed tree.
-            observe: called after every round.
             resume: go on from here; the result is that of an uninterrupted training.
             checkpoint: called after every round with a function that captures the progress; it decides when to.
         """
@@ -316,30 +317,28 @@ class Algorithm(ABC):
                 continue
             messages = pool.round(round_, release, self.broadcast(server))
             total = add_in_order([message.sums for message in messages])
-            signal = l2_norm(total)
-            noise = self._server_noise(plan, release, total, seeds, round_)
-            server_values = self.server_step(
-                server, round_, release, {k: v + noise[k] if noise else v for k, v in total.items()}
-            )
+            noise, multiplier = self._server_noise(plan, release, total, seeds, round_)
+            record = {"release": release.name, **_gathered(messages, noise, l2_norm(total))}
+            noisy = {name: value + noise[name] for name, value in total.items()} if noise else total
+            record |= self.server_step(server, round_, release, noisy)
             for entry in (entry for message in messages for entry in message.entries):
-                ledger.record(entry)
+                ledger.record(replace(entry, noise_multiplier=min(entry.noise_multiplier, multiplier)))
             uplink += sum(message.uplink_bytes for message in messages)
-            observe(
-                RoundRecord(round_, rounds, {"release": release.name, **_gathered(messages, noise, signal), **server_values})
-            )
             if checkpoint is not None:
-                checkpoint(lambda at=round_ + 1, sent=uplink: capture(server, pool, ledger, at, sent))
+                checkpoint(partial(capture, server, pool, ledger, round_ + 1, uplink))
+            yield RoundRecord(round_, rounds, record)
         codes = pool.released(code_names(server.model)) if self.releases_codes() else {}
         return Trained(self.generator(server, codes, seeds), ledger, uplink)
 
     def _server_noise(
         self, plan: PrivacyPlan | None, release: Release, total: Tensors, seeds: Seeds, round_: int
-    ) -> Tensors | None:
-        """Under ``trust: aggregate`` the noise is added once, to the sum; silos have added their own."""
+    ) -> tuple[Tensors, float]:
+        """Under ``trust: aggregate`` the noise is added once, to the sum; with its multiplier, inf where clients added theirs."""
         if plan is None or self.task.trust == "silo":
-            return None
+            return {}, math.inf
         shapes = {name: tuple(value.shape) for name, value in total.items()}
-        return gaussian(shapes, plan.noise_std(release.name), seeds.torch(Purpose.NOISE, round_, SERVER))
+        std = plan.noise_std(release.name)
+        return gaussian(shapes, std, seeds.torch(Purpose.NOISE, round_, SERVER)), std / plan.sensitivity
 
 
 def shared_tensors(model: nn.Module) -> Tensors:
@@ -372,7 +371,7 @@ def l2_norm(tensors: Tensors) -> float:
     return math.sqrt(sum(float(value.square().sum()) for value in tensors.values()))
 
 
-def _gathered(messages: Sequence[Message], noise: Tensors | None, signal: float) -> dict[str, Any]:
+def _gathered(messages: Sequence[Message], noise: Tensors, signal: float) -> dict[str, Any]:
     values: dict[str, Any] = {
         "sampled": sum(message.sampled for message in messages) % 2**32,
         "noise": (sum(message.noise for message in messages) + (fingerprint(noise) if noise else 0)) % 2**32,

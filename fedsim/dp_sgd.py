@@ -8,6 +8,7 @@ client (encoder, code) is clipped jointly with the shared part and gets noise of
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -22,7 +23,7 @@ from fedsim.optimise import adam_step, average_step
 from fedsim.privacy.clipping import Norms, clipped_sum
 from fedsim.privacy.ledger import Entry
 from fedsim.privacy.noise import fingerprint, gaussian
-from fedsim.privacy.plan import Claim, PrivacyPlan, Release
+from fedsim.privacy.plan import Claim, Release
 from fedsim.seeds import Purpose
 
 RELEASE = "dp-sgd"
@@ -44,12 +45,12 @@ class DPSGDParams(Params):
         engine: how clipped sums are computed.
     """
 
-    rounds: int = Field(200, ge=1)
+    rounds: int = Field(300, ge=1)
     sample_rate: float = Field(0.2, gt=0, le=1)
     client_rate: float = Field(1.0, gt=0, le=1)
     clip: float = Field(1.0, gt=0)
-    learning_rate: float = Field(0.01, gt=0)
-    local_learning_rate: float = Field(0.001, ge=0)
+    learning_rate: float = Field(0.03, gt=0)
+    local_learning_rate: float = Field(0.01, ge=0)
     decay: float = Field(0.05, gt=0, le=1)
     average_from: float = Field(0.5, ge=0, lt=1)
     expected_batch: float = Field(256, gt=0)
@@ -126,13 +127,13 @@ class DPSGD(Algorithm):
         norms = self.norms(clients.model)
         result = clipped_sum(clients.model, total, batch, norms, self.params.engine)
         local = local_names(clients.model)
-        noise, drawn = self._client_noise(clients, round_, release, result.sums, local)
+        noise, drawn, multiplier = self._client_noise(clients, round_, release, result.sums, local)
         noisy = {name: value + noise[name] if name in noise else value for name, value in result.sums.items()}
         self._local_step(clients, round_, {name: noisy[name] / norms.weight(name) for name in local})
         sums = {name: value for name, value in noisy.items() if name not in local}
         return Message(
             sums,
-            tuple(entries(clients, clients.plan, release, round_)),
+            tuple(entries(clients, release, round_, multiplier)),
             sum(fingerprint({"rows": chosen}) for chosen in rows),
             drawn,
             4 * sum(value.numel() for value in sums.values()) * len(clients.members),
@@ -145,10 +146,10 @@ class DPSGD(Algorithm):
 
     def _client_noise(
         self, clients: Clients, round_: int, release: Release, sums: Tensors, local: list[str]
-    ) -> tuple[Tensors, int]:
-        """Noise that clients add themselves, to what stays with them and as silos to what they send; and its fingerprint."""
+    ) -> tuple[Tensors, int, float]:
+        """Noise that clients add themselves, to what stays with them and as silos to what they send; its fingerprint, its multiplier."""
         if clients.plan is None:
-            return {}, 0
+            return {}, 0, math.inf
         sent = [name for name in sums if name not in local] if self.task.trust == "silo" else []
         kept = local if self.params.scope == "joint" else []
         shapes = {name: tuple(sums[name].shape) for name in sent} | {name: tuple(sums[name].shape[1:]) for name in kept}
@@ -161,7 +162,7 @@ class DPSGD(Algorithm):
                 noise[name] += draw[name]
             for name in kept:
                 noise[name][position] = draw[name]
-        return noise, drawn
+        return noise, drawn, std / clients.plan.sensitivity if shapes else math.inf
 
     def _local_step(self, clients: Clients, round_: int, gradients: Tensors) -> None:
         if not gradients:
@@ -202,11 +203,17 @@ def averaged_model(server: Server) -> nn.Module:
     return server.model
 
 
-def entries(clients: Clients, plan: PrivacyPlan | None, release: Release, round_: int) -> list[Entry]:
-    """One ledger entry for every member: an empty sample is a step too."""
-    if plan is None:
+def entries(clients: Clients, release: Release, round_: int, multiplier: float) -> list[Entry]:
+    """One ledger entry for every member: an empty sample is a step too.
+
+    Args:
+        clients: the cohort.
+        release: the mechanism that ran.
+        round_: when.
+        multiplier: of the noise that the clients added, over the sensitivity; ``inf`` if all noise is the server's.
+    """
+    if clients.plan is None:
         return []
-    multiplier = plan.noise_multiplier(release.name)
     return [Entry(release.name, round_, client, multiplier, release.sample_rate) for client in clients.members]
 
 

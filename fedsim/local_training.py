@@ -41,10 +41,10 @@ class LocalTrainingParams(Params):
         client_rate: the probability with which each client takes part in a round; it amplifies for ``unit: client``.
     """
 
-    rounds: int = Field(20, ge=1)
-    local_steps: int = Field(20, ge=1)
+    rounds: int = Field(10, ge=1)
+    local_steps: int = Field(50, ge=1)
     batch_size: int = Field(32, ge=1)
-    learning_rate: float = Field(0.003, gt=0)
+    learning_rate: float = Field(0.02, gt=0)
     client_rate: float = Field(1.0, gt=0, le=1)
 
 
@@ -102,13 +102,13 @@ class LocalTraining(Algorithm):
         norms = torch.stack([update.flatten(1).square().sum(1) for update in updates.values()]).sum(0).sqrt()
         factor = weight * (self.clip() / norms.clamp_min(1e-12)).clamp_max(1.0)
         sums = {name: torch.einsum("k,k...->...", factor, update) for name, update in updates.items()}
-        drawn = self._add_silo_noise(clients, round_, release, sums)
+        drawn, multiplier = self._add_silo_noise(clients, round_, release, sums)
         sent = 4 * sum(value.numel() for value in sums.values()) * int(takes_part.sum())
         if clients.plan is None:
             sums[WEIGHT] = weight.sum()
         return Message(
             sums,
-            tuple(entries(clients, clients.plan, release, round_)),
+            tuple(entries(clients, release, round_, multiplier)),
             sum(fingerprint({"rows": torch.from_numpy(chosen)}) for chosen in rows),
             drawn,
             sent,
@@ -170,18 +170,18 @@ class LocalTraining(Algorithm):
             adam_step(parameters, gradients, state, self.params.learning_rate)
         return {name: value.detach() for name, value in means.items()}
 
-    def _add_silo_noise(self, clients: Clients, round_: int, release: Release, sums: Tensors) -> int:
-        """As silos the clients add full noise to what they send; returns its fingerprint."""
+    def _add_silo_noise(self, clients: Clients, round_: int, release: Release, sums: Tensors) -> tuple[int, float]:
+        """As silos the clients add full noise to what they send; returns its fingerprint and multiplier."""
         if clients.plan is None or self.task.trust != "silo":
-            return 0
+            return 0, math.inf
         shapes = {name: tuple(value.shape) for name, value in sums.items()}
-        drawn = 0
+        std, drawn = clients.plan.noise_std(release.name), 0
         for client in clients.members:
-            draw = gaussian(shapes, clients.plan.noise_std(release.name), clients.seeds.torch(Purpose.NOISE, round_, client))
+            draw = gaussian(shapes, std, clients.seeds.torch(Purpose.NOISE, round_, client))
             drawn += fingerprint(draw)
             for name in sums:
                 sums[name] += draw[name]
-        return drawn
+        return drawn, std / clients.plan.sensitivity
 
 
 class _LossOf(nn.Module):

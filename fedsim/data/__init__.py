@@ -1,0 +1,1 @@
+"""Data sets: embeddings with labels and a split, loaded, validated and normalised."""

@@ -1,0 +1,1 @@
+"""Models: parts of CVAEs, the hypernetwork, cohort layers, the linear probe."""

@@ -13,7 +13,7 @@ BANDWIDTHS = (0.1, 0.3, 1.0)
 
 
 def kernel(squared_distance: Tensor) -> Tensor:
-    """k as a function of the squared distance, elementwise; 1 at distance 0."""
+    """K as a function of the squared distance, elementwise; 1 at distance 0."""
     return torch.stack([h / (h + squared_distance) for h in BANDWIDTHS]).mean(0)
 
 

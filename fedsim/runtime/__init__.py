@@ -1,0 +1,1 @@
+"""Running cells on Ray: cohorts, trials, the scheduler and the live view."""

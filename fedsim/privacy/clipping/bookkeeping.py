@@ -1,8 +1,7 @@
 """The bookkeeping engine: norms and clipped sums from the inputs and output gradients that one backward pass leaves behind.
 
-For a linear layer the gradient of example n is ``g_n a_n^T``, so its squared norm is ``|g_n|^2 |a_n|^2`` and the clipped sum is one
-product ``(c * g)^T a`` (Goodfellow 2015, arXiv 1510.01799; Bu et al. 2023, "book-keeping", arXiv 2210.00038). A layer used T times an
-example has ``sum_st <g_s, g_t> <a_s, a_t>`` (Li et al. 2022, "ghost norm", arXiv 2110.05679).
+Norm and sum of an example come from the same numbers (:mod:`fedsim.privacy.clipping.rules`), so what was measured is what is clipped.
+The one thing that this rests on is that row n of every layer belongs to example n; what can be seen to break it raises.
 """
 
 from __future__ import annotations
@@ -14,203 +13,44 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from fedsim.batch import Batch
-from fedsim.models.layers import ClientCode, ClientLinear, Layout, Scale, Shift, ZeroLinear
+from fedsim.models.layers import Layout
 from fedsim.privacy.clipping.engine import ClippedSum, Loss, Norms
+from fedsim.privacy.clipping.rules import PER_CLIENT, RULES, Use, by_use
 
 
 @dataclass(frozen=True)
-class Use:
-    """All uses of one layer in one forward pass.
+class Call:
+    """One use of a layer: its arguments, the first one's version, and the place of its output in the graph of gradients."""
 
-    Attributes:
-        layer: the layer.
-        inputs: what its gradient is an outer product with, ``[N, T, in]``; empty last dimension where there is nothing.
-        grads: gradient of the summed loss by its output, ``[N, T, out]``.
-        layout: which client each row belongs to.
-    """
-
-    layer: nn.Module
-    inputs: Tensor
-    grads: Tensor
-    layout: Layout
+    args: tuple[Any, ...]
+    version: int
+    edge: GradientEdge
+    shape: torch.Size
 
 
-class Rule:
-    """How one kind of layer yields squared per-example norms and weighted sums, by parameter name within the layer."""
-
-    def squared(self, use: Use) -> dict[str, Tensor]:
-        """Each parameter's squared gradient norm, ``[N]``."""
-        raise NotImplementedError
-
-    def sums(self, use: Use, factor: Tensor) -> dict[str, Tensor]:
-        """Each parameter's ``sum_n factor_n * gradient_n``, in the parameter's shape."""
-        raise NotImplementedError
-
-    def per_client(self, use: Use) -> dict[str, Tensor]:
-        """Each parameter's gradient summed per client, ``[K, ...]``; a per-client parameter's own shape where it has K rows."""
-        raise NotImplementedError
+Calls = dict[str, list[Call]]
 
 
-def _outer_squared(a: Tensor, g: Tensor) -> Tensor:
-    """``|sum_t g_t a_t^T|^2`` per example from ``[N, T, in]`` and ``[N, T, out]``."""
-    if a.shape[1] == 1:
-        return torch.linalg.vecdot(a, a).squeeze(1) * torch.linalg.vecdot(g, g).squeeze(1)
-    return ((a @ a.transpose(1, 2)) * (g @ g.transpose(1, 2))).sum((1, 2))
-
-
-def _vector_squared(g: Tensor) -> Tensor:
-    """``|sum_t g_t|^2`` per example from ``[N, T, out]``."""
-    summed = g.sum(1) if g.shape[1] > 1 else g[:, 0]
-    return torch.linalg.vecdot(summed, summed)
-
-
-def _by_client(use: Use, values: Tensor) -> Tensor:
-    """``[N, T, m]`` to ``[K, width * T, m]``."""
-    padded = use.layout.pad(values)
-    return padded.reshape(padded.shape[0], -1, padded.shape[-1])
-
-
-class LinearRule(Rule):
-    """``nn.Linear``: weight and bias shared by all clients."""
-
-    def squared(self, use: Use) -> dict[str, Tensor]:
-        """From the norms of inputs and output gradients, or their Gram matrices where T > 1."""
-        found = {"weight": _outer_squared(use.inputs, use.grads)}
-        if use.layer.bias is not None:
-            found["bias"] = _vector_squared(use.grads)
-        return found
-
-    def sums(self, use: Use, factor: Tensor) -> dict[str, Tensor]:
-        """One weighted product."""
-        weighted = (use.grads * factor[:, None, None]).flatten(0, 1)
-        found = {"weight": weighted.T @ use.inputs.flatten(0, 1)}
-        if use.layer.bias is not None:
-            found["bias"] = weighted.sum(0)
-        return found
-
-    def per_client(self, use: Use) -> dict[str, Tensor]:
-        """One batched product over the padded clients."""
-        grads = _by_client(use, use.grads)
-        found = {"weight": grads.transpose(1, 2) @ _by_client(use, use.inputs)}
-        if use.layer.bias is not None:
-            found["bias"] = grads.sum(1)
-        return found
-
-
-class ClientLinearRule(LinearRule):
-    """``ClientLinear``: the same norms, sums kept apart by client."""
-
-    def sums(self, use: Use, factor: Tensor) -> dict[str, Tensor]:
-        """One weighted batched product over the padded clients."""
-        return self.per_client(Use(use.layer, use.inputs, use.grads * factor[:, None, None], use.layout))
-
-
-class ShiftRule(Rule):
-    """``Shift``: the gradient is the output's."""
-
-    def gradient(self, use: Use) -> Tensor:
-        """Per-example gradient ``[N, size]``."""
-        return use.grads.sum(1)
-
-    def squared(self, use: Use) -> dict[str, Tensor]:
-        """Directly: an elementwise parameter's gradient is no larger than the activation."""
-        return {"weight": _vector_squared(self.gradient(use)[:, None])}
-
-    def sums(self, use: Use, factor: Tensor) -> dict[str, Tensor]:
-        """Weighted sum over examples."""
-        return {"weight": factor @ self.gradient(use)}
-
-    def per_client(self, use: Use) -> dict[str, Tensor]:
-        """Summed by client."""
-        return {"weight": _sum_by(use.layout.client, self.gradient(use), use.layout.clients)}
-
-
-class ScaleRule(ShiftRule):
-    """``Scale``: the gradient is input times output gradient."""
-
-    def gradient(self, use: Use) -> Tensor:
-        """Per-example gradient ``[N, size]``."""
-        return (use.grads * use.inputs).sum(1)
-
-
-class LayerNormRule(Rule):
-    """``nn.LayerNorm`` over the last dimension: a scale of the normalised input, and a shift."""
-
-    def _gradients(self, use: Use) -> dict[str, Tensor]:
-        assert isinstance(use.layer, nn.LayerNorm)
-        normalised = F.layer_norm(use.inputs, use.layer.normalized_shape, eps=use.layer.eps)
-        found = {"weight": (use.grads * normalised).sum(1)}
-        if use.layer.bias is not None:
-            found["bias"] = use.grads.sum(1)
-        return found
-
-    def squared(self, use: Use) -> dict[str, Tensor]:
-        """Directly, as for any elementwise parameter."""
-        return {name: torch.linalg.vecdot(g, g) for name, g in self._gradients(use).items()}
-
-    def sums(self, use: Use, factor: Tensor) -> dict[str, Tensor]:
-        """Weighted sum over examples."""
-        return {name: factor @ g for name, g in self._gradients(use).items()}
-
-    def per_client(self, use: Use) -> dict[str, Tensor]:
-        """Summed by client."""
-        return {name: _sum_by(use.layout.client, g, use.layout.clients) for name, g in self._gradients(use).items()}
-
-
-class EmbeddingRule(Rule):
-    """``nn.Embedding``: rows picked by index; ``inputs`` holds the indices ``[N, T, 1]``."""
-
-    def squared(self, use: Use) -> dict[str, Tensor]:
-        """Gram matrix of the gradients, over pairs of uses that picked the same row."""
-        same = use.inputs == use.inputs.transpose(1, 2)
-        return {"weight": ((use.grads @ use.grads.transpose(1, 2)) * same).sum((1, 2))}
-
-    def sums(self, use: Use, factor: Tensor) -> dict[str, Tensor]:
-        """Weighted gradients added to the rows that were picked."""
-        weight = use.layer.weight
-        assert isinstance(weight, Tensor)
-        weighted = (use.grads * factor[:, None, None]).flatten(0, 1)
-        return {"weight": _sum_by(use.inputs.flatten().long(), weighted, len(weight))}
-
-    def per_client(self, use: Use) -> dict[str, Tensor]:
-        """As :meth:`sums`, each client with a table of its own."""
-        weight = use.layer.weight
-        assert isinstance(weight, Tensor)
-        rows, times = use.grads.shape[:2]
-        client = use.layout.client[:, None].expand(rows, times)
-        index = (client * len(weight) + use.inputs[..., 0].long()).flatten()
-        summed = _sum_by(index, use.grads.flatten(0, 1), use.layout.clients * len(weight))
-        return {"weight": summed.view(use.layout.clients, *weight.shape)}
-
-
-class ClientCodeRule(ShiftRule):
-    """``ClientCode``: the gradient of the per-example input, added to its client's row."""
-
-    def sums(self, use: Use, factor: Tensor) -> dict[str, Tensor]:
-        """Weighted sum per client."""
-        return {"weight": _sum_by(use.layout.client, self.gradient(use) * factor[:, None], use.layout.clients)}
-
-
-RULES: dict[type[nn.Module], Rule] = {
-    nn.Linear: LinearRule(),
-    ZeroLinear: LinearRule(),
-    nn.LayerNorm: LayerNormRule(),
-    nn.Embedding: EmbeddingRule(),
-    ClientLinear: ClientLinearRule(),
-    ClientCode: ClientCodeRule(),
-    Scale: ScaleRule(),
-    Shift: ShiftRule(),
-}
-PER_CLIENT = (ClientLinear, ClientCode)
-"""Layers whose parameters have one slice per client."""
-
-
-def _sum_by(index: Tensor, values: Tensor, size: int) -> Tensor:
-    return values.new_zeros(size, values.shape[-1]).index_add(0, index, values)
+def bookkeeping(model: nn.Module, loss: Loss, batch: Batch, norms: Norms) -> ClippedSum:
+    """See :func:`fedsim.privacy.clipping.clipped_sum`: one forward, one backward, one weighted product a layer."""
+    layers = covered_layers(model)
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    with torch.enable_grad():
+        with _recorded(layers) as calls:
+            losses = loss(model, batch)
+        if losses.shape != (len(batch),):
+            raise ValueError(f"the loss has shape {list(losses.shape)}, not one number for each of {len(batch)} examples")
+        _refuse_other_uses(losses, trainable, calls)
+        uses = _uses(layers, calls, losses, batch.layout)
+    with torch.no_grad():
+        clip = _clip_clients if norms.unit == "client" else _clip_examples
+        sums, unit_norms = clip(uses, trainable, norms, batch)
+        complete = {name: sums[name] if name in sums else torch.zeros_like(p) for name, p in trainable.items()}
+    return ClippedSum(complete, unit_norms, losses.detach())
 
 
 def covered_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -226,127 +66,169 @@ def covered_layers(model: nn.Module) -> dict[str, nn.Module]:
             if not parameter.requires_grad:
                 continue
             full = f"{path}.{name}" if path else name
-            if type(module) not in RULES:
-                raise ValueError(
-                    f"bookkeeping does not cover parameter '{full}' of a {type(module).__name__}; "
-                    f"covered: {', '.join(kind.__name__ for kind in RULES)}; or use engine vmap"
-                )
+            reason = _refusal(module, name)
             if id(parameter) in owners:
-                raise ValueError(
-                    f"bookkeeping does not cover '{full}': it is the same parameter as '{owners[id(parameter)]}'"
-                )
+                reason = f"it is the same parameter as '{owners[id(parameter)]}'"
+            if reason:
+                raise ValueError(f"bookkeeping does not cover parameter '{full}': {reason}; engine vmap may")
             owners[id(parameter)] = full
             layers[path] = module
     return layers
 
 
+def _refusal(layer: nn.Module, name: str) -> str | None:
+    rule = RULES.get(type(layer))
+    if rule is None or name not in rule.names:
+        covered = ", ".join(kind.__name__ for kind in RULES)
+        return f"a {type(layer).__name__} with a '{name}' is not one of {covered}"
+    if "forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks:
+        return "its layer's forward is replaced or has hooks of its own"
+    return rule.refusal(layer)
+
+
 @contextmanager
-def _watched(layers: dict[str, nn.Module]) -> Iterator[dict[str, list[tuple[tuple[Any, ...], Tensor]]]]:
-    """Record (inputs, output) of every use of ``layers``; their parameters take no gradient meanwhile."""
-    calls: dict[str, list[tuple[tuple[Any, ...], Tensor]]] = defaultdict(list)
+def _recorded(layers: dict[str, nn.Module]) -> Iterator[Calls]:
+    """Record every use of ``layers`` that a gradient can flow through."""
+    calls: Calls = defaultdict(list)
 
     def watch(path: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
-        def record(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        def record(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             if not output.requires_grad:
-                output.requires_grad_(True)
-            calls[path].append((inputs, output))
+                return
+            if not args:
+                raise ValueError(f"layer '{path}' was called with keywords only; pass its input by position")
+            version = args[0]._version if isinstance(args[0], Tensor) else 0
+            # The edge, not the tensor: an operation in place would move the tensor on in the graph.
+            calls[path].append(Call(args, version, get_gradient_edge(output), output.shape))
 
         return record
 
-    parameters = [p for layer in layers.values() for p in layer.parameters(recurse=False) if p.requires_grad]
     handles = [layer.register_forward_hook(watch(path)) for path, layer in layers.items()]
     try:
-        for parameter in parameters:
-            parameter.requires_grad_(False)
         yield calls
     finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
         for handle in handles:
             handle.remove()
 
 
-def _times(values: Tensor) -> Tensor:
-    """``[N, ..., m]`` to ``[N, T, m]``."""
-    return values.unsqueeze(1) if values.dim() == 2 else values.flatten(1, -2)
+def _refuse_other_uses(losses: Tensor, trainable: dict[str, Tensor], calls: Calls) -> None:
+    """Raise if the loss reaches a parameter by another way than a recorded use of its layer.
+
+    Walks the graph of gradients from the loss, stepping over the recorded uses to their inputs.
+    """
+    over: dict[Node, list[Node | None]] = {}
+    for uses in calls.values():
+        for call in uses:
+            over[call.edge.node] = [get_gradient_edge(a).node for a in call.args if isinstance(a, Tensor) and a.requires_grad]
+    names = {id(parameter): name for name, parameter in trainable.items()}
+    waiting: list[Node | None] = [losses.grad_fn]
+    seen: set[Node] = set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node in over:
+            waiting += over[node]
+            continue
+        name = names.get(id(getattr(node, "variable", None)))
+        if name is not None:
+            raise ValueError(
+                f"parameter '{name}' is used outside its layer's own forward: bookkeeping would not see that gradient; "
+                "call the layer, or use engine vmap"
+            )
+        waiting += [following for following, _ in node.next_functions]
 
 
-def _uses(
-    layers: dict[str, nn.Module], calls: dict[str, list[tuple[tuple[Any, ...], Tensor]]], loss: Tensor, layout: Layout
-) -> dict[str, Use]:
-    outputs = [output for path in layers for _, output in calls[path]]
-    found = iter(torch.autograd.grad(loss.sum(), outputs, allow_unused=True))
+def _uses(layers: dict[str, nn.Module], calls: Calls, losses: Tensor, layout: Layout) -> dict[str, Use]:
+    edges = [call.edge for path in layers for call in calls[path]]
+    if not losses.requires_grad or not edges:
+        return {}
+    found = iter(torch.autograd.grad(losses.sum(), edges, allow_unused=True))
     uses = {}
     for path, layer in layers.items():
         inputs, grads = [], []
-        for args, output in calls[path]:
-            if output.shape[0] != len(loss):
-                raise ValueError(
-                    f"layer '{path}' saw {output.shape[0]} rows for {len(loss)} examples: its gradient is not per example; "
-                    "give it one input row per example (a code expanded to the batch, not one weight set for all)"
-                )
-            grad = next(found)
-            grads.append(_times(torch.zeros_like(output) if grad is None else grad))
-            if isinstance(layer, ClientCode):
-                inputs.append(grads[-1][..., :0])
-            elif isinstance(layer, nn.Embedding):
-                inputs.append(args[0].reshape(len(loss), -1, 1))
-            else:
-                inputs.append(_times(args[0].detach()))
+        for call, grad in [(call, next(found)) for call in calls[path]]:
+            if grad is None:
+                continue
+            _check_call(path, call, len(losses), layout)
+            grads.append(by_use(grad))
+            inputs.append(RULES[type(layer)].inputs(call.args, grads[-1]))
         if grads:
             uses[path] = Use(layer, _join(inputs), _join(grads), layout)
     return uses
+
+
+def _check_call(path: str, call: Call, rows: int, layout: Layout) -> None:
+    if len(call.shape) < 2 or call.shape[0] != rows:
+        raise ValueError(
+            f"layer '{path}' gave {list(call.shape)} for {rows} examples: its gradient is not per example; "
+            "give it one input row per example (a code expanded to the batch, not one weight set for all)"
+        )
+    first = call.args[0]
+    if isinstance(first, Tensor) and first._version != call.version:
+        raise ValueError(f"the input of layer '{path}' was changed in place after the layer had used it")
+    if any(isinstance(arg, Layout) and arg is not layout for arg in call.args):
+        raise ValueError(f"layer '{path}' was called with another layout than its batch's")
 
 
 def _join(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
-def bookkeeping(model: nn.Module, loss: Loss, batch: Batch, norms: Norms) -> ClippedSum:
-    """See :func:`fedsim.privacy.clipping.clipped_sum`: one forward, one backward, one weighted product a layer."""
-    layers = covered_layers(model)
-    with _watched(layers) as calls, torch.enable_grad():
-        losses = loss(model, batch)
-        uses = _uses(layers, calls, losses, batch.layout)
-    with torch.no_grad():
-        clip = _clip_clients if norms.unit == "client" else _clip_examples
-        sums, unit_norms = clip(uses, norms, batch)
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad and name not in sums:
-                sums[name] = torch.zeros_like(parameter)
-    return ClippedSum(sums, unit_norms, losses.detach())
-
-
-def _clip_examples(uses: dict[str, Use], norms: Norms, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-    squared = batch.x.new_zeros(len(batch))
+def _clip_examples(
+    uses: dict[str, Use], trainable: dict[str, Tensor], norms: Norms, batch: Batch
+) -> tuple[dict[str, Tensor], Tensor]:
+    squared, finite = batch.x.new_zeros(len(batch)), torch.ones(len(batch), dtype=torch.bool, device=batch.x.device)
     for path, use in uses.items():
         for name, value in RULES[type(use.layer)].squared(use).items():
-            if not norms.is_free(f"{path}.{name}"):
-                squared += norms.weight(f"{path}.{name}") ** 2 * value
+            full = _full(path, name)
+            if full not in trainable:
+                continue
+            if norms.is_free(full):
+                finite &= value.isfinite()
+            else:
+                squared.add_(value, alpha=norms.weight(full) ** 2)
+    finite &= squared.isfinite()
+    if not bool(finite.all()):
+        uses = {path: use.keep_only(finite) for path, use in uses.items()}
     factor, ones = norms.factors(squared), torch.ones_like(squared)
     sums = {}
     for path, use in uses.items():
-        free = norms.is_free(path)
-        for name, value in RULES[type(use.layer)].sums(use, ones if free else factor).items():
-            sums[f"{path}.{name}"] = value * norms.weight(f"{path}.{name}")
+        rule = RULES[type(use.layer)]
+        names = {name: _full(path, name) for name in rule.names if _full(path, name) in trainable}
+        for free in {norms.is_free(full) for full in names.values()}:
+            found = rule.sums(use, ones if free else factor)
+            for name, full in names.items():
+                if norms.is_free(full) == free:
+                    sums[full] = _weighed(found[name], norms.weight(full))
     return sums, squared.sqrt()
 
 
-def _clip_clients(uses: dict[str, Use], norms: Norms, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+def _clip_clients(
+    uses: dict[str, Use], trainable: dict[str, Tensor], norms: Norms, batch: Batch
+) -> tuple[dict[str, Tensor], Tensor]:
     messages: dict[str, Tensor] = {}
-    squared = batch.x.new_zeros(batch.layout.clients)
+    owners: dict[str, nn.Module] = {}
     for path, use in uses.items():
         for name, value in RULES[type(use.layer)].per_client(use).items():
-            full = f"{path}.{name}"
-            messages[full] = value * norms.weight(full)
-            if not norms.is_free(full):
-                squared += messages[full].flatten(1).square().sum(1)
-    factor = norms.factors(squared)
+            if _full(path, name) in trainable:
+                messages[_full(path, name)] = _weighed(value, norms.weight(_full(path, name)))
+                owners[_full(path, name)] = use.layer
+    factors, unit_norms = norms.clip_factors(messages, batch.layout.clients)
     sums = {}
-    for path, use in uses.items():
-        for full in (name for name in messages if name.rpartition(".")[0] == path):
-            value = messages[full]
-            if not norms.is_free(full):
-                value = value * factor.view(-1, *[1] * (value.dim() - 1))
-            sums[full] = value if isinstance(use.layer, PER_CLIENT) else value.sum(0)
-    return sums, squared.sqrt()
+    for full, message in messages.items():
+        factor = factors(full)
+        if isinstance(owners[full], PER_CLIENT):
+            sums[full] = (message.movedim(0, -1) * factor).movedim(-1, 0)
+        else:
+            sums[full] = torch.einsum("k,k...->...", factor, message)
+    return sums, unit_norms
+
+
+def _full(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _weighed(value: Tensor, weight: float) -> Tensor:
+    return value if weight == 1 else value.mul_(weight)

@@ -1,0 +1,95 @@
+"""The ``fedsim`` command."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from fedsim.errors import UserError
+
+app = typer.Typer(
+    help="Federated generative algorithms side by side, under identical partitions and honest differential privacy.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def fedsim() -> None:
+    """A subcommand a task."""
+
+
+@app.command()
+def bench(
+    grid: Annotated[Path, typer.Option(help="The grid file (YAML).")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Replace a value of the grid: key=YAML, such as alpha=[0.3].")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder; default: runs/<name of the grid>.")] = None,
+    address: Annotated[str | None, typer.Option(help="An existing Ray cluster; default: a new local one.")] = None,
+    max_parallel: Annotated[int | None, typer.Option(min=1, help="At most so many cells at a time.")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run cells again that failed before.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show every cell and its plan; run nothing.")] = False,
+) -> None:
+    """Run a grid: every algorithm on every partition, budget and seed; then draw the privacy-utility curves.
+
+    Interrupt it at any time; the same command goes on where it stopped.
+    """
+    from fedsim.config import load_grid
+
+    sys.path.append(os.getcwd())  # so that a grid can name pkg.module:Class of the folder one works in
+    console = Console()
+    checked = load_grid(grid, set_ or [])
+    from fedsim.runtime.cluster import cluster
+    from fedsim.runtime.preflight import prepare, show_plan
+
+    if dry_run and address is None:
+        show_plan(prepare(checked, float(len(os.sched_getaffinity(0))), 0.0, max_parallel), console)
+        return
+    signal.signal(signal.SIGTERM, _interrupt)
+    with cluster(address) as (cpus, gpus):
+        prepared = prepare(checked, cpus, gpus, max_parallel)
+        if dry_run:
+            show_plan(prepared, console)
+            return
+        from fedsim.runtime.bench import run_bench
+
+        code = run_bench(prepared, out or Path("runs") / checked.name, console, retry_failed)
+    raise typer.Exit(code)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A run folder, such as runs/quickstart.")]) -> None:
+    """Draw the summary, the curves and the page of a run folder again, from its rows alone."""
+    from fedsim.report import grid_rows, write_report
+    from fedsim.report.tables import rich_table
+    from fedsim.results import group_seeds
+
+    page = write_report(folder)
+    console = Console()
+    console.print(rich_table(group_seeds(grid_rows(folder))))
+    console.print(f"report: {page}", soft_wrap=True, highlight=False)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """End on SIGTERM as on Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line on standard error and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        Console(stderr=True, soft_wrap=True).print(f"fedsim: {error}", style="red", highlight=False, markup=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

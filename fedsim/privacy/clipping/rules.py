@@ -1,0 +1,250 @@
+"""How each kind of layer yields per-example gradient norms and weighted sums from its inputs and output gradients.
+
+For a linear layer the gradient of example n is ``g_n a_n^T``, so its squared norm is ``|g_n|^2 |a_n|^2`` and the clipped sum is one
+product ``(c * g)^T a`` (Goodfellow 2015, arXiv 1510.01799; Bu et al. 2023, "book-keeping", arXiv 2210.00038). A layer used T times an
+example has ``sum_st <g_s, g_t> <a_s, a_t>`` (Li et al. 2022, "ghost norm", arXiv 2110.05679).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedsim.models.layers import ClientCode, ClientLinear, Layout, Scale, Shift, ZeroLinear
+
+GRAM_SLACK = 1e-6
+"""Share of the Gram products' absolute sum that is added to their sum.
+
+Uses that cancel leave a small difference of large float32 numbers; a norm that came out too small would let a gradient pass unclipped.
+"""
+
+
+@dataclass(frozen=True)
+class Use:
+    """All uses of one layer in one forward pass.
+
+    Attributes:
+        layer: the layer.
+        inputs: what its gradient is an outer product with, ``[N, T, in]``; empty last dimension where there is nothing.
+        grads: gradient of the summed loss by its output, ``[N, T, out]``.
+        layout: which client each row belongs to.
+    """
+
+    layer: nn.Module
+    inputs: Tensor
+    grads: Tensor
+    layout: Layout
+
+    def keep_only(self, rows: Tensor) -> Use:
+        """With zeros wherever ``rows`` (bool ``[N]``) is False, whatever was there: 0 times a nan is a nan."""
+        mask = ~rows[:, None, None]
+        return Use(self.layer, self.inputs.masked_fill(mask, 0), self.grads.masked_fill(mask, 0), self.layout)
+
+
+class Rule:
+    """One kind of layer; gradients are by parameter name within the layer."""
+
+    names: ClassVar[tuple[str, ...]] = ("weight",)
+    """The parameters that the rule covers."""
+
+    def refusal(self, layer: nn.Module) -> str | None:
+        """Why this particular layer's gradients are not what the rule says; None if they are."""
+        return None
+
+    def inputs(self, args: tuple[Any, ...], grads: Tensor) -> Tensor:
+        """What the gradient is an outer product with, ``[N, T, in]``, from what the layer was called with."""
+        return by_use(args[0].detach())
+
+    def squared(self, use: Use) -> dict[str, Tensor]:
+        """Each parameter's squared gradient norm, ``[N]``."""
+        raise NotImplementedError
+
+    def sums(self, use: Use, factor: Tensor) -> dict[str, Tensor]:
+        """Each parameter's ``sum_n factor_n * gradient_n``, in the parameter's shape."""
+        raise NotImplementedError
+
+    def per_client(self, use: Use) -> dict[str, Tensor]:
+        """Each parameter's gradient summed per client, ``[K, ...]``; a per-client parameter's own shape where it has K rows."""
+        raise NotImplementedError
+
+
+class LinearRule(Rule):
+    """``nn.Linear``: weight and bias shared by all clients."""
+
+    names = ("weight", "bias")
+
+    def squared(self, use: Use) -> dict[str, Tensor]:
+        """From the norms of inputs and output gradients, or their Gram matrices where T > 1."""
+        a, g = use.inputs, use.grads
+        if g.shape[1] == 1:
+            bias = torch.linalg.vecdot(g, g).squeeze(1)
+            return {"weight": torch.linalg.vecdot(a, a).squeeze(1) * bias, "bias": bias}
+        summed = g.sum(1)
+        return {
+            "weight": _from_gram((a @ a.transpose(1, 2)) * (g @ g.transpose(1, 2))),
+            "bias": torch.linalg.vecdot(summed, summed),
+        }
+
+    def sums(self, use: Use, factor: Tensor) -> dict[str, Tensor]:
+        """One weighted product."""
+        weighted = (use.grads * factor[:, None, None]).flatten(0, 1)
+        return {"weight": weighted.T @ use.inputs.flatten(0, 1), "bias": weighted.sum(0)}
+
+    def per_client(self, use: Use) -> dict[str, Tensor]:
+        """One batched product over the padded clients."""
+        grads = _by_client(use, use.grads)
+        return {"weight": grads.transpose(1, 2) @ _by_client(use, use.inputs), "bias": grads.sum(1)}
+
+
+class ClientLinearRule(LinearRule):
+    """``ClientLinear``: the same norms, sums kept apart by client."""
+
+    def sums(self, use: Use, factor: Tensor) -> dict[str, Tensor]:
+        """One weighted batched product over the padded clients."""
+        return self.per_client(Use(use.layer, use.inputs, use.grads * factor[:, None, None], use.layout))
+
+
+class ElementwiseRule(Rule):
+    """A layer whose per-example gradients are no larger than its output, so they are formed."""
+
+    def gradients(self, use: Use) -> dict[str, Tensor]:
+        """Per-example gradients ``[N, size]``."""
+        raise NotImplementedError
+
+    def squared(self, use: Use) -> dict[str, Tensor]:
+        """Directly."""
+        return {name: torch.linalg.vecdot(g, g) for name, g in self.gradients(use).items()}
+
+    def sums(self, use: Use, factor: Tensor) -> dict[str, Tensor]:
+        """Weighted sum over examples."""
+        return {name: factor @ g for name, g in self.gradients(use).items()}
+
+    def per_client(self, use: Use) -> dict[str, Tensor]:
+        """Summed by client."""
+        return {name: _sum_by(use.layout.client, g, use.layout.clients) for name, g in self.gradients(use).items()}
+
+
+class ShiftRule(ElementwiseRule):
+    """``Shift``: the gradient is the output's."""
+
+    def gradients(self, use: Use) -> dict[str, Tensor]:
+        """The output's gradient; a single number shifts every column."""
+        return {"weight": _to_size(use.grads.sum(1), use.layer)}
+
+
+class ScaleRule(ElementwiseRule):
+    """``Scale``: the gradient is input times output gradient."""
+
+    def gradients(self, use: Use) -> dict[str, Tensor]:
+        """Input times output gradient; a single number scales every column."""
+        return {"weight": _to_size((use.grads * use.inputs).sum(1), use.layer)}
+
+
+class LayerNormRule(ElementwiseRule):
+    """``nn.LayerNorm`` over the last dimension: a scale of the normalised input, and a shift."""
+
+    names = ("weight", "bias")
+
+    def refusal(self, layer: nn.Module) -> str | None:
+        """Only the last dimension is covered."""
+        assert isinstance(layer, nn.LayerNorm)
+        return None if len(layer.normalized_shape) == 1 else "it normalises several dimensions"
+
+    def gradients(self, use: Use) -> dict[str, Tensor]:
+        """Of scale and shift."""
+        assert isinstance(use.layer, nn.LayerNorm)
+        normalised = F.layer_norm(use.inputs, use.layer.normalized_shape, eps=use.layer.eps)
+        return {"weight": (use.grads * normalised).sum(1), "bias": use.grads.sum(1)}
+
+
+class EmbeddingRule(Rule):
+    """``nn.Embedding``: rows picked by index; ``inputs`` holds the indices ``[N, T, 1]``."""
+
+    def refusal(self, layer: nn.Module) -> str | None:
+        """Options that depend on the whole batch, or that leave rows out."""
+        options = ("padding_idx", "max_norm", "scale_grad_by_freq", "sparse")
+        used = [option for option in options if getattr(layer, option) not in (None, False)]
+        return f"it uses {', '.join(used)}" if used else None
+
+    def inputs(self, args: tuple[Any, ...], grads: Tensor) -> Tensor:
+        """The indices."""
+        return args[0].reshape(len(grads), -1, 1)  # type: ignore[no-any-return]
+
+    def squared(self, use: Use) -> dict[str, Tensor]:
+        """Gram matrix of the gradients, over pairs of uses that picked the same row."""
+        same = use.inputs == use.inputs.transpose(1, 2)
+        return {"weight": _from_gram((use.grads @ use.grads.transpose(1, 2)) * same)}
+
+    def sums(self, use: Use, factor: Tensor) -> dict[str, Tensor]:
+        """Weighted gradients added to the rows that were picked."""
+        assert isinstance(use.layer, nn.Embedding)
+        weighted = (use.grads * factor[:, None, None]).flatten(0, 1)
+        return {"weight": _sum_by(use.inputs.flatten().long(), weighted, use.layer.num_embeddings)}
+
+    def per_client(self, use: Use) -> dict[str, Tensor]:
+        """As :meth:`sums`, each client with a table of its own."""
+        assert isinstance(use.layer, nn.Embedding)
+        rows = use.layer.num_embeddings
+        index = use.layout.client[:, None] * rows + use.inputs[..., 0].long()
+        summed = _sum_by(index.flatten(), use.grads.flatten(0, 1), use.layout.clients * rows)
+        return {"weight": summed.view(use.layout.clients, rows, -1)}
+
+
+class ClientCodeRule(ShiftRule):
+    """``ClientCode``: the gradient of the per-example input, added to its client's row."""
+
+    def inputs(self, args: tuple[Any, ...], grads: Tensor) -> Tensor:
+        """Nothing."""
+        return grads[..., :0]
+
+    def gradients(self, use: Use) -> dict[str, Tensor]:
+        """By the client's own row ``[N, size]``."""
+        return {"weight": use.grads.sum(1)}
+
+    def sums(self, use: Use, factor: Tensor) -> dict[str, Tensor]:
+        """Weighted sum per client."""
+        return self.per_client(Use(use.layer, use.inputs, use.grads * factor[:, None, None], use.layout))
+
+
+RULES: dict[type[nn.Module], Rule] = {
+    nn.Linear: LinearRule(),
+    ZeroLinear: LinearRule(),
+    nn.LayerNorm: LayerNormRule(),
+    nn.Embedding: EmbeddingRule(),
+    ClientLinear: ClientLinearRule(),
+    ClientCode: ClientCodeRule(),
+    Scale: ScaleRule(),
+    Shift: ShiftRule(),
+}
+PER_CLIENT = (ClientLinear, ClientCode)
+"""Layers whose parameters have one slice per client."""
+
+
+def by_use(values: Tensor) -> Tensor:
+    """``[N, ..., m]`` to ``[N, T, m]``."""
+    return values.unsqueeze(1) if values.dim() == 2 else values.flatten(1, -2)
+
+
+def _from_gram(products: Tensor) -> Tensor:
+    """``[N, T, T]`` products of Gram entries to squared norms ``[N]``, rounded up."""
+    return products.sum((1, 2)) + GRAM_SLACK * products.abs().sum((1, 2))
+
+
+def _to_size(gradient: Tensor, layer: nn.Module) -> Tensor:
+    """``[N, m]`` to ``[N, size]``: a parameter of one number takes part in every column."""
+    assert isinstance(layer.weight, Tensor)
+    return gradient.sum(1, keepdim=True) if layer.weight.numel() == 1 else gradient
+
+
+def _by_client(use: Use, values: Tensor) -> Tensor:
+    """``[N, T, m]`` to ``[K, width * T, m]``."""
+    padded = use.layout.pad(values)
+    return padded.reshape(padded.shape[0], -1, padded.shape[-1])
+
+
+def _sum_by(index: Tensor, values: Tensor, size: int) -> Tensor:
+    return values.new_zeros(size, values.shape[-1]).index_add(0, index, values)

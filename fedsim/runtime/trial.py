@@ -1,0 +1,138 @@
+"""One trial: from a cell and its data to the fields of its row."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedsim.algorithm import Generator, Pool, RoundRecord, Task, Trained
+from fedsim.config import Cell
+from fedsim.data.embeddings import Embeddings
+from fedsim.evaluate import Scores, score_probe
+from fedsim.privacy.plan import PrivacyPlan
+from fedsim.runtime.checkpoint import Checkpoints
+from fedsim.runtime.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
+from fedsim.seeds import Purpose, Seeds
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a worker needs to run a cell, besides the data.
+
+    Attributes:
+        cell: the cell.
+        task: the public facts that its algorithm is told.
+        plan: its privacy plan, None where epsilon has no meaning.
+        rows: every client's training rows.
+        sizes: clients per actor, in client order.
+    """
+
+    cell: Cell
+    task: Task
+    plan: PrivacyPlan | None
+    rows: tuple[NDArray[np.int64], ...]
+    sizes: tuple[int, ...]
+
+    def cohorts(self) -> list[CohortSpec]:
+        """One specification an actor."""
+        specs, start = [], 0
+        for size in self.sizes:
+            members = tuple(range(start, start + size))
+            rows = self.rows[start : start + size]
+            cell = self.cell
+            specs.append(CohortSpec(cell.algorithm, cell.params, self.task, self.plan, cell.seed, members, rows))
+            start += size
+        return specs
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The fields of a row that running a cell decides."""
+
+    scores: Scores
+    epsilon_spent: float | None
+    accountant: str | None
+    uplink_bytes: int
+    seconds: float
+
+
+def local_pool(trial: Trial, data: Embeddings) -> Pool:
+    """All clients in this process."""
+    (spec,) = trial.cohorts()
+    return LocalPool(Cohort(spec, data.x_train, data.y_train))
+
+
+def run_trial(
+    trial: Trial,
+    data: Embeddings,
+    make_pool: Callable[[Trial, Embeddings], Pool] = local_pool,
+    checkpoints: Checkpoints | None = None,
+) -> Iterator[RoundRecord | Outcome]:
+    """Train, synthesise, evaluate: yields every round's record, then the outcome."""
+    started = time.perf_counter()
+    cell, seeds = trial.cell, Seeds(trial.cell.seed)
+    algorithm = build_algorithm(cell.algorithm, cell.params, trial.task)
+    pool = make_pool(trial, data)
+    resume = checkpoints.load() if checkpoints else None
+    trained: Trained = yield from algorithm.train(pool, trial.plan, seeds, resume, checkpoints)
+    x, y = synthesise(trained.generator, data.classes, cell.evaluation.per_class, seeds)
+    scores = score_probe(x, y, data.x_test, data.y_test, cell.evaluation.probe_c)
+    spent, accountant = (None, None) if trial.plan is None else trained.ledger.epsilon(trial.plan.delta)
+    if checkpoints:
+        checkpoints.remove()
+    yield Outcome(scores, spent, accountant, trained.uplink_bytes, time.perf_counter() - started)
+
+
+def synthesise(
+    generator: Generator, classes: int, per_class: int, seeds: Seeds
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Synthetic embeddings with uniform labels, which cost no privacy: ``[classes * per_class, d]`` and their labels."""
+    labels = torch.arange(classes).repeat_interleave(per_class)
+    x = generator.sample(labels, seeds.torch(Purpose.SYNTHESIS))
+    return x.numpy().astype(np.float32, copy=False), labels.numpy()
+
+
+def packing(clients: int, per_actor: int) -> tuple[int, ...]:
+    """Clients per actor for at most ``per_actor`` each, as even as can be."""
+    actors = -(-clients // per_actor)
+    return tuple(clients // actors + (i < clients % actors) for i in range(actors))
+
+
+def first_row_fields(trial: Trial, data: Embeddings, partition_hash: str) -> dict[str, Any]:
+    """The fields of a row that are known before its cell runs."""
+    cell, plan = trial.cell, trial.plan
+    fields: dict[str, Any] = {
+        "cell_id": cell.cell_id,
+        "algorithm": cell.algorithm,
+        "label": cell.label,
+        "params": cell.params,
+        "dataset": cell.dataset.display,
+        "dataset_hash": cell.dataset_hash,
+        "scheme": cell.partition.scheme,
+        "alpha": cell.alpha,
+        "clients": cell.clients,
+        "partition_hash": partition_hash,
+        "seed": cell.seed,
+        "claim": "none",
+        "chance": 1 / data.classes,
+    }
+    if plan is not None:
+        fields |= {
+            "epsilon_target": plan.epsilon_target,
+            "delta": plan.delta,
+            "unit": plan.unit,
+            "trust": plan.trust,
+            "scope": plan.scope,
+            "claim": plan.claim,
+            "sigma": plan.sigma,
+            "sample_rate": plan.releases[-1].sample_rate,
+            "steps": sum(release.steps for release in plan.releases),
+            "clip": plan.clip,
+        }
+    return fields
