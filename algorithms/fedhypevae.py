@@ -48,8 +48,8 @@ class FedHypeVAEParams(DPSGDParams):
     latent: int = Field(8, ge=1)
     code: int = Field(4, ge=1)
     code_scale: float = Field(0.3, gt=0)
-    encoder_hidden: list[int] = [32]
-    decoder_hidden: list[int] = []
+    encoder_hidden: tuple[int, ...] = (32,)
+    decoder_hidden: tuple[int, ...] = ()
     beta: float = Field(0.5, ge=0)
     kernel: float = Field(0.05, ge=0)
     lipschitz: float = Field(1e-4, ge=0)
@@ -173,11 +173,7 @@ def fit_meta_codes(model: Any, codes: Tensor, count: int, steps: int, seeds: See
     for step in range(steps):
         client = torch.randint(len(codes), (rows,), generator=stream)
         picked = torch.randint(count, (2, rows), generator=stream)
-        draws = [
-            torch.randn(rows, 1, size, generator=stream)
-            for size in (model.params.latent, model.decoder.dim)
-            for _ in range(3)
-        ]
+        draws = [torch.randn(rows, 1, size, generator=stream) for size in (model.params.latent, model.decoder.dim) for _ in range(3)]
         with torch.no_grad():
             target = model.generate(codes[client], y, draws[0], draws[3])[:, 0]
         first, second = (model.generate(meta[picked[i]], y, draws[1 + i], draws[4 + i])[:, 0] for i in (0, 1))

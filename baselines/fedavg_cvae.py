@@ -29,8 +29,8 @@ class FedAvgCVAEParams(LocalTrainingParams):
     """
 
     latent: int = Field(8, ge=1)
-    encoder_hidden: list[int] = [64]
-    decoder_hidden: list[int] = []
+    encoder_hidden: tuple[int, ...] = (64,)
+    decoder_hidden: tuple[int, ...] = ()
     beta: float = Field(1.0, ge=0)
     initial_variance: float = Field(0.01, gt=0)
 

@@ -252,9 +252,7 @@ class Algorithm(ABC):
         """
         for value, supported in ((self.task.unit, self.units), (self.task.trust, self.trusts)):
             if value not in supported:
-                raise UserError(
-                    f"algorithm {self.name}", f"does not support '{value}'", f"supported: {', '.join(supported)}"
-                )
+                raise UserError(f"algorithm {self.name}", f"does not support '{value}'", f"supported: {', '.join(supported)}")
         if epsilon is None:
             return None
         return calibrate(
@@ -277,7 +275,7 @@ class Algorithm(ABC):
         """What every client receives at the start of a round."""
         return shared_tensors(server.model)
 
-    def start_clients(self, clients: Clients) -> None:
+    def start_clients(self, clients: Clients) -> None:  # noqa: B027 (most algorithms need none)
         """Give the clients the private state that they keep between rounds; the model's per-client layers are set already."""
 
     def schedule(self) -> Iterator[tuple[int, Release]]:
@@ -330,9 +328,7 @@ class Algorithm(ABC):
         codes = pool.released(code_names(server.model)) if self.releases_codes() else {}
         return Trained(self.generator(server, codes, seeds), ledger, uplink)
 
-    def _server_noise(
-        self, plan: PrivacyPlan | None, release: Release, total: Tensors, seeds: Seeds, round_: int
-    ) -> tuple[Tensors, float]:
+    def _server_noise(self, plan: PrivacyPlan | None, release: Release, total: Tensors, seeds: Seeds, round_: int) -> tuple[Tensors, float]:
         """Under ``trust: aggregate`` the noise is added once, to the sum; with its multiplier, inf where clients added theirs."""
         if plan is None or self.task.trust == "silo":
             return {}, math.inf
@@ -381,9 +377,7 @@ def _gathered(messages: Sequence[Message], noise: Tensors, signal: float) -> dic
     for name in messages[0].diagnostics:
         numbers = [number for message in messages for number in message.diagnostics[name]]
         if name == "gradient_norm":
-            values["gradient_norm_quantiles"] = (
-                np.quantile(numbers, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist() if numbers else []
-            )
+            values["gradient_norm_quantiles"] = np.quantile(numbers, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist() if numbers else []
         else:
             values[name] = float(np.mean(numbers)) if numbers else None
     return values

@@ -30,9 +30,7 @@ def fedsim() -> None:
 @app.command()
 def bench(
     grid: Annotated[Path, typer.Option(help="The grid file (YAML).")],
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Replace a value of the grid: key=YAML, such as alpha=[0.3].")
-    ] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Replace a value of the grid: key=YAML, such as alpha=[0.3].")] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder; default: runs/<name of the grid>.")] = None,
     address: Annotated[str | None, typer.Option(help="An existing Ray cluster; default: a new local one.")] = None,
     max_parallel: Annotated[int | None, typer.Option(min=1, help="At most so many cells at a time.")] = None,

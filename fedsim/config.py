@@ -70,9 +70,7 @@ def _no_flag(given: Any) -> Any:
 def _actor_share(given: Any) -> int | str:
     if given in ("auto", "all") or (isinstance(given, int) and not isinstance(given, bool) and given >= 1):
         return given  # type: ignore[no-any-return]
-    raise ValueError(
-        f"{_show(given)} is neither a number of clients nor a known word; give auto, all or a whole number >= 1"
-    )
+    raise ValueError(f"{_show(given)} is neither a number of clients nor a known word; give auto, all or a whole number >= 1")
 
 
 def _epsilon_text(epsilon: float | None) -> float | str | None:
@@ -154,9 +152,7 @@ class _Source:
         """``file:line: key[i].key``; the parts of ``loc`` that validation added to what the user wrote are left out."""
         loc = self._written(loc)
         text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
-        if any(
-            loc[: len(key)] == key or (loc and loc not in self.lines and key[: len(loc)] == loc) for key in self.overrides
-        ):
+        if any(loc[: len(key)] == key or (loc and loc not in self.lines and key[: len(loc)] == loc) for key in self.overrides):
             return f"--set {text}"
         if not self.file:
             return text or "grid"
@@ -281,9 +277,7 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader that also reads ``1e-4`` as a number, as YAML 1.2 does."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
 
 
 def load_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
@@ -382,9 +376,7 @@ def _override(data: dict[str, Any], text: str) -> Loc:
         inner = at.setdefault(part, {})
         if not isinstance(inner, dict):
             outer = ".".join(parts[:n])
-            raise UserError(
-                f"--set {key.strip()}", f"'{outer}' is not a mapping in the grid file", f"set {outer} as a whole"
-            )
+            raise UserError(f"--set {key.strip()}", f"'{outer}' is not a mapping in the grid file", f"set {outer} as a whole")
         at = inner
     at[parts[-1]], _ = _parse(value, f"--set {key.strip()}")
     return tuple(parts)
@@ -530,9 +522,7 @@ def _check_data(grid: Grid, data: Mapping[str, Embeddings]) -> None:
                 of = f" with data set '{grid.dataset[i].display}'" if len(grid.dataset) > 1 else ""
                 return (grid.place("clients", j) if key == "clients" else grid.place(*key.split("."))) + of
 
-            check_partition(
-                embeddings.y_train, spec=grid.partition, clients=clients, columns=embeddings.columns, place=place
-            )
+            check_partition(embeddings.y_train, spec=grid.partition, clients=clients, columns=embeddings.columns, place=place)
 
 
 def _cell(
@@ -596,9 +586,7 @@ def _variants(grid: Grid) -> list[_Variant]:
             chosen = dict(zip(axes, point, strict=True))
             variant = _Variant(
                 entry=i,
-                label=" ".join(
-                    [entry.label or entry.name, *(f"{name}={_spell(grid.scan[name][j])}" for name, j in chosen.items())]
-                ),
+                label=" ".join([entry.label or entry.name, *(f"{name}={_spell(grid.scan[name][j])}" for name, j in chosen.items())]),
                 name=entry.name,
                 identity=f"{cls.__module__}:{cls.__qualname__}",
                 params=_resolved(grid, i, cls.Params, chosen),

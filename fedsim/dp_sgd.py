@@ -144,9 +144,7 @@ class DPSGD(Algorithm):
             },
         )
 
-    def _client_noise(
-        self, clients: Clients, round_: int, release: Release, sums: Tensors, local: list[str]
-    ) -> tuple[Tensors, int, float]:
+    def _client_noise(self, clients: Clients, round_: int, release: Release, sums: Tensors, local: list[str]) -> tuple[Tensors, int, float]:
         """Noise that clients add themselves, to what stays with them and as silos to what they send; its fingerprint, its multiplier."""
         if clients.plan is None:
             return {}, 0, math.inf

@@ -149,9 +149,7 @@ class LocalTraining(Algorithm):
 
         def objective(values: Tensors, x: Tensor, y: Tensor, *draws: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             batch = Batch(x, y, dict(zip(names, draws, strict=True)), layout)
-            parts = torch.func.functional_call(
-                _LossOf(self, clients.model), {f"model.{k}": v for k, v in values.items()}, (batch,)
-            )
+            parts = torch.func.functional_call(_LossOf(self, clients.model), {f"model.{k}": v for k, v in values.items()}, (batch,))
             means = {name: value.mean() for name, value in parts.items()}
             return torch.stack(list(means.values())).sum(), means
 

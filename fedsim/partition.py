@@ -182,9 +182,7 @@ def check_partition(
         _check_column(str(spec.column), spec.min_size, clients, columns, place)
 
 
-def _check_column(
-    name: str, min_size: int, clients: int, columns: Mapping[str, NDArray[Any]], place: Callable[[str], str]
-) -> None:
+def _check_column(name: str, min_size: int, clients: int, columns: Mapping[str, NDArray[Any]], place: Callable[[str], str]) -> None:
     if name not in columns:
         raise UserError(place("partition.column"), f"the data set has no column '{name}'", nearest(name, columns))
     values, counts = np.unique(columns[name], return_counts=True)

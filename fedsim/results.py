@@ -235,9 +235,7 @@ class ResultStore:
 
     def _broken(self, name: str, number: int, error: Exception) -> UserError:
         what = "; ".join(_reasons(error))
-        return UserError(
-            f"{self.folder / name}:{number}", f"this line cannot be read ({what})", "remove the line; its cell runs again"
-        )
+        return UserError(f"{self.folder / name}:{number}", f"this line cannot be read ({what})", "remove the line; its cell runs again")
 
 
 def load_results(folder: Path | str) -> pd.DataFrame:
@@ -322,10 +320,7 @@ def group_seeds(rows: Iterable[Row]) -> list[Group]:
     different parameters share a name.
     """
     rows = _distinct_labels(list(rows))
-    order = {
-        name: position
-        for position, name in enumerate(dict.fromkeys(name for row in rows for name in (row.dataset, row.label)))
-    }
+    order = {name: position for position, name in enumerate(dict.fromkeys(name for row in rows for name in (row.dataset, row.label)))}
     grouped: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         key = (*(getattr(row, name) for name in _SETTING), row.dataset_hash, _dump(row.params))

@@ -84,9 +84,7 @@ def test_only_algorithms_is_required(write):
 
 
 def test_numbers_that_yaml_1_1_takes_for_text_are_numbers(write):
-    grid = load_grid(
-        write("{algorithms: [config-private], delta: 1e-5, alpha: [1e-1, 1E2, 1.5e1], epsilon: .inf, seeds: [1e1]}")
-    )
+    grid = load_grid(write("{algorithms: [config-private], delta: 1e-5, alpha: [1e-1, 1E2, 1.5e1], epsilon: .inf, seeds: [1e1]}"))
     assert (grid.delta, grid.alpha, grid.epsilon, grid.seeds) == (1e-5, (0.1, 100.0, 15.0), (math.inf,), (10,))
 
 
@@ -105,9 +103,7 @@ def test_overrides_replace_and_reach_into_mappings(write):
 
 
 def test_merge_keys_and_aliases_are_read(write):
-    grid = load_grid(
-        write("algorithms: [{name: config-private, params: &p {beta: 2}}, {name: config-open, params: {<<: *p, beta: 3}}]")
-    )
+    grid = load_grid(write("algorithms: [{name: config-private, params: &p {beta: 2}}, {name: config-open, params: {<<: *p, beta: 3}}]"))
     assert [entry.params["beta"] for entry in grid.algorithms] == [2, 3]
 
 
@@ -122,11 +118,7 @@ def test_the_quickstart_is_the_issue_s():
 
 axis = {"unique": True, "min_size": 1, "max_size": 3}
 grids = st.fixed_dictionaries(
-    {
-        "algorithms": st.sampled_from(
-            [["config-private"], ["config-open", {"name": "config-private", "params": {"beta": 0.25}}]]
-        )
-    },
+    {"algorithms": st.sampled_from([["config-private"], ["config-open", {"name": "config-private", "params": {"beta": 0.25}}]])},
     optional={
         "alpha": st.lists(st.floats(1e-9, 1e9), **axis),
         "clients": st.lists(st.integers(1, 10**6), **axis),
@@ -434,9 +426,7 @@ def test_more_clients_than_the_data_allow_are_named_by_place(write):
     grid = load_grid(write(BASE + "dataset: [digits, {npz: a.npz}]\nclients:\n  - 5\n  - 40"))
     with pytest.raises(UserError) as caught:
         cells_of(grid, digits=toy(rows=90), a=toy(rows=60))
-    assert "g.yaml:5: clients[1] with data set 'a': 40 clients × 2 (partition.min_size) = 80 rows, but there are 60" in str(
-        caught.value
-    )
+    assert "g.yaml:5: clients[1] with data set 'a': 40 clients × 2 (partition.min_size) = 80 rows, but there are 60" in str(caught.value)
 
 
 def test_a_column_that_the_data_lack_is_named_by_place(write):

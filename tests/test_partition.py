@@ -14,9 +14,7 @@ SITES = {"site": np.random.default_rng(1).choice(["north", "south", "west"], 3_0
 
 
 def partition(y=LABELS, scheme="dirichlet", alpha=0.3, clients=10, seed=0, columns=SITES, **spec):
-    return make_partition(
-        y, spec=PartitionSpec(scheme=scheme, **spec), alpha=alpha, clients=clients, seed=seed, columns=columns
-    )
+    return make_partition(y, spec=PartitionSpec(scheme=scheme, **spec), alpha=alpha, clients=clients, seed=seed, columns=columns)
 
 
 @st.composite

@@ -200,9 +200,7 @@ def test_a_cell_that_went_on_from_a_checkpoint_keeps_its_earlier_rounds(tmp_path
 
 def test_diagnostics_may_be_arrays(tmp_path):
     store = ResultStore(tmp_path)
-    store.append_rounds(
-        [{"cell_id": "a", "round": np.int64(1), "norms": np.float32([1, np.inf]), "loss": np.float64(np.nan)}]
-    )
+    store.append_rounds([{"cell_id": "a", "round": np.int64(1), "norms": np.float32([1, np.inf]), "loss": np.float64(np.nan)}])
     record = store.rounds()[0]
     assert record["norms"] == [1.0, math.inf]
     assert math.isnan(record["loss"])
@@ -219,9 +217,7 @@ def test_only_one_process_holds_a_folder(tmp_path):
         ]
     )
     store = ResultStore(tmp_path)
-    with subprocess.Popen(
-        [sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
+    with subprocess.Popen([sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         with pytest.raises(UserError, match=f"process {process.pid}, is running in this folder"):
@@ -260,9 +256,7 @@ def test_the_interval_is_students():
 
 
 def test_the_summary_averages_seeds_and_leaves_failed_and_overspent_out(tmp_path):
-    rows = [
-        row(f"s{seed}", seed=seed, balanced_accuracy=0.5 + seed / 10, epsilon_spent=0.9 + seed / 100) for seed in range(3)
-    ]
+    rows = [row(f"s{seed}", seed=seed, balanced_accuracy=0.5 + seed / 10, epsilon_spent=0.9 + seed / 100) for seed in range(3)]
     rows += [failed("f", seed=3), row("o", seed=4, status="overspent", epsilon_spent=3.0, balanced_accuracy=1.0)]
     rows += [row("x", alpha=1.0, balanced_accuracy=0.8)]
     path = tmp_path / "summary.csv"

@@ -117,9 +117,7 @@ def _features(x: NDArray[Any], where: str) -> NDArray[np.float32]:
     bad = ~np.isfinite(features)
     if bad.any():
         row = int(bad.any(axis=1).argmax())
-        raise UserError(
-            where, f"x has {int(bad.sum())} NaN or infinite values, the first in row {row}", "repair or drop them"
-        )
+        raise UserError(where, f"x has {int(bad.sum())} NaN or infinite values, the first in row {row}", "repair or drop them")
     return features
 
 

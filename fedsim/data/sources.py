@@ -121,9 +121,7 @@ def _limited(data: Embeddings, limit: int, where: str) -> Embeddings:
     if limit >= len(data.y_train):
         return data
     if limit < data.classes:
-        raise UserError(
-            where, f"limit {limit} leaves some of the {data.classes} classes without a row", "give a larger limit"
-        )
+        raise UserError(where, f"limit {limit} leaves some of the {data.classes} classes without a row", "give a larger limit")
     rows = stratified_rows(data.y_train, limit, _SPLIT_SEED)
     columns = {key: values[rows] for key, values in data.columns.items()}
     return replace(data, x_train=data.x_train[rows], y_train=data.y_train[rows], columns=columns)

@@ -30,9 +30,7 @@ def initialise(model: nn.Module, seeds: Seeds, members: Sequence[int] = ()) -> N
                 key = zlib.crc32(f"{path}.{name}".encode())
                 if isinstance(module, ClientCode):
                     for row, client in zip(parameter, members, strict=True):
-                        row.copy_(
-                            torch.randn(len(row), generator=seeds.torch(Purpose.INIT, key, client)) / math.sqrt(len(row))
-                        )
+                        row.copy_(torch.randn(len(row), generator=seeds.torch(Purpose.INIT, key, client)) / math.sqrt(len(row)))
                 elif name == "bias" or isinstance(module, ZeroLinear):
                     parameter.zero_()
                 elif parameter.dim() >= 2:

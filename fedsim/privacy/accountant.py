@@ -92,9 +92,7 @@ def _merge(events: Sequence[Event], delta: float) -> tuple[Event, ...]:
     steps_of: dict[tuple[float, float], int] = {}
     for noise_multiplier, sample_rate, steps in events:
         if not (noise_multiplier >= 0 and 0 <= sample_rate <= 1 and steps >= 0):
-            raise ValueError(
-                f"not an event (noise multiplier, sample rate, steps): {(noise_multiplier, sample_rate, steps)}"
-            )
+            raise ValueError(f"not an event (noise multiplier, sample rate, steps): {(noise_multiplier, sample_rate, steps)}")
         if steps and sample_rate and not math.isinf(noise_multiplier):
             key = (float(noise_multiplier), float(sample_rate))
             steps_of[key] = steps_of.get(key, 0) + int(steps)

@@ -169,12 +169,8 @@ def _check(epsilon: float, delta: float, releases: tuple[Release, ...], clip: fl
     if math.isinf(epsilon):
         return
     if not any(release.steps for release in releases):
-        raise UserError(
-            "epsilon", f"nothing to spend {epsilon} on: the plan has no step", "give at least one round and step"
-        )
-    never_sampled = sum(
-        r.steps * math.log1p(-r.sample_rate) if r.sample_rate < 1 else -math.inf for r in releases if r.steps
-    )
+        raise UserError("epsilon", f"nothing to spend {epsilon} on: the plan has no step", "give at least one round and step")
+    never_sampled = sum(r.steps * math.log1p(-r.sample_rate) if r.sample_rate < 1 else -math.inf for r in releases if r.steps)
     if -math.expm1(never_sampled) <= delta:
         # such a delta holds with no noise at all, so no amount of noise spends the epsilon
         raise UserError("delta", f"{delta:g} is above the chance that a unit is sampled at all", "give a smaller delta")
@@ -205,9 +201,7 @@ def _bracket(rough: Callable[[float], float], target: float, delta: float) -> fl
     return high
 
 
-def _tighten(
-    spend: Callable[[float], tuple[float, str]], target: float, sigma: float, delta: float
-) -> tuple[float, float, str]:
+def _tighten(spend: Callable[[float], tuple[float, str]], target: float, sigma: float, delta: float) -> tuple[float, float, str]:
     """The least sigma whose spend is at most the target: a bracket shrunk by log-log interpolation, then by halves."""
     enough: tuple[float, float, str] | None = None  # the least noise known to keep the target
     short: tuple[float, float] | None = None  # the most noise known to break it

@@ -55,9 +55,7 @@ def grid_rows(folder: Path) -> list[Row]:
     if cells is None:
         return rows
     by_cell = {row.cell_id: row for row in rows}
-    return [
-        by_cell[cell["cell_id"]].model_copy(update={"label": cell["label"]}) for cell in cells if cell["cell_id"] in by_cell
-    ]
+    return [by_cell[cell["cell_id"]].model_copy(update={"label": cell["label"]}) for cell in cells if cell["cell_id"] in by_cell]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

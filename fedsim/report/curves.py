@@ -154,9 +154,7 @@ def _svg(figure: Figure) -> str:
 @contextmanager
 def _style() -> Iterator[None]:
     # Text becomes outlines, so that the picture looks the same on a machine without the font.
-    with matplotlib.rc_context(
-        {"font.family": "DejaVu Sans", "font.size": 9, "svg.fonttype": "path", "svg.hashsalt": "fedsim"}
-    ):
+    with matplotlib.rc_context({"font.family": "DejaVu Sans", "font.size": 9, "svg.fonttype": "path", "svg.hashsalt": "fedsim"}):
         yield
 
 
@@ -164,9 +162,7 @@ def _figure(groups: Sequence[Group]) -> Figure:
     layout = _layout(groups)
     columns = max(len(line) for line in layout)
     series, axis, levels = _series(groups), Axis.of(groups), _levels(groups)
-    figure = Figure(
-        figsize=(1.0 + 3.1 * max(columns, 1.35), 1.35 + 2.65 * len(layout)), layout="constrained", facecolor=PAPER
-    )
+    figure = Figure(figsize=(1.0 + 3.1 * max(columns, 1.35), 1.35 + 2.65 * len(layout)), layout="constrained", facecolor=PAPER)
     grid = figure.subplots(len(layout), columns, squeeze=False)
     for depth, line in enumerate(layout):
         for position, axes in enumerate(grid[depth]):
@@ -260,15 +256,11 @@ def _axis_break(axes: Axes, at: float) -> None:
     for shift in (-0.008, 0.008):
         middle = at + shift * (high - low)
         lean = 0.007 * (high - low)
-        axes.plot(
-            [middle - lean, middle + lean], [-0.022, 0.022], transform=place, color=MUTED, linewidth=0.9, clip_on=False
-        )
+        axes.plot([middle - lean, middle + lean], [-0.022, 0.022], transform=place, color=MUTED, linewidth=0.9, clip_on=False)
 
 
 def _reference_lines(axes: Axes, groups: Sequence[Group]) -> None:
-    levels = [
-        (value, name, style) for name, measure, style in _REFERENCES if (value := reference(groups, measure)) is not None
-    ]
+    levels = [(value, name, style) for name, measure, style in _REFERENCES if (value := reference(groups, measure)) is not None]
     above = -math.inf
     low, high = axes.get_ylim()
     for value, name, style in sorted(levels, key=lambda level: level[0]):
@@ -302,9 +294,7 @@ def _curve(axes: Axes, groups: Sequence[Group], series: Series, axis: Axis, shif
     axes.plot(x[finite:], y[finite:], **(look | {"linestyle": "none"}))
     if 0 < finite < len(points):
         # Infinity is off the scale, so the way there is only hinted at.
-        hinted = Line2D(
-            x[finite - 1 :], y[finite - 1 :], color=series.colour, linewidth=1.1, linestyle=(0, (1, 2.5)), alpha=0.6
-        )
+        hinted = Line2D(x[finite - 1 :], y[finite - 1 :], color=series.colour, linewidth=1.1, linestyle=(0, (1, 2.5)), alpha=0.6)
         axes.add_line(hinted)
     # No bar for a single seed: a bar of length 0 would claim certainty.
     spread = [math.nan if interval.half_width is None else interval.half_width for _, interval in points]
@@ -351,9 +341,7 @@ def _x_label(axis: Axis) -> str:
 
 def _legend(figure: Figure, groups: Sequence[Group], series: Sequence[Series]) -> None:
     handles = [
-        Line2D([], [], **_look(each))
-        if each.private
-        else Line2D([], [], color=each.colour, linewidth=1.5, linestyle=(0, (6, 2, 1, 2)))
+        Line2D([], [], **_look(each)) if each.private else Line2D([], [], color=each.colour, linewidth=1.5, linestyle=(0, (6, 2, 1, 2)))
         for each in series
     ]
     widest = max(len(line) for each in series for line in each.name.split("\n"))
@@ -380,9 +368,7 @@ def _caption(groups: Sequence[Group]) -> str:
     """What a reader has to know when the picture stands alone."""
     counts = sorted({len(group.rows) for group in groups})
     seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    mean = (
-        "one seed, so no interval" if counts == [1] else f"mean over {seeds} seeds; bars and bands: 95 % confidence interval"
-    )
+    mean = "one seed, so no interval" if counts == [1] else f"mean over {seeds} seeds; bars and bands: 95 % confidence interval"
     private = [group for group in groups if group.epsilon_target is not None]
     told = [f"{group.unit}-level ε, trust {group.trust}, δ = {number(group.delta)}" for group in private]
     common = [_common([group.dataset for group in groups]), _common([f"{group.clients} clients" for group in groups])]

@@ -30,9 +30,7 @@ _CLAIMS = {
 }
 
 
-def render_page(
-    name: str, rows: Sequence[Row], groups: Sequence[Group], figure: Figure | None, manifest: Mapping[str, Any]
-) -> str:
+def render_page(name: str, rows: Sequence[Row], groups: Sequence[Group], figure: Figure | None, manifest: Mapping[str, Any]) -> str:
     """The HTML of a report.
 
     Every text from rows and manifest is escaped; the page loads nothing and runs no script.
@@ -62,10 +60,7 @@ def render_page(
         privacy=_privacy(groups, rows),
         methods=_methods(groups),
         columns=[(column, column in _WORDS) for column in columns],
-        cells=[
-            (row.status, [(cell[column], column in _WORDS) for column in columns])
-            for row, cell in zip(rows, cells, strict=True)
-        ],
+        cells=[(row.status, [(cell[column], column in _WORDS) for column in columns]) for row, cell in zip(rows, cells, strict=True)],
         failures=[(row, _setting(row)) for row in rows if row.status == "failed"],
         overspent=[(row, _setting(row)) for row in rows if row.status == "overspent"],
         facts=_facts(manifest, rows),

@@ -111,9 +111,7 @@ class LocalPool:
 
 def join_clients(parts: Sequence[Tensors]) -> Tensors:
     """Cohorts' per-client tensors as one, in client order; counters (no dimension) are equal everywhere."""
-    return {
-        name: value if value.dim() == 0 else torch.cat([part[name] for part in parts]) for name, value in parts[0].items()
-    }
+    return {name: value if value.dim() == 0 else torch.cat([part[name] for part in parts]) for name, value in parts[0].items()}
 
 
 def split_clients(tensors: Tensors, sizes: Sequence[int]) -> list[Tensors]:

@@ -32,9 +32,7 @@ class Display(ABC):
         clock: seconds, monotonic.
     """
 
-    def __init__(
-        self, console: Console, total: int, already_done: int = 0, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, console: Console, total: int, already_done: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
         self._progress = Progress(total, already_done, clock)
         self._lock = threading.Lock()
@@ -86,9 +84,7 @@ class LineDisplay(Display):
 class LiveDisplay(Display):
     """A live view: counts and time left on top, below it every running cell with its rounds; failures stay above it."""
 
-    def __init__(
-        self, console: Console, total: int, already_done: int = 0, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, console: Console, total: int, already_done: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(console, total, already_done, clock)
         self._live = Live(console=console, get_renderable=self._view, refresh_per_second=4, transient=True)
 

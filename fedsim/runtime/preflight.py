@@ -43,7 +43,8 @@ def prepare(grid: Grid, cpus: float, gpus: float, max_parallel: int | None = Non
 
     Args:
         grid: a checked grid.
-        cpus, gpus: what the cluster has.
+        cpus: what the cluster has.
+        gpus: what the cluster has.
         max_parallel: at most so many cells at a time.
 
     Raises:
@@ -149,13 +150,9 @@ def show_plan(prepared: Prepared, console: Console) -> None:
         ]
         table.add_row(*facts, *budget, plan.claim, f"{plan.unit}, {plan.trust}, {plan.scope}", plan.accountant, actors)
     # A table is for reading, also in a pipe: rows are not cut to a terminal's width.
-    wide = Console(
-        file=console.file, width=max(console.width, 200), force_terminal=console.is_terminal, no_color=console.no_color
-    )
+    wide = Console(file=console.file, width=max(console.width, 200), force_terminal=console.is_terminal, no_color=console.no_color)
     wide.print(table)
-    sizes = ", ".join(
-        f"{d.name}: {len(d.y_train)} × {d.dim}, {d.x_train.nbytes / 2**20:.1f} MiB" for d in prepared.data.values()
-    )
+    sizes = ", ".join(f"{d.name}: {len(d.y_train)} × {d.dim}, {d.x_train.nbytes / 2**20:.1f} MiB" for d in prepared.data.values())
     shares = prepared.grid.resources
     console.print(f"data: {sizes}", soft_wrap=True, highlight=False)
     console.print(

@@ -89,9 +89,7 @@ def run_trial(
     yield Outcome(scores, spent, accountant, trained.uplink_bytes, time.perf_counter() - started)
 
 
-def synthesise(
-    generator: Generator, classes: int, per_class: int, seeds: Seeds
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def synthesise(generator: Generator, classes: int, per_class: int, seeds: Seeds) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Synthetic embeddings with uniform labels, which cost no privacy: ``[classes * per_class, d]`` and their labels."""
     labels = torch.arange(classes).repeat_interleave(per_class)
     x = generator.sample(labels, seeds.torch(Purpose.SYNTHESIS))

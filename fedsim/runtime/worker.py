@@ -65,7 +65,8 @@ class TrialWorker:
         def spread(trial: Trial, data: Embeddings) -> Pool:
             return RayPool(self.cohorts, trial.cohorts(), data_ref[0])
 
-        output, pending, sent = io.StringIO(), [], time.monotonic()
+        output, sent = io.StringIO(), time.monotonic()
+        pending: list[RoundRecord] = []
         with _captured(output):
             try:
                 make_pool = spread if len(trial.sizes) > 1 else local_pool

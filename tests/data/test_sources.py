@@ -10,9 +10,7 @@ from fedsim.data.sources import DatasetSpec, load, stratified_rows
 from fedsim.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
-SHARED = next(
-    (folder for folder in (REPOSITORY / "shared/data", REPOSITORY.parent / "shared/data") if folder.is_dir()), Path()
-)
+SHARED = next((folder for folder in (REPOSITORY / "shared/data", REPOSITORY.parent / "shared/data") if folder.is_dir()), Path())
 
 
 def file(folder, **changes):

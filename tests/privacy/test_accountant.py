@@ -119,9 +119,7 @@ def test_falls_back_to_rdp_and_says_so(events, delta):
     assert exact <= spent <= 1.15 * exact
 
 
-@pytest.mark.parametrize(
-    "event", [(-1.0, 0.1, 1), (math.nan, 0.1, 1), (1.0, 1.1, 1), (1.0, -0.1, 1), (1.0, math.nan, 1), (1.0, 0.1, -1)]
-)
+@pytest.mark.parametrize("event", [(-1.0, 0.1, 1), (math.nan, 0.1, 1), (1.0, 1.1, 1), (1.0, -0.1, 1), (1.0, math.nan, 1), (1.0, 0.1, -1)])
 def test_refuses_what_is_no_event(event):
     with pytest.raises(ValueError, match="not an event"):
         epsilon([event], 1e-5)

@@ -35,9 +35,7 @@ a_release = st.builds(
     sample_rate=st.sampled_from([0.02, 0.1, 0.3, 1.0]),
     steps=st.integers(1, 200),
 )
-maybe_first = st.one_of(
-    st.none(), st.builds(Release, st.just("first"), st.just(1.0), st.integers(1, 3), st.floats(0.5, 4.0))
-)
+maybe_first = st.one_of(st.none(), st.builds(Release, st.just("first"), st.just(1.0), st.integers(1, 3), st.floats(0.5, 4.0)))
 
 
 @settings(max_examples=7, deadline=None)

@@ -79,11 +79,7 @@ def quickstart() -> list[Row]:
     """3 algorithms x alpha 0.1 and 1.0 x epsilon 1, 4, inf x 3 seeds; the last algorithm is not private."""
     rng = np.random.default_rng(0)
     settings = [
-        (label, alpha, epsilon, seed)
-        for alpha in (0.1, 1.0)
-        for seed in range(3)
-        for label, levels in LEVELS.items()
-        for epsilon in levels
+        (label, alpha, epsilon, seed) for alpha in (0.1, 1.0) for seed in range(3) for label, levels in LEVELS.items() for epsilon in levels
     ]
     rows = []
     for position, (label, alpha, epsilon, seed) in enumerate(settings):

@@ -36,11 +36,7 @@ def test_a_panel_for_every_partition_and_a_name_for_every_method(quickstart):
 
 def test_points_are_the_means_over_seeds(quickstart):
     axes = panels(quickstart)[1]
-    means = [
-        group.mean("balanced_accuracy")
-        for group in group_seeds(quickstart)
-        if group.alpha == 1.0 and group.label == "fedhypevae"
-    ]
+    means = [group.mean("balanced_accuracy") for group in group_seeds(quickstart) if group.alpha == 1.0 and group.label == "fedhypevae"]
     assert solid_points(axes, SERIES[0]) == pytest.approx(means)
 
 

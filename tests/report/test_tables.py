@@ -66,13 +66,7 @@ def test_the_quickstart_fits_a_terminal_of_80_columns(quickstart):
 
 @pytest.mark.parametrize("width", [80, 60, 44])
 def test_a_narrow_terminal_loses_no_value(quickstart, width):
-    values = [
-        value
-        for block in results_table(group_seeds(quickstart)).blocks
-        for line in block.lines
-        for value in line.values
-        if value
-    ]
+    values = [value for block in results_table(group_seeds(quickstart)).blocks for line in block.lines for value in line.values if value]
     text = printed(quickstart, width)
     assert len(values) == 14
     assert all(value in text for value in values)

@@ -176,9 +176,7 @@ def _join(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
-def _clip_examples(
-    uses: dict[str, Use], trainable: dict[str, Tensor], norms: Norms, batch: Batch
-) -> tuple[dict[str, Tensor], Tensor]:
+def _clip_examples(uses: dict[str, Use], trainable: dict[str, Tensor], norms: Norms, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
     squared, finite = batch.x.new_zeros(len(batch)), torch.ones(len(batch), dtype=torch.bool, device=batch.x.device)
     for path, use in uses.items():
         for name, value in RULES[type(use.layer)].squared(use).items():
@@ -205,9 +203,7 @@ def _clip_examples(
     return sums, squared.sqrt()
 
 
-def _clip_clients(
-    uses: dict[str, Use], trainable: dict[str, Tensor], norms: Norms, batch: Batch
-) -> tuple[dict[str, Tensor], Tensor]:
+def _clip_clients(uses: dict[str, Use], trainable: dict[str, Tensor], norms: Norms, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
     messages: dict[str, Tensor] = {}
     owners: dict[str, nn.Module] = {}
     for path, use in uses.items():
