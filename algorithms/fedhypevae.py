@@ -7,22 +7,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from fedsim.algorithm import Server, Tensors
+from fedsim.algorithm import Clients, Message, Server, Tensors
 from fedsim.batch import Batch
 from fedsim.dp_sgd import DPSGD, DPSGDParams, averaged_model
-from fedsim.models.cvae import Encoder, ObservationNoise, gaussian_nll, kl_normal, sample_posterior
+from fedsim.errors import UserError
+from fedsim.models import moments
+from fedsim.models.cvae import Encoder, ObservationNoise, gaussian_nll, gaussian_nll_diagonal, kl_normal, sample_posterior
 from fedsim.models.hypernetwork import ConditionalPrior, ModulatedDecoder
 from fedsim.models.initialise import initial_model
 from fedsim.models.kernel import kernel_score
 from fedsim.models.layers import ClientCode
+from fedsim.models.posterior import linear_posterior
+from fedsim.one_shot import statistics_message
 from fedsim.optimise import adam_step
-from fedsim.privacy.plan import Claim
+from fedsim.privacy.clipping import Norms, OuterProduct
+from fedsim.privacy.plan import Claim, PrivacyPlan, Release
 from fedsim.registry import register
 from fedsim.seeds import Purpose, Seeds
 
@@ -34,12 +40,18 @@ class FedHypeVAEParams(DPSGDParams):
         latent: dimension of z.
         code: dimension of the client code v.
         code_scale: factor on v before it enters the hypernetwork: how far clients can differ.
-        encoder_hidden, decoder_hidden: widths of the hidden layers; no decoder layer means a prototype per class plus a linear map.
+        encoder: ``trained``, the paper's encoder, private to its client; ``posterior``, the exact posterior of a decoder without hidden layer,
+            given codes and shared parameters: nothing to train, so no privacy cost and no noise.
+        encoder_hidden: widths of the trained encoder's hidden layers.
+        decoder_hidden: widths of the decoder's; none means a prototype per class plus a linear map of z.
+        class_maps: every class has a linear map of z of its own (class-specific covariances).
         beta: weight of KL(q || p(z | y, v)).
         kernel: weight of the per-example kernel score (the MMD alignment).
         lipschitz: weight of the squared Jacobian norm of the hypernetwork (on shared parameters alone, free of privacy cost).
         initial_variance: of the likelihood times the embedding's dimension, before it is learned.
         latent_share: norm of z's part of the decoder gradient relative to the prototypes' inside the joint clip.
+        warm_start: ``moments`` starts decoder and prior from released moments, which are in the ledger; ``none`` from random weights.
+        sgd_share: with a warm start, DP-SGD's share of the budget, in units of 1 / sigma^2.
         synthesis: ``neutral`` decodes one meta-code, ``mixture`` several, ``client`` each client's own code in turn.
         meta_codes: how many codes a mixture has.
         meta_steps: Adam steps that fit the meta-codes to the clients' generators.
@@ -48,16 +60,26 @@ class FedHypeVAEParams(DPSGDParams):
     latent: int = Field(8, ge=1)
     code: int = Field(4, ge=1)
     code_scale: float = Field(0.3, gt=0)
+    encoder: Literal["trained", "posterior"] = "trained"
     encoder_hidden: tuple[int, ...] = (32,)
     decoder_hidden: tuple[int, ...] = ()
+    class_maps: bool = False
     beta: float = Field(0.5, ge=0)
     kernel: float = Field(0.05, ge=0)
     lipschitz: float = Field(1e-4, ge=0)
     initial_variance: float = Field(0.5, gt=0)
     latent_share: float = Field(1.0, gt=0)
+    warm_start: Literal["none", "moments"] = "none"
+    sgd_share: float = Field(0.1, gt=0, lt=1)
     synthesis: Literal["neutral", "mixture", "client"] = "neutral"
     meta_codes: int = Field(3, ge=1)
     meta_steps: int = Field(50, ge=0)
+
+    @model_validator(mode="after")
+    def _linear_where_needed(self) -> FedHypeVAEParams:
+        if self.decoder_hidden and (self.encoder == "posterior" or self.warm_start == "moments"):
+            raise ValueError("decoder_hidden is not empty; encoder: posterior and warm_start: moments need a decoder without hidden layers")
+        return self
 
 
 class HyperCVAE(nn.Module):
@@ -66,12 +88,24 @@ class HyperCVAE(nn.Module):
     def __init__(self, params: FedHypeVAEParams, dim: int, classes: int, clients: int) -> None:
         super().__init__()
         self.params = params
-        self.encoder = Encoder(dim, classes, params.encoder_hidden, params.latent, clients)
+        if params.encoder == "trained":
+            self.encoder = Encoder(dim, classes, params.encoder_hidden, params.latent, clients)
         self.code = ClientCode(clients, params.code)
         scale = params.latent_share / math.sqrt(params.latent)
-        self.decoder = ModulatedDecoder(params.latent, classes, params.decoder_hidden, dim, params.code, scale)
+        self.decoder = ModulatedDecoder(params.latent, classes, params.decoder_hidden, dim, params.code, scale, params.class_maps)
         self.prior = ConditionalPrior(params.latent, classes, params.code)
         self.observation = ObservationNoise(params.initial_variance / dim)
+
+    def posterior(self, batch: Batch, noise: Tensor) -> Tensor:
+        """A draw of z from the exact posterior, ``[N, latent]``; a constant to the gradient (Fisher's identity, as in EM)."""
+        codes = self.params.code_scale * self.code.weight.detach()
+        maps, prototypes = self.decoder.linear_maps()
+        (layer,) = self.decoder.modulated()
+        scales, shifts = layer.modulation(codes)
+        client = batch.layout.client
+        offset = scales[client] * prototypes[batch.y] + shifts[client] / math.sqrt(self.decoder.dim)
+        group = torch.stack([client, batch.y])
+        return linear_posterior(batch.x - offset, group, maps, scales, *self.prior.table(codes), self.observation.variance(), noise)
 
     def generate(self, code: Tensor, y: Tensor, latent: Tensor, observation: Tensor) -> Tensor:
         """X ~ p(x | z) p(z | y, v) from standard normal draws ``[N, T, latent]`` and ``[N, T, d]``; codes ``[N, k]``."""
@@ -80,6 +114,12 @@ class HyperCVAE(nn.Module):
         decoded: Tensor = self.decoder(z, y, code)
         std = (0.5 * self.observation(code[:, :1])).exp().unsqueeze(1)
         return decoded + std * observation
+
+
+WARM_SHARES = {"mean": 0.1, "moments": 0.7, "class moments": 0.2}
+"""The warm start's releases and how they share its budget."""
+RADIUS = 0.45
+"""Of the ball to which centred rows, which have unit norm, are clipped."""
 
 
 @register("fedhypevae")
@@ -107,22 +147,118 @@ class FedHypeVAE(DPSGD):
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
         """Per example: s^2 (-log p(x | z, y, v) + beta KL(q || p(z | y, v))) + lambda kernel score.
 
-        s^2 is the current observation variance, held constant: the decoder's gradient is then the residual, whatever s^2 is.
+        s^2 is the current observation variance, held constant: the decoder's gradient is then the residual, whatever s^2 is. With the exact
+        posterior, z is a constant and the KL's place is taken by -log p(z | y, v), which has the same gradient.
         """
         code = self.params.code_scale * model.code(batch.layout)
-        mean, log_var = model.encoder(batch.x, batch.y, batch.layout)
-        z = sample_posterior(mean, log_var, batch.noise["posterior"])
+        prior = model.prior(batch.y, code)
+        if self.params.encoder == "trained":
+            mean, log_var = model.encoder(batch.x, batch.y, batch.layout)
+            z = sample_posterior(mean, log_var, batch.noise["posterior"])
+            divergence = kl_normal(mean, log_var, *prior)
+        else:
+            z = model.posterior(batch, batch.noise["posterior"])
+            divergence = gaussian_nll_diagonal(z, *prior)
         decoded = model.decoder(z.unsqueeze(1), batch.y, code).squeeze(1)
         observation = model.observation(batch.x)
         unit = observation.detach().exp().squeeze(-1)
         parts = {
             "reconstruction": unit * gaussian_nll(batch.x, decoded, observation),
-            "kl": self.params.beta * unit * kl_normal(mean, log_var, *model.prior(batch.y, code)),
+            "kl": self.params.beta * unit * divergence,
         }
         if self.params.kernel:
             pair = model.generate(code, batch.y, batch.noise["prior"], batch.noise["observation"])
             parts["kernel"] = self.params.kernel * kernel_score(batch.x, pair[:, 0], pair[:, 1])
         return parts
+
+    # --- the warm start ---
+
+    def releases(self) -> tuple[Release, ...]:
+        """DP-SGD; before it, with a warm start, the mean, the moments, and each class's moments in the leading directions."""
+        (sgd,) = super().releases()
+        if self.params.warm_start == "none":
+            return (sgd,)
+        # A mechanism that takes a share of the budget has 1 / sqrt(share) times the noise; many sampled steps count as their sum.
+        left = 1 - self.params.sgd_share
+        one_shot = {name: Release(name, 1.0, 1, (share * left) ** -0.5) for name, share in WARM_SHARES.items()}
+        noise = sgd.sample_rate * math.sqrt(sgd.steps / self.params.sgd_share)
+        return (*one_shot.values(), replace(sgd, relative_noise=noise))
+
+    def plan(self, epsilon: float | None, delta: float) -> PrivacyPlan | None:
+        """As every algorithm's; moments are released for unit example only."""
+        if self.params.warm_start == "moments" and self.task.unit != "example":
+            raise UserError(f"algorithm {self.name}", "warm_start: moments does not support unit client", "set warm_start: none")
+        return super().plan(epsilon, delta)
+
+    def broadcast(self, server: Server) -> Tensors:
+        """The shared parameters, and for the warm start what has been released before."""
+        released = {name: value for name, value in server.tensors.items() if name in ("mean", "means", "basis")}
+        return super().broadcast(server) | released
+
+    def statistics(self, release: str, x: Tensor, y: Tensor, tensors: Tensors) -> tuple[dict[str, OuterProduct], dict[str, float]]:
+        """A warm-start release's outer products of every row, and their weights; joint norm at most the clip norm."""
+        if release == "mean":
+            products, weights = moments.mean_products(x), moments.MEAN_WEIGHTS
+        elif release == "moments":
+            rows = moments.centred(x, tensors["mean"], RADIUS)
+            products, weights = moments.moment_products(rows, y, self.task.classes), moments.MOMENT_WEIGHTS
+        else:
+            rows = moments.centred(x, tensors["mean"], RADIUS)
+            products, weights = moments.class_moment_products(rows, y, tensors["means"], tensors["basis"]), {"class_second": 1.0}
+        return products, {name: self.clip() * weight for name, weight in moments.unit_weights(weights).items()}
+
+    def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
+        """A warm-start release, or a DP-SGD step."""
+        if release.name not in WARM_SHARES:
+            return super().client_round(clients, round_, release, broadcast)
+        products, weights = self.statistics(release.name, torch.cat(clients.x), torch.cat(clients.y), broadcast)
+        return statistics_message(clients, round_, release, products, Norms(self.clip(), weights=weights))
+
+    def server_step(self, server: Server, round_: int, release: Release, total: Tensors) -> Mapping[str, float]:
+        """Take a warm-start release in, or a DP-SGD step."""
+        if release.name not in WARM_SHARES:
+            return super().server_step(server, round_, release, total)
+        empty = torch.zeros(0, self.task.dim), torch.zeros(0, dtype=torch.long)
+        _, weights = self.statistics(release.name, *empty, server.tensors)
+        sums = {name: value / weights[name] for name, value in total.items()}
+        std = server.noise_std(release.name, self.task.clients) / self.clip()
+        if release.name == "mean":
+            server.tensors["mean"] = sums["sum"][0] / sums["count"].clamp_min(1.0)[0]
+        elif release.name == "moments":
+            self._take_moments(server, moments.gaussians(sums["class_sums"], sums["class_counts"], sums["second"], std))
+        else:
+            covariances = moments.class_covariances(sums["class_second"], server.tensors["counts"], server.tensors["variances"], std)
+            self._start_decoder(server, covariances)
+        return {}
+
+    def _take_moments(self, server: Server, found: moments.Gaussians) -> None:
+        basis, variances, rest = moments.principal(found.covariance, found.noise, self.params.latent)
+        spare = self.params.latent - len(variances)
+        server.tensors |= {
+            "means": moments.shrunk_means(found),
+            "counts": found.counts,
+            "basis": torch.nn.functional.pad(basis, (0, spare)),
+            "variances": torch.nn.functional.pad(variances, (0, spare), value=1e-9),
+            "rest": torch.tensor(rest),
+        }
+
+    def _start_decoder(self, server: Server, covariances: Tensor) -> None:
+        """Prototypes, maps whose prior is N(0, I), and the observation variance, in the decoder's units."""
+        model: Any = server.model
+        tensors, root = server.tensors, math.sqrt(self.task.dim)
+        (layer,) = model.decoder.modulated()
+        if not self.params.class_maps:
+            share = tensors["counts"] / tensors["counts"].sum()
+            covariances = (share[:, None, None] * covariances).sum(0, keepdim=True)
+        values, vectors = torch.linalg.eigh(covariances)
+        maps = RADIUS * tensors["basis"] @ (vectors * values.clamp_min(0).sqrt().unsqueeze(1))
+        prototypes = tensors["mean"] + RADIUS * tensors["means"]
+        columns = [maps.transpose(0, 1).flatten(1) / model.decoder.latent_scale, prototypes.T]
+        with torch.no_grad():
+            layer.rows.weight.copy_(root * torch.cat(columns, 1))
+            model.observation.shift.weight.fill_(math.log(RADIUS**2 * float(tensors["rest"])) - model.observation.initial)
+
+    # --- what the server adds, and the outcome ---
 
     def penalty(self, model: Any) -> Tensor | None:
         """The Lipschitz penalty: squared Frobenius norm of d(generated decoder and prior) / dv."""

@@ -132,6 +132,13 @@ class Server:
 
     model: nn.Module
     tensors: Tensors = field(default_factory=dict)
+    plan: PrivacyPlan | None = None
+
+    def noise_std(self, release: str, clients: int) -> float:
+        """Standard deviation of the noise that a release's sum carries: every silo's own, or the one of the aggregate."""
+        if self.plan is None:
+            return 0.0
+        return self.plan.noise_std(release) * math.sqrt(clients if self.plan.trust == "silo" else 1)
 
 
 class Pool(Protocol):
@@ -304,6 +311,7 @@ class Algorithm(ABC):
             checkpoint: called after every round with a function that captures the progress; it decides when to.
         """
         server = self.initial_server(seeds)
+        server.plan = plan
         ledger, uplink, start = Ledger(), 0, 0
         if resume is not None:
             start, uplink, ledger = resume.round, resume.uplink_bytes, Ledger.from_json(resume.ledger)

@@ -35,20 +35,12 @@ class Batch:
 
     def row(self, index: int) -> Batch:
         """The batch that holds row ``index`` alone."""
-        keep = slice(index, index + 1)
-        return Batch(
-            self.x[keep],
-            self.y[keep],
-            {name: draws[keep] for name, draws in self.noise.items()},
-            replace(self.layout, client=self.layout.client[keep]),
-        )
+        return self._take(torch.tensor([index], device=self.x.device))
 
     def without(self, index: int) -> Batch:
         """The neighbouring batch: all rows but ``index``."""
-        keep = torch.arange(len(self)) != index
-        return Batch(
-            self.x[keep],
-            self.y[keep],
-            {name: draws[keep] for name, draws in self.noise.items()},
-            replace(self.layout, client=self.layout.client[keep]),
-        )
+        return self._take(torch.arange(len(self), device=self.x.device) != index)
+
+    def _take(self, rows: Tensor) -> Batch:
+        noise = {name: draws[rows] for name, draws in self.noise.items()}
+        return Batch(self.x[rows], self.y[rows], noise, replace(self.layout, client=self.layout.client[rows]))

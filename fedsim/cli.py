@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -46,21 +45,20 @@ def bench(
     sys.path.append(os.getcwd())  # so that a grid can name pkg.module:Class of the folder one works in
     console = Console()
     checked = load_grid(grid, set_ or [])
-    from fedsim.runtime.cluster import cluster
+    from fedsim.runtime.bench import run_bench
+    from fedsim.runtime.cluster import joined_cluster, local_cluster, this_machine
     from fedsim.runtime.preflight import prepare, show_plan
 
-    if dry_run and address is None:
-        show_plan(prepare(checked, float(len(os.sched_getaffinity(0))), 0.0, max_parallel), console)
-        return
-    signal.signal(signal.SIGTERM, _interrupt)
-    with cluster(address) as (cpus, gpus):
-        prepared = prepare(checked, cpus, gpus, max_parallel)
+    with ExitStack() as stack:
+        node = this_machine()
+        nodes = stack.enter_context(joined_cluster(address)) if address else [node]
+        prepared = prepare(checked, nodes, max_parallel)
         if dry_run:
             show_plan(prepared, console)
             return
-        from fedsim.runtime.bench import run_bench
-
-        code = run_bench(prepared, out or Path("runs") / checked.name, console, retry_failed)
+        # A local cluster starts only when there is something to run on it.
+        engine = nullcontext() if address else local_cluster(node)
+        code = run_bench(prepared, out or Path("runs") / checked.name, console, engine, retry_failed=retry_failed)
     raise typer.Exit(code)
 
 
@@ -77,11 +75,6 @@ def report(folder: Annotated[Path, typer.Argument(help="A run folder, such as ru
     console.print(f"report: {page}", soft_wrap=True, highlight=False)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """End on SIGTERM as on Ctrl-C."""
-    raise KeyboardInterrupt
-
-
 def main() -> None:
     """Entry point: a user's mistake is one line on standard error and exit code 2."""
     try:
@@ -89,5 +82,3 @@ def main() -> None:
     except UserError as error:
         Console(stderr=True, soft_wrap=True).print(f"fedsim: {error}", style="red", highlight=False, markup=False)
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)

@@ -168,7 +168,7 @@ class DPSGD(Algorithm):
         parameters = {name: p.detach() for name, p in clients.model.named_parameters() if name in gradients}
         mean = {name: value / self.params.expected_batch for name, value in gradients.items()}
         adam_step(parameters, mean, clients.state, self.params.local_learning_rate * self._decay(round_))
-        if round_ >= self.params.average_from * self.params.rounds:
+        if self.step(round_) >= self.params.average_from * self.params.rounds:
             average_step(parameters, clients.state)
 
     def server_step(self, server: Server, round_: int, release: Release, total: Tensors) -> Mapping[str, float]:
@@ -186,13 +186,17 @@ class DPSGD(Algorithm):
                     gradients[name] = gradients[name] + gradient
         shared = shared_tensors(server.model)
         adam_step(shared, gradients, server.tensors, self.params.learning_rate * self._decay(round_))
-        if round_ >= self.params.average_from * self.params.rounds:
+        if self.step(round_) >= self.params.average_from * self.params.rounds:
             average_step(shared, server.tensors)
         values["parameter_norm"] = float(torch.stack([p.norm() for p in shared.values()]).norm())
         return values
 
+    def step(self, round_: int) -> int:
+        """How many DP-SGD steps came before ``round_``; other releases come first."""
+        return round_ - sum(release.steps for release in self.releases() if release.name != RELEASE)
+
     def _decay(self, round_: int) -> float:
-        return float(1 - (1 - self.params.decay) * round_ / self.params.rounds)
+        return float(1 - (1 - self.params.decay) * self.step(round_) / self.params.rounds)
 
 
 def averaged_model(server: Server) -> nn.Module:

@@ -13,6 +13,7 @@ def adam_step(
     state: dict[str, Tensor],
     learning_rate: float,
     betas: tuple[float, float] = (0.9, 0.999),
+    divisor: float | None = None,
 ) -> None:
     """One Adam step (Kingma and Ba 2015) in place; ``state`` gains ``adam.*`` tensors, and starts empty.
 
@@ -22,13 +23,14 @@ def adam_step(
         state: moments and step counts.
         learning_rate: step size.
         betas: decay rates of the two moments.
+        divisor: divides the gradients, in place and in the same pass, where they are sums.
     """
     names = list(gradients)
     for name in names:
         if f"adam.t.{name}" not in state:
             state[f"adam.m.{name}"] = torch.zeros_like(gradients[name])
             state[f"adam.v.{name}"] = torch.zeros_like(gradients[name])
-            state[f"adam.t.{name}"] = torch.zeros(())
+            state[f"adam.t.{name}"] = torch.zeros((), device=gradients[name].device)
     with torch.no_grad():
         adam(
             [parameters[name] for name in names],
@@ -45,6 +47,7 @@ def adam_step(
             weight_decay=0.0,
             eps=1e-8,
             maximize=False,
+            grad_scale=None if divisor is None else torch.tensor(float(divisor), device=gradients[names[0]].device),
         )
 
 
@@ -54,4 +57,4 @@ def average_step(parameters: dict[str, Tensor], state: dict[str, Tensor]) -> Non
     count += 1
     for name, value in parameters.items():
         mean = state.setdefault(f"average.{name}", torch.zeros_like(value))
-        mean += (value - mean) / count
+        mean.lerp_(value, 1 / float(count))

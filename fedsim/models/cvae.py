@@ -60,6 +60,10 @@ class ObservationNoise(nn.Module):
         log_var: Tensor = self.shift(rows.new_full((len(rows), 1), self.initial))
         return log_var.clamp(-12, 4)
 
+    def variance(self) -> Tensor:
+        """The variance as a constant, a scalar."""
+        return (self.shift.weight.detach()[0] + self.initial).clamp(-12, 4).exp()
+
 
 def sample_posterior(mean: Tensor, log_var: Tensor, noise: Tensor) -> Tensor:
     """Reparametrised z = mean + exp(log_var / 2) * noise."""
@@ -77,3 +81,8 @@ def kl_normal(mean: Tensor, log_var: Tensor, prior_mean: Tensor, prior_log_var: 
     ratio = (log_var - prior_log_var).exp()
     distance = (mean - prior_mean).square() * (-prior_log_var).exp()
     return 0.5 * (ratio + distance - 1 + prior_log_var - log_var).sum(-1)
+
+
+def gaussian_nll_diagonal(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
+    """-log N(z; mean, diag exp(log_var)) up to its constant, per example: ``[N]``."""
+    return 0.5 * ((z - mean).square() * (-log_var).exp() + log_var).sum(-1)

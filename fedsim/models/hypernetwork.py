@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +35,16 @@ class ModulatedLinear(nn.Module):
         plain: Tensor = self.rows(h)
         if self.scale is None or self.shift is None:
             return plain
-        return (1 + self.scale(code)).unsqueeze(1) * plain + self.shift(code).unsqueeze(1)
+        scale: Tensor = 1 + self.scale(code)
+        shift: Tensor = self.shift(code)
+        return scale.unsqueeze(1) * plain + shift.unsqueeze(1)
+
+    @torch.no_grad()
+    def modulation(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Row scales and shifts of ``codes`` ``[K, k]`` as constants, ``[K, out]`` each."""
+        assert self.scale is not None
+        assert self.shift is not None
+        return 1 + codes @ self.scale.weight.detach().T, codes @ self.shift.weight.detach().T
 
     def lipschitz(self) -> Tensor:
         """Squared Frobenius norm of d(generated weights, generated bias) / dv: ``sum_r |A_r|^2 |W_r|^2 + |b_r A_r + B_r|^2``."""
@@ -52,24 +62,49 @@ class ModulatedDecoder(nn.Module):
     have unit norm, so after the 1 / sqrt(d) weights of order one are right for any dimension.
 
     Args:
-        latent, classes, dim, code: sizes of z, of the one-hot label, of x (d) and of the client code (0: no modulation by a code).
+        latent: dimension of z.
+        classes: number of labels.
         hidden: widths of the hidden layers.
+        dim: d, the embedding's dimension.
+        code: dimension of the client code; 0: no modulation.
         latent_scale: factor on z, which sets z's share of the gradient against the prototypes'.
+        class_maps: z enters through one-hot y times z, so every class has a map of z of its own.
     """
 
-    def __init__(self, latent: int, classes: int, hidden: Sequence[int], dim: int, code: int, latent_scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        latent: int,
+        classes: int,
+        hidden: Sequence[int],
+        dim: int,
+        code: int,
+        latent_scale: float = 1.0,
+        class_maps: bool = False,
+    ) -> None:
         super().__init__()
-        self.classes, self.latent_scale, self.dim = classes, latent_scale, dim
-        widths = [latent + classes, *hidden, dim]
-        self.layers = nn.ModuleList(ModulatedLinear(a, b, code) for a, b in zip(widths, widths[1:], strict=False))
+        self.classes, self.latent_scale, self.dim, self.class_maps = classes, latent_scale, dim, class_maps
+        widths = [latent * (classes if class_maps else 1) + classes, *hidden, dim]
+        self.layers = nn.ModuleList(ModulatedLinear(a, b, code) for a, b in pairwise(widths))
 
     def forward(self, z: Tensor, y: Tensor, code: Tensor) -> Tensor:
         """``[N, T, latent]``, labels ``[N]`` and codes ``[N, k]`` to ``[N, T, d]``."""
         onehot = one_hot(y, self.classes).unsqueeze(1).expand(-1, z.shape[1], -1)
-        h = torch.cat([z * self.latent_scale, onehot], -1)
+        z = z * self.latent_scale
+        if self.class_maps:
+            z = (onehot.unsqueeze(3) * z.unsqueeze(2)).flatten(2)
+        h = torch.cat([z, onehot], -1)
         for index, layer in enumerate(self.layers):
             h = layer(h if index == 0 else F.relu(h), code)
         return h / math.sqrt(self.dim)
+
+    @torch.no_grad()
+    def linear_maps(self) -> tuple[Tensor, Tensor]:
+        """Of a decoder without hidden layer, unmodulated: x = maps[y] z + prototypes[y]; constants ``[C, d, latent]`` and ``[C, d]``."""
+        (layer,) = self.modulated()
+        weight = layer.rows.weight.detach() / math.sqrt(self.dim)
+        maps, prototypes = weight[:, : -self.classes] * self.latent_scale, weight[:, -self.classes :]
+        by_class = maps.unflatten(1, (self.classes, -1)).transpose(0, 1) if self.class_maps else maps.expand(self.classes, -1, -1)
+        return by_class, prototypes.T + layer.rows.bias.detach() / math.sqrt(self.dim)
 
     def lipschitz(self) -> Tensor:
         """Sum over the layers of the squared norm of their Jacobian by the code."""
@@ -95,6 +130,14 @@ class ConditionalPrior(nn.Module):
         affine = torch.cat([torch.ones_like(code[:, :1]), code], 1)
         chosen = (onehot.unsqueeze(2) * affine.unsqueeze(1)).flatten(1)
         return self.mean(chosen), self.log_var(chosen).clamp(-6, 4)
+
+    @torch.no_grad()
+    def table(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance for every code ``[K, k]`` and class as constants, ``[K, C, latent]`` each."""
+        affine = torch.cat([torch.ones_like(codes[:, :1]), codes], 1)
+        weights = [head.weight.detach().unflatten(1, (self.classes, -1)) for head in (self.mean, self.log_var)]
+        mean, log_var = (torch.einsum("lck,nk->ncl", weight, affine) for weight in weights)
+        return mean, log_var.clamp(-6, 4)
 
     def lipschitz(self) -> Tensor:
         """Squared Frobenius norm of d(prior parameters of all classes) / dv."""

@@ -43,6 +43,11 @@ class Layout:
         """Itself: Opacus detaches every input that a layer sees."""
         return self
 
+    @property
+    def shape(self) -> torch.Size:
+        """``[N]``: Opacus reads the number of rows from a layer's last input."""
+        return self.client.shape
+
     def pad(self, rows: Tensor) -> Tensor:
         """``[N, ...]`` to ``[K, width, ...]``, zeros where a client has fewer rows."""
         padded = rows.new_zeros(self.clients * self.width, *rows.shape[1:]).index_copy(0, self._slots, rows)

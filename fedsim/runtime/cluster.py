@@ -1,83 +1,94 @@
-"""Ray as the engine: start or join a cluster quietly, and slots that hold the actors of a cell."""
+"""Ray as the engine: start a local cluster or join one, quietly, and end it with the driver."""
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from types import FrameType
+from typing import Any, NamedTuple
 
-from fedsim.config import Resources
+import joblib
+import torch
 
-# Read by Ray as it is imported and started: nothing is reported to anyone, its logs stay in its own folder.
+from fedsim.errors import UserError
+
+# Ray reads these as it is imported and hands them to what it starts: no usage report to anyone, no warning about idle GPUs, and its
+# agents notice a killed driver's end after seconds instead of a minute.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from fedsim.runtime.worker import CohortActor, TrialWorker
+
+class Node(NamedTuple):
+    """What one machine offers."""
+
+    cpus: float
+    gpus: float
+
+
+def this_machine() -> Node:
+    """This machine, as far as this process may use it (affinity, container limits, visible GPUs)."""
+    return Node(float(joblib.cpu_count()), float(torch.cuda.device_count()))
 
 
 @contextmanager
-def cluster(address: str | None) -> Iterator[tuple[float, float]]:
-    """A Ray cluster for the block: a new local one, or the one at ``address``; yields its CPUs and GPUs."""
-    ray.init(
-        address=address or "local",
-        include_dashboard=None if address else False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        namespace=f"fedsim-{os.getpid()}",
-    )
+def local_cluster(node: Node) -> Iterator[None]:
+    """A Ray cluster of one node for the block; its processes die with this one, however it dies."""
+    _connect("local", num_cpus=int(node.cpus), num_gpus=int(node.gpus), include_dashboard=False)
+    with _connected():
+        yield
+
+
+@contextmanager
+def joined_cluster(address: str) -> Iterator[list[Node]]:
+    """The running cluster at ``address`` (``host:port``, or ``auto`` for one on this machine) for the block; yields its nodes.
+
+    Raises:
+        UserError: there is no cluster.
+    """
+    if address != "auto":
+        _check_listening(address)
     try:
-        total = ray.cluster_resources()
-        yield float(total.get("CPU", 0)), float(total.get("GPU", 0))
+        _connect(address)
+    except (ConnectionError, ValueError) as error:
+        raise UserError(f"--address {address}", "no Ray cluster runs there", "start one with `ray start --head`") from error
+    with _connected():
+        offers = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        yield [Node(float(offer.get("CPU", 0)), float(offer.get("GPU", 0))) for offer in offers]
+
+
+def _check_listening(address: str) -> None:
+    """Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "/" in host:
+        raise UserError(f"--address {address}", "is not host:port", "give the address that `ray start --head` shows, or auto")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--address {address}", f"cannot be reached ({error})", "give a running cluster's host:port") from error
+
+
+def _connect(address: str, **options: Any) -> None:
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+
+
+@contextmanager
+def _connected() -> Iterator[None]:
+    """Disconnects at the end of the block, which SIGTERM and a lost terminal end as Ctrl-C does (Ray took SIGTERM for itself)."""
+    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
     finally:
         ray.shutdown()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-@dataclass
-class Slot:
-    """The actors of one cell, placed together; kept for the next cell of the same shape.
-
-    Attributes:
-        actors: how many actors compute; with one, the worker hosts all clients itself.
-        worker: the trial worker.
-        cohorts: the cohort actors, where there are several.
-        group: their placement group.
-    """
-
-    actors: int
-    worker: Any
-    cohorts: list[Any]
-    group: PlacementGroup
-
-    @classmethod
-    def open(cls, actors: int, resources: Resources) -> Slot:
-        """Reserve the shares of all actors at once, so that cells never wait for each other's, and start the actors."""
-        share = {"CPU": resources.cpus_per_actor}
-        if resources.gpus_per_actor:
-            share["GPU"] = resources.gpus_per_actor
-        group = placement_group([share] * actors, strategy="PACK")
-
-        def placed(kind: type, bundle: int, shared: bool = False) -> Any:
-            return ray.remote(kind).options(
-                num_cpus=0 if shared else resources.cpus_per_actor,
-                num_gpus=0 if shared else resources.gpus_per_actor,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
-            )
-
-        cpus = resources.cpus_per_actor
-        if actors == 1:
-            return cls(1, placed(TrialWorker, 0).remote(cpus), [], group)
-        cohorts = [placed(CohortActor, index).remote(cpus) for index in range(actors)]
-        return cls(actors, placed(TrialWorker, 0, shared=True).remote(cpus, cohorts), cohorts, group)
-
-    def close(self) -> None:
-        """End the actors and give their shares back."""
-        for actor in (self.worker, *self.cohorts):
-            ray.kill(actor)
-        remove_placement_group(self.group)
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -87,26 +87,28 @@ class Cohort:
 
 
 class LocalPool:
-    """One cohort with all clients, in this process."""
+    """All cohorts in this process, computed one after another."""
 
-    def __init__(self, cohort: Cohort) -> None:
-        self.cohort = cohort
+    def __init__(self, cohorts: Sequence[Cohort]) -> None:
+        self.cohorts = cohorts
 
     def round(self, round_: int, release: Release, broadcast: Tensors) -> list[Message]:
-        """One message."""
-        return [self.cohort.round(round_, release, broadcast)]
+        """See :class:`fedsim.algorithm.Pool`."""
+        return [cohort.round(round_, release, broadcast) for cohort in self.cohorts]
 
     def released(self, names: Sequence[str]) -> Tensors:
         """See :class:`fedsim.algorithm.Pool`."""
-        return self.cohort.released(names)
+        return join_clients([cohort.released(names) for cohort in self.cohorts])
 
     def state(self) -> Tensors:
         """See :class:`fedsim.algorithm.Pool`."""
-        return self.cohort.state()
+        return join_clients([cohort.state() for cohort in self.cohorts])
 
     def load_state(self, tensors: Tensors) -> None:
         """See :class:`fedsim.algorithm.Pool`."""
-        self.cohort.load_state(tensors)
+        sizes = [len(cohort.clients.members) for cohort in self.cohorts]
+        for cohort, part in zip(self.cohorts, split_clients(tensors, sizes), strict=True):
+            cohort.load_state(part)
 
 
 def join_clients(parts: Sequence[Tensors]) -> Tensors:
@@ -118,7 +120,7 @@ def split_clients(tensors: Tensors, sizes: Sequence[int]) -> list[Tensors]:
     """The inverse of :func:`join_clients` for cohorts of ``sizes`` clients."""
     parts: list[Tensors] = [{} for _ in sizes]
     for name, value in tensors.items():
-        pieces = [value] * len(sizes) if value.dim() == 0 else list(value.split(list(sizes)))
+        pieces = [value] * len(sizes) if value.dim() == 0 else torch.split(value, list(sizes))
         for part, piece in zip(parts, pieces, strict=True):
             part[name] = piece
     return parts

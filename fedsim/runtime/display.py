@@ -224,11 +224,16 @@ class Progress:
 
 
 def describe(row: Row) -> str:
-    """A cell's setting in a few words."""
-    parts = [row.label, row.dataset]
-    parts += [f"{name}={value:g}" for name, value in (("α", row.alpha), ("clients", row.clients)) if value is not None]
-    parts += [f"ε={row.epsilon_target:g}".replace("inf", "∞")] if row.epsilon_target is not None else []
-    parts += [f"seed {row.seed}"] if row.seed is not None else []
+    """A row's setting in a few words."""
+    return setting(row.label, row.dataset, row.alpha, row.clients, row.epsilon_target, row.seed)
+
+
+def setting(label: str, dataset: str, alpha: float | None, clients: int | None, epsilon: float | None, seed: int | None) -> str:
+    """A cell's setting in a few words; what is None is left out."""
+    parts = [label, dataset]
+    parts += [f"{name}={value:g}" for name, value in (("α", alpha), ("clients", clients)) if value is not None]
+    parts += [f"ε={epsilon:g}".replace("inf", "∞")] if epsilon is not None else []
+    parts += [f"seed {seed}"] if seed is not None else []
     return " ".join(parts)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -15,6 +15,8 @@ from fedsim.data.embeddings import Embeddings
 from fedsim.data.sources import load
 from fedsim.errors import UserError
 from fedsim.partition import Partition, make_partition
+from fedsim.privacy.plan import PrivacyPlan
+from fedsim.runtime.cluster import Node
 from fedsim.runtime.cohort import build_algorithm
 from fedsim.runtime.trial import Trial, packing
 
@@ -27,40 +29,39 @@ class Prepared:
         grid: the grid.
         data: the data sets by :attr:`fedsim.data.sources.DatasetSpec.key`.
         trials: one a cell, in the grid's order.
-        partitions: the partition of every cell, by cell id.
-        slots: how many cells run at a time.
+        capacity: how many actors fit on the cluster.
+        parallel: how many cells may run at a time.
     """
 
     grid: Grid
     data: Mapping[str, Embeddings]
     trials: tuple[Trial, ...]
-    partitions: Mapping[str, Partition]
-    slots: int
+    capacity: int
+    parallel: int
 
 
-def prepare(grid: Grid, cpus: float, gpus: float, max_parallel: int | None = None) -> Prepared:
+def prepare(grid: Grid, nodes: Sequence[Node], max_parallel: int | None = None) -> Prepared:
     """Load the data, expand the grid, partition, calibrate every plan, lay out the actors.
 
     Args:
         grid: a checked grid.
-        cpus: what the cluster has.
-        gpus: what the cluster has.
+        nodes: what the cluster has.
         max_parallel: at most so many cells at a time.
 
     Raises:
         UserError: a data set, a partition, a plan or the layout does not work out; the message says where in the grid.
     """
+    capacity = actors_that_fit(grid, nodes)
+    parallel = min(capacity, max_parallel or capacity)
     data = {spec.key: load(spec, grid.place("dataset", i)) for i, spec in enumerate(grid.dataset)}
     cells = expand(grid, data)
-    slots = slot_count(grid.resources, cpus, gpus, max_parallel, grid.place("resources"))
-    partitions: dict[str, Partition] = {}
-    made: dict[tuple[str, float, int, int], Partition] = {}
+    partitions: dict[tuple[str, float, int, int], Partition] = {}
     trials = []
     for cell in cells:
         embeddings = data[cell.dataset.key]
         key = (cell.dataset.key, cell.alpha, cell.clients, cell.seed)
-        if key not in made:
-            made[key] = make_partition(
+        if key not in partitions:
+            partitions[key] = make_partition(
                 embeddings.y_train,
                 spec=cell.partition,
                 alpha=cell.alpha,
@@ -68,61 +69,61 @@ def prepare(grid: Grid, cpus: float, gpus: float, max_parallel: int | None = Non
                 seed=cell.seed,
                 columns=embeddings.columns,
             )
-        partitions[cell.cell_id] = made[key]
-        sizes = packing(cell.clients, clients_per_actor(grid.resources, cell, len(cells), slots))
-        check_layout(len(sizes), grid.resources, cpus, gpus, grid.place("resources", "clients_per_actor"))
-        trials.append(prepare_trial(cell, embeddings, made[key], sizes))
-    return Prepared(grid, data, tuple(trials), partitions, slots)
+        sizes = packing(cell.clients, clients_per_actor(grid.resources, cell.clients, len(cells), parallel))
+        if len(sizes) > capacity:
+            raise UserError(
+                grid.place("resources", "clients_per_actor"),
+                f"{cell.clients} clients need {len(sizes)} actors at once and the cluster has room for {capacity}",
+                "put more clients on an actor, or give actors a smaller share",
+            )
+        task = Task(embeddings.dim, embeddings.classes, cell.clients, cell.unit, cell.trust)
+        trials.append(Trial(cell, task, calibrated(grid, cell, task), partitions[key], sizes))
+    return Prepared(grid, data, tuple(trials), capacity, parallel)
 
 
-def prepare_trial(cell: Cell, data: Embeddings, partition: Partition, sizes: tuple[int, ...]) -> Trial:
-    """A cell with its task and its calibrated plan."""
-    task = Task(data.dim, data.classes, cell.clients, cell.unit, cell.trust)
-    try:
-        plan = build_algorithm(cell.algorithm, cell.params, task).plan(cell.epsilon, cell.delta)
-    except UserError as error:
-        raise UserError(f"{cell.label} at epsilon {cell.epsilon:g}: {error.where}", error.what, error.right) from error
-    return Trial(cell, task, plan, partition.rows, sizes)
-
-
-def slot_count(resources: Resources, cpus: float, gpus: float, max_parallel: int | None, where: str) -> int:
-    """How many single-actor cells fit at a time.
+def calibrated(grid: Grid, cell: Cell, task: Task) -> PrivacyPlan | None:
+    """The cell's plan.
 
     Raises:
-        UserError: not even one actor fits.
+        UserError: there is none; with the place in the grid.
     """
-    fitting = math.floor(cpus / resources.cpus_per_actor + 1e-9)
-    if resources.gpus_per_actor:
-        fitting = min(fitting, math.floor(gpus / resources.gpus_per_actor + 1e-9))
+    try:
+        return build_algorithm(cell.algorithm, cell.params, task).plan(cell.epsilon, cell.delta)
+    except UserError as error:
+        if error.where == "epsilon":
+            where = grid.place("epsilon", grid.epsilon.index(cell.epsilon))
+        else:
+            where = grid.place(error.where) if error.where in Grid.model_fields else f"{grid.place('algorithms')}: {error.where}"
+        raise UserError(f"{where} with {cell.label}", error.what, error.right) from error
+
+
+def actors_that_fit(grid: Grid, nodes: Sequence[Node]) -> int:
+    """How many actors of the grid's shares fit on the cluster.
+
+    Raises:
+        UserError: not even one.
+    """
+    cpus, gpus = grid.resources.cpus_per_actor, grid.resources.gpus_per_actor
+    fitting = 0
+    for node in nodes:
+        on_node = math.floor(node.cpus / cpus + 1e-9)
+        fitting += min(on_node, math.floor(node.gpus / gpus + 1e-9)) if gpus else on_node
     if fitting < 1:
-        need = f"an actor needs {resources.cpus_per_actor:g} CPUs and {resources.gpus_per_actor:g} GPUs"
-        raise UserError(where, f"{need}; the cluster has {cpus:g} and {gpus:g}", "ask for less")
-    return min(fitting, max_parallel or fitting)
+        has = ", ".join(sorted({f"{node.cpus:g} CPUs and {node.gpus:g} GPUs" for node in nodes}))
+        raise UserError(
+            grid.place("resources"),
+            f"an actor needs {cpus:g} CPUs and {gpus:g} GPUs; no node has them ({has})",
+            "give actors a smaller share",
+        )
+    return fitting
 
 
-def clients_per_actor(resources: Resources, cell: Cell, cells: int, slots: int) -> int:
+def clients_per_actor(resources: Resources, clients: int, cells: int, parallel: int) -> int:
     """As the grid says; ``auto``: all where cells keep every slot busy, else spread over the slots that would idle."""
     asked = resources.clients_per_actor
     if isinstance(asked, int):
-        return min(asked, cell.clients)
-    if asked == "all" or cells >= slots:
-        return cell.clients
-    return -(-cell.clients // (slots // cells))
-
-
-def check_layout(actors: int, resources: Resources, cpus: float, gpus: float, where: str) -> None:
-    """Refuse a cell that needs more actors at once than the cluster can hold.
-
-    Raises:
-        UserError: with the arithmetic.
-    """
-    need_cpus, need_gpus = actors * resources.cpus_per_actor, actors * resources.gpus_per_actor
-    if need_cpus > cpus + 1e-9 or need_gpus > gpus + 1e-9:
-        raise UserError(
-            where,
-            f"a cell needs {actors} actors at once: {need_cpus:g} CPUs and {need_gpus:g} GPUs; the cluster has {cpus:g} and {gpus:g}",
-            "put more clients on an actor, or give actors a smaller share",
-        )
+        return min(asked, clients)
+    return clients if asked == "all" or cells >= parallel else -(-clients // (parallel // cells))
 
 
 def show_plan(prepared: Prepared, console: Console) -> None:
@@ -156,7 +157,7 @@ def show_plan(prepared: Prepared, console: Console) -> None:
     shares = prepared.grid.resources
     console.print(f"data: {sizes}", soft_wrap=True, highlight=False)
     console.print(
-        f"{prepared.slots} cells at a time, {shares.cpus_per_actor:g} CPUs and {shares.gpus_per_actor:g} GPUs an actor; "
+        f"{prepared.parallel} cells at a time, {shares.cpus_per_actor:g} CPUs and {shares.gpus_per_actor:g} GPUs an actor; "
         f"{len(prepared.trials)} cells; nothing was run",
         soft_wrap=True,
         highlight=False,

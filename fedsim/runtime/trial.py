@@ -15,6 +15,7 @@ from fedsim.algorithm import Generator, Pool, RoundRecord, Task, Trained
 from fedsim.config import Cell
 from fedsim.data.embeddings import Embeddings
 from fedsim.evaluate import Scores, score_probe
+from fedsim.partition import Partition
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.runtime.checkpoint import Checkpoints
 from fedsim.runtime.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
@@ -29,14 +30,14 @@ class Trial:
         cell: the cell.
         task: the public facts that its algorithm is told.
         plan: its privacy plan, None where epsilon has no meaning.
-        rows: every client's training rows.
+        partition: every client's training rows.
         sizes: clients per actor, in client order.
     """
 
     cell: Cell
     task: Task
     plan: PrivacyPlan | None
-    rows: tuple[NDArray[np.int64], ...]
+    partition: Partition
     sizes: tuple[int, ...]
 
     def cohorts(self) -> list[CohortSpec]:
@@ -44,7 +45,7 @@ class Trial:
         specs, start = [], 0
         for size in self.sizes:
             members = tuple(range(start, start + size))
-            rows = self.rows[start : start + size]
+            rows = self.partition.rows[start : start + size]
             cell = self.cell
             specs.append(CohortSpec(cell.algorithm, cell.params, self.task, self.plan, cell.seed, members, rows))
             start += size
@@ -64,8 +65,7 @@ class Outcome:
 
 def local_pool(trial: Trial, data: Embeddings) -> Pool:
     """All clients in this process."""
-    (spec,) = trial.cohorts()
-    return LocalPool(Cohort(spec, data.x_train, data.y_train))
+    return LocalPool([Cohort(spec, data.x_train, data.y_train) for spec in trial.cohorts()])
 
 
 def run_trial(
@@ -102,7 +102,7 @@ def packing(clients: int, per_actor: int) -> tuple[int, ...]:
     return tuple(clients // actors + (i < clients % actors) for i in range(actors))
 
 
-def first_row_fields(trial: Trial, data: Embeddings, partition_hash: str) -> dict[str, Any]:
+def first_row_fields(trial: Trial) -> dict[str, Any]:
     """The fields of a row that are known before its cell runs."""
     cell, plan = trial.cell, trial.plan
     fields: dict[str, Any] = {
@@ -115,10 +115,10 @@ def first_row_fields(trial: Trial, data: Embeddings, partition_hash: str) -> dic
         "scheme": cell.partition.scheme,
         "alpha": cell.alpha,
         "clients": cell.clients,
-        "partition_hash": partition_hash,
+        "partition_hash": trial.partition.fingerprint,
         "seed": cell.seed,
         "claim": "none",
-        "chance": 1 / data.classes,
+        "chance": 1 / trial.task.classes,
     }
     if plan is not None:
         fields |= {

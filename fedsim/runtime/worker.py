@@ -30,19 +30,36 @@ FLUSH_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Failure:
-    """An exception inside a cell: its type, message and first traceback."""
+    """Why a cell ended badly: the exception's type and message, and the traceback of where it was raised first."""
 
     type: str
     message: str
     traceback: str
+
+    @classmethod
+    def of(cls, error: Exception) -> Failure:
+        """Of an exception; one from another actor comes wrapped, with the traceback over there as its text."""
+        if isinstance(error, ray.exceptions.RayTaskError):
+            return cls(type(error.cause).__name__, str(error.cause), str(error))
+        return cls(type(error).__name__, str(error), "".join(traceback.format_exception(error)))
+
+    @classmethod
+    def of_lost_worker(cls, error: ray.exceptions.RayError) -> Failure:
+        """Of a worker process that is gone."""
+        cause = getattr(error, "cause", None) or error
+        return cls(type(cause).__name__, "a worker process of the cell died (killed, out of memory, or it crashed)", str(cause))
+
+    def summary(self) -> str:
+        """Type and first line of the message."""
+        return f"{self.type}: {self.message.strip().partition(chr(10))[0]}"
 
 
 @dataclass(frozen=True)
 class Report:
     """What a worker streams to the driver: rounds since the last report, captured output, and at the end how it ended."""
 
-    rounds: tuple[RoundRecord, ...]
-    output: str
+    rounds: tuple[RoundRecord, ...] = ()
+    output: str = ""
     end: Outcome | Failure | float | None = None
 
 
@@ -59,18 +76,28 @@ class TrialWorker:
         _limit_threads(cpus)
         self.cohorts = list(cohorts)
 
-    def run(self, trial: Trial, data: Embeddings, checkpoint: str, data_ref: list[Any]) -> Iterator[Report]:
-        """Run a cell: a stream of reports, the last one with an outcome or a failure."""
+    def run(self, trial: Trial, data: Embeddings, data_ref: Sequence[Any], checkpoint: Path) -> Iterator[Report]:
+        """Run a cell: a stream of reports, the last one with an outcome or a failure.
+
+        Args:
+            trial: the cell.
+            data: its data set.
+            data_ref: the data set's reference in the object store, alone in a list.
+            checkpoint: the file of its checkpoints.
+
+        Raises:
+            RayActorError: a cohort actor died, so this worker is of no use any more.
+        """
 
         def spread(trial: Trial, data: Embeddings) -> Pool:
             return RayPool(self.cohorts, trial.cohorts(), data_ref[0])
 
-        output, sent = io.StringIO(), time.monotonic()
+        make_pool = spread if len(trial.sizes) > 1 else local_pool
         pending: list[RoundRecord] = []
-        with _captured(output):
+        sent = time.monotonic()
+        with _captured() as output:
             try:
-                make_pool = spread if len(trial.sizes) > 1 else local_pool
-                for step in run_trial(trial, data, make_pool, Checkpoints(Path(checkpoint))):
+                for step in run_trial(trial, data, make_pool, Checkpoints(checkpoint)):
                     if isinstance(step, Outcome):
                         yield Report(tuple(pending), _drain(output), step)
                         return
@@ -78,15 +105,20 @@ class TrialWorker:
                     if time.monotonic() - sent > FLUSH_SECONDS:
                         yield Report(tuple(pending), _drain(output))
                         pending, sent = [], time.monotonic()
+            except ray.exceptions.RayActorError:
+                yield Report(tuple(pending), _drain(output))
+                raise
             except Exception as error:
-                cause = getattr(error, "cause", None) or error
-                failure = Failure(type(cause).__name__, str(cause).strip().splitlines()[-1], traceback.format_exc())
-                yield Report(tuple(pending), _drain(output), failure)
+                yield Report(tuple(pending), _drain(output), Failure.of(error))
 
     def reference(self, data: Embeddings, partition: Partition | None, probe_c: float) -> Iterator[Report]:
         """The ceiling without a partition, local-only with one."""
-        value = ceiling(data, probe_c) if partition is None else local_only(data, partition, probe_c)
-        yield Report((), "", value)
+        try:
+            value = ceiling(data, probe_c) if partition is None else local_only(data, partition, probe_c)
+        except Exception as error:
+            yield Report(end=Failure.of(error))
+        else:
+            yield Report(end=value)
 
 
 class CohortActor:
@@ -133,14 +165,15 @@ class RayPool:
 
 
 @contextlib.contextmanager
-def _captured(output: io.StringIO) -> Iterator[None]:
-    """Everything that a cell prints, logs or warns about goes to ``output``, for its log file."""
+def _captured() -> Iterator[io.StringIO]:
+    """Collects everything that this process prints, logs or warns about in the block, for the cell's log file."""
+    output = io.StringIO()
     handler = logging.StreamHandler(output)
     logging.captureWarnings(True)
     logging.getLogger().addHandler(handler)
     try:
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-            yield
+            yield output
     finally:
         logging.getLogger().removeHandler(handler)
 

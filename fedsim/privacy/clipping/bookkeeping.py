@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +17,11 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from fedsim.batch import Batch
 from fedsim.models.layers import Layout
-from fedsim.privacy.clipping.engine import ClippedSum, Loss, Norms
-from fedsim.privacy.clipping.rules import PER_CLIENT, RULES, Use, by_use
+from fedsim.privacy.clipping.engine import Loss, Measured, Norms, clip_units
+from fedsim.privacy.clipping.rules import PER_CLIENT, RULES, Target, Use, by_use
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """One use of a layer: its arguments, the first one's version, and the place of its output in the graph of gradients."""
 
     args: tuple[Any, ...]
@@ -35,22 +33,17 @@ class Call:
 Calls = dict[str, list[Call]]
 
 
-def bookkeeping(model: nn.Module, loss: Loss, batch: Batch, norms: Norms) -> ClippedSum:
+def bookkeeping(model: nn.Module, loss: Loss, batch: Batch, norms: Norms, sums: dict[str, Tensor]) -> Measured:
     """See :func:`fedsim.privacy.clipping.clipped_sum`: one forward, one backward, one weighted product a layer."""
     layers = covered_layers(model)
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     with torch.enable_grad():
         with _recorded(layers) as calls:
             losses = loss(model, batch)
-        if losses.shape != (len(batch),):
-            raise ValueError(f"the loss has shape {list(losses.shape)}, not one number for each of {len(batch)} examples")
-        _refuse_other_uses(losses, trainable, calls)
+        _refuse_other_uses(losses, layers, calls)
         uses = _uses(layers, calls, losses, batch.layout)
     with torch.no_grad():
         clip = _clip_clients if norms.unit == "client" else _clip_examples
-        sums, unit_norms = clip(uses, trainable, norms, batch)
-        complete = {name: sums[name] if name in sums else torch.zeros_like(p) for name, p in trainable.items()}
-    return ClippedSum(complete, unit_norms, losses.detach())
+        return clip(uses, norms, batch, sums), losses.detach()
 
 
 def covered_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -62,10 +55,10 @@ def covered_layers(model: nn.Module) -> dict[str, nn.Module]:
     layers: dict[str, nn.Module] = {}
     owners: dict[int, str] = {}
     for path, module in model.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if not parameter.requires_grad:
+        for name, parameter in module._parameters.items():
+            if parameter is None or not parameter.requires_grad:
                 continue
-            full = f"{path}.{name}" if path else name
+            full = _full(path, name)
             reason = _refusal(module, name)
             if id(parameter) in owners:
                 reason = f"it is the same parameter as '{owners[id(parameter)]}'"
@@ -99,7 +92,8 @@ def _recorded(layers: dict[str, nn.Module]) -> Iterator[Calls]:
                 raise ValueError(f"layer '{path}' was called with keywords only; pass its input by position")
             version = args[0]._version if isinstance(args[0], Tensor) else 0
             # The edge, not the tensor: an operation in place would move the tensor on in the graph.
-            calls[path].append(Call(args, version, get_gradient_edge(output), output.shape))
+            assert output.grad_fn is not None
+            calls[path].append(Call(args, version, GradientEdge(output.grad_fn, output.output_nr), output.shape))
 
         return record
 
@@ -111,7 +105,7 @@ def _recorded(layers: dict[str, nn.Module]) -> Iterator[Calls]:
             handle.remove()
 
 
-def _refuse_other_uses(losses: Tensor, trainable: dict[str, Tensor], calls: Calls) -> None:
+def _refuse_other_uses(losses: Tensor, layers: dict[str, nn.Module], calls: Calls) -> None:
     """Raise if the loss reaches a parameter by another way than a recorded use of its layer.
 
     Walks the graph of gradients from the loss, stepping over the recorded uses to their inputs.
@@ -120,7 +114,12 @@ def _refuse_other_uses(losses: Tensor, trainable: dict[str, Tensor], calls: Call
     for uses in calls.values():
         for call in uses:
             over[call.edge.node] = [get_gradient_edge(a).node for a in call.args if isinstance(a, Tensor) and a.requires_grad]
-    names = {id(parameter): name for name, parameter in trainable.items()}
+    names = {
+        id(p): _full(path, name)
+        for path, layer in layers.items()
+        for name, p in layer._parameters.items()
+        if p is not None and p.requires_grad
+    }
     waiting: list[Node | None] = [losses.grad_fn]
     seen: set[Node] = set()
     while waiting:
@@ -176,12 +175,12 @@ def _join(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
-def _clip_examples(uses: dict[str, Use], trainable: dict[str, Tensor], norms: Norms, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+def _clip_examples(uses: dict[str, Use], norms: Norms, batch: Batch, sums: dict[str, Tensor]) -> Tensor:
     squared, finite = batch.x.new_zeros(len(batch)), torch.ones(len(batch), dtype=torch.bool, device=batch.x.device)
     for path, use in uses.items():
         for name, value in RULES[type(use.layer)].squared(use).items():
             full = _full(path, name)
-            if full not in trainable:
+            if full not in sums:
                 continue
             if norms.is_free(full):
                 finite &= value.isfinite()
@@ -191,40 +190,36 @@ def _clip_examples(uses: dict[str, Use], trainable: dict[str, Tensor], norms: No
     if not bool(finite.all()):
         uses = {path: use.keep_only(finite) for path, use in uses.items()}
     factor, ones = norms.factors(squared), torch.ones_like(squared)
-    sums = {}
-    for path, use in uses.items():
+    # Backwards: what was measured last is still in the cache.
+    for path, use in reversed(uses.items()):
         rule = RULES[type(use.layer)]
-        names = {name: _full(path, name) for name in rule.names if _full(path, name) in trainable}
-        for free in {norms.is_free(full) for full in names.values()}:
-            found = rule.sums(use, ones if free else factor)
-            for name, full in names.items():
-                if norms.is_free(full) == free:
-                    sums[full] = _weighed(found[name], norms.weight(full))
-    return sums, squared.sqrt()
+        clipped: dict[str, Target] = {}
+        free: dict[str, Target] = {}
+        for name in rule.names:
+            full = _full(path, name)
+            if full in sums:
+                (free if norms.is_free(full) else clipped)[name] = Target(sums[full], norms.weight(full))
+        if clipped:
+            rule.add(use, factor, clipped)
+        if free:
+            rule.add(use, ones, free)
+    return squared.sqrt()
 
 
-def _clip_clients(uses: dict[str, Use], trainable: dict[str, Tensor], norms: Norms, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+def _clip_clients(uses: dict[str, Use], norms: Norms, batch: Batch, sums: dict[str, Tensor]) -> Tensor:
     messages: dict[str, Tensor] = {}
-    owners: dict[str, nn.Module] = {}
+    per_client = set()
     for path, use in uses.items():
         for name, value in RULES[type(use.layer)].per_client(use).items():
-            if _full(path, name) in trainable:
-                messages[_full(path, name)] = _weighed(value, norms.weight(_full(path, name)))
-                owners[_full(path, name)] = use.layer
-    factors, unit_norms = norms.clip_factors(messages, batch.layout.clients)
-    sums = {}
-    for full, message in messages.items():
-        factor = factors(full)
-        if isinstance(owners[full], PER_CLIENT):
-            sums[full] = (message.movedim(0, -1) * factor).movedim(-1, 0)
-        else:
-            sums[full] = torch.einsum("k,k...->...", factor, message)
-    return sums, unit_norms
+            if _full(path, name) in sums:
+                messages[_full(path, name)] = value
+                if isinstance(use.layer, PER_CLIENT):
+                    per_client.add(_full(path, name))
+    clipped, unit_norms = clip_units(messages, norms, batch.layout.clients)
+    for name, value in clipped.items():
+        sums[name] += value if name in per_client else value.sum(0)
+    return unit_norms
 
 
 def _full(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
-
-
-def _weighed(value: Tensor, weight: float) -> Tensor:
-    return value if weight == 1 else value.mul_(weight)

@@ -6,6 +6,7 @@ whose layers it does not cover.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -14,14 +15,14 @@ from torch import Tensor, nn
 
 from fedsim.batch import Batch
 from fedsim.models.layers import ClientCode, ClientLinear, Layout, Scale, Shift
-from fedsim.privacy.clipping.engine import ClippedSum, Loss, Norms
+from fedsim.privacy.clipping.engine import Loss, Measured, Norms, clip_units
 
 
 def _trainable(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def vmap(model: nn.Module, loss: Loss, batch: Batch, norms: Norms) -> ClippedSum:
+def vmap(model: nn.Module, loss: Loss, batch: Batch, norms: Norms, sums: dict[str, Tensor]) -> Measured:
     """See :func:`fedsim.privacy.clipping.clipped_sum`: ``vmap(grad(loss))`` over single rows."""
     parameters = _trainable(model)
     noise_names = list(batch.noise)
@@ -34,10 +35,10 @@ def vmap(model: nn.Module, loss: Loss, batch: Batch, norms: Norms) -> ClippedSum
     grads, losses = torch.func.vmap(torch.func.grad_and_value(single), in_dims=(None, 0, 0, 0, *[0] * len(noise_names)))(
         parameters, batch.x, batch.y, batch.layout.client, *batch.noise.values()
     )
-    return _clip(grads, losses.detach(), batch, norms)
+    return _clip(grads, batch, norms, sums), losses.detach()
 
 
-class _LossModule(nn.Module):
+class LossModule(nn.Module):
     """A model whose forward is its loss, so that ``functional_call`` reaches every parameter."""
 
     def __init__(self, model: nn.Module, loss: Loss) -> None:
@@ -45,24 +46,28 @@ class _LossModule(nn.Module):
         self.model, self.loss = model, loss
 
     def forward(self, batch: Batch) -> Tensor:
+        """The loss, ``[N]``."""
         return self.loss(self.model, batch)
 
 
 def _functional(model: nn.Module, loss: Loss, parameters: dict[str, Tensor], batch: Batch) -> Tensor:
     named = {f"model.{name}": value for name, value in parameters.items()}
-    result: Tensor = torch.func.functional_call(_LossModule(model, loss), named, (batch,))
+    result: Tensor = torch.func.functional_call(LossModule(model, loss), named, (batch,))
     return result
 
 
-def opacus_hooks(model: nn.Module, loss: Loss, batch: Batch, norms: Norms) -> ClippedSum:
+def opacus_hooks(model: nn.Module, loss: Loss, batch: Batch, norms: Norms, sums: dict[str, Tensor]) -> Measured:
     """See :func:`fedsim.privacy.clipping.clipped_sum`: Opacus' ``GradSampleModule`` keeps ``grad_sample`` per parameter."""
     from opacus import GradSampleModule
 
-    _register_cohort_layers()
-    wrapped = GradSampleModule(_LossModule(model, loss), loss_reduction="sum")
+    register_cohort_layers()
+    wrapped = GradSampleModule(LossModule(model, loss), loss_reduction="sum")
     try:
         losses = wrapped(replace(batch, layout=replace(batch.layout, direct=True)))
-        losses.sum().backward()
+        with warnings.catch_warnings():
+            # Layers that see data, which takes no gradient, are no news.
+            warnings.filterwarnings("ignore", "Full backward hook is firing")
+            losses.sum().backward()
         grads = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
@@ -72,39 +77,39 @@ def opacus_hooks(model: nn.Module, loss: Loss, batch: Batch, norms: Norms) -> Cl
                 sample = sum(sample) if isinstance(sample, list) else sample
                 if len(sample) != len(batch):
                     raise ValueError(f"opacus holds {len(sample)} gradients of '{name}' for {len(batch)} examples")
+                _refuse_unseen(name, sample, parameter.grad)
                 grads[name] = sample.detach()
     finally:
         wrapped.zero_grad(set_to_none=True)
         wrapped.to_standard_module()
-    return _clip(grads, losses.detach(), batch, norms)
+    return _clip(grads, batch, norms, sums), losses.detach()
 
 
-def _clip(grads: dict[str, Tensor], losses: Tensor, batch: Batch, norms: Norms) -> ClippedSum:
-    """Clip and sum gradients ``[N, ...]``; for ``unit: client`` they are summed by client first."""
-    weighted = {name: g * norms.weight(name) for name, g in grads.items()}
+def _refuse_unseen(name: str, sample: Tensor, gradient: Tensor | None) -> None:
+    """Raise if the hooks saw another gradient than autograd did, as where a weight is used outside its layer's forward."""
+    whole = torch.zeros_like(sample[0]) if gradient is None else gradient
+    error, size = (sample.sum(0) - whole).norm(), sample.flatten(1).norm(dim=1).sum()
+    if bool(whole.isfinite().all()) and not bool(error <= 1e-3 * torch.maximum(size, whole.norm())):
+        raise ValueError(f"opacus does not see all of the gradient of '{name}': it is used outside its layer's own forward")
+
+
+def _clip(grads: dict[str, Tensor], batch: Batch, norms: Norms, sums: dict[str, Tensor]) -> Tensor:
+    """Clip and add gradients ``[N, ...]``; for ``unit: client`` they are summed by client first."""
+    units = len(batch)
     if norms.unit == "client":
-        by_client = {}
-        for name, g in weighted.items():
-            flat = g.flatten(1)
-            summed = flat.new_zeros(batch.layout.clients, flat.shape[1]).index_add(0, batch.layout.client, flat)
-            by_client[name] = summed.view(-1, *g.shape[1:])
-        weighted = by_client
-    units = next(iter(weighted.values())).shape[0]
-    squared = losses.new_zeros(units)
-    for name, g in weighted.items():
-        if not norms.is_free(name):
-            squared += g.flatten(1).square().sum(1)
-    factor = norms.factors(squared)
-    sums = {}
-    for name, g in weighted.items():
-        sums[name] = g.sum(0) if norms.is_free(name) else torch.einsum("n,n...->...", factor, g)
-    return ClippedSum(sums, squared.sqrt(), losses)
+        units = batch.layout.clients
+        for name, g in grads.items():
+            grads[name] = g.new_zeros(units, *g.shape[1:]).index_add(0, batch.layout.client, g)
+    clipped, unit_norms = clip_units(grads, norms, units)
+    for name, g in clipped.items():
+        sums[name] += g.sum(0)
+    return unit_norms
 
 
 _registered = False
 
 
-def _register_cohort_layers() -> None:
+def register_cohort_layers() -> None:
     """Teach Opacus the cohort layers once per process."""
     global _registered
     if _registered:
@@ -124,11 +129,14 @@ def _register_cohort_layers() -> None:
         chosen = torch.nn.functional.one_hot(layout.client, layout.clients).to(grads.dtype)
         return {layer.weight: torch.einsum("nk,no->nko", chosen, grads)}
 
+    def per_example(grads: Tensor, weight: Tensor) -> Tensor:
+        return grads.reshape(len(grads), -1, weight.numel()).sum(1)
+
     def scale(layer: Scale, inputs: list[Any], grads: Tensor) -> dict[nn.Parameter, Tensor]:
-        return {layer.weight: (grads * inputs[0]).flatten(1, -2).sum(1) if grads.dim() > 2 else grads * inputs[0]}
+        return {layer.weight: per_example(grads * inputs[0], layer.weight)}
 
     def shift(layer: Shift, inputs: list[Any], grads: Tensor) -> dict[nn.Parameter, Tensor]:
-        return {layer.weight: grads.flatten(1, -2).sum(1) if grads.dim() > 2 else grads}
+        return {layer.weight: per_example(grads, layer.weight)}
 
     for kind, sampler in ((ClientLinear, client_linear), (ClientCode, client_code), (Scale, scale), (Shift, shift)):
         register_grad_sampler(kind)(sampler)

@@ -7,6 +7,7 @@ example has ``sum_st <g_s, g_t> <a_s, a_t>`` (Li et al. 2022, "ghost norm", arXi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -45,6 +46,14 @@ class Use:
         return Use(self.layer, self.inputs.masked_fill(mask, 0), self.grads.masked_fill(mask, 0), self.layout)
 
 
+@dataclass(frozen=True)
+class Target:
+    """Where a weighted sum goes: a tensor of the parameter's shape that is added to, and the parameter's weight."""
+
+    tensor: Tensor
+    weight: float
+
+
 class Rule:
     """One kind of layer; gradients are by parameter name within the layer."""
 
@@ -63,8 +72,8 @@ class Rule:
         """Each parameter's squared gradient norm, ``[N]``."""
         raise NotImplementedError
 
-    def sums(self, use: Use, factor: Tensor) -> dict[str, Tensor]:
-        """Each parameter's ``sum_n factor_n * gradient_n``, in the parameter's shape."""
+    def add(self, use: Use, factor: Tensor, into: Mapping[str, Target]) -> None:
+        """Add ``weight * sum_n factor_n * gradient_n`` to every parameter's target that is asked for, in place."""
         raise NotImplementedError
 
     def per_client(self, use: Use) -> dict[str, Tensor]:
@@ -81,18 +90,22 @@ class LinearRule(Rule):
         """From the norms of inputs and output gradients, or their Gram matrices where T > 1."""
         a, g = use.inputs, use.grads
         if g.shape[1] == 1:
-            bias = torch.linalg.vecdot(g, g).squeeze(1)
-            return {"weight": torch.linalg.vecdot(a, a).squeeze(1) * bias, "bias": bias}
-        summed = g.sum(1)
-        return {
-            "weight": _from_gram((a @ a.transpose(1, 2)) * (g @ g.transpose(1, 2))),
-            "bias": torch.linalg.vecdot(summed, summed),
-        }
+            bias = _squared_norm(g[:, 0])
+            return {"weight": _squared_norm(a[:, 0]) * bias, "bias": bias}
+        weight = _from_gram((a @ a.transpose(1, 2)) * (g @ g.transpose(1, 2)))
+        return {"weight": weight, "bias": _squared_norm(g.sum(1))}
 
-    def sums(self, use: Use, factor: Tensor) -> dict[str, Tensor]:
-        """One weighted product."""
-        weighted = (use.grads * factor[:, None, None]).flatten(0, 1)
-        return {"weight": weighted.T @ use.inputs.flatten(0, 1), "bias": weighted.sum(0)}
+    def add(self, use: Use, factor: Tensor, into: Mapping[str, Target]) -> None:
+        """One weighted product; the narrower side takes the weights."""
+        a, g = use.inputs.flatten(0, 1), use.grads.flatten(0, 1)
+        each = factor if len(g) == len(factor) else factor.repeat_interleave(use.grads.shape[1])
+        for name, target in into.items():
+            if name == "bias":
+                target.tensor.addmv_(g.T, each, alpha=target.weight)
+            elif a.shape[1] < g.shape[1]:
+                target.tensor.addmm_(g.T, a * each[:, None], alpha=target.weight)
+            else:
+                target.tensor.addmm_((g * each[:, None]).T, a, alpha=target.weight)
 
     def per_client(self, use: Use) -> dict[str, Tensor]:
         """One batched product over the padded clients."""
@@ -103,9 +116,14 @@ class LinearRule(Rule):
 class ClientLinearRule(LinearRule):
     """``ClientLinear``: the same norms, sums kept apart by client."""
 
-    def sums(self, use: Use, factor: Tensor) -> dict[str, Tensor]:
+    def add(self, use: Use, factor: Tensor, into: Mapping[str, Target]) -> None:
         """One weighted batched product over the padded clients."""
-        return self.per_client(Use(use.layer, use.inputs, use.grads * factor[:, None, None], use.layout))
+        grads = _by_client(use, use.grads * factor[:, None, None])
+        for name, target in into.items():
+            if name == "weight":
+                target.tensor.baddbmm_(grads.transpose(1, 2), _by_client(use, use.inputs), alpha=target.weight)
+            else:
+                target.tensor.add_(grads.sum(1), alpha=target.weight)
 
 
 class ElementwiseRule(Rule):
@@ -117,11 +135,13 @@ class ElementwiseRule(Rule):
 
     def squared(self, use: Use) -> dict[str, Tensor]:
         """Directly."""
-        return {name: torch.linalg.vecdot(g, g) for name, g in self.gradients(use).items()}
+        return {name: _squared_norm(g) for name, g in self.gradients(use).items()}
 
-    def sums(self, use: Use, factor: Tensor) -> dict[str, Tensor]:
+    def add(self, use: Use, factor: Tensor, into: Mapping[str, Target]) -> None:
         """Weighted sum over examples."""
-        return {name: factor @ g for name, g in self.gradients(use).items()}
+        gradients = self.gradients(use)
+        for name, target in into.items():
+            target.tensor.add_(factor @ gradients[name], alpha=target.weight)
 
     def per_client(self, use: Use) -> dict[str, Tensor]:
         """Summed by client."""
@@ -166,9 +186,9 @@ class EmbeddingRule(Rule):
 
     def refusal(self, layer: nn.Module) -> str | None:
         """Options that depend on the whole batch, or that leave rows out."""
-        options = ("padding_idx", "max_norm", "scale_grad_by_freq", "sparse")
-        used = [option for option in options if getattr(layer, option) not in (None, False)]
-        return f"it uses {', '.join(used)}" if used else None
+        assert isinstance(layer, nn.Embedding)
+        plain = layer.padding_idx is None and layer.max_norm is None and not layer.scale_grad_by_freq
+        return None if plain else "it uses padding_idx, max_norm or scale_grad_by_freq"
 
     def inputs(self, args: tuple[Any, ...], grads: Tensor) -> Tensor:
         """The indices."""
@@ -179,14 +199,14 @@ class EmbeddingRule(Rule):
         same = use.inputs == use.inputs.transpose(1, 2)
         return {"weight": _from_gram((use.grads @ use.grads.transpose(1, 2)) * same)}
 
-    def sums(self, use: Use, factor: Tensor) -> dict[str, Tensor]:
-        """Weighted gradients added to the rows that were picked."""
-        assert isinstance(use.layer, nn.Embedding)
+    def add(self, use: Use, factor: Tensor, into: Mapping[str, Target]) -> None:
+        """Weighted gradients, to the rows that were picked."""
         weighted = (use.grads * factor[:, None, None]).flatten(0, 1)
-        return {"weight": _sum_by(use.inputs.flatten().long(), weighted, use.layer.num_embeddings)}
+        for target in into.values():
+            target.tensor.index_add_(0, use.inputs.flatten().long(), weighted, alpha=target.weight)
 
     def per_client(self, use: Use) -> dict[str, Tensor]:
-        """As :meth:`sums`, each client with a table of its own."""
+        """As :meth:`add`, each client with a table of its own."""
         assert isinstance(use.layer, nn.Embedding)
         rows = use.layer.num_embeddings
         index = use.layout.client[:, None] * rows + use.inputs[..., 0].long()
@@ -205,9 +225,11 @@ class ClientCodeRule(ShiftRule):
         """By the client's own row ``[N, size]``."""
         return {"weight": use.grads.sum(1)}
 
-    def sums(self, use: Use, factor: Tensor) -> dict[str, Tensor]:
-        """Weighted sum per client."""
-        return self.per_client(Use(use.layer, use.inputs, use.grads * factor[:, None, None], use.layout))
+    def add(self, use: Use, factor: Tensor, into: Mapping[str, Target]) -> None:
+        """Weighted, to each client's row."""
+        weighted = self.gradients(use)["weight"] * factor[:, None]
+        for target in into.values():
+            target.tensor.index_add_(0, use.layout.client, weighted, alpha=target.weight)
 
 
 RULES: dict[type[nn.Module], Rule] = {
@@ -229,9 +251,15 @@ def by_use(values: Tensor) -> Tensor:
     return values.unsqueeze(1) if values.dim() == 2 else values.flatten(1, -2)
 
 
+def _squared_norm(rows: Tensor) -> Tensor:
+    """``[N, m]`` to ``[N]``."""
+    norm: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    return norm.square()
+
+
 def _from_gram(products: Tensor) -> Tensor:
     """``[N, T, T]`` products of Gram entries to squared norms ``[N]``, rounded up."""
-    return products.sum((1, 2)) + GRAM_SLACK * products.abs().sum((1, 2))
+    return (products.sum((1, 2)) + GRAM_SLACK * products.abs().sum((1, 2))).clamp_min(0)
 
 
 def _to_size(gradient: Tensor, layer: nn.Module) -> Tensor:

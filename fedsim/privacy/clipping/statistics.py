@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from fedsim.privacy.clipping.engine import Norms
@@ -23,16 +22,19 @@ def clipped_statistics(products: Mapping[str, OuterProduct], norms: Norms) -> tu
     """``sum_n c_n w left_n right_n^T`` by name, ``[p, q]`` each, with ``c_n = min(1, C / joint norm of example n)``.
 
     Class sums are (one-hot label, x), counts (one-hot label, 1), second moments (x, x). Removing one example changes all sums
-    together by at most C in L2 norm.
+    together by at most C in L2 norm. An example that is not finite counts as 0.
 
     Returns:
         The sums, weighted by ``norms.weight(name)``, and the joint norms ``[N]`` before clipping (private, for diagnostics only).
     """
-    parts = list(products.items())
-    squared = torch.zeros(len(parts[0][1].left))
-    for name, product in parts:
-        left, right = product.left, product.right
-        squared += norms.weight(name) ** 2 * left.square().sum(1) * right.square().sum(1)
-    factor = norms.factors(squared)
-    sums = {name: norms.weight(name) * (product.left * factor[:, None]).T @ product.right for name, product in parts}
+    first = next(iter(products.values())).left
+    squared = first.new_zeros(len(first))
+    for name, product in products.items():
+        squared += norms.weight(name) ** 2 * product.left.square().sum(1) * product.right.square().sum(1)
+    broken, factor = ~squared.isfinite()[:, None], norms.factors(squared)
+    sums = {}
+    for name, product in products.items():
+        # 0 times a nan is a nan: a broken row is left out, not weighed with 0.
+        left, right = product.left.masked_fill(broken, 0), product.right.masked_fill(broken, 0)
+        sums[name] = norms.weight(name) * (left * factor[:, None]).T @ right
     return sums, squared.sqrt()

@@ -1,0 +1,79 @@
+"""DP-Gaussian: one shot; class means, counts and a shared low-rank covariance by Gaussian mechanisms, then sampling from the Gaussians."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fedsim.algorithm import Params, Server, Tensors
+from fedsim.models import moments
+from fedsim.one_shot import OneShot
+from fedsim.privacy.clipping import OuterProduct
+from fedsim.privacy.plan import Release
+from fedsim.registry import register
+from fedsim.seeds import Seeds
+
+
+class DPGaussianParams(Params):
+    """Parameters of DP-Gaussian.
+
+    Attributes:
+        mean_share: share of the budget (in 1 / sigma^2) that the overall mean takes.
+        radius: of the ball to which centred rows are clipped; rows have unit norm.
+        rank: most directions of the shared covariance that are kept.
+    """
+
+    mean_share: float = Field(0.1, gt=0, lt=1)
+    radius: float = Field(0.6, gt=0)
+    rank: int = Field(128, ge=1)
+
+
+@register("dp-gaussian")
+class DPGaussian(OneShot):
+    """The mean first, then one Gaussian mechanism on class sums, counts and a second moment of the centred, clipped rows."""
+
+    source = "Gaussian mechanism: Balle and Wang 2018, arXiv 1805.06530; moments as in parametric feature transfer, arXiv 2402.01862"
+    Params = DPGaussianParams
+
+    def releases(self) -> tuple[Release, ...]:
+        """Two releases of one step; everyone's rows take part."""
+        share = self.params.mean_share
+        return (Release("mean", 1.0, 1, share**-0.5), Release("moments", 1.0, 1, (1 - share) ** -0.5))
+
+    def statistics(self, release: str, x: Tensor, y: Tensor, broadcast: Tensors) -> tuple[Mapping[str, OuterProduct], Mapping[str, float]]:
+        """Sum and count of the rows; then moments of the centred rows."""
+        if release == "mean":
+            return moments.mean_products(x), moments.unit_weights(moments.MEAN_WEIGHTS)
+        rows = moments.centred(x, broadcast["mean"], self.params.radius)
+        return moments.moment_products(rows, y, self.task.classes), moments.unit_weights(moments.MOMENT_WEIGHTS)
+
+    def receive(self, server: Server, release: str, sums: Tensors) -> None:
+        """The mean, or the sums of the moments."""
+        if release == "mean":
+            server.tensors["mean"] = sums["sum"][0] / sums["count"].clamp_min(1.0)[0]
+        else:
+            server.tensors |= sums
+
+    def generator(self, server: Server, codes: Tensors, seeds: Seeds) -> GaussianGenerator:
+        """Class means, the covariance's leading directions, white noise for the rest."""
+        sums, radius = server.tensors, self.params.radius
+        found = moments.gaussians(sums["class_sums"], sums["class_counts"], sums["second"], server.noise_std("moments", self.task.clients))
+        basis, variances, rest = moments.principal(found.covariance, found.noise, self.params.rank)
+        return GaussianGenerator(sums["mean"] + radius * found.means, radius * basis * variances.sqrt(), radius * math.sqrt(rest))
+
+
+class GaussianGenerator:
+    """Samples from N(mean of the class, factor factor^T + std^2 I)."""
+
+    def __init__(self, means: Tensor, factor: Tensor, std: float) -> None:
+        self.means, self.factor, self.std = means, factor, std
+
+    def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
+        """Synthetic embeddings ``[n, d]``."""
+        latent = torch.randn(len(labels), self.factor.shape[1], generator=stream)
+        white = torch.randn(len(labels), len(self.factor), generator=stream)
+        return self.means[labels] + latent @ self.factor.T + self.std * white

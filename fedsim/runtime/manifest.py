@@ -1,0 +1,63 @@
+"""The manifest of a run folder: what ran, on what."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fedsim.report import MANIFEST
+from fedsim.runtime.preflight import Prepared
+
+PACKAGES = ("fedsim", "ray", "torch", "opacus", "numpy", "scikit-learn", "scipy")
+
+
+def write_manifest(folder: Path, prepared: Prepared) -> None:
+    """Write ``manifest.json``: versions, git revision, hardware, the resolved grid and its cells; replaces an older one at once."""
+    manifest = {
+        "versions": versions(),
+        "revision": revision(),
+        "hardware": hardware(),
+        "command": shlex.join(["fedsim", *sys.argv[1:]]),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "grid": prepared.grid.model_dump(mode="json"),
+        "cells": [{"cell_id": trial.cell.cell_id, "label": trial.cell.label} for trial in prepared.trials],
+    }
+    part = folder / f"{MANIFEST}.part"
+    part.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    part.replace(folder / MANIFEST)
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that computes."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def revision() -> str | None:
+    """The git revision of fedsim's source tree, with a mark if it was changed since; None outside a checkout."""
+    asked = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--match="]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores and memory of the driver's machine."""
+    cpus = Path("/proc/cpuinfo")
+    lines = cpus.read_text().splitlines() if cpus.exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "cpu": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(memory, 1),
+        "system": platform.platform(),
+    }

@@ -1,0 +1,208 @@
+"""The scheduler: places a grid's cells on Ray, first come first served, and writes what they yield."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from fedsim.partition import Partition
+from fedsim.results import ResultStore, Row, RowError
+from fedsim.runtime.checkpoint import Checkpoints
+from fedsim.runtime.display import Display, setting
+from fedsim.runtime.manifest import versions
+from fedsim.runtime.preflight import Prepared
+from fedsim.runtime.slots import Slot, Slots
+from fedsim.runtime.trial import Outcome, Trial, first_row_fields
+from fedsim.runtime.worker import Failure, Report
+
+ReferenceKey = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A score of real data that several rows show: the ceiling, or local-only for one partition.
+
+    Attributes:
+        key: what it depends on.
+        dataset: the data set's key.
+        partition: None for the ceiling.
+        probe_c: the probe's.
+    """
+
+    key: ReferenceKey
+    dataset: str
+    partition: Partition | None
+    probe_c: float
+
+
+def references_of(trial: Trial) -> tuple[Reference, Reference]:
+    """A cell's ceiling and its local-only reference."""
+    cell, partition = trial.cell, trial.partition
+    data, c = cell.dataset_hash, cell.evaluation.probe_c
+    return (
+        Reference(("ceiling", data, str(c)), cell.dataset.key, None, c),
+        Reference(("local-only", data, partition.fingerprint, str(c)), cell.dataset.key, partition, c),
+    )
+
+
+class Scheduler:
+    """Places cells and references on slots; the driver alone writes files.
+
+    A cell's failure is its row; a slot that lost an actor is replaced.
+    """
+
+    def __init__(self, prepared: Prepared, store: ResultStore, display: Display) -> None:
+        self.store, self.display = store, display
+        self.data = {key: ray.put(value) for key, value in prepared.data.items()}
+        self.slots = Slots(prepared.grid.resources, prepared.capacity, prepared.parallel)
+        self.running: dict[Any, tuple[Slot, Trial | Reference]] = {}
+        self.references: dict[ReferenceKey, float | None] = {}
+        self.waiting: list[tuple[Trial, Outcome]] = []
+        self.versions = versions()
+
+    def run(self, trials: Iterable[Trial]) -> None:
+        """Run all ``trials`` and the references that their rows need."""
+        queue = deque(_with_references(trials))
+        try:
+            while queue or self.running:
+                while queue and (slot := self.slots.take(_actors(queue[0]))) is not None:
+                    self._start(queue.popleft(), slot)
+                ready, _ = ray.wait(list(self.running))
+                self._receive(ready[0])
+        finally:
+            self.slots.close()
+
+    def _start(self, job: Trial | Reference, slot: Slot) -> None:
+        if isinstance(job, Reference):
+            stream = slot.worker.reference.options(num_returns="streaming").remote(self.data[job.dataset], job.partition, job.probe_c)
+        else:
+            cell, data = job.cell, self.data[job.cell.dataset.key]
+            label = setting(cell.label, cell.dataset.display, cell.alpha, cell.clients, cell.epsilon, cell.seed)
+            self.display.cell_started(cell.cell_id, label)
+            started = datetime.now(UTC).isoformat(timespec="seconds")
+            self._log(job, [f"started {started}", f"cell {cell.model_dump_json()}", f"plan {job.plan}", f"clients per actor {job.sizes}"])
+            # In a list the data set stays a reference, for the worker to hand on to its cohort actors.
+            stream = slot.worker.run.options(num_returns="streaming").remote(job, data, [data], self._checkpoint(job))
+        self.running[stream] = (slot, job)
+
+    def _receive(self, stream: Any) -> None:
+        """Take the next report of a stream, or note its end."""
+        slot, job = self.running.pop(stream)
+        try:
+            report: Report = ray.get(next(stream))
+        except StopIteration:
+            self.slots.give_back(slot)
+            return
+        except ray.exceptions.RayError as error:
+            self.slots.drop(slot)
+            report = Report(end=Failure.of_lost_worker(error))
+        else:
+            self.running[stream] = (slot, job)  # behind the others, so that none is served more often
+        if isinstance(job, Reference):
+            self._take_reference(job, report)
+        else:
+            self._take_report(job, report)
+
+    def _take_reference(self, job: Reference, report: Report) -> None:
+        self.references[job.key] = report.end if isinstance(report.end, float) else None
+        if isinstance(report.end, Failure):
+            self.display.note(f"the {job.key[0]} reference failed, its column stays empty: {report.end.summary()}")
+        ready, self.waiting = self.waiting, []
+        for trial, outcome in ready:
+            self._finish(trial, outcome)
+
+    def _take_report(self, trial: Trial, report: Report) -> None:
+        cell_id = trial.cell.cell_id
+        self.store.append_rounds({"cell_id": cell_id, "round": r.round, **r.values} for r in report.rounds)
+        self._log(trial, _log_lines(report))
+        if report.rounds:
+            last = report.rounds[-1]
+            self.display.round_done(cell_id, last.round + 1, last.rounds)
+        if isinstance(report.end, Outcome):
+            self._finish(trial, report.end)
+        elif isinstance(report.end, Failure):
+            # What failed starts afresh when it is tried again: its code may have been changed.
+            Checkpoints(self._checkpoint(trial)).remove()
+            error = RowError(type=report.end.type, message=report.end.message, traceback=report.end.traceback)
+            self._write(trial, {"status": "failed", "error": error})
+
+    def _finish(self, trial: Trial, outcome: Outcome) -> None:
+        """Write the row of a cell that ran, once its references are there."""
+        ceiling, local_only = (reference.key for reference in references_of(trial))
+        if ceiling not in self.references or local_only not in self.references:
+            self.waiting.append((trial, outcome))
+            return
+        target = trial.cell.epsilon
+        overspent = target is not None and outcome.epsilon_spent is not None and outcome.epsilon_spent > target * (1 + 1e-6)
+        self._write(
+            trial,
+            {
+                "status": "overspent" if overspent else "ok",
+                "epsilon_spent": outcome.epsilon_spent,
+                "accountant": outcome.accountant,
+                "accuracy": outcome.scores.accuracy,
+                "balanced_accuracy": outcome.scores.balanced_accuracy,
+                "macro_f1": outcome.scores.macro_f1,
+                "ceiling_balanced_accuracy": self.references[ceiling],
+                "local_only_balanced_accuracy": self.references[local_only],
+                "uplink_bytes": outcome.uplink_bytes,
+                "seconds": outcome.seconds,
+            },
+        )
+
+    def _write(self, trial: Trial, fields: dict[str, Any]) -> None:
+        row = Row(**{**first_row_fields(trial), **fields, "versions": self.versions})
+        self.store.append(row)
+        self.display.cell_finished(row)
+
+    def _checkpoint(self, trial: Trial) -> Path:
+        return self.store.folder.absolute() / "checkpoints" / f"{trial.cell.cell_id}.safetensors"
+
+    def _log(self, trial: Trial, lines: Iterable[str]) -> None:
+        path = self.store.folder / "logs" / f"{trial.cell.cell_id}.log"
+        path.parent.mkdir(exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)
+
+
+def _with_references(trials: Iterable[Trial]) -> Iterator[Trial | Reference]:
+    """The cells, each reference right before the first cell that needs it."""
+    seen: set[ReferenceKey] = set()
+    for trial in trials:
+        for reference in references_of(trial):
+            if reference.key not in seen:
+                seen.add(reference.key)
+                yield reference
+        yield trial
+
+
+def _actors(job: Trial | Reference) -> int | None:
+    """The slot that a job needs; a reference is computed by whichever worker is free."""
+    return None if isinstance(job, Reference) else len(job.sizes)
+
+
+def _log_lines(report: Report) -> Iterator[str]:
+    """A line a round, whatever the cell printed, how it ended."""
+    for record in report.rounds:
+        values = " ".join(f"{name}={_short(value)}" for name, value in record.values.items())
+        yield f"round {record.round + 1}/{record.rounds} {values}"
+    if report.output:
+        yield report.output.rstrip("\n")
+    if isinstance(report.end, Failure):
+        yield report.end.traceback.rstrip("\n")
+    elif report.end is not None:
+        yield f"end {report.end}"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return "[" + ",".join(_short(item) for item in value) + "]"
+    return str(value)

@@ -1,0 +1,151 @@
+"""Small models, one per layer kind, and the slow and sure way to clip: one example at a time, with plain autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from fedsim.batch import Batch
+from fedsim.models.layers import ClientCode, ClientLinear, Layout, Scale, Shift
+from fedsim.privacy.clipping import Norms
+
+DIM, TOKENS = 5, 4
+
+
+def make_batch(counts: tuple[int, ...] = (3, 0, 1, 4), seed: int = 0) -> Batch:
+    """``counts[k]`` rows of client k; labels serve as tokens too."""
+    stream = torch.Generator().manual_seed(seed)
+    rows = sum(counts)
+    client = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    return Batch(
+        torch.randn(rows, DIM, generator=stream),
+        torch.randint(TOKENS, (rows,), generator=stream),
+        {"eps": torch.randn(rows, 3, DIM, generator=stream)},
+        Layout(client, len(counts)),
+    )
+
+
+class Linear(nn.Module):
+    def __init__(self, clients: int) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(DIM, 7), nn.Linear(7, 2, bias=False)
+
+    def forward(self, b: Batch) -> Tensor:
+        return self.two(torch.tanh(self.one(b.x))).square().sum(1)
+
+
+class LinearManyTimes(nn.Module):
+    """T = 3 in one call, then the same layer again."""
+
+    def __init__(self, clients: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(DIM, DIM)
+
+    def forward(self, b: Batch) -> Tensor:
+        many = torch.tanh(self.layer(b.noise["eps"])).mean(1)
+        return self.layer(many + b.x).square().sum(1)
+
+
+class Embedded(nn.Module):
+    """Token sequences with repeats within an example."""
+
+    def __init__(self, clients: int) -> None:
+        super().__init__()
+        self.table, self.out = nn.Embedding(TOKENS, 6), nn.Linear(6, 1)
+
+    def forward(self, b: Batch) -> Tensor:
+        tokens = torch.stack([b.y, b.y, (b.y + 1) % TOKENS], 1)
+        return self.out(torch.tanh(self.table(tokens)).prod(1) + self.table(b.y)).square().sum(1)
+
+
+class Normalised(nn.Module):
+    def __init__(self, clients: int) -> None:
+        super().__init__()
+        self.norm, self.out = nn.LayerNorm(DIM), nn.Linear(DIM, 2)
+        nn.init.normal_(self.norm.weight)
+
+    def forward(self, b: Batch) -> Tensor:
+        return (self.out(self.norm(b.x)).square() + self.norm(b.noise["eps"]).sum((1, 2))[:, None]).sum(1)
+
+
+class Elementwise(nn.Module):
+    """Scale and shift by a vector and by one number, T = 1 and T = 3."""
+
+    def __init__(self, clients: int) -> None:
+        super().__init__()
+        self.scale, self.shift, self.gain, self.offset = Scale(DIM), Shift(DIM), Scale(1), Shift(1)
+
+    def forward(self, b: Batch) -> Tensor:
+        h = self.offset(self.gain(self.shift(self.scale(b.noise["eps"]))))
+        return h.sin().sum((1, 2)) + self.scale(b.x).square().sum(1)
+
+
+class PerClient(nn.Module):
+    """Encoders and codes of one's own, and a shared layer."""
+
+    def __init__(self, clients: int) -> None:
+        super().__init__()
+        self.encoder, self.code, self.out = ClientLinear(clients, DIM, 4), ClientCode(clients, 4), nn.Linear(4, 2)
+        nn.init.normal_(self.encoder.weight)
+        nn.init.normal_(self.encoder.bias)
+        nn.init.normal_(self.code.weight)
+
+    def forward(self, b: Batch) -> Tensor:
+        code = self.code(b.layout)
+        return self.out(torch.tanh(self.encoder(b.x, b.layout)) * code + code).square().sum(1)
+
+
+MODELS: tuple[Callable[[int], nn.Module], ...] = (Linear, LinearManyTimes, Embedded, Normalised, Elementwise, PerClient)
+
+
+def build(kind: Callable[[int], nn.Module], clients: int = 4) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return kind(clients)
+
+
+def call(model: nn.Module, batch: Batch) -> Tensor:
+    """The loss of the models above."""
+    return model(batch)
+
+
+def single_gradients(model: nn.Module, loss: Callable[[nn.Module, Batch], Tensor], batch: Batch) -> list[dict[str, Tensor]]:
+    """Every example's gradient, from a batch of its own, by plain autograd."""
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    found = []
+    for index in range(len(batch)):
+        value = loss(model, batch.row(index)).sum()
+        grads = torch.autograd.grad(value, list(named.values()), allow_unused=True)
+        found.append({n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(named.items(), grads, strict=True)})
+    return found
+
+
+def joint_norm(tensors: dict[str, Tensor]) -> float:
+    return float(torch.stack([value.double().square().sum() for value in tensors.values()]).sum().sqrt())
+
+
+def loop(model: nn.Module, loss: Callable[[nn.Module, Batch], Tensor], batch: Batch, norms: Norms) -> dict[str, Tensor]:
+    """The clipped sum, written as its definition reads."""
+    units = single_gradients(model, loss, batch)
+    if norms.unit == "client":
+        zero = {name: torch.zeros_like(p) for name, p in model.named_parameters() if p.requires_grad}
+        grouped = [dict(zero) for _ in range(batch.layout.clients)]
+        for gradient, client in zip(units, batch.layout.client.tolist(), strict=True):
+            grouped[client] = {name: grouped[client][name] + value for name, value in gradient.items()}
+        units = grouped
+    total = {name: torch.zeros_like(p) for name, p in model.named_parameters() if p.requires_grad}
+    for gradient in units:
+        weighted = {name: norms.weight(name) * value for name, value in gradient.items()}
+        counted = {name: value for name, value in weighted.items() if name not in norms.free}
+        factor = min(1.0, norms.clip / max(joint_norm(counted), 1e-12))
+        for name, value in weighted.items():
+            total[name] = total[name] + (value if name in norms.free else factor * value)
+    return total
+
+
+def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """Largest relative L2 error of a parameter."""
+    assert a.keys() == b.keys()
+    return max(float((a[n] - b[n]).norm() / b[n].norm().clamp_min(1e-6)) for n in b)

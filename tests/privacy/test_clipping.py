@@ -1,0 +1,380 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from clipping_cases import DIM, MODELS, Linear, PerClient, build, call, difference, loop, make_batch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from fedsim.batch import Batch
+from fedsim.models.layers import ClientLinear, Shift
+from fedsim.privacy.clipping import ENGINES, Norms, clipped_sum
+
+BITES = 0.5
+"""A clip norm that cuts most gradients of the small models and spares some."""
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("unit", ["example", "client"])
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_clipped_sum_is_that_of_a_loop_over_single_examples(kind, unit, engine):
+    model, batch, norms = build(kind), make_batch(), Norms(BITES, unit)
+    found = clipped_sum(model, call, batch, norms, engine)
+    assert difference(found.sums, loop(model, call, batch, norms)) < 1e-5
+    assert (found.norms > BITES).any()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("counts", [(1,), (0, 1, 0), (1, 1, 1, 1), (2, 5)])
+def test_any_cohort_gives_the_loops_sum(kind, engine, counts):
+    model, batch, norms = build(kind, len(counts)), make_batch(counts, seed=3), Norms(BITES)
+    assert difference(clipped_sum(model, call, batch, norms, engine).sums, loop(model, call, batch, norms)) < 1e-5
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    counts=st.lists(st.integers(0, 5), min_size=1, max_size=5).filter(any),
+    seed=st.integers(0, 99),
+    clip=st.sampled_from([0.01, 1.0, math.inf]),
+    unit=st.sampled_from(["example", "client"]),
+)
+def test_ragged_cohorts_with_codes_and_encoders_of_their_own(counts, seed, clip, unit):
+    model, batch, norms = build(PerClient, len(counts)), make_batch(tuple(counts), seed), Norms(clip, unit)
+    assert difference(clipped_sum(model, call, batch, norms).sums, loop(model, call, batch, norms)) < 1e-5
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("unit", ["example", "client"])
+def test_weights_enter_the_norm_and_stay_in_the_sum(unit, engine):
+    model, batch = build(PerClient), make_batch()
+    norms = Norms(BITES, unit, {"encoder.": 3.0, "encoder.bias": 0.5, "out": 0.1})
+    assert norms.weight("encoder.weight") == 3.0
+    assert norms.weight("encoder.bias") == 0.5
+    assert difference(clipped_sum(model, call, batch, norms, engine).sums, loop(model, call, batch, norms)) < 1e-5
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("unit", ["example", "client"])
+@pytest.mark.parametrize("free", [("encoder.weight", "encoder.bias", "code.weight"), ("encoder.bias",)])
+def test_free_parameters_are_neither_counted_nor_clipped(free, unit, engine):
+    model, batch, norms = build(PerClient), make_batch(), Norms(BITES, unit, free=free)
+    assert difference(clipped_sum(model, call, batch, norms, engine).sums, loop(model, call, batch, norms)) < 1e-5
+
+
+def test_a_prefix_ends_with_a_name():
+    norms = Norms(1.0, weights={"dec": 2.0, "layers.1": 3.0}, free=("code",))
+    assert norms.weight("decoder.weight") == 1.0
+    assert norms.weight("layers.10.weight") == 1.0
+    assert norms.weight("layers.1.weight") == 3.0
+    assert not norms.is_free("codebook.weight")
+
+
+@pytest.mark.parametrize(("clip", "weight"), [(0.0, 1.0), (-1.0, 1.0), (math.nan, 1.0), (1.0, 0.0), (1.0, math.inf)])
+def test_a_clip_or_weight_that_bounds_nothing_is_refused(clip, weight):
+    with pytest.raises(ValueError, match="must be positive"):
+        Norms(clip, weights={"a": weight})
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("unit", "units"), [("example", 0), ("client", 3)])
+def test_an_empty_batch_sums_to_zero(unit, units, engine):
+    model = build(PerClient, 3)
+    found = clipped_sum(model, call, make_batch((0, 0, 0)), Norms(1.0, unit), engine)
+    assert found.sums.keys() == dict(model.named_parameters()).keys()
+    assert all(not value.any() for value in found.sums.values())
+    assert len(found.norms) == units
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_frozen_parameters_take_no_part(engine):
+    model, batch, norms = build(Linear), make_batch(), Norms(BITES)
+    model.one.weight.requires_grad_(False)
+    found = clipped_sum(model, call, batch, norms, engine)
+    assert found.sums.keys() == {"one.bias", "two.weight"}
+    assert difference(found.sums, loop(model, call, batch, norms)) < 1e-5
+    assert not model.one.weight.requires_grad
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_part_that_the_loss_does_not_use_gets_zero(engine):
+    model, batch = build(Linear), make_batch()
+    model.unused = nn.Linear(2, 2)
+    found = clipped_sum(model, call, batch, Norms(BITES), engine)
+    assert not found.sums["unused.weight"].any()
+
+
+# --- gradients that are not finite ---
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("unit", ["example", "client"])
+@pytest.mark.parametrize("poison", [math.nan, math.inf, 1e30])
+def test_a_gradient_that_is_not_finite_counts_as_zero(poison, unit, engine):
+    model, batch, norms = build(PerClient, 2), make_batch((2, 1)), Norms(BITES, unit)
+    clean = batch.without(2)
+    broken = replace(batch, x=batch.x.clone())
+    broken.x[2] = poison
+
+    def loss(model: nn.Module, b: Batch) -> Tensor:
+        return call(model, b) + model.out(b.x[:, :4]).square().sum(1)
+
+    found = clipped_sum(model, loss, broken, norms, engine)
+    assert difference(found.sums, clipped_sum(model, loss, clean, norms, engine).sums) < 1e-5
+
+
+def test_uses_that_cancel_do_not_slip_through_the_clip():
+    """Gram products of large uses that nearly cancel lose the small norm that is left; it must not come out too small."""
+    layer = nn.Linear(64, 64, bias=False)
+    stream = torch.Generator().manual_seed(0)
+    a = 300 * torch.randn(8, 1, 64, generator=stream)
+    batch = make_batch((8,))
+    batch = Batch(batch.x, batch.y, {"a": torch.cat([a, a + 1e-3 * torch.randn(a.shape, generator=stream)], 1)}, batch.layout)
+    direction = torch.randn(64, generator=stream)
+
+    def loss(model: nn.Module, b: Batch) -> Tensor:
+        out = model(b.noise["a"])
+        return 300 * ((out[:, 0] - out[:, 1]) @ direction)
+
+    for index in range(8):
+        found = clipped_sum(layer, loss, batch.row(index), Norms(1.0))
+        assert float(found.sums["weight"].double().norm()) <= 1.0
+
+
+# --- what would escape is refused, by name ---
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(DIM, DIM), nn.Linear(DIM, DIM)
+        self.two.weight = self.one.weight
+
+    def forward(self, b: Batch) -> Tensor:
+        return self.two(self.one(b.x)).sum(1)
+
+
+class Functional(nn.Module):
+    """Uses a weight beside its layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Linear(DIM, DIM)
+
+    def forward(self, b: Batch) -> Tensor:
+        return F.linear(self.one(b.x), self.one.weight).sum(1)
+
+
+class Decayed(nn.Module):
+    """A penalty on the weights inside the per-example loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Linear(DIM, DIM)
+
+    def forward(self, b: Batch) -> Tensor:
+        return self.one(b.x).sum(1) + self.one.weight.square().sum()
+
+
+class Bare(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.temperature = nn.Parameter(torch.ones(()))
+
+    def forward(self, b: Batch) -> Tensor:
+        return b.x.sum(1) * self.temperature
+
+
+class Twisted(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flip(0))
+
+
+class Holds(nn.Module):
+    """Any one layer as ``inner``."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, b: Batch) -> Tensor:
+        return self.inner(b.x).reshape(len(b), -1).sum(1)
+
+
+def hooked() -> nn.Module:
+    layer = nn.Linear(DIM, 2)
+    layer.register_forward_hook(lambda module, args, output: output * 2)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        (Tied(), "two.weight"),
+        (Functional(), "one.weight"),
+        (Decayed(), "one.weight"),
+        (Bare(), "temperature"),
+        (Holds(Twisted(DIM, 2)), "inner.weight"),
+        (Holds(nn.utils.parametrizations.weight_norm(nn.Linear(DIM, 2))), "inner"),
+        (Holds(nn.Bilinear(DIM, 1, 1)), "inner.weight"),
+        (Holds(nn.LayerNorm((2, DIM))), "inner.weight"),
+        (Holds(nn.Embedding(4, 2, padding_idx=0)), "inner.weight"),
+        (Holds(nn.Embedding(4, 2, max_norm=1.0)), "inner.weight"),
+        (Holds(hooked()), "inner.weight"),
+        (Holds(nn.BatchNorm1d(DIM)), "inner"),
+        (Holds(nn.BatchNorm1d(DIM, affine=False)), "inner"),
+        (Holds(nn.Dropout()), "inner"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(getattr(value, "inner", value)).__name__,
+)
+def test_what_bookkeeping_cannot_cover_raises_and_is_named(model, name):
+    with pytest.raises(ValueError, match=f"'{name}"):
+        clipped_sum(model, call, make_batch(), Norms(1.0))
+
+
+@pytest.mark.parametrize("model", [Tied(), Functional(), Decayed()], ids=lambda model: type(model).__name__)
+def test_opacus_gives_the_loops_sum_or_raises_but_never_another(model):
+    batch, norms = make_batch(), Norms(BITES)
+    try:
+        sums = clipped_sum(model, call, batch, norms, "opacus").sums
+    except ValueError as error:
+        assert "weight" in str(error)
+    else:
+        assert difference(sums, loop(model, call, batch, norms)) < 1e-5
+
+
+@pytest.mark.parametrize("model", [Tied(), Functional(), Decayed(), Bare()], ids=lambda model: type(model).__name__)
+def test_vmap_covers_what_bookkeeping_refuses(model):
+    batch, norms = make_batch(), Norms(BITES)
+    assert difference(clipped_sum(model, call, batch, norms, "vmap").sums, loop(model, call, batch, norms)) < 1e-5
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_sums_are_added_onto_what_is_given(engine):
+    model, batch, norms = build(PerClient), make_batch(), Norms(BITES)
+    noise = {"out.weight": torch.full((2, 4), 3.0), "code.weight": torch.full((4, 4), -1.0)}
+    found = clipped_sum(model, call, batch, norms, engine, onto=noise).sums
+    assert found["out.weight"] is noise["out.weight"]
+    found["out.weight"] -= 3.0
+    found["code.weight"] += 1.0
+    assert difference(found, loop(model, call, batch, norms)) < 1e-5
+
+
+def test_one_weight_set_for_the_whole_batch_raises():
+    """A hypernetwork that makes one decoder for a batch has no gradient per example."""
+
+    class Hypernetwork(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(3, 2 * DIM)
+
+        def forward(self, b: Batch) -> Tensor:
+            weight = self.head(torch.ones(1, 3)).view(2, DIM)
+            return F.linear(b.x, weight).square().sum(1)
+
+    for engine in ("bookkeeping", "opacus"):
+        with pytest.raises(ValueError, match="head"):
+            clipped_sum(Hypernetwork(), call, make_batch(), Norms(1.0), engine)
+
+
+def test_a_layer_without_rows_raises():
+    class Global(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = Shift(8)
+
+        def forward(self, b: Batch) -> Tensor:
+            return self.bias(torch.zeros(8)) * b.x[:, 0]
+
+    with pytest.raises(ValueError, match="'bias' gave"):
+        clipped_sum(Global(), call, make_batch(), Norms(1.0))
+
+
+def test_a_loss_of_the_wrong_shape_raises():
+    for engine in ENGINES:
+        with pytest.raises(ValueError, match="one number for each"):
+            clipped_sum(build(Linear), lambda model, b: call(model, b).sum(), make_batch(), Norms(1.0), engine)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_forward_that_keeps_something_raises(engine):
+    class Remembers(Linear):
+        def __init__(self, clients: int) -> None:
+            super().__init__(clients)
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, b: Batch) -> Tensor:
+            self.seen = self.seen + 1
+            return super().forward(b)
+
+    with pytest.raises(ValueError, match="'seen'"):
+        clipped_sum(build(Remembers), call, make_batch(), Norms(1.0), engine)
+
+
+def test_rows_out_of_order_raise():
+    batch = make_batch()
+    shuffled = replace(batch, layout=replace(batch.layout, client=batch.layout.client.flip(0)))
+    with pytest.raises(ValueError, match="sorted by client"):
+        clipped_sum(build(PerClient), call, shuffled, Norms(1.0))
+
+
+def test_another_layout_than_the_batchs_raises():
+    def loss(model: nn.Module, b: Batch) -> Tensor:
+        return model(b.x, replace(b.layout, client=b.layout.client.clone())).sum(1)
+
+    with pytest.raises(ValueError, match="another layout"):
+        clipped_sum(ClientLinear(4, DIM, 2), loss, make_batch(), Norms(1.0))
+
+
+def test_a_cohort_of_another_size_than_the_models_raises():
+    with pytest.raises(ValueError, match="4 clients, its batch 3"):
+        clipped_sum(build(PerClient, 4), call, make_batch((1, 1, 1)), Norms(1.0))
+
+
+def test_an_operation_in_place_on_an_output_does_not_move_its_gradient():
+    def loss(model: nn.Module, b: Batch) -> Tensor:
+        return model.two(F.relu(model.one(b.x), inplace=True)).square().sum(1)
+
+    model, batch, norms = build(Linear), make_batch(), Norms(BITES)
+    assert difference(clipped_sum(model, loss, batch, norms).sums, loop(model, loss, batch, norms)) < 1e-5
+
+
+def test_an_input_changed_in_place_raises():
+    def loss(model: nn.Module, b: Batch) -> Tensor:
+        h = b.x * 1.0
+        out = model(h).sum(1)
+        h += 1
+        return out + h.sum(1)
+
+    with pytest.raises((ValueError, RuntimeError), match=r"in.?place"):
+        clipped_sum(nn.Linear(DIM, 2), loss, make_batch(), Norms(1.0))
+
+
+def test_a_use_without_gradient_stays_without():
+    def loss(model: nn.Module, b: Batch) -> Tensor:
+        with torch.no_grad():
+            target = model.one(b.x + 1)
+        return (model.one(b.x) - target).square().sum(1)
+
+    model, batch, norms = build(Linear), make_batch(), Norms(BITES)
+    assert difference(clipped_sum(model, loss, batch, norms).sums, loop(model, loss, batch, norms)) < 1e-5
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_loss_that_fails_leaves_the_model_as_it_was(engine):
+    def fails(model: nn.Module, b: Batch) -> Tensor:
+        model(b)
+        raise RuntimeError("no")
+
+    model = build(Linear)
+    with pytest.raises(RuntimeError, match="no"):
+        clipped_sum(model, fails, make_batch(), Norms(1.0), engine)
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
+    again = clipped_sum(model, call, make_batch(), Norms(1.0), engine).sums
+    assert difference(again, loop(model, call, make_batch(), Norms(1.0))) < 1e-5
