@@ -16,11 +16,9 @@ import torch
 
 from fedsim.errors import UserError
 
-# Ray reads these as it is imported and hands them to what it starts: no usage report to anyone, no warning about idle GPUs, and its
-# agents notice a killed driver's end after seconds instead of a minute.
+# Ray reads these as it is imported and hands them to what it starts: no usage report to anyone, no warning about idle GPUs.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
 
 import ray
 
@@ -39,7 +37,7 @@ def this_machine() -> Node:
 
 @contextmanager
 def local_cluster(node: Node) -> Iterator[None]:
-    """A Ray cluster of one node for the block; its processes die with this one, however it dies."""
+    """A Ray cluster of one node for the block; its processes end with this one, however it ends."""
     _connect("local", num_cpus=int(node.cpus), num_gpus=int(node.gpus), include_dashboard=False)
     with _connected():
         yield

@@ -1,0 +1,105 @@
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from fedsim.algorithm import Algorithm
+from fedsim.errors import UserError
+from fedsim.registry import known, lookup, register
+
+MODULE = """
+from fedsim.algorithm import Params
+from fedsim.dp_sgd import DPSGD
+
+
+class Stranger(DPSGD):
+    Params = Params
+"""
+ENTRY_POINT = "[fedsim.algorithms]\nstranger = stranger_package.algorithms:Stranger\n"
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stranger's package on the import path."""
+    folder = tmp_path / "stranger_package"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "algorithms.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    for module in [name for name in sys.modules if name.startswith("stranger_package")]:
+        del sys.modules[module]
+
+
+def test_the_shipped_algorithms_are_known_without_an_import() -> None:
+    assert {"fedhypevae", "fedavg-cvae", "weight-noise"} <= set(known())
+    assert lookup("weight-noise").name == "weight-noise"
+
+
+def test_a_name_is_registered_once() -> None:
+    @register("registered-once")
+    class First(Algorithm):
+        Params = BaseModel
+
+    assert lookup("registered-once") is First
+    with pytest.raises(ValueError, match=r"'registered-once' is already registered by .*First"):
+
+        @register("registered-once")
+        class Second(Algorithm):
+            Params = BaseModel
+
+    assert lookup("registered-once") is First
+
+
+def test_a_module_that_is_imported_again_may_register_again() -> None:
+    def define() -> type[Algorithm]:
+        @register("reloaded")
+        class Reloaded(Algorithm):
+            Params = BaseModel
+
+        return Reloaded
+
+    define()
+    assert lookup("reloaded") is define()
+
+
+def test_an_unknown_name_gets_the_nearest_and_all_known_ones() -> None:
+    with pytest.raises(UserError, match=r"grid.yaml:3: unknown algorithm 'fedhypvae'; did you mean 'fedhypevae'\?.*fedavg-cvae") as raised:
+        lookup("fedhypvae", "grid.yaml:3")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_dotted_path_needs_no_registration(package: Path) -> None:
+    found = lookup("stranger_package.algorithms:Stranger")
+    assert found.__name__ == "Stranger"
+    assert found.name == "stranger_package.algorithms:Stranger"
+
+
+def test_an_entry_point_of_another_package_is_known(package: Path) -> None:
+    info = package / "stranger_package-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger-package\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(ENTRY_POINT)
+    assert "stranger" in known()
+    assert lookup("stranger").__name__ == "Stranger"
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("no_such_package.module:Class", "cannot be imported"),
+        ("fedsim.algorithm:NoSuchClass", "cannot be imported"),
+        ("fedsim.seeds:Seeds", "is not an Algorithm"),
+        (":", "cannot be imported"),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_the_users_mistake(path: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        lookup(path)
+
+
+def test_a_plug_in_that_breaks_as_it_is_imported_is_the_users_mistake(package: Path) -> None:
+    (package / "stranger_package" / "algorithms.py").write_text("raise RuntimeError('half written')\n")
+    with pytest.raises(UserError, match="half written"):
+        lookup("stranger_package.algorithms:Stranger")
