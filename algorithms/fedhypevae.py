@@ -40,8 +40,8 @@ class FedHypeVAEParams(DPSGDParams):
         latent: dimension of z.
         code: dimension of the client code v.
         code_scale: factor on v before it enters the hypernetwork: how far clients can differ.
-        encoder: ``trained``, the paper's encoder, private to its client; ``posterior``, the exact posterior of a decoder without hidden layer,
-            given codes and shared parameters: nothing to train, so no privacy cost and no noise.
+        encoder: ``trained``, the paper's encoder, private to its client; ``posterior``, the exact posterior of a decoder without
+            hidden layer, given codes and shared parameters: nothing to train, so no privacy cost and no noise.
         encoder_hidden: widths of the trained encoder's hidden layers.
         decoder_hidden: widths of the decoder's; none means a prototype per class plus a linear map of z.
         class_maps: every class has a linear map of z of its own (class-specific covariances).

@@ -129,7 +129,8 @@ class LocalTraining(Algorithm):
 
     def _participants(self, clients: Clients, round_: int) -> Tensor:
         rates = [clients.seeds.numpy(Purpose.SAMPLING, round_, client).random() for client in clients.members]
-        return (torch.tensor(rates) < self.params.client_rate).float()
+        taking_part: Tensor = torch.tensor(rates) < self.params.client_rate
+        return taking_part.float()
 
     def _minibatches(self, clients: Clients, round_: int) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
         """Row numbers ``[local_steps, batch_size]`` of each member."""

@@ -18,9 +18,7 @@ from fedsim.privacy.plan import Release, Unit
 from fedsim.seeds import Purpose
 
 
-def statistics_message(
-    clients: Clients, round_: int, release: Release, products: Mapping[str, OuterProduct], norms: Norms
-) -> Message:
+def statistics_message(clients: Clients, round_: int, release: Release, products: Mapping[str, OuterProduct], norms: Norms) -> Message:
     """The cohort's clipped sums of ``products`` over all its rows, with its noise if clients are silos.
 
     Args:

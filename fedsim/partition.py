@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from fedsim.data.embeddings import Embeddings
 from fedsim.data.normalise import unit_norm
 from fedsim.errors import UserError, nearest
 from fedsim.seeds import Purpose, Seeds
@@ -305,3 +306,16 @@ def apply_shift(x: NDArray[np.float32], client: int, *, strength: float, seed: i
     shift = shift_of(client, x.shape[1], strength, seed)
     moved = x + (x @ shift.left) @ shift.right.T + shift.offset
     return unit_norm(moved.astype(np.float32, copy=False))
+
+
+def shifted(data: Embeddings, partition: Partition, *, strength: float, seed: int) -> Embeddings:
+    """The data set as a federation with feature shift sees it: every training row through its owner's map.
+
+    Test rows stand for all clients alike: row i goes through the map of client ``i mod clients``.
+    """
+    x_train, x_test = data.x_train.copy(), data.x_test.copy()
+    clients = len(partition.rows)
+    for client, rows in enumerate(partition.rows):
+        x_train[rows] = apply_shift(data.x_train[rows], client, strength=strength, seed=seed)
+        x_test[client::clients] = apply_shift(data.x_test[client::clients], client, strength=strength, seed=seed)
+    return replace(data, x_train=x_train, x_test=x_test)

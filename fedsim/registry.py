@@ -58,8 +58,9 @@ def lookup(name: str, where: str = "algorithm") -> type[Algorithm]:
     module, _, attribute = path.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(where, f"'{path}' cannot be imported ({error})", "give an importable pkg.module:Class") from error
+    except Exception as error:  # a plug-in may raise anything as it is imported
+        problem = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(where, f"'{path}' cannot be imported ({problem})", "give an importable pkg.module:Class") from error
     from fedsim.algorithm import Algorithm
 
     if not (isinstance(found, type) and issubclass(found, Algorithm)):

@@ -1,38 +1,9 @@
-"""Shared by all tests: one thread each, so that tests beside each other do not fight for cores, and small cells ready to run."""
-
-from typing import Any
+"""Shared by all tests: one thread each, so that what runs side by side does not fight for cores."""
 
 import pytest
 import torch
-
-from fedsim.config import Grid
-from fedsim.registry import lookup
-from fedsim.runtime.cluster import Node
-from fedsim.runtime.preflight import Prepared, prepare
-
-NODES = [Node(4.0, 0.0)]
-QUICK = {"rounds": 3, "local_steps": 3, "meta_steps": 2}
-"""What makes a training short, where an algorithm has such a parameter."""
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def quick(name: str, **params: Any) -> dict[str, Any]:
-    """An entry of ``algorithms`` that trains for a moment."""
-    fields = lookup(name).Params.model_fields
-    return {"name": name, "params": {key: value for key, value in QUICK.items() if key in fields} | params}
-
-
-def small_grid(*algorithms: str | dict[str, Any], **keys: Any) -> Grid:
-    """A grid on 200 rows of digits, 4 clients."""
-    entries = [quick(entry) if isinstance(entry, str) else entry for entry in algorithms]
-    base = {"dataset": {"name": "digits", "limit": 200}, "clients": 4, "alpha": 1.0, "evaluation": {"per_class": 10}}
-    return Grid.model_validate({**base, "algorithms": entries, **keys})
-
-
-def small_cells(*algorithms: str | dict[str, Any], **keys: Any) -> Prepared:
-    """Its cells."""
-    return prepare(small_grid(*algorithms, **keys), NODES)

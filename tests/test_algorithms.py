@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import small_cells
+from cells import small_cells
 
 from fedsim.algorithm import Progress, RoundRecord, Trained
 from fedsim.data.embeddings import Embeddings
@@ -169,5 +169,3 @@ def test_a_ledger_that_was_written_and_read_again_goes_on_where_it_was() -> None
     trial, data = one_cell("fedhypevae")
     _, trained, progress = train(trial, data)
     assert Ledger.from_json(progress.ledger) == trained.ledger
-
-

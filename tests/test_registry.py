@@ -1,9 +1,11 @@
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
 
+from fedsim import registry
 from fedsim.algorithm import Algorithm
 from fedsim.errors import UserError
 from fedsim.registry import known, lookup, register
@@ -19,8 +21,14 @@ class Stranger(DPSGD):
 ENTRY_POINT = "[fedsim.algorithms]\nstranger = stranger_package.algorithms:Stranger\n"
 
 
+@pytest.fixture(autouse=True)
+def own_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is gone after it."""
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+
+
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A stranger's package on the import path."""
     folder = tmp_path / "stranger_package"
     folder.mkdir()
@@ -61,7 +69,8 @@ def test_a_module_that_is_imported_again_may_register_again() -> None:
         return Reloaded
 
     define()
-    assert lookup("reloaded") is define()
+    again = define()
+    assert lookup("reloaded") is again
 
 
 def test_an_unknown_name_gets_the_nearest_and_all_known_ones() -> None:

@@ -19,7 +19,9 @@ def test_a_stream_is_a_function_of_its_name(root: int, stream: tuple[Purpose, in
 
 @settings(max_examples=50)
 @given(roots, roots, streams, streams)
-def test_streams_of_different_names_differ(root: int, other: int, first: tuple[Purpose, int, int], second: tuple[Purpose, int, int]) -> None:
+def test_streams_of_different_names_differ(
+    root: int, other: int, first: tuple[Purpose, int, int], second: tuple[Purpose, int, int]
+) -> None:
     same = (root, first) == (other, second)
     one, two = Seeds(root), Seeds(other)
     assert np.array_equal(one.numpy(*first).random(4), two.numpy(*second).random(4)) == same
@@ -47,13 +49,10 @@ def test_purposes_keep_their_numbers() -> None:
 
 
 def test_golden_draws() -> None:
-    assert Seeds(0).numpy(Purpose.NOISE, 3, 2).integers(2**32) == GOLDEN_NUMPY
-    assert Seeds(0).torch(Purpose.NOISE, 3, 2).initial_seed() == GOLDEN_TORCH
+    assert Seeds(0).numpy(Purpose.NOISE, 3, 2).integers(2**32) == 3526774343
+    assert Seeds(0).torch(Purpose.NOISE, 3, 2).initial_seed() == 4166542727289996375
 
 
 def test_a_negative_root_is_refused() -> None:
     with pytest.raises(ValueError, match="non-negative"):
         Seeds(-1).sequence(Purpose.INIT)
-
-
-GOLDEN_NUMPY, GOLDEN_TORCH = 0, 0

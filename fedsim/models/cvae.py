@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +35,7 @@ class Encoder(nn.Module):
         def layer(inputs: int, outputs: int) -> nn.Module:
             return nn.Linear(inputs, outputs) if clients is None else ClientLinear(clients, inputs, outputs)
 
-        self.hidden = nn.ModuleList(layer(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.hidden = nn.ModuleList(layer(a, b) for a, b in pairwise(widths))
         self.head = layer(widths[-1], 2 * latent)
 
     def forward(self, x: Tensor, y: Tensor, layout: Layout | None = None) -> tuple[Tensor, Tensor]:

@@ -103,7 +103,7 @@ class ModulatedDecoder(nn.Module):
         (layer,) = self.modulated()
         weight = layer.rows.weight.detach() / math.sqrt(self.dim)
         maps, prototypes = weight[:, : -self.classes] * self.latent_scale, weight[:, -self.classes :]
-        by_class = maps.unflatten(1, (self.classes, -1)).transpose(0, 1) if self.class_maps else maps.expand(self.classes, -1, -1)
+        by_class = maps.reshape(self.dim, self.classes, -1).transpose(0, 1) if self.class_maps else maps.expand(self.classes, -1, -1)
         return by_class, prototypes.T + layer.rows.bias.detach() / math.sqrt(self.dim)
 
     def lipschitz(self) -> Tensor:
@@ -135,7 +135,7 @@ class ConditionalPrior(nn.Module):
     def table(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance for every code ``[K, k]`` and class as constants, ``[K, C, latent]`` each."""
         affine = torch.cat([torch.ones_like(codes[:, :1]), codes], 1)
-        weights = [head.weight.detach().unflatten(1, (self.classes, -1)) for head in (self.mean, self.log_var)]
+        weights = [head.weight.detach().view(len(head.weight), self.classes, -1) for head in (self.mean, self.log_var)]
         mean, log_var = (torch.einsum("lck,nk->ncl", weight, affine) for weight in weights)
         return mean, log_var.clamp(-6, 4)
 

@@ -29,7 +29,13 @@ def kernel_score(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
 
 
 def mmd2(a: Tensor, b: Tensor) -> Tensor:
-    """Unbiased squared maximum mean discrepancy between samples ``[n, d]`` and ``[m, d]`` (Gretton et al. 2012, eq. 3)."""
+    """Unbiased squared maximum mean discrepancy between samples ``[n, d]`` and ``[m, d]`` (Gretton et al. 2012, eq. 3).
+
+    Raises:
+        ValueError: a sample has fewer than two rows.
+    """
+    if min(len(a), len(b)) < 2:
+        raise ValueError(f"an unbiased MMD needs two rows of each sample, not {len(a)} and {len(b)}")
 
     def within(s: Tensor) -> Tensor:
         n = len(s)

@@ -66,6 +66,11 @@ def one_hot(y: Tensor, classes: int) -> Tensor:
 class ZeroLinear(nn.Linear):
     """A linear layer that starts at zero."""
 
+    def reset_parameters(self) -> None:
+        """Set weight and bias to zero."""
+        for parameter in self.parameters(recurse=False):
+            nn.init.zeros_(parameter)
+
 
 class ClientLinear(nn.Module):
     """A linear layer with one weight set per client: ``y_n = W_c(n) x_n + b_c(n)``.

@@ -35,7 +35,8 @@ def mean_products(x: Tensor) -> Products:
 def centred(x: Tensor, mean: Tensor, radius: float) -> Tensor:
     """Rows minus ``mean``, clipped to a ball of ``radius``, in units of it: norm at most 1."""
     r = (x - mean) / radius
-    return r / r.norm(dim=1, keepdim=True).clamp_min(1.0)
+    clipped: Tensor = r / r.norm(dim=1, keepdim=True).clamp_min(1.0)
+    return clipped
 
 
 def moment_products(r: Tensor, y: Tensor, classes: int) -> Products:
@@ -94,7 +95,7 @@ def principal(covariance: Tensor, noise: float, most: int) -> tuple[Tensor, Tens
     """The leading directions of a noisy covariance.
 
     A symmetric matrix of independent noise has its largest eigenvalue near ``2 noise sqrt(d)``. Eigenvalues above half of that are kept: the
-    directions below the edge carry little signal, but leaving them white costs the probe more than it saves (measured on BloodMNIST).
+    directions below the edge carry little signal, but leaving them white costs the probe more than it saves (seen on BloodMNIST).
 
     Args:
         covariance: ``[d, d]``.
@@ -128,7 +129,8 @@ def shrunk_means(found: Gaussians) -> Tensor:
     signal[:width] = excess[:width]
     signal = signal.clamp_min(0)
     kept = signal / (signal + found.mean_noise[:, None]).clamp_min(1e-12)
-    return (along * kept) @ basis.T
+    shrunk: Tensor = (along * kept) @ basis.T
+    return shrunk
 
 
 def class_moment_products(r: Tensor, y: Tensor, means: Tensor, basis: Tensor) -> Products:
@@ -142,7 +144,7 @@ def class_moment_products(r: Tensor, y: Tensor, means: Tensor, basis: Tensor) ->
 def class_covariances(class_second: Tensor, counts: Tensor, shared: Tensor, std: float) -> Tensor:
     """Covariance of every class in the basis, ``[C, k, k]``: the class's own, shrunk towards the shared one.
 
-    The share that is kept is what its squared distance to the shared covariance has beyond the noise's (Ledoit and Wolf 2004).
+    What is kept is the share that its squared distance to the shared covariance has beyond the noise's (Ledoit and Wolf 2004).
 
     Args:
         class_second: released sums ``[C * k, k]``.

@@ -14,7 +14,7 @@ from fedsim.config import Cell, Grid, Resources, expand
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.sources import load
 from fedsim.errors import UserError
-from fedsim.partition import Partition, make_partition
+from fedsim.partition import Partition, make_partition, shifted
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.runtime.cluster import Node
 from fedsim.runtime.cohort import build_algorithm
@@ -27,7 +27,7 @@ class Prepared:
 
     Attributes:
         grid: the grid.
-        data: the data sets by :attr:`fedsim.data.sources.DatasetSpec.key`.
+        data: the data sets by key; under feature shift also what each partition makes of them.
         trials: one a cell, in the grid's order.
         capacity: how many actors fit on the cluster.
         parallel: how many cells may run at a time.
@@ -69,6 +69,11 @@ def prepare(grid: Grid, nodes: Sequence[Node], max_parallel: int | None = None) 
                 seed=cell.seed,
                 columns=embeddings.columns,
             )
+        data_key = cell.dataset.key
+        if cell.partition.scheme == "feature-shift":
+            data_key = f"{data_key} {partitions[key].fingerprint}"
+            if data_key not in data:
+                data[data_key] = shifted(embeddings, partitions[key], strength=cell.partition.strength, seed=cell.seed)
         sizes = packing(cell.clients, clients_per_actor(grid.resources, cell.clients, len(cells), parallel))
         if len(sizes) > capacity:
             raise UserError(
@@ -77,7 +82,7 @@ def prepare(grid: Grid, nodes: Sequence[Node], max_parallel: int | None = None) 
                 "put more clients on an actor, or give actors a smaller share",
             )
         task = Task(embeddings.dim, embeddings.classes, cell.clients, cell.unit, cell.trust)
-        trials.append(Trial(cell, task, calibrated(grid, cell, task), partitions[key], sizes))
+        trials.append(Trial(cell, task, calibrated(grid, cell, task), partitions[key], sizes, data_key))
     return Prepared(grid, data, tuple(trials), capacity, parallel)
 
 

@@ -44,10 +44,10 @@ class Reference:
 def references_of(trial: Trial) -> tuple[Reference, Reference]:
     """A cell's ceiling and its local-only reference."""
     cell, partition = trial.cell, trial.partition
-    data, c = cell.dataset_hash, cell.evaluation.probe_c
+    data, c = trial.data_key, cell.evaluation.probe_c
     return (
-        Reference(("ceiling", data, str(c)), cell.dataset.key, None, c),
-        Reference(("local-only", data, partition.fingerprint, str(c)), cell.dataset.key, partition, c),
+        Reference(("ceiling", data, str(c)), data, None, c),
+        Reference(("local-only", data, partition.fingerprint, str(c)), data, partition, c),
     )
 
 
@@ -82,7 +82,7 @@ class Scheduler:
         if isinstance(job, Reference):
             stream = slot.worker.reference.options(num_returns="streaming").remote(self.data[job.dataset], job.partition, job.probe_c)
         else:
-            cell, data = job.cell, self.data[job.cell.dataset.key]
+            cell, data = job.cell, self.data[job.data_key]
             label = setting(cell.label, cell.dataset.display, cell.alpha, cell.clients, cell.epsilon, cell.seed)
             self.display.cell_started(cell.cell_id, label)
             started = datetime.now(UTC).isoformat(timespec="seconds")

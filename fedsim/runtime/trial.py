@@ -32,6 +32,7 @@ class Trial:
         plan: its privacy plan, None where epsilon has no meaning.
         partition: every client's training rows.
         sizes: clients per actor, in client order.
+        data_key: which of the prepared data sets it reads.
     """
 
     cell: Cell
@@ -39,6 +40,7 @@ class Trial:
     plan: PrivacyPlan | None
     partition: Partition
     sizes: tuple[int, ...]
+    data_key: str
 
     def cohorts(self) -> list[CohortSpec]:
         """One specification an actor."""

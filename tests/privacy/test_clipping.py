@@ -237,15 +237,10 @@ def test_what_bookkeeping_cannot_cover_raises_and_is_named(model, name):
         clipped_sum(model, call, make_batch(), Norms(1.0))
 
 
-@pytest.mark.parametrize("model", [Tied(), Functional(), Decayed()], ids=lambda model: type(model).__name__)
-def test_opacus_gives_the_loops_sum_or_raises_but_never_another(model):
-    batch, norms = make_batch(), Norms(BITES)
-    try:
-        sums = clipped_sum(model, call, batch, norms, "opacus").sums
-    except ValueError as error:
-        assert "weight" in str(error)
-    else:
-        assert difference(sums, loop(model, call, batch, norms)) < 1e-5
+@pytest.mark.parametrize("model", [Functional(), Decayed()], ids=lambda model: type(model).__name__)
+def test_opacus_raises_where_its_hooks_miss_a_gradient(model):
+    with pytest.raises(ValueError, match=r"'one\.weight'"):
+        clipped_sum(model, call, make_batch(), Norms(1.0), "opacus")
 
 
 @pytest.mark.parametrize("model", [Tied(), Functional(), Decayed(), Bare()], ids=lambda model: type(model).__name__)

@@ -176,7 +176,7 @@ def _joint_squared(gradients: Mapping[str, Tensor], norms: Norms, units: int) ->
     some = next(iter(gradients.values()), torch.zeros(units))
     squared, finite = some.new_zeros(units), torch.ones(units, dtype=torch.bool, device=some.device)
     for name, value in gradients.items():
-        flat = value.flatten(1)
+        flat = value.reshape(units, -1)
         own = torch.linalg.vecdot(flat, flat)
         if norms.is_free(name):
             finite &= own.isfinite()
@@ -214,7 +214,7 @@ def _state(modules: Mapping[str, nn.Module]) -> dict[str, tuple[Tensor, int]]:
 
 
 def _refuse_changes(before: Mapping[str, tuple[Tensor, int]], after: Mapping[str, tuple[Tensor, int]]) -> None:
-    for name in before | after:
+    for name in {**before, **after}:
         (old, old_version), (new, new_version) = before.get(name, (None, 0)), after.get(name, (None, 0))
         if old is not new or old_version != new_version:
             raise ValueError(f"the loss changed '{name}' of the model: what it keeps there would leave without noise")

@@ -88,7 +88,7 @@ def opacus_hooks(model: nn.Module, loss: Loss, batch: Batch, norms: Norms, sums:
 def _refuse_unseen(name: str, sample: Tensor, gradient: Tensor | None) -> None:
     """Raise if the hooks saw another gradient than autograd did, as where a weight is used outside its layer's forward."""
     whole = torch.zeros_like(sample[0]) if gradient is None else gradient
-    error, size = (sample.sum(0) - whole).norm(), sample.flatten(1).norm(dim=1).sum()
+    error, size = (sample.sum(0) - whole).norm(), sample.reshape(len(sample), -1).norm(dim=1).sum()
     if bool(whole.isfinite().all()) and not bool(error <= 1e-3 * torch.maximum(size, whole.norm())):
         raise ValueError(f"opacus does not see all of the gradient of '{name}': it is used outside its layer's own forward")
 

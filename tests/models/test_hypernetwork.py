@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fedsim.models.hypernetwork import ConditionalPrior, ModulatedDecoder, ModulatedLinear
+
+LATENT, CLASSES, DIM, CODE, ROWS = 3, 4, 6, 2, 5
+
+
+def random_(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Away from the zero heads that it starts with."""
+    stream = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=stream))
+    return module
+
+
+def draw(*shape: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def generated(layer: ModulatedLinear, code: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weights and biases that the layer stands for at one code, as its docstring writes them."""
+    scale = 1 + layer.scale.weight @ code
+    return scale[:, None] * layer.rows.weight, scale * layer.rows.bias + layer.shift.weight @ code
+
+
+def test_a_modulated_layer_is_the_plain_layer_with_generated_weights():
+    layer, h, codes = random_(ModulatedLinear(LATENT, DIM, CODE)), draw(ROWS, 2, LATENT), draw(ROWS, CODE, seed=2)
+    found = layer(h, codes)
+    for row in range(ROWS):
+        assert torch.allclose(found[row], F.linear(h[row], *generated(layer, codes[row])), atol=1e-5)
+
+
+def test_without_a_code_it_is_the_plain_layer():
+    layer, h = random_(ModulatedLinear(LATENT, DIM, 0)), draw(ROWS, 2, LATENT)
+    assert torch.equal(layer(h, h[:, 0, :0]), layer.rows(h))
+    assert layer.lipschitz() == 0
+
+
+def test_a_fresh_layer_generates_the_plain_one_for_every_code():
+    layer, h = ModulatedLinear(LATENT, DIM, CODE), draw(ROWS, 2, LATENT)
+    assert torch.equal(layer(h, 100 * draw(ROWS, CODE)), layer.rows(h))
+
+
+def squared_jacobian(outputs, code: torch.Tensor) -> torch.Tensor:
+    return sum(part.square().sum() for part in torch.func.jacrev(outputs)(code))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_layers_lipschitz_penalty_is_its_squared_jacobian(seed):
+    layer, code = random_(ModulatedLinear(LATENT, DIM, CODE), seed), draw(CODE, seed=seed)
+    right = squared_jacobian(lambda v: generated(layer, v), code)
+    assert torch.allclose(layer.lipschitz(), right, rtol=1e-5)
+
+
+def test_the_decoders_penalty_is_that_of_all_its_layers():
+    decoder, code = random_(ModulatedDecoder(LATENT, CLASSES, [7], DIM, CODE)), draw(CODE)
+    right = sum(squared_jacobian(lambda v, layer=layer: generated(layer, v), code) for layer in decoder.modulated())
+    assert torch.allclose(decoder.lipschitz(), right, rtol=1e-5)
+
+
+def test_the_priors_penalty_is_the_squared_jacobian_over_all_classes():
+    prior, code = random_(ConditionalPrior(LATENT, CLASSES, CODE)), 1e-3 * draw(CODE)
+    with torch.no_grad():
+        prior.log_var.weight *= 0.1  # inside the clamp, where the Jacobian is that of the linear map
+
+    right = squared_jacobian(lambda v: prior(torch.arange(CLASSES), v.expand(CLASSES, -1)), code)
+    assert torch.allclose(prior.lipschitz(), right, rtol=1e-5)
+
+
+def test_the_prior_starts_standard_and_differs_by_class_and_code():
+    prior, y, codes = ConditionalPrior(LATENT, CLASSES, CODE), torch.arange(CLASSES), draw(CLASSES, CODE)
+    assert not any(part.any() for part in prior(y, codes))
+    mean, log_var = random_(prior)(y, codes)
+    for part in (mean, log_var):
+        assert len(torch.unique(part, dim=0)) == CLASSES
+    assert not torch.equal(mean, prior(y, codes.flip(0))[0])
+
+
+def test_a_decoder_without_hidden_layer_is_a_prototype_plus_a_map_of_z():
+    decoder = random_(ModulatedDecoder(LATENT, CLASSES, [], DIM, 0, latent_scale=0.5))
+    z, y = draw(ROWS, 1, LATENT), torch.arange(ROWS) % CLASSES
+    weight, bias = decoder.modulated()[0].rows.weight, decoder.modulated()[0].rows.bias
+    right = (z[:, 0] * 0.5) @ weight[:, :LATENT].T + weight[:, LATENT:].T[y] + bias
+    assert torch.allclose(decoder(z, y, z[:, 0, :0])[:, 0], right / DIM**0.5, atol=1e-5)

@@ -1,0 +1,92 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from fedsim.models import moments
+from fedsim.privacy.clipping import Norms, clipped_statistics
+from fedsim.seeds import Purpose, Seeds
+
+CLASSES, DIM = 3, 6
+
+
+def rows(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    stream = Seeds(0).torch(Purpose.SYNTHESIS)
+    x = torch.randn(count, DIM, generator=stream) + torch.tensor([3.0, 0, 0, 0, 0, 0])
+    return x / x.norm(dim=1, keepdim=True), torch.arange(count) % CLASSES
+
+
+def released(products: moments.Products, weights: dict[str, float]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    return clipped_statistics(products, Norms(1.0, weights=moments.unit_weights(weights)))
+
+
+@pytest.mark.parametrize("name", ["mean", "moments", "class moments"])
+def test_every_example_changes_a_release_by_at_most_one(name: str) -> None:
+    x, y = rows(40)
+    mean = x.mean(0)
+
+    def sums(keep: torch.Tensor) -> dict[str, torch.Tensor]:
+        kept, labels = x[keep], y[keep]
+        if name == "mean":
+            return released(moments.mean_products(kept), moments.MEAN_WEIGHTS)[0]
+        r = moments.centred(kept, mean, 0.2)
+        if name == "moments":
+            return released(moments.moment_products(r, labels, CLASSES), moments.MOMENT_WEIGHTS)[0]
+        basis, means = torch.eye(DIM)[:, :4], torch.zeros(CLASSES, DIM)
+        return released(moments.class_moment_products(r, labels, means, basis), {"class_second": 1.0})[0]
+
+    everyone = torch.arange(40)
+    whole = sums(everyone)
+    changes = []
+    for removed in range(40):
+        part = sums(everyone[everyone != removed])
+        changes.append(math.sqrt(sum(float((whole[k] - part[k]).square().sum()) for k in whole)))
+    assert max(changes) <= 1 + 1e-5
+    assert max(changes) > 0.5  # the bound is used, not just kept
+
+
+def test_without_noise_the_moments_are_those_of_the_rows() -> None:
+    x, y = rows(300)
+    r = moments.centred(x, x.mean(0), 2.0)
+    sums, _ = released(moments.moment_products(r, y, CLASSES), moments.MOMENT_WEIGHTS)
+    weights = moments.unit_weights(moments.MOMENT_WEIGHTS)
+    exact = {name: value / weights[name] for name, value in sums.items()}
+    found = moments.gaussians(exact["class_sums"], exact["class_counts"], exact["second"], 0.0)
+    means = torch.stack([r[y == c].mean(0) for c in range(CLASSES)])
+    within = np.cov((r - means[y]).numpy().T, bias=True)
+    torch.testing.assert_close(found.means, means, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(found.covariance.numpy(), within, atol=1e-5)
+    torch.testing.assert_close(moments.shrunk_means(found), means, atol=1e-4, rtol=0)
+
+
+def test_principal_directions_rebuild_the_covariance_and_its_trace() -> None:
+    root = torch.randn(DIM, DIM, generator=Seeds(1).torch(Purpose.SYNTHESIS))
+    covariance = root @ root.T
+    basis, variances, rest = moments.principal(covariance, 0.0, DIM - 2)
+    assert basis.shape == (DIM, DIM - 2)
+    torch.testing.assert_close(torch.trace(covariance), variances.sum() + DIM * rest, rtol=1e-4, atol=0)
+    torch.testing.assert_close(covariance @ basis, basis * variances, rtol=1e-3, atol=1e-3)
+
+
+def test_shrinking_brings_noisy_class_means_closer_to_the_truth() -> None:
+    stream = Seeds(2).torch(Purpose.NOISE)
+    dim, classes, std = 200, 5, 20.0
+    truth = torch.zeros(classes, dim)
+    truth[:, :5] = torch.randn(classes, 5, generator=stream) * 0.3
+    counts = torch.full((classes, 1), 200.0)
+    second = 1000 * (truth.T @ truth / classes + torch.diag(torch.cat([torch.full((5,), 0.05), torch.full((dim - 5,), 1e-4)])))
+    noisy = truth * counts + std * torch.randn(classes, dim, generator=stream)
+    found = moments.gaussians(noisy, counts, second, std * moments.unit_weights(moments.MOMENT_WEIGHTS)["class_sums"])
+    assert (moments.shrunk_means(found) - truth).norm() < 0.5 * (found.means - truth).norm()
+
+
+def test_class_covariances_keep_what_stands_out_of_the_noise_and_nothing_else() -> None:
+    size, counts = 4, torch.tensor([500.0, 500.0])
+    shared = torch.full((size,), 0.1)
+    different = torch.diag(torch.tensor([0.4, 0.1, 0.1, 0.01]))
+    sums = torch.stack([different, torch.diag(shared)]) * counts[:, None, None]
+    own = moments.class_covariances(sums.flatten(0, 1), counts, shared, 0.0)
+    torch.testing.assert_close(own[0], different)
+    drowned = moments.class_covariances(sums.flatten(0, 1), counts, shared, 1e4)
+    torch.testing.assert_close(drowned, torch.diag(shared).expand(2, size, size))

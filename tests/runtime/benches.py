@@ -1,0 +1,96 @@
+"""What a bench leaves, waiting for a condition, and plug-ins that misbehave."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedsim.results import ResultStore, Row
+
+PLUGIN = '''
+import os
+from pathlib import Path
+
+import torch
+from threadpoolctl import threadpool_info
+
+from baselines.weight_noise_cvae import WeightNoiseCVAE, WeightNoiseCVAEParams
+
+
+class TroubleParams(WeightNoiseCVAEParams):
+    how: str = "raise"
+    healed: str = "no such file"
+
+
+class Trouble(WeightNoiseCVAE):
+    """Breaks in round 2, in the server step or at the clients, until the file `healed` exists."""
+
+    Params = TroubleParams
+
+    def server_step(self, server, round_, release, total):
+        print(f"round {round_} at the server")
+        if round_ == 1 and not Path(self.params.healed).exists():
+            if self.params.how == "raise":
+                raise ZeroDivisionError("the second round\\nis broken")
+            if self.params.how == "raise without a word":
+                raise AssertionError
+            if self.params.how == "exit":
+                os._exit(3)
+        return super().server_step(server, round_, release, total)
+
+    def client_round(self, clients, round_, release, broadcast):
+        if round_ == 1 and 0 in clients.members and not Path(self.params.healed).exists():
+            if self.params.how == "client raises":
+                raise ZeroDivisionError("a client is broken")
+            if self.params.how == "client exits":
+                os._exit(3)
+        return super().client_round(clients, round_, release, broadcast)
+
+
+class Threads(WeightNoiseCVAE):
+    """Tells how many threads the server's and the clients' processes use."""
+
+    def server_step(self, server, round_, release, total):
+        return {**super().server_step(server, round_, release, total), "server_threads": count()}
+
+    def client_round(self, clients, round_, release, broadcast):
+        message = super().client_round(clients, round_, release, broadcast)
+        message.diagnostics["client_threads"] = [float(count())]
+        return message
+
+
+def count():
+    return max(torch.get_num_threads(), *(pool["num_threads"] for pool in threadpool_info()))
+'''
+
+
+def wait_until(holds: Callable[[], object], timeout: float = 60.0) -> None:
+    """Return as soon as ``holds`` does; an error after ``timeout`` seconds."""
+    end = time.monotonic() + timeout
+    while not holds():
+        assert time.monotonic() < end, f"not within {timeout} s"
+        time.sleep(0.02)
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a bench left."""
+
+    code: int
+    output: str
+    folder: Path
+
+    @property
+    def rows(self) -> list[Row]:
+        """Rows in the order in which they were written."""
+        return ResultStore(self.folder).rows()
+
+    @property
+    def rounds(self) -> list[dict[str, Any]]:
+        """Round records."""
+        return ResultStore(self.folder).rounds()
+
+    def log(self, row: Row) -> str:
+        """A cell's log."""
+        return (self.folder / "logs" / f"{row.cell_id}.log").read_text()
