@@ -1,4 +1,5 @@
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,8 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from fedsim.data.embeddings import Embeddings
+from fedsim.data.normalise import unit_norm
 from fedsim.errors import UserError
-from fedsim.partition import SCHEMES, PartitionSpec, apply_shift, check_partition, make_partition, shift_of
+from fedsim.partition import SCHEMES, PartitionSpec, apply_shift, check_partition, make_partition, shift_of, shifted
 
 LABELS = np.random.default_rng(0).integers(0, 10, 3_000)
 SITES = {"site": np.random.default_rng(1).choice(["north", "south", "west"], 3_000)}
@@ -210,3 +213,18 @@ def test_a_stronger_shift_moves_further():
     moved = [np.linalg.norm(apply_shift(x, 0, strength=s, seed=0) - x, axis=1).mean() for s in (0.0, 0.1, 0.5, 2.0)]
     assert moved == sorted(moved)
     assert moved[1] > 0.01
+
+
+def test_feature_shift_moves_every_row_by_its_owners_map_and_keeps_it_of_unit_norm() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 12)).astype(np.float32), np.arange(60) % 3
+    data = Embeddings.from_arrays("made up", x, y, np.repeat([0, 2], [40, 20]), where="here")
+    data = replace(data, x_train=unit_norm(data.x_train), x_test=unit_norm(data.x_test))
+    spec = PartitionSpec(scheme="feature-shift", strength=0.4)
+    partition = make_partition(data.y_train, spec=spec, alpha=1.0, clients=4, seed=1, columns={})
+    seen = shifted(data, partition, strength=0.4, seed=1)
+    for client, rows in enumerate(partition.rows):
+        np.testing.assert_array_equal(seen.x_train[rows], apply_shift(data.x_train[rows], client, strength=0.4, seed=1))
+        np.testing.assert_array_equal(seen.x_test[client::4], apply_shift(data.x_test[client::4], client, strength=0.4, seed=1))
+    np.testing.assert_allclose(np.linalg.norm(seen.x_train, axis=1), 1, atol=1e-5)
+    assert not np.allclose(seen.x_train, data.x_train, atol=0.05)
