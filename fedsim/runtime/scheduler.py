@@ -166,7 +166,7 @@ class Scheduler:
 
     def _log(self, trial: Trial, lines: Iterable[str]) -> None:
         path = self.store.folder / "logs" / f"{trial.cell.cell_id}.log"
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             file.writelines(f"{line}\n" for line in lines)
 

@@ -29,13 +29,12 @@ def by_cell(rows: list[Row], *left_out: str) -> dict[str, dict[str, Any]]:
     return {row.cell_id: without(row, *left_out) for row in rows}
 
 
-def watched(grid: Grid, folder: Path, max_parallel: int | None = None) -> tuple[Scheduler, "Watch"]:
+def watched(grid: Grid, folder: Path, max_parallel: int | None = None) -> "Watch":
     prepared = prepare(grid, NODES, max_parallel)
     watch = Watch(Console(quiet=True), len(prepared.trials))
-    scheduler = Scheduler(prepared, ResultStore(folder), watch)
-    watch.scheduler = scheduler
-    scheduler.run(prepared.trials)
-    return scheduler, watch
+    watch.scheduler = Scheduler(prepared, ResultStore(folder), watch)
+    watch.scheduler.run(prepared.trials)
+    return watch
 
 
 class Watch(LineDisplay):
@@ -60,47 +59,43 @@ def all_free(ray_cluster: None) -> Callable[[], None]:
     return lambda: wait_until(lambda: ray.available_resources().get("CPU") == NODES[0].cpus)
 
 
-@pytest.mark.parametrize("trust", ["aggregate", "silo"])
-def test_one_actor_and_three_sample_noise_and_account_alike(bench: Bench, trust: str, all_free: Callable[[], None]) -> None:
-    def spread(clients_per_actor: Any) -> Ran:
-        grid = small_grid(*SHIPPED, epsilon=4.0, trust=trust, resources={"clients_per_actor": clients_per_actor}, clients=5)
-        return bench(grid, f"{clients_per_actor} an actor")
+def sorted_rounds(ran: Ran) -> list[dict[str, Any]]:
+    return sorted(ran.rounds, key=lambda record: (record["cell_id"], record["round"]))
 
-    one, three = spread("all"), spread(2)
+
+def spread(bench: Bench, name: str, clients_per_actor: Any) -> Ran:
+    grid = small_grid(*SHIPPED, epsilon=4.0, clients=5, resources={"clients_per_actor": clients_per_actor})
+    return bench(grid, name, max_parallel=1)
+
+
+def test_one_actor_and_three_sample_noise_and_account_alike_and_each_is_repeatable(bench: Bench, all_free: Callable[[], None]) -> None:
+    one, three = spread(bench, "one", "all"), spread(bench, "three", 2)
     assert (one.code, three.code) == (0, 0)
+    assert all("clients per actor (2, 2, 1)" in three.log(row) for row in three.rows)
+
     fingerprints = [[(r["cell_id"], r["round"], r["sampled"], r["noise"]) for r in sorted_rounds(ran)] for ran in (one, three)]
     assert fingerprints[0] == fingerprints[1]
     assert by_cell(one.rows, *SCORES) == by_cell(three.rows, *SCORES)
     for score in SCORES:
         values = [[getattr(row, score) for row in sorted(ran.rows, key=lambda row: row.cell_id)] for ran in (one, three)]
         assert values[0] == pytest.approx(values[1], abs=1e-5)
-    norms = [[r["parameter_norm"] for r in sorted_rounds(ran) if "parameter_norm" in r] for ran in (one, three)]
+    norms = [[r["parameter_norm"] for r in sorted_rounds(ran)] for ran in (one, three)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-5)
-    assert all("clients per actor (2, 2, 1)" in three.log(row) for row in three.rows)
+
+    for first, again in ((one, spread(bench, "one again", "all")), (three, spread(bench, "three again", 2))):
+        assert by_cell(first.rows) == by_cell(again.rows)
+        assert sorted_rounds(first) == sorted_rounds(again)
     all_free()
 
 
-def sorted_rounds(ran: Ran) -> list[dict[str, Any]]:
-    return sorted(ran.rounds, key=lambda record: (record["cell_id"], record["round"]))
-
-
-@pytest.mark.parametrize("clients_per_actor", ["all", 2])
-def test_a_rerun_gives_the_same_rows_and_rounds_to_the_bit(bench: Bench, clients_per_actor: Any) -> None:
-    grid = small_grid(*SHIPPED, epsilon=4.0, resources={"clients_per_actor": clients_per_actor})
-    first, again = bench(grid, "first"), bench(grid, "again")
-    assert first.code == 0
-    assert by_cell(first.rows) == by_cell(again.rows)
-    assert sorted_rounds(first) == sorted_rounds(again)
-
-
 def test_finished_cells_are_not_run_again_and_a_grown_grid_runs_what_is_new(bench: Bench) -> None:
-    first = bench(small_grid("weight-noise", epsilon=[1.0, 4.0]))
+    first = bench(small_grid("weight-noise", epsilon=[1.0, 4.0]), max_parallel=1)
     written = (first.folder / "results.jsonl").read_bytes()
     again = bench(small_grid("weight-noise", epsilon=[1.0, 4.0]))
     assert again.code == 0
     assert "all 2 cells are finished" in again.output
     assert (first.folder / "results.jsonl").read_bytes() == written
-    grown = bench(small_grid("weight-noise", epsilon=[1.0, 4.0, 8.0]))
+    grown = bench(small_grid("weight-noise", epsilon=[1.0, 4.0, 8.0]), max_parallel=1)
     assert (first.folder / "results.jsonl").read_bytes().startswith(written)
     assert [row.epsilon_target for row in grown.rows] == [1.0, 4.0, 8.0]
 
@@ -118,7 +113,7 @@ def test_a_cell_that_fails_is_a_row_and_the_grid_goes_on(bench: Bench, tmp_path:
         "fedavg-cvae",
         resources={"cpus_per_actor": 2},
     )
-    ran = bench(grid)
+    ran = bench(grid, max_parallel=1)
     rows = {row.label: row for row in ran.rows}
     assert ran.code == 1
     assert {label: row.status for label, row in rows.items()} == {
@@ -144,7 +139,7 @@ def test_a_cell_that_fails_is_a_row_and_the_grid_goes_on(bench: Bench, tmp_path:
     assert unchanged.rows == ran.rows
 
     healed.touch()
-    retried = bench(grid, retry_failed=True)
+    retried = bench(grid, retry_failed=True, max_parallel=1)
     assert retried.code == 0
     assert {row.label: row.status for row in retried.rows} == dict.fromkeys(rows, "ok")
     assert retried.rows[0] == rows["fedavg-cvae"]
@@ -170,36 +165,27 @@ def test_a_cell_whose_client_actor_fails_or_dies_leaves_no_broken_slot(bench: Be
     all_free()
 
 
-def test_shapes_mix_and_nothing_exceeds_the_cluster(ray_cluster: None, tmp_path: Path, all_free: Callable[[], None]) -> None:
-    grid = small_grid("weight-noise", clients=[2, 3, 4, 6], seeds=[0, 1], resources={"clients_per_actor": 2})
-    _, watch = watched(grid, tmp_path)
-    assert [row.status for row in ResultStore(tmp_path).rows()] == ["ok"] * 8
-    assert 1 < watch.most_actors <= 4
-    all_free()
+def test_at_most_so_many_cells_run_at_a_time(ray_cluster: None, tmp_path: Path) -> None:
+    watch = watched(small_grid("weight-noise", seeds=[0, 1, 2, 3]), tmp_path, max_parallel=2)
+    assert watch.most_cells == 2
 
 
-@pytest.mark.parametrize("limit", [1, 2])
-def test_at_most_so_many_cells_run_at_a_time(ray_cluster: None, tmp_path: Path, limit: int) -> None:
-    _, watch = watched(small_grid("weight-noise", seeds=[0, 1, 2, 3]), tmp_path, max_parallel=limit)
-    assert watch.most_cells == limit
+@pytest.mark.parametrize("clients_per_actor", ["all", 2])
+def test_threads_follow_the_cpu_share(bench: Bench, clients_per_actor: Any) -> None:
+    resources = {"cpus_per_actor": 2, "clients_per_actor": clients_per_actor}
+    (record,) = bench(small_grid(quick("plugin:Threads", rounds=1), resources=resources)).rounds
+    assert (record["server_threads"], record["client_threads"]) == (2, 2)
 
 
-@pytest.mark.parametrize(("cpus_per_actor", "clients_per_actor", "threads"), [(1, "all", 1), (2, "all", 2), (2, 2, 2), (0.5, "all", 1)])
-def test_threads_follow_the_cpu_share(bench: Bench, cpus_per_actor: float, clients_per_actor: Any, threads: int) -> None:
-    resources = {"cpus_per_actor": cpus_per_actor, "clients_per_actor": clients_per_actor}
-    ran = bench(small_grid(quick("plugin:Threads", rounds=1), resources=resources))
-    (record,) = ran.rounds
-    assert (record["server_threads"], record["client_threads"]) == (threads, threads)
-
-
-def test_the_embeddings_lie_in_the_object_store_once(ray_cluster: None, tmp_path: Path) -> None:
+def test_cells_of_several_shapes_share_one_copy_of_the_data_and_keep_to_the_cluster(
+    ray_cluster: None, tmp_path: Path, all_free: Callable[[], None]
+) -> None:
     rng = np.random.default_rng(0)
     size, dim = 4000, 2000
     x = rng.standard_normal((size, dim), dtype=np.float32)
     np.savez(tmp_path / "big.npz", x=x, y=np.arange(size) % 2, split=np.where(np.arange(size) < size - 10, 0, 2))
-    grid = small_grid(
-        "weight-noise", dataset={"npz": str(tmp_path / "big.npz")}, clients=[2, 4], seeds=[0, 1], resources={"clients_per_actor": 2}
-    )
+    data = {"npz": str(tmp_path / "big.npz")}
+    grid = small_grid("weight-noise", dataset=data, clients=[2, 4], seeds=[0, 1], resources={"clients_per_actor": 2})
     before, seen, ended = used_object_store(), [], threading.Event()
 
     def sample() -> None:
@@ -209,9 +195,11 @@ def test_the_embeddings_lie_in_the_object_store_once(ray_cluster: None, tmp_path
     sampler = threading.Thread(target=sample)
     sampler.start()
     try:
-        watched(grid, tmp_path / "run")
+        watch = watched(grid, tmp_path / "run")
     finally:
         ended.set()
         sampler.join()
     assert [row.status for row in ResultStore(tmp_path / "run").rows()] == ["ok"] * 4
+    assert 1 < watch.most_actors <= 4
     assert x.nbytes <= max(seen) < 1.5 * x.nbytes
+    all_free()

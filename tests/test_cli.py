@@ -1,0 +1,137 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+FEDSIM = Path(sys.executable).with_name("fedsim")
+SMALL = """
+algorithms: [{name: weight-noise, params: {rounds: 2, local_steps: 5}}, {name: fedhypevae, params: {rounds: 150}}]
+clients: [4]
+epsilon: [4]
+seeds: [0, 1, 2]
+evaluation: {per_class: 30}
+"""
+
+
+def fedsim(folder: Path, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([FEDSIM, *arguments], cwd=folder, capture_output=True, text=True, timeout=timeout)
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+    """Starts a bench as a terminal does, in a process group of its own; nothing of it outlives the test."""
+    processes: list[subprocess.Popen[str]] = []
+    (tmp_path / "small.yaml").write_text(SMALL)
+
+    def start() -> subprocess.Popen[str]:
+        command = [FEDSIM, "bench", "--grid", "small.yaml"]
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True, process_group=0)
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, f"the bench ended early: {process.communicate()}"
+        assert time.monotonic() < end, "it did not come to that in time"
+        os.sched_yield()
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+MISTAKES = {
+    "unknown key": ("algorithms: [fedhypevae]\nepsilonn: [1]\n", "g.yaml:2", "epsilon"),
+    "unknown algorithm": ("algorithms: [fedhypvae]\n", "algorithms[0]", "did you mean 'fedhypevae'"),
+    "unknown parameter": ("algorithms:\n- {name: fedhypevae, params: {betta: 1}}\n", "algorithms[0].params.betta", "beta"),
+    "unknown data set": ("algorithms: [fedhypevae]\ndataset: digit\n", "dataset", "did you mean 'digits'"),
+    "negative epsilon": ("algorithms: [fedhypevae]\nepsilon: [1, -1]\n", "g.yaml:2: epsilon[1]", "> 0"),
+    "more clients than the data allow": ("algorithms: [fedhypevae]\nclients: [100000]\n", "clients[0]", "100000"),
+    "not YAML": ("algorithms: [fedhypevae\n", "g.yaml", "YAML"),
+    "a layout that does not fit": ("algorithms: [fedhypevae]\nresources: {cpus_per_actor: 4096}\n", "resources", "4096"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_2_and_nothing_is_written(tmp_path: Path, mistake: str) -> None:
+    text, place, right = MISTAKES[mistake]
+    (tmp_path / "g.yaml").write_text(text)
+    done = fedsim(tmp_path, "bench", "--grid", "g.yaml")
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert place in done.stderr
+    assert right in done.stderr
+    assert done.stdout == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["g.yaml"]
+
+
+def test_a_missing_file_and_a_wrong_override_are_mistakes_too(tmp_path: Path) -> None:
+    (tmp_path / "g.yaml").write_text("algorithms: [fedhypevae]\n")
+    missing = fedsim(tmp_path, "bench", "--grid", "none.yaml")
+    override = fedsim(tmp_path, "bench", "--grid", "g.yaml", "--set", "epsilon=[-3]")
+    assert (missing.returncode, override.returncode) == (2, 2)
+    assert "none.yaml: there is no such file" in missing.stderr
+    assert "--set epsilon" in override.stderr
+
+
+def test_a_dry_run_shows_every_cell_with_its_plan_and_writes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "g.yaml").write_text(SMALL)
+    done = fedsim(tmp_path, "bench", "--grid", "g.yaml", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("proved") == 6
+    for word in ("σ", "ε reached", "claim", "4 clients"):
+        assert word in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["g.yaml"]
+
+
+def test_ctrl_c_ends_a_bench_within_5_seconds_and_the_same_command_goes_on(
+    tmp_path: Path, started: Callable[[], subprocess.Popen[str]]
+) -> None:
+    results = tmp_path / "runs" / "small" / "results.jsonl"
+    process = started()
+    wait_until(lambda: len(lines(results)) >= 1, process)
+    asked = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert time.monotonic() - asked < 5
+    assert process.returncode == 130
+    assert "interrupted" in out
+    assert err == ""
+    before = lines(results)
+    again = fedsim(tmp_path, "bench", "--grid", "small.yaml")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert lines(results)[: len(before)] == before
+    assert len({json.loads(line)["cell_id"] for line in lines(results)}) == len(lines(results)) == 6
+
+
+def test_after_a_killed_driver_the_same_command_computes_only_what_is_missing(
+    tmp_path: Path, started: Callable[[], subprocess.Popen[str]]
+) -> None:
+    results = tmp_path / "runs" / "small" / "results.jsonl"
+    process = started()
+    wait_until(lambda: len(lines(results)) >= 2, process)
+    process.kill()
+    process.wait()
+    before = lines(results)
+    again = fedsim(tmp_path, "bench", "--grid", "small.yaml")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert again.stderr == ""
+    assert lines(results)[: len(before)] == before
+    assert len({json.loads(line)["cell_id"] for line in lines(results)}) == len(lines(results)) == 6
+    for name in ("rounds.jsonl", "summary.csv", "report.html", "curves/privacy_utility.png", "curves/privacy_utility.svg", "manifest.json"):
+        assert (results.parent / name).stat().st_size > 0
