@@ -94,7 +94,7 @@ def gaussians(class_sums: Tensor, class_counts: Tensor, second: Tensor, std: flo
 def principal(covariance: Tensor, noise: float, most: int) -> tuple[Tensor, Tensor, float]:
     """The leading directions of a noisy covariance.
 
-    A symmetric matrix of independent noise has its largest eigenvalue near ``2 noise sqrt(d)``. Eigenvalues above half of that are kept: the
+    A symmetric matrix of independent noise has its largest eigenvalue near ``2 noise sqrt(d)``. Eigenvalues above half of that are kept:
     directions below the edge carry little signal, but leaving them white costs the probe more than it saves (seen on BloodMNIST).
 
     Args:
