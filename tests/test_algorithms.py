@@ -2,17 +2,18 @@
 
 import random
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from cells import small_cells
+from cells import quick, small_cells
 
 from fedsim.algorithm import Progress, RoundRecord, Trained
 from fedsim.data.embeddings import Embeddings
-from fedsim.privacy.ledger import Ledger
 from fedsim.registry import known, lookup
+from fedsim.runtime.checkpoint import Checkpoints
 from fedsim.runtime.cohort import build_algorithm
 from fedsim.runtime.trial import Outcome, Trial, local_pool, run_trial
 from fedsim.seeds import Seeds
@@ -27,7 +28,7 @@ SETTINGS = [
 ]
 
 
-def one_cell(name: str, **keys: Any) -> tuple[Trial, Embeddings]:
+def one_cell(name: str | dict[str, Any], **keys: Any) -> tuple[Trial, Embeddings]:
     prepared = small_cells(name, **{"epsilon": 4.0, **keys})
     (trial,), (data,) = prepared.trials, prepared.data.values()
     return trial, data
@@ -39,18 +40,22 @@ def run(trial: Trial, data: Embeddings) -> tuple[list[RoundRecord], Outcome]:
     return records, replace(outcome, seconds=0.0)
 
 
-def train(trial: Trial, data: Embeddings) -> tuple[list[RoundRecord], Trained, Progress]:
-    """All rounds, and where they led."""
+def train(trial: Trial, data: Embeddings, resume: Progress | None = None) -> tuple[list[RoundRecord], Trained, list[Progress]]:
+    """All rounds, and the progress after each."""
     algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
     progress: list[Progress] = []
     pool = local_pool(trial, data)
-    steps = algorithm.train(pool, trial.plan, Seeds(trial.cell.seed), checkpoint=lambda capture: progress.append(capture()))
+    steps = algorithm.train(pool, trial.plan, Seeds(trial.cell.seed), resume, lambda capture: progress.append(capture()))
     records = []
     while True:
         try:
             records.append(next(steps))
         except StopIteration as end:
-            return records, end.value, progress[-1]
+            return records, end.value, progress
+
+
+def sample(trained: Trained) -> torch.Tensor:
+    return trained.generator.sample(torch.arange(10), torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -94,9 +99,9 @@ def test_the_packing_onto_actors_does_not_matter(name: str, trust: str) -> None:
     if trust not in lookup(name).trusts:
         pytest.skip(f"{name} knows no trust {trust}")
     trial, data = one_cell(name, trust=trust)
-    one, reference, end = train(trial, data)
+    one, reference, (*_, end) = train(trial, data)
     for sizes in ((1, 2, 1), (3, 1)):
-        records, trained, progress = train(replace(trial, sizes=sizes), data)
+        records, trained, (*_, progress) = train(replace(trial, sizes=sizes), data)
         for expected, record in zip(one, records, strict=True):
             assert (record.values["sampled"], record.values["noise"]) == (expected.values["sampled"], expected.values["noise"])
         assert trained.ledger == reference.ledger
@@ -165,7 +170,24 @@ def test_what_two_algorithms_share_starts_from_the_same_weights() -> None:
     assert all(torch.equal(plain[key], hyper[key]) for key in shared)
 
 
-def test_a_ledger_that_was_written_and_read_again_goes_on_where_it_was() -> None:
-    trial, data = one_cell("fedhypevae")
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_going_on_from_a_checkpoint_equals_an_uninterrupted_training(name: str, tmp_path: Path) -> None:
+    trial, data = one_cell(name)
+    records, trained, progress = train(trial, data)
+    for after, at in enumerate(progress, 1):
+        file = Checkpoints(tmp_path / "cell.safetensors")
+        file.save(at)
+        rest, resumed, _ = train(replace(trial, sizes=(3, 1)), data, file.load())
+        _, same, _ = train(trial, data, file.load())
+        assert [record.round for record in rest] == list(range(after, len(records)))
+        assert resumed.ledger == same.ledger == trained.ledger
+        assert resumed.uplink_bytes == same.uplink_bytes == trained.uplink_bytes
+        assert torch.equal(sample(same), sample(trained))
+        torch.testing.assert_close(sample(resumed), sample(trained), atol=1e-4, rtol=1e-4)
+
+
+def test_a_warm_start_goes_on_from_any_of_its_releases() -> None:
+    trial, data = one_cell(quick("fedhypevae", warm_start="moments", encoder="posterior", class_maps=True))
     _, trained, progress = train(trial, data)
-    assert Ledger.from_json(progress.ledger) == trained.ledger
+    for at in progress:
+        assert torch.equal(sample(train(trial, data, at)[1]), sample(trained))
