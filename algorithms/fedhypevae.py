@@ -22,7 +22,7 @@ from fedsim.models import moments
 from fedsim.models.cvae import Encoder, ObservationNoise, gaussian_nll, gaussian_nll_diagonal, kl_normal, sample_posterior
 from fedsim.models.hypernetwork import ConditionalPrior, ModulatedDecoder
 from fedsim.models.initialise import initial_model
-from fedsim.models.kernel import kernel_score
+from fedsim.models.kernel import kernel_features, kernel_score
 from fedsim.models.layers import ClientCode
 from fedsim.models.posterior import linear_posterior
 from fedsim.one_shot import statistics_message
@@ -96,8 +96,8 @@ class HyperCVAE(nn.Module):
         self.prior = ConditionalPrior(params.latent, classes, params.code)
         self.observation = ObservationNoise(params.initial_variance / dim)
 
-    def posterior(self, batch: Batch, noise: Tensor) -> Tensor:
-        """A draw of z from the exact posterior, ``[N, latent]``; a constant to the gradient (Fisher's identity, as in EM)."""
+    def posterior(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Z from the exact posterior ``[N, latent]``, its log density ``[N]``; constants to the gradient (Fisher's identity, as in EM)."""
         codes = self.params.code_scale * self.code.weight.detach()
         maps, prototypes = self.decoder.linear_maps()
         (layer,) = self.decoder.modulated()
@@ -120,6 +120,8 @@ WARM_SHARES = {"mean": 0.1, "moments": 0.7, "class moments": 0.2}
 """The warm start's releases and how they share its budget."""
 RADIUS = 0.45
 """Of the ball to which centred rows, which have unit norm, are clipped."""
+FEATURES = 256
+"""Random features behind the diagnostic cross-client MMD."""
 
 
 @register("fedhypevae")
@@ -148,7 +150,7 @@ class FedHypeVAE(DPSGD):
         """Per example: s^2 (-log p(x | z, y, v) + beta KL(q || p(z | y, v))) + lambda kernel score.
 
         s^2 is the current observation variance, held constant: the decoder's gradient is then the residual, whatever s^2 is. With the exact
-        posterior, z is a constant and the KL's place is taken by -log p(z | y, v), which has the same gradient.
+        posterior, z is a constant and the KL divergence is estimated by log q(z) - log p(z | y, v), which has its gradient.
         """
         code = self.params.code_scale * model.code(batch.layout)
         prior = model.prior(batch.y, code)
@@ -157,8 +159,8 @@ class FedHypeVAE(DPSGD):
             z = sample_posterior(mean, log_var, batch.noise["posterior"])
             divergence = kl_normal(mean, log_var, *prior)
         else:
-            z = model.posterior(batch, batch.noise["posterior"])
-            divergence = gaussian_nll_diagonal(z, *prior)
+            z, density = model.posterior(batch, batch.noise["posterior"])
+            divergence = density + gaussian_nll_diagonal(z, *prior)
         decoded = model.decoder(z.unsqueeze(1), batch.y, code).squeeze(1)
         observation = model.observation(batch.x)
         unit = observation.detach().exp().squeeze(-1)
@@ -260,11 +262,32 @@ class FedHypeVAE(DPSGD):
 
     # --- what the server adds, and the outcome ---
 
-    def penalty(self, model: Any) -> Tensor | None:
+    def penalties(self, model: Any) -> Mapping[str, Tensor]:
         """The Lipschitz penalty: squared Frobenius norm of d(generated decoder and prior) / dv."""
         if not self.params.lipschitz:
-            return None
-        return self.params.lipschitz * self.params.code_scale**2 * (model.decoder.lipschitz() + model.prior.lipschitz())
+            return {}
+        weight = self.params.lipschitz * self.params.code_scale**2
+        return {"lipschitz": weight * (model.decoder.lipschitz() + model.prior.lipschitz())}
+
+    @torch.no_grad()
+    def observe(self, clients: Clients, parts: Mapping[str, Tensor], round_: int) -> Mapping[str, list[Any]]:
+        """KL in nats per example; per client the norms of what is generated, and kernel features of one row a class.
+
+        All clients decode the same draws, so that features differ by the codes alone.
+        """
+        model: Any = clients.model
+        codes = self.params.code_scale * model.code.weight
+        stream = clients.seeds.torch(Purpose.DIAGNOSTICS, round_)
+        latent, observation = (torch.randn(self.task.classes, 1, size, generator=stream) for size in (self.params.latent, self.task.dim))
+        y = torch.arange(self.task.classes)
+        made = torch.cat([model.generate(code.expand(len(y), -1), y, latent, observation) for code in codes], 1).transpose(0, 1)
+        nats = parts["kl"] / (self.params.beta * model.observation.variance()) if self.params.beta else parts["kl"][:0]
+        return {
+            "kl": nats.tolist(),
+            "generated_decoder_norm": model.decoder.generated_norms(codes).tolist(),
+            "generated_prior_norm": torch.cat(model.prior.table(codes), 1).flatten(1).norm(dim=1).tolist(),
+            "generator_features": kernel_features(made, FEATURES, stream).mean(1).tolist(),
+        }
 
     def claim(self) -> Claim:
         """As for DP-SGD; but data made with a code that carries no noise is no theorem."""

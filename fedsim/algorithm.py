@@ -115,7 +115,9 @@ class Message:
         sampled: fingerprint of the rows that each client sampled.
         noise: fingerprint of the noise that the clients drew.
         uplink_bytes: what the clients would have sent over a network, all of them together.
-        diagnostics: not private, for people who may see the data; per-round numbers, summed or gathered over cohorts.
+        diagnostics: not private, for people who may see the data: values per example or per client by name, averaged over all cohorts;
+            ``gradient_norm`` is told by its quantiles, and ``generator_features``, the mean kernel features of what each client generates,
+            become ``cross_client_mmd``.
     """
 
     sums: Tensors
@@ -123,7 +125,7 @@ class Message:
     sampled: int
     noise: int
     uplink_bytes: int
-    diagnostics: Mapping[str, list[float]]
+    diagnostics: Mapping[str, list[Any]]
 
 
 @dataclass
@@ -386,6 +388,9 @@ def _gathered(messages: Sequence[Message], noise: Tensors, signal: float) -> dic
         numbers = [number for message in messages for number in message.diagnostics[name]]
         if name == "gradient_norm":
             values["gradient_norm_quantiles"] = np.quantile(numbers, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist() if numbers else []
+        elif name == "generator_features":
+            # the mean squared distance over pairs of clients is twice the unbiased variance
+            values["cross_client_mmd"] = 2 * float(np.var(numbers, axis=0, ddof=1).sum()) if len(numbers) > 1 else None
         else:
             values[name] = float(np.mean(numbers)) if numbers else None
     return values

@@ -110,6 +110,15 @@ class ModulatedDecoder(nn.Module):
         """Sum over the layers of the squared norm of their Jacobian by the code."""
         return torch.stack([layer.lipschitz() for layer in self.modulated()]).sum()
 
+    @torch.no_grad()
+    def generated_norms(self, codes: Tensor) -> Tensor:
+        """L2 norm of what is generated for every code ``[K, k]``: weights and biases of all layers, ``[K]``."""
+        squared = codes.new_zeros(len(codes))
+        for layer in self.modulated():
+            scales, shifts = layer.modulation(codes)
+            squared += scales.square() @ layer.rows.weight.square().sum(1) + (scales * layer.rows.bias + shifts).square().sum(1)
+        return squared.sqrt()
+
     def modulated(self) -> list[ModulatedLinear]:
         """The layers, typed."""
         return [layer for layer in self.layers if isinstance(layer, ModulatedLinear)]

@@ -15,8 +15,10 @@ def linear_posterior(
     prior_log_var: Tensor,
     variance: Tensor,
     noise: Tensor,
-) -> Tensor:
-    """A draw of z from p(z | x, y, v) for ``x = scale_i * (maps_c z) + offset + N(0, variance I)``, ``z ~ N(prior of (i, c))``.
+) -> tuple[Tensor, Tensor]:
+    """A draw of z from the posterior ``[N, k]``, and its log density ``[N]``.
+
+    The model is ``x = scale_i * (maps_c z) + offset + N(0, variance I)`` with ``z ~ N(prior of client i and class c)``.
 
     Bishop 2006, eq. 2.116: covariance ``S = (diag(1 / prior_var) + A^T A / variance)^-1``, mean ``S (A^T r / variance + m / prior_var)``.
 
@@ -29,6 +31,8 @@ def linear_posterior(
         prior_log_var: ``[K, C, k]``.
         variance: of the observation noise, a scalar.
         noise: standard normal draws ``[N, k]``.
+
+    The log density lacks ``-k/2 log 2 pi``, as :func:`fedsim.models.cvae.gaussian_nll_diagonal` does.
     """
     client, label = group
     classes, dim, size = maps.shape
@@ -45,4 +49,6 @@ def linear_posterior(
     moved = torch.stack([natural, noise], 2)
     mean = torch.bmm(covariance.flatten(0, 1)[cell], moved[..., :1])
     spread = torch.bmm(root.flatten(0, 1)[cell], moved[..., 1:])
-    return (mean + spread)[..., 0]
+    log_root = torch.diagonal(root, dim1=-2, dim2=-1).log().sum(-1)
+    density = -0.5 * noise.square().sum(1) - log_root.flatten()[cell]
+    return (mean + spread)[..., 0], density
