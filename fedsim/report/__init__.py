@@ -8,6 +8,8 @@ from typing import Any
 
 from fedsim.errors import UserError
 from fedsim.report.curves import draw_curves, save_curves
+from fedsim.report.diagnostics import draw_diagnostics, save_diagnostics
+from fedsim.report.failures import Finding, find_failures
 from fedsim.report.page import render_page
 from fedsim.results import RESULTS, SUMMARY, ResultStore, Row, group_seeds, write_summary
 
@@ -15,7 +17,7 @@ MANIFEST, PAGE, CURVES = "manifest.json", "report.html", "curves"
 
 
 def write_report(folder: Path) -> Path:
-    """Write ``summary.csv``, ``curves/privacy_utility.{png,svg}`` and ``report.html`` into a run folder.
+    """Write ``summary.csv``, ``curves/{privacy_utility,diagnostics}.{png,svg}`` and ``report.html`` into a run folder.
 
     Args:
         folder: a run folder. Its manifest says which cells belong to the grid and their labels; without one, all rows do.
@@ -35,11 +37,25 @@ def write_report(folder: Path) -> Path:
     figure = draw_curves(groups)
     if figure is not None:
         save_curves(figure, folder / CURVES)
+    records = ResultStore(folder).rounds()
+    diagnostics = draw_diagnostics(rows, records)
+    if diagnostics is not None:
+        save_diagnostics(diagnostics, folder / CURVES)
     page = folder / PAGE
     partial = page.with_suffix(".partial")
-    partial.write_text(render_page(folder.resolve().name, rows, groups, figure, manifest), encoding="utf-8")
+    html = render_page(folder.resolve().name, rows, groups, figure, manifest, find_failures(rows, records), diagnostics)
+    partial.write_text(html, encoding="utf-8")
     partial.replace(page)
     return page
+
+
+def findings(folder: Path) -> list[Finding]:
+    """The known failures that the rows and rounds of a run folder show; ``failures.summary`` words them for a terminal.
+
+    Raises:
+        UserError: a file of the folder cannot be read.
+    """
+    return find_failures(grid_rows(folder), ResultStore(folder).rounds())
 
 
 def grid_rows(folder: Path) -> list[Row]:
