@@ -5,24 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from fedsim.report.curves import GRID, INK, MUTED, PAPER, _style, _svg, inline_svg
+from fedsim.report.figures import GRID, INK, MUTED, PAPER, SHADES, style
 from fedsim.report.tables import number
 from fedsim.results import Group, Row, group_seeds
 
 NAME = "diagnostics"
-# Seven steps of plasma from pale (small epsilon) to dark (no noise), all with contrast to the paper.
-SHADES = ("#f2844b", "#de5f65", "#c33d80", "#a11b9b", "#7701a8", "#48039f", "#0d0887")
 NOT_PRIVATE = "These are computed from the real data without noise: diagnostics, not private, not to be released."
 _POINTS = 200
 """At most so many points of a line: more than a panel has pixels to show apart."""
@@ -128,30 +124,8 @@ def draw_diagnostics(rows: Sequence[Row], records: Iterable[Mapping[str, Any]]) 
     methods = [method for method in methods if any(method.has(panel) for panel in panels)]
     if not methods:
         return None
-    with _style():
+    with style():
         return _figure(methods, panels)
-
-
-def save_diagnostics(figure: Figure, folder: Path) -> list[Path]:
-    """Write ``diagnostics.png`` (150 dpi) and ``.svg`` into ``folder``; the same figure gives the same bytes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    png, svg = folder / f"{NAME}.png", folder / f"{NAME}.svg"
-    with _style():
-        FigureCanvasAgg(figure)
-        figure.savefig(png, dpi=150)
-    svg.write_text(_svg(figure), encoding="utf-8")
-    return [png, svg]
-
-
-def inline_diagnostics(figure: Figure) -> str:
-    """The figure as an ``<svg>`` element for a page, as ``curves.inline_svg``; the page also defines ``--shade-0`` … ``--shade-6``."""
-    svg = inline_svg(figure, "Diagnostics of the rounds")
-    for position, colour in enumerate(SHADES):
-        svg = svg.replace(colour, f"var(--shade-{position})")
-    # A page holds several figures, and matplotlib numbers the elements of each from one.
-    for start in ('id="', 'href="#', "url(#"):
-        svg = svg.replace(start, f"{start}{NAME}-")
-    return svg
 
 
 @dataclass(frozen=True)
@@ -253,8 +227,8 @@ def _colours(methods: Sequence[Method]) -> dict[float | None, str]:
 def _draw(axes: Axes, panel: Panel, method: Method, colours: Mapping[float | None, str]) -> None:
     _frame(axes, panel)
     for epsilon, curve in method.curves.items():
-        for column, style in zip(panel.columns, ("-", (0, (4, 2))), strict=False):
-            axes.plot(curve["round"], curve[column], color=colours[epsilon], linewidth=1.2, linestyle=style, zorder=3)
+        for column, dash in zip(panel.columns, ("-", (0, (4, 2))), strict=False):
+            axes.plot(curve["round"], curve[column], color=colours[epsilon], linewidth=1.2, linestyle=dash, zorder=3)
         if panel.band is not None:
             low, high = (curve[column] for column in panel.band)
             axes.fill_between(curve["round"], low, high, color=colours[epsilon], alpha=0.15, linewidth=0)

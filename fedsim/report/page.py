@@ -11,9 +11,9 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from fedsim.report.curves import SERIES, inline_svg
-from fedsim.report.diagnostics import NOT_PRIVATE, SHADES, inline_diagnostics
+from fedsim.report.diagnostics import NOT_PRIVATE
 from fedsim.report.failures import HELP, MEANING, Finding, by_kind, setting
+from fedsim.report.figures import SERIES, SHADES, inline_svg
 from fedsim.report.tables import CLAIM_WORDS, claim, number, results_table
 from fedsim.results import Group, Row
 
@@ -63,8 +63,8 @@ def render_page(
     return environment.from_string(_PAGE).render(
         name=name,
         # The curves are matplotlib's own output, where every text is an outline and comments are escaped.
-        curves=Markup(inline_svg(figure, "Privacy-utility curves")) if figure is not None else "",
-        diagnostics=Markup(inline_diagnostics(diagnostics)) if diagnostics is not None else "",
+        curves=Markup(inline_svg(figure, "Privacy-utility curves", "privacy-utility")) if figure is not None else "",
+        diagnostics=Markup(inline_svg(diagnostics, "Diagnostics of the rounds", "diagnostics")) if diagnostics is not None else "",
         findings=by_kind(findings),
         known=list(HELP),
         help=HELP,

@@ -6,7 +6,8 @@ from matplotlib.colors import to_hex
 from matplotlib.image import imread
 
 from fedsim.report.curves import MUTED
-from fedsim.report.diagnostics import NOT_PRIVATE, SHADES, draw_diagnostics, inline_diagnostics, round_frame, save_diagnostics, settings
+from fedsim.report.diagnostics import NAME, NOT_PRIVATE, draw_diagnostics, round_frame, settings
+from fedsim.report.figures import SHADES, inline_svg, save_figure
 from fedsim.results import ResultStore
 
 
@@ -146,14 +147,14 @@ def test_a_long_run_has_few_points(row, training):
 def test_the_files_are_the_same_every_time_and_say_that_they_are_not_private(tmp_path, grid):
     figures = [draw_diagnostics(*grid) for _ in range(2)]
     assert NOT_PRIVATE in " ".join(text.get_text() for text in figures[0].texts)
-    (png, svg), again = save_diagnostics(figures[0], tmp_path / "a"), save_diagnostics(figures[1], tmp_path / "b")
+    (png, svg), again = (save_figure(figure, tmp_path / folder, NAME) for figure, folder in zip(figures, "ab", strict=True))
     assert (png.name, svg.name) == ("diagnostics.png", "diagnostics.svg")
     assert [path.read_bytes() for path in again] == [png.read_bytes(), svg.read_bytes()]
     assert imread(png).std() > 0.05
 
 
 def test_in_a_page_colours_are_variables_and_ids_are_its_own(grid):
-    svg = inline_diagnostics(draw_diagnostics(*grid))
+    svg = inline_svg(draw_diagnostics(*grid), "Diagnostics", "diagnostics")
     assert svg.startswith("<svg role")
     assert "#" not in svg.replace('href="#diagnostics-', "").replace("url(#diagnostics-", "").replace("&#", "")
     assert all(f"var(--shade-{position})" in svg for position in (0, 3, 6))

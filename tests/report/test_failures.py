@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from fedsim.report import findings
+from fedsim.report import write_report
 from fedsim.report.failures import ACCURACY, COLLAPSE, DISAGREEMENT, DIVERGED, EXPLOSION, HELP, MEANING, find_failures, setting, summary
 from fedsim.results import ResultStore
 
@@ -153,6 +153,6 @@ def test_every_kind_has_a_meaning_and_a_help():
 def test_findings_of_a_folder_come_from_its_files(tmp_path, row, training):
     store = ResultStore(tmp_path / "run")
     store.append(row(cell_id="a"))
-    assert findings(store.folder) == []
+    assert write_report(store.folder).findings == []
     store.append_rounds(training("a", loss_kl=math.nan, kl=math.inf))
-    assert [finding.kind for finding in findings(store.folder)] == [DIVERGED, EXPLOSION]
+    assert [finding.kind for finding in write_report(store.folder).findings] == [DIVERGED, EXPLOSION]

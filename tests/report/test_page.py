@@ -53,7 +53,7 @@ def sections(page):
 
 
 def page_of(folder):
-    return Elements(write_report(folder).read_text(encoding="utf-8"))
+    return Elements(write_report(folder).page.read_text(encoding="utf-8"))
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def manifest_of(rows):
 
 def test_a_report_is_drawn_from_rows_alone(tmp_path, quickstart):
     folder = folder_with(tmp_path, quickstart)
-    assert write_report(folder) == folder / "report.html"
+    assert write_report(folder).page == folder / "report.html"
     assert {path.name for path in folder.iterdir()} == {".lock", "results.jsonl", "summary.csv", "report.html", "curves"}
     assert {path.suffix for path in (folder / "curves").iterdir()} == {".png", ".svg"}
 
@@ -183,7 +183,7 @@ def test_a_folder_without_results_or_with_a_broken_manifest_is_a_users_mistake(t
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 def test_a_browser_shows_the_page(tmp_path, full, training):
     records = [record for each in full for record in training(each.cell_id)]
-    page = write_report(folder_with(tmp_path, full, manifest_of(full), records))
+    page = write_report(folder_with(tmp_path, full, manifest_of(full), records)).page
     picture, profile = tmp_path / "page.png", tmp_path / "profile"
     command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "--window-size=1100,1400"]
     shown = subprocess.run(
