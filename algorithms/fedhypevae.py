@@ -304,9 +304,9 @@ class FedHypeVAE(DPSGD):
             own = start.code.weight.detach()  # the codes that the clients started from are public
         own = self.params.code_scale * own
         if self.params.synthesis == "client":
-            return HyperGenerator(model, own)
+            return HyperGenerator(model, own, own)
         count = 1 if self.params.synthesis == "neutral" else min(self.params.meta_codes, self.task.clients)
-        return HyperGenerator(model, fit_meta_codes(model, own, count, self.params.meta_steps, seeds))
+        return HyperGenerator(model, fit_meta_codes(model, own, count, self.params.meta_steps, seeds), own)
 
 
 def fit_meta_codes(model: Any, codes: Tensor, count: int, steps: int, seeds: Seeds) -> Tensor:
@@ -342,10 +342,15 @@ def fit_meta_codes(model: Any, codes: Tensor, count: int, steps: int, seeds: See
 
 
 class HyperGenerator:
-    """Samples x for labels, each row with one of ``codes`` ``[M, k]`` drawn uniformly."""
+    """Samples x for labels, each row with one of ``codes`` ``[M, k]`` drawn uniformly; ``own`` ``[K, k]`` are the clients' codes."""
 
-    def __init__(self, model: Any, codes: Tensor) -> None:
-        self.model, self.codes = model, codes
+    def __init__(self, model: Any, codes: Tensor, own: Tensor) -> None:
+        self.model, self.codes, self.own = model, codes, own
+
+    def of_client(self, client: int) -> HyperGenerator:
+        """At a client's own code."""
+        code = self.own[client : client + 1]
+        return HyperGenerator(self.model, code, code)
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Synthetic embeddings ``[n, d]``: prior, decoder, observation noise."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Generator as Steps
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -55,6 +55,14 @@ class Generator(Protocol):
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Synthetic embeddings float32 ``[n, d]`` for int64 labels ``[n]``."""
+
+
+@runtime_checkable
+class PersonalGenerator(Generator, Protocol):
+    """A generator with a version for every client; where there is none, all clients share the one."""
+
+    def of_client(self, client: int) -> Generator:
+        """The generator of ``client``, from what the client released."""
 
 
 @dataclass

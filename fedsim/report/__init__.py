@@ -16,7 +16,7 @@ from fedsim.report.diagnostics import draw_diagnostics
 from fedsim.report.failures import Finding, find_failures, summary
 from fedsim.report.figures import save_figure
 from fedsim.report.page import render_page
-from fedsim.report.tables import rich_table
+from fedsim.report.tables import rich_tables
 from fedsim.results import RESULTS, SUMMARY, ResultStore, Row, group_seeds, write_summary
 
 MANIFEST, PAGE, CURVES = "manifest.json", "report.html", "curves"
@@ -32,7 +32,7 @@ class Report:
 
     def show(self, console: Console) -> None:
         """Print the table of results, and the known failures that were seen."""
-        console.print(rich_table(group_seeds(self.rows)))
+        console.print(rich_tables(group_seeds(self.rows)))
         for line in summary(self.findings):
             console.print(line, style="yellow", highlight=False, markup=False)
 

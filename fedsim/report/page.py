@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from fedsim.report.diagnostics import NOT_PRIVATE
 from fedsim.report.failures import HELP, MEANING, Finding, by_kind, setting
 from fedsim.report.figures import SERIES, SHADES, inline_svg
-from fedsim.report.tables import CLAIM_WORDS, claim, number, results_table
+from fedsim.report.tables import CLAIM_WORDS, claim, number, results_tables
 from fedsim.results import Group, Row
 
 _UNITS = {
@@ -73,7 +73,7 @@ def render_page(
         listed=_LISTED,
         style=Markup(_STYLE),
         counts=[(status, count) for status, count in counts.items() if count or status == "ok"],
-        table=results_table(groups),
+        tables=results_tables(groups),
         claim_words=CLAIM_WORDS,
         number=number,
         privacy=_privacy(groups, rows),
@@ -266,6 +266,7 @@ and <em>chance</em> a guess.</p>
 
 <section id="results">
 <h2>Results</h2>
+{% for table in tables %}
 <p class="sub">{{ table.title }}</p>
 <div class="scroll"><table>
 <thead><tr><th class="word" scope="col">method</th><th class="word" scope="col">claim</th>
@@ -292,6 +293,7 @@ and <em>chance</em> a guess.</p>
 </table></div>
 {% for note in table.notes %}
 <p class="notes">{{ note }}</p>
+{% endfor %}
 {% endfor %}
 </section>
 
