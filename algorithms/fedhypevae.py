@@ -38,12 +38,13 @@ class FedHypeVAEParams(DPSGDParams):
 
     Attributes:
         latent: dimension of z.
-        code: dimension of the client code v.
+        code: dimension of the client code v; 0: no hypernetwork, one decoder and prior for all clients.
         code_scale: factor on v before it enters the hypernetwork: how far clients can differ.
         encoder: ``trained``, the paper's encoder, private to its client; ``posterior``, the exact posterior of a decoder without
             hidden layer, given codes and shared parameters: nothing to train, so no privacy cost and no noise.
         encoder_hidden: widths of the trained encoder's hidden layers.
         decoder_hidden: widths of the decoder's; none means a prototype per class plus a linear map of z.
+        prior: ``conditional`` on label and code, as in the paper; ``standard``: N(0, I).
         class_maps: every class has a linear map of z of its own (class-specific covariances).
         beta: weight of KL(q || p(z | y, v)).
         kernel: weight of the per-example kernel score (the MMD alignment).
@@ -58,11 +59,12 @@ class FedHypeVAEParams(DPSGDParams):
     """
 
     latent: int = Field(8, ge=1)
-    code: int = Field(4, ge=1)
+    code: int = Field(4, ge=0)
     code_scale: float = Field(0.3, gt=0)
     encoder: Literal["trained", "posterior"] = "trained"
     encoder_hidden: tuple[int, ...] = (32,)
     decoder_hidden: tuple[int, ...] = ()
+    prior: Literal["conditional", "standard"] = "conditional"
     class_maps: bool = False
     beta: float = Field(0.5, ge=0)
     kernel: float = Field(0.05, ge=0)
@@ -90,15 +92,21 @@ class HyperCVAE(nn.Module):
         self.params = params
         if params.encoder == "trained":
             self.encoder = Encoder(dim, classes, params.encoder_hidden, params.latent, clients)
-        self.code = ClientCode(clients, params.code)
+        if params.code:
+            self.code = ClientCode(clients, params.code)
         scale = params.latent_share / math.sqrt(params.latent)
         self.decoder = ModulatedDecoder(params.latent, classes, params.decoder_hidden, dim, params.code, scale, params.class_maps)
         self.prior = ConditionalPrior(params.latent, classes, params.code)
+        self.prior.requires_grad_(params.prior == "conditional")
         self.observation = ObservationNoise(params.initial_variance / dim)
+
+    def codes(self, clients: int) -> Tensor:
+        """The scaled codes of the cohort's ``clients``, constants ``[K, code]``."""
+        return self.params.code_scale * self.code.weight.detach() if self.params.code else torch.zeros(clients, 0)
 
     def posterior(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Z from the exact posterior ``[N, latent]``, its log density ``[N]``; constants to the gradient (Fisher's identity, as in EM)."""
-        codes = self.params.code_scale * self.code.weight.detach()
+        codes = self.codes(batch.layout.clients)
         maps, prototypes = self.decoder.linear_maps()
         (layer,) = self.decoder.modulated()
         scales, shifts = layer.modulation(codes)
@@ -112,7 +120,7 @@ class HyperCVAE(nn.Module):
         mean, log_var = self.prior(y, code)
         z = mean.unsqueeze(1) + (0.5 * log_var).exp().unsqueeze(1) * latent
         decoded: Tensor = self.decoder(z, y, code)
-        std = (0.5 * self.observation(code[:, :1])).exp().unsqueeze(1)
+        std = (0.5 * self.observation(mean)).exp().unsqueeze(1)
         return decoded + std * observation
 
 
@@ -152,7 +160,7 @@ class FedHypeVAE(DPSGD):
         s^2 is the current observation variance, held constant: the decoder's gradient is then the residual, whatever s^2 is. With the exact
         posterior, z is a constant and the KL divergence is estimated by log q(z) - log p(z | y, v), which has its gradient.
         """
-        code = self.params.code_scale * model.code(batch.layout)
+        code = self.params.code_scale * model.code(batch.layout) if self.params.code else batch.x[:, :0]
         prior = model.prior(batch.y, code)
         if self.params.encoder == "trained":
             mean, log_var = model.encoder(batch.x, batch.y, batch.layout)
@@ -276,7 +284,7 @@ class FedHypeVAE(DPSGD):
         All clients decode the same draws, so that features differ by the codes alone.
         """
         model: Any = clients.model
-        codes = self.params.code_scale * model.code.weight
+        codes = model.codes(len(clients.members))
         stream = clients.seeds.torch(Purpose.DIAGNOSTICS, round_)
         latent, observation = (torch.randn(self.task.classes, 1, size, generator=stream) for size in (self.params.latent, self.task.dim))
         y = torch.arange(self.task.classes)
@@ -298,11 +306,9 @@ class FedHypeVAE(DPSGD):
     def generator(self, server: Server, codes: Tensors, seeds: Seeds) -> HyperGenerator:
         """A generator at the meta-codes, or at the clients' own codes."""
         model: Any = averaged_model(server)
-        own = codes.get("code.weight")
-        if own is None:
-            start: Any = initial_model(self.build, seeds, range(self.task.clients))
-            own = start.code.weight.detach()  # the codes that the clients started from are public
-        own = self.params.code_scale * own
+        # the codes that the clients started from are public
+        start: Any = initial_model(self.build, seeds, range(self.task.clients))
+        own = self.params.code_scale * codes["code.weight"] if "code.weight" in codes else start.codes(self.task.clients)
         if self.params.synthesis == "client":
             return HyperGenerator(model, own, own)
         count = 1 if self.params.synthesis == "neutral" else min(self.params.meta_codes, self.task.clients)
@@ -322,6 +328,8 @@ def fit_meta_codes(model: Any, codes: Tensor, count: int, steps: int, seeds: See
         steps: Adam steps.
         seeds: the cell's seed tree.
     """
+    if codes.shape[1] == 0:
+        return codes[:count]
     centred = codes - codes.mean(0)
     order = torch.argsort(centred @ torch.linalg.svd(centred, full_matrices=False).Vh[0], stable=True)
     meta = torch.stack([codes[group].mean(0) for group in order.tensor_split(count)])

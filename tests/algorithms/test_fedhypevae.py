@@ -96,6 +96,25 @@ def test_client_synthesis_from_codes_without_noise_is_no_theorem() -> None:
     assert claims == {("joint", "client"): "proved", ("hypernetwork", "client"): "heuristic", ("hypernetwork", "neutral"): "proved"}
 
 
+@pytest.mark.parametrize("synthesis", ["neutral", "mixture", "client"])
+@pytest.mark.parametrize("encoder", ["trained", "posterior"])
+def test_without_a_hypernetwork_all_clients_share_one_generator(encoder: str, synthesis: str) -> None:
+    prepared = small_cells(quick("fedhypevae", code=0, encoder=encoder, synthesis=synthesis), epsilon=4.0)
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    *records, outcome = run_trial(trial, data)
+    assert [record.values["cross_client_mmd"] for record in records] == pytest.approx([0, 0, 0], abs=1e-9)
+    assert outcome.scores.accuracy >= 0
+
+
+def test_a_standard_prior_stays_standard_and_sends_nothing() -> None:
+    prepared = small_cells(*({**quick("fedhypevae", prior=prior), "label": prior} for prior in ("standard", "conditional")), epsilon=4.0)
+    (data,) = prepared.data.values()
+    runs = [list(run_trial(trial, data)) for trial in prepared.trials]
+    assert [record.values["generated_prior_norm"] for record in runs[0][:-1]] == [0, 0, 0]
+    assert runs[1][-2].values["generated_prior_norm"] > 0
+    assert runs[0][-1].uplink_bytes < runs[1][-1].uplink_bytes
+
+
 @pytest.mark.parametrize("encoder", ["trained", "posterior"])
 def test_every_round_tells_its_diagnostics(encoder: str) -> None:
     prepared = small_cells(quick("fedhypevae", encoder=encoder), epsilon=4.0)
