@@ -24,7 +24,7 @@ from fedsim.models.hypernetwork import ConditionalPrior, ModulatedDecoder
 from fedsim.models.initialise import initial_model
 from fedsim.models.kernel import kernel_features, kernel_score
 from fedsim.models.layers import ClientCode
-from fedsim.models.posterior import linear_posterior
+from fedsim.models.posterior import linear_posterior, posterior_spread
 from fedsim.one_shot import statistics_message
 from fedsim.optimise import adam_step
 from fedsim.privacy.clipping import Norms, OuterProduct
@@ -90,6 +90,7 @@ class HyperCVAE(nn.Module):
     def __init__(self, params: FedHypeVAEParams, dim: int, classes: int, clients: int) -> None:
         super().__init__()
         self.params = params
+        self.spread: tuple[list[tuple[Tensor, int]], tuple[Tensor, Tensor]] | None = None
         if params.encoder == "trained":
             self.encoder = Encoder(dim, classes, params.encoder_hidden, params.latent, clients)
         if params.code:
@@ -110,10 +111,14 @@ class HyperCVAE(nn.Module):
         maps, prototypes = self.decoder.linear_maps()
         (layer,) = self.decoder.modulated()
         scales, shifts = layer.modulation(codes)
-        client = batch.layout.client
+        client, prior, variance = batch.layout.client, self.prior.table(codes), self.observation.variance()
+        # the same for all chunks of a batch: kept until a parameter changes
+        at = [(p, p._version) for p in self.parameters()]
+        if self.spread is None or any(a is not b or m != n for (a, m), (b, n) in zip(self.spread[0], at, strict=True)):
+            self.spread = at, posterior_spread(maps, scales, prior[1], variance)
         offset = scales[client] * prototypes[batch.y] + shifts[client] / math.sqrt(self.decoder.dim)
         group = torch.stack([client, batch.y])
-        return linear_posterior(batch.x - offset, group, maps, scales, *self.prior.table(codes), self.observation.variance(), noise)
+        return linear_posterior(batch.x - offset, group, maps, scales, prior, variance, self.spread[1], noise)
 
     def generate(self, code: Tensor, y: Tensor, latent: Tensor, observation: Tensor) -> Tensor:
         """X ~ p(x | z) p(z | y, v) from standard normal draws ``[N, T, latent]`` and ``[N, T, d]``; codes ``[N, k]``."""
@@ -289,9 +294,9 @@ class FedHypeVAE(DPSGD):
         latent, observation = (torch.randn(self.task.classes, 1, size, generator=stream) for size in (self.params.latent, self.task.dim))
         y = torch.arange(self.task.classes)
         made = torch.cat([model.generate(code.expand(len(y), -1), y, latent, observation) for code in codes], 1).transpose(0, 1)
-        nats = parts["kl"] / (self.params.beta * model.observation.variance()) if self.params.beta else parts["kl"][:0]
+        weight = self.params.beta * float(model.observation.variance())
         return {
-            "kl": nats.tolist(),
+            "kl": (parts["kl"] / weight).tolist() if weight and "kl" in parts else [],
             "generated_decoder_norm": model.decoder.generated_norms(codes).tolist(),
             "generated_prior_norm": torch.cat(model.prior.table(codes), 1).flatten(1).norm(dim=1).tolist(),
             "generator_features": kernel_features(made, FEATURES, stream).mean(1).tolist(),

@@ -392,8 +392,9 @@ def _gathered(messages: Sequence[Message], noise: Tensors, signal: float) -> dic
         "signal_norm": signal,
         "noise_norm": l2_norm(noise) if noise else 0.0,
     }
-    for name in messages[0].diagnostics:
-        numbers = [number for message in messages for number in message.diagnostics[name]]
+    # a cohort that sampled no row has no loss to tell
+    for name in dict.fromkeys(name for message in messages for name in message.diagnostics):
+        numbers = [number for message in messages for number in message.diagnostics.get(name, [])]
         if name == "gradient_norm":
             values["gradient_norm_quantiles"] = np.quantile(numbers, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist() if numbers else []
         elif name == "generator_features":

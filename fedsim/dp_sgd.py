@@ -121,15 +121,16 @@ class DPSGD(Algorithm):
         _load(clients.model, broadcast)
         rows = clients.poisson(round_, self.params.sample_rate, self.params.client_rate)
         batch = clients.batch(rows, round_, self.noise())
-        parts: dict[str, Tensor] = {}
+        names: list[str] = []
 
-        def total(model: nn.Module, batch: Batch) -> Tensor:
-            found = self.loss(model, batch)
-            parts.update({name: value.detach() for name, value in found.items()})
-            return torch.stack(list(found.values())).sum(0)
+        def stacked(model: nn.Module, batch: Batch) -> Tensor:
+            parts = self.loss(model, batch)
+            names[:] = parts
+            return torch.stack(list(parts.values()), 1)
 
         norms = self.norms(clients.model)
-        result = clipped_sum(clients.model, total, batch, norms, self.params.engine)
+        result = clipped_sum(clients.model, stacked, batch, norms, self.params.engine)
+        parts = dict(zip(names, result.loss.unbind(-1), strict=True)) if len(batch) else {}
         local = local_names(clients.model)
         noise, drawn, multiplier = self._client_noise(clients, round_, release, result.sums, local)
         noisy = {name: value + noise[name] if name in noise else value for name, value in result.sums.items()}

@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from fedsim.models.posterior import linear_posterior
+from fedsim.models.posterior import linear_posterior, posterior_spread
 from fedsim.seeds import Purpose, Seeds
 
 CLIENTS, CLASSES, DIM, SIZE, ROWS = 2, 3, 7, 4, 30
@@ -24,7 +24,8 @@ def test_the_draw_has_the_posterior_mean_and_covariance_of_the_joint_gaussian() 
 
     def drawn(noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         group = torch.stack([client, label])
-        return linear_posterior(residual, group, maps, scales, prior_mean, prior_log_var, variance, noise)
+        spread = posterior_spread(maps, scales, prior_log_var, variance)
+        return linear_posterior(residual, group, maps, scales, (prior_mean, prior_log_var), variance, spread, noise)
 
     mean = draw(torch.zeros(ROWS, SIZE, dtype=torch.float64))
     roots = torch.stack([draw(torch.eye(SIZE, dtype=torch.float64)[j].expand(ROWS, SIZE)) - mean for j in range(SIZE)], 2)
