@@ -310,6 +310,7 @@ def test_a_loss_in_parts_is_their_sum_and_tells_them(engine):
         torch.testing.assert_close(halves.sums[name], value)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_large_batch_is_summed_in_chunks(engine):
     model, batch = build(PerClient), make_batch((CHUNK // 2, 0, CHUNK + 40, 3))
     result = clipped_sum(model, call, batch, Norms(0.5), engine)
