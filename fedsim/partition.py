@@ -276,7 +276,8 @@ class Shift(NamedTuple):
 def shift_of(client: int, dim: int, strength: float, seed: int) -> Shift:
     """The feature shift of a client: a random gain for every feature, a random map of rank <= 8, and a random direction.
 
-    """A client's map ``x -> gain * x + (x left) right^T + offset``, all float32: gain, offset ``[d]``; left, right ``[d, r]``."""
+    Gains are log-normal, ``exp(strength * N(0, 1))``, as of instruments that were calibrated apart, with mean square 1; map and direction
+    have norm ``strength``.
 
     Args:
         client: number from 0.
