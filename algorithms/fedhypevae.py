@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from algorithms.warm_start import RELEASED, Rows, WarmStart
 from fedsim.algorithm import Clients, Message, Server, Tensors
 from fedsim.batch import Batch
 from fedsim.dp_sgd import DPSGD, DPSGDParams, averaged_model
 from fedsim.errors import UserError
-from fedsim.models import moments
 from fedsim.models.cvae import Encoder, ObservationNoise, gaussian_nll, gaussian_nll_diagonal, kl_normal, sample_posterior
 from fedsim.models.hypernetwork import ConditionalPrior, ModulatedDecoder
 from fedsim.models.initialise import initial_model
@@ -27,7 +26,7 @@ from fedsim.models.layers import ClientCode
 from fedsim.models.posterior import linear_posterior, posterior_spread
 from fedsim.one_shot import statistics_message
 from fedsim.optimise import adam_step
-from fedsim.privacy.clipping import Norms, OuterProduct
+from fedsim.privacy.clipping import Norms
 from fedsim.privacy.plan import Claim, PrivacyPlan, Release
 from fedsim.registry import register
 from fedsim.seeds import Purpose, Seeds
@@ -45,13 +44,15 @@ class FedHypeVAEParams(DPSGDParams):
         encoder_hidden: widths of the trained encoder's hidden layers.
         decoder_hidden: widths of the decoder's; none means a prototype per class plus a linear map of z.
         prior: ``conditional`` on label and code, as in the paper; ``standard``: N(0, I).
+        observation: ``shared``, one standard deviation for every feature and client; ``modulated``, times the decoder's row scales.
         class_maps: every class has a linear map of z of its own (class-specific covariances).
         beta: weight of KL(q || p(z | y, v)).
         kernel: weight of the per-example kernel score (the MMD alignment).
         lipschitz: weight of the squared Jacobian norm of the hypernetwork (on shared parameters alone, free of privacy cost).
         initial_variance: of the likelihood times the embedding's dimension, before it is learned.
         latent_share: norm of z's part of the decoder gradient relative to the prototypes' inside the joint clip.
-        warm_start: ``moments`` starts decoder and prior from released moments, which are in the ledger; ``none`` from random weights.
+        warm_start: ``moments`` starts decoder and prior from released moments, which are in the ledger; ``client-moments`` also row scales,
+            shifts and codes, from each client's mean and variances (for clients whose features differ); ``none`` from random weights.
         sgd_share: with a warm start, DP-SGD's share of the budget, in units of 1 / sigma^2.
         synthesis: ``neutral`` decodes one meta-code, ``mixture`` several, ``client`` each client's own code in turn.
         meta_codes: how many codes a mixture has.
@@ -65,13 +66,14 @@ class FedHypeVAEParams(DPSGDParams):
     encoder_hidden: tuple[int, ...] = (32,)
     decoder_hidden: tuple[int, ...] = ()
     prior: Literal["conditional", "standard"] = "conditional"
+    observation: Literal["shared", "modulated"] = "shared"
     class_maps: bool = False
     beta: float = Field(0.5, ge=0)
     kernel: float = Field(0.05, ge=0)
     lipschitz: float = Field(1e-4, ge=0)
     initial_variance: float = Field(0.5, gt=0)
     latent_share: float = Field(1.0, gt=0)
-    warm_start: Literal["none", "moments"] = "none"
+    warm_start: Literal["none", "moments", "client-moments"] = "none"
     sgd_share: float = Field(0.1, gt=0, lt=1)
     synthesis: Literal["neutral", "mixture", "client"] = "neutral"
     meta_codes: int = Field(3, ge=1)
@@ -79,8 +81,10 @@ class FedHypeVAEParams(DPSGDParams):
 
     @model_validator(mode="after")
     def _linear_where_needed(self) -> FedHypeVAEParams:
-        if self.decoder_hidden and (self.encoder == "posterior" or self.warm_start == "moments"):
-            raise ValueError("decoder_hidden is not empty; encoder: posterior and warm_start: moments need a decoder without hidden layers")
+        if self.decoder_hidden and (self.encoder == "posterior" or self.warm_start != "none"):
+            raise ValueError("decoder_hidden is not empty; encoder: posterior and a warm start need a decoder without hidden layers")
+        if self.warm_start == "client-moments" and not self.code:
+            raise ValueError("code is 0; warm_start: client-moments needs a hypernetwork, give code: 1 or more")
         return self
 
 
@@ -105,6 +109,11 @@ class HyperCVAE(nn.Module):
         """The scaled codes of the cohort's ``clients``, constants ``[K, code]``."""
         return self.params.code_scale * self.code.weight.detach() if self.params.code else torch.zeros(clients, 0)
 
+    def noise_scale(self, codes: Tensor) -> Tensor | None:
+        """What every feature's observation noise is multiplied by, ``[N, d]``; None: nothing."""
+        return self.decoder.row_scale(codes) if self.params.observation == "modulated" else None
+
+    @torch.no_grad()
     def posterior(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Z from the exact posterior ``[N, latent]``, its log density ``[N]``; constants to the gradient (Fisher's identity, as in EM)."""
         codes = self.codes(batch.layout.clients)
@@ -112,27 +121,28 @@ class HyperCVAE(nn.Module):
         (layer,) = self.decoder.modulated()
         scales, shifts = layer.modulation(codes)
         client, prior, variance = batch.layout.client, self.prior.table(codes), self.observation.variance()
+        noise_scale = self.noise_scale(codes)
+        # noise that is scaled as its row leaves, in its own units, the plain maps
+        rows = scales if noise_scale is None else scales / noise_scale
         # the same for all chunks of a batch: kept until a parameter changes
         at = [(p, p._version) for p in self.parameters()]
         if self.spread is None or any(a is not b or m != n for (a, m), (b, n) in zip(self.spread[0], at, strict=True)):
-            self.spread = at, posterior_spread(maps, scales, prior[1], variance)
+            self.spread = at, posterior_spread(maps, rows, prior[1], variance)
         offset = scales[client] * prototypes[batch.y] + shifts[client] / math.sqrt(self.decoder.dim)
-        group = torch.stack([client, batch.y])
-        return linear_posterior(batch.x - offset, group, maps, scales, prior, variance, self.spread[1], noise)
+        group, residual = torch.stack([client, batch.y]), batch.x - offset
+        if noise_scale is not None:
+            residual = residual / noise_scale[client]
+        return linear_posterior(residual, group, maps, rows, prior, variance, self.spread[1], noise)
 
     def generate(self, code: Tensor, y: Tensor, latent: Tensor, observation: Tensor) -> Tensor:
         """X ~ p(x | z) p(z | y, v) from standard normal draws ``[N, T, latent]`` and ``[N, T, d]``; codes ``[N, k]``."""
         mean, log_var = self.prior(y, code)
         z = mean.unsqueeze(1) + (0.5 * log_var).exp().unsqueeze(1) * latent
         decoded: Tensor = self.decoder(z, y, code)
-        std = (0.5 * self.observation(mean)).exp().unsqueeze(1)
-        return decoded + std * observation
+        std, scale = (0.5 * self.observation(mean)).exp(), self.noise_scale(code)
+        return decoded + (std if scale is None else std * scale).unsqueeze(1) * observation
 
 
-WARM_SHARES = {"mean": 0.1, "moments": 0.7, "class moments": 0.2}
-"""The warm start's releases and how they share its budget."""
-RADIUS = 0.45
-"""Of the ball to which centred rows, which have unit norm, are clipped."""
 FEATURES = 256
 """Random features behind the diagnostic cross-client MMD."""
 
@@ -178,7 +188,7 @@ class FedHypeVAE(DPSGD):
         observation = model.observation(batch.x)
         unit = observation.detach().exp().squeeze(-1)
         parts = {
-            "reconstruction": unit * gaussian_nll(batch.x, decoded, observation),
+            "reconstruction": unit * gaussian_nll(batch.x, decoded, observation, model.noise_scale(code)),
             "kl": self.params.beta * unit * divergence,
         }
         if self.params.kernel:
@@ -188,90 +198,53 @@ class FedHypeVAE(DPSGD):
 
     # --- the warm start ---
 
+    def warm_start(self) -> WarmStart | None:
+        """What comes before DP-SGD, if anything."""
+        p = self.params
+        if p.warm_start == "none":
+            return None
+        return WarmStart(p.warm_start, self.task.classes, self.task.clients, p.latent, p.code_scale, p.class_maps)
+
     def releases(self) -> tuple[Release, ...]:
-        """DP-SGD; before it, with a warm start, the mean, the moments, and each class's moments in the leading directions."""
-        (sgd,) = super().releases()
-        if self.params.warm_start == "none":
-            return (sgd,)
-        # A mechanism that takes a share of the budget has 1 / sqrt(share) times the noise; many sampled steps count as their sum.
-        left = 1 - self.params.sgd_share
-        one_shot = {name: Release(name, 1.0, 1, (share * left) ** -0.5) for name, share in WARM_SHARES.items()}
-        noise = sgd.sample_rate * math.sqrt(sgd.steps / self.params.sgd_share)
-        return (*one_shot.values(), replace(sgd, relative_noise=noise))
+        """DP-SGD; before it, with a warm start, its moments."""
+        (sgd,), warm = super().releases(), self.warm_start()
+        return (sgd,) if warm is None else warm.releases(sgd, self.params.sgd_share)
 
     def plan(self, epsilon: float | None, delta: float) -> PrivacyPlan | None:
         """As every algorithm's; moments are released for unit example only."""
-        if self.params.warm_start == "moments" and self.task.unit != "example":
-            raise UserError(f"algorithm {self.name}", "warm_start: moments does not support unit client", "set warm_start: none")
+        if self.params.warm_start != "none" and self.task.unit != "example":
+            problem = f"warm_start: {self.params.warm_start} does not support unit client"
+            raise UserError(f"algorithm {self.name}", problem, "set warm_start: none")
         return super().plan(epsilon, delta)
 
     def broadcast(self, server: Server) -> Tensors:
         """The shared parameters, and for the warm start what has been released before."""
-        released = {name: value for name, value in server.tensors.items() if name in ("mean", "means", "basis")}
-        return super().broadcast(server) | released
-
-    def statistics(self, release: str, x: Tensor, y: Tensor, tensors: Tensors) -> tuple[dict[str, OuterProduct], dict[str, float]]:
-        """A warm-start release's outer products of every row, and their weights; joint norm at most the clip norm."""
-        if release == "mean":
-            products, weights = moments.mean_products(x), moments.MEAN_WEIGHTS
-        elif release == "moments":
-            rows = moments.centred(x, tensors["mean"], RADIUS)
-            products, weights = moments.moment_products(rows, y, self.task.classes), moments.MOMENT_WEIGHTS
-        else:
-            rows = moments.centred(x, tensors["mean"], RADIUS)
-            products, weights = moments.class_moment_products(rows, y, tensors["means"], tensors["basis"]), {"class_second": 1.0}
-        return products, {name: self.clip() * weight for name, weight in moments.unit_weights(weights).items()}
+        return super().broadcast(server) | {name: value for name, value in server.tensors.items() if name in RELEASED}
 
     def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
         """A warm-start release, or a DP-SGD step."""
-        if release.name not in WARM_SHARES:
+        members, warm = torch.tensor(clients.members), self.warm_start()
+        if warm is None or release.name not in warm:
+            if "codes" in broadcast and self.step(round_) == 0:
+                model: Any = clients.model
+                with torch.no_grad():
+                    model.code.weight.copy_(broadcast["codes"][members])
             return super().client_round(clients, round_, release, broadcast)
-        products, weights = self.statistics(release.name, torch.cat(clients.x), torch.cat(clients.y), broadcast)
-        return statistics_message(clients, round_, release, products, Norms(self.clip(), weights=weights))
+        client = torch.repeat_interleave(members, torch.tensor([len(x) for x in clients.x]))
+        products, weights = warm.statistics(release.name, Rows(torch.cat(clients.x), torch.cat(clients.y), client), broadcast)
+        scaled = {name: self.clip() * weight for name, weight in weights.items()}
+        return statistics_message(clients, round_, release, products, Norms(self.clip(), weights=scaled))
 
     def server_step(self, server: Server, round_: int, release: Release, total: Tensors) -> Mapping[str, float]:
         """Take a warm-start release in, or a DP-SGD step."""
-        if release.name not in WARM_SHARES:
+        warm = self.warm_start()
+        if warm is None or release.name not in warm:
             return super().server_step(server, round_, release, total)
-        empty = torch.zeros(0, self.task.dim), torch.zeros(0, dtype=torch.long)
-        _, weights = self.statistics(release.name, *empty, server.tensors)
-        sums = {name: value / weights[name] for name, value in total.items()}
-        std = server.noise_std(release.name, self.task.clients) / self.clip()
-        if release.name == "mean":
-            server.tensors["mean"] = sums["sum"][0] / sums["count"].clamp_min(1.0)[0]
-        elif release.name == "moments":
-            self._take_moments(server, moments.gaussians(sums["class_sums"], sums["class_counts"], sums["second"], std))
-        else:
-            covariances = moments.class_covariances(sums["class_second"], server.tensors["counts"], server.tensors["variances"], std)
-            self._start_decoder(server, covariances)
+        none = torch.zeros(0, dtype=torch.long)
+        _, weights = warm.statistics(release.name, Rows(torch.zeros(0, self.task.dim), none, none), server.tensors)
+        sums = {name: value / (self.clip() * weights[name]) for name, value in total.items()}
+        warm.receive(server, release.name, sums, server.noise_std(release.name, self.task.clients) / self.clip())
         return {}
-
-    def _take_moments(self, server: Server, found: moments.Gaussians) -> None:
-        basis, variances, rest = moments.principal(found.covariance, found.noise, self.params.latent)
-        spare = self.params.latent - len(variances)
-        server.tensors |= {
-            "means": moments.shrunk_means(found),
-            "counts": found.counts,
-            "basis": torch.nn.functional.pad(basis, (0, spare)),
-            "variances": torch.nn.functional.pad(variances, (0, spare), value=1e-9),
-            "rest": torch.tensor(rest),
-        }
-
-    def _start_decoder(self, server: Server, covariances: Tensor) -> None:
-        """Prototypes, maps whose prior is N(0, I), and the observation variance, in the decoder's units."""
-        model: Any = server.model
-        tensors, root = server.tensors, math.sqrt(self.task.dim)
-        (layer,) = model.decoder.modulated()
-        if not self.params.class_maps:
-            share = tensors["counts"] / tensors["counts"].sum()
-            covariances = (share[:, None, None] * covariances).sum(0, keepdim=True)
-        values, vectors = torch.linalg.eigh(covariances)
-        maps = RADIUS * tensors["basis"] @ (vectors * values.clamp_min(0).sqrt().unsqueeze(1))
-        prototypes = tensors["mean"] + RADIUS * tensors["means"]
-        columns = [maps.transpose(0, 1).flatten(1) / model.decoder.latent_scale, prototypes.T]
-        with torch.no_grad():
-            layer.rows.weight.copy_(root * torch.cat(columns, 1))
-            model.observation.shift.weight.fill_(math.log(RADIUS**2 * float(tensors["rest"])) - model.observation.initial)
 
     # --- what the server adds, and the outcome ---
 

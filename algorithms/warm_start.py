@@ -1,0 +1,151 @@
+"""FedHypeVAE's warm start: a decoder, a prior and, if asked, the clients' row scales and codes, from moments that the plan pays for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedsim.algorithm import Server, Tensors
+from fedsim.models import moments
+from fedsim.privacy.clipping import OuterProduct
+from fedsim.privacy.plan import Release
+
+SHARES = {
+    "moments": {"mean": 0.1, "moments": 0.7, "class moments": 0.2},
+    "client-moments": {"client moments": 0.3, "moments": 0.5, "class moments": 0.2},
+}
+"""The releases of each kind and how they share its budget."""
+RELEASED = ("mean", "client_means", "gains", "codes", "means", "basis")
+"""What later releases, and the clients' first step, are told of earlier ones."""
+RADIUS = 0.45
+"""Of the ball to which centred rows, which have unit norm, are clipped."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A cohort's rows: x ``[N, d]``, labels ``[N]``, and the number of each row's client among all clients ``[N]``."""
+
+    x: Tensor
+    y: Tensor
+    client: Tensor
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """The releases before DP-SGD, what each example adds to them, and the start that they give a decoder without hidden layer.
+
+    With ``client-moments`` each client's mean and standard deviations are released first. Class moments are then those of rows that their
+    client standardised, and the decoder's row scales and shifts start where they undo that, through codes that the clients are told.
+
+    Attributes:
+        kind: a key of :data:`SHARES`.
+        classes, clients: how many.
+        latent: most directions of the shared covariance that are kept.
+        code_scale: factor on codes before they enter the hypernetwork.
+        class_maps: whether every class has a map of z of its own.
+    """
+
+    kind: str
+    classes: int
+    clients: int
+    latent: int
+    code_scale: float
+    class_maps: bool
+
+    def releases(self, sgd: Release, sgd_share: float) -> tuple[Release, ...]:
+        """The warm start's releases, then DP-SGD's with ``sgd_share`` of the budget in units of 1 / sigma^2."""
+        # A mechanism that takes a share of the budget has 1 / sqrt(share) times the noise; many sampled steps count as their sum.
+        shares = {name: share * (1 - sgd_share) for name, share in SHARES[self.kind].items()}
+        noise = sgd.sample_rate * math.sqrt(sgd.steps / sgd_share)
+        return (*(Release(name, 1.0, 1, share**-0.5) for name, share in shares.items()), replace(sgd, relative_noise=noise))
+
+    def __contains__(self, release: str) -> bool:
+        """Whether a release is the warm start's."""
+        return release in SHARES[self.kind]
+
+    def statistics(self, release: str, rows: Rows, released: Tensors) -> tuple[dict[str, OuterProduct], dict[str, float]]:
+        """A release's outer products of every row, and their weights: of joint norm at most 1."""
+        if release == "mean":
+            return moments.mean_products(rows.x), moments.unit_weights(moments.MEAN_WEIGHTS)
+        if release == "client moments":
+            return moments.client_products(rows.x, rows.client, self.clients), moments.unit_weights(moments.CLIENT_WEIGHTS)
+        centred = moments.centred(_standardised(rows, released), released["mean"], RADIUS)
+        if release == "moments":
+            return moments.moment_products(centred, rows.y, self.classes), moments.unit_weights(moments.MOMENT_WEIGHTS)
+        return moments.class_moment_products(centred, rows.y, released["means"], released["basis"]), {"class_second": 1.0}
+
+    def receive(self, server: Server, release: str, sums: Tensors, std: float) -> None:
+        """Take in a release's noisy sums; after the last one, start the server's model.
+
+        Args:
+            server: its state.
+            release: which.
+            sums: as :meth:`statistics` weighs them, the weights divided out.
+            std: of the noise on each sum before that.
+        """
+        if release == "mean":
+            server.tensors["mean"] = sums["sum"][0] / sums["count"].clamp_min(1.0)[0]
+        elif release == "client moments":
+            self._take_clients(server, sums, std)
+        elif release == "moments":
+            self._take_moments(server, moments.gaussians(sums["class_sums"], sums["class_counts"], sums["second"], std))
+        else:
+            tensors = server.tensors
+            self._start_decoder(server, moments.class_covariances(sums["class_second"], tensors["counts"], tensors["variances"], std))
+
+    def _take_clients(self, server: Server, sums: Tensors, std: float) -> None:
+        """Means, gains, and the heads and codes that generate them: x = gain * (x~ - mean) + client mean."""
+        means, gains = moments.client_means_and_gains(sums["client_sums"], sums["client_counts"], sums["client_squares"], std)
+        mean, root = means.mean(0), math.sqrt(means.shape[1])
+        server.tensors |= {"mean": mean, "client_means": means, "gains": gains}
+        model: Any = server.model
+        (layer,) = model.decoder.modulated()
+        size = layer.scale.weight.shape[1]
+        left, values, right = torch.linalg.svd(torch.cat([gains - 1, root * (means - gains * mean)], 1), full_matrices=False)
+        kept, spread = min(size, len(values)), math.sqrt(len(means))
+        heads = torch.nn.functional.pad(right[:kept].T * values[:kept] / spread, (0, size - kept))
+        with torch.no_grad():
+            layer.scale.weight.copy_(heads[: len(mean)])
+            layer.shift.weight.copy_(heads[len(mean) :])
+        server.tensors["codes"] = torch.nn.functional.pad(left[:, :kept] * spread, (0, size - kept)) / self.code_scale
+
+    def _take_moments(self, server: Server, found: moments.Gaussians) -> None:
+        basis, variances, rest = moments.principal(found.covariance, found.noise, self.latent)
+        spare = self.latent - len(variances)
+        server.tensors |= {
+            "means": moments.shrunk_means(found),
+            "counts": found.counts,
+            "basis": torch.nn.functional.pad(basis, (0, spare)),
+            "variances": torch.nn.functional.pad(variances, (0, spare), value=1e-9),
+            "rest": torch.tensor(rest),
+        }
+
+    def _start_decoder(self, server: Server, covariances: Tensor) -> None:
+        """Prototypes, maps whose prior is N(0, I), and the observation variance, in the decoder's units."""
+        model: Any = server.model
+        tensors = server.tensors
+        (layer,) = model.decoder.modulated()
+        if not self.class_maps:
+            share = tensors["counts"] / tensors["counts"].sum()
+            covariances = (share[:, None, None] * covariances).sum(0, keepdim=True)
+        values, vectors = torch.linalg.eigh(covariances)
+        maps = RADIUS * tensors["basis"] @ (vectors * values.clamp_min(0).sqrt().unsqueeze(1))
+        prototypes = tensors["mean"] + RADIUS * tensors["means"]
+        columns = [maps.transpose(0, 1).flatten(1) / model.decoder.latent_scale, prototypes.T]
+        with torch.no_grad():
+            layer.rows.weight.copy_(math.sqrt(model.decoder.dim) * torch.cat(columns, 1))
+            model.observation.shift.weight.fill_(math.log(RADIUS**2 * float(tensors["rest"])) - model.observation.initial)
+
+
+def _standardised(rows: Rows, released: Mapping[str, Tensor]) -> Tensor:
+    """Rows as all clients share them: each client's released mean and gains taken out."""
+    if "gains" not in released:
+        return rows.x
+    means, gains = released["client_means"][rows.client], released["gains"][rows.client]
+    shared: Tensor = (rows.x - means) / gains + released["mean"]
+    return shared
