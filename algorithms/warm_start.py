@@ -17,10 +17,10 @@ from fedsim.privacy.plan import Release
 
 SHARES = {
     "moments": {"mean": 0.1, "moments": 0.7, "class moments": 0.2},
-    "client-moments": {"client moments": 0.3, "moments": 0.5, "class moments": 0.2},
+    "client-moments": {"client means": 0.15, "client spreads": 0.2, "moments": 0.5, "class moments": 0.15},
 }
 """The releases of each kind and how they share its budget."""
-RELEASED = ("mean", "client_means", "gains", "codes", "means", "basis")
+RELEASED = ("mean", "client_means", "client_counts", "gains", "codes", "means", "basis")
 """What later releases, and the clients' first step, are told of earlier ones."""
 RADIUS = 0.45
 """Of the ball to which centred rows, which have unit norm, are clipped."""
@@ -39,7 +39,7 @@ class Rows:
 class WarmStart:
     """The releases before DP-SGD, what each example adds to them, and the start that they give a decoder without hidden layer.
 
-    With ``client-moments`` each client's mean and standard deviations are released first. Class moments are then those of rows that their
+    With ``client-moments`` each client's mean and spreads are released first. Class moments are then those of rows that their
     client standardised, and the decoder's row scales and shifts start where they undo that, through codes that the clients are told.
 
     Attributes:
@@ -72,8 +72,11 @@ class WarmStart:
         """A release's outer products of every row, and their weights: of joint norm at most 1."""
         if release == "mean":
             return moments.mean_products(rows.x), moments.unit_weights(moments.MEAN_WEIGHTS)
-        if release == "client moments":
-            return moments.client_products(rows.x, rows.client, self.clients), moments.unit_weights(moments.CLIENT_WEIGHTS)
+        if release == "client means":
+            return moments.client_mean_products(rows.x, rows.client, self.clients), moments.unit_weights(moments.CLIENT_WEIGHTS)
+        if release == "client spreads":
+            own = moments.centred(rows.x, released["client_means"][rows.client], RADIUS)
+            return moments.client_spread_products(own, rows.client, self.clients), {"client_spreads": 1.0}
         centred = moments.centred(_standardised(rows, released), released["mean"], RADIUS)
         if release == "moments":
             return moments.moment_products(centred, rows.y, self.classes), moments.unit_weights(moments.MOMENT_WEIGHTS)
@@ -90,20 +93,23 @@ class WarmStart:
         """
         if release == "mean":
             server.tensors["mean"] = sums["sum"][0] / sums["count"].clamp_min(1.0)[0]
-        elif release == "client moments":
-            self._take_clients(server, sums, std)
+        elif release == "client means":
+            means, counts = moments.client_means(sums["client_sums"], sums["client_counts"], std)
+            server.tensors |= {"client_means": means, "client_counts": counts, "mean": means.mean(0)}
+        elif release == "client spreads":
+            server.tensors["gains"] = moments.client_gains(sums["client_spreads"], server.tensors["client_counts"], std)
+            self._start_hypernetwork(server)
         elif release == "moments":
             self._take_moments(server, moments.gaussians(sums["class_sums"], sums["class_counts"], sums["second"], std))
         else:
             tensors = server.tensors
             self._start_decoder(server, moments.class_covariances(sums["class_second"], tensors["counts"], tensors["variances"], std))
 
-    def _take_clients(self, server: Server, sums: Tensors, std: float) -> None:
-        """Means, gains, and the heads and codes that generate them: x = gain * (x~ - mean) + client mean."""
-        means, gains = moments.client_means_and_gains(sums["client_sums"], sums["client_counts"], sums["client_squares"], std)
-        mean, root = means.mean(0), math.sqrt(means.shape[1])
-        server.tensors |= {"mean": mean, "client_means": means, "gains": gains}
+    def _start_hypernetwork(self, server: Server) -> None:
+        """Heads and codes that generate the clients' gains and means: x = gain * (x~ - mean) + client mean."""
+        means, gains, mean = (server.tensors[name] for name in ("client_means", "gains", "mean"))
         model: Any = server.model
+        root = math.sqrt(len(mean))
         (layer,) = model.decoder.modulated()
         size = layer.scale.weight.shape[1]
         left, values, right = torch.linalg.svd(torch.cat([gains - 1, root * (means - gains * mean)], 1), full_matrices=False)

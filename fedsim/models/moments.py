@@ -17,7 +17,7 @@ from fedsim.privacy.clipping import OuterProduct
 
 Products = dict[str, OuterProduct]
 MEAN_WEIGHTS = {"sum": 1.0, "count": 0.3}
-CLIENT_WEIGHTS = {"client_sums": 1.0, "client_counts": 0.15, "client_squares": 1.0}
+CLIENT_WEIGHTS = {"client_sums": 1.0, "client_counts": 0.15}
 MOMENT_WEIGHTS = {"class_sums": 1.0, "class_counts": 0.15, "second": 0.7}
 
 
@@ -50,44 +50,51 @@ def moment_products(r: Tensor, y: Tensor, classes: int) -> Products:
     }
 
 
-def client_products(x: Tensor, client: Tensor, clients: int) -> Products:
-    """Sums, counts and sums of squares of every client's rows ``[N, d]`` of norm at most 1; squares are in units of ``4 / sqrt(d)``."""
+def client_mean_products(x: Tensor, client: Tensor, clients: int) -> Products:
+    """Sum and count of every client's rows ``[N, d]`` of norm at most 1."""
     onehot = one_hot(client, clients)
-    squares = x.square() * (math.sqrt(x.shape[1]) / 4)
-    return {
-        "client_sums": OuterProduct(onehot, x),
-        "client_counts": OuterProduct(onehot, torch.ones(len(x), 1)),
-        "client_squares": OuterProduct(onehot, squares / squares.norm(dim=1, keepdim=True).clamp_min(1.0)),
-    }
+    return {"client_sums": OuterProduct(onehot, x), "client_counts": OuterProduct(onehot, torch.ones(len(x), 1))}
 
 
-def client_means_and_gains(sums: Tensor, counts: Tensor, squares: Tensor, std: float) -> tuple[Tensor, Tensor]:
-    """Every client's mean and, per feature, its standard deviation relative to all clients', ``[K, d]`` each.
+def client_spread_products(r: Tensor, client: Tensor, clients: int) -> Products:
+    """Sums of absolute values of every client's centred rows ``[N, d]`` of norm at most 1; unlike squares they keep that norm."""
+    return {"client_spreads": OuterProduct(one_hot(client, clients), r.abs())}
 
-    Both are shrunk towards what the clients share by the noise's share of their spread, so that clients that do not differ are told alike.
+
+def client_means(sums: Tensor, counts: Tensor, std: float) -> tuple[Tensor, Tensor]:
+    """Every client's mean ``[K, d]`` and number of rows ``[K, 1]``.
+
+    Means are shrunk towards what the clients share by the noise's share of their spread: clients that do not differ are told alike.
 
     Args:
         sums: ``[K, d]``.
         counts: ``[K, 1]``.
-        squares: ``[K, d]``, as :func:`client_products` tells them.
         std: of the noise on each sum, before :data:`CLIENT_WEIGHTS` were divided out.
     """
     weights = unit_weights(CLIENT_WEIGHTS)
     n = counts.clamp_min(max(1.0, 2 * std / weights["client_counts"]))
-    unit = 4 / math.sqrt(sums.shape[1])
-    noise = (std / weights["client_sums"] / n).square()
-    square_noise = (unit * std / weights["client_squares"] / n).square()
     means = sums / n
-    variances = squares * unit / n - means.square() + noise
-    shared = means.mean(0)
+    shared, noise = means.mean(0), (std / weights["client_sums"] / n).square()
     spread = (means - shared).square().mean() * len(n) / max(len(n) - 1, 1)
-    means = shared + (means - shared) * (1 - noise / spread).clamp(0, 1)
-    pooled = variances.mean(0)
-    pooled = pooled.clamp_min(0.05 * float(pooled.mean().clamp_min(1e-12)))
-    ratio, ratio_noise = variances / pooled, square_noise / pooled.square()
-    signal = ((pooled.square() * ((ratio - 1).square() - ratio_noise)).sum() / (len(n) * pooled.square().sum())).clamp_min(0)
-    ratio = 1 + (ratio - 1) * signal / (signal + ratio_noise).clamp_min(1e-12)
-    return means, ratio.clamp(0.05, 20).sqrt()
+    return shared + (means - shared) * (1 - noise / spread.clamp_min(1e-12)).clamp(0, 1), n
+
+
+def client_gains(spreads: Tensor, counts: Tensor, std: float) -> Tensor:
+    """Spread of every client's features relative to the clients' mean spread, ``[K, d]``, shrunk towards 1 as the noise demands.
+
+    Args:
+        spreads: ``[K, d]``.
+        counts: ``[K, 1]``, at least 1 each.
+        std: of the noise on the sum.
+    """
+    spread = spreads / counts
+    shared = spread.mean(0)
+    shared = shared.clamp_min(0.1 * float(shared.mean().clamp_min(1e-12)))
+    gain, noise = spread / shared, (std / counts / shared).square()
+    weights = shared.square()
+    signal = ((((gain - 1).square() - noise) * weights).sum() / (len(counts) * weights.sum())).clamp_min(0)
+    shrunk: Tensor = 1 + (gain - 1) * signal / (signal + noise).clamp_min(1e-12)
+    return shrunk.clamp(0.1, 10)
 
 
 @dataclass(frozen=True)

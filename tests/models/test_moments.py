@@ -92,50 +92,54 @@ def test_class_covariances_keep_what_stands_out_of_the_noise_and_nothing_else() 
     torch.testing.assert_close(drowned, torch.diag(shared).expand(2, size, size))
 
 
-def client_sums(x: torch.Tensor, client: torch.Tensor, clients: int) -> dict[str, torch.Tensor]:
-    weights = moments.unit_weights(moments.CLIENT_WEIGHTS)
-    found, _ = released(moments.client_products(x, client, clients), moments.CLIENT_WEIGHTS)
-    return {name: value / weights[name] for name, value in found.items()}
-
-
 def shifted_clients(clients: int = 4, rows: int = 400, dim: int = 30) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     stream = torch.Generator().manual_seed(5)
     gains = (0.5 * torch.randn(clients, dim, generator=stream)).exp()
-    gains = gains / gains.square().mean(0).sqrt()
     means = 0.1 * torch.randn(clients, dim, generator=stream)
     client = torch.arange(clients).repeat_interleave(rows)
-    x = 0.04 * torch.randn(len(client), dim, generator=stream) * gains[client] + means[client]
-    return x, client, means, gains
+    x = 0.02 * torch.randn(len(client), dim, generator=stream) * gains[client] + means[client]
+    return x, client, means, gains / gains.mean(0)
+
+
+def client_moments(std: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Means and gains of the shifted clients, from sums with noise of ``std``."""
+    x, client, _, _ = shifted_clients()
+    stream, weights = torch.Generator().manual_seed(6), moments.unit_weights(moments.CLIENT_WEIGHTS)
+
+    def noisy(products: moments.Products, of: dict[str, float]) -> list[torch.Tensor]:
+        sums = released(products, of)[0]
+        return [(value + std * torch.randn(value.shape, generator=stream)) / moments.unit_weights(of)[name] for name, value in sums.items()]
+
+    means, counts = moments.client_means(*noisy(moments.client_mean_products(x, client, 4), weights), std)
+    r = moments.centred(x, means[client], 1.0)
+    (spreads,) = noisy(moments.client_spread_products(r, client, 4), {"client_spreads": 1.0})
+    return means, moments.client_gains(spreads, counts, std)
 
 
 def test_client_moments_without_noise_are_each_clients_mean_and_gains() -> None:
-    x, client, means, gains = shifted_clients()
-    sums = client_sums(x, client, 4)
-    found = moments.client_means_and_gains(sums["client_sums"], sums["client_counts"], sums["client_squares"], 0.0)
+    _, _, means, gains = shifted_clients()
+    found = client_moments(0.0)
     torch.testing.assert_close(found[0], means, atol=0.01, rtol=0)
-    torch.testing.assert_close(found[1], gains, atol=0.15, rtol=0.1)
+    torch.testing.assert_close(found[1], gains, atol=0, rtol=0.2)
 
 
 def test_client_moments_drowned_in_noise_tell_all_clients_alike() -> None:
-    x, client, _, _ = shifted_clients()
-    std = 1e4
-    stream = torch.Generator().manual_seed(6)
-    weights = moments.unit_weights(moments.CLIENT_WEIGHTS)
-    noisy = {
-        name: value + std / weights[name] * torch.randn(value.shape, generator=stream) for name, value in client_sums(x, client, 4).items()
-    }
-    means, gains = moments.client_means_and_gains(noisy["client_sums"], noisy["client_counts"], noisy["client_squares"], std)
-    assert means.std(0).mean() < 0.2 * (noisy["client_sums"] / 2000).std()
+    means, gains = client_moments(1e4)
     assert (gains - 1).abs().mean() < 0.2
+    assert (means - means.mean(0)).norm() < 0.3 * means.norm()
 
 
-def test_one_row_changes_the_client_moments_by_at_most_one() -> None:
-    x, client, _, _ = shifted_clients()
-    x = x / x.norm(dim=1, keepdim=True).clamp_min(1)
-    x[7] = 0
-    x[7, 3] = 1.0
-    whole, _ = released(moments.client_products(x, client, 4), moments.CLIENT_WEIGHTS)
-    kept = torch.arange(len(x)) != 7
-    rest, _ = released(moments.client_products(x[kept], client[kept], 4), moments.CLIENT_WEIGHTS)
-    change = torch.cat([(whole[name] - rest[name]).flatten() for name in whole])
-    assert change.norm() <= 1 + 1e-5
+@pytest.mark.parametrize("name", ["means", "spreads"])
+def test_one_row_changes_the_client_moments_by_at_most_one(name: str) -> None:
+    x, client, means, _ = shifted_clients()
+    x[7], x[7, 3] = 0, 1.0
+
+    def sums(kept: torch.Tensor) -> list[torch.Tensor]:
+        if name == "means":
+            return list(released(moments.client_mean_products(x[kept], client[kept], 4), moments.CLIENT_WEIGHTS)[0].values())
+        r = moments.centred(x[kept], means[client[kept]], 0.2)
+        return list(released(moments.client_spread_products(r, client[kept], 4), {"client_spreads": 1.0})[0].values())
+
+    everyone = torch.arange(len(x))
+    change = [a - b for a, b in zip(sums(everyone), sums(everyone[everyone != 7]), strict=True)]
+    assert 0.5 < torch.cat([part.flatten() for part in change]).norm() <= 1 + 1e-5
