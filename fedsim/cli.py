@@ -63,6 +63,33 @@ def bench(
 
 
 @app.command()
+def partition(
+    grid: Annotated[Path, typer.Option(help="The grid file (YAML).")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Replace a value of the grid: key=YAML, such as alpha=[0.3].")] = None,
+    show: Annotated[bool, typer.Option("--show", help="Also print and draw every label-by-client matrix.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Where the pictures go; default: runs/<name of the grid>/curves.")] = None,
+) -> None:
+    """Show how a grid divides its data among clients, without training."""
+    from fedsim.config import load_grid
+
+    sys.path.append(os.getcwd())
+    checked = load_grid(grid, set_ or [])
+    from fedsim.report.partitions import draw_partitions, label_table, save_partitions, summary_table
+    from fedsim.runtime.label_matrices import label_matrices
+
+    matrices = label_matrices(checked)
+    console = wide_console(Console())
+    if show:
+        for matrix in matrices:
+            console.print(label_table(matrix), "")
+    console.print(summary_table(matrices))
+    figure = draw_partitions(matrices) if show else None
+    if figure is not None:
+        for path in save_partitions(figure, out or Path("runs") / checked.name / "curves"):
+            console.print(f"picture: {path}", soft_wrap=True, highlight=False)
+
+
+@app.command()
 def report(folder: Annotated[Path, typer.Argument(help="A run folder, such as runs/quickstart.")]) -> None:
     """Draw the summary, the curves and the page of a run folder again, from its rows alone."""
     from fedsim.report import grid_rows, write_report
@@ -73,6 +100,11 @@ def report(folder: Annotated[Path, typer.Argument(help="A run folder, such as ru
     console = Console()
     console.print(rich_table(group_seeds(grid_rows(folder))))
     console.print(f"report: {page}", soft_wrap=True, highlight=False)
+
+
+def wide_console(console: Console) -> Console:
+    """For tables, which are for reading, also in a pipe: rows are not cut to a terminal's width."""
+    return Console(file=console.file, width=max(console.width, 200), force_terminal=console.is_terminal, no_color=console.no_color)
 
 
 def main() -> None:

@@ -243,7 +243,7 @@ class Cell(_Model):
         dataset: where the data come from.
         dataset_hash: the data's fingerprint.
         partition: the scheme.
-        alpha: Dirichlet concentration (schemes other than ``dirichlet`` ignore it).
+        alpha: Dirichlet concentration (schemes other than the two Dirichlet ones ignore it).
         clients: how many.
         epsilon: budget, ``inf`` without privacy; None where epsilon has no meaning for the algorithm.
         delta: of the budget.
@@ -517,12 +517,18 @@ def _check_data(grid: Grid, data: Mapping[str, Embeddings]) -> None:
         if same != i:
             raise UserError(grid.place("dataset", i), f"has the same content as dataset[{same}]", "remove one")
         for j, clients in enumerate(grid.clients):
-
-            def place(key: str, i: int = i, j: int = j) -> str:
-                of = f" with data set '{grid.dataset[i].display}'" if len(grid.dataset) > 1 else ""
-                return (grid.place("clients", j) if key == "clients" else grid.place(*key.split("."))) + of
-
+            place = grid_place(grid, i, j)
             check_partition(embeddings.y_train, spec=grid.partition, clients=clients, columns=embeddings.columns, place=place)
+
+
+def grid_place(grid: Grid, dataset: int, clients: int) -> Callable[[str], str]:
+    """How an error of a partition names the grid's keys, for these positions on the axes."""
+
+    def place(key: str) -> str:
+        of = f" with data set '{grid.dataset[dataset].display}'" if len(grid.dataset) > 1 else ""
+        return (grid.place("clients", clients) if key == "clients" else grid.place(*key.split("."))) + of
+
+    return place
 
 
 def _cell(
@@ -535,7 +541,7 @@ def _cell(
     epsilon: float | None,
     seed: int,
 ) -> Cell:
-    scheme = grid.partition.model_dump(mode="json") | ({"alpha": alpha} if grid.partition.uses_alpha else {})
+    scheme = grid.partition.model_dump(mode="json", exclude_none=True) | ({"alpha": alpha} if grid.partition.uses_alpha else {})
     # without an epsilon there is no budget to protect a unit with
     budget = [_epsilon_text(epsilon), grid.delta, grid.unit, grid.trust] if variant.private else None
     result_of = {

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,6 +93,24 @@ def load(spec: DatasetSpec, where: str) -> Embeddings:
     whole = Embeddings.from_arrays(spec.display, x, y, split, columns, where=where)
     kept = whole if spec.limit is None else _limited(whole, spec.limit, where)
     return replace(kept, x_train=unit_norm(kept.x_train), x_test=unit_norm(kept.x_test))
+
+
+class TrainingRows(NamedTuple):
+    """What a partition is made of: labels int64 ``[n]``, columns ``[n]`` each, and what the classes are called."""
+
+    y: NDArray[np.int64]
+    columns: Mapping[str, NDArray[Any]]
+    class_names: tuple[str, ...]
+
+
+def training_rows(spec: DatasetSpec, where: str) -> TrainingRows:
+    """Labels and columns of the training rows, without a look at images or embeddings where that can be avoided.
+
+    Raises:
+        UserError: as ``load``.
+    """
+    data = load(spec, where)
+    return TrainingRows(data.y_train, data.columns, tuple(map(str, range(data.classes))))
 
 
 def stratified_rows(y: NDArray[np.int64], size: int, seed: int) -> NDArray[np.int64]:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedsim.algorithm import Task
-from fedsim.config import Cell, Grid, Resources, expand
+from fedsim.config import Cell, Grid, Resources, expand, grid_place
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.sources import load
 from fedsim.errors import UserError
@@ -68,6 +68,7 @@ def prepare(grid: Grid, nodes: Sequence[Node], max_parallel: int | None = None) 
                 clients=cell.clients,
                 seed=cell.seed,
                 columns=embeddings.columns,
+                place=grid_place(grid, grid.dataset.index(cell.dataset), grid.clients.index(cell.clients)),
             )
         data_key = cell.dataset.key
         if cell.partition.scheme == "feature-shift":

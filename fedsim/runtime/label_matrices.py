@@ -1,0 +1,35 @@
+"""The partitions of a grid, made without training: what ``fedsim partition`` shows."""
+
+from __future__ import annotations
+
+from itertools import product
+
+from fedsim.config import Grid, grid_place
+from fedsim.data.sources import training_rows
+from fedsim.partition import make_partition
+from fedsim.report.partitions import LabelMatrix
+
+
+def label_matrices(grid: Grid) -> list[LabelMatrix]:
+    """The label-by-client matrix of every partition of the grid, in the grid's order; reads labels and columns only.
+
+    Raises:
+        UserError: a data set cannot be read or does not allow a partition; the message says where in the grid.
+    """
+    data = [training_rows(spec, grid.place("dataset", i)) for i, spec in enumerate(grid.dataset)]
+    alphas = grid.alpha if grid.partition.uses_alpha else (None,)
+    matrices = []
+    for (i, spec), alpha, (j, clients), seed in product(enumerate(grid.dataset), alphas, enumerate(grid.clients), grid.seeds):
+        rows = data[i]
+        partition = make_partition(
+            rows.y,
+            spec=grid.partition,
+            alpha=grid.alpha[0] if alpha is None else alpha,
+            clients=clients,
+            seed=seed,
+            columns=rows.columns,
+            place=grid_place(grid, i, j),
+        )
+        counts, scheme = partition.label_counts, partition.scheme
+        matrices.append(LabelMatrix(spec.display, scheme, alpha, clients, seed, partition.fingerprint, counts, rows.class_names))
+    return matrices
