@@ -34,6 +34,7 @@ from pydantic import (
 
 from fedsim import __version__
 from fedsim.data.embeddings import Embeddings
+from fedsim.data.encoder import EncoderSpec
 from fedsim.data.sources import DatasetSpec
 from fedsim.errors import UserError, nearest
 from fedsim.partition import PartitionSpec, check_partition
@@ -42,6 +43,7 @@ from fedsim.registry import lookup
 
 Loc = tuple[str | int, ...]
 _Item = TypeVar("_Item")
+_Option = TypeVar("_Option", bound=BaseModel)
 _MOST_NODES = 100_000  # a grid file has dozens; aliases of aliases can stand for billions
 
 
@@ -181,6 +183,7 @@ class Grid(_Model):
     Attributes:
         name: of the grid and its run folder; default: the file's stem.
         dataset: axis of data sets.
+        encoder: what turns the images of data sets into embeddings; data sets that are embeddings already pass it by.
         partition: the scheme that divides rows among clients.
         algorithms: axis of algorithms.
         alpha: axis of Dirichlet concentrations, > 0.
@@ -197,6 +200,7 @@ class Grid(_Model):
 
     name: str = Field(default="grid", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     dataset: Axis[DatasetSpec] = (DatasetSpec(name="digits"),)
+    encoder: EncoderSpec | None = None
     partition: PartitionSpec = PartitionSpec()
     algorithms: Axis[AlgorithmEntry]
     alpha: Axis[Alpha] = (0.3,)
@@ -218,6 +222,13 @@ class Grid(_Model):
         if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
             raise ValueError(f"two data sets are called '{twice}'; give one another name: {{npz: PATH, name: NAME}}")
         return dataset
+
+    @field_validator("encoder")
+    @classmethod
+    def _encoder_matters(cls, encoder: EncoderSpec | None, info: ValidationInfo) -> EncoderSpec | None:
+        if encoder is not None and "dataset" in info.data and all(spec.kind == "npz" for spec in info.data["dataset"]):
+            raise ValueError("no data set of the grid holds images; remove it")
+        return encoder
 
     @field_validator("alpha")
     @classmethod
@@ -284,7 +295,7 @@ def load_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
     """Read and check a grid file.
 
     Args:
-        path: the YAML file; relative ``npz`` paths (those of overrides too) are taken from its folder.
+        path: the YAML file; relative paths of data and encoder (those of overrides too) are taken from its folder.
         overrides: ``key=YAML`` texts that replace values of the file; ``evaluation.per_class=50`` goes into a mapping.
 
     Raises:
@@ -301,10 +312,32 @@ def load_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
         grid = Grid.model_validate({"name": path.stem, **data})
     except ValidationError as error:
         raise _translated(error, Grid, source.place) from error
-    grid = grid.model_copy(update={"dataset": tuple(spec.within(path.absolute().parent) for spec in grid.dataset)})
+    folder = path.absolute().parent
+    places: dict[str, Any] = {"dataset": tuple(spec.within(folder) for spec in grid.dataset)}
+    grid = grid.model_copy(update=places | {"encoder": grid.encoder.within(folder) if grid.encoder else None})
     grid._source = source
     _variants(grid)
     return grid
+
+
+def parse_option(model: type[_Option], option: str, text: str, given: Mapping[str, Any]) -> _Option:
+    """A command line's option as a grid would have it.
+
+    Args:
+        model: what it becomes.
+        option: its name, for messages.
+        text: a YAML scalar or mapping.
+        given: keys that other options give; None is not given.
+
+    Raises:
+        UserError: it does not do.
+    """
+    value, _ = _parse(text, option)
+    try:
+        base = value if isinstance(value, dict) else model.model_validate(str(value)).model_dump(exclude_unset=True)
+        return model.model_validate({**base, **{key: each for key, each in given.items() if each is not None}})
+    except ValidationError as error:
+        raise _translated(error, model, lambda loc: f"{option}: {'.'.join(map(str, loc))}" if loc else option) from error
 
 
 def _read(path: Path) -> str:
@@ -342,7 +375,7 @@ def _parse(text: str, where: str) -> tuple[Any, dict[Loc, int]]:
 
 def _at(where: str, line: int) -> str:
     """A line, counted from 0, of a file; an override is one line anyway."""
-    return where if where.startswith("--set") else f"{where}:{line + 1}"
+    return where if where.startswith("--") else f"{where}:{line + 1}"
 
 
 def _survey(node: yaml.Node, loc: Loc, lines: dict[Loc, int], where: str, seen: list[int]) -> None:
@@ -434,7 +467,8 @@ def _complaint(error: Mapping[str, Any]) -> tuple[str, str]:
         what, _, right = str(context["error"]).partition("; ")
         return what, right
     if kind == "literal_error":
-        return f"unknown value {given}", nearest(str(error["input"]), re.findall(r"'([^']*)'", context["expected"]))
+        known = re.findall(r"'([^']*)'", context["expected"])
+        return f"unknown value {given}", nearest(str(error["input"]), known) if known else f"give {context['expected']}"
     if kind == "greater_than" and context["gt"] == 0:
         return f"{given} is not positive", "give a number > 0"
     bounds = {

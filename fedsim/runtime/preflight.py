@@ -53,7 +53,7 @@ def prepare(grid: Grid, nodes: Sequence[Node], max_parallel: int | None = None) 
     """
     capacity = actors_that_fit(grid, nodes)
     parallel = min(capacity, max_parallel or capacity)
-    data = {spec.key: load(spec, grid.place("dataset", i)) for i, spec in enumerate(grid.dataset)}
+    data = {spec.key: load(spec, grid.place("dataset", i), grid.encoder) for i, spec in enumerate(grid.dataset)}
     cells = expand(grid, data)
     partitions: dict[tuple[str, float, int, int], Partition] = {}
     trials = []

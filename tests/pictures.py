@@ -1,0 +1,49 @@
+"""Tiny pictures and a tiny encoder, as real files."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fedsim.data.encoder import EncoderSpec
+
+
+def picture(seed: int, size: int = 20) -> Image.Image:
+    """A smooth colour picture of its own for every seed."""
+    rng = np.random.default_rng(seed)
+    corners = rng.integers(0, 256, (2, 2, 3)).astype(np.uint8)
+    return Image.fromarray(corners).resize((size, size + 4), Image.Resampling.BILINEAR)
+
+
+def save_folder(root: Path, classes: tuple[str, ...] = ("cat", "dog", "eel"), each: int = 8, start: int = 0) -> Path:
+    """``root/<class>/<n>.png``, ``each`` pictures a class."""
+    for c, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for n in range(each):
+            picture(start + c * each + n).save(root / name / f"{n}.png")
+    return root
+
+
+def save_encoder(folder: Path, seed: int = 0, size: int = 28) -> EncoderSpec:
+    """A DINOv2 of two narrow layers with random weights, saved as ``save_pretrained`` does."""
+    import torch
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+
+    config = Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=size, patch_size=14, mlp_ratio=2)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        Dinov2Model(config).save_pretrained(folder)
+    BitImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size}).save_pretrained(folder)
+    return EncoderSpec(name=str(folder))
+
+
+def save_medmnist(path: Path, classes: int = 11, train: int = 60, test: int = 30) -> Path:
+    """A file as MedMNIST's, 28 pixels, with fewer images."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for part, size in (("train", train), ("val", 12), ("test", test)):
+        arrays[f"{part}_images"] = rng.integers(0, 256, (size, 28, 28), dtype=np.uint8)
+        arrays[f"{part}_labels"] = (np.arange(size) % classes).astype(np.uint8)[:, None]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(path, **arrays)
+    return path

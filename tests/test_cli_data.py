@@ -1,0 +1,94 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pictures import save_encoder, save_folder
+
+FEDSIM = Path(sys.executable).with_name("fedsim")
+
+
+@pytest.fixture
+def fedsim(tmp_path):
+    """Runs the command in a folder with pictures and an encoder, offline, with a cache of its own."""
+    save_encoder(tmp_path / "dino")
+    save_folder(tmp_path / "pets")
+    environment = {**os.environ, "FEDSIM_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+
+    def run(*arguments):
+        return subprocess.run([FEDSIM, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+
+    return run
+
+
+def test_images_to_embeddings_to_a_grid_that_reads_them(tmp_path, fedsim):
+    done = fedsim(
+        "embed", "--dataset", "imagefolder:pets", "--encoder", "dino", "--out", "pets.npz", "--pool", "mean", "--dtype", "float16"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "24/24" in done.stdout
+    assert "images/s" in done.stdout
+    assert "24 embeddings of 16 dimensions" in done.stdout
+    with np.load(tmp_path / "pets.npz") as held:
+        assert (held["x"].shape, held["x"].dtype) == ((24, 16), np.float16)
+    assert json.loads((tmp_path / "pets.json").read_text())["pool"] == "mean"
+    (tmp_path / "g.yaml").write_text("algorithms: [fedhypevae]\ndataset: {npz: pets.npz}\nclients: 2\n")
+    shown = fedsim("partition", "--grid", "g.yaml", "--show", "--out", "pictures")
+    assert shown.returncode == 0, shown.stderr
+    assert "eel" in shown.stdout
+
+
+MISTAKES = {
+    "an unknown data set": (("--dataset", "petz"), "--dataset: unknown data set 'petz'"),
+    "a folder that is not there": (("--dataset", "imagefolder:petz"), "petz: there is no such folder"),
+    "an encoder that cannot be had": (("--encoder", "facebook/dinov2-base"), "hf download facebook/dinov2-base --revision f9e44c81"),
+    "an unknown pool": (("--pool", "max"), "--encoder: pool: unknown value 'max'"),
+    "a file that is no npz": (("--out", "pets.csv"), "--out pets.csv: is not an .npz file; give pets.npz"),
+    "data that are embeddings": (("--dataset", "npz:pets.npz"), "holds embeddings, not images"),
+    "no YAML": (("--dataset", "{imagefolder: pets"), "--dataset: is not valid YAML"),
+    "too many actors": (("--actors", "4096"), "4096 actors need as many CPUs"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_2_and_nothing_is_written(tmp_path, fedsim, mistake):
+    (wrong, value), message = MISTAKES[mistake]
+    options = {"--dataset": "imagefolder:pets", "--encoder": "dino", "--out": "pets.npz", wrong: value}
+    done = fedsim("embed", *(word for pair in options.items() for word in pair))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert done.stdout == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dino", "pets"]
+
+
+def test_truncated_images_are_listed_and_left_out_only_when_that_is_asked_for(tmp_path, fedsim):
+    (tmp_path / "pets/cat/1.png").write_bytes(b"\x89PNG")
+    command = ("embed", "--dataset", "imagefolder:pets", "--encoder", "dino", "--out", "pets.npz")
+    refused = fedsim(*command)
+    assert refused.returncode == 2
+    assert "1 of 24 images cannot be decoded: cat/1.png" in refused.stderr
+    assert not (tmp_path / "pets.npz").exists()
+    done = fedsim(*command, "--skip-bad")
+    assert done.returncode == 0, done.stderr
+    assert "23 embeddings of 16 dimensions, 1 bad images left out" in done.stdout
+
+
+def test_data_list_shows_every_known_data_set(fedsim):
+    shown = fedsim("data", "list")
+    assert shown.returncode == 0, shown.stderr
+    for word in ("digits", "medmnist:organsmnist", "milk10k", "imagefolder", "CC BY 4.0", "13932 / 8827"):
+        assert word in shown.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["bench", "--help"], ["bench", "--grid", "none.yaml"]])
+def test_transformers_and_medmnist_are_imported_only_where_they_are_needed(tmp_path, arguments):
+    script = (
+        f"import sys; sys.argv = {['fedsim', *arguments]!r}\nfrom fedsim.cli import main\ntry:\n    main()\nexcept SystemExit:\n    pass\n"
+    )
+    check = "print([name for name in ('transformers', 'medmnist', 'torchvision', 'datasets') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script + check], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip().splitlines()[-1] == "[]"
