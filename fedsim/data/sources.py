@@ -81,7 +81,7 @@ class DatasetSpec(BaseModel):
         if not given:
             self._check_name()
         for key, kinds in (("root", ("medmnist", "milk10k")), ("size", ("medmnist",)), ("remap", ("npz",))):
-            if key in self.model_fields_set and self.kind not in kinds:
+            if getattr(self, key) != type(self).model_fields[key].default and self.kind not in kinds:
                 raise ValueError(f"'{self.display}' takes no {key}; it is for {', '.join(kinds)}")
         return self
 
