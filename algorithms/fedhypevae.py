@@ -22,9 +22,9 @@ from fedsim.models import moments
 from fedsim.models.cvae import Encoder, ObservationNoise, gaussian_nll, gaussian_nll_diagonal, kl_normal, sample_posterior
 from fedsim.models.hypernetwork import ConditionalPrior, ModulatedDecoder
 from fedsim.models.initialise import initial_model
-from fedsim.models.kernel import kernel_score
+from fedsim.models.kernel import kernel_features, kernel_score
 from fedsim.models.layers import ClientCode
-from fedsim.models.posterior import linear_posterior
+from fedsim.models.posterior import linear_posterior, posterior_spread
 from fedsim.one_shot import statistics_message
 from fedsim.optimise import adam_step
 from fedsim.privacy.clipping import Norms, OuterProduct
@@ -38,12 +38,13 @@ class FedHypeVAEParams(DPSGDParams):
 
     Attributes:
         latent: dimension of z.
-        code: dimension of the client code v.
+        code: dimension of the client code v; 0: no hypernetwork, one decoder and prior for all clients.
         code_scale: factor on v before it enters the hypernetwork: how far clients can differ.
         encoder: ``trained``, the paper's encoder, private to its client; ``posterior``, the exact posterior of a decoder without
             hidden layer, given codes and shared parameters: nothing to train, so no privacy cost and no noise.
         encoder_hidden: widths of the trained encoder's hidden layers.
         decoder_hidden: widths of the decoder's; none means a prototype per class plus a linear map of z.
+        prior: ``conditional`` on label and code, as in the paper; ``standard``: N(0, I).
         class_maps: every class has a linear map of z of its own (class-specific covariances).
         beta: weight of KL(q || p(z | y, v)).
         kernel: weight of the per-example kernel score (the MMD alignment).
@@ -58,11 +59,12 @@ class FedHypeVAEParams(DPSGDParams):
     """
 
     latent: int = Field(8, ge=1)
-    code: int = Field(4, ge=1)
+    code: int = Field(4, ge=0)
     code_scale: float = Field(0.3, gt=0)
     encoder: Literal["trained", "posterior"] = "trained"
     encoder_hidden: tuple[int, ...] = (32,)
     decoder_hidden: tuple[int, ...] = ()
+    prior: Literal["conditional", "standard"] = "conditional"
     class_maps: bool = False
     beta: float = Field(0.5, ge=0)
     kernel: float = Field(0.05, ge=0)
@@ -88,31 +90,42 @@ class HyperCVAE(nn.Module):
     def __init__(self, params: FedHypeVAEParams, dim: int, classes: int, clients: int) -> None:
         super().__init__()
         self.params = params
+        self.spread: tuple[list[tuple[Tensor, int]], tuple[Tensor, Tensor]] | None = None
         if params.encoder == "trained":
             self.encoder = Encoder(dim, classes, params.encoder_hidden, params.latent, clients)
-        self.code = ClientCode(clients, params.code)
+        if params.code:
+            self.code = ClientCode(clients, params.code)
         scale = params.latent_share / math.sqrt(params.latent)
         self.decoder = ModulatedDecoder(params.latent, classes, params.decoder_hidden, dim, params.code, scale, params.class_maps)
         self.prior = ConditionalPrior(params.latent, classes, params.code)
+        self.prior.requires_grad_(params.prior == "conditional")
         self.observation = ObservationNoise(params.initial_variance / dim)
 
-    def posterior(self, batch: Batch, noise: Tensor) -> Tensor:
-        """A draw of z from the exact posterior, ``[N, latent]``; a constant to the gradient (Fisher's identity, as in EM)."""
-        codes = self.params.code_scale * self.code.weight.detach()
+    def codes(self, clients: int) -> Tensor:
+        """The scaled codes of the cohort's ``clients``, constants ``[K, code]``."""
+        return self.params.code_scale * self.code.weight.detach() if self.params.code else torch.zeros(clients, 0)
+
+    def posterior(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Z from the exact posterior ``[N, latent]``, its log density ``[N]``; constants to the gradient (Fisher's identity, as in EM)."""
+        codes = self.codes(batch.layout.clients)
         maps, prototypes = self.decoder.linear_maps()
         (layer,) = self.decoder.modulated()
         scales, shifts = layer.modulation(codes)
-        client = batch.layout.client
+        client, prior, variance = batch.layout.client, self.prior.table(codes), self.observation.variance()
+        # the same for all chunks of a batch: kept until a parameter changes
+        at = [(p, p._version) for p in self.parameters()]
+        if self.spread is None or any(a is not b or m != n for (a, m), (b, n) in zip(self.spread[0], at, strict=True)):
+            self.spread = at, posterior_spread(maps, scales, prior[1], variance)
         offset = scales[client] * prototypes[batch.y] + shifts[client] / math.sqrt(self.decoder.dim)
         group = torch.stack([client, batch.y])
-        return linear_posterior(batch.x - offset, group, maps, scales, *self.prior.table(codes), self.observation.variance(), noise)
+        return linear_posterior(batch.x - offset, group, maps, scales, prior, variance, self.spread[1], noise)
 
     def generate(self, code: Tensor, y: Tensor, latent: Tensor, observation: Tensor) -> Tensor:
         """X ~ p(x | z) p(z | y, v) from standard normal draws ``[N, T, latent]`` and ``[N, T, d]``; codes ``[N, k]``."""
         mean, log_var = self.prior(y, code)
         z = mean.unsqueeze(1) + (0.5 * log_var).exp().unsqueeze(1) * latent
         decoded: Tensor = self.decoder(z, y, code)
-        std = (0.5 * self.observation(code[:, :1])).exp().unsqueeze(1)
+        std = (0.5 * self.observation(mean)).exp().unsqueeze(1)
         return decoded + std * observation
 
 
@@ -120,6 +133,8 @@ WARM_SHARES = {"mean": 0.1, "moments": 0.7, "class moments": 0.2}
 """The warm start's releases and how they share its budget."""
 RADIUS = 0.45
 """Of the ball to which centred rows, which have unit norm, are clipped."""
+FEATURES = 256
+"""Random features behind the diagnostic cross-client MMD."""
 
 
 @register("fedhypevae")
@@ -148,17 +163,17 @@ class FedHypeVAE(DPSGD):
         """Per example: s^2 (-log p(x | z, y, v) + beta KL(q || p(z | y, v))) + lambda kernel score.
 
         s^2 is the current observation variance, held constant: the decoder's gradient is then the residual, whatever s^2 is. With the exact
-        posterior, z is a constant and the KL's place is taken by -log p(z | y, v), which has the same gradient.
+        posterior, z is a constant and the KL divergence is estimated by log q(z) - log p(z | y, v), which has its gradient.
         """
-        code = self.params.code_scale * model.code(batch.layout)
+        code = self.params.code_scale * model.code(batch.layout) if self.params.code else batch.x[:, :0]
         prior = model.prior(batch.y, code)
         if self.params.encoder == "trained":
             mean, log_var = model.encoder(batch.x, batch.y, batch.layout)
             z = sample_posterior(mean, log_var, batch.noise["posterior"])
             divergence = kl_normal(mean, log_var, *prior)
         else:
-            z = model.posterior(batch, batch.noise["posterior"])
-            divergence = gaussian_nll_diagonal(z, *prior)
+            z, density = model.posterior(batch, batch.noise["posterior"])
+            divergence = density + gaussian_nll_diagonal(z, *prior)
         decoded = model.decoder(z.unsqueeze(1), batch.y, code).squeeze(1)
         observation = model.observation(batch.x)
         unit = observation.detach().exp().squeeze(-1)
@@ -260,11 +275,32 @@ class FedHypeVAE(DPSGD):
 
     # --- what the server adds, and the outcome ---
 
-    def penalty(self, model: Any) -> Tensor | None:
+    def penalties(self, model: Any) -> Mapping[str, Tensor]:
         """The Lipschitz penalty: squared Frobenius norm of d(generated decoder and prior) / dv."""
         if not self.params.lipschitz:
-            return None
-        return self.params.lipschitz * self.params.code_scale**2 * (model.decoder.lipschitz() + model.prior.lipschitz())
+            return {}
+        weight = self.params.lipschitz * self.params.code_scale**2
+        return {"lipschitz": weight * (model.decoder.lipschitz() + model.prior.lipschitz())}
+
+    @torch.no_grad()
+    def observe(self, clients: Clients, parts: Mapping[str, Tensor], round_: int) -> Mapping[str, list[Any]]:
+        """KL in nats per example; per client the norms of what is generated, and kernel features of one row a class.
+
+        All clients decode the same draws, so that features differ by the codes alone.
+        """
+        model: Any = clients.model
+        codes = model.codes(len(clients.members))
+        stream = clients.seeds.torch(Purpose.DIAGNOSTICS, round_)
+        latent, observation = (torch.randn(self.task.classes, 1, size, generator=stream) for size in (self.params.latent, self.task.dim))
+        y = torch.arange(self.task.classes)
+        made = torch.cat([model.generate(code.expand(len(y), -1), y, latent, observation) for code in codes], 1).transpose(0, 1)
+        weight = self.params.beta * float(model.observation.variance())
+        return {
+            "kl": (parts["kl"] / weight).tolist() if weight and "kl" in parts else [],
+            "generated_decoder_norm": model.decoder.generated_norms(codes).tolist(),
+            "generated_prior_norm": torch.cat(model.prior.table(codes), 1).flatten(1).norm(dim=1).tolist(),
+            "generator_features": kernel_features(made, FEATURES, stream).mean(1).tolist(),
+        }
 
     def claim(self) -> Claim:
         """As for DP-SGD; but data made with a code that carries no noise is no theorem."""
@@ -275,15 +311,13 @@ class FedHypeVAE(DPSGD):
     def generator(self, server: Server, codes: Tensors, seeds: Seeds) -> HyperGenerator:
         """A generator at the meta-codes, or at the clients' own codes."""
         model: Any = averaged_model(server)
-        own = codes.get("code.weight")
-        if own is None:
-            start: Any = initial_model(self.build, seeds, range(self.task.clients))
-            own = start.code.weight.detach()  # the codes that the clients started from are public
-        own = self.params.code_scale * own
+        # the codes that the clients started from are public
+        start: Any = initial_model(self.build, seeds, range(self.task.clients))
+        own = self.params.code_scale * codes["code.weight"] if "code.weight" in codes else start.codes(self.task.clients)
         if self.params.synthesis == "client":
-            return HyperGenerator(model, own)
+            return HyperGenerator(model, own, own)
         count = 1 if self.params.synthesis == "neutral" else min(self.params.meta_codes, self.task.clients)
-        return HyperGenerator(model, fit_meta_codes(model, own, count, self.params.meta_steps, seeds))
+        return HyperGenerator(model, fit_meta_codes(model, own, count, self.params.meta_steps, seeds), own)
 
 
 def fit_meta_codes(model: Any, codes: Tensor, count: int, steps: int, seeds: Seeds) -> Tensor:
@@ -299,6 +333,8 @@ def fit_meta_codes(model: Any, codes: Tensor, count: int, steps: int, seeds: See
         steps: Adam steps.
         seeds: the cell's seed tree.
     """
+    if codes.shape[1] == 0:
+        return codes[:count]
     centred = codes - codes.mean(0)
     order = torch.argsort(centred @ torch.linalg.svd(centred, full_matrices=False).Vh[0], stable=True)
     meta = torch.stack([codes[group].mean(0) for group in order.tensor_split(count)])
@@ -319,10 +355,15 @@ def fit_meta_codes(model: Any, codes: Tensor, count: int, steps: int, seeds: See
 
 
 class HyperGenerator:
-    """Samples x for labels, each row with one of ``codes`` ``[M, k]`` drawn uniformly."""
+    """Samples x for labels, each row with one of ``codes`` ``[M, k]`` drawn uniformly; ``own`` ``[K, k]`` are the clients' codes."""
 
-    def __init__(self, model: Any, codes: Tensor) -> None:
-        self.model, self.codes = model, codes
+    def __init__(self, model: Any, codes: Tensor, own: Tensor) -> None:
+        self.model, self.codes, self.own = model, codes, own
+
+    def of_client(self, client: int) -> HyperGenerator:
+        """At a client's own code."""
+        code = self.own[client : client + 1]
+        return HyperGenerator(self.model, code, code)
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Synthetic embeddings ``[n, d]``: prior, decoder, observation noise."""

@@ -35,6 +35,7 @@ from fedsim.optimise import adam_step
 from fedsim.privacy.clipping import Norms, clipped_sum
 from fedsim.privacy.clipping.materialised import LossModule, register_cohort_layers
 from fedsim.privacy.noise import gaussian
+from fedsim.runtime.worker import settle
 from fedsim.seeds import Seeds
 
 DIM, CLASSES, ROWS, CLIENTS = 768, 11, 256, 10
@@ -145,9 +146,10 @@ def engine(name: str) -> Callable[[Problem, str], Callable[[], None]]:
         parameters = {name: p.detach() for name, p in model.named_parameters()}
         shapes = {name: p.shape for name, p in parameters.items()}
         stream, state, norms = torch.Generator(device).manual_seed(0), {}, Norms(CLIP)
+        memory = torch.empty(sum(p.numel() for p in parameters.values()), device=device)
 
         def step() -> None:
-            noise = gaussian(shapes, SIGMA * CLIP, stream, device)
+            noise = gaussian(shapes, SIGMA * CLIP, stream, device, memory)
             noisy = clipped_sum(model, problem.loss, problem.batch, norms, name, onto=noise).sums
             adam_step(parameters, noisy, state, LEARNING_RATE, divisor=ROWS)
 
@@ -290,7 +292,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the records here as a JSON list")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    settle(options.threads)
     warnings.filterwarnings("ignore")
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     records = [r for device in devices for name in PROBLEMS for r in measure(name, device, options.rounds)]

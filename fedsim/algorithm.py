@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Generator as Steps
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -55,6 +55,14 @@ class Generator(Protocol):
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Synthetic embeddings float32 ``[n, d]`` for int64 labels ``[n]``."""
+
+
+@runtime_checkable
+class PersonalGenerator(Generator, Protocol):
+    """A generator with a version for every client; where there is none, all clients share the one."""
+
+    def of_client(self, client: int) -> Generator:
+        """The generator of ``client``, from what the client released."""
 
 
 @dataclass
@@ -115,7 +123,9 @@ class Message:
         sampled: fingerprint of the rows that each client sampled.
         noise: fingerprint of the noise that the clients drew.
         uplink_bytes: what the clients would have sent over a network, all of them together.
-        diagnostics: not private, for people who may see the data; per-round numbers, summed or gathered over cohorts.
+        diagnostics: not private, for people who may see the data: values per example or per client by name, averaged over all cohorts;
+            ``gradient_norm`` is told by its quantiles, and ``generator_features``, the mean kernel features of what each client generates,
+            become ``cross_client_mmd``.
     """
 
     sums: Tensors
@@ -123,7 +133,7 @@ class Message:
     sampled: int
     noise: int
     uplink_bytes: int
-    diagnostics: Mapping[str, list[float]]
+    diagnostics: Mapping[str, list[Any]]
 
 
 @dataclass
@@ -382,10 +392,14 @@ def _gathered(messages: Sequence[Message], noise: Tensors, signal: float) -> dic
         "signal_norm": signal,
         "noise_norm": l2_norm(noise) if noise else 0.0,
     }
-    for name in messages[0].diagnostics:
-        numbers = [number for message in messages for number in message.diagnostics[name]]
+    # a cohort that sampled no row has no loss to tell
+    for name in dict.fromkeys(name for message in messages for name in message.diagnostics):
+        numbers = [number for message in messages for number in message.diagnostics.get(name, [])]
         if name == "gradient_norm":
             values["gradient_norm_quantiles"] = np.quantile(numbers, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist() if numbers else []
+        elif name == "generator_features":
+            # the mean squared distance over pairs of clients is twice the unbiased variance
+            values["cross_client_mmd"] = 2 * float(np.var(numbers, axis=0, ddof=1).sum()) if len(numbers) > 1 else None
         else:
             values[name] = float(np.mean(numbers)) if numbers else None
     return values

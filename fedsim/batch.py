@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -33,6 +33,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.x)
 
+    def chunks(self, rows: int) -> Iterator[Batch]:
+        """The batch in order, at most ``rows`` at a time; an empty batch is one chunk."""
+        for start in range(0, max(len(self), 1), rows):
+            yield self._take(slice(start, start + rows))
+
     def row(self, index: int) -> Batch:
         """The batch that holds row ``index`` alone."""
         return self._take(torch.tensor([index], device=self.x.device))
@@ -41,6 +46,6 @@ class Batch:
         """The neighbouring batch: all rows but ``index``."""
         return self._take(torch.arange(len(self), device=self.x.device) != index)
 
-    def _take(self, rows: Tensor) -> Batch:
+    def _take(self, rows: Tensor | slice) -> Batch:
         noise = {name: draws[rows] for name, draws in self.noise.items()}
         return Batch(self.x[rows], self.y[rows], noise, replace(self.layout, client=self.layout.client[rows]))

@@ -149,14 +149,11 @@ def partition(
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(help="A run folder, such as runs/quickstart.")]) -> None:
     """Draw the summary, the curves and the page of a run folder again, from its rows alone."""
-    from fedsim.report import grid_rows, write_report
-    from fedsim.report.tables import rich_table
-    from fedsim.results import group_seeds
+    from fedsim.report import write_report
 
-    page = write_report(folder)
-    console = Console()
-    console.print(rich_table(group_seeds(grid_rows(folder))))
-    console.print(f"report: {page}", soft_wrap=True, highlight=False)
+    console, drawn = Console(), write_report(folder)
+    drawn.show(console)
+    console.print(f"report: {drawn.page}", soft_wrap=True, highlight=False)
 
 
 def wide_console(console: Console) -> Console:

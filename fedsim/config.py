@@ -102,10 +102,12 @@ class Evaluation(_Model):
     Attributes:
         per_class: synthetic rows per class that the probe is trained on.
         probe_c: inverse regularisation strength of the probe.
+        per_client: also judge each client's own generator, on test rows as that client sees them.
     """
 
     per_class: Annotated[Whole, Field(ge=1)] = 200
     probe_c: Annotated[Real, Field(gt=0, allow_inf_nan=False)] = 0.1
+    per_client: bool = Field(default=False, strict=True)
 
 
 class Resources(_Model):

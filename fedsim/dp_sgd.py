@@ -74,12 +74,16 @@ class DPSGD(Algorithm):
         """Shapes of the standard normal draws that one example's loss needs, by name."""
         return {}
 
-    def penalty(self, model: nn.Module) -> Tensor | None:
-        """A term of the server's objective that depends on shared parameters alone, so it costs no privacy; scalar."""
-        return None
+    def penalties(self, model: nn.Module) -> Mapping[str, Tensor]:
+        """Terms of the server's objective, scalars by name, that depend on shared parameters alone, so they cost no privacy."""
+        return {}
 
     def balance(self) -> Mapping[str, float]:
         """Weights of parameters inside the joint clip, by name prefix (see :class:`fedsim.privacy.clipping.Norms`)."""
+        return {}
+
+    def observe(self, clients: Clients, parts: Mapping[str, Tensor], round_: int) -> Mapping[str, list[Any]]:
+        """Diagnostics by name, a value per example or per client, from the round's model and loss parts; not private, never sent."""
         return {}
 
     # --- privacy ---
@@ -117,15 +121,16 @@ class DPSGD(Algorithm):
         _load(clients.model, broadcast)
         rows = clients.poisson(round_, self.params.sample_rate, self.params.client_rate)
         batch = clients.batch(rows, round_, self.noise())
-        parts: dict[str, Tensor] = {}
+        names: list[str] = []
 
-        def total(model: nn.Module, batch: Batch) -> Tensor:
-            found = self.loss(model, batch)
-            parts.update({name: value.detach() for name, value in found.items()})
-            return torch.stack(list(found.values())).sum(0)
+        def stacked(model: nn.Module, batch: Batch) -> Tensor:
+            parts = self.loss(model, batch)
+            names[:] = parts
+            return torch.stack(list(parts.values()), 1)
 
         norms = self.norms(clients.model)
-        result = clipped_sum(clients.model, total, batch, norms, self.params.engine)
+        result = clipped_sum(clients.model, stacked, batch, norms, self.params.engine)
+        parts = dict(zip(names, result.loss.unbind(-1), strict=True)) if len(batch) else {}
         local = local_names(clients.model)
         noise, drawn, multiplier = self._client_noise(clients, round_, release, result.sums, local)
         noisy = {name: value + noise[name] if name in noise else value for name, value in result.sums.items()}
@@ -139,6 +144,7 @@ class DPSGD(Algorithm):
             4 * sum(value.numel() for value in sums.values()) * len(clients.members),
             {
                 **{f"loss_{name}": value.tolist() for name, value in parts.items()},
+                **self.observe(clients, parts, round_),
                 "gradient_norm": result.norms.tolist(),
                 "clipped_fraction": (result.norms > norms.clip).float().tolist(),
             },
@@ -172,15 +178,14 @@ class DPSGD(Algorithm):
             average_step(parameters, clients.state)
 
     def server_step(self, server: Server, round_: int, release: Release, total: Tensors) -> Mapping[str, float]:
-        """Adam on the noisy mean plus the penalty's gradient, then the running average."""
+        """Adam on the noisy mean plus the penalties' gradient, then the running average."""
         norms = self.norms(server.model)
         gradients = {name: value / (norms.weight(name) * self.params.expected_batch) for name, value in total.items()}
-        penalty = self.penalty(server.model)
-        values: dict[str, float] = {}
-        if penalty is not None:
-            values["penalty"] = float(penalty.detach())
+        penalties = self.penalties(server.model)
+        values = {f"loss_{name}": float(value.detach()) for name, value in penalties.items()}
+        if penalties:
             trainable = {name: p for name, p in server.model.named_parameters() if name in gradients}
-            found = torch.autograd.grad(penalty, list(trainable.values()), allow_unused=True)
+            found = torch.autograd.grad(torch.stack(list(penalties.values())).sum(), list(trainable.values()), allow_unused=True)
             for name, gradient in zip(trainable, found, strict=True):
                 if gradient is not None:
                     gradients[name] = gradients[name] + gradient

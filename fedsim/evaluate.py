@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -68,6 +69,26 @@ def score_probe(
         balanced_accuracy=float(recall_score(y_test, predicted, labels=classes, average="macro", zero_division=0)),
         macro_f1=float(f1_score(y_test, predicted, labels=classes, average="macro", zero_division=0)),
     )
+
+
+def score_clients(
+    made: Sequence[tuple[NDArray[np.float32], NDArray[np.int64]]], x_test: NDArray[np.float32], y_test: NDArray[np.int64], probe_c: float
+) -> float:
+    """Balanced accuracy over all test rows where row i is predicted by the probe of client ``i mod K``.
+
+    Under feature shift that row went through this client's map (:func:`fedsim.partition.shifted`), so each client's probe is tested on rows
+    as that client sees them.
+
+    Args:
+        made: what each of the K clients' probes is trained on: rows ``[n, d]`` and labels ``[n]``.
+        x_test: real test rows ``[m, d]``.
+        y_test: their labels ``[m]``.
+        probe_c: inverse strength of the probe's L2 penalty.
+    """
+    predicted = np.empty_like(y_test)
+    for client, (x, y) in enumerate(made[: len(y_test)]):
+        predicted[client :: len(made)] = fit_probe(x, y, probe_c).predict(x_test[client :: len(made)])
+    return float(recall_score(y_test, predicted, labels=np.unique(y_test), average="macro", zero_division=0))
 
 
 def ceiling(data: Embeddings, probe_c: float) -> float:

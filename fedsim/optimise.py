@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
+EPSILON = 1e-8
+
 
 def adam_step(
     parameters: dict[str, Tensor],
@@ -13,7 +15,7 @@ def adam_step(
     state: dict[str, Tensor],
     learning_rate: float,
     betas: tuple[float, float] = (0.9, 0.999),
-    divisor: float | None = None,
+    divisor: float = 1.0,
 ) -> None:
     """One Adam step (Kingma and Ba 2015) in place; ``state`` gains ``adam.*`` tensors, and starts empty.
 
@@ -23,7 +25,7 @@ def adam_step(
         state: moments and step counts.
         learning_rate: step size.
         betas: decay rates of the two moments.
-        divisor: divides the gradients, in place and in the same pass, where they are sums.
+        divisor: of the gradients, where they are sums; Adam on ``g / n`` is Adam on g with n times the epsilon, so nothing is divided.
     """
     names = list(gradients)
     for name in names:
@@ -45,9 +47,8 @@ def adam_step(
             beta2=betas[1],
             lr=learning_rate,
             weight_decay=0.0,
-            eps=1e-8,
+            eps=EPSILON * divisor,
             maximize=False,
-            grad_scale=None if divisor is None else torch.tensor(float(divisor), device=gradients[names[0]].device),
         )
 
 

@@ -37,6 +37,7 @@ class RowError(BaseModel):
 class Row(BaseModel):
     """The result of one cell. What a failed cell lacks is None; so is every epsilon of a method without DP.
 
+    ``client_balanced_accuracy`` is that of the clients' own generators, where the grid asks for it (:func:`fedsim.evaluate.score_clients`).
     ``uplink_bytes`` counts what all clients sent in all rounds, ``seconds`` is the cell's wall time, ``sigma`` the noise
     multiplier, ``steps`` the number of noisy steps, ``sample_rate`` their Poisson rate.
     """
@@ -71,6 +72,7 @@ class Row(BaseModel):
     accuracy: float | None = None
     balanced_accuracy: float | None = None
     macro_f1: float | None = None
+    client_balanced_accuracy: float | None = None
     ceiling_balanced_accuracy: float | None = None
     local_only_balanced_accuracy: float | None = None
     chance: float | None = None
@@ -393,7 +395,7 @@ def write_summary(rows: Iterable[Row], path: Path) -> None:
     partial.replace(path)
 
 
-_MEASURES = ("accuracy", "balanced_accuracy", "macro_f1")
+_MEASURES = ("accuracy", "balanced_accuracy", "macro_f1", "client_balanced_accuracy")
 _MEANS = ("ceiling_balanced_accuracy", "local_only_balanced_accuracy", "chance", "seconds")
 _SUMMARY_COLUMNS = [
     *(*_SETTING, "scope", "claim", "seeds", "failed", "overspent"),

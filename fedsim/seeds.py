@@ -29,6 +29,7 @@ class Purpose(IntEnum):
     PROBE = 8
     LOCAL = 9
     FEATURE_SHIFT = 10
+    DIAGNOSTICS = 11
 
 
 @dataclass(frozen=True)

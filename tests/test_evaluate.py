@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedsim.data.embeddings import Embeddings
-from fedsim.evaluate import references, score_probe
+from fedsim.evaluate import references, score_clients, score_probe
 from fedsim.models.probe import fit_probe
 from fedsim.partition import PartitionSpec, make_partition
 
@@ -77,6 +77,22 @@ def test_the_same_rows_give_the_same_scores_to_the_bit_and_no_warning_reaches_th
         warnings.simplefilter("error")
         runs = {score_probe(noisy, y, x, y, 1e4) for _ in range(3)}
     assert len(runs) == 1
+
+
+def test_every_test_row_is_predicted_by_the_probe_of_its_client():
+    x, y = blobs(200, 2, 0)
+    test, truth = blobs(60, 2, 1)
+    right, wrong = (x, y), (x, 1 - y)
+    assert score_clients([right, right], test, truth, 1.0) == 1.0
+    assert score_clients([wrong, wrong], test, truth, 1.0) == 0.0
+    mixed = score_clients([right, wrong, right], test, truth, 1.0)
+    recalls = [np.mean(np.flatnonzero(truth == c) % 3 != 1) for c in (0, 1)]
+    assert mixed == pytest.approx(np.mean(recalls))
+
+
+def test_more_clients_than_test_rows_are_no_trouble():
+    x, y = blobs(50, 2, 0)
+    assert score_clients([(x, y)] * 9, x[:4], y[:4], 1.0) == 1.0
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])

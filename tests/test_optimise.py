@@ -6,7 +6,7 @@ import torch
 from fedsim.optimise import adam_step, average_step
 
 
-@pytest.mark.parametrize("divisor", [None, 8])
+@pytest.mark.parametrize("divisor", [1, 8])
 def test_it_is_torchs_adam(divisor):
     stream = torch.Generator().manual_seed(0)
     start = torch.randn(4, 3, generator=stream)
@@ -14,7 +14,7 @@ def test_it_is_torchs_adam(divisor):
     optimiser = torch.optim.Adam([theirs], lr=0.1, betas=(0.8, 0.9))
     for _ in range(5):
         gradient = torch.randn(4, 3, generator=stream)
-        theirs.grad = gradient / (divisor or 1)
+        theirs.grad = gradient / divisor
         optimiser.step()
         adam_step(mine, {"w": gradient.clone()}, state, 0.1, betas=(0.8, 0.9), divisor=divisor)
     assert torch.allclose(mine["w"], theirs.detach(), atol=1e-6)

@@ -42,8 +42,9 @@ class ModulatedLinear(nn.Module):
     @torch.no_grad()
     def modulation(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Row scales and shifts of ``codes`` ``[K, k]`` as constants, ``[K, out]`` each."""
-        assert self.scale is not None
-        assert self.shift is not None
+        if self.scale is None or self.shift is None:
+            zeros = codes.new_zeros(len(codes), self.rows.out_features)
+            return 1 + zeros, zeros
         return 1 + codes @ self.scale.weight.detach().T, codes @ self.shift.weight.detach().T
 
     def lipschitz(self) -> Tensor:
@@ -110,6 +111,15 @@ class ModulatedDecoder(nn.Module):
         """Sum over the layers of the squared norm of their Jacobian by the code."""
         return torch.stack([layer.lipschitz() for layer in self.modulated()]).sum()
 
+    @torch.no_grad()
+    def generated_norms(self, codes: Tensor) -> Tensor:
+        """L2 norm of what is generated for every code ``[K, k]``: weights and biases of all layers, ``[K]``."""
+        squared = codes.new_zeros(len(codes))
+        for layer in self.modulated():
+            scales, shifts = layer.modulation(codes)
+            squared += scales.square() @ layer.rows.weight.square().sum(1) + (scales * layer.rows.bias + shifts).square().sum(1)
+        return squared.sqrt()
+
     def modulated(self) -> list[ModulatedLinear]:
         """The layers, typed."""
         return [layer for layer in self.layers if isinstance(layer, ModulatedLinear)]
@@ -127,14 +137,14 @@ class ConditionalPrior(nn.Module):
     def forward(self, y: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
         """Labels ``[N]`` and codes ``[N, k]`` to mean and log variance ``[N, latent]``."""
         onehot = one_hot(y, self.classes)
-        affine = torch.cat([torch.ones_like(code[:, :1]), code], 1)
+        affine = torch.cat([code.new_ones(len(code), 1), code], 1)
         chosen = (onehot.unsqueeze(2) * affine.unsqueeze(1)).flatten(1)
         return self.mean(chosen), self.log_var(chosen).clamp(-6, 4)
 
     @torch.no_grad()
     def table(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance for every code ``[K, k]`` and class as constants, ``[K, C, latent]`` each."""
-        affine = torch.cat([torch.ones_like(codes[:, :1]), codes], 1)
+        affine = torch.cat([codes.new_ones(len(codes), 1), codes], 1)
         weights = [head.weight.detach().view(len(head.weight), self.classes, -1) for head in (self.mean, self.log_var)]
         mean, log_var = (torch.einsum("lck,nk->ncl", weight, affine) for weight in weights)
         return mean, log_var.clamp(-6, 4)

@@ -6,6 +6,8 @@ The kernel is a sum of inverse multiquadrics ``h / (h + |a - b|^2)`` whose bandw
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -28,17 +30,19 @@ def kernel_score(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return value[0] - value[1] - value[2]
 
 
-def mmd2(a: Tensor, b: Tensor) -> Tensor:
-    """Unbiased squared maximum mean discrepancy between samples ``[n, d]`` and ``[m, d]`` (Gretton et al. 2012, eq. 3).
+def kernel_features(x: Tensor, count: int, stream: torch.Generator) -> Tensor:
+    """Random features whose inner products estimate the kernel, ``[..., d]`` to ``[..., count]``.
 
-    Raises:
-        ValueError: a sample has fewer than two rows.
+    ``h / (h + r^2)`` is the mean of ``exp(-t r^2 / h)`` over t ~ Exp(1), a mixture of Gaussian kernels, so frequencies are normal with
+    variance 2 t / h (Rahimi and Recht 2007). The squared distance of two samples' mean features estimates their squared MMD.
+
+    Args:
+        x: rows.
+        count: number of features.
+        stream: of the frequencies; features are comparable if they come from the same stream.
     """
-    if min(len(a), len(b)) < 2:
-        raise ValueError(f"an unbiased MMD needs two rows of each sample, not {len(a)} and {len(b)}")
-
-    def within(s: Tensor) -> Tensor:
-        n = len(s)
-        return (kernel(torch.cdist(s, s).square()).sum() - n) / (n * (n - 1))
-
-    return within(a) + within(b) - 2 * kernel(torch.cdist(a, b).square()).mean()
+    mixture = -torch.rand(count, generator=stream).clamp_min(1e-12).log()
+    bandwidths = torch.tensor(BANDWIDTHS).repeat(-(-count // len(BANDWIDTHS)))[:count]
+    frequencies = torch.randn(x.shape[-1], count, generator=stream) * (2 * mixture / bandwidths).sqrt()
+    phases = 2 * math.pi * torch.rand(count, generator=stream)
+    return math.sqrt(2 / count) * (x @ frequencies + phases).cos()

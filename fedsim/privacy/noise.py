@@ -15,6 +15,7 @@ def gaussian(
     std: float,
     generator: torch.Generator,
     device: torch.device | str = "cpu",
+    memory: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Independent N(0, ``std``^2) noise for every part, from one draw.
 
@@ -26,6 +27,7 @@ def gaussian(
         std: standard deviation per coordinate (:meth:`fedsim.privacy.plan.PrivacyPlan.noise_std`).
         generator: the stream of this release, round and client (``fedsim.seeds``, purpose NOISE).
         device: where the noise is wanted.
+        memory: a float32 tensor ``[n]`` on the generator's device that a draw of n coordinates goes into, in place of fresh memory.
 
     Returns:
         A float32 tensor a part, views of one flat tensor.
@@ -39,8 +41,8 @@ def gaussian(
     if std == 0:
         flat = torch.zeros(sum(sizes), device=device)
     else:
-        flat = torch.randn(sum(sizes), generator=generator, device=generator.device, dtype=torch.float32)
-        flat = flat.mul_(std).to(device)
+        drawn = torch.empty(sum(sizes), device=generator.device) if memory is None else memory
+        flat = drawn.normal_(0, std, generator=generator).to(device)
     parts = torch.split(flat, sizes)
     return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 

@@ -3,25 +3,45 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from fedsim.errors import UserError
-from fedsim.report.curves import draw_curves, save_curves
+from fedsim.report import curves, diagnostics
+from fedsim.report.curves import draw_curves
+from fedsim.report.diagnostics import draw_diagnostics
+from fedsim.report.failures import Finding, find_failures, summary
+from fedsim.report.figures import save_figure
 from fedsim.report.page import render_page
+from fedsim.report.tables import rich_tables
 from fedsim.results import RESULTS, SUMMARY, ResultStore, Row, group_seeds, write_summary
 
 MANIFEST, PAGE, CURVES = "manifest.json", "report.html", "curves"
 
 
-def write_report(folder: Path) -> Path:
-    """Write ``summary.csv``, ``curves/privacy_utility.{png,svg}`` and ``report.html`` into a run folder.
+@dataclass(frozen=True)
+class Report:
+    """What was drawn from a run folder: the page, and what a terminal shows of it."""
+
+    page: Path
+    rows: list[Row]
+    findings: list[Finding]
+
+    def show(self, console: Console) -> None:
+        """Print the table of results, and the known failures that were seen."""
+        console.print(rich_tables(group_seeds(self.rows)))
+        for line in summary(self.findings):
+            console.print(line, style="yellow", highlight=False, markup=False)
+
+
+def write_report(folder: Path) -> Report:
+    """Write ``summary.csv``, ``curves/{privacy_utility,diagnostics}.{png,svg}`` and ``report.html`` into a run folder.
 
     Args:
         folder: a run folder. Its manifest says which cells belong to the grid and their labels; without one, all rows do.
-
-    Returns:
-        The path of ``report.html``.
 
     Raises:
         UserError: the folder has no results, or a file in it cannot be read.
@@ -32,14 +52,16 @@ def write_report(folder: Path) -> Path:
     rows = grid_rows(folder)
     groups = group_seeds(rows)
     write_summary(rows, folder / SUMMARY)
-    figure = draw_curves(groups)
-    if figure is not None:
-        save_curves(figure, folder / CURVES)
-    page = folder / PAGE
-    partial = page.with_suffix(".partial")
-    partial.write_text(render_page(folder.resolve().name, rows, groups, figure, manifest), encoding="utf-8")
-    partial.replace(page)
-    return page
+    records = ResultStore(folder).rounds()
+    figure, rounds = draw_curves(groups), draw_diagnostics(rows, records)
+    for drawn, name, dpi in ((figure, curves.NAME, 200), (rounds, diagnostics.NAME, 150)):
+        if drawn is not None:
+            save_figure(drawn, folder / CURVES, name, dpi)
+    report = Report(folder / PAGE, rows, find_failures(rows, records))
+    partial = report.page.with_suffix(".partial")
+    partial.write_text(render_page(folder.resolve().name, rows, groups, figure, manifest, report.findings, rounds), encoding="utf-8")
+    partial.replace(report.page)
+    return report
 
 
 def grid_rows(folder: Path) -> list[Row]:

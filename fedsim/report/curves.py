@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import math
-import re
 import textwrap
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MultipleLocator
 
+from fedsim.report.figures import GRID, INK, MUTED, PAPER, SERIES, style
 from fedsim.report.tables import CLAIM_WORDS, claim, number, reference
 from fedsim.results import Group
 
 NAME = "privacy_utility"
-INK, MUTED, GRID, PAPER = "#1c2430", "#6b7281", "#e4e7ec", "#ffffff"
-# Okabe and Ito's palette, which colour-blind readers can tell apart, without its yellow (too pale) and black (the ink).
-SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _REFERENCES = (
     ("ceiling", "ceiling_balanced_accuracy", "-"),
@@ -107,55 +98,8 @@ def draw_curves(groups: Sequence[Group]) -> Figure | None:
     drawn = [group for group in groups if group.rows]
     if not drawn:
         return None
-    with _style():
+    with style():
         return _figure(drawn)
-
-
-def save_curves(figure: Figure, folder: Path) -> list[Path]:
-    """Write ``privacy_utility.png`` (200 dpi) and ``.svg`` into ``folder``; the same figure gives the same bytes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    png, svg = folder / f"{NAME}.png", folder / f"{NAME}.svg"
-    with _style():
-        FigureCanvasAgg(figure)
-        figure.savefig(png, dpi=200)
-    svg.write_text(_svg(figure), encoding="utf-8")
-    return [png, svg]
-
-
-def inline_svg(figure: Figure, title: str) -> str:
-    """The figure as an ``<svg>`` element for a page, its colours as CSS variables so that it follows light and dark.
-
-    The page defines ``--ink``, ``--muted``, ``--grid``, ``--paper`` and ``--series-0`` … ``--series-5``.
-
-    Args:
-        figure: what ``draw_curves`` returned.
-        title: read out by screen readers; must be free of markup.
-    """
-    svg = _svg(figure)
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    # Inside a page this rule would reach every element of it.
-    svg = re.sub(r"<style type=\"text/css\">.*?</style>", "", svg, flags=re.DOTALL)
-    variables = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"}
-    variables |= {colour: f"--series-{position}" for position, colour in enumerate(SERIES)}
-    for colour, variable in variables.items():
-        svg = svg.replace(colour, f"var({variable})")
-    look = 'style="stroke-linejoin: round; stroke-linecap: butt"'
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{title}" {look} ', 1)
-
-
-def _svg(figure: Figure) -> str:
-    text = io.StringIO()
-    with _style():
-        FigureCanvasSVG(figure)
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    # Text becomes outlines, so that the picture looks the same on a machine without the font.
-    with matplotlib.rc_context({"font.family": "DejaVu Sans", "font.size": 9, "svg.fonttype": "path", "svg.hashsalt": "fedsim"}):
-        yield
 
 
 def _figure(groups: Sequence[Group]) -> Figure:
@@ -260,11 +204,11 @@ def _axis_break(axes: Axes, at: float) -> None:
 
 
 def _reference_lines(axes: Axes, groups: Sequence[Group]) -> None:
-    levels = [(value, name, style) for name, measure, style in _REFERENCES if (value := reference(groups, measure)) is not None]
+    levels = [(value, name, dash) for name, measure, dash in _REFERENCES if (value := reference(groups, measure)) is not None]
     above = -math.inf
     low, high = axes.get_ylim()
-    for value, name, style in sorted(levels, key=lambda level: level[0]):
-        axes.axhline(value, color=MUTED, linewidth=0.9, linestyle=style, zorder=1.5)
+    for value, name, dash in sorted(levels, key=lambda level: level[0]):
+        axes.axhline(value, color=MUTED, linewidth=0.9, linestyle=dash, zorder=1.5)
         # Names of lines that lie close together are moved apart.
         above = max(value, above + 0.075 * (high - low))
         axes.annotate(

@@ -11,8 +11,10 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from fedsim.report.curves import SERIES, inline_svg
-from fedsim.report.tables import CLAIM_WORDS, claim, number, results_table
+from fedsim.report.diagnostics import NOT_PRIVATE
+from fedsim.report.failures import HELP, MEANING, Finding, by_kind, setting
+from fedsim.report.figures import SERIES, SHADES, inline_svg
+from fedsim.report.tables import CLAIM_WORDS, claim, number, results_tables
 from fedsim.results import Group, Row
 
 _UNITS = {
@@ -30,7 +32,15 @@ _CLAIMS = {
 }
 
 
-def render_page(name: str, rows: Sequence[Row], groups: Sequence[Group], figure: Figure | None, manifest: Mapping[str, Any]) -> str:
+def render_page(
+    name: str,
+    rows: Sequence[Row],
+    groups: Sequence[Group],
+    figure: Figure | None,
+    manifest: Mapping[str, Any],
+    findings: Sequence[Finding] = (),
+    diagnostics: Figure | None = None,
+) -> str:
     """The HTML of a report.
 
     Every text from rows and manifest is escaped; the page loads nothing and runs no script.
@@ -41,6 +51,8 @@ def render_page(name: str, rows: Sequence[Row], groups: Sequence[Group], figure:
         groups: the same rows as ``group_seeds`` gives them.
         figure: the curves; None where there is nothing to draw.
         manifest: the run's manifest; may be empty.
+        findings: the known failures that were seen.
+        diagnostics: the figure of the rounds; None where there is nothing to draw.
     """
     counts = {status: sum(row.status == status for row in rows) for status in ("ok", "failed", "overspent")}
     counts["not run yet"] = max(0, len(manifest.get("cells") or rows) - len(rows))
@@ -51,10 +63,17 @@ def render_page(name: str, rows: Sequence[Row], groups: Sequence[Group], figure:
     return environment.from_string(_PAGE).render(
         name=name,
         # The curves are matplotlib's own output, where every text is an outline and comments are escaped.
-        curves=Markup(inline_svg(figure, "Privacy-utility curves")) if figure is not None else "",
+        curves=Markup(inline_svg(figure, "Privacy-utility curves", "privacy-utility")) if figure is not None else "",
+        diagnostics=Markup(inline_svg(diagnostics, "Diagnostics of the rounds", "diagnostics")) if diagnostics is not None else "",
+        findings=by_kind(findings),
+        known=list(HELP),
+        help=HELP,
+        meaning=MEANING,
+        not_private=NOT_PRIVATE,
+        listed=_LISTED,
         style=Markup(_STYLE),
         counts=[(status, count) for status, count in counts.items() if count or status == "ok"],
-        table=results_table(groups),
+        tables=results_tables(groups),
         claim_words=CLAIM_WORDS,
         number=number,
         privacy=_privacy(groups, rows),
@@ -101,6 +120,8 @@ _COLUMNS = (
     *("method", "data set", "α", "clients", "seed", "status", "claim", "ε target", "ε spent", "σ", "q", "steps", "clip"),
     *("accuracy", "balanced", "macro F1", "uplink MB", "seconds", "cell"),
 )
+_LISTED = 6
+"""Settings of one kind of failure that are read at once; the others unfold."""
 _PLACES = {"data set", "α", "clients"}
 _WORDS = {"method", "data set", "status", "claim", "cell"}
 
@@ -119,9 +140,7 @@ def _cell(row: Row) -> dict[str, str]:
 
 
 def _setting(row: Row) -> str:
-    parts = [row.label, row.dataset, f"α = {number(row.alpha)}", f"{number(row.clients)} clients"]
-    parts += [f"ε = {number(row.epsilon_target)}"] if row.epsilon_target is not None else []
-    return " · ".join([*parts, f"seed {row.seed}"])
+    return f"{setting(row)} · seed {row.seed}"
 
 
 def _score(value: float | None) -> str:
@@ -161,15 +180,17 @@ _LIGHT = "--ink:#1c2430;--muted:#5f6775;--grid:#e4e7ec;--paper:#ffffff;--wash:#f
 _DARK = "--ink:#e6e9ef;--muted:#9aa3b2;--grid:#2b323d;--paper:#12161c;--wash:#1a2028;--bad:#ff8a80;--accent:#5cb8f0;"
 # The same hues, lighter, so that lines and names keep their contrast on the dark paper.
 _DARK_SERIES = ("#4aa8e0", "#f08a4b", "#35c79a", "#e29bc6", "#f0b840", "#8cccf2")
+# The shades' order of hues, lighter: from yellow (small epsilon) to blue (no noise).
+_DARK_SHADES = ("#fbe04a", "#fba23c", "#f2736b", "#e0609f", "#b873d8", "#938af5", "#7f9cff")
 
 
-def _variables(series: Sequence[str]) -> str:
-    return "".join(f"--series-{position}:{colour};" for position, colour in enumerate(series))
+def _variables(name: str, colours: Sequence[str]) -> str:
+    return "".join(f"--{name}-{position}:{colour};" for position, colour in enumerate(colours))
 
 
 _STYLE = (
-    f":root{{color-scheme:light dark;{_LIGHT}{_variables(SERIES)}}}\n"
-    f"@media (prefers-color-scheme:dark){{:root{{{_DARK}{_variables(_DARK_SERIES)}}}}}\n"
+    f":root{{color-scheme:light dark;{_LIGHT}{_variables('series', SERIES)}{_variables('shade', SHADES)}}}\n"
+    f"@media (prefers-color-scheme:dark){{:root{{{_DARK}{_variables('series', _DARK_SERIES)}{_variables('shade', _DARK_SHADES)}}}}}\n"
     """
 *{box-sizing:border-box}
 body{margin:0 auto;max-width:1160px;padding:2.5rem 1.25rem 4rem;background:var(--paper);color:var(--ink);
@@ -183,6 +204,9 @@ p{max-width:46rem;margin:.5rem 0}
 .counts .failed,.counts .overspent,.bad{color:var(--bad)}
 figure{margin:1.25rem 0}
 figure svg{display:block;width:100%;height:auto;max-height:120vh}
+#diagnostics svg{max-height:none}
+h3{font-size:1rem;margin:1.25rem 0 .25rem}
+ul.findings{margin:.25rem 0;padding-left:1.2rem;font-size:.9rem;overflow-wrap:anywhere}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums;width:100%}
 th,td{padding:.35rem .7rem;text-align:right;white-space:nowrap;border-bottom:1px solid var(--grid)}
@@ -242,6 +266,7 @@ and <em>chance</em> a guess.</p>
 
 <section id="results">
 <h2>Results</h2>
+{% for table in tables %}
 <p class="sub">{{ table.title }}</p>
 <div class="scroll"><table>
 <thead><tr><th class="word" scope="col">method</th><th class="word" scope="col">claim</th>
@@ -269,6 +294,7 @@ and <em>chance</em> a guess.</p>
 {% for note in table.notes %}
 <p class="notes">{{ note }}</p>
 {% endfor %}
+{% endfor %}
 </section>
 
 {% if failures or overspent %}
@@ -282,6 +308,33 @@ and <em>chance</em> a guess.</p>
 <p class="bad">{{ setting }}: {{ row.error.type }}: {{ row.error.message }}</p>
 <details><summary>traceback of {{ row.cell_id }}</summary><pre>{{ row.error.traceback }}</pre></details>
 {% endfor %}
+</section>
+{% endif %}
+
+{% if findings or diagnostics %}
+{% macro listing(members) %}
+<ul class="findings">
+{% for finding in members %}
+<li><strong>{{ finding.setting }}</strong>: {{ finding.observed }}</li>
+{% endfor %}
+</ul>
+{% endmacro %}
+<section id="diagnostics">
+<h2>Diagnostics</h2>
+<p class="warning">{{ not_private }}</p>
+{% for kind, members in findings.items() %}
+<h3 class="bad">{{ kind }}</h3>
+<p class="notes">{{ meaning[kind] }}; what usually helps: {{ help[kind] }}</p>
+{{ listing(members[:listed]) }}
+{% if members | length > listed %}
+<details><summary>{{ members | length - listed }} more</summary>{{ listing(members[listed:]) }}</details>
+{% endif %}
+{% else %}
+<p>None of the known failures was seen: {{ known | join(", ") }}.</p>
+{% endfor %}
+{% if diagnostics %}
+<figure>{{ diagnostics }}</figure>
+{% endif %}
 </section>
 {% endif %}
 

@@ -10,6 +10,7 @@ from statistics import fmean
 from rich import box
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Group as RichGroup
 from rich.table import Table
 from rich.text import Text
 
@@ -52,8 +53,18 @@ class ResultsTable:
     notes: tuple[str, ...]
 
 
-def results_table(groups: Sequence[Group]) -> ResultsTable:
-    """Balanced accuracy, mean ± 95 % confidence half-width over seeds, with ceiling, local-only and chance per partition.
+MEASURES = {"balanced_accuracy": "Balanced accuracy", "client_balanced_accuracy": "Balanced accuracy of each client's own generator"}
+"""What tables show, and how they call it."""
+
+
+def results_tables(groups: Sequence[Group]) -> list[ResultsTable]:
+    """A table for every measure that some row has; the first one always."""
+    first, *others = MEASURES
+    return [results_table(groups, name) for name in (first, *(name for name in others if any(group.interval(name) for group in groups)))]
+
+
+def results_table(groups: Sequence[Group], measure: str = "balanced_accuracy") -> ResultsTable:
+    """A measure, mean ± 95 % confidence half-width over seeds, with ceiling, local-only and chance per partition.
 
     What is the same for all groups (data set, scheme, alpha, clients) stands in the title, the rest over each block.
     """
@@ -73,9 +84,9 @@ def results_table(groups: Sequence[Group]) -> ResultsTable:
     for group in groups:
         members.setdefault(" · ".join(text for axis in varied if (text := axis(group))), []).append(group)
     return ResultsTable(
-        title=" · ".join(text for text in ("Balanced accuracy", *constant) if text),
+        title=" · ".join(text for text in (MEASURES[measure], *constant) if text),
         columns=tuple("no ε" if value is None else f"ε = {number(value)}" for value in columns),
-        blocks=tuple(Block(place, _references(block), _lines(block, columns, seeds)) for place, block in members.items()),
+        blocks=tuple(Block(place, _references(block), _lines(block, columns, seeds, measure)) for place, block in members.items()),
         notes=_notes(groups, seeds),
     )
 
@@ -128,9 +139,9 @@ class TerminalTable:
         return shown
 
 
-def rich_table(groups: Sequence[Group]) -> TerminalTable:
-    """The results table of some groups, for ``Console.print``."""
-    return TerminalTable(results_table(groups))
+def rich_tables(groups: Sequence[Group]) -> RichGroup:
+    """The results tables of some groups, for ``Console.print``."""
+    return RichGroup(*map(TerminalTable, results_tables(groups)))
 
 
 def _named(line: Line) -> str:
@@ -144,12 +155,12 @@ def number(value: float | None) -> str:
     return "∞" if value == math.inf else f"{value:g}".replace("e-0", "e-")
 
 
-def _lines(groups: Sequence[Group], columns: Sequence[float | None], seeds: int) -> tuple[Line, ...]:
+def _lines(groups: Sequence[Group], columns: Sequence[float | None], seeds: int, measure: str) -> tuple[Line, ...]:
     by_label: dict[str, dict[float | None, Group]] = {}
     for group in groups:
         by_label.setdefault(group.label, {})[group.epsilon_target] = group
     return tuple(
-        Line(label, claim(list(cells.values())), tuple(_value(cells.get(column), seeds) for column in columns))
+        Line(label, claim(list(cells.values())), tuple(_value(cells.get(column), seeds, measure) for column in columns))
         for label, cells in by_label.items()
     )
 
@@ -164,12 +175,12 @@ def claim(groups: Sequence[Group]) -> str:
     return next((name for name in ("none", "heuristic", "proved") if name in claims), "")
 
 
-def _value(group: Group | None, seeds: int) -> str:
+def _value(group: Group | None, seeds: int, measure: str) -> str:
     if group is None:
         return ""
-    interval = group.interval("balanced_accuracy")
+    interval = group.interval(measure)
     if interval is None:
-        return "overspent" if group.overspent else "failed"
+        return "" if group.rows else "overspent" if group.overspent else "failed"
     spread = "" if interval.half_width is None else f"±{interval.half_width:.3f}"
     missing = f" (n={len(group.rows)})" if len(group.rows) < seeds else ""
     return f"{interval.mean:.3f}{spread}{missing}"

@@ -10,8 +10,7 @@ from rich.console import Console
 
 from fedsim.errors import UserError
 from fedsim.report import grid_rows, write_report
-from fedsim.report.tables import rich_table
-from fedsim.results import ResultStore, group_seeds
+from fedsim.results import ResultStore
 from fedsim.runtime.display import describe, make_display, outcome
 from fedsim.runtime.manifest import write_manifest
 from fedsim.runtime.preflight import Prepared
@@ -54,16 +53,15 @@ def run_bench(
             finished = f"{len(grid_rows(folder))} of {len(prepared.trials)} cells are finished"
             console.print(f"interrupted: {finished}; the same command goes on", soft_wrap=True, highlight=False)
             return INTERRUPTED
-        page = write_report(folder)
-    rows = grid_rows(folder)
-    console.print(rich_table(group_seeds(rows)))
-    bad = [row for row in rows if row.status != "ok"]
+        report = write_report(folder)
+    report.show(console)
+    bad = [row for row in report.rows if row.status != "ok"]
     for row in bad:
         log = folder / "logs" / f"{row.cell_id}.log"
         console.print(f"{describe(row)}: {outcome(row)} ({log})", style="red", soft_wrap=True, highlight=False, markup=False)
     if any(row.status == "failed" for row in bad):
         console.print("run failed cells again with --retry-failed", soft_wrap=True)
-    console.print(f"report: {page}", soft_wrap=True, highlight=False)
+    console.print(f"report: {report.page}", soft_wrap=True, highlight=False)
     return 1 if bad else 0
 
 

@@ -149,6 +149,7 @@ class Scheduler:
                 "accuracy": outcome.scores.accuracy,
                 "balanced_accuracy": outcome.scores.balanced_accuracy,
                 "macro_f1": outcome.scores.macro_f1,
+                "client_balanced_accuracy": outcome.client_balanced_accuracy,
                 "ceiling_balanced_accuracy": self.references[ceiling],
                 "local_only_balanced_accuracy": self.references[local_only],
                 "uplink_bytes": outcome.uplink_bytes,

@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedsim.algorithm import Generator, Pool, RoundRecord, Task, Trained
+from fedsim.algorithm import Generator, PersonalGenerator, Pool, RoundRecord, Task, Trained
 from fedsim.config import Cell
 from fedsim.data.embeddings import Embeddings
-from fedsim.evaluate import Scores, score_probe
+from fedsim.evaluate import Scores, score_clients, score_probe
 from fedsim.partition import Partition
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.runtime.checkpoint import Checkpoints
 from fedsim.runtime.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
-from fedsim.seeds import Purpose, Seeds
+from fedsim.seeds import SERVER, Purpose, Seeds
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class Outcome:
     """The fields of a row that running a cell decides."""
 
     scores: Scores
+    client_balanced_accuracy: float | None
     epsilon_spent: float | None
     accountant: str | None
     uplink_bytes: int
@@ -85,16 +86,27 @@ def run_trial(
     trained: Trained = yield from algorithm.train(pool, trial.plan, seeds, resume, checkpoints)
     x, y = synthesise(trained.generator, data.classes, cell.evaluation.per_class, seeds)
     scores = score_probe(x, y, data.x_test, data.y_test, cell.evaluation.probe_c)
+    own = client_score(trained.generator, trial, data, seeds) if cell.evaluation.per_client else None
     spent, accountant = (None, None) if trial.plan is None else trained.ledger.epsilon(trial.plan.delta)
     if checkpoints:
         checkpoints.remove()
-    yield Outcome(scores, spent, accountant, trained.uplink_bytes, time.perf_counter() - started)
+    yield Outcome(scores, own, spent, accountant, trained.uplink_bytes, time.perf_counter() - started)
 
 
-def synthesise(generator: Generator, classes: int, per_class: int, seeds: Seeds) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def client_score(generator: Generator, trial: Trial, data: Embeddings, seeds: Seeds) -> float:
+    """Balanced accuracy of probes trained on each client's own synthetic embeddings."""
+    evaluation, clients = trial.cell.evaluation, range(trial.task.clients)
+    own = [generator.of_client(client) if isinstance(generator, PersonalGenerator) else generator for client in clients]
+    made = [synthesise(own[client], data.classes, evaluation.per_class, seeds, client) for client in clients]
+    return score_clients(made, data.x_test, data.y_test, evaluation.probe_c)
+
+
+def synthesise(
+    generator: Generator, classes: int, per_class: int, seeds: Seeds, client: int = SERVER
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Synthetic embeddings with uniform labels, which cost no privacy: ``[classes * per_class, d]`` and their labels."""
     labels = torch.arange(classes).repeat_interleave(per_class)
-    x = generator.sample(labels, seeds.torch(Purpose.SYNTHESIS))
+    x = generator.sample(labels, seeds.torch(Purpose.SYNTHESIS, 0, client))
     return x.numpy().astype(np.float32, copy=False), labels.numpy()
 
 

@@ -63,17 +63,20 @@ class Report:
     end: Outcome | Failure | float | None = None
 
 
-def _limit_threads(cpus: float) -> None:
+def settle(cpus: float) -> None:
+    """Make a process ready for training on its share of the machine: so many threads, and memory that is kept for the next step."""
     threads = max(1, int(cpus))
     torch.set_num_threads(threads)
     threadpool_limits(threads)
+    # glibc gives freed memory back at every step, unless it has seen a block this large being freed: a tenth of a step's time.
+    torch.empty(2**23)
 
 
 class TrialWorker:
     """Runs cells and references; with cohort actors it coordinates, without it hosts all clients itself."""
 
     def __init__(self, cpus: float, cohorts: Sequence[Any] = ()) -> None:
-        _limit_threads(cpus)
+        settle(cpus)
         self.cohorts = list(cohorts)
 
     def run(self, trial: Trial, data: Embeddings, data_ref: Sequence[Any], checkpoint: Path) -> Iterator[Report]:
@@ -125,7 +128,7 @@ class CohortActor:
     """Hosts one cohort of a cell that is spread over several actors."""
 
     def __init__(self, cpus: float) -> None:
-        _limit_threads(cpus)
+        settle(cpus)
         self.cohort: Cohort | None = None
 
     def host(self, spec: CohortSpec, data: Embeddings) -> None:

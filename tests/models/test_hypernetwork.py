@@ -87,3 +87,10 @@ def test_a_decoder_without_hidden_layer_is_a_prototype_plus_a_map_of_z():
     weight, bias = decoder.modulated()[0].rows.weight, decoder.modulated()[0].rows.bias
     right = (z[:, 0] * 0.5) @ weight[:, :LATENT].T + weight[:, LATENT:].T[y] + bias
     assert torch.allclose(decoder(z, y, z[:, 0, :0])[:, 0], right / DIM**0.5, atol=1e-5)
+
+
+def test_generated_norms_are_those_of_the_generated_layers():
+    decoder, codes = random_(ModulatedDecoder(LATENT, CLASSES, [7], DIM, CODE)), draw(ROWS, CODE)
+    for code, found in zip(codes, decoder.generated_norms(codes), strict=True):
+        parts = [part.flatten() for layer in decoder.modulated() for part in generated(layer, code)]
+        assert torch.allclose(found, torch.cat(parts).norm(), rtol=1e-5)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedsim.models.kernel import kernel, kernel_score, mmd2
+from fedsim.models.kernel import kernel, kernel_features, kernel_score
 
 DIM, DATA = 6, 40
 
@@ -63,17 +63,17 @@ def test_sampled_scores_have_mmds_gradient_on_average():
     assert ((found.mean(0) - right).abs() < 5 * error + 0.01 * right.norm()).all()
 
 
-def test_mmd_is_small_for_one_distribution_and_large_for_two():
-    a, b = unit_rows(400, 3), unit_rows(400, 4)
-    assert abs(float(mmd2(a, b))) < 0.005
-    assert float(mmd2(a, b + 0.5)) > 0.05
+def test_features_give_the_kernel_and_the_mmd_of_two_samples():
+    a, b = unit_rows(40, 3), unit_rows(50, 4) * 0.5
+    features = [kernel_features(rows.float(), 20_000, torch.Generator().manual_seed(5)) for rows in (a, b)]
+    exact = kernel(torch.cdist(a, b).square())
+    assert (features[0] @ features[1].T - exact).abs().max() < 0.04
+    mmd2 = kernel(torch.cdist(a, a).square()).mean() + kernel(torch.cdist(b, b).square()).mean() - 2 * exact.mean()
+    assert mmd2 > 0.05
+    assert float((features[0].mean(0) - features[1].mean(0)).square().sum()) == pytest.approx(float(mmd2), abs=0.01)
 
 
-def test_mmd_is_unbiased():
-    values = torch.stack([mmd2(unit_rows(10, 2 * i), unit_rows(10, 2 * i + 1)) for i in range(300)])
-    assert abs(float(values.mean())) < 4 * float(values.std()) / len(values) ** 0.5
-
-
-def test_mmd_needs_two_rows():
-    with pytest.raises(ValueError, match="two rows"):
-        mmd2(unit_rows(1, 0), unit_rows(3, 1))
+def test_features_of_one_stream_are_the_same():
+    one, again, other = (kernel_features(torch.ones(2, 3), 8, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)

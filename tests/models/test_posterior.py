@@ -1,6 +1,8 @@
+import math
+
 import torch
 
-from fedsim.models.posterior import linear_posterior
+from fedsim.models.posterior import linear_posterior, posterior_spread
 from fedsim.seeds import Purpose, Seeds
 
 CLIENTS, CLASSES, DIM, SIZE, ROWS = 2, 3, 7, 4, 30
@@ -18,8 +20,12 @@ def test_the_draw_has_the_posterior_mean_and_covariance_of_the_joint_gaussian() 
     client, label = torch.arange(ROWS) % CLIENTS, torch.arange(ROWS) % CLASSES
 
     def draw(noise: torch.Tensor) -> torch.Tensor:
+        return drawn(noise)[0]
+
+    def drawn(noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         group = torch.stack([client, label])
-        return linear_posterior(residual, group, maps, scales, prior_mean, prior_log_var, variance, noise)
+        spread = posterior_spread(maps, scales, prior_log_var, variance)
+        return linear_posterior(residual, group, maps, scales, (prior_mean, prior_log_var), variance, spread, noise)
 
     mean = draw(torch.zeros(ROWS, SIZE, dtype=torch.float64))
     roots = torch.stack([draw(torch.eye(SIZE, dtype=torch.float64)[j].expand(ROWS, SIZE)) - mean for j in range(SIZE)], 2)
@@ -31,3 +37,9 @@ def test_the_draw_has_the_posterior_mean_and_covariance_of_the_joint_gaussian() 
         start = prior_mean[client[n], label[n]]
         torch.testing.assert_close(mean[n], start + gain @ (residual[n] - a @ start))
         torch.testing.assert_close(roots[n] @ roots[n].T, prior - gain @ a @ prior)
+
+    noise = normal(ROWS, SIZE)
+    z, density = drawn(noise)
+    for n in range(ROWS):
+        exact = torch.distributions.MultivariateNormal(mean[n], scale_tril=roots[n]).log_prob(z[n])
+        torch.testing.assert_close(density[n], exact + SIZE / 2 * math.log(2 * math.pi))

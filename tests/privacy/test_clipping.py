@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fedsim.batch import Batch
 from fedsim.models.layers import ClientLinear, Shift
 from fedsim.privacy.clipping import ENGINES, Norms, clipped_sum
+from fedsim.privacy.clipping.engine import CHUNK
 
 BITES = 0.5
 """A clip norm that cuts most gradients of the small models and spares some."""
@@ -292,8 +293,31 @@ def test_a_layer_without_rows_raises():
 
 def test_a_loss_of_the_wrong_shape_raises():
     for engine in ENGINES:
-        with pytest.raises(ValueError, match="one number for each"):
+        with pytest.raises(ValueError, match="one row of parts, for each"):
             clipped_sum(build(Linear), lambda model, b: call(model, b).sum(), make_batch(), Norms(1.0), engine)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_loss_in_parts_is_their_sum_and_tells_them(engine):
+    model, batch = build(Linear), make_batch()
+    halves = clipped_sum(
+        model, lambda model, b: torch.stack([call(model, b) * share for share in (0.25, 0.75)], 1), batch, Norms(0.5), engine
+    )
+    whole = clipped_sum(model, call, batch, Norms(0.5), engine)
+    assert halves.loss.shape == (len(batch), 2)
+    torch.testing.assert_close(halves.loss.sum(1), whole.loss)
+    for name, value in whole.sums.items():
+        torch.testing.assert_close(halves.sums[name], value)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_large_batch_is_summed_in_chunks(engine):
+    model, batch = build(PerClient), make_batch((CHUNK // 2, 0, CHUNK + 40, 3))
+    result = clipped_sum(model, call, batch, Norms(0.5), engine)
+    alone = [clipped_sum(model, call, batch.row(index), Norms(0.5)) for index in range(len(batch))]
+    torch.testing.assert_close(result.norms, torch.cat([one.norms for one in alone]))
+    for name, value in result.sums.items():
+        torch.testing.assert_close(value, torch.stack([one.sums[name] for one in alone]).sum(0), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

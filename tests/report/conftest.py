@@ -64,6 +64,38 @@ def make_failed(**fields: Any) -> Row:
     return make_row(**none | {"status": "failed", "error": ERROR} | fields)
 
 
+def make_rounds(cell_id: str, rounds: int = 8, start: int = 0, **values: Any) -> list[dict[str, Any]]:
+    """The round records of a sound training; a value may be a list, one element a round."""
+    sound = {
+        "signal_norm": 100.0,
+        "noise_norm": 200.0,
+        "loss_reconstruction": -0.9,
+        "loss_kl": 0.01,
+        "loss_kernel": -0.02,
+        "loss_lipschitz": 1e-4,
+        "kl": 2.0,
+        "gradient_norm_quantiles": (0.5, 1.0, 1.5, 2.0, 2.5),
+        "clipped_fraction": 0.8,
+        "generated_decoder_norm": 8.0,
+        "generated_prior_norm": 1.0,
+        "parameter_norm": 7.7,
+        "cross_client_mmd": 0.02,
+    } | values
+    return [
+        {"cell_id": cell_id, "round": start + t, "release": "dp-sgd"}
+        | {
+            name: value[t] if isinstance(value, list) else list(value) if isinstance(value, tuple) else value
+            for name, value in sound.items()
+        }
+        for t in range(rounds)
+    ]
+
+
+@pytest.fixture(scope="session")
+def training() -> Callable[..., list[dict[str, Any]]]:
+    return make_rounds
+
+
 @pytest.fixture(scope="session")
 def row() -> Callable[..., Row]:
     return make_row

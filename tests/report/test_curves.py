@@ -6,7 +6,8 @@ from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
 from matplotlib.image import imread
 
-from fedsim.report.curves import MUTED, PAPER, SERIES, Axis, draw_curves, inline_svg, save_curves
+from fedsim.report.curves import NAME, Axis, draw_curves
+from fedsim.report.figures import MUTED, PAPER, SERIES, inline_svg, save_figure
 from fedsim.results import group_seeds
 
 
@@ -135,13 +136,13 @@ def test_any_label_is_drawn_as_it_is(row, label, tmp_path):
     rows = [row(label=label)]
     assert legend(rows)[0].replace("\n", "") == label
     figure = draw_curves(group_seeds(rows))
-    save_curves(figure, tmp_path)
+    save_figure(figure, tmp_path, NAME)
     assert "<script" not in (tmp_path / "privacy_utility.svg").read_text()
 
 
 def test_the_files_are_written_and_the_same_rows_give_the_same_bytes(quickstart, tmp_path):
     for folder in ("one", "two"):
-        save_curves(draw_curves(group_seeds(quickstart)), tmp_path / folder)
+        save_figure(draw_curves(group_seeds(quickstart)), tmp_path / folder, NAME)
     for name in ("privacy_utility.png", "privacy_utility.svg"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     height, width, _ = imread(tmp_path / "one" / "privacy_utility.png").shape
@@ -150,7 +151,7 @@ def test_the_files_are_written_and_the_same_rows_give_the_same_bytes(quickstart,
 
 
 def test_the_inline_picture_takes_its_colours_from_the_page(quickstart):
-    svg = inline_svg(draw_curves(group_seeds(quickstart)), "Curves")
+    svg = inline_svg(draw_curves(group_seeds(quickstart)), "Curves", "curves")
     assert svg.startswith('<svg role="img" aria-label="Curves"')
     assert "var(--ink)" in svg
     assert "var(--series-2)" in svg

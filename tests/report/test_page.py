@@ -1,5 +1,4 @@
 import json
-import math
 import re
 import shutil
 import subprocess
@@ -9,6 +8,7 @@ import pytest
 
 from fedsim.errors import UserError
 from fedsim.report import grid_rows, write_report
+from fedsim.report.diagnostics import NOT_PRIVATE
 from fedsim.results import ResultStore
 
 CHROMIUM = shutil.which("chromium")
@@ -38,17 +38,22 @@ class Elements(HTMLParser):
         self.text += "" if self._style else data
 
 
-def folder_with(tmp_path, rows, manifest=None):
+def folder_with(tmp_path, rows, manifest=None, records=()):
     store = ResultStore(tmp_path / "quick <b>start")
     for each in rows:
         store.append(each)
+    store.append_rounds(records)
     if manifest is not None:
         (store.folder / "manifest.json").write_text(json.dumps(manifest))
     return store.folder
 
 
+def sections(page):
+    return [attributes["id"] for tag, attributes in page.tags if tag == "section"]
+
+
 def page_of(folder):
-    return Elements(write_report(folder).read_text(encoding="utf-8"))
+    return Elements(write_report(folder).page.read_text(encoding="utf-8"))
 
 
 @pytest.fixture
@@ -75,7 +80,7 @@ def manifest_of(rows):
 
 def test_a_report_is_drawn_from_rows_alone(tmp_path, quickstart):
     folder = folder_with(tmp_path, quickstart)
-    assert write_report(folder) == folder / "report.html"
+    assert write_report(folder).page == folder / "report.html"
     assert {path.name for path in folder.iterdir()} == {".lock", "results.jsonl", "summary.csv", "report.html", "curves"}
     assert {path.suffix for path in (folder / "curves").iterdir()} == {".png", ".svg"}
 
@@ -132,6 +137,41 @@ def test_a_run_in_which_all_failed_still_has_a_report(tmp_path, failed):
     assert "svg" not in [tag for tag, _ in page.tags]
 
 
+def test_rounds_are_drawn_and_their_failures_named(tmp_path, row, training):
+    rows = [row(cell_id=f"{seed}", seed=seed, label=HOSTILE, balanced_accuracy=0.8) for seed in (0, 1)]
+    records = [record for each in rows for record in training(each.cell_id, kl=0.01)]
+    folder = folder_with(tmp_path, rows, records=records)
+    page = page_of(folder)
+    assert {path.stem for path in (folder / "curves").iterdir()} == {"privacy_utility", "diagnostics"}
+    assert "diagnostics" in sections(page)
+    assert len([tag for tag, _ in page.tags if tag == "svg"]) == 2
+    assert "script" not in [tag for tag, _ in page.tags]
+    assert NOT_PRIVATE in page.text
+    assert f"{HOSTILE} · digits · α = 0.1 · 10 clients · ε = 1: 0.01 nats an example" in page.text
+    assert "the decoder ignores z; what usually helps: a lower beta" in page.text
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_a_sound_training_is_told_so(tmp_path, row, training):
+    page = page_of(folder_with(tmp_path, [row(cell_id="a", balanced_accuracy=0.8)], records=training("a")))
+    assert "None of the known failures was seen: training diverged, accuracy collapse under noise" in page.text
+
+
+def test_without_diagnostics_there_is_no_section_of_them(tmp_path, row):
+    page = page_of(folder_with(tmp_path, [row(cell_id="a", balanced_accuracy=0.8)], records=[{"cell_id": "a", "round": 0}]))
+    assert "diagnostics" not in sections(page)
+    assert NOT_PRIVATE not in page.text
+
+
+def test_a_failure_of_many_settings_unfolds(tmp_path, row, training):
+    rows = [row(cell_id=f"{clients}", clients=clients, balanced_accuracy=0.8) for clients in range(2, 12)]
+    page = page_of(folder_with(tmp_path, rows, records=[record for each in rows for record in training(each.cell_id, kl=0.0)]))
+    assert page.text.count("KL collapse") == 1
+    assert all(f"{clients} clients · ε = 1: " in page.text for clients in range(2, 12))
+    assert "4 more" in page.text
+
+
 def test_a_folder_without_results_or_with_a_broken_manifest_is_a_users_mistake(tmp_path, row):
     with pytest.raises(UserError, match=r"no results\.jsonl"):
         write_report(tmp_path)
@@ -141,8 +181,9 @@ def test_a_folder_without_results_or_with_a_broken_manifest_is_a_users_mistake(t
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-def test_a_browser_shows_the_page(tmp_path, full):
-    page = write_report(folder_with(tmp_path, full, manifest_of(full)))
+def test_a_browser_shows_the_page(tmp_path, full, training):
+    records = [record for each in full for record in training(each.cell_id)]
+    page = write_report(folder_with(tmp_path, full, manifest_of(full), records)).page
     picture, profile = tmp_path / "page.png", tmp_path / "profile"
     command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "--window-size=1100,1400"]
     shown = subprocess.run(
@@ -155,6 +196,6 @@ def test_a_browser_shows_the_page(tmp_path, full):
     tree = Elements(shown.stdout)
     assert re.search(r"<title>quick &lt;b&gt;start · fedsim</title>", shown.stdout)
     assert "script" not in [tag for tag, _ in tree.tags]
-    assert len([tag for tag, _ in tree.tags if tag == "svg"]) == 1
-    assert math.isclose(len([tag for tag, _ in tree.tags if tag == "section"]), 6)
+    assert len([tag for tag, _ in tree.tags if tag == "svg"]) == 2
+    assert sections(tree) == ["curves", "results", "failures", "diagnostics", "privacy", "cells", "manifest"]
     assert picture.stat().st_size > 50_000

@@ -4,13 +4,13 @@ import math
 import pytest
 from rich.console import Console
 
-from fedsim.report.tables import claim, number, results_table, rich_table
+from fedsim.report.tables import claim, number, results_table, results_tables, rich_tables
 from fedsim.results import group_seeds
 
 
 def printed(rows, width=100):
     console = Console(file=io.StringIO(), width=width)
-    console.print(rich_table(group_seeds(rows)))
+    console.print(rich_tables(group_seeds(rows)))
     return console.file.getvalue()
 
 
@@ -43,6 +43,16 @@ def test_what_is_missing_is_told(row, failed):
     table = results_table(group_seeds(rows))
     assert table.blocks[0].lines[0].values == ("0.600±0.248", "0.500 (n=1)", "failed", "overspent")
     assert "in no mean: 2 failed and 1 overspent (the report says why)" in table.notes
+
+
+def test_the_clients_own_generators_have_a_table_of_their_own_where_they_were_judged(row):
+    rows = [row(client_balanced_accuracy=0.7), row(cell_id="b", epsilon_target=None, label="shared")]
+    assert len(results_tables(group_seeds(rows[1:]))) == 1
+    first, second = results_tables(group_seeds(rows))
+    assert first.title.startswith("Balanced accuracy · digits")
+    assert second.title.startswith("Balanced accuracy of each client's own generator")
+    assert [line.values for line in second.blocks[0].lines] == [("0.700", ""), ("", "")]
+    assert "each client's own generator" in printed(rows)
 
 
 def test_a_claim_speaks_of_finite_budgets_only(row):

@@ -176,7 +176,8 @@ def _join(parts: list[Tensor]) -> Tensor:
 
 
 def _clip_examples(uses: dict[str, Use], norms: Norms, batch: Batch, sums: dict[str, Tensor]) -> Tensor:
-    squared, finite = batch.x.new_zeros(len(batch)), torch.ones(len(batch), dtype=torch.bool, device=batch.x.device)
+    parts, weights = [batch.x.new_zeros(len(batch))], [1.0]
+    finite = torch.ones(len(batch), dtype=torch.bool, device=batch.x.device)
     for path, use in uses.items():
         for name, value in RULES[type(use.layer)].squared(use).items():
             full = _full(path, name)
@@ -185,7 +186,9 @@ def _clip_examples(uses: dict[str, Use], norms: Norms, batch: Batch, sums: dict[
             if norms.is_free(full):
                 finite &= value.isfinite()
             else:
-                squared.add_(value, alpha=norms.weight(full) ** 2)
+                parts.append(value)
+                weights.append(norms.weight(full) ** 2)
+    squared = batch.x.new_tensor(weights) @ torch.stack(parts)
     finite &= squared.isfinite()
     if not bool(finite.all()):
         uses = {path: use.keep_only(finite) for path, use in uses.items()}

@@ -15,7 +15,7 @@ from fedsim.models.layers import ClientCode, ClientLinear
 from fedsim.privacy.plan import Unit
 
 Loss = Callable[[nn.Module, Batch], Tensor]
-"""Per-example loss: (model, batch of N rows) to ``[N]``, row n a function of row n alone."""
+"""Per-example loss: (model, batch of N rows) to ``[N]``, or ``[N, parts]`` to be added; row n a function of row n alone."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class ClippedSum:
     Attributes:
         sums: by parameter name, the sum over units of clipped, weighted gradients; the parameter's own shape.
         norms: each unit's joint norm before clipping, ``[N]`` examples or ``[K]`` clients: private, for diagnostics only.
-        loss: each example's loss ``[N]``: private, for diagnostics only.
+        loss: each example's loss ``[N]`` or ``[N, parts]``: private, for diagnostics only.
     """
 
     sums: dict[str, Tensor]
@@ -99,6 +99,9 @@ def _engines() -> dict[str, Engine]:
     return {"bookkeeping": bookkeeping, "opacus": opacus_hooks, "vmap": vmap}
 
 
+CHUNK = 256
+"""Examples that are computed on at a time: what they leave behind fits a processor's cache, and memory does not grow with the batch."""
+
 ENGINES = ("bookkeeping", "opacus", "vmap")
 
 
@@ -118,7 +121,7 @@ def clipped_sum(
 
     Args:
         model: its trainable parameters are what the gradient is taken by.
-        loss: the per-example loss ``[N]``.
+        loss: the per-example loss; called with a part of the batch at a time where the unit is an example.
         batch: the rows, sorted by client; may be empty.
         norms: the clip norm, the unit, the weights and the free parameters.
         engine: ``bookkeeping`` (one forward, one backward, no gradient with a batch dimension), ``opacus`` or ``vmap``
@@ -141,13 +144,17 @@ def clipped_sum(
 
     def one_each(model: nn.Module, batch: Batch) -> Tensor:
         losses = loss(model, batch)
-        if losses.shape != (len(batch),):
-            raise ValueError(f"the loss has shape {list(losses.shape)}, not one number for each of {len(batch)} examples")
+        if losses.dim() not in (1, 2) or len(losses) != len(batch):
+            raise ValueError(
+                f"the loss has shape {list(losses.shape)}, not one number, or one row of parts, for each of {len(batch)} examples"
+            )
         return losses
 
     before = _state(modules)
-    unit_norms, losses = _engines()[engine](model, one_each, batch, norms, sums)
+    parts = batch.chunks(CHUNK) if norms.unit == "example" else [batch]
+    measured = [_engines()[engine](model, one_each, part, norms, sums) for part in parts]
     _refuse_changes(before, _state(modules))
+    unit_norms, losses = (torch.cat(values) for values in zip(*measured, strict=True))
     return ClippedSum(sums, unit_norms, losses)
 
 

@@ -27,12 +27,13 @@ def vmap(model: nn.Module, loss: Loss, batch: Batch, norms: Norms, sums: dict[st
     parameters = _trainable(model)
     noise_names = list(batch.noise)
 
-    def single(params: dict[str, Tensor], x: Tensor, y: Tensor, client: Tensor, *noise: Tensor) -> Tensor:
+    def single(params: dict[str, Tensor], x: Tensor, y: Tensor, client: Tensor, *noise: Tensor) -> tuple[Tensor, Tensor]:
         layout = Layout(client[None], batch.layout.clients, direct=True)
         row = Batch(x[None], y[None], {name: draw[None] for name, draw in zip(noise_names, noise, strict=True)}, layout)
-        return _functional(model, loss, params, row)[0]
+        parts = _functional(model, loss, params, row)[0]
+        return parts.sum(), parts
 
-    grads, losses = torch.func.vmap(torch.func.grad_and_value(single), in_dims=(None, 0, 0, 0, *[0] * len(noise_names)))(
+    grads, (_, losses) = torch.func.vmap(torch.func.grad_and_value(single, has_aux=True), in_dims=(None, 0, 0, 0, *[0] * len(noise_names)))(
         parameters, batch.x, batch.y, batch.layout.client, *batch.noise.values()
     )
     return _clip(grads, batch, norms, sums), losses.detach()
@@ -46,7 +47,7 @@ class LossModule(nn.Module):
         self.model, self.loss = model, loss
 
     def forward(self, batch: Batch) -> Tensor:
-        """The loss, ``[N]``."""
+        """The loss."""
         return self.loss(self.model, batch)
 
 

@@ -1,0 +1,212 @@
+"""Known failures of a training under noise, named in words when the rows and round records show them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import pandas as pd
+
+from fedsim.report.diagnostics import round_frame, settings
+from fedsim.report.tables import number
+from fedsim.results import Group, Row
+
+ACCURACY_SHARE = 0.25
+"""Of the way from chance to the score without noise: with less than that, noise has taken most of what was learned."""
+KL_COLLAPSED = 0.05
+"""Nats an example: so little of x passes through z that the decoder does as well without it."""
+KL_GROWTH, KL_LARGE = 10.0, 50.0
+"""Times the first value, and nats: a useful posterior of a few dozen latents stays below both."""
+MMD_HIGH, MMD_STAYED = 0.1, 0.5
+"""Of a kernel with values up to 1; and of the run's own maximum: below half of it, the clients are coming together."""
+_LAST = 4
+"""The last quarter of the rounds is what a run has come to."""
+
+DIVERGED = "training diverged"
+ACCURACY = "accuracy collapse under noise"
+COLLAPSE = "KL collapse"
+EXPLOSION = "KL explosion"
+DISAGREEMENT = "cross-client MMD stays high"
+HELP = {
+    DIVERGED: "a smaller learning rate, a larger ε or fewer rounds (less noise a round), a smaller model",
+    ACCURACY: "fewer, larger batches; fewer rounds; a smaller model; a larger ε; more data",
+    COLLAPSE: "a lower beta, a wider latent_share, longer training",
+    EXPLOSION: "a larger beta, a smaller learning rate, a larger ε or fewer rounds (less noise a round)",
+    DISAGREEMENT: "synthesis: mixture or client; a larger lipschitz; a smaller code_scale",
+}
+"""The kinds of failures, and what usually helps."""
+MEANING = {
+    DIVERGED: "a loss is not finite, so nothing was learned from there on",
+    ACCURACY: "most of what the method learns without noise is lost with it",
+    COLLAPSE: "the decoder ignores z",
+    EXPLOSION: "the posterior has left the prior that synthesis draws from",
+    DISAGREEMENT: "the clients' generators do not agree, so one neutral code stands for none of them",
+}
+"""What a failure means."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A failure that one setting (method, data set, alpha, clients, epsilon) shows, over all its seeds.
+
+    Attributes:
+        setting: the setting in words; holds user text.
+        kind: a key of ``HELP``.
+        observed: what was seen, in numbers.
+    """
+
+    setting: str
+    kind: str
+    observed: str
+
+    @property
+    def sentence(self) -> str:
+        """Setting, failure, what was seen, what it means and what usually helps."""
+        return f"{self.setting}: {self.kind}: {self.observed}. {_told(self.kind)}"
+
+
+def find_failures(rows: Sequence[Row], records: Iterable[Mapping[str, Any]]) -> list[Finding]:
+    """The known failures that some rows and their rounds show, by kind in the order of ``HELP``, then by setting.
+
+    Args:
+        rows: the rows of the grid, whatever their status.
+        records: what ``ResultStore.rounds`` gave.
+    """
+    groups, records = settings(rows), list(records)
+    frame = round_frame(groups, records)
+    late = frame[frame["position"] >= frame["rounds"] - (frame["rounds"] / _LAST).apply(math.ceil)]
+    ok = {row.cell_id for row in rows if row.status == "ok"}
+    kl = pd.DataFrame({"first": frame.groupby("cell_id")["kl"].first(), "last": late.groupby("cell_id")["kl"].mean()}).dropna()
+    mmd = pd.DataFrame(
+        {"most": frame.groupby("cell_id")["cross_client_mmd"].max(), "last": late.groupby("cell_id")["cross_client_mmd"].mean()}
+    ).dropna()
+    return [
+        *_diverged(groups, records),
+        *_accuracy(groups, ok, late.groupby("group")["noise_to_signal"].median()),
+        *_collapse(groups, kl),
+        *_explosion(groups, kl, records),
+        *_disagreement(groups, mmd),
+    ]
+
+
+def summary(findings: Sequence[Finding]) -> list[str]:
+    """A line for every kind that was found, for a terminal: how often, where first, and what usually helps."""
+    lines = []
+    for kind, members in by_kind(findings).items():
+        often = f" in {len(members)} settings, such as" if len(members) > 1 else ":"
+        lines.append(f"{kind}{often} {members[0].setting}: {members[0].observed}. {_told(kind)}")
+    return lines
+
+
+def by_kind(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
+    """The findings by kind, in their order."""
+    kinds: dict[str, list[Finding]] = {}
+    for finding in findings:
+        kinds.setdefault(finding.kind, []).append(finding)
+    return kinds
+
+
+def _told(kind: str) -> str:
+    meaning = MEANING[kind]
+    return f"{meaning[0].upper()}{meaning[1:]}. What usually helps: {HELP[kind]}"
+
+
+def setting(of: Row | Group) -> str:
+    """Method, place and epsilon in words."""
+    parts = [of.label, of.dataset]
+    parts += [f"α = {number(of.alpha)}"] if of.alpha is not None else []
+    parts += [f"{of.clients} clients"] if of.clients is not None else []
+    return " · ".join([*parts, *([f"ε = {number(of.epsilon_target)}"] if of.epsilon_target is not None else [])])
+
+
+def _accuracy(groups: Sequence[Group], ok: set[str], noise: pd.Series[float]) -> Iterator[Finding]:
+    scores = {position: fmean(values) for position, group in enumerate(groups) if (values := _scores(group, ok))}
+    noiseless = {_place(groups[position]): score for position, score in scores.items() if groups[position].epsilon_target == math.inf}
+    for position, score in scores.items():
+        group = groups[position]
+        if group.epsilon_target is None or math.isinf(group.epsilon_target):
+            continue
+        chance, ceiling, best = group.mean("chance"), group.mean("ceiling_balanced_accuracy"), noiseless.get(_place(group))
+        words = "the ceiling is {}" if best is None else "{} without noise"
+        best = ceiling if best is None else best
+        if chance is None or best is None or best <= chance or score >= chance + ACCURACY_SHARE * (best - chance):
+            continue
+        ratio = noise.get(position, math.nan)
+        told = f"balanced accuracy {score:.2f}, {words.format(f'{best:.2f}')} (chance {chance:.2f})"
+        told += f"; the noise's norm is {_rounded(ratio)} times the signal's" if math.isfinite(ratio) else ""
+        yield Finding(setting(group), ACCURACY, told)
+
+
+def _scores(group: Group, ok: set[str]) -> list[float]:
+    return [row.balanced_accuracy for row in group.rows if row.cell_id in ok and row.balanced_accuracy is not None]
+
+
+def _place(group: Group) -> tuple[object, ...]:
+    return group.label, group.dataset, group.scheme, group.alpha, group.clients
+
+
+def _diverged(groups: Sequence[Group], records: Iterable[Mapping[str, Any]]) -> Iterator[Finding]:
+    first: dict[str, tuple[int, str]] = {}
+    for record in records:
+        if record["cell_id"] in first:
+            continue
+        if lost := [name for name, value in record.items() if name.startswith("loss_") and _lost(value)]:
+            words = " and ".join(name.removeprefix("loss_").replace("_", " ") for name in lost)
+            first[record["cell_id"]] = record["round"], words
+    for group in groups:
+        if cells := [first[row.cell_id] for row in group.rows if row.cell_id in first]:
+            round_, words = min(cells)
+            told = f"the loss ({words}) is not finite from round {round_} on"
+            yield Finding(setting(group), DIVERGED, f"{told}{_seeds(len(cells), len(group.rows))}")
+
+
+def _collapse(groups: Sequence[Group], kl: pd.DataFrame) -> Iterator[Finding]:
+    for group, cells in _cells(groups, kl):
+        found = cells[cells["last"] < KL_COLLAPSED]
+        if len(found):
+            told = f"{_rounded(found['last'].median())} nats an example in the last quarter of the rounds{_seeds(len(found), len(cells))}"
+            yield Finding(setting(group), COLLAPSE, told)
+
+
+def _explosion(groups: Sequence[Group], kl: pd.DataFrame, records: Iterable[Mapping[str, Any]]) -> Iterator[Finding]:
+    lost = {record["cell_id"] for record in records if _lost(record.get("kl"))}
+    large = kl[(kl["last"] > KL_LARGE) & (kl["last"] > KL_GROWTH * kl["first"])].drop(index=list(lost), errors="ignore")
+    for group, found in _cells(groups, large):
+        if count := sum(row.cell_id in lost for row in group.rows):
+            yield Finding(setting(group), EXPLOSION, f"the KL is not finite{_seeds(count, len(group.rows))}")
+        elif len(found):
+            first, last = found.median()
+            told = f"{_rounded(last)} nats an example in the last quarter of the rounds, {_rounded(first)} at first"
+            yield Finding(setting(group), EXPLOSION, f"{told}{_seeds(len(found), len(group.rows))}")
+
+
+def _disagreement(groups: Sequence[Group], mmd: pd.DataFrame) -> Iterator[Finding]:
+    for group, cells in _cells(groups, mmd):
+        found = cells[(cells["last"] > MMD_HIGH) & (cells["last"] >= MMD_STAYED * cells["most"])]
+        if len(found):
+            most, last = found.median()
+            told = f"squared MMD {last:.2f} in the last quarter of the rounds, at most {most:.2f}{_seeds(len(found), len(cells))}"
+            yield Finding(setting(group), DISAGREEMENT, told)
+
+
+def _cells(groups: Sequence[Group], statistics: pd.DataFrame) -> Iterator[tuple[Group, pd.DataFrame]]:
+    """The groups with the lines of their cells."""
+    for group in groups:
+        yield group, statistics.loc[statistics.index.intersection([row.cell_id for row in group.rows])]
+
+
+def _seeds(found: int, of: int) -> str:
+    if of == 1:
+        return ""
+    return f", in all {of} seeds" if found == of else f", in {found} of {of} seeds"
+
+
+def _rounded(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def _lost(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)

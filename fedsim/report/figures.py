@@ -1,0 +1,72 @@
+"""What all figures share: colours, fonts, files, and how they stand in a page."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+INK, MUTED, GRID, PAPER = "#1c2430", "#6b7281", "#e4e7ec", "#ffffff"
+# Okabe and Ito's palette, which colour-blind readers can tell apart, without its yellow (too pale) and black (the ink).
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+# Seven steps of plasma from pale (small epsilon) to dark (no noise), all with contrast to the paper.
+SHADES = ("#f2844b", "#de5f65", "#c33d80", "#a11b9b", "#7701a8", "#48039f", "#0d0887")
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The font; text becomes outlines, so that a figure looks the same on a machine without it."""
+    with matplotlib.rc_context({"font.family": "DejaVu Sans", "font.size": 9, "svg.fonttype": "path", "svg.hashsalt": "fedsim"}):
+        yield
+
+
+def save_figure(figure: Figure, folder: Path, name: str, dpi: int = 200) -> list[Path]:
+    """Write ``name.png`` and ``name.svg`` into ``folder``; the same figure gives the same bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    png, svg = folder / f"{name}.png", folder / f"{name}.svg"
+    with style():
+        FigureCanvasAgg(figure)
+        figure.savefig(png, dpi=dpi)
+    svg.write_text(_svg(figure), encoding="utf-8")
+    return [png, svg]
+
+
+def inline_svg(figure: Figure, title: str, name: str) -> str:
+    """The figure as an ``<svg>`` element for a page, its colours as CSS variables so that it follows light and dark.
+
+    The page defines ``--ink``, ``--muted``, ``--grid``, ``--paper``, ``--series-0`` … ``--series-5`` and ``--shade-0`` … ``--shade-6``.
+
+    Args:
+        figure: drawn with this module's colours.
+        title: read out by screen readers; must be free of markup.
+        name: what its elements' ids start with, different for every figure of a page.
+    """
+    svg = _svg(figure)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    # Inside a page this rule would reach every element of it.
+    svg = re.sub(r"<style type=\"text/css\">.*?</style>", "", svg, flags=re.DOTALL)
+    variables = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"}
+    variables |= {colour: f"--series-{position}" for position, colour in enumerate(SERIES)}
+    variables |= {colour: f"--shade-{position}" for position, colour in enumerate(SHADES)}
+    for colour, variable in variables.items():
+        svg = svg.replace(colour, f"var({variable})")
+    # matplotlib numbers the elements of each figure from one
+    for start in ('id="', 'href="#', "url(#"):
+        svg = svg.replace(start, f"{start}{name}-")
+    look = 'style="stroke-linejoin: round; stroke-linecap: butt"'
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{title}" {look} ', 1)
+
+
+def _svg(figure: Figure) -> str:
+    text = io.StringIO()
+    with style():
+        FigureCanvasSVG(figure)
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()

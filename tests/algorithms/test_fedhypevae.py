@@ -1,0 +1,156 @@
+"""FedHypeVAE's own mathematics beyond the parts that tests/models covers: meta-codes, synthesis, diagnostics."""
+
+from typing import Any
+
+import pytest
+import torch
+from cells import quick, small_cells
+
+from algorithms.fedhypevae import FedHypeVAE, HyperCVAE, fit_meta_codes
+from fedsim.algorithm import Task
+from fedsim.models.kernel import kernel
+from fedsim.runtime.cohort import build_algorithm
+from fedsim.runtime.trial import local_pool, run_trial
+from fedsim.seeds import Seeds
+
+DIM, CLASSES, CLIENTS = 6, 3, 5
+PARAMS = FedHypeVAE.Params(latent=2, code=2)
+
+
+def hyper_model(spread: float) -> HyperCVAE:
+    """A model whose generator moves by ``spread`` times the code."""
+    model = HyperCVAE(PARAMS, DIM, CLASSES, CLIENTS)
+    stream = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=stream))
+        (layer,) = model.decoder.modulated()
+        for head in (layer.scale, layer.shift):
+            head.weight.copy_(spread * torch.randn(head.weight.shape, generator=stream))
+    return model
+
+
+def distance(model: Any, meta: torch.Tensor, codes: torch.Tensor) -> float:
+    """Squared MMD, many samples, between the generators' mixtures at ``meta`` and at ``codes``."""
+    stream = torch.Generator().manual_seed(9)
+    y = torch.arange(3000) % CLASSES
+
+    def sample(at: torch.Tensor) -> torch.Tensor:
+        picked = at[torch.randint(len(at), (len(y),), generator=stream)]
+        draws = [torch.randn(len(y), 1, size, generator=stream) for size in (PARAMS.latent, DIM)]
+        with torch.no_grad():
+            return model.generate(picked, y, *draws)[:, 0]
+
+    a, b = sample(meta), sample(codes)
+    within = [kernel(torch.cdist(s, s).square()).mean() for s in (a, b)]
+    return float(sum(within) - 2 * kernel(torch.cdist(a, b).square()).mean())
+
+
+def test_the_neutral_code_is_closer_to_the_mixture_of_the_clients_than_theirs_are() -> None:
+    model, codes = hyper_model(1.0), torch.randn(CLIENTS, 2, generator=torch.Generator().manual_seed(1))
+    meta = fit_meta_codes(model, codes, 1, 50, Seeds(0))
+    assert meta.shape == (1, 2)
+    assert distance(model, meta, codes) < min(distance(model, code[None], codes) for code in codes)
+
+
+def test_a_mixture_of_meta_codes_is_closer_than_the_neutral_one_where_clients_fall_into_groups() -> None:
+    model = hyper_model(1.0)
+    codes = torch.tensor([[2.0, 0.0], [2.1, 0.0], [1.9, 0.1], [-2.0, 0.0], [-2.1, 0.1]])
+    neutral, mixture = (fit_meta_codes(model, codes, count, 50, Seeds(0)) for count in (1, 2))
+    assert mixture.shape == (2, 2)
+    assert distance(model, mixture, codes) < 0.5 * distance(model, neutral, codes)
+
+
+def test_fitting_meta_codes_changes_nothing_else() -> None:
+    model, codes = hyper_model(1.0), torch.randn(CLIENTS, 2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fit_meta_codes(model, codes.clone(), 2, 3, Seeds(0))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("synthesis", "codes"), [("neutral", 1), ("mixture", 3), ("client", 4)])
+def test_synthesis_decides_how_many_codes_the_generator_draws_from(synthesis: str, codes: int) -> None:
+    prepared = small_cells(quick("fedhypevae", synthesis=synthesis), epsilon=4.0)
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    algorithm = build_algorithm("fedhypevae", trial.cell.params, trial.task)
+    steps = algorithm.train(local_pool(trial, data), trial.plan, Seeds(0))
+    try:
+        while True:
+            next(steps)
+    except StopIteration as end:
+        generator: Any = end.value.generator
+    assert generator.codes.shape[0] == codes
+    assert generator.sample(torch.arange(10), torch.Generator().manual_seed(0)).shape == (10, data.dim)
+
+
+def test_client_synthesis_from_codes_without_noise_is_no_theorem() -> None:
+    claims = {
+        (scope, synthesis): FedHypeVAE(FedHypeVAE.Params(scope=scope, synthesis=synthesis), Task(DIM, CLASSES, CLIENTS, unit)).claim()
+        for scope, synthesis, unit in (
+            ("joint", "client", "example"),
+            ("hypernetwork", "client", "client"),
+            ("hypernetwork", "neutral", "client"),
+        )
+    }
+    assert claims == {("joint", "client"): "proved", ("hypernetwork", "client"): "heuristic", ("hypernetwork", "neutral"): "proved"}
+
+
+@pytest.mark.parametrize("synthesis", ["neutral", "mixture", "client"])
+@pytest.mark.parametrize("encoder", ["trained", "posterior"])
+def test_without_a_hypernetwork_all_clients_share_one_generator(encoder: str, synthesis: str) -> None:
+    prepared = small_cells(quick("fedhypevae", code=0, encoder=encoder, synthesis=synthesis), epsilon=4.0)
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    *records, outcome = run_trial(trial, data)
+    assert [record.values["cross_client_mmd"] for record in records] == pytest.approx([0, 0, 0], abs=1e-9)
+    assert outcome.scores.accuracy >= 0
+
+
+def test_a_standard_prior_stays_standard_and_sends_nothing() -> None:
+    prepared = small_cells(*({**quick("fedhypevae", prior=prior), "label": prior} for prior in ("standard", "conditional")), epsilon=4.0)
+    (data,) = prepared.data.values()
+    runs = [list(run_trial(trial, data)) for trial in prepared.trials]
+    assert [record.values["generated_prior_norm"] for record in runs[0][:-1]] == [0, 0, 0]
+    assert runs[1][-2].values["generated_prior_norm"] > 0
+    assert runs[0][-1].uplink_bytes < runs[1][-1].uplink_bytes
+
+
+@pytest.mark.parametrize("encoder", ["trained", "posterior"])
+def test_every_engine_gives_the_same_training(encoder: str) -> None:
+    entries = [{**quick("fedhypevae", encoder=encoder, engine=engine), "label": engine} for engine in ("bookkeeping", "opacus", "vmap")]
+    prepared = small_cells(*entries, epsilon=4.0)
+    (data,) = prepared.data.values()
+    told = [[record.values for record in list(run_trial(trial, data))[:-1]] for trial in prepared.trials]
+    for name in ("parameter_norm", "loss_kl", "loss_reconstruction"):
+        expected = [values[name] for values in told[0]]
+        assert [values[name] for values in told[1]] == pytest.approx(expected, rel=1e-4)
+        assert [values[name] for values in told[2]] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("encoder", ["trained", "posterior"])
+def test_every_round_tells_its_diagnostics(encoder: str) -> None:
+    prepared = small_cells(quick("fedhypevae", encoder=encoder), epsilon=4.0)
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    *records, _ = run_trial(trial, data)
+    for record in records:
+        told = record.values
+        for name in ("reconstruction", "kl", "kernel", "lipschitz"):
+            assert isinstance(told[f"loss_{name}"], float)
+        assert len(told["gradient_norm_quantiles"]) == 5
+        assert 0 <= told["clipped_fraction"] <= 1
+        assert told["noise_norm"] > 0
+        assert told["generated_decoder_norm"] > 0
+        assert told["kl"] > -5
+    first, *_, last = records
+    assert first.values["cross_client_mmd"] == pytest.approx(0, abs=1e-9)
+    assert last.values["cross_client_mmd"] > 0
+
+
+def test_kl_is_told_in_nats_whatever_its_weight() -> None:
+    told = []
+    for beta in (0.5, 1.0):
+        prepared = small_cells(quick("fedhypevae", beta=beta, rounds=1), epsilon=4.0)
+        (trial,), (data,) = prepared.trials, prepared.data.values()
+        record, _ = run_trial(trial, data)
+        told.append(record.values["kl"])
+    assert told[0] == pytest.approx(told[1], rel=1e-5)

@@ -1,0 +1,158 @@
+import math
+
+import pytest
+
+from fedsim.report import write_report
+from fedsim.report.failures import ACCURACY, COLLAPSE, DISAGREEMENT, DIVERGED, EXPLOSION, HELP, MEANING, find_failures, setting, summary
+from fedsim.results import ResultStore
+
+
+def kinds(rows, records):
+    return [finding.kind for finding in find_failures(rows, records)]
+
+
+def only(rows, records):
+    (finding,) = find_failures(rows, records)
+    return finding
+
+
+@pytest.fixture
+def pair(row):
+    """Rows of one method with a score at epsilon = 1 and one without noise."""
+    return lambda noisy, noiseless: [
+        row(cell_id="a", epsilon_target=1.0, balanced_accuracy=noisy),
+        row(cell_id="i", epsilon_target=math.inf, balanced_accuracy=noiseless),
+    ]
+
+
+def test_a_sound_training_has_no_findings(row, training):
+    rows = [row(cell_id=each, seed=seed, balanced_accuracy=0.8) for seed, each in enumerate("ab")]
+    assert find_failures(rows, training("a") + training("b")) == []
+    assert find_failures([], []) == []
+    assert summary([]) == []
+
+
+# 0.1 + 0.25 * (0.9 - 0.1) = 0.3
+@pytest.mark.parametrize(("noisy", "expected"), [(0.299, [ACCURACY]), (0.301, []), (0.12, [ACCURACY])])
+def test_accuracy_collapsed_when_noise_took_most_of_it(pair, training, noisy, expected):
+    assert kinds(pair(noisy, 0.9), training("a")) == expected
+
+
+def test_an_accuracy_collapse_is_told_with_both_scores_and_the_noise(pair, training):
+    finding = only(pair(0.12, 0.9), training("a", noise_norm=[1.0] * 6 + [11_600.0] * 2))
+    assert finding.setting == "fedhypevae · digits · α = 0.1 · 10 clients · ε = 1"
+    assert finding.observed == "balanced accuracy 0.12, 0.90 without noise (chance 0.10); the noise's norm is 116 times the signal's"
+    assert "fewer, larger batches" in finding.sentence
+
+
+def test_without_a_noiseless_score_the_ceiling_counts_and_rounds_are_not_needed(row):
+    # 0.1 + 0.25 * (0.953 - 0.1) = 0.313
+    assert only([row(balanced_accuracy=0.31)], []).observed == "balanced accuracy 0.31, the ceiling is 0.95 (chance 0.10)"
+    assert kinds([row(balanced_accuracy=0.32)], []) == []
+    assert kinds([row(balanced_accuracy=0.1, chance=None)], []) == []
+
+
+def test_the_noiseless_score_is_of_the_same_method_and_place(row):
+    other = [
+        row(cell_id="l", label="other", epsilon_target=math.inf, balanced_accuracy=0.2),
+        row(cell_id="p", alpha=1.0, epsilon_target=math.inf, balanced_accuracy=0.2),
+    ]
+    assert "the ceiling is 0.95" in only([row(cell_id="a", balanced_accuracy=0.2), *other], []).observed
+
+
+def test_accuracy_is_the_mean_over_seeds_that_are_ok(row, failed):
+    left_out = [row(cell_id="o", seed=2, status="overspent", epsilon_spent=9.0, balanced_accuracy=0.9), failed(cell_id="f", seed=3)]
+    seeds = [row(cell_id="a", seed=0, balanced_accuracy=0.1), row(cell_id="b", seed=1, balanced_accuracy=0.2)]
+    assert "balanced accuracy 0.15" in only([*seeds, *left_out], []).observed
+    assert kinds([*seeds, row(cell_id="c", seed=4, balanced_accuracy=0.9)], []) == []
+
+
+def test_a_method_without_noise_does_not_collapse_under_noise(row):
+    assert kinds([row(epsilon_target=epsilon, balanced_accuracy=0.1) for epsilon in (math.inf, None)], []) == []
+
+
+@pytest.mark.parametrize(
+    ("kl", "expected"), [(0.049, [COLLAPSE]), (0.051, []), ([2.0] * 6 + [0.01] * 2, [COLLAPSE]), ([0.0] * 6 + [2.0] * 2, [])]
+)
+def test_kl_collapsed_when_it_is_low_in_the_last_quarter(row, training, kl, expected):
+    assert kinds([row(cell_id="a")], training("a", kl=kl)) == expected
+
+
+@pytest.mark.parametrize(
+    ("kl", "expected"),
+    [
+        ([4.0] * 6 + [51.0] * 2, [EXPLOSION]),
+        ([4.0] * 6 + [49.0] * 2, []),
+        ([6.0] * 6 + [59.0] * 2, []),
+        ([6.0] * 6 + [61.0] * 2, [EXPLOSION]),
+        ([4.0] + [500.0] * 5 + [4.0] * 2, []),
+        ([2.0] * 3 + [math.inf] + [2.0] * 4, [EXPLOSION]),
+        ([2.0] * 7 + [math.nan], [EXPLOSION]),
+        ([None] + [2.0] * 6 + [None], []),
+        (None, []),
+    ],
+)
+def test_kl_exploded_when_it_grew_tenfold_beyond_fifty_nats_or_is_not_finite(row, training, kl, expected):
+    assert kinds([row(cell_id="a")], training("a", kl=kl)) == expected
+
+
+@pytest.mark.parametrize(
+    ("mmd", "expected"),
+    [
+        (0.101, [DISAGREEMENT]),
+        (0.099, []),
+        ([0.3] * 6 + [0.151] * 2, [DISAGREEMENT]),
+        ([0.3] * 6 + [0.149] * 2, []),
+        (None, []),
+    ],
+)
+def test_mmd_stays_high_when_it_is_high_and_did_not_halve(row, training, mmd, expected):
+    assert kinds([row(cell_id="a")], training("a", cross_client_mmd=mmd)) == expected
+
+
+@pytest.mark.parametrize("name", ["loss_reconstruction", "loss_of_my_own"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_training_diverged_when_any_loss_is_not_finite(row, failed, training, name, value):
+    records = training("a", **{name: [0.5] * 5 + [value] * 3})
+    for each in (row(cell_id="a"), failed(cell_id="a")):
+        finding = only([each], records)
+        assert finding.kind == DIVERGED
+        assert f"({name[5:].replace('_', ' ')}) is not finite from round 5 on" in finding.observed
+
+
+def test_a_loss_that_was_not_computed_is_no_divergence(row, training):
+    assert kinds([row(cell_id="a")], training("a", loss_kernel=None, signal_norm=0.0)) == []
+
+
+def test_rounds_of_a_warm_start_and_of_other_grids_do_not_count(row, training):
+    warm = [{"cell_id": "a", "round": 0, "release": "moments", "kl": 0.0}]
+    assert kinds([row(cell_id="a")], warm + training("a", start=1) + training("z", kl=0.0)) == []
+
+
+def test_one_finding_speaks_for_all_seeds(row, training):
+    rows = [row(cell_id=each, seed=seed) for seed, each in enumerate("abc")]
+    both = training("a", kl=0.01) + training("b", kl=0.03)
+    assert only(rows, both + training("c")).observed == "0.02 nats an example in the last quarter of the rounds, in 2 of 3 seeds"
+    assert only(rows, both + training("c", kl=0.02)).observed.endswith(", in all 3 seeds")
+
+
+def test_settings_are_told_apart_and_a_summary_is_short(row, training):
+    rows = [row(cell_id=f"{alpha}", alpha=alpha) for alpha in (0.1, 0.3, 1.0)]
+    found = find_failures(rows, [record for each in rows for record in training(each.cell_id, kl=0.0, cross_client_mmd=0.2)])
+    assert [finding.setting for finding in found if finding.kind == COLLAPSE] == [setting(each) for each in rows]
+    collapse, disagreement = summary(found)
+    assert collapse.startswith(f"{COLLAPSE} in 3 settings, such as {setting(rows[0])}: ")
+    assert HELP[DISAGREEMENT] in disagreement
+    assert summary(found[:1])[0].startswith(f"{COLLAPSE}: {setting(rows[0])}: ")
+
+
+def test_every_kind_has_a_meaning_and_a_help():
+    assert HELP.keys() == MEANING.keys()
+
+
+def test_findings_of_a_folder_come_from_its_files(tmp_path, row, training):
+    store = ResultStore(tmp_path / "run")
+    store.append(row(cell_id="a"))
+    assert write_report(store.folder).findings == []
+    store.append_rounds(training("a", loss_kl=math.nan, kl=math.inf))
+    assert [finding.kind for finding in write_report(store.folder).findings] == [DIVERGED, EXPLOSION]
