@@ -131,7 +131,8 @@ def partition(
 
     sys.path.append(os.getcwd())
     checked = load_grid(grid, set_ or [])
-    from fedsim.report.partitions import draw_partitions, label_table, save_partitions, summary_table
+    from fedsim.report.figures import save_figure
+    from fedsim.report.partitions import NAME, draw_partitions, label_table, summary_table
     from fedsim.runtime.label_matrices import label_matrices
 
     matrices = label_matrices(checked)
@@ -142,7 +143,7 @@ def partition(
     console.print(summary_table(matrices))
     figure = draw_partitions(matrices) if show else None
     if figure is not None:
-        for path in save_partitions(figure, out or Path("runs") / checked.name / "curves"):
+        for path in save_figure(figure, out or Path("runs") / checked.name / "curves", NAME):
             console.print(f"picture: {path}", soft_wrap=True, highlight=False)
 
 

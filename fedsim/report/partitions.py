@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.table import Table
 from rich.text import Text
 
-from fedsim.report.curves import INK, MUTED, PAPER, SERIES
+from fedsim.report.figures import INK, MUTED, PAPER, SERIES, style
 from fedsim.report.tables import number
 
 NAME = "partitions"
 MOST_PANELS = 12
 _MOST_LINES = 30
 _FEW = 24
-_COLOURS = LinearSegmentedColormap.from_list("rows", [PAPER, SERIES[0]])
+_MOST_ACROSS = 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +126,7 @@ def draw_partitions(matrices: Sequence[LabelMatrix]) -> Figure | None:
     columns = 1 if len(drawn) == 1 else 2 if len(drawn) <= 6 else 3
     lines = math.ceil(len(drawn) / columns)
     height = 1.1 + 0.2 * max(len(m.classes) for m in drawn)
-    with _style():
+    with style():
         figure = Figure(figsize=(5.2 * columns, height * lines + 0.3), layout="constrained", facecolor=PAPER)
         grid = figure.subplots(lines, columns, squeeze=False).flat
         for axes, matrix in zip(grid, drawn, strict=False):
@@ -143,37 +138,19 @@ def draw_partitions(matrices: Sequence[LabelMatrix]) -> Figure | None:
 
 
 def _panel(axes: Axes, matrix: LabelMatrix) -> None:
-    table = matrix.counts.T
-    # square roots keep small holdings visible beside large ones
-    axes.imshow(np.sqrt(table), cmap=_COLOURS, aspect="auto", interpolation="nearest", vmin=0)
-    axes.set_title(matrix.title, fontsize=8.5, color=INK, loc="left", parse_math=False)
-    axes.set_yticks(range(len(matrix.classes)), [name[:22] for name in matrix.classes], fontsize=7.5, parse_math=False)
-    if matrix.clients <= _FEW:
-        axes.set_xticks(range(matrix.clients))
+    table = matrix.counts[:_MOST_ACROSS].T
+    # square roots keep small holdings visible beside large ones; one colour with an opacity follows a page's light and dark
+    opacity = np.sqrt(table / max(1, table.max()))
+    axes.pcolormesh(np.zeros(table.shape), cmap=ListedColormap([SERIES[0]]), alpha=opacity)
+    more = f" (the first {_MOST_ACROSS})" if matrix.clients > _MOST_ACROSS else ""
+    axes.set_title(matrix.title + more, fontsize=8.5, color=INK, loc="left", parse_math=False)
+    axes.set_yticks(np.arange(len(matrix.classes)) + 0.5, [name[:22] for name in matrix.classes], fontsize=7.5, parse_math=False)
+    axes.invert_yaxis()
     axes.set_xlabel("client", fontsize=8, color=INK)
     axes.tick_params(colors=MUTED, labelcolor=INK, labelsize=7.5, length=0)
     axes.spines[:].set_visible(False)
     if matrix.clients <= _FEW:
-        dark = math.sqrt(table.max()) / 2
+        axes.set_xticks(np.arange(matrix.clients) + 0.5, [str(client) for client in range(matrix.clients)])
         for c, client in np.argwhere(table > 0):
-            colour = PAPER if math.sqrt(table[c, client]) > dark else INK
-            axes.text(client, c, str(table[c, client]), ha="center", va="center", fontsize=5.5, color=colour)
-
-
-def save_partitions(figure: Figure, folder: Path) -> list[Path]:
-    """Write ``partitions.png`` (200 dpi) and ``.svg`` into ``folder``; the same figure gives the same bytes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    png, svg = folder / f"{NAME}.png", folder / f"{NAME}.svg"
-    with _style():
-        FigureCanvasAgg(figure)
-        figure.savefig(png, dpi=200)
-        text = io.StringIO()
-        FigureCanvasSVG(figure)
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    svg.write_text(text.getvalue(), encoding="utf-8")
-    return [png, svg]
-
-
-def _style() -> Any:
-    # Text becomes outlines, so that the picture looks the same on a machine without the font.
-    return matplotlib.rc_context({"font.family": "DejaVu Sans", "font.size": 9, "svg.fonttype": "path", "svg.hashsalt": "fedsim"})
+            colour = PAPER if opacity[c, client] > 0.5 else INK
+            axes.text(client + 0.5, c + 0.5, str(table[c, client]), ha="center", va="center", fontsize=5.5, color=colour)

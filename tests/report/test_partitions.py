@@ -3,11 +3,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.image import imread
 from rich.console import Console
 
 from fedsim.partition import PartitionSpec, make_partition
-from fedsim.report.partitions import MOST_PANELS, LabelMatrix, draw_partitions, label_table, save_partitions, summary_table
+from fedsim.report.figures import inline_svg, save_figure
+from fedsim.report.partitions import MOST_PANELS, LabelMatrix, draw_partitions, label_table, summary_table
 
 Y = np.random.default_rng(0).integers(0, 4, 400)
 
@@ -58,8 +58,10 @@ def test_a_panel_for_every_partition_of_the_first_seed():
     assert len([axes for axes in draw_partitions([matrix()] * 40).axes if axes.axison]) == MOST_PANELS
 
 
-def test_the_picture_is_saved_as_png_and_svg_with_the_same_bytes_each_time(tmp_path: Path) -> None:
+def test_the_picture_is_vector_graphics_with_the_same_bytes_each_time(tmp_path: Path) -> None:
     made = [matrix(), matrix(clients=60)]
-    first, second = (save_partitions(draw_partitions(made), tmp_path / name) for name in ("a", "b"))
-    assert imread(first[0]).shape[2] == 4
+    first, second = (save_figure(draw_partitions(made), tmp_path / name, "partitions") for name in ("a", "b"))
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    svg = inline_svg(draw_partitions(made), "Partitions", "partitions")
+    assert "<image" not in svg  # a page's content policy would not show it
+    assert "var(--series-0)" in svg
