@@ -6,12 +6,15 @@ import os
 import sys
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from fedsim.errors import UserError
+
+if TYPE_CHECKING:
+    from fedsim.config import Grid
 
 app = typer.Typer(
     help="Federated generative algorithms side by side, under identical partitions and honest differential privacy.",
@@ -28,6 +31,7 @@ app.add_typer(data, name="data")
 @app.callback()
 def fedsim() -> None:
     """A subcommand a task."""
+    sys.path.append(os.getcwd())  # so that a grid can name pkg.module:Class of the folder one works in
 
 
 @app.command()
@@ -46,23 +50,30 @@ def bench(
     """
     from fedsim.config import load_grid
 
-    sys.path.append(os.getcwd())  # so that a grid can name pkg.module:Class of the folder one works in
-    console = Console()
     checked = load_grid(grid, set_ or [])
+    folder = out or Path("runs") / checked.name
+    _bench(checked, folder, address, max_parallel=max_parallel, retry_failed=retry_failed, dry_run=dry_run)
+
+
+def _bench(
+    grid: Grid, folder: Path, address: str | None, *, max_parallel: int | None = None, retry_failed: bool = False, dry_run: bool = False
+) -> None:
+    """Run a grid, or show its plan; the exit code says how it went."""
     from fedsim.runtime.bench import run_bench
     from fedsim.runtime.cluster import joined_cluster, local_cluster, this_machine
     from fedsim.runtime.preflight import prepare, show_plan
 
+    console = Console()
     with ExitStack() as stack:
         node = this_machine()
         nodes = stack.enter_context(joined_cluster(address)) if address else [node]
-        prepared = prepare(checked, nodes, max_parallel)
+        prepared = prepare(grid, nodes, max_parallel)
         if dry_run:
             show_plan(prepared, console)
             return
         # A local cluster starts only when there is something to run on it.
         engine = nullcontext() if address else local_cluster(node)
-        code = run_bench(prepared, out or Path("runs") / checked.name, console, engine, retry_failed=retry_failed)
+        code = run_bench(prepared, folder, console, engine, retry_failed=retry_failed)
     raise typer.Exit(code)
 
 
@@ -120,6 +131,76 @@ def embed(
 
 
 @app.command()
+def run(
+    algorithm: Annotated[str, typer.Option(help="A registered name, or pkg.module:Class.")],
+    dataset: Annotated[str, typer.Option(help="As in a grid.")] = "digits",
+    encoder: Annotated[str | None, typer.Option(help="What embeds the data set's images.")] = None,
+    partition: Annotated[str, typer.Option(help="A scheme, or a YAML mapping.")] = "dirichlet",
+    alpha: Annotated[float, typer.Option(help="Dirichlet concentration.")] = 0.3,
+    clients: Annotated[int, typer.Option(help="How many.")] = 10,
+    epsilon: Annotated[float, typer.Option(help="The budget; inf: no privacy.")] = 1.0,
+    delta: Annotated[float, typer.Option(help="Of the budget.")] = 1e-4,
+    unit: Annotated[str, typer.Option(help="What the budget protects: example or client.")] = "example",
+    trust: Annotated[str, typer.Option(help="Who may see what: aggregate or silo.")] = "aggregate",
+    seed: Annotated[int, typer.Option(help="Root of all random numbers.")] = 0,
+    param: Annotated[list[str] | None, typer.Option(help="A parameter of the algorithm: key=YAML, such as latent=16.")] = None,
+    per_class: Annotated[int, typer.Option(help="Synthetic rows a class.")] = 200,
+    out: Annotated[Path | None, typer.Option(help="The run folder; default: runs/run.")] = None,
+    address: Annotated[str | None, typer.Option(help="An existing Ray cluster; default: a new local one.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan; run nothing.")] = False,
+) -> None:
+    """Run one cell, from flags; its generator is kept for `fedsim synth`."""
+    from fedsim.config import grid_of_options
+
+    checked = grid_of_options(
+        {
+            "algorithm": algorithm,
+            "dataset": dataset,
+            "encoder": encoder,
+            "partition": partition,
+            "alpha": alpha,
+            "clients": clients,
+            "epsilon": epsilon,
+            "delta": delta,
+            "unit": unit,
+            "trust": trust,
+            "seed": seed,
+            "per-class": per_class,
+        },
+        param or [],
+    )
+    _bench(checked, out or Path("runs") / "run", address, retry_failed=True, dry_run=dry_run)
+
+
+@app.command()
+def synth(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/quickstart.")],
+    out: Annotated[Path, typer.Option(help="The .npz file of synthetic embeddings.")],
+    cell: Annotated[str | None, typer.Option(help="The cell's id or its beginning.")] = None,
+    synthesis: Annotated[str | None, typer.Option(help="neutral, mixture or client:K; default: the cell's own way.")] = None,
+    per_class: Annotated[int, typer.Option(min=1, help="Rows a class.")] = 200,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the draw; default: the cell's.")] = None,
+) -> None:
+    """Draw synthetic embeddings from a saved generator; it costs no privacy."""
+    from fedsim.data.archive import check_target, write_npz, write_sidecar
+
+    check_target(out)
+    import numpy as np
+
+    from fedsim.runtime.generators import load_generator
+
+    generator = load_generator(folder, cell, synthesis)
+    x, y = generator.synthesise(per_class, seed)
+    manifest = generator.manifest(per_class, seed)
+    names = {"class_names": np.array(manifest["class_names"])} if manifest["class_names"] else {}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_npz(out, (len(x), x.shape[1]), "float32", [x], {"y": y, **names}, manifest)
+    write_sidecar(out, manifest)
+    told = " ".join(f"{key} {manifest[key]}" for key in ("epsilon", "delta", "unit", "trust", "claim"))
+    Console().print(f"{out}: {len(x)} synthetic embeddings of {x.shape[1]} dimensions; {told}", soft_wrap=True, highlight=False)
+
+
+@app.command()
 def partition(
     grid: Annotated[Path, typer.Option(help="The grid file (YAML).")],
     set_: Annotated[list[str] | None, typer.Option("--set", help="Replace a value of the grid: key=YAML, such as alpha=[0.3].")] = None,
@@ -129,7 +210,6 @@ def partition(
     """Show how a grid divides its data among clients, without training."""
     from fedsim.config import load_grid
 
-    sys.path.append(os.getcwd())
     checked = load_grid(grid, set_ or [])
     from fedsim.report.figures import save_figure
     from fedsim.report.partitions import NAME, draw_partitions, label_table, summary_table

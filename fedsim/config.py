@@ -111,17 +111,19 @@ class Evaluation(_Model):
 
 
 class Resources(_Model):
-    """Where cells run; nothing here changes a result.
+    """Where cells run and what is kept; nothing here changes a result.
 
     Attributes:
         clients_per_actor: clients that one actor hosts; ``all``: one actor per cell, ``auto``: the scheduler's choice.
         cpus_per_actor: CPU share of an actor.
         gpus_per_actor: GPU share of an actor.
+        save_generators: keep every cell's generator in the run folder, for ``fedsim synth``.
     """
 
     clients_per_actor: Annotated[Literal["auto", "all"] | int, PlainValidator(_actor_share)] = "auto"
     cpus_per_actor: Annotated[Real, Field(gt=0, allow_inf_nan=False)] = 1.0
     gpus_per_actor: Annotated[Real, Field(ge=0, allow_inf_nan=False)] = 0.0
+    save_generators: bool = True
 
 
 class AlgorithmEntry(_Model):
@@ -314,12 +316,64 @@ def load_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
         grid = Grid.model_validate({"name": path.stem, **data})
     except ValidationError as error:
         raise _translated(error, Grid, source.place) from error
-    folder = path.absolute().parent
+    return _placed(grid, source, path.absolute().parent)
+
+
+def _placed(grid: Grid, source: _Source, folder: Path) -> Grid:
+    """The grid with its relative paths taken from ``folder``, its algorithms checked, and its places named by ``source``."""
     places: dict[str, Any] = {"dataset": tuple(spec.within(folder) for spec in grid.dataset)}
     grid = grid.model_copy(update=places | {"encoder": grid.encoder.within(folder) if grid.encoder else None})
     grid._source = source
     _variants(grid)
     return grid
+
+
+class _Options(_Source):
+    """Places of a grid that was given as command line options."""
+
+    def place(self, loc: Loc) -> str:
+        """The option."""
+        if not loc:
+            return "fedsim run"
+        if loc[0] == "algorithms":
+            inner = [str(part) for part in loc[3:] if isinstance(part, str)]
+            return f"--param {'.'.join(inner)}" if "params" in loc and inner else "--algorithm"
+        name = {"seeds": "seed", "evaluation": "per-class"}.get(str(loc[0]), str(loc[0]))
+        inner = [str(part) for part in loc[1:] if isinstance(part, str)] if name != "per-class" else []
+        return ": ".join([f"--{name}", *([".".join(inner)] if inner else [])])
+
+
+def grid_of_options(options: Mapping[str, Any], params: Sequence[str]) -> Grid:
+    """A grid of one cell.
+
+    Args:
+        options: values by option; ``dataset``, ``encoder`` and ``partition`` are texts that may be YAML mappings.
+        params: ``key=YAML`` texts, parameters of the algorithm.
+
+    Raises:
+        UserError: a value does not do; the message names the option.
+    """
+    given: dict[str, Any] = {}
+    for text in params:
+        _override(given, text, "--param")
+    partition, _ = _parse(options["partition"], "--partition")
+    parsed = {key: _parse(options[key], f"--{key}")[0] for key in ("dataset", "encoder") if options[key] is not None}
+    same = {key: options[key] for key in ("alpha", "clients", "epsilon", "delta", "unit", "trust")}
+    data: dict[str, Any] = {
+        "name": "run",
+        "algorithms": [{"name": options["algorithm"], "params": given}],
+        "partition": partition if isinstance(partition, dict) else {"scheme": partition},
+        "seeds": options["seed"],
+        "evaluation": {"per_class": options["per-class"]},
+        **{key: value if isinstance(value, dict) else str(value) for key, value in parsed.items()},
+        **same,
+    }
+    source = _Options()
+    try:
+        grid = Grid.model_validate(data)
+    except ValidationError as error:
+        raise _translated(error, Grid, source.place) from error
+    return _placed(grid, source, Path.cwd())
 
 
 def parse_option(model: type[_Option], option: str, text: str, given: Mapping[str, Any]) -> _Option:
@@ -400,20 +454,21 @@ def _survey(node: yaml.Node, loc: Loc, lines: dict[Loc, int], where: str, seen: 
             _survey(value, (*loc, name), lines, where, seen)
 
 
-def _override(data: dict[str, Any], text: str) -> Loc:
+def _override(data: dict[str, Any], text: str, option: str = "--set") -> Loc:
     """Put one ``key=YAML`` into ``data``; return its key path."""
     key, equals, value = text.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise UserError(f"--set {text}", "is not of the form key=value", "write for example --set alpha=[0.3]")
+        example = "alpha=[0.3]" if option == "--set" else "latent=16"
+        raise UserError(f"{option} {text}", "is not of the form key=value", f"write for example {option} {example}")
     at = data
     for n, part in enumerate(parts[:-1], 1):
         inner = at.setdefault(part, {})
         if not isinstance(inner, dict):
             outer = ".".join(parts[:n])
-            raise UserError(f"--set {key.strip()}", f"'{outer}' is not a mapping in the grid file", f"set {outer} as a whole")
+            raise UserError(f"{option} {key.strip()}", f"'{outer}' is not a mapping in the grid file", f"set {outer} as a whole")
         at = inner
-    at[parts[-1]], _ = _parse(value, f"--set {key.strip()}")
+    at[parts[-1]], _ = _parse(value, f"{option} {key.strip()}")
     return tuple(parts)
 
 

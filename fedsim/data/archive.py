@@ -75,4 +75,9 @@ def export(path: Path, out: Path) -> None:
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     shutil.copyfile(path, part)
     part.replace(out)
-    out.with_suffix(".json").write_text(json.dumps(read_manifest(out), indent=2) + "\n", encoding="utf-8")
+    write_sidecar(out, read_manifest(out) or {})
+
+
+def write_sidecar(out: Path, manifest: Mapping[str, Any]) -> None:
+    """The manifest beside its file, for reading."""
+    out.with_suffix(".json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
