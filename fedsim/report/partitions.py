@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +17,11 @@ from numpy.typing import NDArray
 from rich.table import Table
 from rich.text import Text
 
+from fedsim.errors import UserError
 from fedsim.report.figures import INK, MUTED, PAPER, SERIES, style
 from fedsim.report.tables import number
 
-NAME = "partitions"
+NAME, FILE = "partitions", "partitions.json"
 MOST_PANELS = 12
 _MOST_LINES = 30
 _FEW = 24
@@ -76,6 +79,28 @@ class LabelMatrix:
         shares = self.counts / self.sizes.clip(min=1)[:, None]
         logs = np.log(np.where(shares > 0, shares, 1))
         return float(-(shares * logs).sum(axis=1).mean() / math.log(max(len(self.classes), 2)))
+
+
+def write_partitions(folder: Path, matrices: Sequence[LabelMatrix]) -> None:
+    """Write ``partitions.json`` into a run folder, replacing an older one at once."""
+    part = folder / f"{FILE}.part"
+    part.write_text("[\n" + ",\n".join(json.dumps(matrix.to_json()) for matrix in matrices) + "\n]\n", encoding="utf-8")
+    part.replace(folder / FILE)
+
+
+def read_partitions(folder: Path) -> list[LabelMatrix]:
+    """What ``write_partitions`` wrote; empty where there is no such file.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return []
+    try:
+        return [LabelMatrix.from_json(values) for values in json.loads(path.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(str(path), "this is not a file of partitions that fedsim wrote", "remove it") from error
 
 
 def summary_table(matrices: Sequence[LabelMatrix]) -> Table:

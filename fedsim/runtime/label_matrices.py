@@ -1,4 +1,4 @@
-"""The partitions of a grid, made without training: what ``fedsim partition`` shows."""
+"""The label-by-client matrices of a grid: what ``fedsim partition`` shows, and what a run folder keeps for its report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from itertools import product
 from fedsim.config import Grid, grid_place
 from fedsim.data.sources import training_rows
 from fedsim.partition import make_partition
-from fedsim.report.partitions import LabelMatrix
+from fedsim.report.partitions import MOST_PANELS, LabelMatrix
+from fedsim.runtime.preflight import Prepared
 
 
 def label_matrices(grid: Grid) -> list[LabelMatrix]:
@@ -33,3 +34,20 @@ def label_matrices(grid: Grid) -> list[LabelMatrix]:
         counts, scheme = partition.label_counts, partition.scheme
         matrices.append(LabelMatrix(spec.display, scheme, alpha, clients, seed, partition.fingerprint, counts, rows.class_names))
     return matrices
+
+
+def drawn_matrices(prepared: Prepared) -> list[LabelMatrix]:
+    """The matrices that a report draws: those of the first seed, at most 12."""
+    first = prepared.grid.seeds[0]
+    matrices: dict[tuple[str, str], LabelMatrix] = {}
+    for trial in prepared.trials:
+        cell, partition = trial.cell, trial.partition
+        if cell.seed != first:
+            continue
+        data = prepared.data[trial.data_key]
+        names = data.class_names or tuple(map(str, range(data.classes)))
+        alpha = cell.alpha if cell.partition.uses_alpha else None
+        place = (cell.dataset.display, partition.scheme, alpha, cell.clients, cell.seed)
+        key = (cell.dataset.key, partition.fingerprint)
+        matrices[key] = LabelMatrix(*place, partition.fingerprint, partition.label_counts, names)
+    return list(matrices.values())[:MOST_PANELS]

@@ -5,9 +5,18 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from fedsim.errors import UserError
 from fedsim.partition import PartitionSpec, make_partition
 from fedsim.report.figures import inline_svg, save_figure
-from fedsim.report.partitions import MOST_PANELS, LabelMatrix, draw_partitions, label_table, summary_table
+from fedsim.report.partitions import (
+    MOST_PANELS,
+    LabelMatrix,
+    draw_partitions,
+    label_table,
+    read_partitions,
+    summary_table,
+    write_partitions,
+)
 
 Y = np.random.default_rng(0).integers(0, 4, 400)
 
@@ -29,6 +38,17 @@ def test_a_matrix_survives_json():
     again = LabelMatrix.from_json(made.to_json())
     assert again.title == made.title == "ct · dirichlet · α = 0.3 · 5 clients · seed 0"
     np.testing.assert_array_equal(again.counts, made.counts)
+
+
+def test_matrices_survive_a_run_folder(tmp_path):
+    assert read_partitions(tmp_path) == []
+    write_partitions(tmp_path, [matrix(), matrix(clients=7)])
+    again = read_partitions(tmp_path)
+    assert [each.title for each in again] == [matrix().title, matrix(clients=7).title]
+    np.testing.assert_array_equal(again[1].counts, matrix(clients=7).counts)
+    (tmp_path / "partitions.json").write_text("[{}]")
+    with pytest.raises(UserError, match="this is not a file of partitions"):
+        read_partitions(tmp_path)
 
 
 def test_entropy_is_0_for_one_label_each_and_1_for_uniform_labels():

@@ -121,7 +121,8 @@ def test_labels_that_are_none_are_refused(tmp_path):
 
 
 def test_a_run_saves_a_generator_for_every_cell_unless_it_is_told_not_to(bench):
-    ran = bench(small_grid("dp-gaussian", "fedhypevae", epsilon=[1.0, 4.0]))
+    together = {"clients_per_actor": "all"}
+    ran = bench(small_grid("dp-gaussian", "fedhypevae", epsilon=[1.0, 4.0], resources=together))
     ids = sorted(path.stem for path in (ran.folder / "generators").glob("*.json"))
     assert ids == sorted(row.cell_id for row in ran.rows)
     row = ran.rows[0]
@@ -131,7 +132,7 @@ def test_a_run_saves_a_generator_for_every_cell_unless_it_is_told_not_to(bench):
     with pytest.raises(UserError, match="there is no generator of this cell"):
         load_generator(ran.folder, "none")
     assert set(fedsim.load_results(ran.folder)["cell_id"]) == set(ids)
-    none = bench(small_grid("dp-gaussian", resources={"save_generators": False}), "none")
+    none = bench(small_grid("dp-gaussian", resources={**together, "save_generators": False}), "none")
     with pytest.raises(UserError, match="there are no generators here"):
         load_generator(none.folder)
 

@@ -2,7 +2,7 @@ import pytest
 from cells import NODES, small_grid
 
 from fedsim.errors import UserError
-from fedsim.runtime.label_matrices import label_matrices
+from fedsim.runtime.label_matrices import drawn_matrices, label_matrices
 from fedsim.runtime.preflight import prepare
 
 
@@ -25,3 +25,10 @@ def test_what_the_data_do_not_allow_is_named_with_its_place():
         label_matrices(small_grid("fedhypevae", clients=[4, 101]))
     with pytest.raises(UserError, match=r"partition.column: the data set has no column 'site'"):
         label_matrices(small_grid("fedhypevae", partition={"scheme": "column", "column": "site"}))
+
+
+def test_a_report_draws_the_partitions_of_the_first_seed():
+    grid = small_grid("fedhypevae", "dp-gaussian", alpha=[0.1, 1.0], seeds=[3, 4], epsilon=[1.0, 4.0])
+    drawn = drawn_matrices(prepare(grid, NODES))
+    assert [(m.alpha, m.seed) for m in drawn] == [(0.1, 3), (1.0, 3)]
+    assert {m.fingerprint for m in drawn} <= {m.fingerprint for m in label_matrices(grid)}
