@@ -3,9 +3,13 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from fedsim.data.encoder import EncoderSpec
+from fedsim.data.milk10k import DIAGNOSES, GROUND_TRUTH, IMAGES, METADATA
+
+SITES = ("head_neck_face", "trunk", None)
 
 
 def picture(seed: int, size: int = 20) -> Image.Image:
@@ -37,13 +41,30 @@ def save_encoder(folder: Path, seed: int = 0, size: int = 28) -> EncoderSpec:
     return EncoderSpec(name=str(folder))
 
 
-def save_medmnist(path: Path, classes: int = 11, train: int = 60, test: int = 30) -> Path:
-    """A file as MedMNIST's, 28 pixels, with fewer images."""
+def save_medmnist(path: Path, classes: int = 11, train: int = 60, test: int = 30, size: int = 28) -> Path:
+    """A file as MedMNIST's, with fewer images."""
     rng = np.random.default_rng(0)
     arrays = {}
-    for part, size in (("train", train), ("val", 12), ("test", test)):
-        arrays[f"{part}_images"] = rng.integers(0, 256, (size, 28, 28), dtype=np.uint8)
-        arrays[f"{part}_labels"] = (np.arange(size) % classes).astype(np.uint8)[:, None]
+    for part, count in (("train", train), ("val", 12), ("test", test)):
+        arrays[f"{part}_images"] = rng.integers(0, 256, (count, size, size), dtype=np.uint8)
+        arrays[f"{part}_labels"] = (np.arange(count) % classes).astype(np.uint8)[:, None]
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, **arrays)
     return path
+
+
+def save_milk10k(root: Path) -> Path:
+    """48 lesions in MILK10k's format, two images each, of 9 of the 11 diagnoses."""
+    metadata, truth = [], []
+    for lesion in range(48):
+        name, diagnosis = f"IL_{lesion:07}", DIAGNOSES[lesion % 9]
+        truth.append({"lesion_id": name, **{each: float(each == diagnosis) for each in DIAGNOSES}})
+        for n, kind in enumerate(("clinical: close-up", "dermoscopic")):
+            isic = f"ISIC_{2 * lesion + n:07}"
+            (root / IMAGES / name).mkdir(parents=True, exist_ok=True)
+            picture(2 * lesion + n).save(root / IMAGES / name / f"{isic}.jpg")
+            facts = {"age_approx": 5.0 * lesion, "sex": "female", "skin_tone_class": lesion % 6, "site": SITES[lesion % 3]}
+            metadata.append({"lesion_id": name, "image_type": kind, "isic_id": isic, "attribution": "MILK study team", **facts})
+    pd.DataFrame(metadata).sample(frac=1, random_state=0).to_csv(root / METADATA, index=False)
+    pd.DataFrame(truth).to_csv(root / GROUND_TRUTH, index=False)
+    return root

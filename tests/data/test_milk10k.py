@@ -3,31 +3,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from pictures import picture
+from pictures import save_milk10k
 
 from fedsim.data.milk10k import DIAGNOSES, GROUND_TRUTH, IMAGES, METADATA, load_milk10k
 from fedsim.data.split import TEST, TRAIN
 from fedsim.errors import UserError
 
-SITES = ("head_neck_face", "trunk", None)
-
 
 @pytest.fixture
 def milk(tmp_path: Path) -> Path:
-    """48 lesions in the challenge's format, two images each, two diagnoses missing."""
-    metadata, truth = [], []
-    for lesion in range(48):
-        name, diagnosis = f"IL_{lesion:07}", DIAGNOSES[lesion % 9]
-        truth.append({"lesion_id": name, **{each: float(each == diagnosis) for each in DIAGNOSES}})
-        for n, kind in enumerate(("clinical: close-up", "dermoscopic")):
-            isic = f"ISIC_{2 * lesion + n:07}"
-            (tmp_path / IMAGES / name).mkdir(parents=True, exist_ok=True)
-            picture(2 * lesion + n).save(tmp_path / IMAGES / name / f"{isic}.jpg")
-            facts = {"age_approx": 5.0 * lesion, "sex": "female", "skin_tone_class": lesion % 6, "site": SITES[lesion % 3]}
-            metadata.append({"lesion_id": name, "image_type": kind, "isic_id": isic, "attribution": "MILK study team", **facts})
-    pd.DataFrame(metadata).sample(frac=1, random_state=0).to_csv(tmp_path / METADATA, index=False)
-    pd.DataFrame(truth).to_csv(tmp_path / GROUND_TRUTH, index=False)
-    return tmp_path
+    return save_milk10k(tmp_path)
 
 
 def test_both_images_of_a_lesion_carry_its_diagnosis_and_stay_on_one_side_of_the_split(milk):
