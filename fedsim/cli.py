@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,7 +68,8 @@ def _bench(
     with ExitStack() as stack:
         node = this_machine()
         nodes = stack.enter_context(joined_cluster(address)) if address else [node]
-        prepared = prepare(grid, nodes, max_parallel)
+        with _interruptible(console):
+            prepared = prepare(grid, nodes, max_parallel)
         if dry_run:
             show_plan(prepared, console)
             return
@@ -75,6 +77,16 @@ def _bench(
         engine = nullcontext() if address else local_cluster(node)
         code = run_bench(prepared, folder, console, engine, retry_failed=retry_failed)
     raise typer.Exit(code)
+
+
+@contextmanager
+def _interruptible(console: Console) -> Iterator[None]:
+    """Ctrl-C ends the block with a word and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command goes on", highlight=False)
+        raise typer.Exit(130) from None
 
 
 @data.command("list")
@@ -120,8 +132,8 @@ def embed(
         from fedsim.runtime.embedding import on_actors
 
         work = on_actors(actors, this_machine())
-    cached = embedded(job, console, skip_bad=spec.skip_bad, work=work)
-    export(cached, out)
+    with _interruptible(console):
+        export(embedded(job, console, skip_bad=spec.skip_bad, work=work), out)
     manifest = read_manifest(out) or {}
     rows, dim = manifest["shape"]
     skipped = f", {len(manifest['skipped'])} bad images left out" if manifest["skipped"] else ""

@@ -1,25 +1,46 @@
 import json
 import os
+import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import save_encoder, save_folder
+from cells import small_cells
+from pictures import save_encoder, save_folder, save_medmnist
 
-FEDSIM = Path(sys.executable).with_name("fedsim")
+from fedsim.cli import main
+from fedsim.runtime.generators import save_generator
+from fedsim.runtime.trial import run_trial
+
+
+@dataclass
+class Done:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
 @pytest.fixture
-def fedsim(tmp_path):
-    """Runs the command in a folder with pictures and an encoder, offline, with a cache of its own."""
+def fedsim(tmp_path, monkeypatch, capsys):
+    """Runs the command's entry point in a folder with pictures and an encoder, offline, with a cache of its own."""
     save_encoder(tmp_path / "dino")
     save_folder(tmp_path / "pets")
-    environment = {**os.environ, "FEDSIM_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    capsys.readouterr()
 
     def run(*arguments):
-        return subprocess.run([FEDSIM, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+        monkeypatch.setattr(sys, "argv", ["fedsim", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return Done(end.value.code or 0, *capsys.readouterr())
 
     return run
 
@@ -77,6 +98,34 @@ def test_truncated_images_are_listed_and_left_out_only_when_that_is_asked_for(tm
     assert "23 embeddings of 16 dimensions, 1 bad images left out" in done.stdout
 
 
+def test_an_interrupted_embed_goes_on_where_it_stopped(tmp_path):
+    save_encoder(tmp_path / "dino")
+    save_medmnist(tmp_path / "organamnist.npz", train=4_000, test=100)
+    environment = {**os.environ, "FEDSIM_CACHE": str(tmp_path / "cache")}
+    command = [Path(sys.executable).with_name("fedsim"), "embed", "--dataset", "medmnist:organamnist", "--root", ".", "--encoder", "dino"]
+
+    def start():
+        pipe = subprocess.PIPE
+        return subprocess.Popen([*command, "--out", "o.npz"], cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+    def shards():
+        return list((tmp_path / "cache/embeddings").glob("*.shards/*.npz"))
+
+    process = start()
+    while not shards():
+        assert process.poll() is None, process.communicate()
+        os.sched_yield()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, ""), err
+    assert "interrupted; the same command goes on" in out
+    assert not (tmp_path / "o.npz").exists()
+    assert shards()
+    assert "4112/4112" in start().communicate(timeout=60)[0]
+    with np.load(tmp_path / "o.npz") as held:
+        assert held["x"].shape == (4_112, 16)
+
+
 def test_data_list_shows_every_known_data_set(fedsim):
     shown = fedsim("data", "list")
     assert shown.returncode == 0, shown.stderr
@@ -94,11 +143,13 @@ def test_transformers_and_medmnist_are_imported_only_where_they_are_needed(tmp_p
     assert done.stdout.strip().splitlines()[-1] == "[]"
 
 
-def test_one_cell_from_flags_to_synthetic_embeddings(tmp_path, fedsim):
-    options = ("--param", "rounds=3", "--clients", "4", "--epsilon", "4", "--out", "out")
-    ran = fedsim("run", "--algorithm", "fedhypevae", *options)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "1 of 1 cells done" in ran.stdout
+def test_a_saved_generator_gives_a_file_of_synthetic_embeddings_with_its_manifest(tmp_path, fedsim):
+    prepared = small_cells("fedhypevae", epsilon=4.0)
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    *_, outcome = run_trial(trial, data)
+    (tmp_path / "out").mkdir()
+    spent = {"status": "ok", "epsilon_spent": outcome.epsilon_spent, "accountant": outcome.accountant}
+    save_generator(tmp_path / "out", trial, (), outcome.generator, spent, {})
     done = fedsim("synth", "out", "--synthesis", "client:3", "--per-class", "5", "--out", "made/synth.npz")
     assert done.returncode == 0, done.stderr
     assert "50 synthetic embeddings of 64 dimensions" in done.stdout
