@@ -247,14 +247,16 @@ def test_no_strength_is_the_identity():
 
 def test_a_shift_is_the_affine_map_it_claims():
     x, shift = unit_rows().astype(np.float64), shift_of(3, 64, 0.5, 7)
-    matrix = np.eye(64) + shift.left.astype(np.float64) @ shift.right.T
+    matrix = np.diag(shift.gain.astype(np.float64)) + shift.left.astype(np.float64) @ shift.right.T
     moved = x @ matrix + shift.offset
     expected = moved / np.linalg.norm(moved, axis=1, keepdims=True)
     np.testing.assert_allclose(apply_shift(unit_rows(), 3, strength=0.5, seed=7), expected, atol=1e-6)
 
 
-def test_shift_factors_are_orthonormal_and_the_offset_has_the_strength():
+def test_shift_factors_are_orthonormal_and_gains_and_offset_have_the_strength():
     shift = shift_of(0, 1280, 0.5, 0)
+    assert np.log(shift.gain).std() == pytest.approx(0.5, rel=0.1)
+    assert np.mean(shift.gain**2) == pytest.approx(1)
     np.testing.assert_allclose(shift.left.T @ shift.left, 0.25 * np.eye(8), atol=1e-5)
     np.testing.assert_allclose(shift.right.T @ shift.right, np.eye(8), atol=1e-5)
     assert np.linalg.norm(shift.offset) == pytest.approx(0.5, rel=1e-5)

@@ -17,15 +17,19 @@ _SHIFT_RANK = 8
 
 
 class Shift(NamedTuple):
-    """A client's affine map ``x -> x + (x left) right^T + offset``: left, right ``[d, r]``, offset ``[d]``, all float32."""
+    """A client's affine map ``x -> gain * x + (x left) right^T + offset``: gain, offset ``[d]`` and left, right ``[d, r]``, float32."""
 
+    gain: NDArray[np.float32]
     left: NDArray[np.float32]
     right: NDArray[np.float32]
     offset: NDArray[np.float32]
 
 
 def shift_of(client: int, dim: int, strength: float, seed: int) -> Shift:
-    """The feature shift of a client: ``strength`` times a random map of rank <= 8 and a random unit vector.
+    """The feature shift of a client: a random gain for every feature, a random map of rank <= 8, and a random direction.
+
+    Gains are log-normal, ``exp(strength * N(0, 1))``, as of instruments that were calibrated apart, with mean square 1; map and direction
+    have norm ``strength``.
 
     Args:
         client: number from 0.
@@ -38,7 +42,11 @@ def shift_of(client: int, dim: int, strength: float, seed: int) -> Shift:
     left, right = (np.linalg.qr(rng.standard_normal((dim, rank)))[0] for _ in range(2))
     offset = rng.standard_normal(dim)
     offset /= np.linalg.norm(offset)
-    return Shift((strength * left).astype(np.float32), right.astype(np.float32), (strength * offset).astype(np.float32))
+    gain = np.exp(strength * rng.standard_normal(dim))
+    gain /= np.sqrt(np.mean(gain**2))
+    return Shift(
+        gain.astype(np.float32), (strength * left).astype(np.float32), right.astype(np.float32), (strength * offset).astype(np.float32)
+    )
 
 
 def apply_shift(x: NDArray[np.float32], client: int, *, strength: float, seed: int) -> NDArray[np.float32]:
@@ -56,7 +64,7 @@ def apply_shift(x: NDArray[np.float32], client: int, *, strength: float, seed: i
     if strength == 0:
         return x
     shift = shift_of(client, x.shape[1], strength, seed)
-    moved = x + (x @ shift.left) @ shift.right.T + shift.offset
+    moved = shift.gain * x + (x @ shift.left) @ shift.right.T + shift.offset
     return unit_norm(moved.astype(np.float32, copy=False))
 
 

@@ -157,7 +157,7 @@ def show_plan(prepared: Prepared, console: Console) -> None:
         ]
         table.add_row(*facts, *budget, plan.claim, f"{plan.unit}, {plan.trust}, {plan.scope}", plan.accountant, actors)
     # A table is for reading, also in a pipe: rows are not cut to a terminal's width.
-    wide = Console(file=console.file, width=max(console.width, 200), force_terminal=console.is_terminal, no_color=console.no_color)
+    wide = Console(file=console.file, width=max(console.width, 400), force_terminal=console.is_terminal, no_color=console.no_color)
     wide.print(table)
     sizes = ", ".join(f"{d.name}: {len(d.y_train)} × {d.dim}, {d.x_train.nbytes / 2**20:.1f} MiB" for d in prepared.data.values())
     shares = prepared.grid.resources
