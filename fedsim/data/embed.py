@@ -130,7 +130,7 @@ def embed(job: EmbedJob, console: Console, *, skip_bad: bool = False, work: Work
     folder = cache_folder() / "embeddings"
     folder.mkdir(parents=True, exist_ok=True)
     path, parts = folder / f"{job.key}.npz", folder / f"{job.key}.shards"
-    with _locked(folder / f"{job.key}.lock"):
+    with _locked(folder / f"{job.key}.lock", console):
         manifest = read_manifest(path)
         if manifest is None or {key: manifest.get(key) for key in job.identity} != job.identity:
             parts.mkdir(exist_ok=True)
@@ -143,10 +143,14 @@ def embed(job: EmbedJob, console: Console, *, skip_bad: bool = False, work: Work
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path, console: Console) -> Iterator[None]:
     """Two runs never compute the same embeddings: the second waits, and finds them."""
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            console.print("another fedsim computes these embeddings; waiting for it", highlight=False)
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

@@ -1,6 +1,9 @@
+import fcntl
 import io
 import json
+import os
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -219,3 +222,18 @@ def test_equal_runs_give_equal_arrays(pets, encoder, cache):
 def test_an_unknown_pool_or_dtype_is_refused():
     with pytest.raises(ValueError, match="cls"):
         EncoderSpec(name="x", pool="max")
+
+
+def test_a_second_run_waits_for_the_first_and_finds_its_file(pets, encoder, cache):
+    path = embed(job(pets, encoder), CONSOLE)
+    pets.images.decoded.clear()
+    console = Console(file=io.StringIO())
+    with (cache / "embeddings" / f"{job(pets, encoder).key}.lock").open() as lock, ThreadPoolExecutor(1) as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        second = pool.submit(embed, job(pets, encoder), console)
+        while "waiting" not in console.file.getvalue():
+            assert not second.done()
+            os.sched_yield()
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        assert second.result() == path
+    assert not pets.images.decoded

@@ -2,13 +2,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pictures import save_folder, save_medmnist
 from pydantic import ValidationError
 
 from fedsim.data.sources import DatasetSpec, image_set, load, training_rows
-from fedsim.data.split import stratified_rows
 from fedsim.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -66,18 +63,6 @@ def test_limit_keeps_a_fixed_stratified_part_of_the_training_rows(tmp_path):
     assert (len(data.y_test), len(data.columns["site"])) == (20, 7)
     assert data.fingerprint == again.fingerprint
     assert len(load(DatasetSpec(npz=path, limit=500), "here").y_train) == 20
-
-
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=8), st.integers(0, 5), st.data())
-def test_stratified_rows_follow_the_label_counts(counts, seed, data):
-    y = np.repeat(np.arange(len(counts)), counts)
-    size = data.draw(st.integers(len(counts), len(y)))
-    rows = stratified_rows(y, size, seed)
-    assert len(set(rows.tolist())) == len(rows) == size
-    chosen = np.bincount(y[rows], minlength=len(counts))
-    assert chosen.min() >= 1
-    spare = np.array(counts) - 1
-    assert np.all(np.abs(chosen - 1 - spare * (size - len(counts)) / max(spare.sum(), 1)) < 1 + 1e-9)
 
 
 @pytest.mark.parametrize(

@@ -120,9 +120,8 @@ def test_labels_that_are_none_are_refused(tmp_path):
             generator.sample(labels)
 
 
-def test_a_run_saves_a_generator_for_every_cell_unless_it_is_told_not_to(bench):
-    together = {"clients_per_actor": "all"}
-    ran = bench(small_grid("dp-gaussian", "fedhypevae", epsilon=[1.0, 4.0], resources=together))
+def test_a_run_saves_a_generator_for_every_cell(bench):
+    ran = bench(small_grid("dp-gaussian", epsilon=[1.0, 4.0], resources={"clients_per_actor": "all"}))
     ids = sorted(path.stem for path in (ran.folder / "generators").glob("*.json"))
     assert ids == sorted(row.cell_id for row in ran.rows)
     row = ran.rows[0]
@@ -132,9 +131,13 @@ def test_a_run_saves_a_generator_for_every_cell_unless_it_is_told_not_to(bench):
     with pytest.raises(UserError, match="there is no generator of this cell"):
         load_generator(ran.folder, "none")
     assert set(fedsim.load_results(ran.folder)["cell_id"]) == set(ids)
-    none = bench(small_grid("dp-gaussian", resources={**together, "save_generators": False}), "none")
+
+
+def test_generators_are_not_kept_where_the_grid_says_so(bench):
+    ran = bench(small_grid("dp-gaussian", resources={"clients_per_actor": "all", "save_generators": False}))
+    assert ran.rows[0].status == "ok"
     with pytest.raises(UserError, match="there are no generators here"):
-        load_generator(none.folder)
+        load_generator(ran.folder)
 
 
 def test_a_damaged_file_is_named_and_nothing_is_unpickled(tmp_path):
