@@ -178,11 +178,12 @@ class RoundRecord:
 
 @dataclass(frozen=True)
 class Trained:
-    """The outcome of :meth:`Algorithm.train`."""
+    """The outcome of :meth:`Algorithm.train`; ``state`` is what the generator was made from, see :func:`released_state`."""
 
     generator: Generator
     ledger: Ledger
     uplink_bytes: int
+    state: Tensors
 
 
 @dataclass(frozen=True)
@@ -344,7 +345,15 @@ class Algorithm(ABC):
                 checkpoint(partial(capture, server, pool, ledger, round_ + 1, uplink))
             yield RoundRecord(round_, rounds, record)
         codes = pool.released(code_names(server.model)) if self.releases_codes() else {}
-        return Trained(self.generator(server, codes, seeds), ledger, uplink)
+        state = released_state(server, codes)
+        return Trained(self.generator(server, codes, seeds), ledger, uplink, state)
+
+    def restored(self, state: Tensors, plan: PrivacyPlan | None, seeds: Seeds) -> Generator:
+        """The generator of an earlier training, from its ``Trained.state``, plan and seeds."""
+        server = self.initial_server(seeds)
+        server.plan = plan
+        load_server(server, {k[7:]: v for k, v in state.items() if k.startswith("server.")})
+        return self.generator(server, {k[6:]: v for k, v in state.items() if k.startswith("codes.")}, seeds)
 
     def _server_noise(self, plan: PrivacyPlan | None, release: Release, total: Tensors, seeds: Seeds, round_: int) -> tuple[Tensors, float]:
         """Under ``trust: aggregate`` the noise is added once, to the sum; with its multiplier, inf where clients added theirs."""
@@ -412,6 +421,18 @@ def load_server(server: Server, tensors: Tensors) -> None:
             if f"model.{name}" in tensors:
                 parameter.copy_(tensors[f"model.{name}"])
     server.tensors = {k[8:]: v for k, v in tensors.items() if k.startswith("tensors.")}
+
+
+def released_state(server: Server, codes: Tensors) -> Tensors:
+    """What a generator is made from: the server's state and the released codes, all of it private already.
+
+    The optimiser's state, and parameters of which there is a mean over iterates, are left out.
+    """
+    kept = {name: value for name, value in server.tensors.items() if not name.startswith("adam.")}
+    parameters = {name: p for name, p in server.model.named_parameters() if p.numel() and f"average.{name}" not in kept}
+    state = {f"server.model.{name}": p.detach().clone() for name, p in parameters.items()}
+    state |= {f"server.tensors.{name}": value.clone() for name, value in kept.items()}
+    return state | {f"codes.{name}": value.clone() for name, value in codes.items()}
 
 
 def capture(server: Server, pool: Pool, ledger: Ledger, round_: int, uplink_bytes: int) -> Progress:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from fedsim.errors import UserError
+
+if TYPE_CHECKING:
+    from fedsim.config import Grid
 
 app = typer.Typer(
     help="Federated generative algorithms side by side, under identical partitions and honest differential privacy.",
@@ -21,9 +25,14 @@ app = typer.Typer(
 )
 
 
+data = typer.Typer(help="Data sets.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+
 @app.callback()
 def fedsim() -> None:
     """A subcommand a task."""
+    sys.path.append(os.getcwd())  # so that a grid can name pkg.module:Class of the folder one works in
 
 
 @app.command()
@@ -42,24 +51,192 @@ def bench(
     """
     from fedsim.config import load_grid
 
-    sys.path.append(os.getcwd())  # so that a grid can name pkg.module:Class of the folder one works in
-    console = Console()
     checked = load_grid(grid, set_ or [])
+    folder = out or Path("runs") / checked.name
+    _bench(checked, folder, address, max_parallel=max_parallel, retry_failed=retry_failed, dry_run=dry_run)
+
+
+def _bench(
+    grid: Grid, folder: Path, address: str | None, *, max_parallel: int | None = None, retry_failed: bool = False, dry_run: bool = False
+) -> None:
+    """Run a grid, or show its plan; the exit code says how it went."""
     from fedsim.runtime.bench import run_bench
     from fedsim.runtime.cluster import joined_cluster, local_cluster, this_machine
     from fedsim.runtime.preflight import prepare, show_plan
 
+    console = Console()
     with ExitStack() as stack:
         node = this_machine()
         nodes = stack.enter_context(joined_cluster(address)) if address else [node]
-        prepared = prepare(checked, nodes, max_parallel)
+        with _interruptible(console):
+            prepared = prepare(grid, nodes, max_parallel)
         if dry_run:
             show_plan(prepared, console)
             return
         # A local cluster starts only when there is something to run on it.
         engine = nullcontext() if address else local_cluster(node)
-        code = run_bench(prepared, out or Path("runs") / checked.name, console, engine, retry_failed=retry_failed)
+        code = run_bench(prepared, folder, console, engine, retry_failed=retry_failed)
     raise typer.Exit(code)
+
+
+@contextmanager
+def _interruptible(console: Console) -> Iterator[None]:
+    """Ctrl-C ends the block with a word and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command goes on", highlight=False)
+        raise typer.Exit(130) from None
+
+
+@data.command("list")
+def data_list() -> None:
+    """Show the data sets that fedsim knows: classes, size, licence, source."""
+    from fedsim.data.catalogue import catalogue_table
+
+    wide_console(Console()).print(catalogue_table())
+
+
+@app.command()
+def embed(
+    dataset: Annotated[str, typer.Option(help="As in a grid: medmnist:organsmnist, imagefolder:PATH, csv:PATH, or a YAML mapping.")],
+    encoder: Annotated[str, typer.Option(help="A vision transformer of the Hugging Face hub, or a local folder.")],
+    out: Annotated[Path, typer.Option(help="The .npz file of embeddings.")],
+    size: Annotated[int | None, typer.Option(help="Pixels of a MedMNIST set: 28, 64, 128 or 224.")] = None,
+    root: Annotated[Path | None, typer.Option(help="The folder of a MedMNIST or MILK10k set's files.")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many training and so many test images.")] = None,
+    revision: Annotated[str | None, typer.Option(help="A commit of the encoder's repository.")] = None,
+    pool: Annotated[str, typer.Option(help="cls, mean or cls+mean.")] = "cls",
+    dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
+    batch: Annotated[int, typer.Option(min=1, help="Images that the model takes at once.")] = 64,
+    actors: Annotated[int, typer.Option(min=1, help="Encoders side by side, sharing this machine's GPUs.")] = 1,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be decoded.")] = False,
+) -> None:
+    """Turn a data set's images into embeddings. Interrupt it at any time; the same command goes on where it stopped."""
+    from fedsim.config import parse_option
+    from fedsim.data.archive import check_target, export, read_manifest
+    from fedsim.data.embed import EmbedJob, Work, in_process
+    from fedsim.data.embed import embed as embedded
+    from fedsim.data.encoder import EncoderSpec, locate
+    from fedsim.data.sources import DatasetSpec, image_set
+
+    check_target(out)
+    given = {"size": size, "root": root, "limit": limit, "skip_bad": skip_bad or None}
+    spec = parse_option(DatasetSpec, "--dataset", dataset, given).within(Path.cwd())
+    asked = parse_option(EncoderSpec, "--encoder", encoder, {"revision": revision, "pool": pool, "dtype": dtype})
+    console = Console()
+    job = EmbedJob(image_set(spec, "--dataset"), locate(asked, "--encoder"), asked, batch)
+    work: Work = in_process
+    if actors > 1:
+        from fedsim.runtime.cluster import this_machine
+        from fedsim.runtime.embedding import on_actors
+
+        work = on_actors(actors, this_machine())
+    with _interruptible(console):
+        export(embedded(job, console, skip_bad=spec.skip_bad, work=work), out)
+    manifest = read_manifest(out) or {}
+    rows, dim = manifest["shape"]
+    skipped = f", {len(manifest['skipped'])} bad images left out" if manifest["skipped"] else ""
+    console.print(
+        f"{out}: {rows} embeddings of {dim} dimensions{skipped}; manifest: {out.with_suffix('.json')}", soft_wrap=True, highlight=False
+    )
+
+
+@app.command()
+def run(
+    algorithm: Annotated[str, typer.Option(help="A registered name, or pkg.module:Class.")],
+    dataset: Annotated[str, typer.Option(help="As in a grid.")] = "digits",
+    encoder: Annotated[str | None, typer.Option(help="What embeds the data set's images.")] = None,
+    partition: Annotated[str, typer.Option(help="A scheme, or a YAML mapping.")] = "dirichlet",
+    alpha: Annotated[float, typer.Option(help="Dirichlet concentration.")] = 0.3,
+    clients: Annotated[int, typer.Option(help="How many.")] = 10,
+    epsilon: Annotated[float, typer.Option(help="The budget; inf: no privacy.")] = 1.0,
+    delta: Annotated[float, typer.Option(help="Of the budget.")] = 1e-4,
+    unit: Annotated[str, typer.Option(help="What the budget protects: example or client.")] = "example",
+    trust: Annotated[str, typer.Option(help="Who may see what: aggregate or silo.")] = "aggregate",
+    seed: Annotated[int, typer.Option(help="Root of all random numbers.")] = 0,
+    param: Annotated[list[str] | None, typer.Option(help="A parameter of the algorithm: key=YAML, such as latent=16.")] = None,
+    per_class: Annotated[int, typer.Option(help="Synthetic rows a class.")] = 200,
+    out: Annotated[Path | None, typer.Option(help="The run folder; default: runs/run.")] = None,
+    address: Annotated[str | None, typer.Option(help="An existing Ray cluster; default: a new local one.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan; run nothing.")] = False,
+) -> None:
+    """Run one cell, from flags; its generator is kept for `fedsim synth`."""
+    from fedsim.config import grid_of_options
+
+    checked = grid_of_options(
+        {
+            "algorithm": algorithm,
+            "dataset": dataset,
+            "encoder": encoder,
+            "partition": partition,
+            "alpha": alpha,
+            "clients": clients,
+            "epsilon": epsilon,
+            "delta": delta,
+            "unit": unit,
+            "trust": trust,
+            "seed": seed,
+            "per-class": per_class,
+        },
+        param or [],
+    )
+    _bench(checked, out or Path("runs") / "run", address, retry_failed=True, dry_run=dry_run)
+
+
+@app.command()
+def synth(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/quickstart.")],
+    out: Annotated[Path, typer.Option(help="The .npz file of synthetic embeddings.")],
+    cell: Annotated[str | None, typer.Option(help="The cell's id or its beginning.")] = None,
+    synthesis: Annotated[str | None, typer.Option(help="neutral, mixture or client:K; default: the cell's own way.")] = None,
+    per_class: Annotated[int, typer.Option(min=1, help="Rows a class.")] = 200,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the draw; default: the cell's.")] = None,
+) -> None:
+    """Draw synthetic embeddings from a saved generator; it costs no privacy."""
+    from fedsim.data.archive import check_target, write_npz, write_sidecar
+
+    check_target(out)
+    import numpy as np
+
+    from fedsim.runtime.generators import load_generator
+
+    generator = load_generator(folder, cell, synthesis)
+    x, y = generator.synthesise(per_class, seed)
+    manifest = generator.manifest(per_class, seed)
+    names = {"class_names": np.array(manifest["class_names"])} if manifest["class_names"] else {}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_npz(out, (len(x), x.shape[1]), "float32", [x], {"y": y, **names}, manifest)
+    write_sidecar(out, manifest)
+    told = " ".join(f"{key} {manifest[key]}" for key in ("epsilon", "delta", "unit", "trust", "claim"))
+    Console().print(f"{out}: {len(x)} synthetic embeddings of {x.shape[1]} dimensions; {told}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def partition(
+    grid: Annotated[Path, typer.Option(help="The grid file (YAML).")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Replace a value of the grid: key=YAML, such as alpha=[0.3].")] = None,
+    show: Annotated[bool, typer.Option("--show", help="Also print and draw every label-by-client matrix.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Where the pictures go; default: runs/<name of the grid>/curves.")] = None,
+) -> None:
+    """Show how a grid divides its data among clients, without training."""
+    from fedsim.config import load_grid
+
+    checked = load_grid(grid, set_ or [])
+    from fedsim.report.figures import save_figure
+    from fedsim.report.partitions import NAME, draw_partitions, label_table, summary_table
+    from fedsim.runtime.label_matrices import label_matrices
+
+    matrices = label_matrices(checked)
+    console = wide_console(Console())
+    if show:
+        for matrix in matrices:
+            console.print(label_table(matrix), "")
+    console.print(summary_table(matrices))
+    figure = draw_partitions(matrices) if show else None
+    if figure is not None:
+        for path in save_figure(figure, out or Path("runs") / checked.name / "curves", NAME):
+            console.print(f"picture: {path}", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -70,6 +247,11 @@ def report(folder: Annotated[Path, typer.Argument(help="A run folder, such as ru
     console, drawn = Console(), write_report(folder)
     drawn.show(console)
     console.print(f"report: {drawn.page}", soft_wrap=True, highlight=False)
+
+
+def wide_console(console: Console) -> Console:
+    """For tables, which are for reading, also in a pipe: rows are not cut to a terminal's width."""
+    return Console(file=console.file, width=max(console.width, 200), force_terminal=console.is_terminal, no_color=console.no_color)
 
 
 def main() -> None:

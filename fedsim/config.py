@@ -34,6 +34,7 @@ from pydantic import (
 
 from fedsim import __version__
 from fedsim.data.embeddings import Embeddings
+from fedsim.data.encoder import EncoderSpec
 from fedsim.data.sources import DatasetSpec
 from fedsim.errors import UserError, nearest
 from fedsim.partition import PartitionSpec, check_partition
@@ -42,6 +43,7 @@ from fedsim.registry import lookup
 
 Loc = tuple[str | int, ...]
 _Item = TypeVar("_Item")
+_Option = TypeVar("_Option", bound=BaseModel)
 _MOST_NODES = 100_000  # a grid file has dozens; aliases of aliases can stand for billions
 
 
@@ -109,17 +111,19 @@ class Evaluation(_Model):
 
 
 class Resources(_Model):
-    """Where cells run; nothing here changes a result.
+    """Where cells run and what is kept; nothing here changes a result.
 
     Attributes:
         clients_per_actor: clients that one actor hosts; ``all``: one actor per cell, ``auto``: the scheduler's choice.
         cpus_per_actor: CPU share of an actor.
         gpus_per_actor: GPU share of an actor.
+        save_generators: keep every cell's generator in the run folder, for ``fedsim synth``.
     """
 
     clients_per_actor: Annotated[Literal["auto", "all"] | int, PlainValidator(_actor_share)] = "auto"
     cpus_per_actor: Annotated[Real, Field(gt=0, allow_inf_nan=False)] = 1.0
     gpus_per_actor: Annotated[Real, Field(ge=0, allow_inf_nan=False)] = 0.0
+    save_generators: bool = True
 
 
 class AlgorithmEntry(_Model):
@@ -183,6 +187,7 @@ class Grid(_Model):
     Attributes:
         name: of the grid and its run folder; default: the file's stem.
         dataset: axis of data sets.
+        encoder: what turns the images of data sets into embeddings; data sets that are embeddings already pass it by.
         partition: the scheme that divides rows among clients.
         algorithms: axis of algorithms.
         alpha: axis of Dirichlet concentrations, > 0.
@@ -199,6 +204,7 @@ class Grid(_Model):
 
     name: str = Field(default="grid", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     dataset: Axis[DatasetSpec] = (DatasetSpec(name="digits"),)
+    encoder: EncoderSpec | None = None
     partition: PartitionSpec = PartitionSpec()
     algorithms: Axis[AlgorithmEntry]
     alpha: Axis[Alpha] = (0.3,)
@@ -220,6 +226,13 @@ class Grid(_Model):
         if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
             raise ValueError(f"two data sets are called '{twice}'; give one another name: {{npz: PATH, name: NAME}}")
         return dataset
+
+    @field_validator("encoder")
+    @classmethod
+    def _encoder_matters(cls, encoder: EncoderSpec | None, info: ValidationInfo) -> EncoderSpec | None:
+        if encoder is not None and "dataset" in info.data and all(spec.kind == "npz" for spec in info.data["dataset"]):
+            raise ValueError("no data set of the grid holds images; remove it")
+        return encoder
 
     @field_validator("alpha")
     @classmethod
@@ -245,7 +258,7 @@ class Cell(_Model):
         dataset: where the data come from.
         dataset_hash: the data's fingerprint.
         partition: the scheme.
-        alpha: Dirichlet concentration (schemes other than ``dirichlet`` ignore it).
+        alpha: Dirichlet concentration (schemes other than the two Dirichlet ones ignore it).
         clients: how many.
         epsilon: budget, ``inf`` without privacy; None where epsilon has no meaning for the algorithm.
         delta: of the budget.
@@ -286,7 +299,7 @@ def load_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
     """Read and check a grid file.
 
     Args:
-        path: the YAML file; relative ``npz`` paths (those of overrides too) are taken from its folder.
+        path: the YAML file; relative paths of data and encoder (those of overrides too) are taken from its folder.
         overrides: ``key=YAML`` texts that replace values of the file; ``evaluation.per_class=50`` goes into a mapping.
 
     Raises:
@@ -303,10 +316,84 @@ def load_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
         grid = Grid.model_validate({"name": path.stem, **data})
     except ValidationError as error:
         raise _translated(error, Grid, source.place) from error
-    grid = grid.model_copy(update={"dataset": tuple(spec.within(path.absolute().parent) for spec in grid.dataset)})
+    return _placed(grid, source, path.absolute().parent)
+
+
+def _placed(grid: Grid, source: _Source, folder: Path) -> Grid:
+    """The grid with its relative paths taken from ``folder``, its algorithms checked, and its places named by ``source``."""
+    places: dict[str, Any] = {"dataset": tuple(spec.within(folder) for spec in grid.dataset)}
+    grid = grid.model_copy(update=places | {"encoder": grid.encoder.within(folder) if grid.encoder else None})
     grid._source = source
     _variants(grid)
     return grid
+
+
+class _Options(_Source):
+    """Places of a grid that was given as command line options."""
+
+    def place(self, loc: Loc) -> str:
+        """The option."""
+        if not loc:
+            return "fedsim run"
+        if loc[0] == "algorithms":
+            inner = [str(part) for part in loc[3:] if isinstance(part, str)]
+            return f"--param {'.'.join(inner)}" if "params" in loc and inner else "--algorithm"
+        name = {"seeds": "seed", "evaluation": "per-class"}.get(str(loc[0]), str(loc[0]))
+        inner = [str(part) for part in loc[1:] if isinstance(part, str)] if name != "per-class" else []
+        return ": ".join([f"--{name}", *([".".join(inner)] if inner else [])])
+
+
+def grid_of_options(options: Mapping[str, Any], params: Sequence[str]) -> Grid:
+    """A grid of one cell.
+
+    Args:
+        options: values by option; ``dataset``, ``encoder`` and ``partition`` are texts that may be YAML mappings.
+        params: ``key=YAML`` texts, parameters of the algorithm.
+
+    Raises:
+        UserError: a value does not do; the message names the option.
+    """
+    given: dict[str, Any] = {}
+    for text in params:
+        _override(given, text, "--param")
+    partition, _ = _parse(options["partition"], "--partition")
+    parsed = {key: _parse(options[key], f"--{key}")[0] for key in ("dataset", "encoder") if options[key] is not None}
+    same = {key: options[key] for key in ("alpha", "clients", "epsilon", "delta", "unit", "trust")}
+    data: dict[str, Any] = {
+        "name": "run",
+        "algorithms": [{"name": options["algorithm"], "params": given}],
+        "partition": partition if isinstance(partition, dict) else {"scheme": partition},
+        "seeds": options["seed"],
+        "evaluation": {"per_class": options["per-class"]},
+        **{key: value if isinstance(value, dict) else str(value) for key, value in parsed.items()},
+        **same,
+    }
+    source = _Options()
+    try:
+        grid = Grid.model_validate(data)
+    except ValidationError as error:
+        raise _translated(error, Grid, source.place) from error
+    return _placed(grid, source, Path.cwd())
+
+
+def parse_option(model: type[_Option], option: str, text: str, given: Mapping[str, Any]) -> _Option:
+    """A command line's option as a grid would have it.
+
+    Args:
+        model: what it becomes.
+        option: its name, for messages.
+        text: a YAML scalar or mapping.
+        given: keys that other options give; None is not given.
+
+    Raises:
+        UserError: it does not do.
+    """
+    value, _ = _parse(text, option)
+    try:
+        base = value if isinstance(value, dict) else model.model_validate(str(value)).model_dump(exclude_unset=True)
+        return model.model_validate({**base, **{key: each for key, each in given.items() if each is not None}})
+    except ValidationError as error:
+        raise _translated(error, model, lambda loc: f"{option}: {'.'.join(map(str, loc))}" if loc else option) from error
 
 
 def _read(path: Path) -> str:
@@ -344,7 +431,7 @@ def _parse(text: str, where: str) -> tuple[Any, dict[Loc, int]]:
 
 def _at(where: str, line: int) -> str:
     """A line, counted from 0, of a file; an override is one line anyway."""
-    return where if where.startswith("--set") else f"{where}:{line + 1}"
+    return where if where.startswith("--") else f"{where}:{line + 1}"
 
 
 def _survey(node: yaml.Node, loc: Loc, lines: dict[Loc, int], where: str, seen: list[int]) -> None:
@@ -367,20 +454,21 @@ def _survey(node: yaml.Node, loc: Loc, lines: dict[Loc, int], where: str, seen: 
             _survey(value, (*loc, name), lines, where, seen)
 
 
-def _override(data: dict[str, Any], text: str) -> Loc:
+def _override(data: dict[str, Any], text: str, option: str = "--set") -> Loc:
     """Put one ``key=YAML`` into ``data``; return its key path."""
     key, equals, value = text.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise UserError(f"--set {text}", "is not of the form key=value", "write for example --set alpha=[0.3]")
+        example = "alpha=[0.3]" if option == "--set" else "latent=16"
+        raise UserError(f"{option} {text}", "is not of the form key=value", f"write for example {option} {example}")
     at = data
     for n, part in enumerate(parts[:-1], 1):
         inner = at.setdefault(part, {})
         if not isinstance(inner, dict):
             outer = ".".join(parts[:n])
-            raise UserError(f"--set {key.strip()}", f"'{outer}' is not a mapping in the grid file", f"set {outer} as a whole")
+            raise UserError(f"{option} {key.strip()}", f"'{outer}' is not a mapping in the grid file", f"set {outer} as a whole")
         at = inner
-    at[parts[-1]], _ = _parse(value, f"--set {key.strip()}")
+    at[parts[-1]], _ = _parse(value, f"{option} {key.strip()}")
     return tuple(parts)
 
 
@@ -436,7 +524,8 @@ def _complaint(error: Mapping[str, Any]) -> tuple[str, str]:
         what, _, right = str(context["error"]).partition("; ")
         return what, right
     if kind == "literal_error":
-        return f"unknown value {given}", nearest(str(error["input"]), re.findall(r"'([^']*)'", context["expected"]))
+        known = re.findall(r"'([^']*)'", context["expected"])
+        return f"unknown value {given}", nearest(str(error["input"]), known) if known else f"give {context['expected']}"
     if kind == "greater_than" and context["gt"] == 0:
         return f"{given} is not positive", "give a number > 0"
     bounds = {
@@ -519,12 +608,18 @@ def _check_data(grid: Grid, data: Mapping[str, Embeddings]) -> None:
         if same != i:
             raise UserError(grid.place("dataset", i), f"has the same content as dataset[{same}]", "remove one")
         for j, clients in enumerate(grid.clients):
-
-            def place(key: str, i: int = i, j: int = j) -> str:
-                of = f" with data set '{grid.dataset[i].display}'" if len(grid.dataset) > 1 else ""
-                return (grid.place("clients", j) if key == "clients" else grid.place(*key.split("."))) + of
-
+            place = grid_place(grid, i, j)
             check_partition(embeddings.y_train, spec=grid.partition, clients=clients, columns=embeddings.columns, place=place)
+
+
+def grid_place(grid: Grid, dataset: int, clients: int) -> Callable[[str], str]:
+    """How an error of a partition names the grid's keys, for these positions on the axes."""
+
+    def place(key: str) -> str:
+        of = f" with data set '{grid.dataset[dataset].display}'" if len(grid.dataset) > 1 else ""
+        return (grid.place("clients", clients) if key == "clients" else grid.place(*key.split("."))) + of
+
+    return place
 
 
 def _cell(
@@ -537,7 +632,7 @@ def _cell(
     epsilon: float | None,
     seed: int,
 ) -> Cell:
-    scheme = grid.partition.model_dump(mode="json") | ({"alpha": alpha} if grid.partition.uses_alpha else {})
+    scheme = grid.partition.model_dump(mode="json", exclude_none=True) | ({"alpha": alpha} if grid.partition.uses_alpha else {})
     # without an epsilon there is no budget to protect a unit with
     budget = [_epsilon_text(epsilon), grid.delta, grid.unit, grid.trust] if variant.private else None
     result_of = {

@@ -135,3 +135,14 @@ def test_after_a_killed_driver_the_same_command_computes_only_what_is_missing(
     assert len({json.loads(line)["cell_id"] for line in lines(results)}) == len(lines(results)) == 6
     for name in ("rounds.jsonl", "summary.csv", "report.html", "curves/privacy_utility.png", "curves/privacy_utility.svg", "manifest.json"):
         assert (results.parent / name).stat().st_size > 0
+
+
+def test_partition_shows_and_draws_without_training(tmp_path: Path) -> None:
+    (tmp_path / "g.yaml").write_text("algorithms: [fedhypevae]\npartition: {scheme: shards, labels: 2}\nclients: [6]\n")
+    plain = fedsim(tmp_path, "partition", "--grid", "g.yaml")
+    assert plain.returncode == 0, plain.stderr
+    assert "shards" in plain.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["g.yaml"]
+    shown = fedsim(tmp_path, "partition", "--grid", "g.yaml", "--show", "--out", "pictures")
+    assert shown.returncode == 0, shown.stderr
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["partitions.png", "partitions.svg"]

@@ -1,16 +1,27 @@
+import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from pictures import save_encoder, save_medmnist, save_milk10k
 
 from fedsim.config import load_grid
+from fedsim.data.encoder import REVISIONS
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
-COMMANDS = [line.strip() for page in PAGES for line in page.read_text().splitlines() if line.startswith("    fedsim ")]
+DATA = ROOT / "docs" / "data.md"
+PAGES = sorted(set((ROOT / "docs").glob("*.md")) - {DATA})
+
+
+def commands(page: Path) -> list[str]:
+    return [line.strip() for line in page.read_text().splitlines() if line.startswith("    fedsim ")]
+
+
+COMMANDS = [command for page in PAGES for command in commands(page)]
 
 
 def test_the_pages_hold_commands() -> None:
@@ -22,6 +33,44 @@ def test_every_command_of_the_pages_runs(command: str) -> None:
     done = subprocess.run(shlex.split(command), cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "ε reached" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A folder and an environment in which the paper's data and encoder are at their places: small ones, and no network."""
+    folder = tmp_path_factory.mktemp("desk")
+    save_medmnist(folder / "home/.medmnist/organsmnist_224.npz", train=66, test=33, size=224)
+    (folder / "home/.cache/fedsim/milk10k").mkdir(parents=True)
+    save_milk10k(folder / "home/.cache/fedsim/milk10k")
+    save_encoder(folder / "hub/models--facebook--dinov2-base/snapshots" / REVISIONS["facebook/dinov2-base"])
+    (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
+    places = {"HOME": str(folder / "home"), "HF_HUB_CACHE": str(folder / "hub"), "HF_HUB_OFFLINE": "1"}
+    return folder, {key: value for key, value in os.environ.items() if key not in ("FEDSIM_CACHE", "XDG_CACHE_HOME")} | places
+
+
+def test_every_command_of_the_data_page_runs_in_its_order(desk: tuple[Path, dict[str, str]]) -> None:
+    folder, environment = desk
+    assert len(commands(DATA)) == 6
+    for command in commands(DATA):
+        done = subprocess.run(shlex.split(command), cwd=folder, env=environment, capture_output=True, text=True, timeout=180)
+        assert done.returncode == 0, command + done.stdout + done.stderr
+    made = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix in (".npz", ".png") and "home" not in str(path)}
+    pictures = {"runs/paper/curves/partitions.png", "runs/milk/curves/privacy_utility.png"}
+    assert made >= {"organsmnist.npz", "milk10k.npz", "synth.npz"} | pictures
+
+
+def test_the_python_of_the_data_page_runs(desk: tuple[Path, dict[str, str]]) -> None:
+    folder, environment = desk
+    (code,) = re.findall(r"```python\n(.*?)```", DATA.read_text(), re.S)
+    script = code + "assert len(rows) == 1\nassert x.shape == (3, 16)\n"
+    done = subprocess.run([sys.executable, "-c", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_grid_of_the_data_page_is_valid(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", DATA.read_text(), re.S)
+    (tmp_path / "g.yaml").write_text(text)
+    assert load_grid(tmp_path / "g.yaml").partition.column == "scanner"
 
 
 def test_the_grid_of_the_page_is_valid(tmp_path: Path) -> None:

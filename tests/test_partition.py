@@ -26,7 +26,9 @@ def divisions(draw):
     scheme = draw(st.sampled_from(sorted(SCHEMES)))
     classes, min_size = draw(st.integers(2, 6)), draw(st.integers(1, 4))
     clients = draw(st.integers(1, classes if scheme == "disjoint" else 12))
-    each = draw(st.lists(st.integers(min_size, 20), min_size=classes, max_size=classes))
+    labels = draw(st.integers(-(-classes // clients), classes)) if scheme == "shards" else None
+    fewest = clients * min_size if scheme == "shards" else min_size
+    each = draw(st.lists(st.integers(fewest, fewest + 16), min_size=classes, max_size=classes))
     y = np.repeat(np.arange(classes), each)
     y = np.concatenate([y, np.zeros(max(0, clients * min_size - len(y)), np.int64)])
     y = np.random.default_rng(draw(st.integers(0, 9))).permutation(y)
@@ -39,6 +41,8 @@ def divisions(draw):
         "seed": draw(st.integers(0, 2**40)),
         "columns": {"site": np.arange(len(y)) % clients},
         "column": "site" if scheme == "column" else None,
+        "labels": labels,
+        "power": draw(st.floats(0, 5)) if scheme == "quantity" else None,
     }
 
 
@@ -62,7 +66,7 @@ def test_equal_arguments_give_equal_partitions(given):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("scheme", ["dirichlet", "iid", "disjoint", "feature-shift"])
+@pytest.mark.parametrize("scheme", sorted(SCHEMES.keys() - {"column"}))
 def test_seeds_give_different_partitions(scheme):
     assert len({partition(scheme=scheme, clients=5, seed=seed).fingerprint for seed in range(5)}) == 5
 
@@ -99,6 +103,45 @@ def test_dirichlet_shares_have_the_distribution_they_claim():
     # Dirichlet(alpha, ..., alpha) over k: mean 1/k, variance (1/k)(1 - 1/k) / (k alpha + 1)
     assert shares.mean() == pytest.approx(1 / clients)
     assert shares.var() == pytest.approx((1 / clients) * (1 - 1 / clients) / (clients * alpha + 1), rel=0.05)
+
+
+def test_each_client_of_dirichlet_client_has_a_label_mix_of_its_own_and_an_equal_size():
+    few = partition(scheme="dirichlet-client", alpha=1e-3).label_counts
+    assert set(few.sum(axis=1).tolist()) == {300}
+    # whoever chooses early gets a single label; late ones take what is left
+    assert np.median(few.max(axis=1) / 300) > 0.9
+    many = partition(scheme="dirichlet-client", alpha=1e6).label_counts
+    np.testing.assert_allclose(many.sum(axis=1), 300)
+    assert (many / 300).max() < 0.25
+
+
+@pytest.mark.parametrize(("labels", "clients"), [(1, 10), (2, 7), (3, 50), (10, 4)])
+def test_every_client_of_shards_holds_exactly_so_many_labels(labels, clients):
+    counts = partition(scheme="shards", labels=labels, clients=clients).label_counts
+    assert ((counts > 0).sum(axis=1) == labels).all()
+    assert (counts > 0).any(axis=0).all()
+
+
+def test_larger_classes_are_cut_into_more_shards():
+    y = np.repeat(np.arange(3), [800, 150, 50])
+    counts = partition(y=y, scheme="shards", labels=1, clients=20).label_counts
+    assert (counts > 0).sum(axis=0).tolist() == [16, 3, 1]
+    assert counts.sum(axis=1).tolist() == pytest.approx([50] * 20)
+
+
+def test_shards_that_are_too_small_take_rows_of_their_own_labels():
+    y = np.repeat(np.arange(3), [40, 40, 3])
+    counts = partition(y=y, scheme="shards", labels=1, clients=4, min_size=3).label_counts
+    assert counts.sum(axis=1).min() >= 3
+    with pytest.raises(UserError, match=r"partition.min_size: scheme 'shards' leaves client \d with 3 rows, fewer than 4; give a smaller"):
+        partition(y=y, scheme="shards", labels=1, clients=4, min_size=4)
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0, 2.0])
+def test_quantity_sizes_follow_the_power_law(power):
+    sizes = sorted((len(rows) for rows in partition(scheme="quantity", clients=20, power=power, min_size=2).rows), reverse=True)
+    weights = np.arange(1, 21) ** -power
+    np.testing.assert_allclose(np.array(sizes) - 2, 2_960 * weights / weights.sum(), atol=1)
 
 
 def test_iid_sizes_differ_by_one_at_most():
@@ -139,6 +182,12 @@ def test_column_clients_are_the_values_in_order():
         ),
         ({"scheme": "column", "column": "site", "clients": 4}, "has 3 values, so 3 clients, not 4; give clients: 3"),
         ({"scheme": "column", "column": "site", "clients": 3, "min_size": 999}, "partition.min_size: value"),
+        ({"scheme": "shards", "labels": 11}, "partition.labels: a client cannot hold 11 labels, .* 10 classes; give at most 10"),
+        ({"scheme": "shards", "labels": 2, "clients": 4}, "= 8 shards cannot hold 10 classes, so some would vanish; give at least 3"),
+        (
+            {"scheme": "shards", "labels": 2, "y": np.array([0] * 40 + [1]), "clients": 3},
+            "= 6 shards, but small classes allow 4 at most; give at most 1",
+        ),
     ],
 )
 def test_limits_are_named_with_their_arithmetic(given, message):
@@ -159,6 +208,9 @@ def test_a_check_names_the_place_it_is_given():
         ({"scheme": "column"}, "needs the name of a column"),
         ({"scheme": "iid", "column": "site"}, "takes no column"),
         ({"scheme": "iid", "strength": 0.5}, "takes no strength"),
+        ({"scheme": "iid", "labels": 2}, "takes no labels; remove it or give scheme: shards"),
+        ({"scheme": "iid", "power": 2.0}, "takes no power; remove it or give scheme: quantity"),
+        ({"scheme": "shards", "labels": 0}, "greater than or equal to 1"),
         ({"scheme": "feature-shift", "strength": -0.5}, "greater than or equal to 0"),
         ({"min_size": 0}, "greater than or equal to 1"),
     ],
@@ -168,12 +220,18 @@ def test_a_wrong_spec_is_refused(spec, message):
         PartitionSpec(**spec)
 
 
-@pytest.mark.parametrize("alpha", [1e-9, 0.1, 100.0])
-def test_a_thousand_clients_over_fifty_thousand_rows_take_less_than_a_second(alpha):
+@pytest.mark.parametrize(
+    ("scheme", "alpha"),
+    [
+        *((scheme, alpha) for scheme in ("dirichlet", "dirichlet-client") for alpha in (1e-9, 0.1, 100.0)),
+        *((scheme, 1.0) for scheme in ("shards", "iid", "quantity", "feature-shift")),
+    ],
+)
+def test_a_thousand_clients_over_fifty_thousand_rows_take_less_than_a_second(scheme, alpha):
     y = np.random.default_rng(0).integers(0, 10, 50_000)
-    start = time.perf_counter()
-    partition(y=y, clients=1_000, alpha=alpha, min_size=40)
-    assert time.perf_counter() - start < 1
+    start = time.process_time()
+    partition(y=y, scheme=scheme, clients=1_000, alpha=alpha, min_size=40)
+    assert time.process_time() - start < 1
 
 
 def unit_rows(n=20, dim=64):

@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.data.split import TEST, TRAIN, VALIDATION
 from fedsim.errors import UserError
-
-TRAIN, VALIDATION, TEST = 0, 1, 2
-"""The values of a split array; validation rows are ignored."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +27,7 @@ class Embeddings:
         y_test: int64 ``[m]``.
         classes: number of classes, C.
         columns: further values per training row (site, image type), each ``[n]``.
+        class_names: what the classes are called; numbers where nobody said.
     """
 
     name: str
@@ -38,6 +37,7 @@ class Embeddings:
     y_test: NDArray[np.int64]
     classes: int
     columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    class_names: tuple[str, ...] = ()
 
     @classmethod
     def from_arrays(
@@ -135,7 +135,8 @@ def _classes(y_train: NDArray[np.int64], y_test: NDArray[np.int64], where: str) 
     classes = len(present)
     if present[0] != 0 or present[-1] != classes - 1:
         listing = ", ".join(map(str, present[:12].tolist())) + (", ..." if classes > 12 else "")
-        raise UserError(where, f"the labels of the training rows are {listing}", f"number the classes 0 .. {classes - 1}")
+        right = f"number the classes 0 .. {classes - 1}, or let remap: true do it"
+        raise UserError(where, f"the labels of the training rows are {listing}", right)
     if classes < 2:
         raise UserError(where, "all training rows have one label", "give at least two classes")
     strange = y_test[(y_test < 0) | (y_test >= classes)]

@@ -10,8 +10,10 @@ from rich.console import Console
 
 from fedsim.errors import UserError
 from fedsim.report import grid_rows, write_report
+from fedsim.report.partitions import write_partitions
 from fedsim.results import ResultStore
 from fedsim.runtime.display import describe, make_display, outcome
+from fedsim.runtime.label_matrices import drawn_matrices
 from fedsim.runtime.manifest import write_manifest
 from fedsim.runtime.preflight import Prepared
 from fedsim.runtime.scheduler import Scheduler
@@ -47,6 +49,7 @@ def run_bench(
         done = store.finished() | (set() if retry_failed else store.failed())
         todo = [trial for trial in prepared.trials if trial.cell.cell_id not in done]
         write_manifest(folder, prepared)
+        write_partitions(folder, drawn_matrices(prepared))
         try:
             _run(prepared, todo, store, console, engine)
         except KeyboardInterrupt:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedsim.algorithm import Task
-from fedsim.config import Cell, Grid, Resources, expand
+from fedsim.config import Cell, Grid, Resources, expand, grid_place
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.sources import load
 from fedsim.errors import UserError
@@ -53,7 +53,7 @@ def prepare(grid: Grid, nodes: Sequence[Node], max_parallel: int | None = None) 
     """
     capacity = actors_that_fit(grid, nodes)
     parallel = min(capacity, max_parallel or capacity)
-    data = {spec.key: load(spec, grid.place("dataset", i)) for i, spec in enumerate(grid.dataset)}
+    data = {spec.key: load(spec, grid.place("dataset", i), grid.encoder) for i, spec in enumerate(grid.dataset)}
     cells = expand(grid, data)
     partitions: dict[tuple[str, float, int, int], Partition] = {}
     trials = []
@@ -68,6 +68,7 @@ def prepare(grid: Grid, nodes: Sequence[Node], max_parallel: int | None = None) 
                 clients=cell.clients,
                 seed=cell.seed,
                 columns=embeddings.columns,
+                place=grid_place(grid, grid.dataset.index(cell.dataset), grid.clients.index(cell.clients)),
             )
         data_key = cell.dataset.key
         if cell.partition.scheme == "feature-shift":

@@ -15,6 +15,7 @@ from fedsim.partition import Partition
 from fedsim.results import ResultStore, Row, RowError
 from fedsim.runtime.checkpoint import Checkpoints
 from fedsim.runtime.display import Display, setting
+from fedsim.runtime.generators import save_generator
 from fedsim.runtime.manifest import versions
 from fedsim.runtime.preflight import Prepared
 from fedsim.runtime.slots import Slot, Slots
@@ -60,6 +61,8 @@ class Scheduler:
     def __init__(self, prepared: Prepared, store: ResultStore, display: Display) -> None:
         self.store, self.display = store, display
         self.data = {key: ray.put(value) for key, value in prepared.data.items()}
+        self.class_names = {key: value.class_names for key, value in prepared.data.items()}
+        self.save_generators = prepared.grid.resources.save_generators
         self.slots = Slots(prepared.grid.resources, prepared.capacity, prepared.parallel)
         self.running: dict[Any, tuple[Slot, Trial | Reference]] = {}
         self.references: dict[ReferenceKey, float | None] = {}
@@ -140,10 +143,14 @@ class Scheduler:
             return
         target = trial.cell.epsilon
         overspent = target is not None and outcome.epsilon_spent is not None and outcome.epsilon_spent > target * (1 + 1e-6)
+        status = "overspent" if overspent else "ok"
+        if self.save_generators:
+            facts = {"status": status, "epsilon_spent": outcome.epsilon_spent, "accountant": outcome.accountant}
+            save_generator(self.store.folder, trial, self.class_names[trial.data_key], outcome.generator, facts, self.versions)
         self._write(
             trial,
             {
-                "status": "overspent" if overspent else "ok",
+                "status": status,
                 "epsilon_spent": outcome.epsilon_spent,
                 "accountant": outcome.accountant,
                 "accuracy": outcome.scores.accuracy,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedsim.algorithm import Generator, PersonalGenerator, Pool, RoundRecord, Task, Trained
+from fedsim.algorithm import Generator, PersonalGenerator, Pool, RoundRecord, Task, Tensors, Trained
 from fedsim.config import Cell
 from fedsim.data.embeddings import Embeddings
 from fedsim.evaluate import Scores, score_clients, score_probe
@@ -56,7 +56,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The fields of a row that running a cell decides."""
+    """The fields of a row that running a cell decides, and the state that its generator is made from."""
 
     scores: Scores
     client_balanced_accuracy: float | None
@@ -64,6 +64,7 @@ class Outcome:
     accountant: str | None
     uplink_bytes: int
     seconds: float
+    generator: Tensors = field(repr=False, compare=False)
 
 
 def local_pool(trial: Trial, data: Embeddings) -> Pool:
@@ -90,7 +91,7 @@ def run_trial(
     spent, accountant = (None, None) if trial.plan is None else trained.ledger.epsilon(trial.plan.delta)
     if checkpoints:
         checkpoints.remove()
-    yield Outcome(scores, own, spent, accountant, trained.uplink_bytes, time.perf_counter() - started)
+    yield Outcome(scores, own, spent, accountant, trained.uplink_bytes, time.perf_counter() - started, trained.state)
 
 
 def client_score(generator: Generator, trial: Trial, data: Embeddings, seeds: Seeds) -> float:

@@ -2,11 +2,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from pictures import save_folder, save_medmnist
 from pydantic import ValidationError
 
-from fedsim.data.sources import DatasetSpec, load, stratified_rows
+from fedsim.data.sources import DatasetSpec, image_set, load, training_rows
 from fedsim.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -51,7 +50,7 @@ def test_an_npz_file_is_split_and_further_arrays_are_columns(tmp_path):
 
 
 def test_zero_rows_stay_zero(tmp_path):
-    x = np.ones((60, 5), np.float32)
+    x = np.random.default_rng(1).random((60, 5), np.float32)
     x[3] = 0
     assert not load(DatasetSpec(npz=file(tmp_path, x=x)), "here").x_train[3].any()
 
@@ -64,18 +63,6 @@ def test_limit_keeps_a_fixed_stratified_part_of_the_training_rows(tmp_path):
     assert (len(data.y_test), len(data.columns["site"])) == (20, 7)
     assert data.fingerprint == again.fingerprint
     assert len(load(DatasetSpec(npz=path, limit=500), "here").y_train) == 20
-
-
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=8), st.integers(0, 5), st.data())
-def test_stratified_rows_follow_the_label_counts(counts, seed, data):
-    y = np.repeat(np.arange(len(counts)), counts)
-    size = data.draw(st.integers(len(counts), len(y)))
-    rows = stratified_rows(y, size, seed)
-    assert len(set(rows.tolist())) == len(rows) == size
-    chosen = np.bincount(y[rows], minlength=len(counts))
-    assert chosen.min() >= 1
-    spare = np.array(counts) - 1
-    assert np.all(np.abs(chosen - 1 - spare * (size - len(counts)) / max(spare.sum(), 1)) < 1 + 1e-9)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +116,13 @@ def test_too_small_a_limit_is_refused():
         ({}, "names no data"),
         ({"name": "digits", "limit": 0}, "greater than 0"),
         ({"name": "digits", "url": "x"}, "Extra inputs"),
+        ("medmnist:organ", r"unknown MedMNIST set 'organ'; did you mean 'organ.mnist'"),
+        ({"name": "medmnist:organsmnist", "size": 100}, "28, 64, 128 or 224"),
+        ({"name": "digits", "size": 64}, "'digits' takes no size; it is for medmnist"),
+        ({"npz": "a.npz", "root": "b"}, "takes no root; it is for medmnist, milk10k"),
+        ({"csv": "a.csv", "remap": True}, "takes no remap; it is for npz"),
+        ({"csv": "a.csv", "npz": "a.npz"}, "names npz and csv; give one of them"),
+        ("hf:", "unknown data set 'hf:'"),
     ],
 )
 def test_a_wrong_spec_is_refused(spec, message):
@@ -137,8 +131,93 @@ def test_a_wrong_spec_is_refused(spec, message):
 
 
 def test_a_key_tells_sources_and_limits_apart():
-    specs = ["digits", {"name": "digits", "limit": 50}, {"npz": "digits"}, {"npz": "b.npz"}, {"npz": "b.npz", "limit": 50}]
+    organs = [{"name": "medmnist:organsmnist", **more} for more in ({}, {"size": 64}, {"root": "r"}, {"limit": 50})]
+    specs = ["digits", {"name": "digits", "limit": 50}, {"npz": "digits"}, {"npz": "b.npz"}, {"npz": "b.npz", "limit": 50}, *organs]
     assert len({DatasetSpec.model_validate(spec).key for spec in specs}) == len(specs)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "display"),
+    [
+        ("digits", "digits", "digits"),
+        ("medmnist:organsmnist", "medmnist", "organsmnist"),
+        ("milk10k", "milk10k", "milk10k"),
+        ("hf:user/set", "hf", "hf:user/set"),
+        ("imagefolder:my/scans", "imagefolder", "scans"),
+        ("csv:my/table.csv", "csv", "table"),
+        ("npz:my/file.npz", "npz", "file"),
+    ],
+)
+def test_a_text_names_every_kind_of_source(text, kind, display):
+    spec = DatasetSpec.model_validate(text)
+    assert (spec.kind, spec.display) == (kind, display)
+    if spec.path:
+        assert spec.within(Path("/data")).path == Path("/data") / spec.path
+
+
+def test_sizes_of_a_medmnist_set_have_names_of_their_own():
+    spec = DatasetSpec(name="medmnist:organsmnist", size=224, limit=9)
+    assert spec.display == "organsmnist-224[:9]"
+
+
+def test_labels_can_be_remapped(tmp_path):
+    path = file(tmp_path, y=np.array(["lung", "heart", "skin"])[np.arange(60) % 3])
+    with pytest.raises(UserError, match="y has dtype"):
+        load(DatasetSpec(npz=path), "here")
+    data = load(DatasetSpec(npz=path, remap=True), "here")
+    assert data.y_train[:3].tolist() == [1, 0, 2]
+    path = file(tmp_path, y=10 * (np.arange(60) % 3))
+    with pytest.raises(UserError, match=r"number the classes 0 .. 2, or let remap: true do it"):
+        load(DatasetSpec(npz=path), "here")
+    assert load(DatasetSpec(npz=path, remap=True), "here").y_train[:3].tolist() == [0, 1, 2]
+
+
+def test_training_rows_that_are_test_rows_too_are_an_error_unless_it_is_said_what_to_do(tmp_path):
+    x = np.random.default_rng(1).random((60, 5), np.float32)
+    x[[4, 7]] = x[[45, 41]]
+    path = file(tmp_path, x=x)
+    with pytest.raises(
+        UserError, match=r"2 training rows are test rows too, the first is training row 4, the same as test row 5; give overlap: drop"
+    ):
+        load(DatasetSpec(npz=path), "here")
+    dropped = load(DatasetSpec(npz=path, overlap="drop"), "here")
+    assert (len(dropped.y_train), len(dropped.columns["site"]), len(dropped.y_test)) == (18, 18, 20)
+    assert len(load(DatasetSpec(npz=path, overlap="keep"), "here").y_train) == 20
+
+
+def test_equal_images_in_training_and_test_are_found_by_their_content(tmp_path):
+    for start, part in ((0, "train"), (100, "test")):
+        save_folder(tmp_path / "pets" / part, each=3, start=start)
+    (tmp_path / "pets/test/cat/copy.png").write_bytes((tmp_path / "pets/train/dog/1.png").read_bytes())
+    spec = {"imagefolder": tmp_path / "pets"}
+    with pytest.raises(UserError, match=r"1 training rows are test rows too, the first is train/dog/1.png, the same as test/cat/copy.png"):
+        image_set(DatasetSpec(**spec), "here")
+    assert len(image_set(DatasetSpec(**spec, overlap="drop"), "here")) == 18
+
+
+def test_images_need_an_encoder(tmp_path):
+    save_folder(tmp_path / "pets")
+    with pytest.raises(UserError, match="'pets' holds images; name what embeds them, such as encoder: facebook/dinov2-base"):
+        load(DatasetSpec(imagefolder=tmp_path / "pets"), "here")
+
+
+def test_labels_and_columns_come_without_an_encoder(tmp_path):
+    save_medmnist(tmp_path / "organamnist.npz")
+    rows = training_rows(DatasetSpec(name="medmnist:organamnist", root=tmp_path, limit=22), "here")
+    assert (len(rows.y), len(rows.class_names)) == (22, 11)
+
+
+def test_digits_are_images_for_an_encoder_and_embeddings_without_one(encoder):
+    assert load(DatasetSpec(name="digits"), "here").dim == 64
+    assert load(DatasetSpec(name="digits", limit=40), "here", encoder).dim == 16
+
+
+def test_the_rows_of_a_partition_are_those_of_the_embeddings(tmp_path, encoder):
+    save_medmnist(tmp_path / "organamnist.npz")
+    spec = DatasetSpec(name="medmnist:organamnist", root=tmp_path, limit=22)
+    rows, data = training_rows(spec, "here", encoder), load(spec, "here", encoder)
+    np.testing.assert_array_equal(rows.y, data.y_train)
+    assert rows.class_names == data.class_names
 
 
 @pytest.mark.parametrize(
@@ -149,6 +228,6 @@ def test_the_shared_embeddings_load(name, rows, classes):
     path = SHARED / f"{name}.npz"
     if not path.is_file():
         pytest.skip(f"{path} is not there")
-    data = load(DatasetSpec(npz=path), "here")
+    data = load(DatasetSpec(npz=path, overlap="keep"), "here")
     assert (len(data.y_train), len(data.y_test)) == rows
     assert (data.dim, data.classes) == (1280, classes)

@@ -1,0 +1,83 @@
+"""``.npz`` files that carry a manifest: what their rows are and how they came to be."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.errors import UserError
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """The manifest inside an ``.npz`` file that fedsim wrote; None if there is none or the file cannot be read."""
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            found = json.loads(str(held["manifest"]))
+        return found if isinstance(found, dict) else None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def write_npz(
+    path: Path,
+    shape: tuple[int, int],
+    dtype: str,
+    rows: Iterable[NDArray[np.floating]],
+    arrays: Mapping[str, NDArray[Any]],
+    manifest: Mapping[str, Any],
+) -> None:
+    """Write an ``.npz`` file whose ``x`` comes in pieces, at once or not at all; equal content gives equal bytes.
+
+    Args:
+        path: the file.
+        shape: of ``x``.
+        dtype: of ``x``.
+        rows: the pieces of ``x``, in order.
+        arrays: the other arrays.
+        manifest: what the file carries as ``manifest``, a JSON text.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with zipfile.ZipFile(part, "w") as file:
+        with file.open(zipfile.ZipInfo("x.npy"), "w", force_zip64=True) as stream:
+            np.lib.format.write_array_header_1_0(stream, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape})
+            for piece in rows:
+                stream.write(np.ascontiguousarray(piece, dtype).tobytes())
+        for name, array in {**arrays, "manifest": np.array(json.dumps(manifest))}.items():
+            with file.open(zipfile.ZipInfo(f"{name}.npy"), "w") as stream:
+                np.lib.format.write_array(stream, array, allow_pickle=False)
+    part.replace(path)
+
+
+def check_target(out: Path) -> None:
+    """An ``.npz`` file can be written here; asked before the work, not after it.
+
+    Raises:
+        UserError: it cannot.
+    """
+    above = next(parent for parent in out.absolute().parents if parent.exists())
+    if out.suffix != ".npz":
+        raise UserError(f"--out {out}", "is not an .npz file", f"give {out.with_suffix('.npz')}")
+    if out.is_dir() or not above.is_dir() or not os.access(above, os.W_OK):
+        raise UserError(f"--out {out}", "cannot be written", "give another file")
+
+
+def export(path: Path, out: Path) -> None:
+    """Copy a cached file to where the user wants it, with its manifest readable beside it; at once or not at all."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    shutil.copyfile(path, part)
+    part.replace(out)
+    write_sidecar(out, read_manifest(out) or {})
+
+
+def write_sidecar(out: Path, manifest: Mapping[str, Any]) -> None:
+    """The manifest beside its file, for reading."""
+    out.with_suffix(".json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")

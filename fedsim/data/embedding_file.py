@@ -1,0 +1,70 @@
+"""``.npz`` files of embeddings: arrays ``x`` [n, d], ``y`` [n] and ``split`` [n]; further arrays [n] are columns.
+
+``class_names`` [C], if it is there, says what the classes are called.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.data.embeddings import Embeddings
+from fedsim.data.split import TEST, TRAIN
+from fedsim.errors import UserError
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def load_embedding_file(path: Path, name: str, where: str, *, remap: bool = False) -> Embeddings:
+    """Read and check a file of embeddings.
+
+    Args:
+        path: the file; one that holds pickled objects is refused.
+        name: what tables call the data set.
+        where: the place to name in an error.
+        remap: number the labels 0 .. C-1 in sorted order, whatever they are.
+
+    Raises:
+        UserError: the file is missing, is not such a file, or its arrays do not do.
+    """
+    where = f"{where}: {path}"
+    arrays = _read(path, where)
+    x, y, split = (arrays.pop(key) for key in ("x", "y", "split"))
+    names = arrays.pop("class_names", None)
+    if remap:
+        y, names = remapped(y, split), None
+    columns = {key: values for key, values in arrays.items() if values.shape == (len(y),)}
+    data = Embeddings.from_arrays(name, x, y, split, columns, where=where)
+    return data if names is None or len(names) != data.classes else replace(data, class_names=tuple(map(str, names)))
+
+
+def remapped(y: NDArray[Any], split: NDArray[Any]) -> NDArray[Any]:
+    """Labels of training and test rows as 0 .. C-1 in sorted order; arrays of another shape come back as they are, to be refused."""
+    if y.ndim != 1 or split.shape != y.shape:
+        return y
+    used = (split == TRAIN) | (split == TEST)
+    labels = np.zeros(len(y), dtype=np.int64)
+    _, labels[used] = np.unique(y[used], return_inverse=True)
+    return labels
+
+
+def _read(path: Path, where: str) -> Arrays:
+    if not os.path.isfile(path):  # unlike Path.is_file, never raises
+        raise UserError(where, "there is no such file", "give the path of an .npz file, relative to the grid file")
+    try:
+        # pickled arrays can run code when they are read
+        opened = np.load(path, allow_pickle=False)
+        arrays: Arrays = {key: opened[key] for key in opened.files} if isinstance(opened, np.lib.npyio.NpzFile) else {}
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, UnpicklingError) as error:
+        raise UserError(where, f"cannot be read ({error})", "give an .npz file of plain arrays x, y and split") from error
+    if missing := [key for key in ("x", "y", "split") if key not in arrays]:
+        held = f"it holds {', '.join(sorted(arrays))}" if arrays else "it holds no named arrays"
+        raise UserError(where, f"there is no array '{missing[0]}'", f"give x [n, d], y [n] and split [n] ({held})")
+    return arrays

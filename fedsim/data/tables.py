@@ -1,0 +1,92 @@
+"""Tables (CSV) that describe images, read so that every mistake names its file and row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from fedsim.errors import UserError, nearest
+
+
+def read_table(path: Path, needed: Sequence[str], where: str) -> pd.DataFrame:
+    """Read a CSV file.
+
+    Args:
+        path: the file.
+        needed: columns that it must have.
+        where: the place to name in an error.
+
+    Raises:
+        UserError: it is not there, is no table, is empty, or lacks a column.
+    """
+    where = f"{where}: {path}"
+    try:
+        table = pd.read_csv(path, skipinitialspace=True)
+    except FileNotFoundError as error:
+        raise UserError(where, "there is no such file", "give the path of a CSV file") from error
+    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
+        raise UserError(where, f"cannot be read ({' '.join(str(error).split())})", "give a CSV file with a head line") from error
+    if missing := next((name for name in needed if name not in table), None):
+        raise UserError(where, f"there is no column '{missing}'", nearest(missing, map(str, table.columns)))
+    if table.empty:
+        raise UserError(where, "has no rows", "give one row an image")
+    return table
+
+
+def complete(table: pd.DataFrame, name: str, where: str) -> pd.Series[Any]:
+    """A column without gaps.
+
+    Raises:
+        UserError: a value is missing; with how many, and the first one's line in the file.
+    """
+    gaps = table[name].isna().to_numpy()
+    if gaps.any():
+        what = f"column '{name}' lacks {int(gaps.sum())} values, the first in line {int(gaps.argmax()) + 2}"
+        raise UserError(where, what, "fill them in or remove the lines")
+    return table[name]
+
+
+def class_labels(values: pd.Series[Any]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Labels 0 .. C-1 and the names of the classes, which are the sorted values."""
+    names, labels = np.unique(values.to_numpy(), return_inverse=True)
+    return labels.astype(np.int64), tuple(map(str, names))
+
+
+def plain_columns(table: pd.DataFrame, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Columns as arrays of numbers or texts; a missing text is ``unknown``."""
+    return {name: _plain(table[name]) for name in names}
+
+
+def _plain(values: pd.Series[Any]) -> NDArray[Any]:
+    if pd.api.types.is_bool_dtype(values) or pd.api.types.is_numeric_dtype(values):
+        return values.to_numpy()
+    return values.fillna("unknown").astype(str).to_numpy(dtype=np.str_)
+
+
+def check_files(paths: Sequence[Path], where: str, remedy: str) -> None:
+    """Every path is a file.
+
+    Raises:
+        UserError: some are not; with how many, and the first one.
+    """
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise UserError(where, f"{len(missing)} of {len(paths)} images are not there, the first is {missing[0]}", remedy)
+
+
+def split_values(values: NDArray[Any], words: Mapping[str, int], where: str) -> NDArray[np.int64]:
+    """A split column: words (train, validation, test) or their numbers 0, 1, 2.
+
+    Raises:
+        UserError: another value.
+    """
+    known = {**words, **{str(number): number for number in words.values()}}
+    texts = [str(value).strip().lower().removesuffix(".0") for value in values]
+    if unknown := next((text for text in texts if text not in known), None):
+        raise UserError(where, f"column 'split' has the value '{unknown}'", "give train, validation or test")
+    return np.array([known[text] for text in texts], dtype=np.int64)

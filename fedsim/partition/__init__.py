@@ -1,0 +1,22 @@
+"""Which rows each client holds: a function of labels, scheme, its parameters and the seed, of nothing else.
+
+So every algorithm and every epsilon of a grid sees the same partition; its fingerprint is in every row of results.
+"""
+
+from fedsim.partition.limits import check_partition
+from fedsim.partition.partition import Partition, make_partition
+from fedsim.partition.schemes import SCHEMES
+from fedsim.partition.shift import Shift, apply_shift, shift_of, shifted
+from fedsim.partition.spec import PartitionSpec
+
+__all__ = [
+    "SCHEMES",
+    "Partition",
+    "PartitionSpec",
+    "Shift",
+    "apply_shift",
+    "check_partition",
+    "make_partition",
+    "shift_of",
+    "shifted",
+]

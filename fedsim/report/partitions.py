@@ -1,0 +1,181 @@
+"""Partitions for the eye: label-by-client matrices as a picture and as tables for the terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from rich.table import Table
+from rich.text import Text
+
+from fedsim.errors import UserError
+from fedsim.report.figures import INK, MUTED, PAPER, SERIES, style
+from fedsim.report.tables import number
+
+NAME, FILE = "partitions", "partitions.json"
+MOST_PANELS = 12
+_MOST_LINES = 30
+_FEW = 24
+_MOST_ACROSS = 200
+
+
+@dataclass(frozen=True, eq=False)
+class LabelMatrix:
+    """How many rows of each label each client holds. Exact counts of real data: a diagnostic, not private.
+
+    Attributes:
+        dataset, scheme, alpha, clients, seed: the partition's place in the grid; alpha is None where the scheme has none.
+        fingerprint: the partition's.
+        counts: int64 ``[clients, classes]``.
+        classes: what the classes are called.
+    """
+
+    dataset: str
+    scheme: str
+    alpha: float | None
+    clients: int
+    seed: int
+    fingerprint: str
+    counts: NDArray[np.int64]
+    classes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for a run folder's manifest."""
+        return {**vars(self), "counts": self.counts.tolist(), "classes": list(self.classes)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> LabelMatrix:
+        """What ``to_json`` gave."""
+        return cls(**{**values, "counts": np.array(values["counts"], dtype=np.int64), "classes": tuple(values["classes"])})
+
+    @property
+    def title(self) -> str:
+        """Its place in the grid, in a few words."""
+        parts = [self.dataset, self.scheme, *([f"α = {number(self.alpha)}"] if self.alpha is not None else [])]
+        return " · ".join([*parts, f"{self.clients} clients", f"seed {self.seed}"])
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Rows of each client."""
+        return np.asarray(self.counts.sum(axis=1), np.int64)
+
+    @property
+    def labels_per_client(self) -> float:
+        """Mean number of labels that a client holds."""
+        return float((self.counts > 0).sum(axis=1).mean())
+
+    @property
+    def entropy(self) -> float:
+        """Mean entropy of a client's labels, relative to log C: 0 for one label each, 1 for uniform ones."""
+        shares = self.counts / self.sizes.clip(min=1)[:, None]
+        logs = np.log(np.where(shares > 0, shares, 1))
+        return float(-(shares * logs).sum(axis=1).mean() / math.log(max(len(self.classes), 2)))
+
+
+def write_partitions(folder: Path, matrices: Sequence[LabelMatrix]) -> None:
+    """Write ``partitions.json`` into a run folder, replacing an older one at once."""
+    part = folder / f"{FILE}.part"
+    part.write_text("[\n" + ",\n".join(json.dumps(matrix.to_json()) for matrix in matrices) + "\n]\n", encoding="utf-8")
+    part.replace(folder / FILE)
+
+
+def read_partitions(folder: Path) -> list[LabelMatrix]:
+    """What ``write_partitions`` wrote; empty where there is no such file.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return []
+    try:
+        return [LabelMatrix.from_json(values) for values in json.loads(path.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(str(path), "this is not a file of partitions that fedsim wrote", "remove it") from error
+
+
+def summary_table(matrices: Sequence[LabelMatrix]) -> Table:
+    """A line for every partition: sizes, labels per client, entropy, fingerprint."""
+    table = Table(title="partitions", title_justify="left", show_edge=False)
+    for name in ("data", "scheme"):
+        table.add_column(name, no_wrap=True)
+    for name in ("α", "clients", "seed", "rows, least", "median", "most", "labels a client", "entropy"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("fingerprint", no_wrap=True)
+    for m in matrices:
+        alpha = "–" if m.alpha is None else number(m.alpha)
+        sizes = [f"{m.sizes.min()}", f"{np.median(m.sizes):g}", f"{m.sizes.max()}"]
+        table.add_row(
+            m.dataset, m.scheme, alpha, str(m.clients), str(m.seed), *sizes, f"{m.labels_per_client:.1f}", f"{m.entropy:.2f}", m.fingerprint
+        )
+    return table
+
+
+def label_table(matrix: LabelMatrix) -> Table:
+    """The matrix itself: a line for every client (the first 30), a column for every class, shaded by the share of the class."""
+    table = Table(title=matrix.title, title_justify="left", show_edge=False)
+    table.add_column("client", justify="right")
+    for name in matrix.classes:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("rows", justify="right")
+    shares = matrix.counts / matrix.counts.sum(axis=0).clip(min=1)
+    for client, counts in enumerate(matrix.counts[:_MOST_LINES]):
+        cells = [Text(str(count) if count else "·", _shade(share)) for count, share in zip(counts, shares[client], strict=True)]
+        table.add_row(str(client), *cells, str(matrix.sizes[client]))
+    if matrix.clients > _MOST_LINES:
+        table.caption = f"… and {matrix.clients - _MOST_LINES} more clients"
+    return table
+
+
+def _shade(share: float) -> str:
+    return "dim" if share == 0 else "bold" if share >= 0.25 else ""
+
+
+def draw_partitions(matrices: Sequence[LabelMatrix]) -> Figure | None:
+    """A panel for every partition of the first seed, at most 12: classes down, clients across, dark where many rows are.
+
+    None where there is no partition.
+    """
+    drawn = [m for m in matrices if m.seed == matrices[0].seed][:MOST_PANELS]
+    if not drawn:
+        return None
+    columns = 1 if len(drawn) == 1 else 2 if len(drawn) <= 6 else 3
+    lines = math.ceil(len(drawn) / columns)
+    height = 1.1 + 0.2 * max(len(m.classes) for m in drawn)
+    with style():
+        figure = Figure(figsize=(5.2 * columns, height * lines + 0.3), layout="constrained", facecolor=PAPER)
+        grid = figure.subplots(lines, columns, squeeze=False).flat
+        for axes, matrix in zip(grid, drawn, strict=False):
+            _panel(axes, matrix)
+        for axes in list(grid)[len(drawn) :]:
+            axes.set_axis_off()
+        figure.supxlabel("exact counts of the real data: a diagnostic, not private", fontsize=7.5, color=MUTED)
+    return figure
+
+
+def _panel(axes: Axes, matrix: LabelMatrix) -> None:
+    table = matrix.counts[:_MOST_ACROSS].T
+    # square roots keep small holdings visible beside large ones; one colour with an opacity follows a page's light and dark
+    opacity = np.sqrt(table / max(1, table.max()))
+    axes.pcolormesh(np.zeros(table.shape), cmap=ListedColormap([SERIES[0]]), alpha=opacity)
+    more = f" (the first {_MOST_ACROSS})" if matrix.clients > _MOST_ACROSS else ""
+    axes.set_title(matrix.title + more, fontsize=8.5, color=INK, loc="left", parse_math=False)
+    axes.set_yticks(np.arange(len(matrix.classes)) + 0.5, [name[:22] for name in matrix.classes], fontsize=7.5, parse_math=False)
+    axes.invert_yaxis()
+    axes.set_xlabel("client", fontsize=8, color=INK)
+    axes.tick_params(colors=MUTED, labelcolor=INK, labelsize=7.5, length=0)
+    axes.spines[:].set_visible(False)
+    if matrix.clients <= _FEW:
+        axes.set_xticks(np.arange(matrix.clients) + 0.5, [str(client) for client in range(matrix.clients)])
+        for c, client in np.argwhere(table > 0):
+            colour = PAPER if opacity[c, client] > 0.5 else INK
+            axes.text(client + 0.5, c + 0.5, str(table[c, client]), ha="center", va="center", fontsize=5.5, color=colour)

@@ -1,0 +1,70 @@
+"""Tiny pictures and a tiny encoder, as real files."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from fedsim.data.encoder import EncoderSpec
+from fedsim.data.milk10k import DIAGNOSES, GROUND_TRUTH, IMAGES, METADATA
+
+SITES = ("head_neck_face", "trunk", None)
+
+
+def picture(seed: int, size: int = 20) -> Image.Image:
+    """A smooth colour picture of its own for every seed."""
+    rng = np.random.default_rng(seed)
+    corners = rng.integers(0, 256, (2, 2, 3)).astype(np.uint8)
+    return Image.fromarray(corners).resize((size, size + 4), Image.Resampling.BILINEAR)
+
+
+def save_folder(root: Path, classes: tuple[str, ...] = ("cat", "dog", "eel"), each: int = 8, start: int = 0) -> Path:
+    """``root/<class>/<n>.png``, ``each`` pictures a class."""
+    for c, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for n in range(each):
+            picture(start + c * each + n).save(root / name / f"{n}.png")
+    return root
+
+
+def save_encoder(folder: Path, seed: int = 0, size: int = 28) -> EncoderSpec:
+    """A DINOv2 of two narrow layers with random weights, saved as ``save_pretrained`` does."""
+    import torch
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+
+    config = Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=size, patch_size=14, mlp_ratio=2)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        Dinov2Model(config).save_pretrained(folder)
+    BitImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size}).save_pretrained(folder)
+    return EncoderSpec(name=str(folder))
+
+
+def save_medmnist(path: Path, classes: int = 11, train: int = 60, test: int = 30, size: int = 28) -> Path:
+    """A file as MedMNIST's, with fewer images."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for part, count in (("train", train), ("val", 12), ("test", test)):
+        arrays[f"{part}_images"] = rng.integers(0, 256, (count, size, size), dtype=np.uint8)
+        arrays[f"{part}_labels"] = (np.arange(count) % classes).astype(np.uint8)[:, None]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(path, **arrays)
+    return path
+
+
+def save_milk10k(root: Path) -> Path:
+    """48 lesions in MILK10k's format, two images each, of 9 of the 11 diagnoses."""
+    metadata, truth = [], []
+    for lesion in range(48):
+        name, diagnosis = f"IL_{lesion:07}", DIAGNOSES[lesion % 9]
+        truth.append({"lesion_id": name, **{each: float(each == diagnosis) for each in DIAGNOSES}})
+        for n, kind in enumerate(("clinical: close-up", "dermoscopic")):
+            isic = f"ISIC_{2 * lesion + n:07}"
+            (root / IMAGES / name).mkdir(parents=True, exist_ok=True)
+            picture(2 * lesion + n).save(root / IMAGES / name / f"{isic}.jpg")
+            facts = {"age_approx": 5.0 * lesion, "sex": "female", "skin_tone_class": lesion % 6, "site": SITES[lesion % 3]}
+            metadata.append({"lesion_id": name, "image_type": kind, "isic_id": isic, "attribution": "MILK study team", **facts})
+    pd.DataFrame(metadata).sample(frac=1, random_state=0).to_csv(root / METADATA, index=False)
+    pd.DataFrame(truth).to_csv(root / GROUND_TRUTH, index=False)
+    return root

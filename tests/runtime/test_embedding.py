@@ -1,0 +1,78 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cells import NODES, quick
+from pictures import save_encoder, save_folder, save_medmnist
+from rich.console import Console
+
+from fedsim.config import Grid
+from fedsim.data.embed import EmbedJob, embed
+from fedsim.data.encoder import locate
+from fedsim.data.image_folder import load_image_folder
+from fedsim.data.images import ImageFiles
+from fedsim.errors import UserError
+from fedsim.runtime.cluster import Node
+from fedsim.runtime.embedding import on_actors
+from fedsim.runtime.preflight import prepare
+
+REPOSITORY = Path(__file__).parents[2]
+OFFICIAL = next((f for f in (REPOSITORY / "shared/data", REPOSITORY.parent / "shared/data") if (f / "organamnist.npz").is_file()), None)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
+
+
+def test_several_actors_give_the_embeddings_of_one_process(tmp_path, monkeypatch, ray_cluster):
+    spec = save_encoder(tmp_path / "encoder")
+    images = load_image_folder(save_folder(tmp_path / "pets", each=250), "pets", "here")
+    job = EmbedJob(images, locate(spec, "here"), spec)
+    assert job.shards == 2
+    with np.load(embed(job, Console(quiet=True))) as held:
+        alone = held["x"]
+    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "second"))
+    with np.load(embed(job, Console(quiet=True), work=on_actors(2, Node(2.0, 0.0), start=False))) as held:
+        np.testing.assert_allclose(held["x"], alone, atol=1e-5)
+
+
+def test_more_actors_than_cpus_are_refused():
+    with pytest.raises(UserError, match="3 actors need as many CPUs, and there are 2; give at most 2"):
+        on_actors(3, Node(2.0, 0.0))
+
+
+def grid(tmp_path, **keys):
+    base = {"encoder": save_encoder(tmp_path / "encoder").name, "clients": 3, "algorithms": [quick("fedhypevae"), quick("weight-noise")]}
+    return Grid.model_validate({**base, "evaluation": {"per_class": 5}, **keys})
+
+
+def test_a_grid_of_24_cells_decodes_each_image_once(tmp_path, monkeypatch):
+    save_folder(tmp_path / "pets", each=12)
+    decoded = []
+    original = ImageFiles.decoder
+    monkeypatch.setattr(ImageFiles, "decoder", lambda images, row: decoded.append(row) or original(images, row))
+    axes = {"alpha": [0.5, 1.0], "epsilon": [1, 4], "seeds": [0, 1, 2]}
+    prepared = prepare(grid(tmp_path, dataset={"imagefolder": tmp_path / "pets"}, **axes), NODES)
+    assert len(prepared.trials) == 24
+    assert sorted(decoded) == list(range(36))
+    prepare(grid(tmp_path, dataset={"imagefolder": tmp_path / "pets"}, **axes), NODES)
+    assert len(decoded) == 36
+
+
+def test_medmnist_images_run_through_an_encoder_and_a_grid(tmp_path, bench):
+    """The official file where it is beside the checkout, else one in its format."""
+    root = tmp_path / "medmnist"
+    save_medmnist(root / "organamnist.npz")
+    if OFFICIAL is not None:
+        (root / "organamnist.npz").unlink()
+        (root / "organamnist.npz").symlink_to(OFFICIAL / "organamnist.npz")
+    data = {"name": "medmnist:organamnist", "root": root, "limit": 2000}
+    ran = bench(grid(tmp_path, dataset=data, resources={"clients_per_actor": "all"}))
+    assert ran.code == 0, ran.output
+    assert {(row.dataset, row.status) for row in ran.rows} == {("organamnist[:2000]", "ok")}
+
+
+def test_an_encoder_that_no_data_set_needs_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no data set of the grid holds images; remove it"):
+        grid(tmp_path, dataset={"npz": "a.npz"})

@@ -1,0 +1,187 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cells import small_cells
+from pictures import save_encoder, save_folder, save_medmnist
+
+from fedsim.cli import main
+from fedsim.runtime.generators import save_generator
+from fedsim.runtime.trial import run_trial
+
+
+@dataclass
+class Done:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def fedsim(tmp_path, monkeypatch, capsys):
+    """Runs the command's entry point in a folder with pictures and an encoder, offline, with a cache of its own."""
+    save_encoder(tmp_path / "dino")
+    save_folder(tmp_path / "pets")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    capsys.readouterr()
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["fedsim", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return Done(end.value.code or 0, *capsys.readouterr())
+
+    return run
+
+
+def test_images_to_embeddings_to_a_grid_that_reads_them(tmp_path, fedsim):
+    done = fedsim(
+        "embed", "--dataset", "imagefolder:pets", "--encoder", "dino", "--out", "pets.npz", "--pool", "mean", "--dtype", "float16"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "24/24" in done.stdout
+    assert "images/s" in done.stdout
+    assert "24 embeddings of 16 dimensions" in done.stdout
+    with np.load(tmp_path / "pets.npz") as held:
+        assert (held["x"].shape, held["x"].dtype) == ((24, 16), np.float16)
+    assert json.loads((tmp_path / "pets.json").read_text())["pool"] == "mean"
+    (tmp_path / "g.yaml").write_text("algorithms: [fedhypevae]\ndataset: {npz: pets.npz}\nclients: 2\n")
+    shown = fedsim("partition", "--grid", "g.yaml", "--show", "--out", "pictures")
+    assert shown.returncode == 0, shown.stderr
+    assert "eel" in shown.stdout
+
+
+MISTAKES = {
+    "an unknown data set": (("--dataset", "petz"), "--dataset: unknown data set 'petz'"),
+    "a folder that is not there": (("--dataset", "imagefolder:petz"), "petz: there is no such folder"),
+    "an encoder that cannot be had": (("--encoder", "facebook/dinov2-base"), "hf download facebook/dinov2-base --revision f9e44c81"),
+    "an unknown pool": (("--pool", "max"), "--encoder: pool: unknown value 'max'"),
+    "a file that is no npz": (("--out", "pets.csv"), "--out pets.csv: is not an .npz file; give pets.npz"),
+    "data that are embeddings": (("--dataset", "npz:pets.npz"), "holds embeddings, not images"),
+    "no YAML": (("--dataset", "{imagefolder: pets"), "--dataset: is not valid YAML"),
+    "too many actors": (("--actors", "4096"), "4096 actors need as many CPUs"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_2_and_nothing_is_written(tmp_path, fedsim, mistake):
+    (wrong, value), message = MISTAKES[mistake]
+    options = {"--dataset": "imagefolder:pets", "--encoder": "dino", "--out": "pets.npz", wrong: value}
+    done = fedsim("embed", *(word for pair in options.items() for word in pair))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert done.stdout == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dino", "pets"]
+
+
+def test_truncated_images_are_listed_and_left_out_only_when_that_is_asked_for(tmp_path, fedsim):
+    (tmp_path / "pets/cat/1.png").write_bytes(b"\x89PNG")
+    command = ("embed", "--dataset", "imagefolder:pets", "--encoder", "dino", "--out", "pets.npz")
+    refused = fedsim(*command)
+    assert refused.returncode == 2
+    assert "1 of 24 images cannot be decoded: cat/1.png" in refused.stderr
+    assert not (tmp_path / "pets.npz").exists()
+    done = fedsim(*command, "--skip-bad")
+    assert done.returncode == 0, done.stderr
+    assert "23 embeddings of 16 dimensions, 1 bad images left out" in done.stdout
+
+
+def test_an_interrupted_embed_goes_on_where_it_stopped(tmp_path):
+    save_encoder(tmp_path / "dino")
+    save_medmnist(tmp_path / "organamnist.npz", train=4_000, test=100)
+    environment = {**os.environ, "FEDSIM_CACHE": str(tmp_path / "cache")}
+    command = [Path(sys.executable).with_name("fedsim"), "embed", "--dataset", "medmnist:organamnist", "--root", ".", "--encoder", "dino"]
+
+    def start():
+        pipe = subprocess.PIPE
+        return subprocess.Popen([*command, "--out", "o.npz"], cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+    def shards():
+        return list((tmp_path / "cache/embeddings").glob("*.shards/*.npz"))
+
+    process = start()
+    while not shards():
+        assert process.poll() is None, process.communicate()
+        os.sched_yield()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, ""), err
+    assert "interrupted; the same command goes on" in out
+    assert not (tmp_path / "o.npz").exists()
+    assert shards()
+    assert "4112/4112" in start().communicate(timeout=60)[0]
+    with np.load(tmp_path / "o.npz") as held:
+        assert held["x"].shape == (4_112, 16)
+
+
+def test_data_list_shows_every_known_data_set(fedsim):
+    shown = fedsim("data", "list")
+    assert shown.returncode == 0, shown.stderr
+    for word in ("digits", "medmnist:organsmnist", "milk10k", "imagefolder", "CC BY 4.0", "13932 / 8827"):
+        assert word in shown.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["bench", "--help"], ["bench", "--grid", "none.yaml"]])
+def test_transformers_and_medmnist_are_imported_only_where_they_are_needed(tmp_path, arguments):
+    script = (
+        f"import sys; sys.argv = {['fedsim', *arguments]!r}\nfrom fedsim.cli import main\ntry:\n    main()\nexcept SystemExit:\n    pass\n"
+    )
+    check = "print([name for name in ('transformers', 'medmnist', 'torchvision', 'datasets') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script + check], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_a_saved_generator_gives_a_file_of_synthetic_embeddings_with_its_manifest(tmp_path, fedsim):
+    prepared = small_cells("fedhypevae", epsilon=4.0)
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    *_, outcome = run_trial(trial, data)
+    (tmp_path / "out").mkdir()
+    spent = {"status": "ok", "epsilon_spent": outcome.epsilon_spent, "accountant": outcome.accountant}
+    save_generator(tmp_path / "out", trial, (), outcome.generator, spent, {})
+    done = fedsim("synth", "out", "--synthesis", "client:3", "--per-class", "5", "--out", "made/synth.npz")
+    assert done.returncode == 0, done.stderr
+    assert "50 synthetic embeddings of 64 dimensions" in done.stdout
+    with np.load(tmp_path / "made/synth.npz") as held:
+        assert held["x"].shape == (50, 64)
+        assert np.bincount(held["y"]).tolist() == [5] * 10
+        manifest = json.loads(str(held["manifest"]))
+    assert manifest == json.loads((tmp_path / "made/synth.json").read_text())
+    assert 3.9 < manifest["epsilon"] <= 4
+    assert (manifest["unit"], manifest["trust"], manifest["claim"]) == ("example", "aggregate", "proved")
+    refused = fedsim("synth", "out", "--synthesis", "client:4", "--out", "more.npz")
+    assert (refused.returncode, (tmp_path / "more.npz").exists()) == (2, False)
+
+
+RUN_MISTAKES = {
+    ("--algorithm", "fedhypvae"): "--algorithm: unknown algorithm 'fedhypvae'; did you mean 'fedhypevae'",
+    ("--param", "roundz=3"): "--param roundz: unknown key 'roundz'; did you mean 'rounds'",
+    ("--param", "rounds"): "--param rounds: is not of the form key=value",
+    ("--epsilon", "-1"): "--epsilon: -1.0 is not positive",
+    ("--clients", "100000"): "--clients: 100000 clients",
+    ("--unit", "clients"): "--unit: unknown value 'clients'",
+    ("--partition", "dirichlett"): "--partition: scheme: unknown scheme 'dirichlett'",
+    ("--partition", "{scheme: shards, labels: 40}"): "--partition: labels: a client cannot hold 40 labels",
+    ("--per-class", "0"): "--per-class",
+    ("--dataset", "digit"): "--dataset: unknown data set 'digit'",
+}
+
+
+@pytest.mark.parametrize(("option", "value"), RUN_MISTAKES)
+def test_a_mistake_in_a_flag_names_the_flag(tmp_path, fedsim, option, value):
+    given = {"--algorithm": "fedhypevae", option: value}
+    done = fedsim("run", *(word for pair in given.items() for word in pair))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert RUN_MISTAKES[option, value] in done.stderr
+    assert not (tmp_path / "runs").exists()
