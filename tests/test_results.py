@@ -50,6 +50,7 @@ CONTRACT = [
         "accuracy",
         "balanced_accuracy",
         "macro_f1",
+        "client_balanced_accuracy",
     ),
     *(
         "ceiling_balanced_accuracy",

@@ -10,12 +10,13 @@ from typing import Any
 from rich.console import Console
 
 from fedsim.errors import UserError
-from fedsim.report import curves, diagnostics
+from fedsim.report import curves, diagnostics, partitions
 from fedsim.report.curves import draw_curves
 from fedsim.report.diagnostics import draw_diagnostics
 from fedsim.report.failures import Finding, find_failures, summary
 from fedsim.report.figures import save_figure
 from fedsim.report.page import render_page
+from fedsim.report.partitions import draw_partitions, read_partitions
 from fedsim.report.tables import rich_tables
 from fedsim.results import RESULTS, SUMMARY, ResultStore, Row, group_seeds, write_summary
 
@@ -38,7 +39,7 @@ class Report:
 
 
 def write_report(folder: Path) -> Report:
-    """Write ``summary.csv``, ``curves/{privacy_utility,diagnostics}.{png,svg}`` and ``report.html`` into a run folder.
+    """Write ``summary.csv``, ``curves/{privacy_utility,partitions,diagnostics}.{png,svg}`` and ``report.html`` into a run folder.
 
     Args:
         folder: a run folder. Its manifest says which cells belong to the grid and their labels; without one, all rows do.
@@ -53,13 +54,17 @@ def write_report(folder: Path) -> Report:
     groups = group_seeds(rows)
     write_summary(rows, folder / SUMMARY)
     records = ResultStore(folder).rounds()
-    figure, rounds = draw_curves(groups), draw_diagnostics(rows, records)
-    for drawn, name, dpi in ((figure, curves.NAME, 200), (rounds, diagnostics.NAME, 150)):
-        if drawn is not None:
-            save_figure(drawn, folder / CURVES, name, dpi)
+    drawn = {
+        curves.NAME: draw_curves(groups),
+        partitions.NAME: draw_partitions(read_partitions(folder)),
+        diagnostics.NAME: draw_diagnostics(rows, records),
+    }
+    figures = {name: figure for name, figure in drawn.items() if figure is not None}
+    for name, figure in figures.items():
+        save_figure(figure, folder / CURVES, name)
     report = Report(folder / PAGE, rows, find_failures(rows, records))
     partial = report.page.with_suffix(".partial")
-    partial.write_text(render_page(folder.resolve().name, rows, groups, figure, manifest, report.findings, rounds), encoding="utf-8")
+    partial.write_text(render_page(folder.resolve().name, rows, groups, figures, manifest, report.findings), encoding="utf-8")
     partial.replace(report.page)
     return report
 

@@ -27,13 +27,13 @@ def style() -> Iterator[None]:
         yield
 
 
-def save_figure(figure: Figure, folder: Path, name: str, dpi: int = 200) -> list[Path]:
-    """Write ``name.png`` and ``name.svg`` into ``folder``; the same figure gives the same bytes."""
+def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write ``name.png`` (200 dpi) and ``name.svg`` into ``folder``; the same figure gives the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     png, svg = folder / f"{name}.png", folder / f"{name}.svg"
     with style():
         FigureCanvasAgg(figure)
-        figure.savefig(png, dpi=dpi)
+        figure.savefig(png, dpi=200)
     svg.write_text(_svg(figure), encoding="utf-8")
     return [png, svg]
 

@@ -32,14 +32,20 @@ _CLAIMS = {
 }
 
 
+_TITLES = {
+    "privacy_utility": "Privacy-utility curves",
+    "diagnostics": "Diagnostics of the rounds",
+    "partitions": "Rows by label and client",
+}
+
+
 def render_page(
     name: str,
     rows: Sequence[Row],
     groups: Sequence[Group],
-    figure: Figure | None,
+    figures: Mapping[str, Figure],
     manifest: Mapping[str, Any],
     findings: Sequence[Finding] = (),
-    diagnostics: Figure | None = None,
 ) -> str:
     """The HTML of a report.
 
@@ -49,10 +55,9 @@ def render_page(
         name: the grid's name.
         rows: the rows of the grid.
         groups: the same rows as ``group_seeds`` gives them.
-        figure: the curves; None where there is nothing to draw.
+        figures: by a key of ``_TITLES``; one that has nothing to show is left out.
         manifest: the run's manifest; may be empty.
         findings: the known failures that were seen.
-        diagnostics: the figure of the rounds; None where there is nothing to draw.
     """
     counts = {status: sum(row.status == status for row in rows) for status in ("ok", "failed", "overspent")}
     counts["not run yet"] = max(0, len(manifest.get("cells") or rows) - len(rows))
@@ -62,9 +67,8 @@ def render_page(
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(_PAGE).render(
         name=name,
-        # The curves are matplotlib's own output, where every text is an outline and comments are escaped.
-        curves=Markup(inline_svg(figure, "Privacy-utility curves", "privacy-utility")) if figure is not None else "",
-        diagnostics=Markup(inline_svg(diagnostics, "Diagnostics of the rounds", "diagnostics")) if diagnostics is not None else "",
+        # Figures are matplotlib's own output, where every text is an outline and comments are escaped.
+        figures={key: Markup(inline_svg(figures[key], title, key)) if key in figures else "" for key, title in _TITLES.items()},
         findings=by_kind(findings),
         known=list(HELP),
         help=HELP,
@@ -257,8 +261,8 @@ and <em>chance</em> a guess.</p>
 
 <section id="curves">
 <h2>Privacy against utility</h2>
-{% if curves %}
-<figure>{{ curves }}</figure>
+{% if figures.privacy_utility %}
+<figure>{{ figures.privacy_utility }}</figure>
 {% else %}
 <p>There is nothing to draw: no cell ended with status ok.</p>
 {% endif %}
@@ -311,7 +315,7 @@ and <em>chance</em> a guess.</p>
 </section>
 {% endif %}
 
-{% if findings or diagnostics %}
+{% if findings or figures.diagnostics %}
 {% macro listing(members) %}
 <ul class="findings">
 {% for finding in members %}
@@ -332,9 +336,16 @@ and <em>chance</em> a guess.</p>
 {% else %}
 <p>None of the known failures was seen: {{ known | join(", ") }}.</p>
 {% endfor %}
-{% if diagnostics %}
-<figure>{{ diagnostics }}</figure>
+{% if figures.diagnostics %}
+<figure>{{ figures.diagnostics }}</figure>
 {% endif %}
+</section>
+{% endif %}
+
+{% if figures.partitions %}
+<section id="partitions">
+<h2>Who holds what</h2>
+<figure>{{ figures.partitions }}</figure>
 </section>
 {% endif %}
 
