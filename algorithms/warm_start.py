@@ -113,6 +113,8 @@ class WarmStart:
         (layer,) = model.decoder.modulated()
         size = layer.scale.weight.shape[1]
         left, values, right = torch.linalg.svd(torch.cat([gains - 1, root * (means - gains * mean)], 1), full_matrices=False)
+        sign = moments.signs(left)
+        left, right = left * sign, right * sign.T
         kept, spread = min(size, len(values)), math.sqrt(len(means))
         heads = torch.nn.functional.pad(right[:kept].T * values[:kept] / spread, (0, size - kept))
         with torch.no_grad():
@@ -140,7 +142,7 @@ class WarmStart:
             share = tensors["counts"] / tensors["counts"].sum()
             covariances = (share[:, None, None] * covariances).sum(0, keepdim=True)
         values, vectors = torch.linalg.eigh(covariances)
-        maps = RADIUS * tensors["basis"] @ (vectors * values.clamp_min(0).sqrt().unsqueeze(1))
+        maps = RADIUS * tensors["basis"] @ (vectors * moments.signs(vectors) * values.clamp_min(0).sqrt().unsqueeze(1))
         prototypes = tensors["mean"] + RADIUS * tensors["means"]
         columns = [maps.transpose(0, 1).flatten(1) / model.decoder.latent_scale, prototypes.T]
         with torch.no_grad():

@@ -139,6 +139,14 @@ def gaussians(class_sums: Tensor, class_counts: Tensor, second: Tensor, std: flo
     return Gaussians(counts, means, mean_noise, moment, covariance, noise)
 
 
+def signs(vectors: Tensor) -> Tensor:
+    """The sign ``[..., 1, k]`` of the largest entry of every column ``[..., d, k]``.
+
+    Times its sign, a singular or eigenvector does not turn round when the matrix changes by a rounding error.
+    """
+    return vectors.gather(-2, vectors.abs().argmax(-2, keepdim=True)).sign()
+
+
 def principal(covariance: Tensor, noise: float, most: int) -> tuple[Tensor, Tensor, float]:
     """The leading directions of a noisy covariance.
 
@@ -155,7 +163,7 @@ def principal(covariance: Tensor, noise: float, most: int) -> tuple[Tensor, Tens
     """
     dim = len(covariance)
     values, vectors = torch.linalg.eigh(covariance.double())
-    values, vectors = values.flip(0), vectors.flip(1)
+    values, vectors = values.flip(0), (vectors * signs(vectors)).flip(1)
     kept = int((values > max(noise * math.sqrt(dim), 1e-9)).sum().clamp(max=most))
     rest = float((values.sum() - values[:kept].sum()).clamp_min(1e-3 * float(values[:1].sum().clamp_min(1e-6)))) / dim
     return vectors[:, :kept].float(), values[:kept].float(), rest
