@@ -26,6 +26,8 @@ _REFERENCES = (
 )
 _CLAIM_STYLES = {"heuristic": (0, (4, 2)), "none": (0, (1, 1.5))}
 _WIDEST = 4
+_CHARACTERS = 16
+"""Of the caption, in an inch of the figure."""
 
 
 @dataclass(frozen=True)
@@ -300,7 +302,7 @@ def _legend(figure: Figure, groups: Sequence[Group], series: Sequence[Series]) -
         fontsize=8.5,
         labelcolor=INK,
         handlelength=3.2,
-        title=_caption(groups),
+        title=textwrap.fill(_caption(groups), int(_CHARACTERS * figure.get_figwidth())),
         title_fontsize=7.5,
     )
     legend.get_title().set(color=MUTED, parse_math=False)

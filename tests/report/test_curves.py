@@ -2,6 +2,7 @@ import math
 from itertools import pairwise
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
 from matplotlib.image import imread
@@ -129,6 +130,15 @@ def test_the_legend_and_the_names_lie_outside_the_data(quickstart):
     ]
     assert not any(box.overlaps(frame) for box in outside for frame in frames)
     assert all(figure.bbox.containsx(box.x0) and figure.bbox.containsx(box.x1) for box in outside)
+
+
+def test_the_caption_of_a_single_panel_stays_inside_the_figure(row):
+    figure = draw_curves(group_seeds([row(seed=seed) for seed in range(3)]))
+    FigureCanvasAgg(figure).draw()
+    (legend,) = figure.legends
+    box = legend.get_title().get_window_extent()
+    assert figure.bbox.x0 <= box.x0
+    assert box.x1 <= figure.bbox.x1
 
 
 @pytest.mark.parametrize("label", ["$x_1$", r"$\frac$", "_hidden", "<script>alert(1)</script>", "-->", "a" * 90])
