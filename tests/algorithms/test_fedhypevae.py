@@ -33,7 +33,7 @@ def hyper_model(spread: float) -> HyperCVAE:
 def distance(model: Any, meta: torch.Tensor, codes: torch.Tensor) -> float:
     """Squared MMD, many samples, between the generators' mixtures at ``meta`` and at ``codes``."""
     stream = torch.Generator().manual_seed(9)
-    y = torch.arange(3000) % CLASSES
+    y = torch.arange(1500) % CLASSES
 
     def sample(at: torch.Tensor) -> torch.Tensor:
         picked = at[torch.randint(len(at), (len(y),), generator=stream)]
