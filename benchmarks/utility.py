@@ -46,18 +46,18 @@ def means(rows: pd.DataFrame, measure: str) -> Iterator[dict[str, Any]]:
         }
 
 
-def differences(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """The first method's share minus each other private method's, paired over seeds."""
-    private = rows.dropna(subset=["epsilon_target"])
-    first, *others = private["label"].unique()
+def differences(rows: pd.DataFrame, measure: str) -> Iterator[dict[str, Any]]:
+    """The first method's measure minus each other private method's, paired over seeds."""
+    private = rows.dropna(subset=["epsilon_target", measure])
+    first, *others = private["label"].unique() if len(private) else [""]
     index = [*PLACE, "epsilon_target", "seed"]
-    shares = private.pivot_table(index=index, columns="label", values="share", dropna=False, observed=True)
+    shares = private.pivot_table(index=index, columns="label", values=measure, dropna=False, observed=True)
     for other in others:
         paired = (shares[first] - shares[other]).dropna()
         for keys, group in paired.groupby(level=index[:-1], dropna=False, sort=False):
             interval = Interval.of(group.tolist())
             yield dict(zip([*PLACE, "epsilon"], keys, strict=True)) | {
-                "measure": "difference",
+                "measure": f"difference of {measure}",
                 "method": f"{first} − {other}",
                 "mean": interval.mean,
                 "ci95": interval.half_width,
@@ -99,12 +99,10 @@ def main() -> None:
         print(f"`{manifest['command']}` at revision {manifest['revision']}: {where}\n")
     rows, records = read(options.folders), []
     for measure, title in MEASURES.items():
-        if found := list(means(rows, measure)):
-            print("\n".join(markdown(found, title)))
-            records += found
-    if found := list(differences(rows)):
-        print("\n".join(markdown(found, "Paired differences of the share", "+")))
-        records += found
+        for found, heading, sign in ((means(rows, measure), title, ""), (differences(rows, measure), f"{title}: paired differences", "+")):
+            if told := list(found):
+                print("\n".join(markdown(told, heading, sign)))
+                records += told
     if options.json:
         options.json.write_text(json.dumps(records, indent=1, default=str) + "\n")
 
