@@ -11,7 +11,7 @@ import pytest
 
 FEDSIM = Path(sys.executable).with_name("fedsim")
 SMALL = """
-algorithms: [{name: weight-noise, params: {rounds: 2, local_steps: 5}}, {name: fedhypevae, params: {rounds: 150}}]
+algorithms: [{name: weight-noise, params: {rounds: 2, local_steps: 5}}, {name: fedhypevae, params: {rounds: 60}}]
 clients: [4]
 epsilon: [4]
 seeds: [0, 1, 2]

@@ -53,6 +53,8 @@ def quarter_for_testing(y: NDArray[np.int64], names: tuple[str, ...], where: str
     if counts.min() < 2:
         what = f"class '{names[int(counts.argmin())]}' has a single {thing}"
         raise UserError(where, what, "give two at least, one to train on and one to test on, or leave the class out")
+    # one row of every class is for training whatever the rounding does
+    others = np.setdiff1d(np.arange(len(y)), np.unique(y, return_index=True)[1])
     split = np.full(len(y), TRAIN, dtype=np.int64)
-    split[stratified_rows(y, max(round(len(y) / 4), len(counts)))] = TEST
+    split[others[stratified_rows(y[others], max(round(len(y) / 4), len(counts)))]] = TEST
     return split

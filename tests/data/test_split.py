@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fedsim.data.split import TEST, TRAIN, quarter_for_testing, stratified_rows
@@ -20,6 +20,7 @@ def test_stratified_rows_follow_the_label_counts(counts, seed, data):
 
 
 @given(st.lists(st.integers(2, 30), min_size=2, max_size=8))
+@example([2, 2, 8, 14, 14, 14])
 def test_a_quarter_of_every_class_is_for_testing_and_none_is_without_training_rows(counts):
     y = np.repeat(np.arange(len(counts)), counts)
     split = quarter_for_testing(y, tuple("abcdefgh"[: len(counts)]), "here")
