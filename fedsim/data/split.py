@@ -15,13 +15,14 @@ WORDS = {"train": TRAIN, "training": TRAIN, "val": VALIDATION, "valid": VALIDATI
 """How folders, columns and hubs name the splits."""
 
 
-def stratified_rows(y: NDArray[np.int64], size: int, seed: int = SPLIT_SEED) -> NDArray[np.int64]:
+def stratified_rows(y: NDArray[np.int64], size: int, seed: int = SPLIT_SEED, leave: int = 0) -> NDArray[np.int64]:
     """Choose ``size`` rows whose label counts follow those of ``y``, at least one row of every class.
 
     Args:
         y: labels ``[n]`` in 0 .. C-1, every class present.
-        size: how many rows, between C and n.
+        size: how many rows, between C and n - C * leave.
         seed: of the choice inside each class.
+        leave: rows of every class that are not chosen, at least; every class has more.
 
     Returns:
         Sorted row numbers int64 ``[size]``.
@@ -32,7 +33,9 @@ def stratified_rows(y: NDArray[np.int64], size: int, seed: int = SPLIT_SEED) -> 
     quota = 1 + np.floor(exact).astype(np.int64)
     # the largest remainders, the lower class first, take what rounding down left over
     order = np.argsort(np.floor(exact) - exact, kind="stable")
-    quota[order[: size - int(quota.sum())]] += 1
+    while quota.sum() < size:
+        open_ = order[quota[order] < counts[order] - leave]
+        quota[open_[: size - int(quota.sum())]] += 1
     rng = np.random.default_rng(seed)
     return np.sort(np.concatenate([rng.permutation(np.flatnonzero(y == c))[: quota[c]] for c in range(len(counts))]))
 
@@ -53,8 +56,6 @@ def quarter_for_testing(y: NDArray[np.int64], names: tuple[str, ...], where: str
     if counts.min() < 2:
         what = f"class '{names[int(counts.argmin())]}' has a single {thing}"
         raise UserError(where, what, "give two at least, one to train on and one to test on, or leave the class out")
-    # one row of every class is for training whatever the rounding does
-    others = np.setdiff1d(np.arange(len(y)), np.unique(y, return_index=True)[1])
     split = np.full(len(y), TRAIN, dtype=np.int64)
-    split[others[stratified_rows(y[others], max(round(len(y) / 4), len(counts)))]] = TEST
+    split[stratified_rows(y, max(round(len(y) / 4), len(counts)), leave=1)] = TEST
     return split
