@@ -284,9 +284,11 @@ class FedHypeVAE(DPSGD):
     def generator(self, server: Server, codes: Tensors, seeds: Seeds) -> HyperGenerator:
         """A generator at the meta-codes, or at the clients' own codes."""
         model: Any = averaged_model(server)
-        # the codes that the clients started from are public
-        start: Any = initial_model(self.build, seeds, range(self.task.clients))
-        own = self.params.code_scale * codes["code.weight"] if "code.weight" in codes else start.codes(self.task.clients)
+        if "code.weight" in codes:
+            own = self.params.code_scale * codes["code.weight"]
+        else:  # the codes that the clients started from are public
+            start: Any = initial_model(self.build, seeds, range(self.task.clients))
+            own = start.codes(self.task.clients)
         if self.params.synthesis == "client":
             return HyperGenerator(model, own, own)
         count = 1 if self.params.synthesis == "neutral" else min(self.params.meta_codes, self.task.clients)

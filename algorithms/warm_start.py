@@ -92,7 +92,7 @@ class WarmStart:
             std: of the noise on each sum before that.
         """
         if release == "mean":
-            server.tensors["mean"] = sums["sum"][0] / sums["count"].clamp_min(1.0)[0]
+            server.tensors["mean"] = moments.released_mean(sums)
         elif release == "client means":
             means, counts = moments.client_means(sums["client_sums"], sums["client_counts"], std)
             server.tensors |= {"client_means": means, "client_counts": counts, "mean": means.mean(0)}

@@ -54,7 +54,7 @@ class DPGaussian(OneShot):
     def receive(self, server: Server, release: str, sums: Tensors) -> None:
         """The mean, or the sums of the moments."""
         if release == "mean":
-            server.tensors["mean"] = sums["sum"][0] / sums["count"].clamp_min(1.0)[0]
+            server.tensors["mean"] = moments.released_mean(sums)
         else:
             server.tensors |= sums
 

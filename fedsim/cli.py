@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from fedsim.errors import UserError
+from fedsim.terminal import wide_console
 
 if TYPE_CHECKING:
     from fedsim.config import Grid
@@ -247,11 +248,6 @@ def report(folder: Annotated[Path, typer.Argument(help="A run folder, such as ru
     console, drawn = Console(), write_report(folder)
     drawn.show(console)
     console.print(f"report: {drawn.page}", soft_wrap=True, highlight=False)
-
-
-def wide_console(console: Console) -> Console:
-    """For tables, which are for reading, also in a pipe: rows are not cut to a terminal's width."""
-    return Console(file=console.file, width=max(console.width, 200), force_terminal=console.is_terminal, no_color=console.no_color)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ the noise shrinks with the ball's radius.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,12 @@ def mean_products(x: Tensor) -> Products:
     """Sum and count of rows ``[N, d]`` of norm at most 1."""
     ones = torch.ones(len(x), 1)
     return {"sum": OuterProduct(ones, x), "count": OuterProduct(ones, ones)}
+
+
+def released_mean(sums: Mapping[str, Tensor]) -> Tensor:
+    """The mean ``[d]`` from the released sum ``[1, d]`` and count ``[1, 1]`` of :func:`mean_products`, the weights divided out."""
+    mean: Tensor = sums["sum"][0] / sums["count"].clamp_min(1.0)[0]
+    return mean
 
 
 def centred(x: Tensor, mean: Tensor, radius: float) -> Tensor:

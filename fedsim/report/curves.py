@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MultipleLocator
 
-from fedsim.report.figures import GRID, INK, MUTED, PAPER, SERIES, style
+from fedsim.report.figures import GRID, INK, MUTED, PAPER, SERIES, name_level, style
 from fedsim.report.tables import CLAIM_WORDS, claim, number, reference
 from fedsim.results import Group
 
@@ -213,17 +213,7 @@ def _reference_lines(axes: Axes, groups: Sequence[Group]) -> None:
         axes.axhline(value, color=MUTED, linewidth=0.9, linestyle=dash, zorder=1.5)
         # Names of lines that lie close together are moved apart.
         above = max(value, above + 0.075 * (high - low))
-        axes.annotate(
-            f"{name} {value:.2f}",
-            xy=(1, above),
-            xycoords=axes.get_yaxis_transform(),
-            xytext=(3, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=7.5,
-            color=MUTED,
-            annotation_clip=False,
-        )
+        name_level(axes, f"{name} {value:.2f}", above, 7.5, 3)
 
 
 def _curve(axes: Axes, groups: Sequence[Group], series: Series, axis: Axis, shift: float) -> None:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from fedsim.report.figures import GRID, INK, MUTED, PAPER, SHADES, style
+from fedsim.report.figures import GRID, INK, MUTED, PAPER, SHADES, name_level, style
 from fedsim.report.tables import number
 from fedsim.results import Group, Row, group_seeds
 
@@ -236,17 +236,7 @@ def _draw(axes: Axes, panel: Panel, method: Method, colours: Mapping[float | Non
     if panel.reference == "clip":
         for clip in method.clips:
             axes.axhline(clip, color=MUTED, linewidth=0.7, zorder=2)
-            axes.annotate(
-                "C",
-                xy=(1, clip),
-                xycoords=axes.get_yaxis_transform(),
-                xytext=(2, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=7,
-                color=MUTED,
-                annotation_clip=False,
-            )
+            name_level(axes, "C", clip, 7, 2)
     if panel.reference == "equal":
         axes.axhline(1, color=MUTED, linewidth=0.9, linestyle=(0, (1, 2)), zorder=2)
 

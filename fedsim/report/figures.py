@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -25,6 +26,21 @@ def style() -> Iterator[None]:
     """The font; text becomes outlines, so that a figure looks the same on a machine without it."""
     with matplotlib.rc_context({"font.family": "DejaVu Sans", "font.size": 9, "svg.fonttype": "path", "svg.hashsalt": "fedsim"}):
         yield
+
+
+def name_level(axes: Axes, text: str, height: float, size: float, gap: float) -> None:
+    """Write ``text`` right of the axes at a data ``height``; font ``size`` and ``gap`` are in points."""
+    axes.annotate(
+        text,
+        xy=(1, height),
+        xycoords=axes.get_yaxis_transform(),
+        xytext=(gap, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=size,
+        color=MUTED,
+        annotation_clip=False,
+    )
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:

@@ -19,6 +19,7 @@ from fedsim.privacy.plan import PrivacyPlan
 from fedsim.runtime.cluster import Node
 from fedsim.runtime.cohort import build_algorithm
 from fedsim.runtime.trial import Trial, packing
+from fedsim.terminal import wide_console
 
 
 @dataclass(frozen=True)
@@ -156,9 +157,7 @@ def show_plan(prepared: Prepared, console: Console) -> None:
             f"{plan.epsilon_reached:.4g}",
         ]
         table.add_row(*facts, *budget, plan.claim, f"{plan.unit}, {plan.trust}, {plan.scope}", plan.accountant, actors)
-    # A table is for reading, also in a pipe: rows are not cut to a terminal's width.
-    wide = Console(file=console.file, width=max(console.width, 400), force_terminal=console.is_terminal, no_color=console.no_color)
-    wide.print(table)
+    wide_console(console, 400).print(table)
     sizes = ", ".join(f"{d.name}: {len(d.y_train)} × {d.dim}, {d.x_train.nbytes / 2**20:.1f} MiB" for d in prepared.data.values())
     shares = prepared.grid.resources
     console.print(f"data: {sizes}", soft_wrap=True, highlight=False)
