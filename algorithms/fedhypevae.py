@@ -248,7 +248,7 @@ class FedHypeVAE(DPSGD):
 
     # --- what the server adds, and the outcome ---
 
-    def penalties(self, model: Any) -> Mapping[str, Tensor]:
+    def penalties(self, model: Any, stream: torch.Generator) -> Mapping[str, Tensor]:
         """The Lipschitz penalty: squared Frobenius norm of d(generated decoder and prior) / dv."""
         if not self.params.lipschitz:
             return {}

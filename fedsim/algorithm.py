@@ -51,7 +51,7 @@ class Task:
 
 
 class Generator(Protocol):
-    """What an algorithm yields."""
+    """What a generative algorithm yields."""
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Synthetic embeddings float32 ``[n, d]`` for int64 labels ``[n]``."""
@@ -63,6 +63,38 @@ class PersonalGenerator(Generator, Protocol):
 
     def of_client(self, client: int) -> Generator:
         """The generator of ``client``, from what the client released."""
+
+
+class Classifier(Protocol):
+    """What an algorithm without a generator yields."""
+
+    def probabilities(self, x: Tensor) -> Tensor:
+        """Class probabilities ``[n, C]`` of embeddings ``[n, d]``."""
+
+
+@runtime_checkable
+class PersonalClassifier(Classifier, Protocol):
+    """A classifier with a version for every client."""
+
+    def of_client(self, client: int) -> Classifier:
+        """The classifier that ``client`` uses."""
+
+
+@dataclass(frozen=True)
+class Noised:
+    """What clients' noise made of one release.
+
+    Attributes:
+        sent: sums over the members, as they leave the clients.
+        kept: per-client tensors ``[members, ...]``, as they stay with the clients.
+        entries: one per member for the ledger; empty without privacy.
+        fingerprint: of the noise that was drawn.
+    """
+
+    sent: Tensors
+    kept: Tensors
+    entries: tuple[Entry, ...]
+    fingerprint: int
 
 
 @dataclass
@@ -88,18 +120,26 @@ class Clients:
 
     def batch(self, rows: Sequence[Tensor], round_: int, noise: Mapping[str, tuple[int, ...]]) -> Batch:
         """The batch of each member's ``rows`` (int64 indices), with standard normal draws from each client's own stream."""
-        draws: dict[str, list[Tensor]] = {name: [] for name in noise}
-        for client, chosen in zip(self.members, rows, strict=True):
-            stream = self.seeds.torch(Purpose.LATENT, round_, client)
-            for name, shape in noise.items():
-                draws[name].append(torch.randn(len(chosen), *shape, generator=stream))
+        parts = self.batches(rows, round_, noise)
         position = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(chosen) for chosen in rows]))
         return Batch(
-            torch.cat([x[chosen] for x, chosen in zip(self.x, rows, strict=True)]),
-            torch.cat([y[chosen] for y, chosen in zip(self.y, rows, strict=True)]),
-            {name: torch.cat(parts) for name, parts in draws.items()},
+            torch.cat([part.x for part in parts]),
+            torch.cat([part.y for part in parts]),
+            {name: torch.cat([part.noise[name] for part in parts]) for name in noise},
             Layout(position, len(self.members)),
         )
+
+    def batches(self, rows: Sequence[Tensor], round_: int, noise: Mapping[str, tuple[int, ...]]) -> list[Batch]:
+        """As :meth:`batch`, a batch of its own for each member."""
+        return [
+            Batch(x[chosen], y[chosen], self.draws(client, len(chosen), round_, noise), Layout(torch.zeros_like(chosen), 1))
+            for client, x, y, chosen in zip(self.members, self.x, self.y, rows, strict=True)
+        ]
+
+    def draws(self, client: int, rows: int, round_: int, noise: Mapping[str, tuple[int, ...]]) -> Tensors:
+        """Standard normal draws by name, ``[rows, ...]`` each, for the batch of one member."""
+        stream = self.seeds.torch(Purpose.LATENT, round_, client)
+        return {name: torch.randn(rows, *shape, generator=stream) for name, shape in noise.items()}
 
     def poisson(self, round_: int, rate: float, client_rate: float = 1.0) -> list[Tensor]:
         """Each member's Poisson sample: with probability ``client_rate`` the client takes part, then each row with ``rate``."""
@@ -111,14 +151,49 @@ class Clients:
             sampled.append(torch.from_numpy(chosen))
         return sampled
 
+    def add_noise(self, release: Release, round_: int, sent: Tensors, kept: Tensors | None = None) -> Noised:
+        """Add the noise that is the clients' own, and note the step for the ledger; all noise of clients is drawn here.
+
+        Under ``trust: silo`` every member adds the full noise to what it sends; under ``trust: aggregate`` the server does that once.
+        What stays with a client is noised by the client in any case. What one unit adds to ``sent`` and ``kept`` together must be
+        within the plan's sensitivity. Without a plan nothing is noised.
+
+        Args:
+            release: the mechanism that runs.
+            round_: the round; where a round holds several steps, the number of the step over all rounds.
+            sent: sums over the members.
+            kept: per-client tensors ``[members, ...]``.
+        """
+        kept = kept or {}
+        if self.plan is None:
+            return Noised(sent, kept, (), 0)
+        own = sent if self.plan.trust == "silo" else {}
+        shapes = {name: tuple(value.shape) for name, value in own.items()} | {name: tuple(v.shape[1:]) for name, v in kept.items()}
+        noise = {name: torch.zeros_like(value) for name, value in (own | kept).items()}
+        std, drawn = self.plan.noise_std(release.name), 0
+        for position, client in enumerate(self.members if shapes else ()):
+            draw = gaussian(shapes, std, self.seeds.torch(Purpose.NOISE, round_, client))
+            drawn += fingerprint(draw)
+            for name in own:
+                noise[name] += draw[name]
+            for name in kept:
+                noise[name][position] = draw[name]
+        multiplier = std / self.plan.sensitivity if shapes else math.inf
+        return Noised(
+            {name: value + noise[name] if name in noise else value for name, value in sent.items()},
+            {name: value + noise[name] for name, value in kept.items()},
+            tuple(Entry(release.name, round_, client, multiplier, release.sample_rate) for client in self.members),
+            drawn,
+        )
+
 
 @dataclass(frozen=True)
 class Message:
     """What a cohort sends after a round: the sum over its clients, never one client's part under ``trust: aggregate``.
 
     Attributes:
-        sums: tensors by name.
-        entries: one per client for the ledger, with the multiplier of the noise that the client itself added (inf: it added none);
+        sums: tensors by name; a name that one client alone sends is added to nothing.
+        entries: one per client and step for the ledger, with the multiplier of the noise that the client itself added (inf: it added none);
             empty for an algorithm that is not private.
         sampled: fingerprint of the rows that each client sampled.
         noise: fingerprint of the noise that the clients drew.
@@ -141,6 +216,7 @@ class Server:
     """The server's state: the model with the shared parameters, and by name whatever else lives on between rounds."""
 
     model: nn.Module
+    seeds: Seeds
     tensors: Tensors = field(default_factory=dict)
     plan: PrivacyPlan | None = None
 
@@ -178,9 +254,9 @@ class RoundRecord:
 
 @dataclass(frozen=True)
 class Trained:
-    """The outcome of :meth:`Algorithm.train`; ``state`` is what the generator was made from, see :func:`released_state`."""
+    """The outcome of :meth:`Algorithm.train`; ``state`` is what ``made`` was made from, see :func:`released_state`."""
 
-    generator: Generator
+    made: Generator | Classifier
     ledger: Ledger
     uplink_bytes: int
     state: Tensors
@@ -197,7 +273,7 @@ class Progress:
 
 
 class Algorithm(ABC):
-    """A federated generative algorithm.
+    """A federated algorithm: it yields a generator, or a classifier if it has none.
 
     Class attributes:
         name: set by ``@register``.
@@ -236,9 +312,18 @@ class Algorithm(ABC):
     def server_step(self, server: Server, round_: int, release: Release, total: Tensors) -> Mapping[str, float]:
         """Update the server by the (noisy) sum of the messages; returns diagnostics that depend on nothing private."""
 
-    @abstractmethod
     def generator(self, server: Server, codes: Tensors, seeds: Seeds) -> Generator:
         """The generator, from what is already private: the server's state and the released client codes."""
+        raise NotImplementedError(f"{type(self).__name__} has neither a generator nor a classifier")
+
+    def classifier(self, server: Server, codes: Tensors, seeds: Seeds) -> Classifier:
+        """For an algorithm without a generator: the classifier, from the same."""
+        raise NotImplementedError(f"{type(self).__name__} yields a generator")
+
+    @classmethod
+    def generates(cls) -> bool:
+        """Whether it yields a generator, not a classifier."""
+        return cls.classifier is Algorithm.classifier
 
     def claim(self) -> Claim:
         """Whether the row's (epsilon, delta) is a theorem."""
@@ -259,6 +344,10 @@ class Algorithm(ABC):
     def releases_codes(self) -> bool:
         """Whether the client codes leave the clients (they must then have been noised)."""
         return True
+
+    def noise_at_clients(self) -> bool:
+        """Whether what clients send carries their own noise already, so that the server adds none."""
+        return self.task.trust == "silo"
 
     # --- the harness's part ---
 
@@ -287,7 +376,7 @@ class Algorithm(ABC):
 
     def initial_server(self, seeds: Seeds) -> Server:
         """The server before the first round: the seed's initial weights."""
-        return Server(initial_model(self.build, seeds))
+        return Server(initial_model(self.build, seeds), seeds)
 
     def broadcast(self, server: Server) -> Tensors:
         """What every client receives at the start of a round."""
@@ -300,7 +389,7 @@ class Algorithm(ABC):
         """(round, its release), counted from 0 over all releases."""
         round_ = 0
         for release in self.releases():
-            for _ in range(release.steps):
+            for _ in range(release.rounds):
                 yield round_, release
                 round_ += 1
 
@@ -328,7 +417,7 @@ class Algorithm(ABC):
             start, uplink, ledger = resume.round, resume.uplink_bytes, Ledger.from_json(resume.ledger)
             load_server(server, {k[7:]: v for k, v in resume.tensors.items() if k.startswith("server.")})
             pool.load_state({k[8:]: v for k, v in resume.tensors.items() if k.startswith("clients.")})
-        rounds = sum(release.steps for release in self.releases())
+        rounds = sum(release.rounds for release in self.releases())
         for round_, release in self.schedule():
             if round_ < start:
                 continue
@@ -346,7 +435,8 @@ class Algorithm(ABC):
             yield RoundRecord(round_, rounds, record)
         codes = pool.released(code_names(server.model)) if self.releases_codes() else {}
         state = released_state(server, codes)
-        return Trained(self.generator(server, codes, seeds), ledger, uplink, state)
+        made = (self.generator if self.generates() else self.classifier)(server, codes, seeds)
+        return Trained(made, ledger, uplink, state)
 
     def restored(self, state: Tensors, plan: PrivacyPlan | None, seeds: Seeds) -> Generator:
         """The generator of an earlier training, from its ``Trained.state``, plan and seeds."""
@@ -356,8 +446,8 @@ class Algorithm(ABC):
         return self.generator(server, {k[6:]: v for k, v in state.items() if k.startswith("codes.")}, seeds)
 
     def _server_noise(self, plan: PrivacyPlan | None, release: Release, total: Tensors, seeds: Seeds, round_: int) -> tuple[Tensors, float]:
-        """Under ``trust: aggregate`` the noise is added once, to the sum; with its multiplier, inf where clients added theirs."""
-        if plan is None or self.task.trust == "silo":
+        """The noise that is added once, to the sum; with its multiplier, inf where clients added theirs."""
+        if plan is None or self.noise_at_clients():
             return {}, math.inf
         shapes = {name: tuple(value.shape) for name, value in total.items()}
         std = plan.noise_std(release.name)
@@ -368,6 +458,14 @@ def shared_tensors(model: nn.Module) -> Tensors:
     """The parameters that all clients share, by name."""
     local = set(local_names(model))
     return {name: p.detach() for name, p in model.named_parameters() if name not in local}
+
+
+def load_parameters(model: nn.Module, tensors: Mapping[str, Tensor], prefix: str = "") -> None:
+    """Set every parameter for which there is a tensor under its name behind ``prefix``."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if f"{prefix}{name}" in tensors:
+                parameter.copy_(tensors[f"{prefix}{name}"])
 
 
 def local_names(model: nn.Module) -> list[str]:
@@ -385,7 +483,7 @@ def add_in_order(parts: Sequence[Tensors]) -> Tensors:
     """The sum of the cohorts' sums, in client order, so that it does not depend on timing."""
     total = dict(parts[0])
     for part in parts[1:]:
-        total = {name: value + part[name] for name, value in total.items()}
+        total |= {name: total[name] + value if name in total else value for name, value in part.items()}
     return total
 
 
@@ -416,10 +514,7 @@ def _gathered(messages: Sequence[Message], noise: Tensors, signal: float) -> dic
 
 def load_server(server: Server, tensors: Tensors) -> None:
     """Take up a checkpoint's server state."""
-    with torch.no_grad():
-        for name, parameter in server.model.named_parameters():
-            if f"model.{name}" in tensors:
-                parameter.copy_(tensors[f"model.{name}"])
+    load_parameters(server.model, tensors, "model.")
     server.tensors = {k[8:]: v for k, v in tensors.items() if k.startswith("tensors.")}
 
 

@@ -75,6 +75,12 @@ def _actor_share(given: Any) -> int | str:
     raise ValueError(f"{_show(given)} is neither a number of clients nor a known word; give auto, all or a whole number >= 1")
 
 
+def _personal(given: Any) -> str | float | None:
+    if given in (None, "synthetic", "held-out") or (isinstance(given, int | float) and not isinstance(given, bool) and 0 <= given <= 1):
+        return given  # type: ignore[no-any-return]
+    raise ValueError(f"{_show(given)} is not a way to choose a weight; give synthetic, held-out or a number in [0, 1]")
+
+
 def _epsilon_text(epsilon: float | None) -> float | str | None:
     return "inf" if epsilon is not None and math.isinf(epsilon) else epsilon
 
@@ -103,11 +109,14 @@ class Evaluation(_Model):
         per_class: synthetic rows per class that the probe is trained on.
         probe_c: inverse regularisation strength of the probe.
         per_client: also judge each client's own generator, on test rows as that client sees them.
+        personal: also judge each client's own classifier interpolated with the shared one; how its weight is chosen: ``synthetic``,
+            ``held-out``, or a number in [0, 1].
     """
 
     per_class: Annotated[Whole, Field(ge=1)] = 200
     probe_c: Annotated[Real, Field(gt=0, allow_inf_nan=False)] = 0.1
     per_client: bool = Field(default=False, strict=True)
+    personal: Annotated[str | float | None, PlainValidator(_personal)] = None
 
 
 class Resources(_Model):
@@ -643,7 +652,7 @@ def _cell(
         "clients": clients,
         "budget": budget,
         "seed": seed,
-        "evaluation": grid.evaluation.model_dump(mode="json"),
+        "evaluation": grid.evaluation.model_dump(mode="json", exclude_none=True),
         "version": __version__,
     }
     canonical = json.dumps(result_of, sort_keys=True, separators=(",", ":"))

@@ -8,21 +8,19 @@ client (encoder, code) is clipped jointly with the shared part and gets noise of
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedsim.algorithm import Algorithm, Clients, Message, Params, Server, Tensors, local_names, shared_tensors
+from fedsim.algorithm import Algorithm, Clients, Message, Params, Server, Tensors, load_parameters, local_names, shared_tensors
 from fedsim.batch import Batch
 from fedsim.optimise import adam_step, average_step
 from fedsim.privacy.clipping import Norms, clipped_sum
-from fedsim.privacy.ledger import Entry
-from fedsim.privacy.noise import fingerprint, gaussian
+from fedsim.privacy.noise import fingerprint
 from fedsim.privacy.plan import Claim, Release
 from fedsim.seeds import Purpose
 
@@ -62,9 +60,12 @@ class DPSGD(Algorithm):
     """Base class of an algorithm that is a loss per example; everything about privacy is done here.
 
     A subclass supplies :meth:`build`, :meth:`loss`, :meth:`generator` and, if it needs random numbers per example, :meth:`noise`.
+    Parameters whose names begin with one of ``server_only`` are the server's: the loss does not read them, clients do not get them, and
+    the server's steps on :meth:`penalties` are all that trains them.
     """
 
     params: Any
+    server_only: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
@@ -74,8 +75,13 @@ class DPSGD(Algorithm):
         """Shapes of the standard normal draws that one example's loss needs, by name."""
         return {}
 
-    def penalties(self, model: nn.Module) -> Mapping[str, Tensor]:
-        """Terms of the server's objective, scalars by name, that depend on shared parameters alone, so they cost no privacy."""
+    def penalties(self, model: nn.Module, stream: torch.Generator) -> Mapping[str, Tensor]:
+        """Terms of the server's objective, scalars by name, that depend on shared parameters alone, so they cost no privacy.
+
+        Args:
+            model: the server's.
+            stream: of the round's random numbers, if a term needs any.
+        """
         return {}
 
     def balance(self) -> Mapping[str, float]:
@@ -116,9 +122,13 @@ class DPSGD(Algorithm):
 
     # --- one round ---
 
+    def broadcast(self, server: Server) -> Tensors:
+        """The shared parameters but for the server's own."""
+        return {name: p for name, p in shared_tensors(server.model).items() if not name.startswith(self.server_only)}
+
     def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
         """The cohort's clipped sum in one batch; per-client parameters take a noisy step of their own."""
-        _load(clients.model, broadcast)
+        load_parameters(clients.model, broadcast)
         rows = clients.poisson(round_, self.params.sample_rate, self.params.client_rate)
         batch = clients.batch(rows, round_, self.noise())
         names: list[str] = []
@@ -132,16 +142,16 @@ class DPSGD(Algorithm):
         result = clipped_sum(clients.model, stacked, batch, norms, self.params.engine)
         parts = dict(zip(names, result.loss.unbind(-1), strict=True)) if len(batch) else {}
         local = local_names(clients.model)
-        noise, drawn, multiplier = self._client_noise(clients, round_, release, result.sums, local)
-        noisy = {name: value + noise[name] if name in noise else value for name, value in result.sums.items()}
-        self._local_step(clients, round_, {name: noisy[name] / norms.weight(name) for name in local})
-        sums = {name: value for name, value in noisy.items() if name not in local}
+        kept = {name: result.sums[name] for name in local}
+        sent = {name: value for name, value in result.sums.items() if name not in kept}
+        noised = clients.add_noise(release, round_, sent, kept if self.params.scope == "joint" else {})
+        self._local_step(clients, round_, {name: value / norms.weight(name) for name, value in (kept | noised.kept).items()})
         return Message(
-            sums,
-            tuple(entries(clients, release, round_, multiplier)),
+            noised.sent,
+            noised.entries,
             sum(fingerprint({"rows": chosen}) for chosen in rows),
-            drawn,
-            4 * sum(value.numel() for value in sums.values()) * len(clients.members),
+            noised.fingerprint,
+            4 * sum(value.numel() for value in sent.values()) * len(clients.members),
             {
                 **{f"loss_{name}": value.tolist() for name, value in parts.items()},
                 **self.observe(clients, parts, round_),
@@ -149,24 +159,6 @@ class DPSGD(Algorithm):
                 "clipped_fraction": (result.norms > norms.clip).float().tolist(),
             },
         )
-
-    def _client_noise(self, clients: Clients, round_: int, release: Release, sums: Tensors, local: list[str]) -> tuple[Tensors, int, float]:
-        """Noise that clients add themselves, to what stays with them and as silos to what they send; its fingerprint, its multiplier."""
-        if clients.plan is None:
-            return {}, 0, math.inf
-        sent = [name for name in sums if name not in local] if self.task.trust == "silo" else []
-        kept = local if self.params.scope == "joint" else []
-        shapes = {name: tuple(sums[name].shape) for name in sent} | {name: tuple(sums[name].shape[1:]) for name in kept}
-        noise = {name: torch.zeros_like(sums[name]) for name in shapes}
-        std, drawn = clients.plan.noise_std(release.name), 0
-        for position, client in enumerate(clients.members if shapes else ()):
-            draw = gaussian(shapes, std, clients.seeds.torch(Purpose.NOISE, round_, client))
-            drawn += fingerprint(draw)
-            for name in sent:
-                noise[name] += draw[name]
-            for name in kept:
-                noise[name][position] = draw[name]
-        return noise, drawn, std / clients.plan.sensitivity if shapes else math.inf
 
     def _local_step(self, clients: Clients, round_: int, gradients: Tensors) -> None:
         if not gradients:
@@ -181,20 +173,25 @@ class DPSGD(Algorithm):
         """Adam on the noisy mean plus the penalties' gradient, then the running average."""
         norms = self.norms(server.model)
         gradients = {name: value / (norms.weight(name) * self.params.expected_batch) for name, value in total.items()}
-        penalties = self.penalties(server.model)
-        values = {f"loss_{name}": float(value.detach()) for name, value in penalties.items()}
-        if penalties:
-            trainable = {name: p for name, p in server.model.named_parameters() if name in gradients}
-            found = torch.autograd.grad(torch.stack(list(penalties.values())).sum(), list(trainable.values()), allow_unused=True)
-            for name, gradient in zip(trainable, found, strict=True):
-                if gradient is not None:
-                    gradients[name] = gradients[name] + gradient
-        shared = shared_tensors(server.model)
-        adam_step(shared, gradients, server.tensors, self.params.learning_rate * self._decay(round_))
+        values = self._add_penalties(server, round_, gradients)
+        parameters = {name: p for name, p in shared_tensors(server.model).items() if name in gradients}
+        adam_step(parameters, gradients, server.tensors, self.params.learning_rate * self._decay(round_))
         if self.step(round_) >= self.params.average_from * self.params.rounds:
-            average_step(shared, server.tensors)
-        values["parameter_norm"] = float(torch.stack([p.norm() for p in shared.values()]).norm())
-        return values
+            average_step(shared_tensors(server.model), server.tensors)
+        return values | {"parameter_norm": float(torch.stack([p.norm() for p in parameters.values()]).norm())}
+
+    def _add_penalties(self, server: Server, round_: int, gradients: Tensors) -> dict[str, float]:
+        """Add the penalties' gradients, also by what only the server has; returns the penalties' values."""
+        penalties = self.penalties(server.model, server.seeds.torch(Purpose.PENALTY, round_))
+        if not penalties:
+            return {}
+        own = {name: p for name, p in server.model.named_parameters() if name.startswith(self.server_only)}
+        trainable = {name: p for name, p in server.model.named_parameters() if name in gradients} | own
+        found = torch.autograd.grad(torch.stack(list(penalties.values())).sum(), list(trainable.values()), allow_unused=True)
+        for name, gradient in zip(trainable, found, strict=True):
+            if gradient is not None:
+                gradients[name] = gradients[name] + gradient if name in gradients else gradient
+        return {f"loss_{name}": float(value.detach()) for name, value in penalties.items()}
 
     def step(self, round_: int) -> int:
         """How many DP-SGD steps came before ``round_``; other releases come first."""
@@ -206,26 +203,5 @@ class DPSGD(Algorithm):
 
 def averaged_model(server: Server) -> nn.Module:
     """The server's model with the averaged iterates as its shared parameters."""
-    _load(server.model, {name: server.tensors.get(f"average.{name}", p) for name, p in shared_tensors(server.model).items()})
+    load_parameters(server.model, {name: server.tensors.get(f"average.{name}", p) for name, p in shared_tensors(server.model).items()})
     return server.model
-
-
-def entries(clients: Clients, release: Release, round_: int, multiplier: float) -> list[Entry]:
-    """One ledger entry for every member: an empty sample is a step too.
-
-    Args:
-        clients: the cohort.
-        release: the mechanism that ran.
-        round_: when.
-        multiplier: of the noise that the clients added, over the sensitivity; ``inf`` if all noise is the server's.
-    """
-    if clients.plan is None:
-        return []
-    return [Entry(release.name, round_, client, multiplier, release.sample_rate) for client in clients.members]
-
-
-def _load(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name in tensors:
-                parameter.copy_(tensors[name])

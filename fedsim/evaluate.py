@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,16 +31,52 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class References:
-    """What to read a score against, each a balanced accuracy in [0, 1].
+class PersonalScores:
+    """How well each client predicts rows as it sees them, its labels as frequent as with it: means over clients, each in [0, 1].
 
-    ``ceiling_balanced_accuracy``: the probe on all real training rows pooled; ``local_only_balanced_accuracy``: the mean
-    over clients of probes on each client's own real rows; ``chance``: 1 / classes.
+    ``balanced_accuracy`` is over the classes that a client holds; ``weight`` is the mean weight of the clients' own classifiers, None where
+    nothing was interpolated.
     """
 
-    ceiling_balanced_accuracy: float
-    local_only_balanced_accuracy: float
-    chance: float
+    accuracy: float
+    balanced_accuracy: float
+    weight: float | None
+
+
+def scores_of(predicted: NDArray[np.int64], y_test: NDArray[np.int64]) -> Scores:
+    """The scores of predicted labels ``[m]``."""
+    classes = np.unique(y_test)
+    return Scores(
+        accuracy=float(np.mean(predicted == y_test)),
+        balanced_accuracy=float(recall_score(y_test, predicted, labels=classes, average="macro", zero_division=0)),
+        macro_f1=float(f1_score(y_test, predicted, labels=classes, average="macro", zero_division=0)),
+    )
+
+
+def mean_scores(each: Sequence[Scores]) -> Scores:
+    """The mean of every score."""
+    return Scores(*(float(np.mean([getattr(s, field.name) for s in each])) for field in fields(Scores)))
+
+
+def personal_scores(
+    predicted: Sequence[NDArray[np.int64]], y_test: Sequence[NDArray[np.int64]], shares: Sequence[NDArray[np.float64]], weight: float | None
+) -> PersonalScores:
+    """Scores of every client's predictions, with test rows weighed by its label shares.
+
+    Args:
+        predicted: labels that each client predicts for its test rows.
+        y_test: their true labels.
+        shares: how frequent every class is at each client, ``[C]``.
+        weight: see :class:`PersonalScores`.
+    """
+    accuracy, balanced = [], []
+    for guess, y, share in zip(predicted, y_test, shares, strict=True):
+        held = np.unique(y)[share[np.unique(y)] > 0]
+        if len(held):
+            recall = recall_score(y, guess, labels=held, average=None, zero_division=0)
+            accuracy.append(float(np.average(recall, weights=share[held])))
+            balanced.append(float(recall.mean()))
+    return PersonalScores(float(np.mean(accuracy)), float(np.mean(balanced)), weight)
 
 
 def score_probe(
@@ -62,13 +98,7 @@ def score_probe(
     Raises:
         ValueError: a training row holds NaN or an infinite value, or there is none.
     """
-    predicted = fit_probe(x_train, y_train, probe_c).predict(x_test)
-    classes = np.unique(y_test)
-    return Scores(
-        accuracy=float(np.mean(predicted == y_test)),
-        balanced_accuracy=float(recall_score(y_test, predicted, labels=classes, average="macro", zero_division=0)),
-        macro_f1=float(f1_score(y_test, predicted, labels=classes, average="macro", zero_division=0)),
-    )
+    return scores_of(fit_probe(x_train, y_train, probe_c).predict(x_test), y_test)
 
 
 def score_clients(
@@ -107,8 +137,3 @@ def local_only(data: Embeddings, partition: Partition, probe_c: float) -> float:
             ]
         )
     )
-
-
-def references(data: Embeddings, partition: Partition, probe_c: float) -> References:
-    """The references of one partition: ceiling, local-only and chance."""
-    return References(ceiling(data, probe_c), local_only(data, partition, probe_c), chance=1 / data.classes)

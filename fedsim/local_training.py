@@ -19,10 +19,9 @@ from torch import Tensor, nn
 
 from fedsim.algorithm import Algorithm, Clients, Message, Params, Server, Tensors, shared_tensors
 from fedsim.batch import Batch
-from fedsim.dp_sgd import entries
 from fedsim.models.layers import Layout
 from fedsim.optimise import adam_step
-from fedsim.privacy.noise import fingerprint, gaussian
+from fedsim.privacy.noise import fingerprint
 from fedsim.privacy.plan import Release
 from fedsim.seeds import Purpose
 
@@ -39,6 +38,7 @@ class LocalTrainingParams(Params):
         batch_size: rows of a local step, drawn with replacement.
         learning_rate: the local Adam's.
         client_rate: the probability with which each client takes part in a round; it amplifies for ``unit: client``.
+        proximal: FedProx's mu: weight of half the squared distance to the broadcast parameters (Li et al. 2020, arXiv 1812.06127).
     """
 
     rounds: int = Field(10, ge=1)
@@ -46,6 +46,7 @@ class LocalTrainingParams(Params):
     batch_size: int = Field(32, ge=1)
     learning_rate: float = Field(0.02, gt=0)
     client_rate: float = Field(1.0, gt=0, le=1)
+    proximal: float = Field(0.0, ge=0)
 
 
 class LocalTraining(Algorithm):
@@ -91,33 +92,43 @@ class LocalTraining(Algorithm):
 
     def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
         """Local steps of all clients at once; the sum of their weighted, clipped updates."""
-        count = len(clients.members)
-        shared = {name: p.expand(count, *p.shape).clone() for name, p in broadcast.items()}
-        private = {name: value for name, value in clients.state.items() if name.startswith(self.local)}
+        shared, private = self.stacked(clients, broadcast)
         rows = self._minibatches(clients, round_)
-        losses = self._local_steps(clients, round_, shared | private, rows)
-        takes_part = self._participants(clients, round_)
+        losses = self._local_steps(clients, round_, shared, private, rows)
+        takes_part = self.participants(clients, round_)
         weight = takes_part if clients.plan is not None else takes_part * torch.tensor([float(len(x)) for x in clients.x])
         updates = {name: shared[name] - broadcast[name] for name in shared}
         norms = torch.stack([update.flatten(1).square().sum(1) for update in updates.values()]).sum(0).sqrt()
         factor = weight * (self.clip() / norms.clamp_min(1e-12)).clamp_max(1.0)
-        sums = {name: torch.einsum("k,k...->...", factor, update) for name, update in updates.items()}
-        drawn, multiplier = self._add_silo_noise(clients, round_, release, sums)
-        sent = 4 * sum(value.numel() for value in sums.values()) * int(takes_part.sum())
-        if clients.plan is None:
-            sums[WEIGHT] = weight.sum()
+        noised = clients.add_noise(release, round_, {name: torch.einsum("k,k...->...", factor, u) for name, u in updates.items()})
         return Message(
-            sums,
-            tuple(entries(clients, release, round_, multiplier)),
+            noised.sent if clients.plan is not None else noised.sent | {WEIGHT: weight.sum()},
+            noised.entries,
             sum(fingerprint({"rows": torch.from_numpy(chosen)}) for chosen in rows),
-            drawn,
-            sent,
+            noised.fingerprint,
+            self.sent_bytes(broadcast, takes_part),
             {
                 **{f"loss_{name}": value.tolist() for name, value in losses.items()},
                 "gradient_norm": norms.tolist(),
                 "clipped_fraction": (norms > self.clip()).float().tolist(),
             },
         )
+
+    def stacked(self, clients: Clients, broadcast: Tensors) -> tuple[Tensors, Tensors]:
+        """Where each member starts from: the broadcast parameters and its own, ``[K, ...]`` each; the latter are trained in place."""
+        count = len(clients.members)
+        shared = {name: p.expand(count, *p.shape).clone() for name, p in broadcast.items()}
+        return shared, {name: value for name, value in clients.state.items() if name.startswith(self.local)}
+
+    def participants(self, clients: Clients, round_: int) -> Tensor:
+        """1.0 for every member that takes part in the round, else 0.0: ``[K]``."""
+        rates = [clients.seeds.numpy(Purpose.SAMPLING, round_, client).random() for client in clients.members]
+        taking_part: Tensor = torch.tensor(rates) < self.params.client_rate
+        return taking_part.float()
+
+    def sent_bytes(self, broadcast: Tensors, takes_part: Tensor) -> int:
+        """What the updates of those who take part weigh on a network."""
+        return 4 * sum(value.numel() for value in broadcast.values()) * int(takes_part.sum())
 
     def server_step(self, server: Server, round_: int, release: Release, total: Tensors) -> Mapping[str, float]:
         """Add the mean update: by row counts without privacy, by a public number of clients with it."""
@@ -126,11 +137,6 @@ class LocalTraining(Algorithm):
         for name, parameter in shared.items():
             parameter += total[name] / divisor
         return {"parameter_norm": float(torch.stack([p.norm() for p in shared.values()]).norm())}
-
-    def _participants(self, clients: Clients, round_: int) -> Tensor:
-        rates = [clients.seeds.numpy(Purpose.SAMPLING, round_, client).random() for client in clients.members]
-        taking_part: Tensor = torch.tensor(rates) < self.params.client_rate
-        return taking_part.float()
 
     def _minibatches(self, clients: Clients, round_: int) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
         """Row numbers ``[local_steps, batch_size]`` of each member."""
@@ -141,9 +147,10 @@ class LocalTraining(Algorithm):
         ]
 
     def _local_steps(
-        self, clients: Clients, round_: int, parameters: Tensors, rows: list[np.ndarray[Any, np.dtype[np.int64]]]
+        self, clients: Clients, round_: int, shared: Tensors, private: Tensors, rows: list[np.ndarray[Any, np.dtype[np.int64]]]
     ) -> dict[str, Tensor]:
-        """Train stacked ``parameters`` ``[K, ...]`` in place; the loss parts of the last step, ``[K]`` each."""
+        """Train stacked parameters ``[K, ...]`` in place; the loss parts of the last step, ``[K]`` each."""
+        parameters, start = shared | private, {name: value.clone() for name, value in shared.items()}
         streams = [clients.seeds.torch(Purpose.LATENT, round_, client) for client in clients.members]
         names = list(self.noise())
         layout = Layout(torch.zeros(self.params.batch_size, dtype=torch.long), 1)
@@ -166,21 +173,14 @@ class LocalTraining(Algorithm):
                 for shape in self.noise().values()
             ]
             gradients, means = step(parameters, x, y, *draws)
+            self.pull(gradients, shared, start)
             adam_step(parameters, gradients, state, self.params.learning_rate)
         return {name: value.detach() for name, value in means.items()}
 
-    def _add_silo_noise(self, clients: Clients, round_: int, release: Release, sums: Tensors) -> tuple[int, float]:
-        """As silos the clients add full noise to what they send; returns its fingerprint and multiplier."""
-        if clients.plan is None or self.task.trust != "silo":
-            return 0, math.inf
-        shapes = {name: tuple(value.shape) for name, value in sums.items()}
-        std, drawn = clients.plan.noise_std(release.name), 0
-        for client in clients.members:
-            draw = gaussian(shapes, std, clients.seeds.torch(Purpose.NOISE, round_, client))
-            drawn += fingerprint(draw)
-            for name in sums:
-                sums[name] += draw[name]
-        return drawn, std / clients.plan.sensitivity
+    def pull(self, gradients: Tensors, shared: Tensors, start: Tensors) -> None:
+        """Add the proximal term's gradient, in place."""
+        for name in shared if self.params.proximal else ():
+            gradients[name] = gradients[name] + self.params.proximal * (shared[name] - start[name])
 
 
 class _LossOf(nn.Module):

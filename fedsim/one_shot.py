@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar
@@ -11,11 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.algorithm import Algorithm, Clients, Message, Server, Tensors
-from fedsim.dp_sgd import entries
 from fedsim.privacy.clipping import Norms, OuterProduct, clipped_statistics
-from fedsim.privacy.noise import fingerprint, gaussian
 from fedsim.privacy.plan import Release, Unit
-from fedsim.seeds import Purpose
 
 
 def statistics_message(clients: Clients, round_: int, release: Release, products: Mapping[str, OuterProduct], norms: Norms) -> Message:
@@ -29,19 +25,12 @@ def statistics_message(clients: Clients, round_: int, release: Release, products
         norms: joint clip norm and weights; the caller divides by the weights after the noise.
     """
     sums, joint = clipped_statistics(products, norms)
-    drawn, multiplier = 0, math.inf
-    if clients.plan is not None and clients.plan.trust == "silo":
-        std = clients.plan.noise_std(release.name)
-        multiplier = std / clients.plan.sensitivity
-        for client in clients.members:
-            noise = gaussian({k: tuple(v.shape) for k, v in sums.items()}, std, clients.seeds.torch(Purpose.NOISE, round_, client))
-            drawn += fingerprint(noise)
-            sums = {name: value + noise[name] for name, value in sums.items()}
+    noised = clients.add_noise(release, round_, sums)
     return Message(
-        sums,
-        tuple(entries(clients, release, round_, multiplier)),
+        noised.sent,
+        noised.entries,
         0,
-        drawn,
+        noised.fingerprint,
         4 * sum(value.numel() for value in sums.values()) * len(clients.members),
         {"gradient_norm": joint.tolist(), "clipped_fraction": (joint > norms.clip * (1 + 1e-6)).float().tolist()},
     )

@@ -38,6 +38,7 @@ class Row(BaseModel):
     """The result of one cell. What a failed cell lacks is None; so is every epsilon of a method without DP.
 
     ``client_balanced_accuracy`` is that of the clients' own generators, where the grid asks for it (:func:`fedsim.evaluate.score_clients`).
+    ``personal_*`` are the :class:`fedsim.evaluate.PersonalScores`, where the grid asks for them.
     ``uplink_bytes`` counts what all clients sent in all rounds, ``seconds`` is the cell's wall time, ``sigma`` the noise
     multiplier, ``steps`` the number of noisy steps, ``sample_rate`` their Poisson rate.
     """
@@ -73,6 +74,9 @@ class Row(BaseModel):
     balanced_accuracy: float | None = None
     macro_f1: float | None = None
     client_balanced_accuracy: float | None = None
+    personal_accuracy: float | None = None
+    personal_balanced_accuracy: float | None = None
+    personal_weight: float | None = None
     ceiling_balanced_accuracy: float | None = None
     local_only_balanced_accuracy: float | None = None
     chance: float | None = None
@@ -395,7 +399,7 @@ def write_summary(rows: Iterable[Row], path: Path) -> None:
     partial.replace(path)
 
 
-_MEASURES = ("accuracy", "balanced_accuracy", "macro_f1", "client_balanced_accuracy")
+_MEASURES = ("accuracy", "balanced_accuracy", "macro_f1", "client_balanced_accuracy", "personal_accuracy", "personal_balanced_accuracy")
 _MEANS = ("ceiling_balanced_accuracy", "local_only_balanced_accuracy", "chance", "seconds")
 _SUMMARY_COLUMNS = [
     *(*_SETTING, "scope", "claim", "seeds", "failed", "overspent"),

@@ -30,6 +30,7 @@ class Purpose(IntEnum):
     LOCAL = 9
     FEATURE_SHIFT = 10
     DIAGNOSTICS = 11
+    PENALTY = 12
 
 
 @dataclass(frozen=True)

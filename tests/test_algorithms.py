@@ -55,7 +55,7 @@ def train(trial: Trial, data: Embeddings, resume: Progress | None = None) -> tup
 
 
 def sample(trained: Trained) -> torch.Tensor:
-    return trained.generator.sample(torch.arange(10), torch.Generator().manual_seed(0))
+    return trained.made.sample(torch.arange(10), torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

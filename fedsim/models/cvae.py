@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedsim.models.hypernetwork import ModulatedDecoder
 from fedsim.models.layers import ClientLinear, Layout, Shift, one_hot
 
 
@@ -64,6 +65,60 @@ class ObservationNoise(nn.Module):
     def variance(self) -> Tensor:
         """The variance as a constant, a scalar."""
         return (self.shift.weight.detach()[0] + self.initial).clamp(-12, 4).exp()
+
+
+class CVAE(nn.Module):
+    """One client's CVAE; the decoder is FedHypeVAE's without a code, so both start from the same weights.
+
+    Args:
+        dim: d, the embedding's dimension.
+        classes: number of labels.
+        latent: dimension of z.
+        encoder_hidden, decoder_hidden: widths of the hidden layers; no decoder layer means a prototype per class plus a linear map.
+        initial_variance: of the likelihood, before it is learned; None: the likelihood's variance is not modelled.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        classes: int,
+        latent: int,
+        encoder_hidden: Sequence[int],
+        decoder_hidden: Sequence[int],
+        initial_variance: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder = Encoder(dim, classes, encoder_hidden, latent)
+        self.decoder = ModulatedDecoder(latent, classes, decoder_hidden, dim, code=0)
+        self.observation = None if initial_variance is None else ObservationNoise(initial_variance)
+
+    def forward(self, x: Tensor, y: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Reconstruction ``[N, d]`` by one posterior draw, and KL(q(z | x, y) || N(0, I)) ``[N]``."""
+        mean, log_var = self.encoder(x, y)
+        decoded = self.decode(sample_posterior(mean, log_var, noise), y)
+        return decoded, kl_normal(mean, log_var, torch.zeros_like(mean), torch.zeros_like(mean))
+
+    def decode(self, z: Tensor, y: Tensor) -> Tensor:
+        """The decoder's mean ``[N, d]`` at z ``[N, latent]``."""
+        decoded: Tensor = self.decoder(z[:, None], y, z[:, :0])[:, 0]
+        return decoded
+
+
+class CVAEGenerator:
+    """Samples x ~ p(x | z, y) with z ~ N(0, I); the decoder's mean alone where the likelihood's variance is not modelled."""
+
+    def __init__(self, model: CVAE) -> None:
+        self.model = model
+
+    def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
+        """Synthetic embeddings ``[n, d]``."""
+        with torch.no_grad():
+            decoded: Tensor = self.model.decode(torch.randn(len(labels), self.model.encoder.latent, generator=stream), labels)
+            if self.model.observation is None:
+                return decoded
+            std = (0.5 * self.model.observation(decoded)).exp()
+            noisy: Tensor = decoded + std * torch.randn(decoded.shape, generator=stream)
+            return noisy
 
 
 def sample_posterior(mean: Tensor, log_var: Tensor, noise: Tensor) -> Tensor:

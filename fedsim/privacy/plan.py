@@ -35,12 +35,19 @@ class Release:
         sample_rate: the public probability with which each unit is in a step's sample, in (0, 1].
         steps: how often it is released over the whole run, all rounds together.
         relative_noise: its noise multiplier in units of the plan's sigma; the ratio between releases is kept.
+        per_round: how many of its steps a round holds (local steps, each with noise of its own); divides ``steps``.
     """
 
     name: str
     sample_rate: float
     steps: int
     relative_noise: float = 1.0
+    per_round: int = 1
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds it takes."""
+        return self.steps // self.per_round
 
 
 @dataclass(frozen=True)
@@ -164,6 +171,8 @@ def _check(epsilon: float, delta: float, releases: tuple[Release, ...], clip: fl
             raise UserError(where, f"sample rate {release.sample_rate} is not in (0, 1]")
         if release.steps < 0:
             raise UserError(where, f"{release.steps} steps", "the number of steps cannot be negative")
+        if release.per_round < 1 or release.steps % release.per_round:
+            raise UserError(where, f"{release.steps} steps are not whole rounds of {release.per_round}")
         if not 0 < release.relative_noise < math.inf:
             raise UserError(where, f"relative noise {release.relative_noise} is not a positive number")
     if math.isinf(epsilon):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedsim.algorithm import Algorithm, Clients, Message, Task, Tensors, local_names
+from fedsim.algorithm import Algorithm, Clients, Message, Task, Tensors, load_parameters, local_names
 from fedsim.models.initialise import initial_model
 from fedsim.privacy.plan import PrivacyPlan, Release
 from fedsim.registry import lookup
@@ -79,10 +79,7 @@ class Cohort:
 
     def load_state(self, tensors: Tensors) -> None:
         """Take up a checkpoint."""
-        with torch.no_grad():
-            for name, parameter in self.clients.model.named_parameters():
-                if f"model.{name}" in tensors:
-                    parameter.copy_(tensors[f"model.{name}"])
+        load_parameters(self.clients.model, tensors, "model.")
         self.clients.state.update({k[6:]: v.clone() for k, v in tensors.items() if k.startswith("state.")})
 
 

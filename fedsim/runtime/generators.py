@@ -23,7 +23,8 @@ from fedsim.config import Cell
 from fedsim.errors import UserError
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.runtime.cohort import build_algorithm
-from fedsim.runtime.trial import Trial, synthesise
+from fedsim.runtime.judge import synthesise
+from fedsim.runtime.trial import Trial
 from fedsim.seeds import Purpose, Seeds
 
 FOLDER = "generators"
@@ -190,7 +191,7 @@ def _find(run: Path, cell: str | None) -> Path:
         return found[0]
     ids = _listed([path.stem for path in (found or sorted(folder.glob("*.json")))])
     if not ids:
-        raise UserError(str(run), "there are no generators here", "give the folder of a run whose cells are finished")
+        raise UserError(str(run), "there are no generators here", "give the folder of a run whose generative cells are finished")
     if cell is None or found:
         raise UserError(str(run), f"there are several generators ({ids})", "name one with --cell")
     raise UserError(f"--cell {cell}", f"there is no generator of this cell in {run}", f"known: {ids}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -144,7 +144,7 @@ class Scheduler:
         target = trial.cell.epsilon
         overspent = target is not None and outcome.epsilon_spent is not None and outcome.epsilon_spent > target * (1 + 1e-6)
         status = "overspent" if overspent else "ok"
-        if self.save_generators:
+        if self.save_generators and outcome.generator is not None:
             facts = {"status": status, "epsilon_spent": outcome.epsilon_spent, "accountant": outcome.accountant}
             save_generator(self.store.folder, trial, self.class_names[trial.data_key], outcome.generator, facts, self.versions)
         self._write(
@@ -157,6 +157,7 @@ class Scheduler:
                 "balanced_accuracy": outcome.scores.balanced_accuracy,
                 "macro_f1": outcome.scores.macro_f1,
                 "client_balanced_accuracy": outcome.client_balanced_accuracy,
+                **({f"personal_{name}": value for name, value in asdict(outcome.personal).items()} if outcome.personal else {}),
                 "ceiling_balanced_accuracy": self.references[ceiling],
                 "local_only_balanced_accuracy": self.references[local_only],
                 "uplink_bytes": outcome.uplink_bytes,

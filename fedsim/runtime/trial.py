@@ -7,19 +7,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from fedsim.algorithm import Generator, PersonalGenerator, Pool, RoundRecord, Task, Tensors, Trained
+from fedsim.algorithm import Pool, RoundRecord, Task, Tensors, Trained
 from fedsim.config import Cell
 from fedsim.data.embeddings import Embeddings
-from fedsim.evaluate import Scores, score_clients, score_probe
+from fedsim.evaluate import PersonalScores, Scores
 from fedsim.partition import Partition
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.runtime.checkpoint import Checkpoints
 from fedsim.runtime.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
-from fedsim.seeds import SERVER, Purpose, Seeds
+from fedsim.runtime.judge import Judge
+from fedsim.seeds import Seeds
 
 
 @dataclass(frozen=True)
@@ -56,15 +53,16 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The fields of a row that running a cell decides, and the state that its generator is made from."""
+    """The fields of a row that running a cell decides, and the state that its generator is made from, if there is one."""
 
     scores: Scores
     client_balanced_accuracy: float | None
+    personal: PersonalScores | None
     epsilon_spent: float | None
     accountant: str | None
     uplink_bytes: int
     seconds: float
-    generator: Tensors = field(repr=False, compare=False)
+    generator: Tensors | None = field(repr=False, compare=False)
 
 
 def local_pool(trial: Trial, data: Embeddings) -> Pool:
@@ -85,30 +83,15 @@ def run_trial(
     pool = make_pool(trial, data)
     resume = checkpoints.load() if checkpoints else None
     trained: Trained = yield from algorithm.train(pool, trial.plan, seeds, resume, checkpoints)
-    x, y = synthesise(trained.generator, data.classes, cell.evaluation.per_class, seeds)
-    scores = score_probe(x, y, data.x_test, data.y_test, cell.evaluation.probe_c)
-    own = client_score(trained.generator, trial, data, seeds) if cell.evaluation.per_client else None
+    judge, evaluation = Judge(cell, data, trial.partition), cell.evaluation
+    scores = judge.scores(trained.made)
+    own = judge.of_clients(trained.made) if evaluation.per_client else None
+    personal = None if evaluation.personal is None else judge.personal(trained.made)
     spent, accountant = (None, None) if trial.plan is None else trained.ledger.epsilon(trial.plan.delta)
     if checkpoints:
         checkpoints.remove()
-    yield Outcome(scores, own, spent, accountant, trained.uplink_bytes, time.perf_counter() - started, trained.state)
-
-
-def client_score(generator: Generator, trial: Trial, data: Embeddings, seeds: Seeds) -> float:
-    """Balanced accuracy of probes trained on each client's own synthetic embeddings."""
-    evaluation, clients = trial.cell.evaluation, range(trial.task.clients)
-    own = [generator.of_client(client) if isinstance(generator, PersonalGenerator) else generator for client in clients]
-    made = [synthesise(own[client], data.classes, evaluation.per_class, seeds, client) for client in clients]
-    return score_clients(made, data.x_test, data.y_test, evaluation.probe_c)
-
-
-def synthesise(
-    generator: Generator, classes: int, per_class: int, seeds: Seeds, client: int = SERVER
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Synthetic embeddings with uniform labels, which cost no privacy: ``[classes * per_class, d]`` and their labels."""
-    labels = torch.arange(classes).repeat_interleave(per_class)
-    x = generator.sample(labels, seeds.torch(Purpose.SYNTHESIS, 0, client))
-    return x.numpy().astype(np.float32, copy=False), labels.numpy()
+    state = trained.state if algorithm.generates() else None
+    yield Outcome(scores, own, personal, spent, accountant, trained.uplink_bytes, time.perf_counter() - started, state)
 
 
 def packing(clients: int, per_actor: int) -> tuple[int, ...]:

@@ -79,7 +79,7 @@ def test_synthesis_decides_how_many_codes_the_generator_draws_from(synthesis: st
         while True:
             next(steps)
     except StopIteration as end:
-        generator: Any = end.value.generator
+        generator: Any = end.value.made
     assert generator.codes.shape[0] == codes
     assert generator.sample(torch.arange(10), torch.Generator().manual_seed(0)).shape == (10, data.dim)
 

@@ -1,0 +1,93 @@
+"""Linear classifiers as tensors: what the federated classifiers yield, and the probe's weights in that form."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedsim.models.probe import fit_probe
+
+ABSENT = -1e4
+"""The logit of a class without a training row: no chance."""
+
+
+class LinearClassifier:
+    """Class probabilities softmax(W x + b), with W ``[C, d]`` and b ``[C]``."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        self.weight, self.bias = weight.detach(), bias.detach()
+
+    def probabilities(self, x: Tensor) -> Tensor:
+        """``[n, C]`` for embeddings ``[n, d]``."""
+        return torch.softmax(x @ self.weight.T + self.bias, -1)
+
+
+class Interpolated:
+    """``weight`` times one classifier's probabilities plus the rest times another's."""
+
+    def __init__(self, local: LinearClassifier, shared: LinearClassifier, weight: float) -> None:
+        self.local, self.shared, self.weight = local, shared, weight
+
+    def probabilities(self, x: Tensor) -> Tensor:
+        """``[n, C]`` for embeddings ``[n, d]``."""
+        return self.weight * self.local.probabilities(x) + (1 - self.weight) * self.shared.probabilities(x)
+
+
+class LocalClassifiers:
+    """A classifier for every client; as a whole, the mean of their probabilities."""
+
+    def __init__(self, own: list[LinearClassifier] | list[Interpolated]) -> None:
+        self.own = own
+
+    def of_client(self, client: int) -> LinearClassifier | Interpolated:
+        """The client's own."""
+        return self.own[client]
+
+    def probabilities(self, x: Tensor) -> Tensor:
+        """``[n, C]`` for embeddings ``[n, d]``."""
+        return torch.stack([each.probabilities(x) for each in self.own]).mean(0)
+
+
+def fit_linear(x: NDArray[np.float32], y: NDArray[np.int64], classes: int, probe_c: float) -> LinearClassifier:
+    """The linear probe (:func:`fedsim.models.probe.fit_probe`) with its standardisation folded into weights and biases.
+
+    Args:
+        x: training rows ``[n, d]``.
+        y: their labels ``[n]``; absent classes are never predicted.
+        classes: C.
+        probe_c: inverse strength of the L2 penalty.
+    """
+    probe = fit_probe(x, y, probe_c)
+    weight, bias = np.zeros((classes, x.shape[1])), np.full(classes, ABSENT)
+    bias[probe.classes] = 0.0
+    if probe.model is not None:
+        of_classes = probe.classes if len(probe.classes) > 2 else probe.classes[1:]  # two classes share one row of coefficients
+        weight[of_classes] = probe.model.coef_ / probe.scale
+        bias[of_classes] = probe.model.intercept_ - weight[of_classes] @ probe.mean
+    return LinearClassifier(torch.from_numpy(weight).float(), torch.from_numpy(bias).float())
+
+
+WEIGHTS = tuple(step / 10 for step in range(11))
+"""The weights of the local classifier that are tried."""
+
+
+def best_weight(local: Tensor, shared: Tensor, y: Tensor, importance: Tensor) -> float:
+    """The weight of ``local`` among :data:`WEIGHTS` whose mixture has the best weighted accuracy; the smallest of equals.
+
+    Args:
+        local: probabilities ``[n, C]``.
+        shared: probabilities ``[n, C]``.
+        y: labels ``[n]``.
+        importance: of each row ``[n]``.
+    """
+    best, best_score = 0.0, -math.inf
+    for weight in WEIGHTS:
+        right = (weight * local + (1 - weight) * shared).argmax(1) == y
+        score = float((right * importance).sum())
+        if score > best_score + 1e-9:
+            best, best_score = weight, score
+    return best
