@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedsim.data.embeddings import Embeddings
-from fedsim.evaluate import references, score_clients, score_probe
+from fedsim.evaluate import ceiling, local_only, personal_scores, score_clients, score_probe
 from fedsim.models.probe import fit_probe
 from fedsim.partition import PartitionSpec, make_partition
 
@@ -103,19 +103,33 @@ def test_a_generator_that_diverged_is_named(broken):
         score_probe(x, y, x, y, 1.0)
 
 
-def test_references_order_ceiling_local_only_chance():
+def test_local_only_lies_between_chance_and_the_ceiling():
     x, y = blobs(400, 4, seed=0)
     x_test, y_test = blobs(400, 4, seed=1)
     data = Embeddings("blobs", x, y, x_test, y_test, classes=4, columns={})
     spec = PartitionSpec()
     parts = make_partition(y, spec=spec, alpha=0.1, clients=5, seed=0, columns={})
-    found = references(data, parts, 1.0)
-    assert found.chance == 0.25
-    assert found.ceiling_balanced_accuracy > 0.95
+    high, low = ceiling(data, 1.0), local_only(data, parts, 1.0)
+    assert high > 0.95
     # A client that lacks c of the 4 classes cannot exceed 1 - c / 4.
     bound = np.mean([len(np.unique(y[rows])) / 4 for rows in parts.rows])
-    assert found.chance <= found.local_only_balanced_accuracy <= bound < found.ceiling_balanced_accuracy
-    assert references(data, parts, 1.0) == found
+    assert 0.25 <= low <= bound < high
+
+
+def test_personal_scores_weigh_rows_by_what_a_client_holds():
+    y = np.array([0, 0, 1, 1, 2])
+    first, second = np.array([0, 0, 0, 0, 0]), np.array([0, 1, 1, 1, 0])
+    shares = [np.array([0.75, 0.25, 0.0]), np.array([0.0, 0.5, 0.5])]
+    found = personal_scores([first, second], [y, y], shares, weight=0.3)
+    assert found.accuracy == pytest.approx(np.mean([0.75, 0.5]))
+    assert found.balanced_accuracy == pytest.approx(np.mean([0.5, 0.5]))
+    assert found.weight == 0.3
+
+
+def test_a_client_without_rows_has_no_personal_score():
+    y = np.array([0, 1])
+    shares = [np.array([0.5, 0.5]), np.array([0.0, 0.0])]
+    assert personal_scores([y, 1 - y], [y, y], shares, None).accuracy == 1.0
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the shared embeddings are not on this machine")

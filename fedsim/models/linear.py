@@ -7,12 +7,35 @@ import math
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from fedsim.models.layers import ZeroLinear
 from fedsim.models.probe import fit_probe
 
 ABSENT = -1e4
 """The logit of a class without a training row: no chance."""
+
+
+class LinearHead(nn.Module):
+    """Softmax regression in training: logits from unit-norm rows times sqrt(d), whose entries are of order one."""
+
+    def __init__(self, dim: int, classes: int) -> None:
+        super().__init__()
+        self.head = ZeroLinear(dim, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``[N, C]`` of embeddings ``[N, d]``."""
+        logits: Tensor = self.head(x * math.sqrt(x.shape[-1]))
+        return logits
+
+    def classifier(self) -> LinearClassifier:
+        """What it has become, for plain embeddings."""
+        return LinearClassifier(self.head.weight * math.sqrt(self.head.in_features), self.head.bias)
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """-log softmax(logits)[y] per example, ``[N]``."""
+    return torch.nn.functional.cross_entropy(logits, y, reduction="none")
 
 
 class LinearClassifier:
@@ -69,6 +92,15 @@ def fit_linear(x: NDArray[np.float32], y: NDArray[np.int64], classes: int, probe
         weight[of_classes] = probe.model.coef_ / probe.scale
         bias[of_classes] = probe.model.intercept_ - weight[of_classes] @ probe.mean
     return LinearClassifier(torch.from_numpy(weight).float(), torch.from_numpy(bias).float())
+
+
+HELD_OUT = 5
+
+
+def held_out(rows: int) -> NDArray[np.bool_]:
+    """The fifth of a client's rows on which its weight is chosen: bool ``[rows]``; a client with few rows holds one out."""
+    chosen: NDArray[np.bool_] = np.arange(rows) % HELD_OUT == min(HELD_OUT, rows) - 1
+    return chosen
 
 
 WEIGHTS = tuple(step / 10 for step in range(11))

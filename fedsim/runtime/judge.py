@@ -15,12 +15,9 @@ from fedsim.algorithm import Classifier, Generator, PersonalClassifier, Personal
 from fedsim.config import Cell
 from fedsim.data.embeddings import Embeddings
 from fedsim.evaluate import PersonalScores, Scores, mean_scores, personal_scores, score_clients, score_probe, scores_of
-from fedsim.models.linear import Interpolated, best_weight, fit_linear
+from fedsim.models.linear import Interpolated, best_weight, fit_linear, held_out
 from fedsim.partition import Partition
 from fedsim.seeds import SERVER, Purpose, Seeds
-
-HELD_OUT = 5
-"""Every fifth row of a client chooses its weight under ``personal: held-out``."""
 
 
 def synthesise(
@@ -90,9 +87,9 @@ class Judge:
             x, y = data.x_train[self.partition.rows[client]], data.y_train[self.partition.rows[client]]
             own = fit_linear(x, y, data.classes, evaluation.probe_c)
             if evaluation.personal == "held-out":
-                kept = np.arange(len(y)) % HELD_OUT != HELD_OUT - 1
-                tried = fit_linear(x[kept], y[kept], data.classes, evaluation.probe_c)
-                weight = _best(tried, shared, x[~kept], y[~kept], np.ones(int((~kept).sum())))
+                kept = held_out(len(y))
+                tried = fit_linear(x[~kept], y[~kept], data.classes, evaluation.probe_c)
+                weight = _best(tried, shared, x[kept], y[kept], np.ones(int(kept.sum())))
             elif evaluation.personal == "synthetic":
                 weight = _best(own, shared, other_x, other_y, share[other_y])
             else:

@@ -1,0 +1,46 @@
+"""FedAvg-linear: a linear classifier on the embeddings by FedAvg, no generator; not private."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from fedsim.algorithm import Server, Tensors
+from fedsim.batch import Batch
+from fedsim.local_training import LocalTraining, LocalTrainingParams
+from fedsim.models.linear import LinearClassifier, LinearHead, cross_entropy
+from fedsim.registry import register
+from fedsim.seeds import Seeds
+
+
+class FedAvgLinearParams(LocalTrainingParams):
+    """Parameters of FedAvg-linear."""
+
+    rounds: int = Field(100, ge=1)
+    local_steps: int = Field(10, ge=1)
+    learning_rate: float = Field(0.002, gt=0)
+
+
+@register("fedavg-linear")
+class FedAvgLinear(LocalTraining):
+    """Softmax regression with local steps and an average of the updates."""
+
+    source = "McMahan et al. 2017, arXiv 1602.05629"
+    Params = FedAvgLinearParams
+    private = False
+
+    def build(self, clients: int) -> nn.Module:
+        """The classifier."""
+        return LinearHead(self.task.dim, self.task.classes)
+
+    def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
+        """Cross-entropy."""
+        return {"cross_entropy": cross_entropy(model(batch.x), batch.y)}
+
+    def classifier(self, server: Server, codes: Tensors, seeds: Seeds) -> LinearClassifier:
+        """The averaged classifier."""
+        model: Any = server.model
+        return model.classifier()

@@ -1,0 +1,73 @@
+"""FedLambda: each client interpolates its own linear classifier with FedAvg's; not private."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from baselines.fedavg_linear import FedAvgLinear, FedAvgLinearParams
+from baselines.local_only import own_classifier, own_classifiers
+from fedsim.algorithm import Clients, Message, Server, Tensors, load_parameters
+from fedsim.models.linear import Interpolated, LocalClassifiers, best_weight, fit_linear, held_out
+from fedsim.privacy.plan import Release
+from fedsim.registry import register
+from fedsim.seeds import Seeds
+
+LOCAL = "local classifiers"
+
+
+class FedLambdaParams(FedAvgLinearParams):
+    """Parameters of FedLambda.
+
+    Attributes:
+        probe_c: inverse strength of the local classifiers' L2 penalty.
+    """
+
+    probe_c: float = Field(0.1, gt=0)
+
+
+@register("fedlambda")
+class FedLambda(FedAvgLinear):
+    """FedAvg's classifier, then lambda * local + (1 - lambda) * global a client, lambda the best on a fifth of the client's rows.
+
+    kNN-Per (Marfoq et al. 2022) with a linear local model, as the baseline of Di Salvo et al. 2025 (arXiv 2507.02671); there one lambda
+    serves all clients, here each has its own.
+    """
+
+    source = "Marfoq et al. 2022, arXiv 2111.09360"
+    Params = FedLambdaParams
+
+    def releases(self) -> tuple[Release, ...]:
+        """FedAvg's rounds, then one in which clients train their own."""
+        return (*super().releases(), Release(LOCAL, 1.0, 1))
+
+    def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
+        """FedAvg's, or every member's classifier and lambda; the latter stay with the client, so a network would carry nothing."""
+        if release.name != LOCAL:
+            return super().client_round(clients, round_, release, broadcast)
+        model: Any = clients.model
+        load_parameters(model, broadcast)
+        shared = model.classifier()
+        own, c = own_classifiers(clients, self.task.classes, self.params.probe_c), self.params.probe_c
+        for client, x, y in zip(clients.members, clients.x, clients.y, strict=True):
+            kept = held_out(len(y))
+            tried = fit_linear(x[~kept].numpy(), y[~kept].numpy(), self.task.classes, c)
+            weight = best_weight(tried.probabilities(x[kept]), shared.probabilities(x[kept]), y[kept], torch.ones(int(kept.sum())))
+            own[f"lambda.{client}"] = torch.tensor(weight)
+        return Message(own, (), 0, 0, 0, {})
+
+    def server_step(self, server: Server, round_: int, release: Release, total: Tensors) -> Mapping[str, float]:
+        """FedAvg's; what clients keep is kept for the evaluation."""
+        if release.name != LOCAL:
+            return super().server_step(server, round_, release, total)
+        server.tensors |= total
+        return {}
+
+    def classifier(self, server: Server, codes: Tensors, seeds: Seeds) -> LocalClassifiers:
+        """Every client's interpolation."""
+        shared, tensors = super().classifier(server, codes, seeds), server.tensors
+        clients = range(self.task.clients)
+        return LocalClassifiers([Interpolated(own_classifier(tensors, k), shared, float(tensors[f"lambda.{k}"])) for k in clients])

@@ -1,0 +1,68 @@
+"""Local-only, the floor: every client's own linear probe, nothing shared; not private."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from fedsim.algorithm import Algorithm, Clients, Message, Params, Server, Tensors
+from fedsim.models.linear import LinearClassifier, LocalClassifiers, fit_linear
+from fedsim.privacy.plan import Release
+from fedsim.registry import register
+from fedsim.seeds import Seeds
+
+
+class LocalOnlyParams(Params):
+    """Parameters of local-only.
+
+    Attributes:
+        probe_c: inverse strength of the L2 penalty; the grid's ``evaluation.probe_c`` makes it the floor of the curves.
+    """
+
+    probe_c: float = Field(0.1, gt=0)
+
+
+@register("local-only")
+class LocalOnly(Algorithm):
+    """A linear probe a client."""
+
+    source = "the usual floor"
+    Params = LocalOnlyParams
+    private = False
+
+    def releases(self) -> tuple[Release, ...]:
+        """One round."""
+        return (Release("classifiers", 1.0, 1),)
+
+    def build(self, clients: int) -> nn.Module:
+        """Nothing is shared."""
+        return nn.Module()
+
+    def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
+        """Every member's classifier; it stays with the client, so a network would carry nothing."""
+        return Message(own_classifiers(clients, self.task.classes, self.params.probe_c), (), 0, 0, 0, {})
+
+    def server_step(self, server: Server, round_: int, release: Release, total: Tensors) -> Mapping[str, float]:
+        """Keep them for the evaluation."""
+        server.tensors |= total
+        return {}
+
+    def classifier(self, server: Server, codes: Tensors, seeds: Seeds) -> LocalClassifiers:
+        """Every client's own."""
+        return LocalClassifiers([own_classifier(server.tensors, client) for client in range(self.task.clients)])
+
+
+def own_classifiers(clients: Clients, classes: int, probe_c: float) -> Tensors:
+    """Weights and biases of a probe on each member's rows, named by client."""
+    tensors: dict[str, Tensor] = {}
+    for client, x, y in zip(clients.members, clients.x, clients.y, strict=True):
+        own = fit_linear(x.numpy(), y.numpy(), classes, probe_c)
+        tensors |= {f"weight.{client}": own.weight, f"bias.{client}": own.bias}
+    return tensors
+
+
+def own_classifier(tensors: Tensors, client: int) -> LinearClassifier:
+    """A client's classifier among :func:`own_classifiers`."""
+    return LinearClassifier(tensors[f"weight.{client}"], tensors[f"bias.{client}"])

@@ -1,0 +1,102 @@
+"""The algorithms without a generator: what they yield, and how it is judged."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from cells import quick, small_cells
+
+from fedsim.algorithm import Trained
+from fedsim.evaluate import ceiling, local_only
+from fedsim.runtime.cohort import build_algorithm
+from fedsim.runtime.trial import Outcome, local_pool, run_trial
+from fedsim.seeds import Seeds
+
+C = 0.1
+
+
+def outcome(entry: dict[str, Any], **keys: Any) -> tuple[Outcome, Any, Any]:
+    """The outcome of one small cell, its trial and its data."""
+    prepared = small_cells(entry, **{"epsilon": 8.0, **keys})
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    *_, end = run_trial(trial, data)
+    assert isinstance(end, Outcome)
+    return end, trial, data
+
+
+def trained(entry: dict[str, Any], **keys: Any) -> Trained:
+    prepared = small_cells(entry, **{"epsilon": 8.0, **keys})
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    steps = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task).train(local_pool(trial, data), trial.plan, Seeds(0))
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def test_centralised_is_the_ceiling() -> None:
+    end, _, data = outcome(quick("centralised", probe_c=C))
+    assert end.scores.balanced_accuracy == pytest.approx(ceiling(data, C), abs=0.005)
+    assert end.uplink_bytes == data.x_train.nbytes + data.y_train.nbytes
+
+
+def test_local_only_is_the_floor_and_sends_nothing() -> None:
+    end, trial, data = outcome(quick("local-only", probe_c=C))
+    assert end.scores.balanced_accuracy == pytest.approx(local_only(data, trial.partition, C), abs=0.005)
+    assert end.uplink_bytes == 0
+
+
+@pytest.mark.parametrize("name", ["fedavg-linear", "fedprox-linear", "dp-fedavg-linear"])
+def test_a_federated_classifier_learns(name: str) -> None:
+    end, _, data = outcome(quick(name, rounds=15, local_steps=10, learning_rate=0.01), epsilon=float("inf"))
+    assert end.scores.balanced_accuracy > 0.6
+    assert end.generator is None
+    assert end.uplink_bytes == 15 * 4 * 4 * (data.dim + 1) * data.classes
+
+
+def test_a_strong_proximal_term_keeps_the_classifier_near_where_it_started() -> None:
+    norms = []
+    for proximal in (0.0, 1.0, 100.0):
+        made: Any = trained(quick("fedprox-linear", proximal=proximal)).made
+        norms.append(float(made.weight.norm()))
+    assert norms[0] > norms[1] > norms[2] > 0
+    plain: Any = trained(quick("fedavg-linear")).made
+    assert float(plain.weight.norm()) == pytest.approx(norms[0])
+
+
+def test_fedlambda_predicts_its_clients_rows_better_than_either_part() -> None:
+    personal = {}
+    for entry in ({"name": "local-only"}, *(quick(name, rounds=15, local_steps=10) for name in ("fedavg-linear", "fedlambda"))):
+        name, judged = entry["name"], {"per_class": 10, "personal": "held-out"}
+        end, _, _ = outcome(entry, alpha=0.3, evaluation=judged)
+        assert end.personal is not None
+        assert end.personal.weight is None
+        personal[name] = end.personal.accuracy
+    assert personal["fedlambda"] >= max(personal["local-only"], personal["fedavg-linear"]) - 0.01
+
+
+def test_fedlambda_holds_one_classifier_a_client_and_fedavg_one_for_all() -> None:
+    made: Any = trained(quick("fedlambda")).made
+    x = torch.randn(5, 64)
+    each = torch.stack([made.of_client(client).probabilities(x) for client in range(4)])
+    assert each.sum(-1) == pytest.approx(torch.ones(4, 5))
+    assert not torch.allclose(each[0], each[1])
+    torch.testing.assert_close(made.probabilities(x), each.mean(0))
+
+
+def test_the_proximal_term_of_fedprox_cvae_is_the_only_difference_to_fedavg_cvae() -> None:
+    plain, held = (trained(quick(name)).state for name in ("fedavg-cvae", "fedprox-cvae"))
+    same = trained(quick("fedprox-cvae", proximal=0.0)).state
+    assert all(torch.equal(same[key], plain[key]) for key in plain)
+    assert not all(torch.equal(held[key], plain[key]) for key in plain)
+
+
+def test_a_classifier_that_runs_on_several_actors_is_the_same() -> None:
+    prepared = small_cells(quick("centralised"), quick("fedlambda"))
+    (data,) = prepared.data.values()
+    for trial in prepared.trials:
+        *_, one = run_trial(trial, data)
+        *_, other = run_trial(replace(trial, sizes=(1, 3)), data)
+        assert replace(one, seconds=0.0) == replace(other, seconds=0.0)  # type: ignore[type-var]
