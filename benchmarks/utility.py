@@ -14,15 +14,12 @@ from typing import Any
 
 import pandas as pd
 
-from fedsim.report import read_manifest
+from fedsim.report import read_manifest, tables
 from fedsim.report.tables import number
 from fedsim.results import Interval, load_results
 
 PLACE = ["dataset", "scheme", "alpha", "clients", "trust"]
-MEASURES = {
-    "share": "Balanced accuracy as a share of the ceiling",
-    "client_balanced_accuracy": "Balanced accuracy of each client's own generator",
-}
+MEASURES = {"share": "Balanced accuracy as a share of the ceiling"} | {k: v for k, v in tables.MEASURES.items() if k != "balanced_accuracy"}
 
 
 def read(folders: list[Path]) -> pd.DataFrame:

@@ -53,7 +53,12 @@ class ResultsTable:
     notes: tuple[str, ...]
 
 
-MEASURES = {"balanced_accuracy": "Balanced accuracy", "client_balanced_accuracy": "Balanced accuracy of each client's own generator"}
+MEASURES = {
+    "balanced_accuracy": "Balanced accuracy",
+    "client_balanced_accuracy": "Balanced accuracy of each client's own generator",
+    "personal_accuracy": "Accuracy at the clients, own classifier and shared one interpolated",
+    "personal_balanced_accuracy": "Balanced accuracy at the clients, own classifier and shared one interpolated",
+}
 """What tables show, and how they call it."""
 
 
