@@ -24,6 +24,7 @@ _REFERENCES = (
     ("local-only", "local_only_balanced_accuracy", (0, (5, 2))),
     ("chance", "chance", (0, (1, 2))),
 )
+_LEVELS = ((0, (6, 2, 1, 2)), (0, (2, 2)), (0, (9, 3)))
 _CLAIM_STYLES = {"heuristic": (0, (4, 2)), "none": (0, (1, 1.5))}
 _WIDEST = 4
 _CHARACTERS = 16
@@ -32,12 +33,13 @@ _CHARACTERS = 16
 
 @dataclass(frozen=True)
 class Series:
-    """One method across all panels: its name in the legend, its look, and whether its epsilon is a theorem."""
+    """One method across all panels: its name in the legend, its look, and whether its epsilon is a theorem; ``dashes`` of a level."""
 
     label: str
     colour: str
     marker: str
     claim: str
+    dashes: tuple[int, tuple[int, ...]] = _LEVELS[0]
 
     @property
     def private(self) -> bool:
@@ -144,8 +146,15 @@ def _series(groups: Sequence[Group]) -> list[Series]:
     by_label: dict[str, list[Group]] = {}
     for group in groups:
         by_label.setdefault(group.label, []).append(group)
+    # where colours come round again, markers and dashes differ
     return [
-        Series(label, SERIES[position % len(SERIES)], _MARKERS[position % len(_MARKERS)], claim(members))
+        Series(
+            label,
+            SERIES[position % len(SERIES)],
+            _MARKERS[position % len(_MARKERS)],
+            claim(members),
+            _LEVELS[position // len(SERIES) % len(_LEVELS)],
+        )
         for position, (label, members) in enumerate(by_label.items())
     ]
 
@@ -255,7 +264,7 @@ def _look(series: Series) -> dict[str, Any]:
 def _level(axes: Axes, groups: Sequence[Group], series: Series) -> None:
     for group in groups:
         if interval := group.interval("balanced_accuracy"):
-            axes.axhline(interval.mean, color=series.colour, linewidth=1.5, linestyle=(0, (6, 2, 1, 2)), zorder=2)
+            axes.axhline(interval.mean, color=series.colour, linewidth=1.5, linestyle=series.dashes, zorder=2)
             if interval.half_width is not None:
                 low, high = interval.mean - interval.half_width, interval.mean + interval.half_width
                 axes.axhspan(low, high, color=series.colour, alpha=0.13, linewidth=0, zorder=1)
@@ -277,7 +286,7 @@ def _x_label(axis: Axis) -> str:
 
 def _legend(figure: Figure, groups: Sequence[Group], series: Sequence[Series]) -> None:
     handles = [
-        Line2D([], [], **_look(each)) if each.private else Line2D([], [], color=each.colour, linewidth=1.5, linestyle=(0, (6, 2, 1, 2)))
+        Line2D([], [], **_look(each)) if each.private else Line2D([], [], color=each.colour, linewidth=1.5, linestyle=each.dashes)
         for each in series
     ]
     widest = max(len(line) for each in series for line in each.name.split("\n"))
