@@ -51,6 +51,5 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> int:
     """CRC-32 of the tensors' bytes in the order of their sorted names: equal for two runs with the same bits."""
     crc = 0
     for name in sorted(tensors):
-        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
-        crc = zlib.crc32(flat.view(torch.uint8).numpy().tobytes(), crc)
+        crc = zlib.crc32(tensors[name].detach().cpu().numpy().tobytes(), crc)
     return crc

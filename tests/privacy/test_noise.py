@@ -1,5 +1,6 @@
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -108,3 +109,9 @@ def test_a_fingerprint_sees_one_bit_and_not_the_order_of_insertion():
     changed["bias"][7] = torch.nextafter(changed["bias"][7], torch.tensor(9.0))
     assert fingerprint(changed) != fingerprint(noise)
     assert fingerprint({"a": torch.zeros(2, 3).T}) == fingerprint({"a": torch.zeros(3, 2)})
+
+
+def test_a_client_that_sampled_nothing_has_a_fingerprint_too() -> None:
+    nothing = torch.from_numpy(np.empty(0, np.int64))
+    assert fingerprint({"rows": nothing}) == fingerprint({"rows": torch.zeros(0, dtype=torch.long)})
+    assert fingerprint({"rows": nothing}) != fingerprint({"rows": torch.zeros(1, dtype=torch.long)})

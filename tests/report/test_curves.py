@@ -36,6 +36,14 @@ def test_a_panel_for_every_partition_and_a_name_for_every_method(quickstart):
     assert legend(quickstart) == ["fedhypevae", "weight-noise", "fedavg-cvae (not private)"]
 
 
+def test_no_two_of_many_methods_look_alike(row):
+    private = [row(cell_id=f"p{i}", label=f"private {i}") for i in range(14)]
+    levels = [row(cell_id=f"l{i}", label=f"level {i}", epsilon_target=None, epsilon_spent=None, claim="none") for i in range(12)]
+    handles = draw_curves(group_seeds(private + levels)).legends[0].get_lines()
+    looks = {(line.get_color(), line.get_marker(), str(line._dash_pattern)) for line in handles}
+    assert len(looks) == 26
+
+
 def test_points_are_the_means_over_seeds(quickstart):
     axes = panels(quickstart)[1]
     means = [group.mean("balanced_accuracy") for group in group_seeds(quickstart) if group.alpha == 1.0 and group.label == "fedhypevae"]
