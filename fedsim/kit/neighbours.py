@@ -1,0 +1,129 @@
+"""Neighbouring worlds: the small cell with and without one unit, chosen so that a fault shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.kit.subject import Subject
+from fedsim.kit.training import Training, train
+from fedsim.kit.watch import Hidden, Tape, WatchedPool, watched
+from fedsim.runtime.cohort import CohortSpec
+
+SMALL_CLIP = 0.05
+"""Share of the clip norm that most pairs run with, so that clipping bites and what is not clipped stands out."""
+
+FEW = 4
+"""Rows of each client in small worlds, where one example is a large part of the whole."""
+
+
+@dataclass(frozen=True)
+class World:
+    """A data set in clients' hands.
+
+    Attributes:
+        x, y: all rows.
+        rows: each member's.
+        members: the clients that are there.
+        hidden: the row that the neighbouring world lacks.
+    """
+
+    x: NDArray[np.float32]
+    y: NDArray[np.int64]
+    rows: tuple[NDArray[np.int64], ...]
+    members: tuple[int, ...]
+    hidden: Hidden | None = None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two worlds and how to run them.
+
+    Attributes:
+        label: what is special about the unit.
+        whole: the world with the unit.
+        other: the world that sees the first one's outputs.
+        seed: of both.
+        clip: share of the algorithm's clip norm.
+        removed: whether ``other`` lacks the unit; else the unit's data are replaced there, and only what no noise covers can tell.
+    """
+
+    label: str
+    whole: World
+    other: World
+    seed: int
+    clip: float = SMALL_CLIP
+    removed: bool = True
+
+
+def pairs(subject: Subject) -> Iterator[Pair]:
+    """All pairs for the subject's unit."""
+    return _examples(subject) if subject.trial.task.unit == "example" else _clients(subject)
+
+
+def _examples(subject: Subject) -> Iterator[Pair]:
+    """One row more or less, last among its client's rows, so that all others keep their numbers."""
+    data, held = subject.data, subject.trial.partition.rows
+    stream = np.random.default_rng(0)
+    opposite = -data.x_train.mean(0)
+    random = stream.standard_normal(data.dim).astype(np.float32)
+    rare = int(np.argmin(subject.trial.partition.label_counts[1]))
+    units = [
+        ("an ordinary row", 0, data.x_test[0], int(data.y_test[0]), held, 1.0, False),
+        ("a row against the mean, of a rare label", 1, opposite, rare, _few(held, 1), SMALL_CLIP, False),
+        ("a row in a random direction", 2, random, 0, _few(held, FEW), SMALL_CLIP, False),
+        ("a row that is sampled in the first step only", 1, opposite, rare, _few(held, FEW), SMALL_CLIP, True),
+    ]
+    for seed, (label, client, x, y, rows, clip, first_only) in enumerate(units):
+        with_it = np.concatenate([data.x_train, (x / np.linalg.norm(x))[None]]).astype(np.float32)
+        labels = np.append(data.y_train, np.int64(y))
+        more = tuple(np.append(own, len(data.x_train)) if i == client else own for i, own in enumerate(rows))
+        members = tuple(range(len(rows)))
+        whole = World(with_it, labels, more, members, Hidden(client, first_only))
+        yield Pair(label, whole, World(data.x_train, data.y_train, rows, members), seed, clip)
+
+
+def _clients(subject: Subject) -> Iterator[Pair]:
+    """One client more or less; and one client with other rows, of which no trace may be left but in what is noised."""
+    data, held = subject.data, subject.trial.partition.rows
+    members = tuple(range(len(held)))
+    against = data.x_train.copy()
+    against[held[1]] = -data.x_train.mean(0) / np.linalg.norm(data.x_train.mean(0))
+    kinds = [
+        ("an ordinary client", 3, data.x_train, held, 1.0),
+        ("a client with rows against the mean", 1, against, held, SMALL_CLIP),
+        ("a client among small ones", 2, data.x_train, tuple(r if i == 2 else r[:FEW] for i, r in enumerate(held)), SMALL_CLIP),
+    ]
+    for seed, (label, client, x, rows, clip) in enumerate(kinds):
+        whole = World(x, data.y_train, rows, members)
+        others = tuple(own for i, own in enumerate(rows) if i != client)
+        yield Pair(label, whole, World(x, data.y_train, others, tuple(i for i in members if i != client)), seed, clip)
+    whole = World(data.x_train, data.y_train, held, members)
+    fewer = tuple(own[:-3] if i == 1 else own for i, own in enumerate(held))
+    yield Pair("a client with other rows", whole, World(against, data.y_train, fewer, members), 3, SMALL_CLIP, removed=False)
+
+
+def _few(rows: tuple[NDArray[np.int64], ...], count: int) -> tuple[NDArray[np.int64], ...]:
+    return tuple(own[:count] for own in rows)
+
+
+def with_clip(subject: Subject, share: float) -> Subject:
+    """The subject with ``share`` of its clip norm, if it has such a parameter; its plan then has that share of the noise."""
+    given = subject.trial.cell.params
+    if share == 1 or subject.plan is None or not isinstance(given.get("clip"), float | int):
+        return subject
+    cell = subject.trial.cell.model_copy(update={"params": given | {"clip": share * given["clip"]}})
+    changed = Subject(replace(subject.trial, cell=cell), subject.data)
+    plan = replace(subject.plan, clip=changed.algorithm.clip(), sensitivity=changed.algorithm.sensitivity())
+    return Subject(replace(changed.trial, plan=plan), subject.data)
+
+
+def live(subject: Subject, world: World, seed: int, script: Tape | None = None) -> tuple[Training, WatchedPool]:
+    """Train in ``world``, all clients in one cohort; with a ``script``, the noise gives that world's outputs."""
+    cell, trial = subject.trial.cell, subject.trial
+    spec = CohortSpec(cell.algorithm, cell.params, trial.task, trial.plan, seed, world.members, world.rows)
+    pool = WatchedPool([watched(spec, world.x, world.y, world.hidden, script)], script=script)
+    return train(subject.build(), pool, trial.plan, seed), pool
