@@ -49,7 +49,7 @@ CHECKS = (
     Check("global random state", global_random, ("trains",)),
     Check("data untouched", data_untouched, ("trains",)),
     Check("determinism", determinism, ("trains",)),
-    Check("packing", packing, ("determinism",)),
+    Check("packing", packing, ("per-example loss", "determinism")),
     Check("sampling", sampling, ("trains",)),
     Check("sensitivity", sensitivity, ("per-example loss", "determinism")),
     Check("noise", noise, ("determinism",)),
@@ -62,15 +62,14 @@ CHECKS = (
 )
 
 
-def check_algorithm(
-    name: str, params: Sequence[str] = (), unit: Unit | None = None, trust: Trust | None = None
-) -> Iterator[Finding]:
+def check_algorithm(name: str, params: Sequence[str] = (), unit: Unit | None = None, trust: Trust | None = None) -> Iterator[Finding]:
     """Run every check in every setting; findings come as they are made.
 
     Args:
         name: of the algorithm, as in a grid.
         params: ``key=YAML`` texts; parameters that make a training long are short where nothing is given.
-        unit, trust: this one only; default: all that the class states.
+        unit: this one only; default: all that the class states.
+        trust: this one only; default: all that the class states.
 
     Raises:
         UserError: the algorithm, a parameter or the setting does not do.

@@ -8,16 +8,23 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.algorithm import Algorithm, Progress
 from fedsim.kit.subject import Subject
 from fedsim.kit.training import Training, train
 from fedsim.kit.watch import Hidden, Tape, WatchedPool, watched
+from fedsim.privacy.ledger import Ledger
 from fedsim.runtime.cohort import CohortSpec
+from fedsim.seeds import Seeds
 
 SMALL_CLIP = 0.05
 """Share of the clip norm that most pairs run with, so that clipping bites and what is not clipped stands out."""
 
 FEW = 4
 """Rows of each client in small worlds, where one example is a large part of the whole."""
+
+
+Rows = tuple[NDArray[np.int64], ...]
+"""Each member's row numbers."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +35,12 @@ class World:
         x, y: all rows.
         rows: each member's.
         members: the clients that are there.
-        hidden: the row that the neighbouring world lacks.
+        hidden: the row that one of two neighbouring worlds lacks.
     """
 
     x: NDArray[np.float32]
     y: NDArray[np.int64]
-    rows: tuple[NDArray[np.int64], ...]
+    rows: Rows
     members: tuple[int, ...]
     hidden: Hidden | None = None
 
@@ -48,6 +55,7 @@ class Pair:
         other: the world that sees the first one's outputs.
         seed: of both.
         clip: share of the algorithm's clip norm.
+        weights: share of the initial weights that the server starts from; a bound holds for any.
         removed: whether ``other`` lacks the unit; else the unit's data are replaced there, and only what no noise covers can tell.
     """
 
@@ -56,6 +64,7 @@ class Pair:
     other: World
     seed: int
     clip: float = SMALL_CLIP
+    weights: float = 1.0
     removed: bool = True
 
 
@@ -71,19 +80,38 @@ def _examples(subject: Subject) -> Iterator[Pair]:
     opposite = -data.x_train.mean(0)
     random = stream.standard_normal(data.dim).astype(np.float32)
     rare = int(np.argmin(subject.trial.partition.label_counts[1]))
-    units = [
-        ("an ordinary row", 0, data.x_test[0], int(data.y_test[0]), held, 1.0, False),
-        ("a row against the mean, of a rare label", 1, opposite, rare, _few(held, 1), SMALL_CLIP, False),
-        ("a row in a random direction", 2, random, 0, _few(held, FEW), SMALL_CLIP, False),
-        ("a row that is sampled in the first step only", 1, opposite, rare, _few(held, FEW), SMALL_CLIP, True),
+    units: list[tuple[str, NDArray[np.float32], int, Rows, float, Hidden]] = [
+        ("an ordinary row", data.x_test[0], int(data.y_test[0]), held, 1.0, Hidden(0)),
+        ("a row against the mean, of a rare label", opposite, rare, _few(held, 1), SMALL_CLIP, Hidden(1)),
+        ("a row in a random direction", random, 0, _few(held, FEW), SMALL_CLIP, Hidden(2)),
+        ("a row that is sampled in the first step only", opposite, rare, _few(held, FEW), SMALL_CLIP, Hidden(1, "first")),
     ]
-    for seed, (label, client, x, y, rows, clip, first_only) in enumerate(units):
-        with_it = np.concatenate([data.x_train, (x / np.linalg.norm(x))[None]]).astype(np.float32)
-        labels = np.append(data.y_train, np.int64(y))
-        more = tuple(np.append(own, len(data.x_train)) if i == client else own for i, own in enumerate(rows))
-        members = tuple(range(len(rows)))
-        whole = World(with_it, labels, more, members, Hidden(client, first_only))
-        yield Pair(label, whole, World(data.x_train, data.y_train, rows, members), seed, clip)
+    for seed, (label, x, y, rows, clip, hidden) in enumerate(units):
+        other = World(data.x_train, data.y_train, rows, tuple(range(len(rows))), hidden)
+        yield _pair(Pair(label, other, other, seed, clip), x, y)
+    yield _against_few(subject)
+
+
+def _pair(pair: Pair, x: NDArray[np.float32], y: int) -> Pair:
+    """The pair whose ``other`` lacks the hidden row, and whose ``whole`` has it: ``x``, scaled to unit norm, of label ``y``."""
+    other, hidden = pair.other, pair.other.hidden
+    assert hidden is not None
+    more = np.concatenate([other.x, (x / np.linalg.norm(x))[None]]).astype(np.float32)
+    rows = tuple(np.append(own, len(other.x)) if i == hidden.client else own for i, own in enumerate(other.rows))
+    whole = World(more, np.append(other.y, np.int64(y)), rows, other.members, hidden)
+    return replace(pair, whole=whole, other=replace(other, hidden=replace(hidden, present=False)))
+
+
+def _against_few(subject: Subject) -> Pair:
+    """A row that outweighs all others of its sample, from weights near zero: what is clipped as one with the others turns round."""
+    data, held = subject.data, _few(subject.trial.partition.rows, 2)
+    stream = np.random.default_rng(1)
+    along, across = np.linalg.qr(stream.standard_normal((data.dim, 2)))[0].T.astype(np.float32)
+    x, y = data.x_train.copy(), data.y_train.copy()
+    x[held[1]] = np.stack([0.2 * along + across, 0.2 * along - across]) / np.float32(np.sqrt(1.04))
+    y[held[1]] = 0
+    other = World(x, y, held, tuple(range(len(held))), Hidden(1, "alone"))
+    return _pair(Pair("a row against the others of its sample", other, other, 4, weights=0.01), -along, 0)
 
 
 def _clients(subject: Subject) -> Iterator[Pair]:
@@ -106,7 +134,7 @@ def _clients(subject: Subject) -> Iterator[Pair]:
     yield Pair("a client with other rows", whole, World(against, data.y_train, fewer, members), 3, SMALL_CLIP, removed=False)
 
 
-def _few(rows: tuple[NDArray[np.int64], ...], count: int) -> tuple[NDArray[np.int64], ...]:
+def _few(rows: Rows, count: int) -> Rows:
     return tuple(own[:count] for own in rows)
 
 
@@ -121,9 +149,20 @@ def with_clip(subject: Subject, share: float) -> Subject:
     return Subject(replace(changed.trial, plan=plan), subject.data)
 
 
-def live(subject: Subject, world: World, seed: int, script: Tape | None = None) -> tuple[Training, WatchedPool]:
-    """Train in ``world``, all clients in one cohort; with a ``script``, the noise gives that world's outputs."""
+def live(subject: Subject, pair: Pair, world: World, script: Tape | None = None) -> tuple[Training, WatchedPool]:
+    """Train in ``world`` of ``pair``, all clients in one cohort; with a ``script``, the noise gives that world's outputs."""
     cell, trial = subject.trial.cell, subject.trial
-    spec = CohortSpec(cell.algorithm, cell.params, trial.task, trial.plan, seed, world.members, world.rows)
+    spec = CohortSpec(cell.algorithm, cell.params, trial.task, trial.plan, pair.seed, world.members, world.rows)
     pool = WatchedPool([watched(spec, world.x, world.y, world.hidden, script)], script=script)
-    return train(subject.build(), pool, trial.plan, seed), pool
+    algorithm = subject.build()
+    return train(algorithm, pool, trial.plan, pair.seed, _start(algorithm, pair)), pool
+
+
+def _start(algorithm: Algorithm, pair: Pair) -> Progress | None:
+    """Where a training begins whose server has a share of its initial weights."""
+    if pair.weights == 1:
+        return None
+    server = algorithm.initial_server(Seeds(pair.seed))
+    tensors = {f"server.model.{name}": pair.weights * p.detach() for name, p in server.model.named_parameters() if p.numel()}
+    tensors |= {f"server.tensors.{name}": value for name, value in server.tensors.items()}
+    return Progress(0, tensors, Ledger().to_json(), 0)

@@ -42,8 +42,8 @@ def noise(subject: Subject) -> Verdict:
     if plan is None:
         return idle("not private")
     prints = [record.values["noise"] for record in subject.records]
-    if len(set(prints)) < len(prints):
-        return failed("two rounds have the same noise", REUSE_FIX)
+    if again := next((i for i, each in enumerate(prints) if each in prints[:i]), None):
+        return failed(f"the noise of round {prints.index(prints[again])} is used again in round {again}", REUSE_FIX)
     draws = _draws(subject, plan)
     by_release = {release.name: [draw for draw in draws if draw.release == release.name] for release in plan.releases}
     for name, own in by_release.items():
@@ -99,7 +99,7 @@ def _alike(draws: Sequence[Draw]) -> Verdict | None:
         correlation = (unit @ unit.T).abs().fill_diagonal_(0)
         if float(correlation.max()) > min(DEVIATIONS / math.sqrt(length), 0.999):
             first, second = divmod(int(correlation.argmax()), len(own))
-            text = f"the noise of {own[first]} and of {own[second]} is the same (correlation {float(correlation.max()):.3g})"
+            text = f"the noise of {own[first]} and of {own[second]} is used twice (correlation {float(correlation.max()):.3g})"
             return failed(text, REUSE_FIX)
     return None
 

@@ -46,7 +46,7 @@ def _started(algorithm: DPSGD | LocalDPSGD, clients: int) -> nn.Module:
     initialise(model, seeds, range(clients))
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=stream)
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=stream))
     return model
 
 

@@ -23,8 +23,8 @@ ROUNDING = 1e-5
 """Change of a tensor, relative to its norm, that is put down to rounding."""
 
 CLIP_FIX = (
-    "clip every unit's whole contribution jointly (clipped_sum, clipped_statistics) and give it to Clients.add_noise in one call; draw what is "
-    "random per row by Clients.batch or Clients.draws"
+    "clip every unit's whole contribution jointly (clipped_sum, clipped_statistics) and give it to Clients.add_noise in one call; "
+    "draw what is random per row by Clients.batch or Clients.draws"
 )
 FREE_FIX = "send only what Clients.add_noise returned, weigh and divide by public numbers, or put the quantity into the clipped release"
 STATE_FIX = "give everything that is kept and depends on an example to Clients.add_noise as 'kept', or state claim 'heuristic'"
@@ -83,8 +83,8 @@ def sensitivity(subject: Subject) -> Verdict:
 
 def _compare(subject: Subject, pair: Pair, bound: float) -> tuple[Verdict | None, float]:
     """The fault that the pair shows, if any, and the largest change in units of the bound."""
-    training, pool = live(subject, pair.whole, pair.seed)
-    forced, other = live(subject, pair.other, pair.seed, pool.tape)
+    training, pool = live(subject, pair, pair.whole)
+    forced, other = live(subject, pair, pair.other, pool.tape)
     if len(pool.tape.queries) != len(other.tape.queries):
         raise Divergence("how often Clients.add_noise runs depends on the data")
     at_clients = subject.algorithm.noise_at_clients()
@@ -97,14 +97,17 @@ def _compare(subject: Subject, pair: Pair, bound: float) -> tuple[Verdict | None
     if whole:
         before, after = (drawn(each.trained.made, subject.data, CLIENTS) for each in (training, forced))
         if not torch.allclose(before, after, atol=1e-5, rtol=1e-4):
-            text = f"{pair.label}: what the result generates differs by {float((before - after).abs().max()):.3g} though all noisy outputs are equal"
+            by = float((before - after).abs().max())
+            text = f"{pair.label} changes what the result generates by {by:.3g} though all noisy outputs are equal"
             return failed(text, FREE_FIX), math.inf
     if not pair.removed:
         return None, 0.0
     changes = list(_queries(pool.tape, other.tape, silo=subject.trial.task.trust == "silo") if at_clients else _rounds(pool, other))
     for change in changes:
         if not change.sampled and change.norm > SLACK * bound + ROUNDING * change.scale:
-            text = f"round {change.round}: an example that is not in the round's sample changes '{change.most}' by {change.norm / bound:.3g} C"
+            text = (
+                f"round {change.round}: an example that is not in the round's sample changes '{change.most}' by {change.norm / bound:.3g} C"
+            )
             return failed(f"{text}: state without noise remembers it, or it is not sampled", STATE_FIX), math.inf
     worst = max(changes, key=lambda change: change.norm / math.sqrt(change.steps), default=Change(0, {"": 0.0}, 0.0))
     limit = bound * math.sqrt(worst.steps)
@@ -113,8 +116,14 @@ def _compare(subject: Subject, pair: Pair, bound: float) -> tuple[Verdict | None
     return None, worst.norm / limit
 
 
+def _memory(change: Change, bound: float) -> str:
+    text = f"round {change.round}: an example that is not in the round's sample changes '{change.most}' by {change.norm / bound:.3g} C"
+    return f"{text}: state without noise remembers it, or the rows are not sampled"
+
+
 def _leak(pair: Pair, change: Change) -> str:
-    return f"round {change.round}: {pair.label} changes '{change.most}' in the messages by {change.norm:.3g}; no noise covers it, no ledger pays for it"
+    text = f"round {change.round}: {pair.label} changes '{change.most}' in the messages by {change.norm:.3g}"
+    return f"{text}; no noise covers it, no ledger pays for it"
 
 
 def _excess(pair: Pair, change: Change, limit: float) -> str:

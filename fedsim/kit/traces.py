@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedsim.algorithm import Message
 from fedsim.kit.subject import Subject
-from fedsim.kit.training import drawn
+from fedsim.kit.training import answers, drawn
 from fedsim.kit.verdict import Verdict, failed, idle, passed
 from fedsim.runtime.checkpoint import Checkpoints
 from fedsim.seeds import Seeds
@@ -110,12 +110,10 @@ def restored(subject: Subject) -> Verdict:
 def made(subject: Subject) -> Verdict:
     """What was trained answers in the right shape: finite rows, or probabilities."""
     found, data = subject.first[0].trained.made, subject.data
-    classifier = hasattr(found, "probabilities")
-    if classifier:
-        answer, rows, width = found.probabilities(torch.from_numpy(data.x_test)), len(data.x_test), data.classes
-    else:
-        labels = torch.arange(data.classes).repeat(3)
-        answer, rows, width = found.sample(labels, torch.Generator().manual_seed(0)), len(labels), data.dim
+    classifier = not subject.algorithm.generates()
+    labels, questions = torch.arange(data.classes).repeat(3), torch.from_numpy(data.x_test)
+    rows, width = (len(questions), data.classes) if classifier else (len(labels), data.dim)
+    answer = answers(found, labels, questions)
     fix = "return class probabilities [n, C]" if classifier else "return finite float32 rows [n, d], one for each label"
     if tuple(answer.shape) != (rows, width) or not answer.is_floating_point():
         return failed(f"{rows} questions are answered by {answer.dtype} {list(answer.shape)}, not {[rows, width]}", fix)

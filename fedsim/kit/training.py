@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.algorithm import Algorithm, Classifier, Generator, PersonalGenerator, Pool, Progress, RoundRecord, Trained
+from fedsim.algorithm import Algorithm, Classifier, Generator, PersonalClassifier, PersonalGenerator, Pool, Progress, RoundRecord, Trained
 from fedsim.data.embeddings import Embeddings
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.seeds import Seeds
@@ -76,11 +76,15 @@ def _states() -> dict[str, Any]:
     }
 
 
+def answers(made: Any, labels: Tensor, x: Tensor) -> Tensor:
+    """What a generator says to ``labels``, always from the same stream, or a classifier to embeddings ``x``."""
+    found: Tensor = made.probabilities(x) if hasattr(made, "probabilities") else made.sample(labels, torch.Generator().manual_seed(0))
+    return found
+
+
 def drawn(made: Generator | Classifier, data: Embeddings, clients: int) -> Tensor:
-    """What a generator or classifier says to fixed questions: rows ``[n, d]``, or probabilities ``[n, C]``; those of every client too."""
-    if hasattr(made, "probabilities"):
-        answers: Tensor = made.probabilities(torch.from_numpy(data.x_test[:20]))
-        return answers
-    labels = torch.arange(data.classes).repeat(2)
-    own = [made.of_client(client) for client in range(clients)] if isinstance(made, PersonalGenerator) else []
-    return torch.cat([each.sample(labels, torch.Generator().manual_seed(0)) for each in (made, *own)])
+    """Answers to fixed questions, those of every client's own version too: rows ``[n, d]``, or probabilities ``[n, C]``."""
+    labels, x = torch.arange(data.classes).repeat(2), torch.from_numpy(data.x_test[:20])
+    if isinstance(made, PersonalGenerator | PersonalClassifier):
+        return torch.cat([answers(made, labels, x), *(answers(made.of_client(client), labels, x) for client in range(clients))])
+    return answers(made, labels, x)

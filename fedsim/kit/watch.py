@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -88,10 +88,27 @@ class Tape:
 
 @dataclass(frozen=True)
 class Hidden:
-    """The last row of ``client``, which the other world lacks; it is put into every Poisson sample, or into the first one only."""
+    """The last row of a client, which the other world lacks.
+
+    Attributes:
+        client: whose.
+        sampled: ``every``: it is put into every Poisson sample; ``first``: into the first one only; ``alone``: every sample is all rows of
+            its client and no other, in both worlds.
+        present: whether this world has it.
+    """
 
     client: int
-    first_only: bool = False
+    sampled: Literal["every", "first", "alone"] = "every"
+    present: bool = True
+
+    def within(self, rows: Tensor, held: int, first: bool) -> Tensor:
+        """A sample ``rows`` of its client, who holds ``held`` rows, with the hidden one in or out as it should be."""
+        if self.sampled == "alone":
+            return torch.arange(held)
+        if not self.present:
+            return rows
+        others = rows[rows != held - 1]
+        return torch.cat([others, torch.tensor([held - 1])]) if first or self.sampled == "every" else others
 
 
 @dataclass
@@ -119,7 +136,7 @@ class WatchedClients(Clients):
 
     def _sampled(self, release: Release) -> bool:
         latest = [sample for sample in self.tape.samples if sample.round == self.tape.round][-1:]
-        if self.hidden is None or self.hidden.client not in self.members or release.sample_rate == 1 or not latest:
+        if self.hidden is None or not self.hidden.present or release.sample_rate == 1 or not latest:
             return True
         position = self.members.index(self.hidden.client)
         return len(self.x[position]) - 1 in latest[0].rows[position]
@@ -140,12 +157,12 @@ class WatchedClients(Clients):
     def poisson(self, round_: int, rate: float, client_rate: float = 1.0) -> list[Tensor]:
         """As every client's, with the hidden row in or out as it should be; the other rows' draws do not depend on it."""
         rows = super().poisson(round_, rate, client_rate)
-        if self.hidden is not None and self.hidden.client in self.members:
-            position = self.members.index(self.hidden.client)
-            last = len(self.x[position]) - 1
-            others = rows[position][rows[position] != last]
-            wanted = not self.hidden.first_only or not self.tape.samples
-            rows[position] = torch.cat([others, torch.tensor([last])]) if wanted else others
+        for position, client in enumerate(self.members if self.hidden else ()):
+            assert self.hidden is not None
+            if client == self.hidden.client:
+                rows[position] = self.hidden.within(rows[position], len(self.x[position]), not self.tape.samples)
+            elif self.hidden.sampled == "alone":
+                rows[position] = rows[position][:0]
         self.tape.samples.append(Sample(self.tape.round, rate, client_rate, [chosen.clone() for chosen in rows]))
         return rows
 
