@@ -53,12 +53,13 @@ class Query:
 
 @dataclass(frozen=True)
 class Sample:
-    """One call of ``poisson``: what it was asked and the rows that it returned."""
+    """One call of ``poisson``: what it was asked, the rows that it returned, and whether the hidden row, if any, is among them."""
 
     round: int
     rate: float
     client_rate: float
     rows: list[Tensor]
+    hidden: bool
 
 
 @dataclass
@@ -135,11 +136,8 @@ class WatchedClients(Clients):
         return noised if self.script is None else self._told(self.script, query, noised)
 
     def _sampled(self, release: Release) -> bool:
-        latest = [sample for sample in self.tape.samples if sample.round == self.tape.round][-1:]
-        if self.hidden is None or not self.hidden.present or release.sample_rate == 1 or not latest:
-            return True
-        position = self.members.index(self.hidden.client)
-        return len(self.x[position]) - 1 in latest[0].rows[position]
+        latest = [sample.hidden for sample in self.tape.samples if sample.round == self.tape.round][-1:]
+        return release.sample_rate == 1 or not latest or latest[0]
 
     def _told(self, script: Tape, query: Query, noised: Noised) -> Noised:
         index = len(self.tape.queries) - 1
@@ -156,14 +154,15 @@ class WatchedClients(Clients):
 
     def poisson(self, round_: int, rate: float, client_rate: float = 1.0) -> list[Tensor]:
         """As every client's, with the hidden row in or out as it should be; the other rows' draws do not depend on it."""
-        rows = super().poisson(round_, rate, client_rate)
+        rows, hidden = super().poisson(round_, rate, client_rate), True
         for position, client in enumerate(self.members if self.hidden else ()):
             assert self.hidden is not None
             if client == self.hidden.client:
                 rows[position] = self.hidden.within(rows[position], len(self.x[position]), not self.tape.samples)
+                hidden = not self.hidden.present or len(self.x[position]) - 1 in rows[position]
             elif self.hidden.sampled == "alone":
                 rows[position] = rows[position][:0]
-        self.tape.samples.append(Sample(self.tape.round, rate, client_rate, [chosen.clone() for chosen in rows]))
+        self.tape.samples.append(Sample(self.tape.round, rate, client_rate, [chosen.clone() for chosen in rows], hidden))
         return rows
 
     def batches(self, rows: Sequence[Tensor], round_: int, noise: Mapping[str, tuple[int, ...]]) -> list[Batch]:

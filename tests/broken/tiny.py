@@ -13,6 +13,7 @@ from fedsim.algorithm import Clients, Message, Noised, Server, Tensors, load_par
 from fedsim.batch import Batch
 from fedsim.dp_sgd import DPSGD, DPSGDParams, averaged_model
 from fedsim.models.layers import ClientLinear, one_hot
+from fedsim.models.linear import LinearClassifier
 from fedsim.privacy.clipping import clipped_sum
 from fedsim.privacy.noise import fingerprint
 from fedsim.privacy.plan import Release
@@ -56,6 +57,15 @@ class Adapted(Tiny):
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
         own = model["own"](one_hot(batch.y, self.task.classes), batch.layout)
         return {"distance": (batch.x - self.decoded(model, batch.y) - own).square().sum(1)}
+
+
+class Classified(Tiny):
+    """A classifier in place of the generator: the nearest prototype."""
+
+    def classifier(self, server: Server, codes: Tensors, seeds: Seeds) -> LinearClassifier:
+        with torch.no_grad():
+            rows = self.decoded(averaged_model(server), torch.arange(self.task.classes))
+            return LinearClassifier(2 * rows, -rows.square().sum(1))
 
 
 class Spelled(Tiny):
