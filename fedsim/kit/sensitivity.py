@@ -72,12 +72,12 @@ def sensitivity(subject: Subject) -> Verdict:
             fault, ratio = _compare(own, pair, own.plan.sensitivity)
         except Divergence as error:
             fault, ratio = failed(f"{pair.label}: {error}", "let the schedule and all shapes depend on public numbers only"), 0.0
-        if fault is not None and claim == "proved":
-            return fault
+        if fault is not None:
+            return fault if claim == "proved" else idle(f"claim {claim}, nothing is promised; measured: {fault.reason}")
         if ratio >= largest:
             largest, label = ratio, pair.label
     if claim != "proved":
-        return idle(f"claim: {claim}, so nothing is promised; measured: {largest:.3g} of C ({label})")
+        return idle(f"claim {claim}, nothing is promised; measured: at most {largest:.3g} of the bound ({label})")
     return passed(f"at most {largest:.3f} of the claimed bound ({label})")
 
 
@@ -123,7 +123,7 @@ def _memory(change: Change, bound: float) -> str:
 
 def _leak(pair: Pair, change: Change) -> str:
     text = f"round {change.round}: {pair.label} changes '{change.most}' in the messages by {change.norm:.3g}"
-    return f"{text}; no noise covers it, no ledger pays for it"
+    return f"{text}; no noise of Clients.add_noise covers it, no ledger pays for it"
 
 
 def _excess(pair: Pair, change: Change, limit: float) -> str:
