@@ -92,19 +92,16 @@ def check_algorithm(name: str, params: Sequence[str] = (), unit: Unit | None = N
 
 
 def check_subject(subject: Subject) -> Iterator[Finding]:
-    """Run every check in one setting."""
+    """Run every check in one setting; what needs a check that failed is not run."""
     without: dict[str, str] = {}
     for check in CHECKS:
-        blocked = next((need for need in check.needs if need in without), None)
-        if blocked is not None:
-            verdict = idle(f"not checked: needs '{without[blocked]}'")
-            without[check.name] = without[blocked]
-        else:
-            verdict = _guarded(check, subject)
-            if verdict.passed is False and check.name == "trains" and "per-example loss" in without:
-                verdict = idle("does not train: see 'per-example loss'")
-            if verdict.passed is False or verdict.reason.startswith("does not train"):
-                without[check.name] = "per-example loss" if verdict.passed is None else check.name
+        lost = next((without[need] for need in check.needs if need in without), None)
+        verdict = _guarded(check, subject) if lost is None else idle(f"not checked: needs '{lost}'")
+        if check.name == "trains" and verdict.passed is False and "per-example loss" in without:
+            # the engines refuse to train such a loss: one fault, told once
+            lost, verdict = "per-example loss", idle(f"does not, see 'per-example loss': {verdict.reason}")
+        if lost is not None or verdict.passed is False:
+            without[check.name] = lost or check.name
         yield Finding(check.name, subject.setting, verdict)
 
 

@@ -127,12 +127,13 @@ def made(subject: Subject) -> Verdict:
 
 
 def sent_bytes(subject: Subject) -> Verdict:
-    """What a round sends is counted, and the count is told beside the messages' weight."""
+    """What a round sends is counted, and the count is told beside the weight of the clients' sum."""
     training, pool = subject.first
-    rounds = len(training.records)
+    rounds, clients = len(training.records), subject.trial.task.clients
     told = training.trained.uplink_bytes / rounds
-    if told <= 0:
+    weight = sum(4 * math.prod(value.shape) for i in range(rounds) for value in pool.tape.sums(i).values()) / rounds
+    if told == 0 and subject.plan is None:
+        return idle("nothing is said to be sent, and it is not private")
+    if told <= 0 < weight:
         return failed("no byte is said to be sent", "set Message.uplink_bytes to what the clients would send over a network")
-    weight = sum(4 * math.prod(value.shape) for i in range(rounds) for value in pool.tape.sums(i).values())
-    weight *= subject.trial.task.clients
-    return passed(f"{told:,.0f} bytes a round; the messages weigh {weight / rounds:,.0f}")
+    return passed(f"{told:,.0f} bytes a round by {clients} clients; their sum weighs {weight:,.0f}")
