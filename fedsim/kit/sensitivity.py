@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from fedsim.algorithm import Tensors, l2_norm
 from fedsim.kit.neighbours import Pair, live, pairs, with_clip
 from fedsim.kit.subject import CLIENTS, Subject
-from fedsim.kit.training import drawn
+from fedsim.kit.training import Training, drawn
 from fedsim.kit.verdict import Verdict, failed, idle, passed
 from fedsim.kit.watch import Divergence, Query, Tape, WatchedPool
 
@@ -89,47 +89,53 @@ def _compare(subject: Subject, pair: Pair, bound: float) -> tuple[Verdict | None
         raise Divergence("how often Clients.add_noise runs depends on the data")
     at_clients = subject.algorithm.noise_at_clients()
     # a world without a client lacks what that client's noise alone would have sent
-    whole = pair.whole.members == pair.other.members
-    if at_clients and whole:
-        for change in _messages(pool.tape, other.tape):
-            if change.norm > ROUNDING * change.scale + 1e-9:
-                return failed(_leak(pair, change), FREE_FIX), math.inf
-    if whole:
-        before, after = (drawn(each.trained.made, subject.data, CLIENTS) for each in (training, forced))
-        if not torch.allclose(before, after, atol=1e-5, rtol=1e-4):
-            by = float((before - after).abs().max())
-            text = f"{pair.label} changes what the result generates by {by:.3g} though all noisy outputs are equal"
-            return failed(text, FREE_FIX), math.inf
+    if pair.whole.members == pair.other.members:
+        fault = (_unpaid(pair, pool.tape, other.tape) if at_clients else None) or _told(subject, pair, training, forced)
+        if fault is not None:
+            return fault, math.inf
     if not pair.removed:
         return None, 0.0
     changes = list(_queries(pool.tape, other.tape, silo=subject.trial.task.trust == "silo") if at_clients else _rounds(pool, other))
-    for change in changes:
-        if not change.sampled and change.norm > SLACK * bound + ROUNDING * change.scale:
-            text = (
-                f"round {change.round}: an example that is not in the round's sample changes '{change.most}' by {change.norm / bound:.3g} C"
-            )
-            return failed(f"{text}: state without noise remembers it, or it is not sampled", STATE_FIX), math.inf
     worst = max(changes, key=lambda change: change.norm / math.sqrt(change.steps), default=Change(0, {"": 0.0}, 0.0))
     limit = bound * math.sqrt(worst.steps)
-    if worst.norm > limit * (1 + SLACK) + ROUNDING * worst.scale:
-        return failed(_excess(pair, worst, limit), CLIP_FIX), worst.norm / limit
-    return None, worst.norm / limit
+    return _remembered(changes, bound) or _excess(pair, worst, limit), worst.norm / limit
 
 
-def _memory(change: Change, bound: float) -> str:
-    text = f"round {change.round}: an example that is not in the round's sample changes '{change.most}' by {change.norm / bound:.3g} C"
-    return f"{text}: state without noise remembers it, or the rows are not sampled"
+def _unpaid(pair: Pair, first: Tape, second: Tape) -> Verdict | None:
+    """What clients send under their own noise may not differ once the noise's outputs are equal."""
+    for change in _messages(first, second):
+        if change.norm > ROUNDING * change.scale + 1e-9:
+            text = f"round {change.round}: {pair.label} changes '{change.most}' in the messages by {change.norm:.3g}"
+            return failed(f"{text}; no noise of Clients.add_noise covers it, no ledger pays for it", FREE_FIX)
+    return None
 
 
-def _leak(pair: Pair, change: Change) -> str:
-    text = f"round {change.round}: {pair.label} changes '{change.most}' in the messages by {change.norm:.3g}"
-    return f"{text}; no noise of Clients.add_noise covers it, no ledger pays for it"
+def _told(subject: Subject, pair: Pair, first: Training, second: Training) -> Verdict | None:
+    """Neither may what the result says."""
+    before, after = (drawn(each.trained.made, subject.data, CLIENTS) for each in (first, second))
+    if torch.allclose(before, after, atol=1e-5, rtol=1e-4):
+        return None
+    by = float((before - after).abs().max())
+    return failed(f"{pair.label} changes what the result says by {by:.3g} though all noisy outputs are equal", FREE_FIX)
 
 
-def _excess(pair: Pair, change: Change, limit: float) -> str:
+def _remembered(changes: Sequence[Change], bound: float) -> Verdict | None:
+    """A unit that is not in a step's sample changes nothing in that step."""
+    for change in changes:
+        if not change.sampled and change.norm > SLACK * bound + ROUNDING * change.scale:
+            text = f"round {change.round}: an example that is not in the round's sample changes '{change.most}'"
+            text = f"{text} by {change.norm / bound:.3g} of the bound: state without noise remembers it, or the rows are not sampled"
+            return failed(text, STATE_FIX)
+    return None
+
+
+def _excess(pair: Pair, change: Change, limit: float) -> Verdict | None:
+    """No query changes by more than the bound."""
+    if change.norm <= limit * (1 + SLACK) + ROUNDING * change.scale:
+        return None
     share = f"; '{change.most}' alone by {change.norms[change.most]:.3g}" if len(change.norms) > 1 else f" ('{change.most}')"
     text = f"round {change.round}: removing {pair.label} changes what is released by {change.norm:.3g}, the claimed bound is {limit:.3g}"
-    return f"{text} ({change.norm / limit:.2f} of it){share}"
+    return failed(f"{text} ({change.norm / limit:.2f} of it){share}", CLIP_FIX)
 
 
 def _messages(first: Tape, second: Tape) -> Iterator[Change]:
