@@ -1,0 +1,82 @@
+"""Checks of what is paid: Poisson samples at the planned rate, every step in the ledger, epsilon within the target."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import torch
+
+from fedsim.kit.subject import Subject
+from fedsim.kit.verdict import Verdict, failed, idle, passed
+from fedsim.privacy.plan import PrivacyPlan
+
+SAMPLE_FIX = "take each step's rows from clients.poisson(round, release.sample_rate) and give them to clients.batch or clients.batches"
+LEDGER_FIX = "let every step of the plan call Clients.add_noise once, and put all of its entries into the message"
+
+
+def sampling(subject: Subject) -> Verdict:
+    """Under a claimed rate below 1, rows come from ``Clients.poisson`` at that rate."""
+    if subject.plan is None:
+        return idle("not private")
+    if all(release.sample_rate == 1 for release in subject.plan.releases):
+        return passed("no amplification by sampling is claimed")
+    if subject.trial.task.unit == "client":
+        return idle("whole clients are sampled; that is not looked at")
+    releases = [release for _, release in subject.algorithm.schedule()]
+    for round_, release in enumerate(releases):
+        if release.sample_rate == 1:
+            continue
+        samples = [sample for sample in subject.tape.samples if sample.round == round_]
+        claimed = f"the plan claims rate {release.sample_rate:g} for '{release.name}'"
+        if len(samples) < release.per_round:
+            return failed(f"round {round_}: {len(samples)} Poisson samples for {release.per_round} steps; {claimed}", SAMPLE_FIX)
+        if other := next((s for s in samples if not math.isclose(s.rate, release.sample_rate)), None):
+            return failed(f"round {round_}: rows are sampled at rate {other.rate:g}; {claimed}", SAMPLE_FIX)
+        for taken in (rows for at, rows in subject.tape.taken if at == round_):
+            if not any(_same(taken, sample.rows) for sample in samples):
+                count = sum(map(len, taken))
+                return failed(f"round {round_}: a batch of {count} rows that are not its Poisson sample; {claimed}", SAMPLE_FIX)
+    rates = {release.sample_rate for release in releases}
+    return passed(f"Poisson samples at {', '.join(f'{rate:g}' for rate in sorted(rates))}")
+
+
+def _same(one: list[torch.Tensor], two: list[torch.Tensor]) -> bool:
+    return len(one) == len(two) and all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def budget(subject: Subject) -> Verdict:
+    """The ledger holds what the plan planned, and epsilon is spent, not overspent."""
+    plan, ledger = subject.plan, subject.first[0].trained.ledger
+    if plan is None:
+        if ledger.entries or any(record.values["noise_norm"] for record in subject.records):
+            return failed("it is not private, yet something is noised or accounted", "set private = True, or leave noise alone")
+        return passed("no epsilon, no noise, no ledger")
+    if fault := _unplanned(subject, plan):
+        return failed(fault, LEDGER_FIX)
+    spent, accountant = ledger.epsilon(plan.delta)
+    told = f"epsilon {spent:.4g} of {plan.epsilon_target:g} ({accountant})"
+    if spent > plan.epsilon_target:
+        return failed(f"{told} is overspent", LEDGER_FIX)
+    if spent < 0.99 * plan.epsilon_target:
+        return failed(f"{told}: less is spent than was planned", LEDGER_FIX)
+    return passed(told)
+
+
+def _unplanned(subject: Subject, plan: PrivacyPlan) -> str:
+    calls = Counter((query.round, query.release.name) for query in subject.tape.queries)
+    for (round_, name), count in calls.items():
+        if count > plan.release(name).per_round:
+            return f"round {round_}: {count} noisy steps of '{name}', the plan pays for {plan.release(name).per_round}"
+    entries = subject.first[0].trained.ledger.entries
+    for client in range(subject.trial.task.clients):
+        for release in plan.releases:
+            own = [each for each in entries if (each.client, each.release) == (client, release.name)]
+            if (count := sum(each.count for each in own)) != release.steps:
+                return f"client {client} has {count} entries for '{release.name}', the plan {release.steps} steps"
+            for each in own:
+                planned = plan.noise_multiplier(release.name)
+                if not math.isclose(each.noise_multiplier, planned, rel_tol=1e-6) or each.sample_rate != release.sample_rate:
+                    ran = f"noise multiplier {each.noise_multiplier:.4g} at rate {each.sample_rate:g}"
+                    return f"client {client}, '{release.name}': {ran} ran, {planned:.4g} at {release.sample_rate:g} was planned"
+    return ""

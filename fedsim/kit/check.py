@@ -1,0 +1,152 @@
+"""All checks of an algorithm, in order, in every privacy setting that it states."""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from fedsim.algorithm import Algorithm
+from fedsim.errors import UserError
+from fedsim.kit.budget import budget, sampling
+from fedsim.kit.noise import noise
+from fedsim.kit.per_example import per_example
+from fedsim.kit.repeat import determinism, packing, resume
+from fedsim.kit.sensitivity import sensitivity
+from fedsim.kit.subject import Subject, subject
+from fedsim.kit.traces import data_untouched, global_random, made, restored, sent_bytes, serialisable
+from fedsim.kit.verdict import Finding, Verdict, failed, idle, passed
+from fedsim.privacy.plan import Trust, Unit
+from fedsim.registry import lookup
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check.
+
+    Attributes:
+        name: as the table has it.
+        run: the check.
+        needs: checks without which it says nothing.
+    """
+
+    name: str
+    run: Callable[[Subject], Verdict]
+    needs: tuple[str, ...] = ()
+
+
+def trains(subject: Subject) -> Verdict:
+    """A whole training runs."""
+    return passed(f"{len(subject.records)} rounds on {subject.trial.task.clients} clients")
+
+
+CHECKS = (
+    Check("per-example loss", per_example),
+    Check("trains", trains),
+    Check("global random state", global_random, ("trains",)),
+    Check("data untouched", data_untouched, ("trains",)),
+    Check("determinism", determinism, ("trains",)),
+    Check("packing", packing, ("per-example loss", "determinism")),
+    Check("sampling", sampling, ("trains",)),
+    Check("sensitivity", sensitivity, ("per-example loss", "determinism")),
+    Check("noise", noise, ("determinism",)),
+    Check("budget", budget, ("trains",)),
+    Check("serialisable", serialisable, ("trains",)),
+    Check("resume", resume, ("determinism", "serialisable")),
+    Check("restored", restored, ("determinism",)),
+    Check("result", made, ("trains",)),
+    Check("bytes sent", sent_bytes, ("trains",)),
+)
+
+
+def check_algorithm(name: str, params: Sequence[str] = (), unit: Unit | None = None, trust: Trust | None = None) -> Iterator[Finding]:
+    """Run every check in every setting; findings come as they are made.
+
+    Args:
+        name: of the algorithm, as in a grid.
+        params: ``key=YAML`` texts; parameters that make a training long are short where nothing is given.
+        unit: this one only; default: all that the class states.
+        trust: this one only; default: all that the class states.
+
+    Raises:
+        UserError: the algorithm, a parameter or the setting does not do.
+    """
+    cls = lookup(name)
+    units: tuple[Unit, ...] = (unit,) if unit else cls.units
+    trusts: tuple[Trust, ...] = (trust,) if trust else cls.trusts
+    settings = [(u, t) for u in units for t in trusts] if cls.private else [(units[0], trusts[0])]
+    refused: list[UserError] = []
+    for own_unit, own_trust in settings:
+        try:
+            prepared = subject(name, params, own_unit, own_trust)
+        except UserError as error:
+            refused.append(error)
+            continue
+        yield from check_subject(prepared)
+    # parameters may rule out a setting of several, but not all of them
+    if len(refused) == len(settings):
+        raise refused[0]
+
+
+def check_subject(subject: Subject) -> Iterator[Finding]:
+    """Run every check in one setting; what needs a check that failed is not run."""
+    without: dict[str, str] = {}
+    for check in CHECKS:
+        lost = next((without[need] for need in check.needs if need in without), None)
+        verdict = _guarded(check, subject) if lost is None else idle(f"not checked: needs '{lost}'")
+        if check.name == "trains" and verdict.passed is False and "per-example loss" in without:
+            # the engines refuse to train such a loss: one fault, told once
+            lost, verdict = "per-example loss", idle(f"does not, see 'per-example loss': {verdict.reason}")
+        if lost is not None or verdict.passed is False:
+            without[check.name] = lost or check.name
+        yield Finding(check.name, subject.setting, verdict)
+
+
+def _guarded(check: Check, subject: Subject) -> Verdict:
+    """The check's verdict; an exception is a fault of the algorithm, told with its place."""
+    try:
+        return check.run(subject)
+    except Exception as error:
+        message = " ".join(str(error).split())[:300]
+        place = _place(error, lookup(subject.trial.cell.algorithm))
+        return failed(f"{type(error).__name__}: {message} ({place})", "mend the line that raises it")
+
+
+def _place(error: Exception, cls: type[Algorithm]) -> str:
+    """File and line of the innermost frame in the algorithm's own files, else of the innermost one at all."""
+    frames = traceback.extract_tb(error.__traceback__)
+    bases = [each for each in cls.__mro__ if issubclass(each, Algorithm) and not each.__module__.startswith("fedsim.")]
+    own = {inspect.getfile(each) for each in bases}
+    frame = [*frames[-1:], *(frame for frame in frames if frame.filename in own)][-1]
+    return f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
+
+
+MARKS = {True: "[green]passed[/]", False: "[red]failed[/]", None: "[dim]-[/]"}
+
+
+def findings_table(name: str, findings: Sequence[Finding]) -> Table:
+    """A row for every check and distinct verdict; settings that share one share a row."""
+    table = Table(title=f"fedsim check {name}", title_justify="left", show_edge=False, pad_edge=False)
+    table.add_column("check", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("unit, trust", max_width=19)
+    table.add_column("what was seen, and the fix")
+    settings = list(dict.fromkeys(finding.setting for finding in findings))
+    for check in dict.fromkeys(finding.check for finding in findings):
+        rows: dict[Verdict, list[str]] = {}
+        for finding in findings:
+            if finding.check == check:
+                rows.setdefault(finding.verdict, []).append(finding.setting)
+        for verdict, own in rows.items():
+            where = "all" if own == settings else "\n".join(own)
+            text = f"{verdict.reason}\nfix: {verdict.fix}" if verdict.fix else verdict.reason
+            table.add_row(check, MARKS[verdict.passed], where, _plain(text))
+    return table
+
+
+def _plain(text: str) -> str:
+    """Brackets of the text are no markup."""
+    return text.replace("[", r"\[")

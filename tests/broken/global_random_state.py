@@ -1,0 +1,16 @@
+"""The server's step is shaken by torch's global generator."""
+
+from collections.abc import Mapping
+
+import torch
+from broken.tiny import Tiny
+
+from fedsim.algorithm import Server, Tensors
+from fedsim.privacy.plan import Release
+
+
+class GlobalRandomState(Tiny):
+    def server_step(self, server: Server, round_: int, release: Release, total: Tensors) -> Mapping[str, float]:
+        torch.manual_seed(round_)
+        shake = 1e-3 * torch.randn(self.task.dim)
+        return super().server_step(server, round_, release, total | {"prototypes.bias": total["prototypes.bias"] + shake})

@@ -1,0 +1,17 @@
+"""All clients draw their noise from the stream of client 0."""
+
+from dataclasses import replace
+
+from broken.tiny import Spelled
+
+from fedsim.algorithm import Clients, Noised, Tensors
+from fedsim.privacy.plan import Release
+
+
+class NoiseReusedBetweenClients(Spelled):
+    trusts = ("silo",)
+
+    def noised(self, clients: Clients, release: Release, round_: int, sums: Tensors) -> Noised:
+        noised = replace(clients, members=(0,) * len(clients.members)).add_noise(release, round_, sums)
+        entries = zip(noised.entries, clients.members, strict=True)
+        return replace(noised, entries=tuple(replace(entry, client=client) for entry, client in entries))

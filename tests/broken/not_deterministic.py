@@ -1,0 +1,16 @@
+"""The server's step is shaken by a generator that nobody seeded."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from broken.tiny import Tiny
+
+from fedsim.algorithm import Server, Tensors
+from fedsim.privacy.plan import Release
+
+
+class NotDeterministic(Tiny):
+    def server_step(self, server: Server, round_: int, release: Release, total: Tensors) -> Mapping[str, float]:
+        shake = torch.from_numpy(np.random.default_rng().standard_normal(self.task.dim)).float()
+        return super().server_step(server, round_, release, total | {"prototypes.bias": total["prototypes.bias"] + shake})

@@ -1,0 +1,22 @@
+"""Silos are weighed by their numbers of rows, which leave with the sum."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from broken.tiny import Tiny
+
+from fedsim.algorithm import Clients, Message, Server, Tensors
+from fedsim.privacy.plan import Release
+
+
+class SizeLeavesUnpaid(Tiny):
+    trusts = ("silo",)
+
+    def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
+        message = super().client_round(clients, round_, release, broadcast)
+        return replace(message, sums={**message.sums, "rows": torch.tensor(float(sum(map(len, clients.x))))})
+
+    def server_step(self, server: Server, round_: int, release: Release, total: Tensors) -> Mapping[str, float]:
+        rows = total.pop("rows")
+        return super().server_step(server, round_, release, {name: 200 * value / rows for name, value in total.items()})

@@ -1,0 +1,16 @@
+"""What stays with a client is trained without noise, and (epsilon, delta) is claimed to be proved all the same."""
+
+from broken.tiny import Adapted, TinyParams
+
+from fedsim.privacy.plan import Claim
+
+
+class Unnoised(TinyParams):
+    scope: str = "hypernetwork"
+
+
+class StateWithoutNoise(Adapted):
+    Params = Unnoised
+
+    def claim(self) -> Claim:
+        return "proved"

@@ -1,0 +1,100 @@
+"""A sound algorithm of a few numbers, which the broken ones break: a prototype per class, learned by DP-SGD."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fedsim.algorithm import Clients, Message, Noised, Server, Tensors, load_parameters
+from fedsim.batch import Batch
+from fedsim.dp_sgd import DPSGD, DPSGDParams, averaged_model
+from fedsim.models.layers import ClientLinear, one_hot
+from fedsim.models.linear import LinearClassifier
+from fedsim.privacy.clipping import clipped_sum
+from fedsim.privacy.noise import fingerprint
+from fedsim.privacy.plan import Release
+from fedsim.seeds import Seeds
+
+
+class TinyParams(DPSGDParams):
+    """DP-SGD's, on batches of a few rows."""
+
+    expected_batch: float = Field(16, gt=0)
+
+
+class Tiny(DPSGD):
+    """Squared distance of a row to its class's prototype."""
+
+    Params = TinyParams
+    units = ("example",)
+
+    def build(self, clients: int) -> nn.Module:
+        return nn.ModuleDict({"prototypes": nn.Linear(self.task.classes, self.task.dim)})
+
+    def decoded(self, model: Any, y: Tensor) -> Tensor:
+        return model["prototypes"](one_hot(y, self.task.classes))
+
+    def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
+        return {"distance": (batch.x - self.decoded(model, batch.y)).square().sum(1)}
+
+    def generator(self, server: Server, codes: Tensors, seeds: Seeds) -> Prototypes:
+        with torch.no_grad():
+            return Prototypes(self.decoded(averaged_model(server), torch.arange(self.task.classes)))
+
+
+class Adapted(Tiny):
+    """Each client adds a private linear map of the label to the shared one."""
+
+    def build(self, clients: int) -> nn.Module:
+        model: Any = super().build(clients)
+        model["own"] = ClientLinear(clients, self.task.classes, self.task.dim)
+        return model
+
+    def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
+        own = model["own"](one_hot(batch.y, self.task.classes), batch.layout)
+        return {"distance": (batch.x - self.decoded(model, batch.y) - own).square().sum(1)}
+
+
+class Classified(Tiny):
+    """A classifier in place of the generator: the nearest prototype."""
+
+    def classifier(self, server: Server, codes: Tensors, seeds: Seeds) -> LinearClassifier:
+        with torch.no_grad():
+            rows = self.decoded(averaged_model(server), torch.arange(self.task.classes))
+            return LinearClassifier(2 * rows, -rows.square().sum(1))
+
+
+class Spelled(Tiny):
+    """A round spelled out, so that a step of it can be replaced."""
+
+    def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
+        load_parameters(clients.model, broadcast)
+        rows = self.rows(clients, round_, release)
+        sums = self.sums(clients.model, clients.batch(rows, round_, {}))
+        noised = self.noised(clients, release, round_, sums)
+        weight = 4 * sum(value.numel() for value in sums.values()) * len(clients.members)
+        sampled = sum(fingerprint({"rows": chosen}) for chosen in rows)
+        return Message(noised.sent, noised.entries, sampled, noised.fingerprint, weight, {})
+
+    def rows(self, clients: Clients, round_: int, release: Release) -> list[Tensor]:
+        return clients.poisson(round_, release.sample_rate)
+
+    def sums(self, model: nn.Module, batch: Batch) -> Tensors:
+        return clipped_sum(model, lambda model, batch: self.loss(model, batch)["distance"], batch, self.norms(model)).sums
+
+    def noised(self, clients: Clients, release: Release, round_: int, sums: Tensors) -> Noised:
+        return clients.add_noise(release, round_, sums)
+
+
+class Prototypes:
+    """A class's prototype plus white noise."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+
+    def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
+        return self.rows[labels] + 0.1 * torch.randn(len(labels), self.rows.shape[1], generator=stream)

@@ -1,0 +1,60 @@
+"""``fedsim check``: its table, its exit codes."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fedsim.cli import main
+
+BROKEN = Path(__file__).parents[1] / "broken"
+Check = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def check(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Check:
+    """Runs the command in this process; returns its exit code, standard output and standard error."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fedsim", "check", *arguments])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        with pytest.raises(SystemExit) as ended:
+            main()
+        told = capsys.readouterr()
+        return int(ended.value.code or 0), told.out, told.err
+
+    return run
+
+
+def test_a_file_that_fails_is_told_with_reason_and_fix_in_100_columns(check: Check) -> None:
+    code, table, _ = check(f"{BROKEN}/unclipped_part.py:UnclippedPart", "--trust", "silo", "--param", "rounds=2")
+    assert code == 1
+    # the title is as long as the path
+    assert max(map(len, table.partition("check  ")[2].splitlines())) <= 100
+    assert [line.split("│")[0].strip() for line in table.splitlines() if "failed" in line] == ["sensitivity"]
+    assert "prototypes.bias" in table
+    assert "fix: clip every unit" in table
+    assert "2 rounds on 4 clients" in table
+
+
+def test_an_algorithm_that_passes_exits_with_0(check: Check) -> None:
+    code, table, _ = check("dp-gaussian", "--trust", "aggregate")
+    assert code == 0
+    assert "failed" not in table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nothing.py:Method"], "there is no such file"),
+        (["fedhypevaee"], "did you mean 'fedhypevae'"),
+        (["dp-gaussian", "--unit", "client"], "does not support 'client'"),
+        (["dp-gaussian", "--param", "rankk=3"], "--param rankk"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(check: Check, arguments: list[str], words: str) -> None:
+    code, out, err = check(*arguments)
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert words in err
