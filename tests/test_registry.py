@@ -3,20 +3,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
 
+from baselines.dp_gaussian import DPGaussian
 from fedsim import registry
 from fedsim.algorithm import Algorithm
 from fedsim.errors import UserError
 from fedsim.registry import known, lookup, register
 
 MODULE = """
-from fedsim.algorithm import Params
-from fedsim.dp_sgd import DPSGD
+from baselines.dp_gaussian import DPGaussian
 
 
-class Stranger(DPSGD):
-    Params = Params
+class Stranger(DPGaussian):
+    pass
 """
 ENTRY_POINT = "[fedsim.algorithms]\nstranger = stranger_package.algorithms:Stranger\n"
 
@@ -47,15 +46,15 @@ def test_the_shipped_algorithms_are_known_without_an_import() -> None:
 
 def test_a_name_is_registered_once() -> None:
     @register("registered-once")
-    class First(Algorithm):
-        Params = BaseModel
+    class First(DPGaussian):
+        pass
 
     assert lookup("registered-once") is First
     with pytest.raises(ValueError, match=r"'registered-once' is already registered by .*First"):
 
         @register("registered-once")
-        class Second(Algorithm):
-            Params = BaseModel
+        class Second(DPGaussian):
+            pass
 
     assert lookup("registered-once") is First
 
@@ -63,8 +62,8 @@ def test_a_name_is_registered_once() -> None:
 def test_a_module_that_is_imported_again_may_register_again() -> None:
     def define() -> type[Algorithm]:
         @register("reloaded")
-        class Reloaded(Algorithm):
-            Params = BaseModel
+        class Reloaded(DPGaussian):
+            pass
 
         return Reloaded
 
