@@ -107,6 +107,34 @@ def data_list() -> None:
 
 
 @app.command()
+def algorithms(
+    name: Annotated[str | None, typer.Argument(help="One to show in full: a name, pkg.module:Class or file.py:Class.")] = None,
+) -> None:
+    """Show the algorithms that fedsim knows: source, what they claim for whom, parameters with defaults."""
+    from fedsim.kit.describe import algorithm_page, algorithms_table, describe
+    from fedsim.registry import known
+
+    console = wide_console(Console(), 100)
+    for part in algorithm_page(describe(name)) if name else [algorithms_table(known())]:
+        console.print(part)
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="What the method is called, such as my-method.")],
+    origin: Annotated[
+        str | None, typer.Option("--from", help="Start from a copy of this algorithm; default: a small private CVAE.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The folder of the files.")] = Path(),
+) -> None:
+    """Write a method to start from: its file, its test and its grid, which run as they are."""
+    from fedsim.kit.new import write_method
+
+    for path in write_method(name, origin, out):
+        Console().print(f"{path}", soft_wrap=True, highlight=False, markup=False)
+
+
+@app.command()
 def embed(
     dataset: Annotated[str, typer.Option(help="As in a grid: medmnist:organsmnist, imagefolder:PATH, csv:PATH, or a YAML mapping.")],
     encoder: Annotated[str, typer.Option(help="A vision transformer of the Hugging Face hub, or a local folder.")],

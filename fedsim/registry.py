@@ -76,8 +76,9 @@ def _imported(path: str, where: str) -> Any:
     except UserError:
         raise
     except Exception as error:  # a plug-in may raise anything as it is imported
-        problem = ": ".join(part for part in (origin(error), said(error)) if part)
-        raise PluginError(where, f"'{path}' cannot be imported ({problem})", "give an importable pkg.module:Class") from error
+        at = origin(error)
+        right = "correct it there" if at else "give an importable pkg.module:Class or file.py:Class"
+        raise PluginError(where, f"'{path}' cannot be imported ({at + ': ' if at else ''}{said(error)})", right) from error
 
 
 def _module_of_file(path: str, where: str) -> ModuleType:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -89,7 +89,9 @@ def rehearse(variant: Variant, task: Task, epsilon: float, delta: float, where: 
             except UserError:  # what the grid asks for cannot be planned, which is not the plug-in's mistake and told with its cell
                 return
             x, y = _rows(task)
-            _use(_trained(variant, task, plan, x, y), task, torch.from_numpy(x))
+            algorithm = build_algorithm(variant.name, variant.params, task)
+            made = _train(algorithm, variant, plan, x, y)
+            _use(made, algorithm, torch.from_numpy(x))
     except _Unexpected as error:
         raise PluginError(where, f"on {made_up}, {error.what}", f"expected {error.expected}") from error
     except Exception as error:  # a plug-in may raise anything
@@ -112,12 +114,11 @@ def _rows(task: Task) -> tuple[np.ndarray[Any, np.dtype[np.float32]], np.ndarray
     return x / np.linalg.norm(x, axis=1, keepdims=True), np.arange(count) % task.classes
 
 
-def _trained(variant: Variant, task: Task, plan: PrivacyPlan | None, x: Any, y: Any) -> Generator | Classifier:
+def _train(algorithm: Algorithm, variant: Variant, plan: PrivacyPlan | None, x: Any, y: Any) -> Generator | Classifier:
     """What training yields, through :meth:`Algorithm.train`, of the first rounds alone."""
-    rows = tuple(np.arange(client * ROWS, (client + 1) * ROWS) for client in range(task.clients))
-    spec = CohortSpec(variant.name, variant.params, task, plan, 0, tuple(range(task.clients)), rows)
-    cohort = Cohort(spec, x, y)
-    algorithm = build_algorithm(variant.name, variant.params, task)
+    clients = range(algorithm.task.clients)
+    rows = tuple(np.arange(client * ROWS, (client + 1) * ROWS) for client in clients)
+    cohort = Cohort(CohortSpec(variant.name, variant.params, algorithm.task, plan, 0, tuple(clients), rows), x, y)
     given = {name: value for name, value in EVERYONE.items() if name in type(algorithm.params).model_fields}
     algorithm.params = algorithm.params.model_copy(update=given)
     _watch(algorithm)
@@ -127,8 +128,7 @@ def _trained(variant: Variant, task: Task, plan: PrivacyPlan | None, x: Any, y: 
         try:
             next(steps)
         except StopIteration as end:
-            trained: Trained = end.value
-            return trained.made
+            return cast(Trained, end.value).made
 
 
 def _watch(algorithm: Algorithm) -> None:
@@ -166,19 +166,19 @@ def _watch(algorithm: Algorithm) -> None:
     vars(algorithm).update({name: watched[name] for name in own})
 
 
-def _use(made: Generator | Classifier, task: Task, x: Tensor) -> None:
+def _use(made: Generator | Classifier, algorithm: Algorithm, x: Tensor) -> None:
     """Sample or predict, by the shared version and by a client's own."""
-    own = [made.of_client(0)] if isinstance(made, PersonalGenerator | PersonalClassifier) else []
-    for each in (made, *own):
-        if hasattr(each, "probabilities"):
-            if each is made and own:
-                continue  # a personal classifier is used by its clients alone
+    task, own = algorithm.task, [made.of_client(0)] if isinstance(made, PersonalGenerator | PersonalClassifier) else []
+    # a personal classifier is used by its clients alone
+    for each in own if own and hasattr(made, "probabilities") else [made, *own]:
+        if not algorithm.generates() and hasattr(each, "probabilities"):
             _check(each.probabilities, each.probabilities(x), (len(x), task.classes))
-        elif hasattr(each, "sample"):
+        elif algorithm.generates() and hasattr(each, "sample"):
             labels = torch.arange(task.classes).repeat_interleave(2)
             _check(each.sample, each.sample(labels, Seeds(0).torch(Purpose.SYNTHESIS)), (len(labels), task.dim))
         else:
-            raise _Unexpected(type(each), "an object without sample and probabilities", "a generator or a classifier")
+            maker: Any = algorithm.generator if algorithm.generates() else algorithm.classifier
+            raise _Unexpected(maker, _described(each), f"an object with {'sample' if algorithm.generates() else 'probabilities'}")
 
 
 def _check(method: Any, returned: Any, shape: tuple[int, int]) -> None:
