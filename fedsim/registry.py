@@ -116,9 +116,9 @@ def check_complete(found: Any, name: str, where: str) -> None:
         raise PluginError(where, f"'{name}' is not an Algorithm", "derive the class from fedsim.algorithm.Algorithm")
     params = getattr(found, "Params", None)
     if missing := sorted(found.__abstractmethods__):
-        what, right = f"lacks {' and '.join(missing)}", f"define {'; '.join(_outline(found, each) for each in missing)}"
+        what, right = f"lacks {' and '.join(missing)}", f"define {'; '.join(outline(found, each) for each in missing)}"
     elif found.generator is Algorithm.generator and found.classifier is Algorithm.classifier:
-        what, right = "has neither generator nor classifier", f"define one: {_outline(Algorithm, 'generator')}"
+        what, right = "has neither generator nor classifier", f"define one: {outline(Algorithm, 'generator')}"
     elif not (isinstance(params, type) and issubclass(params, Params)):
         what, right = f"has Params = {params!r}", "give it Params, a class derived from fedsim.algorithm.Params"
     else:
@@ -126,8 +126,8 @@ def check_complete(found: Any, name: str, where: str) -> None:
     raise PluginError(where, f"{line_of(found)}: {found.__name__} {what}", right)
 
 
-def _outline(cls: Any, method: str) -> str:
-    """``name(arguments): what it is for``, from the base class."""
+def outline(cls: Any, method: str) -> str:
+    """``name(arguments): what it is for``, of a method of a class."""
     function = getattr(cls, method)
     says = (inspect.getdoc(function) or "").partition("\n")[0].rstrip(".")
     return f"{method}({', '.join(inspect.signature(function).parameters)}): {says}"

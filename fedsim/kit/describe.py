@@ -18,10 +18,10 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsim.algorithm import Algorithm, Task
-from fedsim.errors import UserError
+from fedsim.errors import PluginError, UserError
 from fedsim.privacy.plan import Trust, Unit
 from fedsim.registry import lookup
-from fedsim.source_lines import line_of
+from fedsim.source_lines import line_of, origin, said
 
 DIM, CLASSES, CLIENTS = 64, 10, 10
 """Of the task on which claims are asked for; no claim depends on them."""
@@ -75,8 +75,8 @@ class Description:
             if (unit, trust) not in self.refused:
                 trusts.setdefault((unit, claim), []).append(trust)
         units: dict[tuple[str, str], list[str]] = {}
-        for (unit, claim), found in trusts.items():
-            units.setdefault((", ".join(found), claim), []).append(unit)
+        for (own, claim), found in trusts.items():
+            units.setdefault((", ".join(found), claim), []).append(own)
         return [f"{', '.join(those)} × {these}: {claim}" for (these, claim), those in units.items()]
 
 
@@ -88,15 +88,16 @@ def describe(name: str, where: str = "fedsim algorithms") -> Description:
         where: the place to name in an error.
 
     Raises:
-        UserError: there is none of that name, or it is not a complete algorithm.
+        UserError: there is none of that name.
+        PluginError: it is not a complete algorithm, or cannot say what it releases.
     """
     cls = lookup(name, where)
-    claims, refused = _claims(cls)
+    claims, refused = _claims(cls, where)
     module = inspect.getmodule(cls)
     return Description(
         name=name,
         source=cls.source,
-        text=_plain("\n\n".join(text for text in (inspect.getdoc(cls), inspect.getdoc(module)) if text)),
+        text=plain("\n\n".join(text for text in (inspect.getdoc(cls), inspect.getdoc(module)) if text)),
         kind=", ".join(base.__name__ for base in cls.__mro__[1:] if base.__module__.startswith("fedsim.")),
         yields="generator" if cls.generates() else "classifier",
         place=f"{line_of(cls)} ({cls.__module__}:{cls.__qualname__})",
@@ -106,11 +107,12 @@ def describe(name: str, where: str = "fedsim algorithms") -> Description:
     )
 
 
-def _claims(cls: type[Algorithm]) -> tuple[dict[tuple[Unit, Trust], str], frozenset[tuple[Unit, Trust]]]:
+def _claims(cls: type[Algorithm], where: str) -> tuple[dict[tuple[Unit, Trust], str], frozenset[tuple[Unit, Trust]]]:
     """What the algorithm with its defaults claims for every unit and trust, and which of them it refuses."""
     claims: dict[tuple[Unit, Trust], str] = {}
     refused = set()
-    for unit, trust in product(get_args(Unit), get_args(Trust)):
+    settings: list[tuple[Unit, Trust]] = list(product(get_args(Unit), get_args(Trust)))
+    for unit, trust in settings:
         try:
             algorithm = cls(cls.Params(), Task(DIM, CLASSES, CLIENTS, unit, trust))
             algorithm.plan(math.inf if cls.private else None, delta=1e-4)
@@ -120,6 +122,9 @@ def _claims(cls: type[Algorithm]) -> tuple[dict[tuple[Unit, Trust], str], frozen
             refused.add((unit, trust))
         except ValidationError:
             claims[unit, trust] = "depends on parameters that have no default"
+        except Exception as error:  # a plug-in may raise anything
+            at = origin(error, inspect.getsourcefile(cls)) or line_of(cls)
+            raise PluginError(where, f"{at}: {said(error)}", f"expected {cls.__name__} to state its releases") from error
     return claims, frozenset(refused)
 
 
@@ -136,12 +141,12 @@ def _meanings(params: type[BaseModel]) -> dict[str, str]:
     for cls in reversed(params.__mro__):
         section = (inspect.cleandoc(cls.__doc__ or "") + "\n").partition("Attributes:\n")[2]
         for names, text in re.findall(r"^    (\w[\w, ]*): (.*(?:\n     +.*)*)", section, re.M):
-            found |= dict.fromkeys(names.split(", "), _plain(" ".join(text.split())))
+            found |= dict.fromkeys(names.split(", "), plain(" ".join(text.split())))
     return found
 
 
-def _plain(text: str) -> str:
-    """Without the marks of docstrings."""
+def plain(text: str) -> str:
+    """A docstring without its marks."""
     return re.sub(r":\w+:`([^`]*)`", r"\1", text).replace("``", "")
 
 
@@ -165,8 +170,8 @@ def algorithms_table(names: Iterable[str]) -> Table:
     """A row for every algorithm; one that is refused says why."""
     table = Table(title="algorithms", title_justify="left", show_edge=False, show_lines=True)
     table.add_column("name", style="bold", no_wrap=True)
-    for column, ratio in (("source", 4), ("unit × trust: claim", 4), ("parameters", 7)):
-        table.add_column(column, ratio=ratio, overflow="fold")
+    for column, width in (("source", 24), ("unit × trust: claim", 26), ("parameters", None)):
+        table.add_column(column, max_width=width, overflow="fold")
     for name in names:
         try:
             found = describe(name)
