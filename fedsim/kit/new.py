@@ -185,4 +185,4 @@ def contract(cls: type[Algorithm]) -> str:
     wanted = [*sorted(getattr(kind, "__abstractmethods__", ())), "generator" if cls.generates() else "classifier"]
     paragraphs = [inspect.getdoc(kind) or "", *(outline(kind, method) for method in wanted)]
     lines = [line for text in "\n".join(paragraphs).splitlines() for line in textwrap.wrap(plain(text), 136) or [""]]
-    return "".join(f"# {line}".rstrip() + "\n" for line in [f"A {kind.__name__}, that is:", *lines]) + "\n"
+    return "".join(f"# {line}".rstrip() + "\n" for line in [f"What {kind.__name__} asks of this file:", "", *lines]) + "\n"

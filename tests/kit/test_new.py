@@ -30,8 +30,8 @@ def test_a_new_method_is_the_starter_under_its_own_name(folder: Path) -> None:
 
 def test_every_algorithm_can_be_started_from_and_its_test_passes_unedited(folder: Path) -> None:
     for name in known():
-        source, _, grid = write_method(f"new-{name}", name, folder)
-        assert source.read_text().startswith("# A ")
+        source, *_ = write_method(f"new-{name}", name, folder)
+        assert source.read_text().startswith("# What ")
     write_method("my-method", None, folder)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *sorted(map(str, folder.glob("test_*.py")))]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=180)
@@ -49,7 +49,7 @@ def test_the_grid_has_the_method_beside_two_others(folder: Path) -> None:
 def test_a_copy_says_what_its_base_class_asks_for(folder: Path) -> None:
     text = write_method("mine", "dp-gaussian", folder)[0].read_text()
     comments = text[: text.index('"""')]
-    assert comments.startswith("# A OneShot, that is:\n# Base class of an algorithm that releases statistics")
+    assert comments.startswith("# What OneShot asks of this file:\n#\n# Base class of an algorithm that releases statistics")
     assert "# statistics(self, release, x, y, broadcast): Outer products of every row by name" in comments
     assert '@register("mine")\nclass Mine(OneShot):' in text
     assert "Params = MineParams" in text

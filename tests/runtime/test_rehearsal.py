@@ -1,3 +1,4 @@
+import io
 import random
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,13 @@ import pytest
 import torch
 from cells import NODES, small_grid
 from plug_ins import GOOD, changed, line, write
+from rich.console import Console
 
 from fedsim.config import Grid
 from fedsim.errors import PluginError, UserError
 from fedsim.registry import known, lookup
 from fedsim.runtime import rehearsal
-from fedsim.runtime.preflight import prepare
+from fedsim.runtime.preflight import prepare, show_plan
 
 SHORT = {"rounds": 2}
 GENERATOR = "return CVAEGenerator(cast(CVAE, averaged_model(server)))"
@@ -98,6 +100,9 @@ def test_what_is_refused_is_left_out_and_the_rest_keeps_its_place(folder: Path) 
     assert list(prepared.grid.refused) == [0, 2]
     assert [trial.cell.label for trial in prepared.trials] == ["weight-noise"]
     assert prepared.grid.place("algorithms", 1) == "algorithms[1]"
+    console = Console(file=io.StringIO(), width=200)
+    show_plan(prepared, console)
+    assert console.file.getvalue().count("left out: algorithms[") == 2  # type: ignore[attr-defined]
 
 
 def test_where_all_is_refused_there_is_nothing_to_go_on_with(folder: Path) -> None:
