@@ -2,12 +2,13 @@ import io
 from pathlib import Path
 
 import pytest
+from cells import SHIPPED
 from plug_ins import changed, write
 from rich.console import Console
 
 from fedsim.errors import PluginError, UserError
 from fedsim.kit.describe import algorithm_page, algorithms_table, describe
-from fedsim.registry import known, lookup
+from fedsim.registry import lookup
 
 
 def printed(*parts: object, width: int = 100) -> str:
@@ -17,7 +18,7 @@ def printed(*parts: object, width: int = 100) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("name", known())
+@pytest.mark.parametrize("name", SHIPPED)
 def test_every_parameter_has_its_default_and_a_sentence(name: str) -> None:
     found = describe(name)
     assert [each.name for each in found.parameters] == list(lookup(name).Params.model_fields)
@@ -41,9 +42,9 @@ def test_claims_are_asked_for_and_a_refused_setting_is_said_so() -> None:
 
 
 def test_the_list_has_a_row_for_every_algorithm_and_fits_100_columns() -> None:
-    text = printed(algorithms_table(known()))
+    text = printed(algorithms_table(SHIPPED))
     assert max(map(len, text.splitlines())) <= 100
-    for name in known():
+    for name in SHIPPED:
         assert name in text
     assert "meta_steps=50" in text
 

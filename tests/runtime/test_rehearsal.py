@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cells import NODES, small_grid
+from cells import NODES, SHIPPED, small_grid
 from plug_ins import GOOD, changed, line, write
 from rich.console import Console
 
 from fedsim.config import Grid
 from fedsim.errors import PluginError, UserError
-from fedsim.registry import known, lookup
+from fedsim.registry import lookup
 from fedsim.runtime import rehearsal
 from fedsim.runtime.preflight import prepare, show_plan
 
@@ -131,7 +131,7 @@ def test_the_global_random_numbers_are_left_alone(folder: Path) -> None:
     assert before[1:] == after[1:]
 
 
-@pytest.mark.parametrize("name", known())
+@pytest.mark.parametrize("name", SHIPPED)
 def test_no_shipped_algorithm_would_be_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rehearsal, "SHIPPED", ())
     cls = lookup(name)
