@@ -45,6 +45,7 @@ def bench(
     address: Annotated[str | None, typer.Option(help="An existing Ray cluster; default: a new local one.")] = None,
     max_parallel: Annotated[int | None, typer.Option(min=1, help="At most so many cells at a time.")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run cells again that failed before.")] = False,
+    keep_going: Annotated[bool, typer.Option("--keep-going", help="Leave out algorithms whose plug-in is refused; exit code 1.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show every cell and its plan; run nothing.")] = False,
 ) -> None:
     """Run a grid: every algorithm on every partition, budget and seed; then draw the privacy-utility curves.
@@ -53,13 +54,20 @@ def bench(
     """
     from fedsim.config import load_grid
 
-    checked = load_grid(grid, set_ or [])
+    checked = load_grid(grid, set_ or [], keep_going=keep_going)
     folder = out or Path("runs") / checked.name
-    _bench(checked, folder, address, max_parallel=max_parallel, retry_failed=retry_failed, dry_run=dry_run)
+    _bench(checked, folder, address, max_parallel=max_parallel, retry_failed=retry_failed, keep_going=keep_going, dry_run=dry_run)
 
 
 def _bench(
-    grid: Grid, folder: Path, address: str | None, *, max_parallel: int | None = None, retry_failed: bool = False, dry_run: bool = False
+    grid: Grid,
+    folder: Path,
+    address: str | None,
+    *,
+    max_parallel: int | None = None,
+    retry_failed: bool = False,
+    keep_going: bool = False,
+    dry_run: bool = False,
 ) -> None:
     """Run a grid, or show its plan; the exit code says how it went."""
     from fedsim.runtime.bench import run_bench
@@ -71,10 +79,10 @@ def _bench(
         node = this_machine()
         nodes = stack.enter_context(joined_cluster(address)) if address else [node]
         with _interruptible(console):
-            prepared = prepare(grid, nodes, max_parallel)
+            prepared = prepare(grid, nodes, max_parallel, keep_going=keep_going)
         if dry_run:
             show_plan(prepared, console)
-            return
+            raise typer.Exit(1 if prepared.grid.refused else 0)
         # A local cluster starts only when there is something to run on it.
         engine = nullcontext() if address else local_cluster(node)
         code = run_bench(prepared, folder, console, engine, retry_failed=retry_failed)
@@ -97,6 +105,34 @@ def data_list() -> None:
     from fedsim.data.catalogue import catalogue_table
 
     wide_console(Console()).print(catalogue_table())
+
+
+@app.command()
+def algorithms(
+    name: Annotated[str | None, typer.Argument(help="One to show in full: a name, pkg.module:Class or file.py:Class.")] = None,
+) -> None:
+    """Show the algorithms that fedsim knows: source, what they claim for whom, parameters with defaults."""
+    from fedsim.kit.describe import algorithm_page, algorithms_table, describe
+    from fedsim.registry import known
+
+    console = wide_console(Console(), 100)
+    for part in algorithm_page(describe(name)) if name else [algorithms_table(known())]:
+        console.print(part)
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="What the method is called, such as my-method.")],
+    origin: Annotated[
+        str | None, typer.Option("--from", help="Start from a copy of this algorithm; default: a small private CVAE.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The folder of the files.")] = Path(),
+) -> None:
+    """Write a method to start from: its file, its test and its grid, which run as they are."""
+    from fedsim.kit.new import write_method
+
+    for path in write_method(name, origin, out):
+        Console().print(f"{path}", soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command()

@@ -36,7 +36,7 @@ from fedsim import __version__
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.encoder import EncoderSpec
 from fedsim.data.sources import DatasetSpec
-from fedsim.errors import UserError, nearest
+from fedsim.errors import PluginError, UserError, nearest
 from fedsim.partition import PartitionSpec, check_partition
 from fedsim.privacy.plan import Trust, Unit
 from fedsim.registry import lookup
@@ -227,6 +227,7 @@ class Grid(_Model):
     evaluation: Evaluation = Evaluation()
     resources: Resources = Resources()
     _source: _Source = PrivateAttr(default_factory=_Source)
+    _refused: dict[int, PluginError] = PrivateAttr(default_factory=dict)
 
     @field_validator("dataset")
     @classmethod
@@ -254,6 +255,23 @@ class Grid(_Model):
     def place(self, *loc: str | int) -> str:
         """The text that names a key in a message: ``grid.place("clients", 1)`` is ``g.yaml:5: clients[1]``."""
         return self._source.place(loc)
+
+    @property
+    def refused(self) -> Mapping[int, PluginError]:
+        """Why entries of ``algorithms``, by their positions, are left out; they keep their places, so that messages name the right ones."""
+        return self._refused
+
+    def without(self, refused: Mapping[int, PluginError]) -> Grid:
+        """The grid with further entries left out.
+
+        Raises:
+            PluginError: no entry would be left; the first one's error.
+        """
+        grid = self.model_copy()
+        grid._refused = {**self._refused, **refused}
+        if len(grid._refused) == len(grid.algorithms):
+            raise grid._refused[0]
+        return grid
 
 
 class Cell(_Model):
@@ -304,12 +322,13 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
 
 
-def load_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
+def load_grid(path: Path, overrides: Sequence[str] = (), *, keep_going: bool = False) -> Grid:
     """Read and check a grid file.
 
     Args:
         path: the YAML file; relative paths of data and encoder (those of overrides too) are taken from its folder.
         overrides: ``key=YAML`` texts that replace values of the file; ``evaluation.per_class=50`` goes into a mapping.
+        keep_going: leave out the algorithms whose plug-in is refused.
 
     Raises:
         UserError: the first mistake, with its place.
@@ -325,16 +344,29 @@ def load_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
         grid = Grid.model_validate({"name": path.stem, **data})
     except ValidationError as error:
         raise _translated(error, Grid, source.place) from error
-    return _placed(grid, source, path.absolute().parent)
+    return _placed(grid, source, path.absolute().parent, keep_going)
 
 
-def _placed(grid: Grid, source: _Source, folder: Path) -> Grid:
+def _placed(grid: Grid, source: _Source, folder: Path, keep_going: bool = False) -> Grid:
     """The grid with its relative paths taken from ``folder``, its algorithms checked, and its places named by ``source``."""
     places: dict[str, Any] = {"dataset": tuple(spec.within(folder) for spec in grid.dataset)}
     grid = grid.model_copy(update=places | {"encoder": grid.encoder.within(folder) if grid.encoder else None})
     grid._source = source
-    _variants(grid)
+    if keep_going:
+        grid = grid.without(_refused_plug_ins(grid))
+    variants(grid)
     return grid
+
+
+def _refused_plug_ins(grid: Grid) -> dict[int, PluginError]:
+    """Why classes cannot be used, by their positions."""
+    refused: dict[int, PluginError] = {}
+    for i, entry in enumerate(grid.algorithms):
+        try:
+            lookup(entry.name, grid.place("algorithms", i, "name"))
+        except PluginError as error:
+            refused[i] = error
+    return refused
 
 
 class _Options(_Source):
@@ -576,8 +608,17 @@ _NOUNS = {
 
 
 @dataclass(frozen=True)
-class _Variant:
-    """An algorithm with all parameters: one entry of ``algorithms`` at one point of ``scan``."""
+class Variant:
+    """An algorithm with all parameters: one entry of ``algorithms`` at one point of ``scan``.
+
+    Attributes:
+        entry: the position in ``algorithms``.
+        label: what tables and curves call it.
+        name: the algorithm's name as the grid gives it.
+        identity: its module and class.
+        params: all its parameters, defaults included.
+        private: whether an epsilon has a meaning for it.
+    """
 
     entry: int
     label: str
@@ -600,11 +641,10 @@ def expand(grid: Grid, data: Mapping[str, Embeddings]) -> tuple[Cell, ...]:
     Raises:
         UserError: the data do not allow so many clients, two data sets are the same, or an algorithm's entry is wrong.
     """
-    variants = _variants(grid)
     _check_data(grid, data)
     return tuple(
         _cell(grid, variant, spec, data[spec.key].fingerprint, alpha, clients, epsilon, seed)
-        for spec, alpha, clients, seed, variant in product(grid.dataset, grid.alpha, grid.clients, grid.seeds, variants)
+        for spec, alpha, clients, seed, variant in product(grid.dataset, grid.alpha, grid.clients, grid.seeds, variants(grid))
         for epsilon in (grid.epsilon if variant.private else (None,))
     )
 
@@ -633,7 +673,7 @@ def grid_place(grid: Grid, dataset: int, clients: int) -> Callable[[str], str]:
 
 def _cell(
     grid: Grid,
-    variant: _Variant,
+    variant: Variant,
     spec: DatasetSpec,
     content: str,
     alpha: float,
@@ -675,22 +715,29 @@ def _cell(
     )
 
 
-def _variants(grid: Grid) -> list[_Variant]:
-    """Every algorithm at every point of the scan that concerns it, parameters validated by its own model."""
-    classes = [lookup(entry.name, grid.place("algorithms", i, "name")) for i, entry in enumerate(grid.algorithms)]
-    known = {name for cls in classes for name in cls.Params.model_fields}
+def variants(grid: Grid) -> list[Variant]:
+    """Every algorithm that is not refused at every point of the scan that concerns it, parameters validated by its own model.
+
+    Raises:
+        UserError: an algorithm is unknown, its parameters do not do, or two are the same.
+    """
+    classes = {
+        i: lookup(entry.name, grid.place("algorithms", i, "name")) for i, entry in enumerate(grid.algorithms) if i not in grid.refused
+    }
+    known = {name for cls in classes.values() for name in cls.Params.model_fields}
     for parameter in grid.scan:
-        if parameter not in known:
+        if parameter not in known and not grid.refused:
             what = f"no algorithm of the grid has the parameter '{parameter}'"
             raise UserError(grid.place("scan", parameter), what, nearest(parameter, known))
-    variants: list[_Variant] = []
-    for i, (entry, cls) in enumerate(zip(grid.algorithms, classes, strict=True)):
+    found: list[Variant] = []
+    for i, cls in classes.items():
+        entry = grid.algorithms[i]
         axes = [name for name in grid.scan if name in cls.Params.model_fields]
         if both := next((name for name in axes if name in entry.params), None):
             raise UserError(grid.place("scan", both), f"algorithms[{i}].params gives '{both}' too", "remove one of them")
         for point in product(*(range(len(grid.scan[name])) for name in axes)):
             chosen = dict(zip(axes, point, strict=True))
-            variant = _Variant(
+            variant = Variant(
                 entry=i,
                 label=" ".join([entry.label or entry.name, *(f"{name}={_spell(grid.scan[name][j])}" for name, j in chosen.items())]),
                 name=entry.name,
@@ -698,9 +745,9 @@ def _variants(grid: Grid) -> list[_Variant]:
                 params=_resolved(grid, i, cls.Params, chosen),
                 private=cls.private,
             )
-            _check_apart(grid, variant, variants)
-            variants.append(variant)
-    return variants
+            _check_apart(grid, variant, found)
+            found.append(variant)
+    return found
 
 
 def _spell(value: Any) -> str:
@@ -721,7 +768,7 @@ def _resolved(grid: Grid, i: int, params: type[BaseModel], chosen: Mapping[str, 
         raise _translated(error, params, place) from error
 
 
-def _check_apart(grid: Grid, new: _Variant, others: Sequence[_Variant]) -> None:
+def _check_apart(grid: Grid, new: Variant, others: Sequence[Variant]) -> None:
     for other in others:
         if (new.identity, new.params) == (other.identity, other.params):
             what = f"'{new.label}' is the same as '{other.label}' of algorithms[{other.entry}]"

@@ -23,6 +23,10 @@ class UserError(Exception):
         return type(self), (self.where, self.what, self.right)
 
 
+class PluginError(UserError):
+    """A plug-in's mistake, found before anything runs: it cannot be imported, lacks a method, or returns what nobody can use."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for an unknown ``name``: the closest known one if there is a close one, and all of them."""
     names = sorted(known)

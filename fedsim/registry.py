@@ -1,13 +1,18 @@
-"""Algorithms by name: ``@register``, entry points of group ``fedsim.algorithms``, and ``pkg.module:Class`` paths."""
+"""Algorithms by name: ``@register``, entry points of group ``fedsim.algorithms``, ``pkg.module:Class`` and ``file.py:Class`` paths."""
 
 from __future__ import annotations
 
 import importlib
+import inspect
+import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, TypeVar
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from fedsim.errors import UserError, nearest
+from fedsim.errors import PluginError, UserError, nearest
+from fedsim.source_lines import line_of, origin, said, shown
 
 if TYPE_CHECKING:
     from fedsim.algorithm import Algorithm
@@ -41,30 +46,88 @@ def known() -> list[str]:
 
 
 def lookup(name: str, where: str = "algorithm") -> type[Algorithm]:
-    """The class behind a registered name, an entry point, or a ``pkg.module:Class`` path.
+    """The class behind a registered name, an entry point, a ``pkg.module:Class`` path or a ``path/to/file.py:Class`` path.
 
     Args:
+        name: as a grid file gives it; files are looked for from the working folder.
+        where: the place to name in an error.
+
+    Raises:
+        UserError: nothing has the name; the known ones are listed.
+        PluginError: the plug-in cannot be imported, or its class is not a complete algorithm; with file and line.
+    """
+    found: Any = _registered.get(name)
+    if found is None:
+        path = next((entry.value for entry in entry_points(group=GROUP) if entry.name == name), name)
+        if ":" not in path:
+            raise UserError(where, f"unknown algorithm '{name}'", nearest(name, known()))
+        found = _imported(path, where)
+    check_complete(found, name, where)
+    if "name" not in vars(found):  # a registered base class has one of its own
+        found.name = name
+    return cast("type[Algorithm]", found)
+
+
+def _imported(path: str, where: str) -> Any:
+    """What ``module:attribute`` or ``file.py:attribute`` leads to."""
+    module, _, attribute = path.rpartition(":")
+    try:
+        return getattr(_module_of_file(module, where) if module.endswith(".py") else importlib.import_module(module), attribute)
+    except UserError:
+        raise
+    except Exception as error:  # a plug-in may raise anything as it is imported
+        at = origin(error)
+        right = "correct it there" if at else "give an importable pkg.module:Class or file.py:Class"
+        raise PluginError(where, f"'{path}' cannot be imported ({at + ': ' if at else ''}{said(error)})", right) from error
+
+
+def _module_of_file(path: str, where: str) -> ModuleType:
+    """The module that a Python file is, imported by its stem, so that every process finds the same classes.
+
+    A worker's working folder may be another one than the driver's, which Ray puts on the worker's import path.
+    """
+    file = next((at for folder in (Path.cwd(), *map(Path, sys.path)) if (at := (folder / path).resolve()).is_file()), None)
+    if file is None:
+        raise PluginError(where, f"there is no file '{path}'", "give its path from the working folder")
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
+    importlib.invalidate_caches()
+    module = importlib.import_module(file.stem)
+    if Path(module.__file__ or "").resolve() != file:
+        held = module.__file__ or "a built-in module"
+        raise PluginError(where, f"'{path}' cannot be imported: its name belongs to {shown(held)} already", "rename the file")
+    return module
+
+
+def check_complete(found: Any, name: str, where: str) -> None:
+    """Check what can be seen of a class without running it.
+
+    Args:
+        found: what the look-up led to.
         name: as a grid file gives it.
         where: the place to name in an error.
 
     Raises:
-        UserError: nothing has the name (the known ones are listed), or the plug-in cannot be imported.
+        PluginError: it is not an algorithm, lacks a method, or its parameters are not a model of parameters.
     """
-    if name in _registered:
-        return _registered[name]
-    path = next((entry.value for entry in entry_points(group=GROUP) if entry.name == name), name)
-    if ":" not in path:
-        raise UserError(where, f"unknown algorithm '{name}'", nearest(name, known()))
-    module, _, attribute = path.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # a plug-in may raise anything as it is imported
-        problem = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(where, f"'{path}' cannot be imported ({problem})", "give an importable pkg.module:Class") from error
-    from fedsim.algorithm import Algorithm
+    from fedsim.algorithm import Algorithm, Params
 
     if not (isinstance(found, type) and issubclass(found, Algorithm)):
-        raise UserError(where, f"'{path}' is not an Algorithm", "derive the class from fedsim.algorithm.Algorithm")
-    if not hasattr(found, "name"):
-        found.name = name
-    return found
+        raise PluginError(where, f"'{name}' is not an Algorithm", "derive the class from fedsim.algorithm.Algorithm")
+    params = getattr(found, "Params", None)
+    if missing := sorted(found.__abstractmethods__):
+        what, right = f"lacks {' and '.join(missing)}", f"define {'; '.join(outline(found, each) for each in missing)}"
+    elif found.generator is Algorithm.generator and found.classifier is Algorithm.classifier:
+        what, right = "has neither generator nor classifier", f"define one: {outline(Algorithm, 'generator')}"
+    elif not (isinstance(params, type) and issubclass(params, Params)):
+        what, right = f"has Params = {params!r}", "give it Params, a class derived from fedsim.algorithm.Params"
+    else:
+        return
+    raise PluginError(where, f"{line_of(found)}: {found.__name__} {what}", right)
+
+
+def outline(cls: Any, method: str) -> str:
+    """``name(arguments): what it is for``, of a method of a class."""
+    function = getattr(cls, method)
+    says = (inspect.getdoc(function) or "").partition("\n")[0].rstrip(".")
+    return f"{method}({', '.join(inspect.signature(function).parameters)}): {says}"

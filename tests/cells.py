@@ -1,13 +1,16 @@
 """Small cells, ready to run: 200 rows of digits, 4 clients, trainings of a moment."""
 
+from importlib.metadata import entry_points
 from typing import Any
 
 from fedsim.config import Grid
-from fedsim.registry import lookup
+from fedsim.registry import GROUP, lookup
 from fedsim.runtime.cluster import Node
 from fedsim.runtime.preflight import Prepared, prepare
 
 NODES = [Node(4.0, 0.0)]
+SHIPPED = sorted(entry.name for entry in entry_points(group=GROUP))
+"""Algorithms by name; tests may have registered others."""
 QUICK = {"rounds": 3, "local_steps": 3, "meta_steps": 2}
 
 

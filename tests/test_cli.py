@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from plug_ins import GOOD, changed, write
 
 FEDSIM = Path(sys.executable).with_name("fedsim")
 SMALL = """
@@ -146,3 +147,50 @@ def test_partition_shows_and_draws_without_training(tmp_path: Path) -> None:
     shown = fedsim(tmp_path, "partition", "--grid", "g.yaml", "--show", "--out", "pictures")
     assert shown.returncode == 0, shown.stderr
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["partitions.png", "partitions.svg"]
+
+
+def without_caches(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name != "__pycache__")
+
+
+def test_plug_ins_that_are_refused_stop_a_bench_and_with_keep_going_the_rest_runs(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    write(tmp_path, "raises", "raise RuntimeError('half [red]written[/]')\n")
+    write(tmp_path, "batch_loss", changed("unit * gaussian_nll(batch.x, decoded, log_variance),", "unit.sum(),"))
+    write(tmp_path / "below", "good", GOOD)
+    names = [f"{stem}.py:MyMethod" for stem in ("raises", "batch_loss", "below/good")]
+    entries = [{"name": name, "params": {} if "raises" in name else {"rounds": 3}} for name in names]
+    grid = {"algorithms": entries, "clients": 4, "epsilon": 4, "scan": {"latent": [4]}, "evaluation": {"per_class": 30}}
+    (tmp_path / "g.yaml").write_text(json.dumps(grid))
+    before = without_caches(tmp_path)
+
+    stopped = fedsim(tmp_path, "bench", "--grid", "g.yaml")
+    assert (stopped.returncode, stopped.stdout) == (2, "")
+    assert "raises.py:1: RuntimeError: half [red]written[/]" in stopped.stderr
+    assert len(stopped.stderr.strip().splitlines()) == 1
+    assert without_caches(tmp_path) == before
+
+    went_on = fedsim(tmp_path, "bench", "--grid", "g.yaml", "--keep-going")
+    assert went_on.returncode == 1, went_on.stdout + went_on.stderr
+    assert went_on.stderr == ""
+    (row,) = (json.loads(line) for line in lines(tmp_path / "runs/g/results.jsonl"))
+    assert (row["label"], row["status"]) == ("below/good.py:MyMethod latent=4", "ok")
+    for said in ("half [red]written[/]", "batch_loss.py:", "expected one number a row: [16]"):
+        assert went_on.stdout.count(said) == 2
+    refused = json.loads((tmp_path / "runs/g/manifest.json").read_text())["refused"]
+    assert [each["algorithm"] for each in refused] == names[:2]
+    assert "half [red]written[/]" in refused[0]["error"]
+
+
+def test_a_new_method_from_nowhere_is_a_mistake(tmp_path: Path) -> None:
+    done = fedsim(tmp_path, "new", "mine", "--from", "no-such-method")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--from: unknown algorithm 'no-such-method'" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_algorithms_are_listed_and_one_is_shown_in_full(tmp_path: Path) -> None:
+    listed, shown = fedsim(tmp_path, "algorithms"), fedsim(tmp_path, "algorithms", "fedhypevae")
+    assert (listed.returncode, shown.returncode) == (0, 0)
+    assert "weight-noise" in listed.stdout
+    assert "dimension of the client" in shown.stdout

@@ -8,9 +8,12 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 import fedsim.config
+from baselines.dp_gaussian import DPGaussian
+from baselines.fedavg_cvae import FedAvgCVAE
+from fedsim.algorithm import Params
 from fedsim.config import Cell, Grid, expand, load_grid
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.sources import DatasetSpec
@@ -18,29 +21,21 @@ from fedsim.errors import UserError
 from fedsim.registry import register
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Schedule(Strict):
+class Schedule(Params):
     warmup: int = 3
 
 
 @register("config-private")
-class Private:
-    private = True
-
-    class Params(Strict):
+class Private(DPGaussian):
+    class Params(Params):
         beta: float = Field(default=1.0, ge=0)
         rate: float = 1e-3
         schedule: Schedule = Schedule()
 
 
 @register("config-open")
-class Open:
-    private = False
-
-    class Params(Strict):
+class Open(FedAvgCVAE):
+    class Params(Params):
         beta: float = 1.0
 
 

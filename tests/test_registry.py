@@ -3,20 +3,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
+from plug_ins import GOOD, changed, line, without, write
 
+from baselines.dp_gaussian import DPGaussian
 from fedsim import registry
 from fedsim.algorithm import Algorithm
-from fedsim.errors import UserError
+from fedsim.errors import PluginError, UserError
 from fedsim.registry import known, lookup, register
 
 MODULE = """
-from fedsim.algorithm import Params
-from fedsim.dp_sgd import DPSGD
+from baselines.dp_gaussian import DPGaussian
 
 
-class Stranger(DPSGD):
-    Params = Params
+class Stranger(DPGaussian):
+    pass
 """
 ENTRY_POINT = "[fedsim.algorithms]\nstranger = stranger_package.algorithms:Stranger\n"
 
@@ -47,15 +47,15 @@ def test_the_shipped_algorithms_are_known_without_an_import() -> None:
 
 def test_a_name_is_registered_once() -> None:
     @register("registered-once")
-    class First(Algorithm):
-        Params = BaseModel
+    class First(DPGaussian):
+        pass
 
     assert lookup("registered-once") is First
     with pytest.raises(ValueError, match=r"'registered-once' is already registered by .*First"):
 
         @register("registered-once")
-        class Second(Algorithm):
-            Params = BaseModel
+        class Second(DPGaussian):
+            pass
 
     assert lookup("registered-once") is First
 
@@ -63,8 +63,8 @@ def test_a_name_is_registered_once() -> None:
 def test_a_module_that_is_imported_again_may_register_again() -> None:
     def define() -> type[Algorithm]:
         @register("reloaded")
-        class Reloaded(Algorithm):
-            Params = BaseModel
+        class Reloaded(DPGaussian):
+            pass
 
         return Reloaded
 
@@ -108,7 +108,59 @@ def test_a_path_that_leads_nowhere_is_the_users_mistake(path: str, said: str) ->
         lookup(path)
 
 
-def test_a_plug_in_that_breaks_as_it_is_imported_is_the_users_mistake(package: Path) -> None:
-    (package / "stranger_package" / "algorithms.py").write_text("raise RuntimeError('half written')\n")
-    with pytest.raises(UserError, match="half written"):
+def test_a_plug_in_that_breaks_as_it_is_imported_is_told_with_the_innermost_line_of_its_own(package: Path) -> None:
+    folder = package / "stranger_package"
+    (folder / "algorithms.py").write_text("from stranger_package.inner import number\n")
+    (folder / "inner.py").write_text("import json\n\nnumber = json.loads('half written')\n")
+    with pytest.raises(PluginError, match=r"inner\.py:3: JSONDecodeError: Expecting value"):
         lookup("stranger_package.algorithms:Stranger")
+
+
+def test_a_syntax_error_is_told_with_its_line(folder: Path) -> None:
+    (folder / "unfinished.py").write_text("import json\ndef build(:\n")
+    with pytest.raises(
+        PluginError, match=r"g.yaml:2: 'unfinished.py:MyMethod' cannot be imported \(unfinished.py:2: SyntaxError: "
+    ) as raised:
+        lookup("unfinished.py:MyMethod", "g.yaml:2")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_needs_no_package(folder: Path) -> None:
+    (folder / "below").mkdir()
+    write(folder / "below", "plug_in_of_a_file", GOOD)
+    found = lookup("below/plug_in_of_a_file.py:MyMethod")
+    assert (found.__module__, found.name) == ("plug_in_of_a_file", "below/plug_in_of_a_file.py:MyMethod")
+    assert lookup("plug_in_of_a_file:MyMethod") is found
+    assert lookup(f"{folder}/below/plug_in_of_a_file.py:MyMethod") is found
+
+
+def test_a_file_whose_name_is_another_modules_is_refused(folder: Path) -> None:
+    write(folder, "json", GOOD)
+    with pytest.raises(PluginError, match=r"'json.py' cannot be imported: its name belongs to .*json/__init__.py already; rename the file"):
+        lookup("json.py:MyMethod")
+
+
+def test_a_file_that_is_not_there_is_said_so(folder: Path) -> None:
+    with pytest.raises(PluginError, match=r"there is no file 'below/none.py'"):
+        lookup("below/none.py:MyMethod")
+
+
+INCOMPLETE = {
+    "no_loss": (without("loss"), r"MyMethod lacks loss; define loss\(self, model, batch\): Parts of the loss by name"),
+    "nothing_made": (
+        without("generator"),
+        r"MyMethod has neither generator nor classifier; define one: generator\(self, server, codes, seeds\): ",
+    ),
+    "other_params": (
+        changed("Params = MyMethodParams", "Params = dict"),
+        r"MyMethod has Params = <class 'dict'>; .*fedsim.algorithm.Params",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", INCOMPLETE)
+def test_an_incomplete_class_is_told_with_its_line_and_what_it_lacks(folder: Path, mistake: str) -> None:
+    text, said = INCOMPLETE[mistake]
+    name = write(folder, mistake, text)
+    with pytest.raises(PluginError, match=f"{mistake}.py:{line(text, 'class MyMethod(')}: {said}"):
+        lookup(name)

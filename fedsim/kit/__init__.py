@@ -1,1 +1,1 @@
-"""The conformance kit: what every algorithm must keep, checked by running it on a small cell (``fedsim check``)."""
+"""The kit for adding an algorithm: what there is, a method to start from, and checks of what it must keep."""

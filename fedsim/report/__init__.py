@@ -89,7 +89,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a run folder; empty where there is none.
 
     Raises:
-        UserError: it is not a JSON object, or its cells lack ``cell_id`` or ``label``.
+        UserError: it is not a JSON object, its cells lack ``cell_id`` or ``label``, or its refused plug-ins ``algorithm`` or ``error``.
     """
     path = folder / MANIFEST
     if not path.exists():
@@ -98,6 +98,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         for cell in manifest.get("cells") or []:
             cell["cell_id"], cell["label"]
+        for entry in manifest.get("refused") or []:
+            entry["algorithm"], entry["error"]
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise UserError(str(path), "this is not a manifest that fedsim wrote", "remove it to report all rows") from error
     return dict(manifest)

@@ -86,6 +86,7 @@ def render_page(
         cells=[(row.status, [(cell[column], column in _WORDS) for column in columns]) for row, cell in zip(rows, cells, strict=True)],
         failures=[(row, _setting(row)) for row in rows if row.status == "failed"],
         overspent=[(row, _setting(row)) for row in rows if row.status == "overspent"],
+        refused=manifest.get("refused") or [],
         facts=_facts(manifest, rows),
         grid=yaml.safe_dump(_plain(manifest["grid"]), sort_keys=False, allow_unicode=True) if "grid" in manifest else "",
     )
@@ -301,9 +302,12 @@ and <em>chance</em> a guess.</p>
 {% endfor %}
 </section>
 
-{% if failures or overspent %}
+{% if failures or overspent or refused %}
 <section id="failures">
 <h2>What is missing from the curves</h2>
+{% for entry in refused %}
+<p class="bad">{{ entry.algorithm }}: left out, its plug-in was refused: {{ entry.error }}</p>
+{% endfor %}
 {% for row, setting in overspent %}
 <p class="bad">{{ setting }}: overspent, ε = {{ number(row.epsilon_spent) or "unknown" }} was spent where
 {{ number(row.epsilon_target) }} was allowed; never drawn, in no mean</p>

@@ -15,7 +15,7 @@ from fedsim.results import ResultStore
 from fedsim.runtime.display import describe, make_display, outcome
 from fedsim.runtime.label_matrices import drawn_matrices
 from fedsim.runtime.manifest import write_manifest
-from fedsim.runtime.preflight import Prepared
+from fedsim.runtime.preflight import Prepared, show_refused
 from fedsim.runtime.scheduler import Scheduler
 from fedsim.runtime.trial import Trial
 
@@ -35,7 +35,7 @@ def run_bench(
         retry_failed: run cells again that failed before.
 
     Returns:
-        The exit code: 0 if every cell is ok, 1 if one failed or overspent, 130 after an interruption.
+        The exit code: 0 if every cell is ok, 1 if one failed or overspent or a plug-in was left out, 130 after an interruption.
 
     Raises:
         UserError: the folder cannot be written, or another fedsim runs in it.
@@ -45,6 +45,7 @@ def run_bench(
     except OSError as error:
         raise UserError(str(folder), f"cannot be made a run folder ({error.strerror})", "give another one with --out") from error
     store = ResultStore(folder)
+    show_refused(prepared.grid, console)
     with store.lock():
         done = store.finished() | (set() if retry_failed else store.failed())
         todo = [trial for trial in prepared.trials if trial.cell.cell_id not in done]
@@ -64,8 +65,9 @@ def run_bench(
         console.print(f"{describe(row)}: {outcome(row)} ({log})", style="red", soft_wrap=True, highlight=False, markup=False)
     if any(row.status == "failed" for row in bad):
         console.print("run failed cells again with --retry-failed", soft_wrap=True)
+    show_refused(prepared.grid, console)
     console.print(f"report: {report.page}", soft_wrap=True, highlight=False)
-    return 1 if bad else 0
+    return 1 if bad or prepared.grid.refused else 0
 
 
 def _run(prepared: Prepared, todo: list[Trial], store: ResultStore, console: Console, engine: AbstractContextManager[Any]) -> None:

@@ -20,7 +20,7 @@ PACKAGES = ("fedsim", "ray", "torch", "opacus", "numpy", "scikit-learn", "scipy"
 
 
 def write_manifest(folder: Path, prepared: Prepared) -> None:
-    """Write ``manifest.json``: versions, git revision, hardware, the resolved grid and its cells; replaces an older one at once."""
+    """Write ``manifest.json``: versions, revision, hardware, the resolved grid, its cells, refused plug-ins; replaces an older."""
     manifest = {
         "versions": versions(),
         "revision": revision(),
@@ -28,6 +28,10 @@ def write_manifest(folder: Path, prepared: Prepared) -> None:
         "command": shlex.join(["fedsim", *sys.argv[1:]]),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "grid": prepared.grid.model_dump(mode="json"),
+        "refused": [
+            {"algorithm": prepared.grid.algorithms[i].label or prepared.grid.algorithms[i].name, "error": str(error)}
+            for i, error in prepared.grid.refused.items()
+        ],
         "cells": [{"cell_id": trial.cell.cell_id, "label": trial.cell.label} for trial in prepared.trials],
     }
     part = folder / f"{MANIFEST}.part"

@@ -18,6 +18,7 @@ from fedsim.partition import Partition, make_partition, shifted
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.runtime.cluster import Node
 from fedsim.runtime.cohort import build_algorithm
+from fedsim.runtime.rehearsal import rehearse_grid
 from fedsim.runtime.trial import Trial, packing
 from fedsim.terminal import wide_console
 
@@ -41,20 +42,22 @@ class Prepared:
     parallel: int
 
 
-def prepare(grid: Grid, nodes: Sequence[Node], max_parallel: int | None = None) -> Prepared:
-    """Load the data, expand the grid, partition, calibrate every plan, lay out the actors.
+def prepare(grid: Grid, nodes: Sequence[Node], max_parallel: int | None = None, *, keep_going: bool = False) -> Prepared:
+    """Load the data, rehearse the plug-ins, expand the grid, partition, calibrate every plan, lay out the actors.
 
     Args:
         grid: a checked grid.
         nodes: what the cluster has.
         max_parallel: at most so many cells at a time.
+        keep_going: leave out the algorithms whose plug-in is refused.
 
     Raises:
-        UserError: a data set, a partition, a plan or the layout does not work out; the message says where in the grid.
+        UserError: a data set, a plug-in, a partition, a plan or the layout does not work out; the message says where in the grid.
     """
     capacity = actors_that_fit(grid, nodes)
     parallel = min(capacity, max_parallel or capacity)
     data = {spec.key: load(spec, grid.place("dataset", i), grid.encoder) for i, spec in enumerate(grid.dataset)}
+    grid = rehearse_grid(grid, data, keep_going=keep_going)
     cells = expand(grid, data)
     partitions: dict[tuple[str, float, int, int], Partition] = {}
     trials = []
@@ -158,6 +161,7 @@ def show_plan(prepared: Prepared, console: Console) -> None:
         ]
         table.add_row(*facts, *budget, plan.claim, f"{plan.unit}, {plan.trust}, {plan.scope}", plan.accountant, actors)
     wide_console(console, 400).print(table)
+    show_refused(prepared.grid, console)
     sizes = ", ".join(f"{d.name}: {len(d.y_train)} × {d.dim}, {d.x_train.nbytes / 2**20:.1f} MiB" for d in prepared.data.values())
     shares = prepared.grid.resources
     console.print(f"data: {sizes}", soft_wrap=True, highlight=False)
@@ -167,3 +171,9 @@ def show_plan(prepared: Prepared, console: Console) -> None:
         soft_wrap=True,
         highlight=False,
     )
+
+
+def show_refused(grid: Grid, console: Console) -> None:
+    """Print why plug-ins are left out."""
+    for error in grid.refused.values():
+        console.print(f"left out: {error}", style="red", soft_wrap=True, highlight=False, markup=False)

@@ -137,6 +137,13 @@ def test_a_run_in_which_all_failed_still_has_a_report(tmp_path, failed):
     assert "svg" not in [tag for tag, _ in page.tags]
 
 
+def test_a_plug_in_that_was_left_out_is_told(tmp_path, row):
+    refused = [{"algorithm": HOSTILE, "error": "g.yaml:2: mine.py:3: the loss"}]
+    page = page_of(folder_with(tmp_path, [row(cell_id="a")], {"refused": refused}))
+    assert f"{HOSTILE}: left out, its plug-in was refused: g.yaml:2: mine.py:3: the loss" in page.text
+    assert "script" not in [tag for tag, _ in page.tags]
+
+
 def test_rounds_are_drawn_and_their_failures_named(tmp_path, row, training):
     rows = [row(cell_id=f"{seed}", seed=seed, label=HOSTILE, balanced_accuracy=0.8) for seed in (0, 1)]
     records = [record for each in rows for record in training(each.cell_id, kl=0.01)]

@@ -1,0 +1,188 @@
+"""A method to start from: its file, its test and its grid, which run at once, unedited."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import json
+import keyword
+import re
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedsim.algorithm import Algorithm
+from fedsim.errors import UserError
+from fedsim.kit.describe import describe, plain
+from fedsim.privacy.plan import Trust, Unit
+from fedsim.registry import known, lookup, outline
+
+STARTER = Path(__file__).with_name("starter.py")
+BESIDE = {"dp-gaussian": "dp-gaussian", "fedhypevae": "{name: fedhypevae, params: {rounds: 100}}"}
+"""What a new method's grid compares it with, and how the grid has it."""
+SHORT = {"rounds": 2, "local_steps": 2}
+"""Parameters of a short training, where an algorithm has them."""
+
+TEST = '''"""What {name} must keep: it trains, is paid for, and yields what can be judged."""
+
+from fedsim.config import Grid
+from fedsim.runtime.cluster import Node
+from fedsim.runtime.preflight import prepare
+from fedsim.runtime.trial import Outcome, run_trial
+
+
+def test_a_cell_runs_within_its_budget() -> None:
+    method = {{"name": "{stem}:{cls}", "params": {params}}}
+    data = {{"dataset": {{"name": "digits", "limit": 300}}, "clients": 3}}
+    budget = {{"epsilon": 4, "unit": "{unit}", "trust": "{trust}"}}
+    prepared = prepare(Grid.model_validate({{"algorithms": [method], **data, **budget}}), [Node(1.0, 0.0)])
+    (trial,), (rows,) = prepared.trials, prepared.data.values()
+    *rounds, outcome = run_trial(trial, rows)
+    assert rounds
+    assert isinstance(outcome, Outcome)
+    if trial.plan is not None:
+        assert trial.plan.claim == "{claim}"
+        assert outcome.epsilon_spent is not None
+        assert outcome.epsilon_spent <= trial.plan.epsilon_target
+'''
+GRID = """# {name} beside what it has to beat; under a minute: fedsim bench --grid {stem}.yaml
+dataset: digits
+algorithms:
+  - {{name: "{stem}:{cls}", label: {name}}}
+{others}alpha: [1.0]
+clients: [5]
+epsilon: [1, 8]
+seeds: [0]
+unit: {unit}
+trust: {trust}
+evaluation: {{per_class: 100}}
+"""
+
+
+@dataclass(frozen=True)
+class Naming:
+    """What a method is called.
+
+    Attributes:
+        name: as registered: ``my-method``.
+        stem: of its files, and its module: ``my_method``.
+        cls: its class: ``MyMethod``.
+    """
+
+    name: str
+    stem: str
+    cls: str
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a method starts as.
+
+    Attributes:
+        source: of its file.
+        unit, trust: a setting that it supports.
+        claim: what it claims there.
+        short: parameters that make a training short.
+    """
+
+    source: str
+    unit: Unit
+    trust: Trust
+    claim: str
+    short: dict[str, int]
+
+
+def write_method(name: str, origin: str | None, folder: Path) -> list[Path]:
+    """Write ``my_method.py``, ``test_my_method.py`` and ``my_method.yaml``.
+
+    Args:
+        name: what the method is called.
+        origin: start from a copy of this algorithm; None: from the starter.
+        folder: where the files go; made if there is none.
+
+    Returns:
+        The files.
+
+    Raises:
+        UserError: the name or the origin does not do, or a file is there already; nothing is written then.
+    """
+    stem = name.replace("-", "_")
+    naming = Naming(name, stem, "".join(part[:1].upper() + part[1:] for part in stem.split("_")))
+    paths = [folder / file for file in (f"{stem}.py", f"test_{stem}.py", f"{stem}.yaml")]
+    _check(naming, paths)
+    start = _starter(naming) if origin is None else _start_from(origin, naming)
+    texts = [start.source, _test(naming, start), _grid(naming, start)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, text in zip(paths, texts, strict=True):
+            path.write_text(text, "utf-8")
+    except OSError as error:
+        raise UserError(str(folder), f"cannot be written ({error.strerror})", "give another folder with --out") from error
+    return paths
+
+
+def _check(naming: Naming, paths: list[Path]) -> None:
+    """Check that the name makes a module of its own and that no file is in the way."""
+    where = f"fedsim new {naming.name}"
+    if not (naming.stem.isascii() and naming.stem.isidentifier()) or keyword.iskeyword(naming.stem):
+        raise UserError(where, f"'{naming.stem}' is not a module's name", "give letters, digits and dashes, as in my-method")
+    if taken := next((path for path in paths if path.exists()), None):
+        raise UserError(where, f"{taken} is there already", "give another name, or another folder with --out")
+    if naming.name in known():
+        raise UserError(where, "there is an algorithm of that name already", "give another name")
+    if importlib.util.find_spec(naming.stem):
+        raise UserError(where, f"Python knows another module '{naming.stem}'", "give another name")
+
+
+def _starter(naming: Naming) -> Start:
+    return Start(_renamed(STARTER.read_text("utf-8"), "my-method", "MyMethod", naming), "example", "aggregate", "proved", {"rounds": 20})
+
+
+def _start_from(origin: str, naming: Naming) -> Start:
+    """A copy of an algorithm, in the first unit and trust that it supports."""
+    cls, found = lookup(origin, "--from"), describe(origin, "--from")
+    (unit, trust), claim = next((key, claim) for key, claim in found.claims.items() if key not in found.refused)
+    short = {name: value for name, value in SHORT.items() if name in cls.Params.model_fields}
+    return Start(_copied(cls, naming), unit, trust, claim, short)
+
+
+def _test(naming: Naming, start: Start) -> str:
+    return TEST.format(**vars(naming), unit=start.unit, trust=start.trust, claim=start.claim, params=json.dumps(start.short))
+
+
+def _grid(naming: Naming, start: Start) -> str:
+    beside = [entry for name, entry in BESIDE.items() if name in known() and (start.unit, start.trust) not in describe(name).refused]
+    return GRID.format(**vars(naming), others="".join(f"  - {entry}\n" for entry in beside), unit=start.unit, trust=start.trust)
+
+
+def _copied(cls: type[Algorithm], naming: Naming) -> str:
+    """The source of a class's module under the new names, below what its base class asks of it."""
+    try:
+        source = Path(inspect.getsourcefile(cls) or "").read_text("utf-8")
+    except (OSError, TypeError) as error:
+        raise UserError("--from", f"the source of {cls.__name__} is not to be found", "name another algorithm") from error
+    if re.search(r"^from \.", source, re.M):
+        raise UserError(
+            "--from", f"{cls.__module__} imports its neighbours relatively, so it does not run elsewhere", "name another algorithm"
+        )
+    if re.search(rf"\b{naming.cls}\b", source):
+        raise UserError(f"fedsim new {naming.name}", f"{cls.__module__} uses '{naming.cls}' itself", "give another name")
+    source = re.sub(r'^@register\("([^"]*)"\)\n', lambda found: found[0] if found[1] == cls.name else "", source, flags=re.M)
+    if cls.Params.__module__ == cls.__module__:
+        source = re.sub(rf"\b{cls.Params.__name__}\b", f"{naming.cls}Params", source)
+    return contract(cls) + _renamed(source, cls.name, cls.__name__, naming)
+
+
+def _renamed(source: str, name: str, cls: str, naming: Naming) -> str:
+    """A module's source with another registered name and another class name."""
+    source = source.replace(f'@register("{name}")', f'@register("{naming.name}")')
+    return re.sub(rf"\b{cls}(Params)?\b", rf"{naming.cls}\1", source)
+
+
+def contract(cls: type[Algorithm]) -> str:
+    """What the class of fedsim that an algorithm derives from asks of it, as comment lines, from its docstrings."""
+    kind = next(base for base in cls.__mro__[1:] if base.__module__.startswith("fedsim."))
+    wanted = [*sorted(getattr(kind, "__abstractmethods__", ())), "generator" if cls.generates() else "classifier"]
+    paragraphs = [inspect.getdoc(kind) or "", *(outline(kind, method) for method in wanted)]
+    lines = [line for text in "\n".join(paragraphs).splitlines() for line in textwrap.wrap(plain(text), 136) or [""]]
+    return "".join(f"# {line}".rstrip() + "\n" for line in [f"What {kind.__name__} asks of this file:", "", *lines]) + "\n"

@@ -1,0 +1,81 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cells import SHIPPED
+from plug_ins import GOOD
+
+from fedsim.config import load_grid
+from fedsim.errors import UserError
+from fedsim.kit.new import STARTER, write_method
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*.*") if "__pycache__" not in path.parts)
+
+
+def test_the_starter_is_about_40_lines_of_code() -> None:
+    code = [
+        line for line in GOOD.split("class MyMethodParams")[1].splitlines() if line.strip() and not line.strip().startswith(("#", '"""'))
+    ]
+    assert len(code) <= 42
+
+
+def test_a_new_method_is_the_starter_under_its_own_name(folder: Path) -> None:
+    paths = write_method("my-own", None, folder / "deep" / "down")
+    assert names(folder) == ["my_own.py", "my_own.yaml", "test_my_own.py"]
+    assert paths[0].read_text() == STARTER.read_text().replace("my-method", "my-own").replace("MyMethod", "MyOwn")
+
+
+def test_every_algorithm_can_be_started_from_and_its_test_passes_unedited(folder: Path) -> None:
+    for name in SHIPPED:
+        source, *_ = write_method(f"new-{name}", name, folder)
+        assert source.read_text().startswith("# What ")
+    write_method("my-method", None, folder)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *sorted(map(str, folder.glob("test_*.py")))]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stdout
+    assert f"{len(SHIPPED) + 1} passed" in done.stdout
+
+
+def test_the_grid_has_the_method_beside_two_others(folder: Path) -> None:
+    *_, path = write_method("my-method", None, folder)
+    sys.path.append(str(folder))
+    grid = load_grid(path)
+    assert [entry.label or entry.name for entry in grid.algorithms] == ["my-method", "dp-gaussian", "fedhypevae"]
+
+
+def test_a_copy_says_what_its_base_class_asks_for(folder: Path) -> None:
+    text = write_method("mine", "dp-gaussian", folder)[0].read_text()
+    comments = text[: text.index('"""')]
+    assert comments.startswith("# What OneShot asks of this file:\n#\n# Base class of an algorithm that releases statistics")
+    assert "# statistics(self, release, x, y, broadcast): Outer products of every row by name" in comments
+    assert '@register("mine")\nclass Mine(OneShot):' in text
+    assert "Params = MineParams" in text
+    assert "DPGaussian" not in text.replace("DP-Gaussian", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "origin", "said"),
+    [
+        ("3-methods", None, "'3_methods' is not a module's name"),
+        ("my/method", None, "is not a module's name"),
+        ("class", None, "is not a module's name"),
+        ("dp-gaussian", None, "there is an algorithm of that name already"),
+        ("json", None, "Python knows another module 'json'"),
+        ("mine", "dp-gausian", "did you mean 'dp-gaussian'"),
+        ("params", "dp-gaussian", "baselines.dp_gaussian uses 'Params' itself"),
+    ],
+)
+def test_a_name_that_does_not_do_is_refused_and_nothing_is_written(folder: Path, name: str, origin: str | None, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        write_method(name, origin, folder / "out")
+    assert list(folder.iterdir()) == []
+
+
+def test_nothing_is_overwritten(folder: Path) -> None:
+    (folder / "my_method.yaml").write_text("mine")
+    with pytest.raises(UserError, match=r"my_method.yaml is there already"):
+        write_method("my-method", None, folder)
+    assert names(folder) == ["my_method.yaml"]
