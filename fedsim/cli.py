@@ -290,20 +290,9 @@ def check(
     """
     from fedsim.kit.check import check_algorithm, findings_table
 
-    findings = list(check_algorithm(_importable(algorithm), param or [], unit, trust))
+    findings = list(check_algorithm(algorithm, param or [], unit, trust))
     wide_console(Console(), 100).print(findings_table(algorithm, findings))
     raise typer.Exit(any(finding.passed is False for finding in findings))
-
-
-def _importable(algorithm: str) -> str:
-    """``folder/stem.py:Class`` as ``stem:Class``, with the folder on the import path."""
-    path, colon, attribute = algorithm.rpartition(":")
-    if not (colon and path.endswith(".py")):
-        return algorithm
-    if not Path(path).is_file():
-        raise UserError(algorithm, "there is no such file", "give my_file.py:MyMethod")
-    sys.path.insert(0, str(Path(path).resolve().parent))
-    return f"{Path(path).stem}:{attribute}"
 
 
 @app.command()

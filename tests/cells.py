@@ -4,6 +4,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from fedsim.config import Grid
+from fedsim.kit.subject import SHORT
 from fedsim.registry import GROUP, lookup
 from fedsim.runtime.cluster import Node
 from fedsim.runtime.preflight import Prepared, prepare
@@ -11,13 +12,12 @@ from fedsim.runtime.preflight import Prepared, prepare
 NODES = [Node(4.0, 0.0)]
 SHIPPED = sorted(entry.name for entry in entry_points(group=GROUP))
 """Algorithms by name; tests may have registered others."""
-QUICK = {"rounds": 3, "local_steps": 3, "meta_steps": 2}
 
 
 def quick(name: str, **params: Any) -> dict[str, Any]:
     """An entry of ``algorithms`` that trains for a moment."""
     fields = lookup(name).Params.model_fields
-    return {"name": name, "params": {key: value for key, value in QUICK.items() if key in fields} | params}
+    return {"name": name, "params": {key: value for key, value in SHORT.items() if key in fields} | params}
 
 
 def small_grid(*algorithms: str | dict[str, Any], **keys: Any) -> Grid:

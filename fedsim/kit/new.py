@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import json
 import keyword
 import re
 import textwrap
@@ -20,30 +19,14 @@ from fedsim.registry import known, lookup, outline
 STARTER = Path(__file__).with_name("starter.py")
 BESIDE = {"dp-gaussian": "dp-gaussian", "fedhypevae": "{name: fedhypevae, params: {rounds: 100}}"}
 """What a new method's grid compares it with, and how the grid has it."""
-SHORT = {"rounds": 2, "local_steps": 2}
-"""Parameters of a short training, where an algorithm has them."""
+TEST = '''"""What {name} must keep: the checks of `fedsim check`."""
 
-TEST = '''"""What {name} must keep: it trains, is paid for, and yields what can be judged."""
-
-from fedsim.config import Grid
-from fedsim.runtime.cluster import Node
-from fedsim.runtime.preflight import prepare
-from fedsim.runtime.trial import Outcome, run_trial
+from fedsim.kit.check import check_algorithm
 
 
-def test_a_cell_runs_within_its_budget() -> None:
-    method = {{"name": "{stem}:{cls}", "params": {params}}}
-    data = {{"dataset": {{"name": "digits", "limit": 300}}, "clients": 3}}
-    budget = {{"epsilon": 4, "unit": "{unit}", "trust": "{trust}"}}
-    prepared = prepare(Grid.model_validate({{"algorithms": [method], **data, **budget}}), [Node(1.0, 0.0)])
-    (trial,), (rows,) = prepared.trials, prepared.data.values()
-    *rounds, outcome = run_trial(trial, rows)
-    assert rounds
-    assert isinstance(outcome, Outcome)
-    if trial.plan is not None:
-        assert trial.plan.claim == "{claim}"
-        assert outcome.epsilon_spent is not None
-        assert outcome.epsilon_spent <= trial.plan.epsilon_target
+def test_it_keeps_what_every_method_must_keep() -> None:
+    failed = [finding for finding in check_algorithm("{stem}:{cls}") if finding.passed is False]
+    assert failed == []
 '''
 GRID = """# {name} beside what it has to beat; under a minute: fedsim bench --grid {stem}.yaml
 dataset: digits
@@ -81,15 +64,11 @@ class Start:
     Attributes:
         source: of its file.
         unit, trust: a setting that it supports.
-        claim: what it claims there.
-        short: parameters that make a training short.
     """
 
     source: str
     unit: Unit
     trust: Trust
-    claim: str
-    short: dict[str, int]
 
 
 def write_method(name: str, origin: str | None, folder: Path) -> list[Path]:
@@ -111,7 +90,7 @@ def write_method(name: str, origin: str | None, folder: Path) -> list[Path]:
     paths = [folder / file for file in (f"{stem}.py", f"test_{stem}.py", f"{stem}.yaml")]
     _check(naming, paths)
     start = _starter(naming) if origin is None else _start_from(origin, naming)
-    texts = [start.source, _test(naming, start), _grid(naming, start)]
+    texts = [start.source, TEST.format(**vars(naming)), _grid(naming, start)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path, text in zip(paths, texts, strict=True):
@@ -135,19 +114,14 @@ def _check(naming: Naming, paths: list[Path]) -> None:
 
 
 def _starter(naming: Naming) -> Start:
-    return Start(_renamed(STARTER.read_text("utf-8"), "my-method", "MyMethod", naming), "example", "aggregate", "proved", {"rounds": 20})
+    return Start(_renamed(STARTER.read_text("utf-8"), "my-method", "MyMethod", naming), "example", "aggregate")
 
 
 def _start_from(origin: str, naming: Naming) -> Start:
     """A copy of an algorithm, in the first unit and trust that it supports."""
     cls, found = lookup(origin, "--from"), describe(origin, "--from")
-    (unit, trust), claim = next((key, claim) for key, claim in found.claims.items() if key not in found.refused)
-    short = {name: value for name, value in SHORT.items() if name in cls.Params.model_fields}
-    return Start(_copied(cls, naming), unit, trust, claim, short)
-
-
-def _test(naming: Naming, start: Start) -> str:
-    return TEST.format(**vars(naming), unit=start.unit, trust=start.trust, claim=start.claim, params=json.dumps(start.short))
+    unit, trust = next(key for key in found.claims if key not in found.refused)
+    return Start(_copied(cls, naming), unit, trust)
 
 
 def _grid(naming: Naming, start: Start) -> str:

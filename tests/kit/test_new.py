@@ -3,12 +3,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from cells import SHIPPED
+from cells import SHIPPED, quick, small_cells
 from plug_ins import GOOD
 
 from fedsim.config import load_grid
 from fedsim.errors import UserError
 from fedsim.kit.new import STARTER, write_method
+from fedsim.registry import lookup
+from fedsim.runtime.trial import Outcome, run_trial
 
 
 def names(folder: Path) -> list[str]:
@@ -28,15 +30,26 @@ def test_a_new_method_is_the_starter_under_its_own_name(folder: Path) -> None:
     assert paths[0].read_text() == STARTER.read_text().replace("my-method", "my-own").replace("MyMethod", "MyOwn")
 
 
-def test_every_algorithm_can_be_started_from_and_its_test_passes_unedited(folder: Path) -> None:
+def test_a_copy_of_every_algorithm_trains(folder: Path) -> None:
+    sys.path.append(str(folder))
     for name in SHIPPED:
-        source, *_ = write_method(f"new-{name}", name, folder)
+        source, _, grid = write_method(f"new-{name}", name, folder)
         assert source.read_text().startswith("# What ")
+        entry, *_ = load_grid(grid).algorithms
+        assert lookup(entry.name).__module__ == source.stem
+        cells = small_cells(quick(entry.name))
+        *_, outcome = run_trial(cells.trials[0], next(iter(cells.data.values())))
+        assert isinstance(outcome, Outcome)
+
+
+def test_the_tests_of_new_methods_pass_unedited(folder: Path) -> None:
     write_method("my-method", None, folder)
+    for name in ("dp-gaussian", "fedavg-linear"):
+        write_method(f"own-{name}", name, folder)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *sorted(map(str, folder.glob("test_*.py")))]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stdout
-    assert f"{len(SHIPPED) + 1} passed" in done.stdout
+    assert "3 passed" in done.stdout
 
 
 def test_the_grid_has_the_method_beside_two_others(folder: Path) -> None:

@@ -47,7 +47,7 @@ def test_an_algorithm_that_passes_exits_with_0(check: Check) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["nothing.py:Method"], "there is no such file"),
+        (["nothing.py:Method"], "there is no file"),
         (["fedhypevaee"], "did you mean 'fedhypevae'"),
         (["dp-gaussian", "--unit", "client"], "does not support 'client'"),
         (["dp-gaussian", "--param", "rankk=3"], "--param rankk"),
