@@ -172,25 +172,30 @@ def _use(made: Generator | Classifier, algorithm: Algorithm, x: Tensor) -> None:
     # a personal classifier is used by its clients alone
     for each in own if own and hasattr(made, "probabilities") else [made, *own]:
         if not algorithm.generates() and hasattr(each, "probabilities"):
-            _check(each.probabilities, each.probabilities(x), (len(x), task.classes))
+            _check(each.probabilities, each.probabilities(x), (len(x), task.classes), torch.float32, torch.float64)
         elif algorithm.generates() and hasattr(each, "sample"):
             labels = torch.arange(task.classes).repeat_interleave(2)
-            _check(each.sample, each.sample(labels, Seeds(0).torch(Purpose.SYNTHESIS)), (len(labels), task.dim))
+            _check(each.sample, each.sample(labels, Seeds(0).torch(Purpose.SYNTHESIS)), (len(labels), task.dim), torch.float32)
         else:
             maker: Any = algorithm.generator if algorithm.generates() else algorithm.classifier
             raise _Unexpected(maker, _described(each), f"an object with {'sample' if algorithm.generates() else 'probabilities'}")
 
 
-def _check(method: Any, returned: Any, shape: tuple[int, int]) -> None:
-    if not isinstance(returned, Tensor) or returned.shape != shape or returned.dtype != torch.float32:
-        raise _Unexpected(method, _described(returned), f"float32 {list(shape)}")
+def _check(method: Any, returned: Any, shape: tuple[int, int], *dtypes: torch.dtype) -> None:
+    expected = f"{' or '.join(map(_plain, dtypes))} {list(shape)}"
+    if not isinstance(returned, Tensor) or returned.shape != shape or returned.dtype not in dtypes:
+        raise _Unexpected(method, _described(returned), expected)
     if returned.requires_grad:
         raise _Unexpected(method, "a tensor with a gradient", "constants: sample and predict under torch.no_grad()")
     if not returned.isfinite().all():
-        raise _Unexpected(method, "numbers that are not finite", f"finite float32 {list(shape)}")
+        raise _Unexpected(method, "numbers that are not finite", f"finite {expected}")
 
 
 def _described(value: Any) -> str:
     if not isinstance(value, Tensor):
         return "nothing" if value is None else f"a {type(value).__name__}"
-    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    return f"{_plain(value.dtype)} {list(value.shape)}"
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -31,6 +31,14 @@ def method(name: str, arguments: str, body: str) -> str:
     return changed(NOISE, f"    def {name}(self, {arguments}):\n        {body}\n\n{NOISE}")
 
 
+def predicting(body: str) -> str:
+    """A plug-in with a classifier in place of a generator."""
+    text = made(body).replace("def sample(self, labels, stream)", "def probabilities(self, x)")
+    return text.replace(
+        "def generator(self, server: Server, codes: Tensors, seeds: Seeds) -> CVAEGenerator:", "def classifier(self, *given):"
+    )
+
+
 SERVER = "server, round_, release, total"
 MISTAKES = {
     "loss_of_a_batch": (
@@ -50,6 +58,8 @@ MISTAKES = {
     ),
     "wrong_dtype": (made("return labels[:, None].expand(-1, 64).double()"), "def sample", r"float64 \[20, 64\]; expected float32"),
     "not_finite": (made("return labels[:, None].expand(-1, 64) / 0.0"), "def sample", r"sample returned numbers that are not finite"),
+    "with_gradient": (made("return cast(Any, labels[:, None].expand(-1, 64).float().requires_grad_())"), "def sample", "with a gradient"),
+    "wrong_classes": (predicting("return x"), "def probabilities", r"probabilities returned float32 \[16, 64\]; expected .* \[16, 10\]"),
     "no_generator": (changed(GENERATOR, "pass"), "def generator", "generator returned nothing; expected an object with sample"),
     "server_raises": (method("server_step", SERVER, 'return total["nothing"]'), 'total["nothing"]', "KeyError: 'nothing'"),
     "server_is_silent": (method("server_step", SERVER, "pass"), "def server_step", "server_step returned nothing; expected a mapping"),
@@ -83,6 +93,11 @@ def test_the_starter_is_not_refused_in_any_setting(folder: Path) -> None:
     for unit in ("example", "client"):
         for trust in ("aggregate", "silo"):
             assert prepare(grid_of(name, epsilon=[4.0, float("inf")], unit=unit, trust=trust), NODES).grid.refused == {}
+
+
+def test_a_classifier_is_not_refused(folder: Path) -> None:
+    name = write(folder, "classifies", predicting("return x[:, :10].double().softmax(1)"))
+    assert prepare(grid_of(name, epsilon=4.0), NODES).grid.refused == {}
 
 
 def test_a_setting_that_cannot_be_planned_is_no_mistake_of_the_plug_in(folder: Path) -> None:
