@@ -8,7 +8,7 @@ from fedsim.runtime.cluster import Node
 from fedsim.runtime.preflight import Prepared, prepare
 
 NODES = [Node(4.0, 0.0)]
-QUICK = {"rounds": 3, "local_steps": 3, "meta_steps": 2}
+QUICK = {"rounds": 3, "local_steps": 3, "meta_steps": 2, "generator_steps": 2}
 
 
 def quick(name: str, **params: Any) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def test_what_was_spent_is_at_most_what_was_planned_and_not_far_below(name: str,
     records, outcome = run(trial, data)
     assert trial.plan is not None
     assert outcome.epsilon_spent is not None
-    assert len(records) == sum(release.steps for release in trial.plan.releases)
+    assert len(records) == sum(release.rounds for release in trial.plan.releases)
     assert 0.99 * 4.0 <= outcome.epsilon_spent <= 4.0
     assert outcome.epsilon_spent == pytest.approx(trial.plan.epsilon_reached, rel=1e-6)
 
