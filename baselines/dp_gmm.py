@@ -1,4 +1,9 @@
-"""DP-GMM: a Gaussian mixture per class with one covariance for all components, fitted by a few EM steps on noisy statistics."""
+"""DP-GMM: a Gaussian mixture per class with one covariance for all components, fitted by a few EM steps on noisy statistics.
+
+Parametric feature transfer (FedPFT: Beitollahi et al. 2024, arXiv 2402.01862) by private EM (DP-EM: Park, Foulds, Choudhary and Welling
+2017, arXiv 1605.06995). Different here: the clients' statistics are summed into one mixture a class where FedPFT sends a mixture from every
+client; the covariance is shared and fixed by its moments, so an EM step pays for component means and shares alone, in few directions.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +37,9 @@ class DPGMMParams(DPGaussianParams):
         spread: distance of the starting points from the class mean, in standard deviations.
     """
 
-    components: int = Field(2, ge=1)
+    components: int = Field(3, ge=1)
     em_steps: int = Field(3, ge=1)
-    em_share: float = Field(0.2, gt=0, lt=0.9)
+    em_share: float = Field(0.1, gt=0, lt=0.9)
     em_rank: int = Field(32, ge=1)
     spread: float = Field(1.0, gt=0)
 

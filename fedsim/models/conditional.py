@@ -34,7 +34,8 @@ class ConditionalGenerator(nn.Module):
         """Rows ``[n, d]`` for int64 labels ``[n]``."""
         z = torch.randn(len(labels), self.latent, generator=stream)
         decoded: Tensor = self.decoder(z.unsqueeze(1), labels, z[:, :0])[:, 0]
-        return decoded + (0.5 * self.observation(z)).exp() * torch.randn(decoded.shape, generator=stream)
+        std: Tensor = (0.5 * self.observation(z)).exp()
+        return decoded + std * torch.randn(decoded.shape, generator=stream)
 
 
 class ConditionalSampler:

@@ -1,7 +1,8 @@
 """Gaussian mixtures per class with one covariance for all components, from noisy statistics: the E step, the M step, the starting points.
 
-Everything happens on residuals u from the class mean in the leading directions of the covariance within classes, ``[N, k]``, so that what is
-noised is small. Component j of class c is N(offset_cj, S) there; S is the covariance within classes minus the scatter between components.
+Everything happens on residuals u ``[N, k]`` from the class mean in the leading directions of the covariance within classes, so that
+what is noised is small. Component j of class c is N(offset_cj, S) there; S is the covariance within classes minus the scatter between
+components.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ def maximise(sums: Tensor, counts: Tensor, shares: Tensor, std: float) -> dict[s
     every class keeps its mean, which the moments know better.
 
     Args:
-        sums, counts: as released, weights divided out.
+        sums: as released, the weight divided out.
+        counts: as released, the weight divided out.
         shares: before the step, for their shape.
         std: of the noise on each sum, before :data:`WEIGHTS` were divided out.
     """
@@ -90,4 +92,5 @@ def whitening(variances: Tensor, between: Tensor) -> Tensor:
     """W with ``W W^T = S^-1`` for ``S = diag(variances) - between``, ``[k, k]``; ``between`` takes at most its largest share."""
     root = variances.sqrt()
     values, vectors = torch.linalg.eigh(between / root / root[:, None])
-    return (vectors / (1 - values.clamp(0, MOST_EXPLAINED)).sqrt()) / root[:, None]
+    whitened: Tensor = (vectors / (1 - values.clamp(0, MOST_EXPLAINED)).sqrt()) / root[:, None]
+    return whitened

@@ -83,7 +83,10 @@ def test_responsibilities_sum_to_one_and_a_row_adds_at_most_one(seed: int, scale
     told |= {"basis": torch.linalg.qr(torch.randn(DIM, 4, generator=stream)).Q}
     told |= mixture.start(torch.randn(CLASSES, components, 4, generator=stream), variances, 2.0)
     # after a step so noisy that nothing of it need make sense
-    sums, counts = std * torch.randn(CLASSES * components, 4, generator=stream), std * torch.randn(CLASSES * components, 1, generator=stream)
+    sums, counts = (
+        std * torch.randn(CLASSES * components, 4, generator=stream),
+        std * torch.randn(CLASSES * components, 1, generator=stream),
+    )
     told |= mixture.maximise(sums, counts, told["shares"], std)
     told["whitening"] = mixture.whitening(variances, mixture.scatter(told["offsets"], told["shares"], torch.ones(CLASSES)))
     u = mixture.residuals(x, y, told["class_means"], told["basis"])
