@@ -21,7 +21,7 @@ from fedsim.errors import UserError
 from fedsim.models.cvae import Encoder, ObservationNoise, gaussian_nll, gaussian_nll_diagonal, kl_normal, sample_posterior
 from fedsim.models.hypernetwork import ConditionalPrior, ModulatedDecoder
 from fedsim.models.initialise import initial_model
-from fedsim.models.kernel import kernel_features, kernel_score
+from fedsim.models.kernel import kernel_features, kernel_frequencies, kernel_score
 from fedsim.models.layers import ClientCode
 from fedsim.models.posterior import linear_posterior, posterior_spread
 from fedsim.one_shot import statistics_message
@@ -272,7 +272,7 @@ class FedHypeVAE(DPSGD):
             "kl": (parts["kl"] / weight).tolist() if weight and "kl" in parts else [],
             "generated_decoder_norm": model.decoder.generated_norms(codes).tolist(),
             "generated_prior_norm": torch.cat(model.prior.table(codes), 1).flatten(1).norm(dim=1).tolist(),
-            "generator_features": kernel_features(made, FEATURES, stream).mean(1).tolist(),
+            "generator_features": kernel_features(made, kernel_frequencies(self.task.dim, FEATURES // 2, stream)).mean(1).tolist(),
         }
 
     def claim(self) -> Claim:

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedsim.algorithm import Params, Server, Tensors
+from fedsim.algorithm import Generator, Params, Server, Tensors
 from fedsim.models import moments
 from fedsim.one_shot import OneShot
 from fedsim.privacy.clipping import OuterProduct
@@ -58,12 +58,16 @@ class DPGaussian(OneShot):
         else:
             server.tensors |= sums
 
-    def generator(self, server: Server, codes: Tensors, seeds: Seeds) -> GaussianGenerator:
+    def found(self, server: Server) -> moments.Gaussians:
+        """What the released moments say."""
+        sums, std = server.tensors, server.noise_std("moments", self.task.clients)
+        return moments.gaussians(sums["class_sums"], sums["class_counts"], sums["second"], std)
+
+    def generator(self, server: Server, codes: Tensors, seeds: Seeds) -> Generator:
         """Class means, the covariance's leading directions, white noise for the rest."""
-        sums, radius = server.tensors, self.params.radius
-        found = moments.gaussians(sums["class_sums"], sums["class_counts"], sums["second"], server.noise_std("moments", self.task.clients))
+        found, radius = self.found(server), self.params.radius
         basis, variances, rest = moments.principal(found.covariance, found.noise, self.params.rank)
-        return GaussianGenerator(sums["mean"] + radius * found.means, radius * basis * variances.sqrt(), radius * math.sqrt(rest))
+        return GaussianGenerator(server.tensors["mean"] + radius * found.means, radius * basis * variances.sqrt(), radius * math.sqrt(rest))
 
 
 class GaussianGenerator:

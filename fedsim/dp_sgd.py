@@ -61,7 +61,7 @@ class DPSGD(Algorithm):
 
     A subclass supplies :meth:`build`, :meth:`loss`, :meth:`generator` and, if it needs random numbers per example, :meth:`noise`.
     Parameters whose names begin with one of ``server_only`` are the server's: the loss does not read them, clients do not get them, and
-    the server's steps on :meth:`penalties` are all that trains them.
+    the server's steps, on :meth:`penalties` or of the subclass's own, are all that trains them.
     """
 
     params: Any

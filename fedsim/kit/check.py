@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
 
-from fedsim.algorithm import Algorithm
 from fedsim.errors import UserError
 from fedsim.kit.budget import budget, sampling
 from fedsim.kit.noise import noise
@@ -21,6 +19,7 @@ from fedsim.kit.traces import data_untouched, global_random, made, restored, sen
 from fedsim.kit.verdict import Finding, Verdict, failed, idle, passed
 from fedsim.privacy.plan import Trust, Unit
 from fedsim.registry import lookup
+from fedsim.source_lines import line_of, origin, said
 
 
 @dataclass(frozen=True)
@@ -110,18 +109,9 @@ def _guarded(check: Check, subject: Subject) -> Verdict:
     try:
         return check.run(subject)
     except Exception as error:
-        message = " ".join(str(error).split())[:300]
-        place = _place(error, lookup(subject.trial.cell.algorithm))
-        return failed(f"{type(error).__name__}: {message} ({place})", "mend the line that raises it")
-
-
-def _place(error: Exception, cls: type[Algorithm]) -> str:
-    """File and line of the innermost frame in the algorithm's own files, else of the innermost one at all."""
-    frames = traceback.extract_tb(error.__traceback__)
-    bases = [each for each in cls.__mro__ if issubclass(each, Algorithm) and not each.__module__.startswith("fedsim.")]
-    own = {inspect.getfile(each) for each in bases}
-    frame = [*frames[-1:], *(frame for frame in frames if frame.filename in own)][-1]
-    return f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
+        cls = lookup(subject.trial.cell.algorithm)
+        place = origin(error, inspect.getsourcefile(cls)) or line_of(cls)
+        return failed(f"{said(error)[:300]} ({place})", "mend the line that raises it")
 
 
 MARKS = {True: "[green]passed[/]", False: "[red]failed[/]", None: "[dim]-[/]"}

@@ -18,7 +18,7 @@ from fedsim.runtime.cohort import Cohort, build_algorithm
 from fedsim.runtime.preflight import prepare
 from fedsim.runtime.trial import Trial
 
-SHORT = {"rounds": 3, "local_steps": 3, "meta_steps": 2}
+SHORT = {"rounds": 3, "local_steps": 3, "meta_steps": 2, "generator_steps": 2}
 """Parameters that make a training long, where an algorithm has them, and what they become."""
 
 EPSILON, DELTA = 4.0, 1e-4

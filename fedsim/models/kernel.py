@@ -30,19 +30,22 @@ def kernel_score(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return value[0] - value[1] - value[2]
 
 
-def kernel_features(x: Tensor, count: int, stream: torch.Generator) -> Tensor:
-    """Random features whose inner products estimate the kernel, ``[..., d]`` to ``[..., count]``.
+def kernel_frequencies(dim: int, count: int, stream: torch.Generator) -> Tensor:
+    """Frequencies ``[d, count]`` of :func:`kernel_features`, columns of independent directions.
 
     ``h / (h + r^2)`` is the mean of ``exp(-t r^2 / h)`` over t ~ Exp(1), a mixture of Gaussian kernels, so frequencies are normal with
-    variance 2 t / h (Rahimi and Recht 2007). The squared distance of two samples' mean features estimates their squared MMD.
-
-    Args:
-        x: rows.
-        count: number of features.
-        stream: of the frequencies; features are comparable if they come from the same stream.
+    variance 2 t / h (Rahimi and Recht 2007). The bandwidths take turns.
     """
     mixture = -torch.rand(count, generator=stream).clamp_min(1e-12).log()
     bandwidths = torch.tensor(BANDWIDTHS).repeat(-(-count // len(BANDWIDTHS)))[:count]
-    frequencies = torch.randn(x.shape[-1], count, generator=stream) * (2 * mixture / bandwidths).sqrt()
-    phases = 2 * math.pi * torch.rand(count, generator=stream)
-    return math.sqrt(2 / count) * (x @ frequencies + phases).cos()
+    return torch.randn(dim, count, generator=stream) * (2 * mixture / bandwidths).sqrt()
+
+
+def kernel_features(x: Tensor, frequencies: Tensor) -> Tensor:
+    """Random features whose inner products estimate the kernel, ``[..., d]`` to ``[..., 2 count]``; of norm 1 for every row.
+
+    A cosine and a sine for each of ``frequencies`` ``[d, count]`` (Rahimi and Recht 2007): their squares sum to one, whatever the row is.
+    The squared distance of two samples' mean features estimates their squared MMD.
+    """
+    angles = x @ frequencies
+    return torch.cat([angles.cos(), angles.sin()], -1) / math.sqrt(frequencies.shape[1])

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fedsim.models.kernel import kernel, kernel_features, kernel_score
+from fedsim.models.kernel import kernel, kernel_features, kernel_frequencies, kernel_score
 
 DIM, DATA = 6, 40
 
@@ -65,7 +67,8 @@ def test_sampled_scores_have_mmds_gradient_on_average():
 
 def test_features_give_the_kernel_and_the_mmd_of_two_samples():
     a, b = unit_rows(40, 3), unit_rows(50, 4) * 0.5
-    features = [kernel_features(rows.float(), 20_000, torch.Generator().manual_seed(5)) for rows in (a, b)]
+    frequencies = kernel_frequencies(DIM, 10_000, torch.Generator().manual_seed(5))
+    features = [kernel_features(rows.float(), frequencies) for rows in (a, b)]
     exact = kernel(torch.cdist(a, b).square())
     assert (features[0] @ features[1].T - exact).abs().max() < 0.04
     mmd2 = kernel(torch.cdist(a, a).square()).mean() + kernel(torch.cdist(b, b).square()).mean() - 2 * exact.mean()
@@ -73,7 +76,14 @@ def test_features_give_the_kernel_and_the_mmd_of_two_samples():
     assert float((features[0].mean(0) - features[1].mean(0)).square().sum()) == pytest.approx(float(mmd2), abs=0.01)
 
 
-def test_features_of_one_stream_are_the_same():
-    one, again, other = (kernel_features(torch.ones(2, 3), 8, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+def test_frequencies_of_one_stream_are_the_same():
+    one, again, other = (kernel_frequencies(3, 8, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
+
+
+@given(scale=st.floats(0, 100), count=st.integers(1, 40), seed=st.integers(0, 100))
+def test_features_have_norm_one_whatever_the_row_is(scale: float, count: int, seed: int):
+    frequencies = kernel_frequencies(DIM, count, torch.Generator().manual_seed(seed))
+    norms = kernel_features(scale * unit_rows(5, seed).float(), frequencies).norm(dim=1)
+    assert torch.allclose(norms, torch.ones(5), atol=1e-5)

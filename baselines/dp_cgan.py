@@ -1,0 +1,129 @@
+"""DP-CGAN: a conditional GAN whose discriminator learns from the real rows by DP-SGD; its generator sees the discriminator alone.
+
+Torkzadehmahani, Kairouz and Paten 2019 (arXiv 2001.09700), Xie et al. 2018 (arXiv 1802.06739); the baseline of Di Salvo, Nguyen and Ledig
+2025 (arXiv 2507.02671). Different here: the noise is FedHypeVAE's, once per round on the sum over clients; the discriminator's loss on
+generated rows reads shared parameters alone, so the server adds it exactly, without clip or noise; the widths are far below the published
+512/1024 and 1024/512, whose noise grows with their millions of parameters; and a penalty on the discriminator's gradient at generated
+rows (Mescheder, Geiger and Nowozin 2018, arXiv 1801.04406) takes the place of Xie's clipped weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fedsim.algorithm import Server, Tensors
+from fedsim.batch import Batch
+from fedsim.dp_sgd import DPSGD, DPSGDParams, averaged_model
+from fedsim.models.conditional import ConditionalGenerator, ConditionalSampler
+from fedsim.models.layers import one_hot
+from fedsim.optimise import adam_step
+from fedsim.privacy.plan import Release
+from fedsim.registry import register
+from fedsim.seeds import Purpose, Seeds
+
+
+class DPCGANParams(DPSGDParams):
+    """Parameters of DP-CGAN.
+
+    Attributes:
+        learning_rate: of the discriminator's noisy steps.
+        generator_rate: Adam's, of the generator; it falls like the discriminator's.
+        generator_steps: the generator's steps in a round.
+        latent: dimension of z.
+        generator_hidden: widths of the generator's hidden layers; none means a prototype per class plus a linear map of z.
+        discriminator_hidden: widths of the discriminator's.
+        initial_variance: of a generated row's observation noise, before it is learned.
+        fakes: generated rows in every step.
+        gradient_penalty: weight of the squared norm of the discriminator's gradient at generated rows.
+    """
+
+    learning_rate: float = Field(3e-3, gt=0)
+    generator_rate: float = Field(1e-2, gt=0)
+    generator_steps: int = Field(1, ge=1)
+    latent: int = Field(16, ge=1)
+    generator_hidden: tuple[int, ...] = ()
+    discriminator_hidden: tuple[int, ...] = (64,)
+    initial_variance: float = Field(0.3, gt=0)
+    fakes: int = Field(256, ge=1)
+    gradient_penalty: float = Field(0.1, ge=0)
+
+
+class Discriminator(nn.Module):
+    """The logit that a row of a class is real: an MLP on sqrt(d) [x, one-hot y], so that a unit row and its label weigh the same."""
+
+    def __init__(self, dim: int, classes: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        self.classes = classes
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise([dim + classes, *hidden, 1]))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """``[N, d]`` and ``[N]`` to ``[N]``."""
+        h = math.sqrt(x.shape[1]) * torch.cat([x, one_hot(y, self.classes)], 1)
+        for index, layer in enumerate(self.layers):
+            h = layer(h if index == 0 else F.leaky_relu(h, 0.2))
+        return h[:, 0]
+
+
+class GAN(nn.Module):
+    """The discriminator; at the server also the generator."""
+
+    def __init__(self, params: DPCGANParams, dim: int, classes: int, clients: int) -> None:
+        super().__init__()
+        self.discriminator = Discriminator(dim, classes, params.discriminator_hidden)
+        if not clients:
+            self.generator = ConditionalGenerator(params.latent, classes, params.generator_hidden, dim, params.initial_variance)
+
+
+@register("dp-cgan")
+class DPCGAN(DPSGD):
+    """The non-saturating conditional GAN (Goodfellow et al. 2014, Mirza and Osindero 2014) under federated DP-SGD."""
+
+    source = "Torkzadehmahani, Kairouz and Paten 2019, arXiv 2001.09700; Xie et al. 2018, arXiv 1802.06739"
+    Params = DPCGANParams
+    server_only = ("generator.",)
+
+    def build(self, clients: int) -> nn.Module:
+        """Clients have the discriminator alone."""
+        return GAN(self.params, self.task.dim, self.task.classes, clients)
+
+    def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
+        """The discriminator's loss on the real row, -log D(x, y)."""
+        return {"real": F.softplus(-model.discriminator(batch.x, batch.y))}
+
+    def penalties(self, model: Any, stream: torch.Generator) -> Mapping[str, Tensor]:
+        """The discriminator's loss on generated rows, -log(1 - D(G(z, y), y)), and the penalty on its gradient there."""
+        labels = self._labels()
+        made = model.generator(labels, stream).detach().requires_grad_()
+        logits = model.discriminator(made, labels)
+        (slope,) = torch.autograd.grad(logits.sum(), made, create_graph=True)
+        penalty = self.params.gradient_penalty * slope.square().sum(1).mean()
+        return {"fake": F.softplus(logits).mean(), "gradient_penalty": penalty}
+
+    def server_step(self, server: Server, round_: int, release: Release, total: Tensors) -> Mapping[str, float]:
+        """The discriminator's noisy step, then the generator's on -log D(G(z, y), y): post-processing."""
+        values, p, model = super().server_step(server, round_, release, total), self.params, server.model
+        own = {name: q for name, q in model.named_parameters() if name.startswith(self.server_only)}
+        fixed = {name: q.detach() for name, q in model.discriminator.named_parameters()}
+        labels, stream = self._labels(), server.seeds.torch(Purpose.META, round_)
+        for _ in range(p.generator_steps):
+            loss = F.softplus(-functional_call(model.discriminator, fixed, (model.generator(labels, stream), labels))).mean()
+            gradients = dict(zip(own, torch.autograd.grad(loss, list(own.values())), strict=True))
+            adam_step(own, gradients, server.tensors, p.generator_rate * self._decay(round_), (0.5, 0.99))
+        return {**values, "loss_generator": float(loss.detach())}
+
+    def _labels(self) -> Tensor:
+        return torch.arange(self.params.fakes) % self.task.classes
+
+    def generator(self, server: Server, codes: Tensors, seeds: Seeds) -> ConditionalSampler:
+        """The mean of the generator's iterates."""
+        model: Any = averaged_model(server)
+        return ConditionalSampler(model.generator)

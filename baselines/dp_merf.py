@@ -1,0 +1,120 @@
+"""DP-MERF: the classes' mean random Fourier features, released once, and a generator that is trained to have the same ones.
+
+Harder, Adamczewski and Park 2021 (arXiv 2002.11603), the variant that balances classes by released counts. Different here: the kernel is a
+mixture of Gaussian kernels (:mod:`fedsim.models.kernel`) with public bandwidths in place of one whose width is set by private data; the
+overall mean is released first, so that the generator starts where the rows are; and the generator is a prototype per class plus a linear
+map of z and learned observation noise in place of an MLP, which did better under noise (BloodMNIST, epsilon 1: 0.66 against 0.64).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fedsim.algorithm import Params, Server, Tensors
+from fedsim.models import moments
+from fedsim.models.conditional import ConditionalGenerator, ConditionalSampler
+from fedsim.models.kernel import kernel_features, kernel_frequencies
+from fedsim.models.layers import one_hot
+from fedsim.one_shot import OneShot
+from fedsim.optimise import adam_step
+from fedsim.privacy.clipping import OuterProduct
+from fedsim.privacy.plan import Release
+from fedsim.registry import register
+from fedsim.seeds import Purpose, Seeds
+
+WEIGHTS = {"features": 1.0, "counts": 0.15}
+
+
+class DPMERFParams(Params):
+    """Parameters of DP-MERF.
+
+    Attributes:
+        mean_share: share of the budget (in 1 / sigma^2) that the overall mean takes.
+        radius: unit of the centred rows that the generator makes; nothing is clipped to it.
+        frequencies: random ones; each gives two features.
+        scale: factor on the frequencies: the kernel's bandwidths are ``(radius / scale)^2`` times those in :mod:`fedsim.models.kernel`.
+        latent: dimension of z.
+        hidden: widths of the generator's hidden layers; none means a prototype per class plus a linear map of z.
+        initial_variance: of a generated row's observation noise, before it is learned, in units of ``radius`` squared.
+        generator_steps: Adam steps of the generator's training.
+        per_class: generated rows of every class in a step.
+        learning_rate: Adam's; it falls linearly to 0.
+    """
+
+    mean_share: float = Field(0.1, gt=0, lt=1)
+    radius: float = Field(0.5, gt=0)
+    frequencies: int = Field(1000, ge=1)
+    scale: float = Field(0.5, gt=0)
+    latent: int = Field(32, ge=1)
+    hidden: tuple[int, ...] = ()
+    initial_variance: float = Field(0.3, gt=0)
+    generator_steps: int = Field(300, ge=1)
+    per_class: int = Field(16, ge=2)
+    learning_rate: float = Field(0.01, gt=0)
+
+
+@register("dp-merf")
+class DPMERF(OneShot):
+    """The mean, then one Gaussian mechanism on every class's sum of features and its count; the rest is post-processing."""
+
+    source = "Harder, Adamczewski and Park 2021, arXiv 2002.11603"
+    Params = DPMERFParams
+
+    def releases(self) -> tuple[Release, ...]:
+        """Two releases of one step; everyone's rows take part."""
+        share = self.params.mean_share
+        return (Release("mean", 1.0, 1, share**-0.5), Release("embedding", 1.0, 1, (1 - share) ** -0.5))
+
+    def build(self, clients: int) -> nn.Module:
+        """The generator, at the server alone."""
+        p = self.params
+        return nn.Module() if clients else ConditionalGenerator(p.latent, self.task.classes, p.hidden, self.task.dim, p.initial_variance)
+
+    def initial_server(self, seeds: Seeds) -> Server:
+        """The frequencies are drawn before any data are seen."""
+        server = super().initial_server(seeds)
+        drawn = kernel_frequencies(self.task.dim, self.params.frequencies, seeds.torch(Purpose.INIT))
+        server.tensors["frequencies"] = self.params.scale * drawn
+        return server
+
+    def statistics(self, release: str, x: Tensor, y: Tensor, broadcast: Tensors) -> tuple[Mapping[str, OuterProduct], Mapping[str, float]]:
+        """Sum and count of the rows; then every class's features, of norm 1 whatever the row is, and its count."""
+        if release == "mean":
+            return moments.mean_products(x), moments.unit_weights(moments.MEAN_WEIGHTS)
+        features = kernel_features((x - broadcast["mean"]) / self.params.radius, broadcast["frequencies"])
+        onehot = one_hot(y, self.task.classes)
+        products = {"features": OuterProduct(onehot, features), "counts": OuterProduct(onehot, torch.ones(len(x), 1))}
+        return products, moments.unit_weights(WEIGHTS)
+
+    def receive(self, server: Server, release: str, sums: Tensors) -> None:
+        """The mean; then the classes' mean features, to which the generator is trained."""
+        if release == "mean":
+            server.tensors["mean"] = moments.released_mean(sums)
+            return
+        floor = 2 * server.noise_std("embedding", self.task.clients) / moments.unit_weights(WEIGHTS)["counts"]
+        self.train_generator(server, sums["features"] / sums["counts"].clamp_min(max(1.0, floor)))
+        del server.tensors["frequencies"]  # a saved generator does not need them
+
+    def train_generator(self, server: Server, targets: Tensor) -> None:
+        """Minimise the sum over classes of ``|target - mean features of generated rows|^2``, ``targets`` ``[C, 2 frequencies]``.
+
+        The square of the generated rows' mean is estimated without the terms of a row with itself, which are 1: unbiased for any number.
+        """
+        p, classes = self.params, self.task.classes
+        labels, stream = torch.arange(classes).repeat_interleave(p.per_class), server.seeds.torch(Purpose.PENALTY)
+        parameters, state = dict(server.model.named_parameters()), Tensors()
+        for step in range(p.generator_steps):
+            features = kernel_features(server.model(labels, stream), server.tensors["frequencies"])
+            made = features.view(classes, p.per_class, -1).mean(1)
+            loss = (made * (p.per_class / (p.per_class - 1) * made - 2 * targets)).sum()
+            gradients = torch.autograd.grad(loss, list(parameters.values()))
+            rate = p.learning_rate * (1 - step / p.generator_steps)
+            adam_step(parameters, dict(zip(parameters, gradients, strict=True)), state, rate)
+
+    def generator(self, server: Server, codes: Tensors, seeds: Seeds) -> ConditionalSampler:
+        """What was trained, moved to where the rows are."""
+        return ConditionalSampler(server.model, self.params.radius, server.tensors["mean"])

@@ -1,0 +1,106 @@
+"""The mixtures' own mathematics; what every algorithm must keep is in tests/test_algorithms.py."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from baselines.dp_gaussian import DPGaussian, DPGaussianParams
+from baselines.dp_gmm import DPGMM, DPGMMParams, MixtureGenerator
+from fedsim.algorithm import Server, Task, Tensors
+from fedsim.models import mixture, moments
+from fedsim.one_shot import OneShot
+from fedsim.privacy.clipping import Norms, clipped_statistics
+from fedsim.seeds import Purpose, Seeds
+
+DIM, CLASSES = 6, 2
+
+
+def planted(rows: int, apart: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two components a class, ``apart`` from each other along axis 1 (class 0: 3 to 1) or 2 (class 1: 1 to 1)."""
+    stream = torch.Generator().manual_seed(0)
+    y = torch.arange(rows) % CLASSES
+    second = torch.rand(rows, generator=stream) < torch.tensor([0.25, 0.5])[y]
+    x = 0.03 * torch.randn(rows, DIM, generator=stream)
+    x[:, 0] += torch.where(y == 0, 0.1, -0.1)
+    x[torch.arange(rows), 1 + y] += torch.where(second, apart, 0.0)
+    return x, y
+
+
+def without_noise(algorithm: OneShot, x: torch.Tensor, y: torch.Tensor) -> Server:
+    server = algorithm.initial_server(Seeds(0))
+    for round_, release in algorithm.schedule():
+        products, weights = algorithm.statistics(release.name, x, y, algorithm.broadcast(server))
+        sums, norms = clipped_statistics(products, Norms(1.0, weights=weights))
+        assert norms.max() <= 1 + 1e-5
+        algorithm.server_step(server, round_, release, sums)
+    return server
+
+
+def test_without_noise_it_finds_two_planted_components() -> None:
+    x, y = planted(4000, 0.3)
+    algorithm = DPGMM(DPGMMParams(components=2, em_steps=10), Task(DIM, CLASSES, 1))
+    made = algorithm.generator(without_noise(algorithm, x, y), {}, Seeds(0))
+    assert isinstance(made, MixtureGenerator)
+    means = made.components.means.view(CLASSES, 2, DIM)
+    for label, axis, small in ((0, 1, 0.25), (1, 2, 0.5)):
+        found = means[label, :, axis].sort().values
+        assert found.tolist() == pytest.approx([0.0, 0.3], abs=0.03)
+        assert float(made.shares[label].min()) == pytest.approx(small, abs=0.05)
+    within = made.components.factor @ made.components.factor.T
+    assert within.diagonal().max() < 0.1 * 0.3**2  # the scatter between components is out of the covariance
+
+
+def test_samples_have_the_mean_and_the_covariance_of_the_rows() -> None:
+    x, y = planted(4000, 0.2)
+    algorithm = DPGMM(DPGMMParams(components=3, em_steps=2), Task(DIM, CLASSES, 1))
+    made = algorithm.generator(without_noise(algorithm, x, y), {}, Seeds(0))
+    labels = torch.arange(20_000) % CLASSES
+    sampled = made.sample(labels, torch.Generator().manual_seed(1))
+    assert torch.allclose(sampled[labels == 0].mean(0), x[y == 0].mean(0), atol=0.01)
+    pooled = [sum(torch.cov(rows[which == label].T) for label in range(CLASSES)) / CLASSES for rows, which in ((sampled, labels), (x, y))]
+    assert (pooled[0] - pooled[1]).norm() < 0.1 * pooled[1].norm()
+
+
+def test_one_component_is_dp_gaussian() -> None:
+    x, y = planted(500, 0.2)
+    task = Task(DIM, CLASSES, 1)
+    pair = DPGMM(DPGMMParams(components=1), task), DPGaussian(DPGaussianParams(), task)
+    assert pair[0].releases() == pair[1].releases()
+    labels = torch.arange(20) % CLASSES
+    made = [each.generator(without_noise(each, x, y), {}, Seeds(0)).sample(labels, torch.Generator().manual_seed(1)) for each in pair]
+    assert torch.equal(*made)
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10_000), scale=st.floats(0, 100), components=st.integers(1, 4), std=st.floats(0, 50))
+def test_responsibilities_sum_to_one_and_a_row_adds_at_most_one(seed: int, scale: float, components: int, std: float) -> None:
+    stream = torch.Generator().manual_seed(seed)
+    x, y = scale * torch.randn(20, DIM, generator=stream), torch.randint(CLASSES, (20,), generator=stream)
+    algorithm = DPGMM(DPGMMParams(components=components), Task(DIM, CLASSES, 1))
+    variances = torch.rand(4, generator=stream) + 1e-3
+    told: Tensors = {"mean": torch.randn(DIM, generator=stream), "class_means": torch.randn(CLASSES, DIM, generator=stream)}
+    told |= {"basis": torch.linalg.qr(torch.randn(DIM, 4, generator=stream)).Q}
+    told |= mixture.start(torch.randn(CLASSES, components, 4, generator=stream), variances, 2.0)
+    # after a step so noisy that nothing of it need make sense
+    sums, counts = (
+        std * torch.randn(CLASSES * components, 4, generator=stream),
+        std * torch.randn(CLASSES * components, 1, generator=stream),
+    )
+    told |= mixture.maximise(sums, counts, told["shares"], std)
+    told["whitening"] = mixture.whitening(variances, mixture.scatter(told["offsets"], told["shares"], torch.ones(CLASSES)))
+    u = mixture.residuals(x, y, told["class_means"], told["basis"])
+    belongs = mixture.responsibilities(u, y, told["offsets"], told["shares"], told["whitening"])
+    assert torch.allclose(belongs.sum(1), torch.ones(20), atol=1e-5)
+    products, weights = algorithm.statistics("em", x, y, told)
+    _, norms = clipped_statistics(products, Norms(1.0, weights=weights))
+    assert norms.max() <= 1 + 1e-5
+
+
+def test_the_m_step_keeps_class_means_and_shrinks_pure_noise_away() -> None:
+    stream = Seeds(0).torch(Purpose.NOISE)
+    std, weight = 20.0, moments.unit_weights(mixture.WEIGHTS)["component_sums"]
+    sums, counts = std / weight * torch.randn(20, 300, generator=stream), torch.full((20, 1), 500.0)
+    found = mixture.maximise(sums, counts, torch.full((10, 2), 0.5), std)
+    assert torch.allclose((found["shares"].unsqueeze(2) * found["offsets"]).sum(1), torch.zeros(10, 300), atol=1e-6)
+    assert found["offsets"].square().mean() < 0.25 * (std / weight / 500) ** 2

@@ -1,0 +1,65 @@
+"""The mean embeddings' own mathematics; what every algorithm must keep is in tests/test_algorithms.py."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from baselines.dp_merf import DPMERF, DPMERFParams
+from fedsim.algorithm import Server, Task
+from fedsim.privacy.clipping import Norms, clipped_statistics
+from fedsim.seeds import Seeds
+
+DIM, CLASSES = 8, 3
+
+
+def small(**params: int) -> DPMERF:
+    return DPMERF(DPMERFParams.model_validate({"frequencies": 200, "latent": 4, **params}), Task(DIM, CLASSES, 4))
+
+
+def planted(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Classes apart along an axis each, wide along the last axis."""
+    stream = torch.Generator().manual_seed(0)
+    y = torch.arange(rows) % CLASSES
+    x = 0.05 * torch.randn(rows, DIM, generator=stream)
+    x[:, -1] += 0.3 * torch.randn(rows, generator=stream)
+    x[torch.arange(rows), y] += 0.5
+    return x, y
+
+
+def without_noise(algorithm: DPMERF, x: torch.Tensor, y: torch.Tensor) -> Server:
+    server = algorithm.initial_server(Seeds(0))
+    for round_, release in algorithm.schedule():
+        products, weights = algorithm.statistics(release.name, x, y, algorithm.broadcast(server))
+        sums, _ = clipped_statistics(products, Norms(1.0, weights=weights))
+        algorithm.server_step(server, round_, release, sums)
+    return server
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), scale=st.floats(0, 100))
+def test_a_row_adds_exactly_one_to_the_embedding(seed: int, scale: float) -> None:
+    algorithm, stream = small(frequencies=20), torch.Generator().manual_seed(seed)
+    x, y = scale * torch.randn(10, DIM, generator=stream), torch.randint(CLASSES, (10,), generator=stream)
+    told = algorithm.initial_server(Seeds(seed)).tensors | {"mean": torch.randn(DIM, generator=stream)}
+    products, weights = algorithm.statistics("embedding", x, y, told)
+    features = products["features"]
+    assert torch.allclose(features.left.norm(dim=1) * features.right.norm(dim=1), torch.ones(10), atol=1e-5)
+    _, norms = clipped_statistics(products, Norms(1.0, weights=weights))
+    assert torch.allclose(norms, torch.ones(10), atol=1e-5)
+
+
+def test_the_generator_moves_towards_a_planted_distribution() -> None:
+    x, y = planted(3000)
+    distances = []
+    for steps in (1, 300):
+        algorithm = small(generator_steps=steps)
+        made = algorithm.generator(without_noise(algorithm, x, y), {}, Seeds(0)).sample(y, torch.Generator().manual_seed(1))
+        means = torch.stack([made[y == label].mean(0) - x[y == label].mean(0) for label in range(CLASSES)])
+        distances.append(float(means.norm(dim=1).max()))
+    assert distances[1] < 0.15 < 0.4 < distances[0]
+    assert made[:, -1].std() > 2 * made[:, -2].std()
+
+
+def test_without_the_frequencies_a_saved_generator_is_small() -> None:
+    x, y = planted(60)
+    assert set(without_noise(small(generator_steps=1), x, y).tensors) == {"mean"}
