@@ -97,7 +97,7 @@ def describe(name: str, where: str = "fedsim algorithms") -> Description:
     return Description(
         name=name,
         source=cls.source,
-        text=plain("\n\n".join(text for text in (inspect.getdoc(cls), inspect.getdoc(module)) if text)),
+        text="\n\n".join(_paragraphs(plain(text)) for text in (inspect.getdoc(cls), inspect.getdoc(module)) if text),
         kind=", ".join(base.__name__ for base in cls.__mro__[1:] if base.__module__.startswith("fedsim.")),
         yields="generator" if cls.generates() else "classifier",
         place=f"{line_of(cls)} ({cls.__module__}:{cls.__qualname__})",
@@ -148,6 +148,11 @@ def _meanings(params: type[BaseModel]) -> dict[str, str]:
 def plain(text: str) -> str:
     """A docstring without its marks."""
     return re.sub(r":\w+:`([^`]*)`", r"\1", text).replace("``", "")
+
+
+def _paragraphs(text: str) -> str:
+    """Without the line breaks within paragraphs."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
 
 
 def _type(annotation: Any) -> str:
