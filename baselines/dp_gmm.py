@@ -22,7 +22,7 @@ from fedsim.privacy.plan import Release
 from fedsim.registry import register
 from fedsim.seeds import Purpose, Seeds
 
-TOLD = ("mean", "class_means", "basis", "offsets", "shares", "whitening")
+TOLD = ("mean", "class_means", "counts", "basis", "variances", "offsets", "shares")
 """What clients need of what was released."""
 
 
@@ -73,7 +73,9 @@ class DPGMM(DPGaussian):
             return super().statistics(release, x, y, broadcast)
         rows = moments.centred(x, broadcast["mean"], self.params.radius)
         u = mixture.residuals(rows, y, broadcast["class_means"], broadcast["basis"])
-        belongs = mixture.responsibilities(u, y, broadcast["offsets"], broadcast["shares"], broadcast["whitening"])
+        offsets, shares = broadcast["offsets"], broadcast["shares"]
+        whitening = mixture.whitening(broadcast["variances"], mixture.scatter(offsets, shares, broadcast["counts"]))
+        belongs = mixture.responsibilities(u, y, offsets, shares, whitening)
         return mixture.component_products(u, y, belongs, self.task.classes), moments.unit_weights(mixture.WEIGHTS)
 
     def receive(self, server: Server, release: str, sums: Tensors) -> None:
@@ -92,8 +94,6 @@ class DPGMM(DPGaussian):
         else:
             std = server.noise_std("em", self.task.clients)
             tensors |= mixture.maximise(sums["component_sums"], sums["component_counts"], tensors["shares"], std)
-        between = mixture.scatter(tensors["offsets"], tensors["shares"], tensors["counts"])
-        tensors["whitening"] = mixture.whitening(tensors["variances"], between)
 
     def generator(self, server: Server, codes: Tensors, seeds: Seeds) -> Generator:
         """The mixtures; their covariance is the classes' minus the scatter between components."""

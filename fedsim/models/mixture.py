@@ -92,5 +92,6 @@ def whitening(variances: Tensor, between: Tensor) -> Tensor:
     """W with ``W W^T = S^-1`` for ``S = diag(variances) - between``, ``[k, k]``; ``between`` takes at most its largest share."""
     root = variances.sqrt()
     values, vectors = torch.linalg.eigh(between / root / root[:, None])
-    whitened: Tensor = (vectors / (1 - values.clamp(0, MOST_EXPLAINED)).sqrt()) / root[:, None]
+    # vectors on both sides: the result does not turn with eigenvectors of equal eigenvalues, of which there are many
+    whitened: Tensor = (vectors / (1 - values.clamp(0, MOST_EXPLAINED)).sqrt()) @ vectors.T / root[:, None]
     return whitened

@@ -49,7 +49,7 @@ def test_without_noise_the_generator_moves_towards_the_classes() -> None:
     y = torch.arange(600) % CLASSES
     x = 0.05 * torch.randn(600, DIM, generator=stream)
     x[torch.arange(600), y] += 1.0
-    algorithm = small(rounds=150, clip=1.0, expected_batch=600, average_from=0.5)
+    algorithm = small(rounds=400, clip=1.0, expected_batch=600, average_from=0.5)
     server = algorithm.initial_server(Seeds(0))
 
     def distance() -> float:

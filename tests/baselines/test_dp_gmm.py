@@ -88,9 +88,10 @@ def test_responsibilities_sum_to_one_and_a_row_adds_at_most_one(seed: int, scale
         std * torch.randn(CLASSES * components, 1, generator=stream),
     )
     told |= mixture.maximise(sums, counts, told["shares"], std)
-    told["whitening"] = mixture.whitening(variances, mixture.scatter(told["offsets"], told["shares"], torch.ones(CLASSES)))
+    told |= {"variances": variances, "counts": torch.ones(CLASSES)}
+    whitening = mixture.whitening(variances, mixture.scatter(told["offsets"], told["shares"], told["counts"]))
     u = mixture.residuals(x, y, told["class_means"], told["basis"])
-    belongs = mixture.responsibilities(u, y, told["offsets"], told["shares"], told["whitening"])
+    belongs = mixture.responsibilities(u, y, told["offsets"], told["shares"], whitening)
     assert torch.allclose(belongs.sum(1), torch.ones(20), atol=1e-5)
     products, weights = algorithm.statistics("em", x, y, told)
     _, norms = clipped_statistics(products, Norms(1.0, weights=weights))
