@@ -5,16 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from cells import small_cells
+from cells import SHIPPED, small_cells
 
 from fedsim.algorithm import RoundRecord
 from fedsim.data.embeddings import Embeddings
-from fedsim.registry import known
 from fedsim.runtime.cohort import build_algorithm
 from fedsim.runtime.trial import Outcome, Trial, run_trial
 from fedsim.seeds import Seeds
 
-ALGORITHMS = known()
+ALGORITHMS = SHIPPED
 
 
 def one_cell(name: str | dict[str, Any], **keys: Any) -> tuple[Trial, Embeddings]:

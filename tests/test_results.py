@@ -51,6 +51,9 @@ CONTRACT = [
         "balanced_accuracy",
         "macro_f1",
         "client_balanced_accuracy",
+        "personal_accuracy",
+        "personal_balanced_accuracy",
+        "personal_weight",
     ),
     *(
         "ceiling_balanced_accuracy",

@@ -113,6 +113,6 @@ def subject(name: str, params: Sequence[str], unit: Unit, trust: Trust) -> Subje
         },
         [*params, *short],
     )
-    prepared = prepare(grid, [Node(float(CLIENTS), 0.0)])
+    prepared = prepare(grid, [Node(float(CLIENTS), 0.0)], rehearse=False)
     ((trial,), (data,)) = prepared.trials, prepared.data.values()
     return Subject(trial, data)

@@ -42,7 +42,9 @@ class Prepared:
     parallel: int
 
 
-def prepare(grid: Grid, nodes: Sequence[Node], max_parallel: int | None = None, *, keep_going: bool = False) -> Prepared:
+def prepare(
+    grid: Grid, nodes: Sequence[Node], max_parallel: int | None = None, *, keep_going: bool = False, rehearse: bool = True
+) -> Prepared:
     """Load the data, rehearse the plug-ins, expand the grid, partition, calibrate every plan, lay out the actors.
 
     Args:
@@ -50,6 +52,7 @@ def prepare(grid: Grid, nodes: Sequence[Node], max_parallel: int | None = None, 
         nodes: what the cluster has.
         max_parallel: at most so many cells at a time.
         keep_going: leave out the algorithms whose plug-in is refused.
+        rehearse: whether plug-ins are rehearsed at all.
 
     Raises:
         UserError: a data set, a plug-in, a partition, a plan or the layout does not work out; the message says where in the grid.
@@ -57,7 +60,8 @@ def prepare(grid: Grid, nodes: Sequence[Node], max_parallel: int | None = None, 
     capacity = actors_that_fit(grid, nodes)
     parallel = min(capacity, max_parallel or capacity)
     data = {spec.key: load(spec, grid.place("dataset", i), grid.encoder) for i, spec in enumerate(grid.dataset)}
-    grid = rehearse_grid(grid, data, keep_going=keep_going)
+    if rehearse:
+        grid = rehearse_grid(grid, data, keep_going=keep_going)
     cells = expand(grid, data)
     partitions: dict[tuple[str, float, int, int], Partition] = {}
     trials = []
