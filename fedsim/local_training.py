@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -91,13 +92,14 @@ class LocalTraining(Algorithm):
                 clients.state[name] = parameter.detach().expand(len(clients.members), *parameter.shape).clone()
 
     def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
-        """Local steps of all clients at once; the sum of their weighted, clipped updates."""
-        shared, private = self.stacked(clients, broadcast)
-        rows = self._minibatches(clients, round_)
-        losses = self._local_steps(clients, round_, shared, private, rows)
+        """Local steps of all clients that take part, at once; the sum of their weighted, clipped updates."""
         takes_part = self.participants(clients, round_)
-        weight = takes_part if clients.plan is not None else takes_part * torch.tensor([float(len(x)) for x in clients.x])
-        updates = {name: shared[name] - broadcast[name] for name in shared}
+        active = self._active(clients, takes_part)
+        rows = self._minibatches(active, round_)
+        updates, losses = self._updates(active, round_, broadcast, rows)
+        for name, value in active.state.items():
+            clients.state[name][takes_part > 0] = value
+        weight = torch.ones(len(rows)) if clients.plan is not None else torch.tensor([float(len(x)) for x in active.x])
         norms = torch.stack([update.flatten(1).square().sum(1) for update in updates.values()]).sum(0).sqrt()
         factor = weight * (self.clip() / norms.clamp_min(1e-12)).clamp_max(1.0)
         noised = clients.add_noise(release, round_, {name: torch.einsum("k,k...->...", factor, u) for name, u in updates.items()})
@@ -113,6 +115,26 @@ class LocalTraining(Algorithm):
                 "clipped_fraction": (norms > self.clip()).float().tolist(),
             },
         )
+
+    def _active(self, clients: Clients, takes_part: Tensor) -> Clients:
+        """The members that take part, with copies of their state."""
+        positions = takes_part.nonzero().flatten()
+        chosen = positions.tolist()
+        return replace(
+            clients,
+            members=tuple(clients.members[i] for i in chosen),
+            x=tuple(clients.x[i] for i in chosen),
+            y=tuple(clients.y[i] for i in chosen),
+            state={name: value[positions] for name, value in clients.state.items()},
+        )
+
+    def _updates(
+        self, active: Clients, round_: int, broadcast: Tensors, rows: list[np.ndarray[Any, np.dtype[np.int64]]]
+    ) -> tuple[Tensors, dict[str, Tensor]]:
+        """What local training changes in the shared parameters ``[K, ...]``; the losses of the last step. The state is trained in place."""
+        shared, private = self.stacked(active, broadcast)
+        losses = self._local_steps(active, round_, shared, private, rows) if rows else {}
+        return {name: shared[name] - broadcast[name] for name in shared}, losses
 
     def stacked(self, clients: Clients, broadcast: Tensors) -> tuple[Tensors, Tensors]:
         """Where each member starts from: the broadcast parameters and its own, ``[K, ...]`` each; the latter are trained in place."""
