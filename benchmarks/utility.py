@@ -64,8 +64,11 @@ def differences(rows: pd.DataFrame, measure: str) -> Iterator[dict[str, Any]]:
 
 def markdown(records: list[dict[str, Any]], title: str, sign: str = "") -> Iterator[str]:
     """A table with a line for every place and method, a column for every epsilon."""
-    epsilons = sorted({r["epsilon"] for r in records}, key=lambda e: math.inf if math.isnan(e) else min(e, 1e9))
-    varied = [name for name in PLACE if len({str(r[name]) for r in records}) > 1]
+    epsilons = sorted(
+        {_key(r["epsilon"]): r["epsilon"] for r in records}.values(), key=lambda e: math.inf if math.isnan(e) else min(e, 1e9)
+    )
+    # methods without an epsilon have no trust
+    varied = [name for name in PLACE if len({str(r[name]) for r in records if r[name] != ""}) > 1]
     lines: dict[tuple[str, ...], dict[float, str]] = {}
     for r in records:
         spread = "" if r["ci95"] is None else f" ± {r['ci95']:.3f}"

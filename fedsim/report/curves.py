@@ -110,7 +110,9 @@ def _figure(groups: Sequence[Group]) -> Figure:
     layout = _layout(groups)
     columns = max(len(line) for line in layout)
     series, axis, levels = _series(groups), Axis.of(groups), _levels(groups)
-    figure = Figure(figsize=(1.0 + 3.1 * max(columns, 1.35), 1.35 + 2.65 * len(layout)), layout="constrained", facecolor=PAPER)
+    width = 1.0 + 3.1 * max(columns, 1.35)
+    names = _legend_lines(series, width)
+    figure = Figure(figsize=(width, 0.95 + 0.2 * names + 2.65 * len(layout)), layout="constrained", facecolor=PAPER)
     grid = figure.subplots(len(layout), columns, squeeze=False)
     for depth, line in enumerate(layout):
         for position, axes in enumerate(grid[depth]):
@@ -284,19 +286,29 @@ def _x_label(axis: Axis) -> str:
     return "privacy budget ε (log scale; ∞: no noise)" if axis.infinite else "privacy budget ε (log scale)"
 
 
+def _legend_columns(series: Sequence[Series], width: float) -> int:
+    """How many names fit beside each other in ``width`` inches."""
+    widest = max(len(line) for each in series for line in each.name.split("\n"))
+    return max(1, min(len(series), int(16 * width / (widest + 7))))
+
+
+def _legend_lines(series: Sequence[Series], width: float) -> int:
+    """How many lines of text the names take."""
+    tallest = max(each.name.count("\n") + 1 for each in series)
+    return tallest * math.ceil(len(series) / _legend_columns(series, width))
+
+
 def _legend(figure: Figure, groups: Sequence[Group], series: Sequence[Series]) -> None:
     handles = [
         Line2D([], [], **_look(each)) if each.private else Line2D([], [], color=each.colour, linewidth=1.5, linestyle=each.dashes)
         for each in series
     ]
-    widest = max(len(line) for each in series for line in each.name.split("\n"))
-    columns = max(1, min(len(series), int(16 * figure.get_figwidth() / (widest + 7))))
     # matplotlib drops labels that begin with an underscore and reads mathematics into dollar signs, so names come after.
     legend = figure.legend(
         handles,
         [str(position) for position in range(len(series))],
         loc="outside lower center",
-        ncols=columns,
+        ncols=_legend_columns(series, figure.get_figwidth()),
         frameon=False,
         fontsize=8.5,
         labelcolor=INK,
