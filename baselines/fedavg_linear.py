@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedsim.algorithm import Server, Tensors
+from fedsim.algorithm import Server, Task, Tensors
 from fedsim.batch import Batch
 from fedsim.local_training import LocalTraining, LocalTrainingParams
 from fedsim.models.linear import LinearClassifier, LinearHead, cross_entropy
@@ -24,13 +24,10 @@ class FedAvgLinearParams(LocalTrainingParams):
     learning_rate: float = Field(0.002, gt=0)
 
 
-@register("fedavg-linear")
-class FedAvgLinear(LocalTraining):
-    """Softmax regression with local steps and an average of the updates."""
+class SoftmaxRegression:
+    """The model, the loss and the outcome that federated linear classifiers share; how they train is their base class's."""
 
-    source = "McMahan et al. 2017, arXiv 1602.05629"
-    Params = FedAvgLinearParams
-    private = False
+    task: Task
 
     def build(self, clients: int) -> nn.Module:
         """The classifier."""
@@ -44,3 +41,12 @@ class FedAvgLinear(LocalTraining):
         """The averaged classifier."""
         model: Any = server.model
         return model.classifier()
+
+
+@register("fedavg-linear")
+class FedAvgLinear(SoftmaxRegression, LocalTraining):
+    """Softmax regression with local steps and an average of the updates."""
+
+    source = "McMahan et al. 2017, arXiv 1602.05629"
+    Params = FedAvgLinearParams
+    private = False
