@@ -19,7 +19,11 @@ from fedsim.report.tables import number
 from fedsim.results import Interval, load_results
 
 PLACE = ["dataset", "scheme", "alpha", "clients", "trust"]
-MEASURES = {"share": "Balanced accuracy as a share of the ceiling"} | {k: v for k, v in tables.MEASURES.items() if k != "balanced_accuracy"}
+MEASURES = {"share": "Balanced accuracy as a share of the ceiling", "accuracy": "Accuracy"} | {
+    name: title for name, title in tables.MEASURES.items() if name != "balanced_accuracy"
+}
+COMPARED = ("share", "client_balanced_accuracy")
+"""Measures whose paired differences are told."""
 
 
 def read(folders: list[Path]) -> pd.DataFrame:
@@ -99,7 +103,8 @@ def main() -> None:
         print(f"`{manifest['command']}` at revision {manifest['revision']}: {where}\n")
     rows, records = read(options.folders), []
     for measure, title in MEASURES.items():
-        for found, heading, sign in ((means(rows, measure), title, ""), (differences(rows, measure), f"{title}: paired differences", "+")):
+        compared = differences(rows, measure) if measure in COMPARED else ()
+        for found, heading, sign in ((means(rows, measure), title, ""), (compared, f"{title}: paired differences", "+")):
             if told := list(found):
                 print("\n".join(markdown(told, heading, sign)))
                 records += told

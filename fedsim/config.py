@@ -76,7 +76,9 @@ def _actor_share(given: Any) -> int | str:
 
 
 def _personal(given: Any) -> str | float | None:
-    if given in (None, "synthetic", "held-out") or (isinstance(given, int | float) and not isinstance(given, bool) and 0 <= given <= 1):
+    if isinstance(given, bool):
+        return "synthetic" if given else None
+    if given in (None, "synthetic", "held-out") or (isinstance(given, int | float) and 0 <= given <= 1):
         return given  # type: ignore[no-any-return]
     raise ValueError(f"{_show(given)} is not a way to choose a weight; give synthetic, held-out or a number in [0, 1]")
 
@@ -109,8 +111,8 @@ class Evaluation(_Model):
         per_class: synthetic rows per class that the probe is trained on.
         probe_c: inverse regularisation strength of the probe.
         per_client: also judge each client's own generator, on test rows as that client sees them.
-        personal: also judge each client's own classifier interpolated with the shared one; how its weight is chosen: ``synthetic``,
-            ``held-out``, or a number in [0, 1].
+        personal: also judge each client's own classifier interpolated with the shared one; how its weight is chosen: ``synthetic``
+            (also ``true``), ``held-out``, or a number in [0, 1].
     """
 
     per_class: Annotated[Whole, Field(ge=1)] = 200

@@ -16,7 +16,7 @@ from baselines.fedavg_cvae import FedAvgCVAE
 from fedsim.algorithm import Params
 from fedsim.config import Cell, Grid, expand, load_grid
 from fedsim.data.embeddings import Embeddings
-from fedsim.data.sources import DatasetSpec
+from fedsim.data.sources import DatasetSpec, load
 from fedsim.errors import UserError
 from fedsim.registry import register
 
@@ -442,3 +442,29 @@ def test_a_spec_s_key_finds_the_data():
     grid = grid_of(dataset=["digits", {"name": "digits", "limit": 30}])
     data = {DatasetSpec(name="digits").key: toy(0), DatasetSpec(name="digits", limit=30).key: toy(1, rows=30)}
     assert [c.dataset_hash for c in expand(grid, data)[::2]] == [each.fingerprint for each in data.values()]
+
+
+@pytest.mark.parametrize(
+    ("given", "weight"),
+    [("true", "synthetic"), ("synthetic", "synthetic"), ("held-out", "held-out"), ("0.3", 0.3), ("1", 1), ("false", None)],
+)
+def test_the_second_protocol_takes_a_word_or_a_weight(tmp_path, given, weight):
+    (tmp_path / "g.yaml").write_text(f"algorithms: [dp-gaussian]\nevaluation: {{personal: {given}}}\n")
+    assert load_grid(tmp_path / "g.yaml").evaluation.personal == weight
+
+
+@pytest.mark.parametrize("given", ["1.5", "-1", "best", "[1]"])
+def test_another_weight_is_a_mistake_with_its_place(tmp_path, given):
+    (tmp_path / "g.yaml").write_text(f"algorithms: [dp-gaussian]\nevaluation: {{personal: {given}}}\n")
+    with pytest.raises(UserError, match=r"g.yaml:2: evaluation.personal: .* give synthetic, held-out or a number in \[0, 1\]"):
+        load_grid(tmp_path / "g.yaml")
+
+
+def test_a_grid_without_the_second_protocol_keeps_its_cell_ids(tmp_path):
+    ids = []
+    for evaluation in ("{per_class: 20}", "{per_class: 20, personal: false}", "{per_class: 20, personal: true}"):
+        (tmp_path / "g.yaml").write_text(f"algorithms: [dp-gaussian]\nevaluation: {evaluation}\n")
+        grid = load_grid(tmp_path / "g.yaml")
+        data = {spec.key: load(spec, "dataset") for spec in grid.dataset}
+        ids.append([cell.cell_id for cell in expand(grid, data)])
+    assert ids[0] == ids[1] != ids[2]
