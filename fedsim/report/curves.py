@@ -182,7 +182,8 @@ def _panel(axes: Axes, groups: Sequence[Group], series: Sequence[Series], axis: 
         if each.private:
             # A small shift keeps the bars of methods at one epsilon apart; the ticks stay at the true values.
             low, high = axis.limits
-            shift = 0.02 * (high - low) * (lines.index(each) - (len(lines) - 1) / 2)
+            step = min(0.02, 0.1 / len(lines)) * (high - low)
+            shift = step * (lines.index(each) - (len(lines) - 1) / 2)
             _curve(axes, members, each, axis, shift)
         else:
             _level(axes, members, each)
