@@ -254,10 +254,10 @@ _PAGE = """<!doctype html>
 {% endfor %}
 </ul>
 <p><strong>How to read it.</strong> A point is the balanced accuracy on real test data of a linear probe that was
-trained on a method's synthetic embeddings alone, or of the method's own classifier if it has no generator: higher is more useful,
-further left (a smaller ε) is more private, and bars are 95&nbsp;% confidence intervals over seeds. The grey lines say what
-to expect: the <em>ceiling</em> is the same probe trained on all real training data, <em>local-only</em> the mean of probes that each client trains on its own data,
-and <em>chance</em> a guess.</p>
+trained on a method's synthetic embeddings alone, or of the method's own classifier if it has no generator: higher is
+more useful, further left (a smaller ε) is more private, and bars are 95&nbsp;% confidence intervals over seeds. The
+grey lines say what to expect: the <em>ceiling</em> is the same probe trained on all real training data,
+<em>local-only</em> the mean of probes that each client trains on its own data, and <em>chance</em> a guess.</p>
 </header>
 
 <section id="curves">
