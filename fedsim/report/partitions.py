@@ -165,7 +165,7 @@ def draw_partitions(matrices: Sequence[LabelMatrix]) -> Figure | None:
 def _panel(axes: Axes, matrix: LabelMatrix) -> None:
     table = matrix.counts[:_MOST_ACROSS].T
     # square roots keep small holdings visible beside large ones; one colour with an opacity follows a page's light and dark
-    opacity = np.sqrt(table / max(1.0, float(table.max())))
+    opacity: Any = np.sqrt(table / max(1.0, float(table.max())))
     axes.pcolormesh(np.zeros(table.shape), cmap=ListedColormap([SERIES[0]]), alpha=opacity)
     more = f" (the first {_MOST_ACROSS})" if matrix.clients > _MOST_ACROSS else ""
     axes.set_title(matrix.title + more, fontsize=8.5, color=INK, loc="left", parse_math=False)
