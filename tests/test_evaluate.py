@@ -1,4 +1,3 @@
-import time
 import warnings
 from pathlib import Path
 
@@ -133,11 +132,9 @@ def test_a_client_without_rows_has_no_personal_score():
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the shared embeddings are not on this machine")
-def test_the_ceiling_of_real_embeddings_is_known_and_quick():
+def test_the_ceiling_of_real_embeddings_is_known():
     with np.load(SHARED, allow_pickle=False) as file:
         x, y, split = file["x"].astype(np.float32), file["y"], file["split"]
     x /= np.linalg.norm(x, axis=1, keepdims=True)
-    start = time.process_time()
     scores = score_probe(x[split == 0], y[split == 0], x[split == 2], y[split == 2], probe_c=0.01)
     assert scores.balanced_accuracy == pytest.approx(0.833, abs=0.004)
-    assert time.process_time() - start < 40
