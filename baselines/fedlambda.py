@@ -11,7 +11,7 @@ from pydantic import Field
 from baselines.fedavg_linear import FedAvgLinear, FedAvgLinearParams
 from baselines.local_only import own_classifier, own_classifiers
 from fedsim.algorithm import Clients, Message, Server, Tensors, load_parameters
-from fedsim.models.linear import Interpolated, LocalClassifiers, best_weight, fit_linear, held_out
+from fedsim.models.linear import Interpolated, LocalClassifiers, held_out_weight
 from fedsim.privacy.plan import Release
 from fedsim.registry import register
 from fedsim.seeds import Seeds
@@ -53,10 +53,7 @@ class FedLambda(FedAvgLinear):
         shared = model.classifier()
         own, c = own_classifiers(clients, self.task.classes, self.params.probe_c), self.params.probe_c
         for client, x, y in zip(clients.members, clients.x, clients.y, strict=True):
-            kept = held_out(len(y))
-            tried = fit_linear(x[~kept].numpy(), y[~kept].numpy(), self.task.classes, c)
-            weight = best_weight(tried.probabilities(x[kept]), shared.probabilities(x[kept]), y[kept], torch.ones(int(kept.sum())))
-            own[f"lambda.{client}"] = torch.tensor(weight)
+            own[f"lambda.{client}"] = torch.tensor(held_out_weight(x.numpy(), y.numpy(), shared, self.task.classes, c))
         return Message(own, (), 0, 0, 0, {})
 
     def server_step(self, server: Server, round_: int, release: Release, total: Tensors) -> Mapping[str, float]:

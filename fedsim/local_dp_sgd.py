@@ -68,7 +68,7 @@ class LocalDPSGD(LocalTraining):
         if self.task.unit == "client":
             return super().client_round(clients, round_, release, broadcast)
         shared, private = self.stacked(clients, broadcast)
-        parameters, start, state = shared | private, {name: value.clone() for name, value in shared.items()}, Tensors()
+        parameters, state = shared | private, Tensors()
         takes_part = self.participants(clients, round_)
         entries: list[Entry] = []
         sampled, drawn, norms, losses = 0, 0, list[float](), list[float]()
@@ -78,7 +78,7 @@ class LocalDPSGD(LocalTraining):
             kept, joint, loss = self._clipped(clients.model, parameters, batches)
             noised = clients.add_noise(release, step, {}, kept)
             gradients = {name: value / self.params.expected_batch for name, value in noised.kept.items()}
-            self.pull(gradients, shared, start)
+            self.pull(gradients, shared, broadcast)
             adam_step(parameters, gradients, state, self.params.learning_rate)
             entries += noised.entries
             sampled += sum(fingerprint({"rows": chosen}) for chosen in rows)
@@ -86,7 +86,7 @@ class LocalDPSGD(LocalTraining):
             norms += joint
             losses += loss
         return Message(
-            {name: torch.einsum("k,k...->...", takes_part, shared[name] - start[name]) for name in shared},
+            {name: torch.einsum("k,k...->...", takes_part, shared[name] - broadcast[name]) for name in shared},
             tuple(entries),
             sampled,
             drawn,

@@ -133,7 +133,7 @@ class LocalTraining(Algorithm):
     ) -> tuple[Tensors, dict[str, Tensor]]:
         """What local training changes in the shared parameters ``[K, ...]``; the losses of the last step. The state is trained in place."""
         shared, private = self.stacked(active, broadcast)
-        losses = self._local_steps(active, round_, shared, private, rows) if rows else {}
+        losses = self._local_steps(active, round_, shared, private, broadcast, rows) if rows else {}
         return {name: shared[name] - broadcast[name] for name in shared}, losses
 
     def stacked(self, clients: Clients, broadcast: Tensors) -> tuple[Tensors, Tensors]:
@@ -169,10 +169,16 @@ class LocalTraining(Algorithm):
         ]
 
     def _local_steps(
-        self, clients: Clients, round_: int, shared: Tensors, private: Tensors, rows: list[np.ndarray[Any, np.dtype[np.int64]]]
+        self,
+        clients: Clients,
+        round_: int,
+        shared: Tensors,
+        private: Tensors,
+        broadcast: Tensors,
+        rows: list[np.ndarray[Any, np.dtype[np.int64]]],
     ) -> dict[str, Tensor]:
         """Train stacked parameters ``[K, ...]`` in place; the loss parts of the last step, ``[K]`` each."""
-        parameters, start = shared | private, {name: value.clone() for name, value in shared.items()}
+        parameters = shared | private
         streams = [clients.seeds.torch(Purpose.LATENT, round_, client) for client in clients.members]
         names = list(self.noise())
         layout = Layout(torch.zeros(self.params.batch_size, dtype=torch.long), 1)
@@ -195,14 +201,14 @@ class LocalTraining(Algorithm):
                 for shape in self.noise().values()
             ]
             gradients, means = step(parameters, x, y, *draws)
-            self.pull(gradients, shared, start)
+            self.pull(gradients, shared, broadcast)
             adam_step(parameters, gradients, state, self.params.learning_rate)
         return {name: value.detach() for name, value in means.items()}
 
-    def pull(self, gradients: Tensors, shared: Tensors, start: Tensors) -> None:
+    def pull(self, gradients: Tensors, shared: Tensors, broadcast: Tensors) -> None:
         """Add the proximal term's gradient, in place."""
         for name in shared if self.params.proximal else ():
-            gradients[name] = gradients[name] + self.params.proximal * (shared[name] - start[name])
+            gradients[name] = gradients[name] + self.params.proximal * (shared[name] - broadcast[name])
 
 
 class _LossOf(nn.Module):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
+from rich.text import Text
 
 from fedsim.errors import UserError
 from fedsim.kit.budget import budget, sampling
@@ -133,10 +134,5 @@ def findings_table(name: str, findings: Sequence[Finding]) -> Table:
         for verdict, own in rows.items():
             where = "all" if own == settings else "\n".join(own)
             text = f"{verdict.reason}\nfix: {verdict.fix}" if verdict.fix else verdict.reason
-            table.add_row(check, MARKS[verdict.passed], where, _plain(text))
+            table.add_row(check, MARKS[verdict.passed], where, Text(text))
     return table
-
-
-def _plain(text: str) -> str:
-    """Brackets of the text are no markup."""
-    return text.replace("[", r"\[")

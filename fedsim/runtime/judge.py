@@ -15,7 +15,7 @@ from fedsim.algorithm import Classifier, Generator, PersonalClassifier, Personal
 from fedsim.config import Cell
 from fedsim.data.embeddings import Embeddings
 from fedsim.evaluate import PersonalScores, Scores, mean_scores, personal_scores, score_clients, score_probe, scores_of
-from fedsim.models.linear import Interpolated, best_weight, fit_linear, held_out
+from fedsim.models.linear import Interpolated, best_weight, fit_linear, held_out_weight
 from fedsim.partition import Partition
 from fedsim.seeds import SERVER, Purpose, Seeds
 
@@ -81,17 +81,16 @@ class Judge:
     def _interpolated(self, generator: Generator, shares: Sequence[NDArray[np.float64]]) -> PersonalScores:
         data, evaluation = self.data, self.cell.evaluation
         shared = fit_linear(*synthesise(generator, data.classes, evaluation.per_class, self._seeds), data.classes, evaluation.probe_c)
-        other_x, other_y = synthesise(generator, data.classes, evaluation.per_class, self._seeds, draw=1)
+        other = [torch.from_numpy(part) for part in synthesise(generator, data.classes, evaluation.per_class, self._seeds, draw=1)]
         predicted, weights = [], []
         for client, share in enumerate(shares):
             x, y = data.x_train[self.partition.rows[client]], data.y_train[self.partition.rows[client]]
             own = fit_linear(x, y, data.classes, evaluation.probe_c)
             if evaluation.personal == "held-out":
-                kept = held_out(len(y))
-                tried = fit_linear(x[~kept], y[~kept], data.classes, evaluation.probe_c)
-                weight = _best(tried, shared, x[kept], y[kept], np.ones(int(kept.sum())))
+                weight = held_out_weight(x, y, shared, data.classes, evaluation.probe_c)
             elif evaluation.personal == "synthetic":
-                weight = _best(own, shared, other_x, other_y, share[other_y])
+                rows, labels = other
+                weight = best_weight(own.probabilities(rows), shared.probabilities(rows), labels, torch.from_numpy(share)[labels])
             else:
                 weight = float(evaluation.personal or 0)
             predicted.append(_predicted(Interpolated(own, shared, weight).probabilities(self._x_test[self._seen(client)])))
@@ -114,11 +113,6 @@ class Judge:
     @property
     def _seeds(self) -> Seeds:
         return Seeds(self.cell.seed)
-
-
-def _best(own: Classifier, shared: Classifier, x: NDArray[np.float32], y: NDArray[np.int64], importance: NDArray[np.float64]) -> float:
-    rows = torch.from_numpy(x)
-    return best_weight(own.probabilities(rows), shared.probabilities(rows), torch.from_numpy(y), torch.from_numpy(importance))
 
 
 def _predicted(probabilities: Tensor) -> NDArray[np.int64]:
