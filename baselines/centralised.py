@@ -46,7 +46,7 @@ class Centralised(Algorithm):
         rows = {f"x.{client}": x for client, x in zip(clients.members, clients.x, strict=True)}
         labels = {f"y.{client}": y for client, y in zip(clients.members, clients.y, strict=True)}
         sent = sum(value.numel() * value.element_size() for value in (rows | labels).values())
-        return Message(rows | labels, (), 0, 0, sent, {})
+        return Message(sums=rows | labels, uplink_bytes=sent)
 
     def server_step(self, server: Server, round_: int, release: Release, total: Tensors) -> Mapping[str, float]:
         """Train on all of them."""

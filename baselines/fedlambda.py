@@ -54,7 +54,7 @@ class FedLambda(FedAvgLinear):
         own, c = own_classifiers(clients, self.task.classes, self.params.probe_c), self.params.probe_c
         for client, x, y in zip(clients.members, clients.x, clients.y, strict=True):
             own[f"lambda.{client}"] = torch.tensor(held_out_weight(x.numpy(), y.numpy(), shared, self.task.classes, c))
-        return Message(own, (), 0, 0, 0, {})
+        return Message(sums=own)
 
     def server_step(self, server: Server, round_: int, release: Release, total: Tensors) -> Mapping[str, float]:
         """FedAvg's; what clients keep is kept for the evaluation."""

@@ -42,7 +42,7 @@ class LocalOnly(Algorithm):
 
     def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
         """Every member's classifier; it stays with the client, so a network would carry nothing."""
-        return Message(own_classifiers(clients, self.task.classes, self.params.probe_c), (), 0, 0, 0, {})
+        return Message(sums=own_classifiers(clients, self.task.classes, self.params.probe_c))
 
     def server_step(self, server: Server, round_: int, release: Release, total: Tensors) -> Mapping[str, float]:
         """Keep them for the evaluation."""

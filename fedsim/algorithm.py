@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from collections.abc import Generator as Steps
-from dataclasses import dataclass, field, replace
+from collections.abc import Generator as Rounds
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -26,7 +26,7 @@ from fedsim.errors import UserError
 from fedsim.models.initialise import initial_model
 from fedsim.models.layers import ClientCode, ClientLinear, Layout
 from fedsim.privacy.ledger import Entry, Ledger
-from fedsim.privacy.noise import fingerprint, gaussian
+from fedsim.privacy.noise import Noise, gaussian
 from fedsim.privacy.plan import Claim, PrivacyPlan, Release, Trust, Unit, calibrate
 from fedsim.seeds import SERVER, Purpose, Seeds
 
@@ -87,14 +87,43 @@ class Noised:
     Attributes:
         sent: sums over the members, as they leave the clients.
         kept: per-client tensors ``[members, ...]``, as they stay with the clients.
-        entries: one per member for the ledger; empty without privacy.
         fingerprint: of the noise that was drawn.
     """
 
     sent: Tensors
     kept: Tensors
-    entries: tuple[Entry, ...]
     fingerprint: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a mechanism on a cohort, as :meth:`Clients.add_noise` ran it.
+
+    Attributes:
+        release: its release.
+        number: the number that its noise was drawn with.
+        members: whose data it was computed on.
+        sample_rate: of the release.
+        noise_multiplier: of the noise that each member added; inf where no tensor got any.
+        bare: whether sums left the clients without noise, so that the server has to add it.
+    """
+
+    release: str
+    number: int
+    members: tuple[int, ...]
+    sample_rate: float
+    noise_multiplier: float
+    bare: bool
+
+    def entries(self, server: float) -> Iterator[Entry]:
+        """A ledger entry a member: the least noise on anything that was released; none where nothing was.
+
+        Args:
+            server: noise multiplier of what the server added to the sums; 0 for none.
+        """
+        multiplier = min(self.noise_multiplier, server) if self.bare else self.noise_multiplier
+        for client in self.members if multiplier < math.inf else ():
+            yield Entry(self.release, self.number, client, multiplier, self.sample_rate)
 
 
 @dataclass
@@ -108,6 +137,7 @@ class Clients:
         plan: the cell's privacy plan; None for an algorithm that is not private.
         model: holds one slice of every per-client parameter for each member.
         state: further private tensors that an algorithm keeps between rounds, ``[members, ...]`` each.
+        ran: the steps of mechanisms since they were last counted.
     """
 
     members: tuple[int, ...]
@@ -117,6 +147,7 @@ class Clients:
     plan: PrivacyPlan | None
     model: nn.Module
     state: Tensors = field(default_factory=dict)
+    ran: list[Step] = field(default_factory=list)
 
     def batch(self, rows: Sequence[Tensor], round_: int, noise: Mapping[str, tuple[int, ...]]) -> Batch:
         """The batch of each member's ``rows`` (int64 indices), with standard normal draws from each client's own stream."""
@@ -152,7 +183,7 @@ class Clients:
         return sampled
 
     def add_noise(self, release: Release, round_: int, sent: Tensors, kept: Tensors | None = None) -> Noised:
-        """Add the noise that is the clients' own, and note the step for the ledger; all noise of clients is drawn here.
+        """Add the noise that is the clients' own, and count the step for the ledger; all noise of clients is drawn here.
 
         Under ``trust: silo`` every member adds the full noise to what it sends; under ``trust: aggregate`` the server does that once.
         What stays with a client is noised by the client in any case. What one unit adds to ``sent`` and ``kept`` together must be
@@ -166,49 +197,49 @@ class Clients:
         """
         kept = kept or {}
         if self.plan is None:
-            return Noised(sent, kept, (), 0)
+            return Noised(sent, kept, 0)
         own = sent if self.plan.trust == "silo" else {}
         shapes = {name: tuple(value.shape) for name, value in own.items()} | {name: tuple(v.shape[1:]) for name, v in kept.items()}
         noise = {name: torch.zeros_like(value) for name, value in (own | kept).items()}
         std, drawn = self.plan.noise_std(release.name), 0
         for position, client in enumerate(self.members if shapes else ()):
-            draw = gaussian(shapes, std, self.seeds.torch(Purpose.NOISE, round_, client))
-            drawn += fingerprint(draw)
+            draw = gaussian(shapes, std, self.seeds.noise(round_, client))
+            drawn += draw.fingerprint
             for name in own:
-                noise[name] += draw[name]
+                noise[name] += draw.parts[name]
             for name in kept:
-                noise[name][position] = draw[name]
+                noise[name][position] = draw.parts[name]
         multiplier = std / self.plan.sensitivity if shapes else math.inf
+        self.ran.append(Step(release.name, round_, self.members, release.sample_rate, multiplier, bare=bool(sent) and not own))
         return Noised(
             {name: value + noise[name] if name in noise else value for name, value in sent.items()},
             {name: value + noise[name] for name, value in kept.items()},
-            tuple(Entry(release.name, round_, client, multiplier, release.sample_rate) for client in self.members),
             drawn,
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Message:
     """What a cohort sends after a round: the sum over its clients, never one client's part under ``trust: aggregate``.
 
     Attributes:
-        sums: tensors by name; a name that one client alone sends is added to nothing.
-        entries: one per client and step for the ledger, with the multiplier of the noise that the client itself added (inf: it added none);
-            empty for an algorithm that is not private.
+        sums: tensors by name; what only one cohort sends under a name goes on as it is.
         sampled: fingerprint of the rows that each client sampled.
         noise: fingerprint of the noise that the clients drew.
-        uplink_bytes: what the clients would have sent over a network, all of them together.
+        uplink_bytes: what the clients would have sent over a network, all of them together; where it is private who takes part, of
+            those who do not, too.
         diagnostics: not private, for people who may see the data: values per example or per client by name, averaged over all cohorts;
             ``gradient_norm`` is told by its quantiles, and ``generator_features``, the mean kernel features of what each client generates,
             become ``cross_client_mmd``.
+        steps: the steps of mechanisms that ran; counted by the harness, whatever an algorithm gives here.
     """
 
     sums: Tensors
-    entries: tuple[Entry, ...]
-    sampled: int
-    noise: int
-    uplink_bytes: int
-    diagnostics: Mapping[str, list[Any]]
+    sampled: int = 0
+    noise: int = 0
+    uplink_bytes: int = 0
+    diagnostics: Mapping[str, list[Any]] = field(default_factory=dict)
+    steps: tuple[Step, ...] = ()
 
 
 @dataclass
@@ -264,12 +295,13 @@ class Trained:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training stands, enough to go on from there bit for bit."""
+    """Where a training stands, enough to go on from there bit for bit; with the root of secret noise, if it is secret."""
 
     round: int
     tensors: Tensors
     ledger: str
     uplink_bytes: int
+    secret: int | None = field(default=None, repr=False)
 
 
 class Algorithm(ABC):
@@ -400,7 +432,7 @@ class Algorithm(ABC):
         seeds: Seeds,
         resume: Progress | None = None,
         checkpoint: Callable[[Callable[[], Progress]], None] | None = None,
-    ) -> Steps[RoundRecord, None, Trained]:
+    ) -> Rounds[RoundRecord, None, Trained]:
         """Run all rounds: yields a record after each, returns the outcome.
 
         Args:
@@ -425,10 +457,11 @@ class Algorithm(ABC):
             total = add_in_order([message.sums for message in messages])
             noise, multiplier = self._server_noise(plan, release, total, seeds, round_)
             record = {"release": release.name, **_gathered(messages, noise, l2_norm(total))}
-            noisy = {name: value + noise[name] for name, value in total.items()} if noise else total
+            noisy = {name: value + noise.parts[name] for name, value in total.items()} if noise.parts else total
             record |= self.server_step(server, round_, release, noisy)
-            for entry in (entry for message in messages for entry in message.entries):
-                ledger.record(replace(entry, noise_multiplier=min(entry.noise_multiplier, multiplier)))
+            for step in (step for message in messages for step in message.steps):
+                for entry in step.entries(multiplier):
+                    ledger.record(entry)
             uplink += sum(message.uplink_bytes for message in messages)
             if checkpoint is not None:
                 checkpoint(partial(capture, server, pool, ledger, round_ + 1, uplink))
@@ -445,13 +478,13 @@ class Algorithm(ABC):
         load_server(server, {k[7:]: v for k, v in state.items() if k.startswith("server.")})
         return self.generator(server, {k[6:]: v for k, v in state.items() if k.startswith("codes.")}, seeds)
 
-    def _server_noise(self, plan: PrivacyPlan | None, release: Release, total: Tensors, seeds: Seeds, round_: int) -> tuple[Tensors, float]:
-        """The noise that is added once, to the sum; with its multiplier, inf where clients added theirs."""
+    def _server_noise(self, plan: PrivacyPlan | None, release: Release, total: Tensors, seeds: Seeds, round_: int) -> tuple[Noise, float]:
+        """The noise that is added once, to the sum; with its multiplier, 0 where none is added."""
         if plan is None or self.noise_at_clients():
-            return {}, math.inf
+            return Noise({}, 0), 0.0
         shapes = {name: tuple(value.shape) for name, value in total.items()}
         std = plan.noise_std(release.name)
-        return gaussian(shapes, std, seeds.torch(Purpose.NOISE, round_, SERVER)), std / plan.sensitivity
+        return gaussian(shapes, std, seeds.noise(round_)), std / plan.sensitivity
 
 
 def shared_tensors(model: nn.Module) -> Tensors:
@@ -480,11 +513,20 @@ def code_names(model: nn.Module) -> list[str]:
 
 
 def add_in_order(parts: Sequence[Tensors]) -> Tensors:
-    """The sum of the cohorts' sums, in client order, so that it does not depend on timing."""
-    total = dict(parts[0])
-    for part in parts[1:]:
-        total |= {name: total[name] + value if name in total else value for name, value in part.items()}
-    return total
+    """The sum of the cohorts' sums, in client order and in float64, so that it depends on neither timing nor packing."""
+    terms: dict[str, list[Tensor]] = {}
+    for part in parts:
+        for name, value in part.items():
+            terms.setdefault(name, []).append(value)
+    return {name: own[0] if len(own) == 1 else sum_in_double(own) for name, own in terms.items()}
+
+
+def sum_in_double(terms: Sequence[Tensor]) -> Tensor:
+    """The sum of equal shapes, added up in float64 and rounded once to the dtype of the first."""
+    total = terms[0].double()
+    for term in terms[1:]:
+        total = total + term
+    return total.to(terms[0].dtype)
 
 
 def l2_norm(tensors: Tensors) -> float:
@@ -492,12 +534,12 @@ def l2_norm(tensors: Tensors) -> float:
     return math.sqrt(sum(float(value.square().sum()) for value in tensors.values()))
 
 
-def _gathered(messages: Sequence[Message], noise: Tensors, signal: float) -> dict[str, Any]:
+def _gathered(messages: Sequence[Message], noise: Noise, signal: float) -> dict[str, Any]:
     values: dict[str, Any] = {
         "sampled": sum(message.sampled for message in messages) % 2**32,
-        "noise": (sum(message.noise for message in messages) + (fingerprint(noise) if noise else 0)) % 2**32,
+        "noise": (sum(message.noise for message in messages) + noise.fingerprint) % 2**32,
         "signal_norm": signal,
-        "noise_norm": l2_norm(noise) if noise else 0.0,
+        "noise_norm": l2_norm(noise.parts),
     }
     # a cohort that sampled no row has no loss to tell
     for name in dict.fromkeys(name for message in messages for name in message.diagnostics):
@@ -515,7 +557,7 @@ def _gathered(messages: Sequence[Message], noise: Tensors, signal: float) -> dic
 def load_server(server: Server, tensors: Tensors) -> None:
     """Take up a checkpoint's server state."""
     load_parameters(server.model, tensors, "model.")
-    server.tensors = {k[8:]: v for k, v in tensors.items() if k.startswith("tensors.")}
+    server.tensors = {k[8:]: v.clone() for k, v in tensors.items() if k.startswith("tensors.")}
 
 
 def released_state(server: Server, codes: Tensors) -> Tensors:
@@ -535,4 +577,4 @@ def capture(server: Server, pool: Pool, ledger: Ledger, round_: int, uplink_byte
     tensors = {f"server.model.{name}": p.detach().clone() for name, p in server.model.named_parameters() if p.numel()}
     tensors |= {f"server.tensors.{name}": value.clone() for name, value in server.tensors.items()}
     tensors |= {f"clients.{name}": value for name, value in pool.state().items()}
-    return Progress(round_, tensors, ledger.to_json(), uplink_bytes)
+    return Progress(round_, tensors, ledger.to_json(), uplink_bytes, server.seeds.secret)

@@ -121,6 +121,17 @@ class Evaluation(_Model):
     personal: Annotated[str | float | None, PlainValidator(_personal)] = None
 
 
+class Privacy(_Model):
+    """Where noise comes from.
+
+    Attributes:
+        noise: ``seeded``: it follows from the cell's seed, so that anyone can repeat a row, and nobody may release what it made;
+            ``secret``: from the operating system's entropy, every cell its own, kept nowhere.
+    """
+
+    noise: Literal["seeded", "secret"] = "seeded"
+
+
 class Resources(_Model):
     """Where cells run and what is kept; nothing here changes a result.
 
@@ -208,6 +219,7 @@ class Grid(_Model):
         delta: of the (epsilon, delta) budgets.
         unit: what one budget protects: an example or a client.
         trust: who may see what: only the sum over clients (aggregate), or every message (silo).
+        privacy: where noise comes from.
         scan: axes over algorithm parameters: values by parameter; an algorithm without the parameter is not multiplied.
         evaluation: how generators are judged.
         resources: where cells run.
@@ -225,6 +237,7 @@ class Grid(_Model):
     delta: Delta = 1e-4
     unit: Unit = "example"
     trust: Trust = "aggregate"
+    privacy: Privacy = Privacy()
     scan: dict[str, Axis[Any]] = {}
     evaluation: Evaluation = Evaluation()
     resources: Resources = Resources()
@@ -285,7 +298,7 @@ class Cell(_Model):
         algorithm: its name as the grid gives it.
         params: all its parameters, defaults included.
         dataset: where the data come from.
-        dataset_hash: the data's fingerprint.
+        dataset_hash: the data's fingerprint; None in what may be released.
         partition: the scheme.
         alpha: Dirichlet concentration (schemes other than the two Dirichlet ones ignore it).
         clients: how many.
@@ -293,6 +306,7 @@ class Cell(_Model):
         delta: of the budget.
         unit: what the budget protects.
         trust: who may see what.
+        noise: ``seeded``, or ``secret`` where a budget is kept by noise that no seed gives.
         seed: root of the cell's seed tree, and the partition's seed.
         evaluation: how the generator is judged.
     """
@@ -302,7 +316,7 @@ class Cell(_Model):
     algorithm: str
     params: dict[str, Any]
     dataset: DatasetSpec
-    dataset_hash: str
+    dataset_hash: str | None
     partition: PartitionSpec
     alpha: float
     clients: int
@@ -310,6 +324,7 @@ class Cell(_Model):
     delta: float
     unit: Unit
     trust: Trust
+    noise: Literal["seeded", "secret"]
     seed: int
     evaluation: Evaluation
 
@@ -685,7 +700,8 @@ def _cell(
 ) -> Cell:
     scheme = grid.partition.model_dump(mode="json", exclude_none=True) | ({"alpha": alpha} if grid.partition.uses_alpha else {})
     # without an epsilon there is no budget to protect a unit with
-    budget = [_epsilon_text(epsilon), grid.delta, grid.unit, grid.trust] if variant.private else None
+    noise = grid.privacy.noise if variant.private else "seeded"
+    budget = [_epsilon_text(epsilon), grid.delta, grid.unit, grid.trust, noise] if variant.private else None
     result_of = {
         "algorithm": variant.identity,
         "params": variant.params,
@@ -712,6 +728,7 @@ def _cell(
         delta=grid.delta,
         unit=grid.unit,
         trust=grid.trust,
+        noise=noise,
         seed=seed,
         evaluation=grid.evaluation,
     )

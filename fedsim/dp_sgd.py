@@ -147,12 +147,11 @@ class DPSGD(Algorithm):
         noised = clients.add_noise(release, round_, sent, kept if self.params.scope == "joint" else {})
         self._local_step(clients, round_, {name: value / norms.weight(name) for name, value in (kept | noised.kept).items()})
         return Message(
-            noised.sent,
-            noised.entries,
-            sum(fingerprint({"rows": chosen}) for chosen in rows),
-            noised.fingerprint,
-            4 * sum(value.numel() for value in sent.values()) * len(clients.members),
-            {
+            sums=noised.sent,
+            sampled=sum(fingerprint({"rows": chosen}) for chosen in rows),
+            noise=noised.fingerprint,
+            uplink_bytes=4 * sum(value.numel() for value in sent.values()) * len(clients.members),
+            diagnostics={
                 **{f"loss_{name}": value.tolist() for name, value in parts.items()},
                 **self.observe(clients, parts, round_),
                 "gradient_norm": result.norms.tolist(),

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from fedsim.algorithm import Clients, Message, Tensors, load_parameters
 from fedsim.batch import Batch
-from fedsim.local_training import LocalTraining, LocalTrainingParams
+from fedsim.local_training import LocalTraining, LocalTrainingParams, weighted_sum
 from fedsim.optimise import adam_step
 from fedsim.privacy.clipping import Norms, clipped_sum
-from fedsim.privacy.ledger import Entry
 from fedsim.privacy.noise import fingerprint
 from fedsim.privacy.plan import Release
 
@@ -70,7 +69,6 @@ class LocalDPSGD(LocalTraining):
         shared, private = self.stacked(clients, broadcast)
         parameters, state = shared | private, Tensors()
         takes_part = self.participants(clients, round_)
-        entries: list[Entry] = []
         sampled, drawn, norms, losses = 0, 0, list[float](), list[float]()
         for step in range(round_ * release.per_round, (round_ + 1) * release.per_round):
             rows = clients.poisson(step, release.sample_rate)
@@ -80,18 +78,16 @@ class LocalDPSGD(LocalTraining):
             gradients = {name: value / self.params.expected_batch for name, value in noised.kept.items()}
             self.pull(gradients, shared, broadcast)
             adam_step(parameters, gradients, state, self.params.learning_rate)
-            entries += noised.entries
             sampled += sum(fingerprint({"rows": chosen}) for chosen in rows)
             drawn += noised.fingerprint
             norms += joint
             losses += loss
         return Message(
-            {name: torch.einsum("k,k...->...", takes_part, shared[name] - broadcast[name]) for name in shared},
-            tuple(entries),
-            sampled,
-            drawn,
-            self.sent_bytes(broadcast, takes_part),
-            {"loss": losses, "gradient_norm": norms, "clipped_fraction": [float(norm > self.clip()) for norm in norms]},
+            sums={name: weighted_sum(takes_part, shared[name] - broadcast[name]) for name in shared},
+            sampled=sampled,
+            noise=drawn,
+            uplink_bytes=self.sent_bytes(broadcast, takes_part),
+            diagnostics={"loss": losses, "gradient_norm": norms, "clipped_fraction": [float(norm > self.clip()) for norm in norms]},
         )
 
     def _clipped(self, model: nn.Module, parameters: Tensors, batches: list[Batch]) -> tuple[Tensors, list[float], list[float]]:

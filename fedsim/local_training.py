@@ -94,31 +94,30 @@ class LocalTraining(Algorithm):
     def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
         """Local steps of all clients that take part, at once; the sum of their weighted, clipped updates."""
         takes_part = self.participants(clients, round_)
-        active = self._active(clients, takes_part)
+        positions = (takes_part * torch.tensor([float(len(x) > 0) for x in clients.x])).nonzero().flatten()
+        active = self._active(clients, positions)
         rows = self._minibatches(active, round_)
         updates, losses = self._updates(active, round_, broadcast, rows)
         for name, value in active.state.items():
-            clients.state[name][takes_part > 0] = value
-        weight = torch.ones(len(rows)) if clients.plan is not None else torch.tensor([float(len(x)) for x in active.x])
-        norms = torch.stack([update.flatten(1).square().sum(1) for update in updates.values()]).sum(0).sqrt()
-        factor = weight * (self.clip() / norms.clamp_min(1e-12)).clamp_max(1.0)
-        noised = clients.add_noise(release, round_, {name: torch.einsum("k,k...->...", factor, u) for name, u in updates.items()})
+            clients.state[name][positions] = value
+        private = clients.plan is not None
+        weight = torch.ones(len(rows)) if private else torch.tensor([float(len(x)) for x in active.x])
+        clipped, norms = clip_updates(updates, self.clip())
+        noised = clients.add_noise(release, round_, {name: weighted_sum(weight, update) for name, update in clipped.items()})
         return Message(
-            noised.sent if clients.plan is not None else noised.sent | {WEIGHT: weight.sum()},
-            noised.entries,
-            sum(fingerprint({"rows": torch.from_numpy(chosen)}) for chosen in rows),
-            noised.fingerprint,
-            self.sent_bytes(broadcast, takes_part),
-            {
+            sums=noised.sent if private else noised.sent | {WEIGHT: weight.sum()},
+            sampled=sum(fingerprint({"rows": torch.from_numpy(chosen)}) for chosen in rows),
+            noise=noised.fingerprint,
+            uplink_bytes=self.sent_bytes(broadcast, torch.ones_like(takes_part) if private else takes_part),
+            diagnostics={
                 **{f"loss_{name}": value.tolist() for name, value in losses.items()},
                 "gradient_norm": norms.tolist(),
-                "clipped_fraction": (norms > self.clip()).float().tolist(),
+                "clipped_fraction": (~(norms <= self.clip())).float().tolist(),
             },
         )
 
-    def _active(self, clients: Clients, takes_part: Tensor) -> Clients:
-        """The members that take part, with copies of their state."""
-        positions = takes_part.nonzero().flatten()
+    def _active(self, clients: Clients, positions: Tensor) -> Clients:
+        """The members at ``positions``, those that take part and have a row to train on, with copies of their state."""
         chosen = positions.tolist()
         return replace(
             clients,
@@ -149,7 +148,7 @@ class LocalTraining(Algorithm):
         return taking_part.float()
 
     def sent_bytes(self, broadcast: Tensors, takes_part: Tensor) -> int:
-        """What the updates of those who take part weigh on a network."""
+        """What the updates of those who send one weigh on a network."""
         return 4 * sum(value.numel() for value in broadcast.values()) * int(takes_part.sum())
 
     def server_step(self, server: Server, round_: int, release: Release, total: Tensors) -> Mapping[str, float]:
@@ -209,6 +208,26 @@ class LocalTraining(Algorithm):
         """Add the proximal term's gradient, in place."""
         for name in shared if self.params.proximal else ():
             gradients[name] = gradients[name] + self.params.proximal * (shared[name] - broadcast[name])
+
+
+def clip_updates(updates: Tensors, clip: float) -> tuple[Tensors, Tensor]:
+    """Updates ``[K, ...]`` by name, each client's scaled to a joint L2 norm of at most ``clip``; and their norms ``[K]`` before.
+
+    An update that is not finite counts as 0: a nan that went through would show with certainty that its client is there.
+    """
+    norms = torch.stack([update.flatten(1).double().square().sum(1) for update in updates.values()]).sum(0).sqrt().float()
+    broken, factor = ~norms.isfinite(), (clip / norms.clamp_min(1e-12)).clamp_max(1.0)
+    clipped = {}
+    for name, update in updates.items():
+        shape = (-1, *[1] * (update.dim() - 1))
+        clipped[name] = (update * factor.view(shape)).masked_fill(broken.view(shape), 0)
+    return clipped, norms
+
+
+def weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
+    """``sum_k weights_k values_k`` of ``[K]`` and ``[K, ...]``, added up in float64: cohorts of any size give the same sum."""
+    total: Tensor = torch.einsum("k,k...->...", weights.double(), values.double())
+    return total.to(values.dtype)
 
 
 class _LossOf(nn.Module):

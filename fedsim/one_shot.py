@@ -27,12 +27,10 @@ def statistics_message(clients: Clients, round_: int, release: Release, products
     sums, joint = clipped_statistics(products, norms)
     noised = clients.add_noise(release, round_, sums)
     return Message(
-        noised.sent,
-        noised.entries,
-        0,
-        noised.fingerprint,
-        4 * sum(value.numel() for value in sums.values()) * len(clients.members),
-        {"gradient_norm": joint.tolist(), "clipped_fraction": (joint > norms.clip * (1 + 1e-6)).float().tolist()},
+        sums=noised.sent,
+        noise=noised.fingerprint,
+        uplink_bytes=4 * sum(value.numel() for value in sums.values()) * len(clients.members),
+        diagnostics={"gradient_norm": joint.tolist(), "clipped_fraction": (joint > norms.clip * (1 + 1e-6)).float().tolist()},
     )
 
 

@@ -19,6 +19,9 @@ def adam_step(
 ) -> None:
     """One Adam step (Kingma and Ba 2015) in place; ``state`` gains ``adam.*`` tensors, and starts empty.
 
+    Torch's fused kernel reads memory in order, whatever the strides are: an expanded gradient would be read past its end. So it is handed
+    contiguous tensors only.
+
     Args:
         parameters: what is updated; stacked parameters of several clients are updated elementwise.
         gradients: by the same names.
@@ -30,13 +33,14 @@ def adam_step(
     names = list(gradients)
     for name in names:
         if f"adam.t.{name}" not in state:
-            state[f"adam.m.{name}"] = torch.zeros_like(gradients[name])
-            state[f"adam.v.{name}"] = torch.zeros_like(gradients[name])
+            state[f"adam.m.{name}"] = torch.zeros_like(gradients[name], memory_format=torch.contiguous_format)
+            state[f"adam.v.{name}"] = torch.zeros_like(gradients[name], memory_format=torch.contiguous_format)
             state[f"adam.t.{name}"] = torch.zeros((), device=gradients[name].device)
     with torch.no_grad():
+        updated = [parameters[name].contiguous() for name in names]
         adam(
-            [parameters[name] for name in names],
-            [gradients[name] for name in names],
+            updated,
+            [gradients[name].contiguous() for name in names],
             [state[f"adam.m.{name}"] for name in names],
             [state[f"adam.v.{name}"] for name in names],
             [],
@@ -50,6 +54,9 @@ def adam_step(
             eps=EPSILON * divisor,
             maximize=False,
         )
+        for name, value in zip(names, updated, strict=True):
+            if value is not parameters[name]:
+                parameters[name].copy_(value)
 
 
 def average_step(parameters: dict[str, Tensor], state: dict[str, Tensor]) -> None:

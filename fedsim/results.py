@@ -46,7 +46,7 @@ class Row(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     cell_id: str
-    status: Literal["ok", "failed", "overspent"]
+    status: Literal["ok", "failed", "overspent", "unaccounted"]
     error: RowError | None = None
     algorithm: str
     label: str
@@ -86,8 +86,8 @@ class Row(BaseModel):
 
     @model_validator(mode="after")
     def _status_fits(self) -> Row:
-        if (self.status == "failed") != (self.error is not None):
-            raise ValueError("a failed row has an error, and no other row has one")
+        if (self.status in ("failed", "unaccounted")) != (self.error is not None):
+            raise ValueError("a failed or unaccounted row has an error, and no other row has one")
         if self.status != "failed" and None in (self.accuracy, self.balanced_accuracy, self.macro_f1):
             raise ValueError(f"a row with status {self.status} has accuracy, balanced_accuracy and macro_f1")
         target, spent = self.epsilon_target, self.epsilon_spent

@@ -1,12 +1,12 @@
 """One seed tree: every random number comes from a stream named by purpose, round and client.
 
-A stream is a ``numpy.random.SeedSequence`` whose spawn key is (purpose, round, client), so streams of different purposes,
-rounds or clients never overlap, whatever actor draws them and in whatever order.
+A stream is a ``numpy.random.SeedSequence`` whose spawn key is (purpose, round, client), whatever actor draws it and in whatever order. Every
+generator gets 128 bits or more of it, so that N streams hold two equal ones with a probability of at most N^2 / 2^129.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 import numpy as np
@@ -33,21 +33,43 @@ class Purpose(IntEnum):
     PENALTY = 12
 
 
+SECRET = frozenset({Purpose.NOISE, Purpose.SAMPLING})
+"""What an adversary must not know: the noise, and who is in a sample, for sampling amplifies only while it is hidden."""
+_FRESH = torch.Generator().manual_seed(0).get_state()
+_WORDS = slice(24, 24 + 624 * 8)
+"""Where torch keeps the 624 words of its Mersenne Twister, each in eight bytes."""
+
+
 @dataclass(frozen=True)
 class Seeds:
-    """The seed tree of one cell; ``root`` is the cell's seed."""
+    """The seed tree of one cell.
+
+    Attributes:
+        root: the cell's seed.
+        secret: root of the streams in :data:`SECRET`; None: they follow from ``root`` too, as a simulation's may.
+    """
 
     root: int
+    secret: int | None = field(default=None, repr=False)
 
     def sequence(self, purpose: Purpose, round_: int = 0, client: int = SERVER) -> np.random.SeedSequence:
         """The stream's seed sequence; ``client`` counts from 0, ``SERVER`` is the server's own stream."""
-        return np.random.SeedSequence(self.root, spawn_key=(int(purpose), round_, client + 1))
+        root = self.root if self.secret is None or purpose not in SECRET else self.secret
+        return np.random.SeedSequence(root, spawn_key=(int(purpose), round_, client + 1))
 
     def numpy(self, purpose: Purpose, round_: int = 0, client: int = SERVER) -> np.random.Generator:
         """The stream as a numpy generator."""
         return np.random.default_rng(self.sequence(purpose, round_, client))
 
     def torch(self, purpose: Purpose, round_: int = 0, client: int = SERVER) -> torch.Generator:
-        """The stream as a CPU torch generator (64 bits of the seed sequence)."""
-        low, high = self.sequence(purpose, round_, client).generate_state(2, np.uint32).tolist()
-        return torch.Generator().manual_seed((high << 32 | low) & 0x7FFF_FFFF_FFFF_FFFF)
+        """The stream as a CPU torch generator; its whole state is set, since ``manual_seed`` keeps 32 bits of a seed."""
+        words = np.random.Philox(self.sequence(purpose, round_, client)).random_raw(312).view(np.uint32)
+        state = _FRESH.clone()
+        state[_WORDS] = torch.from_numpy(words.astype(np.uint64).view(np.uint8))
+        generator = torch.Generator()
+        generator.set_state(state)
+        return generator
+
+    def noise(self, round_: int = 0, client: int = SERVER) -> np.random.Philox:
+        """The stream of a mechanism's noise, for :func:`fedsim.privacy.noise.gaussian`."""
+        return np.random.Philox(self.sequence(Purpose.NOISE, round_, client))

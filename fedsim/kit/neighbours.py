@@ -152,7 +152,7 @@ def with_clip(subject: Subject, share: float) -> Subject:
 def live(subject: Subject, pair: Pair, world: World, script: Tape | None = None) -> tuple[Training, WatchedPool]:
     """Train in ``world`` of ``pair``, all clients in one cohort; with a ``script``, the noise gives that world's outputs."""
     cell, trial = subject.trial.cell, subject.trial
-    spec = CohortSpec(cell.algorithm, cell.params, trial.task, trial.plan, pair.seed, world.members, world.rows)
+    spec = CohortSpec(cell.algorithm, cell.params, trial.task, trial.plan, Seeds(pair.seed), world.members, world.rows)
     pool = WatchedPool([watched(spec, world.x, world.y, world.hidden, script)], script=script)
     algorithm = subject.build()
     return train(algorithm, pool, trial.plan, pair.seed, _start(algorithm, pair)), pool

@@ -17,6 +17,7 @@ from fedsim.runtime.cluster import Node
 from fedsim.runtime.cohort import Cohort, build_algorithm
 from fedsim.runtime.preflight import prepare
 from fedsim.runtime.trial import Trial
+from fedsim.seeds import Seeds
 
 SHORT = {"rounds": 3, "local_steps": 3, "meta_steps": 2, "generator_steps": 2}
 """Parameters that make a training long, where an algorithm has them, and what they become."""
@@ -59,7 +60,7 @@ class Subject:
     def cohorts(self, sizes: tuple[int, ...] = (CLIENTS,), seed: int = 0) -> list[Cohort]:
         """The cell's clients in cohorts of ``sizes``, each with a tape of its own."""
         specs = replace(self.trial, sizes=sizes).cohorts()
-        return [watched(replace(spec, seed=seed), self.data.x_train, self.data.y_train) for spec in specs]
+        return [watched(replace(spec, seeds=Seeds(seed)), self.data.x_train, self.data.y_train) for spec in specs]
 
     def train(self, sizes: tuple[int, ...] = (CLIENTS,), seed: int = 0) -> Training:
         """A whole training, packed so."""

@@ -130,7 +130,7 @@ class WatchedClients(Clients):
         """As every client's; the answer is the script's where there is one, as far as clients noise it."""
         asked, held = copied(sent), copied(kept or {})
         noised = super().add_noise(release, round_, sent, kept)
-        own = Noised(copied(noised.sent), copied(noised.kept), noised.entries, noised.fingerprint)
+        own = Noised(copied(noised.sent), copied(noised.kept), noised.fingerprint)
         query = Query(self.tape.round, release, round_, self.members, asked, held, own, self._sampled(release))
         self.tape.queries.append(query)
         return noised if self.script is None else self._told(self.script, query, noised)

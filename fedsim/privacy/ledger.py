@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from dataclasses import dataclass
 
 from fedsim.privacy import accountant
+from fedsim.privacy.plan import PrivacyPlan
 
 Mechanism = tuple[float, float]
 """(noise multiplier, sample rate)"""
@@ -18,7 +20,7 @@ class Entry:
 
     Attributes:
         release: the release's name in the plan.
-        round: the round it ran in.
+        round: the round it ran in; where a round holds several steps, the number of the step.
         client: whose data it touched.
         noise_multiplier: standard deviation of the noise that was added, over the sensitivity; 0.0 for none.
         sample_rate: the Poisson rate that the sample was drawn with.
@@ -77,6 +79,29 @@ class Ledger:
         histories = _undominated(set(self._histories().values()))
         spent = [accountant.epsilon([(*mechanism, steps) for mechanism, steps in history], delta) for history in histories]
         return max(spent, default=(0.0, "none"))
+
+    def unaccounted(self, plan: PrivacyPlan, clients: int) -> str:
+        """The first place where what ran is not what ``plan`` planned; "" where every client's data went through exactly the plan's steps.
+
+        A step that is missing was either not run or ran without being counted, and then nothing is known of what it cost.
+        """
+        ran: dict[int, list[Tally]] = {client: [] for client in range(clients)}
+        for tally in self.entries:
+            ran.setdefault(tally.client, []).append(tally)
+        planned = {release.name: (plan.noise_multiplier(release.name), release) for release in plan.releases if release.steps}
+        for client, tallies in ran.items():
+            for tally in tallies:
+                if tally.release not in planned:
+                    return f"client {client} has {tally.count} steps of '{tally.release}', of which the plan knows nothing"
+                multiplier, release = planned[tally.release]
+                if not math.isclose(tally.noise_multiplier, multiplier, rel_tol=1e-6) or tally.sample_rate != release.sample_rate:
+                    what = f"noise multiplier {tally.noise_multiplier:.4g} at rate {tally.sample_rate:g} ran"
+                    return f"client {client}, '{tally.release}': {what}, {multiplier:.4g} at {release.sample_rate:g} was planned"
+            for name, (_, release) in planned.items():
+                count = sum(tally.count for tally in tallies if tally.release == name)
+                if count != release.steps:
+                    return f"client {client} has {count} steps of '{name}' in the ledger, the plan {release.steps}"
+        return ""
 
     def to_json(self) -> str:
         """The ledger as text: clients with equal tallies share one record, floats round-trip exactly."""

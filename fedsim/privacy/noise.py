@@ -1,36 +1,46 @@
-"""Gaussian noise for the parts of one release, and a fingerprint that shows two runs drew the same."""
+"""Gaussian noise for the parts of one release, and fingerprints that show two runs drew the same."""
 
 from __future__ import annotations
 
 import math
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+CHUNK = 2**14
+"""Coordinates that are drawn at a time: few enough for a processor's cache."""
+SHOWN = 64
+"""Of so many random words one goes into the fingerprint."""
 
-def gaussian(
-    shapes: Mapping[str, torch.Size | tuple[int, ...]],
-    std: float,
-    generator: torch.Generator,
-    device: torch.device | str = "cpu",
-    memory: Tensor | None = None,
-) -> dict[str, Tensor]:
+
+@dataclass(frozen=True)
+class Noise:
+    """One draw.
+
+    Attributes:
+        parts: float32 tensors by name, views of one flat tensor.
+        fingerprint: CRC-32 of some of the random words behind it: equal on every processor, whose logarithms may differ in a last bit.
+    """
+
+    parts: dict[str, Tensor]
+    fingerprint: int
+
+
+def gaussian(shapes: Mapping[str, torch.Size | tuple[int, ...]], std: float, stream: np.random.Philox) -> Noise:
     """Independent N(0, ``std``^2) noise for every part, from one draw.
 
-    The draw is made on the generator's device and then moved, so that a CPU generator gives the same noise on every
-    device. A ``std`` of 0 gives zeros and leaves the generator as it was.
+    Box and Muller (1958) on the words of a counter-based generator with a 128-bit key (Salmon et al. 2011). A ``std`` of 0 gives zeros and
+    leaves the stream as it was.
 
     Args:
         shapes: a shape a part; the parts are drawn in this order.
         std: standard deviation per coordinate (:meth:`fedsim.privacy.plan.PrivacyPlan.noise_std`).
-        generator: the stream of this release, round and client (``fedsim.seeds``, purpose NOISE).
-        device: where the noise is wanted.
-        memory: a float32 tensor ``[n]`` on the generator's device that a draw of n coordinates goes into, in place of fresh memory.
-
-    Returns:
-        A float32 tensor a part, views of one flat tensor.
+        stream: of this release, round and client (:meth:`fedsim.seeds.Seeds.noise`).
 
     Raises:
         ValueError: ``std`` is negative or not finite.
@@ -38,13 +48,31 @@ def gaussian(
     if not 0 <= std < math.inf:
         raise ValueError(f"the noise's standard deviation must be finite and not negative, not {std}")
     sizes = [math.prod(shape) for shape in shapes.values()]
-    if std == 0:
-        flat = torch.zeros(sum(sizes), device=device)
-    else:
-        drawn = torch.empty(sum(sizes), device=generator.device) if memory is None else memory
-        flat = drawn.normal_(0, std, generator=generator).to(device)
-    parts = torch.split(flat, sizes)
-    return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+    drawn, crc = np.zeros(sum(sizes), np.float32), 0
+    for start in range(0, len(drawn) if std else 0, CHUNK):
+        part = drawn[start : start + CHUNK]
+        words = stream.random_raw((len(part) + 1) // 2).view(np.uint32)
+        crc = zlib.crc32(words[::SHOWN].tobytes(), crc)
+        _box_muller(words, std, part)
+    parts = torch.split(torch.from_numpy(drawn), sizes)
+    return Noise({name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}, crc)
+
+
+def _box_muller(words: NDArray[np.uint32], std: float, out: NDArray[np.float32]) -> None:
+    """Turn pairs of random words into pairs of normal numbers, ``r cos a`` and ``r sin a``."""
+    half = len(words) // 2
+    # in (0, 1]: half a step above the word's fraction, so that its logarithm is finite
+    radius = words[:half].astype(np.float32)
+    radius *= np.float32(2.0**-32)
+    radius += np.float32(2.0**-33)
+    np.log(radius, out=radius)
+    radius *= np.float32(-2 * std * std)
+    np.sqrt(radius, out=radius)
+    angle = words[half:].view(np.int32).astype(np.float32)
+    angle *= np.float32(math.pi * 2.0**-31)
+    np.multiply(radius, np.cos(angle), out=out[:half])
+    np.sin(angle, out=angle)
+    np.multiply(radius[: len(out) - half], angle[: len(out) - half], out=out[half:])
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> int:

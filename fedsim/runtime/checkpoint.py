@@ -14,6 +14,10 @@ from safetensors.torch import save_file
 from fedsim.algorithm import Progress
 
 
+FACTS = ("round", "ledger", "uplink_bytes", "secret")
+"""What a checkpoint holds beside tensors."""
+
+
 class Checkpoints:
     """The checkpoint file of one cell; a new one replaces the old one at once or not at all.
 
@@ -33,10 +37,11 @@ class Checkpoints:
             self._last = time.monotonic()
 
     def save(self, progress: Progress) -> None:
-        """Write ``progress``."""
+        """Write ``progress``, for the owner's eyes alone: private client state is in it, and the root of secret noise."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_suffix(".part")
-        facts = {"round": progress.round, "ledger": progress.ledger, "uplink_bytes": progress.uplink_bytes}
+        part.touch(mode=0o600)
+        facts = {name: getattr(progress, name) for name in FACTS}
         save_file({k: v.contiguous() for k, v in progress.tensors.items()}, part, {"progress": json.dumps(facts)})
         os.replace(part, self.path)
 
@@ -45,8 +50,8 @@ class Checkpoints:
         try:
             with safe_open(self.path, "pt") as file:
                 facts = json.loads((file.metadata() or {})["progress"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            return Progress(facts["round"], tensors, facts["ledger"], facts["uplink_bytes"])
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            return Progress(tensors=tensors, **{name: facts[name] for name in FACTS})
         except (OSError, SafetensorError, KeyError, ValueError):
             return None
 

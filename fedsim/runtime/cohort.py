@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ class CohortSpec:
         algorithm, params: as in the cell.
         task: the public facts.
         plan: the privacy plan, None without privacy.
-        seed: root of the seed tree.
+        seeds: the cell's seed tree.
         members: client numbers, ascending.
         rows: each member's training rows.
     """
@@ -34,7 +34,7 @@ class CohortSpec:
     params: dict[str, Any]
     task: Task
     plan: PrivacyPlan | None
-    seed: int
+    seeds: Seeds
     members: tuple[int, ...]
     rows: tuple[NDArray[np.int64], ...]
 
@@ -50,21 +50,22 @@ class Cohort:
 
     def __init__(self, spec: CohortSpec, x: NDArray[np.float32], y: NDArray[np.int64]) -> None:
         self.algorithm = build_algorithm(spec.algorithm, spec.params, spec.task)
-        seeds = Seeds(spec.seed)
-        model = initial_model(self.algorithm.build, seeds, spec.members)
+        model = initial_model(self.algorithm.build, spec.seeds, spec.members)
         self.clients = Clients(
             spec.members,
-            tuple(torch.from_numpy(x[rows]) for rows in spec.rows),
-            tuple(torch.from_numpy(y[rows]) for rows in spec.rows),
-            seeds,
+            tuple(aligned(x[rows]) for rows in spec.rows),
+            tuple(aligned(y[rows]) for rows in spec.rows),
+            spec.seeds,
             spec.plan,
             model,
         )
         self.algorithm.start_clients(self.clients)
 
     def round(self, round_: int, release: Release, broadcast: Tensors) -> Message:
-        """One round's computation."""
-        return self.algorithm.client_round(self.clients, round_, release, broadcast)
+        """One round's computation, with the steps that it really took."""
+        self.clients.ran.clear()
+        message = self.algorithm.client_round(self.clients, round_, release, broadcast)
+        return replace(message, steps=tuple(self.clients.ran))
 
     def released(self, names: Sequence[str]) -> Tensors:
         """Per-client tensors by name, averaged over iterates where the algorithm keeps averages."""
@@ -81,6 +82,11 @@ class Cohort:
         """Take up a checkpoint."""
         load_parameters(self.clients.model, tensors, "model.")
         self.clients.state.update({k[6:]: v.clone() for k, v in tensors.items() if k.startswith("state.")})
+
+
+def aligned(values: NDArray[Any]) -> torch.Tensor:
+    """A tensor in memory of torch's own, whose alignment is always the same: products of matrices may round by alignment."""
+    return torch.from_numpy(values).clone()
 
 
 class LocalPool:

@@ -1,10 +1,14 @@
 """Saved generators: tensors as safetensors, the facts about them as JSON; nothing is ever unpickled.
 
 A generator is made from the server's state and the released client codes, which are private already, so to sample from it costs nothing.
+With secret noise nothing else in these files was computed from private data, nor is their name, so they may be released under their
+epsilon. With seeded noise anyone can draw the noise again and take it off: they are for simulation only.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +33,8 @@ from fedsim.seeds import Purpose, Seeds
 
 FOLDER = "generators"
 NEUTRAL = ("neutral", "mixture")
+RELEASABLE = ("proved", "checked")
+"""Claims under which a release is what its epsilon says."""
 
 
 class GeneratorFacts(BaseModel):
@@ -40,16 +46,40 @@ class GeneratorFacts(BaseModel):
     task: Task
     plan: PrivacyPlan | None
     class_names: tuple[str, ...]
-    status: Literal["ok", "overspent"]
+    status: Literal["ok", "overspent", "unaccounted"]
     epsilon_spent: float | None
     accountant: str | None
     versions: dict[str, str]
+
+    @property
+    def release(self) -> str:
+        """Who may have what is made from it: everyone, under its epsilon, or nobody outside of the simulation; with the reason."""
+        plan = self.plan
+        if plan is None or plan.epsilon_target == float("inf"):
+            return "simulation only: it carries no noise"
+        if self.cell.noise == "seeded":
+            return "simulation only: the seed of its noise is known, and who knows it can take the noise off"
+        if self.status != "ok" or plan.claim not in RELEASABLE:
+            return f"simulation only: its status is {self.status}, its claim {plan.claim}"
+        return f"may be released under (epsilon, delta) = ({plan.epsilon_target:g}, {plan.delta:g}) by {plan.unit}, add/remove-one"
+
+
+def releasable(cell: Cell) -> Cell:
+    """The cell as its generator's files tell it: with secret noise without any exact function of private data.
+
+    A hash of the rows, which a cell's id depends on too, tells a data set from its neighbour. The id is then one of the public facts alone.
+    """
+    if cell.noise == "seeded":
+        return cell
+    public = cell.model_dump(mode="json", exclude={"cell_id", "dataset_hash"})
+    name = hashlib.sha256(json.dumps(public, sort_keys=True).encode()).hexdigest()[:16]
+    return cell.model_copy(update={"cell_id": name, "dataset_hash": None})
 
 
 def save_generator(
     run: Path, trial: Trial, class_names: tuple[str, ...], state: Tensors, spent: Mapping[str, Any], versions: Mapping[str, str]
 ) -> None:
-    """Write ``generators/<cell_id>.safetensors`` and ``.json`` into a run folder.
+    """Write ``generators/<cell_id>.safetensors`` and ``.json`` into a run folder, named by the id of :func:`releasable`.
 
     Args:
         run: the run folder.
@@ -61,8 +91,9 @@ def save_generator(
     """
     folder = run / FOLDER
     folder.mkdir(exist_ok=True)
-    facts = GeneratorFacts(cell=trial.cell, task=trial.task, plan=trial.plan, class_names=class_names, versions=dict(versions), **spent)
-    tensors, text = folder / f"{trial.cell.cell_id}.safetensors", folder / f"{trial.cell.cell_id}.json"
+    cell = releasable(trial.cell)
+    facts = GeneratorFacts(cell=cell, task=trial.task, plan=trial.plan, class_names=class_names, versions=dict(versions), **spent)
+    tensors, text = folder / f"{cell.cell_id}.safetensors", folder / f"{cell.cell_id}.json"
     save_file({name: value.contiguous() for name, value in state.items()}, tensors.with_suffix(".part"))
     os.replace(tensors.with_suffix(".part"), tensors)
     text.with_suffix(".part").write_text(facts.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -128,7 +159,8 @@ class SavedGenerator:
             "status": self.facts.status,
             "class_names": list(self.facts.class_names),
             "versions": self.facts.versions,
-            "note": "made by a simulation with a known seed; not fit for a release",
+            "noise": cell.noise,
+            "release": self.facts.release,
         }
 
     def _seeds(self, seed: int | None) -> Seeds:

@@ -16,6 +16,11 @@ from typing import Any
 from fedsim.report import MANIFEST
 from fedsim.runtime.preflight import Prepared
 
+RELEASE = {
+    "seeded": "simulation only: the seed of all noise is in this folder, so nothing in it may be released",
+    "secret": "files in generators/ whose claim is a theorem may be released under their epsilon; nothing else in this folder may",
+}
+"""What may leave a run folder, by where its noise comes from."""
 PACKAGES = ("fedsim", "ray", "torch", "opacus", "numpy", "scikit-learn", "scipy")
 
 
@@ -27,6 +32,7 @@ def write_manifest(folder: Path, prepared: Prepared) -> None:
         "hardware": hardware(),
         "command": shlex.join(["fedsim", *sys.argv[1:]]),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "release": RELEASE[prepared.grid.privacy.noise],
         "grid": prepared.grid.model_dump(mode="json"),
         "refused": [
             {"algorithm": prepared.grid.algorithms[i].label or prepared.grid.algorithms[i].name, "error": str(error)}

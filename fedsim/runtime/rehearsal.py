@@ -118,7 +118,7 @@ def _train(algorithm: Algorithm, variant: Variant, plan: PrivacyPlan | None, x: 
     """What training yields, through :meth:`Algorithm.train`, of the first rounds alone."""
     clients = range(algorithm.task.clients)
     rows = tuple(np.arange(client * ROWS, (client + 1) * ROWS) for client in clients)
-    cohort = Cohort(CohortSpec(variant.name, variant.params, algorithm.task, plan, 0, tuple(clients), rows), x, y)
+    cohort = Cohort(CohortSpec(variant.name, variant.params, algorithm.task, plan, Seeds(0), tuple(clients), rows), x, y)
     given = {name: value for name, value in EVERYONE.items() if name in type(algorithm.params).model_fields}
     algorithm.params = algorithm.params.model_copy(update=given)
     _watch(algorithm)

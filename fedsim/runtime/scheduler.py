@@ -143,7 +143,8 @@ class Scheduler:
             return
         target = trial.cell.epsilon
         overspent = target is not None and outcome.epsilon_spent is not None and outcome.epsilon_spent > target * (1 + 1e-6)
-        status = "overspent" if overspent else "ok"
+        status = "unaccounted" if outcome.unaccounted else "overspent" if overspent else "ok"
+        error = RowError(type="Unaccounted", message=outcome.unaccounted, traceback="") if outcome.unaccounted else None
         if self.save_generators and outcome.generator is not None:
             facts = {"status": status, "epsilon_spent": outcome.epsilon_spent, "accountant": outcome.accountant}
             save_generator(self.store.folder, trial, self.class_names[trial.data_key], outcome.generator, facts, self.versions)
@@ -151,6 +152,7 @@ class Scheduler:
             trial,
             {
                 "status": status,
+                "error": error,
                 "epsilon_spent": outcome.epsilon_spent,
                 "accountant": outcome.accountant,
                 "accuracy": outcome.scores.accuracy,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedsim.algorithm import Pool, RoundRecord, Task, Tensors, Trained
+from fedsim.algorithm import Pool, Progress, RoundRecord, Task, Tensors, Trained
 from fedsim.config import Cell
 from fedsim.data.embeddings import Embeddings
 from fedsim.evaluate import PersonalScores, Scores
@@ -17,6 +18,10 @@ from fedsim.runtime.checkpoint import Checkpoints
 from fedsim.runtime.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
 from fedsim.runtime.judge import Judge
 from fedsim.seeds import Seeds
+
+
+SECRET_BITS = 256
+"""Of the entropy behind secret noise."""
 
 
 @dataclass(frozen=True)
@@ -39,59 +44,74 @@ class Trial:
     sizes: tuple[int, ...]
     data_key: str
 
-    def cohorts(self) -> list[CohortSpec]:
-        """One specification an actor."""
+    def cohorts(self, seeds: Seeds | None = None) -> list[CohortSpec]:
+        """One specification an actor; ``seeds`` default to those that follow from the cell's seed."""
         specs, start = [], 0
         for size in self.sizes:
             members = tuple(range(start, start + size))
             rows = self.partition.rows[start : start + size]
             cell = self.cell
-            specs.append(CohortSpec(cell.algorithm, cell.params, self.task, self.plan, cell.seed, members, rows))
+            specs.append(CohortSpec(cell.algorithm, cell.params, self.task, self.plan, seeds or Seeds(cell.seed), members, rows))
             start += size
         return specs
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The fields of a row that running a cell decides, and the state that its generator is made from, if there is one."""
+    """The fields of a row that running a cell decides, and the state that its generator is made from, if there is one.
+
+    ``unaccounted`` says where the ledger is not what the plan planned (:meth:`fedsim.privacy.ledger.Ledger.unaccounted`); "" where it is.
+    """
 
     scores: Scores
     client_balanced_accuracy: float | None
     personal: PersonalScores | None
     epsilon_spent: float | None
     accountant: str | None
+    unaccounted: str
     uplink_bytes: int
     seconds: float
     generator: Tensors | None = field(repr=False, compare=False)
 
 
-def local_pool(trial: Trial, data: Embeddings) -> Pool:
+def local_pool(trial: Trial, data: Embeddings, seeds: Seeds | None = None) -> Pool:
     """All clients in this process."""
-    return LocalPool([Cohort(spec, data.x_train, data.y_train) for spec in trial.cohorts()])
+    return LocalPool([Cohort(spec, data.x_train, data.y_train) for spec in trial.cohorts(seeds)])
+
+
+def seeds_of(trial: Trial, resume: Progress | None) -> Seeds:
+    """The cell's seed tree; under ``noise: secret`` with a root from the operating system, which only a checkpoint keeps."""
+    cell = trial.cell
+    if cell.noise == "seeded" or trial.plan is None:
+        return Seeds(cell.seed)
+    return Seeds(cell.seed, secrets.randbits(SECRET_BITS) if resume is None else resume.secret)
 
 
 def run_trial(
     trial: Trial,
     data: Embeddings,
-    make_pool: Callable[[Trial, Embeddings], Pool] = local_pool,
+    make_pool: Callable[[Trial, Embeddings, Seeds], Pool] = local_pool,
     checkpoints: Checkpoints | None = None,
 ) -> Iterator[RoundRecord | Outcome]:
     """Train, synthesise, evaluate: yields every round's record, then the outcome."""
     started = time.perf_counter()
-    cell, seeds = trial.cell, Seeds(trial.cell.seed)
-    algorithm = build_algorithm(cell.algorithm, cell.params, trial.task)
-    pool = make_pool(trial, data)
+    cell = trial.cell
     resume = checkpoints.load() if checkpoints else None
+    seeds = seeds_of(trial, resume)
+    algorithm = build_algorithm(cell.algorithm, cell.params, trial.task)
+    pool = make_pool(trial, data, seeds)
     trained: Trained = yield from algorithm.train(pool, trial.plan, seeds, resume, checkpoints)
     judge, evaluation = Judge(cell, data, trial.partition), cell.evaluation
     scores = judge.scores(trained.made)
     own = judge.of_clients(trained.made) if evaluation.per_client else None
     personal = None if evaluation.personal is None else judge.personal(trained.made)
     spent, accountant = (None, None) if trial.plan is None else trained.ledger.epsilon(trial.plan.delta)
+    unaccounted = "" if trial.plan is None else trained.ledger.unaccounted(trial.plan, cell.clients)
     if checkpoints:
         checkpoints.remove()
     state = trained.state if algorithm.generates() else None
-    yield Outcome(scores, own, personal, spent, accountant, trained.uplink_bytes, time.perf_counter() - started, state)
+    seconds = time.perf_counter() - started
+    yield Outcome(scores, own, personal, spent, accountant, unaccounted, trained.uplink_bytes, seconds, state)
 
 
 def packing(clients: int, per_actor: int) -> tuple[int, ...]:

@@ -24,6 +24,7 @@ from fedsim.privacy.plan import Release
 from fedsim.runtime.checkpoint import Checkpoints
 from fedsim.runtime.cohort import Cohort, CohortSpec, join_clients, split_clients
 from fedsim.runtime.trial import Outcome, Trial, local_pool, run_trial
+from fedsim.seeds import Seeds
 
 FLUSH_SECONDS = 0.2
 
@@ -92,8 +93,8 @@ class TrialWorker:
             RayActorError: a cohort actor died, so this worker is of no use any more.
         """
 
-        def spread(trial: Trial, data: Embeddings) -> Pool:
-            return RayPool(self.cohorts, trial.cohorts(), data_ref[0])
+        def spread(trial: Trial, data: Embeddings, seeds: Seeds) -> Pool:
+            return RayPool(self.cohorts, trial.cohorts(seeds), data_ref[0])
 
         make_pool = spread if len(trial.sizes) > 1 else local_pool
         pending: list[RoundRecord] = []

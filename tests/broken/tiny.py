@@ -78,7 +78,7 @@ class Spelled(Tiny):
         noised = self.noised(clients, release, round_, sums)
         weight = 4 * sum(value.numel() for value in sums.values()) * len(clients.members)
         sampled = sum(fingerprint({"rows": chosen}) for chosen in rows)
-        return Message(noised.sent, noised.entries, sampled, noised.fingerprint, weight, {})
+        return Message(sums=noised.sent, sampled=sampled, noise=noised.fingerprint, uplink_bytes=weight)
 
     def rows(self, clients: Clients, round_: int, release: Release) -> list[Tensor]:
         return clients.poisson(round_, release.sample_rate)

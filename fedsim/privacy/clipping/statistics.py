@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fedsim.privacy.clipping.engine import Norms
+
+
+ROWS = 1024
+"""Examples that are taken to float64 at a time."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,8 @@ def clipped_statistics(products: Mapping[str, OuterProduct], norms: Norms) -> tu
     Class sums are (one-hot label, x), counts (one-hot label, 1), second moments (x, x). Removing one example changes all sums
     together by at most C in L2 norm. An example that is not finite counts as 0.
 
+    The sums are made in float64 and rounded once, so that they depend neither on the order of the rows nor on a processor's products.
+
     Returns:
         The sums, weighted by ``norms.weight(name)``, and the joint norms ``[N]`` before clipping (private, for diagnostics only).
     """
@@ -34,7 +41,11 @@ def clipped_statistics(products: Mapping[str, OuterProduct], norms: Norms) -> tu
     broken, factor = ~squared.isfinite()[:, None], norms.factors(squared)
     sums = {}
     for name, product in products.items():
-        # 0 times a nan is a nan: a broken row is left out, not weighed with 0.
-        left, right = product.left.masked_fill(broken, 0), product.right.masked_fill(broken, 0)
-        sums[name] = norms.weight(name) * (left * factor[:, None]).T @ right
+        total = torch.zeros(product.left.shape[1], product.right.shape[1], dtype=torch.double)
+        for start in range(0, len(squared), ROWS):
+            part = slice(start, start + ROWS)
+            # 0 times a nan is a nan: a broken row is left out, not weighed with 0.
+            left, right = (side[part].masked_fill(broken[part], 0).double() for side in (product.left, product.right))
+            total.addmm_((left * factor[part, None]).T, right, alpha=norms.weight(name))
+        sums[name] = total.to(squared.dtype)
     return sums, squared.sqrt()
