@@ -24,6 +24,7 @@ from fedsim.models.initialise import initial_model
 from fedsim.models.kernel import kernel_features, kernel_frequencies, kernel_score
 from fedsim.models.layers import ClientCode
 from fedsim.models.posterior import linear_posterior, posterior_spread
+from fedsim.models.spectral import leading, steady
 from fedsim.one_shot import statistics_message
 from fedsim.optimise import adam_step
 from fedsim.privacy.clipping import Norms
@@ -299,7 +300,7 @@ def fit_meta_codes(model: Any, codes: Tensor, count: int, steps: int, seeds: See
     """``count`` codes whose mixture of generators is closest, in kernel score, to the mixture of the clients' generators.
 
     Reads only released codes and the private-already hypernetwork: post-processing, no privacy cost. The codes start at the means of
-    ``count`` groups of clients along the codes' first principal direction.
+    ``count`` groups of clients along the codes' first principal direction, or in the clients' order where there is no first one.
 
     Args:
         model: the shared model.
@@ -311,7 +312,8 @@ def fit_meta_codes(model: Any, codes: Tensor, count: int, steps: int, seeds: See
     if codes.shape[1] == 0:
         return codes[:count]
     centred = codes - codes.mean(0)
-    order = torch.argsort(centred @ torch.linalg.svd(centred, full_matrices=False).Vh[0], stable=True)
+    _, direction = leading(centred.T @ centred, 1, 0.0)
+    order = torch.argsort((centred.double() @ steady(direction)).sum(1), stable=True)
     meta = torch.stack([codes[group].mean(0) for group in order.tensor_split(count)])
     stream = seeds.torch(Purpose.META)
     rows, state = 16 * model.decoder.classes, {}

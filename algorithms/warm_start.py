@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedsim.algorithm import Server, Tensors
 from fedsim.models import moments
+from fedsim.models.spectral import cosines, leading, square_root, steady
 from fedsim.privacy.clipping import OuterProduct
 from fedsim.privacy.plan import Release
 
@@ -22,6 +23,8 @@ SHARES = {
 """The releases of each kind and how they share its budget."""
 RELEASED = ("mean", "client_means", "client_counts", "gains", "codes", "means", "basis")
 """What later releases, and the clients' first step, are told of earlier ones."""
+SAME = 1e-4
+"""Clients whose gains and shifts differ by less than this, root mean square, do not differ."""
 RADIUS = 0.45
 """Of the ball to which centred rows, which have unit norm, are clipped."""
 
@@ -103,7 +106,7 @@ class WarmStart:
             self._take_moments(server, moments.gaussians(sums["class_sums"], sums["class_counts"], sums["second"], std))
         else:
             tensors = server.tensors
-            self._start_decoder(server, moments.class_covariances(sums["class_second"], tensors["counts"], tensors["variances"], std))
+            self._start_decoder(server, moments.class_covariances(sums["class_second"], tensors["counts"], tensors["covariance"], std))
 
     def _start_hypernetwork(self, server: Server) -> None:
         """Heads and codes that generate the clients' gains and means: x = gain * (x~ - mean) + client mean."""
@@ -111,25 +114,25 @@ class WarmStart:
         model: Any = server.model
         root = math.sqrt(len(mean))
         (layer,) = model.decoder.modulated()
-        size = layer.scale.weight.shape[1]
-        left, values, right = torch.linalg.svd(torch.cat([gains - 1, root * (means - gains * mean)], 1), full_matrices=False)
-        sign = moments.signs(left)
-        left, right = left * sign, right * sign.T
-        kept, spread = min(size, len(values)), math.sqrt(len(means))
-        heads = torch.nn.functional.pad(right[:kept].T * values[:kept] / spread, (0, size - kept))
+        clients, size = len(means), layer.scale.weight.shape[1]
+        wanted = torch.cat([gains - 1, root * (means - gains * mean)], 1).double()
+        _, vectors = leading(wanted @ wanted.T, min(size, clients), (SAME * math.sqrt(wanted[0].numel() * clients)) ** 2)
+        used, free = _codes(vectors, min(size, clients))
+        heads = torch.nn.functional.pad(wanted.T @ used, (0, size - used.shape[1])) / math.sqrt(clients)
         with torch.no_grad():
             layer.scale.weight.copy_(heads[: len(mean)])
             layer.shift.weight.copy_(heads[len(mean) :])
-        server.tensors["codes"] = torch.nn.functional.pad(left[:, :kept] * spread, (0, size - kept)) / self.code_scale
+        codes = torch.nn.functional.pad(torch.cat([used, free], 1), (0, size - used.shape[1] - free.shape[1]))
+        server.tensors["codes"] = (math.sqrt(clients) / self.code_scale * codes).float()
 
     def _take_moments(self, server: Server, found: moments.Gaussians) -> None:
-        basis, variances, rest = moments.principal(found.covariance, found.noise, self.latent)
-        spare = self.latent - len(variances)
+        basis, covariance, rest = moments.principal(found.covariance, found.noise, self.latent)
+        spare = self.latent - len(covariance)
         server.tensors |= {
             "means": moments.shrunk_means(found),
             "counts": found.counts,
             "basis": torch.nn.functional.pad(basis, (0, spare)),
-            "variances": torch.nn.functional.pad(variances, (0, spare), value=1e-9),
+            "covariance": torch.block_diag(covariance, 1e-9 * torch.eye(spare)),
             "rest": torch.tensor(rest),
         }
 
@@ -141,13 +144,25 @@ class WarmStart:
         if not self.class_maps:
             share = tensors["counts"] / tensors["counts"].sum()
             covariances = (share[:, None, None] * covariances).sum(0, keepdim=True)
-        values, vectors = torch.linalg.eigh(covariances)
-        maps = RADIUS * tensors["basis"] @ (vectors * moments.signs(vectors) * values.clamp_min(0).sqrt().unsqueeze(1))
+        maps = RADIUS * tensors["basis"] @ square_root(covariances)
         prototypes = tensors["mean"] + RADIUS * tensors["means"]
         columns = [maps.transpose(0, 1).flatten(1) / model.decoder.latent_scale, prototypes.T]
         with torch.no_grad():
             layer.rows.weight.copy_(math.sqrt(model.decoder.dim) * torch.cat(columns, 1))
             model.observation.shift.weight.fill_(math.log(RADIUS**2 * float(tensors["rest"])) - model.observation.initial)
+
+
+def _codes(vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Orthonormal columns ``[K, count]``: those that span what clients differ by, and free ones, which heads of zero wait for.
+
+    Args:
+        vectors: orthonormal, of what clients differ by ``[K, k]``; k may be 0, where clients do not differ.
+        count: at most K.
+    """
+    used = steady(vectors)
+    others = cosines(len(vectors), count)[:, used.shape[1] :]
+    left, _, right = torch.linalg.svd(others - used @ (used.T @ others), full_matrices=False)
+    return used, left @ right
 
 
 def _standardised(rows: Rows, released: Mapping[str, Tensor]) -> Tensor:

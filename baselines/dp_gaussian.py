@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedsim.algorithm import Generator, Params, Server, Tensors
 from fedsim.models import moments
+from fedsim.models.spectral import square_root
 from fedsim.one_shot import OneShot
 from fedsim.privacy.clipping import OuterProduct
 from fedsim.privacy.plan import Release
@@ -66,18 +67,18 @@ class DPGaussian(OneShot):
     def generator(self, server: Server, codes: Tensors, seeds: Seeds) -> Generator:
         """Class means, the covariance's leading directions, white noise for the rest."""
         found, radius = self.found(server), self.params.radius
-        basis, variances, rest = moments.principal(found.covariance, found.noise, self.params.rank)
-        return GaussianGenerator(server.tensors["mean"] + radius * found.means, radius * basis * variances.sqrt(), radius * math.sqrt(rest))
+        basis, covariance, rest = moments.principal(found.covariance, found.noise, self.params.rank)
+        return GaussianGenerator(server.tensors["mean"] + radius * found.means, basis, radius**2 * covariance, radius * math.sqrt(rest))
 
 
 class GaussianGenerator:
-    """Samples from N(mean of the class, factor factor^T + std^2 I)."""
+    """Samples from N(mean of the class, basis covariance basis^T + std^2 I), by the symmetric root of that covariance."""
 
-    def __init__(self, means: Tensor, factor: Tensor, std: float) -> None:
-        self.means, self.factor, self.std = means, factor, std
+    def __init__(self, means: Tensor, basis: Tensor, covariance: Tensor, std: float) -> None:
+        self.means, self.basis, self.covariance, self.std = means, basis, covariance, std
+        self.gain = square_root(covariance + std**2 * torch.eye(len(covariance))) - std * torch.eye(len(covariance))
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Synthetic embeddings ``[n, d]``."""
-        latent = torch.randn(len(labels), self.factor.shape[1], generator=stream)
-        white = torch.randn(len(labels), len(self.factor), generator=stream)
-        return self.means[labels] + latent @ self.factor.T + self.std * white
+        white = torch.randn(len(labels), len(self.basis), generator=stream)
+        return self.means[labels] + self.std * white + (white @ self.basis) @ self.gain @ self.basis.T

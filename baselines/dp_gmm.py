@@ -22,7 +22,7 @@ from fedsim.privacy.plan import Release
 from fedsim.registry import register
 from fedsim.seeds import Purpose, Seeds
 
-TOLD = ("mean", "class_means", "counts", "basis", "variances", "offsets", "shares")
+TOLD = ("mean", "class_means", "counts", "basis", "covariance", "offsets", "shares")
 """What clients need of what was released."""
 
 
@@ -74,7 +74,7 @@ class DPGMM(DPGaussian):
         rows = moments.centred(x, broadcast["mean"], self.params.radius)
         u = mixture.residuals(rows, y, broadcast["class_means"], broadcast["basis"])
         offsets, shares = broadcast["offsets"], broadcast["shares"]
-        whitening = mixture.whitening(broadcast["variances"], mixture.scatter(offsets, shares, broadcast["counts"]))
+        whitening = mixture.whitening(broadcast["covariance"], mixture.scatter(offsets, shares, broadcast["counts"]))
         belongs = mixture.responsibilities(u, y, offsets, shares, whitening)
         return mixture.component_products(u, y, belongs, self.task.classes), moments.unit_weights(mixture.WEIGHTS)
 
@@ -87,10 +87,10 @@ class DPGMM(DPGaussian):
         tensors = server.tensors
         if release == "moments":
             found = self.found(server)
-            basis, variances, _ = moments.principal(found.covariance, found.noise, self.params.em_rank)
-            tensors |= {"class_means": found.means, "counts": found.counts, "basis": basis, "variances": variances}
-            draws = torch.randn(self.task.classes, self.params.components, len(variances), generator=server.seeds.torch(Purpose.META))
-            tensors |= mixture.start(draws, variances, self.params.spread)
+            basis, covariance, _ = moments.principal(found.covariance, found.noise, self.params.em_rank)
+            tensors |= {"class_means": found.means, "counts": found.counts, "basis": basis, "covariance": covariance}
+            draws = torch.randn(self.task.classes, self.params.components, len(covariance), generator=server.seeds.torch(Purpose.META))
+            tensors |= mixture.start(draws, covariance, self.params.spread)
         else:
             std = server.noise_std("em", self.task.clients)
             tensors |= mixture.maximise(sums["component_sums"], sums["component_counts"], tensors["shares"], std)
@@ -102,9 +102,9 @@ class DPGMM(DPGaussian):
         found, tensors, radius = self.found(server), server.tensors, self.params.radius
         basis, offsets, shares = (tensors[name] for name in ("basis", "offsets", "shares"))
         covariance = found.covariance - basis @ mixture.scatter(offsets, shares, tensors["counts"]) @ basis.T
-        directions, variances, rest = moments.principal(covariance, found.noise, self.params.rank)
+        directions, within, rest = moments.principal(covariance, found.noise, self.params.rank)
         means = tensors["mean"] + radius * (found.means.unsqueeze(1) + offsets @ basis.T)
-        gaussian = GaussianGenerator(means.flatten(0, 1), radius * directions * variances.sqrt(), radius * math.sqrt(rest))
+        gaussian = GaussianGenerator(means.flatten(0, 1), directions, radius**2 * within, radius * math.sqrt(rest))
         return MixtureGenerator(gaussian, shares)
 
 

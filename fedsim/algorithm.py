@@ -31,6 +31,8 @@ from fedsim.privacy.plan import Claim, PrivacyPlan, Release, Trust, Unit, calibr
 from fedsim.seeds import SERVER, Purpose, Seeds
 
 Tensors = dict[str, Tensor]
+ALIGNMENT = 64
+"""Bytes that torch aligns memory of its own to."""
 
 
 class Params(BaseModel):
@@ -459,6 +461,7 @@ class Algorithm(ABC):
             record = {"release": release.name, **_gathered(messages, noise, l2_norm(total))}
             noisy = {name: value + noise.parts[name] for name, value in total.items()} if noise.parts else total
             record |= self.server_step(server, round_, release, noisy)
+            server.tensors = in_order(server.tensors)
             for step in (step for message in messages for step in message.steps):
                 for entry in step.entries(multiplier):
                     ledger.record(entry)
@@ -527,6 +530,14 @@ def sum_in_double(terms: Sequence[Tensor]) -> Tensor:
     for term in terms[1:]:
         total = total + term
     return total.to(terms[0].dtype)
+
+
+def in_order(tensors: Tensors) -> Tensors:
+    """The tensors in row-major, aligned memory, as a checkpoint gives them back: products may round by strides and by alignment."""
+    return {
+        name: value if value.is_contiguous() and value.data_ptr() % ALIGNMENT == 0 else value.clone(memory_format=torch.contiguous_format)
+        for name, value in tensors.items()
+    }
 
 
 def l2_norm(tensors: Tensors) -> float:

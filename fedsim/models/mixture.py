@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedsim.models.layers import one_hot
 from fedsim.models.moments import Products, unit_weights
+from fedsim.models.spectral import spectral_function, square_root
 from fedsim.privacy.clipping import OuterProduct
 
 WEIGHTS = {"component_sums": 1.0, "component_counts": 0.15}
@@ -46,17 +47,17 @@ def component_products(u: Tensor, y: Tensor, belongs: Tensor, classes: int) -> P
     return {"component_sums": OuterProduct(left, u), "component_counts": OuterProduct(left, torch.ones(len(u), 1))}
 
 
-def start(draws: Tensor, variances: Tensor, spread: float) -> dict[str, Tensor]:
+def start(draws: Tensor, covariance: Tensor, spread: float) -> dict[str, Tensor]:
     """Starting points: random directions of the released covariance, which cost nothing; equal shares.
 
     Args:
         draws: standard normal ``[C, K, k]``.
-        variances: of the directions ``[k]``.
+        covariance: within classes ``[k, k]``.
         spread: distance from the class mean in standard deviations.
     """
     draws = draws - draws.mean(1, keepdim=True)
     unit = draws / draws.norm(dim=2, keepdim=True).clamp_min(1e-12)
-    return {"offsets": spread * unit * variances.sqrt(), "shares": torch.full(draws.shape[:2], 1 / draws.shape[1])}
+    return {"offsets": spread * unit @ square_root(covariance), "shares": torch.full(draws.shape[:2], 1 / draws.shape[1])}
 
 
 def maximise(sums: Tensor, counts: Tensor, shares: Tensor, std: float) -> dict[str, Tensor]:
@@ -88,10 +89,8 @@ def scatter(offsets: Tensor, shares: Tensor, counts: Tensor) -> Tensor:
     return torch.einsum("cj,cja,cjb->ab", weights, offsets, offsets)
 
 
-def whitening(variances: Tensor, between: Tensor) -> Tensor:
-    """W with ``W W^T = S^-1`` for ``S = diag(variances) - between``, ``[k, k]``; ``between`` takes at most its largest share."""
-    root = variances.sqrt()
-    values, vectors = torch.linalg.eigh(between / root / root[:, None])
-    # vectors on both sides: the result does not turn with eigenvectors of equal eigenvalues, of which there are many
-    whitened: Tensor = (vectors / (1 - values.clamp(0, MOST_EXPLAINED)).sqrt()) @ vectors.T / root[:, None]
-    return whitened
+def whitening(covariance: Tensor, between: Tensor) -> Tensor:
+    """W with ``W W^T = S^-1`` for ``S = covariance - between``, ``[k, k]``; ``between`` takes at most its largest share."""
+    whitened = spectral_function(covariance, lambda values: values.clamp_min(1e-12).rsqrt())
+    inner = whitened @ between @ whitened
+    return whitened @ spectral_function(inner, lambda shares: (1 - shares.clamp(0, MOST_EXPLAINED)).rsqrt())

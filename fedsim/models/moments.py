@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedsim.models import spectral
 from fedsim.models.layers import one_hot
 from fedsim.privacy.clipping import OuterProduct
 
@@ -146,14 +147,6 @@ def gaussians(class_sums: Tensor, class_counts: Tensor, second: Tensor, std: flo
     return Gaussians(counts, means, mean_noise, moment, covariance, noise)
 
 
-def signs(vectors: Tensor) -> Tensor:
-    """The sign ``[..., 1, k]`` of the largest entry of every column ``[..., d, k]``.
-
-    Times its sign, a singular or eigenvector does not turn round when the matrix changes by a rounding error.
-    """
-    return vectors.gather(-2, vectors.abs().argmax(-2, keepdim=True)).sign()
-
-
 def principal(covariance: Tensor, noise: float, most: int) -> tuple[Tensor, Tensor, float]:
     """The leading directions of a noisy covariance.
 
@@ -166,14 +159,17 @@ def principal(covariance: Tensor, noise: float, most: int) -> tuple[Tensor, Tens
         most: at most so many directions.
 
     Returns:
-        Basis ``[d, k]``, its variances ``[k]`` in descending order, and the variance of every direction besides, which takes up the rest.
+        An orthonormal basis ``[d, k]`` that depends on its span alone, the covariance in it ``[k, k]``, and the variance of every direction
+        besides, which takes up the rest.
     """
     dim = len(covariance)
-    values, vectors = torch.linalg.eigh(covariance.double())
-    values, vectors = values.flip(0), (vectors * signs(vectors)).flip(1)
-    kept = int((values > max(noise * math.sqrt(dim), 1e-9)).sum().clamp(max=most))
-    rest = float((values.sum() - values[:kept].sum()).clamp_min(1e-3 * float(values[:1].sum().clamp_min(1e-6)))) / dim
-    return vectors[:, :kept].float(), values[:kept].float(), rest
+    values, vectors = spectral.leading(covariance, most, max(noise * math.sqrt(dim), 1e-9))
+    trace = float(covariance.double().trace())
+    largest = float(values[:1].sum()) if len(values) else trace / dim
+    rest = max(trace - float(values.sum()), 1e-3 * max(largest, 1e-6)) / dim
+    basis = spectral.steady(vectors)
+    turned = basis.T @ vectors
+    return basis.float(), ((turned * values) @ turned.T).float(), rest
 
 
 def shrunk_means(found: Gaussians) -> Tensor:
@@ -182,14 +178,17 @@ def shrunk_means(found: Gaussians) -> Tensor:
     Class means lie where the data vary, so in each direction the variance between classes is estimated from its neighbours in eigenvalue
     order and the means keep the share ``signal / (signal + noise)``. Post-processing.
     """
-    _, basis = torch.linalg.eigh(found.second.double())
-    basis = basis.flip(1).float()
+    values, basis = torch.linalg.eigh(found.second.double())
+    values, basis = values.flip(0), basis.flip(1).float()
     along = found.means @ basis
     excess = (along.square() - found.mean_noise[:, None]).mean(0)
     width = 25
     padded = torch.nn.functional.pad(excess[None, None], (width // 2, width // 2), mode="replicate")
     signal = torch.nn.functional.avg_pool1d(padded, width, 1)[0, 0]
     signal[:width] = excess[:width]
+    # directions that cannot be told apart share their mean, so that it does not matter how they are turned
+    group = spectral.ties(values)
+    signal = (torch.zeros_like(signal).index_add(0, group, signal) / group.bincount(minlength=len(group)).clamp_min(1))[group]
     signal = signal.clamp_min(0)
     kept = signal / (signal + found.mean_noise[:, None]).clamp_min(1e-12)
     shrunk: Tensor = (along * kept) @ basis.T
@@ -212,14 +211,13 @@ def class_covariances(class_second: Tensor, counts: Tensor, shared: Tensor, std:
     Args:
         class_second: released sums ``[C * k, k]``.
         counts: rows per class ``[C]``.
-        shared: variances in the basis ``[k]``.
+        shared: covariance in the basis ``[k, k]``.
         std: of the noise on each sum.
     """
     size = class_second.shape[1]
     own = class_second.view(-1, size, size)
     own = (own + own.transpose(1, 2)) / 2 / counts[:, None, None]
-    target = torch.diag(shared)
-    distance = (own - target).square().sum((1, 2))
+    distance = (own - shared).square().sum((1, 2))
     noise = (size * (size + 1) / 2) * (std / counts).square()
     kept = ((distance - noise) / distance.clamp_min(1e-12)).clamp(0, 1)
-    return target + kept[:, None, None] * (own - target)
+    return shared + kept[:, None, None] * (own - shared)

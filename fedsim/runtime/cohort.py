@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedsim.algorithm import Algorithm, Clients, Message, Task, Tensors, load_parameters, local_names
+from fedsim.algorithm import Algorithm, Clients, Message, Task, Tensors, in_order, load_parameters, local_names
 from fedsim.models.initialise import initial_model
 from fedsim.privacy.plan import PrivacyPlan, Release
 from fedsim.registry import lookup
@@ -65,6 +65,7 @@ class Cohort:
         """One round's computation, with the steps that it really took."""
         self.clients.ran.clear()
         message = self.algorithm.client_round(self.clients, round_, release, broadcast)
+        self.clients.state.update(in_order(self.clients.state))
         return replace(message, steps=tuple(self.clients.ran))
 
     def released(self, names: Sequence[str]) -> Tensors:

@@ -1,0 +1,65 @@
+"""What may be read off a noisy symmetric matrix, so that a last bit of the matrix changes it by about a last bit.
+
+An eigenvector's sign is arbitrary, and of eigenvectors with close eigenvalues only their span is determined; another processor's rounding
+gives others. Functions of the whole matrix, spans that end at a gap, and bases that depend on their span alone are safe.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+GAP = 1e-3
+"""Eigenvalues are told apart if they differ by more than this share of the larger one."""
+
+
+def leading(symmetric: Tensor, most: int, floor: float) -> tuple[Tensor, Tensor]:
+    """The largest eigenvalues in descending order ``[k]`` and an orthonormal basis of their span ``[d, k]``, float64.
+
+    Args:
+        symmetric: ``[d, d]``.
+        most: at most so many; of eigenvalues that cannot be told apart all or none are taken.
+        floor: eigenvalues up to it are left out.
+    """
+    values, vectors = torch.linalg.eigh(symmetric.double())
+    values, vectors = values.flip(0), vectors.flip(1)
+    kept = min(int((values > floor).sum()), most)
+    apart = torch.cat([values[:-1] - values[1:] > GAP * values[:-1].abs(), torch.ones(1, dtype=torch.bool)])
+    while 0 < kept < len(values) and not apart[kept - 1]:
+        kept -= 1
+    return values[:kept], vectors[:, :kept]
+
+
+def ties(values: Tensor) -> Tensor:
+    """For descending eigenvalues ``[d]``: the number of the group ``[d]`` that each shares with those it cannot be told apart from."""
+    return torch.nn.functional.pad((values[:-1] - values[1:] > GAP * values[:-1].abs()).long().cumsum(0), (1, 0))
+
+
+def steady(basis: Tensor) -> Tensor:
+    """The orthonormal basis of the span of ``basis`` ``[d, k]`` that is nearest to a fixed one; it depends on the span alone.
+
+    The orthogonal Procrustes problem (Schoenemann 1966); the fixed basis are the first vectors of the discrete cosine transform IV.
+    """
+    left, _, right = torch.linalg.svd(basis.T.double() @ cosines(len(basis), basis.shape[1]))
+    return basis.double() @ (left @ right)
+
+
+def cosines(size: int, count: int) -> Tensor:
+    """The first ``count`` orthonormal vectors of the discrete cosine transform IV, ``[size, count]``, float64."""
+    rows, columns = torch.arange(size).double() + 0.5, torch.arange(count).double() + 0.5
+    return math.sqrt(2 / size) * torch.cos(math.pi / size * rows[:, None] * columns)
+
+
+def spectral_function(symmetric: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """``V f(values) V^T`` of symmetric matrices ``[..., d, d]``, in their dtype."""
+    values, vectors = torch.linalg.eigh(symmetric.double())
+    made: Tensor = (vectors * function(values).unsqueeze(-2)) @ vectors.transpose(-2, -1)
+    return made.to(symmetric.dtype)
+
+
+def square_root(symmetric: Tensor) -> Tensor:
+    """The symmetric square root of the nearest positive semidefinite matrices ``[..., d, d]``."""
+    return spectral_function(symmetric, lambda values: values.clamp_min(0).sqrt())
