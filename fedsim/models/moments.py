@@ -181,15 +181,14 @@ def shrunk_means(found: Gaussians) -> Tensor:
     values, basis = torch.linalg.eigh(found.second.double())
     values, basis = values.flip(0), basis.flip(1).float()
     along = found.means @ basis
-    excess = (along.square() - found.mean_noise[:, None]).mean(0)
+    # directions that cannot be told apart share what is estimated of them, so that it does not matter how they are turned
+    group = spectral.ties(values)
+    excess = spectral.group_means((along.square() - found.mean_noise[:, None]).mean(0), group)
     width = 25
     padded = torch.nn.functional.pad(excess[None, None], (width // 2, width // 2), mode="replicate")
     signal = torch.nn.functional.avg_pool1d(padded, width, 1)[0, 0]
     signal[:width] = excess[:width]
-    # directions that cannot be told apart share their mean, so that it does not matter how they are turned
-    group = spectral.ties(values)
-    signal = (torch.zeros_like(signal).index_add(0, group, signal) / group.bincount(minlength=len(group)).clamp_min(1))[group]
-    signal = signal.clamp_min(0)
+    signal = spectral.group_means(signal, group).clamp_min(0)
     kept = signal / (signal + found.mean_noise[:, None]).clamp_min(1e-12)
     shrunk: Tensor = (along * kept) @ basis.T
     return shrunk

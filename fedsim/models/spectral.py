@@ -38,6 +38,12 @@ def ties(values: Tensor) -> Tensor:
     return torch.nn.functional.pad((values[:-1] - values[1:] > GAP * values[:-1].abs()).long().cumsum(0), (1, 0))
 
 
+def group_means(values: Tensor, group: Tensor) -> Tensor:
+    """Every value ``[d]`` replaced by the mean over its group, numbered ``[d]`` as by :func:`ties`."""
+    sums = torch.zeros_like(values).index_add(0, group, values)
+    return (sums / group.bincount(minlength=len(group)).clamp_min(1))[group]
+
+
 def steady(basis: Tensor) -> Tensor:
     """The orthonormal basis of the span of ``basis`` ``[d, k]`` that is nearest to a fixed one; it depends on the span alone.
 

@@ -131,7 +131,7 @@ class LiveDisplay(Display):
             (f" · {progress.done} done", "green"),
             (f" · {len(progress.running)} running", "cyan"),
             (f" · {progress.failed} failed", "red" if progress.failed else "dim"),
-            (f" · {progress.overspent} overspent" if progress.overspent else "", "yellow"),
+            *((f" · {count} {word}", "yellow") for word, count in progress.undrawn.items() if count),
         )
         heading.add_row(ProgressBar(max(progress.total, 1), progress.ended, width=16), counts)
         return Group(heading, Text(progress.time_text(), style="dim"))
@@ -163,10 +163,11 @@ class RunningCell:
 
 
 class Progress:
-    """Counts, running cells and the estimate of the time left."""
+    """Counts, running cells and the estimate of the time left; ``undrawn`` counts cells whose epsilon is not what was planned."""
 
     def __init__(self, total: int, already_done: int, clock: Callable[[], float]) -> None:
-        self.total, self.done, self.failed, self.overspent = total, already_done, 0, 0
+        self.total, self.done, self.failed = total, already_done, 0
+        self.undrawn = {"overspent": 0, "unaccounted": 0}
         self.running: dict[str, RunningCell] = {}
         self._clock, self._start = clock, clock()
         self._seconds: list[float] = []
@@ -175,7 +176,7 @@ class Progress:
     @property
     def ended(self) -> int:
         """Cells that will not run again in this bench."""
-        return self.done + self.failed + self.overspent
+        return self.done + self.failed + sum(self.undrawn.values())
 
     def started(self, cell_id: str, label: str) -> None:
         """See ``Display.cell_started``."""
@@ -195,7 +196,8 @@ class Progress:
             self.failed += 1
             return
         self.done += row.status == "ok"
-        self.overspent += row.status == "overspent"
+        if row.status in self.undrawn:
+            self.undrawn[row.status] += 1
         # The time between start and end is how long a slot was taken; without a start, the row's own seconds stand in.
         seconds = self._clock() - cell.since if cell else row.seconds
         if seconds is not None:
@@ -217,7 +219,7 @@ class Progress:
     def closing_line(self) -> str:
         """The last line of a bench, finished or interrupted."""
         parts = [f"{self.done} of {self.total} cells done"]
-        parts += [f"{count} {word}" for count, word in ((self.failed, "failed"), (self.overspent, "overspent")) if count]
+        parts += [f"{count} {word}" for word, count in {"failed": self.failed, **self.undrawn}.items() if count]
         waiting = self.total - self.ended
         parts += [f"{waiting} not finished"] if waiting else []
         return f"{', '.join(parts)} in {_duration(self._clock() - self._start)}"
@@ -241,7 +243,7 @@ def outcome(row: Row) -> str:
     """A cell's result in a few words."""
     if row.error is not None:
         first = (row.error.message.strip().splitlines() or [""])[0]
-        return f"failed, {row.error.type}: {first}"
+        return f"unaccounted, {first}" if row.status == "unaccounted" else f"failed, {row.error.type}: {first}"
     told = f"balanced accuracy {row.balanced_accuracy:.3f}"
     if row.epsilon_spent is not None:
         told += f", ε spent {row.epsilon_spent:.3g}".replace("inf", "∞")

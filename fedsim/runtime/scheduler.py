@@ -145,15 +145,17 @@ class Scheduler:
         overspent = target is not None and outcome.epsilon_spent is not None and outcome.epsilon_spent > target * (1 + 1e-6)
         status = "unaccounted" if outcome.unaccounted else "overspent" if overspent else "ok"
         error = RowError(type="Unaccounted", message=outcome.unaccounted, traceback="") if outcome.unaccounted else None
+        # a ledger that is not the plan's is no base for an epsilon
+        spent = None if error else outcome.epsilon_spent
         if self.save_generators and outcome.generator is not None:
-            facts = {"status": status, "epsilon_spent": outcome.epsilon_spent, "accountant": outcome.accountant}
+            facts = {"status": status, "epsilon_spent": spent, "accountant": outcome.accountant}
             save_generator(self.store.folder, trial, self.class_names[trial.data_key], outcome.generator, facts, self.versions)
         self._write(
             trial,
             {
                 "status": status,
                 "error": error,
-                "epsilon_spent": outcome.epsilon_spent,
+                "epsilon_spent": spent,
                 "accountant": outcome.accountant,
                 "accuracy": outcome.scores.accuracy,
                 "balanced_accuracy": outcome.scores.balanced_accuracy,

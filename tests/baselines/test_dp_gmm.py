@@ -47,7 +47,7 @@ def test_without_noise_it_finds_two_planted_components() -> None:
         found = means[label, :, axis].sort().values
         assert found.tolist() == pytest.approx([0.0, 0.3], abs=0.03)
         assert float(made.shares[label].min()) == pytest.approx(small, abs=0.05)
-    within = made.components.factor @ made.components.factor.T
+    within = made.components.basis @ made.components.covariance @ made.components.basis.T
     assert within.diagonal().max() < 0.1 * 0.3**2  # the scatter between components is out of the covariance
 
 
@@ -78,18 +78,19 @@ def test_responsibilities_sum_to_one_and_a_row_adds_at_most_one(seed: int, scale
     stream = torch.Generator().manual_seed(seed)
     x, y = scale * torch.randn(20, DIM, generator=stream), torch.randint(CLASSES, (20,), generator=stream)
     algorithm = DPGMM(DPGMMParams(components=components), Task(DIM, CLASSES, 1))
-    variances = torch.rand(4, generator=stream) + 1e-3
+    root = torch.randn(4, 4, generator=stream)
+    covariance = root @ root.T + 1e-3 * torch.eye(4)
     told: Tensors = {"mean": torch.randn(DIM, generator=stream), "class_means": torch.randn(CLASSES, DIM, generator=stream)}
     told |= {"basis": torch.linalg.qr(torch.randn(DIM, 4, generator=stream)).Q}
-    told |= mixture.start(torch.randn(CLASSES, components, 4, generator=stream), variances, 2.0)
+    told |= mixture.start(torch.randn(CLASSES, components, 4, generator=stream), covariance, 2.0)
     # after a step so noisy that nothing of it need make sense
     sums, counts = (
         std * torch.randn(CLASSES * components, 4, generator=stream),
         std * torch.randn(CLASSES * components, 1, generator=stream),
     )
     told |= mixture.maximise(sums, counts, told["shares"], std)
-    told |= {"variances": variances, "counts": torch.ones(CLASSES)}
-    whitening = mixture.whitening(variances, mixture.scatter(told["offsets"], told["shares"], told["counts"]))
+    told |= {"covariance": covariance, "counts": torch.ones(CLASSES)}
+    whitening = mixture.whitening(covariance, mixture.scatter(told["offsets"], told["shares"], told["counts"]))
     u = mixture.residuals(x, y, told["class_means"], told["basis"])
     belongs = mixture.responsibilities(u, y, told["offsets"], told["shares"], whitening)
     assert torch.allclose(belongs.sum(1), torch.ones(20), atol=1e-5)

@@ -63,10 +63,10 @@ def test_without_noise_the_moments_are_those_of_the_rows() -> None:
 def test_principal_directions_rebuild_the_covariance_and_its_trace() -> None:
     root = torch.randn(DIM, DIM, generator=Seeds(1).torch(Purpose.SYNTHESIS))
     covariance = root @ root.T
-    basis, variances, rest = moments.principal(covariance, 0.0, DIM - 2)
+    basis, within, rest = moments.principal(covariance, 0.0, DIM - 2)
     assert basis.shape == (DIM, DIM - 2)
-    torch.testing.assert_close(torch.trace(covariance), variances.sum() + DIM * rest, rtol=1e-4, atol=0)
-    torch.testing.assert_close(covariance @ basis, basis * variances, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(torch.trace(covariance), within.trace() + DIM * rest, rtol=1e-4, atol=0)
+    torch.testing.assert_close(covariance @ basis, basis @ within, rtol=1e-3, atol=1e-3)
 
 
 def test_shrinking_brings_noisy_class_means_closer_to_the_truth() -> None:
@@ -83,13 +83,13 @@ def test_shrinking_brings_noisy_class_means_closer_to_the_truth() -> None:
 
 def test_class_covariances_keep_what_stands_out_of_the_noise_and_nothing_else() -> None:
     size, counts = 4, torch.tensor([500.0, 500.0])
-    shared = torch.full((size,), 0.1)
+    shared = 0.1 * torch.eye(size)
     different = torch.diag(torch.tensor([0.4, 0.1, 0.1, 0.01]))
-    sums = torch.stack([different, torch.diag(shared)]) * counts[:, None, None]
+    sums = torch.stack([different, shared]) * counts[:, None, None]
     own = moments.class_covariances(sums.flatten(0, 1), counts, shared, 0.0)
     torch.testing.assert_close(own[0], different)
     drowned = moments.class_covariances(sums.flatten(0, 1), counts, shared, 1e4)
-    torch.testing.assert_close(drowned, torch.diag(shared).expand(2, size, size))
+    torch.testing.assert_close(drowned, shared.expand(2, size, size))
 
 
 def shifted_clients(clients: int = 4, rows: int = 400, dim: int = 30) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

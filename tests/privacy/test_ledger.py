@@ -136,6 +136,49 @@ def test_ledgers_differ_in_anything_that_differs(changed):
     assert ran(steps(**{"rounds": range(10), **changed})) != ran(steps(range(10)))
 
 
+PLAN = calibrate(
+    epsilon=2.0,
+    delta=DELTA,
+    releases=(Release("means", 1.0, 1, relative_noise=4.0), Release("step", 0.2, 30)),
+    unit="example",
+    trust="aggregate",
+    scope="joint",
+    claim="proved",
+    clip=1.0,
+    sensitivity=1.0,
+)
+
+
+def as_planned(**changed):
+    """All steps of two clients; of the second release as ``changed``."""
+    kept = {"rounds": range(30), "noise_multiplier": PLAN.sigma, **changed}
+    return ran([*steps(range(1), range(2), 4 * PLAN.sigma, 1.0, "means"), *steps(clients=range(2), **kept)])
+
+
+def test_a_ledger_as_planned_accounts_for_every_step_of_every_client():
+    assert as_planned().unaccounted(PLAN, clients=2) == ""
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"rounds": range(29)}, "client 0 has 29 steps of 'step' in the ledger, the plan 30"),
+        ({"rounds": range(31)}, "client 0 has 31 steps of 'step' in the ledger, the plan 30"),
+        ({"rounds": []}, "client 0 has 0 steps of 'step' in the ledger, the plan 30"),
+        ({"noise_multiplier": 0.0}, "client 0, 'step': noise multiplier 0 at rate 0.2 ran"),
+        ({"noise_multiplier": PLAN.sigma * 1.001}, "was planned"),
+        ({"sample_rate": 0.1}, "at rate 0.1 ran"),
+        ({"release": "other"}, "client 0 has 30 steps of 'other', of which the plan knows nothing"),
+    ],
+)
+def test_anything_else_than_the_plan_is_unaccounted(changed, reason):
+    assert reason in as_planned(**changed).unaccounted(PLAN, clients=2)
+
+
+def test_a_client_of_whom_nothing_was_counted_is_unaccounted():
+    assert "client 2 has 0 steps" in as_planned().unaccounted(PLAN, clients=3)
+
+
 @pytest.mark.parametrize(
     ("noise_multiplier", "sample_rate", "times"),
     [(-1.0, 0.2, 1), (math.nan, 0.2, 1), (1.0, 0.0, 1), (1.0, 1.5, 1), (1.0, 0.2, 0)],

@@ -7,55 +7,72 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kstest, norm
 
-from fedsim.privacy.noise import fingerprint, gaussian
+from fedsim.privacy.noise import CHUNK, fingerprint, gaussian
 from fedsim.seeds import SERVER, Purpose, Seeds
 
 SHAPES = {"weight": (40, 50), "bias": torch.Size([50]), "scale": ()}
 
 
 def stream(seed=0, round_=0, client=SERVER):
-    return Seeds(seed).torch(Purpose.NOISE, round_, client)
+    return Seeds(seed).noise(round_, client)
+
+
+def drawn(*which, shapes=SHAPES):
+    return gaussian(shapes, 1.0, stream(*which)).parts
 
 
 @pytest.mark.parametrize("sigma", [0.01, 1.0, 7.5])
 def test_the_noise_is_gaussian_of_its_sigma_and_of_no_other(sigma):
-    noise = gaussian({"a": (100, 30), "b": (2000,)}, sigma, stream())
+    noise = gaussian({"a": (100, 30), "b": (2000,)}, sigma, stream()).parts
     values = torch.cat([part.flatten() for part in noise.values()]).double().numpy()
     assert kstest(values, norm(0, sigma).cdf).pvalue > 0.01
     for wrong in (2 / 3 * sigma, 3 / 2 * sigma):
         assert kstest(values, norm(0, wrong).cdf).pvalue < 1e-6
 
 
+def test_the_tails_are_those_of_a_gaussian():
+    values = drawn(shapes={"a": (2_000_000,)})["a"]
+    for beyond in (3.0, 4.0, 4.5):
+        expected = 2_000_000 * 2 * norm.sf(beyond)
+        assert abs(float((values.abs() > beyond).sum()) - expected) < 5 * expected**0.5
+    assert 4.7 < float(values.abs().max()) < 6.8
+
+
 def test_parts_and_coordinates_are_independent():
-    noise = gaussian({"a": (20_000,), "b": (20_000,)}, 1.0, stream())
-    pairs = [(noise["a"], noise["b"]), (noise["a"][1:], noise["a"][:-1])]
+    noise = drawn(shapes={"a": (20_000,), "b": (20_000,)})
+    a, half = noise["a"], CHUNK // 2
+    pairs = [(a, noise["b"]), (a[1:], a[:-1])]
+    # the two numbers of a pair, and the squares of them, which a common radius would tie together
+    pairs += [(a[:half], a[half:CHUNK]), (a[:half].square(), a[half:CHUNK].square())]
     for left, right in pairs:
-        assert abs(torch.corrcoef(torch.stack([left, right]))[0, 1]) < 4 / 20_000**0.5
+        assert abs(torch.corrcoef(torch.stack([left, right]))[0, 1]) < 4 / len(left) ** 0.5
 
 
 def test_shapes_names_and_type():
-    noise = gaussian(SHAPES, 1.0, stream())
+    noise = drawn()
     assert {name: part.shape for name, part in noise.items()} == {name: torch.Size(shape) for name, shape in SHAPES.items()}
     assert {part.dtype for part in noise.values()} == {torch.float32}
 
 
 def test_all_parts_come_from_one_draw():
-    noise = gaussian(SHAPES, 3.0, stream())
-    flat = torch.randn(2051, generator=stream()) * 3.0
-    assert torch.equal(torch.cat([part.flatten() for part in noise.values()]), flat)
+    flat = torch.cat([part.flatten() for part in drawn().values()])
+    assert torch.equal(flat, drawn(shapes={"all": (2051,)})["all"])
+    assert torch.allclose(torch.cat([part.flatten() for part in gaussian(SHAPES, 3.0, stream()).parts.values()]), 3 * flat)
 
 
 def test_the_stream_goes_on():
     generator = stream()
-    assert fingerprint(gaussian(SHAPES, 1.0, generator)) != fingerprint(gaussian(SHAPES, 1.0, generator))
+    one, two = gaussian(SHAPES, 1.0, generator), gaussian(SHAPES, 1.0, generator)
+    assert one.fingerprint != two.fingerprint
+    assert fingerprint(one.parts) != fingerprint(two.parts)
 
 
 def test_no_noise_is_zeros_and_leaves_the_stream_alone():
     generator = stream()
-    noise = gaussian(SHAPES, 0.0, generator)
+    noise = gaussian(SHAPES, 0.0, generator).parts
     assert all(not part.any() for part in noise.values())
     assert {name: part.shape for name, part in noise.items()} == {name: torch.Size(shape) for name, shape in SHAPES.items()}
-    assert torch.equal(generator.get_state(), stream().get_state())
+    assert generator.random_raw() == stream().random_raw()
 
 
 def test_the_global_random_state_is_left_alone():
@@ -71,7 +88,13 @@ def test_refuses_what_is_no_standard_deviation(std):
 
 
 def test_the_same_stream_gives_the_same_bits():
-    assert fingerprint(gaussian(SHAPES, 1.0, stream(5, 2, 3))) == fingerprint(gaussian(SHAPES, 1.0, stream(5, 2, 3)))
+    assert fingerprint(drawn(5, 2, 3)) == fingerprint(drawn(5, 2, 3))
+
+
+def test_the_noises_fingerprint_is_that_of_its_stream_whatever_its_size_of_step():
+    one, two = (gaussian({"a": (40_000,)}, std, stream()) for std in (1.0, 2.5))
+    assert one.fingerprint == two.fingerprint != gaussian({"a": (40_000,)}, 1.0, stream(1)).fingerprint
+    assert one.fingerprint == 1730216530  # on every processor
 
 
 a_stream = st.tuples(st.integers(0, 3), st.integers(0, 300), st.integers(SERVER, 1000))
@@ -80,7 +103,7 @@ a_stream = st.tuples(st.integers(0, 3), st.integers(0, 300), st.integers(SERVER,
 @settings(max_examples=50)
 @given(a_stream, a_stream)
 def test_two_streams_differ_in_every_coordinate(one, other):
-    left, right = (gaussian({"a": (64,)}, 1.0, stream(*which))["a"] for which in (one, other))
+    left, right = (drawn(*which, shapes={"a": (64,)})["a"] for which in (one, other))
     assert torch.equal(left, right) == (one == other)
     if one != other:
         # float32 normals coincide by chance with probability about 1e-7 a coordinate
@@ -89,7 +112,7 @@ def test_two_streams_differ_in_every_coordinate(one, other):
 
 def test_all_streams_of_a_run_differ():
     prints = [
-        fingerprint(gaussian({"a": (8,)}, 1.0, stream(0, round_, client)))
+        gaussian({"a": (8,)}, 1.0, stream(0, round_, client)).fingerprint
         for round_, client in itertools.product(range(20), range(SERVER, 50))
     ]
     # 1020 different 32-bit fingerprints: one chance coincidence has probability 1e-4, and the seeds are fixed
@@ -97,13 +120,13 @@ def test_all_streams_of_a_run_differ():
 
 
 def test_noise_is_not_another_purposes_stream():
-    others = [Seeds(0).torch(purpose) for purpose in Purpose if purpose is not Purpose.NOISE]
-    mine = fingerprint(gaussian(SHAPES, 1.0, stream()))
-    assert mine not in [fingerprint(gaussian(SHAPES, 1.0, other)) for other in others]
+    others = [np.random.Philox(Seeds(0).sequence(purpose)) for purpose in Purpose if purpose is not Purpose.NOISE]
+    mine = gaussian(SHAPES, 1.0, stream()).fingerprint
+    assert mine not in [gaussian(SHAPES, 1.0, other).fingerprint for other in others]
 
 
 def test_a_fingerprint_sees_one_bit_and_not_the_order_of_insertion():
-    noise = gaussian(SHAPES, 1.0, stream())
+    noise = drawn()
     assert fingerprint(dict(reversed(noise.items()))) == fingerprint(noise)
     changed = {name: part.clone() for name, part in noise.items()}
     changed["bias"][7] = torch.nextafter(changed["bias"][7], torch.tensor(9.0))

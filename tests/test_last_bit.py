@@ -1,0 +1,116 @@
+"""The same cell on another processor: sums that differ in their last bit, other products of matrices, memory that is aligned otherwise."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+import torch
+from cells import SHIPPED, quick, small_cells
+
+from fedsim.algorithm import Message, Tensors
+from fedsim.data.embeddings import Embeddings
+from fedsim.privacy.plan import Release
+from fedsim.runtime.cohort import Cohort, LocalPool
+from fedsim.runtime.trial import Outcome, Trial, run_trial
+from fedsim.seeds import Seeds
+
+WARM = {"warm_start": "client-moments", "encoder": "posterior", "code": 3, "latent": 6}
+ENTRIES: dict[str, dict[str, Any]] = {name: quick(name) for name in SHIPPED} | {"warm start": quick("fedhypevae", **WARM)}
+SCORES, CODES = 1e-5, 1e-3
+
+
+class LastBitPool(LocalPool):
+    """All clients in this process; every number that they send is moved to one of its float32 neighbours."""
+
+    def __init__(self, trial: Trial, data: Embeddings, seeds: Seeds) -> None:
+        super().__init__([Cohort(spec, data.x_train, data.y_train) for spec in trial.cohorts(seeds)])
+        self.stream = torch.Generator().manual_seed(0)
+
+    def round(self, round_: int, release: Release, broadcast: Tensors) -> list[Message]:
+        messages = super().round(round_, release, broadcast)
+        for message in messages:
+            message.sums.update({name: self.moved(value) for name, value in message.sums.items() if value.is_floating_point()})
+        return messages
+
+    def moved(self, value: torch.Tensor) -> torch.Tensor:
+        up = torch.rand(value.shape, generator=self.stream) < 0.5
+        return torch.where(value == 0, value, torch.nextafter(value, torch.where(up, torch.inf, -torch.inf)))
+
+
+class UnalignedPool(LocalPool):
+    """All clients in this process; what they get, hold and keep lies four bytes off wherever an alignment would have it."""
+
+    def __init__(self, trial: Trial, data: Embeddings, seeds: Seeds) -> None:
+        super().__init__([Cohort(spec, data.x_train, data.y_train) for spec in trial.cohorts(seeds)])
+        for cohort in self.cohorts:
+            cohort.clients.x = tuple(map(off, cohort.clients.x))
+
+    def round(self, round_: int, release: Release, broadcast: Tensors) -> list[Message]:
+        return super().round(round_, release, {name: off(value) for name, value in broadcast.items()})
+
+
+def off(value: torch.Tensor) -> torch.Tensor:
+    moved = torch.cat([value.new_zeros(1), value.flatten()])[1:].view(value.shape)
+    assert moved.numel() == 0 or moved.data_ptr() % 64
+    return moved
+
+
+def outcome(entry: dict[str, Any], make_pool: Any = None, **keys: Any) -> Outcome:
+    prepared = small_cells(entry, **{"epsilon": 4.0, "evaluation": {"per_class": 20, "per_client": True}, **keys})
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    *_, found = run_trial(trial, data, make_pool) if make_pool else run_trial(trial, data)
+    assert isinstance(found, Outcome)
+    return found
+
+
+def told(found: Outcome) -> dict[str, Any]:
+    """What a row says, and the codes that were released."""
+    state = found.generator or {}
+    codes = {name: value.flatten().tolist() for name, value in state.items() if {"code", "codes"} & set(name.split("."))}
+    return {"scores": [*asdict(found.scores).values(), found.client_balanced_accuracy or 0.0], "codes": codes}
+
+
+def close(one: Mapping[str, Any], two: Mapping[str, Any]) -> None:
+    assert two["scores"] == pytest.approx(one["scores"], abs=SCORES)
+    assert one["codes"].keys() == two["codes"].keys()
+    for name, codes in one["codes"].items():
+        assert two["codes"][name] == pytest.approx(codes, abs=CODES)
+
+
+@pytest.mark.parametrize("trust", ["aggregate", "silo"])
+@pytest.mark.parametrize("name", ENTRIES)
+def test_scores_and_codes_do_not_rest_on_a_last_bit(name: str, trust: str) -> None:
+    here = told(outcome(ENTRIES[name], trust=trust))
+    for pool in (LastBitPool, UnalignedPool):
+        close(here, told(outcome(ENTRIES[name], pool, trust=trust)))
+
+
+PROCESSORS = {
+    "the plainest products of MKL": {"MKL_CBWR": "COMPATIBLE"},
+    "no vector instructions in torch": {"ATEN_CPU_CAPABILITY": "default"},
+}
+ELSEWHERE = ("dp-gaussian", "dp-gmm", "fedhypevae", "warm start")
+
+
+def everything() -> dict[str, Any]:
+    return {f"{name}, {trust}": told(outcome(ENTRIES[name], trust=trust)) for name in ELSEWHERE for trust in ("aggregate", "silo")}
+
+
+def test_scores_and_codes_are_those_of_another_processor() -> None:
+    shared = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    others = [subprocess.Popen([sys.executable, __file__], env=shared | each, stdout=subprocess.PIPE) for each in PROCESSORS.values()]
+    here = everything()
+    for other in others:
+        there = json.loads(other.communicate()[0])
+        for name in here:
+            close(here[name], there[name])
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print(json.dumps(everything()))
