@@ -145,11 +145,10 @@ def engine(name: str) -> Callable[[Problem, str], Callable[[], None]]:
         model = problem.build()
         parameters = {name: p.detach() for name, p in model.named_parameters()}
         shapes = {name: p.shape for name, p in parameters.items()}
-        stream, state, norms = torch.Generator(device).manual_seed(0), {}, Norms(CLIP)
-        memory = torch.empty(sum(p.numel() for p in parameters.values()), device=device)
+        stream, state, norms = Seeds(0).noise(), {}, Norms(CLIP)
 
         def step() -> None:
-            noise = gaussian(shapes, SIGMA * CLIP, stream, device, memory)
+            noise = {name: part.to(device) for name, part in gaussian(shapes, SIGMA * CLIP, stream).parts.items()}
             noisy = clipped_sum(model, problem.loss, problem.batch, norms, name, onto=noise).sums
             adam_step(parameters, noisy, state, LEARNING_RATE, divisor=ROWS)
 

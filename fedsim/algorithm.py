@@ -28,7 +28,7 @@ from fedsim.models.layers import ClientCode, ClientLinear, Layout
 from fedsim.privacy.ledger import Entry, Ledger
 from fedsim.privacy.noise import Noise, gaussian
 from fedsim.privacy.plan import Claim, PrivacyPlan, Release, Trust, Unit, calibrate
-from fedsim.seeds import SERVER, Purpose, Seeds
+from fedsim.seeds import Purpose, Seeds
 
 Tensors = dict[str, Tensor]
 ALIGNMENT = 64

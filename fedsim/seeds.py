@@ -1,7 +1,7 @@
 """One seed tree: every random number comes from a stream named by purpose, round and client.
 
-A stream is a ``numpy.random.SeedSequence`` whose spawn key is (purpose, round, client), whatever actor draws it and in whatever order. Every
-generator gets 128 bits or more of it, so that N streams hold two equal ones with a probability of at most N^2 / 2^129.
+A stream is a ``numpy.random.SeedSequence`` whose spawn key is (purpose, round, client), whatever actor draws it and in whatever
+order. Every generator is keyed by 128 bits of it or more, so N streams hold two equal ones with a probability of about N^2 / 2^129.
 """
 
 from __future__ import annotations

@@ -41,7 +41,8 @@ def ties(values: Tensor) -> Tensor:
 def group_means(values: Tensor, group: Tensor) -> Tensor:
     """Every value ``[d]`` replaced by the mean over its group, numbered ``[d]`` as by :func:`ties`."""
     sums = torch.zeros_like(values).index_add(0, group, values)
-    return (sums / group.bincount(minlength=len(group)).clamp_min(1))[group]
+    means: Tensor = (sums / group.bincount(minlength=len(group)).clamp_min(1))[group]
+    return means
 
 
 def steady(basis: Tensor) -> Tensor:

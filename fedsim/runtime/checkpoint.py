@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 
 from fedsim.algorithm import Progress
 
-
 FACTS = ("round", "ledger", "uplink_bytes", "secret")
 """What a checkpoint holds beside tensors."""
 

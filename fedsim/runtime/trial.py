@@ -19,7 +19,6 @@ from fedsim.runtime.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
 from fedsim.runtime.judge import Judge
 from fedsim.seeds import Seeds
 
-
 SECRET_BITS = 256
 """Of the entropy behind secret noise."""
 
@@ -84,7 +83,8 @@ def seeds_of(trial: Trial, resume: Progress | None) -> Seeds:
     cell = trial.cell
     if cell.noise == "seeded" or trial.plan is None:
         return Seeds(cell.seed)
-    return Seeds(cell.seed, secrets.randbits(SECRET_BITS) if resume is None else resume.secret)
+    kept = None if resume is None else resume.secret
+    return Seeds(cell.seed, secrets.randbits(SECRET_BITS) if kept is None else kept)
 
 
 def run_trial(

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fedsim.privacy.clipping.engine import Norms
 
-
 ROWS = 1024
 """Examples that are taken to float64 at a time."""
 
