@@ -35,7 +35,8 @@ def leading(symmetric: Tensor, most: int, floor: float) -> tuple[Tensor, Tensor]
 
 def ties(values: Tensor) -> Tensor:
     """For descending eigenvalues ``[d]``: the number of the group ``[d]`` that each shares with those it cannot be told apart from."""
-    return torch.nn.functional.pad((values[:-1] - values[1:] > GAP * values[:-1].abs()).long().cumsum(0), (1, 0))
+    apart = values[:-1] - values[1:] > GAP * values[:-1].abs()
+    return torch.cat([torch.zeros(1, dtype=torch.long), apart.long().cumsum(0)])
 
 
 def group_means(values: Tensor, group: Tensor) -> Tensor:
@@ -57,7 +58,8 @@ def steady(basis: Tensor) -> Tensor:
 def cosines(size: int, count: int) -> Tensor:
     """The first ``count`` orthonormal vectors of the discrete cosine transform IV, ``[size, count]``, float64."""
     rows, columns = torch.arange(size).double() + 0.5, torch.arange(count).double() + 0.5
-    return math.sqrt(2 / size) * torch.cos(math.pi / size * rows[:, None] * columns)
+    angles: Tensor = math.pi / size * rows[:, None] * columns
+    return math.sqrt(2 / size) * angles.cos()
 
 
 def spectral_function(symmetric: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
