@@ -59,7 +59,8 @@ def cosines(size: int, count: int) -> Tensor:
     """The first ``count`` orthonormal vectors of the discrete cosine transform IV, ``[size, count]``, float64."""
     rows, columns = torch.arange(size).double() + 0.5, torch.arange(count).double() + 0.5
     angles: Tensor = math.pi / size * rows[:, None] * columns
-    return math.sqrt(2 / size) * angles.cos()
+    basis: Tensor = math.sqrt(2 / size) * angles.cos()
+    return basis
 
 
 def spectral_function(symmetric: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
