@@ -52,7 +52,8 @@ def steady(basis: Tensor) -> Tensor:
     The orthogonal Procrustes problem (Schoenemann 1966); the fixed basis are the first vectors of the discrete cosine transform IV.
     """
     left, _, right = torch.linalg.svd(basis.T.double() @ cosines(len(basis), basis.shape[1]))
-    return basis.double() @ (left @ right)
+    turned: Tensor = basis.double() @ (left @ right)
+    return turned
 
 
 def cosines(size: int, count: int) -> Tensor:
