@@ -152,6 +152,7 @@ class Scheduler:
             {
                 "status": status,
                 "epsilon_spent": outcome.epsilon_spent,
+                "epsilon_spent_replace_one": outcome.epsilon_spent_replace_one,
                 "accountant": outcome.accountant,
                 "accuracy": outcome.scores.accuracy,
                 "balanced_accuracy": outcome.scores.balanced_accuracy,

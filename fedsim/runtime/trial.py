@@ -39,6 +39,11 @@ class Trial:
     sizes: tuple[int, ...]
     data_key: str
 
+    @property
+    def train_rows(self) -> int:
+        """How many training rows all clients have together."""
+        return sum(map(len, self.partition.rows))
+
     def cohorts(self) -> list[CohortSpec]:
         """One specification an actor."""
         specs, start = [], 0
@@ -59,6 +64,7 @@ class Outcome:
     client_balanced_accuracy: float | None
     personal: PersonalScores | None
     epsilon_spent: float | None
+    epsilon_spent_replace_one: float | None
     accountant: str | None
     uplink_bytes: int
     seconds: float
@@ -88,10 +94,11 @@ def run_trial(
     own = judge.of_clients(trained.made) if evaluation.per_client else None
     personal = None if evaluation.personal is None else judge.personal(trained.made)
     spent, accountant = (None, None) if trial.plan is None else trained.ledger.epsilon(trial.plan.delta)
+    replaced = None if trial.plan is None else trained.ledger.replace_one_epsilon(trial.plan.delta)
     if checkpoints:
         checkpoints.remove()
     state = trained.state if algorithm.generates() else None
-    yield Outcome(scores, own, personal, spent, accountant, trained.uplink_bytes, time.perf_counter() - started, state)
+    yield Outcome(scores, own, personal, spent, replaced, accountant, trained.uplink_bytes, time.perf_counter() - started, state)
 
 
 def packing(clients: int, per_actor: int) -> tuple[int, ...]:
@@ -105,6 +112,7 @@ def first_row_fields(trial: Trial) -> dict[str, Any]:
     cell, plan = trial.cell, trial.plan
     fields: dict[str, Any] = {
         "cell_id": cell.cell_id,
+        "source": cell.source,
         "algorithm": cell.algorithm,
         "label": cell.label,
         "params": cell.params,
@@ -114,6 +122,7 @@ def first_row_fields(trial: Trial) -> dict[str, Any]:
         "alpha": cell.alpha,
         "clients": cell.clients,
         "partition_hash": trial.partition.fingerprint,
+        "train_rows": trial.train_rows,
         "seed": cell.seed,
         "claim": "none",
         "chance": 1 / trial.task.classes,
