@@ -39,7 +39,6 @@ HARMLESS = {
     "fedsim.runtime.rehearsal": "runs on made-up rows, before any cell",
     "fedsim.source_hash": "another way to hash gives another hash",
     "fedsim.source_lines": "places in messages",
-    "fedsim.terminal": "the width of what is printed",
     "fedsim.data.archive": _FINGERPRINT,
     "fedsim.data.cache": _FINGERPRINT,
     "fedsim.data.digits": _FINGERPRINT,
