@@ -113,21 +113,23 @@ def edited(bench: Bench, folder: Path, text: str, grid: Grid) -> Ran:
     return bench(grid)
 
 
-def test_an_edit_runs_the_cells_anew_and_leaves_the_old_rows_out(bench: Bench, folder: Path) -> None:
+def test_an_edit_runs_the_cells_anew_and_leaves_the_old_rows_out(bench: Bench, plugins: Path) -> None:
+    (plugins / "edited_method.py").write_text(GOOD)
     entry = {**quick("edited_method.py:MyMethod"), "label": "my-method"}
     grid = small_grid(entry, "dp-gaussian", epsilon=[1.0, 8.0])
-    first = edited(bench, folder, GOOD, grid)
-    same = edited(bench, folder, "# a comment\n" + GOOD, grid)
+    first = edited(bench, plugins, GOOD, grid)
+    rows = first.rows
+    same = edited(bench, plugins, "# a comment\n" + GOOD, grid)
     assert (first.code, "all 4 cells are finished" in same.output, "changed" in same.output) == (0, True, False)
 
-    other = edited(bench, folder, changed("self.params.beta * unit", "3 * self.params.beta * unit"), grid)
+    other = edited(bench, plugins, changed("self.params.beta * unit", "3 * self.params.beta * unit"), grid)
     assert "the source of my-method changed: 2 rows are of the old code and are left out" in other.output
     drawn = grid_rows(other.folder)
     assert len(other.rows) == 6
     assert len(drawn) == 4
-    old = {row.cell_id for row in first.rows if row.label == "my-method"}
+    old = {row.cell_id for row in rows if row.label == "my-method"}
     assert old.isdisjoint(row.cell_id for row in drawn)
-    assert {row.cell_id for row in first.rows} - old <= {row.cell_id for row in drawn}
+    assert {row.cell_id for row in rows} - old <= {row.cell_id for row in drawn}
     frame = load_results(other.folder)
     assert set(frame.cell_id) == {row.cell_id for row in drawn}
     for drawing in (other.folder / "summary.csv", other.folder / "report.html"):
@@ -138,10 +140,10 @@ def test_an_edit_runs_the_cells_anew_and_leaves_the_old_rows_out(bench: Bench, f
     (other.folder / "manifest.json").unlink()
     assert {row.cell_id for row in grid_rows(other.folder)} == {row.cell_id for row in drawn}
 
-    undone = edited(bench, folder, GOOD, grid)
+    undone = edited(bench, plugins, GOOD, grid)
     assert "all 4 cells are finished" in undone.output
-    assert {row.cell_id for row in grid_rows(undone.folder)} == {row.cell_id for row in first.rows}
-    assert set(load_results(undone.folder).cell_id) == {row.cell_id for row in first.rows}
+    assert {row.cell_id for row in grid_rows(undone.folder)} == {row.cell_id for row in rows}
+    assert set(load_results(undone.folder).cell_id) == {row.cell_id for row in rows}
 
 
 def test_rows_from_before_sources_were_noted_are_of_the_old_code(bench: Bench, tmp_path: Path) -> None:
@@ -160,18 +162,22 @@ def test_a_worker_that_holds_other_code_than_the_grid_s_says_so(bench: Bench) ->
         check_source(prepared.trials[0].cell.model_copy(update={"source": "0" * 16}))
 
 
-def test_a_check_of_the_code_that_ran_is_told_by_its_finished_rows(bench: Bench, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FEDSIM_CACHE", str(folder / "cache"))
-    (folder / "says_so.py").write_text(GOOD + "\n    def releases(self):\n        return super().releases()\n")
+def test_a_check_of_the_code_that_ran_is_told_by_its_finished_rows(
+    bench: Bench, plugins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
+    (plugins / "says_so.py").write_text(GOOD + "\n    def releases(self):\n        return super().releases()\n")
     grid = small_grid("says_so.py:MyMethod", epsilon=[1.0, float("inf")])
-    first = bench(grid)
-    assert [row.claim for row in first.rows] == ["stated", "none"]
+    first = bench(grid, max_parallel=1)
+    assert first.code == 0
+    rows = first.rows
+    assert [row.claim for row in rows] == ["stated", "none"]
     trial = prepare(grid, NODES).trials[0]
     file_passed(build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task))
     again = bench(grid)
     assert "all 2 cells are finished" in again.output
     assert {row.epsilon_target: row.claim for row in again.rows} == {1.0: "checked", float("inf"): "none"}
-    assert by_cell(again.rows, "claim") == by_cell(first.rows, "claim")
+    assert by_cell(again.rows, "claim") == by_cell(rows, "claim")
 
 
 def trouble(how: str, healed: Path) -> dict[str, Any]:
