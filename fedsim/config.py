@@ -32,7 +32,6 @@ from pydantic import (
     model_validator,
 )
 
-from fedsim import __version__
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.encoder import EncoderSpec
 from fedsim.data.sources import DatasetSpec
@@ -40,6 +39,7 @@ from fedsim.errors import PluginError, UserError, nearest
 from fedsim.partition import PartitionSpec, check_partition
 from fedsim.privacy.plan import Trust, Unit
 from fedsim.registry import lookup
+from fedsim.source_hash import place_of, source_hash
 
 Loc = tuple[str | int, ...]
 _Item = TypeVar("_Item")
@@ -294,6 +294,7 @@ class Cell(_Model):
 
     Attributes:
         cell_id: 16 hex digits; equal for two cells exactly when nothing that can change the result differs.
+        source: hash of the code that computes it, see :mod:`fedsim.source_hash`.
         label: what tables and curves call the algorithm with these parameters.
         algorithm: its name as the grid gives it.
         params: all its parameters, defaults included.
@@ -312,6 +313,7 @@ class Cell(_Model):
     """
 
     cell_id: str
+    source: str
     label: str
     algorithm: str
     params: dict[str, Any]
@@ -632,7 +634,8 @@ class Variant:
         entry: the position in ``algorithms``.
         label: what tables and curves call it.
         name: the algorithm's name as the grid gives it.
-        identity: its module and class.
+        identity: which class it is, see :func:`fedsim.source_hash.place_of`.
+        source: hash of its code and the harness's.
         params: all its parameters, defaults included.
         private: whether an epsilon has a meaning for it.
     """
@@ -641,6 +644,7 @@ class Variant:
     label: str
     name: str
     identity: str
+    source: str
     params: dict[str, Any]
     private: bool
 
@@ -711,11 +715,12 @@ def _cell(
         "budget": budget,
         "seed": seed,
         "evaluation": grid.evaluation.model_dump(mode="json", exclude_none=True),
-        "version": __version__,
+        "source": variant.source,
     }
     canonical = json.dumps(result_of, sort_keys=True, separators=(",", ":"))
     return Cell(
         cell_id=hashlib.sha256(canonical.encode()).hexdigest()[:16],
+        source=variant.source,
         label=variant.label,
         algorithm=variant.name,
         params=variant.params,
@@ -760,7 +765,8 @@ def variants(grid: Grid) -> list[Variant]:
                 entry=i,
                 label=" ".join([entry.label or entry.name, *(f"{name}={_spell(grid.scan[name][j])}" for name, j in chosen.items())]),
                 name=entry.name,
-                identity=f"{cls.__module__}:{cls.__qualname__}",
+                identity=place_of(cls),
+                source=source_hash(cls),
                 params=_resolved(grid, i, cls.Params, chosen),
                 private=cls.private,
             )

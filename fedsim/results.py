@@ -7,18 +7,19 @@ import json
 import math
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from scipy.stats import t as student_t
 
 from fedsim.errors import UserError
+from fedsim.privacy.plan import Claim
 
 RESULTS, ROUNDS, SUMMARY, LOCK = "results.jsonl", "rounds.jsonl", "summary.csv", ".lock"
 _NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
@@ -39,13 +40,16 @@ class Row(BaseModel):
 
     ``client_balanced_accuracy`` is that of the clients' own generators, where the grid asks for it (:func:`fedsim.evaluate.score_clients`).
     ``personal_*`` are the :class:`fedsim.evaluate.PersonalScores`, where the grid asks for them.
-    ``uplink_bytes`` counts what all clients sent in all rounds, ``seconds`` is the cell's wall time, ``sigma`` the noise
-    multiplier, ``steps`` the number of noisy steps, ``sample_rate`` their Poisson rate.
+    ``epsilon_spent`` is under add-or-remove-one, ``epsilon_spent_replace_one`` under replace-one at the same delta
+    (:func:`fedsim.privacy.accountant.replace_one_epsilon`). ``uplink_bytes`` counts what all clients sent in all rounds, ``seconds`` is the
+    cell's wall time, ``sigma`` the noise multiplier, ``steps`` the number of noisy steps, ``sample_rate`` their Poisson rate. ``source`` is
+    the hash of the code that ran (:mod:`fedsim.source_hash`); a row without one is older than this field, and so than any row with one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     cell_id: str
+    source: str | None = None
     status: Literal["ok", "failed", "overspent", "unaccounted"]
     error: RowError | None = None
     algorithm: str
@@ -57,14 +61,16 @@ class Row(BaseModel):
     alpha: float | None = None
     clients: int | None = None
     partition_hash: str | None = None
+    train_rows: int | None = None
     seed: int | None = None
     epsilon_target: float | None = None
     epsilon_spent: float | None = None
+    epsilon_spent_replace_one: float | None = None
     delta: float | None = None
     unit: Literal["example", "client"] | None = None
     trust: Literal["aggregate", "silo"] | None = None
     scope: str | None = None
-    claim: Literal["proved", "heuristic", "none"] | None = None
+    claim: Claim | None = None
     accountant: str | None = None
     sigma: float | None = None
     sample_rate: float | None = None
@@ -247,15 +253,23 @@ class ResultStore:
 def load_results(folder: Path | str) -> pd.DataFrame:
     """The rows of a run folder as a frame: a column for every field of ``Row``, numbers as float64 (missing: NaN).
 
+    Rows of older code are left out (:func:`of_newest_source`).
+
     Raises:
         UserError: the folder has no results, or a line is not a row.
     """
     store = ResultStore(folder)
     if not (store.folder / RESULTS).exists():
         raise UserError(str(folder), f"there is no {RESULTS} here", "give a run folder, such as runs/quickstart")
-    frame = pd.DataFrame([row.model_dump() for row in store.rows()], columns=list(Row.model_fields))
+    frame = pd.DataFrame([row.model_dump() for row in of_newest_source(store.rows())], columns=list(Row.model_fields))
     numbers = [name for name, field in Row.model_fields.items() if field.annotation in (float | None, int | None)]
     return frame.astype(dict.fromkeys(numbers, "float64"))
+
+
+def of_newest_source(rows: Sequence[Row]) -> list[Row]:
+    """The rows without those of older code: an algorithm's rows are kept if they have the source of the one that was written last."""
+    newest = {row.algorithm: row.source for row in rows}
+    return [row for row in rows if row.source == newest[row.algorithm]]
 
 
 @dataclass(frozen=True)
@@ -353,12 +367,17 @@ def _group(members: list[Row]) -> Group:
         **{name: getattr(members[0], name) for name in _SETTING},
         scope=" and ".join(scopes) or None,
         # A mean is as well founded as the weakest of its rows.
-        claim=next((claim for claim in ("none", "heuristic", "proved") if claim in claims), None),
+        claim=weakest(claims),
         params=members[0].params,
         rows=tuple(sorted(averaged.values(), key=lambda row: _last(row.seed))),
         failed=sum(row.status == "failed" for row in members),
         overspent=sum(row.status == "overspent" for row in members),
     )
+
+
+def weakest(claims: Collection[str | None]) -> str | None:
+    """The claim that is worth the least; None where there is none."""
+    return next((claim for claim in reversed(get_args(Claim)) if claim in claims), None)
 
 
 def _distinct_labels(rows: list[Row]) -> list[Row]:
@@ -389,8 +408,8 @@ def write_summary(rows: Iterable[Row], path: Path) -> None:
     """Write ``summary.csv``: a line for every group of seeds, replacing the file at once.
 
     Columns: the setting, ``seeds`` (rows averaged), ``failed`` and ``overspent`` (rows left out), ``_mean`` and ``_ci95``
-    half-width of each measure, the largest ``epsilon_spent``, and the means of the references and seconds. Infinity is
-    ``inf``; the half-width of a single seed is empty.
+    half-width of each measure, the largest ``epsilon_spent`` and ``epsilon_spent_replace_one``, and the means of the references and
+    seconds. Infinity is ``inf``; the half-width of a single seed is empty.
     """
     frame = pd.DataFrame([_summary_line(group) for group in group_seeds(rows)], columns=_SUMMARY_COLUMNS)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -404,7 +423,7 @@ _MEANS = ("ceiling_balanced_accuracy", "local_only_balanced_accuracy", "chance",
 _SUMMARY_COLUMNS = [
     *(*_SETTING, "scope", "claim", "seeds", "failed", "overspent"),
     *(f"{measure}_{part}" for measure in _MEASURES for part in ("mean", "ci95")),
-    *("epsilon_spent_max", *_MEANS),
+    *("epsilon_spent_max", "epsilon_spent_replace_one_max", *_MEANS),
 ]
 
 
@@ -415,7 +434,8 @@ def _summary_line(group: Group) -> dict[str, Any]:
         interval = group.interval(measure)
         line[f"{measure}_mean"] = interval.mean if interval else None
         line[f"{measure}_ci95"] = interval.half_width if interval else None
-    line["epsilon_spent_max"] = group.largest("epsilon_spent")
+    for measure in ("epsilon_spent", "epsilon_spent_replace_one"):
+        line[f"{measure}_max"] = group.largest(measure)
     return line | {name: group.mean(name) for name in _MEANS}
 
 

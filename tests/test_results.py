@@ -17,6 +17,7 @@ from fedsim.results import Interval, ResultStore, Row, group_seeds, load_results
 CONTRACT = [
     *(
         "cell_id",
+        "source",
         "status",
         "error",
         "algorithm",
@@ -30,11 +31,13 @@ CONTRACT = [
         "alpha",
         "clients",
         "partition_hash",
+        "train_rows",
         "seed",
         "epsilon_target",
     ),
     *(
         "epsilon_spent",
+        "epsilon_spent_replace_one",
         "delta",
         "unit",
         "trust",

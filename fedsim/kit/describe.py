@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsim.algorithm import Algorithm, Task
+from fedsim.claims import worth
 from fedsim.errors import PluginError, UserError
 from fedsim.privacy.plan import Trust, Unit
 from fedsim.registry import lookup
@@ -116,7 +117,7 @@ def _claims(cls: type[Algorithm], where: str) -> tuple[dict[tuple[Unit, Trust], 
         try:
             algorithm = cls(cls.Params(), Task(DIM, CLASSES, CLIENTS, unit, trust))
             algorithm.plan(math.inf if cls.private else None, delta=1e-4)
-            claims[unit, trust] = algorithm.claim() if cls.private else NOT_PRIVATE
+            claims[unit, trust] = worth(algorithm.claim(), algorithm) if cls.private else NOT_PRIVATE
         except UserError as error:
             claims[unit, trust] = error.what
             refused.add((unit, trust))

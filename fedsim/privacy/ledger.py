@@ -76,9 +76,11 @@ class Ledger:
         counts (parallel composition over disjoint data, cf. McSherry 2009, theorem 4); each client's composition is
         :func:`fedsim.privacy.accountant.epsilon`.
         """
-        histories = _undominated(set(self._histories().values()))
-        spent = [accountant.epsilon([(*mechanism, steps) for mechanism, steps in history], delta) for history in histories]
-        return max(spent, default=(0.0, "none"))
+        return max((accountant.epsilon(events, delta) for events in self._costly()), default=(0.0, "none"))
+
+    def replace_one_epsilon(self, delta: float) -> float:
+        """The same where neighbours differ in the content of one unit (:func:`fedsim.privacy.accountant.replace_one_epsilon`)."""
+        return max((accountant.replace_one_epsilon(events, delta) for events in self._costly()), default=0.0)
 
     def unaccounted(self, plan: PrivacyPlan, clients: int) -> str:
         """The first place where what ran is not what ``plan`` planned; "" where every client's data went through exactly the plan's steps.
@@ -138,6 +140,11 @@ class Ledger:
 
     def __repr__(self) -> str:
         return f"Ledger({self._counts.total()} entries, {len({key[0] for key in self._counts})} clients)"
+
+    def _costly(self) -> list[list[accountant.Event]]:
+        """The events of every client that may have spent the most."""
+        histories = _undominated(set(self._histories().values()))
+        return [[(*mechanism, steps) for mechanism, steps in history] for history in histories]
 
     def _histories(self) -> dict[int, frozenset[tuple[Mechanism, int]]]:
         """Per client, how often each mechanism ran, whatever the release was called."""

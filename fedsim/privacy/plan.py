@@ -19,7 +19,9 @@ from fedsim.privacy import accountant
 
 Unit = Literal["example", "client"]
 Trust = Literal["aggregate", "silo"]
-Claim = Literal["proved", "heuristic", "none"]
+Claim = Literal["proved", "checked", "stated", "heuristic", "none"]
+"""What an (epsilon, delta) is worth, the strongest first: a theorem that the base classes guarantee; one that a plug-in's author states,
+and a check did not refute; one that the author states alone; not a theorem; nothing."""
 
 SIGMA_MIN, SIGMA_MAX = 1e-3, 1e7
 REACH = 0.999  # the search stops once this share of the target is used
@@ -101,6 +103,19 @@ class PrivacyPlan:
         """The standard deviation of release ``name``'s noise per coordinate: noise multiplier times sensitivity."""
         multiplier = self.noise_multiplier(name)
         return multiplier * self.sensitivity if multiplier else 0.0
+
+
+def large_delta(unit: Unit, delta: float, train_rows: int, dataset: str) -> str | None:
+    """Why a delta is too large for the data, None where it is not: publishing each row with probability delta is (0, delta)-DP.
+
+    Dwork & Roth 2014, "The algorithmic foundations of differential privacy", section 2.3: delta has to be far below 1 / n.
+    """
+    if unit != "example" or delta * train_rows < 1:
+        return None
+    return (
+        f"δ = {delta:g} is not below 1/n = {1 / train_rows:.2g} for the {train_rows} training rows of {dataset}: "
+        "such a δ would allow to publish a whole row outright; give a smaller delta"
+    )
 
 
 def calibrate(

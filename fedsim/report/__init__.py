@@ -18,7 +18,7 @@ from fedsim.report.figures import save_figure
 from fedsim.report.page import render_page
 from fedsim.report.partitions import draw_partitions, read_partitions
 from fedsim.report.tables import rich_tables
-from fedsim.results import RESULTS, SUMMARY, ResultStore, Row, group_seeds, write_summary
+from fedsim.results import RESULTS, SUMMARY, ResultStore, Row, group_seeds, of_newest_source, write_summary
 
 MANIFEST, PAGE, CURVES = "manifest.json", "report.html", "curves"
 
@@ -70,9 +70,10 @@ def write_report(folder: Path) -> Report:
 
 
 def grid_rows(folder: Path) -> list[Row]:
-    """The rows of the cells that the manifest lists, in its order and with its labels; without a manifest all rows.
+    """The rows of the cells that the manifest lists, in its order and with its labels; without a manifest all of the newest code.
 
-    Rows of earlier grids stay in a run folder's results, so that a grid can shrink and grow without running cells again.
+    Rows of earlier grids and of older code stay in a run folder's results, so that a grid can shrink and grow, and an edit be undone,
+    without running cells again.
 
     Raises:
         UserError: a file of the folder cannot be read.
@@ -80,7 +81,7 @@ def grid_rows(folder: Path) -> list[Row]:
     rows = ResultStore(folder).rows()
     cells = read_manifest(folder).get("cells")
     if cells is None:
-        return rows
+        return of_newest_source(rows)
     by_cell = {row.cell_id: row for row in rows}
     return [by_cell[cell["cell_id"]].model_copy(update={"label": cell["label"]}) for cell in cells if cell["cell_id"] in by_cell]
 

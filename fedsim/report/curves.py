@@ -25,7 +25,8 @@ _REFERENCES = (
     ("chance", "chance", (0, (1, 2))),
 )
 _LEVELS = ((0, (6, 2, 1, 2)), (0, (2, 2)), (0, (9, 3)))
-_CLAIM_STYLES = {"heuristic": (0, (4, 2)), "none": (0, (1, 1.5))}
+_CLAIM_STYLES = {"stated": (0, (4, 2)), "heuristic": (0, (4, 2)), "none": (0, (1, 1.5))}
+_OPEN = ("heuristic", "none")
 _WIDEST = 4
 _CHARACTERS = 16
 """Of the caption, in an inch of the figure."""
@@ -95,9 +96,9 @@ class Axis:
 def draw_curves(groups: Sequence[Group]) -> Figure | None:
     """The figure; None where no row has the status ok.
 
-    Overspent and failed rows are in no group's mean, so they are never drawn. A method whose epsilon is not a theorem is
-    dashed with open markers and named so; a method without epsilon is a level. Points are means over seeds, bars (bands for
-    levels) Student-t 95 % confidence intervals, which a single seed does not have.
+    Overspent and failed rows are in no group's mean, so they are never drawn. A method whose epsilon is not a theorem is dashed with open
+    markers and named so, one whose author alone states a theorem is dashed with half open ones; a method without epsilon is a level.
+    Points are means over seeds, bars (bands for levels) Student-t 95 % confidence intervals, which a single seed does not have.
     """
     drawn = [group for group in groups if group.rows]
     if not drawn:
@@ -250,14 +251,15 @@ def _curve(axes: Axes, groups: Sequence[Group], series: Series, axis: Axis, shif
 
 
 def _look(series: Series) -> dict[str, Any]:
-    proved = series.claim not in _CLAIM_STYLES
     return {
         "color": series.colour,
         "linewidth": 1.7,
         "linestyle": _CLAIM_STYLES.get(series.claim, "-"),
         "marker": series.marker,
         "markersize": 5.2,
-        "markerfacecolor": series.colour if proved else PAPER,
+        "fillstyle": "left" if series.claim == "stated" else "full",
+        "markerfacecolor": PAPER if series.claim in _OPEN else series.colour,
+        "markerfacecoloralt": PAPER,
         "markeredgecolor": series.colour,
         "markeredgewidth": 1.2,
         "zorder": 3,

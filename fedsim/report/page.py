@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -11,6 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from fedsim.privacy.plan import large_delta
 from fedsim.report.diagnostics import NOT_PRIVATE
 from fedsim.report.failures import HELP, MEANING, Finding, by_kind, setting
 from fedsim.report.figures import SERIES, SHADES, inline_svg
@@ -19,7 +20,7 @@ from fedsim.results import Group, Row
 
 _UNITS = {
     "example": "one training example: neighbouring data sets differ in one example of one client",
-    "client": "one client: neighbouring federations differ in one client with all its examples",
+    "client": "one client: what it contributes is there or is zero; the number of clients stays a public divisor",
 }
 _TRUSTS = {
     "aggregate": "only the sum over clients is seen (secure aggregation or a trusted server), noise is added once to it",
@@ -27,6 +28,8 @@ _TRUSTS = {
 }
 _CLAIMS = {
     "proved": "(ε, δ) is a theorem for this method",
+    "checked": "(ε, δ) is a theorem by its author's word, and a passed fedsim check of this code, which refutes and does not prove",
+    "stated": "(ε, δ) is a theorem by its author's word alone; no passed fedsim check of this code is on file",
     "heuristic": "(ε, δ) is computed for the noise that was added, but is not a theorem for this method",
     "none": "no privacy is claimed",
 }
@@ -104,8 +107,17 @@ def _privacy(groups: Sequence[Group], rows: Sequence[Row]) -> list[tuple[str, st
         *(("unit", f"{unit}, that is {_UNITS[unit]}") for unit in units),
         *(("trust", f"{trust}, that is {_TRUSTS[trust]}") for trust in trusts),
         *([("δ", ", ".join(deltas))] if deltas else []),
+        *(("warning", text) for text in _large_deltas(spent)),
         *([("accountant", ", ".join(name.upper() for name in accountants))] if accountants else []),
     ]
+
+
+def _large_deltas(rows: Sequence[Row]) -> Iterator[str]:
+    """Budgets whose delta is too large for the data."""
+    settings = dict.fromkeys((row.unit, row.delta, row.train_rows, row.dataset) for row in rows)
+    for unit, delta, count, dataset in settings:
+        if unit is not None and delta is not None and count is not None and (text := large_delta(unit, delta, count, dataset)):
+            yield text
 
 
 def _methods(groups: Sequence[Group]) -> list[tuple[str, str, str]]:
@@ -122,7 +134,7 @@ def _methods(groups: Sequence[Group]) -> list[tuple[str, str, str]]:
 
 
 _COLUMNS = (
-    *("method", "data set", "α", "clients", "seed", "status", "claim", "ε target", "ε spent", "σ", "q", "steps", "clip"),
+    *("method", "data set", "α", "clients", "seed", "status", "claim", "ε target", "ε spent", "ε replace-one", "σ", "q", "steps", "clip"),
     *("accuracy", "balanced", "macro F1", "uplink MB", "seconds", "cell"),
 )
 _LISTED = 6
@@ -136,7 +148,13 @@ def _cell(row: Row) -> dict[str, str]:
     uplink = None if row.uplink_bytes is None else row.uplink_bytes / 1e6
     texts = (
         *(row.label, row.dataset, number(row.alpha), number(row.clients), number(row.seed), row.status, row.claim or ""),
-        *(number(row.epsilon_target), _digits(row.epsilon_spent, 4), _digits(row.sigma, 4), _digits(row.sample_rate, 3)),
+        *(
+            number(row.epsilon_target),
+            _digits(row.epsilon_spent, 4),
+            _digits(row.epsilon_spent_replace_one, 4),
+            _digits(row.sigma, 4),
+            _digits(row.sample_rate, 3),
+        ),
         *("" if row.steps is None else str(row.steps), number(row.clip)),
         *(_score(row.accuracy), _score(row.balanced_accuracy), _score(row.macro_f1)),
         *(_digits(uplink, 3), "" if row.seconds is None else f"{row.seconds:.1f}", row.cell_id),
@@ -384,7 +402,8 @@ the real data without noise and are not private; neither is the choice of settin
 {% endfor %}
 </tbody>
 </table></div>
-<p class="notes">σ: noise multiplier; q: sampling rate; steps: noisy steps that ran; uplink: all clients, all rounds</p>
+<p class="notes">ε target and ε spent: under add-or-remove-one; ε replace-one: what was spent at the same δ if neighbours differ in a unit's
+content; σ: noise multiplier; q: sampling rate; steps: noisy steps of the plan; uplink: all clients, all rounds</p>
 </details>
 </section>
 

@@ -14,10 +14,21 @@ from rich.console import Group as RichGroup
 from rich.table import Table
 from rich.text import Text
 
-from fedsim.results import Group
+from fedsim.results import Group, weakest
 
-CLAIM_WORDS = {"heuristic": "heuristic ε", "none": "no claim on ε", "not private": "not private"}
+CLAIM_WORDS = {
+    "checked": "checked ε",
+    "stated": "stated ε",
+    "heuristic": "heuristic ε",
+    "none": "no claim on ε",
+    "not private": "not private",
+}
 """How a claim other than "proved" is worded beside a label."""
+_CLAIM_NOTES = {
+    "checked": "the author states the theorem, and a passed fedsim check of this code refutes nothing",
+    "stated": "the author states the theorem; no passed fedsim check of this code is on file",
+    "heuristic": "the number is not a theorem for that method",
+}
 _REFERENCES = (
     ("ceiling", "ceiling_balanced_accuracy"),
     ("local-only", "local_only_balanced_accuracy"),
@@ -176,8 +187,7 @@ def claim(groups: Sequence[Group]) -> str:
         return "not private"
     # At epsilon = ∞ there is no noise, so nothing to claim: the finite budgets speak.
     finite = [group for group in groups if group.epsilon_target is not None and math.isfinite(group.epsilon_target)]
-    claims = {group.claim for group in finite or groups}
-    return next((name for name in ("none", "heuristic", "proved") if name in claims), "")
+    return weakest({group.claim for group in finite or groups}) or ""
 
 
 def _value(group: Group | None, seeds: int, measure: str) -> str:
@@ -212,6 +222,6 @@ def _notes(groups: Sequence[Group], seeds: int) -> tuple[str, ...]:
     if any(counts.values()):
         told = " and ".join(f"{count} {word}" for word, count in counts.items() if count)
         notes.append(f"in no mean: {told} (the report says why)")
-    if any(claim([group]) == "heuristic" for group in groups):
-        notes.append("heuristic ε: the number is not a theorem for that method")
+    claims = {claim([group]) for group in groups}
+    notes += [f"{CLAIM_WORDS[name]}: {text}" for name, text in _CLAIM_NOTES.items() if name in claims]
     return tuple(notes)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from fedsim.config import Grid
 from fedsim.errors import UserError
 from fedsim.report import grid_rows, write_report
 from fedsim.report.partitions import write_partitions
-from fedsim.results import ResultStore
+from fedsim.results import ResultStore, Row
 from fedsim.runtime.display import describe, make_display, outcome
 from fedsim.runtime.label_matrices import drawn_matrices
 from fedsim.runtime.manifest import write_manifest
-from fedsim.runtime.preflight import Prepared, show_refused
+from fedsim.runtime.plan_table import show_refused, show_warnings
+from fedsim.runtime.preflight import Prepared
 from fedsim.runtime.scheduler import Scheduler
 from fedsim.runtime.trial import Trial
 
@@ -46,9 +49,15 @@ def run_bench(
         raise UserError(str(folder), f"cannot be made a run folder ({error.strerror})", "give another one with --out") from error
     store = ResultStore(folder)
     show_refused(prepared.grid, console)
+    show_warnings(prepared, console)
     with store.lock():
+        rows = store.rows()
         done = store.finished() | (set() if retry_failed else store.failed())
         todo = [trial for trial in prepared.trials if trial.cell.cell_id not in done]
+        if changed := older_code(prepared.grid, todo, rows):
+            console.print(changed, style="yellow", soft_wrap=True, highlight=False, markup=False)
+        for row in told_anew([trial for trial in prepared.trials if trial.cell.cell_id in done], rows):
+            store.append(row)
         write_manifest(folder, prepared)
         write_partitions(folder, drawn_matrices(prepared))
         try:
@@ -68,6 +77,33 @@ def run_bench(
     show_refused(prepared.grid, console)
     console.print(f"report: {report.page}", soft_wrap=True, highlight=False)
     return 1 if bad or prepared.grid.refused else 0
+
+
+def older_code(grid: Grid, todo: Sequence[Trial], rows: Sequence[Row]) -> str | None:
+    """What of ``rows`` is left out because the code of algorithms that run now was another then; None where nothing is."""
+    sources = {trial.cell.algorithm: trial.cell.source for trial in todo}
+    old = [row for row in rows if row.source != sources.get(row.algorithm, row.source)]
+    if not old:
+        return None
+    names = list(dict.fromkeys(entry.label or entry.name for entry in grid.algorithms if entry.name in {row.algorithm for row in old}))
+    told = " and ".join(names) if len(names) < 4 else f"{len(names)} algorithms"
+    count = "1 row is of the old code and is" if len(old) == 1 else f"{len(old)} rows are of the old code and are"
+    return f"the source of {told} changed: {count} left out"
+
+
+def told_anew(finished: Sequence[Trial], rows: Sequence[Row]) -> list[Row]:
+    """Rows of finished cells to be written once more, as the last word: what they state was checked since, or an edit was undone.
+
+    A check is of exactly the code that ran, so it holds for the row. A claim never falls: the check was on file when it was written.
+    """
+    by_cell, newest = {row.cell_id: row for row in rows}, {row.algorithm: row.source for row in rows}
+    told = []
+    for trial in finished:
+        row, plan = by_cell[trial.cell.cell_id], trial.plan
+        checked = plan is not None and (row.claim, plan.claim) == ("stated", "checked")
+        if checked or row.source != newest[row.algorithm]:
+            told.append(row.model_copy(update={"claim": "checked"} if checked else {}))
+    return told
 
 
 def _run(prepared: Prepared, todo: list[Trial], store: ResultStore, console: Console, engine: AbstractContextManager[Any]) -> None:

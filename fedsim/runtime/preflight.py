@@ -1,15 +1,13 @@
-"""Preflight: everything that can go wrong before a cell runs goes wrong here, and what will run is shown."""
+"""Preflight: everything that can go wrong before a cell runs goes wrong here."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
-from rich.console import Console
-from rich.table import Table
+from dataclasses import dataclass, replace
 
 from fedsim.algorithm import Task
+from fedsim.claims import worth
 from fedsim.config import Cell, Grid, Resources, expand, grid_place
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.sources import load
@@ -20,7 +18,6 @@ from fedsim.runtime.cluster import Node
 from fedsim.runtime.cohort import build_algorithm
 from fedsim.runtime.rehearsal import rehearse_grid
 from fedsim.runtime.trial import Trial, packing
-from fedsim.terminal import wide_console
 
 
 @dataclass(frozen=True)
@@ -96,13 +93,15 @@ def prepare(
 
 
 def calibrated(grid: Grid, cell: Cell, task: Task) -> PrivacyPlan | None:
-    """The cell's plan.
+    """The cell's plan, with what its claim is worth: the harness says that, whatever the algorithm's own plan does.
 
     Raises:
         UserError: there is none; with the place in the grid.
     """
     try:
-        return build_algorithm(cell.algorithm, cell.params, task).plan(cell.epsilon, cell.delta)
+        algorithm = build_algorithm(cell.algorithm, cell.params, task)
+        plan = algorithm.plan(cell.epsilon, cell.delta)
+        return plan and replace(plan, claim=worth(plan.claim, algorithm))
     except UserError as error:
         if error.where == "epsilon":
             where = grid.place("epsilon", grid.epsilon.index(cell.epsilon))
@@ -138,46 +137,3 @@ def clients_per_actor(resources: Resources, clients: int, cells: int, parallel: 
     if isinstance(asked, int):
         return min(asked, clients)
     return clients if asked == "all" or cells >= parallel else -(-clients // (parallel // cells))
-
-
-def show_plan(prepared: Prepared, console: Console) -> None:
-    """Print every cell with its plan, the actor layout and the number of cells."""
-    table = Table(title=f"{prepared.grid.name}: {len(prepared.trials)} cells", title_justify="left", show_edge=False)
-    for name in ("cell", "algorithm", "data", "α", "clients", "seed"):
-        table.add_column(name, no_wrap=True)
-    for name in ("ε", "σ", "q", "steps", "ε reached"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name in ("claim", "unit, trust, scope", "accountant", "actors"):
-        table.add_column(name, no_wrap=True)
-    for trial in prepared.trials:
-        cell, plan = trial.cell, trial.plan
-        facts = [cell.cell_id, cell.label, cell.dataset.display, f"{cell.alpha:g}", str(cell.clients), str(cell.seed)]
-        actors = f"{len(trial.sizes)} × {'/'.join(map(str, sorted(set(trial.sizes), reverse=True)))} clients"
-        if plan is None:
-            table.add_row(*facts, "–", "–", "–", "–", "–", "none", "not private", "–", actors)
-            continue
-        budget = [
-            f"{plan.epsilon_target:g}",
-            f"{plan.sigma:.4g}",
-            ", ".join(f"{release.sample_rate:g}" for release in plan.releases),
-            ", ".join(str(release.steps) for release in plan.releases),
-            f"{plan.epsilon_reached:.4g}",
-        ]
-        table.add_row(*facts, *budget, plan.claim, f"{plan.unit}, {plan.trust}, {plan.scope}", plan.accountant, actors)
-    wide_console(console, 400).print(table)
-    show_refused(prepared.grid, console)
-    sizes = ", ".join(f"{d.name}: {len(d.y_train)} × {d.dim}, {d.x_train.nbytes / 2**20:.1f} MiB" for d in prepared.data.values())
-    shares = prepared.grid.resources
-    console.print(f"data: {sizes}", soft_wrap=True, highlight=False)
-    console.print(
-        f"{prepared.parallel} cells at a time, {shares.cpus_per_actor:g} CPUs and {shares.gpus_per_actor:g} GPUs an actor; "
-        f"{len(prepared.trials)} cells; nothing was run",
-        soft_wrap=True,
-        highlight=False,
-    )
-
-
-def show_refused(grid: Grid, console: Console) -> None:
-    """Print why plug-ins are left out."""
-    for error in grid.refused.values():
-        console.print(f"left out: {error}", style="red", soft_wrap=True, highlight=False, markup=False)

@@ -156,6 +156,7 @@ class Scheduler:
                 "status": status,
                 "error": error,
                 "epsilon_spent": spent,
+                "epsilon_spent_replace_one": None if error else outcome.epsilon_spent_replace_one,
                 "accountant": outcome.accountant,
                 "accuracy": outcome.scores.accuracy,
                 "balanced_accuracy": outcome.scores.balanced_accuracy,

@@ -43,6 +43,11 @@ class Trial:
     sizes: tuple[int, ...]
     data_key: str
 
+    @property
+    def train_rows(self) -> int:
+        """How many training rows all clients have together."""
+        return sum(map(len, self.partition.rows))
+
     def cohorts(self, seeds: Seeds | None = None) -> list[CohortSpec]:
         """One specification an actor; ``seeds`` default to those that follow from the cell's seed."""
         specs, start = [], 0
@@ -66,6 +71,7 @@ class Outcome:
     client_balanced_accuracy: float | None
     personal: PersonalScores | None
     epsilon_spent: float | None
+    epsilon_spent_replace_one: float | None
     accountant: str | None
     unaccounted: str
     uplink_bytes: int
@@ -106,12 +112,13 @@ def run_trial(
     own = judge.of_clients(trained.made) if evaluation.per_client else None
     personal = None if evaluation.personal is None else judge.personal(trained.made)
     spent, accountant = (None, None) if trial.plan is None else trained.ledger.epsilon(trial.plan.delta)
+    replaced = None if trial.plan is None else trained.ledger.replace_one_epsilon(trial.plan.delta)
     unaccounted = "" if trial.plan is None else trained.ledger.unaccounted(trial.plan, cell.clients)
     if checkpoints:
         checkpoints.remove()
     state = trained.state if algorithm.generates() else None
     seconds = time.perf_counter() - started
-    yield Outcome(scores, own, personal, spent, accountant, unaccounted, trained.uplink_bytes, seconds, state)
+    yield Outcome(scores, own, personal, spent, replaced, accountant, unaccounted, trained.uplink_bytes, seconds, state)
 
 
 def packing(clients: int, per_actor: int) -> tuple[int, ...]:
@@ -125,6 +132,7 @@ def first_row_fields(trial: Trial) -> dict[str, Any]:
     cell, plan = trial.cell, trial.plan
     fields: dict[str, Any] = {
         "cell_id": cell.cell_id,
+        "source": cell.source,
         "algorithm": cell.algorithm,
         "label": cell.label,
         "params": cell.params,
@@ -134,6 +142,7 @@ def first_row_fields(trial: Trial) -> dict[str, Any]:
         "alpha": cell.alpha,
         "clients": cell.clients,
         "partition_hash": trial.partition.fingerprint,
+        "train_rows": trial.train_rows,
         "seed": cell.seed,
         "claim": "none",
         "chance": 1 / trial.task.classes,

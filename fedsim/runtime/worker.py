@@ -17,14 +17,17 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from fedsim.algorithm import Message, Pool, RoundRecord, Tensors
+from fedsim.config import Cell
 from fedsim.data.embeddings import Embeddings
 from fedsim.evaluate import ceiling, local_only
 from fedsim.partition import Partition
 from fedsim.privacy.plan import Release
+from fedsim.registry import lookup
 from fedsim.runtime.checkpoint import Checkpoints
 from fedsim.runtime.cohort import Cohort, CohortSpec, join_clients, split_clients
 from fedsim.runtime.trial import Outcome, Trial, local_pool, run_trial
 from fedsim.seeds import Seeds
+from fedsim.source_hash import source_hash
 
 FLUSH_SECONDS = 0.2
 
@@ -73,6 +76,16 @@ def settle(cpus: float) -> None:
     torch.empty(2**23)
 
 
+def check_source(cell: Cell) -> None:
+    """Check that this process imported the code that the cell's id stands for.
+
+    Raises:
+        RuntimeError: it was edited while the grid ran, or another machine of the cluster has another version.
+    """
+    if source_hash(lookup(cell.algorithm)) != cell.source:
+        raise RuntimeError(f"the source of {cell.algorithm} is not what it was when the grid was read; run the same command again")
+
+
 class TrialWorker:
     """Runs cells and references; with cohort actors it coordinates, without it hosts all clients itself."""
 
@@ -101,6 +114,7 @@ class TrialWorker:
         sent = time.monotonic()
         with _captured() as output:
             try:
+                check_source(trial.cell)
                 for step in run_trial(trial, data, make_pool, Checkpoints(checkpoint)):
                     if isinstance(step, Outcome):
                         yield Report(tuple(pending), _drain(output), step)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fedsim.errors import UserError
 from fedsim.privacy import accountant
-from fedsim.privacy.plan import Release, calibrate
+from fedsim.privacy.plan import Release, calibrate, large_delta
 
 
 def solve(epsilon, *releases, delta=1e-4, clip=1.0, sensitivity=1.0):
@@ -129,3 +129,13 @@ def test_names_are_unique_and_known():
         solve(1.0, Release("step", 0.2, 40), Release("step", 0.1, 40))
     with pytest.raises(KeyError, match="did you mean 'step'"):
         solve(math.inf, Release("step", 0.2, 40)).noise_std("steps")
+
+
+@pytest.mark.parametrize(
+    ("unit", "delta", "rows", "large"), [("example", 1e-4, 10_000, True), ("example", 1e-4, 9_999, False), ("client", 0.5, 9, False)]
+)
+def test_a_delta_of_1_over_n_is_large_for_examples(unit, delta, rows, large):
+    text = large_delta(unit, delta, rows, "digits")
+    assert (text is not None) == large
+    if text is not None:
+        assert f"the {rows} training rows of digits" in text

@@ -91,6 +91,20 @@ def test_a_heuristic_claim_is_dashed_with_open_markers_and_named(row):
     assert (to_hex(sound.get_markerfacecolor()), to_hex(hoped.get_markerfacecolor())) == (SERIES[0], PAPER)
 
 
+def test_a_stated_claim_is_dashed_with_half_open_markers_and_a_checked_one_is_only_named(row):
+    both = [
+        row(label=label, claim=claim, epsilon_target=epsilon)
+        for label, claim in (("said", "stated"), ("tried", "checked"), ("hoped", "heuristic"))
+        for epsilon in (1.0, 4.0)
+    ]
+    assert legend(both) == ["said (stated ε)", "tried (checked ε)", "hoped (heuristic ε)"]
+    said, tried, hoped = draw_curves(group_seeds(both)).legends[0].legend_handles
+    assert said.get_linestyle() == hoped.get_linestyle() != tried.get_linestyle() == "-"
+    assert (said.get_fillstyle(), tried.get_fillstyle()) == ("left", "full")
+    assert (to_hex(said.get_markerfacecolor()), to_hex(said.get_markerfacecoloralt())) == (SERIES[0], PAPER)
+    assert to_hex(tried.get_markerfacecolor()) == SERIES[1]
+
+
 def test_the_lack_of_a_claim_at_infinity_does_not_mark_a_proved_method(row):
     assert legend([row(epsilon_target=1.0), row(epsilon_target=math.inf)]) == ["fedhypevae"]
 

@@ -206,3 +206,28 @@ def test_a_browser_shows_the_page(tmp_path, full, training):
     assert len([tag for tag, _ in tree.tags if tag == "svg"]) == 2
     assert sections(tree) == ["curves", "results", "failures", "diagnostics", "privacy", "cells", "manifest"]
     assert picture.stat().st_size > 50_000
+
+
+def test_a_delta_that_is_too_large_for_the_data_is_said_and_a_small_one_is_not(tmp_path, row):
+    text = page_of(folder_with(tmp_path / "large", [row(train_rows=12_000)])).text
+    assert "δ = 0.0001 is not below 1/n = 8.3e-05 for the 12000 training rows of digits" in text
+    for name, fields in {"small": {"train_rows": 9_999}, "client": {"train_rows": 12_000, "unit": "client"}}.items():
+        assert "is not below 1/n" not in page_of(folder_with(tmp_path / name, [row(**fields)])).text
+
+
+def test_the_page_has_epsilon_for_both_relations(tmp_path, row):
+    text = page_of(folder_with(tmp_path, [row(epsilon_spent=0.987, epsilon_spent_replace_one=2.345)])).text
+    assert "0.987" in text
+    assert "2.345" in text
+    assert "ε replace-one" in text
+
+
+def test_without_a_manifest_rows_of_older_code_are_left_out(tmp_path, row):
+    rows = [
+        row(cell_id="a", source="old"),
+        row(cell_id="b", seed=1, source="old"),
+        row(cell_id="c", source="new"),
+        row(cell_id="d", label="other"),
+    ]
+    folder = folder_with(tmp_path, rows)
+    assert [each.cell_id for each in grid_rows(folder)] == ["c", "d"]

@@ -1,3 +1,4 @@
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -8,13 +9,18 @@ import pytest
 import ray
 from benches import Ran, wait_until
 from cells import NODES, quick, small_grid
+from plug_ins import GOOD, changed
 from rich.console import Console
 
+from fedsim.check_file import file_passed
 from fedsim.config import Grid
-from fedsim.results import ResultStore, Row
+from fedsim.report import grid_rows, write_report
+from fedsim.results import ResultStore, Row, load_results
+from fedsim.runtime.cohort import build_algorithm
 from fedsim.runtime.display import LineDisplay
 from fedsim.runtime.preflight import prepare
 from fedsim.runtime.scheduler import Scheduler
+from fedsim.runtime.worker import check_source
 
 Bench = Callable[..., Ran]
 SHIPPED = ("fedhypevae", "weight-noise", "fedavg-cvae")
@@ -98,6 +104,80 @@ def test_finished_cells_are_not_run_again_and_a_grown_grid_runs_what_is_new(benc
     grown = bench(small_grid("weight-noise", epsilon=[1.0, 4.0, 8.0]), max_parallel=1)
     assert (first.folder / "results.jsonl").read_bytes().startswith(written)
     assert [row.epsilon_target for row in grown.rows] == [1.0, 4.0, 8.0]
+
+
+def edited(bench: Bench, folder: Path, text: str, grid: Grid) -> Ran:
+    """The bench after an edit, as a new process would see it."""
+    sys.modules.pop("edited_method", None)
+    (folder / "edited_method.py").write_text(text)
+    return bench(grid)
+
+
+def test_an_edit_runs_the_cells_anew_and_leaves_the_old_rows_out(bench: Bench, plugins: Path) -> None:
+    (plugins / "edited_method.py").write_text(GOOD)
+    entry = {**quick("edited_method.py:MyMethod"), "label": "my-method"}
+    grid = small_grid(entry, "dp-gaussian", epsilon=[1.0, 8.0])
+    first = edited(bench, plugins, GOOD, grid)
+    rows = first.rows
+    same = edited(bench, plugins, "# a comment\n" + GOOD, grid)
+    assert (first.code, "all 4 cells are finished" in same.output, "changed" in same.output) == (0, True, False)
+
+    other = edited(bench, plugins, changed("self.params.beta * unit", "3 * self.params.beta * unit"), grid)
+    assert "the source of my-method changed: 2 rows are of the old code and are left out" in other.output
+    drawn = grid_rows(other.folder)
+    assert len(other.rows) == 6
+    assert len(drawn) == 4
+    old = {row.cell_id for row in rows if row.label == "my-method"}
+    assert old.isdisjoint(row.cell_id for row in drawn)
+    assert {row.cell_id for row in rows} - old <= {row.cell_id for row in drawn}
+    frame = load_results(other.folder)
+    assert set(frame.cell_id) == {row.cell_id for row in drawn}
+    for drawing in (other.folder / "summary.csv", other.folder / "report.html"):
+        before = drawing.read_text()
+        assert not any(cell in before for cell in old)
+        write_report(other.folder)
+        assert drawing.read_text() == before
+    (other.folder / "manifest.json").unlink()
+    assert {row.cell_id for row in grid_rows(other.folder)} == {row.cell_id for row in drawn}
+
+    undone = edited(bench, plugins, GOOD, grid)
+    assert "all 4 cells are finished" in undone.output
+    assert {row.cell_id for row in grid_rows(undone.folder)} == {row.cell_id for row in rows}
+    assert set(load_results(undone.folder).cell_id) == {row.cell_id for row in rows}
+
+
+def test_rows_from_before_sources_were_noted_are_of_the_old_code(bench: Bench, tmp_path: Path) -> None:
+    grid = small_grid("dp-gaussian")
+    (row,) = bench(grid).rows
+    (tmp_path / "run" / "results.jsonl").write_text(row.model_copy(update={"source": None, "cell_id": "0" * 16}).to_json() + "\n")
+    again = bench(grid)
+    assert "the source of dp-gaussian changed: 1 row is of the old code and is left out" in again.output
+    assert [each.cell_id for each in grid_rows(again.folder)] == [row.cell_id]
+
+
+def test_a_worker_that_holds_other_code_than_the_grid_s_says_so(bench: Bench) -> None:
+    prepared = prepare(small_grid("dp-gaussian"), NODES)
+    check_source(prepared.trials[0].cell)
+    with pytest.raises(RuntimeError, match="the source of dp-gaussian is not what it was when the grid was read"):
+        check_source(prepared.trials[0].cell.model_copy(update={"source": "0" * 16}))
+
+
+def test_a_check_of_the_code_that_ran_is_told_by_its_finished_rows(
+    bench: Bench, plugins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
+    (plugins / "says_so.py").write_text(GOOD + "\n    def releases(self):\n        return super().releases()\n")
+    grid = small_grid("says_so.py:MyMethod", epsilon=[1.0, float("inf")])
+    first = bench(grid, max_parallel=1)
+    assert first.code == 0
+    rows = first.rows
+    assert [row.claim for row in rows] == ["stated", "none"]
+    trial = prepare(grid, NODES).trials[0]
+    file_passed(build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task))
+    again = bench(grid)
+    assert "all 2 cells are finished" in again.output
+    assert {row.epsilon_target: row.claim for row in again.rows} == {1.0: "checked", float("inf"): "none"}
+    assert by_cell(again.rows, "claim") == by_cell(rows, "claim")
 
 
 def trouble(how: str, healed: Path) -> dict[str, Any]:

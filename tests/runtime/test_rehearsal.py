@@ -14,7 +14,8 @@ from fedsim.config import Grid
 from fedsim.errors import PluginError, UserError
 from fedsim.registry import lookup
 from fedsim.runtime import rehearsal
-from fedsim.runtime.preflight import prepare, show_plan
+from fedsim.runtime.plan_table import show_plan
+from fedsim.runtime.preflight import prepare
 
 SHORT = {"rounds": 2}
 GENERATOR = "return CVAEGenerator(cast(CVAE, averaged_model(server)))"
