@@ -21,6 +21,8 @@ from scipy.stats import t as student_t
 from fedsim.errors import UserError
 from fedsim.privacy.plan import Claim
 
+UNDRAWN = ("failed", "overspent", "unaccounted")
+"""The statuses of rows that are in no mean and no picture."""
 RESULTS, ROUNDS, SUMMARY, LOCK = "results.jsonl", "rounds.jsonl", "summary.csv", ".lock"
 _NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
@@ -40,6 +42,7 @@ class Row(BaseModel):
 
     ``client_balanced_accuracy`` is that of the clients' own generators, where the grid asks for it (:func:`fedsim.evaluate.score_clients`).
     ``personal_*`` are the :class:`fedsim.evaluate.PersonalScores`, where the grid asks for them.
+    ``status`` is ``unaccounted`` where the ledger is not what the plan planned; nothing is then known of the epsilon, and ``error`` says why.
     ``epsilon_spent`` is under add-or-remove-one, ``epsilon_spent_replace_one`` under replace-one at the same delta
     (:func:`fedsim.privacy.accountant.replace_one_epsilon`). ``uplink_bytes`` counts what all clients sent in all rounds, ``seconds`` is the
     cell's wall time, ``sigma`` the noise multiplier, ``steps`` the number of noisy steps, ``sample_rate`` their Poisson rate. ``source`` is
@@ -72,6 +75,7 @@ class Row(BaseModel):
     scope: str | None = None
     claim: Claim | None = None
     accountant: str | None = None
+    noise: Literal["seeded", "secret"] | None = None
     sigma: float | None = None
     sample_rate: float | None = None
     steps: int | None = None
@@ -219,7 +223,7 @@ class ResultStore:
         return [record for records in by_cell.values() for record in records]
 
     def finished(self) -> set[str]:
-        """The ids of cells that need not run again: their last row is ok or overspent."""
+        """The ids of cells that need not run again: their last row says anything but ``failed``."""
         return {row.cell_id for row in self.rows() if row.status != "failed"}
 
     def failed(self) -> set[str]:
@@ -290,7 +294,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that differ in their seed only, with status ok; and how many others of the group failed or overspent.
+    """Rows that differ in their seed only, with status ok; and how many others of the group there are, by status.
 
     ``rows`` may be empty. Rows of different parameters are never in one group, even under one label.
     """
@@ -311,6 +315,7 @@ class Group:
     rows: tuple[Row, ...]
     failed: int
     overspent: int
+    unaccounted: int
 
     def interval(self, measure: str) -> Interval | None:
         """Mean and confidence interval of a row's field over the seeds; None where no row has it."""
@@ -370,8 +375,7 @@ def _group(members: list[Row]) -> Group:
         claim=weakest(claims),
         params=members[0].params,
         rows=tuple(sorted(averaged.values(), key=lambda row: _last(row.seed))),
-        failed=sum(row.status == "failed" for row in members),
-        overspent=sum(row.status == "overspent" for row in members),
+        **{status: sum(row.status == status for row in members) for status in UNDRAWN},
     )
 
 
@@ -407,7 +411,7 @@ def _differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 def write_summary(rows: Iterable[Row], path: Path) -> None:
     """Write ``summary.csv``: a line for every group of seeds, replacing the file at once.
 
-    Columns: the setting, ``seeds`` (rows averaged), ``failed`` and ``overspent`` (rows left out), ``_mean`` and ``_ci95``
+    Columns: the setting, ``seeds`` (rows averaged), ``failed``, ``overspent`` and ``unaccounted`` (rows left out), ``_mean`` and ``_ci95``
     half-width of each measure, the largest ``epsilon_spent`` and ``epsilon_spent_replace_one``, and the means of the references and
     seconds. Infinity is ``inf``; the half-width of a single seed is empty.
     """
@@ -421,14 +425,14 @@ def write_summary(rows: Iterable[Row], path: Path) -> None:
 _MEASURES = ("accuracy", "balanced_accuracy", "macro_f1", "client_balanced_accuracy", "personal_accuracy", "personal_balanced_accuracy")
 _MEANS = ("ceiling_balanced_accuracy", "local_only_balanced_accuracy", "chance", "seconds")
 _SUMMARY_COLUMNS = [
-    *(*_SETTING, "scope", "claim", "seeds", "failed", "overspent"),
+    *(*_SETTING, "scope", "claim", "seeds", *UNDRAWN),
     *(f"{measure}_{part}" for measure in _MEASURES for part in ("mean", "ci95")),
     *("epsilon_spent_max", "epsilon_spent_replace_one_max", *_MEANS),
 ]
 
 
 def _summary_line(group: Group) -> dict[str, Any]:
-    line = {name: getattr(group, name) for name in (*_SETTING, "scope", "claim", "failed", "overspent")}
+    line = {name: getattr(group, name) for name in (*_SETTING, "scope", "claim", *UNDRAWN)}
     line["seeds"] = len(group.rows)
     for measure in _MEASURES:
         interval = group.interval(measure)

@@ -46,6 +46,7 @@ CONTRACT = [
         "accountant",
     ),
     *(
+        "noise",
         "sigma",
         "sample_rate",
         "steps",

@@ -16,7 +16,7 @@ from fedsim.report.diagnostics import NOT_PRIVATE
 from fedsim.report.failures import HELP, MEANING, Finding, by_kind, setting
 from fedsim.report.figures import SERIES, SHADES, inline_svg
 from fedsim.report.tables import CLAIM_WORDS, claim, number, results_tables
-from fedsim.results import Group, Row
+from fedsim.results import UNDRAWN, Group, Row
 
 _UNITS = {
     "example": "one training example: neighbouring data sets differ in one example of one client",
@@ -25,6 +25,10 @@ _UNITS = {
 _TRUSTS = {
     "aggregate": "only the sum over clients is seen (secure aggregation or a trusted server), noise is added once to it",
     "silo": "every client's message is private by itself, each carries the full noise",
+}
+_NOISES = {
+    "seeded": "it follows from a seed that stands in the results: this measures what a method costs, nothing made here may be released",
+    "secret": "from the operating system's entropy, kept nowhere; generators whose claim is a theorem may be released under their ε",
 }
 _CLAIMS = {
     "proved": "(ε, δ) is a theorem for this method",
@@ -62,7 +66,7 @@ def render_page(
         manifest: the run's manifest; may be empty.
         findings: the known failures that were seen.
     """
-    counts = {status: sum(row.status == status for row in rows) for status in ("ok", "failed", "overspent")}
+    counts = {status: sum(row.status == status for row in rows) for status in ("ok", *UNDRAWN)}
     counts["not run yet"] = max(0, len(manifest.get("cells") or rows) - len(rows))
     cells = [_cell(row) for row in rows]
     # A place that all cells share stands in the table's title; the width is better spent on what differs.
@@ -89,6 +93,8 @@ def render_page(
         cells=[(row.status, [(cell[column], column in _WORDS) for column in columns]) for row, cell in zip(rows, cells, strict=True)],
         failures=[(row, _setting(row)) for row in rows if row.status == "failed"],
         overspent=[(row, _setting(row)) for row in rows if row.status == "overspent"],
+        unaccounted=[(row, _setting(row)) for row in rows if row.status == "unaccounted"],
+        undrawn=UNDRAWN,
         refused=manifest.get("refused") or [],
         facts=_facts(manifest, rows),
         grid=yaml.safe_dump(_plain(manifest["grid"]), sort_keys=False, allow_unicode=True) if "grid" in manifest else "",
@@ -103,10 +109,12 @@ def _privacy(groups: Sequence[Group], rows: Sequence[Row]) -> list[tuple[str, st
     trusts = dict.fromkeys(group.trust for group in private if group.trust)
     deltas = dict.fromkeys(number(group.delta) for group in private if group.delta is not None)
     accountants = dict.fromkeys(row.accountant for row in spent if row.accountant)
+    noises = dict.fromkeys(row.noise or "seeded" for row in spent)
     return [
         *(("unit", f"{unit}, that is {_UNITS[unit]}") for unit in units),
         *(("trust", f"{trust}, that is {_TRUSTS[trust]}") for trust in trusts),
         *([("δ", ", ".join(deltas))] if deltas else []),
+        *(("noise", f"{noise}: {_NOISES[noise]}") for noise in noises),
         *(("warning", text) for text in _large_deltas(spent)),
         *([("accountant", ", ".join(name.upper() for name in accountants))] if accountants else []),
     ]
@@ -224,7 +232,7 @@ p{max-width:46rem;margin:.5rem 0}
 .sub,.notes,figcaption{color:var(--muted);font-size:.9rem}
 .counts{display:flex;flex-wrap:wrap;gap:.5rem;padding:0;margin:1rem 0;list-style:none}
 .counts li{padding:.15rem .7rem;border:1px solid var(--grid);border-radius:1rem;background:var(--wash);font-size:.9rem}
-.counts .failed,.counts .overspent,.bad{color:var(--bad)}
+.counts .failed,.counts .overspent,.counts .unaccounted,.bad{color:var(--bad)}
 figure{margin:1.25rem 0}
 figure svg{display:block;width:100%;height:auto;max-height:120vh}
 #diagnostics svg{max-height:none}
@@ -241,7 +249,7 @@ tr.place span{font-weight:400;color:var(--muted);margin-left:.9rem}
 .cells{font-size:.8rem}
 .cells th,.cells td{padding:.25rem .55rem}
 .cells td:last-child{font-family:ui-monospace,"DejaVu Sans Mono",monospace;color:var(--muted)}
-tr.failed td,tr.overspent td{color:var(--bad)}
+tr.failed td,tr.overspent td,tr.unaccounted td{color:var(--bad)}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.3rem 1.25rem;margin:.75rem 0}
 dt{color:var(--muted)}
 dd{margin:0;overflow-wrap:anywhere}
@@ -307,7 +315,7 @@ grey lines say what to expect: the <em>ceiling</em> is the same probe trained on
 {% for line in block.lines %}
 <tr><td class="word method">{{ line.label }}</td><td class="word">{{ claim_words.get(line.claim, line.claim) }}</td>
 {% for value in line.values %}
-<td{% if value in ("failed", "overspent") %} class="bad"{% endif %}>{{ value }}</td>
+<td{% if value in undrawn %} class="bad"{% endif %}>{{ value }}</td>
 {% endfor %}
 </tr>
 {% endfor %}
@@ -320,7 +328,7 @@ grey lines say what to expect: the <em>ceiling</em> is the same probe trained on
 {% endfor %}
 </section>
 
-{% if failures or overspent or refused %}
+{% if failures or overspent or unaccounted or refused %}
 <section id="failures">
 <h2>What is missing from the curves</h2>
 {% for entry in refused %}
@@ -329,6 +337,10 @@ grey lines say what to expect: the <em>ceiling</em> is the same probe trained on
 {% for row, setting in overspent %}
 <p class="bad">{{ setting }}: overspent, ε = {{ number(row.epsilon_spent) or "unknown" }} was spent where
 {{ number(row.epsilon_target) }} was allowed; never drawn, in no mean</p>
+{% endfor %}
+{% for row, setting in unaccounted %}
+<p class="bad">{{ setting }}: unaccounted, what ran is not what was planned, so nothing is known of its ε: {{ row.error.message }};
+never drawn, in no mean</p>
 {% endfor %}
 {% for row, setting in failures %}
 <p class="bad">{{ setting }}: {{ row.error.type }}: {{ row.error.message }}</p>
@@ -381,9 +393,8 @@ grey lines say what to expect: the <em>ceiling</em> is the same probe trained on
 <dt>{{ label }}</dt><dd>{{ name }}{{ ": " ~ words if words }}</dd>
 {% endfor %}
 </dl>
-<p class="warning">The noise comes from simulation random numbers, not for release: this measures what a method would
-cost, and nothing that it produced here is protected. Scores, references and <code>rounds.jsonl</code> are computed from
-the real data without noise and are not private; neither is the choice of settings after looking at them.</p>
+<p class="warning">Scores, references and <code>rounds.jsonl</code> are computed from the real data without noise and are not
+private; neither is the choice of settings after looking at them.</p>
 </section>
 
 <section id="cells">

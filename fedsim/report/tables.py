@@ -14,7 +14,7 @@ from rich.console import Group as RichGroup
 from rich.table import Table
 from rich.text import Text
 
-from fedsim.results import Group, weakest
+from fedsim.results import UNDRAWN, Group, weakest
 
 CLAIM_WORDS = {
     "checked": "checked ε",
@@ -195,7 +195,7 @@ def _value(group: Group | None, seeds: int, measure: str) -> str:
         return ""
     interval = group.interval(measure)
     if interval is None:
-        return "" if group.rows else "overspent" if group.overspent else "failed"
+        return "" if group.rows else next((status for status in reversed(UNDRAWN) if getattr(group, status)), "")
     spread = "" if interval.half_width is None else f"±{interval.half_width:.3f}"
     missing = f" (n={len(group.rows)})" if len(group.rows) < seeds else ""
     return f"{interval.mean:.3f}{spread}{missing}"
@@ -218,7 +218,7 @@ def _notes(groups: Sequence[Group], seeds: int) -> tuple[str, ...]:
         notes.append("one seed, so no interval")
     elif seeds:
         notes.append(f"mean ± half-width of the Student-t 95 % confidence interval over {seeds} seeds")
-    counts = {word: sum(getattr(group, word) for group in groups) for word in ("failed", "overspent")}
+    counts = {word: sum(getattr(group, word) for group in groups) for word in UNDRAWN}
     if any(counts.values()):
         told = " and ".join(f"{count} {word}" for word, count in counts.items() if count)
         notes.append(f"in no mean: {told} (the report says why)")

@@ -155,6 +155,7 @@ def first_row_fields(trial: Trial) -> dict[str, Any]:
             "trust": plan.trust,
             "scope": plan.scope,
             "claim": plan.claim,
+            "noise": cell.noise,
             "sigma": plan.sigma,
             "sample_rate": plan.releases[-1].sample_rate,
             "steps": sum(release.steps for release in plan.releases),

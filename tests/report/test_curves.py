@@ -12,6 +12,9 @@ from fedsim.report.figures import MUTED, PAPER, SERIES, inline_svg, save_figure
 from fedsim.results import group_seeds
 
 
+UNACCOUNTED = {"type": "Unaccounted", "message": "client 0 has 0 steps", "traceback": ""}
+
+
 def panels(rows):
     figure = draw_curves(group_seeds(rows))
     return [axes for axes in figure.axes if axes.axison]
@@ -66,11 +69,13 @@ def test_equal_ratios_are_equal_distances():
     assert second - first == pytest.approx(third - second)
 
 
-def test_overspent_and_failed_rows_are_never_drawn(row, failed):
+def test_overspent_unaccounted_and_failed_rows_are_never_drawn(row, failed):
     drawn = [row(seed=seed, balanced_accuracy=0.4 + seed / 100) for seed in range(3)]
     left_out = [
         row(cell_id="o", seed=3, status="overspent", epsilon_spent=2.0, balanced_accuracy=0.99),
         row(cell_id="p", epsilon_target=4.0, status="overspent", epsilon_spent=9.0, balanced_accuracy=0.99),
+        row(cell_id="u", seed=4, status="unaccounted", error=UNACCOUNTED, epsilon_spent=None, balanced_accuracy=0.99),
+        row(cell_id="v", epsilon_target=8.0, status="unaccounted", error=UNACCOUNTED, epsilon_spent=None, balanced_accuracy=0.99),
         failed(cell_id="f", seed=4),
     ]
     assert solid_points(panels(drawn + left_out)[0], SERIES[0]) == pytest.approx([0.41])

@@ -58,8 +58,10 @@ def page_of(folder):
 
 @pytest.fixture
 def full(quickstart, row, failed):
-    """The quickstart with a failed and an overspent cell, and hostile text wherever a user can put some."""
+    """The quickstart with a failed, an overspent and an unaccounted cell, and hostile text wherever a user can put some."""
     rows = [*quickstart]
+    unknown = {"type": "Unaccounted", "message": f"client 0 has 0 steps of {HOSTILE}", "traceback": ""}
+    rows[4] = row(**quickstart[4].model_dump() | {"status": "unaccounted", "epsilon_spent": None, "error": unknown})
     rows[3] = row(**quickstart[3].model_dump() | {"status": "overspent", "epsilon_spent": 5.0})
     error = {"type": HOSTILE, "message": HOSTILE, "traceback": HOSTILE}
     hostile = {"label": HOSTILE, "algorithm": HOSTILE, "dataset": "digits", "params": {HOSTILE: HOSTILE}}
@@ -98,13 +100,16 @@ def test_every_text_is_escaped_and_nothing_is_loaded(tmp_path, full):
     assert not [attributes for _, attributes in page.tags if any(key.startswith("on") for key in attributes)]
 
 
-def test_the_page_says_what_failed_what_was_overspent_and_what_the_numbers_mean(tmp_path, full):
+def test_the_page_says_what_failed_what_was_overspent_or_unaccounted_and_what_the_numbers_mean(tmp_path, full):
     text = " ".join(page_of(folder_with(tmp_path, full, manifest_of(full))).text.split())
     assert "1 cell failed" in text
     assert "1 cell overspent" in text
+    assert "1 cell unaccounted" in text
+    assert "nothing is known of its ε: client 0 has 0 steps" in text
     assert "ε = 5 was spent where 1 was allowed" in text
     assert "neighbouring data sets differ in one example" in text
-    assert "simulation random numbers, not for release" in text
+    assert "it follows from a seed that stands in the results" in text
+    assert "nothing made here may be released" in text
     assert "aggregate, that is only the sum over clients is seen" in text
     assert "- .inf" in text
 

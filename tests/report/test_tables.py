@@ -41,9 +41,11 @@ def test_what_is_missing_is_told(row, failed):
     rows += [row(cell_id="a", epsilon_target=4.0), failed(cell_id="b", epsilon_target=4.0, seed=1)]
     rows += [failed(cell_id="c", epsilon_target=8.0)]
     rows += [row(cell_id="d", epsilon_target=9.0, status="overspent", epsilon_spent=10.0)]
+    unknown = {"type": "Unaccounted", "message": "no step", "traceback": ""}
+    rows += [row(cell_id="e", epsilon_target=16.0, status="unaccounted", epsilon_spent=None, error=unknown)]
     table = results_table(group_seeds(rows))
-    assert table.blocks[0].lines[0].values == ("0.600±0.248", "0.500 (n=1)", "failed", "overspent")
-    assert "in no mean: 2 failed and 1 overspent (the report says why)" in table.notes
+    assert table.blocks[0].lines[0].values == ("0.600±0.248", "0.500 (n=1)", "failed", "overspent", "unaccounted")
+    assert "in no mean: 2 failed and 1 overspent and 1 unaccounted (the report says why)" in table.notes
 
 
 def test_the_clients_own_generators_have_a_table_of_their_own_where_they_were_judged(row):
