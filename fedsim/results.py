@@ -7,6 +7,7 @@ import json
 import math
 import os
 import threading
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class Row(BaseModel):
 
     ``client_balanced_accuracy`` is that of the clients' own generators, where the grid asks for it (:func:`fedsim.evaluate.score_clients`).
     ``personal_*`` are the :class:`fedsim.evaluate.PersonalScores`, where the grid asks for them.
-    ``status`` is ``unaccounted`` where the ledger is not what the plan planned; nothing is then known of the epsilon, and ``error`` says why.
+    ``status`` is ``unaccounted`` where the ledger is not what the plan planned: nothing is known of the epsilon, and ``error`` says why.
     ``epsilon_spent`` is under add-or-remove-one, ``epsilon_spent_replace_one`` under replace-one at the same delta
     (:func:`fedsim.privacy.accountant.replace_one_epsilon`). ``uplink_bytes`` counts what all clients sent in all rounds, ``seconds`` is the
     cell's wall time, ``sigma`` the noise multiplier, ``steps`` the number of noisy steps, ``sample_rate`` their Poisson rate. ``source`` is
@@ -368,6 +369,7 @@ def _group(members: list[Row]) -> Group:
     averaged = {row.seed: row for row in members if row.status == "ok"}
     scopes = dict.fromkeys(row.scope for row in members if row.scope is not None)
     claims = {row.claim for row in members if row.claim is not None}
+    statuses = Counter(row.status for row in members)
     return Group(
         **{name: getattr(members[0], name) for name in _SETTING},
         scope=" and ".join(scopes) or None,
@@ -375,7 +377,9 @@ def _group(members: list[Row]) -> Group:
         claim=weakest(claims),
         params=members[0].params,
         rows=tuple(sorted(averaged.values(), key=lambda row: _last(row.seed))),
-        **{status: sum(row.status == status for row in members) for status in UNDRAWN},
+        failed=statuses["failed"],
+        overspent=statuses["overspent"],
+        unaccounted=statuses["unaccounted"],
     )
 
 

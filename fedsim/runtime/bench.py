@@ -38,7 +38,7 @@ def run_bench(
         retry_failed: run cells again that failed before.
 
     Returns:
-        The exit code: 0 if every cell is ok, 1 if one failed, overspent or is unaccounted, or a plug-in was left out, 130 after an interruption.
+        The exit code: 0 if every cell is ok, 1 if one is not or a plug-in was left out, 130 after an interruption.
 
     Raises:
         UserError: the folder cannot be written, or another fedsim runs in it.

@@ -11,7 +11,6 @@ from fedsim.report.curves import NAME, Axis, draw_curves
 from fedsim.report.figures import MUTED, PAPER, SERIES, inline_svg, save_figure
 from fedsim.results import group_seeds
 
-
 UNACCOUNTED = {"type": "Unaccounted", "message": "client 0 has 0 steps", "traceback": ""}
 
 
