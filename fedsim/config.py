@@ -161,6 +161,11 @@ class AlgorithmEntry(_Model):
     params: dict[str, Any] = {}
     label: str | None = Field(default=None, min_length=1)
 
+    @property
+    def display(self) -> str:
+        """What it is called."""
+        return self.label or self.name
+
     @model_validator(mode="before")
     @classmethod
     def _bare_name(cls, given: Any) -> Any:
@@ -539,10 +544,7 @@ def _show(value: Any) -> str:
     """A value as the grid file would spell it, shortened."""
     if value is None:
         return "nothing"
-    if isinstance(value, AlgorithmEntry):
-        value = value.label or value.name
-    if isinstance(value, DatasetSpec):
-        value = value.display
+    value = getattr(value, "display", value)
     if isinstance(value, Mapping):
         return "a mapping"
     if isinstance(value, list | tuple | set):
@@ -763,7 +765,7 @@ def variants(grid: Grid) -> list[Variant]:
             chosen = dict(zip(axes, point, strict=True))
             variant = Variant(
                 entry=i,
-                label=" ".join([entry.label or entry.name, *(f"{name}={_spell(grid.scan[name][j])}" for name, j in chosen.items())]),
+                label=" ".join([entry.display, *(f"{name}={_spell(grid.scan[name][j])}" for name, j in chosen.items())]),
                 name=entry.name,
                 identity=place_of(cls),
                 source=source_hash(cls),

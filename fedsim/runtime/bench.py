@@ -85,7 +85,7 @@ def older_code(grid: Grid, todo: Sequence[Trial], rows: Sequence[Row]) -> str | 
     old = [row for row in rows if row.source != sources.get(row.algorithm, row.source)]
     if not old:
         return None
-    names = list(dict.fromkeys(entry.label or entry.name for entry in grid.algorithms if entry.name in {row.algorithm for row in old}))
+    names = list(dict.fromkeys(entry.display for entry in grid.algorithms if entry.name in {row.algorithm for row in old}))
     told = " and ".join(names) if len(names) < 4 else f"{len(names)} algorithms"
     count = "1 row is of the old code and is" if len(old) == 1 else f"{len(old)} rows are of the old code and are"
     return f"the source of {told} changed: {count} left out"

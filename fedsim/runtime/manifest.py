@@ -35,7 +35,7 @@ def write_manifest(folder: Path, prepared: Prepared) -> None:
         "release": RELEASE[prepared.grid.privacy.noise],
         "grid": prepared.grid.model_dump(mode="json"),
         "refused": [
-            {"algorithm": prepared.grid.algorithms[i].label or prepared.grid.algorithms[i].name, "error": str(error)}
+            {"algorithm": prepared.grid.algorithms[i].display, "error": str(error)}
             for i, error in prepared.grid.refused.items()
         ],
         "cells": [{"cell_id": trial.cell.cell_id, "label": trial.cell.label} for trial in prepared.trials],
