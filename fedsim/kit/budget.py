@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from contextlib import closing
 
 import torch
 
-from fedsim.kit.subject import Subject
+from fedsim.kit.client_pairs import sampled_pairs
+from fedsim.kit.comparison import Compared, comparisons, sampled_seen
+from fedsim.kit.subject import Subject, varied
 from fedsim.kit.verdict import Verdict, failed, idle, passed
 from fedsim.privacy.plan import PrivacyPlan
 
 SAMPLE_FIX = "take each step's rows from clients.poisson(round, release.sample_rate) and give them to clients.batch or clients.batches"
+CLIENTS_FIX = (
+    "sample whole clients by clients.poisson(round, rate, client_rate) or LocalTraining.participants, at the rate that releases() claims, "
+    "and let those that are left out send nothing, not even what they remember"
+)
+CLIENT_RATE = 0.5
+"""Rate at which clients are sampled where an algorithm's default claims none."""
 LEDGER_FIX = "let every step of the plan call Clients.add_noise once, and put all of its entries into the message"
 
 
 def sampling(subject: Subject) -> Verdict:
-    """Under a claimed rate below 1, rows come from ``Clients.poisson`` at that rate."""
+    """Under a claimed rate below 1, units are sampled by the harness's streams, at that rate, anew for every step."""
     if subject.plan is None:
         return idle("not private")
+    if subject.trial.task.unit == "client":
+        return _clients(subject)
     if all(release.sample_rate == 1 for release in subject.plan.releases):
         return passed("no amplification by sampling is claimed")
-    if subject.trial.task.unit == "client":
-        return idle("whole clients are sampled; that is not looked at")
+    if again := _again(subject):
+        return failed(again, SAMPLE_FIX)
     releases = [release for _, release in subject.algorithm.schedule()]
     for round_, release in enumerate(releases):
         if release.sample_rate == 1:
@@ -39,6 +50,37 @@ def sampling(subject: Subject) -> Verdict:
                 return failed(f"round {round_}: a batch of {count} rows that are not its Poisson sample; {claimed}", SAMPLE_FIX)
     rates = {release.sample_rate for release in releases}
     return passed(f"Poisson samples at {', '.join(f'{rate:g}' for rate in sorted(rates))}")
+
+
+def _clients(subject: Subject) -> Verdict:
+    """A client that the sampling stream leaves out of a round changes nothing in it, whatever it sent before."""
+    claimed = any(release.sample_rate < 1 for release in subject.algorithm.releases())
+    # an algorithm that claims nothing as it stands may claim it with another parameter
+    own = subject if claimed else varied(subject, client_rate=CLIENT_RATE)
+    release = next((release for release in own.algorithm.releases() if release.sample_rate < 1), None)
+    if release is None:
+        return passed("no amplification by sampling is claimed")
+    found = list[Compared]()
+    with closing(comparisons(own, sampled_pairs(own, release))) as each:
+        for compared in each:
+            found.append(compared)
+            if compared.fault is not None and not claimed:
+                return compared.fault
+            if compared.outsider is not None:
+                round_, name, share = compared.outsider
+                text = f"round {round_}: {compared.pair} that is not in the round's sample changes '{name}' by {share:.3g} of the bound"
+                return failed(f"{text}; the plan claims rate {release.sample_rate:g} for '{release.name}'", CLIENTS_FIX)
+    return passed(f"clients that are not sampled (rate {release.sample_rate:g}) change nothing: {sampled_seen(found)}")
+
+
+def _again(subject: Subject) -> str:
+    """Two steps of one sample are not what was accounted for."""
+    seen: dict[int, int] = {}
+    for sample in subject.tape.samples:
+        if sample.step in seen:
+            return f"round {sample.round}: the Poisson sample of step {sample.step} is drawn again, after round {seen[sample.step]}"
+        seen[sample.step] = sample.round
+    return ""
 
 
 def _same(one: list[torch.Tensor], two: list[torch.Tensor]) -> bool:
