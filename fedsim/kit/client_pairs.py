@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.algorithm import l2_norm
 from fedsim.kit.neighbours import FEW, SMALL_CLIP, UNCLIPPED, Pair, Rows, World, contribution
 from fedsim.kit.subject import Subject
 from fedsim.privacy.plan import Release
@@ -77,15 +78,17 @@ def _less(
 
 def _contributions(subject: Subject) -> Tensor | None:
     """The norm of what each client adds to the first round, in units of the clip norm; None where no parameter sets that."""
-    clip, data = subject.trial.cell.params.get("clip"), subject.data
-    if not isinstance(clip, float | int):
+    if not isinstance(subject.trial.cell.params.get("clip"), float | int):
         return None
-    norms = []
-    for client, own in enumerate(subject.trial.partition.rows):
-        world = World(data.x_train, data.y_train, (own,), (client,))
-        norms.append(contribution(subject, Pair("", world, world, 0, UNCLIPPED), world).norm())
-    found = torch.stack(norms) / clip
-    return found if float(found.min()) > 0 else None
+    found = _each_alone(subject, subject.trial.partition.rows)
+    return torch.tensor(found) if min(found) > 0 else None
+
+
+def _each_alone(subject: Subject, rows: Rows) -> list[float]:
+    """Norms in units of the clip norm, of clients with ``rows``, each alone and nothing clipped."""
+    data, clip = subject.data, float(subject.trial.cell.params["clip"])
+    worlds = [World(data.x_train, data.y_train, (own,), (client,)) for client, own in enumerate(rows)]
+    return [l2_norm(contribution(subject, Pair("", world, world, 0, UNCLIPPED), world)) / clip for world in worlds]
 
 
 def _unsaturated(subject: Subject, given: Tensor) -> Iterator[Pair]:
@@ -97,9 +100,12 @@ def _unsaturated(subject: Subject, given: Tensor) -> Iterator[Pair]:
 
 
 def _two_sizes(subject: Subject, given: Tensor) -> Iterator[Pair]:
-    """A small client that keeps the median small, and a large one that makes the mean large."""
-    held, small, large = subject.trial.partition.rows, int(given.argmin()), int(given.argmax())
-    for words, sizes in (("median", (small, large, small, large)), ("mean", (large, small, small, small))):
-        clip = 1.01 * float(given[list(sizes)].mean())
-        label = f"a client that moves the {words} of the updates' norms"
-        yield _less(subject, label, 0, tuple(held[k] for k in sizes), 0, clip, rounds=SHORT)
+    """A large client that makes the median of three large, and one that makes the mean of four."""
+    held = subject.trial.partition.rows
+    large = held[int(given.argmax())]
+    small = large[: max(len(large) // FEW, 1)]
+    for words, rows in (("median", (large, small, large)), ("mean", (large, small, small, small))):
+        found = _each_alone(subject, rows)
+        if min(found) > 0:
+            clip = 1.01 * (max(found) if words == "median" else sum(found) / len(found))
+            yield _less(subject, f"a client that moves the {words} of the updates' norms", 0, rows, 0, clip, rounds=SHORT)

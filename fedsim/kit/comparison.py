@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -73,7 +73,7 @@ class Seen:
     rounds: int
 
 
-def comparisons(subject: Subject, pairs: Iterator[Pair]) -> Iterator[Compared]:
+def comparisons(subject: Subject, pairs: Iterator[Pair]) -> Generator[Compared, None, None]:
     """Compare the pairs, in order; every world in a process of its own unless the subject is a quick one."""
     if subject.quick:
         for pair in pairs:
@@ -117,20 +117,20 @@ def _judged(subject: Subject, pair: Pair, first: Seen, second: Seen) -> Compared
     # a world without a client lacks what that client's noise alone would have sent
     if pair.whole.members == pair.other.members and (fault := _uncovered(pair, first, second, at_clients=at_clients)):
         return replace(found, fault=fault, ratio=math.inf)
+    changes = list(_changes(subject, pair, first.tape, second.tape, at_clients=at_clients))
+    outsiders = [c for c in changes if not c.sampled and c.norm > SLACK * bound + ROUNDING * c.scale]
+    if outsiders:
+        found = replace(found, outsider=(outsiders[0].round, outsiders[0].most, outsiders[0].norm / bound))
     if pair.client is None:
         return found
-    changes = list(_changes(subject, pair, first.tape, second.tape, at_clients=at_clients))
     worst = max(changes, key=lambda change: change.norm / math.sqrt(change.steps), default=Change(0, {"": 0.0}, 0.0))
     limit = bound * math.sqrt(worst.steps)
-    outsiders = [c for c in changes if not c.sampled and c.norm > SLACK * bound + ROUNDING * c.scale]
-    outsider = (outsiders[0].round, outsiders[0].most, outsiders[0].norm / bound) if outsiders else None
-    return replace(found, fault=_excess(pair, worst, limit), ratio=worst.norm / limit, outsider=outsider)
+    return replace(found, fault=_excess(pair, worst, limit), ratio=worst.norm / limit)
 
 
 def _changes(subject: Subject, pair: Pair, first: Tape, second: Tape, *, at_clients: bool) -> Iterator[Change]:
     task, client = subject.trial.task, pair.client
-    assert client is not None
-    sampled = (lambda step, rate: takes_part(pair.seed, step, client, rate)) if task.unit == "client" else None
+    sampled = None if task.unit == "example" or client is None else lambda step, rate: takes_part(pair.seed, step, client, rate)
     return queries(first, second, sampled, silo=task.trust == "silo") if at_clients else rounds(first, second, sampled)
 
 
@@ -145,7 +145,7 @@ def _uncovered(pair: Pair, first: Seen, second: Seen, *, at_clients: bool) -> Ve
     if first.ledger != second.ledger:
         return failed(f"{pair.label} changes the ledger", PUBLIC_FIX)
     if name := _first_unequal(first.state, second.state):
-        return failed(f"{pair.label} changes '{name}' in what is kept of a training, though all noisy outputs are equal bit for bit", FREE_FIX)
+        return failed(f"{pair.label} changes '{name}' in what is kept of a training, though all noisy outputs are equal", FREE_FIX)
     if first.said.shape != second.said.shape or not torch.allclose(first.said, second.said, atol=1e-5, rtol=1e-4, equal_nan=True):
         return failed(f"{pair.label} changes what the result says though all noisy outputs are equal", FREE_FIX)
     return None

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedsim.algorithm import l2_norm
 from fedsim.kit.neighbours import FEW, SMALL_CLIP, UNCLIPPED, Pair, World, contribution, few, with_row
 from fedsim.kit.subject import Subject
-from fedsim.kit.watch import Hidden
+from fedsim.kit.watch import Group, Hidden
 
 OTHERS = (0, 1, 3, 7, 8, 9, 10, 15, 16, 19, 20, 24, 25, 31, 32, 49, 50, 63, 64, 99, 100, 127, 128)
 """Rows beside the one that is removed: a number of steps or a threshold at a round number changes with that one."""
@@ -21,6 +22,8 @@ SHORT = 2
 """Rounds of a pair whose point is its rows."""
 COPIES = 12
 """Of one row, so that what one more row changes for all of them adds up."""
+NEAR_ZERO = 0.01
+"""Share of the initial weights from which rows' gradients follow the rows."""
 SCAN = (1.01, 0.7, 0.5, 0.35, 0.25, 0.18)
 """Clip norms in units of the largest contribution: weights that scale it fall between two of them."""
 
@@ -33,29 +36,24 @@ class Levels:
 
     Attributes:
         rows: the rows that were tried, with labels ``y``.
-        given: each one's contribution ``[n, P]``.
-        clip: the algorithm's clip norm.
+        norms: of what each one adds ``[n]``, in units of the algorithm's clip norm.
+        weights: share of the initial weights that the server starts from.
     """
 
     rows: FloatRows
     y: NDArray[np.int64]
-    given: Tensor
-    clip: float
-
-    @property
-    def norms(self) -> Tensor:
-        """Of the contributions, ``[n]``."""
-        return self.given.norm(dim=1)
+    norms: Tensor
+    weights: float
 
     @property
     def median(self) -> float:
         """Half of the rows are clipped."""
-        return float(self.norms.median()) / self.clip
+        return float(self.norms.median())
 
     @property
     def loose(self) -> float:
         """No row is clipped, but hardly so."""
-        return 1.01 * float(self.norms.max()) / self.clip
+        return 1.01 * float(self.norms.max())
 
 
 def example_pairs(subject: Subject) -> Iterator[Pair]:
@@ -64,12 +62,14 @@ def example_pairs(subject: Subject) -> Iterator[Pair]:
     yield _against_few(subject)
     if subject.quick:
         return
+    yield from _groups(subject)
     levels = _levels(subject)
     yield from _sizes(subject, levels)
     if levels is not None:
         yield from _unsaturated(subject, levels)
         yield _two_sizes(subject, levels)
-        yield from _opposite(subject, levels)
+    if (near_zero := _levels(subject, NEAR_ZERO)) is not None:
+        yield from _opposite(subject, near_zero)
 
 
 def _characters(subject: Subject) -> Iterator[Pair]:
@@ -96,22 +96,30 @@ def _against_few(subject: Subject) -> Pair:
     x[held[1]] = np.stack([0.2 * along + across, 0.2 * along - across]) / np.float32(np.sqrt(1.04))
     y[held[1]] = 0
     other = World(x, y, held, tuple(range(len(held))), Hidden(1, "alone"))
-    return with_row(Pair("a row against the others of its sample", other, other, 4, weights=0.01), -along, 0)
+    return with_row(Pair("a row against the others of its sample", other, other, 4, weights=NEAR_ZERO), -along, 0)
 
 
-def _levels(subject: Subject) -> Levels | None:
-    """Contributions of some ordinary rows, each the only one of the only client; None where no parameter sets the clip norm."""
+def _groups(subject: Subject) -> Iterator[Pair]:
+    """Half of a client's rows turned round where no sample, or the first one only, holds them: a loss that rises, counts that differ."""
+    data, held = subject.data, subject.trial.partition.rows
+    members, start = tuple(range(len(held))), len(held[1]) // 2
+    x, y, own = data.x_train.copy(), data.y_train.copy(), held[1][start:]
+    x[own], y[own] = -x[own], (y[own] + 1) % data.classes
+    for steps, words in ((0, "in no sample"), (1, "in the first sample only")):
+        for seed, weights in enumerate((1.0, NEAR_ZERO)):
+            whole = World(data.x_train, data.y_train, held, members, Group(1, start, steps))
+            yield Pair(f"half of a client's rows, {words}", whole, replace(whole, x=x, y=y), seed, weights=weights)
+
+
+def _levels(subject: Subject, weights: float = 1.0) -> Levels | None:
+    """What some ordinary rows add, each the only one of the only client; None where no parameter sets the clip norm."""
     clip, data = subject.trial.cell.params.get("clip"), subject.data
     if not isinstance(clip, float | int):
         return None
     x, y = data.x_test[:COPIES], data.y_test[:COPIES]
-    given = torch.stack([_alone(subject, x, y, row) for row in range(len(x))])
-    return Levels(x, y, given, float(clip)) if float(given.norm(dim=1).min()) > 0 else None
-
-
-def _alone(subject: Subject, x: FloatRows, y: NDArray[np.int64], row: int) -> Tensor:
-    world = World(x, y, (np.array([row]),), (0,), Hidden(0, "alone"))
-    return contribution(subject, Pair("", world, world, 0, UNCLIPPED), world)
+    worlds = [World(x, y, (np.array([row]),), (0,), Hidden(0, "alone")) for row in range(len(x))]
+    given = [l2_norm(contribution(subject, Pair("", world, world, 0, UNCLIPPED, weights), world)) for world in worlds]
+    return Levels(x, y, torch.tensor(given) / clip, weights) if min(given) > 0 else None
 
 
 def _sizes(subject: Subject, levels: Levels | None) -> Iterator[Pair]:
@@ -125,7 +133,7 @@ def _sizes(subject: Subject, levels: Levels | None) -> Iterator[Pair]:
         rows = tuple(own if k == client else few(held, FEW)[k] for k in range(len(held)))
         last = data.x_train[own[-1]] if count else spike
         x = (data.x_test[i], -data.x_train.mean(0), spike, -last, last)[i % 5]
-        clip = SMALL_CLIP if levels is None else (levels.loose, levels.median)[i % 2]
+        clip = SMALL_CLIP if levels is None else (levels.loose, levels.median, SMALL_CLIP)[i // 2 % 3]
         other = World(data.x_train, data.y_train, rows, tuple(range(len(held))), Hidden(client, "alone", POSITIONS[i % 3]))
         yield with_row(Pair(f"a row beside {count}{' equal' * copied} others", other, other, i, clip, rounds=SHORT), x, i % data.classes)
 
@@ -143,7 +151,7 @@ def _two_sizes(subject: Subject, levels: Levels) -> Pair:
     """A large contribution among as many small ones as large ones: it moves their median from the small to the large, and their mean."""
     small, large = int(levels.norms.argmin()), int(levels.norms.argmax())
     norms = levels.norms[[small, large, large]] * torch.tensor([COPIES, COPIES, 1])
-    clip = 1.01 * float(norms.sum()) / (2 * COPIES + 1) / levels.clip
+    clip = 1.01 * float(norms.sum()) / (2 * COPIES + 1)
     label = "a row that moves the median and the mean of the gradients' norms"
     return _beside(subject, label, levels, [small] * COPIES + [large] * COPIES, (levels.rows[large], int(levels.y[large])), clip)
 
@@ -163,4 +171,4 @@ def _beside(subject: Subject, label: str, levels: Levels, others: Sequence[int],
     own = len(data.x_train) + np.array(others)
     rows = tuple(own if k == 2 else few(held, FEW)[k] for k in range(len(held)))
     other = World(x, y, rows, tuple(range(len(held))), Hidden(2, "alone", 0.5))
-    return with_row(Pair(label, other, other, 0, clip, rounds=SHORT), *row)
+    return with_row(Pair(label, other, other, 0, clip, levels.weights, SHORT), *row)

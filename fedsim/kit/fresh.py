@@ -17,6 +17,8 @@ import torch
 from fedsim.source_lines import said
 
 Result = TypeVar("Result")
+PRELOADED = ["__main__", "fedsim.kit.preloaded"]
+"""What the server imports."""
 AT_ONCE = 2
 """Processes that run side by side, of one thread each."""
 
@@ -36,7 +38,7 @@ def in_fresh_processes(function: Callable[..., Result], arguments: Iterable[tupl
     Raises:
         ProcessEnded: a process died, or the function raised an exception.
     """
-    multiprocessing.set_forkserver_preload(["__main__", "fedsim.kit.check"])
+    multiprocessing.set_forkserver_preload(PRELOADED)
     with ThreadPoolExecutor(AT_ONCE) as threads:
         try:
             yield from threads.map(partial(_in_fresh_process, function, module), list(arguments))
@@ -90,7 +92,7 @@ def forked(function: Callable[..., Result], *arguments: Any) -> Result:
             os._exit(0)
     sender.close()
     try:
-        result, error = pickle.loads(receiver.recv_bytes())
+        result, error = pickle.loads(receiver.recv_bytes())  # noqa: S301 (this process's own fork wrote it; a pipe's pickler would share tensors)
     except EOFError:
         raise ProcessEnded("a training ended its process") from None
     finally:

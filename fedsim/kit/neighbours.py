@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from fedsim.algorithm import Algorithm, Progress
+from fedsim.algorithm import Algorithm, Progress, Tensors
 from fedsim.kit.subject import Subject, varied
 from fedsim.kit.training import Training, fixed_random_states, train
-from fedsim.kit.watch import Hidden, Tape, WatchedPool, watched
+from fedsim.kit.watch import Group, Hidden, Tape, WatchedPool, watched
 from fedsim.privacy.ledger import Ledger
 from fedsim.runtime.cohort import CohortSpec
 from fedsim.seeds import Seeds
@@ -38,14 +36,14 @@ class World:
         x, y: all rows.
         rows: each member's.
         members: the clients that are there.
-        hidden: the row that one of two neighbouring worlds lacks.
+        hidden: the row that one of two neighbouring worlds lacks, or the group of rows that differ.
     """
 
     x: NDArray[np.float32]
     y: NDArray[np.int64]
     rows: Rows
     members: tuple[int, ...]
-    hidden: Hidden | None = None
+    hidden: Hidden | Group | None = None
 
 
 @dataclass(frozen=True)
@@ -60,8 +58,8 @@ class Pair:
         clip: share of the algorithm's clip norm.
         weights: share of the initial weights that the server starts from; a bound holds for any.
         rounds: of the training, where the algorithm has such a parameter; None: the subject's.
-        client: the client that ``other`` lacks, or whose row it lacks; None: the unit's data are replaced there, and only what no noise
-            covers can tell.
+        client: the client that ``other`` lacks, or whose row it lacks; None: data are replaced there, of more than a unit maybe, and only
+            what no noise covers, and steps in whose samples they are not, can tell.
     """
 
     label: str
@@ -77,7 +75,7 @@ class Pair:
 def with_row(pair: Pair, x: NDArray[np.float32], y: int) -> Pair:
     """The pair whose ``other`` lacks the hidden row, and whose ``whole`` has it: ``x``, scaled to unit norm, of label ``y``."""
     other, hidden = pair.other, pair.other.hidden
-    assert hidden is not None
+    assert isinstance(hidden, Hidden)
     more = np.concatenate([other.x, (x / np.linalg.norm(x))[None]]).astype(np.float32)
     new = np.int64(len(other.x))
     rows = tuple(np.insert(own, hidden.index(len(own)), new) if i == hidden.client else own for i, own in enumerate(other.rows))
@@ -103,8 +101,8 @@ def live(subject: Subject, pair: Pair, world: World, script: Tape | None = None)
     return train(algorithm, pool, subject.plan, pair.seed, _start(algorithm, pair)), pool
 
 
-def contribution(subject: Subject, pair: Pair, world: World) -> Tensor:
-    """What all of ``world`` adds to the first noisy step, as one flat vector; only the first round is run."""
+def contribution(subject: Subject, pair: Pair, world: World) -> Tensors:
+    """What all of ``world`` adds to the first noisy step, by name; only the first round is run."""
     own = of_pair(subject, pair)
     pool, algorithm = _pool(own, pair, world), own.build()
     with fixed_random_states([]):
@@ -113,7 +111,7 @@ def contribution(subject: Subject, pair: Pair, world: World) -> Tensor:
         steps.close()
     query = pool.tape.queries[0]
     sent = query.sent if algorithm.noise_at_clients() else pool.tape.sums(0)
-    return torch.cat([value.double().flatten() for value in (*sent.values(), *query.kept.values())])
+    return {f"{part} {name}": value for part, own in (("sent", sent), ("kept", query.kept)) for name, value in own.items()}
 
 
 def _pool(subject: Subject, pair: Pair, world: World, script: Tape | None = None) -> WatchedPool:

@@ -40,5 +40,5 @@ def _remembered(compared: Compared) -> Verdict | None:
     if compared.outsider is None:
         return None
     round_, name, share = compared.outsider
-    text = f"round {round_}: an example that is not in the round's sample changes '{name}' by {share:.3g} of the bound"
+    text = f"round {round_}: {compared.pair}, not in the round's sample, changes '{name}' by {share:.3g} of the bound"
     return failed(f"{text}: state without noise remembers it, or the rows are not sampled", STATE_FIX)

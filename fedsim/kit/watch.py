@@ -124,18 +124,33 @@ class Hidden:
         return torch.cat([others, torch.tensor([own])]).sort().values if first or self.sampled == "every" else others
 
 
+@dataclass(frozen=True)
+class Group:
+    """Rows of a client that are sampled in the first steps only, if at all: what they are, no later query may tell.
+
+    Attributes:
+        client: whose.
+        start: the number of the first of them; the group is all from there on.
+        steps: how many Poisson samples they may be in.
+    """
+
+    client: int
+    start: int
+    steps: int
+
+
 @dataclass
 class WatchedClients(Clients):
     """Clients that note every query, sample and draw.
 
     Attributes:
         tape: what they did.
-        hidden: the row to sample, if there is one.
+        hidden: the row that is looked at, or the group of rows, if there is one.
         script: another world's tape, whose answers are given; None: their own.
     """
 
     tape: Tape = field(default_factory=Tape)
-    hidden: Hidden | None = None
+    hidden: Hidden | Group | None = None
     script: Tape | None = None
     placed: dict[int, int | None] = field(default_factory=dict)
     """Where the hidden row stands in the batch that is being made, by client."""
@@ -169,8 +184,12 @@ class WatchedClients(Clients):
     def poisson(self, round_: int, rate: float, client_rate: float = 1.0) -> list[Tensor]:
         """As every client's, with the hidden row in or out as it should be; the other rows' draws do not depend on it."""
         rows, hidden = super().poisson(round_, rate, client_rate), True
-        for position, client in enumerate(self.members if self.hidden else ()):
-            assert self.hidden is not None
+        if isinstance(self.hidden, Group):
+            hidden = len(self.tape.samples) < self.hidden.steps
+            own = self.members.index(self.hidden.client)
+            rows[own] = rows[own] if hidden else rows[own][rows[own] < self.hidden.start]
+        for position, client in enumerate(self.members if isinstance(self.hidden, Hidden) else ()):
+            assert isinstance(self.hidden, Hidden)
             if client == self.hidden.client:
                 rows[position] = self.hidden.within(rows[position], len(self.x[position]), not self.tape.samples)
                 hidden = not self.hidden.present or self.hidden.index(len(self.x[position]) - 1) in rows[position]
@@ -183,7 +202,7 @@ class WatchedClients(Clients):
         """As every client's; the rows are noted."""
         self.tape.taken.append((self.tape.round, [chosen.clone() for chosen in rows]))
         for client, chosen, x in zip(self.members, rows, self.x, strict=True):
-            if self.hidden is not None and client == self.hidden.client and self.hidden.present:
+            if isinstance(self.hidden, Hidden) and client == self.hidden.client and self.hidden.present:
                 found = (chosen == self.hidden.index(len(x) - 1)).nonzero().flatten().tolist()
                 self.placed[client] = found[0] if found else None
         made = super().batches(rows, round_, noise)
@@ -204,7 +223,7 @@ class WatchedClients(Clients):
 
     def _hidden_in(self, client: int, rows: int) -> int | None:
         """The position of the hidden row's draws among those of ``rows`` rows; None where it has none."""
-        if self.hidden is None or client != self.hidden.client or not self.hidden.present or not rows:
+        if not isinstance(self.hidden, Hidden) or client != self.hidden.client or not self.hidden.present or not rows:
             return None
         if client in self.placed:
             return self.placed[client]
@@ -247,7 +266,7 @@ class WatchedPool(LocalPool):
 
 
 def watched(
-    spec: CohortSpec, x: NDArray[np.float32], y: NDArray[np.int64], hidden: Hidden | None = None, script: Tape | None = None
+    spec: CohortSpec, x: NDArray[np.float32], y: NDArray[np.int64], hidden: Hidden | Group | None = None, script: Tape | None = None
 ) -> Cohort:
     """A cohort whose clients are watched."""
     cohort = Cohort(spec, x, y)

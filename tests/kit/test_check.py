@@ -22,7 +22,7 @@ BROKEN = {
     "unclipped_part:UnclippedPart": ("sensitivity", r"the claimed bound is 1 .*'prototypes\.bias' alone"),
     "size_leaves_unpaid:SizeLeavesUnpaid": ("sensitivity", r"changes 'rows' in the messages by 1; no noise of Clients.add_noise covers it"),
     "label_counts_leave_unpaid:LabelCountsLeaveUnpaid": ("sensitivity", r"the claimed bound is 1 .*'label_counts' alone by 1"),
-    "state_without_noise:StateWithoutNoise": ("sensitivity", r"not in the round's sample changes .*state without noise remembers"),
+    "state_without_noise:StateWithoutNoise": ("sensitivity", r"not in the round's sample, changes .*state without noise remembers"),
     "noise_reused_between_rounds:NoiseReusedBetweenRounds": ("noise", r"the noise of round 0 is used again in round 1"),
     "noise_reused_between_clients:NoiseReusedBetweenClients": (
         "noise",
