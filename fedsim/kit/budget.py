@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from contextlib import closing
 
 import torch
 
-from fedsim.kit.subject import Subject
+from fedsim.kit.client_pairs import sampled_pairs
+from fedsim.kit.comparison import Compared, comparisons, sampled_seen
+from fedsim.kit.subject import Subject, varied
 from fedsim.kit.verdict import Verdict, failed, idle, passed
-from fedsim.privacy.plan import PrivacyPlan
 
 SAMPLE_FIX = "take each step's rows from clients.poisson(round, release.sample_rate) and give them to clients.batch or clients.batches"
-LEDGER_FIX = "let every step of the plan call Clients.add_noise once, and put all of its entries into the message"
+CLIENTS_FIX = (
+    "sample whole clients by clients.poisson(round, rate, client_rate) or LocalTraining.participants, at the rate that releases() claims, "
+    "and let those that are left out send nothing, not even what they remember"
+)
+CLIENT_RATE = 0.5
+"""Rate at which clients are sampled where an algorithm's default claims none."""
+LEDGER_FIX = "let every step of the plan call Clients.add_noise once, with the release that it is given; override no noise_at_clients"
 
 
 def sampling(subject: Subject) -> Verdict:
-    """Under a claimed rate below 1, rows come from ``Clients.poisson`` at that rate."""
+    """Under a claimed rate below 1, units are sampled by the harness's streams, at that rate, anew for every step."""
     if subject.plan is None:
         return idle("not private")
+    if subject.trial.task.unit == "client":
+        return _clients(subject)
     if all(release.sample_rate == 1 for release in subject.plan.releases):
         return passed("no amplification by sampling is claimed")
-    if subject.trial.task.unit == "client":
-        return idle("whole clients are sampled; that is not looked at")
+    if again := _again(subject):
+        return failed(again, SAMPLE_FIX)
     releases = [release for _, release in subject.algorithm.schedule()]
     for round_, release in enumerate(releases):
         if release.sample_rate == 1:
@@ -41,6 +50,37 @@ def sampling(subject: Subject) -> Verdict:
     return passed(f"Poisson samples at {', '.join(f'{rate:g}' for rate in sorted(rates))}")
 
 
+def _clients(subject: Subject) -> Verdict:
+    """A client that the sampling stream leaves out of a round changes nothing in it, whatever it sent before."""
+    claimed = any(release.sample_rate < 1 for release in subject.algorithm.releases())
+    # an algorithm that claims nothing as it stands may claim it with another parameter
+    own = subject if claimed else varied(subject, client_rate=CLIENT_RATE)
+    release = next((release for release in own.algorithm.releases() if release.sample_rate < 1), None)
+    if release is None:
+        return passed("no amplification by sampling is claimed")
+    found = list[Compared]()
+    with closing(comparisons(own, sampled_pairs(own, release))) as each:
+        for compared in each:
+            found.append(compared)
+            if compared.fault is not None and not claimed:
+                return compared.fault
+            if compared.outsider is not None:
+                round_, name, share = compared.outsider
+                text = f"round {round_}: {compared.pair} that is not in the round's sample changes '{name}' by {share:.3g} of the bound"
+                return failed(f"{text}; the plan claims rate {release.sample_rate:g} for '{release.name}'", CLIENTS_FIX)
+    return passed(f"clients that are not sampled (rate {release.sample_rate:g}) change nothing: {sampled_seen(found)}")
+
+
+def _again(subject: Subject) -> str:
+    """Two steps of one sample are not what was accounted for."""
+    seen: dict[int, int] = {}
+    for sample in subject.tape.samples:
+        if sample.step in seen:
+            return f"round {sample.round}: the Poisson sample of step {sample.step} is drawn again, after round {seen[sample.step]}"
+        seen[sample.step] = sample.round
+    return ""
+
+
 def _same(one: list[torch.Tensor], two: list[torch.Tensor]) -> bool:
     return len(one) == len(two) and all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
@@ -52,7 +92,7 @@ def budget(subject: Subject) -> Verdict:
         if ledger.entries or any(record.values["noise_norm"] for record in subject.records):
             return failed("it is not private, yet something is noised or accounted", "set private = True, or leave noise alone")
         return passed("no epsilon, no noise, no ledger")
-    if fault := _unplanned(subject, plan):
+    if fault := ledger.unaccounted(plan, subject.trial.task.clients):
         return failed(fault, LEDGER_FIX)
     spent, accountant = ledger.epsilon(plan.delta)
     told = f"epsilon {spent:.4g} of {plan.epsilon_target:g} ({accountant})"
@@ -61,22 +101,3 @@ def budget(subject: Subject) -> Verdict:
     if spent < 0.99 * plan.epsilon_target:
         return failed(f"{told}: less is spent than was planned", LEDGER_FIX)
     return passed(told)
-
-
-def _unplanned(subject: Subject, plan: PrivacyPlan) -> str:
-    calls = Counter((query.round, query.release.name) for query in subject.tape.queries)
-    for (round_, name), count in calls.items():
-        if count > plan.release(name).per_round:
-            return f"round {round_}: {count} noisy steps of '{name}', the plan pays for {plan.release(name).per_round}"
-    entries = subject.first[0].trained.ledger.entries
-    for client in range(subject.trial.task.clients):
-        for release in plan.releases:
-            own = [each for each in entries if (each.client, each.release) == (client, release.name)]
-            if (count := sum(each.count for each in own)) != release.steps:
-                return f"client {client} has {count} entries for '{release.name}', the plan {release.steps} steps"
-            for each in own:
-                planned = plan.noise_multiplier(release.name)
-                if not math.isclose(each.noise_multiplier, planned, rel_tol=1e-6) or each.sample_rate != release.sample_rate:
-                    ran = f"noise multiplier {each.noise_multiplier:.4g} at rate {each.sample_rate:g}"
-                    return f"client {client}, '{release.name}': {ran} ran, {planned:.4g} at {release.sample_rate:g} was planned"
-    return ""

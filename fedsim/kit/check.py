@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,10 +16,9 @@ from fedsim.kit.repeat import determinism, packing, resume
 from fedsim.kit.sensitivity import sensitivity
 from fedsim.kit.subject import Subject, subject
 from fedsim.kit.traces import data_untouched, global_random, made, restored, sent_bytes, serialisable
-from fedsim.kit.verdict import Finding, Verdict, failed, idle, passed
+from fedsim.kit.verdict import Finding, Verdict, idle, passed, raised
 from fedsim.privacy.plan import Trust, Unit
 from fedsim.registry import lookup
-from fedsim.source_lines import line_of, origin, said
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,9 @@ CHECKS = (
 )
 
 
-def check_algorithm(name: str, params: Sequence[str] = (), unit: Unit | None = None, trust: Trust | None = None) -> Iterator[Finding]:
+def check_algorithm(
+    name: str, params: Sequence[str] = (), unit: Unit | None = None, trust: Trust | None = None, *, quick: bool = False
+) -> Iterator[Finding]:
     """Run every check in every setting; findings come as they are made.
 
     Args:
@@ -70,6 +70,8 @@ def check_algorithm(name: str, params: Sequence[str] = (), unit: Unit | None = N
         params: ``key=YAML`` texts; parameters that make a training long are short where nothing is given.
         unit: this one only; default: all that the class states.
         trust: this one only; default: all that the class states.
+        quick: three rounds and few pairs of neighbouring data sets, all in this process; a full check runs every training of a pair in a
+            process of its own.
 
     Raises:
         UserError: the algorithm, a parameter or the setting does not do.
@@ -81,7 +83,7 @@ def check_algorithm(name: str, params: Sequence[str] = (), unit: Unit | None = N
     refused: list[UserError] = []
     for own_unit, own_trust in settings:
         try:
-            prepared = subject(name, params, own_unit, own_trust)
+            prepared = subject(name, params, own_unit, own_trust, quick=quick)
         except UserError as error:
             refused.append(error)
             continue
@@ -110,9 +112,7 @@ def _guarded(check: Check, subject: Subject) -> Verdict:
     try:
         return check.run(subject)
     except Exception as error:
-        cls = lookup(subject.trial.cell.algorithm)
-        place = origin(error, inspect.getsourcefile(cls)) or line_of(cls)
-        return failed(f"{said(error)[:300]} ({place})", "mend the line that raises it")
+        return raised(error, lookup(subject.trial.cell.algorithm))
 
 
 MARKS = {True: "[green]passed[/]", False: "[red]failed[/]", None: "[dim]-[/]"}

@@ -19,6 +19,9 @@ from fedsim.seeds import Seeds
 DEVIATIONS = 6.0
 """How many standard errors of an estimate are put down to chance."""
 
+SAME = 1e-5
+"""Relative difference of two short draws that is put down to rounding."""
+
 REUSE_FIX = "call Clients.add_noise with the real round (or step) number and all of the cohort's members; draw no noise elsewhere"
 SCALE_FIX = "add the noise by Clients.add_noise alone; it has the plan's standard deviation"
 
@@ -97,6 +100,10 @@ def _alike(draws: Sequence[Draw]) -> Verdict | None:
     for length, own in by_length.items():
         unit = torch.stack([draw.values / draw.values.norm() for draw in own])
         correlation = (unit @ unit.T).abs().fill_diagonal_(0)
+        # a few numbers are often nearly parallel by chance, but not equal
+        if length < DEVIATIONS**2:
+            values = torch.stack([draw.values for draw in own])
+            correlation *= torch.cdist(values, values) <= SAME * values.norm(dim=1)
         if float(correlation.max()) > min(DEVIATIONS / math.sqrt(length), 0.999):
             first, second = divmod(int(correlation.argmax()), len(own))
             text = f"the noise of {own[first]} and of {own[second]} is used twice (correlation {float(correlation.max()):.3g})"

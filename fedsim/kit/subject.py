@@ -22,6 +22,9 @@ from fedsim.seeds import Seeds
 SHORT = {"rounds": 3, "local_steps": 3, "meta_steps": 2, "generator_steps": 2}
 """Parameters that make a training long, where an algorithm has them, and what they become."""
 
+ROUNDS = 12
+"""Rounds of a training in a full check: what happens in every tenth round, or once a loss has stopped falling, is seen."""
+
 EPSILON, DELTA = 4.0, 1e-4
 CLIENTS = 4
 
@@ -33,10 +36,12 @@ class Subject:
     Attributes:
         trial: the cell with its plan and partition.
         data: its rows.
+        quick: whether few pairs of neighbouring worlds do, all in this process.
     """
 
     trial: Trial
     data: Embeddings
+    quick: bool = False
 
     @property
     def plan(self) -> PrivacyPlan | None:
@@ -83,7 +88,7 @@ class Subject:
         return self.first[0].records
 
 
-def subject(name: str, params: Sequence[str], unit: Unit, trust: Trust) -> Subject:
+def subject(name: str, params: Sequence[str], unit: Unit, trust: Trust, *, quick: bool = False) -> Subject:
     """The cell for one privacy setting.
 
     Args:
@@ -91,12 +96,14 @@ def subject(name: str, params: Sequence[str], unit: Unit, trust: Trust) -> Subje
         params: ``key=YAML`` texts.
         unit: what the budget protects.
         trust: who may see what.
+        quick: three rounds in place of :data:`ROUNDS`, and see :class:`Subject`.
 
     Raises:
         UserError: the parameters do not do, or the algorithm has no plan for this setting.
     """
     given = {text.partition("=")[0].strip() for text in params}
-    short = [f"{key}={value}" for key, value in SHORT.items() if key in lookup(name).Params.model_fields and key not in given]
+    brief = SHORT if quick else SHORT | {"rounds": ROUNDS}
+    short = [f"{key}={value}" for key, value in brief.items() if key in lookup(name).Params.model_fields and key not in given]
     grid = grid_of_options(
         {
             "algorithm": name,
@@ -116,4 +123,16 @@ def subject(name: str, params: Sequence[str], unit: Unit, trust: Trust) -> Subje
     )
     prepared = prepare(grid, [Node(float(CLIENTS), 0.0)], rehearse=False)
     ((trial,), (data,)) = prepared.trials, prepared.data.values()
-    return Subject(trial, data)
+    return Subject(trial, data, quick)
+
+
+def varied(subject: Subject, **params: float) -> Subject:
+    """The subject with other parameters, as far as its algorithm has them; the noise multiplier stays as it was solved."""
+    given = subject.trial.cell.params
+    cell = subject.trial.cell.model_copy(update={"params": given | {key: value for key, value in params.items() if key in given}})
+    changed = replace(subject, trial=replace(subject.trial, cell=cell))
+    if subject.plan is None:
+        return changed
+    own = changed.algorithm
+    plan = replace(subject.plan, releases=own.releases(), clip=own.clip(), sensitivity=own.sensitivity())
+    return replace(subject, trial=replace(changed.trial, plan=plan))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
+
+from fedsim.source_lines import line_of, origin, said
 
 
 @dataclass(frozen=True)
@@ -53,3 +56,9 @@ def failed(reason: str, fix: str) -> Verdict:
 def idle(reason: str) -> Verdict:
     """There was nothing to check, or no way to."""
     return Verdict(None, reason)
+
+
+def raised(error: Exception, cls: type) -> Verdict:
+    """An exception is a fault of the algorithm ``cls``, told with its place."""
+    place = origin(error, inspect.getsourcefile(cls)) or line_of(cls)
+    return failed(f"{said(error)[:300]} ({place})", "mend the line that raises it")

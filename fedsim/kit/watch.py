@@ -56,6 +56,7 @@ class Sample:
     """One call of ``poisson``: what it was asked, the rows that it returned, and whether the hidden row, if any, is among them."""
 
     round: int
+    step: int
     rate: float
     client_rate: float
     rows: list[Tensor]
@@ -71,7 +72,7 @@ class Tape:
         queries: every call of ``add_noise``.
         samples: every call of ``poisson``.
         taken: the rows of every batch, with its round.
-        draws: by (client, step), the draws for each of its batches.
+        draws: by (client, step), the draws for each of its batches, but for the hidden row's.
         messages: what the cohorts sent, by round.
     """
 
@@ -89,27 +90,53 @@ class Tape:
 
 @dataclass(frozen=True)
 class Hidden:
-    """The last row of a client, which the other world lacks.
+    """The row of a client that the other world lacks.
 
     Attributes:
         client: whose.
         sampled: ``every``: it is put into every Poisson sample; ``first``: into the first one only; ``alone``: every sample is all rows of
             its client and no other, in both worlds.
+        position: where it stands among its client's rows: 0 first, 1 last.
         present: whether this world has it.
     """
 
     client: int
     sampled: Literal["every", "first", "alone"] = "every"
+    position: float = 1.0
     present: bool = True
 
+    def index(self, others: int) -> int:
+        """Its number among its client's rows, which holds ``others`` more."""
+        return round(self.position * others)
+
     def within(self, rows: Tensor, held: int, first: bool) -> Tensor:
-        """A sample ``rows`` of its client, who holds ``held`` rows, with the hidden one in or out as it should be."""
+        """A sample ``rows`` of its client, who holds ``held`` rows, with the hidden one in or out as it should be.
+
+        The last draw of a sample is taken for the hidden row's, so that all others are sampled alike in both worlds.
+        """
         if self.sampled == "alone":
             return torch.arange(held)
         if not self.present:
             return rows
+        own = self.index(held - 1)
         others = rows[rows != held - 1]
-        return torch.cat([others, torch.tensor([held - 1])]) if first or self.sampled == "every" else others
+        others = others + (others >= own)
+        return torch.cat([others, torch.tensor([own])]).sort().values if first or self.sampled == "every" else others
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows of a client that are sampled in the first steps only, if at all: what they are, no later query may tell.
+
+    Attributes:
+        client: whose.
+        start: the number of the first of them; the group is all from there on.
+        steps: how many Poisson samples they may be in.
+    """
+
+    client: int
+    start: int
+    steps: int
 
 
 @dataclass
@@ -118,19 +145,21 @@ class WatchedClients(Clients):
 
     Attributes:
         tape: what they did.
-        hidden: the row to sample, if there is one.
+        hidden: the row that is looked at, or the group of rows, if there is one.
         script: another world's tape, whose answers are given; None: their own.
     """
 
     tape: Tape = field(default_factory=Tape)
-    hidden: Hidden | None = None
+    hidden: Hidden | Group | None = None
     script: Tape | None = None
+    placed: dict[int, int | None] = field(default_factory=dict)
+    """Where the hidden row stands in the batch that is being made, by client."""
 
     def add_noise(self, release: Release, round_: int, sent: Tensors, kept: Tensors | None = None) -> Noised:
         """As every client's; the answer is the script's where there is one, as far as clients noise it."""
         asked, held = copied(sent), copied(kept or {})
         noised = super().add_noise(release, round_, sent, kept)
-        own = Noised(copied(noised.sent), copied(noised.kept), noised.fingerprint)
+        own = replace(noised, sent=copied(noised.sent), kept=copied(noised.kept))
         query = Query(self.tape.round, release, round_, self.members, asked, held, own, self._sampled(release))
         self.tape.queries.append(query)
         return noised if self.script is None else self._told(self.script, query, noised)
@@ -155,31 +184,51 @@ class WatchedClients(Clients):
     def poisson(self, round_: int, rate: float, client_rate: float = 1.0) -> list[Tensor]:
         """As every client's, with the hidden row in or out as it should be; the other rows' draws do not depend on it."""
         rows, hidden = super().poisson(round_, rate, client_rate), True
-        for position, client in enumerate(self.members if self.hidden else ()):
-            assert self.hidden is not None
+        if isinstance(self.hidden, Group):
+            hidden = len(self.tape.samples) < self.hidden.steps
+            own = self.members.index(self.hidden.client)
+            rows[own] = rows[own] if hidden else rows[own][rows[own] < self.hidden.start]
+        for position, client in enumerate(self.members if isinstance(self.hidden, Hidden) else ()):
+            assert isinstance(self.hidden, Hidden)
             if client == self.hidden.client:
                 rows[position] = self.hidden.within(rows[position], len(self.x[position]), not self.tape.samples)
-                hidden = not self.hidden.present or len(self.x[position]) - 1 in rows[position]
+                hidden = not self.hidden.present or self.hidden.index(len(self.x[position]) - 1) in rows[position]
             elif self.hidden.sampled == "alone":
                 rows[position] = rows[position][:0]
-        self.tape.samples.append(Sample(self.tape.round, rate, client_rate, [chosen.clone() for chosen in rows], hidden))
+        self.tape.samples.append(Sample(self.tape.round, round_, rate, client_rate, [chosen.clone() for chosen in rows], hidden))
         return rows
 
     def batches(self, rows: Sequence[Tensor], round_: int, noise: Mapping[str, tuple[int, ...]]) -> list[Batch]:
         """As every client's; the rows are noted."""
         self.tape.taken.append((self.tape.round, [chosen.clone() for chosen in rows]))
-        return super().batches(rows, round_, noise)
+        for client, chosen, x in zip(self.members, rows, self.x, strict=True):
+            if isinstance(self.hidden, Hidden) and client == self.hidden.client and self.hidden.present:
+                found = (chosen == self.hidden.index(len(x) - 1)).nonzero().flatten().tolist()
+                self.placed[client] = found[0] if found else None
+        made = super().batches(rows, round_, noise)
+        self.placed.clear()
+        return made
 
     def draws(self, client: int, rows: int, round_: int, noise: Mapping[str, tuple[int, ...]]) -> Tensors:
-        """As every client's; in a forced world the first world's, without the hidden row's, which come last."""
+        """As every client's; in a forced world the first world's, without the hidden row's."""
         made = super().draws(client, rows, round_, noise)
         noted = self.tape.draws.setdefault((client, round_), [])
         if self.script is not None:
             told = self.script.draws.get((client, round_), [])[len(noted) : len(noted) + 1]
             if told and told[0].keys() == made.keys() and all(len(told[0][name]) >= rows for name in made):
                 made = {name: told[0][name][:rows].clone() for name in made}
-        noted.append(made)
+        index = self._hidden_in(client, rows)
+        noted.append(made if index is None else {name: _without(value, index) for name, value in made.items()})
         return made
+
+    def _hidden_in(self, client: int, rows: int) -> int | None:
+        """The position of the hidden row's draws among those of ``rows`` rows; None where it has none."""
+        if not isinstance(self.hidden, Hidden) or client != self.hidden.client or not self.hidden.present or not rows:
+            return None
+        if client in self.placed:
+            return self.placed[client]
+        # whoever asks without a batch means all rows, in order
+        return self.hidden.index(rows - 1)
 
 
 class WatchedPool(LocalPool):
@@ -217,7 +266,7 @@ class WatchedPool(LocalPool):
 
 
 def watched(
-    spec: CohortSpec, x: NDArray[np.float32], y: NDArray[np.int64], hidden: Hidden | None = None, script: Tape | None = None
+    spec: CohortSpec, x: NDArray[np.float32], y: NDArray[np.int64], hidden: Hidden | Group | None = None, script: Tape | None = None
 ) -> Cohort:
     """A cohort whose clients are watched."""
     cohort = Cohort(spec, x, y)
@@ -231,6 +280,10 @@ def tape_of(cohort: Cohort) -> Tape:
     clients = cohort.clients
     assert isinstance(clients, WatchedClients)
     return clients.tape
+
+
+def _without(values: Tensor, index: int) -> Tensor:
+    return torch.cat([values[:index], values[index + 1 :]])
 
 
 def copied(tensors: Mapping[str, Tensor]) -> Tensors:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fedsim.algorithm import Clients, Message, Noised, Server, Tensors, load_parameters
 from fedsim.batch import Batch
 from fedsim.dp_sgd import DPSGD, DPSGDParams, averaged_model
-from fedsim.models.layers import ClientLinear, one_hot
+from fedsim.models.layers import ClientCode, ClientLinear, one_hot
 from fedsim.models.linear import LinearClassifier
 from fedsim.privacy.clipping import clipped_sum
 from fedsim.privacy.noise import fingerprint
@@ -59,6 +59,29 @@ class Adapted(Tiny):
         return {"distance": (batch.x - self.decoded(model, batch.y) - own).square().sum(1)}
 
 
+class Coded(Tiny):
+    """Each client learns a code, the mean of its rows' first entries, beside the prototypes; the generator does not read it."""
+
+    def build(self, clients: int) -> nn.Module:
+        model: Any = super().build(clients)
+        model["code"] = ClientCode(clients, 2)
+        return model
+
+    def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
+        return {**super().loss(model, batch), "code": (batch.x[:, :2] - model["code"](batch.layout)).square().sum(1)}
+
+
+class Counting(Tiny):
+    """Clients count their rounds, in whole numbers."""
+
+    def start_clients(self, clients: Clients) -> None:
+        clients.state["rounds"] = torch.zeros(len(clients.members), dtype=torch.long)
+
+    def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
+        clients.state["rounds"] += 1
+        return super().client_round(clients, round_, release, broadcast)
+
+
 class Classified(Tiny):
     """A classifier in place of the generator: the nearest prototype."""
 
@@ -81,7 +104,7 @@ class Spelled(Tiny):
         return Message(sums=noised.sent, sampled=sampled, noise=noised.fingerprint, uplink_bytes=weight)
 
     def rows(self, clients: Clients, round_: int, release: Release) -> list[Tensor]:
-        return clients.poisson(round_, release.sample_rate)
+        return clients.poisson(round_, self.params.sample_rate, self.params.client_rate)
 
     def sums(self, model: nn.Module, batch: Batch) -> Tensors:
         return clipped_sum(model, lambda model, batch: self.loss(model, batch)["distance"], batch, self.norms(model)).sums

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from broken.tiny import Adapted, Classified, Spelled, Tiny
+from broken.tiny import Adapted, Classified, Coded, Counting, Spelled, Tiny
 from cells import SHIPPED
 
 from fedsim.algorithm import Algorithm
@@ -22,7 +22,7 @@ BROKEN = {
     "unclipped_part:UnclippedPart": ("sensitivity", r"the claimed bound is 1 .*'prototypes\.bias' alone"),
     "size_leaves_unpaid:SizeLeavesUnpaid": ("sensitivity", r"changes 'rows' in the messages by 1; no noise of Clients.add_noise covers it"),
     "label_counts_leave_unpaid:LabelCountsLeaveUnpaid": ("sensitivity", r"the claimed bound is 1 .*'label_counts' alone by 1"),
-    "state_without_noise:StateWithoutNoise": ("sensitivity", r"not in the round's sample changes .*state without noise remembers"),
+    "state_without_noise:StateWithoutNoise": ("sensitivity", r"not in the round's sample, changes .*state without noise remembers"),
     "noise_reused_between_rounds:NoiseReusedBetweenRounds": ("noise", r"the noise of round 0 is used again in round 1"),
     "noise_reused_between_clients:NoiseReusedBetweenClients": (
         "noise",
@@ -36,7 +36,30 @@ BROKEN = {
     "resume_differs:ResumeDiffers": ("resume", r"going on after 1 of 3 rounds differs"),
     "unserialisable_message:UnserialisableMessage": ("serialisable", r"the message cannot be serialised"),
     "data_changed:DataChanged": ("data untouched", r"client 0's rows are not what the partition gave it"),
+    "sample_reused_between_rounds:SampleReusedBetweenRounds": ("sampling", r"the Poisson sample of step 0 is drawn again, after round 0"),
+    "everyone_takes_part:EveryoneTakesPart": ("sampling", r"a client that is not in the round's sample .* claims rate 0\.2"),
+    "rate_of_rows_claimed_for_clients:RateOfRowsClaimedForClients": ("sampling", r"is not in the round's sample .* claims rate 0\.2"),
+    "left_out_client_sends_old_update:LeftOutClientSendsOldUpdate": ("sampling", r"by 0\.5 of the bound; the plan claims rate 0\.5"),
+    "bytes_by_size:BytesBySize": ("sensitivity", r"changes what a message is: round 0: \d+ and \d+ bytes sent"),
+    "label_told_by_name:LabelToldByName": ("sensitivity", r"the message holds 'label 0' in one of the two worlds only"),
+    "codes_without_noise:CodesWithoutNoise": ("sensitivity", r"'codes\.code\.weight' in what is kept of a training"),
+    "rate_from_own_rows:RateFromOwnRows": ("sensitivity", r"'codes\.code\.weight' in what is kept of a training"),
+    "first_row_is_the_anchor:FirstRowIsTheAnchor": ("sensitivity", r"removing an ordinary row .* the claimed bound is 1 \(2\.\d+ of it\)"),
 }
+"""A quick check sees them."""
+HIDDEN = {
+    "weights_from_label_counts:WeightsFromLabelCounts": r"a row against the others of its label, clip norm 0\.5 .* \(1\.33 of it\)",
+    "clip_at_the_batch_median:ClipAtTheBatchMedian": r"removing a row .* \([1-9]\d*\.\d+ of it\)",
+    "no_clip_while_the_mean_is_small:NoClipWhileTheMeanIsSmall": r"removing a row .* \(1\.\d+ of it\)",
+    "updates_clipped_at_their_median:UpdatesClippedAtTheirMedian": r"a client that moves the median .* \(1\.\d+ of it\)",
+    "stops_on_own_loss:StopsOnOwnLoss": r"round [5-9]: half of a client's rows, in no sample, not in the round's sample, changes",
+    "statistics_every_tenth_round:StatisticsEveryTenthRound": r"round 9: .* changes 'prototypes\.bias' in the messages",
+    "statistics_of_the_process:StatisticsOfTheProcess": r"round 0: .* changes 'prototypes\.bias' in the messages",
+    "divides_by_steps_of_ten_rows:DividesByStepsOfTenRows": r"a row beside 10 others .* \(1\.\d+ of it\)",
+    "one_label_counts_double:OneLabelCountsDouble": r"removing a row .* \(2\.00 of it\)",
+    "raises_without_rows:RaisesWithoutRows": r"a row beside 0 others: ValueError: a client has no row \(\S*raises_without_rows\.py:\d+\)",
+}
+"""Their sensitivity shows in a full check only."""
 
 
 def failures(findings: list[Finding]) -> list[Finding]:
@@ -45,7 +68,7 @@ def failures(findings: list[Finding]) -> list[Finding]:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_registered_algorithm_passes(name: str) -> None:
-    findings = list(check_algorithm(name, SMALL.get(name, [])))
+    findings = list(check_algorithm(name, SMALL.get(name, []), quick=True))
     assert failures(findings) == []
     cls = lookup(name)
     settings = {f"{unit}, {trust}" for unit in cls.units for trust in cls.trusts} if cls.private else {"not private"}
@@ -53,9 +76,10 @@ def test_every_registered_algorithm_passes(name: str) -> None:
     assert len(findings) == len(settings) * len(CHECKS)
 
 
-@pytest.mark.parametrize("cls", [Tiny, Adapted, Spelled, Classified])
-def test_what_the_broken_ones_are_made_of_is_sound(cls: type[Algorithm]) -> None:
-    findings = list(check_algorithm(f"broken.tiny:{cls.__name__}", trust="silo"))
+@pytest.mark.parametrize("quick", [True, False])
+@pytest.mark.parametrize("cls", [Tiny, Adapted, Spelled, Classified, Coded, Counting])
+def test_what_the_broken_ones_are_made_of_is_sound(cls: type[Algorithm], quick: bool) -> None:
+    findings = list(check_algorithm(f"broken.tiny:{cls.__name__}", trust="silo", quick=quick))
     assert failures(findings) == []
     assert [finding.check for finding in findings if finding.passed is None] == ([] if cls.generates() else ["restored"])
 
@@ -64,20 +88,48 @@ def test_what_the_broken_ones_are_made_of_is_sound(cls: type[Algorithm]) -> None
 def test_a_broken_algorithm_fails_its_own_check_for_its_own_reason(path: str) -> None:
     check, reason = BROKEN[path]
     name = f"broken.{path}"
-    failed = failures(list(check_algorithm(name, trust=lookup(name).trusts[0])))
+    failed = failures(list(check_algorithm(name, trust=lookup(name).trusts[0], quick=True)))
     assert [finding.check for finding in failed] == [check]
     assert re.search(reason, failed[0].verdict.reason)
     assert failed[0].verdict.fix
 
 
+@pytest.mark.parametrize("path", HIDDEN)
+def test_a_full_check_sees_what_a_quick_one_does_not(path: str) -> None:
+    name = f"broken.{path}"
+    trust = lookup(name).trusts[0]
+    assert failures(list(check_algorithm(name, trust=trust, quick=True))) == []
+    failed = failures(list(check_algorithm(name, trust=trust)))
+    assert [finding.check for finding in failed] == ["sensitivity"]
+    assert re.search(HIDDEN[path], failed[0].verdict.reason)
+    assert failed[0].verdict.fix
+
+
+@pytest.mark.parametrize(("name", "params"), [("fedhypevae", []), ("dp-gaussian", []), ("dp-cvae", SMALL["dp-cvae"])])
+def test_a_full_check_passes_and_says_how_much_it_saw(name: str, params: list[str]) -> None:
+    cls = lookup(name)
+    findings = list(check_algorithm(name, params, trust=cls.trusts[0]))
+    assert failures(findings) == []
+    for finding in (finding for finding in findings if finding.check == "sensitivity"):
+        assert re.search(r"the largest change seen is 1\.000 of the claimed bound \(.*\), over \d+ pairs", finding.verdict.reason)
+        assert f"rounds 0 to {11 if 'rounds' in cls.Params.model_fields else 1}; a lower bound" in finding.verdict.reason
+
+
+def test_whole_clients_are_sampled_where_a_parameter_says_so() -> None:
+    findings = check_algorithm("weight-noise", SMALL["weight-noise"], "client", "silo", quick=True)
+    (found,) = (finding for finding in findings if finding.check == "sampling")
+    assert found.passed
+    assert found.verdict.reason == "clients that are not sampled (rate 0.5) change nothing: 2 pairs of neighbours, rounds 0 to 2"
+
+
 def test_a_batch_level_loss_exceeds_the_bound_also_as_measured() -> None:
-    measured = sensitivity(subject("broken.batch_level_loss:BatchLevelLoss", [], "example", "aggregate"))
+    measured = sensitivity(subject("broken.batch_level_loss:BatchLevelLoss", [], "example", "aggregate", quick=True))
     assert measured.passed is False
     assert "the claimed bound is" in measured.reason
 
 
 def test_a_heuristic_claim_is_measured_and_not_failed() -> None:
-    findings = check_algorithm("fedhypevae", ["scope=hypernetwork"], "example", "aggregate")
+    findings = check_algorithm("fedhypevae", ["scope=hypernetwork"], "example", "aggregate", quick=True)
     (found,) = (finding for finding in findings if finding.check == "sensitivity")
     assert found.passed is None
     assert "heuristic" in found.verdict.reason
@@ -85,7 +137,7 @@ def test_a_heuristic_claim_is_measured_and_not_failed() -> None:
 
 
 def test_an_exception_is_a_failure_with_its_place_and_what_depends_on_it_is_not_checked() -> None:
-    findings = list(check_algorithm("broken.raises:Raises", trust="silo"))
+    findings = list(check_algorithm("broken.raises:Raises", trust="silo", quick=True))
     (failed,) = failures(findings)
     assert failed.check == "trains"
     assert re.fullmatch(r"ZeroDivisionError: .* \(\S*raises\.py:\d+\)", failed.verdict.reason)
@@ -95,7 +147,7 @@ def test_an_exception_is_a_failure_with_its_place_and_what_depends_on_it_is_not_
 
 def test_a_warm_start_passes_for_the_unit_that_it_allows() -> None:
     warm = ["warm_start=client-moments", "encoder=posterior"]
-    findings = list(check_algorithm("fedhypevae", warm, trust="aggregate"))
+    findings = list(check_algorithm("fedhypevae", warm, trust="aggregate", quick=True))
     assert failures(findings) == []
     assert {finding.setting for finding in findings} == {"example, aggregate"}
     with pytest.raises(UserError, match="does not support unit client"):

@@ -1,0 +1,20 @@
+"""Every client takes part in every round, where the plan claims that few do."""
+
+from broken.tiny import Spelled, TinyParams
+from pydantic import Field
+from torch import Tensor
+
+from fedsim.algorithm import Clients
+from fedsim.privacy.plan import Release
+
+
+class FewTakePart(TinyParams):
+    client_rate: float = Field(0.2, gt=0, le=1)
+
+
+class EveryoneTakesPart(Spelled):
+    Params = FewTakePart
+    units = ("client",)
+
+    def rows(self, clients: Clients, round_: int, release: Release) -> list[Tensor]:
+        return clients.poisson(round_, self.params.sample_rate)

@@ -1,0 +1,15 @@
+"""Rows of label 6 count twice, after the clip."""
+
+from broken.tiny import Spelled
+from torch import nn
+
+from fedsim.algorithm import Tensors
+from fedsim.batch import Batch
+
+DOUBLE = 6
+
+
+class OneLabelCountsDouble(Spelled):
+    def sums(self, model: nn.Module, batch: Batch) -> Tensors:
+        twice = super().sums(model, batch._take(batch.y == DOUBLE))
+        return {name: value + twice[name] for name, value in super().sums(model, batch).items()}

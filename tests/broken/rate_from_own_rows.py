@@ -1,0 +1,21 @@
+"""A client's learning rate follows the spread of its own rows, which no noise covers; its noised code leaves."""
+
+import torch
+from broken.tiny import Coded
+
+from fedsim.algorithm import Clients, Message, Tensors
+from fedsim.privacy.plan import Release
+
+
+class RateFromOwnRows(Coded):
+    def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
+        self.spread = [float(x.std()) if len(x) else 0.0 for x in clients.x]
+        return super().client_round(clients, round_, release, broadcast)
+
+    def _local_step(self, clients: Clients, round_: int, gradients: Tensors) -> None:
+        before = clients.model["code"].weight.detach().clone()
+        super()._local_step(clients, round_, gradients)
+        rate = 1 + torch.tensor(self.spread)[:, None]
+        with torch.no_grad():
+            clients.model["code"].weight.copy_(before + rate * (clients.model["code"].weight - before))
+        clients.state["average.code.weight"] = clients.model["code"].weight.detach().clone()
