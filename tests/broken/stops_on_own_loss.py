@@ -1,4 +1,4 @@
-"""From the fifth round on a client falls silent for good once the loss on all its rows is above the least that it has seen."""
+"""From the fifth round on a client falls silent once the mean loss on all its rows is small enough for its taste."""
 
 from dataclasses import replace
 
@@ -11,21 +11,16 @@ from fedsim.batch import Batch
 from fedsim.models.layers import Layout
 from fedsim.privacy.plan import Release
 
-PATIENCE = 4
+PATIENCE, ENOUGH = 4, 0.97
 
 
 class StopsOnOwnLoss(Spelled):
-    def start_clients(self, clients: Clients) -> None:
-        clients.state["least"] = torch.full((len(clients.members),), torch.inf)
-
     def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
         load_parameters(clients.model, broadcast)
-        least = clients.state["least"]
-        for position, (x, y) in enumerate(zip(clients.x, clients.y, strict=True)):
-            with torch.no_grad():
-                loss = self.loss(clients.model, Batch(x, y, {}, Layout(torch.zeros_like(y), 1)))["distance"].sum()
-            least[position] = -torch.inf if round_ > PATIENCE and loss > least[position] else min(loss, least[position])
-        self.trains = least > -torch.inf
+        with torch.no_grad():
+            batches = [Batch(x, y, {}, Layout(torch.zeros_like(y), 1)) for x, y in zip(clients.x, clients.y, strict=True)]
+            losses = torch.stack([self.loss(clients.model, batch)["distance"].mean() for batch in batches])
+        self.trains = losses > ENOUGH if round_ > PATIENCE else torch.ones_like(losses, dtype=torch.bool)
         return super().client_round(clients, round_, release, broadcast)
 
     def sums(self, model: nn.Module, batch: Batch) -> Tensors:
