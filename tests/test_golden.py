@@ -7,37 +7,39 @@ from cells import quick, small_cells
 
 from fedsim.runtime.trial import Outcome, run_trial
 
+CELLS = {"fedhypevae": quick("fedhypevae", rounds=60), "dp-gmm": quick("dp-gmm")}
 GOLDEN: dict[str, dict[str, Any]] = {
     "fedhypevae": {
-        "balanced_accuracy": 0.06666666666666667,
-        "sampled": [2647858220, 2973189512, 247351373],
-        "noise": [3750064285, 2182271862, 3329995761],
-        "uplink_bytes": 121392,
+        "balanced_accuracy": 0.18787439613526571,
+        "sampled": [2984768263, 1586664648, 3940939340],
+        "noise": [777259005, 3544537900, 1766520576],
+        "uplink_bytes": 2427840,
     },
     "dp-gmm": {
         "balanced_accuracy": 0.7200351339481774,
-        "sampled": [0, 0, 0, 0, 0],
-        "noise": [689774097, 2140213902, 1563684403, 2823295853, 180464808],
+        "sampled": [0, 0, 0],
+        "noise": [1563684403, 2823295853, 180464808],
         "uplink_bytes": 101456,
     },
 }
+"""Fingerprints are those of the last rounds."""
 
 
 def told(name: str) -> dict[str, Any]:
     """What a row and its rounds say of one tiny cell."""
-    prepared = small_cells(quick(name), epsilon=4.0)
+    prepared = small_cells(CELLS[name], epsilon=4.0)
     (trial,), (data,) = prepared.trials, prepared.data.values()
     *records, outcome = run_trial(trial, data)
     assert isinstance(outcome, Outcome)
     return {
         "balanced_accuracy": outcome.scores.balanced_accuracy,
-        "sampled": [record.values["sampled"] for record in records],  # type: ignore[union-attr]
-        "noise": [record.values["noise"] for record in records],  # type: ignore[union-attr]
+        "sampled": [record.values["sampled"] for record in records[-3:]],  # type: ignore[union-attr]
+        "noise": [record.values["noise"] for record in records[-3:]],  # type: ignore[union-attr]
         "uplink_bytes": outcome.uplink_bytes,
     }
 
 
-@pytest.mark.parametrize("name", GOLDEN)
+@pytest.mark.parametrize("name", CELLS)
 def test_a_tiny_cell_gives_the_row_that_it_gave(name: str) -> None:
     found, golden = told(name), dict(GOLDEN[name])
     assert found.pop("balanced_accuracy") == pytest.approx(golden.pop("balanced_accuracy"), abs=1e-6)
