@@ -14,22 +14,23 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from algorithms.warm_start import RELEASED, Rows, WarmStart
-from fedsim.algorithm import Clients, Message, Server, Tensors
 from fedsim.batch import Batch
-from fedsim.dp_sgd import DPSGD, DPSGDParams, averaged_model
 from fedsim.errors import UserError
+from fedsim.methods.clients import Clients
+from fedsim.methods.dp_sgd import DPSGD, DPSGDParams, averaged_model
+from fedsim.methods.messages import Message, Server, Tensors
+from fedsim.methods.one_shot import statistics_message
+from fedsim.methods.optimise import adam_step
+from fedsim.methods.registry import register
 from fedsim.models.cvae import Encoder, ObservationNoise, gaussian_nll, gaussian_nll_diagonal, kl_normal, sample_posterior
 from fedsim.models.hypernetwork import ConditionalPrior, ModulatedDecoder
 from fedsim.models.initialise import initial_model
 from fedsim.models.kernel import kernel_features, kernel_frequencies, kernel_score
 from fedsim.models.layers import ClientCode
 from fedsim.models.posterior import linear_posterior, posterior_spread
-from fedsim.models.spectral import leading, steady
-from fedsim.one_shot import statistics_message
-from fedsim.optimise import adam_step
 from fedsim.privacy.clipping import Norms
 from fedsim.privacy.plan import Claim, PrivacyPlan, Release
-from fedsim.registry import register
+from fedsim.privacy.statistics.spectral import leading, steady
 from fedsim.seeds import Purpose, Seeds
 
 

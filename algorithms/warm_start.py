@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsim.algorithm import Server, Tensors
-from fedsim.models import moments
-from fedsim.models.spectral import cosines, leading, square_root, steady
+from fedsim.methods.messages import Server, Tensors
 from fedsim.privacy.clipping import OuterProduct
 from fedsim.privacy.plan import Release
+from fedsim.privacy.statistics import moments
+from fedsim.privacy.statistics.spectral import cosines, leading, square_root, steady
 
 SHARES = {
     "moments": {"mean": 0.1, "moments": 0.7, "class moments": 0.2},

@@ -8,10 +8,12 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from fedsim.algorithm import Algorithm, Clients, Message, Params, Server, Tensors
+from fedsim.methods.algorithm import Algorithm, Params
+from fedsim.methods.clients import Clients
+from fedsim.methods.messages import Message, Server, Tensors
+from fedsim.methods.registry import register
 from fedsim.models.linear import LinearClassifier, fit_linear
 from fedsim.privacy.plan import Release
-from fedsim.registry import register
 from fedsim.seeds import Seeds
 
 

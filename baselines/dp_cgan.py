@@ -21,14 +21,14 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedsim.algorithm import Server, Tensors
 from fedsim.batch import Batch
-from fedsim.dp_sgd import DPSGD, DPSGDParams, averaged_model
+from fedsim.methods.dp_sgd import DPSGD, DPSGDParams, averaged_model
+from fedsim.methods.messages import Server, Tensors
+from fedsim.methods.optimise import adam_step
+from fedsim.methods.registry import register
 from fedsim.models.conditional import ConditionalGenerator, ConditionalSampler
 from fedsim.models.layers import one_hot
-from fedsim.optimise import adam_step
 from fedsim.privacy.plan import Release
-from fedsim.registry import register
 from fedsim.seeds import Purpose, Seeds
 
 

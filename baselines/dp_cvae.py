@@ -14,11 +14,11 @@ from typing import Any, cast
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedsim.algorithm import Server, Tensors
 from fedsim.batch import Batch
-from fedsim.local_dp_sgd import LocalDPSGD, LocalDPSGDParams
+from fedsim.methods.local_dp_sgd import LocalDPSGD, LocalDPSGDParams
+from fedsim.methods.messages import Server, Tensors
+from fedsim.methods.registry import register
 from fedsim.models.cvae import CVAE, CVAEGenerator
-from fedsim.registry import register
 from fedsim.seeds import Seeds
 
 

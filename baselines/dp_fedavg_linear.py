@@ -5,8 +5,8 @@ from __future__ import annotations
 from pydantic import Field
 
 from baselines.fedavg_linear import SoftmaxRegression
-from fedsim.local_dp_sgd import LocalDPSGD, LocalDPSGDParams
-from fedsim.registry import register
+from fedsim.methods.local_dp_sgd import LocalDPSGD, LocalDPSGDParams
+from fedsim.methods.registry import register
 
 
 class DPFedAvgLinearParams(LocalDPSGDParams):

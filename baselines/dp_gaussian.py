@@ -9,13 +9,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedsim.algorithm import Generator, Params, Server, Tensors
-from fedsim.models import moments
-from fedsim.models.spectral import square_root
-from fedsim.one_shot import OneShot
+from fedsim.methods.algorithm import Params
+from fedsim.methods.messages import Server, Tensors
+from fedsim.methods.one_shot import OneShot
+from fedsim.methods.products import Generator
+from fedsim.methods.registry import register
 from fedsim.privacy.clipping import OuterProduct
 from fedsim.privacy.plan import Release
-from fedsim.registry import register
+from fedsim.privacy.statistics import moments
+from fedsim.privacy.statistics.spectral import square_root
 from fedsim.seeds import Seeds
 
 

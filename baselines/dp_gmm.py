@@ -15,11 +15,12 @@ from pydantic import Field
 from torch import Tensor
 
 from baselines.dp_gaussian import DPGaussian, DPGaussianParams, GaussianGenerator
-from fedsim.algorithm import Generator, Server, Tensors
-from fedsim.models import mixture, moments
+from fedsim.methods.messages import Server, Tensors
+from fedsim.methods.products import Generator
+from fedsim.methods.registry import register
 from fedsim.privacy.clipping import OuterProduct
 from fedsim.privacy.plan import Release
-from fedsim.registry import register
+from fedsim.privacy.statistics import mixture, moments
 from fedsim.seeds import Purpose, Seeds
 
 TOLD = ("mean", "class_means", "counts", "basis", "covariance", "offsets", "shares")

@@ -15,16 +15,17 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedsim.algorithm import Params, Server, Tensors
-from fedsim.models import moments
+from fedsim.methods.algorithm import Params
+from fedsim.methods.messages import Server, Tensors
+from fedsim.methods.one_shot import OneShot
+from fedsim.methods.optimise import adam_step
+from fedsim.methods.registry import register
 from fedsim.models.conditional import ConditionalGenerator, ConditionalSampler
 from fedsim.models.kernel import kernel_features, kernel_frequencies
 from fedsim.models.layers import one_hot
-from fedsim.one_shot import OneShot
-from fedsim.optimise import adam_step
 from fedsim.privacy.clipping import OuterProduct
 from fedsim.privacy.plan import Release
-from fedsim.registry import register
+from fedsim.privacy.statistics import moments
 from fedsim.seeds import Purpose, Seeds
 
 WEIGHTS = {"features": 1.0, "counts": 0.15}

@@ -8,11 +8,11 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedsim.algorithm import Server, Task, Tensors
 from fedsim.batch import Batch
-from fedsim.local_training import LocalTraining, LocalTrainingParams
+from fedsim.methods.local_training import LocalTraining, LocalTrainingParams
+from fedsim.methods.messages import Server, Task, Tensors
+from fedsim.methods.registry import register
 from fedsim.models.linear import LinearClassifier, LinearHead, cross_entropy
-from fedsim.registry import register
 from fedsim.seeds import Seeds
 
 

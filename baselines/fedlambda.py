@@ -10,10 +10,13 @@ from pydantic import Field
 
 from baselines.fedavg_linear import FedAvgLinear, FedAvgLinearParams
 from baselines.local_only import own_classifier, own_classifiers
-from fedsim.algorithm import Clients, Message, Server, Tensors, load_parameters
-from fedsim.models.linear import Interpolated, LocalClassifiers, held_out_weight
+from fedsim.evaluation.weights import held_out_weight
+from fedsim.methods.clients import Clients
+from fedsim.methods.messages import Message, Server, Tensors
+from fedsim.methods.parameters import load_parameters
+from fedsim.methods.registry import register
+from fedsim.models.linear import Interpolated, LocalClassifiers
 from fedsim.privacy.plan import Release
-from fedsim.registry import register
 from fedsim.seeds import Seeds
 
 LOCAL = "local classifiers"

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedsim.algorithm import Algorithm, Clients, Message, Params, Server, Tensors
+from fedsim.methods.algorithm import Algorithm, Params
+from fedsim.methods.clients import Clients
+from fedsim.methods.messages import Message, Server, Tensors
+from fedsim.methods.registry import register
 from fedsim.models.linear import LinearClassifier, LocalClassifiers, fit_linear
 from fedsim.privacy.plan import Release
-from fedsim.registry import register
 from fedsim.seeds import Seeds
 
 

@@ -27,11 +27,11 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from algorithms.fedhypevae import FedHypeVAE
-from fedsim.algorithm import Task
-from fedsim.batch import Batch
+from fedsim.batch import Batch, Layout
+from fedsim.methods.messages import Task
+from fedsim.methods.optimise import adam_step
 from fedsim.models.initialise import initial_model
-from fedsim.models.layers import ClientCode, ClientLinear, Layout, one_hot
-from fedsim.optimise import adam_step
+from fedsim.models.layers import ClientCode, ClientLinear, one_hot
 from fedsim.privacy.clipping import Norms, clipped_sum
 from fedsim.privacy.clipping.materialised import LossModule, register_cohort_layers
 from fedsim.privacy.noise import gaussian
@@ -139,7 +139,7 @@ def plain(problem: Problem, device: str) -> Callable[[], None]:
 
 
 def engine(name: str) -> Callable[[Problem, str], Callable[[], None]]:
-    """A step with one of this package's engines, as ``fedsim.dp_sgd`` makes it."""
+    """A step with one of this package's engines, as ``fedsim.methods.dp_sgd`` makes it."""
 
     def make(problem: Problem, device: str) -> Callable[[], None]:
         model = problem.build()

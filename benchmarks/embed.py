@@ -27,10 +27,10 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from fedsim.data.embed import EmbedJob, embed
-from fedsim.data.encoder import Encoder, EncoderFiles, EncoderSpec, best_device, locate
-from fedsim.data.image_folder import load_image_folder
-from fedsim.data.images import ImageSet
+from fedsim.data.encoding.embed import EmbedJob, embed
+from fedsim.data.encoding.encoder import Encoder, EncoderFiles, EncoderSpec, best_device, locate
+from fedsim.data.images.folder import load_image_folder
+from fedsim.data.images.images import ImageSet
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
@@ -104,7 +104,7 @@ def embed_rate(files: EncoderFiles, images: ImageSet, batch: int, cache: Path) -
     encoder = Encoder(files, "cls", best_device())
 
     def work(job: EmbedJob, numbers: Any) -> Any:
-        from fedsim.data.shards import embedded_shards
+        from fedsim.data.encoding.shards import embedded_shards
 
         threads = 1 if encoder.device == "cpu" else max(1, joblib.cpu_count() - 1)
         return embedded_shards(encoder, job.images, numbers, job.spec.dtype, job.batch, threads)

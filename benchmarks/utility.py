@@ -14,9 +14,11 @@ from typing import Any
 
 import pandas as pd
 
-from fedsim.report import read_manifest, tables
+from fedsim.report import tables
+from fedsim.report.report import read_manifest
 from fedsim.report.tables import number
-from fedsim.results import Interval, load_results
+from fedsim.results.groups import Interval
+from fedsim.results.store import load_results
 
 PLACE = ["dataset", "scheme", "alpha", "clients", "trust"]
 MEASURES = {"share": "Balanced accuracy as a share of the ceiling", "accuracy": "Accuracy"} | {

@@ -6,8 +6,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedsim.results import load_results
-    from fedsim.runtime.generators import load_generator
+    from fedsim.results.store import load_results
+    from fedsim.simulation.generators import load_generator
 
 try:
     __version__ = version("fedsim")
@@ -20,11 +20,11 @@ __all__ = ["__version__", "load_generator", "load_results"]
 def __getattr__(name: str) -> Any:
     # torch, Ray and pandas are imported when one of these is used
     if name == "load_results":
-        from fedsim.results import load_results
+        from fedsim.results.store import load_results
 
         return load_results
     if name == "load_generator":
-        from fedsim.runtime.generators import load_generator
+        from fedsim.simulation.generators import load_generator
 
         return load_generator
     raise AttributeError(f"module 'fedsim' has no attribute '{name}'")

@@ -4,11 +4,59 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from fedsim.models.layers import Layout
+
+@dataclass(frozen=True)
+class Layout:
+    """Which client each row of a ragged batch belongs to.
+
+    Attributes:
+        client: int64 ``[N]``, positions in the cohort (0 .. clients - 1), ascending.
+        clients: K, the number of clients in the cohort.
+        direct: gather one weight set per row instead of padding; for ``torch.func.vmap``, where shapes may not depend on data.
+    """
+
+    client: Tensor
+    clients: int
+    direct: bool = False
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """Rows per client, int64 ``[K]``."""
+        return torch.bincount(self.client, minlength=self.clients)
+
+    @cached_property
+    def width(self) -> int:
+        """The largest number of rows that one client has."""
+        return int(self.counts.max()) if len(self.client) else 0
+
+    @cached_property
+    def _slots(self) -> Tensor:
+        starts = torch.cumsum(self.counts, 0) - self.counts
+        within = torch.arange(len(self.client), device=self.client.device) - starts[self.client]
+        return self.client * self.width + within
+
+    def detach(self) -> Layout:
+        """Itself: Opacus detaches every input that a layer sees."""
+        return self
+
+    @property
+    def shape(self) -> torch.Size:
+        """``[N]``: Opacus reads the number of rows from a layer's last input."""
+        return self.client.shape
+
+    def pad(self, rows: Tensor) -> Tensor:
+        """``[N, ...]`` to ``[K, width, ...]``, zeros where a client has fewer rows."""
+        padded = rows.new_zeros(self.clients * self.width, *rows.shape[1:]).index_copy(0, self._slots, rows)
+        return padded.view(self.clients, self.width, *rows.shape[1:])
+
+    def flatten(self, padded: Tensor) -> Tensor:
+        """``[K, width, ...]`` back to ``[N, ...]``; the inverse of :meth:`pad`."""
+        return padded.reshape(self.clients * self.width, *padded.shape[2:]).index_select(0, self._slots)
 
 
 @dataclass(frozen=True)

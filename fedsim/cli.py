@@ -15,10 +15,10 @@ from rich.console import Console
 
 from fedsim.errors import UserError
 from fedsim.privacy.plan import Trust, Unit
-from fedsim.terminal import wide_console
+from fedsim.words import wide_console
 
 if TYPE_CHECKING:
-    from fedsim.config import Grid
+    from fedsim.grid.models import Grid
 
 app = typer.Typer(
     help="Federated generative algorithms side by side, under identical partitions and honest differential privacy.",
@@ -53,7 +53,7 @@ def bench(
 
     Interrupt it at any time; the same command goes on where it stopped.
     """
-    from fedsim.config import load_grid
+    from fedsim.grid.read import load_grid
 
     checked = load_grid(grid, set_ or [], keep_going=keep_going)
     folder = out or Path("runs") / checked.name
@@ -73,8 +73,8 @@ def _bench(
     """Run a grid, or show its plan; the exit code says how it went."""
     from fedsim.runtime.bench import run_bench
     from fedsim.runtime.cluster import joined_cluster, local_cluster, this_machine
-    from fedsim.runtime.plan_table import show_plan
-    from fedsim.runtime.preflight import prepare
+    from fedsim.simulation.plan_table import show_plan
+    from fedsim.simulation.preflight import prepare
 
     console = Console()
     with ExitStack() as stack:
@@ -115,7 +115,7 @@ def algorithms(
 ) -> None:
     """Show the algorithms that fedsim knows: source, what they claim for whom, parameters with defaults."""
     from fedsim.kit.describe import algorithm_page, algorithms_table, describe
-    from fedsim.registry import known
+    from fedsim.methods.registry import known
 
     console = wide_console(Console(), 100)
     for part in algorithm_page(describe(name)) if name else [algorithms_table(known())]:
@@ -153,12 +153,12 @@ def embed(
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be decoded.")] = False,
 ) -> None:
     """Turn a data set's images into embeddings. Interrupt it at any time; the same command goes on where it stopped."""
-    from fedsim.config import parse_option
-    from fedsim.data.archive import check_target, export, read_manifest
-    from fedsim.data.embed import EmbedJob, Work, in_process
-    from fedsim.data.embed import embed as embedded
-    from fedsim.data.encoder import EncoderSpec, locate
+    from fedsim.data.encoding.archive import check_target, export, read_manifest
+    from fedsim.data.encoding.embed import EmbedJob, Work, in_process
+    from fedsim.data.encoding.embed import embed as embedded
+    from fedsim.data.encoding.encoder import EncoderSpec, locate
     from fedsim.data.sources import DatasetSpec, image_set
+    from fedsim.grid.read import parse_option
 
     check_target(out)
     given = {"size": size, "root": root, "limit": limit, "skip_bad": skip_bad or None}
@@ -202,7 +202,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan; run nothing.")] = False,
 ) -> None:
     """Run one cell, from flags; its generator is kept for `fedsim synth`."""
-    from fedsim.config import grid_of_options
+    from fedsim.grid.read import grid_of_options
 
     checked = grid_of_options(
         {
@@ -234,12 +234,12 @@ def synth(
     seed: Annotated[int | None, typer.Option(min=0, help="Of the draw; default: the cell's.")] = None,
 ) -> None:
     """Draw synthetic embeddings from a saved generator; it costs no privacy."""
-    from fedsim.data.archive import check_target, write_npz, write_sidecar
+    from fedsim.data.encoding.archive import check_target, write_npz, write_sidecar
 
     check_target(out)
     import numpy as np
 
-    from fedsim.runtime.generators import load_generator
+    from fedsim.simulation.generators import load_generator
 
     generator = load_generator(folder, cell, synthesis)
     x, y = generator.synthesise(per_class, seed)
@@ -260,12 +260,12 @@ def partition(
     out: Annotated[Path | None, typer.Option(help="Where the pictures go; default: runs/<name of the grid>/curves.")] = None,
 ) -> None:
     """Show how a grid divides its data among clients, without training."""
-    from fedsim.config import load_grid
+    from fedsim.grid.read import load_grid
 
     checked = load_grid(grid, set_ or [])
     from fedsim.report.figures import save_figure
     from fedsim.report.partitions import NAME, draw_partitions, label_table, summary_table
-    from fedsim.runtime.label_matrices import label_matrices
+    from fedsim.simulation.label_matrices import label_matrices
 
     matrices = label_matrices(checked)
     console = wide_console(Console())
@@ -310,9 +310,9 @@ def check(
 
 def _file_check(algorithm: str, param: list[str], settings: set[str]) -> list[str]:
     """Note a passed check where the algorithm states more than its base class proves; the settings that were noted."""
-    from fedsim.check_file import file_passed
-    from fedsim.claims import is_guaranteed
-    from fedsim.kit.subject import subject
+    from fedsim.kit.checks.subject import subject
+    from fedsim.methods.check_file import file_passed
+    from fedsim.methods.claims import is_guaranteed
 
     filed = []
     for unit, trust in product(get_args(Unit), get_args(Trust)):
@@ -328,7 +328,7 @@ def _file_check(algorithm: str, param: list[str], settings: set[str]) -> list[st
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(help="A run folder, such as runs/quickstart.")]) -> None:
     """Draw the summary, the curves and the page of a run folder again, from its rows alone."""
-    from fedsim.report import write_report
+    from fedsim.report.report import write_report
 
     console, drawn = Console(), write_report(folder)
     drawn.show(console)

@@ -3,11 +3,11 @@
 from importlib.metadata import entry_points
 from typing import Any
 
-from fedsim.config import Grid
-from fedsim.kit.subject import SHORT
-from fedsim.registry import GROUP, lookup
+from fedsim.grid.models import Grid
+from fedsim.kit.checks.subject import SHORT
+from fedsim.methods.registry import GROUP, lookup
 from fedsim.runtime.cluster import Node
-from fedsim.runtime.preflight import Prepared, prepare
+from fedsim.simulation.preflight import Prepared, prepare
 
 NODES = [Node(4.0, 0.0)]
 SHIPPED = sorted(entry.name for entry in entry_points(group=GROUP))

@@ -7,11 +7,11 @@ import pytest
 import torch
 from cells import SHIPPED, small_cells
 
-from fedsim.algorithm import RoundRecord
 from fedsim.data.embeddings import Embeddings
-from fedsim.runtime.cohort import build_algorithm
-from fedsim.runtime.trial import Outcome, Trial, run_trial
 from fedsim.seeds import Seeds
+from fedsim.simulation.cohort import build_algorithm
+from fedsim.simulation.rounds import RoundRecord
+from fedsim.simulation.trial import Outcome, Trial, run_trial
 
 ALGORITHMS = SHIPPED
 

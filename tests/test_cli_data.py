@@ -12,8 +12,8 @@ from cells import small_cells
 from pictures import save_encoder, save_folder, save_medmnist
 
 from fedsim.cli import main
-from fedsim.runtime.generators import save_generator
-from fedsim.runtime.trial import run_trial
+from fedsim.simulation.generators import save_generator
+from fedsim.simulation.trial import run_trial
 
 
 @dataclass

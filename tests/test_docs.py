@@ -9,10 +9,10 @@ import pytest
 import yaml
 from pictures import save_encoder, save_medmnist, save_milk10k
 
-from fedsim.config import load_grid
-from fedsim.data.encoder import REVISIONS
+from fedsim.data.encoding.encoder import REVISIONS
+from fedsim.grid.read import load_grid
 from fedsim.kit.new import STARTER
-from fedsim.results import ResultStore
+from fedsim.results.store import ResultStore
 
 ROOT = Path(__file__).parents[1]
 FEDSIM = Path(sys.executable).with_name("fedsim")

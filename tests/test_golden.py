@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from cells import quick, small_cells
 
-from fedsim.runtime.trial import Outcome, run_trial
+from fedsim.simulation.trial import Outcome, run_trial
 
 CELLS = {"fedhypevae": quick("fedhypevae", rounds=60), "dp-gmm": quick("dp-gmm")}
 GOLDEN: dict[str, dict[str, Any]] = {

@@ -12,12 +12,12 @@ import pytest
 import torch
 from cells import SHIPPED, quick, small_cells
 
-from fedsim.algorithm import Message, Tensors
 from fedsim.data.embeddings import Embeddings
+from fedsim.methods.messages import Message, Tensors
 from fedsim.privacy.plan import Release
-from fedsim.runtime.cohort import Cohort, LocalPool
-from fedsim.runtime.trial import Outcome, Trial, run_trial
 from fedsim.seeds import Seeds
+from fedsim.simulation.cohort import Cohort, LocalPool
+from fedsim.simulation.trial import Outcome, Trial, run_trial
 
 WARM = {"warm_start": "client-moments", "encoder": "posterior", "code": 3, "latent": 6}
 ENTRIES: dict[str, dict[str, Any]] = {name: quick(name) for name in SHIPPED} | {"warm start": quick("fedhypevae", **WARM)}

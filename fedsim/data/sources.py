@@ -14,18 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fedsim.data import medmnist
 from fedsim.data.cache import cache_folder
-from fedsim.data.digits import digits_embeddings, digits_images
-from fedsim.data.embedding_file import load_embedding_file
 from fedsim.data.embeddings import Embeddings
-from fedsim.data.encoder import EncoderSpec
-from fedsim.data.hub import load_hub
-from fedsim.data.image_folder import load_image_folder
-from fedsim.data.image_table import load_image_table
-from fedsim.data.images import ImageSet
-from fedsim.data.milk10k import load_milk10k
+from fedsim.data.encoding.encoder import EncoderSpec
+from fedsim.data.images import medmnist
+from fedsim.data.images.digits import digits_embeddings, digits_images
+from fedsim.data.images.folder import load_image_folder
+from fedsim.data.images.hub import load_hub
+from fedsim.data.images.images import ImageSet
+from fedsim.data.images.milk10k import load_milk10k
+from fedsim.data.images.table import load_image_table
 from fedsim.data.normalise import unit_norm
+from fedsim.data.npz import load_embedding_file
 from fedsim.data.overlap import overlapping
 from fedsim.data.split import TEST, TRAIN, stratified_rows
 from fedsim.errors import UserError, nearest
@@ -143,7 +143,7 @@ def load(spec: DatasetSpec, where: str, encoder: EncoderSpec | None = None) -> E
         UserError: the data set cannot be had, does not do, or holds images and there is no encoder.
     """
     if holds_images(spec, encoder):
-        from fedsim.data.embed import cached_embeddings
+        from fedsim.data.encoding.embed import cached_embeddings
 
         data = cached_embeddings(image_set(spec, where), _needed(encoder, spec, where), spec.display, where, skip_bad=spec.skip_bad)
     else:

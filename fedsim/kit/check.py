@@ -9,16 +9,16 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsim.errors import UserError
-from fedsim.kit.budget import budget, sampling
-from fedsim.kit.noise import noise
-from fedsim.kit.per_example import per_example
-from fedsim.kit.repeat import determinism, packing, resume
-from fedsim.kit.sensitivity import sensitivity
-from fedsim.kit.subject import Subject, subject
-from fedsim.kit.traces import data_untouched, global_random, made, restored, sent_bytes, serialisable
-from fedsim.kit.verdict import Finding, Verdict, idle, passed, raised
+from fedsim.kit.checks.budget import budget, sampling
+from fedsim.kit.checks.noise import noise
+from fedsim.kit.checks.per_example import per_example
+from fedsim.kit.checks.repeat import determinism, packing, resume
+from fedsim.kit.checks.sensitivity import sensitivity
+from fedsim.kit.checks.subject import Subject, subject
+from fedsim.kit.checks.traces import data_untouched, global_random, made, restored, sent_bytes, serialisable
+from fedsim.kit.checks.verdict import Finding, Verdict, idle, passed, raised
+from fedsim.methods.registry import lookup
 from fedsim.privacy.plan import Trust, Unit
-from fedsim.registry import lookup
 
 
 @dataclass(frozen=True)

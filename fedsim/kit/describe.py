@@ -17,12 +17,13 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fedsim.algorithm import Algorithm, Task
-from fedsim.claims import worth
 from fedsim.errors import PluginError, UserError
+from fedsim.methods.algorithm import Algorithm
+from fedsim.methods.claims import worth
+from fedsim.methods.messages import Task
+from fedsim.methods.registry import lookup
+from fedsim.methods.source_lines import line_of, origin, said
 from fedsim.privacy.plan import Trust, Unit
-from fedsim.registry import lookup
-from fedsim.source_lines import line_of, origin, said
 
 DIM, CLASSES, CLIENTS = 64, 10, 10
 """Of the task on which claims are asked for; no claim depends on them."""

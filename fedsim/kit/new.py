@@ -10,11 +10,11 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedsim.algorithm import Algorithm
 from fedsim.errors import UserError
 from fedsim.kit.describe import describe, plain
+from fedsim.methods.algorithm import Algorithm
+from fedsim.methods.registry import known, lookup, outline
 from fedsim.privacy.plan import Trust, Unit
-from fedsim.registry import known, lookup, outline
 
 STARTER = Path(__file__).with_name("starter.py")
 BESIDE = {"dp-gaussian": "dp-gaussian", "fedhypevae": "{name: fedhypevae, params: {rounds: 100}}"}

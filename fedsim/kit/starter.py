@@ -8,11 +8,11 @@ from typing import Any, cast
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedsim.algorithm import Server, Tensors
 from fedsim.batch import Batch
-from fedsim.dp_sgd import DPSGD, DPSGDParams, averaged_model
+from fedsim.methods.dp_sgd import DPSGD, DPSGDParams, averaged_model
+from fedsim.methods.messages import Server, Tensors
+from fedsim.methods.registry import register
 from fedsim.models.cvae import CVAE, CVAEGenerator, gaussian_nll
-from fedsim.registry import register
 from fedsim.seeds import Seeds
 
 

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedsim.batch import Layout
 from fedsim.models.hypernetwork import ModulatedDecoder
-from fedsim.models.layers import ClientLinear, Layout, Shift, one_hot
+from fedsim.models.layers import ClientLinear, Shift, one_hot
 
 
 class Encoder(nn.Module):

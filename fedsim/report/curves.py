@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, MultipleLocator
 
 from fedsim.report.figures import GRID, INK, MUTED, PAPER, SERIES, name_level, style
 from fedsim.report.tables import CLAIM_WORDS, claim, number, reference
-from fedsim.results import Group
+from fedsim.results.groups import Group
 
 NAME = "privacy_utility"
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")

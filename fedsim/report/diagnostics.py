@@ -16,7 +16,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 
 from fedsim.report.figures import GRID, INK, MUTED, PAPER, SHADES, name_level, style
 from fedsim.report.tables import number
-from fedsim.results import Group, Row, group_seeds
+from fedsim.results.groups import Group, group_seeds
+from fedsim.results.rows import Row
 
 NAME = "diagnostics"
 NOT_PRIVATE = "These are computed from the real data without noise: diagnostics, not private, not to be released."

@@ -12,7 +12,8 @@ import pandas as pd
 
 from fedsim.report.diagnostics import round_frame, settings
 from fedsim.report.tables import number
-from fedsim.results import Group, Row
+from fedsim.results.groups import Group
+from fedsim.results.rows import Row
 
 ACCURACY_SHARE = 0.25
 """Of the way from chance to the score without noise: with less than that, noise has taken most of what was learned."""

@@ -16,7 +16,8 @@ from fedsim.report.diagnostics import NOT_PRIVATE
 from fedsim.report.failures import HELP, MEANING, Finding, by_kind, setting
 from fedsim.report.figures import SERIES, SHADES, inline_svg
 from fedsim.report.tables import CLAIM_WORDS, claim, number, results_tables
-from fedsim.results import UNDRAWN, Group, Row
+from fedsim.results.groups import Group
+from fedsim.results.rows import UNDRAWN, Row
 
 _UNITS = {
     "example": "one training example: neighbouring data sets differ in one example of one client",

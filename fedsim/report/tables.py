@@ -14,7 +14,8 @@ from rich.console import Group as RichGroup
 from rich.table import Table
 from rich.text import Text
 
-from fedsim.results import UNDRAWN, Group, weakest
+from fedsim.results.groups import Group, weakest
+from fedsim.results.rows import UNDRAWN
 
 CLAIM_WORDS = {
     "checked": "checked ε",

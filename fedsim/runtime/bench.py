@@ -9,18 +9,19 @@ from typing import Any
 
 from rich.console import Console
 
-from fedsim.config import Grid
 from fedsim.errors import UserError
-from fedsim.report import grid_rows, write_report
+from fedsim.grid.models import Grid
 from fedsim.report.partitions import write_partitions
-from fedsim.results import ResultStore, Row
+from fedsim.report.report import grid_rows, write_report
+from fedsim.results.rows import Row
+from fedsim.results.store import ResultStore
 from fedsim.runtime.display import describe, make_display, outcome
-from fedsim.runtime.label_matrices import drawn_matrices
 from fedsim.runtime.manifest import write_manifest
-from fedsim.runtime.plan_table import show_refused, show_warnings
-from fedsim.runtime.preflight import Prepared
 from fedsim.runtime.scheduler import Scheduler
-from fedsim.runtime.trial import Trial
+from fedsim.simulation.label_matrices import drawn_matrices
+from fedsim.simulation.plan_table import show_refused, show_warnings
+from fedsim.simulation.preflight import Prepared
+from fedsim.simulation.trial import Trial
 
 INTERRUPTED = 130
 

@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fedsim.results import Row
+from fedsim.results.rows import Row
 
 _SHOWN = 12
 

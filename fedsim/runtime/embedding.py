@@ -9,9 +9,9 @@ from typing import Any
 import ray
 import torch
 
-from fedsim.data.embed import EmbedJob, Work
-from fedsim.data.encoder import Encoder
-from fedsim.data.shards import Shard, embedded_shards
+from fedsim.data.encoding.embed import EmbedJob, Work
+from fedsim.data.encoding.encoder import Encoder
+from fedsim.data.encoding.shards import Shard, embedded_shards
 from fedsim.errors import UserError
 from fedsim.runtime.cluster import Node, local_cluster
 
@@ -30,7 +30,7 @@ class EmbedActor:
 
 
 def on_actors(actors: int, node: Node, *, start: bool = True) -> Work:
-    """Work for :func:`fedsim.data.embed.embed` on ``actors`` actors that share this machine's GPUs, or its CPUs without one.
+    """Work for :func:`fedsim.data.encoding.embed.embed` on ``actors`` actors that share this machine's GPUs, or its CPUs without one.
 
     Args:
         actors: how many.

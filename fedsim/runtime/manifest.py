@@ -13,8 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fedsim.report import MANIFEST
-from fedsim.runtime.preflight import Prepared
+from fedsim.report.report import MANIFEST
+from fedsim.simulation.preflight import Prepared
 
 RELEASE = {
     "seeded": "simulation only: the seed of all noise is in this folder, so nothing in it may be released",

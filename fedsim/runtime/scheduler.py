@@ -12,15 +12,16 @@ from typing import Any
 import ray
 
 from fedsim.partition import Partition
-from fedsim.results import ResultStore, Row, RowError
-from fedsim.runtime.checkpoint import Checkpoints
+from fedsim.results.rows import Row, RowError
+from fedsim.results.store import ResultStore
 from fedsim.runtime.display import Display, setting
-from fedsim.runtime.generators import save_generator
 from fedsim.runtime.manifest import versions
-from fedsim.runtime.preflight import Prepared
 from fedsim.runtime.slots import Slot, Slots
-from fedsim.runtime.trial import Outcome, Trial, first_row_fields
 from fedsim.runtime.worker import Failure, Report
+from fedsim.simulation.checkpoint import Checkpoints
+from fedsim.simulation.generators import save_generator
+from fedsim.simulation.preflight import Prepared
+from fedsim.simulation.trial import Outcome, Trial, first_row_fields
 
 ReferenceKey = tuple[str, ...]
 

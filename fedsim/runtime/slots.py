@@ -9,7 +9,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from fedsim.config import Resources
+from fedsim.grid.models import Resources
 from fedsim.runtime.worker import CohortActor, TrialWorker
 
 

@@ -16,18 +16,19 @@ import ray
 import torch
 from threadpoolctl import threadpool_limits
 
-from fedsim.algorithm import Message, Pool, RoundRecord, Tensors
-from fedsim.config import Cell
 from fedsim.data.embeddings import Embeddings
-from fedsim.evaluate import ceiling, local_only
+from fedsim.evaluation.references import ceiling, local_only
+from fedsim.grid.models import Cell
+from fedsim.methods.messages import Message, Pool, Tensors
+from fedsim.methods.registry import lookup
+from fedsim.methods.source_hash import source_hash
 from fedsim.partition import Partition
 from fedsim.privacy.plan import Release
-from fedsim.registry import lookup
-from fedsim.runtime.checkpoint import Checkpoints
-from fedsim.runtime.cohort import Cohort, CohortSpec, join_clients, split_clients
-from fedsim.runtime.trial import Outcome, Trial, local_pool, run_trial
 from fedsim.seeds import Seeds
-from fedsim.source_hash import source_hash
+from fedsim.simulation.checkpoint import Checkpoints
+from fedsim.simulation.cohort import Cohort, CohortSpec, join_clients, split_clients
+from fedsim.simulation.rounds import RoundRecord
+from fedsim.simulation.trial import Outcome, Trial, local_pool, run_trial
 
 FLUSH_SECONDS = 0.2
 
@@ -163,21 +164,21 @@ class RayPool:
         ray.get([actor.host.remote(spec, data) for actor, spec in zip(self.actors, specs, strict=True)])
 
     def round(self, round_: int, release: Release, broadcast: Tensors) -> list[Message]:
-        """See :class:`fedsim.algorithm.Pool`; the broadcast goes into the object store once."""
+        """See :class:`fedsim.methods.messages.Pool`; the broadcast goes into the object store once."""
         sent = ray.put(broadcast)
         messages: list[Message] = ray.get([actor.call.remote("round", round_, release, sent) for actor in self.actors])
         return messages
 
     def released(self, names: Sequence[str]) -> Tensors:
-        """See :class:`fedsim.algorithm.Pool`."""
+        """See :class:`fedsim.methods.messages.Pool`."""
         return join_clients(ray.get([actor.call.remote("released", names) for actor in self.actors]))
 
     def state(self) -> Tensors:
-        """See :class:`fedsim.algorithm.Pool`."""
+        """See :class:`fedsim.methods.messages.Pool`."""
         return join_clients(ray.get([actor.call.remote("state") for actor in self.actors]))
 
     def load_state(self, tensors: Tensors) -> None:
-        """See :class:`fedsim.algorithm.Pool`."""
+        """See :class:`fedsim.methods.messages.Pool`."""
         parts = split_clients(tensors, self.sizes)
         ray.get([actor.call.remote("load_state", part) for actor, part in zip(self.actors, parts, strict=True)])
 

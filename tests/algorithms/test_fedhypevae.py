@@ -7,11 +7,12 @@ import torch
 from cells import quick, small_cells
 
 from algorithms.fedhypevae import FedHypeVAE, HyperCVAE, fit_meta_codes
-from fedsim.algorithm import Task
+from fedsim.methods.messages import Task
 from fedsim.models.kernel import kernel
-from fedsim.runtime.cohort import build_algorithm
-from fedsim.runtime.trial import local_pool, run_trial
 from fedsim.seeds import Seeds
+from fedsim.simulation.cohort import build_algorithm
+from fedsim.simulation.rounds import train
+from fedsim.simulation.trial import local_pool, run_trial
 
 DIM, CLASSES, CLIENTS = 6, 3, 5
 PARAMS = FedHypeVAE.Params(latent=2, code=2)
@@ -74,7 +75,7 @@ def test_synthesis_decides_how_many_codes_the_generator_draws_from(synthesis: st
     prepared = small_cells(quick("fedhypevae", synthesis=synthesis), epsilon=4.0)
     (trial,), (data,) = prepared.trials, prepared.data.values()
     algorithm = build_algorithm("fedhypevae", trial.cell.params, trial.task)
-    steps = algorithm.train(local_pool(trial, data), trial.plan, Seeds(0))
+    steps = train(algorithm, local_pool(trial, data), trial.plan, Seeds(0))
     try:
         while True:
             next(steps)

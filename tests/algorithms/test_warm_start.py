@@ -8,10 +8,10 @@ import torch
 from cells import quick, small_cells
 
 from algorithms.warm_start import SHARES
-from fedsim.algorithm import Tensors
-from fedsim.runtime.cohort import LocalPool, build_algorithm
-from fedsim.runtime.trial import Outcome, local_pool, run_trial
+from fedsim.methods.messages import Tensors
 from fedsim.seeds import Seeds
+from fedsim.simulation.cohort import LocalPool, build_algorithm
+from fedsim.simulation.trial import Outcome, local_pool, run_trial
 
 PARAMS = {"encoder": "posterior", "class_maps": True, "code": 6, "latent": 16, "rounds": 3}
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from cells import quick, small_cells
 
-from fedsim.algorithm import Trained
-from fedsim.evaluate import ceiling, local_only
-from fedsim.runtime.cohort import build_algorithm
-from fedsim.runtime.trial import Outcome, local_pool, run_trial
+from fedsim.evaluation.references import ceiling, local_only
 from fedsim.seeds import Seeds
+from fedsim.simulation.cohort import build_algorithm
+from fedsim.simulation.rounds import Trained, train
+from fedsim.simulation.trial import Outcome, local_pool, run_trial
 
 C = 0.1
 
@@ -28,7 +28,7 @@ def outcome(entry: dict[str, Any], **keys: Any) -> tuple[Outcome, Any, Any]:
 def trained(entry: dict[str, Any], **keys: Any) -> Trained:
     prepared = small_cells(entry, **{"epsilon": 8.0, **keys})
     (trial,), (data,) = prepared.trials, prepared.data.values()
-    steps = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task).train(local_pool(trial, data), trial.plan, Seeds(0))
+    steps = train(build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task), local_pool(trial, data), trial.plan, Seeds(0))
     while True:
         try:
             next(steps)

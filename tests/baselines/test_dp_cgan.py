@@ -4,10 +4,10 @@ import torch
 from cells import quick, small_cells
 
 from baselines.dp_cgan import DPCGAN, DPCGANParams
-from fedsim.algorithm import Task
-from fedsim.runtime.cohort import build_algorithm
-from fedsim.runtime.trial import local_pool
+from fedsim.methods.messages import Task
 from fedsim.seeds import Seeds
+from fedsim.simulation.cohort import build_algorithm
+from fedsim.simulation.trial import local_pool
 
 DIM, CLASSES = 8, 3
 

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from baselines.dp_gaussian import DPGaussian, DPGaussianParams
 from baselines.dp_gmm import DPGMM, DPGMMParams, MixtureGenerator
-from fedsim.algorithm import Server, Task, Tensors
-from fedsim.models import mixture, moments
-from fedsim.one_shot import OneShot
+from fedsim.methods.messages import Server, Task, Tensors
+from fedsim.methods.one_shot import OneShot
 from fedsim.privacy.clipping import Norms, clipped_statistics
+from fedsim.privacy.statistics import mixture, moments
 from fedsim.seeds import Purpose, Seeds
 
 DIM, CLASSES = 6, 2

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baselines.dp_merf import DPMERF, DPMERFParams
-from fedsim.algorithm import Server, Task
+from fedsim.methods.messages import Server, Task
 from fedsim.privacy.clipping import Norms, clipped_statistics
 from fedsim.seeds import Seeds
 

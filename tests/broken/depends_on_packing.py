@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from broken.tiny import Tiny
 
-from fedsim.algorithm import Clients, Message, Tensors
+from fedsim.methods.clients import Clients
+from fedsim.methods.messages import Message, Tensors
 from fedsim.privacy.plan import Release
 
 

@@ -4,7 +4,7 @@ from broken.tiny import Spelled, TinyParams
 from pydantic import Field
 from torch import Tensor
 
-from fedsim.algorithm import Clients
+from fedsim.methods.clients import Clients
 from fedsim.privacy.plan import Release
 
 

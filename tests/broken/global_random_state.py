@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from broken.tiny import Tiny
 
-from fedsim.algorithm import Server, Tensors
+from fedsim.methods.messages import Server, Tensors
 from fedsim.privacy.plan import Release
 
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 import torch
 from broken.tiny import Tiny
 
-from fedsim.algorithm import Clients, Message, Server, Tensors
+from fedsim.methods.clients import Clients
+from fedsim.methods.messages import Message, Server, Tensors
 from fedsim.privacy.plan import Release
 
 

@@ -4,8 +4,9 @@ import torch
 from broken.tiny import Spelled
 from torch import nn
 
-from fedsim.algorithm import Clients, Message, Tensors
 from fedsim.batch import Batch
+from fedsim.methods.clients import Clients
+from fedsim.methods.messages import Message, Tensors
 from fedsim.privacy.plan import Release
 
 

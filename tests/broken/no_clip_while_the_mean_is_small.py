@@ -6,8 +6,8 @@ from dataclasses import replace
 from broken.tiny import Spelled
 from torch import Tensor, nn
 
-from fedsim.algorithm import Tensors
 from fedsim.batch import Batch
+from fedsim.methods.messages import Tensors
 from fedsim.privacy.clipping import clipped_sum
 
 

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from broken.tiny import Spelled
 
-from fedsim.algorithm import Clients, Noised, Tensors
+from fedsim.methods.clients import Clients, Noised
+from fedsim.methods.messages import Tensors
 from fedsim.privacy.plan import Release
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from broken.tiny import Tiny
 
-from fedsim.algorithm import Server, Tensors
+from fedsim.methods.messages import Server, Tensors
 from fedsim.privacy.plan import Release
 
 

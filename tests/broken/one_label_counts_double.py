@@ -3,8 +3,8 @@
 from broken.tiny import Spelled
 from torch import nn
 
-from fedsim.algorithm import Tensors
 from fedsim.batch import Batch
+from fedsim.methods.messages import Tensors
 
 DOUBLE = 6
 

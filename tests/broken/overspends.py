@@ -2,7 +2,8 @@
 
 from broken.tiny import Spelled
 
-from fedsim.algorithm import Clients, Message, Tensors
+from fedsim.methods.clients import Clients
+from fedsim.methods.messages import Message, Tensors
 from fedsim.privacy.plan import Release
 
 

@@ -3,7 +3,8 @@
 import torch
 from broken.tiny import Coded
 
-from fedsim.algorithm import Clients, Message, Tensors
+from fedsim.methods.clients import Clients
+from fedsim.methods.messages import Message, Tensors
 from fedsim.privacy.plan import Release
 
 

@@ -2,7 +2,7 @@
 
 from broken.tiny import Tiny
 
-from fedsim.dp_sgd import RELEASE
+from fedsim.methods.dp_sgd import RELEASE
 from fedsim.privacy.plan import Release
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from broken.tiny import Tiny
 
-from fedsim.algorithm import Server, Tensors
+from fedsim.methods.messages import Server, Tensors
 from fedsim.privacy.plan import Release
 
 

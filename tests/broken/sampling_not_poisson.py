@@ -4,7 +4,7 @@ import torch
 from broken.tiny import Spelled
 from torch import Tensor
 
-from fedsim.algorithm import Clients
+from fedsim.methods.clients import Clients
 from fedsim.privacy.plan import Release
 
 

@@ -6,9 +6,10 @@ import torch
 from broken.tiny import Spelled
 from torch import nn
 
-from fedsim.algorithm import Clients, Message, Tensors, load_parameters
-from fedsim.batch import Batch
-from fedsim.models.layers import Layout
+from fedsim.batch import Batch, Layout
+from fedsim.methods.clients import Clients
+from fedsim.methods.messages import Message, Tensors
+from fedsim.methods.parameters import load_parameters
 from fedsim.privacy.plan import Release
 
 PATIENCE, ENOUGH = 4, 0.97

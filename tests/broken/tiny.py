@@ -9,9 +9,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedsim.algorithm import Clients, Message, Noised, Server, Tensors, load_parameters
 from fedsim.batch import Batch
-from fedsim.dp_sgd import DPSGD, DPSGDParams, averaged_model
+from fedsim.methods.clients import Clients, Noised
+from fedsim.methods.dp_sgd import DPSGD, DPSGDParams, averaged_model
+from fedsim.methods.messages import Message, Server, Tensors
+from fedsim.methods.parameters import load_parameters
 from fedsim.models.layers import ClientCode, ClientLinear, one_hot
 from fedsim.models.linear import LinearClassifier
 from fedsim.privacy.clipping import clipped_sum

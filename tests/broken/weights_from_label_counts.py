@@ -7,8 +7,9 @@ import torch
 from broken.tiny import Tiny
 from torch import Tensor
 
-from fedsim.algorithm import Clients, Message, Tensors
 from fedsim.batch import Batch
+from fedsim.methods.clients import Clients
+from fedsim.methods.messages import Message, Tensors
 from fedsim.privacy.plan import Release
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pictures import save_encoder
 
-from fedsim.data.encoder import EncoderSpec
+from fedsim.data.encoding.encoder import EncoderSpec
 
 
 @pytest.fixture(autouse=True)

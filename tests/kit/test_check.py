@@ -6,13 +6,13 @@ import pytest
 from broken.tiny import Adapted, Classified, Coded, Counting, Spelled, Tiny
 from cells import SHIPPED
 
-from fedsim.algorithm import Algorithm
 from fedsim.errors import UserError
 from fedsim.kit.check import CHECKS, check_algorithm
-from fedsim.kit.sensitivity import sensitivity
-from fedsim.kit.subject import subject
-from fedsim.kit.verdict import Finding
-from fedsim.registry import lookup
+from fedsim.kit.checks.sensitivity import sensitivity
+from fedsim.kit.checks.subject import subject
+from fedsim.kit.checks.verdict import Finding
+from fedsim.methods.algorithm import Algorithm
+from fedsim.methods.registry import lookup
 
 SMALL = {"dp-cvae": ["hidden=[8]", "latent=2"], "fedavg-cvae": ["encoder_hidden=[8]"], "weight-noise": ["encoder_hidden=[8]"]}
 BROKEN = {

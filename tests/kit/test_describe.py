@@ -8,7 +8,7 @@ from rich.console import Console
 
 from fedsim.errors import PluginError, UserError
 from fedsim.kit.describe import algorithm_page, algorithms_table, describe
-from fedsim.registry import lookup
+from fedsim.methods.registry import lookup
 
 
 def printed(*parts: object, width: int = 100) -> str:

@@ -6,11 +6,11 @@ import pytest
 from cells import SHIPPED, quick, small_cells
 from plug_ins import GOOD
 
-from fedsim.config import load_grid
 from fedsim.errors import UserError
+from fedsim.grid.read import load_grid
 from fedsim.kit.new import STARTER, write_method
-from fedsim.registry import lookup
-from fedsim.runtime.trial import Outcome, run_trial
+from fedsim.methods.registry import lookup
+from fedsim.simulation.trial import Outcome, run_trial
 
 
 def names(folder: Path) -> list[str]:

@@ -5,8 +5,8 @@ import math
 import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
+from fedsim.batch import Layout
 from fedsim.models.cvae import Encoder, ObservationNoise, gaussian_nll, kl_normal, sample_posterior
-from fedsim.models.layers import Layout
 
 ROWS, DIM, LATENT = 9, 5, 3
 stream = torch.Generator().manual_seed(0)

@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim.models.layers import ClientCode, ClientLinear, Layout, one_hot
+from fedsim.batch import Layout
+from fedsim.models.layers import ClientCode, ClientLinear, one_hot
 
 
 def make_layout(counts: list[int], direct: bool = False) -> Layout:

@@ -4,7 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsim.models.linear import Interpolated, LinearClassifier, LocalClassifiers, best_weight, fit_linear, held_out
+from fedsim.evaluation.weights import best_weight, held_out
+from fedsim.models.linear import Interpolated, LinearClassifier, LocalClassifiers, fit_linear
 from fedsim.models.probe import fit_probe
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fedsim.batch import Batch
-from fedsim.models.layers import ClientCode, ClientLinear, Layout, Scale, Shift
+from fedsim.batch import Batch, Layout
+from fedsim.models.layers import ClientCode, ClientLinear, Scale, Shift
 from fedsim.privacy.clipping import Norms
 
 DIM, TOKENS = 5, 4

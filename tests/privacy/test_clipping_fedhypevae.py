@@ -8,11 +8,10 @@ from clipping_cases import difference, joint_norm, loop, single_gradients
 from torch import Tensor, nn
 
 from algorithms.fedhypevae import FedHypeVAE
-from fedsim.algorithm import Task
-from fedsim.batch import Batch
+from fedsim.batch import Batch, Layout
+from fedsim.methods.messages import Task
 from fedsim.models.initialise import initial_model
 from fedsim.models.kernel import kernel
-from fedsim.models.layers import Layout
 from fedsim.privacy.clipping import ENGINES, Norms, check_per_example, clipped_sum
 from fedsim.seeds import Seeds
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedsim.results import Row
+from fedsim.results.rows import Row
 
 LEVELS = {
     "fedhypevae": {1.0: 0.62, 4.0: 0.83, math.inf: 0.92},

@@ -9,7 +9,7 @@ from matplotlib.image import imread
 
 from fedsim.report.curves import NAME, Axis, draw_curves
 from fedsim.report.figures import MUTED, PAPER, SERIES, inline_svg, save_figure
-from fedsim.results import group_seeds
+from fedsim.results.groups import group_seeds
 
 UNACCOUNTED = {"type": "Unaccounted", "message": "client 0 has 0 steps", "traceback": ""}
 

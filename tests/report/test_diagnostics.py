@@ -8,7 +8,7 @@ from matplotlib.image import imread
 from fedsim.report.curves import MUTED
 from fedsim.report.diagnostics import NAME, NOT_PRIVATE, draw_diagnostics, round_frame, settings
 from fedsim.report.figures import SHADES, inline_svg, save_figure
-from fedsim.results import ResultStore
+from fedsim.results.store import ResultStore
 
 
 def stored(tmp_path, records):

@@ -2,9 +2,9 @@ import math
 
 import pytest
 
-from fedsim.report import write_report
 from fedsim.report.failures import ACCURACY, COLLAPSE, DISAGREEMENT, DIVERGED, EXPLOSION, HELP, MEANING, find_failures, setting, summary
-from fedsim.results import ResultStore
+from fedsim.report.report import write_report
+from fedsim.results.store import ResultStore
 
 
 def kinds(rows, records):

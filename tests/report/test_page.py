@@ -7,9 +7,9 @@ from html.parser import HTMLParser
 import pytest
 
 from fedsim.errors import UserError
-from fedsim.report import grid_rows, write_report
 from fedsim.report.diagnostics import NOT_PRIVATE
-from fedsim.results import ResultStore
+from fedsim.report.report import grid_rows, write_report
+from fedsim.results.store import ResultStore
 
 CHROMIUM = shutil.which("chromium")
 HOSTILE = "<script>document.title='taken'</script>"

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from fedsim.report.tables import claim, number, results_table, results_tables, rich_tables
-from fedsim.results import group_seeds
+from fedsim.results.groups import group_seeds
 
 
 def printed(rows, width=100):

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedsim.results import ResultStore, Row
+from fedsim.results.rows import Row
+from fedsim.results.store import ResultStore
 
 PLUGIN = '''
 import os

@@ -10,10 +10,10 @@ from benches import PLUGIN, Ran
 from cells import NODES
 from rich.console import Console
 
-from fedsim.config import Grid
+from fedsim.grid.models import Grid
 from fedsim.runtime.bench import run_bench
 from fedsim.runtime.cluster import local_cluster
-from fedsim.runtime.preflight import prepare
+from fedsim.simulation.preflight import prepare
 
 
 @pytest.fixture(scope="session")

@@ -12,15 +12,16 @@ from cells import NODES, quick, small_grid
 from plug_ins import GOOD, changed
 from rich.console import Console
 
-from fedsim.check_file import file_passed
-from fedsim.config import Grid
-from fedsim.report import grid_rows, write_report
-from fedsim.results import ResultStore, Row, load_results
-from fedsim.runtime.cohort import build_algorithm
+from fedsim.grid.models import Grid
+from fedsim.methods.check_file import file_passed
+from fedsim.report.report import grid_rows, write_report
+from fedsim.results.rows import Row
+from fedsim.results.store import ResultStore, load_results
 from fedsim.runtime.display import LineDisplay
-from fedsim.runtime.preflight import prepare
 from fedsim.runtime.scheduler import Scheduler
 from fedsim.runtime.worker import check_source
+from fedsim.simulation.cohort import build_algorithm
+from fedsim.simulation.preflight import prepare
 
 Bench = Callable[..., Ran]
 SHIPPED = ("fedhypevae", "weight-noise", "fedavg-cvae")

@@ -5,7 +5,7 @@ import threading
 import pytest
 from rich.console import Console
 
-from fedsim.results import Row
+from fedsim.results.rows import Row
 from fedsim.runtime.display import LineDisplay, LiveDisplay, Progress, make_display
 
 ERROR = {"type": "ValueError", "message": "a [bold] reason\nsecond line", "traceback": "Traceback ..."}

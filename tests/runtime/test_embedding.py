@@ -6,15 +6,15 @@ from cells import NODES, quick
 from pictures import save_encoder, save_folder, save_medmnist
 from rich.console import Console
 
-from fedsim.config import Grid
-from fedsim.data.embed import EmbedJob, embed
-from fedsim.data.encoder import locate
-from fedsim.data.image_folder import load_image_folder
-from fedsim.data.images import ImageFiles
+from fedsim.data.encoding.embed import EmbedJob, embed
+from fedsim.data.encoding.encoder import locate
+from fedsim.data.images.folder import load_image_folder
+from fedsim.data.images.images import ImageFiles
 from fedsim.errors import UserError
+from fedsim.grid.models import Grid
 from fedsim.runtime.cluster import Node
 from fedsim.runtime.embedding import on_actors
-from fedsim.runtime.preflight import prepare
+from fedsim.simulation.preflight import prepare
 
 REPOSITORY = Path(__file__).parents[2]
 OFFICIAL = next((f for f in (REPOSITORY / "shared/data", REPOSITORY.parent / "shared/data") if (f / "organamnist.npz").is_file()), None)

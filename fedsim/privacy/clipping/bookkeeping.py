@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
-from fedsim.batch import Batch
-from fedsim.models.layers import Layout
-from fedsim.privacy.clipping.engine import Loss, Measured, Norms, clip_units
+from fedsim.batch import Batch, Layout
+from fedsim.privacy.clipping.norms import Loss, Measured, Norms, clip_units
 from fedsim.privacy.clipping.rules import PER_CLIENT, RULES, Target, Use, by_use
 
 

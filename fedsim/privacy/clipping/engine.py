@@ -2,68 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fedsim.batch import Batch
 from fedsim.models.layers import ClientCode, ClientLinear
-from fedsim.privacy.plan import Unit
-
-Loss = Callable[[nn.Module, Batch], Tensor]
-"""Per-example loss: (model, batch of N rows) to ``[N]``, or ``[N, parts]`` to be added; row n a function of row n alone."""
-
-
-@dataclass(frozen=True)
-class Norms:
-    """What is clipped, to what, and how its parts are weighed against each other.
-
-    Prefixes of parameter names end where a module's name ends: ``decoder`` covers ``decoder.weight``, not ``decoder2.weight``.
-
-    Attributes:
-        clip: C, the largest joint L2 norm that one unit's gradient keeps; ``inf`` clips nothing.
-        unit: what is clipped as one: each example's gradient, or the sum of each client's.
-        weights: factor per parameter, by the longest matching name prefix, applied before the joint norm is taken and kept in the
-            sum: the caller divides by it after the noise, which is post-processing. 1 where no prefix matches.
-        free: prefixes of the names of parameters that are neither counted in the norm nor clipped (``scope: hypernetwork``).
-
-    Raises:
-        ValueError: ``clip`` is not positive, or a weight is not positive and finite.
-    """
-
-    clip: float
-    unit: Unit = "example"
-    weights: Mapping[str, float] | None = None
-    free: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not self.clip > 0:
-            raise ValueError(f"the clip norm must be positive, not {self.clip}")
-        for prefix, weight in (self.weights or {}).items():
-            if not 0 < weight < math.inf:
-                raise ValueError(f"the weight of '{prefix}' must be positive and finite, not {weight}")
-
-    def weight(self, name: str) -> float:
-        """The factor of parameter ``name``."""
-        matching = [prefix for prefix in self.weights or {} if _covers(prefix, name)]
-        return (self.weights or {})[max(matching, key=len)] if matching else 1.0
-
-    def is_free(self, name: str) -> bool:
-        """Whether ``name`` is left out of the norm and the clip."""
-        return any(_covers(prefix, name) for prefix in self.free)
-
-    def factors(self, squared: Tensor) -> Tensor:
-        """``min(1, C / norm)`` for squared norms ``[units]``; 0 where the norm is not finite."""
-        factor = (self.clip / squared.sqrt().clamp_min(1e-12)).clamp_max(1.0)
-        return factor.masked_fill(~squared.isfinite(), 0.0)
-
-
-def _covers(prefix: str, name: str) -> bool:
-    return name == prefix or name.startswith(prefix.rstrip(".") + ".")
+from fedsim.privacy.clipping.norms import Engine, Loss, Norms
 
 
 @dataclass(frozen=True)
@@ -81,17 +28,6 @@ class ClippedSum:
     loss: Tensor
 
 
-Measured = tuple[Tensor, Tensor]
-"""The units' norms before clipping and the examples' losses."""
-
-
-class Engine(Protocol):
-    """How the clipped sum is computed."""
-
-    def __call__(self, model: nn.Module, loss: Loss, batch: Batch, norms: Norms, sums: dict[str, Tensor]) -> Measured:
-        """Add the clipped sum to ``sums``, which holds every trainable parameter, in place; see :func:`clipped_sum`."""
-
-
 def _engines() -> dict[str, Engine]:
     from fedsim.privacy.clipping.bookkeeping import bookkeeping
     from fedsim.privacy.clipping.materialised import opacus_hooks, vmap
@@ -101,7 +37,6 @@ def _engines() -> dict[str, Engine]:
 
 CHUNK = 256
 """Examples that are computed on at a time: what they leave behind fits a processor's cache, and memory does not grow with the batch."""
-
 ENGINES = ("bookkeeping", "opacus", "vmap")
 
 
@@ -156,40 +91,6 @@ def clipped_sum(
     _refuse_changes(before, _state(modules))
     unit_norms, losses = (torch.cat(values) for values in zip(*measured, strict=True))
     return ClippedSum(sums, unit_norms, losses)
-
-
-def clip_units(gradients: Mapping[str, Tensor], norms: Norms, units: int) -> tuple[dict[str, Tensor], Tensor]:
-    """Weigh and clip every unit's gradient; the caller sums.
-
-    Args:
-        gradients: by parameter name, ``[units, ...]`` each.
-        norms: the clip norm, the weights and the free parameters.
-        units: how many there are.
-
-    Returns:
-        Clipped gradients in the same shapes, and the units' joint norms before ``[units]``.
-    """
-    squared, finite = _joint_squared(gradients, norms, units)
-    clip, free = norms.factors(squared), finite.to(squared.dtype)
-    clipped = {}
-    for name, value in gradients.items():
-        factor = norms.weight(name) * (free if norms.is_free(name) else clip * free)
-        broken = (factor == 0).view(-1, *[1] * (value.dim() - 1))
-        clipped[name] = (value * factor.view(broken.shape)).masked_fill_(broken, 0)
-    return clipped, squared.sqrt()
-
-
-def _joint_squared(gradients: Mapping[str, Tensor], norms: Norms, units: int) -> tuple[Tensor, Tensor]:
-    some = next(iter(gradients.values()), torch.zeros(units))
-    squared, finite = some.new_zeros(units), torch.ones(units, dtype=torch.bool, device=some.device)
-    for name, value in gradients.items():
-        flat = value.reshape(units, -1)
-        own = torch.linalg.vecdot(flat, flat)
-        if norms.is_free(name):
-            finite &= own.isfinite()
-        else:
-            squared.add_(own, alpha=norms.weight(name) ** 2)
-    return squared, finite & squared.isfinite()
 
 
 def _refuse_modules(modules: Mapping[str, nn.Module], batch: Batch) -> None:

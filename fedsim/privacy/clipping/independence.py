@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.batch import Batch
-from fedsim.privacy.clipping.engine import Loss, Norms, clipped_sum
+from fedsim.privacy.clipping.engine import clipped_sum
+from fedsim.privacy.clipping.norms import Loss, Norms
 
 
 def check_per_example(

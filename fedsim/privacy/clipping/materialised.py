@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedsim.batch import Batch
-from fedsim.models.layers import ClientCode, ClientLinear, Layout, Scale, Shift
-from fedsim.privacy.clipping.engine import Loss, Measured, Norms, clip_units
+from fedsim.batch import Batch, Layout
+from fedsim.models.layers import ClientCode, ClientLinear, Scale, Shift
+from fedsim.privacy.clipping.norms import Loss, Measured, Norms, clip_units
 
 
 def _trainable(model: nn.Module) -> dict[str, Tensor]:

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedsim.models.layers import ClientCode, ClientLinear, Layout, Scale, Shift, ZeroLinear
+from fedsim.batch import Layout
+from fedsim.models.layers import ClientCode, ClientLinear, Scale, Shift, ZeroLinear
 
 GRAM_SLACK = 1e-6
 """Share of the Gram products' absolute sum that is added to their sum.

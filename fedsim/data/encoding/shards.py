@@ -1,0 +1,141 @@
+"""Images through an encoder, shard by shard; the next batches are decoded while the model computes."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedsim.data.encoding.encoder import Encoder
+from fedsim.data.images.images import BadImage, Decoder, ImageSet
+
+SIZE = 512
+"""Images of a shard."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The embeddings of up to ``SIZE`` images.
+
+    Attributes:
+        number: the shard's place, from 0.
+        x: ``[k, d]``; rows of bad images are zero.
+        bad: why an image could not be decoded, by its position in the whole set.
+    """
+
+    number: int
+    x: NDArray[np.floating]
+    bad: dict[int, str]
+
+    def save(self, folder: Path) -> None:
+        """Write it at once or not at all."""
+        part = folder / f".{self.number}.{os.getpid()}.part"
+        with part.open("wb") as file:
+            np.savez(file, x=self.x, bad=np.array(json.dumps(sorted(self.bad.items()))))
+        part.replace(_path(folder, self.number))
+
+    @classmethod
+    def load(cls, folder: Path, number: int) -> Shard | None:
+        """A shard of an earlier run; None if it is not there or cannot be read."""
+        try:
+            with np.load(_path(folder, number), allow_pickle=False) as held:
+                return cls(number, held["x"], {int(position): reason for position, reason in json.loads(str(held["bad"]))})
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return None
+
+
+def _path(folder: Path, number: int) -> Path:
+    return folder / f"{number:06}.npz"
+
+
+def positions(number: int, images: int) -> range:
+    """The images of a shard."""
+    return range(number * SIZE, min((number + 1) * SIZE, images))
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """A batch on its way: which images it stands for, the pixels of the good ones, why the others are bad."""
+
+    positions: tuple[int, ...]
+    pixels: Tensor | None
+    bad: dict[int, str]
+
+
+def embedded_shards(encoder: Encoder, images: ImageSet, numbers: Iterable[int], dtype: str, batch: int, threads: int) -> Iterator[Shard]:
+    """Embed the shards ``numbers``, ascending, as they get ready.
+
+    Memory holds ``threads + 1`` batches of pixels and one shard, however many images there are.
+
+    Args:
+        encoder: a loaded encoder.
+        images: the whole set.
+        numbers: of the shards that are wanted.
+        dtype: of the embeddings.
+        batch: images that the model takes at once.
+        threads: how many batches are decoded side by side.
+    """
+    chunks = ((number, chunk) for number in numbers for chunk in _divided(positions(number, len(images)), batch))
+    done: list[NDArray[np.floating]] = []
+    bad: dict[int, str] = {}
+    for number, chunk in _prefetched(encoder, images, chunks, threads):
+        good = [position not in chunk.bad for position in chunk.positions]
+        values = None if chunk.pixels is None else encoder.embed(chunk.pixels).numpy().astype(dtype)
+        rows = np.zeros((len(good), 0 if values is None else values.shape[1]), dtype)
+        if values is not None:
+            rows[good] = values
+        done.append(rows)
+        bad |= chunk.bad
+        if chunk.positions[-1] == positions(number, len(images))[-1]:
+            yield Shard(number, _stacked(done), bad)
+            done, bad = [], {}
+
+
+def _divided(whole: range, size: int) -> Iterator[tuple[int, ...]]:
+    return (tuple(whole[start : start + size]) for start in range(0, len(whole), size))
+
+
+def _stacked(parts: Sequence[NDArray[np.floating]]) -> NDArray[np.floating]:
+    """The parts of a shard below each other; a batch of bad images alone has no width of its own."""
+    width = max(part.shape[1] for part in parts)
+    return np.concatenate([part if part.shape[1] else np.zeros((len(part), width), part.dtype) for part in parts])
+
+
+def _prefetched(
+    encoder: Encoder, images: ImageSet, chunks: Iterator[tuple[int, tuple[int, ...]]], threads: int
+) -> Iterator[tuple[int, _Chunk]]:
+    waiting: deque[tuple[int, Future[_Chunk]]] = deque()
+    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
+        try:
+            for number, chunk in chunks:
+                decoders = [images.decoder(position) for position in chunk]
+                waiting.append((number, pool.submit(partial(_prepared, encoder, chunk, decoders))))
+                if len(waiting) > threads:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            while waiting:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+def _prepared(encoder: Encoder, chunk: tuple[int, ...], decoders: Sequence[Decoder]) -> _Chunk:
+    good, bad = [], {}
+    for position, decoder in zip(chunk, decoders, strict=True):
+        try:
+            good.append(decoder())
+        except BadImage as error:
+            bad[position] = str(error)
+    return _Chunk(chunk, encoder.pixels(good) if good else None, bad)

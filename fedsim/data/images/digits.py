@@ -1,0 +1,33 @@
+"""Scikit-learn's 8 x 8 digits: 1,797 rows, 10 classes, a stratified quarter for testing; the data set that needs no download."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.data.embeddings import Embeddings
+from fedsim.data.images.images import ImageSet, PixelArrays
+from fedsim.data.split import quarter_for_testing
+
+_NAMES = tuple(map(str, range(10)))
+
+
+def digits_embeddings(name: str, where: str) -> Embeddings:
+    """Pixels / 16 as embeddings of 64 dimensions."""
+    pixels, y = _digits()
+    x = (pixels.reshape(len(y), -1) / 16).astype(np.float32)
+    return Embeddings.from_arrays(name, x, y, quarter_for_testing(y, _NAMES, where), where=where)
+
+
+def digits_images(name: str, where: str) -> ImageSet:
+    """The same digits as images, for an encoder."""
+    pixels, y = _digits()
+    images = PixelArrays((pixels * 15.9375).astype(np.uint8))
+    return ImageSet(name, images, np.arange(len(y)), y, quarter_for_testing(y, _NAMES, where), _NAMES, where=where)
+
+
+def _digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    from sklearn.datasets import load_digits
+
+    held = load_digits()
+    return held.images, held.target.astype(np.int64)

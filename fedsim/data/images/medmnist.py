@@ -1,0 +1,161 @@
+"""MedMNIST's 2-D sets (arXiv 2110.14795), 28 to 224 pixels, from the ``medmnist`` package's folder or another one."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.data.images.images import Decoder, ImageSet, from_pixels
+from fedsim.data.split import TEST, TRAIN, VALIDATION
+from fedsim.errors import UserError
+
+SIZES = (28, 64, 128, 224)
+_PARTS = (("train", TRAIN), ("val", VALIDATION), ("test", TEST))
+
+
+def flags() -> dict[str, dict[str, Any]]:
+    """The package's facts about every 2-D set, by flag."""
+    from medmnist.info import INFO  # takes two seconds, for its evaluator imports scikit-learn
+
+    return {flag: info for flag, info in INFO.items() if not flag.endswith("3d")}
+
+
+def single_label(info: dict[str, Any]) -> bool:
+    """Whether every image has one label."""
+    return "multi-label" not in str(info["task"])
+
+
+def default_root() -> Path:
+    """The package's own folder."""
+    return Path.home() / ".medmnist"
+
+
+def file_name(flag: str, size: int) -> str:
+    """The official file's name."""
+    return f"{flag}.npz" if size == 28 else f"{flag}_{size}.npz"
+
+
+def load_medmnist(flag: str, size: int, root: Path, name: str, where: str) -> ImageSet:
+    """Read a set with its official split; a file that is not there is downloaded, if that is possible.
+
+    Args:
+        flag: such as ``organsmnist``.
+        size: 28, 64, 128 or 224 pixels.
+        root: the folder of the official files.
+        name: what tables call it.
+        where: the place to name in an error.
+
+    Raises:
+        UserError: the file cannot be had (with what to download and where to put it) or read, or has several labels an image.
+    """
+    info = flags()[flag]
+    if not single_label(info):
+        raise UserError(where, f"{flag} has {len(info['label'])} yes-or-no labels an image", "choose a set with one label an image")
+    suffix = "" if size == 28 else f"_{size}"
+    path = root / file_name(flag, size)
+    if not path.is_file():
+        _download(info[f"url{suffix}"], info[f"MD5{suffix}"], path, where)
+    images = PackedImages(path, [f"{part}_images" for part, _ in _PARTS], f"{where}: {path}")
+    labels = [_labels(path, f"{part}_labels", f"{where}: {path}") for part, _ in _PARTS]
+    split = np.repeat([value for _, value in _PARTS], [len(part) for part in labels])
+    y = np.concatenate(labels)
+    names = tuple(str(info["label"][str(c)]) for c in range(len(info["label"])))
+    if len(y) != len(images) or y.min() < 0 or y.max() >= len(names):
+        raise UserError(f"{where}: {path}", f"is not the official file of {flag}", f"download it again from {info[f'url{suffix}']}")
+    return ImageSet(name, images, np.arange(len(y)), y, split, names, where=f"{where}: {path}")
+
+
+def _download(url: str, md5: str, path: Path, where: str) -> None:
+    from torchvision.datasets.utils import download_url
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        download_url(url, str(path.parent), path.name, md5)
+    except (OSError, RuntimeError, ValueError) as error:
+        path.unlink(missing_ok=True)  # half a file would be taken for a whole one
+        what = f"{path} is not there and cannot be downloaded ({' '.join(str(error).split())})"
+        raise UserError(
+            where, what, f"download {url} (MD5 {md5}) and put it into {path.parent}, or name another folder with root:"
+        ) from error
+
+
+def _labels(path: Path, member: str, where: str) -> NDArray[np.int64]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            labels = file[member]
+    except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(where, f"cannot be read ({error})", "give the official MedMNIST file") from error
+    return np.asarray(labels).reshape(-1).astype(np.int64)
+
+
+class PackedImages:
+    """Images in uint8 arrays of an ``.npz`` file, read one at a time out of the compressed stream: memory does not grow with the file.
+
+    Args:
+        path: the file.
+        members: its arrays, ``[n, h, w]`` or ``[n, h, w, 3]`` each, counted one after another.
+        where: the place to name in an error.
+
+    Raises:
+        UserError: the file is no ``.npz`` file, or an array is missing or holds anything but images.
+    """
+
+    def __init__(self, path: Path, members: Sequence[str], where: str) -> None:
+        self.path, self.members = path, tuple(members)
+        try:
+            heads = [self._head(member) for member in members]
+        except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(where, f"cannot be read ({error})", "give the official MedMNIST file") from error
+        for member, (shape, dtype, _) in zip(members, heads, strict=True):
+            if dtype != np.uint8 or len(shape) not in (3, 4):
+                raise UserError(where, f"{member} has shape {list(shape)} and dtype {dtype}", "give uint8 images [n, h, w] or [n, h, w, 3]")
+        self.shapes = [shape for shape, _, _ in heads]
+        self.offsets = [offset for _, _, offset in heads]
+        self.starts = np.cumsum([0, *(shape[0] for shape in self.shapes)])
+        self._open: tuple[int, IO[bytes]] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_open": None}
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def decoder(self, row: int) -> Decoder:
+        """See :class:`fedsim.data.images.images.Images`; reads now, so that only one thread moves through the stream."""
+        part = int(np.searchsorted(self.starts, row, side="right")) - 1
+        if self._open is None or self._open[0] != part:
+            # stays open: the next image is the next bytes of the stream
+            self._open = (part, zipfile.ZipFile(self.path).open(f"{self.members[part]}.npy"))  # noqa: SIM115
+        shape = self.shapes[part][1:]
+        size = int(np.prod(shape))
+        stream = self._open[1]
+        stream.seek(self.offsets[part] + (row - int(self.starts[part])) * size)
+        return partial(from_pixels, np.frombuffer(stream.read(size), np.uint8).reshape(shape))
+
+    def name(self, row: int) -> str:
+        """The array and the number in it."""
+        part = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return f"{self.members[part]}[{row - int(self.starts[part])}]"
+
+    def digests(self, rows: Sequence[int]) -> Iterator[bytes]:
+        """The file's SHA-256 and the row number."""
+        with self.path.open("rb") as file:
+            whole = hashlib.file_digest(file, "sha256").digest()
+        return (hashlib.sha256(whole + str(row).encode()).digest() for row in rows)
+
+    def _head(self, member: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+        """Shape, dtype and the offset of the data in an array of the file; its rows must lie one after another."""
+        with zipfile.ZipFile(self.path) as file, file.open(f"{member}.npy") as stream:
+            version = np.lib.format.read_magic(stream)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = read(stream)
+            if fortran:
+                raise ValueError(f"{member} is stored in Fortran order")
+            return shape, dtype, stream.tell()

@@ -1,0 +1,33 @@
+"""Image tables: a CSV file with a path and a label an image; a split and further columns if it has them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from fedsim.data.images.images import ImageFiles, ImageSet
+from fedsim.data.images.tables import check_files, class_labels, complete, plain_columns, read_table, split_values
+from fedsim.data.split import WORDS, quarter_for_testing
+
+
+def load_image_table(path: Path, name: str, where: str) -> ImageSet:
+    """Read a table with the columns ``path`` (relative to the file's folder) and ``label`` (any text or number).
+
+    A column ``split`` (train, validation, test) says what is for testing; without one it is a fixed stratified quarter. All other
+    columns are kept, for partitions by column.
+
+    Raises:
+        UserError: the table lacks a column or a value, or an image is not there.
+    """
+    table = read_table(path, ("path", "label"), where)
+    where = f"{where}: {path}"
+    y, names = class_labels(complete(table, "label", where))
+    folder = path.absolute().parent
+    files = [Path(os.path.normpath(folder / str(each))) for each in complete(table, "path", where)]
+    check_files(files, where, "correct the paths, which are relative to the table's folder")
+    given = "split" in table
+    split = split_values(complete(table, "split", where).to_numpy(), WORDS, where) if given else quarter_for_testing(y, names, where)
+    columns = plain_columns(table, [str(column) for column in table if column not in ("path", "label", "split")])
+    return ImageSet(name, ImageFiles(files, folder), np.arange(len(files)), y, split, names, columns, where)

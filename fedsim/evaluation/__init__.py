@@ -1,0 +1,1 @@
+"""What generators and classifiers are worth, on real rows."""

@@ -1,0 +1,58 @@
+"""How much weight a client's own classifier gets beside the shared one."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedsim.models.linear import LinearClassifier, fit_linear
+
+HELD_OUT = 5
+
+
+def held_out(rows: int) -> NDArray[np.bool_]:
+    """The fifth of a client's rows on which its weight is chosen: bool ``[rows]``; a client with few rows holds one out."""
+    chosen: NDArray[np.bool_] = np.arange(rows) % HELD_OUT == min(HELD_OUT, rows) - 1
+    return chosen
+
+
+WEIGHTS = tuple(step / 10 for step in range(11))
+"""The weights of the local classifier that are tried."""
+
+
+def best_weight(local: Tensor, shared: Tensor, y: Tensor, importance: Tensor) -> float:
+    """The weight of ``local`` among :data:`WEIGHTS` whose mixture has the best weighted accuracy; the smallest of equals.
+
+    Args:
+        local: probabilities ``[n, C]``.
+        shared: probabilities ``[n, C]``.
+        y: labels ``[n]``.
+        importance: of each row ``[n]``.
+    """
+    best, best_score = 0.0, -math.inf
+    for weight in WEIGHTS:
+        right = (weight * local + (1 - weight) * shared).argmax(1) == y
+        score = float((right * importance).sum())
+        if score > best_score + 1e-9:
+            best, best_score = weight, score
+    return best
+
+
+def held_out_weight(x: NDArray[np.float32], y: NDArray[np.int64], shared: LinearClassifier, classes: int, probe_c: float) -> float:
+    """The best weight of a client's own classifier on a fifth of its rows, which the classifier that is tried there did not see.
+
+    Args:
+        x: the client's rows ``[n, d]``.
+        y: their labels ``[n]``.
+        shared: what its own classifier is interpolated with.
+        classes: C.
+        probe_c: inverse strength of the own classifier's L2 penalty.
+    """
+    kept = held_out(len(y))
+    tried = fit_linear(x[~kept], y[~kept], classes, probe_c)
+    rows, ones = torch.from_numpy(x[kept]), torch.ones(int(kept.sum()))
+    return best_weight(tried.probabilities(rows), shared.probabilities(rows), torch.from_numpy(y[kept]), ones)

@@ -1,0 +1,1 @@
+"""Grid files: what to scan."""

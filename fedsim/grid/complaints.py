@@ -1,0 +1,97 @@
+"""Errors of validation in the words of a grid file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from fedsim.errors import UserError, nearest
+from fedsim.grid.places import Loc
+
+
+def spelled(value: Any) -> str:
+    """A value as the grid file would spell it, shortened."""
+    if value is None:
+        return "nothing"
+    value = getattr(value, "display", value)
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, list | tuple | set):
+        return "a list"
+    text = f"'{value}'" if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else f"{value}"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def translated(error: ValidationError, model: type[BaseModel], place: Callable[[Loc], str]) -> UserError:
+    """The first error as a ``UserError``; an unknown key goes first, for it explains the missing one."""
+    found = error.errors(include_url=False)
+    first: Any = next((each for each in found if each["type"] == "extra_forbidden"), found[0])
+    where = place(first["loc"])
+    if first["type"] == "extra_forbidden":
+        key = str(first["loc"][-1])
+        return UserError(where, f"unknown key '{key}'", nearest(key, _model_at(model, first["loc"][:-1]).model_fields))
+    return UserError(where, *_complaint(first))
+
+
+def _model_at(model: type[BaseModel], loc: Loc) -> type[BaseModel]:
+    for part in loc:
+        if isinstance(part, str) and part in model.model_fields:
+            model = _model_in(model.model_fields[part].annotation) or model
+    return model
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _model_in(part))), None)
+
+
+def _complaint(error: Mapping[str, Any]) -> tuple[str, str]:
+    """(what is wrong, what would be right) of one pydantic error."""
+    kind, given, context = error["type"], spelled(error["input"]), error.get("ctx", {})
+    if kind == "missing":
+        return "is missing", "give a value"
+    if kind in ("value_error", "assertion_error"):
+        what, _, right = str(context["error"]).partition("; ")
+        return what, right
+    if kind == "literal_error":
+        known = re.findall(r"'([^']*)'", context["expected"])
+        return f"unknown value {given}", nearest(str(error["input"]), known) if known else f"give {context['expected']}"
+    if kind == "greater_than" and context["gt"] == 0:
+        return f"{given} is not positive", "give a number > 0"
+    bounds = {
+        "greater_than": ("gt", ">"),
+        "greater_than_equal": ("ge", ">="),
+        "less_than": ("lt", "<"),
+        "less_than_equal": ("le", "<="),
+    }
+    if kind in bounds:
+        key, sign = bounds[kind]
+        return f"{given} is not {sign} {context[key]}", f"give a number {sign} {context[key]}"
+    if kind == "string_pattern_mismatch":
+        return f"{given} does not do as a folder name", "give name: of letters, digits, '.', '_' and '-'"
+    if kind in ("string_too_short", "too_short"):
+        return "is empty", "give a value"
+    for start, noun in _NOUNS.items():
+        if kind.startswith(start):
+            return "has no value" if error["input"] is None else f"{given} is not {noun}", f"give {noun}"
+    return f"{given}: {error['msg']}", ""
+
+
+_NOUNS = {
+    "float_": "a number",
+    "finite_number": "a finite number",
+    "int_": "a whole number",
+    "bool_": "true or false",
+    "string_": "text",
+    "invalid_key": "a text key",
+    "path_": "a path",
+    "model_": "a mapping",
+    "dict_": "a mapping",
+    "mapping_": "a mapping",
+    "list_": "a list",
+    "tuple_": "a list",
+}

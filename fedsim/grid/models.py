@@ -1,0 +1,279 @@
+"""A grid file as frozen models: its values, their types, and what they mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    PrivateAttr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from fedsim.data.encoding.encoder import EncoderSpec
+from fedsim.data.sources import DatasetSpec
+from fedsim.errors import PluginError
+from fedsim.grid.complaints import spelled
+from fedsim.grid.places import Source
+from fedsim.partition import PartitionSpec
+from fedsim.privacy.plan import Trust, Unit
+
+_Item = TypeVar("_Item")
+
+
+def _listed(given: Any) -> Any:
+    return given if isinstance(given, list | tuple) else [given]
+
+
+def _distinct(values: tuple[_Item, ...]) -> tuple[_Item, ...]:
+    if not values:
+        raise ValueError("is empty; give at least one value")
+    for i, value in enumerate(values):
+        if value in values[:i]:
+            raise ValueError(f"{spelled(value)} is listed twice; remove one")
+    return values
+
+
+def _no_flag(given: Any) -> Any:
+    if isinstance(given, bool):
+        raise ValueError(f"{spelled(given)} is not a number; give a number")
+    return given
+
+
+def _actor_share(given: Any) -> int | str:
+    if given in ("auto", "all") or (isinstance(given, int) and not isinstance(given, bool) and given >= 1):
+        return given  # type: ignore[no-any-return]
+    raise ValueError(f"{spelled(given)} is neither a number of clients nor a known word; give auto, all or a whole number >= 1")
+
+
+def _personal(given: Any) -> str | float | None:
+    if isinstance(given, bool):
+        return "synthetic" if given else None
+    if given in (None, "synthetic", "held-out") or (isinstance(given, int | float) and 0 <= given <= 1):
+        return given  # type: ignore[no-any-return]
+    raise ValueError(f"{spelled(given)} is not a way to choose a weight; give synthetic, held-out or a number in [0, 1]")
+
+
+def epsilon_text(epsilon: float | None) -> float | str | None:
+    """An epsilon as JSON may hold it: infinity is a word."""
+    return "inf" if epsilon is not None and math.isinf(epsilon) else epsilon
+
+
+Real = Annotated[float, BeforeValidator(_no_flag)]
+Whole = Annotated[int, BeforeValidator(_no_flag)]
+Epsilon = Annotated[Real, Field(gt=0), PlainSerializer(epsilon_text, when_used="json")]
+Alpha = Annotated[Real, Field(gt=0, allow_inf_nan=False)]
+Clients = Annotated[Whole, Field(ge=1)]
+Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
+Delta = Annotated[Real, Field(gt=0, lt=1)]
+Axis = Annotated[tuple[_Item, ...], BeforeValidator(_listed), AfterValidator(_distinct)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+class Evaluation(_Model):
+    """How generators are judged.
+
+    Attributes:
+        per_class: synthetic rows per class that the probe is trained on.
+        probe_c: inverse regularisation strength of the probe.
+        per_client: also judge each client's own generator, on test rows as that client sees them.
+        personal: also judge each client's own classifier interpolated with the shared one; how its weight is chosen: ``synthetic``
+            (also ``true``), ``held-out``, or a number in [0, 1].
+    """
+
+    per_class: Annotated[Whole, Field(ge=1)] = 200
+    probe_c: Annotated[Real, Field(gt=0, allow_inf_nan=False)] = 0.1
+    per_client: bool = Field(default=False, strict=True)
+    personal: Annotated[str | float | None, PlainValidator(_personal)] = None
+
+
+class Privacy(_Model):
+    """Where noise comes from.
+
+    Attributes:
+        noise: ``seeded``: it follows from the cell's seed, so that anyone can repeat a row, and nobody may release what it made;
+            ``secret``: from the operating system's entropy, every cell its own, kept nowhere.
+    """
+
+    noise: Literal["seeded", "secret"] = "seeded"
+
+
+class Resources(_Model):
+    """Where cells run and what is kept; nothing here changes a result.
+
+    Attributes:
+        clients_per_actor: clients that one actor hosts; ``all``: one actor per cell, ``auto``: the scheduler's choice.
+        cpus_per_actor: CPU share of an actor.
+        gpus_per_actor: GPU share of an actor.
+        save_generators: keep every cell's generator in the run folder, for ``fedsim synth``.
+    """
+
+    clients_per_actor: Annotated[Literal["auto", "all"] | int, PlainValidator(_actor_share)] = "auto"
+    cpus_per_actor: Annotated[Real, Field(gt=0, allow_inf_nan=False)] = 1.0
+    gpus_per_actor: Annotated[Real, Field(ge=0, allow_inf_nan=False)] = 0.0
+    save_generators: bool = True
+
+
+class AlgorithmEntry(_Model):
+    """One entry of ``algorithms``: a name, or a mapping.
+
+    Attributes:
+        name: a registered name, an entry point or ``pkg.module:Class``.
+        params: the parameters that differ from the algorithm's defaults.
+        label: what tables and curves call it; default: the name.
+    """
+
+    name: str = Field(min_length=1)
+    params: dict[str, Any] = {}
+    label: str | None = Field(default=None, min_length=1)
+
+    @property
+    def display(self) -> str:
+        """What it is called."""
+        return self.label or self.name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_name(cls, given: Any) -> Any:
+        return {"name": given} if isinstance(given, str) else given
+
+
+class Grid(_Model):
+    """A grid file: what to scan. The axes take one value or a list; a list anywhere else is just a list.
+
+    Attributes:
+        name: of the grid and its run folder; default: the file's stem.
+        dataset: axis of data sets.
+        encoder: what turns the images of data sets into embeddings; data sets that are embeddings already pass it by.
+        partition: the scheme that divides rows among clients.
+        algorithms: axis of algorithms.
+        alpha: axis of Dirichlet concentrations, > 0.
+        clients: axis of numbers of clients.
+        epsilon: axis of privacy budgets, > 0; ``.inf`` is no privacy.
+        seeds: axis of seeds.
+        delta: of the (epsilon, delta) budgets.
+        unit: what one budget protects: an example or a client.
+        trust: who may see what: only the sum over clients (aggregate), or every message (silo).
+        privacy: where noise comes from.
+        scan: axes over algorithm parameters: values by parameter; an algorithm without the parameter is not multiplied.
+        evaluation: how generators are judged.
+        resources: where cells run.
+    """
+
+    name: str = Field(default="grid", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    dataset: Axis[DatasetSpec] = (DatasetSpec(name="digits"),)
+    encoder: EncoderSpec | None = None
+    partition: PartitionSpec = PartitionSpec()
+    algorithms: Axis[AlgorithmEntry]
+    alpha: Axis[Alpha] = (0.3,)
+    clients: Axis[Clients] = (10,)
+    epsilon: Axis[Epsilon] = (1.0,)
+    seeds: Axis[Seed] = (0,)
+    delta: Delta = 1e-4
+    unit: Unit = "example"
+    trust: Trust = "aggregate"
+    privacy: Privacy = Privacy()
+    scan: dict[str, Axis[Any]] = {}
+    evaluation: Evaluation = Evaluation()
+    resources: Resources = Resources()
+    _source: Source = PrivateAttr(default_factory=Source)
+    _refused: dict[int, PluginError] = PrivateAttr(default_factory=dict)
+
+    @field_validator("dataset")
+    @classmethod
+    def _named_apart(cls, dataset: tuple[DatasetSpec, ...]) -> tuple[DatasetSpec, ...]:
+        names = [spec.display for spec in dataset]
+        if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
+            raise ValueError(f"two data sets are called '{twice}'; give one another name: {{npz: PATH, name: NAME}}")
+        return dataset
+
+    @field_validator("encoder")
+    @classmethod
+    def _encoder_matters(cls, encoder: EncoderSpec | None, info: ValidationInfo) -> EncoderSpec | None:
+        if encoder is not None and "dataset" in info.data and all(spec.kind == "npz" for spec in info.data["dataset"]):
+            raise ValueError("no data set of the grid holds images; remove it")
+        return encoder
+
+    @field_validator("alpha")
+    @classmethod
+    def _alpha_matters(cls, alpha: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        partition = info.data.get("partition")
+        if partition is not None and not partition.uses_alpha and len(alpha) > 1:
+            raise ValueError(f"{len(alpha)} values, but scheme '{partition.scheme}' does not use alpha; give one value")
+        return alpha
+
+    def place(self, *loc: str | int) -> str:
+        """The text that names a key in a message: ``grid.place("clients", 1)`` is ``g.yaml:5: clients[1]``."""
+        return self._source.place(loc)
+
+    @property
+    def refused(self) -> Mapping[int, PluginError]:
+        """Why entries of ``algorithms``, by their positions, are left out; they keep their places, so that messages name the right ones."""
+        return self._refused
+
+    def without(self, refused: Mapping[int, PluginError]) -> Grid:
+        """The grid with further entries left out.
+
+        Raises:
+            PluginError: no entry would be left; the first one's error.
+        """
+        grid = self.model_copy()
+        grid._refused = {**self._refused, **refused}
+        if len(grid._refused) == len(grid.algorithms):
+            raise grid._refused[0]
+        return grid
+
+
+class Cell(_Model):
+    """One point of a grid; JSON-serialisable.
+
+    Attributes:
+        cell_id: 16 hex digits; equal for two cells exactly when nothing that can change the result differs.
+        source: hash of the code that computes it, see :mod:`fedsim.methods.source_hash`.
+        label: what tables and curves call the algorithm with these parameters.
+        algorithm: its name as the grid gives it.
+        params: all its parameters, defaults included.
+        dataset: where the data come from.
+        dataset_hash: the data's fingerprint; None in what may be released.
+        partition: the scheme.
+        alpha: Dirichlet concentration (schemes other than the two Dirichlet ones ignore it).
+        clients: how many.
+        epsilon: budget, ``inf`` without privacy; None where epsilon has no meaning for the algorithm.
+        delta: of the budget.
+        unit: what the budget protects.
+        trust: who may see what.
+        noise: ``seeded``, or ``secret`` where a budget is kept by noise that no seed gives.
+        seed: root of the cell's seed tree, and the partition's seed.
+        evaluation: how the generator is judged.
+    """
+
+    cell_id: str
+    source: str
+    label: str
+    algorithm: str
+    params: dict[str, Any]
+    dataset: DatasetSpec
+    dataset_hash: str | None
+    partition: PartitionSpec
+    alpha: float
+    clients: int
+    epsilon: Annotated[float | None, PlainSerializer(epsilon_text, when_used="json")]
+    delta: float
+    unit: Unit
+    trust: Trust
+    noise: Literal["seeded", "secret"]
+    seed: int
+    evaluation: Evaluation

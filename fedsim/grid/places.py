@@ -1,0 +1,60 @@
+"""Where the values of a grid stand, in the words of a message."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Loc = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the values of a grid came from, to name places in messages; no part of what makes two grids equal."""
+
+    file: str = field(default="", compare=False)
+    data: Any = field(default=None, compare=False)
+    lines: Mapping[Loc, int] = field(default_factory=dict, compare=False)
+    overrides: tuple[Loc, ...] = field(default=(), compare=False)
+
+    def place(self, loc: Loc) -> str:
+        """``file:line: key[i].key``; the parts of ``loc`` that validation added to what the user wrote are left out."""
+        loc = self._written(loc)
+        text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
+        if any(loc[: len(key)] == key or (loc and loc not in self.lines and key[: len(loc)] == loc) for key in self.overrides):
+            return f"--set {text}"
+        if not self.file:
+            return text or "grid"
+        line = next((self.lines[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in self.lines), None)
+        return ": ".join(part for part in (self.file if line is None else f"{self.file}:{line}", text) if part)
+
+    def _written(self, loc: Loc) -> Loc:
+        if not self.file:
+            return loc
+        kept: list[str | int] = []
+        at: Any = self.data
+        for part in loc:
+            if isinstance(at, Mapping) and isinstance(part, str) and part != "[key]":
+                at = at.get(part)
+            elif isinstance(at, list | tuple) and isinstance(part, int) and part < len(at):
+                at = at[part]
+            else:
+                continue
+            kept.append(part)
+        return tuple(kept)
+
+
+class Options(Source):
+    """Places of a grid that was given as command line options."""
+
+    def place(self, loc: Loc) -> str:
+        """The option."""
+        if not loc:
+            return "fedsim run"
+        if loc[0] == "algorithms":
+            inner = [str(part) for part in loc[3:] if isinstance(part, str)]
+            return f"--param {'.'.join(inner)}" if "params" in loc and inner else "--algorithm"
+        name = {"seeds": "seed", "evaluation": "per-class"}.get(str(loc[0]), str(loc[0]))
+        inner = [str(part) for part in loc[1:] if isinstance(part, str)] if name != "per-class" else []
+        return ": ".join([f"--{name}", *([".".join(inner)] if inner else [])])

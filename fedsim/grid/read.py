@@ -1,0 +1,131 @@
+"""Reading grids: from a file, from the options of a command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from fedsim.errors import PluginError, UserError
+from fedsim.grid.cells import variants
+from fedsim.grid.complaints import spelled, translated
+from fedsim.grid.models import Grid
+from fedsim.grid.places import Options, Source
+from fedsim.grid.yaml import override, parse
+from fedsim.methods.registry import lookup
+
+_Option = TypeVar("_Option", bound=BaseModel)
+
+
+def load_grid(path: Path, overrides: Sequence[str] = (), *, keep_going: bool = False) -> Grid:
+    """Read and check a grid file.
+
+    Args:
+        path: the YAML file; relative paths of data and encoder (those of overrides too) are taken from its folder.
+        overrides: ``key=YAML`` texts that replace values of the file; ``evaluation.per_class=50`` goes into a mapping.
+        keep_going: leave out the algorithms whose plug-in is refused.
+
+    Raises:
+        UserError: the first mistake, with its place.
+    """
+    data, lines = parse(_read(path), str(path))
+    if data is None:
+        raise UserError(str(path), "the file is empty", "give at least `algorithms: [NAME]`")
+    if not isinstance(data, dict):
+        raise UserError(str(path), f"the top level is {spelled(data)}, not a mapping", "write `key: value` lines")
+    changed = tuple(override(data, text) for text in overrides)
+    source = Source(str(path), data, lines, changed)
+    try:
+        grid = Grid.model_validate({"name": path.stem, **data})
+    except ValidationError as error:
+        raise translated(error, Grid, source.place) from error
+    return _placed(grid, source, path.absolute().parent, keep_going)
+
+
+def _placed(grid: Grid, source: Source, folder: Path, keep_going: bool = False) -> Grid:
+    """The grid with its relative paths taken from ``folder``, its algorithms checked, and its places named by ``source``."""
+    places: dict[str, Any] = {"dataset": tuple(spec.within(folder) for spec in grid.dataset)}
+    grid = grid.model_copy(update=places | {"encoder": grid.encoder.within(folder) if grid.encoder else None})
+    grid._source = source
+    if keep_going:
+        grid = grid.without(_refused_plug_ins(grid))
+    variants(grid)
+    return grid
+
+
+def _refused_plug_ins(grid: Grid) -> dict[int, PluginError]:
+    """Why classes cannot be used, by their positions."""
+    refused: dict[int, PluginError] = {}
+    for i, entry in enumerate(grid.algorithms):
+        try:
+            lookup(entry.name, grid.place("algorithms", i, "name"))
+        except PluginError as error:
+            refused[i] = error
+    return refused
+
+
+def grid_of_options(options: Mapping[str, Any], params: Sequence[str]) -> Grid:
+    """A grid of one cell.
+
+    Args:
+        options: values by option; ``dataset``, ``encoder`` and ``partition`` are texts that may be YAML mappings.
+        params: ``key=YAML`` texts, parameters of the algorithm.
+
+    Raises:
+        UserError: a value does not do; the message names the option.
+    """
+    given: dict[str, Any] = {}
+    for text in params:
+        override(given, text, "--param")
+    partition, _ = parse(options["partition"], "--partition")
+    parsed = {key: parse(options[key], f"--{key}")[0] for key in ("dataset", "encoder") if options[key] is not None}
+    same = {key: options[key] for key in ("alpha", "clients", "epsilon", "delta", "unit", "trust")}
+    data: dict[str, Any] = {
+        "name": "run",
+        "algorithms": [{"name": options["algorithm"], "params": given}],
+        "partition": partition if isinstance(partition, dict) else {"scheme": partition},
+        "seeds": options["seed"],
+        "evaluation": {"per_class": options["per-class"]},
+        **{key: value if isinstance(value, dict) else str(value) for key, value in parsed.items()},
+        **same,
+    }
+    source = Options()
+    try:
+        grid = Grid.model_validate(data)
+    except ValidationError as error:
+        raise translated(error, Grid, source.place) from error
+    return _placed(grid, source, Path.cwd())
+
+
+def parse_option(model: type[_Option], option: str, text: str, given: Mapping[str, Any]) -> _Option:
+    """A command line's option as a grid would have it.
+
+    Args:
+        model: what it becomes.
+        option: its name, for messages.
+        text: a YAML scalar or mapping.
+        given: keys that other options give; None is not given.
+
+    Raises:
+        UserError: it does not do.
+    """
+    value, _ = parse(text, option)
+    try:
+        base = value if isinstance(value, dict) else model.model_validate(str(value)).model_dump(exclude_unset=True)
+        return model.model_validate({**base, **{key: each for key, each in given.items() if each is not None}})
+    except ValidationError as error:
+        raise translated(error, model, lambda loc: f"{option}: {'.'.join(map(str, loc))}" if loc else option) from error
+
+
+def _read(path: Path) -> str:
+    if path.is_dir():
+        raise UserError(str(path), "is a folder", "give a grid file (YAML)")
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise UserError(str(path), "there is no such file", "give the path of a grid file (YAML)") from error
+    except (OSError, ValueError) as error:
+        what = "is not a text file" if isinstance(error, UnicodeDecodeError) else f"cannot be read ({error})"
+        raise UserError(str(path), what, "give a grid file (YAML, UTF-8)") from error

@@ -1,0 +1,84 @@
+"""YAML text to plain data, with the line of every key."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from fedsim.errors import UserError
+from fedsim.grid.places import Loc
+
+_MOST_NODES = 100_000  # a grid file has dozens; aliases of aliases can stand for billions
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that also reads ``1e-4`` as a number, as YAML 1.2 does."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+
+
+def parse(text: str, where: str) -> tuple[Any, dict[Loc, int]]:
+    """YAML text to plain data and the line of every key path."""
+    lines: dict[Loc, int] = {}
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None, lines
+        _survey(node, (), lines, where, [0])
+        return loader.construct_document(node), lines
+    except yaml.MarkedYAMLError as error:
+        at = _at(where, error.problem_mark.line) if error.problem_mark else where
+        raise UserError(at, f"is not valid YAML ({error.problem})", "correct the line") from error
+    except RecursionError as error:
+        raise UserError(where, "is nested too deeply", "give a grid file as benchmarks/quickstart.yaml") from error
+    # PyYAML lets the errors of int(), datetime() and the like through
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError) as error:
+        problem = " ".join(str(error).split())
+        raise UserError(where, f"is not valid YAML ({problem})", "give a grid file as benchmarks/quickstart.yaml") from error
+
+
+def _at(where: str, line: int) -> str:
+    """A line, counted from 0, of a file; an override is one line anyway."""
+    return where if where.startswith("--") else f"{where}:{line + 1}"
+
+
+def _survey(node: yaml.Node, loc: Loc, lines: dict[Loc, int], where: str, seen: list[int]) -> None:
+    """Note the line of every key path below ``node``; a key given twice is an error."""
+    seen[0] += 1
+    if seen[0] > _MOST_NODES:
+        raise UserError(where, f"stands for more than {_MOST_NODES} values", "write a smaller grid, without nested aliases")
+    if isinstance(node, yaml.SequenceNode):
+        for i, item in enumerate(node.value):
+            lines[(*loc, i)] = item.start_mark.line + 1
+            _survey(item, (*loc, i), lines, where, seen)
+    elif isinstance(node, yaml.MappingNode):
+        own: set[str] = set()
+        for key, value in node.value:
+            name = str(key.value)
+            if name in own:
+                raise UserError(_at(where, key.start_mark.line), f"the key '{name}' is given twice", "remove one")
+            own.add(name)
+            lines[(*loc, name)] = key.start_mark.line + 1
+            _survey(value, (*loc, name), lines, where, seen)
+
+
+def override(data: dict[str, Any], text: str, option: str = "--set") -> Loc:
+    """Put one ``key=YAML`` into ``data``; return its key path."""
+    key, equals, value = text.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        example = "alpha=[0.3]" if option == "--set" else "latent=16"
+        raise UserError(f"{option} {text}", "is not of the form key=value", f"write for example {option} {example}")
+    at = data
+    for n, part in enumerate(parts[:-1], 1):
+        inner = at.setdefault(part, {})
+        if not isinstance(inner, dict):
+            outer = ".".join(parts[:n])
+            raise UserError(f"{option} {key.strip()}", f"'{outer}' is not a mapping in the grid file", f"set {outer} as a whole")
+        at = inner
+    at[parts[-1]], _ = parse(value, f"{option} {key.strip()}")
+    return tuple(parts)

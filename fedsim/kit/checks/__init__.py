@@ -1,0 +1,1 @@
+"""What `fedsim check` looks at, and the worlds it looks at."""

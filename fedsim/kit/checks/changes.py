@@ -1,0 +1,125 @@
+"""What one unit changes in what clients compute, query by query, while two worlds see the same noisy outputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedsim.kit.checks.watch import Divergence, Query, Tape
+from fedsim.methods.messages import Message, Tensors
+from fedsim.methods.parameters import l2_norm
+
+Sampled = Callable[[int, float], bool]
+"""Whether the unit is in the sample of a step (its number, the release's sample rate)."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a unit changed in one query.
+
+    Attributes:
+        round: the round.
+        norms: L2 norm of the change by tensor name.
+        scale: L2 norm of the tensors.
+        steps: how many steps of the release it covers.
+        sampled: whether the unit was in the sample.
+    """
+
+    round: int
+    norms: Mapping[str, float]
+    scale: float
+    steps: int = 1
+    sampled: bool = True
+
+    @property
+    def norm(self) -> float:
+        """Joint L2 norm."""
+        return math.hypot(*self.norms.values())
+
+    @property
+    def most(self) -> str:
+        """The tensor that changed most."""
+        return max(self.norms, key=lambda name: self.norms[name])
+
+
+def queries(first: Tape, second: Tape, sampled: Sampled | None, *, silo: bool) -> Iterator[Change]:
+    """What changed in every query that clients noise themselves; ``sampled`` None: as the queries say."""
+    for one, two in zip(first.queries, second.queries, strict=True):
+        norms, scale = _kept(one, two), l2_norm(one.kept)
+        if silo:
+            norms = _joined(norms, _norms(one.sent, two.sent))
+            scale = math.hypot(scale, l2_norm(one.sent))
+        yield Change(one.round, norms, scale, 1, _in_sample(one, sampled))
+
+
+def rounds(first: Tape, second: Tape, sampled: Sampled | None) -> Iterator[Change]:
+    """What changed in every round's sum, to which the server adds noise, together with what clients noised in that round."""
+    for message in messages(first, second):
+        pairs = [pair for pair in zip(first.queries, second.queries, strict=True) if pair[0].round == message.round]
+        norms = dict(message.norms)
+        for one, two in pairs:
+            norms = _joined(norms, _kept(one, two))
+        steps = pairs[0][0].release.per_round if pairs else 1
+        yield Change(message.round, norms, message.scale, steps, all(_in_sample(one, sampled) for one, _ in pairs))
+
+
+def messages(first: Tape, second: Tape) -> Iterator[Change]:
+    """What changed in the sums of every round's messages."""
+    for round_ in range(len(first.messages)):
+        one, two = first.sums(round_), second.sums(round_)
+        yield Change(round_, _norms(one, two), l2_norm(one))
+
+
+def envelope(first: Tape, second: Tape) -> str:
+    """The first thing, if any, in which two worlds of the same clients differ that no noise can cover: what is sent, and how much."""
+    for round_, (ones, twos) in enumerate(zip(first.messages, second.messages, strict=True)):
+        for one, two in zip(ones, twos, strict=True):
+            if one.sums.keys() != two.sums.keys():
+                own = sorted(one.sums.keys() ^ two.sums.keys())
+                return f"round {round_}: the message holds {', '.join(map(repr, own))} in one of the two worlds only"
+            if other := next((name for name in one.sums if _form(one, name) != _form(two, name)), None):
+                return f"round {round_}: shape or type of '{other}' in the message"
+            if one.uplink_bytes != two.uplink_bytes:
+                return f"round {round_}: {one.uplink_bytes} and {two.uplink_bytes} bytes sent"
+    return ""
+
+
+def _form(message: Message, name: str) -> tuple[torch.Size, torch.dtype]:
+    return message.sums[name].shape, message.sums[name].dtype
+
+
+def _in_sample(query: Query, sampled: Sampled | None) -> bool:
+    return query.sampled if sampled is None else sampled(query.step, query.release.sample_rate)
+
+
+def _kept(one: Query, two: Query) -> dict[str, float]:
+    """Norms of the change in per-client tensors; a client that is missing counts in full."""
+    padded: Tensors = {}
+    for name, value in two.kept.items():
+        full = torch.zeros_like(one.kept[name])
+        full[[one.members.index(client) for client in two.members]] = value
+        padded[name] = full
+    return _norms(one.kept, padded)
+
+
+def _joined(one: Mapping[str, float], two: Mapping[str, float]) -> dict[str, float]:
+    return {name: math.hypot(one.get(name, 0.0), two.get(name, 0.0)) for name in {**one, **two}}
+
+
+def _norms(one: Tensors, two: Tensors) -> dict[str, float]:
+    """Norm of the difference by name; what only one side has counts in full."""
+    return {name: float(_difference(one.get(name), two.get(name)).double().norm()) for name in {**one, **two}}
+
+
+def _difference(one: Tensor | None, two: Tensor | None) -> Tensor:
+    if one is None or two is None:
+        found = two if one is None else one
+        assert found is not None
+        return found
+    if one.shape != two.shape:
+        raise Divergence("the shape of a message depends on the data")
+    return one.double() - two.double()

@@ -1,0 +1,111 @@
+"""Pairs of worlds that differ in one client: which client, beside which others, under which clip norm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.kit.checks.neighbours import FEW, SMALL_CLIP, UNCLIPPED, Pair, Rows, World, contribution
+from fedsim.kit.checks.subject import Subject
+from fedsim.methods.parameters import l2_norm
+from fedsim.privacy.plan import Release
+from fedsim.seeds import Purpose, Seeds
+
+SHORT = 2
+"""Rounds of a pair whose point is its rows."""
+SEEDS = 200
+"""How many seeds are tried for one in which a client takes part and then does not."""
+
+
+def takes_part(seed: int, step: int, client: int, rate: float) -> bool:
+    """Whether the stream by which :meth:`fedsim.methods.clients.Clients.poisson` samples whole clients puts ``client`` into ``step``."""
+    return bool(Seeds(seed).numpy(Purpose.SAMPLING, step, client).random() < rate)
+
+
+def client_pairs(subject: Subject) -> Iterator[Pair]:
+    """Pairs for unit client; few of them for a quick subject."""
+    yield from _characters(subject)
+    yield _other_rows(subject)
+    if subject.quick:
+        return
+    given = _contributions(subject)
+    if given is not None:
+        yield from _unsaturated(subject, given)
+        yield from _two_sizes(subject, given)
+
+
+def sampled_pairs(subject: Subject, release: Release) -> Iterator[Pair]:
+    """One client less, of seeds in which it takes part in the first round and not in the second; for a release of the first rounds."""
+    held = subject.trial.partition.rows
+    for client in (1, len(held) - 1):
+        found = (seed for seed in range(SEEDS) if [takes_part(seed, step, client, release.sample_rate) for step in (0, 1)] == [True, False])
+        yield _less(subject, "a client", client, held, next(found, 0), 1.0)
+
+
+def _characters(subject: Subject) -> Iterator[Pair]:
+    """Clients of several kinds, over all rounds."""
+    data, held = subject.data, subject.trial.partition.rows
+    yield _less(subject, "an ordinary client", 3, held, 0, 1.0)
+    against = data.x_train.copy()
+    against[held[1]] = -data.x_train.mean(0) / np.linalg.norm(data.x_train.mean(0))
+    yield _less(subject, "a client with rows against the mean", 1, held, 1, SMALL_CLIP, against)
+    yield _less(subject, "a client among small ones", 2, tuple(r if i == 2 else r[:FEW] for i, r in enumerate(held)), 2, SMALL_CLIP)
+
+
+def _other_rows(subject: Subject) -> Pair:
+    """One client with other rows, of which no trace may be left but in what is noised."""
+    data, held = subject.data, subject.trial.partition.rows
+    members, against = tuple(range(len(held))), data.x_train.copy()
+    against[held[1]] = -data.x_train.mean(0) / np.linalg.norm(data.x_train.mean(0))
+    fewer = tuple(own[:-3] if i == 1 else own for i, own in enumerate(held))
+    whole = World(data.x_train, data.y_train, held, members)
+    return Pair("a client with other rows", whole, World(against, data.y_train, fewer, members), 3)
+
+
+def _less(
+    subject: Subject, label: str, client: int, rows: Rows, seed: int, clip: float, x: np.ndarray | None = None, rounds: int | None = None
+) -> Pair:
+    """The pair whose ``other`` lacks ``client``."""
+    data, members = subject.data, tuple(range(len(rows)))
+    whole = World(data.x_train if x is None else x, data.y_train, rows, members)
+    others = tuple(own for i, own in enumerate(rows) if i != client)
+    other = World(whole.x, whole.y, others, tuple(i for i in members if i != client))
+    return Pair(label, whole, other, seed, clip, rounds=rounds, client=client)
+
+
+def _contributions(subject: Subject) -> Tensor | None:
+    """The norm of what each client adds to the first round, in units of the clip norm; None where no parameter sets that."""
+    if not isinstance(subject.trial.cell.params.get("clip"), float | int):
+        return None
+    found = _each_alone(subject, subject.trial.partition.rows)
+    return torch.tensor(found) if min(found) > 0 else None
+
+
+def _each_alone(subject: Subject, rows: Rows) -> list[float]:
+    """Norms in units of the clip norm, of clients with ``rows``, each alone and nothing clipped."""
+    data, clip = subject.data, float(subject.trial.cell.params["clip"])
+    worlds = [World(data.x_train, data.y_train, (own,), (client,)) for client, own in enumerate(rows)]
+    return [l2_norm(contribution(subject, Pair("", world, world, 0, UNCLIPPED), world)) / clip for world in worlds]
+
+
+def _unsaturated(subject: Subject, given: Tensor) -> Iterator[Pair]:
+    """Each client, where half of them, and where none, are clipped at the start."""
+    held = subject.trial.partition.rows
+    for words, clip in (("half of them are", float(given.median())), ("hardly one is", 1.01 * float(given.max()))):
+        for client in range(len(held)):
+            yield _less(subject, f"client {client} where {words} clipped", client, held, 0, clip, rounds=SHORT)
+
+
+def _two_sizes(subject: Subject, given: Tensor) -> Iterator[Pair]:
+    """A large client that makes the median of three large, and one that makes the mean of four."""
+    held = subject.trial.partition.rows
+    large = held[int(given.argmax())]
+    small = large[: max(len(large) // FEW, 1)]
+    for words, rows in (("median", (large, small, large)), ("mean", (large, small, small, small))):
+        found = _each_alone(subject, rows)
+        if min(found) > 0:
+            clip = 1.01 * (sorted(found)[1] if words == "median" else sum(found) / len(found))
+            yield _less(subject, f"a client that moves the {words} of the updates' norms", 0, rows, 0, clip, rounds=SHORT)

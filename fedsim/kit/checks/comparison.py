@@ -1,0 +1,176 @@
+"""One pair of neighbouring worlds, compared: the largest change in units of the bound, and what no noise covers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fedsim.kit.checks.changes import Change, envelope, messages, queries, rounds
+from fedsim.kit.checks.client_pairs import takes_part
+from fedsim.kit.checks.fresh import forked, in_fresh_processes
+from fedsim.kit.checks.neighbours import Pair, World, live, of_pair
+from fedsim.kit.checks.subject import CLIENTS, Subject
+from fedsim.kit.checks.training import drawn
+from fedsim.kit.checks.verdict import Verdict, failed, raised
+from fedsim.kit.checks.watch import Divergence, Tape
+from fedsim.methods.messages import Tensors
+from fedsim.methods.registry import lookup
+from fedsim.privacy.ledger import Ledger
+
+SLACK = 1e-3
+"""Relative excess over the bound that is put down to rounding."""
+
+ROUNDING = 1e-6
+"""Change of a tensor, relative to its norm, that is put down to rounding."""
+
+CLIP_FIX = (
+    "clip every unit's whole contribution jointly (clipped_sum, clipped_statistics), by a clip norm and weights that are public, and give "
+    "it to Clients.add_noise in one call; draw what is random per row by Clients.batch or Clients.draws"
+)
+FREE_FIX = "send only what Clients.add_noise returned, weigh and divide by public numbers, or put the quantity into the clipped release"
+PUBLIC_FIX = "let the schedule, all shapes, names and sizes depend on public numbers only"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a pair showed.
+
+    Attributes:
+        pair: its label.
+        rounds: how many were run.
+        fault: what breaks the claim, if anything.
+        ratio: the largest change in units of the bound.
+        outsider: a change by a unit in a step whose sample it is not in, as (round, tensor, share of the bound).
+    """
+
+    pair: str
+    rounds: int
+    fault: Verdict | None = None
+    ratio: float = 0.0
+    outsider: tuple[int, str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a training in one world left behind.
+
+    Attributes:
+        tape: what its clients did.
+        said: what its result says; empty where the other world lacks a client, whose version it may ask for.
+        state: what is kept of it.
+        ledger: what it paid.
+        rounds: how many it took.
+    """
+
+    tape: Tape
+    said: Tensor
+    state: Tensors
+    ledger: Ledger
+    rounds: int
+
+
+def comparisons(subject: Subject, pairs: Iterator[Pair]) -> Generator[Compared, None, None]:
+    """Compare the pairs, in order; every world in a process of its own unless the subject is a quick one."""
+    if subject.quick:
+        for pair in pairs:
+            yield compare(subject, pair)
+        return
+    module = lookup(subject.trial.cell.algorithm).__module__
+    # what the subject has cached stays here
+    yield from in_fresh_processes(compare, ((replace(subject), pair) for pair in pairs), module)
+
+
+def compare(subject: Subject, pair: Pair) -> Compared:
+    """Train in both worlds, the second under the first one's outputs, and compare what they did."""
+    own, done = of_pair(subject, pair), 0
+    try:
+        first = _look(own, pair, pair.whole) if subject.quick else forked(_look, own, pair, pair.whole)
+        done = first.rounds
+        return _judged(own, pair, first, _look(own, pair, pair.other, first.tape))
+    except Divergence as error:
+        return Compared(pair.label, done, failed(f"{pair.label}: {error}", PUBLIC_FIX), math.inf)
+    except Exception as error:
+        fault = raised(error, lookup(subject.trial.cell.algorithm))
+        return Compared(pair.label, done, replace(fault, reason=f"{pair.label}: {fault.reason}"), math.inf)
+
+
+def _look(subject: Subject, pair: Pair, world: World, script: Tape | None = None) -> Seen:
+    training, pool = live(subject, pair, world, script)
+    tape, trained = pool.tape, training.trained
+    # diagnostics are nobody's to compare, and may be anything
+    tape.messages = [[replace(message, diagnostics={}) for message in sent] for sent in tape.messages]
+    whole = len(pair.whole.members) == len(pair.other.members)
+    said = drawn(trained.made, subject.data, CLIENTS) if whole else torch.zeros(0)
+    return Seen(tape, said, trained.state, trained.ledger, len(training.records))
+
+
+def _judged(subject: Subject, pair: Pair, first: Seen, second: Seen) -> Compared:
+    assert subject.plan is not None
+    found = Compared(pair.label, first.rounds)
+    if len(first.tape.queries) != len(second.tape.queries):
+        raise Divergence("how often Clients.add_noise runs depends on the data")
+    at_clients, bound = subject.algorithm.noise_at_clients(), subject.plan.sensitivity
+    # a world without a client lacks what that client's noise alone would have sent
+    if pair.whole.members == pair.other.members and (fault := _uncovered(pair, first, second, at_clients=at_clients)):
+        return replace(found, fault=fault, ratio=math.inf)
+    changes = list(_changes(subject, pair, first.tape, second.tape, at_clients=at_clients))
+    outsiders = [c for c in changes if not c.sampled and c.norm > SLACK * bound + ROUNDING * c.scale]
+    if outsiders:
+        found = replace(found, outsider=(outsiders[0].round, outsiders[0].most, outsiders[0].norm / bound))
+    if pair.client is None:
+        return found
+    worst = max(changes, key=lambda change: change.norm / math.sqrt(change.steps), default=Change(0, {"": 0.0}, 0.0))
+    limit = bound * math.sqrt(worst.steps)
+    return replace(found, fault=_excess(pair, worst, limit), ratio=worst.norm / limit)
+
+
+def _changes(subject: Subject, pair: Pair, first: Tape, second: Tape, *, at_clients: bool) -> Iterator[Change]:
+    task, client = subject.trial.task, pair.client
+    sampled = None if task.unit == "example" or client is None else lambda step, rate: takes_part(pair.seed, step, client, rate)
+    return queries(first, second, sampled, silo=task.trust == "silo") if at_clients else rounds(first, second, sampled)
+
+
+def _uncovered(pair: Pair, first: Seen, second: Seen, *, at_clients: bool) -> Verdict | None:
+    """What the same clients do with another row, and what comes out, may differ in nothing but the queries: all outputs are equal."""
+    if difference := envelope(first.tape, second.tape):
+        return failed(f"{pair.label} changes what a message is: {difference}", PUBLIC_FIX)
+    for change in messages(first.tape, second.tape) if at_clients else ():
+        if any(norm > ROUNDING * change.scale + 1e-9 for norm in change.norms.values()):
+            text = f"round {change.round}: {pair.label} changes '{change.most}' in the messages by {change.norm:.3g}"
+            return failed(f"{text}; no noise of Clients.add_noise covers it, no ledger pays for it", FREE_FIX)
+    if first.ledger != second.ledger:
+        return failed(f"{pair.label} changes the ledger", PUBLIC_FIX)
+    if name := _first_unequal(first.state, second.state):
+        return failed(f"{pair.label} changes '{name}' in what is kept of a training, though all noisy outputs are equal", FREE_FIX)
+    if first.said.shape != second.said.shape or not torch.allclose(first.said, second.said, atol=1e-5, rtol=1e-4, equal_nan=True):
+        return failed(f"{pair.label} changes what the result says though all noisy outputs are equal", FREE_FIX)
+    return None
+
+
+def _first_unequal(one: Tensors, two: Tensors) -> str:
+    for name in {**one, **two}:
+        if name not in one or name not in two or (one[name].shape, one[name].dtype) != (two[name].shape, two[name].dtype):
+            return name
+        # bits, so that what is not a number equals itself
+        if one[name].detach().contiguous().numpy().tobytes() != two[name].detach().contiguous().numpy().tobytes():
+            return name
+    return ""
+
+
+def _excess(pair: Pair, change: Change, limit: float) -> Verdict | None:
+    """No query changes by more than the bound."""
+    if change.norm <= limit * (1 + SLACK) + ROUNDING * change.scale:
+        return None
+    share = f"; '{change.most}' alone by {change.norms[change.most]:.3g}" if len(change.norms) > 1 else f" ('{change.most}')"
+    text = f"round {change.round}: removing {pair.label} changes what is released by {change.norm:.3g}, the claimed bound is {limit:.3g}"
+    return failed(f"{text} ({change.norm / limit:.2f} of it){share}", CLIP_FIX)
+
+
+def sampled_seen(found: Sequence[Compared]) -> str:
+    """How many pairs and rounds a verdict rests on."""
+    most = max(each.rounds for each in found)
+    return f"{len(found)} pairs of neighbours, rounds 0 to {most - 1}"

@@ -1,0 +1,133 @@
+"""Neighbouring worlds: the small cell with and without one unit, and how to train in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.kit.checks.subject import Subject, varied
+from fedsim.kit.checks.training import Training, fixed_random_states, train
+from fedsim.kit.checks.watch import Group, Hidden, Tape, WatchedPool, watched
+from fedsim.methods.algorithm import Algorithm
+from fedsim.methods.messages import Tensors
+from fedsim.privacy.ledger import Ledger
+from fedsim.seeds import Seeds
+from fedsim.simulation import rounds
+from fedsim.simulation.cohort import CohortSpec
+from fedsim.simulation.state import Progress
+
+SMALL_CLIP = 0.05
+"""Share of the clip norm with which clipping bites everywhere, so that what is not clipped stands out."""
+
+FEW = 4
+"""Rows of each client in small worlds, where one example is a large part of the whole."""
+
+UNCLIPPED = 1e6
+"""Share of the clip norm with which nothing is clipped."""
+
+Rows = tuple[NDArray[np.int64], ...]
+"""Each member's row numbers."""
+
+
+@dataclass(frozen=True)
+class World:
+    """A data set in clients' hands.
+
+    Attributes:
+        x, y: all rows.
+        rows: each member's.
+        members: the clients that are there.
+        hidden: the row that one of two neighbouring worlds lacks, or the group of rows that differ.
+    """
+
+    x: NDArray[np.float32]
+    y: NDArray[np.int64]
+    rows: Rows
+    members: tuple[int, ...]
+    hidden: Hidden | Group | None = None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two worlds and how to run them.
+
+    Attributes:
+        label: what is special about the unit.
+        whole: the world with the unit.
+        other: the world that sees the first one's outputs.
+        seed: of both.
+        clip: share of the algorithm's clip norm.
+        weights: share of the initial weights that the server starts from; a bound holds for any.
+        rounds: of the training, where the algorithm has such a parameter; None: the subject's.
+        client: the client that ``other`` lacks, or whose row it lacks; None: data are replaced there, of more than a unit maybe, and only
+            what no noise covers, and steps in whose samples they are not, can tell.
+    """
+
+    label: str
+    whole: World
+    other: World
+    seed: int
+    clip: float = SMALL_CLIP
+    weights: float = 1.0
+    rounds: int | None = None
+    client: int | None = None
+
+
+def with_row(pair: Pair, x: NDArray[np.float32], y: int) -> Pair:
+    """The pair whose ``other`` lacks the hidden row, and whose ``whole`` has it: ``x``, scaled to unit norm, of label ``y``."""
+    other, hidden = pair.other, pair.other.hidden
+    assert isinstance(hidden, Hidden)
+    more = np.concatenate([other.x, (x / np.linalg.norm(x))[None]]).astype(np.float32)
+    new = np.int64(len(other.x))
+    rows = tuple(np.insert(own, hidden.index(len(own)), new) if i == hidden.client else own for i, own in enumerate(other.rows))
+    whole = World(more, np.append(other.y, np.int64(y)), rows, other.members, hidden)
+    return replace(pair, whole=whole, other=replace(other, hidden=replace(hidden, present=False)), client=hidden.client)
+
+
+def few(rows: Rows, count: int) -> Rows:
+    """The first ``count`` rows of every member."""
+    return tuple(own[:count] for own in rows)
+
+
+def of_pair(subject: Subject, pair: Pair) -> Subject:
+    """The subject with the pair's clip norm and rounds."""
+    clip = subject.trial.cell.params.get("clip")
+    changed = {"clip": pair.clip * clip} if isinstance(clip, float | int) else {}
+    return varied(subject, **changed, **({} if pair.rounds is None else {"rounds": pair.rounds}))
+
+
+def live(subject: Subject, pair: Pair, world: World, script: Tape | None = None) -> tuple[Training, WatchedPool]:
+    """Train in ``world`` of ``pair``, all clients in one cohort; with a ``script``, the noise gives that world's outputs."""
+    pool, algorithm = _pool(subject, pair, world, script), subject.build()
+    return train(algorithm, pool, subject.plan, pair.seed, _start(algorithm, pair)), pool
+
+
+def contribution(subject: Subject, pair: Pair, world: World) -> Tensors:
+    """What all of ``world`` adds to the first noisy step, by name; only the first round is run."""
+    own = of_pair(subject, pair)
+    pool, algorithm = _pool(own, pair, world), own.build()
+    with fixed_random_states([]):
+        steps = rounds.train(algorithm, pool, own.plan, Seeds(pair.seed), _start(algorithm, pair))
+        next(steps)
+        steps.close()
+    query = pool.tape.queries[0]
+    sent = query.sent if algorithm.noise_at_clients() else pool.tape.sums(0)
+    return {f"{part} {name}": value for part, own in (("sent", sent), ("kept", query.kept)) for name, value in own.items()}
+
+
+def _pool(subject: Subject, pair: Pair, world: World, script: Tape | None = None) -> WatchedPool:
+    cell, trial = subject.trial.cell, subject.trial
+    spec = CohortSpec(cell.algorithm, cell.params, trial.task, trial.plan, Seeds(pair.seed), world.members, world.rows)
+    return WatchedPool([watched(spec, world.x, world.y, world.hidden, script)], script=script)
+
+
+def _start(algorithm: Algorithm, pair: Pair) -> Progress | None:
+    """Where a training begins whose server has a share of its initial weights."""
+    if pair.weights == 1:
+        return None
+    server = algorithm.initial_server(Seeds(pair.seed))
+    tensors = {f"server.model.{name}": pair.weights * p.detach() for name, p in server.model.named_parameters() if p.numel()}
+    tensors |= {f"server.tensors.{name}": value for name, value in server.tensors.items()}
+    return Progress(0, tensors, Ledger().to_json(), 0)

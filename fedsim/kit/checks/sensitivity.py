@@ -1,0 +1,44 @@
+"""Remove-one sensitivity, measured: what one unit changes in every query while both worlds see the same noisy outputs."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+from fedsim.kit.checks.client_pairs import client_pairs
+from fedsim.kit.checks.comparison import Compared, comparisons, sampled_seen
+from fedsim.kit.checks.example_pairs import example_pairs
+from fedsim.kit.checks.subject import Subject
+from fedsim.kit.checks.verdict import Verdict, failed, idle, passed
+
+STATE_FIX = "give everything that is kept and depends on an example to Clients.add_noise as 'kept', or state claim 'heuristic'"
+
+
+def sensitivity(subject: Subject) -> Verdict:
+    """Every query's change is within the plan's sensitivity; what no noise covers does not change at all.
+
+    What is measured is a lower bound of the truth: that no pair breaks the claim is no proof of it.
+    """
+    claim = subject.algorithm.claim()
+    if subject.plan is None or claim == "none":
+        return idle("not private, nothing is claimed")
+    unit, found = subject.trial.task.unit, list[Compared]()
+    with closing(comparisons(subject, example_pairs(subject) if unit == "example" else client_pairs(subject))) as each:
+        for compared in each:
+            found.append(compared)
+            fault = compared.fault or (_remembered(compared) if unit == "example" else None)
+            if fault is not None:
+                return fault if claim == "proved" else idle(f"claim {claim}, nothing is promised; measured: {fault.reason}")
+    most = max(found, key=lambda compared: compared.ratio)
+    text = f"the largest change seen is {most.ratio:.3f} of the claimed bound ({most.pair}), over {sampled_seen(found)}"
+    if claim != "proved":
+        return idle(f"claim {claim}, nothing is promised; measured: {text}")
+    return passed(f"{text}; a lower bound of the truth, which may be larger")
+
+
+def _remembered(compared: Compared) -> Verdict | None:
+    """A row that is not in a step's sample changes nothing in that step."""
+    if compared.outsider is None:
+        return None
+    round_, name, share = compared.outsider
+    text = f"round {round_}: {compared.pair}, not in the round's sample, changes '{name}' by {share:.3g} of the bound"
+    return failed(f"{text}: state without noise remembers it, or the rows are not sampled", STATE_FIX)

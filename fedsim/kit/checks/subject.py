@@ -1,0 +1,139 @@
+"""The small cell that an algorithm is checked on: 200 rows of digits, 4 clients, a training of a moment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from fedsim.data.embeddings import Embeddings
+from fedsim.grid.read import grid_of_options
+from fedsim.kit.checks.training import Training, train
+from fedsim.kit.checks.watch import Tape, WatchedPool, watched
+from fedsim.methods.algorithm import Algorithm
+from fedsim.methods.registry import lookup
+from fedsim.privacy.plan import PrivacyPlan, Trust, Unit
+from fedsim.runtime.cluster import Node
+from fedsim.seeds import Seeds
+from fedsim.simulation.cohort import Cohort, build_algorithm
+from fedsim.simulation.preflight import prepare
+from fedsim.simulation.rounds import RoundRecord
+from fedsim.simulation.trial import Trial
+
+SHORT = {"rounds": 3, "local_steps": 3, "meta_steps": 2, "generator_steps": 2}
+"""Parameters that make a training long, where an algorithm has them, and what they become."""
+
+ROUNDS = 12
+"""Rounds of a training in a full check: what happens in every tenth round, or once a loss has stopped falling, is seen."""
+
+EPSILON, DELTA = 4.0, 1e-4
+CLIENTS = 4
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An algorithm with its parameters, in one privacy setting, on the small cell.
+
+    Attributes:
+        trial: the cell with its plan and partition.
+        data: its rows.
+        quick: whether few pairs of neighbouring worlds do, all in this process.
+    """
+
+    trial: Trial
+    data: Embeddings
+    quick: bool = False
+
+    @property
+    def plan(self) -> PrivacyPlan | None:
+        """The cell's plan, None for an algorithm that is not private."""
+        return self.trial.plan
+
+    @property
+    def setting(self) -> str:
+        """Unit and trust, as a table names them."""
+        return f"{self.trial.task.unit}, {self.trial.task.trust}" if self.plan is not None else "not private"
+
+    @cached_property
+    def algorithm(self) -> Algorithm:
+        """A fresh instance for questions that change nothing."""
+        return self.build()
+
+    def build(self) -> Algorithm:
+        """A new instance."""
+        return build_algorithm(self.trial.cell.algorithm, self.trial.cell.params, self.trial.task)
+
+    def cohorts(self, sizes: tuple[int, ...] = (CLIENTS,), seed: int = 0) -> list[Cohort]:
+        """The cell's clients in cohorts of ``sizes``, each with a tape of its own."""
+        specs = replace(self.trial, sizes=sizes).cohorts()
+        return [watched(replace(spec, seeds=Seeds(seed)), self.data.x_train, self.data.y_train) for spec in specs]
+
+    def train(self, sizes: tuple[int, ...] = (CLIENTS,), seed: int = 0) -> Training:
+        """A whole training, packed so."""
+        return train(self.build(), WatchedPool(self.cohorts(sizes, seed)), self.plan, seed)
+
+    @cached_property
+    def first(self) -> tuple[Training, WatchedPool]:
+        """The training that most checks look at, all clients in one cohort, and the pool that it ran on."""
+        pool = WatchedPool(self.cohorts())
+        return train(self.build(), pool, self.plan, 0), pool
+
+    @property
+    def tape(self) -> Tape:
+        """What the clients of :attr:`first` did."""
+        return self.first[1].tape
+
+    @property
+    def records(self) -> list[RoundRecord]:
+        """The rounds of :attr:`first`."""
+        return self.first[0].records
+
+
+def subject(name: str, params: Sequence[str], unit: Unit, trust: Trust, *, quick: bool = False) -> Subject:
+    """The cell for one privacy setting.
+
+    Args:
+        name: of the algorithm, as in a grid.
+        params: ``key=YAML`` texts.
+        unit: what the budget protects.
+        trust: who may see what.
+        quick: three rounds in place of :data:`ROUNDS`, and see :class:`Subject`.
+
+    Raises:
+        UserError: the parameters do not do, or the algorithm has no plan for this setting.
+    """
+    given = {text.partition("=")[0].strip() for text in params}
+    brief = SHORT if quick else SHORT | {"rounds": ROUNDS}
+    short = [f"{key}={value}" for key, value in brief.items() if key in lookup(name).Params.model_fields and key not in given]
+    grid = grid_of_options(
+        {
+            "algorithm": name,
+            "dataset": "{name: digits, limit: 200}",
+            "encoder": None,
+            "partition": "dirichlet",
+            "alpha": 1.0,
+            "clients": CLIENTS,
+            "epsilon": EPSILON,
+            "delta": DELTA,
+            "unit": unit,
+            "trust": trust,
+            "seed": 0,
+            "per-class": 10,
+        },
+        [*params, *short],
+    )
+    prepared = prepare(grid, [Node(float(CLIENTS), 0.0)], rehearse=False)
+    ((trial,), (data,)) = prepared.trials, prepared.data.values()
+    return Subject(trial, data, quick)
+
+
+def varied(subject: Subject, **params: float) -> Subject:
+    """The subject with other parameters, as far as its algorithm has them; the noise multiplier stays as it was solved."""
+    given = subject.trial.cell.params
+    cell = subject.trial.cell.model_copy(update={"params": given | {key: value for key, value in params.items() if key in given}})
+    changed = replace(subject, trial=replace(subject.trial, cell=cell))
+    if subject.plan is None:
+        return changed
+    own = changed.algorithm
+    plan = replace(subject.plan, releases=own.releases(), clip=own.clip(), sensitivity=own.sensitivity())
+    return replace(subject, trial=replace(changed.trial, plan=plan))

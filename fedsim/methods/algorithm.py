@@ -1,0 +1,154 @@
+"""The base class of every algorithm: an algorithm supplies mathematics, the harness drives its rounds.
+
+Four kinds of client computation stand ready, each a base class of its own: :class:`fedsim.methods.dp_sgd.DPSGD` (a loss per
+example), :class:`fedsim.methods.local_dp_sgd.LocalDPSGD` (the same with many local steps a round),
+:class:`fedsim.methods.local_training.LocalTraining` (local steps, then an update) and :class:`fedsim.methods.one_shot.OneShot` (a
+statistic per example). How rounds run is in :mod:`fedsim.simulation.rounds`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from fedsim.errors import UserError
+from fedsim.methods.clients import Clients
+from fedsim.methods.messages import Message, Server, Task, Tensors
+from fedsim.methods.parameters import shared_tensors
+from fedsim.methods.products import Classifier, Generator
+from fedsim.models.initialise import initial_model
+from fedsim.privacy.plan import Claim, PrivacyPlan, Release, Trust, Unit, calibrate
+from fedsim.seeds import Seeds
+
+
+class Params(BaseModel):
+    """Parameters of an algorithm as a grid file gives them: unknown keys are refused, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Algorithm(ABC):
+    """A federated algorithm: it yields a generator, or a classifier if it has none.
+
+    Class attributes:
+        name: set by ``@register``.
+        source: the paper or page that it follows.
+        Params: its parameters with defaults.
+        private: whether an epsilon has a meaning for it.
+        units, trusts: the privacy settings that it supports.
+    """
+
+    name: ClassVar[str]
+    source: ClassVar[str] = ""
+    Params: ClassVar[type[Params]]
+    private: ClassVar[bool] = True
+    units: ClassVar[tuple[Unit, ...]] = ("example", "client")
+    trusts: ClassVar[tuple[Trust, ...]] = ("aggregate", "silo")
+
+    def __init__(self, params: Any, task: Task) -> None:
+        self.params = params
+        self.task = task
+
+    # --- what an algorithm or its kind supplies ---
+
+    @abstractmethod
+    def releases(self) -> tuple[Release, ...]:
+        """The schedule: which mechanisms run, for how many rounds each, at which sample rate."""
+
+    @abstractmethod
+    def build(self, clients: int) -> nn.Module:
+        """The model with per-client layers for ``clients`` members (0 at the server); weights are set afterwards by name."""
+
+    @abstractmethod
+    def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
+        """What a cohort computes and sends."""
+
+    @abstractmethod
+    def server_step(self, server: Server, round_: int, release: Release, total: Tensors) -> Mapping[str, float]:
+        """Update the server by the (noisy) sum of the messages; returns diagnostics that depend on nothing private."""
+
+    def generator(self, server: Server, codes: Tensors, seeds: Seeds) -> Generator:
+        """The generator, from what is already private: the server's state and the released client codes."""
+        raise NotImplementedError(f"{type(self).__name__} has neither a generator nor a classifier")
+
+    def classifier(self, server: Server, codes: Tensors, seeds: Seeds) -> Classifier:
+        """For an algorithm without a generator: the classifier, from the same."""
+        raise NotImplementedError(f"{type(self).__name__} yields a generator")
+
+    @classmethod
+    def generates(cls) -> bool:
+        """Whether it yields a generator, not a classifier."""
+        return cls.classifier is Algorithm.classifier
+
+    def claim(self) -> Claim:
+        """Whether the row's (epsilon, delta) is a theorem."""
+        return "proved" if self.private else "none"
+
+    def scope(self) -> str:
+        """What the noise protects, as the row names it."""
+        return "joint"
+
+    def clip(self) -> float:
+        """C, the clip norm of one unit's contribution."""
+        return math.inf
+
+    def sensitivity(self) -> float:
+        """L2 norm by which one unit's presence can change a round's sum; C for sums of clipped contributions."""
+        return self.clip()
+
+    def releases_codes(self) -> bool:
+        """Whether the client codes leave the clients (they must then have been noised)."""
+        return True
+
+    def noise_at_clients(self) -> bool:
+        """Whether what clients send carries their own noise already, so that the server adds none."""
+        return self.task.trust == "silo"
+
+    # --- the harness's part ---
+
+    def plan(self, epsilon: float | None, delta: float) -> PrivacyPlan | None:
+        """The privacy plan, calibrated before the first step; None where epsilon has no meaning.
+
+        Raises:
+            UserError: the unit or trust is not supported, or the target cannot be met.
+        """
+        for value, supported in ((self.task.unit, self.units), (self.task.trust, self.trusts)):
+            if value not in supported:
+                raise UserError(f"algorithm {self.name}", f"does not support '{value}'", f"supported: {', '.join(supported)}")
+        if epsilon is None:
+            return None
+        return calibrate(
+            epsilon=epsilon,
+            delta=delta,
+            releases=self.releases(),
+            unit=self.task.unit,
+            trust=self.task.trust,
+            scope=self.scope(),
+            claim=self.claim(),
+            clip=self.clip(),
+            sensitivity=self.sensitivity(),
+        )
+
+    def initial_server(self, seeds: Seeds) -> Server:
+        """The server before the first round: the seed's initial weights."""
+        return Server(initial_model(self.build, seeds), seeds)
+
+    def broadcast(self, server: Server) -> Tensors:
+        """What every client receives at the start of a round."""
+        return shared_tensors(server.model)
+
+    def start_clients(self, clients: Clients) -> None:  # noqa: B027 (most algorithms need none)
+        """Give the clients the private state that they keep between rounds; the model's per-client layers are set already."""
+
+    def schedule(self) -> Iterator[tuple[int, Release]]:
+        """(round, its release), counted from 0 over all releases."""
+        round_ = 0
+        for release in self.releases():
+            for _ in range(release.rounds):
+                yield round_, release
+                round_ += 1

@@ -1,0 +1,124 @@
+"""The clients of a cohort: the door to their data, to their random numbers and to their noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedsim.batch import Batch, Layout
+from fedsim.methods.messages import Step, Tensors
+from fedsim.privacy.noise import gaussian
+from fedsim.privacy.plan import PrivacyPlan, Release
+from fedsim.seeds import Purpose, Seeds
+
+
+@dataclass(frozen=True)
+class Noised:
+    """What clients' noise made of one release.
+
+    Attributes:
+        sent: sums over the members, as they leave the clients.
+        kept: per-client tensors ``[members, ...]``, as they stay with the clients.
+        fingerprint: of the noise that was drawn.
+    """
+
+    sent: Tensors
+    kept: Tensors
+    fingerprint: int
+
+
+@dataclass
+class Clients:
+    """The clients of one cohort: their data and their private state.
+
+    Attributes:
+        members: client numbers, ascending.
+        x, y: each client's rows.
+        seeds: the cell's seed tree.
+        plan: the cell's privacy plan; None for an algorithm that is not private.
+        model: holds one slice of every per-client parameter for each member.
+        state: further private tensors that an algorithm keeps between rounds, ``[members, ...]`` each.
+        ran: the steps of mechanisms since they were last counted.
+    """
+
+    members: tuple[int, ...]
+    x: tuple[Tensor, ...]
+    y: tuple[Tensor, ...]
+    seeds: Seeds
+    plan: PrivacyPlan | None
+    model: nn.Module
+    state: Tensors = field(default_factory=dict)
+    ran: list[Step] = field(default_factory=list)
+
+    def batch(self, rows: Sequence[Tensor], round_: int, noise: Mapping[str, tuple[int, ...]]) -> Batch:
+        """The batch of each member's ``rows`` (int64 indices), with standard normal draws from each client's own stream."""
+        parts = self.batches(rows, round_, noise)
+        position = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(chosen) for chosen in rows]))
+        return Batch(
+            torch.cat([part.x for part in parts]),
+            torch.cat([part.y for part in parts]),
+            {name: torch.cat([part.noise[name] for part in parts]) for name in noise},
+            Layout(position, len(self.members)),
+        )
+
+    def batches(self, rows: Sequence[Tensor], round_: int, noise: Mapping[str, tuple[int, ...]]) -> list[Batch]:
+        """As :meth:`batch`, a batch of its own for each member."""
+        return [
+            Batch(x[chosen], y[chosen], self.draws(client, len(chosen), round_, noise), Layout(torch.zeros_like(chosen), 1))
+            for client, x, y, chosen in zip(self.members, self.x, self.y, rows, strict=True)
+        ]
+
+    def draws(self, client: int, rows: int, round_: int, noise: Mapping[str, tuple[int, ...]]) -> Tensors:
+        """Standard normal draws by name, ``[rows, ...]`` each, for the batch of one member."""
+        stream = self.seeds.torch(Purpose.LATENT, round_, client)
+        return {name: torch.randn(rows, *shape, generator=stream) for name, shape in noise.items()}
+
+    def poisson(self, round_: int, rate: float, client_rate: float = 1.0) -> list[Tensor]:
+        """Each member's Poisson sample: with probability ``client_rate`` the client takes part, then each row with ``rate``."""
+        sampled = []
+        for client, x in zip(self.members, self.x, strict=True):
+            stream = self.seeds.numpy(Purpose.SAMPLING, round_, client)
+            takes_part = stream.random() < client_rate
+            chosen = np.flatnonzero(stream.random(len(x)) < rate) if takes_part else np.empty(0, np.int64)
+            sampled.append(torch.from_numpy(chosen))
+        return sampled
+
+    def add_noise(self, release: Release, round_: int, sent: Tensors, kept: Tensors | None = None) -> Noised:
+        """Add the noise that is the clients' own, and count the step for the ledger; all noise of clients is drawn here.
+
+        Under ``trust: silo`` every member adds the full noise to what it sends; under ``trust: aggregate`` the server does that once.
+        What stays with a client is noised by the client in any case. What one unit adds to ``sent`` and ``kept`` together must be
+        within the plan's sensitivity. Without a plan nothing is noised.
+
+        Args:
+            release: the mechanism that runs.
+            round_: the round; where a round holds several steps, the number of the step over all rounds.
+            sent: sums over the members.
+            kept: per-client tensors ``[members, ...]``.
+        """
+        kept = kept or {}
+        if self.plan is None:
+            return Noised(sent, kept, 0)
+        own = sent if self.plan.trust == "silo" else {}
+        shapes = {name: tuple(value.shape) for name, value in own.items()} | {name: tuple(v.shape[1:]) for name, v in kept.items()}
+        noise = {name: torch.zeros_like(value) for name, value in (own | kept).items()}
+        std, drawn = self.plan.noise_std(release.name), 0
+        for position, client in enumerate(self.members if shapes else ()):
+            draw = gaussian(shapes, std, self.seeds.noise(round_, client))
+            drawn += draw.fingerprint
+            for name in own:
+                noise[name] += draw.parts[name]
+            for name in kept:
+                noise[name][position] = draw.parts[name]
+        multiplier = std / self.plan.sensitivity if shapes else math.inf
+        self.ran.append(Step(release.name, round_, self.members, release.sample_rate, multiplier, bare=bool(sent) and not own))
+        return Noised(
+            {name: value + noise[name] if name in noise else value for name, value in sent.items()},
+            {name: value + noise[name] for name, value in kept.items()},
+            drawn,
+        )

@@ -1,0 +1,209 @@
+"""Algorithms that are a loss per example: federated DP-SGD with one step a round.
+
+A round: every client draws a Poisson sample, the sum of its clipped per-example gradients goes to the server, noise is added (once to
+the sum under ``trust: aggregate``, by every client under ``trust: silo``), the server takes an Adam step (Abadi et al. 2016, arXiv
+1607.00133; one local step a round, so the sum over clients is DP-SGD on the union of their data). The gradient by what stays with a
+client (encoder, code) is clipped jointly with the shared part and gets noise of its own at the client.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fedsim.batch import Batch
+from fedsim.methods.algorithm import Algorithm, Params
+from fedsim.methods.clients import Clients
+from fedsim.methods.messages import Message, Server, Tensors
+from fedsim.methods.optimise import adam_step, average_step
+from fedsim.methods.parameters import load_parameters, local_names, shared_tensors
+from fedsim.privacy.clipping import Norms, clipped_sum
+from fedsim.privacy.noise import fingerprint
+from fedsim.privacy.plan import Claim, Release
+from fedsim.seeds import Purpose
+
+RELEASE = "dp-sgd"
+
+
+class DPSGDParams(Params):
+    """Parameters of every algorithm that learns by DP-SGD.
+
+    Attributes:
+        rounds: noisy steps.
+        sample_rate: q, the probability with which each example enters a round.
+        client_rate: the probability with which each client takes part; it amplifies for ``unit: client`` and must be 1 otherwise.
+        clip: C, the joint clip norm of one unit's contribution.
+        learning_rate, local_learning_rate: Adam's, for the shared and for the per-client parameters.
+        decay: the learning rate falls linearly to this share of itself over the rounds.
+        average_from: the generator is the mean of the iterates from this share of the rounds on (post-processing, free).
+        expected_batch: public divisor of the summed gradients; not derived from how many examples there are.
+        scope: ``joint`` clips and noises shared and per-client gradients; ``hypernetwork`` the shared ones only.
+        engine: how clipped sums are computed.
+    """
+
+    rounds: int = Field(300, ge=1)
+    sample_rate: float = Field(0.2, gt=0, le=1)
+    client_rate: float = Field(1.0, gt=0, le=1)
+    clip: float = Field(1.0, gt=0)
+    learning_rate: float = Field(0.03, gt=0)
+    local_learning_rate: float = Field(0.01, ge=0)
+    decay: float = Field(0.05, gt=0, le=1)
+    average_from: float = Field(0.5, ge=0, lt=1)
+    expected_batch: float = Field(256, gt=0)
+    scope: Literal["joint", "hypernetwork"] = "joint"
+    engine: Literal["bookkeeping", "opacus", "vmap"] = "bookkeeping"
+
+
+class DPSGD(Algorithm):
+    """Base class of an algorithm that is a loss per example; everything about privacy is done here.
+
+    A subclass supplies :meth:`build`, :meth:`loss`, :meth:`generator` and, if it needs random numbers per example, :meth:`noise`.
+    Parameters whose names begin with one of ``server_only`` are the server's: the loss does not read them, clients do not get them, and
+    the server's steps, on :meth:`penalties` or of the subclass's own, are all that trains them.
+    """
+
+    params: Any
+    server_only: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        """Parts of the loss by name, ``[N]`` each; their sum is minimised; row n depends on row n alone."""
+
+    def noise(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of the standard normal draws that one example's loss needs, by name."""
+        return {}
+
+    def penalties(self, model: nn.Module, stream: torch.Generator) -> Mapping[str, Tensor]:
+        """Terms of the server's objective, scalars by name, that depend on shared parameters alone, so they cost no privacy.
+
+        Args:
+            model: the server's.
+            stream: of the round's random numbers, if a term needs any.
+        """
+        return {}
+
+    def balance(self) -> Mapping[str, float]:
+        """Weights of parameters inside the joint clip, by name prefix (see :class:`fedsim.privacy.clipping.Norms`)."""
+        return {}
+
+    def observe(self, clients: Clients, parts: Mapping[str, Tensor], round_: int) -> Mapping[str, list[Any]]:
+        """Diagnostics by name, a value per example or per client, from the round's model and loss parts; not private, never sent."""
+        return {}
+
+    # --- privacy ---
+
+    def releases(self) -> tuple[Release, ...]:
+        """All rounds are one Poisson-subsampled Gaussian mechanism, over examples or over clients."""
+        rate = self.params.client_rate if self.task.unit == "client" else self.params.sample_rate
+        return (Release(RELEASE, rate, self.params.rounds),)
+
+    def scope(self) -> str:
+        """As the parameters say."""
+        return str(self.params.scope)
+
+    def clip(self) -> float:
+        """As the parameters say."""
+        return float(self.params.clip)
+
+    def claim(self) -> Claim:
+        """Proved if everything that depends on an example carries noise, or if a client's whole contribution is what is clipped."""
+        return "proved" if self.params.scope == "joint" or self.task.unit == "client" else "heuristic"
+
+    def releases_codes(self) -> bool:
+        """Codes that were never noised do not leave their clients."""
+        return bool(self.params.scope == "joint")
+
+    def norms(self, model: nn.Module) -> Norms:
+        """What is clipped, jointly, to what."""
+        free = () if self.params.scope == "joint" else tuple(local_names(model))
+        return Norms(self.clip(), self.task.unit, self.balance(), free)
+
+    # --- one round ---
+
+    def broadcast(self, server: Server) -> Tensors:
+        """The shared parameters but for the server's own."""
+        return {name: p for name, p in shared_tensors(server.model).items() if not name.startswith(self.server_only)}
+
+    def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
+        """The cohort's clipped sum in one batch; per-client parameters take a noisy step of their own."""
+        load_parameters(clients.model, broadcast)
+        rows = clients.poisson(round_, self.params.sample_rate, self.params.client_rate)
+        batch = clients.batch(rows, round_, self.noise())
+        names: list[str] = []
+
+        def stacked(model: nn.Module, batch: Batch) -> Tensor:
+            parts = self.loss(model, batch)
+            names[:] = parts
+            return torch.stack(list(parts.values()), 1)
+
+        norms = self.norms(clients.model)
+        result = clipped_sum(clients.model, stacked, batch, norms, self.params.engine)
+        parts = dict(zip(names, result.loss.unbind(-1), strict=True)) if len(batch) else {}
+        local = local_names(clients.model)
+        kept = {name: result.sums[name] for name in local}
+        sent = {name: value for name, value in result.sums.items() if name not in kept}
+        noised = clients.add_noise(release, round_, sent, kept if self.params.scope == "joint" else {})
+        self._local_step(clients, round_, {name: value / norms.weight(name) for name, value in (kept | noised.kept).items()})
+        return Message(
+            sums=noised.sent,
+            sampled=sum(fingerprint({"rows": chosen}) for chosen in rows),
+            noise=noised.fingerprint,
+            uplink_bytes=4 * sum(value.numel() for value in sent.values()) * len(clients.members),
+            diagnostics={
+                **{f"loss_{name}": value.tolist() for name, value in parts.items()},
+                **self.observe(clients, parts, round_),
+                "gradient_norm": result.norms.tolist(),
+                "clipped_fraction": (result.norms > norms.clip).float().tolist(),
+            },
+        )
+
+    def _local_step(self, clients: Clients, round_: int, gradients: Tensors) -> None:
+        if not gradients:
+            return
+        parameters = {name: p.detach() for name, p in clients.model.named_parameters() if name in gradients}
+        mean = {name: value / self.params.expected_batch for name, value in gradients.items()}
+        adam_step(parameters, mean, clients.state, self.params.local_learning_rate * self._decay(round_))
+        if self.step(round_) >= self.params.average_from * self.params.rounds:
+            average_step(parameters, clients.state)
+
+    def server_step(self, server: Server, round_: int, release: Release, total: Tensors) -> Mapping[str, float]:
+        """Adam on the noisy mean plus the penalties' gradient, then the running average."""
+        norms = self.norms(server.model)
+        gradients = {name: value / (norms.weight(name) * self.params.expected_batch) for name, value in total.items()}
+        values = self._add_penalties(server, round_, gradients)
+        parameters = {name: p for name, p in shared_tensors(server.model).items() if name in gradients}
+        adam_step(parameters, gradients, server.tensors, self.params.learning_rate * self._decay(round_))
+        if self.step(round_) >= self.params.average_from * self.params.rounds:
+            average_step(shared_tensors(server.model), server.tensors)
+        return values | {"parameter_norm": float(torch.stack([p.norm() for p in parameters.values()]).norm())}
+
+    def _add_penalties(self, server: Server, round_: int, gradients: Tensors) -> dict[str, float]:
+        """Add the penalties' gradients, also by what only the server has; returns the penalties' values."""
+        penalties = self.penalties(server.model, server.seeds.torch(Purpose.PENALTY, round_))
+        if not penalties:
+            return {}
+        own = {name: p for name, p in server.model.named_parameters() if name.startswith(self.server_only)}
+        trainable = {name: p for name, p in server.model.named_parameters() if name in gradients} | own
+        found = torch.autograd.grad(torch.stack(list(penalties.values())).sum(), list(trainable.values()), allow_unused=True)
+        for name, gradient in zip(trainable, found, strict=True):
+            if gradient is not None:
+                gradients[name] = gradients[name] + gradient if name in gradients else gradient
+        return {f"loss_{name}": float(value.detach()) for name, value in penalties.items()}
+
+    def step(self, round_: int) -> int:
+        """How many DP-SGD steps came before ``round_``; other releases come first."""
+        return round_ - sum(release.steps for release in self.releases() if release.name != RELEASE)
+
+    def _decay(self, round_: int) -> float:
+        return float(1 - (1 - self.params.decay) * self.step(round_) / self.params.rounds)
+
+
+def averaged_model(server: Server) -> nn.Module:
+    """The server's model with the averaged iterates as its shared parameters."""
+    load_parameters(server.model, {name: server.tensors.get(f"average.{name}", p) for name, p in shared_tensors(server.model).items()})
+    return server.model

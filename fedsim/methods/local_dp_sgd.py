@@ -1,0 +1,109 @@
+"""Algorithms that train locally by DP-SGD and average: every client's local steps are private by themselves.
+
+For ``unit: example`` each local step draws a Poisson sample of the client's rows, clips every example's gradient by all of the client's
+parameters to C and adds the client's own noise (Abadi et al. 2016, arXiv 1607.00133), whatever the trust: what the client sends is a
+function of noisy steps. For ``unit: client`` local steps carry no noise and the clipped updates do, as in
+:mod:`fedsim.methods.local_training`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fedsim.batch import Batch
+from fedsim.methods.clients import Clients
+from fedsim.methods.local_training import LocalTraining, LocalTrainingParams, weighted_sum
+from fedsim.methods.messages import Message, Tensors
+from fedsim.methods.optimise import adam_step
+from fedsim.methods.parameters import load_parameters
+from fedsim.privacy.clipping import Norms, clipped_sum
+from fedsim.privacy.noise import fingerprint
+from fedsim.privacy.plan import Release
+
+RELEASE = "local dp-sgd"
+
+
+class LocalDPSGDParams(LocalTrainingParams):
+    """Parameters of every algorithm that trains locally by DP-SGD.
+
+    Attributes:
+        sample_rate: q, the probability with which each example enters a local step; ``local_steps * q`` is the number of local epochs.
+            ``batch_size`` is for ``unit: client`` alone.
+        clip: C, of one example's gradient, or for ``unit: client`` of the client's update.
+        expected_batch: public divisor of the summed gradients; not derived from how many examples there are.
+        engine: how clipped sums are computed.
+    """
+
+    sample_rate: float = Field(0.2, gt=0, le=1)
+    clip: float = Field(1.0, gt=0)
+    expected_batch: float = Field(64, gt=0)
+    engine: Literal["bookkeeping", "opacus", "vmap"] = "bookkeeping"
+
+
+class LocalDPSGD(LocalTraining):
+    """Base class of an algorithm that is a loss per example, local DP-SGD, and an average of updates.
+
+    A subclass supplies what one of :class:`fedsim.methods.local_training.LocalTraining` does; row n of the loss depends on row n alone.
+    """
+
+    def sensitivity(self) -> float:
+        """C: of one example's gradient, or of one client's update."""
+        return self.clip()
+
+    def noise_at_clients(self) -> bool:
+        """Noisy local steps, whatever the trust; for ``unit: client`` as the trust says."""
+        return self.task.unit == "example" or super().noise_at_clients()
+
+    def releases(self) -> tuple[Release, ...]:
+        """All local steps of all rounds, or for ``unit: client`` all rounds."""
+        if self.task.unit == "client":
+            return super().releases()
+        steps = self.params.local_steps
+        return (Release(RELEASE, self.params.sample_rate, self.params.rounds * steps, per_round=steps),)
+
+    def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
+        """Noisy local steps of every member; the sum of their updates."""
+        if self.task.unit == "client":
+            return super().client_round(clients, round_, release, broadcast)
+        shared, private = self.stacked(clients, broadcast)
+        parameters, state = shared | private, Tensors()
+        takes_part = self.participants(clients, round_)
+        sampled, drawn, norms, losses = 0, 0, list[float](), list[float]()
+        for step in range(round_ * release.per_round, (round_ + 1) * release.per_round):
+            rows = clients.poisson(step, release.sample_rate)
+            batches = clients.batches(rows, step, self.noise())
+            kept, joint, loss = self._clipped(clients.model, parameters, batches)
+            noised = clients.add_noise(release, step, {}, kept)
+            gradients = {name: value / self.params.expected_batch for name, value in noised.kept.items()}
+            self.pull(gradients, shared, broadcast)
+            adam_step(parameters, gradients, state, self.params.learning_rate)
+            sampled += sum(fingerprint({"rows": chosen}) for chosen in rows)
+            drawn += noised.fingerprint
+            norms += joint
+            losses += loss
+        return Message(
+            sums={name: weighted_sum(takes_part, shared[name] - broadcast[name]) for name in shared},
+            sampled=sampled,
+            noise=drawn,
+            uplink_bytes=self.sent_bytes(broadcast, takes_part),
+            diagnostics={"loss": losses, "gradient_norm": norms, "clipped_fraction": [float(norm > self.clip()) for norm in norms]},
+        )
+
+    def _clipped(self, model: nn.Module, parameters: Tensors, batches: list[Batch]) -> tuple[Tensors, list[float], list[float]]:
+        """Each member's clipped sum ``[K, ...]`` by name; norms and losses of all examples."""
+
+        def total(model: nn.Module, batch: Batch) -> Tensor:
+            return torch.stack(list(self.loss(model, batch).values())).sum(0)
+
+        sums, norms, losses = [], [], []
+        for position, batch in enumerate(batches):
+            load_parameters(model, {name: value[position] for name, value in parameters.items()})
+            result = clipped_sum(model, total, batch, Norms(self.clip()), self.params.engine)
+            sums.append(result.sums)
+            norms += result.norms.tolist()
+            losses += result.loss.tolist()
+        return {name: torch.stack([each[name] for each in sums]) for name in parameters}, norms, losses

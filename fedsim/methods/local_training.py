@@ -1,0 +1,243 @@
+"""Algorithms that train locally and average: several local steps a round, then the clients' updates (FedAvg).
+
+McMahan et al. 2017 (arXiv 1602.05629). What a client sends is its update, local minus broadcast parameters. A private variant
+clips each update to C and adds Gaussian noise: one client's presence changes the sum by at most C; one example's presence may turn its
+client's clipped update into any other, so by at most 2C, whatever the local steps did and remembered.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fedsim.batch import Batch, Layout
+from fedsim.methods.algorithm import Algorithm, Params
+from fedsim.methods.clients import Clients
+from fedsim.methods.messages import Message, Server, Tensors
+from fedsim.methods.optimise import adam_step
+from fedsim.methods.parameters import shared_tensors
+from fedsim.privacy.noise import fingerprint
+from fedsim.privacy.plan import Release
+from fedsim.seeds import Purpose
+
+RELEASE = "updates"
+WEIGHT = "client_weight"
+
+
+class LocalTrainingParams(Params):
+    """Parameters of every algorithm that trains locally.
+
+    Attributes:
+        rounds: communication rounds.
+        local_steps: Adam steps that each client takes in a round.
+        batch_size: rows of a local step, drawn with replacement.
+        learning_rate: the local Adam's.
+        client_rate: the probability with which each client takes part in a round; it amplifies for ``unit: client``.
+        proximal: FedProx's mu: weight of half the squared distance to the broadcast parameters (Li et al. 2020, arXiv 1812.06127).
+    """
+
+    rounds: int = Field(10, ge=1)
+    local_steps: int = Field(50, ge=1)
+    batch_size: int = Field(32, ge=1)
+    learning_rate: float = Field(0.02, gt=0)
+    client_rate: float = Field(1.0, gt=0, le=1)
+    proximal: float = Field(0.0, ge=0)
+
+
+class LocalTraining(Algorithm):
+    """Base class of an algorithm that is a loss, local steps, and an average of updates.
+
+    A subclass supplies :meth:`build` (an ordinary module for one client), :meth:`loss`, :meth:`generator`, and the name prefixes of what
+    stays with a client in ``local``. The clients of a cohort are trained together, stacked.
+    """
+
+    params: Any
+    local: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        """Parts of the loss by name, ``[N]`` each; their summed mean is minimised."""
+
+    def noise(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of the standard normal draws that one example's loss needs, by name."""
+        return {}
+
+    def clip(self) -> float:
+        """The clip norm of an update; infinite where the parameters name none."""
+        return float(getattr(self.params, "clip", math.inf))
+
+    def sensitivity(self) -> float:
+        """C for a client's presence, 2C for an example's: its client's clipped update may become any other."""
+        return self.clip() if self.task.unit == "client" else 2 * self.clip()
+
+    def releases(self) -> tuple[Release, ...]:
+        """All rounds; sampling clients amplifies for ``unit: client`` only."""
+        rate = self.params.client_rate if self.task.unit == "client" else 1.0
+        return (Release(RELEASE, rate, self.params.rounds),)
+
+    def broadcast(self, server: Server) -> Tensors:
+        """The shared parameters."""
+        return {name: p for name, p in shared_tensors(server.model).items() if not name.startswith(self.local)}
+
+    def start_clients(self, clients: Clients) -> None:
+        """Every client starts with the seed's local parameters."""
+        for name, parameter in clients.model.named_parameters():
+            if self.local and name.startswith(self.local):
+                clients.state[name] = parameter.detach().expand(len(clients.members), *parameter.shape).clone()
+
+    def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
+        """Local steps of all clients that take part, at once; the sum of their weighted, clipped updates."""
+        takes_part = self.participants(clients, round_)
+        positions = (takes_part * torch.tensor([float(len(x) > 0) for x in clients.x])).nonzero().flatten()
+        active = self._active(clients, positions)
+        rows = self._minibatches(active, round_)
+        updates, losses = self._updates(active, round_, broadcast, rows)
+        for name, value in active.state.items():
+            clients.state[name][positions] = value
+        private = clients.plan is not None
+        weight = torch.ones(len(rows)) if private else torch.tensor([float(len(x)) for x in active.x])
+        clipped, norms = clip_updates(updates, self.clip())
+        noised = clients.add_noise(release, round_, {name: weighted_sum(weight, update) for name, update in clipped.items()})
+        return Message(
+            sums=noised.sent if private else noised.sent | {WEIGHT: weight.sum()},
+            sampled=sum(fingerprint({"rows": torch.from_numpy(chosen)}) for chosen in rows),
+            noise=noised.fingerprint,
+            uplink_bytes=self.sent_bytes(broadcast, torch.ones_like(takes_part) if private else takes_part),
+            diagnostics={
+                **{f"loss_{name}": value.tolist() for name, value in losses.items()},
+                "gradient_norm": norms.tolist(),
+                "clipped_fraction": (~(norms <= self.clip())).float().tolist(),
+            },
+        )
+
+    def _active(self, clients: Clients, positions: Tensor) -> Clients:
+        """The members at ``positions``, those that take part and have a row to train on, with copies of their state."""
+        chosen = positions.tolist()
+        return replace(
+            clients,
+            members=tuple(clients.members[i] for i in chosen),
+            x=tuple(clients.x[i] for i in chosen),
+            y=tuple(clients.y[i] for i in chosen),
+            state={name: value[positions] for name, value in clients.state.items()},
+        )
+
+    def _updates(
+        self, active: Clients, round_: int, broadcast: Tensors, rows: list[np.ndarray[Any, np.dtype[np.int64]]]
+    ) -> tuple[Tensors, dict[str, Tensor]]:
+        """What local training changes in the shared parameters ``[K, ...]``; the losses of the last step. The state is trained in place."""
+        shared, private = self.stacked(active, broadcast)
+        losses = self._local_steps(active, round_, shared, private, broadcast, rows) if rows else {}
+        return {name: shared[name] - broadcast[name] for name in shared}, losses
+
+    def stacked(self, clients: Clients, broadcast: Tensors) -> tuple[Tensors, Tensors]:
+        """Where each member starts from: the broadcast parameters and its own, ``[K, ...]`` each; the latter are trained in place."""
+        count = len(clients.members)
+        shared = {name: p.expand(count, *p.shape).clone() for name, p in broadcast.items()}
+        return shared, {name: value for name, value in clients.state.items() if name.startswith(self.local)}
+
+    def participants(self, clients: Clients, round_: int) -> Tensor:
+        """1.0 for every member that takes part in the round, else 0.0: ``[K]``."""
+        rates = [clients.seeds.numpy(Purpose.SAMPLING, round_, client).random() for client in clients.members]
+        taking_part: Tensor = torch.tensor(rates) < self.params.client_rate
+        return taking_part.float()
+
+    def sent_bytes(self, broadcast: Tensors, takes_part: Tensor) -> int:
+        """What the updates of those who send one weigh on a network."""
+        return 4 * sum(value.numel() for value in broadcast.values()) * int(takes_part.sum())
+
+    def server_step(self, server: Server, round_: int, release: Release, total: Tensors) -> Mapping[str, float]:
+        """Add the mean update: by row counts without privacy, by a public number of clients with it."""
+        divisor = total.get(WEIGHT, torch.tensor(self.task.clients * self.params.client_rate)).clamp_min(1e-12)
+        shared = self.broadcast(server)
+        for name, parameter in shared.items():
+            parameter += total[name] / divisor
+        return {"parameter_norm": float(torch.stack([p.norm() for p in shared.values()]).norm())}
+
+    def _minibatches(self, clients: Clients, round_: int) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+        """Row numbers ``[local_steps, batch_size]`` of each member."""
+        size = (self.params.local_steps, self.params.batch_size)
+        return [
+            clients.seeds.numpy(Purpose.LOCAL, round_, client).integers(len(x), size=size)
+            for client, x in zip(clients.members, clients.x, strict=True)
+        ]
+
+    def _local_steps(
+        self,
+        clients: Clients,
+        round_: int,
+        shared: Tensors,
+        private: Tensors,
+        broadcast: Tensors,
+        rows: list[np.ndarray[Any, np.dtype[np.int64]]],
+    ) -> dict[str, Tensor]:
+        """Train stacked parameters ``[K, ...]`` in place; the loss parts of the last step, ``[K]`` each."""
+        parameters = shared | private
+        streams = [clients.seeds.torch(Purpose.LATENT, round_, client) for client in clients.members]
+        names = list(self.noise())
+        layout = Layout(torch.zeros(self.params.batch_size, dtype=torch.long), 1)
+
+        def objective(values: Tensors, x: Tensor, y: Tensor, *draws: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            batch = Batch(x, y, dict(zip(names, draws, strict=True)), layout)
+            parts = torch.func.functional_call(_LossOf(self, clients.model), {f"model.{k}": v for k, v in values.items()}, (batch,))
+            means = {name: value.mean() for name, value in parts.items()}
+            return torch.stack(list(means.values())).sum(), means
+
+        step = torch.func.vmap(torch.func.grad(objective, has_aux=True))
+        state: Tensors = {}
+        means: dict[str, Tensor] = {}
+        for index in range(self.params.local_steps):
+            chosen = [torch.from_numpy(picked[index]) for picked in rows]
+            x = torch.stack([data[pick] for data, pick in zip(clients.x, chosen, strict=True)])
+            y = torch.stack([data[pick] for data, pick in zip(clients.y, chosen, strict=True)])
+            draws = [
+                torch.stack([torch.randn(self.params.batch_size, *shape, generator=stream) for stream in streams])
+                for shape in self.noise().values()
+            ]
+            gradients, means = step(parameters, x, y, *draws)
+            self.pull(gradients, shared, broadcast)
+            adam_step(parameters, gradients, state, self.params.learning_rate)
+        return {name: value.detach() for name, value in means.items()}
+
+    def pull(self, gradients: Tensors, shared: Tensors, broadcast: Tensors) -> None:
+        """Add the proximal term's gradient, in place."""
+        for name in shared if self.params.proximal else ():
+            gradients[name] = gradients[name] + self.params.proximal * (shared[name] - broadcast[name])
+
+
+def clip_updates(updates: Tensors, clip: float) -> tuple[Tensors, Tensor]:
+    """Updates ``[K, ...]`` by name, each client's scaled to a joint L2 norm of at most ``clip``; and their norms ``[K]`` before.
+
+    An update that is not finite counts as 0: a nan that went through would show with certainty that its client is there.
+    """
+    norms = torch.stack([update.flatten(1).double().square().sum(1) for update in updates.values()]).sum(0).sqrt().float()
+    broken, factor = ~norms.isfinite(), (clip / norms.clamp_min(1e-12)).clamp_max(1.0)
+    clipped = {}
+    for name, update in updates.items():
+        shape = (-1, *[1] * (update.dim() - 1))
+        clipped[name] = (update * factor.view(shape)).masked_fill(broken.view(shape), 0)
+    return clipped, norms
+
+
+def weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
+    """``sum_k weights_k values_k`` of ``[K]`` and ``[K, ...]``, added up in float64: cohorts of any size give the same sum."""
+    total: Tensor = torch.einsum("k,k...->...", weights.double(), values.double())
+    return total.to(values.dtype)
+
+
+class _LossOf(nn.Module):
+    """One client's model whose forward is the loss, so that stacked parameters can be put in its place."""
+
+    def __init__(self, algorithm: LocalTraining, model: nn.Module) -> None:
+        super().__init__()
+        self.algorithm, self.model = algorithm, model
+
+    def forward(self, batch: Batch) -> Mapping[str, Tensor]:
+        return self.algorithm.loss(self.model, batch)

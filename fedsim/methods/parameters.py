@@ -1,0 +1,70 @@
+"""A model's parameters by name: those that clients share, those of each client; sums and norms of such tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fedsim.methods.messages import Tensors
+from fedsim.models.layers import ClientCode, ClientLinear
+
+ALIGNMENT = 64
+"""Bytes that torch aligns memory of its own to."""
+
+
+def shared_tensors(model: nn.Module) -> Tensors:
+    """The parameters that all clients share, by name."""
+    local = set(local_names(model))
+    return {name: p.detach() for name, p in model.named_parameters() if name not in local}
+
+
+def load_parameters(model: nn.Module, tensors: Mapping[str, Tensor], prefix: str = "") -> None:
+    """Set every parameter for which there is a tensor under its name behind ``prefix``."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if f"{prefix}{name}" in tensors:
+                parameter.copy_(tensors[f"{prefix}{name}"])
+
+
+def local_names(model: nn.Module) -> list[str]:
+    """Names of the per-client parameters, ``[clients, ...]`` each."""
+    owners = [(path, m) for path, m in model.named_modules() if isinstance(m, ClientLinear | ClientCode)]
+    return [f"{path}.{name}" for path, module in owners for name, _ in module.named_parameters(recurse=False)]
+
+
+def code_names(model: nn.Module) -> list[str]:
+    """Names of the client codes."""
+    return [f"{path}.weight" for path, module in model.named_modules() if isinstance(module, ClientCode)]
+
+
+def add_in_order(parts: Sequence[Tensors]) -> Tensors:
+    """The sum of the cohorts' sums, in client order and in float64, so that it depends on neither timing nor packing."""
+    terms: dict[str, list[Tensor]] = {}
+    for part in parts:
+        for name, value in part.items():
+            terms.setdefault(name, []).append(value)
+    return {name: own[0] if len(own) == 1 else sum_in_double(own) for name, own in terms.items()}
+
+
+def sum_in_double(terms: Sequence[Tensor]) -> Tensor:
+    """The sum of equal shapes, added up in float64 and rounded once to the dtype of the first."""
+    total = terms[0].double()
+    for term in terms[1:]:
+        total = total + term
+    return total.to(terms[0].dtype)
+
+
+def in_order(tensors: Tensors) -> Tensors:
+    """The tensors in row-major, aligned memory, as a checkpoint gives them back: products may round by strides and by alignment."""
+    return {
+        name: value if value.is_contiguous() and value.data_ptr() % ALIGNMENT == 0 else value.clone(memory_format=torch.contiguous_format)
+        for name, value in tensors.items()
+    }
+
+
+def l2_norm(tensors: Tensors) -> float:
+    """Joint L2 norm."""
+    return math.sqrt(sum(float(value.square().sum()) for value in tensors.values()))

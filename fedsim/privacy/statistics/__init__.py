@@ -1,0 +1,1 @@
+"""Statistics that are released with noise, and what is read off them."""

@@ -1,0 +1,109 @@
+"""The report of a run folder: summary, curves and page, drawn from its rows and manifest alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fedsim.errors import UserError
+from fedsim.report import curves, diagnostics, partitions
+from fedsim.report.curves import draw_curves
+from fedsim.report.diagnostics import draw_diagnostics
+from fedsim.report.failures import Finding, find_failures, summary
+from fedsim.report.figures import save_figure
+from fedsim.report.page import render_page
+from fedsim.report.partitions import draw_partitions, read_partitions
+from fedsim.report.tables import rich_tables
+from fedsim.results.groups import group_seeds
+from fedsim.results.rows import Row
+from fedsim.results.store import RESULTS, SUMMARY, ResultStore, of_newest_source
+from fedsim.results.summary import write_summary
+
+MANIFEST, PAGE, CURVES = "manifest.json", "report.html", "curves"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was drawn from a run folder: the page, and what a terminal shows of it."""
+
+    page: Path
+    rows: list[Row]
+    findings: list[Finding]
+
+    def show(self, console: Console) -> None:
+        """Print the table of results, and the known failures that were seen."""
+        console.print(rich_tables(group_seeds(self.rows)))
+        for line in summary(self.findings):
+            console.print(line, style="yellow", highlight=False, markup=False)
+
+
+def write_report(folder: Path) -> Report:
+    """Write ``summary.csv``, ``curves/{privacy_utility,partitions,diagnostics}.{png,svg}`` and ``report.html`` into a run folder.
+
+    Args:
+        folder: a run folder. Its manifest says which cells belong to the grid and their labels; without one, all rows do.
+
+    Raises:
+        UserError: the folder has no results, or a file in it cannot be read.
+    """
+    if not (folder / RESULTS).exists():
+        raise UserError(str(folder), f"there is no {RESULTS} here", "give a run folder, such as runs/quickstart")
+    manifest = read_manifest(folder)
+    rows = grid_rows(folder)
+    groups = group_seeds(rows)
+    write_summary(rows, folder / SUMMARY)
+    records = ResultStore(folder).rounds()
+    drawn = {
+        curves.NAME: draw_curves(groups),
+        partitions.NAME: draw_partitions(read_partitions(folder)),
+        diagnostics.NAME: draw_diagnostics(rows, records),
+    }
+    figures = {name: figure for name, figure in drawn.items() if figure is not None}
+    for name, figure in figures.items():
+        save_figure(figure, folder / CURVES, name)
+    report = Report(folder / PAGE, rows, find_failures(rows, records))
+    partial = report.page.with_suffix(".partial")
+    partial.write_text(render_page(folder.resolve().name, rows, groups, figures, manifest, report.findings), encoding="utf-8")
+    partial.replace(report.page)
+    return report
+
+
+def grid_rows(folder: Path) -> list[Row]:
+    """The rows of the cells that the manifest lists, in its order and with its labels; without a manifest all of the newest code.
+
+    Rows of earlier grids and of older code stay in a run folder's results, so that a grid can shrink and grow, and an edit be undone,
+    without running cells again.
+
+    Raises:
+        UserError: a file of the folder cannot be read.
+    """
+    rows = ResultStore(folder).rows()
+    cells = read_manifest(folder).get("cells")
+    if cells is None:
+        return of_newest_source(rows)
+    by_cell = {row.cell_id: row for row in rows}
+    return [by_cell[cell["cell_id"]].model_copy(update={"label": cell["label"]}) for cell in cells if cell["cell_id"] in by_cell]
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a run folder; empty where there is none.
+
+    Raises:
+        UserError: it is not a JSON object, its cells lack ``cell_id`` or ``label``, or its refused plug-ins ``algorithm`` or ``error``.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        return {}
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        for cell in manifest.get("cells") or []:
+            cell["cell_id"], cell["label"]
+        for entry in manifest.get("refused") or []:
+            entry["algorithm"], entry["error"]
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise UserError(str(path), "this is not a manifest that fedsim wrote", "remove it to report all rows") from error
+    return dict(manifest)

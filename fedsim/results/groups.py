@@ -1,0 +1,156 @@
+"""Rows that differ in their seed alone, as means with intervals."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any, get_args
+
+from scipy.stats import t as student_t
+
+from fedsim.privacy.plan import Claim
+from fedsim.results.lines import dump
+from fedsim.results.rows import Row
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over seeds with the half-width of its Student-t 95 % confidence interval (None for a single seed)."""
+
+    mean: float
+    half_width: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Interval:
+        """The interval of at least one value: ``t_{0.975, n-1} * s / sqrt(n)`` around the mean."""
+        n = len(values)
+        if n == 1:
+            return cls(float(values[0]), None)
+        return cls(fmean(values), float(student_t.ppf(0.975, n - 1)) * stdev(values) / math.sqrt(n))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that differ in their seed only, with status ok; and how many others of the group there are, by status.
+
+    ``rows`` may be empty. Rows of different parameters are never in one group, even under one label.
+    """
+
+    dataset: str
+    scheme: str | None
+    algorithm: str
+    label: str
+    alpha: float | None
+    clients: int | None
+    epsilon_target: float | None
+    delta: float | None
+    unit: str | None
+    trust: str | None
+    scope: str | None
+    claim: str | None
+    params: Mapping[str, Any]
+    rows: tuple[Row, ...]
+    failed: int
+    overspent: int
+    unaccounted: int
+
+    def interval(self, measure: str) -> Interval | None:
+        """Mean and confidence interval of a row's field over the seeds; None where no row has it."""
+        values = self._values(measure)
+        return Interval.of(values) if values else None
+
+    def mean(self, measure: str) -> float | None:
+        """Mean of a row's field over the seeds; None where no row has it."""
+        values = self._values(measure)
+        return fmean(values) if values else None
+
+    def largest(self, measure: str) -> float | None:
+        """Largest value of a row's field over the seeds; None where no row has it."""
+        return max(self._values(measure), default=None)
+
+    def _values(self, measure: str) -> list[float]:
+        return [value for row in self.rows if (value := getattr(row, measure)) is not None]
+
+
+SETTING = ("dataset", "scheme", "algorithm", "label", "alpha", "clients", "epsilon_target", "delta", "unit", "trust")
+
+
+def group_seeds(rows: Iterable[Row]) -> list[Group]:
+    """The rows as groups over seeds, by data set, alpha, clients, label, epsilon; data sets and labels as they first appear.
+
+    A label that stands for several parameter sets gets the differing parameters appended, so that no two groups of
+    different parameters share a name.
+    """
+    rows = _distinct_labels(list(rows))
+    order = {name: position for position, name in enumerate(dict.fromkeys(name for row in rows for name in (row.dataset, row.label)))}
+    grouped: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        key = (*(getattr(row, name) for name in SETTING), row.dataset_hash, dump(row.params))
+        grouped.setdefault(key, []).append(row)
+    return sorted(
+        (_group(members) for members in grouped.values()),
+        key=lambda g: (
+            order[g.dataset],
+            _last(g.alpha),
+            g.clients or 0,
+            g.scheme or "",
+            order[g.label],
+            _last(g.epsilon_target),
+        ),
+    )
+
+
+def _group(members: list[Row]) -> Group:
+    # A seed counts once; a later row of the same seed is the newer result.
+    averaged = {row.seed: row for row in members if row.status == "ok"}
+    scopes = dict.fromkeys(row.scope for row in members if row.scope is not None)
+    claims = {row.claim for row in members if row.claim is not None}
+    statuses = Counter(row.status for row in members)
+    return Group(
+        **{name: getattr(members[0], name) for name in SETTING},
+        scope=" and ".join(scopes) or None,
+        # A mean is as well founded as the weakest of its rows.
+        claim=weakest(claims),
+        params=members[0].params,
+        rows=tuple(sorted(averaged.values(), key=lambda row: _last(row.seed))),
+        failed=statuses["failed"],
+        overspent=statuses["overspent"],
+        unaccounted=statuses["unaccounted"],
+    )
+
+
+def weakest(claims: Collection[str | None]) -> str | None:
+    """The claim that is worth the least; None where there is none."""
+    return next((claim for claim in reversed(get_args(Claim)) if claim in claims), None)
+
+
+def _distinct_labels(rows: list[Row]) -> list[Row]:
+    """The rows, with what differs between settings that share a label appended to it."""
+    by_label: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_label.setdefault(row.label, []).append(_settings(row))
+    differing = {label: _differing(settings) for label, settings in by_label.items()}
+
+    def named(row: Row) -> Row:
+        told = ", ".join(f"{name}={_settings(row).get(name)}" for name in differing[row.label])
+        return row.model_copy(update={"label": f"{row.label} ({told})"}) if told else row
+
+    return [named(row) for row in rows]
+
+
+def _settings(row: Row) -> dict[str, Any]:
+    return {"algorithm": row.algorithm, "delta": row.delta, "unit": row.unit, "trust": row.trust, **row.params}
+
+
+def _differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    names = dict.fromkeys(name for each in settings for name in each)
+    values = {name: {dump([each[name]]) for each in settings if each.get(name) is not None} for name in names}
+    return [name for name in names if len(values[name]) > 1]
+
+
+def _last(value: float | None) -> float:
+    """A sort key that puts a missing number behind all others, infinity included."""
+    return math.inf if value is None else min(value, 1e300)

@@ -1,0 +1,191 @@
+"""The append-only files of a run folder."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fedsim.errors import UserError
+from fedsim.results.lines import decode, dump, is_json, reasons
+from fedsim.results.rows import Row
+
+RESULTS, ROUNDS, SUMMARY, LOCK = "results.jsonl", "rounds.jsonl", "summary.csv", ".lock"
+
+
+class ResultStore:
+    """The append-only files of one run folder.
+
+    Reading needs no lock. Every append takes the folder's lock unless ``lock()`` already holds it, so two fedsim processes
+    never write to one folder at a time.
+
+    Args:
+        folder: the run folder; made by the first append or lock.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self._held = False
+        self._writing = threading.Lock()
+
+    @contextmanager
+    def lock(self) -> Iterator[ResultStore]:
+        """Hold the run folder alone; the lock goes when the block ends or the process dies.
+
+        Raises:
+            UserError: another fedsim holds it.
+        """
+        if self._held:
+            yield self
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / LOCK).open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                holder = file.read().strip() or "another fedsim"
+                raise UserError(str(self.folder), f"{holder} is running in this folder", "wait for it or stop it") from error
+            file.truncate(0)
+            file.write(f"fedsim, process {os.getpid()},")
+            file.flush()
+            self._held = True
+            try:
+                yield self
+            finally:
+                self._held = False
+
+    def append(self, row: Row) -> None:
+        """Add a row: one write, on disk when this returns.
+
+        Raises:
+            UserError: another fedsim holds the folder.
+        """
+        self._append(RESULTS, [row.to_json()])
+
+    def append_rounds(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Add round records, each with ``cell_id``, ``round`` and diagnostics (numbers, arrays or lists), in one write.
+
+        Raises:
+            UserError: another fedsim holds the folder.
+            ValueError: a record has no ``cell_id`` or ``round``.
+        """
+        lines = []
+        for record in records:
+            if "cell_id" not in record or "round" not in record:
+                raise ValueError(f"a round record has cell_id and round, not only {sorted(record)}")
+            lines.append(dump(record))
+        if lines:
+            self._append(ROUNDS, lines)
+
+    def rows(self) -> list[Row]:
+        """The last row of every cell, in the order in which those rows were written.
+
+        Raises:
+            UserError: a complete line of the file is not a row.
+        """
+        latest: dict[str, Row] = {}
+        for number, line in self._lines(RESULTS):
+            try:
+                row = Row.from_json(line)
+            except ValueError as error:
+                raise self._broken(RESULTS, number, error) from error
+            latest.pop(row.cell_id, None)
+            latest[row.cell_id] = row
+        return list(latest.values())
+
+    def rounds(self) -> list[dict[str, Any]]:
+        """The round records by cell, in order of the round; a cell that ran again replaces its records from that round on.
+
+        Raises:
+            UserError: a complete line of the file is not a round record.
+        """
+        by_cell: dict[str, list[dict[str, Any]]] = {}
+        for number, line in self._lines(ROUNDS):
+            try:
+                raw = json.loads(line)
+                record = {key: raw[key] if key == "cell_id" else decode(value) for key, value in raw.items()}
+                kept = by_cell.setdefault(record["cell_id"], [])
+                while kept and kept[-1]["round"] >= record["round"]:
+                    kept.pop()
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise self._broken(ROUNDS, number, error) from error
+            kept.append(record)
+        return [record for records in by_cell.values() for record in records]
+
+    def finished(self) -> set[str]:
+        """The ids of cells that need not run again: their last row says anything but ``failed``."""
+        return {row.cell_id for row in self.rows() if row.status != "failed"}
+
+    def failed(self) -> set[str]:
+        """The ids of cells whose last row is a failure."""
+        return {row.cell_id for row in self.rows() if row.status == "failed"}
+
+    def _append(self, name: str, lines: Sequence[str]) -> None:
+        with self._writing, self.lock():
+            path = self.folder / name
+            _mend(path)
+            with path.open("ab", buffering=0) as file:
+                file.write("".join(f"{line}\n" for line in lines).encode())
+                os.fsync(file.fileno())
+
+    def _lines(self, name: str) -> Iterator[tuple[int, bytes]]:
+        """Line numbers and complete lines of a file."""
+        path = self.folder / name
+        if not path.exists():
+            return
+        lines = path.read_bytes().split(b"\n")
+        tail = lines.pop()
+        yield from ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+        if is_json(tail):
+            yield len(lines) + 1, tail
+
+    def _broken(self, name: str, number: int, error: Exception) -> UserError:
+        what = "; ".join(reasons(error))
+        return UserError(f"{self.folder / name}:{number}", f"this line cannot be read ({what})", "remove the line; its cell runs again")
+
+
+def load_results(folder: Path | str) -> pd.DataFrame:
+    """The rows of a run folder as a frame: a column for every field of ``Row``, numbers as float64 (missing: NaN).
+
+    Rows of older code are left out (:func:`of_newest_source`).
+
+    Raises:
+        UserError: the folder has no results, or a line is not a row.
+    """
+    store = ResultStore(folder)
+    if not (store.folder / RESULTS).exists():
+        raise UserError(str(folder), f"there is no {RESULTS} here", "give a run folder, such as runs/quickstart")
+    frame = pd.DataFrame([row.model_dump() for row in of_newest_source(store.rows())], columns=list(Row.model_fields))
+    numbers = [name for name, field in Row.model_fields.items() if field.annotation in (float | None, int | None)]
+    return frame.astype(dict.fromkeys(numbers, "float64"))
+
+
+def of_newest_source(rows: Sequence[Row]) -> list[Row]:
+    """The rows without those of older code: an algorithm's rows are kept if they have the source of the one that was written last."""
+    newest = {row.algorithm: row.source for row in rows}
+    return [row for row in rows if row.source == newest[row.algorithm]]
+
+
+def _mend(path: Path) -> None:
+    """Cut a torn last line off; a complete one that lacks only its newline gets it."""
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read() == b"\n":
+            return
+        file.seek(0)
+        content = file.read()
+        start = content.rfind(b"\n") + 1
+        if is_json(content[start:]):
+            file.write(b"\n")
+        else:
+            file.truncate(start)

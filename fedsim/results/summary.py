@@ -1,0 +1,47 @@
+"""The summary of a run folder: a line for every group of seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fedsim.results.groups import SETTING, Group, group_seeds
+from fedsim.results.rows import UNDRAWN, Row
+
+
+def write_summary(rows: Iterable[Row], path: Path) -> None:
+    """Write ``summary.csv``: a line for every group of seeds, replacing the file at once.
+
+    Columns: the setting, ``seeds`` (rows averaged), ``failed``, ``overspent`` and ``unaccounted`` (rows left out), ``_mean`` and ``_ci95``
+    half-width of each measure, the largest ``epsilon_spent`` and ``epsilon_spent_replace_one``, and the means of the references and
+    seconds. Infinity is ``inf``; the half-width of a single seed is empty.
+    """
+    frame = pd.DataFrame([_summary_line(group) for group in group_seeds(rows)], columns=_SUMMARY_COLUMNS)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    frame.to_csv(partial, index=False)
+    partial.replace(path)
+
+
+_MEASURES = ("accuracy", "balanced_accuracy", "macro_f1", "client_balanced_accuracy", "personal_accuracy", "personal_balanced_accuracy")
+_MEANS = ("ceiling_balanced_accuracy", "local_only_balanced_accuracy", "chance", "seconds")
+_SUMMARY_COLUMNS = [
+    *(*SETTING, "scope", "claim", "seeds", *UNDRAWN),
+    *(f"{measure}_{part}" for measure in _MEASURES for part in ("mean", "ci95")),
+    *("epsilon_spent_max", "epsilon_spent_replace_one_max", *_MEANS),
+]
+
+
+def _summary_line(group: Group) -> dict[str, Any]:
+    line = {name: getattr(group, name) for name in (*SETTING, "scope", "claim", *UNDRAWN)}
+    line["seeds"] = len(group.rows)
+    for measure in _MEASURES:
+        interval = group.interval(measure)
+        line[f"{measure}_mean"] = interval.mean if interval else None
+        line[f"{measure}_ci95"] = interval.half_width if interval else None
+    for measure in ("epsilon_spent", "epsilon_spent_replace_one"):
+        line[f"{measure}_max"] = group.largest(measure)
+    return line | {name: group.mean(name) for name in _MEANS}

@@ -1,0 +1,236 @@
+"""Saved generators: tensors as safetensors, the facts about them as JSON; nothing is ever unpickled.
+
+A generator is made from the server's state and the released client codes, which are private already, so to sample from it costs nothing.
+With secret noise nothing else in these files was computed from private data, nor is their name, so they may be released under their
+epsilon. With seeded noise anyone can draw the noise again and take it off: they are for simulation only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from fedsim.errors import UserError
+from fedsim.evaluation.judge import synthesise
+from fedsim.grid.models import Cell
+from fedsim.methods.algorithm import Algorithm
+from fedsim.methods.messages import Task, Tensors
+from fedsim.methods.products import Generator, PersonalGenerator
+from fedsim.privacy.plan import PrivacyPlan
+from fedsim.seeds import Purpose, Seeds
+from fedsim.simulation.cohort import build_algorithm
+from fedsim.simulation.rounds import restored
+from fedsim.simulation.trial import Trial
+
+FOLDER = "generators"
+NEUTRAL = ("neutral", "mixture")
+RELEASABLE = ("proved", "checked")
+"""Claims under which a release is what its epsilon says."""
+
+
+class GeneratorFacts(BaseModel):
+    """What a saved generator's JSON file says: its cell, the public facts, the plan, and what was spent."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    cell: Cell
+    task: Task
+    plan: PrivacyPlan | None
+    class_names: tuple[str, ...]
+    status: Literal["ok", "overspent", "unaccounted"]
+    epsilon_spent: float | None
+    accountant: str | None
+    versions: dict[str, str]
+
+    @property
+    def release(self) -> str:
+        """Who may have what is made from it: everyone, under its epsilon, or nobody outside of the simulation; with the reason."""
+        plan = self.plan
+        if plan is None or plan.epsilon_target == float("inf"):
+            return "simulation only: it carries no noise"
+        if self.cell.noise == "seeded":
+            return "simulation only: the seed of its noise is known, and who knows it can take the noise off"
+        if self.status != "ok" or plan.claim not in RELEASABLE:
+            return f"simulation only: its status is {self.status}, its claim {plan.claim}"
+        return f"may be released under (epsilon, delta) = ({plan.epsilon_target:g}, {plan.delta:g}) by {plan.unit}, add/remove-one"
+
+
+def releasable(cell: Cell) -> Cell:
+    """The cell as its generator's files tell it: with secret noise without any exact function of private data.
+
+    A hash of the rows, which a cell's id depends on too, tells a data set from its neighbour. The id is then one of the public facts alone.
+    """
+    if cell.noise == "seeded":
+        return cell
+    public = cell.model_dump(mode="json", exclude={"cell_id", "dataset_hash"})
+    name = hashlib.sha256(json.dumps(public, sort_keys=True).encode()).hexdigest()[:16]
+    return cell.model_copy(update={"cell_id": name, "dataset_hash": None})
+
+
+def save_generator(
+    run: Path, trial: Trial, class_names: tuple[str, ...], state: Tensors, spent: Mapping[str, Any], versions: Mapping[str, str]
+) -> None:
+    """Write ``generators/<cell_id>.safetensors`` and ``.json`` into a run folder, named by the id of :func:`releasable`.
+
+    Args:
+        run: the run folder.
+        trial: the cell.
+        class_names: what the classes are called; may be empty.
+        state: what the generator is made from (``Trained.state``).
+        spent: status, epsilon spent and accountant.
+        versions: of the packages that computed.
+    """
+    folder = run / FOLDER
+    folder.mkdir(exist_ok=True)
+    cell = releasable(trial.cell)
+    facts = GeneratorFacts(cell=cell, task=trial.task, plan=trial.plan, class_names=class_names, versions=dict(versions), **spent)
+    tensors, text = folder / f"{cell.cell_id}.safetensors", folder / f"{cell.cell_id}.json"
+    save_file({name: value.contiguous() for name, value in state.items()}, tensors.with_suffix(".part"))
+    os.replace(tensors.with_suffix(".part"), tensors)
+    text.with_suffix(".part").write_text(facts.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    os.replace(text.with_suffix(".part"), text)
+
+
+@dataclass(frozen=True, eq=False)
+class SavedGenerator:
+    """A generator of an earlier run.
+
+    Attributes:
+        facts: its cell, plan and what was spent.
+        synthesis: how it synthesises: ``neutral``, ``mixture``, ``client``, ``client:K``, or None where the algorithm has one way only.
+        generator: the generator itself.
+    """
+
+    facts: GeneratorFacts
+    synthesis: str | None
+    generator: Generator
+
+    def sample(self, labels: ArrayLike, seed: int | None = None) -> NDArray[np.float32]:
+        """Synthetic embeddings ``[n, d]`` for labels ``[n]`` in 0 .. C-1.
+
+        Args:
+            labels: one per row.
+            seed: of the draw; default: the cell's.
+
+        Raises:
+            UserError: a label is not in 0 .. C-1.
+        """
+        y = np.asarray(labels)
+        classes = self.facts.task.classes
+        if y.ndim != 1 or y.dtype.kind not in "iu" or (len(y) and not 0 <= y.min() <= y.max() < classes):
+            raise UserError("labels", "are not a row of whole numbers of known classes", f"give labels 0 .. {classes - 1}")
+        x = self.generator.sample(torch.from_numpy(y.astype(np.int64)), self._seeds(seed).torch(Purpose.SYNTHESIS))
+        return x.numpy().astype(np.float32, copy=False)
+
+    def synthesise(self, per_class: int, seed: int | None = None) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """``per_class`` synthetic embeddings of every class, and their labels; by default those that the cell was scored on."""
+        return synthesise(self.generator, self.facts.task.classes, per_class, self._seeds(seed))
+
+    def manifest(self, per_class: int, seed: int | None = None) -> dict[str, Any]:
+        """What a file of :meth:`synthesise` has to carry: what the rows are and what privacy was paid for them."""
+        cell, plan = self.facts.cell, self.facts.plan
+        return {
+            "synthetic": True,
+            "cell_id": cell.cell_id,
+            "algorithm": cell.algorithm,
+            "label": cell.label,
+            "dataset": cell.dataset.display,
+            "dataset_hash": cell.dataset_hash,
+            "synthesis": self.synthesis,
+            "per_class": per_class,
+            "seed": self._seeds(seed).root,
+            "epsilon": _text(self.facts.epsilon_spent),
+            "epsilon_target": None if plan is None else _text(plan.epsilon_target),
+            "delta": None if plan is None else plan.delta,
+            "unit": None if plan is None else plan.unit,
+            "trust": None if plan is None else plan.trust,
+            "scope": None if plan is None else plan.scope,
+            "claim": "none" if plan is None else plan.claim,
+            "accountant": self.facts.accountant,
+            "status": self.facts.status,
+            "class_names": list(self.facts.class_names),
+            "versions": self.facts.versions,
+            "noise": cell.noise,
+            "release": self.facts.release,
+        }
+
+    def _seeds(self, seed: int | None) -> Seeds:
+        return Seeds(self.facts.cell.seed if seed is None else seed)
+
+
+def _text(epsilon: float | None) -> float | str | None:
+    return "inf" if epsilon == float("inf") else epsilon
+
+
+def load_generator(run: Path | str, cell: str | None = None, synthesis: str | None = None) -> SavedGenerator:
+    """Load a generator that a bench saved.
+
+    Args:
+        run: the run folder.
+        cell: the cell's id or its beginning; may be left out where there is one generator.
+        synthesis: ``neutral``, ``mixture`` or ``client:K`` instead of the cell's own way.
+
+    Raises:
+        UserError: there is no such generator, it cannot be read, or the algorithm does not synthesise like that.
+    """
+    path = _find(Path(run), cell)
+    try:
+        facts = GeneratorFacts.model_validate_json(path.read_text(encoding="utf-8"))
+        state = load_file(path.with_suffix(".safetensors"))
+    except (OSError, ValidationError, SafetensorError) as error:
+        what = f"cannot be read ({' '.join(str(error).split())[:160]})"
+        raise UserError(str(path), what, "run the cell again in a new folder") from error
+    kind, colon, client = (synthesis or "").partition(":")
+    params = {**facts.cell.params, "synthesis": kind} if kind in NEUTRAL else facts.cell.params
+    where = f"--synthesis {synthesis}"
+    if kind in NEUTRAL and "synthesis" not in facts.cell.params:
+        raise UserError(where, f"{facts.cell.label} has one way to synthesise", "leave it out")
+    algorithm = build_algorithm(facts.cell.algorithm, params, facts.task)
+    generator = restored(algorithm, state, facts.plan, Seeds(facts.cell.seed))
+    if synthesis is None:
+        return SavedGenerator(facts, facts.cell.params.get("synthesis"), generator)
+    if kind in NEUTRAL and not colon:
+        return SavedGenerator(facts, kind, generator)
+    if kind != "client" or not client.isdigit():
+        raise UserError(where, "is not known", "give neutral, mixture, or client: and a number such as client:3")
+    return SavedGenerator(facts, synthesis, _of_client(algorithm, generator, int(client), facts, where))
+
+
+def _of_client(algorithm: Algorithm, generator: Generator, client: int, facts: GeneratorFacts, where: str) -> Generator:
+    if client >= facts.task.clients:
+        raise UserError(where, f"there are {facts.task.clients} clients", f"give client:0 .. client:{facts.task.clients - 1}")
+    if not isinstance(generator, PersonalGenerator):
+        raise UserError(where, f"{facts.cell.label} has one generator for all clients", "leave it out")
+    if not algorithm.releases_codes():
+        what = f"under scope {algorithm.scope()} the client codes carry no noise, so they never left their clients"
+        raise UserError(where, what, "give neutral or mixture, or train with scope: joint")
+    return generator.of_client(client)
+
+
+def _find(run: Path, cell: str | None) -> Path:
+    folder = run / FOLDER
+    found = sorted(folder.glob(f"{cell or ''}*.json")) if not cell or cell.isalnum() else []
+    if len(found) == 1:
+        return found[0]
+    ids = _listed([path.stem for path in (found or sorted(folder.glob("*.json")))])
+    if not ids:
+        raise UserError(str(run), "there are no generators here", "give the folder of a run whose generative cells are finished")
+    if cell is None or found:
+        raise UserError(str(run), f"there are several generators ({ids})", "name one with --cell")
+    raise UserError(f"--cell {cell}", f"there is no generator of this cell in {run}", f"known: {ids}")
+
+
+def _listed(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")

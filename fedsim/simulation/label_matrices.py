@@ -1,0 +1,54 @@
+"""The label-by-client matrices of a grid: what ``fedsim partition`` shows, and what a run folder keeps for its report."""
+
+from __future__ import annotations
+
+from itertools import product
+
+from fedsim.data.sources import training_rows
+from fedsim.grid.cells import grid_place
+from fedsim.grid.models import Grid
+from fedsim.partition import make_partition
+from fedsim.report.partitions import MOST_PANELS, LabelMatrix
+from fedsim.simulation.preflight import Prepared
+
+
+def label_matrices(grid: Grid) -> list[LabelMatrix]:
+    """The label-by-client matrix of every partition of the grid, in the grid's order; reads labels and columns only.
+
+    Raises:
+        UserError: a data set cannot be read or does not allow a partition; the message says where in the grid.
+    """
+    data = [training_rows(spec, grid.place("dataset", i), grid.encoder) for i, spec in enumerate(grid.dataset)]
+    alphas = grid.alpha if grid.partition.uses_alpha else (None,)
+    matrices = []
+    for (i, spec), alpha, (j, clients), seed in product(enumerate(grid.dataset), alphas, enumerate(grid.clients), grid.seeds):
+        rows = data[i]
+        partition = make_partition(
+            rows.y,
+            spec=grid.partition,
+            alpha=grid.alpha[0] if alpha is None else alpha,
+            clients=clients,
+            seed=seed,
+            columns=rows.columns,
+            place=grid_place(grid, i, j),
+        )
+        counts, scheme = partition.label_counts, partition.scheme
+        matrices.append(LabelMatrix(spec.display, scheme, alpha, clients, seed, partition.fingerprint, counts, rows.class_names))
+    return matrices
+
+
+def drawn_matrices(prepared: Prepared) -> list[LabelMatrix]:
+    """The matrices that a report draws: those of the first seed, at most 12."""
+    first = prepared.grid.seeds[0]
+    matrices: dict[tuple[str, str], LabelMatrix] = {}
+    for trial in prepared.trials:
+        cell, partition = trial.cell, trial.partition
+        if cell.seed != first:
+            continue
+        data = prepared.data[trial.data_key]
+        names = data.class_names or tuple(map(str, range(data.classes)))
+        alpha = cell.alpha if cell.partition.uses_alpha else None
+        place = (cell.dataset.display, partition.scheme, alpha, cell.clients, cell.seed)
+        key = (cell.dataset.key, partition.fingerprint)
+        matrices[key] = LabelMatrix(*place, partition.fingerprint, partition.label_counts, names)
+    return list(matrices.values())[:MOST_PANELS]

@@ -1,0 +1,196 @@
+"""The rehearsal: before anything runs, every plug-in of a grid takes the first round of each of its releases on made-up rows."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.batch import Batch
+from fedsim.data.embeddings import Embeddings
+from fedsim.errors import PluginError, UserError
+from fedsim.grid.cells import Variant, variants
+from fedsim.grid.models import Grid
+from fedsim.methods.algorithm import Algorithm
+from fedsim.methods.messages import Message, Task
+from fedsim.methods.products import Classifier, Generator, PersonalClassifier, PersonalGenerator
+from fedsim.methods.registry import lookup
+from fedsim.methods.source_lines import line_of, origin, said
+from fedsim.privacy.plan import PrivacyPlan, Release
+from fedsim.seeds import Purpose, Seeds
+from fedsim.simulation.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
+from fedsim.simulation.rounds import Trained, train
+
+ROWS, CLIENTS = 8, 2
+SHIPPED = ("algorithms", "baselines", "fedsim")
+"""Packages whose algorithms are rehearsed by fedsim's own tests."""
+EVERYONE = {"sample_rate": 1.0, "client_rate": 1.0, "local_steps": 2}
+"""Parameters that a rehearsal sets: no row is left to chance, and it takes a moment."""
+
+
+def rehearse_grid(grid: Grid, data: Mapping[str, Embeddings], *, keep_going: bool = False) -> Grid:
+    """Rehearse every plug-in with every parameters and shape of data that the grid gives it.
+
+    Args:
+        grid: the grid.
+        data: its data sets; their shapes are read, not their rows.
+        keep_going: leave out the entries whose plug-in is refused.
+
+    Returns:
+        The grid, without what is refused.
+
+    Raises:
+        PluginError: a plug-in is refused; under ``keep_going``: every one.
+    """
+    refused: dict[int, PluginError] = {}
+    shapes = sorted({(each.dim, each.classes) for each in data.values()})
+    for variant in variants(grid):
+        if lookup(variant.name).__module__.partition(".")[0] in SHIPPED:
+            continue
+        for dim, classes in shapes:
+            task = Task(dim, classes, min(CLIENTS, *grid.clients), grid.unit, grid.trust)
+            try:
+                rehearse(variant, task, max(grid.epsilon), grid.delta, grid.place("algorithms", variant.entry, "name"))
+            except PluginError as error:
+                if not keep_going:
+                    raise
+                refused.setdefault(variant.entry, error)
+    return grid.without(refused)
+
+
+def rehearse(variant: Variant, task: Task, epsilon: float, delta: float, where: str) -> None:
+    """Run the first round of each release on made-up rows through the code that trains, and use what comes out.
+
+    Args:
+        variant: the algorithm with its parameters.
+        task: the public facts; of real data's shape.
+        epsilon: the budget; a large one, so that a result that is not finite is not the noise's fault.
+        delta: of the budget.
+        where: the place to name in an error.
+
+    Raises:
+        PluginError: an exception, or a result of a wrong type, shape or dtype; with file and line, and what was expected.
+    """
+    cls = lookup(variant.name, where)
+    made_up = f"made-up data ({task.clients} clients with {ROWS} rows each, {task.dim} dimensions, {task.classes} classes)"
+    try:
+        with torch.random.fork_rng(devices=[]):
+            try:
+                plan = build_algorithm(variant.name, variant.params, task).plan(epsilon if cls.private else None, delta)
+            except UserError:  # what the grid asks for cannot be planned, which is not the plug-in's mistake and told with its cell
+                return
+            x, y = _rows(task)
+            algorithm = build_algorithm(variant.name, variant.params, task)
+            made = _train(algorithm, variant, plan, x, y)
+            _use(made, algorithm, torch.from_numpy(x))
+    except _Unexpected as error:
+        raise PluginError(where, f"on {made_up}, {error.what}", f"expected {error.expected}") from error
+    except Exception as error:  # a plug-in may raise anything
+        at = origin(error, inspect.getsourcefile(cls)) or line_of(cls)
+        raise PluginError(where, f"on {made_up}, {at}: {said(error)}", f"expected {cls.__name__} to train and sample") from error
+
+
+class _Unexpected(Exception):
+    """A plug-in's method returned what nobody can use."""
+
+    def __init__(self, method: Any, returned: str, expected: str) -> None:
+        self.what, self.expected = f"{line_of(method)}: {method.__name__} returned {returned}", expected
+        super().__init__(self.what, self.expected)
+
+
+def _rows(task: Task) -> tuple[np.ndarray[Any, np.dtype[np.float32]], np.ndarray[Any, np.dtype[np.int64]]]:
+    """Unit-norm rows and labels for all clients."""
+    count = ROWS * task.clients
+    x = np.random.default_rng(0).standard_normal((count, task.dim), dtype=np.float32)
+    return x / np.linalg.norm(x, axis=1, keepdims=True), np.arange(count) % task.classes
+
+
+def _train(algorithm: Algorithm, variant: Variant, plan: PrivacyPlan | None, x: Any, y: Any) -> Generator | Classifier:
+    """What training yields, through :meth:`Algorithm.train`, of the first rounds alone."""
+    clients = range(algorithm.task.clients)
+    rows = tuple(np.arange(client * ROWS, (client + 1) * ROWS) for client in clients)
+    cohort = Cohort(CohortSpec(variant.name, variant.params, algorithm.task, plan, Seeds(0), tuple(clients), rows), x, y)
+    given = {name: value for name, value in EVERYONE.items() if name in type(algorithm.params).model_fields}
+    algorithm.params = algorithm.params.model_copy(update=given)
+    _watch(algorithm)
+    cohort.algorithm = algorithm
+    steps = train(algorithm, LocalPool([cohort]), plan, Seeds(0))
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return cast(Trained, end.value).made
+
+
+def _watch(algorithm: Algorithm) -> None:
+    """Look at what this algorithm's methods return, and let it run the first round of each release only."""
+    own = {name: getattr(algorithm, name) for name in ("loss", "client_round", "server_step", "schedule") if hasattr(algorithm, name)}
+
+    def loss(model: Any, batch: Batch) -> Mapping[str, Tensor]:
+        parts = own["loss"](model, batch)
+        if not isinstance(parts, Mapping) or not parts:
+            raise _Unexpected(own["loss"], _described(parts), f"a mapping of loss parts by name, one number a row each: [{len(batch)}]")
+        for name, part in parts.items():
+            if not isinstance(part, Tensor) or part.shape != (len(batch),):
+                raise _Unexpected(own["loss"], f"'{name}' as {_described(part)}", f"one number a row: [{len(batch)}]")
+        return dict(parts)
+
+    def client_round(*args: Any) -> Message:
+        message = own["client_round"](*args)
+        if not isinstance(message, Message):
+            raise _Unexpected(own["client_round"], _described(message), "a fedsim.methods.messages.Message")
+        return message
+
+    def server_step(*args: Any) -> Mapping[str, float]:
+        values = own["server_step"](*args)
+        if not isinstance(values, Mapping):
+            raise _Unexpected(own["server_step"], _described(values), "a mapping of diagnostics by name, which may be empty")
+        return values
+
+    def schedule() -> Iterator[tuple[int, Release]]:
+        first: dict[str, tuple[int, Release]] = {}
+        for round_, release in own["schedule"]():
+            first.setdefault(release.name, (round_, release))
+        return iter(first.values())
+
+    watched = {"loss": loss, "client_round": client_round, "server_step": server_step, "schedule": schedule}
+    vars(algorithm).update({name: watched[name] for name in own})
+
+
+def _use(made: Generator | Classifier, algorithm: Algorithm, x: Tensor) -> None:
+    """Sample or predict, by the shared version and by a client's own."""
+    task, own = algorithm.task, [made.of_client(0)] if isinstance(made, PersonalGenerator | PersonalClassifier) else []
+    # a personal classifier is used by its clients alone
+    for each in own if own and hasattr(made, "probabilities") else [made, *own]:
+        if not algorithm.generates() and hasattr(each, "probabilities"):
+            _check(each.probabilities, each.probabilities(x), (len(x), task.classes), torch.float32, torch.float64)
+        elif algorithm.generates() and hasattr(each, "sample"):
+            labels = torch.arange(task.classes).repeat_interleave(2)
+            _check(each.sample, each.sample(labels, Seeds(0).torch(Purpose.SYNTHESIS)), (len(labels), task.dim), torch.float32)
+        else:
+            maker: Any = algorithm.generator if algorithm.generates() else algorithm.classifier
+            raise _Unexpected(maker, _described(each), f"an object with {'sample' if algorithm.generates() else 'probabilities'}")
+
+
+def _check(method: Any, returned: Any, shape: tuple[int, int], *dtypes: torch.dtype) -> None:
+    expected = f"{' or '.join(map(_plain, dtypes))} {list(shape)}"
+    if not isinstance(returned, Tensor) or returned.shape != shape or returned.dtype not in dtypes:
+        raise _Unexpected(method, _described(returned), expected)
+    if returned.requires_grad:
+        raise _Unexpected(method, "a tensor with a gradient", "constants: sample and predict under torch.no_grad()")
+    if not returned.isfinite().all():
+        raise _Unexpected(method, "numbers that are not finite", f"finite {expected}")
+
+
+def _described(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return "nothing" if value is None else f"a {type(value).__name__}"
+    return f"{_plain(value.dtype)} {list(value.shape)}"
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,127 @@
+"""The rounds of a training: broadcast, let the clients compute, add, noise, step, and count what ran."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from fedsim.methods import products
+from fedsim.methods.algorithm import Algorithm
+from fedsim.methods.messages import Message, Pool, Tensors
+from fedsim.methods.parameters import add_in_order, code_names, in_order, l2_norm
+from fedsim.privacy.ledger import Ledger
+from fedsim.privacy.noise import Noise, gaussian
+from fedsim.privacy.plan import PrivacyPlan, Release
+from fedsim.seeds import Seeds
+from fedsim.simulation.state import Progress, below, capture, load_server, released_state
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """What a round leaves behind for ``rounds.jsonl``; everything but the noise multiplier is a diagnostic, not private."""
+
+    round: int
+    rounds: int
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The outcome of :func:`train`; ``state`` is what ``made`` was made from (:func:`fedsim.simulation.state.released_state`)."""
+
+    made: products.Generator | products.Classifier
+    ledger: Ledger
+    uplink_bytes: int
+    state: Tensors
+
+
+def train(
+    algorithm: Algorithm,
+    pool: Pool,
+    plan: PrivacyPlan | None,
+    seeds: Seeds,
+    resume: Progress | None = None,
+    checkpoint: Callable[[Callable[[], Progress]], None] | None = None,
+) -> Generator[RoundRecord, None, Trained]:
+    """Run all rounds: yields a record after each, returns the outcome.
+
+    Args:
+        algorithm: the mathematics.
+        pool: the clients.
+        plan: from :meth:`fedsim.methods.algorithm.Algorithm.plan`.
+        seeds: the cell's seed tree.
+        resume: go on from here; the result is that of an uninterrupted training.
+        checkpoint: called after every round with a function that captures the progress; it decides when to.
+    """
+    server = algorithm.initial_server(seeds)
+    server.plan = plan
+    ledger, uplink, start = Ledger(), 0, 0
+    if resume is not None:
+        start, uplink, ledger = resume.round, resume.uplink_bytes, Ledger.from_json(resume.ledger)
+        load_server(server, below("server", resume.tensors))
+        pool.load_state(below("clients", resume.tensors))
+    rounds = sum(release.rounds for release in algorithm.releases())
+    for round_, release in algorithm.schedule():
+        if round_ < start:
+            continue
+        messages = pool.round(round_, release, algorithm.broadcast(server))
+        total = add_in_order([message.sums for message in messages])
+        noise, multiplier = server_noise(algorithm, plan, release, total, seeds, round_)
+        record = {"release": release.name, **_gathered(messages, noise, l2_norm(total))}
+        noisy = {name: value + noise.parts[name] for name, value in total.items()} if noise.parts else total
+        record |= algorithm.server_step(server, round_, release, noisy)
+        server.tensors = in_order(server.tensors)
+        for step in (step for message in messages for step in message.steps):
+            for entry in step.entries(multiplier):
+                ledger.record(entry)
+        uplink += sum(message.uplink_bytes for message in messages)
+        if checkpoint is not None:
+            checkpoint(partial(capture, server, pool, ledger, round_ + 1, uplink))
+        yield RoundRecord(round_, rounds, record)
+    codes = pool.released(code_names(server.model)) if algorithm.releases_codes() else {}
+    state = released_state(server, codes)
+    made = (algorithm.generator if algorithm.generates() else algorithm.classifier)(server, codes, seeds)
+    return Trained(made, ledger, uplink, state)
+
+
+def restored(algorithm: Algorithm, state: Tensors, plan: PrivacyPlan | None, seeds: Seeds) -> products.Generator:
+    """The generator of an earlier training, from its ``Trained.state``, plan and seeds."""
+    server = algorithm.initial_server(seeds)
+    server.plan = plan
+    load_server(server, below("server", state))
+    return algorithm.generator(server, below("codes", state), seeds)
+
+
+def server_noise(
+    algorithm: Algorithm, plan: PrivacyPlan | None, release: Release, total: Tensors, seeds: Seeds, round_: int
+) -> tuple[Noise, float]:
+    """The noise that is added once, to the sum; with its multiplier, 0 where none is added."""
+    if plan is None or algorithm.noise_at_clients():
+        return Noise({}, 0), 0.0
+    shapes = {name: tuple(value.shape) for name, value in total.items()}
+    std = plan.noise_std(release.name)
+    return gaussian(shapes, std, seeds.noise(round_)), std / plan.sensitivity
+
+
+def _gathered(messages: Sequence[Message], noise: Noise, signal: float) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "sampled": sum(message.sampled for message in messages) % 2**32,
+        "noise": (sum(message.noise for message in messages) + noise.fingerprint) % 2**32,
+        "signal_norm": signal,
+        "noise_norm": l2_norm(noise.parts),
+    }
+    # a cohort that sampled no row has no loss to tell
+    for name in dict.fromkeys(name for message in messages for name in message.diagnostics):
+        numbers = [number for message in messages for number in message.diagnostics.get(name, [])]
+        if name == "gradient_norm":
+            values["gradient_norm_quantiles"] = np.quantile(numbers, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist() if numbers else []
+        elif name == "generator_features":
+            # the mean squared distance over pairs of clients is twice the unbiased variance
+            values["cross_client_mmd"] = 2 * float(np.var(numbers, axis=0, ddof=1).sum()) if len(numbers) > 1 else None
+        else:
+            values[name] = float(np.mean(numbers)) if numbers else None
+    return values

@@ -1,0 +1,166 @@
+"""One trial: from a cell and its data to the fields of its row."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedsim.data.embeddings import Embeddings
+from fedsim.evaluation.judge import Judge
+from fedsim.evaluation.scores import PersonalScores, Scores
+from fedsim.grid.models import Cell
+from fedsim.methods.messages import Pool, Task, Tensors
+from fedsim.partition import Partition
+from fedsim.privacy.plan import PrivacyPlan
+from fedsim.seeds import Seeds
+from fedsim.simulation.checkpoint import Checkpoints
+from fedsim.simulation.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
+from fedsim.simulation.rounds import RoundRecord, Trained, train
+from fedsim.simulation.state import Progress
+
+SECRET_BITS = 256
+"""Of the entropy behind secret noise."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a worker needs to run a cell, besides the data.
+
+    Attributes:
+        cell: the cell.
+        task: the public facts that its algorithm is told.
+        plan: its privacy plan, None where epsilon has no meaning.
+        partition: every client's training rows.
+        sizes: clients per actor, in client order.
+        data_key: which of the prepared data sets it reads.
+    """
+
+    cell: Cell
+    task: Task
+    plan: PrivacyPlan | None
+    partition: Partition
+    sizes: tuple[int, ...]
+    data_key: str
+
+    @property
+    def train_rows(self) -> int:
+        """How many training rows all clients have together."""
+        return sum(map(len, self.partition.rows))
+
+    def cohorts(self, seeds: Seeds | None = None) -> list[CohortSpec]:
+        """One specification an actor; ``seeds`` default to those that follow from the cell's seed."""
+        specs, start = [], 0
+        for size in self.sizes:
+            members = tuple(range(start, start + size))
+            rows = self.partition.rows[start : start + size]
+            cell = self.cell
+            specs.append(CohortSpec(cell.algorithm, cell.params, self.task, self.plan, seeds or Seeds(cell.seed), members, rows))
+            start += size
+        return specs
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The fields of a row that running a cell decides, and the state that its generator is made from, if there is one.
+
+    ``unaccounted`` says where the ledger is not what the plan planned (:meth:`fedsim.privacy.ledger.Ledger.unaccounted`); "" where it is.
+    """
+
+    scores: Scores
+    client_balanced_accuracy: float | None
+    personal: PersonalScores | None
+    epsilon_spent: float | None
+    epsilon_spent_replace_one: float | None
+    accountant: str | None
+    unaccounted: str
+    uplink_bytes: int
+    seconds: float
+    generator: Tensors | None = field(repr=False, compare=False)
+
+
+def local_pool(trial: Trial, data: Embeddings, seeds: Seeds | None = None) -> Pool:
+    """All clients in this process."""
+    return LocalPool([Cohort(spec, data.x_train, data.y_train) for spec in trial.cohorts(seeds)])
+
+
+def seeds_of(trial: Trial, resume: Progress | None) -> Seeds:
+    """The cell's seed tree; under ``noise: secret`` with a root from the operating system, which only a checkpoint keeps."""
+    cell = trial.cell
+    if cell.noise == "seeded" or trial.plan is None:
+        return Seeds(cell.seed)
+    kept = None if resume is None else resume.secret
+    return Seeds(cell.seed, secrets.randbits(SECRET_BITS) if kept is None else kept)
+
+
+def run_trial(
+    trial: Trial,
+    data: Embeddings,
+    make_pool: Callable[[Trial, Embeddings, Seeds], Pool] = local_pool,
+    checkpoints: Checkpoints | None = None,
+) -> Iterator[RoundRecord | Outcome]:
+    """Train, synthesise, evaluate: yields every round's record, then the outcome."""
+    started = time.perf_counter()
+    cell = trial.cell
+    resume = checkpoints.load() if checkpoints else None
+    seeds = seeds_of(trial, resume)
+    algorithm = build_algorithm(cell.algorithm, cell.params, trial.task)
+    pool = make_pool(trial, data, seeds)
+    trained: Trained = yield from train(algorithm, pool, trial.plan, seeds, resume, checkpoints)
+    judge, evaluation = Judge(cell, data, trial.partition), cell.evaluation
+    scores = judge.scores(trained.made)
+    own = judge.of_clients(trained.made) if evaluation.per_client else None
+    personal = None if evaluation.personal is None else judge.personal(trained.made)
+    spent, accountant = (None, None) if trial.plan is None else trained.ledger.epsilon(trial.plan.delta)
+    replaced = None if trial.plan is None else trained.ledger.replace_one_epsilon(trial.plan.delta)
+    unaccounted = "" if trial.plan is None else trained.ledger.unaccounted(trial.plan, cell.clients)
+    if checkpoints:
+        checkpoints.remove()
+    state = trained.state if algorithm.generates() else None
+    seconds = time.perf_counter() - started
+    yield Outcome(scores, own, personal, spent, replaced, accountant, unaccounted, trained.uplink_bytes, seconds, state)
+
+
+def packing(clients: int, per_actor: int) -> tuple[int, ...]:
+    """Clients per actor for at most ``per_actor`` each, as even as can be."""
+    actors = -(-clients // per_actor)
+    return tuple(clients // actors + (i < clients % actors) for i in range(actors))
+
+
+def first_row_fields(trial: Trial) -> dict[str, Any]:
+    """The fields of a row that are known before its cell runs."""
+    cell, plan = trial.cell, trial.plan
+    fields: dict[str, Any] = {
+        "cell_id": cell.cell_id,
+        "source": cell.source,
+        "algorithm": cell.algorithm,
+        "label": cell.label,
+        "params": cell.params,
+        "dataset": cell.dataset.display,
+        "dataset_hash": cell.dataset_hash,
+        "scheme": cell.partition.scheme,
+        "alpha": cell.alpha,
+        "clients": cell.clients,
+        "partition_hash": trial.partition.fingerprint,
+        "train_rows": trial.train_rows,
+        "seed": cell.seed,
+        "claim": "none",
+        "chance": 1 / trial.task.classes,
+    }
+    if plan is not None:
+        fields |= {
+            "epsilon_target": plan.epsilon_target,
+            "delta": plan.delta,
+            "unit": plan.unit,
+            "trust": plan.trust,
+            "scope": plan.scope,
+            "claim": plan.claim,
+            "noise": cell.noise,
+            "sigma": plan.sigma,
+            "sample_rate": plan.releases[-1].sample_rate,
+            "steps": sum(release.steps for release in plan.releases),
+            "clip": plan.clip,
+        }
+    return fields

@@ -1,0 +1,239 @@
+import fcntl
+import io
+import json
+import os
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pictures import save_encoder, save_folder
+from rich.console import Console
+
+import fedsim.data.encoding.shards
+from fedsim.data.encoding.archive import check_target, export, read_manifest
+from fedsim.data.encoding.embed import EmbedJob, cached_embeddings, embed, in_process
+from fedsim.data.encoding.encoder import Encoder, EncoderSpec, locate
+from fedsim.data.images.folder import load_image_folder
+from fedsim.data.images.images import ImageSet
+from fedsim.errors import UserError
+
+CONSOLE = Console(file=io.StringIO())
+
+
+class Counted:
+    """Images that count how often each is decoded."""
+
+    def __init__(self, images):
+        self.images, self.decoded = images, Counter()
+
+    def __getattr__(self, name):
+        return getattr(self.images, name)
+
+    def decoder(self, row):
+        self.decoded[row] += 1
+        return self.images.decoder(row)
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    for module in ("fedsim.data.encoding.shards", "fedsim.data.encoding.embed"):
+        monkeypatch.setattr(f"{module}.SIZE", 7)
+
+
+@pytest.fixture
+def pets(tmp_path) -> ImageSet:
+    images = load_image_folder(save_folder(tmp_path / "pets"), "pets", "here")
+    return replace(images, images=Counted(images.images), columns={"site": np.array(["n", "s"] * 12)})
+
+
+def job(images, spec, **changes):
+    return EmbedJob(images, locate(spec, "here"), spec.model_copy(update=changes), batch=3)
+
+
+def stored(path):
+    with np.load(path, allow_pickle=False) as held:
+        return dict(held)
+
+
+def test_the_file_holds_what_a_bare_loop_over_the_images_gives(pets, encoder):
+    made = Encoder(locate(encoder, "here"), "cls", "cpu")
+    expected = made.embed(made.pixels([pets.decoder(i)() for i in range(24)]))
+    held = stored(embed(job(pets, encoder), CONSOLE))
+    np.testing.assert_allclose(held["x"], expected, atol=1e-5)
+    assert held["x"].dtype == np.float32
+    for name, values in (("y", pets.y), ("split", pets.split), ("site", pets.columns["site"]), ("class_names", pets.class_names)):
+        np.testing.assert_array_equal(held[name], values)
+
+
+def test_the_manifest_says_how_the_embeddings_came_to_be(pets, encoder):
+    manifest = read_manifest(embed(job(pets, encoder, pool="cls+mean", dtype="float16"), CONSOLE))
+    assert manifest["data"] == pets.fingerprint
+    assert manifest["encoder"] == locate(encoder, "here").digest
+    assert (manifest["pool"], manifest["dtype"], manifest["shape"]) == ("cls+mean", "float16", [24, 32])
+    assert manifest["size"] == {"height": 28, "width": 28}
+    assert len(manifest["normalisation"]["image_mean"]) == 3
+    assert manifest["versions"].keys() >= {"fedsim", "torch", "transformers"}
+    assert manifest["skipped"] == []
+    assert manifest["revision"] is None
+
+
+def test_every_image_is_decoded_once_and_the_second_call_decodes_none(pets, encoder, cache):
+    first = cached_embeddings(pets, encoder, "pets", "here", skip_bad=False)
+    second = cached_embeddings(pets, encoder, "pets", "here", skip_bad=False)
+    assert pets.images.decoded == Counter(range(24))
+    assert first.fingerprint == second.fingerprint
+    assert sorted(path.suffix for path in (cache / "embeddings").iterdir()) == [".lock", ".npz"]
+
+
+def test_whatever_differs_is_computed_again_never_reused(tmp_path, pets, encoder):
+    other = save_encoder(tmp_path / "other", seed=1)
+    jobs = [
+        job(pets, encoder),
+        job(pets, encoder, pool="mean"),
+        job(pets, encoder, dtype="float16"),
+        job(pets, other),
+        job(pets.take(np.arange(24) != 3), encoder),
+    ]
+    assert len({embed(each, CONSOLE) for each in jobs}) == len(jobs)
+    before = jobs[0].key
+    (tmp_path / "pets/cat/3.png").write_bytes((tmp_path / "pets/dog/3.png").read_bytes())
+    changed = load_image_folder(tmp_path / "pets", "pets", "here")
+    assert job(replace(changed, columns=pets.columns), encoder).key != before
+
+
+@pytest.mark.parametrize("damage", ["manifest", "cut"])
+def test_a_cached_file_that_is_not_what_its_name_says_is_replaced(pets, encoder, damage):
+    path = embed(job(pets, encoder), CONSOLE)
+    right = stored(path)
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:300])
+    else:
+        manifest = json.loads(str(right["manifest"])) | {"data": "another"}
+        np.savez(path, **(right | {"x": right["x"] + 1, "manifest": np.array(json.dumps(manifest))}))
+    np.testing.assert_array_equal(stored(embed(job(pets, encoder), CONSOLE))["x"], right["x"])
+
+
+def test_an_interrupted_run_goes_on_with_the_next_shard(pets, encoder):
+    def interrupted(job, numbers):
+        for shard in in_process(job, numbers):
+            yield shard
+            if shard.number == 1:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        embed(job(pets, encoder), CONSOLE, work=interrupted)
+    pets.images.decoded.clear()
+    held = stored(embed(job(pets, encoder), CONSOLE))
+    assert set(pets.images.decoded) == set(range(14, 24))
+    whole = Encoder(locate(encoder, "here"), "cls", "cpu")
+    np.testing.assert_allclose(held["x"], whole.embed(whole.pixels([pets.decoder(i)() for i in range(24)])), atol=1e-5)
+
+
+def test_a_broken_shard_is_computed_again(pets, encoder, cache):
+    def after_one(job, numbers):
+        yield next(in_process(job, numbers))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        embed(job(pets, encoder), CONSOLE, work=after_one)
+    (shard,) = (cache / "embeddings").glob("*.shards/*.npz")
+    shard.write_bytes(b"PK half a file")
+    assert stored(embed(job(pets, encoder), CONSOLE))["x"].any(axis=1).all()
+
+
+@pytest.fixture
+def damaged(tmp_path) -> ImageSet:
+    """Seven bad images, a whole batch among them."""
+    root = save_folder(tmp_path / "pets", each=12)
+    for name in ("cat/0", "cat/1", "cat/10", "cat/11", "cat/2", "eel/5", "eel/6"):
+        path = root / f"{name}.png"
+        path.write_bytes(path.read_bytes()[:60])
+    return load_image_folder(root, "pets", "here")
+
+
+def test_bad_images_are_all_listed_and_nothing_is_written(damaged, encoder, cache):
+    with pytest.raises(UserError) as caught:
+        embed(job(damaged, encoder), CONSOLE)
+    assert "7 of 36 images cannot be decoded" in caught.value.what
+    for name in ("cat/0.png", "eel/6.png"):
+        assert name in caught.value.what
+    assert "--skip-bad" in caught.value.right
+    assert list((cache / "embeddings").glob("*.npz")) == []
+
+
+def test_bad_images_are_left_out_if_that_is_asked_for_and_only_then(damaged, encoder):
+    path = embed(job(damaged, encoder), CONSOLE, skip_bad=True)
+    held = stored(path)
+    assert held["x"].shape == (29, 16)
+    assert held["x"].any(axis=1).all()
+    assert len(held["y"]) == len(held["split"]) == 29
+    assert {each["image"] for each in read_manifest(path)["skipped"]} >= {"cat/0.png", "eel/6.png"}
+    with pytest.raises(UserError, match="7 of 36 images cannot be decoded"):
+        embed(job(damaged, encoder), CONSOLE)
+
+
+def test_a_column_with_a_reserved_name_is_refused(pets, encoder):
+    with pytest.raises(UserError, match="has a column 'y', a name that embeddings use themselves"):
+        embed(job(replace(pets, columns={"y": pets.y}), encoder), CONSOLE)
+
+
+def test_memory_of_the_pipeline_does_not_grow_with_the_images(pets, encoder, monkeypatch):
+    """Batches that wait are bounded: decoding never runs ahead of the model by more than threads + 1 batches."""
+    made = Encoder(locate(encoder, "here"), "cls", "cpu")
+    ahead = []
+    embedded = made.embed
+    monkeypatch.setattr(made, "embed", lambda pixels: ahead.append(sum(pets.images.decoded.values()) - 2 * len(ahead)) or embedded(pixels))
+    list(fedsim.data.encoding.shards.embedded_shards(made, pets, range(4), "float32", batch=2, threads=2))
+    assert max(ahead) <= 2 * (2 + 1)
+
+
+def test_an_export_is_the_file_and_its_manifest_beside_it(tmp_path, pets, encoder):
+    path = embed(job(pets, encoder), CONSOLE)
+    export(path, tmp_path / "out/pets.npz")
+    assert (tmp_path / "out/pets.npz").read_bytes() == path.read_bytes()
+    assert json.loads((tmp_path / "out/pets.json").read_text())["dataset"] == "pets"
+
+
+@pytest.mark.parametrize(
+    ("out", "message"), [("a/b.npy", "is not an .npz file; give a/b.npz"), ("file/b.npz", "cannot"), ("folder.npz", "cannot")]
+)
+def test_where_nothing_can_be_written_is_said_before_the_work(tmp_path, monkeypatch, out, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.npz").mkdir()
+    with pytest.raises(UserError, match=message):
+        check_target(Path(out))
+    check_target(Path("new/folder/a.npz"))
+    assert not (tmp_path / "new").exists()
+
+
+def test_equal_runs_give_equal_arrays(pets, encoder, cache):
+    first = stored(embed(job(pets, encoder), CONSOLE))
+    for path in (cache / "embeddings").glob("*.npz"):
+        path.unlink()
+    second = stored(embed(job(pets, encoder), CONSOLE))
+    for name in first.keys() - {"manifest"}:
+        np.testing.assert_array_equal(first[name], second[name])
+
+
+def test_an_unknown_pool_or_dtype_is_refused():
+    with pytest.raises(ValueError, match="cls"):
+        EncoderSpec(name="x", pool="max")
+
+
+def test_a_second_run_waits_for_the_first_and_finds_its_file(pets, encoder, cache):
+    path = embed(job(pets, encoder), CONSOLE)
+    pets.images.decoded.clear()
+    console = Console(file=io.StringIO())
+    with (cache / "embeddings" / f"{job(pets, encoder).key}.lock").open() as lock, ThreadPoolExecutor(1) as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        second = pool.submit(embed, job(pets, encoder), console)
+        while "waiting" not in console.file.getvalue():
+            assert not second.done()
+            os.sched_yield()
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        assert second.result() == path
+    assert not pets.images.decoded

@@ -1,0 +1,91 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pictures import picture, save_encoder
+from transformers import AutoImageProcessor, AutoModel, ResNetConfig, ResNetModel
+
+from fedsim.data.encoding.encoder import REVISIONS, Encoder, EncoderSpec, locate
+from fedsim.errors import UserError
+
+PICTURES = [picture(n) for n in range(4)]
+
+
+def embedded(spec, pool="cls"):
+    made = Encoder(locate(spec, "here"), pool, "cpu")
+    return made.embed(made.pixels(PICTURES))
+
+
+def test_pooling_is_the_class_token_the_mean_of_the_patches_or_both(encoder):
+    model, processor = AutoModel.from_pretrained(encoder.name), AutoImageProcessor.from_pretrained(encoder.name)
+    with torch.inference_mode():
+        tokens = model(**processor(images=PICTURES, return_tensors="pt")).last_hidden_state
+    assert tokens.shape == (4, 5, 16)
+    torch.testing.assert_close(embedded(encoder), tokens[:, 0])
+    torch.testing.assert_close(embedded(encoder, "mean"), tokens[:, 1:].mean(1))
+    torch.testing.assert_close(embedded(encoder, "cls+mean"), torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1))
+
+
+def test_the_digest_follows_weights_and_preprocessing(tmp_path, encoder):
+    copied = Path(shutil.copytree(encoder.name, tmp_path / "copy"))
+    assert locate(EncoderSpec(name=str(copied)), "here").digest == locate(encoder, "here").digest
+    config = json.loads((copied / "preprocessor_config.json").read_text())
+    (copied / "preprocessor_config.json").write_text(json.dumps(config | {"image_mean": [0.1, 0.2, 0.3]}))
+    others = [locate(EncoderSpec(name=str(copied)), "here"), locate(save_encoder(tmp_path / "other", seed=1), "here")]
+    assert len({each.digest for each in [locate(encoder, "here"), *others]}) == 3
+
+
+def test_the_papers_encoder_has_a_pinned_revision():
+    assert len(REVISIONS["facebook/dinov2-base"]) == 40
+
+
+def test_a_local_folder_is_taken_from_the_grids_folder(tmp_path, monkeypatch):
+    (tmp_path / "grids/dino").mkdir(parents=True)
+    assert EncoderSpec(name="dino").within(tmp_path / "grids").name == str(tmp_path / "grids/dino")
+    assert EncoderSpec(name="facebook/dinov2-base").within(tmp_path).name == "facebook/dinov2-base"
+
+
+def test_an_encoder_that_cannot_be_had_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError) as caught:
+        locate(EncoderSpec(name="facebook/dinov2-nano"), "g.yaml:3: encoder")
+    assert "is not on this machine and cannot be downloaded" in caught.value.what
+    assert "hf download facebook/dinov2-nano" in caught.value.right
+    with pytest.raises(UserError, match="there is no folder 'no/such/folder'"):
+        locate(EncoderSpec(name="no/such/folder"), "here")
+
+
+@pytest.mark.parametrize(
+    ("removed", "message"),
+    [("preprocessor_config.json", "has no readable preprocessor_config.json"), ("model.safetensors", "pickled weights are never read")],
+)
+def test_an_incomplete_folder_is_named(tmp_path, encoder, removed, message):
+    folder = Path(shutil.copytree(encoder.name, tmp_path / "copy"))
+    (folder / removed).unlink()
+    with pytest.raises(UserError, match=message):
+        locate(EncoderSpec(name=str(folder)), "here")
+
+
+def test_broken_weights_and_models_without_tokens_are_named(tmp_path, encoder):
+    folder = Path(shutil.copytree(encoder.name, tmp_path / "copy"))
+    (folder / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        embedded(EncoderSpec(name=str(folder)))
+    tiny = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1])
+    ResNetModel(tiny).save_pretrained(folder)
+    with pytest.raises(UserError, match="yields no tokens; give a vision transformer"):
+        embedded(EncoderSpec(name=str(folder)))
+
+
+def test_a_folder_has_no_revision(encoder):
+    with pytest.raises(UserError, match="has no revision"):
+        locate(EncoderSpec(name=encoder.name, revision="abc"), "here")
+
+
+def test_embeddings_do_not_depend_on_the_batch(encoder):
+    made = Encoder(locate(encoder, "here"), "cls", "cpu")
+    alone = torch.cat([made.embed(made.pixels([each])) for each in PICTURES])
+    np.testing.assert_allclose(alone, embedded(encoder), atol=1e-5)

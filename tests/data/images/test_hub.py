@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+from pictures import picture, save_folder
+
+from fedsim.data.images.hub import load_hub
+from fedsim.data.split import TEST
+from fedsim.errors import UserError
+
+datasets = pytest.importorskip("datasets", reason="the extra hf is not installed")
+
+
+@pytest.fixture(autouse=True)
+def offline(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+
+def test_a_local_folder_of_the_hubs_format_is_read(tmp_path):
+    for start, part in enumerate(("train", "test")):
+        save_folder(tmp_path / "pets" / part, each=4, start=100 * start)
+    images = load_hub(str(tmp_path / "pets"), "pets", "here")
+    assert images.class_names == ("cat", "dog", "eel")
+    assert np.bincount(images.split).tolist() == [12, 0, 12]
+    first = images.decoder(0)()
+    assert first.size == (20, 24)
+    assert first.tobytes() == picture(0).tobytes()
+    assert len(set(images.digests)) == 24
+
+
+def test_columns_are_kept_and_a_set_without_test_split_gets_a_quarter(tmp_path):
+    rows = {"image": [picture(n) for n in range(12)], "label": [n % 2 for n in range(12)], "site": ["a", "b", "b"] * 4}
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["no", "yes"]), "site": datasets.Value("string")}
+    )
+    (tmp_path / "set").mkdir()
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "set" / "train.parquet")
+    images = load_hub(str(tmp_path / "set"), "set", "here")
+    assert images.class_names == ("no", "yes")
+    assert images.columns["site"].tolist() == ["a", "b", "b"] * 4
+    assert (images.split == TEST).sum() == 3
+
+
+def test_a_set_that_cannot_be_had_says_so():
+    with pytest.raises(UserError, match=r"'nobody/nothing' cannot be loaded .*; download it where there is a network"):
+        load_hub("nobody/nothing", "nothing", "here")

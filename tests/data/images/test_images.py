@@ -1,0 +1,123 @@
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pictures import picture, save_folder
+from PIL import Image
+
+from fedsim.data.images.folder import load_image_folder
+from fedsim.data.images.images import BadImage, ImageSet, PixelArrays, decoded
+from fedsim.data.split import TEST, TRAIN
+from fedsim.errors import UserError
+
+
+def image_set(**changes):
+    y = np.arange(24) % 3
+    given = {
+        "name": "toy",
+        "images": PixelArrays(np.random.default_rng(0).integers(0, 256, (24, 6, 6), dtype=np.uint8)),
+        "rows": np.arange(24),
+        "y": y,
+        "split": np.repeat([0, 1, 2], 8),
+        "class_names": ("a", "b", "c"),
+        "columns": {"site": y % 2},
+    }
+    return ImageSet(**(given | changes))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "mode", "expected"),
+    [
+        (np.array([[0, 200]], np.uint8), "L", [[0, 0, 0], [200, 200, 200]]),
+        (np.array([[0, 0xC8FF]], np.uint16), "I;16", [[0, 0, 0], [200, 200, 200]]),
+        (np.array([[[1, 2, 3, 255], [4, 5, 6, 0]]], np.uint8), "RGBA", [[1, 2, 3], [4, 5, 6]]),
+    ],
+)
+def test_every_mode_becomes_rgb_and_16_bits_are_scaled_not_cut(tmp_path, pixels, mode, expected):
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    image = decoded(str(tmp_path / "a.png"))
+    assert image.mode == "RGB"
+    assert np.asarray(image)[0].tolist() == expected
+
+
+def test_an_image_stands_upright_as_its_exif_says(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(0, size=20).save(tmp_path / "a.jpg", exif=exif)
+    assert decoded(str(tmp_path / "a.jpg")).size == (24, 20)
+
+
+def test_bytes_decode_as_their_file_does(tmp_path):
+    picture(1).save(tmp_path / "a.png")
+    assert decoded((tmp_path / "a.png").read_bytes()).tobytes() == decoded(str(tmp_path / "a.png")).tobytes()
+
+
+def test_a_damaged_image_is_a_bad_image(tmp_path):
+    picture(0, size=90).save(tmp_path / "whole.jpg")
+    whole = (tmp_path / "whole.jpg").read_bytes()
+    for content in (whole[: len(whole) // 2], b"", b"not an image", whole[:4]):
+        (tmp_path / "a.jpg").write_bytes(content)
+        with pytest.raises(BadImage):
+            decoded(str(tmp_path / "a.jpg"))
+    Image.fromarray(np.zeros((2, 2), np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(BadImage, match="floating-point"):
+        decoded(str(tmp_path / "a.tif"))
+
+
+def test_the_fingerprint_follows_pixels_labels_split_and_columns_and_not_the_name():
+    other = PixelArrays(np.zeros((24, 6, 6), np.uint8))
+    made = image_set()
+    changed = [
+        image_set(images=other),
+        image_set(y=(np.arange(24) + 1) % 3),
+        image_set(split=np.repeat([0, 2, 1], 8)),
+        image_set(class_names=("a", "b", "d")),
+        image_set(columns={}),
+        made.take(np.arange(24) != 9),
+    ]
+    assert len({each.fingerprint for each in [made, *changed]}) == 7
+    assert image_set(name="another").fingerprint == made.fingerprint
+
+
+def test_a_limit_holds_for_training_and_test_images_and_drops_validation():
+    limited = image_set().limited(5)
+    assert np.bincount(limited.split, minlength=3).tolist() == [5, 0, 5]
+    assert set(limited.y[limited.split == TRAIN]) == {0, 1, 2}
+    assert limited.fingerprint == image_set().limited(5).fingerprint
+    with pytest.raises(UserError, match="limit 2 leaves some of the 3 classes without an image"):
+        image_set().limited(2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"split": np.full(24, 2)}, "there is no training image"),
+        ({"split": np.zeros(24, int)}, "there is no test image"),
+        ({"y": np.zeros(24, int), "class_names": ("a",)}, "all images have one label"),
+        ({"class_names": ("a", "b", "c", "d")}, "class 'd' has no training image"),
+    ],
+)
+def test_a_set_that_nothing_can_be_learned_from_is_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        image_set(**changes)
+
+
+def test_image_files_decode_in_another_process_as_they_do_here(tmp_path):
+    images = load_image_folder(save_folder(tmp_path / "pets"), "pets", "here")
+    again = pickle.loads(pickle.dumps(images))  # noqa: S301 (as Ray hands it to its actors)
+    assert again.decoder(3)().tobytes() == images.decoder(3)().tobytes()
+    assert again.fingerprint == images.fingerprint
+    assert images.image_name(0) == "cat/0.png"
+    assert set(images.split.tolist()) == {TRAIN, TEST}
+
+
+def test_a_folder_without_images_or_classes_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no such folder"):
+        load_image_folder(tmp_path / "none", "x", "here")
+    with pytest.raises(UserError, match="holds no folders"):
+        load_image_folder(tmp_path, "x", "here")
+    root = save_folder(tmp_path / "pets")
+    (root / "fox").mkdir()
+    with pytest.raises(UserError, match="class folder 'fox' holds no image"):
+        load_image_folder(root, "x", "here")

@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+from pictures import save_folder
+
+from fedsim.data.images.table import load_image_table
+from fedsim.data.split import TEST
+from fedsim.errors import UserError
+
+
+def table(folder, lines=None, head="path,label,site,age"):
+    save_folder(folder / "pictures", classes=("one", "two"), each=6)
+    rows = lines or [f"pictures/{name}/{n}.png,{name},{'north' if n < 3 else ''},{n}" for name in ("two", "one") for n in range(6)]
+    (folder / "images.csv").write_text("\n".join([head, *rows]) + "\n")
+    return folder / "images.csv"
+
+
+def test_a_table_gives_paths_labels_and_columns(tmp_path):
+    images = load_image_table(table(tmp_path), "toy", "here")
+    assert images.class_names == ("one", "two")
+    assert images.y.tolist() == [1] * 6 + [0] * 6
+    assert images.columns["site"].tolist() == (["north"] * 3 + ["unknown"] * 3) * 2
+    assert images.columns["age"].dtype.kind == "i"
+    assert images.decoder(0)().size == (20, 24)
+    assert np.bincount(images.y[images.split == TEST]).tolist() == [2, 1] or (images.split == TEST).sum() == 3
+
+
+def test_a_split_column_says_what_is_for_testing(tmp_path):
+    rows = [f"pictures/{name}/{n}.png,{name},{'test' if n == 5 else 'Train'}" for name in ("one", "two") for n in range(6)]
+    images = load_image_table(table(tmp_path, rows, "path,label,split"), "toy", "here")
+    assert np.flatnonzero(images.split == TEST).tolist() == [5, 11]
+
+
+def test_whole_numbers_as_labels_keep_their_order(tmp_path):
+    rows = [f"pictures/{name}/{n}.png,{label}" for name, label in (("one", 10), ("two", 9)) for n in range(6)]
+    assert load_image_table(table(tmp_path, rows, "path,label"), "toy", "here").class_names == ("9", "10")
+
+
+@pytest.mark.parametrize(
+    ("head", "lines", "message"),
+    [
+        ("path,lable", ["a.png,1"], "there is no column 'label'; did you mean 'lable'"),
+        ("path,label", ["pictures/one/0.png,1", "pictures/one/1.png,"], "column 'label' lacks 1 values, the first in line 3"),
+        ("path,label", ["pictures/one/0.png,1", "b.png,2"], r"1 of 2 images are not there, the first is .*b.png; correct the paths"),
+        ("path,label,split", [f"pictures/one/{n}.png,{n % 2},maybe" for n in range(4)], "column 'split' has the value 'maybe'"),
+        ("path,label", [], "has no rows"),
+        ("path,label", ["pictures/one/0.png,1,2,3,4", "a,b,c,d,e,f,g"], "cannot be read"),
+    ],
+)
+def test_a_mistake_in_a_table_is_named(tmp_path, head, lines, message):
+    path = table(tmp_path)
+    path.write_text("\n".join([head, *lines]) + "\n")
+    with pytest.raises(UserError, match=message):
+        load_image_table(path, "toy", "here")
+
+
+def test_a_table_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match="there is no such file"):
+        load_image_table(tmp_path / "none.csv", "toy", "here")

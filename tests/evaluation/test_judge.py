@@ -1,0 +1,103 @@
+"""Protocols of the evaluation beyond the probe on all test rows."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cells import quick, small_cells
+
+from fedsim.evaluation.judge import Judge
+from fedsim.grid.models import Evaluation
+
+PERSONAL = ["synthetic", "held-out", 0.0, 0.5, 1.0]
+
+
+class Copies:
+    """A generator that yields real rows of the label: synthetic data as good as it gets."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    def sample(self, labels: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
+        rows = [np.flatnonzero(self.data.y_train == label) for label in range(self.data.classes)]
+        picked = [rows[label][int(torch.randint(len(rows[label]), (), generator=stream))] for label in labels.tolist()]
+        return torch.from_numpy(self.data.x_train[picked])
+
+
+class Noise:
+    """A generator that knows nothing."""
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+
+    def sample(self, labels: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
+        return torch.randn(len(labels), self.dim, generator=stream)
+
+
+def judge(personal: Any, alpha: float = 0.1, **keys: Any) -> tuple[Judge, Any]:
+    prepared = small_cells(quick("dp-gaussian"), epsilon=4.0, alpha=alpha, evaluation={"per_class": 20, "personal": personal}, **keys)
+    (trial,), (data,) = prepared.trials, list(prepared.data.values())[-1:]
+    return Judge(trial.cell, data, trial.partition), data
+
+
+@pytest.mark.parametrize("personal", PERSONAL)
+def test_every_way_to_choose_the_weight_gives_scores(personal: Any) -> None:
+    by, data = judge(personal)
+    found = by.personal(Copies(data))
+    assert 0 < found.accuracy <= 1
+    assert 0 < found.balanced_accuracy <= 1
+    assert found.weight is not None
+    assert 0 <= found.weight <= 1
+    assert personal in ("synthetic", "held-out") or found.weight == personal
+
+
+def test_weight_1_is_local_only_and_weight_0_the_shared_classifier() -> None:
+    by, data = judge(1.0)
+    assert by.personal(Copies(data)) == by.personal(Noise(data.dim))
+    shared, _ = judge(0.0)
+    assert shared.personal(Copies(data)).accuracy > shared.personal(Noise(data.dim)).accuracy + 0.2
+
+
+def test_held_out_rows_tell_a_useless_generator_from_a_good_one() -> None:
+    by, data = judge("held-out")
+    useless, good = by.personal(Noise(data.dim)), by.personal(Copies(data))
+    assert useless.weight is not None
+    assert good.weight is not None
+    assert useless.weight > good.weight
+    assert good.accuracy >= useless.accuracy
+
+
+def test_clients_are_judged_on_the_labels_that_they_hold() -> None:
+    by, data = judge(1.0, alpha=0.05)
+    whole = by.scores(Copies(data))
+    assert by.personal(Noise(data.dim)).accuracy > whole.accuracy - 0.1  # own labels are few, so even a local classifier does well
+
+
+def test_under_feature_shift_a_client_predicts_the_rows_that_went_through_its_map() -> None:
+    by, data = judge(0.5, partition={"scheme": "feature-shift", "strength": 1.0})
+    assert [by._seen(client) for client in (0, 3)] == [slice(0, None, 4), slice(3, None, 4)]
+    assert by.personal(Copies(data)).accuracy > 0
+
+
+def test_a_grid_without_a_word_about_it_keeps_its_cells() -> None:
+    with_key, without = Evaluation(personal=None), Evaluation()
+    assert with_key.model_dump(mode="json", exclude_none=True) == without.model_dump(mode="json", exclude_none=True)
+    assert "personal" not in without.model_dump(mode="json", exclude_none=True)
+
+
+def test_the_draw_that_chooses_the_weight_is_not_the_one_that_trains() -> None:
+    by, data = judge("synthetic")
+    again = Judge(by.cell.model_copy(update={"evaluation": replace_personal(by, 0.0)}), data, by.partition)
+    assert by.scores(Copies(data)) == again.scores(Copies(data))
+
+
+def replace_personal(by: Judge, personal: Any) -> Evaluation:
+    return by.cell.evaluation.model_copy(update={"personal": personal})
+
+
+def test_the_partition_decides_who_holds_what() -> None:
+    by, data = judge(1.0)
+    swapped = replace(by, partition=replace(by.partition, rows=by.partition.rows[::-1]))
+    assert swapped.personal(Noise(data.dim)).accuracy == pytest.approx(by.personal(Noise(data.dim)).accuracy, abs=1e-6)

@@ -1,0 +1,141 @@
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedsim.data.embeddings import Embeddings
+from fedsim.evaluation.references import ceiling, local_only
+from fedsim.evaluation.scores import personal_scores, score_clients, score_probe
+from fedsim.models.probe import fit_probe
+from fedsim.partition import PartitionSpec, make_partition
+
+SHARED = Path(__file__).parents[3] / "shared" / "data" / "bloodmnist_effnetlite0.npz"
+
+
+def blobs(n: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of well separated classes in 6 dimensions."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % classes
+    centres = 5 * np.eye(classes, 6)
+    return (centres[y] + rng.normal(size=(n, 6))).astype(np.float32), y.astype(np.int64)
+
+
+def test_separated_classes_score_one_and_shuffled_labels_score_chance():
+    x, y = blobs(300, 3, seed=0)
+    x_test, y_test = blobs(900, 3, seed=1)
+    assert score_probe(x, y, x_test, y_test, 1.0).balanced_accuracy > 0.98
+    shuffled = np.random.default_rng(2).permutation(y)
+    assert score_probe(x, shuffled, x_test, y_test, 1.0).balanced_accuracy == pytest.approx(1 / 3, abs=0.2)
+
+
+def test_scale_and_offset_of_a_feature_do_not_matter():
+    x, y = blobs(200, 3, seed=0)
+    x_test, _ = blobs(200, 3, seed=1)
+    factor, offset = np.float32([1, 10, 100, 0.1, 1, 1]), np.float32([0, 50, -300, 2, 0, 0])
+    plain, moved = fit_probe(x, y, 0.1), fit_probe(x * factor + offset, y, 0.1)
+    assert (plain.predict(x_test) == moved.predict(x_test * factor + offset)).mean() > 0.99
+
+
+def test_a_feature_without_spread_in_training_does_not_drown_the_others():
+    x, y = blobs(200, 3, seed=0)
+    x_test, y_test = blobs(200, 3, seed=1)
+    dead = np.random.default_rng(3).normal(scale=1e-7, size=(200, 1)).astype(np.float32)
+    wide = np.random.default_rng(4).normal(size=(200, 1)).astype(np.float32)
+    scores = score_probe(np.hstack([x, dead]), y, np.hstack([x_test, wide]), y_test, 1.0)
+    assert scores.balanced_accuracy > 0.95
+
+
+def test_one_class_in_training_is_always_predicted():
+    x, _ = blobs(20, 3, seed=0)
+    x_test, y_test = blobs(300, 3, seed=1)
+    scores = score_probe(x, np.full(20, 2), x_test, y_test, 1.0)
+    assert scores.accuracy == pytest.approx(1 / 3)
+    assert scores.balanced_accuracy == pytest.approx(1 / 3)
+    assert scores.macro_f1 == pytest.approx((2 * (1 / 3) / (1 + 1 / 3)) / 3)
+
+
+def test_a_class_missing_in_training_counts_as_zero_recall():
+    x, y = blobs(300, 3, seed=0)
+    x_test, y_test = blobs(300, 3, seed=1)
+    kept = y != 1
+    assert score_probe(x[kept], y[kept], x_test, y_test, 1.0).balanced_accuracy == pytest.approx(2 / 3, abs=0.02)
+
+
+def test_balanced_accuracy_weighs_classes_equally_and_accuracy_rows():
+    x, y = np.float32([[0.0], [1.0]]), np.array([0, 1])
+    x_test, y_test = np.float32([[0.0]] * 90 + [[0.0]] * 5 + [[1.0]] * 5), np.array([0] * 90 + [1] * 10)
+    scores = score_probe(x, y, x_test, y_test, 1.0)
+    assert scores.accuracy == pytest.approx(0.95)
+    assert scores.balanced_accuracy == pytest.approx(0.75)
+
+
+def test_the_same_rows_give_the_same_scores_to_the_bit_and_no_warning_reaches_the_user():
+    x, y = blobs(100, 4, seed=0)
+    noisy = x + np.random.default_rng(5).normal(scale=9, size=x.shape).astype(np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        runs = {score_probe(noisy, y, x, y, 1e4) for _ in range(3)}
+    assert len(runs) == 1
+
+
+def test_every_test_row_is_predicted_by_the_probe_of_its_client():
+    x, y = blobs(200, 2, 0)
+    test, truth = blobs(60, 2, 1)
+    right, wrong = (x, y), (x, 1 - y)
+    assert score_clients([right, right], test, truth, 1.0) == 1.0
+    assert score_clients([wrong, wrong], test, truth, 1.0) == 0.0
+    mixed = score_clients([right, wrong, right], test, truth, 1.0)
+    recalls = [np.mean(np.flatnonzero(truth == c) % 3 != 1) for c in (0, 1)]
+    assert mixed == pytest.approx(np.mean(recalls))
+
+
+def test_more_clients_than_test_rows_are_no_trouble():
+    x, y = blobs(50, 2, 0)
+    assert score_clients([(x, y)] * 9, x[:4], y[:4], 1.0) == 1.0
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_a_generator_that_diverged_is_named(broken):
+    x, y = blobs(10, 2, seed=0)
+    x[3, 1] = broken
+    with pytest.raises(ValueError, match="1 of 10 training rows of the probe hold NaN or infinite"):
+        score_probe(x, y, x, y, 1.0)
+
+
+def test_local_only_lies_between_chance_and_the_ceiling():
+    x, y = blobs(400, 4, seed=0)
+    x_test, y_test = blobs(400, 4, seed=1)
+    data = Embeddings("blobs", x, y, x_test, y_test, classes=4, columns={})
+    spec = PartitionSpec()
+    parts = make_partition(y, spec=spec, alpha=0.1, clients=5, seed=0, columns={})
+    high, low = ceiling(data, 1.0), local_only(data, parts, 1.0)
+    assert high > 0.95
+    # A client that lacks c of the 4 classes cannot exceed 1 - c / 4.
+    bound = np.mean([len(np.unique(y[rows])) / 4 for rows in parts.rows])
+    assert 0.25 <= low <= bound < high
+
+
+def test_personal_scores_weigh_rows_by_what_a_client_holds():
+    y = np.array([0, 0, 1, 1, 2])
+    first, second = np.array([0, 0, 0, 0, 0]), np.array([0, 1, 1, 1, 0])
+    shares = [np.array([0.75, 0.25, 0.0]), np.array([0.0, 0.5, 0.5])]
+    found = personal_scores([first, second], [y, y], shares, weight=0.3)
+    assert found.accuracy == pytest.approx(np.mean([0.75, 0.5]))
+    assert found.balanced_accuracy == pytest.approx(np.mean([0.5, 0.5]))
+    assert found.weight == 0.3
+
+
+def test_a_client_without_rows_has_no_personal_score():
+    y = np.array([0, 1])
+    shares = [np.array([0.5, 0.5]), np.array([0.0, 0.0])]
+    assert personal_scores([y, 1 - y], [y, y], shares, None).accuracy == 1.0
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the shared embeddings are not on this machine")
+def test_the_ceiling_of_real_embeddings_is_known():
+    with np.load(SHARED, allow_pickle=False) as file:
+        x, y, split = file["x"].astype(np.float32), file["y"], file["split"]
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    scores = score_probe(x[split == 0], y[split == 0], x[split == 2], y[split == 2], probe_c=0.01)
+    assert scores.balanced_accuracy == pytest.approx(0.833, abs=0.004)

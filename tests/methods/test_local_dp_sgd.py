@@ -1,0 +1,77 @@
+"""Local DP-SGD: noisy local steps for unit example, clipped updates for unit client."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from cells import quick, small_cells
+
+from fedsim.methods.messages import Message
+from fedsim.privacy.noise import Noise
+from fedsim.seeds import Seeds
+from fedsim.simulation.cohort import build_algorithm
+from fedsim.simulation.rounds import server_noise
+from fedsim.simulation.trial import Trial, local_pool
+
+
+def one(trust: str = "aggregate", unit: str = "example", **params: Any) -> tuple[Trial, Any, Any]:
+    """The trial, its data and its algorithm: DP-FedAvg-linear, 3 rounds of 3 steps."""
+    prepared = small_cells(quick("dp-fedavg-linear", **params), epsilon=4.0, trust=trust, unit=unit)
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    return trial, data, build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
+
+
+def first_messages(trial: Trial, data: Any, algorithm: Any) -> list[Message]:
+    release = next(iter(algorithm.releases()))
+    return local_pool(trial, data).round(0, release, algorithm.broadcast(algorithm.initial_server(Seeds(0))))
+
+
+def test_every_local_step_is_planned_and_noted() -> None:
+    trial, data, algorithm = one()
+    assert trial.plan is not None
+    (release,) = trial.plan.releases
+    assert (release.steps, release.per_round, release.rounds) == (9, 3, 3)
+    steps = [step for message in first_messages(trial, data, algorithm) for step in message.steps]
+    entries = [entry for step in steps for entry in step.entries(server=0.0)]
+    assert sorted((entry.client, entry.round) for entry in entries) == [(client, step) for client in range(4) for step in range(3)]
+    assert {entry.noise_multiplier for entry in entries} == {trial.plan.sigma}
+
+
+@pytest.mark.parametrize("trust", ["aggregate", "silo"])
+def test_clients_noise_their_own_steps_whatever_the_trust(trust: str) -> None:
+    trial, data, algorithm = one(trust)
+    assert algorithm.noise_at_clients()
+    assert server_noise(algorithm, trial.plan, trial.plan.releases[0], {"a": torch.zeros(2)}, Seeds(0), 0) == (Noise({}, 0), 0.0)
+    kept, sent = (first_messages(one(way)[0], data, algorithm) for way in (trust, "silo"))
+    assert all(torch.equal(a.sums[key], b.sums[key]) for a, b in zip(kept, sent, strict=True) for key in a.sums)
+
+
+def test_for_unit_client_the_update_is_clipped_and_sampling_clients_amplifies() -> None:
+    sigmas = {}
+    for rate in (1.0, 0.25):
+        trial, _, algorithm = one(unit="client", client_rate=rate)
+        assert trial.plan is not None
+        (release,) = trial.plan.releases
+        assert (release.sample_rate, release.steps, release.per_round) == (rate, 3, 1)
+        assert trial.plan.sensitivity == algorithm.clip()
+        assert not algorithm.noise_at_clients()
+        sigmas[rate] = trial.plan.sigma
+    assert sigmas[0.25] < 0.6 * sigmas[1.0]
+
+
+def test_without_noise_each_clients_step_is_its_own_clipped_sum() -> None:
+    prepared = small_cells(quick("dp-fedavg-linear", clip=1e9, local_steps=1, sample_rate=1.0), epsilon=math.inf)
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    algorithm: Any = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
+    messages = first_messages(trial, data, algorithm)
+    server = algorithm.initial_server(Seeds(0))
+    expected = torch.zeros(10, 64)
+    for rows in trial.partition.rows:
+        x, y = torch.from_numpy(data.x_train[rows]), torch.from_numpy(data.y_train[rows])
+        torch.nn.functional.cross_entropy(server.model(x), y, reduction="sum").backward()
+        # Adam's first step is the learning rate against the gradient's sign
+        expected -= algorithm.params.learning_rate * server.model.head.weight.grad.sign()
+        server.model.zero_grad()
+    moved = torch.stack([message.sums["head.weight"] for message in messages]).sum(0)
+    torch.testing.assert_close(moved, expected, atol=1e-3, rtol=1e-2)

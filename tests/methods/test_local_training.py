@@ -1,0 +1,100 @@
+"""Local training: who takes part, what is sent, what stays."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from cells import SHIPPED, quick, small_cells
+
+from fedsim.methods.local_training import clip_updates
+from fedsim.methods.registry import lookup
+from fedsim.seeds import Seeds
+from fedsim.simulation.cohort import Cohort, LocalPool, build_algorithm
+
+
+def cohort_of(name: str, unit: str = "client", **params: Any) -> tuple[Cohort, Any]:
+    """All four clients in one cohort, and the algorithm at the server."""
+    prepared = small_cells(quick(name, **params), epsilon=4.0, unit=unit, resources={"clients_per_actor": "all"})
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    (spec,) = trial.cohorts()
+    return Cohort(spec, data.x_train, data.y_train), build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
+
+
+def test_who_does_not_take_part_trains_nothing_and_sends_nothing() -> None:
+    cohort, algorithm = cohort_of("weight-noise", client_rate=0.5)
+    (release,) = algorithm.releases()
+    broadcast = algorithm.broadcast(algorithm.initial_server(Seeds(0)))
+    seen = set()
+    for round_ in range(6):
+        before = {name: value.clone() for name, value in cohort.clients.state.items()}
+        message = cohort.round(round_, release, broadcast)
+        active = algorithm.participants(cohort.clients, round_)
+        seen.add(int(active.sum()))
+        for name, value in cohort.clients.state.items():
+            changed = (value != before[name]).flatten(1).any(1)
+            assert torch.equal(changed, active > 0)
+        (step,) = message.steps
+        assert step.members == (0, 1, 2, 3)  # a step in which a client is not sampled is a step too
+        # who takes part is private: a count of bytes must not tell
+        assert message.uplink_bytes == 4 * 4 * sum(value.numel() for value in broadcast.values())
+    assert len(seen) > 1
+
+
+def test_a_round_in_which_nobody_takes_part_is_a_round() -> None:
+    cohort, algorithm = cohort_of("weight-noise", client_rate=0.01)
+    (release,) = algorithm.releases()
+    message = cohort.round(0, release, algorithm.broadcast(algorithm.initial_server(Seeds(0))))
+    assert all(not value.any() for value in message.sums.values())
+    assert message.steps[0].members == (0, 1, 2, 3)
+    assert message.diagnostics["gradient_norm"] == []
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.5])
+def test_the_sum_is_of_clipped_updates_of_those_who_take_part(rate: float) -> None:
+    cohort, algorithm = cohort_of("weight-noise", client_rate=rate, clip=0.01)
+    (release,) = algorithm.releases()
+    broadcast = algorithm.broadcast(algorithm.initial_server(Seeds(0)))
+    for round_ in range(3):
+        (message,) = LocalPool([cohort]).round(round_, release, broadcast)
+        norm = math.sqrt(sum(float(value.square().sum()) for value in message.sums.values()))
+        assert norm <= 0.01 * float(algorithm.participants(cohort.clients, round_).sum()) + 1e-6
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_an_update_that_is_not_finite_counts_as_zero(broken: float) -> None:
+    updates = {"a": torch.ones(3, 2, 2), "b": torch.full((3, 5), 0.5)}
+    updates["b"][1, 3] = broken
+    clipped, norms = clip_updates(updates, 0.1)
+    assert not norms[1].isfinite()
+    assert all(not value[1].any() for value in clipped.values())
+    joint = torch.cat([value.flatten(1) for value in clipped.values()], 1).norm(dim=1)
+    assert joint.tolist() == pytest.approx([0.1, 0.0, 0.1])
+
+
+def test_a_client_whose_training_diverges_sends_what_an_absent_one_would() -> None:
+    cohort, algorithm = cohort_of("weight-noise")
+    (release,) = algorithm.releases()
+    broadcast = algorithm.broadcast(algorithm.initial_server(Seeds(0)))
+    x = list(cohort.clients.x)
+    x[2] = torch.full_like(x[2], math.nan)
+    cohort.clients.x = tuple(x)
+    message = cohort.round(0, release, broadcast)
+    assert all(value.isfinite().all() for value in message.sums.values())
+    others, _ = cohort_of("weight-noise")
+    others.clients.x, others.clients.y = tuple(v[:0] if i == 2 else v for i, v in enumerate(others.clients.x)), others.clients.y
+    without = others.round(0, release, broadcast)
+    assert all(torch.allclose(value, without.sums[name], atol=1e-6) for name, value in message.sums.items())
+
+
+@pytest.mark.parametrize("name", [name for name in SHIPPED if lookup(name).private])
+def test_a_client_whose_last_row_is_removed_is_a_client_still(name: str) -> None:
+    cohort, algorithm = cohort_of(name, unit=lookup(name).units[0])
+    cohort.clients.x = (cohort.clients.x[0][:0], *cohort.clients.x[1:])
+    cohort.clients.y = (cohort.clients.y[0][:0], *cohort.clients.y[1:])
+    server = algorithm.initial_server(Seeds(0))
+    server.plan = cohort.clients.plan
+    for round_, release in algorithm.schedule():
+        message = cohort.round(round_, release, algorithm.broadcast(server))
+        assert all(value.isfinite().all() for value in message.sums.values())
+        algorithm.server_step(server, round_, release, message.sums)

@@ -1,0 +1,87 @@
+"""A last bit of a matrix changes what is read off it by about a last bit, at ties, signs and gaps too."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedsim.privacy.statistics import moments
+from fedsim.privacy.statistics.spectral import cosines, leading, spectral_function, square_root, steady, ties
+
+DIM = 12
+
+
+def turned(values: list[float], seed: int = 0) -> torch.Tensor:
+    """A symmetric matrix with these eigenvalues, in a random direction each."""
+    vectors = torch.linalg.qr(torch.randn(len(values), len(values), generator=torch.Generator().manual_seed(seed)).double()).Q
+    return (vectors * torch.tensor(values).double()) @ vectors.T
+
+
+def jittered(matrix: torch.Tensor, seed: int) -> torch.Tensor:
+    """Every entry moved by up to a last bit of float32."""
+    noise = torch.rand(matrix.shape, generator=torch.Generator().manual_seed(seed)).double() * 2 - 1
+    moved = matrix * (1 + 2**-23 * noise)
+    return (moved + moved.T) / 2
+
+
+SPECTRA = {
+    "distinct": [9.0, 7.0, 5.0, 3.0, 2.0, 1.0, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05],
+    "ties within": [9.0, 9.0, 9.0, 3.0, 2.0, 1.0, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05],
+    "a tie at the cut": [9.0, 7.0, 5.0, 3.0, 3.0, 1.0, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05],
+    "all alike": [2.0] * DIM,
+}
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_the_principal_directions_do_not_turn_with_a_last_bit(spectrum: str) -> None:
+    matrix = turned(SPECTRA[spectrum])
+    basis, within, rest = moments.principal(matrix.float(), 0.0, 4)
+    for seed in range(20):
+        other = moments.principal(jittered(matrix, seed).float(), 0.0, 4)
+        torch.testing.assert_close(other[0], basis, atol=1e-4, rtol=0)
+        torch.testing.assert_close(other[1], within, atol=1e-4, rtol=0)
+        assert other[2] == pytest.approx(rest, rel=1e-4)
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_shrunk_means_do_not_turn_with_a_last_bit(spectrum: str) -> None:
+    matrix, stream = turned([*SPECTRA[spectrum], *[0.01] * 20]), torch.Generator().manual_seed(1)
+    means, counts = torch.randn(3, len(matrix), generator=stream), torch.full((3,), 50.0)
+    found = [
+        moments.shrunk_means(moments.Gaussians(counts, means, torch.full((3,), 0.5), second.float(), second.float(), 0.0))
+        for second in (matrix, *(jittered(matrix, seed) for seed in range(20)))
+    ]
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], atol=1e-4, rtol=0)
+
+
+def test_of_eigenvalues_that_cannot_be_told_apart_all_or_none_are_taken() -> None:
+    assert len(leading(turned(SPECTRA["a tie at the cut"]), 4, 0.0)[0]) == 3
+    assert len(leading(turned(SPECTRA["a tie at the cut"]), 5, 0.0)[0]) == 5
+    assert len(leading(turned(SPECTRA["all alike"]), 4, 0.0)[0]) == 0
+    assert len(leading(turned(SPECTRA["distinct"]), 4, 6.0)[0]) == 2
+    assert ties(torch.tensor([9.0, 9.0, 8.9, 3.0, 2.999, 1.0])).tolist() == [0, 0, 1, 2, 2, 3]
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10_000), count=st.integers(0, DIM))
+def test_a_steady_basis_is_orthonormal_and_depends_on_its_span_alone(seed: int, count: int) -> None:
+    stream = torch.Generator().manual_seed(seed)
+    span = torch.linalg.qr(torch.randn(DIM, count, generator=stream).double()).Q
+    turn = torch.linalg.qr(torch.randn(count, count, generator=stream).double()).Q
+    basis = steady(span)
+    torch.testing.assert_close(basis.T @ basis, torch.eye(count).double())
+    torch.testing.assert_close(basis @ basis.T, span @ span.T)
+    torch.testing.assert_close(steady(span @ turn), basis, atol=1e-6, rtol=0)
+
+
+def test_the_fixed_basis_is_orthonormal() -> None:
+    torch.testing.assert_close(cosines(DIM, DIM).T @ cosines(DIM, DIM), torch.eye(DIM).double())
+
+
+def test_a_spectral_function_is_one_of_the_matrix() -> None:
+    matrix = turned(SPECTRA["ties within"])
+    torch.testing.assert_close(square_root(matrix) @ square_root(matrix), matrix)
+    torch.testing.assert_close(spectral_function(matrix, lambda values: 1 / values), torch.linalg.inv(matrix))
+    negative = turned([1.0] * (DIM - 1) + [-1e-3])
+    assert torch.linalg.eigvalsh(square_root(negative)).min() > -1e-9

@@ -1,0 +1,102 @@
+"""What a row says of its epsilon is what the harness counted, not what a plug-in tells."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from broken.tiny import Adapted, Spelled, Tiny
+from cells import quick, small_cells
+
+from fedsim.methods.clients import Clients, Noised
+from fedsim.methods.messages import Message, Tensors
+from fedsim.methods.registry import register
+from fedsim.privacy.plan import Release
+from fedsim.simulation.trial import Outcome, run_trial
+
+
+@register("test-forgets-the-noise")
+class ForgetsTheNoise(Spelled):
+    """Sends its sums as they are, and a message without a step, as a method that is not private would."""
+
+    def noise_at_clients(self) -> bool:
+        return True
+
+    def noised(self, clients: Clients, release: Release, round_: int, sums: Tensors) -> Noised:
+        return Noised(sums, {}, 0)
+
+
+@register("test-leaves-the-noise-to-others")
+class LeavesTheNoiseToOthers(Tiny):
+    """Says that clients add the noise; under ``trust: aggregate`` they do not."""
+
+    def noise_at_clients(self) -> bool:
+        return True
+
+
+@register("test-noises-only-what-it-keeps")
+class NoisesOnlyWhatItKeeps(Adapted):
+    """What stays with a client gets noise, what is sent gets none from anybody."""
+
+    def noise_at_clients(self) -> bool:
+        return True
+
+
+@register("test-stops-early")
+class StopsEarly(Tiny):
+    """Says that it runs more rounds than it runs."""
+
+    def schedule(self) -> Any:
+        yield from list(super().schedule())[:-1]
+
+
+@register("test-claims-another-rate")
+class ClaimsAnotherRate(Tiny):
+    """Runs its steps under a sample rate of its own."""
+
+    def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
+        return super().client_round(clients, round_, replace(release, sample_rate=1.0), broadcast)
+
+
+@register("test-forges-its-message")
+class ForgesItsMessage(ForgetsTheNoise):
+    """As if the planned steps had run: copies them from a round that does noise."""
+
+    def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
+        honest = Clients(clients.members, clients.x, clients.y, clients.seeds, clients.plan, clients.model)
+        honest.add_noise(release, round_, {}, {})
+        message = super().client_round(clients, round_, release, broadcast)
+        return replace(message, steps=tuple(replace(step, noise_multiplier=99.0) for step in honest.ran))
+
+
+def outcome(name: str, **keys: Any) -> Outcome:
+    prepared = small_cells(quick(name), **{"epsilon": 1.0, **keys})
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    *_, found = run_trial(trial, data)
+    assert isinstance(found, Outcome)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("test-forgets-the-noise", "client 0 has 0 steps of 'dp-sgd' in the ledger, the plan 3"),
+        ("test-leaves-the-noise-to-others", "client 0, 'dp-sgd': noise multiplier 0 at rate 0.2 ran"),
+        ("test-noises-only-what-it-keeps", "client 0, 'dp-sgd': noise multiplier 0 at rate 0.2 ran"),
+        ("test-stops-early", "client 0 has 2 steps of 'dp-sgd' in the ledger, the plan 3"),
+        ("test-claims-another-rate", "at rate 1 ran"),
+        ("test-forges-its-message", "client 0 has 0 steps of 'dp-sgd' in the ledger, the plan 3"),
+    ],
+)
+def test_steps_that_did_not_run_as_planned_are_not_paid_by_a_plan(name: str, message: str) -> None:
+    assert message in outcome(name).unaccounted
+
+
+@pytest.mark.parametrize("trust", ["aggregate", "silo"])
+@pytest.mark.parametrize("epsilon", [1.0, float("inf")])
+def test_what_ran_as_planned_is_accounted_for(epsilon: float, trust: str) -> None:
+    for name in ("fedhypevae", "dp-cvae", "dp-gmm", "weight-noise"):
+        assert outcome(name, epsilon=epsilon, trust=trust).unaccounted == ""
+
+
+def test_a_method_that_is_not_private_owes_no_account() -> None:
+    assert outcome("fedavg-cvae").unaccounted == ""

@@ -1,0 +1,34 @@
+import pytest
+from cells import NODES, small_grid
+
+from fedsim.errors import UserError
+from fedsim.simulation.label_matrices import drawn_matrices, label_matrices
+from fedsim.simulation.preflight import prepare
+
+
+def test_the_partitions_are_those_that_the_cells_train_on():
+    grid = small_grid("fedhypevae", alpha=[0.1, 1.0], seeds=[0, 1], clients=[3, 4])
+    shown = {(m.alpha, m.clients, m.seed): m.fingerprint for m in label_matrices(grid)}
+    trained = {(t.cell.alpha, t.cell.clients, t.cell.seed): t.partition.fingerprint for t in prepare(grid, NODES).trials}
+    assert shown == trained
+    assert len(set(shown.values())) == 8
+
+
+def test_a_scheme_without_alpha_makes_one_partition_for_every_seed():
+    (made,) = label_matrices(small_grid("fedhypevae", partition={"scheme": "disjoint"}))
+    assert made.alpha is None
+    assert ((made.counts > 0).sum(axis=0) == 1).all()
+
+
+def test_what_the_data_do_not_allow_is_named_with_its_place():
+    with pytest.raises(UserError, match=r"clients\[1\]: 101 clients × 2"):
+        label_matrices(small_grid("fedhypevae", clients=[4, 101]))
+    with pytest.raises(UserError, match=r"partition.column: the data set has no column 'site'"):
+        label_matrices(small_grid("fedhypevae", partition={"scheme": "column", "column": "site"}))
+
+
+def test_a_report_draws_the_partitions_of_the_first_seed():
+    grid = small_grid("fedhypevae", "dp-gaussian", alpha=[0.1, 1.0], seeds=[3, 4], epsilon=[1.0, 4.0])
+    drawn = drawn_matrices(prepare(grid, NODES))
+    assert [(m.alpha, m.seed) for m in drawn] == [(0.1, 3), (1.0, 3)]
+    assert {m.fingerprint for m in drawn} <= {m.fingerprint for m in label_matrices(grid)}
