@@ -128,11 +128,12 @@ class WarmStart:
     def _take_moments(self, server: Server, found: moments.Gaussians) -> None:
         basis, covariance, rest = moments.principal(found.covariance, found.noise, self.latent)
         spare = self.latent - len(covariance)
+        spare_variances = torch.nn.functional.pad(torch.full((spare,), 1e-9), (len(covariance), 0))
         server.tensors |= {
             "means": moments.shrunk_means(found),
             "counts": found.counts,
             "basis": torch.nn.functional.pad(basis, (0, spare)),
-            "covariance": torch.block_diag(covariance, 1e-9 * torch.eye(spare)),
+            "covariance": torch.nn.functional.pad(covariance, (0, spare, 0, spare)) + torch.diag(spare_variances),
             "rest": torch.tensor(rest),
         }
 

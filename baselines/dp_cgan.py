@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -111,7 +111,7 @@ class DPCGAN(DPSGD):
 
     def server_step(self, server: Server, round_: int, release: Release, total: Tensors) -> Mapping[str, float]:
         """The discriminator's noisy step, then the generator's on -log D(G(z, y), y): post-processing."""
-        values, p, model = super().server_step(server, round_, release, total), self.params, server.model
+        values, p, model = super().server_step(server, round_, release, total), self.params, cast(Any, server.model)
         own = {name: q for name, q in model.named_parameters() if name.startswith(self.server_only)}
         fixed = {name: q.detach() for name, q in model.discriminator.named_parameters()}
         labels, stream = self._labels(), server.seeds.torch(Purpose.META, round_)

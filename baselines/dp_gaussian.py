@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -40,7 +41,7 @@ class DPGaussian(OneShot):
     """The mean first, then one Gaussian mechanism on class sums, counts and a second moment of the centred, clipped rows."""
 
     source = "Gaussian mechanism: Balle and Wang 2018, arXiv 1805.06530; moments as in parametric feature transfer, arXiv 2402.01862"
-    Params = DPGaussianParams
+    Params: ClassVar[type[DPGaussianParams]] = DPGaussianParams
 
     def releases(self) -> tuple[Release, ...]:
         """Two releases of one step; everyone's rows take part."""

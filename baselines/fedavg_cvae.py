@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ class FedAvgCVAE(LocalTraining):
     """CVAE (Sohn et al. 2015) with local steps and FedAvg of the decoder (McMahan et al. 2017)."""
 
     source = "McMahan et al. 2017, arXiv 1602.05629; Sohn et al. 2015"
-    Params = FedAvgCVAEParams
+    Params: ClassVar[type[FedAvgCVAEParams]] = FedAvgCVAEParams
     private = False
     local = ("encoder.",)
 

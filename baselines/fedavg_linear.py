@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fedsim.batch import Batch
 from fedsim.methods.local_training import LocalTraining, LocalTrainingParams
 from fedsim.methods.messages import Server, Task, Tensors
+from fedsim.methods.products import Classifier
 from fedsim.methods.registry import register
 from fedsim.models.linear import LinearClassifier, LinearHead, cross_entropy
 from fedsim.seeds import Seeds
@@ -37,10 +38,11 @@ class SoftmaxRegression:
         """Cross-entropy."""
         return {"cross_entropy": cross_entropy(model(batch.x), batch.y)}
 
-    def classifier(self, server: Server, codes: Tensors, seeds: Seeds) -> LinearClassifier:
+    def classifier(self, server: Server, codes: Tensors, seeds: Seeds) -> Classifier:
         """The averaged classifier."""
         model: Any = server.model
-        return model.classifier()
+        averaged: LinearClassifier = model.classifier()
+        return averaged
 
 
 @register("fedavg-linear")
@@ -48,5 +50,5 @@ class FedAvgLinear(SoftmaxRegression, LocalTraining):
     """Softmax regression with local steps and an average of the updates."""
 
     source = "McMahan et al. 2017, arXiv 1602.05629"
-    Params = FedAvgLinearParams
+    Params: ClassVar[type[FedAvgLinearParams]] = FedAvgLinearParams
     private = False

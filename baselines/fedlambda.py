@@ -68,6 +68,7 @@ class FedLambda(FedAvgLinear):
 
     def classifier(self, server: Server, codes: Tensors, seeds: Seeds) -> LocalClassifiers:
         """Every client's interpolation."""
-        shared, tensors = super().classifier(server, codes, seeds), server.tensors
+        model: Any = server.model
+        shared, tensors = model.classifier(), server.tensors
         clients = range(self.task.clients)
         return LocalClassifiers([Interpolated(own_classifier(tensors, k), shared, float(tensors[f"lambda.{k}"])) for k in clients])

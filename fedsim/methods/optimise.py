@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.optim.adam import adam
@@ -10,8 +12,8 @@ EPSILON = 1e-8
 
 
 def adam_step(
-    parameters: dict[str, Tensor],
-    gradients: dict[str, Tensor],
+    parameters: Mapping[str, Tensor],
+    gradients: Mapping[str, Tensor],
     state: dict[str, Tensor],
     learning_rate: float,
     betas: tuple[float, float] = (0.9, 0.999),
@@ -59,7 +61,7 @@ def adam_step(
                 parameters[name].copy_(value)
 
 
-def average_step(parameters: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+def average_step(parameters: Mapping[str, Tensor], state: dict[str, Tensor]) -> None:
     """Take the parameters into their running mean ``average.*`` (Polyak and Juditsky 1992)."""
     count = state.setdefault("average_count", torch.zeros(()))
     count += 1

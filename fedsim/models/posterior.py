@@ -2,8 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+Spread = tuple[Tensor, Tensor]
+
+
+class SpreadCache:
+    """What :func:`posterior_spread` made for a model, the same for all chunks of a batch: kept until a parameter is written."""
+
+    def __init__(self) -> None:
+        self._written: list[tuple[Tensor, int]] = []
+        self._spread: Spread | None = None
+
+    def of(self, model: nn.Module, make: Callable[[], Spread]) -> Spread:
+        """The spread of ``model``, made if one of its parameters has changed."""
+        written: list[tuple[Tensor, int]] = [(parameter, parameter._version) for parameter in model.parameters()]
+        same = len(written) == len(self._written) and all(a is b and m == n for (a, m), (b, n) in zip(self._written, written, strict=True))
+        if self._spread is None or not same:
+            self._written, self._spread = written, make()
+        return self._spread
 
 
 def posterior_spread(maps: Tensor, scales: Tensor, prior_log_var: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,9 @@ import pytest
 import torch
 from cells import quick, small_cells
 
-from algorithms.fedhypevae import FedHypeVAE, HyperCVAE, fit_meta_codes
+from algorithms.fedhypevae import FedHypeVAE
+from algorithms.hyper_cvae import HyperCVAE
+from algorithms.meta_codes import fit_meta_codes
 from fedsim.methods.messages import Task
 from fedsim.models.kernel import kernel
 from fedsim.seeds import Seeds

@@ -1,0 +1,65 @@
+"""Parameters of FedHypeVAE. The paper leaves sizes, weights and the training of the meta-code open; what is chosen is said here."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from fedsim.methods.dp_sgd import DPSGDParams
+
+
+class FedHypeVAEParams(DPSGDParams):
+    """Parameters of FedHypeVAE.
+
+    Attributes:
+        latent: dimension of z.
+        code: dimension of the client code v; 0: no hypernetwork, one decoder and prior for all clients.
+        code_scale: factor on v before it enters the hypernetwork: how far clients can differ.
+        encoder: ``trained``, the paper's encoder, private to its client; ``posterior``, the exact posterior of a decoder without
+            hidden layer, given codes and shared parameters: nothing to train, so no privacy cost and no noise.
+        encoder_hidden: widths of the trained encoder's hidden layers.
+        decoder_hidden: widths of the decoder's; none means a prototype per class plus a linear map of z.
+        prior: ``conditional`` on label and code, as in the paper; ``standard``: N(0, I).
+        observation: ``shared``, one standard deviation for every feature and client; ``modulated``, times the decoder's row scales.
+        class_maps: every class has a linear map of z of its own (class-specific covariances).
+        beta: weight of KL(q || p(z | y, v)).
+        kernel: weight of the per-example kernel score (the MMD alignment).
+        lipschitz: weight of the squared Jacobian norm of the hypernetwork (on shared parameters alone, free of privacy cost).
+        initial_variance: of the likelihood times the embedding's dimension, before it is learned.
+        latent_share: norm of z's part of the decoder gradient relative to the prototypes' inside the joint clip.
+        warm_start: ``moments`` starts decoder and prior from released moments, which are in the ledger; ``client-moments`` also row scales,
+            shifts and codes, from each client's mean and variances (for clients whose features differ); ``none`` from random weights.
+        sgd_share: with a warm start, DP-SGD's share of the budget, in units of 1 / sigma^2.
+        synthesis: ``neutral`` decodes one meta-code, ``mixture`` several, ``client`` each client's own code in turn.
+        meta_codes: how many codes a mixture has.
+        meta_steps: Adam steps that fit the meta-codes to the clients' generators.
+    """
+
+    latent: int = Field(8, ge=1)
+    code: int = Field(4, ge=0)
+    code_scale: float = Field(0.3, gt=0)
+    encoder: Literal["trained", "posterior"] = "trained"
+    encoder_hidden: tuple[int, ...] = (32,)
+    decoder_hidden: tuple[int, ...] = ()
+    prior: Literal["conditional", "standard"] = "conditional"
+    observation: Literal["shared", "modulated"] = "shared"
+    class_maps: bool = False
+    beta: float = Field(0.5, ge=0)
+    kernel: float = Field(0.05, ge=0)
+    lipschitz: float = Field(1e-4, ge=0)
+    initial_variance: float = Field(0.5, gt=0)
+    latent_share: float = Field(1.0, gt=0)
+    warm_start: Literal["none", "moments", "client-moments"] = "none"
+    sgd_share: float = Field(0.1, gt=0, lt=1)
+    synthesis: Literal["neutral", "mixture", "client"] = "neutral"
+    meta_codes: int = Field(3, ge=1)
+    meta_steps: int = Field(50, ge=0)
+
+    @model_validator(mode="after")
+    def _linear_where_needed(self) -> FedHypeVAEParams:
+        if self.decoder_hidden and (self.encoder == "posterior" or self.warm_start != "none"):
+            raise ValueError("decoder_hidden is not empty; encoder: posterior and a warm start need a decoder without hidden layers")
+        if self.warm_start == "client-moments" and not self.code:
+            raise ValueError("code is 0; warm_start: client-moments needs a hypernetwork, give code: 1 or more")
+        return self

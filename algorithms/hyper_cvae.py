@@ -1,0 +1,68 @@
+"""The model of a cohort of FedHypeVAE: private encoders and codes, a hypernetwork's decoder and prior."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from algorithms.fedhypevae_params import FedHypeVAEParams
+from fedsim.batch import Batch
+from fedsim.models.cvae import Encoder, ObservationNoise
+from fedsim.models.hypernetwork import ConditionalPrior, ModulatedDecoder
+from fedsim.models.layers import ClientCode
+from fedsim.models.posterior import SpreadCache, linear_posterior, posterior_spread
+
+
+class HyperCVAE(nn.Module):
+    """A cohort's model: private encoders and codes (one per client), the shared hypernetwork, the likelihood's variance."""
+
+    def __init__(self, params: FedHypeVAEParams, dim: int, classes: int, clients: int) -> None:
+        super().__init__()
+        self.params = params
+        self.spread = SpreadCache()
+        if params.encoder == "trained":
+            self.encoder = Encoder(dim, classes, params.encoder_hidden, params.latent, clients)
+        if params.code:
+            self.code = ClientCode(clients, params.code)
+        scale = params.latent_share / math.sqrt(params.latent)
+        self.decoder = ModulatedDecoder(params.latent, classes, params.decoder_hidden, dim, params.code, scale, params.class_maps)
+        self.prior = ConditionalPrior(params.latent, classes, params.code)
+        self.prior.requires_grad_(params.prior == "conditional")
+        self.observation = ObservationNoise(params.initial_variance / dim)
+
+    def codes(self, clients: int) -> Tensor:
+        """The scaled codes of the cohort's ``clients``, constants ``[K, code]``."""
+        return self.params.code_scale * self.code.weight.detach() if self.params.code else torch.zeros(clients, 0)
+
+    def noise_scale(self, codes: Tensor) -> Tensor | None:
+        """What every feature's observation noise is multiplied by, ``[N, d]``; None: nothing."""
+        return self.decoder.row_scale(codes) if self.params.observation == "modulated" else None
+
+    @torch.no_grad()
+    def posterior(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Z from the exact posterior ``[N, latent]``, its log density ``[N]``; constants to the gradient (Fisher's identity, as in EM)."""
+        codes = self.codes(batch.layout.clients)
+        maps, prototypes = self.decoder.linear_maps()
+        (layer,) = self.decoder.modulated()
+        scales, shifts = layer.modulation(codes)
+        client, prior, variance = batch.layout.client, self.prior.table(codes), self.observation.variance()
+        noise_scale = self.noise_scale(codes)
+        # noise that is scaled as its row leaves, in its own units, the plain maps
+        rows = scales if noise_scale is None else scales / noise_scale
+        spread = self.spread.of(self, lambda: posterior_spread(maps, rows, prior[1], variance))
+        offset = scales[client] * prototypes[batch.y] + shifts[client] / math.sqrt(self.decoder.dim)
+        group, residual = torch.stack([client, batch.y]), batch.x - offset
+        if noise_scale is not None:
+            residual = residual / noise_scale[client]
+        return linear_posterior(residual, group, maps, rows, prior, variance, spread, noise)
+
+    def generate(self, code: Tensor, y: Tensor, latent: Tensor, observation: Tensor) -> Tensor:
+        """X ~ p(x | z) p(z | y, v) from standard normal draws ``[N, T, latent]`` and ``[N, T, d]``; codes ``[N, k]``."""
+        mean, log_var = self.prior(y, code)
+        z = mean.unsqueeze(1) + (0.5 * log_var).exp().unsqueeze(1) * latent
+        decoded: Tensor = self.decoder(z, y, code)
+        std, scale = (0.5 * self.observation(mean)).exp(), self.noise_scale(code)
+        made: Tensor = decoded + (std if scale is None else std * scale).unsqueeze(1) * observation
+        return made
