@@ -82,9 +82,17 @@ class Batch:
         return len(self.x)
 
     def chunks(self, rows: int) -> Iterator[Batch]:
-        """The batch in order, at most ``rows`` at a time; an empty batch is one chunk."""
-        for start in range(0, max(len(self), 1), rows):
-            yield self._take(slice(start, start + rows))
+        """The batch in order, in as many chunks of equal size as come nearest to ``rows`` each; an empty batch is one chunk.
+
+        A chunk costs its dispatch however few rows it has, so none is left for the last few.
+        """
+        count = max(1, round(len(self) / rows))
+        if count == 1:
+            yield self
+            return
+        size = -(-len(self) // count)
+        for start in range(0, len(self), size):
+            yield self._take(slice(start, start + size))
 
     def row(self, index: int) -> Batch:
         """The batch that holds row ``index`` alone."""
