@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from broken.tiny import Tiny
 from cells import SHIPPED, quick, small_cells
 from plug_ins import GOOD, write
 
@@ -11,7 +12,6 @@ from baselines.dp_gaussian import DPGaussian
 from baselines.fedlambda import FedLambda
 from baselines.weight_noise_cvae import WeightNoiseCVAE
 from fedsim.cli import main
-from fedsim.kit.starter import MyMethod
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.claims import is_guaranteed, worth
 from fedsim.methods.dp_sgd import DPSGD
@@ -26,7 +26,7 @@ def made(cls: type[Any], **params: Any) -> Algorithm:
     return cls(cls.Params(**params), Task(8, 3, 4))  # type: ignore[no-any-return]
 
 
-class Derived(MyMethod):
+class Derived(Tiny):
     """Overrides hooks alone."""
 
     def loss(self, model: Any, batch: Any) -> Any:
@@ -39,7 +39,7 @@ class Derived(MyMethod):
         return 1
 
 
-class Narrowed(MyMethod):
+class Narrowed(Tiny):
     units: ClassVar[tuple[Unit, ...]] = ("example",)
     trusts: ClassVar[tuple[Trust, ...]] = ("silo",)
 
@@ -52,7 +52,7 @@ def test_every_shipped_algorithm_is_guaranteed_by_itself() -> None:
     assert [name for name in SHIPPED if not is_guaranteed(made(lookup(name)))] == []
 
 
-@pytest.mark.parametrize("cls", [MyMethod, Derived, Narrowed, type("Same", (DPGaussian,), {})])
+@pytest.mark.parametrize("cls", [Tiny, Derived, Narrowed, type("Same", (DPGaussian,), {})])
 def test_what_overrides_hooks_alone_keeps_the_theorem_of_its_base_class(cls: type[Algorithm]) -> None:
     assert is_guaranteed(made(cls))
     assert worth("proved", made(cls)) == "proved"
@@ -68,7 +68,7 @@ NAMES = [
 def test_what_overrides_a_part_of_the_proof_states_it(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path))
     inherited = getattr(DPSGD, name)
-    own = overriding(MyMethod, name, lambda self, *given: inherited(self, *given))
+    own = overriding(Tiny, name, lambda self, *given: inherited(self, *given))
     assert worth("proved", made(own)) == "stated"
     assert worth("proved", made(type("Below", (own,), {}))) == "stated"  # in a base class of its own
     assert worth("heuristic", made(own)) == "heuristic"
@@ -84,7 +84,7 @@ def test_more_units_privacy_where_there_was_none_and_rows_seen_at_once_are_state
 
 
 def test_a_method_that_an_instance_replaces_counts_too() -> None:
-    class Sly(MyMethod):
+    class Sly(Tiny):
         def __init__(self, params: Any, task: Task) -> None:
             super().__init__(params, task)
             vars(self)["clip"] = lambda: 1e9
