@@ -104,7 +104,7 @@ def _interruptible(console: Console) -> Iterator[None]:
 @data.command("list")
 def data_list() -> None:
     """Show the data sets that fedsim knows: classes, size, licence, source."""
-    from fedsim.data.catalogue import catalogue_table
+    from fedsim.data.sources.catalogue import catalogue_table
 
     wide_console(Console()).print(catalogue_table())
 
@@ -156,8 +156,10 @@ def embed(
     from fedsim.data.encoding.archive import check_target, export, read_manifest
     from fedsim.data.encoding.embed import EmbedJob, Work, in_process
     from fedsim.data.encoding.embed import embed as embedded
-    from fedsim.data.encoding.encoder import EncoderSpec, locate
-    from fedsim.data.sources import DatasetSpec, image_set
+    from fedsim.data.encoding.encoder import locate
+    from fedsim.data.encoding.spec import EncoderSpec
+    from fedsim.data.sources.load import image_set
+    from fedsim.data.sources.spec import DatasetSpec
     from fedsim.grid.read import parse_option
 
     check_target(out)

@@ -12,8 +12,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from fedsim.data.embeddings import Embeddings
-from fedsim.data.sources import DatasetSpec
-from fedsim.errors import UserError, nearest
+from fedsim.data.sources.spec import DatasetSpec
+from fedsim.errors import UserError, at, nearest
 from fedsim.grid.complaints import translated
 from fedsim.grid.models import Cell, Grid, epsilon_text
 from fedsim.grid.places import Loc
@@ -74,8 +74,8 @@ def _check_data(grid: Grid, data: Mapping[str, Embeddings]) -> None:
         if same != i:
             raise UserError(grid.place("dataset", i), f"has the same content as dataset[{same}]", "remove one")
         for j, clients in enumerate(grid.clients):
-            place = grid_place(grid, i, j)
-            check_partition(embeddings.y_train, spec=grid.partition, clients=clients, columns=embeddings.columns, place=place)
+            with at(grid_place(grid, i, j)):
+                check_partition(embeddings.y_train, spec=grid.partition, clients=clients, columns=embeddings.columns)
 
 
 def grid_place(grid: Grid, dataset: int, clients: int) -> Callable[[str], str]:

@@ -20,8 +20,8 @@ from pydantic import (
     model_validator,
 )
 
-from fedsim.data.encoding.encoder import EncoderSpec
-from fedsim.data.sources import DatasetSpec
+from fedsim.data.encoding.spec import EncoderSpec
+from fedsim.data.sources.spec import DatasetSpec
 from fedsim.errors import PluginError
 from fedsim.grid.complaints import spelled
 from fedsim.grid.places import Source

@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fedsim.data.embeddings import Embeddings
-from fedsim.data.sources import load
-from fedsim.errors import UserError
+from fedsim.data.sources.load import load
+from fedsim.errors import UserError, at
 from fedsim.grid.cells import expand, grid_place
 from fedsim.grid.models import Cell, Grid, Resources
 from fedsim.methods.claims import worth
 from fedsim.methods.messages import Task
-from fedsim.partition import Partition, make_partition, shifted
+from fedsim.partition import SCHEMES, Partition, as_seen, make_partition
 from fedsim.privacy.plan import PrivacyPlan
-from fedsim.runtime.cluster import Node
 from fedsim.simulation.cohort import build_algorithm
+from fedsim.simulation.node import Node
 from fedsim.simulation.rehearsal import rehearse_grid
 from fedsim.simulation.trial import Trial, packing
 
@@ -67,20 +67,20 @@ def prepare(
         embeddings = data[cell.dataset.key]
         key = (cell.dataset.key, cell.alpha, cell.clients, cell.seed)
         if key not in partitions:
-            partitions[key] = make_partition(
-                embeddings.y_train,
-                spec=cell.partition,
-                alpha=cell.alpha,
-                clients=cell.clients,
-                seed=cell.seed,
-                columns=embeddings.columns,
-                place=grid_place(grid, grid.dataset.index(cell.dataset), grid.clients.index(cell.clients)),
-            )
+            with at(grid_place(grid, grid.dataset.index(cell.dataset), grid.clients.index(cell.clients))):
+                partitions[key] = make_partition(
+                    embeddings.y_train,
+                    spec=cell.partition,
+                    alpha=cell.alpha,
+                    clients=cell.clients,
+                    seed=cell.seed,
+                    columns=embeddings.columns,
+                )
         data_key = cell.dataset.key
-        if cell.partition.scheme == "feature-shift":
+        if SCHEMES[cell.partition.scheme].map_rows is not None:
             data_key = f"{data_key} {partitions[key].fingerprint}"
             if data_key not in data:
-                data[data_key] = shifted(embeddings, partitions[key], strength=cell.partition.strength, seed=cell.seed)
+                data[data_key] = as_seen(embeddings, partitions[key], cell.partition, cell.seed)
         sizes = packing(cell.clients, clients_per_actor(grid.resources, cell.clients, len(cells), parallel))
         if len(sizes) > capacity:
             raise UserError(
