@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from fedsim.methods.messages import Server, Tensors
-from fedsim.privacy.clipping import OuterProduct
 from fedsim.privacy.plan import Release
 from fedsim.privacy.statistics import moments
+from fedsim.privacy.statistics.outer_products import OuterProduct
 from fedsim.privacy.statistics.spectral import cosines, leading, square_root, steady
 
 SHARES = {

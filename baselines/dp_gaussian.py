@@ -15,9 +15,9 @@ from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.one_shot import OneShot
 from fedsim.methods.products import Generator
 from fedsim.methods.registry import register
-from fedsim.privacy.clipping import OuterProduct
 from fedsim.privacy.plan import Release
 from fedsim.privacy.statistics import moments
+from fedsim.privacy.statistics.outer_products import OuterProduct
 from fedsim.privacy.statistics.spectral import square_root
 from fedsim.seeds import Seeds
 

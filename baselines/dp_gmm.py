@@ -18,9 +18,9 @@ from baselines.dp_gaussian import DPGaussian, DPGaussianParams, GaussianGenerato
 from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.products import Generator
 from fedsim.methods.registry import register
-from fedsim.privacy.clipping import OuterProduct
 from fedsim.privacy.plan import Release
 from fedsim.privacy.statistics import mixture, moments
+from fedsim.privacy.statistics.outer_products import OuterProduct
 from fedsim.seeds import Purpose, Seeds
 
 TOLD = ("mean", "class_means", "counts", "basis", "covariance", "offsets", "shares")

@@ -23,9 +23,9 @@ from fedsim.methods.registry import register
 from fedsim.models.conditional import ConditionalGenerator, ConditionalSampler
 from fedsim.models.kernel import kernel_features, kernel_frequencies
 from fedsim.models.layers import one_hot
-from fedsim.privacy.clipping import OuterProduct
 from fedsim.privacy.plan import Release
 from fedsim.privacy.statistics import moments
+from fedsim.privacy.statistics.outer_products import OuterProduct
 from fedsim.seeds import Purpose, Seeds
 
 WEIGHTS = {"features": 1.0, "counts": 0.15}

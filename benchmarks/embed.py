@@ -28,9 +28,10 @@ from rich.console import Console
 from rich.table import Table
 
 from fedsim.data.encoding.embed import EmbedJob, embed
-from fedsim.data.encoding.encoder import Encoder, EncoderFiles, EncoderSpec, best_device, locate
-from fedsim.data.images.folder import load_image_folder
-from fedsim.data.images.images import ImageSet
+from fedsim.data.encoding.encoder import Encoder, EncoderFiles, best_device, locate
+from fedsim.data.encoding.spec import EncoderSpec
+from fedsim.data.images import ImageSet
+from fedsim.data.sources.folder import load_image_folder
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},

@@ -55,7 +55,7 @@ def bench(
     """
     from fedsim.grid.read import load_grid
 
-    checked = load_grid(grid, set_ or [], keep_going=keep_going)
+    checked = load_grid(grid, set_ or [])
     folder = out or Path("runs") / checked.name
     _bench(checked, folder, address, max_parallel=max_parallel, retry_failed=retry_failed, keep_going=keep_going, dry_run=dry_run)
 
@@ -84,7 +84,7 @@ def _bench(
             prepared = prepare(grid, nodes, max_parallel, keep_going=keep_going)
         if dry_run:
             show_plan(prepared, console)
-            raise typer.Exit(1 if prepared.grid.refused else 0)
+            raise typer.Exit(1 if prepared.refused else 0)
         # A local cluster starts only when there is something to run on it.
         engine = nullcontext() if address else local_cluster(node)
         code = run_bench(prepared, folder, console, engine, retry_failed=retry_failed)
@@ -104,7 +104,7 @@ def _interruptible(console: Console) -> Iterator[None]:
 @data.command("list")
 def data_list() -> None:
     """Show the data sets that fedsim knows: classes, size, licence, source."""
-    from fedsim.data.catalogue import catalogue_table
+    from fedsim.data.sources.catalogue import catalogue_table
 
     wide_console(Console()).print(catalogue_table())
 
@@ -156,8 +156,10 @@ def embed(
     from fedsim.data.encoding.archive import check_target, export, read_manifest
     from fedsim.data.encoding.embed import EmbedJob, Work, in_process
     from fedsim.data.encoding.embed import embed as embedded
-    from fedsim.data.encoding.encoder import EncoderSpec, locate
-    from fedsim.data.sources import DatasetSpec, image_set
+    from fedsim.data.encoding.encoder import locate
+    from fedsim.data.encoding.spec import EncoderSpec
+    from fedsim.data.sources.load import image_set
+    from fedsim.data.sources.spec import DatasetSpec
     from fedsim.grid.read import parse_option
 
     check_target(out)
@@ -261,8 +263,9 @@ def partition(
 ) -> None:
     """Show how a grid divides its data among clients, without training."""
     from fedsim.grid.read import load_grid
+    from fedsim.grid.resolve import resolve
 
-    checked = load_grid(grid, set_ or [])
+    checked = resolve(load_grid(grid, set_ or [])).grid
     from fedsim.report.figures import save_figure
     from fedsim.report.partitions import NAME, draw_partitions, label_table, summary_table
     from fedsim.simulation.label_matrices import label_matrices

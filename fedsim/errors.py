@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
     """A user's mistake: one message that says where, what, and what would be right; the command line exits with 2.
 
     Args:
-        where: the place: a file and key, an option, a path.
+        where: the place: a file and key, an option, a path; empty where only the caller knows it, see :func:`at`.
         what: what is wrong there.
         right: what would be right; may be empty where ``what`` already says it.
     """
 
     def __init__(self, where: str, what: str, right: str = "") -> None:
         self.where, self.what, self.right = where, what, right
-        super().__init__(f"{where}: {what}" + (f"; {right}" if right else ""))
+        super().__init__(": ".join(filter(None, (where, what))) + (f"; {right}" if right else ""))
 
     def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str]]:
         return type(self), (self.where, self.what, self.right)
@@ -25,6 +26,20 @@ class UserError(Exception):
 
 class PluginError(UserError):
     """A plug-in's mistake, found before anything runs: it cannot be imported, lacks a method, or returns what nobody can use."""
+
+
+@contextmanager
+def at(place: str | Callable[[str], str]) -> Iterator[None]:
+    """Name the place of every UserError that passes through.
+
+    Args:
+        place: what goes before the error's own place, or what its own place is called here.
+    """
+    try:
+        yield
+    except UserError as error:
+        where = ": ".join(filter(None, (place, error.where))) if isinstance(place, str) else place(error.where)
+        raise type(error)(where, error.what, error.right) from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 SERVER = -1
 """The "client" of streams that belong to the server."""
@@ -35,7 +38,6 @@ class Purpose(IntEnum):
 
 SECRET = frozenset({Purpose.NOISE, Purpose.SAMPLING})
 """What an adversary must not know: the noise, and who is in a sample, for sampling amplifies only while it is hidden."""
-_FRESH = torch.Generator().manual_seed(0).get_state()
 _WORDS = slice(24, 24 + 624 * 8)
 """Where torch keeps the 624 words of its Mersenne Twister, each in eight bytes."""
 
@@ -63,10 +65,12 @@ class Seeds:
 
     def torch(self, purpose: Purpose, round_: int = 0, client: int = SERVER) -> torch.Generator:
         """The stream as a CPU torch generator; its whole state is set, since ``manual_seed`` keeps 32 bits of a seed."""
+        import torch  # late, for a grid is read and data are partitioned without it
+
         words = np.random.Philox(self.sequence(purpose, round_, client)).random_raw(312).view(np.uint32)
-        state = _FRESH.clone()
+        generator = torch.Generator().manual_seed(0)
+        state = generator.get_state()
         state[_WORDS] = torch.from_numpy(words.astype(np.uint64).view(np.uint8))
-        generator = torch.Generator()
         generator.set_state(state)
         return generator
 

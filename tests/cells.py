@@ -6,7 +6,7 @@ from typing import Any
 from fedsim.grid.models import Grid
 from fedsim.kit.checks.subject import SHORT
 from fedsim.methods.registry import GROUP, lookup
-from fedsim.runtime.cluster import Node
+from fedsim.simulation.node import Node
 from fedsim.simulation.preflight import Prepared, prepare
 
 NODES = [Node(4.0, 0.0)]

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from fedsim.data.encoding.encoder import EncoderSpec
-from fedsim.data.images.milk10k import DIAGNOSES, GROUND_TRUTH, IMAGES, METADATA
+from fedsim.data.encoding.spec import EncoderSpec
+from fedsim.data.sources.milk10k import DIAGNOSES, GROUND_TRUTH, IMAGES, METADATA
 
 SITES = ("head_neck_face", "trunk", None)
 

@@ -17,7 +17,7 @@ from fedsim.evaluation.weights import best_weight, held_out_weight
 from fedsim.grid.models import Cell
 from fedsim.methods.products import Classifier, Generator, PersonalClassifier, PersonalGenerator
 from fedsim.models.linear import Interpolated, fit_linear
-from fedsim.partition import Partition
+from fedsim.partition import SCHEMES, Partition
 from fedsim.seeds import SERVER, Purpose, Seeds
 
 
@@ -100,8 +100,7 @@ class Judge:
         return personal_scores(predicted, y_test, shares, float(np.mean(weights)))
 
     def _seen(self, client: int) -> slice:
-        """The test rows as a client sees them: under feature shift those that went through its map (:func:`fedsim.partition.shifted`)."""
-        return slice(client, None, self.cell.clients) if self.cell.partition.scheme == "feature-shift" else slice(None)
+        return SCHEMES[self.cell.partition.scheme].test_rows(client, self.cell.clients)
 
     def _share(self, client: int) -> NDArray[np.float64]:
         y = self.data.y_train[self.partition.rows[client]]

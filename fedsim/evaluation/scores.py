@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import f1_score, recall_score
 
 from fedsim.models.probe import fit_probe
+from fedsim.partition.schemes.scheme import own_test_rows
 
 
 @dataclass(frozen=True)
@@ -112,5 +113,6 @@ def score_clients(
     """
     predicted = np.empty_like(y_test)
     for client, (x, y) in enumerate(made[: len(y_test)]):
-        predicted[client :: len(made)] = fit_probe(x, y, probe_c).predict(x_test[client :: len(made)])
+        own = own_test_rows(client, len(made))
+        predicted[own] = fit_probe(x, y, probe_c).predict(x_test[own])
     return float(recall_score(y_test, predicted, labels=np.unique(y_test), average="macro", zero_division=0))

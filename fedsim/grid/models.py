@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -20,9 +19,8 @@ from pydantic import (
     model_validator,
 )
 
-from fedsim.data.encoding.encoder import EncoderSpec
-from fedsim.data.sources import DatasetSpec
-from fedsim.errors import PluginError
+from fedsim.data.encoding.spec import EncoderSpec
+from fedsim.data.sources.spec import DatasetSpec
 from fedsim.grid.complaints import spelled
 from fedsim.grid.places import Source
 from fedsim.partition import PartitionSpec
@@ -190,7 +188,11 @@ class Grid(_Model):
     evaluation: Evaluation = Evaluation()
     resources: Resources = Resources()
     _source: Source = PrivateAttr(default_factory=Source)
-    _refused: dict[int, PluginError] = PrivateAttr(default_factory=dict)
+
+    def model_post_init(self, context: Any) -> None:
+        """The context of a validation says where the values came from."""
+        if isinstance(context, Source):
+            self._source = context
 
     @field_validator("dataset")
     @classmethod
@@ -218,23 +220,6 @@ class Grid(_Model):
     def place(self, *loc: str | int) -> str:
         """The text that names a key in a message: ``grid.place("clients", 1)`` is ``g.yaml:5: clients[1]``."""
         return self._source.place(loc)
-
-    @property
-    def refused(self) -> Mapping[int, PluginError]:
-        """Why entries of ``algorithms``, by their positions, are left out; they keep their places, so that messages name the right ones."""
-        return self._refused
-
-    def without(self, refused: Mapping[int, PluginError]) -> Grid:
-        """The grid with further entries left out.
-
-        Raises:
-            PluginError: no entry would be left; the first one's error.
-        """
-        grid = self.model_copy()
-        grid._refused = {**self._refused, **refused}
-        if len(grid._refused) == len(grid.algorithms):
-            raise grid._refused[0]
-        return grid
 
 
 class Cell(_Model):

@@ -8,24 +8,21 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from fedsim.errors import PluginError, UserError
-from fedsim.grid.cells import variants
+from fedsim.errors import UserError
 from fedsim.grid.complaints import spelled, translated
 from fedsim.grid.models import Grid
 from fedsim.grid.places import Options, Source
 from fedsim.grid.yaml import override, parse
-from fedsim.methods.registry import lookup
 
 _Option = TypeVar("_Option", bound=BaseModel)
 
 
-def load_grid(path: Path, overrides: Sequence[str] = (), *, keep_going: bool = False) -> Grid:
-    """Read and check a grid file.
+def load_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
+    """Read and check a grid file; its algorithms are names still, see :func:`fedsim.grid.resolve.resolve`.
 
     Args:
         path: the YAML file; relative paths of data and encoder (those of overrides too) are taken from its folder.
         overrides: ``key=YAML`` texts that replace values of the file; ``evaluation.per_class=50`` goes into a mapping.
-        keep_going: leave out the algorithms whose plug-in is refused.
 
     Raises:
         UserError: the first mistake, with its place.
@@ -37,33 +34,17 @@ def load_grid(path: Path, overrides: Sequence[str] = (), *, keep_going: bool = F
         raise UserError(str(path), f"the top level is {spelled(data)}, not a mapping", "write `key: value` lines")
     changed = tuple(override(data, text) for text in overrides)
     source = Source(str(path), data, lines, changed)
+    return _validated({"name": path.stem, **data}, source, path.absolute().parent)
+
+
+def _validated(data: Mapping[str, Any], source: Source, folder: Path) -> Grid:
+    """The grid whose places ``source`` names, with its relative paths taken from ``folder``."""
     try:
-        grid = Grid.model_validate({"name": path.stem, **data})
+        grid = Grid.model_validate(data, context=source)
     except ValidationError as error:
         raise translated(error, Grid, source.place) from error
-    return _placed(grid, source, path.absolute().parent, keep_going)
-
-
-def _placed(grid: Grid, source: Source, folder: Path, keep_going: bool = False) -> Grid:
-    """The grid with its relative paths taken from ``folder``, its algorithms checked, and its places named by ``source``."""
     places: dict[str, Any] = {"dataset": tuple(spec.within(folder) for spec in grid.dataset)}
-    grid = grid.model_copy(update=places | {"encoder": grid.encoder.within(folder) if grid.encoder else None})
-    grid._source = source
-    if keep_going:
-        grid = grid.without(_refused_plug_ins(grid))
-    variants(grid)
-    return grid
-
-
-def _refused_plug_ins(grid: Grid) -> dict[int, PluginError]:
-    """Why classes cannot be used, by their positions."""
-    refused: dict[int, PluginError] = {}
-    for i, entry in enumerate(grid.algorithms):
-        try:
-            lookup(entry.name, grid.place("algorithms", i, "name"))
-        except PluginError as error:
-            refused[i] = error
-    return refused
+    return grid.model_copy(update=places | {"encoder": grid.encoder.within(folder) if grid.encoder else None})
 
 
 def grid_of_options(options: Mapping[str, Any], params: Sequence[str]) -> Grid:
@@ -91,12 +72,7 @@ def grid_of_options(options: Mapping[str, Any], params: Sequence[str]) -> Grid:
         **{key: value if isinstance(value, dict) else str(value) for key, value in parsed.items()},
         **same,
     }
-    source = Options()
-    try:
-        grid = Grid.model_validate(data)
-    except ValidationError as error:
-        raise translated(error, Grid, source.place) from error
-    return _placed(grid, source, Path.cwd())
+    return _validated(data, Options(), Path.cwd())
 
 
 def parse_option(model: type[_Option], option: str, text: str, given: Mapping[str, Any]) -> _Option:

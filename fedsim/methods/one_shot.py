@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Message, Server, Tensors
-from fedsim.privacy.clipping import Norms, OuterProduct, clipped_statistics
+from fedsim.privacy.clipping import Norms
 from fedsim.privacy.plan import Release, Unit
+from fedsim.privacy.statistics.outer_products import OuterProduct, clipped_statistics
 
 
 def statistics_message(clients: Clients, round_: int, release: Release, products: Mapping[str, OuterProduct], norms: Norms) -> Message:

@@ -6,17 +6,7 @@ So every algorithm and every epsilon of a grid sees the same partition; its fing
 from fedsim.partition.limits import check_partition
 from fedsim.partition.partition import Partition, make_partition
 from fedsim.partition.schemes import SCHEMES
-from fedsim.partition.shift import Shift, apply_shift, shift_of, shifted
+from fedsim.partition.seen import as_seen
 from fedsim.partition.spec import PartitionSpec
 
-__all__ = [
-    "SCHEMES",
-    "Partition",
-    "PartitionSpec",
-    "Shift",
-    "apply_shift",
-    "check_partition",
-    "make_partition",
-    "shift_of",
-    "shifted",
-]
+__all__ = ["SCHEMES", "Partition", "PartitionSpec", "as_seen", "check_partition", "make_partition"]

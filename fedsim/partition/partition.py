@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.errors import UserError
 from fedsim.partition.limits import check_partition
-from fedsim.partition.schemes import SCHEMES, Division
+from fedsim.partition.schemes import SCHEMES
+from fedsim.partition.schemes.scheme import Division
 from fedsim.partition.spec import PartitionSpec
 from fedsim.seeds import Purpose, Seeds
 
@@ -42,28 +42,24 @@ def make_partition(
     clients: int,
     seed: int,
     columns: Mapping[str, NDArray[Any]],
-    place: Callable[[str], str] = str,
 ) -> Partition:
     """Divide the training rows among clients.
 
     Args:
         y: labels int64 ``[n]``, 0 .. C-1.
         spec: the scheme and its parameters.
-        alpha: concentration of the schemes ``dirichlet`` and ``dirichlet-client``, > 0; the other schemes ignore it.
+        alpha: concentration, > 0, of the schemes that use one.
         clients: how many.
         seed: of the partition.
         columns: values per training row, for scheme ``column``.
-        place: the text that names a grid key (``clients``, ``partition.column``) in an error.
 
     Raises:
-        UserError: the data do not allow it (see ``check_partition``).
+        UserError: the data do not allow it (see ``check_partition``); its place is a grid's key.
     """
-    check_partition(y, spec=spec, clients=clients, columns=columns, place=place)
+    check_partition(y, spec=spec, clients=clients, columns=columns)
     rng = Seeds(seed).numpy(Purpose.PARTITION)
-    try:
-        owner = SCHEMES[spec.scheme](Division(y, columns, spec, alpha, clients, rng))
-    except UserError as error:
-        raise UserError(place(error.where), error.what, error.right) from error
+    scheme = SCHEMES[spec.scheme]
+    owner = scheme.owner(Division(y, columns, clients, spec.min_size, spec.given, alpha), rng)
     order = np.argsort(owner, kind="stable")
     sizes = np.bincount(owner, minlength=clients)
     rows = tuple(np.split(order, np.cumsum(sizes)[:-1]))
@@ -71,6 +67,6 @@ def make_partition(
     label_counts = np.bincount(owner * classes + y, minlength=clients * classes).reshape(clients, classes)
     digest = hashlib.sha256(f"{len(y)} {sizes.tolist()}".encode())
     digest.update(order.tobytes())
-    if spec.strength > 0:
-        digest.update(f"shift {spec.strength!r} {seed}".encode())  # equal rows, other values
+    if scheme.map_rows is not None and any(spec.given.values()):
+        digest.update(f"shift {' '.join(map(repr, spec.given.values()))} {seed}".encode())  # equal rows, other values
     return Partition(rows, digest.hexdigest()[:16], label_counts, spec.scheme)

@@ -10,13 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from fedsim.errors import nearest
 from fedsim.partition.schemes import SCHEMES
 
-_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "shards": {"labels": 2},
-    "quantity": {"power": 1.0},
-    "feature-shift": {"strength": 0.5},
-}
-"""The parameters that one scheme alone takes, with their defaults there."""
-
 
 class PartitionSpec(BaseModel):
     """How rows are divided among clients.
@@ -42,8 +35,8 @@ class PartitionSpec(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, given: Any) -> Any:
-        scheme = given.get("scheme") if isinstance(given, Mapping) else None
-        return {**_DEFAULTS[scheme], **given} if isinstance(scheme, str) and scheme in _DEFAULTS else given
+        scheme = SCHEMES.get(str(given.get("scheme"))) if isinstance(given, Mapping) else None
+        return {**{name: value for name, value in scheme.takes.items() if value is not None}, **given} if scheme else given
 
     @field_validator("scheme")
     @classmethod
@@ -52,25 +45,26 @@ class PartitionSpec(BaseModel):
             raise ValueError(f"unknown scheme '{scheme}'; {nearest(scheme, SCHEMES)}")
         return scheme
 
-    @field_validator("column")
+    @field_validator("column", "labels", "power", "strength")
     @classmethod
-    def _column_fits(cls, column: str | None, info: ValidationInfo) -> str | None:
-        scheme = info.data.get("scheme")
-        if scheme == "column" and column is None:
-            raise ValueError("scheme 'column' needs the name of a column; give column: NAME")
-        if scheme not in (None, "column") and column is not None:
-            raise ValueError(f"scheme '{scheme}' takes no column; remove it or give scheme: column")
-        return column
-
-    @field_validator("labels", "power", "strength")
-    @classmethod
-    def _parameter_fits(cls, value: float | None, info: ValidationInfo) -> float | None:
-        scheme, owner = info.data.get("scheme"), next(name for name, own in _DEFAULTS.items() if info.field_name in own)
-        if scheme not in (None, owner) and value:
-            raise ValueError(f"scheme '{scheme}' takes no {info.field_name}; remove it or give scheme: {owner}")
+    def _parameter_fits(cls, value: Any, info: ValidationInfo) -> Any:
+        scheme, name = info.data.get("scheme"), str(info.field_name)
+        if scheme is None:
+            return value
+        if name in SCHEMES[scheme].takes:
+            if value is None and SCHEMES[scheme].takes[name] is None:
+                raise ValueError(f"scheme '{scheme}' needs the name of a {name}; give {name}: NAME")
+        elif value:
+            owners = " or ".join(each for each, other in SCHEMES.items() if name in other.takes)
+            raise ValueError(f"scheme '{scheme}' takes no {name}; remove it or give scheme: {owners}")
         return value
+
+    @property
+    def given(self) -> Mapping[str, Any]:
+        """The parameters that the scheme takes as its own."""
+        return {name: getattr(self, name) for name in SCHEMES[self.scheme].takes}
 
     @property
     def uses_alpha(self) -> bool:
         """Whether ``alpha`` can change the partition."""
-        return self.scheme in ("dirichlet", "dirichlet-client")
+        return SCHEMES[self.scheme].uses_alpha

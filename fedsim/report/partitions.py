@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,72 +12,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from rich.table import Table
 from rich.text import Text
 
 from fedsim.errors import UserError
+from fedsim.partition.matrix import MOST_PANELS, LabelMatrix
 from fedsim.report.figures import INK, MUTED, PAPER, SERIES, style
 from fedsim.report.tables import number
 
 NAME, FILE = "partitions", "partitions.json"
-MOST_PANELS = 12
 _MOST_LINES = 30
 _FEW = 24
 _MOST_ACROSS = 200
-
-
-@dataclass(frozen=True, eq=False)
-class LabelMatrix:
-    """How many rows of each label each client holds. Exact counts of real data: a diagnostic, not private.
-
-    Attributes:
-        dataset, scheme, alpha, clients, seed: the partition's place in the grid; alpha is None where the scheme has none.
-        fingerprint: the partition's.
-        counts: int64 ``[clients, classes]``.
-        classes: what the classes are called.
-    """
-
-    dataset: str
-    scheme: str
-    alpha: float | None
-    clients: int
-    seed: int
-    fingerprint: str
-    counts: NDArray[np.int64]
-    classes: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, for a run folder's manifest."""
-        return {**vars(self), "counts": self.counts.tolist(), "classes": list(self.classes)}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> LabelMatrix:
-        """What ``to_json`` gave."""
-        return cls(**{**values, "counts": np.array(values["counts"], dtype=np.int64), "classes": tuple(values["classes"])})
-
-    @property
-    def title(self) -> str:
-        """Its place in the grid, in a few words."""
-        parts = [self.dataset, self.scheme, *([f"α = {number(self.alpha)}"] if self.alpha is not None else [])]
-        return " · ".join([*parts, f"{self.clients} clients", f"seed {self.seed}"])
-
-    @property
-    def sizes(self) -> NDArray[np.int64]:
-        """Rows of each client."""
-        return np.asarray(self.counts.sum(axis=1), np.int64)
-
-    @property
-    def labels_per_client(self) -> float:
-        """Mean number of labels that a client holds."""
-        return float((self.counts > 0).sum(axis=1).mean())
-
-    @property
-    def entropy(self) -> float:
-        """Mean entropy of a client's labels, relative to log C: 0 for one label each, 1 for uniform ones."""
-        shares = self.counts / self.sizes.clip(min=1)[:, None]
-        logs = np.log(np.where(shares > 0, shares, 1))
-        return float(-(shares * logs).sum(axis=1).mean() / math.log(max(len(self.classes), 2)))
 
 
 def write_partitions(folder: Path, matrices: Sequence[LabelMatrix]) -> None:
@@ -103,6 +48,12 @@ def read_partitions(folder: Path) -> list[LabelMatrix]:
         raise UserError(str(path), "this is not a file of partitions that fedsim wrote", "remove it") from error
 
 
+def title(matrix: LabelMatrix) -> str:
+    """A matrix's place in the grid, in a few words."""
+    parts = [matrix.dataset, matrix.scheme, *([f"α = {number(matrix.alpha)}"] if matrix.alpha is not None else [])]
+    return " · ".join([*parts, f"{matrix.clients} clients", f"seed {matrix.seed}"])
+
+
 def summary_table(matrices: Sequence[LabelMatrix]) -> Table:
     """A line for every partition: sizes, labels per client, entropy, fingerprint."""
     table = Table(title="partitions", title_justify="left", show_edge=False)
@@ -122,7 +73,7 @@ def summary_table(matrices: Sequence[LabelMatrix]) -> Table:
 
 def label_table(matrix: LabelMatrix) -> Table:
     """The matrix itself: a line for every client (the first 30), a column for every class, shaded by the share of the class."""
-    table = Table(title=matrix.title, title_justify="left", show_edge=False)
+    table = Table(title=title(matrix), title_justify="left", show_edge=False)
     table.add_column("client", justify="right")
     for name in matrix.classes:
         table.add_column(name, justify="right", no_wrap=True)
@@ -168,7 +119,7 @@ def _panel(axes: Axes, matrix: LabelMatrix) -> None:
     opacity: Any = np.sqrt(table / max(1.0, float(table.max())))
     axes.pcolormesh(np.zeros(table.shape), cmap=ListedColormap([SERIES[0]]), alpha=opacity)
     more = f" (the first {_MOST_ACROSS})" if matrix.clients > _MOST_ACROSS else ""
-    axes.set_title(matrix.title + more, fontsize=8.5, color=INK, loc="left", parse_math=False)
+    axes.set_title(title(matrix) + more, fontsize=8.5, color=INK, loc="left", parse_math=False)
     axes.set_yticks(np.arange(len(matrix.classes)) + 0.5, [name[:22] for name in matrix.classes], fontsize=7.5, parse_math=False)
     axes.invert_yaxis()
     axes.set_xlabel("client", fontsize=8, color=INK)

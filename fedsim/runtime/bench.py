@@ -49,7 +49,7 @@ def run_bench(
     except OSError as error:
         raise UserError(str(folder), f"cannot be made a run folder ({error.strerror})", "give another one with --out") from error
     store = ResultStore(folder)
-    show_refused(prepared.grid, console)
+    show_refused(prepared, console)
     show_warnings(prepared, console)
     with store.lock():
         rows = store.rows()
@@ -75,9 +75,9 @@ def run_bench(
         console.print(f"{describe(row)}: {outcome(row)} ({log})", style="red", soft_wrap=True, highlight=False, markup=False)
     if any(row.status == "failed" for row in bad):
         console.print("run failed cells again with --retry-failed", soft_wrap=True)
-    show_refused(prepared.grid, console)
+    show_refused(prepared, console)
     console.print(f"report: {report.page}", soft_wrap=True, highlight=False)
-    return 1 if bad or prepared.grid.refused else 0
+    return 1 if bad or prepared.refused else 0
 
 
 def older_code(grid: Grid, todo: Sequence[Trial], rows: Sequence[Row]) -> str | None:

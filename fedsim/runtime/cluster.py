@@ -9,7 +9,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 import joblib
 import torch
@@ -22,12 +22,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 
-
-class Node(NamedTuple):
-    """What one machine offers."""
-
-    cpus: float
-    gpus: float
+from fedsim.simulation.node import Node
 
 
 def this_machine() -> Node:

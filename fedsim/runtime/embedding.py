@@ -13,7 +13,8 @@ from fedsim.data.encoding.embed import EmbedJob, Work
 from fedsim.data.encoding.encoder import Encoder
 from fedsim.data.encoding.shards import Shard, embedded_shards
 from fedsim.errors import UserError
-from fedsim.runtime.cluster import Node, local_cluster
+from fedsim.runtime.cluster import local_cluster
+from fedsim.simulation.node import Node
 
 
 class EmbedActor:

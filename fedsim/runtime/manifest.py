@@ -34,7 +34,7 @@ def write_manifest(folder: Path, prepared: Prepared) -> None:
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "release": RELEASE[prepared.grid.privacy.noise],
         "grid": prepared.grid.model_dump(mode="json"),
-        "refused": [{"algorithm": prepared.grid.algorithms[i].display, "error": str(error)} for i, error in prepared.grid.refused.items()],
+        "refused": [{"algorithm": prepared.grid.algorithms[i].display, "error": str(error)} for i, error in prepared.refused.items()],
         "cells": [{"cell_id": trial.cell.cell_id, "label": trial.cell.label} for trial in prepared.trials],
     }
     part = folder / f"{MANIFEST}.part"

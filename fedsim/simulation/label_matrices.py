@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from itertools import product
 
-from fedsim.data.sources import training_rows
+from fedsim.data.sources.load import training_rows
+from fedsim.errors import at
 from fedsim.grid.cells import grid_place
 from fedsim.grid.models import Grid
 from fedsim.partition import make_partition
-from fedsim.report.partitions import MOST_PANELS, LabelMatrix
+from fedsim.partition.matrix import MOST_PANELS, LabelMatrix
 from fedsim.simulation.preflight import Prepared
 
 
@@ -23,15 +24,15 @@ def label_matrices(grid: Grid) -> list[LabelMatrix]:
     matrices = []
     for (i, spec), alpha, (j, clients), seed in product(enumerate(grid.dataset), alphas, enumerate(grid.clients), grid.seeds):
         rows = data[i]
-        partition = make_partition(
-            rows.y,
-            spec=grid.partition,
-            alpha=grid.alpha[0] if alpha is None else alpha,
-            clients=clients,
-            seed=seed,
-            columns=rows.columns,
-            place=grid_place(grid, i, j),
-        )
+        with at(grid_place(grid, i, j)):
+            partition = make_partition(
+                rows.y,
+                spec=grid.partition,
+                alpha=grid.alpha[0] if alpha is None else alpha,
+                clients=clients,
+                seed=seed,
+                columns=rows.columns,
+            )
         counts, scheme = partition.label_counts, partition.scheme
         matrices.append(LabelMatrix(spec.display, scheme, alpha, clients, seed, partition.fingerprint, counts, rows.class_names))
     return matrices

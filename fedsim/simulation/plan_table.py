@@ -7,7 +7,6 @@ import math
 from rich.console import Console
 from rich.table import Table
 
-from fedsim.grid.models import Grid
 from fedsim.privacy.plan import large_delta
 from fedsim.simulation.preflight import Prepared
 from fedsim.words import wide_console
@@ -38,7 +37,7 @@ def show_plan(prepared: Prepared, console: Console) -> None:
         ]
         table.add_row(*facts, *budget, plan.claim, f"{plan.unit}, {plan.trust}, {plan.scope}", plan.accountant, actors)
     wide_console(console, 400).print(table)
-    show_refused(prepared.grid, console)
+    show_refused(prepared, console)
     show_warnings(prepared, console)
     sizes = ", ".join(f"{d.name}: {len(d.y_train)} × {d.dim}, {d.x_train.nbytes / 2**20:.1f} MiB" for d in prepared.data.values())
     shares = prepared.grid.resources
@@ -51,9 +50,9 @@ def show_plan(prepared: Prepared, console: Console) -> None:
     )
 
 
-def show_refused(grid: Grid, console: Console) -> None:
+def show_refused(prepared: Prepared, console: Console) -> None:
     """Print why plug-ins are left out."""
-    for error in grid.refused.values():
+    for error in prepared.refused.values():
         console.print(f"left out: {error}", style="red", soft_wrap=True, highlight=False, markup=False)
 
 

@@ -7,16 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fedsim.data.embeddings import Embeddings
-from fedsim.data.sources import load
-from fedsim.errors import UserError
+from fedsim.data.sources.load import load
+from fedsim.errors import PluginError, UserError, at
 from fedsim.grid.cells import expand, grid_place
 from fedsim.grid.models import Cell, Grid, Resources
+from fedsim.grid.resolve import resolve
 from fedsim.methods.claims import worth
 from fedsim.methods.messages import Task
-from fedsim.partition import Partition, make_partition, shifted
+from fedsim.partition import SCHEMES, Partition, as_seen, make_partition
 from fedsim.privacy.plan import PrivacyPlan
-from fedsim.runtime.cluster import Node
 from fedsim.simulation.cohort import build_algorithm
+from fedsim.simulation.node import Node
 from fedsim.simulation.rehearsal import rehearse_grid
 from fedsim.simulation.trial import Trial, packing
 
@@ -27,13 +28,15 @@ class Prepared:
 
     Attributes:
         grid: the grid.
-        data: the data sets by key; under feature shift also what each partition makes of them.
+        refused: why entries of ``algorithms``, by their positions, are left out.
+        data: the data sets by key; where clients see values of their own also what each partition makes of them.
         trials: one a cell, in the grid's order.
         capacity: how many actors fit on the cluster.
         parallel: how many cells may run at a time.
     """
 
     grid: Grid
+    refused: Mapping[int, PluginError]
     data: Mapping[str, Embeddings]
     trials: tuple[Trial, ...]
     capacity: int
@@ -43,7 +46,7 @@ class Prepared:
 def prepare(
     grid: Grid, nodes: Sequence[Node], max_parallel: int | None = None, *, keep_going: bool = False, rehearse: bool = True
 ) -> Prepared:
-    """Load the data, rehearse the plug-ins, expand the grid, partition, calibrate every plan, lay out the actors.
+    """Find the algorithms, load the data, rehearse the plug-ins, list the cells, partition, plan every budget, lay out the actors.
 
     Args:
         grid: a checked grid.
@@ -53,44 +56,69 @@ def prepare(
         rehearse: whether plug-ins are rehearsed at all.
 
     Raises:
-        UserError: a data set, a plug-in, a partition, a plan or the layout does not work out; the message says where in the grid.
+        UserError: an algorithm, a data set, a plug-in, a partition, a plan or the layout does not work out; the message says where in
+            the grid.
     """
+    resolved = resolve(grid, keep_going=keep_going)
     capacity = actors_that_fit(grid, nodes)
     parallel = min(capacity, max_parallel or capacity)
-    data = {spec.key: load(spec, grid.place("dataset", i), grid.encoder) for i, spec in enumerate(grid.dataset)}
+    data = loaded(grid)
     if rehearse:
-        grid = rehearse_grid(grid, data, keep_going=keep_going)
-    cells = expand(grid, data)
-    partitions: dict[tuple[str, float, int, int], Partition] = {}
-    trials = []
+        resolved = rehearse_grid(resolved, data, keep_going=keep_going)
+    cells = expand(resolved, data)
+    partitions = partitioned(grid, cells, data)
+    tasks = tuple(Task(data[c.dataset.key].dim, data[c.dataset.key].classes, c.clients, c.unit, c.trust) for c in cells)
+    plans = tuple(calibrated(grid, cell, task) for cell, task in zip(cells, tasks, strict=True))
+    sizes = laid_out(grid, cells, capacity, parallel)
+    views, keys = seen(cells, partitions, data)
+    trials = tuple(Trial(*facts) for facts in zip(cells, tasks, plans, partitions, sizes, keys, strict=True))
+    return Prepared(grid, resolved.refused, views, trials, capacity, parallel)
+
+
+def loaded(grid: Grid) -> dict[str, Embeddings]:
+    """The grid's data sets by key.
+
+    Raises:
+        UserError: one cannot be had or does not do.
+    """
+    return {spec.key: load(spec, grid.place("dataset", i), grid.encoder) for i, spec in enumerate(grid.dataset)}
+
+
+def partitioned(grid: Grid, cells: Sequence[Cell], data: Mapping[str, Embeddings]) -> tuple[Partition, ...]:
+    """Every cell's partition; cells of one data set, alpha, number of clients and seed share it.
+
+    Raises:
+        UserError: the data do not allow one.
+    """
+    made: dict[tuple[str, float, int, int], Partition] = {}
     for cell in cells:
-        embeddings = data[cell.dataset.key]
-        key = (cell.dataset.key, cell.alpha, cell.clients, cell.seed)
-        if key not in partitions:
-            partitions[key] = make_partition(
-                embeddings.y_train,
-                spec=cell.partition,
-                alpha=cell.alpha,
-                clients=cell.clients,
-                seed=cell.seed,
-                columns=embeddings.columns,
-                place=grid_place(grid, grid.dataset.index(cell.dataset), grid.clients.index(cell.clients)),
-            )
-        data_key = cell.dataset.key
-        if cell.partition.scheme == "feature-shift":
-            data_key = f"{data_key} {partitions[key].fingerprint}"
-            if data_key not in data:
-                data[data_key] = shifted(embeddings, partitions[key], strength=cell.partition.strength, seed=cell.seed)
-        sizes = packing(cell.clients, clients_per_actor(grid.resources, cell.clients, len(cells), parallel))
-        if len(sizes) > capacity:
-            raise UserError(
-                grid.place("resources", "clients_per_actor"),
-                f"{cell.clients} clients need {len(sizes)} actors at once and the cluster has room for {capacity}",
-                "put more clients on an actor, or give actors a smaller share",
-            )
-        task = Task(embeddings.dim, embeddings.classes, cell.clients, cell.unit, cell.trust)
-        trials.append(Trial(cell, task, calibrated(grid, cell, task), partitions[key], sizes, data_key))
-    return Prepared(grid, data, tuple(trials), capacity, parallel)
+        key, rows = _shares(cell), data[cell.dataset.key]
+        if key not in made:
+            with at(grid_place(grid, grid.dataset.index(cell.dataset), grid.clients.index(cell.clients))):
+                made[key] = make_partition(
+                    rows.y_train, spec=cell.partition, alpha=cell.alpha, clients=cell.clients, seed=cell.seed, columns=rows.columns
+                )
+    return tuple(made[_shares(cell)] for cell in cells)
+
+
+def _shares(cell: Cell) -> tuple[str, float, int, int]:
+    """What decides a cell's partition."""
+    return cell.dataset.key, cell.alpha, cell.clients, cell.seed
+
+
+def seen(
+    cells: Sequence[Cell], partitions: Sequence[Partition], data: Mapping[str, Embeddings]
+) -> tuple[Mapping[str, Embeddings], tuple[str, ...]]:
+    """The data by key, with what each partition makes of them where clients see values of their own; and the key that each cell reads."""
+    views, keys = dict(data), []
+    for cell, partition in zip(cells, partitions, strict=True):
+        key = cell.dataset.key
+        if SCHEMES[cell.partition.scheme].map_rows is not None:
+            key = f"{key} {partition.fingerprint}"
+            if key not in views:
+                views[key] = as_seen(data[cell.dataset.key], partition, cell.partition, cell.seed)
+        keys.append(key)
+    return views, tuple(keys)
 
 
 def calibrated(grid: Grid, cell: Cell, task: Task) -> PrivacyPlan | None:
@@ -99,16 +127,35 @@ def calibrated(grid: Grid, cell: Cell, task: Task) -> PrivacyPlan | None:
     Raises:
         UserError: there is none; with the place in the grid.
     """
-    try:
+
+    def place(where: str) -> str:
+        if where == "epsilon":
+            key = grid.place("epsilon", grid.epsilon.index(cell.epsilon))
+        else:
+            key = grid.place(where) if where in Grid.model_fields else f"{grid.place('algorithms')}: {where}"
+        return f"{key} with {cell.label}"
+
+    with at(place):
         algorithm = build_algorithm(cell.algorithm, cell.params, task)
         plan = algorithm.plan(cell.epsilon, cell.delta)
         return plan and replace(plan, claim=worth(plan.claim, algorithm))
-    except UserError as error:
-        if error.where == "epsilon":
-            where = grid.place("epsilon", grid.epsilon.index(cell.epsilon))
-        else:
-            where = grid.place(error.where) if error.where in Grid.model_fields else f"{grid.place('algorithms')}: {error.where}"
-        raise UserError(f"{where} with {cell.label}", error.what, error.right) from error
+
+
+def laid_out(grid: Grid, cells: Sequence[Cell], capacity: int, parallel: int) -> tuple[tuple[int, ...], ...]:
+    """Clients per actor of every cell, in client order.
+
+    Raises:
+        UserError: a cell needs more actors at once than fit.
+    """
+    sizes = [packing(cell.clients, clients_per_actor(grid.resources, cell.clients, len(cells), parallel)) for cell in cells]
+    for cell, each in zip(cells, sizes, strict=True):
+        if len(each) > capacity:
+            raise UserError(
+                grid.place("resources", "clients_per_actor"),
+                f"{cell.clients} clients need {len(each)} actors at once and the cluster has room for {capacity}",
+                "put more clients on an actor, or give actors a smaller share",
+            )
+    return tuple(sizes)
 
 
 def actors_that_fit(grid: Grid, nodes: Sequence[Node]) -> int:

@@ -13,8 +13,7 @@ from torch import Tensor
 from fedsim.batch import Batch
 from fedsim.data.embeddings import Embeddings
 from fedsim.errors import PluginError, UserError
-from fedsim.grid.cells import Variant, variants
-from fedsim.grid.models import Grid
+from fedsim.grid.resolve import Resolved, Variant
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Message, Task
 from fedsim.methods.products import Classifier, Generator, PersonalClassifier, PersonalGenerator
@@ -32,11 +31,11 @@ EVERYONE = {"sample_rate": 1.0, "client_rate": 1.0, "local_steps": 2}
 """Parameters that a rehearsal sets: no row is left to chance, and it takes a moment."""
 
 
-def rehearse_grid(grid: Grid, data: Mapping[str, Embeddings], *, keep_going: bool = False) -> Grid:
+def rehearse_grid(resolved: Resolved, data: Mapping[str, Embeddings], *, keep_going: bool = False) -> Resolved:
     """Rehearse every plug-in with every parameters and shape of data that the grid gives it.
 
     Args:
-        grid: the grid.
+        resolved: the grid with its algorithms.
         data: its data sets; their shapes are read, not their rows.
         keep_going: leave out the entries whose plug-in is refused.
 
@@ -46,9 +45,9 @@ def rehearse_grid(grid: Grid, data: Mapping[str, Embeddings], *, keep_going: boo
     Raises:
         PluginError: a plug-in is refused; under ``keep_going``: every one.
     """
-    refused: dict[int, PluginError] = {}
+    grid, refused = resolved.grid, dict[int, PluginError]()
     shapes = sorted({(each.dim, each.classes) for each in data.values()})
-    for variant in variants(grid):
+    for variant in resolved.variants:
         if lookup(variant.name).__module__.partition(".")[0] in SHIPPED:
             continue
         for dim, classes in shapes:
@@ -59,7 +58,7 @@ def rehearse_grid(grid: Grid, data: Mapping[str, Embeddings], *, keep_going: boo
                 if not keep_going:
                     raise
                 refused.setdefault(variant.entry, error)
-    return grid.without(refused)
+    return resolved.without(refused)
 
 
 def rehearse(variant: Variant, task: Task, epsilon: float, delta: float, where: str) -> None:

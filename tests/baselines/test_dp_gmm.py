@@ -9,8 +9,9 @@ from baselines.dp_gaussian import DPGaussian, DPGaussianParams
 from baselines.dp_gmm import DPGMM, DPGMMParams, MixtureGenerator
 from fedsim.methods.messages import Server, Task, Tensors
 from fedsim.methods.one_shot import OneShot
-from fedsim.privacy.clipping import Norms, clipped_statistics
+from fedsim.privacy.clipping import Norms
 from fedsim.privacy.statistics import mixture, moments
+from fedsim.privacy.statistics.outer_products import clipped_statistics
 from fedsim.seeds import Purpose, Seeds
 
 DIM, CLASSES = 6, 2

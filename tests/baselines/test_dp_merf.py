@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from baselines.dp_merf import DPMERF, DPMERFParams
 from fedsim.methods.messages import Server, Task
-from fedsim.privacy.clipping import Norms, clipped_statistics
+from fedsim.privacy.clipping import Norms
+from fedsim.privacy.statistics.outer_products import clipped_statistics
 from fedsim.seeds import Seeds
 
 DIM, CLASSES = 8, 3

@@ -13,11 +13,13 @@ from pydantic import Field
 from baselines.dp_gaussian import DPGaussian
 from baselines.fedavg_cvae import FedAvgCVAE
 from fedsim.data.embeddings import Embeddings
-from fedsim.data.sources import DatasetSpec, load
+from fedsim.data.sources.load import load
+from fedsim.data.sources.spec import DatasetSpec
 from fedsim.errors import UserError
 from fedsim.grid.cells import expand
 from fedsim.grid.models import Cell, Grid
 from fedsim.grid.read import load_grid
+from fedsim.grid.resolve import resolve
 from fedsim.methods.algorithm import Params
 from fedsim.methods.registry import register
 
@@ -57,7 +59,7 @@ def write(tmp_path):
 
 
 def cells_of(grid, **data):
-    return expand(grid, {spec.key: data.get(spec.display, toy()) for spec in grid.dataset})
+    return expand(resolve(grid), {spec.key: data.get(spec.display, toy()) for spec in grid.dataset})
 
 
 def grid_of(**keys):
@@ -236,7 +238,7 @@ BASE = "algorithms: [config-private]\n"
 )
 def test_a_mistake_is_one_message_with_its_place(write, text, message):
     with pytest.raises(UserError) as caught:
-        load_grid(write(text))
+        resolve(load_grid(write(text)))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -261,7 +263,7 @@ def test_a_mistake_is_one_message_with_its_place(write, text, message):
 )
 def test_a_mistake_in_an_override_names_it(write, override, message):
     with pytest.raises(UserError) as caught:
-        load_grid(write(BASE + "name: x"), [override])
+        resolve(load_grid(write(BASE + "name: x"), [override]))
     assert str(caught.value).startswith(message)
 
 
@@ -286,7 +288,7 @@ def test_a_file_name_that_is_no_folder_name_asks_for_a_name(write):
 
 def grid_or_complaint(path):
     try:
-        return load_grid(path)
+        return resolve(load_grid(path)).grid
     except UserError as error:
         return str(error)
 
@@ -310,7 +312,7 @@ def test_any_value_at_any_key_is_a_grid_or_one_message(write, key, value):
 @given(st.text(alphabet="[]{}:,-#&*!|>'\"%@ \n\tab1.?<~=", max_size=30))
 def test_any_text_is_one_message(write, text):
     with pytest.raises(UserError):
-        load_grid(write(text))
+        resolve(load_grid(write(text)))
 
 
 # ---- expansion
@@ -440,7 +442,7 @@ def test_a_class_that_derives_from_another_has_ids_of_its_own():
 def test_a_spec_s_key_finds_the_data():
     grid = grid_of(dataset=["digits", {"name": "digits", "limit": 30}])
     data = {DatasetSpec(name="digits").key: toy(0), DatasetSpec(name="digits", limit=30).key: toy(1, rows=30)}
-    assert [c.dataset_hash for c in expand(grid, data)[::2]] == [each.fingerprint for each in data.values()]
+    assert [c.dataset_hash for c in expand(resolve(grid), data)[::2]] == [each.fingerprint for each in data.values()]
 
 
 @pytest.mark.parametrize(
@@ -465,5 +467,5 @@ def test_a_grid_without_the_second_protocol_keeps_its_cell_ids(tmp_path):
         (tmp_path / "g.yaml").write_text(f"algorithms: [dp-gaussian]\nevaluation: {evaluation}\n")
         grid = load_grid(tmp_path / "g.yaml")
         data = {spec.key: load(spec, "dataset") for spec in grid.dataset}
-        ids.append([cell.cell_id for cell in expand(grid, data)])
+        ids.append([cell.cell_id for cell in expand(resolve(grid), data)])
     assert ids[0] == ids[1] != ids[2]

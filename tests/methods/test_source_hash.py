@@ -9,7 +9,7 @@ from plug_ins import GOOD, changed, write
 
 from algorithms.fedhypevae import FedHypeVAE
 from baselines.dp_gaussian import DPGaussian
-from fedsim.grid.cells import variants
+from fedsim.grid.resolve import resolve
 from fedsim.methods.registry import lookup
 from fedsim.methods.source_hash import HARMLESS, HARNESS, digests, is_shipped, place_of, reached, source_hash
 
@@ -141,7 +141,7 @@ def test_the_mathematics_of_a_shipped_algorithm_is_its_own_and_the_harness_s() -
 
 
 def ids(name: str) -> tuple[str, str]:
-    (variant,) = variants(small_grid({"name": name}))
+    (variant,) = resolve(small_grid({"name": name})).variants
     return variant.identity, variant.source
 
 

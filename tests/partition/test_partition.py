@@ -9,8 +9,9 @@ from pydantic import ValidationError
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.normalise import unit_norm
-from fedsim.errors import UserError
-from fedsim.partition import SCHEMES, PartitionSpec, apply_shift, check_partition, make_partition, shift_of, shifted
+from fedsim.errors import UserError, at
+from fedsim.partition import SCHEMES, PartitionSpec, as_seen, check_partition, make_partition
+from fedsim.partition.schemes.feature_shift import apply_shift, shift_of
 
 LABELS = np.random.default_rng(0).integers(0, 10, 3_000)
 SITES = {"site": np.random.default_rng(1).choice(["north", "south", "west"], 3_000)}
@@ -196,8 +197,8 @@ def test_limits_are_named_with_their_arithmetic(given, message):
 
 
 def test_a_check_names_the_place_it_is_given():
-    with pytest.raises(UserError) as caught:
-        check_partition(LABELS, spec=PartitionSpec(), clients=9_999, columns={}, place=lambda key: f"g.yaml:3: {key}[1]")
+    with pytest.raises(UserError) as caught, at(lambda key: f"g.yaml:3: {key}[1]"):
+        check_partition(LABELS, spec=PartitionSpec(), clients=9_999, columns={})
     assert caught.value.where == "g.yaml:3: clients[1]"
 
 
@@ -282,7 +283,7 @@ def test_feature_shift_moves_every_row_by_its_owners_map_and_keeps_it_of_unit_no
     data = replace(data, x_train=unit_norm(data.x_train), x_test=unit_norm(data.x_test))
     spec = PartitionSpec(scheme="feature-shift", strength=0.4)
     partition = make_partition(data.y_train, spec=spec, alpha=1.0, clients=4, seed=1, columns={})
-    seen = shifted(data, partition, strength=0.4, seed=1)
+    seen = as_seen(data, partition, spec, seed=1)
     for client, rows in enumerate(partition.rows):
         np.testing.assert_array_equal(seen.x_train[rows], apply_shift(data.x_train[rows], client, strength=0.4, seed=1))
         np.testing.assert_array_equal(seen.x_test[client::4], apply_shift(data.x_test[client::4], client, strength=0.4, seed=1))

@@ -7,14 +7,15 @@ from rich.console import Console
 
 from fedsim.errors import UserError
 from fedsim.partition import PartitionSpec, make_partition
+from fedsim.partition.matrix import LabelMatrix
 from fedsim.report.figures import inline_svg, save_figure
 from fedsim.report.partitions import (
     MOST_PANELS,
-    LabelMatrix,
     draw_partitions,
     label_table,
     read_partitions,
     summary_table,
+    title,
     write_partitions,
 )
 
@@ -36,7 +37,7 @@ def printed(table):
 def test_a_matrix_survives_json():
     made = matrix()
     again = LabelMatrix.from_json(made.to_json())
-    assert again.title == made.title == "ct · dirichlet · α = 0.3 · 5 clients · seed 0"
+    assert title(again) == title(made) == "ct · dirichlet · α = 0.3 · 5 clients · seed 0"
     np.testing.assert_array_equal(again.counts, made.counts)
 
 
@@ -44,7 +45,7 @@ def test_matrices_survive_a_run_folder(tmp_path):
     assert read_partitions(tmp_path) == []
     write_partitions(tmp_path, [matrix(), matrix(clients=7)])
     again = read_partitions(tmp_path)
-    assert [each.title for each in again] == [matrix().title, matrix(clients=7).title]
+    assert [title(each) for each in again] == [title(matrix()), title(matrix(clients=7))]
     np.testing.assert_array_equal(again[1].counts, matrix(clients=7).counts)
     (tmp_path / "partitions.json").write_text("[{}]")
     with pytest.raises(UserError, match="this is not a file of partitions"):

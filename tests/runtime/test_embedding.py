@@ -8,12 +8,12 @@ from rich.console import Console
 
 from fedsim.data.encoding.embed import EmbedJob, embed
 from fedsim.data.encoding.encoder import locate
-from fedsim.data.images.folder import load_image_folder
-from fedsim.data.images.images import ImageFiles
+from fedsim.data.images import ImageFiles
+from fedsim.data.sources.folder import load_image_folder
 from fedsim.errors import UserError
 from fedsim.grid.models import Grid
-from fedsim.runtime.cluster import Node
 from fedsim.runtime.embedding import on_actors
+from fedsim.simulation.node import Node
 from fedsim.simulation.preflight import prepare
 
 REPOSITORY = Path(__file__).parents[2]

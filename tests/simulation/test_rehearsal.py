@@ -93,12 +93,12 @@ def test_the_starter_is_not_refused_in_any_setting(folder: Path) -> None:
     name = write(folder, "good", GOOD)
     for unit in ("example", "client"):
         for trust in ("aggregate", "silo"):
-            assert prepare(grid_of(name, epsilon=[4.0, float("inf")], unit=unit, trust=trust), NODES).grid.refused == {}
+            assert prepare(grid_of(name, epsilon=[4.0, float("inf")], unit=unit, trust=trust), NODES).refused == {}
 
 
 def test_a_classifier_is_not_refused(folder: Path) -> None:
     name = write(folder, "classifies", predicting("return x[:, :10].double().softmax(1)"))
-    assert prepare(grid_of(name, epsilon=4.0), NODES).grid.refused == {}
+    assert prepare(grid_of(name, epsilon=4.0), NODES).refused == {}
 
 
 def test_a_setting_that_cannot_be_planned_is_no_mistake_of_the_plug_in(folder: Path) -> None:
@@ -113,7 +113,7 @@ def test_what_is_refused_is_left_out_and_the_rest_keeps_its_place(folder: Path) 
     prepared = prepare(
         grid_of(bad, "weight-noise", {**bad, "params": {"rounds": 3}, "label": "again"}, epsilon=4.0), NODES, keep_going=True
     )
-    assert list(prepared.grid.refused) == [0, 2]
+    assert list(prepared.refused) == [0, 2]
     assert [trial.cell.label for trial in prepared.trials] == ["weight-noise"]
     assert prepared.grid.place("algorithms", 1) == "algorithms[1]"
     console = Console(file=io.StringIO(), width=200)
@@ -152,4 +152,4 @@ def test_no_shipped_algorithm_would_be_refused(name: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(rehearsal, "SHIPPED", ())
     cls = lookup(name)
     prepared = prepare(small_grid(name, epsilon=4.0, unit=cls.units[0], trust=cls.trusts[0]), NODES, keep_going=False)
-    assert prepared.grid.refused == {}
+    assert prepared.refused == {}

@@ -28,9 +28,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextCol
 from fedsim.data.cache import cache_folder
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.encoding.archive import read_manifest, write_npz
-from fedsim.data.encoding.encoder import Encoder, EncoderFiles, EncoderSpec, best_device, locate
+from fedsim.data.encoding.encoder import Encoder, EncoderFiles, best_device, locate
 from fedsim.data.encoding.shards import SIZE, Shard, embedded_shards, positions
-from fedsim.data.images.images import ImageSet
+from fedsim.data.encoding.spec import EncoderSpec
+from fedsim.data.images import ImageSet
 from fedsim.data.npz import load_embedding_file
 from fedsim.data.split import TEST, TRAIN
 from fedsim.errors import UserError

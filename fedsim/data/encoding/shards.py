@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.data.encoding.encoder import Encoder
-from fedsim.data.images.images import BadImage, Decoder, ImageSet
+from fedsim.data.images import BadImage, Decoder, ImageSet
 
 SIZE = 512
 """Images of a shard."""

@@ -5,8 +5,7 @@ No algorithm is among it.
 
 import torch._dynamo  # noqa: F401
 
-import fedsim.kit.check
-import fedsim.methods.one_shot  # noqa: F401
+from fedsim.kit.checks import budget, noise, per_example, repeat, sensitivity, traces  # noqa: F401
 from fedsim.methods.registry import known
 
 known()

@@ -13,9 +13,9 @@ from fedsim.kit.checks.watch import Tape, WatchedPool, watched
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.registry import lookup
 from fedsim.privacy.plan import PrivacyPlan, Trust, Unit
-from fedsim.runtime.cluster import Node
 from fedsim.seeds import Seeds
 from fedsim.simulation.cohort import Cohort, build_algorithm
+from fedsim.simulation.node import Node
 from fedsim.simulation.preflight import prepare
 from fedsim.simulation.rounds import RoundRecord
 from fedsim.simulation.trial import Trial

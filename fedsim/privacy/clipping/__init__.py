@@ -3,6 +3,5 @@
 from fedsim.privacy.clipping.engine import ENGINES, ClippedSum, clipped_sum
 from fedsim.privacy.clipping.independence import check_per_example
 from fedsim.privacy.clipping.norms import Norms
-from fedsim.privacy.statistics.outer_products import OuterProduct, clipped_statistics
 
-__all__ = ["ENGINES", "ClippedSum", "Norms", "OuterProduct", "check_per_example", "clipped_statistics", "clipped_sum"]
+__all__ = ["ENGINES", "ClippedSum", "Norms", "check_per_example", "clipped_sum"]

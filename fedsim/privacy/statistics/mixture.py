@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fedsim.models.layers import one_hot
-from fedsim.privacy.clipping import OuterProduct
 from fedsim.privacy.statistics.moments import Products, unit_weights
+from fedsim.privacy.statistics.outer_products import OuterProduct
 from fedsim.privacy.statistics.spectral import spectral_function, square_root
 
 WEIGHTS = {"component_sums": 1.0, "component_counts": 0.15}

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from fedsim.models.layers import one_hot
-from fedsim.privacy.clipping import OuterProduct
 from fedsim.privacy.statistics import spectral
+from fedsim.privacy.statistics.outer_products import OuterProduct
 
 Products = dict[str, OuterProduct]
 MEAN_WEIGHTS = {"sum": 1.0, "count": 0.3}

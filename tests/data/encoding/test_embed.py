@@ -15,9 +15,10 @@ from rich.console import Console
 import fedsim.data.encoding.shards
 from fedsim.data.encoding.archive import check_target, export, read_manifest
 from fedsim.data.encoding.embed import EmbedJob, cached_embeddings, embed, in_process
-from fedsim.data.encoding.encoder import Encoder, EncoderSpec, locate
-from fedsim.data.images.folder import load_image_folder
-from fedsim.data.images.images import ImageSet
+from fedsim.data.encoding.encoder import Encoder, locate
+from fedsim.data.encoding.spec import EncoderSpec
+from fedsim.data.images import ImageSet
+from fedsim.data.sources.folder import load_image_folder
 from fedsim.errors import UserError
 
 CONSOLE = Console(file=io.StringIO())

@@ -8,7 +8,8 @@ import torch
 from pictures import picture, save_encoder
 from transformers import AutoImageProcessor, AutoModel, ResNetConfig, ResNetModel
 
-from fedsim.data.encoding.encoder import REVISIONS, Encoder, EncoderSpec, locate
+from fedsim.data.encoding.encoder import REVISIONS, Encoder, locate
+from fedsim.data.encoding.spec import EncoderSpec
 from fedsim.errors import UserError
 
 PICTURES = [picture(n) for n in range(4)]

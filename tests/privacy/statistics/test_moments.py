@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from fedsim.privacy.clipping import Norms, clipped_statistics
+from fedsim.privacy.clipping import Norms
 from fedsim.privacy.statistics import moments
+from fedsim.privacy.statistics.outer_products import clipped_statistics
 from fedsim.seeds import Purpose, Seeds
 
 CLASSES, DIM = 3, 6

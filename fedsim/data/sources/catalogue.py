@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from fedsim.data.cache import cache_folder
-from fedsim.data.images import medmnist, milk10k
+from fedsim.data.sources import medmnist, milk10k
 
 
 def catalogue_table() -> Table:

@@ -12,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.data.images.images import Decoder, ImageSet, from_pixels
+from fedsim.data.images import Decoder, ImageSet, from_pixels
 from fedsim.data.split import TEST, TRAIN, VALIDATION
 from fedsim.errors import UserError
 
@@ -128,7 +128,7 @@ class PackedImages:
         return int(self.starts[-1])
 
     def decoder(self, row: int) -> Decoder:
-        """See :class:`fedsim.data.images.images.Images`; reads now, so that only one thread moves through the stream."""
+        """See :class:`fedsim.data.images.Images`; reads now, so that only one thread moves through the stream."""
         part = int(np.searchsorted(self.starts, row, side="right")) - 1
         if self._open is None or self._open[0] != part:
             # stays open: the next image is the next bytes of the stream

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fedsim.data.images.images import ImageFiles, ImageSet
-from fedsim.data.images.tables import check_files, complete, plain_columns, read_table
+from fedsim.data.images import ImageFiles, ImageSet
+from fedsim.data.sources.tables import check_files, complete, plain_columns, read_table
 from fedsim.data.split import quarter_for_testing
 from fedsim.errors import UserError
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.data.images.images import Decoder, ImageSet, decoded
-from fedsim.data.images.tables import class_labels
+from fedsim.data.images import Decoder, ImageSet, decoded
+from fedsim.data.sources.tables import class_labels
 from fedsim.data.split import TEST, TRAIN, WORDS, quarter_for_testing
 from fedsim.errors import UserError
 
@@ -72,7 +72,7 @@ class HubImages:
         return int(self.starts[-1])
 
     def decoder(self, row: int) -> Decoder:
-        """See :class:`fedsim.data.images.images.Images`."""
+        """See :class:`fedsim.data.images.Images`."""
         return partial(decoded, self._encoded(row))
 
     def name(self, row: int) -> str:

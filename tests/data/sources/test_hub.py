@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from pictures import picture, save_folder
 
-from fedsim.data.images.hub import load_hub
+from fedsim.data.sources.hub import load_hub
 from fedsim.data.split import TEST
 from fedsim.errors import UserError
 

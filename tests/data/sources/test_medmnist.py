@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pictures import save_medmnist
 
-from fedsim.data.images.medmnist import PackedImages, flags, load_medmnist, single_label
+from fedsim.data.sources.medmnist import PackedImages, flags, load_medmnist, single_label
 from fedsim.data.split import TEST, TRAIN, VALIDATION
 from fedsim.errors import UserError
 

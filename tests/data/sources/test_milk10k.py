@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from pictures import save_milk10k
 
-from fedsim.data.images.milk10k import DIAGNOSES, GROUND_TRUTH, IMAGES, METADATA, load_milk10k
+from fedsim.data.sources.milk10k import DIAGNOSES, GROUND_TRUTH, IMAGES, METADATA, load_milk10k
 from fedsim.data.split import TEST, TRAIN
 from fedsim.errors import UserError
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fedsim.data.images.images import ImageFiles, ImageSet
-from fedsim.data.images.tables import check_files, class_labels, complete, plain_columns, read_table, split_values
+from fedsim.data.images import ImageFiles, ImageSet
+from fedsim.data.sources.tables import check_files, class_labels, complete, plain_columns, read_table, split_values
 from fedsim.data.split import WORDS, quarter_for_testing
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.data.embeddings import Embeddings
-from fedsim.data.images.images import ImageSet, PixelArrays
+from fedsim.data.images import ImageSet, PixelArrays
 from fedsim.data.split import quarter_for_testing
 
 _NAMES = tuple(map(str, range(10)))

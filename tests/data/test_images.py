@@ -6,8 +6,8 @@ import pytest
 from pictures import picture, save_folder
 from PIL import Image
 
-from fedsim.data.images.folder import load_image_folder
-from fedsim.data.images.images import BadImage, ImageSet, PixelArrays, decoded
+from fedsim.data.images import BadImage, ImageSet, PixelArrays, decoded
+from fedsim.data.sources.folder import load_image_folder
 from fedsim.data.split import TEST, TRAIN
 from fedsim.errors import UserError
 

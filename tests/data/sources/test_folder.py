@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from pictures import picture, save_folder
 
-from fedsim.data.images.folder import load_image_folder
+from fedsim.data.sources.folder import load_image_folder
 from fedsim.data.split import TEST, TRAIN, VALIDATION
 from fedsim.errors import UserError
 

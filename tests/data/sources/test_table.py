@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from pictures import save_folder
 
-from fedsim.data.images.table import load_image_table
+from fedsim.data.sources.table import load_image_table
 from fedsim.data.split import TEST
 from fedsim.errors import UserError
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedsim.data.images.images import EXTENSIONS, ImageFiles, ImageSet
+from fedsim.data.images import EXTENSIONS, ImageFiles, ImageSet
 from fedsim.data.split import TEST, TRAIN, WORDS, quarter_for_testing
 from fedsim.errors import UserError
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.data.embeddings import Embeddings
 from fedsim.data.normalise import unit_norm
-from fedsim.partition.partition import Partition
+from fedsim.partition.schemes.iid import iid
+from fedsim.partition.schemes.scheme import Scheme
 from fedsim.seeds import Purpose, Seeds
 
 _SHIFT_RANK = 8
@@ -68,14 +68,8 @@ def apply_shift(x: NDArray[np.float32], client: int, *, strength: float, seed: i
     return unit_norm(moved.astype(np.float32, copy=False))
 
 
-def shifted(data: Embeddings, partition: Partition, *, strength: float, seed: int) -> Embeddings:
-    """The data set as a federation with feature shift sees it: every training row through its owner's map.
+def _of_strength(x: NDArray[np.float32], client: int, given: Mapping[str, Any], seed: int) -> NDArray[np.float32]:
+    return apply_shift(x, client, strength=float(given["strength"]), seed=seed)
 
-    Test rows stand for all clients alike: row i goes through the map of client ``i mod clients``.
-    """
-    x_train, x_test = data.x_train.copy(), data.x_test.copy()
-    clients = len(partition.rows)
-    for client, rows in enumerate(partition.rows):
-        x_train[rows] = apply_shift(data.x_train[rows], client, strength=strength, seed=seed)
-        x_test[client::clients] = apply_shift(data.x_test[client::clients], client, strength=strength, seed=seed)
-    return replace(data, x_train=x_train, x_test=x_test)
+
+FEATURE_SHIFT = Scheme(iid, takes={"strength": 0.5}, map_rows=_of_strength)

@@ -5,7 +5,8 @@ import pytest
 from pictures import save_folder, save_medmnist
 from pydantic import ValidationError
 
-from fedsim.data.sources import DatasetSpec, image_set, load, training_rows
+from fedsim.data.sources.load import image_set, load, training_rows
+from fedsim.data.sources.spec import DatasetSpec
 from fedsim.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]

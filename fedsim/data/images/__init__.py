@@ -1,1 +1,0 @@
-"""Sets of images, one source a file."""

@@ -1,0 +1,153 @@
+"""A grid's algorithms found: every one with all its parameters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from fedsim.errors import PluginError, UserError, nearest
+from fedsim.grid.complaints import translated
+from fedsim.grid.models import Grid
+from fedsim.grid.places import Loc
+from fedsim.methods.algorithm import Algorithm
+from fedsim.methods.registry import lookup
+from fedsim.methods.source_hash import place_of, source_hash
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An algorithm with all parameters: one entry of ``algorithms`` at one point of ``scan``.
+
+    Attributes:
+        entry: the position in ``algorithms``.
+        label: what tables and curves call it.
+        name: the algorithm's name as the grid gives it.
+        identity: which class it is, see :func:`fedsim.methods.source_hash.place_of`.
+        source: hash of its code and the harness's.
+        params: all its parameters, defaults included.
+        private: whether an epsilon has a meaning for it.
+    """
+
+    entry: int
+    label: str
+    name: str
+    identity: str
+    source: str
+    params: dict[str, Any]
+    private: bool
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A grid whose algorithms are known.
+
+    Attributes:
+        grid: the grid.
+        variants: every algorithm that is not refused, at every point of the scan that concerns it.
+        refused: why entries of ``algorithms``, by their positions, are left out.
+    """
+
+    grid: Grid
+    variants: tuple[Variant, ...]
+    refused: Mapping[int, PluginError]
+
+    def without(self, refused: Mapping[int, PluginError]) -> Resolved:
+        """The grid with further entries left out.
+
+        Raises:
+            PluginError: no entry would be left; the first one's error.
+        """
+        left_out = {**self.refused, **refused}
+        if len(left_out) == len(self.grid.algorithms):
+            raise left_out[0]
+        return replace(self, variants=tuple(each for each in self.variants if each.entry not in left_out), refused=left_out)
+
+
+def resolve(grid: Grid, *, keep_going: bool = False) -> Resolved:
+    """Find the grid's algorithms, which imports plug-ins, and check the parameters of each by its own model.
+
+    Args:
+        grid: the grid.
+        keep_going: leave out the entries whose plug-in is refused.
+
+    Raises:
+        UserError: an algorithm is unknown or refused, its parameters do not do, or two are the same.
+    """
+    classes: dict[int, type[Algorithm]] = {}
+    refused: dict[int, PluginError] = {}
+    for i, entry in enumerate(grid.algorithms):
+        try:
+            classes[i] = lookup(entry.name, grid.place("algorithms", i, "name"))
+        except PluginError as error:
+            if not keep_going:
+                raise
+            refused[i] = error
+    known = Resolved(grid, (), {}).without(refused)
+    if not refused:
+        _check_scan(grid, classes)
+    found: list[Variant] = []
+    for i, cls in classes.items():
+        for variant in _points(grid, i, cls):
+            _check_apart(grid, variant, found)
+            found.append(variant)
+    return replace(known, variants=tuple(found))
+
+
+def _check_scan(grid: Grid, classes: Mapping[int, type[Algorithm]]) -> None:
+    known = {name for cls in classes.values() for name in cls.Params.model_fields}
+    for parameter in grid.scan:
+        if parameter not in known:
+            what = f"no algorithm of the grid has the parameter '{parameter}'"
+            raise UserError(grid.place("scan", parameter), what, nearest(parameter, known))
+
+
+def _points(grid: Grid, i: int, cls: type[Algorithm]) -> Iterator[Variant]:
+    """An entry at every point of the scan that concerns it."""
+    entry = grid.algorithms[i]
+    axes = [name for name in grid.scan if name in cls.Params.model_fields]
+    if both := next((name for name in axes if name in entry.params), None):
+        raise UserError(grid.place("scan", both), f"algorithms[{i}].params gives '{both}' too", "remove one of them")
+    for point in product(*(range(len(grid.scan[name])) for name in axes)):
+        chosen = dict(zip(axes, point, strict=True))
+        yield Variant(
+            entry=i,
+            label=" ".join([entry.display, *(f"{name}={_spell(grid.scan[name][j])}" for name, j in chosen.items())]),
+            name=entry.name,
+            identity=place_of(cls),
+            source=source_hash(cls),
+            params=_complete(grid, i, cls.Params, chosen),
+            private=cls.private,
+        )
+
+
+def _spell(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _complete(grid: Grid, i: int, params: type[BaseModel], chosen: Mapping[str, int]) -> dict[str, Any]:
+    def place(loc: Loc) -> str:
+        if loc and loc[0] in chosen:
+            name = str(loc[0])
+            return grid.place("scan", name, chosen[name], *loc[1:])
+        return grid.place("algorithms", i, "params", *loc)
+
+    given = grid.algorithms[i].params | {name: grid.scan[name][j] for name, j in chosen.items()}
+    try:
+        return params.model_validate(given).model_dump(mode="json")
+    except ValidationError as error:
+        raise translated(error, params, place) from error
+
+
+def _check_apart(grid: Grid, new: Variant, others: Sequence[Variant]) -> None:
+    for other in others:
+        if (new.identity, new.params) == (other.identity, other.params):
+            what = f"'{new.label}' is the same as '{other.label}' of algorithms[{other.entry}]"
+            raise UserError(grid.place("algorithms", new.entry), what, "remove one")
+        if new.label == other.label:
+            what = f"'{new.label}' is also what algorithms[{other.entry}] is called"
+            raise UserError(grid.place("algorithms", new.entry), what, "give one of them a label: of its own")

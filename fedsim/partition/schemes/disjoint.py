@@ -1,0 +1,35 @@
+"""No label in common."""
+
+from __future__ import annotations
+
+import heapq
+
+import numpy as np
+
+from fedsim.errors import UserError
+from fedsim.partition.schemes.scheme import Division, Integers, Scheme
+
+
+def disjoint(division: Division, rng: np.random.Generator) -> Integers:
+    """Clients share no label: classes in random order, each whole to the client that has the fewest rows so far."""
+    holder = np.zeros(len(division.counts), dtype=np.int64)
+    smallest = [(0, client) for client in range(division.clients)]
+    for c in rng.permutation(len(holder)):
+        size, client = smallest[0]
+        holder[c] = client
+        heapq.heapreplace(smallest, (size + int(division.counts[c]), client))
+    return holder[division.y]
+
+
+def labels_suffice(division: Division) -> None:
+    """There is a class for every client, with the minimum size."""
+    counts, clients, min_size = division.counts, division.clients, division.min_size
+    if clients > len(counts):
+        what = f"{clients} clients cannot have disjoint labels with {len(counts)} classes"
+        raise UserError("clients", what, f"give at most {len(counts)} clients")
+    if counts.min() < min_size:
+        what = f"class {counts.argmin()} has {counts.min()} rows, fewer than {min_size} (partition.min_size)"
+        raise UserError("partition.min_size", what, f"give at most {counts.min()}")
+
+
+DISJOINT = Scheme(disjoint, labels_suffice)

@@ -1,0 +1,16 @@
+"""Clients alike."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedsim.partition.schemes.scheme import Division, Integers, Scheme
+
+
+def iid(division: Division, rng: np.random.Generator) -> Integers:
+    """Rows at random, sizes equal to within one."""
+    owner: Integers = rng.permutation(np.arange(len(division.y)) % division.clients)
+    return owner
+
+
+IID = Scheme(iid)

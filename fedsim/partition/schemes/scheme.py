@@ -1,0 +1,76 @@
+"""What a scheme is: how rows are divided among clients, and what it asks of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Division:
+    """What is to be divided, and how.
+
+    Attributes:
+        y: labels int64 ``[n]``, 0 .. C-1.
+        columns: further values, ``[n]`` each.
+        clients: how many.
+        min_size: the fewest rows that a client may hold.
+        given: the scheme's own parameters.
+        alpha: concentration, > 0, of a scheme that uses one.
+    """
+
+    y: Integers
+    columns: Mapping[str, NDArray[Any]]
+    clients: int
+    min_size: int
+    given: Mapping[str, Any]
+    alpha: float = 1.0
+
+    @property
+    def counts(self) -> Integers:
+        """Rows of each class, int64 ``[C]``."""
+        return np.bincount(self.y)
+
+
+Owner = Callable[[Division, np.random.Generator], Integers]
+"""The owner int64 ``[n]`` of every row; UserErrors name a grid's key (``partition.min_size``)."""
+RowMap = Callable[[NDArray[np.float32], int, Mapping[str, Any], int], NDArray[np.float32]]
+"""What a client makes of rows ``[k, d]``: a function of rows, client, the scheme's parameters and the partition's seed."""
+
+
+def _any_data(division: Division) -> None:
+    """A scheme that no data of enough rows refuse."""
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A way to divide rows among clients.
+
+    Attributes:
+        owner: who holds which row; bounded: nothing is drawn again until it fits.
+        check: raises a UserError, with a grid's key as its place, where the data do not allow such a division.
+        takes: the parameters that are its own, with their defaults; None has to be given.
+        uses_alpha: whether ``alpha`` can change the division.
+        map_rows: what every client makes of its rows' values; None where they are as they are.
+    """
+
+    owner: Owner
+    check: Callable[[Division], None] = _any_data
+    takes: Mapping[str, Any] = field(default_factory=dict)
+    uses_alpha: bool = False
+    map_rows: RowMap | None = None
+
+    def test_rows(self, client: int, clients: int) -> slice:
+        """The test rows as a client sees them: its own ones where clients see values of their own, else all."""
+        return slice(None) if self.map_rows is None else own_test_rows(client, clients)
+
+
+def own_test_rows(client: int, clients: int) -> slice:
+    """The test rows that stand for a client: row i is client ``i mod clients``'s."""
+    return slice(client, None, clients)

@@ -1,0 +1,88 @@
+"""So many labels a client."""
+
+from __future__ import annotations
+
+import heapq
+
+import numpy as np
+
+from fedsim.errors import UserError
+from fedsim.partition.schemes.dealing import dealt, even
+from fedsim.partition.schemes.scheme import Division, Integers, Scheme
+
+
+def shards(division: Division, rng: np.random.Generator) -> Integers:
+    """Every client holds exactly ``labels`` labels (after McMahan et al. 2017, arXiv 1602.05629, with shards that never mix labels).
+
+    Classes are cut into shards, the larger ones into more; a client gets shards of different classes.
+
+    Raises:
+        UserError: the classes cannot be cut so that every client reaches the minimum size.
+    """
+    holders = _shards_per_class(division.counts, division.clients, int(division.given["labels"] or 0))
+    free = np.full(division.clients, division.given["labels"])
+    table = np.zeros((division.clients, len(holders)), dtype=np.int64)
+    for c in np.argsort(-holders, kind="stable"):
+        # those with the most shards still to come; so no class meets fewer free clients than it needs (Gale-Ryser)
+        order = rng.permutation(division.clients)
+        chosen = order[np.argsort(-free[order], kind="stable")][: holders[c]]
+        free[chosen] -= 1
+        table[chosen, c] = even(int(division.counts[c]), int(holders[c]))
+    table = _levelled(table, division.min_size)
+    return dealt(table, division, rng)
+
+
+def _shards_per_class(counts: Integers, clients: int, labels: int) -> Integers:
+    """How many clients hold each class: by its size, at least 1, at most as many as it has rows or as there are clients."""
+    most = np.minimum(counts, clients)
+    holders = np.ones(len(counts), dtype=np.int64)
+    # the next shard always comes from the class whose shards are the largest
+    heap = [(-float(count), c) for c, count in enumerate(counts) if most[c] > 1]
+    heapq.heapify(heap)
+    for _ in range(clients * labels - len(counts)):
+        _, c = heap[0]
+        holders[c] += 1
+        if holders[c] < most[c]:
+            heapq.heapreplace(heap, (-float(counts[c] / holders[c]), c))
+        else:
+            heapq.heappop(heap)
+    return holders
+
+
+def _levelled(table: Integers, least: int) -> Integers:
+    """Let clients below ``least`` rows take rows of their own labels from the largest holder of the label."""
+    sizes = table.sum(axis=1)
+    for client in np.flatnonzero(sizes < least):
+        for c in np.flatnonzero(table[client]):
+            spare = np.where(table[:, c] > 1, np.minimum(table[:, c] - 1, sizes - least), 0).clip(min=0)
+            for donor in np.argsort(-spare, kind="stable"):
+                moved = min(int(spare[donor]), int(least - sizes[client]))
+                if moved <= 0:
+                    break
+                table[donor, c] -= moved
+                table[client, c] += moved
+                sizes[donor] -= moved
+                sizes[client] += moved
+        if sizes[client] < least:
+            what = f"scheme 'shards' leaves client {client} with {sizes[client]} rows, fewer than {least}"
+            raise UserError("partition.min_size", what, "give a smaller min_size, fewer clients or more labels")
+    return table
+
+
+def shards_fit(division: Division) -> None:
+    """Every client finds so many labels, and every class a client."""
+    counts, clients, labels = division.counts, division.clients, int(division.given["labels"] or 0)
+    classes, shards = len(counts), clients * labels
+    if labels > classes:
+        what = f"a client cannot hold {labels} labels, the data set has {classes} classes"
+        raise UserError("partition.labels", what, f"give at most {classes}")
+    if shards < classes:
+        what = f"{clients} clients × {labels} labels = {shards} shards cannot hold {classes} classes, so some would vanish"
+        raise UserError("partition.labels", what, f"give at least {-(-classes // clients)}")
+    most = int(np.minimum(counts, clients).sum())
+    if shards > most:
+        what = f"{clients} clients × {labels} labels = {shards} shards, but small classes allow {most} at most"
+        raise UserError("partition.labels", what, f"give at most {most // clients}")
+
+
+SHARDS = Scheme(shards, shards_fit, {"labels": 2})

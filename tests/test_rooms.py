@@ -1,0 +1,97 @@
+"""Which room of the package imports which, read from the syntax trees of all its files."""
+
+import ast
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import fedsim
+
+ROOT = Path(fedsim.__file__).parent
+FACE = "fedsim"
+"""``fedsim/__init__.py`` names what users import, from any room, and loads it when it is used."""
+ROOMS = (
+    ("cli",),
+    ("kit",),
+    ("runtime",),
+    ("report",),
+    ("simulation",),
+    ("evaluation", "results"),
+    ("grid",),
+    ("methods",),
+    ("privacy", "partition"),
+    ("models", "data"),
+    ("batch", "words", "errors", "seeds"),
+)
+"""From the roof to the ground: a file imports its own room and those on the floors below."""
+
+Arrow = tuple[str, str]
+
+
+def modules() -> dict[str, Path]:
+    paths = ((path.relative_to(ROOT.parent).with_suffix(""), path) for path in ROOT.rglob("*.py"))
+    return {".".join(name.parts).removesuffix(".__init__"): path for name, path in paths}
+
+
+def imported(path: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Modules of fedsim with the names that are imported from each; late and typing-only imports count too."""
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, ()) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            yield node.module or "", tuple(alias.name for alias in node.names)
+
+
+def arrows() -> set[Arrow]:
+    known = modules()
+    found = set()
+    for source, path in known.items():
+        for module, names in imported(path):
+            if module.partition(".")[0] == FACE:
+                found |= {(source, f"{module}.{name}" if f"{module}.{name}" in known else module) for name in names} or {(source, module)}
+    return {(source, target) for source, target in found if FACE not in (source, target)}
+
+
+def on_circles(found: Iterable[Arrow]) -> set[str]:
+    """What is on a circle or between two: what is left when nodes without an arrow in or out have been taken away, again and again."""
+    left = {(source, target) for source, target in found if source != target}
+    while True:
+        ends = {source for source, _ in left} & {target for _, target in left}
+        kept = {(source, target) for source, target in left if source in ends and target in ends}
+        if kept == left:
+            return ends
+        left = kept
+
+
+def folder(module: str) -> str:
+    """The folder of a file; one that is a room of its own counts as one."""
+    above = module.rpartition(".")[0]
+    return module if above == FACE or modules()[module].name == "__init__.py" else above
+
+
+def room(module: str) -> str:
+    return module.split(".")[1]
+
+
+def test_circles_are_found() -> None:
+    assert on_circles({("a", "b"), ("b", "c"), ("x", "x")}) == set()
+    assert on_circles({("a", "b"), ("b", "c"), ("c", "b"), ("c", "d")}) == {"b", "c"}
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    assert on_circles(arrows()) == set()
+
+
+def test_no_folders_import_each_other_in_a_circle() -> None:
+    assert on_circles((folder(source), folder(target)) for source, target in arrows()) == set()
+
+
+def test_every_file_stands_in_a_room_with_a_floor() -> None:
+    named = [name for floor in ROOMS for name in floor]
+    assert sorted(named) == sorted({room(module) for module in modules() if module != FACE})
+
+
+def test_no_file_imports_a_floor_above_its_own_or_another_room_on_it() -> None:
+    floor = {name: height for height, names in enumerate(reversed(ROOMS)) for name in names}
+    up = {(a, b) for a, b in arrows() if room(a) != room(b) and floor[room(a)] <= floor[room(b)]}
+    assert up == set()
