@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +16,13 @@ from numpy.typing import NDArray
 from rich.table import Table
 from rich.text import Text
 
+from fedsim.atomic import replaced
 from fedsim.errors import UserError
 from fedsim.report.figures import INK, MUTED, PAPER, SERIES, style
 from fedsim.report.tables import number
+from fedsim.results.folder import RunFolder
 
-NAME, FILE = "partitions", "partitions.json"
+NAME = "partitions"
 MOST_PANELS = 12
 _MOST_LINES = 30
 _FEW = 24
@@ -81,20 +82,19 @@ class LabelMatrix:
         return float(-(shares * logs).sum(axis=1).mean() / math.log(max(len(self.classes), 2)))
 
 
-def write_partitions(folder: Path, matrices: Sequence[LabelMatrix]) -> None:
+def write_partitions(folder: RunFolder, matrices: Sequence[LabelMatrix]) -> None:
     """Write ``partitions.json`` into a run folder, replacing an older one at once."""
-    part = folder / f"{FILE}.part"
-    part.write_text("[\n" + ",\n".join(json.dumps(matrix.to_json()) for matrix in matrices) + "\n]\n", encoding="utf-8")
-    part.replace(folder / FILE)
+    with replaced(folder.partitions) as part:
+        part.write_text("[\n" + ",\n".join(json.dumps(matrix.to_json()) for matrix in matrices) + "\n]\n", encoding="utf-8")
 
 
-def read_partitions(folder: Path) -> list[LabelMatrix]:
+def read_partitions(folder: RunFolder) -> list[LabelMatrix]:
     """What ``write_partitions`` wrote; empty where there is no such file.
 
     Raises:
         UserError: the file cannot be read.
     """
-    path = folder / FILE
+    path = folder.partitions
     if not path.exists():
         return []
     try:
