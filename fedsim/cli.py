@@ -247,7 +247,6 @@ def synth(
     x, y = generator.synthesise(per_class, seed)
     manifest = generator.manifest(per_class, seed)
     names = {"class_names": np.array(manifest["class_names"])} if manifest["class_names"] else {}
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_npz(out, (len(x), x.shape[1]), "float32", [x], {"y": y, **names}, manifest)
     write_sidecar(out, manifest)
     told = " ".join(f"{key} {manifest[key]}" for key in ("epsilon", "delta", "unit", "trust", "claim"))
@@ -268,6 +267,7 @@ def partition(
     checked = resolve(load_grid(grid, set_ or [])).grid
     from fedsim.report.figures import save_figure
     from fedsim.report.partitions import NAME, draw_partitions, label_table, summary_table
+    from fedsim.results.folder import RunFolder
     from fedsim.simulation.label_matrices import label_matrices
 
     matrices = label_matrices(checked)
@@ -278,7 +278,7 @@ def partition(
     console.print(summary_table(matrices))
     figure = draw_partitions(matrices) if show else None
     if figure is not None:
-        for path in save_figure(figure, out or Path("runs") / checked.name / "curves", NAME):
+        for path in save_figure(figure, out or RunFolder(Path("runs") / checked.name).curves, NAME):
             console.print(f"picture: {path}", soft_wrap=True, highlight=False)
 
 

@@ -12,6 +12,7 @@ from cells import small_cells
 from pictures import save_encoder, save_folder, save_medmnist
 
 from fedsim.cli import main
+from fedsim.results.folder import RunFolder
 from fedsim.simulation.generators import save_generator
 from fedsim.simulation.trial import run_trial
 
@@ -149,7 +150,7 @@ def test_a_saved_generator_gives_a_file_of_synthetic_embeddings_with_its_manifes
     *_, outcome = run_trial(trial, data)
     (tmp_path / "out").mkdir()
     spent = {"status": "ok", "epsilon_spent": outcome.epsilon_spent, "accountant": outcome.accountant}
-    save_generator(tmp_path / "out", trial, (), outcome.generator, spent, {})
+    save_generator(RunFolder(tmp_path / "out"), trial, (), outcome.generator, spent, {})
     done = fedsim("synth", "out", "--synthesis", "client:3", "--per-class", "5", "--out", "made/synth.npz")
     assert done.returncode == 0, done.stderr
     assert "50 synthetic embeddings of 64 dimensions" in done.stdout

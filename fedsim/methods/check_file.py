@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedsim.atomic import replaced
 from fedsim.data.cache import cache_folder
 from fedsim.errors import UserError
 from fedsim.methods.source_hash import module_hash, source_hash
@@ -34,11 +34,9 @@ def file_passed(algorithm: Algorithm) -> None:
         UserError: fedsim's cache folder cannot be written.
     """
     path = _path(algorithm)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(_checked(algorithm), indent=1) + "\n", encoding="utf-8")
-        os.replace(part, path)
+        with replaced(path) as part:
+            part.write_text(json.dumps(_checked(algorithm), indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(str(path.parent), f"cannot be written ({error.strerror})", "set FEDSIM_CACHE to another folder") from error
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,31 +14,32 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from rich.text import Text
 
+from fedsim.atomic import replaced
 from fedsim.errors import UserError
 from fedsim.partition.matrix import MOST_PANELS, LabelMatrix
 from fedsim.report.figures import INK, MUTED, PAPER, SERIES, style
 from fedsim.report.tables import number
+from fedsim.results.folder import RunFolder
 
-NAME, FILE = "partitions", "partitions.json"
+NAME = "partitions"
 _MOST_LINES = 30
 _FEW = 24
 _MOST_ACROSS = 200
 
 
-def write_partitions(folder: Path, matrices: Sequence[LabelMatrix]) -> None:
+def write_partitions(folder: RunFolder, matrices: Sequence[LabelMatrix]) -> None:
     """Write ``partitions.json`` into a run folder, replacing an older one at once."""
-    part = folder / f"{FILE}.part"
-    part.write_text("[\n" + ",\n".join(json.dumps(matrix.to_json()) for matrix in matrices) + "\n]\n", encoding="utf-8")
-    part.replace(folder / FILE)
+    with replaced(folder.partitions) as part:
+        part.write_text("[\n" + ",\n".join(json.dumps(matrix.to_json()) for matrix in matrices) + "\n]\n", encoding="utf-8")
 
 
-def read_partitions(folder: Path) -> list[LabelMatrix]:
+def read_partitions(folder: RunFolder) -> list[LabelMatrix]:
     """What ``write_partitions`` wrote; empty where there is no such file.
 
     Raises:
         UserError: the file cannot be read.
     """
-    path = folder / FILE
+    path = folder.partitions
     if not path.exists():
         return []
     try:

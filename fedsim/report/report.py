@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from fedsim.atomic import replaced
 from fedsim.errors import UserError
 from fedsim.report import curves, diagnostics, partitions
 from fedsim.report.curves import draw_curves
@@ -18,12 +19,11 @@ from fedsim.report.figures import save_figure
 from fedsim.report.page import render_page
 from fedsim.report.partitions import draw_partitions, read_partitions
 from fedsim.report.tables import rich_tables
+from fedsim.results.folder import RunFolder
 from fedsim.results.groups import group_seeds
 from fedsim.results.rows import Row
-from fedsim.results.store import RESULTS, SUMMARY, ResultStore, of_newest_source
+from fedsim.results.store import ResultStore, of_newest_source
 from fedsim.results.summary import write_summary
-
-MANIFEST, PAGE, CURVES = "manifest.json", "report.html", "curves"
 
 
 @dataclass(frozen=True)
@@ -50,25 +50,25 @@ def write_report(folder: Path) -> Report:
     Raises:
         UserError: the folder has no results, or a file in it cannot be read.
     """
-    if not (folder / RESULTS).exists():
-        raise UserError(str(folder), f"there is no {RESULTS} here", "give a run folder, such as runs/quickstart")
+    store = ResultStore(folder)
+    run = store.folder
+    run.check()
     manifest = read_manifest(folder)
     rows = grid_rows(folder)
     groups = group_seeds(rows)
-    write_summary(rows, folder / SUMMARY)
-    records = ResultStore(folder).rounds()
+    write_summary(rows, run.summary)
+    records = store.rounds()
     drawn = {
         curves.NAME: draw_curves(groups),
-        partitions.NAME: draw_partitions(read_partitions(folder)),
+        partitions.NAME: draw_partitions(read_partitions(run)),
         diagnostics.NAME: draw_diagnostics(rows, records),
     }
     figures = {name: figure for name, figure in drawn.items() if figure is not None}
     for name, figure in figures.items():
-        save_figure(figure, folder / CURVES, name)
-    report = Report(folder / PAGE, rows, find_failures(rows, records))
-    partial = report.page.with_suffix(".partial")
-    partial.write_text(render_page(folder.resolve().name, rows, groups, figures, manifest, report.findings), encoding="utf-8")
-    partial.replace(report.page)
+        save_figure(figure, run.curves, name)
+    report = Report(run.page, rows, find_failures(rows, records))
+    with replaced(report.page) as part:
+        part.write_text(render_page(folder.resolve().name, rows, groups, figures, manifest, report.findings), encoding="utf-8")
     return report
 
 
@@ -95,7 +95,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: it is not a JSON object, its cells lack ``cell_id`` or ``label``, or its refused plug-ins ``algorithm`` or ``error``.
     """
-    path = folder / MANIFEST
+    path = RunFolder(folder).manifest
     if not path.exists():
         return {}
     try:

@@ -14,10 +14,9 @@ from typing import Any
 import pandas as pd
 
 from fedsim.errors import UserError
+from fedsim.results.folder import RunFolder
 from fedsim.results.lines import decode, dump, is_json, reasons
 from fedsim.results.rows import Row
-
-RESULTS, ROUNDS, SUMMARY, LOCK = "results.jsonl", "rounds.jsonl", "summary.csv", ".lock"
 
 
 class ResultStore:
@@ -31,7 +30,7 @@ class ResultStore:
     """
 
     def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder)
+        self.folder = RunFolder(Path(folder))
         self._held = False
         self._writing = threading.Lock()
 
@@ -45,14 +44,14 @@ class ResultStore:
         if self._held:
             yield self
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / LOCK).open("a+") as file:
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        with self.folder.lock.open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 file.seek(0)
                 holder = file.read().strip() or "another fedsim"
-                raise UserError(str(self.folder), f"{holder} is running in this folder", "wait for it or stop it") from error
+                raise UserError(str(self.folder.path), f"{holder} is running in this folder", "wait for it or stop it") from error
             file.truncate(0)
             file.write(f"fedsim, process {os.getpid()},")
             file.flush()
@@ -68,7 +67,7 @@ class ResultStore:
         Raises:
             UserError: another fedsim holds the folder.
         """
-        self._append(RESULTS, [row.to_json()])
+        self._append(self.folder.results, [row.to_json()])
 
     def append_rounds(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Add round records, each with ``cell_id``, ``round`` and diagnostics (numbers, arrays or lists), in one write.
@@ -83,7 +82,7 @@ class ResultStore:
                 raise ValueError(f"a round record has cell_id and round, not only {sorted(record)}")
             lines.append(dump(record))
         if lines:
-            self._append(ROUNDS, lines)
+            self._append(self.folder.rounds, lines)
 
     def rows(self) -> list[Row]:
         """The last row of every cell, in the order in which those rows were written.
@@ -92,11 +91,11 @@ class ResultStore:
             UserError: a complete line of the file is not a row.
         """
         latest: dict[str, Row] = {}
-        for number, line in self._lines(RESULTS):
+        for number, line in _lines(self.folder.results):
             try:
                 row = Row.from_json(line)
             except ValueError as error:
-                raise self._broken(RESULTS, number, error) from error
+                raise _broken(self.folder.results, number, error) from error
             latest.pop(row.cell_id, None)
             latest[row.cell_id] = row
         return list(latest.values())
@@ -108,7 +107,7 @@ class ResultStore:
             UserError: a complete line of the file is not a round record.
         """
         by_cell: dict[str, list[dict[str, Any]]] = {}
-        for number, line in self._lines(ROUNDS):
+        for number, line in _lines(self.folder.rounds):
             try:
                 raw = json.loads(line)
                 record = {key: raw[key] if key == "cell_id" else decode(value) for key, value in raw.items()}
@@ -116,7 +115,7 @@ class ResultStore:
                 while kept and kept[-1]["round"] >= record["round"]:
                     kept.pop()
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise self._broken(ROUNDS, number, error) from error
+                raise _broken(self.folder.rounds, number, error) from error
             kept.append(record)
         return [record for records in by_cell.values() for record in records]
 
@@ -128,28 +127,12 @@ class ResultStore:
         """The ids of cells whose last row is a failure."""
         return {row.cell_id for row in self.rows() if row.status == "failed"}
 
-    def _append(self, name: str, lines: Sequence[str]) -> None:
+    def _append(self, path: Path, lines: Sequence[str]) -> None:
         with self._writing, self.lock():
-            path = self.folder / name
             _mend(path)
             with path.open("ab", buffering=0) as file:
                 file.write("".join(f"{line}\n" for line in lines).encode())
                 os.fsync(file.fileno())
-
-    def _lines(self, name: str) -> Iterator[tuple[int, bytes]]:
-        """Line numbers and complete lines of a file."""
-        path = self.folder / name
-        if not path.exists():
-            return
-        lines = path.read_bytes().split(b"\n")
-        tail = lines.pop()
-        yield from ((number, line) for number, line in enumerate(lines, 1) if line.strip())
-        if is_json(tail):
-            yield len(lines) + 1, tail
-
-    def _broken(self, name: str, number: int, error: Exception) -> UserError:
-        what = "; ".join(reasons(error))
-        return UserError(f"{self.folder / name}:{number}", f"this line cannot be read ({what})", "remove the line; its cell runs again")
 
 
 def load_results(folder: Path | str) -> pd.DataFrame:
@@ -161,8 +144,7 @@ def load_results(folder: Path | str) -> pd.DataFrame:
         UserError: the folder has no results, or a line is not a row.
     """
     store = ResultStore(folder)
-    if not (store.folder / RESULTS).exists():
-        raise UserError(str(folder), f"there is no {RESULTS} here", "give a run folder, such as runs/quickstart")
+    store.folder.check()
     frame = pd.DataFrame([row.model_dump() for row in of_newest_source(store.rows())], columns=list(Row.model_fields))
     numbers = [name for name, field in Row.model_fields.items() if field.annotation in (float | None, int | None)]
     return frame.astype(dict.fromkeys(numbers, "float64"))
@@ -172,6 +154,22 @@ def of_newest_source(rows: Sequence[Row]) -> list[Row]:
     """The rows without those of older code: an algorithm's rows are kept if they have the source of the one that was written last."""
     newest = {row.algorithm: row.source for row in rows}
     return [row for row in rows if row.source == newest[row.algorithm]]
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Line numbers and complete lines of a file."""
+    if not path.exists():
+        return
+    lines = path.read_bytes().split(b"\n")
+    tail = lines.pop()
+    yield from ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+    if is_json(tail):
+        yield len(lines) + 1, tail
+
+
+def _broken(path: Path, number: int, error: Exception) -> UserError:
+    what = "; ".join(reasons(error))
+    return UserError(f"{path}:{number}", f"this line cannot be read ({what})", "remove the line; its cell runs again")
 
 
 def _mend(path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from fedsim.atomic import replaced
 from fedsim.results.groups import SETTING, Group, group_seeds
 from fedsim.results.rows import UNDRAWN, Row
 
@@ -20,10 +21,8 @@ def write_summary(rows: Iterable[Row], path: Path) -> None:
     seconds. Infinity is ``inf``; the half-width of a single seed is empty.
     """
     frame = pd.DataFrame([_summary_line(group) for group in group_seeds(rows)], columns=_SUMMARY_COLUMNS)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    frame.to_csv(partial, index=False)
-    partial.replace(path)
+    with replaced(path) as part:
+        frame.to_csv(part, index=False)
 
 
 _MEASURES = ("accuracy", "balanced_accuracy", "macro_f1", "client_balanced_accuracy", "personal_accuracy", "personal_balanced_accuracy")

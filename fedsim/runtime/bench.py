@@ -59,8 +59,8 @@ def run_bench(
             console.print(changed, style="yellow", soft_wrap=True, highlight=False, markup=False)
         for row in told_anew([trial for trial in prepared.trials if trial.cell.cell_id in done], rows):
             store.append(row)
-        write_manifest(folder, prepared)
-        write_partitions(folder, drawn_matrices(prepared))
+        write_manifest(store.folder, prepared)
+        write_partitions(store.folder, drawn_matrices(prepared))
         try:
             _run(prepared, todo, store, console, engine)
         except KeyboardInterrupt:
@@ -71,7 +71,7 @@ def run_bench(
     report.show(console)
     bad = [row for row in report.rows if row.status != "ok"]
     for row in bad:
-        log = folder / "logs" / f"{row.cell_id}.log"
+        log = store.folder.log(row.cell_id)
         console.print(f"{describe(row)}: {outcome(row)} ({log})", style="red", soft_wrap=True, highlight=False, markup=False)
     if any(row.status == "failed" for row in bad):
         console.print("run failed cells again with --retry-failed", soft_wrap=True)

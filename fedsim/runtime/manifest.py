@@ -13,7 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fedsim.report.report import MANIFEST
+from fedsim.atomic import replaced
+from fedsim.results.folder import RunFolder
 from fedsim.simulation.preflight import Prepared
 
 RELEASE = {
@@ -24,7 +25,7 @@ RELEASE = {
 PACKAGES = ("fedsim", "ray", "torch", "opacus", "numpy", "scikit-learn", "scipy")
 
 
-def write_manifest(folder: Path, prepared: Prepared) -> None:
+def write_manifest(folder: RunFolder, prepared: Prepared) -> None:
     """Write ``manifest.json``: versions, revision, hardware, the resolved grid, its cells, refused plug-ins; replaces an older."""
     manifest = {
         "versions": versions(),
@@ -37,9 +38,8 @@ def write_manifest(folder: Path, prepared: Prepared) -> None:
         "refused": [{"algorithm": prepared.grid.algorithms[i].display, "error": str(error)} for i, error in prepared.refused.items()],
         "cells": [{"cell_id": trial.cell.cell_id, "label": trial.cell.label} for trial in prepared.trials],
     }
-    part = folder / f"{MANIFEST}.part"
-    part.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    part.replace(folder / MANIFEST)
+    with replaced(folder.manifest) as part:
+        part.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
 def versions() -> dict[str, str]:

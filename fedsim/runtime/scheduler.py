@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -92,7 +91,7 @@ class Scheduler:
             started = datetime.now(UTC).isoformat(timespec="seconds")
             self._log(job, [f"started {started}", f"cell {cell.model_dump_json()}", f"plan {job.plan}", f"clients per actor {job.sizes}"])
             # In a list the data set stays a reference, for the worker to hand on to its cohort actors.
-            stream = slot.worker.run.options(num_returns="streaming").remote(job, data, [data], self._checkpoint(job))
+            stream = slot.worker.run.options(num_returns="streaming").remote(job, data, [data], self.store.folder.checkpoint(cell.cell_id))
         self.running[stream] = (slot, job)
 
     def _receive(self, stream: Any) -> None:
@@ -132,7 +131,7 @@ class Scheduler:
             self._finish(trial, report.end)
         elif isinstance(report.end, Failure):
             # What failed starts afresh when it is tried again: its code may have been changed.
-            Checkpoints(self._checkpoint(trial)).remove()
+            Checkpoints(self.store.folder.checkpoint(cell_id)).remove()
             error = RowError(type=report.end.type, message=report.end.message, traceback=report.end.traceback)
             self._write(trial, {"status": "failed", "error": error})
 
@@ -176,11 +175,8 @@ class Scheduler:
         self.store.append(row)
         self.display.cell_finished(row)
 
-    def _checkpoint(self, trial: Trial) -> Path:
-        return self.store.folder.absolute() / "checkpoints" / f"{trial.cell.cell_id}.safetensors"
-
     def _log(self, trial: Trial, lines: Iterable[str]) -> None:
-        path = self.store.folder / "logs" / f"{trial.cell.cell_id}.log"
+        path = self.store.folder.log(trial.cell.cell_id)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             file.writelines(f"{line}\n" for line in lines)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from fedsim.atomic import discard, replaced
 from fedsim.simulation.state import Progress
 
 FACTS = ("round", "ledger", "uplink_bytes", "secret")
@@ -37,12 +37,9 @@ class Checkpoints:
 
     def save(self, progress: Progress) -> None:
         """Write ``progress``, for the owner's eyes alone: private client state is in it, and the root of secret noise."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_suffix(".part")
-        part.touch(mode=0o600)
         facts = {name: getattr(progress, name) for name in FACTS}
-        save_file({k: v.contiguous() for k, v in progress.tensors.items()}, part, {"progress": json.dumps(facts)})
-        os.replace(part, self.path)
+        with replaced(self.path, 0o600) as part:
+            save_file({k: v.contiguous() for k, v in progress.tensors.items()}, part, {"progress": json.dumps(facts)})
 
     def load(self) -> Progress | None:
         """The last checkpoint; None if there is none or it cannot be read."""
@@ -56,4 +53,4 @@ class Checkpoints:
 
     def remove(self) -> None:
         """The cell is finished."""
-        self.path.unlink(missing_ok=True)
+        discard(self.path)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from fedsim.atomic import replaced
 from fedsim.errors import UserError
 from fedsim.evaluation.judge import synthesise
 from fedsim.grid.models import Cell
@@ -29,12 +29,13 @@ from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Task, Tensors
 from fedsim.methods.products import Generator, PersonalGenerator
 from fedsim.privacy.plan import PrivacyPlan
+from fedsim.results.folder import RunFolder
 from fedsim.seeds import Purpose, Seeds
 from fedsim.simulation.cohort import build_algorithm
 from fedsim.simulation.rounds import restored
 from fedsim.simulation.trial import Trial
 
-FOLDER = "generators"
+TENSORS = ".safetensors"
 NEUTRAL = ("neutral", "mixture")
 RELEASABLE = ("proved", "checked")
 """Claims under which a release is what its epsilon says."""
@@ -80,7 +81,7 @@ def releasable(cell: Cell) -> Cell:
 
 
 def save_generator(
-    run: Path, trial: Trial, class_names: tuple[str, ...], state: Tensors, spent: Mapping[str, Any], versions: Mapping[str, str]
+    run: RunFolder, trial: Trial, class_names: tuple[str, ...], state: Tensors, spent: Mapping[str, Any], versions: Mapping[str, str]
 ) -> None:
     """Write ``generators/<cell_id>.safetensors`` and ``.json`` into a run folder, named by the id of :func:`releasable`.
 
@@ -92,15 +93,13 @@ def save_generator(
         spent: status, epsilon spent and accountant.
         versions: of the packages that computed.
     """
-    folder = run / FOLDER
-    folder.mkdir(exist_ok=True)
     cell = releasable(trial.cell)
     facts = GeneratorFacts(cell=cell, task=trial.task, plan=trial.plan, class_names=class_names, versions=dict(versions), **spent)
-    tensors, text = folder / f"{cell.cell_id}.safetensors", folder / f"{cell.cell_id}.json"
-    save_file({name: value.contiguous() for name, value in state.items()}, tensors.with_suffix(".part"))
-    os.replace(tensors.with_suffix(".part"), tensors)
-    text.with_suffix(".part").write_text(facts.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    os.replace(text.with_suffix(".part"), text)
+    path = run.generator(cell.cell_id)
+    with replaced(path.with_suffix(TENSORS)) as part:
+        save_file({name: value.contiguous() for name, value in state.items()}, part)
+    with replaced(path) as part:
+        part.write_text(facts.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +187,7 @@ def load_generator(run: Path | str, cell: str | None = None, synthesis: str | No
     path = _find(Path(run), cell)
     try:
         facts = GeneratorFacts.model_validate_json(path.read_text(encoding="utf-8"))
-        state = load_file(path.with_suffix(".safetensors"))
+        state = load_file(path.with_suffix(TENSORS))
     except (OSError, ValidationError, SafetensorError) as error:
         what = f"cannot be read ({' '.join(str(error).split())[:160]})"
         raise UserError(str(path), what, "run the cell again in a new folder") from error
@@ -220,7 +219,7 @@ def _of_client(algorithm: Algorithm, generator: Generator, client: int, facts: G
 
 
 def _find(run: Path, cell: str | None) -> Path:
-    folder = run / FOLDER
+    folder = RunFolder(run).generators
     found = sorted(folder.glob(f"{cell or ''}*.json")) if not cell or cell.isalnum() else []
     if len(found) == 1:
         return found[0]

@@ -153,6 +153,6 @@ def test_every_kind_has_a_meaning_and_a_help():
 def test_findings_of_a_folder_come_from_its_files(tmp_path, row, training):
     store = ResultStore(tmp_path / "run")
     store.append(row(cell_id="a"))
-    assert write_report(store.folder).findings == []
+    assert write_report(store.folder.path).findings == []
     store.append_rounds(training("a", loss_kl=math.nan, kl=math.inf))
-    assert [finding.kind for finding in write_report(store.folder).findings] == [DIVERGED, EXPLOSION]
+    assert [finding.kind for finding in write_report(store.folder.path).findings] == [DIVERGED, EXPLOSION]

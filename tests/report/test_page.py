@@ -44,8 +44,8 @@ def folder_with(tmp_path, rows, manifest=None, records=()):
         store.append(each)
     store.append_rounds(records)
     if manifest is not None:
-        (store.folder / "manifest.json").write_text(json.dumps(manifest))
-    return store.folder
+        store.folder.manifest.write_text(json.dumps(manifest))
+    return store.folder.path
 
 
 def sections(page):

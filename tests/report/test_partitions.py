@@ -18,6 +18,7 @@ from fedsim.report.partitions import (
     title,
     write_partitions,
 )
+from fedsim.results.folder import RunFolder
 
 Y = np.random.default_rng(0).integers(0, 4, 400)
 
@@ -42,14 +43,14 @@ def test_a_matrix_survives_json():
 
 
 def test_matrices_survive_a_run_folder(tmp_path):
-    assert read_partitions(tmp_path) == []
-    write_partitions(tmp_path, [matrix(), matrix(clients=7)])
-    again = read_partitions(tmp_path)
+    assert read_partitions(RunFolder(tmp_path)) == []
+    write_partitions(RunFolder(tmp_path), [matrix(), matrix(clients=7)])
+    again = read_partitions(RunFolder(tmp_path))
     assert [title(each) for each in again] == [title(matrix()), title(matrix(clients=7))]
     np.testing.assert_array_equal(again[1].counts, matrix(clients=7).counts)
     (tmp_path / "partitions.json").write_text("[{}]")
     with pytest.raises(UserError, match="this is not a file of partitions"):
-        read_partitions(tmp_path)
+        read_partitions(RunFolder(tmp_path))
 
 
 def test_entropy_is_0_for_one_label_each_and_1_for_uniform_labels():

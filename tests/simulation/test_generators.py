@@ -9,6 +9,7 @@ import fedsim
 from fedsim.errors import UserError
 from fedsim.evaluation.scores import score_probe
 from fedsim.methods.registry import lookup
+from fedsim.results.folder import RunFolder
 from fedsim.simulation.generators import load_generator, save_generator
 from fedsim.simulation.trial import Outcome, run_trial
 
@@ -21,7 +22,7 @@ def saved(folder, entry, **keys):
     (trial,), (data,) = prepared.trials, prepared.data.values()
     *_, outcome = run_trial(trial, data)
     assert isinstance(outcome, Outcome)
-    save_generator(folder, trial, ("zero",), outcome.generator, SPENT, {"fedsim": "0"})
+    save_generator(RunFolder(folder), trial, ("zero",), outcome.generator, SPENT, {"fedsim": "0"})
     return trial, data, outcome
 
 

@@ -10,6 +10,7 @@ from cells import NODES, quick, small_grid
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.errors import UserError
+from fedsim.results.folder import RunFolder
 from fedsim.simulation.checkpoint import Checkpoints
 from fedsim.simulation.generators import load_generator, save_generator
 from fedsim.simulation.preflight import Prepared, prepare
@@ -87,7 +88,7 @@ def told(folder: Path, noise: str, kept: np.ndarray) -> tuple[dict[str, str], di
     assert outcome.generator is not None
     folder.mkdir()
     spent = {"status": "ok", "epsilon_spent": outcome.epsilon_spent, "accountant": outcome.accountant}
-    save_generator(folder, trial, data.class_names, outcome.generator, spent, {"fedsim": "0"})
+    save_generator(RunFolder(folder), trial, data.class_names, outcome.generator, spent, {"fedsim": "0"})
     files = {path.name: path.read_text() for path in (folder / "generators").glob("*.json")}
     assert (trial.cell.cell_id in str(files)) == (trial.cell.dataset_hash in str(files)) == (noise == "seeded")
     return files, load_generator(folder).manifest(5)
@@ -117,7 +118,7 @@ def test_what_carries_no_theorem_is_for_simulation_only(tmp_path: Path, entry: A
     *_, outcome = run_trial(trial, data)
     assert isinstance(outcome, Outcome)
     assert outcome.generator is not None
-    save_generator(tmp_path, trial, (), outcome.generator, {"status": "ok", "epsilon_spent": 4.0, "accountant": "prv"}, {})
+    save_generator(RunFolder(tmp_path), trial, (), outcome.generator, {"status": "ok", "epsilon_spent": 4.0, "accountant": "prv"}, {})
     release = load_generator(tmp_path).manifest(5)["release"]
     assert release.startswith("simulation only")
     assert reason in release

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.atomic import replaced
 from fedsim.errors import UserError
 
 
@@ -44,8 +45,7 @@ def write_npz(
         arrays: the other arrays.
         manifest: what the file carries as ``manifest``, a JSON text.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with zipfile.ZipFile(part, "w") as file:
+    with replaced(path) as part, zipfile.ZipFile(part, "w") as file:
         with file.open(zipfile.ZipInfo("x.npy"), "w", force_zip64=True) as stream:
             np.lib.format.write_array_header_1_0(stream, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape})
             for piece in rows:
@@ -53,7 +53,6 @@ def write_npz(
         for name, array in {**arrays, "manifest": np.array(json.dumps(manifest))}.items():
             with file.open(zipfile.ZipInfo(f"{name}.npy"), "w") as stream:
                 np.lib.format.write_array(stream, array, allow_pickle=False)
-    part.replace(path)
 
 
 def check_target(out: Path) -> None:
@@ -71,10 +70,8 @@ def check_target(out: Path) -> None:
 
 def export(path: Path, out: Path) -> None:
     """Copy a cached file to where the user wants it, with its manifest readable beside it; at once or not at all."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    shutil.copyfile(path, part)
-    part.replace(out)
+    with replaced(out) as part:
+        shutil.copyfile(path, part)
     write_sidecar(out, read_manifest(out) or {})
 
 

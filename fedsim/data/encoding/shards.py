@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedsim.atomic import replaced
 from fedsim.data.encoding.encoder import Encoder
 from fedsim.data.images import BadImage, Decoder, ImageSet
 
@@ -39,10 +39,8 @@ class Shard:
 
     def save(self, folder: Path) -> None:
         """Write it at once or not at all."""
-        part = folder / f".{self.number}.{os.getpid()}.part"
-        with part.open("wb") as file:
+        with replaced(_path(folder, self.number)) as part, part.open("wb") as file:
             np.savez(file, x=self.x, bad=np.array(json.dumps(sorted(self.bad.items()))))
-        part.replace(_path(folder, self.number))
 
     @classmethod
     def load(cls, folder: Path, number: int) -> Shard | None:

@@ -1,0 +1,44 @@
+"""Files that are replaced at once or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replaced(path: Path, mode: int | None = None) -> Iterator[Path]:
+    """A new file to write to in the block; when that ends well it takes the place of ``path``, otherwise it is gone.
+
+    Two processes may replace one file; the later one wins.
+
+    Args:
+        path: the file; its folder is made.
+        mode: permissions that the file has before anything is in it; default: the process's.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{_start(path)}{os.getpid()}.part")
+    try:
+        if mode is not None:
+            part.unlink(missing_ok=True)
+            part.touch(mode, exist_ok=False)
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def discard(path: Path) -> None:
+    """Remove a file, and what a process that died while it replaced it left behind."""
+    path.unlink(missing_ok=True)
+    for part in path.parent.glob(f"{_start(path)}*.part"):
+        part.unlink(missing_ok=True)
+
+
+def _start(path: Path) -> str:
+    return f".{path.name}."

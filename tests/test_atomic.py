@@ -1,0 +1,47 @@
+from pathlib import Path
+
+import pytest
+
+from fedsim.atomic import discard, replaced
+
+
+def test_the_file_is_there_when_the_block_ends_and_not_before(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file.txt"
+    with replaced(path) as part:
+        part.write_text("half")
+        assert not path.exists()
+        part.write_text("whole")
+    assert path.read_text() == "whole"
+    assert [each.name for each in path.parent.iterdir()] == ["file.txt"]
+
+
+def write_half(path: Path) -> None:
+    with replaced(path) as part:
+        part.write_text("half")
+        path.parent.write_text("a folder is no file")
+
+
+def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(IsADirectoryError):
+        write_half(path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_for_its_owner_is_so_before_anything_is_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    with replaced(path, 0o600) as part:
+        assert part.stat().st_mode & 0o777 == 0o600
+        assert part.stat().st_size == 0
+        part.write_text("secret")
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_what_a_killed_process_left_goes_with_the_file(tmp_path: Path) -> None:
+    path, other = tmp_path / "cell.safetensors", tmp_path / "cell2.safetensors"
+    for each in (path, tmp_path / ".cell.safetensors.123.part", other):
+        each.write_text("private")
+    discard(path)
+    assert list(tmp_path.iterdir()) == [other]
