@@ -114,7 +114,8 @@ def _check(naming: Naming, paths: list[Path]) -> None:
 
 
 def _starter(naming: Naming) -> Start:
-    return Start(_renamed(STARTER.read_text("utf-8"), "my-method", "MyMethod", naming), "example", "aggregate")
+    source = STARTER.read_text("utf-8").replace("MyMethodParams", f"{naming.cls}Params")
+    return Start(_renamed(source, "my-method", "MyMethod", naming), "example", "aggregate")
 
 
 def _start_from(origin: str, naming: Naming) -> Start:
@@ -150,7 +151,7 @@ def _copied(cls: type[Algorithm], naming: Naming) -> str:
 def _renamed(source: str, name: str, cls: str, naming: Naming) -> str:
     """A module's source with another registered name and another class name."""
     source = source.replace(f'@register("{name}")', f'@register("{naming.name}")')
-    return re.sub(rf"\b{cls}(Params)?\b", rf"{naming.cls}\1", source)
+    return re.sub(rf"\b{cls}\b", naming.cls, source)
 
 
 def contract(cls: type[Algorithm]) -> str:

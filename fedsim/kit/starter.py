@@ -8,12 +8,7 @@ from typing import Any, cast
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedsim.batch import Batch
-from fedsim.methods.dp_sgd import DPSGD, DPSGDParams, averaged_model
-from fedsim.methods.messages import Server, Tensors
-from fedsim.methods.registry import register
-from fedsim.models.cvae import CVAE, CVAEGenerator, gaussian_nll
-from fedsim.seeds import Seeds
+from fedsim.methods import CVAE, DPSGD, Batch, CVAEGenerator, DPSGDParams, Seeds, Server, Tensors, averaged_model, gaussian_nll, register
 
 
 class MyMethodParams(DPSGDParams):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, overload, runtime_checkable
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
+
+@runtime_checkable
 class Generator(Protocol):
     """What a generative algorithm yields."""
 
@@ -23,6 +27,7 @@ class PersonalGenerator(Generator, Protocol):
         """The generator of ``client``, from what the client released."""
 
 
+@runtime_checkable
 class Classifier(Protocol):
     """What an algorithm without a generator yields."""
 
@@ -36,3 +41,25 @@ class PersonalClassifier(Classifier, Protocol):
 
     def of_client(self, client: int) -> Classifier:
         """The classifier that ``client`` uses."""
+
+
+Product = Generator | Classifier
+
+
+def is_classifier(made: Product) -> TypeIs[Classifier]:
+    """Whether it predicts; else it generates."""
+    return isinstance(made, Classifier)
+
+
+def is_personal(made: Product) -> TypeIs[PersonalGenerator | PersonalClassifier]:
+    """Whether every client has a version of its own."""
+    return isinstance(made, PersonalGenerator | PersonalClassifier)
+
+
+@overload
+def own(made: Generator, client: int) -> Generator: ...
+@overload
+def own(made: Classifier, client: int) -> Classifier: ...
+def own(made: Product, client: int) -> Product:
+    """The version of ``client``; where there is none, the one that all share."""
+    return made.of_client(client) if is_personal(made) else made

@@ -27,8 +27,11 @@ SHIPPED = tuple(FEDSIM.parent / name for name in ("fedsim", "algorithms", "basel
 HARNESS = ("fedsim.simulation.trial", "fedsim.simulation.preflight", "fedsim.runtime.worker")
 """What runs a cell, what prepares it, and what runs it on several actors."""
 _FINGERPRINT = "what it yields is data, whose content a cell's id holds"
+LAZY, FACE = "fedsim.methods", "fedsim.methods.face"
+"""A package, and what its names lead to; who imports another module of the package does not reach that."""
 HARMLESS = {
     "fedsim": "its version and lazy names",
+    "fedsim.methods": "lazy names",
     "fedsim.methods.check_file": "keeps which checks have passed; no number of a row",
     "fedsim.grid.models": "what it reads from a grid stands in the cell",
     "fedsim.errors": "messages",
@@ -127,7 +130,8 @@ def reached(roots: Iterable[str], own: Iterable[str] = ()) -> dict[str, Path]:
         found[name] = file
         package = name if spec is not None and spec.submodule_search_locations is not None else name.rpartition(".")[0]
         waiting += _parents(name)
-        waiting += (each for imported in _parsed(file.read_bytes()).imports for each in imported.modules(package))
+        imports = _parsed(file.read_bytes()).imports if name != LAZY else ()
+        waiting += (each for imported in imports for each in imported.modules(package))
     return dict(sorted(found.items()))
 
 
@@ -143,8 +147,10 @@ class _Import:
         """What it may load, in a module of ``package``."""
         above = package.split(".")[: len(package.split(".")) - self.level + 1] if self.level else []
         base = ".".join([*above, *([self.module] if self.module else [])])
-        yield from (base, *_parents(base))
-        yield from (f"{base}.{name}" for name in self.names)
+        named = [base, *(f"{base}.{name}" for name in self.names)]
+        yield from (*named, *_parents(base))
+        if LAZY in named:
+            yield FACE
 
 
 @dataclass(frozen=True)

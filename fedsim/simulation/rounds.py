@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections import abc
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from fedsim.methods import products
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Message, Pool, Tensors
 from fedsim.methods.parameters import add_in_order, code_names, in_order, l2_norm
+from fedsim.methods.products import Generator, Product
 from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.noise import Noise, gaussian
 from fedsim.privacy.plan import PrivacyPlan, Release
@@ -33,7 +34,7 @@ class RoundRecord:
 class Trained:
     """The outcome of :func:`train`; ``state`` is what ``made`` was made from (:func:`fedsim.simulation.state.released_state`)."""
 
-    made: products.Generator | products.Classifier
+    made: Product
     ledger: Ledger
     uplink_bytes: int
     state: Tensors
@@ -46,7 +47,7 @@ def train(
     seeds: Seeds,
     resume: Progress | None = None,
     checkpoint: Callable[[Callable[[], Progress]], None] | None = None,
-) -> Generator[RoundRecord, None, Trained]:
+) -> abc.Generator[RoundRecord, None, Trained]:
     """Run all rounds: yields a record after each, returns the outcome.
 
     Args:
@@ -88,7 +89,7 @@ def train(
     return Trained(made, ledger, uplink, state)
 
 
-def restored(algorithm: Algorithm, state: Tensors, plan: PrivacyPlan | None, seeds: Seeds) -> products.Generator:
+def restored(algorithm: Algorithm, state: Tensors, plan: PrivacyPlan | None, seeds: Seeds) -> Generator:
     """The generator of an earlier training, from its ``Trained.state``, plan and seeds."""
     server = algorithm.initial_server(seeds)
     server.plan = plan

@@ -1,10 +1,10 @@
+import ast
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from cells import SHIPPED, quick, small_cells
-from plug_ins import GOOD
 
 from fedsim.errors import UserError
 from fedsim.grid.read import load_grid
@@ -17,11 +17,21 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*.*") if "__pycache__" not in path.parts)
 
 
-def test_the_starter_is_about_40_lines_of_code() -> None:
-    code = [
-        line for line in GOOD.split("class MyMethodParams")[1].splitlines() if line.strip() and not line.strip().startswith(("#", '"""'))
-    ]
-    assert len(code) <= 42
+def code_of(text: str) -> list[str]:
+    """Lines without blanks, comments, docstrings and imports."""
+    nodes = list(ast.walk(ast.parse(text)))
+    docstrings = [node for node in nodes if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)]
+    imports = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+    left_out = {number for node in [*docstrings, *imports] for number in range(node.lineno, (node.end_lineno or 0) + 1)}
+    numbered = enumerate(text.splitlines(), 1)
+    return [line for number, line in numbered if number not in left_out and line.strip() and not line.strip().startswith("#")]
+
+
+def test_the_starter_is_at_most_35_lines_of_code_and_imports_from_one_module_of_fedsim() -> None:
+    text = STARTER.read_text()
+    assert 15 < len(code_of(text)) <= 35
+    modules = [node.module for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom) and "fedsim" in (node.module or "")]
+    assert modules == ["fedsim.methods"]
 
 
 def test_a_new_method_is_the_starter_under_its_own_name(folder: Path) -> None:
@@ -65,7 +75,7 @@ def test_a_copy_says_what_its_base_class_asks_for(folder: Path) -> None:
     assert comments.startswith("# What OneShot asks of this file:\n#\n# Base class of an algorithm that releases statistics")
     assert "# statistics(self, release, x, y, broadcast): Outer products of every row by name" in comments
     assert '@register("mine")\nclass Mine(OneShot):' in text
-    assert "Params = MineParams" in text
+    assert "Params: ClassVar[type[MineParams]] = MineParams" in text
     assert "DPGaussian" not in text.replace("DP-Gaussian", "")
 
 

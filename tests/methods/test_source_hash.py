@@ -1,3 +1,4 @@
+import importlib
 import subprocess
 import sys
 from collections.abc import Callable
@@ -138,6 +139,16 @@ def test_the_mathematics_of_a_shipped_algorithm_is_its_own_and_the_harness_s() -
     assert {"algorithms.warm_start", "fedsim.methods.dp_sgd", "fedsim.models.hypernetwork", "fedsim.privacy.clipping.rules"} <= set(found)
     assert not any(name.startswith(("torch", "fedsim.report", "fedsim.kit", "baselines")) for name in found)
     assert len({source_hash(lookup(name)) for name in SHIPPED}) == len({lookup(name).__module__ for name in SHIPPED})
+
+
+def test_what_a_plug_in_imports_from_the_face_counts_and_no_shipped_algorithm_reaches_it(folder: Path) -> None:
+    lookup(write(folder, "faces", GOOD))
+    assert {"fedsim.methods.face", "fedsim.models.cvae"} <= set(digests(["faces"]))
+    for number, statement in enumerate(("import fedsim.methods as m", "from fedsim import methods", "from fedsim.methods import *")):
+        (folder / f"faces_{number}.py").write_text(f"{statement}\n")
+        importlib.import_module(f"faces_{number}")
+        assert "fedsim.models.cvae" in reached([f"faces_{number}"])
+    assert not {"fedsim.methods.face", "fedsim.methods.dp_sgd"} & set(reached((*HARNESS, "baselines.dp_gaussian")))
 
 
 def ids(name: str) -> tuple[str, str]:

@@ -1,0 +1,51 @@
+"""What a method's file imports: the kinds of method, what their hooks are handed, and the parts of the starter's model.
+
+Everything here is imported as ``from fedsim.methods import ...``; fedsim itself imports each from where it is defined.
+"""
+
+from fedsim.batch import Batch
+from fedsim.methods.algorithm import Algorithm, Params
+from fedsim.methods.clients import Clients
+from fedsim.methods.dp_sgd import DPSGD, DPSGDParams, averaged_model
+from fedsim.methods.local_dp_sgd import LocalDPSGD, LocalDPSGDParams
+from fedsim.methods.local_training import LocalTraining, LocalTrainingParams
+from fedsim.methods.messages import Message, Server, Task, Tensors
+from fedsim.methods.one_shot import OneShot
+from fedsim.methods.products import Classifier, Generator, PersonalClassifier, PersonalGenerator
+from fedsim.methods.registry import register
+from fedsim.models.cvae import CVAE, CVAEGenerator, gaussian_nll
+from fedsim.privacy.plan import Claim, Release
+from fedsim.privacy.statistics.outer_products import OuterProduct
+from fedsim.seeds import Purpose, Seeds
+
+__all__ = [
+    "CVAE",
+    "DPSGD",
+    "Algorithm",
+    "Batch",
+    "CVAEGenerator",
+    "Claim",
+    "Classifier",
+    "Clients",
+    "DPSGDParams",
+    "Generator",
+    "LocalDPSGD",
+    "LocalDPSGDParams",
+    "LocalTraining",
+    "LocalTrainingParams",
+    "Message",
+    "OneShot",
+    "OuterProduct",
+    "Params",
+    "PersonalClassifier",
+    "PersonalGenerator",
+    "Purpose",
+    "Release",
+    "Seeds",
+    "Server",
+    "Task",
+    "Tensors",
+    "averaged_model",
+    "gaussian_nll",
+    "register",
+]
