@@ -20,7 +20,7 @@ ROOMS = (
     ("methods",),
     ("privacy", "partition"),
     ("models", "data"),
-    ("batch", "words", "errors", "seeds"),
+    ("atomic", "batch", "words", "errors", "seeds"),
 )
 """From the roof to the ground: a file imports its own room and those on the floors below."""
 

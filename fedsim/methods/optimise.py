@@ -17,7 +17,6 @@ def adam_step(
     state: dict[str, Tensor],
     learning_rate: float,
     betas: tuple[float, float] = (0.9, 0.999),
-    divisor: float = 1.0,
 ) -> None:
     """One Adam step (Kingma and Ba 2015) in place; ``state`` gains ``adam.*`` tensors, and starts empty.
 
@@ -30,7 +29,6 @@ def adam_step(
         state: moments and step counts.
         learning_rate: step size.
         betas: decay rates of the two moments.
-        divisor: of the gradients, where they are sums; Adam on ``g / n`` is Adam on g with n times the epsilon, so nothing is divided.
     """
     names = list(gradients)
     for name in names:
@@ -53,7 +51,7 @@ def adam_step(
             beta2=betas[1],
             lr=learning_rate,
             weight_decay=0.0,
-            eps=EPSILON * divisor,
+            eps=EPSILON,
             maximize=False,
         )
         for name, value in zip(names, updated, strict=True):

@@ -56,16 +56,16 @@ class GeneratorFacts(BaseModel):
     versions: dict[str, str]
 
     @property
-    def release(self) -> str:
-        """Who may have what is made from it: everyone, under its epsilon, or nobody outside of the simulation; with the reason."""
+    def held_back(self) -> str:
+        """Why nothing that is made from it may leave the simulation; "" where everyone may have it, under its epsilon."""
         plan = self.plan
         if plan is None or plan.epsilon_target == float("inf"):
-            return "simulation only: it carries no noise"
+            return "it carries no noise"
         if self.cell.noise == "seeded":
-            return "simulation only: the seed of its noise is known, and who knows it can take the noise off"
+            return "the seed of its noise is known, and who knows it can take the noise off"
         if self.status != "ok" or plan.claim not in RELEASABLE:
-            return f"simulation only: its status is {self.status}, its claim {plan.claim}"
-        return f"may be released under (epsilon, delta) = ({plan.epsilon_target:g}, {plan.delta:g}) by {plan.unit}, add/remove-one"
+            return f"its status is {self.status}, its claim {plan.claim}"
+        return ""
 
 
 def releasable(cell: Cell) -> Cell:
@@ -162,7 +162,8 @@ class SavedGenerator:
             "class_names": list(self.facts.class_names),
             "versions": self.facts.versions,
             "noise": cell.noise,
-            "release": self.facts.release,
+            "release": "simulation only" if self.facts.held_back else "under its epsilon",
+            "held_back": self.facts.held_back,
         }
 
     def _seeds(self, seed: int | None) -> Seeds:

@@ -6,17 +6,16 @@ import torch
 from fedsim.methods.optimise import adam_step, average_step
 
 
-@pytest.mark.parametrize("divisor", [1, 8])
-def test_it_is_torchs_adam(divisor):
+def test_it_is_torchs_adam():
     stream = torch.Generator().manual_seed(0)
     start = torch.randn(4, 3, generator=stream)
     mine, theirs, state = {"w": start.clone()}, start.clone().requires_grad_(True), {}
     optimiser = torch.optim.Adam([theirs], lr=0.1, betas=(0.8, 0.9))
     for _ in range(5):
         gradient = torch.randn(4, 3, generator=stream)
-        theirs.grad = gradient / divisor
+        theirs.grad = gradient.clone()
         optimiser.step()
-        adam_step(mine, {"w": gradient.clone()}, state, 0.1, betas=(0.8, 0.9), divisor=divisor)
+        adam_step(mine, {"w": gradient.clone()}, state, 0.1, betas=(0.8, 0.9))
     assert torch.allclose(mine["w"], theirs.detach(), atol=1e-6)
 
 

@@ -46,7 +46,6 @@ def clipped_sum(
     batch: Batch,
     norms: Norms,
     engine: str = "bookkeeping",
-    onto: Mapping[str, Tensor] | None = None,
 ) -> ClippedSum:
     """The sum over units u of ``min(1, C / |w * g_u|) * w * g_u``, g_u the gradient of u's loss by all parameters jointly.
 
@@ -61,8 +60,6 @@ def clipped_sum(
         norms: the clip norm, the unit, the weights and the free parameters.
         engine: ``bookkeeping`` (one forward, one backward, no gradient with a batch dimension), ``opacus`` or ``vmap``
             (both hold every per-example gradient; references, and for layers the first does not cover).
-        onto: by parameter name, tensors that the sums are added to in place, such as the noise, which saves a pass over them; the
-            result holds these tensors. Zeros for what is not named.
 
     Raises:
         ValueError: a parameter that the engine cannot cover (named), a layer that did not see one row per example, a module that
@@ -71,8 +68,7 @@ def clipped_sum(
     modules = dict(model.named_modules())
     _refuse_modules(modules, batch)
     _refuse_disorder(batch)
-    given = onto or {}
-    sums = {name: given[name] if name in given else torch.zeros_like(p) for name, p in model.named_parameters() if p.requires_grad}
+    sums = {name: torch.zeros_like(p) for name, p in model.named_parameters() if p.requires_grad}
     if len(batch) == 0:
         units = 0 if norms.unit == "example" else batch.layout.clients
         return ClippedSum(sums, batch.x.new_zeros(units), batch.x.new_zeros(0))
