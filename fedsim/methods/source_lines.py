@@ -7,7 +7,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-FEDSIM = Path(__file__).parent
+FEDSIM = Path(__file__).parents[1]
 INSTALLED = {"site-packages", "dist-packages"}
 
 
