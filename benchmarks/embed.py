@@ -82,7 +82,7 @@ def save_images(root: Path, images: int, pixels: int) -> ImageSet:
         folder.mkdir(parents=True, exist_ok=True)
         coarse = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
         coarse.resize((pixels, pixels), Image.Resampling.BICUBIC).save(folder / f"{n}.jpg", quality=90)
-    return load_image_folder(root, root.name, str(root))
+    return load_image_folder(root, root.name)
 
 
 def bare_rate(files: EncoderFiles, images: ImageSet, batch: int) -> float:
@@ -132,7 +132,7 @@ def measure(shape: str, images: int, batch: int, pixels: int, repetitions: int, 
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         save_encoder(root / "encoder", shape)
-        files = locate(EncoderSpec(name=str(root / "encoder")), "encoder")
+        files = locate(EncoderSpec(name=str(root / "encoder")))
         held = save_images(root / "images", images, pixels)
         bare, whole = [], []
         for n in range(repetitions):

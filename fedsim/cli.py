@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 from rich.console import Console
 
-from fedsim.errors import UserError
+from fedsim.errors import UserError, at
 from fedsim.privacy.plan import Trust, Unit
 from fedsim.words import wide_console
 
@@ -167,7 +167,11 @@ def embed(
     spec = parse_option(DatasetSpec, "--dataset", dataset, given).within(Path.cwd())
     asked = parse_option(EncoderSpec, "--encoder", encoder, {"revision": revision, "pool": pool, "dtype": dtype})
     console = Console()
-    job = EmbedJob(image_set(spec, "--dataset"), locate(asked, "--encoder"), asked, batch)
+    with at("--dataset"):
+        images = image_set(spec)
+    with at("--encoder"):
+        files = locate(asked)
+    job = EmbedJob(images.below("--dataset"), files, asked, batch)
     work: Work = in_process
     if actors > 1:
         from fedsim.runtime.cluster import this_machine

@@ -28,6 +28,11 @@ class PluginError(UserError):
     """A plug-in's mistake, found before anything runs: it cannot be imported, lacks a method, or returns what nobody can use."""
 
 
+def below(place: str, where: str) -> str:
+    """``where`` inside ``place``; either may be empty."""
+    return ": ".join(filter(None, (place, where)))
+
+
 @contextmanager
 def at(place: str | Callable[[str], str]) -> Iterator[None]:
     """Name the place of every UserError that passes through.
@@ -38,7 +43,7 @@ def at(place: str | Callable[[str], str]) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        where = ": ".join(filter(None, (place, error.where))) if isinstance(place, str) else place(error.where)
+        where = below(place, error.where) if isinstance(place, str) else place(error.where)
         raise type(error)(where, error.what, error.right) from error
 
 

@@ -47,8 +47,6 @@ class Embeddings:
         y: NDArray[Any],
         split: NDArray[Any],
         columns: Mapping[str, NDArray[Any]] | None = None,
-        *,
-        where: str,
     ) -> Embeddings:
         """Check raw arrays and divide them by ``split``.
 
@@ -58,27 +56,26 @@ class Embeddings:
             y: integer labels ``[n]``, 0 .. C-1; every class needs a training row.
             split: ``[n]``, 0 = train, 1 = validation (ignored), 2 = test.
             columns: further values per row, each ``[n]``; only those of training rows are kept.
-            where: the place to name in an error.
 
         Raises:
             UserError: an array has a wrong rank, dtype, length or value; rows are counted from 0 in ``x``.
         """
-        features = _features(x, where)
-        labels = _integers(y, "y", len(features), where)
-        parts = _integers(split, "split", len(features), where)
+        features = _features(x)
+        labels = _integers(y, "y", len(features))
+        parts = _integers(split, "split", len(features))
         train, test = parts == TRAIN, parts == TEST
         if unknown := sorted(set(np.unique(parts).tolist()) - {TRAIN, VALIDATION, TEST}):
-            raise UserError(where, f"split has the value {unknown[0]}", "give 0 = train, 1 = validation (ignored), 2 = test")
+            raise UserError("", f"split has the value {unknown[0]}", "give 0 = train, 1 = validation (ignored), 2 = test")
         for part, rows in (("training", train), ("test", test)):
             if not rows.any():
-                raise UserError(where, f"there is no {part} row", "give 0 = train and 2 = test in split")
+                raise UserError("", f"there is no {part} row", "give 0 = train and 2 = test in split")
         return cls(
             name=name,
             x_train=features[train],
             y_train=labels[train],
             x_test=features[test],
             y_test=labels[test],
-            classes=_classes(labels[train], labels[test], where),
+            classes=_classes(labels[train], labels[test]),
             columns={key: np.asarray(values)[train] for key, values in (columns or {}).items()},
         )
 
@@ -104,42 +101,42 @@ class Embeddings:
         return digest.hexdigest()[:16]
 
 
-def _features(x: NDArray[Any], where: str) -> NDArray[np.float32]:
+def _features(x: NDArray[Any]) -> NDArray[np.float32]:
     x = np.asarray(x)
     if x.ndim != 2:
-        raise UserError(where, f"x has shape {list(x.shape)}", "give one row of features per example: [n, d]")
+        raise UserError("", f"x has shape {list(x.shape)}", "give one row of features per example: [n, d]")
     if x.dtype.kind not in "fiu":
-        raise UserError(where, f"x has dtype {x.dtype}", "give real numbers, e.g. float32 or float16")
+        raise UserError("", f"x has dtype {x.dtype}", "give real numbers, e.g. float32 or float16")
     if 0 in x.shape:
-        raise UserError(where, f"x is empty, its shape is {list(x.shape)}", "give at least one row and one feature")
+        raise UserError("", f"x is empty, its shape is {list(x.shape)}", "give at least one row and one feature")
     with np.errstate(over="ignore"):  # a float64 too large for float32 is reported below
         features = x.astype(np.float32)
     bad = ~np.isfinite(features)
     if bad.any():
         row = int(bad.any(axis=1).argmax())
-        raise UserError(where, f"x has {int(bad.sum())} NaN or infinite values, the first in row {row}", "repair or drop them")
+        raise UserError("", f"x has {int(bad.sum())} NaN or infinite values, the first in row {row}", "repair or drop them")
     return features
 
 
-def _integers(values: NDArray[Any], name: str, rows: int, where: str) -> NDArray[np.int64]:
+def _integers(values: NDArray[Any], name: str, rows: int) -> NDArray[np.int64]:
     values = np.asarray(values)
     if values.ndim != 1 or len(values) != rows:
-        raise UserError(where, f"{name} has shape {list(values.shape)}", f"give one value per row of x: [{rows}]")
+        raise UserError("", f"{name} has shape {list(values.shape)}", f"give one value per row of x: [{rows}]")
     if values.dtype.kind not in "iu":
-        raise UserError(where, f"{name} has dtype {values.dtype}", "give integers")
+        raise UserError("", f"{name} has dtype {values.dtype}", "give integers")
     return values.astype(np.int64)
 
 
-def _classes(y_train: NDArray[np.int64], y_test: NDArray[np.int64], where: str) -> int:
+def _classes(y_train: NDArray[np.int64], y_test: NDArray[np.int64]) -> int:
     present = np.unique(y_train)
     classes = len(present)
     if present[0] != 0 or present[-1] != classes - 1:
         listing = ", ".join(map(str, present[:12].tolist())) + (", ..." if classes > 12 else "")
         right = f"number the classes 0 .. {classes - 1}, or let remap: true do it"
-        raise UserError(where, f"the labels of the training rows are {listing}", right)
+        raise UserError("", f"the labels of the training rows are {listing}", right)
     if classes < 2:
-        raise UserError(where, "all training rows have one label", "give at least two classes")
+        raise UserError("", "all training rows have one label", "give at least two classes")
     strange = y_test[(y_test < 0) | (y_test >= classes)]
     if len(strange):
-        raise UserError(where, f"a test row has label {strange[0]}, no training row has", f"give labels 0 .. {classes - 1}")
+        raise UserError("", f"a test row has label {strange[0]}, no training row has", f"give labels 0 .. {classes - 1}")
     return classes

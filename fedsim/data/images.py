@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from fedsim.data.split import TEST, TRAIN, stratified_rows
-from fedsim.errors import UserError
+from fedsim.errors import UserError, below
 
 Decoder = Callable[[], Image.Image]
 EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -54,7 +54,7 @@ class ImageSet:
         split: int64 ``[n]``, 0 = train, 1 = validation, 2 = test.
         class_names: what the classes are called, C texts.
         columns: further values per row, ``[n]`` each.
-        where: the place to name in an error.
+        where: what messages call the place that the images are from; may be empty.
     """
 
     name: str
@@ -64,7 +64,7 @@ class ImageSet:
     split: NDArray[np.int64]
     class_names: tuple[str, ...]
     columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-    where: str = "data set"
+    where: str = ""
 
     def __post_init__(self) -> None:
         if len(self.class_names) < 2:
@@ -84,6 +84,10 @@ class ImageSet:
         """The set with some of its rows."""
         columns = {name: values[keep] for name, values in self.columns.items()}
         return replace(self, rows=self.rows[keep], y=self.y[keep], split=self.split[keep], columns=columns)
+
+    def below(self, place: str) -> ImageSet:
+        """The set whose messages name ``place`` before its own."""
+        return replace(self, where=below(place, self.where))
 
     def limited(self, limit: int) -> ImageSet:
         """At most ``limit`` training images and as many test images, fixed stratified choices; no validation images.

@@ -17,31 +17,30 @@ from numpy.typing import NDArray
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.split import TEST, TRAIN
-from fedsim.errors import UserError
+from fedsim.errors import UserError, at
 
 Arrays = dict[str, NDArray[Any]]
 
 
-def load_embedding_file(path: Path, name: str, where: str, *, remap: bool = False) -> Embeddings:
+def load_embedding_file(path: Path, name: str, *, remap: bool = False) -> Embeddings:
     """Read and check a file of embeddings.
 
     Args:
         path: the file; one that holds pickled objects is refused.
         name: what tables call the data set.
-        where: the place to name in an error.
         remap: number the labels 0 .. C-1 in sorted order, whatever they are.
 
     Raises:
         UserError: the file is missing, is not such a file, or its arrays do not do.
     """
-    where = f"{where}: {path}"
-    arrays = _read(path, where)
+    arrays = _read(path)
     x, y, split = (arrays.pop(key) for key in ("x", "y", "split"))
     names = arrays.pop("class_names", None)
     if remap:
         y, names = remapped(y, split), None
     columns = {key: values for key, values in arrays.items() if values.shape == (len(y),)}
-    data = Embeddings.from_arrays(name, x, y, split, columns, where=where)
+    with at(str(path)):
+        data = Embeddings.from_arrays(name, x, y, split, columns)
     return data if names is None or len(names) != data.classes else replace(data, class_names=tuple(map(str, names)))
 
 
@@ -55,16 +54,16 @@ def remapped(y: NDArray[Any], split: NDArray[Any]) -> NDArray[Any]:
     return labels
 
 
-def _read(path: Path, where: str) -> Arrays:
+def _read(path: Path) -> Arrays:
     if not os.path.isfile(path):  # unlike Path.is_file, never raises
-        raise UserError(where, "there is no such file", "give the path of an .npz file, relative to the grid file")
+        raise UserError(str(path), "there is no such file", "give the path of an .npz file, relative to the grid file")
     try:
         # pickled arrays can run code when they are read
         opened = np.load(path, allow_pickle=False)
         arrays: Arrays = {key: opened[key] for key in opened.files} if isinstance(opened, np.lib.npyio.NpzFile) else {}
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, UnpicklingError) as error:
-        raise UserError(where, f"cannot be read ({error})", "give an .npz file of plain arrays x, y and split") from error
+        raise UserError(str(path), f"cannot be read ({error})", "give an .npz file of plain arrays x, y and split") from error
     if missing := [key for key in ("x", "y", "split") if key not in arrays]:
         held = f"it holds {', '.join(sorted(arrays))}" if arrays else "it holds no named arrays"
-        raise UserError(where, f"there is no array '{missing[0]}'", f"give x [n, d], y [n] and split [n] ({held})")
+        raise UserError(str(path), f"there is no array '{missing[0]}'", f"give x [n, d], y [n] and split [n] ({held})")
     return arrays

@@ -40,13 +40,12 @@ def stratified_rows(y: NDArray[np.int64], size: int, seed: int = SPLIT_SEED, lea
     return np.sort(np.concatenate([rng.permutation(np.flatnonzero(y == c))[: quota[c]] for c in range(len(counts))]))
 
 
-def quarter_for_testing(y: NDArray[np.int64], names: tuple[str, ...], where: str, thing: str = "image") -> NDArray[np.int64]:
+def quarter_for_testing(y: NDArray[np.int64], names: tuple[str, ...], thing: str = "image") -> NDArray[np.int64]:
     """A split ``[n]`` with a stratified quarter of the rows as test rows.
 
     Args:
         y: labels ``[n]`` in 0 .. C-1, every class present.
         names: what the classes are called.
-        where: the place to name in an error.
         thing: what a row is.
 
     Raises:
@@ -55,7 +54,7 @@ def quarter_for_testing(y: NDArray[np.int64], names: tuple[str, ...], where: str
     counts = np.bincount(y)
     if counts.min() < 2:
         what = f"class '{names[int(counts.argmin())]}' has a single {thing}"
-        raise UserError(where, what, "give two at least, one to train on and one to test on, or leave the class out")
+        raise UserError("", what, "give two at least, one to train on and one to test on, or leave the class out")
     split = np.full(len(y), TRAIN, dtype=np.int64)
     split[stratified_rows(y, max(round(len(y) / 4), len(counts)), leave=1)] = TEST
     return split

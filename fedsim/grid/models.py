@@ -205,7 +205,7 @@ class Grid(_Model):
     @field_validator("encoder")
     @classmethod
     def _encoder_matters(cls, encoder: EncoderSpec | None, info: ValidationInfo) -> EncoderSpec | None:
-        if encoder is not None and "dataset" in info.data and all(spec.kind == "npz" for spec in info.data["dataset"]):
+        if encoder is not None and "dataset" in info.data and all(spec.source.images is None for spec in info.data["dataset"]):
             raise ValueError("no data set of the grid holds images; remove it")
         return encoder
 

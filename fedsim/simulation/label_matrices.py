@@ -19,7 +19,10 @@ def label_matrices(grid: Grid) -> list[LabelMatrix]:
     Raises:
         UserError: a data set cannot be read or does not allow a partition; the message says where in the grid.
     """
-    data = [training_rows(spec, grid.place("dataset", i), grid.encoder) for i, spec in enumerate(grid.dataset)]
+    data = []
+    for i, spec in enumerate(grid.dataset):
+        with at(grid.place("dataset", i)):
+            data.append(training_rows(spec, grid.encoder))
     alphas = grid.alpha if grid.partition.uses_alpha else (None,)
     matrices = []
     for (i, spec), alpha, (j, clients), seed in product(enumerate(grid.dataset), alphas, enumerate(grid.clients), grid.seeds):

@@ -81,7 +81,11 @@ def loaded(grid: Grid) -> dict[str, Embeddings]:
     Raises:
         UserError: one cannot be had or does not do.
     """
-    return {spec.key: load(spec, grid.place("dataset", i), grid.encoder) for i, spec in enumerate(grid.dataset)}
+    data = {}
+    for i, spec in enumerate(grid.dataset):
+        with at(grid.place("dataset", i)):
+            data[spec.key] = load(spec, grid.encoder)
+    return data
 
 
 def partitioned(grid: Grid, cells: Sequence[Cell], data: Mapping[str, Embeddings]) -> tuple[Partition, ...]:

@@ -6,7 +6,7 @@ from hypothesis.extra import numpy as hnp
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.normalise import unit_norm
-from fedsim.errors import UserError
+from fedsim.errors import UserError, at
 
 
 def arrays(rows=12, dim=3, classes=3):
@@ -15,7 +15,7 @@ def arrays(rows=12, dim=3, classes=3):
 
 
 def made(**changes):
-    return Embeddings.from_arrays("toy", **(arrays() | changes), where="here")
+    return Embeddings.from_arrays("toy", **(arrays() | changes))
 
 
 def with_value(x, row, value):
@@ -26,7 +26,7 @@ def with_value(x, row, value):
 
 def test_rows_go_where_the_split_says():
     given = arrays() | {"split": np.array([0, 0, 0, 1, 2, 2, 0, 0, 0, 1, 2, 1])}
-    data = Embeddings.from_arrays("toy", **given, columns={"site": np.arange(12)}, where="here")
+    data = Embeddings.from_arrays("toy", **given, columns={"site": np.arange(12)})
     assert data.columns["site"].tolist() == [0, 1, 2, 6, 7, 8]
     np.testing.assert_array_equal(data.x_train, given["x"][[0, 1, 2, 6, 7, 8]])
     np.testing.assert_array_equal(data.x_test, given["x"][[4, 5, 10]])
@@ -64,14 +64,14 @@ X, Y = arrays()["x"], arrays()["y"]
     ],
 )
 def test_a_wrong_array_is_named(changes, message):
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as caught, at("here"):
         made(**changes)
     assert message in str(caught.value)
     assert caught.value.where == "here"
 
 
 def test_the_fingerprint_follows_the_content_only():
-    same = [made(), Embeddings.from_arrays("another name", **arrays(), where="there")]
+    same = [made(), Embeddings.from_arrays("another name", **arrays())]
     others = [
         made(x=with_value(X, 0, 7)),
         made(x=with_value(X, 11, 7)),

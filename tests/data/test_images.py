@@ -104,7 +104,7 @@ def test_a_set_that_nothing_can_be_learned_from_is_refused(changes, message):
 
 
 def test_image_files_decode_in_another_process_as_they_do_here(tmp_path):
-    images = load_image_folder(save_folder(tmp_path / "pets"), "pets", "here")
+    images = load_image_folder(save_folder(tmp_path / "pets"), "pets")
     again = pickle.loads(pickle.dumps(images))  # noqa: S301 (as Ray hands it to its actors)
     assert again.decoder(3)().tobytes() == images.decoder(3)().tobytes()
     assert again.fingerprint == images.fingerprint
@@ -114,10 +114,10 @@ def test_image_files_decode_in_another_process_as_they_do_here(tmp_path):
 
 def test_a_folder_without_images_or_classes_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no such folder"):
-        load_image_folder(tmp_path / "none", "x", "here")
+        load_image_folder(tmp_path / "none", "x")
     with pytest.raises(UserError, match="holds no folders"):
-        load_image_folder(tmp_path, "x", "here")
+        load_image_folder(tmp_path, "x")
     root = save_folder(tmp_path / "pets")
     (root / "fox").mkdir()
     with pytest.raises(UserError, match="class folder 'fox' holds no image"):
-        load_image_folder(root, "x", "here")
+        load_image_folder(root, "x")

@@ -23,12 +23,12 @@ def test_stratified_rows_follow_the_label_counts(counts, seed, data):
 @example([2, 2, 8, 14, 14, 14])
 def test_a_quarter_of_every_class_is_for_testing_and_none_is_without_training_rows(counts):
     y = np.repeat(np.arange(len(counts)), counts)
-    split = quarter_for_testing(y, tuple("abcdefgh"[: len(counts)]), "here")
+    split = quarter_for_testing(y, tuple("abcdefgh"[: len(counts)]))
     assert set(y[split == TRAIN]) == set(y[split == TEST]) == set(range(len(counts)))
     assert abs((split == TEST).sum() - max(len(y) / 4, len(counts))) < 1
-    np.testing.assert_array_equal(split, quarter_for_testing(y, tuple("abcdefgh"), "there"))
+    np.testing.assert_array_equal(split, quarter_for_testing(y, tuple("abcdefgh")))
 
 
 def test_a_class_with_a_single_row_is_named():
     with pytest.raises(UserError, match="class 'b' has a single lesion; give two at least"):
-        quarter_for_testing(np.array([0, 0, 1]), ("a", "b"), "here", "lesion")
+        quarter_for_testing(np.array([0, 0, 1]), ("a", "b"), "lesion")

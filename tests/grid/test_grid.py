@@ -466,6 +466,6 @@ def test_a_grid_without_the_second_protocol_keeps_its_cell_ids(tmp_path):
     for evaluation in ("{per_class: 20}", "{per_class: 20, personal: false}", "{per_class: 20, personal: true}"):
         (tmp_path / "g.yaml").write_text(f"algorithms: [dp-gaussian]\nevaluation: {evaluation}\n")
         grid = load_grid(tmp_path / "g.yaml")
-        data = {spec.key: load(spec, "dataset") for spec in grid.dataset}
+        data = {spec.key: load(spec) for spec in grid.dataset}
         ids.append([cell.cell_id for cell in expand(resolve(grid), data)])
     assert ids[0] == ids[1] != ids[2]

@@ -27,8 +27,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_several_actors_give_the_embeddings_of_one_process(tmp_path, monkeypatch, ray_cluster):
     spec = save_encoder(tmp_path / "encoder")
-    images = load_image_folder(save_folder(tmp_path / "pets", each=250), "pets", "here")
-    job = EmbedJob(images, locate(spec, "here"), spec)
+    images = load_image_folder(save_folder(tmp_path / "pets", each=250), "pets")
+    job = EmbedJob(images, locate(spec), spec)
     assert job.shards == 2
     with np.load(embed(job, Console(quiet=True))) as held:
         alone = held["x"]

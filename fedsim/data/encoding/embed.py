@@ -93,21 +93,20 @@ def in_process(job: EmbedJob, numbers: Sequence[int]) -> Iterator[Shard]:
     return embedded_shards(Encoder(job.encoder, job.spec.pool, device), job.images, numbers, job.spec.dtype, job.batch, threads)
 
 
-def cached_embeddings(images: ImageSet, spec: EncoderSpec, name: str, where: str, *, skip_bad: bool) -> Embeddings:
+def cached_embeddings(images: ImageSet, spec: EncoderSpec, name: str, *, skip_bad: bool) -> Embeddings:
     """The embeddings of an image set, from the cache or computed now.
 
     Args:
         images: the image set.
         spec: the encoder.
         name: what tables call the data set.
-        where: the place to name in an error.
         skip_bad: leave out images that cannot be decoded.
 
     Raises:
         UserError: the encoder cannot be had, or images cannot be decoded.
     """
-    path = embed(EmbedJob(images, locate(spec, where), spec), Console(stderr=True), skip_bad=skip_bad)
-    return load_embedding_file(path, name, where)
+    path = embed(EmbedJob(images, locate(spec), spec), Console(stderr=True), skip_bad=skip_bad)
+    return load_embedding_file(path, name)
 
 
 def embed(job: EmbedJob, console: Console, *, skip_bad: bool = False, work: Work = in_process) -> Path:

@@ -66,7 +66,7 @@ class EncoderFiles:
         return found
 
 
-def locate(spec: EncoderSpec, where: str) -> EncoderFiles:
+def locate(spec: EncoderSpec) -> EncoderFiles:
     """Find an encoder's files: a local folder, the hub's cache, or the hub.
 
     Raises:
@@ -75,10 +75,8 @@ def locate(spec: EncoderSpec, where: str) -> EncoderFiles:
     folder = Path(spec.name).expanduser()
     if folder.is_dir():
         if spec.revision is not None:
-            raise UserError(
-                where, f"revision {spec.revision} is given for the local folder {folder}", "remove it; a folder has no revisions"
-            )
-        return _complete(EncoderFiles(str(folder), None, folder), where)
+            raise UserError("", f"revision {spec.revision} is given for the local folder {folder}", "remove it; a folder has no revisions")
+        return _complete(EncoderFiles(str(folder), None, folder))
     revision = spec.revision or REVISIONS.get(spec.name)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
@@ -86,27 +84,27 @@ def locate(spec: EncoderSpec, where: str) -> EncoderFiles:
     try:
         found = Path(snapshot_download(spec.name, revision=revision, allow_patterns=_FILES))
     except HFValidationError as error:
-        raise UserError(where, f"there is no folder '{spec.name}'", "give a folder, or a name such as facebook/dinov2-base") from error
+        raise UserError("", f"there is no folder '{spec.name}'", "give a folder, or a name such as facebook/dinov2-base") from error
     except Exception as error:  # any of the hub's and the network's errors
         what = f"encoder '{spec.name}' is not on this machine and cannot be downloaded ({' '.join(str(error).split())[:160]})"
         at = f" --revision {revision}" if revision else ""
         right = (
             f"run `hf download {spec.name}{at} --local-dir FOLDER` where there is a network, copy FOLDER here and give it as the encoder"
         )
-        raise UserError(where, what, right) from error
-    return _complete(EncoderFiles(spec.name, found.name, found), where)
+        raise UserError("", what, right) from error
+    return _complete(EncoderFiles(spec.name, found.name, found))
 
 
-def _complete(files: EncoderFiles, where: str) -> EncoderFiles:
+def _complete(files: EncoderFiles) -> EncoderFiles:
     for name in ("config.json", "preprocessor_config.json"):
         try:
             json.loads((files.folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             what = f"encoder folder {files.folder} has no readable {name}"
-            raise UserError(where, what, "save model and image processor there with save_pretrained") from error
+            raise UserError("", what, "save model and image processor there with save_pretrained") from error
     if not any(files.folder.glob("*.safetensors")):
         what = f"encoder folder {files.folder} has no .safetensors weights"
-        raise UserError(where, what, "save the model with save_pretrained; pickled weights are never read")
+        raise UserError("", what, "save the model with save_pretrained; pickled weights are never read")
     return files
 
 

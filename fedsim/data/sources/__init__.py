@@ -1,1 +1,24 @@
-"""Where data sets come from: those known by name, image folders and tables, hubs, and ``.npz`` files of embeddings."""
+"""Where data sets come from: those known by name, image folders and tables, hubs, and ``.npz`` files of embeddings.
+
+A new one is a file here that makes a :class:`fedsim.data.sources.source.Source`, and a line in :data:`SOURCES`.
+"""
+
+from fedsim.data.sources.digits import DIGITS
+from fedsim.data.sources.folder import IMAGE_FOLDER
+from fedsim.data.sources.hub import HUB
+from fedsim.data.sources.medmnist import MEDMNIST
+from fedsim.data.sources.milk10k import MILK10K
+from fedsim.data.sources.npz import NPZ
+from fedsim.data.sources.source import Source
+from fedsim.data.sources.table import TABLE
+
+SOURCES: dict[str, Source] = {
+    "digits": DIGITS,
+    "milk10k": MILK10K,
+    "medmnist": MEDMNIST,
+    "hf": HUB,
+    "npz": NPZ,
+    "imagefolder": IMAGE_FOLDER,
+    "csv": TABLE,
+}
+"""The sources by the words that a grid names them with: alone, before a colon, or as the key of a path."""

@@ -7,23 +7,24 @@ from numpy.typing import NDArray
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.images import ImageSet, PixelArrays
+from fedsim.data.sources.source import Listing, Source
 from fedsim.data.split import quarter_for_testing
 
 _NAMES = tuple(map(str, range(10)))
 
 
-def digits_embeddings(name: str, where: str) -> Embeddings:
+def digits_embeddings(name: str) -> Embeddings:
     """Pixels / 16 as embeddings of 64 dimensions."""
     pixels, y = _digits()
     x = (pixels.reshape(len(y), -1) / 16).astype(np.float32)
-    return Embeddings.from_arrays(name, x, y, quarter_for_testing(y, _NAMES, where), where=where)
+    return Embeddings.from_arrays(name, x, y, quarter_for_testing(y, _NAMES))
 
 
-def digits_images(name: str, where: str) -> ImageSet:
+def digits_images(name: str) -> ImageSet:
     """The same digits as images, for an encoder."""
     pixels, y = _digits()
     images = PixelArrays((pixels * 15.9375).astype(np.uint8))
-    return ImageSet(name, images, np.arange(len(y)), y, quarter_for_testing(y, _NAMES, where), _NAMES, where=where)
+    return ImageSet(name, images, np.arange(len(y)), y, quarter_for_testing(y, _NAMES), _NAMES)
 
 
 def _digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -31,3 +32,11 @@ def _digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
 
     held = load_digits()
     return held.images, held.target.astype(np.int64)
+
+
+DIGITS = Source(
+    lambda: [Listing("digits", "10", "1348 / 449", "8 (or embeddings of 64)", "CC BY 4.0", "scikit-learn, UCI", "yes")],
+    images=lambda asked: digits_images(asked.name),
+    embeddings=lambda asked: digits_embeddings(asked.name),
+    published=True,
+)

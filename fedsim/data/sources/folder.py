@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from fedsim.data.images import EXTENSIONS, ImageFiles, ImageSet
+from fedsim.data.sources.source import Listing, Source
 from fedsim.data.split import TEST, TRAIN, WORDS, quarter_for_testing
-from fedsim.errors import UserError
+from fedsim.errors import UserError, at
 
 
-def load_image_folder(root: Path, name: str, where: str) -> ImageSet:
+def load_image_folder(root: Path, name: str) -> ImageSet:
     """Read ``root/<class>/**/*.jpg``, or ``root/{train,validation,test}/<class>/**/*.jpg``.
 
     Without such folders a fixed stratified quarter is for testing. Hidden files and other types are left out.
@@ -19,7 +20,7 @@ def load_image_folder(root: Path, name: str, where: str) -> ImageSet:
     Raises:
         UserError: the folder is not there, holds no classes, or a class holds no image.
     """
-    where = f"{where}: {root}"
+    where = str(root)
     if not root.is_dir():
         raise UserError(where, "there is no such folder", "give a folder that holds one folder a class")
     folders = _folders(root)
@@ -41,9 +42,16 @@ def load_image_folder(root: Path, name: str, where: str) -> ImageSet:
         labels += [names.index(folder.name)] * len(found)
         split += [part] * len(found)
     y = np.array(labels, dtype=np.int64)
-    parted = np.array(split, dtype=np.int64) if parts else quarter_for_testing(y, names, where)
+    with at(where):
+        parted = np.array(split, dtype=np.int64) if parts else quarter_for_testing(y, names)
     return ImageSet(name, ImageFiles(paths, root), np.arange(len(paths)), y, parted, names, where=where)
 
 
 def _folders(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+IMAGE_FOLDER = Source(
+    lambda: [Listing("{imagefolder: PATH}", "yours", "train/ and test/, or a quarter", "their own", "yours", "your files")],
+    images=lambda asked: load_image_folder(asked.path, asked.name),
+)

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from fedsim.data.images import Decoder, ImageSet, decoded
+from fedsim.data.sources.source import Listing, Source
 from fedsim.data.sources.tables import class_labels
 from fedsim.data.split import TEST, TRAIN, WORDS, quarter_for_testing
 from fedsim.errors import UserError
 
 
-def load_hub(dataset: str, name: str, where: str) -> ImageSet:
+def load_hub(dataset: str, name: str) -> ImageSet:
     """Read a data set with one image column and one label column (``label`` or a class label); scalar columns are kept.
 
     Its own train, validation and test splits are used; a set without a test split gets a fixed stratified quarter of its rows for testing.
@@ -26,38 +27,36 @@ def load_hub(dataset: str, name: str, where: str) -> ImageSet:
     try:
         import datasets
     except ImportError as error:
-        raise UserError(where, "the package 'datasets' is not installed", "pip install 'fedsim[hf]'") from error
+        raise UserError("", "the package 'datasets' is not installed", "pip install 'fedsim[hf]'") from error
     try:
         found = datasets.load_dataset(dataset)
     except Exception as error:  # any of the hub's, the network's and the builders' errors
         what = f"'{dataset}' cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
         right = f"download it where there is a network (`hf download {dataset} --repo-type dataset`) and give hf:FOLDER"
-        raise UserError(where, what, right) from error
+        raise UserError("", what, right) from error
     parts = {WORDS[key]: found[key] for key in found if key in WORDS}
     if TRAIN not in parts:
-        raise UserError(where, f"'{dataset}' has no train split, only {', '.join(found)}", "choose a set that has one")
+        raise UserError("", f"'{dataset}' has no train split, only {', '.join(found)}", "choose a set that has one")
     parts = parts if TEST in parts else {TRAIN: parts[TRAIN]}
     features = parts[TRAIN].features
-    image = _only(where, "image", [key for key, feature in features.items() if isinstance(feature, datasets.Image)])
-    label = (
-        "label" if "label" in features else _only(where, "label", [k for k, f in features.items() if isinstance(f, datasets.ClassLabel)])
-    )
+    image = _only("image", [key for key, feature in features.items() if isinstance(feature, datasets.Image)])
+    label = "label" if "label" in features else _only("label", [k for k, f in features.items() if isinstance(f, datasets.ClassLabel)])
     tables = [parts[part].cast_column(image, datasets.Image(decode=False)) for part in sorted(parts)]
     frame = datasets.concatenate_datasets([table.remove_columns(image) for table in tables]).to_pandas()
     y, names = class_labels(frame[label])
     if isinstance(features[label], datasets.ClassLabel):
         names = tuple(features[label].names[int(value)] for value in names)
     split = np.repeat(sorted(parts), [len(table) for table in tables])
-    split = split if TEST in parts else quarter_for_testing(y, names, where)
+    split = split if TEST in parts else quarter_for_testing(y, names)
     columns = {key: frame[key].to_numpy() for key in frame if key != label and frame[key].dtype.kind in "iufb"}
     columns |= {key: frame[key].astype(str).to_numpy(np.str_) for key in frame if str(getattr(features[key], "dtype", "")) == "string"}
-    return ImageSet(name, HubImages(tables, image, dataset), np.arange(len(y)), y, split, names, columns, where)
+    return ImageSet(name, HubImages(tables, image, dataset), np.arange(len(y)), y, split, names, columns)
 
 
-def _only(where: str, kind: str, found: list[str]) -> str:
+def _only(kind: str, found: list[str]) -> str:
     if len(found) != 1:
         what = f"there are {len(found)} {kind} columns" + (f" ({', '.join(found)})" if found else "")
-        raise UserError(where, what, f"choose a set with one {kind} column")
+        raise UserError("", what, f"choose a set with one {kind} column")
     return found[0]
 
 
@@ -90,3 +89,10 @@ class HubImages:
             return bytes(held["bytes"])
         with open(held["path"], "rb") as file:
             return file.read()
+
+
+HUB = Source(
+    lambda: [Listing("hf:<dataset>", "yours", "its own, or a quarter", "their own", "yours", "the hub")],
+    images=lambda asked: load_hub(asked.argument, asked.name),
+    argument="<dataset>",
+)

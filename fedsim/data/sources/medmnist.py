@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.data.images import Decoder, ImageSet, from_pixels
+from fedsim.data.sources.source import Listing, Source
 from fedsim.data.split import TEST, TRAIN, VALIDATION
-from fedsim.errors import UserError
+from fedsim.errors import UserError, nearest
 
 SIZES = (28, 64, 128, 224)
 _PARTS = (("train", TRAIN), ("val", VALIDATION), ("test", TEST))
@@ -42,7 +43,7 @@ def file_name(flag: str, size: int) -> str:
     return f"{flag}.npz" if size == 28 else f"{flag}_{size}.npz"
 
 
-def load_medmnist(flag: str, size: int, root: Path, name: str, where: str) -> ImageSet:
+def load_medmnist(flag: str, size: int, root: Path, name: str) -> ImageSet:
     """Read a set with its official split; a file that is not there is downloaded, if that is possible.
 
     Args:
@@ -50,29 +51,28 @@ def load_medmnist(flag: str, size: int, root: Path, name: str, where: str) -> Im
         size: 28, 64, 128 or 224 pixels.
         root: the folder of the official files.
         name: what tables call it.
-        where: the place to name in an error.
 
     Raises:
         UserError: the file cannot be had (with what to download and where to put it) or read, or has several labels an image.
     """
     info = flags()[flag]
     if not single_label(info):
-        raise UserError(where, f"{flag} has {len(info['label'])} yes-or-no labels an image", "choose a set with one label an image")
+        raise UserError("", f"{flag} has {len(info['label'])} yes-or-no labels an image", "choose a set with one label an image")
     suffix = "" if size == 28 else f"_{size}"
     path = root / file_name(flag, size)
     if not path.is_file():
-        _download(info[f"url{suffix}"], info[f"MD5{suffix}"], path, where)
-    images = PackedImages(path, [f"{part}_images" for part, _ in _PARTS], f"{where}: {path}")
-    labels = [_labels(path, f"{part}_labels", f"{where}: {path}") for part, _ in _PARTS]
+        _download(info[f"url{suffix}"], info[f"MD5{suffix}"], path)
+    images = PackedImages(path, [f"{part}_images" for part, _ in _PARTS])
+    labels = [_labels(path, f"{part}_labels") for part, _ in _PARTS]
     split = np.repeat([value for _, value in _PARTS], [len(part) for part in labels])
     y = np.concatenate(labels)
     names = tuple(str(info["label"][str(c)]) for c in range(len(info["label"])))
     if len(y) != len(images) or y.min() < 0 or y.max() >= len(names):
-        raise UserError(f"{where}: {path}", f"is not the official file of {flag}", f"download it again from {info[f'url{suffix}']}")
-    return ImageSet(name, images, np.arange(len(y)), y, split, names, where=f"{where}: {path}")
+        raise UserError(str(path), f"is not the official file of {flag}", f"download it again from {info[f'url{suffix}']}")
+    return ImageSet(name, images, np.arange(len(y)), y, split, names, where=str(path))
 
 
-def _download(url: str, md5: str, path: Path, where: str) -> None:
+def _download(url: str, md5: str, path: Path) -> None:
     from torchvision.datasets.utils import download_url
 
     try:
@@ -81,17 +81,15 @@ def _download(url: str, md5: str, path: Path, where: str) -> None:
     except (OSError, RuntimeError, ValueError) as error:
         path.unlink(missing_ok=True)  # half a file would be taken for a whole one
         what = f"{path} is not there and cannot be downloaded ({' '.join(str(error).split())})"
-        raise UserError(
-            where, what, f"download {url} (MD5 {md5}) and put it into {path.parent}, or name another folder with root:"
-        ) from error
+        raise UserError("", what, f"download {url} (MD5 {md5}) and put it into {path.parent}, or name another folder with root:") from error
 
 
-def _labels(path: Path, member: str, where: str) -> NDArray[np.int64]:
+def _labels(path: Path, member: str) -> NDArray[np.int64]:
     try:
         with np.load(path, allow_pickle=False) as file:
             labels = file[member]
     except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(where, f"cannot be read ({error})", "give the official MedMNIST file") from error
+        raise UserError(str(path), f"cannot be read ({error})", "give the official MedMNIST file") from error
     return np.asarray(labels).reshape(-1).astype(np.int64)
 
 
@@ -101,21 +99,22 @@ class PackedImages:
     Args:
         path: the file.
         members: its arrays, ``[n, h, w]`` or ``[n, h, w, 3]`` each, counted one after another.
-        where: the place to name in an error.
 
     Raises:
         UserError: the file is no ``.npz`` file, or an array is missing or holds anything but images.
     """
 
-    def __init__(self, path: Path, members: Sequence[str], where: str) -> None:
+    def __init__(self, path: Path, members: Sequence[str]) -> None:
         self.path, self.members = path, tuple(members)
         try:
             heads = [self._head(member) for member in members]
         except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(where, f"cannot be read ({error})", "give the official MedMNIST file") from error
+            raise UserError(str(path), f"cannot be read ({error})", "give the official MedMNIST file") from error
         for member, (shape, dtype, _) in zip(members, heads, strict=True):
             if dtype != np.uint8 or len(shape) not in (3, 4):
-                raise UserError(where, f"{member} has shape {list(shape)} and dtype {dtype}", "give uint8 images [n, h, w] or [n, h, w, 3]")
+                raise UserError(
+                    str(path), f"{member} has shape {list(shape)} and dtype {dtype}", "give uint8 images [n, h, w] or [n, h, w, 3]"
+                )
         self.shapes = [shape for shape, _, _ in heads]
         self.offsets = [offset for _, _, offset in heads]
         self.starts = np.cumsum([0, *(shape[0] for shape in self.shapes)])
@@ -159,3 +158,30 @@ class PackedImages:
             if fortran:
                 raise ValueError(f"{member} is stored in Fortran order")
             return shape, dtype, stream.tell()
+
+
+def _listing() -> list[Listing]:
+    lines = []
+    for flag, info in flags().items():
+        counts = info["n_samples"]
+        classes = str(len(info["label"])) if single_label(info) else f"{len(info['label'])} labels, not supported"
+        held = [str(size) for size in SIZES if (default_root() / file_name(flag, size)).is_file()]
+        split, pixels = f"{counts['train']} / {counts['test']}", f"size: {', '.join(map(str, SIZES))}"
+        lines.append(Listing(f"medmnist:{flag}", classes, split, pixels, info["license"], "MedMNIST, Zenodo", ", ".join(held) or "no"))
+    return lines
+
+
+def _check(flag: str) -> None:
+    if flag not in flags():
+        raise ValueError(f"unknown MedMNIST set '{flag}'; {nearest(flag, flags())}")
+
+
+MEDMNIST = Source(
+    _listing,
+    images=lambda asked: load_medmnist(asked.argument, asked.size, asked.root or default_root(), asked.name),
+    argument="<flag>",
+    options=("root", "size"),
+    published=True,
+    check=_check,
+    display=lambda flag, size: flag + (f"-{size}" if size != 28 else ""),
+)

@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fedsim.data.sources import medmnist
+from fedsim.data.sources import SOURCES
+from fedsim.data.sources.source import Asked, Source
 from fedsim.errors import nearest
 
-NAMES = ("digits", "milk10k", "medmnist:<flag>", "hf:<dataset>")
-"""The data sets that are known by name."""
 _PATHS = ("npz", "imagefolder", "csv")
+"""The sources that a path names."""
 
 
 class DatasetSpec(BaseModel):
@@ -62,26 +62,40 @@ class DatasetSpec(BaseModel):
             raise ValueError(f"names {' and '.join(given)}; give one of them")
         if not given:
             self._check_name()
-        for key, kinds in (("root", ("medmnist", "milk10k")), ("size", ("medmnist",)), ("remap", ("npz",))):
-            if getattr(self, key) != type(self).model_fields[key].default and self.kind not in kinds:
-                raise ValueError(f"'{self.display}' takes no {key}; it is for {', '.join(kinds)}")
+        for key in ("root", "size", "remap"):
+            if getattr(self, key) != type(self).model_fields[key].default and key not in self.source.options:
+                takers = ", ".join(sorted(kind for kind, source in SOURCES.items() if key in source.options))
+                raise ValueError(f"'{self.display}' takes no {key}; it is for {takers}")
         return self
 
     def _check_name(self) -> None:
+        named = {kind: source for kind, source in SOURCES.items() if kind not in _PATHS}
+        known = [f"{kind}:{source.argument}" if source.argument else kind for kind, source in named.items()]
         if self.name is None:
-            raise ValueError(f"names no data; give {', '.join(NAMES)}, {{npz: PATH}}, {{imagefolder: PATH}} or {{csv: PATH}}")
-        kind, _, rest = self.name.partition(":")
-        if kind == "medmnist":
-            if rest not in medmnist.flags():
-                raise ValueError(f"unknown MedMNIST set '{rest}'; {nearest(rest, medmnist.flags())}")
-        elif not (self.name in ("digits", "milk10k") or (kind == "hf" and rest)):
-            hint = f"write {{npz: {self.name}}}" if self.name.endswith(".npz") else nearest(self.name, NAMES)
+            paths = [f"{{{kind}: PATH}}" for kind in _PATHS]
+            raise ValueError(f"names no data; give {', '.join([*known, *paths[:-1]])} or {paths[-1]}")
+        kind, colon, argument = self.name.partition(":")
+        source = named.get(kind)
+        if source is not None and source.check is not None:
+            source.check(argument)
+        elif source is None or bool(argument) != bool(source.argument) or (colon and not argument):
+            hint = f"write {{npz: {self.name}}}" if self.name.endswith(".npz") else nearest(self.name, known)
             raise ValueError(f"unknown data set '{self.name}'; {hint}")
 
     @property
     def kind(self) -> str:
-        """The kind of source: ``npz``, ``imagefolder``, ``csv``, ``digits``, ``milk10k``, ``medmnist`` or ``hf``."""
+        """The source's word, a key of :data:`fedsim.data.sources.SOURCES`."""
         return next((kind for kind in _PATHS if getattr(self, kind) is not None), str(self.name).partition(":")[0])
+
+    @property
+    def source(self) -> Source:
+        """Where the data set comes from."""
+        return SOURCES[self.kind]
+
+    @property
+    def argument(self) -> str:
+        """What follows the source's word, where the data set is known by name."""
+        return "" if self.kind in _PATHS else str(self.name).partition(":")[2]
 
     @property
     def path(self) -> Path | None:
@@ -92,8 +106,8 @@ class DatasetSpec(BaseModel):
     def display(self) -> str:
         """What tables and curves call the data set."""
         name = self.name or (self.path.stem if self.path else "")
-        if self.kind == "medmnist":
-            name = name.partition(":")[2] + (f"-{self.size}" if self.size != 28 else "")
+        if self.source.display is not None:
+            name = self.source.display(self.argument, self.size)
         return name if self.limit is None else f"{name}[:{self.limit}]"
 
     @property
@@ -105,7 +119,12 @@ class DatasetSpec(BaseModel):
     @property
     def overlap_policy(self) -> str:
         """``overlap``, or its default."""
-        return self.overlap or ("keep" if self.kind in ("digits", "milk10k", "medmnist") else "error")
+        return self.overlap or ("keep" if self.source.published else "error")
+
+    @property
+    def asked(self) -> Asked:
+        """What the source is asked for."""
+        return Asked(self.display, self.argument, self.path or Path(), self.root, self.size, self.remap)
 
     def within(self, folder: Path) -> DatasetSpec:
         """The same data set with its relative paths taken from ``folder``."""

@@ -13,18 +13,17 @@ from numpy.typing import NDArray
 from fedsim.errors import UserError, nearest
 
 
-def read_table(path: Path, needed: Sequence[str], where: str) -> pd.DataFrame:
+def read_table(path: Path, needed: Sequence[str]) -> pd.DataFrame:
     """Read a CSV file.
 
     Args:
         path: the file.
         needed: columns that it must have.
-        where: the place to name in an error.
 
     Raises:
         UserError: it is not there, is no table, is empty, or lacks a column.
     """
-    where = f"{where}: {path}"
+    where = str(path)
     try:
         table = pd.read_csv(path, skipinitialspace=True)
     except FileNotFoundError as error:
@@ -38,7 +37,7 @@ def read_table(path: Path, needed: Sequence[str], where: str) -> pd.DataFrame:
     return table
 
 
-def complete(table: pd.DataFrame, name: str, where: str) -> pd.Series[Any]:
+def complete(table: pd.DataFrame, name: str) -> pd.Series[Any]:
     """A column without gaps.
 
     Raises:
@@ -47,7 +46,7 @@ def complete(table: pd.DataFrame, name: str, where: str) -> pd.Series[Any]:
     gaps = table[name].isna().to_numpy()
     if gaps.any():
         what = f"column '{name}' lacks {int(gaps.sum())} values, the first in line {int(gaps.argmax()) + 2}"
-        raise UserError(where, what, "fill them in or remove the lines")
+        raise UserError("", what, "fill them in or remove the lines")
     return table[name]
 
 
@@ -68,7 +67,7 @@ def _plain(values: pd.Series[Any]) -> NDArray[Any]:
     return values.fillna("unknown").astype(str).to_numpy(dtype=np.str_)
 
 
-def check_files(paths: Sequence[Path], where: str, remedy: str) -> None:
+def check_files(paths: Sequence[Path], remedy: str) -> None:
     """Every path is a file.
 
     Raises:
@@ -76,10 +75,10 @@ def check_files(paths: Sequence[Path], where: str, remedy: str) -> None:
     """
     missing = [path for path in paths if not path.is_file()]
     if missing:
-        raise UserError(where, f"{len(missing)} of {len(paths)} images are not there, the first is {missing[0]}", remedy)
+        raise UserError("", f"{len(missing)} of {len(paths)} images are not there, the first is {missing[0]}", remedy)
 
 
-def split_values(values: NDArray[Any], words: Mapping[str, int], where: str) -> NDArray[np.int64]:
+def split_values(values: NDArray[Any], words: Mapping[str, int]) -> NDArray[np.int64]:
     """A split column: words (train, validation, test) or their numbers 0, 1, 2.
 
     Raises:
@@ -88,5 +87,5 @@ def split_values(values: NDArray[Any], words: Mapping[str, int], where: str) -> 
     known = {**words, **{str(number): number for number in words.values()}}
     texts = [str(value).strip().lower().removesuffix(".0") for value in values]
     if unknown := next((text for text in texts if text not in known), None):
-        raise UserError(where, f"column 'split' has the value '{unknown}'", "give train, validation or test")
+        raise UserError("", f"column 'split' has the value '{unknown}'", "give train, validation or test")
     return np.array([known[text] for text in texts], dtype=np.int64)

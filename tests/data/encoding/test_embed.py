@@ -46,12 +46,12 @@ def small_shards(monkeypatch):
 
 @pytest.fixture
 def pets(tmp_path) -> ImageSet:
-    images = load_image_folder(save_folder(tmp_path / "pets"), "pets", "here")
+    images = load_image_folder(save_folder(tmp_path / "pets"), "pets")
     return replace(images, images=Counted(images.images), columns={"site": np.array(["n", "s"] * 12)})
 
 
 def job(images, spec, **changes):
-    return EmbedJob(images, locate(spec, "here"), spec.model_copy(update=changes), batch=3)
+    return EmbedJob(images, locate(spec), spec.model_copy(update=changes), batch=3)
 
 
 def stored(path):
@@ -60,7 +60,7 @@ def stored(path):
 
 
 def test_the_file_holds_what_a_bare_loop_over_the_images_gives(pets, encoder):
-    made = Encoder(locate(encoder, "here"), "cls", "cpu")
+    made = Encoder(locate(encoder), "cls", "cpu")
     expected = made.embed(made.pixels([pets.decoder(i)() for i in range(24)]))
     held = stored(embed(job(pets, encoder), CONSOLE))
     np.testing.assert_allclose(held["x"], expected, atol=1e-5)
@@ -72,7 +72,7 @@ def test_the_file_holds_what_a_bare_loop_over_the_images_gives(pets, encoder):
 def test_the_manifest_says_how_the_embeddings_came_to_be(pets, encoder):
     manifest = read_manifest(embed(job(pets, encoder, pool="cls+mean", dtype="float16"), CONSOLE))
     assert manifest["data"] == pets.fingerprint
-    assert manifest["encoder"] == locate(encoder, "here").digest
+    assert manifest["encoder"] == locate(encoder).digest
     assert (manifest["pool"], manifest["dtype"], manifest["shape"]) == ("cls+mean", "float16", [24, 32])
     assert manifest["size"] == {"height": 28, "width": 28}
     assert len(manifest["normalisation"]["image_mean"]) == 3
@@ -82,8 +82,8 @@ def test_the_manifest_says_how_the_embeddings_came_to_be(pets, encoder):
 
 
 def test_every_image_is_decoded_once_and_the_second_call_decodes_none(pets, encoder, cache):
-    first = cached_embeddings(pets, encoder, "pets", "here", skip_bad=False)
-    second = cached_embeddings(pets, encoder, "pets", "here", skip_bad=False)
+    first = cached_embeddings(pets, encoder, "pets", skip_bad=False)
+    second = cached_embeddings(pets, encoder, "pets", skip_bad=False)
     assert pets.images.decoded == Counter(range(24))
     assert first.fingerprint == second.fingerprint
     assert sorted(path.suffix for path in (cache / "embeddings").iterdir()) == [".lock", ".npz"]
@@ -101,7 +101,7 @@ def test_whatever_differs_is_computed_again_never_reused(tmp_path, pets, encoder
     assert len({embed(each, CONSOLE) for each in jobs}) == len(jobs)
     before = jobs[0].key
     (tmp_path / "pets/cat/3.png").write_bytes((tmp_path / "pets/dog/3.png").read_bytes())
-    changed = load_image_folder(tmp_path / "pets", "pets", "here")
+    changed = load_image_folder(tmp_path / "pets", "pets")
     assert job(replace(changed, columns=pets.columns), encoder).key != before
 
 
@@ -129,7 +129,7 @@ def test_an_interrupted_run_goes_on_with_the_next_shard(pets, encoder):
     pets.images.decoded.clear()
     held = stored(embed(job(pets, encoder), CONSOLE))
     assert set(pets.images.decoded) == set(range(14, 24))
-    whole = Encoder(locate(encoder, "here"), "cls", "cpu")
+    whole = Encoder(locate(encoder), "cls", "cpu")
     np.testing.assert_allclose(held["x"], whole.embed(whole.pixels([pets.decoder(i)() for i in range(24)])), atol=1e-5)
 
 
@@ -152,7 +152,7 @@ def damaged(tmp_path) -> ImageSet:
     for name in ("cat/0", "cat/1", "cat/10", "cat/11", "cat/2", "eel/5", "eel/6"):
         path = root / f"{name}.png"
         path.write_bytes(path.read_bytes()[:60])
-    return load_image_folder(root, "pets", "here")
+    return load_image_folder(root, "pets")
 
 
 def test_bad_images_are_all_listed_and_nothing_is_written(damaged, encoder, cache):
@@ -183,7 +183,7 @@ def test_a_column_with_a_reserved_name_is_refused(pets, encoder):
 
 def test_memory_of_the_pipeline_does_not_grow_with_the_images(pets, encoder, monkeypatch):
     """Batches that wait are bounded: decoding never runs ahead of the model by more than threads + 1 batches."""
-    made = Encoder(locate(encoder, "here"), "cls", "cpu")
+    made = Encoder(locate(encoder), "cls", "cpu")
     ahead = []
     embedded = made.embed
     monkeypatch.setattr(made, "embed", lambda pixels: ahead.append(sum(pets.images.decoded.values()) - 2 * len(ahead)) or embedded(pixels))

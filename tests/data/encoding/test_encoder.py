@@ -16,7 +16,7 @@ PICTURES = [picture(n) for n in range(4)]
 
 
 def embedded(spec, pool="cls"):
-    made = Encoder(locate(spec, "here"), pool, "cpu")
+    made = Encoder(locate(spec), pool, "cpu")
     return made.embed(made.pixels(PICTURES))
 
 
@@ -32,11 +32,11 @@ def test_pooling_is_the_class_token_the_mean_of_the_patches_or_both(encoder):
 
 def test_the_digest_follows_weights_and_preprocessing(tmp_path, encoder):
     copied = Path(shutil.copytree(encoder.name, tmp_path / "copy"))
-    assert locate(EncoderSpec(name=str(copied)), "here").digest == locate(encoder, "here").digest
+    assert locate(EncoderSpec(name=str(copied))).digest == locate(encoder).digest
     config = json.loads((copied / "preprocessor_config.json").read_text())
     (copied / "preprocessor_config.json").write_text(json.dumps(config | {"image_mean": [0.1, 0.2, 0.3]}))
-    others = [locate(EncoderSpec(name=str(copied)), "here"), locate(save_encoder(tmp_path / "other", seed=1), "here")]
-    assert len({each.digest for each in [locate(encoder, "here"), *others]}) == 3
+    others = [locate(EncoderSpec(name=str(copied))), locate(save_encoder(tmp_path / "other", seed=1))]
+    assert len({each.digest for each in [locate(encoder), *others]}) == 3
 
 
 def test_the_papers_encoder_has_a_pinned_revision():
@@ -52,11 +52,11 @@ def test_a_local_folder_is_taken_from_the_grids_folder(tmp_path, monkeypatch):
 def test_an_encoder_that_cannot_be_had_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError) as caught:
-        locate(EncoderSpec(name="facebook/dinov2-nano"), "g.yaml:3: encoder")
+        locate(EncoderSpec(name="facebook/dinov2-nano"))
     assert "is not on this machine and cannot be downloaded" in caught.value.what
     assert "hf download facebook/dinov2-nano" in caught.value.right
     with pytest.raises(UserError, match="there is no folder 'no/such/folder'"):
-        locate(EncoderSpec(name="no/such/folder"), "here")
+        locate(EncoderSpec(name="no/such/folder"))
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_an_incomplete_folder_is_named(tmp_path, encoder, removed, message):
     folder = Path(shutil.copytree(encoder.name, tmp_path / "copy"))
     (folder / removed).unlink()
     with pytest.raises(UserError, match=message):
-        locate(EncoderSpec(name=str(folder)), "here")
+        locate(EncoderSpec(name=str(folder)))
 
 
 def test_broken_weights_and_models_without_tokens_are_named(tmp_path, encoder):
@@ -83,10 +83,10 @@ def test_broken_weights_and_models_without_tokens_are_named(tmp_path, encoder):
 
 def test_a_folder_has_no_revision(encoder):
     with pytest.raises(UserError, match="has no revision"):
-        locate(EncoderSpec(name=encoder.name, revision="abc"), "here")
+        locate(EncoderSpec(name=encoder.name, revision="abc"))
 
 
 def test_embeddings_do_not_depend_on_the_batch(encoder):
-    made = Encoder(locate(encoder, "here"), "cls", "cpu")
+    made = Encoder(locate(encoder), "cls", "cpu")
     alone = torch.cat([made.embed(made.pixels([each])) for each in PICTURES])
     np.testing.assert_allclose(alone, embedded(encoder), atol=1e-5)

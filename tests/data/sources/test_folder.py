@@ -8,17 +8,17 @@ from fedsim.errors import UserError
 
 
 def test_a_class_is_a_folder_and_a_fixed_quarter_is_for_testing(tmp_path):
-    images = load_image_folder(save_folder(tmp_path / "pets"), "pets", "here")
+    images = load_image_folder(save_folder(tmp_path / "pets"), "pets")
     assert images.class_names == ("cat", "dog", "eel")
     assert np.bincount(images.y).tolist() == [8, 8, 8]
     assert np.bincount(images.y[images.split == TEST]).tolist() == [2, 2, 2]
-    np.testing.assert_array_equal(images.split, load_image_folder(tmp_path / "pets", "x", "there").split)
+    np.testing.assert_array_equal(images.split, load_image_folder(tmp_path / "pets", "x").split)
 
 
 def test_train_and_test_folders_are_the_split(tmp_path):
     for start, part in enumerate(("train", "val", "test")):
         save_folder(tmp_path / "pets" / part, each=3, start=100 * start)
-    images = load_image_folder(tmp_path / "pets", "pets", "here")
+    images = load_image_folder(tmp_path / "pets", "pets")
     assert images.class_names == ("cat", "dog", "eel")
     assert [int((images.split == part).sum()) for part in (TRAIN, VALIDATION, TEST)] == [9, 9, 9]
     assert {images.image_name(i).split("/")[0] for i in np.flatnonzero(images.split == TEST)} == {"test"}
@@ -30,7 +30,7 @@ def test_images_lie_as_deep_as_they_like_and_other_files_are_left_out(tmp_path):
     picture(77).save(root / "cat" / "more" / "deep.JPEG")
     (root / "cat" / "notes.txt").write_text("no image")
     (root / "cat" / "._hidden.png").write_text("no image")
-    assert len(load_image_folder(root, "pets", "here")) == 25
+    assert len(load_image_folder(root, "pets")) == 25
 
 
 def test_a_class_with_a_single_image_is_named(tmp_path):
@@ -38,4 +38,4 @@ def test_a_class_with_a_single_image_is_named(tmp_path):
     (root / "fox").mkdir()
     picture(5).save(root / "fox" / "a.png")
     with pytest.raises(UserError, match="class 'fox' has a single image; give two at least"):
-        load_image_folder(root, "pets", "here")
+        load_image_folder(root, "pets")

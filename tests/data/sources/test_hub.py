@@ -18,7 +18,7 @@ def offline(tmp_path, monkeypatch):
 def test_a_local_folder_of_the_hubs_format_is_read(tmp_path):
     for start, part in enumerate(("train", "test")):
         save_folder(tmp_path / "pets" / part, each=4, start=100 * start)
-    images = load_hub(str(tmp_path / "pets"), "pets", "here")
+    images = load_hub(str(tmp_path / "pets"), "pets")
     assert images.class_names == ("cat", "dog", "eel")
     assert np.bincount(images.split).tolist() == [12, 0, 12]
     first = images.decoder(0)()
@@ -34,7 +34,7 @@ def test_columns_are_kept_and_a_set_without_test_split_gets_a_quarter(tmp_path):
     )
     (tmp_path / "set").mkdir()
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "set" / "train.parquet")
-    images = load_hub(str(tmp_path / "set"), "set", "here")
+    images = load_hub(str(tmp_path / "set"), "set")
     assert images.class_names == ("no", "yes")
     assert images.columns["site"].tolist() == ["a", "b", "b"] * 4
     assert (images.split == TEST).sum() == 3
@@ -42,4 +42,4 @@ def test_columns_are_kept_and_a_set_without_test_split_gets_a_quarter(tmp_path):
 
 def test_a_set_that_cannot_be_had_says_so():
     with pytest.raises(UserError, match=r"'nobody/nothing' cannot be loaded .*; download it where there is a network"):
-        load_hub("nobody/nothing", "nothing", "here")
+        load_hub("nobody/nothing", "nothing")

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from fedsim.data.sources.load import image_set, load, training_rows
 from fedsim.data.sources.spec import DatasetSpec
-from fedsim.errors import UserError
+from fedsim.errors import UserError, at
 
 REPOSITORY = Path(__file__).parents[2]
 SHARED = next((folder for folder in (REPOSITORY / "shared/data", REPOSITORY.parent / "shared/data") if folder.is_dir()), Path())
@@ -28,22 +28,22 @@ def file(folder, **changes):
 
 
 def test_digits_has_a_fixed_stratified_quarter_for_testing():
-    data = load(DatasetSpec(name="digits"), "here")
+    data = load(DatasetSpec(name="digits"))
     assert (data.name, data.dim, data.classes) == ("digits", 64, 10)
     assert (len(data.y_train), len(data.y_test)) == (1348, 449)
     shares = np.bincount(data.y_test) / (np.bincount(data.y_train) + np.bincount(data.y_test))
     np.testing.assert_allclose(shares, 0.25, atol=0.01)
-    assert data.fingerprint == load(DatasetSpec(name="digits"), "there").fingerprint
+    assert data.fingerprint == load(DatasetSpec(name="digits")).fingerprint
 
 
 def test_rows_come_with_unit_norm():
-    data = load(DatasetSpec(name="digits"), "here")
+    data = load(DatasetSpec(name="digits"))
     for x in (data.x_train, data.x_test):
         np.testing.assert_allclose(np.linalg.norm(x, axis=1), 1, atol=1e-6)
 
 
 def test_an_npz_file_is_split_and_further_arrays_are_columns(tmp_path):
-    data = load(DatasetSpec(npz=file(tmp_path)), "here")
+    data = load(DatasetSpec(npz=file(tmp_path)))
     assert data.name == "toy"
     assert (data.x_train.shape, data.x_test.shape, data.x_train.dtype) == ((20, 5), (20, 5), np.float32)
     assert data.columns.keys() == {"site"}
@@ -53,17 +53,17 @@ def test_an_npz_file_is_split_and_further_arrays_are_columns(tmp_path):
 def test_zero_rows_stay_zero(tmp_path):
     x = np.random.default_rng(1).random((60, 5), np.float32)
     x[3] = 0
-    assert not load(DatasetSpec(npz=file(tmp_path, x=x)), "here").x_train[3].any()
+    assert not load(DatasetSpec(npz=file(tmp_path, x=x))).x_train[3].any()
 
 
 def test_limit_keeps_a_fixed_stratified_part_of_the_training_rows(tmp_path):
     path = file(tmp_path)
-    data, again = (load(DatasetSpec(npz=path, limit=7), "here") for _ in range(2))
+    data, again = (load(DatasetSpec(npz=path, limit=7)) for _ in range(2))
     assert data.name == "toy[:7]"
     assert sorted(np.bincount(data.y_train).tolist()) == [2, 2, 3]
     assert (len(data.y_test), len(data.columns["site"])) == (20, 7)
     assert data.fingerprint == again.fingerprint
-    assert len(load(DatasetSpec(npz=path, limit=500), "here").y_train) == 20
+    assert len(load(DatasetSpec(npz=path, limit=500)).y_train) == 20
 
 
 @pytest.mark.parametrize(
@@ -79,8 +79,8 @@ def test_limit_keeps_a_fixed_stratified_part_of_the_training_rows(tmp_path):
 )
 def test_a_wrong_npz_file_is_named(tmp_path, changes, message):
     path = file(tmp_path, **changes)
-    with pytest.raises(UserError) as caught:
-        load(DatasetSpec(npz=path), "g.yaml:2: dataset")
+    with pytest.raises(UserError) as caught, at("g.yaml:2: dataset"):
+        load(DatasetSpec(npz=path))
     assert message in str(caught.value)
     assert caught.value.where == f"g.yaml:2: dataset: {path}"
 
@@ -90,23 +90,23 @@ def test_a_file_that_is_no_npz_is_named(tmp_path, content):
     path = tmp_path / "toy.npz"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"cannot be read|no named arrays"):
-        load(DatasetSpec(npz=path), "here")
+        load(DatasetSpec(npz=path))
 
 
 def test_a_single_array_is_not_a_data_set(tmp_path):
     np.save(tmp_path / "toy.npy", np.ones(3))
     with pytest.raises(UserError, match=r"there is no array 'x'.*no named arrays"):
-        load(DatasetSpec(npz=tmp_path / "toy.npy"), "here")
+        load(DatasetSpec(npz=tmp_path / "toy.npy"))
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match="there is no such file"):
-        load(DatasetSpec(npz=tmp_path / "none.npz"), "here")
+        load(DatasetSpec(npz=tmp_path / "none.npz"))
 
 
 def test_too_small_a_limit_is_refused():
     with pytest.raises(UserError, match="limit 9 leaves some of the 10 classes without a row"):
-        load(DatasetSpec(name="digits", limit=9), "here")
+        load(DatasetSpec(name="digits", limit=9))
 
 
 @pytest.mark.parametrize(
@@ -164,13 +164,13 @@ def test_sizes_of_a_medmnist_set_have_names_of_their_own():
 def test_labels_can_be_remapped(tmp_path):
     path = file(tmp_path, y=np.array(["lung", "heart", "skin"])[np.arange(60) % 3])
     with pytest.raises(UserError, match="y has dtype"):
-        load(DatasetSpec(npz=path), "here")
-    data = load(DatasetSpec(npz=path, remap=True), "here")
+        load(DatasetSpec(npz=path))
+    data = load(DatasetSpec(npz=path, remap=True))
     assert data.y_train[:3].tolist() == [1, 0, 2]
     path = file(tmp_path, y=10 * (np.arange(60) % 3))
     with pytest.raises(UserError, match=r"number the classes 0 .. 2, or let remap: true do it"):
-        load(DatasetSpec(npz=path), "here")
-    assert load(DatasetSpec(npz=path, remap=True), "here").y_train[:3].tolist() == [0, 1, 2]
+        load(DatasetSpec(npz=path))
+    assert load(DatasetSpec(npz=path, remap=True)).y_train[:3].tolist() == [0, 1, 2]
 
 
 def test_training_rows_that_are_test_rows_too_are_an_error_unless_it_is_said_what_to_do(tmp_path):
@@ -180,10 +180,10 @@ def test_training_rows_that_are_test_rows_too_are_an_error_unless_it_is_said_wha
     with pytest.raises(
         UserError, match=r"2 training rows are test rows too, the first is training row 4, the same as test row 5; give overlap: drop"
     ):
-        load(DatasetSpec(npz=path), "here")
-    dropped = load(DatasetSpec(npz=path, overlap="drop"), "here")
+        load(DatasetSpec(npz=path))
+    dropped = load(DatasetSpec(npz=path, overlap="drop"))
     assert (len(dropped.y_train), len(dropped.columns["site"]), len(dropped.y_test)) == (18, 18, 20)
-    assert len(load(DatasetSpec(npz=path, overlap="keep"), "here").y_train) == 20
+    assert len(load(DatasetSpec(npz=path, overlap="keep")).y_train) == 20
 
 
 def test_equal_images_in_training_and_test_are_found_by_their_content(tmp_path):
@@ -192,31 +192,31 @@ def test_equal_images_in_training_and_test_are_found_by_their_content(tmp_path):
     (tmp_path / "pets/test/cat/copy.png").write_bytes((tmp_path / "pets/train/dog/1.png").read_bytes())
     spec = {"imagefolder": tmp_path / "pets"}
     with pytest.raises(UserError, match=r"1 training rows are test rows too, the first is train/dog/1.png, the same as test/cat/copy.png"):
-        image_set(DatasetSpec(**spec), "here")
-    assert len(image_set(DatasetSpec(**spec, overlap="drop"), "here")) == 18
+        image_set(DatasetSpec(**spec))
+    assert len(image_set(DatasetSpec(**spec, overlap="drop"))) == 18
 
 
 def test_images_need_an_encoder(tmp_path):
     save_folder(tmp_path / "pets")
     with pytest.raises(UserError, match="'pets' holds images; name what embeds them, such as encoder: facebook/dinov2-base"):
-        load(DatasetSpec(imagefolder=tmp_path / "pets"), "here")
+        load(DatasetSpec(imagefolder=tmp_path / "pets"))
 
 
 def test_labels_and_columns_come_without_an_encoder(tmp_path):
     save_medmnist(tmp_path / "organamnist.npz")
-    rows = training_rows(DatasetSpec(name="medmnist:organamnist", root=tmp_path, limit=22), "here")
+    rows = training_rows(DatasetSpec(name="medmnist:organamnist", root=tmp_path, limit=22))
     assert (len(rows.y), len(rows.class_names)) == (22, 11)
 
 
 def test_digits_are_images_for_an_encoder_and_embeddings_without_one(encoder):
-    assert load(DatasetSpec(name="digits"), "here").dim == 64
-    assert load(DatasetSpec(name="digits", limit=40), "here", encoder).dim == 16
+    assert load(DatasetSpec(name="digits")).dim == 64
+    assert load(DatasetSpec(name="digits", limit=40), encoder).dim == 16
 
 
 def test_the_rows_of_a_partition_are_those_of_the_embeddings(tmp_path, encoder):
     save_medmnist(tmp_path / "organamnist.npz")
     spec = DatasetSpec(name="medmnist:organamnist", root=tmp_path, limit=22)
-    rows, data = training_rows(spec, "here", encoder), load(spec, "here", encoder)
+    rows, data = training_rows(spec, encoder), load(spec, encoder)
     np.testing.assert_array_equal(rows.y, data.y_train)
     assert rows.class_names == data.class_names
 
@@ -229,6 +229,6 @@ def test_the_shared_embeddings_load(name, rows, classes):
     path = SHARED / f"{name}.npz"
     if not path.is_file():
         pytest.skip(f"{path} is not there")
-    data = load(DatasetSpec(npz=path, overlap="keep"), "here")
+    data = load(DatasetSpec(npz=path, overlap="keep"))
     assert (len(data.y_train), len(data.y_test)) == rows
     assert (data.dim, data.classes) == (1280, classes)

@@ -15,7 +15,7 @@ OFFICIAL = next((f for f in (REPOSITORY / "shared/data", REPOSITORY.parent / "sh
 
 
 def organs(root, size=28):
-    return load_medmnist("organamnist", size, root, "organamnist", "here")
+    return load_medmnist("organamnist", size, root, "organamnist")
 
 
 def test_the_official_split_and_class_names_are_kept(tmp_path):
@@ -40,7 +40,7 @@ def test_images_are_those_of_the_arrays_in_any_order_and_process(tmp_path):
 def test_decoding_keeps_one_image_in_memory(tmp_path):
     path = tmp_path / "big.npz"
     np.savez_compressed(path, a=np.zeros((3_000, 64, 64), np.uint8))
-    images = PackedImages(path, ["a"], "here")
+    images = PackedImages(path, ["a"])
     tracemalloc.start()
     for row in range(0, 3_000, 10):
         images.decoder(row)
@@ -58,7 +58,7 @@ def test_every_2d_set_is_known_at_every_size():
 
 def test_a_set_with_several_labels_an_image_is_refused(tmp_path):
     with pytest.raises(UserError, match="14 yes-or-no labels an image"):
-        load_medmnist("chestmnist", 28, tmp_path, "chest", "here")
+        load_medmnist("chestmnist", 28, tmp_path, "chest")
 
 
 def test_a_file_that_cannot_be_downloaded_says_what_to_download_and_where_to_put_it(tmp_path, monkeypatch):

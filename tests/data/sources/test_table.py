@@ -15,7 +15,7 @@ def table(folder, lines=None, head="path,label,site,age"):
 
 
 def test_a_table_gives_paths_labels_and_columns(tmp_path):
-    images = load_image_table(table(tmp_path), "toy", "here")
+    images = load_image_table(table(tmp_path), "toy")
     assert images.class_names == ("one", "two")
     assert images.y.tolist() == [1] * 6 + [0] * 6
     assert images.columns["site"].tolist() == (["north"] * 3 + ["unknown"] * 3) * 2
@@ -26,13 +26,13 @@ def test_a_table_gives_paths_labels_and_columns(tmp_path):
 
 def test_a_split_column_says_what_is_for_testing(tmp_path):
     rows = [f"pictures/{name}/{n}.png,{name},{'test' if n == 5 else 'Train'}" for name in ("one", "two") for n in range(6)]
-    images = load_image_table(table(tmp_path, rows, "path,label,split"), "toy", "here")
+    images = load_image_table(table(tmp_path, rows, "path,label,split"), "toy")
     assert np.flatnonzero(images.split == TEST).tolist() == [5, 11]
 
 
 def test_whole_numbers_as_labels_keep_their_order(tmp_path):
     rows = [f"pictures/{name}/{n}.png,{label}" for name, label in (("one", 10), ("two", 9)) for n in range(6)]
-    assert load_image_table(table(tmp_path, rows, "path,label"), "toy", "here").class_names == ("9", "10")
+    assert load_image_table(table(tmp_path, rows, "path,label"), "toy").class_names == ("9", "10")
 
 
 @pytest.mark.parametrize(
@@ -50,9 +50,9 @@ def test_a_mistake_in_a_table_is_named(tmp_path, head, lines, message):
     path = table(tmp_path)
     path.write_text("\n".join([head, *lines]) + "\n")
     with pytest.raises(UserError, match=message):
-        load_image_table(path, "toy", "here")
+        load_image_table(path, "toy")
 
 
 def test_a_table_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match="there is no such file"):
-        load_image_table(tmp_path / "none.csv", "toy", "here")
+        load_image_table(tmp_path / "none.csv", "toy")

@@ -1,0 +1,12 @@
+"""Files of embeddings as a source."""
+
+from __future__ import annotations
+
+from fedsim.data.npz import load_embedding_file
+from fedsim.data.sources.source import Listing, Source
+
+NPZ = Source(
+    lambda: [Listing("{npz: PATH}", "yours", "array split", "embeddings", "yours", "your files")],
+    embeddings=lambda asked: load_embedding_file(asked.path, asked.name, remap=asked.remap),
+    options=("remap",),
+)
