@@ -14,15 +14,15 @@ from typing import Any
 
 import pandas as pd
 
-from fedsim.report import tables
 from fedsim.report.report import read_manifest
 from fedsim.report.tables import number
+from fedsim.results import measures
 from fedsim.results.groups import Interval
 from fedsim.results.store import load_results
 
 PLACE = ["dataset", "scheme", "alpha", "clients", "trust"]
 MEASURES = {"share": "Balanced accuracy as a share of the ceiling", "accuracy": "Accuracy"} | {
-    name: title for name, title in tables.MEASURES.items() if name != "balanced_accuracy"
+    name: measure.title for name, measure in measures.MEASURES.items() if measure.table and name != "balanced_accuracy"
 }
 COMPARED = ("share", "client_balanced_accuracy")
 """Measures whose paired differences are told."""

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -72,7 +71,7 @@ def told(found: Outcome) -> dict[str, Any]:
     """What a row says, and the codes that were released."""
     state = found.generator or {}
     codes = {name: value.flatten().tolist() for name, value in state.items() if {"code", "codes"} & set(name.split("."))}
-    return {"scores": [*asdict(found.scores).values(), found.client_balanced_accuracy or 0.0], "codes": codes}
+    return {"scores": [*found.scores.values()], "codes": codes}
 
 
 def close(one: Mapping[str, Any], two: Mapping[str, Any]) -> None:

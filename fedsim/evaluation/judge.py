@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.data.embeddings import Embeddings
-from fedsim.evaluation.scores import PersonalScores, Scores, mean_scores, personal_scores, score_clients, score_probe, scores_of
+from fedsim.evaluation.scores import Scores, mean_scores, personal_scores, score_clients, score_probe, scores_of
 from fedsim.evaluation.weights import best_weight, held_out_weight
 from fedsim.grid.models import Cell
 from fedsim.methods.products import Classifier, Generator, PersonalClassifier, PersonalGenerator
 from fedsim.models.linear import Interpolated, fit_linear
 from fedsim.partition import SCHEMES, Partition
+from fedsim.results.measures import Predictions
 from fedsim.seeds import SERVER, Purpose, Seeds
 
 
@@ -49,55 +50,58 @@ class Judge:
         data, evaluation = self.data, self.cell.evaluation
         if isinstance(made, PersonalClassifier):
             each = [made.of_client(client) for client in range(self.cell.clients)]
-            return mean_scores([scores_of(_predicted(one.probabilities(self._x_test)), data.y_test) for one in each])
+            return mean_scores([scores_of(_predictions(one.probabilities(self._x_test), data.y_test)) for one in each])
         if hasattr(made, "probabilities"):
-            return scores_of(_predicted(made.probabilities(self._x_test)), data.y_test)
+            return scores_of(_predictions(made.probabilities(self._x_test), data.y_test))
         x, y = synthesise(made, data.classes, evaluation.per_class, self._seeds)
         return score_probe(x, y, data.x_test, data.y_test, evaluation.probe_c)
 
-    def of_clients(self, made: Generator | Classifier) -> float | None:
-        """Balanced accuracy of probes trained on each client's own synthetic embeddings; None where there is no generator."""
+    def of_clients(self, made: Generator | Classifier) -> Scores:
+        """Of probes trained on each client's own synthetic embeddings; empty where there is no generator."""
         if hasattr(made, "probabilities"):
-            return None
+            return Scores()
         evaluation, clients = self.cell.evaluation, range(self.cell.clients)
         own = [made.of_client(client) if isinstance(made, PersonalGenerator) else made for client in clients]
         rows = [synthesise(own[client], self.data.classes, evaluation.per_class, self._seeds, client) for client in clients]
         return score_clients(rows, self.data.x_test, self.data.y_test, evaluation.probe_c)
 
-    def personal(self, made: Generator | Classifier) -> PersonalScores:
+    def personal(self, made: Generator | Classifier) -> Scores:
         """As each client would predict: by weight * own classifier + (1 - weight) * the one from synthetic embeddings.
 
         The protocol of Di Salvo et al. 2025 (arXiv 2507.02671). A client's own classifier, trained on its real rows, and its weight stay
         with it. The weight is the best one on other synthetic embeddings, weighed by the client's label shares (``synthetic``), on a fifth
-        of its real rows that its classifier did not see (``held-out``), or given. A classifier is taken as it is.
+        of its real rows that its classifier did not see (``held-out``), or given. A classifier is taken as it is, and has no weight.
         """
         clients = range(self.cell.clients)
-        shares = [self._share(client) for client in clients]
+        if isinstance(made, PersonalClassifier):
+            return personal_scores([self._as_seen(client, made.of_client(client).probabilities) for client in clients])
         if hasattr(made, "probabilities"):
-            each = [made.of_client(client) if isinstance(made, PersonalClassifier) else made for client in clients]
-            found = [_predicted(one.probabilities(self._x_test[self._seen(client)])) for client, one in zip(clients, each, strict=True)]
-            return personal_scores(found, [self.data.y_test[self._seen(client)] for client in clients], shares, None)
-        return self._interpolated(made, shares)
+            return personal_scores([self._as_seen(client, made.probabilities) for client in clients])
+        return self._interpolated(made)
 
-    def _interpolated(self, generator: Generator, shares: Sequence[NDArray[np.float64]]) -> PersonalScores:
+    def _interpolated(self, generator: Generator) -> Scores:
         data, evaluation = self.data, self.cell.evaluation
         shared = fit_linear(*synthesise(generator, data.classes, evaluation.per_class, self._seeds), data.classes, evaluation.probe_c)
         other = [torch.from_numpy(part) for part in synthesise(generator, data.classes, evaluation.per_class, self._seeds, draw=1)]
         predicted, weights = [], []
-        for client, share in enumerate(shares):
+        for client in range(self.cell.clients):
             x, y = data.x_train[self.partition.rows[client]], data.y_train[self.partition.rows[client]]
             own = fit_linear(x, y, data.classes, evaluation.probe_c)
             if evaluation.personal == "held-out":
                 weight = held_out_weight(x, y, shared, data.classes, evaluation.probe_c)
             elif evaluation.personal == "synthetic":
                 rows, labels = other
-                weight = best_weight(own.probabilities(rows), shared.probabilities(rows), labels, torch.from_numpy(share)[labels])
+                importance = torch.from_numpy(self._share(client))[labels]
+                weight = best_weight(own.probabilities(rows), shared.probabilities(rows), labels, importance)
             else:
                 weight = float(evaluation.personal or 0)
-            predicted.append(_predicted(Interpolated(own, shared, weight).probabilities(self._x_test[self._seen(client)])))
+            predicted.append(self._as_seen(client, Interpolated(own, shared, weight).probabilities))
             weights.append(weight)
-        y_test = [data.y_test[self._seen(client)] for client in range(len(shares))]
-        return personal_scores(predicted, y_test, shares, float(np.mean(weights)))
+        return Scores(personal_scores(predicted), personal_weight=float(np.mean(weights)))
+
+    def _as_seen(self, client: int, probabilities: Callable[[Tensor], Tensor]) -> Predictions:
+        seen = self._seen(client)
+        return _predictions(probabilities(self._x_test[seen]), self.data.y_test[seen], self._share(client))
 
     def _seen(self, client: int) -> slice:
         return SCHEMES[self.cell.partition.scheme].test_rows(client, self.cell.clients)
@@ -115,5 +119,5 @@ class Judge:
         return Seeds(self.cell.seed)
 
 
-def _predicted(probabilities: Tensor) -> NDArray[np.int64]:
-    return probabilities.argmax(1).numpy()
+def _predictions(probabilities: Tensor, y: NDArray[np.int64], shares: NDArray[np.float64] | None = None) -> Predictions:
+    return Predictions(y, probabilities.argmax(1).numpy(), probabilities.numpy(), shares)

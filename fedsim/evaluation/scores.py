@@ -3,86 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import f1_score, recall_score
 
 from fedsim.models.probe import fit_probe
 from fedsim.partition.schemes.scheme import own_test_rows
+from fedsim.results.measures import MEASURES, Predictions
 
 
-@dataclass(frozen=True)
-class Scores:
-    """A probe's test scores, each in [0, 1].
+class Scores(dict[str, float]):
+    """Numbers by the name of their measure (:data:`fedsim.results.measures.MEASURES`)."""
 
-    ``balanced_accuracy`` is the mean recall and ``macro_f1`` the mean F1 over the classes that the test rows hold; a class
-    that the probe never predicts counts as 0.
-    """
-
-    accuracy: float
-    balanced_accuracy: float
-    macro_f1: float
+    @property
+    def balanced_accuracy(self) -> float:
+        """The one that curves are drawn of."""
+        return self["balanced_accuracy"]
 
 
-@dataclass(frozen=True)
-class PersonalScores:
-    """How well each client predicts rows as it sees them, its labels as frequent as with it: means over clients, each in [0, 1].
-
-    ``balanced_accuracy`` is over the classes that a client holds; ``weight`` is the mean weight of the clients' own classifiers, None where
-    nothing was interpolated.
-    """
-
-    accuracy: float
-    balanced_accuracy: float
-    weight: float | None
-
-
-def scores_of(predicted: NDArray[np.int64], y_test: NDArray[np.int64]) -> Scores:
-    """The scores of predicted labels ``[m]``."""
-    classes = np.unique(y_test)
-    return Scores(
-        accuracy=float(np.mean(predicted == y_test)),
-        balanced_accuracy=float(recall_score(y_test, predicted, labels=classes, average="macro", zero_division=0)),
-        macro_f1=float(f1_score(y_test, predicted, labels=classes, average="macro", zero_division=0)),
-    )
+def scores_of(predictions: Predictions, of: Literal["all", "own", "personal"] = "all") -> Scores:
+    """Every measure of one kind of predictions."""
+    return Scores({name: measure.score(predictions) for name, measure in MEASURES.items() if measure.of == of and measure.score})
 
 
 def mean_scores(each: Sequence[Scores]) -> Scores:
     """The mean of every score."""
-    return Scores(*(float(np.mean([getattr(s, field.name) for s in each])) for field in fields(Scores)))
+    return Scores({name: float(np.mean([scores[name] for scores in each])) for name in each[0]})
 
 
-def personal_scores(
-    predicted: Sequence[NDArray[np.int64]], y_test: Sequence[NDArray[np.int64]], shares: Sequence[NDArray[np.float64]], weight: float | None
-) -> PersonalScores:
-    """Scores of every client's predictions, with test rows weighed by its label shares.
+def personal_scores(each: Sequence[Predictions]) -> Scores:
+    """Means over clients of how well each predicts rows as it sees them, its labels as frequent as with it.
+
+    A client that holds no class of its test rows has no score.
 
     Args:
-        predicted: labels that each client predicts for its test rows.
-        y_test: their true labels.
-        shares: how frequent every class is at each client, ``[C]``.
-        weight: see :class:`PersonalScores`.
+        each: every client's predictions, with its label shares.
     """
-    accuracy, balanced = [], []
-    for guess, y, share in zip(predicted, y_test, shares, strict=True):
-        held = np.unique(y)[share[np.unique(y)] > 0]
-        if len(held):
-            recall = recall_score(y, guess, labels=held, average=None, zero_division=0)
-            accuracy.append(float(np.average(recall, weights=share[held])))
-            balanced.append(float(recall.mean()))
-    return PersonalScores(float(np.mean(accuracy)), float(np.mean(balanced)), weight)
+    return mean_scores([scores_of(predictions, "personal") for predictions in each if len(predictions.held)])
 
 
-def score_probe(
+def probe_predictions(
     x_train: NDArray[np.float32],
     y_train: NDArray[np.int64],
     x_test: NDArray[np.float32],
     y_test: NDArray[np.int64],
     probe_c: float,
-) -> Scores:
-    """Train the linear probe on (``x_train`` [n, d], ``y_train`` [n]) and score it on (``x_test`` [m, d], ``y_test`` [m]).
+) -> Predictions:
+    """What the linear probe trained on (``x_train`` [n, d], ``y_train`` [n]) predicts of (``x_test`` [m, d], ``y_test`` [m]).
 
     Args:
         x_train: real or synthetic training rows.
@@ -94,13 +62,26 @@ def score_probe(
     Raises:
         ValueError: a training row holds NaN or an infinite value, or there is none.
     """
-    return scores_of(fit_probe(x_train, y_train, probe_c).predict(x_test), y_test)
+    probe = fit_probe(x_train, y_train, probe_c)
+    classes = 1 + int(max(y_train.max(), y_test.max(initial=0)))
+    return Predictions(y_test, probe.predict(x_test), probe.probabilities(x_test, classes))
+
+
+def score_probe(
+    x_train: NDArray[np.float32],
+    y_train: NDArray[np.int64],
+    x_test: NDArray[np.float32],
+    y_test: NDArray[np.int64],
+    probe_c: float,
+) -> Scores:
+    """The scores of :func:`probe_predictions`."""
+    return scores_of(probe_predictions(x_train, y_train, x_test, y_test, probe_c))
 
 
 def score_clients(
     made: Sequence[tuple[NDArray[np.float32], NDArray[np.int64]]], x_test: NDArray[np.float32], y_test: NDArray[np.int64], probe_c: float
-) -> float:
-    """Balanced accuracy over all test rows where row i is predicted by the probe of client ``i mod K``.
+) -> Scores:
+    """Scores over all test rows where row i is predicted by the probe of client ``i mod K``.
 
     Under feature shift that row went through this client's map (:func:`fedsim.partition.shifted`), so each client's probe is tested on rows
     as that client sees them.
@@ -111,8 +92,10 @@ def score_clients(
         y_test: their labels ``[m]``.
         probe_c: inverse strength of the probe's L2 penalty.
     """
-    predicted = np.empty_like(y_test)
+    classes = 1 + int(max(y_test.max(), *(y.max() for _, y in made)))
+    predicted, probabilities = np.empty_like(y_test), np.zeros((len(y_test), classes))
     for client, (x, y) in enumerate(made[: len(y_test)]):
-        own = own_test_rows(client, len(made))
-        predicted[own] = fit_probe(x, y, probe_c).predict(x_test[own])
-    return float(recall_score(y_test, predicted, labels=np.unique(y_test), average="macro", zero_division=0))
+        seen, probe = own_test_rows(client, len(made)), fit_probe(x, y, probe_c)
+        predicted[seen] = probe.predict(x_test[seen])
+        probabilities[seen] = probe.probabilities(x_test[seen], classes)
+    return scores_of(Predictions(y_test, predicted, probabilities), "own")

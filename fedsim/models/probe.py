@@ -30,6 +30,12 @@ class Probe:
             return np.full(len(x), self.classes[0], dtype=np.int64)
         return np.asarray(self.model.predict(_standardise(x, self.mean, self.scale)), dtype=np.int64)
 
+    def probabilities(self, x: NDArray[np.float32], classes: int) -> NDArray[np.float64]:
+        """``[n, classes]`` for rows ``x`` [n, d]; 0 for labels not seen in training."""
+        found = np.zeros((len(x), classes))
+        found[:, self.classes] = 1.0 if self.model is None else self.model.predict_proba(_standardise(x, self.mean, self.scale))
+        return found
+
 
 def fit_probe(x: NDArray[np.float32], y: NDArray[np.int64], probe_c: float) -> Probe:
     """Fit the probe; deterministic, and the same for every algorithm.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -17,6 +18,7 @@ from fedsim.report.failures import HELP, MEANING, Finding, by_kind, setting
 from fedsim.report.figures import SERIES, SHADES, inline_svg
 from fedsim.report.tables import CLAIM_WORDS, claim, number, results_tables
 from fedsim.results.groups import Group
+from fedsim.results.measures import MEASURES
 from fedsim.results.rows import UNDRAWN, Row
 
 _UNITS = {
@@ -69,9 +71,7 @@ def render_page(
     """
     counts = {status: sum(row.status == status for row in rows) for status in ("ok", *UNDRAWN)}
     counts["not run yet"] = max(0, len(manifest.get("cells") or rows) - len(rows))
-    cells = [_cell(row) for row in rows]
-    # A place that all cells share stands in the table's title; the width is better spent on what differs.
-    columns = [name for name in _COLUMNS if name not in _PLACES or len({cell[name] for cell in cells}) > 1]
+    columns = _columns(rows)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(_PAGE).render(
         name=name,
@@ -90,8 +90,8 @@ def render_page(
         number=number,
         privacy=_privacy(groups, rows),
         methods=_methods(groups),
-        columns=[(column, column in _WORDS) for column in columns],
-        cells=[(row.status, [(cell[column], column in _WORDS) for column in columns]) for row, cell in zip(rows, cells, strict=True)],
+        columns=columns,
+        rows=rows,
         failures=[(row, _setting(row)) for row in rows if row.status == "failed"],
         overspent=[(row, _setting(row)) for row in rows if row.status == "overspent"],
         unaccounted=[(row, _setting(row)) for row in rows if row.status == "unaccounted"],
@@ -142,41 +142,55 @@ def _methods(groups: Sequence[Group]) -> list[tuple[str, str, str]]:
     return told
 
 
-_COLUMNS = (
-    *("method", "data set", "α", "clients", "seed", "status", "claim", "ε target", "ε spent", "ε replace-one", "σ", "q", "steps", "clip"),
-    *("accuracy", "balanced", "macro F1", "uplink MB", "seconds", "cell"),
-)
 _LISTED = 6
 """Settings of one kind of failure that are read at once; the others unfold."""
-_PLACES = {"data set", "α", "clients"}
-_WORDS = {"method", "data set", "status", "claim", "cell"}
 
 
-def _cell(row: Row) -> dict[str, str]:
-    """The texts of a row by column."""
-    uplink = None if row.uplink_bytes is None else row.uplink_bytes / 1e6
-    texts = (
-        *(row.label, row.dataset, number(row.alpha), number(row.clients), number(row.seed), row.status, row.claim or ""),
-        *(
-            number(row.epsilon_target),
-            _digits(row.epsilon_spent, 4),
-            _digits(row.epsilon_spent_replace_one, 4),
-            _digits(row.sigma, 4),
-            _digits(row.sample_rate, 3),
-        ),
-        *("" if row.steps is None else str(row.steps), number(row.clip)),
-        *(_score(row.accuracy), _score(row.balanced_accuracy), _score(row.macro_f1)),
-        *(_digits(uplink, 3), "" if row.seconds is None else f"{row.seconds:.1f}", row.cell_id),
-    )
-    return dict(zip(_COLUMNS, texts, strict=True))
+@dataclass(frozen=True)
+class Column:
+    """A column of the list of cells: its head and each row's text; whether it holds words; whether it tells where a cell stands."""
+
+    head: str
+    text: Callable[[Row], str]
+    words: bool = False
+    place: bool = False
+
+
+def _columns(rows: Sequence[Row]) -> list[Column]:
+    """The columns, without a place that all cells share: it stands in the table's title, and the width is better spent on what differs."""
+    columns = [*_SETTING, *(Column(m.column, _score_text(name)) for name, m in MEASURES.items() if m.column), *_COST]
+    return [column for column in columns if not column.place or len({column.text(row) for row in rows}) > 1]
+
+
+_SETTING = (
+    Column("method", lambda row: row.label, words=True),
+    Column("data set", lambda row: row.dataset, words=True, place=True),
+    Column("α", lambda row: number(row.alpha), place=True),
+    Column("clients", lambda row: number(row.clients), place=True),
+    Column("seed", lambda row: number(row.seed)),
+    Column("status", lambda row: row.status, words=True),
+    Column("claim", lambda row: row.claim or "", words=True),
+    Column("ε target", lambda row: number(row.epsilon_target)),
+    Column("ε spent", lambda row: _digits(row.epsilon_spent, 4)),
+    Column("ε replace-one", lambda row: _digits(row.epsilon_spent_replace_one, 4)),
+    Column("σ", lambda row: _digits(row.sigma, 4)),
+    Column("q", lambda row: _digits(row.sample_rate, 3)),
+    Column("steps", lambda row: "" if row.steps is None else str(row.steps)),
+    Column("clip", lambda row: number(row.clip)),
+)
+_COST = (
+    Column("uplink MB", lambda row: "" if row.uplink_bytes is None else _digits(row.uplink_bytes / 1e6, 3)),
+    Column("seconds", lambda row: "" if row.seconds is None else f"{row.seconds:.1f}"),
+    Column("cell", lambda row: row.cell_id, words=True),
+)
+
+
+def _score_text(name: str) -> Callable[[Row], str]:
+    return lambda row: "" if (value := row.value(name)) is None else f"{value:.3f}"
 
 
 def _setting(row: Row) -> str:
     return f"{setting(row)} · seed {row.seed}"
-
-
-def _score(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
 
 
 def _digits(value: float | None, digits: int) -> str:
@@ -400,17 +414,17 @@ private; neither is the choice of settings after looking at them.</p>
 
 <section id="cells">
 <h2>Cells</h2>
-<details{{ " open" if cells | length <= 80 }}><summary>{{ cells | length }} rows, one a cell</summary>
+<details{{ " open" if rows | length <= 80 }}><summary>{{ rows | length }} rows, one a cell</summary>
 <div class="scroll"><table class="cells">
 <thead><tr>
-{% for column, word in columns %}
-<th scope="col"{% if word %} class="word"{% endif %}>{{ column }}</th>
+{% for column in columns %}
+<th scope="col"{% if column.words %} class="word"{% endif %}>{{ column.head }}</th>
 {% endfor %}
 </tr></thead>
 <tbody>
-{% for status, texts in cells %}
-<tr class="{{ status }}">
-{%- for text, word in texts %}<td{% if word %} class="word"{% endif %}>{{ text }}</td>{% endfor %}</tr>
+{% for row in rows %}
+<tr class="{{ row.status }}">
+{%- for column in columns %}<td{% if column.words %} class="word"{% endif %}>{{ column.text(row) }}</td>{% endfor %}</tr>
 {% endfor %}
 </tbody>
 </table></div>

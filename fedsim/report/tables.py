@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsim.results.groups import Group, weakest
+from fedsim.results.measures import MEASURES
 from fedsim.results.rows import UNDRAWN
 
 CLAIM_WORDS = {
@@ -65,18 +66,9 @@ class ResultsTable:
     notes: tuple[str, ...]
 
 
-MEASURES = {
-    "balanced_accuracy": "Balanced accuracy",
-    "client_balanced_accuracy": "Balanced accuracy of each client's own generator",
-    "personal_accuracy": "Accuracy at the clients, own classifier and shared one interpolated",
-    "personal_balanced_accuracy": "Balanced accuracy at the clients, own classifier and shared one interpolated",
-}
-"""What tables show, and how they call it."""
-
-
 def results_tables(groups: Sequence[Group]) -> list[ResultsTable]:
     """A table for every measure that some row has; the first one always."""
-    first, *others = MEASURES
+    first, *others = (name for name, measure in MEASURES.items() if measure.table)
     return [results_table(groups, name) for name in (first, *(name for name in others if any(group.interval(name) for group in groups)))]
 
 
@@ -101,7 +93,7 @@ def results_table(groups: Sequence[Group], measure: str = "balanced_accuracy") -
     for group in groups:
         members.setdefault(" · ".join(text for axis in varied if (text := axis(group))), []).append(group)
     return ResultsTable(
-        title=" · ".join(text for text in (MEASURES[measure], *constant) if text),
+        title=" · ".join(text for text in (MEASURES[measure].title, *constant) if text),
         columns=tuple("no ε" if value is None else f"ε = {number(value)}" for value in columns),
         blocks=tuple(Block(place, _references(block), _lines(block, columns, seeds, measure)) for place, block in members.items()),
         notes=_notes(groups, seeds),
@@ -209,7 +201,7 @@ def _references(groups: Sequence[Group]) -> tuple[tuple[str, str], ...]:
 
 def reference(groups: Sequence[Group], measure: str) -> float | None:
     """A partition's reference: the mean over all rows of its groups."""
-    values = [value for group in groups for row in group.rows if (value := getattr(row, measure)) is not None]
+    values = [value for group in groups for row in group.rows if (value := row.value(measure)) is not None]
     return fmean(values) if values else None
 
 

@@ -72,7 +72,7 @@ class Group:
         return max(self._values(measure), default=None)
 
     def _values(self, measure: str) -> list[float]:
-        return [value for row in self.rows if (value := getattr(row, measure)) is not None]
+        return [value for row in self.rows if (value := row.value(measure)) is not None]
 
 
 SETTING = ("dataset", "scheme", "algorithm", "label", "alpha", "clients", "epsilon_target", "delta", "unit", "trust")

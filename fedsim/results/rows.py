@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from fedsim.privacy.plan import Claim
+from fedsim.privacy.plan import Claim, Trust, Unit
 from fedsim.results.lines import decode, dump
+from fedsim.results.measures import MEASURES
+
+Status = Literal["ok", "failed", "overspent", "unaccounted"]
 
 UNDRAWN = ("failed", "overspent", "unaccounted")
 """The statuses of rows that are in no mean and no picture."""
@@ -27,21 +30,20 @@ class RowError(BaseModel):
 class Row(BaseModel):
     """The result of one cell. What a failed cell lacks is None; so is every epsilon of a method without DP.
 
-    ``client_balanced_accuracy`` is that of the clients' own generators, where the grid asks for it
-    (:func:`fedsim.evaluation.scores.score_clients`). ``personal_*`` are the :class:`fedsim.evaluation.scores.PersonalScores`, where the
-    grid asks for them. ``status`` is ``unaccounted`` where the ledger is not what the plan planned: nothing is known of the epsilon,
-    and ``error`` says why. ``epsilon_spent`` is under add-or-remove-one, ``epsilon_spent_replace_one`` under replace-one at the same
-    delta (:func:`fedsim.privacy.accountant.replace_one_epsilon`). ``uplink_bytes`` counts what all clients sent in all rounds,
-    ``seconds`` is the cell's wall time, ``sigma`` the noise multiplier, ``steps`` the number of noisy steps, ``sample_rate`` their
-    Poisson rate. ``source`` is the hash of the code that ran (:mod:`fedsim.methods.source_hash`); a row without one is older than this
-    field, and so than any row with one.
+    ``scores`` are by the names of :data:`fedsim.results.measures.MEASURES`; on disk and as arguments each is a field of the row, so that a
+    measure that is one more is one field more. ``status`` is ``unaccounted`` where the ledger is not what the plan planned: nothing is
+    known of the epsilon, and ``error`` says why. ``epsilon_spent`` is under add-or-remove-one, ``epsilon_spent_replace_one`` under
+    replace-one at the same delta (:func:`fedsim.privacy.accountant.replace_one_epsilon`). ``uplink_bytes`` counts what all clients sent in
+    all rounds, ``seconds`` is the cell's wall time, ``sigma`` the noise multiplier, ``steps`` the number of noisy steps, ``sample_rate``
+    their Poisson rate. ``source`` is the hash of the code that ran (:mod:`fedsim.methods.source_hash`); a row without one is older than
+    this field, and so than any row with one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     cell_id: str
     source: str | None = None
-    status: Literal["ok", "failed", "overspent", "unaccounted"]
+    status: Status
     error: RowError | None = None
     algorithm: str
     label: str
@@ -58,8 +60,8 @@ class Row(BaseModel):
     epsilon_spent: float | None = None
     epsilon_spent_replace_one: float | None = None
     delta: float | None = None
-    unit: Literal["example", "client"] | None = None
-    trust: Literal["aggregate", "silo"] | None = None
+    unit: Unit | None = None
+    trust: Trust | None = None
     scope: str | None = None
     claim: Claim | None = None
     accountant: str | None = None
@@ -68,13 +70,7 @@ class Row(BaseModel):
     sample_rate: float | None = None
     steps: int | None = None
     clip: float | None = None
-    accuracy: float | None = None
-    balanced_accuracy: float | None = None
-    macro_f1: float | None = None
-    client_balanced_accuracy: float | None = None
-    personal_accuracy: float | None = None
-    personal_balanced_accuracy: float | None = None
-    personal_weight: float | None = None
+    scores: dict[str, float] = {}
     ceiling_balanced_accuracy: float | None = None
     local_only_balanced_accuracy: float | None = None
     chance: float | None = None
@@ -82,12 +78,44 @@ class Row(BaseModel):
     seconds: float | None = None
     versions: dict[str, str] = {}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _gathered(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        scores = fields.get("scores", {}) | {name: fields[name] for name in MEASURES if fields.get(name) is not None}
+        return {**{name: value for name, value in fields.items() if name not in MEASURES}, "scores": scores}
+
+    @model_serializer(mode="wrap")
+    def _spread(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        fields |= {name: self.scores.get(name) for name in MEASURES}
+        return {name: fields[name] for name in self.columns()}
+
+    @classmethod
+    def columns(cls) -> list[str]:
+        """The names of a row's fields on disk, in their order."""
+        return [each for name in cls.model_fields for each in (MEASURES if name == "scores" else [name])]
+
+    @property
+    def balanced_accuracy(self) -> float | None:
+        """The score that curves are drawn of."""
+        return self.scores.get("balanced_accuracy")
+
+    def value(self, name: str) -> float | None:
+        """The number in a column; None where the row has none."""
+        found: float | None = self.scores.get(name) if name in MEASURES else getattr(self, name)
+        return found
+
     @model_validator(mode="after")
     def _status_fits(self) -> Row:
         if (self.status in ("failed", "unaccounted")) != (self.error is not None):
             raise ValueError("a failed or unaccounted row has an error, and no other row has one")
-        if self.status != "failed" and None in (self.accuracy, self.balanced_accuracy, self.macro_f1):
-            raise ValueError(f"a row with status {self.status} has accuracy, balanced_accuracy and macro_f1")
+        if unknown := self.scores.keys() - MEASURES.keys():
+            raise ValueError(f"there is no measure {min(unknown)}")
+        # Not of every measure: rows are older than the newest one.
+        if self.status != "failed" and self.balanced_accuracy is None:
+            raise ValueError(f"a row with status {self.status} has balanced_accuracy")
         target, spent = self.epsilon_target, self.epsilon_spent
         if self.status == "ok" and target is not None and spent is not None and spent > target * (1 + 1e-6):
             raise ValueError(f"epsilon {spent} was spent and {target} allowed: the status is 'overspent', not 'ok'")

@@ -16,6 +16,7 @@ import pandas as pd
 from fedsim.errors import UserError
 from fedsim.results.folder import RunFolder
 from fedsim.results.lines import decode, dump, is_json, reasons
+from fedsim.results.measures import MEASURES
 from fedsim.results.rows import Row
 
 
@@ -145,8 +146,8 @@ def load_results(folder: Path | str) -> pd.DataFrame:
     """
     store = ResultStore(folder)
     store.folder.check()
-    frame = pd.DataFrame([row.model_dump() for row in of_newest_source(store.rows())], columns=list(Row.model_fields))
-    numbers = [name for name, field in Row.model_fields.items() if field.annotation in (float | None, int | None)]
+    frame = pd.DataFrame([row.model_dump() for row in of_newest_source(store.rows())], columns=Row.columns())
+    numbers = [name for name, field in Row.model_fields.items() if field.annotation in (float | None, int | None)] + list(MEASURES)
     return frame.astype(dict.fromkeys(numbers, "float64"))
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from fedsim.atomic import replaced
 from fedsim.results.groups import SETTING, Group, group_seeds
+from fedsim.results.measures import MEASURES
 from fedsim.results.rows import UNDRAWN, Row
 
 
@@ -20,24 +21,30 @@ def write_summary(rows: Iterable[Row], path: Path) -> None:
     half-width of each measure, the largest ``epsilon_spent`` and ``epsilon_spent_replace_one``, and the means of the references and
     seconds. Infinity is ``inf``; the half-width of a single seed is empty.
     """
-    frame = pd.DataFrame([_summary_line(group) for group in group_seeds(rows)], columns=_SUMMARY_COLUMNS)
+    frame = pd.DataFrame([_summary_line(group) for group in group_seeds(rows)], columns=_columns())
     with replaced(path) as part:
         frame.to_csv(part, index=False)
 
 
-_MEASURES = ("accuracy", "balanced_accuracy", "macro_f1", "client_balanced_accuracy", "personal_accuracy", "personal_balanced_accuracy")
 _MEANS = ("ceiling_balanced_accuracy", "local_only_balanced_accuracy", "chance", "seconds")
-_SUMMARY_COLUMNS = [
-    *(*SETTING, "scope", "claim", "seeds", *UNDRAWN),
-    *(f"{measure}_{part}" for measure in _MEASURES for part in ("mean", "ci95")),
-    *("epsilon_spent_max", "epsilon_spent_replace_one_max", *_MEANS),
-]
+
+
+def _measures() -> list[str]:
+    return [name for name, measure in MEASURES.items() if measure.summary]
+
+
+def _columns() -> list[str]:
+    return [
+        *(*SETTING, "scope", "claim", "seeds", *UNDRAWN),
+        *(f"{measure}_{part}" for measure in _measures() for part in ("mean", "ci95")),
+        *("epsilon_spent_max", "epsilon_spent_replace_one_max", *_MEANS),
+    ]
 
 
 def _summary_line(group: Group) -> dict[str, Any]:
     line = {name: getattr(group, name) for name in (*SETTING, "scope", "claim", *UNDRAWN)}
     line["seeds"] = len(group.rows)
-    for measure in _MEASURES:
+    for measure in _measures():
         interval = group.interval(measure)
         line[f"{measure}_mean"] = interval.mean if interval else None
         line[f"{measure}_ci95"] = interval.half_width if interval else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,7 +20,8 @@ from fedsim.runtime.worker import Failure, Report
 from fedsim.simulation.checkpoint import Checkpoints
 from fedsim.simulation.generators import save_generator
 from fedsim.simulation.preflight import Prepared
-from fedsim.simulation.trial import Outcome, Trial, first_row_fields
+from fedsim.simulation.row import failed_row, finished_row
+from fedsim.simulation.trial import Outcome, Trial
 
 ReferenceKey = tuple[str, ...]
 
@@ -133,7 +134,7 @@ class Scheduler:
             # What failed starts afresh when it is tried again: its code may have been changed.
             Checkpoints(self.store.folder.checkpoint(cell_id)).remove()
             error = RowError(type=report.end.type, message=report.end.message, traceback=report.end.traceback)
-            self._write(trial, {"status": "failed", "error": error})
+            self._write(failed_row(trial, error, self.versions))
 
     def _finish(self, trial: Trial, outcome: Outcome) -> None:
         """Write the row of a cell that ran, once its references are there."""
@@ -141,37 +142,13 @@ class Scheduler:
         if ceiling not in self.references or local_only not in self.references:
             self.waiting.append((trial, outcome))
             return
-        target = trial.cell.epsilon
-        overspent = target is not None and outcome.epsilon_spent is not None and outcome.epsilon_spent > target * (1 + 1e-6)
-        status = "unaccounted" if outcome.unaccounted else "overspent" if overspent else "ok"
-        error = RowError(type="Unaccounted", message=outcome.unaccounted, traceback="") if outcome.unaccounted else None
-        # a ledger that is not the plan's is no base for an epsilon
-        spent = None if error else outcome.epsilon_spent
+        row = finished_row(trial, outcome, self.references[ceiling], self.references[local_only], self.versions)
         if self.save_generators and outcome.generator is not None:
-            facts = {"status": status, "epsilon_spent": spent, "accountant": outcome.accountant}
+            facts = {"status": row.status, "epsilon_spent": row.epsilon_spent, "accountant": row.accountant}
             save_generator(self.store.folder, trial, self.class_names[trial.data_key], outcome.generator, facts, self.versions)
-        self._write(
-            trial,
-            {
-                "status": status,
-                "error": error,
-                "epsilon_spent": spent,
-                "epsilon_spent_replace_one": None if error else outcome.epsilon_spent_replace_one,
-                "accountant": outcome.accountant,
-                "accuracy": outcome.scores.accuracy,
-                "balanced_accuracy": outcome.scores.balanced_accuracy,
-                "macro_f1": outcome.scores.macro_f1,
-                "client_balanced_accuracy": outcome.client_balanced_accuracy,
-                **({f"personal_{name}": value for name, value in asdict(outcome.personal).items()} if outcome.personal else {}),
-                "ceiling_balanced_accuracy": self.references[ceiling],
-                "local_only_balanced_accuracy": self.references[local_only],
-                "uplink_bytes": outcome.uplink_bytes,
-                "seconds": outcome.seconds,
-            },
-        )
+        self._write(row)
 
-    def _write(self, trial: Trial, fields: dict[str, Any]) -> None:
-        row = Row(**{**first_row_fields(trial), **fields, "versions": self.versions})
+    def _write(self, row: Row) -> None:
         self.store.append(row)
         self.display.cell_finished(row)
 

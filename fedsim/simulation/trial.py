@@ -1,4 +1,4 @@
-"""One trial: from a cell and its data to the fields of its row."""
+"""One trial: from a cell and its data to its outcome."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.evaluation.judge import Judge
-from fedsim.evaluation.scores import PersonalScores, Scores
+from fedsim.evaluation.scores import Scores
 from fedsim.grid.models import Cell
 from fedsim.methods.messages import Pool, Task, Tensors
 from fedsim.partition import Partition
@@ -70,8 +69,6 @@ class Outcome:
     """
 
     scores: Scores
-    client_balanced_accuracy: float | None
-    personal: PersonalScores | None
     epsilon_spent: float | None
     epsilon_spent_replace_one: float | None
     accountant: str | None
@@ -111,8 +108,10 @@ def run_trial(
     trained: Trained = yield from train(algorithm, pool, trial.plan, seeds, resume, checkpoints)
     judge, evaluation = Judge(cell, data, trial.partition), cell.evaluation
     scores = judge.scores(trained.made)
-    own = judge.of_clients(trained.made) if evaluation.per_client else None
-    personal = None if evaluation.personal is None else judge.personal(trained.made)
+    if evaluation.per_client:
+        scores |= judge.of_clients(trained.made)
+    if evaluation.personal is not None:
+        scores |= judge.personal(trained.made)
     spent, accountant = (None, None) if trial.plan is None else trained.ledger.epsilon(trial.plan.delta)
     replaced = None if trial.plan is None else trained.ledger.replace_one_epsilon(trial.plan.delta)
     unaccounted = "" if trial.plan is None else trained.ledger.unaccounted(trial.plan, cell.clients)
@@ -120,47 +119,10 @@ def run_trial(
         checkpoints.remove()
     state = trained.state if algorithm.generates() else None
     seconds = time.perf_counter() - started
-    yield Outcome(scores, own, personal, spent, replaced, accountant, unaccounted, trained.uplink_bytes, seconds, state)
+    yield Outcome(scores, spent, replaced, accountant, unaccounted, trained.uplink_bytes, seconds, state)
 
 
 def packing(clients: int, per_actor: int) -> tuple[int, ...]:
     """Clients per actor for at most ``per_actor`` each, as even as can be."""
     actors = -(-clients // per_actor)
     return tuple(clients // actors + (i < clients % actors) for i in range(actors))
-
-
-def first_row_fields(trial: Trial) -> dict[str, Any]:
-    """The fields of a row that are known before its cell runs."""
-    cell, plan = trial.cell, trial.plan
-    fields: dict[str, Any] = {
-        "cell_id": cell.cell_id,
-        "source": cell.source,
-        "algorithm": cell.algorithm,
-        "label": cell.label,
-        "params": cell.params,
-        "dataset": cell.dataset.display,
-        "dataset_hash": cell.dataset_hash,
-        "scheme": cell.partition.scheme,
-        "alpha": cell.alpha,
-        "clients": cell.clients,
-        "partition_hash": trial.partition.fingerprint,
-        "train_rows": trial.train_rows,
-        "seed": cell.seed,
-        "claim": "none",
-        "chance": 1 / trial.task.classes,
-    }
-    if plan is not None:
-        fields |= {
-            "epsilon_target": plan.epsilon_target,
-            "delta": plan.delta,
-            "unit": plan.unit,
-            "trust": plan.trust,
-            "scope": plan.scope,
-            "claim": plan.claim,
-            "noise": cell.noise,
-            "sigma": plan.sigma,
-            "sample_rate": plan.releases[-1].sample_rate,
-            "steps": sum(release.steps for release in plan.releases),
-            "clip": plan.clip,
-        }
-    return fields

@@ -106,7 +106,7 @@ def test_without_a_hypernetwork_all_clients_share_one_generator(encoder: str, sy
     (trial,), (data,) = prepared.trials, prepared.data.values()
     *records, outcome = run_trial(trial, data)
     assert [record.values["cross_client_mmd"] for record in records] == pytest.approx([0, 0, 0], abs=1e-9)
-    assert outcome.scores.accuracy >= 0
+    assert outcome.scores["accuracy"] >= 0
 
 
 def test_a_standard_prior_stays_standard_and_sends_nothing() -> None:

@@ -6,9 +6,10 @@ import pytest
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.evaluation.references import ceiling, local_only
-from fedsim.evaluation.scores import personal_scores, score_clients, score_probe
+from fedsim.evaluation.scores import personal_scores, probe_predictions, score_clients, score_probe
 from fedsim.models.probe import fit_probe
 from fedsim.partition import PartitionSpec, make_partition
+from fedsim.results.measures import Predictions
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "bloodmnist_effnetlite0.npz"
 
@@ -50,9 +51,9 @@ def test_one_class_in_training_is_always_predicted():
     x, _ = blobs(20, 3, seed=0)
     x_test, y_test = blobs(300, 3, seed=1)
     scores = score_probe(x, np.full(20, 2), x_test, y_test, 1.0)
-    assert scores.accuracy == pytest.approx(1 / 3)
+    assert scores["accuracy"] == pytest.approx(1 / 3)
     assert scores.balanced_accuracy == pytest.approx(1 / 3)
-    assert scores.macro_f1 == pytest.approx((2 * (1 / 3) / (1 + 1 / 3)) / 3)
+    assert scores["macro_f1"] == pytest.approx((2 * (1 / 3) / (1 + 1 / 3)) / 3)
 
 
 def test_a_class_missing_in_training_counts_as_zero_recall():
@@ -66,7 +67,7 @@ def test_balanced_accuracy_weighs_classes_equally_and_accuracy_rows():
     x, y = np.float32([[0.0], [1.0]]), np.array([0, 1])
     x_test, y_test = np.float32([[0.0]] * 90 + [[0.0]] * 5 + [[1.0]] * 5), np.array([0] * 90 + [1] * 10)
     scores = score_probe(x, y, x_test, y_test, 1.0)
-    assert scores.accuracy == pytest.approx(0.95)
+    assert scores["accuracy"] == pytest.approx(0.95)
     assert scores.balanced_accuracy == pytest.approx(0.75)
 
 
@@ -75,24 +76,24 @@ def test_the_same_rows_give_the_same_scores_to_the_bit_and_no_warning_reaches_th
     noisy = x + np.random.default_rng(5).normal(scale=9, size=x.shape).astype(np.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        runs = {score_probe(noisy, y, x, y, 1e4) for _ in range(3)}
-    assert len(runs) == 1
+        runs = [score_probe(noisy, y, x, y, 1e4) for _ in range(3)]
+    assert runs[0] == runs[1] == runs[2]
 
 
 def test_every_test_row_is_predicted_by_the_probe_of_its_client():
     x, y = blobs(200, 2, 0)
     test, truth = blobs(60, 2, 1)
     right, wrong = (x, y), (x, 1 - y)
-    assert score_clients([right, right], test, truth, 1.0) == 1.0
-    assert score_clients([wrong, wrong], test, truth, 1.0) == 0.0
-    mixed = score_clients([right, wrong, right], test, truth, 1.0)
+    assert score_clients([right, right], test, truth, 1.0) == {"client_balanced_accuracy": 1.0}
+    assert score_clients([wrong, wrong], test, truth, 1.0) == {"client_balanced_accuracy": 0.0}
+    mixed = score_clients([right, wrong, right], test, truth, 1.0)["client_balanced_accuracy"]
     recalls = [np.mean(np.flatnonzero(truth == c) % 3 != 1) for c in (0, 1)]
     assert mixed == pytest.approx(np.mean(recalls))
 
 
 def test_more_clients_than_test_rows_are_no_trouble():
     x, y = blobs(50, 2, 0)
-    assert score_clients([(x, y)] * 9, x[:4], y[:4], 1.0) == 1.0
+    assert score_clients([(x, y)] * 9, x[:4], y[:4], 1.0) == {"client_balanced_accuracy": 1.0}
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
@@ -116,20 +117,34 @@ def test_local_only_lies_between_chance_and_the_ceiling():
     assert 0.25 <= low <= bound < high
 
 
+def predictions(y: np.ndarray, predicted: np.ndarray, shares: np.ndarray) -> Predictions:
+    return Predictions(y, predicted, np.eye(len(shares))[predicted], shares)
+
+
+def test_a_measure_may_read_probabilities():
+    x, y = blobs(200, 3, seed=0)
+    kept = y != 1
+    made = probe_predictions(x[kept], y[kept], x, y, 1.0)
+    np.testing.assert_allclose(made.probabilities.sum(1), 1.0, rtol=1e-6)
+    np.testing.assert_array_equal(made.probabilities.argmax(1), made.predicted)
+    assert not made.probabilities[:, 1].any()
+    alone = probe_predictions(x, np.zeros_like(y), x, y, 1.0)
+    np.testing.assert_array_equal(alone.probabilities, np.eye(3)[np.zeros_like(y)])
+
+
 def test_personal_scores_weigh_rows_by_what_a_client_holds():
     y = np.array([0, 0, 1, 1, 2])
     first, second = np.array([0, 0, 0, 0, 0]), np.array([0, 1, 1, 1, 0])
     shares = [np.array([0.75, 0.25, 0.0]), np.array([0.0, 0.5, 0.5])]
-    found = personal_scores([first, second], [y, y], shares, weight=0.3)
-    assert found.accuracy == pytest.approx(np.mean([0.75, 0.5]))
-    assert found.balanced_accuracy == pytest.approx(np.mean([0.5, 0.5]))
-    assert found.weight == 0.3
+    found = personal_scores([predictions(y, guess, share) for guess, share in zip((first, second), shares, strict=True)])
+    assert dict(found) == pytest.approx({"personal_accuracy": np.mean([0.75, 0.5]), "personal_balanced_accuracy": np.mean([0.5, 0.5])})
 
 
 def test_a_client_without_rows_has_no_personal_score():
     y = np.array([0, 1])
     shares = [np.array([0.5, 0.5]), np.array([0.0, 0.0])]
-    assert personal_scores([y, 1 - y], [y, y], shares, None).accuracy == 1.0
+    found = personal_scores([predictions(y, y, shares[0]), predictions(y, 1 - y, shares[1])])
+    assert found["personal_accuracy"] == 1.0
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the shared embeddings are not on this machine")

@@ -14,19 +14,19 @@ def outcome(algorithm: dict, **keys) -> Outcome:
 
 
 def test_clients_are_judged_by_themselves_only_where_the_grid_asks():
-    assert outcome(quick("fedhypevae")).client_balanced_accuracy is None
-    assert 0 <= outcome(quick("fedhypevae"), evaluation={"per_class": 10, "per_client": True}).client_balanced_accuracy <= 1
+    assert "client_balanced_accuracy" not in outcome(quick("fedhypevae")).scores
+    assert 0 <= outcome(quick("fedhypevae"), evaluation={"per_class": 10, "per_client": True}).scores["client_balanced_accuracy"] <= 1
 
 
 def test_under_feature_shift_a_generator_for_every_client_beats_one_for_all():
     evaluation, params = {"per_class": 30, "per_client": True}, {"rounds": 120, "local_learning_rate": 0.1, "code": 4, "code_scale": 1.0}
     personal = outcome(quick("fedhypevae", **params), partition=SHIFT, evaluation=evaluation)
-    assert personal.client_balanced_accuracy > personal.scores.balanced_accuracy + 0.05
+    assert personal.scores["client_balanced_accuracy"] > personal.scores.balanced_accuracy + 0.05
 
 
 def test_a_shared_generator_serves_each_client_about_as_well_as_all_of_them():
     shared = outcome(quick("dp-gaussian"), evaluation={"per_class": 50, "per_client": True})
-    assert abs(shared.client_balanced_accuracy - shared.scores.balanced_accuracy) < 0.1
+    assert abs(shared.scores["client_balanced_accuracy"] - shared.scores.balanced_accuracy) < 0.1
 
 
 def test_clients_are_spread_as_evenly_as_can_be():

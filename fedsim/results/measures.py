@@ -1,0 +1,94 @@
+"""What a cell is scored by: of each measure the formula, the title, and where it is shown. One more is one more entry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import f1_score, recall_score
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Test rows as somebody predicts them.
+
+    Attributes:
+        y: true labels, int64 ``[m]``.
+        predicted: labels, int64 ``[m]``.
+        probabilities: of the classes, ``[m, C]``.
+        shares: how frequent each class is with the client that predicts, ``[C]``; None where nobody in particular does.
+    """
+
+    y: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    probabilities: NDArray[np.floating]
+    shares: NDArray[np.float64] | None = None
+
+    @property
+    def held(self) -> NDArray[np.int64]:
+        """Classes of the test rows, without those that the client does not hold."""
+        classes = np.unique(self.y)
+        return classes if self.shares is None else classes[self.shares[classes] > 0]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number a cell, the same for every algorithm.
+
+    Attributes:
+        title: what its table is called.
+        of: whose predictions it is computed from. ``all``: of all test rows, by the probe or classifier that everyone has (the mean over
+            clients with classifiers of their own); ``own``: test row i by the probe on client i mod K's own synthetic embeddings;
+            ``personal``: each client's of the rows as it sees them, the mean over clients.
+        score: the number; None where it comes from elsewhere.
+        column: its head in the page's list of cells; "" leaves it out.
+        table: whether it has a table of its own, once a row has it.
+        summary: whether the summary has its mean.
+    """
+
+    title: str
+    of: Literal["all", "own", "personal"]
+    score: Callable[[Predictions], float] | None
+    column: str = ""
+    table: bool = False
+    summary: bool = True
+
+
+def accuracy(of: Predictions) -> float:
+    """Share of the rows that are predicted right."""
+    return float(np.mean(of.predicted == of.y))
+
+
+def balanced_accuracy(of: Predictions) -> float:
+    """Mean recall over the held classes; a class that is never predicted counts as 0."""
+    return float(recall_score(of.y, of.predicted, labels=of.held, average="macro", zero_division=0))
+
+
+def macro_f1(of: Predictions) -> float:
+    """Mean F1 over the held classes; a class that is never predicted counts as 0."""
+    return float(f1_score(of.y, of.predicted, labels=of.held, average="macro", zero_division=0))
+
+
+def share_weighted_accuracy(of: Predictions) -> float:
+    """Accuracy where labels are as frequent as with the client: the recalls, weighed by its shares."""
+    if of.shares is None:
+        return accuracy(of)
+    recall = recall_score(of.y, of.predicted, labels=of.held, average=None, zero_division=0)
+    return float(np.average(recall, weights=of.shares[of.held]))
+
+
+_INTERPOLATED = "at the clients, own classifier and shared one interpolated"
+
+MEASURES = {
+    "accuracy": Measure("Accuracy", "all", accuracy, "accuracy"),
+    "balanced_accuracy": Measure("Balanced accuracy", "all", balanced_accuracy, "balanced", table=True),
+    "macro_f1": Measure("Macro F1", "all", macro_f1, "macro F1"),
+    "client_balanced_accuracy": Measure("Balanced accuracy of each client's own generator", "own", balanced_accuracy, table=True),
+    "personal_accuracy": Measure(f"Accuracy {_INTERPOLATED}", "personal", share_weighted_accuracy, table=True),
+    "personal_balanced_accuracy": Measure(f"Balanced accuracy {_INTERPOLATED}", "personal", balanced_accuracy, table=True),
+    "personal_weight": Measure("Mean weight of the clients' own classifiers", "personal", None, summary=False),
+}
+"""The measures by the name of their field, in the order of a row."""

@@ -1,0 +1,82 @@
+"""From how a cell ended to its row."""
+
+from __future__ import annotations
+
+from fedsim.evaluation.scores import Scores
+from fedsim.results.rows import Row, RowError, Status
+from fedsim.simulation.trial import Outcome, Trial
+
+
+def finished_row(trial: Trial, outcome: Outcome, ceiling: float | None, local_only: float | None, versions: dict[str, str]) -> Row:
+    """The row of a cell that ran to its end.
+
+    Args:
+        trial: the cell.
+        outcome: what became of it.
+        ceiling: balanced accuracy of the reference; None where it could not be computed.
+        local_only: the same.
+        versions: of the packages that computed.
+    """
+    target, spent = trial.cell.epsilon, outcome.epsilon_spent
+    if outcome.unaccounted:
+        error = RowError(type="Unaccounted", message=outcome.unaccounted, traceback="")
+        return _row(trial, "unaccounted", error, outcome, ceiling, local_only, versions)
+    overspent = target is not None and spent is not None and spent > target * (1 + 1e-6)
+    return _row(trial, "overspent" if overspent else "ok", None, outcome, ceiling, local_only, versions)
+
+
+def failed_row(trial: Trial, error: RowError, versions: dict[str, str]) -> Row:
+    """The row of a cell that raised or was lost."""
+    return _row(trial, "failed", error, None, None, None, versions)
+
+
+def _row(
+    trial: Trial,
+    status: Status,
+    error: RowError | None,
+    outcome: Outcome | None,
+    ceiling: float | None,
+    local_only: float | None,
+    versions: dict[str, str],
+) -> Row:
+    cell, plan = trial.cell, trial.plan
+    # A ledger that is not the plan's is no base for an epsilon.
+    accounted = None if error else outcome
+    return Row(
+        cell_id=cell.cell_id,
+        source=cell.source,
+        status=status,
+        error=error,
+        algorithm=cell.algorithm,
+        label=cell.label,
+        params=cell.params,
+        dataset=cell.dataset.display,
+        dataset_hash=cell.dataset_hash,
+        scheme=cell.partition.scheme,
+        alpha=cell.alpha,
+        clients=cell.clients,
+        partition_hash=trial.partition.fingerprint,
+        train_rows=trial.train_rows,
+        seed=cell.seed,
+        epsilon_target=plan.epsilon_target if plan else None,
+        epsilon_spent=accounted.epsilon_spent if accounted else None,
+        epsilon_spent_replace_one=accounted.epsilon_spent_replace_one if accounted else None,
+        delta=plan.delta if plan else None,
+        unit=plan.unit if plan else None,
+        trust=plan.trust if plan else None,
+        scope=plan.scope if plan else None,
+        claim=plan.claim if plan else "none",
+        accountant=outcome.accountant if outcome else None,
+        noise=cell.noise if plan else None,
+        sigma=plan.sigma if plan else None,
+        sample_rate=plan.releases[-1].sample_rate if plan else None,
+        steps=sum(release.steps for release in plan.releases) if plan else None,
+        clip=plan.clip if plan else None,
+        scores=outcome.scores if outcome else Scores(),
+        ceiling_balanced_accuracy=ceiling,
+        local_only_balanced_accuracy=local_only,
+        chance=1 / trial.task.classes,
+        uplink_bytes=outcome.uplink_bytes if outcome else None,
+        seconds=outcome.seconds if outcome else None,
+        versions=versions,
+    )
