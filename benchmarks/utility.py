@@ -15,10 +15,10 @@ from typing import Any
 import pandas as pd
 
 from fedsim.report.report import read_manifest
-from fedsim.report.tables import number
 from fedsim.results import measures
 from fedsim.results.groups import Interval
 from fedsim.results.store import load_results
+from fedsim.words import number
 
 PLACE = ["dataset", "scheme", "alpha", "clients", "trust"]
 MEASURES = {"share": "Balanced accuracy as a share of the ceiling", "accuracy": "Accuracy"} | {

@@ -19,8 +19,8 @@ from rich.text import Text
 from fedsim.atomic import replaced
 from fedsim.errors import UserError
 from fedsim.report.figures import INK, MUTED, PAPER, SERIES, style
-from fedsim.report.tables import number
 from fedsim.results.folder import RunFolder
+from fedsim.words import number
 
 NAME = "partitions"
 MOST_PANELS = 12
