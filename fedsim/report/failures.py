@@ -16,13 +16,13 @@ from fedsim.results.rows import Row
 from fedsim.words import setting
 
 ACCURACY_SHARE = 0.25
-"""Of the way from chance to the score without noise: with less than that, noise has taken most of what was learned."""
+"""Share of the way from chance to the score without noise: with less than that, noise has taken most of what was learned."""
 KL_COLLAPSED = 0.05
 """Nats an example: so little of x passes through z that the decoder does as well without it."""
 KL_GROWTH, KL_LARGE = 10.0, 50.0
 """Times the first value, and nats: a useful posterior of a few dozen latents stays below both."""
 MMD_HIGH, MMD_STAYED = 0.1, 0.5
-"""Of a kernel with values up to 1; and of the run's own maximum: below half of it, the clients are coming together."""
+"""A squared MMD, of a kernel with values up to 1; and a share of the run's own maximum: below it, the clients are coming together."""
 _LAST = 4
 """The last quarter of the rounds is what a run has come to."""
 
