@@ -12,15 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from fedsim.report.report import read_manifest
-from fedsim.report.tables import number
+from fedsim.report.report import grid_rows, read_manifest
 from fedsim.results import measures
-from fedsim.results.groups import Interval
-from fedsim.results.store import load_results
+from fedsim.results.groups import Group, Interval, group_seeds
+from fedsim.results.lines import encode
+from fedsim.results.rows import Row
+from fedsim.words import number
 
-PLACE = ["dataset", "scheme", "alpha", "clients", "trust"]
+PLACE = ("dataset", "scheme", "alpha", "clients", "trust")
 MEASURES = {"share": "Balanced accuracy as a share of the ceiling", "accuracy": "Accuracy"} | {
     name: measure.title for name, measure in measures.MEASURES.items() if measure.table and name != "balanced_accuracy"
 }
@@ -28,68 +27,73 @@ COMPARED = ("share", "client_balanced_accuracy")
 """Measures whose paired differences are told."""
 
 
-def read(folders: list[Path]) -> pd.DataFrame:
-    """The rows of the run folders that ended well, one a line, with the share of the ceiling."""
-    rows = pd.concat([load_results(folder) for folder in folders], ignore_index=True).drop_duplicates("cell_id")
-    rows = rows[rows["status"] == "ok"].copy()
-    rows["share"] = rows["balanced_accuracy"] / rows["ceiling_balanced_accuracy"]
-    rows["trust"] = rows["trust"].fillna("")
-    return rows
+def read(folders: list[Path]) -> list[Group]:
+    """The rows of the run folders, averaged over seeds; a cell of several folders is taken from the first."""
+    rows: dict[str, Row] = {}
+    for folder in folders:
+        for row in grid_rows(folder):
+            rows.setdefault(row.cell_id, row)
+    return group_seeds(rows.values())
 
 
-def means(rows: pd.DataFrame, measure: str) -> Iterator[dict[str, Any]]:
+def by_seed(group: Group, measure: str) -> dict[int | None, float]:
+    """A measure of every row of a group that ended well and has it."""
+    found = {row.seed: _share(row) if measure == "share" else row.value(measure) for row in group.rows}
+    return {seed: value for seed, value in found.items() if value is not None}
+
+
+def _share(row: Row) -> float | None:
+    if row.balanced_accuracy is None or row.ceiling_balanced_accuracy is None:
+        return None
+    return row.balanced_accuracy / row.ceiling_balanced_accuracy
+
+
+def means(groups: list[Group], measure: str) -> Iterator[dict[str, Any]]:
     """Mean over seeds and half-width of the 95 % interval for every place, method and epsilon."""
-    for keys, group in rows.dropna(subset=[measure]).groupby([*PLACE, "label", "epsilon_target"], dropna=False, sort=False):
-        interval = Interval.of(group[measure].tolist())
-        yield dict(zip([*PLACE, "method", "epsilon"], keys, strict=True)) | {
-            "measure": measure,
-            "mean": interval.mean,
-            "ci95": interval.half_width,
-            "seeds": len(group),
-        }
+    for group in groups:
+        if values := by_seed(group, measure):
+            yield _record(group, measure, group.label, list(values.values()))
 
 
-def differences(rows: pd.DataFrame, measure: str) -> Iterator[dict[str, Any]]:
+def differences(groups: list[Group], measure: str) -> Iterator[dict[str, Any]]:
     """The first method's measure minus each other private method's, paired over seeds."""
-    private = rows.dropna(subset=["epsilon_target", measure])
-    first, *others = private["label"].unique() if len(private) else [""]
-    index = [*PLACE, "epsilon_target", "seed"]
-    shares = private.pivot_table(index=index, columns="label", values=measure, dropna=False, observed=True)
-    for other in others:
-        paired = (shares[first] - shares[other]).dropna()
-        for keys, group in paired.groupby(level=index[:-1], dropna=False, sort=False):
-            interval = Interval.of(group.tolist())
-            yield dict(zip([*PLACE, "epsilon"], keys, strict=True)) | {
-                "measure": f"difference of {measure}",
-                "method": f"{first} − {other}",
-                "mean": interval.mean,
-                "ci95": interval.half_width,
-                "seeds": len(group),
-            }
+    private = [group for group in groups if group.epsilon_target is not None and by_seed(group, measure)]
+    first, *others = dict.fromkeys(group.label for group in private) or [""]
+    leading = {_point(group): by_seed(group, measure) for group in private if group.label == first}
+    for group in sorted(private, key=lambda group: others.index(group.label) if group.label in others else -1):
+        lead, values = leading.get(_point(group), {}), by_seed(group, measure)
+        paired = [lead[seed] - value for seed, value in values.items() if seed in lead]
+        if group.label != first and paired:
+            yield _record(group, f"difference of {measure}", f"{first} − {group.label}", paired)
+
+
+def _point(group: Group) -> tuple[Any, ...]:
+    return (*(getattr(group, name) for name in PLACE), group.epsilon_target)
+
+
+def _record(group: Group, measure: str, method: str, values: list[float]) -> dict[str, Any]:
+    interval = Interval.of(values)
+    place = {name: getattr(group, name) for name in PLACE}
+    told = {"measure": measure, "mean": interval.mean, "ci95": interval.half_width, "seeds": len(values)}
+    return place | {"method": method, "epsilon": group.epsilon_target} | told
 
 
 def markdown(records: list[dict[str, Any]], title: str, sign: str = "") -> Iterator[str]:
     """A table with a line for every place and method, a column for every epsilon."""
-    epsilons = sorted(
-        {_key(r["epsilon"]): r["epsilon"] for r in records}.values(), key=lambda e: math.inf if math.isnan(e) else min(e, 1e9)
-    )
+    epsilons = sorted({r["epsilon"] for r in records}, key=lambda e: math.inf if e is None else min(e, 1e9))
     # methods without an epsilon have no trust
-    varied = [name for name in PLACE if len({str(r[name]) for r in records if r[name] != ""}) > 1]
-    lines: dict[tuple[str, ...], dict[float, str]] = {}
+    varied = [name for name in PLACE if len({r[name] for r in records if r[name] is not None}) > 1]
+    lines: dict[tuple[str, ...], dict[float | None, str]] = {}
     for r in records:
         spread = "" if r["ci95"] is None else f" ± {r['ci95']:.3f}"
-        key = (*(number(r[name]) if isinstance(r[name], float) else str(r[name]) for name in varied), r["method"])
-        lines.setdefault(key, {})[_key(r["epsilon"])] = f"{r['mean']:{sign}.3f}{spread}"
+        key = (*(r[name] if isinstance(r[name], str) else number(r[name]) for name in varied), r["method"])
+        lines.setdefault(key, {})[r["epsilon"]] = f"{r['mean']:{sign}.3f}{spread}"
     yield f"\n## {title}\n"
     yield f"Mean over {max(r['seeds'] for r in records)} seeds ± half-width of the 95 % confidence interval.\n"
-    yield "| " + " | ".join([*varied, "method", *("no ε" if math.isnan(e) else f"ε = {number(e)}" for e in epsilons)]) + " |"
+    yield "| " + " | ".join([*varied, "method", *("no ε" if e is None else f"ε = {number(e)}" for e in epsilons)]) + " |"
     yield "| " + " | ".join(["---"] * (len(varied) + 1) + ["---:"] * len(epsilons)) + " |"
     for key, cells in sorted(lines.items(), key=lambda item: item[0][:-1]):
-        yield "| " + " | ".join([*key, *(cells.get(_key(e), "") for e in epsilons)]) + " |"
-
-
-def _key(epsilon: float) -> float:
-    return -1.0 if math.isnan(epsilon) else epsilon
+        yield "| " + " | ".join([*key, *(cells.get(e, "") for e in epsilons)]) + " |"
 
 
 def main() -> None:
@@ -103,15 +107,15 @@ def main() -> None:
         machine = manifest["hardware"]
         where = f"{machine['cores']} cores of {machine['cpu']}, {machine['memory_gib']} GiB"
         print(f"`{manifest['command']}` at revision {manifest['revision']}: {where}\n")
-    rows, records = read(options.folders), []
+    groups, records = read(options.folders), []
     for measure, title in MEASURES.items():
-        compared = differences(rows, measure) if measure in COMPARED else ()
-        for found, heading, sign in ((means(rows, measure), title, ""), (compared, f"{title}: paired differences", "+")):
+        compared = differences(groups, measure) if measure in COMPARED else ()
+        for found, heading, sign in ((means(groups, measure), title, ""), (compared, f"{title}: paired differences", "+")):
             if told := list(found):
                 print("\n".join(markdown(told, heading, sign)))
                 records += told
     if options.json:
-        options.json.write_text(json.dumps(records, indent=1, default=str) + "\n")
+        options.json.write_text(json.dumps(encode(records), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,29 @@
-"""Consoles for tables that are for reading, also in a pipe."""
+"""Numbers and settings in words, and a console for tables that are for reading, also in a pipe."""
 
 from __future__ import annotations
 
+import math
+
 from rich.console import Console
+
+
+def number(value: float | None, digits: int = 6) -> str:
+    """A number as a reader writes it, to so many significant digits: 0.1, 10, 1e-5, ∞; empty for None."""
+    if value is None:
+        return ""
+    return "∞" if value == math.inf else f"{value:.{digits}g}".replace("e-0", "e-")
+
+
+def setting(
+    *names: str | None, alpha: float | None = None, clients: int | None = None, epsilon: float | None = None, seed: int | None = None
+) -> str:
+    """Where something stands in a grid: ``digits · α = 0.3 · 10 clients · ε = 1 · seed 0``; what is None or empty is left out."""
+    parts = [name for name in names if name]
+    parts += [f"α = {number(alpha)}"] if alpha is not None else []
+    parts += [f"{clients} clients"] if clients is not None else []
+    parts += [f"ε = {number(epsilon)}"] if epsilon is not None else []
+    parts += [f"seed {seed}"] if seed is not None else []
+    return " · ".join(parts)
 
 
 def wide_console(console: Console, width: int = 200) -> Console:

@@ -14,8 +14,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MultipleLocator
 
 from fedsim.report.figures import GRID, INK, MUTED, PAPER, SERIES, name_level, style
-from fedsim.report.tables import CLAIM_WORDS, claim, number, reference
+from fedsim.report.tables import CLAIM_WORDS, claim, reference
 from fedsim.results.groups import Group
+from fedsim.words import number, setting
 
 NAME = "privacy_utility"
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -29,7 +30,7 @@ _CLAIM_STYLES = {"stated": (0, (4, 2)), "heuristic": (0, (4, 2)), "none": (0, (1
 _OPEN = ("heuristic", "none")
 _WIDEST = 4
 _CHARACTERS = 16
-"""Of the caption, in an inch of the figure."""
+"""Characters of the caption in an inch of the figure."""
 
 
 @dataclass(frozen=True)
@@ -276,11 +277,9 @@ def _level(axes: Axes, groups: Sequence[Group], series: Series) -> None:
 
 
 def _title(axes: Axes, group: Group, groups: Sequence[Group]) -> None:
-    parts = [group.dataset] if len({each.dataset for each in groups}) > 1 else []
-    parts += [group.scheme or ""] if len({each.scheme for each in groups}) > 1 else []
-    parts += [f"α = {number(group.alpha)}"] if group.alpha is not None else []
-    parts += [f"{group.clients} clients"] if len({each.clients for each in groups}) > 1 else []
-    axes.set_title(" · ".join(parts), fontsize=9.5, color=INK, loc="left", parse_math=False)
+    names = [getattr(group, name) for name in ("dataset", "scheme") if len({getattr(each, name) for each in groups}) > 1]
+    clients = group.clients if len({each.clients for each in groups}) > 1 else None
+    axes.set_title(setting(*names, alpha=group.alpha, clients=clients), fontsize=9.5, color=INK, loc="left", parse_math=False)
 
 
 def _x_label(axis: Axis) -> str:
@@ -331,7 +330,7 @@ def _caption(groups: Sequence[Group]) -> str:
     mean = "one seed, so no interval" if counts == [1] else f"mean over {seeds} seeds; bars and bands: 95 % confidence interval"
     private = [group for group in groups if group.epsilon_target is not None]
     told = [f"{group.unit}-level ε, trust {group.trust}, δ = {number(group.delta)}" for group in private]
-    common = [_common([group.dataset for group in groups]), _common([f"{group.clients} clients" for group in groups])]
+    common = [_common([group.dataset for group in groups]), _common([setting(clients=group.clients) for group in groups])]
     return " · ".join(part for part in (*common, _common(told), mean) if part)
 
 

@@ -15,9 +15,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from fedsim.report.figures import GRID, INK, MUTED, PAPER, SHADES, name_level, style
-from fedsim.report.tables import number
 from fedsim.results.groups import Group, group_seeds
 from fedsim.results.rows import Row
+from fedsim.words import number
 
 NAME = "diagnostics"
 NOT_PRIVATE = "These are computed from the real data without noise: diagnostics, not private, not to be released."

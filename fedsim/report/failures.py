@@ -11,18 +11,18 @@ from typing import Any
 import pandas as pd
 
 from fedsim.report.diagnostics import round_frame, settings
-from fedsim.report.tables import number
 from fedsim.results.groups import Group
 from fedsim.results.rows import Row
+from fedsim.words import setting
 
 ACCURACY_SHARE = 0.25
-"""Of the way from chance to the score without noise: with less than that, noise has taken most of what was learned."""
+"""Share of the way from chance to the score without noise: with less than that, noise has taken most of what was learned."""
 KL_COLLAPSED = 0.05
 """Nats an example: so little of x passes through z that the decoder does as well without it."""
 KL_GROWTH, KL_LARGE = 10.0, 50.0
 """Times the first value, and nats: a useful posterior of a few dozen latents stays below both."""
 MMD_HIGH, MMD_STAYED = 0.1, 0.5
-"""Of a kernel with values up to 1; and of the run's own maximum: below half of it, the clients are coming together."""
+"""A squared MMD, of a kernel with values up to 1; and a share of the run's own maximum: below it, the clients are coming together."""
 _LAST = 4
 """The last quarter of the rounds is what a run has come to."""
 
@@ -115,14 +115,6 @@ def _told(kind: str) -> str:
     return f"{meaning[0].upper()}{meaning[1:]}. What usually helps: {HELP[kind]}"
 
 
-def setting(of: Row | Group) -> str:
-    """Method, place and epsilon in words."""
-    parts = [of.label, of.dataset]
-    parts += [f"α = {number(of.alpha)}"] if of.alpha is not None else []
-    parts += [f"{of.clients} clients"] if of.clients is not None else []
-    return " · ".join([*parts, *([f"ε = {number(of.epsilon_target)}"] if of.epsilon_target is not None else [])])
-
-
 def _accuracy(groups: Sequence[Group], ok: set[str], noise: pd.Series[float]) -> Iterator[Finding]:
     scores = {position: fmean(values) for position, group in enumerate(groups) if (values := _scores(group, ok))}
     noiseless = {_place(groups[position]): score for position, score in scores.items() if groups[position].epsilon_target == math.inf}
@@ -138,11 +130,15 @@ def _accuracy(groups: Sequence[Group], ok: set[str], noise: pd.Series[float]) ->
         ratio = noise.get(position, math.nan)
         told = f"balanced accuracy {score:.2f}, {words.format(f'{best:.2f}')} (chance {chance:.2f})"
         told += f"; the noise's norm is {_rounded(ratio)} times the signal's" if math.isfinite(ratio) else ""
-        yield Finding(setting(group), ACCURACY, told)
+        yield Finding(_setting(group), ACCURACY, told)
 
 
 def _scores(group: Group, ok: set[str]) -> list[float]:
     return [row.balanced_accuracy for row in group.rows if row.cell_id in ok and row.balanced_accuracy is not None]
+
+
+def _setting(group: Group) -> str:
+    return setting(group.label, group.dataset, alpha=group.alpha, clients=group.clients, epsilon=group.epsilon_target)
 
 
 def _place(group: Group) -> tuple[object, ...]:
@@ -161,7 +157,7 @@ def _diverged(groups: Sequence[Group], records: Iterable[Mapping[str, Any]]) -> 
         if cells := [first[row.cell_id] for row in group.rows if row.cell_id in first]:
             round_, words = min(cells)
             told = f"the loss ({words}) is not finite from round {round_} on"
-            yield Finding(setting(group), DIVERGED, f"{told}{_seeds(len(cells), len(group.rows))}")
+            yield Finding(_setting(group), DIVERGED, f"{told}{_seeds(len(cells), len(group.rows))}")
 
 
 def _collapse(groups: Sequence[Group], kl: pd.DataFrame) -> Iterator[Finding]:
@@ -169,7 +165,7 @@ def _collapse(groups: Sequence[Group], kl: pd.DataFrame) -> Iterator[Finding]:
         found = cells[cells["last"] < KL_COLLAPSED]
         if len(found):
             told = f"{_rounded(found['last'].median())} nats an example in the last quarter of the rounds{_seeds(len(found), len(cells))}"
-            yield Finding(setting(group), COLLAPSE, told)
+            yield Finding(_setting(group), COLLAPSE, told)
 
 
 def _explosion(groups: Sequence[Group], kl: pd.DataFrame, records: Iterable[Mapping[str, Any]]) -> Iterator[Finding]:
@@ -177,11 +173,11 @@ def _explosion(groups: Sequence[Group], kl: pd.DataFrame, records: Iterable[Mapp
     large = kl[(kl["last"] > KL_LARGE) & (kl["last"] > KL_GROWTH * kl["first"])].drop(index=list(lost), errors="ignore")
     for group, found in _cells(groups, large):
         if count := sum(row.cell_id in lost for row in group.rows):
-            yield Finding(setting(group), EXPLOSION, f"the KL is not finite{_seeds(count, len(group.rows))}")
+            yield Finding(_setting(group), EXPLOSION, f"the KL is not finite{_seeds(count, len(group.rows))}")
         elif len(found):
             first, last = found.median()
             told = f"{_rounded(last)} nats an example in the last quarter of the rounds, {_rounded(first)} at first"
-            yield Finding(setting(group), EXPLOSION, f"{told}{_seeds(len(found), len(group.rows))}")
+            yield Finding(_setting(group), EXPLOSION, f"{told}{_seeds(len(found), len(group.rows))}")
 
 
 def _disagreement(groups: Sequence[Group], mmd: pd.DataFrame) -> Iterator[Finding]:
@@ -190,7 +186,7 @@ def _disagreement(groups: Sequence[Group], mmd: pd.DataFrame) -> Iterator[Findin
         if len(found):
             most, last = found.median()
             told = f"squared MMD {last:.2f} in the last quarter of the rounds, at most {most:.2f}{_seeds(len(found), len(cells))}"
-            yield Finding(setting(group), DISAGREEMENT, told)
+            yield Finding(_setting(group), DISAGREEMENT, told)
 
 
 def _cells(groups: Sequence[Group], statistics: pd.DataFrame) -> Iterator[tuple[Group, pd.DataFrame]]:

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -19,6 +20,15 @@ INK, MUTED, GRID, PAPER = "#1c2430", "#6b7281", "#e4e7ec", "#ffffff"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 # Seven steps of plasma from pale (small epsilon) to dark (no noise), all with contrast to the paper.
 SHADES = ("#f2844b", "#de5f65", "#c33d80", "#a11b9b", "#7701a8", "#48039f", "#0d0887")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure with the name of its files and of its place in the page, and the title that stands over it there."""
+
+    name: str
+    title: str
+    figure: Figure
 
 
 @contextmanager

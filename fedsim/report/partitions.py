@@ -18,8 +18,8 @@ from fedsim.atomic import replaced
 from fedsim.errors import UserError
 from fedsim.partition.matrix import MOST_PANELS, LabelMatrix
 from fedsim.report.figures import INK, MUTED, PAPER, SERIES, style
-from fedsim.report.tables import number
 from fedsim.results.folder import RunFolder
+from fedsim.words import number
 
 NAME = "partitions"
 _MOST_LINES = 30

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from fedsim.atomic import replaced
@@ -15,15 +17,33 @@ from fedsim.report import curves, diagnostics, partitions
 from fedsim.report.curves import draw_curves
 from fedsim.report.diagnostics import draw_diagnostics
 from fedsim.report.failures import Finding, find_failures, summary
-from fedsim.report.figures import save_figure
+from fedsim.report.figures import Drawn, save_figure
 from fedsim.report.page import render_page
-from fedsim.report.partitions import draw_partitions, read_partitions
+from fedsim.report.partitions import LabelMatrix, draw_partitions, read_partitions
 from fedsim.report.tables import rich_tables
 from fedsim.results.folder import RunFolder
-from fedsim.results.groups import group_seeds
+from fedsim.results.groups import Group, group_seeds
 from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore, of_newest_source
 from fedsim.results.summary import write_summary
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a report is drawn from: rows of the grid, the same averaged over seeds, round records, partitions."""
+
+    rows: list[Row]
+    groups: list[Group]
+    records: list[dict[str, Any]]
+    matrices: list[LabelMatrix]
+
+
+FIGURES: tuple[tuple[str, str, Callable[[Shown], Figure | None]], ...] = (
+    (curves.NAME, "Privacy-utility curves", lambda shown: draw_curves(shown.groups)),
+    (diagnostics.NAME, "Diagnostics of the rounds", lambda shown: draw_diagnostics(shown.rows, shown.records)),
+    (partitions.NAME, "Who holds what", lambda shown: draw_partitions(shown.matrices)),
+)
+"""Name, title and drawing of every figure; None is a figure that has nothing to show."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +62,7 @@ class Report:
 
 
 def write_report(folder: Path) -> Report:
-    """Write ``summary.csv``, ``curves/{privacy_utility,partitions,diagnostics}.{png,svg}`` and ``report.html`` into a run folder.
+    """Write ``summary.csv``, every figure of :data:`FIGURES` as ``curves/*.png`` and ``.svg``, and ``report.html`` into a run folder.
 
     Args:
         folder: a run folder. Its manifest says which cells belong to the grid and their labels; without one, all rows do.
@@ -58,17 +78,13 @@ def write_report(folder: Path) -> Report:
     groups = group_seeds(rows)
     write_summary(rows, run.summary)
     records = store.rounds()
-    drawn = {
-        curves.NAME: draw_curves(groups),
-        partitions.NAME: draw_partitions(read_partitions(run)),
-        diagnostics.NAME: draw_diagnostics(rows, records),
-    }
-    figures = {name: figure for name, figure in drawn.items() if figure is not None}
-    for name, figure in figures.items():
-        save_figure(figure, run.curves, name)
+    shown = Shown(rows, groups, records, read_partitions(run))
+    drawn = [Drawn(name, title, figure) for name, title, draw in FIGURES if (figure := draw(shown)) is not None]
+    for each in drawn:
+        save_figure(each.figure, run.curves, each.name)
     report = Report(run.page, rows, find_failures(rows, records))
     with replaced(report.page) as part:
-        part.write_text(render_page(folder.resolve().name, rows, groups, figures, manifest, report.findings), encoding="utf-8")
+        part.write_text(render_page(folder.resolve().name, rows, groups, drawn, manifest, report.findings), encoding="utf-8")
     return report
 
 

@@ -17,6 +17,7 @@ from rich.text import Text
 from fedsim.results.groups import Group, weakest
 from fedsim.results.measures import MEASURES
 from fedsim.results.rows import UNDRAWN
+from fedsim.words import number, setting
 
 CLAIM_WORDS = {
     "checked": "checked ε",
@@ -80,8 +81,8 @@ def results_table(groups: Sequence[Group], measure: str = "balanced_accuracy") -
     axes: list[Callable[[Group], str]] = [
         lambda group: group.dataset,
         lambda group: group.scheme or "",
-        lambda group: "" if group.alpha is None else f"α = {number(group.alpha)}",
-        lambda group: "" if group.clients is None else f"{group.clients} clients",
+        lambda group: setting(alpha=group.alpha),
+        lambda group: setting(clients=group.clients),
     ]
     varied = [axis for axis in axes if len({axis(group) for group in groups}) > 1]
     constant = [axis(groups[0]) for axis in axes if groups and axis not in varied]
@@ -155,13 +156,6 @@ def rich_tables(groups: Sequence[Group]) -> RichGroup:
 
 def _named(line: Line) -> str:
     return line.label if line.claim in ("proved", "") else f"{line.label} ({CLAIM_WORDS.get(line.claim, line.claim)})"
-
-
-def number(value: float | None) -> str:
-    """A setting as a reader writes it: 0.1, 10, ∞; empty for None."""
-    if value is None:
-        return ""
-    return "∞" if value == math.inf else f"{value:g}".replace("e-0", "e-")
 
 
 def _lines(groups: Sequence[Group], columns: Sequence[float | None], seeds: int, measure: str) -> tuple[Line, ...]:

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsim.results.rows import Row
+from fedsim.words import number, setting
 
 _SHOWN = 12
 
@@ -227,16 +228,7 @@ class Progress:
 
 def describe(row: Row) -> str:
     """A row's setting in a few words."""
-    return setting(row.label, row.dataset, row.alpha, row.clients, row.epsilon_target, row.seed)
-
-
-def setting(label: str, dataset: str, alpha: float | None, clients: int | None, epsilon: float | None, seed: int | None) -> str:
-    """A cell's setting in a few words; what is None is left out."""
-    parts = [label, dataset]
-    parts += [f"{name}={value:g}" for name, value in (("α", alpha), ("clients", clients)) if value is not None]
-    parts += [f"ε={epsilon:g}".replace("inf", "∞")] if epsilon is not None else []
-    parts += [f"seed {seed}"] if seed is not None else []
-    return " ".join(parts)
+    return setting(row.label, row.dataset, alpha=row.alpha, clients=row.clients, epsilon=row.epsilon_target, seed=row.seed)
 
 
 def outcome(row: Row) -> str:
@@ -246,9 +238,9 @@ def outcome(row: Row) -> str:
         return f"unaccounted, {first}" if row.status == "unaccounted" else f"failed, {row.error.type}: {first}"
     told = f"balanced accuracy {row.balanced_accuracy:.3f}"
     if row.epsilon_spent is not None:
-        told += f", ε spent {row.epsilon_spent:.3g}".replace("inf", "∞")
+        told += f", ε spent {number(row.epsilon_spent, 3)}"
     if row.status == "overspent":
-        told = f"overspent ({told} of {row.epsilon_target:g})"
+        told = f"overspent ({told} of {number(row.epsilon_target)})"
     return told if row.seconds is None else f"{told}, {row.seconds:.1f} s"
 
 

@@ -13,7 +13,7 @@ import ray
 from fedsim.partition import Partition
 from fedsim.results.rows import Row, RowError
 from fedsim.results.store import ResultStore
-from fedsim.runtime.display import Display, setting
+from fedsim.runtime.display import Display
 from fedsim.runtime.manifest import versions
 from fedsim.runtime.slots import Slot, Slots
 from fedsim.runtime.worker import Failure, Report
@@ -22,6 +22,7 @@ from fedsim.simulation.generators import save_generator
 from fedsim.simulation.preflight import Prepared
 from fedsim.simulation.row import failed_row, finished_row
 from fedsim.simulation.trial import Outcome, Trial
+from fedsim.words import setting
 
 ReferenceKey = tuple[str, ...]
 
@@ -87,7 +88,7 @@ class Scheduler:
             stream = slot.worker.reference.options(num_returns="streaming").remote(self.data[job.dataset], job.partition, job.probe_c)
         else:
             cell, data = job.cell, self.data[job.data_key]
-            label = setting(cell.label, cell.dataset.display, cell.alpha, cell.clients, cell.epsilon, cell.seed)
+            label = setting(cell.label, cell.dataset.display, alpha=cell.alpha, clients=cell.clients, epsilon=cell.epsilon, seed=cell.seed)
             self.display.cell_started(cell.cell_id, label)
             started = datetime.now(UTC).isoformat(timespec="seconds")
             self._log(job, [f"started {started}", f"cell {cell.model_dump_json()}", f"plan {job.plan}", f"clients per actor {job.sizes}"])

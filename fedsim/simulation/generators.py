@@ -30,6 +30,7 @@ from fedsim.methods.messages import Task, Tensors
 from fedsim.methods.products import Generator, PersonalGenerator
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.results.folder import RunFolder
+from fedsim.results.lines import encode
 from fedsim.seeds import Purpose, Seeds
 from fedsim.simulation.cohort import build_algorithm
 from fedsim.simulation.rounds import restored
@@ -150,8 +151,8 @@ class SavedGenerator:
             "synthesis": self.synthesis,
             "per_class": per_class,
             "seed": self._seeds(seed).root,
-            "epsilon": _text(self.facts.epsilon_spent),
-            "epsilon_target": None if plan is None else _text(plan.epsilon_target),
+            "epsilon": encode(self.facts.epsilon_spent),
+            "epsilon_target": None if plan is None else encode(plan.epsilon_target),
             "delta": None if plan is None else plan.delta,
             "unit": None if plan is None else plan.unit,
             "trust": None if plan is None else plan.trust,
@@ -168,10 +169,6 @@ class SavedGenerator:
 
     def _seeds(self, seed: int | None) -> Seeds:
         return Seeds(self.facts.cell.seed if seed is None else seed)
-
-
-def _text(epsilon: float | None) -> float | str | None:
-    return "inf" if epsilon == float("inf") else epsilon
 
 
 def load_generator(run: Path | str, cell: str | None = None, synthesis: str | None = None) -> SavedGenerator:

@@ -21,7 +21,7 @@ from fedsim.simulation.rounds import RoundRecord, Trained, train
 from fedsim.simulation.state import Progress
 
 SECRET_BITS = 256
-"""Of the entropy behind secret noise."""
+"""Bits of the entropy behind secret noise."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from fedsim.report.failures import ACCURACY, COLLAPSE, DISAGREEMENT, DIVERGED, EXPLOSION, HELP, MEANING, find_failures, setting, summary
+from fedsim.report.failures import ACCURACY, COLLAPSE, DISAGREEMENT, DIVERGED, EXPLOSION, HELP, MEANING, find_failures, summary
 from fedsim.report.report import write_report
 from fedsim.results.store import ResultStore
 
@@ -134,6 +134,10 @@ def test_one_finding_speaks_for_all_seeds(row, training):
     both = training("a", kl=0.01) + training("b", kl=0.03)
     assert only(rows, both + training("c")).observed == "0.02 nats an example in the last quarter of the rounds, in 2 of 3 seeds"
     assert only(rows, both + training("c", kl=0.02)).observed.endswith(", in all 3 seeds")
+
+
+def setting(row):
+    return f"{row.label} · digits · α = {row.alpha:g} · {row.clients} clients · ε = {row.epsilon_target:g}"
 
 
 def test_settings_are_told_apart_and_a_summary_is_short(row, training):

@@ -5,10 +5,13 @@ import subprocess
 from html.parser import HTMLParser
 
 import pytest
+from matplotlib.figure import Figure
 
 from fedsim.errors import UserError
+from fedsim.report import report
 from fedsim.report.diagnostics import NOT_PRIVATE
-from fedsim.report.report import grid_rows, write_report
+from fedsim.report.figures import SERIES, SHADES
+from fedsim.report.report import FIGURES, grid_rows, write_report
 from fedsim.results.store import ResultStore
 
 CHROMIUM = shutil.which("chromium")
@@ -112,6 +115,29 @@ def test_the_page_says_what_failed_what_was_overspent_or_unaccounted_and_what_th
     assert "nothing made here may be released" in text
     assert "aggregate, that is only the sum over clients is seen" in text
     assert "- .inf" in text
+
+
+def test_a_figure_is_one_line_of_figures(tmp_path, quickstart, monkeypatch):
+    def draw(shown):
+        figure = Figure()
+        figure.subplots().plot([row.seed for row in shown.rows])
+        return figure
+
+    monkeypatch.setattr(report, "FIGURES", (*FIGURES, ("seeds", "Seeds <in> order", draw), ("none", "Nothing", lambda shown: None)))
+    folder = folder_with(tmp_path, quickstart)
+    page = page_of(folder)
+    assert sections(page) == ["curves", "results", "diagnostics", "seeds", "privacy", "cells", "manifest"]
+    assert "Seeds <in> order" in page.text
+    assert {path.name for path in (folder / "curves").iterdir()} >= {"seeds.png", "seeds.svg"}
+    assert not list((folder / "curves").glob("none*"))
+
+
+def test_every_colour_of_a_figure_has_one_for_the_dark(tmp_path, quickstart):
+    html = write_report(folder_with(tmp_path, quickstart)).page.read_text(encoding="utf-8")
+    light, dark = html.split("prefers-color-scheme:dark")
+    used = set(re.findall(r"var\((--(?:series|shade)-\d+)\)", html)) | {f"--series-{i}" for i in range(len(SERIES))}
+    used |= {f"--shade-{i}" for i in range(len(SHADES))}
+    assert all(f"{name}:#" in light and f"{name}:#" in dark for name in used)
 
 
 def test_a_row_of_every_cell_stands_in_the_page(tmp_path, quickstart):

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 from rich.console import Console
 
-from fedsim.report.tables import claim, number, results_table, results_tables, rich_tables
+from fedsim.report.tables import claim, results_table, results_tables, rich_tables
 from fedsim.results.groups import group_seeds
 
 
@@ -62,11 +62,6 @@ def test_a_claim_speaks_of_finite_budgets_only(row):
     assert claim(group_seeds([row(epsilon_target=1.0), row(epsilon_target=math.inf)])) == "proved"
     assert claim(group_seeds([row(epsilon_target=1.0, claim="heuristic"), row(epsilon_target=4.0)])) == "heuristic"
     assert claim(group_seeds([row(epsilon_target=None)])) == "not private"
-
-
-@pytest.mark.parametrize(("value", "text"), [(None, ""), (math.inf, "∞"), (10, "10"), (0.1, "0.1"), (1e-5, "1e-5")])
-def test_a_number_reads_as_a_person_writes_it(value, text):
-    assert number(value) == text
 
 
 def test_the_quickstart_fits_a_terminal_of_80_columns(quickstart):

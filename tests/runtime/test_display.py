@@ -59,8 +59,8 @@ def test_one_line_a_finished_cell():
         display.cell_finished(row("b", "failed"))
         display.cell_finished(row("c", "overspent", epsilon_spent=9.0))
     lines = console.file.getvalue().splitlines()
-    assert lines[0] == "[2/4] alg digits α=0.1 clients=10 ε=4 seed 2: balanced accuracy 0.812, ε spent 3.98, 4.0 s"
-    assert lines[1] == "[3/4] alg digits α=0.1 clients=10 ε=4 seed 2: failed, ValueError: a [bold] reason"
+    assert lines[0] == "[2/4] alg · digits · α = 0.1 · 10 clients · ε = 4 · seed 2: balanced accuracy 0.812, ε spent 3.98, 4.0 s"
+    assert lines[1] == "[3/4] alg · digits · α = 0.1 · 10 clients · ε = 4 · seed 2: failed, ValueError: a [bold] reason"
     assert lines[2].endswith("overspent (balanced accuracy 0.812, ε spent 9 of 4), 4.0 s")
     assert lines[3] == "2 of 4 cells done, 1 failed, 1 overspent in 0:00"
     assert len(lines) == 4

@@ -1,0 +1,20 @@
+import math
+
+import pytest
+
+from fedsim.words import number, setting
+
+
+@pytest.mark.parametrize(("value", "text"), [(None, ""), (math.inf, "∞"), (10, "10"), (0.1, "0.1"), (1e-5, "1e-5"), (123456, "123456")])
+def test_a_number_reads_as_a_person_writes_it(value: float | None, text: str) -> None:
+    assert number(value) == text
+
+
+def test_a_number_can_be_rounded_and_infinity_stays_what_it_is() -> None:
+    assert [number(value, 3) for value in (0.98765, 1.0e-5, math.inf)] == ["0.988", "1e-5", "∞"]
+
+
+def test_a_setting_names_what_there_is() -> None:
+    told = setting("mine", "digits", alpha=0.3, clients=10, epsilon=math.inf, seed=0)
+    assert told == "mine · digits · α = 0.3 · 10 clients · ε = ∞ · seed 0"
+    assert setting("mine", None, "") == "mine"
