@@ -83,7 +83,7 @@ class ReferenceCVAE(nn.Module):
         label = one_hot(batch.y, CLASSES)
         h = self.encoder(torch.cat([batch.x, label], -1))
         mean, log_var = self.mean(h), self.log_var(h)
-        z = mean + batch.noise["posterior"] * (0.5 * log_var).exp()
+        z = mean + batch.draws["posterior"] * (0.5 * log_var).exp()
         kl = -0.5 * (1 + log_var - mean.square() - log_var.exp()).sum(-1)
         return (self.decoder(torch.cat([z, label], -1)) - batch.x).square().mean(-1) + 1e-3 * kl
 
@@ -103,7 +103,7 @@ def fedhypevae(device: str) -> Problem:
     return Problem(
         lambda: initial_model(algorithm.build, Seeds(0), range(CLIENTS)).to(device),
         lambda model, batch: torch.stack(list(algorithm.loss(model, batch).values())).sum(0),
-        _batch(algorithm.noise(), CLIENTS, device),
+        _batch(algorithm.draws(), CLIENTS, device),
     )
 
 
@@ -201,7 +201,7 @@ def opacus_ghost(problem: Problem, device: str) -> Callable[[], None]:
 
 def _direct(batch: Batch) -> Batch:
     """Opacus' hooks for the cohort layers expect one weight set per row."""
-    return Batch(batch.x, batch.y, batch.noise, Layout(batch.layout.client, batch.layout.clients, direct=True))
+    return Batch(batch.x, batch.y, batch.draws, Layout(batch.layout.client, batch.layout.clients, direct=True))
 
 
 def _register_cohort_norms() -> None:
