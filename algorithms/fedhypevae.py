@@ -28,7 +28,7 @@ from fedsim.models.initialise import initial_model
 from fedsim.models.kernel import kernel_features, kernel_frequencies, kernel_score
 from fedsim.privacy.clipping import Norms
 from fedsim.privacy.plan import Claim, PrivacyPlan, Release
-from fedsim.seeds import Purpose, Seeds
+from fedsim.seeds import Purpose
 
 FEATURES = 256
 """Random features behind the diagnostic cross-client MMD."""
@@ -45,13 +45,13 @@ class FedHypeVAE(DPSGD):
         """The cohort's model."""
         return HyperCVAE(self.params, self.task.dim, self.task.classes, clients)
 
-    def noise(self) -> Mapping[str, tuple[int, ...]]:
+    def draws(self) -> Mapping[str, tuple[int, ...]]:
         """One posterior draw; two prior draws and their observation noise for the kernel score."""
         latent, dim = self.params.latent, self.task.dim
         pair: dict[str, tuple[int, ...]] = {"prior": (2, latent), "observation": (2, dim)} if self.params.kernel else {}
         return {"posterior": (latent,), **pair}
 
-    def balance(self) -> Mapping[str, float]:
+    def clip_weights(self) -> Mapping[str, float]:
         """Factors that bring the parts' gradients to one order: the decoder's 1 / sqrt(d), the prior's observation variance."""
         dim = self.task.dim
         return {"decoder.": math.sqrt(dim), "prior.": 0.1 * dim, "encoder.": 0.1}
@@ -66,10 +66,10 @@ class FedHypeVAE(DPSGD):
         prior = model.prior(batch.y, code)
         if self.params.encoder == "trained":
             mean, log_var = model.encoder(batch.x, batch.y, batch.layout)
-            z = sample_posterior(mean, log_var, batch.noise["posterior"])
+            z = sample_posterior(mean, log_var, batch.draws["posterior"])
             divergence = kl_normal(mean, log_var, *prior)
         else:
-            z, density = model.posterior(batch, batch.noise["posterior"])
+            z, density = model.posterior(batch, batch.draws["posterior"])
             divergence = density + gaussian_nll_diagonal(z, *prior)
         decoded = model.decoder(z.unsqueeze(1), batch.y, code).squeeze(1)
         observation = model.observation(batch.x)
@@ -79,7 +79,7 @@ class FedHypeVAE(DPSGD):
             "kl": self.params.beta * unit * divergence,
         }
         if self.params.kernel:
-            pair = model.generate(code, batch.y, batch.noise["prior"], batch.noise["observation"])
+            pair = model.generate(code, batch.y, batch.draws["prior"], batch.draws["observation"])
             parts["kernel"] = self.params.kernel * kernel_score(batch.x, pair[:, 0], pair[:, 1])
         return parts
 
@@ -135,7 +135,7 @@ class FedHypeVAE(DPSGD):
 
     # --- what the server adds, and the outcome ---
 
-    def penalties(self, model: Any, stream: torch.Generator) -> Mapping[str, Tensor]:
+    def public_terms(self, model: Any, stream: torch.Generator) -> Mapping[str, Tensor]:
         """The Lipschitz penalty: squared Frobenius norm of d(generated decoder and prior) / dv."""
         if not self.params.lipschitz:
             return {}
@@ -143,7 +143,7 @@ class FedHypeVAE(DPSGD):
         return {"lipschitz": weight * (model.decoder.lipschitz() + model.prior.lipschitz())}
 
     @torch.no_grad()
-    def observe(self, clients: Clients, parts: Mapping[str, Tensor], round_: int) -> Mapping[str, list[Any]]:
+    def diagnostics(self, clients: Clients, parts: Mapping[str, Tensor], round_: int) -> Mapping[str, list[Any]]:
         """KL in nats per example; per client the norms of what is generated, and kernel features of one row a class.
 
         All clients decode the same draws, so that features differ by the codes alone.
@@ -162,21 +162,25 @@ class FedHypeVAE(DPSGD):
             "generator_features": kernel_features(made, kernel_frequencies(self.task.dim, FEATURES // 2, stream)).mean(1).tolist(),
         }
 
+    def scope(self) -> str:
+        """In the paper's words: ``joint``, or ``hypernetwork`` where that alone is noised."""
+        return "joint" if self.params.noised == "all" else "hypernetwork"
+
     def claim(self) -> Claim:
         """As for DP-SGD; but data made with a code that carries no noise is no theorem."""
         if not self.releases_codes() and self.params.synthesis == "client":
             return "heuristic"
         return super().claim()
 
-    def generator(self, server: Server, codes: Tensors, seeds: Seeds) -> HyperGenerator:
+    def generator(self, server: Server) -> HyperGenerator:
         """A generator at the meta-codes, or at the clients' own codes."""
         model: Any = averaged_model(server)
-        if "code.weight" in codes:
-            own = self.params.code_scale * codes["code.weight"]
+        if "code.weight" in server.codes:
+            own = self.params.code_scale * server.codes["code.weight"]
         else:  # the codes that the clients started from are public
-            start: Any = initial_model(self.build, seeds, range(self.task.clients))
+            start: Any = initial_model(self.build, server.seeds, range(self.task.clients))
             own = start.codes(self.task.clients)
         if self.params.synthesis == "client":
             return HyperGenerator(model, own, own)
         count = 1 if self.params.synthesis == "neutral" else min(self.params.meta_codes, self.task.clients)
-        return HyperGenerator(model, fit_meta_codes(model, own, count, self.params.meta_steps, seeds), own)
+        return HyperGenerator(model, fit_meta_codes(model, own, count, self.params.meta_steps, server.seeds), own)

@@ -14,7 +14,6 @@ from fedsim.methods.messages import Message, Server, Tensors
 from fedsim.methods.registry import register
 from fedsim.models.linear import LinearClassifier, fit_linear
 from fedsim.privacy.plan import Release
-from fedsim.seeds import Seeds
 
 
 class CentralisedParams(Params):
@@ -57,6 +56,6 @@ class Centralised(Algorithm):
         server.tensors |= {"weight": pooled.weight, "bias": pooled.bias}
         return {}
 
-    def classifier(self, server: Server, codes: Tensors, seeds: Seeds) -> LinearClassifier:
+    def classifier(self, server: Server) -> LinearClassifier:
         """The pooled one."""
         return LinearClassifier(server.tensors["weight"], server.tensors["bias"])

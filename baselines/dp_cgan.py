@@ -29,7 +29,7 @@ from fedsim.methods.registry import register
 from fedsim.models.conditional import ConditionalGenerator, ConditionalSampler
 from fedsim.models.layers import one_hot
 from fedsim.privacy.plan import Release
-from fedsim.seeds import Purpose, Seeds
+from fedsim.seeds import Purpose
 
 
 class DPCGANParams(DPSGDParams):
@@ -100,7 +100,7 @@ class DPCGAN(DPSGD):
         """The discriminator's loss on the real row, -log D(x, y)."""
         return {"real": F.softplus(-model.discriminator(batch.x, batch.y))}
 
-    def penalties(self, model: Any, stream: torch.Generator) -> Mapping[str, Tensor]:
+    def public_terms(self, model: Any, stream: torch.Generator) -> Mapping[str, Tensor]:
         """The discriminator's loss on generated rows, -log(1 - D(G(z, y), y)), and the penalty on its gradient there."""
         labels = self._labels()
         made = model.generator(labels, stream).detach().requires_grad_()
@@ -124,7 +124,7 @@ class DPCGAN(DPSGD):
     def _labels(self) -> Tensor:
         return torch.arange(self.params.fakes) % self.task.classes
 
-    def generator(self, server: Server, codes: Tensors, seeds: Seeds) -> ConditionalSampler:
+    def generator(self, server: Server) -> ConditionalSampler:
         """The mean of the generator's iterates."""
         model: Any = averaged_model(server)
         return ConditionalSampler(model.generator)

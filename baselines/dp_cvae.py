@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from fedsim.batch import Batch
 from fedsim.methods.local_dp_sgd import LocalDPSGD, LocalDPSGDParams
-from fedsim.methods.messages import Server, Tensors
+from fedsim.methods.messages import Server
 from fedsim.methods.registry import register
 from fedsim.models.cvae import CVAE, CVAEGenerator
-from fedsim.seeds import Seeds
 
 
 class DPCVAEParams(LocalDPSGDParams):
@@ -56,15 +55,15 @@ class DPCVAE(LocalDPSGD):
         p = self.params
         return CVAE(self.task.dim, self.task.classes, p.latent, p.hidden, p.hidden)
 
-    def noise(self) -> Mapping[str, tuple[int, ...]]:
+    def draws(self) -> Mapping[str, tuple[int, ...]]:
         """One draw of z."""
         return {"posterior": (self.params.latent,)}
 
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
         """Squared error of the unit-norm row, which is the mean over the entries of x sqrt(d), plus beta KL."""
-        decoded, kl = model(batch.x, batch.y, batch.noise["posterior"])
+        decoded, kl = model(batch.x, batch.y, batch.draws["posterior"])
         return {"reconstruction": (batch.x - decoded).square().sum(-1), "kl": self.params.beta * kl}
 
-    def generator(self, server: Server, codes: Tensors, seeds: Seeds) -> CVAEGenerator:
+    def generator(self, server: Server) -> CVAEGenerator:
         """Decode z ~ N(0, I)."""
         return CVAEGenerator(cast(CVAE, server.model))

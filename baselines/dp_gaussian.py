@@ -19,7 +19,6 @@ from fedsim.privacy.plan import Release
 from fedsim.privacy.statistics import moments
 from fedsim.privacy.statistics.outer_products import OuterProduct
 from fedsim.privacy.statistics.spectral import square_root
-from fedsim.seeds import Seeds
 
 
 class DPGaussianParams(Params):
@@ -67,7 +66,7 @@ class DPGaussian(OneShot):
         sums, std = server.tensors, server.noise_std("moments", self.task.clients)
         return moments.gaussians(sums["class_sums"], sums["class_counts"], sums["second"], std)
 
-    def generator(self, server: Server, codes: Tensors, seeds: Seeds) -> Generator:
+    def generator(self, server: Server) -> Generator:
         """Class means, the covariance's leading directions, white noise for the rest."""
         found, radius = self.found(server), self.params.radius
         basis, covariance, rest = moments.principal(found.covariance, found.noise, self.params.rank)

@@ -21,7 +21,7 @@ from fedsim.methods.registry import register
 from fedsim.privacy.plan import Release
 from fedsim.privacy.statistics import mixture, moments
 from fedsim.privacy.statistics.outer_products import OuterProduct
-from fedsim.seeds import Purpose, Seeds
+from fedsim.seeds import Purpose
 
 TOLD = ("mean", "class_means", "counts", "basis", "covariance", "offsets", "shares")
 """What clients need of what was released."""
@@ -96,10 +96,10 @@ class DPGMM(DPGaussian):
             std = server.noise_std("em", self.task.clients)
             tensors |= mixture.maximise(sums["component_sums"], sums["component_counts"], tensors["shares"], std)
 
-    def generator(self, server: Server, codes: Tensors, seeds: Seeds) -> Generator:
+    def generator(self, server: Server) -> Generator:
         """The mixtures; their covariance is the classes' minus the scatter between components."""
         if self.params.components == 1:
-            return super().generator(server, codes, seeds)
+            return super().generator(server)
         found, tensors, radius = self.found(server), server.tensors, self.params.radius
         basis, offsets, shares = (tensors[name] for name in ("basis", "offsets", "shares"))
         covariance = found.covariance - basis @ mixture.scatter(offsets, shares, tensors["counts"]) @ basis.T

@@ -117,6 +117,6 @@ class DPMERF(OneShot):
             rate = p.learning_rate * (1 - step / p.generator_steps)
             adam_step(parameters, dict(zip(parameters, gradients, strict=True)), state, rate)
 
-    def generator(self, server: Server, codes: Tensors, seeds: Seeds) -> ConditionalSampler:
+    def generator(self, server: Server) -> ConditionalSampler:
         """What was trained, moved to where the rows are."""
         return ConditionalSampler(server.model, self.params.radius, server.tensors["mean"])

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from fedsim.batch import Batch
 from fedsim.methods.local_training import LocalTraining, LocalTrainingParams
-from fedsim.methods.messages import Server, Tensors
+from fedsim.methods.messages import Server
 from fedsim.methods.registry import register
 from fedsim.models.cvae import CVAE, CVAEGenerator, gaussian_nll
-from fedsim.seeds import Seeds
 
 
 class FedAvgCVAEParams(LocalTrainingParams):
@@ -47,17 +46,17 @@ class FedAvgCVAE(LocalTraining):
         p = self.params
         return CVAE(self.task.dim, self.task.classes, p.latent, p.encoder_hidden, p.decoder_hidden, p.initial_variance)
 
-    def noise(self) -> Mapping[str, tuple[int, ...]]:
+    def draws(self) -> Mapping[str, tuple[int, ...]]:
         """One draw of z."""
         return {"posterior": (self.params.latent,)}
 
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
         """Negative ELBO in units of the observation variance (its scale then does not grow as the variance falls)."""
-        decoded, kl = model(batch.x, batch.y, batch.noise["posterior"])
+        decoded, kl = model(batch.x, batch.y, batch.draws["posterior"])
         observation = model.observation(batch.x)
         unit = observation.detach().exp().squeeze(-1)
         return {"reconstruction": unit * gaussian_nll(batch.x, decoded, observation), "kl": self.params.beta * unit * kl}
 
-    def generator(self, server: Server, codes: Tensors, seeds: Seeds) -> CVAEGenerator:
+    def generator(self, server: Server) -> CVAEGenerator:
         """Decode z ~ N(0, I), add the learned observation noise."""
         return CVAEGenerator(cast(CVAE, server.model))

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from fedsim.batch import Batch
 from fedsim.methods.local_training import LocalTraining, LocalTrainingParams
-from fedsim.methods.messages import Server, Task, Tensors
+from fedsim.methods.messages import Server, Task
 from fedsim.methods.products import Classifier
 from fedsim.methods.registry import register
 from fedsim.models.linear import LinearClassifier, LinearHead, cross_entropy
-from fedsim.seeds import Seeds
 
 
 class FedAvgLinearParams(LocalTrainingParams):
@@ -38,7 +37,7 @@ class SoftmaxRegression:
         """Cross-entropy."""
         return {"cross_entropy": cross_entropy(model(batch.x), batch.y)}
 
-    def classifier(self, server: Server, codes: Tensors, seeds: Seeds) -> Classifier:
+    def classifier(self, server: Server) -> Classifier:
         """The averaged classifier."""
         model: Any = server.model
         averaged: LinearClassifier = model.classifier()

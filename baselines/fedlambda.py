@@ -17,7 +17,6 @@ from fedsim.methods.parameters import load_parameters
 from fedsim.methods.registry import register
 from fedsim.models.linear import Interpolated, LocalClassifiers
 from fedsim.privacy.plan import Release
-from fedsim.seeds import Seeds
 
 LOCAL = "local classifiers"
 
@@ -66,7 +65,7 @@ class FedLambda(FedAvgLinear):
         server.tensors |= total
         return {}
 
-    def classifier(self, server: Server, codes: Tensors, seeds: Seeds) -> LocalClassifiers:
+    def classifier(self, server: Server) -> LocalClassifiers:
         """Every client's interpolation."""
         model: Any = server.model
         shared, tensors = model.classifier(), server.tensors

@@ -13,7 +13,6 @@ from fedsim.methods.messages import Message, Server, Tensors
 from fedsim.methods.registry import register
 from fedsim.models.linear import LinearClassifier, LocalClassifiers, fit_linear
 from fedsim.privacy.plan import Release
-from fedsim.seeds import Seeds
 
 
 class LocalOnlyParams(Params):
@@ -51,7 +50,7 @@ class LocalOnly(Algorithm):
         server.tensors |= total
         return {}
 
-    def classifier(self, server: Server, codes: Tensors, seeds: Seeds) -> LocalClassifiers:
+    def classifier(self, server: Server) -> LocalClassifiers:
         """Every client's own."""
         return LocalClassifiers([own_classifier(server.tensors, client) for client in range(self.task.clients)])
 

@@ -81,7 +81,7 @@ class ReferenceCVAE(nn.Module):
         label = one_hot(batch.y, CLASSES)
         h = self.encoder(torch.cat([batch.x, label], -1))
         mean, log_var = self.mean(h), self.log_var(h)
-        z = mean + batch.noise["posterior"] * (0.5 * log_var).exp()
+        z = mean + batch.draws["posterior"] * (0.5 * log_var).exp()
         kl = -0.5 * (1 + log_var - mean.square() - log_var.exp()).sum(-1)
         return {"error": (self.decoder(torch.cat([z, label], -1)) - batch.x).square().mean(-1), "kl": 1e-3 * kl}
 
@@ -96,7 +96,7 @@ class Reference(DPSGD):
         """The model."""
         return ReferenceCVAE()
 
-    def noise(self) -> dict[str, tuple[int, ...]]:
+    def draws(self) -> dict[str, tuple[int, ...]]:
         """One draw of z."""
         return {"posterior": (100,)}
 
@@ -104,7 +104,7 @@ class Reference(DPSGD):
         """The model's."""
         return cast(dict[str, Tensor], model.loss(batch))
 
-    def generator(self, server: Server, codes: Any, seeds: Seeds) -> Generator:
+    def generator(self, server: Server) -> Generator:
         """None is made here."""
         raise NotImplementedError
 
@@ -140,7 +140,7 @@ class Problem:
     def batch(self, stream: torch.Generator) -> Batch:
         """Rows of a fixed number, gathered, with their draws."""
         chosen = torch.randint(HELD, (ROWS,), generator=stream).sort().values
-        draws = {n: torch.randn(ROWS, *shape, generator=stream) for n, shape in cast(DPSGD, self.algorithm()).noise().items()}
+        draws = {n: torch.randn(ROWS, *shape, generator=stream) for n, shape in cast(DPSGD, self.algorithm()).draws().items()}
         layout = Layout(chosen * CLIENTS // HELD, CLIENTS)
         return Batch(torch.from_numpy(self.x)[chosen], torch.from_numpy(self.y)[chosen], draws, layout)
 
@@ -231,7 +231,7 @@ def _total(algorithm: Any) -> Callable[[nn.Module, Batch], Tensor]:
 
 def _direct(batch: Batch) -> Batch:
     """Opacus' hooks for the cohort layers expect one weight set per row."""
-    return Batch(batch.x, batch.y, batch.noise, Layout(batch.layout.client, batch.layout.clients, direct=True))
+    return Batch(batch.x, batch.y, batch.draws, Layout(batch.layout.client, batch.layout.clients, direct=True))
 
 
 def _register_cohort_norms() -> None:

@@ -69,13 +69,13 @@ class Batch:
     Attributes:
         x: float32 ``[N, d]`` embeddings.
         y: int64 ``[N]`` labels.
-        noise: standard normal draws by name, each ``[N, ...]``.
+        draws: standard normal draws by name, each ``[N, ...]``.
         layout: which client each row belongs to.
     """
 
     x: Tensor
     y: Tensor
-    noise: Mapping[str, Tensor]
+    draws: Mapping[str, Tensor]
     layout: Layout
 
     def __len__(self) -> int:
@@ -103,5 +103,5 @@ class Batch:
         return self._take(torch.arange(len(self), device=self.x.device) != index)
 
     def _take(self, rows: Tensor | slice) -> Batch:
-        noise = {name: draws[rows] for name, draws in self.noise.items()}
-        return Batch(self.x[rows], self.y[rows], noise, replace(self.layout, client=self.layout.client[rows]))
+        draws = {name: values[rows] for name, values in self.draws.items()}
+        return Batch(self.x[rows], self.y[rows], draws, replace(self.layout, client=self.layout.client[rows]))

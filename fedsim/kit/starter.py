@@ -8,7 +8,7 @@ from typing import Any, cast
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedsim.methods import CVAE, DPSGD, Batch, CVAEGenerator, DPSGDParams, Seeds, Server, Tensors, averaged_model, gaussian_nll, register
+from fedsim.methods import CVAE, DPSGD, Batch, CVAEGenerator, DPSGDParams, Server, averaged_model, gaussian_nll, register
 
 
 class MyMethodParams(DPSGDParams):
@@ -34,7 +34,7 @@ class MyMethod(DPSGD):
     """One encoder and one decoder for all clients, trained on every example's negative ELBO."""
 
     # What rows and `fedsim algorithms` cite. The claim is `proved` because everything that is trained here is clipped and noised; the base
-    # class does that, counts it, and would say `heuristic` for `scope: hypernetwork`. Nothing below mentions privacy.
+    # class does that, counts it, and would say `heuristic` for `noised: shared`. Nothing below mentions privacy.
     source = "Kingma and Welling 2014, arXiv 1312.6114; Sohn et al. 2015"
     Params = MyMethodParams
 
@@ -46,8 +46,8 @@ class MyMethod(DPSGD):
         p = self.params
         return CVAE(self.task.dim, self.task.classes, p.latent, p.hidden, (), initial_variance=0.5 / self.task.dim)
 
-    # Where random numbers come from: ask for standard normal draws here, read them from `batch.noise`. Never draw inside `loss`.
-    def noise(self) -> Mapping[str, tuple[int, ...]]:
+    # Where random numbers come from: ask for standard normal draws here, read them from `batch.draws`. Never draw inside `loss`.
+    def draws(self) -> Mapping[str, tuple[int, ...]]:
         """One draw of z per example."""
         return {"posterior": (self.params.latent,)}
 
@@ -55,15 +55,15 @@ class MyMethod(DPSGD):
     # gradient is what is clipped, so a loss that mixes rows would void the proof (`fedsim check` finds that). Rows have unit norm.
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
         """Negative ELBO, [N] per part, in units of the observation variance: the gradient's size then does not follow it."""
-        decoded, kl = model(batch.x, batch.y, batch.noise["posterior"])
+        decoded, kl = model(batch.x, batch.y, batch.draws["posterior"])
         log_variance = model.observation(batch.x)
         unit = log_variance.detach().exp().squeeze(-1)
         return {"reconstruction": unit * gaussian_nll(batch.x, decoded, log_variance), "kl": self.params.beta * unit * kl}
 
-    # Free of privacy cost, if you need it: `penalties(model, stream)` returns terms that read shared parameters alone.
+    # Free of privacy cost, if you need it: `public_terms(model, stream)` returns terms that read shared parameters alone.
 
-    # The generator may read the server (its model and tensors carry the noise already), `codes` (each client's, noised) and `seeds`, and
-    # never a row of data. A method that predicts has `classifier` in its place: an object with probabilities(x) -> [n, C].
-    def generator(self, server: Server, codes: Tensors, seeds: Seeds) -> CVAEGenerator:
+    # The generator may read the server and never a row of data: its model and tensors carry the noise already, as do `server.codes`,
+    # those of clients that have some. A method that predicts has `classifier` in its place: an object with probabilities(x) -> [n, C].
+    def generator(self, server: Server) -> CVAEGenerator:
         """sample(labels, stream) -> [n, d]: decode z ~ N(0, I), add the observation noise; from the mean of the later iterates."""
         return CVAEGenerator(cast(CVAE, averaged_model(server)))

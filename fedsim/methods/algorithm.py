@@ -72,11 +72,11 @@ class Algorithm(ABC):
     def server_step(self, server: Server, round_: int, release: Release, total: Tensors) -> Mapping[str, float]:
         """Update the server by the (noisy) sum of the messages; returns diagnostics that depend on nothing private."""
 
-    def generator(self, server: Server, codes: Tensors, seeds: Seeds) -> Generator:
-        """The generator, from what is already private: the server's state and the released client codes."""
+    def generator(self, server: Server) -> Generator:
+        """The generator, from what is already private: the server's state, its seeds, and the client codes if they were released."""
         raise NotImplementedError(f"{type(self).__name__} has neither a generator nor a classifier")
 
-    def classifier(self, server: Server, codes: Tensors, seeds: Seeds) -> Classifier:
+    def classifier(self, server: Server) -> Classifier:
         """For an algorithm without a generator: the classifier, from the same."""
         raise NotImplementedError(f"{type(self).__name__} yields a generator")
 

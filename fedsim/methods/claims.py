@@ -18,15 +18,15 @@ from fedsim.privacy.plan import Claim
 HOOKS = frozenset(
     {
         # the model and the loss per example, which the base class clips by itself
-        *("build", "loss", "noise", "balance", "local", "server_only"),
+        *("build", "loss", "draws", "clip_weights", "local", "server_only"),
         # post-processing: what reads the server, the broadcast, released codes or gradients that carry their noise
-        *("broadcast", "initial_server", "server_step", "penalties", "pull", "receive", "generator", "classifier", "restored"),
+        *("broadcast", "initial_server", "server_step", "public_terms", "pull", "receive", "generator", "classifier", "restored"),
         # names
         *("name", "source", "Params"),
     }
 )
 """What a plug-in may override under a base class's guarantee. Everything else counts: clips, samples, noise, schedule, what stays with a
-client (``start_clients``), what leaves it (``releases_codes``), what sees it (``observe``, ``statistics``)."""
+client (``start_clients``), what leaves it (``releases_codes``), what sees it (``diagnostics``, ``statistics``)."""
 
 
 def worth(claim: Claim, algorithm: Algorithm) -> Claim:

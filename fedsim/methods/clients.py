@@ -55,28 +55,28 @@ class Clients:
     state: Tensors = field(default_factory=dict)
     ran: list[Step] = field(default_factory=list)
 
-    def batch(self, rows: Sequence[Tensor], round_: int, noise: Mapping[str, tuple[int, ...]]) -> Batch:
+    def batch(self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]) -> Batch:
         """The batch of each member's ``rows`` (int64 indices), with standard normal draws from each client's own stream."""
-        parts = self.batches(rows, round_, noise)
+        parts = self.batches(rows, round_, shapes)
         position = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(chosen) for chosen in rows]))
         return Batch(
             torch.cat([part.x for part in parts]),
             torch.cat([part.y for part in parts]),
-            {name: torch.cat([part.noise[name] for part in parts]) for name in noise},
+            {name: torch.cat([part.draws[name] for part in parts]) for name in shapes},
             Layout(position, len(self.members)),
         )
 
-    def batches(self, rows: Sequence[Tensor], round_: int, noise: Mapping[str, tuple[int, ...]]) -> list[Batch]:
+    def batches(self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]) -> list[Batch]:
         """As :meth:`batch`, a batch of its own for each member."""
         return [
-            Batch(x[chosen], y[chosen], self.draws(client, len(chosen), round_, noise), Layout(torch.zeros_like(chosen), 1))
+            Batch(x[chosen], y[chosen], self.draws(client, len(chosen), round_, shapes), Layout(torch.zeros_like(chosen), 1))
             for client, x, y, chosen in zip(self.members, self.x, self.y, rows, strict=True)
         ]
 
-    def draws(self, client: int, rows: int, round_: int, noise: Mapping[str, tuple[int, ...]]) -> Tensors:
+    def draws(self, client: int, rows: int, round_: int, shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
         """Standard normal draws by name, ``[rows, ...]`` each, for the batch of one member."""
         stream = self.seeds.torch(Purpose.LATENT, round_, client)
-        return {name: torch.randn(rows, *shape, generator=stream) for name, shape in noise.items()}
+        return {name: torch.randn(rows, *shape, generator=stream) for name, shape in shapes.items()}
 
     def poisson(self, round_: int, rate: float, client_rate: float = 1.0) -> list[Tensor]:
         """Each member's Poisson sample: with probability ``client_rate`` the client takes part, then each row with ``rate``."""

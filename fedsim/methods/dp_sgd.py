@@ -42,7 +42,7 @@ class DPSGDParams(Params):
         decay: the learning rate falls linearly to this share of itself over the rounds.
         average_from: the generator is the mean of the iterates from this share of the rounds on (post-processing, free).
         expected_batch: public divisor of the summed gradients; not derived from how many examples there are.
-        scope: ``joint`` clips and noises shared and per-client gradients; ``hypernetwork`` the shared ones only.
+        noised: ``all`` clips and noises shared and per-client gradients; ``shared`` the shared ones only.
         engine: how clipped sums are computed.
     """
 
@@ -55,16 +55,16 @@ class DPSGDParams(Params):
     decay: float = Field(0.05, gt=0, le=1)
     average_from: float = Field(0.5, ge=0, lt=1)
     expected_batch: float = Field(256, gt=0)
-    scope: Literal["joint", "hypernetwork"] = "joint"
+    noised: Literal["all", "shared"] = "all"
     engine: Literal["bookkeeping", "opacus", "vmap"] = "bookkeeping"
 
 
 class DPSGD(Algorithm):
     """Base class of an algorithm that is a loss per example; everything about privacy is done here.
 
-    A subclass supplies :meth:`build`, :meth:`loss`, :meth:`generator` and, if it needs random numbers per example, :meth:`noise`.
+    A subclass supplies :meth:`build`, :meth:`loss`, :meth:`generator` and, if it needs random numbers per example, :meth:`draws`.
     Parameters whose names begin with one of ``server_only`` are the server's: the loss does not read them, clients do not get them, and
-    the server's steps, on :meth:`penalties` or of the subclass's own, are all that trains them.
+    the server's steps, on :meth:`public_terms` or of the subclass's own, are all that trains them.
     """
 
     params: Any
@@ -74,11 +74,11 @@ class DPSGD(Algorithm):
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """Parts of the loss by name, ``[N]`` each; their sum is minimised; row n depends on row n alone."""
 
-    def noise(self) -> Mapping[str, tuple[int, ...]]:
+    def draws(self) -> Mapping[str, tuple[int, ...]]:
         """Shapes of the standard normal draws that one example's loss needs, by name."""
         return {}
 
-    def penalties(self, model: nn.Module, stream: torch.Generator) -> Mapping[str, Tensor]:
+    def public_terms(self, model: nn.Module, stream: torch.Generator) -> Mapping[str, Tensor]:
         """Terms of the server's objective, scalars by name, that depend on shared parameters alone, so they cost no privacy.
 
         Args:
@@ -87,11 +87,11 @@ class DPSGD(Algorithm):
         """
         return {}
 
-    def balance(self) -> Mapping[str, float]:
+    def clip_weights(self) -> Mapping[str, float]:
         """Weights of parameters inside the joint clip, by name prefix (see :class:`fedsim.privacy.clipping.Norms`)."""
         return {}
 
-    def observe(self, clients: Clients, parts: Mapping[str, Tensor], round_: int) -> Mapping[str, list[Any]]:
+    def diagnostics(self, clients: Clients, parts: Mapping[str, Tensor], round_: int) -> Mapping[str, list[Any]]:
         """Diagnostics by name, a value per example or per client, from the round's model and loss parts; not private, never sent."""
         return {}
 
@@ -103,8 +103,8 @@ class DPSGD(Algorithm):
         return (Release(RELEASE, rate, self.params.rounds),)
 
     def scope(self) -> str:
-        """As the parameters say."""
-        return str(self.params.scope)
+        """``joint`` where all gradients are noised, else ``shared``."""
+        return "joint" if self.params.noised == "all" else "shared"
 
     def clip(self) -> float:
         """As the parameters say."""
@@ -112,16 +112,16 @@ class DPSGD(Algorithm):
 
     def claim(self) -> Claim:
         """Proved if everything that depends on an example carries noise, or if a client's whole contribution is what is clipped."""
-        return "proved" if self.params.scope == "joint" or self.task.unit == "client" else "heuristic"
+        return "proved" if self.params.noised == "all" or self.task.unit == "client" else "heuristic"
 
     def releases_codes(self) -> bool:
         """Codes that were never noised do not leave their clients."""
-        return bool(self.params.scope == "joint")
+        return bool(self.params.noised == "all")
 
     def norms(self, model: nn.Module) -> Norms:
         """What is clipped, jointly, to what."""
-        free = () if self.params.scope == "joint" else tuple(local_names(model))
-        return Norms(self.clip(), self.task.unit, self.balance(), free)
+        free = () if self.params.noised == "all" else tuple(local_names(model))
+        return Norms(self.clip(), self.task.unit, self.clip_weights(), free)
 
     # --- one round ---
 
@@ -133,7 +133,7 @@ class DPSGD(Algorithm):
         """The cohort's clipped sum in one batch; per-client parameters take a noisy step of their own."""
         load_parameters(clients.model, broadcast)
         rows = clients.poisson(round_, self.params.sample_rate, self.params.client_rate)
-        batch = clients.batch(rows, round_, self.noise())
+        batch = clients.batch(rows, round_, self.draws())
         names: list[str] = []
 
         def stacked(model: nn.Module, batch: Batch) -> Tensor:
@@ -147,7 +147,7 @@ class DPSGD(Algorithm):
         local = local_names(clients.model)
         kept = {name: result.sums[name] for name in local}
         sent = {name: value for name, value in result.sums.items() if name not in kept}
-        noised = clients.add_noise(release, round_, sent, kept if self.params.scope == "joint" else {})
+        noised = clients.add_noise(release, round_, sent, kept if self.params.noised == "all" else {})
         self._local_step(clients, round_, {name: value / norms.weight(name) for name, value in (kept | noised.kept).items()})
         return Message(
             sums=noised.sent,
@@ -156,7 +156,7 @@ class DPSGD(Algorithm):
             uplink_bytes=4 * sum(value.numel() for value in sent.values()) * len(clients.members),
             diagnostics={
                 **{f"loss_{name}": value.tolist() for name, value in parts.items()},
-                **self.observe(clients, parts, round_),
+                **self.diagnostics(clients, parts, round_),
                 "gradient_norm": result.norms.tolist(),
                 "clipped_fraction": (result.norms > norms.clip).float().tolist(),
             },
@@ -172,28 +172,28 @@ class DPSGD(Algorithm):
             average_step(parameters, clients.state)
 
     def server_step(self, server: Server, round_: int, release: Release, total: Tensors) -> Mapping[str, float]:
-        """Adam on the noisy mean plus the penalties' gradient, then the running average."""
+        """Adam on the noisy mean plus the public terms' gradient, then the running average."""
         norms = self.norms(server.model)
         gradients = {name: value / (norms.weight(name) * self.params.expected_batch) for name, value in total.items()}
-        values = self._add_penalties(server, round_, gradients)
+        values = self._add_public_terms(server, round_, gradients)
         parameters = {name: p for name, p in shared_tensors(server.model).items() if name in gradients}
         adam_step(parameters, gradients, server.tensors, self.params.learning_rate * self._decay(round_))
         if self.step(round_) >= self.params.average_from * self.params.rounds:
             average_step(shared_tensors(server.model), server.tensors)
         return values | {"parameter_norm": float(torch.stack([p.norm() for p in parameters.values()]).norm())}
 
-    def _add_penalties(self, server: Server, round_: int, gradients: Tensors) -> dict[str, float]:
-        """Add the penalties' gradients, also by what only the server has; returns the penalties' values."""
-        penalties = self.penalties(server.model, server.seeds.torch(Purpose.PENALTY, round_))
-        if not penalties:
+    def _add_public_terms(self, server: Server, round_: int, gradients: Tensors) -> dict[str, float]:
+        """Add the public terms' gradients, also by what only the server has; returns the terms' values."""
+        terms = self.public_terms(server.model, server.seeds.torch(Purpose.PENALTY, round_))
+        if not terms:
             return {}
         own = {name: p for name, p in server.model.named_parameters() if name.startswith(self.server_only)}
         trainable = {name: p for name, p in server.model.named_parameters() if name in gradients} | own
-        found = torch.autograd.grad(torch.stack(list(penalties.values())).sum(), list(trainable.values()), allow_unused=True)
+        found = torch.autograd.grad(torch.stack(list(terms.values())).sum(), list(trainable.values()), allow_unused=True)
         for name, gradient in zip(trainable, found, strict=True):
             if gradient is not None:
                 gradients[name] = gradients[name] + gradient if name in gradients else gradient
-        return {f"loss_{name}": float(value.detach()) for name, value in penalties.items()}
+        return {f"loss_{name}": float(value.detach()) for name, value in terms.items()}
 
     def step(self, round_: int) -> int:
         """How many DP-SGD steps came before ``round_``; other releases come first."""

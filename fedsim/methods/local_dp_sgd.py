@@ -75,7 +75,7 @@ class LocalDPSGD(LocalTraining):
         sampled, drawn, norms, losses = 0, 0, list[float](), list[float]()
         for step in range(round_ * release.per_round, (round_ + 1) * release.per_round):
             rows = clients.poisson(step, release.sample_rate)
-            batches = clients.batches(rows, step, self.noise())
+            batches = clients.batches(rows, step, self.draws())
             kept, joint, loss = self._clipped(clients.model, parameters, batches)
             noised = clients.add_noise(release, step, {}, kept)
             gradients = {name: value / self.params.expected_batch for name, value in noised.kept.items()}

@@ -66,7 +66,7 @@ class LocalTraining(Algorithm):
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """Parts of the loss by name, ``[N]`` each; their summed mean is minimised."""
 
-    def noise(self) -> Mapping[str, tuple[int, ...]]:
+    def draws(self) -> Mapping[str, tuple[int, ...]]:
         """Shapes of the standard normal draws that one example's loss needs, by name."""
         return {}
 
@@ -181,7 +181,7 @@ class LocalTraining(Algorithm):
         """Train stacked parameters ``[K, ...]`` in place; the loss parts of the last step, ``[K]`` each."""
         parameters = shared | private
         streams = [clients.seeds.torch(Purpose.LATENT, round_, client) for client in clients.members]
-        names = list(self.noise())
+        names = list(self.draws())
         layout = Layout(torch.zeros(self.params.batch_size, dtype=torch.long), 1)
 
         def objective(values: Tensors, x: Tensor, y: Tensor, *draws: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -199,7 +199,7 @@ class LocalTraining(Algorithm):
             y = torch.stack([data[pick] for data, pick in zip(clients.y, chosen, strict=True)])
             draws = [
                 torch.stack([torch.randn(self.params.batch_size, *shape, generator=stream) for stream in streams])
-                for shape in self.noise().values()
+                for shape in self.draws().values()
             ]
             gradients, means = step(parameters, x, y, *draws)
             self.pull(gradients, shared, broadcast)

@@ -84,12 +84,21 @@ class Message:
 
 @dataclass
 class Server:
-    """The server's state: the model with the shared parameters, and by name whatever else lives on between rounds."""
+    """The server's state.
+
+    Attributes:
+        model: with the shared parameters.
+        seeds: the cell's seed tree.
+        tensors: by name, whatever else lives on between rounds.
+        plan: the privacy plan, None without privacy.
+        codes: after the last round the released client codes by name, ``[clients, ...]``; empty where none are released.
+    """
 
     model: nn.Module
     seeds: Seeds
     tensors: Tensors = field(default_factory=dict)
     plan: PrivacyPlan | None = None
+    codes: Tensors = field(default_factory=dict)
 
     def noise_std(self, release: str, clients: int) -> float:
         """Standard deviation of the noise that a release's sum carries: every silo's own, or the one of the aggregate."""

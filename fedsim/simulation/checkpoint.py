@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from fedsim.atomic import discard, replaced
-from fedsim.simulation.state import Progress
+from fedsim.simulation.state import Checkpoint
 
 FACTS = ("round", "ledger", "uplink_bytes", "secret")
 """What a checkpoint holds beside tensors."""
@@ -29,25 +29,25 @@ class Checkpoints:
         self.path, self.every = path, every
         self._last = time.monotonic()
 
-    def __call__(self, capture: Callable[[], Progress]) -> None:
+    def __call__(self, capture: Callable[[], Checkpoint]) -> None:
         """Write a checkpoint if enough time has passed since the last one."""
         if time.monotonic() - self._last >= self.every:
             self.save(capture())
             self._last = time.monotonic()
 
-    def save(self, progress: Progress) -> None:
+    def save(self, progress: Checkpoint) -> None:
         """Write ``progress``, for the owner's eyes alone: private client state is in it, and the root of secret noise."""
         facts = {name: getattr(progress, name) for name in FACTS}
         with replaced(self.path, 0o600) as part:
             save_file({k: v.contiguous() for k, v in progress.tensors.items()}, part, {"progress": json.dumps(facts)})
 
-    def load(self) -> Progress | None:
+    def load(self) -> Checkpoint | None:
         """The last checkpoint; None if there is none or it cannot be read."""
         try:
             with safe_open(self.path, "pt") as file:
                 facts = json.loads((file.metadata() or {})["progress"])
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            return Progress(tensors=tensors, **{name: facts[name] for name in FACTS})
+            return Checkpoint(tensors=tensors, **{name: facts[name] for name in FACTS})
         except (OSError, SafetensorError, KeyError, ValueError):
             return None
 

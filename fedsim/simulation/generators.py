@@ -211,8 +211,8 @@ def _of_client(algorithm: Algorithm, generator: Generator, client: int, facts: G
     if not isinstance(generator, PersonalGenerator):
         raise UserError(where, f"{facts.cell.label} has one generator for all clients", "leave it out")
     if not algorithm.releases_codes():
-        what = f"under scope {algorithm.scope()} the client codes carry no noise, so they never left their clients"
-        raise UserError(where, what, "give neutral or mixture, or train with scope: joint")
+        what = "under noised: shared the client codes carry no noise, so they never left their clients"
+        raise UserError(where, what, "give neutral or mixture, or train with noised: all")
     return generator.of_client(client)
 
 

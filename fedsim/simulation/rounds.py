@@ -18,7 +18,7 @@ from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.noise import Noise, gaussian
 from fedsim.privacy.plan import PrivacyPlan, Release
 from fedsim.seeds import Seeds
-from fedsim.simulation.state import Progress, below, capture, load_server, released_state
+from fedsim.simulation.state import Checkpoint, below, capture, load_server, released_state
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ def train(
     pool: Pool,
     plan: PrivacyPlan | None,
     seeds: Seeds,
-    resume: Progress | None = None,
-    checkpoint: Callable[[Callable[[], Progress]], None] | None = None,
+    resume: Checkpoint | None = None,
+    checkpoint: Callable[[Callable[[], Checkpoint]], None] | None = None,
 ) -> abc.Generator[RoundRecord, None, Trained]:
     """Run all rounds: yields a record after each, returns the outcome.
 
@@ -83,9 +83,9 @@ def train(
         if checkpoint is not None:
             checkpoint(partial(capture, server, pool, ledger, round_ + 1, uplink))
         yield RoundRecord(round_, rounds, record)
-    codes = pool.released(code_names(server.model)) if algorithm.releases_codes() else {}
-    state = released_state(server, codes)
-    made = (algorithm.generator if algorithm.generates() else algorithm.classifier)(server, codes, seeds)
+    server.codes = pool.released(code_names(server.model)) if algorithm.releases_codes() else {}
+    state = released_state(server)
+    made = algorithm.generator(server) if algorithm.generates() else algorithm.classifier(server)
     return Trained(made, ledger, uplink, state)
 
 
@@ -94,7 +94,8 @@ def restored(algorithm: Algorithm, state: Tensors, plan: PrivacyPlan | None, see
     server = algorithm.initial_server(seeds)
     server.plan = plan
     load_server(server, below("server", state))
-    return algorithm.generator(server, below("codes", state), seeds)
+    server.codes = below("codes", state)
+    return algorithm.generator(server)
 
 
 def server_noise(

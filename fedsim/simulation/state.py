@@ -13,7 +13,7 @@ from fedsim.privacy.ledger import Ledger
 
 
 @dataclass(frozen=True)
-class Progress:
+class Checkpoint:
     """Where a training stands, enough to go on from there bit for bit; with the root of secret noise, if it is secret."""
 
     round: int
@@ -44,7 +44,7 @@ def load_server(server: Server, tensors: Tensors) -> None:
     server.tensors = copied(below("tensors", tensors))
 
 
-def released_state(server: Server, codes: Tensors) -> Tensors:
+def released_state(server: Server) -> Tensors:
     """What a generator is made from: the server's state and the released codes, all of it private already.
 
     The optimiser's state, and parameters of which there is a mean over iterates, are left out.
@@ -52,11 +52,11 @@ def released_state(server: Server, codes: Tensors) -> Tensors:
     kept = {name: value for name, value in server.tensors.items() if not name.startswith("adam.")}
     parameters = {name: p for name, p in server.model.named_parameters() if p.numel() and f"average.{name}" not in kept}
     own = nested("model", copied(parameters)) | nested("tensors", copied(kept))
-    return nested("server", own) | nested("codes", copied(codes))
+    return nested("server", own) | nested("codes", copied(server.codes))
 
 
-def capture(server: Server, pool: Pool, ledger: Ledger, round_: int, uplink_bytes: int) -> Progress:
+def capture(server: Server, pool: Pool, ledger: Ledger, round_: int, uplink_bytes: int) -> Checkpoint:
     """The progress after ``round_`` rounds."""
     parameters = {name: p for name, p in server.model.named_parameters() if p.numel()}
     own = nested("model", copied(parameters)) | nested("tensors", copied(server.tensors))
-    return Progress(round_, nested("server", own) | nested("clients", pool.state()), ledger.to_json(), uplink_bytes, server.seeds.secret)
+    return Checkpoint(round_, nested("server", own) | nested("clients", pool.state()), ledger.to_json(), uplink_bytes, server.seeds.secret)

@@ -18,7 +18,7 @@ from fedsim.seeds import Seeds
 from fedsim.simulation.checkpoint import Checkpoints
 from fedsim.simulation.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
 from fedsim.simulation.rounds import RoundRecord, Trained, train
-from fedsim.simulation.state import Progress
+from fedsim.simulation.state import Checkpoint
 
 SECRET_BITS = 256
 """Bits of the entropy behind secret noise."""
@@ -83,7 +83,7 @@ def local_pool(trial: Trial, data: Embeddings, seeds: Seeds | None = None) -> Po
     return LocalPool([Cohort(spec, data.x_train, data.y_train) for spec in trial.cohorts(seeds)])
 
 
-def seeds_of(trial: Trial, resume: Progress | None) -> Seeds:
+def seeds_of(trial: Trial, resume: Checkpoint | None) -> Seeds:
     """The cell's seed tree; under ``noise: secret`` with a root from the operating system, which only a checkpoint keeps."""
     cell = trial.cell
     if cell.noise == "seeded" or trial.plan is None:

@@ -89,14 +89,14 @@ def test_synthesis_decides_how_many_codes_the_generator_draws_from(synthesis: st
 
 def test_client_synthesis_from_codes_without_noise_is_no_theorem() -> None:
     claims = {
-        (scope, synthesis): FedHypeVAE(FedHypeVAE.Params(scope=scope, synthesis=synthesis), Task(DIM, CLASSES, CLIENTS, unit)).claim()
-        for scope, synthesis, unit in (
-            ("joint", "client", "example"),
-            ("hypernetwork", "client", "client"),
-            ("hypernetwork", "neutral", "client"),
+        (noised, synthesis): FedHypeVAE(FedHypeVAE.Params(noised=noised, synthesis=synthesis), Task(DIM, CLASSES, CLIENTS, unit)).claim()
+        for noised, synthesis, unit in (
+            ("all", "client", "example"),
+            ("shared", "client", "client"),
+            ("shared", "neutral", "client"),
         )
     }
-    assert claims == {("joint", "client"): "proved", ("hypernetwork", "client"): "heuristic", ("hypernetwork", "neutral"): "proved"}
+    assert claims == {("all", "client"): "proved", ("shared", "client"): "heuristic", ("shared", "neutral"): "proved"}
 
 
 @pytest.mark.parametrize("synthesis", ["neutral", "mixture", "client"])

@@ -32,7 +32,7 @@ def test_the_server_moves_the_discriminator_by_penalties_and_the_generator_by_st
     algorithm = small()
     server = algorithm.initial_server(Seeds(0))
     before = {name: p.detach().clone() for name, p in server.model.named_parameters()}
-    parts = algorithm.penalties(server.model, torch.Generator().manual_seed(0))
+    parts = algorithm.public_terms(server.model, torch.Generator().manual_seed(0))
     found = torch.autograd.grad(sum(parts.values()), list(server.model.parameters()), allow_unused=True)
     moved = {name for name, gradient in zip(before, found, strict=True) if gradient is not None}
     assert moved == {name for name in before if name.startswith("discriminator.")}
@@ -53,7 +53,7 @@ def test_without_noise_the_generator_moves_towards_the_classes() -> None:
     server = algorithm.initial_server(Seeds(0))
 
     def distance() -> float:
-        made = algorithm.generator(server, {}, Seeds(0)).sample(y, torch.Generator().manual_seed(1))
+        made = algorithm.generator(server).sample(y, torch.Generator().manual_seed(1))
         return max(float((made[y == label].mean(0) - x[y == label].mean(0)).norm()) for label in range(CLASSES))
 
     start = distance()

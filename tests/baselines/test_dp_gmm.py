@@ -41,7 +41,7 @@ def without_noise(algorithm: OneShot, x: torch.Tensor, y: torch.Tensor) -> Serve
 def test_without_noise_it_finds_two_planted_components() -> None:
     x, y = planted(4000, 0.3)
     algorithm = DPGMM(DPGMMParams(components=2, em_steps=10), Task(DIM, CLASSES, 1))
-    made = algorithm.generator(without_noise(algorithm, x, y), {}, Seeds(0))
+    made = algorithm.generator(without_noise(algorithm, x, y))
     assert isinstance(made, MixtureGenerator)
     means = made.components.means.view(CLASSES, 2, DIM)
     for label, axis, small in ((0, 1, 0.25), (1, 2, 0.5)):
@@ -55,7 +55,7 @@ def test_without_noise_it_finds_two_planted_components() -> None:
 def test_samples_have_the_mean_and_the_covariance_of_the_rows() -> None:
     x, y = planted(4000, 0.2)
     algorithm = DPGMM(DPGMMParams(components=3, em_steps=2), Task(DIM, CLASSES, 1))
-    made = algorithm.generator(without_noise(algorithm, x, y), {}, Seeds(0))
+    made = algorithm.generator(without_noise(algorithm, x, y))
     labels = torch.arange(20_000) % CLASSES
     sampled = made.sample(labels, torch.Generator().manual_seed(1))
     assert torch.allclose(sampled[labels == 0].mean(0), x[y == 0].mean(0), atol=0.01)
@@ -69,7 +69,7 @@ def test_one_component_is_dp_gaussian() -> None:
     pair = DPGMM(DPGMMParams(components=1), task), DPGaussian(DPGaussianParams(), task)
     assert pair[0].releases() == pair[1].releases()
     labels = torch.arange(20) % CLASSES
-    made = [each.generator(without_noise(each, x, y), {}, Seeds(0)).sample(labels, torch.Generator().manual_seed(1)) for each in pair]
+    made = [each.generator(without_noise(each, x, y)).sample(labels, torch.Generator().manual_seed(1)) for each in pair]
     assert torch.equal(*made)
 
 

@@ -54,7 +54,7 @@ def test_the_generator_moves_towards_a_planted_distribution() -> None:
     distances = []
     for steps in (1, 300):
         algorithm = small(generator_steps=steps)
-        made = algorithm.generator(without_noise(algorithm, x, y), {}, Seeds(0)).sample(y, torch.Generator().manual_seed(1))
+        made = algorithm.generator(without_noise(algorithm, x, y)).sample(y, torch.Generator().manual_seed(1))
         means = torch.stack([made[y == label].mean(0) - x[y == label].mean(0) for label in range(CLASSES)])
         distances.append(float(means.norm(dim=1).max()))
     assert distances[1] < 0.15 < 0.4 < distances[0]

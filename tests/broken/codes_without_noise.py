@@ -6,7 +6,7 @@ from fedsim.privacy.plan import Claim
 
 
 class CodesLeave(TinyParams):
-    scope: str = "hypernetwork"
+    noised: str = "shared"
 
 
 class CodesWithoutNoise(Coded):

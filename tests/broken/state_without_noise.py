@@ -6,7 +6,7 @@ from fedsim.privacy.plan import Claim
 
 
 class Unnoised(TinyParams):
-    scope: str = "hypernetwork"
+    noised: str = "shared"
 
 
 class StateWithoutNoise(Adapted):

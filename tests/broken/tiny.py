@@ -19,7 +19,6 @@ from fedsim.models.linear import LinearClassifier
 from fedsim.privacy.clipping import clipped_sum
 from fedsim.privacy.noise import fingerprint
 from fedsim.privacy.plan import Release
-from fedsim.seeds import Seeds
 
 
 class TinyParams(DPSGDParams):
@@ -43,7 +42,7 @@ class Tiny(DPSGD):
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
         return {"distance": (batch.x - self.decoded(model, batch.y)).square().sum(1)}
 
-    def generator(self, server: Server, codes: Tensors, seeds: Seeds) -> Prototypes:
+    def generator(self, server: Server) -> Prototypes:
         with torch.no_grad():
             return Prototypes(self.decoded(averaged_model(server), torch.arange(self.task.classes)))
 
@@ -87,7 +86,7 @@ class Counting(Tiny):
 class Classified(Tiny):
     """A classifier in place of the generator: the nearest prototype."""
 
-    def classifier(self, server: Server, codes: Tensors, seeds: Seeds) -> LinearClassifier:
+    def classifier(self, server: Server) -> LinearClassifier:
         with torch.no_grad():
             rows = self.decoded(averaged_model(server), torch.arange(self.task.classes))
             return LinearClassifier(2 * rows, -rows.square().sum(1))

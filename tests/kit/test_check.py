@@ -129,7 +129,7 @@ def test_a_batch_level_loss_exceeds_the_bound_also_as_measured() -> None:
 
 
 def test_a_heuristic_claim_is_measured_and_not_failed() -> None:
-    findings = check_algorithm("fedhypevae", ["scope=hypernetwork"], "example", "aggregate", quick=True)
+    findings = check_algorithm("fedhypevae", ["noised=shared"], "example", "aggregate", quick=True)
     (found,) = (finding for finding in findings if finding.check == "sensitivity")
     assert found.passed is None
     assert "heuristic" in found.verdict.reason

@@ -60,7 +60,7 @@ def test_what_overrides_hooks_alone_keeps_the_theorem_of_its_base_class(cls: typ
 
 NAMES = [
     *("client_round", "releases", "sensitivity", "plan", "noise_at_clients", "claim", "start_clients", "clip", "norms", "schedule"),
-    *("releases_codes", "observe", "scope", "schedule", "_local_step"),
+    *("releases_codes", "diagnostics", "scope", "schedule", "_local_step"),
 ]
 
 

@@ -149,7 +149,7 @@ INCOMPLETE = {
     "no_loss": (without("loss"), r"MyMethod lacks loss; define loss\(self, model, batch\): Parts of the loss by name"),
     "nothing_made": (
         without("generator"),
-        r"MyMethod has neither generator nor classifier; define one: generator\(self, server, codes, seeds\): ",
+        r"MyMethod has neither generator nor classifier; define one: generator\(self, server\): ",
     ),
     "other_params": (
         changed("Params = MyMethodParams", "Params = dict"),

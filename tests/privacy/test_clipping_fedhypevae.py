@@ -49,7 +49,7 @@ def batch(algorithm: FedHypeVAE) -> Batch:
     return Batch(
         x / x.norm(dim=1, keepdim=True),
         torch.randint(CLASSES, (ROWS,), generator=stream),
-        {name: torch.randn(ROWS, *shape, generator=stream) for name, shape in algorithm.noise().items()},
+        {name: torch.randn(ROWS, *shape, generator=stream) for name, shape in algorithm.draws().items()},
         Layout(torch.repeat_interleave(torch.arange(len(COUNTS)), torch.tensor(COUNTS)), len(COUNTS)),
     )
 
@@ -119,7 +119,7 @@ def test_the_check_passes_the_algorithms_loss(algorithm, model, loss, batch):
 def batch_mmd(model, batch: Batch) -> Tensor:
     """MMD^2 between the batch and as many generated rows, shared out over the examples: not per example."""
     code = model.code(batch.layout)
-    made = model.generate(code, batch.y, batch.noise["prior"], batch.noise["observation"])[:, 0]
+    made = model.generate(code, batch.y, batch.draws["prior"], batch.draws["observation"])[:, 0]
 
     def mean(a: Tensor, b: Tensor) -> Tensor:
         return kernel((a[:, None] - b[None]).square().sum(-1)).mean()

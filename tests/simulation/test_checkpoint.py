@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from fedsim.simulation.checkpoint import Checkpoints
-from fedsim.simulation.state import Progress
+from fedsim.simulation.state import Checkpoint
 
-PROGRESS = Progress(7, {"server.model.weight": torch.randn(3, 2), "clients.state.steps": torch.tensor(4.0)}, '{"tally": 1}', 123)
+PROGRESS = Checkpoint(7, {"server.model.weight": torch.randn(3, 2), "clients.state.steps": torch.tensor(4.0)}, '{"tally": 1}', 123)
 
 
-def same(found: Progress | None) -> bool:
+def same(found: Checkpoint | None) -> bool:
     if found is None:
         return False
     tensors = all(torch.equal(found.tensors[name], value) for name, value in PROGRESS.tensors.items())

@@ -50,13 +50,13 @@ def test_neutral_mixture_and_client_differ_and_draws_follow_the_seed(tmp_path):
     assert not np.array_equal(load_generator(tmp_path).sample(labels, seed=1), made[0])
 
 
-@pytest.mark.parametrize("scope", ["joint", "hypernetwork"])
-def test_a_clients_code_is_used_only_if_it_was_released(tmp_path, scope):
-    saved(tmp_path, quick("fedhypevae", scope=scope))
-    if scope == "joint":
+@pytest.mark.parametrize("noised", ["all", "shared"])
+def test_a_clients_code_is_used_only_if_it_was_released(tmp_path, noised):
+    saved(tmp_path, quick("fedhypevae", noised=noised))
+    if noised == "all":
         load_generator(tmp_path, synthesis="client:1")
     else:
-        with pytest.raises(UserError, match="under scope hypernetwork the client codes carry no noise, so they never left their clients"):
+        with pytest.raises(UserError, match="under noised: shared the client codes carry no noise, so they never left their clients"):
             load_generator(tmp_path, synthesis="client:1")
         load_generator(tmp_path, synthesis="mixture")
 
@@ -89,7 +89,7 @@ def test_what_is_saved_holds_no_optimiser_no_encoder_of_a_client_and_no_iterate_
 
 
 def test_without_noise_on_the_codes_they_are_not_in_the_file(tmp_path):
-    _, _, outcome = saved(tmp_path, quick("fedhypevae", scope="hypernetwork"))
+    _, _, outcome = saved(tmp_path, quick("fedhypevae", noised="shared"))
     assert not [name for name in outcome.generator if name.startswith("codes.")]
 
 

@@ -19,7 +19,7 @@ from fedsim.simulation.preflight import prepare
 
 SHORT = {"rounds": 2}
 GENERATOR = "return CVAEGenerator(cast(CVAE, averaged_model(server)))"
-NOISE = "    def noise(self)"
+NOISE = "    def draws(self)"
 
 
 def made(body: str) -> str:
@@ -35,9 +35,7 @@ def method(name: str, arguments: str, body: str) -> str:
 def predicting(body: str) -> str:
     """A plug-in with a classifier in place of a generator."""
     text = made(body).replace("def sample(self, labels, stream)", "def probabilities(self, x)")
-    return text.replace(
-        "def generator(self, server: Server, codes: Tensors, seeds: Seeds) -> CVAEGenerator:", "def classifier(self, *given):"
-    )
+    return text.replace("def generator(self, server: Server) -> CVAEGenerator:", "def classifier(self, *given):")
 
 
 SERVER = "server, round_, release, total"

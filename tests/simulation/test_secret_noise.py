@@ -109,7 +109,7 @@ def test_what_is_told_of_a_secret_generator_is_the_same_for_neighbouring_data(tm
     [
         ("fedavg-cvae", {}, "it carries no noise"),
         ("dp-gaussian", {"epsilon": float("inf")}, "it carries no noise"),
-        (quick("fedhypevae", scope="hypernetwork"), {"epsilon": 4.0}, "its claim heuristic"),
+        (quick("fedhypevae", noised="shared"), {"epsilon": 4.0}, "its claim heuristic"),
     ],
 )
 def test_what_carries_no_theorem_is_for_simulation_only(tmp_path: Path, entry: Any, keys: dict[str, Any], reason: str) -> None:

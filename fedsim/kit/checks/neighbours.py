@@ -16,7 +16,7 @@ from fedsim.privacy.ledger import Ledger
 from fedsim.seeds import Seeds
 from fedsim.simulation import rounds
 from fedsim.simulation.cohort import CohortSpec
-from fedsim.simulation.state import Progress
+from fedsim.simulation.state import Checkpoint
 
 SMALL_CLIP = 0.05
 """Share of the clip norm with which clipping bites everywhere, so that what is not clipped stands out."""
@@ -123,11 +123,11 @@ def _pool(subject: Subject, pair: Pair, world: World, script: Tape | None = None
     return WatchedPool([watched(spec, world.x, world.y, world.hidden, script)], script=script)
 
 
-def _start(algorithm: Algorithm, pair: Pair) -> Progress | None:
+def _start(algorithm: Algorithm, pair: Pair) -> Checkpoint | None:
     """Where a training begins whose server has a share of its initial weights."""
     if pair.weights == 1:
         return None
     server = algorithm.initial_server(Seeds(pair.seed))
     tensors = {f"server.model.{name}": pair.weights * p.detach() for name, p in server.model.named_parameters() if p.numel()}
     tensors |= {f"server.tensors.{name}": value for name, value in server.tensors.items()}
-    return Progress(0, tensors, Ledger().to_json(), 0)
+    return Checkpoint(0, tensors, Ledger().to_json(), 0)

@@ -55,5 +55,5 @@ def _made_up(subject: Subject, clients: int) -> Batch:
     stream = torch.Generator().manual_seed(0)
     x = torch.nn.functional.normalize(torch.randn(ROWS, task.dim, generator=stream), dim=1)
     y = torch.arange(ROWS) % min(3, task.classes)
-    noise = {name: torch.randn(ROWS, *shape, generator=stream) for name, shape in algorithm.noise().items()}
-    return Batch(x, y, noise, Layout(torch.arange(ROWS) * clients // ROWS, clients))
+    draws = {name: torch.randn(ROWS, *shape, generator=stream) for name, shape in algorithm.draws().items()}
+    return Batch(x, y, draws, Layout(torch.arange(ROWS) * clients // ROWS, clients))

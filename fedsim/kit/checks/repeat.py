@@ -16,7 +16,7 @@ from fedsim.kit.checks.watch import WatchedPool
 from fedsim.methods.messages import Tensors
 from fedsim.simulation.checkpoint import Checkpoints
 from fedsim.simulation.rounds import RoundRecord
-from fedsim.simulation.state import Progress
+from fedsim.simulation.state import Checkpoint
 
 SEED_FIX = "draw every random number from the seed tree (clients.seeds, server.seeds, Clients.draws)"
 PACKING_FIX = (
@@ -64,7 +64,7 @@ def resume(subject: Subject) -> Verdict:
     return passed(f"the same after {rounds} of {len(whole.records)} rounds, through a file")
 
 
-def _some(progress: Sequence[Progress]) -> list[Progress]:
+def _some(progress: Sequence[Checkpoint]) -> list[Checkpoint]:
     """Of many checkpoints the first two, the middle one and the last two."""
     last = len(progress) - 1
     return [progress[i] for i in sorted({0, 1, last // 2, last - 1, last} & set(range(len(progress))))]

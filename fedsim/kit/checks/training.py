@@ -20,7 +20,7 @@ from fedsim.privacy.plan import PrivacyPlan
 from fedsim.seeds import Seeds
 from fedsim.simulation import rounds
 from fedsim.simulation.rounds import RoundRecord, Trained
-from fedsim.simulation.state import Progress
+from fedsim.simulation.state import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ class Training:
 
     records: list[RoundRecord]
     trained: Trained
-    progress: list[Progress]
+    progress: list[Checkpoint]
     touched: tuple[str, ...]
 
 
-def train(algorithm: Algorithm, pool: Pool, plan: PrivacyPlan | None, seed: int, resume: Progress | None = None) -> Training:
+def train(algorithm: Algorithm, pool: Pool, plan: PrivacyPlan | None, seed: int, resume: Checkpoint | None = None) -> Training:
     """All rounds, with every global random state at a fixed start, put back afterwards."""
-    progress: list[Progress] = []
+    progress: list[Checkpoint] = []
     records: list[RoundRecord] = []
     touched: list[str] = []
     with fixed_random_states(touched):

@@ -201,20 +201,20 @@ class WatchedClients(Clients):
         self.tape.samples.append(Sample(self.tape.round, round_, rate, client_rate, [chosen.clone() for chosen in rows], hidden))
         return rows
 
-    def batches(self, rows: Sequence[Tensor], round_: int, noise: Mapping[str, tuple[int, ...]]) -> list[Batch]:
+    def batches(self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]) -> list[Batch]:
         """As every client's; the rows are noted."""
         self.tape.taken.append((self.tape.round, [chosen.clone() for chosen in rows]))
         for client, chosen, x in zip(self.members, rows, self.x, strict=True):
             if isinstance(self.hidden, Hidden) and client == self.hidden.client and self.hidden.present:
                 found = (chosen == self.hidden.index(len(x) - 1)).nonzero().flatten().tolist()
                 self.placed[client] = found[0] if found else None
-        made = super().batches(rows, round_, noise)
+        made = super().batches(rows, round_, shapes)
         self.placed.clear()
         return made
 
-    def draws(self, client: int, rows: int, round_: int, noise: Mapping[str, tuple[int, ...]]) -> Tensors:
+    def draws(self, client: int, rows: int, round_: int, shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
         """As every client's; in a forced world the first world's, without the hidden row's."""
-        made = super().draws(client, rows, round_, noise)
+        made = super().draws(client, rows, round_, shapes)
         noted = self.tape.draws.setdefault((client, round_), [])
         if self.script is not None:
             told = self.script.draws.get((client, round_), [])[len(noted) : len(noted) + 1]

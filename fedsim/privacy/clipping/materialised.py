@@ -25,16 +25,16 @@ def _trainable(model: nn.Module) -> dict[str, Tensor]:
 def vmap(model: nn.Module, loss: Loss, batch: Batch, norms: Norms, sums: dict[str, Tensor]) -> Measured:
     """See :func:`fedsim.privacy.clipping.clipped_sum`: ``vmap(grad(loss))`` over single rows."""
     parameters = _trainable(model)
-    noise_names = list(batch.noise)
+    names = list(batch.draws)
 
     def single(params: dict[str, Tensor], x: Tensor, y: Tensor, client: Tensor, *noise: Tensor) -> tuple[Tensor, Tensor]:
         layout = Layout(client[None], batch.layout.clients, direct=True)
-        row = Batch(x[None], y[None], {name: draw[None] for name, draw in zip(noise_names, noise, strict=True)}, layout)
+        row = Batch(x[None], y[None], {name: draw[None] for name, draw in zip(names, noise, strict=True)}, layout)
         parts = _functional(model, loss, params, row)[0]
         return parts.sum(), parts
 
-    grads, (_, losses) = torch.func.vmap(torch.func.grad_and_value(single, has_aux=True), in_dims=(None, 0, 0, 0, *[0] * len(noise_names)))(
-        parameters, batch.x, batch.y, batch.layout.client, *batch.noise.values()
+    grads, (_, losses) = torch.func.vmap(torch.func.grad_and_value(single, has_aux=True), in_dims=(None, 0, 0, 0, *[0] * len(names)))(
+        parameters, batch.x, batch.y, batch.layout.client, *batch.draws.values()
     )
     return _clip(grads, batch, norms, sums), losses.detach()
 
