@@ -13,13 +13,14 @@ from rich.console import Console
 
 from fedsim.atomic import replaced
 from fedsim.errors import UserError
+from fedsim.partition.matrix import LabelMatrix
 from fedsim.report import curves, diagnostics, partitions
 from fedsim.report.curves import draw_curves
 from fedsim.report.diagnostics import draw_diagnostics
 from fedsim.report.failures import Finding, find_failures, summary
 from fedsim.report.figures import Drawn, save_figure
 from fedsim.report.page import render_page
-from fedsim.report.partitions import LabelMatrix, draw_partitions, read_partitions
+from fedsim.report.partitions import draw_partitions, read_partitions
 from fedsim.report.tables import rich_tables
 from fedsim.results.folder import RunFolder
 from fedsim.results.groups import Group, group_seeds
