@@ -279,7 +279,7 @@ def test_a_stronger_shift_moves_further():
 def test_feature_shift_moves_every_row_by_its_owners_map_and_keeps_it_of_unit_norm() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(60, 12)).astype(np.float32), np.arange(60) % 3
-    data = Embeddings.from_arrays("made up", x, y, np.repeat([0, 2], [40, 20]), where="here")
+    data = Embeddings.from_arrays("made up", x, y, np.repeat([0, 2], [40, 20]))
     data = replace(data, x_train=unit_norm(data.x_train), x_test=unit_norm(data.x_test))
     spec = PartitionSpec(scheme="feature-shift", strength=0.4)
     partition = make_partition(data.y_train, spec=spec, alpha=1.0, clients=4, seed=1, columns={})
