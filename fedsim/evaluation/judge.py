@@ -15,7 +15,7 @@ from fedsim.data.embeddings import Embeddings
 from fedsim.evaluation.scores import PersonalScores, Scores, mean_scores, personal_scores, score_clients, score_probe, scores_of
 from fedsim.evaluation.weights import best_weight, held_out_weight
 from fedsim.grid.models import Cell
-from fedsim.methods.products import Classifier, Generator, PersonalClassifier, PersonalGenerator
+from fedsim.methods.products import Classifier, Generator, is_classifier, is_personal, own
 from fedsim.models.linear import Interpolated, fit_linear
 from fedsim.partition import Partition
 from fedsim.seeds import SERVER, Purpose, Seeds
@@ -47,21 +47,18 @@ class Judge:
     def scores(self, made: Generator | Classifier) -> Scores:
         """On all test rows; of clients with classifiers of their own, the mean."""
         data, evaluation = self.data, self.cell.evaluation
-        if isinstance(made, PersonalClassifier):
-            each = [made.of_client(client) for client in range(self.cell.clients)]
-            return mean_scores([scores_of(_predicted(one.probabilities(self._x_test)), data.y_test) for one in each])
-        if hasattr(made, "probabilities"):
-            return scores_of(_predicted(made.probabilities(self._x_test)), data.y_test)
+        if is_classifier(made):
+            clients = range(self.cell.clients if is_personal(made) else 1)
+            return mean_scores([scores_of(_predicted(own(made, client).probabilities(self._x_test)), data.y_test) for client in clients])
         x, y = synthesise(made, data.classes, evaluation.per_class, self._seeds)
         return score_probe(x, y, data.x_test, data.y_test, evaluation.probe_c)
 
     def of_clients(self, made: Generator | Classifier) -> float | None:
         """Balanced accuracy of probes trained on each client's own synthetic embeddings; None where there is no generator."""
-        if hasattr(made, "probabilities"):
+        if is_classifier(made):
             return None
         evaluation, clients = self.cell.evaluation, range(self.cell.clients)
-        own = [made.of_client(client) if isinstance(made, PersonalGenerator) else made for client in clients]
-        rows = [synthesise(own[client], self.data.classes, evaluation.per_class, self._seeds, client) for client in clients]
+        rows = [synthesise(own(made, client), self.data.classes, evaluation.per_class, self._seeds, client) for client in clients]
         return score_clients(rows, self.data.x_test, self.data.y_test, evaluation.probe_c)
 
     def personal(self, made: Generator | Classifier) -> PersonalScores:
@@ -73,8 +70,8 @@ class Judge:
         """
         clients = range(self.cell.clients)
         shares = [self._share(client) for client in clients]
-        if hasattr(made, "probabilities"):
-            each = [made.of_client(client) if isinstance(made, PersonalClassifier) else made for client in clients]
+        if is_classifier(made):
+            each = [own(made, client) for client in clients]
             found = [_predicted(one.probabilities(self._x_test[self._seen(client)])) for client, one in zip(clients, each, strict=True)]
             return personal_scores(found, [self.data.y_test[self._seen(client)] for client in clients], shares, None)
         return self._interpolated(made, shares)
@@ -86,15 +83,15 @@ class Judge:
         predicted, weights = [], []
         for client, share in enumerate(shares):
             x, y = data.x_train[self.partition.rows[client]], data.y_train[self.partition.rows[client]]
-            own = fit_linear(x, y, data.classes, evaluation.probe_c)
+            local = fit_linear(x, y, data.classes, evaluation.probe_c)
             if evaluation.personal == "held-out":
                 weight = held_out_weight(x, y, shared, data.classes, evaluation.probe_c)
             elif evaluation.personal == "synthetic":
                 rows, labels = other
-                weight = best_weight(own.probabilities(rows), shared.probabilities(rows), labels, torch.from_numpy(share)[labels])
+                weight = best_weight(local.probabilities(rows), shared.probabilities(rows), labels, torch.from_numpy(share)[labels])
             else:
                 weight = float(evaluation.personal or 0)
-            predicted.append(_predicted(Interpolated(own, shared, weight).probabilities(self._x_test[self._seen(client)])))
+            predicted.append(_predicted(Interpolated(local, shared, weight).probabilities(self._x_test[self._seen(client)])))
             weights.append(weight)
         y_test = [data.y_test[self._seen(client)] for client in range(len(shares))]
         return personal_scores(predicted, y_test, shares, float(np.mean(weights)))
