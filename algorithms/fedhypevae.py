@@ -20,7 +20,7 @@ from fedsim.batch import Batch
 from fedsim.errors import UserError
 from fedsim.methods.clients import Clients
 from fedsim.methods.dp_sgd import DPSGD, averaged_model
-from fedsim.methods.messages import Message, Server, Tensors
+from fedsim.methods.messages import Diagnostic, Message, Server, Tensors
 from fedsim.methods.one_shot import statistics_message
 from fedsim.methods.registry import register
 from fedsim.models.cvae import gaussian_nll, gaussian_nll_diagonal, kl_normal, sample_posterior
@@ -40,6 +40,7 @@ class FedHypeVAE(DPSGD):
 
     source = "arXiv 2601.00785"
     Params = FedHypeVAEParams
+    syntheses = ("neutral", "mixture")
 
     def build(self, clients: int) -> nn.Module:
         """The cohort's model."""
@@ -143,7 +144,7 @@ class FedHypeVAE(DPSGD):
         return {"lipschitz": weight * (model.decoder.lipschitz() + model.prior.lipschitz())}
 
     @torch.no_grad()
-    def diagnostics(self, clients: Clients, parts: Mapping[str, Tensor], round_: int) -> Mapping[str, list[Any]]:
+    def diagnostics(self, clients: Clients, parts: Mapping[str, Tensor], round_: int) -> Mapping[str, list[Any] | Diagnostic]:
         """KL in nats per example; per client the norms of what is generated, and kernel features of one row a class.
 
         All clients decode the same draws, so that features differ by the codes alone.
@@ -154,12 +155,13 @@ class FedHypeVAE(DPSGD):
         latent, observation = (torch.randn(self.task.classes, 1, size, generator=stream) for size in (self.params.latent, self.task.dim))
         y = torch.arange(self.task.classes)
         made = torch.cat([model.generate(code.expand(len(y), -1), y, latent, observation) for code in codes], 1).transpose(0, 1)
+        features = kernel_features(made, kernel_frequencies(self.task.dim, FEATURES // 2, stream))
         weight = self.params.beta * float(model.observation.variance())
         return {
             "kl": (parts["kl"] / weight).tolist() if weight and "kl" in parts else [],
             "generated_decoder_norm": model.decoder.generated_norms(codes).tolist(),
             "generated_prior_norm": torch.cat(model.prior.table(codes), 1).flatten(1).norm(dim=1).tolist(),
-            "generator_features": kernel_features(made, kernel_frequencies(self.task.dim, FEATURES // 2, stream)).mean(1).tolist(),
+            "cross_client_mmd": Diagnostic(features.mean(1).tolist(), "spread"),
         }
 
     def scope(self) -> str:

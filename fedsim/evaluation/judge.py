@@ -15,7 +15,7 @@ from fedsim.data.embeddings import Embeddings
 from fedsim.evaluation.scores import Scores, mean_scores, personal_scores, score_clients, score_probe, scores_of
 from fedsim.evaluation.weights import best_weight, held_out_weight
 from fedsim.grid.models import Cell
-from fedsim.methods.products import Classifier, Generator, PersonalClassifier, PersonalGenerator
+from fedsim.methods.products import Classifier, Generator, is_classifier, is_personal, own
 from fedsim.models.linear import Interpolated, fit_linear
 from fedsim.partition import SCHEMES, Partition
 from fedsim.results.measures import Predictions
@@ -48,21 +48,19 @@ class Judge:
     def scores(self, made: Generator | Classifier) -> Scores:
         """On all test rows; of clients with classifiers of their own, the mean."""
         data, evaluation = self.data, self.cell.evaluation
-        if isinstance(made, PersonalClassifier):
-            each = [made.of_client(client) for client in range(self.cell.clients)]
-            return mean_scores([scores_of(_predictions(one.probabilities(self._x_test), data.y_test)) for one in each])
-        if hasattr(made, "probabilities"):
-            return scores_of(_predictions(made.probabilities(self._x_test), data.y_test))
+        if is_classifier(made):
+            clients = range(self.cell.clients if is_personal(made) else 1)
+            answers = [own(made, client).probabilities(self._x_test) for client in clients]
+            return mean_scores([scores_of(_predictions(each, data.y_test)) for each in answers])
         x, y = synthesise(made, data.classes, evaluation.per_class, self._seeds)
         return score_probe(x, y, data.x_test, data.y_test, evaluation.probe_c)
 
     def of_clients(self, made: Generator | Classifier) -> Scores:
         """Of probes trained on each client's own synthetic embeddings; empty where there is no generator."""
-        if hasattr(made, "probabilities"):
+        if is_classifier(made):
             return Scores()
         evaluation, clients = self.cell.evaluation, range(self.cell.clients)
-        own = [made.of_client(client) if isinstance(made, PersonalGenerator) else made for client in clients]
-        rows = [synthesise(own[client], self.data.classes, evaluation.per_class, self._seeds, client) for client in clients]
+        rows = [synthesise(own(made, client), self.data.classes, evaluation.per_class, self._seeds, client) for client in clients]
         return score_clients(rows, self.data.x_test, self.data.y_test, evaluation.probe_c)
 
     def personal(self, made: Generator | Classifier) -> Scores:
@@ -73,10 +71,8 @@ class Judge:
         of its real rows that its classifier did not see (``held-out``), or given. A classifier is taken as it is, and has no weight.
         """
         clients = range(self.cell.clients)
-        if isinstance(made, PersonalClassifier):
-            return personal_scores([self._as_seen(client, made.of_client(client).probabilities) for client in clients])
-        if hasattr(made, "probabilities"):
-            return personal_scores([self._as_seen(client, made.probabilities) for client in clients])
+        if is_classifier(made):
+            return personal_scores([self._as_seen(client, own(made, client).probabilities) for client in clients])
         return self._interpolated(made)
 
     def _interpolated(self, generator: Generator) -> Scores:
@@ -86,16 +82,16 @@ class Judge:
         predicted, weights = [], []
         for client in range(self.cell.clients):
             x, y = data.x_train[self.partition.rows[client]], data.y_train[self.partition.rows[client]]
-            own = fit_linear(x, y, data.classes, evaluation.probe_c)
+            local = fit_linear(x, y, data.classes, evaluation.probe_c)
             if evaluation.personal == "held-out":
                 weight = held_out_weight(x, y, shared, data.classes, evaluation.probe_c)
             elif evaluation.personal == "synthetic":
                 rows, labels = other
                 importance = torch.from_numpy(self._share(client))[labels]
-                weight = best_weight(own.probabilities(rows), shared.probabilities(rows), labels, importance)
+                weight = best_weight(local.probabilities(rows), shared.probabilities(rows), labels, importance)
             else:
                 weight = float(evaluation.personal or 0)
-            predicted.append(self._as_seen(client, Interpolated(own, shared, weight).probabilities))
+            predicted.append(self._as_seen(client, Interpolated(local, shared, weight).probabilities))
             weights.append(weight)
         return Scores(personal_scores(predicted), personal_weight=float(np.mean(weights)))
 

@@ -41,6 +41,7 @@ class Algorithm(ABC):
         Params: its parameters with defaults.
         private: whether an epsilon has a meaning for it.
         units, trusts: the privacy settings that it supports.
+        syntheses: values of its parameter ``synthesis`` that a saved generator can be asked for, whatever it was trained with.
     """
 
     name: ClassVar[str]
@@ -49,6 +50,7 @@ class Algorithm(ABC):
     private: ClassVar[bool] = True
     units: ClassVar[tuple[Unit, ...]] = ("example", "client")
     trusts: ClassVar[tuple[Trust, ...]] = ("aggregate", "silo")
+    syntheses: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, params: Any, task: Task) -> None:
         self.params = params

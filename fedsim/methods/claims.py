@@ -22,7 +22,7 @@ HOOKS = frozenset(
         # post-processing: what reads the server, the broadcast, released codes or gradients that carry their noise
         *("broadcast", "initial_server", "server_step", "public_terms", "pull", "receive", "generator", "classifier", "restored"),
         # names
-        *("name", "source", "Params"),
+        *("name", "source", "Params", "syntheses"),
     }
 )
 """What a plug-in may override under a base class's guarantee. Everything else counts: clips, samples, noise, schedule, what stays with a

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fedsim.batch import Batch
 from fedsim.methods.algorithm import Algorithm, Params
 from fedsim.methods.clients import Clients
-from fedsim.methods.messages import Message, Server, Tensors
+from fedsim.methods.messages import Diagnostic, Message, Server, Tensors
 from fedsim.methods.optimise import adam_step, average_step
 from fedsim.methods.parameters import load_parameters, local_names, shared_tensors
 from fedsim.privacy.clipping import Norms, clipped_sum
@@ -91,7 +91,7 @@ class DPSGD(Algorithm):
         """Weights of parameters inside the joint clip, by name prefix (see :class:`fedsim.privacy.clipping.Norms`)."""
         return {}
 
-    def diagnostics(self, clients: Clients, parts: Mapping[str, Tensor], round_: int) -> Mapping[str, list[Any]]:
+    def diagnostics(self, clients: Clients, parts: Mapping[str, Tensor], round_: int) -> Mapping[str, list[Any] | Diagnostic]:
         """Diagnostics by name, a value per example or per client, from the round's model and loss parts; not private, never sent."""
         return {}
 
@@ -157,7 +157,7 @@ class DPSGD(Algorithm):
             diagnostics={
                 **{f"loss_{name}": value.tolist() for name, value in parts.items()},
                 **self.diagnostics(clients, parts, round_),
-                "gradient_norm": result.norms.tolist(),
+                "gradient_norm": Diagnostic(result.norms.tolist(), "quantiles"),
                 "clipped_fraction": (result.norms > norms.clip).float().tolist(),
             },
         )

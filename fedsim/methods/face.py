@@ -9,7 +9,7 @@ from fedsim.methods.clients import Clients
 from fedsim.methods.dp_sgd import DPSGD, DPSGDParams, averaged_model
 from fedsim.methods.local_dp_sgd import LocalDPSGD, LocalDPSGDParams
 from fedsim.methods.local_training import LocalTraining, LocalTrainingParams
-from fedsim.methods.messages import Message, Server, Task, Tensors
+from fedsim.methods.messages import Diagnostic, Message, Server, Task, Tensors
 from fedsim.methods.one_shot import OneShot
 from fedsim.methods.products import Classifier, Generator, PersonalClassifier, PersonalGenerator
 from fedsim.methods.registry import register
@@ -28,6 +28,7 @@ __all__ = [
     "Classifier",
     "Clients",
     "DPSGDParams",
+    "Diagnostic",
     "Generator",
     "LocalDPSGD",
     "LocalDPSGDParams",

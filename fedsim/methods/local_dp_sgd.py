@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fedsim.batch import Batch
 from fedsim.methods.clients import Clients
 from fedsim.methods.local_training import LocalTraining, LocalTrainingParams, weighted_sum
-from fedsim.methods.messages import Message, Tensors
+from fedsim.methods.messages import Diagnostic, Message, Tensors
 from fedsim.methods.optimise import adam_step
 from fedsim.methods.parameters import load_parameters
 from fedsim.privacy.clipping import Norms, clipped_sum
@@ -90,7 +90,11 @@ class LocalDPSGD(LocalTraining):
             sampled=sampled,
             noise=drawn,
             uplink_bytes=self.sent_bytes(broadcast, takes_part),
-            diagnostics={"loss": losses, "gradient_norm": norms, "clipped_fraction": [float(norm > self.clip()) for norm in norms]},
+            diagnostics={
+                "loss": losses,
+                "gradient_norm": Diagnostic(norms, "quantiles"),
+                "clipped_fraction": [float(norm > self.clip()) for norm in norms],
+            },
         )
 
     def _clipped(self, model: nn.Module, parameters: Tensors, batches: list[Batch]) -> tuple[Tensors, list[float], list[float]]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fedsim.batch import Batch, Layout
 from fedsim.methods.algorithm import Algorithm, Params
 from fedsim.methods.clients import Clients
-from fedsim.methods.messages import Message, Server, Tensors
+from fedsim.methods.messages import Diagnostic, Message, Server, Tensors
 from fedsim.methods.optimise import adam_step
 from fedsim.methods.parameters import shared_tensors
 from fedsim.privacy.noise import fingerprint
@@ -113,7 +113,7 @@ class LocalTraining(Algorithm):
             uplink_bytes=self.sent_bytes(broadcast, torch.ones_like(takes_part) if private else takes_part),
             diagnostics={
                 **{f"loss_{name}": value.tolist() for name, value in losses.items()},
-                "gradient_norm": norms.tolist(),
+                "gradient_norm": Diagnostic(norms.tolist(), "quantiles"),
                 "clipped_fraction": (~(norms <= self.clip())).float().tolist(),
             },
         )

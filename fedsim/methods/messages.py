@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+import numpy as np
 from torch import Tensor, nn
 
 from fedsim.privacy.ledger import Entry
@@ -14,6 +15,32 @@ from fedsim.privacy.plan import PrivacyPlan, Release, Trust, Unit
 from fedsim.seeds import Seeds
 
 Tensors = dict[str, Tensor]
+Reduction = Literal["mean", "quantiles", "spread"]
+
+
+@dataclass(frozen=True)
+class Diagnostic:
+    """Values of all examples or clients, and what a round's record says of them; not private, for people who may see the data.
+
+    Attributes:
+        values: numbers, or for ``spread`` vectors, one a client.
+        told: ``mean``; ``quantiles``: 5, 25, 50, 75 and 95 %, under the name with ``_quantiles`` behind it; ``spread``: the mean squared
+            distance over pairs.
+    """
+
+    values: list[Any]
+    told: Reduction = "mean"
+
+    @classmethod
+    def told_of(cls, parts: Sequence[Diagnostic]) -> Any:
+        """What is said of the values of all ``parts``; None, or [] for quantiles, where they are too few."""
+        numbers, told = [number for part in parts for number in part.values], parts[0].told
+        if told == "quantiles":
+            return np.quantile(numbers, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist() if numbers else []
+        if told == "spread":
+            # over pairs it is twice the unbiased variance
+            return 2 * float(np.var(numbers, axis=0, ddof=1).sum()) if len(numbers) > 1 else None
+        return float(np.mean(numbers)) if numbers else None
 
 
 @dataclass(frozen=True)
@@ -68,9 +95,7 @@ class Message:
         noise: fingerprint of the noise that the clients drew.
         uplink_bytes: what the clients would have sent over a network, all of them together; where it is private who takes part, of
             those who do not, too.
-        diagnostics: not private, for people who may see the data: values per example or per client by name, averaged over all cohorts;
-            ``gradient_norm`` is told by its quantiles, and ``generator_features``, the mean kernel features of what each client generates,
-            become ``cross_client_mmd``.
+        diagnostics: not private, for people who may see the data: values per example or per client by name, a list for its mean.
         steps: the steps of mechanisms that ran; counted by the harness, whatever an algorithm gives here.
     """
 
@@ -78,7 +103,7 @@ class Message:
     sampled: int = 0
     noise: int = 0
     uplink_bytes: int = 0
-    diagnostics: Mapping[str, list[Any]] = field(default_factory=dict)
+    diagnostics: Mapping[str, list[Any] | Diagnostic] = field(default_factory=dict)
     steps: tuple[Step, ...] = ()
 
 

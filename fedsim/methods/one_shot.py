@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.clients import Clients
-from fedsim.methods.messages import Message, Server, Tensors
+from fedsim.methods.messages import Diagnostic, Message, Server, Tensors
 from fedsim.privacy.clipping import Norms
 from fedsim.privacy.plan import Release, Unit
 from fedsim.privacy.statistics.outer_products import OuterProduct, clipped_statistics
@@ -33,7 +33,10 @@ def statistics_message(clients: Clients, round_: int, release: Release, products
         sums=noised.sent,
         noise=noised.fingerprint,
         uplink_bytes=4 * sum(value.numel() for value in sums.values()) * len(clients.members),
-        diagnostics={"gradient_norm": joint.tolist(), "clipped_fraction": (joint > norms.clip * (1 + 1e-6)).float().tolist()},
+        diagnostics={
+            "gradient_norm": Diagnostic(joint.tolist(), "quantiles"),
+            "clipped_fraction": (joint > norms.clip * (1 + 1e-6)).float().tolist(),
+        },
     )
 
 

@@ -27,7 +27,8 @@ from fedsim.evaluation.judge import synthesise
 from fedsim.grid.models import Cell
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Task, Tensors
-from fedsim.methods.products import Generator, PersonalGenerator
+from fedsim.methods.products import Generator, is_personal, own
+from fedsim.methods.registry import lookup
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.results.folder import RunFolder
 from fedsim.results.lines import encode
@@ -37,7 +38,6 @@ from fedsim.simulation.rounds import restored
 from fedsim.simulation.trial import Trial
 
 TENSORS = ".safetensors"
-NEUTRAL = ("neutral", "mixture")
 RELEASABLE = ("proved", "checked")
 """Claims under which a release is what its epsilon says."""
 
@@ -177,7 +177,7 @@ def load_generator(run: Path | str, cell: str | None = None, synthesis: str | No
     Args:
         run: the run folder.
         cell: the cell's id or its beginning; may be left out where there is one generator.
-        synthesis: ``neutral``, ``mixture`` or ``client:K`` instead of the cell's own way.
+        synthesis: one of the algorithm's ``syntheses``, or ``client:K``, instead of the cell's own way.
 
     Raises:
         UserError: there is no such generator, it cannot be read, or the algorithm does not synthesise like that.
@@ -190,30 +190,30 @@ def load_generator(run: Path | str, cell: str | None = None, synthesis: str | No
         what = f"cannot be read ({' '.join(str(error).split())[:160]})"
         raise UserError(str(path), what, "run the cell again in a new folder") from error
     kind, colon, client = (synthesis or "").partition(":")
-    params = {**facts.cell.params, "synthesis": kind} if kind in NEUTRAL else facts.cell.params
-    where = f"--synthesis {synthesis}"
-    if kind in NEUTRAL and "synthesis" not in facts.cell.params:
+    ways, where = lookup(facts.cell.algorithm).syntheses, f"--synthesis {synthesis}"
+    params = {**facts.cell.params, "synthesis": kind} if kind in ways else facts.cell.params
+    if synthesis is not None and kind != "client" and not ways:
         raise UserError(where, f"{facts.cell.label} has one way to synthesise", "leave it out")
     algorithm = build_algorithm(facts.cell.algorithm, params, facts.task)
     generator = restored(algorithm, state, facts.plan, Seeds(facts.cell.seed))
     if synthesis is None:
         return SavedGenerator(facts, facts.cell.params.get("synthesis"), generator)
-    if kind in NEUTRAL and not colon:
+    if kind in ways and not colon:
         return SavedGenerator(facts, kind, generator)
     if kind != "client" or not client.isdigit():
-        raise UserError(where, "is not known", "give neutral, mixture, or client: and a number such as client:3")
+        raise UserError(where, "is not known", f"give {''.join(f'{way}, ' for way in ways)}or client: and a number such as client:3")
     return SavedGenerator(facts, synthesis, _of_client(algorithm, generator, int(client), facts, where))
 
 
 def _of_client(algorithm: Algorithm, generator: Generator, client: int, facts: GeneratorFacts, where: str) -> Generator:
     if client >= facts.task.clients:
         raise UserError(where, f"there are {facts.task.clients} clients", f"give client:0 .. client:{facts.task.clients - 1}")
-    if not isinstance(generator, PersonalGenerator):
+    if not is_personal(generator):
         raise UserError(where, f"{facts.cell.label} has one generator for all clients", "leave it out")
     if not algorithm.releases_codes():
         what = "under noised: shared the client codes carry no noise, so they never left their clients"
-        raise UserError(where, what, "give neutral or mixture, or train with noised: all")
-    return generator.of_client(client)
+        raise UserError(where, what, f"give {' or '.join(algorithm.syntheses)}, or train with noised: all")
+    return own(generator, client)
 
 
 def _find(run: Path, cell: str | None) -> Path:

@@ -16,7 +16,7 @@ from fedsim.errors import PluginError, UserError
 from fedsim.grid.resolve import Resolved, Variant
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Message, Task
-from fedsim.methods.products import Classifier, Generator, PersonalClassifier, PersonalGenerator
+from fedsim.methods.products import Generator, Product, is_classifier, is_personal, own
 from fedsim.methods.registry import lookup
 from fedsim.methods.source_lines import line_of, origin, said
 from fedsim.privacy.plan import PrivacyPlan, Release
@@ -108,7 +108,7 @@ def _rows(task: Task) -> tuple[np.ndarray[Any, np.dtype[np.float32]], np.ndarray
     return x / np.linalg.norm(x, axis=1, keepdims=True), np.arange(count) % task.classes
 
 
-def _train(algorithm: Algorithm, variant: Variant, plan: PrivacyPlan | None, x: Any, y: Any) -> Generator | Classifier:
+def _train(algorithm: Algorithm, variant: Variant, plan: PrivacyPlan | None, x: Any, y: Any) -> Product:
     """What training yields, through :meth:`Algorithm.train`, of the first rounds alone."""
     clients = range(algorithm.task.clients)
     rows = tuple(np.arange(client * ROWS, (client + 1) * ROWS) for client in clients)
@@ -160,14 +160,14 @@ def _watch(algorithm: Algorithm) -> None:
     vars(algorithm).update({name: watched[name] for name in own})
 
 
-def _use(made: Generator | Classifier, algorithm: Algorithm, x: Tensor) -> None:
+def _use(made: Product, algorithm: Algorithm, x: Tensor) -> None:
     """Sample or predict, by the shared version and by a client's own."""
-    task, own = algorithm.task, [made.of_client(0)] if isinstance(made, PersonalGenerator | PersonalClassifier) else []
+    task, personal = algorithm.task, [own(made, 0)] if is_personal(made) else []
     # a personal classifier is used by its clients alone
-    for each in own if own and hasattr(made, "probabilities") else [made, *own]:
-        if not algorithm.generates() and hasattr(each, "probabilities"):
+    for each in personal if personal and is_classifier(made) else [made, *personal]:
+        if not algorithm.generates() and is_classifier(each):
             _check(each.probabilities, each.probabilities(x), (len(x), task.classes), torch.float32, torch.float64)
-        elif algorithm.generates() and hasattr(each, "sample"):
+        elif algorithm.generates() and isinstance(each, Generator):
             labels = torch.arange(task.classes).repeat_interleave(2)
             _check(each.sample, each.sample(labels, Seeds(0).torch(Purpose.SYNTHESIS)), (len(labels), task.dim), torch.float32)
         else:

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from fedsim.methods.algorithm import Algorithm
-from fedsim.methods.messages import Message, Pool, Tensors
+from fedsim.methods.messages import Diagnostic, Message, Pool, Tensors
 from fedsim.methods.parameters import add_in_order, code_names, in_order, l2_norm
 from fedsim.methods.products import Generator, Product
 from fedsim.privacy.ledger import Ledger
@@ -116,14 +114,11 @@ def _gathered(messages: Sequence[Message], noise: Noise, signal: float) -> dict[
         "signal_norm": signal,
         "noise_norm": l2_norm(noise.parts),
     }
+    found: dict[str, list[Diagnostic]] = {}
+    for message in messages:
+        for name, each in message.diagnostics.items():
+            found.setdefault(name, []).append(each if isinstance(each, Diagnostic) else Diagnostic(each))
     # a cohort that sampled no row has no loss to tell
-    for name in dict.fromkeys(name for message in messages for name in message.diagnostics):
-        numbers = [number for message in messages for number in message.diagnostics.get(name, [])]
-        if name == "gradient_norm":
-            values["gradient_norm_quantiles"] = np.quantile(numbers, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist() if numbers else []
-        elif name == "generator_features":
-            # the mean squared distance over pairs of clients is twice the unbiased variance
-            values["cross_client_mmd"] = 2 * float(np.var(numbers, axis=0, ddof=1).sum()) if len(numbers) > 1 else None
-        else:
-            values[name] = float(np.mean(numbers)) if numbers else None
+    for name, parts in found.items():
+        values[f"{name}_quantiles" if parts[0].told == "quantiles" else name] = Diagnostic.told_of(parts)
     return values

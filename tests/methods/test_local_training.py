@@ -8,6 +8,7 @@ import torch
 from cells import SHIPPED, quick, small_cells
 
 from fedsim.methods.local_training import clip_updates
+from fedsim.methods.messages import Diagnostic
 from fedsim.methods.registry import lookup
 from fedsim.seeds import Seeds
 from fedsim.simulation.cohort import Cohort, LocalPool, build_algorithm
@@ -47,7 +48,7 @@ def test_a_round_in_which_nobody_takes_part_is_a_round() -> None:
     message = cohort.round(0, release, algorithm.broadcast(algorithm.initial_server(Seeds(0))))
     assert all(not value.any() for value in message.sums.values())
     assert message.steps[0].members == (0, 1, 2, 3)
-    assert message.diagnostics["gradient_norm"] == []
+    assert message.diagnostics["gradient_norm"] == Diagnostic([], "quantiles")
 
 
 @pytest.mark.parametrize("rate", [1.0, 0.5])

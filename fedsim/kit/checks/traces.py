@@ -17,7 +17,7 @@ from torch import Tensor
 from fedsim.kit.checks.subject import Subject
 from fedsim.kit.checks.training import answers, drawn
 from fedsim.kit.checks.verdict import Verdict, failed, idle, passed
-from fedsim.methods.messages import Message
+from fedsim.methods.messages import Diagnostic, Message
 from fedsim.seeds import Seeds
 from fedsim.simulation import rounds
 from fedsim.simulation.checkpoint import Checkpoints
@@ -74,7 +74,8 @@ def _unsendable(message: Message) -> str:
     for name, value in message.sums.items():
         if not isinstance(value, Tensor):
             return f"'{name}' of the message is a {type(value).__name__}"
-    for name, numbers in message.diagnostics.items():
+    for name, told in message.diagnostics.items():
+        numbers = told.values if isinstance(told, Diagnostic) else told
         if strange := next((each for each in _leaves(numbers) if not isinstance(each, PLAIN)), None):
             return f"diagnostic '{name}' of the message holds a {type(strange).__name__}"
     try:

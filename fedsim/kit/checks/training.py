@@ -15,7 +15,7 @@ from torch import Tensor
 from fedsim.data.embeddings import Embeddings
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Pool
-from fedsim.methods.products import Classifier, Generator, PersonalClassifier, PersonalGenerator
+from fedsim.methods.products import Product, is_classifier, is_personal, own
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.seeds import Seeds
 from fedsim.simulation import rounds
@@ -81,15 +81,15 @@ def _states() -> dict[str, Any]:
     }
 
 
-def answers(made: Any, labels: Tensor, x: Tensor) -> Tensor:
+def answers(made: Product, labels: Tensor, x: Tensor) -> Tensor:
     """What a generator says to ``labels``, always from the same stream, or a classifier to embeddings ``x``."""
-    found: Tensor = made.probabilities(x) if hasattr(made, "probabilities") else made.sample(labels, torch.Generator().manual_seed(0))
+    found: Tensor = made.probabilities(x) if is_classifier(made) else made.sample(labels, torch.Generator().manual_seed(0))
     return found
 
 
-def drawn(made: Generator | Classifier, data: Embeddings, clients: int) -> Tensor:
+def drawn(made: Product, data: Embeddings, clients: int) -> Tensor:
     """Answers to fixed questions, those of every client's own version too: rows ``[n, d]``, or probabilities ``[n, C]``."""
     labels, x = torch.arange(data.classes).repeat(2), torch.from_numpy(data.x_test[:20])
-    if isinstance(made, PersonalGenerator | PersonalClassifier):
-        return torch.cat([answers(made, labels, x), *(answers(made.of_client(client), labels, x) for client in range(clients))])
+    if is_personal(made):
+        return torch.cat([answers(made, labels, x), *(answers(own(made, client), labels, x) for client in range(clients))])
     return answers(made, labels, x)

@@ -1,0 +1,51 @@
+"""What an algorithm yields says itself what it is."""
+
+import torch
+
+from fedsim.methods.messages import Diagnostic
+from fedsim.methods.products import is_classifier, is_personal, own
+from fedsim.models.linear import LinearClassifier, LocalClassifiers
+
+
+class Rows:
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def sample(self, labels: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
+        return torch.full((len(labels), 2), self.value)
+
+
+class OwnRows(Rows):
+    def of_client(self, client: int) -> Rows:
+        return Rows(float(client))
+
+
+def linear(bias: float) -> LinearClassifier:
+    return LinearClassifier(torch.zeros(2, 2), torch.tensor([bias, 0.0]))
+
+
+def test_a_product_predicts_or_generates_and_has_a_version_a_client_or_one_for_all() -> None:
+    made = [Rows(9.0), OwnRows(9.0), linear(0.0), LocalClassifiers([linear(0.0), linear(1.0)])]
+    assert [is_classifier(each) for each in made] == [False, False, True, True]
+    assert [is_personal(each) for each in made] == [False, True, False, True]
+
+
+def test_a_client_uses_its_own_version_or_the_one_that_all_share() -> None:
+    shared, personal = Rows(9.0), OwnRows(9.0)
+    assert own(shared, 1) is shared
+    assert float(own(personal, 1).sample(torch.zeros(1), torch.Generator())[0, 0]) == 1.0
+    assert float(own(LocalClassifiers([linear(0.0), linear(1.0)]), 1).probabilities(torch.zeros(1, 2))[0, 0]) > 0.7
+
+
+def test_a_diagnostic_says_how_it_is_told() -> None:
+    parts = [[1.0, 2.0], [6.0]]
+    assert Diagnostic.told_of([Diagnostic(part) for part in parts]) == 3.0
+    assert Diagnostic.told_of([Diagnostic(part, "quantiles") for part in parts])[2] == 2.0
+    # pairs (0,0)-(3,4), (0,0)-(0,0), (3,4)-(0,0): squared distances 25, 0, 25
+    assert abs(Diagnostic.told_of([Diagnostic([[0.0, 0.0], [3.0, 4.0], [0.0, 0.0]], "spread")]) - 50 / 3) < 1e-12
+    empty = [
+        Diagnostic.told_of([Diagnostic([])]),
+        Diagnostic.told_of([Diagnostic([], "quantiles")]),
+        Diagnostic.told_of([Diagnostic([[1.0]], "spread")]),
+    ]
+    assert empty == [None, [], None]
