@@ -89,8 +89,8 @@ class Row(BaseModel):
     @model_serializer(mode="wrap")
     def _spread(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = handler(self)
-        fields |= {name: self.scores.get(name) for name in MEASURES}
-        return {name: fields[name] for name in self.columns()}
+        fields |= {name: self.scores.get(name) for name in MEASURES} if "scores" in fields else {}
+        return {name: fields[name] for name in self.columns() if name in fields}
 
     @classmethod
     def columns(cls) -> list[str]:

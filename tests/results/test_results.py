@@ -116,6 +116,12 @@ def test_a_row_has_the_fields_of_the_contract_and_no_other():
         row(acuracy=0.5)
 
 
+def test_a_row_can_be_told_without_some_of_its_fields():
+    told = row().model_dump(exclude={"claim", "seconds"})
+    assert list(told) == [name for name in CONTRACT if name not in ("claim", "seconds")]
+    assert row().model_dump(include={"label"}) == {"label": "alg"}
+
+
 @pytest.mark.parametrize(
     "fields",
     [
