@@ -21,6 +21,7 @@ HASHED = {
     "fedsim.data",
     "fedsim.data.embeddings",
     "fedsim.evaluation.scores",
+    "fedsim.results.measures",
     "fedsim.models",
     "fedsim.models.initialise",
     "fedsim.models.layers",
