@@ -153,8 +153,10 @@ class FedHypeVAE(DPSGD):
         codes = model.codes(len(clients.members))
         stream = clients.seeds.torch(Purpose.DIAGNOSTICS, round_)
         latent, observation = (torch.randn(self.task.classes, 1, size, generator=stream) for size in (self.params.latent, self.task.dim))
-        y = torch.arange(self.task.classes)
-        made = torch.cat([model.generate(code.expand(len(y), -1), y, latent, observation) for code in codes], 1).transpose(0, 1)
+        classes, everyone = self.task.classes, (len(codes), 1, 1)
+        y = torch.arange(classes).repeat(len(codes))
+        own = model.generate(codes.repeat_interleave(classes, 0), y, latent.repeat(everyone), observation.repeat(everyone))
+        made = own.view(len(codes), classes, self.task.dim)
         features = kernel_features(made, kernel_frequencies(self.task.dim, FEATURES // 2, stream))
         weight = self.params.beta * float(model.observation.variance())
         return {

@@ -34,7 +34,6 @@ HASHED = {
     "fedsim.evaluation",
     "fedsim.evaluation.references",
     "fedsim.evaluation.weights",
-    "fedsim.methods",
     "fedsim.methods.clients",
     "fedsim.methods.messages",
     "fedsim.methods.parameters",
