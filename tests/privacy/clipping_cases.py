@@ -44,7 +44,7 @@ class LinearManyTimes(nn.Module):
         self.layer = nn.Linear(DIM, DIM)
 
     def forward(self, b: Batch) -> Tensor:
-        many = torch.tanh(self.layer(b.noise["eps"])).mean(1)
+        many = torch.tanh(self.layer(b.draws["eps"])).mean(1)
         return self.layer(many + b.x).square().sum(1)
 
 
@@ -67,7 +67,7 @@ class Normalised(nn.Module):
         nn.init.normal_(self.norm.weight)
 
     def forward(self, b: Batch) -> Tensor:
-        return (self.out(self.norm(b.x)).square() + self.norm(b.noise["eps"]).sum((1, 2))[:, None]).sum(1)
+        return (self.out(self.norm(b.x)).square() + self.norm(b.draws["eps"]).sum((1, 2))[:, None]).sum(1)
 
 
 class Elementwise(nn.Module):
@@ -78,7 +78,7 @@ class Elementwise(nn.Module):
         self.scale, self.shift, self.gain, self.offset = Scale(DIM), Shift(DIM), Scale(1), Shift(1)
 
     def forward(self, b: Batch) -> Tensor:
-        h = self.offset(self.gain(self.shift(self.scale(b.noise["eps"]))))
+        h = self.offset(self.gain(self.shift(self.scale(b.draws["eps"]))))
         return h.sin().sum((1, 2)) + self.scale(b.x).square().sum(1)
 
 

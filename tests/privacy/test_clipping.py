@@ -139,7 +139,7 @@ def test_uses_that_cancel_do_not_slip_through_the_clip():
     direction = torch.randn(64, generator=stream)
 
     def loss(model: nn.Module, b: Batch) -> Tensor:
-        out = model(b.noise["a"])
+        out = model(b.draws["a"])
         return 300 * ((out[:, 0] - out[:, 1]) @ direction)
 
     for index in range(8):

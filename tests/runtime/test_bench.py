@@ -84,7 +84,7 @@ def test_one_actor_and_three_sample_noise_and_account_alike_and_each_is_repeatab
     assert fingerprints[0] == fingerprints[1]
     assert by_cell(one.rows, *SCORES) == by_cell(three.rows, *SCORES)
     for score in SCORES:
-        values = [[getattr(row, score) for row in sorted(ran.rows, key=lambda row: row.cell_id)] for ran in (one, three)]
+        values = [[row.value(score) for row in sorted(ran.rows, key=lambda row: row.cell_id)] for ran in (one, three)]
         assert values[0] == pytest.approx(values[1], abs=1e-5)
     norms = [[r["parameter_norm"] for r in sorted_rounds(ran)] for ran in (one, three)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-5)
