@@ -64,9 +64,9 @@ def replace_one_epsilon(events: Sequence[Event], delta: float) -> float:
 
     Without sampling, f changes by at most 2 D: the Gaussian mechanism at half the noise multiplier, and :func:`epsilon` says what it
     costs. With Poisson sampling half the multiplier at the same rate is no theorem, for adding and removing a unit then differ. Replacing
-    is removing and adding, so what is (e, d)-DP under add-or-remove-one is (2 e, (1 + exp(e)) d)-DP under replace-one (group privacy:
-    Dwork & Roth 2014, theorem 2.2; with delta, Vadhan 2017, "The complexity of differential privacy", lemma 2.2): twice the least e
-    with (1 + exp(e)) d(e) <= delta.
+    is removing and adding, so what is (e, d)-DP under add-or-remove-one is (2 e, (1 + exp(e)) d)-DP under replace-one: the definition
+    twice, P(A) <= exp(e) P'(A) + d <= exp(e) (exp(e) P''(A) + d) + d (group privacy; cf. Vadhan 2017, "The complexity of differential
+    privacy", lemma 2.2). Returned is twice the least e with (1 + exp(e)) d(e) <= delta.
 
     Raises:
         ValueError: as :func:`epsilon`.

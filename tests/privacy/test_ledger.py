@@ -11,6 +11,18 @@ from fedsim.privacy.plan import Release, calibrate
 
 DELTA = 1e-4
 
+PLAN = calibrate(
+    epsilon=2.0,
+    delta=DELTA,
+    releases=(Release("means", 1.0, 1, relative_noise=4.0), Release("step", 0.2, 30)),
+    unit="example",
+    trust="aggregate",
+    scope="joint",
+    claim="proved",
+    clip=1.0,
+    sensitivity=1.0,
+)
+
 an_entry = st.builds(
     Entry,
     release=st.sampled_from(["step", "means"]),
@@ -38,24 +50,13 @@ def test_an_empty_ledger_spent_nothing():
 
 
 def test_a_run_as_planned_spends_what_the_plan_says():
-    plan = calibrate(
-        epsilon=2.0,
-        delta=DELTA,
-        releases=(Release("means", 1.0, 1, relative_noise=4.0), Release("step", 0.2, 30)),
-        unit="example",
-        trust="aggregate",
-        scope="joint",
-        claim="proved",
-        clip=1.0,
-        sensitivity=1.0,
-    )
     ledger = ran(
-        Entry(release.name, round_, client, plan.noise_multiplier(release.name), release.sample_rate)
-        for release in plan.releases
+        Entry(release.name, round_, client, PLAN.noise_multiplier(release.name), release.sample_rate)
+        for release in PLAN.releases
         for round_ in range(release.steps)
         for client in range(3)
     )
-    assert ledger.epsilon(DELTA) == (plan.epsilon_reached, plan.accountant)
+    assert ledger.epsilon(DELTA) == (PLAN.epsilon_reached, PLAN.accountant)
 
 
 def test_one_step_more_costs_more():
@@ -134,19 +135,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one():
 )
 def test_ledgers_differ_in_anything_that_differs(changed):
     assert ran(steps(**{"rounds": range(10), **changed})) != ran(steps(range(10)))
-
-
-PLAN = calibrate(
-    epsilon=2.0,
-    delta=DELTA,
-    releases=(Release("means", 1.0, 1, relative_noise=4.0), Release("step", 0.2, 30)),
-    unit="example",
-    trust="aggregate",
-    scope="joint",
-    claim="proved",
-    clip=1.0,
-    sensitivity=1.0,
-)
 
 
 def as_planned(**changed):
