@@ -9,7 +9,7 @@ from fedsim.data.sources.load import image_set, load, training_rows
 from fedsim.data.sources.spec import DatasetSpec
 from fedsim.errors import UserError, at
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 SHARED = next((folder for folder in (REPOSITORY / "shared/data", REPOSITORY.parent / "shared/data") if folder.is_dir()), Path())
 
 
