@@ -137,12 +137,14 @@ class Problem:
         """A fresh instance."""
         return build_algorithm(self.name, self.params, Task(DIM, CLASSES, CLIENTS))
 
-    def batch(self, stream: torch.Generator) -> Batch:
-        """Rows of a fixed number, gathered, with their draws."""
-        chosen = torch.randint(HELD, (ROWS,), generator=stream).sort().values
-        draws = {n: torch.randn(ROWS, *shape, generator=stream) for n, shape in cast(DPSGD, self.algorithm()).draws().items()}
-        layout = Layout(chosen * CLIENTS // HELD, CLIENTS)
-        return Batch(torch.from_numpy(self.x)[chosen], torch.from_numpy(self.y)[chosen], draws, layout)
+    def batches(self) -> Iterator[Batch]:
+        """Without end: rows of a fixed number, gathered, with their draws."""
+        x, y, shapes = torch.from_numpy(self.x), torch.from_numpy(self.y), cast(DPSGD, self.algorithm()).draws()
+        stream = torch.Generator().manual_seed(0)
+        while True:
+            chosen = torch.randint(HELD, (ROWS,), generator=stream).sort().values
+            draws = {name: torch.randn(ROWS, *shape, generator=stream) for name, shape in shapes.items()}
+            yield Batch(x[chosen], y[chosen], draws, Layout(chosen * CLIENTS // HELD, CLIENTS))
 
 
 def problem(name: str) -> Problem:
@@ -174,11 +176,11 @@ def bare(problem: Problem) -> Callable[[], None]:
     """A batch, backward, torch's fused Adam."""
     algorithm: Any = problem.algorithm()
     model = initial_model(algorithm.build, Seeds(0), range(CLIENTS))
-    optimiser, stream = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True), torch.Generator().manual_seed(0)
+    optimiser, batches, loss = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True), problem.batches(), _total(algorithm)
 
     def step() -> None:
         optimiser.zero_grad()
-        _total(algorithm)(model, problem.batch(stream)).mean().backward()
+        loss(model, next(batches)).mean().backward()
         optimiser.step()
 
     return step
@@ -193,11 +195,12 @@ def opacus_hooks(problem: Problem) -> Callable[[], None]:
     algorithm: Any = problem.algorithm()
     model = GradSampleModule(LossModule(initial_model(algorithm.build, Seeds(0), range(CLIENTS)), _total(algorithm)))
     adam, stream = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True), torch.Generator().manual_seed(0)
+    batches = problem.batches()
     optimiser = DPOptimizer(adam, noise_multiplier=1.0, max_grad_norm=1.0, expected_batch_size=ROWS, generator=stream)
 
     def step() -> None:
         optimiser.zero_grad()
-        model(_direct(problem.batch(stream))).mean().backward()
+        model(_direct(next(batches))).mean().backward()
         optimiser.step()
 
     return step
@@ -215,11 +218,12 @@ def opacus_ghost(problem: Problem) -> Callable[[], None]:
     loss = LossModule(initial_model(algorithm.build, Seeds(0), range(CLIENTS)), _total(algorithm))
     model = GradSampleModuleFastGradientClipping(loss, max_grad_norm=1.0, use_ghost_clipping=True)
     adam, stream = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True), torch.Generator().manual_seed(0)
+    batches = problem.batches()
     optimiser = DPOptimizerFastGradientClipping(adam, noise_multiplier=1.0, max_grad_norm=1.0, expected_batch_size=ROWS, generator=stream)
 
     def step() -> None:
         optimiser.zero_grad()
-        DPTensorFastGradientClipping(model, optimiser, model(problem.batch(stream)), "mean").backward()
+        DPTensorFastGradientClipping(model, optimiser, model(next(batches)), "mean").backward()
         optimiser.step()
 
     return step
