@@ -14,7 +14,7 @@ from fedsim.methods.messages import Server, Tensors
 from fedsim.privacy.plan import Release
 from fedsim.privacy.statistics import moments
 from fedsim.privacy.statistics.outer_products import OuterProduct
-from fedsim.privacy.statistics.spectral import cosines, leading, square_root, steady
+from fedsim.privacy.statistics.spectral import cosines, leading, polar, square_root, steady
 
 SHARES = {
     "moments": {"mean": 0.1, "moments": 0.7, "class moments": 0.2},
@@ -162,8 +162,7 @@ def _codes(vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """
     used = steady(vectors)
     others = cosines(len(vectors), count)[:, used.shape[1] :]
-    left, _, right = torch.linalg.svd(others - used @ (used.T @ others), full_matrices=False)
-    return used, left @ right
+    return used, polar(others - used @ (used.T @ others))
 
 
 def _standardised(rows: Rows, released: Mapping[str, Tensor]) -> Tensor:

@@ -27,7 +27,7 @@ def leading(symmetric: Tensor, most: int, floor: float) -> tuple[Tensor, Tensor]
     values, vectors = torch.linalg.eigh(symmetric.double())
     values, vectors = values.flip(0), vectors.flip(1)
     kept = min(int((values > floor).sum()), most)
-    apart = torch.cat([values[:-1] - values[1:] > GAP * values[:-1].abs(), torch.ones(1, dtype=torch.bool)])
+    apart = _apart(values)
     while 0 < kept < len(values) and not apart[kept - 1]:
         kept -= 1
     return values[:kept], vectors[:, :kept]
@@ -35,8 +35,12 @@ def leading(symmetric: Tensor, most: int, floor: float) -> tuple[Tensor, Tensor]
 
 def ties(values: Tensor) -> Tensor:
     """For descending eigenvalues ``[d]``: the number of the group ``[d]`` that each shares with those it cannot be told apart from."""
-    apart = values[:-1] - values[1:] > GAP * values[:-1].abs()
-    return torch.cat([torch.zeros(1, dtype=torch.long), apart.long().cumsum(0)])
+    return torch.cat([torch.zeros(1, dtype=torch.long), _apart(values).long().cumsum(0)])
+
+
+def _apart(values: Tensor) -> Tensor:
+    """Whether each of descending eigenvalues ``[d]`` can be told from the next, ``[d - 1]``."""
+    return values[:-1] - values[1:] > GAP * values[:-1].abs()
 
 
 def group_means(values: Tensor, group: Tensor) -> Tensor:
@@ -51,9 +55,14 @@ def steady(basis: Tensor) -> Tensor:
 
     The orthogonal Procrustes problem (Schoenemann 1966); the fixed basis are the first vectors of the discrete cosine transform IV.
     """
-    left, _, right = torch.linalg.svd(basis.T.double() @ cosines(len(basis), basis.shape[1]))
-    turned: Tensor = basis.double() @ (left @ right)
-    return turned
+    return basis.double() @ polar(basis.T.double() @ cosines(len(basis), basis.shape[1]))
+
+
+def polar(matrix: Tensor) -> Tensor:
+    """The matrix with orthonormal columns that is nearest to ``matrix`` ``[d, k]``, d at least k."""
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    nearest: Tensor = left @ right
+    return nearest
 
 
 def cosines(size: int, count: int) -> Tensor:
