@@ -10,7 +10,8 @@ from torch import nn
 
 from fedsim.methods.algorithm import Algorithm, Params
 from fedsim.methods.clients import Clients
-from fedsim.methods.messages import Message, Server, Tensors
+from fedsim.methods.messages import Message, Round, Server, Tensors
+from fedsim.methods.phase import Phase
 from fedsim.methods.registry import register
 from fedsim.models.linear import LinearClassifier, fit_linear
 from fedsim.privacy.plan import Release
@@ -34,22 +35,22 @@ class Centralised(Algorithm):
     Params = CentralisedParams
     private = False
 
-    def releases(self) -> tuple[Release, ...]:
+    def phases(self) -> tuple[Phase, ...]:
         """One round."""
-        return (Release("rows", 1.0, 1),)
+        return (Phase(Release("rows", 1.0, 1), self.client_round, self.server_step, self.broadcast),)
 
     def build(self, clients: int) -> nn.Module:
         """Nothing is trained in rounds."""
         return nn.Module()
 
-    def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         """Every member's rows and labels."""
         rows = {f"x.{client}": x for client, x in zip(clients.members, clients.x, strict=True)}
         labels = {f"y.{client}": y for client, y in zip(clients.members, clients.y, strict=True)}
         sent = sum(value.numel() * value.element_size() for value in (rows | labels).values())
-        return Message(sums=rows | labels, uplink_bytes=sent)
+        return clients.send(rows | labels, uplink_bytes=sent)
 
-    def server_step(self, server: Server, round_: int, release: Release, total: Tensors) -> Mapping[str, float]:
+    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
         """Train on all of them."""
         x, y = (torch.cat([total[f"{part}.{client}"] for client in range(self.task.clients)]).numpy() for part in ("x", "y"))
         pooled = fit_linear(x, y, self.task.classes, self.params.probe_c)
