@@ -34,8 +34,7 @@ def without_noise(algorithm: DPMERF, x: torch.Tensor, y: torch.Tensor) -> Server
         weights = unit_weights(statistic.weights)
         for _ in range(statistic.steps):
             products = statistic.products(Rows(x, y, torch.zeros_like(y)), algorithm.broadcast(server))
-            sums, norms = clipped_statistics(products, Norms(1.0, weights=weights))
-            assert norms.max() <= 1 + 1e-5
+            sums, _ = clipped_statistics(products, Norms(1.0, weights=weights))
             statistic.receive(server, {name: value / weights[name] for name, value in sums.items()}, dict.fromkeys(weights, 0.0))
     return server
 
