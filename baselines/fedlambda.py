@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from pydantic import Field
 
-from baselines.fedavg_linear import FedAvgLinear, FedAvgLinearParams
+from baselines.fedavg_linear import FedAvgLinear
 from baselines.local_only import own_classifier, own_classifiers
 from fedsim.evaluation.weights import held_out_weight
 from fedsim.methods.clients import Clients
@@ -21,16 +20,6 @@ from fedsim.privacy.plan import Release
 LOCAL = "local classifiers"
 
 
-class FedLambdaParams(FedAvgLinearParams):
-    """Parameters of FedLambda.
-
-    Attributes:
-        probe_c: inverse strength of the local classifiers' L2 penalty.
-    """
-
-    probe_c: float = Field(0.1, gt=0)
-
-
 @register("fedlambda")
 class FedLambda(FedAvgLinear):
     """FedAvg's classifier, then lambda * local + (1 - lambda) * global a client, lambda the best on a fifth of the client's rows.
@@ -40,7 +29,6 @@ class FedLambda(FedAvgLinear):
     """
 
     source = "Marfoq et al. 2022, arXiv 2111.09360"
-    Params = FedLambdaParams
 
     def releases(self) -> tuple[Release, ...]:
         """FedAvg's rounds, then one in which clients train their own."""
@@ -53,7 +41,7 @@ class FedLambda(FedAvgLinear):
         model: Any = clients.model
         load_parameters(model, broadcast)
         shared = model.classifier()
-        own, c = own_classifiers(clients, self.task.classes, self.params.probe_c), self.params.probe_c
+        own, c = own_classifiers(clients, self.task.probe_c), self.task.probe_c
         for client, x, y in zip(clients.members, clients.x, clients.y, strict=True):
             own[f"lambda.{client}"] = torch.tensor(held_out_weight(x.numpy(), y.numpy(), shared, self.task.classes, c))
         return Message(sums=own)
@@ -69,5 +57,5 @@ class FedLambda(FedAvgLinear):
         """Every client's interpolation."""
         model: Any = server.model
         shared, tensors = model.classifier(), server.tensors
-        clients = range(self.task.clients)
-        return LocalClassifiers([Interpolated(own_classifier(tensors, k), shared, float(tensors[f"lambda.{k}"])) for k in clients])
+        own = [own_classifier(tensors, client, self.task.classes) for client in range(self.task.clients)]
+        return LocalClassifiers([Interpolated(each, shared, float(tensors[f"lambda.{k}"])) for k, each in enumerate(own)])
