@@ -91,12 +91,20 @@ class Evaluation(_Model):
         per_client: also judge each client's own generator, on test rows as that client sees them.
         personal: also judge each client's own classifier interpolated with the shared one; how its weight is chosen: ``synthetic``
             (also ``true``), ``held-out``, or a number in [0, 1].
+        unseen: a site that takes no part in training, and on whose test rows everything is judged; ``each``: every site in turn.
     """
 
     per_class: Annotated[Whole, Field(ge=1)] = 200
     probe_c: Annotated[Real, Field(gt=0, allow_inf_nan=False)] = PROBE_C
     per_client: bool = Field(default=False, strict=True)
     personal: Annotated[str | float | None, PlainValidator(_personal)] = None
+    unseen: str | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _whose_rows(self) -> Evaluation:
+        if self.unseen and (self.per_client or self.personal is not None):
+            raise ValueError("an unseen site's rows are no client's; remove unseen, or per_client and personal")
+        return self
 
 
 class Privacy(_Model):
@@ -263,3 +271,13 @@ class Cell(_Model):
     noise: Literal["seeded", "secret"]
     seed: int
     evaluation: Evaluation
+
+    @property
+    def data_key(self) -> str:
+        """Which data its clients share out: the data set's, or without the site that is left out."""
+        return data_key(self.dataset, self.evaluation)
+
+
+def data_key(dataset: DatasetSpec, evaluation: Evaluation) -> str:
+    """The key of a data set, apart from that of the same one without a site."""
+    return dataset.key if evaluation.unseen is None else f"{dataset.key} without {evaluation.unseen}"

@@ -85,6 +85,30 @@ class ResultStore:
         if lines:
             self._append(self.folder.rounds, lines)
 
+    def append_clients(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Add what is told of the clients of one cell, each line with ``cell_id`` and ``client``, in one write.
+
+        Raises:
+            UserError: another fedsim holds the folder.
+        """
+        if written := [dump(line) for line in lines]:
+            self._append(self.folder.clients, written)
+
+    def clients(self) -> list[dict[str, Any]]:
+        """The last line of every cell and client, by cell and client.
+
+        Raises:
+            UserError: a complete line of the file is none of these.
+        """
+        latest: dict[str, dict[int, dict[str, Any]]] = {}
+        for number, line in _lines(self.folder.clients):
+            try:
+                told = json.loads(line)
+                latest.setdefault(told["cell_id"], {})[told["client"]] = told
+            except (ValueError, KeyError, TypeError) as error:
+                raise _broken(self.folder.clients, number, error) from error
+        return [own[client] for own in latest.values() for client in sorted(own)]
+
     def rows(self) -> list[Row]:
         """The last row of every cell, in the order in which those rows were written.
 

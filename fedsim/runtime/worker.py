@@ -17,12 +17,12 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from fedsim.data.embeddings import Embeddings
-from fedsim.evaluation.references import ceiling, local_only
+from fedsim.evaluation.references import LocalOnly, ceiling, local_only
 from fedsim.grid.models import Cell
 from fedsim.methods.messages import Message, Pool, Round, Tensors
 from fedsim.methods.registry import lookup
 from fedsim.methods.source_hash import source_hash
-from fedsim.partition import Partition
+from fedsim.partition import Partition, PartitionSpec
 from fedsim.seeds import Seeds
 from fedsim.simulation.checkpoint import Checkpoints
 from fedsim.simulation.cohort import Cohort, CohortSpec, join_clients, split_clients
@@ -64,7 +64,7 @@ class Report:
 
     rounds: tuple[RoundRecord, ...] = ()
     output: str = ""
-    end: Outcome | Failure | float | None = None
+    end: Outcome | Failure | LocalOnly | float | None = None
 
 
 def settle(cpus: float) -> None:
@@ -129,10 +129,10 @@ class TrialWorker:
             except Exception as error:
                 yield Report(tuple(pending), _drain(output), Failure.of(error))
 
-    def reference(self, data: Embeddings, partition: Partition | None, probe_c: float) -> Iterator[Report]:
+    def reference(self, data: Embeddings, partition: Partition | None, spec: PartitionSpec, probe_c: float) -> Iterator[Report]:
         """The ceiling without a partition, local-only with one."""
         try:
-            value = ceiling(data, probe_c) if partition is None else local_only(data, partition, probe_c)
+            value = ceiling(data, probe_c) if partition is None else local_only(data, partition, spec, probe_c)
         except Exception as error:
             yield Report(end=Failure.of(error))
         else:

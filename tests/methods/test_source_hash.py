@@ -32,6 +32,7 @@ HASHED = {
     "fedsim.partition.partition",
     "fedsim.partition.schemes",
     "fedsim.evaluation",
+    "fedsim.evaluation.own_rows",
     "fedsim.evaluation.references",
     "fedsim.evaluation.weights",
     "fedsim.methods.clients",

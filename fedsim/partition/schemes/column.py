@@ -1,10 +1,15 @@
-"""A client for every value of a column."""
+"""Clients by the values of a column: a client for every value, or several."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from fedsim.errors import UserError, nearest
+from fedsim.partition.schemes.dirichlet import dirichlet
 from fedsim.partition.schemes.scheme import Division, Integers, Scheme
 
 
@@ -14,12 +19,56 @@ def column(division: Division, _: np.random.Generator) -> Integers:
     return owner.astype(np.int64)
 
 
-def values_are_clients(division: Division) -> None:
-    """The column has a value for every client, with the minimum size."""
-    name, columns, clients, min_size = str(division.given["column"]), division.columns, division.clients, division.min_size
+def column_dirichlet(division: Division, rng: np.random.Generator) -> Integers:
+    """Every value's rows are shared out among clients of its own, their labels by Dirichlet(alpha) draws.
+
+    Each value has a client; the further ones go, one by one, where there are the most rows a client. Clients stand in the order of
+    the values.
+    """
+    place = column(division, rng)
+    rows = np.bincount(place)
+    clients = _clients_of(rows, division.clients)
+    owner, first = np.empty_like(place), 0
+    for value, count in enumerate(clients):
+        own = np.flatnonzero(place == value)
+        y = np.unique(division.y[own], return_inverse=True)[1]
+        owner[own] = first + dirichlet(replace(division, y=y, clients=int(count)), rng)
+        first += int(count)
+    return owner
+
+
+def _clients_of(rows: Integers, clients: int) -> Integers:
+    """How many clients each value has."""
+    found = np.ones(len(rows), np.int64)
+    for _ in range(clients - len(rows)):
+        found[np.argmax(rows / found)] += 1
+    return found
+
+
+def _values(division: Division) -> tuple[str, NDArray[Any], Integers]:
+    """The column's name, its values in sorted order and their numbers of rows."""
+    name, columns = str(division.given["column"]), division.columns
     if name not in columns:
         raise UserError("partition.column", f"the data set has no column '{name}'", nearest(name, columns))
     values, counts = np.unique(columns[name], return_counts=True)
+    return name, values, counts
+
+
+def values_have_clients(division: Division) -> None:
+    """No fewer clients than the column has values, and none with fewer rows than the minimum size."""
+    (name, values, counts), clients, min_size = _values(division), division.clients, division.min_size
+    if len(values) > clients:
+        raise UserError("clients", f"column '{name}' has {len(values)} values, more than {clients} clients", f"give clients: {len(values)}")
+    own = _clients_of(counts, clients)
+    few = int(np.argmin(counts / own))
+    if counts[few] < own[few] * min_size:
+        what = f"value '{values[few]}' of column '{name}' has {counts[few]} rows for {own[few]} clients of {min_size} rows at least"
+        raise UserError("clients", what, "give fewer clients")
+
+
+def values_are_clients(division: Division) -> None:
+    """The column has a value for every client, with the minimum size."""
+    (name, values, counts), clients, min_size = _values(division), division.clients, division.min_size
     if len(values) != clients:
         what = f"column '{name}' has {len(values)} values, so {len(values)} clients, not {clients}"
         raise UserError("clients", what, f"give clients: {len(values)}")
@@ -28,4 +77,5 @@ def values_are_clients(division: Division) -> None:
         raise UserError("partition.min_size", what, f"give at most {counts.min()}")
 
 
-COLUMN = Scheme(column, values_are_clients, {"column": None})
+COLUMN = Scheme(column, values_are_clients, {"column": None}, site="column")
+COLUMN_DIRICHLET = Scheme(column_dirichlet, values_have_clients, {"column": None}, uses_alpha=True, site="column")

@@ -58,6 +58,7 @@ class Scheme:
         takes: the parameters that are its own, with their defaults; None has to be given.
         uses_alpha: whether ``alpha`` can change the division.
         map_rows: what every client makes of its rows' values; None where they are as they are.
+        site: the parameter that names the column whose value is a client's site; None where clients have none.
     """
 
     owner: Owner
@@ -65,10 +66,7 @@ class Scheme:
     takes: Mapping[str, Any] = field(default_factory=dict)
     uses_alpha: bool = False
     map_rows: RowMap | None = None
-
-    def test_rows(self, client: int, clients: int) -> slice:
-        """The test rows as a client sees them: its own ones where clients see values of their own, else all."""
-        return slice(None) if self.map_rows is None else own_test_rows(client, clients)
+    site: str | None = None
 
 
 def own_test_rows(client: int, clients: int) -> slice:
