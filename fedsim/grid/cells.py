@@ -70,7 +70,8 @@ def _cell(
     epsilon: float | None,
     seed: int,
 ) -> Cell:
-    scheme = grid.partition.model_dump(mode="json", exclude_none=True) | ({"alpha": alpha} if grid.partition.uses_alpha else {})
+    # ids have always held a strength, whatever the scheme
+    scheme = {"strength": 0.0, **grid.partition.model_dump(mode="json")} | ({"alpha": alpha} if grid.partition.uses_alpha else {})
     # without an epsilon there is no budget to protect a unit with
     noise = grid.privacy.noise if variant.private else "seeded"
     budget = [json_number(epsilon), grid.delta, grid.unit, grid.trust, noise] if variant.private else None

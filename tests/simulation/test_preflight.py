@@ -1,10 +1,8 @@
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import pytest
 from cells import NODES, small_grid
 from numpy.typing import NDArray
+from pydantic import Field, ValidationError
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.sources import SOURCES
@@ -12,23 +10,27 @@ from fedsim.data.sources.catalogue import catalogue_table
 from fedsim.data.sources.source import Asked, Listing, Source
 from fedsim.errors import UserError
 from fedsim.partition import SCHEMES
-from fedsim.partition.schemes.scheme import Division, Integers, Scheme
+from fedsim.partition.schemes.scheme import Division, Integers, Scheme, SchemeParams
 from fedsim.simulation.label_matrices import label_matrices
 from fedsim.simulation.node import Node
 from fedsim.simulation.preflight import prepare
 from fedsim.simulation.trial import run_trial
 
 
-def by_turns(division: Division, _: np.random.Generator) -> Integers:
-    return np.arange(len(division.y)) % division.clients
+class Turns(SchemeParams):
+    rows: int = Field(1, ge=1)
 
 
-def even_only(division: Division) -> None:
+def by_turns(division: Division[Turns], _: np.random.Generator) -> Integers:
+    return np.arange(len(division.y)) // division.given.rows % division.clients
+
+
+def even_only(division: Division[Turns]) -> None:
     if division.clients % 2:
         raise UserError("clients", f"{division.clients} is odd", "give an even number")
 
 
-def turned(x: NDArray[np.float32], client: int, given: Mapping[str, Any], seed: int) -> NDArray[np.float32]:
+def turned(x: NDArray[np.float32], client: int, given: Turns, seed: int) -> NDArray[np.float32]:
     """The features shifted round by the client's number: a map that is easy to see."""
     return np.roll(x, client, axis=1)
 
@@ -41,7 +43,7 @@ def two_blobs(asked: Asked) -> Embeddings:
 
 
 def test_a_scheme_is_one_object_that_a_grid_then_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SCHEMES, "by-turns", Scheme(by_turns, even_only, map_rows=turned))
+    monkeypatch.setitem(SCHEMES, "by-turns", Scheme(by_turns, even_only, Turns, map_rows=turned))
     grid = small_grid("dp-gaussian", partition={"scheme": "by-turns"})
     prepared = prepare(grid, NODES)
     (trial,) = prepared.trials
@@ -54,6 +56,19 @@ def test_a_scheme_is_one_object_that_a_grid_then_names(monkeypatch: pytest.Monke
     assert outcome.scores.balanced_accuracy >= 0
     with pytest.raises(UserError, match=r"^clients\[0\]: 5 is odd; give an even number"):
         prepare(small_grid("dp-gaussian", partition={"scheme": "by-turns"}, clients=5), NODES)
+
+
+def test_a_schemes_parameters_come_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SCHEMES, "by-turns", Scheme(by_turns, params=Turns))
+    (trial,) = prepare(small_grid("dp-gaussian", partition={"scheme": "by-turns", "rows": 3}), NODES).trials
+    assert trial.partition.rows[1].tolist()[:4] == [3, 4, 5, 15]
+    assert trial.cell.partition.model_dump() == {"scheme": "by-turns", "min_size": 2, "rows": 3}
+    (other,) = prepare(small_grid("dp-gaussian", partition={"scheme": "by-turns", "rows": 2}), NODES).trials
+    assert trial.cell.cell_id != other.cell.cell_id
+    with pytest.raises(ValidationError, match=r"partition.rows\n.*greater than or equal to 1"):
+        small_grid("dp-gaussian", partition={"scheme": "by-turns", "rows": 0})
+    with pytest.raises(ValidationError, match="scheme 'iid' takes no rows; remove it or give scheme: by-turns"):
+        small_grid("dp-gaussian", partition={"scheme": "iid", "rows": 3})
 
 
 def test_a_data_set_is_one_object_that_a_grid_then_names(monkeypatch: pytest.MonkeyPatch) -> None:
