@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from cells import NODES, small_grid
+from cells import NODES, quick, small_grid
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
@@ -69,6 +69,15 @@ def test_a_schemes_parameters_come_with_it(monkeypatch: pytest.MonkeyPatch) -> N
         small_grid("dp-gaussian", partition={"scheme": "by-turns", "rows": 0})
     with pytest.raises(ValidationError, match="scheme 'iid' takes no rows; remove it or give scheme: by-turns"):
         small_grid("dp-gaussian", partition={"scheme": "iid", "rows": 3})
+
+
+def test_sampled_clients_are_refused_where_the_budget_is_an_examples() -> None:
+    sampled = quick("fedhypevae", client_rate=0.5)
+    with pytest.raises(UserError, match=r"client_rate with fedhypevae: 0.5 samples clients, .*; give 1, or unit: client"):
+        prepare(small_grid(sampled), NODES)
+    (trial,) = prepare(small_grid(sampled, unit="client"), NODES).trials
+    assert trial.plan is not None
+    assert trial.plan.releases[0].sample_rate == 0.5
 
 
 def test_a_data_set_is_one_object_that_a_grid_then_names(monkeypatch: pytest.MonkeyPatch) -> None:
