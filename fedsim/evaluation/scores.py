@@ -94,16 +94,10 @@ def score_classifier(made: Classifier, x_test: NDArray[np.float32], y_test: NDAr
 def score_clients(
     made: Sequence[tuple[NDArray[np.float32], NDArray[np.int64]]], x_test: NDArray[np.float32], y_test: NDArray[np.int64], probe_c: float
 ) -> Scores:
-    """Scores over all test rows where row i is predicted by the probe of client ``i mod K``.
+    """Scores over all test rows where row i is predicted by the probe of client ``i mod K``, which is trained on ``made[i mod K]``.
 
-    Under feature shift that row went through this client's map (:func:`fedsim.partition.shifted`), so each client's probe is tested on rows
-    as that client sees them.
-
-    Args:
-        made: what each of the K clients' probes is trained on: rows ``[n, d]`` and labels ``[n]``.
-        x_test: real test rows ``[m, d]``.
-        y_test: their labels ``[m]``.
-        probe_c: inverse strength of the probe's L2 penalty.
+    Under feature shift that row went through this client's map (:func:`fedsim.partition.as_seen`), so each client's probe is tested on rows
+    as that client sees them. ``made`` holds rows ``[n, d]`` and labels ``[n]``; the rest is as for :func:`probe_predictions`.
     """
     classes = 1 + int(max(y_test.max(), *(y.max() for _, y in made)))
     predicted, probabilities = np.empty_like(y_test), np.zeros((len(y_test), classes))

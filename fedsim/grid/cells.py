@@ -10,9 +10,10 @@ from itertools import product
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.sources.spec import DatasetSpec
 from fedsim.errors import UserError, at
-from fedsim.grid.models import Cell, Grid, epsilon_text
+from fedsim.grid.models import Cell, Grid
 from fedsim.grid.resolve import Resolved, Variant
 from fedsim.partition import check_partition
+from fedsim.words import json_number
 
 
 def expand(resolved: Resolved, data: Mapping[str, Embeddings]) -> tuple[Cell, ...]:
@@ -69,10 +70,11 @@ def _cell(
     epsilon: float | None,
     seed: int,
 ) -> Cell:
-    scheme = grid.partition.model_dump(mode="json", exclude_none=True) | ({"alpha": alpha} if grid.partition.uses_alpha else {})
+    # ids have always held a strength, whatever the scheme
+    scheme = {"strength": 0.0, **grid.partition.model_dump(mode="json")} | ({"alpha": alpha} if grid.partition.uses_alpha else {})
     # without an epsilon there is no budget to protect a unit with
     noise = grid.privacy.noise if variant.private else "seeded"
-    budget = [epsilon_text(epsilon), grid.delta, grid.unit, grid.trust, noise] if variant.private else None
+    budget = [json_number(epsilon), grid.delta, grid.unit, grid.trust, noise] if variant.private else None
     result_of = {
         "algorithm": variant.identity,
         "params": variant.params,
