@@ -31,8 +31,7 @@ def own_rows(data: Embeddings, partition: Partition, spec: PartitionSpec) -> Own
     """The test rows of the client's site, under a scheme with sites; those that it sees, where it sees values of its own; else all."""
     scheme, clients = SCHEMES[spec.scheme], range(len(partition.rows))
     numbers, every = tuple(map(str, clients)), np.arange(len(data.y_test))
-    if scheme.site is not None:
-        column = str(spec.given[scheme.site])
+    if (column := spec.given.site_column) is not None:
         sites = tuple(str(data.columns[column][rows[0]]) for rows in partition.rows)
         test_sites = data.test_columns[column].astype(np.str_)
         names = sites if len(set(sites)) == len(sites) else tuple(f"{site} {client}" for site, client in zip(sites, numbers, strict=True))

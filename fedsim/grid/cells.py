@@ -12,9 +12,10 @@ import numpy as np
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.sources.spec import DatasetSpec
 from fedsim.errors import UserError, at, nearest
-from fedsim.grid.models import Cell, Evaluation, Grid, data_key, epsilon_text
+from fedsim.grid.models import Cell, Evaluation, Grid, data_key
 from fedsim.grid.resolve import Resolved, Variant
-from fedsim.partition import SCHEMES, check_partition
+from fedsim.partition import check_partition
+from fedsim.words import json_number
 
 
 def expand(resolved: Resolved, data: Mapping[str, Embeddings]) -> tuple[Cell, ...]:
@@ -50,13 +51,11 @@ def evaluations(grid: Grid, spec: DatasetSpec, data: Embeddings) -> tuple[Evalua
     asked = grid.evaluation.unseen
     if asked is None:
         return (grid.evaluation,)
-    where, site = grid.place("evaluation", "unseen"), SCHEMES[grid.partition.scheme].site
-    if site is None:
-        schemes = " or ".join(name for name, scheme in SCHEMES.items() if scheme.site)
-        raise UserError(where, f"scheme '{grid.partition.scheme}' has no sites", f"give partition: {{scheme: {schemes}, column: NAME}}")
-    column = str(grid.partition.given[site])
+    where, column = grid.place("evaluation", "unseen"), grid.partition.given.site_column
+    if column is None:
+        raise UserError(where, f"scheme '{grid.partition.scheme}' has no sites", "give partition: {scheme: column, column: NAME}")
     if column not in data.columns:
-        raise UserError(grid.place("partition", site), f"the data set has no column '{column}'", nearest(column, data.columns))
+        raise UserError(grid.place("partition", "column"), f"the data set has no column '{column}'", nearest(column, data.columns))
     sites = np.unique(data.columns[column]).astype(np.str_).tolist()
     if asked != "each" and asked not in sites:
         raise UserError(where, f"column '{column}' of '{spec.display}' has no value '{asked}'", nearest(asked, [*sites, "each"]))
@@ -74,7 +73,7 @@ def without_unseen(grid: Grid, data: Mapping[str, Embeddings]) -> dict[str, Embe
         for evaluation in evaluations(grid, spec, data[spec.key]):
             if evaluation.unseen is not None:
                 with at(grid.place("evaluation", "unseen")):
-                    column = str(grid.partition.given[str(SCHEMES[grid.partition.scheme].site)])
+                    column = str(grid.partition.given.site_column)
                     views[data_key(spec, evaluation)] = data[spec.key].unseen(column, evaluation.unseen)
     return views
 
@@ -114,10 +113,11 @@ def _cell(
     seed: int,
     evaluation: Evaluation,
 ) -> Cell:
-    scheme = grid.partition.model_dump(mode="json", exclude_none=True) | ({"alpha": alpha} if grid.partition.uses_alpha else {})
+    # ids have always held a strength, whatever the scheme
+    scheme = {"strength": 0.0, **grid.partition.model_dump(mode="json")} | ({"alpha": alpha} if grid.partition.uses_alpha else {})
     # without an epsilon there is no budget to protect a unit with
     noise = grid.privacy.noise if variant.private else "seeded"
-    budget = [epsilon_text(epsilon), grid.delta, grid.unit, grid.trust, noise] if variant.private else None
+    budget = [json_number(epsilon), grid.delta, grid.unit, grid.trust, noise] if variant.private else None
     result_of = {
         "algorithm": variant.identity,
         "params": variant.params,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -26,6 +25,7 @@ from fedsim.grid.places import Source
 from fedsim.models.probe import PROBE_C
 from fedsim.partition import PartitionSpec
 from fedsim.privacy.plan import Trust, Unit
+from fedsim.words import json_number
 
 _Item = TypeVar("_Item")
 
@@ -63,14 +63,9 @@ def _personal(given: Any) -> str | float | None:
     raise ValueError(f"{spelled(given)} is not a way to choose a weight; give synthetic, held-out or a number in [0, 1]")
 
 
-def epsilon_text(epsilon: float | None) -> float | str | None:
-    """An epsilon as JSON may hold it: infinity is a word."""
-    return "inf" if epsilon is not None and math.isinf(epsilon) else epsilon
-
-
 Real = Annotated[float, BeforeValidator(_no_flag)]
 Whole = Annotated[int, BeforeValidator(_no_flag)]
-Epsilon = Annotated[Real, Field(gt=0), PlainSerializer(epsilon_text, when_used="json")]
+Epsilon = Annotated[Real, Field(gt=0), PlainSerializer(json_number, when_used="json")]
 Alpha = Annotated[Real, Field(gt=0, allow_inf_nan=False)]
 Clients = Annotated[Whole, Field(ge=1)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
@@ -264,7 +259,7 @@ class Cell(_Model):
     partition: PartitionSpec
     alpha: float
     clients: int
-    epsilon: Annotated[float | None, PlainSerializer(epsilon_text, when_used="json")]
+    epsilon: Annotated[float | None, PlainSerializer(json_number, when_used="json")]
     delta: float
     unit: Unit
     trust: Trust

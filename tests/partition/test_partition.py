@@ -223,6 +223,20 @@ def test_a_wrong_spec_is_refused(spec, message):
 
 
 @pytest.mark.parametrize(
+    "given", [{}, {"scheme": "shards", "labels": 3}, {"scheme": "feature-shift"}, {"scheme": "column", "column": "site"}]
+)
+def test_a_spec_is_what_it_is_read_back_from(given):
+    spec = PartitionSpec(**given)
+    assert PartitionSpec.model_validate_json(spec.model_dump_json()) == spec
+    assert spec != PartitionSpec(scheme="shards", labels=4)
+
+
+def test_the_empty_parameters_of_other_schemes_are_no_parameters():
+    written = {"scheme": "iid", "min_size": 2, "column": None, "labels": None, "power": None, "strength": 0.0}
+    assert PartitionSpec(**written) == PartitionSpec(scheme="iid")
+
+
+@pytest.mark.parametrize(
     ("scheme", "alpha"),
     [
         *((scheme, alpha) for scheme in ("dirichlet", "dirichlet-client") for alpha in (1e-9, 0.1, 100.0)),

@@ -3,23 +3,57 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, field_validator
 
 from fedsim.errors import UserError, nearest
 from fedsim.partition.schemes.dirichlet import dirichlet
-from fedsim.partition.schemes.scheme import Division, Integers, Scheme
+from fedsim.partition.schemes.scheme import Division, Integers, Scheme, SchemeParams
 
 
-def column(division: Division, _: np.random.Generator) -> Integers:
+class ColumnParams(SchemeParams):
+    """Parameters of scheme ``column``.
+
+    Attributes:
+        column: the data set's column whose values are the clients.
+    """
+
+    scheme: ClassVar[str] = "column"
+    column: str | None = Field(default=None, validate_default=True)
+
+    @field_validator("column")
+    @classmethod
+    def _needed(cls, column: str | None) -> str | None:
+        if column is None:
+            raise ValueError(f"scheme '{cls.scheme}' needs the name of a column; give column: NAME")
+        return column
+
+    @property
+    def site_column(self) -> str | None:
+        """The column itself."""
+        return self.column
+
+
+class ColumnDirichletParams(ColumnParams):
+    """Parameters of scheme ``column-dirichlet``.
+
+    Attributes:
+        column: the data set's column, each value of which has clients of its own.
+    """
+
+    scheme: ClassVar[str] = "column-dirichlet"
+
+
+def column(division: Division[ColumnParams], _: np.random.Generator) -> Integers:
     """The clients are the values of a column, in sorted order."""
-    owner = np.unique(division.columns[str(division.given["column"])], return_inverse=True)[1]
+    owner = np.unique(division.columns[str(division.given.column)], return_inverse=True)[1]
     return owner.astype(np.int64)
 
 
-def column_dirichlet(division: Division, rng: np.random.Generator) -> Integers:
+def column_dirichlet(division: Division[ColumnParams], rng: np.random.Generator) -> Integers:
     """Every value's rows are shared out among clients of its own, their labels by Dirichlet(alpha) draws.
 
     Each value has a client; the further ones go, one by one, where there are the most rows a client. Clients stand in the order of
@@ -45,16 +79,16 @@ def _clients_of(rows: Integers, clients: int) -> Integers:
     return found
 
 
-def _values(division: Division) -> tuple[str, NDArray[Any], Integers]:
+def _values(division: Division[ColumnParams]) -> tuple[str, NDArray[Any], Integers]:
     """The column's name, its values in sorted order and their numbers of rows."""
-    name, columns = str(division.given["column"]), division.columns
+    name, columns = str(division.given.column), division.columns
     if name not in columns:
         raise UserError("partition.column", f"the data set has no column '{name}'", nearest(name, columns))
     values, counts = np.unique(columns[name], return_counts=True)
     return name, values, counts
 
 
-def values_have_clients(division: Division) -> None:
+def values_have_clients(division: Division[ColumnParams]) -> None:
     """No fewer clients than the column has values, and none with fewer rows than the minimum size."""
     (name, values, counts), clients, min_size = _values(division), division.clients, division.min_size
     if len(values) > clients:
@@ -66,7 +100,7 @@ def values_have_clients(division: Division) -> None:
         raise UserError("clients", what, "give fewer clients")
 
 
-def values_are_clients(division: Division) -> None:
+def values_are_clients(division: Division[ColumnParams]) -> None:
     """The column has a value for every client, with the minimum size."""
     (name, values, counts), clients, min_size = _values(division), division.clients, division.min_size
     if len(values) != clients:
@@ -77,5 +111,5 @@ def values_are_clients(division: Division) -> None:
         raise UserError("partition.min_size", what, f"give at most {counts.min()}")
 
 
-COLUMN = Scheme(column, values_are_clients, {"column": None}, site="column")
-COLUMN_DIRICHLET = Scheme(column_dirichlet, values_have_clients, {"column": None}, uses_alpha=True, site="column")
+COLUMN = Scheme(column, values_are_clients, ColumnParams)
+COLUMN_DIRICHLET = Scheme(column_dirichlet, values_have_clients, ColumnDirichletParams, uses_alpha=True)
