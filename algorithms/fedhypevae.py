@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,19 +16,19 @@ from torch import Tensor, nn
 from algorithms.fedhypevae_params import FedHypeVAEParams
 from algorithms.hyper_cvae import HyperCVAE
 from algorithms.meta_codes import HyperGenerator, fit_meta_codes
-from algorithms.warm_start import RELEASED, Rows, WarmStart
+from algorithms.warm_start import RELEASED, WarmStart
 from fedsim.batch import Batch
 from fedsim.errors import UserError
 from fedsim.methods.clients import Clients
 from fedsim.methods.dp_sgd import DPSGD, averaged_model
-from fedsim.methods.messages import Diagnostic, Message, Server, Tensors
-from fedsim.methods.one_shot import statistics_message
+from fedsim.methods.messages import Diagnostic, Message, Round, Server, Tensors
+from fedsim.methods.one_shot import statistic_phase
+from fedsim.methods.phase import Phase
 from fedsim.methods.registry import register
 from fedsim.models.cvae import gaussian_nll, gaussian_nll_diagonal, kl_normal, sample_posterior
 from fedsim.models.initialise import initial_model
 from fedsim.models.kernel import kernel_features, kernel_frequencies, kernel_score
-from fedsim.privacy.clipping import Norms
-from fedsim.privacy.plan import Claim, PrivacyPlan, Release
+from fedsim.privacy.plan import Claim, PrivacyPlan
 from fedsim.seeds import Purpose
 
 FEATURES = 256
@@ -93,10 +94,19 @@ class FedHypeVAE(DPSGD):
             return None
         return WarmStart(p.warm_start, self.task.classes, self.task.clients, p.latent, p.code_scale, p.class_maps)
 
-    def releases(self) -> tuple[Release, ...]:
-        """DP-SGD; before it, with a warm start, its moments."""
-        (sgd,), warm = super().releases(), self.warm_start()
-        return (sgd,) if warm is None else warm.releases(sgd, self.params.sgd_share)
+    def phases(self) -> tuple[Phase, ...]:
+        """DP-SGD; before it, with a warm start, one phase for each of its statistics."""
+        (sgd,), warm, share = super().phases(), self.warm_start(), self.params.sgd_share
+        if warm is None:
+            return (sgd,)
+        first = (statistic_phase(each, self.clip(), self.task, self.released) for each in warm.statistics(1 - share))
+        # many sampled steps count as their sum
+        noise = sgd.release.sample_rate * math.sqrt(sgd.release.steps / share)
+        return (*first, replace(sgd, release=replace(sgd.release, relative_noise=noise)))
+
+    def released(self, server: Server) -> Tensors:
+        """What clients are told of the warm start's releases."""
+        return {name: value for name, value in server.tensors.items() if name in RELEASED}
 
     def plan(self, epsilon: float | None, delta: float) -> PrivacyPlan | None:
         """As every algorithm's; moments are released for unit example only."""
@@ -106,33 +116,16 @@ class FedHypeVAE(DPSGD):
         return super().plan(epsilon, delta)
 
     def broadcast(self, server: Server) -> Tensors:
-        """The shared parameters, and for the warm start what has been released before."""
-        return super().broadcast(server) | {name: value for name, value in server.tensors.items() if name in RELEASED}
+        """The shared parameters, and the codes that the warm start found."""
+        return super().broadcast(server) | {name: value for name, value in server.tensors.items() if name == "codes"}
 
-    def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
-        """A warm-start release, or a DP-SGD step."""
-        members, warm = torch.tensor(clients.members), self.warm_start()
-        if warm is None or release.name not in warm:
-            if "codes" in broadcast and self.step(round_) == 0:
-                model: Any = clients.model
-                with torch.no_grad():
-                    model.code.weight.copy_(broadcast["codes"][members])
-            return super().client_round(clients, round_, release, broadcast)
-        client = torch.repeat_interleave(members, torch.tensor([len(x) for x in clients.x]))
-        products, weights = warm.statistics(release.name, Rows(torch.cat(clients.x), torch.cat(clients.y), client), broadcast)
-        scaled = {name: self.clip() * weight for name, weight in weights.items()}
-        return statistics_message(clients, round_, release, products, Norms(self.clip(), weights=scaled))
-
-    def server_step(self, server: Server, round_: int, release: Release, total: Tensors) -> Mapping[str, float]:
-        """Take a warm-start release in, or a DP-SGD step."""
-        warm = self.warm_start()
-        if warm is None or release.name not in warm:
-            return super().server_step(server, round_, release, total)
-        none = torch.zeros(0, dtype=torch.long)
-        _, weights = warm.statistics(release.name, Rows(torch.zeros(0, self.task.dim), none, none), server.tensors)
-        sums = {name: value / (self.clip() * weights[name]) for name, value in total.items()}
-        warm.receive(server, release.name, sums, server.noise_std(release.name, self.task.clients) / self.clip())
-        return {}
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+        """A DP-SGD step; the first one from the warm start's codes."""
+        if round_.step == 0 and "codes" in broadcast:
+            model: Any = clients.model
+            with torch.no_grad():
+                model.code.weight.copy_(broadcast["codes"][torch.tensor(clients.members)])
+        return super().client_round(clients, round_, broadcast)
 
     # --- what the server adds, and the outcome ---
 
@@ -144,14 +137,14 @@ class FedHypeVAE(DPSGD):
         return {"lipschitz": weight * (model.decoder.lipschitz() + model.prior.lipschitz())}
 
     @torch.no_grad()
-    def diagnostics(self, clients: Clients, parts: Mapping[str, Tensor], round_: int) -> Mapping[str, list[Any] | Diagnostic]:
+    def diagnostics(self, clients: Clients, parts: Mapping[str, Tensor], round_: Round) -> Mapping[str, list[Any] | Diagnostic]:
         """KL in nats per example; per client the norms of what is generated, and kernel features of one row a class.
 
         All clients decode the same draws, so that features differ by the codes alone.
         """
         model: Any = clients.model
         codes = model.codes(len(clients.members))
-        stream = clients.seeds.torch(Purpose.DIAGNOSTICS, round_)
+        stream = clients.seeds.torch(Purpose.DIAGNOSTICS, round_.stream)
         latent, observation = (torch.randn(self.task.classes, 1, size, generator=stream) for size in (self.params.latent, self.task.dim))
         classes, everyone = self.task.classes, (len(codes), 1, 1)
         y = torch.arange(classes).repeat(len(codes))

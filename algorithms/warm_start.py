@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedsim.methods.messages import Server, Tensors
-from fedsim.privacy.plan import Release
+from fedsim.methods.one_shot import Rows, Statistic, overall_mean
 from fedsim.privacy.statistics import moments
-from fedsim.privacy.statistics.outer_products import OuterProduct
+from fedsim.privacy.statistics.moments import Products
 from fedsim.privacy.statistics.spectral import cosines, leading, polar, square_root, steady
 
 SHARES = {
@@ -27,15 +27,6 @@ SAME = 1e-4
 """Clients whose gains and shifts differ by less than this, root mean square, do not differ."""
 RADIUS = 0.45
 """Of the ball to which centred rows, which have unit norm, are clipped."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A cohort's rows: x ``[N, d]``, labels ``[N]``, and the number of each row's client among all clients ``[N]``."""
-
-    x: Tensor
-    y: Tensor
-    client: Tensor
 
 
 @dataclass(frozen=True)
@@ -60,53 +51,63 @@ class WarmStart:
     code_scale: float
     class_maps: bool
 
-    def releases(self, sgd: Release, sgd_share: float) -> tuple[Release, ...]:
-        """The warm start's releases, then DP-SGD's with ``sgd_share`` of the budget in units of 1 / sigma^2."""
-        # A mechanism that takes a share of the budget has 1 / sqrt(share) times the noise; many sampled steps count as their sum.
-        shares = {name: share * (1 - sgd_share) for name, share in SHARES[self.kind].items()}
-        noise = sgd.sample_rate * math.sqrt(sgd.steps / sgd_share)
-        return (*(Release(name, 1.0, 1, share**-0.5) for name, share in shares.items()), replace(sgd, relative_noise=noise))
+    def statistics(self, share: float) -> tuple[Statistic, ...]:
+        """What is released for a ``share`` of the whole budget; after the last one the server's model has its start."""
+        shares = {name: own * share for name, own in SHARES[self.kind].items()}
 
-    def __contains__(self, release: str) -> bool:
-        """Whether a release is the warm start's."""
-        return release in SHARES[self.kind]
+        def statistic(name: str, weights: Mapping[str, float], products: Any, receive: Any) -> Statistic:
+            return Statistic(name, shares[name], weights, products, receive)
 
-    def statistics(self, release: str, rows: Rows, released: Tensors) -> tuple[dict[str, OuterProduct], dict[str, float]]:
-        """A release's outer products of every row, and their weights: of joint norm at most 1."""
-        if release == "mean":
-            return moments.mean_products(rows.x), moments.unit_weights(moments.MEAN_WEIGHTS)
-        if release == "client means":
-            return moments.client_mean_products(rows.x, rows.client, self.clients), moments.unit_weights(moments.CLIENT_WEIGHTS)
-        if release == "client spreads":
-            own = moments.centred(rows.x, released["client_means"][rows.client], RADIUS)
-            return moments.client_spread_products(own, rows.client, self.clients), {"client_spreads": 1.0}
-        centred = moments.centred(_standardised(rows, released), released["mean"], RADIUS)
-        if release == "moments":
-            return moments.moment_products(centred, rows.y, self.classes), moments.unit_weights(moments.MOMENT_WEIGHTS)
-        return moments.class_moment_products(centred, rows.y, released["means"], released["basis"]), {"class_second": 1.0}
+        first = (
+            (overall_mean(shares["mean"]),)
+            if self.kind == "moments"
+            else (
+                statistic("client means", moments.CLIENT_WEIGHTS, self.client_mean_products, self.receive_client_means),
+                statistic("client spreads", {"client_spreads": 1.0}, self.client_spread_products, self.receive_client_spreads),
+            )
+        )
+        return (
+            *first,
+            statistic("moments", moments.MOMENT_WEIGHTS, self.moment_products, self.receive_moments),
+            statistic("class moments", {"class_second": 1.0}, self.class_moment_products, self.receive_class_moments),
+        )
 
-    def receive(self, server: Server, release: str, sums: Tensors, std: float) -> None:
-        """Take in a release's noisy sums; after the last one, start the server's model.
+    def client_mean_products(self, rows: Rows, told: Tensors) -> Products:
+        """Every client's sum and count."""
+        return moments.client_mean_products(rows.x, rows.client, self.clients)
 
-        Args:
-            server: its state.
-            release: which.
-            sums: as :meth:`statistics` weighs them, the weights divided out.
-            std: of the noise on each sum before that.
-        """
-        if release == "mean":
-            server.tensors["mean"] = moments.released_mean(sums)
-        elif release == "client means":
-            means, counts = moments.client_means(sums["client_sums"], sums["client_counts"], std)
-            server.tensors |= {"client_means": means, "client_counts": counts, "mean": means.mean(0)}
-        elif release == "client spreads":
-            server.tensors["gains"] = moments.client_gains(sums["client_spreads"], server.tensors["client_counts"], std)
-            self._start_hypernetwork(server)
-        elif release == "moments":
-            self._take_moments(server, moments.gaussians(sums["class_sums"], sums["class_counts"], sums["second"], std))
-        else:
-            tensors = server.tensors
-            self._start_decoder(server, moments.class_covariances(sums["class_second"], tensors["counts"], tensors["covariance"], std))
+    def receive_client_means(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+        """Every client's mean and count, and the overall mean."""
+        means, counts = moments.client_means(sums["client_sums"], sums["client_counts"], std)
+        server.tensors |= {"client_means": means, "client_counts": counts, "mean": means.mean(0)}
+
+    def client_spread_products(self, rows: Rows, told: Tensors) -> Products:
+        """Absolute values of the rows about their client's mean."""
+        own = moments.centred(rows.x, told["client_means"][rows.client], RADIUS)
+        return moments.client_spread_products(own, rows.client, self.clients)
+
+    def receive_client_spreads(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+        """Every client's gains, and the heads and codes that undo them."""
+        server.tensors["gains"] = moments.client_gains(sums["client_spreads"], server.tensors["client_counts"], std["client_spreads"])
+        self._start_hypernetwork(server)
+
+    def moment_products(self, rows: Rows, told: Tensors) -> Products:
+        """Class sums and counts, and one second moment, of the centred rows."""
+        return moments.moment_products(_centred(rows, told), rows.y, self.classes)
+
+    def receive_moments(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+        """Shrunk class means, and the covariance's leading directions."""
+        self._take_moments(server, moments.gaussians(sums["class_sums"], sums["class_counts"], sums["second"], std))
+
+    def class_moment_products(self, rows: Rows, told: Tensors) -> Products:
+        """Every class's second moment in the leading directions."""
+        return moments.class_moment_products(_centred(rows, told), rows.y, told["means"], told["basis"])
+
+    def receive_class_moments(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+        """Every class's covariance, with which the decoder starts."""
+        own = server.tensors
+        covariances = moments.class_covariances(sums["class_second"], own["counts"], own["covariance"], std["class_second"])
+        self._start_decoder(server, covariances)
 
     def _start_hypernetwork(self, server: Server) -> None:
         """Heads and codes that generate the clients' gains and means: x = gain * (x~ - mean) + client mean."""
@@ -163,6 +164,11 @@ def _codes(vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
     used = steady(vectors)
     others = cosines(len(vectors), count)[:, used.shape[1] :]
     return used, polar(others - used @ (used.T @ others))
+
+
+def _centred(rows: Rows, released: Mapping[str, Tensor]) -> Tensor:
+    """The standardised rows about the overall mean, clipped, in units of :data:`RADIUS`."""
+    return moments.centred(_standardised(rows, released), released["mean"], RADIUS)
 
 
 def _standardised(rows: Rows, released: Mapping[str, Tensor]) -> Tensor:

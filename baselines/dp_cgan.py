@@ -23,12 +23,11 @@ from torch.func import functional_call
 
 from fedsim.batch import Batch
 from fedsim.methods.dp_sgd import DPSGD, DPSGDParams, averaged_model
-from fedsim.methods.messages import Server, Tensors
+from fedsim.methods.messages import Round, Server, Tensors
 from fedsim.methods.optimise import adam_step
 from fedsim.methods.registry import register
 from fedsim.models.conditional import ConditionalGenerator, ConditionalSampler
 from fedsim.models.layers import one_hot
-from fedsim.privacy.plan import Release
 from fedsim.seeds import Purpose
 
 
@@ -109,12 +108,12 @@ class DPCGAN(DPSGD):
         penalty = self.params.gradient_penalty * slope.square().sum(1).mean()
         return {"fake": F.softplus(logits).mean(), "gradient_penalty": penalty}
 
-    def server_step(self, server: Server, round_: int, release: Release, total: Tensors) -> Mapping[str, float]:
+    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
         """The discriminator's noisy step, then the generator's on -log D(G(z, y), y): post-processing."""
-        values, p, model = super().server_step(server, round_, release, total), self.params, cast(Any, server.model)
+        values, p, model = super().server_step(server, round_, total), self.params, cast(Any, server.model)
         own = {name: q for name, q in model.named_parameters() if name.startswith(self.server_only)}
         fixed = {name: q.detach() for name, q in model.discriminator.named_parameters()}
-        labels, stream = self._labels(), server.seeds.torch(Purpose.META, round_)
+        labels, stream = self._labels(), server.seeds.torch(Purpose.META, round_.stream)
         for _ in range(p.generator_steps):
             loss = F.softplus(-functional_call(model.discriminator, fixed, (model.generator(labels, stream), labels))).mean()
             gradients = dict(zip(own, torch.autograd.grad(loss, list(own.values())), strict=True))

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from fedsim.methods.algorithm import Params
 from fedsim.methods.messages import Server, Tensors
-from fedsim.methods.one_shot import OneShot
+from fedsim.methods.one_shot import OneShot, Rows, Statistic, overall_mean
 from fedsim.methods.products import Generator
 from fedsim.methods.registry import register
-from fedsim.privacy.plan import Release
 from fedsim.privacy.statistics import moments
 from fedsim.privacy.statistics.outer_products import OuterProduct
 from fedsim.privacy.statistics.spectral import square_root
@@ -42,35 +41,30 @@ class DPGaussian(OneShot):
     source = "Gaussian mechanism: Balle and Wang 2018, arXiv 1805.06530; moments as in parametric feature transfer, arXiv 2402.01862"
     Params: ClassVar[type[DPGaussianParams]] = DPGaussianParams
 
-    def releases(self) -> tuple[Release, ...]:
-        """Two releases of one step; everyone's rows take part."""
+    def statistics(self) -> tuple[Statistic, ...]:
+        """The mean; then moments of the centred rows."""
         share = self.params.mean_share
-        return (Release("mean", 1.0, 1, share**-0.5), Release("moments", 1.0, 1, (1 - share) ** -0.5))
+        return (overall_mean(share), self.moment_statistic(1 - share))
 
-    def statistics(self, release: str, x: Tensor, y: Tensor, broadcast: Tensors) -> tuple[Mapping[str, OuterProduct], Mapping[str, float]]:
-        """Sum and count of the rows; then moments of the centred rows."""
-        if release == "mean":
-            return moments.mean_products(x), moments.unit_weights(moments.MEAN_WEIGHTS)
-        rows = moments.centred(x, broadcast["mean"], self.params.radius)
-        return moments.moment_products(rows, y, self.task.classes), moments.unit_weights(moments.MOMENT_WEIGHTS)
+    def moment_statistic(self, share: float) -> Statistic:
+        """Class sums and counts, and one second moment, of the centred rows."""
+        return Statistic("moments", share, moments.MOMENT_WEIGHTS, self.moment_products, self.receive_moments)
 
-    def receive(self, server: Server, release: str, sums: Tensors) -> None:
-        """The mean, or the sums of the moments."""
-        if release == "mean":
-            server.tensors["mean"] = moments.released_mean(sums)
-        else:
-            server.tensors |= sums
+    def moment_products(self, rows: Rows, told: Tensors) -> Mapping[str, OuterProduct]:
+        """Of rows centred by the released mean."""
+        return moments.moment_products(moments.centred(rows.x, told["mean"], self.params.radius), rows.y, self.task.classes)
 
-    def found(self, server: Server) -> moments.Gaussians:
-        """What the released moments say."""
-        sums, std = server.tensors, server.noise_std("moments", self.task.clients)
-        return moments.gaussians(sums["class_sums"], sums["class_counts"], sums["second"], std)
+    def receive_moments(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+        """What the moments say, in units of the radius."""
+        found = moments.gaussians(sums["class_sums"], sums["class_counts"], sums["second"], std)
+        noise = torch.tensor(found.noise, dtype=torch.double)
+        server.tensors |= {"class_means": found.means, "class_counts": found.counts, "within": found.covariance, "noise": noise}
 
     def generator(self, server: Server) -> Generator:
         """Class means, the covariance's leading directions, white noise for the rest."""
-        found, radius = self.found(server), self.params.radius
-        basis, covariance, rest = moments.principal(found.covariance, found.noise, self.params.rank)
-        return GaussianGenerator(server.tensors["mean"] + radius * found.means, basis, radius**2 * covariance, radius * math.sqrt(rest))
+        found, radius = server.tensors, self.params.radius
+        basis, covariance, rest = moments.principal(found["within"], float(found["noise"]), self.params.rank)
+        return GaussianGenerator(found["mean"] + radius * found["class_means"], basis, radius**2 * covariance, radius * math.sqrt(rest))
 
 
 class GaussianGenerator:

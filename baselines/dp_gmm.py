@@ -16,14 +16,14 @@ from torch import Tensor
 
 from baselines.dp_gaussian import DPGaussian, DPGaussianParams, GaussianGenerator
 from fedsim.methods.messages import Server, Tensors
+from fedsim.methods.one_shot import Rows, Statistic, overall_mean
 from fedsim.methods.products import Generator
 from fedsim.methods.registry import register
-from fedsim.privacy.plan import Release
 from fedsim.privacy.statistics import mixture, moments
 from fedsim.privacy.statistics.outer_products import OuterProduct
 from fedsim.seeds import Purpose
 
-TOLD = ("mean", "class_means", "counts", "basis", "covariance", "offsets", "shares")
+TOLD = ("mean", "class_means", "class_counts", "basis", "covariance", "offsets", "shares")
 """What clients need of what was released."""
 
 
@@ -52,59 +52,50 @@ class DPGMM(DPGaussian):
     source = "FedPFT: Beitollahi et al. 2024, arXiv 2402.01862; DP-EM: Park et al. 2017, arXiv 1605.06995"
     Params = DPGMMParams
 
-    def releases(self) -> tuple[Release, ...]:
-        """DP-Gaussian's two releases, then one for every EM step."""
+    def statistics(self) -> tuple[Statistic, ...]:
+        """DP-Gaussian's two, then the E steps."""
         p = self.params
         if p.components == 1:
-            return super().releases()
-        rest = 1 - p.mean_share - p.em_share
-        return (
-            Release("mean", 1.0, 1, p.mean_share**-0.5),
-            Release("moments", 1.0, 1, rest**-0.5),
-            Release("em", 1.0, p.em_steps, (p.em_share / p.em_steps) ** -0.5),
-        )
+            return super().statistics()
+        em = Statistic("em", p.em_share, mixture.WEIGHTS, self.component_products, self.receive_components, p.em_steps)
+        return (overall_mean(p.mean_share), self.moment_statistic(1 - p.mean_share - p.em_share), em)
 
     def broadcast(self, server: Server) -> Tensors:
         """What has been released, but for the moments, which clients do not need."""
         return {name: server.tensors[name] for name in TOLD if name in server.tensors}
 
-    def statistics(self, release: str, x: Tensor, y: Tensor, broadcast: Tensors) -> tuple[Mapping[str, OuterProduct], Mapping[str, float]]:
-        """DP-Gaussian's, or the E step: component sums and counts of the rows' residuals."""
-        if release != "em":
-            return super().statistics(release, x, y, broadcast)
-        rows = moments.centred(x, broadcast["mean"], self.params.radius)
-        u = mixture.residuals(rows, y, broadcast["class_means"], broadcast["basis"])
-        offsets, shares = broadcast["offsets"], broadcast["shares"]
-        whitening = mixture.whitening(broadcast["covariance"], mixture.scatter(offsets, shares, broadcast["counts"]))
-        belongs = mixture.responsibilities(u, y, offsets, shares, whitening)
-        return mixture.component_products(u, y, belongs, self.task.classes), moments.unit_weights(mixture.WEIGHTS)
+    def component_products(self, rows: Rows, told: Tensors) -> Mapping[str, OuterProduct]:
+        """The E step: component sums and counts of the rows' residuals."""
+        centred = moments.centred(rows.x, told["mean"], self.params.radius)
+        u = mixture.residuals(centred, rows.y, told["class_means"], told["basis"])
+        offsets, shares = told["offsets"], told["shares"]
+        whitening = mixture.whitening(told["covariance"], mixture.scatter(offsets, shares, told["class_counts"]))
+        belongs = mixture.responsibilities(u, rows.y, offsets, shares, whitening)
+        return mixture.component_products(u, rows.y, belongs, self.task.classes)
 
-    def receive(self, server: Server, release: str, sums: Tensors) -> None:
-        """Starting points after the moments; after an E step the M step."""
-        if release != "em":
-            super().receive(server, release, sums)
-        if release == "mean" or self.params.components == 1:
+    def receive_moments(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+        """DP-Gaussian's, and the components' starting points."""
+        super().receive_moments(server, sums, std)
+        if self.params.components == 1:
             return
         tensors = server.tensors
-        if release == "moments":
-            found = self.found(server)
-            basis, covariance, _ = moments.principal(found.covariance, found.noise, self.params.em_rank)
-            tensors |= {"class_means": found.means, "counts": found.counts, "basis": basis, "covariance": covariance}
-            draws = torch.randn(self.task.classes, self.params.components, len(covariance), generator=server.seeds.torch(Purpose.META))
-            tensors |= mixture.start(draws, covariance, self.params.spread)
-        else:
-            std = server.noise_std("em", self.task.clients)
-            tensors |= mixture.maximise(sums["component_sums"], sums["component_counts"], tensors["shares"], std)
+        basis, covariance, _ = moments.principal(tensors["within"], float(tensors["noise"]), self.params.em_rank)
+        draws = torch.randn(self.task.classes, self.params.components, len(covariance), generator=server.seeds.torch(Purpose.META))
+        tensors |= {"basis": basis, "covariance": covariance, **mixture.start(draws, covariance, self.params.spread)}
+
+    def receive_components(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+        """The M step."""
+        server.tensors |= mixture.maximise(sums["component_sums"], sums["component_counts"], server.tensors["shares"], std)
 
     def generator(self, server: Server) -> Generator:
         """The mixtures; their covariance is the classes' minus the scatter between components."""
         if self.params.components == 1:
             return super().generator(server)
-        found, tensors, radius = self.found(server), server.tensors, self.params.radius
+        tensors, radius = server.tensors, self.params.radius
         basis, offsets, shares = (tensors[name] for name in ("basis", "offsets", "shares"))
-        covariance = found.covariance - basis @ mixture.scatter(offsets, shares, tensors["counts"]) @ basis.T
-        directions, within, rest = moments.principal(covariance, found.noise, self.params.rank)
-        means = tensors["mean"] + radius * (found.means.unsqueeze(1) + offsets @ basis.T)
+        covariance = tensors["within"] - basis @ mixture.scatter(offsets, shares, tensors["class_counts"]) @ basis.T
+        directions, within, rest = moments.principal(covariance, float(tensors["noise"]), self.params.rank)
+        means = tensors["mean"] + radius * (tensors["class_means"].unsqueeze(1) + offsets @ basis.T)
         gaussian = GaussianGenerator(means.flatten(0, 1), directions, radius**2 * within, radius * math.sqrt(rest))
         return MixtureGenerator(gaussian, shares)
 

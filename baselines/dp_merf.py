@@ -17,14 +17,12 @@ from torch import Tensor, nn
 
 from fedsim.methods.algorithm import Params
 from fedsim.methods.messages import Server, Tensors
-from fedsim.methods.one_shot import OneShot
+from fedsim.methods.one_shot import OneShot, Rows, Statistic, overall_mean
 from fedsim.methods.optimise import adam_step
 from fedsim.methods.registry import register
 from fedsim.models.conditional import ConditionalGenerator, ConditionalSampler
 from fedsim.models.kernel import kernel_features, kernel_frequencies
 from fedsim.models.layers import one_hot
-from fedsim.privacy.plan import Release
-from fedsim.privacy.statistics import moments
 from fedsim.privacy.statistics.outer_products import OuterProduct
 from fedsim.seeds import Purpose, Seeds
 
@@ -66,10 +64,10 @@ class DPMERF(OneShot):
     source = "Harder, Adamczewski and Park 2021, arXiv 2002.11603"
     Params = DPMERFParams
 
-    def releases(self) -> tuple[Release, ...]:
-        """Two releases of one step; everyone's rows take part."""
+    def statistics(self) -> tuple[Statistic, ...]:
+        """The mean; then every class's features, of norm 1 whatever the row is, and its count."""
         share = self.params.mean_share
-        return (Release("mean", 1.0, 1, share**-0.5), Release("embedding", 1.0, 1, (1 - share) ** -0.5))
+        return (overall_mean(share), Statistic("embedding", 1 - share, WEIGHTS, self.embedding_products, self.receive_embedding))
 
     def build(self, clients: int) -> nn.Module:
         """The generator, at the server alone."""
@@ -83,22 +81,15 @@ class DPMERF(OneShot):
         server.tensors["frequencies"] = self.params.scale * drawn
         return server
 
-    def statistics(self, release: str, x: Tensor, y: Tensor, broadcast: Tensors) -> tuple[Mapping[str, OuterProduct], Mapping[str, float]]:
-        """Sum and count of the rows; then every class's features, of norm 1 whatever the row is, and its count."""
-        if release == "mean":
-            return moments.mean_products(x), moments.unit_weights(moments.MEAN_WEIGHTS)
-        features = kernel_features((x - broadcast["mean"]) / self.params.radius, broadcast["frequencies"])
-        onehot = one_hot(y, self.task.classes)
-        products = {"features": OuterProduct(onehot, features), "counts": OuterProduct(onehot, torch.ones(len(x), 1))}
-        return products, moments.unit_weights(WEIGHTS)
+    def embedding_products(self, rows: Rows, told: Tensors) -> Mapping[str, OuterProduct]:
+        """Features of the centred rows and a one, beside the class."""
+        features = kernel_features((rows.x - told["mean"]) / self.params.radius, told["frequencies"])
+        onehot = one_hot(rows.y, self.task.classes)
+        return {"features": OuterProduct(onehot, features), "counts": OuterProduct(onehot, torch.ones(len(rows.x), 1))}
 
-    def receive(self, server: Server, release: str, sums: Tensors) -> None:
-        """The mean; then the classes' mean features, to which the generator is trained."""
-        if release == "mean":
-            server.tensors["mean"] = moments.released_mean(sums)
-            return
-        floor = 2 * server.noise_std("embedding", self.task.clients) / moments.unit_weights(WEIGHTS)["counts"]
-        self.train_generator(server, sums["features"] / sums["counts"].clamp_min(max(1.0, floor)))
+    def receive_embedding(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+        """The classes' mean features, to which the generator is trained."""
+        self.train_generator(server, sums["features"] / sums["counts"].clamp_min(max(1.0, 2 * std["counts"])))
         del server.tensors["frequencies"]  # a saved generator does not need them
 
     def train_generator(self, server: Server, targets: Tensor) -> None:

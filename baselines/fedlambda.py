@@ -11,13 +11,12 @@ from baselines.fedavg_linear import FedAvgLinear
 from baselines.local_only import own_classifier, own_classifiers
 from fedsim.evaluation.weights import held_out_weight
 from fedsim.methods.clients import Clients
-from fedsim.methods.messages import Message, Server, Tensors
+from fedsim.methods.messages import Message, Round, Server, Tensors
 from fedsim.methods.parameters import load_parameters
+from fedsim.methods.phase import Phase
 from fedsim.methods.registry import register
 from fedsim.models.linear import Interpolated, LocalClassifiers
 from fedsim.privacy.plan import Release
-
-LOCAL = "local classifiers"
 
 
 @register("fedlambda")
@@ -30,26 +29,23 @@ class FedLambda(FedAvgLinear):
 
     source = "Marfoq et al. 2022, arXiv 2111.09360"
 
-    def releases(self) -> tuple[Release, ...]:
+    def phases(self) -> tuple[Phase, ...]:
         """FedAvg's rounds, then one in which clients train their own."""
-        return (*super().releases(), Release(LOCAL, 1.0, 1))
+        last = Release("local classifiers", 1.0, 1, main=False)
+        return (*super().phases(), Phase(last, self.train_own, self.keep, self.broadcast))
 
-    def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
-        """FedAvg's, or every member's classifier and lambda; the latter stay with the client, so a network would carry nothing."""
-        if release.name != LOCAL:
-            return super().client_round(clients, round_, release, broadcast)
+    def train_own(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+        """Every member's classifier and lambda; they stay with the client, so a network would carry nothing."""
         model: Any = clients.model
         load_parameters(model, broadcast)
         shared = model.classifier()
         own, c = own_classifiers(clients, self.task.probe_c), self.task.probe_c
         for client, x, y in zip(clients.members, clients.x, clients.y, strict=True):
             own[f"lambda.{client}"] = torch.tensor(held_out_weight(x.numpy(), y.numpy(), shared, self.task.classes, c))
-        return Message(sums=own)
+        return clients.send(own, uplink_bytes=0)
 
-    def server_step(self, server: Server, round_: int, release: Release, total: Tensors) -> Mapping[str, float]:
-        """FedAvg's; what clients keep is kept for the evaluation."""
-        if release.name != LOCAL:
-            return super().server_step(server, round_, release, total)
+    def keep(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
+        """What clients keep is kept for the evaluation."""
         server.tensors |= total
         return {}
 

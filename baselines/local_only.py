@@ -8,7 +8,8 @@ from torch import nn
 
 from fedsim.methods.algorithm import Algorithm, Params
 from fedsim.methods.clients import Clients
-from fedsim.methods.messages import Message, Server, Tensors
+from fedsim.methods.messages import Message, Round, Server, Tensors
+from fedsim.methods.phase import Phase
 from fedsim.methods.registry import register
 from fedsim.models.linear import LocalClassifiers, ProbeClassifier, probe_of, probe_tensors
 from fedsim.models.probe import fit_probe
@@ -23,19 +24,19 @@ class LocalOnly(Algorithm):
     Params = Params
     private = False
 
-    def releases(self) -> tuple[Release, ...]:
+    def phases(self) -> tuple[Phase, ...]:
         """One round."""
-        return (Release("classifiers", 1.0, 1),)
+        return (Phase(Release("classifiers", 1.0, 1), self.client_round, self.server_step, self.broadcast),)
 
     def build(self, clients: int) -> nn.Module:
         """Nothing is shared."""
         return nn.Module()
 
-    def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         """Every member's classifier; it stays with the client, so a network would carry nothing."""
-        return Message(sums=own_classifiers(clients, self.task.probe_c))
+        return clients.send(own_classifiers(clients, self.task.probe_c), uplink_bytes=0)
 
-    def server_step(self, server: Server, round_: int, release: Release, total: Tensors) -> Mapping[str, float]:
+    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
         """Keep them for the evaluation."""
         server.tensors |= total
         return {}

@@ -29,34 +29,34 @@ class Trouble(WeightNoiseCVAE):
 
     Params = TroubleParams
 
-    def server_step(self, server, round_, release, total):
-        print(f"round {round_} at the server")
-        if round_ == 1 and not Path(self.params.healed).exists():
+    def server_step(self, server, round_, total):
+        print(f"round {round_.number} at the server")
+        if round_.number == 1 and not Path(self.params.healed).exists():
             if self.params.how == "raise":
                 raise ZeroDivisionError("the second round\\nis broken")
             if self.params.how == "raise without a word":
                 raise AssertionError
             if self.params.how == "exit":
                 os._exit(3)
-        return super().server_step(server, round_, release, total)
+        return super().server_step(server, round_, total)
 
-    def client_round(self, clients, round_, release, broadcast):
-        if round_ == 1 and 0 in clients.members and not Path(self.params.healed).exists():
+    def client_round(self, clients, round_, broadcast):
+        if round_.number == 1 and 0 in clients.members and not Path(self.params.healed).exists():
             if self.params.how == "client raises":
                 raise ZeroDivisionError("a client is broken")
             if self.params.how == "client exits":
                 os._exit(3)
-        return super().client_round(clients, round_, release, broadcast)
+        return super().client_round(clients, round_, broadcast)
 
 
 class Threads(WeightNoiseCVAE):
     """Tells how many threads the server's and the clients' processes use."""
 
-    def server_step(self, server, round_, release, total):
-        return {**super().server_step(server, round_, release, total), "server_threads": count()}
+    def server_step(self, server, round_, total):
+        return {**super().server_step(server, round_, total), "server_threads": count()}
 
-    def client_round(self, clients, round_, release, broadcast):
-        message = super().client_round(clients, round_, release, broadcast)
+    def client_round(self, clients, round_, broadcast):
+        message = super().client_round(clients, round_, broadcast)
         message.diagnostics["client_threads"] = [float(count())]
         return message
 

@@ -12,8 +12,7 @@ import torch
 from cells import SHIPPED, quick, small_cells
 
 from fedsim.data.embeddings import Embeddings
-from fedsim.methods.messages import Message, Tensors
-from fedsim.privacy.plan import Release
+from fedsim.methods.messages import Message, Round, Tensors
 from fedsim.seeds import Seeds
 from fedsim.simulation.cohort import Cohort, LocalPool
 from fedsim.simulation.trial import Outcome, Trial, run_trial
@@ -30,8 +29,8 @@ class LastBitPool(LocalPool):
         super().__init__([Cohort(spec, data.x_train, data.y_train) for spec in trial.cohorts(seeds)])
         self.stream = torch.Generator().manual_seed(0)
 
-    def round(self, round_: int, release: Release, broadcast: Tensors) -> list[Message]:
-        messages = super().round(round_, release, broadcast)
+    def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
+        messages = super().round(round_, broadcast)
         for message in messages:
             message.sums.update({name: self.moved(value) for name, value in message.sums.items() if value.is_floating_point()})
         return messages
@@ -49,8 +48,8 @@ class UnalignedPool(LocalPool):
         for cohort in self.cohorts:
             cohort.clients.x = tuple(map(off, cohort.clients.x))
 
-    def round(self, round_: int, release: Release, broadcast: Tensors) -> list[Message]:
-        return super().round(round_, release, {name: off(value) for name, value in broadcast.items()})
+    def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
+        return super().round(round_, {name: off(value) for name, value in broadcast.items()})
 
 
 def off(value: torch.Tensor) -> torch.Tensor:

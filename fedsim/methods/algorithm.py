@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
@@ -18,8 +18,9 @@ from torch import nn
 
 from fedsim.errors import UserError
 from fedsim.methods.clients import Clients
-from fedsim.methods.messages import Message, Server, Task, Tensors
+from fedsim.methods.messages import Round, Server, Task, Tensors
 from fedsim.methods.parameters import shared_tensors
+from fedsim.methods.phase import Phase, rounds_of
 from fedsim.methods.products import Classifier, Generator
 from fedsim.models.initialise import initial_model
 from fedsim.privacy.plan import Claim, PrivacyPlan, Release, Trust, Unit, calibrate
@@ -59,20 +60,12 @@ class Algorithm(ABC):
     # --- what an algorithm or its kind supplies ---
 
     @abstractmethod
-    def releases(self) -> tuple[Release, ...]:
-        """The schedule: which mechanisms run, for how many rounds each, at which sample rate."""
+    def phases(self) -> tuple[Phase, ...]:
+        """The training: which mechanisms run, one after another, what clients compute for each and what the server does with it."""
 
     @abstractmethod
     def build(self, clients: int) -> nn.Module:
         """The model with per-client layers for ``clients`` members (0 at the server); weights are set afterwards by name."""
-
-    @abstractmethod
-    def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
-        """What a cohort computes and sends."""
-
-    @abstractmethod
-    def server_step(self, server: Server, round_: int, release: Release, total: Tensors) -> Mapping[str, float]:
-        """Update the server by the (noisy) sum of the messages; returns diagnostics that depend on nothing private."""
 
     def generator(self, server: Server) -> Generator:
         """The generator, from what is already private: the server's state, its seeds, and the client codes if they were released."""
@@ -147,10 +140,10 @@ class Algorithm(ABC):
     def start_clients(self, clients: Clients) -> None:  # noqa: B027 (most algorithms need none)
         """Give the clients the private state that they keep between rounds; the model's per-client layers are set already."""
 
-    def schedule(self) -> Iterator[tuple[int, Release]]:
-        """(round, its release), counted from 0 over all releases."""
-        round_ = 0
-        for release in self.releases():
-            for _ in range(release.rounds):
-                yield round_, release
-                round_ += 1
+    def releases(self) -> tuple[Release, ...]:
+        """What the budget is spent on: the phases' mechanisms."""
+        return tuple(phase.release for phase in self.phases())
+
+    def schedule(self) -> Iterator[Round]:
+        """Every round of the phases, in order."""
+        return rounds_of(self.phases())

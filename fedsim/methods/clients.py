@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedsim.batch import Batch, Layout
-from fedsim.methods.messages import Step, Tensors
-from fedsim.privacy.noise import gaussian
+from fedsim.methods.messages import Diagnostic, Message, Ran, Step, Tensors
+from fedsim.privacy.noise import fingerprint, gaussian
 from fedsim.privacy.plan import PrivacyPlan, Release
 from fedsim.seeds import Purpose, Seeds
 
@@ -24,12 +26,10 @@ class Noised:
     Attributes:
         sent: sums over the members, as they leave the clients.
         kept: per-client tensors ``[members, ...]``, as they stay with the clients.
-        fingerprint: of the noise that was drawn.
     """
 
     sent: Tensors
     kept: Tensors
-    fingerprint: int
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Clients:
         plan: the cell's privacy plan; None for an algorithm that is not private.
         model: holds one slice of every per-client parameter for each member.
         state: further private tensors that an algorithm keeps between rounds, ``[members, ...]`` each.
-        ran: the steps of mechanisms since they were last counted.
+        ran: what they did since it was last counted.
         row_numbers: of each client's rows among all training rows; empty under a plan, for they tell of other clients' rows.
     """
 
@@ -54,7 +54,7 @@ class Clients:
     plan: PrivacyPlan | None
     model: nn.Module
     state: Tensors = field(default_factory=dict)
-    ran: list[Step] = field(default_factory=list)
+    ran: Ran = field(default_factory=Ran)
     row_numbers: tuple[Tensor, ...] = ()
 
     def batch(self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]) -> Batch:
@@ -87,8 +87,18 @@ class Clients:
             stream = self.seeds.numpy(Purpose.SAMPLING, round_, client)
             takes_part = stream.random() < client_rate
             chosen = np.flatnonzero(stream.random(len(x)) < rate) if takes_part else np.empty(0, np.int64)
-            sampled.append(torch.from_numpy(chosen))
+            sampled.append(self._chosen(chosen))
         return sampled
+
+    def minibatches(self, round_: int, steps: int, size: int) -> list[Tensor]:
+        """Row numbers ``[steps, size]`` of each member, drawn with replacement; every member has a row."""
+        streams = (self.seeds.numpy(Purpose.LOCAL, round_, client) for client in self.members)
+        return [self._chosen(stream.integers(len(x), size=(steps, size))) for stream, x in zip(streams, self.x, strict=True)]
+
+    def _chosen(self, rows: NDArray[np.int64]) -> Tensor:
+        chosen = torch.from_numpy(rows)
+        self.ran.sampled += fingerprint({"rows": chosen})
+        return chosen
 
     def add_noise(self, release: Release, round_: int, sent: Tensors, kept: Tensors | None = None) -> Noised:
         """Add the noise that is the clients' own, and count the step for the ledger; all noise of clients is drawn here.
@@ -105,22 +115,34 @@ class Clients:
         """
         kept = kept or {}
         if self.plan is None:
-            return Noised(sent, kept, 0)
+            return Noised(sent, kept)
         own = sent if self.plan.trust == "silo" else {}
         shapes = {name: tuple(value.shape) for name, value in own.items()} | {name: tuple(v.shape[1:]) for name, v in kept.items()}
         noise = {name: torch.zeros_like(value) for name, value in (own | kept).items()}
-        std, drawn = self.plan.noise_std(release.name), 0
+        std = self.plan.noise_std(release.name)
         for position, client in enumerate(self.members if shapes else ()):
             draw = gaussian(shapes, std, self.seeds.noise(round_, client))
-            drawn += draw.fingerprint
+            self.ran.noise += draw.fingerprint
             for name in own:
                 noise[name] += draw.parts[name]
             for name in kept:
                 noise[name][position] = draw.parts[name]
         multiplier = std / self.plan.sensitivity if shapes else math.inf
-        self.ran.append(Step(release.name, round_, self.members, release.sample_rate, multiplier, bare=bool(sent) and not own))
+        self.ran.steps.append(Step(release.name, round_, self.members, release.sample_rate, multiplier, bare=bool(sent) and not own))
         return Noised(
             {name: value + noise[name] if name in noise else value for name, value in sent.items()},
             {name: value + noise[name] for name, value in kept.items()},
-            drawn,
         )
+
+    def send(
+        self, sums: Tensors, diagnostics: Mapping[str, list[Any] | Diagnostic] | None = None, uplink_bytes: int | None = None
+    ) -> Message:
+        """The cohort's message.
+
+        Args:
+            sums: what the members send, added up; as :meth:`add_noise` returned it.
+            diagnostics: values per example or per client by name; not private, for people who may see the data.
+            uplink_bytes: what all members together would send over a network; None: every member tensors of these shapes.
+        """
+        weight = len(self.members) * sum(value.numel() * value.element_size() for value in sums.values())
+        return Message(sums=sums, uplink_bytes=weight if uplink_bytes is None else uplink_bytes, diagnostics=diagnostics or {})

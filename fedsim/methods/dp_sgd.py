@@ -20,11 +20,11 @@ from fedsim.batch import Batch
 from fedsim.errors import UserError
 from fedsim.methods.algorithm import Algorithm, Params
 from fedsim.methods.clients import Clients
-from fedsim.methods.messages import Diagnostic, Message, Server, Tensors
+from fedsim.methods.messages import Diagnostic, Message, Round, Server, Tensors
 from fedsim.methods.optimise import adam_step, average_step
 from fedsim.methods.parameters import load_parameters, local_names, shared_tensors
+from fedsim.methods.phase import Phase
 from fedsim.privacy.clipping import EngineName, Norms, clipped_sum
-from fedsim.privacy.noise import fingerprint
 from fedsim.privacy.plan import Claim, PrivacyPlan, Release
 from fedsim.seeds import Purpose
 
@@ -92,16 +92,16 @@ class DPSGD(Algorithm):
         """Weights of parameters inside the joint clip, by name prefix (see :class:`fedsim.privacy.clipping.Norms`)."""
         return {}
 
-    def diagnostics(self, clients: Clients, parts: Mapping[str, Tensor], round_: int) -> Mapping[str, list[Any] | Diagnostic]:
+    def diagnostics(self, clients: Clients, parts: Mapping[str, Tensor], round_: Round) -> Mapping[str, list[Any] | Diagnostic]:
         """Diagnostics by name, a value per example or per client, from the round's model and loss parts; not private, never sent."""
         return {}
 
     # --- privacy ---
 
-    def releases(self) -> tuple[Release, ...]:
+    def phases(self) -> tuple[Phase, ...]:
         """All rounds are one Poisson-subsampled Gaussian mechanism, over examples or over clients."""
         rate = self.params.client_rate if self.task.unit == "client" else self.params.sample_rate
-        return (Release(RELEASE, rate, self.params.rounds),)
+        return (Phase(Release(RELEASE, rate, self.params.rounds), self.client_round, self.server_step, self.broadcast),)
 
     def plan(self, epsilon: float | None, delta: float) -> PrivacyPlan | None:
         """As every algorithm's.
@@ -141,11 +141,11 @@ class DPSGD(Algorithm):
         """The shared parameters but for the server's own."""
         return {name: p for name, p in shared_tensors(server.model).items() if not name.startswith(self.server_only)}
 
-    def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         """The cohort's clipped sum in one batch; per-client parameters take a noisy step of their own."""
         load_parameters(clients.model, broadcast)
-        rows = clients.poisson(round_, self.params.sample_rate, self.params.client_rate)
-        batch = clients.batch(rows, round_, self.draws())
+        rows = clients.poisson(round_.stream, self.params.sample_rate, self.params.client_rate)
+        batch = clients.batch(rows, round_.stream, self.draws())
         names: list[str] = []
 
         def stacked(model: nn.Module, batch: Batch) -> Tensor:
@@ -159,14 +159,11 @@ class DPSGD(Algorithm):
         local = local_names(clients.model)
         kept = {name: result.sums[name] for name in local}
         sent = {name: value for name, value in result.sums.items() if name not in kept}
-        noised = clients.add_noise(release, round_, sent, kept if self.params.noised == "all" else {})
+        noised = clients.add_noise(round_.release, round_.stream, sent, kept if self.params.noised == "all" else {})
         self._local_step(clients, round_, {name: value / norms.weight(name) for name, value in (kept | noised.kept).items()})
-        return Message(
-            sums=noised.sent,
-            sampled=sum(fingerprint({"rows": chosen}) for chosen in rows),
-            noise=noised.fingerprint,
-            uplink_bytes=4 * sum(value.numel() for value in sent.values()) * len(clients.members),
-            diagnostics={
+        return clients.send(
+            noised.sent,
+            {
                 **{f"loss_{name}": value.tolist() for name, value in parts.items()},
                 **self.diagnostics(clients, parts, round_),
                 "gradient_norm": Diagnostic(result.norms.tolist(), "quantiles"),
@@ -174,29 +171,29 @@ class DPSGD(Algorithm):
             },
         )
 
-    def _local_step(self, clients: Clients, round_: int, gradients: Tensors) -> None:
+    def _local_step(self, clients: Clients, round_: Round, gradients: Tensors) -> None:
         if not gradients:
             return
         parameters = {name: p.detach() for name, p in clients.model.named_parameters() if name in gradients}
         mean = {name: value / self.params.expected_batch for name, value in gradients.items()}
         adam_step(parameters, mean, clients.state, self.params.local_learning_rate * self._decay(round_))
-        if self.step(round_) >= self.params.average_from * self.params.rounds:
+        if round_.step >= self.params.average_from * self.params.rounds:
             average_step(parameters, clients.state)
 
-    def server_step(self, server: Server, round_: int, release: Release, total: Tensors) -> Mapping[str, float]:
+    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
         """Adam on the noisy mean plus the public terms' gradient, then the running average."""
         norms = self.norms(server.model)
         gradients = {name: value / (norms.weight(name) * self.params.expected_batch) for name, value in total.items()}
         values = self._add_public_terms(server, round_, gradients)
         parameters = {name: p for name, p in shared_tensors(server.model).items() if name in gradients}
         adam_step(parameters, gradients, server.tensors, self.params.learning_rate * self._decay(round_))
-        if self.step(round_) >= self.params.average_from * self.params.rounds:
+        if round_.step >= self.params.average_from * self.params.rounds:
             average_step(shared_tensors(server.model), server.tensors)
         return values | {"parameter_norm": float(torch.stack([p.norm() for p in parameters.values()]).norm())}
 
-    def _add_public_terms(self, server: Server, round_: int, gradients: Tensors) -> dict[str, float]:
+    def _add_public_terms(self, server: Server, round_: Round, gradients: Tensors) -> dict[str, float]:
         """Add the public terms' gradients, also by what only the server has; returns the terms' values."""
-        terms = self.public_terms(server.model, server.seeds.torch(Purpose.PENALTY, round_))
+        terms = self.public_terms(server.model, server.seeds.torch(Purpose.PENALTY, round_.stream))
         if not terms:
             return {}
         own = {name: p for name, p in server.model.named_parameters() if name.startswith(self.server_only)}
@@ -207,12 +204,8 @@ class DPSGD(Algorithm):
                 gradients[name] = gradients[name] + gradient if name in gradients else gradient
         return {f"loss_{name}": float(value.detach()) for name, value in terms.items()}
 
-    def step(self, round_: int) -> int:
-        """How many DP-SGD steps came before ``round_``; other releases come first."""
-        return round_ - sum(release.steps for release in self.releases() if release.name != RELEASE)
-
-    def _decay(self, round_: int) -> float:
-        return float(1 - (1 - self.params.decay) * self.step(round_) / self.params.rounds)
+    def _decay(self, round_: Round) -> float:
+        return float(1 - (1 - self.params.decay) * round_.step / self.params.rounds)
 
 
 def averaged_model(server: Server) -> nn.Module:

@@ -9,8 +9,9 @@ from fedsim.methods.clients import Clients
 from fedsim.methods.dp_sgd import DPSGD, DPSGDParams, averaged_model
 from fedsim.methods.local_dp_sgd import LocalDPSGD, LocalDPSGDParams
 from fedsim.methods.local_training import LocalTraining, LocalTrainingParams
-from fedsim.methods.messages import Diagnostic, Message, Server, Task, Tensors
-from fedsim.methods.one_shot import OneShot
+from fedsim.methods.messages import Diagnostic, Message, Round, Server, Task, Tensors
+from fedsim.methods.one_shot import OneShot, Rows, Statistic, overall_mean, statistic_phase
+from fedsim.methods.phase import Phase
 from fedsim.methods.products import Classifier, Generator, PersonalClassifier, PersonalGenerator
 from fedsim.methods.registry import register
 from fedsim.models.cvae import CVAE, CVAEGenerator, gaussian_nll
@@ -40,13 +41,19 @@ __all__ = [
     "Params",
     "PersonalClassifier",
     "PersonalGenerator",
+    "Phase",
     "Purpose",
     "Release",
+    "Round",
+    "Rows",
     "Seeds",
     "Server",
+    "Statistic",
     "Task",
     "Tensors",
     "averaged_model",
     "gaussian_nll",
+    "overall_mean",
     "register",
+    "statistic_phase",
 ]

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from fedsim.batch import Batch
 from fedsim.methods.clients import Clients
 from fedsim.methods.local_training import LocalTraining, LocalTrainingParams, weighted_sum
-from fedsim.methods.messages import Diagnostic, Message, Tensors
+from fedsim.methods.messages import Diagnostic, Message, Round, Tensors
 from fedsim.methods.optimise import adam_step
 from fedsim.methods.parameters import load_parameters
+from fedsim.methods.phase import Phase
 from fedsim.privacy.clipping import EngineName, Norms, clipped_sum
-from fedsim.privacy.noise import fingerprint
 from fedsim.privacy.plan import Release
 
 RELEASE = "local dp-sgd"
@@ -56,22 +56,21 @@ class LocalDPSGD(LocalTraining):
         """Noisy local steps, whatever the trust; for ``unit: client`` as the trust says."""
         return self.task.unit == "example" or super().noise_at_clients()
 
-    def releases(self) -> tuple[Release, ...]:
+    def phases(self) -> tuple[Phase, ...]:
         """All local steps of all rounds, or for ``unit: client`` all rounds."""
         if self.task.unit == "client":
-            return super().releases()
+            return super().phases()
         steps = self.params.local_steps
-        return (Release(RELEASE, self.params.sample_rate, self.params.rounds * steps, per_round=steps),)
+        release = Release(RELEASE, self.params.sample_rate, self.params.rounds * steps, per_round=steps)
+        return (Phase(release, self.noisy_steps, self.server_step, self.broadcast),)
 
-    def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
+    def noisy_steps(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         """Noisy local steps of every member; the sum of their updates."""
-        if self.task.unit == "client":
-            return super().client_round(clients, round_, release, broadcast)
         shared, private = self.stacked(clients, broadcast)
         parameters, state = shared | private, Tensors()
         takes_part = self.participants(clients, round_)
-        sampled, drawn, norms, losses = 0, 0, list[float](), list[float]()
-        for step in range(round_ * release.per_round, (round_ + 1) * release.per_round):
+        norms, losses, release = list[float](), list[float](), round_.release
+        for step in range(round_.stream, round_.stream + release.per_round):
             rows = clients.poisson(step, release.sample_rate)
             batches = clients.batches(rows, step, self.draws())
             kept, joint, loss = self._clipped(clients.model, parameters, batches)
@@ -79,20 +78,16 @@ class LocalDPSGD(LocalTraining):
             gradients = {name: value / self.params.expected_batch for name, value in noised.kept.items()}
             self.pull(gradients, shared, broadcast)
             adam_step(parameters, gradients, state, self.params.learning_rate)
-            sampled += sum(fingerprint({"rows": chosen}) for chosen in rows)
-            drawn += noised.fingerprint
             norms += joint
             losses += loss
-        return Message(
-            sums={name: weighted_sum(takes_part, shared[name] - broadcast[name]) for name in shared},
-            sampled=sampled,
-            noise=drawn,
-            uplink_bytes=self.sent_bytes(broadcast, takes_part),
-            diagnostics={
+        return clients.send(
+            {name: weighted_sum(takes_part, shared[name] - broadcast[name]) for name in shared},
+            {
                 "loss": losses,
                 "gradient_norm": Diagnostic(norms, "quantiles"),
                 "clipped_fraction": [float(norm > self.clip()) for norm in norms],
             },
+            self.sent_bytes(broadcast, takes_part),
         )
 
     def _clipped(self, model: nn.Module, parameters: Tensors, batches: list[Batch]) -> tuple[Tensors, list[float], list[float]]:

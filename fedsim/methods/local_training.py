@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -21,10 +20,10 @@ from torch import Tensor, nn
 from fedsim.batch import Batch, Layout
 from fedsim.methods.algorithm import Algorithm, Params
 from fedsim.methods.clients import Clients
-from fedsim.methods.messages import Diagnostic, Message, Server, Tensors
+from fedsim.methods.messages import Diagnostic, Message, Round, Server, Tensors
 from fedsim.methods.optimise import adam_step
 from fedsim.methods.parameters import shared_tensors
-from fedsim.privacy.noise import fingerprint
+from fedsim.methods.phase import Phase
 from fedsim.privacy.plan import Release
 from fedsim.seeds import Purpose
 
@@ -78,10 +77,10 @@ class LocalTraining(Algorithm):
         """C for a client's presence, 2C for an example's: its client's clipped update may become any other."""
         return self.clip() if self.task.unit == "client" else 2 * self.clip()
 
-    def releases(self) -> tuple[Release, ...]:
+    def phases(self) -> tuple[Phase, ...]:
         """All rounds; sampling clients amplifies for ``unit: client`` only."""
         rate = self.params.client_rate if self.task.unit == "client" else 1.0
-        return (Release(RELEASE, rate, self.params.rounds),)
+        return (Phase(Release(RELEASE, rate, self.params.rounds), self.client_round, self.server_step, self.broadcast),)
 
     def broadcast(self, server: Server) -> Tensors:
         """The shared parameters."""
@@ -93,29 +92,27 @@ class LocalTraining(Algorithm):
             if self.local and name.startswith(self.local):
                 clients.state[name] = parameter.detach().expand(len(clients.members), *parameter.shape).clone()
 
-    def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         """Local steps of all clients that take part, at once; the sum of their weighted, clipped updates."""
         takes_part = self.participants(clients, round_)
         positions = (takes_part * torch.tensor([float(len(x) > 0) for x in clients.x])).nonzero().flatten()
         active = self._active(clients, positions)
-        rows = self._minibatches(active, round_)
+        rows = active.minibatches(round_.stream, self.params.local_steps, self.params.batch_size)
         updates, losses = self._updates(active, round_, broadcast, rows)
         for name, value in active.state.items():
             clients.state[name][positions] = value
         private = clients.plan is not None
         weight = torch.ones(len(rows)) if private else torch.tensor([float(len(x)) for x in active.x])
         clipped, norms = clip_updates(updates, self.clip())
-        noised = clients.add_noise(release, round_, {name: weighted_sum(weight, update) for name, update in clipped.items()})
-        return Message(
-            sums=noised.sent if private else noised.sent | {WEIGHT: weight.sum()},
-            sampled=sum(fingerprint({"rows": torch.from_numpy(chosen)}) for chosen in rows),
-            noise=noised.fingerprint,
-            uplink_bytes=self.sent_bytes(broadcast, torch.ones_like(takes_part) if private else takes_part),
-            diagnostics={
+        noised = clients.add_noise(round_.release, round_.stream, {name: weighted_sum(weight, update) for name, update in clipped.items()})
+        return clients.send(
+            noised.sent if private else noised.sent | {WEIGHT: weight.sum()},
+            {
                 **{f"loss_{name}": value.tolist() for name, value in losses.items()},
                 "gradient_norm": Diagnostic(norms.tolist(), "quantiles"),
                 "clipped_fraction": (~(norms <= self.clip())).float().tolist(),
             },
+            self.sent_bytes(broadcast, torch.ones_like(takes_part) if private else takes_part),
         )
 
     def _active(self, clients: Clients, positions: Tensor) -> Clients:
@@ -129,9 +126,7 @@ class LocalTraining(Algorithm):
             state={name: value[positions] for name, value in clients.state.items()},
         )
 
-    def _updates(
-        self, active: Clients, round_: int, broadcast: Tensors, rows: list[np.ndarray[Any, np.dtype[np.int64]]]
-    ) -> tuple[Tensors, dict[str, Tensor]]:
+    def _updates(self, active: Clients, round_: Round, broadcast: Tensors, rows: list[Tensor]) -> tuple[Tensors, dict[str, Tensor]]:
         """What local training changes in the shared parameters ``[K, ...]``; the losses of the last step. The state is trained in place."""
         shared, private = self.stacked(active, broadcast)
         losses = self._local_steps(active, round_, shared, private, broadcast, rows) if rows else {}
@@ -143,9 +138,9 @@ class LocalTraining(Algorithm):
         shared = {name: p.expand(count, *p.shape).clone() for name, p in broadcast.items()}
         return shared, {name: value for name, value in clients.state.items() if name.startswith(self.local)}
 
-    def participants(self, clients: Clients, round_: int) -> Tensor:
+    def participants(self, clients: Clients, round_: Round) -> Tensor:
         """1.0 for every member that takes part in the round, else 0.0: ``[K]``."""
-        rates = [clients.seeds.numpy(Purpose.SAMPLING, round_, client).random() for client in clients.members]
+        rates = [clients.seeds.numpy(Purpose.SAMPLING, round_.number, client).random() for client in clients.members]
         taking_part: Tensor = torch.tensor(rates) < self.params.client_rate
         return taking_part.float()
 
@@ -153,7 +148,7 @@ class LocalTraining(Algorithm):
         """What the updates of those who send one weigh on a network."""
         return 4 * sum(value.numel() for value in broadcast.values()) * int(takes_part.sum())
 
-    def server_step(self, server: Server, round_: int, release: Release, total: Tensors) -> Mapping[str, float]:
+    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
         """Add the mean update: by row counts without privacy, by a public number of clients with it."""
         divisor = total.get(WEIGHT, torch.tensor(self.task.clients * self.params.client_rate)).clamp_min(1e-12)
         shared = self.broadcast(server)
@@ -161,26 +156,18 @@ class LocalTraining(Algorithm):
             parameter += total[name] / divisor
         return {"parameter_norm": float(torch.stack([p.norm() for p in shared.values()]).norm())}
 
-    def _minibatches(self, clients: Clients, round_: int) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
-        """Row numbers ``[local_steps, batch_size]`` of each member."""
-        size = (self.params.local_steps, self.params.batch_size)
-        return [
-            clients.seeds.numpy(Purpose.LOCAL, round_, client).integers(len(x), size=size)
-            for client, x in zip(clients.members, clients.x, strict=True)
-        ]
-
     def _local_steps(
         self,
         clients: Clients,
-        round_: int,
+        round_: Round,
         shared: Tensors,
         private: Tensors,
         broadcast: Tensors,
-        rows: list[np.ndarray[Any, np.dtype[np.int64]]],
+        rows: list[Tensor],
     ) -> dict[str, Tensor]:
         """Train stacked parameters ``[K, ...]`` in place; the loss parts of the last step, ``[K]`` each."""
         parameters = shared | private
-        streams = [clients.seeds.torch(Purpose.LATENT, round_, client) for client in clients.members]
+        streams = [clients.seeds.torch(Purpose.LATENT, round_.stream, client) for client in clients.members]
         names = list(self.draws())
         layout = Layout(torch.zeros(self.params.batch_size, dtype=torch.long), 1)
 
@@ -194,7 +181,7 @@ class LocalTraining(Algorithm):
         state: Tensors = {}
         means: dict[str, Tensor] = {}
         for index in range(self.params.local_steps):
-            chosen = [torch.from_numpy(picked[index]) for picked in rows]
+            chosen = [picked[index] for picked in rows]
             x = torch.stack([data[pick] for data, pick in zip(clients.x, chosen, strict=True)])
             y = torch.stack([data[pick] for data, pick in zip(clients.y, chosen, strict=True)])
             draws = [

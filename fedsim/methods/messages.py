@@ -57,6 +57,25 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Round:
+    """Where a training stands.
+
+    Attributes:
+        number: counted from 0 over all phases.
+        phase: which phase, counted from 0.
+        step: counted from 0 within the phase.
+        stream: number of its random streams; a round of several noisy steps takes as many, from this one on.
+        release: the phase's mechanism.
+    """
+
+    number: int
+    phase: int
+    step: int
+    stream: int
+    release: Release
+
+
+@dataclass(frozen=True)
 class Step:
     """One step of a mechanism on a cohort, as :meth:`Clients.add_noise` ran it.
 
@@ -87,26 +106,37 @@ class Step:
             yield Entry(self.release, self.number, client, multiplier, self.sample_rate)
 
 
+@dataclass
+class Ran:
+    """What the clients of a cohort did in a round, counted where it happens.
+
+    Attributes:
+        steps: the steps of mechanisms that ran.
+        sampled: fingerprint of the rows that were sampled.
+        noise: fingerprint of the noise that was drawn.
+    """
+
+    steps: list[Step] = field(default_factory=list)
+    sampled: int = 0
+    noise: int = 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Message:
     """What a cohort sends after a round: the sum over its clients, never one client's part under ``trust: aggregate``.
 
     Attributes:
         sums: tensors by name; what only one cohort sends under a name goes on as it is.
-        sampled: fingerprint of the rows that each client sampled.
-        noise: fingerprint of the noise that the clients drew.
         uplink_bytes: what the clients would have sent over a network, all of them together; where it is private who takes part, of
             those who do not, too.
         diagnostics: not private, for people who may see the data: values per example or per client by name, a list for its mean.
-        steps: the steps of mechanisms that ran; counted by the harness, whatever an algorithm gives here.
+        ran: what happened; counted by the harness, whatever an algorithm gives here.
     """
 
     sums: Tensors
-    sampled: int = 0
-    noise: int = 0
     uplink_bytes: int = 0
     diagnostics: Mapping[str, list[Any] | Diagnostic] = field(default_factory=dict)
-    steps: tuple[Step, ...] = ()
+    ran: Ran = field(default_factory=Ran)
 
 
 @dataclass
@@ -137,7 +167,7 @@ class Server:
 class Pool(Protocol):
     """All clients of a cell, however they are packed onto actors."""
 
-    def round(self, round_: int, release: Release, broadcast: Tensors) -> list[Message]:
+    def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
         """Let every cohort compute; messages in client order."""
 
     def released(self, names: Sequence[str]) -> Tensors:

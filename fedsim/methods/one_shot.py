@@ -1,9 +1,10 @@
-"""Algorithms that release statistics: each release is one round in which clients send clipped sums of per-example outer products."""
+"""Algorithms that release statistics: each is one mechanism, in whose round clients send clipped sums of per-example outer products."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -11,51 +12,91 @@ from torch import Tensor, nn
 
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.clients import Clients
-from fedsim.methods.messages import Diagnostic, Message, Server, Tensors
+from fedsim.methods.messages import Diagnostic, Message, Round, Server, Task, Tensors
+from fedsim.methods.phase import Phase
 from fedsim.privacy.clipping import Norms
 from fedsim.privacy.plan import Release, Unit
-from fedsim.privacy.statistics.outer_products import OuterProduct, clipped_statistics
+from fedsim.privacy.statistics import moments
+from fedsim.privacy.statistics.outer_products import OuterProduct, clipped_statistics, unit_weights
 
 
-def statistics_message(clients: Clients, round_: int, release: Release, products: Mapping[str, OuterProduct], norms: Norms) -> Message:
-    """The cohort's clipped sums of ``products`` over all its rows, with its noise if clients are silos.
+@dataclass(frozen=True)
+class Rows:
+    """A cohort's rows: x ``[N, d]``, labels ``[N]``, and the number of each row's client among all clients ``[N]``."""
+
+    x: Tensor
+    y: Tensor
+    client: Tensor
+
+    @classmethod
+    def of(cls, clients: Clients) -> Rows:
+        """All rows of all members, in client order."""
+        owner = torch.repeat_interleave(torch.tensor(clients.members), torch.tensor([len(x) for x in clients.x]))
+        return cls(torch.cat(clients.x), torch.cat(clients.y), owner)
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """What is released of all rows together: sums of outer products, by one Gaussian mechanism a step.
+
+    Attributes:
+        name: of the release, unique within an algorithm.
+        share: of the budget in units of 1 / sigma^2, for all its steps together.
+        weights: of the sums in an example's joint norm; their ratios count.
+        products: (rows, broadcast): outer products of every row by name, as the weights name them; factors of norm at most 1.
+        receive: (server, sums, std): takes the noisy sums into ``server.tensors``; ``std`` is that of each one's noise, in its own units.
+        steps: how often it is released.
+    """
+
+    name: str
+    share: float
+    weights: Mapping[str, float]
+    products: Callable[[Rows, Tensors], Mapping[str, OuterProduct]]
+    receive: Callable[[Server, Tensors, Mapping[str, float]], None]
+    steps: int = 1
+
+
+def statistic_phase(statistic: Statistic, clip: float, task: Task, broadcast: Callable[[Server], Tensors], *, main: bool = False) -> Phase:
+    """The rounds in which a statistic is released.
 
     Args:
-        clients: the cohort; every row takes part, so ``release.sample_rate`` is 1.
-        round_: the round.
-        release: the mechanism in the plan.
-        products: one outer product per row of all members together, by name.
-        norms: joint clip norm and weights; the caller divides by the weights after the noise.
+        statistic: what is released.
+        clip: C, of an example's joint norm; the sums are scaled so that nothing is clipped unless factors are too large.
+        task: the public facts.
+        broadcast: as :class:`fedsim.methods.phase.Phase` has it.
+        main: whether a report draws its rounds.
     """
-    sums, joint = clipped_statistics(products, norms)
-    noised = clients.add_noise(release, round_, sums)
-    return Message(
-        sums=noised.sent,
-        noise=noised.fingerprint,
-        uplink_bytes=4 * sum(value.numel() for value in sums.values()) * len(clients.members),
-        diagnostics={
-            "gradient_norm": Diagnostic(joint.tolist(), "quantiles"),
-            "clipped_fraction": (joint > norms.clip * (1 + 1e-6)).float().tolist(),
-        },
-    )
+    # many steps share what one would have, and a mechanism that takes a share of the budget has 1 / sqrt(share) times the noise
+    release = Release(statistic.name, 1.0, statistic.steps, (statistic.share / statistic.steps) ** -0.5, main=main)
+    weights = unit_weights(statistic.weights)
+    norms = Norms(clip, weights={name: clip * weight for name, weight in weights.items()})
+
+    def at_clients(clients: Clients, round_: Round, told: Tensors) -> Message:
+        sums, joint = clipped_statistics(statistic.products(Rows.of(clients), told), norms)
+        clipped = (joint > clip * (1 + 1e-6)).float().tolist()
+        noised = clients.add_noise(round_.release, round_.stream, sums)
+        return clients.send(noised.sent, {"gradient_norm": Diagnostic(joint.tolist(), "quantiles"), "clipped_fraction": clipped})
+
+    def at_server(server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
+        std = server.noise_std(release.name, task.clients) / clip
+        sums = {name: value / norms.weight(name) for name, value in total.items()}
+        statistic.receive(server, sums, {name: std / weight for name, weight in weights.items()})
+        return {}
+
+    return Phase(release, at_clients, at_server, broadcast)
 
 
 class OneShot(Algorithm):
     """Base class of an algorithm that releases statistics and samples from what they say.
 
-    A subclass supplies :meth:`releases` (one step each, sample rate 1), :meth:`statistics`, :meth:`receive` and :meth:`generator`. All
-    statistics are scaled to a joint norm of at most 1 an example.
+    A subclass supplies :meth:`statistics` and :meth:`generator`. An example's statistics are scaled to a joint norm of at most 1.
     """
 
     units: ClassVar[tuple[Unit, ...]] = ("example",)
 
     @abstractmethod
-    def statistics(self, release: str, x: Tensor, y: Tensor, broadcast: Tensors) -> tuple[Mapping[str, OuterProduct], Mapping[str, float]]:
-        """Outer products of every row by name, and their weights in the joint norm."""
-
-    @abstractmethod
-    def receive(self, server: Server, release: str, sums: Tensors) -> None:
-        """Take the noisy sums (weights divided out) into ``server.tensors``."""
+    def statistics(self) -> tuple[Statistic, ...]:
+        """What is released, one after another; shares add up to 1."""
 
     def clip(self) -> float:
         """Statistics have joint norm at most 1."""
@@ -69,15 +110,19 @@ class OneShot(Algorithm):
         """Everything released so far."""
         return dict(server.tensors)
 
-    def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
-        """The clipped sums over all rows of the cohort."""
-        products, weights = self.statistics(release.name, torch.cat(clients.x), torch.cat(clients.y), broadcast)
-        return statistics_message(clients, round_, release, products, Norms(self.clip(), weights=weights))
+    def phases(self) -> tuple[Phase, ...]:
+        """One a statistic; the last is what a report draws, if it has several rounds."""
+        *first, last = self.statistics()
+        return (
+            *(statistic_phase(each, self.clip(), self.task, self.broadcast) for each in first),
+            statistic_phase(last, self.clip(), self.task, self.broadcast, main=True),
+        )
 
-    def server_step(self, server: Server, round_: int, release: Release, total: Tensors) -> Mapping[str, float]:
-        """Divide the weights out and hand the sums over."""
-        empty = torch.zeros(0, self.task.dim)
-        _, weights = self.statistics(release.name, empty, torch.zeros(0, dtype=torch.long), dict(server.tensors))
-        norms = Norms(self.clip(), weights=weights)
-        self.receive(server, release.name, {name: value / norms.weight(name) for name, value in total.items()})
-        return {}
+
+def overall_mean(share: float) -> Statistic:
+    """The mean of all rows, of norm at most 1 each, as ``server.tensors["mean"]`` ``[d]``."""
+
+    def receive(server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+        server.tensors["mean"] = moments.released_mean(sums)
+
+    return Statistic("mean", share, moments.MEAN_WEIGHTS, lambda rows, told: moments.mean_products(rows.x), receive)

@@ -38,6 +38,7 @@ class Release:
         steps: how often it is released over the whole run, all rounds together.
         relative_noise: its noise multiplier in units of the plan's sigma; the ratio between releases is kept.
         per_round: how many of its steps a round holds (local steps, each with noise of its own); divides ``steps``.
+        main: whether a report draws its rounds as the training; not so what comes before or after it.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Release:
     steps: int
     relative_noise: float = 1.0
     per_round: int = 1
+    main: bool = True
 
     @property
     def rounds(self) -> int:
@@ -83,6 +85,11 @@ class PrivacyPlan:
     clip: float
     sensitivity: float
     epsilon_reached: float
+
+    @property
+    def main(self) -> Release:
+        """The last release that is the training itself."""
+        return [release for release in self.releases if release.main][-1]
 
     def release(self, name: str) -> Release:
         """The release called ``name``.

@@ -59,7 +59,7 @@ def settings(rows: Iterable[Row]) -> list[Group]:
 def round_frame(groups: Sequence[Group], records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """The round records of some settings as numbers: a line for every cell and round, in their order.
 
-    Rounds of other releases than a cell's last one are left out: a warm start's messages are no gradients and have no loss.
+    Rounds that are not the training itself are left out: a warm start's messages are no gradients and have no loss.
 
     Args:
         groups: what ``settings`` gave; records of other cells are left out.
@@ -71,9 +71,7 @@ def round_frame(groups: Sequence[Group], records: Iterable[Mapping[str, Any]]) -
         ``gradient_norm_5`` … ``gradient_norm_95``, and ``position`` and ``rounds``, which count each cell's lines.
     """
     owner = {row.cell_id: position for position, group in enumerate(groups) for row in group.rows}
-    known = [record for record in records if record["cell_id"] in owner]
-    last = {record["cell_id"]: record.get("release") for record in known}
-    known = [record for record in known if record.get("release") == last[record["cell_id"]]]
+    known = [record for record in records if record["cell_id"] in owner and record.get("main", True)]
     numbers = {name: [_number(record.get(name)) for record in known] for name in _columns(known)}
     frame = pd.DataFrame(numbers, dtype="float64")
     frame[list(_QUANTILES)] = np.array([_quantiles(record) for record in known], dtype="float64").reshape(-1, len(_QUANTILES))

@@ -19,11 +19,10 @@ from threadpoolctl import threadpool_limits
 from fedsim.data.embeddings import Embeddings
 from fedsim.evaluation.references import ceiling, local_only
 from fedsim.grid.models import Cell
-from fedsim.methods.messages import Message, Pool, Tensors
+from fedsim.methods.messages import Message, Pool, Round, Tensors
 from fedsim.methods.registry import lookup
 from fedsim.methods.source_hash import source_hash
 from fedsim.partition import Partition
-from fedsim.privacy.plan import Release
 from fedsim.seeds import Seeds
 from fedsim.simulation.checkpoint import Checkpoints
 from fedsim.simulation.cohort import Cohort, CohortSpec, join_clients, split_clients
@@ -163,10 +162,10 @@ class RayPool:
         self.actors, self.sizes = list(actors), [len(spec.members) for spec in specs]
         ray.get([actor.host.remote(spec, data) for actor, spec in zip(self.actors, specs, strict=True)])
 
-    def round(self, round_: int, release: Release, broadcast: Tensors) -> list[Message]:
+    def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
         """See :class:`fedsim.methods.messages.Pool`; the broadcast goes into the object store once."""
         sent = ray.put(broadcast)
-        messages: list[Message] = ray.get([actor.call.remote("round", round_, release, sent) for actor in self.actors])
+        messages: list[Message] = ray.get([actor.call.remote("round", round_, sent) for actor in self.actors])
         return messages
 
     def released(self, names: Sequence[str]) -> Tensors:

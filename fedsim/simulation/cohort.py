@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.clients import Clients
-from fedsim.methods.messages import Message, Task, Tensors
+from fedsim.methods.messages import Message, Ran, Round, Task, Tensors
 from fedsim.methods.parameters import in_order, load_parameters, local_names
 from fedsim.methods.registry import lookup
 from fedsim.models.initialise import initial_model
-from fedsim.privacy.plan import PrivacyPlan, Release
+from fedsim.privacy.plan import PrivacyPlan
 from fedsim.seeds import Seeds
 
 
@@ -53,6 +53,7 @@ class Cohort:
 
     def __init__(self, spec: CohortSpec, x: NDArray[np.float32], y: NDArray[np.int64]) -> None:
         self.algorithm = build_algorithm(spec.algorithm, spec.params, spec.task)
+        self.phases = self.algorithm.phases()
         model = initial_model(self.algorithm.build, spec.seeds, spec.members)
         self.clients = Clients(
             spec.members,
@@ -65,12 +66,12 @@ class Cohort:
         )
         self.algorithm.start_clients(self.clients)
 
-    def round(self, round_: int, release: Release, broadcast: Tensors) -> Message:
-        """One round's computation, with the steps that it really took."""
-        self.clients.ran.clear()
-        message = self.algorithm.client_round(self.clients, round_, release, broadcast)
+    def round(self, round_: Round, broadcast: Tensors) -> Message:
+        """One round's computation, with what really ran."""
+        self.clients.ran = Ran()
+        message = self.phases[round_.phase].at_clients(self.clients, round_, broadcast)
         self.clients.state.update(in_order(self.clients.state))
-        return replace(message, steps=tuple(self.clients.ran))
+        return replace(message, ran=self.clients.ran)
 
     def released(self, names: Sequence[str]) -> Tensors:
         """Per-client tensors by name, averaged over iterates where the algorithm keeps averages."""
@@ -100,9 +101,9 @@ class LocalPool:
     def __init__(self, cohorts: Sequence[Cohort]) -> None:
         self.cohorts = cohorts
 
-    def round(self, round_: int, release: Release, broadcast: Tensors) -> list[Message]:
+    def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
         """See :class:`fedsim.methods.messages.Pool`."""
-        return [cohort.round(round_, release, broadcast) for cohort in self.cohorts]
+        return [cohort.round(round_, broadcast) for cohort in self.cohorts]
 
     def released(self, names: Sequence[str]) -> Tensors:
         """See :class:`fedsim.methods.messages.Pool`."""

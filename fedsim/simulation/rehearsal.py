@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -15,11 +16,12 @@ from fedsim.data.embeddings import Embeddings
 from fedsim.errors import PluginError, UserError
 from fedsim.grid.resolve import Resolved, Variant
 from fedsim.methods.algorithm import Algorithm
-from fedsim.methods.messages import Message, Task
+from fedsim.methods.messages import Message, Round, Task
+from fedsim.methods.phase import Phase
 from fedsim.methods.products import Generator, Product, is_classifier, is_personal, own
 from fedsim.methods.registry import lookup
 from fedsim.methods.source_lines import line_of, origin, said
-from fedsim.privacy.plan import PrivacyPlan, Release
+from fedsim.privacy.plan import PrivacyPlan
 from fedsim.seeds import Purpose, Seeds
 from fedsim.simulation.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
 from fedsim.simulation.rounds import Trained, train
@@ -116,7 +118,7 @@ def _train(algorithm: Algorithm, variant: Variant, plan: PrivacyPlan | None, x: 
     given = {name: value for name, value in EVERYONE.items() if name in type(algorithm.params).model_fields}
     algorithm.params = algorithm.params.model_copy(update=given)
     _watch(algorithm)
-    cohort.algorithm = algorithm
+    cohort.algorithm, cohort.phases = algorithm, algorithm.phases()
     steps = train(algorithm, LocalPool([cohort]), plan, Seeds(0))
     while True:
         try:
@@ -127,7 +129,7 @@ def _train(algorithm: Algorithm, variant: Variant, plan: PrivacyPlan | None, x: 
 
 def _watch(algorithm: Algorithm) -> None:
     """Look at what this algorithm's methods return, and let it run the first round of each release only."""
-    own = {name: getattr(algorithm, name) for name in ("loss", "client_round", "server_step", "schedule") if hasattr(algorithm, name)}
+    own = {name: getattr(algorithm, name) for name in ("loss", "phases", "schedule") if hasattr(algorithm, name)}
 
     def loss(model: Any, batch: Batch) -> Mapping[str, Tensor]:
         parts = own["loss"](model, batch)
@@ -138,26 +140,32 @@ def _watch(algorithm: Algorithm) -> None:
                 raise _Unexpected(own["loss"], f"'{name}' as {_described(part)}", f"one number a row: [{len(batch)}]")
         return dict(parts)
 
-    def client_round(*args: Any) -> Message:
-        message = own["client_round"](*args)
+    def phases() -> tuple[Phase, ...]:
+        return tuple(_watched(phase) for phase in own["phases"]())
+
+    def schedule() -> Iterator[Round]:
+        return (round_ for round_ in own["schedule"]() if round_.step == 0)
+
+    watched = {"loss": loss, "phases": phases, "schedule": schedule}
+    vars(algorithm).update({name: watched[name] for name in own})
+
+
+def _watched(phase: Phase) -> Phase:
+    """A phase that looks at what its functions return."""
+
+    def at_clients(*args: Any) -> Message:
+        message = phase.at_clients(*args)
         if not isinstance(message, Message):
-            raise _Unexpected(own["client_round"], _described(message), "a fedsim.methods.messages.Message")
+            raise _Unexpected(phase.at_clients, _described(message), "a fedsim.methods.messages.Message, as clients.send makes it")
         return message
 
-    def server_step(*args: Any) -> Mapping[str, float]:
-        values = own["server_step"](*args)
+    def at_server(*args: Any) -> Mapping[str, float]:
+        values = phase.at_server(*args)
         if not isinstance(values, Mapping):
-            raise _Unexpected(own["server_step"], _described(values), "a mapping of diagnostics by name, which may be empty")
+            raise _Unexpected(phase.at_server, _described(values), "a mapping of diagnostics by name, which may be empty")
         return values
 
-    def schedule() -> Iterator[tuple[int, Release]]:
-        first: dict[str, tuple[int, Release]] = {}
-        for round_, release in own["schedule"]():
-            first.setdefault(release.name, (round_, release))
-        return iter(first.values())
-
-    watched = {"loss": loss, "client_round": client_round, "server_step": server_step, "schedule": schedule}
-    vars(algorithm).update({name: watched[name] for name in own})
+    return replace(phase, at_clients=at_clients, at_server=at_server)
 
 
 def _use(made: Product, algorithm: Algorithm, x: Tensor) -> None:

@@ -9,12 +9,12 @@ from functools import partial
 from typing import Any
 
 from fedsim.methods.algorithm import Algorithm
-from fedsim.methods.messages import Diagnostic, Message, Pool, Tensors
+from fedsim.methods.messages import Diagnostic, Message, Pool, Round, Tensors
 from fedsim.methods.parameters import add_in_order, code_names, in_order, l2_norm
 from fedsim.methods.products import Generator, Product
 from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.noise import Noise, gaussian
-from fedsim.privacy.plan import PrivacyPlan, Release
+from fedsim.privacy.plan import PrivacyPlan
 from fedsim.seeds import Seeds
 from fedsim.simulation.state import Checkpoint, below, capture, load_server, released_state
 
@@ -63,24 +63,26 @@ def train(
         start, uplink, ledger = resume.round, resume.uplink_bytes, Ledger.from_json(resume.ledger)
         load_server(server, below("server", resume.tensors))
         pool.load_state(below("clients", resume.tensors))
-    rounds = sum(release.rounds for release in algorithm.releases())
-    for round_, release in algorithm.schedule():
-        if round_ < start:
+    phases = algorithm.phases()
+    rounds = sum(phase.release.rounds for phase in phases)
+    for round_ in algorithm.schedule():
+        if round_.number < start:
             continue
-        messages = pool.round(round_, release, algorithm.broadcast(server))
+        phase = phases[round_.phase]
+        messages = pool.round(round_, phase.broadcast(server))
         total = add_in_order([message.sums for message in messages])
-        noise, multiplier = server_noise(algorithm, plan, release, total, seeds, round_)
-        record = {"release": release.name, **_gathered(messages, noise, l2_norm(total))}
+        noise, multiplier = server_noise(algorithm, plan, round_, total, seeds)
+        record = {"release": round_.release.name, "main": round_.release.main, **_gathered(messages, noise, l2_norm(total))}
         noisy = {name: value + noise.parts[name] for name, value in total.items()} if noise.parts else total
-        record |= algorithm.server_step(server, round_, release, noisy)
+        record |= phase.at_server(server, round_, noisy)
         server.tensors = in_order(server.tensors)
-        for step in (step for message in messages for step in message.steps):
+        for step in (step for message in messages for step in message.ran.steps):
             for entry in step.entries(multiplier):
                 ledger.record(entry)
         uplink += sum(message.uplink_bytes for message in messages)
         if checkpoint is not None:
-            checkpoint(partial(capture, server, pool, ledger, round_ + 1, uplink))
-        yield RoundRecord(round_, rounds, record)
+            checkpoint(partial(capture, server, pool, ledger, round_.number + 1, uplink))
+        yield RoundRecord(round_.number, rounds, record)
     server.codes = pool.released(code_names(server.model)) if algorithm.releases_codes() else {}
     state = released_state(server)
     made = algorithm.generator(server) if algorithm.generates() else algorithm.classifier(server)
@@ -96,21 +98,19 @@ def restored(algorithm: Algorithm, state: Tensors, plan: PrivacyPlan | None, see
     return algorithm.generator(server)
 
 
-def server_noise(
-    algorithm: Algorithm, plan: PrivacyPlan | None, release: Release, total: Tensors, seeds: Seeds, round_: int
-) -> tuple[Noise, float]:
+def server_noise(algorithm: Algorithm, plan: PrivacyPlan | None, round_: Round, total: Tensors, seeds: Seeds) -> tuple[Noise, float]:
     """The noise that is added once, to the sum; with its multiplier, 0 where none is added."""
     if plan is None or algorithm.noise_at_clients():
         return Noise({}, 0), 0.0
     shapes = {name: tuple(value.shape) for name, value in total.items()}
-    std = plan.noise_std(release.name)
-    return gaussian(shapes, std, seeds.noise(round_)), std / plan.sensitivity
+    std = plan.noise_std(round_.release.name)
+    return gaussian(shapes, std, seeds.noise(round_.stream)), std / plan.sensitivity
 
 
 def _gathered(messages: Sequence[Message], noise: Noise, signal: float) -> dict[str, Any]:
     values: dict[str, Any] = {
-        "sampled": sum(message.sampled for message in messages) % 2**32,
-        "noise": (sum(message.noise for message in messages) + noise.fingerprint) % 2**32,
+        "sampled": sum(message.ran.sampled for message in messages) % 2**32,
+        "noise": (sum(message.ran.noise for message in messages) + noise.fingerprint) % 2**32,
         "signal_norm": signal,
         "noise_norm": l2_norm(noise.parts),
     }

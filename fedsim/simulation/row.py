@@ -69,7 +69,7 @@ def _row(
         accountant=outcome.accountant if outcome else None,
         noise=cell.noise if plan else None,
         sigma=plan.sigma if plan else None,
-        sample_rate=plan.releases[-1].sample_rate if plan else None,
+        sample_rate=plan.main.sample_rate if plan else None,
         steps=sum(release.steps for release in plan.releases) if plan else None,
         clip=plan.clip if plan else None,
         scores=outcome.scores if outcome else Scores(),

@@ -36,17 +36,19 @@ def test_no_example_changes_a_release_by_more_than_the_clip_norm(kind: str) -> N
     algorithm = build_algorithm("fedhypevae", trial.cell.params, trial.task)
     trial = replace(trial, sizes=(4,))
     everyone, server, seen = local_pool(trial, data), algorithm.initial_server(Seeds(0)), []
-    for round_, release in algorithm.schedule():
-        if release.name == "dp-sgd":
+    phases = algorithm.phases()
+    for round_ in algorithm.schedule():
+        phase = phases[round_.phase]
+        if phase.release.main:
             break
-        (whole,) = everyone.round(round_, release, algorithm.broadcast(server))
+        (whole,) = everyone.round(round_, phase.broadcast(server))
         for client, row in ((0, 0), (2, 3)):
             fewer: Any = local_pool(trial, data)
             without_row(fewer, client, row)
-            (rest,) = fewer.round(round_, release, algorithm.broadcast(server))
+            (rest,) = fewer.round(round_, phase.broadcast(server))
             assert 0 < distance(whole.sums, rest.sums) <= 0.5 * (1 + 1e-5)
-        algorithm.server_step(server, round_, release, whole.sums)
-        seen.append(release.name)
+        phase.at_server(server, round_, whole.sums)
+        seen.append(phase.release.name)
     assert seen == list(SHARES[kind])
 
 

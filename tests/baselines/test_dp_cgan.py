@@ -22,8 +22,8 @@ def test_clients_have_and_send_the_discriminator_alone() -> None:
     algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
     server = algorithm.initial_server(Seeds(0))
     told = algorithm.broadcast(server)
-    ((_, release), *_) = algorithm.schedule()
-    names = {name for message in local_pool(trial, data).round(0, release, told) for name in message.sums}
+    first, *_ = algorithm.schedule()
+    names = {name for message in local_pool(trial, data).round(first, told) for name in message.sums}
     assert names == set(told) == {name for name, _ in server.model.named_parameters() if name.startswith("discriminator.")}
     assert any(name.startswith("generator.") for name, _ in server.model.named_parameters())
 
@@ -36,9 +36,9 @@ def test_the_server_moves_the_discriminator_by_penalties_and_the_generator_by_st
     found = torch.autograd.grad(sum(parts.values()), list(server.model.parameters()), allow_unused=True)
     moved = {name for name, gradient in zip(before, found, strict=True) if gradient is not None}
     assert moved == {name for name in before if name.startswith("discriminator.")}
-    ((round_, release), *_) = algorithm.schedule()
+    first, *_ = algorithm.schedule()
     total = {name: torch.zeros_like(p) for name, p in before.items() if name.startswith("discriminator.")}
-    algorithm.server_step(server, round_, release, total)
+    algorithm.server_step(server, first, total)
     assert all(
         not torch.equal(p, before[name]) for name, p in server.model.named_parameters() if name != "generator.decoder.layers.0.rows.x"
     )
@@ -57,10 +57,10 @@ def test_without_noise_the_generator_moves_towards_the_classes() -> None:
         return max(float((made[y == label].mean(0) - x[y == label].mean(0)).norm()) for label in range(CLASSES))
 
     start = distance()
-    for round_, release in algorithm.schedule():
+    for round_ in algorithm.schedule():
         model = server.model
         names = [name for name, _ in model.named_parameters() if name.startswith("discriminator.")]
         loss = torch.nn.functional.softplus(-model.discriminator(x, y)).sum()
         sums = torch.autograd.grad(loss, [model.get_parameter(name) for name in names])
-        algorithm.server_step(server, round_, release, dict(zip(names, sums, strict=True)))
+        algorithm.server_step(server, round_, dict(zip(names, sums, strict=True)))
     assert distance() < 0.5 * start

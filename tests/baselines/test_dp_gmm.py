@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from baselines.dp_gaussian import DPGaussian, DPGaussianParams
 from baselines.dp_gmm import DPGMM, DPGMMParams, MixtureGenerator
 from fedsim.methods.messages import Server, Task, Tensors
-from fedsim.methods.one_shot import OneShot
+from fedsim.methods.one_shot import OneShot, Rows
 from fedsim.privacy.clipping import Norms
-from fedsim.privacy.statistics import mixture, moments
-from fedsim.privacy.statistics.outer_products import clipped_statistics
+from fedsim.privacy.statistics import mixture
+from fedsim.privacy.statistics.outer_products import clipped_statistics, unit_weights
 from fedsim.seeds import Purpose, Seeds
 
 DIM, CLASSES = 6, 2
@@ -30,11 +30,13 @@ def planted(rows: int, apart: float) -> tuple[torch.Tensor, torch.Tensor]:
 
 def without_noise(algorithm: OneShot, x: torch.Tensor, y: torch.Tensor) -> Server:
     server = algorithm.initial_server(Seeds(0))
-    for round_, release in algorithm.schedule():
-        products, weights = algorithm.statistics(release.name, x, y, algorithm.broadcast(server))
-        sums, norms = clipped_statistics(products, Norms(1.0, weights=weights))
-        assert norms.max() <= 1 + 1e-5
-        algorithm.server_step(server, round_, release, sums)
+    for statistic in algorithm.statistics():
+        weights = unit_weights(statistic.weights)
+        for _ in range(statistic.steps):
+            products = statistic.products(Rows(x, y, torch.zeros_like(y)), algorithm.broadcast(server))
+            sums, norms = clipped_statistics(products, Norms(1.0, weights=weights))
+            assert norms.max() <= 1 + 1e-5
+            statistic.receive(server, {name: value / weights[name] for name, value in sums.items()}, dict.fromkeys(weights, 0.0))
     return server
 
 
@@ -89,21 +91,21 @@ def test_responsibilities_sum_to_one_and_a_row_adds_at_most_one(seed: int, scale
         std * torch.randn(CLASSES * components, 4, generator=stream),
         std * torch.randn(CLASSES * components, 1, generator=stream),
     )
-    told |= mixture.maximise(sums, counts, told["shares"], std)
-    told |= {"covariance": covariance, "counts": torch.ones(CLASSES)}
-    whitening = mixture.whitening(covariance, mixture.scatter(told["offsets"], told["shares"], told["counts"]))
+    told |= mixture.maximise(sums, counts, told["shares"], dict.fromkeys(mixture.WEIGHTS, std))
+    told |= {"covariance": covariance, "class_counts": torch.ones(CLASSES)}
+    whitening = mixture.whitening(covariance, mixture.scatter(told["offsets"], told["shares"], told["class_counts"]))
     u = mixture.residuals(x, y, told["class_means"], told["basis"])
     belongs = mixture.responsibilities(u, y, told["offsets"], told["shares"], whitening)
     assert torch.allclose(belongs.sum(1), torch.ones(20), atol=1e-5)
-    products, weights = algorithm.statistics("em", x, y, told)
-    _, norms = clipped_statistics(products, Norms(1.0, weights=weights))
+    products = algorithm.component_products(Rows(x, y, torch.zeros_like(y)), told)
+    _, norms = clipped_statistics(products, Norms(1.0, weights=unit_weights(mixture.WEIGHTS)))
     assert norms.max() <= 1 + 1e-5
 
 
 def test_the_m_step_keeps_class_means_and_shrinks_pure_noise_away() -> None:
     stream = Seeds(0).torch(Purpose.NOISE)
-    std, weight = 20.0, moments.unit_weights(mixture.WEIGHTS)["component_sums"]
-    sums, counts = std / weight * torch.randn(20, 300, generator=stream), torch.full((20, 1), 500.0)
+    std = {name: 20.0 / weight for name, weight in unit_weights(mixture.WEIGHTS).items()}
+    sums, counts = std["component_sums"] * torch.randn(20, 300, generator=stream), torch.full((20, 1), 500.0)
     found = mixture.maximise(sums, counts, torch.full((10, 2), 0.5), std)
     assert torch.allclose((found["shares"].unsqueeze(2) * found["offsets"]).sum(1), torch.zeros(10, 300), atol=1e-6)
-    assert found["offsets"].square().mean() < 0.25 * (std / weight / 500) ** 2
+    assert found["offsets"].square().mean() < 0.25 * (std["component_sums"] / 500) ** 2

@@ -4,10 +4,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baselines.dp_merf import DPMERF, DPMERFParams
+from baselines.dp_merf import DPMERF, WEIGHTS, DPMERFParams
 from fedsim.methods.messages import Server, Task
+from fedsim.methods.one_shot import Rows
 from fedsim.privacy.clipping import Norms
-from fedsim.privacy.statistics.outer_products import clipped_statistics
+from fedsim.privacy.statistics.outer_products import clipped_statistics, unit_weights
 from fedsim.seeds import Seeds
 
 DIM, CLASSES = 8, 3
@@ -29,10 +30,12 @@ def planted(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def without_noise(algorithm: DPMERF, x: torch.Tensor, y: torch.Tensor) -> Server:
     server = algorithm.initial_server(Seeds(0))
-    for round_, release in algorithm.schedule():
-        products, weights = algorithm.statistics(release.name, x, y, algorithm.broadcast(server))
-        sums, _ = clipped_statistics(products, Norms(1.0, weights=weights))
-        algorithm.server_step(server, round_, release, sums)
+    for statistic in algorithm.statistics():
+        weights = unit_weights(statistic.weights)
+        for _ in range(statistic.steps):
+            products = statistic.products(Rows(x, y, torch.zeros_like(y)), algorithm.broadcast(server))
+            sums, _ = clipped_statistics(products, Norms(1.0, weights=weights))
+            statistic.receive(server, {name: value / weights[name] for name, value in sums.items()}, dict.fromkeys(weights, 0.0))
     return server
 
 
@@ -42,10 +45,10 @@ def test_a_row_adds_exactly_one_to_the_embedding(seed: int, scale: float) -> Non
     algorithm, stream = small(frequencies=20), torch.Generator().manual_seed(seed)
     x, y = scale * torch.randn(10, DIM, generator=stream), torch.randint(CLASSES, (10,), generator=stream)
     told = algorithm.initial_server(Seeds(seed)).tensors | {"mean": torch.randn(DIM, generator=stream)}
-    products, weights = algorithm.statistics("embedding", x, y, told)
+    products = algorithm.embedding_products(Rows(x, y, torch.zeros_like(y)), told)
     features = products["features"]
     assert torch.allclose(features.left.norm(dim=1) * features.right.norm(dim=1), torch.ones(10), atol=1e-5)
-    _, norms = clipped_statistics(products, Norms(1.0, weights=weights))
+    _, norms = clipped_statistics(products, Norms(1.0, weights=unit_weights(WEIGHTS)))
     assert torch.allclose(norms, torch.ones(10), atol=1e-5)
 
 

@@ -9,14 +9,13 @@ from torch import nn
 
 from fedsim.batch import Batch
 from fedsim.methods.clients import Clients
-from fedsim.methods.messages import Message, Tensors
-from fedsim.privacy.plan import Release
+from fedsim.methods.messages import Message, Round, Tensors
 
 
 class DividesByStepsOfTenRows(Spelled):
-    def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         self.steps = [max(math.ceil(len(x) / 10), 1) for x in clients.x]
-        return super().client_round(clients, round_, release, broadcast)
+        return super().client_round(clients, round_, broadcast)
 
     def sums(self, model: nn.Module, batch: Batch) -> Tensors:
         parts = [super(DividesByStepsOfTenRows, self).sums(model, _of(batch, client)) for client in range(batch.layout.clients)]

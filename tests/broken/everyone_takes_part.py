@@ -5,7 +5,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedsim.methods.clients import Clients
-from fedsim.privacy.plan import Release
+from fedsim.methods.messages import Round
 
 
 class FewTakePart(TinyParams):
@@ -16,5 +16,5 @@ class EveryoneTakesPart(Spelled):
     Params = FewTakePart
     units = ("client",)
 
-    def rows(self, clients: Clients, round_: int, release: Release) -> list[Tensor]:
-        return clients.poisson(round_, self.params.sample_rate)
+    def rows(self, clients: Clients, round_: Round) -> list[Tensor]:
+        return clients.poisson(round_.stream, self.params.sample_rate)

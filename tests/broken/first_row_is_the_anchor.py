@@ -5,11 +5,10 @@ from dataclasses import replace
 from broken.tiny import Tiny
 
 from fedsim.methods.clients import Clients
-from fedsim.methods.messages import Message, Tensors
-from fedsim.privacy.plan import Release
+from fedsim.methods.messages import Message, Round, Tensors
 
 
 class FirstRowIsTheAnchor(Tiny):
-    def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         anchored = replace(clients, x=tuple(x - x[:1] / 2 for x in clients.x))
-        return super().client_round(anchored, round_, release, broadcast)
+        return super().client_round(anchored, round_, broadcast)

@@ -5,12 +5,11 @@ from collections.abc import Mapping
 import torch
 from broken.tiny import Tiny
 
-from fedsim.methods.messages import Server, Tensors
-from fedsim.privacy.plan import Release
+from fedsim.methods.messages import Round, Server, Tensors
 
 
 class GlobalRandomState(Tiny):
-    def server_step(self, server: Server, round_: int, release: Release, total: Tensors) -> Mapping[str, float]:
-        torch.manual_seed(round_)
+    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
+        torch.manual_seed(round_.number)
         shake = 1e-3 * torch.randn(self.task.dim)
-        return super().server_step(server, round_, release, total | {"prototypes.bias": total["prototypes.bias"] + shake})
+        return super().server_step(server, round_, total | {"prototypes.bias": total["prototypes.bias"] + shake})

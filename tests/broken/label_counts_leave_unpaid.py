@@ -7,18 +7,17 @@ import torch
 from broken.tiny import Tiny
 
 from fedsim.methods.clients import Clients
-from fedsim.methods.messages import Message, Server, Tensors
-from fedsim.privacy.plan import Release
+from fedsim.methods.messages import Message, Round, Server, Tensors
 
 
 class LabelCountsLeaveUnpaid(Tiny):
     trusts = ("aggregate",)
 
-    def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
-        message = super().client_round(clients, round_, release, broadcast)
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+        message = super().client_round(clients, round_, broadcast)
         counts = torch.bincount(torch.cat(clients.y), minlength=self.task.classes).float()
         return replace(message, sums={**message.sums, "label_counts": counts})
 
-    def server_step(self, server: Server, round_: int, release: Release, total: Tensors) -> Mapping[str, float]:
+    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
         server.tensors["label_counts"] = total.pop("label_counts")
-        return super().server_step(server, round_, release, total)
+        return super().server_step(server, round_, total)

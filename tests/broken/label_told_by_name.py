@@ -7,16 +7,15 @@ import torch
 from broken.tiny import Tiny
 
 from fedsim.methods.clients import Clients
-from fedsim.methods.messages import Message, Server, Tensors
-from fedsim.privacy.plan import Release
+from fedsim.methods.messages import Message, Round, Server, Tensors
 
 
 class LabelToldByName(Tiny):
     trusts = ("aggregate",)
 
-    def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
-        message = super().client_round(clients, round_, release, broadcast)
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+        message = super().client_round(clients, round_, broadcast)
         return replace(message, sums=message.sums | ({"label 0": torch.zeros(1)} if 0 in torch.cat(clients.y) else {}))
 
-    def server_step(self, server: Server, round_: int, release: Release, total: Tensors) -> Mapping[str, float]:
-        return super().server_step(server, round_, release, {k: v for k, v in total.items() if not k.startswith("label")})
+    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
+        return super().server_step(server, round_, {k: v for k, v in total.items() if not k.startswith("label")})

@@ -6,8 +6,7 @@ from torch import nn
 
 from fedsim.batch import Batch
 from fedsim.methods.clients import Clients
-from fedsim.methods.messages import Message, Tensors
-from fedsim.privacy.plan import Release
+from fedsim.methods.messages import Message, Round, Tensors
 
 
 class LeftOutClientSendsOldUpdate(Spelled):
@@ -17,9 +16,9 @@ class LeftOutClientSendsOldUpdate(Spelled):
         members = len(clients.members)
         clients.state |= {name: torch.zeros(members, *p.shape) for name, p in clients.model.named_parameters()}
 
-    def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         self.old = clients.state
-        return super().client_round(clients, round_, release, broadcast)
+        return super().client_round(clients, round_, broadcast)
 
     def sums(self, model: nn.Module, batch: Batch) -> Tensors:
         total: Tensors = {}

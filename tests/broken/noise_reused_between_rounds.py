@@ -3,12 +3,11 @@
 from broken.tiny import Spelled
 
 from fedsim.methods.clients import Clients, Noised
-from fedsim.methods.messages import Tensors
-from fedsim.privacy.plan import Release
+from fedsim.methods.messages import Round, Tensors
 
 
 class NoiseReusedBetweenRounds(Spelled):
     trusts = ("silo",)
 
-    def noised(self, clients: Clients, release: Release, round_: int, sums: Tensors) -> Noised:
-        return clients.add_noise(release, 0, sums)
+    def noised(self, clients: Clients, round_: Round, sums: Tensors) -> Noised:
+        return clients.add_noise(round_.release, 0, sums)

@@ -4,16 +4,15 @@ import torch
 from broken.tiny import Coded
 
 from fedsim.methods.clients import Clients
-from fedsim.methods.messages import Message, Tensors
-from fedsim.privacy.plan import Release
+from fedsim.methods.messages import Message, Round, Tensors
 
 
 class RateFromOwnRows(Coded):
-    def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         self.spread = [float(x.std()) if len(x) else 0.0 for x in clients.x]
-        return super().client_round(clients, round_, release, broadcast)
+        return super().client_round(clients, round_, broadcast)
 
-    def _local_step(self, clients: Clients, round_: int, gradients: Tensors) -> None:
+    def _local_step(self, clients: Clients, round_: Round, gradients: Tensors) -> None:
         before = clients.model["code"].weight.detach().clone()
         super()._local_step(clients, round_, gradients)
         rate = 1 + torch.tensor(self.spread)[:, None]

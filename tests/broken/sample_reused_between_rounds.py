@@ -4,9 +4,9 @@ from broken.tiny import Spelled
 from torch import Tensor
 
 from fedsim.methods.clients import Clients
-from fedsim.privacy.plan import Release
+from fedsim.methods.messages import Round
 
 
 class SampleReusedBetweenRounds(Spelled):
-    def rows(self, clients: Clients, round_: int, release: Release) -> list[Tensor]:
-        return clients.poisson(0, release.sample_rate)
+    def rows(self, clients: Clients, round_: Round) -> list[Tensor]:
+        return clients.poisson(0, round_.release.sample_rate)

@@ -5,9 +5,9 @@ from broken.tiny import Spelled
 from torch import Tensor
 
 from fedsim.methods.clients import Clients
-from fedsim.privacy.plan import Release
+from fedsim.methods.messages import Round
 
 
 class SamplingNotPoisson(Spelled):
-    def rows(self, clients: Clients, round_: int, release: Release) -> list[Tensor]:
+    def rows(self, clients: Clients, round_: Round) -> list[Tensor]:
         return [torch.arange(len(x)) for x in clients.x]

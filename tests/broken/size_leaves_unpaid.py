@@ -7,17 +7,16 @@ import torch
 from broken.tiny import Tiny
 
 from fedsim.methods.clients import Clients
-from fedsim.methods.messages import Message, Server, Tensors
-from fedsim.privacy.plan import Release
+from fedsim.methods.messages import Message, Round, Server, Tensors
 
 
 class SizeLeavesUnpaid(Tiny):
     trusts = ("silo",)
 
-    def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
-        message = super().client_round(clients, round_, release, broadcast)
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+        message = super().client_round(clients, round_, broadcast)
         return replace(message, sums={**message.sums, "rows": torch.tensor(float(sum(map(len, clients.x))))})
 
-    def server_step(self, server: Server, round_: int, release: Release, total: Tensors) -> Mapping[str, float]:
+    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
         rows = total.pop("rows")
-        return super().server_step(server, round_, release, {name: 200 * value / rows for name, value in total.items()})
+        return super().server_step(server, round_, {name: 200 * value / rows for name, value in total.items()})

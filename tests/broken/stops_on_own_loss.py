@@ -8,21 +8,20 @@ from torch import nn
 
 from fedsim.batch import Batch, Layout
 from fedsim.methods.clients import Clients
-from fedsim.methods.messages import Message, Tensors
+from fedsim.methods.messages import Message, Round, Tensors
 from fedsim.methods.parameters import load_parameters
-from fedsim.privacy.plan import Release
 
 PATIENCE, ENOUGH = 4, 0.97
 
 
 class StopsOnOwnLoss(Spelled):
-    def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         load_parameters(clients.model, broadcast)
         with torch.no_grad():
             batches = [Batch(x, y, {}, Layout(torch.zeros_like(y), 1)) for x, y in zip(clients.x, clients.y, strict=True)]
             losses = torch.stack([self.loss(clients.model, batch)["distance"].mean() for batch in batches])
-        self.trains = losses > ENOUGH if round_ > PATIENCE else torch.ones_like(losses, dtype=torch.bool)
-        return super().client_round(clients, round_, release, broadcast)
+        self.trains = losses > ENOUGH if round_.number > PATIENCE else torch.ones_like(losses, dtype=torch.bool)
+        return super().client_round(clients, round_, broadcast)
 
     def sums(self, model: nn.Module, batch: Batch) -> Tensors:
         own = self.trains[batch.layout.client]

@@ -12,13 +12,11 @@ from torch import Tensor, nn
 from fedsim.batch import Batch
 from fedsim.methods.clients import Clients, Noised
 from fedsim.methods.dp_sgd import DPSGD, DPSGDParams, averaged_model
-from fedsim.methods.messages import Message, Server, Tensors
+from fedsim.methods.messages import Message, Round, Server, Tensors
 from fedsim.methods.parameters import load_parameters
 from fedsim.models.layers import ClientCode, ClientLinear, one_hot
 from fedsim.models.linear import LinearClassifier
 from fedsim.privacy.clipping import clipped_sum
-from fedsim.privacy.noise import fingerprint
-from fedsim.privacy.plan import Release
 
 
 class TinyParams(DPSGDParams):
@@ -78,9 +76,9 @@ class Counting(Tiny):
     def start_clients(self, clients: Clients) -> None:
         clients.state["rounds"] = torch.zeros(len(clients.members), dtype=torch.long)
 
-    def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         clients.state["rounds"] += 1
-        return super().client_round(clients, round_, release, broadcast)
+        return super().client_round(clients, round_, broadcast)
 
 
 class Classified(Tiny):
@@ -95,23 +93,21 @@ class Classified(Tiny):
 class Spelled(Tiny):
     """A round spelled out, so that a step of it can be replaced."""
 
-    def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         load_parameters(clients.model, broadcast)
-        rows = self.rows(clients, round_, release)
-        sums = self.sums(clients.model, clients.batch(rows, round_, {}))
-        noised = self.noised(clients, release, round_, sums)
-        weight = 4 * sum(value.numel() for value in sums.values()) * len(clients.members)
-        sampled = sum(fingerprint({"rows": chosen}) for chosen in rows)
-        return Message(sums=noised.sent, sampled=sampled, noise=noised.fingerprint, uplink_bytes=weight)
+        rows = self.rows(clients, round_)
+        sums = self.sums(clients.model, clients.batch(rows, round_.stream, {}))
+        noised = self.noised(clients, round_, sums)
+        return clients.send(noised.sent)
 
-    def rows(self, clients: Clients, round_: int, release: Release) -> list[Tensor]:
-        return clients.poisson(round_, self.params.sample_rate, self.params.client_rate)
+    def rows(self, clients: Clients, round_: Round) -> list[Tensor]:
+        return clients.poisson(round_.stream, self.params.sample_rate, self.params.client_rate)
 
     def sums(self, model: nn.Module, batch: Batch) -> Tensors:
         return clipped_sum(model, lambda model, batch: self.loss(model, batch)["distance"], batch, self.norms(model)).sums
 
-    def noised(self, clients: Clients, release: Release, round_: int, sums: Tensors) -> Noised:
-        return clients.add_noise(release, round_, sums)
+    def noised(self, clients: Clients, round_: Round, sums: Tensors) -> Noised:
+        return clients.add_noise(round_.release, round_.stream, sums)
 
 
 class Prototypes:

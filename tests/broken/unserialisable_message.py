@@ -5,8 +5,7 @@ from dataclasses import replace
 from broken.tiny import Tiny
 
 from fedsim.methods.clients import Clients
-from fedsim.methods.messages import Message, Tensors
-from fedsim.privacy.plan import Release
+from fedsim.methods.messages import Message, Round, Tensors
 
 
 class Told(float):
@@ -17,6 +16,6 @@ class Told(float):
 
 
 class UnserialisableMessage(Tiny):
-    def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
-        message = super().client_round(clients, round_, release, broadcast)
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+        message = super().client_round(clients, round_, broadcast)
         return replace(message, diagnostics={**message.diagnostics, "clients": [Told(len(clients.members))]})

@@ -9,16 +9,15 @@ from torch import Tensor
 
 from fedsim.batch import Batch
 from fedsim.methods.clients import Clients
-from fedsim.methods.messages import Message, Tensors
-from fedsim.privacy.plan import Release
+from fedsim.methods.messages import Message, Round, Tensors
 
 
 class WeightsFromLabelCounts(Tiny):
     counts = torch.ones(4, 10)
 
-    def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         self.counts = torch.stack([torch.bincount(y, minlength=self.task.classes).float() for y in clients.y])
-        return super().client_round(clients, round_, release, broadcast)
+        return super().client_round(clients, round_, broadcast)
 
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
         return {"distance": super().loss(model, batch)["distance"] / self.counts[batch.layout.client, batch.y].clamp_min(1)}

@@ -73,7 +73,7 @@ def test_a_copy_says_what_its_base_class_asks_for(folder: Path) -> None:
     text = write_method("mine", "dp-gaussian", folder)[0].read_text()
     comments = text[: text.index('"""')]
     assert comments.startswith("# What OneShot asks of this file:\n#\n# Base class of an algorithm that releases statistics")
-    assert "# statistics(self, release, x, y, broadcast): Outer products of every row by name" in comments
+    assert "# statistics(self): What is released, one after another; shares add up to 1" in comments
     assert '@register("mine")\nclass Mine(OneShot):' in text
     assert "Params: ClassVar[type[MineParams]] = MineParams" in text
     assert "DPGaussian" not in text.replace("DP-Gaussian", "")

@@ -23,8 +23,7 @@ def one(trust: str = "aggregate", unit: str = "example", **params: Any) -> tuple
 
 
 def first_messages(trial: Trial, data: Any, algorithm: Any) -> list[Message]:
-    release = next(iter(algorithm.releases()))
-    return local_pool(trial, data).round(0, release, algorithm.broadcast(algorithm.initial_server(Seeds(0))))
+    return local_pool(trial, data).round(next(algorithm.schedule()), algorithm.broadcast(algorithm.initial_server(Seeds(0))))
 
 
 def test_every_local_step_is_planned_and_noted() -> None:
@@ -32,7 +31,7 @@ def test_every_local_step_is_planned_and_noted() -> None:
     assert trial.plan is not None
     (release,) = trial.plan.releases
     assert (release.steps, release.per_round, release.rounds) == (9, 3, 3)
-    steps = [step for message in first_messages(trial, data, algorithm) for step in message.steps]
+    steps = [step for message in first_messages(trial, data, algorithm) for step in message.ran.steps]
     entries = [entry for step in steps for entry in step.entries(server=0.0)]
     assert sorted((entry.client, entry.round) for entry in entries) == [(client, step) for client in range(4) for step in range(3)]
     assert {entry.noise_multiplier for entry in entries} == {trial.plan.sigma}
@@ -42,7 +41,7 @@ def test_every_local_step_is_planned_and_noted() -> None:
 def test_clients_noise_their_own_steps_whatever_the_trust(trust: str) -> None:
     trial, data, algorithm = one(trust)
     assert algorithm.noise_at_clients()
-    assert server_noise(algorithm, trial.plan, trial.plan.releases[0], {"a": torch.zeros(2)}, Seeds(0), 0) == (Noise({}, 0), 0.0)
+    assert server_noise(algorithm, trial.plan, next(algorithm.schedule()), {"a": torch.zeros(2)}, Seeds(0)) == (Noise({}, 0), 0.0)
     kept, sent = (first_messages(one(way)[0], data, algorithm) for way in (trust, "silo"))
     assert all(torch.equal(a.sums[key], b.sums[key]) for a, b in zip(kept, sent, strict=True) for key in a.sums)
 

@@ -1,6 +1,7 @@
 """Local training: who takes part, what is sent, what stays."""
 
 import math
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -24,18 +25,17 @@ def cohort_of(name: str, unit: str = "client", **params: Any) -> tuple[Cohort, A
 
 def test_who_does_not_take_part_trains_nothing_and_sends_nothing() -> None:
     cohort, algorithm = cohort_of("weight-noise", client_rate=0.5)
-    (release,) = algorithm.releases()
     broadcast = algorithm.broadcast(algorithm.initial_server(Seeds(0)))
     seen = set()
-    for round_ in range(6):
+    for round_ in islice(algorithm.schedule(), 6):
         before = {name: value.clone() for name, value in cohort.clients.state.items()}
-        message = cohort.round(round_, release, broadcast)
+        message = cohort.round(round_, broadcast)
         active = algorithm.participants(cohort.clients, round_)
         seen.add(int(active.sum()))
         for name, value in cohort.clients.state.items():
             changed = (value != before[name]).flatten(1).any(1)
             assert torch.equal(changed, active > 0)
-        (step,) = message.steps
+        (step,) = message.ran.steps
         assert step.members == (0, 1, 2, 3)  # a step in which a client is not sampled is a step too
         # who takes part is private: a count of bytes must not tell
         assert message.uplink_bytes == 4 * 4 * sum(value.numel() for value in broadcast.values())
@@ -44,20 +44,18 @@ def test_who_does_not_take_part_trains_nothing_and_sends_nothing() -> None:
 
 def test_a_round_in_which_nobody_takes_part_is_a_round() -> None:
     cohort, algorithm = cohort_of("weight-noise", client_rate=0.01)
-    (release,) = algorithm.releases()
-    message = cohort.round(0, release, algorithm.broadcast(algorithm.initial_server(Seeds(0))))
+    message = cohort.round(next(algorithm.schedule()), algorithm.broadcast(algorithm.initial_server(Seeds(0))))
     assert all(not value.any() for value in message.sums.values())
-    assert message.steps[0].members == (0, 1, 2, 3)
+    assert message.ran.steps[0].members == (0, 1, 2, 3)
     assert message.diagnostics["gradient_norm"] == Diagnostic([], "quantiles")
 
 
 @pytest.mark.parametrize("rate", [1.0, 0.5])
 def test_the_sum_is_of_clipped_updates_of_those_who_take_part(rate: float) -> None:
     cohort, algorithm = cohort_of("weight-noise", client_rate=rate, clip=0.01)
-    (release,) = algorithm.releases()
     broadcast = algorithm.broadcast(algorithm.initial_server(Seeds(0)))
-    for round_ in range(3):
-        (message,) = LocalPool([cohort]).round(round_, release, broadcast)
+    for round_ in islice(algorithm.schedule(), 3):
+        (message,) = LocalPool([cohort]).round(round_, broadcast)
         norm = math.sqrt(sum(float(value.square().sum()) for value in message.sums.values()))
         assert norm <= 0.01 * float(algorithm.participants(cohort.clients, round_).sum()) + 1e-6
 
@@ -75,16 +73,15 @@ def test_an_update_that_is_not_finite_counts_as_zero(broken: float) -> None:
 
 def test_a_client_whose_training_diverges_sends_what_an_absent_one_would() -> None:
     cohort, algorithm = cohort_of("weight-noise")
-    (release,) = algorithm.releases()
     broadcast = algorithm.broadcast(algorithm.initial_server(Seeds(0)))
     x = list(cohort.clients.x)
     x[2] = torch.full_like(x[2], math.nan)
     cohort.clients.x = tuple(x)
-    message = cohort.round(0, release, broadcast)
+    message = cohort.round(next(algorithm.schedule()), broadcast)
     assert all(value.isfinite().all() for value in message.sums.values())
     others, _ = cohort_of("weight-noise")
     others.clients.x, others.clients.y = tuple(v[:0] if i == 2 else v for i, v in enumerate(others.clients.x)), others.clients.y
-    without = others.round(0, release, broadcast)
+    without = others.round(next(algorithm.schedule()), broadcast)
     assert all(torch.allclose(value, without.sums[name], atol=1e-6) for name, value in message.sums.items())
 
 
@@ -95,7 +92,9 @@ def test_a_client_whose_last_row_is_removed_is_a_client_still(name: str) -> None
     cohort.clients.y = (cohort.clients.y[0][:0], *cohort.clients.y[1:])
     server = algorithm.initial_server(Seeds(0))
     server.plan = cohort.clients.plan
-    for round_, release in algorithm.schedule():
-        message = cohort.round(round_, release, algorithm.broadcast(server))
+    phases = algorithm.phases()
+    for round_ in algorithm.schedule():
+        phase = phases[round_.phase]
+        message = cohort.round(round_, phase.broadcast(server))
         assert all(value.isfinite().all() for value in message.sums.values())
-        algorithm.server_step(server, round_, release, message.sums)
+        phase.at_server(server, round_, message.sums)

@@ -37,6 +37,7 @@ HASHED = {
     "fedsim.methods.clients",
     "fedsim.methods.messages",
     "fedsim.methods.parameters",
+    "fedsim.methods.phase",
     "fedsim.methods.products",
     "fedsim.partition.schemes.column",
     "fedsim.partition.schemes.dealing",

@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from cells import quick, small_cells
 from matplotlib.colors import to_hex
 from matplotlib.image import imread
 
@@ -9,6 +10,7 @@ from fedsim.report.curves import MUTED
 from fedsim.report.diagnostics import NAME, NOT_PRIVATE, draw_diagnostics, round_frame, settings
 from fedsim.report.figures import SHADES, inline_svg, save_figure
 from fedsim.results.store import ResultStore
+from fedsim.simulation.trial import run_trial
 
 
 def stored(tmp_path, records):
@@ -107,12 +109,32 @@ def test_there_is_no_figure_without_two_rounds_of_something(tmp_path, row, train
 
 def test_rounds_of_a_warm_start_are_left_out(tmp_path, row, training):
     warm = [
-        {"cell_id": "a", "round": t, "release": name, "signal_norm": 1e6, "noise_norm": 1.0} for t, name in enumerate(["mean", "moments"])
+        {"cell_id": "a", "round": t, "release": name, "main": False, "signal_norm": 1e6, "noise_norm": 1.0}
+        for t, name in enumerate(["mean", "moments"])
     ]
     records = stored(tmp_path, warm + training("a", start=2))
     frame = round_frame(settings([row(cell_id="a")]), records)
     assert list(frame["round"]) == list(range(2, 10))
     assert set(frame["rounds"]) == {8}
+
+
+@pytest.mark.parametrize(
+    ("entry", "drawn"),
+    [
+        (quick("fedlambda"), [0, 1, 2]),
+        (quick("fedhypevae", warm_start="moments", encoder="posterior"), [3, 4, 5]),
+        (quick("dp-gmm", em_steps=4), [2, 3, 4, 5]),
+    ],
+    ids=["fedlambda", "warm start", "dp-gmm"],
+)
+def test_the_training_is_drawn_and_not_what_comes_before_or_after_it(row, entry, drawn):
+    prepared = small_cells(entry, epsilon=4.0)
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    *rounds, _ = run_trial(trial, data)
+    records = [{"cell_id": "a", "round": each.round, **each.values} for each in rounds]
+    assert list(round_frame(settings([row(cell_id="a")]), records)["round"]) == drawn
+    assert len(records) > len(drawn)
+    assert draw_diagnostics([row(cell_id="a")], records) is not None
 
 
 def test_values_that_are_missing_or_not_finite_do_not_break_the_others(tmp_path, row, training):

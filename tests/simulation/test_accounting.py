@@ -8,9 +8,8 @@ from broken.tiny import Adapted, Spelled, Tiny
 from cells import quick, small_cells
 
 from fedsim.methods.clients import Clients, Noised
-from fedsim.methods.messages import Message, Tensors
+from fedsim.methods.messages import Message, Ran, Round, Tensors
 from fedsim.methods.registry import register
-from fedsim.privacy.plan import Release
 from fedsim.simulation.trial import Outcome, run_trial
 
 
@@ -21,8 +20,8 @@ class ForgetsTheNoise(Spelled):
     def noise_at_clients(self) -> bool:
         return True
 
-    def noised(self, clients: Clients, release: Release, round_: int, sums: Tensors) -> Noised:
-        return Noised(sums, {}, 0)
+    def noised(self, clients: Clients, round_: Round, sums: Tensors) -> Noised:
+        return Noised(sums, {})
 
 
 @register("test-leaves-the-noise-to-others")
@@ -53,19 +52,19 @@ class StopsEarly(Tiny):
 class ClaimsAnotherRate(Tiny):
     """Runs its steps under a sample rate of its own."""
 
-    def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
-        return super().client_round(clients, round_, replace(release, sample_rate=1.0), broadcast)
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+        return super().client_round(clients, replace(round_, release=replace(round_.release, sample_rate=1.0)), broadcast)
 
 
 @register("test-forges-its-message")
 class ForgesItsMessage(ForgetsTheNoise):
     """As if the planned steps had run: copies them from a round that does noise."""
 
-    def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         honest = Clients(clients.members, clients.x, clients.y, clients.seeds, clients.plan, clients.model)
-        honest.add_noise(release, round_, {}, {})
-        message = super().client_round(clients, round_, release, broadcast)
-        return replace(message, steps=tuple(replace(step, noise_multiplier=99.0) for step in honest.ran))
+        honest.add_noise(round_.release, round_.stream, {}, {})
+        message = super().client_round(clients, round_, broadcast)
+        return replace(message, ran=Ran([replace(step, noise_multiplier=99.0) for step in honest.ran.steps]))
 
 
 def outcome(name: str, **keys: Any) -> Outcome:

@@ -32,7 +32,7 @@ def sampling(subject: Subject) -> Verdict:
         return passed("no amplification by sampling is claimed")
     if again := _again(subject):
         return failed(again, SAMPLE_FIX)
-    releases = [release for _, release in subject.algorithm.schedule()]
+    releases = [round_.release for round_ in subject.algorithm.schedule()]
     for round_, release in enumerate(releases):
         if release.sample_rate == 1:
             continue

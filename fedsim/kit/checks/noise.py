@@ -68,19 +68,21 @@ def _draws(subject: Subject, plan: PrivacyPlan) -> list[Draw]:
     server = algorithm.initial_server(seeds)
     server.plan = plan
     draws: list[Draw] = []
-    for round_, release in algorithm.schedule():
+    phases = algorithm.phases()
+    for round_ in algorithm.schedule():
+        phase, release, number = phases[round_.phase], round_.release, round_.number
         quiet.load_state(noisy.state())
-        broadcast = {name: value.clone() for name, value in algorithm.broadcast(server).items()}
-        messages = noisy.round(round_, release, broadcast)
+        broadcast = {name: value.clone() for name, value in phase.broadcast(server).items()}
+        messages = noisy.round(round_, broadcast)
         black_box = plan.trust == "silo" and release.per_round == 1
         if black_box:
-            plain = quiet.round(round_, release, {name: value.clone() for name, value in broadcast.items()})
+            plain = quiet.round(round_, {name: value.clone() for name, value in broadcast.items()})
             for client, (one, two) in enumerate(zip(messages, plain, strict=True)):
-                draws.append(Draw(release.name, round_, client, _flat({n: one.sums[n] - two.sums[n] for n in two.sums})))
+                draws.append(Draw(release.name, round_.stream, client, _flat({n: one.sums[n] - two.sums[n] for n in two.sums})))
         for client, tape in enumerate(noisy.tapes):
-            for query in (query for query in tape.queries if query.round == round_):
+            for query in (query for query in tape.queries if query.round == number):
                 draws.append(Draw(release.name, query.step, client, _flat(_added(query, sent=plan.trust == "silo" and not black_box))))
-        algorithm.server_step(server, round_, release, add_in_order([message.sums for message in messages]))
+        phase.at_server(server, round_, add_in_order([message.sums for message in messages]))
     return [draw for draw in draws if len(draw.values)]
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedsim.batch import Batch
 from fedsim.methods.clients import Clients, Noised
-from fedsim.methods.messages import Message, Tensors
+from fedsim.methods.messages import Message, Round, Tensors
 from fedsim.methods.parameters import add_in_order
 from fedsim.privacy.plan import Release
 from fedsim.simulation.cohort import Cohort, CohortSpec, LocalPool
@@ -258,14 +258,14 @@ class WatchedPool(LocalPool):
         """The first cohort's, which holds all messages."""
         return self.tapes[0]
 
-    def round(self, round_: int, release: Release, broadcast: Tensors) -> list[Message]:
+    def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
         """See :class:`fedsim.methods.messages.Pool`."""
         for tape in self.tapes:
-            tape.round = round_
-        messages = {i: self.cohorts[i].round(round_, release, broadcast) for i in self.order}
+            tape.round = round_.number
+        messages = {i: self.cohorts[i].round(round_, broadcast) for i in self.order}
         sent = [messages[i] for i in range(len(self.cohorts))]
         self.tape.messages.append([replace(message, sums=copied(message.sums)) for message in sent])
-        return sent if self.script is None else [replace(m, sums=copied(m.sums)) for m in self.script.messages[round_]]
+        return sent if self.script is None else [replace(m, sums=copied(m.sums)) for m in self.script.messages[round_.number]]
 
 
 def watched(

@@ -7,11 +7,13 @@ components.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from fedsim.models.layers import one_hot
-from fedsim.privacy.statistics.moments import Products, unit_weights
+from fedsim.privacy.statistics.moments import Products
 from fedsim.privacy.statistics.outer_products import OuterProduct
 from fedsim.privacy.statistics.spectral import spectral_function, square_root
 
@@ -60,23 +62,22 @@ def start(draws: Tensor, covariance: Tensor, spread: float) -> dict[str, Tensor]
     return {"offsets": spread * unit @ square_root(covariance), "shares": torch.full(draws.shape[:2], 1 / draws.shape[1])}
 
 
-def maximise(sums: Tensor, counts: Tensor, shares: Tensor, std: float) -> dict[str, Tensor]:
+def maximise(sums: Tensor, counts: Tensor, shares: Tensor, std: Mapping[str, float]) -> dict[str, Tensor]:
     """The M step: offsets ``[C, K, k]`` and shares ``[C, K]`` from noisy sums ``[C K, k]`` and counts ``[C K, 1]``.
 
     Offsets are shrunk towards 0, direction by direction, by the noise's share of their mean square (Wiener filter), and moved so that
     every class keeps its mean, which the moments know better.
 
     Args:
-        sums: as released, the weight divided out.
-        counts: as released, the weight divided out.
+        sums: as released.
+        counts: as released.
         shares: before the step, for their shape.
-        std: of the noise on each sum, before :data:`WEIGHTS` were divided out.
+        std: of the noise on each, by the names of :func:`component_products`.
     """
-    weights = unit_weights(WEIGHTS)
-    floor = max(1.0, 2 * std / weights["component_counts"])
+    floor = max(1.0, 2 * std["component_counts"])
     n = counts.view(*shares.shape, 1).clamp_min(floor)
     offsets = sums.view(*shares.shape, -1) / n
-    noise = (std / weights["component_sums"] / n).square()
+    noise = (std["component_sums"] / n).square()
     shares = n[..., 0] / n.sum(1)
     signal = (offsets.square() - noise).mean((0, 1)).clamp_min(0)
     offsets = offsets * signal / (signal + noise).clamp_min(1e-12)

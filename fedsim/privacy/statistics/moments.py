@@ -23,12 +23,6 @@ CLIENT_WEIGHTS = {"client_sums": 1.0, "client_counts": 0.15}
 MOMENT_WEIGHTS = {"class_sums": 1.0, "class_counts": 0.15, "second": 0.7}
 
 
-def unit_weights(weights: dict[str, float]) -> dict[str, float]:
-    """Weights scaled so that statistics of norm at most 1 have a joint norm of at most 1."""
-    norm = math.sqrt(sum(weight**2 for weight in weights.values()))
-    return {name: weight / norm for name, weight in weights.items()}
-
-
 def mean_products(x: Tensor) -> Products:
     """Sum and count of rows ``[N, d]`` of norm at most 1."""
     ones = torch.ones(len(x), 1)
@@ -69,7 +63,7 @@ def client_spread_products(r: Tensor, client: Tensor, clients: int) -> Products:
     return {"client_spreads": OuterProduct(one_hot(client, clients), r.abs())}
 
 
-def client_means(sums: Tensor, counts: Tensor, std: float) -> tuple[Tensor, Tensor]:
+def client_means(sums: Tensor, counts: Tensor, std: Mapping[str, float]) -> tuple[Tensor, Tensor]:
     """Every client's mean ``[K, d]`` and number of rows ``[K, 1]``.
 
     Means are shrunk towards what the clients share by the noise's share of their spread: clients that do not differ are told alike.
@@ -77,12 +71,11 @@ def client_means(sums: Tensor, counts: Tensor, std: float) -> tuple[Tensor, Tens
     Args:
         sums: ``[K, d]``.
         counts: ``[K, 1]``.
-        std: of the noise on each sum, before :data:`CLIENT_WEIGHTS` were divided out.
+        std: of the noise on each, by the names of :func:`client_mean_products`.
     """
-    weights = unit_weights(CLIENT_WEIGHTS)
-    n = counts.clamp_min(max(1.0, 2 * std / weights["client_counts"]))
+    n = counts.clamp_min(max(1.0, 2 * std["client_counts"]))
     means = sums / n
-    shared, noise = means.mean(0), (std / weights["client_sums"] / n).square()
+    shared, noise = means.mean(0), (std["client_sums"] / n).square()
     spread = (means - shared).square().mean() * len(n) / max(len(n) - 1, 1)
     return shared + (means - shared) * (1 - noise / spread.clamp_min(1e-12)).clamp(0, 1), n
 
@@ -126,24 +119,23 @@ class Gaussians:
     noise: float
 
 
-def gaussians(class_sums: Tensor, class_counts: Tensor, second: Tensor, std: float) -> Gaussians:
+def gaussians(class_sums: Tensor, class_counts: Tensor, second: Tensor, std: Mapping[str, float]) -> Gaussians:
     """From released sums.
 
     Args:
         class_sums: ``[C, d]``.
         class_counts: ``[C, 1]``.
         second: ``[d, d]``; its two triangles carry independent noise, so their mean has half the variance.
-        std: of the noise on each sum, before :data:`MOMENT_WEIGHTS` were divided out.
+        std: of the noise on each, by the names of :func:`moment_products`.
     """
-    weights = unit_weights(MOMENT_WEIGHTS)
-    floor = max(1.0, 2 * std / weights["class_counts"])
+    floor = max(1.0, 2 * std["class_counts"])
     counts = class_counts[:, 0].clamp_min(floor)
     total = counts.sum()
-    means, mean_noise = class_sums / counts[:, None], (std / weights["class_sums"] / counts).square()
+    means, mean_noise = class_sums / counts[:, None], (std["class_sums"] / counts).square()
     moment = (second + second.T) / 2 / total
     share = counts / total
     covariance = moment - (means.T * share) @ means + (share * mean_noise).sum() * torch.eye(len(moment))
-    noise = std / weights["second"] / math.sqrt(2) / float(total)
+    noise = std["second"] / math.sqrt(2) / float(total)
     return Gaussians(counts, means, mean_noise, moment, covariance, noise)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -20,6 +21,12 @@ class OuterProduct:
 
     left: Tensor
     right: Tensor
+
+
+def unit_weights(weights: Mapping[str, float]) -> dict[str, float]:
+    """Weights scaled so that statistics of norm at most 1 have a joint norm of at most 1."""
+    norm = math.sqrt(sum(weight**2 for weight in weights.values()))
+    return {name: weight / norm for name, weight in weights.items()}
 
 
 def clipped_statistics(products: Mapping[str, OuterProduct], norms: Norms) -> tuple[dict[str, Tensor], Tensor]:

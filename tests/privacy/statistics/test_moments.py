@@ -6,7 +6,7 @@ import torch
 
 from fedsim.privacy.clipping import Norms
 from fedsim.privacy.statistics import moments
-from fedsim.privacy.statistics.outer_products import clipped_statistics
+from fedsim.privacy.statistics.outer_products import clipped_statistics, unit_weights
 from fedsim.seeds import Purpose, Seeds
 
 CLASSES, DIM = 3, 6
@@ -19,7 +19,7 @@ def rows(count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def released(products: moments.Products, weights: dict[str, float]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    return clipped_statistics(products, Norms(1.0, weights=moments.unit_weights(weights)))
+    return clipped_statistics(products, Norms(1.0, weights=unit_weights(weights)))
 
 
 @pytest.mark.parametrize("name", ["mean", "moments", "class moments"])
@@ -51,9 +51,9 @@ def test_without_noise_the_moments_are_those_of_the_rows() -> None:
     x, y = rows(300)
     r = moments.centred(x, x.mean(0), 2.0)
     sums, _ = released(moments.moment_products(r, y, CLASSES), moments.MOMENT_WEIGHTS)
-    weights = moments.unit_weights(moments.MOMENT_WEIGHTS)
+    weights = unit_weights(moments.MOMENT_WEIGHTS)
     exact = {name: value / weights[name] for name, value in sums.items()}
-    found = moments.gaussians(exact["class_sums"], exact["class_counts"], exact["second"], 0.0)
+    found = moments.gaussians(exact["class_sums"], exact["class_counts"], exact["second"], dict.fromkeys(weights, 0.0))
     means = torch.stack([r[y == c].mean(0) for c in range(CLASSES)])
     within = np.cov((r - means[y]).numpy().T, bias=True)
     torch.testing.assert_close(found.means, means, atol=1e-5, rtol=0)
@@ -78,7 +78,7 @@ def test_shrinking_brings_noisy_class_means_closer_to_the_truth() -> None:
     counts = torch.full((classes, 1), 200.0)
     second = 1000 * (truth.T @ truth / classes + torch.diag(torch.cat([torch.full((5,), 0.05), torch.full((dim - 5,), 1e-4)])))
     noisy = truth * counts + std * torch.randn(classes, dim, generator=stream)
-    found = moments.gaussians(noisy, counts, second, std * moments.unit_weights(moments.MOMENT_WEIGHTS)["class_sums"])
+    found = moments.gaussians(noisy, counts, second, dict.fromkeys(moments.MOMENT_WEIGHTS, std))
     assert (moments.shrunk_means(found) - truth).norm() < 0.5 * (found.means - truth).norm()
 
 
@@ -105,13 +105,15 @@ def shifted_clients(clients: int = 4, rows: int = 400, dim: int = 30) -> tuple[t
 def client_moments(std: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Means and gains of the shifted clients, from sums with noise of ``std``."""
     x, client, _, _ = shifted_clients()
-    stream, weights = torch.Generator().manual_seed(6), moments.unit_weights(moments.CLIENT_WEIGHTS)
+    stream, weights = torch.Generator().manual_seed(6), unit_weights(moments.CLIENT_WEIGHTS)
 
     def noisy(products: moments.Products, of: dict[str, float]) -> list[torch.Tensor]:
         sums = released(products, of)[0]
-        return [(value + std * torch.randn(value.shape, generator=stream)) / moments.unit_weights(of)[name] for name, value in sums.items()]
+        return [(value + std * torch.randn(value.shape, generator=stream)) / unit_weights(of)[name] for name, value in sums.items()]
 
-    means, counts = moments.client_means(*noisy(moments.client_mean_products(x, client, 4), weights), std)
+    means, counts = moments.client_means(
+        *noisy(moments.client_mean_products(x, client, 4), weights), {name: std / weight for name, weight in weights.items()}
+    )
     r = moments.centred(x, means[client], 1.0)
     (spreads,) = noisy(moments.client_spread_products(r, client, 4), {"client_spreads": 1.0})
     return means, moments.client_gains(spreads, counts, std)

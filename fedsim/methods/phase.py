@@ -1,0 +1,36 @@
+"""A phase of a training: one release, what clients do for it, and what the server does with what they send."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from fedsim.methods.clients import Clients
+from fedsim.methods.messages import Message, Round, Server, Tensors
+from fedsim.privacy.plan import Release
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of rounds that are alike; a training is a sequence of phases.
+
+    Attributes:
+        release: the mechanism of its rounds; for what is not private, how many rounds there are.
+        at_clients: (clients, round, broadcast): what a cohort computes and sends.
+        at_server: (server, round, the noisy sum of the messages): updates the server; returns diagnostics that depend on nothing private.
+        broadcast: what every client receives at the start of a round.
+    """
+
+    release: Release
+    at_clients: Callable[[Clients, Round, Tensors], Message]
+    at_server: Callable[[Server, Round, Tensors], Mapping[str, float]]
+    broadcast: Callable[[Server], Tensors]
+
+
+def rounds_of(phases: Sequence[Phase]) -> Iterator[Round]:
+    """Every round of the phases, in order; streams are numbered over all of them, so that no two phases draw from the same."""
+    number = stream = 0
+    for index, phase in enumerate(phases):
+        for step in range(phase.release.rounds):
+            yield Round(number, index, step, stream, phase.release)
+            number, stream = number + 1, stream + phase.release.per_round
