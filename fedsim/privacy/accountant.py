@@ -8,11 +8,13 @@ if one has one unit more than the other. ``sample_rate`` 1 is the plain Gaussian
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
+
+from fedsim.privacy import prv
+from fedsim.privacy.renyi import divergence_floors, least
 
 Event = tuple[float, float, int]
 """(noise multiplier, sample rate, steps)"""
@@ -108,8 +110,9 @@ def rdp_epsilon(events: Sequence[Event], delta: float, orders: Sequence[float] =
     merged = _merge(events, delta)
     if not merged:
         return 0.0
-    bounds = [_order_bound(merged, delta, order) for order in orders]
-    return max(0.0, min(bounds))
+    given = np.asarray(orders, dtype=np.float64)
+    floors = divergence_floors(merged, given) + np.log1p(-1 / given) - (math.log(delta) + np.log(given)) / (given - 1)
+    return max(0.0, least(floors, lambda position: _order_bound(merged, delta, orders[position])))
 
 
 def rough_epsilon(events: Sequence[Event], delta: float) -> float:
@@ -138,25 +141,18 @@ def _merge(events: Sequence[Event], delta: float) -> tuple[Event, ...]:
 
 
 def _prv_epsilon(events: tuple[Event, ...], delta: float, rough: float) -> float:
-    """Opacus' PRV upper bound, its discretisation error scaled to the ``rough`` epsilon; nan where it has no answer."""
-    from opacus.accountants import PRVAccountant
-
+    """The PRV upper bound, its discretisation error scaled to the ``rough`` epsilon; nan where it has no answer."""
     if not math.isfinite(rough) or delta < PRV_MIN_DELTA:
         return math.nan
     # the mesh is error / sqrt(steps * log(12 / delta_error) / 2) over a domain of about (1.5 epsilon + 3) on both sides of 0
     scale = math.sqrt(sum(steps for _, _, steps in events) * math.log(12_000 / delta) / 2)
     error = max(PRV_RELATIVE_ERROR * rough, 2 * (1.5 * rough + 3) * scale / PRV_MAX_POINTS)
-    if error >= 1:  # the domain rule of Opacus is only right for smaller errors
+    if error >= 1:  # the domain rule is only right for smaller errors
         return math.nan
-    accountant = PRVAccountant()
-    accountant.history = list(events)
-    # log(1 - q) at q = 1 and the far tails warn, and are handled by the formulas
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")
-        try:
-            return float(accountant.get_epsilon(delta, eps_error=error))
-        except (ArithmeticError, ValueError, RuntimeError, IndexError, MemoryError):
-            return math.nan
+    try:
+        return prv.upper_bound(events, delta, error, delta / 1000)
+    except (ArithmeticError, ValueError, RuntimeError, IndexError, MemoryError):
+        return math.nan
 
 
 def _order_bound(events: tuple[Event, ...], delta: float, order: float) -> float:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+
+import joblib
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.sources.load import load
@@ -68,7 +71,7 @@ def prepare(
     cells = expand(resolved, data)
     partitions = partitioned(grid, cells, data)
     tasks = tuple(Task(data[c.dataset.key].dim, data[c.dataset.key].classes, c.clients, c.unit, c.trust) for c in cells)
-    plans = tuple(calibrated(grid, cell, task) for cell, task in zip(cells, tasks, strict=True))
+    plans = planned(grid, cells, tasks)
     sizes = laid_out(grid, cells, capacity, parallel)
     views, keys = seen(cells, partitions, data)
     trials = tuple(Trial(*facts) for facts in zip(cells, tasks, plans, partitions, sizes, keys, strict=True))
@@ -123,6 +126,23 @@ def seen(
                 views[key] = as_seen(data[cell.dataset.key], partition, cell.partition, cell.seed)
         keys.append(key)
     return views, tuple(keys)
+
+
+def planned(grid: Grid, cells: Sequence[Cell], tasks: Sequence[Task]) -> tuple[PrivacyPlan | None, ...]:
+    """Every cell's plan; cells that differ in data, alpha or seed alone share it. Different ones are solved side by side.
+
+    Raises:
+        UserError: the first cell without a plan; with the place in the grid.
+    """
+    # a grid's labels tell its algorithms and their parameters apart
+    keys = [(cell.label, task, cell.epsilon) for cell, task in zip(cells, tasks, strict=True)]
+    first: dict[tuple[str, Task, float | None], Cell] = {}
+    for key, cell in zip(keys, cells, strict=True):
+        first.setdefault(key, cell)
+    # what takes long are Fourier transforms, which let other threads run
+    with ThreadPoolExecutor(joblib.cpu_count()) as threads:
+        solved = dict(zip(first, threads.map(lambda key: calibrated(grid, first[key], key[1]), first), strict=True))
+    return tuple(solved[key] for key in keys)
 
 
 def calibrated(grid: Grid, cell: Cell, task: Task) -> PrivacyPlan | None:

@@ -57,6 +57,8 @@ HASHED = {
     "fedsim.privacy.ledger",
     "fedsim.privacy.noise",
     "fedsim.privacy.plan",
+    "fedsim.privacy.prv",
+    "fedsim.privacy.renyi",
     "fedsim.runtime",
     "fedsim.simulation.checkpoint",
     "fedsim.simulation.cohort",
