@@ -14,7 +14,6 @@ from fedsim.simulation.preflight import Prepared
 from fedsim.simulation.trial import Trial
 from fedsim.words import wide_console
 
-
 _LEFT = ("cell", "algorithm", "data", "α", "clients", "seed", "claim", "unit, trust, scope", "accountant", "actors")
 
 
