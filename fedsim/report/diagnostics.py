@@ -269,6 +269,8 @@ def _frame(axes: Axes, panel: Panel) -> None:
     # with its place given, no ticks are laid out to find one
     axes.set_title(panel.title, fontsize=8.5, color=INK, loc="left", pad=4, y=1.0, parse_math=False)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    # there is no label, so no ticks are laid out to find its place either
+    axes.yaxis.set_label_coords(0, 0.5)
     axes.set_xlabel("round", fontsize=7, color=MUTED, labelpad=0.5, loc="right")
 
 
