@@ -58,6 +58,7 @@ HASHED = {
     "fedsim.privacy.ledger",
     "fedsim.privacy.noise",
     "fedsim.privacy.plan",
+    "fedsim.privacy.solved",
     "fedsim.runtime",
     "fedsim.simulation.checkpoint",
     "fedsim.simulation.cohort",
