@@ -134,8 +134,9 @@ class ResultStore:
         by_cell: dict[str, list[dict[str, Any]]] = {}
         for number, line in _lines(self.folder.rounds):
             try:
-                raw = json.loads(line)
-                record = {key: raw[key] if key == "cell_id" else decode(value) for key, value in raw.items()}
+                record = json.loads(line)
+                if any(word in line for word in _WORDS):
+                    record = {key: value if key == "cell_id" else decode(value) for key, value in record.items()}
                 kept = by_cell.setdefault(record["cell_id"], [])
                 while kept and kept[-1]["round"] >= record["round"]:
                     kept.pop()
@@ -179,6 +180,10 @@ def of_newest_source(rows: Sequence[Row]) -> list[Row]:
     """The rows without those of older code: an algorithm's rows are kept if they have the source of the one that was written last."""
     newest = {row.algorithm: row.source for row in rows}
     return [row for row in rows if row.source == newest[row.algorithm]]
+
+
+_WORDS = (b'inf"', b'"nan"')
+"""One of them is in every line with a number that is not finite."""
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -16,6 +16,7 @@ from fedsim.methods.claims import worth
 from fedsim.methods.messages import Task
 from fedsim.partition import SCHEMES, Partition, as_seen, make_partition
 from fedsim.privacy.plan import PrivacyPlan
+from fedsim.results.lines import dump
 from fedsim.simulation.cohort import build_algorithm
 from fedsim.simulation.node import Node
 from fedsim.simulation.rehearsal import rehearse_grid
@@ -69,7 +70,7 @@ def prepare(
     cells = expand(resolved, data)
     partitions = partitioned(grid, cells, data)
     tasks = tuple(_task(cell, data[cell.data_key]) for cell in cells)
-    plans = tuple(calibrated(grid, cell, task) for cell, task in zip(cells, tasks, strict=True))
+    plans = planned(grid, cells, tasks)
     sizes = laid_out(grid, cells, capacity, parallel)
     views, keys = seen(cells, partitions, data)
     trials = tuple(Trial(*facts) for facts in zip(cells, tasks, plans, partitions, sizes, keys, strict=True))
@@ -128,6 +129,20 @@ def seen(
                 views[key] = as_seen(data[cell.data_key], partition, cell.partition, cell.seed)
         keys.append(key)
     return views, tuple(keys)
+
+
+def planned(grid: Grid, cells: Sequence[Cell], tasks: Sequence[Task]) -> tuple[PrivacyPlan | None, ...]:
+    """Every cell's plan; cells that differ in data, alpha or seed alone share it.
+
+    Raises:
+        UserError: the first cell without a plan; with the place in the grid.
+    """
+    solved: dict[tuple[str, str, Task, float | None], PrivacyPlan | None] = {}
+    keys = [(cell.algorithm, dump(cell.params), task, cell.epsilon) for cell, task in zip(cells, tasks, strict=True)]
+    for key, cell, task in zip(keys, cells, tasks, strict=True):
+        if key not in solved:
+            solved[key] = calibrated(grid, cell, task)
+    return tuple(solved[key] for key in keys)
 
 
 def calibrated(grid: Grid, cell: Cell, task: Task) -> PrivacyPlan | None:

@@ -59,6 +59,7 @@ HASHED = {
     "fedsim.privacy.ledger",
     "fedsim.privacy.noise",
     "fedsim.privacy.plan",
+    "fedsim.privacy.solved",
     "fedsim.runtime",
     "fedsim.simulation.checkpoint",
     "fedsim.simulation.cohort",

@@ -284,7 +284,7 @@ def test_the_summary_averages_seeds_and_leaves_failed_and_overspent_out(tmp_path
     rows += [failed("f", seed=3), row("o", seed=4, status="overspent", epsilon_spent=3.0, balanced_accuracy=1.0)]
     rows += [row("x", alpha=1.0, balanced_accuracy=0.8)]
     path = tmp_path / "summary.csv"
-    write_summary(rows, path)
+    write_summary(group_seeds(rows), path)
     frame = pd.read_csv(path)
     assert frame["seeds"].tolist() == [3, 1]
     assert frame.loc[0, ["failed", "overspent"]].tolist() == [1, 1]

@@ -129,3 +129,16 @@ def test_what_cannot_be_planned_or_placed_is_named_by_the_grid_s_key() -> None:
         prepare(small_grid("dp-gaussian", resources={"clients_per_actor": 1}), [Node(2.0, 0.0)])
     with pytest.raises(UserError, match=r"^dataset\[1\]: /none.npz: there is no such file"):
         prepare(small_grid("dp-gaussian", dataset=["digits", {"npz": "/none.npz"}]), NODES)
+
+
+def test_cells_that_differ_in_alpha_and_seed_alone_share_a_plan() -> None:
+    trials = prepare(small_grid("dp-gaussian", "fedavg-cvae", alpha=[0.3, 1.0], seeds=[0, 1], epsilon=[1, 4]), NODES).trials
+    plans = {(trial.cell.label, trial.cell.epsilon): trial.plan for trial in trials}
+    assert len(plans) == 3
+    assert all(trial.plan is plans[trial.cell.label, trial.cell.epsilon] for trial in trials)
+    assert [plan and plan.epsilon_target for plan in plans.values()] == [1.0, 4.0, None]
+
+
+def test_of_several_cells_without_a_plan_the_first_is_told() -> None:
+    with pytest.raises(UserError, match=r"^epsilon\[0\] with dp-gaussian: 1e-09 "):
+        prepare(small_grid("dp-gaussian", "dp-gmm", epsilon=[1e-9, 2e-9]), NODES)
