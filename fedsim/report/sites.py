@@ -97,8 +97,19 @@ def _figure(panels: Sequence[Panel]) -> Figure:
         _draw(figure.add_axes((left / width, bottom / height, _SIDE / width, _SIDE / height)), panel, colours, limits)
     handles = [Line2D([], [], linestyle="", marker="o", markersize=5, color=colour) for colour in colours.values()]
     names = ["no ε" if epsilon is None else f"ε = {number(epsilon)}" for epsilon in colours]
-    where = {"loc": "upper left", "bbox_to_anchor": (0.1 / width, 1 - 0.06 / height), "ncols": len(colours)}
-    figure.legend(handles, names, frameon=False, fontsize=9, labelcolor=INK, handletextpad=0.1, borderpad=0, borderaxespad=0, **where)
+    figure.legend(
+        handles,
+        names,
+        loc="upper left",
+        bbox_to_anchor=(0.1 / width, 1 - 0.06 / height),
+        ncols=len(colours),
+        frameon=False,
+        fontsize=9,
+        labelcolor=INK,
+        handletextpad=0.1,
+        borderpad=0,
+        borderaxespad=0,
+    )
     figure.text(0.12 / width, 0.1 / height, _CAPTION, color=MUTED, fontsize=7.5, va="bottom", linespacing=1.4)
     return figure
 

@@ -138,7 +138,7 @@ def test_the_training_is_drawn_and_not_what_comes_before_or_after_it(row, entry,
     records = [{"cell_id": "a", "round": each.round, **each.values} for each in rounds]
     assert list(round_frame(settings([row(cell_id="a")]), records)["round"]) == drawn
     assert len(records) > len(drawn)
-    assert draw_diagnostics([row(cell_id="a")], records) is not None
+    assert figure_of([row(cell_id="a")], records) is not None
 
 
 def test_values_that_are_missing_or_not_finite_do_not_break_the_others(tmp_path, row, training):
