@@ -41,17 +41,17 @@ def scores_of_clients(own: Sequence[Scores | None], shared: Sequence[Scores | No
 
     Args:
         own: every client's scores by its own generator; None for a client without a test row.
-        shared: by the generator that all share.
+        shared: by what all share; None where nothing is shared.
     """
     each, alike = ([scores.balanced_accuracy for scores in part if scores is not None] for part in (own, shared))
     if not each:
         return Scores()
-    return Scores(
+    told = Scores(
         client_balanced_accuracy=float(np.mean(each)),
         client_worst_balanced_accuracy=min(each),
         client_spread=max(each) - min(each),
-        client_shared_balanced_accuracy=float(np.mean(alike)),
     )
+    return Scores(told, client_shared_balanced_accuracy=float(np.mean(alike))) if alike else told
 
 
 def personal_scores(each: Sequence[Predictions]) -> Scores:

@@ -93,6 +93,7 @@ def test_clients_are_told_by_their_mean_the_worst_and_the_spread():
         }
     )
     assert scores_of_clients([None], [None]) == {}
+    assert "client_shared_balanced_accuracy" not in scores_of_clients(own, [None] * 3)
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
