@@ -16,7 +16,6 @@ from fedsim.privacy.noise import fill_gaussian
 from fedsim.privacy.plan import PrivacyPlan, Release
 from fedsim.seeds import Purpose, Seeds
 
-
 BLOCK = 2**18
 """Numbers of noise that are drawn before they are added: few enough for a processor's cache, enough for clients to share an addition."""
 
@@ -72,10 +71,11 @@ class Clients:
 
     def batches(self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]) -> list[Batch]:
         """As :meth:`batch`, a batch of its own for each member."""
-        return [
-            Batch(x.index_select(0, chosen), y.index_select(0, chosen), self.draws(client, len(chosen), round_, shapes), Layout(chosen * 0, 1))
-            for client, x, y, chosen in zip(self.members, self.x, self.y, rows, strict=True)
-        ]
+        made = []
+        for client, x, y, chosen in zip(self.members, self.x, self.y, rows, strict=True):
+            draws = self.draws(client, len(chosen), round_, shapes)
+            made.append(Batch(x.index_select(0, chosen), y.index_select(0, chosen), draws, Layout(torch.zeros_like(chosen), 1)))
+        return made
 
     def draws(self, client: int, rows: int, round_: int, shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
         """Standard normal draws by name, ``[rows, ...]`` each, for the batch of one member."""

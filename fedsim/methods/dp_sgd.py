@@ -188,8 +188,9 @@ class DPSGD(Algorithm):
         terms = self.public_terms(server.model, server.seeds.torch(Purpose.PENALTY, round_))
         if not terms:
             return {}
-        own = {name: p for name, p in server.model.named_parameters() if name.startswith(self.server_only)}
-        trainable = {name: p for name, p in server.model.named_parameters() if name in gradients} | own
+        parameters = dict(server.model.named_parameters())
+        own = {name: p for name, p in parameters.items() if name.startswith(self.server_only)}
+        trainable = {name: p for name, p in parameters.items() if name in gradients} | own
         found = torch.autograd.grad(torch.stack(list(terms.values())).sum(), list(trainable.values()), allow_unused=True)
         for name, gradient in zip(trainable, found, strict=True):
             if gradient is not None:
