@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import logging
-import os
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -32,6 +32,10 @@ from fedsim.simulation.rounds import RoundRecord
 from fedsim.simulation.trial import Outcome, Trial, local_pool, run_trial
 
 FLUSH_SECONDS = 0.2
+KEPT = 2**29
+"""Bytes of freed memory that a process keeps for its next step."""
+_M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1
+"""Of glibc's malloc.h."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +74,15 @@ class Report:
 
 
 def settle(cpus: float) -> None:
-    """Make a process ready for training on its share of the machine: so many threads, memory that is kept, and in large pages."""
-    # before torch's first tensor; else every step of many clients takes ten thousands of small pages anew, a third of its time
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    """Make a process ready for training on its share of the machine: so many threads, and memory that is kept for the next step."""
     threads = max(1, int(cpus))
     torch.set_num_threads(threads)
     threadpool_limits(threads)
-    # glibc gives freed memory back at every step, unless it has seen a block this large being freed: a tenth of a step's time.
-    torch.empty(2**23)
+    # glibc gives large blocks back at every step, and the next step pays for every page anew: up to a third of its time.
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, KEPT)
 
 
 def check_source(cell: Cell) -> None:
