@@ -160,7 +160,8 @@ class DPSGD(Algorithm):
         kept = {name: result.sums[name] for name in local}
         sent = {name: value for name, value in result.sums.items() if name not in kept}
         noised = clients.add_noise(round_.release, round_.stream, sent, kept if self.params.noised == "all" else {})
-        self._local_step(clients, round_, {name: value / norms.weight(name) for name, value in (kept | noised.kept).items()})
+        # in place: with many clients these are the largest tensors of all
+        self._local_step(clients, round_, {name: value.div_(norms.weight(name)) for name, value in (kept | noised.kept).items()})
         return clients.send(
             noised.sent,
             {
@@ -175,7 +176,7 @@ class DPSGD(Algorithm):
         if not gradients:
             return
         parameters = {name: p.detach() for name, p in clients.model.named_parameters() if name in gradients}
-        mean = {name: value / self.params.expected_batch for name, value in gradients.items()}
+        mean = {name: value.div_(self.params.expected_batch) for name, value in gradients.items()}
         adam_step(parameters, mean, clients.state, self.params.local_learning_rate * self._decay(round_))
         if round_.step >= self.params.average_from * self.params.rounds:
             average_step(parameters, clients.state)
@@ -196,8 +197,9 @@ class DPSGD(Algorithm):
         terms = self.public_terms(server.model, server.seeds.torch(Purpose.PENALTY, round_.stream))
         if not terms:
             return {}
-        own = {name: p for name, p in server.model.named_parameters() if name.startswith(self.server_only)}
-        trainable = {name: p for name, p in server.model.named_parameters() if name in gradients} | own
+        parameters = dict(server.model.named_parameters())
+        own = {name: p for name, p in parameters.items() if name.startswith(self.server_only)}
+        trainable = {name: p for name, p in parameters.items() if name in gradients} | own
         found = torch.autograd.grad(torch.stack(list(terms.values())).sum(), list(trainable.values()), allow_unused=True)
         for name, gradient in zip(trainable, found, strict=True):
             if gradient is not None:

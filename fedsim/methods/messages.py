@@ -35,13 +35,13 @@ class Diagnostic:
     @classmethod
     def told_of(cls, parts: Sequence[Diagnostic]) -> Any:
         """What is said of the values of all ``parts``; None, or [] for quantiles, where they are too few."""
-        numbers, told = [number for part in parts for number in part.values], parts[0].told
+        numbers, told = np.array([number for part in parts for number in part.values]), parts[0].told
         if told == "quantiles":
-            return np.quantile(numbers, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist() if numbers else []
+            return np.quantile(numbers, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist() if len(numbers) else []
         if told == "spread":
             # over pairs it is twice the unbiased variance
-            return 2 * float(np.var(numbers, axis=0, ddof=1).sum()) if len(numbers) > 1 else None
-        return float(np.mean(numbers)) if numbers else None
+            return 2 * float(numbers.var(axis=0, ddof=1).sum()) if len(numbers) > 1 else None
+        return float(numbers.mean()) if len(numbers) else None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import logging
 import time
@@ -30,6 +31,10 @@ from fedsim.simulation.rounds import RoundRecord
 from fedsim.simulation.trial import Outcome, Trial, local_pool, run_trial
 
 FLUSH_SECONDS = 0.2
+KEPT = 2**29
+"""Bytes of freed memory that a process keeps for its next step."""
+_M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1
+"""Of glibc's malloc.h."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +77,11 @@ def settle(cpus: float) -> None:
     threads = max(1, int(cpus))
     torch.set_num_threads(threads)
     threadpool_limits(threads)
-    # glibc gives freed memory back at every step, unless it has seen a block this large being freed: a tenth of a step's time.
-    torch.empty(2**23)
+    # glibc gives large blocks back at every step, and the next step pays for every page anew: up to a third of its time.
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, KEPT)
 
 
 def check_source(cell: Cell) -> None:
