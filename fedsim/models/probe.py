@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
 
 MAX_ITERATIONS = 200
 # A feature that hardly varies in training has no scale of its own: dividing by it would let its test values drown the rest.
@@ -51,6 +53,10 @@ def fit_probe(x: NDArray[np.float32], y: NDArray[np.int64], probe_c: float) -> P
     Raises:
         ValueError: there is no row, or a row holds NaN or an infinite value.
     """
+    # not every process that knows a probe fits one, and with scikit-learn come pandas and scipy.stats
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
     if len(x) == 0:
         raise ValueError("the probe needs at least one training row")
     broken = int((~np.isfinite(x).all(axis=1)).sum())

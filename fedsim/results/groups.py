@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any, get_args
 
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 from fedsim.privacy.plan import Claim
 from fedsim.results.lines import dump
@@ -29,7 +29,7 @@ class Interval:
         n = len(values)
         if n == 1:
             return cls(float(values[0]), None)
-        return cls(fmean(values), float(student_t.ppf(0.975, n - 1)) * stdev(values) / math.sqrt(n))
+        return cls(fmean(values), float(stdtrit(n - 1, 0.975)) * stdev(values) / math.sqrt(n))
 
 
 @dataclass(frozen=True)
