@@ -1,17 +1,22 @@
 """Shared by all tests: one thread each, so that what runs side by side does not fight for cores; plug-ins; a Ray cluster, a bench on it."""
 
 import io
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
+
 import torch
-from benches import PLUGIN, Ran
+from benches import PLUGIN, Done, Ran
 from cells import NODES
 from rich.console import Console
 
+from fedsim.cli import main
 from fedsim.grid.models import Grid
 from fedsim.runtime.bench import run_bench
 from fedsim.runtime.cluster import local_cluster
@@ -32,6 +37,22 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
             del sys.modules[name]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """Runs ``fedsim`` in this process, in the working folder; for whatever starts no Ray."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str) -> Done:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["fedsim", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return Done(int(end.value.code or 0), *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -20,6 +21,7 @@ INK, MUTED, GRID, PAPER = "#1c2430", "#6b7281", "#e4e7ec", "#ffffff"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 # Seven steps of plasma from pale (small epsilon) to dark (no noise), all with contrast to the paper.
 SHADES = ("#f2844b", "#de5f65", "#c33d80", "#a11b9b", "#7701a8", "#48039f", "#0d0887")
+_drawn: WeakKeyDictionary[Figure, str] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,11 @@ def inline_svg(figure: Figure, title: str, name: str) -> str:
 
 
 def _svg(figure: Figure) -> str:
-    text = io.StringIO()
-    with style():
-        FigureCanvasSVG(figure)
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()
+    """The figure's text, drawn once for its file and for the page."""
+    if figure not in _drawn:
+        text = io.StringIO()
+        with style():
+            FigureCanvasSVG(figure)
+            figure.savefig(text, format="svg", metadata={"Date": None})
+        _drawn[figure] = text.getvalue()
+    return _drawn[figure]
