@@ -70,14 +70,17 @@ def sorted_rounds(ran: Ran) -> list[dict[str, Any]]:
     return sorted(ran.rounds, key=lambda record: (record["cell_id"], record["round"]))
 
 
-def spread(bench: Bench, name: str, clients_per_actor: Any) -> Ran:
+def spread(folder: Path, clients_per_actor: Any) -> Ran:
     grid = small_grid(*SHIPPED, epsilon=4.0, clients=5, resources={"clients_per_actor": clients_per_actor})
-    return bench(grid, name, max_parallel=1)
+    watched(grid, folder, max_parallel=1)
+    return Ran(0, "", folder)
 
 
-def test_one_actor_and_three_sample_noise_and_account_alike_and_each_is_repeatable(bench: Bench, all_free: Callable[[], None]) -> None:
-    one, three = spread(bench, "one", "all"), spread(bench, "three", 2)
-    assert (one.code, three.code) == (0, 0)
+def test_one_actor_and_three_sample_noise_and_account_alike_and_each_is_repeatable(
+    ray_cluster: None, tmp_path: Path, all_free: Callable[[], None]
+) -> None:
+    one, three = spread(tmp_path / "one", "all"), spread(tmp_path / "three", 2)
+    assert [row.status for row in one.rows + three.rows] == ["ok"] * 2 * len(SHIPPED)
     assert all("clients per actor (2, 2, 1)" in three.log(row) for row in three.rows)
 
     fingerprints = [[(r["cell_id"], r["round"], r["sampled"], r["noise"]) for r in sorted_rounds(ran)] for ran in (one, three)]
@@ -89,7 +92,7 @@ def test_one_actor_and_three_sample_noise_and_account_alike_and_each_is_repeatab
     norms = [[r["parameter_norm"] for r in sorted_rounds(ran)] for ran in (one, three)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-5)
 
-    for first, again in ((one, spread(bench, "one again", "all")), (three, spread(bench, "three again", 2))):
+    for first, again in ((one, spread(tmp_path / "one again", "all")), (three, spread(tmp_path / "three again", 2))):
         assert by_cell(first.rows) == by_cell(again.rows)
         assert sorted_rounds(first) == sorted_rounds(again)
     all_free()
@@ -264,7 +267,8 @@ def test_cells_of_several_shapes_share_one_copy_of_the_data_and_keep_to_the_clus
     rng = np.random.default_rng(0)
     size, dim = 4000, 2000
     x = rng.standard_normal((size, dim), dtype=np.float32)
-    np.savez(tmp_path / "big.npz", x=x, y=np.arange(size) % 2, split=np.where(np.arange(size) < size - 10, 0, 2))
+    # nearly all rows are for testing: the data are large and probes are fitted in a moment
+    np.savez(tmp_path / "big.npz", x=x, y=np.arange(size) % 2, split=np.where(np.arange(size) < 200, 0, 2))
     data = {"npz": str(tmp_path / "big.npz")}
     grid = small_grid("weight-noise", dataset=data, clients=[2, 4], seeds=[0, 1], resources={"clients_per_actor": 2})
     before, seen, ended = used_object_store(), [], threading.Event()
