@@ -14,7 +14,7 @@ from plug_ins import GOOD, changed, write
 FEDSIM = Path(sys.executable).with_name("fedsim")
 Fedsim = Callable[..., Done]
 SMALL = """
-algorithms: [{name: weight-noise, params: {rounds: 2, local_steps: 5}}, {name: fedhypevae, params: {rounds: 60}}]
+algorithms: [{name: weight-noise, params: {rounds: 2, local_steps: 5}}, {name: fedhypevae, params: {rounds: 30}}]
 clients: [4]
 epsilon: [4]
 seeds: [0, 1]
