@@ -22,6 +22,7 @@ def fedsim(tmp_path, monkeypatch, command):
     save_folder(tmp_path / "pets")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     return command
 
