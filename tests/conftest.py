@@ -74,11 +74,11 @@ def ray_cluster(plugins: Path) -> Iterator[None]:
 
 @pytest.fixture
 def bench(ray_cluster: None, tmp_path: Path) -> Callable[..., Ran]:
-    """Runs a grid on the shared cluster, in the folder ``name``."""
+    """Runs a grid on the shared cluster, in the folder ``name``: one cell after another, since every further slot imports torch anew."""
 
-    def run(grid: Grid, name: str = "run", *, retry_failed: bool = False, max_parallel: int | None = None) -> Ran:
+    def run(grid: Grid, name: str = "run", *, retry_failed: bool = False) -> Ran:
         console = Console(file=io.StringIO(), width=200)
-        prepared = prepare(grid, NODES, max_parallel)
+        prepared = prepare(grid, NODES, 1)
         code = run_bench(prepared, tmp_path / name, console, nullcontext(), retry_failed=retry_failed)
         return Ran(code, console.file.getvalue(), tmp_path / name)  # type: ignore[attr-defined]
 

@@ -99,13 +99,13 @@ def test_one_actor_and_three_sample_noise_and_account_alike_and_each_is_repeatab
 
 
 def test_finished_cells_are_not_run_again_and_a_grown_grid_runs_what_is_new(bench: Bench) -> None:
-    first = bench(small_grid("weight-noise", epsilon=[1.0, 4.0]), max_parallel=1)
+    first = bench(small_grid("weight-noise", epsilon=[1.0, 4.0]))
     written = (first.folder / "results.jsonl").read_bytes()
     again = bench(small_grid("weight-noise", epsilon=[1.0, 4.0]))
     assert again.code == 0
     assert "all 2 cells are finished" in again.output
     assert (first.folder / "results.jsonl").read_bytes() == written
-    grown = bench(small_grid("weight-noise", epsilon=[1.0, 4.0, 8.0]), max_parallel=1)
+    grown = bench(small_grid("weight-noise", epsilon=[1.0, 4.0, 8.0]))
     assert (first.folder / "results.jsonl").read_bytes().startswith(written)
     assert [row.epsilon_target for row in grown.rows] == [1.0, 4.0, 8.0]
 
@@ -172,7 +172,7 @@ def test_a_check_of_the_code_that_ran_is_told_by_its_finished_rows(
     monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
     (plugins / "says_so.py").write_text(GOOD + "\n    def releases(self):\n        return super().releases()\n")
     grid = small_grid("says_so.py:MyMethod", epsilon=[1.0, float("inf")])
-    first = bench(grid, max_parallel=1)
+    first = bench(grid)
     assert first.code == 0
     rows = first.rows
     assert [row.claim for row in rows] == ["stated", "none"]
@@ -197,7 +197,7 @@ def test_a_cell_that_fails_is_a_row_and_the_grid_goes_on(bench: Bench, tmp_path:
         "fedavg-cvae",
         resources={"cpus_per_actor": 2},
     )
-    ran = bench(grid, max_parallel=1)
+    ran = bench(grid)
     rows = {row.label: row for row in ran.rows}
     assert ran.code == 1
     assert {label: row.status for label, row in rows.items()} == {
@@ -223,7 +223,7 @@ def test_a_cell_that_fails_is_a_row_and_the_grid_goes_on(bench: Bench, tmp_path:
     assert unchanged.rows == ran.rows
 
     healed.touch()
-    retried = bench(grid, retry_failed=True, max_parallel=1)
+    retried = bench(grid, retry_failed=True)
     assert retried.code == 0
     assert {row.label: row.status for row in retried.rows} == dict.fromkeys(rows, "ok")
     assert retried.rows[0] == rows["fedavg-cvae"]
@@ -232,7 +232,7 @@ def test_a_cell_that_fails_is_a_row_and_the_grid_goes_on(bench: Bench, tmp_path:
 def test_a_cell_whose_client_actor_fails_or_dies_leaves_no_broken_slot(bench: Bench, tmp_path: Path, all_free: Callable[[], None]) -> None:
     never = tmp_path / "never"
     grid = small_grid(trouble("client raises", never), trouble("client exits", never), "weight-noise", resources={"clients_per_actor": 2})
-    ran = bench(grid, max_parallel=1)
+    ran = bench(grid)
     rows = {row.label: row for row in ran.rows}
     assert ran.code == 1
     assert [(row.label, row.status) for row in ran.rows] == [
