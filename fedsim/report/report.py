@@ -20,11 +20,12 @@ from fedsim.report.diagnostics import Rounds, draw_diagnostics
 from fedsim.report.failures import Finding, find_failures, summary
 from fedsim.report.figures import Drawn, save_figure
 from fedsim.report.page import render_page
-from fedsim.report.partitions import draw_partitions, read_partitions
+from fedsim.report.partitions import draw_partitions
 from fedsim.report.sites import draw_sites
 from fedsim.report.tables import rich_tables
 from fedsim.results.folder import RunFolder
 from fedsim.results.groups import Group, group_seeds
+from fedsim.results.partitions import read_partitions
 from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore, of_newest_source
 from fedsim.results.summary import write_summary

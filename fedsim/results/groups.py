@@ -6,11 +6,10 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from statistics import fmean, stdev
 from typing import Any, get_args
 
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 from fedsim.privacy.plan import Claim
 from fedsim.results.lines import dump
@@ -30,13 +29,7 @@ class Interval:
         n = len(values)
         if n == 1:
             return cls(float(values[0]), None)
-        return cls(fmean(values), _quantile(n - 1) * stdev(values) / math.sqrt(n))
-
-
-@lru_cache(maxsize=1024)
-def _quantile(freedom: int) -> float:
-    """Student's t at 97.5 %."""
-    return float(student_t.ppf(0.975, freedom))
+        return cls(fmean(values), float(stdtrit(n - 1, 0.975)) * stdev(values) / math.sqrt(n))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import f1_score, recall_score
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,16 +63,22 @@ def accuracy(of: Predictions) -> float:
 
 def balanced_accuracy(of: Predictions) -> float:
     """Mean recall over the held classes; a class that is never predicted counts as 0."""
+    from sklearn.metrics import recall_score
+
     return float(recall_score(of.y, of.predicted, labels=of.held, average="macro", zero_division=0))
 
 
 def macro_f1(of: Predictions) -> float:
     """Mean F1 over the held classes; a class that is never predicted counts as 0."""
+    from sklearn.metrics import f1_score
+
     return float(f1_score(of.y, of.predicted, labels=of.held, average="macro", zero_division=0))
 
 
 def share_weighted_accuracy(of: Predictions) -> float:
     """Accuracy where labels are as frequent as with the client: the recalls, weighed by its shares."""
+    from sklearn.metrics import recall_score
+
     if of.shares is None:
         return accuracy(of)
     recall = recall_score(of.y, of.predicted, labels=of.held, average=None, zero_division=0)

@@ -9,15 +9,16 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from fedsim.errors import UserError
 from fedsim.results.folder import RunFolder
 from fedsim.results.lines import decode, dump, is_json, reasons
 from fedsim.results.measures import MEASURES
 from fedsim.results.rows import Row
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class ResultStore:
@@ -169,6 +170,8 @@ def load_results(folder: Path | str) -> pd.DataFrame:
     Raises:
         UserError: the folder has no results, or a line is not a row.
     """
+    import pandas as pd
+
     store = ResultStore(folder)
     store.folder.check()
     frame = pd.DataFrame([row.model_dump() for row in of_newest_source(store.rows())], columns=Row.columns())

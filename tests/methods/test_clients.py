@@ -30,12 +30,13 @@ def test_every_client_adds_one_draw_of_its_own_stream_to_all_that_it_releases(tr
     sent = {name: torch.randn(shape, generator=stream) for name, shape in SENT.items()}
     held = {name: torch.randn(len(MEMBERS), *shape, generator=stream) for name, shape in KEPT[kept].items()}
     given = {name: value.clone() for name, value in (sent | held).items()}
-    noised = clients(trust).add_noise(RELEASE, ROUND, sent, held)
+    own = clients(trust)
+    noised = own.add_noise(RELEASE, ROUND, sent, held)
     draws = [gaussian((SENT if trust == "silo" else {}) | KEPT[kept], STD, Seeds(0).noise(ROUND, client)) for client in MEMBERS]
     for name, value in noised.sent.items():
         torch.testing.assert_close(value, sent[name] + sum(draw.parts.get(name, torch.zeros(())) for draw in draws))
     for name, value in noised.kept.items():
-        assert torch.equal(value, torch.stack([own + draw.parts[name] for own, draw in zip(held[name], draws, strict=True)]))
+        assert torch.equal(value, torch.stack([value + draw.parts[name] for value, draw in zip(held[name], draws, strict=True)]))
     assert (noised.sent.keys(), noised.kept.keys()) == (SENT.keys(), KEPT[kept].keys())
-    assert clients.ran.noise == sum(draw.fingerprint for draw in draws)
+    assert own.ran.noise == sum(draw.fingerprint for draw in draws)
     assert all(torch.equal(value, given[name]) for name, value in (sent | held).items()), "what was given is left as it was"

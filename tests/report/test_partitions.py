@@ -13,12 +13,11 @@ from fedsim.report.partitions import (
     MOST_PANELS,
     draw_partitions,
     label_table,
-    read_partitions,
     summary_table,
     title,
-    write_partitions,
 )
 from fedsim.results.folder import RunFolder
+from fedsim.results.partitions import read_partitions, write_partitions
 
 Y = np.random.default_rng(0).integers(0, 4, 400)
 
