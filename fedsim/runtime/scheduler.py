@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from fedsim.evaluation.references import LocalOnly
+from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.partition import Partition, PartitionSpec
 from fedsim.results.rows import Row, RowError
 from fedsim.results.store import ResultStore
@@ -70,7 +70,7 @@ class Scheduler:
         self.save_generators = prepared.grid.resources.save_generators
         self.slots = Slots(prepared.grid.resources, prepared.capacity, prepared.parallel)
         self.running: dict[Any, tuple[Slot, Trial | Reference]] = {}
-        self.references: dict[ReferenceKey, LocalOnly | float | None] = {}
+        self.references: dict[ReferenceKey, Ceiling | LocalOnly | None] = {}
         self.waiting: list[tuple[Trial, Outcome]] = []
         self.versions = versions()
 
@@ -128,7 +128,7 @@ class Scheduler:
             self._take_report(job, report)
 
     def _take_reference(self, job: Reference, report: Report) -> None:
-        self.references[job.key] = report.end if isinstance(report.end, LocalOnly | float) else None
+        self.references[job.key] = report.end if isinstance(report.end, Ceiling | LocalOnly) else None
         if isinstance(report.end, Failure):
             self.display.note(f"the {job.key[0]} reference failed, its column stays empty: {report.end.summary()}")
         ready, self.waiting = self.waiting, []
@@ -157,7 +157,7 @@ class Scheduler:
             self.waiting.append((trial, outcome))
             return
         high, low = self.references[ceiling], self.references[local_only]
-        references = (high if isinstance(high, float) else None, low if isinstance(low, LocalOnly) else None)
+        references = (high if isinstance(high, Ceiling) else None, low if isinstance(low, LocalOnly) else None)
         row = finished_row(trial, outcome, *references, self.versions)
         self.store.append_clients(client_lines(trial, outcome, references[1]))
         if self.save_generators and outcome.generator is not None:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from fedsim.data.embeddings import Embeddings
-from fedsim.evaluation.references import LocalOnly, ceiling, local_only
+from fedsim.evaluation.references import Ceiling, LocalOnly, ceiling, local_only
 from fedsim.grid.models import Cell
 from fedsim.methods.messages import Message, Pool, Round, Tensors
 from fedsim.methods.registry import lookup
@@ -74,7 +74,7 @@ class Report:
 
     rounds: tuple[RoundRecord, ...] = ()
     output: str = ""
-    end: Outcome | Failure | LocalOnly | float | None = None
+    end: Outcome | Failure | Ceiling | LocalOnly | None = None
 
 
 def settle(cpus: float) -> None:
