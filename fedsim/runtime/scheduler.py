@@ -101,7 +101,9 @@ class Scheduler:
             )
         else:
             cell, data = job.cell, self.data[job.data_key]
-            label = setting(cell.label, cell.dataset.display, alpha=cell.alpha, clients=cell.clients, epsilon=cell.epsilon, seed=cell.seed)
+            label = setting(
+                cell.label, cell.dataset.display, alpha=cell.concentration, clients=cell.clients, epsilon=cell.epsilon, seed=cell.seed
+            )
             self.display.cell_started(cell.cell_id, label)
             started = datetime.now(UTC).isoformat(timespec="seconds")
             self._log(job, [f"started {started}", f"cell {cell.model_dump_json()}", f"plan {job.plan}", f"clients per actor {job.sizes}"])

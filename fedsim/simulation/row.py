@@ -76,7 +76,7 @@ def _row(
         dataset=cell.dataset.display + (f" ({cell.evaluation.unseen} unseen)" if cell.evaluation.unseen else ""),
         dataset_hash=cell.dataset_hash,
         scheme=cell.partition.scheme,
-        alpha=cell.alpha,
+        alpha=cell.concentration,
         clients=cell.clients,
         partition_hash=trial.partition.fingerprint,
         train_rows=trial.train_rows,
