@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.data.embeddings import Embeddings
+from fedsim.evaluation.fidelity import Labelled
 from fedsim.evaluation.own_rows import OwnRows, own_rows
+from fedsim.evaluation.readouts import READOUTS
 from fedsim.evaluation.scores import (
     Scores,
     personal_scores,
@@ -82,6 +84,17 @@ class Judge:
             return [predictions_of(own(made, client).probabilities(self._x_test), data.y_test) for client in clients]
         x, y = synthesise(made, data.classes, evaluation.per_class, self._seeds)
         return [probe_predictions(x, y, data.x_test, data.y_test, evaluation.probe_c)]
+
+    def readouts(self, made: Generator | Classifier) -> Scores:
+        """What the evaluation asks for beside the linear probe; empty where there is no generator."""
+        if is_classifier(made):
+            return Scores()
+        evaluation, real = self.cell.evaluation, Labelled(self.data.x_test, self.data.y_test)
+        rows = Labelled(*synthesise(made, self.data.classes, evaluation.per_class, self._seeds))
+        scores = Scores()
+        for name in evaluation.readouts:
+            scores.update(READOUTS[name](rows, real, evaluation.probe_c))
+        return scores
 
     def of_clients(self, made: Generator | Classifier) -> tuple[ClientScores, ...]:
         """Of what each client has of its own, and of what all share, on the client's test rows."""

@@ -63,6 +63,7 @@ def _personal(given: Any) -> str | float | None:
     raise ValueError(f"{spelled(given)} is not a way to choose a weight; give synthetic, held-out or a number in [0, 1]")
 
 
+Readout = Literal["knn", "mlp", "fidelity"]
 Real = Annotated[float, BeforeValidator(_no_flag)]
 Whole = Annotated[int, BeforeValidator(_no_flag)]
 Epsilon = Annotated[Real, Field(gt=0), PlainSerializer(json_number, when_used="json")]
@@ -86,6 +87,7 @@ class Evaluation(_Model):
         per_client: also judge each client's own generator, on test rows as that client sees them.
         personal: also judge each client's own classifier interpolated with the shared one; how its weight is chosen: ``synthetic``
             (also ``true``), ``held-out``, or a number in [0, 1].
+        readouts: what reads synthetic embeddings beside the linear probe: ``knn``, ``mlp``, ``fidelity``.
         unseen: a site that takes no part in training, and on whose test rows everything is judged; ``each``: every site in turn.
     """
 
@@ -93,6 +95,7 @@ class Evaluation(_Model):
     probe_c: Annotated[Real, Field(gt=0, allow_inf_nan=False)] = PROBE_C
     per_client: bool = Field(default=False, strict=True)
     personal: Annotated[str | float | None, PlainValidator(_personal)] = None
+    readouts: Annotated[tuple[Readout, ...], BeforeValidator(_listed)] = ("knn", "fidelity")
     unseen: str | None = Field(default=None, min_length=1)
 
     @model_validator(mode="after")

@@ -67,9 +67,9 @@ class ResultsTable:
     notes: tuple[str, ...]
 
 
-def results_tables(groups: Sequence[Group]) -> list[ResultsTable]:
-    """A table for every measure that some row has; the first one always."""
-    first, *others = (name for name, measure in MEASURES.items() if measure.table)
+def results_tables(groups: Sequence[Group], *, terminal: bool = False) -> list[ResultsTable]:
+    """A table for every measure that some row has, those of a terminal or all; balanced accuracy's always."""
+    first, *others = (name for name, measure in MEASURES.items() if (measure.terminal if terminal else measure.table))
     return [results_table(groups, name) for name in (first, *(name for name in others if any(group.interval(name) for group in groups)))]
 
 
@@ -96,7 +96,10 @@ def results_table(groups: Sequence[Group], measure: str = "balanced_accuracy") -
     return ResultsTable(
         title=" · ".join(text for text in (MEASURES[measure].title, *constant) if text),
         columns=tuple("no ε" if value is None else f"ε = {number(value)}" for value in columns),
-        blocks=tuple(Block(place, _references(block), _lines(block, columns, seeds, measure)) for place, block in members.items()),
+        blocks=tuple(
+            Block(place, _references(block) if MEASURES[measure].referenced else (), _lines(block, columns, seeds, measure))
+            for place, block in members.items()
+        ),
         notes=_notes(groups, seeds),
     )
 
@@ -151,7 +154,7 @@ class TerminalTable:
 
 def rich_tables(groups: Sequence[Group]) -> RichGroup:
     """The results tables of some groups, for ``Console.print``."""
-    return RichGroup(*map(TerminalTable, results_tables(groups)))
+    return RichGroup(*map(TerminalTable, results_tables(groups, terminal=True)))
 
 
 def _named(line: Line) -> str:

@@ -44,7 +44,9 @@ class Measure:
             embeddings; ``personal``: each client's of its own test rows, the mean over clients.
         score: the number; None where it comes from elsewhere.
         column: its head in the page's list of cells; "" leaves it out.
-        table: whether it has a table of its own, once a row has it.
+        table: whether it has a table of its own in the page, once a row has it.
+        terminal: whether a terminal shows that table, too.
+        referenced: whether ceiling, local-only and chance stand beside it.
         summary: whether the summary has its mean.
     """
 
@@ -53,6 +55,8 @@ class Measure:
     score: Callable[[Predictions], float] | None
     column: str = ""
     table: bool = False
+    terminal: bool = False
+    referenced: bool = True
     summary: bool = True
 
 
@@ -99,16 +103,23 @@ _INTERPOLATED = "at the clients, own classifier and shared one interpolated"
 
 MEASURES = {
     "accuracy": Measure("Accuracy", "all", accuracy, "accuracy"),
-    "balanced_accuracy": Measure("Balanced accuracy", "all", balanced_accuracy, "balanced", table=True),
+    "balanced_accuracy": Measure("Balanced accuracy", "all", balanced_accuracy, "balanced", table=True, terminal=True),
     "macro_f1": Measure("Macro F1", "all", macro_f1, "macro F1"),
-    "worst_class_recall": Measure("Recall of the worst class", "all", worst_class_recall, "worst class", table=True),
-    "client_balanced_accuracy": Measure(f"Balanced accuracy {_OWN}, mean over clients", "clients", None, table=True),
+    "worst_class_recall": Measure("Recall of the worst class", "all", worst_class_recall, "worst class", table=True, referenced=False),
+    "knn_balanced_accuracy": Measure("Balanced accuracy of the nearest synthetic neighbours", "all", None, "kNN", table=True),
+    "mlp_balanced_accuracy": Measure("Balanced accuracy of a small network", "all", None, table=True),
+    "frechet_distance": Measure("Fréchet distance to test rows, mean over classes", "all", None, table=True, referenced=False),
+    "squared_mmd": Measure("Squared MMD to test rows, mean over classes", "all", None),
+    "density": Measure("Density among test rows, mean over classes", "all", None),
+    "coverage": Measure("Coverage of test rows, mean over classes", "all", None, "coverage", table=True, referenced=False),
+    "real_or_synthetic": Measure("Accuracy of telling synthetic from test rows, 0.5 is best", "all", None, table=True, referenced=False),
+    "client_balanced_accuracy": Measure(f"Balanced accuracy {_OWN}, mean over clients", "clients", None, table=True, terminal=True),
     "client_worst_balanced_accuracy": Measure(f"Balanced accuracy {_OWN}, worst client", "clients", None, table=True),
     "client_spread": Measure(f"Balanced accuracy {_OWN}, best client less worst", "clients", None),
     "client_shared_balanced_accuracy": Measure("Balanced accuracy of the shared generator on the same rows", "clients", None, table=True),
     "client_local_only_balanced_accuracy": Measure("Balanced accuracy of each client's own real rows on the same rows", "clients", None),
-    "personal_accuracy": Measure(f"Accuracy {_INTERPOLATED}", "personal", share_weighted_accuracy, table=True),
-    "personal_balanced_accuracy": Measure(f"Balanced accuracy {_INTERPOLATED}", "personal", balanced_accuracy, table=True),
+    "personal_accuracy": Measure(f"Accuracy {_INTERPOLATED}", "personal", share_weighted_accuracy, table=True, terminal=True),
+    "personal_balanced_accuracy": Measure(f"Balanced accuracy {_INTERPOLATED}", "personal", balanced_accuracy, table=True, terminal=True),
     "personal_weight": Measure("Mean weight of the clients' own classifiers", "personal", None, summary=False),
 }
 """The measures by the name of their field, in the order of a row."""

@@ -112,7 +112,7 @@ def run_trial(
     trained: Trained = yield from train(algorithm, pool, trial.plan, seeds, resume, checkpoints)
     judge, evaluation = Judge(cell, data, trial.partition), cell.evaluation
     predicted = judge.predictions(trained.made)
-    scores = mean_scores([scores_of(each) for each in predicted])
+    scores = Scores(mean_scores([scores_of(each) for each in predicted]), **judge.readouts(trained.made))
     clients = judge.of_clients(trained.made) if evaluation.per_client else ()
     scores |= scores_of_clients([each.own for each in clients], [each.shared for each in clients])
     if evaluation.personal is not None:

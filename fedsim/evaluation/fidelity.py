@@ -1,0 +1,117 @@
+"""How like real rows synthetic ones are, class by class, where a probe alone can be fooled.
+
+All numbers are means over the classes that have real rows enough, of rows in the leading directions of the real ones: the same directions
+for every algorithm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.evaluation.scores import Scores
+from fedsim.models.probe import fit_probe
+
+DIRECTIONS = 64
+"""Leading directions of the real rows in which rows are compared."""
+NEIGHBOURS = 5
+"""k of density and coverage; a class needs more real rows."""
+MOST = 1000
+"""Rows of each kind that the probe of real against synthetic sees in training."""
+
+Rows = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Rows float32 ``[n, d]`` with labels int64 ``[n]``."""
+
+    x: NDArray[np.float32]
+    y: NDArray[np.int64]
+
+
+def fidelity(made: Labelled, real: Labelled, probe_c: float) -> Scores:
+    """Fréchet distance, squared MMD, density, coverage, and how well a probe tells real from made.
+
+    Args:
+        made: synthetic rows.
+        real: test rows.
+        probe_c: inverse strength of that probe's penalty.
+    """
+    basis = leading_directions(real.x)
+    counts = np.bincount(real.y)
+    classes = [label for label in np.flatnonzero(counts > NEIGHBOURS) if (made.y == label).any()]
+    if not classes:
+        return Scores()
+    pairs = [(made.x[made.y == label] @ basis, real.x[real.y == label] @ basis) for label in classes]
+    each = np.array([(frechet(*pair), squared_mmd(*pair), *density_and_coverage(*pair)) for pair in pairs])
+    names = ("frechet_distance", "squared_mmd", "density", "coverage")
+    return Scores(dict(zip(names, each.mean(axis=0).tolist(), strict=True)), real_or_synthetic=told_apart(made, real, probe_c))
+
+
+def leading_directions(x: NDArray[np.float32]) -> Rows:
+    """Orthonormal ``[d, k]``: the leading principal directions of rows."""
+    centred = x - x.mean(axis=0, dtype=np.float64)
+    _, vectors = np.linalg.eigh(centred.T @ centred)
+    return np.ascontiguousarray(vectors[:, ::-1][:, :DIRECTIONS])
+
+
+def frechet(made: Rows, real: Rows) -> float:
+    """Distance of the Gaussians that fit the two: ``|m - n|^2 + tr(A + B - 2 (A^(1/2) B A^(1/2))^(1/2))``.
+
+    Heusel et al. 2017 (arXiv 1706.08500), equation 6, in units of squared embedding norm.
+    """
+    a, b = (np.cov(rows, rowvar=False, bias=True) for rows in (made, real))
+    values, vectors = np.linalg.eigh(a)
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    cross = np.sqrt(np.linalg.eigvalsh(root @ b @ root).clip(0)).sum()
+    return float(np.square(made.mean(axis=0) - real.mean(axis=0)).sum() + np.trace(a) + np.trace(b) - 2 * cross)
+
+
+def squared_mmd(made: Rows, real: Rows) -> float:
+    """Unbiased squared MMD (Gretton et al. 2012) with a Gaussian kernel as wide as real rows are apart in the median."""
+    from scipy.spatial.distance import cdist, pdist
+
+    width = max(float(np.median(pdist(real, "sqeuclidean"))), 1e-12)
+
+    def mean_kernel(rows: Rows) -> float:
+        """Without the pairs of a row with itself."""
+        total = np.exp(-cdist(rows, rows, "sqeuclidean") / width).sum() - len(rows)
+        return float(total / (len(rows) * max(len(rows) - 1, 1)))
+
+    return mean_kernel(made) + mean_kernel(real) - 2 * float(np.exp(-cdist(made, real, "sqeuclidean") / width).mean())
+
+
+def density_and_coverage(made: Rows, real: Rows) -> tuple[float, float]:
+    """Naeem et al. 2020 (arXiv 2002.09797): made rows in real rows' neighbourhoods, and real rows with a made one in theirs."""
+    from scipy.spatial.distance import cdist
+
+    radius = np.sort(cdist(real, real), axis=1)[:, NEIGHBOURS]
+    inside = cdist(real, made) < radius[:, None]
+    return float(inside.sum() / (NEIGHBOURS * len(made))), float(inside.any(axis=1).mean())
+
+
+def told_apart(made: Labelled, real: Labelled, probe_c: float) -> float:
+    """Accuracy of a probe of real against made, of equal numbers a class: 0.5 where it cannot tell them, 1 where it always can.
+
+    It is trained on every other row and tested on the rest, and the other way round.
+    """
+    x, y, label = _paired(made, real)
+    right = 0.0
+    for train in (0, 1):
+        half = label % 2 == train
+        right += float((fit_probe(x[half], y[half], probe_c).predict(x[~half]) == y[~half]).sum())
+    return right / len(y)
+
+
+def _paired(made: Labelled, real: Labelled) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+    """As many made rows as real ones of every class, at most :data:`MOST` of each in all: rows, 1 where real, running numbers a pair."""
+    classes = 1 + int(max(made.y.max(), real.y.max()))
+    counts = np.minimum(*(np.bincount(rows.y, minlength=classes) for rows in (made, real)))
+    counts = np.maximum(counts * min(1.0, MOST / counts.sum()), np.minimum(counts, 1)).astype(np.int64)
+    picked = [[np.flatnonzero(rows.y == label)[:count] for label, count in enumerate(counts)] for rows in (made, real)]
+    mine, theirs = (np.concatenate(each) for each in picked)
+    x = np.concatenate([made.x[mine], real.x[theirs]])
+    return x, np.repeat([0, 1], [len(mine), len(theirs)]), np.tile(np.arange(len(mine)), 2)

@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedsim.evaluation.fidelity import Labelled, density_and_coverage, fidelity, frechet, leading_directions, squared_mmd, told_apart
+
+DIM, CLASSES = 12, 3
+
+
+def rows(count: int, seed: int, moved: float = 0.0, scale: float = 1.0) -> Labelled:
+    """Gaussian classes, each about an axis of its own; ``moved`` off their place, ``scale`` times as wide."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(count) % CLASSES
+    x = scale * rng.standard_normal((count, DIM))
+    x[np.arange(count), y] += 3
+    x[:, -1] += moved
+    return Labelled(x.astype(np.float32), y)
+
+
+def test_rows_of_the_same_kind_are_near_and_cannot_be_told_apart() -> None:
+    found = fidelity(rows(900, 0), rows(900, 1), 0.1)
+    assert found["frechet_distance"] < 0.5
+    assert abs(found["squared_mmd"]) < 0.005
+    assert found["density"] == pytest.approx(1.0, abs=0.15)
+    assert found["coverage"] > 0.9
+    assert found["real_or_synthetic"] == pytest.approx(0.5, abs=0.06)
+
+
+@pytest.mark.parametrize(("moved", "scale"), [(2.0, 1.0), (0.0, 0.2), (0.0, 3.0)])
+def test_rows_that_are_moved_collapsed_or_blown_up_are_seen_by_every_number(moved: float, scale: float) -> None:
+    same, other = (fidelity(rows(600, 0, *how), rows(600, 1), 0.1) for how in ((0.0, 1.0), (moved, scale)))
+    assert other["frechet_distance"] > 2 * same["frechet_distance"]
+    assert other["squared_mmd"] > same["squared_mmd"] + 0.01
+    assert other["coverage"] < same["coverage"] - 0.05
+
+
+def test_prototypes_with_white_noise_fool_a_probe_and_not_fidelity() -> None:
+    """What a classifier's weights know, decoded as rows: classes are right, nothing else is."""
+    real = rows(900, 1)
+    rng = np.random.default_rng(2)
+    made = Labelled((3 * np.eye(DIM)[real.y] + 0.05 * rng.standard_normal((900, DIM))).astype(np.float32), real.y)
+    found = fidelity(made, real, 0.1)
+    assert found["coverage"] < 0.3
+    assert found["frechet_distance"] > 5
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.integers(6, 40), st.integers(1, 40))
+def test_the_frechet_distance_is_none_to_itself_and_never_negative(seed: int, real: int, made: int) -> None:
+    rng = np.random.default_rng(seed)
+    one, two = rng.standard_normal((real, 5)), rng.standard_normal((made, 5)) * 3
+    assert frechet(one, one) == pytest.approx(0.0, abs=1e-9)
+    assert frechet(two, one) >= -1e-9
+    density, coverage = density_and_coverage(two, one)
+    assert density >= 0
+    assert 0 <= coverage <= 1
+    assert squared_mmd(one, one) <= 1e-9
+
+
+def test_directions_are_the_widest_and_orthonormal() -> None:
+    x = np.random.default_rng(0).standard_normal((500, 100)).astype(np.float32)
+    x[:, 7] *= 10
+    basis = leading_directions(x)
+    assert basis.shape == (100, 64)
+    np.testing.assert_allclose(basis.T @ basis, np.eye(64), atol=1e-6)
+    assert abs(basis[7, 0]) > 0.99
+
+
+def test_few_rows_are_no_trouble() -> None:
+    few = Labelled(rows(4, 0).x, np.array([0, 1, 2, 0]))
+    assert fidelity(few, Labelled(rows(5, 1).x, np.array([0, 0, 1, 1, 2])), 0.1) == {}
+    assert 0 <= told_apart(few, rows(30, 1), 0.1) <= 1

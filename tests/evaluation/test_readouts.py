@@ -1,0 +1,40 @@
+import pytest
+from cells import quick, small_cells
+from test_fidelity import rows
+
+from fedsim.evaluation.readouts import READOUTS
+from fedsim.results.measures import MEASURES
+from fedsim.simulation.trial import Outcome, run_trial
+
+
+@pytest.mark.parametrize("name", ["knn", "mlp"])
+def test_a_readout_learns_classes_that_are_apart(name: str) -> None:
+    (score,) = READOUTS[name](rows(600, 0), rows(300, 1), 0.1).values()
+    assert 0.75 < score <= 1
+    (again,) = READOUTS[name](rows(600, 0), rows(300, 1), 0.1).values()
+    assert again == score
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ({}, {"knn_balanced_accuracy", "frechet_distance", "squared_mmd", "density", "coverage", "real_or_synthetic"}),
+        ({"readouts": "mlp"}, {"mlp_balanced_accuracy"}),
+        ({"readouts": []}, set()),
+    ],
+)
+def test_a_cell_has_the_readouts_that_its_grid_asks_for(asked: dict[str, object], named: set[str]) -> None:
+    prepared = small_cells(quick("dp-gaussian"), epsilon=8.0, evaluation={"per_class": 20, **asked})
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    *_, outcome = run_trial(trial, data)
+    assert isinstance(outcome, Outcome)
+    linear = {name for name, measure in MEASURES.items() if measure.of == "all" and measure.score}
+    assert outcome.scores.keys() == linear | named
+
+
+def test_a_classifier_has_nothing_to_be_read() -> None:
+    prepared = small_cells(quick("fedavg-linear"))
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    *_, outcome = run_trial(trial, data)
+    assert isinstance(outcome, Outcome)
+    assert "coverage" not in outcome.scores
