@@ -25,20 +25,25 @@ class Layout:
     direct: bool = False
 
     @cached_property
-    def counts(self) -> Tensor:
-        """Rows per client, int64 ``[K]``."""
-        return torch.bincount(self.client, minlength=self.clients)
+    def span(self) -> slice:
+        """The clients from the first that has a row to the last; what is computed for them need not be for all K."""
+        return slice(int(self.client[0]), int(self.client[-1]) + 1) if len(self.client) else slice(0, 0)
+
+    @cached_property
+    def _counts(self) -> Tensor:
+        return torch.bincount(self.client - self.span.start, minlength=self.span.stop - self.span.start)
 
     @cached_property
     def width(self) -> int:
         """The largest number of rows that one client has."""
-        return int(self.counts.max()) if len(self.client) else 0
+        return int(self._counts.max()) if len(self.client) else 0
 
     @cached_property
     def _slots(self) -> Tensor:
-        starts = torch.cumsum(self.counts, 0) - self.counts
-        within = torch.arange(len(self.client), device=self.client.device) - starts[self.client]
-        return self.client * self.width + within
+        # a client's rows stand together: row n moves on by what the clients before its own leave empty
+        empty = self.width - self._counts
+        moved = torch.repeat_interleave(torch.cumsum(empty, 0) - empty, self._counts)
+        return moved + torch.arange(len(self.client), device=self.client.device)
 
     def detach(self) -> Layout:
         """Itself: Opacus detaches every input that a layer sees."""
@@ -50,13 +55,14 @@ class Layout:
         return self.client.shape
 
     def pad(self, rows: Tensor) -> Tensor:
-        """``[N, ...]`` to ``[K, width, ...]``, zeros where a client has fewer rows."""
-        padded = rows.new_zeros(self.clients * self.width, *rows.shape[1:]).index_copy(0, self._slots, rows)
-        return padded.view(self.clients, self.width, *rows.shape[1:])
+        """``[N, ...]`` to ``[clients in the span, width, ...]``, zeros where a client has fewer rows."""
+        size = self.span.stop - self.span.start
+        padded = rows.new_zeros(size * self.width, *rows.shape[1:]).index_copy_(0, self._slots, rows)
+        return padded.view(size, self.width, *rows.shape[1:])
 
     def flatten(self, padded: Tensor) -> Tensor:
-        """``[K, width, ...]`` back to ``[N, ...]``; the inverse of :meth:`pad`."""
-        return padded.reshape(self.clients * self.width, *padded.shape[2:]).index_select(0, self._slots)
+        """Back to ``[N, ...]``; the inverse of :meth:`pad`."""
+        return padded.flatten(0, 1).index_select(0, self._slots)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +44,15 @@ _WORDS = slice(24, 24 + 624 * 8)
 """Where torch keeps the 624 words of its Mersenne Twister, each in eight bytes."""
 
 
+@cache
+def _template() -> NDArray[np.uint8]:
+    """The state of a fresh torch generator whose words are still to be set."""
+    import torch
+
+    state: NDArray[np.uint8] = torch.Generator().manual_seed(0).get_state().numpy()
+    return state
+
+
 @dataclass(frozen=True)
 class Seeds:
     """The seed tree of one cell.
@@ -67,11 +78,11 @@ class Seeds:
         """The stream as a CPU torch generator; its whole state is set, since ``manual_seed`` keeps 32 bits of a seed."""
         import torch  # late, for a grid is read and data are partitioned without it
 
-        words = np.random.Philox(self.sequence(purpose, round_, client)).random_raw(312).view(np.uint32)
-        generator = torch.Generator().manual_seed(0)
-        state = generator.get_state()
-        state[_WORDS] = torch.from_numpy(words.astype(np.uint64).view(np.uint8))
-        generator.set_state(state)
+        words = np.random.Philox(self.sequence(purpose, round_, client)).random_raw(312)
+        state = _template().copy()
+        state[_WORDS].view(np.uint64)[:] = words.view(np.uint32)
+        generator = torch.Generator()
+        generator.set_state(torch.from_numpy(state))
         return generator
 
     def noise(self, round_: int = 0, client: int = SERVER) -> np.random.Philox:

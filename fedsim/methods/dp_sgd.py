@@ -148,7 +148,8 @@ class DPSGD(Algorithm):
         kept = {name: result.sums[name] for name in local}
         sent = {name: value for name, value in result.sums.items() if name not in kept}
         noised = clients.add_noise(round_.release, round_.stream, sent, kept if self.params.noised == "all" else {})
-        self._local_step(clients, round_, {name: value / norms.weight(name) for name, value in (kept | noised.kept).items()})
+        # in place: with many clients these are the largest tensors of all
+        self._local_step(clients, round_, {name: value.div_(norms.weight(name)) for name, value in (kept | noised.kept).items()})
         return clients.send(
             noised.sent,
             {
@@ -163,7 +164,7 @@ class DPSGD(Algorithm):
         if not gradients:
             return
         parameters = {name: p.detach() for name, p in clients.model.named_parameters() if name in gradients}
-        mean = {name: value / self.params.expected_batch for name, value in gradients.items()}
+        mean = {name: value.div_(self.params.expected_batch) for name, value in gradients.items()}
         adam_step(parameters, mean, clients.state, self.params.local_learning_rate * self._decay(round_))
         if round_.step >= self.params.average_from * self.params.rounds:
             average_step(parameters, clients.state)

@@ -61,8 +61,9 @@ def adam_step(
 
 def average_step(parameters: Mapping[str, Tensor], state: dict[str, Tensor]) -> None:
     """Take the parameters into their running mean ``average.*`` (Polyak and Juditsky 1992)."""
-    count = state.setdefault("average_count", torch.zeros(()))
-    count += 1
-    for name, value in parameters.items():
-        mean = state.setdefault(f"average.{name}", torch.zeros_like(value))
-        mean.lerp_(value, 1 / float(count))
+    if "average_count" not in state:
+        state["average_count"] = torch.zeros(())
+        state.update({f"average.{name}": torch.zeros_like(value) for name, value in parameters.items()})
+    state["average_count"] += 1
+    weight = 1 / float(state["average_count"])
+    torch._foreach_lerp_([state[f"average.{name}"] for name in parameters], list(parameters.values()), weight)

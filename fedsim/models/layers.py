@@ -25,7 +25,7 @@ class ZeroLinear(nn.Linear):
 class ClientLinear(nn.Module):
     """A linear layer with one weight set per client: ``y_n = W_c(n) x_n + b_c(n)``.
 
-    Rows are padded to ``[K, width, in]`` so that the whole cohort is one batched product.
+    Rows are padded to one width so that all clients that have some are one batched product.
     """
 
     def __init__(self, clients: int, inputs: int, outputs: int) -> None:
@@ -38,7 +38,8 @@ class ClientLinear(nn.Module):
         if layout.direct:
             weight, bias = self.weight[layout.client], self.bias[layout.client]
             return torch.einsum("noi,ni->no", weight, x) + bias
-        return layout.flatten(torch.baddbmm(self.bias[:, None], layout.pad(x), self.weight.transpose(1, 2)))
+        weight, bias = self.weight[layout.span], self.bias[layout.span]
+        return layout.flatten(torch.baddbmm(bias[:, None], layout.pad(x), weight.transpose(1, 2)))
 
 
 class ClientCode(nn.Module):

@@ -34,9 +34,6 @@ class Noise:
 def gaussian(shapes: Mapping[str, torch.Size | tuple[int, ...]], std: float, stream: np.random.Philox) -> Noise:
     """Independent N(0, ``std``^2) noise for every part, from one draw.
 
-    Box and Muller (1958) on the words of a counter-based generator with a 128-bit key (Salmon et al. 2011). A ``std`` of 0 gives zeros and
-    leaves the stream as it was.
-
     Args:
         shapes: a shape a part; the parts are drawn in this order.
         std: standard deviation per coordinate (:meth:`fedsim.privacy.plan.PrivacyPlan.noise_std`).
@@ -45,17 +42,34 @@ def gaussian(shapes: Mapping[str, torch.Size | tuple[int, ...]], std: float, str
     Raises:
         ValueError: ``std`` is negative or not finite.
     """
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    drawn = np.empty(sum(sizes), np.float32)
+    crc = fill_gaussian(drawn, std, stream)
+    parts = torch.split(torch.from_numpy(drawn), sizes)
+    return Noise({name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}, crc)
+
+
+def fill_gaussian(out: NDArray[np.float32], std: float, stream: np.random.Philox) -> int:
+    """Fill ``out``, one dimension in contiguous memory, with independent N(0, ``std``^2) noise; returns its fingerprint.
+
+    Box and Muller (1958) on the words of a counter-based generator with a 128-bit key (Salmon et al. 2011). A ``std`` of 0 gives zeros and
+    leaves the stream as it was.
+
+    Raises:
+        ValueError: ``std`` is negative or not finite.
+    """
     if not 0 <= std < math.inf:
         raise ValueError(f"the noise's standard deviation must be finite and not negative, not {std}")
-    sizes = [math.prod(shape) for shape in shapes.values()]
-    drawn, crc = np.zeros(sum(sizes), np.float32), 0
-    for start in range(0, len(drawn) if std else 0, CHUNK):
-        part = drawn[start : start + CHUNK]
+    if std == 0:
+        out[:] = 0
+        return 0
+    crc = 0
+    for start in range(0, len(out), CHUNK):
+        part = out[start : start + CHUNK]
         words = stream.random_raw((len(part) + 1) // 2).view(np.uint32)
         crc = zlib.crc32(words[::SHOWN].tobytes(), crc)
         _box_muller(words, std, part)
-    parts = torch.split(torch.from_numpy(drawn), sizes)
-    return Noise({name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}, crc)
+    return crc
 
 
 def _box_muller(words: NDArray[np.uint32], std: float, out: NDArray[np.float32]) -> None:

@@ -109,9 +109,15 @@ class LinearRule(Rule):
                 target.tensor.addmm_((g * each[:, None]).T, a, alpha=target.weight)
 
     def per_client(self, use: Use) -> dict[str, Tensor]:
-        """One batched product over the padded clients."""
-        grads = _by_client(use, use.grads)
-        return {"weight": grads.transpose(1, 2) @ _by_client(use, use.inputs), "bias": grads.sum(1)}
+        """One batched product over the padded clients; zeros for those that have no row."""
+        grads, span, clients = _by_client(use, use.grads), use.layout.span, use.layout.clients
+        found = {"weight": grads.transpose(1, 2) @ _by_client(use, use.inputs), "bias": grads.sum(1)}
+        if span == slice(0, clients):
+            return found
+        whole = {name: value.new_zeros(clients, *value.shape[1:]) for name, value in found.items()}
+        for name, value in found.items():
+            whole[name][span] = value
+        return whole
 
 
 class ClientLinearRule(LinearRule):
@@ -119,12 +125,12 @@ class ClientLinearRule(LinearRule):
 
     def add(self, use: Use, factor: Tensor, into: Mapping[str, Target]) -> None:
         """One weighted batched product over the padded clients."""
-        grads = _by_client(use, use.grads * factor[:, None, None])
+        grads, span = _by_client(use, use.grads * factor[:, None, None]), use.layout.span
         for name, target in into.items():
             if name == "weight":
-                target.tensor.baddbmm_(grads.transpose(1, 2), _by_client(use, use.inputs), alpha=target.weight)
+                target.tensor[span].baddbmm_(grads.transpose(1, 2), _by_client(use, use.inputs), alpha=target.weight)
             else:
-                target.tensor.add_(grads.sum(1), alpha=target.weight)
+                target.tensor[span].add_(grads.sum(1), alpha=target.weight)
 
 
 class ElementwiseRule(Rule):
@@ -270,9 +276,8 @@ def _to_size(gradient: Tensor, layer: nn.Module) -> Tensor:
 
 
 def _by_client(use: Use, values: Tensor) -> Tensor:
-    """``[N, T, m]`` to ``[K, width * T, m]``."""
-    padded = use.layout.pad(values)
-    return padded.reshape(padded.shape[0], -1, padded.shape[-1])
+    """``[N, T, m]`` to ``[clients in the span, width * T, m]``."""
+    return use.layout.pad(values).flatten(1, 2)
 
 
 def _sum_by(index: Tensor, values: Tensor, size: int) -> Tensor:
