@@ -76,12 +76,20 @@ class Scheduler:
         queue = deque(_with_references(trials))
         try:
             while queue or self.running:
-                while queue and (slot := self.slots.take(_actors(queue[0]))) is not None:
+                while queue and (slot := self._slot(queue)) is not None:
                     self._start(queue.popleft(), slot)
                 ready, _ = ray.wait(list(self.running))
                 self._receive(ready[0])
         finally:
             self.slots.close()
+
+    def _slot(self, queue: Iterable[Trial | Reference]) -> Slot | None:
+        """A slot for the next job; a reference takes whichever is free, or opens the one of the cell behind it."""
+        jobs = iter(queue)
+        first = job = next(jobs)
+        while isinstance(job, Reference):
+            job = next(jobs)
+        return self.slots.take(len(job.sizes), any_shape=isinstance(first, Reference))
 
     def _start(self, job: Trial | Reference, slot: Slot) -> None:
         if isinstance(job, Reference):
@@ -169,11 +177,6 @@ def _with_references(trials: Iterable[Trial]) -> Iterator[Trial | Reference]:
                 seen.add(reference.key)
                 yield reference
         yield trial
-
-
-def _actors(job: Trial | Reference) -> int | None:
-    """The slot that a job needs; a reference is computed by whichever worker is free."""
-    return None if isinstance(job, Reference) else len(job.sizes)
 
 
 def _log_lines(report: Report) -> Iterator[str]:

@@ -18,9 +18,9 @@ class Slot:
     """The actors of one cell.
 
     Attributes:
-        actors: how many actors compute; with one, the worker hosts all clients itself.
-        worker: the trial worker.
-        cohorts: the cohort actors, where there are several.
+        actors: how many actors compute.
+        worker: the trial worker, which hosts the first cohort.
+        cohorts: the actors of the other cohorts.
         group: their placement group.
     """
 
@@ -37,18 +37,16 @@ class Slot:
             share["GPU"] = resources.gpus_per_actor
         group = placement_group([share] * actors, strategy="PACK")
 
-        def placed(kind: type, bundle: int, *, computes: bool) -> Any:
+        def placed(kind: type, bundle: int) -> Any:
             return ray.remote(kind).options(
-                num_cpus=resources.cpus_per_actor if computes else 0,
-                num_gpus=resources.gpus_per_actor if computes else 0,
+                num_cpus=resources.cpus_per_actor,
+                num_gpus=resources.gpus_per_actor,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
             )
 
         cpus = resources.cpus_per_actor
-        if actors == 1:
-            return cls(1, placed(TrialWorker, 0, computes=True).remote(cpus), [], group)
-        cohorts = [placed(CohortActor, index, computes=True).remote(cpus) for index in range(actors)]
-        return cls(actors, placed(TrialWorker, 0, computes=False).remote(cpus, cohorts), cohorts, group)
+        cohorts = [placed(CohortActor, bundle).remote(cpus) for bundle in range(1, actors)]
+        return cls(actors, placed(TrialWorker, 0).remote(cpus, cohorts), cohorts, group)
 
     def close(self) -> None:
         """End the actors and give their shares back."""
@@ -73,18 +71,18 @@ class Slots:
     idle: list[Slot] = field(default_factory=list)
     busy: list[Slot] = field(default_factory=list)
 
-    def take(self, actors: int | None) -> Slot | None:
-        """A slot of ``actors`` actors (None: any slot will do); None if another must be given back first.
+    def take(self, actors: int, *, any_shape: bool = False) -> Slot | None:
+        """A slot of ``actors`` actors, or an idle one of ``any_shape``; None if another must be given back first.
 
         While no slot is busy, there is always one for a cell that fits at all.
         """
         if len(self.busy) >= self.parallel:
             return None
-        slot = next((slot for slot in self.idle if actors in (None, slot.actors)), None)
+        slot = next((slot for slot in self.idle if any_shape or slot.actors == actors), None)
         if slot is not None:
             self.idle.remove(slot)
         else:
-            slot = self._open(actors or 1)
+            slot = self._open(actors)
         if slot is not None:
             self.busy.append(slot)
         return slot

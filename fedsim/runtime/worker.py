@@ -1,10 +1,11 @@
-"""The Ray actors: a trial worker runs cells one after another, cohort actors host the clients of a cell that is spread out."""
+"""The Ray actors: a trial worker runs cells one after another, cohort actors host further clients of a cell that is spread out."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import logging
+import os
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -12,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 import torch
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from fedsim.data.embeddings import Embeddings
@@ -30,6 +33,8 @@ from fedsim.simulation.rounds import RoundRecord
 from fedsim.simulation.trial import Outcome, Trial, local_pool, run_trial
 
 FLUSH_SECONDS = 0.2
+IN_THE_CALL = int(os.environ.get("RAY_max_direct_call_object_size", 100 * 2**10))
+"""Bytes that Ray sends within a call (its own setting); more goes through the object store."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,23 @@ def settle(cpus: float) -> None:
     torch.empty(2**23)
 
 
+def send_tensors_as_bytes() -> None:
+    """Let Ray send tensors as arrays of bytes, which it does not pickle, and take them into memory of torch's own.
+
+    Memory that Ray holds is read-only and aligned by chance.
+    """
+    ray.util.register_serializer(torch.Tensor, serializer=_sent, deserializer=_received)
+
+
+def _sent(tensor: torch.Tensor) -> tuple[NDArray[np.uint8], torch.dtype, torch.Size]:
+    return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy(), tensor.dtype, tensor.shape
+
+
+def _received(sent: tuple[NDArray[np.uint8], torch.dtype, torch.Size]) -> torch.Tensor:
+    content, dtype, shape = sent
+    return torch.from_numpy(content.copy()).view(dtype).view(shape)
+
+
 def check_source(cell: Cell) -> None:
     """Check that this process imported the code that the cell's id stands for.
 
@@ -87,10 +109,11 @@ def check_source(cell: Cell) -> None:
 
 
 class TrialWorker:
-    """Runs cells and references; with cohort actors it coordinates, without it hosts all clients itself."""
+    """Runs cells and references; it hosts the first cohort of a cell itself, cohort actors the others."""
 
     def __init__(self, cpus: float, cohorts: Sequence[Any] = ()) -> None:
         settle(cpus)
+        send_tensors_as_bytes()
         self.cohorts = list(cohorts)
 
     def run(self, trial: Trial, data: Embeddings, data_ref: Sequence[Any], checkpoint: Path) -> Iterator[Report]:
@@ -107,7 +130,7 @@ class TrialWorker:
         """
 
         def spread(trial: Trial, data: Embeddings, seeds: Seeds) -> Pool:
-            return RayPool(self.cohorts, trial.cohorts(seeds), data_ref[0])
+            return RayPool(self.cohorts, trial.cohorts(seeds), data, data_ref[0])
 
         make_pool = spread if len(trial.sizes) > 1 else local_pool
         pending: list[RoundRecord] = []
@@ -144,6 +167,7 @@ class CohortActor:
 
     def __init__(self, cpus: float) -> None:
         settle(cpus)
+        send_tensors_as_bytes()
         self.cohort: Cohort | None = None
 
     def host(self, spec: CohortSpec, data: Embeddings) -> None:
@@ -156,30 +180,44 @@ class CohortActor:
 
 
 class RayPool:
-    """The cohorts of a cell on several actors; what comes back is in client order."""
+    """The cohorts of a cell, the first in this process and each other on its actor; what comes back is in client order.
 
-    def __init__(self, actors: Sequence[Any], specs: Sequence[CohortSpec], data: Any) -> None:
+    Args:
+        actors: of all cohorts but the first.
+        specs: of all cohorts.
+        data: the data set.
+        data_ref: its reference in the object store.
+    """
+
+    def __init__(self, actors: Sequence[Any], specs: Sequence[CohortSpec], data: Embeddings, data_ref: Any) -> None:
         self.actors, self.sizes = list(actors), [len(spec.members) for spec in specs]
-        ray.get([actor.host.remote(spec, data) for actor, spec in zip(self.actors, specs, strict=True)])
+        hosted = [actor.host.remote(spec, data_ref) for actor, spec in zip(self.actors, specs[1:], strict=True)]
+        self.own = Cohort(specs[0], data.x_train, data.y_train)
+        ray.get(hosted)
 
     def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
-        """See :class:`fedsim.methods.messages.Pool`; the broadcast goes into the object store once."""
-        sent = ray.put(broadcast)
-        messages: list[Message] = ray.get([actor.call.remote("round", round_, sent) for actor in self.actors])
-        return messages
+        """See :class:`fedsim.methods.messages.Pool`; a large broadcast goes into the object store once."""
+        size = sum(value.nbytes for value in broadcast.values())
+        sent = ray.put(broadcast) if size > IN_THE_CALL else broadcast
+        others = [actor.call.remote("round", round_, sent) for actor in self.actors]
+        return [self.own.round(round_, broadcast), *ray.get(others)]
 
     def released(self, names: Sequence[str]) -> Tensors:
         """See :class:`fedsim.methods.messages.Pool`."""
-        return join_clients(ray.get([actor.call.remote("released", names) for actor in self.actors]))
+        others = [actor.call.remote("released", names) for actor in self.actors]
+        return join_clients([self.own.released(names), *ray.get(others)])
 
     def state(self) -> Tensors:
         """See :class:`fedsim.methods.messages.Pool`."""
-        return join_clients(ray.get([actor.call.remote("state") for actor in self.actors]))
+        others = [actor.call.remote("state") for actor in self.actors]
+        return join_clients([self.own.state(), *ray.get(others)])
 
     def load_state(self, tensors: Tensors) -> None:
         """See :class:`fedsim.methods.messages.Pool`."""
-        parts = split_clients(tensors, self.sizes)
-        ray.get([actor.call.remote("load_state", part) for actor, part in zip(self.actors, parts, strict=True)])
+        own, *parts = split_clients(tensors, self.sizes)
+        others = [actor.call.remote("load_state", part) for actor, part in zip(self.actors, parts, strict=True)]
+        self.own.load_state(own)
+        ray.get(others)
 
 
 @contextlib.contextmanager
