@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from pydantic import Field
 from torch import nn
 
 from fedsim.methods.algorithm import Algorithm, Params
@@ -13,26 +12,17 @@ from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Message, Round, Server, Tensors
 from fedsim.methods.phase import Phase
 from fedsim.methods.registry import register
-from fedsim.models.linear import LinearClassifier, fit_linear
+from fedsim.models.linear import ProbeClassifier, probe_of, probe_tensors
+from fedsim.models.probe import fit_probe
 from fedsim.privacy.plan import Release
-
-
-class CentralisedParams(Params):
-    """Parameters of centralised.
-
-    Attributes:
-        probe_c: inverse strength of the L2 penalty; the grid's ``evaluation.probe_c`` makes it the ceiling of the curves.
-    """
-
-    probe_c: float = Field(0.1, gt=0)
 
 
 @register("centralised")
 class Centralised(Algorithm):
-    """A linear probe on the pooled rows."""
+    """The evaluation's linear probe on the pooled rows: its score is the ceiling, to the last bit."""
 
     source = "the usual ceiling"
-    Params = CentralisedParams
+    Params = Params
     private = False
 
     def phases(self) -> tuple[Phase, ...]:
@@ -44,19 +34,20 @@ class Centralised(Algorithm):
         return nn.Module()
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-        """Every member's rows and labels."""
+        """Every member's rows and labels, with their places in the data's order."""
         rows = {f"x.{client}": x for client, x in zip(clients.members, clients.x, strict=True)}
         labels = {f"y.{client}": y for client, y in zip(clients.members, clients.y, strict=True)}
         sent = sum(value.numel() * value.element_size() for value in (rows | labels).values())
-        return clients.send(rows | labels, uplink_bytes=sent)
+        places = {f"place.{client}": numbers for client, numbers in zip(clients.members, clients.row_numbers, strict=True)}
+        return clients.send(rows | labels | places, uplink_bytes=sent)
 
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
-        """Train on all of them."""
-        x, y = (torch.cat([total[f"{part}.{client}"] for client in range(self.task.clients)]).numpy() for part in ("x", "y"))
-        pooled = fit_linear(x, y, self.task.classes, self.params.probe_c)
-        server.tensors |= {"weight": pooled.weight, "bias": pooled.bias}
+        """Train on all of them, in the data's order: a fit rounds by the order of its rows."""
+        x, y, place = (torch.cat([total[f"{part}.{client}"] for client in range(self.task.clients)]) for part in ("x", "y", "place"))
+        order = place.argsort()
+        server.tensors |= probe_tensors(fit_probe(x[order].numpy(), y[order].numpy(), self.task.probe_c))
         return {}
 
-    def classifier(self, server: Server) -> LinearClassifier:
+    def classifier(self, server: Server) -> ProbeClassifier:
         """The pooled one."""
-        return LinearClassifier(server.tensors["weight"], server.tensors["bias"])
+        return ProbeClassifier(probe_of(server.tensors), self.task.classes)

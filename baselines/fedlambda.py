@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from pydantic import Field
 
-from baselines.fedavg_linear import FedAvgLinear, FedAvgLinearParams
+from baselines.fedavg_linear import FedAvgLinear
 from baselines.local_only import own_classifier, own_classifiers
 from fedsim.evaluation.weights import held_out_weight
 from fedsim.methods.clients import Clients
@@ -20,16 +19,6 @@ from fedsim.models.linear import Interpolated, LocalClassifiers
 from fedsim.privacy.plan import Release
 
 
-class FedLambdaParams(FedAvgLinearParams):
-    """Parameters of FedLambda.
-
-    Attributes:
-        probe_c: inverse strength of the local classifiers' L2 penalty.
-    """
-
-    probe_c: float = Field(0.1, gt=0)
-
-
 @register("fedlambda")
 class FedLambda(FedAvgLinear):
     """FedAvg's classifier, then lambda * local + (1 - lambda) * global a client, lambda the best on a fifth of the client's rows.
@@ -39,19 +28,18 @@ class FedLambda(FedAvgLinear):
     """
 
     source = "Marfoq et al. 2022, arXiv 2111.09360"
-    Params = FedLambdaParams
 
     def phases(self) -> tuple[Phase, ...]:
         """FedAvg's rounds, then one in which clients train their own."""
         last = Release("local classifiers", 1.0, 1, main=False)
-        return (*super().phases(), Phase(last, self.own_classifiers, self.keep, self.broadcast))
+        return (*super().phases(), Phase(last, self.train_own, self.keep, self.broadcast))
 
-    def own_classifiers(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+    def train_own(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         """Every member's classifier and lambda; they stay with the client, so a network would carry nothing."""
         model: Any = clients.model
         load_parameters(model, broadcast)
         shared = model.classifier()
-        own, c = own_classifiers(clients, self.task.classes, self.params.probe_c), self.params.probe_c
+        own, c = own_classifiers(clients, self.task.probe_c), self.task.probe_c
         for client, x, y in zip(clients.members, clients.x, clients.y, strict=True):
             own[f"lambda.{client}"] = torch.tensor(held_out_weight(x.numpy(), y.numpy(), shared, self.task.classes, c))
         return clients.send(own, uplink_bytes=0)
@@ -65,5 +53,5 @@ class FedLambda(FedAvgLinear):
         """Every client's interpolation."""
         model: Any = server.model
         shared, tensors = model.classifier(), server.tensors
-        clients = range(self.task.clients)
-        return LocalClassifiers([Interpolated(own_classifier(tensors, k), shared, float(tensors[f"lambda.{k}"])) for k in clients])
+        own = [own_classifier(tensors, client, self.task.classes) for client in range(self.task.clients)]
+        return LocalClassifiers([Interpolated(each, shared, float(tensors[f"lambda.{k}"])) for k, each in enumerate(own)])

@@ -4,34 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from fedsim.methods.algorithm import Algorithm, Params
 from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Message, Round, Server, Tensors
 from fedsim.methods.phase import Phase
 from fedsim.methods.registry import register
-from fedsim.models.linear import LinearClassifier, LocalClassifiers, fit_linear
+from fedsim.models.linear import LocalClassifiers, ProbeClassifier, probe_of, probe_tensors
+from fedsim.models.probe import fit_probe
 from fedsim.privacy.plan import Release
-
-
-class LocalOnlyParams(Params):
-    """Parameters of local-only.
-
-    Attributes:
-        probe_c: inverse strength of the L2 penalty; the grid's ``evaluation.probe_c`` makes it the floor of the curves.
-    """
-
-    probe_c: float = Field(0.1, gt=0)
 
 
 @register("local-only")
 class LocalOnly(Algorithm):
-    """A linear probe a client."""
+    """The evaluation's linear probe on each client's rows: the mean of their scores is the floor, to the last bit."""
 
     source = "the usual floor"
-    Params = LocalOnlyParams
+    Params = Params
     private = False
 
     def phases(self) -> tuple[Phase, ...]:
@@ -44,7 +34,7 @@ class LocalOnly(Algorithm):
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         """Every member's classifier; it stays with the client, so a network would carry nothing."""
-        return clients.send(own_classifiers(clients, self.task.classes, self.params.probe_c), uplink_bytes=0)
+        return clients.send(own_classifiers(clients, self.task.probe_c), uplink_bytes=0)
 
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
         """Keep them for the evaluation."""
@@ -53,18 +43,17 @@ class LocalOnly(Algorithm):
 
     def classifier(self, server: Server) -> LocalClassifiers:
         """Every client's own."""
-        return LocalClassifiers([own_classifier(server.tensors, client) for client in range(self.task.clients)])
+        return LocalClassifiers([own_classifier(server.tensors, client, self.task.classes) for client in range(self.task.clients)])
 
 
-def own_classifiers(clients: Clients, classes: int, probe_c: float) -> Tensors:
-    """Weights and biases of a probe on each member's rows, named by client."""
-    tensors: dict[str, Tensor] = {}
-    for client, x, y in zip(clients.members, clients.x, clients.y, strict=True):
-        own = fit_linear(x.numpy(), y.numpy(), classes, probe_c)
-        tensors |= {f"weight.{client}": own.weight, f"bias.{client}": own.bias}
-    return tensors
+def own_classifiers(clients: Clients, probe_c: float) -> Tensors:
+    """A probe on each member's rows, as tensors whose names begin with the client's number."""
+    fitted = {client: fit_probe(x.numpy(), y.numpy(), probe_c) for client, x, y in zip(clients.members, clients.x, clients.y, strict=True)}
+    return {f"{client}.{name}": value for client, probe in fitted.items() for name, value in probe_tensors(probe).items()}
 
 
-def own_classifier(tensors: Tensors, client: int) -> LinearClassifier:
+def own_classifier(tensors: Tensors, client: int, classes: int) -> ProbeClassifier:
     """A client's classifier among :func:`own_classifiers`."""
-    return LinearClassifier(tensors[f"weight.{client}"], tensors[f"bias.{client}"])
+    prefix = f"{client}."
+    own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    return ProbeClassifier(probe_of(own), classes)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.data.embeddings import Embeddings
-from fedsim.evaluation.scores import Scores, mean_scores, personal_scores, score_clients, score_probe, scores_of
+from fedsim.evaluation.scores import Scores, mean_scores, personal_scores, predictions_of, score_classifier, score_clients, score_probe
 from fedsim.evaluation.weights import best_weight, held_out_weight
 from fedsim.grid.models import Cell
 from fedsim.methods.products import Classifier, Generator, is_classifier, is_personal, own
@@ -50,8 +50,7 @@ class Judge:
         data, evaluation = self.data, self.cell.evaluation
         if is_classifier(made):
             clients = range(self.cell.clients if is_personal(made) else 1)
-            answers = [own(made, client).probabilities(self._x_test) for client in clients]
-            return mean_scores([scores_of(_predictions(each, data.y_test)) for each in answers])
+            return mean_scores([score_classifier(own(made, client), data.x_test, data.y_test) for client in clients])
         x, y = synthesise(made, data.classes, evaluation.per_class, self._seeds)
         return score_probe(x, y, data.x_test, data.y_test, evaluation.probe_c)
 
@@ -97,7 +96,7 @@ class Judge:
 
     def _as_seen(self, client: int, probabilities: Callable[[Tensor], Tensor]) -> Predictions:
         seen = self._seen(client)
-        return _predictions(probabilities(self._x_test[seen]), self.data.y_test[seen], self._share(client))
+        return predictions_of(probabilities(self._x_test[seen]), self.data.y_test[seen], self._share(client))
 
     def _seen(self, client: int) -> slice:
         return SCHEMES[self.cell.partition.scheme].test_rows(client, self.cell.clients)
@@ -113,7 +112,3 @@ class Judge:
     @property
     def _seeds(self) -> Seeds:
         return Seeds(self.cell.seed)
-
-
-def _predictions(probabilities: Tensor, y: NDArray[np.int64], shares: NDArray[np.float64] | None = None) -> Predictions:
-    return Predictions(y, probabilities.argmax(1).numpy(), probabilities.numpy(), shares)

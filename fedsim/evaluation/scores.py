@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from fedsim.methods.products import Classifier
 from fedsim.models.probe import fit_probe
 from fedsim.partition.schemes.scheme import own_test_rows
 from fedsim.results.measures import MEASURES, Predictions
@@ -76,6 +79,16 @@ def score_probe(
 ) -> Scores:
     """The scores of :func:`probe_predictions`."""
     return scores_of(probe_predictions(x_train, y_train, x_test, y_test, probe_c))
+
+
+def predictions_of(probabilities: Tensor, y: NDArray[np.int64], shares: NDArray[np.float64] | None = None) -> Predictions:
+    """A classifier's predictions of rows with labels ``y`` [m], from its probabilities ``[m, C]``; ``shares`` are its client's."""
+    return Predictions(y, probabilities.argmax(1).numpy(), probabilities.numpy(), shares)
+
+
+def score_classifier(made: Classifier, x_test: NDArray[np.float32], y_test: NDArray[np.int64]) -> Scores:
+    """The scores of a classifier over real test rows ``[m, d]`` with labels ``[m]``."""
+    return scores_of(predictions_of(made.probabilities(torch.from_numpy(x_test)), y_test))
 
 
 def score_clients(

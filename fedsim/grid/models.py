@@ -23,6 +23,7 @@ from fedsim.data.encoding.spec import EncoderSpec
 from fedsim.data.sources.spec import DatasetSpec
 from fedsim.grid.complaints import spelled
 from fedsim.grid.places import Source
+from fedsim.models.probe import PROBE_C
 from fedsim.partition import PartitionSpec
 from fedsim.privacy.plan import Trust, Unit
 
@@ -93,7 +94,7 @@ class Evaluation(_Model):
     """
 
     per_class: Annotated[Whole, Field(ge=1)] = 200
-    probe_c: Annotated[Real, Field(gt=0, allow_inf_nan=False)] = 0.1
+    probe_c: Annotated[Real, Field(gt=0, allow_inf_nan=False)] = PROBE_C
     per_client: bool = Field(default=False, strict=True)
     personal: Annotated[str | float | None, PlainValidator(_personal)] = None
 

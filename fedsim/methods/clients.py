@@ -48,6 +48,7 @@ class Clients:
         model: holds one slice of every per-client parameter for each member.
         state: further private tensors that an algorithm keeps between rounds, ``[members, ...]`` each.
         ran: what they did since it was last counted.
+        row_numbers: of each client's rows among all training rows; empty under a plan, for they tell of other clients' rows.
     """
 
     members: tuple[int, ...]
@@ -58,6 +59,7 @@ class Clients:
     model: nn.Module
     state: Tensors = field(default_factory=dict)
     ran: Ran = field(default_factory=Ran)
+    row_numbers: tuple[Tensor, ...] = ()
 
     def batch(self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]) -> Batch:
         """The batch of each member's ``rows`` (int64 indices), with standard normal draws from each client's own stream."""

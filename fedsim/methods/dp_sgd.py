@@ -23,7 +23,7 @@ from fedsim.methods.messages import Diagnostic, Message, Round, Server, Tensors
 from fedsim.methods.optimise import adam_step, average_step
 from fedsim.methods.parameters import load_parameters, local_names, shared_tensors
 from fedsim.methods.phase import Phase
-from fedsim.privacy.clipping import Norms, clipped_sum
+from fedsim.privacy.clipping import EngineName, Norms, clipped_sum
 from fedsim.privacy.plan import Claim, Release
 from fedsim.seeds import Purpose
 
@@ -56,7 +56,7 @@ class DPSGDParams(Params):
     average_from: float = Field(0.5, ge=0, lt=1)
     expected_batch: float = Field(256, gt=0)
     noised: Literal["all", "shared"] = "all"
-    engine: Literal["bookkeeping", "opacus", "vmap"] = "bookkeeping"
+    engine: EngineName = "bookkeeping"
 
 
 class DPSGD(Algorithm):

@@ -8,8 +8,6 @@ function of noisy steps. For ``unit: client`` local steps carry no noise and the
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -21,7 +19,7 @@ from fedsim.methods.messages import Diagnostic, Message, Round, Tensors
 from fedsim.methods.optimise import adam_step
 from fedsim.methods.parameters import load_parameters
 from fedsim.methods.phase import Phase
-from fedsim.privacy.clipping import Norms, clipped_sum
+from fedsim.privacy.clipping import EngineName, Norms, clipped_sum
 from fedsim.privacy.plan import Release
 
 RELEASE = "local dp-sgd"
@@ -41,7 +39,7 @@ class LocalDPSGDParams(LocalTrainingParams):
     sample_rate: float = Field(0.2, gt=0, le=1)
     clip: float = Field(1.0, gt=0)
     expected_batch: float = Field(64, gt=0)
-    engine: Literal["bookkeeping", "opacus", "vmap"] = "bookkeeping"
+    engine: EngineName = "bookkeeping"
 
 
 class LocalDPSGD(LocalTraining):

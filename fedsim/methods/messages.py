@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from torch import Tensor, nn
 
+from fedsim.models.probe import PROBE_C
 from fedsim.privacy.ledger import Entry
 from fedsim.privacy.plan import PrivacyPlan, Release, Trust, Unit
 from fedsim.seeds import Seeds
@@ -45,13 +46,14 @@ class Diagnostic:
 
 @dataclass(frozen=True)
 class Task:
-    """What everybody may know about a cell: shapes, the number of clients, and whom privacy protects from whom."""
+    """What everybody may know about a cell: shapes, the number of clients, whom privacy protects from whom, and the evaluation's probe."""
 
     dim: int
     classes: int
     clients: int
     unit: Unit = "example"
     trust: Trust = "aggregate"
+    probe_c: float = PROBE_C
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedsim.models.layers import ZeroLinear
-from fedsim.models.probe import fit_probe
+from fedsim.models.probe import Probe, fit_probe
 
 ABSENT = -1e4
 """The logit of a class without a training row: no chance."""
@@ -52,7 +53,7 @@ class LinearClassifier:
 class Interpolated:
     """``weight`` times one classifier's probabilities plus the rest times another's."""
 
-    def __init__(self, local: LinearClassifier, shared: LinearClassifier, weight: float) -> None:
+    def __init__(self, local: LinearClassifier | ProbeClassifier, shared: LinearClassifier, weight: float) -> None:
         self.local, self.shared, self.weight = local, shared, weight
 
     def probabilities(self, x: Tensor) -> Tensor:
@@ -60,13 +61,39 @@ class Interpolated:
         return self.weight * self.local.probabilities(x) + (1 - self.weight) * self.shared.probabilities(x)
 
 
+class ProbeClassifier:
+    """The linear probe itself: it predicts what the evaluation's probe predicts, to the last bit.
+
+    Args:
+        probe: the fitted probe.
+        classes: C.
+    """
+
+    def __init__(self, probe: Probe, classes: int) -> None:
+        self.probe, self.classes = probe, classes
+
+    def probabilities(self, x: Tensor) -> Tensor:
+        """``[n, C]`` for embeddings ``[n, d]``; 0 for labels not seen in training."""
+        return torch.from_numpy(self.probe.probabilities(x.numpy(), self.classes)).float()
+
+
+def probe_tensors(probe: Probe) -> dict[str, Tensor]:
+    """A probe's numbers by name, as they travel and are kept."""
+    return {name: torch.from_numpy(value) for name, value in vars(probe).items()}
+
+
+def probe_of(tensors: Mapping[str, Tensor]) -> Probe:
+    """The probe of :func:`probe_tensors`."""
+    return Probe(**{name: value.numpy() for name, value in tensors.items()})
+
+
 class LocalClassifiers:
     """A classifier for every client; as a whole, the mean of their probabilities."""
 
-    def __init__(self, own: list[LinearClassifier] | list[Interpolated]) -> None:
+    def __init__(self, own: list[ProbeClassifier] | list[Interpolated]) -> None:
         self.own = own
 
-    def of_client(self, client: int) -> LinearClassifier | Interpolated:
+    def of_client(self, client: int) -> ProbeClassifier | Interpolated:
         """The client's own."""
         return self.own[client]
 
@@ -87,8 +114,8 @@ def fit_linear(x: NDArray[np.float32], y: NDArray[np.int64], classes: int, probe
     probe = fit_probe(x, y, probe_c)
     weight, bias = np.zeros((classes, x.shape[1])), np.full(classes, ABSENT)
     bias[probe.classes] = 0.0
-    if probe.model is not None:
+    if len(probe.classes) > 1:
         of_classes = probe.classes if len(probe.classes) > 2 else probe.classes[1:]  # two classes share one row of coefficients
-        weight[of_classes] = probe.model.coef_ / probe.scale
-        bias[of_classes] = probe.model.intercept_ - weight[of_classes] @ probe.mean
+        weight[of_classes] = probe.weight.T / probe.scale
+        bias[of_classes] = probe.bias - weight[of_classes] @ probe.mean
     return LinearClassifier(torch.from_numpy(weight).float(), torch.from_numpy(bias).float())

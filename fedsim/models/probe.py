@@ -1,4 +1,7 @@
-"""The linear probe: multinomial logistic regression on standardised embeddings."""
+"""The linear probe: multinomial logistic regression on standardised embeddings.
+
+scikit-learn and scipy are imported where they are used: whoever reads a grid needs the default alone.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 
+PROBE_C = 0.1
+"""The inverse strength of the L2 penalty where nothing else is asked for."""
 MAX_ITERATIONS = 200
 # A feature that hardly varies in training has no scale of its own: dividing by it would let its test values drown the rest.
 SCALE_FLOOR = 1e-3
@@ -17,24 +20,49 @@ SCALE_FLOOR = 1e-3
 
 @dataclass(frozen=True)
 class Probe:
-    """A fitted probe; ``model`` is None when the training rows held one class only, which is then always predicted."""
+    """A fitted probe.
+
+    Attributes:
+        mean, scale: of the training rows' features, ``[d]``.
+        classes: the labels that occurred in training, ascending.
+        weight, bias: of the standardised features, float32 ``[d, k]`` and ``[k]``: k is the number of labels, but 1 for two of them (the
+            second one's logit) and 0 for one, which is always predicted.
+    """
 
     mean: NDArray[np.float64]
     scale: NDArray[np.float64]
     classes: NDArray[np.int64]
-    model: LogisticRegression | None
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
 
     def predict(self, x: NDArray[np.float32]) -> NDArray[np.int64]:
         """The predicted label, int64 [n], of each row of ``x`` [n, d]; only labels seen in training occur."""
-        if self.model is None:
+        if len(self.classes) == 1:
             return np.full(len(x), self.classes[0], dtype=np.int64)
-        return np.asarray(self.model.predict(_standardise(x, self.mean, self.scale)), dtype=np.int64)
+        logits = self._logits(x)
+        best = logits[:, 0] > 0 if len(self.classes) == 2 else logits.argmax(1)
+        return self.classes[best.astype(np.int64)]
 
     def probabilities(self, x: NDArray[np.float32], classes: int) -> NDArray[np.float64]:
         """``[n, classes]`` for rows ``x`` [n, d]; 0 for labels not seen in training."""
         found = np.zeros((len(x), classes))
-        found[:, self.classes] = 1.0 if self.model is None else self.model.predict_proba(_standardise(x, self.mean, self.scale))
+        found[:, self.classes] = self._of_seen(x)
         return found
+
+    def _of_seen(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Probabilities of the labels seen in training, ``[n, len(classes)]``."""
+        from scipy.special import expit, softmax
+
+        if len(self.classes) == 1:
+            return np.ones((len(x), 1), dtype=np.float32)
+        logits = self._logits(x)
+        if len(self.classes) > 2:
+            return np.asarray(softmax(logits, axis=1))
+        second = expit(logits[:, 0])
+        return np.stack([1 - second, second], axis=1)
+
+    def _logits(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        return _standardise(x, self.mean, self.scale) @ self.weight + self.bias
 
 
 def fit_probe(x: NDArray[np.float32], y: NDArray[np.int64], probe_c: float) -> Probe:
@@ -51,6 +79,9 @@ def fit_probe(x: NDArray[np.float32], y: NDArray[np.int64], probe_c: float) -> P
     Raises:
         ValueError: there is no row, or a row holds NaN or an infinite value.
     """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
     if len(x) == 0:
         raise ValueError("the probe needs at least one training row")
     broken = int((~np.isfinite(x).all(axis=1)).sum())
@@ -61,13 +92,13 @@ def fit_probe(x: NDArray[np.float32], y: NDArray[np.int64], probe_c: float) -> P
     scale = np.maximum(deviation, floor) if floor > 0 else np.ones_like(deviation)
     classes = np.unique(y).astype(np.int64)
     if len(classes) == 1:
-        return Probe(mean, scale, classes, model=None)
+        return Probe(mean, scale, classes, np.empty((x.shape[1], 0), np.float32), np.empty(0, np.float32))
     model = LogisticRegression(C=probe_c, solver="lbfgs", max_iter=MAX_ITERATIONS)
     with warnings.catch_warnings():
         # Stopping at the limit is part of the probe's definition, not news.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(_standardise(x, mean, scale), y)
-    return Probe(mean, scale, classes, model)
+    return Probe(mean, scale, classes, np.ascontiguousarray(model.coef_.T), model.intercept_)
 
 
 def _standardise(x: NDArray[np.float32], mean: NDArray[np.float64], scale: NDArray[np.float64]) -> NDArray[np.float32]:

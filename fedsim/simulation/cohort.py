@@ -62,6 +62,7 @@ class Cohort:
             spec.seeds,
             spec.plan,
             model,
+            row_numbers=() if spec.plan else tuple(torch.from_numpy(rows) for rows in spec.rows),
         )
         self.algorithm.start_clients(self.clients)
 

@@ -67,12 +67,16 @@ def prepare(
         resolved = rehearse_grid(resolved, data, keep_going=keep_going)
     cells = expand(resolved, data)
     partitions = partitioned(grid, cells, data)
-    tasks = tuple(Task(data[c.dataset.key].dim, data[c.dataset.key].classes, c.clients, c.unit, c.trust) for c in cells)
+    tasks = tuple(_task(cell, data[cell.dataset.key]) for cell in cells)
     plans = tuple(calibrated(grid, cell, task) for cell, task in zip(cells, tasks, strict=True))
     sizes = laid_out(grid, cells, capacity, parallel)
     views, keys = seen(cells, partitions, data)
     trials = tuple(Trial(*facts) for facts in zip(cells, tasks, plans, partitions, sizes, keys, strict=True))
     return Prepared(grid, resolved.refused, views, trials, capacity, parallel)
+
+
+def _task(cell: Cell, data: Embeddings) -> Task:
+    return Task(data.dim, data.classes, cell.clients, cell.unit, cell.trust, cell.evaluation.probe_c)
 
 
 def loaded(grid: Grid) -> dict[str, Embeddings]:

@@ -53,7 +53,7 @@ def rehearse_grid(resolved: Resolved, data: Mapping[str, Embeddings], *, keep_go
         if lookup(variant.name).__module__.partition(".")[0] in SHIPPED:
             continue
         for dim, classes in shapes:
-            task = Task(dim, classes, min(CLIENTS, *grid.clients), grid.unit, grid.trust)
+            task = Task(dim, classes, min(CLIENTS, *grid.clients), grid.unit, grid.trust, grid.evaluation.probe_c)
             try:
                 rehearse(variant, task, max(grid.epsilon), grid.delta, grid.place("algorithms", variant.entry, "name"))
             except PluginError as error:

@@ -9,15 +9,25 @@ import torch.nn.functional as F
 from clipping_cases import DIM, MODELS, Linear, PerClient, build, call, difference, loop, make_batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from fedsim.batch import Batch
+from fedsim.methods.dp_sgd import DPSGDParams
+from fedsim.methods.local_dp_sgd import LocalDPSGDParams
 from fedsim.models.layers import ClientLinear, Shift
 from fedsim.privacy.clipping import ENGINES, Norms, clipped_sum
 from fedsim.privacy.clipping.engine import CHUNK
 
 BITES = 0.5
 """A clip norm that cuts most gradients of the small models and spares some."""
+
+
+@pytest.mark.parametrize("params", [DPSGDParams, LocalDPSGDParams])
+def test_the_parameter_takes_the_engines_that_there_are_and_no_other(params):
+    assert [params(engine=engine).engine for engine in ENGINES] == list(ENGINES)
+    with pytest.raises(ValidationError, match="'bookkeeping', 'opacus' or 'vmap'"):
+        params(engine="loop")
 
 
 @pytest.mark.parametrize("engine", ENGINES)

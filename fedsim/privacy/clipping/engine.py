@@ -4,13 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
 from fedsim.batch import Batch
 from fedsim.models.layers import ClientCode, ClientLinear
+from fedsim.privacy.clipping.bookkeeping import bookkeeping
+from fedsim.privacy.clipping.materialised import opacus_hooks, vmap
 from fedsim.privacy.clipping.norms import Engine, Loss, Norms
+
+ENGINES: dict[str, Engine] = {
+    "bookkeeping": bookkeeping,
+    "opacus": opacus_hooks,
+    "vmap": vmap,
+}
+"""The engines by the names that a parameter gives them; a new one is a function in a file here, and a line."""
+if TYPE_CHECKING:
+    EngineName = str
+else:
+    EngineName = Literal[tuple(ENGINES)]
 
 
 @dataclass(frozen=True)
@@ -28,16 +42,8 @@ class ClippedSum:
     loss: Tensor
 
 
-def _engines() -> dict[str, Engine]:
-    from fedsim.privacy.clipping.bookkeeping import bookkeeping
-    from fedsim.privacy.clipping.materialised import opacus_hooks, vmap
-
-    return {"bookkeeping": bookkeeping, "opacus": opacus_hooks, "vmap": vmap}
-
-
 CHUNK = 256
 """Examples that are computed on at a time: what they leave behind fits a processor's cache, and memory does not grow with the batch."""
-ENGINES = ("bookkeeping", "opacus", "vmap")
 
 
 def clipped_sum(
@@ -45,7 +51,7 @@ def clipped_sum(
     loss: Loss,
     batch: Batch,
     norms: Norms,
-    engine: str = "bookkeeping",
+    engine: EngineName = "bookkeeping",
 ) -> ClippedSum:
     """The sum over units u of ``min(1, C / |w * g_u|) * w * g_u``, g_u the gradient of u's loss by all parameters jointly.
 
@@ -83,7 +89,7 @@ def clipped_sum(
 
     before = _state(modules)
     parts = batch.chunks(CHUNK) if norms.unit == "example" else [batch]
-    measured = [_engines()[engine](model, one_each, part, norms, sums) for part in parts]
+    measured = [ENGINES[engine](model, one_each, part, norms, sums) for part in parts]
     _refuse_changes(before, _state(modules))
     unit_norms, losses = (torch.cat(values) for values in zip(*measured, strict=True))
     return ClippedSum(sums, unit_norms, losses)
