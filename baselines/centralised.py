@@ -45,7 +45,7 @@ class Centralised(Algorithm):
         """Train on all of them, in the data's order: a fit rounds by the order of its rows."""
         x, y, place = (torch.cat([total[f"{part}.{client}"] for client in range(self.task.clients)]) for part in ("x", "y", "place"))
         order = place.argsort()
-        server.tensors |= probe_tensors(fit_probe(x[order].numpy(), y[order].numpy(), self.task.probe_c))
+        server.tensors |= probe_tensors(fit_probe(x[order].cpu().numpy(), y[order].cpu().numpy(), self.task.probe_c))
         return {}
 
     def classifier(self, server: Server) -> ProbeClassifier:

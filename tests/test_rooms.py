@@ -21,7 +21,7 @@ ROOMS = (
     ("methods",),
     ("privacy", "partition"),
     ("models", "data"),
-    ("atomic", "batch", "words", "errors", "seeds"),
+    ("atomic", "batch", "device", "words", "errors", "seeds"),
 )
 """From the roof to the ground: a file imports its own room and those on the floors below."""
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.data.embeddings import Embeddings
+from fedsim.device import CPU, to_device
 from fedsim.evaluation.scores import Scores, mean_scores, personal_scores, predictions_of, score_classifier, score_clients, score_probe
 from fedsim.evaluation.weights import best_weight, held_out_weight
 from fedsim.grid.models import Cell
@@ -23,12 +24,28 @@ from fedsim.seeds import SERVER, Purpose, Seeds
 
 
 def synthesise(
-    generator: Generator, classes: int, per_class: int, seeds: Seeds, client: int = SERVER, draw: int = 0
+    generator: Generator,
+    classes: int,
+    per_class: int,
+    seeds: Seeds,
+    client: int = SERVER,
+    draw: int = 0,
+    device: torch.device = CPU,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Synthetic embeddings with uniform labels, which cost no privacy: ``[classes * per_class, d]`` and their labels."""
+    """Synthetic embeddings with uniform labels, which cost no privacy: ``[classes * per_class, d]`` and their labels.
+
+    Args:
+        generator: on ``device``.
+        classes: C.
+        per_class: rows of each.
+        seeds: of the draw.
+        client: whose draw; the server's where all share one.
+        draw: the number of the draw.
+        device: where the generator is.
+    """
     labels = torch.arange(classes).repeat_interleave(per_class)
-    x = generator.sample(labels, seeds.torch(Purpose.SYNTHESIS, draw, client))
-    return x.numpy().astype(np.float32, copy=False), labels.numpy()
+    x = generator.sample(to_device(labels, device), seeds.torch(Purpose.SYNTHESIS, draw, client))
+    return x.cpu().numpy().astype(np.float32, copy=False), labels.numpy()
 
 
 @dataclass(frozen=True)
@@ -39,19 +56,21 @@ class Judge:
         cell: the cell; its ``evaluation`` says how.
         data: real rows.
         partition: who holds which training rows.
+        device: where what is judged computes; probes are the CPU's.
     """
 
     cell: Cell
     data: Embeddings
     partition: Partition
+    device: torch.device = CPU
 
     def scores(self, made: Generator | Classifier) -> Scores:
         """On all test rows; of clients with classifiers of their own, the mean."""
         data, evaluation = self.data, self.cell.evaluation
         if is_classifier(made):
             clients = range(self.cell.clients if is_personal(made) else 1)
-            return mean_scores([score_classifier(own(made, client), data.x_test, data.y_test) for client in clients])
-        x, y = synthesise(made, data.classes, evaluation.per_class, self._seeds)
+            return mean_scores([score_classifier(own(made, client), self._x_test, data.y_test) for client in clients])
+        x, y = self._synthesise(made)
         return score_probe(x, y, data.x_test, data.y_test, evaluation.probe_c)
 
     def of_clients(self, made: Generator | Classifier) -> Scores:
@@ -59,7 +78,7 @@ class Judge:
         if is_classifier(made):
             return Scores()
         evaluation, clients = self.cell.evaluation, range(self.cell.clients)
-        rows = [synthesise(own(made, client), self.data.classes, evaluation.per_class, self._seeds, client) for client in clients]
+        rows = [self._synthesise(own(made, client), client) for client in clients]
         return score_clients(rows, self.data.x_test, self.data.y_test, evaluation.probe_c)
 
     def personal(self, made: Generator | Classifier) -> Scores:
@@ -71,13 +90,13 @@ class Judge:
         """
         clients = range(self.cell.clients)
         if is_classifier(made):
-            return personal_scores([self._as_seen(client, own(made, client).probabilities) for client in clients])
+            return personal_scores([self._as_seen(client, own(made, client).probabilities, self._x_test) for client in clients])
         return self._interpolated(made)
 
     def _interpolated(self, generator: Generator) -> Scores:
         data, evaluation = self.data, self.cell.evaluation
-        shared = fit_linear(*synthesise(generator, data.classes, evaluation.per_class, self._seeds), data.classes, evaluation.probe_c)
-        other = [torch.from_numpy(part) for part in synthesise(generator, data.classes, evaluation.per_class, self._seeds, draw=1)]
+        shared = fit_linear(*self._synthesise(generator), data.classes, evaluation.probe_c)
+        other, x_test = [torch.from_numpy(part) for part in self._synthesise(generator, draw=1)], torch.from_numpy(data.x_test)
         predicted, weights = [], []
         for client in range(self.cell.clients):
             x, y = data.x_train[self.partition.rows[client]], data.y_train[self.partition.rows[client]]
@@ -90,13 +109,16 @@ class Judge:
                 weight = best_weight(local.probabilities(rows), shared.probabilities(rows), labels, importance)
             else:
                 weight = float(evaluation.personal or 0)
-            predicted.append(self._as_seen(client, Interpolated(local, shared, weight).probabilities))
+            predicted.append(self._as_seen(client, Interpolated(local, shared, weight).probabilities, x_test))
             weights.append(weight)
         return Scores(personal_scores(predicted), personal_weight=float(np.mean(weights)))
 
-    def _as_seen(self, client: int, probabilities: Callable[[Tensor], Tensor]) -> Predictions:
+    def _synthesise(self, generator: Generator, client: int = SERVER, draw: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        return synthesise(generator, self.data.classes, self.cell.evaluation.per_class, self._seeds, client, draw, self.device)
+
+    def _as_seen(self, client: int, probabilities: Callable[[Tensor], Tensor], x_test: Tensor) -> Predictions:
         seen = self._seen(client)
-        return predictions_of(probabilities(self._x_test[seen]), self.data.y_test[seen], self._share(client))
+        return predictions_of(probabilities(x_test[seen]), self.data.y_test[seen], self._share(client))
 
     def _seen(self, client: int) -> slice:
         return SCHEMES[self.cell.partition.scheme].test_rows(client, self.cell.clients)
@@ -107,7 +129,7 @@ class Judge:
 
     @cached_property
     def _x_test(self) -> Tensor:
-        return torch.from_numpy(self.data.x_test)
+        return to_device(torch.from_numpy(self.data.x_test), self.device)
 
     @property
     def _seeds(self) -> Seeds:

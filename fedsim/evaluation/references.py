@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fedsim.evaluation.scores import score_classifier
@@ -30,4 +31,4 @@ def local_only(data: Embeddings, partition: Partition, probe_c: float) -> float:
 def _balanced_accuracy(data: Embeddings, x: NDArray[np.float32], y: NDArray[np.int64], probe_c: float) -> float:
     """Of a probe trained on rows ``x`` with labels ``y``, over all test rows."""
     probe = ProbeClassifier(fit_probe(x, y, probe_c), data.classes)
-    return score_classifier(probe, data.x_test, data.y_test).balanced_accuracy
+    return score_classifier(probe, torch.from_numpy(data.x_test), data.y_test).balanced_accuracy

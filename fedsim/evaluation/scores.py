@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -83,12 +82,13 @@ def score_probe(
 
 def predictions_of(probabilities: Tensor, y: NDArray[np.int64], shares: NDArray[np.float64] | None = None) -> Predictions:
     """A classifier's predictions of rows with labels ``y`` [m], from its probabilities ``[m, C]``; ``shares`` are its client's."""
-    return Predictions(y, probabilities.argmax(1).numpy(), probabilities.numpy(), shares)
+    known = probabilities.cpu()
+    return Predictions(y, known.argmax(1).numpy(), known.numpy(), shares)
 
 
-def score_classifier(made: Classifier, x_test: NDArray[np.float32], y_test: NDArray[np.int64]) -> Scores:
-    """The scores of a classifier over real test rows ``[m, d]`` with labels ``[m]``."""
-    return scores_of(predictions_of(made.probabilities(torch.from_numpy(x_test)), y_test))
+def score_classifier(made: Classifier, x_test: Tensor, y_test: NDArray[np.int64]) -> Scores:
+    """The scores of a classifier over real test rows ``[m, d]``, on its device, with labels ``[m]``."""
+    return scores_of(predictions_of(made.probabilities(x_test), y_test))
 
 
 def score_clients(

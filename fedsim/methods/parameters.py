@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,16 @@ def in_order(tensors: Tensors) -> Tensors:
     }
 
 
+def squared_sums(tensors: Tensors) -> Tensor:
+    """The sum of squares of each tensor, on their device."""
+    return torch.stack([value.square().sum() for value in tensors.values()]) if tensors else torch.zeros(0)
+
+
 def l2_norm(tensors: Tensors) -> float:
     """Joint L2 norm."""
-    return math.sqrt(sum(float(value.square().sum()) for value in tensors.values()))
+    return joint_norm(squared_sums(tensors).tolist())
+
+
+def joint_norm(squared: Iterable[float]) -> float:
+    """Joint L2 norm of tensors with these sums of squares."""
+    return math.sqrt(sum(squared))

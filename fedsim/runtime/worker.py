@@ -33,7 +33,7 @@ from fedsim.simulation.rounds import RoundRecord
 from fedsim.simulation.trial import Outcome, Trial, local_pool, run_trial
 
 FLUSH_SECONDS = 0.2
-IN_THE_CALL = int(os.environ.get("RAY_max_direct_call_object_size", 100 * 2**10))
+IN_THE_CALL = int(os.environ.get("RAY_max_direct_call_object_size", 100 * 2**10))  # noqa: SIM112 (so Ray spells it)
 """Bytes that Ray sends within a call (its own setting); more goes through the object store."""
 
 

@@ -16,7 +16,7 @@ from fedsim.data.embeddings import Embeddings
 from fedsim.errors import PluginError, UserError
 from fedsim.grid.resolve import Resolved, Variant
 from fedsim.methods.algorithm import Algorithm
-from fedsim.methods.messages import Message, Round, Task
+from fedsim.methods.messages import Message, Round, Task, Values
 from fedsim.methods.phase import Phase
 from fedsim.methods.products import Generator, Product, is_classifier, is_personal, own
 from fedsim.methods.registry import lookup
@@ -159,7 +159,7 @@ def _watched(phase: Phase) -> Phase:
             raise _Unexpected(phase.at_clients, _described(message), "a fedsim.methods.messages.Message, as clients.send makes it")
         return message
 
-    def at_server(*args: Any) -> Mapping[str, float]:
+    def at_server(*args: Any) -> Values:
         values = phase.at_server(*args)
         if not isinstance(values, Mapping):
             raise _Unexpected(phase.at_server, _described(values), "a mapping of diagnostics by name, which may be empty")
