@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 CPU = torch.device("cpu")
+FUSED = ("cpu", "cuda")
+"""Devices with torch's fused kernels: Adam of many tensors, and products that are added on."""
 Asked = Literal["auto", "cpu", "cuda"]
 Key = TypeVar("Key")
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedsim.device import CPU, moved
@@ -39,7 +40,7 @@ class Diagnostic:
     @classmethod
     def told_of(cls, parts: Sequence[Diagnostic]) -> Any:
         """What is said of the values of all ``parts``, on the CPU; None, or [] for quantiles, where they are too few."""
-        told, held = parts[0].told, [np.asarray(part.values, np.float64) for part in parts if len(part.values)]
+        told, held = parts[0].told, [_float64(part.values) for part in parts if len(part.values)]
         numbers = np.concatenate(held) if held else np.empty(0)
         if told == "quantiles":
             return np.quantile(numbers, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist() if len(numbers) else []
@@ -47,6 +48,10 @@ class Diagnostic:
             # over pairs it is twice the unbiased variance
             return 2 * float(np.var(numbers, axis=0, ddof=1).sum()) if len(numbers) > 1 else None
         return float(np.mean(numbers)) if len(numbers) else None
+
+
+def _float64(values: list[Any] | Tensor) -> NDArray[np.float64]:
+    return np.asarray(values.detach().numpy() if isinstance(values, Tensor) else values, np.float64)
 
 
 Told = list[Any] | Tensor | Diagnostic

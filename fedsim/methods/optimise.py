@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
+from fedsim.device import FUSED
+
 EPSILON = 1e-8
-FUSED = ("cpu", "cuda")
-"""Devices that have the fused kernel; the others' one counts steps on the device, so that the host does not wait."""
 
 
 def adam_step(
@@ -22,7 +22,7 @@ def adam_step(
 ) -> None:
     """One Adam step (Kingma and Ba 2015) in place; ``state`` gains ``adam.*`` tensors, and starts empty.
 
-    Torch's fused kernel, which CPU and CUDA have, reads memory in order, whatever the strides are: an expanded gradient would be read past
+    Torch's fused kernel reads memory in order, whatever the strides are: an expanded gradient would be read past
     its end. So it is handed contiguous tensors only.
 
     Args:
