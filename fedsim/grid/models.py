@@ -21,6 +21,7 @@ from pydantic import (
 
 from fedsim.data.encoding.spec import EncoderSpec
 from fedsim.data.sources.spec import DatasetSpec
+from fedsim.device import Asked
 from fedsim.grid.complaints import spelled
 from fedsim.grid.places import Source
 from fedsim.models.probe import PROBE_C
@@ -53,6 +54,13 @@ def _actor_share(given: Any) -> int | str:
     if given in ("auto", "all") or (isinstance(given, int) and not isinstance(given, bool) and given >= 1):
         return given  # type: ignore[no-any-return]
     raise ValueError(f"{spelled(given)} is neither a number of clients nor a known word; give auto, all or a whole number >= 1")
+
+
+def _gpu_share(given: Any) -> str | float:
+    number = isinstance(given, int | float) and not isinstance(given, bool)
+    if given == "auto" or (number and (0 <= given <= 1 or (given < math.inf and given == int(given) > 0))):
+        return given if given == "auto" else float(given)
+    raise ValueError(f"{spelled(given)} is not a share of a GPU; give auto, a number in [0, 1] or a whole number of GPUs")
 
 
 def _personal(given: Any) -> str | float | None:
@@ -116,14 +124,22 @@ class Resources(_Model):
     Attributes:
         clients_per_actor: clients that one actor hosts; ``all``: one actor per cell, ``auto``: the scheduler's choice.
         cpus_per_actor: CPU share of an actor.
-        gpus_per_actor: GPU share of an actor.
+        gpus_per_actor: GPU share of an actor; ``auto``: as much as a first round of such a cell is measured to need.
+        device: ``auto``: an actor computes on the GPU that it has a share of, and without one on the CPU; ``cpu``; ``cuda``.
         save_generators: keep every cell's generator in the run folder, for ``fedsim synth``.
     """
 
     clients_per_actor: Annotated[Literal["auto", "all"] | int, PlainValidator(_actor_share)] = "auto"
     cpus_per_actor: Annotated[Real, Field(gt=0, allow_inf_nan=False)] = 1.0
-    gpus_per_actor: Annotated[Real, Field(ge=0, allow_inf_nan=False)] = 0.0
+    gpus_per_actor: Annotated[Literal["auto"] | float, PlainValidator(_gpu_share)] = 0.0
+    device: Asked = "auto"
     save_generators: bool = True
+
+    @model_validator(mode="after")
+    def _cuda_has_a_gpu(self) -> Resources:
+        if self.device == "cuda" and not self.gpus_per_actor:
+            raise ValueError("device: cuda with gpus_per_actor: 0 leaves actors without a GPU; give gpus_per_actor: auto or a share")
+        return self
 
 
 class AlgorithmEntry(_Model):

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from fedsim.data.embeddings import Embeddings
-from fedsim.device import CPU, exact_products, moved
+from fedsim.device import CPU, device_of, exact_products, moved
 from fedsim.evaluation.references import ceiling, local_only
 from fedsim.grid.models import Cell
 from fedsim.methods.messages import Message, Pool, Round, Tensors
@@ -29,7 +29,9 @@ from fedsim.methods.source_hash import source_hash
 from fedsim.partition import Partition
 from fedsim.seeds import Seeds
 from fedsim.simulation.checkpoint import Checkpoints
-from fedsim.simulation.cohort import Cohort, CohortSpec, join_clients, split_clients
+from fedsim.simulation.cohort import Cohort, CohortSpec, build_algorithm, join_clients, split_clients
+from fedsim.simulation.gpu_memory import filled
+from fedsim.simulation.node import Share
 from fedsim.simulation.rounds import RoundRecord
 from fedsim.simulation.trial import Outcome, Trial, local_pool, run_trial
 
@@ -114,10 +116,10 @@ def check_source(cell: Cell) -> None:
 class TrialWorker:
     """Runs cells and references; it hosts the first cohort of a cell itself, cohort actors the others."""
 
-    def __init__(self, cpus: float, device: torch.device, cohorts: Sequence[Any] = ()) -> None:
-        settle(cpus, device)
+    def __init__(self, share: Share, cohorts: Sequence[Any] = ()) -> None:
+        self.device, self.cohorts = device_of(share.device, share.gpus), list(cohorts)
+        settle(share.cpus, self.device)
         send_tensors_as_bytes()
-        self.device, self.cohorts = device, list(cohorts)
         self.latest: tuple[str, Embeddings] | None = None
 
     def run(self, trial: Trial, data: Embeddings, data_ref: Sequence[Any], checkpoint: Path) -> Iterator[Report]:
@@ -164,6 +166,17 @@ class TrialWorker:
             self.latest = (key, data)
         return self.latest[1]
 
+    def measure(self, trial: Trial, data: Embeddings) -> Iterator[Report]:
+        """The part of the GPU that the first actor of a cell fills in its first round."""
+        try:
+            algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
+            server = algorithm.initial_server(Seeds(trial.cell.seed)).to(self.device)
+            cohort = Cohort(trial.cohorts()[0], data.x_train, data.y_train, self.device)
+            cohort.round(next(algorithm.schedule()), algorithm.phases()[0].broadcast(server))
+            yield Report(end=filled(self.device))
+        except Exception as error:
+            yield Report(end=Failure.of(error))
+
     def reference(self, data: Embeddings, partition: Partition | None, probe_c: float) -> Iterator[Report]:
         """The ceiling without a partition, local-only with one."""
         try:
@@ -177,10 +190,10 @@ class TrialWorker:
 class CohortActor:
     """Hosts one cohort of a cell that is spread over several actors."""
 
-    def __init__(self, cpus: float, device: torch.device) -> None:
-        settle(cpus, device)
+    def __init__(self, share: Share) -> None:
+        self.device = device_of(share.device, share.gpus)
+        settle(share.cpus, self.device)
         send_tensors_as_bytes()
-        self.device = device
         self.cohort: Cohort | None = None
 
     def host(self, spec: CohortSpec, data: Embeddings) -> None:

@@ -1,0 +1,84 @@
+"""A cell gives the same row on every device: the same samples, the same noise, the same scores. The device is FEDSIM_TEST_DEVICE's."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from cells import SHIPPED, quick, small_cells
+from devices import DEVICE, waits
+
+from fedsim.device import CPU
+from fedsim.simulation.cohort import build_algorithm
+from fedsim.simulation.rounds import RoundRecord, train
+from fedsim.simulation.state import copied
+from fedsim.simulation.trial import Outcome, Trial, local_pool, run_trial
+from fedsim.seeds import Seeds
+
+FOREIGN = DEVICE != CPU
+WARM = {"warm_start": "client-moments", "encoder": "posterior", "code": 3, "latent": 6}
+ENTRIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {name: (quick(name, **({"rounds": 3} if "rounds" in quick(name)["params"] else {})), {}) for name in SHIPPED} | {
+    "warm start": (quick("fedhypevae", rounds=3, **WARM), {}),
+    "silo": (quick("fedhypevae", rounds=3), {"trust": "silo"}),
+    "clients": (quick("fedhypevae", rounds=3), {"unit": "client"}),
+}
+QUICKLY = ("fedhypevae", "dp-gaussian", "fedavg-linear")
+"""What is enough where the device is the CPU."""
+
+
+def ran(trial: Trial, data: Any, device: torch.device, flush: Callable[[], None]) -> tuple[list[RoundRecord], Outcome]:
+    records = []
+    for step in run_trial(trial, data, partial(local_pool, device=device), None, device):
+        flush()
+        if isinstance(step, Outcome):
+            return records, step
+        records.append(step)
+    raise AssertionError
+
+
+@pytest.mark.parametrize("name", ENTRIES if FOREIGN else QUICKLY)
+def test_a_cell_samples_and_noises_alike_and_scores_the_same(name: str) -> None:
+    entry, keys = ENTRIES[name]
+    prepared = small_cells(entry, **{"epsilon": 4.0, "evaluation": {"per_class": 20, "per_client": True, "personal": "synthetic"}, **keys})
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    (here, at_home), (there, abroad) = (ran(trial, data, device, flush) for device, flush in ((CPU, lambda: None), (DEVICE, waits.flush)))
+    assert [(r.values["sampled"], r.values["noise"]) for r in there] == [(r.values["sampled"], r.values["noise"]) for r in here]
+    for name, score in at_home.scores.items():
+        assert abroad.scores[name] == pytest.approx(score, abs=1e-3 if FOREIGN else 0), name
+    assert (abroad.epsilon_spent, abroad.uplink_bytes) == (at_home.epsilon_spent, at_home.uplink_bytes)
+    assert all(value.device == CPU for value in (abroad.generator or {}).values())
+
+
+def test_a_checkpoint_of_one_device_goes_on_on_another() -> None:
+    prepared = small_cells(quick("fedhypevae", rounds=3, average_from=0.0), epsilon=4.0)
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+
+    def training(device: torch.device, resume: Any = None, checkpoint: Any = None) -> Any:
+        algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
+        return train(algorithm, local_pool(trial, data, None, device), trial.plan, Seeds(trial.cell.seed), resume, checkpoint, device)
+
+    kept: list[Any] = []
+    first = training(DEVICE, None, lambda capture: kept.append(capture()))
+    next(first)
+    next(first)
+    assert {value.device for value in kept[1].tensors.values()} == {CPU}
+    *_, whole = training(CPU)
+    (rest,) = training(CPU, kept[1])
+    assert (rest.round, rest.values["noise"]) == (whole.round, whole.values["noise"])
+    assert rest.values["signal_norm"] == pytest.approx(whole.values["signal_norm"], rel=1e-4)
+    assert copied(kept[1].tensors).keys() == kept[1].tensors.keys()
+
+
+@pytest.mark.skipif(not waits.counted, reason="only XLA counts how often the host waits")
+@pytest.mark.parametrize("name", ["fedhypevae", "fedavg-cvae", "dp-cgan"])
+def test_a_round_leaves_its_device_once(name: str) -> None:
+    prepared = small_cells(quick(name, rounds=3), epsilon=4.0)
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
+    steps = train(algorithm, local_pool(trial, data, None, DEVICE), trial.plan, Seeds(trial.cell.seed), device=DEVICE)
+    next(steps)
+    waits.flush()
+    waits.forget()
+    next(steps)
+    assert waits.count() == 1
