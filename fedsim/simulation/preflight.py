@@ -181,9 +181,8 @@ def actors_that_fit(grid: Grid, nodes: Sequence[Node]) -> int:
     if fitting < 1:
         has = ", ".join(sorted({f"{node.cpus:g} CPUs and {node.gpus:g} GPUs" for node in nodes}))
         needs = "a share of a GPU" if measured else f"{share.gpus:g} GPUs"
-        fix = (
-            "give actors a smaller share" if any(node.gpus for node in nodes) or not share.gpus else "give gpus_per_actor: 0, device: auto"
-        )
+        without = share.gpus and not any(node.gpus for node in nodes)
+        fix = "give gpus_per_actor: 0 and device: auto" if without else "give actors a smaller share"
         raise UserError(grid.place("resources"), f"an actor needs {share.cpus:g} CPUs and {needs}; no node has them ({has})", fix)
     # shares that are still to be measured are small enough, or the cell is told that it does not fit
     return sum(Share(share.cpus, even_share(MOST)).fit(node) for node in nodes) if measured else fitting

@@ -10,18 +10,28 @@ from cells import SHIPPED, quick, small_cells
 from devices import DEVICE, waits
 
 from fedsim.device import CPU
+from fedsim.methods.registry import lookup
+from fedsim.seeds import Seeds
 from fedsim.simulation.cohort import build_algorithm
 from fedsim.simulation.rounds import RoundRecord, train
 from fedsim.simulation.state import copied
 from fedsim.simulation.trial import Outcome, Trial, local_pool, run_trial
-from fedsim.seeds import Seeds
 
 FOREIGN = DEVICE != CPU
 WARM = {"warm_start": "client-moments", "encoder": "posterior", "code": 3, "latent": 6}
-ENTRIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {name: (quick(name, **({"rounds": 3} if "rounds" in quick(name)["params"] else {})), {}) for name in SHIPPED} | {
-    "warm start": (quick("fedhypevae", rounds=3, **WARM), {}),
-    "silo": (quick("fedhypevae", rounds=3), {"trust": "silo"}),
-    "clients": (quick("fedhypevae", rounds=3), {"unit": "client"}),
+FEW = {"rounds": 3, "local_steps": 2, "generator_steps": 3, "meta_steps": 3, "hidden": (8,), "fakes": 16}
+"""A lazy device compiles a round as one program: small ones."""
+
+
+def few(name: str, **params: Any) -> dict[str, Any]:
+    """An entry of three rounds of a few steps."""
+    return quick(name, **{key: value for key, value in FEW.items() if key in lookup(name).Params.model_fields}, **params)
+
+
+ENTRIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {name: (few(name), {}) for name in SHIPPED} | {
+    "warm start": (few("fedhypevae", **WARM), {}),
+    "silo": (few("fedhypevae"), {"trust": "silo"}),
+    "clients": (few("fedhypevae"), {"unit": "client"}),
 }
 QUICKLY = ("fedhypevae", "dp-gaussian", "fedavg-linear")
 """What is enough where the device is the CPU."""
@@ -51,7 +61,7 @@ def test_a_cell_samples_and_noises_alike_and_scores_the_same(name: str) -> None:
 
 
 def test_a_checkpoint_of_one_device_goes_on_on_another() -> None:
-    prepared = small_cells(quick("fedhypevae", rounds=3, average_from=0.0), epsilon=4.0)
+    prepared = small_cells(few("fedhypevae", average_from=0.0), epsilon=4.0)
     (trial,), (data,) = prepared.trials, prepared.data.values()
 
     def training(device: torch.device, resume: Any = None, checkpoint: Any = None) -> Any:
@@ -73,7 +83,7 @@ def test_a_checkpoint_of_one_device_goes_on_on_another() -> None:
 @pytest.mark.skipif(not waits.counted, reason="only XLA counts how often the host waits")
 @pytest.mark.parametrize("name", ["fedhypevae", "fedavg-cvae", "dp-cgan"])
 def test_a_round_leaves_its_device_once(name: str) -> None:
-    prepared = small_cells(quick(name, rounds=3), epsilon=4.0)
+    prepared = small_cells(few(name), epsilon=4.0)
     (trial,), (data,) = prepared.trials, prepared.data.values()
     algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
     steps = train(algorithm, local_pool(trial, data, None, DEVICE), trial.plan, Seeds(trial.cell.seed), device=DEVICE)
