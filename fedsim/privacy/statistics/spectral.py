@@ -62,6 +62,8 @@ def steady(basis: Tensor) -> Tensor:
 
 def polar(matrix: Tensor) -> Tensor:
     """The matrix with orthonormal columns that is nearest to ``matrix`` ``[d, k]``, d at least k."""
+    if not matrix.shape[1]:  # not every device decomposes nothing
+        return matrix
     left, _, right = torch.linalg.svd(matrix, full_matrices=False)
     nearest: Tensor = left @ right
     return nearest
