@@ -141,7 +141,7 @@ class FedHypeVAE(DPSGD):
 
     @torch.no_grad()
     def diagnostics(self, clients: Clients, parts: Mapping[str, Tensor], round_: Round) -> Mapping[str, Told]:
-        """KL in nats per example; of the first :data:`SHOWN` clients norms of what is generated, and kernel features of one row a class.
+        """KL in nats per example; of the first :data:`SHOWN` clients norms of what is generated, kernel features of one row a class.
 
         All clients decode the same draws, so that features differ by the codes alone.
         """

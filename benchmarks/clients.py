@@ -2,8 +2,8 @@
 
     python benchmarks/clients.py [--clients 10 100 1000] [--rounds 10] [--json FILE]
 
-The round is what `fedsim bench` runs for clients that share a process, through `train`. Every number of clients has a process of its own, so
-that its peak memory is its own; the processes take turns, a round each. Times are processor time of one thread.
+The round is what `fedsim bench` runs for clients that share a process, through `train`. Every number of clients has a process of its own,
+so that its peak memory is its own; the processes take turns, a round each. Times are processor time of one thread.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ WARM_UP = 2
 
 @dataclass(frozen=True)
 class Record:
-    """One row of the result: the median round, its share in diagnostics, its ratio to the fewest clients', and the process's peak memory."""
+    """One row of the result: the median round, its ratio to the first count's, diagnostics' share of it, and the process's peak memory."""
 
     clients: int
     seconds: float

@@ -235,7 +235,7 @@ def synth(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/quickstart.")],
     out: Annotated[Path, typer.Option(help="The .npz file of synthetic embeddings.")],
     cell: Annotated[str | None, typer.Option(help="The cell's id or its beginning.")] = None,
-    synthesis: Annotated[str | None, typer.Option(help="neutral, mixture or client:K; default: the cell's own way.")] = None,
+    synthesis: Annotated[str | None, typer.Option(help="A way that the algorithm has, or client:K; default: the cell's own.")] = None,
     per_class: Annotated[int, typer.Option(min=1, help="Rows a class.")] = 200,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the draw; default: the cell's.")] = None,
 ) -> None:

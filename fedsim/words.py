@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from rich.console import Console
 
@@ -12,6 +13,11 @@ def number(value: float | None, digits: int = 6) -> str:
     if value is None:
         return ""
     return "∞" if value == math.inf else f"{value:.{digits}g}".replace("e-0", "e-")
+
+
+def json_number(value: Any) -> Any:
+    """A number as JSON may hold it: "inf", "-inf" and "nan" are words; anything else as it is."""
+    return str(float(value)) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def setting(

@@ -1,4 +1,4 @@
-"""What a bench leaves, waiting for a condition, and plug-ins that misbehave."""
+"""How a command ends, what a bench leaves, waiting for a condition, and plug-ins that misbehave."""
 
 import time
 from collections.abc import Callable
@@ -82,6 +82,15 @@ def wait_until(holds: Callable[[], object], timeout: float = 60.0) -> None:
     while not holds():
         assert time.monotonic() < end, f"not within {timeout} s"
         time.sleep(0.02)
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,22 @@
 """Shared by all tests: one thread each, so that what runs side by side does not fight for cores; plug-ins; a Ray cluster, a bench on it."""
 
 import io
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
+
 import torch
-from benches import PLUGIN, Ran
+from benches import PLUGIN, Done, Ran
 from cells import NODES, WITH_GPUS
 from rich.console import Console
 
+from fedsim.cli import main
 from fedsim.grid.models import Grid
 from fedsim.runtime.bench import run_bench
 from fedsim.runtime.cluster import local_cluster
@@ -35,6 +40,21 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             del sys.modules[name]
 
 
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """Runs ``fedsim`` in this process, in the working folder; for whatever starts no Ray."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def run(*arguments: str) -> Done:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["fedsim", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return Done(int(end.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def plugins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the module ``plugin``."""
@@ -55,13 +75,11 @@ def ray_cluster(plugins: Path) -> Iterator[None]:
 
 @pytest.fixture
 def bench(ray_cluster: None, tmp_path: Path) -> Callable[..., Ran]:
-    """Runs a grid on the shared cluster, in the folder ``name``."""
+    """Runs a grid on the shared cluster, in the folder ``name``: one cell after another, since every further slot imports torch anew."""
 
-    def run(
-        grid: Grid, name: str = "run", *, retry_failed: bool = False, max_parallel: int | None = None, nodes: Sequence[Node] = NODES
-    ) -> Ran:
+    def run(grid: Grid, name: str = "run", *, retry_failed: bool = False, nodes: Sequence[Node] = NODES) -> Ran:
         console = Console(file=io.StringIO(), width=200)
-        prepared = prepare(grid, nodes, max_parallel)
+        prepared = prepare(grid, nodes, 1 if nodes is NODES else None)
         code = run_bench(prepared, tmp_path / name, console, nullcontext(), retry_failed=retry_failed)
         return Ran(code, console.file.getvalue(), tmp_path / name)  # type: ignore[attr-defined]
 

@@ -3,7 +3,6 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,23 +10,13 @@ import pytest
 from cells import small_cells
 from pictures import save_encoder, save_folder, save_medmnist
 
-from fedsim.cli import main
 from fedsim.results.folder import RunFolder
 from fedsim.simulation.generators import save_generator
 from fedsim.simulation.trial import run_trial
 
 
-@dataclass
-class Done:
-    """How a command ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 @pytest.fixture
-def fedsim(tmp_path, monkeypatch, capsys):
+def fedsim(tmp_path, monkeypatch, command):
     """Runs the command's entry point in a folder with pictures and an encoder, offline, with a cache of its own."""
     save_encoder(tmp_path / "dino")
     save_folder(tmp_path / "pets")
@@ -35,15 +24,7 @@ def fedsim(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    capsys.readouterr()
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["fedsim", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main()
-        return Done(end.value.code or 0, *capsys.readouterr())
-
-    return run
+    return command
 
 
 def test_images_to_embeddings_to_a_grid_that_reads_them(tmp_path, fedsim):

@@ -3,10 +3,12 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from benches import Done
 from pictures import save_encoder, save_medmnist, save_milk10k
 
 from fedsim.data.encoding.encoder import REVISIONS
@@ -32,10 +34,12 @@ def test_the_pages_hold_commands() -> None:
     assert COMMANDS
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_of_the_pages_runs(command: str) -> None:
-    done = subprocess.run(shlex.split(command), cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_command_of_the_pages_runs(line: str, command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    program, *arguments = shlex.split(line)
+    done = command(*arguments)
+    assert (program, done.returncode) == ("fedsim", 0), done.stderr
     assert "ε reached" in done.stdout
 
 

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import fedsim
@@ -29,6 +30,7 @@ ROOMS = (
 Arrow = tuple[str, str]
 
 
+@cache
 def modules() -> dict[str, Path]:
     paths = ((path.relative_to(ROOT.parent).with_suffix(""), path) for path in ROOT.rglob("*.py"))
     return {".".join(name.parts).removesuffix(".__init__"): path for name, path in paths}
@@ -44,6 +46,7 @@ def imported(path: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
             yield node.module or "", tuple(alias.name for alias in node.names)
 
 
+@cache
 def arrows() -> set[Arrow]:
     known = modules()
     found = set()

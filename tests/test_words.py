@@ -1,8 +1,9 @@
 import math
 
+import numpy as np
 import pytest
 
-from fedsim.words import number, setting
+from fedsim.words import json_number, number, setting
 
 
 @pytest.mark.parametrize(("value", "text"), [(None, ""), (math.inf, "∞"), (10, "10"), (0.1, "0.1"), (1e-5, "1e-5"), (123456, "123456")])
@@ -12,6 +13,11 @@ def test_a_number_reads_as_a_person_writes_it(value: float | None, text: str) ->
 
 def test_a_number_can_be_rounded_and_infinity_stays_what_it_is() -> None:
     assert [number(value, 3) for value in (0.98765, 1.0e-5, math.inf)] == ["0.988", "1e-5", "∞"]
+
+
+def test_json_spells_what_is_not_finite_and_leaves_the_rest() -> None:
+    given = [math.inf, -math.inf, math.nan, np.float64("inf"), 1.5, 3, None, "inf", True]
+    assert [json_number(value) for value in given] == ["inf", "-inf", "nan", "inf", 1.5, 3, None, "inf", True]
 
 
 def test_a_setting_names_what_there_is() -> None:

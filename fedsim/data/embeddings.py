@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -28,6 +28,7 @@ class Embeddings:
         classes: number of classes, C.
         columns: further values per training row (site, image type), each ``[n]``.
         class_names: what the classes are called; numbers where nobody said.
+        test_columns: the same values per test row, each ``[m]``.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Embeddings:
     classes: int
     columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     class_names: tuple[str, ...] = ()
+    test_columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     @classmethod
     def from_arrays(
@@ -55,7 +57,7 @@ class Embeddings:
             x: features ``[n, d]`` of any real dtype.
             y: integer labels ``[n]``, 0 .. C-1; every class needs a training row.
             split: ``[n]``, 0 = train, 1 = validation (ignored), 2 = test.
-            columns: further values per row, each ``[n]``; only those of training rows are kept.
+            columns: further values per row, each ``[n]``.
 
         Raises:
             UserError: an array has a wrong rank, dtype, length or value; rows are counted from 0 in ``x``.
@@ -77,6 +79,30 @@ class Embeddings:
             y_test=labels[test],
             classes=_classes(labels[train], labels[test]),
             columns={key: np.asarray(values)[train] for key, values in (columns or {}).items()},
+            test_columns={key: np.asarray(values)[test] for key, values in (columns or {}).items()},
+        )
+
+    def unseen(self, column: str, value: str) -> Embeddings:
+        """The data set of everybody else: training rows without those of a column's ``value``, test rows of that value alone.
+
+        Raises:
+            UserError: a class is left without a training row, or no test row has the value.
+        """
+        train, test = self.columns[column].astype(np.str_) != value, self.test_columns[column].astype(np.str_) == value
+        if not test.any():
+            raise UserError("", f"no test row has {column} '{value}'", "name another site")
+        if missing := sorted(set(range(self.classes)) - set(self.y_train[train].tolist())):
+            called = self.class_names[missing[0]] if self.class_names else str(missing[0])
+            what = f"without {column} '{value}' class '{called}' has no training row"
+            raise UserError("", what, "name another site, or leave the class out of the data")
+        return replace(
+            self,
+            x_train=self.x_train[train],
+            y_train=self.y_train[train],
+            columns={key: values[train] for key, values in self.columns.items()},
+            x_test=self.x_test[test],
+            y_test=self.y_test[test],
+            test_columns={key: values[test] for key, values in self.test_columns.items()},
         )
 
     @property
@@ -95,6 +121,7 @@ class Embeddings:
             "y_test": self.y_test,
         }
         arrays |= {f"column {key}": self.columns[key] for key in sorted(self.columns)}
+        arrays |= {f"test column {key}": self.test_columns[key] for key in sorted(self.test_columns)}
         for key, array in arrays.items():
             digest.update(f"{key} {array.dtype.str} {array.shape}\n".encode())
             digest.update(np.ascontiguousarray(array).tobytes())

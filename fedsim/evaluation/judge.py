@@ -13,12 +13,21 @@ from torch import Tensor
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.device import CPU, to_device
-from fedsim.evaluation.scores import Scores, mean_scores, personal_scores, predictions_of, score_classifier, score_clients, score_probe
+from fedsim.evaluation.own_rows import OwnRows, own_rows
+from fedsim.evaluation.scores import (
+    Scores,
+    mean_scores,
+    personal_scores,
+    predictions_of,
+    score_classifier,
+    score_probe,
+)
 from fedsim.evaluation.weights import best_weight, held_out_weight
 from fedsim.grid.models import Cell
 from fedsim.methods.products import Classifier, Generator, is_classifier, is_personal, own
-from fedsim.models.linear import Interpolated, fit_linear
-from fedsim.partition import SCHEMES, Partition
+from fedsim.models.linear import Interpolated, ProbeClassifier, fit_linear
+from fedsim.models.probe import fit_probe
+from fedsim.partition import Partition
 from fedsim.results.measures import Predictions
 from fedsim.seeds import SERVER, Purpose, Seeds
 
@@ -49,6 +58,27 @@ def synthesise(
 
 
 @dataclass(frozen=True)
+class ClientScores:
+    """One client's scores on its own test rows.
+
+    Attributes:
+        client: its number.
+        name: what it is called: its site, or its number.
+        rows: how many training rows it holds.
+        test_rows: how many test rows it is judged on.
+        own: by its own generator or classifier; None where it has no test row.
+        shared: by the one that all share; None where there is none.
+    """
+
+    client: int
+    name: str
+    rows: int
+    test_rows: int
+    own: Scores | None
+    shared: Scores | None
+
+
+@dataclass(frozen=True)
 class Judge:
     """The evaluation of one cell.
 
@@ -69,17 +99,29 @@ class Judge:
         data, evaluation = self.data, self.cell.evaluation
         if is_classifier(made):
             clients = range(self.cell.clients if is_personal(made) else 1)
-            return mean_scores([score_classifier(own(made, client), self._x_test, data.y_test) for client in clients])
+            return mean_scores([score_classifier(own(made, client), data.x_test, data.y_test, self.device) for client in clients])
         x, y = self._synthesise(made)
         return score_probe(x, y, data.x_test, data.y_test, evaluation.probe_c)
 
-    def of_clients(self, made: Generator | Classifier) -> Scores:
-        """Of probes trained on each client's own synthetic embeddings; empty where there is no generator."""
+    def of_clients(self, made: Generator | Classifier) -> tuple[ClientScores, ...]:
+        """Of what each client has of its own, and of what all share, on the client's test rows."""
+        # classifiers of their own are all that such clients have
+        shared = None if is_classifier(made) and is_personal(made) else self._read(made)
+        return tuple(self._of_client(client, made, shared) for client in range(self.cell.clients))
+
+    def _of_client(self, client: int, made: Generator | Classifier, shared: Classifier | None) -> ClientScores:
+        test, rows = self.own_rows.rows[client], self.partition.rows[client]
+        mine = self._read(own(made, client), client) if shared is None or is_personal(made) else shared
+        x, y = self.data.x_test[test], self.data.y_test[test]
+        told = [score_classifier(each, x, y, self.device) if each and len(test) else None for each in (mine, shared)]
+        return ClientScores(client, self.own_rows.names[client], len(rows), len(test), *told)
+
+    def _read(self, made: Generator | Classifier, client: int = SERVER) -> Classifier:
+        """A classifier as it is, a generator as the probe on its embeddings."""
         if is_classifier(made):
-            return Scores()
-        evaluation, clients = self.cell.evaluation, range(self.cell.clients)
-        rows = [self._synthesise(own(made, client), client) for client in clients]
-        return score_clients(rows, self.data.x_test, self.data.y_test, evaluation.probe_c)
+            return made
+        x, y = self._synthesise(made, client)
+        return ProbeClassifier(fit_probe(x, y, self.cell.evaluation.probe_c), self.data.classes)
 
     def personal(self, made: Generator | Classifier) -> Scores:
         """As each client would predict: by weight * own classifier + (1 - weight) * the one from synthetic embeddings.
@@ -117,11 +159,13 @@ class Judge:
         return synthesise(generator, self.data.classes, self.cell.evaluation.per_class, self._seeds, client, draw, self.device)
 
     def _as_seen(self, client: int, probabilities: Callable[[Tensor], Tensor], x_test: Tensor) -> Predictions:
-        seen = self._seen(client)
+        seen = self.own_rows.rows[client]
         return predictions_of(probabilities(x_test[seen]), self.data.y_test[seen], self._share(client))
 
-    def _seen(self, client: int) -> slice:
-        return SCHEMES[self.cell.partition.scheme].test_rows(client, self.cell.clients)
+    @cached_property
+    def own_rows(self) -> OwnRows:
+        """Which test rows each client is judged on."""
+        return own_rows(self.data, self.partition, self.cell.partition)
 
     def _share(self, client: int) -> NDArray[np.float64]:
         y = self.data.y_train[self.partition.rows[client]]

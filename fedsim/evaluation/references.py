@@ -2,33 +2,50 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from fedsim.evaluation.own_rows import own_rows
 from fedsim.evaluation.scores import score_classifier
 from fedsim.models.linear import ProbeClassifier
 from fedsim.models.probe import fit_probe
 
 if TYPE_CHECKING:
     from fedsim.data.embeddings import Embeddings
-    from fedsim.partition import Partition
+    from fedsim.partition import Partition, PartitionSpec
 
 
 def ceiling(data: Embeddings, probe_c: float) -> float:
     """Balanced accuracy of the probe trained on the pooled real training rows; the same for every partition."""
-    return _balanced_accuracy(data, data.x_train, data.y_train, probe_c)
+    probe = _probe(data, data.x_train, data.y_train, probe_c)
+    return score_classifier(probe, data.x_test, data.y_test).balanced_accuracy
 
 
-def local_only(data: Embeddings, partition: Partition, probe_c: float) -> float:
-    """Mean over clients of the balanced accuracy of a probe trained on the client's own real rows."""
-    each = [_balanced_accuracy(data, data.x_train[rows], data.y_train[rows], probe_c) for rows in partition.rows if len(rows)]
-    return float(np.mean(each))
+@dataclass(frozen=True)
+class LocalOnly:
+    """Balanced accuracy of probes that are trained on a client's own real rows each.
+
+    Attributes:
+        mean: over all test rows, the mean over clients.
+        clients: each client's over its own test rows; None where it has none.
+    """
+
+    mean: float
+    clients: tuple[float | None, ...]
 
 
-def _balanced_accuracy(data: Embeddings, x: NDArray[np.float32], y: NDArray[np.int64], probe_c: float) -> float:
-    """Of a probe trained on rows ``x`` with labels ``y``, over all test rows."""
-    probe = ProbeClassifier(fit_probe(x, y, probe_c), data.classes)
-    return score_classifier(probe, torch.from_numpy(data.x_test), data.y_test).balanced_accuracy
+def local_only(data: Embeddings, partition: Partition, spec: PartitionSpec, probe_c: float) -> LocalOnly:
+    """What every client has by itself."""
+    everywhere, own = [], []
+    for rows, test in zip(partition.rows, own_rows(data, partition, spec).rows, strict=True):
+        probe = _probe(data, data.x_train[rows], data.y_train[rows], probe_c)
+        everywhere.append(score_classifier(probe, data.x_test, data.y_test).balanced_accuracy)
+        own.append(score_classifier(probe, data.x_test[test], data.y_test[test]).balanced_accuracy if len(test) else None)
+    return LocalOnly(float(np.mean(everywhere)), tuple(own))
+
+
+def _probe(data: Embeddings, x: NDArray[np.float32], y: NDArray[np.int64], probe_c: float) -> ProbeClassifier:
+    return ProbeClassifier(fit_probe(x, y, probe_c), data.classes)

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedsim.device import CPU, to_device
 from fedsim.methods.products import Classifier
 from fedsim.models.probe import fit_probe
-from fedsim.partition.schemes.scheme import own_test_rows
 from fedsim.results.measures import MEASURES, Predictions
 
 
@@ -24,14 +25,34 @@ class Scores(dict[str, float]):
         return self["balanced_accuracy"]
 
 
-def scores_of(predictions: Predictions, of: Literal["all", "own", "personal"] = "all") -> Scores:
+def scores_of(predictions: Predictions, of: Literal["all", "personal"] = "all") -> Scores:
     """Every measure of one kind of predictions."""
     return Scores({name: measure.score(predictions) for name, measure in MEASURES.items() if measure.of == of and measure.score})
 
 
 def mean_scores(each: Sequence[Scores]) -> Scores:
-    """The mean of every score."""
+    """The mean of every score; empty where there is nobody."""
+    if not each:
+        return Scores()
     return Scores({name: float(np.mean([scores[name] for scores in each])) for name in each[0]})
+
+
+def scores_of_clients(own: Sequence[Scores | None], shared: Sequence[Scores | None]) -> Scores:
+    """Mean over clients, the worst client and the spread (largest less smallest) of their own generators' balanced accuracy.
+
+    Args:
+        own: every client's scores by its own generator; None for a client without a test row.
+        shared: by what all share; None where nothing is shared.
+    """
+    each, alike = ([scores.balanced_accuracy for scores in part if scores is not None] for part in (own, shared))
+    if not each:
+        return Scores()
+    told = Scores(
+        client_balanced_accuracy=float(np.mean(each)),
+        client_worst_balanced_accuracy=min(each),
+        client_spread=max(each) - min(each),
+    )
+    return Scores(told, client_shared_balanced_accuracy=float(np.mean(alike))) if alike else told
 
 
 def personal_scores(each: Sequence[Predictions]) -> Scores:
@@ -86,29 +107,6 @@ def predictions_of(probabilities: Tensor, y: NDArray[np.int64], shares: NDArray[
     return Predictions(y, known.argmax(1).numpy(), known.numpy(), shares)
 
 
-def score_classifier(made: Classifier, x_test: Tensor, y_test: NDArray[np.int64]) -> Scores:
-    """The scores of a classifier over real test rows ``[m, d]``, on its device, with labels ``[m]``."""
-    return scores_of(predictions_of(made.probabilities(x_test), y_test))
-
-
-def score_clients(
-    made: Sequence[tuple[NDArray[np.float32], NDArray[np.int64]]], x_test: NDArray[np.float32], y_test: NDArray[np.int64], probe_c: float
-) -> Scores:
-    """Scores over all test rows where row i is predicted by the probe of client ``i mod K``.
-
-    Under feature shift that row went through this client's map (:func:`fedsim.partition.shifted`), so each client's probe is tested on rows
-    as that client sees them.
-
-    Args:
-        made: what each of the K clients' probes is trained on: rows ``[n, d]`` and labels ``[n]``.
-        x_test: real test rows ``[m, d]``.
-        y_test: their labels ``[m]``.
-        probe_c: inverse strength of the probe's L2 penalty.
-    """
-    classes = 1 + int(max(y_test.max(), *(y.max() for _, y in made)))
-    predicted, probabilities = np.empty_like(y_test), np.zeros((len(y_test), classes))
-    for client, (x, y) in enumerate(made[: len(y_test)]):
-        seen, probe = own_test_rows(client, len(made)), fit_probe(x, y, probe_c)
-        predicted[seen] = probe.predict(x_test[seen])
-        probabilities[seen] = probe.probabilities(x_test[seen], classes)
-    return scores_of(Predictions(y_test, predicted, probabilities), "own")
+def score_classifier(made: Classifier, x_test: NDArray[np.float32], y_test: NDArray[np.int64], device: torch.device = CPU) -> Scores:
+    """The scores of a classifier on ``device`` over real test rows ``[m, d]`` with labels ``[m]``."""
+    return scores_of(predictions_of(made.probabilities(to_device(torch.from_numpy(x_test), device)), y_test))

@@ -7,12 +7,15 @@ import json
 from collections.abc import Callable, Mapping
 from itertools import product
 
+import numpy as np
+
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.sources.spec import DatasetSpec
-from fedsim.errors import UserError, at
-from fedsim.grid.models import Cell, Grid, epsilon_text
+from fedsim.errors import UserError, at, nearest
+from fedsim.grid.models import Cell, Evaluation, Grid, data_key
 from fedsim.grid.resolve import Resolved, Variant
 from fedsim.partition import check_partition
+from fedsim.words import json_number
 
 
 def expand(resolved: Resolved, data: Mapping[str, Embeddings]) -> tuple[Cell, ...]:
@@ -23,7 +26,7 @@ def expand(resolved: Resolved, data: Mapping[str, Embeddings]) -> tuple[Cell, ..
 
     Args:
         resolved: the grid with its algorithms.
-        data: the embeddings of every ``grid.dataset`` by ``DatasetSpec.key``.
+        data: what :func:`without_unseen` gave.
 
     Raises:
         UserError: the data do not allow so many clients, or two data sets are the same.
@@ -31,10 +34,48 @@ def expand(resolved: Resolved, data: Mapping[str, Embeddings]) -> tuple[Cell, ..
     grid = resolved.grid
     _check_data(grid, data)
     return tuple(
-        _cell(grid, variant, spec, data[spec.key].fingerprint, alpha, clients, epsilon, seed)
-        for spec, alpha, clients, seed, variant in product(grid.dataset, grid.alpha, grid.clients, grid.seeds, resolved.variants)
+        _cell(grid, variant, spec, data[spec.key].fingerprint, alpha, clients, epsilon, seed, evaluation)
+        for spec in grid.dataset
+        for alpha, clients, seed, evaluation in product(grid.alpha, grid.clients, grid.seeds, evaluations(grid, spec, data[spec.key]))
+        for variant in resolved.variants
         for epsilon in (grid.epsilon if variant.private else (None,))
     )
+
+
+def evaluations(grid: Grid, spec: DatasetSpec, data: Embeddings) -> tuple[Evaluation, ...]:
+    """The grid's evaluation, once for every site that it leaves out of training.
+
+    Raises:
+        UserError: the scheme has no sites, or none of that name.
+    """
+    asked = grid.evaluation.unseen
+    if asked is None:
+        return (grid.evaluation,)
+    where, column = grid.place("evaluation", "unseen"), grid.partition.given.site_column
+    if column is None:
+        raise UserError(where, f"scheme '{grid.partition.scheme}' has no sites", "give partition: {scheme: column, column: NAME}")
+    if column not in data.columns:
+        raise UserError(grid.place("partition", "column"), f"the data set has no column '{column}'", nearest(column, data.columns))
+    sites = np.unique(data.columns[column]).astype(np.str_).tolist()
+    if asked != "each" and asked not in sites:
+        raise UserError(where, f"column '{column}' of '{spec.display}' has no value '{asked}'", nearest(asked, [*sites, "each"]))
+    return tuple(grid.evaluation.model_copy(update={"unseen": each}) for each in (sites if asked == "each" else [asked]))
+
+
+def without_unseen(grid: Grid, data: Mapping[str, Embeddings]) -> dict[str, Embeddings]:
+    """The data sets by key, and what is left of each without a site that takes no part, by :func:`fedsim.grid.models.data_key`.
+
+    Raises:
+        UserError: a site cannot be left out.
+    """
+    views = dict(data)
+    for spec in grid.dataset:
+        for evaluation in evaluations(grid, spec, data[spec.key]):
+            if evaluation.unseen is not None:
+                with at(grid.place("evaluation", "unseen")):
+                    column = str(grid.partition.given.site_column)
+                    views[data_key(spec, evaluation)] = data[spec.key].unseen(column, evaluation.unseen)
+    return views
 
 
 def _check_data(grid: Grid, data: Mapping[str, Embeddings]) -> None:
@@ -44,16 +85,18 @@ def _check_data(grid: Grid, data: Mapping[str, Embeddings]) -> None:
         same = first.setdefault(embeddings.fingerprint, i)
         if same != i:
             raise UserError(grid.place("dataset", i), f"has the same content as dataset[{same}]", "remove one")
-        for j, clients in enumerate(grid.clients):
-            with at(grid_place(grid, i, j)):
-                check_partition(embeddings.y_train, spec=grid.partition, clients=clients, columns=embeddings.columns)
+        for (j, clients), evaluation in product(enumerate(grid.clients), evaluations(grid, spec, embeddings)):
+            rows = data[data_key(spec, evaluation)]
+            with at(grid_place(grid, i, j, evaluation.unseen)):
+                check_partition(rows.y_train, spec=grid.partition, clients=clients, columns=rows.columns)
 
 
-def grid_place(grid: Grid, dataset: int, clients: int) -> Callable[[str], str]:
-    """How an error of a partition names the grid's keys, for these positions on the axes."""
+def grid_place(grid: Grid, dataset: int, clients: int, unseen: str | None = None) -> Callable[[str], str]:
+    """How an error of a partition names the grid's keys, for these positions on the axes and the site that is left out."""
 
     def place(key: str) -> str:
         of = f" with data set '{grid.dataset[dataset].display}'" if len(grid.dataset) > 1 else ""
+        of += f" with '{unseen}' unseen" if unseen else ""
         return (grid.place("clients", clients) if key == "clients" else grid.place(*key.split("."))) + of
 
     return place
@@ -68,11 +111,13 @@ def _cell(
     clients: int,
     epsilon: float | None,
     seed: int,
+    evaluation: Evaluation,
 ) -> Cell:
-    scheme = grid.partition.model_dump(mode="json", exclude_none=True) | ({"alpha": alpha} if grid.partition.uses_alpha else {})
+    # ids have always held a strength, whatever the scheme
+    scheme = {"strength": 0.0, **grid.partition.model_dump(mode="json")} | ({"alpha": alpha} if grid.partition.uses_alpha else {})
     # without an epsilon there is no budget to protect a unit with
     noise = grid.privacy.noise if variant.private else "seeded"
-    budget = [epsilon_text(epsilon), grid.delta, grid.unit, grid.trust, noise] if variant.private else None
+    budget = [json_number(epsilon), grid.delta, grid.unit, grid.trust, noise] if variant.private else None
     result_of = {
         "algorithm": variant.identity,
         "params": variant.params,
@@ -81,7 +126,7 @@ def _cell(
         "clients": clients,
         "budget": budget,
         "seed": seed,
-        "evaluation": grid.evaluation.model_dump(mode="json", exclude_none=True),
+        "evaluation": evaluation.model_dump(mode="json", exclude_none=True),
         "source": variant.source,
     }
     canonical = json.dumps(result_of, sort_keys=True, separators=(",", ":"))
@@ -102,5 +147,5 @@ def _cell(
         trust=grid.trust,
         noise=noise,
         seed=seed,
-        evaluation=grid.evaluation,
+        evaluation=evaluation,
     )

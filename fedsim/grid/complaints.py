@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -32,8 +32,14 @@ def translated(error: ValidationError, model: type[BaseModel], place: Callable[[
     where = place(first["loc"])
     if first["type"] == "extra_forbidden":
         key = str(first["loc"][-1])
-        return UserError(where, f"unknown key '{key}'", nearest(key, _model_at(model, first["loc"][:-1]).model_fields))
+        return UserError(where, f"unknown key '{key}'", nearest(key, _keys_of(_model_at(model, first["loc"][:-1]))))
     return UserError(where, *_complaint(first))
+
+
+def _keys_of(model: type[BaseModel]) -> Iterable[str]:
+    """The keys that a mapping may have; a model whose fields do not say it has ``known_keys``."""
+    known: Iterable[str] = model.known_keys() if hasattr(model, "known_keys") else model.model_fields
+    return known
 
 
 def _model_at(model: type[BaseModel], loc: Loc) -> type[BaseModel]:

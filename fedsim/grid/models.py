@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -27,6 +26,7 @@ from fedsim.grid.places import Source
 from fedsim.models.probe import PROBE_C
 from fedsim.partition import PartitionSpec
 from fedsim.privacy.plan import Trust, Unit
+from fedsim.words import json_number
 
 _Item = TypeVar("_Item")
 
@@ -58,7 +58,7 @@ def _actor_share(given: Any) -> int | str:
 
 def _gpu_share(given: Any) -> str | float:
     number = isinstance(given, int | float) and not isinstance(given, bool)
-    if given == "auto" or (number and (0 <= given <= 1 or (given < math.inf and given == int(given) > 0))):
+    if given == "auto" or (number and (0 <= given <= 1 or (given < float("inf") and given == int(given) > 0))):
         return given if given == "auto" else float(given)
     raise ValueError(f"{spelled(given)} is not a share of a GPU; give auto, a number in [0, 1] or a whole number of GPUs")
 
@@ -71,14 +71,9 @@ def _personal(given: Any) -> str | float | None:
     raise ValueError(f"{spelled(given)} is not a way to choose a weight; give synthetic, held-out or a number in [0, 1]")
 
 
-def epsilon_text(epsilon: float | None) -> float | str | None:
-    """An epsilon as JSON may hold it: infinity is a word."""
-    return "inf" if epsilon is not None and math.isinf(epsilon) else epsilon
-
-
 Real = Annotated[float, BeforeValidator(_no_flag)]
 Whole = Annotated[int, BeforeValidator(_no_flag)]
-Epsilon = Annotated[Real, Field(gt=0), PlainSerializer(epsilon_text, when_used="json")]
+Epsilon = Annotated[Real, Field(gt=0), PlainSerializer(json_number, when_used="json")]
 Alpha = Annotated[Real, Field(gt=0, allow_inf_nan=False)]
 Clients = Annotated[Whole, Field(ge=1)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
@@ -99,12 +94,20 @@ class Evaluation(_Model):
         per_client: also judge each client's own generator, on test rows as that client sees them.
         personal: also judge each client's own classifier interpolated with the shared one; how its weight is chosen: ``synthetic``
             (also ``true``), ``held-out``, or a number in [0, 1].
+        unseen: a site that takes no part in training, and on whose test rows everything is judged; ``each``: every site in turn.
     """
 
     per_class: Annotated[Whole, Field(ge=1)] = 200
     probe_c: Annotated[Real, Field(gt=0, allow_inf_nan=False)] = PROBE_C
     per_client: bool = Field(default=False, strict=True)
     personal: Annotated[str | float | None, PlainValidator(_personal)] = None
+    unseen: str | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _whose_rows(self) -> Evaluation:
+        if self.unseen and (self.per_client or self.personal is not None):
+            raise ValueError("an unseen site's rows are no client's; remove unseen, or per_client and personal")
+        return self
 
 
 class Privacy(_Model):
@@ -272,10 +275,20 @@ class Cell(_Model):
     partition: PartitionSpec
     alpha: float
     clients: int
-    epsilon: Annotated[float | None, PlainSerializer(epsilon_text, when_used="json")]
+    epsilon: Annotated[float | None, PlainSerializer(json_number, when_used="json")]
     delta: float
     unit: Unit
     trust: Trust
     noise: Literal["seeded", "secret"]
     seed: int
     evaluation: Evaluation
+
+    @property
+    def data_key(self) -> str:
+        """Which data its clients share out: the data set's, or without the site that is left out."""
+        return data_key(self.dataset, self.evaluation)
+
+
+def data_key(dataset: DatasetSpec, evaluation: Evaluation) -> str:
+    """The key of a data set, apart from that of the same one without a site."""
+    return dataset.key if evaluation.unseen is None else f"{dataset.key} without {evaluation.unseen}"

@@ -177,7 +177,7 @@ class Clients:
         own = sent if self.plan.trust == "silo" else {}
         total = torch.zeros(sum(value.numel() for value in own.values()))
         noised = {name: torch.empty_like(value) for name, value in kept.items()}
-        width = len(total) + sum(value[0].numel() for value in kept.values())
+        width = len(total) + sum(math.prod(value.shape[1:]) for value in kept.values())
         std, block = self.plan.noise_std(release.name), max(1, BLOCK // max(1, width))
         for start in range(0, len(self.members) if own or kept else 0, block):
             members = self.members[start : start + block]

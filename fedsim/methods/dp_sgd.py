@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedsim.batch import Batch
+from fedsim.errors import UserError
 from fedsim.methods.algorithm import Algorithm, Params
 from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Diagnostic, Message, Round, Server, Tensors, Told, Values
@@ -24,7 +25,7 @@ from fedsim.methods.optimise import adam_step, average_step
 from fedsim.methods.parameters import load_parameters, local_names, shared_tensors
 from fedsim.methods.phase import Phase
 from fedsim.privacy.clipping import EngineName, Norms, clipped_sum
-from fedsim.privacy.plan import Claim, Release
+from fedsim.privacy.plan import Claim, PrivacyPlan, Release
 from fedsim.seeds import Purpose
 
 RELEASE = "dp-sgd"
@@ -101,6 +102,17 @@ class DPSGD(Algorithm):
         """All rounds are one Poisson-subsampled Gaussian mechanism, over examples or over clients."""
         rate = self.params.client_rate if self.task.unit == "client" else self.params.sample_rate
         return (Phase(Release(RELEASE, rate, self.params.rounds), self.client_round, self.server_step, self.broadcast),)
+
+    def plan(self, epsilon: float | None, delta: float) -> PrivacyPlan | None:
+        """As every algorithm's.
+
+        Raises:
+            UserError: also where clients are sampled and the budget is an example's.
+        """
+        if self.task.unit == "example" and self.params.client_rate < 1:
+            what = f"{self.params.client_rate:g} samples clients, which does not amplify the budget of an example"
+            raise UserError("client_rate", what, "give 1, or unit: client")
+        return super().plan(epsilon, delta)
 
     def scope(self) -> str:
         """``joint`` where all gradients are noised, else ``shared``."""
@@ -185,8 +197,9 @@ class DPSGD(Algorithm):
         terms = self.public_terms(server.model, server.seeds.torch(Purpose.PENALTY, round_.stream))
         if not terms:
             return {}
-        own = {name: p for name, p in server.model.named_parameters() if name.startswith(self.server_only)}
-        trainable = {name: p for name, p in server.model.named_parameters() if name in gradients} | own
+        parameters = dict(server.model.named_parameters())
+        own = {name: p for name, p in parameters.items() if name.startswith(self.server_only)}
+        trainable = {name: p for name, p in parameters.items() if name in gradients} | own
         found = torch.autograd.grad(torch.stack(list(terms.values())).sum(), list(trainable.values()), allow_unused=True)
         for name, gradient in zip(trainable, found, strict=True):
             if gradient is not None:

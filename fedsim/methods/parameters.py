@@ -31,8 +31,8 @@ def load_parameters(model: nn.Module, tensors: Mapping[str, Tensor], prefix: str
 
 def local_names(model: nn.Module) -> list[str]:
     """Names of the per-client parameters, ``[clients, ...]`` each."""
-    owners = [(path, m) for path, m in model.named_modules() if isinstance(m, ClientLinear | ClientCode)]
-    return [f"{path}.{name}" for path, module in owners for name, _ in module.named_parameters(recurse=False)]
+    owners = [(path, m) for path, m in model.named_modules() if isinstance(m, (ClientLinear, ClientCode))]
+    return [f"{path}.{name}" for path, module in owners for name in module._parameters]
 
 
 def code_names(model: nn.Module) -> list[str]:

@@ -117,7 +117,7 @@ def check_complete(found: Any, name: str, where: str) -> None:
     params = getattr(found, "Params", None)
     if missing := sorted(found.__abstractmethods__):
         what, right = f"lacks {' and '.join(missing)}", f"define {'; '.join(outline(found, each) for each in missing)}"
-    elif found.generator is Algorithm.generator and found.classifier is Algorithm.classifier:
+    elif found.generates() and found.generator is Algorithm.generator:
         what, right = "has neither generator nor classifier", f"define one: {outline(Algorithm, 'generator')}"
     elif not (isinstance(params, type) and issubclass(params, Params)):
         what, right = f"has Params = {params!r}", "give it Params, a class derived from fedsim.methods.algorithm.Params"

@@ -42,6 +42,7 @@ HARMLESS = {
     "fedsim.grid.places": "messages",
     "fedsim.grid.resolve": _CELL,
     "fedsim.errors": "messages",
+    "fedsim.words": "how numbers are spelled",
     "fedsim.methods.registry": "finds a class, whose code is hashed",
     "fedsim.atomic": "how files are written",
     "fedsim.results": _ROWS,

@@ -67,6 +67,7 @@ def make_partition(
     label_counts = np.bincount(owner * classes + y, minlength=clients * classes).reshape(clients, classes)
     digest = hashlib.sha256(f"{len(y)} {sizes.tolist()}".encode())
     digest.update(order.tobytes())
-    if scheme.map_rows is not None and any(spec.given.values()):
-        digest.update(f"shift {' '.join(map(repr, spec.given.values()))} {seed}".encode())  # equal rows, other values
+    given = spec.given.model_dump().values()
+    if scheme.map_rows is not None and any(given):
+        digest.update(f"shift {' '.join(map(repr, given))} {seed}".encode())  # equal rows, other values
     return Partition(rows, digest.hexdigest()[:16], label_counts, spec.scheme)

@@ -1,14 +1,28 @@
-"""The ``partition`` mapping of a grid: a scheme and its parameters, typed and checked."""
+"""The ``partition`` mapping of a grid: a scheme, and beside it the parameters that are the scheme's own."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails
 
 from fedsim.errors import nearest
 from fedsim.partition.schemes import SCHEMES
+from fedsim.partition.schemes.scheme import SchemeParams
 
 
 class PartitionSpec(BaseModel):
@@ -17,26 +31,13 @@ class PartitionSpec(BaseModel):
     Attributes:
         scheme: one of ``SCHEMES``.
         min_size: the fewest rows that a client may hold.
-        column: for scheme ``column``: the data set's column whose values are the clients.
-        labels: for scheme ``shards``: how many labels each client holds (default there 2).
-        power: for scheme ``quantity``: the client of rank r holds rows in proportion to ``r ** -power`` (default there 1).
-        strength: for scheme ``feature-shift``: size of each client's shift, 0 = none (default there 0.5).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     scheme: str = "dirichlet"
     min_size: int = Field(default=2, ge=1, strict=True)
-    column: str | None = Field(default=None, validate_default=True)
-    labels: int | None = Field(default=None, ge=1, strict=True)
-    power: float | None = Field(default=None, ge=0, le=10, allow_inf_nan=False, strict=True)
-    strength: float = Field(default=0.0, ge=0, allow_inf_nan=False, strict=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _defaults(cls, given: Any) -> Any:
-        scheme = SCHEMES.get(str(given.get("scheme"))) if isinstance(given, Mapping) else None
-        return {**{name: value for name, value in scheme.takes.items() if value is not None}, **given} if scheme else given
+    _given: SchemeParams = PrivateAttr(default_factory=SchemeParams)
 
     @field_validator("scheme")
     @classmethod
@@ -45,26 +46,47 @@ class PartitionSpec(BaseModel):
             raise ValueError(f"unknown scheme '{scheme}'; {nearest(scheme, SCHEMES)}")
         return scheme
 
-    @field_validator("column", "labels", "power", "strength")
+    @model_validator(mode="wrap")
     @classmethod
-    def _parameter_fits(cls, value: Any, info: ValidationInfo) -> Any:
-        scheme, name = info.data.get("scheme"), str(info.field_name)
-        if scheme is None:
-            return value
-        if name in SCHEMES[scheme].takes:
-            if value is None and SCHEMES[scheme].takes[name] is None:
-                raise ValueError(f"scheme '{scheme}' needs the name of a {name}; give {name}: NAME")
-        elif value:
-            owners = " or ".join(each for each, other in SCHEMES.items() if name in other.takes)
-            raise ValueError(f"scheme '{scheme}' takes no {name}; remove it or give scheme: {owners}")
-        return value
+    def _with_parameters(cls, given: Any, handler: ModelWrapValidatorHandler[PartitionSpec]) -> PartitionSpec:
+        if not isinstance(given, Mapping):
+            return handler(given)
+        parameters = {name: value for name, value in given.items() if _owners(name)}
+        spec = handler({name: value for name, value in given.items() if name not in parameters})
+        spec._given = _validated(spec.scheme, parameters)
+        return spec
+
+    @model_serializer(mode="wrap")
+    def _flat(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        return {**handler(self), **self._given.model_dump(mode=info.mode)}
+
+    @classmethod
+    def known_keys(cls) -> set[str]:
+        """All keys that a mapping may have, whatever its scheme."""
+        return {*cls.model_fields, *(name for scheme in SCHEMES.values() for name in scheme.params.model_fields)}
 
     @property
-    def given(self) -> Mapping[str, Any]:
-        """The parameters that the scheme takes as its own."""
-        return {name: getattr(self, name) for name in SCHEMES[self.scheme].takes}
+    def given(self) -> SchemeParams:
+        """The scheme's own parameters."""
+        return self._given
 
     @property
     def uses_alpha(self) -> bool:
         """Whether ``alpha`` can change the partition."""
         return SCHEMES[self.scheme].uses_alpha
+
+
+def _owners(name: str) -> list[str]:
+    """The schemes that have a parameter of this name."""
+    return [each for each, scheme in SCHEMES.items() if name in scheme.params.model_fields]
+
+
+def _validated(scheme: str, parameters: Mapping[str, Any]) -> SchemeParams:
+    """The scheme's own of ``parameters``; what is another scheme's may only be empty."""
+    own = {name: value for name, value in parameters.items() if scheme in _owners(name)}
+    for name, value in parameters.items():
+        if name not in own and value:
+            what = f"scheme '{scheme}' takes no {name}; remove it or give scheme: {' or '.join(_owners(name))}"
+            error = InitErrorDetails(type="value_error", loc=(name,), input=value, ctx={"error": ValueError(what)})
+            raise ValidationError.from_exception_data("PartitionSpec", [error])
+    return SCHEMES[scheme].params.model_validate(own)

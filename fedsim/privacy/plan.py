@@ -16,6 +16,7 @@ from typing import Literal
 
 from fedsim.errors import UserError, nearest
 from fedsim.privacy import accountant
+from fedsim.privacy.solved import Mechanisms, Solution, kept
 
 Unit = Literal["example", "client"]
 Trust = Literal["aggregate", "silo"]
@@ -165,7 +166,7 @@ def calibrate(
         sigma, reached, name, claim = 0.0, math.inf, "none", "none"
     else:
         mechanisms = sorted((r.relative_noise, r.sample_rate, r.steps) for r in releases if r.steps)
-        sigma, reached, name = _solve(float(epsilon), float(delta), tuple(mechanisms))
+        sigma, reached, name = _solved(float(epsilon), float(delta), tuple(mechanisms))
     return PrivacyPlan(
         epsilon_target=epsilon,
         delta=delta,
@@ -211,7 +212,11 @@ def _check(epsilon: float, delta: float, releases: tuple[Release, ...], clip: fl
 
 
 @lru_cache(maxsize=4096)
-def _solve(epsilon: float, delta: float, mechanisms: tuple[tuple[float, float, int], ...]) -> tuple[float, float, str]:
+def _solved(epsilon: float, delta: float, mechanisms: Mechanisms) -> Solution:
+    return kept(_solve, epsilon, delta, mechanisms)
+
+
+def _solve(epsilon: float, delta: float, mechanisms: Mechanisms) -> Solution:
     """(sigma, epsilon reached, accountant) for mechanisms of (relative noise, sample rate, steps)."""
 
     def events(sigma: float) -> list[accountant.Event]:

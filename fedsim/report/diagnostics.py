@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from numpy.typing import NDArray
 
 from fedsim.report.figures import GRID, INK, MUTED, PAPER, SHADES, name_level, style
 from fedsim.results.groups import Group, group_seeds
@@ -72,7 +73,7 @@ def round_frame(groups: Sequence[Group], records: Iterable[Mapping[str, Any]]) -
     """
     owner = {row.cell_id: position for position, group in enumerate(groups) for row in group.rows}
     known = [record for record in records if record["cell_id"] in owner and record.get("main", True)]
-    numbers = {name: [_number(record.get(name)) for record in known] for name in _columns(known)}
+    numbers = {name: _numbers([record.get(name) for record in known]) for name in _columns(known)}
     frame = pd.DataFrame(numbers, dtype="float64")
     frame[list(_QUANTILES)] = np.array([_quantiles(record) for record in known], dtype="float64").reshape(-1, len(_QUANTILES))
     frame.insert(0, "cell_id", [record["cell_id"] for record in known])
@@ -85,14 +86,35 @@ def round_frame(groups: Sequence[Group], records: Iterable[Mapping[str, Any]]) -
     return frame
 
 
+@dataclass(frozen=True)
+class Rounds:
+    """The rounds of a grid's cells: their settings, the records, and the numbers of these as a frame (:func:`round_frame`)."""
+
+    groups: list[Group]
+    records: list[Mapping[str, Any]]
+    frame: pd.DataFrame
+
+    @classmethod
+    def of(cls, rows: Iterable[Row], records: Iterable[Mapping[str, Any]]) -> Rounds:
+        """The rounds of some rows, whatever their status, by what ``ResultStore.rounds`` gave."""
+        groups, records = settings(rows), list(records)
+        return cls(groups, records, round_frame(groups, records))
+
+
 def _columns(records: Sequence[Mapping[str, Any]]) -> list[str]:
     drawn = [column for panel in _PANELS for column in panel.columns if column not in (*_QUANTILES, "noise_to_signal")]
     names = dict.fromkeys(["round", "signal_norm", "noise_norm", *drawn])
-    return list(names | dict.fromkeys(name for record in records for name in record if name.startswith("loss_")))
+    # most records have the same names
+    shapes = dict.fromkeys(map(tuple, records))
+    return list(names | dict.fromkeys(name for shape in shapes for name in shape if name.startswith("loss_")))
 
 
-def _number(value: object) -> float:
-    return value if isinstance(value, int | float) else math.nan
+def _numbers(values: Sequence[object]) -> NDArray[np.float64]:
+    """What is a number; NaN for the rest."""
+    try:
+        return np.array(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        return np.array([value if isinstance(value, int | float) else math.nan for value in values], dtype=np.float64)
 
 
 def _quantiles(record: Mapping[str, Any]) -> list[float]:
@@ -100,18 +122,13 @@ def _quantiles(record: Mapping[str, Any]) -> list[float]:
     return quantiles if isinstance(quantiles, list) and len(quantiles) == len(_QUANTILES) else [math.nan] * len(_QUANTILES)
 
 
-def draw_diagnostics(rows: Sequence[Row], records: Iterable[Mapping[str, Any]]) -> Figure | None:
+def draw_diagnostics(rounds: Rounds) -> Figure | None:
     """A block of panels for every method over its rounds, a line for every epsilon; None where there is nothing to draw.
 
     Lines are means over the cells of a method and epsilon: seeds and places. A method is drawn when it has two rounds or more of
     some number; values that are not finite are left out, and so is a ratio of noise to signal that is 0, on the log scale.
-
-    Args:
-        rows: the rows of the grid, whatever their status.
-        records: what ``ResultStore.rounds`` gave.
     """
-    groups = settings(rows)
-    frame = round_frame(groups, records)
+    groups, frame = rounds.groups, rounds.frame
     losses = [str(name) for name in frame if str(name).startswith("loss_")]
     panels = [*(Panel(_loss_title(name), (name,)) for name in losses), *_PANELS]
     methods = [
@@ -247,8 +264,11 @@ def _frame(axes: Axes, panel: Panel) -> None:
     axes.tick_params(which="both", colors=MUTED, labelcolor=INK, labelsize=7.5, length=2.5, pad=2)
     axes.grid(axis="y", color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)
-    axes.set_title(panel.title, fontsize=8.5, color=INK, loc="left", pad=4, parse_math=False)
+    # with its place given, no ticks are laid out to find one
+    axes.set_title(panel.title, fontsize=8.5, color=INK, loc="left", pad=4, y=1.0, parse_math=False)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    # there is no label, so no ticks are laid out to find its place either
+    axes.yaxis.set_label_coords(0, 0.5)
     axes.set_xlabel("round", fontsize=7, color=MUTED, labelpad=0.5, loc="right")
 
 

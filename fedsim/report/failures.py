@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import fmean
 from typing import Any
 
 import pandas as pd
 
-from fedsim.report.diagnostics import round_frame, settings
+from fedsim.report.diagnostics import Rounds
 from fedsim.results.groups import Group
 from fedsim.results.rows import Row
 from fedsim.words import setting
@@ -69,15 +71,14 @@ class Finding:
         return f"{self.setting}: {self.kind}: {self.observed}. {_told(self.kind)}"
 
 
-def find_failures(rows: Sequence[Row], records: Iterable[Mapping[str, Any]]) -> list[Finding]:
+def find_failures(rows: Sequence[Row], rounds: Rounds) -> list[Finding]:
     """The known failures that some rows and their rounds show, by kind in the order of ``HELP``, then by setting.
 
     Args:
         rows: the rows of the grid, whatever their status.
-        records: what ``ResultStore.rounds`` gave.
+        rounds: of the same rows.
     """
-    groups, records = settings(rows), list(records)
-    frame = round_frame(groups, records)
+    groups, records, frame = rounds.groups, rounds.records, rounds.frame
     late = frame[frame["position"] >= frame["rounds"] - (frame["rounds"] / _LAST).apply(math.ceil)]
     ok = {row.cell_id for row in rows if row.status == "ok"}
     kl = pd.DataFrame({"first": frame.groupby("cell_id")["kl"].first(), "last": late.groupby("cell_id")["kl"].mean()}).dropna()
@@ -148,9 +149,8 @@ def _place(group: Group) -> tuple[object, ...]:
 def _diverged(groups: Sequence[Group], records: Iterable[Mapping[str, Any]]) -> Iterator[Finding]:
     first: dict[str, tuple[int, str]] = {}
     for record in records:
-        if record["cell_id"] in first:
-            continue
-        if lost := [name for name, value in record.items() if name.startswith("loss_") and _lost(value)]:
+        lost = [name for name in _losses(tuple(record)) if _lost(record[name])]
+        if lost and record["cell_id"] not in first:
             words = " and ".join(name.removeprefix("loss_").replace("_", " ") for name in lost)
             first[record["cell_id"]] = record["round"], words
     for group in groups:
@@ -160,39 +160,54 @@ def _diverged(groups: Sequence[Group], records: Iterable[Mapping[str, Any]]) -> 
             yield Finding(_setting(group), DIVERGED, f"{told}{_seeds(len(cells), len(group.rows))}")
 
 
+@lru_cache(maxsize=1024)
+def _losses(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in names if name.startswith("loss_"))
+
+
 def _collapse(groups: Sequence[Group], kl: pd.DataFrame) -> Iterator[Finding]:
-    for group, cells in _cells(groups, kl):
-        found = cells[cells["last"] < KL_COLLAPSED]
-        if len(found):
-            told = f"{_rounded(found['last'].median())} nats an example in the last quarter of the rounds{_seeds(len(found), len(cells))}"
-            yield Finding(_setting(group), COLLAPSE, told)
+    of = _counted(groups, kl)
+    for position, found in _by_setting(groups, kl[kl["last"] < KL_COLLAPSED]).items():
+        told = f"{_rounded(found['last'].median())} nats an example in the last quarter of the rounds{_seeds(len(found), of[position])}"
+        yield Finding(_setting(groups[position]), COLLAPSE, told)
 
 
 def _explosion(groups: Sequence[Group], kl: pd.DataFrame, records: Iterable[Mapping[str, Any]]) -> Iterator[Finding]:
     lost = {record["cell_id"] for record in records if _lost(record.get("kl"))}
     large = kl[(kl["last"] > KL_LARGE) & (kl["last"] > KL_GROWTH * kl["first"])].drop(index=list(lost), errors="ignore")
-    for group, found in _cells(groups, large):
+    exploded = _by_setting(groups, large)
+    for position, group in enumerate(groups):
         if count := sum(row.cell_id in lost for row in group.rows):
             yield Finding(_setting(group), EXPLOSION, f"the KL is not finite{_seeds(count, len(group.rows))}")
-        elif len(found):
+        elif (found := exploded.get(position)) is not None:
             first, last = found.median()
             told = f"{_rounded(last)} nats an example in the last quarter of the rounds, {_rounded(first)} at first"
             yield Finding(_setting(group), EXPLOSION, f"{told}{_seeds(len(found), len(group.rows))}")
 
 
 def _disagreement(groups: Sequence[Group], mmd: pd.DataFrame) -> Iterator[Finding]:
-    for group, cells in _cells(groups, mmd):
-        found = cells[(cells["last"] > MMD_HIGH) & (cells["last"] >= MMD_STAYED * cells["most"])]
-        if len(found):
-            most, last = found.median()
-            told = f"squared MMD {last:.2f} in the last quarter of the rounds, at most {most:.2f}{_seeds(len(found), len(cells))}"
-            yield Finding(_setting(group), DISAGREEMENT, told)
+    of = _counted(groups, mmd)
+    apart = mmd[(mmd["last"] > MMD_HIGH) & (mmd["last"] >= MMD_STAYED * mmd["most"])]
+    for position, found in _by_setting(groups, apart).items():
+        most, last = found.median()
+        told = f"squared MMD {last:.2f} in the last quarter of the rounds, at most {most:.2f}{_seeds(len(found), of[position])}"
+        yield Finding(_setting(groups[position]), DISAGREEMENT, told)
 
 
-def _cells(groups: Sequence[Group], statistics: pd.DataFrame) -> Iterator[tuple[Group, pd.DataFrame]]:
-    """The groups with the lines of their cells."""
-    for group in groups:
-        yield group, statistics.loc[statistics.index.intersection([row.cell_id for row in group.rows])]
+def _by_setting(groups: Sequence[Group], cells: pd.DataFrame) -> dict[int, pd.DataFrame]:
+    """The lines of some cells by the position of their group, ascending; groups without a line are left out."""
+    owners = pd.Series(_owners(groups, cells), index=cells.index, dtype="int64")
+    return {position: cells[owners == position] for position in sorted(set(owners))}
+
+
+def _counted(groups: Sequence[Group], cells: pd.DataFrame) -> Counter[int]:
+    """How many of the cells each group has."""
+    return Counter(_owners(groups, cells))
+
+
+def _owners(groups: Sequence[Group], cells: pd.DataFrame) -> list[int]:
+    owner = {row.cell_id: position for position, group in enumerate(groups) for row in group.rows}
+    return [owner[cell] for cell in cells.index]
 
 
 def _seeds(found: int, of: int) -> str:

@@ -24,11 +24,11 @@ SHADES = ("#f2844b", "#de5f65", "#c33d80", "#a11b9b", "#7701a8", "#48039f", "#0d
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure with the name of its files and of its place in the page, and the title that stands over it there."""
+    """A figure as SVG, with the name of its files and of its place in the page, and the title that stands over it there."""
 
     name: str
     title: str
-    figure: Figure
+    svg: str
 
 
 @contextmanager
@@ -54,27 +54,30 @@ def name_level(axes: Axes, text: str, height: float, size: float, gap: float) ->
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write ``name.png`` (200 dpi) and ``name.svg`` into ``folder``; the same figure gives the same bytes."""
+    """Write ``name.png`` (200 dpi) and ``name.svg`` into ``folder``; the same figure gives the same bytes.
+
+    What the layout is, is found once; the figure keeps it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     png, svg = folder / f"{name}.png", folder / f"{name}.svg"
     with style():
         FigureCanvasAgg(figure)
         figure.savefig(png, dpi=200)
-    svg.write_text(_svg(figure), encoding="utf-8")
+    figure.set_layout_engine("none")
+    svg.write_text(svg_text(figure), encoding="utf-8")
     return [png, svg]
 
 
-def inline_svg(figure: Figure, title: str, name: str) -> str:
-    """The figure as an ``<svg>`` element for a page, its colours as CSS variables so that it follows light and dark.
+def inline_svg(svg: str, title: str, name: str) -> str:
+    """A figure as an ``<svg>`` element for a page, its colours as CSS variables so that it follows light and dark.
 
     The page defines ``--ink``, ``--muted``, ``--grid``, ``--paper``, ``--series-0`` … ``--series-5`` and ``--shade-0`` … ``--shade-6``.
 
     Args:
-        figure: drawn with this module's colours.
+        svg: what ``svg_text`` gave, of a figure in this module's colours.
         title: read out by screen readers; must be free of markup.
         name: what its elements' ids start with, different for every figure of a page.
     """
-    svg = _svg(figure)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     # Inside a page this rule would reach every element of it.
     svg = re.sub(r"<style type=\"text/css\">.*?</style>", "", svg, flags=re.DOTALL)
@@ -90,7 +93,8 @@ def inline_svg(figure: Figure, title: str, name: str) -> str:
     return svg.replace("<svg ", f'<svg role="img" aria-label="{title}" {look} ', 1)
 
 
-def _svg(figure: Figure) -> str:
+def svg_text(figure: Figure) -> str:
+    """The figure as the text of an SVG file."""
     text = io.StringIO()
     with style():
         FigureCanvasSVG(figure)

@@ -71,7 +71,7 @@ def render_page(
     return _template("page.html").render(
         name=name,
         # Figures are matplotlib's own output, where every text is an outline and comments are escaped.
-        figures={each.name: Markup(inline_svg(each.figure, escape(each.title), each.name)) for each in drawn},
+        figures={each.name: Markup(inline_svg(each.svg, escape(each.title), each.name)) for each in drawn},
         others=[each for each in drawn if each.name not in (curves.NAME, diagnostics.NAME)],
         findings=by_kind(findings),
         known=list(HELP),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,38 +13,14 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from rich.text import Text
 
-from fedsim.atomic import replaced
-from fedsim.errors import UserError
 from fedsim.partition.matrix import MOST_PANELS, LabelMatrix
 from fedsim.report.figures import INK, MUTED, PAPER, SERIES, style
-from fedsim.results.folder import RunFolder
 from fedsim.words import number
 
 NAME = "partitions"
 _MOST_LINES = 30
 _FEW = 24
 _MOST_ACROSS = 200
-
-
-def write_partitions(folder: RunFolder, matrices: Sequence[LabelMatrix]) -> None:
-    """Write ``partitions.json`` into a run folder, replacing an older one at once."""
-    with replaced(folder.partitions) as part:
-        part.write_text("[\n" + ",\n".join(json.dumps(matrix.to_json()) for matrix in matrices) + "\n]\n", encoding="utf-8")
-
-
-def read_partitions(folder: RunFolder) -> list[LabelMatrix]:
-    """What ``write_partitions`` wrote; empty where there is no such file.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
-    path = folder.partitions
-    if not path.exists():
-        return []
-    try:
-        return [LabelMatrix.from_json(values) for values in json.loads(path.read_text(encoding="utf-8"))]
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(str(path), "this is not a file of partitions that fedsim wrote", "remove it") from error
 
 
 def title(matrix: LabelMatrix) -> str:

@@ -14,16 +14,18 @@ from rich.console import Console
 from fedsim.atomic import replaced
 from fedsim.errors import UserError
 from fedsim.partition.matrix import LabelMatrix
-from fedsim.report import curves, diagnostics, partitions
+from fedsim.report import curves, diagnostics, partitions, sites
 from fedsim.report.curves import draw_curves
-from fedsim.report.diagnostics import draw_diagnostics
+from fedsim.report.diagnostics import Rounds, draw_diagnostics
 from fedsim.report.failures import Finding, find_failures, summary
 from fedsim.report.figures import Drawn, save_figure
 from fedsim.report.page import render_page
-from fedsim.report.partitions import draw_partitions, read_partitions
+from fedsim.report.partitions import draw_partitions
+from fedsim.report.sites import draw_sites
 from fedsim.report.tables import rich_tables
 from fedsim.results.folder import RunFolder
 from fedsim.results.groups import Group, group_seeds
+from fedsim.results.partitions import read_partitions
 from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore, of_newest_source
 from fedsim.results.summary import write_summary
@@ -31,17 +33,19 @@ from fedsim.results.summary import write_summary
 
 @dataclass(frozen=True)
 class Shown:
-    """What a report is drawn from: rows of the grid, the same averaged over seeds, round records, partitions."""
+    """What a report is drawn from: rows of the grid, the same averaged over seeds, their rounds, lines of their clients, partitions."""
 
     rows: list[Row]
     groups: list[Group]
-    records: list[dict[str, Any]]
+    rounds: Rounds
+    clients: list[dict[str, Any]]
     matrices: list[LabelMatrix]
 
 
 FIGURES: tuple[tuple[str, str, Callable[[Shown], Figure | None]], ...] = (
     (curves.NAME, "Privacy-utility curves", lambda shown: draw_curves(shown.groups)),
-    (diagnostics.NAME, "Diagnostics of the rounds", lambda shown: draw_diagnostics(shown.rows, shown.records)),
+    (diagnostics.NAME, "Diagnostics of the rounds", lambda shown: draw_diagnostics(shown.rounds)),
+    (sites.NAME, "Clients one by one", lambda shown: draw_sites(shown.groups, shown.clients)),
     (partitions.NAME, "Who holds what", lambda shown: draw_partitions(shown.matrices)),
 )
 """Name, title and drawing of every figure; None is a figure that has nothing to show."""
@@ -49,15 +53,16 @@ FIGURES: tuple[tuple[str, str, Callable[[Shown], Figure | None]], ...] = (
 
 @dataclass(frozen=True)
 class Report:
-    """What was drawn from a run folder: the page, and what a terminal shows of it."""
+    """What was drawn from a run folder: the page, and what a terminal shows of it; the groups are the rows averaged over seeds."""
 
     page: Path
     rows: list[Row]
+    groups: list[Group]
     findings: list[Finding]
 
     def show(self, console: Console) -> None:
         """Print the table of results, and the known failures that were seen."""
-        console.print(rich_tables(group_seeds(self.rows)))
+        console.print(rich_tables(self.groups))
         for line in summary(self.findings):
             console.print(line, style="yellow", highlight=False, markup=False)
 
@@ -77,13 +82,14 @@ def write_report(folder: Path) -> Report:
     manifest = read_manifest(folder)
     rows = grid_rows(folder)
     groups = group_seeds(rows)
-    write_summary(rows, run.summary)
-    records = store.rounds()
-    shown = Shown(rows, groups, records, read_partitions(run))
-    drawn = [Drawn(name, title, figure) for name, title, draw in FIGURES if (figure := draw(shown)) is not None]
-    for each in drawn:
-        save_figure(each.figure, run.curves, each.name)
-    report = Report(run.page, rows, find_failures(rows, records))
+    write_summary(groups, run.summary)
+    shown = Shown(rows, groups, Rounds.of(rows, store.rounds()), store.clients(), read_partitions(run))
+    drawn = []
+    for name, title, draw in FIGURES:
+        if (figure := draw(shown)) is not None:
+            _, svg = save_figure(figure, run.curves, name)
+            drawn.append(Drawn(name, title, svg.read_text(encoding="utf-8")))
+    report = Report(run.page, rows, groups, find_failures(rows, shown.rounds))
     with replaced(report.page) as part:
         part.write_text(render_page(folder.resolve().name, rows, groups, drawn, manifest, report.findings), encoding="utf-8")
     return report

@@ -29,6 +29,11 @@ class RunFolder:
         return self.path / "rounds.jsonl"
 
     @property
+    def clients(self) -> Path:
+        """A line a client of every cell that was judged by clients, appended."""
+        return self.path / "clients.jsonl"
+
+    @property
     def summary(self) -> Path:
         """The rows averaged over seeds."""
         return self.path / "summary.csv"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any, get_args
 
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 from fedsim.privacy.plan import Claim
 from fedsim.results.lines import dump
@@ -29,7 +29,7 @@ class Interval:
         n = len(values)
         if n == 1:
             return cls(float(values[0]), None)
-        return cls(fmean(values), float(student_t.ppf(0.975, n - 1)) * stdev(values) / math.sqrt(n))
+        return cls(fmean(values), float(stdtrit(n - 1, 0.975)) * stdev(values) / math.sqrt(n))
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,13 @@ def group_seeds(rows: Iterable[Row]) -> list[Group]:
     A label that stands for several parameter sets gets the differing parameters appended, so that no two groups of
     different parameters share a name.
     """
-    rows = _distinct_labels(list(rows))
+    rows = list(rows)
+    params = [dump(row.params) for row in rows]
+    rows = _distinct_labels(rows, params)
     order = {name: position for position, name in enumerate(dict.fromkeys(name for row in rows for name in (row.dataset, row.label)))}
     grouped: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        key = (*(getattr(row, name) for name in SETTING), row.dataset_hash, dump(row.params))
+    for row, spelled in zip(rows, params, strict=True):
+        key = (*(getattr(row, name) for name in SETTING), row.dataset_hash, spelled)
         grouped.setdefault(key, []).append(row)
     return sorted(
         (_group(members) for members in grouped.values()),
@@ -127,12 +129,15 @@ def weakest(claims: Collection[str | None]) -> str | None:
     return next((claim for claim in reversed(get_args(Claim)) if claim in claims), None)
 
 
-def _distinct_labels(rows: list[Row]) -> list[Row]:
-    """The rows, with what differs between settings that share a label appended to it."""
-    by_label: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        by_label.setdefault(row.label, []).append(_settings(row))
-    differing = {label: _differing(settings) for label, settings in by_label.items()}
+def _distinct_labels(rows: list[Row], params: list[str]) -> list[Row]:
+    """The rows, whose parameters are ``params`` as text, with what differs between settings that share a label appended to it."""
+    by_label: dict[str, dict[tuple[Any, ...], dict[str, Any]]] = {}
+    for row, spelled in zip(rows, params, strict=True):
+        key = (row.algorithm, row.delta, row.unit, row.trust, spelled)
+        known = by_label.setdefault(row.label, {})
+        if key not in known:
+            known[key] = _settings(row)
+    differing = {label: _differing(list(known.values())) for label, known in by_label.items()}
 
     def named(row: Row) -> Row:
         told = ", ".join(f"{name}={_settings(row).get(name)}" for name in differing[row.label])

@@ -10,6 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from fedsim.words import json_number
+
 _NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
 
@@ -28,15 +30,13 @@ def dump(value: Any) -> str:
 
 def encode(value: Any) -> Any:
     """Plain JSON values: not-finite numbers as "inf", "-inf", "nan"; arrays and tensors as lists; paths as strings."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(float(value))
     if isinstance(value, Mapping):
         return {str(key): encode(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [encode(item) for item in value]
     if isinstance(value, Path):
         return str(value)
-    return encode(value.tolist()) if hasattr(value, "tolist") else value
+    return encode(value.tolist()) if hasattr(value, "tolist") else json_number(value)
 
 
 def decode(value: Any) -> Any:

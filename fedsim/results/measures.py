@@ -8,7 +8,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import f1_score, recall_score
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +40,8 @@ class Measure:
     Attributes:
         title: what its table is called.
         of: whose predictions it is computed from. ``all``: of all test rows, by the probe or classifier that everyone has (the mean over
-            clients with classifiers of their own); ``own``: test row i by the probe on client i mod K's own synthetic embeddings;
-            ``personal``: each client's of the rows as it sees them, the mean over clients.
+            clients with classifiers of their own); ``clients``: each client's of its own test rows, by the probe on its own generator's
+            embeddings; ``personal``: each client's of its own test rows, the mean over clients.
         score: the number; None where it comes from elsewhere.
         column: its head in the page's list of cells; "" leaves it out.
         table: whether it has a table of its own, once a row has it.
@@ -50,7 +49,7 @@ class Measure:
     """
 
     title: str
-    of: Literal["all", "own", "personal"]
+    of: Literal["all", "clients", "personal"]
     score: Callable[[Predictions], float] | None
     column: str = ""
     table: bool = False
@@ -64,29 +63,40 @@ def accuracy(of: Predictions) -> float:
 
 def balanced_accuracy(of: Predictions) -> float:
     """Mean recall over the held classes; a class that is never predicted counts as 0."""
+    from sklearn.metrics import recall_score
+
     return float(recall_score(of.y, of.predicted, labels=of.held, average="macro", zero_division=0))
 
 
 def macro_f1(of: Predictions) -> float:
     """Mean F1 over the held classes; a class that is never predicted counts as 0."""
+    from sklearn.metrics import f1_score
+
     return float(f1_score(of.y, of.predicted, labels=of.held, average="macro", zero_division=0))
 
 
 def share_weighted_accuracy(of: Predictions) -> float:
     """Accuracy where labels are as frequent as with the client: the recalls, weighed by its shares."""
+    from sklearn.metrics import recall_score
+
     if of.shares is None:
         return accuracy(of)
     recall = recall_score(of.y, of.predicted, labels=of.held, average=None, zero_division=0)
     return float(np.average(recall, weights=of.shares[of.held]))
 
 
+_OWN = "of each client's own generator on its own test rows"
 _INTERPOLATED = "at the clients, own classifier and shared one interpolated"
 
 MEASURES = {
     "accuracy": Measure("Accuracy", "all", accuracy, "accuracy"),
     "balanced_accuracy": Measure("Balanced accuracy", "all", balanced_accuracy, "balanced", table=True),
     "macro_f1": Measure("Macro F1", "all", macro_f1, "macro F1"),
-    "client_balanced_accuracy": Measure("Balanced accuracy of each client's own generator", "own", balanced_accuracy, table=True),
+    "client_balanced_accuracy": Measure(f"Balanced accuracy {_OWN}, mean over clients", "clients", None, table=True),
+    "client_worst_balanced_accuracy": Measure(f"Balanced accuracy {_OWN}, worst client", "clients", None, table=True),
+    "client_spread": Measure(f"Balanced accuracy {_OWN}, best client less worst", "clients", None),
+    "client_shared_balanced_accuracy": Measure("Balanced accuracy of the shared generator on the same rows", "clients", None, table=True),
+    "client_local_only_balanced_accuracy": Measure("Balanced accuracy of each client's own real rows on the same rows", "clients", None),
     "personal_accuracy": Measure(f"Accuracy {_INTERPOLATED}", "personal", share_weighted_accuracy, table=True),
     "personal_balanced_accuracy": Measure(f"Balanced accuracy {_INTERPOLATED}", "personal", balanced_accuracy, table=True),
     "personal_weight": Measure("Mean weight of the clients' own classifiers", "personal", None, summary=False),

@@ -35,8 +35,9 @@ class Row(BaseModel):
     known of the epsilon, and ``error`` says why. ``epsilon_spent`` is under add-or-remove-one, ``epsilon_spent_replace_one`` under
     replace-one at the same delta (:func:`fedsim.privacy.accountant.replace_one_epsilon`). ``uplink_bytes`` counts what all clients sent in
     all rounds, ``seconds`` is the cell's wall time, ``sigma`` the noise multiplier, ``steps`` the number of noisy steps, ``sample_rate``
-    their Poisson rate. ``source`` is the hash of the code that ran (:mod:`fedsim.methods.source_hash`); a row without one is older than
-    this field, and so than any row with one.
+    their Poisson rate. ``unseen`` is a site that took no part and on whose test rows all scores are, ``tested`` says which test rows the
+    clients' own scores are from. ``source`` is the hash of the code that ran (:mod:`fedsim.methods.source_hash`); a row without one is
+    older than this field, and so than any row with one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,6 +71,8 @@ class Row(BaseModel):
     sample_rate: float | None = None
     steps: int | None = None
     clip: float | None = None
+    unseen: str | None = None
+    tested: str | None = None
     scores: dict[str, float] = {}
     ceiling_balanced_accuracy: float | None = None
     local_only_balanced_accuracy: float | None = None

@@ -9,15 +9,16 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from fedsim.errors import UserError
 from fedsim.results.folder import RunFolder
 from fedsim.results.lines import decode, dump, is_json, reasons
 from fedsim.results.measures import MEASURES
 from fedsim.results.rows import Row
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class ResultStore:
@@ -85,6 +86,30 @@ class ResultStore:
         if lines:
             self._append(self.folder.rounds, lines)
 
+    def append_clients(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Add what is told of the clients of one cell, each line with ``cell_id`` and ``client``, in one write.
+
+        Raises:
+            UserError: another fedsim holds the folder.
+        """
+        if written := [dump(line) for line in lines]:
+            self._append(self.folder.clients, written)
+
+    def clients(self) -> list[dict[str, Any]]:
+        """The last line of every cell and client, by cell and client.
+
+        Raises:
+            UserError: a complete line of the file is none of these.
+        """
+        latest: dict[str, dict[int, dict[str, Any]]] = {}
+        for number, line in _lines(self.folder.clients):
+            try:
+                told = json.loads(line)
+                latest.setdefault(told["cell_id"], {})[told["client"]] = told
+            except (ValueError, KeyError, TypeError) as error:
+                raise _broken(self.folder.clients, number, error) from error
+        return [own[client] for own in latest.values() for client in sorted(own)]
+
     def rows(self) -> list[Row]:
         """The last row of every cell, in the order in which those rows were written.
 
@@ -110,8 +135,9 @@ class ResultStore:
         by_cell: dict[str, list[dict[str, Any]]] = {}
         for number, line in _lines(self.folder.rounds):
             try:
-                raw = json.loads(line)
-                record = {key: raw[key] if key == "cell_id" else decode(value) for key, value in raw.items()}
+                record = json.loads(line)
+                if any(word in line for word in _WORDS):
+                    record = {key: value if key == "cell_id" else decode(value) for key, value in record.items()}
                 kept = by_cell.setdefault(record["cell_id"], [])
                 while kept and kept[-1]["round"] >= record["round"]:
                     kept.pop()
@@ -144,6 +170,8 @@ def load_results(folder: Path | str) -> pd.DataFrame:
     Raises:
         UserError: the folder has no results, or a line is not a row.
     """
+    import pandas as pd
+
     store = ResultStore(folder)
     store.folder.check()
     frame = pd.DataFrame([row.model_dump() for row in of_newest_source(store.rows())], columns=Row.columns())
@@ -155,6 +183,10 @@ def of_newest_source(rows: Sequence[Row]) -> list[Row]:
     """The rows without those of older code: an algorithm's rows are kept if they have the source of the one that was written last."""
     newest = {row.algorithm: row.source for row in rows}
     return [row for row in rows if row.source == newest[row.algorithm]]
+
+
+_WORDS = (b'inf"', b'"nan"')
+"""One of them is in every line with a number that is not finite."""
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from fedsim.errors import UserError
 from fedsim.grid.models import Grid
-from fedsim.report.partitions import write_partitions
-from fedsim.report.report import grid_rows, write_report
+from fedsim.results.partitions import write_partitions
 from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore
 from fedsim.runtime.display import describe, make_display, outcome
@@ -22,6 +23,9 @@ from fedsim.simulation.label_matrices import drawn_matrices
 from fedsim.simulation.plan_table import show_refused, show_warnings
 from fedsim.simulation.preflight import Prepared
 from fedsim.simulation.trial import Trial
+
+if TYPE_CHECKING:
+    from fedsim.report.report import Report
 
 INTERRUPTED = 130
 
@@ -62,12 +66,13 @@ def run_bench(
         write_manifest(store.folder, prepared)
         write_partitions(store.folder, drawn_matrices(prepared))
         try:
-            _run(prepared, todo, store, console, engine)
+            report = _run(prepared, todo, store, console, engine)
         except KeyboardInterrupt:
-            finished = f"{len(grid_rows(folder))} of {len(prepared.trials)} cells are finished"
+            written = {row.cell_id for row in store.rows()}
+            count = sum(trial.cell.cell_id in written for trial in prepared.trials)
+            finished = f"{count} of {len(prepared.trials)} cells are finished"
             console.print(f"interrupted: {finished}; the same command goes on", soft_wrap=True, highlight=False)
             return INTERRUPTED
-        report = write_report(folder)
     report.show(console)
     bad = [row for row in report.rows if row.status != "ok"]
     for row in bad:
@@ -107,9 +112,20 @@ def told_anew(finished: Sequence[Trial], rows: Sequence[Row]) -> list[Row]:
     return told
 
 
-def _run(prepared: Prepared, todo: list[Trial], store: ResultStore, console: Console, engine: AbstractContextManager[Any]) -> None:
+def _run(prepared: Prepared, todo: list[Trial], store: ResultStore, console: Console, engine: AbstractContextManager[Any]) -> Report:
+    """Run what is to do, then draw the report; its libraries are loaded beside the cells, and it is drawn while Ray ends."""
     if not todo:
         console.print(f"all {len(prepared.trials)} cells are finished", highlight=False)
-        return
-    with engine, make_display(console, len(prepared.trials), len(prepared.trials) - len(todo)) as display:
-        Scheduler(prepared, store, display).run(todo)
+        return _drawn(store.folder.path)
+    with ThreadPoolExecutor(1) as beside:
+        with engine, make_display(console, len(prepared.trials), len(prepared.trials) - len(todo)) as display:
+            beside.submit(importlib.import_module, "fedsim.report.report")
+            Scheduler(prepared, store, display).run(todo)
+            drawing = beside.submit(_drawn, store.folder.path)
+        return drawing.result()
+
+
+def _drawn(folder: Path) -> Report:
+    from fedsim.report.report import write_report
+
+    return write_report(folder)

@@ -10,7 +10,8 @@ from typing import Any
 
 import ray
 
-from fedsim.partition import Partition
+from fedsim.evaluation.references import LocalOnly
+from fedsim.partition import Partition, PartitionSpec
 from fedsim.results.rows import Row, RowError
 from fedsim.results.store import ResultStore
 from fedsim.runtime.display import Display
@@ -22,7 +23,7 @@ from fedsim.simulation.generators import save_generator
 from fedsim.simulation.gpu_memory import doubled, share_for
 from fedsim.simulation.node import Share, fit_together
 from fedsim.simulation.preflight import Prepared
-from fedsim.simulation.row import failed_row, finished_row
+from fedsim.simulation.row import client_lines, failed_row, finished_row
 from fedsim.simulation.trial import Outcome, Trial
 from fedsim.words import setting
 
@@ -37,22 +38,24 @@ class Reference:
         key: what it depends on.
         dataset: the data set's key.
         partition: None for the ceiling.
+        spec: the partition's.
         probe_c: the probe's.
     """
 
     key: ReferenceKey
     dataset: str
     partition: Partition | None
+    spec: PartitionSpec
     probe_c: float
 
 
 def references_of(trial: Trial) -> tuple[Reference, Reference]:
     """A cell's ceiling and its local-only reference."""
     cell, partition = trial.cell, trial.partition
-    data, c = trial.data_key, cell.evaluation.probe_c
+    data, spec, c = trial.data_key, cell.partition, cell.evaluation.probe_c
     return (
-        Reference(("ceiling", data, str(c)), data, None, c),
-        Reference(("local-only", data, partition.fingerprint, str(c)), data, partition, c),
+        Reference(("ceiling", data, str(c)), data, None, spec, c),
+        Reference(("local-only", data, spec.scheme, partition.fingerprint, str(c)), data, partition, spec, c),
     )
 
 
@@ -92,7 +95,7 @@ class Scheduler:
         self.shares: dict[str, float] = {}
         self.queue: deque[Job] = deque()
         self.running: dict[Any, tuple[Slot, Job]] = {}
-        self.references: dict[ReferenceKey, float | None] = {}
+        self.references: dict[ReferenceKey, LocalOnly | float | None] = {}
         self.waiting: list[tuple[Trial, Outcome]] = []
         self.versions = versions()
 
@@ -138,7 +141,9 @@ class Scheduler:
         if isinstance(job, Measuring):
             stream = slot.worker.measure.options(num_returns="streaming").remote(job.trial, self.data[job.trial.data_key])
         elif isinstance(job, Reference):
-            stream = slot.worker.reference.options(num_returns="streaming").remote(self.data[job.dataset], job.partition, job.probe_c)
+            stream = slot.worker.reference.options(num_returns="streaming").remote(
+                self.data[job.dataset], job.partition, job.spec, job.probe_c
+            )
         else:
             cell, data = job.cell, self.data[job.data_key]
             label = setting(cell.label, cell.dataset.display, alpha=cell.alpha, clients=cell.clients, epsilon=cell.epsilon, seed=cell.seed)
@@ -184,7 +189,7 @@ class Scheduler:
         return True
 
     def _take_reference(self, job: Reference, report: Report) -> None:
-        self.references[job.key] = report.end if isinstance(report.end, float) else None
+        self.references[job.key] = report.end if isinstance(report.end, LocalOnly | float) else None
         if isinstance(report.end, Failure):
             self.display.note(f"the {job.key[0]} reference failed, its column stays empty: {report.end.summary()}")
         ready, self.waiting = self.waiting, []
@@ -212,7 +217,10 @@ class Scheduler:
         if ceiling not in self.references or local_only not in self.references:
             self.waiting.append((trial, outcome))
             return
-        row = finished_row(trial, outcome, self.references[ceiling], self.references[local_only], self.versions)
+        high, low = self.references[ceiling], self.references[local_only]
+        references = (high if isinstance(high, float) else None, low if isinstance(low, LocalOnly) else None)
+        row = finished_row(trial, outcome, *references, self.versions)
+        self.store.append_clients(client_lines(trial, outcome, references[1]))
         if self.save_generators and outcome.generator is not None:
             facts = {"status": row.status, "epsilon_spent": row.epsilon_spent, "accountant": row.accountant}
             save_generator(self.store.folder, trial, self.class_names[trial.data_key], outcome.generator, facts, self.versions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import logging
 import os
@@ -21,12 +22,12 @@ from threadpoolctl import threadpool_limits
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.device import CPU, device_of, exact_products, moved
-from fedsim.evaluation.references import ceiling, local_only
+from fedsim.evaluation.references import LocalOnly, ceiling, local_only
 from fedsim.grid.models import Cell
 from fedsim.methods.messages import Message, Pool, Round, Tensors
 from fedsim.methods.registry import lookup
 from fedsim.methods.source_hash import source_hash
-from fedsim.partition import Partition
+from fedsim.partition import Partition, PartitionSpec
 from fedsim.seeds import Seeds
 from fedsim.simulation.checkpoint import Checkpoints
 from fedsim.simulation.cohort import Cohort, CohortSpec, build_algorithm, join_clients, split_clients
@@ -36,7 +37,11 @@ from fedsim.simulation.rounds import RoundRecord
 from fedsim.simulation.trial import Outcome, Trial, local_pool, run_trial
 
 FLUSH_SECONDS = 0.2
-IN_THE_CALL = int(os.environ.get("RAY_max_direct_call_object_size", 100 * 2**10))  # noqa: SIM112 (so Ray spells it)
+KEPT = 2**29
+"""Bytes of freed memory that a process keeps for its next step."""
+_M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1
+"""Of glibc's malloc.h."""
+IN_THE_CALL = int(os.environ.get("RAY_max_direct_call_object_size", 100 * 2**10))  # noqa: SIM112 (Ray's spelling)
 """Bytes that Ray sends within a call (its own setting); more goes through the object store."""
 
 
@@ -72,7 +77,7 @@ class Report:
 
     rounds: tuple[RoundRecord, ...] = ()
     output: str = ""
-    end: Outcome | Failure | float | None = None
+    end: Outcome | Failure | LocalOnly | float | None = None
 
 
 def settle(cpus: float, device: torch.device = CPU) -> None:
@@ -82,8 +87,11 @@ def settle(cpus: float, device: torch.device = CPU) -> None:
     threads = max(1, int(cpus))
     torch.set_num_threads(threads)
     threadpool_limits(threads)
-    # glibc gives freed memory back at every step, unless it has seen a block this large being freed: a tenth of a step's time.
-    torch.empty(2**23)
+    # glibc gives large blocks back at every step, and the next step pays for every page anew: up to a third of its time.
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, KEPT)
 
 
 def send_tensors_as_bytes() -> None:
@@ -100,7 +108,9 @@ def _sent(tensor: torch.Tensor) -> tuple[NDArray[np.uint8], torch.dtype, torch.S
 
 def _received(sent: tuple[NDArray[np.uint8], torch.dtype, torch.Size]) -> torch.Tensor:
     content, dtype, shape = sent
-    return torch.from_numpy(content.copy()).view(dtype).view(shape)
+    tensor = torch.empty(shape, dtype=dtype)
+    tensor.view(-1).view(torch.uint8).numpy()[:] = content
+    return tensor
 
 
 def check_source(cell: Cell) -> None:
@@ -177,10 +187,10 @@ class TrialWorker:
         except Exception as error:
             yield Report(end=Failure.of(error))
 
-    def reference(self, data: Embeddings, partition: Partition | None, probe_c: float) -> Iterator[Report]:
+    def reference(self, data: Embeddings, partition: Partition | None, spec: PartitionSpec, probe_c: float) -> Iterator[Report]:
         """The ceiling without a partition, local-only with one."""
         try:
-            value = ceiling(data, probe_c) if partition is None else local_only(data, partition, probe_c)
+            value = ceiling(data, probe_c) if partition is None else local_only(data, partition, spec, probe_c)
         except Exception as error:
             yield Report(end=Failure.of(error))
         else:

@@ -109,7 +109,7 @@ class SavedGenerator:
 
     Attributes:
         facts: its cell, plan and what was spent.
-        synthesis: how it synthesises: ``neutral``, ``mixture``, ``client``, ``client:K``, or None where the algorithm has one way only.
+        synthesis: how it synthesises, as the algorithm's parameter says or ``client:K``; None where the algorithm has one way only.
         generator: the generator itself.
     """
 

@@ -4,38 +4,29 @@ from __future__ import annotations
 
 import math
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fedsim.privacy.plan import large_delta
 from fedsim.simulation.preflight import Prepared
+from fedsim.simulation.trial import Trial
 from fedsim.words import wide_console
+
+_LEFT = ("cell", "algorithm", "data", "α", "clients", "seed", "claim", "unit, trust, scope", "accountant", "actors")
 
 
 def show_plan(prepared: Prepared, console: Console) -> None:
     """Print every cell with its plan, the actor layout and the number of cells."""
-    table = Table(title=f"{prepared.grid.name}: {len(prepared.trials)} cells", title_justify="left", show_edge=False)
-    for name in ("cell", "algorithm", "data", "α", "clients", "seed"):
-        table.add_column(name, no_wrap=True)
-    for name in ("ε", "σ", "q", "steps", "ε reached"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name in ("claim", "unit, trust, scope", "accountant", "actors"):
-        table.add_column(name, no_wrap=True)
-    for trial in prepared.trials:
-        cell, plan = trial.cell, trial.plan
-        facts = [cell.cell_id, cell.label, cell.dataset.display, f"{cell.alpha:g}", str(cell.clients), str(cell.seed)]
-        actors = f"{len(trial.sizes)} × {'/'.join(map(str, sorted(set(trial.sizes), reverse=True)))} clients"
-        if plan is None:
-            table.add_row(*facts, "–", "–", "–", "–", "–", "none", "not private", "–", actors)
-            continue
-        budget = [
-            f"{plan.epsilon_target:g}",
-            f"{plan.sigma:.4g}",
-            ", ".join(f"{release.sample_rate:g}" for release in plan.releases),
-            ", ".join(str(release.steps) for release in plan.releases),
-            f"{plan.epsilon_reached:.4g}",
-        ]
-        table.add_row(*facts, *budget, plan.claim, f"{plan.unit}, {plan.trust}, {plan.scope}", plan.accountant, actors)
+    lines = [_facts(trial) for trial in prepared.trials]
+    table = Table(title=f"{prepared.grid.name}: {len(lines)} cells", title_justify="left", show_edge=False)
+    for name in lines[0]:
+        # given, the width of a long column is not measured again
+        width = max(cell_len(name), *(cell_len(line[name]) for line in lines))
+        table.add_column(name, justify="left" if name in _LEFT else "right", no_wrap=True, width=width)
+    for line in lines:
+        table.add_row(*map(Text, line.values()))
     wide_console(console, 400).print(table)
     show_refused(prepared, console)
     show_warnings(prepared, console)
@@ -55,6 +46,28 @@ def _shares(prepared: Prepared) -> str:
     measured = "as much of a GPU as a first round is measured to need"
     gpus = measured if asked.gpus_per_actor == "auto" else f"{share.gpus:g} GPUs"
     return f"{share.cpus:g} CPUs and {gpus} an actor, on {'the GPU' if share.gpus and share.device != 'cpu' else 'the CPU'}"
+
+
+def _facts(trial: Trial) -> dict[str, str]:
+    """What the table says of a cell, by column."""
+    cell, plan = trial.cell, trial.plan
+    return {
+        "cell": cell.cell_id,
+        "algorithm": cell.label,
+        "data": cell.dataset.display,
+        "α": f"{cell.alpha:g}",
+        "clients": str(cell.clients),
+        "seed": str(cell.seed),
+        "ε": f"{plan.epsilon_target:g}" if plan else "–",
+        "σ": f"{plan.sigma:.4g}" if plan else "–",
+        "q": ", ".join(f"{release.sample_rate:g}" for release in plan.releases) if plan else "–",
+        "steps": ", ".join(str(release.steps) for release in plan.releases) if plan else "–",
+        "ε reached": f"{plan.epsilon_reached:.4g}" if plan else "–",
+        "claim": plan.claim if plan else "none",
+        "unit, trust, scope": f"{plan.unit}, {plan.trust}, {plan.scope}" if plan else "not private",
+        "accountant": plan.accountant if plan else "–",
+        "actors": f"{len(trial.sizes)} × {'/'.join(map(str, sorted(set(trial.sizes), reverse=True)))} clients",
+    }
 
 
 def show_refused(prepared: Prepared, console: Console) -> None:

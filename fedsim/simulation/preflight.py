@@ -9,13 +9,14 @@ from fedsim.data.embeddings import Embeddings
 from fedsim.data.sources.load import load
 from fedsim.device import device_of
 from fedsim.errors import PluginError, UserError, at
-from fedsim.grid.cells import expand, grid_place
+from fedsim.grid.cells import expand, grid_place, without_unseen
 from fedsim.grid.models import Cell, Grid, Resources
 from fedsim.grid.resolve import resolve
 from fedsim.methods.claims import worth
 from fedsim.methods.messages import Task
 from fedsim.partition import SCHEMES, Partition, as_seen, make_partition
 from fedsim.privacy.plan import PrivacyPlan
+from fedsim.results.lines import dump
 from fedsim.simulation.cohort import build_algorithm
 from fedsim.simulation.gpu_memory import GIB, MOST, even_share, least
 from fedsim.simulation.node import Node, Share
@@ -68,10 +69,11 @@ def prepare(
     data = loaded(grid)
     if rehearse:
         resolved = rehearse_grid(resolved, data, device_of(share.device, share.gpus), keep_going=keep_going)
+    data = without_unseen(grid, data)
     cells = expand(resolved, data)
     partitions = partitioned(grid, cells, data)
-    tasks = tuple(_task(cell, data[cell.dataset.key]) for cell in cells)
-    plans = tuple(calibrated(grid, cell, task) for cell, task in zip(cells, tasks, strict=True))
+    tasks = tuple(_task(cell, data[cell.data_key]) for cell in cells)
+    plans = planned(grid, cells, tasks)
     sizes = laid_out(grid, cells, capacity, parallel)
     views, keys = seen(cells, partitions, data)
     trials = tuple(Trial(*facts) for facts in zip(cells, tasks, plans, partitions, sizes, keys, strict=True))
@@ -104,9 +106,9 @@ def partitioned(grid: Grid, cells: Sequence[Cell], data: Mapping[str, Embeddings
     """
     made: dict[tuple[str, float, int, int], Partition] = {}
     for cell in cells:
-        key, rows = _shares(cell), data[cell.dataset.key]
+        key, rows = _shares(cell), data[cell.data_key]
         if key not in made:
-            with at(grid_place(grid, grid.dataset.index(cell.dataset), grid.clients.index(cell.clients))):
+            with at(grid_place(grid, grid.dataset.index(cell.dataset), grid.clients.index(cell.clients), cell.evaluation.unseen)):
                 made[key] = make_partition(
                     rows.y_train, spec=cell.partition, alpha=cell.alpha, clients=cell.clients, seed=cell.seed, columns=rows.columns
                 )
@@ -115,7 +117,7 @@ def partitioned(grid: Grid, cells: Sequence[Cell], data: Mapping[str, Embeddings
 
 def _shares(cell: Cell) -> tuple[str, float, int, int]:
     """What decides a cell's partition."""
-    return cell.dataset.key, cell.alpha, cell.clients, cell.seed
+    return cell.data_key, cell.alpha, cell.clients, cell.seed
 
 
 def seen(
@@ -124,13 +126,27 @@ def seen(
     """The data by key, with what each partition makes of them where clients see values of their own; and the key that each cell reads."""
     views, keys = dict(data), []
     for cell, partition in zip(cells, partitions, strict=True):
-        key = cell.dataset.key
+        key = cell.data_key
         if SCHEMES[cell.partition.scheme].map_rows is not None:
             key = f"{key} {partition.fingerprint}"
             if key not in views:
-                views[key] = as_seen(data[cell.dataset.key], partition, cell.partition, cell.seed)
+                views[key] = as_seen(data[cell.data_key], partition, cell.partition, cell.seed)
         keys.append(key)
     return views, tuple(keys)
+
+
+def planned(grid: Grid, cells: Sequence[Cell], tasks: Sequence[Task]) -> tuple[PrivacyPlan | None, ...]:
+    """Every cell's plan; cells that differ in data, alpha or seed alone share it.
+
+    Raises:
+        UserError: the first cell without a plan; with the place in the grid.
+    """
+    solved: dict[tuple[str, str, Task, float | None], PrivacyPlan | None] = {}
+    keys = [(cell.algorithm, dump(cell.params), task, cell.epsilon) for cell, task in zip(cells, tasks, strict=True)]
+    for key, cell, task in zip(keys, cells, tasks, strict=True):
+        if key not in solved:
+            solved[key] = calibrated(grid, cell, task)
+    return tuple(solved[key] for key in keys)
 
 
 def calibrated(grid: Grid, cell: Cell, task: Task) -> PrivacyPlan | None:

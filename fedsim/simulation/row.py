@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from fedsim.evaluation.references import LocalOnly
 from fedsim.evaluation.scores import Scores
 from fedsim.results.rows import Row, RowError, Status
 from fedsim.simulation.trial import Outcome, Trial
 
 
-def finished_row(trial: Trial, outcome: Outcome, ceiling: float | None, local_only: float | None, versions: dict[str, str]) -> Row:
+def finished_row(trial: Trial, outcome: Outcome, ceiling: float | None, local_only: LocalOnly | None, versions: dict[str, str]) -> Row:
     """The row of a cell that ran to its end.
 
     Args:
@@ -30,13 +36,30 @@ def failed_row(trial: Trial, error: RowError, versions: dict[str, str]) -> Row:
     return _row(trial, "failed", error, None, None, None, versions)
 
 
+def client_lines(trial: Trial, outcome: Outcome, local_only: LocalOnly | None) -> Iterator[dict[str, Any]]:
+    """What is told of every client of a cell that was judged by clients: its scores on its own test rows."""
+    floors = local_only.clients if local_only else (None,) * trial.cell.clients
+    for each in outcome.clients:
+        line: dict[str, Any] = {"cell_id": trial.cell.cell_id, "client": each.client, "name": each.name}
+        line |= {"rows": each.rows, "test_rows": each.test_rows}
+        for whose, scores in (("own", each.own), ("shared", each.shared)):
+            line |= {f"{whose}_{name}": scores[name] if scores else None for name in ("accuracy", "balanced_accuracy")}
+        yield line | {"local_only_balanced_accuracy": floors[each.client]} | ({} if each.test_rows else {"reason": "it has no test row"})
+
+
+def _with_floor(outcome: Outcome, local_only: LocalOnly | None) -> Scores:
+    """The scores, with what clients have by themselves where they are judged one by one."""
+    floors = [floor for floor in local_only.clients if floor is not None] if outcome.clients and local_only else []
+    return outcome.scores if not floors else Scores(outcome.scores, client_local_only_balanced_accuracy=float(np.mean(floors)))
+
+
 def _row(
     trial: Trial,
     status: Status,
     error: RowError | None,
     outcome: Outcome | None,
     ceiling: float | None,
-    local_only: float | None,
+    local_only: LocalOnly | None,
     versions: dict[str, str],
 ) -> Row:
     cell, plan = trial.cell, trial.plan
@@ -50,7 +73,7 @@ def _row(
         algorithm=cell.algorithm,
         label=cell.label,
         params=cell.params,
-        dataset=cell.dataset.display,
+        dataset=cell.dataset.display + (f" ({cell.evaluation.unseen} unseen)" if cell.evaluation.unseen else ""),
         dataset_hash=cell.dataset_hash,
         scheme=cell.partition.scheme,
         alpha=cell.alpha,
@@ -72,9 +95,11 @@ def _row(
         sample_rate=plan.main.sample_rate if plan else None,
         steps=sum(release.steps for release in plan.releases) if plan else None,
         clip=plan.clip if plan else None,
-        scores=outcome.scores if outcome else Scores(),
+        unseen=cell.evaluation.unseen,
+        tested=outcome.tested if outcome else None,
+        scores=_with_floor(outcome, local_only) if outcome else Scores(),
         ceiling_balanced_accuracy=ceiling,
-        local_only_balanced_accuracy=local_only,
+        local_only_balanced_accuracy=local_only.mean if local_only else None,
         chance=1 / trial.task.classes,
         uplink_bytes=outcome.uplink_bytes if outcome else None,
         seconds=outcome.seconds if outcome else None,

@@ -11,8 +11,8 @@ import torch
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.device import CPU
-from fedsim.evaluation.judge import Judge
-from fedsim.evaluation.scores import Scores
+from fedsim.evaluation.judge import ClientScores, Judge
+from fedsim.evaluation.scores import Scores, scores_of_clients
 from fedsim.grid.models import Cell
 from fedsim.methods.messages import Pool, Task, Tensors
 from fedsim.partition import Partition
@@ -66,12 +66,15 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The fields of a row that running a cell decides, and the state that its generator is made from, if there is one.
+    """The fields of a row that running a cell decides, every client's scores, and the state that its generator is made from, if any.
 
-    ``unaccounted`` says where the ledger is not what the plan planned (:meth:`fedsim.privacy.ledger.Ledger.unaccounted`); "" where it is.
+    ``tested`` says on which test rows clients were judged, if they were. ``unaccounted`` says where the ledger is not what the plan
+    planned (:meth:`fedsim.privacy.ledger.Ledger.unaccounted`); "" where it is.
     """
 
     scores: Scores
+    clients: tuple[ClientScores, ...] = field(repr=False)
+    tested: str | None
     epsilon_spent: float | None
     epsilon_spent_replace_one: float | None
     accountant: str | None
@@ -120,8 +123,8 @@ def run_trial(
     trained: Trained = yield from train(algorithm, pool, trial.plan, seeds, resume, checkpoints, device)
     judge, evaluation = Judge(cell, data, trial.partition, device), cell.evaluation
     scores = judge.scores(trained.made)
-    if evaluation.per_client:
-        scores |= judge.of_clients(trained.made)
+    clients = judge.of_clients(trained.made) if evaluation.per_client else ()
+    scores |= scores_of_clients([each.own for each in clients], [each.shared for each in clients])
     if evaluation.personal is not None:
         scores |= judge.personal(trained.made)
     spent, accountant = (None, None) if trial.plan is None else trained.ledger.epsilon(trial.plan.delta)
@@ -131,7 +134,8 @@ def run_trial(
         checkpoints.remove()
     state = trained.state if algorithm.generates() else None
     seconds = time.perf_counter() - started
-    yield Outcome(scores, spent, replaced, accountant, unaccounted, trained.uplink_bytes, seconds, state)
+    judged = judge.own_rows.words if clients or evaluation.personal is not None else None
+    yield Outcome(scores, clients, judged, spent, replaced, accountant, unaccounted, trained.uplink_bytes, seconds, state)
 
 
 def packing(clients: int, per_actor: int) -> tuple[int, ...]:

@@ -1,7 +1,9 @@
 """FedHypeVAE's own mathematics beyond the parts that tests/models covers: meta-codes, synthesis, diagnostics."""
 
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cells import quick, small_cells
@@ -12,7 +14,7 @@ from algorithms.meta_codes import fit_meta_codes
 from fedsim.methods.messages import Task
 from fedsim.models.kernel import kernel
 from fedsim.seeds import Seeds
-from fedsim.simulation.cohort import build_algorithm
+from fedsim.simulation.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
 from fedsim.simulation.rounds import train
 from fedsim.simulation.trial import local_pool, run_trial
 
@@ -147,6 +149,29 @@ def test_every_round_tells_its_diagnostics(encoder: str) -> None:
     first, *_, last = records
     assert first.values["cross_client_mmd"] == pytest.approx(0, abs=1e-9)
     assert last.values["cross_client_mmd"] > 0
+
+
+def test_diagnostics_of_clients_tell_of_the_same_ten_however_they_are_packed() -> None:
+    rows = tuple(np.split(np.arange(60), 12))
+    x, y = np.random.default_rng(0).standard_normal((60, DIM), dtype=np.float32), np.arange(60) % CLASSES
+    told = []
+    for packing in ([12], [4, 8], [11, 1]):
+        ends = np.cumsum([0, *packing]).tolist()
+        specs = [
+            CohortSpec("fedhypevae", {"rounds": 2}, Task(DIM, CLASSES, 12), None, Seeds(0), tuple(range(a, b)), rows[a:b])
+            for a, b in pairwise(ends)
+        ]
+        algorithm = FedHypeVAE(FedHypeVAE.Params(rounds=2), Task(DIM, CLASSES, 12))
+        pool = LocalPool([Cohort(spec, x, y) for spec in specs])
+        (release,), server = algorithm.releases(), algorithm.initial_server(Seeds(0))
+        server.model.decoder.layers[0].scale.weight.data.fill_(0.1)  # type: ignore[union-attr, index]
+        messages = pool.round(0, release, algorithm.broadcast(server))
+        names = ("generated_decoder_norm", "generated_prior_norm")
+        told.append([value for name in names for message in messages for value in message.diagnostics.get(name, [])])
+    assert len(told[0]) == 20
+    assert len(set(told[0][:10])) == 10
+    assert told[1] == pytest.approx(told[0])
+    assert told[2] == pytest.approx(told[0])
 
 
 def test_kl_is_told_in_nats_whatever_its_weight() -> None:

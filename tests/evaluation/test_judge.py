@@ -75,7 +75,7 @@ def test_clients_are_judged_on_the_labels_that_they_hold() -> None:
 
 def test_under_feature_shift_a_client_predicts_the_rows_that_went_through_its_map() -> None:
     by, data = judge(0.5, partition={"scheme": "feature-shift", "strength": 1.0})
-    assert [by._seen(client) for client in (0, 3)] == [slice(0, None, 4), slice(3, None, 4)]
+    assert [by.own_rows.rows[client].tolist() for client in (0, 3)] == [list(range(client, len(data.y_test), 4)) for client in (0, 3)]
     assert by.personal(Copies(data))["personal_accuracy"] > 0
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.evaluation.references import ceiling, local_only
-from fedsim.evaluation.scores import personal_scores, probe_predictions, score_clients, score_probe
+from fedsim.evaluation.scores import Scores, personal_scores, probe_predictions, score_probe, scores_of_clients
 from fedsim.models.probe import fit_probe
 from fedsim.partition import PartitionSpec, make_partition
 from fedsim.results.measures import Predictions
@@ -80,20 +80,20 @@ def test_the_same_rows_give_the_same_scores_to_the_bit_and_no_warning_reaches_th
     assert runs[0] == runs[1] == runs[2]
 
 
-def test_every_test_row_is_predicted_by_the_probe_of_its_client():
-    x, y = blobs(200, 2, 0)
-    test, truth = blobs(60, 2, 1)
-    right, wrong = (x, y), (x, 1 - y)
-    assert score_clients([right, right], test, truth, 1.0) == {"client_balanced_accuracy": 1.0}
-    assert score_clients([wrong, wrong], test, truth, 1.0) == {"client_balanced_accuracy": 0.0}
-    mixed = score_clients([right, wrong, right], test, truth, 1.0)["client_balanced_accuracy"]
-    recalls = [np.mean(np.flatnonzero(truth == c) % 3 != 1) for c in (0, 1)]
-    assert mixed == pytest.approx(np.mean(recalls))
-
-
-def test_more_clients_than_test_rows_are_no_trouble():
-    x, y = blobs(50, 2, 0)
-    assert score_clients([(x, y)] * 9, x[:4], y[:4], 1.0) == {"client_balanced_accuracy": 1.0}
+def test_clients_are_told_by_their_mean_the_worst_and_the_spread():
+    own = [Scores(balanced_accuracy=value) for value in (0.5, 0.9, 0.7)]
+    shared = [Scores(balanced_accuracy=0.6)] * 3
+    told = scores_of_clients([*own, None], [*shared, None])
+    assert told == pytest.approx(
+        {
+            "client_balanced_accuracy": 0.7,
+            "client_worst_balanced_accuracy": 0.5,
+            "client_spread": 0.4,
+            "client_shared_balanced_accuracy": 0.6,
+        }
+    )
+    assert scores_of_clients([None], [None]) == {}
+    assert "client_shared_balanced_accuracy" not in scores_of_clients(own, [None] * 3)
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
@@ -110,7 +110,7 @@ def test_local_only_lies_between_chance_and_the_ceiling():
     data = Embeddings("blobs", x, y, x_test, y_test, classes=4, columns={})
     spec = PartitionSpec()
     parts = make_partition(y, spec=spec, alpha=0.1, clients=5, seed=0, columns={})
-    high, low = ceiling(data, 1.0), local_only(data, parts, 1.0)
+    high, low = ceiling(data, 1.0), local_only(data, parts, spec, 1.0).mean
     assert high > 0.95
     # A client that lacks c of the 4 classes cannot exceed 1 - c / 4.
     bound = np.mean([len(np.unique(y[rows])) / 4 for rows in parts.rows])

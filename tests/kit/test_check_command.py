@@ -1,28 +1,22 @@
 """``fedsim check``: its table, its exit codes."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from fedsim.cli import main
+from benches import Done
 
 BROKEN = Path(__file__).parents[1] / "broken"
 Check = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def check(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Check:
+def check(command: Callable[..., Done]) -> Check:
     """Runs the command in this process; returns its exit code, standard output and standard error."""
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fedsim", "check", *arguments])
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        with pytest.raises(SystemExit) as ended:
-            main()
-        told = capsys.readouterr()
-        return int(ended.value.code or 0), told.out, told.err
+        done = command("check", *arguments)
+        return done.returncode, done.stdout, done.stderr
 
     return run
 

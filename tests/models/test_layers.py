@@ -19,7 +19,8 @@ def test_padding_goes_there_and_back(counts):
     layout = make_layout(counts)
     rows = torch.arange(2 * sum(counts), dtype=torch.float32).view(-1, 2) + 1
     padded = layout.pad(rows)
-    assert padded.shape == (len(counts), max(counts), 2)
+    assert padded.shape == (len(counts[layout.span]), max(counts), 2)
+    assert not any(counts[: layout.span.start] + counts[layout.span.stop :])
     assert padded.count_nonzero() == rows.numel()
     assert torch.equal(layout.flatten(padded), rows)
 

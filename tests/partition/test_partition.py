@@ -40,8 +40,8 @@ def divisions(draw):
         "min_size": min_size,
         "alpha": draw(st.floats(1e-300, 1e6)),
         "seed": draw(st.integers(0, 2**40)),
-        "columns": {"site": np.arange(len(y)) % clients},
-        "column": "site" if scheme == "column" else None,
+        "columns": {"site": np.arange(len(y)) % (clients if scheme == "column" else draw(st.sampled_from([1, clients])))},
+        "column": "site" if scheme.startswith("column") else None,
         "labels": labels,
         "power": draw(st.floats(0, 5)) if scheme == "quantity" else None,
     }
@@ -69,7 +69,8 @@ def test_equal_arguments_give_equal_partitions(given):
 
 @pytest.mark.parametrize("scheme", sorted(SCHEMES.keys() - {"column"}))
 def test_seeds_give_different_partitions(scheme):
-    assert len({partition(scheme=scheme, clients=5, seed=seed).fingerprint for seed in range(5)}) == 5
+    column = {"column": "site"} if scheme == "column-dirichlet" else {}
+    assert len({partition(scheme=scheme, clients=5, seed=seed, **column).fingerprint for seed in range(5)}) == 5
 
 
 def test_the_fingerprint_tells_partitions_apart():
@@ -219,6 +220,20 @@ def test_a_check_names_the_place_it_is_given():
 def test_a_wrong_spec_is_refused(spec, message):
     with pytest.raises(ValidationError, match=message):
         PartitionSpec(**spec)
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"scheme": "shards", "labels": 3}, {"scheme": "feature-shift"}, {"scheme": "column", "column": "site"}]
+)
+def test_a_spec_is_what_it_is_read_back_from(given):
+    spec = PartitionSpec(**given)
+    assert PartitionSpec.model_validate_json(spec.model_dump_json()) == spec
+    assert spec != PartitionSpec(scheme="shards", labels=4)
+
+
+def test_the_empty_parameters_of_other_schemes_are_no_parameters():
+    written = {"scheme": "iid", "min_size": 2, "column": None, "labels": None, "power": None, "strength": 0.0}
+    assert PartitionSpec(**written) == PartitionSpec(scheme="iid")
 
 
 @pytest.mark.parametrize(

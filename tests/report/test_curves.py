@@ -8,7 +8,7 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.image import imread
 
 from fedsim.report.curves import NAME, Axis, draw_curves
-from fedsim.report.figures import MUTED, PAPER, SERIES, inline_svg, save_figure
+from fedsim.report.figures import MUTED, PAPER, SERIES, inline_svg, save_figure, svg_text
 from fedsim.results.groups import group_seeds
 
 UNACCOUNTED = {"type": "Unaccounted", "message": "client 0 has 0 steps", "traceback": ""}
@@ -187,7 +187,7 @@ def test_the_files_are_written_and_the_same_rows_give_the_same_bytes(quickstart,
 
 
 def test_the_inline_picture_takes_its_colours_from_the_page(quickstart):
-    svg = inline_svg(draw_curves(group_seeds(quickstart)), "Curves", "curves")
+    svg = inline_svg(svg_text(draw_curves(group_seeds(quickstart))), "Curves", "curves")
     assert svg.startswith('<svg role="img" aria-label="Curves"')
     assert "var(--ink)" in svg
     assert "var(--series-2)" in svg

@@ -7,10 +7,14 @@ from matplotlib.colors import to_hex
 from matplotlib.image import imread
 
 from fedsim.report.curves import MUTED
-from fedsim.report.diagnostics import NAME, NOT_PRIVATE, draw_diagnostics, round_frame, settings
-from fedsim.report.figures import SHADES, inline_svg, save_figure
+from fedsim.report.diagnostics import NAME, NOT_PRIVATE, Rounds, draw_diagnostics, round_frame, settings
+from fedsim.report.figures import SHADES, inline_svg, save_figure, svg_text
 from fedsim.results.store import ResultStore
 from fedsim.simulation.trial import run_trial
+
+
+def figure_of(rows, records):
+    return draw_diagnostics(Rounds.of(rows, records))
 
 
 def stored(tmp_path, records):
@@ -41,7 +45,7 @@ def grid(row, training):
 
 def test_every_quantity_has_a_panel_with_a_line_for_every_epsilon(tmp_path, grid):
     rows, records = grid
-    figure = draw_diagnostics(rows, stored(tmp_path, records))
+    figure = figure_of(rows, stored(tmp_path, records))
     drawn = panels(figure)
     assert list(drawn) == [
         *("loss: reconstruction", "loss: weighted KL", "loss: kernel score", "loss: Lipschitz", "KL, nats an example"),
@@ -57,21 +61,21 @@ def test_every_quantity_has_a_panel_with_a_line_for_every_epsilon(tmp_path, grid
 
 def test_a_line_is_the_mean_over_the_cells_of_an_epsilon(tmp_path, grid):
     rows, records = grid
-    axes = panels(draw_diagnostics(rows, stored(tmp_path, records)))
+    axes = panels(figure_of(rows, stored(tmp_path, records)))
     assert heights(axes["KL, nats an example"], SHADES[0]) == pytest.approx([1.5] * 8)
     assert heights(axes["noise norm / signal norm"], SHADES[0]) == pytest.approx([2.0] * 8)
 
 
 def test_without_noise_there_is_no_point_on_the_log_scale(tmp_path, grid):
     rows, records = grid
-    axes = panels(draw_diagnostics(rows, stored(tmp_path, records)))["noise norm / signal norm"]
+    axes = panels(figure_of(rows, stored(tmp_path, records)))["noise norm / signal norm"]
     assert axes.get_yscale() == "log"
     assert np.isnan(heights(axes, SHADES[6])).all()
 
 
 def test_gradient_norms_are_a_median_a_band_and_the_clip_norm(tmp_path, grid):
     rows, records = grid
-    axes = panels(draw_diagnostics(rows, stored(tmp_path, records)))["norm before clipping"]
+    axes = panels(figure_of(rows, stored(tmp_path, records)))["norm before clipping"]
     assert heights(axes, SHADES[3]) == pytest.approx([1.5] * 8)
     assert [to_hex(band.get_facecolor()) for band in axes.collections] == [SHADES[0], SHADES[3], SHADES[6]]
     edges = axes.collections[0].get_paths()[0].vertices[:, 1]
@@ -82,7 +86,7 @@ def test_gradient_norms_are_a_median_a_band_and_the_clip_norm(tmp_path, grid):
 def test_methods_stand_below_each_other_and_what_one_lacks_stays_empty(tmp_path, row, training):
     rows = [row(cell_id="a", label="full $x_1$"), row(cell_id="b", label="bare", epsilon_target=None, clip=None)]
     bare = [{"cell_id": "b", "round": t, "loss_likelihood": -1.0 - t} for t in range(4)]
-    figure = draw_diagnostics(rows, stored(tmp_path, training("a") + bare))
+    figure = figure_of(rows, stored(tmp_path, training("a") + bare))
     assert [text.get_text() for text in figure.texts][:2] == ["full $x_1$", "bare"]
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert titles.count("loss: likelihood") == 1
@@ -95,16 +99,16 @@ def test_a_quantity_that_no_method_has_leaves_no_panel(tmp_path, row, training):
     for record in records:
         del record["cross_client_mmd"], record["kl"]
         record["gradient_norm_quantiles"] = []
-    titles = panels(draw_diagnostics([row(cell_id="a")], stored(tmp_path, records)))
+    titles = panels(figure_of([row(cell_id="a")], stored(tmp_path, records)))
     assert not {"cross-client MMD²", "KL, nats an example", "norm before clipping"} & titles.keys()
     assert "clipped fraction" in titles
 
 
 def test_there_is_no_figure_without_two_rounds_of_something(tmp_path, row, training):
-    assert draw_diagnostics([row(cell_id="a")], []) is None
-    assert draw_diagnostics([], stored(tmp_path, training("a"))) is None
-    assert draw_diagnostics([row(cell_id="a")], training("a", rounds=1)) is None
-    assert draw_diagnostics([row(cell_id="a")], [{"cell_id": "a", "round": t, "release": "dp-sgd"} for t in range(5)]) is None
+    assert figure_of([row(cell_id="a")], []) is None
+    assert figure_of([], stored(tmp_path, training("a"))) is None
+    assert figure_of([row(cell_id="a")], training("a", rounds=1)) is None
+    assert figure_of([row(cell_id="a")], [{"cell_id": "a", "round": t, "release": "dp-sgd"} for t in range(5)]) is None
 
 
 def test_rounds_of_a_warm_start_are_left_out(tmp_path, row, training):
@@ -134,7 +138,7 @@ def test_the_training_is_drawn_and_not_what_comes_before_or_after_it(row, entry,
     records = [{"cell_id": "a", "round": each.round, **each.values} for each in rounds]
     assert list(round_frame(settings([row(cell_id="a")]), records)["round"]) == drawn
     assert len(records) > len(drawn)
-    assert draw_diagnostics([row(cell_id="a")], records) is not None
+    assert figure_of([row(cell_id="a")], records) is not None
 
 
 def test_values_that_are_missing_or_not_finite_do_not_break_the_others(tmp_path, row, training):
@@ -142,32 +146,32 @@ def test_values_that_are_missing_or_not_finite_do_not_break_the_others(tmp_path,
     records[3] |= {"kl": math.nan, "loss_kl": math.inf, "signal_norm": 0.0, "gradient_norm_quantiles": []}
     records[4] |= {"kl": None, "loss_kl": None, "clipped_fraction": None}
     rows = [row(cell_id="a"), row(cell_id="b", seed=1)]
-    axes = panels(draw_diagnostics(rows, stored(tmp_path, records)))["KL, nats an example"]
+    axes = panels(figure_of(rows, stored(tmp_path, records)))["KL, nats an example"]
     assert heights(axes, SHADES[6]) == pytest.approx([3, 3, 3, 4, 4, 3, 3, 3])
 
 
 def test_a_cell_that_failed_is_drawn_as_far_as_it_came(tmp_path, row, failed, training):
     rows = [row(cell_id="a"), failed(cell_id="b", label="broken")]
-    figure = draw_diagnostics(rows, stored(tmp_path, training("a") + training("b", rounds=3)))
+    figure = figure_of(rows, stored(tmp_path, training("a") + training("b", rounds=3)))
     assert [text.get_text() for text in figure.texts][:2] == ["fedhypevae", "broken"]
 
 
 def test_lines_that_lie_far_apart_are_both_seen(tmp_path, row, training):
     rows = [row(cell_id="a"), row(cell_id="b", epsilon_target=4.0)]
     records = training("a", loss_reconstruction=4000.0) + training("b", loss_reconstruction=-0.9)
-    axes = panels(draw_diagnostics(rows, stored(tmp_path, records)))["loss: reconstruction"]
+    axes = panels(figure_of(rows, stored(tmp_path, records)))["loss: reconstruction"]
     assert axes.get_yscale() == "symlog"
     assert 0 in axes.get_yticks()
-    assert panels(draw_diagnostics(rows, records))["loss: kernel score"].get_yscale() == "linear"
+    assert panels(figure_of(rows, records))["loss: kernel score"].get_yscale() == "linear"
 
 
 def test_a_long_run_has_few_points(row, training):
-    axes = panels(draw_diagnostics([row(cell_id="a")], training("a", rounds=3001)))["KL, nats an example"]
+    axes = panels(figure_of([row(cell_id="a")], training("a", rounds=3001)))["KL, nats an example"]
     assert 100 < len(heights(axes, SHADES[6])) <= 200
 
 
 def test_the_files_are_the_same_every_time_and_say_that_they_are_not_private(tmp_path, grid):
-    figures = [draw_diagnostics(*grid) for _ in range(2)]
+    figures = [figure_of(*grid) for _ in range(2)]
     assert NOT_PRIVATE in " ".join(text.get_text() for text in figures[0].texts)
     (png, svg), again = (save_figure(figure, tmp_path / folder, NAME) for figure, folder in zip(figures, "ab", strict=True))
     assert (png.name, svg.name) == ("diagnostics.png", "diagnostics.svg")
@@ -176,7 +180,7 @@ def test_the_files_are_the_same_every_time_and_say_that_they_are_not_private(tmp
 
 
 def test_in_a_page_colours_are_variables_and_ids_are_its_own(grid):
-    svg = inline_svg(draw_diagnostics(*grid), "Diagnostics", "diagnostics")
+    svg = inline_svg(svg_text(figure_of(*grid)), "Diagnostics", "diagnostics")
     assert svg.startswith("<svg role")
     assert "#" not in svg.replace('href="#diagnostics-', "").replace("url(#diagnostics-", "").replace("&#", "")
     assert all(f"var(--shade-{position})" in svg for position in (0, 3, 6))

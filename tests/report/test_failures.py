@@ -2,17 +2,22 @@ import math
 
 import pytest
 
+from fedsim.report.diagnostics import Rounds
 from fedsim.report.failures import ACCURACY, COLLAPSE, DISAGREEMENT, DIVERGED, EXPLOSION, HELP, MEANING, find_failures, summary
 from fedsim.report.report import write_report
 from fedsim.results.store import ResultStore
 
 
+def found_in(rows, records):
+    return find_failures(rows, Rounds.of(rows, records))
+
+
 def kinds(rows, records):
-    return [finding.kind for finding in find_failures(rows, records)]
+    return [finding.kind for finding in found_in(rows, records)]
 
 
 def only(rows, records):
-    (finding,) = find_failures(rows, records)
+    (finding,) = found_in(rows, records)
     return finding
 
 
@@ -27,8 +32,8 @@ def pair(row):
 
 def test_a_sound_training_has_no_findings(row, training):
     rows = [row(cell_id=each, seed=seed, balanced_accuracy=0.8) for seed, each in enumerate("ab")]
-    assert find_failures(rows, training("a") + training("b")) == []
-    assert find_failures([], []) == []
+    assert found_in(rows, training("a") + training("b")) == []
+    assert found_in([], []) == []
     assert summary([]) == []
 
 
@@ -142,7 +147,7 @@ def setting(row):
 
 def test_settings_are_told_apart_and_a_summary_is_short(row, training):
     rows = [row(cell_id=f"{alpha}", alpha=alpha) for alpha in (0.1, 0.3, 1.0)]
-    found = find_failures(rows, [record for each in rows for record in training(each.cell_id, kl=0.0, cross_client_mmd=0.2)])
+    found = found_in(rows, [record for each in rows for record in training(each.cell_id, kl=0.0, cross_client_mmd=0.2)])
     assert [finding.setting for finding in found if finding.kind == COLLAPSE] == [setting(each) for each in rows]
     collapse, disagreement = summary(found)
     assert collapse.startswith(f"{COLLAPSE} in 3 settings, such as {setting(rows[0])}: ")

@@ -8,17 +8,16 @@ from rich.console import Console
 from fedsim.errors import UserError
 from fedsim.partition import PartitionSpec, make_partition
 from fedsim.partition.matrix import LabelMatrix
-from fedsim.report.figures import inline_svg, save_figure
+from fedsim.report.figures import inline_svg, save_figure, svg_text
 from fedsim.report.partitions import (
     MOST_PANELS,
     draw_partitions,
     label_table,
-    read_partitions,
     summary_table,
     title,
-    write_partitions,
 )
 from fedsim.results.folder import RunFolder
+from fedsim.results.partitions import read_partitions, write_partitions
 
 Y = np.random.default_rng(0).integers(0, 4, 400)
 
@@ -84,6 +83,6 @@ def test_the_picture_is_vector_graphics_with_the_same_bytes_each_time(tmp_path: 
     made = [matrix(), matrix(clients=60)]
     first, second = (save_figure(draw_partitions(made), tmp_path / name, "partitions") for name in ("a", "b"))
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
-    svg = inline_svg(draw_partitions(made), "Partitions", "partitions")
+    svg = inline_svg(svg_text(draw_partitions(made)), "Partitions", "partitions")
     assert "<image" not in svg  # a page's content policy would not show it
     assert "var(--series-0)" in svg

@@ -54,10 +54,16 @@ CONTRACT = [
         "sample_rate",
         "steps",
         "clip",
+        "unseen",
+        "tested",
         "accuracy",
         "balanced_accuracy",
         "macro_f1",
         "client_balanced_accuracy",
+        "client_worst_balanced_accuracy",
+        "client_spread",
+        "client_shared_balanced_accuracy",
+        "client_local_only_balanced_accuracy",
         "personal_accuracy",
         "personal_balanced_accuracy",
         "personal_weight",
@@ -278,7 +284,7 @@ def test_the_summary_averages_seeds_and_leaves_failed_and_overspent_out(tmp_path
     rows += [failed("f", seed=3), row("o", seed=4, status="overspent", epsilon_spent=3.0, balanced_accuracy=1.0)]
     rows += [row("x", alpha=1.0, balanced_accuracy=0.8)]
     path = tmp_path / "summary.csv"
-    write_summary(rows, path)
+    write_summary(group_seeds(rows), path)
     frame = pd.read_csv(path)
     assert frame["seeds"].tolist() == [3, 1]
     assert frame.loc[0, ["failed", "overspent"]].tolist() == [1, 1]

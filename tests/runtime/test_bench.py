@@ -70,14 +70,17 @@ def sorted_rounds(ran: Ran) -> list[dict[str, Any]]:
     return sorted(ran.rounds, key=lambda record: (record["cell_id"], record["round"]))
 
 
-def spread(bench: Bench, name: str, clients_per_actor: Any) -> Ran:
+def spread(folder: Path, clients_per_actor: Any) -> Ran:
     grid = small_grid(*SHIPPED, epsilon=4.0, clients=5, resources={"clients_per_actor": clients_per_actor})
-    return bench(grid, name, max_parallel=1)
+    watched(grid, folder, max_parallel=1)
+    return Ran(0, "", folder)
 
 
-def test_one_actor_and_three_sample_noise_and_account_alike_and_each_is_repeatable(bench: Bench, all_free: Callable[[], None]) -> None:
-    one, three = spread(bench, "one", "all"), spread(bench, "three", 2)
-    assert (one.code, three.code) == (0, 0)
+def test_one_actor_and_three_sample_noise_and_account_alike_and_each_is_repeatable(
+    ray_cluster: None, tmp_path: Path, all_free: Callable[[], None]
+) -> None:
+    one, three = spread(tmp_path / "one", "all"), spread(tmp_path / "three", 2)
+    assert [row.status for row in one.rows + three.rows] == ["ok"] * 2 * len(SHIPPED)
     assert all("clients per actor (2, 2, 1)" in three.log(row) for row in three.rows)
 
     fingerprints = [[(r["cell_id"], r["round"], r["sampled"], r["noise"]) for r in sorted_rounds(ran)] for ran in (one, three)]
@@ -89,7 +92,7 @@ def test_one_actor_and_three_sample_noise_and_account_alike_and_each_is_repeatab
     norms = [[r["parameter_norm"] for r in sorted_rounds(ran)] for ran in (one, three)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-5)
 
-    for first, again in ((one, spread(bench, "one again", "all")), (three, spread(bench, "three again", 2))):
+    for first, again in ((one, spread(tmp_path / "one again", "all")), (three, spread(tmp_path / "three again", 2))):
         assert by_cell(first.rows) == by_cell(again.rows)
         assert sorted_rounds(first) == sorted_rounds(again)
     all_free()
@@ -106,13 +109,13 @@ def test_centralised_scores_its_rows_ceiling_and_local_only_its_floor(bench: Ben
 
 
 def test_finished_cells_are_not_run_again_and_a_grown_grid_runs_what_is_new(bench: Bench) -> None:
-    first = bench(small_grid("weight-noise", epsilon=[1.0, 4.0]), max_parallel=1)
+    first = bench(small_grid("weight-noise", epsilon=[1.0, 4.0]))
     written = (first.folder / "results.jsonl").read_bytes()
     again = bench(small_grid("weight-noise", epsilon=[1.0, 4.0]))
     assert again.code == 0
     assert "all 2 cells are finished" in again.output
     assert (first.folder / "results.jsonl").read_bytes() == written
-    grown = bench(small_grid("weight-noise", epsilon=[1.0, 4.0, 8.0]), max_parallel=1)
+    grown = bench(small_grid("weight-noise", epsilon=[1.0, 4.0, 8.0]))
     assert (first.folder / "results.jsonl").read_bytes().startswith(written)
     assert [row.epsilon_target for row in grown.rows] == [1.0, 4.0, 8.0]
 
@@ -179,7 +182,7 @@ def test_a_check_of_the_code_that_ran_is_told_by_its_finished_rows(
     monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
     (plugins / "says_so.py").write_text(GOOD + "\n    def releases(self):\n        return super().releases()\n")
     grid = small_grid("says_so.py:MyMethod", epsilon=[1.0, float("inf")])
-    first = bench(grid, max_parallel=1)
+    first = bench(grid)
     assert first.code == 0
     rows = first.rows
     assert [row.claim for row in rows] == ["stated", "none"]
@@ -204,7 +207,7 @@ def test_a_cell_that_fails_is_a_row_and_the_grid_goes_on(bench: Bench, tmp_path:
         "fedavg-cvae",
         resources={"cpus_per_actor": 2},
     )
-    ran = bench(grid, max_parallel=1)
+    ran = bench(grid)
     rows = {row.label: row for row in ran.rows}
     assert ran.code == 1
     assert {label: row.status for label, row in rows.items()} == {
@@ -230,7 +233,7 @@ def test_a_cell_that_fails_is_a_row_and_the_grid_goes_on(bench: Bench, tmp_path:
     assert unchanged.rows == ran.rows
 
     healed.touch()
-    retried = bench(grid, retry_failed=True, max_parallel=1)
+    retried = bench(grid, retry_failed=True)
     assert retried.code == 0
     assert {row.label: row.status for row in retried.rows} == dict.fromkeys(rows, "ok")
     assert retried.rows[0] == rows["fedavg-cvae"]
@@ -239,7 +242,7 @@ def test_a_cell_that_fails_is_a_row_and_the_grid_goes_on(bench: Bench, tmp_path:
 def test_a_cell_whose_client_actor_fails_or_dies_leaves_no_broken_slot(bench: Bench, tmp_path: Path, all_free: Callable[[], None]) -> None:
     never = tmp_path / "never"
     grid = small_grid(trouble("client raises", never), trouble("client exits", never), "weight-noise", resources={"clients_per_actor": 2})
-    ran = bench(grid, max_parallel=1)
+    ran = bench(grid)
     rows = {row.label: row for row in ran.rows}
     assert ran.code == 1
     assert [(row.label, row.status) for row in ran.rows] == [
@@ -274,7 +277,8 @@ def test_cells_of_several_shapes_share_one_copy_of_the_data_and_keep_to_the_clus
     rng = np.random.default_rng(0)
     size, dim = 4000, 2000
     x = rng.standard_normal((size, dim), dtype=np.float32)
-    np.savez(tmp_path / "big.npz", x=x, y=np.arange(size) % 2, split=np.where(np.arange(size) < size - 10, 0, 2))
+    # nearly all rows are for testing: the data are large and probes are fitted in a moment
+    np.savez(tmp_path / "big.npz", x=x, y=np.arange(size) % 2, split=np.where(np.arange(size) < 200, 0, 2))
     data = {"npz": str(tmp_path / "big.npz")}
     grid = small_grid("weight-noise", dataset=data, clients=[2, 4], seeds=[0, 1], resources={"clients_per_actor": 2})
     before, seen, ended = used_object_store(), [], threading.Event()

@@ -1,5 +1,9 @@
+import pytest
 from cells import quick, small_cells
+from sites import digits_of_sites
 
+from fedsim.evaluation.references import local_only
+from fedsim.simulation.row import client_lines, finished_row
 from fedsim.simulation.trial import Outcome, packing, run_trial
 
 SHIFT = {"scheme": "feature-shift", "strength": 2.0}
@@ -32,3 +36,26 @@ def test_a_shared_generator_serves_each_client_about_as_well_as_all_of_them():
 def test_clients_are_spread_as_evenly_as_can_be():
     assert packing(10, 4) == (4, 3, 3)
     assert packing(4, 4) == (4,)
+
+
+def test_every_site_has_a_line_of_its_own_and_one_without_test_rows_says_so(tmp_path):
+    data = {"npz": str(digits_of_sites(tmp_path, test_of=("north", "south"))), "overlap": "keep"}
+    by_site, evaluation = {"scheme": "column", "column": "site"}, {"per_class": 30, "per_client": True}
+    found = small_cells(quick("dp-gaussian"), dataset=data, partition=by_site, clients=3, epsilon=float("inf"), evaluation=evaluation)
+    (trial,), (rows,) = found.trials, found.data.values()
+    *_, last = run_trial(trial, rows)
+    floor = local_only(rows, trial.partition, trial.cell.partition, 0.1)
+    lines = list(client_lines(trial, last, floor))
+    assert [line["name"] for line in lines] == ["north", "south", "west"]
+    assert [line["test_rows"] > 0 for line in lines] == [True, True, False]
+    assert lines[2]["own_balanced_accuracy"] is None
+    assert lines[2]["reason"] == "it has no test row"
+    row = finished_row(trial, last, 0.9, floor, {})
+    scored = [line["own_balanced_accuracy"] for line in lines[:2]]
+    assert row.scores["client_worst_balanced_accuracy"] == min(scored)
+    assert row.scores["client_balanced_accuracy"] == pytest.approx(sum(scored) / 2)
+    assert row.scores["client_spread"] == pytest.approx(max(scored) - min(scored))
+    # one generator for all: the shared one is each client's own
+    assert row.scores["client_shared_balanced_accuracy"] == row.scores["client_balanced_accuracy"]
+    assert row.scores["client_local_only_balanced_accuracy"] == pytest.approx(sum(floor.clients[:2]) / 2)
+    assert row.tested == "the test rows with its site"

@@ -7,18 +7,30 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.data.images import Decoder, ImageSet, from_pixels
-from fedsim.data.sources.source import Listing, Source
+from fedsim.data.sources.source import Listing, Source, SourceParams
 from fedsim.data.split import TEST, TRAIN, VALIDATION
 from fedsim.errors import UserError, nearest
 
 SIZES = (28, 64, 128, 224)
 _PARTS = (("train", TRAIN), ("val", VALIDATION), ("test", TEST))
+
+
+class MedMNISTParams(SourceParams):
+    """Parameters of MedMNIST's sets.
+
+    Attributes:
+        root: the folder that holds the files; default: the package's.
+        size: pixels.
+    """
+
+    root: Path | None = None
+    size: Literal[28, 64, 128, 224] = 28
 
 
 def flags() -> dict[str, dict[str, Any]]:
@@ -178,10 +190,10 @@ def _check(flag: str) -> None:
 
 MEDMNIST = Source(
     _listing,
-    images=lambda asked: load_medmnist(asked.argument, asked.size, asked.root or default_root(), asked.name),
+    images=lambda asked: load_medmnist(asked.argument, asked.given.size, asked.given.root or default_root(), asked.name),
     argument="<flag>",
-    options=("root", "size"),
+    params=MedMNISTParams,
     published=True,
     check=_check,
-    display=lambda flag, size: flag + (f"-{size}" if size != 28 else ""),
+    display=lambda flag, given: flag + (f"-{given.size}" if given.size != 28 else ""),
 )

@@ -8,7 +8,7 @@ import numpy as np
 
 from fedsim.data.cache import cache_folder
 from fedsim.data.images import ImageFiles, ImageSet
-from fedsim.data.sources.source import Listing, Source
+from fedsim.data.sources.source import Listing, Source, SourceParams
 from fedsim.data.sources.tables import check_files, complete, plain_columns, read_table
 from fedsim.data.split import quarter_for_testing
 from fedsim.errors import UserError, at
@@ -18,6 +18,16 @@ DIAGNOSES = ("AKIEC", "BCC", "BEN_OTH", "BKL", "DF", "INF", "MAL_OTH", "MEL", "N
 IMAGES = "MILK10k_Training_Input"
 METADATA = "MILK10k_Training_Metadata.csv"
 GROUND_TRUTH = "MILK10k_Training_GroundTruth.csv"
+
+
+class Milk10kParams(SourceParams):
+    """Parameters of MILK10k.
+
+    Attributes:
+        root: the folder that holds its files; default: in fedsim's cache.
+    """
+
+    root: Path | None = None
 
 
 def load_milk10k(root: Path, name: str) -> ImageSet:
@@ -67,7 +77,7 @@ def _listing() -> list[Listing]:
 
 MILK10K = Source(
     _listing,
-    images=lambda asked: load_milk10k(asked.root or _default_root(), asked.name),
-    options=("root",),
+    images=lambda asked: load_milk10k(asked.given.root or _default_root(), asked.name),
+    params=Milk10kParams,
     published=True,
 )

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.images import ImageSet
+
+
+class SourceParams(BaseModel):
+    """A source's own parameters, which a grid spells beside the data set's name; a source that has any derives a class."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 @dataclass(frozen=True)
@@ -19,17 +27,13 @@ class Asked:
         name: what tables and curves call it.
         argument: what follows the source's word: ``organsmnist`` of ``medmnist:organsmnist``.
         path: its file or folder, where it is given by one.
-        root: the folder of its files, where another one than usual is given.
-        size: pixels.
-        remap: whether labels are numbered anew.
+        given: the source's own parameters.
     """
 
     name: str
     argument: str = ""
     path: Path = Path()
-    root: Path | None = None
-    size: int = 28
-    remap: bool = False
+    given: Any = field(default_factory=SourceParams)
 
 
 class Listing(NamedTuple):
@@ -53,17 +57,17 @@ class Source:
         images: reads a data set as images; None where there are none.
         embeddings: reads a data set as embeddings, without an encoder; None where it needs one.
         argument: what has to follow the source's word after a colon, as messages spell it; empty: nothing.
-        options: keys of a data set that are for this source: ``root``, ``size``, ``remap``.
+        params: the parameters that are its own, with their defaults.
         published: whether its split is a published one; training rows that are test rows too are then kept.
         check: raises a ValueError for an argument that it does not know; None where that is seen when it is read.
-        display: what tables call a data set, by argument and pixels; None: its name.
+        display: what tables call a data set, by argument and parameters; None: its name.
     """
 
     listing: Callable[[], Sequence[Listing]]
     images: Callable[[Asked], ImageSet] | None = None
     embeddings: Callable[[Asked], Embeddings] | None = None
     argument: str = ""
-    options: tuple[str, ...] = ()
+    params: type[SourceParams] = SourceParams
     published: bool = False
     check: Callable[[str], None] | None = None
-    display: Callable[[str, int], str] | None = None
+    display: Callable[[str, Any], str] | None = None

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from fedsim.data.sources import SOURCES
-from fedsim.data.sources.source import Asked, Source
+from fedsim.data.sources.source import Asked, Source, SourceParams
 from fedsim.errors import nearest
 
 _PATHS = ("npz", "imagefolder", "csv")
@@ -20,17 +31,16 @@ _PATHS = ("npz", "imagefolder", "csv")
 class DatasetSpec(BaseModel):
     """Which data set: a known name (``digits``, ``medmnist:organsmnist``, ``hf:user/set``), or a mapping ``{imagefolder: PATH}``.
 
+    Beside these keys a mapping holds the parameters that are its source's own.
+
     Attributes:
         name: a known data set's name; with a path, what tables call it (default: the path's stem).
         npz: a file with arrays ``x`` [n, d], ``y`` [n], ``split`` [n] (0 = train, 2 = test); further arrays [n] are columns.
         imagefolder: a folder of images: ``<class>/*``, or ``train/<class>/*`` and ``test/<class>/*``.
         csv: a table of images with the columns ``path`` and ``label``; ``split`` and further columns if it has them.
-        root: the folder that holds a ``medmnist`` or ``milk10k`` data set's files; default: the package's, or fedsim's cache.
-        size: pixels of a ``medmnist`` data set: 28, 64, 128 or 224.
         limit: keep at most so many training rows, a fixed stratified choice (of images also at most so many test rows); None keeps all.
         overlap: what to do with training rows that are test rows too: ``error``, ``drop`` them from training, or ``keep`` them; default:
             ``keep`` for data sets with a published split, ``error`` otherwise.
-        remap: number the labels of an ``npz`` file 0 .. C-1 in sorted order.
         skip_bad: leave out images that cannot be decoded.
     """
 
@@ -40,33 +50,43 @@ class DatasetSpec(BaseModel):
     npz: Path | None = None
     imagefolder: Path | None = None
     csv: Path | None = None
-    root: Path | None = None
-    size: Literal[28, 64, 128, 224] = 28
     limit: int | None = Field(default=None, gt=0)
     overlap: Literal["error", "drop", "keep"] | None = None
-    remap: bool = False
     skip_bad: bool = False
+    _given: SourceParams = PrivateAttr(default_factory=SourceParams)
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _bare_name(cls, given: Any) -> Any:
-        if not isinstance(given, str):
-            return given
-        kind, colon, path = given.partition(":")
-        return {kind: path} if colon and kind in _PATHS else {"name": given}
+    def _with_parameters(cls, given: Any, handler: ModelWrapValidatorHandler[DatasetSpec]) -> DatasetSpec:
+        given = _mapping(given) if isinstance(given, str) else given
+        if not isinstance(given, Mapping):
+            return handler(given)
+        parameters = {name: value for name, value in given.items() if _owners(name)}
+        spec = handler({name: value for name, value in given.items() if name not in parameters})
+        spec._check_source()
+        spec._given = spec.source.params.model_validate({name: value for name, value in parameters.items() if spec.kind in _owners(name)})
+        for name, value in parameters.items():
+            owners = _owners(name)
+            if spec.kind not in owners and all(value != SOURCES[owner].params.model_fields[name].default for owner in owners):
+                raise ValueError(f"'{spec.display}' takes no {name}; it is for {', '.join(owners)}")
+        return spec
 
-    @model_validator(mode="after")
-    def _known(self) -> DatasetSpec:
+    @model_serializer(mode="wrap")
+    def _flat(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        own = self._given.model_dump(mode=info.mode, exclude_defaults=info.exclude_defaults, exclude_unset=info.exclude_unset)
+        return {**handler(self), **own}
+
+    @classmethod
+    def known_keys(cls) -> set[str]:
+        """All keys that a mapping may have, whatever its source."""
+        return {*cls.model_fields, *(name for source in SOURCES.values() for name in source.params.model_fields)}
+
+    def _check_source(self) -> None:
         given = [kind for kind in _PATHS if getattr(self, kind) is not None]
         if len(given) > 1:
             raise ValueError(f"names {' and '.join(given)}; give one of them")
         if not given:
             self._check_name()
-        for key in ("root", "size", "remap"):
-            if getattr(self, key) != type(self).model_fields[key].default and key not in self.source.options:
-                takers = ", ".join(sorted(kind for kind, source in SOURCES.items() if key in source.options))
-                raise ValueError(f"'{self.display}' takes no {key}; it is for {takers}")
-        return self
 
     def _check_name(self) -> None:
         named = {kind: source for kind, source in SOURCES.items() if kind not in _PATHS}
@@ -107,7 +127,7 @@ class DatasetSpec(BaseModel):
         """What tables and curves call the data set."""
         name = self.name or (self.path.stem if self.path else "")
         if self.source.display is not None:
-            name = self.source.display(self.argument, self.size)
+            name = self.source.display(self.argument, self._given)
         return name if self.limit is None else f"{name}[:{self.limit}]"
 
     @property
@@ -124,9 +144,27 @@ class DatasetSpec(BaseModel):
     @property
     def asked(self) -> Asked:
         """What the source is asked for."""
-        return Asked(self.display, self.argument, self.path or Path(), self.root, self.size, self.remap)
+        return Asked(self.display, self.argument, self.path or Path(), self._given)
 
     def within(self, folder: Path) -> DatasetSpec:
         """The same data set with its relative paths taken from ``folder``."""
-        paths = {key: path for key in (*_PATHS, "root") if (path := getattr(self, key)) is not None}
-        return self.model_copy(update={key: Path(os.path.abspath(folder / os.path.expanduser(path))) for key, path in paths.items()})
+        spec = self.model_copy(update=_absolute(self, folder))
+        spec._given = self._given.model_copy(update=_absolute(self._given, folder))
+        return spec
+
+
+def _mapping(text: str) -> dict[str, str]:
+    """The mapping that a bare text stands for."""
+    kind, colon, path = text.partition(":")
+    return {kind: path} if colon and kind in _PATHS else {"name": text}
+
+
+def _owners(name: str) -> list[str]:
+    """The sources that have a parameter of this name, sorted."""
+    return sorted(kind for kind, source in SOURCES.items() if name in source.params.model_fields)
+
+
+def _absolute(given: BaseModel, folder: Path) -> dict[str, Path]:
+    """The paths among a model's values, relative ones taken from ``folder``."""
+    paths = {name: value for name, value in given if isinstance(value, Path)}
+    return {name: Path(os.path.abspath(folder / os.path.expanduser(path))) for name, path in paths.items()}

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from fedsim.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def read_table(path: Path, needed: Sequence[str]) -> pd.DataFrame:
@@ -23,6 +25,8 @@ def read_table(path: Path, needed: Sequence[str]) -> pd.DataFrame:
     Raises:
         UserError: it is not there, is no table, is empty, or lacks a column.
     """
+    import pandas as pd
+
     where = str(path)
     try:
         table = pd.read_csv(path, skipinitialspace=True)
@@ -62,7 +66,9 @@ def plain_columns(table: pd.DataFrame, names: Sequence[str]) -> dict[str, NDArra
 
 
 def _plain(values: pd.Series[Any]) -> NDArray[Any]:
-    if pd.api.types.is_bool_dtype(values) or pd.api.types.is_numeric_dtype(values):
+    from pandas.api.types import is_bool_dtype, is_numeric_dtype
+
+    if is_bool_dtype(values) or is_numeric_dtype(values):
         return values.to_numpy()
     return values.fillna("unknown").astype(str).to_numpy(dtype=np.str_)
 

@@ -3,7 +3,7 @@
 A new one is a file here that makes a :class:`fedsim.partition.schemes.scheme.Scheme`, and a line in :data:`SCHEMES`.
 """
 
-from fedsim.partition.schemes.column import COLUMN
+from fedsim.partition.schemes.column import COLUMN, COLUMN_DIRICHLET
 from fedsim.partition.schemes.dirichlet import DIRICHLET, DIRICHLET_CLIENT
 from fedsim.partition.schemes.disjoint import DISJOINT
 from fedsim.partition.schemes.feature_shift import FEATURE_SHIFT
@@ -20,6 +20,7 @@ SCHEMES: dict[str, Scheme] = {
     "iid": IID,
     "quantity": QUANTITY,
     "column": COLUMN,
+    "column-dirichlet": COLUMN_DIRICHLET,
     "feature-shift": FEATURE_SHIFT,
 }
 """The schemes by the names that a grid gives them."""

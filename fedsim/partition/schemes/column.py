@@ -1,25 +1,108 @@
-"""A client for every value of a column."""
+"""Clients by the values of a column: a client for every value, or several."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any, ClassVar
+
 import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
 
 from fedsim.errors import UserError, nearest
-from fedsim.partition.schemes.scheme import Division, Integers, Scheme
+from fedsim.partition.schemes.dirichlet import dirichlet
+from fedsim.partition.schemes.scheme import Division, Integers, Scheme, SchemeParams
 
 
-def column(division: Division, _: np.random.Generator) -> Integers:
+class ColumnParams(SchemeParams):
+    """Parameters of scheme ``column``.
+
+    Attributes:
+        column: the data set's column whose values are the clients.
+    """
+
+    scheme: ClassVar[str] = "column"
+    column: str | None = Field(default=None, validate_default=True)
+
+    @field_validator("column")
+    @classmethod
+    def _needed(cls, column: str | None) -> str | None:
+        if column is None:
+            raise ValueError(f"scheme '{cls.scheme}' needs the name of a column; give column: NAME")
+        return column
+
+    @property
+    def site_column(self) -> str | None:
+        """The column itself."""
+        return self.column
+
+
+class ColumnDirichletParams(ColumnParams):
+    """Parameters of scheme ``column-dirichlet``.
+
+    Attributes:
+        column: the data set's column, each value of which has clients of its own.
+    """
+
+    scheme: ClassVar[str] = "column-dirichlet"
+
+
+def column(division: Division[ColumnParams], _: np.random.Generator) -> Integers:
     """The clients are the values of a column, in sorted order."""
-    owner = np.unique(division.columns[str(division.given["column"])], return_inverse=True)[1]
+    owner = np.unique(division.columns[str(division.given.column)], return_inverse=True)[1]
     return owner.astype(np.int64)
 
 
-def values_are_clients(division: Division) -> None:
-    """The column has a value for every client, with the minimum size."""
-    name, columns, clients, min_size = str(division.given["column"]), division.columns, division.clients, division.min_size
+def column_dirichlet(division: Division[ColumnParams], rng: np.random.Generator) -> Integers:
+    """Every value's rows are shared out among clients of its own, their labels by Dirichlet(alpha) draws.
+
+    Each value has a client; the further ones go, one by one, where there are the most rows a client. Clients stand in the order of
+    the values.
+    """
+    place = column(division, rng)
+    rows = np.bincount(place)
+    clients = _clients_of(rows, division.clients)
+    owner, first = np.empty_like(place), 0
+    for value, count in enumerate(clients):
+        own = np.flatnonzero(place == value)
+        y = np.unique(division.y[own], return_inverse=True)[1]
+        owner[own] = first + dirichlet(replace(division, y=y, clients=int(count)), rng)
+        first += int(count)
+    return owner
+
+
+def _clients_of(rows: Integers, clients: int) -> Integers:
+    """How many clients each value has."""
+    found = np.ones(len(rows), np.int64)
+    for _ in range(clients - len(rows)):
+        found[np.argmax(rows / found)] += 1
+    return found
+
+
+def _values(division: Division[ColumnParams]) -> tuple[str, NDArray[Any], Integers]:
+    """The column's name, its values in sorted order and their numbers of rows."""
+    name, columns = str(division.given.column), division.columns
     if name not in columns:
         raise UserError("partition.column", f"the data set has no column '{name}'", nearest(name, columns))
     values, counts = np.unique(columns[name], return_counts=True)
+    return name, values, counts
+
+
+def values_have_clients(division: Division[ColumnParams]) -> None:
+    """No fewer clients than the column has values, and none with fewer rows than the minimum size."""
+    (name, values, counts), clients, min_size = _values(division), division.clients, division.min_size
+    if len(values) > clients:
+        raise UserError("clients", f"column '{name}' has {len(values)} values, more than {clients} clients", f"give clients: {len(values)}")
+    own = _clients_of(counts, clients)
+    few = int(np.argmin(counts / own))
+    if counts[few] < own[few] * min_size:
+        what = f"value '{values[few]}' of column '{name}' has {counts[few]} rows for {own[few]} clients of {min_size} rows at least"
+        raise UserError("clients", what, "give fewer clients")
+
+
+def values_are_clients(division: Division[ColumnParams]) -> None:
+    """The column has a value for every client, with the minimum size."""
+    (name, values, counts), clients, min_size = _values(division), division.clients, division.min_size
     if len(values) != clients:
         what = f"column '{name}' has {len(values)} values, so {len(values)} clients, not {clients}"
         raise UserError("clients", what, f"give clients: {len(values)}")
@@ -28,4 +111,5 @@ def values_are_clients(division: Division) -> None:
         raise UserError("partition.min_size", what, f"give at most {counts.min()}")
 
 
-COLUMN = Scheme(column, values_are_clients, {"column": None})
+COLUMN = Scheme(column, values_are_clients, ColumnParams)
+COLUMN_DIRICHLET = Scheme(column_dirichlet, values_have_clients, ColumnDirichletParams, uses_alpha=True)

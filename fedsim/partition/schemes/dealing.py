@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from fedsim.partition.schemes.scheme import Division, Integers
 
 
-def dealt(table: Integers, division: Division, rng: np.random.Generator) -> Integers:
+def dealt(table: Integers, division: Division[Any], rng: np.random.Generator) -> Integers:
     """Owners by a table ``[clients, C]`` of how many rows of each class a client holds; which rows is random."""
     owner = np.empty(len(division.y), dtype=np.int64)
     for c in range(table.shape[1]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from fedsim.partition.schemes.dealing import dealt, even
 from fedsim.partition.schemes.scheme import Division, Integers, Scheme
 
 
-def dirichlet(division: Division, rng: np.random.Generator) -> Integers:
+def dirichlet(division: Division[Any], rng: np.random.Generator) -> Integers:
     """Per class over clients: each class is shared out by its own Dirichlet(alpha) draw (Hsu, Qi and Brown 2019, arXiv 1909.06335).
 
     Clients below the minimum size then get rows from the largest ones.
@@ -25,7 +26,7 @@ def dirichlet(division: Division, rng: np.random.Generator) -> Integers:
     return _repaired(dealt(table, division, rng), division, rng)
 
 
-def dirichlet_client(division: Division, rng: np.random.Generator) -> Integers:
+def dirichlet_client(division: Division[Any], rng: np.random.Generator) -> Integers:
     """Per client over classes: clients of equal size, each with a label mix of its own, Dirichlet(alpha) (arXiv 2102.02079).
 
     Clients choose in random order; where a class has run out, the rest of a client's rows follow its mix over the classes that are left.
@@ -55,7 +56,7 @@ def dirichlet_shares(rng: np.random.Generator, alpha: float, draws: int, size: i
     return normalised
 
 
-def _repaired(owner: Integers, division: Division, rng: np.random.Generator) -> Integers:
+def _repaired(owner: Integers, division: Division[Any], rng: np.random.Generator) -> Integers:
     """Move random rows, one at a time, from whichever client is the largest to those below the minimum size."""
     sizes = np.bincount(owner, minlength=division.clients).tolist()
     poor = [client for client, size in enumerate(sizes) if size < division.min_size]

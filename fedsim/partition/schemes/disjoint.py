@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from fedsim.errors import UserError
 from fedsim.partition.schemes.scheme import Division, Integers, Scheme
 
 
-def disjoint(division: Division, rng: np.random.Generator) -> Integers:
+def disjoint(division: Division[Any], rng: np.random.Generator) -> Integers:
     """Clients share no label: classes in random order, each whole to the client that has the fewest rows so far."""
     holder = np.zeros(len(division.counts), dtype=np.int64)
     smallest = [(0, client) for client in range(division.clients)]
@@ -21,7 +22,7 @@ def disjoint(division: Division, rng: np.random.Generator) -> Integers:
     return holder[division.y]
 
 
-def labels_suffice(division: Division) -> None:
+def labels_suffice(division: Division[Any]) -> None:
     """There is a class for every client, with the minimum size."""
     counts, clients, min_size = division.counts, division.clients, division.min_size
     if clients > len(counts):

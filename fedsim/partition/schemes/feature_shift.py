@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from fedsim.data.normalise import unit_norm
 from fedsim.partition.schemes.iid import iid
-from fedsim.partition.schemes.scheme import Scheme
+from fedsim.partition.schemes.scheme import Scheme, SchemeParams
 from fedsim.seeds import Purpose, Seeds
 
 _SHIFT_RANK = 8
+
+
+class FeatureShiftParams(SchemeParams):
+    """Parameters of scheme ``feature-shift``.
+
+    Attributes:
+        strength: size of each client's shift, 0 = none.
+    """
+
+    strength: float = Field(default=0.5, ge=0, allow_inf_nan=False, strict=True)
 
 
 class Shift(NamedTuple):
@@ -68,8 +78,8 @@ def apply_shift(x: NDArray[np.float32], client: int, *, strength: float, seed: i
     return unit_norm(moved.astype(np.float32, copy=False))
 
 
-def _of_strength(x: NDArray[np.float32], client: int, given: Mapping[str, Any], seed: int) -> NDArray[np.float32]:
-    return apply_shift(x, client, strength=float(given["strength"]), seed=seed)
+def _of_strength(x: NDArray[np.float32], client: int, given: FeatureShiftParams, seed: int) -> NDArray[np.float32]:
+    return apply_shift(x, client, strength=given.strength, seed=seed)
 
 
-FEATURE_SHIFT = Scheme(iid, takes={"strength": 0.5}, map_rows=_of_strength)
+FEATURE_SHIFT = Scheme(iid, params=FeatureShiftParams, map_rows=_of_strength)

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
-from fedsim.partition.schemes.scheme import Division, Integers, Scheme
+from fedsim.partition.schemes.scheme import Division, Integers, Scheme, SchemeParams
 
 
-def quantity(division: Division, rng: np.random.Generator) -> Integers:
+class QuantityParams(SchemeParams):
+    """Parameters of scheme ``quantity``.
+
+    Attributes:
+        power: the client of rank r holds rows in proportion to ``r ** -power``.
+    """
+
+    power: float = Field(default=1.0, ge=0, le=10, allow_inf_nan=False, strict=True)
+
+
+def quantity(division: Division[QuantityParams], rng: np.random.Generator) -> Integers:
     """Labels at random, sizes by a power law: the client of rank r holds rows in proportion to ``r ** -power`` above the minimum."""
     clients, least = division.clients, division.min_size
-    weights = np.arange(1, clients + 1) ** -float(division.given["power"] or 0.0)
+    weights = np.arange(1, clients + 1) ** -division.given.power
     sizes = least + _apportioned(len(division.y) - clients * least, rng.permutation(weights))
     return rng.permutation(np.repeat(np.arange(clients), sizes))
 
@@ -25,4 +36,4 @@ def _apportioned(total: int, weights: NDArray[np.float64]) -> Integers:
     return parts
 
 
-QUANTITY = Scheme(quantity, takes={"power": 1.0})
+QUANTITY = Scheme(quantity, params=QuantityParams)

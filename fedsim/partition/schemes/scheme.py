@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 Integers = NDArray[np.int64]
 
 
+class SchemeParams(BaseModel):
+    """A scheme's own parameters, which a grid spells beside the scheme's name; a scheme that has any derives a class."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @property
+    def site_column(self) -> str | None:
+        """The column whose value is a row's and so a client's site; None where clients have none."""
+        return None
+
+
+_Given = TypeVar("_Given", bound=SchemeParams)
+
+
 @dataclass(frozen=True, eq=False)
-class Division:
+class Division(Generic[_Given]):
     """What is to be divided, and how.
 
     Attributes:
@@ -29,7 +44,7 @@ class Division:
     columns: Mapping[str, NDArray[Any]]
     clients: int
     min_size: int
-    given: Mapping[str, Any]
+    given: _Given
     alpha: float = 1.0
 
     @property
@@ -38,13 +53,13 @@ class Division:
         return np.bincount(self.y)
 
 
-Owner = Callable[[Division, np.random.Generator], Integers]
+Owner = Callable[[Division[Any], np.random.Generator], Integers]
 """The owner int64 ``[n]`` of every row; UserErrors name a grid's key (``partition.min_size``)."""
-RowMap = Callable[[NDArray[np.float32], int, Mapping[str, Any], int], NDArray[np.float32]]
+RowMap = Callable[[NDArray[np.float32], int, Any, int], NDArray[np.float32]]
 """What a client makes of rows ``[k, d]``: a function of rows, client, the scheme's parameters and the partition's seed."""
 
 
-def _any_data(division: Division) -> None:
+def _any_data(division: Division[Any]) -> None:
     """A scheme that no data of enough rows refuse."""
 
 
@@ -55,20 +70,16 @@ class Scheme:
     Attributes:
         owner: who holds which row; bounded: nothing is drawn again until it fits.
         check: raises a UserError, with a grid's key as its place, where the data do not allow such a division.
-        takes: the parameters that are its own, with their defaults; None has to be given.
+        params: the parameters that are its own, with their defaults.
         uses_alpha: whether ``alpha`` can change the division.
         map_rows: what every client makes of its rows' values; None where they are as they are.
     """
 
     owner: Owner
-    check: Callable[[Division], None] = _any_data
-    takes: Mapping[str, Any] = field(default_factory=dict)
+    check: Callable[[Division[Any]], None] = _any_data
+    params: type[SchemeParams] = SchemeParams
     uses_alpha: bool = False
     map_rows: RowMap | None = None
-
-    def test_rows(self, client: int, clients: int) -> slice:
-        """The test rows as a client sees them: its own ones where clients see values of their own, else all."""
-        return slice(None) if self.map_rows is None else own_test_rows(client, clients)
 
 
 def own_test_rows(client: int, clients: int) -> slice:

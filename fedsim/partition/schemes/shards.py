@@ -5,13 +5,24 @@ from __future__ import annotations
 import heapq
 
 import numpy as np
+from pydantic import Field
 
 from fedsim.errors import UserError
 from fedsim.partition.schemes.dealing import dealt, even
-from fedsim.partition.schemes.scheme import Division, Integers, Scheme
+from fedsim.partition.schemes.scheme import Division, Integers, Scheme, SchemeParams
 
 
-def shards(division: Division, rng: np.random.Generator) -> Integers:
+class ShardsParams(SchemeParams):
+    """Parameters of scheme ``shards``.
+
+    Attributes:
+        labels: how many labels each client holds.
+    """
+
+    labels: int = Field(default=2, ge=1, strict=True)
+
+
+def shards(division: Division[ShardsParams], rng: np.random.Generator) -> Integers:
     """Every client holds exactly ``labels`` labels (after McMahan et al. 2017, arXiv 1602.05629, with shards that never mix labels).
 
     Classes are cut into shards, the larger ones into more; a client gets shards of different classes.
@@ -19,8 +30,8 @@ def shards(division: Division, rng: np.random.Generator) -> Integers:
     Raises:
         UserError: the classes cannot be cut so that every client reaches the minimum size.
     """
-    holders = _shards_per_class(division.counts, division.clients, int(division.given["labels"] or 0))
-    free = np.full(division.clients, division.given["labels"])
+    holders = _shards_per_class(division.counts, division.clients, division.given.labels)
+    free = np.full(division.clients, division.given.labels)
     table = np.zeros((division.clients, len(holders)), dtype=np.int64)
     for c in np.argsort(-holders, kind="stable"):
         # those with the most shards still to come; so no class meets fewer free clients than it needs (Gale-Ryser)
@@ -69,9 +80,9 @@ def _levelled(table: Integers, least: int) -> Integers:
     return table
 
 
-def shards_fit(division: Division) -> None:
+def shards_fit(division: Division[ShardsParams]) -> None:
     """Every client finds so many labels, and every class a client."""
-    counts, clients, labels = division.counts, division.clients, int(division.given["labels"] or 0)
+    counts, clients, labels = division.counts, division.clients, division.given.labels
     classes, shards = len(counts), clients * labels
     if labels > classes:
         what = f"a client cannot hold {labels} labels, the data set has {classes} classes"
@@ -85,4 +96,4 @@ def shards_fit(division: Division) -> None:
         raise UserError("partition.labels", what, f"give at most {most // clients}")
 
 
-SHARDS = Scheme(shards, shards_fit, {"labels": 2})
+SHARDS = Scheme(shards, shards_fit, ShardsParams)

@@ -130,13 +130,15 @@ def _refuse_other_uses(losses: Tensor, layers: dict[str, nn.Module], calls: Call
         if node in over:
             waiting += over[node]
             continue
-        name = names.get(id(getattr(node, "variable", None)))
+        following = node.next_functions
+        waiting += [each for each, _ in following]
+        # only the ends of the graph hold a variable
+        name = None if following else names.get(id(getattr(node, "variable", None)))
         if name is not None:
             raise ValueError(
                 f"parameter '{name}' is used outside its layer's own forward: bookkeeping would not see that gradient; "
                 "call the layer, or use engine vmap"
             )
-        waiting += [following for following, _ in node.next_functions]
 
 
 def _uses(layers: dict[str, nn.Module], calls: Calls, losses: Tensor, layout: Layout) -> dict[str, Use]:

@@ -1,0 +1,59 @@
+"""Solved budgets on disk: what a noise multiplier took seconds to find is found once a machine.
+
+A file is one answer to one question under one version of the code that answers. It is no proof: what a training spends is counted by its
+ledger, with the accountant, and a row that spent more than its target says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+from fedsim.atomic import replaced
+from fedsim.data.cache import cache_folder
+
+Mechanisms = tuple[tuple[float, float, int], ...]
+"""(relative noise, sample rate, steps) each."""
+Solution = tuple[float, float, str]
+"""Noise multiplier, epsilon reached, accountant."""
+Solver = Callable[[float, float, Mechanisms], Solution]
+
+_CODE = ("plan.py", "accountant.py")
+_PACKAGES = ("opacus", "numpy", "scipy")
+
+
+def kept(solve: Solver, epsilon: float, delta: float, mechanisms: Mechanisms) -> Solution:
+    """``solve(epsilon, delta, mechanisms)``, from its file where there is one; a folder that cannot be written costs time alone."""
+    question = json.dumps([_solver(), epsilon, delta, mechanisms])
+    path = cache_folder() / "plans" / f"{hashlib.sha256(question.encode()).hexdigest()[:32]}.json"
+    if (found := _read(path, epsilon)) is not None:
+        return found
+    solution = solve(epsilon, delta, mechanisms)
+    try:
+        with replaced(path) as part:
+            part.write_text(json.dumps(solution) + "\n", encoding="utf-8")
+    except OSError:
+        pass
+    return solution
+
+
+def _read(path: Path, epsilon: float) -> Solution | None:
+    """What a file says; None where there is none, or it says what no solution can."""
+    try:
+        sigma, reached, accountant = json.loads(path.read_bytes())
+    except (OSError, ValueError, TypeError):
+        return None
+    numbers = isinstance(sigma, float) and isinstance(reached, float) and math.isfinite(sigma)
+    return (sigma, reached, accountant) if numbers and sigma > 0 and 0 <= reached <= epsilon and accountant in ("prv", "rdp") else None
+
+
+@cache
+def _solver() -> list[str]:
+    """What answers: the code of this room and the versions of the packages that it rests on."""
+    own = (hashlib.sha256((Path(__file__).parent / name).read_bytes()).hexdigest() for name in _CODE)
+    return [*own, *(f"{name} {version(name)}" for name in _PACKAGES)]

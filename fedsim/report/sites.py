@@ -1,0 +1,147 @@
+"""Clients one by one: what each one's own generator gives it against the one that all share, a dot a client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from fedsim.report.figures import GRID, INK, MUTED, PAPER, SHADES, style
+from fedsim.results.groups import Group
+from fedsim.words import number, setting
+
+NAME = "sites"
+_COLUMNS, _MOST = 4, 16
+_SIDE, _GAP_X, _GAP_Y, _LEFT, _TOP, _BOTTOM = 2.25, 0.55, 0.85, 0.6, 0.75, 0.85
+"""Sizes in inches."""
+_CAPTION = (
+    "A dot: one client on its own test rows, the mean over seeds; the worst one of each ε is named. Above the line its own generator\n"
+    "serves it better than the shared one. A method without a generator a client has all its dots on the line."
+)
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One client at one budget: its name, balanced accuracy by the shared generator and by its own, means over seeds."""
+
+    name: str
+    shared: float
+    own: float
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One method at one place: a title, and the clients' dots by epsilon (None: it has no epsilon)."""
+
+    title: str
+    dots: Mapping[float | None, Sequence[Dot]]
+
+
+def site_panels(groups: Sequence[Group], lines: Iterable[Mapping[str, Any]]) -> list[Panel]:
+    """A panel for every method and place whose clients were judged one by one, in the groups' order.
+
+    Args:
+        groups: rows averaged over seeds.
+        lines: what ``ResultStore.clients`` gave.
+    """
+    told: dict[str, list[Mapping[str, Any]]] = {}
+    for line in lines:
+        told.setdefault(line["cell_id"], []).append(line)
+    panels: dict[str, dict[float | None, list[Dot]]] = {}
+    for group in groups:
+        if dots := _dots([line for row in group.rows for line in told.get(row.cell_id, ())]):
+            place = setting(group.dataset, alpha=group.alpha, clients=group.clients)
+            panels.setdefault(f"{group.label}\n{place}", {})[group.epsilon_target] = dots
+    return [Panel(title, dots) for title, dots in panels.items()]
+
+
+def _dots(lines: Iterable[Mapping[str, Any]]) -> list[Dot]:
+    """Means over cells by the client's name; clients without a score are left out."""
+    scores: dict[str, list[tuple[float, float]]] = {}
+    for line in lines:
+        pair = line["shared_balanced_accuracy"], line["own_balanced_accuracy"]
+        if None not in pair:
+            scores.setdefault(line["name"], []).append(pair)
+    return [Dot(name, fmean(x for x, _ in each), fmean(y for _, y in each)) for name, each in scores.items()]
+
+
+def draw_sites(groups: Sequence[Group], lines: Iterable[Mapping[str, Any]]) -> Figure | None:
+    """A square a method, the shared generator's balanced accuracy to the right, the own one's upwards; None where nobody was judged."""
+    panels = site_panels(groups, lines)[:_MOST]
+    if not panels:
+        return None
+    with style():
+        return _figure(panels)
+
+
+def _figure(panels: Sequence[Panel]) -> Figure:
+    columns = min(_COLUMNS, len(panels))
+    rows = -(-len(panels) // columns)
+    width = max(_LEFT + columns * (_SIDE + _GAP_X), 7.5)
+    height = _TOP + rows * (_SIDE + _GAP_Y) - _GAP_Y + _BOTTOM + 0.35
+    figure = Figure(figsize=(width, height), facecolor=PAPER)
+    colours = _colours(panels)
+    values = [value for panel in panels for dots in panel.dots.values() for dot in dots for value in (dot.shared, dot.own)]
+    low, high = min(values), max(values)
+    margin = 0.06 * max(high - low, 0.1)
+    limits = (max(low - margin, -0.02), min(high + margin, 1.02))
+    for position, panel in enumerate(panels):
+        row, column = divmod(position, columns)
+        left, bottom = _LEFT + column * (_SIDE + _GAP_X), height - _TOP - _SIDE - row * (_SIDE + _GAP_Y)
+        _draw(figure.add_axes((left / width, bottom / height, _SIDE / width, _SIDE / height)), panel, colours, limits)
+    handles = [Line2D([], [], linestyle="", marker="o", markersize=5, color=colour) for colour in colours.values()]
+    names = ["no ε" if epsilon is None else f"ε = {number(epsilon)}" for epsilon in colours]
+    figure.legend(
+        handles,
+        names,
+        loc="upper left",
+        bbox_to_anchor=(0.1 / width, 1 - 0.06 / height),
+        ncols=len(colours),
+        frameon=False,
+        fontsize=9,
+        labelcolor=INK,
+        handletextpad=0.1,
+        borderpad=0,
+        borderaxespad=0,
+    )
+    figure.text(0.12 / width, 0.1 / height, _CAPTION, color=MUTED, fontsize=7.5, va="bottom", linespacing=1.4)
+    return figure
+
+
+def _colours(panels: Sequence[Panel]) -> dict[float | None, str]:
+    """A shade for every epsilon, the darkest for the largest; grey for methods without."""
+    epsilons = sorted({epsilon for panel in panels for epsilon in panel.dots if epsilon is not None})
+    step = (len(SHADES) - 1) / max(1, len(epsilons) - 1)
+    colours: dict[float | None, str] = {epsilon: SHADES[round(step * i)] for i, epsilon in enumerate(epsilons)}
+    return colours | ({None: MUTED} if any(None in panel.dots for panel in panels) else {})
+
+
+def _draw(axes: Axes, panel: Panel, colours: Mapping[float | None, str], limits: tuple[float, float]) -> None:
+    axes.set_facecolor(PAPER)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(MUTED)
+    axes.tick_params(colors=MUTED, labelcolor=INK, labelsize=7.5, length=2.5, pad=2)
+    axes.grid(color=GRID, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.plot(limits, limits, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)), zorder=2)
+    for epsilon, dots in panel.dots.items():
+        colour = colours[epsilon]
+        axes.scatter([dot.shared for dot in dots], [dot.own for dot in dots], s=20, color=colour, zorder=3, linewidths=0)
+        worst = min(dots, key=lambda dot: dot.own)
+        axes.scatter([worst.shared], [worst.own], s=70, facecolors="none", edgecolors=colour, linewidths=1.1, zorder=3)
+        axes.annotate(
+            worst.name, (worst.shared, worst.own), xytext=(6, -3), textcoords="offset points", fontsize=6.5, color=INK, parse_math=False
+        )
+    axes.set_xlim(*limits)
+    axes.set_ylim(*limits)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(4))
+    axes.set_title(panel.title, fontsize=8, color=INK, loc="left", pad=4, parse_math=False)
+    axes.set_xlabel("shared generator", fontsize=7, color=MUTED, labelpad=1, loc="right")
+    axes.set_ylabel("own generator", fontsize=7, color=MUTED, labelpad=1, loc="top")

@@ -1,0 +1,53 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cells import quick, small_cells
+from sites import SITES, digits_of_sites
+
+from fedsim.errors import UserError
+from fedsim.simulation.preflight import Prepared
+
+BY_SITE = {"scheme": "column", "column": "site"}
+
+
+def cells(path: Path, unseen: str, clients: int = 2, partition: dict[str, Any] = BY_SITE, **evaluation: Any) -> Prepared:
+    asked = {"per_class": 10, "unseen": unseen, **evaluation}
+    return small_cells(
+        quick("dp-gaussian"), dataset={"npz": str(path), "overlap": "keep"}, partition=partition, clients=clients, evaluation=asked
+    )
+
+
+def test_an_unseen_site_takes_no_part_and_is_what_all_is_judged_on(tmp_path: Path) -> None:
+    prepared = cells(digits_of_sites(tmp_path), "south")
+    (trial,) = prepared.trials
+    data = prepared.data[trial.data_key]
+    assert set(data.columns["site"]) == {"north", "west"}
+    assert set(data.test_columns["site"]) == {"south"}
+    assert sum(map(len, trial.partition.rows)) == len(data.y_train)
+    assert trial.cell.evaluation.unseen == "south"
+
+
+def test_each_leaves_every_site_out_in_turn_in_a_cell_of_its_own(tmp_path: Path) -> None:
+    prepared = cells(digits_of_sites(tmp_path), "each")
+    assert [trial.cell.evaluation.unseen for trial in prepared.trials] == list(SITES)
+    assert len({trial.cell.cell_id for trial in prepared.trials}) == len({trial.data_key for trial in prepared.trials}) == 3
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"unseen": "sout"}, "evaluation.unseen: column 'site' of '.*' has no value 'sout'; did you mean 'south'"),
+        ({"unseen": "south", "clients": 3}, "clients.* with 'south' unseen: column 'site' has 2 values, so 2 clients, not 3"),
+        ({"unseen": "south", "partition": {"scheme": "iid"}}, "scheme 'iid' has no sites; give partition"),
+        ({"unseen": "south", "per_client": True}, "an unseen site's rows are no client's"),
+    ],
+)
+def test_a_site_that_cannot_be_left_out_is_told(tmp_path: Path, keys: dict[str, Any], said: str) -> None:
+    with pytest.raises((UserError, ValueError), match=said):
+        cells(digits_of_sites(tmp_path), **keys)
+
+
+def test_a_site_without_test_rows_cannot_be_unseen(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no test row has site 'south'"):
+        cells(digits_of_sites(tmp_path, test_of=("north", "west")), "south")

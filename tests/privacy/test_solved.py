@@ -1,0 +1,65 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from fedsim.privacy.solved import Mechanisms, Solution, Solver, kept
+
+QUESTION: tuple[float, float, Mechanisms] = (1.0, 1e-4, ((1.0, 0.2, 60),))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path))
+    return tmp_path / "plans"
+
+
+def counting(answers: list[Solution]) -> tuple[list[float], Solver]:
+    asked: list[float] = []
+
+    def solve(epsilon: float, delta: float, mechanisms: Mechanisms) -> Solution:
+        asked.append(epsilon)
+        return answers[len(asked) - 1]
+
+    return asked, solve
+
+
+def test_a_question_is_solved_once_and_another_one_anew(folder: Path) -> None:
+    asked, solve = counting([(3.1, 0.9995, "prv"), (1.2, 3.99, "rdp")])
+    _, delta, mechanisms = QUESTION
+    assert kept(solve, *QUESTION) == kept(solve, *QUESTION) == (3.1, 0.9995, "prv")
+    assert kept(solve, 4.0, delta, mechanisms) == (1.2, 3.99, "rdp")
+    assert asked == [1.0, 4.0]
+    assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".json"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[",
+        "{}",
+        "[3.1, 0.9995]",
+        '[3.1, 1.2, "prv"]',
+        '[0.0, 0.9, "prv"]',
+        '["3.1", 0.9, "prv"]',
+        '[NaN, 0.9, "prv"]',
+        '[3.1, 0.9, "mine"]',
+    ],
+)
+def test_a_file_that_says_what_no_solution_can_is_replaced(folder: Path, text: str) -> None:
+    asked, solve = counting([(3.1, 0.9995, "prv")] * 2)
+    kept(solve, *QUESTION)
+    (path,) = folder.iterdir()
+    path.write_text(text)
+    assert kept(solve, *QUESTION) == (3.1, 0.9995, "prv")
+    assert len(asked) == 2
+    assert json.loads(path.read_text()) == [3.1, 0.9995, "prv"]
+
+
+def test_a_cache_that_cannot_be_written_costs_time_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "file"))
+    asked, solve = counting([(3.1, 0.9995, "prv")] * 2)
+    assert kept(solve, *QUESTION) == kept(solve, *QUESTION)
+    assert len(asked) == 2

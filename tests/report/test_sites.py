@@ -1,0 +1,27 @@
+from fedsim.report.sites import draw_sites, site_panels
+from fedsim.results.groups import group_seeds
+
+
+def told(cell: str, own: dict[str, float | None], shared: float = 0.5) -> list[dict]:
+    lines = []
+    for client, (name, value) in enumerate(own.items()):
+        other = None if value is None else shared
+        lines.append({"cell_id": cell, "client": client, "name": name, "own_balanced_accuracy": value, "shared_balanced_accuracy": other})
+    return lines
+
+
+def test_a_client_has_the_mean_over_seeds_at_every_epsilon(row):
+    rows = [row(cell_id="a"), row(cell_id="b", seed=1), row(cell_id="c", epsilon_target=8.0, epsilon_spent=7.9)]
+    lines = told("a", {"north": 0.4, "south": 0.6}) + told("b", {"north": 0.6, "south": 0.6}) + told("c", {"north": 0.9, "south": 0.7})
+    (panel,) = site_panels(group_seeds(rows), lines)
+    assert [(dot.name, dot.own, dot.shared) for dot in panel.dots[1.0]] == [("north", 0.5, 0.5), ("south", 0.6, 0.5)]
+    assert [(dot.name, dot.own) for dot in panel.dots[8.0]] == [("north", 0.9), ("south", 0.7)]
+    assert draw_sites(group_seeds(rows), lines) is not None
+
+
+def test_clients_without_test_rows_and_cells_without_clients_are_left_out(row):
+    groups = group_seeds([row(cell_id="a"), row(cell_id="b", label="other")])
+    (panel,) = site_panels(groups, told("a", {"north": 0.4, "west": None}))
+    assert [dot.name for dot in panel.dots[1.0]] == ["north"]
+    assert site_panels(groups, []) == []
+    assert draw_sites(groups, told("a", {"west": None})) is None

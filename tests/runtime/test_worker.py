@@ -1,0 +1,68 @@
+"""What travels between the actors of a cell, and how many of them there are."""
+
+from collections.abc import Iterator
+
+import pytest
+import ray
+import torch
+
+from fedsim.grid.models import Resources
+from fedsim.methods.parameters import ALIGNMENT
+from fedsim.runtime.slots import Slots
+from fedsim.runtime.worker import IN_THE_CALL, send_tensors_as_bytes
+
+TENSORS = {
+    "single": torch.randn(3, 5),
+    "double": torch.randn(4, dtype=torch.float64),
+    "brain float": torch.randn(7).bfloat16(),
+    "whole": torch.arange(6).view(2, 3),
+    "true or false": torch.tensor([True, False, True]),
+    "scalar": torch.tensor(2.5),
+    "empty": torch.zeros(0, 4),
+    "transposed": torch.randn(3, 5).T,
+    "expanded": torch.ones(1).expand(3, 2),
+    "larger than a call": torch.randn(IN_THE_CALL),
+}
+
+
+@pytest.fixture
+def as_bytes(ray_cluster: None) -> Iterator[None]:
+    send_tensors_as_bytes()
+    yield
+    ray.util.deregister_serializer(torch.Tensor)
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_a_tensor_arrives_as_it_was_sent_in_aligned_memory_of_its_own(as_bytes: None, name: str) -> None:
+    sent = TENSORS[name]
+    got = ray.get(ray.put({name: sent}))[name]
+    assert (got.dtype, got.shape) == (sent.dtype, sent.shape)
+    assert torch.equal(got, sent)
+    assert got.is_contiguous()
+    assert got.data_ptr() % ALIGNMENT == 0
+    got.zero_()
+
+
+def test_a_gradient_is_no_part_of_what_is_sent(as_bytes: None) -> None:
+    sent = torch.ones(2, requires_grad=True) * 2
+    assert not ray.get(ray.put(sent)).requires_grad
+
+
+def test_a_cell_on_three_actors_is_three_processes_one_of_which_coordinates(ray_cluster: None) -> None:
+    slots = Slots(Resources(), capacity=4, parallel=4)
+    slot = slots.take(3)
+    assert slot is not None
+    assert (slot.actors, 1 + len(slot.cohorts)) == (3, 3)
+    slots.close()
+
+
+def test_a_reference_takes_an_idle_slot_of_any_shape_and_opens_the_one_that_its_cell_needs(ray_cluster: None) -> None:
+    slots = Slots(Resources(), capacity=4, parallel=4)
+    opened = slots.take(3, any_shape=True)
+    assert opened is not None
+    assert opened.actors == 3
+    slots.give_back(opened)
+    assert slots.take(1, any_shape=True) is opened
+    slots.give_back(opened)
+    assert slots.take(3) is opened
+    slots.close()
