@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,11 +16,10 @@ from torch import Tensor
 CPU = torch.device("cpu")
 FUSED = ("cpu", "cuda")
 """Devices with torch's fused kernels: Adam of many tensors, and products that are added on."""
-Asked = Literal["auto", "cpu", "cuda"]
 Key = TypeVar("Key")
 
 
-def device_of(asked: Asked, gpus: float) -> torch.device:
+def device_of(asked: str, gpus: float) -> torch.device:
     """The device of an actor that holds a share of ``gpus``: ``auto`` takes CUDA where there is a share and CUDA."""
     on_gpu = asked == "cuda" or (asked == "auto" and gpus > 0 and torch.cuda.is_available())
     return torch.device("cuda") if on_gpu else CPU

@@ -20,7 +20,6 @@ from pydantic import (
 
 from fedsim.data.encoding.spec import EncoderSpec
 from fedsim.data.sources.spec import DatasetSpec
-from fedsim.device import Asked
 from fedsim.grid.complaints import spelled
 from fedsim.grid.places import Source
 from fedsim.models.probe import PROBE_C
@@ -78,6 +77,7 @@ Alpha = Annotated[Real, Field(gt=0, allow_inf_nan=False)]
 Clients = Annotated[Whole, Field(ge=1)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
 Delta = Annotated[Real, Field(gt=0, lt=1)]
+Device = Literal["auto", "cpu", "cuda"]
 Axis = Annotated[tuple[_Item, ...], BeforeValidator(_listed), AfterValidator(_distinct)]
 
 
@@ -135,7 +135,7 @@ class Resources(_Model):
     clients_per_actor: Annotated[Literal["auto", "all"] | int, PlainValidator(_actor_share)] = "auto"
     cpus_per_actor: Annotated[Real, Field(gt=0, allow_inf_nan=False)] = 1.0
     gpus_per_actor: Annotated[Literal["auto"] | float, PlainValidator(_gpu_share)] = 0.0
-    device: Asked = "auto"
+    device: Device = "auto"
     save_generators: bool = True
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from fedsim.device import Asked
+from fedsim.grid.models import Device
 
 SLACK = 1e-6
 """Shares are added up in floating point."""
@@ -25,7 +25,7 @@ class Share(NamedTuple):
 
     cpus: float
     gpus: float = 0.0
-    device: Asked = "auto"
+    device: Device = "auto"
 
     def fit(self, node: Node) -> int:
         """How many such actors a node holds; a part of a GPU lies on one GPU."""
