@@ -4,6 +4,9 @@ import os
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 NAME = os.environ.get("FEDSIM_TEST_DEVICE", "cpu")
 
@@ -29,6 +32,20 @@ class Waits:
         """Copies since :meth:`forget`; an operation that the device lacks goes by the CPU, and counts too."""
         metrics = self.xla.debug.metrics
         return int((metrics.metric_data("TransferFromDeviceTime") or [0])[0])
+
+
+class OnePlace(TorchDispatchMode):
+    """CUDA's rule wherever a test runs: an operation's tensors are on one device, but for copies and numbers.
+
+    XLA refuses a CPU tensor in products and indices alone; elementwise it takes it along.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+        places = {each.device.type for each in tensors if each.dim()} | {each.device.type for each in tensors if each.device.type != "cpu"}
+        if len(places) > 1 and func.overloadpacket not in (torch.ops.aten.copy_, torch.ops.aten._to_copy):
+            raise RuntimeError(f"{func} of tensors on {' and '.join(sorted(places))}")
+        return func(*args, **(kwargs or {}))
 
 
 if NAME == "xla":

@@ -25,7 +25,8 @@ from baselines.fedavg_linear import FedAvgLinear
 
 class LeftBehind(FedAvgLinear):
     def loss(self, model, batch):
-        return {name: value + torch.zeros(len(batch.x)) for name, value in super().loss(model, batch).items()}
+        size = (batch.x @ torch.ones(batch.x.shape[1], 1))[:, 0]
+        return {name: value + 0 * size for name, value in super().loss(model, batch).items()}
 """
 
 

@@ -1,13 +1,12 @@
 """A cell gives the same row on every device: the same samples, the same noise, the same scores. The device is FEDSIM_TEST_DEVICE's."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from cells import SHIPPED, quick, small_cells
-from devices import DEVICE, waits
+from devices import DEVICE, OnePlace, waits
 
 from fedsim.device import CPU
 from fedsim.methods.registry import lookup
@@ -37,22 +36,32 @@ QUICKLY = ("fedhypevae", "dp-gaussian", "fedavg-linear")
 """What is enough where the device is the CPU."""
 
 
-def ran(trial: Trial, data: Any, device: torch.device, flush: Callable[[], None]) -> tuple[list[RoundRecord], Outcome]:
-    records = []
-    for step in run_trial(trial, data, partial(local_pool, device=device), None, device):
-        flush()
-        if isinstance(step, Outcome):
-            return records, step
-        records.append(step)
-    raise AssertionError
+def ran(trial: Trial, data: Any, device: torch.device) -> tuple[list[RoundRecord], Outcome]:
+    """Every round's record and the outcome; a lazy device is let to compute after each."""
+    steps = []
+    with OnePlace():
+        for step in run_trial(trial, data, partial(local_pool, device=device), None, device):
+            waits.flush()
+            steps.append(step)
+    *records, outcome = steps
+    assert isinstance(outcome, Outcome)
+    return records, outcome  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("name", ENTRIES if FOREIGN else QUICKLY)
 def test_a_cell_samples_and_noises_alike_and_scores_the_same(name: str) -> None:
     entry, keys = ENTRIES[name]
-    prepared = small_cells(entry, **{"epsilon": 4.0, "evaluation": {"per_class": 20, "per_client": True, "personal": "synthetic"}, **keys})
+    prepared = small_cells(
+        entry,
+        **{
+            "epsilon": 4.0,
+            "evaluation": {"per_class": 20, "per_client": True, "personal": "synthetic"},
+            "resources": {"clients_per_actor": 2},
+            **keys,
+        },
+    )
     (trial,), (data,) = prepared.trials, prepared.data.values()
-    (here, at_home), (there, abroad) = (ran(trial, data, device, flush) for device, flush in ((CPU, lambda: None), (DEVICE, waits.flush)))
+    (here, at_home), (there, abroad) = (ran(trial, data, device) for device in (CPU, DEVICE))
     assert [(r.values["sampled"], r.values["noise"]) for r in there] == [(r.values["sampled"], r.values["noise"]) for r in here]
     for name, score in at_home.scores.items():
         assert abroad.scores[name] == pytest.approx(score, abs=1e-3 if FOREIGN else 0), name
