@@ -78,7 +78,7 @@ def test_the_python_of_the_data_page_runs(desk: tuple[Path, dict[str, str]]) -> 
 def test_the_grid_of_the_data_page_is_valid(tmp_path: Path) -> None:
     (text,) = re.findall(r"```yaml\n(.*?)```", DATA.read_text(), re.S)
     (tmp_path / "g.yaml").write_text(text)
-    assert load_grid(tmp_path / "g.yaml").partition.column == "scanner"
+    assert load_grid(tmp_path / "g.yaml").partition.given.site_column == "scanner"
 
 
 def test_the_grid_of_the_page_is_valid(tmp_path: Path) -> None:

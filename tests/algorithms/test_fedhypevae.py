@@ -163,9 +163,9 @@ def test_diagnostics_of_clients_tell_of_the_same_ten_however_they_are_packed() -
         ]
         algorithm = FedHypeVAE(FedHypeVAE.Params(rounds=2), Task(DIM, CLASSES, 12))
         pool = LocalPool([Cohort(spec, x, y) for spec in specs])
-        (release,), server = algorithm.releases(), algorithm.initial_server(Seeds(0))
+        server = algorithm.initial_server(Seeds(0))
         server.model.decoder.layers[0].scale.weight.data.fill_(0.1)  # type: ignore[union-attr, index]
-        messages = pool.round(0, release, algorithm.broadcast(server))
+        messages = pool.round(next(algorithm.schedule()), algorithm.broadcast(server))
         names = ("generated_decoder_norm", "generated_prior_norm")
         told.append([value for name in names for message in messages for value in message.diagnostics.get(name, [])])
     assert len(told[0]) == 20

@@ -44,7 +44,7 @@ def test_centralised_is_the_ceiling() -> None:
 
 def test_local_only_is_the_floor_and_sends_nothing() -> None:
     end, trial, data = outcome(quick("local-only"), evaluation={"probe_c": C})
-    assert end.scores.balanced_accuracy == local_only(data, trial.partition, C)
+    assert end.scores.balanced_accuracy == local_only(data, trial.partition, trial.cell.partition, C).mean
     assert end.uplink_bytes == 0
 
 

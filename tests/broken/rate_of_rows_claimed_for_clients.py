@@ -1,13 +1,15 @@
 """Rows are sampled at the rate that the plan claims for clients."""
 
+from dataclasses import replace
+
 from broken.tiny import Tiny
 
-from fedsim.methods.dp_sgd import RELEASE
-from fedsim.privacy.plan import Release
+from fedsim.methods.phase import Phase
 
 
 class RateOfRowsClaimedForClients(Tiny):
     units = ("client",)
 
-    def releases(self) -> tuple[Release, ...]:
-        return (Release(RELEASE, self.params.sample_rate, self.params.rounds),)
+    def phases(self) -> tuple[Phase, ...]:
+        (phase,) = super().phases()
+        return (replace(phase, release=replace(phase.release, sample_rate=self.params.sample_rate)),)
