@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 NAME = os.environ.get("FEDSIM_TEST_DEVICE", "cpu")
@@ -34,16 +34,20 @@ class Waits:
         return int((metrics.metric_data("TransferFromDeviceTime") or [0])[0])
 
 
-class OnePlace(TorchDispatchMode):
-    """CUDA's rule wherever a test runs: an operation's tensors are on one device, but for copies and numbers.
+MOVES = ("to", "copy_", "cpu", "__get__", "__set__")
+"""What a function may do with tensors on two devices: move one to the other."""
+
+
+class OnePlace(TorchFunctionMode):
+    """CUDA's rule wherever a test runs: a function's tensors are on one device, but for numbers.
 
     XLA refuses a CPU tensor in products and indices alone; elementwise it takes it along.
     """
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
-        places = {each.device.type for each in tensors if each.dim()} | {each.device.type for each in tensors if each.device.type != "cpu"}
-        if len(places) > 1 and func.overloadpacket not in (torch.ops.aten.copy_, torch.ops.aten._to_copy):
+        places = {each.device.type for each in tensors if each.dim() or each.device.type != "cpu"}
+        if len(places) > 1 and getattr(func, "__name__", "") not in MOVES:
             raise RuntimeError(f"{func} of tensors on {' and '.join(sorted(places))}")
         return func(*args, **(kwargs or {}))
 
