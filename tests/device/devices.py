@@ -34,8 +34,8 @@ class Waits:
         return int((metrics.metric_data("TransferFromDeviceTime") or [0])[0])
 
 
-MOVES = ("to", "copy_", "cpu", "__get__", "__set__")
-"""What a function may do with tensors on two devices: move one to the other."""
+MOVES = ("to", "copy_", "cpu", "__get__", "__set__", "_has_compatible_shallow_copy_type")
+"""Functions that move a tensor from one device to another, or ask whether they may."""
 
 
 class OnePlace(TorchFunctionMode):
