@@ -1,4 +1,4 @@
-"""Centralised, the ceiling: all clients send their rows, and one linear probe is trained on them; not private."""
+"""Centralised: all clients send their rows, and one linear probe is trained on them; not private."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from fedsim.privacy.plan import Release
 
 @register("centralised")
 class Centralised(Algorithm):
-    """The evaluation's linear probe on the pooled rows: its score is the ceiling, to the last bit."""
+    """The evaluation's linear probe on the pooled rows, at its own strength and with the classes' natural shares."""
 
-    source = "the usual ceiling"
+    source = "the usual upper reference"
     Params = Params
     private = False
 
@@ -34,18 +34,16 @@ class Centralised(Algorithm):
         return nn.Module()
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-        """Every member's rows and labels, with their places in the data's order."""
+        """Every member's rows and labels."""
         rows = {f"x.{client}": x for client, x in zip(clients.members, clients.x, strict=True)}
         labels = {f"y.{client}": y for client, y in zip(clients.members, clients.y, strict=True)}
         sent = sum(value.numel() * value.element_size() for value in (rows | labels).values())
-        places = {f"place.{client}": numbers for client, numbers in zip(clients.members, clients.row_numbers, strict=True)}
-        return clients.send(rows | labels | places, uplink_bytes=sent)
+        return clients.send(rows | labels, uplink_bytes=sent)
 
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
-        """Train on all of them, in the data's order: a fit rounds by the order of its rows."""
-        x, y, place = (torch.cat([total[f"{part}.{client}"] for client in range(self.task.clients)]) for part in ("x", "y", "place"))
-        order = place.argsort()
-        server.tensors |= probe_tensors(fit_probe(x[order].cpu().numpy(), y[order].cpu().numpy(), self.task.probe_c))
+        """Train on all of them."""
+        x, y = (torch.cat([total[f"{part}.{client}"] for client in range(self.task.clients)]).cpu().numpy() for part in ("x", "y"))
+        server.tensors |= probe_tensors(fit_probe(x, y, self.task.probe_c))
         return {}
 
     def classifier(self, server: Server) -> ProbeClassifier:

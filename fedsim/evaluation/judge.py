@@ -16,11 +16,10 @@ from fedsim.device import CPU, to_device
 from fedsim.evaluation.own_rows import OwnRows, own_rows
 from fedsim.evaluation.scores import (
     Scores,
-    mean_scores,
     personal_scores,
     predictions_of,
+    probe_predictions,
     score_classifier,
-    score_probe,
 )
 from fedsim.evaluation.weights import best_weight, held_out_weight
 from fedsim.grid.models import Cell
@@ -94,14 +93,14 @@ class Judge:
     partition: Partition
     device: torch.device = CPU
 
-    def scores(self, made: Generator | Classifier) -> Scores:
-        """On all test rows; of clients with classifiers of their own, the mean."""
+    def predictions(self, made: Generator | Classifier) -> list[Predictions]:
+        """Of all test rows, by what everyone has; of clients with classifiers of their own, one each."""
         data, evaluation = self.data, self.cell.evaluation
         if is_classifier(made):
             clients = range(self.cell.clients if is_personal(made) else 1)
-            return mean_scores([score_classifier(own(made, client), data.x_test, data.y_test, self.device) for client in clients])
+            return [predictions_of(own(made, client).probabilities(self._x_test), data.y_test) for client in clients]
         x, y = self._synthesise(made)
-        return score_probe(x, y, data.x_test, data.y_test, evaluation.probe_c)
+        return [probe_predictions(x, y, data.x_test, data.y_test, evaluation.probe_c)]
 
     def of_clients(self, made: Generator | Classifier) -> tuple[ClientScores, ...]:
         """Of what each client has of its own, and of what all share, on the client's test rows."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from fedsim.device import CPU, to_device
 from fedsim.methods.products import Classifier
 from fedsim.models.probe import fit_probe
-from fedsim.results.measures import MEASURES, Predictions
+from fedsim.results.measures import MEASURES, Predictions, recalls
 
 
 class Scores(dict[str, float]):
@@ -35,6 +35,14 @@ def mean_scores(each: Sequence[Scores]) -> Scores:
     if not each:
         return Scores()
     return Scores({name: float(np.mean([scores[name] for scores in each])) for name in each[0]})
+
+
+def recall_per_class(each: Sequence[Predictions], classes: int) -> tuple[float | None, ...]:
+    """The recall of each of ``classes`` classes, the mean over ``each`` predictor; None for a class without a test row."""
+    found: list[float | None] = [None] * classes
+    for label, recall in zip(each[0].held.tolist(), np.mean([recalls(predictions) for predictions in each], axis=0), strict=True):
+        found[label] = float(recall)
+    return tuple(found)
 
 
 def scores_of_clients(own: Sequence[Scores | None], shared: Sequence[Scores | None]) -> Scores:

@@ -284,6 +284,11 @@ class Cell(_Model):
     evaluation: Evaluation
 
     @property
+    def concentration(self) -> float | None:
+        """Alpha, where the scheme has any use for it."""
+        return self.alpha if self.partition.uses_alpha else None
+
+    @property
     def data_key(self) -> str:
         """Which data its clients share out: the data set's, or without the site that is left out."""
         return data_key(self.dataset, self.evaluation)

@@ -68,7 +68,6 @@ class Clients:
         model: holds one slice of every per-client parameter for each member.
         state: further private tensors that an algorithm keeps between rounds, ``[members, ...]`` each.
         ran: what they did since it was last counted.
-        row_numbers: of each client's rows among all training rows; empty under a plan, for they tell of other clients' rows.
         device: where all of this is, but for random numbers and row numbers, which are made on the CPU.
     """
 
@@ -80,7 +79,6 @@ class Clients:
     model: nn.Module
     state: Tensors = field(default_factory=dict)
     ran: Ran = field(default_factory=Ran)
-    row_numbers: tuple[Tensor, ...] = ()
     device: torch.device = CPU
 
     @cached_property

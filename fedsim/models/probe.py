@@ -65,7 +65,7 @@ class Probe:
         return _standardise(x, self.mean, self.scale) @ self.weight + self.bias
 
 
-def fit_probe(x: NDArray[np.float32], y: NDArray[np.int64], probe_c: float) -> Probe:
+def fit_probe(x: NDArray[np.float32], y: NDArray[np.int64], probe_c: float, *, balanced: bool = False) -> Probe:
     """Fit the probe; deterministic, and the same for every algorithm.
 
     Minimises ``sum_i -log softmax(W s(x_i) + b)[y_i] + ||W||^2 / (2 probe_c)`` with L-BFGS, where ``s`` subtracts the mean
@@ -75,6 +75,7 @@ def fit_probe(x: NDArray[np.float32], y: NDArray[np.int64], probe_c: float) -> P
         x: training rows, float [n, d], n >= 1.
         y: their labels, int64 [n]; classes may be missing.
         probe_c: inverse strength of the L2 penalty, > 0.
+        balanced: weigh every row by n / (C n_class), as if classes were equally frequent.
 
     Raises:
         ValueError: there is no row, or a row holds NaN or an infinite value.
@@ -93,7 +94,7 @@ def fit_probe(x: NDArray[np.float32], y: NDArray[np.int64], probe_c: float) -> P
     classes = np.unique(y).astype(np.int64)
     if len(classes) == 1:
         return Probe(mean, scale, classes, np.empty((x.shape[1], 0), np.float32), np.empty(0, np.float32))
-    model = LogisticRegression(C=probe_c, solver="lbfgs", max_iter=MAX_ITERATIONS)
+    model = LogisticRegression(C=probe_c, solver="lbfgs", max_iter=MAX_ITERATIONS, class_weight="balanced" if balanced else None)
     with warnings.catch_warnings():
         # Stopping at the limit is part of the probe's definition, not news.
         warnings.simplefilter("ignore", ConvergenceWarning)

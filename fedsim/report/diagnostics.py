@@ -15,10 +15,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from fedsim.report.figures import GRID, INK, MUTED, PAPER, SHADES, name_level, style
+from fedsim.report.figures import GRID, INK, MUTED, PAPER, name_epsilons, name_level, shades, style
 from fedsim.results.groups import Group, group_seeds
 from fedsim.results.rows import Row
-from fedsim.words import number
 
 NAME = "diagnostics"
 NOT_PRIVATE = "These are computed from the real data without noise: diagnostics, not private, not to be released."
@@ -192,7 +191,7 @@ def _figure(methods: Sequence[Method], panels: Sequence[Panel]) -> Figure:
     blocks = [(method, [row for row in rows if any(method.has(panel) for panel in row)]) for method in methods]
     height = _TOP + _BOTTOM + sum(_HEAD + _LINE * len(lines) for _, lines in blocks)
     figure = Figure(figsize=(_WIDTH, height), facecolor=PAPER)
-    colours = _colours(methods)
+    colours = shades(epsilon for method in methods for epsilon in method.curves)
     top = height - _TOP
     for method, lines in blocks:
         label = method.label if len(method.label) <= _LONGEST else f"{method.label[: _LONGEST - 1]}…"
@@ -205,19 +204,8 @@ def _figure(methods: Sequence[Method], panels: Sequence[Panel]) -> Figure:
                     axes = figure.add_axes((left / _WIDTH, bottom / height, _AXES[0] / _WIDTH, _AXES[1] / height))
                     _draw(axes, panel, method, colours)
             top -= _LINE
-    figure.legend(
-        [Line2D([], [], linewidth=2, color=colour) for colour in colours.values()],
-        ["no ε" if epsilon is None else f"ε = {number(epsilon)}" for epsilon in colours],
-        loc="upper left",
-        bbox_to_anchor=(0.12 / _WIDTH, 1 - 0.1 / height),
-        ncols=len(colours),
-        frameon=False,
-        fontsize=9.5,
-        labelcolor=INK,
-        handlelength=1.8,
-        borderpad=0,
-        borderaxespad=0,
-    )
+    handles = [Line2D([], [], linewidth=2, color=colour) for colour in colours.values()]
+    name_epsilons(figure, colours, handles, (0.12 / _WIDTH, 1 - 0.1 / height))
     figure.text(0.12 / _WIDTH, 0.08 / height, _CAPTION, color=MUTED, fontsize=7.5, va="bottom", linespacing=1.4)
     return figure
 
@@ -229,15 +217,6 @@ _CAPTION = (
     "to 95 %, clip norm C. Dotted: noise as large as signal. Generated norms: of decoder (solid) and prior (dashed), mean over clients.\n"
     "Where lines reach far apart, the y axis is logarithmic above the smallest. " + NOT_PRIVATE
 )
-
-
-def _colours(methods: Sequence[Method]) -> dict[float | None, str]:
-    """A shade for every epsilon, the darkest for the largest; grey for methods without."""
-    epsilons = sorted({epsilon for method in methods for epsilon in method.curves if epsilon is not None})
-    step = (len(SHADES) - 1) / max(1, len(epsilons) - 1)
-    colours: dict[float | None, str] = {e: SHADES[len(SHADES) - 1 - round(step * i)] for i, e in enumerate(reversed(epsilons))}
-    shown = dict(reversed(colours.items()))
-    return shown | ({None: MUTED} if any(None in method.curves for method in methods) else {})
 
 
 def _draw(axes: Axes, panel: Panel, method: Method, colours: Mapping[float | None, str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from fedsim.words import number
 
 INK, MUTED, GRID, PAPER = "#1c2430", "#6b7281", "#e4e7ec", "#ffffff"
 # Okabe and Ito's palette, which colour-blind readers can tell apart, without its yellow (too pale) and black (the ink).
@@ -50,6 +53,32 @@ def name_level(axes: Axes, text: str, height: float, size: float, gap: float) ->
         fontsize=size,
         color=MUTED,
         annotation_clip=False,
+    )
+
+
+def shades(epsilons: Iterable[float | None]) -> dict[float | None, str]:
+    """A shade for every epsilon, the darkest for the largest; grey for None, a method without one."""
+    given = set(epsilons)
+    found = sorted(epsilon for epsilon in given if epsilon is not None)
+    step = (len(SHADES) - 1) / max(1, len(found) - 1)
+    colours: dict[float | None, str] = {e: SHADES[len(SHADES) - 1 - round(step * i)] for i, e in enumerate(reversed(found))}
+    return dict(reversed(colours.items())) | ({None: MUTED} if None in given else {})
+
+
+def name_epsilons(figure: Figure, colours: Mapping[float | None, str], handles: Sequence[Line2D], place: tuple[float, float]) -> None:
+    """A line of what stands for which epsilon, with its upper left corner at ``place`` in the figure; a handle a colour."""
+    figure.legend(
+        handles,
+        ["no ε" if epsilon is None else f"ε = {number(epsilon)}" for epsilon in colours],
+        loc="upper left",
+        bbox_to_anchor=place,
+        ncols=len(colours),
+        frameon=False,
+        fontsize=9.5,
+        labelcolor=INK,
+        handlelength=1.8,
+        borderpad=0,
+        borderaxespad=0,
     )
 
 

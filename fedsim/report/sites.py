@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from fedsim.report.figures import GRID, INK, MUTED, PAPER, SHADES, style
+from fedsim.report.figures import GRID, INK, MUTED, PAPER, name_epsilons, shades, style
 from fedsim.results.groups import Group
-from fedsim.words import number, setting
+from fedsim.words import setting
 
 NAME = "sites"
 _COLUMNS, _MOST = 4, 16
@@ -86,7 +86,7 @@ def _figure(panels: Sequence[Panel]) -> Figure:
     width = max(_LEFT + columns * (_SIDE + _GAP_X), 7.5)
     height = _TOP + rows * (_SIDE + _GAP_Y) - _GAP_Y + _BOTTOM + 0.35
     figure = Figure(figsize=(width, height), facecolor=PAPER)
-    colours = _colours(panels)
+    colours = shades(epsilon for panel in panels for epsilon in panel.dots)
     values = [value for panel in panels for dots in panel.dots.values() for dot in dots for value in (dot.shared, dot.own)]
     low, high = min(values), max(values)
     margin = 0.06 * max(high - low, 0.1)
@@ -96,30 +96,9 @@ def _figure(panels: Sequence[Panel]) -> Figure:
         left, bottom = _LEFT + column * (_SIDE + _GAP_X), height - _TOP - _SIDE - row * (_SIDE + _GAP_Y)
         _draw(figure.add_axes((left / width, bottom / height, _SIDE / width, _SIDE / height)), panel, colours, limits)
     handles = [Line2D([], [], linestyle="", marker="o", markersize=5, color=colour) for colour in colours.values()]
-    names = ["no ε" if epsilon is None else f"ε = {number(epsilon)}" for epsilon in colours]
-    figure.legend(
-        handles,
-        names,
-        loc="upper left",
-        bbox_to_anchor=(0.1 / width, 1 - 0.06 / height),
-        ncols=len(colours),
-        frameon=False,
-        fontsize=9,
-        labelcolor=INK,
-        handletextpad=0.1,
-        borderpad=0,
-        borderaxespad=0,
-    )
+    name_epsilons(figure, colours, handles, (0.1 / width, 1 - 0.06 / height))
     figure.text(0.12 / width, 0.1 / height, _CAPTION, color=MUTED, fontsize=7.5, va="bottom", linespacing=1.4)
     return figure
-
-
-def _colours(panels: Sequence[Panel]) -> dict[float | None, str]:
-    """A shade for every epsilon, the darkest for the largest; grey for methods without."""
-    epsilons = sorted({epsilon for panel in panels for epsilon in panel.dots if epsilon is not None})
-    step = (len(SHADES) - 1) / max(1, len(epsilons) - 1)
-    colours: dict[float | None, str] = {epsilon: SHADES[round(step * i)] for i, epsilon in enumerate(epsilons)}
-    return colours | ({None: MUTED} if any(None in panel.dots for panel in panels) else {})
 
 
 def _draw(axes: Axes, panel: Panel, colours: Mapping[float | None, str], limits: tuple[float, float]) -> None:

@@ -75,14 +75,23 @@ def macro_f1(of: Predictions) -> float:
     return float(f1_score(of.y, of.predicted, labels=of.held, average="macro", zero_division=0))
 
 
-def share_weighted_accuracy(of: Predictions) -> float:
-    """Accuracy where labels are as frequent as with the client: the recalls, weighed by its shares."""
+def recalls(of: Predictions) -> NDArray[np.float64]:
+    """Recall of every held class, in the classes' order."""
     from sklearn.metrics import recall_score
 
+    return np.asarray(recall_score(of.y, of.predicted, labels=of.held, average=None, zero_division=0), dtype=np.float64)
+
+
+def worst_class_recall(of: Predictions) -> float:
+    """The smallest recall of a held class."""
+    return float(recalls(of).min())
+
+
+def share_weighted_accuracy(of: Predictions) -> float:
+    """Accuracy where labels are as frequent as with the client: the recalls, weighed by its shares."""
     if of.shares is None:
         return accuracy(of)
-    recall = recall_score(of.y, of.predicted, labels=of.held, average=None, zero_division=0)
-    return float(np.average(recall, weights=of.shares[of.held]))
+    return float(np.average(recalls(of), weights=of.shares[of.held]))
 
 
 _OWN = "of each client's own generator on its own test rows"
@@ -92,6 +101,7 @@ MEASURES = {
     "accuracy": Measure("Accuracy", "all", accuracy, "accuracy"),
     "balanced_accuracy": Measure("Balanced accuracy", "all", balanced_accuracy, "balanced", table=True),
     "macro_f1": Measure("Macro F1", "all", macro_f1, "macro F1"),
+    "worst_class_recall": Measure("Recall of the worst class", "all", worst_class_recall, "worst class", table=True),
     "client_balanced_accuracy": Measure(f"Balanced accuracy {_OWN}, mean over clients", "clients", None, table=True),
     "client_worst_balanced_accuracy": Measure(f"Balanced accuracy {_OWN}, worst client", "clients", None, table=True),
     "client_spread": Measure(f"Balanced accuracy {_OWN}, best client less worst", "clients", None),

@@ -74,7 +74,9 @@ class Row(BaseModel):
     unseen: str | None = None
     tested: str | None = None
     scores: dict[str, float] = {}
+    recall_per_class: tuple[float | None, ...] | None = None
     ceiling_balanced_accuracy: float | None = None
+    ceiling_accuracy: float | None = None
     local_only_balanced_accuracy: float | None = None
     chance: float | None = None
     uplink_bytes: int | None = None

@@ -26,7 +26,7 @@ def write_summary(groups: Iterable[Group], path: Path) -> None:
         frame.to_csv(part, index=False)
 
 
-_MEANS = ("ceiling_balanced_accuracy", "local_only_balanced_accuracy", "chance", "seconds")
+_MEANS = ("ceiling_balanced_accuracy", "ceiling_accuracy", "local_only_balanced_accuracy", "chance", "seconds")
 
 
 def _measures() -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from fedsim.evaluation.references import LocalOnly
+from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.partition import Partition, PartitionSpec
 from fedsim.results.rows import Row, RowError
 from fedsim.results.store import ResultStore
@@ -95,7 +95,7 @@ class Scheduler:
         self.shares: dict[str, float] = {}
         self.queue: deque[Job] = deque()
         self.running: dict[Any, tuple[Slot, Job]] = {}
-        self.references: dict[ReferenceKey, LocalOnly | float | None] = {}
+        self.references: dict[ReferenceKey, Ceiling | LocalOnly | None] = {}
         self.waiting: list[tuple[Trial, Outcome]] = []
         self.versions = versions()
 
@@ -146,7 +146,9 @@ class Scheduler:
             )
         else:
             cell, data = job.cell, self.data[job.data_key]
-            label = setting(cell.label, cell.dataset.display, alpha=cell.alpha, clients=cell.clients, epsilon=cell.epsilon, seed=cell.seed)
+            label = setting(
+                cell.label, cell.dataset.display, alpha=cell.concentration, clients=cell.clients, epsilon=cell.epsilon, seed=cell.seed
+            )
             self.display.cell_started(cell.cell_id, label)
             started = datetime.now(UTC).isoformat(timespec="seconds")
             self._log(job, [f"started {started}", f"cell {cell.model_dump_json()}", f"plan {job.plan}", f"clients per actor {job.sizes}"])
@@ -189,7 +191,7 @@ class Scheduler:
         return True
 
     def _take_reference(self, job: Reference, report: Report) -> None:
-        self.references[job.key] = report.end if isinstance(report.end, LocalOnly | float) else None
+        self.references[job.key] = report.end if isinstance(report.end, Ceiling | LocalOnly) else None
         if isinstance(report.end, Failure):
             self.display.note(f"the {job.key[0]} reference failed, its column stays empty: {report.end.summary()}")
         ready, self.waiting = self.waiting, []
@@ -218,7 +220,7 @@ class Scheduler:
             self.waiting.append((trial, outcome))
             return
         high, low = self.references[ceiling], self.references[local_only]
-        references = (high if isinstance(high, float) else None, low if isinstance(low, LocalOnly) else None)
+        references = (high if isinstance(high, Ceiling) else None, low if isinstance(low, LocalOnly) else None)
         row = finished_row(trial, outcome, *references, self.versions)
         self.store.append_clients(client_lines(trial, outcome, references[1]))
         if self.save_generators and outcome.generator is not None:

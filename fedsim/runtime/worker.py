@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.device import CPU, device_of, exact_products, moved
-from fedsim.evaluation.references import LocalOnly, ceiling, local_only
+from fedsim.evaluation.references import Ceiling, LocalOnly, ceiling, local_only
 from fedsim.grid.models import Cell
 from fedsim.methods.messages import Message, Pool, Round, Tensors
 from fedsim.methods.registry import lookup
@@ -77,7 +77,7 @@ class Report:
 
     rounds: tuple[RoundRecord, ...] = ()
     output: str = ""
-    end: Outcome | Failure | LocalOnly | float | None = None
+    end: Outcome | Failure | Ceiling | LocalOnly | float | None = None
 
 
 def settle(cpus: float, device: torch.device = CPU) -> None:

@@ -65,7 +65,6 @@ class Cohort:
             spec.seeds,
             spec.plan,
             model,
-            row_numbers=() if spec.plan else tuple(torch.from_numpy(rows) for rows in spec.rows),
             device=device,
         )
         self.algorithm.start_clients(self.clients)

@@ -7,19 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.evaluation.references import LocalOnly
+from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.evaluation.scores import Scores
 from fedsim.results.rows import Row, RowError, Status
 from fedsim.simulation.trial import Outcome, Trial
 
 
-def finished_row(trial: Trial, outcome: Outcome, ceiling: float | None, local_only: LocalOnly | None, versions: dict[str, str]) -> Row:
+def finished_row(trial: Trial, outcome: Outcome, ceiling: Ceiling | None, local_only: LocalOnly | None, versions: dict[str, str]) -> Row:
     """The row of a cell that ran to its end.
 
     Args:
         trial: the cell.
         outcome: what became of it.
-        ceiling: balanced accuracy of the reference; None where it could not be computed.
+        ceiling: the reference; None where it could not be computed.
         local_only: the same.
         versions: of the packages that computed.
     """
@@ -58,7 +58,7 @@ def _row(
     status: Status,
     error: RowError | None,
     outcome: Outcome | None,
-    ceiling: float | None,
+    ceiling: Ceiling | None,
     local_only: LocalOnly | None,
     versions: dict[str, str],
 ) -> Row:
@@ -76,7 +76,7 @@ def _row(
         dataset=cell.dataset.display + (f" ({cell.evaluation.unseen} unseen)" if cell.evaluation.unseen else ""),
         dataset_hash=cell.dataset_hash,
         scheme=cell.partition.scheme,
-        alpha=cell.alpha,
+        alpha=cell.concentration,
         clients=cell.clients,
         partition_hash=trial.partition.fingerprint,
         train_rows=trial.train_rows,
@@ -98,7 +98,9 @@ def _row(
         unseen=cell.evaluation.unseen,
         tested=outcome.tested if outcome else None,
         scores=_with_floor(outcome, local_only) if outcome else Scores(),
-        ceiling_balanced_accuracy=ceiling,
+        recall_per_class=outcome.recalls if outcome else None,
+        ceiling_balanced_accuracy=ceiling.balanced_accuracy if ceiling else None,
+        ceiling_accuracy=ceiling.accuracy if ceiling else None,
         local_only_balanced_accuracy=local_only.mean if local_only else None,
         chance=1 / trial.task.classes,
         uplink_bytes=outcome.uplink_bytes if outcome else None,

@@ -12,7 +12,7 @@ import torch
 from fedsim.data.embeddings import Embeddings
 from fedsim.device import CPU
 from fedsim.evaluation.judge import ClientScores, Judge
-from fedsim.evaluation.scores import Scores, scores_of_clients
+from fedsim.evaluation.scores import Scores, mean_scores, recall_per_class, scores_of, scores_of_clients
 from fedsim.grid.models import Cell
 from fedsim.methods.messages import Pool, Task, Tensors
 from fedsim.partition import Partition
@@ -68,11 +68,12 @@ class Trial:
 class Outcome:
     """The fields of a row that running a cell decides, every client's scores, and the state that its generator is made from, if any.
 
-    ``tested`` says on which test rows clients were judged, if they were. ``unaccounted`` says where the ledger is not what the plan
-    planned (:meth:`fedsim.privacy.ledger.Ledger.unaccounted`); "" where it is.
+    ``recalls`` are the classes', ``tested`` says on which test rows clients were judged, if they were, ``unaccounted`` where the ledger is
+    not what the plan planned (:meth:`fedsim.privacy.ledger.Ledger.unaccounted`); "" where it is.
     """
 
     scores: Scores
+    recalls: tuple[float | None, ...]
     clients: tuple[ClientScores, ...] = field(repr=False)
     tested: str | None
     epsilon_spent: float | None
@@ -122,7 +123,8 @@ def run_trial(
     pool = make_pool(trial, data, seeds)
     trained: Trained = yield from train(algorithm, pool, trial.plan, seeds, resume, checkpoints, device)
     judge, evaluation = Judge(cell, data, trial.partition, device), cell.evaluation
-    scores = judge.scores(trained.made)
+    predicted = judge.predictions(trained.made)
+    scores = mean_scores([scores_of(each) for each in predicted])
     clients = judge.of_clients(trained.made) if evaluation.per_client else ()
     scores |= scores_of_clients([each.own for each in clients], [each.shared for each in clients])
     if evaluation.personal is not None:
@@ -135,7 +137,19 @@ def run_trial(
     state = trained.state if algorithm.generates() else None
     seconds = time.perf_counter() - started
     judged = judge.own_rows.words if clients or evaluation.personal is not None else None
-    yield Outcome(scores, clients, judged, spent, replaced, accountant, unaccounted, trained.uplink_bytes, seconds, state)
+    yield Outcome(
+        scores,
+        recall_per_class(predicted, data.classes),
+        clients,
+        judged,
+        spent,
+        replaced,
+        accountant,
+        unaccounted,
+        trained.uplink_bytes,
+        seconds,
+        state,
+    )
 
 
 def packing(clients: int, per_actor: int) -> tuple[int, ...]:

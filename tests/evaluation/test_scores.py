@@ -6,11 +6,20 @@ import pytest
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.evaluation.references import ceiling, local_only
-from fedsim.evaluation.scores import Scores, personal_scores, probe_predictions, score_probe, scores_of_clients
+from fedsim.evaluation.scores import (
+    Scores,
+    personal_scores,
+    probe_predictions,
+    recall_per_class,
+    score_probe,
+    scores_of,
+    scores_of_clients,
+)
 from fedsim.models.probe import fit_probe
 from fedsim.partition import PartitionSpec, make_partition
 from fedsim.results.measures import Predictions
 
+SITES = Path(__file__).parents[3] / "shared" / "data" / "ham10000_sites_effnetlite0.npz"
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "bloodmnist_effnetlite0.npz"
 
 
@@ -110,7 +119,7 @@ def test_local_only_lies_between_chance_and_the_ceiling():
     data = Embeddings("blobs", x, y, x_test, y_test, classes=4, columns={})
     spec = PartitionSpec()
     parts = make_partition(y, spec=spec, alpha=0.1, clients=5, seed=0, columns={})
-    high, low = ceiling(data, 1.0), local_only(data, parts, spec, 1.0).mean
+    high, low = ceiling(data, 1.0).balanced_accuracy, local_only(data, parts, spec, 1.0).mean
     assert high > 0.95
     # A client that lacks c of the 4 classes cannot exceed 1 - c / 4.
     bound = np.mean([len(np.unique(y[rows])) / 4 for rows in parts.rows])
@@ -154,3 +163,20 @@ def test_the_ceiling_of_real_embeddings_is_known():
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     scores = score_probe(x[split == 0], y[split == 0], x[split == 2], y[split == 2], probe_c=0.01)
     assert scores.balanced_accuracy == pytest.approx(0.833, abs=0.004)
+
+
+@pytest.mark.skipif(not SITES.exists(), reason="HAM10000's embeddings are not beside the checkout")
+def test_where_classes_are_unequal_a_probe_on_natural_shares_is_no_ceiling():
+    with np.load(SITES, allow_pickle=False) as file:
+        data = Embeddings.from_arrays("ham10000", file["x"][::3], file["y"][::3], file["split"][::3])
+    natural = score_probe(data.x_train, data.y_train, data.x_test, data.y_test, 0.1)
+    found = ceiling(data, 0.1)
+    assert found.balanced_accuracy > natural.balanced_accuracy + 0.05
+    assert found.accuracy >= natural["accuracy"]
+
+
+def test_recalls_are_told_of_every_class_and_of_none_that_no_test_row_has():
+    y = np.array([0, 0, 2, 2])
+    right, half = predictions(y, y, np.ones(4)), predictions(y, np.array([0, 1, 2, 1]), np.ones(4))
+    assert recall_per_class([right, half], 4) == (0.75, None, 0.75, None)
+    assert scores_of(half)["worst_class_recall"] == 0.5

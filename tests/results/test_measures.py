@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from cells import quick, small_cells
 
-from fedsim.evaluation.references import LocalOnly
+from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.report.report import write_report
 from fedsim.results.measures import MEASURES, Measure, Predictions
 from fedsim.results.store import ResultStore, load_results
@@ -29,7 +29,7 @@ def test_a_measure_that_is_registered_is_everywhere(name: str, tmp_path: Path, m
     *_, outcome = run_trial(trial, data)
     assert isinstance(outcome, Outcome)
     store = ResultStore(tmp_path)
-    store.append(finished_row(trial, outcome, ceiling=0.9, local_only=LocalOnly(0.5, ()), versions={}))
+    store.append(finished_row(trial, outcome, ceiling=Ceiling(0.9, 0.9), local_only=LocalOnly(0.5, ()), versions={}))
     (row,) = store.rows()
     found = row.value("top_2")
     assert found is not None
@@ -48,6 +48,6 @@ def test_a_row_that_is_older_than_a_measure_is_still_read(tmp_path: Path, monkey
     *_, outcome = run_trial(trial, data)
     assert isinstance(outcome, Outcome)
     store = ResultStore(tmp_path)
-    store.append(finished_row(trial, outcome, ceiling=0.9, local_only=LocalOnly(0.5, ()), versions={}))
+    store.append(finished_row(trial, outcome, ceiling=Ceiling(0.9, 0.9), local_only=LocalOnly(0.5, ()), versions={}))
     monkeypatch.setitem(MEASURES, "top_2", Measure("Among the two likeliest", "all", top_2))
     assert store.rows()[0].value("top_2") is None

@@ -59,6 +59,7 @@ CONTRACT = [
         "accuracy",
         "balanced_accuracy",
         "macro_f1",
+        "worst_class_recall",
         "client_balanced_accuracy",
         "client_worst_balanced_accuracy",
         "client_spread",
@@ -69,7 +70,9 @@ CONTRACT = [
         "personal_weight",
     ),
     *(
+        "recall_per_class",
         "ceiling_balanced_accuracy",
+        "ceiling_accuracy",
         "local_only_balanced_accuracy",
         "chance",
         "uplink_bytes",

