@@ -18,10 +18,11 @@ from algorithms.hyper_cvae import HyperCVAE
 from algorithms.meta_codes import HyperGenerator, fit_meta_codes
 from algorithms.warm_start import RELEASED, WarmStart
 from fedsim.batch import Batch
+from fedsim.device import normal, to_device
 from fedsim.errors import UserError
 from fedsim.methods.clients import Clients
 from fedsim.methods.dp_sgd import DPSGD, averaged_model
-from fedsim.methods.messages import Diagnostic, Message, Round, Server, Tensors
+from fedsim.methods.messages import Diagnostic, Message, Round, Server, Tensors, Told
 from fedsim.methods.one_shot import statistic_phase
 from fedsim.methods.phase import Phase
 from fedsim.methods.registry import register
@@ -126,7 +127,7 @@ class FedHypeVAE(DPSGD):
         if round_.step == 0 and "codes" in broadcast:
             model: Any = clients.model
             with torch.no_grad():
-                model.code.weight.copy_(broadcast["codes"][torch.tensor(clients.members)])
+                model.code.weight.copy_(broadcast["codes"][to_device(torch.tensor(clients.members), clients.device)])
         return super().client_round(clients, round_, broadcast)
 
     # --- what the server adds, and the outcome ---
@@ -139,29 +140,29 @@ class FedHypeVAE(DPSGD):
         return {"lipschitz": weight * (model.decoder.lipschitz() + model.prior.lipschitz())}
 
     @torch.no_grad()
-    def diagnostics(self, clients: Clients, parts: Mapping[str, Tensor], round_: Round) -> Mapping[str, list[Any] | Diagnostic]:
+    def diagnostics(self, clients: Clients, parts: Mapping[str, Tensor], round_: Round) -> Mapping[str, Told]:
         """KL in nats per example; of the first :data:`SHOWN` clients norms of what is generated, kernel features of one row a class.
 
         All clients decode the same draws, so that features differ by the codes alone.
         """
         model: Any = clients.model
-        weight = self.params.beta * float(model.observation.variance())
-        kl = {"kl": (parts["kl"] / weight).tolist() if weight and "kl" in parts else []}
+        weight = (self.params.beta * model.observation.variance().double()).float()
+        kl: dict[str, Told] = {"kl": parts["kl"] / weight if self.params.beta and "kl" in parts else []}
         shown = sum(client < SHOWN for client in clients.members)
         if not shown:
             return kl
         codes, classes = model.codes(len(clients.members))[:shown], self.task.classes
         stream = clients.seeds.torch(Purpose.DIAGNOSTICS, round_.stream)
-        latent, observation = (torch.randn(classes, 1, size, generator=stream) for size in (self.params.latent, self.task.dim))
-        y = torch.arange(classes).repeat(shown)
+        latent, observation = (normal((classes, 1, size), stream, codes) for size in (self.params.latent, self.task.dim))
+        y = torch.arange(classes, device=codes.device).repeat(shown)
         own = model.generate(codes.repeat_interleave(classes, 0), y, latent.repeat(shown, 1, 1), observation.repeat(shown, 1, 1))
         made = own.view(shown, classes, self.task.dim)
-        features = kernel_features(made, kernel_frequencies(self.task.dim, FEATURES // 2, stream))
+        features = kernel_features(made, to_device(kernel_frequencies(self.task.dim, FEATURES // 2, stream), codes.device))
         return {
             **kl,
-            "generated_decoder_norm": model.decoder.generated_norms(codes).tolist(),
-            "generated_prior_norm": torch.cat(model.prior.table(codes), 1).flatten(1).norm(dim=1).tolist(),
-            "cross_client_mmd": Diagnostic(features.mean(1).tolist(), "spread"),
+            "generated_decoder_norm": model.decoder.generated_norms(codes),
+            "generated_prior_norm": torch.cat(model.prior.table(codes), 1).flatten(1).norm(dim=1),
+            "cross_client_mmd": Diagnostic(features.mean(1), "spread"),
         }
 
     def scope(self) -> str:
@@ -180,7 +181,7 @@ class FedHypeVAE(DPSGD):
         if "code.weight" in server.codes:
             own = self.params.code_scale * server.codes["code.weight"]
         else:  # the codes that the clients started from are public
-            start: Any = initial_model(self.build, server.seeds, range(self.task.clients))
+            start: Any = initial_model(self.build, server.seeds, range(self.task.clients)).to(server.device)
             own = start.codes(self.task.clients)
         if self.params.synthesis == "client":
             return HyperGenerator(model, own, own)

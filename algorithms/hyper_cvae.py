@@ -34,7 +34,9 @@ class HyperCVAE(nn.Module):
 
     def codes(self, clients: int) -> Tensor:
         """The scaled codes of the cohort's ``clients``, constants ``[K, code]``."""
-        return self.params.code_scale * self.code.weight.detach() if self.params.code else torch.zeros(clients, 0)
+        if not self.params.code:
+            return self.observation.shift.weight.new_zeros(clients, 0)
+        return self.params.code_scale * self.code.weight.detach()
 
     def noise_scale(self, codes: Tensor) -> Tensor | None:
         """What every feature's observation noise is multiplied by, ``[N, d]``; None: nothing."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedsim.device import integers, normal
 from fedsim.methods.messages import Tensors
 from fedsim.methods.optimise import adam_step
 from fedsim.models.kernel import kernel_score
@@ -35,12 +36,11 @@ def fit_meta_codes(model: Any, codes: Tensor, count: int, steps: int, seeds: See
     meta = torch.stack([codes[group].mean(0) for group in order.tensor_split(count)])
     stream = seeds.torch(Purpose.META)
     rows, state = 16 * model.decoder.classes, Tensors()
-    y = torch.arange(rows) % model.decoder.classes
+    y = torch.arange(rows, device=codes.device) % model.decoder.classes
     meta.requires_grad_(True)
     for step in range(steps):
-        client = torch.randint(len(codes), (rows,), generator=stream)
-        picked = torch.randint(count, (2, rows), generator=stream)
-        draws = [torch.randn(rows, 1, size, generator=stream) for size in (model.params.latent, model.decoder.dim) for _ in range(3)]
+        client, picked = integers(len(codes), (rows,), stream, codes), integers(count, (2, rows), stream, codes)
+        draws = [normal((rows, 1, size), stream, codes) for size in (model.params.latent, model.decoder.dim) for _ in range(3)]
         with torch.no_grad():
             target = model.generate(codes[client], y, draws[0], draws[3])[:, 0]
         first, second = (model.generate(meta[picked[i]], y, draws[1 + i], draws[4 + i])[:, 0] for i in (0, 1))
@@ -63,8 +63,8 @@ class HyperGenerator:
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Synthetic embeddings ``[n, d]``: prior, decoder, observation noise."""
         with torch.no_grad():
-            picked = torch.randint(len(self.codes), (len(labels),), generator=stream)
-            latent = torch.randn(len(labels), 1, self.model.params.latent, generator=stream)
-            observation = torch.randn(len(labels), 1, self.model.decoder.dim, generator=stream)
+            picked = integers(len(self.codes), (len(labels),), stream, labels)
+            latent = normal((len(labels), 1, self.model.params.latent), stream, labels)
+            observation = normal((len(labels), 1, self.model.decoder.dim), stream, labels)
             generated: Tensor = self.model.generate(self.codes[picked], labels, latent, observation)
             return generated[:, 0]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedsim.device import to_device
 from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.one_shot import Rows, Statistic, overall_mean
 from fedsim.privacy.statistics import moments
@@ -129,13 +130,13 @@ class WarmStart:
     def _take_moments(self, server: Server, found: moments.Gaussians) -> None:
         basis, covariance, rest = moments.principal(found.covariance, found.noise, self.latent)
         spare = self.latent - len(covariance)
-        spare_variances = torch.nn.functional.pad(torch.full((spare,), 1e-9), (len(covariance), 0))
+        spare_variances = torch.nn.functional.pad(covariance.new_full((spare,), 1e-9), (len(covariance), 0))
         server.tensors |= {
             "means": moments.shrunk_means(found),
             "counts": found.counts,
             "basis": torch.nn.functional.pad(basis, (0, spare)),
             "covariance": torch.nn.functional.pad(covariance, (0, spare, 0, spare)) + torch.diag(spare_variances),
-            "rest": torch.tensor(rest),
+            "rest": to_device(torch.tensor(rest), server.device),
         }
 
     def _start_decoder(self, server: Server, covariances: Tensor) -> None:
@@ -162,7 +163,7 @@ def _codes(vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
         count: at most K.
     """
     used = steady(vectors)
-    others = cosines(len(vectors), count)[:, used.shape[1] :]
+    others = to_device(cosines(len(vectors), count), used.device)[:, used.shape[1] :]
     return used, polar(others - used @ (used.T @ others))
 
 

@@ -42,7 +42,7 @@ class Centralised(Algorithm):
 
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
         """Train on all of them."""
-        x, y = (torch.cat([total[f"{part}.{client}"] for client in range(self.task.clients)]).numpy() for part in ("x", "y"))
+        x, y = (torch.cat([total[f"{part}.{client}"] for client in range(self.task.clients)]).cpu().numpy() for part in ("x", "y"))
         server.tensors |= probe_tensors(fit_probe(x, y, self.task.probe_c))
         return {}
 

@@ -23,7 +23,7 @@ from torch.func import functional_call
 
 from fedsim.batch import Batch
 from fedsim.methods.dp_sgd import DPSGD, DPSGDParams, averaged_model
-from fedsim.methods.messages import Round, Server, Tensors
+from fedsim.methods.messages import Round, Server, Tensors, Values
 from fedsim.methods.optimise import adam_step
 from fedsim.methods.registry import register
 from fedsim.models.conditional import ConditionalGenerator, ConditionalSampler
@@ -101,27 +101,27 @@ class DPCGAN(DPSGD):
 
     def public_terms(self, model: Any, stream: torch.Generator) -> Mapping[str, Tensor]:
         """The discriminator's loss on generated rows, -log(1 - D(G(z, y), y)), and the penalty on its gradient there."""
-        labels = self._labels()
+        labels = self._labels(next(model.parameters()).device)
         made = model.generator(labels, stream).detach().requires_grad_()
         logits = model.discriminator(made, labels)
         (slope,) = torch.autograd.grad(logits.sum(), made, create_graph=True)
         penalty = self.params.gradient_penalty * slope.square().sum(1).mean()
         return {"fake": F.softplus(logits).mean(), "gradient_penalty": penalty}
 
-    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
+    def server_step(self, server: Server, round_: Round, total: Tensors) -> Values:
         """The discriminator's noisy step, then the generator's on -log D(G(z, y), y): post-processing."""
         values, p, model = super().server_step(server, round_, total), self.params, cast(Any, server.model)
         own = {name: q for name, q in model.named_parameters() if name.startswith(self.server_only)}
         fixed = {name: q.detach() for name, q in model.discriminator.named_parameters()}
-        labels, stream = self._labels(), server.seeds.torch(Purpose.META, round_.stream)
+        labels, stream = self._labels(server.device), server.seeds.torch(Purpose.META, round_.stream)
         for _ in range(p.generator_steps):
             loss = F.softplus(-functional_call(model.discriminator, fixed, (model.generator(labels, stream), labels))).mean()
             gradients = dict(zip(own, torch.autograd.grad(loss, list(own.values())), strict=True))
             adam_step(own, gradients, server.tensors, p.generator_rate * self._decay(round_), (0.5, 0.99))
-        return {**values, "loss_generator": float(loss.detach())}
+        return {**values, "loss_generator": loss.detach()}
 
-    def _labels(self) -> Tensor:
-        return torch.arange(self.params.fakes) % self.task.classes
+    def _labels(self, device: torch.device) -> Tensor:
+        return torch.arange(self.params.fakes, device=device) % self.task.classes
 
     def generator(self, server: Server) -> ConditionalSampler:
         """The mean of the generator's iterates."""

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fedsim.device import normal, to_device
 from fedsim.methods.algorithm import Params
 from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.one_shot import OneShot, Rows, Statistic, overall_mean
@@ -57,7 +58,7 @@ class DPGaussian(OneShot):
     def receive_moments(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
         """What the moments say, in units of the radius."""
         found = moments.gaussians(sums["class_sums"], sums["class_counts"], sums["second"], std)
-        noise = torch.tensor(found.noise, dtype=torch.double)
+        noise = to_device(torch.tensor(found.noise, dtype=torch.double), server.device)
         server.tensors |= {"class_means": found.means, "class_counts": found.counts, "within": found.covariance, "noise": noise}
 
     def generator(self, server: Server) -> Generator:
@@ -72,9 +73,10 @@ class GaussianGenerator:
 
     def __init__(self, means: Tensor, basis: Tensor, covariance: Tensor, std: float) -> None:
         self.means, self.basis, self.covariance, self.std = means, basis, covariance, std
-        self.gain = square_root(covariance + std**2 * torch.eye(len(covariance))) - std * torch.eye(len(covariance))
+        one = torch.eye(len(covariance), device=covariance.device)
+        self.gain = square_root(covariance + std**2 * one) - std * one
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Synthetic embeddings ``[n, d]``."""
-        white = torch.randn(len(labels), len(self.basis), generator=stream)
+        white = normal((len(labels), len(self.basis)), stream, labels)
         return self.means[labels] + self.std * white + (white @ self.basis) @ self.gain @ self.basis.T

@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from baselines.dp_gaussian import DPGaussian, DPGaussianParams, GaussianGenerator
+from fedsim.device import normal, to_device
 from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.one_shot import Rows, Statistic, overall_mean
 from fedsim.methods.products import Generator
@@ -80,7 +81,7 @@ class DPGMM(DPGaussian):
             return
         tensors = server.tensors
         basis, covariance, _ = moments.principal(tensors["within"], float(tensors["noise"]), self.params.em_rank)
-        draws = torch.randn(self.task.classes, self.params.components, len(covariance), generator=server.seeds.torch(Purpose.META))
+        draws = normal((self.task.classes, self.params.components, len(covariance)), server.seeds.torch(Purpose.META), covariance)
         tensors |= {"basis": basis, "covariance": covariance, **mixture.start(draws, covariance, self.params.spread)}
 
     def receive_components(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
@@ -108,5 +109,5 @@ class MixtureGenerator:
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Synthetic embeddings ``[n, d]``."""
-        drawn = torch.multinomial(self.shares[labels], 1, generator=stream)[:, 0]
+        drawn = to_device(torch.multinomial(self.shares[labels].cpu(), 1, generator=stream)[:, 0], labels.device)
         return self.components.sample(labels * self.shares.shape[1] + drawn, stream)

@@ -85,7 +85,7 @@ class DPMERF(OneShot):
         """Features of the centred rows and a one, beside the class."""
         features = kernel_features((rows.x - told["mean"]) / self.params.radius, told["frequencies"])
         onehot = one_hot(rows.y, self.task.classes)
-        return {"features": OuterProduct(onehot, features), "counts": OuterProduct(onehot, torch.ones(len(rows.x), 1))}
+        return {"features": OuterProduct(onehot, features), "counts": OuterProduct(onehot, rows.x.new_ones(len(rows.x), 1))}
 
     def receive_embedding(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
         """The classes' mean features, to which the generator is trained."""
@@ -98,7 +98,7 @@ class DPMERF(OneShot):
         The square of the generated rows' mean is estimated without the terms of a row with itself, which are 1: unbiased for any number.
         """
         p, classes = self.params, self.task.classes
-        labels, stream = torch.arange(classes).repeat_interleave(p.per_class), server.seeds.torch(Purpose.PENALTY)
+        labels, stream = torch.arange(classes, device=server.device).repeat_interleave(p.per_class), server.seeds.torch(Purpose.PENALTY)
         parameters, state = dict(server.model.named_parameters()), Tensors()
         for step in range(p.generator_steps):
             features = kernel_features(server.model(labels, stream), server.tensors["frequencies"])

@@ -15,7 +15,7 @@ from fedsim.methods.messages import Message, Round, Server, Tensors
 from fedsim.methods.parameters import load_parameters
 from fedsim.methods.phase import Phase
 from fedsim.methods.registry import register
-from fedsim.models.linear import Interpolated, LocalClassifiers
+from fedsim.models.linear import Interpolated, LinearClassifier, LocalClassifiers
 from fedsim.privacy.plan import Release
 
 
@@ -38,10 +38,10 @@ class FedLambda(FedAvgLinear):
         """Every member's classifier and lambda; they stay with the client, so a network would carry nothing."""
         model: Any = clients.model
         load_parameters(model, broadcast)
-        shared = model.classifier()
         own, c = own_classifiers(clients, self.task.probe_c), self.task.probe_c
+        shared = LinearClassifier(*(value.cpu() for value in vars(model.classifier()).values()))
         for client, x, y in zip(clients.members, clients.x, clients.y, strict=True):
-            own[f"lambda.{client}"] = torch.tensor(held_out_weight(x.numpy(), y.numpy(), shared, self.task.classes, c))
+            own[f"lambda.{client}"] = torch.tensor(held_out_weight(x.cpu().numpy(), y.cpu().numpy(), shared, self.task.classes, c))
         return clients.send(own, uplink_bytes=0)
 
     def keep(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:

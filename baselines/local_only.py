@@ -48,7 +48,8 @@ class LocalOnly(Algorithm):
 
 def own_classifiers(clients: Clients, probe_c: float) -> Tensors:
     """A probe on each member's rows, as tensors whose names begin with the client's number."""
-    fitted = {client: fit_probe(x.numpy(), y.numpy(), probe_c) for client, x, y in zip(clients.members, clients.x, clients.y, strict=True)}
+    rows = zip(clients.members, clients.x, clients.y, strict=True)
+    fitted = {client: fit_probe(x.cpu().numpy(), y.cpu().numpy(), probe_c) for client, x, y in rows}
     return {f"{client}.{name}": value for client, probe in fitted.items() for name, value in probe_tensors(probe).items()}
 
 

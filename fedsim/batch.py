@@ -9,6 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from fedsim.device import to_device
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -18,20 +20,32 @@ class Layout:
         client: int64 ``[N]``, positions in the cohort (0 .. clients - 1), ascending.
         clients: K, the number of clients in the cohort.
         direct: gather one weight set per row instead of padding; for ``torch.func.vmap``, where shapes may not depend on data.
+        known: ``client`` on the CPU, where shapes are decided; None: it is asked of the device.
     """
 
     client: Tensor
     clients: int
     direct: bool = False
+    known: Tensor | None = None
+
+    @classmethod
+    def on(cls, device: torch.device, client: Tensor, clients: int) -> Layout:
+        """The layout on ``device`` of a ``client`` on the CPU."""
+        return cls(to_device(client, device), clients, known=client)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """``client`` on the CPU."""
+        return self.client.cpu() if self.known is None else self.known
 
     @cached_property
     def span(self) -> slice:
         """The clients from the first that has a row to the last; what is computed for them need not be for all K."""
-        return slice(int(self.client[0]), int(self.client[-1]) + 1) if len(self.client) else slice(0, 0)
+        return slice(int(self.positions[0]), int(self.positions[-1]) + 1) if len(self.client) else slice(0, 0)
 
     @cached_property
     def _counts(self) -> Tensor:
-        return torch.bincount(self.client - self.span.start, minlength=self.span.stop - self.span.start)
+        return torch.bincount(self.positions - self.span.start, minlength=self.span.stop - self.span.start)
 
     @cached_property
     def width(self) -> int:
@@ -43,7 +57,7 @@ class Layout:
         # a client's rows stand together: row n moves on by what the clients before its own leave empty
         empty = self.width - self._counts
         moved = torch.repeat_interleave(torch.cumsum(empty, 0) - empty, self._counts)
-        return moved + torch.arange(len(self.client), device=self.client.device)
+        return to_device(moved + torch.arange(len(self.client)), self.client.device)
 
     def detach(self) -> Layout:
         """Itself: Opacus detaches every input that a layer sees."""
@@ -110,4 +124,5 @@ class Batch:
 
     def _take(self, rows: Tensor | slice) -> Batch:
         draws = {name: values[rows] for name, values in self.draws.items()}
-        return Batch(self.x[rows], self.y[rows], draws, replace(self.layout, client=self.layout.client[rows]))
+        known = self.layout.positions[rows] if isinstance(rows, slice) else None
+        return Batch(self.x[rows], self.y[rows], draws, replace(self.layout, client=self.layout.client[rows], known=known))

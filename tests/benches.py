@@ -13,6 +13,7 @@ PLUGIN = '''
 import os
 from pathlib import Path
 
+import ray
 import torch
 from threadpoolctl import threadpool_info
 
@@ -46,6 +47,15 @@ class Trouble(WeightNoiseCVAE):
                 raise ZeroDivisionError("a client is broken")
             if self.params.how == "client exits":
                 os._exit(3)
+        return super().client_round(clients, round_, broadcast)
+
+
+class Hungry(WeightNoiseCVAE):
+    """Needs half a GPU from its second round on."""
+
+    def client_round(self, clients, round_, broadcast):
+        if round_.number == 1 and ray.get_runtime_context().get_assigned_resources().get("GPU", 0) < 0.5:
+            raise torch.OutOfMemoryError("CUDA out of memory")
         return super().client_round(clients, round_, broadcast)
 
 

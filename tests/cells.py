@@ -10,6 +10,8 @@ from fedsim.simulation.node import Node
 from fedsim.simulation.preflight import Prepared, prepare
 
 NODES = [Node(4.0, 0.0)]
+WITH_GPUS = [Node(4.0, 2.0)]
+"""The same machine with two GPUs by count: what is placed on them computes on the CPU."""
 SHIPPED = sorted(entry.name for entry in entry_points(group=GROUP))
 """Algorithms by name; tests may have registered others."""
 

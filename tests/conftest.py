@@ -3,7 +3,7 @@
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -13,13 +13,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests st
 
 import torch
 from benches import PLUGIN, Done, Ran
-from cells import NODES
+from cells import NODES, WITH_GPUS
 from rich.console import Console
 
 from fedsim.cli import main
 from fedsim.grid.models import Grid
 from fedsim.runtime.bench import run_bench
 from fedsim.runtime.cluster import local_cluster
+from fedsim.simulation.node import Node
 from fedsim.simulation.preflight import prepare
 
 
@@ -64,11 +65,11 @@ def plugins(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def ray_cluster(plugins: Path) -> Iterator[None]:
-    """Four CPUs by count, started in the plug-ins' folder as ``fedsim bench`` would be."""
+    """Four CPUs and two GPUs by count, started in the plug-ins' folder as ``fedsim bench`` would be."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(plugins)
         patch.syspath_prepend(str(plugins))
-        with local_cluster(NODES[0]):
+        with local_cluster(WITH_GPUS[0]):
             yield
 
 
@@ -76,9 +77,9 @@ def ray_cluster(plugins: Path) -> Iterator[None]:
 def bench(ray_cluster: None, tmp_path: Path) -> Callable[..., Ran]:
     """Runs a grid on the shared cluster, in the folder ``name``: one cell after another, since every further slot imports torch anew."""
 
-    def run(grid: Grid, name: str = "run", *, retry_failed: bool = False) -> Ran:
+    def run(grid: Grid, name: str = "run", *, retry_failed: bool = False, nodes: Sequence[Node] = NODES) -> Ran:
         console = Console(file=io.StringIO(), width=200)
-        prepared = prepare(grid, NODES, 1)
+        prepared = prepare(grid, nodes, 1 if nodes is NODES else None)
         code = run_bench(prepared, tmp_path / name, console, nullcontext(), retry_failed=retry_failed)
         return Ran(code, console.file.getvalue(), tmp_path / name)  # type: ignore[attr-defined]
 

@@ -22,7 +22,8 @@ ROOMS = (
     ("methods",),
     ("privacy", "partition"),
     ("models", "data"),
-    ("atomic", "batch", "words", "errors", "seeds"),
+    ("batch",),
+    ("atomic", "device", "words", "errors", "seeds"),
 )
 """From the roof to the ground: a file imports its own room and those on the floors below."""
 

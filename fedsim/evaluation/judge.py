@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.data.embeddings import Embeddings
+from fedsim.device import CPU, to_device
 from fedsim.evaluation.fidelity import Labelled
 from fedsim.evaluation.own_rows import OwnRows, own_rows
 from fedsim.evaluation.readouts import READOUTS
@@ -33,12 +34,28 @@ from fedsim.seeds import SERVER, Purpose, Seeds
 
 
 def synthesise(
-    generator: Generator, classes: int, per_class: int, seeds: Seeds, client: int = SERVER, draw: int = 0
+    generator: Generator,
+    classes: int,
+    per_class: int,
+    seeds: Seeds,
+    client: int = SERVER,
+    draw: int = 0,
+    device: torch.device = CPU,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Synthetic embeddings with uniform labels, which cost no privacy: ``[classes * per_class, d]`` and their labels."""
+    """Synthetic embeddings with uniform labels, which cost no privacy: ``[classes * per_class, d]`` and their labels.
+
+    Args:
+        generator: on ``device``.
+        classes: C.
+        per_class: rows of each.
+        seeds: of the draw.
+        client: whose draw; the server's where all share one.
+        draw: the number of the draw.
+        device: where the generator is.
+    """
     labels = torch.arange(classes).repeat_interleave(per_class)
-    x = generator.sample(labels, seeds.torch(Purpose.SYNTHESIS, draw, client))
-    return x.numpy().astype(np.float32, copy=False), labels.numpy()
+    x = generator.sample(to_device(labels, device), seeds.torch(Purpose.SYNTHESIS, draw, client))
+    return x.cpu().numpy().astype(np.float32, copy=False), labels.numpy()
 
 
 @dataclass(frozen=True)
@@ -70,11 +87,13 @@ class Judge:
         cell: the cell; its ``evaluation`` says how.
         data: real rows.
         partition: who holds which training rows.
+        device: where what is judged computes; probes are the CPU's.
     """
 
     cell: Cell
     data: Embeddings
     partition: Partition
+    device: torch.device = CPU
 
     def predictions(self, made: Generator | Classifier) -> list[Predictions]:
         """Of all test rows, by what everyone has; of clients with classifiers of their own, one each."""
@@ -82,7 +101,7 @@ class Judge:
         if is_classifier(made):
             clients = range(self.cell.clients if is_personal(made) else 1)
             return [predictions_of(own(made, client).probabilities(self._x_test), data.y_test) for client in clients]
-        x, y = synthesise(made, data.classes, evaluation.per_class, self._seeds)
+        x, y = self._synthesise(made)
         return [probe_predictions(x, y, data.x_test, data.y_test, evaluation.probe_c)]
 
     def readouts(self, made: Generator | Classifier) -> Scores:
@@ -90,7 +109,7 @@ class Judge:
         if is_classifier(made):
             return Scores()
         evaluation, real = self.cell.evaluation, Labelled(self.data.x_test, self.data.y_test)
-        rows = Labelled(*synthesise(made, self.data.classes, evaluation.per_class, self._seeds))
+        rows = Labelled(*self._synthesise(made))
         scores = Scores()
         for name in evaluation.readouts:
             scores.update(READOUTS[name](rows, real, evaluation.probe_c))
@@ -106,14 +125,14 @@ class Judge:
         test, rows = self.own_rows.rows[client], self.partition.rows[client]
         mine = self._read(own(made, client), client) if shared is None or is_personal(made) else shared
         x, y = self.data.x_test[test], self.data.y_test[test]
-        told = [score_classifier(each, x, y) if each and len(test) else None for each in (mine, shared)]
+        told = [score_classifier(each, x, y, self.device) if each and len(test) else None for each in (mine, shared)]
         return ClientScores(client, self.own_rows.names[client], len(rows), len(test), *told)
 
     def _read(self, made: Generator | Classifier, client: int = SERVER) -> Classifier:
         """A classifier as it is, a generator as the probe on its embeddings."""
         if is_classifier(made):
             return made
-        x, y = synthesise(made, self.data.classes, self.cell.evaluation.per_class, self._seeds, client)
+        x, y = self._synthesise(made, client)
         return ProbeClassifier(fit_probe(x, y, self.cell.evaluation.probe_c), self.data.classes)
 
     def personal(self, made: Generator | Classifier) -> Scores:
@@ -125,13 +144,13 @@ class Judge:
         """
         clients = range(self.cell.clients)
         if is_classifier(made):
-            return personal_scores([self._as_seen(client, own(made, client).probabilities) for client in clients])
+            return personal_scores([self._as_seen(client, own(made, client).probabilities, self._x_test) for client in clients])
         return self._interpolated(made)
 
     def _interpolated(self, generator: Generator) -> Scores:
         data, evaluation = self.data, self.cell.evaluation
-        shared = fit_linear(*synthesise(generator, data.classes, evaluation.per_class, self._seeds), data.classes, evaluation.probe_c)
-        other = [torch.from_numpy(part) for part in synthesise(generator, data.classes, evaluation.per_class, self._seeds, draw=1)]
+        shared = fit_linear(*self._synthesise(generator), data.classes, evaluation.probe_c)
+        other, x_test = [torch.from_numpy(part) for part in self._synthesise(generator, draw=1)], torch.from_numpy(data.x_test)
         predicted, weights = [], []
         for client in range(self.cell.clients):
             x, y = data.x_train[self.partition.rows[client]], data.y_train[self.partition.rows[client]]
@@ -144,13 +163,16 @@ class Judge:
                 weight = best_weight(local.probabilities(rows), shared.probabilities(rows), labels, importance)
             else:
                 weight = float(evaluation.personal or 0)
-            predicted.append(self._as_seen(client, Interpolated(local, shared, weight).probabilities))
+            predicted.append(self._as_seen(client, Interpolated(local, shared, weight).probabilities, x_test))
             weights.append(weight)
         return Scores(personal_scores(predicted), personal_weight=float(np.mean(weights)))
 
-    def _as_seen(self, client: int, probabilities: Callable[[Tensor], Tensor]) -> Predictions:
+    def _synthesise(self, generator: Generator, client: int = SERVER, draw: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        return synthesise(generator, self.data.classes, self.cell.evaluation.per_class, self._seeds, client, draw, self.device)
+
+    def _as_seen(self, client: int, probabilities: Callable[[Tensor], Tensor], x_test: Tensor) -> Predictions:
         seen = self.own_rows.rows[client]
-        return predictions_of(probabilities(self._x_test[seen]), self.data.y_test[seen], self._share(client))
+        return predictions_of(probabilities(x_test[seen]), self.data.y_test[seen], self._share(client))
 
     @cached_property
     def own_rows(self) -> OwnRows:
@@ -163,7 +185,7 @@ class Judge:
 
     @cached_property
     def _x_test(self) -> Tensor:
-        return torch.from_numpy(self.data.x_test)
+        return to_device(torch.from_numpy(self.data.x_test), self.device)
 
     @property
     def _seeds(self) -> Seeds:

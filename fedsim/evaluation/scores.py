@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedsim.device import CPU, to_device
 from fedsim.methods.products import Classifier
 from fedsim.models.probe import fit_probe
 from fedsim.results.measures import MEASURES, Predictions, recalls
@@ -110,9 +111,10 @@ def score_probe(
 
 def predictions_of(probabilities: Tensor, y: NDArray[np.int64], shares: NDArray[np.float64] | None = None) -> Predictions:
     """A classifier's predictions of rows with labels ``y`` [m], from its probabilities ``[m, C]``; ``shares`` are its client's."""
-    return Predictions(y, probabilities.argmax(1).numpy(), probabilities.numpy(), shares)
+    known = probabilities.cpu()
+    return Predictions(y, known.argmax(1).numpy(), known.numpy(), shares)
 
 
-def score_classifier(made: Classifier, x_test: NDArray[np.float32], y_test: NDArray[np.int64]) -> Scores:
-    """The scores of a classifier over real test rows ``[m, d]`` with labels ``[m]``."""
-    return scores_of(predictions_of(made.probabilities(torch.from_numpy(x_test)), y_test))
+def score_classifier(made: Classifier, x_test: NDArray[np.float32], y_test: NDArray[np.int64], device: torch.device = CPU) -> Scores:
+    """The scores of a classifier on ``device`` over real test rows ``[m, d]`` with labels ``[m]``."""
+    return scores_of(predictions_of(made.probabilities(to_device(torch.from_numpy(x_test), device)), y_test))

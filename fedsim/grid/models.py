@@ -55,6 +55,13 @@ def _actor_share(given: Any) -> int | str:
     raise ValueError(f"{spelled(given)} is neither a number of clients nor a known word; give auto, all or a whole number >= 1")
 
 
+def _gpu_share(given: Any) -> str | float:
+    number = isinstance(given, int | float) and not isinstance(given, bool)
+    if given == "auto" or (number and (0 <= given <= 1 or (given < float("inf") and given == int(given) > 0))):
+        return given if given == "auto" else float(given)
+    raise ValueError(f"{spelled(given)} is not a share of a GPU; give auto, a number in [0, 1] or a whole number of GPUs")
+
+
 def _personal(given: Any) -> str | float | None:
     if isinstance(given, bool):
         return "synthetic" if given else None
@@ -71,6 +78,7 @@ Alpha = Annotated[Real, Field(gt=0, allow_inf_nan=False)]
 Clients = Annotated[Whole, Field(ge=1)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
 Delta = Annotated[Real, Field(gt=0, lt=1)]
+Device = Literal["auto", "cpu", "cuda"]
 Axis = Annotated[tuple[_Item, ...], BeforeValidator(_listed), AfterValidator(_distinct)]
 
 
@@ -122,14 +130,22 @@ class Resources(_Model):
     Attributes:
         clients_per_actor: clients that one actor hosts; ``all``: one actor per cell, ``auto``: the scheduler's choice.
         cpus_per_actor: CPU share of an actor.
-        gpus_per_actor: GPU share of an actor.
+        gpus_per_actor: GPU share of an actor; ``auto``: as much as a first round of such a cell is measured to need.
+        device: ``auto``: an actor computes on the GPU that it has a share of, and without one on the CPU; ``cpu``; ``cuda``.
         save_generators: keep every cell's generator in the run folder, for ``fedsim synth``.
     """
 
     clients_per_actor: Annotated[Literal["auto", "all"] | int, PlainValidator(_actor_share)] = "auto"
     cpus_per_actor: Annotated[Real, Field(gt=0, allow_inf_nan=False)] = 1.0
-    gpus_per_actor: Annotated[Real, Field(ge=0, allow_inf_nan=False)] = 0.0
+    gpus_per_actor: Annotated[Literal["auto"] | float, PlainValidator(_gpu_share)] = 0.0
+    device: Device = "auto"
     save_generators: bool = True
+
+    @model_validator(mode="after")
+    def _cuda_has_a_gpu(self) -> Resources:
+        if self.device == "cuda" and not self.gpus_per_actor:
+            raise ValueError("device: cuda with gpus_per_actor: 0 leaves actors without a GPU; give gpus_per_actor: auto or a share")
+        return self
 
 
 class AlgorithmEntry(_Model):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedsim.batch import Batch, Layout
-from fedsim.methods.messages import Diagnostic, Message, Ran, Step, Tensors
+from fedsim.device import CPU, moved, to_device
+from fedsim.methods.messages import Message, Ran, Step, Tensors, Told
 from fedsim.privacy.noise import fill_gaussian, fingerprint
 from fedsim.privacy.plan import PrivacyPlan, Release
 from fedsim.seeds import Purpose, Seeds
@@ -35,6 +37,25 @@ class Noised:
     kept: Tensors
 
 
+@dataclass(frozen=True)
+class Pooled:
+    """All members' rows one after another, and where each member's begin: what picks rows of many members is one product.
+
+    Attributes:
+        x: ``[N, d]``.
+        y: ``[N]``.
+        starts: the first row of each member.
+    """
+
+    x: Tensor
+    y: Tensor
+    starts: tuple[int, ...]
+
+    def numbers(self, rows: Sequence[Tensor]) -> list[Tensor]:
+        """Each member's row numbers (on the CPU) as they are counted here."""
+        return [chosen + start for chosen, start in zip(rows, self.starts, strict=True)]
+
+
 @dataclass
 class Clients:
     """The clients of one cohort: their data and their private state.
@@ -47,6 +68,7 @@ class Clients:
         model: holds one slice of every per-client parameter for each member.
         state: further private tensors that an algorithm keeps between rounds, ``[members, ...]`` each.
         ran: what they did since it was last counted.
+        device: where all of this is, but for random numbers and row numbers, which are made on the CPU.
     """
 
     members: tuple[int, ...]
@@ -57,28 +79,60 @@ class Clients:
     model: nn.Module
     state: Tensors = field(default_factory=dict)
     ran: Ran = field(default_factory=Ran)
+    device: torch.device = CPU
+
+    @cached_property
+    def pooled(self) -> Pooled:
+        """The members' rows, joined once."""
+        starts = tuple(accumulate((len(x) for x in self.x[:-1]), initial=0))
+        return Pooled(torch.cat(self.x), torch.cat(self.y), starts)
+
+    def only(self, positions: Sequence[int]) -> Clients:
+        """The members at ``positions``, with copies of their state."""
+        index = to_device(torch.tensor(positions, dtype=torch.long), self.device)
+        chosen = replace(
+            self,
+            members=tuple(self.members[i] for i in positions),
+            x=tuple(self.x[i] for i in positions),
+            y=tuple(self.y[i] for i in positions),
+            state={name: value[index] for name, value in self.state.items()},
+        )
+        chosen.pooled = replace(self.pooled, starts=tuple(self.pooled.starts[i] for i in positions))
+        return chosen
 
     def batch(self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]) -> Batch:
-        """The batch of each member's ``rows`` (int64 indices), with standard normal draws from each client's own stream."""
-        parts = self.batches(rows, round_, shapes)
+        """The batch of each member's ``rows`` (int64, on the CPU), with standard normal draws from each client's own stream."""
+        drawn = self.drawn(rows, round_, shapes)
+        index = to_device(torch.cat(self.pooled.numbers(rows)), self.device)
         position = torch.from_numpy(np.repeat(np.arange(len(rows)), [len(chosen) for chosen in rows]))
         return Batch(
-            torch.cat([part.x for part in parts]),
-            torch.cat([part.y for part in parts]),
-            {name: torch.cat([part.draws[name] for part in parts]) for name in shapes},
-            Layout(position, len(self.members)),
+            self.pooled.x.index_select(0, index),
+            self.pooled.y.index_select(0, index),
+            {name: to_device(torch.cat([draws[name] for draws in drawn]), self.device) for name in shapes},
+            Layout.on(self.device, position, len(self.members)),
         )
 
     def batches(self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]) -> list[Batch]:
         """As :meth:`batch`, a batch of its own for each member."""
-        made = []
-        for client, x, y, chosen in zip(self.members, self.x, self.y, rows, strict=True):
-            draws = self.draws(client, len(chosen), round_, shapes)
-            made.append(Batch(x.index_select(0, chosen), y.index_select(0, chosen), draws, Layout(torch.zeros_like(chosen), 1)))
-        return made
+        drawn = self.drawn(rows, round_, shapes)
+        draws = moved({(i, name): each[name] for i, each in enumerate(drawn) for name in shapes}, self.device)
+        index = moved(dict(enumerate(rows)), self.device)
+        return [
+            Batch(
+                x.index_select(0, index[i]),
+                y.index_select(0, index[i]),
+                {name: draws[i, name] for name in shapes},
+                Layout(torch.zeros_like(index[i]), 1, known=torch.zeros_like(rows[i])),
+            )
+            for i, (x, y) in enumerate(zip(self.x, self.y, strict=True))
+        ]
+
+    def drawn(self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]) -> list[Tensors]:
+        """The :meth:`draws` of a batch: each member's for its ``rows``."""
+        return [self.draws(client, len(chosen), round_, shapes) for client, chosen in zip(self.members, rows, strict=True)]
 
     def draws(self, client: int, rows: int, round_: int, shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
-        """Standard normal draws by name, ``[rows, ...]`` each, for the batch of one member."""
+        """Standard normal draws by name, ``[rows, ...]`` each, for the batch of one member; on the CPU."""
         stream = self.seeds.torch(Purpose.LATENT, round_, client)
         return {name: torch.randn(rows, *shape, generator=stream) for name, shape in shapes.items()}
 
@@ -130,20 +184,18 @@ class Clients:
                 self.ran.noise += fill_gaussian(draw, std, self.seeds.noise(round_, client))
             for draw in draws[:, : len(total)] if own else ():
                 total += draw
-            at = len(total)
+            at, own_draws = 0, to_device(draws[:, len(total) :], self.device)
             for name, value in kept.items():
                 held = value[start : start + block]
                 at, begin = at + held[0].numel(), at
-                torch.add(held, draws[:, begin:at].view(held.shape), out=noised[name][start : start + block])
+                torch.add(held, own_draws[:, begin:at].view(held.shape), out=noised[name][start : start + block])
         multiplier = std / self.plan.sensitivity if own or kept else math.inf
         self.ran.steps.append(Step(release.name, round_, self.members, release.sample_rate, multiplier, bare=bool(sent) and not own))
-        parts = torch.split(total, [value.numel() for value in own.values()])
+        parts = torch.split(to_device(total, self.device), [value.numel() for value in own.values()])
         added = {name: value + noise.view(value.shape) for (name, value), noise in zip(own.items(), parts, strict=True)}
         return Noised(sent | added, noised)
 
-    def send(
-        self, sums: Tensors, diagnostics: Mapping[str, list[Any] | Diagnostic] | None = None, uplink_bytes: int | None = None
-    ) -> Message:
+    def send(self, sums: Tensors, diagnostics: Mapping[str, Told] | None = None, uplink_bytes: int | None = None) -> Message:
         """The cohort's message.
 
         Args:

@@ -20,7 +20,7 @@ from fedsim.batch import Batch
 from fedsim.errors import UserError
 from fedsim.methods.algorithm import Algorithm, Params
 from fedsim.methods.clients import Clients
-from fedsim.methods.messages import Diagnostic, Message, Round, Server, Tensors
+from fedsim.methods.messages import Diagnostic, Message, Round, Server, Tensors, Told, Values
 from fedsim.methods.optimise import adam_step, average_step
 from fedsim.methods.parameters import load_parameters, local_names, shared_tensors
 from fedsim.methods.phase import Phase
@@ -92,7 +92,7 @@ class DPSGD(Algorithm):
         """Weights of parameters inside the joint clip, by name prefix (see :class:`fedsim.privacy.clipping.Norms`)."""
         return {}
 
-    def diagnostics(self, clients: Clients, parts: Mapping[str, Tensor], round_: Round) -> Mapping[str, list[Any] | Diagnostic]:
+    def diagnostics(self, clients: Clients, parts: Mapping[str, Tensor], round_: Round) -> Mapping[str, Told]:
         """Diagnostics by name, a value per example or per client, from the round's model and loss parts; not private, never sent."""
         return {}
 
@@ -165,10 +165,10 @@ class DPSGD(Algorithm):
         return clients.send(
             noised.sent,
             {
-                **{f"loss_{name}": value.tolist() for name, value in parts.items()},
+                **{f"loss_{name}": value for name, value in parts.items()},
                 **self.diagnostics(clients, parts, round_),
-                "gradient_norm": Diagnostic(result.norms.tolist(), "quantiles"),
-                "clipped_fraction": (result.norms > norms.clip).float().tolist(),
+                "gradient_norm": Diagnostic(result.norms, "quantiles"),
+                "clipped_fraction": (result.norms > norms.clip).float(),
             },
         )
 
@@ -181,7 +181,7 @@ class DPSGD(Algorithm):
         if round_.step >= self.params.average_from * self.params.rounds:
             average_step(parameters, clients.state)
 
-    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
+    def server_step(self, server: Server, round_: Round, total: Tensors) -> Values:
         """Adam on the noisy mean plus the public terms' gradient, then the running average."""
         norms = self.norms(server.model)
         gradients = {name: value / (norms.weight(name) * self.params.expected_batch) for name, value in total.items()}
@@ -190,9 +190,9 @@ class DPSGD(Algorithm):
         adam_step(parameters, gradients, server.tensors, self.params.learning_rate * self._decay(round_))
         if round_.step >= self.params.average_from * self.params.rounds:
             average_step(shared_tensors(server.model), server.tensors)
-        return values | {"parameter_norm": float(torch.stack([p.norm() for p in parameters.values()]).norm())}
+        return values | {"parameter_norm": torch.stack([p.norm() for p in parameters.values()]).norm()}
 
-    def _add_public_terms(self, server: Server, round_: Round, gradients: Tensors) -> dict[str, float]:
+    def _add_public_terms(self, server: Server, round_: Round, gradients: Tensors) -> Tensors:
         """Add the public terms' gradients, also by what only the server has; returns the terms' values."""
         terms = self.public_terms(server.model, server.seeds.torch(Purpose.PENALTY, round_.stream))
         if not terms:
@@ -204,7 +204,7 @@ class DPSGD(Algorithm):
         for name, gradient in zip(trainable, found, strict=True):
             if gradient is not None:
                 gradients[name] = gradients[name] + gradient if name in gradients else gradient
-        return {f"loss_{name}": float(value.detach()) for name, value in terms.items()}
+        return {f"loss_{name}": value.detach() for name, value in terms.items()}
 
     def _decay(self, round_: Round) -> float:
         return float(1 - (1 - self.params.decay) * round_.step / self.params.rounds)

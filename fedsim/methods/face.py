@@ -4,6 +4,7 @@ Everything here is imported as ``from fedsim.methods import ...``; fedsim itself
 """
 
 from fedsim.batch import Batch
+from fedsim.device import normal, to_device
 from fedsim.methods.algorithm import Algorithm, Params
 from fedsim.methods.clients import Clients
 from fedsim.methods.dp_sgd import DPSGD, DPSGDParams, averaged_model
@@ -53,7 +54,9 @@ __all__ = [
     "Tensors",
     "averaged_model",
     "gaussian_nll",
+    "normal",
     "overall_mean",
     "register",
     "statistic_phase",
+    "to_device",
 ]

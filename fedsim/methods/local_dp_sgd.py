@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedsim.batch import Batch
+from fedsim.device import to_device
 from fedsim.methods.clients import Clients
 from fedsim.methods.local_training import LocalTraining, LocalTrainingParams, weighted_sum
 from fedsim.methods.messages import Diagnostic, Message, Round, Tensors
@@ -69,7 +70,7 @@ class LocalDPSGD(LocalTraining):
         shared, private = self.stacked(clients, broadcast)
         parameters, state = shared | private, Tensors()
         takes_part = self.participants(clients, round_)
-        norms, losses, release = list[float](), list[float](), round_.release
+        norms, losses, release = list[Tensor](), list[Tensor](), round_.release
         for step in range(round_.stream, round_.stream + release.per_round):
             rows = clients.poisson(step, release.sample_rate)
             batches = clients.batches(rows, step, self.draws())
@@ -81,16 +82,16 @@ class LocalDPSGD(LocalTraining):
             norms += joint
             losses += loss
         return clients.send(
-            {name: weighted_sum(takes_part, shared[name] - broadcast[name]) for name in shared},
+            {name: weighted_sum(to_device(takes_part, clients.device), shared[name] - broadcast[name]) for name in shared},
             {
-                "loss": losses,
-                "gradient_norm": Diagnostic(norms, "quantiles"),
-                "clipped_fraction": [float(norm > self.clip()) for norm in norms],
+                "loss": torch.cat(losses),
+                "gradient_norm": Diagnostic(torch.cat(norms), "quantiles"),
+                "clipped_fraction": (torch.cat(norms) > self.clip()).float(),
             },
             self.sent_bytes(broadcast, takes_part),
         )
 
-    def _clipped(self, model: nn.Module, parameters: Tensors, batches: list[Batch]) -> tuple[Tensors, list[float], list[float]]:
+    def _clipped(self, model: nn.Module, parameters: Tensors, batches: list[Batch]) -> tuple[Tensors, list[Tensor], list[Tensor]]:
         """Each member's clipped sum ``[K, ...]`` by name; norms and losses of all examples."""
 
         def total(model: nn.Module, batch: Batch) -> Tensor:
@@ -101,6 +102,6 @@ class LocalDPSGD(LocalTraining):
             load_parameters(model, {name: value[position] for name, value in parameters.items()})
             result = clipped_sum(model, total, batch, Norms(self.clip()), self.params.engine)
             sums.append(result.sums)
-            norms += result.norms.tolist()
-            losses += result.loss.tolist()
+            norms.append(result.norms)
+            losses.append(result.loss)
         return {name: torch.stack([each[name] for each in sums]) for name in parameters}, norms, losses

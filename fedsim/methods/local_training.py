@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -18,9 +17,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedsim.batch import Batch, Layout
+from fedsim.device import to_device
 from fedsim.methods.algorithm import Algorithm, Params
 from fedsim.methods.clients import Clients
-from fedsim.methods.messages import Diagnostic, Message, Round, Server, Tensors
+from fedsim.methods.messages import Diagnostic, Message, Round, Server, Tensors, Values
 from fedsim.methods.optimise import adam_step
 from fedsim.methods.parameters import shared_tensors
 from fedsim.methods.phase import Phase
@@ -95,35 +95,24 @@ class LocalTraining(Algorithm):
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         """Local steps of all clients that take part, at once; the sum of their weighted, clipped updates."""
         takes_part = self.participants(clients, round_)
-        positions = (takes_part * torch.tensor([float(len(x) > 0) for x in clients.x])).nonzero().flatten()
-        active = self._active(clients, positions)
+        chosen = [i for i, (takes, x) in enumerate(zip(takes_part.tolist(), clients.x, strict=True)) if takes and len(x)]
+        active, positions = clients.only(chosen), to_device(torch.tensor(chosen, dtype=torch.long), clients.device)
         rows = active.minibatches(round_.stream, self.params.local_steps, self.params.batch_size)
         updates, losses = self._updates(active, round_, broadcast, rows)
         for name, value in active.state.items():
             clients.state[name][positions] = value
         private = clients.plan is not None
-        weight = torch.ones(len(rows)) if private else torch.tensor([float(len(x)) for x in active.x])
+        weight = to_device(torch.ones(len(rows)) if private else torch.tensor([float(len(x)) for x in active.x]), clients.device)
         clipped, norms = clip_updates(updates, self.clip())
         noised = clients.add_noise(round_.release, round_.stream, {name: weighted_sum(weight, update) for name, update in clipped.items()})
         return clients.send(
             noised.sent if private else noised.sent | {WEIGHT: weight.sum()},
             {
-                **{f"loss_{name}": value.tolist() for name, value in losses.items()},
-                "gradient_norm": Diagnostic(norms.tolist(), "quantiles"),
-                "clipped_fraction": (~(norms <= self.clip())).float().tolist(),
+                **{f"loss_{name}": value for name, value in losses.items()},
+                "gradient_norm": Diagnostic(norms, "quantiles"),
+                "clipped_fraction": (~(norms <= self.clip())).float(),
             },
             self.sent_bytes(broadcast, torch.ones_like(takes_part) if private else takes_part),
-        )
-
-    def _active(self, clients: Clients, positions: Tensor) -> Clients:
-        """The members at ``positions``, those that take part and have a row to train on, with copies of their state."""
-        chosen = positions.tolist()
-        return replace(
-            clients,
-            members=tuple(clients.members[i] for i in chosen),
-            x=tuple(clients.x[i] for i in chosen),
-            y=tuple(clients.y[i] for i in chosen),
-            state={name: value[positions] for name, value in clients.state.items()},
         )
 
     def _updates(self, active: Clients, round_: Round, broadcast: Tensors, rows: list[Tensor]) -> tuple[Tensors, dict[str, Tensor]]:
@@ -139,7 +128,7 @@ class LocalTraining(Algorithm):
         return shared, {name: value for name, value in clients.state.items() if name.startswith(self.local)}
 
     def participants(self, clients: Clients, round_: Round) -> Tensor:
-        """1.0 for every member that takes part in the round, else 0.0: ``[K]``."""
+        """1.0 for every member that takes part in the round, else 0.0: ``[K]``, on the CPU."""
         rates = [clients.seeds.numpy(Purpose.SAMPLING, round_.number, client).random() for client in clients.members]
         taking_part: Tensor = torch.tensor(rates) < self.params.client_rate
         return taking_part.float()
@@ -148,13 +137,14 @@ class LocalTraining(Algorithm):
         """What the updates of those who send one weigh on a network."""
         return 4 * sum(value.numel() for value in broadcast.values()) * int(takes_part.sum())
 
-    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
+    def server_step(self, server: Server, round_: Round, total: Tensors) -> Values:
         """Add the mean update: by row counts without privacy, by a public number of clients with it."""
-        divisor = total.get(WEIGHT, torch.tensor(self.task.clients * self.params.client_rate)).clamp_min(1e-12)
         shared = self.broadcast(server)
+        expected = to_device(torch.tensor(self.task.clients * self.params.client_rate), server.device)
+        divisor = total.get(WEIGHT, expected).clamp_min(1e-12)
         for name, parameter in shared.items():
             parameter += total[name] / divisor
-        return {"parameter_norm": float(torch.stack([p.norm() for p in shared.values()]).norm())}
+        return {"parameter_norm": torch.stack([p.norm() for p in shared.values()]).norm()}
 
     def _local_steps(
         self,
@@ -169,7 +159,9 @@ class LocalTraining(Algorithm):
         parameters = shared | private
         streams = [clients.seeds.torch(Purpose.LATENT, round_.stream, client) for client in clients.members]
         names = list(self.draws())
-        layout = Layout(torch.zeros(self.params.batch_size, dtype=torch.long), 1)
+        size = self.params.batch_size
+        layout = Layout.on(clients.device, torch.zeros(size, dtype=torch.long), 1)
+        picked = to_device(torch.stack(clients.pooled.numbers(rows), 1), clients.device)
 
         def objective(values: Tensors, x: Tensor, y: Tensor, *draws: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             batch = Batch(x, y, dict(zip(names, draws, strict=True)), layout)
@@ -181,11 +173,11 @@ class LocalTraining(Algorithm):
         state: Tensors = {}
         means: dict[str, Tensor] = {}
         for index in range(self.params.local_steps):
-            chosen = [picked[index] for picked in rows]
-            x = torch.stack([data[pick] for data, pick in zip(clients.x, chosen, strict=True)])
-            y = torch.stack([data[pick] for data, pick in zip(clients.y, chosen, strict=True)])
+            x, y = clients.pooled.x[picked[index]], clients.pooled.y[picked[index]]
             draws = [
-                torch.stack([torch.randn(self.params.batch_size, *shape, generator=stream) for stream in streams])
+                to_device(
+                    torch.stack([torch.randn(self.params.batch_size, *shape, generator=stream) for stream in streams]), clients.device
+                )
                 for shape in self.draws().values()
             ]
             gradients, means = step(parameters, x, y, *draws)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedsim.device import CPU, moved
 from fedsim.models.probe import PROBE_C
 from fedsim.privacy.ledger import Entry
 from fedsim.privacy.plan import PrivacyPlan, Release, Trust, Unit
 from fedsim.seeds import Seeds
 
 Tensors = dict[str, Tensor]
+Values = Mapping[str, float | Tensor]
+"""Numbers by name; one that a device computed may stay there as a tensor until the round is over."""
 Reduction = Literal["mean", "quantiles", "spread"]
 
 
@@ -24,24 +29,33 @@ class Diagnostic:
     """Values of all examples or clients, and what a round's record says of them; not private, for people who may see the data.
 
     Attributes:
-        values: numbers, or for ``spread`` vectors, one a client.
+        values: numbers, or for ``spread`` vectors, one a client; tensors stay on their device until the round is over.
         told: ``mean``; ``quantiles``: 5, 25, 50, 75 and 95 %, under the name with ``_quantiles`` behind it; ``spread``: the mean squared
             distance over pairs.
     """
 
-    values: list[Any]
+    values: list[Any] | Tensor
     told: Reduction = "mean"
 
     @classmethod
     def told_of(cls, parts: Sequence[Diagnostic]) -> Any:
-        """What is said of the values of all ``parts``; None, or [] for quantiles, where they are too few."""
-        numbers, told = np.array([number for part in parts for number in part.values]), parts[0].told
+        """What is said of the values of all ``parts``, on the CPU; None, or [] for quantiles, where they are too few."""
+        told, held = parts[0].told, [_float64(part.values) for part in parts if len(part.values)]
+        numbers = np.concatenate(held) if held else np.empty(0)
         if told == "quantiles":
             return np.quantile(numbers, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist() if len(numbers) else []
         if told == "spread":
             # over pairs it is twice the unbiased variance
-            return 2 * float(numbers.var(axis=0, ddof=1).sum()) if len(numbers) > 1 else None
-        return float(numbers.mean()) if len(numbers) else None
+            return 2 * float(np.var(numbers, axis=0, ddof=1).sum()) if len(numbers) > 1 else None
+        return float(np.mean(numbers)) if len(numbers) else None
+
+
+def _float64(values: list[Any] | Tensor) -> NDArray[np.float64]:
+    return np.asarray(values.detach().numpy() if isinstance(values, Tensor) else values, np.float64)
+
+
+Told = list[Any] | Tensor | Diagnostic
+"""Values of all examples or clients; without a word more their mean is told."""
 
 
 @dataclass(frozen=True)
@@ -129,14 +143,22 @@ class Message:
         sums: tensors by name; what only one cohort sends under a name goes on as it is.
         uplink_bytes: what the clients would have sent over a network, all of them together; where it is private who takes part, of
             those who do not, too.
-        diagnostics: not private, for people who may see the data: values per example or per client by name, a list for its mean.
+        diagnostics: not private, for people who may see the data: values per example or per client by name.
         ran: what happened; counted by the harness, whatever an algorithm gives here.
     """
 
     sums: Tensors
     uplink_bytes: int = 0
-    diagnostics: Mapping[str, list[Any] | Diagnostic] = field(default_factory=dict)
+    diagnostics: Mapping[str, Told] = field(default_factory=dict)
     ran: Ran = field(default_factory=Ran)
+
+    def on(self, device: torch.device) -> Message:
+        """With all its tensors on ``device``, in one copy a dtype."""
+        told = {name: each if isinstance(each, Diagnostic) else Diagnostic(each) for name, each in self.diagnostics.items()}
+        tensors = {("told", name): each.values for name, each in told.items() if isinstance(each.values, Tensor)}
+        there = moved(tensors | {("sum", name): value for name, value in self.sums.items()}, device)
+        diagnostics = {name: Diagnostic(there.get(("told", name), each.values), each.told) for name, each in told.items()}
+        return replace(self, sums={name: there["sum", name] for name in self.sums}, diagnostics=diagnostics)
 
 
 @dataclass
@@ -149,6 +171,7 @@ class Server:
         tensors: by name, whatever else lives on between rounds.
         plan: the privacy plan, None without privacy.
         codes: after the last round the released client codes by name, ``[clients, ...]``; empty where none are released.
+        device: where its model and tensors are.
     """
 
     model: nn.Module
@@ -156,6 +179,13 @@ class Server:
     tensors: Tensors = field(default_factory=dict)
     plan: PrivacyPlan | None = None
     codes: Tensors = field(default_factory=dict)
+    device: torch.device = CPU
+
+    def to(self, device: torch.device) -> Server:
+        """Itself, on ``device``."""
+        self.model.to(device)
+        self.tensors, self.codes, self.device = moved(self.tensors, device), moved(self.codes, device), device
+        return self
 
     def noise_std(self, release: str, clients: int) -> float:
         """Standard deviation of the noise that a release's sum carries: every silo's own, or the one of the aggregate."""

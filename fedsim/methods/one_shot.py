@@ -10,9 +10,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from fedsim.device import to_device
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.clients import Clients
-from fedsim.methods.messages import Diagnostic, Message, Round, Server, Task, Tensors
+from fedsim.methods.messages import Diagnostic, Message, Round, Server, Task, Tensors, Values
 from fedsim.methods.phase import Phase
 from fedsim.privacy.clipping import Norms
 from fedsim.privacy.plan import Release, Unit
@@ -32,7 +33,7 @@ class Rows:
     def of(cls, clients: Clients) -> Rows:
         """All rows of all members, in client order."""
         owner = torch.repeat_interleave(torch.tensor(clients.members), torch.tensor([len(x) for x in clients.x]))
-        return cls(torch.cat(clients.x), torch.cat(clients.y), owner)
+        return cls(clients.pooled.x, clients.pooled.y, to_device(owner, clients.device))
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,11 @@ def statistic_phase(statistic: Statistic, clip: float, task: Task, broadcast: Ca
 
     def at_clients(clients: Clients, round_: Round, told: Tensors) -> Message:
         sums, joint = clipped_statistics(statistic.products(Rows.of(clients), told), norms)
-        clipped = (joint > clip * (1 + 1e-6)).float().tolist()
+        clipped = (joint > clip * (1 + 1e-6)).float()
         noised = clients.add_noise(round_.release, round_.stream, sums)
-        return clients.send(noised.sent, {"gradient_norm": Diagnostic(joint.tolist(), "quantiles"), "clipped_fraction": clipped})
+        return clients.send(noised.sent, {"gradient_norm": Diagnostic(joint, "quantiles"), "clipped_fraction": clipped})
 
-    def at_server(server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
+    def at_server(server: Server, round_: Round, total: Tensors) -> Values:
         std = server.noise_std(release.name, task.clients) / clip
         sums = {name: value / norms.weight(name) for name, value in total.items()}
         statistic.receive(server, sums, {name: std / weight for name, weight in weights.items()})

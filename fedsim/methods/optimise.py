@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
+from fedsim.device import FUSED
+
 EPSILON = 1e-8
 
 
@@ -20,8 +22,8 @@ def adam_step(
 ) -> None:
     """One Adam step (Kingma and Ba 2015) in place; ``state`` gains ``adam.*`` tensors, and starts empty.
 
-    Torch's fused kernel reads memory in order, whatever the strides are: an expanded gradient would be read past its end. So it is handed
-    contiguous tensors only.
+    Torch's fused kernel reads memory in order, whatever the strides are: an expanded gradient would be read past
+    its end. So it is handed contiguous tensors only.
 
     Args:
         parameters: what is updated; stacked parameters of several clients are updated elementwise.
@@ -38,6 +40,7 @@ def adam_step(
             state[f"adam.t.{name}"] = torch.zeros((), device=gradients[name].device)
     with torch.no_grad():
         updated = [parameters[name].contiguous() for name in names]
+        fused = all(value.device.type in FUSED for value in updated)
         adam(
             updated,
             [gradients[name].contiguous() for name in names],
@@ -45,7 +48,9 @@ def adam_step(
             [state[f"adam.v.{name}"] for name in names],
             [],
             [state[f"adam.t.{name}"] for name in names],
-            fused=True,
+            fused=fused,
+            foreach=False,
+            capturable=not fused,
             amsgrad=False,
             beta1=betas[0],
             beta2=betas[1],
@@ -60,10 +65,10 @@ def adam_step(
 
 
 def average_step(parameters: Mapping[str, Tensor], state: dict[str, Tensor]) -> None:
-    """Take the parameters into their running mean ``average.*`` (Polyak and Juditsky 1992)."""
+    """Take the parameters into their running mean ``average.*`` (Polyak and Juditsky 1992); they are counted on the CPU."""
     if "average_count" not in state:
         state["average_count"] = torch.zeros(())
         state.update({f"average.{name}": torch.zeros_like(value) for name, value in parameters.items()})
-    state["average_count"] += 1
+    state["average_count"] = state["average_count"].cpu() + 1
     weight = 1 / float(state["average_count"])
     torch._foreach_lerp_([state[f"average.{name}"] for name in parameters], list(parameters.values()), weight)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from fedsim.device import FUSED
 from fedsim.methods.messages import Tensors
 from fedsim.models.layers import ClientCode, ClientLinear
 
@@ -60,11 +61,26 @@ def sum_in_double(terms: Sequence[Tensor]) -> Tensor:
 def in_order(tensors: Tensors) -> Tensors:
     """The tensors in row-major, aligned memory, as a checkpoint gives them back: products may round by strides and by alignment."""
     return {
-        name: value if value.is_contiguous() and value.data_ptr() % ALIGNMENT == 0 else value.clone(memory_format=torch.contiguous_format)
+        name: value if value.is_contiguous() and _is_aligned(value) else value.clone(memory_format=torch.contiguous_format)
         for name, value in tensors.items()
     }
 
 
+def _is_aligned(value: Tensor) -> bool:
+    # a lazy device has no memory to ask for
+    return value.device.type not in FUSED or value.data_ptr() % ALIGNMENT == 0
+
+
+def squared_sums(tensors: Tensors) -> Tensor:
+    """The sum of squares of each tensor, on their device."""
+    return torch.stack([value.square().sum() for value in tensors.values()]) if tensors else torch.zeros(0)
+
+
 def l2_norm(tensors: Tensors) -> float:
     """Joint L2 norm."""
-    return math.sqrt(sum(float(value.square().sum()) for value in tensors.values()))
+    return joint_norm(squared_sums(tensors).tolist())
+
+
+def joint_norm(squared: Iterable[float]) -> float:
+    """Joint L2 norm of tensors with these sums of squares."""
+    return math.sqrt(sum(squared))

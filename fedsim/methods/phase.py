@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from fedsim.methods.clients import Clients
-from fedsim.methods.messages import Message, Round, Server, Tensors
+from fedsim.methods.messages import Message, Round, Server, Tensors, Values
 from fedsim.privacy.plan import Release
 
 
@@ -17,13 +17,14 @@ class Phase:
     Attributes:
         release: the mechanism of its rounds; for what is not private, how many rounds there are.
         at_clients: (clients, round, broadcast): what a cohort computes and sends.
-        at_server: (server, round, the noisy sum of the messages): updates the server; returns diagnostics that depend on nothing private.
+        at_server: (server, round, the noisy sum of the messages): updates the server; returns diagnostics that depend on nothing private,
+            as numbers or as tensors that hold one.
         broadcast: what every client receives at the start of a round.
     """
 
     release: Release
     at_clients: Callable[[Clients, Round, Tensors], Message]
-    at_server: Callable[[Server, Round, Tensors], Mapping[str, float]]
+    at_server: Callable[[Server, Round, Tensors], Values]
     broadcast: Callable[[Server], Tensors]
 
 

@@ -51,6 +51,7 @@ HARMLESS = {
     "fedsim.results.rows": _ROWS,
     "fedsim.results.store": _ROWS,
     "fedsim.simulation.node": "where cells run",
+    "fedsim.simulation.gpu_memory": "where cells run",
     "fedsim.simulation.generators": "saves and loads what was made",
     "fedsim.simulation.rehearsal": "runs on made-up rows, before any cell",
     "fedsim.methods.source_hash": "another way to hash gives another hash",

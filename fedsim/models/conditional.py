@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from fedsim.device import normal
 from fedsim.models.cvae import ObservationNoise
 from fedsim.models.hypernetwork import ModulatedDecoder
 
@@ -32,10 +33,10 @@ class ConditionalGenerator(nn.Module):
 
     def forward(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Rows ``[n, d]`` for int64 labels ``[n]``."""
-        z = torch.randn(len(labels), self.latent, generator=stream)
+        z = normal((len(labels), self.latent), stream, labels)
         decoded: Tensor = self.decoder(z.unsqueeze(1), labels, z[:, :0])[:, 0]
         std: Tensor = (0.5 * self.observation(z)).exp()
-        return decoded + std * torch.randn(decoded.shape, generator=stream)
+        return decoded + std * normal(decoded.shape, stream, labels)
 
 
 class ConditionalSampler:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsim.batch import Layout
+from fedsim.device import normal
 from fedsim.models.hypernetwork import ModulatedDecoder
 from fedsim.models.layers import ClientLinear, Shift, one_hot
 
@@ -114,11 +115,11 @@ class CVAEGenerator:
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Synthetic embeddings ``[n, d]``."""
         with torch.no_grad():
-            decoded: Tensor = self.model.decode(torch.randn(len(labels), self.model.encoder.latent, generator=stream), labels)
+            decoded: Tensor = self.model.decode(normal((len(labels), self.model.encoder.latent), stream, labels), labels)
             if self.model.observation is None:
                 return decoded
             std = (0.5 * self.model.observation(decoded)).exp()
-            noisy: Tensor = decoded + std * torch.randn(decoded.shape, generator=stream)
+            noisy: Tensor = decoded + std * normal(decoded.shape, stream, labels)
             return noisy
 
 

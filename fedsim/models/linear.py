@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedsim.device import to_device
 from fedsim.models.layers import ZeroLinear
 from fedsim.models.probe import Probe, fit_probe
 
@@ -74,7 +75,7 @@ class ProbeClassifier:
 
     def probabilities(self, x: Tensor) -> Tensor:
         """``[n, C]`` for embeddings ``[n, d]``; 0 for labels not seen in training."""
-        return torch.from_numpy(self.probe.probabilities(x.numpy(), self.classes)).float()
+        return to_device(torch.from_numpy(self.probe.probabilities(x.cpu().numpy(), self.classes)).float(), x.device)
 
 
 def probe_tensors(probe: Probe) -> dict[str, Tensor]:
@@ -84,7 +85,7 @@ def probe_tensors(probe: Probe) -> dict[str, Tensor]:
 
 def probe_of(tensors: Mapping[str, Tensor]) -> Probe:
     """The probe of :func:`probe_tensors`."""
-    return Probe(**{name: value.numpy() for name, value in tensors.items()})
+    return Probe(**{name: value.cpu().numpy() for name, value in tensors.items()})
 
 
 class LocalClassifiers:

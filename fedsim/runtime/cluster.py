@@ -29,7 +29,8 @@ from fedsim.simulation.node import Node
 
 def this_machine() -> Node:
     """This machine, as far as this process may use it (affinity, container limits, visible GPUs)."""
-    return Node(float(joblib.cpu_count()), float(torch.cuda.device_count()))
+    cards = [torch.cuda.get_device_properties(card).total_memory for card in range(torch.cuda.device_count())]
+    return Node(float(joblib.cpu_count()), float(len(cards)), float(min(cards, default=0)))
 
 
 @contextmanager

@@ -20,6 +20,8 @@ from fedsim.runtime.slots import Slot, Slots
 from fedsim.runtime.worker import Failure, Report
 from fedsim.simulation.checkpoint import Checkpoints
 from fedsim.simulation.generators import save_generator
+from fedsim.simulation.gpu_memory import doubled, share_for
+from fedsim.simulation.node import Share, fit_together
 from fedsim.simulation.preflight import Prepared
 from fedsim.simulation.row import client_lines, failed_row, finished_row
 from fedsim.simulation.trial import Outcome, Trial
@@ -57,6 +59,26 @@ def references_of(trial: Trial) -> tuple[Reference, Reference]:
     )
 
 
+@dataclass(frozen=True)
+class Measuring:
+    """The first round of the first cell of its shape, on a GPU of its own, to see how much of it such cells need."""
+
+    trial: Trial
+
+    @property
+    def shape(self) -> str:
+        """What decides how much memory a cell needs; equal for cells that are alike but for their seed and their budget."""
+        return shape_of(self.trial)
+
+
+Job = Trial | Reference | Measuring
+
+
+def shape_of(trial: Trial) -> str:
+    """What decides how much memory a cell needs."""
+    return repr((trial.cell.algorithm, sorted(trial.cell.params.items()), trial.task, trial.sizes, trial.cell.dataset.key))
+
+
 class Scheduler:
     """Places cells and references on slots; the driver alone writes files.
 
@@ -68,34 +90,57 @@ class Scheduler:
         self.data = {key: ray.put(value) for key, value in prepared.data.items()}
         self.class_names = {key: value.class_names for key, value in prepared.data.items()}
         self.save_generators = prepared.grid.resources.save_generators
-        self.slots = Slots(prepared.grid.resources, prepared.capacity, prepared.parallel)
-        self.running: dict[Any, tuple[Slot, Trial | Reference]] = {}
+        self.slots, self.share = Slots(prepared.nodes, prepared.parallel), prepared.share
+        self.measuring = prepared.grid.resources.gpus_per_actor == "auto"
+        self.shares: dict[str, float] = {}
+        self.queue: deque[Job] = deque()
+        self.running: dict[Any, tuple[Slot, Job]] = {}
         self.references: dict[ReferenceKey, Ceiling | LocalOnly | None] = {}
         self.waiting: list[tuple[Trial, Outcome]] = []
         self.versions = versions()
 
     def run(self, trials: Iterable[Trial]) -> None:
         """Run all ``trials`` and the references that their rows need."""
-        queue = deque(_with_references(trials))
+        queue = self.queue = deque(_with_measurements(_with_references(trials)) if self.measuring else _with_references(trials))
         try:
             while queue or self.running:
                 while queue and (slot := self._slot(queue)) is not None:
                     self._start(queue.popleft(), slot)
+                if not self.running:
+                    continue
                 ready, _ = ray.wait(list(self.running))
                 self._receive(ready[0])
         finally:
             self.slots.close()
 
-    def _slot(self, queue: Iterable[Trial | Reference]) -> Slot | None:
-        """A slot for the next job; a reference takes whichever is free, or opens the one of the cell behind it."""
-        jobs = iter(queue)
-        first = job = next(jobs)
-        while isinstance(job, Reference):
-            job = next(jobs)
-        return self.slots.take(len(job.sizes), any_shape=isinstance(first, Reference))
+    def _slot(self, queue: deque[Job]) -> Slot | None:
+        """A slot for the next job; a reference takes whichever is free, or opens the one of the job behind it."""
+        first, job = queue[0], next((job for job in queue if not isinstance(job, Reference)), None)
+        if job is None:  # the cells that needed these references do not fit
+            queue.clear()
+            return None
+        if isinstance(job, Measuring):
+            return self.slots.take(1, self.share, any_shape=isinstance(first, Reference))
+        share = self._share(job)
+        if share is None:  # it is being measured
+            return None
+        actors = len(job.sizes)
+        if not fit_together([share] * actors, self.slots.nodes):
+            queue.remove(job)
+            what = f"its {actors} actors need {share.gpus:g} of a GPU each at once, and the cluster has not so much"
+            self._write(failed_row(job, RowError(type="OutOfMemoryError", message=what, traceback=""), self.versions))
+            return None
+        return self.slots.take(actors, share, any_shape=isinstance(first, Reference))
 
-    def _start(self, job: Trial | Reference, slot: Slot) -> None:
-        if isinstance(job, Reference):
+    def _share(self, trial: Trial) -> Share | None:
+        """What each actor of a cell takes; None while that is being measured."""
+        known = self.shares.get(trial.cell.cell_id, self.shares.get(shape_of(trial), None if self.measuring else self.share.gpus))
+        return None if known is None else self.share._replace(gpus=known)
+
+    def _start(self, job: Job, slot: Slot) -> None:
+        if isinstance(job, Measuring):
+            stream = slot.worker.measure.options(num_returns="streaming").remote(job.trial, self.data[job.trial.data_key])
+        elif isinstance(job, Reference):
             stream = slot.worker.reference.options(num_returns="streaming").remote(
                 self.data[job.dataset], job.partition, job.spec, job.probe_c
             )
@@ -126,8 +171,24 @@ class Scheduler:
             self.running[stream] = (slot, job)  # behind the others, so that none is served more often
         if isinstance(job, Reference):
             self._take_reference(job, report)
+        elif isinstance(job, Measuring):
+            # who cannot even be measured gets a whole GPU, and its row says what is wrong
+            self.shares[job.shape] = share_for(report.end) if isinstance(report.end, float) else self.share.gpus
+        elif self._again(job, slot, report.end):
+            self._log(job, _log_lines(report))
         else:
             self._take_report(job, report)
+
+    def _again(self, trial: Trial, slot: Slot, end: Any) -> bool:
+        """Whether a cell ran out of a part of a GPU; it is then the next to run, on twice the share."""
+        if not isinstance(end, Failure) or end.type != "OutOfMemoryError" or not 0 < slot.share.gpus < 1:
+            return False
+        larger = doubled(slot.share.gpus)
+        cell = trial.cell
+        self.display.note(f"{cell.label} (cell {cell.cell_id}) ran out of {slot.share.gpus:g} of a GPU; it runs again on {larger:g}")
+        self.shares[cell.cell_id] = larger
+        self.queue.appendleft(trial)
+        return True
 
     def _take_reference(self, job: Reference, report: Report) -> None:
         self.references[job.key] = report.end if isinstance(report.end, Ceiling | LocalOnly) else None
@@ -187,6 +248,16 @@ def _with_references(trials: Iterable[Trial]) -> Iterator[Trial | Reference]:
                 seen.add(reference.key)
                 yield reference
         yield trial
+
+
+def _with_measurements(jobs: Iterable[Trial | Reference]) -> Iterator[Job]:
+    """The jobs, a measurement right before the first cell of each shape."""
+    seen: set[str] = set()
+    for job in jobs:
+        if isinstance(job, Trial) and (shape := shape_of(job)) not in seen:
+            seen.add(shape)
+            yield Measuring(job)
+        yield job
 
 
 def _log_lines(report: Report) -> Iterator[str]:

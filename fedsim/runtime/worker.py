@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from fedsim.data.embeddings import Embeddings
+from fedsim.device import CPU, device_of, exact_products, moved
 from fedsim.evaluation.references import Ceiling, LocalOnly, ceiling, local_only
 from fedsim.grid.models import Cell
 from fedsim.methods.messages import Message, Pool, Round, Tensors
@@ -29,7 +30,9 @@ from fedsim.methods.source_hash import source_hash
 from fedsim.partition import Partition, PartitionSpec
 from fedsim.seeds import Seeds
 from fedsim.simulation.checkpoint import Checkpoints
-from fedsim.simulation.cohort import Cohort, CohortSpec, join_clients, split_clients
+from fedsim.simulation.cohort import Cohort, CohortSpec, build_algorithm, join_clients, split_clients
+from fedsim.simulation.gpu_memory import filled
+from fedsim.simulation.node import Share
 from fedsim.simulation.rounds import RoundRecord
 from fedsim.simulation.trial import Outcome, Trial, local_pool, run_trial
 
@@ -74,11 +77,13 @@ class Report:
 
     rounds: tuple[RoundRecord, ...] = ()
     output: str = ""
-    end: Outcome | Failure | Ceiling | LocalOnly | None = None
+    end: Outcome | Failure | Ceiling | LocalOnly | float | None = None
 
 
-def settle(cpus: float) -> None:
+def settle(cpus: float, device: torch.device = CPU) -> None:
     """Make a process ready for training on its share of the machine: so many threads, and memory that is kept for the next step."""
+    if device != CPU:
+        exact_products()
     threads = max(1, int(cpus))
     torch.set_num_threads(threads)
     threadpool_limits(threads)
@@ -98,7 +103,7 @@ def send_tensors_as_bytes() -> None:
 
 
 def _sent(tensor: torch.Tensor) -> tuple[NDArray[np.uint8], torch.dtype, torch.Size]:
-    return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy(), tensor.dtype, tensor.shape
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy(), tensor.dtype, tensor.shape
 
 
 def _received(sent: tuple[NDArray[np.uint8], torch.dtype, torch.Size]) -> torch.Tensor:
@@ -121,10 +126,11 @@ def check_source(cell: Cell) -> None:
 class TrialWorker:
     """Runs cells and references; it hosts the first cohort of a cell itself, cohort actors the others."""
 
-    def __init__(self, cpus: float, cohorts: Sequence[Any] = ()) -> None:
-        settle(cpus)
+    def __init__(self, share: Share, cohorts: Sequence[Any] = ()) -> None:
+        self.device, self.cohorts = device_of(share.device, share.gpus), list(cohorts)
+        settle(share.cpus, self.device)
         send_tensors_as_bytes()
-        self.cohorts = list(cohorts)
+        self.latest: tuple[str, Embeddings] | None = None
 
     def run(self, trial: Trial, data: Embeddings, data_ref: Sequence[Any], checkpoint: Path) -> Iterator[Report]:
         """Run a cell: a stream of reports, the last one with an outcome or a failure.
@@ -139,16 +145,18 @@ class TrialWorker:
             RayActorError: a cohort actor died, so this worker is of no use any more.
         """
 
-        def spread(trial: Trial, data: Embeddings, seeds: Seeds) -> Pool:
-            return RayPool(self.cohorts, trial.cohorts(seeds), data, data_ref[0])
+        def make_pool(trial: Trial, data: Embeddings, seeds: Seeds) -> Pool:
+            if len(trial.sizes) > 1:
+                return RayPool(self.cohorts, trial.cohorts(seeds), data, data_ref[0], self.device)
+            return local_pool(trial, data, seeds, self.device)
 
-        make_pool = spread if len(trial.sizes) > 1 else local_pool
+        data = self._same(trial.data_key, data)
         pending: list[RoundRecord] = []
         sent = time.monotonic()
         with _captured() as output:
             try:
                 check_source(trial.cell)
-                for step in run_trial(trial, data, make_pool, Checkpoints(checkpoint)):
+                for step in run_trial(trial, data, make_pool, Checkpoints(checkpoint), self.device):
                     if isinstance(step, Outcome):
                         yield Report(tuple(pending), _drain(output), step)
                         return
@@ -161,6 +169,23 @@ class TrialWorker:
                 raise
             except Exception as error:
                 yield Report(tuple(pending), _drain(output), Failure.of(error))
+
+    def _same(self, key: str, data: Embeddings) -> Embeddings:
+        """The data set as the last cell had it, so that rows on a device are known again: Ray makes an object of its own for every call."""
+        if self.latest is None or self.latest[0] != key:
+            self.latest = (key, data)
+        return self.latest[1]
+
+    def measure(self, trial: Trial, data: Embeddings) -> Iterator[Report]:
+        """The part of the GPU that the first actor of a cell fills in its first round."""
+        try:
+            algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
+            server = algorithm.initial_server(Seeds(trial.cell.seed)).to(self.device)
+            cohort = Cohort(trial.cohorts()[0], data.x_train, data.y_train, self.device)
+            cohort.round(next(algorithm.schedule()), algorithm.phases()[0].broadcast(server))
+            yield Report(end=filled(self.device))
+        except Exception as error:
+            yield Report(end=Failure.of(error))
 
     def reference(self, data: Embeddings, partition: Partition | None, spec: PartitionSpec, probe_c: float) -> Iterator[Report]:
         """The ceiling without a partition, local-only with one."""
@@ -175,18 +200,20 @@ class TrialWorker:
 class CohortActor:
     """Hosts one cohort of a cell that is spread over several actors."""
 
-    def __init__(self, cpus: float) -> None:
-        settle(cpus)
+    def __init__(self, share: Share) -> None:
+        self.device = device_of(share.device, share.gpus)
+        settle(share.cpus, self.device)
         send_tensors_as_bytes()
         self.cohort: Cohort | None = None
 
     def host(self, spec: CohortSpec, data: Embeddings) -> None:
         """Take the clients of ``spec`` up, in place of any earlier ones."""
-        self.cohort = Cohort(spec, data.x_train, data.y_train)
+        self.cohort = Cohort(spec, data.x_train, data.y_train, self.device)
 
     def call(self, method: str, *args: Any) -> Any:
-        """Call a method of the cohort."""
-        return getattr(self.cohort, method)(*args)
+        """Call a method of the cohort; what it returns travels by the CPU, in one copy."""
+        returned = getattr(self.cohort, method)(*args)
+        return returned.on(CPU) if isinstance(returned, Message) else returned
 
 
 class RayPool:
@@ -197,18 +224,19 @@ class RayPool:
         specs: of all cohorts.
         data: the data set.
         data_ref: its reference in the object store.
+        device: where the first cohort computes.
     """
 
-    def __init__(self, actors: Sequence[Any], specs: Sequence[CohortSpec], data: Embeddings, data_ref: Any) -> None:
+    def __init__(self, actors: Sequence[Any], specs: Sequence[CohortSpec], data: Embeddings, data_ref: Any, device: torch.device) -> None:
         self.actors, self.sizes = list(actors), [len(spec.members) for spec in specs]
         hosted = [actor.host.remote(spec, data_ref) for actor, spec in zip(self.actors, specs[1:], strict=True)]
-        self.own = Cohort(specs[0], data.x_train, data.y_train)
+        self.own = Cohort(specs[0], data.x_train, data.y_train, device)
         ray.get(hosted)
 
     def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
         """See :class:`fedsim.methods.messages.Pool`; a large broadcast goes into the object store once."""
-        size = sum(value.nbytes for value in broadcast.values())
-        sent = ray.put(broadcast) if size > IN_THE_CALL else broadcast
+        size, there = sum(value.nbytes for value in broadcast.values()), moved(broadcast, CPU)
+        sent = ray.put(there) if size > IN_THE_CALL else there
         others = [actor.call.remote("round", round_, sent) for actor in self.actors]
         return [self.own.round(round_, broadcast), *ray.get(others)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedsim.device import CPU, moved, to_device
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Message, Ran, Round, Task, Tensors
@@ -18,6 +20,7 @@ from fedsim.methods.registry import lookup
 from fedsim.models.initialise import initial_model
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.seeds import Seeds
+from fedsim.simulation.state import copied
 
 
 @dataclass(frozen=True)
@@ -51,47 +54,77 @@ def build_algorithm(name: str, params: dict[str, Any], task: Task) -> Algorithm:
 class Cohort:
     """Hosts clients: one model with a slice per client, one batch for all."""
 
-    def __init__(self, spec: CohortSpec, x: NDArray[np.float32], y: NDArray[np.int64]) -> None:
+    def __init__(self, spec: CohortSpec, x: NDArray[np.float32], y: NDArray[np.int64], device: torch.device = CPU) -> None:
         self.algorithm = build_algorithm(spec.algorithm, spec.params, spec.task)
         self.phases = self.algorithm.phases()
-        model = initial_model(self.algorithm.build, spec.seeds, spec.members)
+        model = initial_model(self.algorithm.build, spec.seeds, spec.members).to(device)
         self.clients = Clients(
             spec.members,
-            tuple(aligned(x[rows]) for rows in spec.rows),
-            tuple(aligned(y[rows]) for rows in spec.rows),
+            parts(x, spec.rows, device),
+            parts(y, spec.rows, device),
             spec.seeds,
             spec.plan,
             model,
+            device=device,
         )
         self.algorithm.start_clients(self.clients)
 
     def round(self, round_: Round, broadcast: Tensors) -> Message:
         """One round's computation, with what really ran."""
         self.clients.ran = Ran()
-        message = self.phases[round_.phase].at_clients(self.clients, round_, broadcast)
+        message = self.phases[round_.phase].at_clients(self.clients, round_, moved(broadcast, self.clients.device))
         self.clients.state.update(in_order(self.clients.state))
         return replace(message, ran=self.clients.ran)
 
     def released(self, names: Sequence[str]) -> Tensors:
         """Per-client tensors by name, averaged over iterates where the algorithm keeps averages."""
         current = dict(self.clients.model.named_parameters())
-        return {name: self.clients.state.get(f"average.{name}", current[name].detach()) for name in names}
+        return moved({name: self.clients.state.get(f"average.{name}", current[name].detach()) for name in names}, CPU)
 
     def state(self) -> Tensors:
-        """All private state, ``[members, ...]`` each but for counters."""
+        """All private state, ``[members, ...]`` each but for counters; on the CPU."""
         parameters = dict(self.clients.model.named_parameters())
-        kept = {f"model.{name}": parameters[name].detach().clone() for name in local_names(self.clients.model)}
-        return kept | {f"state.{name}": value.clone() for name, value in self.clients.state.items()}
+        kept = {f"model.{name}": parameters[name] for name in local_names(self.clients.model)}
+        return copied(kept | {f"state.{name}": value for name, value in self.clients.state.items()})
 
     def load_state(self, tensors: Tensors) -> None:
         """Take up a checkpoint."""
         load_parameters(self.clients.model, tensors, "model.")
-        self.clients.state.update({k[6:]: v.clone() for k, v in tensors.items() if k.startswith("state.")})
+        state = {k[6:]: v.clone() for k, v in tensors.items() if k.startswith("state.")}
+        self.clients.state.update(moved(state, self.clients.device))
 
 
-def aligned(values: NDArray[Any]) -> torch.Tensor:
-    """A tensor in memory of torch's own, whose alignment is always the same: products of matrices may round by alignment."""
-    return torch.from_numpy(values).clone()
+def parts(values: NDArray[Any], rows: Sequence[NDArray[np.int64]], device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Each client's ``rows`` of all ``values``, on ``device``.
+
+    On the CPU in memory of torch's own, whose alignment is always the same: products of matrices may round by alignment.
+    """
+    if device == CPU:
+        return tuple(torch.from_numpy(values[own]).clone() for own in rows)
+    whole = HELD.on(device, values)
+    return tuple(whole.index_select(0, to_device(torch.from_numpy(own), device)) for own in rows)
+
+
+class Held:
+    """The arrays that this process put on a device last, for further cells of their data set.
+
+    Args:
+        most: so many, which are a data set's rows and labels.
+    """
+
+    def __init__(self, most: int = 2) -> None:
+        self._held: deque[tuple[torch.device, NDArray[Any], torch.Tensor]] = deque(maxlen=most)
+
+    def on(self, device: torch.device, values: NDArray[Any]) -> torch.Tensor:
+        """The array on ``device``; the same array is put there once."""
+        for where, known, there in self._held:
+            if where == device and known is values:
+                return there
+        self._held.append((device, values, to_device(torch.from_numpy(values), device)))
+        return self._held[-1][2]
+
+
+HELD = Held()
 
 
 class LocalPool:

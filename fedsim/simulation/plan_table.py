@@ -31,14 +31,21 @@ def show_plan(prepared: Prepared, console: Console) -> None:
     show_refused(prepared, console)
     show_warnings(prepared, console)
     sizes = ", ".join(f"{d.name}: {len(d.y_train)} × {d.dim}, {d.x_train.nbytes / 2**20:.1f} MiB" for d in prepared.data.values())
-    shares = prepared.grid.resources
+    shares = _shares(prepared)
     console.print(f"data: {sizes}", soft_wrap=True, highlight=False)
     console.print(
-        f"{prepared.parallel} cells at a time, {shares.cpus_per_actor:g} CPUs and {shares.gpus_per_actor:g} GPUs an actor; "
-        f"{len(prepared.trials)} cells; nothing was run",
+        f"{prepared.parallel} cells at a time, {shares}; {len(prepared.trials)} cells; nothing was run",
         soft_wrap=True,
         highlight=False,
     )
+
+
+def _shares(prepared: Prepared) -> str:
+    """An actor's shares, and where it computes."""
+    asked, share = prepared.grid.resources, prepared.share
+    measured = "as much of a GPU as a first round is measured to need"
+    gpus = measured if asked.gpus_per_actor == "auto" else f"{share.gpus:g} GPUs"
+    return f"{share.cpus:g} CPUs and {gpus} an actor, on {'the GPU' if share.gpus and share.device != 'cpu' else 'the CPU'}"
 
 
 def _facts(trial: Trial) -> dict[str, str]:

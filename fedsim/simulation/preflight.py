@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.sources.load import load
+from fedsim.device import device_of
 from fedsim.errors import PluginError, UserError, at
 from fedsim.grid.cells import expand, grid_place, without_unseen
 from fedsim.grid.models import Cell, Grid, Resources
@@ -18,7 +18,8 @@ from fedsim.partition import SCHEMES, Partition, as_seen, make_partition
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.results.lines import dump
 from fedsim.simulation.cohort import build_algorithm
-from fedsim.simulation.node import Node
+from fedsim.simulation.gpu_memory import GIB, MOST, even_share, least
+from fedsim.simulation.node import Node, Share
 from fedsim.simulation.rehearsal import rehearse_grid
 from fedsim.simulation.trial import Trial, packing
 
@@ -32,7 +33,8 @@ class Prepared:
         refused: why entries of ``algorithms``, by their positions, are left out.
         data: the data sets by key; where clients see values of their own also what each partition makes of them.
         trials: one a cell, in the grid's order.
-        capacity: how many actors fit on the cluster.
+        nodes: what the cluster has.
+        share: what an actor takes of it; with a whole GPU where its share is still to be measured.
         parallel: how many cells may run at a time.
     """
 
@@ -40,7 +42,8 @@ class Prepared:
     refused: Mapping[int, PluginError]
     data: Mapping[str, Embeddings]
     trials: tuple[Trial, ...]
-    capacity: int
+    nodes: tuple[Node, ...]
+    share: Share
     parallel: int
 
 
@@ -61,11 +64,11 @@ def prepare(
             the grid.
     """
     resolved = resolve(grid, keep_going=keep_going)
-    capacity = actors_that_fit(grid, nodes)
+    share, capacity = share_of(grid.resources), actors_that_fit(grid, nodes)
     parallel = min(capacity, max_parallel or capacity)
     data = loaded(grid)
     if rehearse:
-        resolved = rehearse_grid(resolved, data, keep_going=keep_going)
+        resolved = rehearse_grid(resolved, data, device_of(share.device, share.gpus), keep_going=keep_going)
     data = without_unseen(grid, data)
     cells = expand(resolved, data)
     partitions = partitioned(grid, cells, data)
@@ -74,7 +77,8 @@ def prepare(
     sizes = laid_out(grid, cells, capacity, parallel)
     views, keys = seen(cells, partitions, data)
     trials = tuple(Trial(*facts) for facts in zip(cells, tasks, plans, partitions, sizes, keys, strict=True))
-    return Prepared(grid, resolved.refused, views, trials, capacity, parallel)
+    check_memory(grid, trials, views, nodes)
+    return Prepared(grid, resolved.refused, views, trials, tuple(nodes), share, parallel)
 
 
 def _task(cell: Cell, data: Embeddings) -> Task:
@@ -188,19 +192,46 @@ def actors_that_fit(grid: Grid, nodes: Sequence[Node]) -> int:
     Raises:
         UserError: not even one.
     """
-    cpus, gpus = grid.resources.cpus_per_actor, grid.resources.gpus_per_actor
-    fitting = 0
-    for node in nodes:
-        on_node = math.floor(node.cpus / cpus + 1e-9)
-        fitting += min(on_node, math.floor(node.gpus / gpus + 1e-9)) if gpus else on_node
+    share, measured = share_of(grid.resources), grid.resources.gpus_per_actor == "auto"
+    fitting = sum(share.fit(node) for node in nodes)
     if fitting < 1:
         has = ", ".join(sorted({f"{node.cpus:g} CPUs and {node.gpus:g} GPUs" for node in nodes}))
-        raise UserError(
-            grid.place("resources"),
-            f"an actor needs {cpus:g} CPUs and {gpus:g} GPUs; no node has them ({has})",
-            "give actors a smaller share",
-        )
-    return fitting
+        needs = "a share of a GPU" if measured else f"{share.gpus:g} GPUs"
+        without = share.gpus and not any(node.gpus for node in nodes)
+        fix = "give gpus_per_actor: 0 and device: auto" if without else "give actors a smaller share"
+        raise UserError(grid.place("resources"), f"an actor needs {share.cpus:g} CPUs and {needs}; no node has them ({has})", fix)
+    # shares that are still to be measured are small enough, or the cell is told that it does not fit
+    return sum(Share(share.cpus, even_share(MOST)).fit(node) for node in nodes) if measured else fitting
+
+
+def share_of(resources: Resources) -> Share:
+    """What an actor takes; a whole GPU where its share is still to be measured."""
+    gpus = resources.gpus_per_actor
+    return Share(resources.cpus_per_actor, 1.0 if gpus == "auto" else float(gpus), resources.device)
+
+
+def check_memory(grid: Grid, trials: Sequence[Trial], data: Mapping[str, Embeddings], nodes: Sequence[Node]) -> None:
+    """Refuse a cell that cannot fit in an actor's share of any GPU.
+
+    Raises:
+        UserError: with the arithmetic.
+    """
+    share = share_of(grid.resources)
+    largest = max((node.gpu_memory for node in nodes if node.gpus), default=0.0)
+    if not share.gpus or not largest or share.device == "cpu":
+        return
+    for trial in trials:
+        rows, parameters = least(trial, data[trial.data_key])
+        room = min(share.gpus, 1.0) * largest
+        if rows + parameters > room:
+            clients = f"{max(trial.sizes)} clients" if max(trial.sizes) > 1 else "a client"
+            raise UserError(
+                grid.place("resources"),
+                f"an actor of {trial.cell.label} with {clients} needs at least {rows / GIB:.3g} GiB for rows and "
+                f"{parameters / GIB:.3g} GiB for parameters, {(rows + parameters) / GIB:.3g} GiB; "
+                f"{min(share.gpus, 1.0):g} of a GPU of {largest / GIB:.3g} GiB is {room / GIB:.3g} GiB",
+                "put fewer clients on an actor, give it a larger share, or set device: cpu",
+            )
 
 
 def clients_per_actor(resources: Resources, clients: int, cells: int, parallel: int) -> int:

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from fedsim.batch import Batch
 from fedsim.data.embeddings import Embeddings
+from fedsim.device import CPU, to_device
 from fedsim.errors import PluginError, UserError
 from fedsim.grid.resolve import Resolved, Variant
 from fedsim.methods.algorithm import Algorithm
-from fedsim.methods.messages import Message, Round, Task
+from fedsim.methods.messages import Message, Round, Task, Values
 from fedsim.methods.phase import Phase
 from fedsim.methods.products import Generator, Product, is_classifier, is_personal, own
 from fedsim.methods.registry import lookup
@@ -33,12 +34,13 @@ EVERYONE = {"sample_rate": 1.0, "client_rate": 1.0, "local_steps": 2}
 """Parameters that a rehearsal sets: no row is left to chance, and it takes a moment."""
 
 
-def rehearse_grid(resolved: Resolved, data: Mapping[str, Embeddings], *, keep_going: bool = False) -> Resolved:
+def rehearse_grid(resolved: Resolved, data: Mapping[str, Embeddings], device: torch.device = CPU, *, keep_going: bool = False) -> Resolved:
     """Rehearse every plug-in with every parameters and shape of data that the grid gives it.
 
     Args:
         resolved: the grid with its algorithms.
         data: its data sets; their shapes are read, not their rows.
+        device: where cells will run; what passes on the CPU is rehearsed there too.
         keep_going: leave out the entries whose plug-in is refused.
 
     Returns:
@@ -55,7 +57,8 @@ def rehearse_grid(resolved: Resolved, data: Mapping[str, Embeddings], *, keep_go
         for dim, classes in shapes:
             task = Task(dim, classes, min(CLIENTS, *grid.clients), grid.unit, grid.trust, grid.evaluation.probe_c)
             try:
-                rehearse(variant, task, max(grid.epsilon), grid.delta, grid.place("algorithms", variant.entry, "name"))
+                for each in dict.fromkeys((CPU, device)):
+                    rehearse(variant, task, max(grid.epsilon), grid.delta, grid.place("algorithms", variant.entry, "name"), each)
             except PluginError as error:
                 if not keep_going:
                     raise
@@ -63,7 +66,7 @@ def rehearse_grid(resolved: Resolved, data: Mapping[str, Embeddings], *, keep_go
     return resolved.without(refused)
 
 
-def rehearse(variant: Variant, task: Task, epsilon: float, delta: float, where: str) -> None:
+def rehearse(variant: Variant, task: Task, epsilon: float, delta: float, where: str, device: torch.device = CPU) -> None:
     """Run the first round of each release on made-up rows through the code that trains, and use what comes out.
 
     Args:
@@ -72,6 +75,7 @@ def rehearse(variant: Variant, task: Task, epsilon: float, delta: float, where: 
         epsilon: the budget; a large one, so that a result that is not finite is not the noise's fault.
         delta: of the budget.
         where: the place to name in an error.
+        device: where it trains.
 
     Raises:
         PluginError: an exception, or a result of a wrong type, shape or dtype; with file and line, and what was expected.
@@ -86,13 +90,16 @@ def rehearse(variant: Variant, task: Task, epsilon: float, delta: float, where: 
                 return
             x, y = _rows(task)
             algorithm = build_algorithm(variant.name, variant.params, task)
-            made = _train(algorithm, variant, plan, x, y)
-            _use(made, algorithm, torch.from_numpy(x))
+            made = _train(algorithm, variant, plan, x, y, device)
+            _use(made, algorithm, to_device(torch.from_numpy(x), device))
     except _Unexpected as error:
         raise PluginError(where, f"on {made_up}, {error.what}", f"expected {error.expected}") from error
     except Exception as error:  # a plug-in may raise anything
         at = origin(error, inspect.getsourcefile(cls)) or line_of(cls)
-        raise PluginError(where, f"on {made_up}, {at}: {said(error)}", f"expected {cls.__name__} to train and sample") from error
+        if device == CPU:
+            raise PluginError(where, f"on {made_up}, {at}: {said(error)}", f"expected {cls.__name__} to train and sample") from error
+        fix = "it runs on the CPU: make tensors where the batch is (batch.x.new_zeros, fedsim.methods.normal), or set device: cpu"
+        raise PluginError(where, f"on {made_up}, on {device.type}, {at}: {said(error)}", fix) from error
 
 
 class _Unexpected(Exception):
@@ -110,16 +117,16 @@ def _rows(task: Task) -> tuple[np.ndarray[Any, np.dtype[np.float32]], np.ndarray
     return x / np.linalg.norm(x, axis=1, keepdims=True), np.arange(count) % task.classes
 
 
-def _train(algorithm: Algorithm, variant: Variant, plan: PrivacyPlan | None, x: Any, y: Any) -> Product:
+def _train(algorithm: Algorithm, variant: Variant, plan: PrivacyPlan | None, x: Any, y: Any, device: torch.device) -> Product:
     """What training yields, through :meth:`Algorithm.train`, of the first rounds alone."""
     clients = range(algorithm.task.clients)
     rows = tuple(np.arange(client * ROWS, (client + 1) * ROWS) for client in clients)
-    cohort = Cohort(CohortSpec(variant.name, variant.params, algorithm.task, plan, Seeds(0), tuple(clients), rows), x, y)
+    cohort = Cohort(CohortSpec(variant.name, variant.params, algorithm.task, plan, Seeds(0), tuple(clients), rows), x, y, device)
     given = {name: value for name, value in EVERYONE.items() if name in type(algorithm.params).model_fields}
     algorithm.params = algorithm.params.model_copy(update=given)
     _watch(algorithm)
     cohort.algorithm, cohort.phases = algorithm, algorithm.phases()
-    steps = train(algorithm, LocalPool([cohort]), plan, Seeds(0))
+    steps = train(algorithm, LocalPool([cohort]), plan, Seeds(0), device=device)
     while True:
         try:
             next(steps)
@@ -159,7 +166,7 @@ def _watched(phase: Phase) -> Phase:
             raise _Unexpected(phase.at_clients, _described(message), "a fedsim.methods.messages.Message, as clients.send makes it")
         return message
 
-    def at_server(*args: Any) -> Mapping[str, float]:
+    def at_server(*args: Any) -> Values:
         values = phase.at_server(*args)
         if not isinstance(values, Mapping):
             raise _Unexpected(phase.at_server, _described(values), "a mapping of diagnostics by name, which may be empty")
@@ -176,7 +183,7 @@ def _use(made: Product, algorithm: Algorithm, x: Tensor) -> None:
         if not algorithm.generates() and is_classifier(each):
             _check(each.probabilities, each.probabilities(x), (len(x), task.classes), torch.float32, torch.float64)
         elif algorithm.generates() and isinstance(each, Generator):
-            labels = torch.arange(task.classes).repeat_interleave(2)
+            labels = torch.arange(task.classes, device=x.device).repeat_interleave(2)
             _check(each.sample, each.sample(labels, Seeds(0).torch(Purpose.SYNTHESIS)), (len(labels), task.dim), torch.float32)
         else:
             maker: Any = algorithm.generator if algorithm.generates() else algorithm.classifier

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections import abc
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from fedsim.device import CPU, moved
 from fedsim.methods.algorithm import Algorithm
-from fedsim.methods.messages import Diagnostic, Message, Pool, Round, Tensors
-from fedsim.methods.parameters import add_in_order, code_names, in_order, l2_norm
+from fedsim.methods.messages import Diagnostic, Message, Pool, Round, Tensors, Values
+from fedsim.methods.parameters import add_in_order, code_names, in_order, joint_norm, l2_norm, squared_sums
 from fedsim.methods.products import Generator, Product
 from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.noise import Noise, gaussian
@@ -45,6 +49,7 @@ def train(
     seeds: Seeds,
     resume: Checkpoint | None = None,
     checkpoint: Callable[[Callable[[], Checkpoint]], None] | None = None,
+    device: torch.device = CPU,
 ) -> abc.Generator[RoundRecord, None, Trained]:
     """Run all rounds: yields a record after each, returns the outcome.
 
@@ -55,8 +60,9 @@ def train(
         seeds: the cell's seed tree.
         resume: go on from here; the result is that of an uninterrupted training.
         checkpoint: called after every round with a function that captures the progress; it decides when to.
+        device: where the server computes.
     """
-    server = algorithm.initial_server(seeds)
+    server = algorithm.initial_server(seeds).to(device)
     server.plan = plan
     ledger, uplink, start = Ledger(), 0, 0
     if resume is not None:
@@ -70,11 +76,12 @@ def train(
             continue
         phase = phases[round_.phase]
         messages = pool.round(round_, phase.broadcast(server))
-        total = add_in_order([message.sums for message in messages])
+        total = add_in_order([moved(message.sums, device) for message in messages])
         noise, multiplier = server_noise(algorithm, plan, round_, total, seeds)
-        record = {"release": round_.release.name, "main": round_.release.main, **_gathered(messages, noise, l2_norm(total))}
-        noisy = {name: value + noise.parts[name] for name, value in total.items()} if noise.parts else total
-        record |= phase.at_server(server, round_, noisy)
+        signal, drawn = squared_sums(total), moved(noise.parts, device)
+        noisy = {name: value + drawn[name] for name, value in total.items()} if drawn else total
+        values = phase.at_server(server, round_, noisy)
+        record = {"release": round_.release.name, "main": round_.release.main, **_gathered(messages, noise, signal, values)}
         server.tensors = in_order(server.tensors)
         for step in (step for message in messages for step in message.ran.steps):
             for entry in step.entries(multiplier):
@@ -83,7 +90,7 @@ def train(
         if checkpoint is not None:
             checkpoint(partial(capture, server, pool, ledger, round_.number + 1, uplink))
         yield RoundRecord(round_.number, rounds, record)
-    server.codes = pool.released(code_names(server.model)) if algorithm.releases_codes() else {}
+    server.codes = moved(pool.released(code_names(server.model)), device) if algorithm.releases_codes() else {}
     state = released_state(server)
     made = algorithm.generator(server) if algorithm.generates() else algorithm.classifier(server)
     return Trained(made, ledger, uplink, state)
@@ -107,18 +114,24 @@ def server_noise(algorithm: Algorithm, plan: PrivacyPlan | None, round_: Round, 
     return gaussian(shapes, std, seeds.noise(round_.stream)), std / plan.sensitivity
 
 
-def _gathered(messages: Sequence[Message], noise: Noise, signal: float) -> dict[str, Any]:
-    values: dict[str, Any] = {
-        "sampled": sum(message.ran.sampled for message in messages) % 2**32,
-        "noise": (sum(message.ran.noise for message in messages) + noise.fingerprint) % 2**32,
-        "signal_norm": signal,
-        "noise_norm": l2_norm(noise.parts),
-    }
+def _gathered(messages: Sequence[Message], noise: Noise, signal: Tensor, values: Values) -> dict[str, Any]:
+    """What a round tells; all of it leaves the device together."""
     found: dict[str, list[Diagnostic]] = {}
     for message in messages:
         for name, each in message.diagnostics.items():
             found.setdefault(name, []).append(each if isinstance(each, Diagnostic) else Diagnostic(each))
+    waiting: dict[Any, Any] = {(name, i): part.values for name, parts in found.items() for i, part in enumerate(parts)}
+    waiting |= {("server", name): value for name, value in values.items()} | {"signal": signal}
+    tensors: dict[Any, Tensor] = {key: value for key, value in waiting.items() if isinstance(value, Tensor)}
+    there = waiting | moved(tensors, CPU)
+    record: dict[str, Any] = {
+        "sampled": sum(message.ran.sampled for message in messages) % 2**32,
+        "noise": (sum(message.ran.noise for message in messages) + noise.fingerprint) % 2**32,
+        "signal_norm": joint_norm(there["signal"].tolist()),
+        "noise_norm": l2_norm(noise.parts),
+    }
     # a cohort that sampled no row has no loss to tell
     for name, parts in found.items():
-        values[f"{name}_quantiles" if parts[0].told == "quantiles" else name] = Diagnostic.told_of(parts)
-    return values
+        told = Diagnostic.told_of([replace(part, values=there[name, i]) for i, part in enumerate(parts)])
+        record[f"{name}_quantiles" if parts[0].told == "quantiles" else name] = told
+    return record | {name: float(there["server", name]) for name in values}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from fedsim.device import CPU, moved
 from fedsim.methods.messages import Pool, Server, Tensors
 from fedsim.methods.parameters import load_parameters
 from fedsim.privacy.ledger import Ledger
@@ -34,14 +35,15 @@ def below(prefix: str, tensors: Tensors) -> Tensors:
 
 
 def copied(tensors: Mapping[str, Tensor]) -> Tensors:
-    """Copies, apart from what is trained on."""
-    return {name: value.detach().clone() for name, value in tensors.items()}
+    """Copies on the CPU, apart from what is trained on."""
+    there = moved(tensors, CPU)
+    return {name: value.detach().clone() if there[name] is value else there[name] for name, value in tensors.items()}
 
 
 def load_server(server: Server, tensors: Tensors) -> None:
     """Take up a checkpoint's server state."""
     load_parameters(server.model, tensors, "model.")
-    server.tensors = copied(below("tensors", tensors))
+    server.tensors = moved(copied(below("tensors", tensors)), server.device)
 
 
 def released_state(server: Server) -> Tensors:

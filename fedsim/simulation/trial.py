@@ -7,7 +7,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import torch
+
 from fedsim.data.embeddings import Embeddings
+from fedsim.device import CPU
 from fedsim.evaluation.judge import ClientScores, Judge
 from fedsim.evaluation.scores import Scores, mean_scores, recall_per_class, scores_of, scores_of_clients
 from fedsim.grid.models import Cell
@@ -82,9 +85,9 @@ class Outcome:
     generator: Tensors | None = field(repr=False, compare=False)
 
 
-def local_pool(trial: Trial, data: Embeddings, seeds: Seeds | None = None) -> Pool:
+def local_pool(trial: Trial, data: Embeddings, seeds: Seeds | None = None, device: torch.device = CPU) -> Pool:
     """All clients in this process."""
-    return LocalPool([Cohort(spec, data.x_train, data.y_train) for spec in trial.cohorts(seeds)])
+    return LocalPool([Cohort(spec, data.x_train, data.y_train, device) for spec in trial.cohorts(seeds)])
 
 
 def seeds_of(trial: Trial, resume: Checkpoint | None) -> Seeds:
@@ -101,16 +104,25 @@ def run_trial(
     data: Embeddings,
     make_pool: Callable[[Trial, Embeddings, Seeds], Pool] = local_pool,
     checkpoints: Checkpoints | None = None,
+    device: torch.device = CPU,
 ) -> Iterator[RoundRecord | Outcome]:
-    """Train, synthesise, evaluate: yields every round's record, then the outcome."""
+    """Train, synthesise, evaluate: yields every round's record, then the outcome.
+
+    Args:
+        trial: the cell.
+        data: its data set.
+        make_pool: makes its clients; by default all of them in this process, on the CPU.
+        checkpoints: where its progress is kept.
+        device: where the server computes, and what it made.
+    """
     started = time.perf_counter()
     cell = trial.cell
     resume = checkpoints.load() if checkpoints else None
     seeds = seeds_of(trial, resume)
     algorithm = build_algorithm(cell.algorithm, cell.params, trial.task)
     pool = make_pool(trial, data, seeds)
-    trained: Trained = yield from train(algorithm, pool, trial.plan, seeds, resume, checkpoints)
-    judge, evaluation = Judge(cell, data, trial.partition), cell.evaluation
+    trained: Trained = yield from train(algorithm, pool, trial.plan, seeds, resume, checkpoints, device)
+    judge, evaluation = Judge(cell, data, trial.partition, device), cell.evaluation
     predicted = judge.predictions(trained.made)
     scores = Scores(mean_scores([scores_of(each) for each in predicted]), **judge.readouts(trained.made))
     clients = judge.of_clients(trained.made) if evaluation.per_client else ()

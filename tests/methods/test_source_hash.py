@@ -17,6 +17,7 @@ from fedsim.methods.source_hash import HARMLESS, HARNESS, digests, is_shipped, p
 HASHED = {
     "fedsim.methods.algorithm",
     "fedsim.batch",
+    "fedsim.device",
     "fedsim.methods.claims",
     "fedsim.data",
     "fedsim.data.embeddings",

@@ -5,11 +5,14 @@ from collections.abc import Iterator
 import pytest
 import ray
 import torch
+from cells import NODES
 
-from fedsim.grid.models import Resources
 from fedsim.methods.parameters import ALIGNMENT
 from fedsim.runtime.slots import Slots
 from fedsim.runtime.worker import IN_THE_CALL, send_tensors_as_bytes
+from fedsim.simulation.node import Share
+
+SHARE = Share(1.0)
 
 TENSORS = {
     "single": torch.randn(3, 5),
@@ -49,20 +52,20 @@ def test_a_gradient_is_no_part_of_what_is_sent(as_bytes: None) -> None:
 
 
 def test_a_cell_on_three_actors_is_three_processes_one_of_which_coordinates(ray_cluster: None) -> None:
-    slots = Slots(Resources(), capacity=4, parallel=4)
-    slot = slots.take(3)
+    slots = Slots(tuple(NODES), parallel=4)
+    slot = slots.take(3, SHARE)
     assert slot is not None
     assert (slot.actors, 1 + len(slot.cohorts)) == (3, 3)
     slots.close()
 
 
 def test_a_reference_takes_an_idle_slot_of_any_shape_and_opens_the_one_that_its_cell_needs(ray_cluster: None) -> None:
-    slots = Slots(Resources(), capacity=4, parallel=4)
-    opened = slots.take(3, any_shape=True)
+    slots = Slots(tuple(NODES), parallel=4)
+    opened = slots.take(3, SHARE, any_shape=True)
     assert opened is not None
     assert opened.actors == 3
     slots.give_back(opened)
-    assert slots.take(1, any_shape=True) is opened
+    assert slots.take(1, SHARE, any_shape=True) is opened
     slots.give_back(opened)
-    assert slots.take(3) is opened
+    assert slots.take(3, SHARE) is opened
     slots.close()

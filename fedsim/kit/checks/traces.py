@@ -59,7 +59,7 @@ def serialisable(subject: Subject) -> Verdict:
     for round_, messages in enumerate(subject.tape.messages):
         for message in messages:
             if fault := _unsendable(message):
-                return failed(f"round {round_}: {fault}", "send tensors in sums, and numbers and texts in diagnostics, nothing else")
+                return failed(f"round {round_}: {fault}", "send tensors in sums, tensors or numbers in diagnostics, nothing else")
     with tempfile.TemporaryDirectory() as folder:
         for at in subject.first[0].progress:
             try:
@@ -76,7 +76,7 @@ def _unsendable(message: Message) -> str:
             return f"'{name}' of the message is a {type(value).__name__}"
     for name, told in message.diagnostics.items():
         numbers = told.values if isinstance(told, Diagnostic) else told
-        if strange := next((each for each in _leaves(numbers) if not isinstance(each, PLAIN)), None):
+        if strange := next((each for each in _leaves(numbers) if not isinstance(each, (*PLAIN, Tensor))), None):
             return f"diagnostic '{name}' of the message holds a {type(strange).__name__}"
     try:
         pickle.dumps(message)

@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedsim.batch import Batch
 from fedsim.methods.clients import Clients, Noised
 from fedsim.methods.messages import Message, Round, Tensors
 from fedsim.methods.parameters import add_in_order
@@ -201,14 +200,14 @@ class WatchedClients(Clients):
         self.tape.samples.append(Sample(self.tape.round, round_, rate, client_rate, [chosen.clone() for chosen in rows], hidden))
         return rows
 
-    def batches(self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]) -> list[Batch]:
+    def drawn(self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]) -> list[Tensors]:
         """As every client's; the rows are noted."""
         self.tape.taken.append((self.tape.round, [chosen.clone() for chosen in rows]))
         for client, chosen, x in zip(self.members, rows, self.x, strict=True):
             if isinstance(self.hidden, Hidden) and client == self.hidden.client and self.hidden.present:
                 found = (chosen == self.hidden.index(len(x) - 1)).nonzero().flatten().tolist()
                 self.placed[client] = found[0] if found else None
-        made = super().batches(rows, round_, shapes)
+        made = super().drawn(rows, round_, shapes)
         self.placed.clear()
         return made
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from fedsim.batch import Batch, Layout
+from fedsim.device import CPU, to_device
 from fedsim.privacy.clipping.norms import Loss, Measured, Norms, clip_units
 from fedsim.privacy.clipping.rules import PER_CLIENT, RULES, Target, Use, by_use
 
@@ -189,9 +190,10 @@ def _clip_examples(uses: dict[str, Use], norms: Norms, batch: Batch, sums: dict[
             else:
                 parts.append(value)
                 weights.append(norms.weight(full) ** 2)
-    squared = batch.x.new_tensor(weights) @ torch.stack(parts)
+    squared = to_device(torch.tensor(weights, dtype=batch.x.dtype), batch.x.device) @ torch.stack(parts)
     finite &= squared.isfinite()
-    if not bool(finite.all()):
+    # to ask another device would be to wait for it
+    if finite.device != CPU or not bool(finite.all()):
         uses = {path: use.keep_only(finite) for path, use in uses.items()}
     factor, ones = norms.factors(squared), torch.ones_like(squared)
     # Backwards: what was measured last is still in the cache.

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsim.batch import Layout
+from fedsim.device import FUSED
 from fedsim.models.layers import ClientCode, ClientLinear, Scale, Shift, ZeroLinear
 
 GRAM_SLACK = 1e-6
@@ -53,6 +54,14 @@ class Target:
 
     tensor: Tensor
     weight: float
+
+    def add_product(self, left: Tensor, right: Tensor) -> None:
+        """Add the weighted product of matrices, of batches of them, or of a matrix and a vector."""
+        if self.tensor.device.type not in FUSED:
+            self.tensor.add_(left @ right, alpha=self.weight)
+        else:
+            kernel = {1: Tensor.addmv_, 2: Tensor.addmm_, 3: Tensor.baddbmm_}[self.tensor.dim()]
+            kernel(self.tensor, left, right, alpha=self.weight)
 
 
 class Rule:
@@ -102,11 +111,11 @@ class LinearRule(Rule):
         each = factor if len(g) == len(factor) else factor.repeat_interleave(use.grads.shape[1])
         for name, target in into.items():
             if name == "bias":
-                target.tensor.addmv_(g.T, each, alpha=target.weight)
+                target.add_product(g.T, each)
             elif a.shape[1] < g.shape[1]:
-                target.tensor.addmm_(g.T, a * each[:, None], alpha=target.weight)
+                target.add_product(g.T, a * each[:, None])
             else:
-                target.tensor.addmm_((g * each[:, None]).T, a, alpha=target.weight)
+                target.add_product((g * each[:, None]).T, a)
 
     def per_client(self, use: Use) -> dict[str, Tensor]:
         """One batched product over the padded clients; zeros for those that have no row."""
@@ -128,7 +137,7 @@ class ClientLinearRule(LinearRule):
         grads, span = _by_client(use, use.grads * factor[:, None, None]), use.layout.span
         for name, target in into.items():
             if name == "weight":
-                target.tensor[span].baddbmm_(grads.transpose(1, 2), _by_client(use, use.inputs), alpha=target.weight)
+                Target(target.tensor[span], target.weight).add_product(grads.transpose(1, 2), _by_client(use, use.inputs))
             else:
                 target.tensor[span].add_(grads.sum(1), alpha=target.weight)
 

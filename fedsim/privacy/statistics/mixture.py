@@ -46,7 +46,7 @@ def responsibilities(u: Tensor, y: Tensor, offsets: Tensor, shares: Tensor, whit
 def component_products(u: Tensor, y: Tensor, belongs: Tensor, classes: int) -> Products:
     """Component sums ``[C K, k]`` and counts ``[C K, 1]``; the left factor's entries sum to one, so its norm is at most 1."""
     left = (one_hot(y, classes).unsqueeze(2) * belongs.unsqueeze(1)).flatten(1)
-    return {"component_sums": OuterProduct(left, u), "component_counts": OuterProduct(left, torch.ones(len(u), 1))}
+    return {"component_sums": OuterProduct(left, u), "component_counts": OuterProduct(left, u.new_ones(len(u), 1))}
 
 
 def start(draws: Tensor, covariance: Tensor, spread: float) -> dict[str, Tensor]:
@@ -59,7 +59,7 @@ def start(draws: Tensor, covariance: Tensor, spread: float) -> dict[str, Tensor]
     """
     draws = draws - draws.mean(1, keepdim=True)
     unit = draws / draws.norm(dim=2, keepdim=True).clamp_min(1e-12)
-    return {"offsets": spread * unit @ square_root(covariance), "shares": torch.full(draws.shape[:2], 1 / draws.shape[1])}
+    return {"offsets": spread * unit @ square_root(covariance), "shares": draws.new_full(draws.shape[:2], 1 / draws.shape[1])}
 
 
 def maximise(sums: Tensor, counts: Tensor, shares: Tensor, std: Mapping[str, float]) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ MOMENT_WEIGHTS = {"class_sums": 1.0, "class_counts": 0.15, "second": 0.7}
 
 def mean_products(x: Tensor) -> Products:
     """Sum and count of rows ``[N, d]`` of norm at most 1."""
-    ones = torch.ones(len(x), 1)
+    ones = x.new_ones(len(x), 1)
     return {"sum": OuterProduct(ones, x), "count": OuterProduct(ones, ones)}
 
 
@@ -47,7 +47,7 @@ def moment_products(r: Tensor, y: Tensor, classes: int) -> Products:
     onehot = one_hot(y, classes)
     return {
         "class_sums": OuterProduct(onehot, r),
-        "class_counts": OuterProduct(onehot, torch.ones(len(r), 1)),
+        "class_counts": OuterProduct(onehot, r.new_ones(len(r), 1)),
         "second": OuterProduct(r, r),
     }
 
@@ -55,7 +55,7 @@ def moment_products(r: Tensor, y: Tensor, classes: int) -> Products:
 def client_mean_products(x: Tensor, client: Tensor, clients: int) -> Products:
     """Sum and count of every client's rows ``[N, d]`` of norm at most 1."""
     onehot = one_hot(client, clients)
-    return {"client_sums": OuterProduct(onehot, x), "client_counts": OuterProduct(onehot, torch.ones(len(x), 1))}
+    return {"client_sums": OuterProduct(onehot, x), "client_counts": OuterProduct(onehot, x.new_ones(len(x), 1))}
 
 
 def client_spread_products(r: Tensor, client: Tensor, clients: int) -> Products:
@@ -134,7 +134,7 @@ def gaussians(class_sums: Tensor, class_counts: Tensor, second: Tensor, std: Map
     means, mean_noise = class_sums / counts[:, None], (std["class_sums"] / counts).square()
     moment = (second + second.T) / 2 / total
     share = counts / total
-    covariance = moment - (means.T * share) @ means + (share * mean_noise).sum() * torch.eye(len(moment))
+    covariance = moment - (means.T * share) @ means + (share * mean_noise).sum() * torch.eye(len(moment), device=moment.device)
     noise = std["second"] / math.sqrt(2) / float(total)
     return Gaussians(counts, means, mean_noise, moment, covariance, noise)
 
@@ -156,9 +156,10 @@ def principal(covariance: Tensor, noise: float, most: int) -> tuple[Tensor, Tens
     """
     dim = len(covariance)
     values, vectors = spectral.leading(covariance, most, max(noise * math.sqrt(dim), 1e-9))
-    trace = float(covariance.double().trace())
-    largest = float(values[:1].sum()) if len(values) else trace / dim
-    rest = max(trace - float(values.sum()), 1e-3 * max(largest, 1e-6)) / dim
+    known = torch.cat([values, covariance.double().trace()[None]]).cpu()
+    trace, kept = float(known[-1]), known[:-1]
+    largest = float(kept[:1].sum()) if len(kept) else trace / dim
+    rest = max(trace - float(kept.sum()), 1e-3 * max(largest, 1e-6)) / dim
     basis = spectral.steady(vectors)
     turned = basis.T @ vectors
     return basis.float(), ((turned * values) @ turned.T).float(), rest

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedsim.device import CPU
 from fedsim.privacy.clipping.norms import Norms
 
 ROWS = 1024
-"""Examples that are taken to float64 at a time."""
+"""Examples that are taken to float64 at a time on the CPU, to stay within its cache; another device takes all at once."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,10 @@ def clipped_statistics(products: Mapping[str, OuterProduct], norms: Norms) -> tu
     broken, factor = ~squared.isfinite()[:, None], norms.factors(squared)
     sums = {}
     for name, product in products.items():
-        total = torch.zeros(product.left.shape[1], product.right.shape[1], dtype=torch.double)
-        for start in range(0, len(squared), ROWS):
-            part = slice(start, start + ROWS)
+        total = first.new_zeros(product.left.shape[1], product.right.shape[1], dtype=torch.double)
+        at_once = ROWS if first.device == CPU else max(1, len(squared))
+        for start in range(0, len(squared), at_once):
+            part = slice(start, start + at_once)
             # 0 times a nan is a nan: a broken row is left out, not weighed with 0.
             left, right = (side[part].masked_fill(broken[part], 0).double() for side in (product.left, product.right))
             total.addmm_((left * factor[part, None]).T, right, alpha=norms.weight(name))

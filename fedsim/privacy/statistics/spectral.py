@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fedsim.device import to_device
+
 GAP = 1e-3
 """Eigenvalues are told apart if they differ by more than this share of the larger one."""
 
@@ -26,8 +28,8 @@ def leading(symmetric: Tensor, most: int, floor: float) -> tuple[Tensor, Tensor]
     """
     values, vectors = torch.linalg.eigh(symmetric.double())
     values, vectors = values.flip(0), vectors.flip(1)
-    kept = min(int((values > floor).sum()), most)
-    apart = _apart(values)
+    known = values.cpu()
+    kept, apart = min(int((known > floor).sum()), most), _apart(known)
     while 0 < kept < len(values) and not apart[kept - 1]:
         kept -= 1
     return values[:kept], vectors[:, :kept]
@@ -35,7 +37,7 @@ def leading(symmetric: Tensor, most: int, floor: float) -> tuple[Tensor, Tensor]
 
 def ties(values: Tensor) -> Tensor:
     """For descending eigenvalues ``[d]``: the number of the group ``[d]`` that each shares with those it cannot be told apart from."""
-    return torch.cat([torch.zeros(1, dtype=torch.long), _apart(values).long().cumsum(0)])
+    return torch.nn.functional.pad(_apart(values).long().cumsum(0), (1, 0))
 
 
 def _apart(values: Tensor) -> Tensor:
@@ -55,11 +57,13 @@ def steady(basis: Tensor) -> Tensor:
 
     The orthogonal Procrustes problem (Schoenemann 1966); the fixed basis are the first vectors of the discrete cosine transform IV.
     """
-    return basis.double() @ polar(basis.T.double() @ cosines(len(basis), basis.shape[1]))
+    return basis.double() @ polar(basis.T.double() @ to_device(cosines(*basis.shape), basis.device))
 
 
 def polar(matrix: Tensor) -> Tensor:
     """The matrix with orthonormal columns that is nearest to ``matrix`` ``[d, k]``, d at least k."""
+    if not matrix.shape[1]:  # not every device decomposes nothing
+        return matrix
     left, _, right = torch.linalg.svd(matrix, full_matrices=False)
     nearest: Tensor = left @ right
     return nearest
