@@ -167,7 +167,7 @@ def test_diagnostics_of_clients_tell_of_the_same_ten_however_they_are_packed() -
         server.model.decoder.layers[0].scale.weight.data.fill_(0.1)  # type: ignore[union-attr, index]
         messages = pool.round(next(algorithm.schedule()), algorithm.broadcast(server))
         names = ("generated_decoder_norm", "generated_prior_norm")
-        told.append([value for name in names for message in messages for value in message.diagnostics.get(name, [])])
+        told.append([float(value) for name in names for message in messages for value in message.diagnostics.get(name, [])])
     assert len(told[0]) == 20
     assert len(set(told[0][:10])) == 10
     assert told[1] == pytest.approx(told[0])

@@ -15,6 +15,7 @@ from rich.console import Console
 from fedsim.grid.models import Grid
 from fedsim.methods.check_file import file_passed
 from fedsim.report.report import grid_rows, write_report
+from fedsim.results.measures import MEASURES
 from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore, load_results
 from fedsim.runtime.display import LineDisplay
@@ -25,11 +26,11 @@ from fedsim.simulation.preflight import prepare
 
 Bench = Callable[..., Ran]
 SHIPPED = ("fedhypevae", "weight-noise", "fedavg-cvae")
-SCORES = ("accuracy", "balanced_accuracy", "macro_f1")
+SCORES = tuple(MEASURES)
 
 
 def without(row: Row, *fields: str) -> dict[str, Any]:
-    return row.model_dump(exclude={"seconds", *fields})
+    return {name: value for name, value in row.model_dump().items() if name not in ("seconds", *fields)}
 
 
 def by_cell(rows: list[Row], *left_out: str) -> dict[str, dict[str, Any]]:
@@ -85,10 +86,10 @@ def test_one_actor_and_three_sample_noise_and_account_alike_and_each_is_repeatab
 
     fingerprints = [[(r["cell_id"], r["round"], r["sampled"], r["noise"]) for r in sorted_rounds(ran)] for ran in (one, three)]
     assert fingerprints[0] == fingerprints[1]
-    assert by_cell(one.rows, *SCORES) == by_cell(three.rows, *SCORES)
+    assert by_cell(one.rows, *SCORES, "recall_per_class") == by_cell(three.rows, *SCORES, "recall_per_class")
     for score in SCORES:
         values = [[row.value(score) for row in sorted(ran.rows, key=lambda row: row.cell_id)] for ran in (one, three)]
-        assert values[0] == pytest.approx(values[1], abs=1e-5)
+        assert values[0] == pytest.approx(values[1], abs=1e-5, rel=1e-4)
     norms = [[r["parameter_norm"] for r in sorted_rounds(ran)] for ran in (one, three)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-5)
 
