@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from benches import Done
+from benches import Done, slowness
 from plug_ins import GOOD, changed, write
 
 FEDSIM = Path(sys.executable).with_name("fedsim")
@@ -119,7 +119,8 @@ def test_ctrl_c_ends_a_bench_within_5_seconds_and_the_same_command_goes_on(
     asked = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=20)
-    assert time.monotonic() - asked < 5
+    took = time.monotonic() - asked
+    assert took < 5 * slowness()
     assert process.returncode == 130
     assert "interrupted" in out
     assert err == ""
