@@ -35,7 +35,8 @@ from torch import nn
 from fedsim.grid.models import Grid
 from fedsim.methods.algorithm import Algorithm, Params
 from fedsim.methods.clients import Clients
-from fedsim.methods.messages import Message, Server, Tensors
+from fedsim.methods.messages import Message, Round, Server, Tensors
+from fedsim.methods.phase import Phase
 from fedsim.models.linear import LinearClassifier
 from fedsim.privacy.plan import Release
 from fedsim.results.store import ResultStore
@@ -60,22 +61,22 @@ class Nothing(Algorithm):
     Params = NothingParams
     private = False
 
-    def releases(self) -> tuple[Release, ...]:
+    def phases(self) -> tuple[Phase, ...]:
         """All rounds alike."""
-        return (Release("nothing", 1.0, self.params.rounds),)
+        return (Phase(Release("nothing", 1.0, self.params.rounds), self.client_round, self.server_step, self.broadcast),)
 
     def build(self, clients: int) -> nn.Module:
         """A model of 100,000 numbers."""
         return nn.ParameterDict({"numbers": nn.Parameter(torch.zeros(NUMBERS))})
 
-    def client_round(self, clients: Clients, round_: int, release: Release, broadcast: Tensors) -> Message:
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         """Every member's copy of what it was sent, added up."""
         total = torch.zeros(NUMBERS)
         for _ in clients.members:
             total += broadcast["numbers"].clone()
-        return Message(sums={"numbers": total}, uplink_bytes=4 * NUMBERS * len(clients.members))
+        return clients.send({"numbers": total})
 
-    def server_step(self, server: Server, round_: int, release: Release, total: Tensors) -> Mapping[str, float]:
+    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
         """The time."""
         return {"clock": time.perf_counter()}
 

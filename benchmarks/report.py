@@ -25,8 +25,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.grid.models import Grid
-from fedsim.report.partitions import write_partitions
+from fedsim.results.partitions import write_partitions
 from fedsim.results.store import ResultStore
 from fedsim.runtime.manifest import versions, write_manifest
 from fedsim.simulation.label_matrices import drawn_matrices
@@ -59,7 +60,7 @@ def write_run(folder: Path, seeds: int, rounds: int) -> int:
         for trial in prepared.trials:
             if trial.cell.algorithm not in ("local-only", "centralised", "fedlambda"):
                 store.append_rounds({"cell_id": trial.cell.cell_id, **record} for record in _rounds(trial, rounds, rng))
-            store.append(finished_row(trial, _outcome(trial, rng), CEILING, LOCAL_ONLY, told))
+            store.append(finished_row(trial, _outcome(trial, rng), Ceiling(CEILING, CEILING), LocalOnly(LOCAL_ONLY, ()), told))
     return len(prepared.trials)
 
 
@@ -69,7 +70,19 @@ def _outcome(trial: Trial, rng: np.random.Generator) -> Outcome:
     score = CHANCE + (CEILING - CHANCE) * strength * (0.7 + 0.1 * math.log10(20 * trial.cell.alpha)) + rng.normal(0, 0.01)
     scores: Any = {name: min(max(score, 0.0), 1.0) for name in ("accuracy", "balanced_accuracy", "macro_f1")}
     spent = plan.epsilon_reached if plan else None
-    return Outcome(scores, spent, spent and 2.6 * spent, plan and plan.accountant, "", int(rng.integers(10**7)), 4 * rng.random(), None)
+    return Outcome(
+        scores=scores,
+        recalls=(score,) * trial.task.classes,
+        clients=(),
+        tested=None,
+        epsilon_spent=spent,
+        epsilon_spent_replace_one=spent and 2.6 * spent,
+        accountant=plan.accountant if plan else None,
+        unaccounted="",
+        uplink_bytes=int(rng.integers(10**7)),
+        seconds=4 * rng.random(),
+        generator=None,
+    )
 
 
 def _rounds(trial: Trial, rounds: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
