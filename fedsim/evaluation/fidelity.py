@@ -19,7 +19,7 @@ DIRECTIONS = 64
 NEIGHBOURS = 5
 """k of density and coverage; a class needs more real rows."""
 MOST = 1000
-"""Rows of each kind that the probe of real against synthetic sees in training."""
+"""Rows that directions are found from, and rows of each kind that the probe of real against synthetic sees."""
 
 Rows = NDArray[np.float64]
 
@@ -52,10 +52,16 @@ def fidelity(made: Labelled, real: Labelled, probe_c: float) -> Scores:
 
 
 def leading_directions(x: NDArray[np.float32]) -> Rows:
-    """Orthonormal ``[d, k]``: the leading principal directions of rows."""
-    centred = x - x.mean(axis=0, dtype=np.float64)
-    _, vectors = np.linalg.eigh(centred.T @ centred)
-    return np.ascontiguousarray(vectors[:, ::-1][:, :DIRECTIONS])
+    """Orthonormal ``[d, k]``: the leading principal directions of rows, of at most :data:`MOST` of them."""
+    some = x[:: -(-len(x) // MOST)].astype(np.float64)
+    centred = some - some.mean(axis=0)
+    if len(some) >= x.shape[1]:
+        _, vectors = np.linalg.eigh(centred.T @ centred)
+        return np.ascontiguousarray(vectors[:, ::-1][:, :DIRECTIONS])
+    # fewer rows than features: the same directions from the rows' own products
+    values, vectors = np.linalg.eigh(centred @ centred.T)
+    kept = np.flatnonzero(values > 1e-12 * values[-1])[::-1][:DIRECTIONS]
+    return np.ascontiguousarray(centred.T @ vectors[:, kept] / np.sqrt(values[kept]))
 
 
 def frechet(made: Rows, real: Rows) -> float:

@@ -13,7 +13,7 @@ from fedsim.results.measures import Predictions, balanced_accuracy
 
 NEAREST = 5
 """Neighbours that vote."""
-MOST = 2000
+MOST = 1000
 """Synthetic rows that may be neighbours: a table of distances to more takes longer than training some methods."""
 HIDDEN = 64
 """Units of the small network."""
