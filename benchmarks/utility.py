@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ from fedsim.report.report import grid_rows, read_manifest
 from fedsim.results import measures
 from fedsim.results.groups import Group, Interval, group_seeds
 from fedsim.results.lines import encode
+from fedsim.results.paired import PLACE, paired_differences
 from fedsim.results.rows import Row
 from fedsim.words import number
 
-PLACE = ("dataset", "scheme", "alpha", "clients", "trust")
 MEASURES = {"share": "Balanced accuracy as a share of the ceiling", "accuracy": "Accuracy"} | {
     name: measure.title for name, measure in measures.MEASURES.items() if measure.table and name != "balanced_accuracy"
 }
@@ -36,10 +36,9 @@ def read(folders: list[Path]) -> list[Group]:
     return group_seeds(rows.values())
 
 
-def by_seed(group: Group, measure: str) -> dict[int | None, float]:
-    """A measure of every row of a group that ended well and has it."""
-    found = {row.seed: _share(row) if measure == "share" else row.value(measure) for row in group.rows}
-    return {seed: value for seed, value in found.items() if value is not None}
+def value_of(measure: str) -> Callable[[Row], float | None]:
+    """How a measure is read off a row; None where the row has none."""
+    return _share if measure == "share" else lambda row: row.value(measure)
 
 
 def _share(row: Row) -> float | None:
@@ -51,30 +50,25 @@ def _share(row: Row) -> float | None:
 def means(groups: list[Group], measure: str) -> Iterator[dict[str, Any]]:
     """Mean over seeds and half-width of the 95 % interval for every place, method and epsilon."""
     for group in groups:
-        if values := by_seed(group, measure):
-            yield _record(group, measure, group.label, list(values.values()))
+        values = [value for row in group.rows if (value := value_of(measure)(row)) is not None]
+        if values:
+            yield _record(group, measure, group.label, Interval.of(values), len(values))
 
 
 def differences(groups: list[Group], measure: str) -> Iterator[dict[str, Any]]:
-    """The first method's measure minus each other private method's, paired over seeds."""
-    private = [group for group in groups if group.epsilon_target is not None and by_seed(group, measure)]
-    first, *others = dict.fromkeys(group.label for group in private) or [""]
-    leading = {_point(group): by_seed(group, measure) for group in private if group.label == first}
-    for group in sorted(private, key=lambda group: others.index(group.label) if group.label in others else -1):
-        lead, values = leading.get(_point(group), {}), by_seed(group, measure)
-        paired = [lead[seed] - value for seed, value in values.items() if seed in lead]
-        if group.label != first and paired:
-            yield _record(group, f"difference of {measure}", f"{first} − {group.label}", paired)
+    """The first private method's measure minus each other private method's, paired over seeds."""
+    value = value_of(measure)
+    private = [group for group in groups if group.epsilon_target is not None and any(value(row) is not None for row in group.rows)]
+    first = private[0].label if private else ""
+    for each in paired_differences(private, value):
+        if each.first.label == first:
+            told = _record(each.first, f"difference of {measure}", f"{first} − {each.second.label}", each.interval, each.seeds)
+            yield told | {"p": each.p, "p_holm": each.p_holm}
 
 
-def _point(group: Group) -> tuple[Any, ...]:
-    return (*(getattr(group, name) for name in PLACE), group.epsilon_target)
-
-
-def _record(group: Group, measure: str, method: str, values: list[float]) -> dict[str, Any]:
-    interval = Interval.of(values)
-    place = {name: getattr(group, name) for name in PLACE}
-    told = {"measure": measure, "mean": interval.mean, "ci95": interval.half_width, "seeds": len(values)}
+def _record(group: Group, measure: str, method: str, interval: Interval, seeds: int) -> dict[str, Any]:
+    place = {name: getattr(group, name) for name in (*PLACE, "trust")}
+    told = {"measure": measure, "mean": interval.mean, "ci95": interval.half_width, "seeds": seeds}
     return place | {"method": method, "epsilon": group.epsilon_target} | told
 
 
@@ -82,7 +76,7 @@ def markdown(records: list[dict[str, Any]], title: str, sign: str = "") -> Itera
     """A table with a line for every place and method, a column for every epsilon."""
     epsilons = sorted({r["epsilon"] for r in records}, key=lambda e: math.inf if e is None else min(e, 1e9))
     # methods without an epsilon have no trust
-    varied = [name for name in PLACE if len({r[name] for r in records if r[name] is not None}) > 1]
+    varied = [name for name in (*PLACE, "trust") if len({r[name] for r in records if r[name] is not None}) > 1]
     lines: dict[tuple[str, ...], dict[float | None, str]] = {}
     for r in records:
         spread = "" if r["ci95"] is None else f" ± {r['ci95']:.3f}"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 from rich.console import Console
@@ -19,6 +19,9 @@ from fedsim.words import wide_console
 
 if TYPE_CHECKING:
     from fedsim.grid.models import Grid
+
+Format = Literal["md", "latex"]
+"""How tables are printed: GitHub Markdown, or LaTeX."""
 
 app = typer.Typer(
     help="Federated generative algorithms side by side, under identical partitions and honest differential privacy.",
@@ -333,13 +336,34 @@ def _file_check(algorithm: str, param: list[str], settings: set[str]) -> list[st
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="A run folder, such as runs/quickstart.")]) -> None:
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run folder, such as runs/quickstart.")],
+    format_: Annotated[Format | None, typer.Option("--format", help="Print the page's tables so, and draw nothing.")] = None,
+) -> None:
     """Draw the summary, the curves and the page of a run folder again, from its rows alone."""
-    from fedsim.report.report import write_report
+    from fedsim.report.report import page_tables, write_report
 
+    if format_ is not None:
+        from fedsim.report.typeset import typeset
+
+        typer.echo(typeset(page_tables(folder), format_))
+        return
     console, drawn = Console(), write_report(folder)
     drawn.show(console)
     console.print(f"report: {drawn.page}", soft_wrap=True, highlight=False)
+
+
+@app.command("compare")
+def compare_runs(
+    first: Annotated[Path, typer.Argument(metavar="RUN1", help="A run folder, such as runs/quickstart.")],
+    second: Annotated[Path, typer.Argument(metavar="RUN2", help="Another, of the same settings and seeds or some of them.")],
+) -> None:
+    """Compare two runs, row by row: exit code 0 if they are equal to the last bit but for wall time, 1 if something differs."""
+    from fedsim.report.comparison import compare_folders
+
+    compared = compare_folders(first, second)
+    compared.show(wide_console(Console()))
+    raise typer.Exit(0 if compared.comparison.equal else 1)
 
 
 def main() -> None:

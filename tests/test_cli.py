@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from benches import Done, slowness
 from plug_ins import GOOD, changed, write
+from rows import make_row
+
+from fedsim.results.store import ResultStore
 
 FEDSIM = Path(sys.executable).with_name("fedsim")
 Fedsim = Callable[..., Done]
@@ -205,3 +208,49 @@ def test_the_algorithms_are_listed_and_one_is_shown_in_full(fedsim: Fedsim) -> N
     assert (listed.returncode, shown.returncode) == (0, 0)
     assert "weight-noise" in listed.stdout
     assert "dimension of the client" in shown.stdout
+
+
+def run_folder(folder: Path, *labels: str, **fields: float) -> None:
+    """A run of two seeds a label."""
+    store = ResultStore(folder)
+    for label in labels:
+        for seed in range(2):
+            scores = {"balanced_accuracy": 0.5 + 0.1 * seed} | fields
+            store.append(make_row(cell_id=f"{label}{seed}", label=label, seed=seed, **scores))
+
+
+def test_a_report_is_printed_as_tables_and_nothing_is_drawn(tmp_path: Path, fedsim: Fedsim) -> None:
+    run_folder(tmp_path / "run", "a_b", "c")
+    before = sorted(path.name for path in (tmp_path / "run").iterdir())
+    markdown, latex = fedsim("report", "run", "--format", "md"), fedsim("report", "run", "--format", "latex")
+    assert (markdown.returncode, latex.returncode) == (0, 0), markdown.stderr + latex.stderr
+    assert r"| a\_b | proved | 0.550±0.635 |" in markdown.stdout
+    assert r"a\_b & proved & 0.550$\pm$0.635 \\" in latex.stdout
+    assert "paired differences" in markdown.stdout
+    assert "paired differences" in latex.stdout
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
+
+
+def test_an_unknown_format_or_a_folder_without_results_is_a_mistake(tmp_path: Path, fedsim: Fedsim) -> None:
+    run_folder(tmp_path / "run", "a")
+    unknown, missing = fedsim("report", "run", "--format", "xml"), fedsim("report", "none", "--format", "md")
+    assert (unknown.returncode, missing.returncode, unknown.stdout, missing.stdout) == (2, 2, "", "")
+    assert "'xml' is not one of" in unknown.stderr
+    assert "none: there is no results.jsonl here" in missing.stderr
+    assert not (tmp_path / "none").exists()
+
+
+def test_two_runs_are_equal_differ_or_share_nothing(tmp_path: Path, fedsim: Fedsim) -> None:
+    for name, labels, fields in (("a", "xy", {}), ("b", "xy", {}), ("c", "xz", {"balanced_accuracy": 0.75}), ("d", "z", {})):
+        run_folder(tmp_path / name, *labels, **fields)
+    equal, differing, foreign = fedsim("compare", "a", "b"), fedsim("compare", "a", "c"), fedsim("compare", "a", "d")
+    assert (equal.returncode, differing.returncode, foreign.returncode) == (0, 1, 2)
+    assert "equal to the last bit: everything (4 rows)" in equal.stdout
+    assert "only in a: y" in differing.stdout
+    assert "only in c: z" in differing.stdout
+    assert "+0.2" in differing.stdout
+    assert (foreign.stdout, len(foreign.stderr.strip().splitlines())) == ("", 1)
+    assert "a and d: no setting and seed is in both" in foreign.stderr
+    missing = fedsim("compare", "a", "none")
+    assert (missing.returncode, missing.stdout) == (2, "")
+    assert "none: there is no results.jsonl here" in missing.stderr

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from benches import Done
+from benches import Done, Ran
+from cells import small_grid
 from pictures import save_encoder, save_medmnist, save_milk10k
 
 from fedsim.data.encoding.encoder import REVISIONS
@@ -20,7 +21,8 @@ ROOT = Path(__file__).parents[1]
 FEDSIM = Path(sys.executable).with_name("fedsim")
 DATA = ROOT / "docs" / "data.md"
 ALGORITHMS = ROOT / "docs" / "algorithms.md"
-PAGES = sorted(set((ROOT / "docs").glob("*.md")) - {DATA, ALGORITHMS})
+RESULTS = ROOT / "docs" / "results.md"
+PAGES = sorted(set((ROOT / "docs").glob("*.md")) - {DATA, ALGORITHMS, RESULTS})
 
 
 def commands(page: Path) -> list[str]:
@@ -106,6 +108,18 @@ def test_every_command_of_the_algorithms_page_runs_in_its_order(tmp_path: Path) 
     assert point.claim == "proved"
     assert point.balanced_accuracy is not None
     assert point.balanced_accuracy > 0.7
+
+
+def test_every_command_of_the_results_page_runs_on_two_runs_of_one_grid(
+    folder: Path, command: Callable[..., Done], bench: Callable[..., Ran]
+) -> None:
+    assert len(commands(RESULTS)) == 3
+    for name in ("quickstart", "quickstart-again"):
+        bench(small_grid("dp-gaussian", "dp-gmm", seeds=[0, 1]), f"runs/{name}")
+    for line in commands(RESULTS):
+        done = command(*shlex.split(line)[1:])
+        assert done.returncode == 0, line + done.stdout + done.stderr
+        assert "everything (4 rows)" in done.stdout or "dp-gaussian − dp-gmm" in done.stdout.replace("$-$", "−")
 
 
 def test_every_link_of_the_readme_leads_somewhere() -> None:

@@ -15,9 +15,10 @@ from markupsafe import Markup, escape
 from fedsim.privacy.plan import large_delta
 from fedsim.report import curves, diagnostics
 from fedsim.report.diagnostics import NOT_PRIVATE
+from fedsim.report.differences import difference_tables
 from fedsim.report.failures import HELP, MEANING, Finding, by_kind
 from fedsim.report.figures import SERIES, SHADES, Drawn, inline_svg
-from fedsim.report.tables import CLAIM_WORDS, claim, results_tables
+from fedsim.report.tables import claim, results_tables
 from fedsim.results.groups import Group
 from fedsim.results.lines import decode
 from fedsim.results.measures import MEASURES
@@ -68,6 +69,7 @@ def render_page(
     counts = {status: sum(row.status == status for row in rows) for status in ("ok", *UNDRAWN)}
     counts["not run yet"] = max(0, len(manifest.get("cells") or rows) - len(rows))
     columns = _columns(rows)
+    differences = difference_tables(groups)
     return _template("page.html").render(
         name=name,
         # Figures are matplotlib's own output, where every text is an outline and comments are escaped.
@@ -82,7 +84,8 @@ def render_page(
         style=Markup(_template("page.css").render(series=SERIES, shades=SHADES)),
         counts=[(status, count) for status, count in counts.items() if count or status == "ok"],
         tables=results_tables(groups),
-        claim_words=CLAIM_WORDS,
+        differences=differences,
+        few_differences=sum(len(block.lines) for table in differences for block in table.blocks) <= _READ_AT_ONCE,
         number=number,
         privacy=_privacy(groups, rows),
         methods=_methods(groups),
@@ -143,6 +146,8 @@ def _methods(groups: Sequence[Group]) -> list[tuple[str, str, str]]:
     return told
 
 
+_READ_AT_ONCE = 40
+"""Lines of differences above which their tables are folded."""
 _LISTED = 6
 """Settings of one kind of failure that are read at once; the others unfold."""
 

@@ -17,12 +17,13 @@ from fedsim.partition.matrix import LabelMatrix
 from fedsim.report import curves, diagnostics, partitions, sites
 from fedsim.report.curves import draw_curves
 from fedsim.report.diagnostics import Rounds, draw_diagnostics
+from fedsim.report.differences import difference_tables
 from fedsim.report.failures import Finding, find_failures, summary
 from fedsim.report.figures import Drawn, save_figure
 from fedsim.report.page import render_page
 from fedsim.report.partitions import draw_partitions
 from fedsim.report.sites import draw_sites
-from fedsim.report.tables import rich_tables
+from fedsim.report.tables import ResultsTable, results_tables, rich_tables
 from fedsim.results.folder import RunFolder
 from fedsim.results.groups import Group, group_seeds
 from fedsim.results.partitions import read_partitions
@@ -93,6 +94,17 @@ def write_report(folder: Path) -> Report:
     with replaced(report.page) as part:
         part.write_text(render_page(folder.resolve().name, rows, groups, drawn, manifest, report.findings), encoding="utf-8")
     return report
+
+
+def page_tables(folder: Path) -> list[ResultsTable]:
+    """The tables of the page, those of paired differences last; nothing is written.
+
+    Raises:
+        UserError: as :func:`write_report`.
+    """
+    RunFolder(folder).check()
+    groups = group_seeds(grid_rows(folder))
+    return [*results_tables(groups), *difference_tables(groups)]
 
 
 def grid_rows(folder: Path) -> list[Row]:

@@ -37,6 +37,12 @@ _REFERENCES = (
     ("local-only", "local_only_balanced_accuracy"),
     ("chance", "chance"),
 )
+_AXES: tuple[Callable[[Group], str], ...] = (
+    lambda group: group.dataset,
+    lambda group: group.scheme or "",
+    lambda group: setting(alpha=group.alpha),
+    lambda group: setting(clients=group.clients),
+)
 
 
 @dataclass(frozen=True)
@@ -59,12 +65,20 @@ class Block:
 
 @dataclass(frozen=True)
 class ResultsTable:
-    """Title, heads of the value columns, a block for every partition, and notes that belong below."""
+    """Title, heads of the value columns, a block for every partition, and notes that belong below.
+
+    ``heads`` are those of the columns before: of the label, and of the claim where lines have one.
+    """
 
     title: str
     columns: tuple[str, ...]
     blocks: tuple[Block, ...]
     notes: tuple[str, ...]
+    heads: tuple[str, ...] = ("method", "claim")
+
+    def names(self, line: Line) -> tuple[str, ...]:
+        """A line's texts below ``heads``."""
+        return (line.label, CLAIM_WORDS.get(line.claim, line.claim))[: len(self.heads)]
 
 
 def results_tables(groups: Sequence[Group], *, terminal: bool = False) -> list[ResultsTable]:
@@ -78,30 +92,39 @@ def results_table(groups: Sequence[Group], measure: str = "balanced_accuracy") -
 
     What is the same for all groups (data set, scheme, alpha, clients) stands in the title, the rest over each block.
     """
-    axes: list[Callable[[Group], str]] = [
-        lambda group: group.dataset,
-        lambda group: group.scheme or "",
-        lambda group: setting(alpha=group.alpha),
-        lambda group: setting(clients=group.clients),
-    ]
-    varied = [axis for axis in axes if len({axis(group) for group in groups}) > 1]
-    constant = [axis(groups[0]) for axis in axes if groups and axis not in varied]
-    epsilons = sorted({group.epsilon_target for group in groups if group.epsilon_target is not None})
-    columns: list[float | None] = [*epsilons]
-    columns += [None] if any(group.epsilon_target is None for group in groups) else []
+    common, members = by_place(groups)
+    columns = epsilons(groups)
     seeds = max((len(group.rows) for group in groups), default=0)
-    members: dict[str, list[Group]] = {}
-    for group in groups:
-        members.setdefault(" · ".join(text for axis in varied if (text := axis(group))), []).append(group)
     return ResultsTable(
-        title=" · ".join(text for text in (MEASURES[measure].title, *constant) if text),
-        columns=tuple("no ε" if value is None else f"ε = {number(value)}" for value in columns),
+        title=" · ".join((MEASURES[measure].title, *common)),
+        columns=epsilon_heads(columns),
         blocks=tuple(
             Block(place, _references(block) if MEASURES[measure].referenced else (), _lines(block, columns, seeds, measure))
             for place, block in members.items()
         ),
         notes=_notes(groups, seeds),
     )
+
+
+def by_place(groups: Sequence[Group]) -> tuple[list[str], dict[str, list[Group]]]:
+    """What data set, scheme, alpha and clients are for all groups, in words; and the groups by what differs of these."""
+    varied = [axis for axis in _AXES if len({axis(group) for group in groups}) > 1]
+    common = [text for axis in _AXES if groups and axis not in varied and (text := axis(groups[0]))]
+    members: dict[str, list[Group]] = {}
+    for group in groups:
+        members.setdefault(" · ".join(text for axis in varied if (text := axis(group))), []).append(group)
+    return common, members
+
+
+def epsilons(groups: Sequence[Group]) -> list[float | None]:
+    """The epsilons of some groups, ascending; None, for methods without one, stands last."""
+    found = {group.epsilon_target for group in groups}
+    return [*sorted(value for value in found if value is not None), *([None] if None in found else [])]
+
+
+def epsilon_heads(columns: Sequence[float | None]) -> tuple[str, ...]:
+    """Heads of the columns of some epsilons."""
+    return tuple("no ε" if value is None else f"ε = {number(value)}" for value in columns)
 
 
 @dataclass(frozen=True)

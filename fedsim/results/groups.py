@@ -86,7 +86,7 @@ def group_seeds(rows: Iterable[Row]) -> list[Group]:
     """
     rows = list(rows)
     params = [dump(row.params) for row in rows]
-    rows = _distinct_labels(rows, params)
+    rows = distinct_labels(rows, params)
     order = {name: position for position, name in enumerate(dict.fromkeys(name for row in rows for name in (row.dataset, row.label)))}
     grouped: dict[tuple[Any, ...], list[Row]] = {}
     for row, spelled in zip(rows, params, strict=True):
@@ -129,7 +129,7 @@ def weakest(claims: Collection[str | None]) -> str | None:
     return next((claim for claim in reversed(get_args(Claim)) if claim in claims), None)
 
 
-def _distinct_labels(rows: list[Row], params: list[str]) -> list[Row]:
+def distinct_labels(rows: list[Row], params: list[str]) -> list[Row]:
     """The rows, whose parameters are ``params`` as text, with what differs between settings that share a label appended to it."""
     by_label: dict[str, dict[tuple[Any, ...], dict[str, Any]]] = {}
     for row, spelled in zip(rows, params, strict=True):

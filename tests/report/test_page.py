@@ -11,7 +11,7 @@ from fedsim.errors import UserError
 from fedsim.report import report
 from fedsim.report.diagnostics import NOT_PRIVATE
 from fedsim.report.figures import SERIES, SHADES
-from fedsim.report.report import FIGURES, grid_rows, write_report
+from fedsim.report.report import FIGURES, grid_rows, page_tables, write_report
 from fedsim.results.store import ResultStore
 
 CHROMIUM = shutil.which("chromium")
@@ -115,6 +115,25 @@ def test_the_page_says_what_failed_what_was_overspent_or_unaccounted_and_what_th
     assert "nothing made here may be released" in text
     assert "aggregate, that is only the sum over clients is seen" in text
     assert "- .inf" in text
+
+
+def test_the_page_compares_methods_over_their_shared_seeds(tmp_path, quickstart):
+    text = page_of(folder_with(tmp_path, quickstart)).text
+    assert "differences between methods, paired over seeds" in text
+    assert text.count("fedhypevae − weight-noise") == 2
+    assert "Holm-corrected" in text
+
+
+def test_a_page_of_one_seed_compares_nothing(tmp_path, quickstart):
+    assert "Holm" not in page_of(folder_with(tmp_path, [each for each in quickstart if each.seed == 0])).text
+
+
+def test_the_tables_of_the_page_are_read_without_writing(tmp_path, quickstart):
+    folder = folder_with(tmp_path, quickstart)
+    before = {path.name for path in folder.iterdir()}
+    titles = [table.title.partition(" · ")[0] for table in page_tables(folder)]
+    assert titles == ["Balanced accuracy", "Balanced accuracy, paired differences"]
+    assert {path.name for path in folder.iterdir()} == before
 
 
 def test_a_figure_is_one_line_of_figures(tmp_path, quickstart, monkeypatch):

@@ -32,4 +32,5 @@ def test_methods_are_compared_seed_by_seed(tmp_path, row, monkeypatch, capsys):
     (difference,) = (each for each in records if each["measure"] == "difference of share")
     expected = Interval.of([0.8 - 0.5, 0.7 - 0.45, 0.9 - 0.4])
     assert (difference["mean"], difference["ci95"], difference["seeds"]) == pytest.approx((expected.mean, expected.half_width, 3))
+    assert (difference["p"], difference["p_holm"]) == pytest.approx((0.0445, 0.0445), abs=1e-4)
     assert [each["epsilon"] for each in records if each["measure"] == "share"] == [1.0, 1.0, None]

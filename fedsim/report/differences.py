@@ -1,0 +1,56 @@
+"""The tables of paired differences: a line for every two methods, a column for every epsilon."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedsim.report.tables import Block, Line, ResultsTable, by_place, epsilon_heads, epsilons
+from fedsim.results.groups import Group
+from fedsim.results.measures import MEASURES
+from fedsim.results.paired import Difference, paired_differences
+
+COMPARED = ("balanced_accuracy", "client_balanced_accuracy")
+"""Measures whose differences are told."""
+_NOTES = (
+    "first method minus second, mean over the seeds that both have ± half-width of the Student-t 95 % confidence interval, not corrected",
+    "p: two-sided paired t-test, Holm-corrected for all differences of one place; none where the differences do not vary",
+)
+
+
+def difference_tables(groups: Sequence[Group]) -> list[ResultsTable]:
+    """A table for every compared measure that two methods share on 2 seeds or more."""
+    tables = (difference_table(groups, measure) for measure in COMPARED)
+    return [table for table in tables if table.blocks]
+
+
+def difference_table(groups: Sequence[Group], measure: str = "balanced_accuracy") -> ResultsTable:
+    """Differences of a measure, Holm-corrected over each block."""
+    common, members = by_place(groups)
+    blocks = {place: paired_differences(block, lambda row: row.value(measure)) for place, block in members.items()}
+    found = [each for differences in blocks.values() for each in differences]
+    columns = epsilons([each.first for each in found])
+    seeds = max((each.seeds for each in found), default=0)
+    return ResultsTable(
+        title=" · ".join((f"{MEASURES[measure].title}, paired differences", *common)),
+        columns=epsilon_heads(columns),
+        blocks=tuple(Block(place, (), _lines(differences, columns, seeds)) for place, differences in blocks.items() if differences),
+        notes=(*_NOTES, f"over {seeds} seeds" + (", or as many as n says" if any(each.seeds < seeds for each in found) else "")),
+        heads=("difference",),
+    )
+
+
+def _lines(differences: Sequence[Difference], columns: Sequence[float | None], seeds: int) -> tuple[Line, ...]:
+    by_label: dict[str, dict[float | None, Difference]] = {}
+    for each in differences:
+        by_label.setdefault(f"{each.first.label} − {each.second.label}", {})[each.first.epsilon_target] = each
+    return tuple(
+        Line(label, "", tuple(_value(cells[column], seeds) if column in cells else "" for column in columns))
+        for label, cells in by_label.items()
+    )
+
+
+def _value(difference: Difference, seeds: int) -> str:
+    p = difference.p_holm
+    told = "" if p is None else " p<0.001" if p < 0.001 else f" p={p:.3f}"
+    missing = f" (n={difference.seeds})" if difference.seeds < seeds else ""
+    return f"{difference.interval.mean:+.3f}±{difference.interval.half_width:.3f}{told}{missing}"

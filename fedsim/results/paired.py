@@ -1,0 +1,98 @@
+"""Differences between methods, paired over the seeds that they share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from statistics import fmean, stdev
+
+from scipy.special import stdtr
+
+from fedsim.results.groups import Group, Interval
+from fedsim.results.rows import Row
+
+PLACE = ("dataset", "scheme", "alpha", "clients")
+_BUDGET = ("epsilon_target", "delta", "unit", "trust")
+_LEVEL = 1e-12
+"""Below this spread, differences are the same number but for rounding."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One method's measure minus another's, at one place and budget.
+
+    Attributes:
+        first: whose measure is the minuend.
+        second: whose is taken away.
+        interval: mean and half-width of the Student-t 95 % confidence interval, not corrected for how many differences there are.
+        seeds: how many seeds both have, at least 2.
+        p: of the two-sided paired t-test; None where the differences do not vary, which a t-test says nothing about.
+        p_holm: ``p``, corrected by Holm's procedure for all differences of the place.
+    """
+
+    first: Group
+    second: Group
+    interval: Interval
+    seeds: int
+    p: float | None
+    p_holm: float | None = None
+
+
+def paired_differences(groups: Sequence[Group], value: Callable[[Row], float | None]) -> list[Difference]:
+    """Every two methods of one place and budget, the earlier minus the later, over the seeds that both have.
+
+    Methods without an epsilon have one budget, too. Rows are a pair where seed, data and partition are the same. Two methods that share
+    fewer than 2 seeds give nothing.
+
+    Args:
+        groups: as ``group_seeds`` gives them, of any places.
+        value: a row's measure; None where it has none.
+    """
+    places: dict[tuple[object, ...], list[Group]] = {}
+    for group in groups:
+        places.setdefault(tuple(getattr(group, name) for name in PLACE), []).append(group)
+    return [difference for members in places.values() for difference in _corrected(list(_differences(members, value)))]
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Adjusted p-values, in the order given, whose test at a level keeps the family-wise error rate under any dependence.
+
+    Holm (1979), A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6, 65-70.
+    """
+    adjusted, largest = [0.0] * len(p), 0.0
+    for rank, position in enumerate(sorted(range(len(p)), key=lambda position: p[position])):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[position]))
+        adjusted[position] = largest
+    return adjusted
+
+
+def paired_t_test(differences: Sequence[float]) -> float | None:
+    """Two-sided p-value for a mean of 0 of at least 2 differences, as ``scipy.stats.ttest_rel``'s; None where they do not vary."""
+    spread = stdev(differences)
+    if spread < _LEVEL:
+        return None
+    n = len(differences)
+    return 2 * float(stdtr(n - 1, -abs(fmean(differences)) * math.sqrt(n) / spread))
+
+
+def _differences(groups: Iterable[Group], value: Callable[[Row], float | None]) -> Iterator[Difference]:
+    """Those of one place, uncorrected."""
+    for first, second in combinations(groups, 2):
+        if any(getattr(first, name) != getattr(second, name) for name in _BUDGET):
+            continue
+        others = {_draw(row): found for row in second.rows if (found := value(row)) is not None}
+        paired = [found - others[_draw(row)] for row in first.rows if _draw(row) in others and (found := value(row)) is not None]
+        if len(paired) > 1:
+            yield Difference(first, second, Interval.of(paired), len(paired), paired_t_test(paired))
+
+
+def _draw(row: Row) -> tuple[object, ...]:
+    """What two rows of a pair have in common by chance."""
+    return row.seed, row.dataset_hash, row.partition_hash
+
+
+def _corrected(differences: Sequence[Difference]) -> list[Difference]:
+    adjusted = iter(holm([each.p for each in differences if each.p is not None]))
+    return [each if each.p is None else replace(each, p_holm=next(adjusted)) for each in differences]
