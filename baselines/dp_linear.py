@@ -19,8 +19,12 @@ from fedsim.methods.parameters import load_parameters
 from fedsim.methods.phase import Phase
 from fedsim.methods.products import Classifier
 from fedsim.methods.registry import register
-from fedsim.models.linear import LinearClassifier, LinearHead, cross_entropy
+from fedsim.models.layers import ZeroLinear
+from fedsim.models.linear import LinearClassifier, cross_entropy
 from fedsim.privacy.statistics import moments
+
+SCALE = 25.0
+"""Makes a row about the mean some ten times as long as the bias's input, so that a clipped gradient is the row's direction, whatever d is."""
 
 
 class DPLinearParams(DPSGDParams):
@@ -39,21 +43,23 @@ class DPLinearParams(DPSGDParams):
     learning_rate: float = Field(0.03, gt=0)
 
 
-class CentredHead(LinearHead):
-    """Softmax regression on rows about ``mean``, which is told to it and not trained."""
+class CentredHead(nn.Module):
+    """Softmax regression on :data:`SCALE` times rows about ``mean``, which is told to it and not trained."""
 
     def __init__(self, dim: int, classes: int) -> None:
-        super().__init__(dim, classes)
+        super().__init__()
+        self.head = ZeroLinear(dim, classes)
         self.mean = nn.Parameter(torch.zeros(dim), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[N, C]`` of embeddings ``[N, d]``."""
-        return super().forward(x - self.mean)
+        logits: Tensor = self.head(SCALE * (x - self.mean))
+        return logits
 
     def classifier(self) -> LinearClassifier:
         """What it has become, for plain embeddings."""
-        centred = super().classifier()
-        return LinearClassifier(centred.weight, centred.bias - centred.weight @ self.mean)
+        weight = SCALE * self.head.weight
+        return LinearClassifier(weight, self.head.bias - weight @ self.mean)
 
 
 class CentredSoftmaxRegression(DPSGD):

@@ -1,4 +1,4 @@
-"""DP-linear, re-encoded: a classifier's weights told as synthetic rows; a control that shows what a linear probe cannot see."""
+"""DP-linear, re-encoded: a classifier's weights told as synthetic rows; a control that shows what a measure cannot see."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class DPLinearReencoded(CentredSoftmaxRegression):
     """Class means along DP-linear's weights, with white noise around them: a linear probe loves it, and it is no model of the data.
 
     It stands beside the generators so that everybody sees what a measure misses: where it scores high, the measure reads a classifier off
-    the rows and says nothing of whether they are like real ones. Nearest neighbours, coverage and the Fréchet distance do.
+    the rows and says nothing of whether they are like real ones. Balanced accuracy is such a measure, by the linear probe and by nearest
+    neighbours alike; coverage and the Fréchet distance are not.
     """
 
     Params: ClassVar[type[DPLinearReencodedParams]] = DPLinearReencodedParams

@@ -7,7 +7,7 @@ import pytest
 import torch
 from cells import small_cells
 
-from baselines.dp_linear import CentredHead, DPLinear, DPLinearParams
+from baselines.dp_linear import SCALE, CentredHead, DPLinear, DPLinearParams
 from fedsim.batch import Batch, Layout
 from fedsim.methods.messages import Task
 from fedsim.privacy.clipping import ENGINES, Norms, clipped_sum
@@ -96,7 +96,7 @@ def test_gradients_are_by_the_head_on_rows_about_the_mean_and_not_by_the_mean(en
 
     found = clipped_sum(head, loss, Batch(x, y, {}, Layout(torch.zeros_like(y), 1)), Norms(1.0), engine)
     residuals = torch.softmax(head(x), 1).detach() - torch.nn.functional.one_hot(y, CLASSES)
-    inputs = torch.cat([math.sqrt(DIM) * (x - head.mean), torch.ones(20, 1)], 1)
+    inputs = torch.cat([SCALE * (x - head.mean), torch.ones(20, 1)], 1)
     norms = residuals.norm(dim=1) * inputs.norm(dim=1)
     wanted = (residuals / norms.clamp_min(1)[:, None]).T @ inputs
     assert set(found.sums) == {"head.weight", "head.bias"}
