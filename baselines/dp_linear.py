@@ -24,7 +24,7 @@ from fedsim.models.linear import LinearClassifier, cross_entropy
 from fedsim.privacy.statistics import moments
 
 SCALE = 25.0
-"""Makes a row about the mean some ten times as long as the bias's input, so that a clipped gradient is the row's direction, whatever d is."""
+"""Makes a row about the mean some ten times as long as the bias's input, so that a clipped gradient is a row's direction for any d."""
 
 
 class DPLinearParams(DPSGDParams):
