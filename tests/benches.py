@@ -1,5 +1,6 @@
 """How a command ends, what a bench leaves, waiting for a condition, and plug-ins that misbehave."""
 
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -122,3 +123,8 @@ def slowness() -> float:
     while time.process_time() - work < 0.3:
         pass
     return max(1.0, (time.perf_counter() - start) / 0.3)
+
+
+def interruptible() -> None:
+    """For a new process: Ctrl-C reaches it, also where the tests run in the background of a shell, which has it ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

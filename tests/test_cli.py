@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from benches import Done, slowness
+from benches import Done, interruptible, slowness
 from plug_ins import GOOD, changed, write
 from rows import make_row
 
@@ -46,7 +46,7 @@ def started(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
     def start() -> subprocess.Popen[str]:
         command = [FEDSIM, "bench", "--grid", "small.yaml"]
         pipe = subprocess.PIPE
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True, process_group=0)
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True, process_group=0, preexec_fn=interruptible)
         processes.append(process)
         return process
 

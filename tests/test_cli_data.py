@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from benches import interruptible
 from cells import small_cells
 from pictures import save_encoder, save_folder, save_medmnist
 
@@ -82,13 +83,15 @@ def test_truncated_images_are_listed_and_left_out_only_when_that_is_asked_for(tm
 
 def test_an_interrupted_embed_goes_on_where_it_stopped(tmp_path):
     save_encoder(tmp_path / "dino")
-    save_medmnist(tmp_path / "organamnist.npz", train=16_000, test=100)
+    save_medmnist(tmp_path / "organamnist.npz", train=8_000, test=100)
     environment = {**os.environ, "FEDSIM_CACHE": str(tmp_path / "cache")}
     command = [Path(sys.executable).with_name("fedsim"), "embed", "--dataset", "medmnist:organamnist", "--root", ".", "--encoder", "dino"]
 
     def start():
         pipe = subprocess.PIPE
-        return subprocess.Popen([*command, "--out", "o.npz"], cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe, text=True)
+        return subprocess.Popen(
+            [*command, "--out", "o.npz"], cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe, text=True, preexec_fn=interruptible
+        )
 
     def shards():
         return list((tmp_path / "cache/embeddings").glob("*.shards/*.npz"))
@@ -103,9 +106,9 @@ def test_an_interrupted_embed_goes_on_where_it_stopped(tmp_path):
     assert "interrupted; the same command goes on" in out
     assert not (tmp_path / "o.npz").exists()
     assert shards()
-    assert "16112/16112" in start().communicate(timeout=60)[0]
+    assert "8112/8112" in start().communicate(timeout=60)[0]
     with np.load(tmp_path / "o.npz") as held:
-        assert held["x"].shape == (16_112, 16)
+        assert held["x"].shape == (8_112, 16)
 
 
 def test_data_list_shows_every_known_data_set(fedsim):
