@@ -37,6 +37,8 @@ _REFERENCES = (
     ("local-only", "local_only_balanced_accuracy"),
     ("chance", "chance"),
 )
+_OF_CLIENTS = (("local-only", "client_local_only_balanced_accuracy"), ("chance", "chance"))
+"""What stands beside the clients' own scores: on their own test rows the pooled rows' ceiling is none."""
 _AXES: tuple[Callable[[Group], str], ...] = (
     lambda group: group.dataset,
     lambda group: group.scheme or "",
@@ -98,10 +100,7 @@ def results_table(groups: Sequence[Group], measure: str = "balanced_accuracy") -
     return ResultsTable(
         title=" · ".join((MEASURES[measure].title, *common)),
         columns=epsilon_heads(columns),
-        blocks=tuple(
-            Block(place, _references(block) if MEASURES[measure].referenced else (), _lines(block, columns, seeds, measure))
-            for place, block in members.items()
-        ),
+        blocks=tuple(Block(place, _references(block, measure), _lines(block, columns, seeds, measure)) for place, block in members.items()),
         notes=_notes(groups, seeds),
     )
 
@@ -214,8 +213,11 @@ def _value(group: Group | None, seeds: int, measure: str) -> str:
     return f"{interval.mean:.3f}{spread}{missing}"
 
 
-def _references(groups: Sequence[Group]) -> tuple[tuple[str, str], ...]:
-    levels = [(name, reference(groups, measure)) for name, measure in _REFERENCES]
+def _references(groups: Sequence[Group], measure: str) -> tuple[tuple[str, str], ...]:
+    if not MEASURES[measure].referenced:
+        return ()
+    fields = _OF_CLIENTS if MEASURES[measure].of == "clients" else _REFERENCES
+    levels = [(name, reference(groups, field)) for name, field in fields]
     return tuple((name, f"{level:.3f}") for name, level in levels if level is not None)
 
 

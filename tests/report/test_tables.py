@@ -49,11 +49,16 @@ def test_what_is_missing_is_told(row, failed):
 
 
 def test_the_clients_own_generators_have_a_table_of_their_own_where_they_were_judged(row):
-    rows = [row(client_balanced_accuracy=0.7), row(cell_id="b", epsilon_target=None, label="shared")]
+    rows = [
+        row(client_balanced_accuracy=0.7, client_local_only_balanced_accuracy=0.4),
+        row(cell_id="b", epsilon_target=None, label="shared"),
+    ]
     assert len(results_tables(group_seeds(rows[1:]))) == 1
     first, second = results_tables(group_seeds(rows))
     assert first.title.startswith("Balanced accuracy · digits")
     assert second.title.startswith("Balanced accuracy of each client's own generator")
+    # the clients' own rows on the same test rows; the ceiling is of all of them
+    assert second.blocks[0].references == (("local-only", "0.400"), ("chance", "0.100"))
     assert [line.values for line in second.blocks[0].lines] == [("0.700", ""), ("", "")]
     assert "each client's own generator" in printed(rows)
 
