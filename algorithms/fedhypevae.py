@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -103,9 +102,7 @@ class FedHypeVAE(DPSGD):
         if warm is None:
             return (sgd,)
         first = (statistic_phase(each, self.clip(), self.task, self.released) for each in warm.statistics(1 - share))
-        # many sampled steps count as their sum
-        noise = sgd.release.sample_rate * math.sqrt(sgd.release.steps / share)
-        return (*first, replace(sgd, release=replace(sgd.release, relative_noise=noise)))
+        return (*first, sgd.taking(share))
 
     def released(self, server: Server) -> Tensors:
         """What clients are told of the warm start's releases."""

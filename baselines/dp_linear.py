@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -86,9 +85,7 @@ class CentredSoftmaxRegression(DPSGD):
             return (sgd,)
         share = self.params.mean_share
         mean = statistic_phase(replace(overall_mean(share), receive=receive_mean), self.clip(), self.task, self.broadcast)
-        # many sampled steps count as their sum
-        noise = sgd.release.sample_rate * math.sqrt(sgd.release.steps / (1 - share))
-        return (mean, replace(sgd, release=replace(sgd.release, relative_noise=noise)))
+        return (mean, sgd.taking(1 - share))
 
 
 def receive_mean(server: Server, sums: Tensors, std: Mapping[str, float]) -> None:

@@ -3,9 +3,11 @@
 from importlib.metadata import entry_points
 from typing import Any
 
+from fedsim.evaluation.scores import Scores, probe_predictions, scores_of
 from fedsim.grid.models import Grid
 from fedsim.kit.checks.subject import SHORT
 from fedsim.methods.registry import GROUP, lookup
+from fedsim.models.probe import fit_probe
 from fedsim.simulation.node import Node
 from fedsim.simulation.preflight import Prepared, prepare
 
@@ -32,3 +34,9 @@ def small_grid(*algorithms: str | dict[str, Any], **keys: Any) -> Grid:
 def small_cells(*algorithms: str | dict[str, Any], **keys: Any) -> Prepared:
     """Its cells."""
     return prepare(small_grid(*algorithms, **keys), NODES)
+
+
+def score_probe(x_train: Any, y_train: Any, x_test: Any, y_test: Any, probe_c: float) -> Scores:
+    """The scores, over real test rows, of the evaluation's probe on training rows."""
+    classes = 1 + int(max(y_train.max(), y_test.max(initial=0)))
+    return scores_of(probe_predictions(fit_probe(x_train, y_train, probe_c), x_test, y_test, classes))

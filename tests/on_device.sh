@@ -20,8 +20,9 @@ pytest=("$python" -m pytest -p no:xdist -o addopts="")
 [ "$1" = cuda ] && exec "${pytest[@]}" tests/device
 # a process of its own for each test: XLA's compiler on the CPU fails after some hundred programs
 failed=0
+log=$(mktemp)
 while IFS= read -r test; do
-    "${pytest[@]}" -q "$test" </dev/null >/tmp/on_device.$$ 2>&1 && echo "passed $test" || { failed=1; echo "FAILED $test"; tail -n 40 /tmp/on_device.$$; }
+    "${pytest[@]}" -q "$test" </dev/null >"$log" 2>&1 && echo "passed $test" || { failed=1; echo "FAILED $test"; tail -n 40 "$log"; }
 done < <("${pytest[@]}" --collect-only -q tests/device | grep ::)
-rm -f /tmp/on_device.$$
+rm -f "$log"
 exit $failed

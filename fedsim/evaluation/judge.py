@@ -26,8 +26,8 @@ from fedsim.evaluation.scores import (
 from fedsim.evaluation.weights import best_weight, held_out_weight
 from fedsim.grid.models import Cell
 from fedsim.methods.products import Classifier, Generator, is_classifier, is_personal, own
-from fedsim.models.linear import Interpolated, ProbeClassifier, fit_linear
-from fedsim.models.probe import fit_probe
+from fedsim.models.linear import Interpolated, ProbeClassifier, fit_linear, folded
+from fedsim.models.probe import Probe, fit_probe
 from fedsim.partition import Partition
 from fedsim.results.measures import Predictions
 from fedsim.seeds import SERVER, Purpose, Seeds
@@ -81,76 +81,80 @@ class ClientScores:
 
 @dataclass(frozen=True)
 class Judge:
-    """The evaluation of one cell.
+    """The evaluation of what one cell made. Its embeddings are drawn, and the probe on them is fitted, once.
 
     Attributes:
         cell: the cell; its ``evaluation`` says how.
         data: real rows.
         partition: who holds which training rows.
-        device: where what is judged computes; probes are the CPU's.
+        made: what is judged.
+        device: where it computes; probes are the CPU's.
     """
 
     cell: Cell
     data: Embeddings
     partition: Partition
+    made: Generator | Classifier
     device: torch.device = CPU
 
-    def predictions(self, made: Generator | Classifier) -> list[Predictions]:
+    def predictions(self) -> list[Predictions]:
         """Of all test rows, by what everyone has; of clients with classifiers of their own, one each."""
-        data, evaluation = self.data, self.cell.evaluation
+        data, made = self.data, self.made
         if is_classifier(made):
             clients = range(self.cell.clients if is_personal(made) else 1)
             return [predictions_of(own(made, client).probabilities(self._x_test), data.y_test) for client in clients]
-        x, y = self._synthesise(made)
-        return [probe_predictions(x, y, data.x_test, data.y_test, evaluation.probe_c)]
+        return [probe_predictions(self._probe, data.x_test, data.y_test, data.classes)]
 
-    def readouts(self, made: Generator | Classifier) -> Scores:
+    def readouts(self) -> Scores:
         """What the evaluation asks for beside the linear probe; empty where there is no generator."""
-        if is_classifier(made):
-            return Scores()
-        evaluation, real = self.cell.evaluation, Labelled(self.data.x_test, self.data.y_test)
-        rows = Labelled(*self._synthesise(made))
-        scores = Scores()
-        for name in evaluation.readouts:
-            scores.update(READOUTS[name](rows, real, evaluation.probe_c))
+        scores, evaluation = Scores(), self.cell.evaluation
+        real = Labelled(self.data.x_test, self.data.y_test)
+        for name in () if is_classifier(self.made) else evaluation.readouts:
+            scores.update(READOUTS[name](self._rows, real, evaluation.probe_c))
         return scores
 
-    def of_clients(self, made: Generator | Classifier) -> tuple[ClientScores, ...]:
+    def of_clients(self) -> tuple[ClientScores, ...]:
         """Of what each client has of its own, and of what all share, on the client's test rows."""
-        # classifiers of their own are all that such clients have
-        shared = None if is_classifier(made) and is_personal(made) else self._read(made)
-        return tuple(self._of_client(client, made, shared) for client in range(self.cell.clients))
+        return tuple(map(self._of_client, range(self.cell.clients)))
 
-    def _of_client(self, client: int, made: Generator | Classifier, shared: Classifier | None) -> ClientScores:
+    def _of_client(self, client: int) -> ClientScores:
         test, rows = self.own_rows.rows[client], self.partition.rows[client]
-        mine = self._read(own(made, client), client) if shared is None or is_personal(made) else shared
+        mine = self._read(client) if is_personal(self.made) else self._shared
         x, y = self.data.x_test[test], self.data.y_test[test]
-        told = [score_classifier(each, x, y, self.device) if each and len(test) else None for each in (mine, shared)]
+        told = [score_classifier(each, x, y, self.device) if each and len(test) else None for each in (mine, self._shared)]
         return ClientScores(client, self.own_rows.names[client], len(rows), len(test), *told)
 
-    def _read(self, made: Generator | Classifier, client: int = SERVER) -> Classifier:
-        """A classifier as it is, a generator as the probe on its embeddings."""
-        if is_classifier(made):
-            return made
-        x, y = self._synthesise(made, client)
-        return ProbeClassifier(fit_probe(x, y, self.cell.evaluation.probe_c), self.data.classes)
+    def _read(self, client: int) -> Classifier:
+        """A client's own classifier as it is, its own generator as the probe on its embeddings."""
+        mine = own(self.made, client)
+        if is_classifier(mine):
+            return mine
+        rows = self._drawn(mine, client)
+        return ProbeClassifier(fit_probe(rows.x, rows.y, self.cell.evaluation.probe_c), self.data.classes)
 
-    def personal(self, made: Generator | Classifier) -> Scores:
+    @cached_property
+    def _shared(self) -> Classifier | None:
+        """What all clients share; None where each has a classifier of its own and that is all."""
+        if not is_classifier(self.made):
+            return ProbeClassifier(self._probe, self.data.classes)
+        return None if is_personal(self.made) else self.made
+
+    def personal(self) -> Scores:
         """As each client would predict: by weight * own classifier + (1 - weight) * the one from synthetic embeddings.
 
         The protocol of Di Salvo et al. 2025 (arXiv 2507.02671). A client's own classifier, trained on its real rows, and its weight stay
         with it. The weight is the best one on other synthetic embeddings, weighed by the client's label shares (``synthetic``), on a fifth
         of its real rows that its classifier did not see (``held-out``), or given. A classifier is taken as it is, and has no weight.
         """
-        clients = range(self.cell.clients)
+        made, clients = self.made, range(self.cell.clients)
         if is_classifier(made):
             return personal_scores([self._as_seen(client, own(made, client).probabilities, self._x_test) for client in clients])
         return self._interpolated(made)
 
     def _interpolated(self, generator: Generator) -> Scores:
         data, evaluation = self.data, self.cell.evaluation
-        shared = fit_linear(*self._synthesise(generator), data.classes, evaluation.probe_c)
-        other, x_test = [torch.from_numpy(part) for part in self._synthesise(generator, draw=1)], torch.from_numpy(data.x_test)
+        shared, other = folded(self._probe, data.classes), self._drawn(generator, draw=1)
+        rows, labels, x_test = (torch.from_numpy(part) for part in (other.x, other.y, data.x_test))
         predicted, weights = [], []
         for client in range(self.cell.clients):
             x, y = data.x_train[self.partition.rows[client]], data.y_train[self.partition.rows[client]]
@@ -158,7 +162,6 @@ class Judge:
             if evaluation.personal == "held-out":
                 weight = held_out_weight(x, y, shared, data.classes, evaluation.probe_c)
             elif evaluation.personal == "synthetic":
-                rows, labels = other
                 importance = torch.from_numpy(self._share(client))[labels]
                 weight = best_weight(local.probabilities(rows), shared.probabilities(rows), labels, importance)
             else:
@@ -167,8 +170,19 @@ class Judge:
             weights.append(weight)
         return Scores(personal_scores(predicted), personal_weight=float(np.mean(weights)))
 
-    def _synthesise(self, generator: Generator, client: int = SERVER, draw: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        return synthesise(generator, self.data.classes, self.cell.evaluation.per_class, self._seeds, client, draw, self.device)
+    @cached_property
+    def _rows(self) -> Labelled:
+        """The shared generator's embeddings."""
+        assert not is_classifier(self.made)
+        return self._drawn(self.made)
+
+    @cached_property
+    def _probe(self) -> Probe:
+        """The probe on them."""
+        return fit_probe(self._rows.x, self._rows.y, self.cell.evaluation.probe_c)
+
+    def _drawn(self, generator: Generator, client: int = SERVER, draw: int = 0) -> Labelled:
+        return Labelled(*synthesise(generator, self.data.classes, self.cell.evaluation.per_class, self._seeds, client, draw, self.device))
 
     def _as_seen(self, client: int, probabilities: Callable[[Tensor], Tensor], x_test: Tensor) -> Predictions:
         seen = self.own_rows.rows[client]

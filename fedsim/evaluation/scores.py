@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedsim.device import CPU, to_device
 from fedsim.methods.products import Classifier
-from fedsim.models.probe import fit_probe
+from fedsim.models.probe import Probe
 from fedsim.results.measures import MEASURES, Predictions, recalls
 
 
@@ -74,39 +74,9 @@ def personal_scores(each: Sequence[Predictions]) -> Scores:
     return mean_scores([scores_of(predictions, "personal") for predictions in each if len(predictions.held)])
 
 
-def probe_predictions(
-    x_train: NDArray[np.float32],
-    y_train: NDArray[np.int64],
-    x_test: NDArray[np.float32],
-    y_test: NDArray[np.int64],
-    probe_c: float,
-) -> Predictions:
-    """What the linear probe trained on (``x_train`` [n, d], ``y_train`` [n]) predicts of (``x_test`` [m, d], ``y_test`` [m]).
-
-    Args:
-        x_train: real or synthetic training rows.
-        y_train: their labels; classes may be missing, a single class is always predicted.
-        x_test: real test rows.
-        y_test: their labels.
-        probe_c: inverse strength of the probe's L2 penalty.
-
-    Raises:
-        ValueError: a training row holds NaN or an infinite value, or there is none.
-    """
-    probe = fit_probe(x_train, y_train, probe_c)
-    classes = 1 + int(max(y_train.max(), y_test.max(initial=0)))
+def probe_predictions(probe: Probe, x_test: NDArray[np.float32], y_test: NDArray[np.int64], classes: int) -> Predictions:
+    """What a probe predicts of real test rows ``[m, d]`` with labels ``[m]``."""
     return Predictions(y_test, probe.predict(x_test), probe.probabilities(x_test, classes))
-
-
-def score_probe(
-    x_train: NDArray[np.float32],
-    y_train: NDArray[np.int64],
-    x_test: NDArray[np.float32],
-    y_test: NDArray[np.int64],
-    probe_c: float,
-) -> Scores:
-    """The scores of :func:`probe_predictions`."""
-    return scores_of(probe_predictions(x_train, y_train, x_test, y_test, probe_c))
 
 
 def predictions_of(probabilities: Tensor, y: NDArray[np.int64], shares: NDArray[np.float64] | None = None) -> Predictions:

@@ -15,6 +15,7 @@ from fedsim.errors import UserError, at, nearest
 from fedsim.grid.models import Cell, Evaluation, Grid, data_key
 from fedsim.grid.resolve import Resolved, Variant
 from fedsim.partition import check_partition
+from fedsim.partition.schemes.column import column_values
 from fedsim.words import json_number
 
 
@@ -54,9 +55,8 @@ def evaluations(grid: Grid, spec: DatasetSpec, data: Embeddings) -> tuple[Evalua
     where, column = grid.place("evaluation", "unseen"), grid.partition.given.site_column
     if column is None:
         raise UserError(where, f"scheme '{grid.partition.scheme}' has no sites", "give partition: {scheme: column, column: NAME}")
-    if column not in data.columns:
-        raise UserError(grid.place("partition", "column"), f"the data set has no column '{column}'", nearest(column, data.columns))
-    sites = np.unique(data.columns[column]).astype(np.str_).tolist()
+    with at(lambda key: grid.place(*key.split("."))):
+        sites = column_values(data.columns, column)[0].astype(np.str_).tolist()
     if asked != "each" and asked not in sites:
         raise UserError(where, f"column '{column}' of '{spec.display}' has no value '{asked}'", nearest(asked, [*sites, "each"]))
     return tuple(grid.evaluation.model_copy(update={"unseen": each}) for each in (sites if asked == "each" else [asked]))

@@ -20,7 +20,7 @@ HOOKS = frozenset(
         # the model and the loss per example, which the base class clips by itself
         *("build", "loss", "draws", "clip_weights", "local", "server_only"),
         # post-processing: what reads the server, the broadcast, released codes or gradients that carry their noise
-        *("broadcast", "initial_server", "server_step", "public_terms", "pull", "receive", "generator", "classifier", "restored"),
+        *("broadcast", "initial_server", "server_step", "public_terms", "pull", "generator", "classifier"),
         # names
         *("name", "source", "Params", "syntheses"),
     }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Message, Round, Server, Tensors, Values
@@ -26,6 +27,11 @@ class Phase:
     at_clients: Callable[[Clients, Round, Tensors], Message]
     at_server: Callable[[Server, Round, Tensors], Values]
     broadcast: Callable[[Server], Tensors]
+
+    def taking(self, share: float) -> Phase:
+        """The phase with the noise that a share of the budget buys, in units of 1 / sigma^2: many sampled steps count as their sum."""
+        noise = self.release.sample_rate * math.sqrt(self.release.steps / share)
+        return replace(self, release=replace(self.release, relative_noise=noise))
 
 
 def rounds_of(phases: Sequence[Phase]) -> Iterator[Round]:

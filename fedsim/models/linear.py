@@ -104,7 +104,7 @@ class LocalClassifiers:
 
 
 def fit_linear(x: NDArray[np.float32], y: NDArray[np.int64], classes: int, probe_c: float) -> LinearClassifier:
-    """The linear probe (:func:`fedsim.models.probe.fit_probe`) with its standardisation folded into weights and biases.
+    """The linear probe (:func:`fedsim.models.probe.fit_probe`), :func:`folded`.
 
     Args:
         x: training rows ``[n, d]``.
@@ -112,8 +112,12 @@ def fit_linear(x: NDArray[np.float32], y: NDArray[np.int64], classes: int, probe
         classes: C.
         probe_c: inverse strength of the L2 penalty.
     """
-    probe = fit_probe(x, y, probe_c)
-    weight, bias = np.zeros((classes, x.shape[1])), np.full(classes, ABSENT)
+    return folded(fit_probe(x, y, probe_c), classes)
+
+
+def folded(probe: Probe, classes: int) -> LinearClassifier:
+    """A probe with its standardisation folded into weights and biases."""
+    weight, bias = np.zeros((classes, len(probe.mean))), np.full(classes, ABSENT)
     bias[probe.classes] = 0.0
     if len(probe.classes) > 1:
         of_classes = probe.classes if len(probe.classes) > 2 else probe.classes[1:]  # two classes share one row of coefficients

@@ -102,5 +102,4 @@ def _seeds_by_setting(rows: Sequence[Row]) -> list[str]:
 
 
 def _words(row: Row) -> str:
-    unseen = f"{row.unseen} unseen" if row.unseen else None
-    return setting(row.label, row.dataset, row.scheme, unseen, alpha=row.alpha, clients=row.clients, epsilon=row.epsilon_target)
+    return setting(row.label, row.dataset, row.scheme, alpha=row.alpha, clients=row.clients, epsilon=row.epsilon_target)

@@ -20,7 +20,7 @@ from fedsim.methods.registry import lookup
 from fedsim.models.initialise import initial_model
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.seeds import Seeds
-from fedsim.simulation.state import copied
+from fedsim.simulation.state import below, copied, nested
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,13 @@ class Cohort:
     def state(self) -> Tensors:
         """All private state, ``[members, ...]`` each but for counters; on the CPU."""
         parameters = dict(self.clients.model.named_parameters())
-        kept = {f"model.{name}": parameters[name] for name in local_names(self.clients.model)}
-        return copied(kept | {f"state.{name}": value for name, value in self.clients.state.items()})
+        kept = {name: parameters[name] for name in local_names(self.clients.model)}
+        return copied(nested("model", kept) | nested("state", self.clients.state))
 
     def load_state(self, tensors: Tensors) -> None:
         """Take up a checkpoint."""
         load_parameters(self.clients.model, tensors, "model.")
-        state = {k[6:]: v.clone() for k, v in tensors.items() if k.startswith("state.")}
-        self.clients.state.update(moved(state, self.clients.device))
+        self.clients.state.update(moved(copied(below("state", tensors)), self.clients.device))
 
 
 def parts(values: NDArray[Any], rows: Sequence[NDArray[np.int64]], device: torch.device) -> tuple[torch.Tensor, ...]:

@@ -118,7 +118,7 @@ def _rows(task: Task) -> tuple[np.ndarray[Any, np.dtype[np.float32]], np.ndarray
 
 
 def _train(algorithm: Algorithm, variant: Variant, plan: PrivacyPlan | None, x: Any, y: Any, device: torch.device) -> Product:
-    """What training yields, through :meth:`Algorithm.train`, of the first rounds alone."""
+    """What training yields, through :func:`fedsim.simulation.rounds.train`, of the first rounds alone."""
     clients = range(algorithm.task.clients)
     rows = tuple(np.arange(client * ROWS, (client + 1) * ROWS) for client in clients)
     cohort = Cohort(CohortSpec(variant.name, variant.params, algorithm.task, plan, Seeds(0), tuple(clients), rows), x, y, device)

@@ -24,7 +24,7 @@ class Checkpoint:
     secret: int | None = field(default=None, repr=False)
 
 
-def nested(prefix: str, tensors: Tensors) -> Tensors:
+def nested(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
     """The tensors under names behind ``prefix`` and a dot."""
     return {f"{prefix}.{name}": value for name, value in tensors.items()}
 

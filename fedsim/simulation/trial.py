@@ -122,13 +122,13 @@ def run_trial(
     algorithm = build_algorithm(cell.algorithm, cell.params, trial.task)
     pool = make_pool(trial, data, seeds)
     trained: Trained = yield from train(algorithm, pool, trial.plan, seeds, resume, checkpoints, device)
-    judge, evaluation = Judge(cell, data, trial.partition, device), cell.evaluation
-    predicted = judge.predictions(trained.made)
-    scores = Scores(mean_scores([scores_of(each) for each in predicted]), **judge.readouts(trained.made))
-    clients = judge.of_clients(trained.made) if evaluation.per_client else ()
+    judge, evaluation = Judge(cell, data, trial.partition, trained.made, device), cell.evaluation
+    predicted = judge.predictions()
+    scores = Scores(mean_scores([scores_of(each) for each in predicted]), **judge.readouts())
+    clients = judge.of_clients() if evaluation.per_client else ()
     scores |= scores_of_clients([each.own for each in clients], [each.shared for each in clients])
     if evaluation.personal is not None:
-        scores |= judge.personal(trained.made)
+        scores |= judge.personal()
     spent, accountant = (None, None) if trial.plan is None else trained.ledger.epsilon(trial.plan.delta)
     replaced = None if trial.plan is None else trained.ledger.replace_one_epsilon(trial.plan.delta)
     unaccounted = "" if trial.plan is None else trained.ledger.unaccounted(trial.plan, cell.clients)

@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cells import quick, small_cells
+from cells import quick, score_probe, small_cells
 
 from fedsim.evaluation.references import ceiling, local_only
-from fedsim.evaluation.scores import score_probe
 from fedsim.seeds import Seeds
 from fedsim.simulation.cohort import build_algorithm
 from fedsim.simulation.rounds import Trained, train

@@ -40,13 +40,17 @@ class Noise:
 def judge(personal: Any, alpha: float = 0.1, **keys: Any) -> tuple[Judge, Any]:
     prepared = small_cells(quick("dp-gaussian"), epsilon=4.0, alpha=alpha, evaluation={"per_class": 20, "personal": personal}, **keys)
     (trial,), (data,) = prepared.trials, list(prepared.data.values())[-1:]
-    return Judge(trial.cell, data, trial.partition), data
+    return Judge(trial.cell, data, trial.partition, Noise(data.dim)), data
+
+
+def of(by: Judge, made: Any) -> Judge:
+    return replace(by, made=made)
 
 
 @pytest.mark.parametrize("personal", PERSONAL)
 def test_every_way_to_choose_the_weight_gives_scores(personal: Any) -> None:
     by, data = judge(personal)
-    found = by.personal(Copies(data))
+    found = of(by, Copies(data)).personal()
     assert 0 < found["personal_accuracy"] <= 1
     assert 0 < found["personal_balanced_accuracy"] <= 1
     assert 0 <= found["personal_weight"] <= 1
@@ -55,29 +59,29 @@ def test_every_way_to_choose_the_weight_gives_scores(personal: Any) -> None:
 
 def test_weight_1_is_local_only_and_weight_0_the_shared_classifier() -> None:
     by, data = judge(1.0)
-    assert by.personal(Copies(data)) == by.personal(Noise(data.dim))
+    assert of(by, Copies(data)).personal() == of(by, Noise(data.dim)).personal()
     shared, _ = judge(0.0)
-    assert shared.personal(Copies(data))["personal_accuracy"] > shared.personal(Noise(data.dim))["personal_accuracy"] + 0.2
+    assert of(shared, Copies(data)).personal()["personal_accuracy"] > of(shared, Noise(data.dim)).personal()["personal_accuracy"] + 0.2
 
 
 def test_held_out_rows_tell_a_useless_generator_from_a_good_one() -> None:
     by, data = judge("held-out")
-    useless, good = by.personal(Noise(data.dim)), by.personal(Copies(data))
+    useless, good = of(by, Noise(data.dim)).personal(), of(by, Copies(data)).personal()
     assert useless["personal_weight"] > good["personal_weight"]
     assert good["personal_accuracy"] >= useless["personal_accuracy"]
 
 
 def test_clients_are_judged_on_the_labels_that_they_hold() -> None:
     by, data = judge(1.0, alpha=0.05)
-    whole = mean_scores([scores_of(each) for each in by.predictions(Copies(data))])
+    whole = mean_scores([scores_of(each) for each in of(by, Copies(data)).predictions()])
     # own labels are few, so even a local classifier does well
-    assert by.personal(Noise(data.dim))["personal_accuracy"] > whole["accuracy"] - 0.1
+    assert of(by, Noise(data.dim)).personal()["personal_accuracy"] > whole["accuracy"] - 0.1
 
 
 def test_under_feature_shift_a_client_predicts_the_rows_that_went_through_its_map() -> None:
     by, data = judge(0.5, partition={"scheme": "feature-shift", "strength": 1.0})
     assert [by.own_rows.rows[client].tolist() for client in (0, 3)] == [list(range(client, len(data.y_test), 4)) for client in (0, 3)]
-    assert by.personal(Copies(data))["personal_accuracy"] > 0
+    assert of(by, Copies(data)).personal()["personal_accuracy"] > 0
 
 
 def test_a_grid_without_a_word_about_it_keeps_its_cells() -> None:
@@ -88,8 +92,8 @@ def test_a_grid_without_a_word_about_it_keeps_its_cells() -> None:
 
 def test_the_draw_that_chooses_the_weight_is_not_the_one_that_trains() -> None:
     by, data = judge("synthetic")
-    again = Judge(by.cell.model_copy(update={"evaluation": replace_personal(by, 0.0)}), data, by.partition)
-    one, two = (judged.predictions(Copies(data))[0] for judged in (by, again))
+    again = replace(by, cell=by.cell.model_copy(update={"evaluation": replace_personal(by, 0.0)}))
+    one, two = (of(judged, Copies(data)).predictions()[0] for judged in (by, again))
     assert np.array_equal(one.probabilities, two.probabilities)
 
 
@@ -100,5 +104,5 @@ def replace_personal(by: Judge, personal: Any) -> Evaluation:
 def test_the_partition_decides_who_holds_what() -> None:
     by, data = judge(1.0)
     swapped = replace(by, partition=replace(by.partition, rows=by.partition.rows[::-1]))
-    found, turned = by.personal(Noise(data.dim)), swapped.personal(Noise(data.dim))
+    found, turned = of(by, Noise(data.dim)).personal(), of(swapped, Noise(data.dim)).personal()
     assert turned["personal_accuracy"] == pytest.approx(found["personal_accuracy"], abs=1e-6)

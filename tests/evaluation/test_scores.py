@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cells import score_probe
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.evaluation.references import ceiling, local_only
@@ -11,7 +12,6 @@ from fedsim.evaluation.scores import (
     personal_scores,
     probe_predictions,
     recall_per_class,
-    score_probe,
     scores_of,
     scores_of_clients,
 )
@@ -133,11 +133,11 @@ def predictions(y: np.ndarray, predicted: np.ndarray, shares: np.ndarray) -> Pre
 def test_a_measure_may_read_probabilities():
     x, y = blobs(200, 3, seed=0)
     kept = y != 1
-    made = probe_predictions(x[kept], y[kept], x, y, 1.0)
+    made = probe_predictions(fit_probe(x[kept], y[kept], 1.0), x, y, 3)
     np.testing.assert_allclose(made.probabilities.sum(1), 1.0, rtol=1e-6)
     np.testing.assert_array_equal(made.probabilities.argmax(1), made.predicted)
     assert not made.probabilities[:, 1].any()
-    alone = probe_predictions(x, np.zeros_like(y), x, y, 1.0)
+    alone = probe_predictions(fit_probe(x, np.zeros_like(y), 1.0), x, y, 3)
     np.testing.assert_array_equal(alone.probabilities, np.eye(3)[np.zeros_like(y)])
 
 

@@ -3,11 +3,10 @@ import math
 
 import numpy as np
 import pytest
-from cells import SHIPPED, quick, small_cells, small_grid
+from cells import SHIPPED, quick, score_probe, small_cells, small_grid
 
 import fedsim
 from fedsim.errors import UserError
-from fedsim.evaluation.scores import score_probe
 from fedsim.methods.registry import lookup
 from fedsim.results.folder import RunFolder
 from fedsim.simulation.generators import load_generator, save_generator

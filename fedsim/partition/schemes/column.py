@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -79,13 +80,21 @@ def _clients_of(rows: Integers, clients: int) -> Integers:
     return found
 
 
-def _values(division: Division[ColumnParams]) -> tuple[str, NDArray[Any], Integers]:
-    """The column's name, its values in sorted order and their numbers of rows."""
-    name, columns = str(division.given.column), division.columns
+def column_values(columns: Mapping[str, NDArray[Any]], name: str) -> tuple[NDArray[Any], Integers]:
+    """A column's values in sorted order, and how many rows have each.
+
+    Raises:
+        UserError: there is no such column; its place is a grid's key.
+    """
     if name not in columns:
         raise UserError("partition.column", f"the data set has no column '{name}'", nearest(name, columns))
-    values, counts = np.unique(columns[name], return_counts=True)
-    return name, values, counts
+    return np.unique(columns[name], return_counts=True)
+
+
+def _values(division: Division[ColumnParams]) -> tuple[str, NDArray[Any], Integers]:
+    """The column's name, its values in sorted order and their numbers of rows."""
+    name = str(division.given.column)
+    return name, *column_values(division.columns, name)
 
 
 def values_have_clients(division: Division[ColumnParams]) -> None:
