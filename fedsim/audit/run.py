@@ -68,9 +68,9 @@ class AuditRun:
         if self.attack == "one-run":
             yield from (scored.to_json() for scored in one_run(self.setting, self.count, ROOT))
             return
-        canary = saturating(self.setting, ROOT)
+        setting, canary = saturating(self.setting, ROOT)
         for number in left:
-            yield pair(self.setting, canary, ROOT, number).to_json()
+            yield pair(setting, canary, ROOT, number).to_json()
 
     def outcome(self, found: Sequence[Mapping[str, Any]]) -> Audit:
         """What all lines say."""

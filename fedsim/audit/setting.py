@@ -106,6 +106,8 @@ def setting_of(algorithm: str, params: Mapping[str, Any], unit: Unit, trust: Tru
     return Setting(algorithm, validated, task, plan)
 
 
-def varied(setting: Setting, **params: Any) -> Setting:
-    """The setting with other parameters and the same plan: what runs is then not what was paid for."""
-    return replace(setting, params={**setting.params, **params})
+def clipped(setting: Setting, clip: float) -> Setting:
+    """The setting with another clip norm, and noise in units of it as before."""
+    changed = replace(setting, params={**setting.params, "clip": clip})
+    own = changed.build()
+    return replace(changed, plan=replace(setting.plan, clip=own.clip(), sensitivity=own.sensitivity()))

@@ -29,6 +29,8 @@ _LEVELS = ((0, (6, 2, 1, 2)), (0, (2, 2)), (0, (9, 3)))
 _CLAIM_STYLES = {"stated": (0, (4, 2)), "heuristic": (0, (4, 2)), "none": (0, (1, 1.5))}
 _OPEN = ("heuristic", "none")
 _WIDEST = 4
+LEAST_BOUND = 0.01
+"""Bounds of audits below it are not drawn: they say nothing, and a logarithmic axis has no place for them."""
 _CHARACTERS = 16
 """Characters of the caption in an inch of the figure."""
 
@@ -61,12 +63,15 @@ class Axis:
 
     finite: tuple[float, ...]
     infinite: bool
+    lowest: float = math.inf
+    """The least bound of an audit that is drawn."""
 
     @classmethod
     def of(cls, groups: Sequence[Group]) -> Axis:
         """The axis that holds every drawn epsilon."""
         values = {group.epsilon_target for group in groups if group.epsilon_target is not None and group.rows}
-        return cls(tuple(sorted(value for value in values if math.isfinite(value))), math.inf in values)
+        lower = [bound for group in groups if (bound := group.largest("audit_epsilon_lower")) is not None and bound >= LEAST_BOUND]
+        return cls(tuple(sorted(value for value in values if math.isfinite(value))), math.inf in values, min(lower, default=math.inf))
 
     def position(self, epsilon: float) -> float:
         """The place of an epsilon in axis units."""
@@ -89,7 +94,7 @@ class Axis:
         """Ends of the axis."""
         if not self.ticks:
             return -1.0, 1.0
-        low, high = self.position(self.ticks[0]), self.position(self.ticks[-1])
+        low, high = min(self.position(self.ticks[0]), math.log10(self.lowest)), self.position(self.ticks[-1])
         margin = 0.1 * (high - low) or 0.5
         return low - margin, high + margin
 
@@ -246,9 +251,22 @@ def _curve(axes: Axes, groups: Sequence[Group], series: Series, axis: Axis, shif
         # Infinity is off the scale, so the way there is only hinted at.
         hinted = Line2D(x[finite - 1 :], y[finite - 1 :], color=series.colour, linewidth=1.1, linestyle=(0, (1, 2.5)), alpha=0.6)
         axes.add_line(hinted)
+    _bounds(axes, groups, series, axis, shift)
     # No bar for a single seed: a bar of length 0 would claim certainty.
     spread = [math.nan if interval.half_width is None else interval.half_width for _, interval in points]
     axes.errorbar(x, y, spread, fmt="none", ecolor=series.colour, elinewidth=1.1, capsize=2.2, capthick=1.1, zorder=2.5)
+
+
+def _bounds(axes: Axes, groups: Sequence[Group], series: Series, axis: Axis, shift: float) -> None:
+    """What audits refute: a tick under each point, at the largest refuted epsilon, and a thin line to the claim."""
+    low, high = axes.get_ylim()
+    for group in groups:
+        bound, interval = group.largest("audit_epsilon_lower"), group.interval("balanced_accuracy")
+        if bound is None or bound < LEAST_BOUND or interval is None or group.epsilon_target is None:
+            continue
+        y, ends = interval.mean - 0.02 * (high - low), [axis.position(bound) + shift, axis.position(group.epsilon_target) + shift]
+        axes.plot(ends, [y, y], color=series.colour, linewidth=0.8, alpha=0.6, zorder=2.4, gid="audit")
+        axes.plot(ends[:1], [y], color=series.colour, marker="|", markersize=6, markeredgewidth=1.4, linestyle="none", zorder=2.6)
 
 
 def _look(series: Series) -> dict[str, Any]:
@@ -331,7 +349,9 @@ def _caption(groups: Sequence[Group]) -> str:
     private = [group for group in groups if group.epsilon_target is not None]
     told = [f"{group.unit}-level ε, trust {group.trust}, δ = {number(group.delta)}" for group in private]
     common = [_common([group.dataset for group in groups]), _common([setting(clients=group.clients) for group in groups])]
-    return " · ".join(part for part in (*common, _common(told), mean) if part)
+    audited = any((group.largest("audit_epsilon_lower") or 0) >= LEAST_BOUND for group in groups)
+    ticks = "ticks: the ε that an audit refutes with a confidence of 95 %" if audited else ""
+    return " · ".join(part for part in (*common, _common(told), mean, ticks) if part)
 
 
 def _common(values: Sequence[str]) -> str:

@@ -56,6 +56,7 @@ class Group:
     failed: int
     overspent: int
     unaccounted: int
+    refuted: int
 
     def interval(self, measure: str) -> Interval | None:
         """Mean and confidence interval of a row's field over the seeds; None where no row has it."""
@@ -121,6 +122,7 @@ def _group(members: list[Row]) -> Group:
         failed=statuses["failed"],
         overspent=statuses["overspent"],
         unaccounted=statuses["unaccounted"],
+        refuted=statuses["refuted"],
     )
 
 

@@ -11,9 +11,9 @@ from fedsim.privacy.plan import Claim, Trust, Unit
 from fedsim.results.lines import decode, dump
 from fedsim.results.measures import MEASURES
 
-Status = Literal["ok", "failed", "overspent", "unaccounted"]
+Status = Literal["ok", "failed", "overspent", "unaccounted", "refuted"]
 
-UNDRAWN = ("failed", "overspent", "unaccounted")
+UNDRAWN = ("failed", "overspent", "unaccounted", "refuted")
 """The statuses of rows that are in no mean and no picture."""
 
 
@@ -38,6 +38,10 @@ class Row(BaseModel):
     their Poisson rate. ``unseen`` is a site that took no part and on whose test rows all scores are, ``tested`` says which test rows the
     clients' own scores are from. ``source`` is the hash of the code that ran (:mod:`fedsim.methods.source_hash`); a row without one is
     older than this field, and so than any row with one.
+    ``audit_epsilon_lower`` is the largest epsilon of the claimed mechanism with other noise that an audit refutes with a confidence of
+    95 %, ``audit_epsilon_any`` the largest of any mechanism; ``audit_pairs`` counts the pairs of trainings behind it,
+    ``audit_canary_ratio`` is what its canary adds in units of the claimed sensitivity. ``status`` is ``refuted`` where one of the two
+    bounds is above the target.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -71,6 +75,11 @@ class Row(BaseModel):
     sample_rate: float | None = None
     steps: int | None = None
     clip: float | None = None
+    audit_epsilon_lower: float | None = None
+    audit_epsilon_any: float | None = None
+    audit_method: str | None = None
+    audit_pairs: int | None = None
+    audit_canary_ratio: float | None = None
     unseen: str | None = None
     tested: str | None = None
     scores: dict[str, float] = {}
@@ -122,6 +131,9 @@ class Row(BaseModel):
         if self.status != "failed" and self.balanced_accuracy is None:
             raise ValueError(f"a row with status {self.status} has balanced_accuracy")
         target, spent = self.epsilon_target, self.epsilon_spent
+        lower = max(self.audit_epsilon_lower or 0.0, self.audit_epsilon_any or 0.0)
+        if self.status == "ok" and target is not None and lower > target:
+            raise ValueError(f"epsilon {target} is claimed and one below {lower} is refuted: the status is 'refuted', not 'ok'")
         if self.status == "ok" and target is not None and spent is not None and spent > target * (1 + 1e-6):
             raise ValueError(f"epsilon {spent} was spent and {target} allowed: the status is 'overspent', not 'ok'")
         return self

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from fedsim.audit.of_grid import ClaimAudit, audits_of, is_told
 from fedsim.errors import UserError
 from fedsim.grid.models import Grid
 from fedsim.results.partitions import write_partitions
@@ -48,6 +49,7 @@ def run_bench(
     Raises:
         UserError: the folder cannot be written, or another fedsim runs in it.
     """
+    audits = audits_of(prepared.grid, prepared.trials)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -65,8 +67,9 @@ def run_bench(
             store.append(row)
         write_manifest(store.folder, prepared)
         write_partitions(store.folder, drawn_matrices(prepared))
+        untold = _untold(audits, todo, store)
         try:
-            report = _run(prepared, todo, store, console, engine)
+            report = _run(prepared, todo, untold, store, console, engine)
         except KeyboardInterrupt:
             written = {row.cell_id for row in store.rows()}
             count = sum(trial.cell.cell_id in written for trial in prepared.trials)
@@ -112,15 +115,32 @@ def told_anew(finished: Sequence[Trial], rows: Sequence[Row]) -> list[Row]:
     return told
 
 
-def _run(prepared: Prepared, todo: list[Trial], store: ResultStore, console: Console, engine: AbstractContextManager[Any]) -> Report:
+def _untold(audits: Sequence[ClaimAudit], todo: Sequence[Trial], store: ResultStore) -> list[ClaimAudit]:
+    """The audits of claims of which a cell is still to run, or a row does not show them yet."""
+    rows, running = {row.cell_id: row for row in store.rows()}, {trial.cell.cell_id for trial in todo}
+
+    def lacks(audit: ClaimAudit, cell_id: str) -> bool:
+        return cell_id in running or (cell_id in rows and not is_told(rows[cell_id], audit.run.count))
+
+    return [audit for audit in audits if any(lacks(audit, trial.cell.cell_id) for trial in audit.trials)]
+
+
+def _run(
+    prepared: Prepared,
+    todo: list[Trial],
+    audits: list[ClaimAudit],
+    store: ResultStore,
+    console: Console,
+    engine: AbstractContextManager[Any],
+) -> Report:
     """Run what is to do, then draw the report; its libraries are loaded beside the cells, and it is drawn while Ray ends."""
-    if not todo:
+    if not todo and not audits:
         console.print(f"all {len(prepared.trials)} cells are finished", highlight=False)
         return _drawn(store.folder.path)
     with ThreadPoolExecutor(1) as beside:
         with engine, make_display(console, len(prepared.trials), len(prepared.trials) - len(todo)) as display:
             beside.submit(importlib.import_module, "fedsim.report.report")
-            Scheduler(prepared, store, display).run(todo)
+            Scheduler(prepared, store, display).run(todo, audits)
             drawing = beside.submit(_drawn, store.folder.path)
         return drawing.result()
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import ray
 
+from fedsim.audit.audit import Audit
+from fedsim.audit.of_grid import ClaimAudit, audited_row
 from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.partition import Partition, PartitionSpec
 from fedsim.results.rows import Row, RowError
@@ -19,7 +21,7 @@ from fedsim.runtime.manifest import versions
 from fedsim.runtime.slots import Slot, Slots
 from fedsim.runtime.worker import Failure, Report
 from fedsim.simulation.checkpoint import Checkpoints
-from fedsim.simulation.generators import save_generator
+from fedsim.simulation.generators import hold_back, save_generator
 from fedsim.simulation.gpu_memory import doubled, share_for
 from fedsim.simulation.node import Share, fit_together
 from fedsim.simulation.preflight import Prepared
@@ -71,7 +73,7 @@ class Measuring:
         return shape_of(self.trial)
 
 
-Job = Trial | Reference | Measuring
+Job = Trial | Reference | Measuring | ClaimAudit
 
 
 def shape_of(trial: Trial) -> str:
@@ -99,9 +101,10 @@ class Scheduler:
         self.waiting: list[tuple[Trial, Outcome]] = []
         self.versions = versions()
 
-    def run(self, trials: Iterable[Trial]) -> None:
-        """Run all ``trials`` and the references that their rows need."""
-        queue = self.queue = deque(_with_measurements(_with_references(trials)) if self.measuring else _with_references(trials))
+    def run(self, trials: Iterable[Trial], audits: Iterable[ClaimAudit] = ()) -> None:
+        """Run all ``trials`` and the references that their rows need, then the ``audits`` of their claims."""
+        cells = _with_measurements(_with_references(trials)) if self.measuring else _with_references(trials)
+        queue = self.queue = deque[Job]([*cells, *audits])
         try:
             while queue or self.running:
                 while queue and (slot := self._slot(queue)) is not None:
@@ -119,8 +122,8 @@ class Scheduler:
         if job is None:  # the cells that needed these references do not fit
             queue.clear()
             return None
-        if isinstance(job, Measuring):
-            return self.slots.take(1, self.share, any_shape=isinstance(first, Reference))
+        if isinstance(job, Measuring | ClaimAudit):
+            return self.slots.take(1, self.share, any_shape=isinstance(first, Reference | ClaimAudit))
         share = self._share(job)
         if share is None:  # it is being measured
             return None
@@ -140,6 +143,8 @@ class Scheduler:
     def _start(self, job: Job, slot: Slot) -> None:
         if isinstance(job, Measuring):
             stream = slot.worker.measure.options(num_returns="streaming").remote(job.trial, self.data[job.trial.data_key])
+        elif isinstance(job, ClaimAudit):
+            stream = slot.worker.audit.options(num_returns="streaming").remote(job.run, self.store.audits(job.run.key))
         elif isinstance(job, Reference):
             stream = slot.worker.reference.options(num_returns="streaming").remote(
                 self.data[job.dataset], job.partition, job.spec, job.probe_c
@@ -171,6 +176,8 @@ class Scheduler:
             self.running[stream] = (slot, job)  # behind the others, so that none is served more often
         if isinstance(job, Reference):
             self._take_reference(job, report)
+        elif isinstance(job, ClaimAudit):
+            self._take_audit(job, report)
         elif isinstance(job, Measuring):
             # who cannot even be measured gets a whole GPU, and its row says what is wrong
             self.shares[job.shape] = share_for(report.end) if isinstance(report.end, float) else self.share.gpus
@@ -197,6 +204,21 @@ class Scheduler:
         ready, self.waiting = self.waiting, []
         for trial, outcome in ready:
             self._finish(trial, outcome)
+
+    def _take_audit(self, job: ClaimAudit, report: Report) -> None:
+        """Keep an audit's pairs; at its end the rows of its claim are written once more, as the last word."""
+        self.store.append_audits(job.run.key, report.pairs)
+        if isinstance(report.end, Failure):
+            self.display.note(f"the audit of {job.label} failed, its columns stay empty: {report.end.summary()}")
+        if not isinstance(report.end, Audit):
+            return
+        self.display.note(f"audit of {job.label}: {report.end.words()}")
+        own = {trial.cell.cell_id: trial for trial in job.trials}
+        for row in self.store.rows():
+            if row.cell_id in own and row.status in ("ok", "refuted"):
+                self.store.append(audited_row(row, report.end))
+                if report.end.refuted:
+                    hold_back(self.store.folder, own[row.cell_id].cell)
 
     def _take_report(self, trial: Trial, report: Report) -> None:
         cell_id = trial.cell.cell_id

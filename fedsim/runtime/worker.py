@@ -20,6 +20,8 @@ import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from fedsim.audit.audit import Audit
+from fedsim.audit.run import AuditRun
 from fedsim.data.embeddings import Embeddings
 from fedsim.device import CPU, device_of, exact_products, moved
 from fedsim.evaluation.references import Ceiling, LocalOnly, ceiling, local_only
@@ -73,11 +75,12 @@ class Failure:
 
 @dataclass(frozen=True)
 class Report:
-    """What a worker streams to the driver: rounds since the last report, captured output, and at the end how it ended."""
+    """What a worker streams to the driver: rounds since the last report, captured output, at the end how it ended; an audit's pairs."""
 
     rounds: tuple[RoundRecord, ...] = ()
     output: str = ""
-    end: Outcome | Failure | Ceiling | LocalOnly | float | None = None
+    end: Outcome | Failure | Ceiling | LocalOnly | Audit | float | None = None
+    pairs: tuple[dict[str, Any], ...] = ()
 
 
 def settle(cpus: float, device: torch.device = CPU) -> None:
@@ -186,6 +189,19 @@ class TrialWorker:
             yield Report(end=filled(self.device))
         except Exception as error:
             yield Report(end=Failure.of(error))
+
+    def audit(self, run: AuditRun, found: Sequence[dict[str, Any]]) -> Iterator[Report]:
+        """What an audit lacks, in reports of some pairs each, and its outcome."""
+        lines, pending, sent = list(found), list[dict[str, Any]](), time.monotonic()
+        try:
+            for line in run.missing(found):
+                pending.append(line)
+                if time.monotonic() - sent > FLUSH_SECONDS:
+                    yield Report(pairs=tuple(pending))
+                    lines, pending, sent = lines + pending, [], time.monotonic()
+            yield Report(end=run.outcome(lines + pending), pairs=tuple(pending))
+        except Exception as error:
+            yield Report(end=Failure.of(error), pairs=tuple(pending))
 
     def reference(self, data: Embeddings, partition: Partition | None, spec: PartitionSpec, probe_c: float) -> Iterator[Report]:
         """The ceiling without a partition, local-only with one."""

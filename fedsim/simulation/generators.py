@@ -51,7 +51,7 @@ class GeneratorFacts(BaseModel):
     task: Task
     plan: PrivacyPlan | None
     class_names: tuple[str, ...]
-    status: Literal["ok", "overspent", "unaccounted"]
+    status: Literal["ok", "overspent", "unaccounted", "refuted"]
     epsilon_spent: float | None
     accountant: str | None
     versions: dict[str, str]
@@ -101,6 +101,16 @@ def save_generator(
         save_file({name: value.contiguous() for name, value in state.items()}, part)
     with replaced(path) as part:
         part.write_text(facts.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def hold_back(run: RunFolder, cell: Cell) -> None:
+    """Note that the claim of a saved generator is refuted; nothing where none is saved."""
+    path = run.generator(releasable(cell).cell_id)
+    if not path.exists():
+        return
+    facts = GeneratorFacts.model_validate_json(path.read_bytes())
+    with replaced(path) as part:
+        part.write_text(facts.model_copy(update={"status": "refuted"}).model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True, eq=False)

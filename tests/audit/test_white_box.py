@@ -19,7 +19,8 @@ SHORT = {"rounds": 3, "sample_rate": 1.0}
 
 
 def audited(setting: Setting, count: int, root: int = 0) -> Audit:
-    return white_box_audit(setting, list(pairs(setting, saturating(setting, root), root, range(count))))
+    own, canary = saturating(setting, root)
+    return white_box_audit(own, list(pairs(own, canary, root, range(count))))
 
 
 def tiny(path: str = "tiny:Tiny", trust: Trust = "aggregate", **params: float) -> Setting:
@@ -28,7 +29,7 @@ def tiny(path: str = "tiny:Tiny", trust: Trust = "aggregate", **params: float) -
 
 def test_the_score_of_a_right_one_is_the_privacy_loss_that_was_paid_for() -> None:
     setting = tiny()
-    found = list(pairs(setting, saturating(setting, 0), 0, range(60)))
+    found = list(pairs(*saturating(setting, 0), 0, range(60)))
     mu_squared = sum(steps / noise**2 for noise, _, steps in setting.events)
     spread = math.sqrt(mu_squared / len(found))
     assert np.mean([each.absent for each in found]) == pytest.approx(-mu_squared / 2, abs=4 * spread)
@@ -53,8 +54,8 @@ def test_a_broken_one_is_refuted(path: str, trust: Trust, params: dict[str, floa
 
 def test_a_right_one_is_not_accused_in_twenty_repetitions() -> None:
     setting = tiny(rounds=1)
-    found = list(pairs(setting, saturating(setting, 0), 0, range(20 * 24)))
-    repetitions = [found[start : start + 24] for start in range(0, len(found), 24)]
+    found = list(pairs(*saturating(setting, 0), 0, range(20 * 16)))
+    repetitions = [found[start : start + 16] for start in range(0, len(found), 16)]
     assert not any(white_box_audit(setting, each).refuted for each in repetitions)
 
 
@@ -82,13 +83,13 @@ def test_scores_of_the_claimed_mechanism_are_rarely_above_it_and_near_it_with_ma
 )
 def test_a_canary_saturates_the_claimed_sensitivity_and_never_exceeds_it(algorithm: str, unit: Unit, trust: Trust) -> None:
     setting = setting_of(algorithm, {"rounds": 2} if algorithm != "dp-gaussian" else {}, unit, trust, 4.0, 1e-4)
-    found = evidence(observed(setting, saturating(setting, 0), Seeds(0, 1), present=True))
+    found = evidence(observed(*saturating(setting, 0), Seeds(0, 1), present=True))
     assert 0.99 < found.most < 1.001
 
 
 def test_what_is_outside_of_the_unit_is_the_same_in_both_worlds() -> None:
     setting = setting_of("fedhypevae", {"rounds": 2}, "example", "aggregate", 4.0, 1e-4)
-    canary = saturating(setting, 0)
+    setting, canary = saturating(setting, 0)
     absent, present = (observed(setting, canary, Seeds(0, 1), present=each) for each in (False, True))
     one, two = absent.steps[0], present.steps[0]
     for before, after, shift in zip(one.residuals, two.residuals, one.shifts, strict=True):
