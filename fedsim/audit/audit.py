@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedsim.audit.bounds import CONFIDENCE, least_pairs, one_run_epsilon
 from fedsim.audit.one_run import Scored
@@ -20,7 +21,7 @@ from fedsim.methods.registry import lookup
 from fedsim.methods.source_hash import source_hash
 from fedsim.words import number
 
-WHITE_BOX, ONE_RUN = "white box", "one run"
+WHITE_BOX, ONE_RUN, BLACK_BOX = "white box", "one run", "black box, one run"
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class Audit:
         mechanism: the largest epsilon of the claimed mechanism with other noise that is refuted; None where that was not asked.
         clopper_pearson: the largest epsilon of any mechanism that is refuted.
         pairs: pairs of trainings, or canaries of one.
-        ratio: what the canary adds to a step, in units of the claimed sensitivity.
-        most: the most that it added.
+        ratio: what the canary adds to a step, in units of the claimed sensitivity; nan where nobody sees it.
+        most: the most that it added; the same.
     """
 
     method: str
@@ -64,7 +65,8 @@ class Audit:
         """The outcome on a line."""
         parts = [] if self.mechanism is None else [f"ε ≥ {number(self.mechanism, 3)} (refuted mechanism)"]
         parts.append(f"ε ≥ {number(self.clopper_pearson, 3)} ({'Clopper-Pearson' if self.mechanism is not None else 'any mechanism'})")
-        told = f"{self.pairs} {'pairs' if self.method == WHITE_BOX else 'canaries'}, canary {self.ratio:.2f} of the claimed sensitivity"
+        told = f"{self.pairs} {'pairs' if self.method == WHITE_BOX else 'canaries'}"
+        told += "" if math.isnan(self.ratio) else f", canary {self.ratio:.2f} of the claimed sensitivity"
         verdict = "REFUTED" if self.refuted else "not refuted"
         return f"{verdict}: ε = {number(self.claim)} claimed, {', '.join(parts)}; {self.method}, {told}"
 
@@ -83,17 +85,27 @@ GUESSES = (0.1, 0.25, 0.5, 1.0)
 
 def one_run_audit(setting: Setting, found: Sequence[Scored]) -> Audit:
     """What the canaries of one training say."""
-    count, delta = len(found), setting.plan.delta
-    ordered = sorted(found, key=lambda each: each.score)
-    bounds = []
-    for share in GUESSES:
-        half = max(1, round(share * count / 2))
-        # the middle one of an odd number is guessed of once
-        out, inside = ordered[: min(half, count // 2)], ordered[-half:]
-        correct = sum(not each.inside for each in out) + sum(each.inside for each in inside)
-        bounds.append(one_run_epsilon(count, len(out) + len(inside), correct, delta, (1 - CONFIDENCE) / len(GUESSES)))
+    inside = np.array([each.inside for each in found])
+    lower = _guessed([np.array([each.score for each in found])], inside, setting.plan.delta)
     ratio = math.sqrt(float(np.mean([each.ratio**2 for each in found])))
-    return Audit(ONE_RUN, setting.plan.epsilon_target, None, max(bounds), count, ratio, max(each.ratio for each in found))
+    return Audit(ONE_RUN, setting.plan.epsilon_target, None, lower, len(found), ratio, max(each.ratio for each in found))
+
+
+def black_box_audit(claim: float, delta: float, scores: Sequence[NDArray[np.float64]], inside: NDArray[np.bool_]) -> Audit:
+    """What guesses by any of several scores of one training's rows say."""
+    return Audit(BLACK_BOX, claim, None, _guessed(scores, inside, delta), len(inside), math.nan, math.nan)
+
+
+def _guessed(scores: Sequence[NDArray[np.float64]], inside: NDArray[np.bool_], delta: float) -> float:
+    """The largest epsilon that guesses refute: of the highest scores that they are in, of the lowest that they are out."""
+    count, tries, best = len(inside), len(scores) * len(GUESSES), 0.0
+    for each in scores:
+        order = np.argsort(each, kind="stable")
+        for share in GUESSES:
+            half = min(max(1, round(share * count / 2)), count // 2)
+            correct = int((~inside[order[:half]]).sum() + inside[order[-half:]].sum())
+            best = max(best, one_run_epsilon(count, 2 * half, correct, delta, (1 - CONFIDENCE) / tries))
+    return best
 
 
 def check_pairs(pairs: int, delta: float, where: str = "pairs") -> None:
@@ -108,13 +120,11 @@ def check_pairs(pairs: int, delta: float, where: str = "pairs") -> None:
 
 def key_of(setting: Setting, method: str, root: int) -> str:
     """16 hex digits that are equal for equal audits: of the same code, parameters, claim and seeds, however many pairs."""
-    asked: dict[str, Any] = {
-        "algorithm": setting.algorithm,
-        "source": source_hash(lookup(setting.algorithm)),
-        "params": setting.params,
-        "task": [setting.task.dim, setting.task.classes, setting.task.clients, setting.task.unit, setting.task.trust],
-        "claim": [setting.plan.epsilon_target, setting.plan.delta],
-        "method": method,
-        "root": root,
-    }
+    task = [setting.task.dim, setting.task.classes, setting.task.clients, setting.task.unit, setting.task.trust]
+    return key(setting.algorithm, setting.params, [*task, setting.plan.epsilon_target, setting.plan.delta, method, root])
+
+
+def key(algorithm: str, params: Mapping[str, Any], facts: Sequence[Any]) -> str:
+    """The key of an audit of these parameters and of the code that is here."""
+    asked = {"algorithm": algorithm, "source": source_hash(lookup(algorithm)), "params": params, "facts": facts}
     return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:16]
