@@ -335,7 +335,9 @@ def audit(
     attack: Annotated[
         Attack, typer.Option(help="white-box: pairs of trainings; one-run: canaries in one (DP-SGD); black-box: by what is released.")
     ] = "white-box",
-    pairs: Annotated[int | None, typer.Option(min=1, help="So many pairs of trainings, or canaries; default: 1000, black-box 200.")] = None,
+    pairs: Annotated[
+        int | None, typer.Option(min=1, help="So many pairs of trainings, or canaries; default: 1000; 400 in one run, 200 black box.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="The folder in which pairs are kept, for the same command to go on.")] = Path("runs") / "audit",
 ) -> None:
     """Bound from below what an algorithm gives away: train with and without a unit, and let an adversary see every noisy output.
@@ -347,7 +349,8 @@ def audit(
     from rich.progress import Progress
 
     from fedsim.audit.black_box import of_run
-    from fedsim.audit.run import AuditRun, BlackBoxRun, Command, parameters, setting_of_options
+    from fedsim.audit.run import MANY, AuditRun, BlackBoxRun, Command, parameters, setting_of_options
+    from fedsim.audit.setting import DIM
     from fedsim.results.store import ResultStore
 
     console, store = wide_console(Console(), 100), ResultStore(out)
@@ -360,7 +363,8 @@ def audit(
         known = parameters(algorithm, param or [], unit, trust, epsilon, delta)
         run = BlackBoxRun(algorithm, known, unit, trust, epsilon, delta, pairs or 200)
     else:
-        run = AuditRun(setting_of_options(algorithm, param or [], unit, trust, epsilon, delta), attack, pairs or 1000)
+        dim, count = (MANY, 400) if attack == "one-run" else (DIM, 1000)
+        run = AuditRun(setting_of_options(algorithm, param or [], unit, trust, epsilon, delta, dim), attack, pairs or count)
     with _interruptible(console), store.lock(), Progress(console=console, transient=True) as progress:
         task = progress.add_task(algorithm, total=run.count)
         reached = run.completed(

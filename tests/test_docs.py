@@ -22,7 +22,8 @@ FEDSIM = Path(sys.executable).with_name("fedsim")
 DATA = ROOT / "docs" / "data.md"
 ALGORITHMS = ROOT / "docs" / "algorithms.md"
 RESULTS = ROOT / "docs" / "results.md"
-PAGES = sorted(set((ROOT / "docs").glob("*.md")) - {DATA, ALGORITHMS, RESULTS})
+AUDIT = ROOT / "docs" / "audit.md"
+PAGES = sorted(set((ROOT / "docs").glob("*.md")) - {DATA, ALGORITHMS, RESULTS, AUDIT})
 
 
 def commands(page: Path) -> list[str]:
@@ -120,6 +121,21 @@ def test_every_command_of_the_results_page_runs_on_two_runs_of_one_grid(
         done = command(*shlex.split(line)[1:])
         assert done.returncode == 0, line + done.stdout + done.stderr
         assert "everything (4 rows)" in done.stdout or "dp-gaussian − dp-gmm" in done.stdout.replace("$-$", "−")
+
+
+def test_every_command_of_the_audit_page_runs(folder: Path, command: Callable[..., Done], bench: Callable[..., Ran]) -> None:
+    bench(small_grid("dp-gaussian"), "runs/quickstart")
+    assert len(commands(AUDIT)) == 4
+    for line in commands(AUDIT):
+        done = command(*shlex.split(line)[1:])
+        assert done.returncode == 0, line + done.stdout + done.stderr
+        assert "not refuted" in done.stdout or "AUC" in done.stdout
+
+
+def test_the_grid_of_the_audit_page_is_valid(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", AUDIT.read_text(), re.S)
+    (tmp_path / "g.yaml").write_text(text)
+    assert load_grid(tmp_path / "g.yaml").audit is not None
 
 
 def test_every_link_of_the_readme_leads_somewhere() -> None:

@@ -53,20 +53,25 @@ class Audit:
 
     @property
     def refuted(self) -> bool:
-        """Whether the claim is below a bound."""
-        return self.epsilon_lower > self.claim
+        """Whether the claim is below a bound, or a canary adds more than it allows."""
+        return self.epsilon_lower > self.claim or self.excessive
 
     @property
     def excessive(self) -> bool:
         """Whether a canary added more than the claimed sensitivity allows, which needs no statistics."""
         return self.most > 1.001
 
+    @property
+    def told_ratio(self) -> float:
+        """The ratio that is told: the largest where it is too large."""
+        return self.most if self.excessive else self.ratio
+
     def words(self) -> str:
         """The outcome on a line."""
         parts = [] if self.mechanism is None else [f"ε ≥ {number(self.mechanism, 3)} (refuted mechanism)"]
         parts.append(f"ε ≥ {number(self.clopper_pearson, 3)} ({'Clopper-Pearson' if self.mechanism is not None else 'any mechanism'})")
         told = f"{self.pairs} {'pairs' if self.method == WHITE_BOX else 'canaries'}"
-        told += "" if math.isnan(self.ratio) else f", canary {self.ratio:.2f} of the claimed sensitivity"
+        told += "" if math.isnan(self.ratio) else f", canary {self.told_ratio:.2f} of the claimed sensitivity"
         verdict = "REFUTED" if self.refuted else "not refuted"
         return f"{verdict}: ε = {number(self.claim)} claimed, {', '.join(parts)}; {self.method}, {told}"
 

@@ -55,7 +55,7 @@ def membership(attack: str, scores: Floats, inside: Bools) -> Membership:
     """What scores ``[trainings, rows]`` tell of who was ``inside``; resampled are rows, with all their trainings."""
     stream = np.random.default_rng(0)
     count = scores.shape[1]
-    draws: list[NDArray[np.int64]] = [np.arange(count), *(stream.integers(0, count, count) for _ in range(RESAMPLES))]
+    draws = [np.arange(count), *(np.asarray(stream.integers(0, count, count)) for _ in range(RESAMPLES))]
     found = np.array([_measured(scores[:, rows].ravel(), inside[:, rows].ravel()) for rows in draws])
     low, high = np.quantile(found[1:], (0.025, 0.975), axis=0)
     auc, *rest = (Estimate(*map(float, each)) for each in zip(found[0], low, high, strict=True))

@@ -66,7 +66,7 @@ def audited_row(row: Row, audit: Audit) -> Row:
         "audit_epsilon_any": audit.clopper_pearson,
         "audit_method": audit.method,
         "audit_pairs": audit.pairs,
-        "audit_canary_ratio": audit.ratio,
+        "audit_canary_ratio": audit.told_ratio,
         "status": "refuted" if audit.refuted else "ok",
     }
     return row.model_copy(update=facts)

@@ -1,8 +1,9 @@
 """The audit in one training: many canaries, each in it by a fair coin of its own (Steinke, Nasr & Jagielski 2023, arXiv 2305.08846).
 
-For DP-SGD with one step a round. An adversary who sees every noisy sum scores each canary by how far the sums point along its clipped
-gradient, given the model of the round, and guesses of those with the highest scores that they are in, of those with the lowest that they
-are out. Canaries hide each other, so the bound is weaker than that of many trainings; it costs one.
+For DP-SGD with one step a round. An adversary who sees every noisy sum, and knows each canary's clipped gradient at the round's model,
+estimates all coins together by least squares (the linear estimate of least mean square error, coins having mean and variance 1/2 and 1/4),
+and guesses of the highest estimates that they are in, of the lowest that they are out. Canaries hide each other, so the bound is weaker
+than that of many trainings; it costs one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -75,7 +77,8 @@ class CanaryPool(LocalPool):
         self.setting = setting
         self.without = client_of(setting, seeds, last, setting.others[last], told)
         self.alone = [client_of(setting, seeds, last, (x[i : i + 1], y[i : i + 1]), told, canary=True, always=True) for i in range(len(x))]
-        self.scores, self.ratios = np.zeros(len(x)), np.zeros(len(x))
+        self.information, self.found = 4 * np.eye(len(x)), np.zeros(len(x))
+        self.ratios = np.zeros(len(x))
         self._known: Tensors = {}
 
     def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
@@ -94,11 +97,19 @@ class CanaryPool(LocalPool):
         seen = _apart(live.noised.sent, without.sent) if silo else _apart(noisy, self._known)
         output = flat({**seen, **{f"kept {name}": value for name, value in _apart(live.noised.kept, without.kept).items()}})
         variance = self.setting.plan.noise_std(round_.release.name) ** 2
-        for i, each in enumerate(self.alone):
-            query = _latest(each)
-            given = flat({**query.sent, **{f"kept {name}": value for name, value in query.kept.items()}})
-            self.scores[i] += float(output @ given) / variance
-            self.ratios[i] = max(self.ratios[i], float(given.norm()) / self.setting.plan.sensitivity)
+        queries = [_latest(each) for each in self.alone]
+        flats = [flat({**query.sent, **{f"kept {name}": value for name, value in query.kept.items()}}) for query in queries]
+        given = torch.stack(flats).numpy()
+        self.ratios = np.maximum(self.ratios, np.linalg.norm(given, axis=1) / self.setting.plan.sensitivity)
+        # a canary that is in is in a step's sample with the rate of the release
+        expected = round_.release.sample_rate * given
+        self.information += expected @ expected.T / variance
+        self.found += expected @ (output.numpy() - expected.sum(0) / 2) / variance
+
+    @property
+    def scores(self) -> NDArray[np.float64]:
+        """The estimates of the coins."""
+        return np.asarray(0.5 + np.linalg.solve(self.information, self.found))
 
 
 def one_run(setting: Setting, count: int, root: int) -> list[Scored]:
@@ -109,7 +120,8 @@ def one_run(setting: Setting, count: int, root: int) -> list[Scored]:
     seeds = Seeds(root, root + 1)
     pool = CanaryPool(setting, x, y, inside, seeds)
     trained(setting, pool, seeds, pool.watch)
-    return [Scored(i, bool(inside[i]), float(pool.scores[i]), float(pool.ratios[i])) for i in range(count)]
+    scores = pool.scores
+    return [Scored(i, bool(inside[i]), float(scores[i]), float(pool.ratios[i])) for i in range(count)]
 
 
 def _latest(cohort: Cohort) -> Query:

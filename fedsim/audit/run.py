@@ -13,7 +13,7 @@ from fedsim.audit.audit import WHITE_BOX, Audit, black_box_audit, check_pairs, k
 from fedsim.audit.black_box import LIRA, TRAININGS, BlackBox
 from fedsim.audit.canaries import saturating
 from fedsim.audit.one_run import Scored, check_one_run, one_run
-from fedsim.audit.setting import Setting, brief, setting_of
+from fedsim.audit.setting import DIM, Setting, brief, setting_of
 from fedsim.audit.white_box import Pair, pair
 from fedsim.grid.read import grid_of_options
 from fedsim.grid.resolve import resolve
@@ -22,6 +22,8 @@ from fedsim.privacy.plan import Trust, Unit
 
 Attack = Literal["white-box", "one-run", "black-box"]
 """How an audit looks."""
+MANY = 256
+"""Dimensions where many canaries are in one training, so that they stand apart."""
 ROOT = 0
 """Seed of all that an adversary may know."""
 
@@ -38,7 +40,9 @@ def parameters(algorithm: str, params: Sequence[str], unit: Unit, trust: Trust, 
     return variant.params
 
 
-def setting_of_options(algorithm: str, params: Sequence[str], unit: Unit, trust: Trust, epsilon: float, delta: float) -> Setting:
+def setting_of_options(
+    algorithm: str, params: Sequence[str], unit: Unit, trust: Trust, epsilon: float, delta: float, dim: int = DIM
+) -> Setting:
     """The setting that a command line asks for; parameters that it does not give are brief ones.
 
     Raises:
@@ -46,7 +50,7 @@ def setting_of_options(algorithm: str, params: Sequence[str], unit: Unit, trust:
     """
     given = {text.partition("=")[0].strip() for text in params}
     known = parameters(algorithm, params, unit, trust, epsilon, delta)
-    return setting_of(algorithm, {**known, **brief(algorithm, given)}, unit, trust, epsilon, delta)
+    return setting_of(algorithm, {**known, **brief(algorithm, given)}, unit, trust, epsilon, delta, dim=dim)
 
 
 @dataclass(frozen=True)

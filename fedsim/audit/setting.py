@@ -80,7 +80,9 @@ def brief(algorithm: str, given: Iterable[str] = ()) -> dict[str, Any]:
     return {key: value for key, value in SHORT.items() if key in lookup(algorithm).Params.model_fields and key not in given}
 
 
-def setting_of(algorithm: str, params: Mapping[str, Any], unit: Unit, trust: Trust, epsilon: float, delta: float) -> Setting:
+def setting_of(
+    algorithm: str, params: Mapping[str, Any], unit: Unit, trust: Trust, epsilon: float, delta: float, *, dim: int = DIM
+) -> Setting:
     """The setting of a claim.
 
     Args:
@@ -90,6 +92,7 @@ def setting_of(algorithm: str, params: Mapping[str, Any], unit: Unit, trust: Tru
         trust: who may see what.
         epsilon: the claim.
         delta: of the claim.
+        dim: of the rows; canaries of one training need room beside each other.
 
     Raises:
         UserError: the algorithm is not private or does not support the unit or trust, or nothing could refute the claim.
@@ -99,7 +102,7 @@ def setting_of(algorithm: str, params: Mapping[str, Any], unit: Unit, trust: Tru
         raise UserError(f"algorithm {algorithm}", "has no privacy to audit", "give a private one, see fedsim algorithms")
     if not 0 < epsilon < math.inf:
         raise UserError("epsilon", f"{epsilon:g} is no claim that an audit could refute", "give a positive, finite number")
-    task = Task(DIM, CLASSES, CLIENTS, unit, trust)
+    task = Task(dim, CLASSES, CLIENTS, unit, trust)
     validated = cls.Params.model_validate(dict(params)).model_dump(mode="json")
     plan = build_algorithm(algorithm, validated, task).plan(epsilon, delta)
     assert plan is not None

@@ -243,7 +243,10 @@ def outcome(row: Row) -> str:
         told = f"overspent ({told} of {number(row.epsilon_target)})"
     if row.status == "refuted":
         lower = max(row.audit_epsilon_lower or 0.0, row.audit_epsilon_any or 0.0)
-        told = f"refuted (ε = {number(row.epsilon_target)} claimed, an audit finds ε ≥ {number(lower, 3)})"
+        found = f"an audit finds ε ≥ {number(lower, 3)}"
+        if lower <= (row.epsilon_target or 0.0):
+            found = f"a canary adds {number(row.audit_canary_ratio, 3)} of the claimed sensitivity"
+        told = f"refuted (ε = {number(row.epsilon_target)} claimed, {found})"
     return told if row.seconds is None else f"{told}, {row.seconds:.1f} s"
 
 
