@@ -109,8 +109,8 @@ class FedHypeVAE(DPSGD):
         return {name: value for name, value in server.tensors.items() if name in RELEASED}
 
     def plan(self, epsilon: float | None, delta: float) -> PrivacyPlan | None:
-        """As every algorithm's; moments are released for unit example only."""
-        if self.params.warm_start != "none" and self.task.unit != "example":
+        """As every algorithm's; moments are released for units within clients only."""
+        if self.params.warm_start != "none" and self.task.unit == "client":
             problem = f"warm_start: {self.params.warm_start} does not support unit client"
             raise UserError(f"algorithm {self.name}", problem, "set warm_start: none")
         return super().plan(epsilon, delta)

@@ -201,7 +201,7 @@ def run(
     clients: Annotated[int, typer.Option(help="How many.")] = 10,
     epsilon: Annotated[float, typer.Option(help="The budget; inf: no privacy.")] = 1.0,
     delta: Annotated[float, typer.Option(help="Of the budget.")] = 1e-4,
-    unit: Annotated[str, typer.Option(help="What the budget protects: example or client.")] = "example",
+    unit: Annotated[str, typer.Option(help="What the budget protects: example, client or {column: NAME}.")] = "example",
     trust: Annotated[str, typer.Option(help="Who may see what: aggregate or silo.")] = "aggregate",
     seed: Annotated[int, typer.Option(help="Root of all random numbers.")] = 0,
     param: Annotated[list[str] | None, typer.Option(help="A parameter of the algorithm: key=YAML, such as latent=16.")] = None,
@@ -293,7 +293,7 @@ def partition(
 def check(
     algorithm: Annotated[str, typer.Argument(metavar="ALGORITHM", help="my_file.py:MyMethod, pkg.module:Class or a registered name.")],
     param: Annotated[list[str] | None, typer.Option(help="A parameter of the algorithm: key=YAML, such as latent=16.")] = None,
-    unit: Annotated[Unit | None, typer.Option(help="example or client; default: all that the class states.")] = None,
+    unit: Annotated[Unit | None, typer.Option(help="example, group or client; default: all that the class states.")] = None,
     trust: Annotated[Trust | None, typer.Option(help="aggregate or silo; default: all that the class states.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Three rounds and few pairs of neighbours: seconds, and less is seen.")] = False,
 ) -> None:

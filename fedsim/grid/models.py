@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -68,6 +70,30 @@ def _personal(given: Any) -> str | float | None:
     if given in (None, "synthetic", "held-out") or (isinstance(given, int | float) and 0 <= given <= 1):
         return given  # type: ignore[no-any-return]
     raise ValueError(f"{spelled(given)} is not a way to choose a weight; give synthetic, held-out or a number in [0, 1]")
+
+
+@dataclass(frozen=True)
+class GroupUnit:
+    """A unit that is a group of one client's rows: all that have one value of a column (a patient's, a lesion's)."""
+
+    column: str
+
+
+def _unit(given: Any) -> str | GroupUnit:
+    if given in ("example", "client") or isinstance(given, GroupUnit):
+        return given  # type: ignore[no-any-return]
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{spelled(given)} is not a unit; give example, client or {{column: NAME}}")
+    column = given.get("column")
+    if len(given) != 1 or not isinstance(column, str) or not column:
+        raise ValueError("a group of rows is named by a column; give {column: NAME} and nothing else")
+    if column in get_args(Unit):
+        raise ValueError(f"a column called '{column}' would be taken for another unit; rename it")
+    return GroupUnit(column=column)
+
+
+def _spelled_unit(unit: str | GroupUnit) -> Any:
+    return unit if isinstance(unit, str) else {"column": unit.column}
 
 
 Readout = Literal["knn", "mlp", "fidelity"]
@@ -186,7 +212,7 @@ class Grid(_Model):
         epsilon: axis of privacy budgets, > 0; ``.inf`` is no privacy.
         seeds: axis of seeds.
         delta: of the (epsilon, delta) budgets.
-        unit: what one budget protects: an example or a client.
+        unit: what one budget protects: an example, a client, or ``{column: NAME}``: all rows of a client that have one value of the column.
         trust: who may see what: only the sum over clients (aggregate), or every message (silo).
         privacy: where noise comes from.
         scan: axes over algorithm parameters: values by parameter; an algorithm without the parameter is not multiplied.
@@ -204,7 +230,7 @@ class Grid(_Model):
     epsilon: Axis[Epsilon] = (1.0,)
     seeds: Axis[Seed] = (0,)
     delta: Delta = 1e-4
-    unit: Unit = "example"
+    unit: Annotated[str | GroupUnit, PlainValidator(_unit), PlainSerializer(_spelled_unit)] = "example"
     trust: Trust = "aggregate"
     privacy: Privacy = Privacy()
     scan: dict[str, Axis[Any]] = {}
@@ -240,6 +266,32 @@ class Grid(_Model):
             raise ValueError(f"{len(alpha)} values, but scheme '{partition.scheme}' does not use alpha; give one value")
         return alpha
 
+    @field_validator("unit")
+    @classmethod
+    def _kept_together(cls, unit: str | GroupUnit, info: ValidationInfo) -> str | GroupUnit:
+        partition = info.data.get("partition")
+        together = partition and partition.together
+        if isinstance(unit, GroupUnit) and together not in (None, unit.column):
+            raise ValueError(
+                f"a group is all rows of one '{unit.column}', and partition.together keeps those of one '{together}'; give one column"
+            )
+        return unit
+
+    @property
+    def unit_column(self) -> str | None:
+        """The column whose values are the units; None where the unit is no group."""
+        return self.unit.column if isinstance(self.unit, GroupUnit) else None
+
+    @property
+    def unit_kind(self) -> Unit:
+        """What kind of thing one budget protects."""
+        return "client" if self.unit == "client" else "example" if self.unit == "example" else "group"
+
+    @property
+    def division(self) -> PartitionSpec:
+        """The partition, which keeps units together."""
+        return self.partition if self.unit_column is None else self.partition.model_copy(update={"together": self.unit_column})
+
     def place(self, *loc: str | int) -> str:
         """The text that names a key in a message: ``grid.place("clients", 1)`` is ``g.yaml:5: clients[1]``."""
         return self._source.place(loc)
@@ -256,12 +308,13 @@ class Cell(_Model):
         params: all its parameters, defaults included.
         dataset: where the data come from.
         dataset_hash: the data's fingerprint; None in what may be released.
-        partition: the scheme.
+        partition: the scheme, which keeps units together.
         alpha: Dirichlet concentration (schemes other than the two Dirichlet ones ignore it).
         clients: how many.
         epsilon: budget, ``inf`` without privacy; None where epsilon has no meaning for the algorithm.
         delta: of the budget.
         unit: what the budget protects.
+        unit_column: the column whose values are the units, where the unit is a group.
         trust: who may see what.
         noise: ``seeded``, or ``secret`` where a budget is kept by noise that no seed gives.
         seed: root of the cell's seed tree, and the partition's seed.
@@ -281,10 +334,16 @@ class Cell(_Model):
     epsilon: Annotated[float | None, PlainSerializer(json_number, when_used="json")]
     delta: float
     unit: Unit
+    unit_column: str | None = None
     trust: Trust
     noise: Literal["seeded", "secret"]
     seed: int
     evaluation: Evaluation
+
+    @property
+    def unit_name(self) -> str:
+        """What a row calls the unit: ``example``, ``client``, or a group by its column."""
+        return self.unit_column or self.unit
 
     @property
     def concentration(self) -> float | None:

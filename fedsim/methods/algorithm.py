@@ -113,7 +113,7 @@ class Algorithm(ABC):
             UserError: the unit or trust is not supported, or the target cannot be met.
         """
         for value, supported in ((self.task.unit, self.units), (self.task.trust, self.trusts)):
-            if value not in supported:
+            if self.private and value not in supported:
                 raise UserError(f"algorithm {self.name}", f"does not support '{value}'", f"supported: {', '.join(supported)}")
         if epsilon is None:
             return None

@@ -29,6 +29,7 @@ _UNITS = {
     "example": "one training example: neighbouring data sets differ in one example of one client",
     "client": "one client: what it contributes is there or is zero; the number of clients stays a public divisor",
 }
+_GROUP = "one group: neighbouring data sets differ in all rows of one client that have one value of {}, however many they are"
 _TRUSTS = {
     "aggregate": "only the sum over clients is seen (secure aggregation or a trusted server), noise is added once to it",
     "silo": "every client's message is private by itself, each carries the full noise",
@@ -116,7 +117,7 @@ def _privacy(groups: Sequence[Group], rows: Sequence[Row]) -> list[tuple[str, st
     accountants = dict.fromkeys(row.accountant for row in spent if row.accountant)
     noises = dict.fromkeys(row.noise or "seeded" for row in spent)
     return [
-        *(("unit", f"{unit}, that is {_UNITS[unit]}") for unit in units),
+        *(("unit", f"{unit}, that is {_UNITS.get(unit, _GROUP.format(unit))}") for unit in units),
         *(("trust", f"{trust}, that is {_TRUSTS[trust]}") for trust in trusts),
         *([("δ", ", ".join(deltas))] if deltas else []),
         *(("noise", f"{noise}: {_NOISES[noise]}") for noise in noises),
@@ -127,7 +128,7 @@ def _privacy(groups: Sequence[Group], rows: Sequence[Row]) -> list[tuple[str, st
 
 def _large_deltas(rows: Sequence[Row]) -> Iterator[str]:
     """Budgets whose delta is too large for the data."""
-    settings = dict.fromkeys((row.unit, row.delta, row.train_rows, row.dataset) for row in rows)
+    settings = dict.fromkeys((row.unit, row.delta, row.train_groups or row.train_rows, row.dataset) for row in rows)
     for unit, delta, count, dataset in settings:
         if unit is not None and delta is not None and count is not None and (text := large_delta(unit, delta, count, dataset)):
             yield text

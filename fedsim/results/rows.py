@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from fedsim.privacy.plan import Claim, Trust, Unit
+from fedsim.privacy.plan import Claim, Trust
 from fedsim.results.lines import decode, dump
 from fedsim.results.measures import MEASURES
 
@@ -35,7 +35,8 @@ class Row(BaseModel):
     known of the epsilon, and ``error`` says why. ``epsilon_spent`` is under add-or-remove-one, ``epsilon_spent_replace_one`` under
     replace-one at the same delta (:func:`fedsim.privacy.accountant.replace_one_epsilon`). ``uplink_bytes`` counts what all clients sent in
     all rounds, ``seconds`` is the cell's wall time, ``sigma`` the noise multiplier, ``steps`` the number of noisy steps, ``sample_rate``
-    their Poisson rate. ``unseen`` is a site that took no part and on whose test rows all scores are, ``tested`` says which test rows the
+    their Poisson rate. ``unit`` is what the budget protects: ``example``, ``client``, or a group by its column, of which there are
+    ``train_groups``. ``unseen`` is a site that took no part and on whose test rows all scores are, ``tested`` says which test rows the
     clients' own scores are from. ``source`` is the hash of the code that ran (:mod:`fedsim.methods.source_hash`); a row without one is
     older than this field, and so than any row with one.
     """
@@ -56,12 +57,13 @@ class Row(BaseModel):
     clients: int | None = None
     partition_hash: str | None = None
     train_rows: int | None = None
+    train_groups: int | None = None
     seed: int | None = None
     epsilon_target: float | None = None
     epsilon_spent: float | None = None
     epsilon_spent_replace_one: float | None = None
     delta: float | None = None
-    unit: Unit | None = None
+    unit: str | None = None
     trust: Trust | None = None
     scope: str | None = None
     claim: Claim | None = None

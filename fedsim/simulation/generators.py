@@ -154,7 +154,7 @@ class SavedGenerator:
             "epsilon": encode(self.facts.epsilon_spent),
             "epsilon_target": None if plan is None else encode(plan.epsilon_target),
             "delta": None if plan is None else plan.delta,
-            "unit": None if plan is None else plan.unit,
+            "unit": None if plan is None else cell.unit_name,
             "trust": None if plan is None else plan.trust,
             "scope": None if plan is None else plan.scope,
             "claim": "none" if plan is None else plan.claim,

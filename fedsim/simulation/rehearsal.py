@@ -55,7 +55,7 @@ def rehearse_grid(resolved: Resolved, data: Mapping[str, Embeddings], device: to
         if lookup(variant.name).__module__.partition(".")[0] in SHIPPED:
             continue
         for dim, classes in shapes:
-            task = Task(dim, classes, min(CLIENTS, *grid.clients), grid.unit, grid.trust, grid.evaluation.probe_c)
+            task = Task(dim, classes, min(CLIENTS, *grid.clients), grid.unit_kind, grid.trust, grid.evaluation.probe_c)
             try:
                 for each in dict.fromkeys((CPU, device)):
                     rehearse(variant, task, max(grid.epsilon), grid.delta, grid.place("algorithms", variant.entry, "name"), each)
@@ -121,7 +121,8 @@ def _train(algorithm: Algorithm, variant: Variant, plan: PrivacyPlan | None, x: 
     """What training yields, through :func:`fedsim.simulation.rounds.train`, of the first rounds alone."""
     clients = range(algorithm.task.clients)
     rows = tuple(np.arange(client * ROWS, (client + 1) * ROWS) for client in clients)
-    cohort = Cohort(CohortSpec(variant.name, variant.params, algorithm.task, plan, Seeds(0), tuple(clients), rows), x, y, device)
+    groups = tuple(np.arange(ROWS) // 2 for _ in clients) if algorithm.task.unit == "group" else None
+    cohort = Cohort(CohortSpec(variant.name, variant.params, algorithm.task, plan, Seeds(0), tuple(clients), rows, groups), x, y, device)
     given = {name: value for name, value in EVERYONE.items() if name in type(algorithm.params).model_fields}
     algorithm.params = algorithm.params.model_copy(update=given)
     _watch(algorithm)

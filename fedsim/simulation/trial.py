@@ -52,14 +52,21 @@ class Trial:
         """How many training rows all clients have together."""
         return sum(map(len, self.partition.rows))
 
+    @property
+    def train_groups(self) -> int | None:
+        """How many groups they are, where the unit is a group."""
+        groups = self.partition.groups if self.task.unit == "group" else None
+        return None if groups is None else sum(int(own[-1]) + 1 for own in groups if len(own))
+
     def cohorts(self, seeds: Seeds | None = None) -> list[CohortSpec]:
         """One specification an actor; ``seeds`` default to those that follow from the cell's seed."""
         specs, start = [], 0
         for size in self.sizes:
             members = tuple(range(start, start + size))
-            rows = self.partition.rows[start : start + size]
-            cell = self.cell
-            specs.append(CohortSpec(cell.algorithm, cell.params, self.task, self.plan, seeds or Seeds(cell.seed), members, rows))
+            own, cell = slice(start, start + size), self.cell
+            rows, groups = self.partition.rows[own], self.partition.groups and self.partition.groups[own]
+            held = (members, rows, groups if self.task.unit == "group" else None)
+            specs.append(CohortSpec(cell.algorithm, cell.params, self.task, self.plan, seeds or Seeds(cell.seed), *held))
             start += size
         return specs
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
+
 from fedsim.data.embeddings import Embeddings
 from fedsim.grid.read import grid_of_options
 from fedsim.kit.checks.training import Training, train
@@ -28,6 +30,8 @@ ROUNDS = 12
 
 EPSILON, DELTA = 4.0, 1e-4
 CLIENTS = 4
+GROUP = 2
+"""Rows of a group, where the unit is a group: digits do not say who wrote them, so neighbouring rows of a client are taken for one's."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ def subject(name: str, params: Sequence[str], unit: Unit, trust: Trust, *, quick
             "clients": CLIENTS,
             "epsilon": EPSILON,
             "delta": DELTA,
-            "unit": unit,
+            "unit": "example" if unit == "group" else unit,
             "trust": trust,
             "seed": 0,
             "per-class": 10,
@@ -124,7 +128,19 @@ def subject(name: str, params: Sequence[str], unit: Unit, trust: Trust, *, quick
     )
     prepared = prepare(grid, [Node(float(CLIENTS), 0.0)], rehearse=False)
     ((trial,), (data,)) = prepared.trials, prepared.data.values()
-    return Subject(trial, data, quick)
+    return Subject(_of_groups(trial) if unit == "group" else trial, data, quick)
+
+
+def _of_groups(trial: Trial) -> Trial:
+    """The trial with groups as its units.
+
+    Raises:
+        UserError: the algorithm has no plan for them.
+    """
+    task, cell = replace(trial.task, unit="group"), trial.cell.model_copy(update={"unit": "group"})
+    groups = tuple(np.arange(len(own)) // GROUP for own in trial.partition.rows)
+    plan = build_algorithm(cell.algorithm, cell.params, task).plan(cell.epsilon, cell.delta)
+    return replace(trial, cell=cell, task=task, plan=plan, partition=replace(trial.partition, groups=groups))
 
 
 def varied(subject: Subject, **params: float) -> Subject:
