@@ -22,6 +22,7 @@ from pydantic import (
 
 from fedsim.data.encoding.spec import EncoderSpec
 from fedsim.data.sources.spec import DatasetSpec
+from fedsim.errors import nearest
 from fedsim.grid.complaints import spelled
 from fedsim.grid.places import Source
 from fedsim.models.probe import PROBE_C
@@ -83,7 +84,8 @@ def _unit(given: Any) -> str | GroupUnit:
     if given in ("example", "client") or isinstance(given, GroupUnit):
         return given  # type: ignore[no-any-return]
     if not isinstance(given, Mapping):
-        raise ValueError(f"{spelled(given)} is not a unit; give example, client or {{column: NAME}}")
+        known = nearest(str(given), ("example", "client"))
+        raise ValueError(f"unknown value {spelled(given)}; {known}, or a group of rows by its column: {{column: NAME}}")
     column = given.get("column")
     if len(given) != 1 or not isinstance(column, str) or not column:
         raise ValueError("a group of rows is named by a column; give {column: NAME} and nothing else")

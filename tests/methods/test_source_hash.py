@@ -29,6 +29,7 @@ HASHED = {
     "fedsim.models.linear",
     "fedsim.models.probe",
     "fedsim.partition",
+    "fedsim.partition.groups",
     "fedsim.partition.limits",
     "fedsim.partition.partition",
     "fedsim.partition.schemes",

@@ -9,7 +9,9 @@ from functools import cached_property
 import numpy as np
 
 from fedsim.data.embeddings import Embeddings
+from fedsim.grid.cells import expand
 from fedsim.grid.read import grid_of_options
+from fedsim.grid.resolve import resolve
 from fedsim.kit.checks.training import Training, train
 from fedsim.kit.checks.watch import Tape, WatchedPool, watched
 from fedsim.methods.algorithm import Algorithm
@@ -17,8 +19,7 @@ from fedsim.methods.registry import lookup
 from fedsim.privacy.plan import PrivacyPlan, Trust, Unit
 from fedsim.seeds import Seeds
 from fedsim.simulation.cohort import Cohort, build_algorithm
-from fedsim.simulation.node import Node
-from fedsim.simulation.preflight import prepare
+from fedsim.simulation.preflight import calibrated, loaded, partitioned, task_of
 from fedsim.simulation.rounds import RoundRecord
 from fedsim.simulation.trial import Trial
 
@@ -126,21 +127,15 @@ def subject(name: str, params: Sequence[str], unit: Unit, trust: Trust, *, quick
         },
         [*params, *short],
     )
-    prepared = prepare(grid, [Node(float(CLIENTS), 0.0)], rehearse=False)
-    ((trial,), (data,)) = prepared.trials, prepared.data.values()
-    return Subject(_of_groups(trial) if unit == "group" else trial, data, quick)
-
-
-def _of_groups(trial: Trial) -> Trial:
-    """The trial with groups as its units.
-
-    Raises:
-        UserError: the algorithm has no plan for them.
-    """
-    task, cell = replace(trial.task, unit="group"), trial.cell.model_copy(update={"unit": "group"})
-    groups = tuple(np.arange(len(own)) // GROUP for own in trial.partition.rows)
-    plan = build_algorithm(cell.algorithm, cell.params, task).plan(cell.epsilon, cell.delta)
-    return replace(trial, cell=cell, task=task, plan=plan, partition=replace(trial.partition, groups=groups))
+    data = loaded(grid)
+    (cell,) = expand(resolve(grid), data)
+    (partition,), rows = partitioned(grid, [cell], data), data[cell.data_key]
+    if unit == "group":
+        cell = cell.model_copy(update={"unit": unit})
+        partition = replace(partition, groups=tuple(np.arange(len(own)) // GROUP for own in partition.rows))
+    task = task_of(cell, rows)
+    trial = Trial(cell, task, calibrated(grid, cell, task), partition, (CLIENTS,), cell.data_key)
+    return Subject(trial, rows, quick)
 
 
 def varied(subject: Subject, **params: float) -> Subject:
