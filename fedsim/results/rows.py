@@ -12,6 +12,8 @@ from fedsim.results.lines import decode, dump
 from fedsim.results.measures import MEASURES
 
 Status = Literal["ok", "failed", "overspent", "unaccounted"]
+LabelShares = Literal["released", "uniform"]
+"""Which labels plain accuracy is from: as frequent as the algorithm released them under its budget, or equally frequent."""
 
 UNDRAWN = ("failed", "overspent", "unaccounted")
 """The statuses of rows that are in no mean and no picture."""
@@ -36,8 +38,9 @@ class Row(BaseModel):
     replace-one at the same delta (:func:`fedsim.privacy.accountant.replace_one_epsilon`). ``uplink_bytes`` counts what all clients sent in
     all rounds, ``seconds`` is the cell's wall time, ``sigma`` the noise multiplier, ``steps`` the number of noisy steps, ``sample_rate``
     their Poisson rate. ``unseen`` is a site that took no part and on whose test rows all scores are, ``tested`` says which test rows the
-    clients' own scores are from. ``source`` is the hash of the code that ran (:mod:`fedsim.methods.source_hash`); a row without one is
-    older than this field, and so than any row with one.
+    clients' own scores are from. ``accuracy`` is with labels as frequent as ``label_shares`` says, every other score with equally frequent
+    ones; it is None for a classifier, which knows its own. ``source`` is the hash of the code that ran
+    (:mod:`fedsim.methods.source_hash`); a row without one is older than this field, and so than any row with one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,6 +76,7 @@ class Row(BaseModel):
     clip: float | None = None
     unseen: str | None = None
     tested: str | None = None
+    label_shares: LabelShares | None = None
     scores: dict[str, float] = {}
     recall_per_class: tuple[float | None, ...] | None = None
     ceiling_balanced_accuracy: float | None = None

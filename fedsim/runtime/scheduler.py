@@ -222,7 +222,7 @@ class Scheduler:
         high, low = self.references[ceiling], self.references[local_only]
         references = (high if isinstance(high, Ceiling) else None, low if isinstance(low, LocalOnly) else None)
         row = finished_row(trial, outcome, *references, self.versions)
-        self.store.append_clients(client_lines(trial, outcome, references[1]))
+        self.store.append_clients(client_lines(trial.cell, outcome.judgement, references[1]))
         if self.save_generators and outcome.generator is not None:
             facts = {"status": row.status, "epsilon_spent": row.epsilon_spent, "accountant": row.accountant}
             save_generator(self.store.folder, trial, self.class_names[trial.data_key], outcome.generator, facts, self.versions)

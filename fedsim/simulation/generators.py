@@ -195,7 +195,7 @@ def load_generator(run: Path | str, cell: str | None = None, synthesis: str | No
     if synthesis is not None and kind != "client" and not ways:
         raise UserError(where, f"{facts.cell.label} has one way to synthesise", "leave it out")
     algorithm = build_algorithm(facts.cell.algorithm, params, facts.task)
-    generator = restored(algorithm, state, facts.plan, Seeds(facts.cell.seed))
+    generator, _ = restored(algorithm, state, facts.plan, Seeds(facts.cell.seed))
     if synthesis is None:
         return SavedGenerator(facts, facts.cell.params.get("synthesis"), generator)
     if kind in ways and not colon:

@@ -56,6 +56,7 @@ CONTRACT = [
         "clip",
         "unseen",
         "tested",
+        "label_shares",
         "accuracy",
         "balanced_accuracy",
         "macro_f1",
