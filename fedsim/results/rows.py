@@ -40,13 +40,15 @@ class Row(BaseModel):
     their Poisson rate. ``unseen`` is a site that took no part and on whose test rows all scores are, ``tested`` says which test rows the
     clients' own scores are from. ``accuracy`` is with labels as frequent as ``label_shares`` says, every other score with equally frequent
     ones; it is None for a classifier, which knows its own. ``source`` is the hash of the code that ran
-    (:mod:`fedsim.methods.source_hash`); a row without one is older than this field, and so than any row with one.
+    (:mod:`fedsim.methods.source_hash`); a row without one is older than this field, and so than any row with one. ``judged``
+    is the hash of the code that scores and references are from: who judges a finished cell anew writes its row again, with another one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     cell_id: str
     source: str | None = None
+    judged: str | None = None
     status: Status
     error: RowError | None = None
     algorithm: str

@@ -72,7 +72,7 @@ def prepare(
     data = without_unseen(grid, data)
     cells = expand(resolved, data)
     partitions = partitioned(grid, cells, data)
-    tasks = tuple(_task(cell, data[cell.data_key]) for cell in cells)
+    tasks = tuple(task_of(cell, data[cell.data_key]) for cell in cells)
     plans = planned(grid, cells, tasks)
     sizes = laid_out(grid, cells, capacity, parallel)
     views, keys = seen(cells, partitions, data)
@@ -81,7 +81,8 @@ def prepare(
     return Prepared(grid, resolved.refused, views, trials, tuple(nodes), share, parallel)
 
 
-def _task(cell: Cell, data: Embeddings) -> Task:
+def task_of(cell: Cell, data: Embeddings) -> Task:
+    """The public facts that a cell's algorithm is told."""
     return Task(data.dim, data.classes, cell.clients, cell.unit, cell.trust, cell.evaluation.probe_c)
 
 

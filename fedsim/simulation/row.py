@@ -11,8 +11,17 @@ from fedsim.evaluation.judge import Judgement
 from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.evaluation.scores import Scores
 from fedsim.grid.models import Cell
+from fedsim.methods.source_hash import module_hash
 from fedsim.results.rows import Row, RowError, Status
 from fedsim.simulation.trial import Outcome, Trial
+
+JUDGES = ("fedsim.evaluation.judge", "fedsim.evaluation.references")
+"""What decides scores and references."""
+
+
+def judging_code() -> str:
+    """The hash of the code that judges."""
+    return module_hash(*JUDGES)
 
 
 def finished_row(trial: Trial, outcome: Outcome, ceiling: Ceiling | None, local_only: LocalOnly | None, versions: dict[str, str]) -> Row:
@@ -52,6 +61,7 @@ def client_lines(cell: Cell, judgement: Judgement, local_only: LocalOnly | None)
 def judged_fields(judgement: Judgement | None, ceiling: Ceiling | None, local_only: LocalOnly | None) -> dict[str, Any]:
     """The fields of a row that judging decides, not training; the references' where there is no judgement."""
     fields: dict[str, Any] = {
+        "judged": judging_code(),
         "ceiling_balanced_accuracy": ceiling.balanced_accuracy if ceiling else None,
         "ceiling_accuracy": ceiling.accuracy if ceiling else None,
         "local_only_balanced_accuracy": local_only.mean if local_only else None,

@@ -21,6 +21,7 @@ CONTRACT = [
     *(
         "cell_id",
         "source",
+        "judged",
         "status",
         "error",
         "algorithm",
