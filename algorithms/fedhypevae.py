@@ -172,6 +172,10 @@ class FedHypeVAE(DPSGD):
             return "heuristic"
         return super().claim()
 
+    def label_counts(self, server: Server) -> Tensor | None:
+        """Those of the warm start's moments."""
+        return server.tensors.get("counts")
+
     def generator(self, server: Server) -> HyperGenerator:
         """A generator at the meta-codes, or at the clients' own codes."""
         model: Any = averaged_model(server)

@@ -353,6 +353,28 @@ def report(
     console.print(f"report: {drawn.page}", soft_wrap=True, highlight=False)
 
 
+@app.command("judge")
+def judge_run(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/quickstart.")],
+    address: Annotated[str | None, typer.Option(help="An existing Ray cluster; default: a new local one.")] = None,
+    max_parallel: Annotated[int | None, typer.Option(min=1, help="At most so many cells at a time.")] = None,
+) -> None:
+    """Judge a run's saved generators anew, by the readouts and references of today, without training; then draw the report.
+
+    Interrupt it at any time; the same command goes on where it stopped.
+    """
+    from fedsim.runtime.cluster import joined_cluster, local_cluster, this_machine
+    from fedsim.runtime.judging import run_judging
+
+    console = Console()
+    with ExitStack() as stack:
+        node = this_machine()
+        nodes = stack.enter_context(joined_cluster(address)) if address else [node]
+        with _interruptible(console):
+            code = run_judging(folder, nodes, console, nullcontext() if address else local_cluster(node), max_parallel)
+    raise typer.Exit(code)
+
+
 @app.command("compare")
 def compare_runs(
     first: Annotated[Path, typer.Argument(metavar="RUN1", help="A run folder, such as runs/quickstart.")],

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
-from torch import nn
+from torch import Tensor, nn
 
 from fedsim.errors import UserError
 from fedsim.methods.clients import Clients
@@ -74,6 +74,13 @@ class Algorithm(ABC):
     def classifier(self, server: Server) -> Classifier:
         """For an algorithm without a generator: the classifier, from the same."""
         raise NotImplementedError(f"{type(self).__name__} yields a generator")
+
+    def label_counts(self, server: Server) -> Tensor | None:
+        """How many rows each class has ``[C]``, as far as releases of the plan told the server; None where none did.
+
+        Post-processing like the generator: plain accuracy is then judged with labels as frequent as these counts say.
+        """
+        return None
 
     @classmethod
     def generates(cls) -> bool:

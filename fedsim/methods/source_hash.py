@@ -99,9 +99,9 @@ def source_hash(cls: type) -> str:
 
 
 @lru_cache
-def module_hash(module: str) -> str:
-    """The same of a module of fedsim and of what it imports."""
-    return _hash_of(digests([module]))
+def module_hash(*modules: str) -> str:
+    """The same of modules of fedsim and of what they import."""
+    return _hash_of(digests(modules))
 
 
 def place_of(cls: type) -> str:

@@ -14,11 +14,12 @@ from rich.console import Console
 from fedsim.atomic import replaced
 from fedsim.errors import UserError
 from fedsim.partition.matrix import LabelMatrix
-from fedsim.report import curves, diagnostics, partitions, sites
+from fedsim.report import curves, diagnostics, fidelity, partitions, sites
 from fedsim.report.curves import draw_curves
 from fedsim.report.diagnostics import Rounds, draw_diagnostics
 from fedsim.report.differences import difference_tables
 from fedsim.report.failures import Finding, find_failures, summary
+from fedsim.report.fidelity import draw_fidelity
 from fedsim.report.figures import Drawn, save_figure
 from fedsim.report.page import render_page
 from fedsim.report.partitions import draw_partitions
@@ -46,6 +47,7 @@ class Shown:
 FIGURES: tuple[tuple[str, str, Callable[[Shown], Figure | None]], ...] = (
     (curves.NAME, "Privacy-utility curves", lambda shown: draw_curves(shown.groups)),
     (diagnostics.NAME, "Diagnostics of the rounds", lambda shown: draw_diagnostics(shown.rounds)),
+    (fidelity.NAME, "Fidelity: how like real rows synthetic ones are", lambda shown: draw_fidelity(shown.groups)),
     (sites.NAME, "Clients one by one", lambda shown: draw_sites(shown.groups, shown.clients)),
     (partitions.NAME, "Who holds what", lambda shown: draw_partitions(shown.matrices)),
 )

@@ -12,6 +12,8 @@ from fedsim.results.lines import decode, dump
 from fedsim.results.measures import MEASURES
 
 Status = Literal["ok", "failed", "overspent", "unaccounted"]
+LabelShares = Literal["released", "uniform"]
+"""Which labels plain accuracy is from: as frequent as the algorithm released them under its budget, or equally frequent."""
 
 UNDRAWN = ("failed", "overspent", "unaccounted")
 """The statuses of rows that are in no mean and no picture."""
@@ -30,21 +32,30 @@ class RowError(BaseModel):
 class Row(BaseModel):
     """The result of one cell. What a failed cell lacks is None; so is every epsilon of a method without DP.
 
-    ``scores`` are by the names of :data:`fedsim.results.measures.MEASURES`; on disk and as arguments each is a field of the row, so that a
-    measure that is one more is one field more. ``status`` is ``unaccounted`` where the ledger is not what the plan planned: nothing is
-    known of the epsilon, and ``error`` says why. ``epsilon_spent`` is under add-or-remove-one, ``epsilon_spent_replace_one`` under
-    replace-one at the same delta (:func:`fedsim.privacy.accountant.replace_one_epsilon`). ``uplink_bytes`` counts what all clients sent in
-    all rounds, ``seconds`` is the cell's wall time, ``sigma`` the noise multiplier, ``steps`` the number of noisy steps, ``sample_rate``
-    their Poisson rate. ``unit`` is what the budget protects: ``example``, ``client``, or a group by its column, of which there are
-    ``train_groups``. ``unseen`` is a site that took no part and on whose test rows all scores are, ``tested`` says which test rows the
-    clients' own scores are from. ``source`` is the hash of the code that ran (:mod:`fedsim.methods.source_hash`); a row without one is
-    older than this field, and so than any row with one.
+    Attributes:
+        source: hash of the code that ran (:mod:`fedsim.methods.source_hash`); a row without one is older than this field, and so than any
+            row with one.
+        judged: hash of the code that scores and references are from: who judges a finished cell anew writes its row again, with another one.
+        status: ``unaccounted`` where the ledger is not what the plan planned: nothing is known of the epsilon, and ``error`` says why.
+        train_groups: how many groups the training rows are, where the unit is a group.
+        epsilon_spent: under add-or-remove-one; ``epsilon_spent_replace_one`` under replace-one at the same delta
+            (:func:`fedsim.privacy.accountant.replace_one_epsilon`).
+        unit: what the budget protects: ``example``, ``client``, or a group by its column.
+        sigma: the noise multiplier; ``steps`` the number of noisy steps, ``sample_rate`` their Poisson rate.
+        unseen: a site that took no part and on whose test rows all scores are.
+        tested: which test rows the clients' own scores are from.
+        label_shares: how frequent the labels are that ``accuracy`` is with; every other score is with equally frequent ones. None for a
+            classifier, which knows its own.
+        scores: by the names of :data:`fedsim.results.measures.MEASURES`; on disk and as arguments each is a field of the row, so that a
+            measure that is one more is one field more.
+        uplink_bytes: what all clients sent in all rounds; ``seconds`` is the cell's wall time.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     cell_id: str
     source: str | None = None
+    judged: str | None = None
     status: Status
     error: RowError | None = None
     algorithm: str
@@ -75,6 +86,7 @@ class Row(BaseModel):
     clip: float | None = None
     unseen: str | None = None
     tested: str | None = None
+    label_shares: LabelShares | None = None
     scores: dict[str, float] = {}
     recall_per_class: tuple[float | None, ...] | None = None
     ceiling_balanced_accuracy: float | None = None

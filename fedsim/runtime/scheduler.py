@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import ray
@@ -96,7 +97,7 @@ class Scheduler:
         self.queue: deque[Job] = deque()
         self.running: dict[Any, tuple[Slot, Job]] = {}
         self.references: dict[ReferenceKey, Ceiling | LocalOnly | None] = {}
-        self.waiting: list[tuple[Trial, Outcome]] = []
+        self.waiting: list[Callable[[], None]] = []
         self.versions = versions()
 
     def run(self, trials: Iterable[Trial]) -> None:
@@ -145,16 +146,21 @@ class Scheduler:
                 self.data[job.dataset], job.partition, job.spec, job.probe_c
             )
         else:
-            cell, data = job.cell, self.data[job.data_key]
+            cell = job.cell
             label = setting(
                 cell.label, cell.dataset.display, alpha=cell.concentration, clients=cell.clients, epsilon=cell.epsilon, seed=cell.seed
             )
             self.display.cell_started(cell.cell_id, label)
-            started = datetime.now(UTC).isoformat(timespec="seconds")
-            self._log(job, [f"started {started}", f"cell {cell.model_dump_json()}", f"plan {job.plan}", f"clients per actor {job.sizes}"])
-            # In a list the data set stays a reference, for the worker to hand on to its cohort actors.
-            stream = slot.worker.run.options(num_returns="streaming").remote(job, data, [data], self.store.folder.checkpoint(cell.cell_id))
+            stream = self._begin(job, slot)
         self.running[stream] = (slot, job)
+
+    def _begin(self, trial: Trial, slot: Slot) -> Any:
+        """Start a cell; its stream of reports."""
+        cell, data = trial.cell, self.data[trial.data_key]
+        told = (f"cell {cell.model_dump_json()}", f"plan {trial.plan}", f"clients per actor {trial.sizes}")
+        self._log(trial, [f"started {now()}", *told])
+        # In a list the data set stays a reference, for the worker to hand on to its cohort actors.
+        return slot.worker.run.options(num_returns="streaming").remote(trial, data, [data], self.store.folder.checkpoint(cell.cell_id))
 
     def _receive(self, stream: Any) -> None:
         """Take the next report of a stream, or note its end."""
@@ -175,7 +181,7 @@ class Scheduler:
             # who cannot even be measured gets a whole GPU, and its row says what is wrong
             self.shares[job.shape] = share_for(report.end) if isinstance(report.end, float) else self.share.gpus
         elif self._again(job, slot, report.end):
-            self._log(job, _log_lines(report))
+            self._log(job, log_lines(report))
         else:
             self._take_report(job, report)
 
@@ -195,13 +201,13 @@ class Scheduler:
         if isinstance(report.end, Failure):
             self.display.note(f"the {job.key[0]} reference failed, its column stays empty: {report.end.summary()}")
         ready, self.waiting = self.waiting, []
-        for trial, outcome in ready:
-            self._finish(trial, outcome)
+        for finish in ready:
+            finish()
 
     def _take_report(self, trial: Trial, report: Report) -> None:
         cell_id = trial.cell.cell_id
         self.store.append_rounds({"cell_id": cell_id, "round": r.round, **r.values} for r in report.rounds)
-        self._log(trial, _log_lines(report))
+        self._log(trial, log_lines(report))
         if report.rounds:
             last = report.rounds[-1]
             self.display.round_done(cell_id, last.round + 1, last.rounds)
@@ -215,18 +221,23 @@ class Scheduler:
 
     def _finish(self, trial: Trial, outcome: Outcome) -> None:
         """Write the row of a cell that ran, once its references are there."""
-        ceiling, local_only = (reference.key for reference in references_of(trial))
-        if ceiling not in self.references or local_only not in self.references:
-            self.waiting.append((trial, outcome))
+        if (references := self._references(trial)) is None:
+            self.waiting.append(partial(self._finish, trial, outcome))
             return
-        high, low = self.references[ceiling], self.references[local_only]
-        references = (high if isinstance(high, Ceiling) else None, low if isinstance(low, LocalOnly) else None)
         row = finished_row(trial, outcome, *references, self.versions)
-        self.store.append_clients(client_lines(trial, outcome, references[1]))
+        self.store.append_clients(client_lines(trial.cell, outcome.judgement, references[1]))
         if self.save_generators and outcome.generator is not None:
             facts = {"status": row.status, "epsilon_spent": row.epsilon_spent, "accountant": row.accountant}
             save_generator(self.store.folder, trial, self.class_names[trial.data_key], outcome.generator, facts, self.versions)
         self._write(row)
+
+    def _references(self, trial: Trial) -> tuple[Ceiling | None, LocalOnly | None] | None:
+        """A cell's ceiling and local-only reference, None each where it failed; None as long as they are not there."""
+        ceiling, local_only = (reference.key for reference in references_of(trial))
+        if ceiling not in self.references or local_only not in self.references:
+            return None
+        high, low = self.references[ceiling], self.references[local_only]
+        return high if isinstance(high, Ceiling) else None, low if isinstance(low, LocalOnly) else None
 
     def _write(self, row: Row) -> None:
         self.store.append(row)
@@ -260,7 +271,12 @@ def _with_measurements(jobs: Iterable[Trial | Reference]) -> Iterator[Job]:
         yield job
 
 
-def _log_lines(report: Report) -> Iterator[str]:
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def log_lines(report: Report) -> Iterator[str]:
     """A line a round, whatever the cell printed, how it ended."""
     for record in report.rounds:
         values = " ".join(f"{name}={_short(value)}" for name, value in record.values.items())

@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.device import CPU, device_of, exact_products, moved
+from fedsim.evaluation.judge import Judgement
 from fedsim.evaluation.references import Ceiling, LocalOnly, ceiling, local_only
 from fedsim.grid.models import Cell
 from fedsim.methods.messages import Message, Pool, Round, Tensors
@@ -33,6 +34,7 @@ from fedsim.simulation.checkpoint import Checkpoints
 from fedsim.simulation.cohort import Cohort, CohortSpec, build_algorithm, join_clients, split_clients
 from fedsim.simulation.gpu_memory import filled
 from fedsim.simulation.node import Share
+from fedsim.simulation.rejudging import judged_anew
 from fedsim.simulation.rounds import RoundRecord
 from fedsim.simulation.trial import Outcome, Trial, local_pool, run_trial
 
@@ -77,7 +79,7 @@ class Report:
 
     rounds: tuple[RoundRecord, ...] = ()
     output: str = ""
-    end: Outcome | Failure | Ceiling | LocalOnly | float | None = None
+    end: Outcome | Judgement | Failure | Ceiling | LocalOnly | float | None = None
 
 
 def settle(cpus: float, device: torch.device = CPU) -> None:
@@ -169,6 +171,17 @@ class TrialWorker:
                 raise
             except Exception as error:
                 yield Report(tuple(pending), _drain(output), Failure.of(error))
+
+    def judge(self, trial: Trial, state: Tensors | None, data: Embeddings) -> Iterator[Report]:
+        """Judge a finished cell anew, from the ``state`` of its saved generator; without one there is nothing to say."""
+        end: Judgement | Failure | None = None
+        with _captured() as output:
+            if state is not None:
+                try:
+                    end = judged_anew(trial, state, self._same(trial.data_key, data))
+                except Exception as error:
+                    end = Failure.of(error)
+            yield Report(output=_drain(output), end=end)
 
     def _same(self, key: str, data: Embeddings) -> Embeddings:
         """The data set as the last cell had it, so that rows on a device are known again: Ray makes an object of its own for every call."""

@@ -182,20 +182,14 @@ def load_generator(run: Path | str, cell: str | None = None, synthesis: str | No
     Raises:
         UserError: there is no such generator, it cannot be read, or the algorithm does not synthesise like that.
     """
-    path = _find(Path(run), cell)
-    try:
-        facts = GeneratorFacts.model_validate_json(path.read_text(encoding="utf-8"))
-        state = load_file(path.with_suffix(TENSORS))
-    except (OSError, ValidationError, SafetensorError) as error:
-        what = f"cannot be read ({' '.join(str(error).split())[:160]})"
-        raise UserError(str(path), what, "run the cell again in a new folder") from error
+    facts, state = read_generator(_find(Path(run), cell))
     kind, colon, client = (synthesis or "").partition(":")
     ways, where = lookup(facts.cell.algorithm).syntheses, f"--synthesis {synthesis}"
     params = {**facts.cell.params, "synthesis": kind} if kind in ways else facts.cell.params
     if synthesis is not None and kind != "client" and not ways:
         raise UserError(where, f"{facts.cell.label} has one way to synthesise", "leave it out")
     algorithm = build_algorithm(facts.cell.algorithm, params, facts.task)
-    generator = restored(algorithm, state, facts.plan, Seeds(facts.cell.seed))
+    generator, _ = restored(algorithm, state, facts.plan, Seeds(facts.cell.seed))
     if synthesis is None:
         return SavedGenerator(facts, facts.cell.params.get("synthesis"), generator)
     if kind in ways and not colon:
@@ -203,6 +197,19 @@ def load_generator(run: Path | str, cell: str | None = None, synthesis: str | No
     if kind != "client" or not client.isdigit():
         raise UserError(where, "is not known", f"give {''.join(f'{way}, ' for way in ways)}or client: and a number such as client:3")
     return SavedGenerator(facts, synthesis, _of_client(algorithm, generator, int(client), facts, where))
+
+
+def read_generator(path: Path) -> tuple[GeneratorFacts, Tensors]:
+    """What :func:`save_generator` wrote: the facts, and what the generator is made from.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return GeneratorFacts.model_validate_json(path.read_text(encoding="utf-8")), load_file(path.with_suffix(TENSORS))
+    except (OSError, ValidationError, SafetensorError) as error:
+        what = f"cannot be read ({' '.join(str(error).split())[:160]})"
+        raise UserError(str(path), what, "run the cell again in a new folder") from error
 
 
 def _of_client(algorithm: Algorithm, generator: Generator, client: int, facts: GeneratorFacts, where: str) -> Generator:

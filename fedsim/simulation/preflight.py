@@ -82,7 +82,7 @@ def prepare(
 
 
 def task_of(cell: Cell, data: Embeddings) -> Task:
-    """What everybody may know of a cell."""
+    """The public facts that a cell's algorithm is told."""
     return Task(data.dim, data.classes, cell.clients, cell.unit, cell.trust, cell.evaluation.probe_c)
 
 

@@ -17,7 +17,7 @@ from fedsim.device import CPU, to_device
 from fedsim.errors import PluginError, UserError
 from fedsim.grid.resolve import Resolved, Variant
 from fedsim.methods.algorithm import Algorithm
-from fedsim.methods.messages import Message, Round, Task, Values
+from fedsim.methods.messages import Message, Round, Server, Task, Values
 from fedsim.methods.phase import Phase
 from fedsim.methods.products import Generator, Product, is_classifier, is_personal, own
 from fedsim.methods.registry import lookup
@@ -137,7 +137,7 @@ def _train(algorithm: Algorithm, variant: Variant, plan: PrivacyPlan | None, x: 
 
 def _watch(algorithm: Algorithm) -> None:
     """Look at what this algorithm's methods return, and let it run the first round of each release only."""
-    own = {name: getattr(algorithm, name) for name in ("loss", "phases", "schedule") if hasattr(algorithm, name)}
+    own = {name: getattr(algorithm, name) for name in ("loss", "phases", "schedule", "label_counts") if hasattr(algorithm, name)}
 
     def loss(model: Any, batch: Batch) -> Mapping[str, Tensor]:
         parts = own["loss"](model, batch)
@@ -151,10 +151,16 @@ def _watch(algorithm: Algorithm) -> None:
     def phases() -> tuple[Phase, ...]:
         return tuple(_watched(phase) for phase in own["phases"]())
 
+    def label_counts(server: Server) -> Tensor | None:
+        counts, classes = own["label_counts"](server), algorithm.task.classes
+        if counts is not None and (not isinstance(counts, Tensor) or counts.shape != (classes,)):
+            raise _Unexpected(own["label_counts"], _described(counts), f"a number a class, [{classes}], or None")
+        return counts
+
     def schedule() -> Iterator[Round]:
         return (round_ for round_ in own["schedule"]() if round_.step == 0)
 
-    watched = {"loss": loss, "phases": phases, "schedule": schedule}
+    watched = {"loss": loss, "phases": phases, "schedule": schedule, "label_counts": label_counts}
     vars(algorithm).update({name: watched[name] for name in own})
 
 

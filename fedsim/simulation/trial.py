@@ -11,8 +11,8 @@ import torch
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.device import CPU
-from fedsim.evaluation.judge import ClientScores, Judge
-from fedsim.evaluation.scores import Scores, mean_scores, recall_per_class, scores_of, scores_of_clients
+from fedsim.evaluation.judge import Judge, Judgement
+from fedsim.evaluation.scores import Scores
 from fedsim.grid.models import Cell
 from fedsim.methods.messages import Pool, Task, Tensors
 from fedsim.partition import Partition
@@ -73,16 +73,13 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The fields of a row that running a cell decides, every client's scores, and the state that its generator is made from, if any.
+    """The fields of a row that running a cell decides, and the state that its generator is made from, if any.
 
-    ``recalls`` are the classes', ``tested`` says on which test rows clients were judged, if they were, ``unaccounted`` where the ledger is
-    not what the plan planned (:meth:`fedsim.privacy.ledger.Ledger.unaccounted`); "" where it is.
+    ``judgement`` is what the product is worth, ``unaccounted`` says where the ledger is not what the plan planned
+    (:meth:`fedsim.privacy.ledger.Ledger.unaccounted`); "" where it is.
     """
 
-    scores: Scores
-    recalls: tuple[float | None, ...]
-    clients: tuple[ClientScores, ...] = field(repr=False)
-    tested: str | None
+    judgement: Judgement
     epsilon_spent: float | None
     epsilon_spent_replace_one: float | None
     accountant: str | None
@@ -90,6 +87,11 @@ class Outcome:
     uplink_bytes: int
     seconds: float
     generator: Tensors | None = field(repr=False, compare=False)
+
+    @property
+    def scores(self) -> Scores:
+        """Of what was made."""
+        return self.judgement.scores
 
 
 def local_pool(trial: Trial, data: Embeddings, seeds: Seeds | None = None, device: torch.device = CPU) -> Pool:
@@ -129,13 +131,7 @@ def run_trial(
     algorithm = build_algorithm(cell.algorithm, cell.params, trial.task)
     pool = make_pool(trial, data, seeds)
     trained: Trained = yield from train(algorithm, pool, trial.plan, seeds, resume, checkpoints, device)
-    judge, evaluation = Judge(cell, data, trial.partition, trained.made, device), cell.evaluation
-    predicted = judge.predictions()
-    scores = Scores(mean_scores([scores_of(each) for each in predicted]), **judge.readouts())
-    clients = judge.of_clients() if evaluation.per_client else ()
-    scores |= scores_of_clients([each.own for each in clients], [each.shared for each in clients])
-    if evaluation.personal is not None:
-        scores |= judge.personal()
+    judgement = Judge(cell, data, trial.partition, trained.made, trained.shares, device).judgement()
     spent, accountant = (None, None) if trial.plan is None else trained.ledger.epsilon(trial.plan.delta)
     replaced = None if trial.plan is None else trained.ledger.replace_one_epsilon(trial.plan.delta)
     unaccounted = "" if trial.plan is None else trained.ledger.unaccounted(trial.plan, cell.clients)
@@ -143,20 +139,7 @@ def run_trial(
         checkpoints.remove()
     state = trained.state if algorithm.generates() else None
     seconds = time.perf_counter() - started
-    judged = judge.own_rows.words if clients or evaluation.personal is not None else None
-    yield Outcome(
-        scores,
-        recall_per_class(predicted, data.classes),
-        clients,
-        judged,
-        spent,
-        replaced,
-        accountant,
-        unaccounted,
-        trained.uplink_bytes,
-        seconds,
-        state,
-    )
+    yield Outcome(judgement, spent, replaced, accountant, unaccounted, trained.uplink_bytes, seconds, state)
 
 
 def packing(clients: int, per_actor: int) -> tuple[int, ...]:

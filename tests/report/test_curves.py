@@ -7,8 +7,9 @@ from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
 from matplotlib.image import imread
 
-from fedsim.report.curves import NAME, Axis, draw_curves
+from fedsim.report.curves import NAME, draw_curves
 from fedsim.report.figures import MUTED, PAPER, SERIES, inline_svg, save_figure, svg_text
+from fedsim.report.lines import Axis
 from fedsim.results.groups import group_seeds
 
 UNACCOUNTED = {"type": "Unaccounted", "message": "client 0 has 0 steps", "traceback": ""}

@@ -6,9 +6,8 @@ from cells import quick, small_cells
 from matplotlib.colors import to_hex
 from matplotlib.image import imread
 
-from fedsim.report.curves import MUTED
 from fedsim.report.diagnostics import NAME, NOT_PRIVATE, Rounds, draw_diagnostics, round_frame, settings
-from fedsim.report.figures import SHADES, inline_svg, save_figure, svg_text
+from fedsim.report.figures import MUTED, SHADES, inline_svg, save_figure, svg_text
 from fedsim.results.store import ResultStore
 from fedsim.simulation.trial import run_trial
 

@@ -21,6 +21,7 @@ CONTRACT = [
     *(
         "cell_id",
         "source",
+        "judged",
         "status",
         "error",
         "algorithm",
@@ -56,6 +57,7 @@ CONTRACT = [
         "clip",
         "unseen",
         "tested",
+        "label_shares",
         "accuracy",
         "balanced_accuracy",
         "macro_f1",

@@ -45,7 +45,7 @@ def test_every_site_has_a_line_of_its_own_and_one_without_test_rows_says_so(tmp_
     (trial,), (rows,) = found.trials, found.data.values()
     *_, last = run_trial(trial, rows)
     floor = local_only(rows, trial.partition, trial.cell.partition, 0.1)
-    lines = list(client_lines(trial, last, floor))
+    lines = list(client_lines(trial.cell, last.judgement, floor))
     assert [line["name"] for line in lines] == ["north", "south", "west"]
     assert [line["test_rows"] > 0 for line in lines] == [True, True, False]
     assert lines[2]["own_balanced_accuracy"] is None
