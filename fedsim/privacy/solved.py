@@ -23,7 +23,7 @@ Solution = tuple[float, float, str]
 """Noise multiplier, epsilon reached, accountant."""
 Solver = Callable[[float, float, Mechanisms], Solution]
 
-_CODE = ("plan.py", "accountant.py")
+_CODE = ("plan.py", "accountant.py", "opacus_accountants.py")
 _PACKAGES = ("opacus", "numpy", "scipy")
 
 

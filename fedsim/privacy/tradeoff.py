@@ -287,7 +287,7 @@ def _loss(y: Floats, noise: float, rate: float) -> Floats:
     exponent = (2 * y - 1) / (2 * noise**2)
     if rate == 1:
         return exponent
-    return np.logaddexp(math.log1p(-rate), math.log(rate) + exponent)
+    return np.asarray(np.logaddexp(math.log1p(-rate), math.log(rate) + exponent))
 
 
 def _observation(loss: Floats, noise: float, rate: float) -> Floats:
