@@ -366,6 +366,40 @@ def compare_runs(
     raise typer.Exit(0 if compared.comparison.equal else 1)
 
 
+@app.command()
+def account(
+    epsilon: Annotated[float, typer.Option(help="The budget.")],
+    delta: Annotated[float, typer.Option(help="Of the budget.")] = 1e-4,
+    rounds: Annotated[int | None, typer.Option(help="Noisy steps.")] = None,
+    sample_rate: Annotated[float | None, typer.Option(help="The probability with which an example is in a step; default: 1.")] = None,
+    unit: Annotated[str, typer.Option(help="What the budget protects: example or client.")] = "example",
+    clients: Annotated[int | None, typer.Option(min=1, help="How many there are, for --unit client.")] = None,
+    client_rate: Annotated[float | None, typer.Option(help="The probability with which a client takes part; for --unit client.")] = None,
+    releases: Annotated[Path | None, typer.Option(help="Several kinds of release: a YAML list, in place of --rounds and the rate.")] = None,
+    out: Annotated[Path, typer.Option(help="The folder of the picture and the tables.")] = Path("runs/account"),
+) -> None:
+    """What a budget buys, without data: σ, ε after each round, the price of one more, the (ε, δ) curve, what an adversary can tell."""
+    from fedsim.proof.budget import account as accounted
+    from fedsim.proof.budget import settings
+    from fedsim.report.budget import budget_words, curve_tables, how_computed, rounds_table, write_budget
+
+    described, checked, notes = settings(
+        rounds=rounds, sample_rate=sample_rate, unit=unit, clients=clients, client_rate=client_rate, delta=delta, releases=releases
+    )
+    with at(lambda where: f"--{where}" if where in ("epsilon", "delta") else where):
+        budget = accounted(epsilon, delta, described, unit=checked, notes=notes)
+    console = wide_console(Console(), 100)
+    for line in budget_words(budget):
+        console.print(line, highlight=False, markup=False)
+    for table in (rounds_table(budget), *curve_tables(budget)):
+        console.print("", table)
+    console.print("")
+    for line in how_computed(budget):
+        console.print(line, style="dim", highlight=False, markup=False)
+    for path in write_budget(budget, out):
+        console.print(f"wrote {path}", soft_wrap=True, highlight=False)
+
+
 def main() -> None:
     """Entry point: a user's mistake is one line on standard error and exit code 2."""
     try:

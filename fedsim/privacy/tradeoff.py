@@ -175,7 +175,7 @@ def _slopes(curve: Curve) -> Floats:
 
 
 class Spectra:
-    """The Fourier transforms of single steps, from which any numbers of them are composed in milliseconds."""
+    """The logarithms of single steps' Fourier transforms, from which any numbers of them are composed in milliseconds."""
 
     def __init__(self, events: Sequence[Event]) -> None:
         """Prepare for compositions of at most the steps of ``events``.
@@ -214,15 +214,16 @@ class Spectra:
         losses = (np.arange(self._points) + self._first) * self._width
         masses = []
         for which in (0, 1):
-            product = np.ones(self._points // 2 + 1, complex)
-            for pair, count in zip(self._spectra, counts, strict=True):
-                product *= pair[which] ** count
+            with np.errstate(invalid="ignore"):
+                logs = sum(count * pair[which] for pair, count in zip(self._spectra, counts, strict=True) if count)
+                product = np.nan_to_num(np.exp(logs))
             masses.append(np.clip(np.roll(fft.irfft(product, self._points), -self._first), 0.0, None))
         present, absent = masses
         return Composition(_curve(losses, present, 2 * LOST + self._lost[0]), _curve(-losses[::-1], absent[::-1], 2 * LOST + self._lost[1]))
 
     def _transform(self, at: NDArray[np.int64], mass: Floats) -> NDArray[np.complex128]:
-        return np.asarray(fft.rfft(np.bincount(at % self._points, mass, self._points)))
+        with np.errstate(divide="ignore"):
+            return np.asarray(np.log(fft.rfft(np.bincount(at % self._points, mass, self._points))))
 
 
 def compose(events: Sequence[Event]) -> Composition:
