@@ -400,6 +400,53 @@ def account(
         console.print(f"wrote {path}", soft_wrap=True, highlight=False)
 
 
+@app.command("plan")
+def plan_grid(
+    grid: Annotated[Path, typer.Option(help="The grid file (YAML).")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Replace a value of the grid: key=YAML, such as alpha=[0.3].")] = None,
+) -> None:
+    """What noise each statistic and gradient of every cell gets, in the units of its signal: what ε buys, before anything runs."""
+    from fedsim.grid.read import load_grid
+    from fedsim.runtime.cluster import this_machine
+    from fedsim.simulation.noise_table import show_noise
+    from fedsim.simulation.preflight import prepare
+
+    console = Console()
+    with _interruptible(console):
+        show_noise(prepare(load_grid(grid, set_ or []), [this_machine()]), console)
+
+
+@app.command("prove")
+def prove_rows(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/quickstart.")],
+) -> None:
+    """Compute every ε of a run again, from its rows alone, with dp-accounting. Exit code 1 unless every claimed ε is proved."""
+    from fedsim.proof.prove import proofs_table, proofs_words, prove
+    from fedsim.results.store import ResultStore
+
+    store = ResultStore(folder)
+    store.folder.check()
+    proofs = [prove(row) for row in store.rows()]
+    console = wide_console(Console())
+    console.print(proofs_table(folder.resolve().name, proofs))
+    console.print(proofs_words(proofs), highlight=False, markup=False)
+    raise typer.Exit(1 if any(proof.verdict in ("differs", "not proved") for proof in proofs) else 0)
+
+
+@app.command()
+def statement(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/quickstart.")],
+) -> None:
+    """Print the privacy statement of every method of a run: unit, relation, trust, accountant, σ, rounds, sampling, what is not covered."""
+    from fedsim.proof.statement import statements
+    from fedsim.report.report import grid_rows
+    from fedsim.results.folder import RunFolder
+
+    RunFolder(folder).check()
+    for each in statements(grid_rows(folder)):
+        typer.echo("\n".join(each.lines) + "\n")
+
+
 def main() -> None:
     """Entry point: a user's mistake is one line on standard error and exit code 2."""
     try:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.evaluation.scores import Scores
-from fedsim.results.rows import Row, RowError, Status
+from fedsim.privacy.counted_by import counted_by
+from fedsim.privacy.ledger import Tally
+from fedsim.results.rows import Mechanism, Row, RowError, Status
 from fedsim.simulation.trial import Outcome, Trial
 
 
@@ -53,6 +55,21 @@ def _with_floor(outcome: Outcome, local_only: LocalOnly | None) -> Scores:
     return outcome.scores if not floors else Scores(outcome.scores, client_local_only_balanced_accuracy=float(np.mean(floors)))
 
 
+def _mechanisms(tallies: Iterable[Tally] | None) -> tuple[Mechanism, ...] | None:
+    if tallies is None:
+        return None
+    return tuple(
+        Mechanism(
+            release=tally.release,
+            kind="gaussian" if tally.sample_rate == 1 else "sampled-gaussian",
+            noise_multiplier=tally.noise_multiplier,
+            sample_rate=tally.sample_rate,
+            count=tally.count,
+        )
+        for tally in tallies
+    )
+
+
 def _row(
     trial: Trial,
     status: Status,
@@ -86,6 +103,7 @@ def _row(
         epsilon_spent_replace_one=accounted.epsilon_spent_replace_one if accounted else None,
         delta=plan.delta if plan else None,
         unit=plan.unit if plan else None,
+        relation="add-or-remove-one" if plan else None,
         trust=plan.trust if plan else None,
         scope=plan.scope if plan else None,
         claim=plan.claim if plan else "none",
@@ -95,6 +113,10 @@ def _row(
         sample_rate=plan.main.sample_rate if plan else None,
         steps=sum(release.steps for release in plan.releases) if plan else None,
         clip=plan.clip if plan else None,
+        sensitivity=plan.sensitivity if plan else None,
+        mechanisms=_mechanisms(accounted.mechanisms) if accounted else None,
+        noise_at=accounted.noise_at if accounted else None,
+        counted_by=counted_by() if plan and accounted else None,
         unseen=cell.evaluation.unseen,
         tested=outcome.tested if outcome else None,
         scores=_with_floor(outcome, local_only) if outcome else Scores(),

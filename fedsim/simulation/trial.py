@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
@@ -16,6 +17,7 @@ from fedsim.evaluation.scores import Scores, mean_scores, recall_per_class, scor
 from fedsim.grid.models import Cell
 from fedsim.methods.messages import Pool, Task, Tensors
 from fedsim.partition import Partition
+from fedsim.privacy.ledger import Tally
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.seeds import Seeds
 from fedsim.simulation.checkpoint import Checkpoints
@@ -68,7 +70,9 @@ class Trial:
 class Outcome:
     """The fields of a row that running a cell decides, every client's scores, and the state that its generator is made from, if any.
 
-    ``recalls`` are the classes', ``tested`` says on which test rows clients were judged, if they were, ``unaccounted`` where the ledger is
+    ``recalls`` are the classes', ``tested`` says on which test rows clients were judged, if they were, ``mechanisms`` are
+    what the data of every client went through (:meth:`fedsim.privacy.ledger.Ledger.mechanisms`), ``noise_at`` is where
+    noise is added, ``unaccounted`` where the ledger is
     not what the plan planned (:meth:`fedsim.privacy.ledger.Ledger.unaccounted`); "" where it is.
     """
 
@@ -79,6 +83,8 @@ class Outcome:
     epsilon_spent: float | None
     epsilon_spent_replace_one: float | None
     accountant: str | None
+    mechanisms: tuple[Tally, ...] | None
+    noise_at: Literal["sum", "clients"] | None
     unaccounted: str
     uplink_bytes: int
     seconds: float
@@ -145,6 +151,8 @@ def run_trial(
         spent,
         replaced,
         accountant,
+        None if trial.plan is None else trained.ledger.mechanisms(),
+        None if trial.plan is None else "clients" if algorithm.noise_at_clients() else "sum",
         unaccounted,
         trained.uplink_bytes,
         seconds,
