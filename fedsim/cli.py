@@ -388,6 +388,87 @@ def compare_runs(
     raise typer.Exit(0 if compared.comparison.equal else 1)
 
 
+@app.command()
+def account(
+    epsilon: Annotated[float, typer.Option(help="The budget.")],
+    delta: Annotated[float, typer.Option(help="Of the budget.")] = 1e-4,
+    rounds: Annotated[int | None, typer.Option(help="Noisy steps.")] = None,
+    sample_rate: Annotated[float | None, typer.Option(help="The probability with which an example is in a step; default: 1.")] = None,
+    unit: Annotated[str, typer.Option(help="What the budget protects: example or client.")] = "example",
+    clients: Annotated[int | None, typer.Option(min=1, help="How many there are, for --unit client.")] = None,
+    client_rate: Annotated[float | None, typer.Option(help="The probability with which a client takes part; for --unit client.")] = None,
+    releases: Annotated[Path | None, typer.Option(help="Several kinds of release: a YAML list, in place of --rounds and the rate.")] = None,
+    out: Annotated[Path, typer.Option(help="The folder of the picture and the tables.")] = Path("runs/account"),
+) -> None:
+    """What a budget buys, without data: σ, ε after each round, the price of one more, the (ε, δ) curve, what an adversary can tell."""
+    from fedsim.proof.budget import account as accounted
+    from fedsim.proof.budget import settings
+    from fedsim.report.budget import budget_words, curve_tables, how_computed, rounds_table, write_budget
+
+    described, checked, notes = settings(
+        rounds=rounds, sample_rate=sample_rate, unit=unit, clients=clients, client_rate=client_rate, delta=delta, releases=releases
+    )
+    with at(lambda where: f"--{where}" if where in ("epsilon", "delta") else where):
+        budget = accounted(epsilon, delta, described, unit=checked, notes=notes)
+    console = wide_console(Console(), 100)
+    for line in budget_words(budget):
+        console.print(line, highlight=False, markup=False)
+    for table in (rounds_table(budget), *curve_tables(budget)):
+        console.print("", table)
+    console.print("")
+    for line in how_computed(budget):
+        console.print(line, style="dim", highlight=False, markup=False)
+    for path in write_budget(budget, out):
+        console.print(f"wrote {path}", soft_wrap=True, highlight=False)
+
+
+@app.command("plan")
+def plan_grid(
+    grid: Annotated[Path, typer.Option(help="The grid file (YAML).")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Replace a value of the grid: key=YAML, such as alpha=[0.3].")] = None,
+) -> None:
+    """What noise each statistic and gradient of every cell gets, in the units of its signal: what ε buys, before anything runs."""
+    from fedsim.grid.read import load_grid
+    from fedsim.runtime.cluster import this_machine
+    from fedsim.simulation.noise_table import show_noise
+    from fedsim.simulation.preflight import prepare
+
+    console = Console()
+    with _interruptible(console):
+        show_noise(prepare(load_grid(grid, set_ or []), [this_machine()]), console)
+
+
+@app.command("prove")
+def prove_rows(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/quickstart.")],
+) -> None:
+    """Compute every ε of a run again, from its rows alone, with dp-accounting. Exit code 1 unless every claimed ε is proved."""
+    from fedsim.proof.prove import proofs_table, proofs_words, prove
+    from fedsim.results.store import ResultStore
+
+    store = ResultStore(folder)
+    store.folder.check()
+    proofs = [prove(row) for row in store.rows()]
+    console = wide_console(Console())
+    console.print(proofs_table(folder.resolve().name, proofs))
+    console.print(proofs_words(proofs), highlight=False, markup=False)
+    raise typer.Exit(1 if any(proof.verdict in ("differs", "not proved") for proof in proofs) else 0)
+
+
+@app.command()
+def statement(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/quickstart.")],
+) -> None:
+    """Print the privacy statement of every method of a run: unit, relation, trust, accountant, σ, rounds, sampling, what is not covered."""
+    from fedsim.proof.statement import statements
+    from fedsim.report.report import grid_rows
+    from fedsim.results.folder import RunFolder
+
+    RunFolder(folder).check()
+    for each in statements(grid_rows(folder)):
+        typer.echo("\n".join(each.lines) + "\n")
+
+
 def main() -> None:
     """Entry point: a user's mistake is one line on standard error and exit code 2."""
     try:

@@ -17,6 +17,7 @@ ROOMS = (
     ("report",),
     ("simulation",),
     ("evaluation",),
+    ("proof",),
     ("results",),
     ("grid",),
     ("methods",),

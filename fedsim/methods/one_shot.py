@@ -84,7 +84,7 @@ def statistic_phase(statistic: Statistic, clip: float, task: Task, broadcast: Ca
         statistic.receive(server, sums, {name: std / weight for name, weight in weights.items()})
         return {}
 
-    return Phase(release, at_clients, at_server, broadcast)
+    return Phase(release, at_clients, at_server, broadcast, weights)
 
 
 class OneShot(Algorithm):

@@ -13,6 +13,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from fedsim.privacy.plan import large_delta
+from fedsim.proof.statement import CLAIMS, NOISES, TRUSTS, statements, unit_words
 from fedsim.report import curves, diagnostics
 from fedsim.report.diagnostics import NOT_PRIVATE
 from fedsim.report.differences import difference_tables
@@ -24,27 +25,6 @@ from fedsim.results.lines import decode
 from fedsim.results.measures import MEASURES
 from fedsim.results.rows import UNDRAWN, Row
 from fedsim.words import number, setting
-
-_UNITS = {
-    "example": "one training example: neighbouring data sets differ in one example of one client",
-    "client": "one client: what it contributes is there or is zero; the number of clients stays a public divisor",
-}
-_GROUP = "one group: neighbouring data sets differ in all rows of one client that have one value of {}, however many they are"
-_TRUSTS = {
-    "aggregate": "only the sum over clients is seen (secure aggregation or a trusted server), noise is added once to it",
-    "silo": "every client's message is private by itself, each carries the full noise",
-}
-_NOISES = {
-    "seeded": "it follows from a seed that stands in the results: this measures what a method costs, nothing made here may be released",
-    "secret": "from the operating system's entropy, kept nowhere; generators whose claim is a theorem may be released under their ε",
-}
-_CLAIMS = {
-    "proved": "(ε, δ) is a theorem for this method",
-    "checked": "(ε, δ) is a theorem by its author's word, and a passed fedsim check of this code, which refutes and does not prove",
-    "stated": "(ε, δ) is a theorem by its author's word alone; no passed fedsim check of this code is on file",
-    "heuristic": "(ε, δ) is computed for the noise that was added, but is not a theorem for this method",
-    "none": "no privacy is claimed",
-}
 
 
 def render_page(
@@ -90,6 +70,7 @@ def render_page(
         number=number,
         privacy=_privacy(groups, rows),
         methods=_methods(groups),
+        statements=statements(rows),
         columns=columns,
         rows=rows,
         failures=[(row, _setting(row)) for row in rows if row.status == "failed"],
@@ -117,10 +98,10 @@ def _privacy(groups: Sequence[Group], rows: Sequence[Row]) -> list[tuple[str, st
     accountants = dict.fromkeys(row.accountant for row in spent if row.accountant)
     noises = dict.fromkeys(row.noise or "seeded" for row in spent)
     return [
-        *(("unit", f"{unit}, that is {_UNITS.get(unit, _GROUP.format(unit))}") for unit in units),
-        *(("trust", f"{trust}, that is {_TRUSTS[trust]}") for trust in trusts),
+        *(("unit", f"{unit}, that is {unit_words(unit)}") for unit in units),
+        *(("trust", f"{trust}, that is {TRUSTS[trust]}") for trust in trusts),
         *([("δ", ", ".join(deltas))] if deltas else []),
-        *(("noise", f"{noise}: {_NOISES[noise]}") for noise in noises),
+        *(("noise", f"{noise}: {NOISES[noise]}") for noise in noises),
         *(("warning", text) for text in _large_deltas(spent)),
         *([("accountant", ", ".join(name.upper() for name in accountants))] if accountants else []),
     ]
@@ -142,7 +123,7 @@ def _methods(groups: Sequence[Group]) -> list[tuple[str, str, str]]:
     for label, members in by_label.items():
         name = claim(members)
         scopes = dict.fromkeys(group.scope for group in members if group.scope)
-        words = _CLAIMS.get(name, "no noise is added and ε has no meaning" if name == "not private" else "")
+        words = CLAIMS.get(name, "no noise is added and ε has no meaning" if name == "not private" else "")
         told.append((label, f"{name}, scope {', '.join(scopes)}" if scopes and name != "not private" else name, words))
     return told
 

@@ -13,7 +13,7 @@ from fedsim.results.rows import Row
 
 SETTING = ("label", "dataset", "scheme", "alpha", "clients", "unseen", "epsilon_target", "delta", "unit", "trust")
 """What rows are matched by, beside parameters and seed."""
-_PROVENANCE = ("cell_id", "source", "judged", "versions")
+_PROVENANCE = ("cell_id", "source", "judged", "versions", "counted_by")
 """Fields that say what code made a row; a cell's id is a hash of it, too."""
 _CLOCK = "seconds"
 FINGERPRINTS = ("sampled", "noise")

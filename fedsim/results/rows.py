@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from fedsim.privacy.plan import Claim, Trust
+from fedsim.privacy.tradeoff import Relation
 from fedsim.results.lines import decode, dump
 from fedsim.results.measures import MEASURES
 
@@ -29,19 +30,44 @@ class RowError(BaseModel):
     traceback: str
 
 
+class Mechanism(BaseModel):
+    """A mechanism that ran ``count`` times over the data of every client: an event of an accountant.
+
+    Attributes:
+        release: what was released, as the plan calls it.
+        kind: ``gaussian`` over all units, ``sampled-gaussian`` over a Poisson sample of them.
+        noise_multiplier: standard deviation of the noise over the row's ``sensitivity``; 0 for none.
+        sample_rate: of the Poisson sample; 1 for all units.
+        count: how often it ran.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    release: str
+    kind: Literal["gaussian", "sampled-gaussian"]
+    noise_multiplier: float
+    sample_rate: float
+    count: int
+
+
 class Row(BaseModel):
     """The result of one cell. What a failed cell lacks is None; so is every epsilon of a method without DP.
 
     Attributes:
         source: hash of the code that ran (:mod:`fedsim.methods.source_hash`); a row without one is older than this field, and so than any
             row with one.
-        judged: hash of the code that scores and references are from: who judges a finished cell anew writes its row again, with another one.
+        judged: hash of the code that scores and references are from: judging a finished cell anew writes its row again.
         status: ``unaccounted`` where the ledger is not what the plan planned: nothing is known of the epsilon, and ``error`` says why.
         train_groups: how many groups the training rows are, where the unit is a group.
         epsilon_spent: under add-or-remove-one; ``epsilon_spent_replace_one`` under replace-one at the same delta
             (:func:`fedsim.privacy.accountant.replace_one_epsilon`).
         unit: what the budget protects: ``example``, ``client``, or a group by its column.
         sigma: the noise multiplier; ``steps`` the number of noisy steps, ``sample_rate`` their Poisson rate.
+        mechanisms: what the ledger counted, the same for the data of every client, each with noise of its multiplier times
+            ``sensitivity``, the L2 distance by which one unit can move what is noised; from them, ``delta`` and ``relation`` (what
+            neighbours differ in) anyone can compute ``epsilon_spent`` again. A row without them is older than these fields.
+        noise_at: whether noise is added once to the sum over clients or by every client.
+        counted_by: the revision of the code that counted.
         unseen: a site that took no part and on whose test rows all scores are.
         tested: which test rows the clients' own scores are from.
         label_shares: how frequent the labels are that ``accuracy`` is with; every other score is with equally frequent ones. None for a
@@ -75,6 +101,7 @@ class Row(BaseModel):
     epsilon_spent_replace_one: float | None = None
     delta: float | None = None
     unit: str | None = None
+    relation: Relation | None = None
     trust: Trust | None = None
     scope: str | None = None
     claim: Claim | None = None
@@ -84,6 +111,10 @@ class Row(BaseModel):
     sample_rate: float | None = None
     steps: int | None = None
     clip: float | None = None
+    sensitivity: float | None = None
+    mechanisms: tuple[Mechanism, ...] | None = None
+    noise_at: Literal["sum", "clients"] | None = None
+    counted_by: str | None = None
     unseen: str | None = None
     tested: str | None = None
     label_shares: LabelShares | None = None

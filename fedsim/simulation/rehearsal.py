@@ -88,7 +88,7 @@ def rehearse(variant: Variant, task: Task, epsilon: float, delta: float, where: 
                 plan = build_algorithm(variant.name, variant.params, task).plan(epsilon if cls.private else None, delta)
             except UserError:  # what the grid asks for cannot be planned, which is not the plug-in's mistake and told with its cell
                 return
-            x, y = _rows(task)
+            x, y = made_up_rows(task)
             algorithm = build_algorithm(variant.name, variant.params, task)
             made = _train(algorithm, variant, plan, x, y, device)
             _use(made, algorithm, to_device(torch.from_numpy(x), device))
@@ -110,9 +110,9 @@ class _Unexpected(Exception):
         super().__init__(self.what, self.expected)
 
 
-def _rows(task: Task) -> tuple[np.ndarray[Any, np.dtype[np.float32]], np.ndarray[Any, np.dtype[np.int64]]]:
-    """Unit-norm rows and labels for all clients."""
-    count = ROWS * task.clients
+def made_up_rows(task: Task, each: int = ROWS) -> tuple[np.ndarray[Any, np.dtype[np.float32]], np.ndarray[Any, np.dtype[np.int64]]]:
+    """Unit-norm rows and labels for all clients, so many each."""
+    count = each * task.clients
     x = np.random.default_rng(0).standard_normal((count, task.dim), dtype=np.float32)
     return x / np.linalg.norm(x, axis=1, keepdims=True), np.arange(count) % task.classes
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,9 @@ from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.evaluation.scores import Scores
 from fedsim.grid.models import Cell
 from fedsim.methods.source_hash import module_hash
-from fedsim.results.rows import Row, RowError, Status
+from fedsim.privacy.counted_by import counted_by
+from fedsim.privacy.ledger import Tally
+from fedsim.results.rows import Mechanism, Row, RowError, Status
 from fedsim.simulation.trial import Outcome, Trial
 
 JUDGES = ("fedsim.evaluation.judge", "fedsim.evaluation.references")
@@ -79,6 +81,21 @@ def judged_fields(judgement: Judgement | None, ceiling: Ceiling | None, local_on
     }
 
 
+def _mechanisms(tallies: Iterable[Tally] | None) -> tuple[Mechanism, ...] | None:
+    if tallies is None:
+        return None
+    return tuple(
+        Mechanism(
+            release=tally.release,
+            kind="gaussian" if tally.sample_rate == 1 else "sampled-gaussian",
+            noise_multiplier=tally.noise_multiplier,
+            sample_rate=tally.sample_rate,
+            count=tally.count,
+        )
+        for tally in tallies
+    )
+
+
 def _row(
     trial: Trial,
     status: Status,
@@ -113,6 +130,7 @@ def _row(
         epsilon_spent_replace_one=accounted.epsilon_spent_replace_one if accounted else None,
         delta=plan.delta if plan else None,
         unit=cell.unit_name if plan else None,
+        relation="add-or-remove-one" if plan else None,
         trust=plan.trust if plan else None,
         scope=plan.scope if plan else None,
         claim=plan.claim if plan else "none",
@@ -122,6 +140,10 @@ def _row(
         sample_rate=plan.main.sample_rate if plan else None,
         steps=sum(release.steps for release in plan.releases) if plan else None,
         clip=plan.clip if plan else None,
+        sensitivity=plan.sensitivity if plan else None,
+        mechanisms=_mechanisms(accounted.mechanisms) if accounted else None,
+        noise_at=accounted.noise_at if accounted else None,
+        counted_by=counted_by() if plan and accounted else None,
         unseen=cell.evaluation.unseen,
         **judged_fields(outcome.judgement if outcome else None, ceiling, local_only),
         chance=1 / trial.task.classes,

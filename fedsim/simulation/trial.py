@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
@@ -16,6 +17,7 @@ from fedsim.evaluation.scores import Scores
 from fedsim.grid.models import Cell
 from fedsim.methods.messages import Pool, Task, Tensors
 from fedsim.partition import Partition
+from fedsim.privacy.ledger import Tally
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.seeds import Seeds
 from fedsim.simulation.checkpoint import Checkpoints
@@ -75,14 +77,17 @@ class Trial:
 class Outcome:
     """The fields of a row that running a cell decides, and the state that its generator is made from, if any.
 
-    ``judgement`` is what the product is worth, ``unaccounted`` says where the ledger is not what the plan planned
-    (:meth:`fedsim.privacy.ledger.Ledger.unaccounted`); "" where it is.
+    ``judgement`` is what the product is worth, ``mechanisms`` are what the data of every client went through
+    (:meth:`fedsim.privacy.ledger.Ledger.mechanisms`), ``noise_at`` is where noise is added, ``unaccounted`` says where the ledger is not
+    what the plan planned (:meth:`fedsim.privacy.ledger.Ledger.unaccounted`); "" where it is.
     """
 
     judgement: Judgement
     epsilon_spent: float | None
     epsilon_spent_replace_one: float | None
     accountant: str | None
+    mechanisms: tuple[Tally, ...] | None
+    noise_at: Literal["sum", "clients"] | None
     unaccounted: str
     uplink_bytes: int
     seconds: float
@@ -139,7 +144,18 @@ def run_trial(
         checkpoints.remove()
     state = trained.state if algorithm.generates() else None
     seconds = time.perf_counter() - started
-    yield Outcome(judgement, spent, replaced, accountant, unaccounted, trained.uplink_bytes, seconds, state)
+    yield Outcome(
+        judgement,
+        spent,
+        replaced,
+        accountant,
+        None if trial.plan is None else trained.ledger.mechanisms(),
+        None if trial.plan is None else "clients" if algorithm.noise_at_clients() else "sum",
+        unaccounted,
+        trained.uplink_bytes,
+        seconds,
+        state,
+    )
 
 
 def packing(clients: int, per_actor: int) -> tuple[int, ...]:

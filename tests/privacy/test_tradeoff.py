@@ -1,0 +1,136 @@
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import norm
+
+from fedsim.privacy.accountant import replace_one_epsilon
+from fedsim.privacy.tradeoff import Spectra, compose, refuted_epsilon
+
+RATES = np.array([0, 1e-4, 0.01, 0.1, 0.5, 0.9, 1])
+SAMPLED = [
+    [(1.0, 0.01, 1000)],
+    [(0.6, 0.01, 100)],
+    [(20.0, 0.5, 3000)],
+    [(4.0, 1.0, 1), (3.0, 0.2, 200)],
+]
+
+
+def gaussian_delta(mu, epsilon):
+    """Balle & Wang 2018, theorem 8."""
+    return norm.cdf(-epsilon / mu + mu / 2) - math.exp(epsilon) * norm.cdf(-epsilon / mu - mu / 2)
+
+
+@pytest.mark.parametrize(("noise", "steps"), [(1.0, 1), (5.0, 10), (3.0, 200), (0.3, 1), (200.0, 3)])
+def test_without_sampling_it_is_the_gaussian_mechanism_in_closed_form_bounded_from_the_safe_side(noise, steps):
+    mu, composed = math.sqrt(steps) / noise, compose([(noise, 1.0, steps)])
+    for epsilon in (0.0, 0.1 * mu, mu, 2 * mu):
+        exact = gaussian_delta(mu, epsilon)
+        assert exact <= composed.delta(epsilon) <= exact * 1.0005 + 1e-12
+    exact = norm.cdf(norm.isf(RATES) - mu)
+    found = composed.false_negatives(RATES)
+    assert (found <= exact + 1e-12).all()
+    np.testing.assert_allclose(found, exact, rtol=2e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize("events", SAMPLED)
+@pytest.mark.parametrize("delta", [1e-3, 1e-5])
+def test_both_orders_agree_with_an_independent_accountant(events, delta):
+    dp_accounting = pytest.importorskip("dp_accounting")
+    from dp_accounting.pld import PLDAccountant
+
+    peer = PLDAccountant()
+    for noise, rate, steps in events:
+        one = dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(noise))
+        peer.compose(dp_accounting.SelfComposedDpEvent(one, steps))
+    assert compose(events).epsilon(delta) == pytest.approx(peer.get_epsilon(delta), rel=1e-4)
+
+
+@pytest.mark.parametrize("events", SAMPLED)
+def test_epsilon_inverts_delta(events):
+    composed = compose(events)
+    for relation in ("add-or-remove-one", "add-one", "remove-one", "replace-one"):
+        epsilon = composed.epsilon(1e-5, relation)
+        assert composed.delta(epsilon, relation) == pytest.approx(1e-5, rel=1e-4)
+
+
+@pytest.mark.parametrize("events", SAMPLED)
+def test_the_trade_off_function_is_the_privacy_curves_dual(events):
+    """No test's rates break a bound P(S) <= exp(e) Q(S) + d, and some test's rates meet it."""
+    composed = compose(events)
+    rates = np.linspace(0, 1, 4001)
+    missed = composed.false_negatives(rates, "add-one")
+    assert (np.diff(missed) <= 1e-12).all()
+    for epsilon in (0.0, 0.5, 1.5):
+        gap = 1 - missed - math.exp(epsilon) * rates
+        assert gap.max() == pytest.approx(float(composed.delta(epsilon, "add-one")), rel=0.01, abs=1e-3)
+
+
+def test_the_two_orders_differ_with_sampling_and_the_worse_is_taken():
+    composed = compose([(0.6, 0.01, 100)])
+    there, gone = composed.epsilon(1e-5, "add-one"), composed.epsilon(1e-5, "remove-one")
+    assert there > 5 * gone
+    assert composed.epsilon(1e-5) == there
+    worst = composed.false_negatives(RATES)
+    assert (worst == np.minimum(composed.false_negatives(RATES, "add-one"), composed.false_negatives(RATES, "remove-one"))).all()
+
+
+def test_replacing_without_sampling_is_twice_the_sensitivity():
+    replaced, twice = compose([(5.0, 1.0, 10)]), compose([(2.5, 1.0, 10)])
+    assert replaced.epsilon(1e-5, "replace-one") == pytest.approx(twice.epsilon(1e-5), rel=1e-3)
+    np.testing.assert_allclose(replaced.false_negatives(RATES, "replace-one"), twice.false_negatives(RATES), rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize("events", SAMPLED)
+def test_replacing_costs_at_most_what_group_privacy_says_and_at_least_one_change(events):
+    composed = compose(events)
+    assert composed.epsilon(1e-5) < composed.epsilon(1e-5, "replace-one") <= replace_one_epsilon(events, 1e-5)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    noise=st.floats(0.5, 20),
+    rate=st.floats(0.01, 1),
+    steps=st.integers(2, 300),
+)
+def test_fewer_steps_from_the_same_transforms_are_the_composition_of_fewer_steps(noise, rate, steps):
+    part = steps // 2
+    spectra = Spectra([(noise, rate, steps)])
+    found = spectra.compose([part]).epsilon(1e-4)
+    assert found == pytest.approx(compose([(noise, rate, part)]).epsilon(1e-4), rel=1e-3, abs=1e-6)
+    assert found <= spectra.compose([steps]).epsilon(1e-4)
+
+
+def test_nothing_is_told_where_nothing_ran():
+    composed = compose([(1.0, 0.0, 5), (math.inf, 1.0, 3), (2.0, 0.5, 0)])
+    assert composed.epsilon(1e-5) == 0
+    assert composed.delta(0.0) == 0
+    np.testing.assert_array_equal(composed.false_negatives(RATES), 1 - RATES)
+
+
+def test_the_best_test_of_a_mechanism_with_more_noise_refutes_exactly_up_to_it():
+    events, delta, factor = [(3.0, 0.1, 300)], 1e-4, 1.7
+    real = [(3.0 * factor, 0.1, 300)]
+    missed = float(compose(real).false_negatives(0.05, "add-one"))
+    epsilon, found = refuted_epsilon(events, delta, 0.05, 1 - missed)
+    assert found == pytest.approx(factor, rel=0.01)
+    assert epsilon == pytest.approx(compose(real).epsilon(delta), rel=0.01)
+
+
+def test_a_coin_refutes_nothing():
+    assert refuted_epsilon([(3.0, 0.1, 300)], 1e-4, 0.3, 0.3) == (0.0, math.inf)
+
+
+@pytest.mark.parametrize("event", [(0.0, 1.0, 1), (1.0, 1.5, 1), (1.0, 1.0, -1), (math.nan, 1.0, 1)])
+def test_what_is_no_step_with_noise_is_refused(event):
+    with pytest.raises(ValueError, match="not a step with noise"):
+        compose([event])
+
+
+def test_no_torch_is_imported():
+    code = "import sys, fedsim.privacy.tradeoff as t; t.compose([(1.0, 0.1, 10)]); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
