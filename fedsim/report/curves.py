@@ -20,6 +20,8 @@ from fedsim.words import number, setting
 
 NAME = "privacy_utility"
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_CROSSES = ("x", "+", "1", "2", "3")
+"""Markers of classifiers."""
 _REFERENCES = (
     ("ceiling", "ceiling_balanced_accuracy", "-"),
     ("local-only", "local_only_balanced_accuracy", (0, (5, 2))),
@@ -35,13 +37,17 @@ _CHARACTERS = 16
 
 @dataclass(frozen=True)
 class Series:
-    """One method across all panels: its name in the legend, its look, and whether its epsilon is a theorem; ``dashes`` of a level."""
+    """One method across all panels: its name in the legend, its look, and whether its epsilon is a theorem; ``dashes`` of a level.
+
+    A method that yields a classifier is thin with crosses, beside the generators: what not generating is worth.
+    """
 
     label: str
     colour: str
     marker: str
     claim: str
     dashes: tuple[int, tuple[int, ...]] = _LEVELS[0]
+    classifier: bool = False
 
     @property
     def private(self) -> bool:
@@ -52,7 +58,13 @@ class Series:
     def name(self) -> str:
         """Name in the legend."""
         name = "\n".join(textwrap.wrap(self.label, 48) or [self.label])
-        return f"{name} ({CLAIM_WORDS[self.claim]})" if self.claim in CLAIM_WORDS else name
+        told = [*(["classifier"] if self.classifier else []), *([CLAIM_WORDS[self.claim]] if self.claim in CLAIM_WORDS else [])]
+        return f"{name} ({', '.join(told)})" if told else name
+
+    @property
+    def width(self) -> float:
+        """Of its line, in points."""
+        return 0.8 if self.classifier else 1.7 if self.private else 1.5
 
 
 @dataclass(frozen=True)
@@ -99,6 +111,7 @@ def draw_curves(groups: Sequence[Group]) -> Figure | None:
 
     Overspent and failed rows are in no group's mean, so they are never drawn. A method whose epsilon is not a theorem is dashed with open
     markers and named so, one whose author alone states a theorem is dashed with half open ones; a method without epsilon is a level.
+    Methods that yield a classifier are thin, with crosses for markers.
     Points are means over seeds, bars (bands for levels) Student-t 95 % confidence intervals, which a single seed does not have.
     """
     drawn = [group for group in groups if group.rows]
@@ -155,11 +168,13 @@ def _series(groups: Sequence[Group]) -> list[Series]:
         Series(
             label,
             SERIES[position % len(SERIES)],
-            _MARKERS[position % len(_MARKERS)],
+            (_CROSSES if classifies else _MARKERS)[position % len(_CROSSES if classifies else _MARKERS)],
             claim(members),
             _LEVELS[position // len(SERIES) % len(_LEVELS)],
+            classifies,
         )
         for position, (label, members) in enumerate(by_label.items())
+        for classifies in (members[0].classifies,)
     ]
 
 
@@ -254,7 +269,7 @@ def _curve(axes: Axes, groups: Sequence[Group], series: Series, axis: Axis, shif
 def _look(series: Series) -> dict[str, Any]:
     return {
         "color": series.colour,
-        "linewidth": 1.7,
+        "linewidth": series.width,
         "linestyle": _CLAIM_STYLES.get(series.claim, "-"),
         "marker": series.marker,
         "markersize": 5.2,
@@ -270,7 +285,7 @@ def _look(series: Series) -> dict[str, Any]:
 def _level(axes: Axes, groups: Sequence[Group], series: Series) -> None:
     for group in groups:
         if interval := group.interval("balanced_accuracy"):
-            axes.axhline(interval.mean, color=series.colour, linewidth=1.5, linestyle=series.dashes, zorder=2)
+            axes.axhline(interval.mean, color=series.colour, linewidth=series.width, linestyle=series.dashes, zorder=2)
             if interval.half_width is not None:
                 low, high = interval.mean - interval.half_width, interval.mean + interval.half_width
                 axes.axhspan(low, high, color=series.colour, alpha=0.13, linewidth=0, zorder=1)
@@ -302,7 +317,7 @@ def _legend_lines(series: Sequence[Series], width: float) -> int:
 
 def _legend(figure: Figure, groups: Sequence[Group], series: Sequence[Series]) -> None:
     handles = [
-        Line2D([], [], **_look(each)) if each.private else Line2D([], [], color=each.colour, linewidth=1.5, linestyle=each.dashes)
+        Line2D([], [], **_look(each)) if each.private else Line2D([], [], color=each.colour, linewidth=each.width, linestyle=each.dashes)
         for each in series
     ]
     # matplotlib drops labels that begin with an underscore and reads mathematics into dollar signs, so names come after.
@@ -331,7 +346,8 @@ def _caption(groups: Sequence[Group]) -> str:
     private = [group for group in groups if group.epsilon_target is not None]
     told = [f"{group.unit}-level ε, trust {group.trust}, δ = {number(group.delta)}" for group in private]
     common = [_common([group.dataset for group in groups]), _common([setting(clients=group.clients) for group in groups])]
-    return " · ".join(part for part in (*common, _common(told), mean) if part)
+    thin = "thin: classifiers, what not generating is worth" if any(group.classifies for group in groups) else ""
+    return " · ".join(part for part in (*common, _common(told), mean, thin) if part)
 
 
 def _common(values: Sequence[str]) -> str:

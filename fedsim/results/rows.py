@@ -35,9 +35,9 @@ class Row(BaseModel):
     known of the epsilon, and ``error`` says why. ``epsilon_spent`` is under add-or-remove-one, ``epsilon_spent_replace_one`` under
     replace-one at the same delta (:func:`fedsim.privacy.accountant.replace_one_epsilon`). ``uplink_bytes`` counts what all clients sent in
     all rounds, ``seconds`` is the cell's wall time, ``sigma`` the noise multiplier, ``steps`` the number of noisy steps, ``sample_rate``
-    their Poisson rate. ``unseen`` is a site that took no part and on whose test rows all scores are, ``tested`` says which test rows the
-    clients' own scores are from. ``source`` is the hash of the code that ran (:mod:`fedsim.methods.source_hash`); a row without one is
-    older than this field, and so than any row with one.
+    their Poisson rate. ``yields`` is what the algorithm makes (None: an older row). ``unseen`` is a site that took no part and on whose
+    test rows all scores are, ``tested`` says which test rows the clients' own scores are from. ``source`` is the hash of the code that ran
+    (:mod:`fedsim.methods.source_hash`); a row without one is older than this field, and so than any row with one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,6 +49,7 @@ class Row(BaseModel):
     algorithm: str
     label: str
     params: dict[str, Any]
+    yields: Literal["generator", "classifier"] | None = None
     dataset: str
     dataset_hash: str | None = None
     scheme: str | None = None

@@ -9,6 +9,7 @@ import numpy as np
 
 from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.evaluation.scores import Scores
+from fedsim.methods.registry import lookup
 from fedsim.results.rows import Row, RowError, Status
 from fedsim.simulation.trial import Outcome, Trial
 
@@ -73,6 +74,7 @@ def _row(
         algorithm=cell.algorithm,
         label=cell.label,
         params=cell.params,
+        yields="generator" if lookup(cell.algorithm).generates() else "classifier",
         dataset=cell.dataset.display + (f" ({cell.evaluation.unseen} unseen)" if cell.evaluation.unseen else ""),
         dataset_hash=cell.dataset_hash,
         scheme=cell.partition.scheme,

@@ -26,6 +26,7 @@ CONTRACT = [
         "algorithm",
         "label",
         "params",
+        "yields",
         "dataset",
     ),
     *(
