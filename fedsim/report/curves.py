@@ -29,6 +29,7 @@ def draw_curves(groups: Sequence[Group]) -> Figure | None:
 
     Overspent and failed rows are in no group's mean, so they are never drawn. A method whose epsilon is not a theorem is dashed with open
     markers and named so, one whose author alone states a theorem is dashed with half open ones; a method without epsilon is a level.
+    Methods that yield a classifier are thin, with crosses for markers.
     Points are means over seeds, bars (bands for levels) Student-t 95 % confidence intervals, which a single seed does not have.
     """
     drawn = [group for group in groups if group.rows]

@@ -19,6 +19,8 @@ from fedsim.results.groups import Group
 from fedsim.words import number, setting
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_CROSSES = ("x", "+", "1", "2", "3")
+"""Markers of classifiers."""
 _LEVELS = ((0, (6, 2, 1, 2)), (0, (2, 2)), (0, (9, 3)))
 _CLAIM_STYLES = {"stated": (0, (4, 2)), "heuristic": (0, (4, 2)), "none": (0, (1, 1.5))}
 _OPEN = ("heuristic", "none")
@@ -28,13 +30,17 @@ _CHARACTERS = 16
 
 @dataclass(frozen=True)
 class Series:
-    """One method across all panels: its name in the legend, its look, and whether its epsilon is a theorem; ``dashes`` of a level."""
+    """One method across all panels: its name in the legend, its look, and whether its epsilon is a theorem; ``dashes`` of a level.
+
+    A method that yields a classifier is thin with crosses, beside the generators: what not generating is worth.
+    """
 
     label: str
     colour: str
     marker: str
     claim: str
     dashes: tuple[int, tuple[int, ...]] = _LEVELS[0]
+    classifier: bool = False
 
     @property
     def private(self) -> bool:
@@ -45,7 +51,13 @@ class Series:
     def name(self) -> str:
         """Name in the legend."""
         name = "\n".join(textwrap.wrap(self.label, 48) or [self.label])
-        return f"{name} ({CLAIM_WORDS[self.claim]})" if self.claim in CLAIM_WORDS else name
+        told = [*(["classifier"] if self.classifier else []), *([CLAIM_WORDS[self.claim]] if self.claim in CLAIM_WORDS else [])]
+        return f"{name} ({', '.join(told)})" if told else name
+
+    @property
+    def width(self) -> float:
+        """Of its line, in points."""
+        return 0.8 if self.classifier else 1.7 if self.private else 1.5
 
 
 @dataclass(frozen=True)
@@ -97,11 +109,13 @@ def series_of(groups: Sequence[Group]) -> list[Series]:
         Series(
             label,
             SERIES[position % len(SERIES)],
-            _MARKERS[position % len(_MARKERS)],
+            (_CROSSES if classifies else _MARKERS)[position % len(_CROSSES if classifies else _MARKERS)],
             claim(members),
             _LEVELS[position // len(SERIES) % len(_LEVELS)],
+            classifies,
         )
         for position, (label, members) in enumerate(by_label.items())
+        for classifies in (members[0].classifies,)
     ]
 
 
@@ -170,7 +184,7 @@ def _curve(axes: Axes, groups: Sequence[Group], series: Series, axis: Axis, shif
 def _look(series: Series) -> dict[str, Any]:
     return {
         "color": series.colour,
-        "linewidth": 1.7,
+        "linewidth": series.width,
         "linestyle": _CLAIM_STYLES.get(series.claim, "-"),
         "marker": series.marker,
         "markersize": 5.2,
@@ -186,7 +200,7 @@ def _look(series: Series) -> dict[str, Any]:
 def _level(axes: Axes, groups: Sequence[Group], series: Series, measure: str) -> None:
     for group in groups:
         if interval := group.interval(measure):
-            axes.axhline(interval.mean, color=series.colour, linewidth=1.5, linestyle=series.dashes, zorder=2)
+            axes.axhline(interval.mean, color=series.colour, linewidth=series.width, linestyle=series.dashes, zorder=2)
             if interval.half_width is not None:
                 low, high = interval.mean - interval.half_width, interval.mean + interval.half_width
                 axes.axhspan(low, high, color=series.colour, alpha=0.13, linewidth=0, zorder=1)
@@ -214,7 +228,7 @@ def legend_lines(series: Sequence[Series], width: float) -> int:
 def legend_below(figure: Figure, caption: str, series: Sequence[Series]) -> None:
     """The methods' names below the panels, under a caption."""
     handles = [
-        Line2D([], [], **_look(each)) if each.private else Line2D([], [], color=each.colour, linewidth=1.5, linestyle=each.dashes)
+        Line2D([], [], **_look(each)) if each.private else Line2D([], [], color=each.colour, linewidth=each.width, linestyle=each.dashes)
         for each in series
     ]
     # matplotlib drops labels that begin with an underscore and reads mathematics into dollar signs, so names come after.
@@ -243,7 +257,8 @@ def caption_of(groups: Sequence[Group]) -> str:
     private = [group for group in groups if group.epsilon_target is not None]
     told = [f"{group.unit}-level ε, trust {group.trust}, δ = {number(group.delta)}" for group in private]
     common = [_common([group.dataset for group in groups]), _common([setting(clients=group.clients) for group in groups])]
-    return " · ".join(part for part in (*common, _common(told), mean) if part)
+    thin = "thin: classifiers, what not generating is worth" if any(group.classifies for group in groups) else ""
+    return " · ".join(part for part in (*common, _common(told), mean, thin) if part)
 
 
 def _common(values: Sequence[str]) -> str:

@@ -50,6 +50,7 @@ def render_page(
     counts = {status: sum(row.status == status for row in rows) for status in ("ok", *UNDRAWN)}
     counts["not run yet"] = max(0, len(manifest.get("cells") or rows) - len(rows))
     columns = _columns(rows)
+    cells = [(column.look, column.text) for column in columns]
     differences = difference_tables(groups)
     return _template("page.html").render(
         name=name,
@@ -73,6 +74,7 @@ def render_page(
         statements=statements(rows),
         columns=columns,
         rows=rows,
+        lines=[(row.status, [(look, text(row)) for look, text in cells]) for row in rows],
         failures=[(row, _setting(row)) for row in rows if row.status == "failed"],
         overspent=[(row, _setting(row)) for row in rows if row.status == "overspent"],
         unaccounted=[(row, _setting(row)) for row in rows if row.status == "unaccounted"],
@@ -142,6 +144,11 @@ class Column:
     text: Callable[[Row], str]
     words: bool = False
     place: bool = False
+
+    @property
+    def look(self) -> Markup:
+        """What its cells' tags say beside their name."""
+        return Markup(' class="word"' if self.words else "")
 
 
 def _columns(rows: Sequence[Row]) -> list[Column]:

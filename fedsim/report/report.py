@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,19 @@ class Report:
             console.print(line, style="yellow", highlight=False, markup=False)
 
 
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """No search for unreachable cycles in the block: records and figures are many objects that stay, gone through again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@without_collection()
 def write_report(folder: Path) -> Report:
     """Write ``summary.csv``, every figure of :data:`FIGURES` as ``curves/*.png`` and ``.svg``, and ``report.html`` into a run folder.
 

@@ -58,6 +58,7 @@ class Row(BaseModel):
             row with one.
         judged: hash of the code that scores and references are from: judging a finished cell anew writes its row again.
         status: ``unaccounted`` where the ledger is not what the plan planned: nothing is known of the epsilon, and ``error`` says why.
+        yields: what the algorithm makes; None: an older row.
         train_groups: how many groups the training rows are, where the unit is a group.
         epsilon_spent: under add-or-remove-one; ``epsilon_spent_replace_one`` under replace-one at the same delta
             (:func:`fedsim.privacy.accountant.replace_one_epsilon`).
@@ -87,6 +88,7 @@ class Row(BaseModel):
     algorithm: str
     label: str
     params: dict[str, Any]
+    yields: Literal["generator", "classifier"] | None = None
     dataset: str
     dataset_hash: str | None = None
     scheme: str | None = None

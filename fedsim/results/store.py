@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic_core import from_json
+
 from fedsim.errors import UserError
 from fedsim.results.folder import RunFolder
 from fedsim.results.lines import decode, dump, is_json, reasons
@@ -135,7 +137,7 @@ class ResultStore:
         by_cell: dict[str, list[dict[str, Any]]] = {}
         for number, line in _lines(self.folder.rounds):
             try:
-                record = json.loads(line)
+                record = from_json(line)
                 if any(word in line for word in _WORDS):
                     record = {key: value if key == "cell_id" else decode(value) for key, value in record.items()}
                 kept = by_cell.setdefault(record["cell_id"], [])

@@ -11,6 +11,7 @@ from fedsim.evaluation.judge import Judgement
 from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.evaluation.scores import Scores
 from fedsim.grid.models import Cell
+from fedsim.methods.registry import lookup
 from fedsim.methods.source_hash import module_hash
 from fedsim.privacy.counted_by import counted_by
 from fedsim.privacy.ledger import Tally
@@ -116,6 +117,7 @@ def _row(
         algorithm=cell.algorithm,
         label=cell.label,
         params=cell.params,
+        yields="generator" if lookup(cell.algorithm).generates() else "classifier",
         dataset=cell.dataset.display + (f" ({cell.evaluation.unseen} unseen)" if cell.evaluation.unseen else ""),
         dataset_hash=cell.dataset_hash,
         scheme=cell.partition.scheme,

@@ -27,6 +27,7 @@ CONTRACT = [
         "algorithm",
         "label",
         "params",
+        "yields",
         "dataset",
     ),
     *(
