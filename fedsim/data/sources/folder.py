@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ def load_image_folder(root: Path, name: str) -> ImageSet:
         UserError: the folder is not there, holds no classes, or a class holds no image.
     """
     where = str(root)
-    if not root.is_dir():
+    if not os.path.isdir(root):  # unlike Path.is_dir, never raises
         raise UserError(where, "there is no such folder", "give a folder that holds one folder a class")
     folders = _folders(root)
     parts = {folder: WORDS[folder.name.lower()] for folder in folders if folder.name.lower() in WORDS}
@@ -35,7 +36,7 @@ def load_image_folder(root: Path, name: str) -> ImageSet:
     labels: list[int] = []
     split: list[int] = []
     for folder, part in held:
-        found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and not path.name.startswith("."))
+        found = sorted(path for path in folder.rglob("*") if _may_be_image(path))
         if not found:
             raise UserError(where, f"class folder '{folder.relative_to(root)}' holds no image", f"known: {', '.join(sorted(EXTENSIONS))}")
         paths += found
@@ -45,6 +46,11 @@ def load_image_folder(root: Path, name: str) -> ImageSet:
     with at(where):
         parted = np.array(split, dtype=np.int64) if parts else quarter_for_testing(y, names)
     return ImageSet(name, ImageFiles(paths, root), np.arange(len(paths)), y, parted, names, where=where)
+
+
+def _may_be_image(path: Path) -> bool:
+    """By its name; a folder is none, and what else is no file is told when it is read."""
+    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and not path.is_dir()
 
 
 def _folders(root: Path) -> list[Path]:
