@@ -4,23 +4,82 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from fedsim.errors import UserError
+from fedsim.regular import read_regular, unread
 from fedsim.words import json_number
 
 _NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
 
+_DEEPEST = 64
+"""Levels of nesting that a file of fedsim's may have; its own have five."""
+
+
+def load(text: str | bytes) -> Any:
+    """A JSON text as plain values.
+
+    Raises:
+        ValueError: it is none, or nested too deeply.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    brackets = text.count(b"[") + text.count(b"{") if isinstance(text, bytes) else text.count("[") + text.count("{")
+    level, depth = [value], 0
+    while brackets > _DEEPEST and level:
+        level, depth = [item for each in level for item in _items(each)], depth + 1
+        if depth > _DEEPEST:
+            raise ValueError("it is nested too deeply")
+    return value
+
+
+def _items(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
 def is_json(line: bytes) -> bool:
     """Whether a line is a whole JSON object."""
     try:
-        return isinstance(json.loads(line), dict)
+        return isinstance(load(line), dict)
     except ValueError:
         return False
+
+
+def complete_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Line numbers and complete lines of a file; none where there is no file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        lines = read_regular(path).split(b"\n")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(str(path), f"cannot be read ({unread(error)})", "move it away, or give another run folder") from error
+    tail = lines.pop()
+    yield from ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+    if is_json(tail):
+        yield len(lines) + 1, tail
+
+
+def read_document(path: Path) -> Any:
+    """The JSON values of a whole file.
+
+    Raises:
+        ValueError: it is no JSON, or cannot be read.
+    """
+    try:
+        return load(read_regular(path))
+    except OSError as error:
+        raise ValueError(unread(error)) from error
 
 
 def dump(value: Any) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from fedsim.privacy.plan import Claim, Trust, Unit
-from fedsim.results.lines import decode, dump
+from fedsim.results.lines import decode, dump, load
 from fedsim.results.measures import MEASURES
 
 Status = Literal["ok", "failed", "overspent", "unaccounted"]
@@ -37,7 +36,7 @@ class Row(BaseModel):
     all rounds, ``seconds`` is the cell's wall time, ``sigma`` the noise multiplier, ``steps`` the number of noisy steps, ``sample_rate``
     their Poisson rate. ``unseen`` is a site that took no part and on whose test rows all scores are, ``tested`` says which test rows the
     clients' own scores are from. ``source`` is the hash of the code that ran (:mod:`fedsim.methods.source_hash`); a row without one is
-    older than this field, and so than any row with one.
+    older than this field, and so than any row with one. ``generator`` is the SHA-256 of the facts (JSON) of the generator that was saved.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -82,6 +81,7 @@ class Row(BaseModel):
     uplink_bytes: int | None = None
     seconds: float | None = None
     versions: dict[str, str] = {}
+    generator: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -137,7 +137,7 @@ class Row(BaseModel):
         Raises:
             ValueError: the line is not JSON, or not a row (pydantic's ValidationError is a ValueError).
         """
-        fields = json.loads(line)
+        fields = load(line)
         if isinstance(fields, dict) and "params" in fields:
             fields["params"] = decode(fields["params"])
         return cls.model_validate(fields)
