@@ -15,6 +15,7 @@ from rich.console import Console
 
 from fedsim.errors import UserError, at
 from fedsim.privacy.plan import Trust, Unit
+from fedsim.regular import unread
 from fedsim.words import wide_console
 
 if TYPE_CHECKING:
@@ -36,9 +37,19 @@ app.add_typer(data, name="data")
 
 
 @app.callback()
-def fedsim() -> None:
+def fedsim(context: typer.Context) -> None:
     """A subcommand a task."""
-    sys.path.append(os.getcwd())  # so that a grid can name pkg.module:Class of the folder one works in
+    if context.invoked_subcommand not in _OTHERS:
+        _own_code()
+
+
+_OTHERS = ("synth",)
+"""Commands that read what somebody else may have made, and run no code of the working folder unless they are told to."""
+
+
+def _own_code() -> None:
+    """Let a grid name pkg.module:Class of the folder one works in."""
+    sys.path.append(os.getcwd())
 
 
 @app.command()
@@ -74,6 +85,10 @@ def _bench(
     dry_run: bool = False,
 ) -> None:
     """Run a grid, or show its plan; the exit code says how it went."""
+    from fedsim.results.store import ResultStore
+
+    if not dry_run:  # before anything that takes time
+        ResultStore(folder).check_free()
     from fedsim.runtime.bench import run_bench
     from fedsim.runtime.cluster import joined_cluster, local_cluster, this_machine
     from fedsim.simulation.plan_table import show_plan
@@ -240,17 +255,21 @@ def synth(
     cell: Annotated[str | None, typer.Option(help="The cell's id or its beginning.")] = None,
     synthesis: Annotated[str | None, typer.Option(help="A way that the algorithm has, or client:K; default: the cell's own.")] = None,
     per_class: Annotated[int, typer.Option(min=1, help="Rows a class.")] = 200,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of the draw; default: the cell's.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Of the draw; default: the cell's.")] = None,
+    trust_plugin: Annotated[bool, typer.Option("--trust-plugin", help="Run the code of a plug-in that the generator names.")] = False,
 ) -> None:
     """Draw synthetic embeddings from a saved generator; it costs no privacy."""
+    if trust_plugin:
+        _own_code()
     from fedsim.data.encoding.archive import check_target, write_npz, write_sidecar
 
     check_target(out)
     import numpy as np
 
+    from fedsim.results.folder import RunFolder
     from fedsim.simulation.generators import load_generator
 
-    generator = load_generator(folder, cell, synthesis)
+    generator = load_generator(folder, cell, synthesis, trust_plugin=trust_plugin)
     x, y = generator.synthesise(per_class, seed)
     manifest = generator.manifest(per_class, seed)
     names = {"class_names": np.array(manifest["class_names"])} if manifest["class_names"] else {}
@@ -258,6 +277,9 @@ def synth(
     write_sidecar(out, manifest)
     told = " ".join(f"{key} {manifest[key]}" for key in ("epsilon", "delta", "unit", "trust", "claim"))
     Console().print(f"{out}: {len(x)} synthetic embeddings of {x.shape[1]} dimensions; {told}", soft_wrap=True, highlight=False)
+    if not generator.vouched:
+        told = f"no {RunFolder(folder).results} is there to vouch for it: all this is by the generator's own word"
+        Console().print(told, soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command()
@@ -474,5 +496,14 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        Console(stderr=True, soft_wrap=True).print(f"fedsim: {error}", style="red", highlight=False, markup=False)
+        _complain(str(error))
+        sys.exit(error.exit_code)
+    except OSError as error:  # a file or folder that nobody asked about earlier
+        if isinstance(error, ConnectionError | TimeoutError):
+            raise
+        _complain(str(UserError(str(error.filename or ""), f"cannot be used ({unread(error)})")))
         sys.exit(2)
+
+
+def _complain(text: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(f"fedsim: {text}", style="red", highlight=False, markup=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from fedsim.report.sites import draw_sites
 from fedsim.report.tables import ResultsTable, results_tables, rich_tables
 from fedsim.results.folder import RunFolder
 from fedsim.results.groups import Group, group_seeds
+from fedsim.results.lines import read_document
 from fedsim.results.partitions import read_partitions
 from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore, of_newest_source
@@ -151,7 +151,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_document(path)
         for cell in manifest.get("cells") or []:
             cell["cell_id"], cell["label"]
         for entry in manifest.get("refused") or []:

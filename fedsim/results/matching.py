@@ -16,6 +16,8 @@ SETTING = ("label", "dataset", "scheme", "alpha", "clients", "unseen", "epsilon_
 _PROVENANCE = ("cell_id", "source", "judged", "versions", "counted_by")
 """Fields that say what code made a row; a cell's id is a hash of it, too."""
 _CLOCK = "seconds"
+_SAVED = "generator"
+"""A hash of a file that tells versions, too."""
 FINGERPRINTS = ("sampled", "noise")
 """Fields of a round record that say which rows were sampled and which noise was added."""
 
@@ -128,7 +130,7 @@ def _matched(pairs: Sequence[tuple[Row, Row]], first: Run, second: Run) -> Match
 
 def _differing(first: Row, second: Row) -> list[str]:
     a, b = first.model_dump(), second.model_dump()
-    return [name for name in a if name not in (*_PROVENANCE, _CLOCK) and dump(a[name]) != dump(b[name])]
+    return [name for name in a if name not in (*_PROVENANCE, _CLOCK, _SAVED) and dump(a[name]) != dump(b[name])]
 
 
 def _provenance(pairs: Sequence[tuple[Row, Row]]) -> list[tuple[str, str, str]]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from fedsim.privacy.plan import Claim, Trust
 from fedsim.privacy.tradeoff import Relation
-from fedsim.results.lines import decode, dump
+from fedsim.results.lines import decode, dump, load
 from fedsim.results.measures import MEASURES
 
 Status = Literal["ok", "failed", "overspent", "unaccounted"]
@@ -58,6 +57,7 @@ class Row(BaseModel):
             row with one.
         judged: hash of the code that scores and references are from: judging a finished cell anew writes its row again.
         status: ``unaccounted`` where the ledger is not what the plan planned: nothing is known of the epsilon, and ``error`` says why.
+        generator: SHA-256 of the facts (JSON) of the generator that was saved.
         yields: what the algorithm makes; None: an older row.
         train_groups: how many groups the training rows are, where the unit is a group.
         epsilon_spent: under add-or-remove-one; ``epsilon_spent_replace_one`` under replace-one at the same delta
@@ -129,6 +129,7 @@ class Row(BaseModel):
     uplink_bytes: int | None = None
     seconds: float | None = None
     versions: dict[str, str] = {}
+    generator: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -184,7 +185,7 @@ class Row(BaseModel):
         Raises:
             ValueError: the line is not JSON, or not a row (pydantic's ValidationError is a ValueError).
         """
-        fields = json.loads(line)
+        fields = load(line)
         if isinstance(fields, dict) and "params" in fields:
             fields["params"] = decode(fields["params"])
         return cls.model_validate(fields)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from fedsim.errors import UserError
 from fedsim.grid.models import Grid
 from fedsim.results.partitions import write_partitions
 from fedsim.results.rows import Row
@@ -48,10 +47,6 @@ def run_bench(
     Raises:
         UserError: the folder cannot be written, or another fedsim runs in it.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(str(folder), f"cannot be made a run folder ({error.strerror})", "give another one with --out") from error
     store = ResultStore(folder)
     show_refused(prepared, console)
     show_warnings(prepared, console)

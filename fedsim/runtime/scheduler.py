@@ -228,7 +228,9 @@ class Scheduler:
         self.store.append_clients(client_lines(trial.cell, outcome.judgement, references[1]))
         if self.save_generators and outcome.generator is not None:
             facts = {"status": row.status, "epsilon_spent": row.epsilon_spent, "accountant": row.accountant}
-            save_generator(self.store.folder, trial, self.class_names[trial.data_key], outcome.generator, facts, self.versions)
+            names = self.class_names[trial.data_key]
+            saved = save_generator(self.store.folder, trial, names, outcome.generator, facts, self.versions)
+            row = row.model_copy(update={"generator": saved})
         self._write(row)
 
     def _references(self, trial: Trial) -> tuple[Ceiling | None, LocalOnly | None] | None:
@@ -244,10 +246,7 @@ class Scheduler:
         self.display.cell_finished(row)
 
     def _log(self, trial: Trial, lines: Iterable[str]) -> None:
-        path = self.store.folder.log(trial.cell.cell_id)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(f"{line}\n" for line in lines)
+        self.store.log(trial.cell.cell_id, lines)
 
 
 def _with_references(trials: Iterable[Trial]) -> Iterator[Trial | Reference]:

@@ -22,7 +22,7 @@ from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.noise import Noise, gaussian
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.seeds import Seeds
-from fedsim.simulation.state import Checkpoint, below, capture, load_server, released_state
+from fedsim.simulation.state import Checkpoint, below, capture, check_alike, described, load_server, released_state
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,8 @@ def train(
     ledger, uplink, start = Ledger(), 0, 0
     if resume is not None:
         start, uplink, ledger = resume.round, resume.uplink_bytes, Ledger.from_json(resume.ledger)
+        held = {name: p for name, p in server.model.named_parameters() if p.numel()}
+        check_alike(described(below("server.model", resume.tensors)), described(held))
         load_server(server, below("server", resume.tensors))
         pool.load_state(below("clients", resume.tensors))
     phases = algorithm.phases()

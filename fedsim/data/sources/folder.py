@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ def load_image_folder(root: Path, name: str, *, domains: bool = False) -> ImageS
         UserError: the folder is not there, holds no classes, or a class holds no image.
     """
     where = str(root)
-    if not root.is_dir():
+    if not os.path.isdir(root):  # unlike Path.is_dir, never raises
         raise UserError(where, "there is no such folder", f"give a folder that holds one folder a {'domain' if domains else 'class'}")
     tops = _folders(root) if domains else [root]
     parts = {top: _parts(top) for top in tops}
@@ -51,7 +52,7 @@ def load_image_folder(root: Path, name: str, *, domains: bool = False) -> ImageS
     paths: list[Path] = []
     counts: list[int] = []
     for folder, _, _ in held:
-        found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and not path.name.startswith("."))
+        found = sorted(path for path in folder.rglob("*") if _may_be_image(path))
         if not found:
             raise UserError(where, f"class folder '{folder.relative_to(root)}' holds no image", f"known: {', '.join(sorted(EXTENSIONS))}")
         paths += found
@@ -80,6 +81,11 @@ def _quarters(y: NDArray[np.int64], domain: NDArray[np.int64], names: tuple[str,
         held, labels = np.unique(y[own], return_inverse=True)
         split[own] = quarter_for_testing(labels, tuple(f"{called}/{names[label]}" if called else names[label] for label in held))
     return split
+
+
+def _may_be_image(path: Path) -> bool:
+    """By its name; a folder is none, and what else is no file is told when it is read."""
+    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and not path.is_dir()
 
 
 def _folders(root: Path) -> list[Path]:
