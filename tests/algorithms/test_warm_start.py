@@ -13,7 +13,8 @@ from fedsim.seeds import Seeds
 from fedsim.simulation.cohort import LocalPool, build_algorithm
 from fedsim.simulation.trial import Outcome, local_pool, run_trial
 
-PARAMS = {"encoder": "posterior", "class_maps": True, "code": 6, "latent": 16, "rounds": 3}
+NAMES = {"moments": "fedhypevae-warm", "client-moments": "fedhypevae-sites"}
+PARAMS = {"code": 6, "latent": 16, "rounds": 3}
 
 
 def without_row(pool: LocalPool, client: int, row: int) -> None:
@@ -31,9 +32,9 @@ def distance(a: Tensors, b: Tensors) -> float:
 
 @pytest.mark.parametrize("kind", SHARES)
 def test_no_example_changes_a_release_by_more_than_the_clip_norm(kind: str) -> None:
-    prepared = small_cells(quick("fedhypevae", **PARAMS, warm_start=kind, clip=0.5), epsilon=float("inf"))
+    prepared = small_cells(quick(NAMES[kind], **PARAMS, clip=0.5), epsilon=float("inf"))
     (trial,), (data,) = prepared.trials, prepared.data.values()
-    algorithm = build_algorithm("fedhypevae", trial.cell.params, trial.task)
+    algorithm = build_algorithm(NAMES[kind], trial.cell.params, trial.task)
     trial = replace(trial, sizes=(4,))
     everyone, server, seen = local_pool(trial, data), algorithm.initial_server(Seeds(0)), []
     phases = algorithm.phases()
@@ -56,8 +57,7 @@ def test_client_moments_start_each_client_at_its_own_features() -> None:
     shift = {"scheme": "feature-shift", "strength": 1.0}
     scores = {}
     for kind in SHARES:
-        observation = "modulated" if kind == "client-moments" else "shared"
-        entry = quick("fedhypevae", **PARAMS, warm_start=kind, observation=observation)
+        entry = quick(NAMES[kind], **PARAMS)
         evaluation = {"per_class": 60, "per_client": True}
         prepared = small_cells(entry, dataset="digits", partition=shift, epsilon=float("inf"), evaluation=evaluation)
         (trial,), (*_, data) = prepared.trials, prepared.data.values()
@@ -69,7 +69,7 @@ def test_client_moments_start_each_client_at_its_own_features() -> None:
 
 @pytest.mark.parametrize("trust", ["aggregate", "silo"])
 def test_client_moments_spend_what_was_planned_whatever_the_packing(trust: str) -> None:
-    prepared = small_cells(quick("fedhypevae", **PARAMS, warm_start="client-moments"), epsilon=4.0, trust=trust)
+    prepared = small_cells(quick("fedhypevae-sites", **PARAMS), epsilon=4.0, trust=trust)
     (trial,), (data,) = prepared.trials, prepared.data.values()
     *one, first = run_trial(trial, data)
     *spread, second = run_trial(replace(trial, sizes=(2, 1, 1)), data)

@@ -147,12 +147,11 @@ def test_an_exception_is_a_failure_with_its_place_and_what_depends_on_it_is_not_
 
 
 def test_a_warm_start_passes_for_the_unit_that_it_allows() -> None:
-    warm = ["warm_start=client-moments", "encoder=posterior"]
-    findings = list(check_algorithm("fedhypevae", warm, trust="aggregate", quick=True))
+    findings = list(check_algorithm("fedhypevae-sites", trust="aggregate", quick=True))
     assert failures(findings) == []
     assert {finding.setting for finding in findings} == {"example, aggregate", "group, aggregate"}
-    with pytest.raises(UserError, match="does not support unit client"):
-        next(check_algorithm("fedhypevae", warm, unit="client"))
+    with pytest.raises(UserError, match="does not support 'client'"):
+        next(check_algorithm("fedhypevae-sites", unit="client"))
 
 
 def test_a_wrong_parameter_is_a_users_mistake() -> None:

@@ -35,16 +35,6 @@ def test_a_saved_generator_gives_the_rows_that_its_cell_was_scored_on(tmp_path, 
     assert again == {name: outcome.scores[name] for name in again}
 
 
-def test_a_warm_start_survives_too(tmp_path):
-    entry = quick("fedhypevae", warm_start="moments", encoder="posterior")
-    trial, data, outcome = saved(tmp_path, entry)
-    x, y = load_generator(tmp_path).synthesise(trial.cell.evaluation.per_class)
-    again = score_probe(x, y, data.x_test, data.y_test, trial.cell.evaluation.probe_c)
-    # plain accuracy knows the released labels too
-    again.pop("accuracy")
-    assert again == {name: outcome.scores[name] for name in again}
-
-
 def test_neutral_mixture_and_client_differ_and_draws_follow_the_seed(tmp_path):
     saved(tmp_path, "fedhypevae")
     labels = np.arange(10)
