@@ -53,6 +53,7 @@ HARMLESS = {
     "fedsim.simulation.node": "where cells run",
     "fedsim.simulation.gpu_memory": "where cells run",
     "fedsim.simulation.generators": "saves and loads what was made",
+    "fedsim.simulation.rejudging": "judges cells that are finished",
     "fedsim.simulation.rehearsal": "runs on made-up rows, before any cell",
     "fedsim.methods.source_hash": "another way to hash gives another hash",
     "fedsim.methods.source_lines": "places in messages",

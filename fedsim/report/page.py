@@ -190,7 +190,7 @@ def _setting(row: Row) -> str:
 
 def _facts(manifest: Mapping[str, Any], rows: Sequence[Row]) -> list[tuple[str, str]]:
     """Provenance, from the manifest or, without one, from the rows' own versions."""
-    told = {key: manifest[key] for key in ("started", "command", "revision", "hardware", "versions") if manifest.get(key)}
+    told = {key: manifest[key] for key in ("started", "command", "revision", "hardware", "versions", "judged") if manifest.get(key)}
     if "versions" not in told and rows and rows[-1].versions:
         told["versions"] = rows[-1].versions
     return [(key, _told(value)) for key, value in told.items()]

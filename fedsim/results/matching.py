@@ -136,6 +136,7 @@ def _differing(first: Row, second: Row) -> list[str]:
 def _provenance(pairs: Sequence[tuple[Row, Row]]) -> list[tuple[str, str, str]]:
     """Sources by algorithm and versions by package, where the two runs have other ones."""
     found = dict.fromkeys((f"source of {a.algorithm}", a.source or "none", b.source or "none") for a, b in pairs)
+    found |= dict.fromkeys(("code that judged", a.judged or "none", b.judged or "none") for a, b in pairs)
     found |= dict.fromkeys(
         (name, a.versions.get(name, "none"), b.versions.get(name, "none")) for a, b in pairs for name in {**a.versions, **b.versions}
     )
