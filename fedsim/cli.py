@@ -460,6 +460,17 @@ def plan_grid(
         show_noise(prepare(load_grid(grid, set_ or []), [this_machine()]), console)
 
 
+@app.command("diagnose")
+def diagnose_file(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A tool's settings (YAML), such as benchmarks/diagnose/dp_cvae.yaml.")],
+) -> None:
+    """What another tool's noise is worth by unit and trust, from its settings, or why there is no ε."""
+    from fedsim.proof.diagnose import diagnosis, read_settings
+
+    for line in diagnosis(read_settings(file)):
+        typer.echo(line)
+
+
 @app.command("prove")
 def prove_rows(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/quickstart.")],

@@ -22,7 +22,8 @@ FEDSIM = Path(sys.executable).with_name("fedsim")
 DATA = ROOT / "docs" / "data.md"
 ALGORITHMS = ROOT / "docs" / "algorithms.md"
 RESULTS = ROOT / "docs" / "results.md"
-PAGES = sorted(set((ROOT / "docs").glob("*.md")) - {DATA, ALGORITHMS, RESULTS})
+ACCOUNTING = ROOT / "docs" / "accounting.md"
+PAGES = sorted(set((ROOT / "docs").glob("*.md")) - {DATA, ALGORITHMS, RESULTS, ACCOUNTING})
 
 
 def commands(page: Path) -> list[str]:
@@ -121,6 +122,20 @@ def test_every_command_of_the_results_page_runs_on_two_runs_of_one_grid(
         assert done.returncode == 0, line + done.stdout + done.stderr
         told = ("everything (4 rows)", "dp-gaussian − dp-gmm", "all 4 finished cells are judged by today's code")
         assert any(words in done.stdout.replace("$-$", "−") for words in told)
+
+
+SAYS = {"account": "one more round", "plan": "of the radius", "diagnose": "no ε", "prove": "rows proved", "statement": "not covered"}
+
+
+def test_every_command_of_the_accounting_page_runs(folder: Path, command: Callable[..., Done], bench: Callable[..., Ran]) -> None:
+    bench(small_grid("dp-gaussian", "fedhypevae", epsilon=[2]), "runs/quickstart")
+    (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
+    found = [shlex.split(line)[1:] for line in commands(ACCOUNTING)]
+    assert {line[0] for line in found} == set(SAYS)
+    for line in found:
+        done = command(*line)
+        assert done.returncode == 0, f"{line}{done.stdout}{done.stderr}"
+        assert SAYS[line[0]] in done.stdout
 
 
 def test_every_link_of_the_readme_leads_somewhere() -> None:

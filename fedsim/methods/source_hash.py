@@ -35,6 +35,7 @@ HARMLESS = {
     "fedsim": "its version and lazy names",
     "fedsim.methods": "lazy names",
     "fedsim.methods.check_file": "keeps which checks have passed; no number of a row",
+    "fedsim.privacy.counted_by": "says which code counted, and keeps solved budgets of other code apart",
     "fedsim.grid": _CELL,
     "fedsim.grid.cells": _CELL,
     "fedsim.grid.complaints": "messages",

@@ -21,6 +21,8 @@ from fedsim.privacy.solved import Mechanisms, Solution, kept
 
 Unit = Literal["example", "group", "client"]
 Trust = Literal["aggregate", "silo"]
+Neighbours = Literal["add-or-remove-one"]
+"""What two data sets that a plan's epsilon is about differ in."""
 Claim = Literal["proved", "checked", "stated", "heuristic", "none"]
 """What an (epsilon, delta) is worth, the strongest first: a theorem that the base classes guarantee; one that a plug-in's author states,
 and a check did not refute; one that the author states alone; not a theorem; nothing."""

@@ -42,6 +42,8 @@ LOST = 1e-14
 FINENESS = 0.0155
 """Width of the grid in standard deviations of a step's loss: it then widens the composed loss by a hundred-thousandth or two."""
 MOST_POINTS = 2**22
+MOST_SPREAD = 500.0
+"""Standard deviation of the composed loss above which nothing is promised: exp of it is near the end of a double's range."""
 MOST_SLOPES = 4096
 """Tangents that a trade-off function is drawn from; any subset of all of them is a lower bound."""
 NOISIEST = 1e4
@@ -193,6 +195,9 @@ class Spectra:
             return
         total = sum(steps for *_, steps in costly)
         spread = math.sqrt(sum(steps * _variance(noise, rate) for noise, rate, steps in costly))
+        self._bounded = spread < MOST_SPREAD
+        if not self._bounded:
+            return
         width = FINENESS * spread / math.sqrt(total)
         low, high = _window(costly)
         self._width = max(width, (high - low) / (MOST_POINTS - 4))
@@ -209,8 +214,9 @@ class Spectra:
         """The composition of so many steps of every event, none more than was prepared for."""
         counts = [count for count, costs in zip(steps, self._costs, strict=True) if costs]
         if not any(counts):
-            nothing = Curve(np.zeros(0), np.zeros(0), np.zeros(0), 0.0)
-            return Composition(nothing, nothing)
+            return Composition(*[Curve(np.zeros(0), np.zeros(0), np.zeros(0), 0.0)] * 2)
+        if not self._bounded:
+            return Composition(*[Curve(np.zeros(0), np.zeros(0), np.zeros(0), 1.0)] * 2)
         losses = (np.arange(self._points) + self._first) * self._width
         masses = []
         for which in (0, 1):

@@ -49,7 +49,7 @@ def how_computed(budget: Budget) -> Iterator[str]:
         yield (
             "Replace-one: with Poisson sampling half the noise multiplier is no theorem. Replacing is removing and adding, so (e, d) and "
             "(e', d') compose to (e + e', d + exp(e) d'), the best such pair: an upper bound, not known to be tight; the trade-off "
-            "likewise (Dong, Roth & Su 2022, lemma A.5). A row's epsilon_spent_replace_one takes e = e' and is somewhat larger."
+            "likewise (Dong, Roth & Su 2022, lemma A.5). A row's epsilon_spent_replace_one takes e = e' and is larger."
         )
     yield "Valid where the noise is secret, the clip really bounds a unit, and samples are Poisson and hidden; no method is checked here."
 

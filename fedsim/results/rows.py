@@ -6,8 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from fedsim.privacy.plan import Claim, Trust
-from fedsim.privacy.tradeoff import Relation
+from fedsim.privacy.plan import Claim, Neighbours, Trust
 from fedsim.results.lines import decode, dump, load
 from fedsim.results.measures import MEASURES
 
@@ -103,7 +102,7 @@ class Row(BaseModel):
     epsilon_spent_replace_one: float | None = None
     delta: float | None = None
     unit: str | None = None
-    relation: Relation | None = None
+    relation: Neighbours | None = None
     trust: Trust | None = None
     scope: str | None = None
     claim: Claim | None = None

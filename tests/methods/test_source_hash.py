@@ -62,6 +62,7 @@ HASHED = {
     "fedsim.privacy.accountant",
     "fedsim.privacy.ledger",
     "fedsim.privacy.noise",
+    "fedsim.privacy.opacus_accountants",
     "fedsim.privacy.plan",
     "fedsim.privacy.solved",
     "fedsim.runtime",
