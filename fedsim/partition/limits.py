@@ -32,5 +32,7 @@ def check_partition(y: NDArray[np.int64], *, spec: PartitionSpec, clients: int, 
     need, least = clients * spec.min_size, f"{spec.min_size} (partition.min_size)"
     if need > len(y):
         arithmetic = f"{clients} clients × {least} = {need} rows, but there are {len(y)} training rows"
+        if spec.min_size > len(y):
+            raise UserError("partition.min_size", arithmetic, f"give at most {len(y) // clients or 1}")
         raise UserError("clients", arithmetic, f"give at most {len(y) // spec.min_size} clients")
     SCHEMES[spec.scheme].check(Division(y, columns, clients, spec.min_size, spec.given))

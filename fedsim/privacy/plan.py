@@ -113,16 +113,17 @@ class PrivacyPlan:
         return multiplier * self.sensitivity if multiplier else 0.0
 
 
-def large_delta(unit: Unit, delta: float, train_rows: int, dataset: str) -> str | None:
-    """Why a delta is too large for the data, None where it is not: publishing each row with probability delta is (0, delta)-DP.
+def large_delta(unit: Unit, delta: float, train_rows: int, clients: int, dataset: str) -> str | None:
+    """Why a delta is too large for the units, None where it is not: publishing each with probability delta is (0, delta)-DP.
 
     Dwork & Roth 2014, "The algorithmic foundations of differential privacy", section 2.3: delta has to be far below 1 / n.
     """
-    if unit != "example" or delta * train_rows < 1:
+    n, of, whole = (clients, f"clients of {dataset}", "client") if unit == "client" else (train_rows, f"training rows of {dataset}", "row")
+    if delta * n < 1:
         return None
     return (
-        f"δ = {delta:g} is not below 1/n = {1 / train_rows:.2g} for the {train_rows} training rows of {dataset}: "
-        "such a δ would allow to publish a whole row outright; give a smaller delta"
+        f"δ = {delta:g} is not below 1/n = {1 / n:.2g} for the {n} {of}: "
+        f"such a δ would allow to publish a whole {whole} outright; give a smaller delta"
     )
 
 

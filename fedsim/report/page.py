@@ -127,9 +127,11 @@ def _privacy(groups: Sequence[Group], rows: Sequence[Row]) -> list[tuple[str, st
 
 def _large_deltas(rows: Sequence[Row]) -> Iterator[str]:
     """Budgets whose delta is too large for the data."""
-    settings = dict.fromkeys((row.unit, row.delta, row.train_rows, row.dataset) for row in rows)
-    for unit, delta, count, dataset in settings:
-        if unit is not None and delta is not None and count is not None and (text := large_delta(unit, delta, count, dataset)):
+    settings = dict.fromkeys((row.unit, row.delta, row.train_rows, row.clients, row.dataset) for row in rows)
+    for unit, delta, count, clients, dataset in settings:
+        if unit is None or delta is None or count is None or clients is None:
+            continue
+        if text := large_delta(unit, delta, count, clients, dataset):
             yield text
 
 

@@ -78,8 +78,8 @@ def show_refused(prepared: Prepared, console: Console) -> None:
 
 def show_warnings(prepared: Prepared, console: Console) -> None:
     """Print what a budget of the grid does not promise although it looks like it, each thing once."""
-    plans = ((trial.plan, trial.train_rows, prepared.data[trial.data_key].name) for trial in prepared.trials)
-    finite = ((plan, rows, name) for plan, rows, name in plans if plan is not None and math.isfinite(plan.epsilon_target))
-    told = dict.fromkeys(large_delta(plan.unit, plan.delta, rows, name) for plan, rows, name in finite)
+    plans = ((trial.plan, trial.train_rows, trial.cell.clients, prepared.data[trial.data_key].name) for trial in prepared.trials)
+    finite = ((plan, rows, clients, name) for plan, rows, clients, name in plans if plan is not None and math.isfinite(plan.epsilon_target))
+    told = dict.fromkeys(large_delta(plan.unit, plan.delta, rows, clients, name) for plan, rows, clients, name in finite)
     for line in filter(None, told):
         console.print(f"warning: {line}", style="yellow", soft_wrap=True, highlight=False, markup=False)

@@ -132,10 +132,16 @@ def test_names_are_unique_and_known():
 
 
 @pytest.mark.parametrize(
-    ("unit", "delta", "rows", "large"), [("example", 1e-4, 10_000, True), ("example", 1e-4, 9_999, False), ("client", 0.5, 9, False)]
+    ("unit", "delta", "rows", "told"),
+    [
+        ("example", 1e-4, 10_000, "the 10000 training rows of digits"),
+        ("example", 1e-4, 9_999, None),
+        ("client", 1e-2, 9_999, None),
+        ("client", 0.1, 9_999, "the 10 clients of digits"),
+    ],
 )
-def test_a_delta_of_1_over_n_is_large_for_examples(unit, delta, rows, large):
-    text = large_delta(unit, delta, rows, "digits")
-    assert (text is not None) == large
+def test_a_delta_of_1_over_n_is_large(unit, delta, rows, told):
+    text = large_delta(unit, delta, rows, 10, "digits")
+    assert (text is None) == (told is None)
     if text is not None:
-        assert f"the {rows} training rows of digits" in text
+        assert told in text
