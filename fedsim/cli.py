@@ -91,6 +91,7 @@ def _bench(
         ResultStore(folder).check_free()
     from fedsim.runtime.bench import run_bench
     from fedsim.runtime.cluster import joined_cluster, local_cluster, this_machine
+    from fedsim.runtime.display import Preparing
     from fedsim.simulation.plan_table import show_plan
     from fedsim.simulation.preflight import prepare
 
@@ -98,8 +99,8 @@ def _bench(
     with ExitStack() as stack:
         node = this_machine()
         nodes = stack.enter_context(joined_cluster(address)) if address else [node]
-        with _interruptible(console):
-            prepared = prepare(grid, nodes, max_parallel, keep_going=keep_going)
+        with _interruptible(console), Preparing(Console(stderr=True)) as tell:
+            prepared = prepare(grid, nodes, max_parallel, keep_going=keep_going, tell=tell)
         if dry_run:
             show_plan(prepared, console)
             raise typer.Exit(1 if prepared.refused else 0)

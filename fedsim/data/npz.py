@@ -1,4 +1,4 @@
-"""``.npz`` files of embeddings: arrays ``x`` [n, d], ``y`` [n] and ``split`` [n]; further arrays [n] are columns.
+"""``.npz`` files of embeddings: arrays ``x`` [n, d], ``y`` [n] and ``split`` [n]; further arrays [n] are columns, single values are notes.
 
 ``class_names`` [C], if it is there, says what the classes are called.
 """
@@ -37,9 +37,9 @@ def load_embedding_file(path: Path, name: str, *, remap: bool = False) -> Embedd
     names = arrays.pop("class_names", None)
     if remap:
         y, names = remapped(y, split), None
-    arrays.pop(MANIFEST, None)
+    columns = {key: values for key, values in arrays.items() if values.ndim}  # a single value is a note, such as a manifest
     with at(str(path)):
-        data = Embeddings.from_arrays(name, x, y, split, arrays)
+        data = Embeddings.from_arrays(name, x, y, split, columns)
         if names is not None and names.shape != (data.classes,):
             what = f"class_names has shape {list(names.shape)}, and there are {data.classes} classes"
             raise UserError("", what, f"give one name a class, [{data.classes}], or leave class_names out")

@@ -105,7 +105,7 @@ Epsilon = Annotated[Real, Field(gt=0), PlainSerializer(json_number, when_used="j
 Alpha = Annotated[Real, Field(gt=0, allow_inf_nan=False)]
 Clients = Annotated[Whole, Field(ge=1)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
-Delta = Annotated[Real, Field(gt=0, lt=1)]
+Delta = Annotated[Real, Field(gt=0, le=0.1)]
 Device = Literal["auto", "cpu", "cuda"]
 Axis = Annotated[tuple[_Item, ...], BeforeValidator(_listed), AfterValidator(_distinct)]
 

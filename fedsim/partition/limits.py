@@ -31,8 +31,10 @@ def check_partition(y: NDArray[np.int64], *, spec: PartitionSpec, clients: int, 
     if clients < 1:
         raise UserError("clients", f"{clients} is not positive", "give at least 1 client")
     parts = parts_of(y, columns, spec)
-    need, least, things = clients * spec.min_size, f"{spec.min_size} (partition.min_size)", spec.things
-    if need > len(parts.y):
-        arithmetic = f"{clients} clients × {least} = {need} {things}, but there are {len(parts.y)} training {things}"
-        raise UserError("clients", arithmetic, f"give at most {len(parts.y) // spec.min_size} clients")
+    need, least, things, there = clients * spec.min_size, f"{spec.min_size} (partition.min_size)", spec.things, len(parts.y)
+    if need > there:
+        arithmetic = f"{clients} clients × {least} = {need} {things}, but there are {there} training {things}"
+        if spec.min_size > there:
+            raise UserError("partition.min_size", arithmetic, f"give at most {there // clients or 1}")
+        raise UserError("clients", arithmetic, f"give at most {there // spec.min_size} clients")
     SCHEMES[spec.scheme].check(Division(parts.y, parts.columns, clients, spec.min_size, spec.given))

@@ -122,14 +122,15 @@ def large_delta(unit: str, delta: float, units: int, dataset: str) -> str | None
     Dwork & Roth 2014, "The algorithmic foundations of differential privacy", section 2.3: delta has to be far below 1 / n.
 
     Args:
-        unit: what a budget protects; of clients nothing is said.
+        unit: what a budget protects: ``example``, ``client``, or a group by its column.
         delta: of the budget.
-        units: n, how many the training rows are.
+        units: n, how many there are.
         dataset: what they are called.
     """
-    if unit == "client" or delta * units < 1:
+    if delta * units < 1:
         return None
-    all_, one = ("training rows", "row") if unit == "example" else (f"groups by {unit}", "group")
+    words = {"example": ("training rows", "row"), "client": ("clients", "client")}
+    all_, one = words.get(unit, (f"groups by {unit}", "group"))
     return (
         f"δ = {delta:g} is not below 1/n = {1 / units:.2g} for the {units} {all_} of {dataset}: "
         f"such a δ would allow to publish a whole {one} outright; give a smaller delta"

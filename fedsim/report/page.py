@@ -109,9 +109,14 @@ def _privacy(groups: Sequence[Group], rows: Sequence[Row]) -> list[tuple[str, st
     ]
 
 
+def _units(row: Row) -> int | None:
+    """How many units the row's budget protects in all."""
+    return row.clients if row.unit == "client" else row.train_groups or row.train_rows
+
+
 def _large_deltas(rows: Sequence[Row]) -> Iterator[str]:
     """Budgets whose delta is too large for the data."""
-    settings = dict.fromkeys((row.unit, row.delta, row.train_groups or row.train_rows, row.dataset) for row in rows)
+    settings = dict.fromkeys((row.unit, row.delta, _units(row), row.dataset) for row in rows)
     for unit, delta, count, dataset in settings:
         if unit is not None and delta is not None and count is not None and (text := large_delta(unit, delta, count, dataset)):
             yield text

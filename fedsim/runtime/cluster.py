@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
+import shutil
 import signal
 import socket
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -23,8 +27,13 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_max_direct_call_object_size", str(2**20))
 
 import ray
+from ray._private import ray_constants
 
 from fedsim.simulation.node import Node
+
+_SESSIONS = "fedsim-ray-"
+_LONGEST = 24
+"""Characters of a temporary folder's path that leave room for Ray's below it, in the 107 that a socket's may have."""
 
 
 def this_machine() -> Node:
@@ -35,10 +44,42 @@ def this_machine() -> Node:
 
 @contextmanager
 def local_cluster(node: Node) -> Iterator[None]:
-    """A Ray cluster of one node for the block; its processes end with this one, however it ends."""
-    _connect("local", num_cpus=int(node.cpus), num_gpus=int(node.gpus), include_dashboard=False)
-    with _connected():
+    """A Ray cluster of one node for the block, for this machine alone; its processes end with this one, however it ends."""
+    with _sessions() as folder:
+        with _loopback():
+            _connect("local", num_cpus=int(node.cpus), num_gpus=int(node.gpus), include_dashboard=False, _temp_dir=str(folder))
+        with _connected():
+            yield
+
+
+@contextmanager
+def _loopback() -> Iterator[None]:
+    """A cluster that starts in the block listens on 127.0.0.1 only, as Ray's do on systems where it has no clusters of machines."""
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
         yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def _sessions() -> Iterator[Path]:
+    """A folder for Ray's sockets and logs, gone after the block; those of drivers that were killed are removed, too."""
+    above = Path(tempfile.gettempdir())
+    if len(str(above)) > _LONGEST:  # a socket's path has an end
+        above = Path("/tmp")
+    for lock in above.glob(f"{_SESSIONS}*/lock"):
+        with suppress(OSError), lock.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.parent, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=_SESSIONS, dir=above))
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -21,6 +21,39 @@ from fedsim.words import number, setting
 _SHOWN = 12
 
 
+class Preparing:
+    """What a preparation does, where it takes long: in a terminal at once, elsewhere a line every ``every`` seconds.
+
+    Args:
+        console: where to print.
+        every: seconds.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, console: Console, every: float = 20.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console, self._every, self._clock = console, every, clock
+        self._status = console.status("preparing") if console.is_terminal else None
+        self._started = self._told = clock()
+
+    def __call__(self, text: str) -> None:
+        """What is going on now."""
+        now = self._clock()
+        if self._status is not None:
+            self._status.update(Text(f"{text} ({now - self._started:.0f} s)"))
+        elif now - self._told >= self._every:
+            self._told = now
+            self._console.print(f"{text} ({now - self._started:.0f} s)", soft_wrap=True, highlight=False, markup=False)
+
+    def __enter__(self) -> Preparing:
+        if self._status is not None:
+            self._status.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+
 class Display(ABC):
     """The progress of a bench; a context manager that leaves the terminal as it found it, however it is left.
 

@@ -56,8 +56,10 @@ class Failure:
     traceback: str
 
     @classmethod
-    def of(cls, error: Exception) -> Failure:
+    def of(cls, error: Exception | SystemExit) -> Failure:
         """Of an exception; one from another actor comes wrapped, with the traceback over there as its text."""
+        if isinstance(error, SystemExit):
+            return cls.of(_exited(error))
         if isinstance(error, ray.exceptions.RayTaskError):
             return cls(type(error.cause).__name__, str(error.cause), str(error))
         return cls(type(error).__name__, str(error), "".join(traceback.format_exception(error)))
@@ -80,6 +82,12 @@ class Report:
     rounds: tuple[RoundRecord, ...] = ()
     output: str = ""
     end: Outcome | Judgement | Failure | Ceiling | LocalOnly | float | None = None
+
+
+def _exited(error: SystemExit) -> RuntimeError:
+    """What a call of ``sys.exit`` in an algorithm is told as; Ray would take it for a worker that died."""
+    exited = RuntimeError(f"the algorithm called sys.exit({'' if error.code is None else repr(error.code)}), which a cell may not")
+    return exited.with_traceback(error.__traceback__)
 
 
 def settle(cpus: float, device: torch.device = CPU) -> None:
@@ -169,7 +177,7 @@ class TrialWorker:
             except ray.exceptions.RayActorError:
                 yield Report(tuple(pending), _drain(output))
                 raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 yield Report(tuple(pending), _drain(output), Failure.of(error))
 
     def judge(self, trial: Trial, state: Tensors | None, data: Embeddings) -> Iterator[Report]:
@@ -197,7 +205,7 @@ class TrialWorker:
             cohort = Cohort(trial.cohorts()[0], data.x_train, data.y_train, self.device)
             cohort.round(next(algorithm.schedule()), algorithm.phases()[0].broadcast(server))
             yield Report(end=filled(self.device))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             yield Report(end=Failure.of(error))
 
     def reference(self, data: Embeddings, partition: Partition | None, spec: PartitionSpec, probe_c: float) -> Iterator[Report]:
@@ -221,11 +229,17 @@ class CohortActor:
 
     def host(self, spec: CohortSpec, data: Embeddings) -> None:
         """Take the clients of ``spec`` up, in place of any earlier ones."""
-        self.cohort = Cohort(spec, data.x_train, data.y_train, self.device)
+        try:
+            self.cohort = Cohort(spec, data.x_train, data.y_train, self.device)
+        except SystemExit as error:
+            raise _exited(error) from error
 
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of the cohort; what it returns travels by the CPU, in one copy."""
-        returned = getattr(self.cohort, method)(*args)
+        try:
+            returned = getattr(self.cohort, method)(*args)
+        except SystemExit as error:
+            raise _exited(error) from error
         return returned.on(CPU) if isinstance(returned, Message) else returned
 
 

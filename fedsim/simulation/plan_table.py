@@ -80,8 +80,7 @@ def show_warnings(prepared: Prepared, console: Console) -> None:
     """Print what a budget of the grid does not promise although it looks like it, each thing once."""
     finite = (trial for trial in prepared.trials if trial.plan is not None and math.isfinite(trial.plan.epsilon_target))
     told = dict.fromkeys(
-        large_delta(each.cell.unit_name, each.cell.delta, each.train_groups or each.train_rows, prepared.data[each.data_key].name)
-        for each in finite
+        large_delta(each.cell.unit_name, each.cell.delta, each.units, prepared.data[each.data_key].name) for each in finite
     )
     for line in filter(None, told):
         console.print(f"warning: {line}", style="yellow", soft_wrap=True, highlight=False, markup=False)

@@ -94,7 +94,7 @@ def rehearse(variant: Variant, task: Task, epsilon: float, delta: float, where: 
             _use(made, algorithm, to_device(torch.from_numpy(x), device))
     except _Unexpected as error:
         raise PluginError(where, f"on {made_up}, {error.what}", f"expected {error.expected}") from error
-    except Exception as error:  # a plug-in may raise anything
+    except (Exception, SystemExit) as error:  # a plug-in may raise anything
         at = origin(error, inspect.getsourcefile(cls)) or line_of(cls)
         if device == CPU:
             raise PluginError(where, f"on {made_up}, {at}: {said(error)}", f"expected {cls.__name__} to train and sample") from error

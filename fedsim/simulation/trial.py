@@ -60,6 +60,11 @@ class Trial:
         groups = self.partition.groups if self.task.unit == "group" else None
         return None if groups is None else sum(int(own[-1]) + 1 for own in groups if len(own))
 
+    @property
+    def units(self) -> int:
+        """How many units a budget protects in all."""
+        return self.cell.clients if self.task.unit == "client" else self.train_groups or self.train_rows
+
     def cohorts(self, seeds: Seeds | None = None) -> list[CohortSpec]:
         """One specification an actor; ``seeds`` default to those that follow from the cell's seed."""
         specs, start = [], 0

@@ -93,6 +93,7 @@ CONTRACT = [
         "uplink_bytes",
         "seconds",
         "versions",
+        "generator",
     ),
 ]
 ERROR = {"type": "ValueError", "message": "no", "traceback": "Traceback ..."}

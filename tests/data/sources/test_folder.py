@@ -1,7 +1,10 @@
+import os
+
 import numpy as np
 import pytest
 from pictures import picture, save_folder
 
+from fedsim.data.images import BadImage
 from fedsim.data.sources.folder import load_image_folder
 from fedsim.data.split import TEST, TRAIN, VALIDATION
 from fedsim.errors import UserError
@@ -78,3 +81,32 @@ def test_a_folder_without_domains_is_told_how_they_stand(tmp_path):
         load_image_folder(tmp_path / "none", "none", domains=True)
     with pytest.raises(UserError, match="holds no folders of classes; put the classes' folders into a folder a domain"):
         load_image_folder(save_folder(tmp_path / "pets"), "pets", domains=True)
+
+
+@pytest.mark.timeout(30)
+def test_what_is_named_like_an_image_and_is_no_file_is_a_bad_image_and_a_folder_none(tmp_path):
+    root = save_folder(tmp_path / "pets")
+    os.mkfifo(root / "cat" / "pipe.png")
+    (root / "cat" / "device.png").symlink_to("/dev/zero")
+    (root / "cat" / "dangling.png").symlink_to("nowhere")
+    (root / "cat" / "folder.png").mkdir()
+    images = load_image_folder(root, "pets")
+    assert len(images) == 27
+    assert len(set(images.digests)) == 27
+    told = {}
+    for position in range(27):
+        try:
+            images.decoder(position)()
+        except BadImage as error:
+            told[images.image_name(position)] = str(error)
+    assert told == {
+        "cat/dangling.png": "no such file or directory",
+        "cat/device.png": "it is a device",
+        "cat/pipe.png": "it is a named pipe",
+    }
+
+
+def test_a_path_of_any_length_is_one_short_message(tmp_path):
+    with pytest.raises(UserError, match="there is no such folder") as caught:
+        load_image_folder(tmp_path / ("a" * 200_000), "pets")
+    assert len(str(caught.value)) < 1000
