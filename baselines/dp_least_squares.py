@@ -36,7 +36,7 @@ class DPLeastSquaresParams(Params):
 
     mean_share: float = Field(0.1, gt=0, lt=1)
     radius: float = Field(0.5, gt=0)
-    ridge: float = Field(0.25, gt=0)
+    ridge: float = Field(0.35, gt=0)
 
 
 @register("dp-least-squares")

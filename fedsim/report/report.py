@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from fedsim.atomic import replaced
 from fedsim.errors import UserError
 from fedsim.partition.matrix import LabelMatrix
 from fedsim.report import curves, diagnostics, fidelity, partitions, sites
+from fedsim.report.beside import process_beside, without_collection
 from fedsim.report.curves import draw_curves
 from fedsim.report.diagnostics import Rounds, draw_diagnostics
 from fedsim.report.differences import difference_tables
@@ -72,16 +72,27 @@ class Report:
             console.print(line, style="yellow", highlight=False, markup=False)
 
 
-@contextmanager
-def without_collection() -> Iterator[None]:
-    """No search for unreachable cycles in the block: records and figures are many objects that stay, gone through again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+def draw_figures(shown: Shown, folder: Path, beside: Executor | None = None) -> list[Drawn]:
+    """Every figure of :data:`FIGURES` that has something to show, saved into ``folder``; the diagnostics, half of the work, ``beside``."""
+    if beside is None:
+        drawn = [draw_figure(name, shown, folder) for name, _, _ in FIGURES]
+    else:
+        # it needs neither rows nor records, and they would take their time to get there
+        rounds = Shown([], [], replace(shown.rounds, records=[]), [], [])
+        waiting = beside.submit(draw_figure, diagnostics.NAME, rounds, folder)
+        here = {name: draw_figure(name, shown, folder) for name, _, _ in FIGURES if name != diagnostics.NAME}
+        drawn = [waiting.result() if name == diagnostics.NAME else here[name] for name, _, _ in FIGURES]
+    return [each for each in drawn if each is not None]
+
+
+def draw_figure(name: str, shown: Shown, folder: Path) -> Drawn | None:
+    """The figure called ``name``, saved into ``folder``; None where it has nothing to show."""
+    ((title, draw),) = ((title, draw) for other, title, draw in FIGURES if other == name)
+    with without_collection():
+        if (figure := draw(shown)) is None:
+            return None
+        _, svg = save_figure(figure, folder, name)
+    return Drawn(name, title, svg.read_text(encoding="utf-8"))
 
 
 @without_collection()
@@ -99,14 +110,11 @@ def write_report(folder: Path) -> Report:
     run.check()
     manifest = read_manifest(folder)
     rows = grid_rows(folder)
-    groups = group_seeds(rows)
-    write_summary(groups, run.summary)
-    shown = Shown(rows, groups, Rounds.of(rows, store.rounds()), store.clients(), read_partitions(run))
-    drawn = []
-    for name, title, draw in FIGURES:
-        if (figure := draw(shown)) is not None:
-            _, svg = save_figure(figure, run.curves, name)
-            drawn.append(Drawn(name, title, svg.read_text(encoding="utf-8")))
+    with process_beside(len(rows), __name__) as beside:
+        groups = group_seeds(rows)
+        write_summary(groups, run.summary)
+        shown = Shown(rows, groups, Rounds.of(rows, store.rounds()), store.clients(), read_partitions(run))
+        drawn = draw_figures(shown, run.curves, beside)
     report = Report(run.page, rows, groups, find_failures(rows, shown.rounds))
     with replaced(report.page) as part:
         part.write_text(render_page(folder.resolve().name, rows, groups, drawn, manifest, report.findings), encoding="utf-8")
