@@ -123,7 +123,7 @@ def test_every_command_of_the_results_page_runs_on_two_runs_of_one_grid(
         assert "everything (4 rows)" in done.stdout or "dp-gaussian − dp-gmm" in done.stdout.replace("$-$", "−")
 
 
-SAYS = {"account": "one more round", "plan": "of the radius", "diagnose": "no ε", "prove": "rows proved", "statement": "not covered"}
+SAYS = {"account": "one more round", "plan": "noise norm", "diagnose": "no ε", "prove": "rows proved", "statement": "not covered"}
 
 
 def test_every_command_of_the_accounting_page_runs(folder: Path, command: Callable[..., Done], bench: Callable[..., Ran]) -> None:
