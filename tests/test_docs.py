@@ -124,7 +124,7 @@ def test_every_command_of_the_results_page_runs_on_two_runs_of_one_grid(
         assert any(words in done.stdout.replace("$-$", "−") for words in told)
 
 
-SAYS = {"account": "one more round", "plan": "of the radius", "diagnose": "no ε", "prove": "rows proved", "statement": "not covered"}
+SAYS = {"account": "one more round", "plan": "noise norm", "diagnose": "no ε", "prove": "rows proved", "statement": "not covered"}
 
 
 def test_every_command_of_the_accounting_page_runs(folder: Path, command: Callable[..., Done], bench: Callable[..., Ran]) -> None:

@@ -78,7 +78,8 @@ def prove(row: Row) -> Proof:
     told = [*_contradictions(row)]
     for name, ratio in (("ε", proof.ratio), ("ε under replace-one", proof.replace_one_ratio)):
         if ratio is not None and not abs(ratio - 1) <= TOLERANCE:
-            told.append(f"{name} is {ratio:.3f} of what its mechanisms spend")
+            holds = ", a bound that holds and is loose" if ratio > 1 else ""
+            told.append(f"{name} is {ratio:.3f} of what its mechanisms spend{holds}")
     return Proof(row, "differs", "; ".join(told), epsilon, replaced) if told else proof
 
 

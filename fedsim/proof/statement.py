@@ -119,7 +119,10 @@ def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
 def _trust(row: Row) -> str:
     if row.trust == "aggregate" and row.noise_at == "clients":
         return "aggregate, and silo as well: every client adds the full noise to its own steps, so its messages are private one by one"
-    return f"{row.trust}: {TRUSTS.get(row.trust or '', '')}"
+    words = TRUSTS.get(row.trust or "", "")
+    # an older row does not say where its noise was added
+    known = words if row.trust == "silo" or row.noise_at == "sum" else words.partition(", noise")[0]
+    return f"{row.trust}: {known}"
 
 
 def _budget(row: Row) -> str:
@@ -151,6 +154,8 @@ def _uncovered(row: Row) -> Iterator[str]:
     """What a reader could take for covered and is not."""
     if row.unit == "example":
         yield "a person with several rows (k rows are a group of k: up to k times the ε, at a larger δ)"
+    if row.scope not in ("joint", None):
+        yield "what stays with a client (encoder, codes), which trains without noise"
     if row.trust == "aggregate" and row.noise_at != "clients":
         yield "a server that sees single clients' messages"
     if row.noise != "secret":

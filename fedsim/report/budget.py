@@ -28,7 +28,8 @@ def budget_words(budget: Budget) -> Iterator[str]:
     yield f"ε = {number(plan.epsilon_target)} at δ = {number(plan.delta)}, unit {plan.unit}: σ = {plan.sigma:.6g} ({plan.accountant})"
     for release in plan.releases:
         sampled = f" on Poisson samples of rate {release.sample_rate:g}" if release.sample_rate < 1 else ", every unit in each"
-        steps = f"{release.steps} Gaussian mechanisms with noise multiplier {plan.noise_multiplier(release.name):.6g}{sampled}"
+        times = "1 Gaussian mechanism" if release.steps == 1 else f"{release.steps} Gaussian mechanisms"
+        steps = f"{times} with noise multiplier {plan.noise_multiplier(release.name):.6g}{sampled}"
         yield f"{release.name}: {steps}; noise standard deviation = multiplier × L2 sensitivity"
     last, more = budget.rounds[-1], budget.next
     price = f"{more.epsilon - last.epsilon:.2g} more ε, {_known(more.replace_one) - _known(last.replace_one):.2g} under replace-one"

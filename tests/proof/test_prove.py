@@ -57,7 +57,7 @@ def test_a_row_that_claims_less_than_its_mechanisms_spend_differs() -> None:
     [
         ({"epsilon_spent_replace_one": 1.0}, "replace-one"),
         ({"steps": 300}, "300 steps"),
-        ({"mechanisms": [mechanism(2.5, 0.1, 41)]}, "41"),
+        ({"mechanisms": [mechanism(2.5, 0.1, 44)]}, "holds 44 mechanisms"),
         ({"mechanisms": [mechanism(0.0, 1.0, 41)]}, "ε is 0.000"),
     ],
 )
@@ -65,6 +65,13 @@ def test_what_does_not_fit_is_said(fields, word) -> None:
     proof = prove(counted(**fields))
     assert proof.verdict == "differs"
     assert word in proof.why
+
+
+def test_a_row_that_claims_more_differs_and_still_holds() -> None:
+    row = counted()
+    proof = prove(row.model_copy(update={"epsilon_target": 9.0, "epsilon_spent": 1.1 * row.epsilon_spent}))
+    assert proof.verdict == "differs"
+    assert "a bound that holds and is loose" in proof.why
 
 
 def test_a_row_of_renyi_composition_is_proved_by_renyi_composition() -> None:
