@@ -77,6 +77,18 @@ MISTAKES = {
     "negative epsilon": ("algorithms: [fedhypevae]\nepsilon: [1, -1]\n", "g.yaml:2: epsilon[1]", "> 0"),
     "more clients than the data allow": ("algorithms: [fedhypevae]\nclients: [100000]\n", "clients[0]", "100000"),
     "not YAML": ("algorithms: [fedhypevae\n", "g.yaml", "YAML"),
+    "a delta that is none": ("algorithms: [fedhypevae]\ndelta: 0.5\n", "g.yaml:2: delta", "give a number <= 0.1"),
+    "a shift beyond all rows": (
+        "algorithms: [dp-gaussian]\npartition: {scheme: feature-shift, strength: 1000.0}\n",
+        "partition.strength",
+        "give a number <= 10",
+    ),
+    "a minimum size beyond all rows": (
+        "algorithms: [fedhypevae]\nclients: [4]\npartition: {min_size: 100000}\n",
+        "partition.min_size",
+        "give at most 337",
+    ),
+    "a plug-in that leaves": ("algorithms: ['leave.py:X']\n", "algorithms[0]", "SystemExit: 3"),
     "a layout that does not fit": ("algorithms: [fedhypevae]\nresources: {cpus_per_actor: 4096}\n", "resources", "4096"),
 }
 
@@ -85,13 +97,37 @@ MISTAKES = {
 def test_a_mistake_is_one_line_and_exit_code_2_and_nothing_is_written(tmp_path: Path, fedsim: Fedsim, mistake: str) -> None:
     text, place, right = MISTAKES[mistake]
     (tmp_path / "g.yaml").write_text(text)
+    (tmp_path / "leave.py").write_text("import sys\nsys.exit(3)\n")
     done = fedsim("bench", "--grid", "g.yaml")
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert place in done.stderr
     assert right in done.stderr
     assert done.stdout == ""
-    assert [path.name for path in tmp_path.iterdir()] == ["g.yaml"]
+    assert {path.name for path in tmp_path.iterdir()} == {"g.yaml", "leave.py"}
+
+
+@pytest.mark.parametrize("arguments", [["bench", "--dry-run", "--grid"], ["report"], ["synth", "--out", "s.npz"]])
+def test_a_path_of_any_length_is_a_mistake_of_one_short_line(fedsim: Fedsim, arguments: list[str]) -> None:
+    done = fedsim(*arguments, "a" * 200_000)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert len(done.stderr) < 1000
+
+
+def test_a_delta_of_1_over_n_is_warned_of(tmp_path: Path, fedsim: Fedsim) -> None:
+    (tmp_path / "g.yaml").write_text("algorithms: [dp-gaussian]\nclients: [4]\ndelta: 0.001\n")
+    done = fedsim("bench", "--grid", "g.yaml", "--dry-run")
+    assert done.returncode == 0
+    assert "warning: δ = 0.001 is not below 1/n = 0.00074 for the 1348 training rows of digits" in done.stdout
+
+
+def test_a_folder_in_use_is_refused_before_anything_is_prepared(tmp_path: Path, fedsim: Fedsim) -> None:
+    (tmp_path / "g.yaml").write_text("algorithms: [no-such-algorithm]\n")  # which preparing would tell
+    with ResultStore(tmp_path / "runs" / "g").lock():
+        done = fedsim("bench", "--grid", "g.yaml")
+    assert done.returncode == 2
+    assert f"fedsim, process {os.getpid()}, is running in this folder; wait for it or stop it" in done.stderr
 
 
 def test_a_missing_file_and_a_wrong_override_are_mistakes_too(tmp_path: Path, fedsim: Fedsim) -> None:
