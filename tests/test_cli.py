@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from benches import Done, interruptible, slowness
+from benches import PLUGIN, Done, interruptible, slowness
 from plug_ins import GOOD, changed, write
 from rows import make_row
 
@@ -186,6 +187,18 @@ def test_after_a_killed_driver_the_same_command_computes_only_what_is_missing(
     assert len({json.loads(line)["cell_id"] for line in lines(results)}) == len(lines(results)) == 4
     for name in ("rounds.jsonl", "summary.csv", "report.html", "curves/privacy_utility.png", "curves/privacy_utility.svg", "manifest.json"):
         assert (results.parent / name).stat().st_size > 0
+
+
+def test_a_worker_that_dies_puts_no_line_of_rays_own_on_the_terminal(tmp_path: Path) -> None:
+    (tmp_path / "plugin.py").write_text(PLUGIN)
+    (tmp_path / "g.yaml").write_text(
+        "algorithms: [{name: 'plugin:Trouble', params: {rounds: 3, how: exit}}]\nclients: [4]\n"
+        "dataset: {name: digits, limit: 200}\nevaluation: {per_class: 10}\n"
+    )
+    done = bench(tmp_path, "g.yaml")
+    assert done.returncode == 1
+    assert done.stderr == ""
+    assert not re.search(r"^\[20\d\d-|core_worker|raylet|gcs_|\(pid=", done.stdout, re.MULTILINE), done.stdout
 
 
 def test_partition_shows_and_draws_without_training(tmp_path: Path, fedsim: Fedsim) -> None:

@@ -21,9 +21,11 @@ import torch
 from fedsim.errors import UserError
 
 # Ray reads these as it is imported and hands them to what it starts: no usage report to anyone, no warning about idle GPUs, and a
-# model of up to 1 MiB travels in the call itself, in a third of the object store's time.
+# model of up to 1 MiB travels in the call itself, in a third of the object store's time. Its C++ core logs nothing to the terminal but
+# what ends the process: what a cell's user has to know of a lost worker or node, fedsim says.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 os.environ.setdefault("RAY_max_direct_call_object_size", str(2**20))
 
 import ray
