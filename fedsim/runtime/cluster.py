@@ -21,17 +21,19 @@ import torch
 from fedsim.errors import UserError
 
 # Ray reads these as it is imported and hands them to what it starts: no usage report to anyone, no warning about idle GPUs, and a
-# model of up to 1 MiB travels in the call itself, in a third of the object store's time. Its C++ core logs nothing to the terminal but
-# what ends the process: what a cell's user has to know of a lost worker or node, fedsim says.
+# model of up to 1 MiB travels in the call itself, in a third of the object store's time.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 os.environ.setdefault("RAY_max_direct_call_object_size", str(2**20))
 
 import ray
 from ray._private import ray_constants
+from ray._private import worker as ray_worker
 
 from fedsim.simulation.node import Node
+
+# The switch of Ray's debugger: no line of Ray's own comes between a bench's, which say of a lost worker what there is to say.
+ray_worker._worker_logs_enabled = False
 
 _SESSIONS = "fedsim-ray-"
 _LONGEST = 24
