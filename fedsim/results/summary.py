@@ -29,7 +29,10 @@ def write_summary(groups: Iterable[Group], path: Path) -> None:
 
 
 def _inert(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+    """A text as a spreadsheet shows it; a carriage return, which would end its line, is a blank."""
+    if not isinstance(value, str):
+        return value
+    return ("'" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else "") + value.replace("\r", " ")
 
 
 _MEANS = ("ceiling_balanced_accuracy", "ceiling_accuracy", "local_only_balanced_accuracy", "chance", "seconds")

@@ -28,8 +28,12 @@ os.environ.setdefault("RAY_max_direct_call_object_size", str(2**20))
 
 import ray
 from ray._private import ray_constants
+from ray._private import worker as ray_worker
 
 from fedsim.simulation.node import Node
+
+# The switch of Ray's debugger: no line of Ray's own comes between a bench's, which say of a lost worker what there is to say.
+ray_worker._worker_logs_enabled = False
 
 _SESSIONS = "fedsim-ray-"
 _LONGEST = 24

@@ -11,16 +11,46 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from fedsim.atomic import discard, replaced
 from fedsim.methods.messages import Tensors
-from fedsim.regular import unread
+from fedsim.regular import read_regular, unread
 from fedsim.simulation.state import Checkpoint, described
 
 FACTS = ("round", "ledger", "uplink_bytes", "secret")
 """What a checkpoint holds beside tensors."""
+
+
+def packed(progress: Checkpoint) -> bytes:
+    """A checkpoint as one safetensors file with its own hash; private client state is in it, and the root of secret noise."""
+    facts = {name: getattr(progress, name) for name in FACTS}
+    tensors = {name: value.contiguous() for name, value in progress.tensors.items()}
+    return save(tensors, {"progress": json.dumps(facts), "sha256": _digest(facts, tensors)})
+
+
+def unpacked(content: bytes) -> Checkpoint | None:
+    """The checkpoint that :func:`packed` made; None, with a warning, if anything in it is not what was saved."""
+    try:
+        tensors = {name: value.clone() for name, value in load(content).items()}
+        # the header, whose length comes first, holds the facts
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+        facts = json.loads(header["progress"])
+        if header["sha256"] != _digest(facts, tensors):
+            raise ValueError("its facts and tensors are not those that were saved")
+        return Checkpoint(tensors=tensors, **{name: facts[name] for name in FACTS})
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+        warnings.warn(f"the checkpoint cannot be used ({unread(error)}); the cell begins again", stacklevel=2)
+        return None
+
+
+def _digest(facts: Mapping[str, Any], tensors: Tensors) -> str:
+    """SHA-256 of the facts and of every tensor's name, dtype, shape and values."""
+    digest = hashlib.sha256(json.dumps([facts, described(tensors)]).encode())
+    for _, value in sorted(tensors.items()):
+        digest.update(value.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 class Checkpoints:
@@ -36,46 +66,30 @@ class Checkpoints:
         self._last = time.monotonic()
 
     def __call__(self, capture: Callable[[], Checkpoint]) -> None:
-        """Write a checkpoint if enough time has passed since the last one."""
+        """Write a checkpoint if enough time has passed since the last one; a cell can do without one that cannot be written."""
         if time.monotonic() - self._last >= self.every:
             try:
                 self.save(capture())
-            except OSError as error:  # a cell can do without
+            except OSError as error:
                 warnings.warn(f"{self.path} cannot be written ({unread(error)}); the cell goes on without a new checkpoint", stacklevel=2)
             self._last = time.monotonic()
 
     def save(self, progress: Checkpoint) -> None:
-        """Write ``progress``, for the owner's eyes alone: private client state is in it, and the root of secret noise."""
-        tensors = {k: v.contiguous() for k, v in progress.tensors.items()}
-        facts = {"cell": self.path.stem, **{name: getattr(progress, name) for name in FACTS}}
-        content = save(tensors, {"progress": json.dumps(facts), "sha256": _digest(facts, tensors)})
+        """Write ``progress``, for the owner's eyes alone.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         with replaced(self.path, 0o600) as part:
-            part.write_bytes(content)
+            part.write_bytes(packed(progress))
 
     def load(self) -> Checkpoint | None:
-        """The last checkpoint; None if there is none, or with a warning if it is not what was saved for this cell."""
-        if not self.path.is_file():
-            return None
+        """The last checkpoint; None if there is none, or it is not what was saved."""
         try:
-            with safe_open(self.path, "pt") as file:
-                head = file.metadata() or {}
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            facts = json.loads(head["progress"])
-            if facts["cell"] != self.path.stem or head["sha256"] != _digest(facts, tensors):
-                raise ValueError("its facts and tensors are not those that were saved")
-            return Checkpoint(tensors=tensors, **{name: facts[name] for name in FACTS})
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
-            warnings.warn(f"{self.path} cannot be used ({unread(error)}); the cell begins again", stacklevel=2)
+            return unpacked(read_regular(self.path))
+        except OSError:
             return None
 
     def remove(self) -> None:
         """The cell is finished."""
         discard(self.path)
-
-
-def _digest(facts: Mapping[str, Any], tensors: Tensors) -> str:
-    """SHA-256 of the facts and of every tensor's name, dtype, shape and values."""
-    digest = hashlib.sha256(json.dumps([facts, described(tensors)]).encode())
-    for _, value in sorted(tensors.items()):
-        digest.update(value.contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -214,6 +214,7 @@ def test_a_check_names_the_place_it_is_given():
         ({"scheme": "iid", "power": 2.0}, "takes no power; remove it or give scheme: quantity"),
         ({"scheme": "shards", "labels": 0}, "greater than or equal to 1"),
         ({"scheme": "feature-shift", "strength": -0.5}, "greater than or equal to 0"),
+        ({"scheme": "feature-shift", "strength": 1000.0}, "less than or equal to 10"),
         ({"min_size": 0}, "greater than or equal to 1"),
     ],
 )

@@ -1,3 +1,4 @@
+import csv
 import json
 import math
 import subprocess
@@ -312,6 +313,15 @@ def test_the_summary_averages_seeds_and_leaves_failed_and_overspent_out(tmp_path
     assert math.isnan(frame.loc[1, "balanced_accuracy_ci95"])
     assert frame.loc[0, "epsilon_spent_max"] == pytest.approx(0.92)
     assert [path.name for path in Path(tmp_path).iterdir()] == ["summary.csv"]
+
+
+@pytest.mark.parametrize("label", ['=HYPERLINK("http://x")', "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
+def test_no_text_of_the_summary_is_a_formula(tmp_path, label):
+    write_summary(group_seeds([row("a", label=label, dataset=label, balanced_accuracy=0.5)]), tmp_path / "summary.csv")
+    with (tmp_path / "summary.csv").open(newline="") as file:
+        (line,) = csv.DictReader(file)
+    assert (line["label"], line["dataset"]) == (told := f"'{label}".replace("\r", " "), told)
+    assert line["balanced_accuracy_mean"] == "0.5"
 
 
 def test_rows_of_different_parameters_are_never_averaged():

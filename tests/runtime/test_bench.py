@@ -264,6 +264,18 @@ def test_a_cell_whose_client_actor_fails_or_dies_leaves_no_broken_slot(bench: Be
     all_free()
 
 
+def test_an_algorithm_that_calls_sys_exit_is_told_as_that(bench: Bench, tmp_path: Path, all_free: Callable[[], None]) -> None:
+    never = tmp_path / "never"
+    grid = small_grid(trouble("sys.exit", never), trouble("client sys.exits", never), resources={"clients_per_actor": 2})
+    errors = {row.label: row.error for row in bench(grid).rows}
+    for label, code in {"sys.exit": "'enough'", "client sys.exits": "3"}.items():
+        error = errors[label]
+        assert error is not None
+        assert (error.type, error.message) == ("RuntimeError", f"the algorithm called sys.exit({code}), which a cell may not")
+        assert "raise SystemExit" in error.traceback
+    all_free()
+
+
 def test_at_most_so_many_cells_run_at_a_time(ray_cluster: None, tmp_path: Path) -> None:
     watch = watched(small_grid("weight-noise", seeds=[0, 1, 2, 3]), tmp_path, max_parallel=2)
     assert watch.most_cells == 2

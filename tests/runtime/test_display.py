@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from fedsim.results.rows import Row
-from fedsim.runtime.display import LineDisplay, LiveDisplay, Progress, make_display
+from fedsim.runtime.display import LineDisplay, LiveDisplay, Preparing, Progress, make_display
 
 ERROR = {"type": "ValueError", "message": "a [bold] reason\nsecond line", "traceback": "Traceback ..."}
 SCORES = {"accuracy": 0.8, "balanced_accuracy": 0.812, "macro_f1": 0.8}
@@ -47,6 +47,23 @@ def frame(display, width=100):
 def test_a_terminal_gets_the_live_view_and_a_pipe_gets_lines():
     assert isinstance(make_display(terminal(), 3, 0), LiveDisplay)
     assert isinstance(make_display(plain(), 3, 0), LineDisplay)
+
+
+def test_a_long_preparation_tells_a_pipe_how_far_it_is_and_a_short_one_nothing():
+    clock, console = Clock(), plain()
+    with Preparing(console, every=20, clock=clock) as tell:
+        for now in range(0, 50, 5):
+            clock.now = now
+            tell(f"planning the budgets: {now} of 50")
+    assert console.file.getvalue().splitlines() == ["planning the budgets: 20 of 50 (20 s)", "planning the budgets: 40 of 50 (40 s)"]
+
+
+def test_a_preparation_shows_itself_in_a_terminal_and_leaves_nothing():
+    clock, console = Clock(), terminal()
+    with Preparing(console, clock=clock) as tell:
+        tell("dividing the data: partition 3 of 9")
+        console.file.write("\n")
+    assert "\x1b[?25h" in console.file.getvalue()
 
 
 def test_one_line_a_finished_cell():

@@ -57,13 +57,6 @@ def test_a_changed_file_counts_as_none(tmp_path, change):
         assert file.load() is None
 
 
-def test_another_cells_file_counts_as_none(tmp_path):
-    Checkpoints(tmp_path / "one.safetensors").save(PROGRESS)
-    (tmp_path / "one.safetensors").rename(tmp_path / "two.safetensors")
-    with pytest.warns(UserWarning, match="are not those that were saved"):
-        assert Checkpoints(tmp_path / "two.safetensors").load() is None
-
-
 def test_a_cell_goes_on_where_no_checkpoint_can_be_written(tmp_path):
     (tmp_path / "folder").write_text("a file")
     file = Checkpoints(tmp_path / "folder" / "cell.safetensors", every=0)
