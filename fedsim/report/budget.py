@@ -91,7 +91,7 @@ def write_budget(budget: Budget, folder: Path) -> list[Path]:
     picture, figure = folder / f"{NAME}.png", draw_budget(budget)
     with style():
         FigureCanvasAgg(figure)
-        figure.savefig(picture, dpi=150)
+        figure.savefig(picture, dpi=120)
     rounds = ((s.round, s.release, s.epsilon, "" if s.replace_one is None else s.replace_one) for s in (*budget.rounds, budget.next))
     curve, tradeoff = zip(DELTAS, *budget.epsilons(), strict=True), zip(RATES, *budget.false_negatives(), strict=True)
     return [
