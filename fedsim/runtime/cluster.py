@@ -20,11 +20,12 @@ import torch
 
 from fedsim.errors import UserError
 
-# Ray reads these as it is imported and hands them to what it starts: no usage report to anyone, no warning about idle GPUs, and a
-# model of up to 1 MiB travels in the call itself, in a third of the object store's time.
+# Ray reads these as it is imported and hands them to what it starts: no usage report to anyone, no warning about idle GPUs, a model of up
+# to 1 MiB travels in the call itself, in a third of the object store's time, and worker processes import torch while Ray still starts.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_max_direct_call_object_size", str(2**20))
+os.environ.setdefault("RAY_preload_python_modules", "fedsim.runtime.worker")
 
 import ray
 from ray._private import ray_constants
