@@ -463,7 +463,7 @@ def plan_grid(
 
 @app.command("diagnose")
 def diagnose_file(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A tool's settings (YAML), such as benchmarks/diagnose/dp_cvae.yaml.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A tool's settings (YAML), such as benchmarks/accounting/dp_cvae.yaml.")],
 ) -> None:
     """What another tool's noise is worth by unit and trust, from its settings, or why there is no ε."""
     from fedsim.proof.diagnose import diagnosis, read_settings

@@ -174,13 +174,13 @@ def settings(
     Raises:
         UserError: an option does not do or does not go with another.
     """
-    if unit not in get_args(Unit):
+    checked: Unit | None = next((known for known in get_args(Unit) if known == unit), None)
+    if checked is None:
         raise UserError("--unit", f"unknown value '{unit}'", f"give {' or '.join(get_args(Unit))}")
-    checked: Unit = "client" if unit == "client" else "example"
     notes = []
-    if checked == "example":
+    if checked != "client":
         if client_rate is not None and client_rate < 1:
-            what = f"{client_rate:g} samples clients, which does not amplify the budget of an example"
+            what = f"{client_rate:g} samples clients, which does not amplify the budget of one {checked}"
             raise UserError("--client-rate", what, "leave it out, or give --unit client")
         rate, option = sample_rate, "--sample-rate"
     else:

@@ -180,7 +180,7 @@ def test_column_clients_are_the_values_in_order():
         ),
         (
             {"scheme": "column", "column": "sight", "clients": 3},
-            "partition.column: .*no column 'sight'; did you mean 'site'",
+            "partition.column: .*no column 'sight' with a value for every row; did you mean 'site'",
         ),
         ({"scheme": "column", "column": "site", "clients": 4}, "has 3 values, so 3 clients, not 4; give clients: 3"),
         ({"scheme": "column", "column": "site", "clients": 3, "min_size": 999}, "partition.min_size: value"),

@@ -7,7 +7,7 @@ from fedsim.errors import UserError
 from fedsim.privacy.tradeoff import compose
 from fedsim.proof.diagnose import Settings, diagnose, diagnosis, read_settings
 
-EXAMPLES = Path(__file__).parents[2] / "benchmarks" / "diagnose"
+EXAMPLES = Path(__file__).parents[2] / "benchmarks" / "accounting"
 UPDATES = {"tool": "t", "clipped": "updates", "noise_multiplier": 2.0, "rounds": 10, "clients": 100, "clients_per_round": 5}
 LOCAL = {"tool": "t", "clipped": "examples", "noise_at": "clients", "noise_multiplier": 2.0, "rounds": 4, "local_epochs": 3}
 LOCAL |= {"rows": 1000, "batch": 100}

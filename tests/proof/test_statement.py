@@ -47,6 +47,6 @@ def test_what_failed_says_nothing() -> None:
     assert told(make_failed()) == {}
 
 
-def test_a_unit_that_is_new_is_said_in_its_own_words() -> None:
+def test_a_group_is_said_by_its_column() -> None:
     row = make_row(**PROOF).model_copy(update={"unit": "patient"})
-    assert "patient: neighbouring data sets differ in all that belongs to one of them" in told(row)["fedhypevae"]
+    assert "one group: neighbouring data sets differ in all rows of one client that have one value of patient" in told(row)["fedhypevae"]

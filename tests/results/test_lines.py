@@ -19,7 +19,7 @@ def readers(folder: Path) -> dict[str, object]:
     return dict(zip(FILES, (store.rows, store.rounds, store.clients), strict=True))
 
 
-@pytest.mark.parametrize("text", [DEEP, DEEP.decode(), b'{"a": ' * 70 + b"1" + b"}" * 70])
+@pytest.mark.parametrize("text", [DEEP, DEEP.decode(), b'{"a": ' * 300 + b"1" + b"}" * 300])
 def test_what_is_nested_too_deeply_is_no_json_of_ours(text: str | bytes) -> None:
     with pytest.raises(ValueError, match="nested too deeply"):
         load(text)

@@ -38,6 +38,7 @@ CONTRACT = [
         "clients",
         "partition_hash",
         "train_rows",
+        "train_groups",
         "seed",
         "epsilon_target",
     ),
