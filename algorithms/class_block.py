@@ -97,21 +97,23 @@ class BlockGenerator:
     """Decodes ``x = centre + radius (middle + root w)``, w standard normal but in the block, where it is the class's own normal.
 
     A linear-Gaussian CVAE: z = w, the decoder is affine, the prior p(z | y, v) has mean and covariance by class, and by site where there
-    are sites. Class means are drawn together by ``closeness`` about their mean: see :data:`algorithms.fedhypevae_warm.CLOSENESS`.
+    are sites. Class means are drawn together about their mean where classes would overlap less than ``overlap`` says.
     """
 
-    def __init__(self, tensors: dict[str, Tensor], closeness: float, shifts: Tensor | None = None) -> None:
-        self.tensors, self.closeness, self.shifts = tensors, closeness, shifts
+    def __init__(self, tensors: dict[str, Tensor], overlap: float, shifts: Tensor | None = None) -> None:
+        self.tensors, self.overlap, self.shifts = tensors, overlap, shifts
         means = tensors["prior_means"]
         self.common = means.mean(0)
         self.roots = roots(tensors["prior_covariances"])
+        variance = torch.diagonal(tensors["prior_covariances"], dim1=1, dim2=2).mean()
+        self.closeness = (variance / overlap).sqrt().clamp_max(1)
 
     def of_client(self, client: int) -> BlockGenerator:
         """With the client's own shifts, where there are any."""
         if "shifts" not in self.tensors:
             return self
         own = self.tensors | {"centre": self.tensors["client_centres"][client]}
-        return BlockGenerator(own, self.closeness, self.tensors["shifts"][client])
+        return BlockGenerator(own, self.overlap, self.tensors["shifts"][client])
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Synthetic embeddings ``[n, d]``."""
