@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from fedsim.errors import UserError, at
+from fedsim.interrupts import INTERRUPTED, interrupts, soon
 from fedsim.privacy.plan import Trust, Unit
 from fedsim.regular import unread
 from fedsim.words import wide_console
@@ -89,18 +90,23 @@ def _bench(
 
     if not dry_run:  # before anything that takes time
         ResultStore(folder).check_free()
+    from fedsim.grid.resolve import plug_in_files, resolve
     from fedsim.runtime.bench import run_bench
     from fedsim.runtime.cluster import joined_cluster, local_cluster, this_machine
     from fedsim.runtime.display import Preparing
+    from fedsim.runtime.rehearsing import everywhere
     from fedsim.simulation.plan_table import show_plan
     from fedsim.simulation.preflight import prepare
 
     console = Console()
     with ExitStack() as stack:
         node = this_machine()
-        nodes = stack.enter_context(joined_cluster(address)) if address else [node]
         with _interruptible(console), Preparing(Console(stderr=True)) as tell:
-            prepared = prepare(grid, nodes, max_parallel, keep_going=keep_going, tell=tell)
+            nodes, rehearsal = [node], None
+            if address:
+                files = plug_in_files(resolve(grid, keep_going=keep_going))
+                nodes, rehearsal = stack.enter_context(joined_cluster(address, files)), everywhere
+            prepared = prepare(grid, nodes, max_parallel, keep_going=keep_going, rehearsal=rehearsal, tell=tell)
         if dry_run:
             show_plan(prepared, console)
             raise typer.Exit(1 if prepared.refused else 0)
@@ -117,7 +123,7 @@ def _interruptible(console: Console) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         console.print("interrupted; the same command goes on", highlight=False)
-        raise typer.Exit(130) from None
+        raise typer.Exit(INTERRUPTED) from None
 
 
 @data.command("list")
@@ -503,10 +509,28 @@ def statement(
         typer.echo("\n".join(each.lines) + "\n")
 
 
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/quickstart.")],
+    cells: Annotated[int, typer.Option(min=1, help="How many finished cells, drawn at random.")] = 3,
+) -> None:
+    """Run some finished cells of a run again and compare: exit code 0 if rows and rounds are equal to the last bit, 1 if not."""
+    from fedsim.runtime.cluster import local_cluster, this_machine
+    from fedsim.runtime.verify import Verification
+    from fedsim.simulation.preflight import prepare
+
+    console, node = wide_console(Console()), this_machine()
+    with _interruptible(console):
+        verification = Verification.of(folder, lambda grid: prepare(grid, [node]))
+        equal = verification.run(cells, console, local_cluster(node))
+    raise typer.Exit(0 if equal else 1)
+
+
 def main() -> None:
     """Entry point: a user's mistake is one line on standard error and exit code 2."""
     try:
-        app()
+        with soon(), interrupts():
+            app()
     except UserError as error:
         _complain(str(error))
         sys.exit(error.exit_code)

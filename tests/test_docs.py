@@ -23,7 +23,9 @@ DATA = ROOT / "docs" / "data.md"
 ALGORITHMS = ROOT / "docs" / "algorithms.md"
 RESULTS = ROOT / "docs" / "results.md"
 ACCOUNTING = ROOT / "docs" / "accounting.md"
-PAGES = sorted(set((ROOT / "docs").glob("*.md")) - {DATA, ALGORITHMS, RESULTS, ACCOUNTING})
+RELIABILITY = ROOT / "docs" / "reliability.md"
+CLUSTER = ROOT / "docs" / "cluster.md"
+PAGES = sorted(set((ROOT / "docs").glob("*.md")) - {DATA, ALGORITHMS, RESULTS, ACCOUNTING, RELIABILITY, CLUSTER})
 
 
 def commands(page: Path) -> list[str]:
@@ -136,6 +138,33 @@ def test_every_command_of_the_accounting_page_runs(folder: Path, command: Callab
         done = command(*line)
         assert done.returncode == 0, f"{line}{done.stdout}{done.stderr}"
         assert SAYS[line[0]] in done.stdout
+
+
+def test_the_command_of_the_reliability_page_runs(folder: Path, bench: Callable[..., Ran]) -> None:
+    (line,) = commands(RELIABILITY)
+    bench(small_grid("dp-gaussian", seeds=[0, 1, 2], resources={"clients_per_actor": "all"}), "runs/quickstart")
+    program, *arguments = shlex.split(line)
+    done = subprocess.run([FEDSIM.with_name(program), *arguments], cwd=folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 of 3 finished cells run again: equal to the last bit in rows and rounds" in done.stdout
+
+
+def test_the_files_of_the_cluster_page_are_what_slurm_and_kuberay_take(tmp_path: Path) -> None:
+    """That they run is a test among the slow faults, as far as one machine allows."""
+    (script,) = re.findall(r"```bash\n(.*?)```", CLUSTER.read_text(), re.S)
+    (tmp_path / "job.sh").write_text(script)
+    subprocess.run(["bash", "-n", "job.sh"], cwd=tmp_path, check=True)
+    (text,) = re.findall(r"```yaml\n(.*?)```", CLUSTER.read_text(), re.S)
+    job = yaml.safe_load(text)
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    cluster = job["spec"]["rayClusterSpec"]
+    pods = [group["template"]["spec"] for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])]
+    for pod in pods:
+        mounted = {mount["name"] for container in pod["containers"] for mount in container.get("volumeMounts", [])}
+        assert mounted == {volume["name"] for volume in pod.get("volumes", [])}
+    known = subprocess.run([FEDSIM, "bench", "--help"], capture_output=True, text=True, timeout=60).stdout
+    for line in (job["spec"]["entrypoint"], *commands(CLUSTER)):
+        assert [option for option in shlex.split(line) if option.startswith("--") and option not in known] == []
 
 
 def test_every_link_of_the_readme_leads_somewhere() -> None:

@@ -10,11 +10,13 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
+    ByteSize,
     ConfigDict,
     Field,
     PlainSerializer,
     PlainValidator,
     PrivateAttr,
+    TypeAdapter,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -65,6 +67,23 @@ def _gpu_share(given: Any) -> str | float:
     raise ValueError(f"{spelled(given)} is not a share of a GPU; give auto, a number in [0, 1] or a whole number of GPUs")
 
 
+def _seconds(given: Any) -> float:
+    number, unit = (given, "s") if not isinstance(given, str) else (given.strip()[:-1], given.strip()[-1:].lower())
+    try:
+        if not isinstance(number, bool) and 0 < (seconds := float(number) * _UNITS[unit]) < float("inf"):
+            return seconds
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise ValueError(f"{spelled(given)} is not a time; give seconds, or a number with s, m, h or d, such as 2h")
+
+
+def _bytes(given: Any) -> int:
+    try:
+        return TypeAdapter(ByteSize).validate_python(_no_flag(given))
+    except ValueError as error:
+        raise ValueError(f"{spelled(given)} is not an amount of memory; give bytes, or a number with its unit, such as 4GB") from error
+
+
 def _personal(given: Any) -> str | float | None:
     if isinstance(given, bool):
         return "synthetic" if given else None
@@ -98,6 +117,7 @@ def _spelled_unit(unit: str | GroupUnit) -> Any:
     return unit if isinstance(unit, str) else {"column": unit.column}
 
 
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 Readout = Literal["knn", "mlp", "fidelity"]
 Real = Annotated[float, BeforeValidator(_no_flag)]
 Whole = Annotated[int, BeforeValidator(_no_flag)]
@@ -160,6 +180,9 @@ class Resources(_Model):
         cpus_per_actor: CPU share of an actor.
         gpus_per_actor: GPU share of an actor; ``auto``: as much as a first round of such a cell is measured to need.
         device: ``auto``: an actor computes on the GPU that it has a share of, and without one on the CPU; ``cpu``; ``cuda``.
+        cell_timeout: seconds after which a cell that still runs has failed; also as text such as ``2h``.
+        memory_per_cell: bytes that all actors of a cell may take beside the data set, after which it has failed; also as text such as
+            ``4GB``.
         save_generators: keep every cell's generator in the run folder, for ``fedsim synth``.
     """
 
@@ -167,6 +190,8 @@ class Resources(_Model):
     cpus_per_actor: Annotated[Real, Field(gt=0, allow_inf_nan=False)] = 1.0
     gpus_per_actor: Annotated[Literal["auto"] | float, PlainValidator(_gpu_share)] = 0.0
     device: Device = "auto"
+    cell_timeout: Annotated[float, PlainValidator(_seconds)] | None = None
+    memory_per_cell: Annotated[int, BeforeValidator(_bytes), Field(ge=1)] | None = None
     save_generators: bool = True
 
     @model_validator(mode="after")

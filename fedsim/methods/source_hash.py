@@ -43,6 +43,7 @@ HARMLESS = {
     "fedsim.grid.places": "messages",
     "fedsim.grid.resolve": _CELL,
     "fedsim.errors": "messages",
+    "fedsim.regular": "how files are opened",
     "fedsim.words": "how numbers are spelled",
     "fedsim.methods.registry": "finds a class, whose code is hashed",
     "fedsim.atomic": "how files are written",
@@ -55,6 +56,7 @@ HARMLESS = {
     "fedsim.simulation.node": "where cells run",
     "fedsim.simulation.gpu_memory": "where cells run",
     "fedsim.simulation.generators": "saves and loads what was made",
+    "fedsim.simulation.process_state": "puts a process back as it was",
     "fedsim.simulation.rejudging": "judges cells that are finished",
     "fedsim.simulation.rehearsal": "runs on made-up rows, before any cell",
     "fedsim.methods.source_hash": "another way to hash gives another hash",
@@ -121,6 +123,12 @@ def is_shipped(cls: type) -> bool:
     """Whether a class is part of fedsim, its algorithms or its baselines."""
     file = _file_of(cls.__module__)
     return file is not None and _below(file, SHIPPED)
+
+
+def own_files(cls: type) -> set[Path]:
+    """The files of a plug-in that is not installed: its module's and those of what it imports beside it."""
+    roots = _modules_of(cls) or []
+    return {file for file in reached(roots, roots).values() if _is_own(file) and not _below(file, SHIPPED)}
 
 
 def digests(roots: Iterable[str], own: Iterable[str] = ()) -> dict[str, str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -12,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from fedsim.grid.models import Grid
+from fedsim.interrupts import INTERRUPTED
 from fedsim.results.partitions import write_partitions
 from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore
+from fedsim.runtime.cluster import ClusterLost
 from fedsim.runtime.display import describe, make_display, outcome
 from fedsim.runtime.manifest import write_manifest
 from fedsim.runtime.scheduler import Scheduler
@@ -26,7 +30,7 @@ from fedsim.simulation.trial import Trial
 if TYPE_CHECKING:
     from fedsim.report.report import Report
 
-INTERRUPTED = 130
+REPORT = "from fedsim.cli import main; main()"
 
 
 def run_bench(
@@ -56,18 +60,21 @@ def run_bench(
         todo = [trial for trial in prepared.trials if trial.cell.cell_id not in done]
         if changed := older_code(prepared.grid, todo, rows):
             console.print(changed, style="yellow", soft_wrap=True, highlight=False, markup=False)
+        without = unreferenced(prepared.trials, rows)
         for row in told_anew([trial for trial in prepared.trials if trial.cell.cell_id in done], rows):
             store.append(row)
         write_manifest(store.folder, prepared)
         write_partitions(store.folder, drawn_matrices(prepared))
         try:
-            report = _run(prepared, todo, store, console, engine)
+            report = _run(prepared, todo, without, store, console, engine)
         except KeyboardInterrupt:
-            written = {row.cell_id for row in store.rows()}
-            count = sum(trial.cell.cell_id in written for trial in prepared.trials)
-            finished = f"{count} of {len(prepared.trials)} cells are finished"
-            console.print(f"interrupted: {finished}; the same command goes on", soft_wrap=True, highlight=False)
+            _say(console, f"interrupted: {_finished(prepared, store)}; the same command goes on")
             return INTERRUPTED
+        except ClusterLost as error:
+            _say(console, f"{error.where}: {error.what}; {_finished(prepared, store)}; {error.right}")
+            if store.folder.results.exists():  # in a process of its own: Ray ends this one within seconds of a loss
+                subprocess.run([sys.executable, "-c", REPORT, "report", str(folder)], check=False)
+            return error.exit_code
     report.show(console)
     bad = [row for row in report.rows if row.status != "ok"]
     for row in bad:
@@ -78,6 +85,23 @@ def run_bench(
     show_refused(prepared, console)
     console.print(f"report: {report.page}", soft_wrap=True, highlight=False)
     return 1 if bad or prepared.refused else 0
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def _finished(prepared: Prepared, store: ResultStore) -> str:
+    written = {row.cell_id for row in store.rows()}
+    count = sum(trial.cell.cell_id in written for trial in prepared.trials)
+    return f"{count} of {len(prepared.trials)} cells are finished"
+
+
+def unreferenced(trials: Sequence[Trial], rows: Sequence[Row]) -> list[tuple[Trial, Row]]:
+    """Finished cells whose rows lack a reference: its computation failed, and is to be tried again."""
+    by_cell = {row.cell_id: row for row in rows if row.status != "failed"}
+    found = [(trial, by_cell[trial.cell.cell_id]) for trial in trials if trial.cell.cell_id in by_cell]
+    return [(trial, row) for trial, row in found if None in (row.ceiling_balanced_accuracy, row.local_only_balanced_accuracy)]
 
 
 def older_code(grid: Grid, todo: Sequence[Trial], rows: Sequence[Row]) -> str | None:
@@ -107,15 +131,24 @@ def told_anew(finished: Sequence[Trial], rows: Sequence[Row]) -> list[Row]:
     return told
 
 
-def _run(prepared: Prepared, todo: list[Trial], store: ResultStore, console: Console, engine: AbstractContextManager[Any]) -> Report:
+def _run(
+    prepared: Prepared,
+    todo: list[Trial],
+    without: list[tuple[Trial, Row]],
+    store: ResultStore,
+    console: Console,
+    engine: AbstractContextManager[Any],
+) -> Report:
     """Run what is to do, then draw the report; its libraries are loaded beside the cells, and it is drawn while Ray ends."""
-    if not todo:
+    if without:
+        _say(console, f"{len(without)} finished cells lack a reference, which is computed now")
+    if not todo and not without:
         console.print(f"all {len(prepared.trials)} cells are finished", highlight=False)
         return _drawn(store.folder.path)
     with ThreadPoolExecutor(1) as beside:
         with engine, make_display(console, len(prepared.trials), len(prepared.trials) - len(todo)) as display:
             beside.submit(importlib.import_module, "fedsim.report.report")
-            Scheduler(prepared, store, display).run(todo)
+            Scheduler(prepared, store, display).run(todo, without)
             drawing = beside.submit(_drawn, store.folder.path)
         return drawing.result()
 

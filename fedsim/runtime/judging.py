@@ -18,10 +18,10 @@ from fedsim.atomic import replaced
 from fedsim.errors import UserError
 from fedsim.evaluation.judge import Judgement
 from fedsim.grid.models import Grid
+from fedsim.interrupts import INTERRUPTED
 from fedsim.report.report import read_manifest, write_report
 from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore
-from fedsim.runtime.bench import INTERRUPTED
 from fedsim.runtime.display import Display, make_display
 from fedsim.runtime.manifest import revision, versions
 from fedsim.runtime.scheduler import Scheduler, log_lines, now

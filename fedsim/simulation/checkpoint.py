@@ -21,6 +21,8 @@ from fedsim.simulation.state import Checkpoint, described
 
 FACTS = ("round", "ledger", "uplink_bytes", "secret")
 """What a checkpoint holds beside tensors."""
+EVERY = 30.0
+"""Seconds between checkpoints."""
 
 
 def packed(progress: Checkpoint) -> bytes:
@@ -58,16 +60,16 @@ class Checkpoints:
 
     Args:
         path: the file; its folder is made when the first checkpoint is written.
-        every: seconds between checkpoints.
+        every: seconds between checkpoints; default: :data:`EVERY`.
     """
 
-    def __init__(self, path: Path, every: float = 30.0) -> None:
+    def __init__(self, path: Path, every: float | None = None) -> None:
         self.path, self.every = path, every
         self._last = time.monotonic()
 
     def __call__(self, capture: Callable[[], Checkpoint]) -> None:
         """Write a checkpoint if enough time has passed since the last one; a cell can do without one that cannot be written."""
-        if time.monotonic() - self._last >= self.every:
+        if time.monotonic() - self._last >= (EVERY if self.every is None else self.every):
             try:
                 self.save(capture())
             except OSError as error:
@@ -80,16 +82,60 @@ class Checkpoints:
         Raises:
             OSError: the file cannot be written.
         """
-        with replaced(self.path, 0o600) as part:
-            part.write_bytes(packed(progress))
+        keep(self.path, packed(progress))
 
     def load(self) -> Checkpoint | None:
         """The last checkpoint; None if there is none, or it is not what was saved."""
-        try:
-            return unpacked(read_regular(self.path))
-        except OSError:
-            return None
+        content = kept(self.path)
+        return None if content is None else unpacked(content)
 
     def remove(self) -> None:
         """The cell is finished."""
         discard(self.path)
+
+
+class SentCheckpoints(Checkpoints):
+    """The checkpoints of a cell that runs elsewhere: bytes that travel to where files are written, and came from there.
+
+    Args:
+        latest: what the file held when the cell was started; None if there was none.
+    """
+
+    def __init__(self, latest: bytes | None) -> None:
+        super().__init__(Path())
+        self._latest = latest
+        self._unsent: bytes | None = None
+
+    def save(self, progress: Checkpoint) -> None:
+        """Make ``progress`` ready to be sent."""
+        self._unsent = packed(progress)
+
+    def load(self) -> Checkpoint | None:
+        """The checkpoint with which the cell was started; None if there was none, or it is not what was saved."""
+        return None if self._latest is None else unpacked(self._latest)
+
+    def remove(self) -> None:
+        """Who writes the row removes the file."""
+
+    def unsent(self) -> bytes | None:
+        """What was saved since the last call."""
+        content, self._unsent = self._unsent, None
+        return content
+
+
+def keep(path: Path, content: bytes) -> None:
+    """Write a packed checkpoint, for the owner's eyes alone.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with replaced(path, 0o600) as part:
+        part.write_bytes(content)
+
+
+def kept(path: Path) -> bytes | None:
+    """What :func:`keep` wrote; None if there is nothing that can be read."""
+    try:
+        return read_regular(path)
+    except OSError:
+        return None

@@ -20,7 +20,8 @@ from fedsim.results.lines import dump
 from fedsim.simulation.cohort import build_algorithm
 from fedsim.simulation.gpu_memory import GIB, MOST, even_share, least
 from fedsim.simulation.node import Node, Share
-from fedsim.simulation.rehearsal import rehearse_grid
+from fedsim.simulation.process_state import ProcessState
+from fedsim.simulation.rehearsal import Rehearsal, rehearse_grid
 from fedsim.simulation.trial import Trial, packing
 
 
@@ -62,6 +63,7 @@ def prepare(
     *,
     keep_going: bool = False,
     rehearse: bool = True,
+    rehearsal: Rehearsal | None = None,
     tell: Tell = _silent,
 ) -> Prepared:
     """Find the algorithms, load the data, rehearse the plug-ins, list the cells, partition, plan every budget, lay out the actors.
@@ -72,19 +74,25 @@ def prepare(
         max_parallel: at most so many cells at a time.
         keep_going: leave out the algorithms whose plug-in is refused.
         rehearse: whether plug-ins are rehearsed at all.
+        rehearsal: how; default: in this process.
         tell: hears of every step that may take long.
 
     Raises:
         UserError: an algorithm, a data set, a plug-in, a partition, a plan or the layout does not work out; the message says where in
             the grid.
     """
-    resolved = resolve(grid, keep_going=keep_going)
+    process = ProcessState()
+    try:
+        resolved = resolve(grid, keep_going=keep_going)
+    finally:
+        process.put_back()  # what a plug-in changed as it was imported
     share, capacity = share_of(grid.resources), actors_that_fit(grid, nodes)
     parallel = min(capacity, max_parallel or capacity)
     data = loaded(grid, tell)
     if rehearse:
         tell("rehearsing plug-ins")
-        resolved = rehearse_grid(resolved, data, device_of(share.device, share.gpus), keep_going=keep_going)
+        device = device_of(share.device, share.gpus)
+        resolved = rehearse_grid(resolved, data, device, keep_going=keep_going, rehearsal=rehearsal)
     data = without_unseen(grid, data)
     tell("listing the cells")
     cells = expand(resolved, data)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -25,8 +25,10 @@ from fedsim.methods.source_lines import line_of, origin, said
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.seeds import Purpose, Seeds
 from fedsim.simulation.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
+from fedsim.simulation.process_state import ProcessState
 from fedsim.simulation.rounds import Trained, train
 
+Rehearsal = Callable[[Variant, Task, float, float, str, torch.device], None]
 ROWS, CLIENTS = 8, 2
 SHIPPED = ("algorithms", "baselines", "fedsim")
 """Packages whose algorithms are rehearsed by fedsim's own tests."""
@@ -34,7 +36,14 @@ EVERYONE = {"sample_rate": 1.0, "client_rate": 1.0, "local_steps": 2}
 """Parameters that a rehearsal sets: no row is left to chance, and it takes a moment."""
 
 
-def rehearse_grid(resolved: Resolved, data: Mapping[str, Embeddings], device: torch.device = CPU, *, keep_going: bool = False) -> Resolved:
+def rehearse_grid(
+    resolved: Resolved,
+    data: Mapping[str, Embeddings],
+    device: torch.device = CPU,
+    *,
+    keep_going: bool = False,
+    rehearsal: Rehearsal | None = None,
+) -> Resolved:
     """Rehearse every plug-in with every parameters and shape of data that the grid gives it.
 
     Args:
@@ -42,6 +51,7 @@ def rehearse_grid(resolved: Resolved, data: Mapping[str, Embeddings], device: to
         data: its data sets; their shapes are read, not their rows.
         device: where cells will run; what passes on the CPU is rehearsed there too.
         keep_going: leave out the entries whose plug-in is refused.
+        rehearsal: how one is rehearsed; default: :func:`rehearse`, in this process.
 
     Returns:
         The grid, without what is refused.
@@ -58,7 +68,8 @@ def rehearse_grid(resolved: Resolved, data: Mapping[str, Embeddings], device: to
             task = Task(dim, classes, min(CLIENTS, *grid.clients), grid.unit_kind, grid.trust, grid.evaluation.probe_c)
             try:
                 for each in dict.fromkeys((CPU, device)):
-                    rehearse(variant, task, max(grid.epsilon), grid.delta, grid.place("algorithms", variant.entry, "name"), each)
+                    where = grid.place("algorithms", variant.entry, "name")
+                    (rehearsal or rehearse)(variant, task, max(grid.epsilon), grid.delta, where, each)
             except PluginError as error:
                 if not keep_going:
                     raise
@@ -80,7 +91,7 @@ def rehearse(variant: Variant, task: Task, epsilon: float, delta: float, where: 
     Raises:
         PluginError: an exception, or a result of a wrong type, shape or dtype; with file and line, and what was expected.
     """
-    cls = lookup(variant.name, where)
+    cls, process = lookup(variant.name, where), ProcessState()
     made_up = f"made-up data ({task.clients} clients with {ROWS} rows each, {task.dim} dimensions, {task.classes} classes)"
     try:
         with torch.random.fork_rng(devices=[]):
@@ -100,6 +111,8 @@ def rehearse(variant: Variant, task: Task, epsilon: float, delta: float, where: 
             raise PluginError(where, f"on {made_up}, {at}: {said(error)}", f"expected {cls.__name__} to train and sample") from error
         fix = "it runs on the CPU: make tensors where the batch is (batch.x.new_zeros, fedsim.methods.normal), or set device: cpu"
         raise PluginError(where, f"on {made_up}, on {device.type}, {at}: {said(error)}", fix) from error
+    finally:
+        process.put_back()
 
 
 class _Unexpected(Exception):

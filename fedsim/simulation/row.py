@@ -61,6 +61,20 @@ def client_lines(cell: Cell, judgement: Judgement, local_only: LocalOnly | None)
         yield line | {"local_only_balanced_accuracy": floors[each.client]} | ({} if each.test_rows else {"reason": "it has no test row"})
 
 
+def refilled(
+    row: Row, clients: list[dict[str, Any]], ceiling: Ceiling | None, local_only: LocalOnly | None
+) -> tuple[Row, list[dict[str, Any]]]:
+    """A finished row and its clients' lines with references that were computed later."""
+    scores, lines = dict(row.scores), clients
+    if local_only:
+        lines = [line | {"local_only_balanced_accuracy": local_only.clients[line["client"]]} for line in clients]
+        floors = [floor for line in lines if (floor := line["local_only_balanced_accuracy"]) is not None]
+        scores |= {"client_local_only_balanced_accuracy": float(np.mean(floors))} if floors else {}
+    known = {"local_only_balanced_accuracy": local_only.mean} if local_only else {}
+    known |= {"ceiling_balanced_accuracy": ceiling.balanced_accuracy, "ceiling_accuracy": ceiling.accuracy} if ceiling else {}
+    return row.model_copy(update={"scores": scores, **known}), lines
+
+
 def judged_fields(judgement: Judgement | None, ceiling: Ceiling | None, local_only: LocalOnly | None) -> dict[str, Any]:
     """The fields of a row that judging decides, not training; the references' where there is no judgement."""
     fields: dict[str, Any] = {

@@ -18,6 +18,7 @@ from fedsim.report.report import grid_rows, write_report
 from fedsim.results.measures import MEASURES
 from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore, load_results
+from fedsim.runtime import scheduler
 from fedsim.runtime.display import LineDisplay
 from fedsim.runtime.scheduler import Scheduler
 from fedsim.runtime.worker import check_source
@@ -226,6 +227,7 @@ def test_a_cell_that_fails_is_a_row_and_the_grid_goes_on(bench: Bench, tmp_path:
     assert 'raise ZeroDivisionError("the second round' in errors["raise"].traceback
     assert errors["raise without a word"].type == "AssertionError"
     assert "worker process of the cell died" in errors["exit"].message
+    assert ran.log(rows["exit"]).count("\nstarted") + 1 == 1 + scheduler.AGAIN
     log = ran.log(rows["raise"])
     assert "round 1/3" in log
     assert "round 1 at the server" in log
@@ -244,7 +246,10 @@ def test_a_cell_that_fails_is_a_row_and_the_grid_goes_on(bench: Bench, tmp_path:
     assert retried.rows[0] == rows["fedavg-cvae"]
 
 
-def test_a_cell_whose_client_actor_fails_or_dies_leaves_no_broken_slot(bench: Bench, tmp_path: Path, all_free: Callable[[], None]) -> None:
+def test_a_cell_whose_client_actor_fails_or_dies_leaves_no_broken_slot(
+    bench: Bench, tmp_path: Path, all_free: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "AGAIN", 0)
     never = tmp_path / "never"
     grid = small_grid(trouble("client raises", never), trouble("client exits", never), "weight-noise", resources={"clients_per_actor": 2})
     ran = bench(grid)

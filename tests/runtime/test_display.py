@@ -99,6 +99,22 @@ def test_the_live_view_counts_and_shows_every_running_cell_with_its_round():
     assert "alg one" not in text
 
 
+def test_the_live_view_shows_how_long_ago_the_last_round_was_once_that_is_long_ago():
+    clock = Clock()
+    display = LiveDisplay(terminal(), total=2, clock=clock)
+    display.cell_started("a", "alg one")
+    display.cell_started("b", "alg two")
+    clock.now = 4.0
+    display.round_done("a", 7, 20)
+    clock.now = 8.0
+    assert re.search(r"round 7/20 *\n", frame(display))
+    assert "starting for 0:08" in frame(display)
+    clock.now = 79.0
+    assert "round 7/20, 1:15 ago" in frame(display)
+    display.round_done("a", 8, 20)
+    assert re.search(r"round 8/20 *\n", frame(display))
+
+
 def test_many_running_cells_are_cut_to_a_screen():
     display = LiveDisplay(terminal(), total=500)
     for cell in range(100):
