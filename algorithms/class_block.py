@@ -21,6 +21,8 @@ from fedsim.privacy.statistics.spectral import leading, leading_of, polar, spect
 
 REACH = 1.5
 """Residuals in the block are clipped at this many times their expected norm, sqrt(k)."""
+OVERLAP = 2.25
+"""Mean variance in the block, in units of the believed covariance, that classes are drawn with: real ones overlap more than normals."""
 CLASS_WEIGHTS = {"class_sums": 1.0, "class_second": 1.0}
 SITE_WEIGHTS = {"site_sums": 1.0, "site_counts": 0.3, "site_class_sums": 1.0, "site_class_counts": 0.3}
 
@@ -97,23 +99,23 @@ class BlockGenerator:
     """Decodes ``x = centre + radius (middle + root w)``, w standard normal but in the block, where it is the class's own normal.
 
     A linear-Gaussian CVAE: z = w, the decoder is affine, the prior p(z | y, v) has mean and covariance by class, and by site where there
-    are sites. Class means are drawn together about their mean where classes would overlap less than ``overlap`` says.
+    are sites. In the block class means are drawn together by ``closeness`` about their mean, and variances with them, to :data:`OVERLAP`.
     """
 
-    def __init__(self, tensors: dict[str, Tensor], overlap: float, shifts: Tensor | None = None) -> None:
-        self.tensors, self.overlap, self.shifts = tensors, overlap, shifts
+    def __init__(self, tensors: dict[str, Tensor], closeness: float, shifts: Tensor | None = None) -> None:
+        self.tensors, self.closeness, self.shifts = tensors, closeness, shifts
         means = tensors["prior_means"]
         self.common = means.mean(0)
-        self.roots = roots(tensors["prior_covariances"])
-        variance = torch.diagonal(tensors["prior_covariances"], dim1=1, dim2=2).mean()
-        self.closeness = (variance / overlap).sqrt().clamp_max(1)
+        covariances = tensors["prior_covariances"]
+        variance = torch.diagonal(covariances, dim1=1, dim2=2).mean()
+        self.roots = roots(covariances * (OVERLAP * closeness**2 / variance))
 
     def of_client(self, client: int) -> BlockGenerator:
         """With the client's own shifts, where there are any."""
         if "shifts" not in self.tensors:
             return self
         own = self.tensors | {"centre": self.tensors["client_centres"][client]}
-        return BlockGenerator(own, self.overlap, self.tensors["shifts"][client])
+        return BlockGenerator(own, self.closeness, self.tensors["shifts"][client])
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Synthetic embeddings ``[n, d]``."""

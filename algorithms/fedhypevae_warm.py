@@ -30,8 +30,8 @@ STRETCH = 0.5
 """Power of the factor that gives clipped rows back their full variance; a normal law that has all of it leaves the dense middle bare."""
 FLOOR = 0.6
 """Eigenvalues below this share of their mean are not told apart from it where the noise is larger than it."""
-OVERLAP = 2.5
-"""Classes of real rows overlap more than normal laws do; see the parameter."""
+CLOSENESS = 0.7
+"""See the parameter. A regularised learner sees what sets classes apart where it is not small against what all share."""
 RESOLUTION = 0.12
 """Of the block's covariance, in units of its own."""
 MOST = 64
@@ -45,12 +45,11 @@ class FedHypeVAEWarmParams(Params):
 
     Attributes:
         block: most directions in which every class has a covariance of its own; the noise allows fewer at a small epsilon.
-        overlap: least variance that a class has in the block, in units of the believed covariance and relative to the distances between
-            class means: those are drawn closer together where the released variance is less. 1 leaves them where they are.
+        closeness: class means are drawn at this share of their distance from their mean, and the block's variance with them.
     """
 
     block: int = Field(MOST, ge=1)
-    overlap: float = Field(OVERLAP, gt=0)
+    closeness: float = Field(CLOSENESS, gt=0, le=1)
 
 
 @register("fedhypevae-warm")
@@ -164,7 +163,7 @@ class FedHypeVAEWarm(OneShot):
 
     def generator(self, server: Server) -> BlockGenerator:
         """One for all."""
-        return BlockGenerator(server.tensors, self.params.overlap)
+        return BlockGenerator(server.tensors, self.params.closeness)
 
 
 def believed(seen: Tensor, noise: float) -> Tensor:
