@@ -47,7 +47,6 @@ HARMLESS = {
     "fedsim.words": "how numbers are spelled",
     "fedsim.methods.registry": "finds a class, whose code is hashed",
     "fedsim.atomic": "how files are written",
-    "fedsim.regular": "how files are read",
     "fedsim.results": _ROWS,
     "fedsim.results.folder": "names of files",
     "fedsim.results.lines": _ROWS,
