@@ -15,20 +15,16 @@ from torch import Tensor, nn
 from algorithms.fedhypevae_params import FedHypeVAEParams
 from algorithms.hyper_cvae import HyperCVAE
 from algorithms.meta_codes import HyperGenerator, fit_meta_codes
-from algorithms.warm_start import RELEASED, WarmStart
 from fedsim.batch import Batch
 from fedsim.device import normal, to_device
-from fedsim.errors import UserError
 from fedsim.methods.clients import Clients
 from fedsim.methods.dp_sgd import DPSGD, averaged_model
-from fedsim.methods.messages import Diagnostic, Message, Round, Server, Tensors, Told
-from fedsim.methods.one_shot import statistic_phase
-from fedsim.methods.phase import Phase
+from fedsim.methods.messages import Diagnostic, Round, Server, Told
 from fedsim.methods.registry import register
 from fedsim.models.cvae import gaussian_nll, gaussian_nll_diagonal, kl_normal, sample_posterior
 from fedsim.models.initialise import initial_model
 from fedsim.models.kernel import kernel_features, kernel_frequencies, kernel_score
-from fedsim.privacy.plan import Claim, PrivacyPlan
+from fedsim.privacy.plan import Claim
 from fedsim.seeds import Purpose
 
 FEATURES = 256
@@ -86,46 +82,6 @@ class FedHypeVAE(DPSGD):
             pair = model.generate(code, batch.y, batch.draws["prior"], batch.draws["observation"])
             parts["kernel"] = self.params.kernel * kernel_score(batch.x, pair[:, 0], pair[:, 1])
         return parts
-
-    # --- the warm start ---
-
-    def warm_start(self) -> WarmStart | None:
-        """What comes before DP-SGD, if anything."""
-        p = self.params
-        if p.warm_start == "none":
-            return None
-        return WarmStart(p.warm_start, self.task.classes, self.task.clients, p.latent, p.code_scale, p.class_maps)
-
-    def phases(self) -> tuple[Phase, ...]:
-        """DP-SGD; before it, with a warm start, one phase for each of its statistics."""
-        (sgd,), warm, share = super().phases(), self.warm_start(), self.params.sgd_share
-        if warm is None:
-            return (sgd,)
-        first = (statistic_phase(each, self.clip(), self.task, self.released) for each in warm.statistics(1 - share))
-        return (*first, sgd.taking(share))
-
-    def released(self, server: Server) -> Tensors:
-        """What clients are told of the warm start's releases."""
-        return {name: value for name, value in server.tensors.items() if name in RELEASED}
-
-    def plan(self, epsilon: float | None, delta: float) -> PrivacyPlan | None:
-        """As every algorithm's; moments are released for unit example only."""
-        if self.params.warm_start != "none" and self.task.unit != "example":
-            problem = f"warm_start: {self.params.warm_start} does not support unit client"
-            raise UserError(f"algorithm {self.name}", problem, "set warm_start: none")
-        return super().plan(epsilon, delta)
-
-    def broadcast(self, server: Server) -> Tensors:
-        """The shared parameters, and the codes that the warm start found."""
-        return super().broadcast(server) | {name: value for name, value in server.tensors.items() if name == "codes"}
-
-    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-        """A DP-SGD step; the first one from the warm start's codes."""
-        if round_.step == 0 and "codes" in broadcast:
-            model: Any = clients.model
-            with torch.no_grad():
-                model.code.weight.copy_(broadcast["codes"][to_device(torch.tensor(clients.members), clients.device)])
-        return super().client_round(clients, round_, broadcast)
 
     # --- what the server adds, and the outcome ---
 

@@ -28,9 +28,6 @@ class FedHypeVAEParams(DPSGDParams):
         lipschitz: weight of the squared Jacobian norm of the hypernetwork (on shared parameters alone, free of privacy cost).
         initial_variance: of the likelihood times the embedding's dimension, before it is learned.
         latent_share: norm of z's part of the decoder gradient relative to the prototypes' inside the joint clip.
-        warm_start: ``moments`` starts decoder and prior from released moments, which are in the ledger; ``client-moments`` also row scales,
-            shifts and codes, from each client's mean and variances (for clients whose features differ); ``none`` from random weights.
-        sgd_share: with a warm start, DP-SGD's share of the budget, in units of 1 / sigma^2.
         synthesis: ``neutral`` decodes one meta-code, ``mixture`` several, ``client`` each client's own code in turn.
         meta_codes: how many codes a mixture has.
         meta_steps: Adam steps that fit the meta-codes to the clients' generators.
@@ -50,16 +47,12 @@ class FedHypeVAEParams(DPSGDParams):
     lipschitz: float = Field(1e-4, ge=0)
     initial_variance: float = Field(0.5, gt=0)
     latent_share: float = Field(1.0, gt=0)
-    warm_start: Literal["none", "moments", "client-moments"] = "none"
-    sgd_share: float = Field(0.1, gt=0, lt=1)
     synthesis: Literal["neutral", "mixture", "client"] = "neutral"
     meta_codes: int = Field(3, ge=1)
     meta_steps: int = Field(50, ge=0)
 
     @model_validator(mode="after")
     def _linear_where_needed(self) -> FedHypeVAEParams:
-        if self.decoder_hidden and (self.encoder == "posterior" or self.warm_start != "none"):
-            raise ValueError("decoder_hidden is not empty; encoder: posterior and a warm start need a decoder without hidden layers")
-        if self.warm_start == "client-moments" and not self.code:
-            raise ValueError("code is 0; warm_start: client-moments needs a hypernetwork, give code: 1 or more")
+        if self.decoder_hidden and self.encoder == "posterior":
+            raise ValueError("decoder_hidden is not empty; encoder: posterior needs a decoder without hidden layers")
         return self

@@ -61,6 +61,10 @@ class DPGaussian(OneShot):
         noise = to_device(torch.tensor(found.noise, dtype=torch.double), server.device)
         server.tensors |= {"class_means": found.means, "class_counts": found.counts, "within": found.covariance, "noise": noise}
 
+    def label_counts(self, server: Server) -> Tensor:
+        """Those of the moments."""
+        return server.tensors["class_counts"]
+
     def generator(self, server: Server) -> Generator:
         """Class means, the covariance's leading directions, white noise for the rest."""
         found, radius = server.tensors, self.params.radius

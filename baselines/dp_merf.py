@@ -89,7 +89,9 @@ class DPMERF(OneShot):
 
     def receive_embedding(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
         """The classes' mean features, to which the generator is trained."""
-        self.train_generator(server, sums["features"] / sums["counts"].clamp_min(max(1.0, 2 * std["counts"])))
+        counts = sums["counts"].clamp_min(max(1.0, 2 * std["counts"]))
+        self.train_generator(server, sums["features"] / counts)
+        server.tensors["counts"] = counts[:, 0]
         del server.tensors["frequencies"]  # a saved generator does not need them
 
     def train_generator(self, server: Server, targets: Tensor) -> None:
@@ -107,6 +109,10 @@ class DPMERF(OneShot):
             gradients = torch.autograd.grad(loss, list(parameters.values()))
             rate = p.learning_rate * (1 - step / p.generator_steps)
             adam_step(parameters, dict(zip(parameters, gradients, strict=True)), state, rate)
+
+    def label_counts(self, server: Server) -> Tensor:
+        """Those that came with the features."""
+        return server.tensors["counts"]
 
     def generator(self, server: Server) -> ConditionalSampler:
         """What was trained, moved to where the rows are."""

@@ -66,7 +66,6 @@ def every() -> Iterator[Asked]:
         for unit in cls.units if cls.private else ():
             yield from (Asked(name, claim, unit) for claim in CLAIMS)
     yield Asked("fedhypevae", 4.0, trust="silo")
-    yield Asked("fedhypevae", 4.0, params=("warm_start=moments",), words="warm start")
     for rate in ("0.2", "1"):
         params = ("noised=shared", "local_learning_rate=0.3", f"sample_rate={rate}")
         yield Asked("fedhypevae", 4.0, params=params, words="scope hypernetwork, through its encoder")

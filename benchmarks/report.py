@@ -25,6 +25,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from fedsim.evaluation.judge import Judgement
 from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.grid.models import Grid
 from fedsim.results.partitions import write_partitions
@@ -71,10 +72,7 @@ def _outcome(trial: Trial, rng: np.random.Generator) -> Outcome:
     scores: Any = {name: min(max(score, 0.0), 1.0) for name in ("accuracy", "balanced_accuracy", "macro_f1")}
     spent = plan.epsilon_reached if plan else None
     return Outcome(
-        scores=scores,
-        recalls=(score,) * trial.task.classes,
-        clients=(),
-        tested=None,
+        judgement=Judgement(scores, (score,) * trial.task.classes, (), None, "uniform"),
         epsilon_spent=spent,
         epsilon_spent_replace_one=spent and 2.6 * spent,
         accountant=plan.accountant if plan else None,

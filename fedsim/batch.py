@@ -14,11 +14,11 @@ from fedsim.device import to_device
 
 @dataclass(frozen=True)
 class Layout:
-    """Which client each row of a ragged batch belongs to.
+    """Which client, or which group of rows, each row of a ragged batch belongs to.
 
     Attributes:
         client: int64 ``[N]``, positions in the cohort (0 .. clients - 1), ascending.
-        clients: K, the number of clients in the cohort.
+        clients: K, the number of clients in the cohort, or of groups in the batch.
         direct: gather one weight set per row instead of padding; for ``torch.func.vmap``, where shapes may not depend on data.
         known: ``client`` on the CPU, where shapes are decided; None: it is asked of the device.
     """
@@ -81,7 +81,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one or many clients, sorted by client.
+    """Rows of one or many clients, sorted by client and, where the unit is a group, by group.
 
     The random numbers are drawn beforehand, so a loss is a pure function of (model, batch), and row n's loss may depend
     on row n alone.
@@ -91,12 +91,14 @@ class Batch:
         y: int64 ``[N]`` labels.
         draws: standard normal draws by name, each ``[N, ...]``.
         layout: which client each row belongs to.
+        groups: which group each row belongs to, where the unit is a group; a group's rows are one client's.
     """
 
     x: Tensor
     y: Tensor
     draws: Mapping[str, Tensor]
     layout: Layout
+    groups: Layout | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -104,15 +106,21 @@ class Batch:
     def chunks(self, rows: int) -> Iterator[Batch]:
         """The batch in order, in as many chunks of equal size as come nearest to ``rows`` each; an empty batch is one chunk.
 
-        A chunk costs its dispatch however few rows it has, so none is left for the last few.
+        A chunk costs its dispatch however few rows it has, so none is left for the last few. A group stays in one chunk.
         """
         count = max(1, round(len(self) / rows))
         if count == 1:
             yield self
             return
         size = -(-len(self) // count)
-        for start in range(0, len(self), size):
-            yield self._take(slice(start, start + size))
+        ends = torch.arange(size, len(self) + size, size).clamp_max(len(self))
+        if self.groups is not None:
+            positions = self.groups.positions
+            ends = torch.unique_consecutive(torch.searchsorted(positions, positions[ends - 1], right=True))
+        start = 0
+        for end in ends.tolist():
+            yield self._take(slice(start, end))
+            start = end
 
     def row(self, index: int) -> Batch:
         """The batch that holds row ``index`` alone."""
@@ -125,4 +133,19 @@ class Batch:
     def _take(self, rows: Tensor | slice) -> Batch:
         draws = {name: values[rows] for name, values in self.draws.items()}
         known = self.layout.positions[rows] if isinstance(rows, slice) else None
-        return Batch(self.x[rows], self.y[rows], draws, replace(self.layout, client=self.layout.client[rows], known=known))
+        layout = replace(self.layout, client=self.layout.client[rows], known=known)
+        groups = (
+            None if self.groups is None else consecutive(self.groups.positions[rows.cpu() if isinstance(rows, Tensor) else rows], self.x)
+        )
+        return Batch(self.x[rows], self.y[rows], draws, layout, groups)
+
+
+def consecutive(groups: Tensor, like: Tensor) -> Layout:
+    """The groups of a batch, counted from 0, where ``like`` is.
+
+    Args:
+        groups: int64 ``[N]`` on the CPU; a group's rows stand together and have one number, unlike the next group's.
+        like: a tensor on the batch's device.
+    """
+    numbers = torch.unique_consecutive(groups, return_inverse=True)[1]
+    return Layout.on(like.device, numbers, int(numbers[-1]) + 1 if len(numbers) else 0)

@@ -15,7 +15,9 @@ import typer
 from rich.console import Console
 
 from fedsim.errors import UserError, at
+from fedsim.interrupts import INTERRUPTED, interrupts, soon
 from fedsim.privacy.plan import Trust, Unit
+from fedsim.regular import unread
 from fedsim.words import wide_console
 
 if TYPE_CHECKING:
@@ -40,9 +42,19 @@ app.add_typer(data, name="data")
 
 
 @app.callback()
-def fedsim() -> None:
+def fedsim(context: typer.Context) -> None:
     """A subcommand a task."""
-    sys.path.append(os.getcwd())  # so that a grid can name pkg.module:Class of the folder one works in
+    if context.invoked_subcommand not in _OTHERS:
+        _own_code()
+
+
+_OTHERS = ("synth",)
+"""Commands that read what somebody else may have made, and run no code of the working folder unless they are told to."""
+
+
+def _own_code() -> None:
+    """Let a grid name pkg.module:Class of the folder one works in."""
+    sys.path.append(os.getcwd())
 
 
 @app.command()
@@ -78,17 +90,27 @@ def _bench(
     dry_run: bool = False,
 ) -> None:
     """Run a grid, or show its plan; the exit code says how it went."""
+    from fedsim.results.store import ResultStore
+
+    if not dry_run:  # before anything that takes time
+        ResultStore(folder).check_free()
+    from fedsim.grid.resolve import plug_in_files, resolve
     from fedsim.runtime.bench import run_bench
     from fedsim.runtime.cluster import joined_cluster, local_cluster, this_machine
+    from fedsim.runtime.display import Preparing
+    from fedsim.runtime.rehearsing import everywhere
     from fedsim.simulation.plan_table import show_plan
     from fedsim.simulation.preflight import prepare
 
     console = Console()
     with ExitStack() as stack:
         node = this_machine()
-        nodes = stack.enter_context(joined_cluster(address)) if address else [node]
-        with _interruptible(console):
-            prepared = prepare(grid, nodes, max_parallel, keep_going=keep_going)
+        with _interruptible(console), Preparing(Console(stderr=True)) as tell:
+            nodes, rehearsal = [node], None
+            if address:
+                files = plug_in_files(resolve(grid, keep_going=keep_going))
+                nodes, rehearsal = stack.enter_context(joined_cluster(address, files)), everywhere
+            prepared = prepare(grid, nodes, max_parallel, keep_going=keep_going, rehearsal=rehearsal, tell=tell)
         if dry_run:
             show_plan(prepared, console)
             raise typer.Exit(1 if prepared.refused else 0)
@@ -105,7 +127,7 @@ def _interruptible(console: Console) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         console.print("interrupted; the same command goes on", highlight=False)
-        raise typer.Exit(130) from None
+        raise typer.Exit(INTERRUPTED) from None
 
 
 @data.command("list")
@@ -205,7 +227,7 @@ def run(
     clients: Annotated[int, typer.Option(help="How many.")] = 10,
     epsilon: Annotated[float, typer.Option(help="The budget; inf: no privacy.")] = 1.0,
     delta: Annotated[float, typer.Option(help="Of the budget.")] = 1e-4,
-    unit: Annotated[str, typer.Option(help="What the budget protects: example or client.")] = "example",
+    unit: Annotated[str, typer.Option(help="What the budget protects: example, client or {column: NAME}.")] = "example",
     trust: Annotated[str, typer.Option(help="Who may see what: aggregate or silo.")] = "aggregate",
     seed: Annotated[int, typer.Option(help="Root of all random numbers.")] = 0,
     param: Annotated[list[str] | None, typer.Option(help="A parameter of the algorithm: key=YAML, such as latent=16.")] = None,
@@ -244,17 +266,21 @@ def synth(
     cell: Annotated[str | None, typer.Option(help="The cell's id or its beginning.")] = None,
     synthesis: Annotated[str | None, typer.Option(help="A way that the algorithm has, or client:K; default: the cell's own.")] = None,
     per_class: Annotated[int, typer.Option(min=1, help="Rows a class.")] = 200,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of the draw; default: the cell's.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Of the draw; default: the cell's.")] = None,
+    trust_plugin: Annotated[bool, typer.Option("--trust-plugin", help="Run the code of a plug-in that the generator names.")] = False,
 ) -> None:
     """Draw synthetic embeddings from a saved generator; it costs no privacy."""
+    if trust_plugin:
+        _own_code()
     from fedsim.data.encoding.archive import check_target, write_npz, write_sidecar
 
     check_target(out)
     import numpy as np
 
+    from fedsim.results.folder import RunFolder
     from fedsim.simulation.generators import load_generator
 
-    generator = load_generator(folder, cell, synthesis)
+    generator = load_generator(folder, cell, synthesis, trust_plugin=trust_plugin)
     x, y = generator.synthesise(per_class, seed)
     manifest = generator.manifest(per_class, seed)
     names = {"class_names": np.array(manifest["class_names"])} if manifest["class_names"] else {}
@@ -262,6 +288,9 @@ def synth(
     write_sidecar(out, manifest)
     told = " ".join(f"{key} {manifest[key]}" for key in ("epsilon", "delta", "unit", "trust", "claim"))
     Console().print(f"{out}: {len(x)} synthetic embeddings of {x.shape[1]} dimensions; {told}", soft_wrap=True, highlight=False)
+    if not generator.vouched:
+        told = f"no {RunFolder(folder).results} is there to vouch for it: all this is by the generator's own word"
+        Console().print(told, soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command()
@@ -297,7 +326,7 @@ def partition(
 def check(
     algorithm: Annotated[str, typer.Argument(metavar="ALGORITHM", help="my_file.py:MyMethod, pkg.module:Class or a registered name.")],
     param: Annotated[list[str] | None, typer.Option(help="A parameter of the algorithm: key=YAML, such as latent=16.")] = None,
-    unit: Annotated[Unit | None, typer.Option(help="example or client; default: all that the class states.")] = None,
+    unit: Annotated[Unit | None, typer.Option(help="example, group or client; default: all that the class states.")] = None,
     trust: Annotated[Trust | None, typer.Option(help="aggregate or silo; default: all that the class states.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Three rounds and few pairs of neighbours: seconds, and less is seen.")] = False,
 ) -> None:
@@ -329,7 +358,7 @@ def audit(
     ],
     epsilon: Annotated[float, typer.Option(help="The claim.")] = 4.0,
     delta: Annotated[float, typer.Option(help="Of the claim.")] = 1e-4,
-    unit: Annotated[Unit, typer.Option(help="What the claim protects: example or client.")] = "example",
+    unit: Annotated[Unit, typer.Option(help="What the claim protects: example, group or client.")] = "example",
     trust: Annotated[Trust, typer.Option(help="Who may see what: aggregate or silo.")] = "aggregate",
     param: Annotated[list[str] | None, typer.Option(help="A parameter: key=YAML; default: six rounds of a small network.")] = None,
     attack: Annotated[
@@ -410,6 +439,28 @@ def report(
     console.print(f"report: {drawn.page}", soft_wrap=True, highlight=False)
 
 
+@app.command("judge")
+def judge_run(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/quickstart.")],
+    address: Annotated[str | None, typer.Option(help="An existing Ray cluster; default: a new local one.")] = None,
+    max_parallel: Annotated[int | None, typer.Option(min=1, help="At most so many cells at a time.")] = None,
+) -> None:
+    """Judge a run's saved generators anew, by the readouts and references of today, without training; then draw the report.
+
+    Interrupt it at any time; the same command goes on where it stopped.
+    """
+    from fedsim.runtime.cluster import joined_cluster, local_cluster, this_machine
+    from fedsim.runtime.judging import run_judging
+
+    console = Console()
+    with ExitStack() as stack:
+        node = this_machine()
+        nodes = stack.enter_context(joined_cluster(address)) if address else [node]
+        with _interruptible(console):
+            code = run_judging(folder, nodes, console, nullcontext() if address else local_cluster(node), max_parallel)
+    raise typer.Exit(code)
+
+
 @app.command("compare")
 def compare_runs(
     first: Annotated[Path, typer.Argument(metavar="RUN1", help="A run folder, such as runs/quickstart.")],
@@ -423,10 +474,129 @@ def compare_runs(
     raise typer.Exit(0 if compared.comparison.equal else 1)
 
 
+@app.command()
+def account(
+    epsilon: Annotated[float, typer.Option(help="The budget.")],
+    delta: Annotated[float, typer.Option(help="Of the budget.")] = 1e-4,
+    rounds: Annotated[int | None, typer.Option(help="Noisy steps.")] = None,
+    sample_rate: Annotated[float | None, typer.Option(help="The probability with which an example is in a step; default: 1.")] = None,
+    unit: Annotated[str, typer.Option(help="What the budget protects: example or client.")] = "example",
+    clients: Annotated[int | None, typer.Option(min=1, help="How many there are, for --unit client.")] = None,
+    client_rate: Annotated[float | None, typer.Option(help="The probability with which a client takes part; for --unit client.")] = None,
+    releases: Annotated[Path | None, typer.Option(help="Several kinds of release: a YAML list, in place of --rounds and the rate.")] = None,
+    out: Annotated[Path, typer.Option(help="The folder of the picture and the tables.")] = Path("runs/account"),
+) -> None:
+    """What a budget buys, without data: σ, ε after each round, the price of one more, the (ε, δ) curve, what an adversary can tell."""
+    from fedsim.proof.budget import account as accounted
+    from fedsim.proof.budget import settings
+    from fedsim.report.budget import budget_words, curve_tables, how_computed, rounds_table, write_budget
+
+    described, checked, notes = settings(
+        rounds=rounds, sample_rate=sample_rate, unit=unit, clients=clients, client_rate=client_rate, delta=delta, releases=releases
+    )
+    with at(lambda where: f"--{where}" if where in ("epsilon", "delta") else where):
+        budget = accounted(epsilon, delta, described, unit=checked, notes=notes)
+    console = wide_console(Console(), 100)
+    for line in budget_words(budget):
+        console.print(line, highlight=False, markup=False)
+    for table in (rounds_table(budget), *curve_tables(budget)):
+        console.print("", table)
+    console.print("")
+    for line in how_computed(budget):
+        console.print(line, style="dim", highlight=False, markup=False)
+    for path in write_budget(budget, out):
+        console.print(f"wrote {path}", soft_wrap=True, highlight=False)
+
+
+@app.command("plan")
+def plan_grid(
+    grid: Annotated[Path, typer.Option(help="The grid file (YAML).")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Replace a value of the grid: key=YAML, such as alpha=[0.3].")] = None,
+) -> None:
+    """What noise each statistic and gradient of every cell gets, in the units of its signal: what ε buys, before anything runs."""
+    from fedsim.grid.read import load_grid
+    from fedsim.runtime.cluster import this_machine
+    from fedsim.simulation.noise_table import show_noise
+    from fedsim.simulation.preflight import prepare
+
+    console = Console()
+    with _interruptible(console):
+        show_noise(prepare(load_grid(grid, set_ or []), [this_machine()]), console)
+
+
+@app.command("diagnose")
+def diagnose_file(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A tool's settings (YAML), such as benchmarks/accounting/dp_cvae.yaml.")],
+) -> None:
+    """What another tool's noise is worth by unit and trust, from its settings, or why there is no ε."""
+    from fedsim.proof.diagnose import diagnosis, read_settings
+
+    for line in diagnosis(read_settings(file)):
+        typer.echo(line)
+
+
+@app.command("prove")
+def prove_rows(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/quickstart.")],
+) -> None:
+    """Compute every ε of a run again, from its rows alone, with dp-accounting. Exit code 1 unless every claimed ε is proved."""
+    from fedsim.proof.prove import proofs_table, proofs_words, prove
+    from fedsim.results.store import ResultStore
+
+    store = ResultStore(folder)
+    store.folder.check()
+    proofs = [prove(row) for row in store.rows()]
+    console = wide_console(Console())
+    console.print(proofs_table(folder.resolve().name, proofs))
+    console.print(proofs_words(proofs), highlight=False, markup=False)
+    raise typer.Exit(1 if any(proof.verdict in ("differs", "not proved") for proof in proofs) else 0)
+
+
+@app.command()
+def statement(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/quickstart.")],
+) -> None:
+    """Print the privacy statement of every method of a run: unit, relation, trust, accountant, σ, rounds, sampling, what is not covered."""
+    from fedsim.proof.statement import statements
+    from fedsim.report.report import grid_rows
+    from fedsim.results.folder import RunFolder
+
+    RunFolder(folder).check()
+    for each in statements(grid_rows(folder)):
+        typer.echo("\n".join(each.lines) + "\n")
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/quickstart.")],
+    cells: Annotated[int, typer.Option(min=1, help="How many finished cells, drawn at random.")] = 3,
+) -> None:
+    """Run some finished cells of a run again and compare: exit code 0 if rows and rounds are equal to the last bit, 1 if not."""
+    from fedsim.runtime.cluster import local_cluster, this_machine
+    from fedsim.runtime.verify import Verification
+    from fedsim.simulation.preflight import prepare
+
+    console, node = wide_console(Console()), this_machine()
+    with _interruptible(console):
+        verification = Verification.of(folder, lambda grid: prepare(grid, [node]))
+        equal = verification.run(cells, console, local_cluster(node))
+    raise typer.Exit(0 if equal else 1)
+
+
 def main() -> None:
     """Entry point: a user's mistake is one line on standard error and exit code 2."""
     try:
-        app()
+        with soon(), interrupts():
+            app()
     except UserError as error:
-        Console(stderr=True, soft_wrap=True).print(f"fedsim: {error}", style="red", highlight=False, markup=False)
+        _complain(str(error))
+        sys.exit(error.exit_code)
+    except OSError as error:  # a file or folder that nobody asked about earlier
+        if isinstance(error, ConnectionError | TimeoutError):
+            raise
+        _complain(str(UserError(str(error.filename or ""), f"cannot be used ({unread(error)})")))
         sys.exit(2)
+
+
+def _complain(text: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(f"fedsim: {text}", style="red", highlight=False, markup=False)

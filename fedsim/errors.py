@@ -5,10 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import ClassVar
+
+_LONGEST = 400
+"""Characters of a place that a message shows; a path may have any number."""
 
 
 class UserError(Exception):
-    """A user's mistake: one message that says where, what, and what would be right; the command line exits with 2.
+    """A user's mistake: one message that says where, what, and what would be right; the command line exits with ``exit_code``.
 
     Args:
         where: the place: a file and key, an option, a path; empty where only the caller knows it, see :func:`at`.
@@ -16,16 +20,28 @@ class UserError(Exception):
         right: what would be right; may be empty where ``what`` already says it.
     """
 
+    exit_code: ClassVar[int] = 2
+
     def __init__(self, where: str, what: str, right: str = "") -> None:
         self.where, self.what, self.right = where, what, right
-        super().__init__(": ".join(filter(None, (where, what))) + (f"; {right}" if right else ""))
+        super().__init__(": ".join(filter(None, map(_shortened, (where, what)))) + (f"; {_shortened(right)}" if right else ""))
 
     def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str]]:
         return type(self), (self.where, self.what, self.right)
 
 
+class RunLost(UserError):
+    """What stopped a run that was under way and is nobody's mistake: a full disk, a run folder that is gone; what is finished stays."""
+
+    exit_code = 1
+
+
 class PluginError(UserError):
     """A plug-in's mistake, found before anything runs: it cannot be imported, lacks a method, or returns what nobody can use."""
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 4 :]}"
 
 
 def below(place: str, where: str) -> str:

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from benches import Done, interruptible, slowness
+from benches import PLUGIN, Done, interruptible, slowness
 from plug_ins import GOOD, changed, write
 from rows import make_row
 
@@ -77,6 +78,18 @@ MISTAKES = {
     "negative epsilon": ("algorithms: [fedhypevae]\nepsilon: [1, -1]\n", "g.yaml:2: epsilon[1]", "> 0"),
     "more clients than the data allow": ("algorithms: [fedhypevae]\nclients: [100000]\n", "clients[0]", "100000"),
     "not YAML": ("algorithms: [fedhypevae\n", "g.yaml", "YAML"),
+    "a delta that is none": ("algorithms: [fedhypevae]\ndelta: 0.5\n", "g.yaml:2: delta", "give a number <= 0.1"),
+    "a shift beyond all rows": (
+        "algorithms: [dp-gaussian]\npartition: {scheme: feature-shift, strength: 1000.0}\n",
+        "partition.strength",
+        "give a number <= 10",
+    ),
+    "a minimum size beyond all rows": (
+        "algorithms: [fedhypevae]\nclients: [4]\npartition: {min_size: 100000}\n",
+        "partition.min_size",
+        "give at most 337",
+    ),
+    "a plug-in that leaves": ("algorithms: ['leave.py:X']\n", "algorithms[0]", "SystemExit: 3"),
     "a layout that does not fit": ("algorithms: [fedhypevae]\nresources: {cpus_per_actor: 4096}\n", "resources", "4096"),
 }
 
@@ -85,13 +98,37 @@ MISTAKES = {
 def test_a_mistake_is_one_line_and_exit_code_2_and_nothing_is_written(tmp_path: Path, fedsim: Fedsim, mistake: str) -> None:
     text, place, right = MISTAKES[mistake]
     (tmp_path / "g.yaml").write_text(text)
+    (tmp_path / "leave.py").write_text("import sys\nsys.exit(3)\n")
     done = fedsim("bench", "--grid", "g.yaml")
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert place in done.stderr
     assert right in done.stderr
     assert done.stdout == ""
-    assert [path.name for path in tmp_path.iterdir()] == ["g.yaml"]
+    assert {path.name for path in tmp_path.iterdir()} == {"g.yaml", "leave.py"}
+
+
+@pytest.mark.parametrize("arguments", [["bench", "--dry-run", "--grid"], ["report"], ["synth", "--out", "s.npz"]])
+def test_a_path_of_any_length_is_a_mistake_of_one_short_line(fedsim: Fedsim, arguments: list[str]) -> None:
+    done = fedsim(*arguments, "a" * 200_000)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert len(done.stderr) < 1000
+
+
+def test_a_delta_of_1_over_n_is_warned_of(tmp_path: Path, fedsim: Fedsim) -> None:
+    (tmp_path / "g.yaml").write_text("algorithms: [dp-gaussian]\nclients: [4]\ndelta: 0.001\n")
+    done = fedsim("bench", "--grid", "g.yaml", "--dry-run")
+    assert done.returncode == 0
+    assert "warning: δ = 0.001 is not below 1/n = 0.00074 for the 1348 training rows of digits" in done.stdout
+
+
+def test_a_folder_in_use_is_refused_before_anything_is_prepared(tmp_path: Path, fedsim: Fedsim) -> None:
+    (tmp_path / "g.yaml").write_text("algorithms: [no-such-algorithm]\n")  # which preparing would tell
+    with ResultStore(tmp_path / "runs" / "g").lock():
+        done = fedsim("bench", "--grid", "g.yaml")
+    assert done.returncode == 2
+    assert f"fedsim, process {os.getpid()}, is running in this folder; wait for it or stop it" in done.stderr
 
 
 def test_a_missing_file_and_a_wrong_override_are_mistakes_too(tmp_path: Path, fedsim: Fedsim) -> None:
@@ -150,6 +187,18 @@ def test_after_a_killed_driver_the_same_command_computes_only_what_is_missing(
     assert len({json.loads(line)["cell_id"] for line in lines(results)}) == len(lines(results)) == 4
     for name in ("rounds.jsonl", "summary.csv", "report.html", "curves/privacy_utility.png", "curves/privacy_utility.svg", "manifest.json"):
         assert (results.parent / name).stat().st_size > 0
+
+
+def test_a_worker_that_dies_puts_no_line_of_rays_own_on_the_terminal(tmp_path: Path) -> None:
+    (tmp_path / "plugin.py").write_text(PLUGIN)
+    (tmp_path / "g.yaml").write_text(
+        "algorithms: [{name: 'plugin:Trouble', params: {rounds: 3, how: exit}}]\nclients: [4]\n"
+        "dataset: {name: digits, limit: 200}\nevaluation: {per_class: 10}\n"
+    )
+    done = bench(tmp_path, "g.yaml")
+    assert done.returncode == 1
+    assert done.stderr == ""
+    assert not re.search(r"^\[20\d\d-|core_worker|raylet|gcs_|\(pid=", done.stdout, re.MULTILINE), done.stdout
 
 
 def test_partition_shows_and_draws_without_training(tmp_path: Path, fedsim: Fedsim) -> None:

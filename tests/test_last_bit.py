@@ -17,8 +17,7 @@ from fedsim.seeds import Seeds
 from fedsim.simulation.cohort import Cohort, LocalPool
 from fedsim.simulation.trial import Outcome, Trial, run_trial
 
-WARM = {"warm_start": "client-moments", "encoder": "posterior", "code": 3, "latent": 6}
-ENTRIES: dict[str, dict[str, Any]] = {name: quick(name) for name in SHIPPED} | {"warm start": quick("fedhypevae", **WARM)}
+ENTRIES: dict[str, dict[str, Any]] = {name: quick(name) for name in SHIPPED}
 SCORES, CODES = 1e-5, 1e-3
 
 
@@ -92,7 +91,7 @@ PROCESSORS = {
     "the plainest products of MKL": {"MKL_CBWR": "COMPATIBLE"},
     "no vector instructions in torch": {"ATEN_CPU_CAPABILITY": "default"},
 }
-ELSEWHERE = ("dp-gaussian", "dp-gmm", "fedhypevae", "warm start")
+ELSEWHERE = ("dp-gaussian", "dp-gmm", "fedhypevae", "fedhypevae-warm", "fedhypevae-sites")
 
 
 def everything() -> dict[str, Any]:

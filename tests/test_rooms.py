@@ -18,13 +18,14 @@ ROOMS = (
     ("audit",),
     ("simulation",),
     ("evaluation",),
+    ("proof",),
     ("results",),
     ("grid",),
     ("methods",),
     ("privacy", "partition"),
     ("models", "data"),
     ("batch",),
-    ("atomic", "device", "words", "errors", "seeds"),
+    ("atomic", "device", "regular", "words", "errors", "interrupts", "seeds"),
 )
 """From the roof to the ground: a file imports its own room and those on the floors below."""
 

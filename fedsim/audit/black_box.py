@@ -105,7 +105,9 @@ class BlackBox:
         x, y = np.concatenate([self.data.x_train, self.x[inside]]), np.concatenate([self.data.y_train, self.y[inside]])
         rows = tuple(np.arange(client, len(x), CLIENTS) for client in range(CLIENTS))
         seeds = Seeds(number)
-        spec = CohortSpec(self.algorithm, self.params, self.task, self.plan, seeds, tuple(range(CLIENTS)), rows)
+        # a claim for groups is one for groups of a single row, too
+        groups = tuple(np.arange(len(own)) for own in rows) if self.task.unit == "group" else None
+        spec = CohortSpec(self.algorithm, self.params, self.task, self.plan, seeds, tuple(range(CLIENTS)), rows, groups)
         steps = train(build_algorithm(self.algorithm, self.params, self.task), LocalPool([Cohort(spec, x, y)]), self.plan, seeds)
         while True:
             try:

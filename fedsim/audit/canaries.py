@@ -10,15 +10,16 @@ from fedsim.audit.evidence import evidence
 from fedsim.audit.setting import Setting, clipped
 from fedsim.audit.worlds import Canary, observed
 from fedsim.data.normalise import unit_norm
+from fedsim.privacy.plan import Unit
 from fedsim.seeds import Seeds
 
-ROWS = 32
-"""Rows of a client that is looked for: so many that hardly a sample of them is empty."""
+ROWS: dict[Unit, int] = {"example": 1, "group": 4, "client": 32}
+"""Rows of a unit that is looked for: of a client so many that hardly a sample of them is empty."""
 
 
 def candidates(setting: Setting) -> Iterator[Canary]:
     """Rows of norm 1, as all data sets have them: of a single feature, in a random direction, against the others; of every label."""
-    dim, count = setting.task.dim, 1 if setting.task.unit == "example" else ROWS
+    dim, count = setting.task.dim, ROWS[setting.task.unit]
     spike = np.eye(1, dim, dtype=np.float32)
     random = np.random.default_rng(1).standard_normal((1, dim)).astype(np.float32)
     against = -sum(x.sum(0, keepdims=True) for x, _ in setting.others)

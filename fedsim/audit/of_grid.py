@@ -30,6 +30,11 @@ class ClaimAudit:
     run: AuditRun
     trials: tuple[Trial, ...]
 
+    @property
+    def epsilon(self) -> float:
+        """The claim."""
+        return self.run.setting.plan.epsilon_target
+
 
 def audits_of(grid: Grid, trials: Sequence[Trial]) -> tuple[ClaimAudit, ...]:
     """An audit for every algorithm, its parameters, unit, trust and finite epsilon; cells of other data or seeds share it.
@@ -60,7 +65,9 @@ def is_told(row: Row, pairs: int) -> bool:
 
 
 def audited_row(row: Row, audit: Audit) -> Row:
-    """A row with what an audit says of its claim."""
+    """A row with what an audit says of its claim; the row itself where it is already known not to hold."""
+    if row.status not in ("ok", "refuted"):
+        return row
     facts = {
         "audit_epsilon_lower": audit.mechanism,
         "audit_epsilon_any": audit.clopper_pearson,
@@ -70,3 +77,9 @@ def audited_row(row: Row, audit: Audit) -> Row:
         "status": "refuted" if audit.refuted else "ok",
     }
     return row.model_copy(update=facts)
+
+
+def unaudited(row: Row) -> Row:
+    """The row as its cell made it."""
+    told = {name: None for name in Row.model_fields if name.startswith("audit_")}
+    return row.model_copy(update=told | ({"status": "ok"} if row.status == "refuted" else {}))

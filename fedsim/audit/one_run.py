@@ -76,7 +76,7 @@ class CanaryPool(LocalPool):
         told = clients_of(self.cohorts[-1])
         self.setting = setting
         self.without = client_of(setting, seeds, last, setting.others[last], told)
-        self.alone = [client_of(setting, seeds, last, (x[i : i + 1], y[i : i + 1]), told, canary=True, always=True) for i in range(len(x))]
+        self.alone = [client_of(setting, seeds, last, (x[i : i + 1], y[i : i + 1]), told, canary=1, always=True) for i in range(len(x))]
         self.information, self.found = 4 * np.eye(len(x)), np.zeros(len(x))
         self.ratios = np.zeros(len(x))
         self._known: Tensors = {}

@@ -35,7 +35,9 @@ def parameters(algorithm: str, params: Sequence[str], unit: Unit, trust: Trust, 
         UserError: a parameter or a number does not do.
     """
     options: dict[str, Any] = {"algorithm": algorithm, "dataset": "digits", "encoder": None, "partition": "iid", "alpha": 1.0, "clients": 2}
-    options |= {"epsilon": epsilon, "delta": delta, "unit": unit, "trust": trust, "seed": 0, "per-class": 1}
+    # groups are made here, of a column that no data set has
+    options |= {"unit": "{column: canary}" if unit == "group" else unit}
+    options |= {"epsilon": epsilon, "delta": delta, "trust": trust, "seed": 0, "per-class": 1}
     (variant,) = resolve(grid_of_options(options, params)).variants
     return variant.params
 

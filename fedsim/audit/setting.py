@@ -74,6 +74,13 @@ class Setting:
             held.append((x, np.arange(count) % self.task.classes))
         return tuple(held)
 
+    def groups(self, client: int, more: int) -> NDArray[np.int64] | None:
+        """The number of each row's group, where the unit is one: a client's own rows are one each, ``more`` behind them are one."""
+        if self.task.unit != "group":
+            return None
+        own = len(self.others[client][0])
+        return np.concatenate([np.arange(own), np.full(more, own)])
+
 
 def brief(algorithm: str, given: Iterable[str] = ()) -> dict[str, Any]:
     """Of :data:`SHORT` what the algorithm has and nobody gave."""

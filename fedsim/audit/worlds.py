@@ -1,8 +1,9 @@
 """Trainings with and without a unit through the real rounds, watched by an adversary who sees every noisy output.
 
-The unit is a row, the last one of the last client, or that client. Beside the clients that take part in the training, the adversary
-computes for itself what the unit's client would have asked for without the unit, and with the unit in every sample, given the same outputs:
-the difference is what the unit adds to a query, and what is left of an output without it is noise, or noise and the unit.
+The unit is a row, the last one of the last client, a group of its last rows, or that client. Beside the clients that take part in the
+training, the adversary computes for itself what the unit's client would have asked for without the unit, and with the unit in every sample,
+given the same outputs: the difference is what the unit adds to a query, and what is left of an output without it is noise, or noise and the
+unit.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from fedsim.simulation.rounds import train
 from fedsim.simulation.state import copied
 
 OWN_STREAM = 2**31
-"""Number of the stream of a canary row's draws, so that those of the other rows are the same with and without it; no client's."""
+"""Number of the stream of a canary's draws, so that those of the other rows are the same with and without it; no client's."""
 
 
 @dataclass(frozen=True)
 class Canary:
-    """A unit to look for: one row, or all rows of a client.
+    """A unit to look for: one row, a group of rows, or all rows of a client.
 
     Attributes:
         x: ``[n, d]``, of norm 1.
@@ -60,13 +61,13 @@ class ToldClients(Clients):
     """Clients that note their queries, and that may be told the answers that others got.
 
     Attributes:
-        canary: whether the last row of the only member is a canary; its draws then come from a stream of its own.
+        canary: how many of the only member's last rows are a canary; its draws then come from a stream of its own.
         always: whether it is in every Poisson sample.
         told: whose noisy answers they get; None: they draw their own noise.
         queries: what they asked, in order.
     """
 
-    canary: bool = False
+    canary: int = 0
     always: bool = False
     told: ToldClients | None = None
     queries: list[Query] = field(default_factory=list)
@@ -76,8 +77,8 @@ class ToldClients(Clients):
         """As every client's; with the canary where it is in every sample."""
         rows = super().poisson(round_, rate, client_rate)
         if self.canary and self.always:
-            own = len(self.x[0]) - 1
-            rows = [torch.cat([rows[0][rows[0] != own], torch.tensor([own])])]
+            own = torch.arange(len(self.x[0]) - self.canary, len(self.x[0]))
+            rows = [torch.cat([rows[0][rows[0] < own[0]], own])]
         return rows
 
     def drawn(self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]) -> list[Tensors]:
@@ -91,8 +92,8 @@ class ToldClients(Clients):
         """As every client's; those of the canary, which comes last, do not move the others'."""
         if not (self.canary and self.in_batch and rows):
             return super().draws(client, rows, round_, shapes)
-        others = super().draws(client, rows - 1, round_, shapes)
-        own = super().draws(OWN_STREAM, 1, round_, shapes)
+        others = super().draws(client, rows - self.canary, round_, shapes)
+        own = super().draws(OWN_STREAM, self.canary, round_, shapes)
         return {name: torch.cat([others[name], own[name]]) for name in shapes}
 
     def add_noise(self, release: Release, round_: int, sent: Tensors, kept: Tensors | None = None) -> Noised:
@@ -234,15 +235,15 @@ def cohort_of(
         setting: what is audited.
         seeds: of the training.
         client: its number.
-        canary: the unit, or several rows that come and go by themselves.
+        canary: the unit.
         told: whose answers it gets; None: its own.
         always: whether the unit is in every sample.
     """
     x, y = setting.others[client]
     if canary is not None:
         x, y = np.concatenate([x, canary.x]), np.concatenate([y, canary.y])
-    is_row = canary is not None and setting.task.unit == "example" and len(canary.x) == 1
-    return client_of(setting, seeds, client, (x, y), told, canary=is_row, always=always)
+    rows = 0 if canary is None or setting.task.unit == "client" else len(canary.x)
+    return client_of(setting, seeds, client, (x, y), told, canary=rows, always=always)
 
 
 def client_of(
@@ -252,15 +253,17 @@ def client_of(
     rows: tuple[Rows, Labels],
     told: ToldClients | None = None,
     *,
-    canary: bool = False,
+    canary: int = 0,
     always: bool = False,
 ) -> Cohort:
-    """One client with these rows, the last of which may be a canary."""
+    """One client with these rows, the last ``canary`` of which are one."""
     params = dict(setting.params)
     if always and setting.task.unit == "client" and "client_rate" in params:
         params["client_rate"] = 1.0
     x, y = rows
-    spec = CohortSpec(setting.algorithm, params, setting.task, setting.plan, seeds, (client,), (np.arange(len(x)),))
+    groups = setting.groups(client, canary)
+    held = ((np.arange(len(x)),), None if groups is None else (groups,))
+    spec = CohortSpec(setting.algorithm, params, setting.task, setting.plan, seeds, (client,), *held)
     cohort = Cohort(spec, x, y)
     given: dict[str, Any] = {each.name: getattr(cohort.clients, each.name) for each in fields(Clients)}
     cohort.clients = ToldClients(**given, canary=canary, always=always, told=told)

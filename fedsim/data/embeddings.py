@@ -68,6 +68,10 @@ class Embeddings:
         train, test = parts == TRAIN, parts == TEST
         if unknown := sorted(set(np.unique(parts).tolist()) - {TRAIN, VALIDATION, TEST}):
             raise UserError("", f"split has the value {unknown[0]}", "give 0 = train, 1 = validation (ignored), 2 = test")
+        for key, values in (columns or {}).items():
+            if np.shape(values) != (len(features),):
+                what = f"{key} has shape {list(np.shape(values))}, so it is no column"
+                raise UserError("", what, f"give one value per row of x, [{len(features)}], or leave it out")
         for part, rows in (("training", train), ("test", test)):
             if not rows.any():
                 raise UserError("", f"there is no {part} row", "give 0 = train and 2 = test in split")
@@ -151,6 +155,8 @@ def _integers(values: NDArray[Any], name: str, rows: int) -> NDArray[np.int64]:
         raise UserError("", f"{name} has shape {list(values.shape)}", f"give one value per row of x: [{rows}]")
     if values.dtype.kind not in "iu":
         raise UserError("", f"{name} has dtype {values.dtype}", "give integers")
+    if len(values) and int(values.max()) > np.iinfo(np.int64).max:
+        raise UserError("", f"{name} has the value {values.max()}", "give numbers below 2^63")
     return values.astype(np.int64)
 
 

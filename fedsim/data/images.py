@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from fedsim.data.split import TEST, TRAIN, stratified_rows
 from fedsim.errors import UserError, below
+from fedsim.regular import open_regular, unread
 
 Decoder = Callable[[], Image.Image]
 EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -187,13 +188,12 @@ def decoded(source: str | bytes) -> Image.Image:
         BadImage: it is truncated, not an image, too large, or has floating-point pixels.
     """
     try:
-        with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with BytesIO(source) if isinstance(source, bytes) else open_regular(source) as file, Image.open(file) as image:
             return _rgb(ImageOps.exif_transpose(image))
     except BadImage:
         raise
-    # Pillow's decoders raise what they like on damaged files
-    except (OSError, SyntaxError, ValueError, TypeError, IndexError, EOFError, Image.DecompressionBombError) as error:
-        raise BadImage(" ".join(str(error).split()) or type(error).__name__) from error
+    except Exception as error:  # Pillow's decoders raise what they like on damaged files
+        raise BadImage(unread(error)) from error
 
 
 def from_pixels(pixels: NDArray[np.uint8]) -> Image.Image:
@@ -213,5 +213,9 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _file_digest(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+    """Of a file's content; one that cannot be read, which decoding will tell, is apart from all others."""
+    try:
+        with open_regular(path) as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        return hashlib.sha256(f"{unread(error)}: {path}".encode(errors="surrogateescape")).digest()

@@ -1,25 +1,24 @@
-"""``.npz`` files of embeddings: arrays ``x`` [n, d], ``y`` [n] and ``split`` [n]; further arrays [n] are columns.
+"""``.npz`` files of embeddings: arrays ``x`` [n, d], ``y`` [n] and ``split`` [n]; further arrays [n] are columns, single values are notes.
 
 ``class_names`` [C], if it is there, says what the classes are called.
 """
 
 from __future__ import annotations
 
-import os
-import zipfile
 from dataclasses import replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.data.arrays import Arrays, BadArrays, read_arrays
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.split import TEST, TRAIN
 from fedsim.errors import UserError, at
 
-Arrays = dict[str, NDArray[Any]]
+MANIFEST = "manifest"
+"""The array that says what the rows are and how they came to be."""
 
 
 def load_embedding_file(path: Path, name: str, *, remap: bool = False) -> Embeddings:
@@ -38,10 +37,13 @@ def load_embedding_file(path: Path, name: str, *, remap: bool = False) -> Embedd
     names = arrays.pop("class_names", None)
     if remap:
         y, names = remapped(y, split), None
-    columns = {key: values for key, values in arrays.items() if values.shape == (len(y),)}
+    columns = {key: values for key, values in arrays.items() if values.ndim}  # a single value is a note, such as a manifest
     with at(str(path)):
         data = Embeddings.from_arrays(name, x, y, split, columns)
-    return data if names is None or len(names) != data.classes else replace(data, class_names=tuple(map(str, names)))
+        if names is not None and names.shape != (data.classes,):
+            what = f"class_names has shape {list(names.shape)}, and there are {data.classes} classes"
+            raise UserError("", what, f"give one name a class, [{data.classes}], or leave class_names out")
+    return data if names is None else replace(data, class_names=tuple(map(str, names)))
 
 
 def remapped(y: NDArray[Any], split: NDArray[Any]) -> NDArray[Any]:
@@ -55,13 +57,11 @@ def remapped(y: NDArray[Any], split: NDArray[Any]) -> NDArray[Any]:
 
 
 def _read(path: Path) -> Arrays:
-    if not os.path.isfile(path):  # unlike Path.is_file, never raises
-        raise UserError(str(path), "there is no such file", "give the path of an .npz file, relative to the grid file")
     try:
-        # pickled arrays can run code when they are read
-        opened = np.load(path, allow_pickle=False)
-        arrays: Arrays = {key: opened[key] for key in opened.files} if isinstance(opened, np.lib.npyio.NpzFile) else {}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, UnpicklingError) as error:
+        arrays = read_arrays(path)
+    except BadArrays as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise UserError(str(path), "there is no such file", "give the path of an .npz file, relative to the grid file") from error
         raise UserError(str(path), f"cannot be read ({error})", "give an .npz file of plain arrays x, y and split") from error
     if missing := [key for key in ("x", "y", "split") if key not in arrays]:
         held = f"it holds {', '.join(sorted(arrays))}" if arrays else "it holds no named arrays"

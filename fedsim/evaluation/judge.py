@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -18,10 +18,14 @@ from fedsim.evaluation.own_rows import OwnRows, own_rows
 from fedsim.evaluation.readouts import READOUTS
 from fedsim.evaluation.scores import (
     Scores,
+    mean_scores,
     personal_scores,
     predictions_of,
     probe_predictions,
+    recall_per_class,
     score_classifier,
+    scores_of_clients,
+    scores_with,
 )
 from fedsim.evaluation.weights import best_weight, held_out_weight
 from fedsim.grid.models import Cell
@@ -30,6 +34,7 @@ from fedsim.models.linear import Interpolated, ProbeClassifier, fit_linear, fold
 from fedsim.models.probe import Probe, fit_probe
 from fedsim.partition import Partition
 from fedsim.results.measures import Predictions
+from fedsim.results.rows import LabelShares
 from fedsim.seeds import SERVER, Purpose, Seeds
 
 
@@ -80,6 +85,26 @@ class ClientScores:
 
 
 @dataclass(frozen=True)
+class Judgement:
+    """What a cell's product is worth.
+
+    Attributes:
+        scores: by the names of the measures.
+        recalls: the classes'; None for one without a test row.
+        clients: every client's scores, where clients are judged one by one.
+        tested: on which test rows clients were judged, in words; None where they were not.
+        label_shares: which labels plain accuracy is from: those that the algorithm ``released`` under its budget, or ``uniform`` ones;
+            None for a classifier, which has its own.
+    """
+
+    scores: Scores
+    recalls: tuple[float | None, ...]
+    clients: tuple[ClientScores, ...] = field(repr=False)
+    tested: str | None
+    label_shares: LabelShares | None
+
+
+@dataclass(frozen=True)
 class Judge:
     """The evaluation of what one cell made. Its embeddings are drawn, and the probe on them is fitted, once.
 
@@ -88,6 +113,7 @@ class Judge:
         data: real rows.
         partition: who holds which training rows.
         made: what is judged.
+        shares: how frequent each class is, as the algorithm released it ``[C]``; None where it did not.
         device: where it computes; probes are the CPU's.
     """
 
@@ -95,7 +121,20 @@ class Judge:
     data: Embeddings
     partition: Partition
     made: Generator | Classifier
+    shares: NDArray[np.float64] | None = None
     device: torch.device = CPU
+
+    def judgement(self) -> Judgement:
+        """All that the evaluation asks for. Balanced accuracy is of uniform labels, plain accuracy of released ones where there are any."""
+        predicted, evaluation = self.predictions(), self.cell.evaluation
+        scores = Scores(mean_scores([scores_with(each, self._label_shares) for each in predicted]), **self.readouts())
+        clients = self.of_clients() if evaluation.per_client else ()
+        scores |= scores_of_clients([each.own for each in clients], [each.shared for each in clients])
+        if evaluation.personal is not None:
+            scores |= self.personal()
+        tested = self.own_rows.words if clients or evaluation.personal is not None else None
+        labels: LabelShares | None = None if is_classifier(self.made) else "uniform" if self.shares is None else "released"
+        return Judgement(scores, recall_per_class(predicted, self.data.classes), clients, tested, labels)
 
     def predictions(self) -> list[Predictions]:
         """Of all test rows, by what everyone has; of clients with classifiers of their own, one each."""
@@ -121,7 +160,8 @@ class Judge:
         test, rows = self.own_rows.rows[client], self.partition.rows[client]
         mine = self._read(client) if is_personal(self.made) else self._shared
         x, y = self.data.x_test[test], self.data.y_test[test]
-        told = [score_classifier(each, x, y, self.device) if each and len(test) else None for each in (mine, self._shared)]
+        readers = (mine, self._shared)
+        told = [score_classifier(each, x, y, self.device, self._label_shares) if each and len(test) else None for each in readers]
         return ClientScores(client, self.own_rows.names[client], len(rows), len(test), *told)
 
     def _read(self, client: int) -> Classifier:
@@ -169,6 +209,11 @@ class Judge:
             predicted.append(self._as_seen(client, Interpolated(local, shared, weight).probabilities, x_test))
             weights.append(weight)
         return Scores(personal_scores(predicted), personal_weight=float(np.mean(weights)))
+
+    @property
+    def _label_shares(self) -> NDArray[np.float64] | None:
+        """Labels that synthetic rows stand for; a classifier is taken as it is."""
+        return None if is_classifier(self.made) else self.shares
 
     @cached_property
     def _rows(self) -> Labelled:

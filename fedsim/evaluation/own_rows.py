@@ -35,7 +35,9 @@ def own_rows(data: Embeddings, partition: Partition, spec: PartitionSpec) -> Own
         sites = tuple(str(data.columns[column][rows[0]]) for rows in partition.rows)
         test_sites = data.test_columns[column].astype(np.str_)
         names = sites if len(set(sites)) == len(sites) else tuple(f"{site} {client}" for site, client in zip(sites, numbers, strict=True))
-        return OwnRows(names, tuple(np.flatnonzero(test_sites == site) for site in sites), f"the test rows with its {column}")
+        nobodys = np.count_nonzero(~np.isin(test_sites, sites))
+        words = f"the test rows with its {column}" + (f"; {nobodys} test rows are of no client's {column}" if nobodys else "")
+        return OwnRows(names, tuple(np.flatnonzero(test_sites == site) for site in sites), words)
     if scheme.map_rows is not None:
         own = tuple(every[own_test_rows(client, len(clients))] for client in clients)
         return OwnRows(numbers, own, f"every {len(clients)}th test row, as the client sees it")

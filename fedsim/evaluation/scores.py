@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from fedsim.device import CPU, to_device
 from fedsim.methods.products import Classifier
 from fedsim.models.probe import Probe
-from fedsim.results.measures import MEASURES, Predictions, recalls
+from fedsim.results.measures import MEASURES, Predictions, accuracy, recalls
 
 
 class Scores(dict[str, float]):
@@ -28,6 +29,23 @@ class Scores(dict[str, float]):
 def scores_of(predictions: Predictions, of: Literal["all", "personal"] = "all") -> Scores:
     """Every measure of one kind of predictions."""
     return Scores({name: measure.score(predictions) for name, measure in MEASURES.items() if measure.of == of and measure.score})
+
+
+def at_shares(predictions: Predictions, shares: NDArray[np.float64] | None) -> Predictions:
+    """What is predicted where labels are as frequent as ``shares`` ``[C]`` say, by a classifier that was trained on uniform ones.
+
+    Its probabilities times the shares, as Bayes' rule has it (Saerens, Latinne and Decaestecker 2002, equation 4): no second fit.
+
+    Args:
+        predictions: of the classifier.
+        shares: of the labels; None leaves the predictions as they are.
+    """
+    return predictions if shares is None else replace(predictions, predicted=(predictions.probabilities * shares).argmax(1))
+
+
+def scores_with(predictions: Predictions, shares: NDArray[np.float64] | None) -> Scores:
+    """Every measure of one predictor on uniform labels, but plain accuracy with labels as frequent as ``shares``."""
+    return Scores(scores_of(predictions), accuracy=accuracy(at_shares(predictions, shares)))
 
 
 def mean_scores(each: Sequence[Scores]) -> Scores:
@@ -85,6 +103,12 @@ def predictions_of(probabilities: Tensor, y: NDArray[np.int64], shares: NDArray[
     return Predictions(y, known.argmax(1).numpy(), known.numpy(), shares)
 
 
-def score_classifier(made: Classifier, x_test: NDArray[np.float32], y_test: NDArray[np.int64], device: torch.device = CPU) -> Scores:
-    """The scores of a classifier on ``device`` over real test rows ``[m, d]`` with labels ``[m]``."""
-    return scores_of(predictions_of(made.probabilities(to_device(torch.from_numpy(x_test), device)), y_test))
+def score_classifier(
+    made: Classifier,
+    x_test: NDArray[np.float32],
+    y_test: NDArray[np.int64],
+    device: torch.device = CPU,
+    shares: NDArray[np.float64] | None = None,
+) -> Scores:
+    """The scores of a classifier on ``device`` over real test rows ``[m, d]`` with labels ``[m]``; ``shares`` as in :func:`at_shares`."""
+    return scores_with(predictions_of(made.probabilities(to_device(torch.from_numpy(x_test), device)), y_test), shares)

@@ -15,6 +15,8 @@ from fedsim.errors import UserError, at, nearest
 from fedsim.grid.models import Cell, Evaluation, Grid, data_key
 from fedsim.grid.resolve import Resolved, Variant
 from fedsim.partition import check_partition
+from fedsim.partition.groups import PLACE as TOGETHER
+from fedsim.partition.groups import check_split
 from fedsim.partition.schemes.column import column_values
 from fedsim.words import json_number
 
@@ -88,7 +90,9 @@ def _check_data(grid: Grid, data: Mapping[str, Embeddings]) -> None:
         for (j, clients), evaluation in product(enumerate(grid.clients), evaluations(grid, spec, embeddings)):
             rows = data[data_key(spec, evaluation)]
             with at(grid_place(grid, i, j, evaluation.unseen)):
-                check_partition(rows.y_train, spec=grid.partition, clients=clients, columns=rows.columns)
+                check_partition(rows.y_train, spec=grid.division, clients=clients, columns=rows.columns)
+                if grid.division.together is not None:
+                    check_split(grid.division.together, rows.columns, rows.test_columns)
 
 
 def grid_place(grid: Grid, dataset: int, clients: int, unseen: str | None = None) -> Callable[[str], str]:
@@ -97,6 +101,8 @@ def grid_place(grid: Grid, dataset: int, clients: int, unseen: str | None = None
     def place(key: str) -> str:
         of = f" with data set '{grid.dataset[dataset].display}'" if len(grid.dataset) > 1 else ""
         of += f" with '{unseen}' unseen" if unseen else ""
+        if key == TOGETHER and grid.partition.together is None:
+            return grid.place("unit") + of
         return (grid.place("clients", clients) if key == "clients" else grid.place(*key.split("."))) + of
 
     return place
@@ -114,10 +120,10 @@ def _cell(
     evaluation: Evaluation,
 ) -> Cell:
     # ids have always held a strength, whatever the scheme
-    scheme = {"strength": 0.0, **grid.partition.model_dump(mode="json")} | ({"alpha": alpha} if grid.partition.uses_alpha else {})
+    scheme = {"strength": 0.0, **grid.division.model_dump(mode="json")} | ({"alpha": alpha} if grid.partition.uses_alpha else {})
     # without an epsilon there is no budget to protect a unit with
     noise = grid.privacy.noise if variant.private else "seeded"
-    budget = [json_number(epsilon), grid.delta, grid.unit, grid.trust, noise] if variant.private else None
+    budget = [json_number(epsilon), grid.delta, grid.model_dump(include={"unit"})["unit"], grid.trust, noise] if variant.private else None
     result_of = {
         "algorithm": variant.identity,
         "params": variant.params,
@@ -138,12 +144,13 @@ def _cell(
         params=variant.params,
         dataset=spec,
         dataset_hash=content,
-        partition=grid.partition,
+        partition=grid.division,
         alpha=alpha,
         clients=clients,
         epsilon=epsilon,
         delta=grid.delta,
-        unit=grid.unit,
+        unit=grid.unit_kind,
+        unit_column=grid.unit_column,
         trust=grid.trust,
         noise=noise,
         seed=seed,

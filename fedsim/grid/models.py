@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
+    ByteSize,
     ConfigDict,
     Field,
     PlainSerializer,
     PlainValidator,
     PrivateAttr,
+    TypeAdapter,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -20,6 +24,7 @@ from pydantic import (
 
 from fedsim.data.encoding.spec import EncoderSpec
 from fedsim.data.sources.spec import DatasetSpec
+from fedsim.errors import nearest
 from fedsim.grid.complaints import spelled
 from fedsim.grid.places import Source
 from fedsim.models.probe import PROBE_C
@@ -62,6 +67,23 @@ def _gpu_share(given: Any) -> str | float:
     raise ValueError(f"{spelled(given)} is not a share of a GPU; give auto, a number in [0, 1] or a whole number of GPUs")
 
 
+def _seconds(given: Any) -> float:
+    number, unit = (given, "s") if not isinstance(given, str) else (given.strip()[:-1], given.strip()[-1:].lower())
+    try:
+        if not isinstance(number, bool) and 0 < (seconds := float(number) * _UNITS[unit]) < float("inf"):
+            return seconds
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise ValueError(f"{spelled(given)} is not a time; give seconds, or a number with s, m, h or d, such as 2h")
+
+
+def _bytes(given: Any) -> int:
+    try:
+        return TypeAdapter(ByteSize).validate_python(_no_flag(given))
+    except ValueError as error:
+        raise ValueError(f"{spelled(given)} is not an amount of memory; give bytes, or a number with its unit, such as 4GB") from error
+
+
 def _personal(given: Any) -> str | float | None:
     if isinstance(given, bool):
         return "synthetic" if given else None
@@ -70,6 +92,32 @@ def _personal(given: Any) -> str | float | None:
     raise ValueError(f"{spelled(given)} is not a way to choose a weight; give synthetic, held-out or a number in [0, 1]")
 
 
+@dataclass(frozen=True)
+class GroupUnit:
+    """A unit that is a group of one client's rows: all that have one value of a column (a patient's, a lesion's)."""
+
+    column: str
+
+
+def _unit(given: Any) -> str | GroupUnit:
+    if given in ("example", "client") or isinstance(given, GroupUnit):
+        return given  # type: ignore[no-any-return]
+    if not isinstance(given, Mapping):
+        known = nearest(str(given), ("example", "client"))
+        raise ValueError(f"unknown value {spelled(given)}; {known}, or a group of rows by its column: {{column: NAME}}")
+    column = given.get("column")
+    if len(given) != 1 or not isinstance(column, str) or not column:
+        raise ValueError("a group of rows is named by a column; give {column: NAME} and nothing else")
+    if column in get_args(Unit):
+        raise ValueError(f"a column called '{column}' would be taken for another unit; rename it")
+    return GroupUnit(column=column)
+
+
+def _spelled_unit(unit: str | GroupUnit) -> Any:
+    return unit if isinstance(unit, str) else {"column": unit.column}
+
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 Readout = Literal["knn", "mlp", "fidelity"]
 Real = Annotated[float, BeforeValidator(_no_flag)]
 Whole = Annotated[int, BeforeValidator(_no_flag)]
@@ -77,7 +125,7 @@ Epsilon = Annotated[Real, Field(gt=0), PlainSerializer(json_number, when_used="j
 Alpha = Annotated[Real, Field(gt=0, allow_inf_nan=False)]
 Clients = Annotated[Whole, Field(ge=1)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
-Delta = Annotated[Real, Field(gt=0, lt=1)]
+Delta = Annotated[Real, Field(gt=0, le=0.1)]
 Device = Literal["auto", "cpu", "cuda"]
 Axis = Annotated[tuple[_Item, ...], BeforeValidator(_listed), AfterValidator(_distinct)]
 
@@ -144,6 +192,9 @@ class Resources(_Model):
         cpus_per_actor: CPU share of an actor.
         gpus_per_actor: GPU share of an actor; ``auto``: as much as a first round of such a cell is measured to need.
         device: ``auto``: an actor computes on the GPU that it has a share of, and without one on the CPU; ``cpu``; ``cuda``.
+        cell_timeout: seconds after which a cell that still runs has failed; also as text such as ``2h``.
+        memory_per_cell: bytes that all actors of a cell may take beside the data set, after which it has failed; also as text such as
+            ``4GB``.
         save_generators: keep every cell's generator in the run folder, for ``fedsim synth``.
     """
 
@@ -151,6 +202,8 @@ class Resources(_Model):
     cpus_per_actor: Annotated[Real, Field(gt=0, allow_inf_nan=False)] = 1.0
     gpus_per_actor: Annotated[Literal["auto"] | float, PlainValidator(_gpu_share)] = 0.0
     device: Device = "auto"
+    cell_timeout: Annotated[float, PlainValidator(_seconds)] | None = None
+    memory_per_cell: Annotated[int, BeforeValidator(_bytes), Field(ge=1)] | None = None
     save_generators: bool = True
 
     @model_validator(mode="after")
@@ -198,7 +251,7 @@ class Grid(_Model):
         epsilon: axis of privacy budgets, > 0; ``.inf`` is no privacy.
         seeds: axis of seeds.
         delta: of the (epsilon, delta) budgets.
-        unit: what one budget protects: an example or a client.
+        unit: what one budget protects: an example, a client, or ``{column: NAME}``: all rows of a client that have one value of the column.
         trust: who may see what: only the sum over clients (aggregate), or every message (silo).
         privacy: where noise comes from.
         scan: axes over algorithm parameters: values by parameter; an algorithm without the parameter is not multiplied.
@@ -217,7 +270,7 @@ class Grid(_Model):
     epsilon: Axis[Epsilon] = (1.0,)
     seeds: Axis[Seed] = (0,)
     delta: Delta = 1e-4
-    unit: Unit = "example"
+    unit: Annotated[str | GroupUnit, PlainValidator(_unit), PlainSerializer(_spelled_unit)] = "example"
     trust: Trust = "aggregate"
     privacy: Privacy = Privacy()
     scan: dict[str, Axis[Any]] = {}
@@ -254,6 +307,32 @@ class Grid(_Model):
             raise ValueError(f"{len(alpha)} values, but scheme '{partition.scheme}' does not use alpha; give one value")
         return alpha
 
+    @field_validator("unit")
+    @classmethod
+    def _kept_together(cls, unit: str | GroupUnit, info: ValidationInfo) -> str | GroupUnit:
+        partition = info.data.get("partition")
+        together = partition and partition.together
+        if isinstance(unit, GroupUnit) and together not in (None, unit.column):
+            raise ValueError(
+                f"a group is all rows of one '{unit.column}', and partition.together keeps those of one '{together}'; give one column"
+            )
+        return unit
+
+    @property
+    def unit_column(self) -> str | None:
+        """The column whose values are the units; None where the unit is no group."""
+        return self.unit.column if isinstance(self.unit, GroupUnit) else None
+
+    @property
+    def unit_kind(self) -> Unit:
+        """What kind of thing one budget protects."""
+        return "client" if self.unit == "client" else "example" if self.unit == "example" else "group"
+
+    @property
+    def division(self) -> PartitionSpec:
+        """The partition, which keeps units together."""
+        return self.partition if self.unit_column is None else self.partition.model_copy(update={"together": self.unit_column})
+
     def place(self, *loc: str | int) -> str:
         """The text that names a key in a message: ``grid.place("clients", 1)`` is ``g.yaml:5: clients[1]``."""
         return self._source.place(loc)
@@ -270,12 +349,13 @@ class Cell(_Model):
         params: all its parameters, defaults included.
         dataset: where the data come from.
         dataset_hash: the data's fingerprint; None in what may be released.
-        partition: the scheme.
+        partition: the scheme, which keeps units together.
         alpha: Dirichlet concentration (schemes other than the two Dirichlet ones ignore it).
         clients: how many.
         epsilon: budget, ``inf`` without privacy; None where epsilon has no meaning for the algorithm.
         delta: of the budget.
         unit: what the budget protects.
+        unit_column: the column whose values are the units, where the unit is a group.
         trust: who may see what.
         noise: ``seeded``, or ``secret`` where a budget is kept by noise that no seed gives.
         seed: root of the cell's seed tree, and the partition's seed.
@@ -295,10 +375,16 @@ class Cell(_Model):
     epsilon: Annotated[float | None, PlainSerializer(json_number, when_used="json")]
     delta: float
     unit: Unit
+    unit_column: str | None = None
     trust: Trust
     noise: Literal["seeded", "secret"]
     seed: int
     evaluation: Evaluation
+
+    @property
+    def unit_name(self) -> str:
+        """What a row calls the unit: ``example``, ``client``, or a group by its column."""
+        return self.unit_column or self.unit
 
     @property
     def concentration(self) -> float | None:

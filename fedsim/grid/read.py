@@ -51,7 +51,7 @@ def grid_of_options(options: Mapping[str, Any], params: Sequence[str]) -> Grid:
     """A grid of one cell.
 
     Args:
-        options: values by option; ``dataset``, ``encoder`` and ``partition`` are texts that may be YAML mappings.
+        options: values by option; ``dataset``, ``encoder``, ``partition`` and ``unit`` are texts that may be YAML mappings.
         params: ``key=YAML`` texts, parameters of the algorithm.
 
     Raises:
@@ -62,11 +62,13 @@ def grid_of_options(options: Mapping[str, Any], params: Sequence[str]) -> Grid:
         override(given, text, "--param")
     partition, _ = parse(options["partition"], "--partition")
     parsed = {key: parse(options[key], f"--{key}")[0] for key in ("dataset", "encoder") if options[key] is not None}
-    same = {key: options[key] for key in ("alpha", "clients", "epsilon", "delta", "unit", "trust")}
+    unit, _ = parse(options["unit"], "--unit")
+    same = {key: options[key] for key in ("alpha", "clients", "epsilon", "delta", "trust")}
     data: dict[str, Any] = {
         "name": "run",
         "algorithms": [{"name": options["algorithm"], "params": given}],
         "partition": partition if isinstance(partition, dict) else {"scheme": partition},
+        "unit": unit,
         "seeds": options["seed"],
         "evaluation": {"per_class": options["per-class"]},
         **{key: value if isinstance(value, dict) else str(value) for key, value in parsed.items()},

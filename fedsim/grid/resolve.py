@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -16,7 +17,7 @@ from fedsim.grid.models import Grid
 from fedsim.grid.places import Loc
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.registry import lookup
-from fedsim.methods.source_hash import place_of, source_hash
+from fedsim.methods.source_hash import own_files, place_of, source_hash
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,11 @@ def resolve(grid: Grid, *, keep_going: bool = False) -> Resolved:
             _check_apart(grid, variant, found)
             found.append(variant)
     return replace(known, variants=tuple(found))
+
+
+def plug_in_files(resolved: Resolved) -> set[Path]:
+    """The files of all plug-ins that are not installed."""
+    return {file for variant in resolved.variants for file in own_files(lookup(variant.name))}
 
 
 def _check_scan(grid: Grid, classes: Mapping[int, type[Algorithm]]) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
-from torch import nn
+from torch import Tensor, nn
 
 from fedsim.errors import UserError
 from fedsim.methods.clients import Clients
@@ -75,6 +75,13 @@ class Algorithm(ABC):
         """For an algorithm without a generator: the classifier, from the same."""
         raise NotImplementedError(f"{type(self).__name__} yields a generator")
 
+    def label_counts(self, server: Server) -> Tensor | None:
+        """How many rows each class has ``[C]``, as far as releases of the plan told the server; None where none did.
+
+        Post-processing like the generator: plain accuracy is then judged with labels as frequent as these counts say.
+        """
+        return None
+
     @classmethod
     def generates(cls) -> bool:
         """Whether it yields a generator, not a classifier."""
@@ -113,7 +120,7 @@ class Algorithm(ABC):
             UserError: the unit or trust is not supported, or the target cannot be met.
         """
         for value, supported in ((self.task.unit, self.units), (self.task.trust, self.trusts)):
-            if value not in supported:
+            if self.private and value not in supported:
                 raise UserError(f"algorithm {self.name}", f"does not support '{value}'", f"supported: {', '.join(supported)}")
         if epsilon is None:
             return None

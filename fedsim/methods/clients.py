@@ -10,10 +10,9 @@ from itertools import accumulate
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedsim.batch import Batch, Layout
+from fedsim.batch import Batch, Layout, consecutive
 from fedsim.device import CPU, moved, to_device
 from fedsim.methods.messages import Message, Ran, Step, Tensors, Told
 from fedsim.privacy.noise import fill_gaussian, fingerprint
@@ -66,6 +65,7 @@ class Clients:
         seeds: the cell's seed tree.
         plan: the cell's privacy plan; None for an algorithm that is not private.
         model: holds one slice of every per-client parameter for each member.
+        groups: where the unit is a group: the number of each row's group within its client, ascending from 0, on the CPU.
         state: further private tensors that an algorithm keeps between rounds, ``[members, ...]`` each.
         ran: what they did since it was last counted.
         device: where all of this is, but for random numbers and row numbers, which are made on the CPU.
@@ -77,6 +77,7 @@ class Clients:
     seeds: Seeds
     plan: PrivacyPlan | None
     model: nn.Module
+    groups: tuple[Tensor, ...] | None = None
     state: Tensors = field(default_factory=dict)
     ran: Ran = field(default_factory=Ran)
     device: torch.device = CPU
@@ -95,6 +96,7 @@ class Clients:
             members=tuple(self.members[i] for i in positions),
             x=tuple(self.x[i] for i in positions),
             y=tuple(self.y[i] for i in positions),
+            groups=self.groups and tuple(self.groups[i] for i in positions),
             state={name: value[index] for name, value in self.state.items()},
         )
         chosen.pooled = replace(self.pooled, starts=tuple(self.pooled.starts[i] for i in positions))
@@ -110,6 +112,7 @@ class Clients:
             self.pooled.y.index_select(0, index),
             {name: to_device(torch.cat([draws[name] for draws in drawn]), self.device) for name in shapes},
             Layout.on(self.device, position, len(self.members)),
+            self._groups_of(rows),
         )
 
     def batches(self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]) -> list[Batch]:
@@ -123,9 +126,24 @@ class Clients:
                 y.index_select(0, index[i]),
                 {name: draws[i, name] for name in shapes},
                 Layout(torch.zeros_like(index[i]), 1, known=torch.zeros_like(rows[i])),
+                None if self.groups is None else consecutive(self.groups[i][rows[i]], self.pooled.x),
             )
             for i, (x, y) in enumerate(zip(self.x, self.y, strict=True))
         ]
+
+    def _groups_of(self, rows: Sequence[Tensor]) -> Layout | None:
+        """The groups of the members' ``rows`` together; None where the unit is no group."""
+        if self.groups is None:
+            return None
+        starts = accumulate((int(own[-1]) + 1 if len(own) else 0 for own in self.groups[:-1]), initial=0)
+        return consecutive(
+            torch.cat([own[each] + start for own, each, start in zip(self.groups, rows, starts, strict=True)]), self.pooled.x
+        )
+
+    @cached_property
+    def all_groups(self) -> Layout | None:
+        """The groups of all rows; None where the unit is no group."""
+        return self._groups_of([torch.arange(len(x)) for x in self.x])
 
     def drawn(self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]) -> list[Tensors]:
         """The :meth:`draws` of a batch: each member's for its ``rows``."""
@@ -137,24 +155,35 @@ class Clients:
         return {name: torch.randn(rows, *shape, generator=stream) for name, shape in shapes.items()}
 
     def poisson(self, round_: int, rate: float, client_rate: float = 1.0) -> list[Tensor]:
-        """Each member's Poisson sample: with probability ``client_rate`` the client takes part, then each row with ``rate``."""
+        """Each member's Poisson sample: with probability ``client_rate`` the client takes part, then each unit with ``rate``.
+
+        A unit is a row, or a group with all its rows.
+        """
         sampled = []
-        for client, x in zip(self.members, self.x, strict=True):
+        for position, client in enumerate(self.members):
             stream = self.seeds.numpy(Purpose.SAMPLING, round_, client)
             takes_part = stream.random() < client_rate
-            chosen = np.flatnonzero(stream.random(len(x)) < rate) if takes_part else np.empty(0, np.int64)
-            sampled.append(self._chosen(chosen))
+            units = stream.random(self.units(position)) < rate if takes_part else np.zeros(self.units(position), np.bool_)
+            sampled.append(self._chosen(self.rows_of(position, torch.from_numpy(np.flatnonzero(units)))))
         return sampled
+
+    def units(self, position: int) -> int:
+        """How many units the member at ``position`` holds: rows, or groups."""
+        return len(self.x[position]) if self.groups is None else len(torch.unique_consecutive(self.groups[position]))
+
+    def rows_of(self, position: int, units: Tensor) -> Tensor:
+        """The rows of a member's ``units``, both int64 and ascending."""
+        return units if self.groups is None else torch.isin(self.groups[position], units).nonzero()[:, 0]
 
     def minibatches(self, round_: int, steps: int, size: int) -> list[Tensor]:
         """Row numbers ``[steps, size]`` of each member, drawn with replacement; every member has a row."""
         streams = (self.seeds.numpy(Purpose.LOCAL, round_, client) for client in self.members)
-        return [self._chosen(stream.integers(len(x), size=(steps, size))) for stream, x in zip(streams, self.x, strict=True)]
+        drawn = (stream.integers(len(x), size=(steps, size)) for stream, x in zip(streams, self.x, strict=True))
+        return [self._chosen(torch.from_numpy(rows)) for rows in drawn]
 
-    def _chosen(self, rows: NDArray[np.int64]) -> Tensor:
-        chosen = torch.from_numpy(rows)
-        self.ran.sampled += fingerprint({"rows": chosen})
-        return chosen
+    def _chosen(self, rows: Tensor) -> Tensor:
+        self.ran.sampled += fingerprint({"rows": rows})
+        return rows
 
     def add_noise(self, release: Release, round_: int, sent: Tensors, kept: Tensors | None = None) -> Noised:
         """Add the noise that is the clients' own, and count the step for the ledger; all noise of clients is drawn here.

@@ -25,7 +25,7 @@ from fedsim.methods.optimise import adam_step, average_step
 from fedsim.methods.parameters import load_parameters, local_names, shared_tensors
 from fedsim.methods.phase import Phase
 from fedsim.privacy.clipping import EngineName, Norms, clipped_sum
-from fedsim.privacy.plan import Claim, PrivacyPlan, Release
+from fedsim.privacy.plan import Claim, PrivacyPlan, Release, Unit
 from fedsim.seeds import Purpose
 
 RELEASE = "dp-sgd"
@@ -36,7 +36,7 @@ class DPSGDParams(Params):
 
     Attributes:
         rounds: noisy steps.
-        sample_rate: q, the probability with which each example enters a round.
+        sample_rate: q, the probability with which each example, or each group with all its rows, enters a round.
         client_rate: the probability with which each client takes part; it amplifies for ``unit: client`` and must be 1 otherwise.
         clip: C, the joint clip norm of one unit's contribution.
         learning_rate, local_learning_rate: Adam's, for the shared and for the per-client parameters.
@@ -69,6 +69,7 @@ class DPSGD(Algorithm):
     """
 
     params: Any
+    units: ClassVar[tuple[Unit, ...]] = ("example", "group", "client")
     server_only: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
@@ -99,7 +100,7 @@ class DPSGD(Algorithm):
     # --- privacy ---
 
     def phases(self) -> tuple[Phase, ...]:
-        """All rounds are one Poisson-subsampled Gaussian mechanism, over examples or over clients."""
+        """All rounds are one Poisson-subsampled Gaussian mechanism, over examples, groups or clients."""
         rate = self.params.client_rate if self.task.unit == "client" else self.params.sample_rate
         return (Phase(Release(RELEASE, rate, self.params.rounds), self.client_round, self.server_step, self.broadcast),)
 
@@ -107,10 +108,10 @@ class DPSGD(Algorithm):
         """As every algorithm's.
 
         Raises:
-            UserError: also where clients are sampled and the budget is an example's.
+            UserError: also where clients are sampled and the budget is an example's or a group's.
         """
-        if self.task.unit == "example" and self.params.client_rate < 1:
-            what = f"{self.params.client_rate:g} samples clients, which does not amplify the budget of an example"
+        if self.task.unit != "client" and self.params.client_rate < 1:
+            what = f"{self.params.client_rate:g} samples clients, which does not amplify the budget of a unit within one"
             raise UserError("client_rate", what, "give 1, or unit: client")
         return super().plan(epsilon, delta)
 

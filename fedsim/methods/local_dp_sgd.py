@@ -2,8 +2,8 @@
 
 For ``unit: example`` each local step draws a Poisson sample of the client's rows, clips every example's gradient by all of the client's
 parameters to C and adds the client's own noise (Abadi et al. 2016, arXiv 1607.00133), whatever the trust: what the client sends is a
-function of noisy steps. For ``unit: client`` local steps carry no noise and the clipped updates do, as in
-:mod:`fedsim.methods.local_training`.
+function of noisy steps. A group of rows is drawn, summed and clipped as one. For ``unit: client`` local steps carry no noise and the
+clipped updates do, as in :mod:`fedsim.methods.local_training`.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ class LocalDPSGD(LocalTraining):
     """
 
     def sensitivity(self) -> float:
-        """C: of one example's gradient, or of one client's update."""
+        """C: of one example's or group's gradient, or of one client's update."""
         return self.clip()
 
     def noise_at_clients(self) -> bool:
         """Noisy local steps, whatever the trust; for ``unit: client`` as the trust says."""
-        return self.task.unit == "example" or super().noise_at_clients()
+        return self.task.unit != "client" or super().noise_at_clients()
 
     def phases(self) -> tuple[Phase, ...]:
         """All local steps of all rounds, or for ``unit: client`` all rounds."""
@@ -100,7 +100,7 @@ class LocalDPSGD(LocalTraining):
         sums, norms, losses = [], [], []
         for position, batch in enumerate(batches):
             load_parameters(model, {name: value[position] for name, value in parameters.items()})
-            result = clipped_sum(model, total, batch, Norms(self.clip()), self.params.engine)
+            result = clipped_sum(model, total, batch, Norms(self.clip(), self.task.unit), self.params.engine)
             sums.append(result.sums)
             norms.append(result.norms)
             losses.append(result.loss)

@@ -1,8 +1,8 @@
 """Algorithms that train locally and average: several local steps a round, then the clients' updates (FedAvg).
 
 McMahan et al. 2017 (arXiv 1602.05629). What a client sends is its update, local minus broadcast parameters. A private variant
-clips each update to C and adds Gaussian noise: one client's presence changes the sum by at most C; one example's presence may turn its
-client's clipped update into any other, so by at most 2C, whatever the local steps did and remembered.
+clips each update to C and adds Gaussian noise: one client's presence changes the sum by at most C; one example's or group's presence may
+turn its client's clipped update into any other, so by at most 2C, whatever the local steps did and remembered.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fedsim.methods.messages import Diagnostic, Message, Round, Server, Tensors,
 from fedsim.methods.optimise import adam_step
 from fedsim.methods.parameters import shared_tensors
 from fedsim.methods.phase import Phase
-from fedsim.privacy.plan import Release
+from fedsim.privacy.plan import Release, Unit
 from fedsim.seeds import Purpose
 
 RELEASE = "updates"
@@ -59,6 +59,7 @@ class LocalTraining(Algorithm):
     """
 
     params: Any
+    units: ClassVar[tuple[Unit, ...]] = ("example", "group", "client")
     local: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
@@ -74,7 +75,7 @@ class LocalTraining(Algorithm):
         return float(getattr(self.params, "clip", math.inf))
 
     def sensitivity(self) -> float:
-        """C for a client's presence, 2C for an example's: its client's clipped update may become any other."""
+        """C for a client's presence, 2C for an example's or a group's: its client's clipped update may become any other."""
         return self.clip() if self.task.unit == "client" else 2 * self.clip()
 
     def phases(self) -> tuple[Phase, ...]:

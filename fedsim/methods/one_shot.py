@@ -73,7 +73,7 @@ def statistic_phase(statistic: Statistic, clip: float, task: Task, broadcast: Ca
     norms = Norms(clip, weights={name: clip * weight for name, weight in weights.items()})
 
     def at_clients(clients: Clients, round_: Round, told: Tensors) -> Message:
-        sums, joint = clipped_statistics(statistic.products(Rows.of(clients), told), norms)
+        sums, joint = clipped_statistics(statistic.products(Rows.of(clients), told), norms, clients.all_groups)
         clipped = (joint > clip * (1 + 1e-6)).float()
         noised = clients.add_noise(round_.release, round_.stream, sums)
         return clients.send(noised.sent, {"gradient_norm": Diagnostic(joint, "quantiles"), "clipped_fraction": clipped})
@@ -84,16 +84,17 @@ def statistic_phase(statistic: Statistic, clip: float, task: Task, broadcast: Ca
         statistic.receive(server, sums, {name: std / weight for name, weight in weights.items()})
         return {}
 
-    return Phase(release, at_clients, at_server, broadcast)
+    return Phase(release, at_clients, at_server, broadcast, weights)
 
 
 class OneShot(Algorithm):
     """Base class of an algorithm that releases statistics and samples from what they say.
 
-    A subclass supplies :meth:`statistics` and :meth:`generator`. An example's statistics are scaled to a joint norm of at most 1.
+    A subclass supplies :meth:`statistics` and :meth:`generator`. A unit's statistics, an example's or the sum of a group's, are scaled to a
+    joint norm of at most 1.
     """
 
-    units: ClassVar[tuple[Unit, ...]] = ("example",)
+    units: ClassVar[tuple[Unit, ...]] = ("example", "group")
 
     @abstractmethod
     def statistics(self) -> tuple[Statistic, ...]:

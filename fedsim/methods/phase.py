@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Message, Round, Server, Tensors, Values
@@ -21,12 +21,14 @@ class Phase:
         at_server: (server, round, the noisy sum of the messages): updates the server; returns diagnostics that depend on nothing private,
             as numbers or as tensors that hold one.
         broadcast: what every client receives at the start of a round.
+        weights: of statistics in a unit's joint norm, by name: one of norm 1 is sent times its weight; none of gradients and updates.
     """
 
     release: Release
     at_clients: Callable[[Clients, Round, Tensors], Message]
     at_server: Callable[[Server, Round, Tensors], Values]
     broadcast: Callable[[Server], Tensors]
+    weights: Mapping[str, float] = field(default_factory=dict)
 
     def taking(self, share: float) -> Phase:
         """The phase with the noise that a share of the budget buys, in units of 1 / sigma^2: many sampled steps count as their sum."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
+import json
 import sys
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from importlib.metadata import distribution, entry_points, packages_distributions
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
+from urllib.parse import unquote, urlsplit
 
 from fedsim.errors import PluginError, UserError, nearest
 from fedsim.methods.source_lines import line_of, origin, said, shown
@@ -68,6 +71,39 @@ def lookup(name: str, where: str = "algorithm") -> type[Algorithm]:
     return cast("type[Algorithm]", found)
 
 
+def check_installed(name: str, where: str) -> None:
+    """Refuse a name whose look-up would run code that nobody installed; for names that come from somebody else's files.
+
+    Args:
+        name: of an algorithm.
+        where: the place to name in an error.
+
+    Raises:
+        UserError: it is neither registered nor of an installed package.
+    """
+    module, colon, _ = name.rpartition(":")
+    if name in known() or not colon or (not module.endswith(".py") and _is_installed(module.partition(".")[0])):
+        return
+    raise UserError(where, f"its algorithm is the plug-in '{name}', whose code would run", "give --trust-plugin if you trust that code")
+
+
+def _is_installed(package: str) -> bool:
+    """Whether what an import would find is of an installed distribution; imports nothing."""
+    try:
+        found = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        return False
+    if found is None or not (at := found.origin or next(iter(found.submodule_search_locations or ()), None)):
+        return False
+    held = packages_distributions().get(package, [])
+    homes = [Path(str(distribution(each).locate_file(""))).resolve() for each in held]
+    for each in held:
+        direct = json.loads(distribution(each).read_text("direct_url.json") or "{}")
+        if direct.get("dir_info", {}).get("editable"):
+            homes.append(Path(unquote(urlsplit(direct["url"]).path)).resolve())
+    return any(Path(at).resolve().is_relative_to(home) for home in homes)
+
+
 def _imported(path: str, where: str) -> Any:
     """What ``module:attribute`` or ``file.py:attribute`` leads to."""
     module, _, attribute = path.rpartition(":")
@@ -75,7 +111,7 @@ def _imported(path: str, where: str) -> Any:
         return getattr(_module_of_file(module, where) if module.endswith(".py") else importlib.import_module(module), attribute)
     except UserError:
         raise
-    except Exception as error:  # a plug-in may raise anything as it is imported
+    except (Exception, SystemExit) as error:  # a plug-in may raise anything as it is imported
         at = origin(error)
         right = "correct it there" if at else "give an importable pkg.module:Class or file.py:Class"
         raise PluginError(where, f"'{path}' cannot be imported ({at + ': ' if at else ''}{said(error)})", right) from error

@@ -35,6 +35,7 @@ HARMLESS = {
     "fedsim": "its version and lazy names",
     "fedsim.methods": "lazy names",
     "fedsim.methods.check_file": "keeps which checks have passed; no number of a row",
+    "fedsim.privacy.counted_by": "says which code counted, and keeps solved budgets of other code apart",
     "fedsim.grid": _CELL,
     "fedsim.grid.cells": _CELL,
     "fedsim.grid.complaints": "messages",
@@ -42,6 +43,7 @@ HARMLESS = {
     "fedsim.grid.places": "messages",
     "fedsim.grid.resolve": _CELL,
     "fedsim.errors": "messages",
+    "fedsim.regular": "how files are opened",
     "fedsim.words": "how numbers are spelled",
     "fedsim.methods.registry": "finds a class, whose code is hashed",
     "fedsim.atomic": "how files are written",
@@ -53,11 +55,14 @@ HARMLESS = {
     "fedsim.simulation.node": "where cells run",
     "fedsim.simulation.gpu_memory": "where cells run",
     "fedsim.simulation.generators": "saves and loads what was made",
+    "fedsim.simulation.process_state": "puts a process back as it was",
+    "fedsim.simulation.rejudging": "judges cells that are finished",
     "fedsim.simulation.rehearsal": "runs on made-up rows, before any cell",
     "fedsim.methods.source_hash": "another way to hash gives another hash",
     "fedsim.methods.source_lines": "places in messages",
     "fedsim.data.encoding": _FINGERPRINT,
     "fedsim.data.encoding.archive": _FINGERPRINT,
+    "fedsim.data.arrays": _FINGERPRINT,
     "fedsim.data.cache": _FINGERPRINT,
     "fedsim.data.sources.digits": _FINGERPRINT,
     "fedsim.data.encoding.embed": _FINGERPRINT,
@@ -99,9 +104,9 @@ def source_hash(cls: type) -> str:
 
 
 @lru_cache
-def module_hash(module: str) -> str:
-    """The same of a module of fedsim and of what it imports."""
-    return _hash_of(digests([module]))
+def module_hash(*modules: str) -> str:
+    """The same of modules of fedsim and of what they import."""
+    return _hash_of(digests(modules))
 
 
 def place_of(cls: type) -> str:
@@ -117,6 +122,12 @@ def is_shipped(cls: type) -> bool:
     """Whether a class is part of fedsim, its algorithms or its baselines."""
     file = _file_of(cls.__module__)
     return file is not None and _below(file, SHIPPED)
+
+
+def own_files(cls: type) -> set[Path]:
+    """The files of a plug-in that is not installed: its module's and those of what it imports beside it."""
+    roots = _modules_of(cls) or []
+    return {file for file in reached(roots, roots).values() if _is_own(file) and not _below(file, SHIPPED)}
 
 
 def digests(roots: Iterable[str], own: Iterable[str] = ()) -> dict[str, str]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.errors import UserError
+from fedsim.partition.groups import parts_of
 from fedsim.partition.schemes import SCHEMES
 from fedsim.partition.schemes.scheme import Division
 from fedsim.partition.spec import PartitionSpec
@@ -24,13 +25,16 @@ def check_partition(y: NDArray[np.int64], *, spec: PartitionSpec, clients: int, 
         columns: values per training row.
 
     Raises:
-        UserError: too few rows, classes or column values for so many clients; no such column. Its place is a grid's key
-            (``clients``, ``partition.column``).
+        UserError: too few rows, classes or column values for so many clients; no such column; a group in two clients. Its place is a
+            grid's key (``clients``, ``partition.column``, ``partition.together``).
     """
     if clients < 1:
         raise UserError("clients", f"{clients} is not positive", "give at least 1 client")
-    need, least = clients * spec.min_size, f"{spec.min_size} (partition.min_size)"
-    if need > len(y):
-        arithmetic = f"{clients} clients × {least} = {need} rows, but there are {len(y)} training rows"
-        raise UserError("clients", arithmetic, f"give at most {len(y) // spec.min_size} clients")
-    SCHEMES[spec.scheme].check(Division(y, columns, clients, spec.min_size, spec.given))
+    parts = parts_of(y, columns, spec)
+    need, least, things, there = clients * spec.min_size, f"{spec.min_size} (partition.min_size)", spec.things, len(parts.y)
+    if need > there:
+        arithmetic = f"{clients} clients × {least} = {need} {things}, but there are {there} training {things}"
+        if spec.min_size > there:
+            raise UserError("partition.min_size", arithmetic, f"give at most {there // clients or 1}")
+        raise UserError("clients", arithmetic, f"give at most {there // spec.min_size} clients")
+    SCHEMES[spec.scheme].check(Division(parts.y, parts.columns, clients, spec.min_size, spec.given))

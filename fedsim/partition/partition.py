@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.partition.groups import parts_of
 from fedsim.partition.limits import check_partition
 from fedsim.partition.schemes import SCHEMES
 from fedsim.partition.schemes.scheme import Division
@@ -22,16 +23,18 @@ class Partition:
     """Which rows each client holds.
 
     Attributes:
-        rows: one sorted int64 array of training row numbers per client; disjoint, together all rows.
+        rows: an int64 array of training row numbers per client, sorted, or sorted within groups; disjoint, together all rows.
         fingerprint: 16 hex digits of what the clients hold.
         label_counts: int64 ``[clients, classes]``.
         scheme: the scheme that made it.
+        groups: where rows stay together: the number of each row's group within its client, ascending from 0.
     """
 
     rows: tuple[NDArray[np.int64], ...]
     fingerprint: str
     label_counts: NDArray[np.int64]
     scheme: str
+    groups: tuple[NDArray[np.int64], ...] | None = None
 
 
 def make_partition(
@@ -51,23 +54,27 @@ def make_partition(
         alpha: concentration, > 0, of the schemes that use one.
         clients: how many.
         seed: of the partition.
-        columns: values per training row, for scheme ``column``.
+        columns: values per training row, for scheme ``column`` and for groups that stay together.
 
     Raises:
         UserError: the data do not allow it (see ``check_partition``); its place is a grid's key.
     """
     check_partition(y, spec=spec, clients=clients, columns=columns)
     rng = Seeds(seed).numpy(Purpose.PARTITION)
-    scheme = SCHEMES[spec.scheme]
-    owner = scheme.owner(Division(y, columns, clients, spec.min_size, spec.given, alpha), rng)
-    order = np.argsort(owner, kind="stable")
+    scheme, parts = SCHEMES[spec.scheme], parts_of(y, columns, spec)
+    owner = scheme.owner(Division(parts.y, parts.columns, clients, spec.min_size, spec.given, alpha), rng)[parts.part]
+    order = np.lexsort((parts.part, owner))
     sizes = np.bincount(owner, minlength=clients)
     rows = tuple(np.split(order, np.cumsum(sizes)[:-1]))
     classes = int(y.max()) + 1
     label_counts = np.bincount(owner * classes + y, minlength=clients * classes).reshape(clients, classes)
     digest = hashlib.sha256(f"{len(y)} {sizes.tolist()}".encode())
     digest.update(order.tobytes())
+    groups = None
+    if spec.together is not None:
+        groups = tuple(np.unique(parts.part[own], return_inverse=True)[1] for own in rows)
+        digest.update(np.concatenate(groups).tobytes())
     given = spec.given.model_dump().values()
     if scheme.map_rows is not None and any(given):
         digest.update(f"shift {' '.join(map(repr, given))} {seed}".encode())  # equal rows, other values
-    return Partition(rows, digest.hexdigest()[:16], label_counts, spec.scheme)
+    return Partition(rows, digest.hexdigest()[:16], label_counts, spec.scheme, groups)

@@ -30,13 +30,15 @@ class PartitionSpec(BaseModel):
 
     Attributes:
         scheme: one of ``SCHEMES``.
-        min_size: the fewest rows that a client may hold.
+        min_size: the fewest rows that a client may hold; of groups that stay together the fewest groups.
+        together: a column whose rows of one value stay with one client, such as a patient's; a grid's unit, where it is such a column.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     scheme: str = "dirichlet"
     min_size: int = Field(default=2, ge=1, strict=True)
+    together: str | None = Field(default=None, min_length=1)
     _given: SchemeParams = PrivateAttr(default_factory=SchemeParams)
 
     @field_validator("scheme")
@@ -58,7 +60,8 @@ class PartitionSpec(BaseModel):
 
     @model_serializer(mode="wrap")
     def _flat(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        return {**handler(self), **self._given.model_dump(mode=info.mode)}
+        own = {name: value for name, value in handler(self).items() if name != "together" or value is not None}
+        return {**own, **self._given.model_dump(mode=info.mode)}
 
     @classmethod
     def known_keys(cls) -> set[str]:
@@ -69,6 +72,11 @@ class PartitionSpec(BaseModel):
     def given(self) -> SchemeParams:
         """The scheme's own parameters."""
         return self._given
+
+    @property
+    def things(self) -> str:
+        """What is divided, in words."""
+        return "rows" if self.together is None else f"values of {self.together}"
 
     @property
     def uses_alpha(self) -> bool:

@@ -14,6 +14,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from fedsim.privacy.opacus_accountants import opacus_accountants
+
 Event = tuple[float, float, int]
 """(noise multiplier, sample rate, steps)"""
 
@@ -139,8 +141,6 @@ def _merge(events: Sequence[Event], delta: float) -> tuple[Event, ...]:
 
 def _prv_epsilon(events: tuple[Event, ...], delta: float, rough: float) -> float:
     """Opacus' PRV upper bound, its discretisation error scaled to the ``rough`` epsilon; nan where it has no answer."""
-    from opacus.accountants import PRVAccountant
-
     if not math.isfinite(rough) or delta < PRV_MIN_DELTA:
         return math.nan
     # the mesh is error / sqrt(steps * log(12 / delta_error) / 2) over a domain of about (1.5 epsilon + 3) on both sides of 0
@@ -148,7 +148,7 @@ def _prv_epsilon(events: tuple[Event, ...], delta: float, rough: float) -> float
     error = max(PRV_RELATIVE_ERROR * rough, 2 * (1.5 * rough + 3) * scale / PRV_MAX_POINTS)
     if error >= 1:  # the domain rule of Opacus is only right for smaller errors
         return math.nan
-    accountant = PRVAccountant()
+    accountant = opacus_accountants("prv").PRVAccountant()
     accountant.history = list(events)
     # log(1 - q) at q = 1 and the far tails warn, and are handled by the formulas
     with warnings.catch_warnings(), np.errstate(all="ignore"):
@@ -161,8 +161,7 @@ def _prv_epsilon(events: tuple[Event, ...], delta: float, rough: float) -> float
 
 def _order_bound(events: tuple[Event, ...], delta: float, order: float) -> float:
     """Epsilon from one Rényi order, +inf where its series has no value in double precision."""
-    from opacus.accountants.analysis.rdp import compute_rdp
-
+    compute_rdp = opacus_accountants("analysis.rdp").compute_rdp
     try:
         divergence = sum(
             float(compute_rdp(q=rate, noise_multiplier=noise_multiplier, steps=steps, orders=float(order)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedsim.privacy import accountant
 from fedsim.privacy.plan import PrivacyPlan
@@ -104,6 +104,16 @@ class Ledger:
                 if count != release.steps:
                     return f"client {client} has {count} steps of '{name}' in the ledger, the plan {release.steps}"
         return ""
+
+    def mechanisms(self) -> tuple[Tally, ...] | None:
+        """What the data of every client went through, told of the first one; None where it is not the same for all."""
+        of_client: dict[int, set[Tally]] = {}
+        for tally in self.entries:
+            of_client.setdefault(tally.client, set()).add(replace(tally, client=0))
+        histories = list(of_client.values())
+        if any(history != histories[0] for history in histories):
+            return None
+        return tuple(sorted(histories[0])) if histories else ()
 
     def to_json(self) -> str:
         """The ledger as text: clients with equal tallies share one record, floats round-trip exactly."""

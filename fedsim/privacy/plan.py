@@ -1,9 +1,10 @@
 """The plan: what the privacy budget will be spent on, solved once before the first step.
 
-Two data sets are neighbours if one has one unit more than the other (add or remove one); the unit is an example or a
-client. Every release is a Gaussian mechanism on a Poisson sample of the units, and its noise has standard deviation
-``relative_noise * sigma * sensitivity`` per coordinate. The composition of all steps of all releases is (epsilon,
-delta)-DP by the theorem of :func:`fedsim.privacy.accountant.epsilon` (Gopi, Lee & Wutschitz 2021, theorem 5.5).
+Two data sets are neighbours if one has one unit more than the other (add or remove one); the unit is an example, a group
+of one client's examples (a patient's, a lesion's) or a client. Every release is a Gaussian mechanism on a Poisson sample of
+the units, and its noise has standard deviation ``relative_noise * sigma * sensitivity`` per coordinate. The composition of
+all steps of all releases is (epsilon, delta)-DP by the theorem of :func:`fedsim.privacy.accountant.epsilon` (Gopi, Lee &
+Wutschitz 2021, theorem 5.5).
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from fedsim.errors import UserError, nearest
 from fedsim.privacy import accountant
 from fedsim.privacy.solved import Mechanisms, Solution, kept
 
-Unit = Literal["example", "client"]
+Unit = Literal["example", "group", "client"]
 Trust = Literal["aggregate", "silo"]
+Neighbours = Literal["add-or-remove-one"]
+"""What two data sets that a plan's epsilon is about differ in."""
 Claim = Literal["proved", "checked", "stated", "heuristic", "none"]
 """What an (epsilon, delta) is worth, the strongest first: a theorem that the base classes guarantee; one that a plug-in's author states,
 and a check did not refute; one that the author states alone; not a theorem; nothing."""
@@ -62,7 +65,7 @@ class PrivacyPlan:
     Attributes:
         epsilon_target: what was asked for; ``math.inf`` for no noise at all.
         delta: the delta of (epsilon, delta).
-        unit: whose presence is protected, one example or one client.
+        unit: whose presence is protected, one example, one group of a client's examples, or one client.
         trust: who sees what: only the sum over clients (``aggregate``), or every message by itself (``silo``).
         scope: which parameters are under the noise, in the algorithm's words.
         claim: whether (epsilon, delta) is a theorem for the algorithm.
@@ -113,16 +116,24 @@ class PrivacyPlan:
         return multiplier * self.sensitivity if multiplier else 0.0
 
 
-def large_delta(unit: Unit, delta: float, train_rows: int, dataset: str) -> str | None:
-    """Why a delta is too large for the data, None where it is not: publishing each row with probability delta is (0, delta)-DP.
+def large_delta(unit: str, delta: float, units: int, dataset: str) -> str | None:
+    """Why a delta is too large for the data, None where it is not: publishing each unit with probability delta is (0, delta)-DP.
 
     Dwork & Roth 2014, "The algorithmic foundations of differential privacy", section 2.3: delta has to be far below 1 / n.
+
+    Args:
+        unit: what a budget protects: ``example``, ``client``, or a group by its column.
+        delta: of the budget.
+        units: n, how many there are.
+        dataset: what they are called.
     """
-    if unit != "example" or delta * train_rows < 1:
+    if delta * units < 1:
         return None
+    words = {"example": ("training rows", "row"), "client": ("clients", "client")}
+    all_, one = words.get(unit, (f"groups by {unit}", "group"))
     return (
-        f"δ = {delta:g} is not below 1/n = {1 / train_rows:.2g} for the {train_rows} training rows of {dataset}: "
-        "such a δ would allow to publish a whole row outright; give a smaller delta"
+        f"δ = {delta:g} is not below 1/n = {1 / units:.2g} for the {units} {all_} of {dataset}: "
+        f"such a δ would allow to publish a whole {one} outright; give a smaller delta"
     )
 
 

@@ -10,12 +10,11 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 
 from fedsim.atomic import replaced
 from fedsim.data.cache import cache_folder
+from fedsim.privacy.counted_by import counted_by
 
 Mechanisms = tuple[tuple[float, float, int], ...]
 """(relative noise, sample rate, steps) each."""
@@ -23,13 +22,10 @@ Solution = tuple[float, float, str]
 """Noise multiplier, epsilon reached, accountant."""
 Solver = Callable[[float, float, Mechanisms], Solution]
 
-_CODE = ("plan.py", "accountant.py")
-_PACKAGES = ("opacus", "numpy", "scipy")
-
 
 def kept(solve: Solver, epsilon: float, delta: float, mechanisms: Mechanisms) -> Solution:
     """``solve(epsilon, delta, mechanisms)``, from its file where there is one; a folder that cannot be written costs time alone."""
-    question = json.dumps([_solver(), epsilon, delta, mechanisms])
+    question = json.dumps([counted_by(), epsilon, delta, mechanisms])
     path = cache_folder() / "plans" / f"{hashlib.sha256(question.encode()).hexdigest()[:32]}.json"
     if (found := _read(path, epsilon)) is not None:
         return found
@@ -50,10 +46,3 @@ def _read(path: Path, epsilon: float) -> Solution | None:
         return None
     numbers = isinstance(sigma, float) and isinstance(reached, float) and math.isfinite(sigma)
     return (sigma, reached, accountant) if numbers and sigma > 0 and 0 <= reached <= epsilon and accountant in ("prv", "rdp") else None
-
-
-@cache
-def _solver() -> list[str]:
-    """What answers: the code of this room and the versions of the packages that it rests on."""
-    own = (hashlib.sha256((Path(__file__).parent / name).read_bytes()).hexdigest() for name in _CODE)
-    return [*own, *(f"{name} {version(name)}" for name in _PACKAGES)]

@@ -19,9 +19,9 @@ rounded, which is small against any delta above 1e-11 and is not bounded.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -42,6 +42,8 @@ LOST = 1e-14
 FINENESS = 0.0155
 """Width of the grid in standard deviations of a step's loss: it then widens the composed loss by a hundred-thousandth or two."""
 MOST_POINTS = 2**22
+MOST_SPREAD = 30.0
+"""Standard deviation of the composed loss above which nothing is promised (epsilon is then some 450): exp of a loss leaves a double."""
 MOST_SLOPES = 4096
 """Tangents that a trade-off function is drawn from; any subset of all of them is a lower bound."""
 NOISIEST = 1e4
@@ -78,18 +80,18 @@ class Curve:
         spare = delta - self.lost
         if spare <= 0:
             return math.inf
-        at = int(np.searchsorted(-self._deltas, -spare, side="left"))
+        at = bisect_left(range(len(self.losses)), True, key=lambda i: self._delta_at(i) <= spare)
+        if at == len(self.losses):
+            return float(self.losses[-1]) if at else 0.0
         # between the points before and at, delta is the mass above less exp(epsilon) times the weight above
-        if at >= len(self.losses) or self.above[at] <= spare:
-            return float(self.losses[at - 1]) if 0 < at < len(self.losses) else 0.0
+        if self.above[at] <= spare:
+            return float(self.losses[at - 1]) if at else 0.0
         return max(0.0, math.log((self.above[at] - spare) / self.weight[at]))
 
-    @cached_property
-    def _deltas(self) -> Floats:
-        """Delta at every loss, without what is lost; descending."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            deltas = self.above - np.where(self.weight > 0, np.exp(self.losses) * self.weight, 0.0)
-        return np.minimum.accumulate(np.clip(deltas, 0.0, None))
+    def _delta_at(self, i: int) -> float:
+        """Delta at a loss, without what is lost."""
+        paid = float(self.weight[i])
+        return float(self.above[i]) - (math.exp(min(float(self.losses[i]), 709.0)) * paid if paid > 0 else 0.0)
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ def _slopes(curve: Curve) -> Floats:
 
 
 class Spectra:
-    """The Fourier transforms of single steps, from which any numbers of them are composed in milliseconds."""
+    """The logarithms of single steps' Fourier transforms, from which any numbers of them are composed in milliseconds."""
 
     def __init__(self, events: Sequence[Event]) -> None:
         """Prepare for compositions of at most the steps of ``events``.
@@ -193,11 +195,18 @@ class Spectra:
             return
         total = sum(steps for *_, steps in costly)
         spread = math.sqrt(sum(steps * _variance(noise, rate) for noise, rate, steps in costly))
+        self._bounded = spread < MOST_SPREAD
+        if not self._bounded:
+            return
         width = FINENESS * spread / math.sqrt(total)
         low, high = _window(costly)
         self._width = max(width, (high - low) / (MOST_POINTS - 4))
-        self._first = math.floor(low / self._width) - 1
+        self._first = min(math.floor(low / self._width) - 1, 0)
         self._points = int(fft.next_fast_len(math.ceil(high / self._width) + 2 - self._first, real=True))
+        # the point of loss 0, and the losses from there on either way, with what turns X's mass into Y's
+        self._zero = -self._first
+        sides = [np.arange(n) * self._width for n in (self._points - self._zero, self._zero + 1)]
+        self._grids = [(side, np.exp(-side)) for side in sides]
         self._lost = [0.0, 0.0]
         for noise, rate, steps in costly:
             at, present, absent = _step(noise, rate, self._width, LOST / total)
@@ -209,20 +218,25 @@ class Spectra:
         """The composition of so many steps of every event, none more than was prepared for."""
         counts = [count for count, costs in zip(steps, self._costs, strict=True) if costs]
         if not any(counts):
-            nothing = Curve(np.zeros(0), np.zeros(0), np.zeros(0), 0.0)
-            return Composition(nothing, nothing)
-        losses = (np.arange(self._points) + self._first) * self._width
-        masses = []
+            return Composition(*[Curve(np.zeros(0), np.zeros(0), np.zeros(0), 0.0)] * 2)
+        if not self._bounded:
+            return Composition(*[Curve(np.zeros(0), np.zeros(0), np.zeros(0), 1.0)] * 2)
+        curves = []
         for which in (0, 1):
-            product = np.ones(self._points // 2 + 1, complex)
-            for pair, count in zip(self._spectra, counts, strict=True):
-                product *= pair[which] ** count
-            masses.append(np.clip(np.roll(fft.irfft(product, self._points), -self._first), 0.0, None))
-        present, absent = masses
-        return Composition(_curve(losses, present, 2 * LOST + self._lost[0]), _curve(-losses[::-1], absent[::-1], 2 * LOST + self._lost[1]))
+            with np.errstate(invalid="ignore"):
+                logs = sum(count * pair[which] for pair, count in zip(self._spectra, counts, strict=True) if count)
+                product = np.nan_to_num(np.exp(logs))
+            mass = np.roll(fft.irfft(product, self._points), -self._first)
+            # the losses >= 0 of either order, ascending
+            told = np.clip(mass[self._zero :] if which == 0 else mass[self._zero :: -1], 0.0, None)
+            losses, shrunk = self._grids[which]
+            weight = np.cumsum((told * shrunk)[::-1])[::-1]
+            curves.append(Curve(losses, np.cumsum(told[::-1])[::-1], weight, 2 * LOST + self._lost[which]))
+        return Composition(*curves)
 
     def _transform(self, at: NDArray[np.int64], mass: Floats) -> NDArray[np.complex128]:
-        return np.asarray(fft.rfft(np.bincount(at % self._points, mass, self._points)))
+        with np.errstate(divide="ignore"):
+            return np.asarray(np.log(fft.rfft(np.bincount(at % self._points, mass, self._points))))
 
 
 def compose(events: Sequence[Event]) -> Composition:
@@ -273,21 +287,12 @@ def refuted_epsilon(
     return scaled(high).epsilon(delta, answer), high
 
 
-def _curve(losses: Floats, mass: Floats, lost: float) -> Curve:
-    """The curve of a distribution of losses, ascending."""
-    kept = losses >= 0
-    losses, mass = losses[kept], mass[kept]
-    above = np.cumsum(mass[::-1])[::-1]
-    weight = np.cumsum((mass * np.exp(-losses))[::-1])[::-1]
-    return Curve(losses, above, weight, lost)
-
-
 def _loss(y: Floats, noise: float, rate: float) -> Floats:
     """Log P / Q at the observation ``y``."""
     exponent = (2 * y - 1) / (2 * noise**2)
     if rate == 1:
         return exponent
-    return np.logaddexp(math.log1p(-rate), math.log(rate) + exponent)
+    return np.asarray(np.logaddexp(math.log1p(-rate), math.log(rate) + exponent))
 
 
 def _observation(loss: Floats, noise: float, rate: float) -> Floats:

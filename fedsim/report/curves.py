@@ -3,100 +3,28 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, MultipleLocator
+from matplotlib.ticker import MultipleLocator
 
-from fedsim.report.figures import GRID, INK, MUTED, PAPER, SERIES, name_level, style
-from fedsim.report.tables import CLAIM_WORDS, claim, reference
+from fedsim.report.figures import INK, MUTED, PAPER, name_level, style
+from fedsim.report.lines import Axis, Series, caption_of, draw_methods, frame, legend_below, legend_lines, series_of, shift_of, x_label
+from fedsim.report.tables import reference
 from fedsim.results.groups import Group
-from fedsim.words import number, setting
+from fedsim.words import setting
 
 NAME = "privacy_utility"
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _REFERENCES = (
     ("ceiling", "ceiling_balanced_accuracy", "-"),
     ("local-only", "local_only_balanced_accuracy", (0, (5, 2))),
     ("chance", "chance", (0, (1, 2))),
 )
-_LEVELS = ((0, (6, 2, 1, 2)), (0, (2, 2)), (0, (9, 3)))
-_CLAIM_STYLES = {"stated": (0, (4, 2)), "heuristic": (0, (4, 2)), "none": (0, (1, 1.5))}
-_OPEN = ("heuristic", "none")
 _WIDEST = 4
 LEAST_BOUND = 0.01
 """Bounds of audits below it are not drawn: they say nothing, and a logarithmic axis has no place for them."""
-_CHARACTERS = 16
-"""Characters of the caption in an inch of the figure."""
-
-
-@dataclass(frozen=True)
-class Series:
-    """One method across all panels: its name in the legend, its look, and whether its epsilon is a theorem; ``dashes`` of a level."""
-
-    label: str
-    colour: str
-    marker: str
-    claim: str
-    dashes: tuple[int, tuple[int, ...]] = _LEVELS[0]
-
-    @property
-    def private(self) -> bool:
-        """Whether it has an epsilon, and so a line instead of a level."""
-        return self.claim != "not private"
-
-    @property
-    def name(self) -> str:
-        """Name in the legend."""
-        name = "\n".join(textwrap.wrap(self.label, 48) or [self.label])
-        return f"{name} ({CLAIM_WORDS[self.claim]})" if self.claim in CLAIM_WORDS else name
-
-
-@dataclass(frozen=True)
-class Axis:
-    """Where an epsilon stands: log10 for a finite one, a place of its own behind the largest for infinity."""
-
-    finite: tuple[float, ...]
-    infinite: bool
-    lowest: float = math.inf
-    """The least bound of an audit that is drawn."""
-
-    @classmethod
-    def of(cls, groups: Sequence[Group]) -> Axis:
-        """The axis that holds every drawn epsilon."""
-        values = {group.epsilon_target for group in groups if group.epsilon_target is not None and group.rows}
-        lower = [bound for group in groups if (bound := group.largest("audit_epsilon_lower")) is not None and bound >= LEAST_BOUND]
-        return cls(tuple(sorted(value for value in values if math.isfinite(value))), math.inf in values, min(lower, default=math.inf))
-
-    def position(self, epsilon: float) -> float:
-        """The place of an epsilon in axis units."""
-        if math.isfinite(epsilon):
-            return math.log10(epsilon)
-        return math.log10(self.finite[-1]) + self.gap if self.finite else 0.0
-
-    @property
-    def gap(self) -> float:
-        """Distance of infinity from the largest finite epsilon."""
-        return max(0.35, 0.45 * (math.log10(self.finite[-1]) - math.log10(self.finite[0])))
-
-    @property
-    def ticks(self) -> tuple[float, ...]:
-        """The epsilons with a tick: each that was run."""
-        return (*self.finite, *([math.inf] if self.infinite else []))
-
-    @property
-    def limits(self) -> tuple[float, float]:
-        """Ends of the axis."""
-        if not self.ticks:
-            return -1.0, 1.0
-        low, high = min(self.position(self.ticks[0]), math.log10(self.lowest)), self.position(self.ticks[-1])
-        margin = 0.1 * (high - low) or 0.5
-        return low - margin, high + margin
 
 
 def draw_curves(groups: Sequence[Group]) -> Figure | None:
@@ -104,7 +32,9 @@ def draw_curves(groups: Sequence[Group]) -> Figure | None:
 
     Overspent and failed rows are in no group's mean, so they are never drawn. A method whose epsilon is not a theorem is dashed with open
     markers and named so, one whose author alone states a theorem is dashed with half open ones; a method without epsilon is a level.
+    Methods that yield a classifier are thin, with crosses for markers.
     Points are means over seeds, bars (bands for levels) Student-t 95 % confidence intervals, which a single seed does not have.
+    A tick under a point is at the epsilon that an audit refutes.
     """
     drawn = [group for group in groups if group.rows]
     if not drawn:
@@ -116,9 +46,10 @@ def draw_curves(groups: Sequence[Group]) -> Figure | None:
 def _figure(groups: Sequence[Group]) -> Figure:
     layout = _layout(groups)
     columns = max(len(line) for line in layout)
-    series, axis, levels = _series(groups), Axis.of(groups), _levels(groups)
+    bounds = [bound for group in groups if (bound := _bound(group)) is not None]
+    series, axis, levels = series_of(groups), replace(Axis.of(groups), lowest=min(bounds, default=math.inf)), _levels(groups)
     width = 1.0 + 3.1 * max(columns, 1.35)
-    names = _legend_lines(series, width)
+    names = legend_lines(series, width)
     figure = Figure(figsize=(width, 0.95 + 0.2 * names + 2.65 * len(layout)), layout="constrained", facecolor=PAPER)
     grid = figure.subplots(len(layout), columns, squeeze=False)
     for depth, line in enumerate(layout):
@@ -133,8 +64,9 @@ def _figure(groups: Sequence[Group]) -> Figure:
             if position == 0:
                 axes.set_ylabel("balanced accuracy on real test data", color=INK, fontsize=8.5)
             if depth == len(layout) - 1 or position >= len(layout[depth + 1]):
-                axes.set_xlabel(_x_label(axis), color=INK, fontsize=8.5)
-    _legend(figure, groups, series)
+                axes.set_xlabel(x_label(axis), color=INK, fontsize=8.5)
+    ticks = "ticks: the ε that an audit refutes with a confidence of 95 %" if bounds else ""
+    legend_below(figure, caption_of(groups, ticks), series)
     return figure
 
 
@@ -151,23 +83,6 @@ def _layout(groups: Sequence[Group]) -> list[list[list[Group]]]:
     return broken
 
 
-def _series(groups: Sequence[Group]) -> list[Series]:
-    by_label: dict[str, list[Group]] = {}
-    for group in groups:
-        by_label.setdefault(group.label, []).append(group)
-    # where colours come round again, markers and dashes differ
-    return [
-        Series(
-            label,
-            SERIES[position % len(SERIES)],
-            _MARKERS[position % len(_MARKERS)],
-            claim(members),
-            _LEVELS[position // len(SERIES) % len(_LEVELS)],
-        )
-        for position, (label, members) in enumerate(by_label.items())
-    ]
-
-
 def _levels(groups: Sequence[Group]) -> tuple[float, float]:
     """Ends of the common y axis: all that is drawn, chance included; from 0 unless that wastes much of the picture."""
     values = [level for _, measure, _ in _REFERENCES if (level := reference(groups, measure)) is not None]
@@ -181,47 +96,31 @@ def _levels(groups: Sequence[Group]) -> tuple[float, float]:
 
 
 def _panel(axes: Axes, groups: Sequence[Group], series: Sequence[Series], axis: Axis) -> None:
-    _frame(axes, axis)
-    _reference_lines(axes, groups)
-    lines = [each for each in series if each.private]
-    for each in series:
-        members = [group for group in groups if group.label == each.label]
-        if each.private:
-            # A small shift keeps the bars of methods at one epsilon apart; the ticks stay at the true values.
-            low, high = axis.limits
-            step = min(0.02, 0.1 / len(lines)) * (high - low)
-            shift = step * (lines.index(each) - (len(lines) - 1) / 2)
-            _curve(axes, members, each, axis, shift)
-        else:
-            _level(axes, members, each)
-
-
-def _frame(axes: Axes, axis: Axis) -> None:
-    axes.set_facecolor(PAPER)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(MUTED)
-    axes.tick_params(colors=MUTED, labelcolor=INK, labelsize=8.5, length=3)
-    axes.grid(axis="y", color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
+    frame(axes, axis)
     axes.yaxis.set_major_locator(MultipleLocator(0.2))
-    axes.set_xlim(*axis.limits)
-    axes.xaxis.set_major_locator(FixedLocator([axis.position(value) for value in axis.ticks]))
-    axes.set_xticks([axis.position(value) for value in axis.ticks], [number(value) for value in axis.ticks])
-    for value, label in zip(axis.ticks, axes.get_xticklabels(), strict=True):
-        if math.isinf(value):
-            label.set_fontsize(12)
-    if axis.finite and axis.infinite:
-        _axis_break(axes, (axis.position(axis.finite[-1]) + axis.position(math.inf)) / 2)
+    _reference_lines(axes, groups)
+    draw_methods(axes, groups, series, axis, "balanced_accuracy")
+    for each in series:
+        if each.private:
+            _bounds(axes, [group for group in groups if group.label == each.label], each.colour, axis, shift_of(each, series, axis))
 
 
-def _axis_break(axes: Axes, at: float) -> None:
-    """Two strokes through the axis: what lies right of them is not on the logarithmic scale."""
-    place = axes.get_xaxis_transform()
-    low, high = axes.get_xlim()
-    for shift in (-0.008, 0.008):
-        middle = at + shift * (high - low)
-        lean = 0.007 * (high - low)
-        axes.plot([middle - lean, middle + lean], [-0.022, 0.022], transform=place, color=MUTED, linewidth=0.9, clip_on=False)
+def _bound(group: Group) -> float | None:
+    """The largest epsilon that audits refute, where it is drawn."""
+    bound = group.largest("audit_epsilon_lower")
+    return None if bound is None or bound < LEAST_BOUND else bound
+
+
+def _bounds(axes: Axes, groups: Sequence[Group], colour: str, axis: Axis, shift: float) -> None:
+    """What audits refute: a tick under each point, at the largest refuted epsilon, and a thin line to the claim."""
+    low, high = axes.get_ylim()
+    for group in groups:
+        bound, interval = _bound(group), group.interval("balanced_accuracy")
+        if bound is None or interval is None or group.epsilon_target is None:
+            continue
+        y, ends = interval.mean - 0.02 * (high - low), [axis.position(bound) + shift, axis.position(group.epsilon_target) + shift]
+        axes.plot(ends, [y, y], color=colour, linewidth=0.8, alpha=0.6, zorder=2.4, gid="audit")
+        axes.plot(ends[:1], [y], color=colour, marker="|", markersize=6, markeredgewidth=1.4, linestyle="none", zorder=2.6)
 
 
 def _reference_lines(axes: Axes, groups: Sequence[Group]) -> None:
@@ -235,124 +134,7 @@ def _reference_lines(axes: Axes, groups: Sequence[Group]) -> None:
         name_level(axes, f"{name} {value:.2f}", above, 7.5, 3)
 
 
-def _curve(axes: Axes, groups: Sequence[Group], series: Series, axis: Axis, shift: float) -> None:
-    points = [
-        (group.epsilon_target, interval)
-        for group in groups
-        if group.epsilon_target is not None and (interval := group.interval("balanced_accuracy"))
-    ]
-    x = [axis.position(epsilon) + shift for epsilon, _ in points]
-    y = [interval.mean for _, interval in points]
-    finite = sum(math.isfinite(epsilon) for epsilon, _ in points)
-    look = _look(series)
-    axes.plot(x[:finite], y[:finite], **look)
-    axes.plot(x[finite:], y[finite:], **(look | {"linestyle": "none"}))
-    if 0 < finite < len(points):
-        # Infinity is off the scale, so the way there is only hinted at.
-        hinted = Line2D(x[finite - 1 :], y[finite - 1 :], color=series.colour, linewidth=1.1, linestyle=(0, (1, 2.5)), alpha=0.6)
-        axes.add_line(hinted)
-    _bounds(axes, groups, series, axis, shift)
-    # No bar for a single seed: a bar of length 0 would claim certainty.
-    spread = [math.nan if interval.half_width is None else interval.half_width for _, interval in points]
-    axes.errorbar(x, y, spread, fmt="none", ecolor=series.colour, elinewidth=1.1, capsize=2.2, capthick=1.1, zorder=2.5)
-
-
-def _bounds(axes: Axes, groups: Sequence[Group], series: Series, axis: Axis, shift: float) -> None:
-    """What audits refute: a tick under each point, at the largest refuted epsilon, and a thin line to the claim."""
-    low, high = axes.get_ylim()
-    for group in groups:
-        bound, interval = group.largest("audit_epsilon_lower"), group.interval("balanced_accuracy")
-        if bound is None or bound < LEAST_BOUND or interval is None or group.epsilon_target is None:
-            continue
-        y, ends = interval.mean - 0.02 * (high - low), [axis.position(bound) + shift, axis.position(group.epsilon_target) + shift]
-        axes.plot(ends, [y, y], color=series.colour, linewidth=0.8, alpha=0.6, zorder=2.4, gid="audit")
-        axes.plot(ends[:1], [y], color=series.colour, marker="|", markersize=6, markeredgewidth=1.4, linestyle="none", zorder=2.6)
-
-
-def _look(series: Series) -> dict[str, Any]:
-    return {
-        "color": series.colour,
-        "linewidth": 1.7,
-        "linestyle": _CLAIM_STYLES.get(series.claim, "-"),
-        "marker": series.marker,
-        "markersize": 5.2,
-        "fillstyle": "left" if series.claim == "stated" else "full",
-        "markerfacecolor": PAPER if series.claim in _OPEN else series.colour,
-        "markerfacecoloralt": PAPER,
-        "markeredgecolor": series.colour,
-        "markeredgewidth": 1.2,
-        "zorder": 3,
-    }
-
-
-def _level(axes: Axes, groups: Sequence[Group], series: Series) -> None:
-    for group in groups:
-        if interval := group.interval("balanced_accuracy"):
-            axes.axhline(interval.mean, color=series.colour, linewidth=1.5, linestyle=series.dashes, zorder=2)
-            if interval.half_width is not None:
-                low, high = interval.mean - interval.half_width, interval.mean + interval.half_width
-                axes.axhspan(low, high, color=series.colour, alpha=0.13, linewidth=0, zorder=1)
-
-
 def _title(axes: Axes, group: Group, groups: Sequence[Group]) -> None:
     names = [getattr(group, name) for name in ("dataset", "scheme") if len({getattr(each, name) for each in groups}) > 1]
     clients = group.clients if len({each.clients for each in groups}) > 1 else None
     axes.set_title(setting(*names, alpha=group.alpha, clients=clients), fontsize=9.5, color=INK, loc="left", parse_math=False)
-
-
-def _x_label(axis: Axis) -> str:
-    if not axis.ticks:
-        return "no method here has an ε"
-    return "privacy budget ε (log scale; ∞: no noise)" if axis.infinite else "privacy budget ε (log scale)"
-
-
-def _legend_columns(series: Sequence[Series], width: float) -> int:
-    """How many names fit beside each other in ``width`` inches."""
-    widest = max(len(line) for each in series for line in each.name.split("\n"))
-    return max(1, min(len(series), int(16 * width / (widest + 7))))
-
-
-def _legend_lines(series: Sequence[Series], width: float) -> int:
-    """How many lines of text the names take."""
-    tallest = max(each.name.count("\n") + 1 for each in series)
-    return tallest * math.ceil(len(series) / _legend_columns(series, width))
-
-
-def _legend(figure: Figure, groups: Sequence[Group], series: Sequence[Series]) -> None:
-    handles = [
-        Line2D([], [], **_look(each)) if each.private else Line2D([], [], color=each.colour, linewidth=1.5, linestyle=each.dashes)
-        for each in series
-    ]
-    # matplotlib drops labels that begin with an underscore and reads mathematics into dollar signs, so names come after.
-    legend = figure.legend(
-        handles,
-        [str(position) for position in range(len(series))],
-        loc="outside lower center",
-        ncols=_legend_columns(series, figure.get_figwidth()),
-        frameon=False,
-        fontsize=8.5,
-        labelcolor=INK,
-        handlelength=3.2,
-        title=textwrap.fill(_caption(groups), int(_CHARACTERS * figure.get_figwidth())),
-        title_fontsize=7.5,
-    )
-    legend.get_title().set(color=MUTED, parse_math=False)
-    for text, each in zip(legend.get_texts(), series, strict=True):
-        text.set(text=each.name, parse_math=False)
-
-
-def _caption(groups: Sequence[Group]) -> str:
-    """What a reader has to know when the picture stands alone."""
-    counts = sorted({len(group.rows) for group in groups})
-    seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    mean = "one seed, so no interval" if counts == [1] else f"mean over {seeds} seeds; bars and bands: 95 % confidence interval"
-    private = [group for group in groups if group.epsilon_target is not None]
-    told = [f"{group.unit}-level ε, trust {group.trust}, δ = {number(group.delta)}" for group in private]
-    common = [_common([group.dataset for group in groups]), _common([setting(clients=group.clients) for group in groups])]
-    audited = any((group.largest("audit_epsilon_lower") or 0) >= LEAST_BOUND for group in groups)
-    ticks = "ticks: the ε that an audit refutes with a confidence of 95 %" if audited else ""
-    return " · ".join(part for part in (*common, _common(told), mean, ticks) if part)
-
-
-def _common(values: Sequence[str]) -> str:
-    return values[0] if len(set(values)) == 1 else ""

@@ -13,6 +13,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from fedsim.privacy.plan import large_delta
+from fedsim.proof.statement import CLAIMS, NOISES, TRUSTS, statements, unit_words
 from fedsim.report import curves, diagnostics
 from fedsim.report.diagnostics import NOT_PRIVATE
 from fedsim.report.differences import difference_tables
@@ -24,26 +25,6 @@ from fedsim.results.lines import decode
 from fedsim.results.measures import MEASURES
 from fedsim.results.rows import UNDRAWN, Row
 from fedsim.words import number, setting
-
-_UNITS = {
-    "example": "one training example: neighbouring data sets differ in one example of one client",
-    "client": "one client: what it contributes is there or is zero; the number of clients stays a public divisor",
-}
-_TRUSTS = {
-    "aggregate": "only the sum over clients is seen (secure aggregation or a trusted server), noise is added once to it",
-    "silo": "every client's message is private by itself, each carries the full noise",
-}
-_NOISES = {
-    "seeded": "it follows from a seed that stands in the results: this measures what a method costs, nothing made here may be released",
-    "secret": "from the operating system's entropy, kept nowhere; generators whose claim is a theorem may be released under their ε",
-}
-_CLAIMS = {
-    "proved": "(ε, δ) is a theorem for this method",
-    "checked": "(ε, δ) is a theorem by its author's word, and a passed fedsim check of this code, which refutes and does not prove",
-    "stated": "(ε, δ) is a theorem by its author's word alone; no passed fedsim check of this code is on file",
-    "heuristic": "(ε, δ) is computed for the noise that was added, but is not a theorem for this method",
-    "none": "no privacy is claimed",
-}
 
 
 def render_page(
@@ -69,6 +50,7 @@ def render_page(
     counts = {status: sum(row.status == status for row in rows) for status in ("ok", *UNDRAWN)}
     counts["not run yet"] = max(0, len(manifest.get("cells") or rows) - len(rows))
     columns = _columns(rows)
+    cells = [(column.look, column.text) for column in columns]
     differences = difference_tables(groups)
     return _template("page.html").render(
         name=name,
@@ -89,8 +71,10 @@ def render_page(
         number=number,
         privacy=_privacy(groups, rows),
         methods=_methods(groups),
+        statements=statements(rows),
         columns=columns,
         rows=rows,
+        lines=[(row.status, [(look, text(row)) for look, text in cells]) for row in rows],
         failures=[(row, _setting(row)) for row in rows if row.status == "failed"],
         overspent=[(row, _setting(row)) for row in rows if row.status == "overspent"],
         unaccounted=[(row, _setting(row)) for row in rows if row.status == "unaccounted"],
@@ -117,18 +101,23 @@ def _privacy(groups: Sequence[Group], rows: Sequence[Row]) -> list[tuple[str, st
     accountants = dict.fromkeys(row.accountant for row in spent if row.accountant)
     noises = dict.fromkeys(row.noise or "seeded" for row in spent)
     return [
-        *(("unit", f"{unit}, that is {_UNITS[unit]}") for unit in units),
-        *(("trust", f"{trust}, that is {_TRUSTS[trust]}") for trust in trusts),
+        *(("unit", f"{unit}, that is {unit_words(unit)}") for unit in units),
+        *(("trust", f"{trust}, that is {TRUSTS[trust]}") for trust in trusts),
         *([("δ", ", ".join(deltas))] if deltas else []),
-        *(("noise", f"{noise}: {_NOISES[noise]}") for noise in noises),
+        *(("noise", f"{noise}: {NOISES[noise]}") for noise in noises),
         *(("warning", text) for text in _large_deltas(spent)),
         *([("accountant", ", ".join(name.upper() for name in accountants))] if accountants else []),
     ]
 
 
+def _units(row: Row) -> int | None:
+    """How many units the row's budget protects in all."""
+    return row.clients if row.unit == "client" else row.train_groups or row.train_rows
+
+
 def _large_deltas(rows: Sequence[Row]) -> Iterator[str]:
     """Budgets whose delta is too large for the data."""
-    settings = dict.fromkeys((row.unit, row.delta, row.train_rows, row.dataset) for row in rows)
+    settings = dict.fromkeys((row.unit, row.delta, _units(row), row.dataset) for row in rows)
     for unit, delta, count, dataset in settings:
         if unit is not None and delta is not None and count is not None and (text := large_delta(unit, delta, count, dataset)):
             yield text
@@ -142,7 +131,7 @@ def _methods(groups: Sequence[Group]) -> list[tuple[str, str, str]]:
     for label, members in by_label.items():
         name = claim(members)
         scopes = dict.fromkeys(group.scope for group in members if group.scope)
-        words = _CLAIMS.get(name, "no noise is added and ε has no meaning" if name == "not private" else "")
+        words = CLAIMS.get(name, "no noise is added and ε has no meaning" if name == "not private" else "")
         told.append((label, f"{name}, scope {', '.join(scopes)}" if scopes and name != "not private" else name, words))
     return told
 
@@ -161,6 +150,11 @@ class Column:
     text: Callable[[Row], str]
     words: bool = False
     place: bool = False
+
+    @property
+    def look(self) -> Markup:
+        """What its cells' tags say beside their name."""
+        return Markup(' class="word"' if self.words else "")
 
 
 def _columns(rows: Sequence[Row]) -> list[Column]:
@@ -202,7 +196,7 @@ def _setting(row: Row) -> str:
 
 def _facts(manifest: Mapping[str, Any], rows: Sequence[Row]) -> list[tuple[str, str]]:
     """Provenance, from the manifest or, without one, from the rows' own versions."""
-    told = {key: manifest[key] for key in ("started", "command", "revision", "hardware", "versions") if manifest.get(key)}
+    told = {key: manifest[key] for key in ("started", "command", "revision", "hardware", "versions", "judged") if manifest.get(key)}
     if "versions" not in told and rows and rows[-1].versions:
         told["versions"] = rows[-1].versions
     return [(key, _told(value)) for key, value in told.items()]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ from rich.console import Console
 from fedsim.atomic import replaced
 from fedsim.errors import UserError
 from fedsim.partition.matrix import LabelMatrix
-from fedsim.report import curves, diagnostics, partitions, sites
+from fedsim.report import curves, diagnostics, fidelity, partitions, sites
+from fedsim.report.beside import process_beside, without_collection
 from fedsim.report.curves import draw_curves
 from fedsim.report.diagnostics import Rounds, draw_diagnostics
 from fedsim.report.differences import difference_tables
 from fedsim.report.failures import Finding, find_failures, summary
+from fedsim.report.fidelity import draw_fidelity
 from fedsim.report.figures import Drawn, save_figure
 from fedsim.report.page import render_page
 from fedsim.report.partitions import draw_partitions
@@ -26,6 +28,7 @@ from fedsim.report.sites import draw_sites
 from fedsim.report.tables import ResultsTable, results_tables, rich_tables
 from fedsim.results.folder import RunFolder
 from fedsim.results.groups import Group, group_seeds
+from fedsim.results.lines import read_document
 from fedsim.results.partitions import read_partitions
 from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore, of_newest_source
@@ -46,6 +49,7 @@ class Shown:
 FIGURES: tuple[tuple[str, str, Callable[[Shown], Figure | None]], ...] = (
     (curves.NAME, "Privacy-utility curves", lambda shown: draw_curves(shown.groups)),
     (diagnostics.NAME, "Diagnostics of the rounds", lambda shown: draw_diagnostics(shown.rounds)),
+    (fidelity.NAME, "Fidelity: how like real rows synthetic ones are", lambda shown: draw_fidelity(shown.groups)),
     (sites.NAME, "Clients one by one", lambda shown: draw_sites(shown.groups, shown.clients)),
     (partitions.NAME, "Who holds what", lambda shown: draw_partitions(shown.matrices)),
 )
@@ -68,6 +72,30 @@ class Report:
             console.print(line, style="yellow", highlight=False, markup=False)
 
 
+def draw_figures(shown: Shown, folder: Path, beside: Executor | None = None) -> list[Drawn]:
+    """Every figure of :data:`FIGURES` that has something to show, saved into ``folder``; the diagnostics, half of the work, ``beside``."""
+    if beside is None:
+        drawn = [draw_figure(name, shown, folder) for name, _, _ in FIGURES]
+    else:
+        # it needs neither rows nor records, and they would take their time to get there
+        rounds = Shown([], [], replace(shown.rounds, records=[]), [], [])
+        waiting = beside.submit(draw_figure, diagnostics.NAME, rounds, folder)
+        here = {name: draw_figure(name, shown, folder) for name, _, _ in FIGURES if name != diagnostics.NAME}
+        drawn = [waiting.result() if name == diagnostics.NAME else here[name] for name, _, _ in FIGURES]
+    return [each for each in drawn if each is not None]
+
+
+def draw_figure(name: str, shown: Shown, folder: Path) -> Drawn | None:
+    """The figure called ``name``, saved into ``folder``; None where it has nothing to show."""
+    ((title, draw),) = ((title, draw) for other, title, draw in FIGURES if other == name)
+    with without_collection():
+        if (figure := draw(shown)) is None:
+            return None
+        _, svg = save_figure(figure, folder, name)
+    return Drawn(name, title, svg.read_text(encoding="utf-8"))
+
+
+@without_collection()
 def write_report(folder: Path) -> Report:
     """Write ``summary.csv``, every figure of :data:`FIGURES` as ``curves/*.png`` and ``.svg``, and ``report.html`` into a run folder.
 
@@ -82,14 +110,11 @@ def write_report(folder: Path) -> Report:
     run.check()
     manifest = read_manifest(folder)
     rows = grid_rows(folder)
-    groups = group_seeds(rows)
-    write_summary(groups, run.summary)
-    shown = Shown(rows, groups, Rounds.of(rows, store.rounds()), store.clients(), read_partitions(run))
-    drawn = []
-    for name, title, draw in FIGURES:
-        if (figure := draw(shown)) is not None:
-            _, svg = save_figure(figure, run.curves, name)
-            drawn.append(Drawn(name, title, svg.read_text(encoding="utf-8")))
+    with process_beside(len(rows), __name__) as beside:
+        groups = group_seeds(rows)
+        write_summary(groups, run.summary)
+        shown = Shown(rows, groups, Rounds.of(rows, store.rounds()), store.clients(), read_partitions(run))
+        drawn = draw_figures(shown, run.curves, beside)
     report = Report(run.page, rows, groups, find_failures(rows, shown.rounds))
     with replaced(report.page) as part:
         part.write_text(render_page(folder.resolve().name, rows, groups, drawn, manifest, report.findings), encoding="utf-8")
@@ -134,7 +159,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_document(path)
         for cell in manifest.get("cells") or []:
             cell["cell_id"], cell["label"]
         for entry in manifest.get("refused") or []:

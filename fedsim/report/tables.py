@@ -101,7 +101,7 @@ def results_table(groups: Sequence[Group], measure: str = "balanced_accuracy") -
         title=" · ".join((MEASURES[measure].title, *common)),
         columns=epsilon_heads(columns),
         blocks=tuple(Block(place, _references(block, measure), _lines(block, columns, seeds, measure)) for place, block in members.items()),
-        notes=_notes(groups, seeds),
+        notes=(*_notes(groups, seeds), *_classifiers(groups, measure)),
     )
 
 
@@ -225,6 +225,12 @@ def reference(groups: Sequence[Group], measure: str) -> float | None:
     """A partition's reference: the mean over all rows of its groups."""
     values = [value for group in groups for row in group.rows if (value := row.value(measure)) is not None]
     return fmean(values) if values else None
+
+
+def _classifiers(groups: Sequence[Group], measure: str) -> tuple[str, ...]:
+    """Which of the methods in a table predict and do not generate."""
+    labels = dict.fromkeys(group.label for group in groups if group.classifies and group.interval(measure))
+    return (f"classifiers, which say what not generating is worth: {', '.join(labels)}",) if labels else ()
 
 
 def _notes(groups: Sequence[Group], seeds: int) -> tuple[str, ...]:

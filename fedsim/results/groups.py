@@ -52,11 +52,17 @@ class Group:
     scope: str | None
     claim: str | None
     params: Mapping[str, Any]
+    yields: str | None
     rows: tuple[Row, ...]
     failed: int
     overspent: int
     unaccounted: int
     refuted: int
+
+    @property
+    def classifies(self) -> bool:
+        """Whether its method yields a classifier, and no generator."""
+        return self.yields == "classifier"
 
     def interval(self, measure: str) -> Interval | None:
         """Mean and confidence interval of a row's field over the seeds; None where no row has it."""
@@ -118,6 +124,7 @@ def _group(members: list[Row]) -> Group:
         # A mean is as well founded as the weakest of its rows.
         claim=weakest(claims),
         params=members[0].params,
+        yields=members[0].yields,
         rows=tuple(sorted(averaged.values(), key=lambda row: _last(row.seed))),
         failed=statuses["failed"],
         overspent=statuses["overspent"],

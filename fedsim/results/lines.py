@@ -4,23 +4,68 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import from_json
 
+from fedsim.errors import UserError
+from fedsim.regular import read_regular, unread
 from fedsim.words import json_number
 
 _NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
 
+def load(text: str | bytes) -> Any:
+    """A JSON text as plain values.
+
+    Raises:
+        ValueError: it is none, or nested too deeply.
+    """
+    try:
+        return from_json(text)
+    except ValueError as error:
+        raise ValueError("it is nested too deeply" if "recursion" in str(error) else str(error)) from error
+
+
 def is_json(line: bytes) -> bool:
     """Whether a line is a whole JSON object."""
     try:
-        return isinstance(json.loads(line), dict)
+        return isinstance(load(line), dict)
     except ValueError:
         return False
+
+
+def complete_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Line numbers and complete lines of a file; none where there is no file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        lines = read_regular(path).split(b"\n")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(str(path), f"cannot be read ({unread(error)})", "move it away, or give another run folder") from error
+    tail = lines.pop()
+    yield from ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+    if is_json(tail):
+        yield len(lines) + 1, tail
+
+
+def read_document(path: Path) -> Any:
+    """The JSON values of a whole file.
+
+    Raises:
+        ValueError: it is no JSON, or cannot be read.
+    """
+    try:
+        return load(read_regular(path))
+    except OSError as error:
+        raise ValueError(unread(error)) from error
 
 
 def dump(value: Any) -> str:

@@ -9,6 +9,7 @@ from fedsim.atomic import replaced
 from fedsim.errors import UserError
 from fedsim.partition.matrix import LabelMatrix
 from fedsim.results.folder import RunFolder
+from fedsim.results.lines import read_document
 
 
 def write_partitions(folder: RunFolder, matrices: Sequence[LabelMatrix]) -> None:
@@ -27,6 +28,6 @@ def read_partitions(folder: RunFolder) -> list[LabelMatrix]:
     if not path.exists():
         return []
     try:
-        return [LabelMatrix.from_json(values) for values in json.loads(path.read_text(encoding="utf-8"))]
-    except (ValueError, TypeError, KeyError) as error:
+        return [LabelMatrix.from_json(values) for values in read_document(path)]
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise UserError(str(path), "this is not a file of partitions that fedsim wrote", "remove it") from error

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from fedsim.privacy.plan import Claim, Trust, Unit
-from fedsim.results.lines import decode, dump
+from fedsim.privacy.plan import Claim, Neighbours, Trust
+from fedsim.results.lines import decode, dump, load
 from fedsim.results.measures import MEASURES
 
 Status = Literal["ok", "failed", "overspent", "unaccounted", "refuted"]
+LabelShares = Literal["released", "uniform"]
+"""Which labels plain accuracy is from: as frequent as the algorithm released them under its budget, or equally frequent."""
 
 UNDRAWN = ("failed", "overspent", "unaccounted", "refuted")
 """The statuses of rows that are in no mean and no picture."""
@@ -27,32 +28,71 @@ class RowError(BaseModel):
     traceback: str
 
 
+class Mechanism(BaseModel):
+    """A mechanism that ran ``count`` times over the data of every client: an event of an accountant.
+
+    Attributes:
+        release: what was released, as the plan calls it.
+        kind: ``gaussian`` over all units, ``sampled-gaussian`` over a Poisson sample of them.
+        noise_multiplier: standard deviation of the noise over the row's ``sensitivity``; 0 for none.
+        sample_rate: of the Poisson sample; 1 for all units.
+        count: how often it ran.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    release: str
+    kind: Literal["gaussian", "sampled-gaussian"]
+    noise_multiplier: float
+    sample_rate: float
+    count: int
+
+
 class Row(BaseModel):
     """The result of one cell. What a failed cell lacks is None; so is every epsilon of a method without DP.
 
-    ``scores`` are by the names of :data:`fedsim.results.measures.MEASURES`; on disk and as arguments each is a field of the row, so that a
-    measure that is one more is one field more. ``status`` is ``unaccounted`` where the ledger is not what the plan planned: nothing is
-    known of the epsilon, and ``error`` says why. ``epsilon_spent`` is under add-or-remove-one, ``epsilon_spent_replace_one`` under
-    replace-one at the same delta (:func:`fedsim.privacy.accountant.replace_one_epsilon`). ``uplink_bytes`` counts what all clients sent in
-    all rounds, ``seconds`` is the cell's wall time, ``sigma`` the noise multiplier, ``steps`` the number of noisy steps, ``sample_rate``
-    their Poisson rate. ``unseen`` is a site that took no part and on whose test rows all scores are, ``tested`` says which test rows the
-    clients' own scores are from. ``source`` is the hash of the code that ran (:mod:`fedsim.methods.source_hash`); a row without one is
-    older than this field, and so than any row with one.
-    ``audit_epsilon_lower`` is the largest epsilon of the claimed mechanism with other noise that an audit refutes with a confidence of
-    95 %, ``audit_epsilon_any`` the largest of any mechanism; ``audit_pairs`` counts the pairs of trainings behind it,
-    ``audit_canary_ratio`` is what its canary adds in units of the claimed sensitivity. ``status`` is ``refuted`` where one of the two
-    bounds is above the target, or a canary adds more than the sensitivity.
+    Attributes:
+        source: hash of the code that ran (:mod:`fedsim.methods.source_hash`); a row without one is older than this field, and so than any
+            row with one.
+        judged: hash of the code that scores and references are from: judging a finished cell anew writes its row again.
+        status: ``unaccounted`` where the ledger is not what the plan planned: nothing is known of the epsilon, and ``error`` says why;
+            ``refuted`` where a bound of an audit is above the target, or its canary adds more than the claimed sensitivity.
+        generator: SHA-256 of the facts (JSON) of the generator that was saved.
+        yields: what the algorithm makes; None: an older row.
+        train_groups: how many groups the training rows are, where the unit is a group.
+        epsilon_spent: under add-or-remove-one; ``epsilon_spent_replace_one`` under replace-one at the same delta
+            (:func:`fedsim.privacy.accountant.replace_one_epsilon`).
+        unit: what the budget protects: ``example``, ``client``, or a group by its column.
+        sigma: the noise multiplier; ``steps`` the number of noisy steps, ``sample_rate`` their Poisson rate.
+        mechanisms: what the ledger counted, the same for the data of every client, each with noise of its multiplier times
+            ``sensitivity``, the L2 distance by which one unit can move what is noised; from them, ``delta`` and ``relation`` (what
+            neighbours differ in) anyone can compute ``epsilon_spent`` again. A row without them is older than these fields.
+        noise_at: whether noise is added once to the sum over clients or by every client.
+        counted_by: the revision of the code that counted.
+        audit_epsilon_lower: the largest epsilon of the claimed mechanism with other noise that an audit refutes with a confidence of 95 %;
+            ``audit_epsilon_any`` the largest of any mechanism, ``audit_method`` how it was looked.
+        audit_pairs: how many pairs of trainings the audit is of.
+        audit_canary_ratio: what the audit's canary adds to a step, in units of the claimed sensitivity.
+        unseen: a site that took no part and on whose test rows all scores are.
+        tested: which test rows the clients' own scores are from.
+        label_shares: how frequent the labels are that ``accuracy`` is with; every other score is with equally frequent ones. None for a
+            classifier, which knows its own.
+        scores: by the names of :data:`fedsim.results.measures.MEASURES`; on disk and as arguments each is a field of the row, so that a
+            measure that is one more is one field more.
+        uplink_bytes: what all clients sent in all rounds; ``seconds`` is the cell's wall time.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     cell_id: str
     source: str | None = None
+    judged: str | None = None
     status: Status
     error: RowError | None = None
     algorithm: str
     label: str
     params: dict[str, Any]
+    yields: Literal["generator", "classifier"] | None = None
     dataset: str
     dataset_hash: str | None = None
     scheme: str | None = None
@@ -60,12 +100,14 @@ class Row(BaseModel):
     clients: int | None = None
     partition_hash: str | None = None
     train_rows: int | None = None
+    train_groups: int | None = None
     seed: int | None = None
     epsilon_target: float | None = None
     epsilon_spent: float | None = None
     epsilon_spent_replace_one: float | None = None
     delta: float | None = None
-    unit: Unit | None = None
+    unit: str | None = None
+    relation: Neighbours | None = None
     trust: Trust | None = None
     scope: str | None = None
     claim: Claim | None = None
@@ -75,6 +117,10 @@ class Row(BaseModel):
     sample_rate: float | None = None
     steps: int | None = None
     clip: float | None = None
+    sensitivity: float | None = None
+    mechanisms: tuple[Mechanism, ...] | None = None
+    noise_at: Literal["sum", "clients"] | None = None
+    counted_by: str | None = None
     audit_epsilon_lower: float | None = None
     audit_epsilon_any: float | None = None
     audit_method: str | None = None
@@ -82,6 +128,7 @@ class Row(BaseModel):
     audit_canary_ratio: float | None = None
     unseen: str | None = None
     tested: str | None = None
+    label_shares: LabelShares | None = None
     scores: dict[str, float] = {}
     recall_per_class: tuple[float | None, ...] | None = None
     ceiling_balanced_accuracy: float | None = None
@@ -91,6 +138,7 @@ class Row(BaseModel):
     uplink_bytes: int | None = None
     seconds: float | None = None
     versions: dict[str, str] = {}
+    generator: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -149,7 +197,7 @@ class Row(BaseModel):
         Raises:
             ValueError: the line is not JSON, or not a row (pydantic's ValidationError is a ValueError).
         """
-        fields = json.loads(line)
+        fields = load(line)
         if isinstance(fields, dict) and "params" in fields:
             fields["params"] = decode(fields["params"])
         return cls.model_validate(fields)

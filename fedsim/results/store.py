@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from fedsim.errors import UserError
+from fedsim.errors import RunLost, UserError
+from fedsim.regular import unread
 from fedsim.results.folder import RunFolder
-from fedsim.results.lines import decode, dump, is_json, reasons
+from fedsim.results.lines import complete_lines, decode, dump, is_json, load, reasons
 from fedsim.results.measures import MEASURES
 from fedsim.results.rows import Row
 
@@ -33,7 +33,7 @@ class ResultStore:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = RunFolder(Path(folder))
-        self._held = False
+        self._held: IO[str] | None = None
         self._writing = threading.Lock()
 
     @contextmanager
@@ -43,25 +43,69 @@ class ResultStore:
         Raises:
             UserError: another fedsim holds it.
         """
-        if self._held:
+        if self._held is not None:
             yield self
             return
-        self.folder.path.mkdir(parents=True, exist_ok=True)
-        with self.folder.lock.open("a+") as file:
+        try:
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+            file = self.folder.lock.open("a+")
+        except OSError as error:
+            raise UserError(
+                str(self.folder.path), f"cannot be made a run folder ({unread(error)})", "give another one with --out"
+            ) from error
+        with file:
+            self._take(file)
+            self._held = file
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                file.seek(0)
-                holder = file.read().strip() or "another fedsim"
-                raise UserError(str(self.folder.path), f"{holder} is running in this folder", "wait for it or stop it") from error
-            file.truncate(0)
-            file.write(f"fedsim, process {os.getpid()},")
-            file.flush()
-            self._held = True
-            try:
+                file.truncate(0)
+                file.write(f"fedsim, process {os.getpid()},")
+                file.flush()
                 yield self
+            except OSError as error:
+                if isinstance(error, ConnectionError | TimeoutError):  # not a file's
+                    raise
+                raise self._lost(error) from error
             finally:
-                self._held = False
+                self._held = None
+
+    def check_free(self) -> None:
+        """Check, without making anything, that no other fedsim holds the folder.
+
+        Raises:
+            UserError: one does.
+        """
+        if self._held is None and os.path.isfile(self.folder.lock):
+            with suppress(PermissionError), self.folder.lock.open() as file:
+                self._take(file)
+
+    def _take(self, file: IO[str]) -> None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().strip() or "another fedsim"
+            raise UserError(str(self.folder.path), f"{holder} is running in this folder", "wait for it or stop it") from error
+
+    def _lost(self, error: OSError) -> RunLost:
+        """What the file system did to a run under way."""
+        where = str(error.filename or self.folder.path)
+        return RunLost(where, f"cannot be written ({unread(error)})", "what is finished is kept, the same command goes on")
+
+    def _check_held(self) -> None:
+        """Check that the folder is still the one that was locked.
+
+        Raises:
+            RunLost: it was moved or removed.
+        """
+        assert self._held is not None
+        held = os.fstat(self._held.fileno())
+        try:
+            found = os.stat(self.folder.lock)
+        except OSError:
+            found = None
+        if found is None or (found.st_dev, found.st_ino) != (held.st_dev, held.st_ino):
+            what, right = "was moved or removed while fedsim ran in it", "the same command runs what the folder lacks"
+            raise RunLost(str(self.folder.path), what, right)
 
     def append(self, row: Row) -> None:
         """Add a row: one write, on disk when this returns.
@@ -115,9 +159,9 @@ class ResultStore:
             UserError: a complete line of the file is not what an audit wrote.
         """
         found: dict[int, dict[str, Any]] = {}
-        for number, line in _lines(self.folder.audits):
+        for number, line in complete_lines(self.folder.audits):
             try:
-                told = decode(json.loads(line))
+                told = decode(load(line))
                 if told.pop("audit") == key:
                     found[told["pair"]] = told
             except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -131,9 +175,9 @@ class ResultStore:
             UserError: a complete line of the file is none of these.
         """
         latest: dict[str, dict[int, dict[str, Any]]] = {}
-        for number, line in _lines(self.folder.clients):
+        for number, line in complete_lines(self.folder.clients):
             try:
-                told = json.loads(line)
+                told = load(line)
                 latest.setdefault(told["cell_id"], {})[told["client"]] = told
             except (ValueError, KeyError, TypeError) as error:
                 raise _broken(self.folder.clients, number, error) from error
@@ -146,7 +190,7 @@ class ResultStore:
             UserError: a complete line of the file is not a row.
         """
         latest: dict[str, Row] = {}
-        for number, line in _lines(self.folder.results):
+        for number, line in complete_lines(self.folder.results):
             try:
                 row = Row.from_json(line)
             except ValueError as error:
@@ -162,13 +206,13 @@ class ResultStore:
             UserError: a complete line of the file is not a round record.
         """
         by_cell: dict[str, list[dict[str, Any]]] = {}
-        for number, line in _lines(self.folder.rounds):
+        for number, line in complete_lines(self.folder.rounds):
             try:
-                record = json.loads(line)
+                record = load(line)
                 if any(word in line for word in _WORDS):
                     record = {key: value if key == "cell_id" else decode(value) for key, value in record.items()}
-                kept = by_cell.setdefault(record["cell_id"], [])
-                while kept and kept[-1]["round"] >= record["round"]:
+                kept, round_ = by_cell.setdefault(record["cell_id"], []), int(record["round"])
+                while kept and kept[-1]["round"] >= round_:
                     kept.pop()
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise _broken(self.folder.rounds, number, error) from error
@@ -183,12 +227,35 @@ class ResultStore:
         """The ids of cells whose last row is a failure."""
         return {row.cell_id for row in self.rows() if row.status == "failed"}
 
-    def _append(self, path: Path, lines: Sequence[str]) -> None:
+    def log(self, cell_id: str, lines: Iterable[str]) -> None:
+        """Add lines to a cell's log.
+
+        Raises:
+            UserError: another fedsim holds the folder.
+            RunLost: it cannot be written.
+        """
+        path = self.folder.log(cell_id)
         with self._writing, self.lock():
+            self._check_held()
+            path.parent.mkdir(exist_ok=True)
+            with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.writelines(f"{line}\n" for line in lines)
+
+    def _append(self, path: Path, lines: Sequence[str]) -> None:
+        """All of the lines or none."""
+        with self._writing, self.lock():
+            self._check_held()
             _mend(path)
             with path.open("ab", buffering=0) as file:
-                file.write("".join(f"{line}\n" for line in lines).encode())
-                os.fsync(file.fileno())
+                before, rest = file.tell(), memoryview("".join(f"{line}\n" for line in lines).encode())
+                try:
+                    while rest:  # a disk that gets full takes a part
+                        rest = rest[file.write(rest) :]
+                    os.fsync(file.fileno())
+                except OSError:
+                    with suppress(OSError):
+                        file.truncate(before)
+                    raise
 
 
 def load_results(folder: Path | str) -> pd.DataFrame:
@@ -216,17 +283,6 @@ def of_newest_source(rows: Sequence[Row]) -> list[Row]:
 
 _WORDS = (b'inf"', b'"nan"')
 """One of them is in every line with a number that is not finite."""
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Line numbers and complete lines of a file."""
-    if not path.exists():
-        return
-    lines = path.read_bytes().split(b"\n")
-    tail = lines.pop()
-    yield from ((number, line) for number, line in enumerate(lines, 1) if line.strip())
-    if is_json(tail):
-        yield len(lines) + 1, tail
 
 
 def _broken(path: Path, number: int, error: Exception) -> UserError:

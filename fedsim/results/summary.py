@@ -19,11 +19,20 @@ def write_summary(groups: Iterable[Group], path: Path) -> None:
 
     Columns: the setting, ``seeds`` (rows averaged), ``failed``, ``overspent``, ``unaccounted`` and ``refuted`` (rows left out), of each
     measure ``_mean`` and ``_ci95`` half-width, the largest ``epsilon_spent`` and ``epsilon_spent_replace_one``, and the means of the
-    references and seconds. Infinity is ``inf``; the half-width of a single seed is empty.
+    references and seconds. Infinity is ``inf``; the half-width of a single seed is empty. A text that a spreadsheet would take for a
+    formula begins with an apostrophe.
     """
-    frame = pd.DataFrame([_summary_line(group) for group in groups], columns=_columns())
+    lines = [{name: _inert(value) for name, value in _summary_line(group).items()} for group in groups]
+    frame = pd.DataFrame(lines, columns=_columns())
     with replaced(path) as part:
         frame.to_csv(part, index=False)
+
+
+def _inert(value: Any) -> Any:
+    """A text as a spreadsheet shows it; a carriage return, which would end its line, is a blank."""
+    if not isinstance(value, str):
+        return value
+    return ("'" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else "") + value.replace("\r", " ")
 
 
 _MEANS = ("ceiling_balanced_accuracy", "ceiling_accuracy", "local_only_balanced_accuracy", "chance", "seconds")

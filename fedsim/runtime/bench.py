@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -12,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from fedsim.audit.of_grid import ClaimAudit, audits_of, is_told
-from fedsim.errors import UserError
 from fedsim.grid.models import Grid
+from fedsim.interrupts import INTERRUPTED
 from fedsim.results.partitions import write_partitions
 from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore
+from fedsim.runtime.cluster import ClusterLost
 from fedsim.runtime.display import describe, make_display, outcome
 from fedsim.runtime.manifest import write_manifest
 from fedsim.runtime.scheduler import Scheduler
@@ -28,7 +31,7 @@ from fedsim.simulation.trial import Trial
 if TYPE_CHECKING:
     from fedsim.report.report import Report
 
-INTERRUPTED = 130
+REPORT = "from fedsim.cli import main; main()"
 
 
 def run_bench(
@@ -47,13 +50,9 @@ def run_bench(
         The exit code: 0 if every cell is ok, 1 if one is not or a plug-in was left out, 130 after an interruption.
 
     Raises:
-        UserError: the folder cannot be written, or another fedsim runs in it.
+        UserError: the folder cannot be written, another fedsim runs in it, or the grid's audits could say nothing.
     """
     audits = audits_of(prepared.grid, prepared.trials)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(str(folder), f"cannot be made a run folder ({error.strerror})", "give another one with --out") from error
     store = ResultStore(folder)
     show_refused(prepared, console)
     show_warnings(prepared, console)
@@ -63,19 +62,21 @@ def run_bench(
         todo = [trial for trial in prepared.trials if trial.cell.cell_id not in done]
         if changed := older_code(prepared.grid, todo, rows):
             console.print(changed, style="yellow", soft_wrap=True, highlight=False, markup=False)
+        without = unreferenced(prepared.trials, rows)
         for row in told_anew([trial for trial in prepared.trials if trial.cell.cell_id in done], rows):
             store.append(row)
         write_manifest(store.folder, prepared)
         write_partitions(store.folder, drawn_matrices(prepared))
-        untold = _untold(audits, todo, store)
         try:
-            report = _run(prepared, todo, untold, store, console, engine)
+            report = _run(prepared, todo, without, _untold(audits, todo, store), store, console, engine)
         except KeyboardInterrupt:
-            written = {row.cell_id for row in store.rows()}
-            count = sum(trial.cell.cell_id in written for trial in prepared.trials)
-            finished = f"{count} of {len(prepared.trials)} cells are finished"
-            console.print(f"interrupted: {finished}; the same command goes on", soft_wrap=True, highlight=False)
+            _say(console, f"interrupted: {_finished(prepared, store)}; the same command goes on")
             return INTERRUPTED
+        except ClusterLost as error:
+            _say(console, f"{error.where}: {error.what}; {_finished(prepared, store)}; {error.right}")
+            if store.folder.results.exists():  # in a process of its own: Ray ends this one within seconds of a loss
+                subprocess.run([sys.executable, "-c", REPORT, "report", str(folder)], check=False)
+            return error.exit_code
     report.show(console)
     bad = [row for row in report.rows if row.status != "ok"]
     for row in bad:
@@ -86,6 +87,23 @@ def run_bench(
     show_refused(prepared, console)
     console.print(f"report: {report.page}", soft_wrap=True, highlight=False)
     return 1 if bad or prepared.refused else 0
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def _finished(prepared: Prepared, store: ResultStore) -> str:
+    written = {row.cell_id for row in store.rows()}
+    count = sum(trial.cell.cell_id in written for trial in prepared.trials)
+    return f"{count} of {len(prepared.trials)} cells are finished"
+
+
+def unreferenced(trials: Sequence[Trial], rows: Sequence[Row]) -> list[tuple[Trial, Row]]:
+    """Finished cells whose rows lack a reference: its computation failed, and is to be tried again."""
+    by_cell = {row.cell_id: row for row in rows if row.status != "failed"}
+    found = [(trial, by_cell[trial.cell.cell_id]) for trial in trials if trial.cell.cell_id in by_cell]
+    return [(trial, row) for trial, row in found if None in (row.ceiling_balanced_accuracy, row.local_only_balanced_accuracy)]
 
 
 def older_code(grid: Grid, todo: Sequence[Trial], rows: Sequence[Row]) -> str | None:
@@ -128,19 +146,22 @@ def _untold(audits: Sequence[ClaimAudit], todo: Sequence[Trial], store: ResultSt
 def _run(
     prepared: Prepared,
     todo: list[Trial],
+    without: list[tuple[Trial, Row]],
     audits: list[ClaimAudit],
     store: ResultStore,
     console: Console,
     engine: AbstractContextManager[Any],
 ) -> Report:
     """Run what is to do, then draw the report; its libraries are loaded beside the cells, and it is drawn while Ray ends."""
-    if not todo and not audits:
+    if without:
+        _say(console, f"{len(without)} finished cells lack a reference, which is computed now")
+    if not todo and not without and not audits:
         console.print(f"all {len(prepared.trials)} cells are finished", highlight=False)
         return _drawn(store.folder.path)
     with ThreadPoolExecutor(1) as beside:
         with engine, make_display(console, len(prepared.trials), len(prepared.trials) - len(todo)) as display:
             beside.submit(importlib.import_module, "fedsim.report.report")
-            Scheduler(prepared, store, display).run(todo, audits)
+            Scheduler(prepared, store, display).run(todo, without, audits)
             drawing = beside.submit(_drawn, store.folder.path)
         return drawing.result()
 

@@ -1,30 +1,64 @@
-"""Ray as the engine: start a local cluster or join one, quietly, and end it with the driver."""
+"""Ray as the engine: start a local cluster or join one, quietly, notice when it is gone, and end it with the driver."""
 
 from __future__ import annotations
 
+import atexit
+import fcntl
 import logging
 import os
+import shutil
 import signal
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
+import sys
+import tempfile
+import threading
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import joblib
 import torch
 
-from fedsim.errors import UserError
-
-# Ray reads these as it is imported and hands them to what it starts: no usage report to anyone, no warning about idle GPUs, and a
-# model of up to 1 MiB travels in the call itself, in a third of the object store's time.
+# Ray reads these as it is imported and hands them to what it starts: no usage report to anyone, no warning about idle GPUs, a model of up
+# to 1 MiB travels in the call itself, in a third of the object store's time, and worker processes import torch while Ray still starts.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_max_direct_call_object_size", str(2**20))
+os.environ.setdefault("RAY_preload_python_modules", "fedsim.runtime.worker")
+# `ray start` protects a cluster by the token of its machine if there is one; who joins it by its address has to say that he has one, too.
+if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ) or (Path.home() / ".ray" / "auth_token").exists():
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import ray
+from ray._private import ray_constants
+from ray._private import worker as ray_worker
 
+import psutil  # isort: skip (Ray brings it along)
+
+from fedsim.errors import RunLost, UserError
+from fedsim.interrupts import INTERRUPTED, interrupts
 from fedsim.simulation.node import Node
+
+# The switch of Ray's debugger: no line of Ray's own comes between a bench's, which say of a lost worker what there is to say.
+ray_worker._worker_logs_enabled = False
+
+_SESSIONS = "fedsim-ray-"
+_LONGEST = 24
+"""Characters of a temporary folder's path that leave room for Ray's below it, in the 107 that a socket's may have."""
+LEAVING = 2.0
+"""Seconds in which Ray may end by itself after an interruption or a loss."""
+
+
+class ClusterLost(RunLost):
+    """The cluster itself is gone, or has no room any more for what is left to do.
+
+    Args:
+        what: which of these.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__("the cluster is lost", what, "the same command goes on")
 
 
 def this_machine() -> Node:
@@ -35,33 +69,116 @@ def this_machine() -> Node:
 
 @contextmanager
 def local_cluster(node: Node) -> Iterator[None]:
-    """A Ray cluster of one node for the block; its processes end with this one, however it ends."""
-    _connect("local", num_cpus=int(node.cpus), num_gpus=int(node.gpus), include_dashboard=False)
-    with _connected():
-        yield
+    """A Ray cluster of one node for the block, for this machine alone; its processes end with this one, however it ends."""
+    with _sessions() as folder:
+        with _loopback():
+            _connect("local", num_cpus=int(node.cpus), num_gpus=int(node.gpus), include_dashboard=False, _temp_dir=str(folder))
+        with _connected():
+            yield
 
 
 @contextmanager
-def joined_cluster(address: str) -> Iterator[list[Node]]:
+def _loopback() -> Iterator[None]:
+    """A cluster that starts in the block listens on 127.0.0.1 only, as Ray's do on systems where it has no clusters of machines."""
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def _sessions() -> Iterator[Path]:
+    """A folder for Ray's sockets and logs, gone after the block; those of drivers that were killed are removed, too."""
+    above = Path(tempfile.gettempdir())
+    if len(str(above)) > _LONGEST:  # a socket's path has an end
+        above = Path("/tmp")
+    for lock in above.glob(f"{_SESSIONS}*/lock"):
+        with suppress(OSError), lock.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.parent, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=_SESSIONS, dir=above))
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def joined_cluster(address: str, files: Collection[Path] = ()) -> Iterator[list[Node]]:
     """The running cluster at ``address`` (``host:port``, or ``auto`` for one on this machine) for the block; yields its nodes.
 
+    Args:
+        address: where its head listens.
+        files: what its machines need to import; those below the working folder are sent to each.
+
     Raises:
-        UserError: there is no cluster.
+        UserError: there is no cluster, or this process may not join it.
     """
     if address != "auto":
         _check_listening(address)
-    try:
-        _connect(address)
-    except (ConnectionError, ValueError) as error:
-        raise UserError(f"--address {address}", "no Ray cluster runs there", "start one with `ray start --head`") from error
+    with tempfile.TemporaryDirectory(prefix="fedsim-plug-ins-") as staged:
+        sent = _copied(files, Path(staged))
+        try:
+            _connect(address, **({"runtime_env": {"working_dir": staged}} if sent else {}))
+        except (ConnectionError, ValueError) as error:
+            what, right = "no Ray cluster runs there, or it does not let this process in", "start one with `ray start --head`"
+            token = "where it asks for a token, set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH (`ray get-auth-token` at its head)"
+            raise UserError(f"--address {address}", what, f"{right}, of this version of Ray and Python; {token}") from error
     with _connected():
-        offers = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-        yield [Node(float(offer.get("CPU", 0)), float(offer.get("GPU", 0))) for offer in offers]
+        yield list(live_nodes())
+
+
+def _copied(files: Collection[Path], folder: Path) -> bool:
+    """Copy the files that lie below the working folder, at their places in it; whether there are any."""
+    below = [file.relative_to(Path.cwd()) for file in files if file.is_relative_to(Path.cwd())]
+    for file in below:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, folder / file)
+    return bool(below)
+
+
+def live_nodes() -> tuple[Node, ...]:
+    """The nodes that the connected cluster has now."""
+    offers = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return tuple(Node(float(offer.get("CPU", 0)), float(offer.get("GPU", 0))) for offer in offers)
+
+
+class Lifeline:
+    """What this process's connection to the cluster hangs on: the cluster's head service and Ray's service on this machine.
+
+    Without one of them Ray waits for a minute and then ends the process without a word.
+    """
+
+    def __init__(self) -> None:
+        context = ray.get_runtime_context()
+        own = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())  # type: ignore[no-untyped-call]
+        head, _, port = context.gcs_address.rpartition(":")
+        self.services = {
+            "the cluster's head": (head.strip("[]"), int(port)),
+            "Ray's service on this machine": (own["NodeManagerAddress"], int(own["NodeManagerPort"])),
+        }
+
+    def check(self) -> None:
+        """See whether both still listen.
+
+        Raises:
+            ClusterLost: one does not.
+        """
+        for name, address in self.services.items():
+            try:
+                socket.create_connection(address, timeout=5).close()
+            except OSError as error:
+                raise ClusterLost(f"{name} does not answer any more ({error})") from error
 
 
 def _check_listening(address: str) -> None:
     """Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
     if not host or not port.isdigit() or "/" in host:
         raise UserError(f"--address {address}", "is not host:port", "give the address that `ray start --head` shows, or auto")
     try:
@@ -77,14 +194,38 @@ def _connect(address: str, **options: Any) -> None:
 @contextmanager
 def _connected() -> Iterator[None]:
     """Disconnects at the end of the block, which SIGTERM and a lost terminal end as Ctrl-C does (Ray took SIGTERM for itself)."""
-    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
+    with interrupts():
+        try:
+            yield
+        except (KeyboardInterrupt, ClusterLost) as error:
+            _leave(INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1)
+            raise
+        except BaseException:
+            ray.shutdown()
+            raise
         ray.shutdown()
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _leave(code: int) -> None:
+    """Disconnect from a cluster that may be gone: who does not answer in time is killed, and the process ends without Ray's farewell.
+
+    Args:
+        code: the exit code then.
+    """
+    ours = psutil.Process().children(recursive=True)
+    leaving = threading.Thread(target=ray.shutdown, daemon=True)
+    leaving.start()
+    leaving.join(LEAVING)
+    if not leaving.is_alive():
+        return
+    for process in ours:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGKILL)
+    atexit.unregister(ray.shutdown)
+    atexit.register(_end, code)
+
+
+def _end(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -19,6 +19,41 @@ from fedsim.results.rows import Row
 from fedsim.words import number, setting
 
 _SHOWN = 12
+_SILENT = 5.0
+"""Seconds without a round after which that is told."""
+
+
+class Preparing:
+    """What a preparation does, where it takes long: in a terminal at once, elsewhere a line every ``every`` seconds.
+
+    Args:
+        console: where to print.
+        every: seconds.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, console: Console, every: float = 20.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console, self._every, self._clock = console, every, clock
+        self._status = console.status("preparing") if console.is_terminal else None
+        self._started = self._told = clock()
+
+    def __call__(self, text: str) -> None:
+        """What is going on now."""
+        now = self._clock()
+        if self._status is not None:
+            self._status.update(Text(f"{text} ({now - self._started:.0f} s)"))
+        elif now - self._told >= self._every:
+            self._told = now
+            self._console.print(f"{text} ({now - self._started:.0f} s)", soft_wrap=True, highlight=False, markup=False)
+
+    def __enter__(self) -> Preparing:
+        if self._status is not None:
+            self._status.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._status is not None:
+            self._status.stop()
 
 
 class Display(ABC):
@@ -116,7 +151,7 @@ class LiveDisplay(Display):
                 cells.add_row(
                     Text(cell.label),
                     ProgressBar(max(cell.rounds, 1), cell.round, width=24),
-                    Text(cell.round_text, style="dim"),
+                    Text(cell.round_text(progress.now()), style="dim"),
                 )
             parts: list[RenderableType] = [self._heading(), cells]
             if more > 0:
@@ -145,10 +180,11 @@ def make_display(console: Console, total: int, already_done: int = 0) -> Display
 
 @dataclass
 class RunningCell:
-    """A cell under way; ``rounds`` is 0 until its first round ends."""
+    """A cell under way; ``rounds`` is 0 until its first round ends, ``heard`` when the last one did."""
 
     label: str
     since: float
+    heard: float
     round: int = 0
     rounds: int = 0
 
@@ -157,10 +193,10 @@ class RunningCell:
         """Share of the rounds that are finished."""
         return self.round / self.rounds if self.rounds else 0.0
 
-    @property
-    def round_text(self) -> str:
-        """The round in words."""
-        return f"round {self.round}/{self.rounds}" if self.rounds else "starting"
+    def round_text(self, now: float) -> str:
+        """The round in words, and how long ago it ended where that is long ago."""
+        told, silent = f"round {self.round}/{self.rounds}" if self.rounds else "starting", now - self.heard
+        return told if silent < _SILENT else f"{told}, {_duration(silent)} ago" if self.rounds else f"{told} for {_duration(silent)}"
 
 
 class Progress:
@@ -174,6 +210,10 @@ class Progress:
         self._seconds: list[float] = []
         self._parallel = 1
 
+    def now(self) -> float:
+        """Seconds on the clock of ``RunningCell.heard``."""
+        return self._clock()
+
     @property
     def ended(self) -> int:
         """Cells that will not run again in this bench."""
@@ -181,13 +221,13 @@ class Progress:
 
     def started(self, cell_id: str, label: str) -> None:
         """See ``Display.cell_started``."""
-        self.running[cell_id] = RunningCell(label, self._clock())
+        self.running[cell_id] = RunningCell(label, self._clock(), self._clock())
         self._parallel = max(self._parallel, len(self.running))
 
     def advanced(self, cell_id: str, round: int, rounds: int) -> None:
         """See ``Display.round_done``; a late message of a cell that ended is ignored."""
         if cell := self.running.get(cell_id):
-            cell.round, cell.rounds = round, rounds
+            cell.round, cell.rounds, cell.heard = round, rounds, self._clock()
 
     def finished(self, row: Row) -> None:
         """See ``Display.cell_finished``."""

@@ -2,178 +2,267 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import ray
 
+from fedsim.atomic import discard
 from fedsim.audit.audit import Audit
 from fedsim.audit.of_grid import ClaimAudit, audited_row
 from fedsim.evaluation.references import Ceiling, LocalOnly
-from fedsim.partition import Partition, PartitionSpec
+from fedsim.regular import unread
 from fedsim.results.rows import Row, RowError
 from fedsim.results.store import ResultStore
+from fedsim.runtime.cluster import ClusterLost, Lifeline, live_nodes
 from fedsim.runtime.display import Display
+from fedsim.runtime.jobs import (
+    Job,
+    Measuring,
+    Reference,
+    ReferenceKey,
+    named,
+    references_of,
+    shape_of,
+    with_measurements,
+    with_references,
+)
 from fedsim.runtime.manifest import versions
 from fedsim.runtime.slots import Slot, Slots
-from fedsim.runtime.worker import Failure, Report
-from fedsim.simulation.checkpoint import Checkpoints
+from fedsim.runtime.worker import Failure, Report, is_loss
+from fedsim.simulation.checkpoint import keep, kept
 from fedsim.simulation.generators import hold_back, save_generator
 from fedsim.simulation.gpu_memory import doubled, share_for
 from fedsim.simulation.node import Share, fit_together
 from fedsim.simulation.preflight import Prepared
-from fedsim.simulation.row import client_lines, failed_row, finished_row
+from fedsim.simulation.row import client_lines, failed_row, finished_row, refilled
 from fedsim.simulation.trial import Outcome, Trial
 from fedsim.words import setting
 
-ReferenceKey = tuple[str, ...]
+Shape = tuple[int, Share]
+"""How many actors, and what each takes."""
+AGAIN = 2
+"""How often a job that lost its slot runs again."""
+LOOK_EVERY, TELL_AFTER, GIVE_UP_AFTER = 1.0, 30.0, 600.0
+"""Seconds between looks at the cluster; until somebody who waits in vain is told of; until that is the end."""
 
 
 @dataclass(frozen=True)
-class Reference:
-    """A score of real data that several rows show: the ceiling, or local-only for one partition.
+class Running:
+    """A job on its slot, since when."""
 
-    Attributes:
-        key: what it depends on.
-        dataset: the data set's key.
-        partition: None for the ceiling.
-        spec: the partition's.
-        probe_c: the probe's.
-    """
-
-    key: ReferenceKey
-    dataset: str
-    partition: Partition | None
-    spec: PartitionSpec
-    probe_c: float
-
-
-def references_of(trial: Trial) -> tuple[Reference, Reference]:
-    """A cell's ceiling and its local-only reference."""
-    cell, partition = trial.cell, trial.partition
-    data, spec, c = trial.data_key, cell.partition, cell.evaluation.probe_c
-    return (
-        Reference(("ceiling", data, str(c)), data, None, spec, c),
-        Reference(("local-only", data, spec.scheme, partition.fingerprint, str(c)), data, partition, spec, c),
-    )
-
-
-@dataclass(frozen=True)
-class Measuring:
-    """The first round of the first cell of its shape, on a GPU of its own, to see how much of it such cells need."""
-
-    trial: Trial
-
-    @property
-    def shape(self) -> str:
-        """What decides how much memory a cell needs; equal for cells that are alike but for their seed and their budget."""
-        return shape_of(self.trial)
-
-
-Job = Trial | Reference | Measuring | ClaimAudit
-
-
-def shape_of(trial: Trial) -> str:
-    """What decides how much memory a cell needs."""
-    return repr((trial.cell.algorithm, sorted(trial.cell.params.items()), trial.task, trial.sizes, trial.cell.dataset.key))
+    job: Job
+    slot: Slot
+    since: float
 
 
 class Scheduler:
     """Places cells and references on slots; the driver alone writes files.
 
-    A cell's failure is its row; a slot that lost an actor is replaced.
+    A cell's failure is its row. A slot that lost an actor or a node is replaced, and its job, whose fault that was not, runs again, a cell
+    from its last checkpoint, up to :data:`AGAIN` times.
     """
 
     def __init__(self, prepared: Prepared, store: ResultStore, display: Display) -> None:
         self.store, self.display = store, display
         self.data = {key: ray.put(value) for key, value in prepared.data.items()}
         self.class_names = {key: value.class_names for key, value in prepared.data.items()}
-        self.save_generators = prepared.grid.resources.save_generators
-        self.slots, self.share = Slots(prepared.nodes, prepared.parallel), prepared.share
-        self.measuring = prepared.grid.resources.gpus_per_actor == "auto"
+        self.resources = prepared.grid.resources
+        self.at_first, self.slots, self.share = prepared.nodes, Slots(prepared.nodes, prepared.parallel), prepared.share
+        self.measuring = self.resources.gpus_per_actor == "auto"
         self.shares: dict[str, float] = {}
         self.queue: deque[Job] = deque()
-        self.running: dict[Any, tuple[Slot, Job]] = {}
+        self.running: dict[Any, Running] = {}
+        self.losses: Counter[str] = Counter()
         self.references: dict[ReferenceKey, Ceiling | LocalOnly | None] = {}
-        self.waiting: list[tuple[Trial, Outcome]] = []
+        self.waiting: list[Callable[[], None]] = []
+        self.audits: dict[str, Audit] = {}
         self.versions = versions()
+        self.lifeline = Lifeline()
+        self.looked, self.in_vain = time.monotonic(), 0.0
 
-    def run(self, trials: Iterable[Trial], audits: Iterable[ClaimAudit] = ()) -> None:
-        """Run all ``trials`` and the references that their rows need, then the ``audits`` of their claims."""
-        cells = _with_measurements(_with_references(trials)) if self.measuring else _with_references(trials)
-        queue = self.queue = deque[Job]([*cells, *audits])
+    def run(
+        self,
+        trials: Iterable[Trial],
+        without_references: Iterable[tuple[Trial, Row]] = (),
+        audits: Iterable[ClaimAudit] = (),
+    ) -> None:
+        """Run all ``trials``, the references that their rows and the finished rows ``without_references`` need, then the ``audits``.
+
+        Raises:
+            ClusterLost: nothing more can run.
+        """
+        lacking = list(without_references)
+        self.waiting = [partial(self._fill_in, trial, row) for trial, row in lacking]
+        jobs = with_references(trials, [trial for trial, _ in lacking])
+        self.queue = deque([*(with_measurements(jobs) if self.measuring else jobs), *audits])
         try:
-            while queue or self.running:
-                while queue and (slot := self._slot(queue)) is not None:
-                    self._start(queue.popleft(), slot)
-                if not self.running:
-                    continue
-                ready, _ = ray.wait(list(self.running))
-                self._receive(ready[0])
-        finally:
+            while self.queue or self.running:
+                while self.queue and self._start_next():
+                    pass
+                self._receive_next()
+                if (since := time.monotonic() - self.looked) > LOOK_EVERY:
+                    self._look_around()
+                    self._count_waiting(since)
+                    self.looked = time.monotonic()
+        except (KeyboardInterrupt, ClusterLost):
+            raise  # actors end with the connection, and who asks a lost cluster to end them waits for it
+        except BaseException:
             self.slots.close()
+            raise
+        self.slots.close()
 
-    def _slot(self, queue: deque[Job]) -> Slot | None:
-        """A slot for the next job; a reference takes whichever is free, or opens the one of the job behind it."""
-        first, job = queue[0], next((job for job in queue if not isinstance(job, Reference)), None)
-        if job is None:  # the cells that needed these references do not fit
-            queue.clear()
-            return None
-        if isinstance(job, Measuring | ClaimAudit):
-            return self.slots.take(1, self.share, any_shape=isinstance(first, Reference | ClaimAudit))
-        share = self._share(job)
-        if share is None:  # it is being measured
-            return None
-        actors = len(job.sizes)
-        if not fit_together([share] * actors, self.slots.nodes):
-            queue.remove(job)
-            what = f"its {actors} actors need {share.gpus:g} of a GPU each at once, and the cluster has not so much"
+    def _start_next(self) -> bool:
+        """Start the first job that the nodes which are left can hold, if there is room for it now."""
+        found = self._next()
+        if found is None:
+            return False
+        at, shape = found
+        job = self.queue[at]
+        if isinstance(job, Trial) and shape is not None and not self._fits(shape):
+            del self.queue[at]
+            what = f"its {shape[0]} actors need {shape[1].gpus:g} of a GPU each at once, and the cluster has not so much"
             self._write(failed_row(job, RowError(type="OutOfMemoryError", message=what, traceback=""), self.versions))
-            return None
-        return self.slots.take(actors, share, any_shape=isinstance(first, Reference))
+            return True
+        slot = None if shape is None else self.slots.take(*shape, any_shape=isinstance(job, Reference | ClaimAudit))
+        if slot is None:
+            return False
+        del self.queue[at]
+        self._start(job, slot)
+        return True
 
-    def _share(self, trial: Trial) -> Share | None:
-        """What each actor of a cell takes; None while that is being measured."""
-        known = self.shares.get(trial.cell.cell_id, self.shares.get(shape_of(trial), None if self.measuring else self.share.gpus))
-        return None if known is None else self.share._replace(gpus=known)
+    def _next(self) -> tuple[int, Shape | None] | None:
+        """The position and shape of the first job whose cell the cluster can hold now, or never could; None: it is being measured.
+
+        A reference takes whichever slot is free, or opens the one of the cell behind it. Cells for which a node is missing let others pass.
+        """
+        reference = None
+        for at, job in enumerate(self.queue):
+            if isinstance(job, Reference):
+                reference = at if reference is None else reference
+                continue
+            shape = self._shape(job)
+            if shape is None or fit_together([shape[1]] * shape[0], self.slots.nodes):
+                return at if reference is None else reference, shape
+            if not self._fits(shape):
+                return at, shape
+        return None if reference is None else (reference, (1, self.share))
+
+    def _fits(self, shape: Shape) -> bool:
+        """Whether the cluster can hold such a cell, or could when the bench began."""
+        actors, share = shape
+        return any(fit_together([share] * actors, nodes) for nodes in (self.at_first, self.slots.nodes))
+
+    def _shape(self, job: Trial | Measuring | ClaimAudit) -> Shape | None:
+        """How many actors a cell needs, and what each takes; None while that is being measured."""
+        if not isinstance(job, Trial):
+            return 1, self.share
+        known = self.shares.get(job.cell.cell_id, self.shares.get(shape_of(job), None if self.measuring else self.share.gpus))
+        actors, memory = len(job.sizes), self.resources.memory_per_cell or 0
+        return None if known is None else (actors, self.share._replace(gpus=known, memory=memory / actors))
 
     def _start(self, job: Job, slot: Slot) -> None:
         if isinstance(job, Measuring):
             stream = slot.worker.measure.options(num_returns="streaming").remote(job.trial, self.data[job.trial.data_key])
         elif isinstance(job, ClaimAudit):
-            stream = slot.worker.audit.options(num_returns="streaming").remote(job.run, self.store.audits(job.run.key))
+            stream = slot.worker.audit.options(num_returns="streaming").remote(job.trials[0].cell, job.run, self.store.audits(job.run.key))
         elif isinstance(job, Reference):
             stream = slot.worker.reference.options(num_returns="streaming").remote(
                 self.data[job.dataset], job.partition, job.spec, job.probe_c
             )
         else:
-            cell, data = job.cell, self.data[job.data_key]
+            cell = job.cell
             label = setting(
                 cell.label, cell.dataset.display, alpha=cell.concentration, clients=cell.clients, epsilon=cell.epsilon, seed=cell.seed
             )
             self.display.cell_started(cell.cell_id, label)
-            started = datetime.now(UTC).isoformat(timespec="seconds")
-            self._log(job, [f"started {started}", f"cell {cell.model_dump_json()}", f"plan {job.plan}", f"clients per actor {job.sizes}"])
-            # In a list the data set stays a reference, for the worker to hand on to its cohort actors.
-            stream = slot.worker.run.options(num_returns="streaming").remote(job, data, [data], self.store.folder.checkpoint(cell.cell_id))
-        self.running[stream] = (slot, job)
+            stream = self._begin(job, slot)
+        self.running[stream] = Running(job, slot, time.monotonic())
 
-    def _receive(self, stream: Any) -> None:
-        """Take the next report of a stream, or note its end."""
-        slot, job = self.running.pop(stream)
-        try:
-            report: Report = ray.get(next(stream))
-        except StopIteration:
-            self.slots.give_back(slot)
+    def _begin(self, trial: Trial, slot: Slot) -> Any:
+        """Start a cell; its stream of reports."""
+        cell, data = trial.cell, self.data[trial.data_key]
+        told = (f"cell {cell.model_dump_json()}", f"plan {trial.plan}", f"clients per actor {trial.sizes}")
+        self._log(trial, [f"started {now()}", *told])
+        checkpoint = kept(self.store.folder.checkpoint(cell.cell_id))
+        # In a list the data set stays a reference, for the worker to hand on to its cohort actors.
+        return slot.worker.run.options(num_returns="streaming").remote(trial, data, [data], checkpoint)
+
+    def _receive_next(self) -> None:
+        """Take the next report of a stream, or note its end; not for longer than it is time to look around again."""
+        if not self.running:
+            time.sleep(LOOK_EVERY / 5)
             return
-        except ray.exceptions.RayError as error:
-            self.slots.drop(slot)
-            report = Report(end=Failure.of_lost_worker(error))
+        ready: list[Any] = ray.wait(list(self.running), timeout=LOOK_EVERY)[0]
+        for stream in ready:
+            running = self.running.pop(stream)
+            try:
+                report: Report = ray.get(next(stream))
+            except StopIteration:
+                self.slots.give_back(running.slot)
+            except ray.exceptions.RayError as error:
+                self._lose(running, Failure.of_lost_worker(error), again=is_loss(error))
+            else:
+                self.running[stream] = running  # behind the others, so that none is served more often
+                self._take(running, report)
+
+    def _look_around(self) -> None:
+        """See what is left of the cluster, and whose time is up.
+
+        Raises:
+            ClusterLost: nothing is left.
+        """
+        self.lifeline.check()
+        self.slots.nodes = live_nodes()
+        displaced, limit = self.slots.displaced(), self.resources.cell_timeout or math.inf
+        for stream, running in list(self.running.items()):
+            late = not isinstance(running.job, Reference | ClaimAudit) and time.monotonic() - running.since > limit
+            if late or running.slot in displaced:
+                del self.running[stream]
+                what = f"it ran for longer than cell_timeout ({limit:g} s)" if late else "its machine left the cluster"
+                self._lose(running, Failure("TimeoutError" if late else "NodeLost", what, "", goes_on=True), again=not late)
+
+    def _count_waiting(self, since: float) -> None:
+        """Count the seconds in which cells wait for the cluster rather than for each other, and tell after a while.
+
+        Raises:
+            ClusterLost: nothing has run for a long time.
+        """
+        if not self.queue or (self.running and not self.slots.opening):
+            self.in_vain = 0
+            return
+        before, self.in_vain = self.in_vain, self.in_vain + since
+        first = next((job for job in self.queue if not isinstance(job, Reference)), self.queue[0])
+        actors, share = (None if isinstance(first, Reference) else self._shape(first)) or (1, self.share)
+        gpus = f" and {share.gpus:g} GPUs" if share.gpus else ""
+        has = ", ".join(f"{node.cpus:g} CPUs and {node.gpus:g} GPUs" for node in self.slots.nodes) or "no machine"
+        what = f"{named(first)} waits for {actors} actors with {share.cpus:g} CPUs{gpus} each; the cluster has {has}"
+        if before < TELL_AFTER <= self.in_vain:
+            self.display.note(f"{what}, and others may use it")
+        if self.in_vain > GIVE_UP_AFTER and not self.running:
+            raise ClusterLost(f"for {self.in_vain / 60:.0f} minutes {what}")
+
+    def _lose(self, running: Running, failure: Failure, *, again: bool) -> None:
+        """A job's slot is of no use any more: end what is left of it; the job runs again, or that was its end."""
+        self.slots.drop(running.slot)
+        job = running.job
+        if again and self.losses[named(job)] < AGAIN:
+            self.losses[named(job)] += 1
+            self.display.note(f"{named(job)}: {failure.message}; it runs again")
+            if isinstance(job, Trial):
+                self._log(job, [failure.message])
+            self.queue.appendleft(job)
         else:
-            self.running[stream] = (slot, job)  # behind the others, so that none is served more often
+            self._take(running, Report(end=failure))
+
+    def _take(self, running: Running, report: Report) -> None:
+        job = running.job
         if isinstance(job, Reference):
             self._take_reference(job, report)
         elif isinstance(job, ClaimAudit):
@@ -181,8 +270,8 @@ class Scheduler:
         elif isinstance(job, Measuring):
             # who cannot even be measured gets a whole GPU, and its row says what is wrong
             self.shares[job.shape] = share_for(report.end) if isinstance(report.end, float) else self.share.gpus
-        elif self._again(job, slot, report.end):
-            self._log(job, _log_lines(report))
+        elif self._again(job, running.slot, report.end):
+            self._log(job, log_lines(report))
         else:
             self._take_report(job, report)
 
@@ -200,89 +289,108 @@ class Scheduler:
     def _take_reference(self, job: Reference, report: Report) -> None:
         self.references[job.key] = report.end if isinstance(report.end, Ceiling | LocalOnly) else None
         if isinstance(report.end, Failure):
-            self.display.note(f"the {job.key[0]} reference failed, its column stays empty: {report.end.summary()}")
+            self.display.note(
+                f"the {job.key[0]} reference failed, its column stays empty; the same command tries again: {report.end.summary()}"
+            )
         ready, self.waiting = self.waiting, []
-        for trial, outcome in ready:
-            self._finish(trial, outcome)
+        for finish in ready:
+            finish()
 
     def _take_audit(self, job: ClaimAudit, report: Report) -> None:
-        """Keep an audit's pairs; at its end the rows of its claim are written once more, as the last word."""
+        """Keep an audit's pairs; at its end the rows of its claim that are written are so once more, as the last word."""
         self.store.append_audits(job.run.key, report.pairs)
         if isinstance(report.end, Failure):
-            self.display.note(f"the audit of {job.label} failed, its columns stay empty: {report.end.summary()}")
+            self.display.note(f"{named(job)} failed, its columns stay empty; the same command tries again: {report.end.summary()}")
         if not isinstance(report.end, Audit):
             return
-        self.display.note(f"audit of {job.label}: {report.end.words()}")
+        self.display.note(f"{named(job)}: {report.end.words()}")
         own = {trial.cell.cell_id: trial for trial in job.trials}
+        self.audits |= dict.fromkeys(own, report.end)
         for row in self.store.rows():
-            if row.cell_id in own and row.status in ("ok", "refuted"):
-                self.store.append(audited_row(row, report.end))
-                if report.end.refuted:
-                    hold_back(self.store.folder, own[row.cell_id].cell)
+            if row.cell_id in own and (told := self._audited(own[row.cell_id], row)) != row:
+                self.store.append(told)
+
+    def _audited(self, trial: Trial, row: Row) -> Row:
+        """The row with what the audit of its claim says, if that has ended; a generator whose claim is refuted is held back."""
+        if (audit := self.audits.get(row.cell_id)) is None:
+            return row
+        told = audited_row(row, audit)
+        held = hold_back(self.store.folder, trial.cell) if told.status == "refuted" else None
+        return told if held is None else told.model_copy(update={"generator": held})
 
     def _take_report(self, trial: Trial, report: Report) -> None:
         cell_id = trial.cell.cell_id
         self.store.append_rounds({"cell_id": cell_id, "round": r.round, **r.values} for r in report.rounds)
-        self._log(trial, _log_lines(report))
+        self._log(trial, log_lines(report))
         if report.rounds:
             last = report.rounds[-1]
             self.display.round_done(cell_id, last.round + 1, last.rounds)
+        if report.checkpoint is not None:
+            self._keep(trial, report.checkpoint)
         if isinstance(report.end, Outcome):
             self._finish(trial, report.end)
         elif isinstance(report.end, Failure):
-            # What failed starts afresh when it is tried again: its code may have been changed.
-            Checkpoints(self.store.folder.checkpoint(cell_id)).remove()
+            if not report.end.goes_on:
+                discard(self.store.folder.checkpoint(cell_id))
             error = RowError(type=report.end.type, message=report.end.message, traceback=report.end.traceback)
             self._write(failed_row(trial, error, self.versions))
 
+    def _keep(self, trial: Trial, checkpoint: bytes) -> None:
+        path = self.store.folder.checkpoint(trial.cell.cell_id)
+        try:
+            keep(path, checkpoint)
+        except OSError as error:  # a cell can do without
+            self._log(trial, [f"{path} cannot be written ({unread(error)}); the cell goes on without a new checkpoint"])
+
     def _finish(self, trial: Trial, outcome: Outcome) -> None:
         """Write the row of a cell that ran, once its references are there."""
+        if (references := self._references(trial)) is None:
+            self.waiting.append(partial(self._finish, trial, outcome))
+            return
+        row = finished_row(trial, outcome, *references, self.versions)
+        self.store.append_clients(client_lines(trial.cell, outcome.judgement, references[1]))
+        if self.resources.save_generators and outcome.generator is not None:
+            facts = {"status": row.status, "epsilon_spent": row.epsilon_spent, "accountant": row.accountant}
+            names = self.class_names[trial.data_key]
+            saved = save_generator(self.store.folder, trial, names, outcome.generator, facts, self.versions)
+            row = row.model_copy(update={"generator": saved})
+        self._write(self._audited(trial, row))
+        discard(self.store.folder.checkpoint(row.cell_id))
+
+    def _fill_in(self, trial: Trial, row: Row) -> None:
+        """Write a finished row once more, with the references that it lacked, once they are there."""
+        if (references := self._references(trial)) is None:
+            self.waiting.append(partial(self._fill_in, trial, row))
+            return
+        lines = [line for line in self.store.clients() if line["cell_id"] == row.cell_id]
+        filled, told = refilled(row, lines, *references)
+        filled = self._audited(trial, filled)
+        if filled != row:
+            self.store.append_clients(told)
+            self.store.append(filled)
+
+    def _references(self, trial: Trial) -> tuple[Ceiling | None, LocalOnly | None] | None:
+        """A cell's ceiling and local-only reference, None each where it failed; None as long as they are not there."""
         ceiling, local_only = (reference.key for reference in references_of(trial))
         if ceiling not in self.references or local_only not in self.references:
-            self.waiting.append((trial, outcome))
-            return
+            return None
         high, low = self.references[ceiling], self.references[local_only]
-        references = (high if isinstance(high, Ceiling) else None, low if isinstance(low, LocalOnly) else None)
-        row = finished_row(trial, outcome, *references, self.versions)
-        self.store.append_clients(client_lines(trial, outcome, references[1]))
-        if self.save_generators and outcome.generator is not None:
-            facts = {"status": row.status, "epsilon_spent": row.epsilon_spent, "accountant": row.accountant}
-            save_generator(self.store.folder, trial, self.class_names[trial.data_key], outcome.generator, facts, self.versions)
-        self._write(row)
+        return high if isinstance(high, Ceiling) else None, low if isinstance(low, LocalOnly) else None
 
     def _write(self, row: Row) -> None:
         self.store.append(row)
         self.display.cell_finished(row)
 
     def _log(self, trial: Trial, lines: Iterable[str]) -> None:
-        path = self.store.folder.log(trial.cell.cell_id)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(f"{line}\n" for line in lines)
+        self.store.log(trial.cell.cell_id, lines)
 
 
-def _with_references(trials: Iterable[Trial]) -> Iterator[Trial | Reference]:
-    """The cells, each reference right before the first cell that needs it."""
-    seen: set[ReferenceKey] = set()
-    for trial in trials:
-        for reference in references_of(trial):
-            if reference.key not in seen:
-                seen.add(reference.key)
-                yield reference
-        yield trial
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _with_measurements(jobs: Iterable[Trial | Reference]) -> Iterator[Job]:
-    """The jobs, a measurement right before the first cell of each shape."""
-    seen: set[str] = set()
-    for job in jobs:
-        if isinstance(job, Trial) and (shape := shape_of(job)) not in seen:
-            seen.add(shape)
-            yield Measuring(job)
-        yield job
-
-
-def _log_lines(report: Report) -> Iterator[str]:
+def log_lines(report: Report) -> Iterator[str]:
     """A line a round, whatever the cell printed, how it ended."""
     for record in report.rounds:
         values = " ".join(f"{name}={_short(value)}" for name, value in record.values.items())

@@ -10,8 +10,7 @@ import os
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from fedsim.audit.audit import Audit
 from fedsim.audit.run import AuditRun
 from fedsim.data.embeddings import Embeddings
 from fedsim.device import CPU, device_of, exact_products, moved
+from fedsim.evaluation.judge import Judgement
 from fedsim.evaluation.references import Ceiling, LocalOnly, ceiling, local_only
 from fedsim.grid.models import Cell
 from fedsim.methods.messages import Message, Pool, Round, Tensors
@@ -31,14 +31,18 @@ from fedsim.methods.registry import lookup
 from fedsim.methods.source_hash import source_hash
 from fedsim.partition import Partition, PartitionSpec
 from fedsim.seeds import Seeds
-from fedsim.simulation.checkpoint import Checkpoints
+from fedsim.simulation.checkpoint import SentCheckpoints
 from fedsim.simulation.cohort import Cohort, CohortSpec, build_algorithm, join_clients, split_clients
 from fedsim.simulation.gpu_memory import filled
 from fedsim.simulation.node import Share
+from fedsim.simulation.process_state import ProcessState, limit_memory
+from fedsim.simulation.rejudging import judged_anew
 from fedsim.simulation.rounds import RoundRecord
 from fedsim.simulation.trial import Outcome, Trial, local_pool, run_trial
 
 FLUSH_SECONDS = 0.2
+OUTPUT = 10_000_000
+"""Characters that a cell may print."""
 KEPT = 2**29
 """Bytes of freed memory that a process keeps for its next step."""
 _M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1
@@ -49,15 +53,21 @@ IN_THE_CALL = int(os.environ.get("RAY_max_direct_call_object_size", 100 * 2**10)
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a cell ended badly: the exception's type and message, and the traceback of where it was raised first."""
+    """Why a cell ended badly: the exception's type and message, and the traceback of where it was raised first.
+
+    ``goes_on``: it may go on from its checkpoint when it is tried again.
+    """
 
     type: str
     message: str
     traceback: str
+    goes_on: bool = False
 
     @classmethod
-    def of(cls, error: Exception) -> Failure:
+    def of(cls, error: Exception | SystemExit) -> Failure:
         """Of an exception; one from another actor comes wrapped, with the traceback over there as its text."""
+        if isinstance(error, SystemExit):
+            return cls.of(_exited(error))
         if isinstance(error, ray.exceptions.RayTaskError):
             return cls(type(error.cause).__name__, str(error.cause), str(error))
         return cls(type(error).__name__, str(error), "".join(traceback.format_exception(error)))
@@ -66,21 +76,39 @@ class Failure:
     def of_lost_worker(cls, error: ray.exceptions.RayError) -> Failure:
         """Of a worker process that is gone."""
         cause = getattr(error, "cause", None) or error
-        return cls(type(cause).__name__, "a worker process of the cell died (killed, out of memory, or it crashed)", str(cause))
+        if not is_loss(error):
+            return cls.of(error)
+        what = "a worker process of the cell died (killed, out of memory, or it crashed)"
+        return cls(type(cause).__name__, what, str(cause), goes_on=True)
 
     def summary(self) -> str:
         """Type and first line of the message."""
         return f"{self.type}: {self.message.strip().partition(chr(10))[0]}"
 
 
+def is_loss(error: ray.exceptions.RayError) -> bool:
+    """Whether a process, a machine or an object was lost, rather than an exception raised."""
+    return isinstance(error.cause if isinstance(error, ray.exceptions.RayTaskError) else error, ray.exceptions.RayError)
+
+
 @dataclass(frozen=True)
 class Report:
-    """What a worker streams to the driver: rounds since the last report, captured output, at the end how it ended; an audit's pairs."""
+    """What a worker streams to the driver: rounds and output since the last report, a new checkpoint, and at the end how it ended.
+
+    ``pairs`` are an audit's lines since the last report.
+    """
 
     rounds: tuple[RoundRecord, ...] = ()
     output: str = ""
-    end: Outcome | Failure | Ceiling | LocalOnly | Audit | float | None = None
+    checkpoint: bytes | None = field(default=None, repr=False)
+    end: Outcome | Judgement | Failure | Ceiling | LocalOnly | Audit | float | None = None
     pairs: tuple[dict[str, Any], ...] = ()
+
+
+def _exited(error: SystemExit) -> RuntimeError:
+    """What a call of ``sys.exit`` in an algorithm is told as; Ray would take it for a worker that died."""
+    exited = RuntimeError(f"the algorithm called sys.exit({'' if error.code is None else repr(error.code)}), which a cell may not")
+    return exited.with_traceback(error.__traceback__)
 
 
 def settle(cpus: float, device: torch.device = CPU) -> None:
@@ -126,23 +154,50 @@ def check_source(cell: Cell) -> None:
         raise RuntimeError(f"the source of {cell.algorithm} is not what it was when the grid was read; run the same command again")
 
 
+class Process:
+    """A process that trains one cell after another, and none as another cell left it.
+
+    Args:
+        share: what it may take.
+    """
+
+    def __init__(self, share: Share) -> None:
+        self.share, self.device = share, device_of(share.device, share.gpus)
+        settle(share.cpus, self.device)
+        send_tensors_as_bytes()
+        self.state = ProcessState()
+
+    def make_ready(self, *, limited: bool = False) -> None:
+        """Put back what the last cell changed; ``limited``: the next one has no more memory than its share."""
+        self.state.put_back()
+        settle(self.share.cpus, self.device)
+        limit_memory(self.share.memory if limited else 0)
+
+    def told(self, error: Exception | SystemExit) -> Failure:
+        """Why a cell failed; memory that it was refused is told in the grid's words."""
+        failure = Failure.of(error)
+        if self.share.memory and (failure.type.endswith("MemoryError") or "can't allocate memory" in failure.message):
+            what = f"an actor of the cell asked for more than its {self.share.memory / 1e9:g} GB of memory_per_cell"
+            return replace(failure, type="MemoryError", message=f"{what}: {failure.message}")
+        return failure
+
+
 class TrialWorker:
     """Runs cells and references; it hosts the first cohort of a cell itself, cohort actors the others."""
 
     def __init__(self, share: Share, cohorts: Sequence[Any] = ()) -> None:
-        self.device, self.cohorts = device_of(share.device, share.gpus), list(cohorts)
-        settle(share.cpus, self.device)
-        send_tensors_as_bytes()
+        self.process, self.cohorts = Process(share), list(cohorts)
+        self.device = self.process.device
         self.latest: tuple[str, Embeddings] | None = None
 
-    def run(self, trial: Trial, data: Embeddings, data_ref: Sequence[Any], checkpoint: Path) -> Iterator[Report]:
+    def run(self, trial: Trial, data: Embeddings, data_ref: Sequence[Any], checkpoint: bytes | None) -> Iterator[Report]:
         """Run a cell: a stream of reports, the last one with an outcome or a failure.
 
         Args:
             trial: the cell.
             data: its data set.
             data_ref: the data set's reference in the object store, alone in a list.
-            checkpoint: the file of its checkpoints.
+            checkpoint: where an earlier run of it stood.
 
         Raises:
             RayActorError: a cohort actor died, so this worker is of no use any more.
@@ -153,25 +208,39 @@ class TrialWorker:
                 return RayPool(self.cohorts, trial.cohorts(seeds), data, data_ref[0], self.device)
             return local_pool(trial, data, seeds, self.device)
 
+        self.process.make_ready(limited=True)
         data = self._same(trial.data_key, data)
         pending: list[RoundRecord] = []
-        sent = time.monotonic()
+        checkpoints, sent = SentCheckpoints(checkpoint), time.monotonic()
         with _captured() as output:
             try:
                 check_source(trial.cell)
-                for step in run_trial(trial, data, make_pool, Checkpoints(checkpoint), self.device):
+                for step in run_trial(trial, data, make_pool, checkpoints, self.device):
                     if isinstance(step, Outcome):
-                        yield Report(tuple(pending), _drain(output), step)
+                        yield Report(tuple(pending), output.drain(), end=step)
                         return
                     pending.append(step)
-                    if time.monotonic() - sent > FLUSH_SECONDS:
-                        yield Report(tuple(pending), _drain(output))
+                    checkpoint = checkpoints.unsent()
+                    if checkpoint is not None or time.monotonic() - sent > FLUSH_SECONDS:
+                        yield Report(tuple(pending), output.drain(), checkpoint)
                         pending, sent = [], time.monotonic()
             except ray.exceptions.RayActorError:
-                yield Report(tuple(pending), _drain(output))
+                yield Report(tuple(pending), output.drain())
                 raise
-            except Exception as error:
-                yield Report(tuple(pending), _drain(output), Failure.of(error))
+            except (Exception, SystemExit) as error:
+                yield Report(tuple(pending), output.drain(), end=self.process.told(error))
+
+    def judge(self, trial: Trial, state: Tensors | None, data: Embeddings) -> Iterator[Report]:
+        """Judge a finished cell anew, from the ``state`` of its saved generator; without one there is nothing to say."""
+        end: Judgement | Failure | None = None
+        self.process.make_ready()
+        with _captured() as output:
+            if state is not None:
+                try:
+                    end = judged_anew(trial, state, self._same(trial.data_key, data))
+                except Exception as error:
+                    end = Failure.of(error)
+            yield Report(output=output.drain(), end=end)
 
     def _same(self, key: str, data: Embeddings) -> Embeddings:
         """The data set as the last cell had it, so that rows on a device are known again: Ray makes an object of its own for every call."""
@@ -181,30 +250,41 @@ class TrialWorker:
 
     def measure(self, trial: Trial, data: Embeddings) -> Iterator[Report]:
         """The part of the GPU that the first actor of a cell fills in its first round."""
+        self.process.make_ready()
         try:
             algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
             server = algorithm.initial_server(Seeds(trial.cell.seed)).to(self.device)
             cohort = Cohort(trial.cohorts()[0], data.x_train, data.y_train, self.device)
             cohort.round(next(algorithm.schedule()), algorithm.phases()[0].broadcast(server))
             yield Report(end=filled(self.device))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             yield Report(end=Failure.of(error))
 
-    def audit(self, run: AuditRun, found: Sequence[dict[str, Any]]) -> Iterator[Report]:
-        """What an audit lacks, in reports of some pairs each, and its outcome."""
+    def audit(self, cell: Cell, run: AuditRun, found: Sequence[dict[str, Any]]) -> Iterator[Report]:
+        """What an audit lacks, in reports of some pairs each, and its outcome.
+
+        Args:
+            cell: one of those that make the claim.
+            run: the audit.
+            found: its pairs so far.
+        """
+        self.process.make_ready()
         lines, pending, sent = list(found), list[dict[str, Any]](), time.monotonic()
-        try:
-            for line in run.missing(found):
-                pending.append(line)
-                if time.monotonic() - sent > FLUSH_SECONDS:
-                    yield Report(pairs=tuple(pending))
-                    lines, pending, sent = lines + pending, [], time.monotonic()
-            yield Report(end=run.outcome(lines + pending), pairs=tuple(pending))
-        except Exception as error:
-            yield Report(end=Failure.of(error), pairs=tuple(pending))
+        with _captured():
+            try:
+                check_source(cell)
+                for line in run.missing(found):
+                    pending.append(line)
+                    if time.monotonic() - sent > FLUSH_SECONDS:
+                        yield Report(pairs=tuple(pending))
+                        lines, pending, sent = lines + pending, [], time.monotonic()
+                yield Report(end=run.outcome(lines + pending), pairs=tuple(pending))
+            except (Exception, SystemExit) as error:
+                yield Report(end=Failure.of(error), pairs=tuple(pending))
 
     def reference(self, data: Embeddings, partition: Partition | None, spec: PartitionSpec, probe_c: float) -> Iterator[Report]:
         """The ceiling without a partition, local-only with one."""
+        self.process.make_ready()
         try:
             value = ceiling(data, probe_c) if partition is None else local_only(data, partition, spec, probe_c)
         except Exception as error:
@@ -217,18 +297,24 @@ class CohortActor:
     """Hosts one cohort of a cell that is spread over several actors."""
 
     def __init__(self, share: Share) -> None:
-        self.device = device_of(share.device, share.gpus)
-        settle(share.cpus, self.device)
-        send_tensors_as_bytes()
+        self.process = Process(share)
         self.cohort: Cohort | None = None
 
     def host(self, spec: CohortSpec, data: Embeddings) -> None:
         """Take the clients of ``spec`` up, in place of any earlier ones."""
-        self.cohort = Cohort(spec, data.x_train, data.y_train, self.device)
+        self.cohort = None
+        self.process.make_ready(limited=True)
+        try:
+            self.cohort = Cohort(spec, data.x_train, data.y_train, self.process.device)
+        except SystemExit as error:
+            raise _exited(error) from error
 
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of the cohort; what it returns travels by the CPU, in one copy."""
-        returned = getattr(self.cohort, method)(*args)
+        try:
+            returned = getattr(self.cohort, method)(*args)
+        except SystemExit as error:
+            raise _exited(error) from error
         return returned.on(CPU) if isinstance(returned, Message) else returned
 
 
@@ -274,10 +360,32 @@ class RayPool:
         ray.get(others)
 
 
+class _Output(io.StringIO):
+    """What a cell prints, up to :data:`OUTPUT` characters."""
+
+    room = OUTPUT
+
+    def write(self, text: str) -> int:
+        """Take what there is room for, and say so when it is used up."""
+        if self.room > 0:
+            super().write(text[: self.room])
+            self.room -= len(text)
+            if self.room <= 0:
+                super().write(f"\n(more than {OUTPUT / 1e6:g} MB of output; the rest of it is left out)\n")
+        return len(text)
+
+    def drain(self) -> str:
+        """What was written since the last call."""
+        text = self.getvalue()
+        self.seek(0)
+        self.truncate()
+        return text
+
+
 @contextlib.contextmanager
-def _captured() -> Iterator[io.StringIO]:
+def _captured() -> Iterator[_Output]:
     """Collects everything that this process prints, logs or warns about in the block, for the cell's log file."""
-    output = io.StringIO()
+    output = _Output()
     handler = logging.StreamHandler(output)
     logging.captureWarnings(True)
     logging.getLogger().addHandler(handler)
@@ -286,10 +394,3 @@ def _captured() -> Iterator[io.StringIO]:
             yield output
     finally:
         logging.getLogger().removeHandler(handler)
-
-
-def _drain(output: io.StringIO) -> str:
-    text = output.getvalue()
-    output.seek(0)
-    output.truncate()
-    return text

@@ -2,19 +2,57 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from fedsim.atomic import discard, replaced
-from fedsim.simulation.state import Checkpoint
+from fedsim.methods.messages import Tensors
+from fedsim.regular import read_regular, unread
+from fedsim.simulation.state import Checkpoint, described
 
 FACTS = ("round", "ledger", "uplink_bytes", "secret")
 """What a checkpoint holds beside tensors."""
+EVERY = 30.0
+"""Seconds between checkpoints."""
+
+
+def packed(progress: Checkpoint) -> bytes:
+    """A checkpoint as one safetensors file with its own hash; private client state is in it, and the root of secret noise."""
+    facts = {name: getattr(progress, name) for name in FACTS}
+    tensors = {name: value.contiguous() for name, value in progress.tensors.items()}
+    return save(tensors, {"progress": json.dumps(facts), "sha256": _digest(facts, tensors)})
+
+
+def unpacked(content: bytes) -> Checkpoint | None:
+    """The checkpoint that :func:`packed` made; None, with a warning, if anything in it is not what was saved."""
+    try:
+        tensors = {name: value.clone() for name, value in load(content).items()}
+        # the header, whose length comes first, holds the facts
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+        facts = json.loads(header["progress"])
+        if header["sha256"] != _digest(facts, tensors):
+            raise ValueError("its facts and tensors are not those that were saved")
+        return Checkpoint(tensors=tensors, **{name: facts[name] for name in FACTS})
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+        warnings.warn(f"the checkpoint cannot be used ({unread(error)}); the cell begins again", stacklevel=2)
+        return None
+
+
+def _digest(facts: Mapping[str, Any], tensors: Tensors) -> str:
+    """SHA-256 of the facts and of every tensor's name, dtype, shape and values."""
+    digest = hashlib.sha256(json.dumps([facts, described(tensors)]).encode())
+    for _, value in sorted(tensors.items()):
+        digest.update(value.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 class Checkpoints:
@@ -22,35 +60,82 @@ class Checkpoints:
 
     Args:
         path: the file; its folder is made when the first checkpoint is written.
-        every: seconds between checkpoints.
+        every: seconds between checkpoints; default: :data:`EVERY`.
     """
 
-    def __init__(self, path: Path, every: float = 30.0) -> None:
+    def __init__(self, path: Path, every: float | None = None) -> None:
         self.path, self.every = path, every
         self._last = time.monotonic()
 
     def __call__(self, capture: Callable[[], Checkpoint]) -> None:
-        """Write a checkpoint if enough time has passed since the last one."""
-        if time.monotonic() - self._last >= self.every:
-            self.save(capture())
+        """Write a checkpoint if enough time has passed since the last one; a cell can do without one that cannot be written."""
+        if time.monotonic() - self._last >= (EVERY if self.every is None else self.every):
+            try:
+                self.save(capture())
+            except OSError as error:
+                warnings.warn(f"{self.path} cannot be written ({unread(error)}); the cell goes on without a new checkpoint", stacklevel=2)
             self._last = time.monotonic()
 
     def save(self, progress: Checkpoint) -> None:
-        """Write ``progress``, for the owner's eyes alone: private client state is in it, and the root of secret noise."""
-        facts = {name: getattr(progress, name) for name in FACTS}
-        with replaced(self.path, 0o600) as part:
-            save_file({k: v.contiguous() for k, v in progress.tensors.items()}, part, {"progress": json.dumps(facts)})
+        """Write ``progress``, for the owner's eyes alone.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        keep(self.path, packed(progress))
 
     def load(self) -> Checkpoint | None:
-        """The last checkpoint; None if there is none or it cannot be read."""
-        try:
-            with safe_open(self.path, "pt") as file:
-                facts = json.loads((file.metadata() or {})["progress"])
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            return Checkpoint(tensors=tensors, **{name: facts[name] for name in FACTS})
-        except (OSError, SafetensorError, KeyError, ValueError):
-            return None
+        """The last checkpoint; None if there is none, or it is not what was saved."""
+        content = kept(self.path)
+        return None if content is None else unpacked(content)
 
     def remove(self) -> None:
         """The cell is finished."""
         discard(self.path)
+
+
+class SentCheckpoints(Checkpoints):
+    """The checkpoints of a cell that runs elsewhere: bytes that travel to where files are written, and came from there.
+
+    Args:
+        latest: what the file held when the cell was started; None if there was none.
+    """
+
+    def __init__(self, latest: bytes | None) -> None:
+        super().__init__(Path())
+        self._latest = latest
+        self._unsent: bytes | None = None
+
+    def save(self, progress: Checkpoint) -> None:
+        """Make ``progress`` ready to be sent."""
+        self._unsent = packed(progress)
+
+    def load(self) -> Checkpoint | None:
+        """The checkpoint with which the cell was started; None if there was none, or it is not what was saved."""
+        return None if self._latest is None else unpacked(self._latest)
+
+    def remove(self) -> None:
+        """Who writes the row removes the file."""
+
+    def unsent(self) -> bytes | None:
+        """What was saved since the last call."""
+        content, self._unsent = self._unsent, None
+        return content
+
+
+def keep(path: Path, content: bytes) -> None:
+    """Write a packed checkpoint, for the owner's eyes alone.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with replaced(path, 0o600) as part:
+        part.write_bytes(content)
+
+
+def kept(path: Path) -> bytes | None:
+    """What :func:`keep` wrote; None if there is nothing that can be read."""
+    try:
+        return read_regular(path)
+    except OSError:
+        return None

@@ -34,6 +34,7 @@ class CohortSpec:
         seeds: the cell's seed tree.
         members: client numbers, ascending.
         rows: each member's training rows.
+        groups: where the unit is a group: the number of each row's group within its client, ascending from 0.
     """
 
     algorithm: str
@@ -43,6 +44,7 @@ class CohortSpec:
     seeds: Seeds
     members: tuple[int, ...]
     rows: tuple[NDArray[np.int64], ...]
+    groups: tuple[NDArray[np.int64], ...] | None = None
 
 
 def build_algorithm(name: str, params: dict[str, Any], task: Task) -> Algorithm:
@@ -65,6 +67,7 @@ class Cohort:
             spec.seeds,
             spec.plan,
             model,
+            None if spec.groups is None else tuple(map(torch.from_numpy, spec.groups)),
             device=device,
         )
         self.algorithm.start_clients(self.clients)

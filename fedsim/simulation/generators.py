@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +19,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 
 from fedsim.atomic import replaced
 from fedsim.errors import UserError
@@ -28,22 +30,30 @@ from fedsim.grid.models import Cell
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Task, Tensors
 from fedsim.methods.products import Generator, is_personal, own
-from fedsim.methods.registry import lookup
+from fedsim.methods.registry import check_installed, lookup
 from fedsim.privacy.plan import PrivacyPlan
+from fedsim.regular import read_regular, unread
 from fedsim.results.folder import RunFolder
-from fedsim.results.lines import encode
+from fedsim.results.lines import encode, reasons
+from fedsim.results.store import ResultStore
 from fedsim.seeds import Purpose, Seeds
 from fedsim.simulation.cohort import build_algorithm
 from fedsim.simulation.rounds import restored
+from fedsim.simulation.state import check_alike, check_released, described
 from fedsim.simulation.trial import Trial
 
 TENSORS = ".safetensors"
+MOST = 10**6
+"""Dimensions, classes or clients that a saved generator may have."""
 RELEASABLE = ("proved", "checked")
 """Claims under which a release is what its epsilon says."""
 
 
 class GeneratorFacts(BaseModel):
-    """What a saved generator's JSON file says: its cell, the public facts, the plan, and what was spent."""
+    """What a saved generator's JSON file says: its cell, the public facts, the plan, what was spent, and what its tensors are.
+
+    ``tensors`` tells dtype and shape by name, ``sha256`` is that of the ``.safetensors`` file; the JSON file's own is in the cell's row.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
@@ -55,6 +65,32 @@ class GeneratorFacts(BaseModel):
     epsilon_spent: float | None
     accountant: str | None
     versions: dict[str, str]
+    tensors: dict[str, str]
+    sha256: str
+
+    @model_validator(mode="after")
+    def _one_story(self) -> GeneratorFacts:
+        """What is said twice is said alike, and every number is in its range: the files may be anybody's."""
+        cell, task, plan = self.cell, self.task, self.plan
+        for name, value in (("dim", task.dim), ("classes", task.classes), ("clients", task.clients)):
+            if not 1 <= value <= MOST:
+                raise ValueError(f"task.{name} is {value}, not in 1 .. {MOST}")
+        if not 0 <= cell.seed < 2**63:
+            raise ValueError(f"cell.seed is {cell.seed}, not in 0 .. 2^63 - 1")
+        if (cell.clients, cell.unit, cell.trust) != (task.clients, task.unit, task.trust):
+            raise ValueError("cell and task differ in clients, unit or trust")
+        if (plan is None) != (cell.epsilon is None):
+            raise ValueError("cell and plan differ in epsilon")
+        if plan is None:
+            return self
+        if (plan.epsilon_target, plan.delta, plan.unit, plan.trust) != (cell.epsilon, cell.delta, cell.unit, cell.trust):
+            raise ValueError("cell and plan differ in epsilon, delta, unit or trust")
+        if not (plan.epsilon_target > 0 and 0 < plan.delta < 1 and 0 <= plan.sigma < math.inf):
+            raise ValueError("the plan's epsilon, delta or sigma is out of range")
+        spent = self.epsilon_spent
+        if self.status == "ok" and not (spent is not None and 0 <= spent <= plan.epsilon_target * (1 + 1e-6)):
+            raise ValueError(f"epsilon_spent is {spent} of {plan.epsilon_target}, which is not what status 'ok' says")
+        return self
 
     @property
     def held_back(self) -> str:
@@ -83,7 +119,7 @@ def releasable(cell: Cell) -> Cell:
 
 def save_generator(
     run: RunFolder, trial: Trial, class_names: tuple[str, ...], state: Tensors, spent: Mapping[str, Any], versions: Mapping[str, str]
-) -> None:
+) -> str:
     """Write ``generators/<cell_id>.safetensors`` and ``.json`` into a run folder, named by the id of :func:`releasable`.
 
     Args:
@@ -93,24 +129,47 @@ def save_generator(
         state: what the generator is made from (``Trained.state``).
         spent: status, epsilon spent and accountant.
         versions: of the packages that computed.
+
+    Returns:
+        SHA-256 of the JSON file, for the cell's row.
     """
     cell = releasable(trial.cell)
-    facts = GeneratorFacts(cell=cell, task=trial.task, plan=trial.plan, class_names=class_names, versions=dict(versions), **spent)
+    content = save({name: value.contiguous() for name, value in state.items()})
+    facts = GeneratorFacts(
+        cell=cell,
+        task=trial.task,
+        plan=trial.plan,
+        class_names=class_names,
+        versions=dict(versions),
+        tensors=described(state),
+        sha256=hashlib.sha256(content).hexdigest(),
+        **spent,
+    )
     path = run.generator(cell.cell_id)
     with replaced(path.with_suffix(TENSORS)) as part:
-        save_file({name: value.contiguous() for name, value in state.items()}, part)
-    with replaced(path) as part:
-        part.write_text(facts.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        part.write_bytes(content)
+    return _write_facts(path, facts)
 
 
-def hold_back(run: RunFolder, cell: Cell) -> None:
-    """Note that the claim of a saved generator is refuted; nothing where none is saved."""
+def hold_back(run: RunFolder, cell: Cell) -> str | None:
+    """Note that the claim of a saved generator is refuted.
+
+    Returns:
+        SHA-256 of the JSON file, for the cell's row; None where no generator is saved.
+
+    Raises:
+        UserError: its facts cannot be read.
+    """
     path = run.generator(releasable(cell).cell_id)
-    if not path.exists():
-        return
-    facts = GeneratorFacts.model_validate_json(path.read_bytes())
+    return _write_facts(path, _facts(path)[0].model_copy(update={"status": "refuted"})) if path.exists() else None
+
+
+def _write_facts(path: Path, facts: GeneratorFacts) -> str:
+    """Write the JSON file; its SHA-256."""
+    text = (facts.model_dump_json(indent=1) + "\n").encode()
     with replaced(path) as part:
-        part.write_text(facts.model_copy(update={"status": "refuted"}).model_dump_json(indent=1) + "\n", encoding="utf-8")
+        part.write_bytes(text)
+    return hashlib.sha256(text).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,11 +180,15 @@ class SavedGenerator:
         facts: its cell, plan and what was spent.
         synthesis: how it synthesises, as the algorithm's parameter says or ``client:K``; None where the algorithm has one way only.
         generator: the generator itself.
+        digest: SHA-256 of the JSON file.
+        vouched: whether a row of the run has that hash; without a row, all that the facts say is by the file's own word.
     """
 
     facts: GeneratorFacts
     synthesis: str | None
     generator: Generator
+    digest: str
+    vouched: bool
 
     def sample(self, labels: ArrayLike, seed: int | None = None) -> NDArray[np.float32]:
         """Synthetic embeddings ``[n, d]`` for labels ``[n]`` in 0 .. C-1.
@@ -145,7 +208,16 @@ class SavedGenerator:
         return x.numpy().astype(np.float32, copy=False)
 
     def synthesise(self, per_class: int, seed: int | None = None) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """``per_class`` synthetic embeddings of every class, and their labels; by default those that the cell was scored on."""
+        """``per_class`` synthetic embeddings of every class, and their labels; by default those that the cell was scored on.
+
+        Raises:
+            UserError: they are more than this machine's memory holds.
+        """
+        task = self.facts.task
+        needed, memory = 4 * task.classes * per_class * task.dim, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if needed > memory:
+            what = f"{per_class} rows of {task.classes} classes and {task.dim} dimensions are {needed / 2**30:.0f} GiB"
+            raise UserError("--per-class", what, f"give fewer; this machine has {memory / 2**30:.0f} GiB")
         return synthesise(self.generator, self.facts.task.classes, per_class, self._seeds(seed))
 
     def manifest(self, per_class: int, seed: int | None = None) -> dict[str, Any]:
@@ -164,7 +236,7 @@ class SavedGenerator:
             "epsilon": encode(self.facts.epsilon_spent),
             "epsilon_target": None if plan is None else encode(plan.epsilon_target),
             "delta": None if plan is None else plan.delta,
-            "unit": None if plan is None else plan.unit,
+            "unit": None if plan is None else cell.unit_name,
             "trust": None if plan is None else plan.trust,
             "scope": None if plan is None else plan.scope,
             "claim": "none" if plan is None else plan.claim,
@@ -173,46 +245,123 @@ class SavedGenerator:
             "class_names": list(self.facts.class_names),
             "versions": self.facts.versions,
             "noise": cell.noise,
+            "facts_sha256": self.digest,
+            "tensors_sha256": self.facts.sha256,
+            "vouched": "by a row of its run" if self.vouched else "by nothing: no results were with it",
             "release": "simulation only" if self.facts.held_back else "under its epsilon",
             "held_back": self.facts.held_back,
         }
 
     def _seeds(self, seed: int | None) -> Seeds:
-        return Seeds(self.facts.cell.seed if seed is None else seed)
+        root = self.facts.cell.seed if seed is None else seed
+        if not 0 <= root < 2**63:
+            raise UserError("--seed", f"{root} is no seed", "give a whole number in 0 .. 2^63 - 1")
+        return Seeds(root)
 
 
-def load_generator(run: Path | str, cell: str | None = None, synthesis: str | None = None) -> SavedGenerator:
-    """Load a generator that a bench saved.
+def load_generator(run: Path | str, cell: str | None = None, synthesis: str | None = None, *, trust_plugin: bool = False) -> SavedGenerator:
+    """Load a generator that a bench saved, if it is to the letter what was saved.
+
+    Names, shapes and dtypes of the tensors have to be those that the facts tell and that the algorithm's model has, their hash the facts',
+    and the facts' hash that of a row, where the run's rows are there. Only code of registered algorithms and installed packages runs.
 
     Args:
         run: the run folder.
         cell: the cell's id or its beginning; may be left out where there is one generator.
         synthesis: one of the algorithm's ``syntheses``, or ``client:K``, instead of the cell's own way.
+        trust_plugin: also run the code of an algorithm that the facts name as a file or a module that is not installed.
 
     Raises:
-        UserError: there is no such generator, it cannot be read, or the algorithm does not synthesise like that.
+        UserError: there is no such generator, it is not what was saved, its algorithm is a plug-in, or does not synthesise like that.
     """
     path = _find(Path(run), cell)
-    try:
-        facts = GeneratorFacts.model_validate_json(path.read_text(encoding="utf-8"))
-        state = load_file(path.with_suffix(TENSORS))
-    except (OSError, ValidationError, SafetensorError) as error:
-        what = f"cannot be read ({' '.join(str(error).split())[:160]})"
-        raise UserError(str(path), what, "run the cell again in a new folder") from error
+    facts, digest = _facts(path)
+    vouched = _vouched(RunFolder(Path(run)), path, digest)
+    state = _tensors(path.with_suffix(TENSORS), facts)
+    if not trust_plugin:
+        check_installed(facts.cell.algorithm, str(path))
     kind, colon, client = (synthesis or "").partition(":")
     ways, where = lookup(facts.cell.algorithm).syntheses, f"--synthesis {synthesis}"
     params = {**facts.cell.params, "synthesis": kind} if kind in ways else facts.cell.params
     if synthesis is not None and kind != "client" and not ways:
         raise UserError(where, f"{facts.cell.label} has one way to synthesise", "leave it out")
-    algorithm = build_algorithm(facts.cell.algorithm, params, facts.task)
-    generator = restored(algorithm, state, facts.plan, Seeds(facts.cell.seed))
+    algorithm, generator = _made(path, facts, params, state)
     if synthesis is None:
-        return SavedGenerator(facts, facts.cell.params.get("synthesis"), generator)
+        return SavedGenerator(facts, facts.cell.params.get("synthesis"), generator, digest, vouched)
     if kind in ways and not colon:
-        return SavedGenerator(facts, kind, generator)
+        return SavedGenerator(facts, kind, generator, digest, vouched)
     if kind != "client" or not client.isdigit():
         raise UserError(where, "is not known", f"give {''.join(f'{way}, ' for way in ways)}or client: and a number such as client:3")
-    return SavedGenerator(facts, synthesis, _of_client(algorithm, generator, int(client), facts, where))
+    return SavedGenerator(facts, synthesis, _of_client(algorithm, generator, int(client), facts, where), digest, vouched)
+
+
+_AGAIN = "run the cell again in a new folder"
+
+
+def read_generator(path: Path) -> tuple[GeneratorFacts, Tensors]:
+    """What :func:`save_generator` wrote: the facts, and what the generator is made from.
+
+    Raises:
+        UserError: it cannot be read, or is not what was saved.
+    """
+    facts, _ = _facts(path)
+    return facts, _tensors(path.with_suffix(TENSORS), facts)
+
+
+def _facts(path: Path) -> tuple[GeneratorFacts, str]:
+    """What the JSON file says, and its hash."""
+    try:
+        content = read_regular(path)
+        return GeneratorFacts.model_validate_json(content), hashlib.sha256(content).hexdigest()
+    except (OSError, ValidationError) as error:
+        lacks = {item["loc"] for item in error.errors() if item["type"] == "missing"} if isinstance(error, ValidationError) else set()
+        if lacks == {("tensors",), ("sha256",)}:
+            what = "was saved by an older fedsim, without the hash that ties its tensors to what it says of them"
+        else:
+            what = f"cannot be read ({'; '.join(reasons(error)) if isinstance(error, ValidationError) else unread(error)})"
+        raise UserError(str(path), what, _AGAIN) from error
+
+
+def _vouched(run: RunFolder, path: Path, digest: str) -> bool:
+    """Whether a row has the hash of the facts; there may be no rows at all, as beside released files."""
+    if not run.results.exists():
+        return False
+    if any(row.generator == digest for row in ResultStore(run.path).rows()):
+        return True
+    raise UserError(str(path), f"no row of {run.results} has its hash: it was changed, or is of another run", _AGAIN)
+
+
+def _tensors(path: Path, facts: GeneratorFacts) -> Tensors:
+    """The tensors, if they are those of the facts."""
+    try:
+        content = read_regular(path)
+        state: Tensors = load(content)
+        check_alike(described(state), facts.tensors)
+        if hashlib.sha256(content).hexdigest() != facts.sha256:
+            raise ValueError("its SHA-256 is not the one in the JSON file beside it")
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise UserError(str(path), f"is not what was saved ({unread(error)})", _AGAIN) from error
+    return state
+
+
+def _made(path: Path, facts: GeneratorFacts, params: Mapping[str, Any], state: Tensors) -> tuple[Algorithm, Generator]:
+    """The algorithm and its generator, which is drawn from once: files that agree with each other can still be nonsense."""
+    task = facts.task
+    try:
+        algorithm = build_algorithm(facts.cell.algorithm, dict(params), task)
+        with torch.device("meta"):  # without memory: the sizes may be anybody's
+            model = algorithm.build(0)
+        check_released(model, state, task.clients, codes=algorithm.releases_codes())
+        generator, _ = restored(algorithm, state, facts.plan, Seeds(facts.cell.seed))
+        drawn = generator.sample(torch.arange(task.classes), Seeds(0).torch(Purpose.SYNTHESIS))
+        if drawn.shape != (task.classes, task.dim) or not drawn.isfinite().all():
+            raise ValueError(f"it draws {described({'x': drawn})['x']}, not finite rows [{task.classes}, {task.dim}]")
+    except UserError:
+        raise
+    except Exception as error:  # whatever an algorithm makes of values that it did not make
+        why = "; ".join(reasons(error)) if isinstance(error, ValidationError) else unread(error)
+        raise UserError(str(path), f"is no generator of {facts.cell.label} ({type(error).__name__}: {why})", _AGAIN) from error
+    return algorithm, generator
 
 
 def _of_client(algorithm: Algorithm, generator: Generator, client: int, facts: GeneratorFacts, where: str) -> Generator:

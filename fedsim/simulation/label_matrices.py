@@ -30,7 +30,7 @@ def label_matrices(grid: Grid) -> list[LabelMatrix]:
         with at(grid_place(grid, i, j)):
             partition = make_partition(
                 rows.y,
-                spec=grid.partition,
+                spec=grid.division,
                 alpha=grid.alpha[0] if alpha is None else alpha,
                 clients=clients,
                 seed=seed,

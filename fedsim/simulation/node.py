@@ -21,11 +21,12 @@ class Node(NamedTuple):
 
 
 class Share(NamedTuple):
-    """What one actor takes: CPUs, GPUs (a part of one, or a whole number), and the device that it was asked to use."""
+    """What one actor takes: CPUs, GPUs (a part of one, or a whole number), the device that it was asked for, and bytes at most (0: any)."""
 
     cpus: float
     gpus: float = 0.0
     device: Device = "auto"
+    memory: float = 0.0
 
     def fit(self, node: Node) -> int:
         """How many such actors a node holds; a part of a GPU lies on one GPU."""

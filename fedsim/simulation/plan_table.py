@@ -64,7 +64,7 @@ def _facts(trial: Trial) -> dict[str, str]:
         "steps": ", ".join(str(release.steps) for release in plan.releases) if plan else "–",
         "ε reached": f"{plan.epsilon_reached:.4g}" if plan else "–",
         "claim": plan.claim if plan else "none",
-        "unit, trust, scope": f"{plan.unit}, {plan.trust}, {plan.scope}" if plan else "not private",
+        "unit, trust, scope": f"{cell.unit_name}, {plan.trust}, {plan.scope}" if plan else "not private",
         "accountant": plan.accountant if plan else "–",
         "actors": f"{len(trial.sizes)} × {'/'.join(map(str, sorted(set(trial.sizes), reverse=True)))} clients",
     }
@@ -78,8 +78,9 @@ def show_refused(prepared: Prepared, console: Console) -> None:
 
 def show_warnings(prepared: Prepared, console: Console) -> None:
     """Print what a budget of the grid does not promise although it looks like it, each thing once."""
-    plans = ((trial.plan, trial.train_rows, prepared.data[trial.data_key].name) for trial in prepared.trials)
-    finite = ((plan, rows, name) for plan, rows, name in plans if plan is not None and math.isfinite(plan.epsilon_target))
-    told = dict.fromkeys(large_delta(plan.unit, plan.delta, rows, name) for plan, rows, name in finite)
+    finite = (trial for trial in prepared.trials if trial.plan is not None and math.isfinite(trial.plan.epsilon_target))
+    told = dict.fromkeys(
+        large_delta(each.cell.unit_name, each.cell.delta, each.units, prepared.data[each.data_key].name) for each in finite
+    )
     for line in filter(None, told):
         console.print(f"warning: {line}", style="yellow", soft_wrap=True, highlight=False, markup=False)

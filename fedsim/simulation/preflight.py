@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fedsim.data.embeddings import Embeddings
@@ -20,7 +20,8 @@ from fedsim.results.lines import dump
 from fedsim.simulation.cohort import build_algorithm
 from fedsim.simulation.gpu_memory import GIB, MOST, even_share, least
 from fedsim.simulation.node import Node, Share
-from fedsim.simulation.rehearsal import rehearse_grid
+from fedsim.simulation.process_state import ProcessState
+from fedsim.simulation.rehearsal import Rehearsal, rehearse_grid
 from fedsim.simulation.trial import Trial, packing
 
 
@@ -47,8 +48,23 @@ class Prepared:
     parallel: int
 
 
+Tell = Callable[[str], None]
+"""Takes a few words on what is going on."""
+
+
+def _silent(text: str) -> None:
+    pass
+
+
 def prepare(
-    grid: Grid, nodes: Sequence[Node], max_parallel: int | None = None, *, keep_going: bool = False, rehearse: bool = True
+    grid: Grid,
+    nodes: Sequence[Node],
+    max_parallel: int | None = None,
+    *,
+    keep_going: bool = False,
+    rehearse: bool = True,
+    rehearsal: Rehearsal | None = None,
+    tell: Tell = _silent,
 ) -> Prepared:
     """Find the algorithms, load the data, rehearse the plug-ins, list the cells, partition, plan every budget, lay out the actors.
 
@@ -58,22 +74,31 @@ def prepare(
         max_parallel: at most so many cells at a time.
         keep_going: leave out the algorithms whose plug-in is refused.
         rehearse: whether plug-ins are rehearsed at all.
+        rehearsal: how; default: in this process.
+        tell: hears of every step that may take long.
 
     Raises:
         UserError: an algorithm, a data set, a plug-in, a partition, a plan or the layout does not work out; the message says where in
             the grid.
     """
-    resolved = resolve(grid, keep_going=keep_going)
+    process = ProcessState()
+    try:
+        resolved = resolve(grid, keep_going=keep_going)
+    finally:
+        process.put_back()  # what a plug-in changed as it was imported
     share, capacity = share_of(grid.resources), actors_that_fit(grid, nodes)
     parallel = min(capacity, max_parallel or capacity)
-    data = loaded(grid)
+    data = loaded(grid, tell)
     if rehearse:
-        resolved = rehearse_grid(resolved, data, device_of(share.device, share.gpus), keep_going=keep_going)
+        tell("rehearsing plug-ins")
+        device = device_of(share.device, share.gpus)
+        resolved = rehearse_grid(resolved, data, device, keep_going=keep_going, rehearsal=rehearsal)
     data = without_unseen(grid, data)
+    tell("listing the cells")
     cells = expand(resolved, data)
-    partitions = partitioned(grid, cells, data)
-    tasks = tuple(_task(cell, data[cell.data_key]) for cell in cells)
-    plans = planned(grid, cells, tasks)
+    partitions = partitioned(grid, cells, data, tell)
+    tasks = tuple(task_of(cell, data[cell.data_key]) for cell in cells)
+    plans = planned(grid, cells, tasks, tell)
     sizes = laid_out(grid, cells, capacity, parallel)
     views, keys = seen(cells, partitions, data)
     trials = tuple(Trial(*facts) for facts in zip(cells, tasks, plans, partitions, sizes, keys, strict=True))
@@ -81,11 +106,12 @@ def prepare(
     return Prepared(grid, resolved.refused, views, trials, tuple(nodes), share, parallel)
 
 
-def _task(cell: Cell, data: Embeddings) -> Task:
+def task_of(cell: Cell, data: Embeddings) -> Task:
+    """The public facts that a cell's algorithm is told."""
     return Task(data.dim, data.classes, cell.clients, cell.unit, cell.trust, cell.evaluation.probe_c)
 
 
-def loaded(grid: Grid) -> dict[str, Embeddings]:
+def loaded(grid: Grid, tell: Tell = _silent) -> dict[str, Embeddings]:
     """The grid's data sets by key.
 
     Raises:
@@ -93,21 +119,24 @@ def loaded(grid: Grid) -> dict[str, Embeddings]:
     """
     data = {}
     for i, spec in enumerate(grid.dataset):
+        tell(f"reading {spec.display}")
         with at(grid.place("dataset", i)):
             data[spec.key] = load(spec, grid.encoder)
     return data
 
 
-def partitioned(grid: Grid, cells: Sequence[Cell], data: Mapping[str, Embeddings]) -> tuple[Partition, ...]:
+def partitioned(grid: Grid, cells: Sequence[Cell], data: Mapping[str, Embeddings], tell: Tell = _silent) -> tuple[Partition, ...]:
     """Every cell's partition; cells of one data set, alpha, number of clients and seed share it.
 
     Raises:
         UserError: the data do not allow one.
     """
     made: dict[tuple[str, float, int, int], Partition] = {}
+    total = len({_shares(cell) for cell in cells})
     for cell in cells:
         key, rows = _shares(cell), data[cell.data_key]
         if key not in made:
+            tell(f"dividing the data: partition {len(made) + 1} of {total}")
             with at(grid_place(grid, grid.dataset.index(cell.dataset), grid.clients.index(cell.clients), cell.evaluation.unseen)):
                 made[key] = make_partition(
                     rows.y_train, spec=cell.partition, alpha=cell.alpha, clients=cell.clients, seed=cell.seed, columns=rows.columns
@@ -135,7 +164,7 @@ def seen(
     return views, tuple(keys)
 
 
-def planned(grid: Grid, cells: Sequence[Cell], tasks: Sequence[Task]) -> tuple[PrivacyPlan | None, ...]:
+def planned(grid: Grid, cells: Sequence[Cell], tasks: Sequence[Task], tell: Tell = _silent) -> tuple[PrivacyPlan | None, ...]:
     """Every cell's plan; cells that differ in data, alpha or seed alone share it.
 
     Raises:
@@ -143,8 +172,10 @@ def planned(grid: Grid, cells: Sequence[Cell], tasks: Sequence[Task]) -> tuple[P
     """
     solved: dict[tuple[str, str, Task, float | None], PrivacyPlan | None] = {}
     keys = [(cell.algorithm, dump(cell.params), task, cell.epsilon) for cell, task in zip(cells, tasks, strict=True)]
+    total = len(set(keys))
     for key, cell, task in zip(keys, cells, tasks, strict=True):
         if key not in solved:
+            tell(f"planning the budgets: {len(solved) + 1} of {total}")
             solved[key] = calibrated(grid, cell, task)
     return tuple(solved[key] for key in keys)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from fedsim.device import CPU, to_device
 from fedsim.errors import PluginError, UserError
 from fedsim.grid.resolve import Resolved, Variant
 from fedsim.methods.algorithm import Algorithm
-from fedsim.methods.messages import Message, Round, Task, Values
+from fedsim.methods.messages import Message, Round, Server, Task, Values
 from fedsim.methods.phase import Phase
 from fedsim.methods.products import Generator, Product, is_classifier, is_personal, own
 from fedsim.methods.registry import lookup
@@ -25,8 +25,10 @@ from fedsim.methods.source_lines import line_of, origin, said
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.seeds import Purpose, Seeds
 from fedsim.simulation.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
+from fedsim.simulation.process_state import ProcessState
 from fedsim.simulation.rounds import Trained, train
 
+Rehearsal = Callable[[Variant, Task, float, float, str, torch.device], None]
 ROWS, CLIENTS = 8, 2
 SHIPPED = ("algorithms", "baselines", "fedsim")
 """Packages whose algorithms are rehearsed by fedsim's own tests."""
@@ -34,7 +36,14 @@ EVERYONE = {"sample_rate": 1.0, "client_rate": 1.0, "local_steps": 2}
 """Parameters that a rehearsal sets: no row is left to chance, and it takes a moment."""
 
 
-def rehearse_grid(resolved: Resolved, data: Mapping[str, Embeddings], device: torch.device = CPU, *, keep_going: bool = False) -> Resolved:
+def rehearse_grid(
+    resolved: Resolved,
+    data: Mapping[str, Embeddings],
+    device: torch.device = CPU,
+    *,
+    keep_going: bool = False,
+    rehearsal: Rehearsal | None = None,
+) -> Resolved:
     """Rehearse every plug-in with every parameters and shape of data that the grid gives it.
 
     Args:
@@ -42,6 +51,7 @@ def rehearse_grid(resolved: Resolved, data: Mapping[str, Embeddings], device: to
         data: its data sets; their shapes are read, not their rows.
         device: where cells will run; what passes on the CPU is rehearsed there too.
         keep_going: leave out the entries whose plug-in is refused.
+        rehearsal: how one is rehearsed; default: :func:`rehearse`, in this process.
 
     Returns:
         The grid, without what is refused.
@@ -55,10 +65,11 @@ def rehearse_grid(resolved: Resolved, data: Mapping[str, Embeddings], device: to
         if lookup(variant.name).__module__.partition(".")[0] in SHIPPED:
             continue
         for dim, classes in shapes:
-            task = Task(dim, classes, min(CLIENTS, *grid.clients), grid.unit, grid.trust, grid.evaluation.probe_c)
+            task = Task(dim, classes, min(CLIENTS, *grid.clients), grid.unit_kind, grid.trust, grid.evaluation.probe_c)
             try:
                 for each in dict.fromkeys((CPU, device)):
-                    rehearse(variant, task, max(grid.epsilon), grid.delta, grid.place("algorithms", variant.entry, "name"), each)
+                    where = grid.place("algorithms", variant.entry, "name")
+                    (rehearsal or rehearse)(variant, task, max(grid.epsilon), grid.delta, where, each)
             except PluginError as error:
                 if not keep_going:
                     raise
@@ -80,7 +91,7 @@ def rehearse(variant: Variant, task: Task, epsilon: float, delta: float, where: 
     Raises:
         PluginError: an exception, or a result of a wrong type, shape or dtype; with file and line, and what was expected.
     """
-    cls = lookup(variant.name, where)
+    cls, process = lookup(variant.name, where), ProcessState()
     made_up = f"made-up data ({task.clients} clients with {ROWS} rows each, {task.dim} dimensions, {task.classes} classes)"
     try:
         with torch.random.fork_rng(devices=[]):
@@ -88,18 +99,20 @@ def rehearse(variant: Variant, task: Task, epsilon: float, delta: float, where: 
                 plan = build_algorithm(variant.name, variant.params, task).plan(epsilon if cls.private else None, delta)
             except UserError:  # what the grid asks for cannot be planned, which is not the plug-in's mistake and told with its cell
                 return
-            x, y = _rows(task)
+            x, y = made_up_rows(task)
             algorithm = build_algorithm(variant.name, variant.params, task)
             made = _train(algorithm, variant, plan, x, y, device)
             _use(made, algorithm, to_device(torch.from_numpy(x), device))
     except _Unexpected as error:
         raise PluginError(where, f"on {made_up}, {error.what}", f"expected {error.expected}") from error
-    except Exception as error:  # a plug-in may raise anything
+    except (Exception, SystemExit) as error:  # a plug-in may raise anything
         at = origin(error, inspect.getsourcefile(cls)) or line_of(cls)
         if device == CPU:
             raise PluginError(where, f"on {made_up}, {at}: {said(error)}", f"expected {cls.__name__} to train and sample") from error
         fix = "it runs on the CPU: make tensors where the batch is (batch.x.new_zeros, fedsim.methods.normal), or set device: cpu"
         raise PluginError(where, f"on {made_up}, on {device.type}, {at}: {said(error)}", fix) from error
+    finally:
+        process.put_back()
 
 
 class _Unexpected(Exception):
@@ -110,9 +123,9 @@ class _Unexpected(Exception):
         super().__init__(self.what, self.expected)
 
 
-def _rows(task: Task) -> tuple[np.ndarray[Any, np.dtype[np.float32]], np.ndarray[Any, np.dtype[np.int64]]]:
-    """Unit-norm rows and labels for all clients."""
-    count = ROWS * task.clients
+def made_up_rows(task: Task, each: int = ROWS) -> tuple[np.ndarray[Any, np.dtype[np.float32]], np.ndarray[Any, np.dtype[np.int64]]]:
+    """Unit-norm rows and labels for all clients, so many each."""
+    count = each * task.clients
     x = np.random.default_rng(0).standard_normal((count, task.dim), dtype=np.float32)
     return x / np.linalg.norm(x, axis=1, keepdims=True), np.arange(count) % task.classes
 
@@ -121,7 +134,8 @@ def _train(algorithm: Algorithm, variant: Variant, plan: PrivacyPlan | None, x: 
     """What training yields, through :func:`fedsim.simulation.rounds.train`, of the first rounds alone."""
     clients = range(algorithm.task.clients)
     rows = tuple(np.arange(client * ROWS, (client + 1) * ROWS) for client in clients)
-    cohort = Cohort(CohortSpec(variant.name, variant.params, algorithm.task, plan, Seeds(0), tuple(clients), rows), x, y, device)
+    groups = tuple(np.arange(ROWS) // 2 for _ in clients) if algorithm.task.unit == "group" else None
+    cohort = Cohort(CohortSpec(variant.name, variant.params, algorithm.task, plan, Seeds(0), tuple(clients), rows, groups), x, y, device)
     given = {name: value for name, value in EVERYONE.items() if name in type(algorithm.params).model_fields}
     algorithm.params = algorithm.params.model_copy(update=given)
     _watch(algorithm)
@@ -136,7 +150,7 @@ def _train(algorithm: Algorithm, variant: Variant, plan: PrivacyPlan | None, x: 
 
 def _watch(algorithm: Algorithm) -> None:
     """Look at what this algorithm's methods return, and let it run the first round of each release only."""
-    own = {name: getattr(algorithm, name) for name in ("loss", "phases", "schedule") if hasattr(algorithm, name)}
+    own = {name: getattr(algorithm, name) for name in ("loss", "phases", "schedule", "label_counts") if hasattr(algorithm, name)}
 
     def loss(model: Any, batch: Batch) -> Mapping[str, Tensor]:
         parts = own["loss"](model, batch)
@@ -150,10 +164,16 @@ def _watch(algorithm: Algorithm) -> None:
     def phases() -> tuple[Phase, ...]:
         return tuple(_watched(phase) for phase in own["phases"]())
 
+    def label_counts(server: Server) -> Tensor | None:
+        counts, classes = own["label_counts"](server), algorithm.task.classes
+        if counts is not None and (not isinstance(counts, Tensor) or counts.shape != (classes,)):
+            raise _Unexpected(own["label_counts"], _described(counts), f"a number a class, [{classes}], or None")
+        return counts
+
     def schedule() -> Iterator[Round]:
         return (round_ for round_ in own["schedule"]() if round_.step == 0)
 
-    watched = {"loss": loss, "phases": phases, "schedule": schedule}
+    watched = {"loss": loss, "phases": phases, "schedule": schedule, "label_counts": label_counts}
     vars(algorithm).update({name: watched[name] for name in own})
 
 

@@ -8,19 +8,21 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.device import CPU, moved
 from fedsim.methods.algorithm import Algorithm
-from fedsim.methods.messages import Diagnostic, Message, Pool, Round, Tensors, Values
+from fedsim.methods.messages import Diagnostic, Message, Pool, Round, Server, Tensors, Values
 from fedsim.methods.parameters import add_in_order, code_names, in_order, joint_norm, l2_norm, squared_sums
 from fedsim.methods.products import Generator, Product
 from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.noise import Noise, gaussian
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.seeds import Seeds
-from fedsim.simulation.state import Checkpoint, below, capture, load_server, released_state
+from fedsim.simulation.state import Checkpoint, below, capture, check_alike, described, load_server, released_state
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,18 @@ class RoundRecord:
 
 @dataclass(frozen=True)
 class Trained:
-    """The outcome of :func:`train`; ``state`` is what ``made`` was made from (:func:`fedsim.simulation.state.released_state`)."""
+    """The outcome of :func:`train`.
+
+    Attributes:
+        made: the generator or classifier.
+        shares: how frequent each class is, as far as that was released, ``[C]``; None where it was not.
+        ledger: what was spent.
+        uplink_bytes: what all clients sent.
+        state: what ``made`` was made from (:func:`fedsim.simulation.state.released_state`).
+    """
 
     made: Product
+    shares: NDArray[np.float64] | None
     ledger: Ledger
     uplink_bytes: int
     state: Tensors
@@ -69,6 +80,8 @@ def train(
     ledger, uplink, start = Ledger(), 0, 0
     if resume is not None:
         start, uplink, ledger = resume.round, resume.uplink_bytes, Ledger.from_json(resume.ledger)
+        held = {name: p for name, p in server.model.named_parameters() if p.numel()}
+        check_alike(described(below("server.model", resume.tensors)), described(held))
         load_server(server, below("server", resume.tensors))
         pool.load_state(below("clients", resume.tensors))
     phases = algorithm.phases()
@@ -97,16 +110,25 @@ def train(
     server.codes = moved(pool.released(code_names(server.model)), device) if algorithm.releases_codes() else {}
     state = released_state(server)
     made = algorithm.generator(server) if algorithm.generates() else algorithm.classifier(server)
-    return Trained(made, ledger, uplink, state)
+    return Trained(made, released_shares(algorithm, server), ledger, uplink, state)
 
 
-def restored(algorithm: Algorithm, state: Tensors, plan: PrivacyPlan | None, seeds: Seeds) -> Generator:
-    """The generator of an earlier training, from its ``Trained.state``, plan and seeds."""
+def restored(algorithm: Algorithm, state: Tensors, plan: PrivacyPlan | None, seeds: Seeds) -> tuple[Generator, NDArray[np.float64] | None]:
+    """The generator of an earlier training and its released label shares, from its ``Trained.state``, plan and seeds."""
     server = algorithm.initial_server(seeds)
     server.plan = plan
     load_server(server, below("server", state))
     server.codes = below("codes", state)
-    return algorithm.generator(server)
+    return algorithm.generator(server), released_shares(algorithm, server)
+
+
+def released_shares(algorithm: Algorithm, server: Server) -> NDArray[np.float64] | None:
+    """The released label counts as shares ``[C]`` that add up to 1; None where there are none, or none is above 0."""
+    counts = algorithm.label_counts(server)
+    if counts is None:
+        return None
+    known = counts.detach().cpu().double().nan_to_num(0.0, 0.0, 0.0).clamp_min(0.0).numpy()
+    return known / known.sum() if known.any() else None
 
 
 def server_noise(algorithm: Algorithm, plan: PrivacyPlan | None, round_: Round, total: Tensors, seeds: Seeds) -> tuple[Noise, float]:

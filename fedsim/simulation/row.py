@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
+from fedsim.evaluation.judge import Judgement
 from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.evaluation.scores import Scores
-from fedsim.results.rows import Row, RowError, Status
+from fedsim.grid.models import Cell
+from fedsim.methods.registry import lookup
+from fedsim.methods.source_hash import module_hash
+from fedsim.privacy.counted_by import counted_by
+from fedsim.privacy.ledger import Tally
+from fedsim.results.rows import Mechanism, Row, RowError, Status
 from fedsim.simulation.trial import Outcome, Trial
+
+JUDGES = ("fedsim.evaluation.judge", "fedsim.evaluation.references")
+"""What decides scores and references."""
+
+
+def judging_code() -> str:
+    """The hash of the code that judges."""
+    return module_hash(*JUDGES)
 
 
 def finished_row(trial: Trial, outcome: Outcome, ceiling: Ceiling | None, local_only: LocalOnly | None, versions: dict[str, str]) -> Row:
@@ -36,21 +50,65 @@ def failed_row(trial: Trial, error: RowError, versions: dict[str, str]) -> Row:
     return _row(trial, "failed", error, None, None, None, versions)
 
 
-def client_lines(trial: Trial, outcome: Outcome, local_only: LocalOnly | None) -> Iterator[dict[str, Any]]:
+def client_lines(cell: Cell, judgement: Judgement, local_only: LocalOnly | None) -> Iterator[dict[str, Any]]:
     """What is told of every client of a cell that was judged by clients: its scores on its own test rows."""
-    floors = local_only.clients if local_only else (None,) * trial.cell.clients
-    for each in outcome.clients:
-        line: dict[str, Any] = {"cell_id": trial.cell.cell_id, "client": each.client, "name": each.name}
+    floors = local_only.clients if local_only else (None,) * cell.clients
+    for each in judgement.clients:
+        line: dict[str, Any] = {"cell_id": cell.cell_id, "client": each.client, "name": each.name}
         line |= {"rows": each.rows, "test_rows": each.test_rows}
         for whose, scores in (("own", each.own), ("shared", each.shared)):
             line |= {f"{whose}_{name}": scores[name] if scores else None for name in ("accuracy", "balanced_accuracy")}
         yield line | {"local_only_balanced_accuracy": floors[each.client]} | ({} if each.test_rows else {"reason": "it has no test row"})
 
 
-def _with_floor(outcome: Outcome, local_only: LocalOnly | None) -> Scores:
-    """The scores, with what clients have by themselves where they are judged one by one."""
-    floors = [floor for floor in local_only.clients if floor is not None] if outcome.clients and local_only else []
-    return outcome.scores if not floors else Scores(outcome.scores, client_local_only_balanced_accuracy=float(np.mean(floors)))
+def refilled(
+    row: Row, clients: list[dict[str, Any]], ceiling: Ceiling | None, local_only: LocalOnly | None
+) -> tuple[Row, list[dict[str, Any]]]:
+    """A finished row and its clients' lines with references that were computed later."""
+    scores, lines = dict(row.scores), clients
+    if local_only:
+        lines = [line | {"local_only_balanced_accuracy": local_only.clients[line["client"]]} for line in clients]
+        floors = [floor for line in lines if (floor := line["local_only_balanced_accuracy"]) is not None]
+        scores |= {"client_local_only_balanced_accuracy": float(np.mean(floors))} if floors else {}
+    known = {"local_only_balanced_accuracy": local_only.mean} if local_only else {}
+    known |= {"ceiling_balanced_accuracy": ceiling.balanced_accuracy, "ceiling_accuracy": ceiling.accuracy} if ceiling else {}
+    return row.model_copy(update={"scores": scores, **known}), lines
+
+
+def judged_fields(judgement: Judgement | None, ceiling: Ceiling | None, local_only: LocalOnly | None) -> dict[str, Any]:
+    """The fields of a row that judging decides, not training; the references' where there is no judgement."""
+    fields: dict[str, Any] = {
+        "judged": judging_code(),
+        "ceiling_balanced_accuracy": ceiling.balanced_accuracy if ceiling else None,
+        "ceiling_accuracy": ceiling.accuracy if ceiling else None,
+        "local_only_balanced_accuracy": local_only.mean if local_only else None,
+    }
+    if judgement is None:
+        return fields
+    floors = [floor for floor in local_only.clients if floor is not None] if judgement.clients and local_only else []
+    # what clients have by themselves, where they are judged one by one
+    floor = {"client_local_only_balanced_accuracy": float(np.mean(floors))} if floors else {}
+    return fields | {
+        "tested": judgement.tested,
+        "label_shares": judgement.label_shares,
+        "scores": Scores(judgement.scores, **floor),
+        "recall_per_class": judgement.recalls,
+    }
+
+
+def _mechanisms(tallies: Iterable[Tally] | None) -> tuple[Mechanism, ...] | None:
+    if tallies is None:
+        return None
+    return tuple(
+        Mechanism(
+            release=tally.release,
+            kind="gaussian" if tally.sample_rate == 1 else "sampled-gaussian",
+            noise_multiplier=tally.noise_multiplier,
+            sample_rate=tally.sample_rate,
+            count=tally.count,
+        )
+        for tally in tallies
+    )
 
 
 def _row(
@@ -73,6 +131,7 @@ def _row(
         algorithm=cell.algorithm,
         label=cell.label,
         params=cell.params,
+        yields="generator" if lookup(cell.algorithm).generates() else "classifier",
         dataset=cell.dataset.display + (f" ({cell.evaluation.unseen} unseen)" if cell.evaluation.unseen else ""),
         dataset_hash=cell.dataset_hash,
         scheme=cell.partition.scheme,
@@ -80,12 +139,14 @@ def _row(
         clients=cell.clients,
         partition_hash=trial.partition.fingerprint,
         train_rows=trial.train_rows,
+        train_groups=trial.train_groups if plan else None,
         seed=cell.seed,
         epsilon_target=plan.epsilon_target if plan else None,
         epsilon_spent=accounted.epsilon_spent if accounted else None,
         epsilon_spent_replace_one=accounted.epsilon_spent_replace_one if accounted else None,
         delta=plan.delta if plan else None,
-        unit=plan.unit if plan else None,
+        unit=cell.unit_name if plan else None,
+        relation="add-or-remove-one" if plan else None,
         trust=plan.trust if plan else None,
         scope=plan.scope if plan else None,
         claim=plan.claim if plan else "none",
@@ -95,13 +156,12 @@ def _row(
         sample_rate=plan.main.sample_rate if plan else None,
         steps=sum(release.steps for release in plan.releases) if plan else None,
         clip=plan.clip if plan else None,
+        sensitivity=plan.sensitivity if plan else None,
+        mechanisms=_mechanisms(accounted.mechanisms) if accounted else None,
+        noise_at=accounted.noise_at if accounted else None,
+        counted_by=counted_by() if plan and accounted else None,
         unseen=cell.evaluation.unseen,
-        tested=outcome.tested if outcome else None,
-        scores=_with_floor(outcome, local_only) if outcome else Scores(),
-        recall_per_class=outcome.recalls if outcome else None,
-        ceiling_balanced_accuracy=ceiling.balanced_accuracy if ceiling else None,
-        ceiling_accuracy=ceiling.accuracy if ceiling else None,
-        local_only_balanced_accuracy=local_only.mean if local_only else None,
+        **judged_fields(outcome.judgement if outcome else None, ceiling, local_only),
         chance=1 / trial.task.classes,
         uplink_bytes=outcome.uplink_bytes if outcome else None,
         seconds=outcome.seconds if outcome else None,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsim.device import CPU, moved
 from fedsim.methods.messages import Pool, Server, Tensors
-from fedsim.methods.parameters import load_parameters
+from fedsim.methods.parameters import code_names, load_parameters
 from fedsim.privacy.ledger import Ledger
 
 
@@ -40,8 +40,54 @@ def copied(tensors: Mapping[str, Tensor]) -> Tensors:
     return {name: value.detach().clone() if there[name] is value else there[name] for name, value in tensors.items()}
 
 
+def described(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Dtype and shape of every tensor, in words: ``float32 [10, 64]``."""
+    return {name: f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}" for name, value in sorted(tensors.items())}
+
+
+def check_alike(found: Mapping[str, str], expected: Mapping[str, str]) -> None:
+    """Names, shapes and dtypes, as :func:`described` tells them, are exactly the expected ones.
+
+    Raises:
+        ValueError: the first that is missing, too many or another.
+    """
+    for name in sorted({*found, *expected}):
+        if name not in found:
+            raise ValueError(f"tensor '{name}' ({expected[name]}) is missing")
+        if name not in expected:
+            raise ValueError(f"there is a tensor '{name}' ({found[name]}) too many")
+        if found[name] != expected[name]:
+            raise ValueError(f"tensor '{name}' is {found[name]}, not {expected[name]}")
+
+
+def check_released(model: nn.Module, state: Tensors, clients: int, *, codes: bool) -> None:
+    """A generator's state holds the model's parameters, each as it is or as its mean over iterates, and the codes that were released.
+
+    Args:
+        model: the server's; its parameters may be without memory.
+        state: as :func:`released_state` makes it.
+        clients: how many have a code.
+        codes: whether codes were released.
+
+    Raises:
+        ValueError: a tensor is missing, too many, another or not finite.
+    """
+    shapes = dict(model.named_parameters())
+    expected = {}
+    for name, own in described({name: p for name, p in shapes.items() if p.numel()}).items():
+        mean = f"server.tensors.average.{name}"
+        expected[mean if mean in state else f"server.model.{name}"] = own
+    dtypes = {name: str(shapes[name].dtype).removeprefix("torch.") for name in code_names(model)}
+    expected |= {f"codes.{name}": f"{dtypes[name]} {[clients, *shapes[name].shape[1:]]}" for name in dtypes if codes}
+    free = "server.tensors."
+    check_alike({name: own for name, own in described(state).items() if name in expected or not name.startswith(free)}, expected)
+    for name, value in state.items():
+        if not value.isfinite().all():
+            raise ValueError(f"tensor '{name}' holds numbers that are not finite")
+
+
 def load_server(server: Server, tensors: Tensors) -> None:
-    """Take up a checkpoint's server state."""
+    """Take up a saved server state."""
     load_parameters(server.model, tensors, "model.")
     server.tensors = moved(copied(below("tensors", tensors)), server.device)
 

@@ -6,16 +6,18 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.device import CPU
-from fedsim.evaluation.judge import ClientScores, Judge
-from fedsim.evaluation.scores import Scores, mean_scores, recall_per_class, scores_of, scores_of_clients
+from fedsim.evaluation.judge import Judge, Judgement
+from fedsim.evaluation.scores import Scores
 from fedsim.grid.models import Cell
 from fedsim.methods.messages import Pool, Task, Tensors
 from fedsim.partition import Partition
+from fedsim.privacy.ledger import Tally
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.seeds import Seeds
 from fedsim.simulation.checkpoint import Checkpoints
@@ -52,37 +54,54 @@ class Trial:
         """How many training rows all clients have together."""
         return sum(map(len, self.partition.rows))
 
+    @property
+    def train_groups(self) -> int | None:
+        """How many groups they are, where the unit is a group."""
+        groups = self.partition.groups if self.task.unit == "group" else None
+        return None if groups is None else sum(int(own[-1]) + 1 for own in groups if len(own))
+
+    @property
+    def units(self) -> int:
+        """How many units a budget protects in all."""
+        return self.cell.clients if self.task.unit == "client" else self.train_groups or self.train_rows
+
     def cohorts(self, seeds: Seeds | None = None) -> list[CohortSpec]:
         """One specification an actor; ``seeds`` default to those that follow from the cell's seed."""
         specs, start = [], 0
         for size in self.sizes:
             members = tuple(range(start, start + size))
-            rows = self.partition.rows[start : start + size]
-            cell = self.cell
-            specs.append(CohortSpec(cell.algorithm, cell.params, self.task, self.plan, seeds or Seeds(cell.seed), members, rows))
+            own, cell = slice(start, start + size), self.cell
+            rows, groups = self.partition.rows[own], self.partition.groups and self.partition.groups[own]
+            held = (members, rows, groups if self.task.unit == "group" else None)
+            specs.append(CohortSpec(cell.algorithm, cell.params, self.task, self.plan, seeds or Seeds(cell.seed), *held))
             start += size
         return specs
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The fields of a row that running a cell decides, every client's scores, and the state that its generator is made from, if any.
+    """The fields of a row that running a cell decides, and the state that its generator is made from, if any.
 
-    ``recalls`` are the classes', ``tested`` says on which test rows clients were judged, if they were, ``unaccounted`` where the ledger is
-    not what the plan planned (:meth:`fedsim.privacy.ledger.Ledger.unaccounted`); "" where it is.
+    ``judgement`` is what the product is worth, ``mechanisms`` are what the data of every client went through
+    (:meth:`fedsim.privacy.ledger.Ledger.mechanisms`), ``noise_at`` is where noise is added, ``unaccounted`` says where the ledger is not
+    what the plan planned (:meth:`fedsim.privacy.ledger.Ledger.unaccounted`); "" where it is.
     """
 
-    scores: Scores
-    recalls: tuple[float | None, ...]
-    clients: tuple[ClientScores, ...] = field(repr=False)
-    tested: str | None
+    judgement: Judgement
     epsilon_spent: float | None
     epsilon_spent_replace_one: float | None
     accountant: str | None
+    mechanisms: tuple[Tally, ...] | None
+    noise_at: Literal["sum", "clients"] | None
     unaccounted: str
     uplink_bytes: int
     seconds: float
     generator: Tensors | None = field(repr=False, compare=False)
+
+    @property
+    def scores(self) -> Scores:
+        """Of what was made."""
+        return self.judgement.scores
 
 
 def local_pool(trial: Trial, data: Embeddings, seeds: Seeds | None = None, device: torch.device = CPU) -> Pool:
@@ -122,13 +141,7 @@ def run_trial(
     algorithm = build_algorithm(cell.algorithm, cell.params, trial.task)
     pool = make_pool(trial, data, seeds)
     trained: Trained = yield from train(algorithm, pool, trial.plan, seeds, resume, checkpoints, device)
-    judge, evaluation = Judge(cell, data, trial.partition, trained.made, device), cell.evaluation
-    predicted = judge.predictions()
-    scores = Scores(mean_scores([scores_of(each) for each in predicted]), **judge.readouts())
-    clients = judge.of_clients() if evaluation.per_client else ()
-    scores |= scores_of_clients([each.own for each in clients], [each.shared for each in clients])
-    if evaluation.personal is not None:
-        scores |= judge.personal()
+    judgement = Judge(cell, data, trial.partition, trained.made, trained.shares, device).judgement()
     spent, accountant = (None, None) if trial.plan is None else trained.ledger.epsilon(trial.plan.delta)
     replaced = None if trial.plan is None else trained.ledger.replace_one_epsilon(trial.plan.delta)
     unaccounted = "" if trial.plan is None else trained.ledger.unaccounted(trial.plan, cell.clients)
@@ -136,15 +149,13 @@ def run_trial(
         checkpoints.remove()
     state = trained.state if algorithm.generates() else None
     seconds = time.perf_counter() - started
-    judged = judge.own_rows.words if clients or evaluation.personal is not None else None
     yield Outcome(
-        scores,
-        recall_per_class(predicted, data.classes),
-        clients,
-        judged,
+        judgement,
         spent,
         replaced,
         accountant,
+        None if trial.plan is None else trained.ledger.mechanisms(),
+        None if trial.plan is None else "clients" if algorithm.noise_at_clients() else "sum",
         unaccounted,
         trained.uplink_bytes,
         seconds,

@@ -79,6 +79,8 @@ def test_scores_of_the_claimed_mechanism_are_rarely_above_it_and_near_it_with_ma
         ("fedhypevae", "client", "aggregate"),
         ("dp-fedavg-linear", "client", "silo"),
         ("dp-gaussian", "example", "silo"),
+        ("fedhypevae", "group", "silo"),
+        ("dp-gaussian", "group", "aggregate"),
     ],
 )
 def test_a_canary_saturates_the_claimed_sensitivity_and_never_exceeds_it(algorithm: str, unit: Unit, trust: Trust) -> None:
@@ -87,8 +89,9 @@ def test_a_canary_saturates_the_claimed_sensitivity_and_never_exceeds_it(algorit
     assert 0.99 < found.most < 1.001
 
 
-def test_what_is_outside_of_the_unit_is_the_same_in_both_worlds() -> None:
-    setting = setting_of("fedhypevae", {"rounds": 2}, "example", "aggregate", 4.0, 1e-4)
+@pytest.mark.parametrize("unit", ["example", "group"])
+def test_what_is_outside_of_the_unit_is_the_same_in_both_worlds(unit: Unit) -> None:
+    setting = setting_of("fedhypevae", {"rounds": 2}, unit, "aggregate", 4.0, 1e-4)
     setting, canary = saturating(setting, 0)
     absent, present = (observed(setting, canary, Seeds(0, 1), present=each) for each in (False, True))
     one, two = absent.steps[0], present.steps[0]

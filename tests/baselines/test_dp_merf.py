@@ -66,4 +66,4 @@ def test_the_generator_moves_towards_a_planted_distribution() -> None:
 
 def test_without_the_frequencies_a_saved_generator_is_small() -> None:
     x, y = planted(60)
-    assert set(without_noise(small(generator_steps=1), x, y).tensors) == {"mean"}
+    assert set(without_noise(small(generator_steps=1), x, y).tensors) == {"mean", "counts"}

@@ -17,7 +17,6 @@ from fedsim.simulation.state import copied
 from fedsim.simulation.trial import Outcome, Trial, local_pool, run_trial
 
 FOREIGN = DEVICE != CPU
-WARM = {"warm_start": "client-moments", "encoder": "posterior", "code": 3, "latent": 6}
 FEW = {"rounds": 3, "local_steps": 2, "generator_steps": 3, "meta_steps": 3, "hidden": (8,), "fakes": 16}
 """A lazy device compiles a round as one program: small ones."""
 
@@ -28,7 +27,6 @@ def few(name: str, **params: Any) -> dict[str, Any]:
 
 
 ENTRIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {name: (few(name), {}) for name in SHIPPED} | {
-    "warm start": (few("fedhypevae", **WARM), {}),
     "silo": (few("fedhypevae"), {"trust": "silo"}),
     "clients": (few("fedhypevae"), {"unit": "client"}),
 }

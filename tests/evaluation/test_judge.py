@@ -11,6 +11,11 @@ from cells import quick, small_cells
 from fedsim.evaluation.judge import Judge
 from fedsim.evaluation.scores import mean_scores, scores_of
 from fedsim.grid.models import Evaluation
+from fedsim.seeds import Seeds
+from fedsim.simulation.cohort import build_algorithm
+from fedsim.simulation.rounds import Trained, released_shares, train
+from fedsim.simulation.row import finished_row
+from fedsim.simulation.trial import Outcome, Trial, local_pool, run_trial
 
 PERSONAL = ["synthetic", "held-out", 0.0, 0.5, 1.0]
 
@@ -106,3 +111,93 @@ def test_the_partition_decides_who_holds_what() -> None:
     swapped = replace(by, partition=replace(by.partition, rows=by.partition.rows[::-1]))
     found, turned = of(by, Noise(data.dim)).personal(), of(swapped, Noise(data.dim)).personal()
     assert turned["personal_accuracy"] == pytest.approx(found["personal_accuracy"], abs=1e-6)
+
+
+def unequal(data: Any) -> np.ndarray:
+    """The test rows without most rows of all classes but the first two."""
+    return np.flatnonzero((data.y_test < 2) | (np.arange(len(data.y_test)) % 12 == 0))
+
+
+def test_plain_accuracy_is_with_labels_as_frequent_as_they_were_released_and_nothing_else_is() -> None:
+    by, data = judge(None)
+    kept = unequal(data)
+    x_test = data.x_test[kept] + BLUR * np.random.default_rng(0).standard_normal((len(kept), data.dim), dtype=np.float32)
+    data = replace(data, x_test=x_test, y_test=data.y_test[kept])
+    shares = np.bincount(data.y_test, minlength=data.classes) / len(kept)
+    cell = by.cell.model_copy(update={"evaluation": by.cell.evaluation.model_copy(update={"per_client": True, "per_class": 200})})
+    by = replace(by, cell=cell, data=data, made=Noisy(data))
+    uniform = by.judgement()
+    released = replace(by, shares=shares).judgement()
+    assert (uniform.label_shares, released.label_shares) == ("uniform", "released")
+    assert released.scores.pop("accuracy") > uniform.scores.pop("accuracy") + 0.02
+    assert released.scores == uniform.scores
+    assert released.recalls == uniform.recalls
+    for one, other in zip(uniform.clients, released.clients, strict=True):
+        assert one.own is not None
+        assert other.own is not None
+        assert other.own["accuracy"] > one.own["accuracy"]
+        assert other.own.balanced_accuracy == one.own.balanced_accuracy
+
+
+BLUR = 0.2
+
+
+class Noisy(Copies):
+    """Real rows, blurred, so that labels matter."""
+
+    def sample(self, labels: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
+        real = super().sample(labels, stream)
+        return real + BLUR * torch.randn(real.shape, generator=stream)
+
+
+@pytest.mark.parametrize("entry", [quick("dp-gaussian"), quick("dp-gmm"), quick("dp-merf"), quick("fedhypevae-warm")], ids=str)
+def test_an_algorithm_that_paid_for_label_counts_tells_how_frequent_labels_are(entry: dict[str, Any]) -> None:
+    (trial,), (data,) = cells_of(entry)
+    end = trained(trial, data)
+    assert end.shares is not None
+    assert end.shares.sum() == pytest.approx(1.0)
+    true = np.bincount(data.y_train, minlength=data.classes) / len(data.y_train)
+    np.testing.assert_allclose(end.shares, true, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("weight-noise", "uniform"), ("dp-cgan", "uniform"), ("fedhypevae", "uniform"), ("local-only", None)]
+)
+def test_one_that_did_not_is_judged_on_uniform_labels_and_a_classifier_as_it_is(name: str, told: str | None) -> None:
+    (trial,), (data,) = cells_of(quick(name))
+    *_, outcome = run_trial(trial, data)
+    assert isinstance(outcome, Outcome)
+    assert outcome.judgement.label_shares == told
+    assert finished_row(trial, outcome, None, None, {}).label_shares == told
+
+
+def cells_of(entry: dict[str, Any]) -> tuple[Any, Any]:
+    """The cell and its data, without noise."""
+    prepared = small_cells(entry, epsilon=float("inf"), evaluation={"per_class": 10, "readouts": []})
+    return prepared.trials, prepared.data.values()
+
+
+def trained(trial: Trial, data: Any) -> Trained:
+    algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
+    steps = train(algorithm, local_pool(trial, data), trial.plan, Seeds(0))
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            found = end.value
+            assert isinstance(found, Trained)
+            return found
+
+
+def test_counts_below_zero_are_none_and_no_count_at_all_says_nothing() -> None:
+    class Told:
+        def __init__(self, counts: Any) -> None:
+            self.counts = torch.tensor(counts)
+
+        def label_counts(self, server: Any) -> torch.Tensor:
+            return self.counts
+
+    server: Any = None
+    told: list[Any] = [Told([3.0, -2.0, 1.0]), Told([-1.0, 0.0])]
+    np.testing.assert_array_equal(released_shares(told[0], server), [0.75, 0.0, 0.25])
+    assert released_shares(told[1], server) is None

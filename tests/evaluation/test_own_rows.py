@@ -1,3 +1,5 @@
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,11 @@ from sites import SITES, digits_of_sites
 
 from fedsim.errors import UserError
 from fedsim.evaluation.own_rows import own_rows
+from fedsim.evaluation.references import local_only
+from fedsim.results.rows import Row
 from fedsim.simulation.preflight import Prepared
+from fedsim.simulation.row import client_lines, finished_row
+from fedsim.simulation.trial import Outcome, run_trial
 
 HAM = Path(__file__).parents[3] / "shared" / "data" / "ham10000_sites_effnetlite0.npz"
 BY_SITE = {"scheme": "column", "column": "site"}
@@ -57,13 +63,76 @@ def test_without_sites_all_test_rows_count_and_under_feature_shift_those_that_ar
     [
         ({"scheme": "column", "column": "site"}, 4, "column 'site' has 3 values, so 3 clients, not 4"),
         ({"scheme": "column-dirichlet", "column": "site"}, 2, "column 'site' has 3 values, more than 2 clients"),
-        ({"scheme": "column-dirichlet", "column": "sites"}, 4, "no column 'sites'; did you mean 'site'"),
+        ({"scheme": "column-dirichlet", "column": "sites"}, 4, "no column 'sites' .*; did you mean 'site'"),
+        ({"scheme": "column", "column": "short"}, 3, "no column 'short' with a value for every row"),
+        ({"scheme": "column", "column": "gaps"}, 3, "column 'gaps' has no value in 2 training rows; give every row one"),
         ({"scheme": "column-dirichlet", "column": "site", "min_size": 50}, 6, r"rows for \d clients of 50 rows at least"),
     ],
 )
 def test_a_division_by_sites_that_cannot_be_is_told(tmp_path: Path, partition: dict[str, Any], clients: int, said: str) -> None:
+    path = changed(
+        digits_of_sites(tmp_path), lambda of: {"short": of["site"][:-1], "gaps": np.where(np.arange(len(of["y"])) < 2, np.nan, 1.0)}
+    )
     with pytest.raises(UserError, match=said):
-        cells(digits_of_sites(tmp_path), partition, clients=clients)
+        cells(path, partition, clients=clients)
+
+
+def changed(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Path:
+    """The file, with other arrays."""
+    with np.load(path, allow_pickle=False) as file:
+        arrays = dict(file)
+    np.savez(path, **arrays | change(arrays))
+    return path
+
+
+def moved(site: str, part: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """A site's rows of one part of the split become validation rows, which nobody reads."""
+    return lambda of: {"split": np.where((of["site"] == site) & (of["split"] == part), 1, of["split"])}
+
+
+def judged(path: Path, name: str = "dp-gaussian", **keys: Any) -> tuple[Row, list[dict[str, Any]]]:
+    """The row and the clients' lines of a cell by site."""
+    evaluation = {"per_class": 10, "per_client": True, "personal": "synthetic"}
+    prepared = small_cells(
+        quick(name), dataset={"npz": str(path), "overlap": "keep"}, partition=BY_SITE, evaluation=evaluation, **{"clients": 3, **keys}
+    )
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    *_, last = run_trial(trial, data)
+    assert isinstance(last, Outcome)
+    floor = local_only(data, trial.partition, trial.cell.partition, 0.1)
+    return finished_row(trial, last, None, floor, {}), list(client_lines(trial.cell, last.judgement, floor))
+
+
+def test_test_rows_of_a_site_that_no_client_holds_are_told_in_the_row(tmp_path: Path) -> None:
+    row, lines = judged(changed(digits_of_sites(tmp_path), moved("west", 0)), clients=2)
+    assert row.tested is not None
+    assert re.fullmatch(r"the test rows with its site; \d+ test rows are of no client's site", row.tested)
+    assert [line["name"] for line in lines] == ["north", "south"]
+    assert row.value("client_balanced_accuracy") is not None
+
+
+def test_where_a_split_leaves_no_site_a_test_row_scores_of_clients_are_empty_and_the_row_says_why(tmp_path: Path) -> None:
+    path = changed(digits_of_sites(tmp_path), lambda of: {"site": np.where(of["split"] == 2, "elsewhere", of["site"])})
+    row, lines = judged(path)
+    assert row.balanced_accuracy is not None
+    assert [row.value(name) for name in ("client_balanced_accuracy", "client_spread", "personal_accuracy")] == [None] * 3
+    assert row.tested == "the test rows with its site; 150 test rows are of no client's site"
+    assert {line["reason"] for line in lines} == {"it has no test row"}
+
+
+@pytest.mark.parametrize("name", ["dp-gaussian", "local-only"])
+def test_a_site_that_lacks_a_class_or_has_one_alone_is_judged(tmp_path: Path, name: str) -> None:
+    def without(of: dict[str, Any]) -> dict[str, Any]:
+        kept = (of["split"] == 2) | ~(((of["site"] == "south") & (of["y"] != 3)) | ((of["site"] == "north") & (of["y"] == 5)))
+        return {key: values[kept] for key, values in of.items()}
+
+    row, lines = judged(changed(digits_of_sites(tmp_path), without), name)
+    assert row.status == "ok"
+    assert all(0 <= line["own_balanced_accuracy"] <= 1 for line in lines)
+    # whoever knows one class alone finds one of all of them
+    south = lines[1]
+    assert south["name"] == "south"
+    assert south["local_only_balanced_accuracy"] < 0.2
 
 
 @pytest.mark.skipif(not HAM.exists(), reason="HAM10000's embeddings are not beside the checkout")

@@ -9,11 +9,13 @@ from fedsim.data.embeddings import Embeddings
 from fedsim.evaluation.references import ceiling, local_only
 from fedsim.evaluation.scores import (
     Scores,
+    at_shares,
     personal_scores,
     probe_predictions,
     recall_per_class,
     scores_of,
     scores_of_clients,
+    scores_with,
 )
 from fedsim.models.probe import fit_probe
 from fedsim.partition import PartitionSpec, make_partition
@@ -180,3 +182,13 @@ def test_recalls_are_told_of_every_class_and_of_none_that_no_test_row_has():
     right, half = predictions(y, y, np.ones(4)), predictions(y, np.array([0, 1, 2, 1]), np.ones(4))
     assert recall_per_class([right, half], 4) == (0.75, None, 0.75, None)
     assert scores_of(half)["worst_class_recall"] == 0.5
+
+
+def test_a_classifier_of_uniform_labels_predicts_with_other_shares_as_bayes_rule_has_it():
+    told = Predictions(np.array([0, 0, 1]), np.array([1, 1, 1]), np.array([[0.4, 0.6], [0.2, 0.8], [0.1, 0.9]]))
+    shares = np.array([0.7, 0.3])
+    np.testing.assert_array_equal(at_shares(told, shares).predicted, [0, 1, 1])
+    assert at_shares(told, None) is told
+    found = scores_with(told, shares)
+    assert found["accuracy"] == pytest.approx(2 / 3)
+    assert found.balanced_accuracy == scores_of(told).balanced_accuracy == 0.5

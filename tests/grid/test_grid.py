@@ -122,7 +122,7 @@ grids = st.fixed_dictionaries(
         "clients": st.lists(st.integers(1, 10**6), **axis),
         "epsilon": st.lists(st.floats(1e-9, math.inf), **axis),
         "seeds": st.lists(st.integers(0, 2**63 - 1), **axis),
-        "delta": st.floats(1e-300, 0.999),
+        "delta": st.floats(1e-300, 0.1),
         "unit": st.sampled_from(["example", "client"]),
         "trust": st.sampled_from(["aggregate", "silo"]),
         "scan": st.fixed_dictionaries({"rate": st.lists(st.floats(0, 1), **axis)}),
@@ -169,7 +169,7 @@ BASE = "algorithms: [config-private]\n"
         (BASE + "clients: 0", "clients: 0 is not >= 1"),
         (BASE + "clients: 2.5", "clients: 2.5 is not a whole number"),
         (BASE + "seeds: [0, -1]", "seeds[1]: -1 is not >= 0"),
-        (BASE + "delta: 1", "delta: 1 is not < 1"),
+        (BASE + "delta: 1", "delta: 1 is not <= 0.1"),
         (BASE + "delta: 0", "delta: 0 is not positive"),
         (BASE + "unit: exampel", "unit: unknown value 'exampel'; did you mean 'example'?"),
         (BASE + "name: a/b", "g.yaml:2: name: 'a/b' does not do as a folder name"),
@@ -186,6 +186,10 @@ BASE = "algorithms: [config-private]\n"
         (BASE + "dataset: [{npz: a/x.npz}, {npz: b/x.npz}]", "dataset: two data sets are called 'x'"),
         (BASE + "dataset: [digits, digits]", "dataset: 'digits' is listed twice"),
         (BASE + "resources: {clients_per_actor: alll}", "resources.clients_per_actor: 'alll' is neither"),
+        (BASE + "resources: {cell_timeout: 2 weeks}", "g.yaml:2: resources.cell_timeout: '2 weeks' is not a time; give seconds"),
+        (BASE + "resources: {cell_timeout: 0}", "resources.cell_timeout: 0 is not a time"),
+        (BASE + "resources: {memory_per_cell: much}", "g.yaml:2: resources.memory_per_cell: 'much' is not an amount of memory"),
+        (BASE + "resources: {memory_per_cell: 0}", "resources.memory_per_cell: 0 is not"),
         (BASE + "resources: {clients_per_actor: 0}", "resources.clients_per_actor: 0 is neither"),
         (
             "algorithms: [config-privat]",
@@ -366,6 +370,16 @@ def test_ids_ignore_what_cannot_change_a_result():
     assert ids(seeds=[0, 1], epsilon=[1, 4], resources={"clients_per_actor": 3, "cpus_per_actor": 2}, name="x") == base
     spelled = [{"name": "config-private", "label": "A", "params": {"beta": 1}}, {"name": "config-open", "label": "B"}]
     assert ids(seeds=[0, 1], epsilon=[1, 4], algorithms=spelled) == base
+
+
+@pytest.mark.parametrize(("given", "seconds"), [("2h", 7200), ("90m", 5400), ("1.5d", 129600), ("30 s", 30), (45, 45)])
+def test_a_time_is_seconds_or_a_number_with_its_unit(given, seconds):
+    assert grid_of(resources={"cell_timeout": given}).resources.cell_timeout == seconds
+
+
+@pytest.mark.parametrize(("given", "size"), [("4GB", 4 * 10**9), ("500 MB", 5 * 10**8), ("1GiB", 2**30), (1000, 1000)])
+def test_memory_is_bytes_or_a_number_with_its_unit(given, size):
+    assert grid_of(resources={"memory_per_cell": given}).resources.memory_per_cell == size
 
 
 def test_ids_ignore_where_the_data_are():

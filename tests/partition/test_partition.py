@@ -180,7 +180,7 @@ def test_column_clients_are_the_values_in_order():
         ),
         (
             {"scheme": "column", "column": "sight", "clients": 3},
-            "partition.column: .*no column 'sight'; did you mean 'site'",
+            "partition.column: .*no column 'sight' with a value for every row; did you mean 'site'",
         ),
         ({"scheme": "column", "column": "site", "clients": 4}, "has 3 values, so 3 clients, not 4; give clients: 3"),
         ({"scheme": "column", "column": "site", "clients": 3, "min_size": 999}, "partition.min_size: value"),
@@ -214,6 +214,7 @@ def test_a_check_names_the_place_it_is_given():
         ({"scheme": "iid", "power": 2.0}, "takes no power; remove it or give scheme: quantity"),
         ({"scheme": "shards", "labels": 0}, "greater than or equal to 1"),
         ({"scheme": "feature-shift", "strength": -0.5}, "greater than or equal to 0"),
+        ({"scheme": "feature-shift", "strength": 1000.0}, "less than or equal to 10"),
         ({"min_size": 0}, "greater than or equal to 1"),
     ],
 )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fedsim.batch import Batch, Layout
+from fedsim.batch import Batch, Layout, consecutive
 from fedsim.models.layers import ClientCode, ClientLinear, Scale, Shift
 from fedsim.privacy.clipping import Norms
 
@@ -15,15 +15,17 @@ DIM, TOKENS = 5, 4
 
 
 def make_batch(counts: tuple[int, ...] = (3, 0, 1, 4), seed: int = 0) -> Batch:
-    """``counts[k]`` rows of client k; labels serve as tokens too."""
+    """``counts[k]`` rows of client k, in groups of some rows of one client; labels serve as tokens too."""
     stream = torch.Generator().manual_seed(seed)
     rows = sum(counts)
     client = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    begins = (torch.rand(rows, generator=torch.Generator().manual_seed(seed)) < 0.5) | (client.diff(prepend=torch.tensor([-1])) > 0)
     return Batch(
         torch.randn(rows, DIM, generator=stream),
         torch.randint(TOKENS, (rows,), generator=stream),
         {"eps": torch.randn(rows, 3, DIM, generator=stream)},
         Layout(client, len(counts)),
+        consecutive(begins.cumsum(0), client),
     )
 
 
@@ -129,12 +131,13 @@ def joint_norm(tensors: dict[str, Tensor]) -> float:
 def loop(model: nn.Module, loss: Callable[[nn.Module, Batch], Tensor], batch: Batch, norms: Norms) -> dict[str, Tensor]:
     """The clipped sum, written as its definition reads."""
     units = single_gradients(model, loss, batch)
-    if norms.unit == "client":
+    of_unit = {"group": batch.groups, "client": batch.layout}.get(norms.unit)
+    if of_unit is not None:
         zero = {name: torch.zeros_like(p) for name, p in model.named_parameters() if p.requires_grad}
-        grouped = [dict(zero) for _ in range(batch.layout.clients)]
-        for gradient, client in zip(units, batch.layout.client.tolist(), strict=True):
-            grouped[client] = {name: grouped[client][name] + value for name, value in gradient.items()}
-        units = grouped
+        summed = [dict(zero) for _ in range(of_unit.clients)]
+        for gradient, unit in zip(units, of_unit.client.tolist(), strict=True):
+            summed[unit] = {name: summed[unit][name] + value for name, value in gradient.items()}
+        units = summed
     total = {name: torch.zeros_like(p) for name, p in model.named_parameters() if p.requires_grad}
     for gradient in units:
         weighted = {name: norms.weight(name) * value for name, value in gradient.items()}

@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from clipping_cases import DIM, MODELS, Linear, PerClient, build, call, difference, loop, make_batch
+from clipping_cases import DIM, MODELS, Linear, PerClient, build, call, difference, joint_norm, loop, make_batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from fedsim.batch import Batch
+from fedsim.batch import Batch, consecutive
 from fedsim.methods.dp_sgd import DPSGDParams
 from fedsim.methods.local_dp_sgd import LocalDPSGDParams
 from fedsim.models.layers import ClientLinear, Shift
@@ -31,7 +31,7 @@ def test_the_parameter_takes_the_engines_that_there_are_and_no_other(params):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("unit", ["example", "client"])
+@pytest.mark.parametrize("unit", ["example", "group", "client"])
 @pytest.mark.parametrize("kind", MODELS)
 def test_the_clipped_sum_is_that_of_a_loop_over_single_examples(kind, unit, engine):
     model, batch, norms = build(kind), make_batch(), Norms(BITES, unit)
@@ -53,7 +53,7 @@ def test_any_cohort_gives_the_loops_sum(kind, engine, counts):
     counts=st.lists(st.integers(0, 5), min_size=1, max_size=5).filter(any),
     seed=st.integers(0, 99),
     clip=st.sampled_from([0.01, 1.0, math.inf]),
-    unit=st.sampled_from(["example", "client"]),
+    unit=st.sampled_from(["example", "group", "client"]),
 )
 def test_ragged_cohorts_with_codes_and_encoders_of_their_own(counts, seed, clip, unit):
     model, batch, norms = build(PerClient, len(counts)), make_batch(tuple(counts), seed), Norms(clip, unit)
@@ -61,7 +61,7 @@ def test_ragged_cohorts_with_codes_and_encoders_of_their_own(counts, seed, clip,
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("unit", ["example", "client"])
+@pytest.mark.parametrize("unit", ["example", "group", "client"])
 def test_weights_enter_the_norm_and_stay_in_the_sum(unit, engine):
     model, batch = build(PerClient), make_batch()
     norms = Norms(BITES, unit, {"encoder.": 3.0, "encoder.bias": 0.5, "out": 0.1})
@@ -71,7 +71,7 @@ def test_weights_enter_the_norm_and_stay_in_the_sum(unit, engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("unit", ["example", "client"])
+@pytest.mark.parametrize("unit", ["example", "group", "client"])
 @pytest.mark.parametrize("free", [("encoder.weight", "encoder.bias", "code.weight"), ("encoder.bias",)])
 def test_free_parameters_are_neither_counted_nor_clipped(free, unit, engine):
     model, batch, norms = build(PerClient), make_batch(), Norms(BITES, unit, free=free)
@@ -93,7 +93,7 @@ def test_a_clip_or_weight_that_bounds_nothing_is_refused(clip, weight):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize(("unit", "units"), [("example", 0), ("client", 3)])
+@pytest.mark.parametrize(("unit", "units"), [("example", 0), ("group", 0), ("client", 3)])
 def test_an_empty_batch_sums_to_zero(unit, units, engine):
     model = build(PerClient, 3)
     found = clipped_sum(model, call, make_batch((0, 0, 0)), Norms(1.0, unit), engine)
@@ -124,7 +124,7 @@ def test_a_part_that_the_loss_does_not_use_gets_zero(engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("unit", ["example", "client"])
+@pytest.mark.parametrize("unit", ["example", "group", "client"])
 @pytest.mark.parametrize("poison", [math.nan, math.inf, 1e30])
 def test_a_gradient_that_is_not_finite_counts_as_zero(poison, unit, engine):
     model, batch, norms = build(PerClient, 2), make_batch((2, 1)), Norms(BITES, unit)
@@ -317,6 +317,37 @@ def test_a_large_batch_is_summed_in_chunks(engine):
     torch.testing.assert_close(result.norms, torch.cat([one.norms for one in alone]))
     for name, value in result.sums.items():
         torch.testing.assert_close(value, torch.stack([one.sums[name] for one in alone]).sum(0), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_group_stays_in_one_chunk(engine):
+    model, batch = build(PerClient), make_batch((CHUNK // 2, 0, CHUNK + 40, 3))
+    large = consecutive(
+        torch.cat([torch.arange(100), torch.full((CHUNK,), 100), torch.arange(101, 101 + len(batch))])[: len(batch)], batch.x
+    )
+    for cut in (batch, replace(batch, groups=large)):
+        chunks = list(cut.chunks(CHUNK // 4))
+        assert len(chunks) > 2
+        assert sum(chunk.groups.clients for chunk in chunks) == cut.groups.clients
+        assert torch.equal(torch.cat([chunk.x for chunk in chunks]), cut.x)
+    norms = Norms(BITES, "group")
+    assert difference(clipped_sum(model, call, batch, norms, engine).sums, loop(model, call, batch, norms)) < 1e-4
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_leaving_a_group_out_changes_the_sum_by_at_most_the_clip_norm(engine):
+    model, batch, norms = build(PerClient), make_batch((6, 0, 5, 3)), Norms(BITES, "group")
+    whole, changes = clipped_sum(model, call, batch, norms, engine).sums, []
+    for group in range(batch.groups.clients):
+        kept = batch._take(batch.groups.client != group)
+        less = clipped_sum(model, call, kept, norms, engine).sums
+        changes.append(joint_norm({name: whole[name] - less[name] for name in whole}))
+    assert max(changes) == pytest.approx(BITES, rel=1e-4)
+
+
+def test_without_groups_nothing_is_clipped_by_them():
+    with pytest.raises(ValueError, match="the batch does not say which rows are one"):
+        clipped_sum(build(Linear), call, replace(make_batch(), groups=None), Norms(1.0, "group"))
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -8,7 +8,7 @@ from clipping_cases import difference, joint_norm, loop, single_gradients
 from torch import Tensor, nn
 
 from algorithms.fedhypevae import FedHypeVAE
-from fedsim.batch import Batch, Layout
+from fedsim.batch import Batch, Layout, consecutive
 from fedsim.methods.messages import Task
 from fedsim.models.initialise import initial_model
 from fedsim.models.kernel import kernel
@@ -51,6 +51,7 @@ def batch(algorithm: FedHypeVAE) -> Batch:
         torch.randint(CLASSES, (ROWS,), generator=stream),
         {name: torch.randn(ROWS, *shape, generator=stream) for name, shape in algorithm.draws().items()},
         Layout(torch.repeat_interleave(torch.arange(len(COUNTS)), torch.tensor(COUNTS)), len(COUNTS)),
+        consecutive(torch.cat([100 * client + torch.arange(count) // 2 for client, count in enumerate(COUNTS)]), x),
     )
 
 
@@ -77,7 +78,7 @@ def test_the_loss_has_all_its_parts_and_reaches_every_parameter(algorithm, model
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("unit", ["example", "client"])
+@pytest.mark.parametrize("unit", ["example", "group", "client"])
 def test_the_clipped_sum_is_that_of_a_loop(algorithm, model, loss, batch, unit, engine):
     norms = replace(bites(algorithm, model, loss, batch), unit=unit)
     assert difference(clipped_sum(model, loss, batch, norms, engine).sums, loop(model, loss, batch, norms)) < 1e-5

@@ -180,3 +180,15 @@ def test_refuses_what_cannot_have_run(noise_multiplier, sample_rate, times):
 def test_refuses_a_text_that_is_no_ledger(text):
     with pytest.raises(ValueError, match=r".+"):
         Ledger.from_json(text)
+
+
+def test_what_all_clients_went_through_is_told_once_and_nothing_where_they_differ():
+    ledger = Ledger()
+    for client in range(3):
+        ledger.record(Entry("b", 0, client, 2.0, 0.1), 5)
+        ledger.record(Entry("a", 0, client, 4.0, 1.0))
+    found = ledger.mechanisms()
+    assert [(each.release, each.count) for each in found] == [("a", 1), ("b", 5)]
+    ledger.record(Entry("a", 0, 1, 4.0, 1.0))
+    assert ledger.mechanisms() is None
+    assert Ledger().mechanisms() == ()

@@ -132,10 +132,17 @@ def test_names_are_unique_and_known():
 
 
 @pytest.mark.parametrize(
-    ("unit", "delta", "rows", "large"), [("example", 1e-4, 10_000, True), ("example", 1e-4, 9_999, False), ("client", 0.5, 9, False)]
+    ("unit", "delta", "units", "told"),
+    [
+        ("example", 1e-4, 10_000, "the 10000 training rows of digits"),
+        ("example", 1e-4, 9_999, None),
+        ("client", 1e-2, 10, None),
+        ("client", 0.1, 10, "the 10 clients of digits"),
+        ("writer", 1e-2, 100, "the 100 groups by writer of digits"),
+    ],
 )
-def test_a_delta_of_1_over_n_is_large_for_examples(unit, delta, rows, large):
-    text = large_delta(unit, delta, rows, "digits")
-    assert (text is not None) == large
+def test_a_delta_of_1_over_n_is_large(unit, delta, units, told):
+    text = large_delta(unit, delta, units, "digits")
+    assert (text is None) == (told is None)
     if text is not None:
-        assert f"the {rows} training rows of digits" in text
+        assert told in text

@@ -112,6 +112,12 @@ def test_nothing_is_told_where_nothing_ran():
     np.testing.assert_array_equal(composed.false_negatives(RATES), 1 - RATES)
 
 
+def test_nothing_is_promised_where_there_is_next_to_no_noise():
+    composed = compose([(1e-3, 0.5, 10)])
+    assert composed.epsilon(1e-5) == composed.epsilon(1e-5, "replace-one") == math.inf
+    assert (composed.false_negatives(RATES) == 0).all()
+
+
 def test_the_best_test_of_a_mechanism_with_more_noise_refutes_exactly_up_to_it():
     events, delta, factor = [(3.0, 0.1, 300)], 1e-4, 1.7
     real = [(3.0 * factor, 0.1, 300)]

@@ -7,8 +7,9 @@ from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
 from matplotlib.image import imread
 
-from fedsim.report.curves import NAME, Axis, draw_curves
+from fedsim.report.curves import NAME, draw_curves
 from fedsim.report.figures import MUTED, PAPER, SERIES, inline_svg, save_figure, svg_text
+from fedsim.report.lines import Axis
 from fedsim.results.groups import group_seeds
 
 UNACCOUNTED = {"type": "Unaccounted", "message": "client 0 has 0 steps", "traceback": ""}
@@ -41,9 +42,10 @@ def test_a_panel_for_every_partition_and_a_name_for_every_method(quickstart):
 def test_no_two_of_many_methods_look_alike(row):
     private = [row(cell_id=f"p{i}", label=f"private {i}") for i in range(14)]
     levels = [row(cell_id=f"l{i}", label=f"level {i}", epsilon_target=None, epsilon_spent=None, claim="none") for i in range(12)]
-    handles = draw_curves(group_seeds(private + levels)).legends[0].get_lines()
+    predicting = [row(cell_id=f"c{i}", label=f"classifier {i}", yields="classifier") for i in range(14)]
+    handles = draw_curves(group_seeds(private + levels + predicting)).legends[0].get_lines()
     looks = {(line.get_color(), line.get_marker(), str(line._dash_pattern)) for line in handles}
-    assert len(looks) == 26
+    assert len(looks) == 40
 
 
 def test_points_are_the_means_over_seeds(quickstart):
@@ -107,6 +109,23 @@ def test_a_stated_claim_is_dashed_with_half_open_markers_and_a_checked_one_is_on
     assert (said.get_fillstyle(), tried.get_fillstyle()) == ("left", "full")
     assert (to_hex(said.get_markerfacecolor()), to_hex(said.get_markerfacecoloralt())) == (SERIES[0], PAPER)
     assert to_hex(tried.get_markerfacecolor()) == SERIES[1]
+
+
+def test_a_classifier_is_thin_with_crosses_and_named_beside_generators(row):
+    both = [
+        row(label=label, yields=yields, epsilon_target=epsilon)
+        for label, yields in (("makes rows", "generator"), ("predicts", "classifier"), ("old", None))
+        for epsilon in (1.0, 4.0)
+    ]
+    level = row(cell_id="l", label="open", yields="classifier", epsilon_target=None, epsilon_spent=None, claim="none")
+    figure = draw_curves(group_seeds([*both, level]))
+    assert legend([*both, level]) == ["makes rows", "predicts (classifier)", "old", "open (classifier, not private)"]
+    makes, predicts, old, line = figure.legends[0].legend_handles
+    assert predicts.get_linewidth() < makes.get_linewidth() == old.get_linewidth()
+    assert line.get_linewidth() < makes.get_linewidth()
+    assert predicts.get_marker() == "+"
+    assert "what not generating is worth" in " ".join(figure.legends[0].get_title().get_text().split())
+    assert "generating" not in draw_curves(group_seeds(both[:2])).legends[0].get_title().get_text()
 
 
 def test_the_lack_of_a_claim_at_infinity_does_not_mark_a_proved_method(row):

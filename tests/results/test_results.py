@@ -1,3 +1,4 @@
+import csv
 import json
 import math
 import subprocess
@@ -21,11 +22,13 @@ CONTRACT = [
     *(
         "cell_id",
         "source",
+        "judged",
         "status",
         "error",
         "algorithm",
         "label",
         "params",
+        "yields",
         "dataset",
     ),
     *(
@@ -35,6 +38,7 @@ CONTRACT = [
         "clients",
         "partition_hash",
         "train_rows",
+        "train_groups",
         "seed",
         "epsilon_target",
     ),
@@ -43,6 +47,7 @@ CONTRACT = [
         "epsilon_spent_replace_one",
         "delta",
         "unit",
+        "relation",
         "trust",
         "scope",
         "claim",
@@ -54,6 +59,10 @@ CONTRACT = [
         "sample_rate",
         "steps",
         "clip",
+        "sensitivity",
+        "mechanisms",
+        "noise_at",
+        "counted_by",
         "audit_epsilon_lower",
         "audit_epsilon_any",
         "audit_method",
@@ -61,6 +70,7 @@ CONTRACT = [
         "audit_canary_ratio",
         "unseen",
         "tested",
+        "label_shares",
         "accuracy",
         "balanced_accuracy",
         "macro_f1",
@@ -90,6 +100,7 @@ CONTRACT = [
         "uplink_bytes",
         "seconds",
         "versions",
+        "generator",
     ),
 ]
 ERROR = {"type": "ValueError", "message": "no", "traceback": "Traceback ..."}
@@ -315,6 +326,15 @@ def test_the_summary_averages_seeds_and_leaves_failed_and_overspent_out(tmp_path
     assert math.isnan(frame.loc[1, "balanced_accuracy_ci95"])
     assert frame.loc[0, "epsilon_spent_max"] == pytest.approx(0.92)
     assert [path.name for path in Path(tmp_path).iterdir()] == ["summary.csv"]
+
+
+@pytest.mark.parametrize("label", ['=HYPERLINK("http://x")', "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
+def test_no_text_of_the_summary_is_a_formula(tmp_path, label):
+    write_summary(group_seeds([row("a", label=label, dataset=label, balanced_accuracy=0.5)]), tmp_path / "summary.csv")
+    with (tmp_path / "summary.csv").open(newline="") as file:
+        (line,) = csv.DictReader(file)
+    assert (line["label"], line["dataset"]) == (told := f"'{label}".replace("\r", " "), told)
+    assert line["balanced_accuracy_mean"] == "0.5"
 
 
 def test_rows_of_different_parameters_are_never_averaged():

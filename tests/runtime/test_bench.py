@@ -18,6 +18,7 @@ from fedsim.report.report import grid_rows, write_report
 from fedsim.results.measures import MEASURES
 from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore, load_results
+from fedsim.runtime import scheduler
 from fedsim.runtime.display import LineDisplay
 from fedsim.runtime.scheduler import Scheduler
 from fedsim.runtime.worker import check_source
@@ -226,6 +227,7 @@ def test_a_cell_that_fails_is_a_row_and_the_grid_goes_on(bench: Bench, tmp_path:
     assert 'raise ZeroDivisionError("the second round' in errors["raise"].traceback
     assert errors["raise without a word"].type == "AssertionError"
     assert "worker process of the cell died" in errors["exit"].message
+    assert ran.log(rows["exit"]).count("\nstarted") + 1 == 1 + scheduler.AGAIN
     log = ran.log(rows["raise"])
     assert "round 1/3" in log
     assert "round 1 at the server" in log
@@ -244,7 +246,10 @@ def test_a_cell_that_fails_is_a_row_and_the_grid_goes_on(bench: Bench, tmp_path:
     assert retried.rows[0] == rows["fedavg-cvae"]
 
 
-def test_a_cell_whose_client_actor_fails_or_dies_leaves_no_broken_slot(bench: Bench, tmp_path: Path, all_free: Callable[[], None]) -> None:
+def test_a_cell_whose_client_actor_fails_or_dies_leaves_no_broken_slot(
+    bench: Bench, tmp_path: Path, all_free: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "AGAIN", 0)
     never = tmp_path / "never"
     grid = small_grid(trouble("client raises", never), trouble("client exits", never), "weight-noise", resources={"clients_per_actor": 2})
     ran = bench(grid)
@@ -261,6 +266,18 @@ def test_a_cell_whose_client_actor_fails_or_dies_leaves_no_broken_slot(bench: Be
     assert (raised.type, raised.message) == ("ZeroDivisionError", "a client is broken")
     assert 'raise ZeroDivisionError("a client is broken")' in raised.traceback
     assert (died.type, "worker process of the cell died" in died.message) == ("ActorDiedError", True)
+    all_free()
+
+
+def test_an_algorithm_that_calls_sys_exit_is_told_as_that(bench: Bench, tmp_path: Path, all_free: Callable[[], None]) -> None:
+    never = tmp_path / "never"
+    grid = small_grid(trouble("sys.exit", never), trouble("client sys.exits", never), resources={"clients_per_actor": 2})
+    errors = {row.label: row.error for row in bench(grid).rows}
+    for label, code in {"sys.exit": "'enough'", "client sys.exits": "3"}.items():
+        error = errors[label]
+        assert error is not None
+        assert (error.type, error.message) == ("RuntimeError", f"the algorithm called sys.exit({code}), which a cell may not")
+        assert "raise SystemExit" in error.traceback
     all_free()
 
 

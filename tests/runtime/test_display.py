@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from fedsim.results.rows import Row
-from fedsim.runtime.display import LineDisplay, LiveDisplay, Progress, make_display
+from fedsim.runtime.display import LineDisplay, LiveDisplay, Preparing, Progress, make_display
 
 ERROR = {"type": "ValueError", "message": "a [bold] reason\nsecond line", "traceback": "Traceback ..."}
 SCORES = {"accuracy": 0.8, "balanced_accuracy": 0.812, "macro_f1": 0.8}
@@ -49,6 +49,23 @@ def test_a_terminal_gets_the_live_view_and_a_pipe_gets_lines():
     assert isinstance(make_display(plain(), 3, 0), LineDisplay)
 
 
+def test_a_long_preparation_tells_a_pipe_how_far_it_is_and_a_short_one_nothing():
+    clock, console = Clock(), plain()
+    with Preparing(console, every=20, clock=clock) as tell:
+        for now in range(0, 50, 5):
+            clock.now = now
+            tell(f"planning the budgets: {now} of 50")
+    assert console.file.getvalue().splitlines() == ["planning the budgets: 20 of 50 (20 s)", "planning the budgets: 40 of 50 (40 s)"]
+
+
+def test_a_preparation_shows_itself_in_a_terminal_and_leaves_nothing():
+    clock, console = Clock(), terminal()
+    with Preparing(console, clock=clock) as tell:
+        tell("dividing the data: partition 3 of 9")
+        console.file.write("\n")
+    assert "\x1b[?25h" in console.file.getvalue()
+
+
 def test_one_line_a_finished_cell():
     console = plain(width=40)
     with LineDisplay(console, total=4, already_done=1) as display:
@@ -80,6 +97,22 @@ def test_the_live_view_counts_and_shows_every_running_cell_with_its_round():
     text = frame(display)
     assert "5/54 cells · 4 done · 0 running · 1 failed" in text
     assert "alg one" not in text
+
+
+def test_the_live_view_shows_how_long_ago_the_last_round_was_once_that_is_long_ago():
+    clock = Clock()
+    display = LiveDisplay(terminal(), total=2, clock=clock)
+    display.cell_started("a", "alg one")
+    display.cell_started("b", "alg two")
+    clock.now = 4.0
+    display.round_done("a", 7, 20)
+    clock.now = 8.0
+    assert re.search(r"round 7/20 *\n", frame(display))
+    assert "starting for 0:08" in frame(display)
+    clock.now = 79.0
+    assert "round 7/20, 1:15 ago" in frame(display)
+    display.round_done("a", 8, 20)
+    assert re.search(r"round 8/20 *\n", frame(display))
 
 
 def test_many_running_cells_are_cut_to_a_screen():

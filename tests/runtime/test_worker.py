@@ -1,5 +1,6 @@
 """What travels between the actors of a cell, and how many of them there are."""
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -69,3 +70,7 @@ def test_a_reference_takes_an_idle_slot_of_any_shape_and_opens_the_one_that_its_
     slots.give_back(opened)
     assert slots.take(3, SHARE) is opened
     slots.close()
+
+
+def test_a_process_of_ray_has_the_workers_module_before_it_is_asked_for_anything(ray_cluster: None) -> None:
+    assert ray.get(ray.remote(lambda: "fedsim.runtime.worker" in sys.modules).remote())

@@ -2,6 +2,8 @@ import time
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from fedsim.simulation.checkpoint import Checkpoints
 from fedsim.simulation.state import Checkpoint
@@ -27,7 +29,39 @@ def test_a_damaged_file_counts_as_none(tmp_path, damage):
     file = Checkpoints(tmp_path / "cell.safetensors")
     file.save(PROGRESS)
     file.path.write_bytes(damage(file.path.read_bytes()))
-    assert file.load() is None
+    with pytest.warns(UserWarning, match="cannot be used .*; the cell begins again"):
+        assert file.load() is None
+
+
+CHANGES = {
+    "another number": lambda head, tensors: tensors["server.model.weight"].add_(1e-7),
+    "a tensor less": lambda head, tensors: tensors.pop("clients.state.steps"),
+    "a tensor more": lambda head, tensors: tensors.update(more=torch.zeros(1)),
+    "another dtype": lambda head, tensors: tensors.update({"server.model.weight": tensors["server.model.weight"].double()}),
+    "another shape": lambda head, tensors: tensors.update({"server.model.weight": tensors["server.model.weight"].reshape(2, 3)}),
+    "another round": lambda head, tensors: head.update(progress=head["progress"].replace('"round": 7', '"round": 8')),
+    "no hash": lambda head, tensors: head.pop("sha256"),
+    "nested facts": lambda head, tensors: head.update(progress="[" * 100_000 + "]" * 100_000),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_file_counts_as_none(tmp_path, change):
+    file = Checkpoints(tmp_path / "cell.safetensors")
+    file.save(PROGRESS)
+    with safe_open(file.path, "pt") as held:
+        head, tensors = held.metadata(), {name: held.get_tensor(name).clone() for name in held.keys()}  # noqa: SIM118
+    CHANGES[change](head, tensors)
+    save_file(tensors, file.path, head)
+    with pytest.warns(UserWarning, match="the cell begins again"):
+        assert file.load() is None
+
+
+def test_a_cell_goes_on_where_no_checkpoint_can_be_written(tmp_path):
+    (tmp_path / "folder").write_text("a file")
+    file = Checkpoints(tmp_path / "folder" / "cell.safetensors", every=0)
+    with pytest.warns(UserWarning, match="goes on without a new checkpoint"):
+        file(lambda: PROGRESS)
 
 
 def test_no_file_is_none_and_a_finished_cell_leaves_none(tmp_path):

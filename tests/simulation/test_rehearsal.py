@@ -61,6 +61,11 @@ MISTAKES = {
     "wrong_classes": (predicting("return x"), "def probabilities", r"probabilities returned float32 \[16, 64\]; expected .* \[16, 10\]"),
     "no_generator": (changed(GENERATOR, "pass"), "def generator", "generator returned nothing; expected an object with sample"),
     "server_raises": (method("server_step", SERVER, 'return total["nothing"]'), 'total["nothing"]', "KeyError: 'nothing'"),
+    "too_many_counts": (
+        method("label_counts", "server", "return torch.ones(11)").replace("from torch import", "import torch\nfrom torch import"),
+        "def label_counts",
+        r"label_counts returned float32 \[11\]; expected a number a class, \[10\], or None",
+    ),
     "server_is_silent": (method("server_step", SERVER, "pass"), "def server_step", "server_step returned nothing; expected a mapping"),
     "clients_send_sums": (
         method("client_round", "*given", "return {}"),

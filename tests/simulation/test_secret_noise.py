@@ -1,5 +1,6 @@
 """Noise that no seed gives: every cell its own, kept in a checkpoint alone; and what may then be told of a generator."""
 
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,10 @@ def test_noise_that_is_secret_makes_another_cell_where_there_is_noise() -> None:
 
 
 def told(folder: Path, noise: str, kept: np.ndarray) -> tuple[dict[str, str], dict[str, Any]]:
-    """The JSON files of one cell's generator by name, and the manifest of a draw; the data set lacks the rows that are not ``kept``."""
+    """The JSON files of one cell's generator by name, and the manifest of a draw; the data set lacks the rows that are not ``kept``.
+
+    Hashes of the released tensors, which anyone who has those could compute, are left out, and that they are just this is checked.
+    """
     stream, rows = np.random.default_rng(0), folder.parent / "rows.npz"
     x, y, split = stream.standard_normal((200, 6)).astype(np.float32), np.arange(200) % 3, 2 * (np.arange(200) % 5 == 0)
     np.savez(rows, x=x[kept], y=y[kept], split=split[kept])
@@ -91,7 +95,13 @@ def told(folder: Path, noise: str, kept: np.ndarray) -> tuple[dict[str, str], di
     save_generator(RunFolder(folder), trial, data.class_names, outcome.generator, spent, {"fedsim": "0"})
     files = {path.name: path.read_text() for path in (folder / "generators").glob("*.json")}
     assert (trial.cell.cell_id in str(files)) == (trial.cell.dataset_hash in str(files)) == (noise == "seeded")
-    return files, load_generator(folder).manifest(5)
+    manifest = load_generator(folder).manifest(5)
+    (name,) = files
+    (tensors,) = (folder / "generators").glob("*.safetensors")
+    released = hashlib.sha256(tensors.read_bytes()).hexdigest()
+    assert manifest.pop("tensors_sha256") == released
+    assert manifest.pop("facts_sha256") == hashlib.sha256(files[name].encode()).hexdigest()
+    return {name: files[name].replace(released, "")}, manifest
 
 
 def test_what_is_told_of_a_secret_generator_is_the_same_for_neighbouring_data(tmp_path: Path) -> None:

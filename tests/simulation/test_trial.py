@@ -3,7 +3,8 @@ from cells import quick, small_cells
 from sites import digits_of_sites
 
 from fedsim.evaluation.references import Ceiling, local_only
-from fedsim.simulation.row import client_lines, finished_row
+from fedsim.results.rows import RowError
+from fedsim.simulation.row import client_lines, failed_row, finished_row
 from fedsim.simulation.trial import Outcome, packing, run_trial
 
 SHIFT = {"scheme": "feature-shift", "strength": 2.0}
@@ -45,7 +46,7 @@ def test_every_site_has_a_line_of_its_own_and_one_without_test_rows_says_so(tmp_
     (trial,), (rows,) = found.trials, found.data.values()
     *_, last = run_trial(trial, rows)
     floor = local_only(rows, trial.partition, trial.cell.partition, 0.1)
-    lines = list(client_lines(trial, last, floor))
+    lines = list(client_lines(trial.cell, last.judgement, floor))
     assert [line["name"] for line in lines] == ["north", "south", "west"]
     assert [line["test_rows"] > 0 for line in lines] == [True, True, False]
     assert lines[2]["own_balanced_accuracy"] is None
@@ -59,3 +60,9 @@ def test_every_site_has_a_line_of_its_own_and_one_without_test_rows_says_so(tmp_
     assert row.scores["client_shared_balanced_accuracy"] == row.scores["client_balanced_accuracy"]
     assert row.scores["client_local_only_balanced_accuracy"] == pytest.approx(sum(floor.clients[:2]) / 2)
     assert row.tested == "the test rows with its site"
+
+
+@pytest.mark.parametrize(("name", "yields"), [("dp-gaussian", "generator"), ("dp-prototypes", "classifier")])
+def test_a_row_says_what_its_algorithm_yields_even_if_it_failed(name: str, yields: str) -> None:
+    (trial,) = small_cells(quick(name), epsilon=4.0).trials
+    assert failed_row(trial, RowError(type="ValueError", message="no", traceback=""), {}).yields == yields

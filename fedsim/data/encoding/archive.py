@@ -14,16 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.atomic import replaced
+from fedsim.data.arrays import BadArrays, open_archive
+from fedsim.data.npz import MANIFEST
 from fedsim.errors import UserError
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
     """The manifest inside an ``.npz`` file that fedsim wrote; None if there is none or the file cannot be read."""
     try:
-        with np.load(path, allow_pickle=False) as held:
-            found = json.loads(str(held["manifest"]))
+        with open_archive(path) as held:
+            found = json.loads(str(held.read(MANIFEST)))
         return found if isinstance(found, dict) else None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (BadArrays, ValueError, RecursionError):
         return None
 
 
@@ -50,7 +52,7 @@ def write_npz(
             np.lib.format.write_array_header_1_0(stream, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape})
             for piece in rows:
                 stream.write(np.ascontiguousarray(piece, dtype).tobytes())
-        for name, array in {**arrays, "manifest": np.array(json.dumps(manifest))}.items():
+        for name, array in {**arrays, MANIFEST: np.array(json.dumps(manifest))}.items():
             with file.open(zipfile.ZipInfo(f"{name}.npy"), "w") as stream:
                 np.lib.format.write_array(stream, array, allow_pickle=False)
 

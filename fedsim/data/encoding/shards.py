@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.atomic import replaced
+from fedsim.data.arrays import BadArrays, read_arrays
 from fedsim.data.encoding.encoder import Encoder
 from fedsim.data.images import BadImage, Decoder, ImageSet
 
@@ -46,9 +46,9 @@ class Shard:
     def load(cls, folder: Path, number: int) -> Shard | None:
         """A shard of an earlier run; None if it is not there or cannot be read."""
         try:
-            with np.load(_path(folder, number), allow_pickle=False) as held:
-                return cls(number, held["x"], {int(position): reason for position, reason in json.loads(str(held["bad"]))})
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            held = read_arrays(_path(folder, number))
+            return cls(number, held["x"], {int(position): reason for position, reason in json.loads(str(held["bad"]))})
+        except (BadArrays, ValueError, TypeError, KeyError, RecursionError):
             return None
 
 

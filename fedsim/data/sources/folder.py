@@ -1,50 +1,91 @@
-"""Image folders: a class is a folder; ``train`` and ``test`` folders above them, if there are any, are the split."""
+"""Image folders: a class is a folder; ``train`` and ``test`` folders above, if there are any, are the split, and the top may be domains."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedsim.data.images import EXTENSIONS, ImageFiles, ImageSet
-from fedsim.data.sources.source import Listing, Source
+from fedsim.data.sources.source import Listing, Source, SourceParams
 from fedsim.data.split import TEST, TRAIN, WORDS, quarter_for_testing
 from fedsim.errors import UserError, at
 
 
-def load_image_folder(root: Path, name: str) -> ImageSet:
-    """Read ``root/<class>/**/*.jpg``, or ``root/{train,validation,test}/<class>/**/*.jpg``.
+class ImageFolderParams(SourceParams):
+    """Parameters of an image folder.
 
-    Without such folders a fixed stratified quarter is for testing. Hidden files and other types are left out.
+    Attributes:
+        domains: the folders at the top are domains (sites, scanners, styles), with the classes' folders in each; they become the column
+            ``domain``.
+    """
+
+    domains: bool = False
+
+
+def load_image_folder(root: Path, name: str, *, domains: bool = False) -> ImageSet:
+    """Read ``root/<class>/**/*.jpg``, or ``root/{train,validation,test}/<class>/**/*.jpg``; with ``domains`` the same in ``root/<domain>``.
+
+    Without train and test folders a fixed stratified quarter is for testing, of every domain. Hidden files and other types are left out.
 
     Raises:
         UserError: the folder is not there, holds no classes, or a class holds no image.
     """
     where = str(root)
-    if not root.is_dir():
-        raise UserError(where, "there is no such folder", "give a folder that holds one folder a class")
-    folders = _folders(root)
-    parts = {folder: WORDS[folder.name.lower()] for folder in folders if folder.name.lower() in WORDS}
-    if not {TRAIN, TEST} <= set(parts.values()):
-        parts = {}
-    held = [(folder, part) for top, part in (parts or {root: TRAIN}).items() for folder in _folders(top)]
-    names = tuple(sorted({folder.name for folder, _ in held}))
+    if not os.path.isdir(root):  # unlike Path.is_dir, never raises
+        raise UserError(where, "there is no such folder", f"give a folder that holds one folder a {'domain' if domains else 'class'}")
+    tops = _folders(root) if domains else [root]
+    parts = {top: _parts(top) for top in tops}
+    published = all(map(bool, parts.values()))
+    held = [
+        (folder, part, place)
+        for place, top in enumerate(tops)
+        for above, part in (parts[top] if published else {top: TRAIN}).items()
+        for folder in _folders(above)
+    ]
+    names = tuple(sorted({folder.name for folder, _, _ in held}))
     if not names:
-        raise UserError(where, "holds no folders", "put every class into a folder of its own")
+        in_each = "put the classes' folders into a folder a domain" if domains else "put every class into a folder of its own"
+        raise UserError(where, "holds no folders of classes" if domains and tops else "holds no folders", in_each)
     paths: list[Path] = []
-    labels: list[int] = []
-    split: list[int] = []
-    for folder, part in held:
-        found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and not path.name.startswith("."))
+    counts: list[int] = []
+    for folder, _, _ in held:
+        found = sorted(path for path in folder.rglob("*") if _may_be_image(path))
         if not found:
             raise UserError(where, f"class folder '{folder.relative_to(root)}' holds no image", f"known: {', '.join(sorted(EXTENSIONS))}")
         paths += found
-        labels += [names.index(folder.name)] * len(found)
-        split += [part] * len(found)
-    y = np.array(labels, dtype=np.int64)
-    with at(where):
-        parted = np.array(split, dtype=np.int64) if parts else quarter_for_testing(y, names)
-    return ImageSet(name, ImageFiles(paths, root), np.arange(len(paths)), y, parted, names, where=where)
+        counts.append(len(found))
+    y, split, domain = np.repeat([(names.index(folder.name), part, place) for folder, part, place in held], counts, axis=0).T.astype(
+        np.int64
+    )
+    if not published:
+        with at(where):
+            split = _quarters(y, domain, names, [top.name for top in tops] if domains else [""])
+    columns = {"domain": np.array([top.name for top in tops])[domain]} if domains else {}
+    return ImageSet(name, ImageFiles(paths, root), np.arange(len(paths)), y, split, names, columns, where=where)
+
+
+def _parts(top: Path) -> dict[Path, int]:
+    """The folders of a split, if there are some for training and for testing."""
+    parts = {folder: WORDS[folder.name.lower()] for folder in _folders(top) if folder.name.lower() in WORDS}
+    return parts if {TRAIN, TEST} <= set(parts.values()) else {}
+
+
+def _quarters(y: NDArray[np.int64], domain: NDArray[np.int64], names: tuple[str, ...], domains: list[str]) -> NDArray[np.int64]:
+    """A stratified quarter of every domain for testing."""
+    split = np.empty_like(y)
+    for place, called in enumerate(domains):
+        own = domain == place
+        held, labels = np.unique(y[own], return_inverse=True)
+        split[own] = quarter_for_testing(labels, tuple(f"{called}/{names[label]}" if called else names[label] for label in held))
+    return split
+
+
+def _may_be_image(path: Path) -> bool:
+    """By its name; a folder is none, and what else is no file is told when it is read."""
+    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and not path.is_dir()
 
 
 def _folders(root: Path) -> list[Path]:
@@ -53,5 +94,6 @@ def _folders(root: Path) -> list[Path]:
 
 IMAGE_FOLDER = Source(
     lambda: [Listing("{imagefolder: PATH}", "yours", "train/ and test/, or a quarter", "their own", "yours", "your files")],
-    images=lambda asked: load_image_folder(asked.path, asked.name),
+    images=lambda asked: load_image_folder(asked.path, asked.name, domains=asked.given.domains),
+    params=ImageFolderParams,
 )

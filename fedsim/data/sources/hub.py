@@ -14,6 +14,7 @@ from fedsim.data.sources.source import Listing, Source
 from fedsim.data.sources.tables import class_labels
 from fedsim.data.split import TEST, TRAIN, WORDS, quarter_for_testing
 from fedsim.errors import UserError
+from fedsim.regular import read_regular
 
 
 def load_hub(dataset: str, name: str) -> ImageSet:
@@ -87,8 +88,7 @@ class HubImages:
         held = self.tables[part][row - int(self.starts[part])][self.column]
         if held["bytes"] is not None:
             return bytes(held["bytes"])
-        with open(held["path"], "rb") as file:
-            return file.read()
+        return read_regular(held["path"])
 
 
 HUB = Source(

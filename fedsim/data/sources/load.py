@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -18,6 +19,18 @@ from fedsim.data.overlap import overlapping
 from fedsim.data.sources.spec import DatasetSpec
 from fedsim.data.split import TEST, TRAIN, stratified_rows
 from fedsim.errors import UserError, at
+from fedsim.regular import unread
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """What the file system refuses in the block is the user's to mend."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            str(error.filename or ""), f"cannot be read ({unread(error)})", "give files and folders that can be read"
+        ) from error
 
 
 def load(spec: DatasetSpec, encoder: EncoderSpec | None = None) -> Embeddings:
@@ -53,7 +66,8 @@ def _needed(encoder: EncoderSpec | None, spec: DatasetSpec) -> EncoderSpec:
 def _embedded(spec: DatasetSpec) -> Embeddings:
     """Data sets that are embeddings already."""
     assert spec.source.embeddings is not None
-    data = spec.source.embeddings(spec.asked)
+    with _readable():
+        data = spec.source.embeddings(spec.asked)
     with at(str(spec.path or "")):
         if spec.overlap_policy != "keep":
             data = _without_overlap(data, drop=spec.overlap_policy == "drop")
@@ -80,7 +94,8 @@ def image_set(spec: DatasetSpec) -> ImageSet:
     """
     if spec.source.images is None:
         raise UserError("", f"'{spec.display}' holds embeddings, not images", "use it as it is, without an encoder")
-    whole = spec.source.images(spec.asked)
+    with _readable():
+        whole = spec.source.images(spec.asked)
     if spec.overlap_policy != "keep":
         with at(whole.where):
             both = overlapping(whole.digests, whole.split, whole.image_name, drop=spec.overlap_policy == "drop")

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.data.images import Decoder, ImageSet, from_pixels
+from fedsim.data.arrays import BadArrays, open_archive, told
+from fedsim.data.images import BadImage, Decoder, ImageSet, from_pixels
 from fedsim.data.sources.source import Listing, Source, SourceParams
 from fedsim.data.split import TEST, TRAIN, VALIDATION
 from fedsim.errors import UserError, nearest
+from fedsim.regular import open_regular
 
 SIZES = (28, 64, 128, 224)
 _PARTS = (("train", TRAIN), ("val", VALIDATION), ("test", TEST))
@@ -72,7 +75,7 @@ def load_medmnist(flag: str, size: int, root: Path, name: str) -> ImageSet:
         raise UserError("", f"{flag} has {len(info['label'])} yes-or-no labels an image", "choose a set with one label an image")
     suffix = "" if size == 28 else f"_{size}"
     path = root / file_name(flag, size)
-    if not path.is_file():
+    if not os.path.isfile(path):
         _download(info[f"url{suffix}"], info[f"MD5{suffix}"], path)
     images = PackedImages(path, [f"{part}_images" for part, _ in _PARTS])
     labels = [_labels(path, f"{part}_labels") for part, _ in _PARTS]
@@ -98,11 +101,17 @@ def _download(url: str, md5: str, path: Path) -> None:
 
 def _labels(path: Path, member: str) -> NDArray[np.int64]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            labels = file[member]
-    except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(str(path), f"cannot be read ({error})", "give the official MedMNIST file") from error
-    return np.asarray(labels).reshape(-1).astype(np.int64)
+        with open_archive(path) as file:
+            labels = file.read(member)
+    except BadArrays as error:
+        raise _unreadable(path, error) from error
+    if labels.dtype.kind not in "iu":
+        raise UserError(str(path), f"{member} has dtype {labels.dtype}", "give the official MedMNIST file")
+    return labels.reshape(-1).astype(np.int64)
+
+
+def _unreadable(path: Path, error: BadArrays) -> UserError:
+    return UserError(str(path), f"cannot be read ({error})", "give the official MedMNIST file")
 
 
 class PackedImages:
@@ -119,18 +128,21 @@ class PackedImages:
     def __init__(self, path: Path, members: Sequence[str]) -> None:
         self.path, self.members = path, tuple(members)
         try:
-            heads = [self._head(member) for member in members]
-        except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(str(path), f"cannot be read ({error})", "give the official MedMNIST file") from error
-        for member, (shape, dtype, _) in zip(members, heads, strict=True):
-            if dtype != np.uint8 or len(shape) not in (3, 4):
+            with open_archive(path) as file:
+                heads = [file.head(member) for member in members]
+        except BadArrays as error:
+            raise _unreadable(path, error) from error
+        for member, (shape, dtype, fortran, _) in zip(members, heads, strict=True):
+            if fortran or dtype != np.uint8 or len(shape) not in (3, 4):
                 raise UserError(
-                    str(path), f"{member} has shape {list(shape)} and dtype {dtype}", "give uint8 images [n, h, w] or [n, h, w, 3]"
+                    str(path),
+                    f"{member} has shape {list(shape)} and dtype {dtype}",
+                    "give uint8 images [n, h, w] or [n, h, w, 3], in C order",
                 )
-        self.shapes = [shape for shape, _, _ in heads]
-        self.offsets = [offset for _, _, offset in heads]
+        self.shapes = [head.shape for head in heads]
+        self.offsets = [head.offset for head in heads]
         self.starts = np.cumsum([0, *(shape[0] for shape in self.shapes)])
-        self._open: tuple[int, IO[bytes]] | None = None
+        self._open: tuple[int, ExitStack, IO[bytes]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_open": None}
@@ -141,14 +153,25 @@ class PackedImages:
     def decoder(self, row: int) -> Decoder:
         """See :class:`fedsim.data.images.Images`; reads now, so that only one thread moves through the stream."""
         part = int(np.searchsorted(self.starts, row, side="right")) - 1
-        if self._open is None or self._open[0] != part:
-            # stays open: the next image is the next bytes of the stream
-            self._open = (part, zipfile.ZipFile(self.path).open(f"{self.members[part]}.npy"))  # noqa: SIM115
         shape = self.shapes[part][1:]
         size = int(np.prod(shape))
-        stream = self._open[1]
-        stream.seek(self.offsets[part] + (row - int(self.starts[part])) * size)
-        return partial(from_pixels, np.frombuffer(stream.read(size), np.uint8).reshape(shape))
+        try:
+            with told(self.members[part]):
+                stream = self._stream(part)
+                stream.seek(self.offsets[part] + (row - int(self.starts[part])) * size)
+                pixels = np.frombuffer(stream.read(size), np.uint8).reshape(shape)
+        except BadArrays as error:
+            return partial(_refuse, str(error))
+        return partial(from_pixels, pixels)
+
+    def _stream(self, part: int) -> IO[bytes]:
+        """The member of a part; it stays open, for the next image is the next bytes of the stream."""
+        if self._open is None or self._open[0] != part:
+            if self._open is not None:
+                self._open[1].close()
+            files = ExitStack()
+            self._open = (part, files, files.enter_context(open_archive(self.path)).stream(self.members[part]))
+        return self._open[2]
 
     def name(self, row: int) -> str:
         """The array and the number in it."""
@@ -157,19 +180,13 @@ class PackedImages:
 
     def digests(self, rows: Sequence[int]) -> Iterator[bytes]:
         """The file's SHA-256 and the row number."""
-        with self.path.open("rb") as file:
+        with open_regular(self.path) as file:
             whole = hashlib.file_digest(file, "sha256").digest()
         return (hashlib.sha256(whole + str(row).encode()).digest() for row in rows)
 
-    def _head(self, member: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-        """Shape, dtype and the offset of the data in an array of the file; its rows must lie one after another."""
-        with zipfile.ZipFile(self.path) as file, file.open(f"{member}.npy") as stream:
-            version = np.lib.format.read_magic(stream)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read(stream)
-            if fortran:
-                raise ValueError(f"{member} is stored in Fortran order")
-            return shape, dtype, stream.tell()
+
+def _refuse(why: str) -> NoReturn:
+    raise BadImage(why)
 
 
 def _listing() -> list[Listing]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.errors import UserError, nearest
+from fedsim.regular import open_regular, unread
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,11 +31,12 @@ def read_table(path: Path, needed: Sequence[str]) -> pd.DataFrame:
 
     where = str(path)
     try:
-        table = pd.read_csv(path, skipinitialspace=True)
+        with open_regular(path) as file:
+            table = pd.read_csv(file, skipinitialspace=True)
     except FileNotFoundError as error:
         raise UserError(where, "there is no such file", "give the path of a CSV file") from error
-    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
-        raise UserError(where, f"cannot be read ({' '.join(str(error).split())})", "give a CSV file with a head line") from error
+    except (OSError, ValueError, OverflowError) as error:  # pandas' parser errors are ValueErrors
+        raise UserError(where, f"cannot be read ({unread(error)})", "give a CSV file with a head line") from error
     if missing := next((name for name in needed if name not in table), None):
         raise UserError(where, f"there is no column '{missing}'", nearest(missing, map(str, table.columns)))
     if table.empty:
@@ -79,7 +82,7 @@ def check_files(paths: Sequence[Path], remedy: str) -> None:
     Raises:
         UserError: some are not; with how many, and the first one.
     """
-    missing = [path for path in paths if not path.is_file()]
+    missing = [path for path in paths if not os.path.isfile(path)]  # unlike Path.is_file, never raises
     if missing:
         raise UserError("", f"{len(missing)} of {len(paths)} images are not there, the first is {missing[0]}", remedy)
 

@@ -130,7 +130,7 @@ def _judged(subject: Subject, pair: Pair, first: Seen, second: Seen) -> Compared
 
 def _changes(subject: Subject, pair: Pair, first: Tape, second: Tape, *, at_clients: bool) -> Iterator[Change]:
     task, client = subject.trial.task, pair.client
-    sampled = None if task.unit == "example" or client is None else lambda step, rate: takes_part(pair.seed, step, client, rate)
+    sampled = None if task.unit != "client" or client is None else lambda step, rate: takes_part(pair.seed, step, client, rate)
     return queries(first, second, sampled, silo=task.trust == "silo") if at_clients else rounds(first, second, sampled)
 
 

@@ -1,4 +1,4 @@
-"""Pairs of worlds that differ in one row: which rows, beside which others, under which clip norm."""
+"""Pairs of worlds that differ in one row, or one group of rows: which, beside which others, under which clip norm."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedsim.kit.checks.neighbours import FEW, SMALL_CLIP, UNCLIPPED, Pair, World, contribution, few, with_row
-from fedsim.kit.checks.subject import Subject
-from fedsim.kit.checks.watch import Group, Hidden
+from fedsim.kit.checks.neighbours import FEW, SMALL_CLIP, UNCLIPPED, Pair, World, contribution, few, with_unit
+from fedsim.kit.checks.subject import GROUP, Subject
+from fedsim.kit.checks.watch import Block, Hidden
 from fedsim.methods.parameters import l2_norm
 
 OTHERS = (0, 1, 3, 7, 8, 9, 10, 15, 16, 19, 20, 24, 25, 31, 32, 49, 50, 63, 64, 99, 100, 127, 128)
@@ -20,6 +20,8 @@ OTHERS = (0, 1, 3, 7, 8, 9, 10, 15, 16, 19, 20, 24, 25, 31, 32, 49, 50, 63, 64, 
 POSITIONS = (0.0, 0.5, 1.0)
 SHORT = 2
 """Rounds of a pair whose point is its rows."""
+SIZE = 3
+"""Rows of a group that is removed: alike, so that their sum is three times what one of them adds."""
 COPIES = 12
 """Of one row, so that what one more row changes for all of them adds up."""
 NEAR_ZERO = 0.01
@@ -57,19 +59,27 @@ class Levels:
 
 
 def example_pairs(subject: Subject) -> Iterator[Pair]:
-    """Pairs for unit example; few of them for a quick subject."""
+    """Pairs for unit example or group; few of them for a quick subject."""
     yield from _characters(subject)
     yield _against_few(subject)
     if subject.quick:
         return
-    yield from _groups(subject)
+    yield from _blocks(subject)
     levels = _levels(subject)
     yield from _sizes(subject, levels)
     if levels is not None:
         yield from _unsaturated(subject, levels)
+    if _size(subject) is not None:
+        return
+    if levels is not None:
         yield _two_sizes(subject, levels)
     if (near_zero := _levels(subject, NEAR_ZERO)) is not None:
         yield from _opposite(subject, near_zero)
+
+
+def _size(subject: Subject) -> int | None:
+    """Rows of a unit that is a group; None for an example."""
+    return SIZE if subject.trial.task.unit == "group" else None
 
 
 def _characters(subject: Subject) -> Iterator[Pair]:
@@ -85,7 +95,7 @@ def _characters(subject: Subject) -> Iterator[Pair]:
     ]
     for seed, (label, x, y, rows, clip, hidden) in enumerate(units):
         other = World(data.x_train, data.y_train, rows, tuple(range(len(rows))), hidden)
-        yield with_row(Pair(label, other, other, seed, clip), x, y)
+        yield with_unit(Pair(label, other, other, seed, clip), x, y, _size(subject))
 
 
 def _against_few(subject: Subject) -> Pair:
@@ -96,18 +106,18 @@ def _against_few(subject: Subject) -> Pair:
     x[held[1]] = np.stack([0.2 * along + across, 0.2 * along - across]) / np.float32(np.sqrt(1.04))
     y[held[1]] = 0
     other = World(x, y, held, tuple(range(len(held))), Hidden(1, "alone"))
-    return with_row(Pair("a row against the others of its sample", other, other, 4, weights=NEAR_ZERO), -along, 0)
+    return with_unit(Pair("a row against the others of its sample", other, other, 4, weights=NEAR_ZERO), -along, 0, _size(subject))
 
 
-def _groups(subject: Subject) -> Iterator[Pair]:
+def _blocks(subject: Subject) -> Iterator[Pair]:
     """Half of a client's rows turned round where no sample, or the first one only, holds them: a loss that rises, counts that differ."""
     data, held = subject.data, subject.trial.partition.rows
-    members, start = tuple(range(len(held))), len(held[1]) // 2
+    members, start = tuple(range(len(held))), len(held[1]) // 2 // GROUP * GROUP
     x, y, own = data.x_train.copy(), data.y_train.copy(), held[1][start:]
     x[own], y[own] = -x[own], (y[own] + 1) % data.classes
     for steps, words in ((0, "in no sample"), (1, "in the first sample only")):
         for seed, weights in enumerate((1.0, NEAR_ZERO)):
-            whole = World(data.x_train, data.y_train, held, members, Group(1, start, steps))
+            whole = World(data.x_train, data.y_train, held, members, Block(1, start, steps))
             yield Pair(f"half of a client's rows, {words}", whole, replace(whole, x=x, y=y), seed, weights=weights)
 
 
@@ -117,7 +127,8 @@ def _levels(subject: Subject, weights: float = 1.0) -> Levels | None:
     if not isinstance(clip, float | int):
         return None
     x, y = data.x_test[:COPIES], data.y_test[:COPIES]
-    worlds = [World(x, y, (np.array([row]),), (0,), Hidden(0, "alone")) for row in range(len(x))]
+    size = _size(subject) or 1
+    worlds = [World(x, y, (np.full(size, row),), (0,), Hidden(0, "alone"), size) for row in range(len(x))]
     given = [l2_norm(contribution(subject, Pair("", world, world, 0, UNCLIPPED, weights), world)) for world in worlds]
     return Levels(x, y, torch.tensor(given) / clip, weights) if min(given) > 0 else None
 
@@ -135,7 +146,8 @@ def _sizes(subject: Subject, levels: Levels | None) -> Iterator[Pair]:
         x = (data.x_test[i], -data.x_train.mean(0), spike, -last, last)[i % 5]
         clip = SMALL_CLIP if levels is None else (levels.loose, levels.median, SMALL_CLIP)[i // 2 % 3]
         other = World(data.x_train, data.y_train, rows, tuple(range(len(held))), Hidden(client, "alone", POSITIONS[i % 3]))
-        yield with_row(Pair(f"a row beside {count}{' equal' * copied} others", other, other, i, clip, rounds=SHORT), x, i % data.classes)
+        pair = Pair(f"a row beside {count}{' equal' * copied} others", other, other, i, clip, rounds=SHORT)
+        yield with_unit(pair, x, i % data.classes, _size(subject))
 
 
 def _unsaturated(subject: Subject, levels: Levels) -> Iterator[Pair]:
@@ -144,7 +156,7 @@ def _unsaturated(subject: Subject, levels: Levels) -> Iterator[Pair]:
     for seed, (words, clip) in enumerate((("half of the rows are", levels.median), ("hardly a row is", levels.loose))):
         other = World(data.x_train, data.y_train, held, tuple(range(len(held))), Hidden(3, position=0.5))
         pair = Pair(f"an ordinary row where {words} clipped", other, other, seed, clip)
-        yield with_row(pair, data.x_test[1], int(data.y_test[1]))
+        yield with_unit(pair, data.x_test[1], int(data.y_test[1]), _size(subject))
 
 
 def _two_sizes(subject: Subject, levels: Levels) -> Pair:
@@ -171,4 +183,4 @@ def _beside(subject: Subject, label: str, levels: Levels, others: Sequence[int],
     own = len(data.x_train) + np.array(others)
     rows = tuple(own if k == 2 else few(held, FEW)[k] for k in range(len(held)))
     other = World(x, y, rows, tuple(range(len(held))), Hidden(2, "alone", 0.5))
-    return with_row(Pair(label, other, other, 0, clip, levels.weights, SHORT), *row)
+    return with_unit(Pair(label, other, other, 0, clip, levels.weights, SHORT), *row)

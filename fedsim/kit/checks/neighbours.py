@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.kit.checks.subject import Subject, varied
+from fedsim.kit.checks.subject import GROUP, Subject, varied
 from fedsim.kit.checks.training import Training, fixed_random_states, train
-from fedsim.kit.checks.watch import Group, Hidden, Tape, WatchedPool, watched
+from fedsim.kit.checks.watch import Block, Hidden, Tape, WatchedPool, watched
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Tensors
 from fedsim.privacy.ledger import Ledger
@@ -39,14 +39,28 @@ class World:
         x, y: all rows.
         rows: each member's.
         members: the clients that are there.
-        hidden: the row that one of two neighbouring worlds lacks, or the group of rows that differ.
+        hidden: the unit that one of two neighbouring worlds lacks, or the block of rows that differ.
+        size: rows of the hidden unit.
     """
 
     x: NDArray[np.float32]
     y: NDArray[np.int64]
     rows: Rows
     members: tuple[int, ...]
-    hidden: Hidden | Group | None = None
+    hidden: Hidden | Block | None = None
+    size: int = 1
+
+    def groups(self) -> Rows:
+        """The number of each row's group within its client: the hidden unit is one, of the others every :data:`GROUP` rows are."""
+        return tuple(self._groups_of(client, len(own)) for client, own in zip(self.members, self.rows, strict=True))
+
+    def _groups_of(self, client: int, rows: int) -> NDArray[np.int64]:
+        hidden = self.hidden
+        if not isinstance(hidden, Hidden) or client != hidden.client or not hidden.present:
+            return np.arange(rows) // GROUP
+        others = np.arange(rows - self.size) // GROUP
+        own = hidden.index(-(-len(others) // GROUP))
+        return np.concatenate([others[others < own], np.full(self.size, own), others[others >= own] + 1])
 
 
 @dataclass(frozen=True)
@@ -61,7 +75,7 @@ class Pair:
         clip: share of the algorithm's clip norm.
         weights: share of the initial weights that the server starts from; a bound holds for any.
         rounds: of the training, where the algorithm has such a parameter; None: the subject's.
-        client: the client that ``other`` lacks, or whose row it lacks; None: data are replaced there, of more than a unit maybe, and only
+        client: the client that ``other`` lacks, or whose unit it lacks; None: data are replaced there, of more than a unit maybe, and only
             what no noise covers, and steps in whose samples they are not, can tell.
     """
 
@@ -75,15 +89,26 @@ class Pair:
     client: int | None = None
 
 
-def with_row(pair: Pair, x: NDArray[np.float32], y: int) -> Pair:
-    """The pair whose ``other`` lacks the hidden row, and whose ``whole`` has it: ``x``, scaled to unit norm, of label ``y``."""
+def with_unit(pair: Pair, x: NDArray[np.float32], y: int, size: int | None = None) -> Pair:
+    """The pair whose ``other`` lacks the hidden unit, and whose ``whole`` has it.
+
+    Args:
+        pair: its ``other`` says where the unit is missing.
+        x: the unit's row ``[d]``, or rows ``[size, d]``, which are scaled to unit norm; of a group all rows may be one.
+        y: their label.
+        size: how many rows the unit has, if it is a group; None: an example.
+    """
     other, hidden = pair.other, pair.other.hidden
     assert isinstance(hidden, Hidden)
-    more = np.concatenate([other.x, (x / np.linalg.norm(x))[None]]).astype(np.float32)
-    new = np.int64(len(other.x))
-    rows = tuple(np.insert(own, hidden.index(len(own)), new) if i == hidden.client else own for i, own in enumerate(other.rows))
-    whole = World(more, np.append(other.y, np.int64(y)), rows, other.members, hidden)
-    return replace(pair, whole=whole, other=replace(other, hidden=replace(hidden, present=False)), client=hidden.client)
+    count, units_of = size or 1, GROUP if size else 1
+    new = np.broadcast_to(x, (count, other.x.shape[1]))
+    more = np.concatenate([other.x, new / np.linalg.norm(new, axis=1, keepdims=True)]).astype(np.float32)
+    added = len(other.x) + np.arange(count)
+    at = [min(hidden.index(-(-len(own) // units_of)) * units_of, len(own)) for own in other.rows]
+    rows = tuple(np.insert(own, at[i], added) if i == hidden.client else own for i, own in enumerate(other.rows))
+    label = pair.label if size is None else f"{pair.label}, {count} times, as one group"
+    whole = World(more, np.append(other.y, np.full(count, y)), rows, other.members, hidden, count)
+    return replace(pair, label=label, whole=whole, other=replace(other, hidden=replace(hidden, present=False)), client=hidden.client)
 
 
 def few(rows: Rows, count: int) -> Rows:
@@ -119,7 +144,8 @@ def contribution(subject: Subject, pair: Pair, world: World) -> Tensors:
 
 def _pool(subject: Subject, pair: Pair, world: World, script: Tape | None = None) -> WatchedPool:
     cell, trial = subject.trial.cell, subject.trial
-    spec = CohortSpec(cell.algorithm, cell.params, trial.task, trial.plan, Seeds(pair.seed), world.members, world.rows)
+    held = (world.members, world.rows, world.groups() if trial.task.unit == "group" else None)
+    spec = CohortSpec(cell.algorithm, cell.params, trial.task, trial.plan, Seeds(pair.seed), *held)
     return WatchedPool([watched(spec, world.x, world.y, world.hidden, script)], script=script)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -21,11 +23,11 @@ FIX = "let row n of every loss part depend on row n alone: no batch statistics, 
 def per_example(subject: Subject) -> Verdict:
     """On made-up rows of two clients, or of one where clients train by themselves."""
     algorithm = subject.algorithm
-    if subject.plan is None or subject.trial.task.unit != "example" or not isinstance(algorithm, DPSGD | LocalDPSGD):
+    if subject.plan is None or subject.trial.task.unit == "client" or not isinstance(algorithm, DPSGD | LocalDPSGD):
         return idle("no loss whose examples are clipped one by one")
     clients = 2 if isinstance(algorithm, DPSGD) else 1
     model = _started(algorithm, clients)
-    norms = algorithm.norms(model) if isinstance(algorithm, DPSGD) else Norms(algorithm.clip())
+    norms = replace(algorithm.norms(model), unit="example") if isinstance(algorithm, DPSGD) else Norms(algorithm.clip())
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         return torch.stack(list(algorithm.loss(model, batch).values()), 1)

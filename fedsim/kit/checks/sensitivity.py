@@ -22,10 +22,10 @@ def sensitivity(subject: Subject) -> Verdict:
     if subject.plan is None or claim == "none":
         return idle("not private, nothing is claimed")
     unit, found = subject.trial.task.unit, list[Compared]()
-    with closing(comparisons(subject, example_pairs(subject) if unit == "example" else client_pairs(subject))) as each:
+    with closing(comparisons(subject, client_pairs(subject) if unit == "client" else example_pairs(subject))) as each:
         for compared in each:
             found.append(compared)
-            fault = compared.fault or (_remembered(compared) if unit == "example" else None)
+            fault = compared.fault or (None if unit == "client" else _remembered(compared))
             if fault is not None:
                 return fault if claim == "proved" else idle(f"claim {claim}, nothing is promised; measured: {fault.reason}")
     most = max(found, key=lambda compared: compared.ratio)

@@ -6,8 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
+
 from fedsim.data.embeddings import Embeddings
+from fedsim.grid.cells import expand
 from fedsim.grid.read import grid_of_options
+from fedsim.grid.resolve import resolve
 from fedsim.kit.checks.training import Training, train
 from fedsim.kit.checks.watch import Tape, WatchedPool, watched
 from fedsim.methods.algorithm import Algorithm
@@ -15,8 +19,7 @@ from fedsim.methods.registry import lookup
 from fedsim.privacy.plan import PrivacyPlan, Trust, Unit
 from fedsim.seeds import Seeds
 from fedsim.simulation.cohort import Cohort, build_algorithm
-from fedsim.simulation.node import Node
-from fedsim.simulation.preflight import prepare
+from fedsim.simulation.preflight import calibrated, loaded, partitioned, task_of
 from fedsim.simulation.rounds import RoundRecord
 from fedsim.simulation.trial import Trial
 
@@ -28,6 +31,8 @@ ROUNDS = 12
 
 EPSILON, DELTA = 4.0, 1e-4
 CLIENTS = 4
+GROUP = 2
+"""Rows of a group, where the unit is a group: digits do not say who wrote them, so neighbouring rows of a client are taken for one's."""
 
 
 @dataclass(frozen=True)
@@ -115,16 +120,22 @@ def subject(name: str, params: Sequence[str], unit: Unit, trust: Trust, *, quick
             "clients": CLIENTS,
             "epsilon": EPSILON,
             "delta": DELTA,
-            "unit": unit,
+            "unit": "example" if unit == "group" else unit,
             "trust": trust,
             "seed": 0,
             "per-class": 10,
         },
         [*params, *short],
     )
-    prepared = prepare(grid, [Node(float(CLIENTS), 0.0)], rehearse=False)
-    ((trial,), (data,)) = prepared.trials, prepared.data.values()
-    return Subject(trial, data, quick)
+    data = loaded(grid)
+    (cell,) = expand(resolve(grid), data)
+    (partition,), rows = partitioned(grid, [cell], data), data[cell.data_key]
+    if unit == "group":
+        cell = cell.model_copy(update={"unit": unit})
+        partition = replace(partition, groups=tuple(np.arange(len(own)) // GROUP for own in partition.rows))
+    task = task_of(cell, rows)
+    trial = Trial(cell, task, calibrated(grid, cell, task), partition, (CLIENTS,), cell.data_key)
+    return Subject(trial, rows, quick)
 
 
 def varied(subject: Subject, **params: float) -> Subject:

@@ -102,7 +102,7 @@ def restored(subject: Subject) -> Verdict:
     if not subject.algorithm.generates():
         return idle("a classifier is not kept")
     trained = subject.first[0].trained
-    again = rounds.restored(subject.build(), copied(trained.state), subject.plan, Seeds(0))
+    again, _ = rounds.restored(subject.build(), copied(trained.state), subject.plan, Seeds(0))
     before, after = (drawn(made, subject.data, subject.trial.task.clients) for made in (trained.made, again))
     if not torch.equal(before, after):
         fix = "make the generator from the server's model and tensors, the codes and seeds, and from nothing else"

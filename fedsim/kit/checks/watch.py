@@ -92,13 +92,13 @@ class Tape:
 
 @dataclass(frozen=True)
 class Hidden:
-    """The row of a client that the other world lacks.
+    """The unit of a client, a row or a group of rows, that the other world lacks.
 
     Attributes:
         client: whose.
         sampled: ``every``: it is put into every Poisson sample; ``first``: into the first one only; ``alone``: every sample is all rows of
             its client and no other, in both worlds.
-        position: where it stands among its client's rows: 0 first, 1 last.
+        position: where it stands among its client's units: 0 first, 1 last.
         present: whether this world has it.
     """
 
@@ -108,31 +108,31 @@ class Hidden:
     present: bool = True
 
     def index(self, others: int) -> int:
-        """Its number among its client's rows, which holds ``others`` more."""
+        """Its number among its client's units, of which there are ``others`` more."""
         return round(self.position * others)
 
-    def within(self, rows: Tensor, held: int, first: bool) -> Tensor:
-        """A sample ``rows`` of its client, who holds ``held`` rows, with the hidden one in or out as it should be.
+    def within(self, units: Tensor, held: int, first: bool) -> Tensor:
+        """A sample ``units`` of its client, who holds ``held``, with the hidden one in or out as it should be.
 
-        The last draw of a sample is taken for the hidden row's, so that all others are sampled alike in both worlds.
+        The last draw of a sample is taken for the hidden unit's, so that all others are sampled alike in both worlds.
         """
         if self.sampled == "alone":
             return torch.arange(held)
         if not self.present:
-            return rows
+            return units
         own = self.index(held - 1)
-        others = rows[rows != held - 1]
+        others = units[units != held - 1]
         others = others + (others >= own)
         return torch.cat([others, torch.tensor([own])]).sort().values if first or self.sampled == "every" else others
 
 
 @dataclass(frozen=True)
-class Group:
+class Block:
     """Rows of a client that are sampled in the first steps only, if at all: what they are, no later query may tell.
 
     Attributes:
         client: whose.
-        start: the number of the first of them; the group is all from there on.
+        start: the number of the first of them; the block is all from there on.
         steps: how many Poisson samples they may be in.
     """
 
@@ -147,15 +147,15 @@ class WatchedClients(Clients):
 
     Attributes:
         tape: what they did.
-        hidden: the row that is looked at, or the group of rows, if there is one.
+        hidden: the unit that is looked at, or the block of rows, if there is one.
         script: another world's tape, whose answers are given; None: their own.
     """
 
     tape: Tape = field(default_factory=Tape)
-    hidden: Hidden | Group | None = None
+    hidden: Hidden | Block | None = None
     script: Tape | None = None
-    placed: dict[int, int | None] = field(default_factory=dict)
-    """Where the hidden row stands in the batch that is being made, by client."""
+    placed: dict[int, Tensor] = field(default_factory=dict)
+    """Where the hidden unit's rows stand in the batch that is being made, by client."""
 
     def add_noise(self, release: Release, round_: int, sent: Tensors, kept: Tensors | None = None) -> Noised:
         """As every client's; the answer is the script's where there is one, as far as clients noise it."""
@@ -184,17 +184,20 @@ class WatchedClients(Clients):
         return replace(noised, sent=sent, kept={name: told.noised.kept[name][positions] for name in query.kept})
 
     def poisson(self, round_: int, rate: float, client_rate: float = 1.0) -> list[Tensor]:
-        """As every client's, with the hidden row in or out as it should be; the other rows' draws do not depend on it."""
+        """As every client's, with the hidden unit in or out as it should be; the other units' draws do not depend on it."""
         rows, hidden = super().poisson(round_, rate, client_rate), True
-        if isinstance(self.hidden, Group):
+        if isinstance(self.hidden, Block):
             hidden = len(self.tape.samples) < self.hidden.steps
             own = self.members.index(self.hidden.client)
             rows[own] = rows[own] if hidden else rows[own][rows[own] < self.hidden.start]
         for position, client in enumerate(self.members if isinstance(self.hidden, Hidden) else ()):
             assert isinstance(self.hidden, Hidden)
             if client == self.hidden.client:
-                rows[position] = self.hidden.within(rows[position], len(self.x[position]), not self.tape.samples)
-                hidden = not self.hidden.present or self.hidden.index(len(self.x[position]) - 1) in rows[position]
+                held, sampled = self.units(position), rows[position]
+                sampled = sampled if self.groups is None else torch.unique_consecutive(self.groups[position][sampled])
+                units = self.hidden.within(sampled, held, not self.tape.samples)
+                rows[position] = self.rows_of(position, units)
+                hidden = not self.hidden.present or self.hidden.index(held - 1) in units
             elif self.hidden.sampled == "alone":
                 rows[position] = rows[position][:0]
         self.tape.samples.append(Sample(self.tape.round, round_, rate, client_rate, [chosen.clone() for chosen in rows], hidden))
@@ -203,34 +206,36 @@ class WatchedClients(Clients):
     def drawn(self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]) -> list[Tensors]:
         """As every client's; the rows are noted."""
         self.tape.taken.append((self.tape.round, [chosen.clone() for chosen in rows]))
-        for client, chosen, x in zip(self.members, rows, self.x, strict=True):
+        for position, (client, chosen) in enumerate(zip(self.members, rows, strict=True)):
             if isinstance(self.hidden, Hidden) and client == self.hidden.client and self.hidden.present:
-                found = (chosen == self.hidden.index(len(x) - 1)).nonzero().flatten().tolist()
-                self.placed[client] = found[0] if found else None
+                hidden = self.rows_of(position, torch.tensor([self.hidden.index(self.units(position) - 1)]))
+                self.placed[client] = torch.isin(chosen, hidden).nonzero()[:, 0]
         made = super().drawn(rows, round_, shapes)
         self.placed.clear()
         return made
 
     def draws(self, client: int, rows: int, round_: int, shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
-        """As every client's; in a forced world the first world's, without the hidden row's."""
+        """As every client's; in a forced world the first world's, without the hidden unit's."""
         made = super().draws(client, rows, round_, shapes)
         noted = self.tape.draws.setdefault((client, round_), [])
         if self.script is not None:
             told = self.script.draws.get((client, round_), [])[len(noted) : len(noted) + 1]
             if told and told[0].keys() == made.keys() and all(len(told[0][name]) >= rows for name in made):
                 made = {name: told[0][name][:rows].clone() for name in made}
-        index = self._hidden_in(client, rows)
-        noted.append(made if index is None else {name: _without(value, index) for name, value in made.items()})
+        others = torch.ones(rows, dtype=torch.bool)
+        others[self._hidden_in(client, rows)] = False
+        noted.append({name: value[others] for name, value in made.items()})
         return made
 
-    def _hidden_in(self, client: int, rows: int) -> int | None:
-        """The position of the hidden row's draws among those of ``rows`` rows; None where it has none."""
+    def _hidden_in(self, client: int, rows: int) -> Tensor:
+        """The positions of the hidden unit's draws among those of ``rows`` rows."""
         if not isinstance(self.hidden, Hidden) or client != self.hidden.client or not self.hidden.present or not rows:
-            return None
+            return torch.empty(0, dtype=torch.long)
         if client in self.placed:
             return self.placed[client]
         # whoever asks without a batch means all rows, in order
-        return self.hidden.index(rows - 1)
+        position = self.members.index(client)
+        return self.rows_of(position, torch.tensor([self.hidden.index((rows if self.groups is None else self.units(position)) - 1)]))
 
 
 class WatchedPool(LocalPool):
@@ -268,7 +273,7 @@ class WatchedPool(LocalPool):
 
 
 def watched(
-    spec: CohortSpec, x: NDArray[np.float32], y: NDArray[np.int64], hidden: Hidden | Group | None = None, script: Tape | None = None
+    spec: CohortSpec, x: NDArray[np.float32], y: NDArray[np.int64], hidden: Hidden | Block | None = None, script: Tape | None = None
 ) -> Cohort:
     """A cohort whose clients are watched."""
     cohort = Cohort(spec, x, y)
@@ -282,7 +287,3 @@ def tape_of(cohort: Cohort) -> Tape:
     clients = cohort.clients
     assert isinstance(clients, WatchedClients)
     return clients.tape
-
-
-def _without(values: Tensor, index: int) -> Tensor:
-    return torch.cat([values[:index], values[index + 1 :]])

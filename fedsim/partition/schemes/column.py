@@ -84,10 +84,13 @@ def column_values(columns: Mapping[str, NDArray[Any]], name: str) -> tuple[NDArr
     """A column's values in sorted order, and how many rows have each.
 
     Raises:
-        UserError: there is no such column; its place is a grid's key.
+        UserError: there is no such column, or a row has no value; its place is a grid's key.
     """
     if name not in columns:
-        raise UserError("partition.column", f"the data set has no column '{name}'", nearest(name, columns))
+        what = f"the data set has no column '{name}' with a value for every row"
+        raise UserError("partition.column", what, nearest(name, columns))
+    if missing := int(np.count_nonzero(columns[name] != columns[name])):
+        raise UserError("partition.column", f"column '{name}' has no value in {missing} training rows", "give every row one")
     return np.unique(columns[name], return_counts=True)
 
 

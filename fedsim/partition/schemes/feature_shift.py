@@ -20,10 +20,10 @@ class FeatureShiftParams(SchemeParams):
     """Parameters of scheme ``feature-shift``.
 
     Attributes:
-        strength: size of each client's shift, 0 = none.
+        strength: size of each client's shift, 0 = none; at most 10, where a client's rows are hardly more than its own direction.
     """
 
-    strength: float = Field(default=0.5, ge=0, allow_inf_nan=False, strict=True)
+    strength: float = Field(default=0.5, ge=0, le=10, allow_inf_nan=False, strict=True)
 
 
 class Shift(NamedTuple):

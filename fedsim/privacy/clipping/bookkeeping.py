@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -42,8 +43,12 @@ def bookkeeping(model: nn.Module, loss: Loss, batch: Batch, norms: Norms, sums: 
         _refuse_other_uses(losses, layers, calls)
         uses = _uses(layers, calls, losses, batch.layout)
     with torch.no_grad():
-        clip = _clip_clients if norms.unit == "client" else _clip_examples
-        return clip(uses, norms, batch, sums), losses.detach()
+        if norms.unit == "client":
+            return _clip_clients(uses, norms, batch, sums), losses.detach()
+        units = len(batch)
+        if norms.unit == "group" and batch.groups is not None:
+            uses, units = _as_uses_of_groups(uses, batch.groups, batch.layout), batch.groups.clients
+        return _clip_each(uses, norms, units, sums, batch.x), losses.detach()
 
 
 def covered_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -177,9 +182,22 @@ def _join(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
-def _clip_examples(uses: dict[str, Use], norms: Norms, batch: Batch, sums: dict[str, Tensor]) -> Tensor:
-    parts, weights = [batch.x.new_zeros(len(batch))], [1.0]
-    finite = torch.ones(len(batch), dtype=torch.bool, device=batch.x.device)
+def _as_uses_of_groups(uses: dict[str, Use], groups: Layout, layout: Layout) -> dict[str, Use]:
+    """Every layer as used by groups: a group's gradient is that of one example which used the layer once for each of its rows."""
+    counts = torch.bincount(groups.positions, minlength=groups.clients)
+    first = counts.cumsum(0) - counts
+    owner = replace(layout, client=layout.client[to_device(first, layout.client.device)], known=layout.positions[first])
+
+    def padded(values: Tensor) -> Tensor:
+        return groups.pad(values).flatten(1, 2)
+
+    return {path: Use(use.layer, padded(use.inputs), padded(use.grads), owner) for path, use in uses.items()}
+
+
+def _clip_each(uses: dict[str, Use], norms: Norms, units: int, sums: dict[str, Tensor], like: Tensor) -> Tensor:
+    """Clip and add ``units`` gradients, of examples or groups, on the device of ``like``; their joint norms before."""
+    parts, weights = [like.new_zeros(units)], [1.0]
+    finite = torch.ones(units, dtype=torch.bool, device=like.device)
     for path, use in uses.items():
         for name, value in RULES[type(use.layer)].squared(use).items():
             full = _full(path, name)
@@ -190,7 +208,7 @@ def _clip_examples(uses: dict[str, Use], norms: Norms, batch: Batch, sums: dict[
             else:
                 parts.append(value)
                 weights.append(norms.weight(full) ** 2)
-    squared = to_device(torch.tensor(weights, dtype=batch.x.dtype), batch.x.device) @ torch.stack(parts)
+    squared = to_device(torch.tensor(weights, dtype=like.dtype), like.device) @ torch.stack(parts)
     finite &= squared.isfinite()
     # to ask another device would be to wait for it
     if finite.device != CPU or not bool(finite.all()):

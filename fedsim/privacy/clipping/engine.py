@@ -33,7 +33,7 @@ class ClippedSum:
 
     Attributes:
         sums: by parameter name, the sum over units of clipped, weighted gradients; the parameter's own shape.
-        norms: each unit's joint norm before clipping, ``[N]`` examples or ``[K]`` clients: private, for diagnostics only.
+        norms: each unit's joint norm before clipping, ``[N]`` examples, ``[G]`` groups or ``[K]`` clients: private, for diagnostics only.
         loss: each example's loss ``[N]`` or ``[N, parts]``: private, for diagnostics only.
     """
 
@@ -61,8 +61,8 @@ def clipped_sum(
 
     Args:
         model: its trainable parameters are what the gradient is taken by.
-        loss: the per-example loss; called with a part of the batch at a time where the unit is an example.
-        batch: the rows, sorted by client; may be empty.
+        loss: the per-example loss; called with a part of the batch at a time unless the unit is a client.
+        batch: the rows, sorted by client, and by group where that is the unit; may be empty.
         norms: the clip norm, the unit, the weights and the free parameters.
         engine: ``bookkeeping`` (one forward, one backward, no gradient with a batch dimension), ``opacus`` or ``vmap``
             (both hold every per-example gradient; references, and for layers the first does not cover).
@@ -74,9 +74,11 @@ def clipped_sum(
     modules = dict(model.named_modules())
     _refuse_modules(modules, batch)
     _refuse_disorder(batch)
+    if norms.unit == "group" and batch.groups is None:
+        raise ValueError("the unit is a group, and the batch does not say which rows are one; take it from Clients.batch or batches")
     sums = {name: torch.zeros_like(p) for name, p in model.named_parameters() if p.requires_grad}
     if len(batch) == 0:
-        units = 0 if norms.unit == "example" else batch.layout.clients
+        units = batch.layout.clients if norms.unit == "client" else 0
         return ClippedSum(sums, batch.x.new_zeros(units), batch.x.new_zeros(0))
 
     def one_each(model: nn.Module, batch: Batch) -> Tensor:
@@ -88,7 +90,7 @@ def clipped_sum(
         return losses
 
     before = _state(modules)
-    parts = batch.chunks(CHUNK) if norms.unit == "example" else [batch]
+    parts = [batch] if norms.unit == "client" else batch.chunks(CHUNK)
     measured = [ENGINES[engine](model, one_each, part, norms, sums) for part in parts]
     _refuse_changes(before, _state(modules))
     unit_norms, losses = (torch.cat(values) for values in zip(*measured, strict=True))

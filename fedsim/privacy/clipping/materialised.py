@@ -95,12 +95,12 @@ def _refuse_unseen(name: str, sample: Tensor, gradient: Tensor | None) -> None:
 
 
 def _clip(grads: dict[str, Tensor], batch: Batch, norms: Norms, sums: dict[str, Tensor]) -> Tensor:
-    """Clip and add gradients ``[N, ...]``; for ``unit: client`` they are summed by client first."""
-    units = len(batch)
-    if norms.unit == "client":
-        units = batch.layout.clients
+    """Clip and add gradients ``[N, ...]``; those of a group or client are summed first."""
+    units, of_unit = len(batch), {"group": batch.groups, "client": batch.layout}.get(norms.unit)
+    if of_unit is not None:
+        units = of_unit.clients
         for name, g in grads.items():
-            grads[name] = g.new_zeros(units, *g.shape[1:]).index_add(0, batch.layout.client, g)
+            grads[name] = g.new_zeros(units, *g.shape[1:]).index_add(0, of_unit.client, g)
     clipped, unit_norms = clip_units(grads, norms, units)
     for name, g in clipped.items():
         sums[name] += g.sum(0)

@@ -25,7 +25,7 @@ class Norms:
 
     Attributes:
         clip: C, the largest joint L2 norm that one unit's gradient keeps; ``inf`` clips nothing.
-        unit: what is clipped as one: each example's gradient, or the sum of each client's.
+        unit: what is clipped as one: each example's gradient, or the sum of each group's or client's.
         weights: factor per parameter, by the longest matching name prefix, applied before the joint norm is taken and kept in the
             sum: the caller divides by it after the noise, which is post-processing. 1 where no prefix matches.
         free: prefixes of the names of parameters that are neither counted in the norm nor clipped (``noised: shared``).

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedsim.device import CPU
+from fedsim.batch import Layout
+from fedsim.device import CPU, to_device
 from fedsim.privacy.clipping.norms import Norms
 
 ROWS = 1024
@@ -30,22 +31,33 @@ def unit_weights(weights: Mapping[str, float]) -> dict[str, float]:
     return {name: weight / norm for name, weight in weights.items()}
 
 
-def clipped_statistics(products: Mapping[str, OuterProduct], norms: Norms) -> tuple[dict[str, Tensor], Tensor]:
-    """``sum_n c_n w left_n right_n^T`` by name, ``[p, q]`` each, with ``c_n = min(1, C / joint norm of example n)``.
+def clipped_statistics(
+    products: Mapping[str, OuterProduct], norms: Norms, groups: Layout | None = None
+) -> tuple[dict[str, Tensor], Tensor]:
+    """``sum_n c_n w left_n right_n^T`` by name, ``[p, q]`` each, with ``c_n = min(1, C / joint norm of the unit of row n)``.
 
-    Class sums are (one-hot label, x), counts (one-hot label, 1), second moments (x, x). Removing one example changes all sums
-    together by at most C in L2 norm. An example that is not finite counts as 0.
+    Class sums are (one-hot label, x), counts (one-hot label, 1), second moments (x, x). Removing one unit changes all sums
+    together by at most C in L2 norm. A unit that is not finite counts as 0.
 
     The sums are made in float64 and rounded once, so that they depend neither on the order of the rows nor on a processor's products.
 
+    Args:
+        products: of every row, by name.
+        norms: the clip norm and the weights.
+        groups: which group each row belongs to, where that is the unit and its rows' sum is clipped; None: every row by itself.
+
     Returns:
-        The sums, weighted by ``norms.weight(name)``, and the joint norms ``[N]`` before clipping (private, for diagnostics only).
+        The sums, weighted by ``norms.weight(name)``, and the units' joint norms before clipping (private, for diagnostics only).
     """
     first = next(iter(products.values())).left
-    squared = first.new_zeros(len(first))
+    unit_squared = first.new_zeros(len(first) if groups is None else groups.clients)
     for name, product in products.items():
-        squared += norms.weight(name) ** 2 * product.left.square().sum(1) * product.right.square().sum(1)
-    broken, factor = ~squared.isfinite()[:, None], norms.factors(squared)
+        rows = product.left.square().sum(1) * product.right.square().sum(1)
+        unit_squared += norms.weight(name) ** 2 * (rows if groups is None or groups.width <= 1 else _of_groups(product, groups))
+    factor, squared = norms.factors(unit_squared), unit_squared
+    if groups is not None:
+        factor, squared = factor[groups.client], unit_squared[groups.client]
+    broken = ~squared.isfinite()[:, None]
     sums = {}
     for name, product in products.items():
         total = first.new_zeros(product.left.shape[1], product.right.shape[1], dtype=torch.double)
@@ -56,4 +68,21 @@ def clipped_statistics(products: Mapping[str, OuterProduct], norms: Norms) -> tu
             left, right = (side[part].masked_fill(broken[part], 0).double() for side in (product.left, product.right))
             total.addmm_((left * factor[part, None]).T, right, alpha=norms.weight(name))
         sums[name] = total.to(squared.dtype)
-    return sums, squared.sqrt()
+    return sums, unit_squared.sqrt()
+
+
+def _of_groups(product: OuterProduct, groups: Layout) -> Tensor:
+    """Squared norms ``[G]`` of the groups' sums: ``sum_nm <left_n, left_m> <right_n, right_m>`` over the pairs of a group's rows.
+
+    In float64, and groups of one size together, so that nothing is padded.
+    """
+    sizes = torch.bincount(groups.positions, minlength=groups.clients)
+    first = sizes.cumsum(0) - sizes
+    squared = product.left.new_zeros(groups.clients)
+    for size in sorted(set(sizes.tolist())):
+        for some in torch.split((sizes == size).nonzero()[:, 0], max(1, ROWS // size)):
+            rows = to_device(first[some, None] + torch.arange(size), squared.device)
+            left, right = (side[rows].double() for side in (product.left, product.right))
+            pairs = (left @ left.transpose(1, 2)) * (right @ right.transpose(1, 2))
+            squared[to_device(some, squared.device)] = pairs.sum((1, 2)).clamp_min(0).to(squared.dtype)
+    return squared

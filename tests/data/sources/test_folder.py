@@ -1,7 +1,10 @@
+import os
+
 import numpy as np
 import pytest
 from pictures import picture, save_folder
 
+from fedsim.data.images import BadImage
 from fedsim.data.sources.folder import load_image_folder
 from fedsim.data.split import TEST, TRAIN, VALIDATION
 from fedsim.errors import UserError
@@ -39,3 +42,71 @@ def test_a_class_with_a_single_image_is_named(tmp_path):
     picture(5).save(root / "fox" / "a.png")
     with pytest.raises(UserError, match="class 'fox' has a single image; give two at least"):
         load_image_folder(root, "pets")
+
+
+def test_the_folders_at_the_top_may_be_domains_each_with_test_rows_of_its_own(tmp_path):
+    for start, domain in enumerate(("photo", "sketch")):
+        save_folder(tmp_path / "pets" / domain, each=8 - 4 * start, start=100 * start)
+    save_folder(tmp_path / "pets" / "sketch", classes=("fox",), start=300)
+    images = load_image_folder(tmp_path / "pets", "pets", domains=True)
+    assert images.class_names == ("cat", "dog", "eel", "fox")
+    domain = images.columns["domain"]
+    assert [int((domain == name).sum()) for name in ("photo", "sketch")] == [24, 20]
+    tested = images.split == TEST
+    assert [np.bincount(images.y[tested & (domain == name)], minlength=4).tolist() for name in ("photo", "sketch")] == [
+        [2, 2, 2, 0],
+        [1, 1, 1, 2],
+    ]
+    assert all(images.image_name(i).startswith(str(name)) for i, name in enumerate(domain))
+
+
+def test_domains_may_bring_their_own_split(tmp_path):
+    for start, domain in enumerate(("photo", "sketch")):
+        for late, part in enumerate(("train", "test")):
+            save_folder(tmp_path / "pets" / domain / part, each=3 - late, start=1000 * start + 100 * late)
+    images = load_image_folder(tmp_path / "pets", "pets", domains=True)
+    assert [int(((images.split == part) & (images.columns["domain"] == "photo")).sum()) for part in (TRAIN, TEST)] == [9, 6]
+    assert images.class_names == ("cat", "dog", "eel")
+
+
+def test_a_domain_whose_class_has_a_single_image_is_named(tmp_path):
+    save_folder(tmp_path / "pets" / "photo", each=4)
+    save_folder(tmp_path / "pets" / "sketch", classes=("cat",), each=1, start=50)
+    with pytest.raises(UserError, match="class 'sketch/cat' has a single image"):
+        load_image_folder(tmp_path / "pets", "pets", domains=True)
+
+
+def test_a_folder_without_domains_is_told_how_they_stand(tmp_path):
+    with pytest.raises(UserError, match="give a folder that holds one folder a domain"):
+        load_image_folder(tmp_path / "none", "none", domains=True)
+    with pytest.raises(UserError, match="holds no folders of classes; put the classes' folders into a folder a domain"):
+        load_image_folder(save_folder(tmp_path / "pets"), "pets", domains=True)
+
+
+@pytest.mark.timeout(30)
+def test_what_is_named_like_an_image_and_is_no_file_is_a_bad_image_and_a_folder_none(tmp_path):
+    root = save_folder(tmp_path / "pets")
+    os.mkfifo(root / "cat" / "pipe.png")
+    (root / "cat" / "device.png").symlink_to("/dev/zero")
+    (root / "cat" / "dangling.png").symlink_to("nowhere")
+    (root / "cat" / "folder.png").mkdir()
+    images = load_image_folder(root, "pets")
+    assert len(images) == 27
+    assert len(set(images.digests)) == 27
+    told = {}
+    for position in range(27):
+        try:
+            images.decoder(position)()
+        except BadImage as error:
+            told[images.image_name(position)] = str(error)
+    assert told == {
+        "cat/dangling.png": "no such file or directory",
+        "cat/device.png": "it is a device",
+        "cat/pipe.png": "it is a named pipe",
+    }
+
+
+def test_a_path_of_any_length_is_one_short_message(tmp_path):
+    with pytest.raises(UserError, match="there is no such folder") as caught:
+        load_image_folder(tmp_path / ("a" * 200_000), "pets")
+    assert len(str(caught.value)) < 1000

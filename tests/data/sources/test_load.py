@@ -71,9 +71,13 @@ def test_limit_keeps_a_fixed_stratified_part_of_the_training_rows(tmp_path):
     [
         ({"split": None}, "there is no array 'split'; give x [n, d], y [n] and split [n] (it holds note, site, x, y)"),
         ({"x": np.full((60, 5), np.nan)}, "300 NaN or infinite values, the first in row 0"),
+        ({"site": np.repeat("a", 59)}, "site has shape [59], so it is no column; give one value per row of x, [60], or leave it out"),
+        ({"centres": np.zeros((3, 5))}, "centres has shape [3, 5], so it is no column"),
+        ({"class_names": np.array(["a", "b"])}, "class_names has shape [2], and there are 3 classes"),
+        ({"y": np.where(np.arange(60) % 3 == 2, 2**64 - 1, 0).astype(np.uint64)}, "y has the value 18446744073709551615"),
         (
             {"y": np.array([{}] * 60, dtype=object)},
-            "cannot be read (Object arrays cannot be loaded when allow_pickle=False)",
+            "cannot be read (y: it holds Python objects, which are never read)",
         ),
     ],
 )
@@ -95,7 +99,7 @@ def test_a_file_that_is_no_npz_is_named(tmp_path, content):
 
 def test_a_single_array_is_not_a_data_set(tmp_path):
     np.save(tmp_path / "toy.npy", np.ones(3))
-    with pytest.raises(UserError, match=r"there is no array 'x'.*no named arrays"):
+    with pytest.raises(UserError, match=r"cannot be read \(File is not a zip file\); give an .npz file"):
         load(DatasetSpec(npz=tmp_path / "toy.npy"))
 
 

@@ -1,0 +1,71 @@
+"""DP-LS: a linear classifier by least squares in closed form, from the mean and the moments of the rows, each released once; no generator.
+
+The paper's: clip the rows, release their second moment and every class's sum by Gaussian mechanisms, project to positive semidefinite, add
+a ridge, solve for the weights. Different here: rows are centred by a mean released before; one mechanism releases second moment, class
+sums and class counts together, and no second moments by class, whose part in the paper's normal equations is small beside the shared
+one's; the ridge follows the noise that is known, in place of a constant; and classes are weighed alike, whatever their counts. Least
+squares on class indicators then is Fisher's discriminant (Hastie, Tibshirani and Friedman 2009, section 4.3): means, and one covariance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from pydantic import Field
+
+from fedsim.methods.algorithm import Params
+from fedsim.methods.messages import Server, Tensors
+from fedsim.methods.one_shot import OneShot, Rows, Statistic, overall_mean
+from fedsim.methods.products import Classifier
+from fedsim.methods.registry import register
+from fedsim.models.linear import LinearClassifier
+from fedsim.privacy.statistics import moments
+from fedsim.privacy.statistics.outer_products import OuterProduct
+from fedsim.privacy.statistics.spectral import spectral_function
+
+
+class DPLeastSquaresParams(Params):
+    """Parameters of DP-LS.
+
+    Attributes:
+        mean_share: share of the budget (in 1 / sigma^2) that the overall mean takes.
+        radius: of the ball to which centred rows are clipped; rows have unit norm.
+        ridge: eigenvalues of the covariance within classes are raised to this share of the largest that noise alone would have.
+    """
+
+    mean_share: float = Field(0.1, gt=0, lt=1)
+    radius: float = Field(0.5, gt=0)
+    ridge: float = Field(0.35, gt=0)
+
+
+@register("dp-least-squares")
+class DPLeastSquares(OneShot):
+    """The mean, then moments of the centred rows by one Gaussian mechanism; the weights are post-processing."""
+
+    source = "DP-LS: Mehta et al. 2022, arXiv 2211.13403"
+    Params = DPLeastSquaresParams
+
+    def statistics(self) -> tuple[Statistic, ...]:
+        """The mean; then class sums, class counts and one second moment."""
+        share = self.params.mean_share
+        return (overall_mean(share), Statistic("moments", 1 - share, moments.MOMENT_WEIGHTS, self.moment_products, self.receive_moments))
+
+    def moment_products(self, rows: Rows, told: Tensors) -> Mapping[str, OuterProduct]:
+        """Of rows centred by the released mean, of norm at most 1."""
+        return moments.moment_products(moments.centred(rows.x, told["mean"], self.params.radius), rows.y, self.task.classes)
+
+    def receive_moments(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+        """Weights and biases of centred rows: ``W^-1 m_c`` and ``-m_c^T W^-1 m_c / 2``, what noise adds to the square taken off again."""
+        found = moments.gaussians(sums["class_sums"], sums["class_counts"], sums["second"], std)
+        edge = 2 * found.noise * math.sqrt(self.task.dim)
+        floor = self.params.ridge * edge + float(found.covariance.trace().clamp_min(1e-6) / found.counts.sum())
+        inverse = spectral_function(found.covariance, lambda values: values.clamp_min(floor).reciprocal())
+        weight = found.means @ inverse
+        squared = (found.means * weight).sum(1) - found.mean_noise * inverse.trace()
+        server.tensors |= {"weight": weight, "bias": -squared / 2}
+
+    def classifier(self, server: Server) -> Classifier:
+        """The discriminant, for plain rows."""
+        weight = server.tensors["weight"] / self.params.radius
+        return LinearClassifier(weight, server.tensors["bias"] - weight @ server.tensors["mean"])

@@ -1,0 +1,71 @@
+"""DP prototypes: one noisy mean a class, and the class of the nearest one; no generator.
+
+DPPL-Mean of the paper: clip the rows, release every class's mean by a Gaussian mechanism, classify by the nearest prototype. Different
+here: rows are centred by a mean released before, so that what is clipped and noised is small; counts are released with the sums, where the
+paper takes them for known; and what noise adds to a prototype's length is taken off. Averaging neighbouring features, the paper's option
+against noise, is left out: about a mean, noise in further dimensions turns no row's angle to a prototype. DPPL-Public, which picks
+prototypes from public rows, would need some.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import Field
+
+from fedsim.methods.algorithm import Params
+from fedsim.methods.messages import Server, Tensors
+from fedsim.methods.one_shot import OneShot, Rows, Statistic, overall_mean
+from fedsim.methods.products import Classifier
+from fedsim.methods.registry import register
+from fedsim.models.layers import one_hot
+from fedsim.models.linear import LinearClassifier
+from fedsim.privacy.statistics import moments
+from fedsim.privacy.statistics.outer_products import OuterProduct
+
+WEIGHTS = {"sums": 1.0, "counts": 0.15}
+LEAST = 0.05
+"""Share of a squared length that is taken for signal at least, however large the noise."""
+
+
+class DPPrototypesParams(Params):
+    """Parameters of DP prototypes.
+
+    Attributes:
+        mean_share: share of the budget (in 1 / sigma^2) that the overall mean takes.
+        radius: of the ball to which centred rows are clipped; rows have unit norm.
+    """
+
+    mean_share: float = Field(0.1, gt=0, lt=1)
+    radius: float = Field(0.5, gt=0)
+
+
+@register("dp-prototypes")
+class DPPrototypes(OneShot):
+    """The mean, then class sums and counts of the centred rows by one Gaussian mechanism; the prototypes are post-processing."""
+
+    source = "DPPL-Mean: Wahdany et al. 2024, arXiv 2406.08039"
+    Params = DPPrototypesParams
+
+    def statistics(self) -> tuple[Statistic, ...]:
+        """The mean; then every class's sum and count."""
+        share = self.params.mean_share
+        return (overall_mean(share), Statistic("prototypes", 1 - share, WEIGHTS, self.class_products, self.receive_prototypes))
+
+    def class_products(self, rows: Rows, told: Tensors) -> Mapping[str, OuterProduct]:
+        """Centred rows of norm at most 1, and a one, beside the class."""
+        centred, onehot = moments.centred(rows.x, told["mean"], self.params.radius), one_hot(rows.y, self.task.classes)
+        return {"sums": OuterProduct(onehot, centred), "counts": OuterProduct(onehot, centred.new_ones(len(centred), 1))}
+
+    def receive_prototypes(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+        """Class means at unit length; what noise adds to a length is taken off first, or a rare class would seem far from every row."""
+        counts = sums["counts"].clamp_min(max(1.0, 2 * std["counts"]))
+        means = sums["sums"] / counts
+        squared = means.square().sum(1, keepdim=True)
+        without_noise = squared - self.task.dim * (std["sums"] / counts).square()
+        server.tensors["prototypes"] = means / without_noise.maximum(LEAST * squared).sqrt().clamp_min(1e-12)
+
+    def classifier(self, server: Server) -> Classifier:
+        """By the angle about the mean, which for a row is a matter of its product with each prototype."""
+        prototypes, mean = server.tensors["prototypes"], server.tensors["mean"]
+        return LinearClassifier(prototypes, -prototypes @ mean)

@@ -1,0 +1,145 @@
+"""Archives of arrays (``.npz``), opened in one place: whatever is wrong with a file comes out as :class:`BadArrays`.
+
+Nothing is unpickled, and no memory is taken for what the file merely claims to hold.
+"""
+
+from __future__ import annotations
+
+import lzma
+import math
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.regular import open_regular, unread
+
+Arrays = dict[str, NDArray[Any]]
+_DAMAGE = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    EOFError,
+    SyntaxError,
+    RuntimeError,  # an encrypted member; NotImplementedError, a method of compression that zipfile lacks, is one too
+    RecursionError,
+    MemoryError,
+    OverflowError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
+"""What zipfile, its decompressors and NumPy raise on files that are damaged or mean harm."""
+
+
+class BadArrays(Exception):
+    """A file of arrays that cannot be read; the message says why."""
+
+
+class Head(NamedTuple):
+    """What an array's header says, and where its data begin in the member."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    fortran: bool
+    offset: int
+
+
+class Archive:
+    """An open ``.npz`` file."""
+
+    def __init__(self, file: zipfile.ZipFile) -> None:
+        self._file = file
+        self.names = [name.removesuffix(".npy") for name in file.namelist() if name.endswith(".npy")]
+
+    def head(self, name: str) -> Head:
+        """An array's header, held against what the member holds and what this machine has.
+
+        Raises:
+            BadArrays: there is no such array, or its header cannot be true.
+        """
+        with told(name), self._member(name) as stream:
+            return self._head(name, stream)
+
+    def read(self, name: str) -> NDArray[Any]:
+        """An array.
+
+        Raises:
+            BadArrays: there is none, or it is damaged or holds Python objects.
+        """
+        with told(name):
+            with self._member(name) as stream:
+                self._head(name, stream)
+            with self._member(name) as stream:
+                array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
+                while stream.read(2**20):  # to its end, where the checksum is
+                    pass
+            return array
+
+    def stream(self, name: str) -> IO[bytes]:
+        """An array's member, header first; the caller closes it.
+
+        Raises:
+            BadArrays: there is none.
+        """
+        with told(name):
+            return self._member(name)
+
+    def _member(self, name: str) -> IO[bytes]:
+        if name not in self.names:
+            raise KeyError(f"there is no array '{name}'")
+        return self._file.open(f"{name}.npy")
+
+    def _head(self, name: str, stream: IO[bytes]) -> Head:
+        version = np.lib.format.read_magic(stream)
+        if version not in ((1, 0), (2, 0), (3, 0)):
+            raise ValueError(f"format version {version[0]}.{version[1]} is not known")
+        # version 3 differs from 2 in names of fields alone
+        shape, fortran, dtype = (np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0)(stream)
+        if dtype.hasobject:
+            raise ValueError("it holds Python objects, which are never read")
+        claimed, offset = math.prod(shape) * dtype.itemsize, stream.tell()
+        held = self._file.getinfo(f"{name}.npy").file_size - offset
+        if min(shape, default=0) < 0 or claimed != held:
+            raise ValueError(f"its header claims {claimed} bytes, and it holds {held}")
+        if claimed > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+            raise ValueError(f"it claims {claimed / 2**30:.0f} GiB, and this machine has {memory / 2**30:.0f}")
+        return Head(shape, dtype, fortran, offset)
+
+
+@contextmanager
+def open_archive(path: Path) -> Iterator[Archive]:
+    """Open an ``.npz`` file for the block.
+
+    Raises:
+        BadArrays: it is no regular file, no such archive, or reading it in the block shows damage.
+    """
+    with told(), open_regular(path) as file, zipfile.ZipFile(file) as opened:
+        yield Archive(opened)
+
+
+def read_arrays(path: Path) -> Arrays:
+    """All arrays of an ``.npz`` file, by name.
+
+    Raises:
+        BadArrays: as :func:`open_archive`.
+    """
+    with open_archive(path) as archive:
+        return {name: archive.read(name) for name in archive.names}
+
+
+@contextmanager
+def told(name: str = "") -> Iterator[None]:
+    """Every error that damage causes in the block becomes a BadArrays, told of the array ``name``."""
+    try:
+        yield
+    except _DAMAGE as error:
+        why = str(error.args[0]) if isinstance(error, KeyError) and error.args else unread(error)
+        raise BadArrays(f"{name}: {why}" if name else why) from error

@@ -1,0 +1,76 @@
+"""SIGTERM (systemd, scancel, timeout) and SIGHUP (a closed terminal) end a command as Ctrl-C does, and soon."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+INTERRUPTED = 130
+"""The exit code."""
+_ENDING = 4.0
+"""Seconds that an orderly end may take; a call into a library that waits for a server which is gone takes a minute."""
+_RAISING = (signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def interrupts() -> Iterator[None]:
+    """In the block these signals raise KeyboardInterrupt, once; what is ignored (``nohup``) stays ignored. For the main thread."""
+    before = {number: handler for number in _RAISING if (handler := signal.getsignal(number)) is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, _interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, handler)
+
+
+@contextmanager
+def soon() -> Iterator[None]:
+    """In the block, and after it, an interruption that has not ended the process in time ends it without ceremony."""
+    heard, told = os.pipe()
+    os.set_blocking(told, False)
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    threading.Thread(target=_end_late, args=(heard,), daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(-1)
+        os.close(told)
+
+
+def _end_late(heard: int) -> None:
+    """Wait for a signal, and then for the process's end."""
+    while (number := os.read(heard, 1)) and number[0] not in (signal.SIGINT, *_RAISING):
+        pass
+    os.close(heard)
+    if not number:  # the block ended by itself
+        return
+    time.sleep(_ENDING)
+    with suppress(OSError, ValueError):
+        print("interrupted; the same command goes on", flush=True)
+    os._exit(INTERRUPTED)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    for each in _RAISING:  # a second one would end the ending
+        signal.signal(each, signal.SIG_IGN)
+    _without_dead_terminal()
+    raise KeyboardInterrupt
+
+
+def _without_dead_terminal() -> None:
+    """Send what is still printed nowhere where the terminal is closed: every write to it is an error."""
+    for stream in (sys.__stdout__, sys.__stderr__):
+        if stream is not None and stat.S_ISCHR(os.fstat(stream.fileno()).st_mode) and not stream.isatty():
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)

@@ -1,0 +1,239 @@
+"""A budget without data: its noise, what is spent after every round, and what an adversary can then tell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from fedsim.errors import UserError
+from fedsim.grid.complaints import translated
+from fedsim.grid.places import Source
+from fedsim.grid.yaml import parse
+from fedsim.privacy.plan import PrivacyPlan, Release, Unit, calibrate
+from fedsim.privacy.tradeoff import Composition, Floats, Spectra
+
+MOST_ROUNDS = 1000
+"""So many rounds are accounted one by one; of more, so many that are evenly spaced."""
+SHOWN = 16
+"""So many rounds, denser at the beginning, are told with both relations."""
+DELTAS = np.logspace(-2, -8, 25)
+RATES = np.concatenate([[0.0, 1e-4, 1e-3], np.linspace(0.01, 1.0, 100)])
+
+
+class ReleaseSettings(BaseModel):
+    """A kind of release, as a file of releases gives it.
+
+    Attributes:
+        name: what is released.
+        rounds: how many rounds it takes.
+        steps: noisy steps of a round, each with noise of its own.
+        sample_rate: the probability with which each unit is in a step.
+        relative_noise: its noise multiplier in units of the plan's sigma.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    rounds: int = Field(1, ge=1)
+    steps: int = Field(1, ge=1)
+    sample_rate: float = Field(1.0, gt=0, le=1)
+    relative_noise: float = Field(1.0, gt=0)
+
+    @property
+    def release(self) -> Release:
+        """As a plan has it."""
+        return Release(self.name, self.sample_rate, self.rounds * self.steps, self.relative_noise, per_round=self.steps)
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What the rounds up to one have spent, None where it was not asked for."""
+
+    round: int
+    release: str
+    epsilon: float
+    replace_one: float | None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A budget and what follows from it.
+
+    Attributes:
+        plan: what a grid with the same settings would run.
+        notes: what the settings do not change, in words.
+        rounds: what is spent after every round.
+        next: the same after one more round of the last release, with the same noise.
+        composition: all rounds, as an adversary sees them.
+        replaced: the same with half the noise multiplier, where nothing is sampled.
+    """
+
+    plan: PrivacyPlan
+    notes: tuple[str, ...]
+    rounds: tuple[Spent, ...]
+    next: Spent
+    composition: Composition
+    replaced: Composition | None
+
+    @property
+    def shown(self) -> tuple[Spent, ...]:
+        """The rounds of which everything is known."""
+        return tuple(spent for spent in self.rounds if spent.replace_one is not None)
+
+    def epsilons(self) -> tuple[Floats, Floats]:
+        """Epsilon at each of :data:`DELTAS`, under add-or-remove-one and under replace-one."""
+        both = [(self.composition.epsilon(delta), _replace_one(self.composition, self.replaced, delta)) for delta in DELTAS]
+        first, second = zip(*both, strict=True)
+        return np.array(first), np.array(second)
+
+    def false_negatives(self) -> tuple[Floats, Floats]:
+        """The trade-off function at each of :data:`RATES`, under add-or-remove-one and under replace-one."""
+        other = self.composition.false_negatives(RATES, "replace-one") if self.replaced is None else self.replaced.false_negatives(RATES)
+        return self.composition.false_negatives(RATES), other
+
+
+def account(
+    epsilon: float,
+    delta: float,
+    releases: Sequence[Release],
+    *,
+    unit: Unit = "example",
+    notes: Sequence[str] = (),
+) -> Budget:
+    """Solve a budget as a grid would, and follow it round by round.
+
+    Raises:
+        UserError: no noise reaches the target, or it is infinite.
+    """
+    if math.isinf(epsilon):
+        raise UserError("--epsilon", "an infinite budget has no noise and no curve", "give a positive number")
+    plan = calibrate(
+        epsilon=epsilon,
+        delta=delta,
+        releases=releases,
+        unit=unit,
+        trust="aggregate",
+        scope="what is released",
+        claim="stated",
+        clip=1.0,
+        sensitivity=1.0,
+    )
+    multipliers = [plan.noise_multiplier(release.name) for release in plan.releases]
+    rates = [release.sample_rate for release in plan.releases]
+    last = len(plan.releases) - 1
+    # room for the one more round
+    most = [release.steps + (release.per_round if i == last else 0) for i, release in enumerate(plan.releases)]
+    spectra = Spectra(list(zip(multipliers, rates, most, strict=True)))
+    halved = Spectra(list(zip([m / 2 for m in multipliers], rates, most, strict=True))) if min(rates) == 1 else None
+    schedule = [(i, n) for i, release in enumerate(plan.releases) for n in range(1, release.rounds + 1)]
+
+    def spent(number: int, whole: bool) -> Spent:
+        at, n = schedule[number - 1] if number <= len(schedule) else (last, plan.releases[last].rounds + 1)
+        steps = [r.steps if i < at else r.per_round * n if i == at else 0 for i, r in enumerate(plan.releases)]
+        composed = spectra.compose(steps)
+        other = _replace_one(composed, halved.compose(steps) if halved else None, delta) if whole else None
+        return Spent(number, plan.releases[at].name, composed.epsilon(delta), other)
+
+    total = len(schedule)
+    numbers = {round(x) for x in np.linspace(1, total, min(total, MOST_ROUNDS))}
+    # the cost grows as the square root of the rounds
+    whole = {round(total * share**2) for share in np.linspace(total**-0.5, 1, min(total, SHOWN))}
+    everything = [release.steps for release in plan.releases]
+    return Budget(
+        plan,
+        tuple(notes),
+        tuple(spent(number, number in whole) for number in sorted(numbers | whole)),
+        spent(total + 1, True),
+        spectra.compose(everything),
+        halved.compose(everything) if halved else None,
+    )
+
+
+def _replace_one(composed: Composition, halved: Composition | None, delta: float) -> float:
+    return composed.epsilon(delta, "replace-one") if halved is None else halved.epsilon(delta)
+
+
+def settings(
+    *,
+    rounds: int | None,
+    sample_rate: float | None,
+    unit: str,
+    clients: int | None,
+    client_rate: float | None,
+    delta: float,
+    releases: Path | None,
+) -> tuple[tuple[Release, ...], Unit, tuple[str, ...]]:
+    """The releases that the options of a command line describe, the unit, and what is to be said of them.
+
+    Raises:
+        UserError: an option does not do or does not go with another.
+    """
+    checked: Unit | None = next((known for known in get_args(Unit) if known == unit), None)
+    if checked is None:
+        raise UserError("--unit", f"unknown value '{unit}'", f"give {' or '.join(get_args(Unit))}")
+    notes = []
+    if checked != "client":
+        if client_rate is not None and client_rate < 1:
+            what = f"{client_rate:g} samples clients, which does not amplify the budget of one {checked}"
+            raise UserError("--client-rate", what, "leave it out, or give --unit client")
+        rate, option = sample_rate, "--sample-rate"
+    else:
+        rate, option = client_rate, "--client-rate"
+        if sample_rate is not None:
+            notes.append(f"--sample-rate {sample_rate:g} samples a client's own rows, which does not change what a whole client spends")
+        if clients is not None:
+            notes.append(f"{clients} clients, {clients * (rate or 1.0):g} of them expected in a round")
+            if delta * clients >= 1:
+                what = f"δ = {delta:g} is not below 1 / clients = {1 / clients:.2g}: it would allow to publish a client outright"
+                notes.append(f"warning: {what}")
+    if releases is not None:
+        if rounds is not None or rate is not None:
+            given = "--rounds" if rounds is not None else option
+            raise UserError(given, "the file of --releases says that already", f"leave out {given} or --releases")
+        return read_releases(releases), checked, tuple(notes)
+    if rounds is None:
+        raise UserError("--rounds", "is missing", "say how many rounds there are, or give a file of --releases")
+    if rounds < 1:
+        raise UserError("--rounds", f"{rounds} is no number of rounds", "give at least 1")
+    if rate is not None and not 0 < rate <= 1:
+        raise UserError(option, f"{rate:g} is not in (0, 1]", "give the probability with which a unit is in a round")
+    return (Release("rounds", 1.0 if rate is None else rate, rounds),), checked, tuple(notes)
+
+
+def read_releases(path: Path) -> tuple[Release, ...]:
+    """The releases of a YAML file: a list of :class:`ReleaseSettings`.
+
+    Raises:
+        UserError: the file cannot be read or is not such a list.
+    """
+    data, lines = parse(read_text(path), str(path))
+    if not isinstance(data, list) or not data:
+        raise UserError(str(path), "is not a list of releases", "write `- {name: moments, rounds: 1}` lines")
+    try:
+        found = TypeAdapter(tuple[ReleaseSettings, ...]).validate_python(data)
+    except ValidationError as error:
+        raise translated(error, ReleaseSettings, Source(str(path), data, lines).place) from error
+    names = [each.name for each in found]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(str(path), f"two releases are called '{twice[0]}'", "give each a name of its own")
+    return tuple(each.release for each in found)
+
+
+def read_text(path: Path) -> str:
+    """The text of a YAML file that a user names.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise UserError(str(path), "there is no such file", "give the path of a YAML file") from error
+    except (OSError, ValueError) as error:
+        raise UserError(str(path), "is not a text file that can be read", "give a YAML file, UTF-8") from error

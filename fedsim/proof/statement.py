@@ -1,0 +1,169 @@
+"""The privacy statement of a method: who is protected from whom, by what, counted how, and what is not covered."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from fedsim.results.rows import Row
+from fedsim.words import number
+
+UNITS = {
+    "example": "one training example: neighbouring data sets differ in one example of one client",
+    "client": "one client: what it contributes is there or is zero; the number of clients stays a public divisor",
+}
+TRUSTS = {
+    "aggregate": "only the sum over clients is seen (secure aggregation or a trusted server), noise is added once to it",
+    "silo": "every client's message is private by itself, each carries the full noise",
+}
+NOISES = {
+    "seeded": "it follows from a seed that stands in the results: this measures what a method costs, nothing made here may be released",
+    "secret": "from the operating system's entropy, kept nowhere; generators whose claim is a theorem may be released under their ε",
+}
+CLAIMS = {
+    "proved": "(ε, δ) is a theorem for this method",
+    "checked": "(ε, δ) is a theorem by its author's word, and a passed fedsim check of this code, which refutes and does not prove",
+    "stated": "(ε, δ) is a theorem by its author's word alone; no passed fedsim check of this code is on file",
+    "heuristic": "(ε, δ) is computed for the noise that was added, but is not a theorem for this method",
+    "none": "no privacy is claimed",
+}
+ACCOUNTANTS = {
+    "prv": "numerical composition of privacy loss random variables (Gopi, Lee & Wutschitz 2021, theorem 5.5; Opacus), an upper bound",
+    "rdp": "Rényi composition (Mironov, Talwar & Zhang 2019; conversion of Balle et al. 2020), an upper bound",
+}
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What is said of one method under one unit, trust, claim and kind of noise.
+
+    Attributes:
+        method: its label.
+        parts: what each sentence is about, and the sentence.
+    """
+
+    method: str
+    parts: tuple[tuple[str, str], ...]
+
+    @property
+    def lines(self) -> Iterator[str]:
+        """The statement as plain text."""
+        yield self.method
+        yield from (f"  {term}: {text}" for term, text in self.parts)
+
+
+def unit_words(unit: str) -> str:
+    """What a unit is, in words."""
+    return UNITS.get(
+        unit, f"one group: neighbouring data sets differ in all rows of one client that have one value of {unit}, however many they are"
+    )
+
+
+def statements(rows: Sequence[Row]) -> list[Statement]:
+    """A statement for every method of the rows, and for each unit, trust, claim and noise that it ran under.
+
+    Rows that failed, are unaccounted or refuted say nothing.
+    """
+    found: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        if row.status in ("ok", "overspent"):
+            private = row.epsilon_target is not None and math.isfinite(row.epsilon_target)
+            key = (row.label, *((row.unit, row.trust, row.claim, row.scope, row.noise) if private else (None,)))
+            found.setdefault(key, []).append(row)
+    private_labels = {row.label for members in found.values() for row in members if _is_private(row)}
+    # a method that ran at infinity beside finite budgets is told once
+    return [
+        Statement(members[0].label, tuple(_parts(members)))
+        for members in found.values()
+        if _is_private(members[0]) or members[0].label not in private_labels
+    ]
+
+
+def _is_private(row: Row) -> bool:
+    return row.epsilon_target is not None and math.isfinite(row.epsilon_target)
+
+
+def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+    row = rows[0]
+    if not _is_private(row):
+        what = "it ran without noise (ε = ∞)" if row.epsilon_target is not None else "it adds no noise, and ε has no meaning for it"
+        yield "guarantee", f"none: {what}; nothing that it makes may be released as private"
+        return
+    void = "" if row.claim in ("proved", "checked", "stated") else ". No (ε, δ) below is a guarantee"
+    yield "claim", f"{row.claim}: {CLAIMS.get(row.claim or '', '')}{void}"
+    yield "unit", unit_words(row.unit or "example")
+    yield (
+        "relation",
+        f"{row.relation or 'add-or-remove-one'}: neighbours differ in the presence of one unit; ε under replace-one stands beside it",
+    )
+    yield "trust", _trust(row)
+    for line in dict.fromkeys(map(_budget, rows)):
+        yield "budget", line
+    for line in dict.fromkeys(line for each in rows for line in _mechanisms(each)):
+        yield "mechanism", line
+    rounds = ", ".join(dict.fromkeys(number(each.params["rounds"]) for each in rows if "rounds" in each.params))
+    yield from [("rounds", rounds)] if rounds else []
+    clips = ", ".join(dict.fromkeys(number(each.clip) for each in rows))
+    scopes = {
+        "joint": "everything that depends on a unit",
+        "shared": "the shared parameters alone",
+        "hypernetwork": "the hypernetwork alone",
+    }
+    yield "clip", f"a unit's contribution is clipped to L2 norm {clips}; the noise covers {scopes.get(row.scope or '', row.scope)}"
+    names = [name for name in dict.fromkeys(each.accountant for each in rows) if name]
+    counted = ", ".join(dict.fromkeys(each.counted_by for each in rows if each.counted_by)) or "a revision older than this field"
+    told = "; ".join(f"{name.upper()}, {ACCOUNTANTS.get(name, '')}" for name in names)
+    yield "accountant", f"{told}; counted from the steps that ran, and equal to the plan that was solved before the first; by {counted}"
+    yield "noise", f"Gaussian, {row.noise or 'seeded'}: {NOISES.get(row.noise or 'seeded', '')}"
+    yield "not covered", "; ".join(_uncovered(row))
+
+
+def _trust(row: Row) -> str:
+    if row.trust == "aggregate" and row.noise_at == "clients":
+        return "aggregate, and silo as well: every client adds the full noise to its own steps, so its messages are private one by one"
+    words = TRUSTS.get(row.trust or "", "")
+    # an older row does not say where its noise was added
+    known = words if row.trust == "silo" or row.noise_at == "sum" else words.partition(", noise")[0]
+    return f"{row.trust}: {known}"
+
+
+def _budget(row: Row) -> str:
+    replaced = number(row.epsilon_spent_replace_one, 4)
+    also = f", at most {replaced} under replace-one" if replaced else ""
+    spent = "overspent: " if row.status == "overspent" else ""
+    sigma = f"; σ = {number(row.sigma, 5)}, one for all rounds" if row.sigma is not None else ""
+    return f"{spent}ε = {number(row.epsilon_spent, 4)} (target {number(row.epsilon_target)}) at δ = {number(row.delta)}{also}{sigma}"
+
+
+def _mechanisms(row: Row) -> Iterator[str]:
+    target = f"ε = {number(row.epsilon_target)}"
+    if row.mechanisms is None:
+        where = f"{row.steps} noisy steps, the last kind at sample rate {number(row.sample_rate)}"
+        yield f"{target}: {where}; the row is older than the list of its mechanisms, so it cannot be proved from itself"
+        return
+    for each in row.mechanisms:
+        times = "once" if each.count == 1 else f"{each.count} times"
+        sampled = (
+            f"on a fresh Poisson sample of the units at rate {number(each.sample_rate)}"
+            if each.sample_rate < 1
+            else "on all units, no sampling"
+        )
+        noise = f"noise of standard deviation {number(each.noise_multiplier, 5)} × the sensitivity {number(row.sensitivity)}"
+        yield f"{target}: {each.release}, {times}, {sampled}, {noise}"
+
+
+def _uncovered(row: Row) -> Iterator[str]:
+    """What a reader could take for covered and is not."""
+    if row.unit == "example":
+        yield "a person with several rows (k rows are a group of k: up to k times the ε, at a larger δ)"
+    if row.scope not in ("joint", None):
+        yield "what stays with a client (encoder, codes), which trains without noise"
+    if row.trust == "aggregate" and row.noise_at != "clients":
+        yield "a server that sees single clients' messages"
+    if row.noise != "secret":
+        yield "a release of anything from this run, whose noise is seeded"
+    yield "scores, references, diagnostics and label matrices of the run folder, exact functions of the real data"
+    yield "the choice of parameters after looking at them"
+    yield "the number of classes and of clients, the encoder and all settings, which are public by assumption"
+    yield "attacks on the low bits of floating-point noise and on running times"

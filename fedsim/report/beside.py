@@ -1,0 +1,44 @@
+"""What a report of many rows is drawn with: a second process, and no search for cycles of objects."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+
+MANY_ROWS = 1000
+"""So many rows have enough to draw that a second process is worth its start."""
+
+
+@contextmanager
+def process_beside(rows: int, module: str) -> Iterator[Executor | None]:
+    """A process that runs functions of ``module``, imported by the time that the records are read; it ends with the block.
+
+    None for few rows, and where there is one processor.
+    """
+    if rows < MANY_ROWS:
+        yield None
+        return
+    import joblib  # late, for few reports have so many rows
+    from joblib.externals.loky import ProcessPoolExecutor
+
+    if joblib.cpu_count() < 2:
+        yield None
+        return
+    with ProcessPoolExecutor(1) as beside:
+        beside.submit(importlib.import_module, module)
+        yield beside
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """No search for unreachable cycles in the block: records and figures are many objects that stay, gone through again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

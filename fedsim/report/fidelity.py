@@ -1,0 +1,90 @@
+"""How like real rows synthetic ones are, against epsilon: a row of panels for every partition, a panel for every number that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from fedsim.report.figures import INK, MUTED, PAPER, style
+from fedsim.report.lines import Axis, Series, caption_of, draw_methods, frame, legend_below, legend_lines, series_of, x_label
+from fedsim.results.groups import Group
+from fedsim.words import setting
+
+NAME = "fidelity"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One number: its field of a row, its title, what is good, and what rows that are as good as real ones reach."""
+
+    measure: str
+    title: str
+    good: str
+    best: float
+
+
+_PANELS = (
+    Panel("frechet_distance", "Fréchet distance", "lower is better", 0.0),
+    Panel("squared_mmd", "squared MMD", "lower is better", 0.0),
+    Panel("density", "density", "as real rows: 1", 1.0),
+    Panel("coverage", "coverage", "higher is better", 1.0),
+    Panel("real_or_synthetic", "told from real rows", "not at all: 0.5", 0.5),
+)
+_CAPTION = "in the test rows' leading directions, means over classes · dotted: as good as real rows"
+
+
+def draw_fidelity(groups: Sequence[Group]) -> Figure | None:
+    """The figure, methods in the looks of the privacy-utility curves; None where no row has any of the numbers.
+
+    A method that yields a classifier has none. What white rows around a classifier's weights hide from a probe is seen here.
+    """
+    drawn = [group for group in groups if group.rows]
+    panels = [panel for panel in _PANELS if any(group.interval(panel.measure) for group in drawn)]
+    shown = [group for group in drawn if any(group.interval(panel.measure) for panel in panels)]
+    if not shown:
+        return None
+    labels = {group.label for group in shown}
+    with style():
+        return _figure(shown, [each for each in series_of(drawn) if each.label in labels], panels)
+
+
+def _figure(groups: Sequence[Group], series: Sequence[Series], panels: Sequence[Panel]) -> Figure:
+    axis = Axis.of(groups)
+    places: dict[tuple[object, ...], list[Group]] = {}
+    for group in groups:
+        places.setdefault((group.dataset, group.scheme, group.alpha, group.clients), []).append(group)
+    width = 0.6 + 2.3 * max(len(panels), 2)
+    height = 0.95 + 0.2 * legend_lines(series, width) + 2.2 * len(places)
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor=PAPER)
+    grid = figure.subplots(len(places), len(panels), squeeze=False)
+    for line, members in zip(grid, places.values(), strict=True):
+        place = _place(members[0], groups)
+        for axes, panel in zip(line, panels, strict=True):
+            _draw(axes, members, series, axis, panel)
+            title = f"{panel.title} ({panel.good})"
+            # all titles of a line are as tall
+            axes.set_title(
+                f"{place if axes is line[0] else ''}\n{title}" if place else title, fontsize=8, color=INK, loc="left", parse_math=False
+            )
+            axes.set_xlabel(x_label(axis) if axes is grid[-1][0] else "", color=INK, fontsize=7.5)
+    legend_below(figure, f"{_CAPTION} · {caption_of(groups)}", series)
+    return figure
+
+
+def _place(group: Group, groups: Sequence[Group]) -> str:
+    """What of a panel's place is not the same for all."""
+    fields = ("dataset", "scheme", "alpha", "clients")
+    varied = {name: getattr(group, name) for name in fields if len({getattr(each, name) for each in groups}) > 1}
+    return setting(varied.get("dataset"), varied.get("scheme"), alpha=varied.get("alpha"), clients=varied.get("clients"))
+
+
+def _draw(axes: Axes, groups: Sequence[Group], series: Sequence[Series], axis: Axis, panel: Panel) -> None:
+    frame(axes, axis)
+    axes.axhline(panel.best, color=MUTED, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1.5)
+    draw_methods(axes, groups, series, axis, panel.measure)
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.tick_params(labelsize=7.5)

@@ -1,0 +1,176 @@
+"""Judging a finished run anew: its saved generators by the readouts and references of today, on Ray, without training."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from rich.console import Console
+
+from fedsim.atomic import replaced
+from fedsim.errors import UserError
+from fedsim.evaluation.judge import Judgement
+from fedsim.grid.models import Grid
+from fedsim.interrupts import INTERRUPTED
+from fedsim.report.report import read_manifest, write_report
+from fedsim.results.rows import Row
+from fedsim.results.store import ResultStore
+from fedsim.runtime.display import Display, make_display
+from fedsim.runtime.manifest import revision, versions
+from fedsim.runtime.scheduler import Scheduler, log_lines, now
+from fedsim.runtime.slots import Slot
+from fedsim.runtime.worker import Failure, Report, send_tensors_as_bytes
+from fedsim.simulation.node import Node
+from fedsim.simulation.preflight import Prepared
+from fedsim.simulation.rejudging import Finished, generators_missing, prepare_judging
+from fedsim.simulation.row import client_lines, judged_fields, judging_code
+from fedsim.simulation.trial import Trial
+
+
+def run_judging(
+    folder: Path, nodes: Sequence[Node], console: Console, engine: AbstractContextManager[Any], max_parallel: int | None = None
+) -> int:
+    """Judge the finished cells of a run's grid whose rows are of other judging code, then draw the report.
+
+    A row is written again as the last word on its cell: training, budget and ledger as they were, scores and references anew. A cell
+    without a saved generator keeps its scores and gets its references anew, so that all rows of a table stand beside the same ones.
+
+    Args:
+        folder: the run folder.
+        nodes: what the cluster has.
+        console: where progress and the table of results go.
+        engine: entered if there is anything to judge; Ray is connected inside.
+        max_parallel: at most so many cells at a time.
+
+    Returns:
+        The exit code: 0 if every row is judged by today's code, 1 if one could not be, 130 after an interruption.
+
+    Raises:
+        UserError: there is nothing to judge by, data or partitions changed, or another fedsim runs in the folder.
+    """
+    store = ResultStore(folder)
+    store.folder.check()
+    with store.lock():
+        rows = _finished_rows(store)
+        if not rows:
+            raise UserError(str(folder), "there is no finished cell here", "run the grid first")
+        todo = [row for row in rows if row.judged != judging_code()]
+        if not todo:
+            console.print(f"all {len(rows)} finished cells are judged by today's code", highlight=False)
+            return 0
+        prepared, finished = prepare_judging(_grid(folder), todo, store.folder, nodes, max_parallel)
+        if missing := generators_missing(finished):
+            what = f"{missing} of {len(todo)} cells have no saved generator: their scores stay, their references are told anew"
+            console.print(what, style="yellow", soft_wrap=True, highlight=False)
+        try:
+            with engine, make_display(console, len(rows), len(rows) - len(todo)) as display:
+                send_tensors_as_bytes()
+                judging = Judging(prepared, finished, store, display)
+                judging.run(prepared.trials)
+        except KeyboardInterrupt:
+            done = sum(row.judged == judging_code() for row in _finished_rows(store))
+            console.print(f"interrupted: {done} of {len(rows)} cells are judged; the same command goes on", soft_wrap=True, highlight=False)
+            return INTERRUPTED
+        _note_in_manifest(store)
+    report = write_report(folder)
+    report.show(console)
+    console.print(judging.changes(), soft_wrap=True, highlight=False)
+    console.print(f"report: {report.page}", soft_wrap=True, highlight=False)
+    return 1 if judging.failures else 0
+
+
+def _finished_rows(store: ResultStore) -> list[Row]:
+    """The rows, as they were written, of the finished cells that the manifest lists."""
+    listed = {cell["cell_id"] for cell in read_manifest(store.folder.path).get("cells") or []}
+    return [row for row in store.rows() if row.cell_id in listed and row.status != "failed"]
+
+
+def _grid(folder: Path) -> Grid:
+    """The resolved grid of a run.
+
+    Raises:
+        UserError: the manifest has none that this version reads.
+    """
+    manifest = read_manifest(folder)
+    try:
+        return Grid.model_validate(manifest["grid"])
+    except (KeyError, ValidationError) as error:
+        place = str(folder / "manifest.json")
+        raise UserError(place, "has no grid that this version reads", "run the grid again in a new folder") from error
+
+
+def _note_in_manifest(store: ResultStore) -> None:
+    """Say in the manifest by what the rows were judged."""
+    told = {"command": shlex.join(["fedsim", *sys.argv[1:]]), "finished": now(), "revision": revision(), "versions": versions()}
+    manifest = read_manifest(store.folder.path) | {"judged": told}
+    with replaced(store.folder.manifest) as part:
+        part.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+class Judging(Scheduler):
+    """Places finished cells and their references on slots, and writes their rows anew.
+
+    Attributes:
+        finished: the cells by id.
+        failures: how many could not be judged; their rows stay as they were.
+        moved: by how much each balanced accuracy changed.
+    """
+
+    def __init__(self, prepared: Prepared, finished: Mapping[str, Finished], store: ResultStore, display: Display) -> None:
+        super().__init__(prepared, store, display)
+        self.finished, self.failures = finished, 0
+        self.moved: list[float] = []
+
+    def changes(self) -> str:
+        """What became of the balanced accuracies, in words."""
+        changed = [value for value in self.moved if value]
+        largest = f", by at most {max(changed):.3g}" if changed else ""
+        return f"{len(self.moved)} cells judged anew; balanced accuracy changed in {len(changed)}{largest}"
+
+    def _begin(self, trial: Trial, slot: Slot) -> Any:
+        self._log(trial, [f"judged anew {now()}"])
+        try:
+            asked, state = self.finished[trial.cell.cell_id].state()
+        except UserError as error:
+            self._failed(trial, str(error))
+            asked, state = trial, None
+        return slot.worker.judge.options(num_returns="streaming").remote(asked, state, self.data[trial.data_key])
+
+    def _take_report(self, trial: Trial, report: Report) -> None:
+        self._log(trial, log_lines(report))
+        if isinstance(report.end, Failure):
+            self._failed(trial, report.end.summary())
+        elif isinstance(report.end, Judgement) or self.finished[trial.cell.cell_id].saved is None:
+            self._judged(trial, report.end if isinstance(report.end, Judgement) else None)
+
+    def _judged(self, trial: Trial, judgement: Judgement | None) -> None:
+        """Write the row of a judged cell, once its references are there."""
+        if (references := self._references(trial)) is None:
+            self.waiting.append(partial(self._judged, trial, judgement))
+            return
+        before = self.finished[trial.cell.cell_id].row
+        fields = judged_fields(judgement, *references)
+        # a reference that failed is no reason to lose the one that was there
+        row = before.model_copy(update={name: value for name, value in fields.items() if value is not None or name not in REFERENCES})
+        if judgement is not None:
+            self.moved.append(abs((row.balanced_accuracy or 0.0) - (before.balanced_accuracy or 0.0)))
+            self.store.append_clients(client_lines(trial.cell, judgement, references[1]))
+        self._write(row)
+
+    def _failed(self, trial: Trial, what: str) -> None:
+        self.failures += 1
+        cell_id = trial.cell.cell_id
+        self.display.note(
+            f"{trial.cell.label} (cell {cell_id}) keeps its row, it could not be judged: {what} ({self.store.folder.log(cell_id)})"
+        )
+
+
+REFERENCES = ("ceiling_balanced_accuracy", "ceiling_accuracy", "local_only_balanced_accuracy")
+"""Fields of a row that references decide."""

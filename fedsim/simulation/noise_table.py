@@ -1,0 +1,225 @@
+"""What noise each statistic and gradient of a prepared grid gets, in units of its signal: what an epsilon buys, before a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fedsim.methods.local_dp_sgd import LocalDPSGD
+from fedsim.methods.local_training import LocalTraining
+from fedsim.methods.messages import Message, Round, Tensors
+from fedsim.privacy.plan import PrivacyPlan, Release
+from fedsim.results.lines import dump
+from fedsim.seeds import Seeds
+from fedsim.simulation.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
+from fedsim.simulation.preflight import Prepared
+from fedsim.simulation.rehearsal import EVERYONE, made_up_rows
+from fedsim.simulation.rounds import train
+from fedsim.simulation.trial import Trial
+from fedsim.words import number, wide_console
+
+ROWS = 2
+"""Made-up rows of every client, through which the shapes of what is sent are found."""
+NAMES = {
+    "sum": "mean of all rows",
+    "count": "number of rows",
+    "class_sums": "class means",
+    "class_counts": "class counts",
+    "second": "second moment",
+    "class_second": "class second moments",
+    "client_sums": "client means",
+    "client_counts": "client counts",
+    "client_spreads": "client spreads",
+    "component_sums": "component means",
+    "component_counts": "component counts",
+    "features": "class mean features",
+    "counts": "class counts",
+}
+"""What the parts of the shipped statistics are called; another one has its own name."""
+_OF_ROW = ("sum",)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an algorithm releases, as a first round on made-up rows shows it.
+
+    Attributes:
+        shapes: by release, the shape of each tensor of a message.
+        weights: by release, each statistic's weight in a unit's joint norm; none for gradients and updates.
+        parameters: how many parameters a client trains.
+        local: whether the noise is in every client's own steps.
+        updates: whether what is clipped is a client's update.
+    """
+
+    shapes: Mapping[str, Mapping[str, tuple[int, ...]]]
+    weights: Mapping[str, Mapping[str, float]]
+    parameters: int
+    local: bool
+    updates: bool
+
+
+class _Shapes(LocalPool):
+    """Clients that note the shapes of what they send."""
+
+    def __init__(self, cohort: Cohort) -> None:
+        super().__init__([cohort])
+        self.found: dict[str, dict[str, tuple[int, ...]]] = {}
+
+    def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
+        messages = super().round(round_, broadcast)
+        self.found[round_.release.name] = {name: tuple(value.shape) for name, value in messages[0].sums.items()}
+        return messages
+
+
+def parts_of(trial: Trial) -> Parts:
+    """The parts of a cell's releases: the first round of each, through the code that trains, on a few made-up rows a client."""
+    task, cell = trial.task, trial.cell
+    algorithm = build_algorithm(cell.algorithm, cell.params, task)
+    given = {name: value for name, value in EVERYONE.items() if name in type(algorithm.params).model_fields}
+    algorithm.params = algorithm.params.model_copy(update=given)
+    x, y = made_up_rows(task, ROWS)
+    rows = tuple(np.arange(client * ROWS, (client + 1) * ROWS) for client in range(task.clients))
+    with torch.random.fork_rng(devices=[]):
+        spec = CohortSpec(cell.algorithm, cell.params, task, trial.plan, Seeds(0), tuple(range(task.clients)), rows)
+        cohort = Cohort(spec, x, y)
+        cohort.algorithm, cohort.phases = algorithm, algorithm.phases()
+        every = algorithm.schedule
+        algorithm.schedule = lambda: (round_ for round_ in every() if round_.step == 0)  # type: ignore[method-assign]
+        pool = _Shapes(cohort)
+        for _ in train(algorithm, pool, trial.plan, Seeds(0)):
+            pass
+    return Parts(
+        pool.found,
+        {phase.release.name: dict(phase.weights) for phase in cohort.phases},
+        sum(p.numel() for p in cohort.clients.model.parameters()),
+        isinstance(algorithm, LocalDPSGD) and task.unit == "example",
+        isinstance(algorithm, LocalTraining) and not (isinstance(algorithm, LocalDPSGD) and task.unit == "example"),
+    )
+
+
+@dataclass(frozen=True)
+class Signal:
+    """A part of a release with the noise that it gets.
+
+    Attributes:
+        name: what it is.
+        noise: the noise's norm.
+        of: what this is measured in: the largest norm that the noiseless part can have, in words.
+        detail: the numbers behind it.
+    """
+
+    name: str
+    noise: float
+    of: str
+    detail: str
+
+    @property
+    def words(self) -> str:
+        """``class means: noise norm 0.3 of the radius at n = 12,000 (10 classes of 1,200)``."""
+        return f"{self.name}: noise norm {number(self.noise, 2)} of {self.of} {self.detail}"
+
+
+@dataclass(frozen=True)
+class Noised:
+    """The noise of one cell's plan.
+
+    Attributes:
+        trial: the cell.
+        parts: of its algorithm.
+    """
+
+    trial: Trial
+    parts: Parts
+
+    @cached_property
+    def _plan(self) -> PrivacyPlan:
+        assert self.trial.plan is not None
+        return self.trial.plan
+
+    def signals(self, release: Release) -> Iterator[Signal]:
+        """Every part of a release."""
+        weights = self.parts.weights.get(release.name, {})
+        if not weights:
+            yield self._gradient(release)
+            return
+        for name, shape in self.parts.shapes[release.name].items():
+            yield self._statistic(release, name, shape, weights.get(name, 1.0))
+
+    def _std(self, release: Release) -> float:
+        """Of the noise on the sum over clients, a coordinate."""
+        silos = self.trial.task.clients if self._plan.trust == "silo" and not self.parts.local else 1
+        return self._plan.noise_std(release.name) * math.sqrt(silos)
+
+    def _statistic(self, release: Release, name: str, shape: tuple[int, ...], weight: float) -> Signal:
+        rows, task, told = self.trial.train_rows, self.trial.task, NAMES.get(name, name.replace("_", " "))
+        groups, size = shape[0], math.prod(shape[1:])
+        std = self._std(release) / (self._plan.clip * weight)
+        if groups == size and groups == task.dim:
+            # the spectral norm of a matrix of independent noise is about twice the root of its size
+            return Signal(
+                told, 2 * math.sqrt(size) * std / rows, "the largest trace", f"in spectral norm, at n = {rows:,} ({size} dimensions)"
+            )
+        held = rows / groups
+        many = f" ({groups} groups of {held:,.0f} on average)" if groups > 1 else ""
+        if size == 1:
+            return Signal(told, std / held, "the count", f"at n = {rows:,}{many}")
+        of = "a row's norm" if name in _OF_ROW else "the radius"
+        return Signal(told, math.sqrt(size) * std / held, of, f"at n = {rows:,}{many}, {size} dimensions")
+
+    def _gradient(self, release: Release) -> Signal:
+        task, clip = self.trial.task, self._plan.clip
+        size = sum(math.prod(shape) for shape in self.parts.shapes[release.name].values())
+        if self.parts.local:
+            rows = self.trial.train_rows / task.clients
+            size, units, who = self.parts.parameters, rows * release.sample_rate, f"examples of a client's {rows:,.0f}"
+        elif self.parts.updates or self._plan.unit == "client":
+            units, who = task.clients * release.sample_rate, f"clients of {task.clients:,}"
+        else:
+            units, who = self.trial.train_rows * release.sample_rate, f"examples of n = {self.trial.train_rows:,}"
+        what = "sum of updates" if self.parts.updates else "sum of gradients"
+        noise = self._std(release) * math.sqrt(size) / (clip * units)
+        detail = f"(clip {number(clip)} × {units:,.0f} expected {who}), {size:,} parameters, in each of {release.steps} steps"
+        return Signal(what, noise, "the largest possible sum", detail)
+
+
+def show_noise(prepared: Prepared, console: Console) -> None:
+    """Print the noise of every cell, once for those that differ in seed or alpha alone."""
+    table = Table(title=f"{prepared.grid.name}: the noise in units of the signal", title_justify="left", show_edge=False)
+    for name in ("algorithm", "data", "clients", "ε", "σ", "release", "noise"):
+        table.add_column(name, justify="right" if name in ("clients", "ε", "σ") else "left", no_wrap=True)
+    shown: set[tuple[Any, ...]] = set()
+    known: dict[tuple[Any, ...], Parts] = {}
+    without = dict.fromkeys(t.cell.label for t in prepared.trials if t.plan is None or math.isinf(t.plan.epsilon_target))
+    for trial in prepared.trials:
+        plan, cell = trial.plan, trial.cell
+        line = (cell.label, cell.dataset.display, cell.clients, cell.epsilon, trial.train_rows, dump(cell.params))
+        if plan is None or math.isinf(plan.epsilon_target) or line in shown:
+            continue
+        shown.add(line)
+        key = (cell.algorithm, dump(cell.params), trial.task)
+        if key not in known:
+            known[key] = parts_of(trial)
+        noised, first = Noised(trial, known[key]), True
+        for release in plan.releases:
+            for signal in noised.signals(release):
+                place = (
+                    (cell.label, cell.dataset.display, str(cell.clients), number(cell.epsilon), f"{plan.sigma:.4g}") if first else ("",) * 5
+                )
+                table.add_row(*map(Text, (*place, release.name, signal.words)))
+                first = False
+    wide_console(console, 240).print(table)
+    if without:
+        console.print(f"without noise: {', '.join(without)} (not private, or at ε = ∞)", soft_wrap=True, highlight=False, markup=False)
+    told = "the largest that it can be, which real gradients and means are below; n is of all clients together; nothing was run on the data"
+    console.print(
+        f"Norms are expected ones of the Gaussian noise after division by public or expected counts; the signal is {told}.", highlight=False
+    )

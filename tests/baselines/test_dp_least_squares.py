@@ -1,0 +1,103 @@
+"""The closed form's own mathematics; what every algorithm must keep is in tests/kit and tests/test_algorithms.py."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cells import small_cells
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+from baselines.dp_least_squares import DPLeastSquares, DPLeastSquaresParams
+from fedsim.methods.messages import Server, Task
+from fedsim.methods.one_shot import Rows
+from fedsim.privacy.clipping import Norms
+from fedsim.privacy.statistics.moments import MOMENT_WEIGHTS
+from fedsim.privacy.statistics.outer_products import clipped_statistics, unit_weights
+from fedsim.seeds import Seeds
+from fedsim.simulation.trial import Outcome, run_trial
+
+DIM, CLASSES = 6, 3
+
+
+def method(**params: float) -> DPLeastSquares:
+    return DPLeastSquares(DPLeastSquaresParams.model_validate(params), Task(DIM, CLASSES, 2))
+
+
+def classes_apart(rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Three unequal classes with one wide direction, in a small ball off the origin."""
+    stream = torch.Generator().manual_seed(seed)
+    y = torch.multinomial(torch.tensor([0.7, 0.2, 0.1]), rows, replacement=True, generator=stream)
+    spread = torch.tensor([0.08, 0.02, 0.02, 0.02, 0.02, 0.02])
+    means = 0.05 * torch.randn(CLASSES, DIM, generator=stream)
+    return 0.3 + means[y] + spread * torch.randn(rows, DIM, generator=stream), y
+
+
+def receive(x: torch.Tensor, y: torch.Tensor, std: dict[str, float], drawn: float = 0.0, stream: torch.Generator | None = None) -> Server:
+    """The server after some rows' moments, which it takes for noisy by ``std``; noise on the class sums is ``drawn``, the rest exact."""
+    algorithm = DPLeastSquares(DPLeastSquaresParams(radius=1.0), Task(x.shape[1], CLASSES, 2))
+    server = Server(torch.nn.Module(), Seeds(0), tensors={"mean": x.mean(0)})
+    weights = unit_weights(MOMENT_WEIGHTS)
+    sums, _ = clipped_statistics(algorithm.moment_products(Rows(x, y, torch.zeros_like(y)), server.tensors), Norms(1.0, weights=weights))
+    sums = {name: value / weights[name] for name, value in sums.items()}
+    sums["class_sums"] += drawn * torch.randn(sums["class_sums"].shape, generator=stream)
+    algorithm.receive_moments(server, sums, std)
+    return server
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), scale=st.floats(0, 100))
+def test_one_row_adds_at_most_one_to_all_moments_together(seed: int, scale: float) -> None:
+    stream = torch.Generator().manual_seed(seed)
+    x, y = scale * torch.randn(10, DIM, generator=stream), torch.randint(CLASSES, (10,), generator=stream)
+    products = method().moment_products(Rows(x, y, torch.zeros_like(y)), {"mean": torch.randn(DIM, generator=stream)})
+    _, norms = clipped_statistics(products, Norms(1.0, weights=unit_weights(MOMENT_WEIGHTS)))
+    assert norms.max() <= 1 + 1e-5
+
+
+def test_without_noise_it_is_the_discriminant_of_equal_priors() -> None:
+    x, y = classes_apart(4000, 0)
+    found = method(radius=1.0).classifier(receive(x, y, dict.fromkeys(MOMENT_WEIGHTS, 0.0))).probabilities(x)
+    known = LinearDiscriminantAnalysis(solver="lsqr", priors=np.full(CLASSES, 1 / CLASSES)).fit(x.double(), y).predict_proba(x.double())
+    assert float((found.argmax(1) == torch.from_numpy(known).argmax(1)).float().mean()) > 0.995
+
+
+def test_noise_in_its_mean_costs_a_rare_class_no_recall() -> None:
+    """It makes the mean longer, so that without what is taken off again the class would seem far from every row."""
+    stream, means = torch.Generator().manual_seed(0), 0.15 * torch.eye(3, 200)
+    y = torch.repeat_interleave(torch.arange(3), torch.tensor([3000, 1000, 60]))
+    x = means[y] + 0.05 * torch.randn(len(y), 200, generator=stream)
+    fresh = means[2] + 0.05 * torch.randn(500, 200, generator=stream)
+    told = {"class_sums": 1.0, "class_counts": 0.0, "second": 1.0}
+
+    def recall(told: dict[str, float]) -> float:
+        server = receive(x, y, told, 1.0, torch.Generator().manual_seed(1))
+        return float((method(radius=1.0).classifier(server).probabilities(fresh).argmax(1) == 2).float().mean())
+
+    assert recall(told) > 0.5
+    assert recall(told | {"class_sums": 0.0}) < 0.2
+
+
+def outcome(epsilon: float, **keys: Any) -> tuple[Outcome, Any]:
+    prepared = small_cells({"name": "dp-least-squares"}, epsilon=epsilon, dataset={"name": "digits", "limit": 1000}, **keys)
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    *_, found = run_trial(trial, data)
+    assert isinstance(found, Outcome)
+    return found, trial.plan
+
+
+def test_it_tells_digits_apart_without_noise_and_under_it() -> None:
+    assert outcome(math.inf)[0].scores.balanced_accuracy > 0.85
+    assert outcome(8.0)[0].scores.balanced_accuracy > 0.5
+
+
+@pytest.mark.parametrize("trust", ["aggregate", "silo"])
+def test_mean_and_moments_share_the_budget(trust: str) -> None:
+    found, plan = outcome(4.0, trust=trust)
+    assert [release.name for release in plan.releases] == ["mean", "moments"]
+    assert [release.relative_noise**-2 for release in plan.releases] == pytest.approx([0.1, 0.9])
+    assert found.epsilon_spent == pytest.approx(plan.epsilon_reached)
+    assert plan.claim == "proved"

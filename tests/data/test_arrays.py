@@ -1,0 +1,118 @@
+"""Files of arrays as they really break."""
+
+import io
+import tracemalloc
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fedsim.data.arrays import BadArrays, open_archive, read_arrays
+from fedsim.data.npz import load_embedding_file
+from fedsim.errors import UserError
+
+HELD = {
+    "x": np.random.default_rng(0).standard_normal((60, 8)).astype(np.float32),
+    "y": np.arange(60) % 3,
+    "split": np.repeat([0, 2], [40, 20]),
+}
+
+
+def archive(method: int = zipfile.ZIP_DEFLATED, change: Callable[[bytes], bytes] = lambda member: member) -> bytearray:
+    """An ``.npz`` file, whose member ``x`` is changed before it is packed."""
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w", method) as file:
+        for name, values in HELD.items():
+            member = io.BytesIO()
+            np.lib.format.write_array(member, values)
+            file.writestr(f"{name}.npy", change(member.getvalue()) if name == "x" else member.getvalue())
+    return bytearray(whole.getvalue())
+
+
+def damaged(method: int) -> bytearray:
+    """With bytes of the compressed stream turned over."""
+    content = archive(method)
+    start = content.index(b"x.npy") + 200
+    for place in range(start, start + 700, 7):
+        content[place] ^= 0x5A
+    return content
+
+
+def in_every_head(local: int, central: int, value: int) -> bytearray:
+    """With one byte set in the head of every member, and in the directory's entry of it."""
+    content = archive()
+    for mark, offset in ((b"PK\x03\x04", local), (b"PK\x01\x02", central)):
+        place = content.find(mark)
+        while place >= 0:
+            content[place + offset] = value
+            place = content.find(mark, place + 4)
+    return content
+
+
+def claiming(shape: tuple[int, ...]) -> bytearray:
+    """With a header that says another shape."""
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return archive(zipfile.ZIP_STORED, lambda member: head.getvalue() + member[128:])
+
+
+BROKEN = {
+    "a damaged deflate stream": (damaged(zipfile.ZIP_DEFLATED), "x: "),
+    "a damaged LZMA stream": (damaged(zipfile.ZIP_LZMA), "x: "),
+    "a damaged bzip2 stream": (damaged(zipfile.ZIP_BZIP2), "x: "),
+    "encryption": (in_every_head(6, 8, 1), "encrypted"),
+    "another method of compression": (in_every_head(8, 10, 97), "compression"),
+    "a broken header": (archive(change=lambda member: member.replace(b"'descr'", b"'des((r")), "x: "),
+    "a header of a version to come": (archive(change=lambda member: member[:6] + b"\x09\x09" + member[8:]), "version"),
+    "a negative shape": (archive(change=lambda member: member.replace(b"(60, 8)", b"(-6, 8)")), "claims"),
+    "a header that claims 4 TB": (claiming((10**6, 10**6)), "claims 4000000000000 bytes, and it holds 1920"),
+    "half a file": (archive()[:500], "zip"),
+    "an array of objects": (archive(change=lambda member: member.replace(b"'<f4'", b"'|O' ")), "Python objects"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_damage_is_told_in_one_line(tmp_path: Path, what: str) -> None:
+    content, why = BROKEN[what]
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(UserError, match="cannot be read") as caught:
+        load_embedding_file(tmp_path / "a.npz", "a")
+    assert why in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_is_allocated_for_what_a_header_claims(tmp_path: Path) -> None:
+    (tmp_path / "a.npz").write_bytes(claiming((10**6, 10**6)))
+    tracemalloc.start()
+    with pytest.raises(BadArrays):
+        read_arrays(tmp_path / "a.npz")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10**7
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_whole_file_is_read_however_it_is_packed(tmp_path: Path, method: int) -> None:
+    (tmp_path / "a.npz").write_bytes(archive(method))
+    found = read_arrays(tmp_path / "a.npz")
+    assert found.keys() == HELD.keys()
+    for name, values in HELD.items():
+        np.testing.assert_array_equal(found[name], values)
+    with open_archive(tmp_path / "a.npz") as held:
+        assert held.head("x")[:3] == ((60, 8), np.float32, False)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data(), st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA]))
+def test_a_mutated_file_is_read_or_refused(tmp_path: Path, data: st.DataObject, method: int) -> None:
+    content = archive(method)
+    for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=8)):
+        content[place] = data.draw(st.integers(0, 255))
+    (tmp_path / "a.npz").write_bytes(content[: data.draw(st.integers(len(content) // 2, len(content)))])
+    with suppress(UserError):
+        load_embedding_file(tmp_path / "a.npz", "a")

@@ -1,0 +1,111 @@
+"""Signals to the command, and the end of the cluster under it."""
+
+import fcntl
+import os
+import pty
+import signal
+import subprocess
+import termios
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benches import interruptible, slowness
+from processes import bench, offspring, rounds, rows, wait_for_the_end_of, when
+
+
+def trained(folder: Path) -> bool:
+    """Whether a cell is in training."""
+    return (folder / "runs" / "g" / "rounds.jsonl").exists()
+
+
+def test_sigterm_to_the_group_and_a_killed_raylet_end_a_bench_in_order_and_the_same_command_goes_on(
+    grid: Path, undisturbed: tuple[dict[str, Any], Any]
+) -> None:
+    with bench(grid) as process:
+        when(lambda: trained(grid), process)
+        started = offspring(process.pid)
+        asked = time.monotonic()
+        os.killpg(process.pid, signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+        assert time.monotonic() - asked < 5 * slowness()
+        assert process.returncode == 130, out + err
+        assert "the same command goes on" in out
+        assert err == ""
+        wait_for_the_end_of(started, 10)
+
+    with bench(grid) as process:
+        when(lambda: len(rows(grid)) >= 1, process)
+        started = offspring(process.pid)
+        (raylet,) = offspring(process.pid, "raylet/raylet")
+        raylet.send_signal(signal.SIGKILL)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 1, out + err
+        assert "the cluster is lost: Ray's service on this machine does not answer any more" in out
+        assert "of 4 cells are finished; the same command goes on" in out
+        assert "report: runs/g/report.html" in out
+        assert {row["status"] for row in rows(grid).values()} == {"ok"}
+        wait_for_the_end_of(started, 10)
+
+    with bench(grid) as process:
+        out, err = process.communicate(timeout=120)
+        assert (process.returncode, err) == (0, ""), out + err
+    assert (rows(grid), rounds(grid)) == undisturbed
+
+
+@pytest.mark.slow
+def test_a_closed_terminal_ends_a_bench_in_order(grid: Path) -> None:
+    outer, inner = pty.openpty()
+
+    def own_the_terminal() -> None:
+        interruptible()
+        fcntl.ioctl(inner, termios.TIOCSCTTY, 0)
+
+    how = {"stdin": inner, "stdout": inner, "stderr": inner, "start_new_session": True, "process_group": None}
+    with bench(grid, **how, preexec=own_the_terminal) as process:
+        os.close(inner)
+        os.set_blocking(outer, False)
+
+        def read() -> bool:
+            with suppress(BlockingIOError):
+                os.read(outer, 2**16)
+            return trained(grid)
+
+        when(read, process)
+        started = offspring(process.pid)
+        asked = time.monotonic()
+        os.close(outer)
+        assert process.wait(60) == 130
+        assert time.monotonic() - asked < 5 * slowness()
+        wait_for_the_end_of(started, 10)
+
+
+@pytest.mark.slow
+def test_a_killed_head_service_ends_a_bench_in_order(grid: Path) -> None:
+    with bench(grid) as process:
+        when(lambda: len(rows(grid)) >= 1, process)
+        started = offspring(process.pid)
+        (head,) = offspring(process.pid, "gcs/gcs_server")
+        head.send_signal(signal.SIGKILL)
+        out, err = process.communicate(timeout=90)
+        assert process.returncode == 1, out + err
+        assert "the cluster is lost: the cluster's head does not answer any more" in out
+        assert "report: runs/g/report.html" in out
+        wait_for_the_end_of(started, 10)
+
+
+@pytest.mark.slow
+def test_a_killed_driver_leaves_no_process_and_its_cells_go_on_from_their_checkpoints(
+    grid: Path, undisturbed: tuple[dict[str, Any], Any]
+) -> None:
+    with bench(grid) as process:
+        when(lambda: trained(grid), process)
+        started = offspring(process.pid)
+        process.kill()
+        process.wait()
+        wait_for_the_end_of(started, 60)
+    done = subprocess.run(["fedsim", "bench", "--grid", "g.yaml"], cwd=grid, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (rows(grid), rounds(grid)) == undisturbed

@@ -1,0 +1,91 @@
+"""Machines of a cluster: three nodes on this one, of which one dies; and what they need to be sent."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from processes import bench, environment, rounds, rows, when
+from ray.cluster_utils import Cluster
+
+from fedsim.results.store import ResultStore
+
+
+@pytest.fixture
+def machines() -> Iterator[Cluster]:
+    """A head and two workers of one CPU each."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    for _ in range(2):
+        cluster.add_node(num_cpus=1)
+    yield cluster
+    cluster.shutdown()
+
+
+def test_a_node_that_dies_costs_no_row_and_the_grid_goes_on(
+    grid: Path, machines: Cluster, undisturbed: tuple[dict[str, Any], list[dict[str, Any]]]
+) -> None:
+    with bench(grid, "--address", machines.address) as process:
+        when(lambda: len(ResultStore(grid / "runs" / "g").rounds()) > 3, process)
+        for node in list(machines.worker_nodes):
+            machines.remove_node(node, allow_graceful=False)
+        out, err = process.communicate(timeout=180)
+    assert (process.returncode, err) == (0, ""), out + err
+    assert (rows(grid), rounds(grid)) == undisturbed
+
+
+SCRIPT = """
+import json, sys, threading
+from pathlib import Path
+import ray
+from cells import small_grid
+from ray.experimental import get_object_locations
+from rich.console import Console
+from fedsim.results.store import ResultStore
+from fedsim.runtime.cluster import joined_cluster
+from fedsim.runtime.display import LineDisplay
+from fedsim.runtime.scheduler import Scheduler
+from fedsim.simulation.preflight import prepare
+
+def used():
+    return ray.cluster_resources()["object_store_memory"] - ray.available_resources().get("object_store_memory", 0.0)
+
+with joined_cluster(sys.argv[1]) as nodes:
+    grid = small_grid("weight-noise", dataset={"npz": sys.argv[2]}, seeds=list(range(9)), resources={"clients_per_actor": "all"})
+    prepared = prepare(grid, nodes)
+    before, most, ended = used(), [0.0], threading.Event()
+    scheduler = Scheduler(prepared, ResultStore(Path(sys.argv[3])), LineDisplay(Console(quiet=True), 9))
+    (reference,) = scheduler.data.values()
+
+    def sample():
+        while not ended.wait(0.1):
+            most.append(used() - before)
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    scheduler.run(prepared.trials)
+    ended.set()
+    sampler.join()
+    print(json.dumps({"machines": len(get_object_locations([reference])[reference]["node_ids"]), "most": max(most)}))
+"""
+
+
+@pytest.mark.slow
+def test_the_data_go_once_to_each_machine(tmp_path: Path, machines: Cluster) -> None:
+    rng, size, dim = np.random.default_rng(0), 4000, 2000
+    x = rng.standard_normal((size, dim), dtype=np.float32)
+    # nearly all rows are for testing: the data are large and probes are fitted in a moment
+    np.savez(tmp_path / "big.npz", x=x, y=np.arange(size) % 2, split=np.where(np.arange(size) < 200, 0, 2))
+    command = [sys.executable, "-c", SCRIPT, machines.address, str(tmp_path / "big.npz"), str(tmp_path / "run")]
+    tests = str(Path(__file__).parents[1])
+    variables = environment(PYTHONPATH=os.pathsep.join([tests, *filter(None, [os.environ.get("PYTHONPATH")])]))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=variables)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["machines"] == 3
+    assert 3 * x.nbytes <= told["most"] < 3.5 * x.nbytes
+    assert len(ResultStore(tmp_path / "run").rows()) == 9

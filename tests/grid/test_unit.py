@@ -1,0 +1,102 @@
+"""A grid's unit: an example, a client, or the rows of a client that share a value of a column."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cells import quick, small_cells
+from sites import digits_of_sites
+
+from fedsim.errors import UserError
+from fedsim.grid.models import Grid
+from fedsim.report.page import render_page
+from fedsim.results.groups import group_seeds
+from fedsim.simulation.preflight import Prepared
+from fedsim.simulation.row import finished_row
+from fedsim.simulation.trial import run_trial
+
+
+def digits_of_writers(folder: Path, **columns: Any) -> Path:
+    """The digits of sites with a column ``writer``: one to five rows of one site each, training and test rows apart."""
+    path = digits_of_sites(folder)
+    with np.load(path, allow_pickle=False) as file:
+        held = dict(file)
+    order = np.lexsort((held["site"], held["split"]))
+    held = {name: values[order] for name, values in held.items()}
+    rng = np.random.default_rng(0)
+    begins = (rng.random(len(order)) < 0.5) | np.concatenate([[True], held["site"][1:] != held["site"][:-1]])
+    begins |= np.concatenate([[True], held["split"][1:] != held["split"][:-1]])
+    held["writer"] = np.char.add("w", np.cumsum(begins).astype(np.str_))
+    np.savez(path, **(held | columns))
+    return path
+
+
+def cells(path: Path, *algorithms: Any, **keys: Any) -> Prepared:
+    return small_cells(*algorithms, dataset={"npz": str(path), "overlap": "keep"}, **{"unit": {"column": "writer"}, **keys})
+
+
+def test_a_writers_digits_are_one_unit_that_no_client_shares(tmp_path: Path) -> None:
+    prepared = cells(digits_of_writers(tmp_path), quick("dp-gaussian"))
+    (trial,) = prepared.trials
+    writers = prepared.data[trial.data_key].columns["writer"]
+    held = [set(writers[rows].tolist()) for rows in trial.partition.rows]
+    assert sum(map(len, held)) == len(set(writers.tolist())) == trial.train_groups < trial.train_rows
+    assert (trial.task.unit, trial.plan.unit, trial.cell.unit_name) == ("group", "group", "writer")
+    assert all(spec.groups is not None for spec in trial.cohorts())
+
+
+def test_every_algorithm_has_the_partition_that_keeps_units_together(tmp_path: Path) -> None:
+    path = digits_of_writers(tmp_path)
+    together = cells(path, quick("dp-gaussian"), "local-only")
+    assert len({trial.partition.fingerprint for trial in together.trials}) == 1
+    by_example = cells(path, quick("dp-gaussian"), "local-only", unit="example", partition={"together": "writer"})
+    assert by_example.trials[0].partition.fingerprint == together.trials[0].partition.fingerprint
+    assert by_example.trials[0].cohorts()[0].groups is None
+    apart = cells(path, "local-only", unit="example")
+    assert apart.trials[0].cell.cell_id != together.trials[1].cell.cell_id
+
+
+def test_a_grid_is_written_as_it_was_read() -> None:
+    grid = Grid.model_validate({"algorithms": ["dp-gaussian"], "unit": {"column": "writer"}})
+    assert grid.model_dump(mode="json")["unit"] == {"column": "writer"}
+    assert Grid.model_validate(grid.model_dump(mode="json")).unit_column == "writer"
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"unit": "patient"}, r"unknown value 'patient'; .* or a group of rows by its column: \{column: NAME\}"),
+        ({"unit": {"colum": "writer"}}, r"a group of rows is named by a column; give \{column: NAME\} and nothing else"),
+        ({"unit": {"column": "client"}}, "a column called 'client' would be taken for another unit; rename it"),
+        ({"partition": {"together": "site"}}, "a group is all rows of one 'writer', and partition.together keeps those of one 'site'"),
+        ({"unit": {"column": "writers"}}, "unit: the data set has no column 'writers'; did you mean 'writer'"),
+    ],
+)
+def test_a_unit_that_does_not_do_is_told(tmp_path: Path, keys: dict[str, Any], said: str) -> None:
+    with pytest.raises((UserError, ValueError), match=said):
+        cells(digits_of_writers(tmp_path), quick("dp-gaussian"), **keys)
+
+
+def test_a_writer_with_training_and_test_rows_is_told(tmp_path: Path) -> None:
+    path = digits_of_writers(tmp_path, writer=np.arange(450) % 200)
+    with pytest.raises(UserError, match=r"unit: .* values of writer have both training and test rows"):
+        cells(path, quick("dp-gaussian"))
+
+
+def test_an_algorithm_that_cannot_protect_groups_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not support 'group'; supported: example"):
+        cells(digits_of_writers(tmp_path), {"name": "broken.tiny:Tiny"})
+
+
+def test_a_row_and_its_page_say_what_one_unit_is(tmp_path: Path) -> None:
+    prepared = cells(digits_of_writers(tmp_path), quick("dp-gaussian"), delta=1e-2)
+    (trial,), (rows,) = prepared.trials, prepared.data.values()
+    *_, last = run_trial(trial, rows)
+    row = finished_row(trial, last, None, None, {})
+    assert (row.status, row.claim, row.unit, row.train_groups) == ("ok", "proved", "writer", trial.train_groups)
+    page = render_page("digits", [row], group_seeds([row]), [], {})
+    assert "writer, that is one group: neighbouring data sets differ in all rows of one client that have one value of writer" in page
+    assert f"for the {trial.train_groups} groups by writer" in page

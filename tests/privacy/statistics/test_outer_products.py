@@ -1,0 +1,90 @@
+"""Clipped sums of statistics, where a unit is an example and where it is a group of them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedsim.batch import Layout, consecutive
+from fedsim.privacy.clipping import Norms
+from fedsim.privacy.statistics.outer_products import OuterProduct, clipped_statistics
+
+Products = dict[str, OuterProduct]
+NORMS = Norms(1.0, weights={"first": 0.8, "second": 0.6})
+
+
+def products(rows: int, seed: int = 0) -> Products:
+    stream = torch.Generator().manual_seed(seed)
+
+    def side(width: int) -> torch.Tensor:
+        return torch.randn(rows, width, generator=stream) / math.sqrt(width)
+
+    return {"first": OuterProduct(side(3), side(5)), "second": OuterProduct(side(4), side(2))}
+
+
+def released(found: Products, groups: Layout) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    return clipped_statistics(found, NORMS, groups)
+
+
+def without(found: Products, groups: Layout, group: int) -> tuple[Products, Layout]:
+    kept = groups.client != group
+    return {n: OuterProduct(p.left[kept], p.right[kept]) for n, p in found.items()}, consecutive(groups.client[kept], kept)
+
+
+def one_by_one(found: Products, groups: Layout) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """As the definition reads: every group's sum, its norm, and the clipped sums' sum."""
+    total, norms = {name: torch.zeros(p.left.shape[1], p.right.shape[1]) for name, p in found.items()}, []
+    for group in range(groups.clients):
+        own = groups.client == group
+        sums = {name: NORMS.weight(name) * p.left[own].T @ p.right[own] for name, p in found.items()}
+        norms.append(math.sqrt(sum(float(value.double().square().sum()) for value in sums.values())))
+        for name, value in sums.items():
+            total[name] += min(1.0, NORMS.clip / norms[-1]) * value
+    return total, norms
+
+
+@settings(max_examples=30, deadline=None)
+@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=12), seed=st.integers(0, 99))
+def test_a_groups_sum_is_clipped_as_one(sizes: list[int], seed: int) -> None:
+    found = products(sum(sizes), seed)
+    groups = consecutive(torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)), found["first"].left)
+    sums, norms = clipped_statistics(found, NORMS, groups)
+    wanted, own = one_by_one(found, groups)
+    torch.testing.assert_close(norms, torch.tensor(own), rtol=1e-4, atol=1e-6)
+    for name, value in sums.items():
+        torch.testing.assert_close(value, wanted[name], rtol=1e-4, atol=1e-5)
+
+
+def test_leaving_a_group_out_changes_all_sums_together_by_at_most_one() -> None:
+    sizes = [1, 4, 2, 1, 7, 3]
+    found = products(sum(sizes))
+    groups = consecutive(torch.repeat_interleave(torch.arange(6), torch.tensor(sizes)), found["first"].left)
+    whole, _ = clipped_statistics(found, NORMS, groups)
+    changes = []
+    for group in range(len(sizes)):
+        less, _ = released(*without(found, groups, group))
+        changes.append(math.sqrt(sum(float((whole[name] - less[name]).square().sum()) for name in whole)))
+    assert max(changes) <= 1 + 1e-5
+    assert max(changes) == pytest.approx(1, abs=1e-4)
+
+
+def test_groups_of_one_row_are_the_rows() -> None:
+    found = products(20)
+    rows, _ = clipped_statistics(found, NORMS)
+    groups, _ = clipped_statistics(found, NORMS, consecutive(torch.arange(20), found["first"].left))
+    assert all(torch.equal(rows[name], groups[name]) for name in rows)
+
+
+def test_a_group_with_a_row_that_is_not_finite_counts_as_zero() -> None:
+    found = products(6)
+    groups = consecutive(torch.tensor([0, 0, 1, 1, 1, 2]), found["first"].left)
+    clean, _ = released(*without(found, groups, 1))
+    found["second"].right[3, 1] = math.nan
+    broken, norms = clipped_statistics(found, NORMS, groups)
+    assert norms.isnan().tolist() == [False, True, False]
+    for name in clean:
+        torch.testing.assert_close(broken[name], clean[name])

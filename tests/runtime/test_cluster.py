@@ -1,0 +1,87 @@
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CLUSTER = """
+import sys, time
+from pathlib import Path
+from fedsim.runtime.cluster import local_cluster
+from fedsim.simulation.node import Node
+
+with local_cluster(Node(1.0, 0.0)):
+    print("started", flush=True)
+    sys.stdin.read()
+"""
+
+
+def listening(of: set[int]) -> set[str]:
+    """Addresses on which the processes listen for TCP, by /proc."""
+    sockets = {os.readlink(link) for pid in of for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()}
+    found = set()
+    for table, family, size in (("tcp", socket.AF_INET, 8), ("tcp6", socket.AF_INET6, 32)):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
+                words = [bytes.fromhex(fields[1][place : place + 8])[::-1] for place in range(0, size, 8)]
+                found.add(socket.inet_ntop(family, b"".join(words)))
+    return found
+
+
+def descendants(of: int) -> set[int]:
+    """A process and all below it."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+    found = {of}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
+
+
+@pytest.fixture
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    """A process with a local cluster, whose temporary folder is a short one of its own."""
+    short = Path("/tmp") / f"fs{os.getpid()}"
+    short.mkdir()
+    monkeypatch.setenv("TMPDIR", str(short))
+    process = subprocess.Popen([sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    yield process, short
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+    for left in sorted(short.rglob("*"), reverse=True):
+        left.rmdir() if left.is_dir() and not left.is_symlink() else left.unlink()
+    short.rmdir()
+
+
+def test_a_local_cluster_listens_on_this_machine_alone_and_leaves_nothing(driver) -> None:  # type: ignore[no-untyped-def]
+    process, short = driver
+    assert listening(descendants(process.pid)) <= {"127.0.0.1", "::ffff:127.0.0.1"}
+    assert [path.name.startswith("fedsim-ray-") for path in short.iterdir()] == [True]
+    process.communicate("", timeout=60)
+    assert process.returncode == 0
+    assert list(short.iterdir()) == []
+
+
+def test_what_a_killed_driver_left_goes_with_the_next_one(driver) -> None:  # type: ignore[no-untyped-def]
+    process, short = driver
+    (left,) = short.iterdir()
+    below = descendants(process.pid) - {process.pid}
+    process.kill()
+    process.wait()
+    assert left.exists()
+    for pid in below:  # they end with their driver
+        while Path(f"/proc/{pid}/fd").exists() and pid in descendants(pid) and any(Path(f"/proc/{pid}/fd").iterdir()):
+            os.sched_yield()
+    done = subprocess.run([sys.executable, "-c", CLUSTER], input="", capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert list(short.iterdir()) == []

@@ -1,0 +1,151 @@
+import io
+import signal
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from benches import Ran
+from cells import NODES, quick, small_grid
+from rich.console import Console
+from safetensors.torch import save_file
+from sites import digits_of_sites
+
+from fedsim.errors import UserError
+from fedsim.results.rows import Row
+from fedsim.results.store import ResultStore
+from fedsim.runtime.judging import run_judging
+
+Bench = Callable[..., Ran]
+JUDGED = ("judged", "tested", "label_shares", "accuracy", "knn_balanced_accuracy", "recall_per_class", "ceiling_accuracy")
+
+
+class Stops(Console):
+    """A console on which Ctrl-C is pressed as soon as it shows a text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(file=io.StringIO(), width=200)
+        self.text = text
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*objects, **options)
+        if any(self.text in str(each) for each in objects):
+            signal.raise_signal(signal.SIGINT)
+
+
+def judge(folder: Path, console: Console | None = None) -> Ran:
+    console = console or Console(file=io.StringIO(), width=200)
+    code = run_judging(folder, NODES, console, nullcontext(), 1)
+    return Ran(code, console.file.getvalue(), folder)  # type: ignore[attr-defined]
+
+
+def age(folder: Path) -> None:
+    """Make the rows those of a version that judged otherwise: on worse scores, without the newest fields."""
+    old = []
+    for row in ResultStore(folder).rows():
+        fields = row.model_dump() | {"balanced_accuracy": 0.01, "ceiling_balanced_accuracy": 0.02, "local_only_balanced_accuracy": 0.03}
+        old.append(Row.model_validate({name: value for name, value in fields.items() if name not in JUDGED}))
+    (folder / "results.jsonl").write_text("".join(f"{row.to_json()}\n" for row in old))
+    (folder / "clients.jsonl").unlink(missing_ok=True)
+
+
+def by_cell(ran: Ran) -> dict[str, Row]:
+    return {row.cell_id: row for row in ran.rows}
+
+
+def test_a_run_judged_anew_has_the_rows_that_it_would_have_had(bench: Bench, tmp_path: Path) -> None:
+    grid = small_grid(
+        *("fedhypevae", "dp-gaussian", "fedavg-cvae"),
+        dataset={"npz": str(digits_of_sites(tmp_path)), "overlap": "keep"},
+        partition={"scheme": "column", "column": "site"},
+        clients=3,
+        epsilon=[2.0, float("inf")],
+        evaluation={"per_class": 10, "per_client": True, "personal": "synthetic", "readouts": ["knn", "mlp", "fidelity"]},
+    )
+    ran = bench(grid)
+    whole, clients = by_cell(ran), ResultStore(ran.folder).clients()
+    assert len(whole) == 5
+    age(ran.folder)
+    again = judge(ran.folder)
+    assert again.code == 0
+    assert by_cell(again) == whole
+    assert ResultStore(ran.folder).clients() == clients
+    assert "5 cells judged anew; balanced accuracy changed in 5" in again.output
+    assert '"judged"' in (ran.folder / "manifest.json").read_text()
+    # the old rows stay in the file, and a bench takes the new ones for what they are
+    assert len((ran.folder / "results.jsonl").read_text().splitlines()) == 10
+    assert bench(grid).output.startswith("all 5 cells are finished")
+    assert "all 5 finished cells are judged by today's code" in judge(ran.folder).output
+
+
+def test_secret_noise_and_feature_shift_are_judged_anew_too(bench: Bench) -> None:
+    grid = small_grid("dp-gaussian", partition={"scheme": "feature-shift", "strength": 1.0}, privacy={"noise": "secret"})
+    ran = bench(grid)
+    whole = by_cell(ran)
+    age(ran.folder)
+    assert by_cell(judge(ran.folder)) == whole
+
+
+def test_a_row_without_a_generator_keeps_its_scores_and_stands_beside_the_same_references(bench: Bench) -> None:
+    ran = bench(small_grid("dp-gaussian", "fedavg-linear"))
+    whole = {row.algorithm: row for row in ran.rows}
+    age(ran.folder)
+    again = {row.algorithm: row for row in judge(ran.folder).rows}
+    assert again["dp-gaussian"] == whole["dp-gaussian"]
+    classifier = again["fedavg-linear"]
+    assert classifier.balanced_accuracy == 0.01
+    assert classifier.ceiling_balanced_accuracy == whole["fedavg-linear"].ceiling_balanced_accuracy
+    assert classifier.epsilon_spent == whole["fedavg-linear"].epsilon_spent
+
+
+def test_an_interrupted_judging_goes_on_where_it_stopped(bench: Bench) -> None:
+    ran = bench(small_grid("dp-gaussian", seeds=[0, 1, 2]))
+    whole = by_cell(ran)
+    age(ran.folder)
+    stopped = judge(ran.folder, Stops("[1/3]"))
+    assert stopped.code == 130
+    assert "interrupted: 1 of 3 cells are judged; the same command goes on" in stopped.output
+    again = judge(ran.folder)
+    assert "2 cells judged anew" in again.output
+    assert by_cell(again) == whole
+
+
+def test_what_cannot_be_judged_keeps_its_row_and_the_others_are_judged(bench: Bench) -> None:
+    ran = bench(small_grid("dp-gaussian", seeds=[0, 1, 2]))
+    first, second, third = ran.rows
+    age(ran.folder)
+    (ran.folder / "generators" / f"{first.cell_id}.safetensors").write_bytes(b"torn")
+    # of another version of the algorithm
+    save_file({"server.tensors.other": torch.zeros(3)}, ran.folder / "generators" / f"{second.cell_id}.safetensors")
+    again = judge(ran.folder)
+    assert again.code == 1
+    found = by_cell(again)
+    assert found[third.cell_id] == third
+    assert [found[row.cell_id].balanced_accuracy for row in (first, second)] == [0.01, 0.01]
+    assert again.output.count("keeps its row, it could not be judged") == 2
+
+
+def refused(folder: Path) -> str:
+    before = (folder / "results.jsonl").read_text()
+    with pytest.raises(UserError) as told:
+        judge(folder)
+    assert (folder / "results.jsonl").read_text() == before
+    return str(told.value)
+
+
+def test_a_run_without_generators_or_with_other_data_says_so_and_writes_nothing(bench: Bench, tmp_path: Path) -> None:
+    with np.load(digits_of_sites(tmp_path), allow_pickle=False) as file:
+        arrays = dict(file)
+    grid = small_grid(quick("dp-gaussian"), dataset={"npz": str(tmp_path / "sites.npz"), "overlap": "keep"})
+    kept = bench(grid, "kept").folder
+    bare = bench(grid.model_copy(update={"resources": grid.resources.model_copy(update={"save_generators": False})}), "bare").folder
+    for folder in (kept, bare):
+        age(folder)
+    assert "there are no generators of its 1 finished cells; run the grid in a new folder with resources" in refused(bare)
+    np.savez(tmp_path / "sites.npz", **arrays | {"x": arrays["x"] * 0.5 + 0.1})
+    assert "the content of data set 'sites' is not that of its rows" in refused(kept)
+    (kept / "manifest.json").write_text("{}")
+    assert "there is no finished cell here" in refused(kept)

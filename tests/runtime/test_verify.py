@@ -1,0 +1,48 @@
+import io
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+from benches import Ran
+from cells import NODES, small_grid
+from rich.console import Console
+
+from fedsim.errors import UserError
+from fedsim.results.store import ResultStore
+from fedsim.runtime.verify import Verification
+from fedsim.simulation.preflight import prepare
+
+Bench = Callable[..., Ran]
+
+
+def verified(folder: Path, cells: int) -> tuple[bool, str]:
+    console = Console(file=io.StringIO(), width=200)
+    equal = Verification.of(folder, lambda grid: prepare(grid, NODES, 1)).run(cells, console, nullcontext())
+    return equal, console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_cells_that_run_again_give_the_same_rows_and_rounds_or_what_differs_is_told(bench: Bench) -> None:
+    ran = bench(small_grid("dp-gaussian", "weight-noise", epsilon=[4.0, float("inf")]))
+    before = {path.name: path.read_bytes() for path in ran.folder.iterdir() if path.is_file()}
+    equal, told = verified(ran.folder, 3)
+    assert equal
+    assert "3 of 4 finished cells run again: equal to the last bit in rows and rounds" in told
+    assert {path.name: path.read_bytes() for path in ran.folder.iterdir() if path.is_file()} == before
+
+    for row in ran.rows:
+        scores = dict(row.scores) | {"accuracy": 0.123}
+        ResultStore(ran.folder).append(row.model_copy(update={"scores": scores, "versions": row.versions | {"torch": "0.1"}}))
+    equal, told = verified(ran.folder, 1)
+    assert not equal
+    assert "accuracy" in told
+    assert "torch: 0.1 →" in told
+    assert "1 of 4 finished cells run again: they differ" in told
+
+
+def test_a_run_that_cannot_be_repeated_is_a_mistake(bench: Bench, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"there is no results.jsonl here"):
+        verified(tmp_path / "none", 1)
+    ran = bench(small_grid("dp-gaussian", privacy={"noise": "secret"}))
+    with pytest.raises(UserError, match="no finished cell can be repeated"):
+        verified(ran.folder, 1)

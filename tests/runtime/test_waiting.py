@@ -1,0 +1,34 @@
+"""Cells for which a cluster that lost machines has no room."""
+
+import io
+from pathlib import Path
+
+import pytest
+from benches import slowness
+from cells import small_grid
+from rich.console import Console
+
+from fedsim.results.store import ResultStore
+from fedsim.runtime import scheduler
+from fedsim.runtime.cluster import ClusterLost
+from fedsim.runtime.display import LineDisplay
+from fedsim.runtime.scheduler import Scheduler
+from fedsim.simulation.node import Node
+from fedsim.simulation.preflight import prepare
+
+
+def test_a_cell_that_no_longer_fits_lets_others_pass_says_what_it_waits_for_and_ends_the_bench(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seconds in (("LOOK_EVERY", 0.1), ("TELL_AFTER", 0.3), ("GIVE_UP_AFTER", 4 * slowness())):
+        monkeypatch.setattr(scheduler, name, seconds)
+    grid = small_grid("dp-gaussian", clients=[6, 2], resources={"clients_per_actor": 1})
+    prepared = prepare(grid, [Node(4.0, 0.0), Node(4.0, 0.0)], 1)  # one of them left the cluster meanwhile
+    console = Console(file=io.StringIO(), width=300)
+    running = Scheduler(prepared, ResultStore(tmp_path), LineDisplay(console, 2))
+    with pytest.raises(ClusterLost, match=r"waits for 6 actors with 1 CPUs each; the cluster has 4 CPUs"):
+        running.run(prepared.trials)
+    running.slots.close()
+    assert [(row.clients, row.status) for row in ResultStore(tmp_path).rows()] == [(2, "ok")]
+    told = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "waits for 6 actors with 1 CPUs each; the cluster has 4 CPUs and 2 GPUs, and others may use it" in told
