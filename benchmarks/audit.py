@@ -1,6 +1,6 @@
 """Audits every private algorithm of the registry at claims 1 and 4, and writes benchmarks/results/audit.md; interrupt it, it goes on.
 
-    python benchmarks/audit.py [--pairs 250] [--processes 2] [--only dp-gaussian]
+    python benchmarks/audit.py [--pairs 600] [--processes 2] [--only dp-gaussian]
 
 Pairs are kept in runs/audit-benchmark/; the table is written anew after every audit, with what is there so far.
 """
@@ -60,20 +60,18 @@ class Asked:
 
 
 def every() -> Iterator[Asked]:
-    """The registry, then what is looked at besides."""
-    for name in known():
-        cls = lookup(name)
-        for unit in cls.units if cls.private else ():
-            yield from (Asked(name, claim, unit) for claim in CLAIMS)
-    yield Asked("fedhypevae", 4.0, trust="silo")
-    yield Asked("fedhypevae", 4.0, params=("warm_start=moments",), words="warm start")
+    """What is looked at besides the registry, then the registry."""
     for rate in ("0.2", "1"):
         params = ("noised=shared", "local_learning_rate=0.3", f"sample_rate={rate}")
-        yield Asked("fedhypevae", 4.0, params=params, words="scope hypernetwork, through its encoder")
-    yield Asked("benchmarks.audited:TurnedRound", 4.0, words="weight-noise, a loss that turns the round")
+        yield Asked("fedhypevae", 4.0, params=params, words=f"fedhypevae, scope hypernetwork, through its encoder, q = {rate}")
     schedule = ("rounds=25", "local_steps=1")
-    yield Asked("benchmarks.audited:PublicSchedule", 1.0, params=schedule, words="the public DP-CVAE's schedule")
-    yield Asked("benchmarks.audited:LessNoise", 4.0, words="control: 0.6 of the noise")
+    yield Asked("benchmarks/audited.py:PublicSchedule", 1.0, params=schedule, words="the public DP-CVAE's schedule")
+    yield Asked("benchmarks/audited.py:LessNoise", 4.0, words="control: dp-cvae with 0.6 of the noise")
+    yield Asked("benchmarks/audited.py:TurnedRound", 4.0, words="weight-noise, a loss that turns the round")
+    for claim in reversed(CLAIMS):
+        yield from (Asked(name, claim, unit) for name in known() for unit in (lookup(name).units if lookup(name).private else ()))
+    yield Asked("fedhypevae", 4.0, trust="silo")
+    yield Asked("fedhypevae", 4.0, params=("warm_start=moments",), words="fedhypevae, warm start")
 
 
 def run(asked: Asked, pairs: int) -> tuple[Asked, str, float]:
@@ -119,7 +117,7 @@ def write(done: Sequence[tuple[Asked, str, float]], asked: Sequence[Asked], pair
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=250)
+    parser.add_argument("--pairs", type=int, default=600)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--only", default="", help="a part of the algorithm's name")
     given = parser.parse_args()

@@ -335,9 +335,7 @@ def audit(
     attack: Annotated[
         Attack, typer.Option(help="white-box: pairs of trainings; one-run: canaries in one (DP-SGD); black-box: by what is released.")
     ] = "white-box",
-    pairs: Annotated[
-        int | None, typer.Option(min=1, help="So many pairs of trainings, or canaries; default: 1000; 400 in one run, 200 black box.")
-    ] = None,
+    pairs: Annotated[int | None, typer.Option(min=1, help="So many pairs, or canaries; default: 1000, 400 or 200.")] = None,
     out: Annotated[Path, typer.Option(help="The folder in which pairs are kept, for the same command to go on.")] = Path("runs") / "audit",
 ) -> None:
     """Bound from below what an algorithm gives away: train with and without a unit, and let an adversary see every noisy output.
