@@ -41,7 +41,7 @@ class Row(BaseModel):
     ``audit_epsilon_lower`` is the largest epsilon of the claimed mechanism with other noise that an audit refutes with a confidence of
     95 %, ``audit_epsilon_any`` the largest of any mechanism; ``audit_pairs`` counts the pairs of trainings behind it,
     ``audit_canary_ratio`` is what its canary adds in units of the claimed sensitivity. ``status`` is ``refuted`` where one of the two
-    bounds is above the target, or a canary adds more than the sensitivity.
+    bounds is above the target, or a theorem's sensitivity is exceeded.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
