@@ -93,7 +93,8 @@ def run(asked: Asked, pairs: int) -> tuple[Asked, str, float]:
         found = audit.outcome(store.audits(audit.key))
     verdict = "**refuted**" if found.refuted else "not refuted"
     bounds = f"{found.clopper_pearson:.2f} | {found.mechanism:.2f}"
-    line = f"| {label} | {asked.unit}, {asked.trust} | {number(asked.epsilon)} | {verdict} | {bounds} | {found.pairs} | {found.told_ratio:.2f} |"
+    place = f"| {label} | {asked.unit}, {asked.trust} | {number(asked.epsilon)}"
+    line = f"{place} | {verdict} | {bounds} | {found.pairs} | {found.told_ratio:.2f} |"
     return asked, line, time.process_time() - started
 
 
