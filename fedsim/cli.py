@@ -364,9 +364,8 @@ def audit(
     attack: Annotated[
         Attack, typer.Option(help="white-box: pairs of trainings; one-run: canaries in one (DP-SGD); black-box: by what is released.")
     ] = "white-box",
-    pairs: Annotated[
-        int | None, typer.Option(min=1, help="So many pairs of trainings, or canaries; default: 1000; 400 in one run, 200 black box.")
-    ] = None,
+    pairs: Annotated[int | None, typer.Option(min=1, help="So many pairs, or canaries; default: 1000, 400 or 200.")] = None,
+    rows: Annotated[int, typer.Option(min=0, help="Rows of each client beside the unit, through which it may act.")] = 2,
     out: Annotated[Path, typer.Option(help="The folder in which pairs are kept, for the same command to go on.")] = Path("runs") / "audit",
 ) -> None:
     """Bound from below what an algorithm gives away: train with and without a unit, and let an adversary see every noisy output.
@@ -393,7 +392,7 @@ def audit(
         run = BlackBoxRun(algorithm, known, unit, trust, epsilon, delta, pairs or 200)
     else:
         dim, count = (MANY, 400) if attack == "one-run" else (DIM, 1000)
-        run = AuditRun(setting_of_options(algorithm, param or [], unit, trust, epsilon, delta, dim), attack, pairs or count)
+        run = AuditRun(setting_of_options(algorithm, param or [], unit, trust, epsilon, delta, dim, rows), attack, pairs or count)
     with _interruptible(console), store.lock(), Progress(console=console, transient=True) as progress:
         task = progress.add_task(algorithm, total=run.count)
         reached = run.completed(

@@ -36,6 +36,7 @@ class Audit:
         pairs: pairs of trainings, or canaries of one.
         ratio: what the canary adds to a step, in units of the claimed sensitivity; nan where nobody sees it.
         most: the most that it added; the same.
+        heuristic: whether the claim is no theorem, so that it does not stand on a sensitivity.
     """
 
     method: str
@@ -45,6 +46,7 @@ class Audit:
     pairs: int
     ratio: float
     most: float
+    heuristic: bool = False
 
     @property
     def epsilon_lower(self) -> float:
@@ -53,8 +55,8 @@ class Audit:
 
     @property
     def refuted(self) -> bool:
-        """Whether the claim is below a bound, or a canary adds more than it allows."""
-        return self.epsilon_lower > self.claim or self.excessive
+        """Whether the claim is below a bound, or a theorem that stands on a sensitivity which a canary exceeds."""
+        return self.epsilon_lower > self.claim or (self.excessive and not self.heuristic)
 
     @property
     def excessive(self) -> bool:
@@ -72,6 +74,7 @@ class Audit:
         parts.append(f"ε ≥ {number(self.clopper_pearson, 3)} ({'Clopper-Pearson' if self.mechanism is not None else 'any mechanism'})")
         told = f"{self.pairs} {'pairs' if self.method == WHITE_BOX else 'canaries'}"
         told += "" if math.isnan(self.ratio) else f", canary {self.told_ratio:.2f} of the claimed sensitivity"
+        told += ", which is exceeded" if self.excessive else ""
         verdict = "REFUTED" if self.refuted else "not refuted"
         return f"{verdict}: ε = {number(self.claim)} claimed, {', '.join(parts)}; {self.method}, {told}"
 
@@ -81,7 +84,9 @@ def white_box_audit(setting: Setting, found: Sequence[Pair]) -> Audit:
     bounds = bound_of(setting, list(found))
     ratio = math.sqrt(float(np.mean([each.ratio**2 for each in found])))
     most = max(each.most for each in found)
-    return Audit(WHITE_BOX, setting.plan.epsilon_target, bounds.mechanism, bounds.clopper_pearson, len(found), ratio, most)
+    return Audit(
+        WHITE_BOX, setting.plan.epsilon_target, bounds.mechanism, bounds.clopper_pearson, len(found), ratio, most, _heuristic(setting)
+    )
 
 
 GUESSES = (0.1, 0.25, 0.5, 1.0)
@@ -93,12 +98,18 @@ def one_run_audit(setting: Setting, found: Sequence[Scored]) -> Audit:
     inside = np.array([each.inside for each in found])
     lower = _guessed([np.array([each.score for each in found])], inside, setting.plan.delta)
     ratio = math.sqrt(float(np.mean([each.ratio**2 for each in found])))
-    return Audit(ONE_RUN, setting.plan.epsilon_target, None, lower, len(found), ratio, max(each.ratio for each in found))
+    return Audit(
+        ONE_RUN, setting.plan.epsilon_target, None, lower, len(found), ratio, max(each.ratio for each in found), _heuristic(setting)
+    )
 
 
 def black_box_audit(claim: float, delta: float, scores: Sequence[NDArray[np.float64]], inside: NDArray[np.bool_]) -> Audit:
     """What guesses by any of several scores of one training's rows say."""
     return Audit(BLACK_BOX, claim, None, _guessed(scores, inside, delta), len(inside), math.nan, math.nan)
+
+
+def _heuristic(setting: Setting) -> bool:
+    return setting.plan.claim == "heuristic"
 
 
 def _guessed(scores: Sequence[NDArray[np.float64]], inside: NDArray[np.bool_], delta: float) -> float:
@@ -126,7 +137,7 @@ def check_pairs(pairs: int, delta: float, where: str = "pairs") -> None:
 def key_of(setting: Setting, method: str, root: int) -> str:
     """16 hex digits that are equal for equal audits: of the same code, parameters, claim and seeds, however many pairs."""
     task = [setting.task.dim, setting.task.classes, setting.task.clients, setting.task.unit, setting.task.trust]
-    return key(setting.algorithm, setting.params, [*task, setting.plan.epsilon_target, setting.plan.delta, method, root])
+    return key(setting.algorithm, setting.params, [*task, setting.plan.epsilon_target, setting.plan.delta, setting.rows, method, root])
 
 
 def key(algorithm: str, params: Mapping[str, Any], facts: Sequence[Any]) -> str:

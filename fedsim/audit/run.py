@@ -13,7 +13,7 @@ from fedsim.audit.audit import WHITE_BOX, Audit, black_box_audit, check_pairs, k
 from fedsim.audit.black_box import LIRA, TRAININGS, BlackBox
 from fedsim.audit.canaries import saturating
 from fedsim.audit.one_run import Scored, check_one_run, one_run
-from fedsim.audit.setting import DIM, Setting, brief, setting_of
+from fedsim.audit.setting import DIM, OTHERS, Setting, brief, setting_of
 from fedsim.audit.white_box import Pair, pair
 from fedsim.grid.read import grid_of_options
 from fedsim.grid.resolve import resolve
@@ -43,7 +43,7 @@ def parameters(algorithm: str, params: Sequence[str], unit: Unit, trust: Trust, 
 
 
 def setting_of_options(
-    algorithm: str, params: Sequence[str], unit: Unit, trust: Trust, epsilon: float, delta: float, dim: int = DIM
+    algorithm: str, params: Sequence[str], unit: Unit, trust: Trust, epsilon: float, delta: float, dim: int = DIM, rows: int = OTHERS
 ) -> Setting:
     """The setting that a command line asks for; parameters that it does not give are brief ones.
 
@@ -52,7 +52,7 @@ def setting_of_options(
     """
     given = {text.partition("=")[0].strip() for text in params}
     known = parameters(algorithm, params, unit, trust, epsilon, delta)
-    return setting_of(algorithm, {**known, **brief(algorithm, given)}, unit, trust, epsilon, delta, dim=dim)
+    return setting_of(algorithm, {**known, **brief(algorithm, given)}, unit, trust, epsilon, delta, dim=dim, rows=rows)
 
 
 @dataclass(frozen=True)

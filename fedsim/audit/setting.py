@@ -42,12 +42,14 @@ class Setting:
         params: all its parameters.
         task: the public facts.
         plan: what it plans for the claim.
+        rows: of each client beside the unit.
     """
 
     algorithm: str
     params: Mapping[str, Any]
     task: Task
     plan: PrivacyPlan
+    rows: int = OTHERS
 
     def build(self) -> Algorithm:
         """A new instance."""
@@ -69,7 +71,7 @@ class Setting:
         stream = np.random.default_rng(0)
         held = []
         for client in range(self.task.clients):
-            count = 0 if self.task.unit == "client" and client == self.canary_client else OTHERS
+            count = 0 if self.task.unit == "client" and client == self.canary_client else self.rows
             x = unit_norm(stream.standard_normal((count, self.task.dim)).astype(np.float32))
             held.append((x, np.arange(count) % self.task.classes))
         return tuple(held)
@@ -88,7 +90,7 @@ def brief(algorithm: str, given: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def setting_of(
-    algorithm: str, params: Mapping[str, Any], unit: Unit, trust: Trust, epsilon: float, delta: float, *, dim: int = DIM
+    algorithm: str, params: Mapping[str, Any], unit: Unit, trust: Trust, epsilon: float, delta: float, *, dim: int = DIM, rows: int = OTHERS
 ) -> Setting:
     """The setting of a claim.
 
@@ -100,6 +102,7 @@ def setting_of(
         epsilon: the claim.
         delta: of the claim.
         dim: of the rows; canaries of one training need room beside each other.
+        rows: of each client beside the unit; more where the unit may act through them.
 
     Raises:
         UserError: the algorithm is not private or does not support the unit or trust, or nothing could refute the claim.
@@ -113,7 +116,7 @@ def setting_of(
     validated = cls.Params.model_validate(dict(params)).model_dump(mode="json")
     plan = build_algorithm(algorithm, validated, task).plan(epsilon, delta)
     assert plan is not None
-    return Setting(algorithm, validated, task, plan)
+    return Setting(algorithm, validated, task, plan, rows)
 
 
 def clipped(setting: Setting, clip: float) -> Setting:

@@ -56,7 +56,7 @@ class Row(BaseModel):
             row with one.
         judged: hash of the code that scores and references are from: judging a finished cell anew writes its row again.
         status: ``unaccounted`` where the ledger is not what the plan planned: nothing is known of the epsilon, and ``error`` says why;
-            ``refuted`` where a bound of an audit is above the target, or its canary adds more than the claimed sensitivity.
+            ``refuted`` where a bound of an audit is above the target, or a theorem's sensitivity is exceeded.
         generator: SHA-256 of the facts (JSON) of the generator that was saved.
         yields: what the algorithm makes; None: an older row.
         train_groups: how many groups the training rows are, where the unit is a group.

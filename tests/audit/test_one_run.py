@@ -20,7 +20,7 @@ def tiny(trust: Trust = "aggregate") -> Setting:
 def test_one_run_refutes_what_has_hardly_any_noise_and_not_what_has_enough(trust: Trust) -> None:
     setting = tiny(trust)
     assert not one_run_audit(setting, one_run(setting, 100, 0)).refuted
-    silent = replace(setting, plan=replace(setting.plan, sigma=setting.plan.sigma / 30))
+    silent = replace(setting, plan=replace(setting.plan, sigma=setting.plan.sigma / 1000))
     assert one_run_audit(silent, one_run(silent, 100, 0)).refuted
 
 
