@@ -301,11 +301,11 @@ class Scheduler:
         self.store.append_audits(job.run.key, report.pairs)
         if isinstance(report.end, Failure):
             self.display.note(f"{named(job)} failed, its columns stay empty; the same command tries again: {report.end.summary()}")
-        if not isinstance(report.end, Audit):
+        if not isinstance(report.audit, Audit):
             return
-        self.display.note(f"{named(job)}: {report.end.words()}")
+        self.display.note(f"{named(job)}: {report.audit.words()}")
         own = {trial.cell.cell_id: trial for trial in job.trials}
-        self.audits |= dict.fromkeys(own, report.end)
+        self.audits |= dict.fromkeys(own, report.audit)
         for row in self.store.rows():
             if row.cell_id in own and (told := self._audited(own[row.cell_id], row)) != row:
                 self.store.append(told)

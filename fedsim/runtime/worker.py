@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import ray
@@ -19,8 +19,6 @@ import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from fedsim.audit.audit import Audit
-from fedsim.audit.run import AuditRun
 from fedsim.data.embeddings import Embeddings
 from fedsim.device import CPU, device_of, exact_products, moved
 from fedsim.evaluation.judge import Judgement
@@ -95,14 +93,25 @@ def is_loss(error: ray.exceptions.RayError) -> bool:
 class Report:
     """What a worker streams to the driver: rounds and output since the last report, a new checkpoint, and at the end how it ended.
 
-    ``pairs`` are an audit's lines since the last report.
+    ``pairs`` are an audit's lines since the last report, ``audit`` is what it says at the end.
     """
 
     rounds: tuple[RoundRecord, ...] = ()
     output: str = ""
     checkpoint: bytes | None = field(default=None, repr=False)
-    end: Outcome | Judgement | Failure | Ceiling | LocalOnly | Audit | float | None = None
+    end: Outcome | Judgement | Failure | Ceiling | LocalOnly | float | None = None
     pairs: tuple[dict[str, Any], ...] = ()
+    audit: object = None
+
+
+class Lines(Protocol):
+    """An audit under way (:class:`fedsim.audit.run.AuditRun`), whose code is none that a cell's id stands for."""
+
+    def missing(self, found: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Run what ``found`` lacks, a line each."""
+
+    def outcome(self, found: Sequence[dict[str, Any]]) -> object:
+        """What all lines say."""
 
 
 def _exited(error: SystemExit) -> RuntimeError:
@@ -260,7 +269,7 @@ class TrialWorker:
         except (Exception, SystemExit) as error:
             yield Report(end=Failure.of(error))
 
-    def audit(self, cell: Cell, run: AuditRun, found: Sequence[dict[str, Any]]) -> Iterator[Report]:
+    def audit(self, cell: Cell, run: Lines, found: Sequence[dict[str, Any]]) -> Iterator[Report]:
         """What an audit lacks, in reports of some pairs each, and its outcome.
 
         Args:
@@ -278,7 +287,7 @@ class TrialWorker:
                     if time.monotonic() - sent > FLUSH_SECONDS:
                         yield Report(pairs=tuple(pending))
                         lines, pending, sent = lines + pending, [], time.monotonic()
-                yield Report(end=run.outcome(lines + pending), pairs=tuple(pending))
+                yield Report(pairs=tuple(pending), audit=run.outcome(lines + pending))
             except (Exception, SystemExit) as error:
                 yield Report(end=Failure.of(error), pairs=tuple(pending))
 

@@ -5,7 +5,8 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,24 +48,41 @@ def test_a_cell_whose_worker_is_killed_goes_on_from_its_checkpoint_and_gives_the
     assert list((tmp_path / "one" / "checkpoints").iterdir()) == []
 
 
-def test_a_worker_that_is_killed_while_it_computes_a_reference_leaves_no_empty_column(bench: Bench) -> None:
-    grid = small_grid("dp-gaussian", dataset="digits")
+@contextmanager
+def the_first_killed(task: str, holds: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Kill the first worker that runs the task, once something holds."""
     stop, victims = threading.Event(), []
 
     def kill_the_first() -> None:
         while not stop.is_set() and not victims:
-            for process in offspring(os.getpid(), "TrialWorker.reference")[:1]:
+            for process in offspring(os.getpid(), task)[:1] if holds() else ():
                 process.send_signal(signal.SIGKILL)
                 victims.append(process.pid)
 
     killer = threading.Thread(target=kill_the_first)
     killer.start()
     try:
-        ran = bench(grid, "disturbed")
+        yield
     finally:
         stop.set()
         killer.join()
     assert victims
+
+
+def test_an_audit_whose_worker_is_killed_goes_on_from_its_pairs(bench: Bench, tmp_path: Path) -> None:
+    grid, pairs = small_grid("dp-gaussian", audit={"pairs": 100, "rounds": 1}), tmp_path / "disturbed" / "audits.jsonl"
+    with the_first_killed("TrialWorker.audit", lambda: pairs.exists()):
+        ran = bench(grid, "disturbed")
+    assert "the audit of dp-gaussian at ε = 1: a worker process of the cell died (killed, out of memory, or it crashed)" in ran.output
+    assert ran.rows[0].audit_pairs == 100
+    assert len(pairs.read_text().splitlines()) == 100
+    assert by_label(ran) == by_label(bench(grid, "undisturbed"))
+
+
+def test_a_worker_that_is_killed_while_it_computes_a_reference_leaves_no_empty_column(bench: Bench) -> None:
+    grid = small_grid("dp-gaussian", dataset="digits")
+    with the_first_killed("TrialWorker.reference"):
+        ran = bench(grid, "disturbed")
     assert "reference: a worker process of the cell died (killed, out of memory, or it crashed); it runs again" in ran.output
     assert by_label(ran) == by_label(bench(grid, "undisturbed"))
     assert None not in (ran.rows[0].ceiling_balanced_accuracy, ran.rows[0].local_only_balanced_accuracy)

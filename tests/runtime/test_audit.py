@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 from benches import Ran
 from cells import quick, small_grid
+from sites import digits_of_sites
 
 from fedsim.audit.of_grid import unaudited
 from fedsim.errors import UserError
 from fedsim.results.store import ResultStore
+from fedsim.simulation.generators import load_generator
 
 AUDIT = {"pairs": 40, "rounds": 1}
 
@@ -50,7 +52,18 @@ def test_a_refuted_claim_is_never_ok(bench: Callable[..., Ran]) -> None:
     assert "refuted (ε = 4 claimed, an audit finds ε ≥" in ran.output
     page = (ran.folder / "report.html").read_text()
     assert "100 pairs of trainings refute every" in page
-    assert '"refuted"' in next((ran.folder / "generators").glob("*.json")).read_text()
+    saved = load_generator(ran.folder, trust_plugin=True)
+    assert saved.vouched
+    assert saved.facts.held_back == "the seed of its noise is known, and who knows it can take the noise off"
+    assert saved.facts.status == "refuted"
+
+
+def test_groups_are_audited(bench: Callable[..., Ran], tmp_path: Path) -> None:
+    data = {"npz": str(digits_of_sites(tmp_path)), "overlap": "keep"}
+    grid = small_grid("dp-gaussian", dataset=data, unit={"column": "site"}, epsilon=4.0, audit=AUDIT)
+    (row,) = bench(grid).rows
+    assert row.audit_pairs == 40
+    assert row.audit_canary_ratio == pytest.approx(1, abs=1e-4)
 
 
 def test_too_few_pairs_for_any_bound_are_refused_before_anything_runs(bench: Callable[..., Ran], tmp_path: Path) -> None:

@@ -40,6 +40,12 @@ def test_cells_that_run_again_give_the_same_rows_and_rounds_or_what_differs_is_t
     assert "1 of 4 finished cells run again: they differ" in told
 
 
+def test_an_audited_row_is_compared_as_its_cell_made_it(bench: Bench) -> None:
+    ran = bench(small_grid("dp-gaussian", audit={"pairs": 20, "rounds": 1}))
+    assert ran.rows[0].audit_pairs == 20
+    assert verified(ran.folder, 1)[0]
+
+
 def test_a_run_that_cannot_be_repeated_is_a_mistake(bench: Bench, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no results.jsonl here"):
         verified(tmp_path / "none", 1)
