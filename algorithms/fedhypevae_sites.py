@@ -1,41 +1,84 @@
-"""FedHypeVAE for sites: each client's own moments start its row scales, shifts and code; for clients whose features differ."""
+"""FedHypeVAE for sites: what all share, and what each site has of its own in the directions that set classes apart."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import ClassVar
 
-import torch
-from pydantic import Field
+from torch import Tensor
 
-from algorithms.fedhypevae_warm import FedHypeVAEWarm, FedHypeVAEWarmParams
-from fedsim.device import to_device
-from fedsim.methods.clients import Clients
-from fedsim.methods.messages import Message, Round, Server, Tensors
+from algorithms import class_block
+from algorithms.fedhypevae_warm import TOLD, FedHypeVAEWarm
+from fedsim.methods.messages import Server, Tensors
+from fedsim.methods.one_shot import Rows, Statistic
 from fedsim.methods.registry import register
+from fedsim.privacy.statistics import moments, shrinkage
 
-
-class FedHypeVAESitesParams(FedHypeVAEWarmParams):
-    """Parameters of FedHypeVAE for sites."""
-
-    code: int = Field(16, ge=1)
-    observation: Literal["shared", "modulated"] = "modulated"
+SHARES = {"mean": 0.08, "moments": 0.64, "class moments": 0.14, "site moments": 0.14}
+MEAN_WEIGHTS = {**moments.MEAN_WEIGHTS, **moments.CLIENT_WEIGHTS}
+APART = 0.5
+"""Sites whose means are farther apart than this share of the rows' variance are centred each by its own mean."""
 
 
 @register("fedhypevae-sites")
 class FedHypeVAESites(FedHypeVAEWarm):
-    """The warm start, of rows that every client standardised by its own released mean and spreads; codes that undo that."""
+    """Each site's code is its shift of the prior's means, by class; shrunk by released noise, so that a site without signal has none."""
 
-    Params: ClassVar[type[FedHypeVAESitesParams]] = FedHypeVAESitesParams
-    moments: ClassVar[str] = "client-moments"
+    shares: ClassVar[Mapping[str, float]] = SHARES
+
+    def statistics(self) -> tuple[Statistic, ...]:
+        """The shared ones; then site moments in the block."""
+        share = self.shares["site moments"]
+        return (*super().statistics(), Statistic("site moments", share, class_block.SITE_WEIGHTS, self.site_products, self.receive_sites))
 
     def broadcast(self, server: Server) -> Tensors:
-        """The shared parameters, and the codes that the warm start found."""
-        return super().broadcast(server) | {name: value for name, value in server.tensors.items() if name == "codes"}
+        """As far as clients need it."""
+        names = (*TOLD, "client_centres", "prior_means")
+        return {name: server.tensors[name] for name in names if name in server.tensors}
 
-    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-        """A DP-SGD step; the first one from the warm start's codes."""
-        if round_.step == 0:
-            model: Any = clients.model
-            with torch.no_grad():
-                model.code.weight.copy_(broadcast["codes"][to_device(torch.tensor(clients.members), clients.device)])
-        return super().client_round(clients, round_, broadcast)
+    def mean_statistic(self, share: float) -> Statistic:
+        """The mean of all rows and of every site's."""
+
+        def products(rows: Rows, told: Tensors) -> moments.Products:
+            return moments.mean_products(rows.x) | moments.client_mean_products(rows.x, rows.client, self.task.clients)
+
+        return Statistic("mean", share, MEAN_WEIGHTS, products, self.receive_mean)
+
+    def receive_mean(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+        """One centre for all sites; where their means are far apart, which no mixture of labels explains, each site's own."""
+        super().receive_mean(server, sums, std)
+        mean = server.tensors["centre"]
+        own, _ = moments.client_means(sums["client_sums"], sums["client_counts"], std)
+        apart = (own - own.mean(0)).square().sum(1).mean()
+        far = apart > APART * (server.tensors["variance"] - apart).clamp_min(0.02)
+        centres = own if far else mean.expand_as(own).clone()
+        if far:
+            server.tensors["variance"] = (server.tensors["variance"] - apart).clamp_min(0.02)
+            server.tensors["clip_radius"] = (
+                server.tensors["clip_radius"] * (server.tensors["variance"] / (server.tensors["variance"] + apart)).sqrt()
+            )
+        server.tensors["client_centres"] = centres
+
+    def centred(self, rows: Rows, told: Tensors, radius: str) -> Tensor:
+        """Rows about their site's centre."""
+        return (rows.x - told["client_centres"][rows.client]) / told[radius]
+
+    def site_products(self, rows: Rows, told: Tensors) -> moments.Products:
+        """Sums and counts of residuals, by site and by site and class."""
+        u = class_block.residuals(self.centred(rows, told, "radius"), rows.y, told["basis"], told["prior_means"])
+        return class_block.site_products(u, rows.y, rows.client, self.task.classes, self.task.clients)
+
+    def receive_sites(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+        """Shifts of the prior's means ``[K, C, k]``: the site's, then what its class has beyond it, each shrunk by its noise."""
+        size = server.tensors["prior_means"].shape[1]
+        shift = shrunk_mean(sums["site_sums"], sums["site_counts"], std["site_sums"], std["site_counts"])
+        rest = sums["site_class_sums"] - sums["site_class_counts"] * shift.repeat_interleave(self.task.classes, 0)
+        own = shrunk_mean(rest, sums["site_class_counts"], std["site_class_sums"], std["site_class_counts"])
+        server.tensors["shifts"] = class_block.reach(size) * (shift[:, None] + own.view(len(shift), -1, size))
+
+
+def shrunk_mean(sums: Tensor, counts: Tensor, std: float, count_std: float) -> Tensor:
+    """Means ``[G, k]`` of residuals whose norm is about 1 / REACH, shrunk to 0 by the noise that was added and that of sampling."""
+    rows = counts.clamp_min(max(1.0, 2 * count_std))[:, 0]
+    noise = (std / rows).square() + 1 / (rows * class_block.REACH**2 * sums.shape[1])
+    return shrinkage.james_stein(sums / rows[:, None], noise)

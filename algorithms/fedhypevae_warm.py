@@ -1,63 +1,170 @@
-"""FedHypeVAE, warm: class moments first, in the plan and ledger; they start decoder and prior, which DP-SGD then refines."""
+"""FedHypeVAE, warm: a linear-Gaussian FedHypeVAE whose decoder and prior are estimated from released moments, in closed form.
+
+Three Gaussian mechanisms: the mean; moments of the rows about it; and moments of every class in the few directions that set classes apart.
+The decoder is affine in z, so its exact posterior and its maximum likelihood are known, and noise is best spent on what they need.
+"""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field
+from torch import Tensor
 
-from algorithms.fedhypevae import FedHypeVAE
-from algorithms.fedhypevae_params import FedHypeVAEParams
-from algorithms.warm_start import RELEASED, WarmStart
+from algorithms import class_block
+from algorithms.class_block import BlockGenerator
+from fedsim.methods.algorithm import Params
 from fedsim.methods.messages import Server, Tensors
-from fedsim.methods.one_shot import statistic_phase
+from fedsim.methods.one_shot import OneShot, Rows, Statistic, statistic_phase
 from fedsim.methods.phase import Phase
 from fedsim.methods.registry import register
-from fedsim.privacy.plan import Unit
+from fedsim.privacy.statistics import moments, shrinkage
+from fedsim.privacy.statistics.spectral import descending
+
+SHARES = {"mean": 0.06, "moments": 0.76, "class moments": 0.18}
+"""How the releases share the budget, in units of 1 / sigma^2."""
+CLIP = 0.7
+"""Rows about the mean are clipped at this share of their root mean square distance from it."""
+STRETCH = 0.5
+"""Power of the factor that gives clipped rows back their full variance; a normal law that has all of it leaves the dense middle bare."""
+FLOOR = 0.6
+"""Eigenvalues below this share of their mean are not told apart from it where the noise is larger than it."""
+CLOSENESS = 0.7
+"""See the parameter. A regularised learner sees what sets classes apart where it is not small against what all share."""
+RESOLUTION = 0.12
+"""Of the block's covariance, in units of its own."""
+MOST = 64
+"""Directions of the block."""
+TOLD = ("centre", "clip_radius", "radius", "basis", "coordinates")
+"""What clients need of what was released."""
 
 
-class FedHypeVAEWarmParams(FedHypeVAEParams):
-    """Parameters of FedHypeVAE with a warm start; the encoder is the exact posterior, which has nothing to train and costs nothing.
+class FedHypeVAEWarmParams(Params):
+    """Parameters of FedHypeVAE, warm.
 
     Attributes:
-        latent: most directions of the shared covariance that are kept.
-        sgd_share: DP-SGD's share of the budget, in units of 1 / sigma^2; the rest is the moments'.
+        block: most directions in which every class has a covariance of its own; the noise allows fewer at a small epsilon.
+        closeness: class means are drawn at this share of their distance from their mean, and the block's variance with them.
     """
 
-    latent: int = Field(64, ge=1)
-    encoder: Literal["trained", "posterior"] = "posterior"
-    class_maps: bool = True
-    rounds: int = Field(20, ge=1)
-    sample_rate: float = Field(0.1, gt=0, le=1)
-    learning_rate: float = Field(0.003, gt=0)
-    sgd_share: float = Field(0.1, gt=0, lt=1)
-
-    @model_validator(mode="after")
-    def _linear_decoder(self) -> FedHypeVAEWarmParams:
-        if self.decoder_hidden:
-            raise ValueError("decoder_hidden is not empty; a warm start needs a decoder without hidden layers")
-        return self
+    block: int = Field(MOST, ge=1)
+    closeness: float = Field(CLOSENESS, gt=0, le=1)
 
 
 @register("fedhypevae-warm")
-class FedHypeVAEWarm(FedHypeVAE):
-    """One phase for each statistic of the warm start, then FedHypeVAE's DP-SGD."""
+class FedHypeVAEWarm(OneShot):
+    """Mean, moments, moments of classes in a block; one generator for all clients."""
 
+    source = "arXiv 2601.00785, linear-Gaussian, by moments; eigenvalues: arXiv 1610.08104"
     Params: ClassVar[type[FedHypeVAEWarmParams]] = FedHypeVAEWarmParams
-    units: ClassVar[tuple[Unit, ...]] = ("example",)
-    moments: ClassVar[str] = "moments"
+    shares: ClassVar[Mapping[str, float]] = SHARES
 
-    def warm_start(self) -> WarmStart:
-        """What comes before DP-SGD."""
-        p: Any = self.params
-        return WarmStart(self.moments, self.task.classes, self.task.clients, p.latent, p.code_scale, p.class_maps)
+    def statistics(self) -> tuple[Statistic, ...]:
+        """The mean; moments of the centred rows; class moments in the block."""
+        share = self.shares
+        return (
+            self.mean_statistic(share["mean"]),
+            Statistic("moments", share["moments"], moments.MOMENT_WEIGHTS, self.moment_products, self.receive_moments),
+            Statistic("class moments", share["class moments"], class_block.CLASS_WEIGHTS, self.class_products, self.receive_classes),
+        )
+
+    def mean_statistic(self, share: float) -> Statistic:
+        """The mean of all rows."""
+        return Statistic("mean", share, moments.MEAN_WEIGHTS, lambda rows, told: moments.mean_products(rows.x), self.receive_mean)
 
     def phases(self) -> tuple[Phase, ...]:
-        """The warm start's statistics, then DP-SGD."""
-        (sgd,), share = super().phases(), self.params.sgd_share
-        first = (statistic_phase(each, self.clip(), self.task, self.released) for each in self.warm_start().statistics(1 - share))
-        return (*first, sgd.taking(share))
+        """One a statistic; the moments are what a report draws."""
+        return tuple(
+            statistic_phase(each, self.clip(), self.task, self.broadcast, main=each.name == "moments") for each in self.statistics()
+        )
 
-    def released(self, server: Server) -> Tensors:
-        """What clients are told of the warm start's releases."""
-        return {name: value for name, value in server.tensors.items() if name in RELEASED}
+    def broadcast(self, server: Server) -> Tensors:
+        """What has been released, as far as clients need it."""
+        return {name: server.tensors[name] for name in TOLD if name in server.tensors}
+
+    # --- the mean ---
+
+    def receive_mean(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+        """The centre, and how far rows are from it: they have unit norm, so their variance is 1 - |mean|^2."""
+        count = sums["count"].clamp_min(1.0)[0]
+        self.take_mean(server, sums["sum"][0] / count, float(std["sum"] / count))
+
+    def take_mean(self, server: Server, mean: Tensor, noise: float) -> None:
+        """Centre and radii from a released mean ``[d]`` whose entries carry noise of that deviation."""
+        error = len(mean) * noise**2
+        variance = (1 - mean.square().sum() + error).clamp(0.02, 1)
+        server.tensors |= {"centre": mean, "variance": variance, "clip_radius": CLIP * (variance + min(error, 1.0)).sqrt()}
+
+    # --- moments ---
+
+    def centred(self, rows: Rows, told: Tensors, radius: str) -> Tensor:
+        """Rows about the centre, in units of a radius."""
+        return (rows.x - told["centre"]) / told[radius]
+
+    def moment_products(self, rows: Rows, told: Tensors) -> moments.Products:
+        """Class sums and counts, and one second moment, of the clipped rows."""
+        r = self.centred(rows, told, "clip_radius")
+        return moments.moment_products(r / r.norm(dim=1, keepdim=True).clamp_min(1.0), rows.y, self.task.classes)
+
+    def receive_moments(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+        """Class means and the covariance within classes, as they are believed, and the block in which classes are told again."""
+        found = moments.gaussians(sums["class_sums"], sums["class_counts"], sums["second"], std)
+        spread, along = descending(found.second)
+        means = (shrinkage.shrunk_along(found.means.double() @ along, found.mean_noise.double(), spread) @ along.T).float()
+        seen, vectors = descending(found.covariance)
+        values = believed(seen, found.noise)
+        block = class_block.block_of(means, values, vectors, self.block_size(server, found.counts))
+        root = ((vectors * values.sqrt()) @ vectors.T).float()
+        white = ((vectors * values.rsqrt()) @ vectors.T).float()
+        clipped = found.second.trace().clamp_min(0.05) * server.tensors["clip_radius"].square()
+        stretch = (server.tensors["variance"] / clipped).clamp(1, 9) ** (STRETCH / 2)
+        centre = means.mean(0)
+        server.tensors |= {
+            "radius": server.tensors["clip_radius"] * stretch,
+            "counts": found.counts,
+            "basis": block.basis,
+            "directions": block.directions,
+            "coordinates": means @ block.basis,
+            "root": root,
+            # the classes' common mean outside of the block
+            "middle": centre - (centre @ white @ block.directions) @ block.directions.T @ root,
+        }
+
+    def block_size(self, server: Server, counts: Tensor) -> int:
+        """As many directions as the noise of the class moments leaves visible in a class of the harmonic mean of the released counts."""
+        typical = len(counts) * float(len(counts) / (1 / counts).sum())
+        weight = class_block.CLASS_WEIGHTS["class_second"] / sum(w**2 for w in class_block.CLASS_WEIGHTS.values()) ** 0.5
+        noise = server.noise_std("class moments", self.task.clients) / self.clip() / weight * class_block.REACH**2
+        most: int = self.params.block
+        return max(self.task.classes - 1, min(most, shrinkage.affordable(typical, noise, RESOLUTION), self.task.dim))
+
+    # --- classes ---
+
+    def class_products(self, rows: Rows, told: Tensors) -> moments.Products:
+        """Sums and second moments of every class's residuals in the block."""
+        u = class_block.residuals(self.centred(rows, told, "radius"), rows.y, told["basis"], told["coordinates"])
+        return class_block.class_products(u, rows.y, self.task.classes)
+
+    def receive_classes(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+        """The prior's mean and covariance for every class."""
+        counts, start = server.tensors["counts"], server.tensors["coordinates"]
+        size = start.shape[1]
+        reach = class_block.reach(size)
+        off = shrinkage.james_stein(sums["class_sums"] / counts[:, None], (std["class_sums"] / counts).square())
+        second = sums["class_second"].view(len(counts), size, size)
+        second = (second + second.transpose(1, 2)) / 2 / counts[:, None, None]
+        covariances = shrinkage.pooled_and_own(second, off, counts, std["class_second"] / 2**0.5)
+        server.tensors |= {"prior_means": start + reach * off, "prior_covariances": reach**2 * covariances}
+
+    def generator(self, server: Server) -> BlockGenerator:
+        """One for all."""
+        return BlockGenerator(server.tensors, self.params.closeness)
+
+
+def believed(seen: Tensor, noise: float) -> Tensor:
+    """Descending eigenvalues ``[d]`` of the covariance, from those that are seen; their sum is kept."""
+    mean = float(seen.mean().clamp_min(1e-9))
+    floor = max(0.02 * mean, FLOOR * min(mean, noise * len(seen) ** 0.5))
+    values = shrinkage.free_eigenvalues(seen, noise).clamp_min(floor)
+    return values * (mean * len(seen) / values.sum())

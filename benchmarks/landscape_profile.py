@@ -30,7 +30,7 @@ PARTS = {
     "clipped gradients": ("clipped_sum",),
     "local steps": ("_local_steps",),
     "statistics": ("clipped_statistics",),
-    "what statistics say": ("gaussians", "principal", "shrunk_means", "class_covariances", "maximise", "start"),
+    "what statistics say": ("gaussians", "principal", "free_eigenvalues", "shrunk_along", "pooled_and_own", "maximise", "start"),
     "a generator's own training": ("train_generator", "fit_meta_codes"),
     "public terms": ("_add_public_terms",),
     "Adam and averages": ("adam_step", "average_step"),

@@ -58,11 +58,6 @@ def client_mean_products(x: Tensor, client: Tensor, clients: int) -> Products:
     return {"client_sums": OuterProduct(onehot, x), "client_counts": OuterProduct(onehot, x.new_ones(len(x), 1))}
 
 
-def client_spread_products(r: Tensor, client: Tensor, clients: int) -> Products:
-    """Sums of absolute values of every client's centred rows ``[N, d]`` of norm at most 1; unlike squares they keep that norm."""
-    return {"client_spreads": OuterProduct(one_hot(client, clients), r.abs())}
-
-
 def client_means(sums: Tensor, counts: Tensor, std: Mapping[str, float]) -> tuple[Tensor, Tensor]:
     """Every client's mean ``[K, d]`` and number of rows ``[K, 1]``.
 
@@ -78,24 +73,6 @@ def client_means(sums: Tensor, counts: Tensor, std: Mapping[str, float]) -> tupl
     shared, noise = means.mean(0), (std["client_sums"] / n).square()
     spread = (means - shared).square().mean() * len(n) / max(len(n) - 1, 1)
     return shared + (means - shared) * (1 - noise / spread.clamp_min(1e-12)).clamp(0, 1), n
-
-
-def client_gains(spreads: Tensor, counts: Tensor, std: float) -> Tensor:
-    """Spread of every client's features relative to the clients' mean spread, ``[K, d]``, shrunk towards 1 as the noise demands.
-
-    Args:
-        spreads: ``[K, d]``.
-        counts: ``[K, 1]``, at least 1 each.
-        std: of the noise on the sum.
-    """
-    spread = spreads / counts
-    shared = spread.mean(0)
-    shared = shared.clamp_min(0.1 * float(shared.mean().clamp_min(1e-12)))
-    gain, noise = spread / shared, (std / counts / shared).square()
-    weights = shared.square()
-    signal = ((((gain - 1).square() - noise) * weights).sum() / (len(counts) * weights.sum())).clamp_min(0)
-    shrunk: Tensor = 1 + (gain - 1) * signal / (signal + noise).clamp_min(1e-12)
-    return shrunk.clamp(0.1, 10)
 
 
 @dataclass(frozen=True)
@@ -163,53 +140,3 @@ def principal(covariance: Tensor, noise: float, most: int) -> tuple[Tensor, Tens
     basis = spectral.steady(vectors)
     turned = basis.T @ vectors
     return basis.float(), ((turned * values) @ turned.T).float(), rest
-
-
-def shrunk_means(found: Gaussians) -> Tensor:
-    """Class means shrunk towards 0 along the eigenvectors of the second moment (Wiener filter), ``[C, d]``.
-
-    Class means lie where the data vary, so in each direction the variance between classes is estimated from its neighbours in eigenvalue
-    order and the means keep the share ``signal / (signal + noise)``. Post-processing.
-    """
-    values, basis = torch.linalg.eigh(found.second.double())
-    values, basis = values.flip(0), basis.flip(1).float()
-    along = found.means @ basis
-    # directions that cannot be told apart share what is estimated of them, so that it does not matter how they are turned
-    group = spectral.ties(values)
-    excess = spectral.group_means((along.square() - found.mean_noise[:, None]).mean(0), group)
-    width = 25
-    padded = torch.nn.functional.pad(excess[None, None], (width // 2, width // 2), mode="replicate")
-    signal = torch.nn.functional.avg_pool1d(padded, width, 1)[0, 0]
-    signal[:width] = excess[:width]
-    signal = spectral.group_means(signal, group).clamp_min(0)
-    kept = signal / (signal + found.mean_noise[:, None]).clamp_min(1e-12)
-    shrunk: Tensor = (along * kept) @ basis.T
-    return shrunk
-
-
-def class_moment_products(r: Tensor, y: Tensor, means: Tensor, basis: Tensor) -> Products:
-    """Second moments ``[C * k, k]`` per class of the rows' residuals ``[N, k]`` in ``basis`` ``[d, k]``, clipped to norm 1."""
-    u = (r - means[y]) @ basis
-    u = u / u.norm(dim=1, keepdim=True).clamp_min(1.0)
-    left = (one_hot(y, len(means)).unsqueeze(2) * u.unsqueeze(1)).flatten(1)
-    return {"class_second": OuterProduct(left, u)}
-
-
-def class_covariances(class_second: Tensor, counts: Tensor, shared: Tensor, std: float) -> Tensor:
-    """Covariance of every class in the basis, ``[C, k, k]``: the class's own, shrunk towards the shared one.
-
-    What is kept is the share that its squared distance to the shared covariance has beyond the noise's (Ledoit and Wolf 2004).
-
-    Args:
-        class_second: released sums ``[C * k, k]``.
-        counts: rows per class ``[C]``.
-        shared: covariance in the basis ``[k, k]``.
-        std: of the noise on each sum.
-    """
-    size = class_second.shape[1]
-    own = class_second.view(-1, size, size)
-    own = (own + own.transpose(1, 2)) / 2 / counts[:, None, None]
-    distance = (own - shared).square().sum((1, 2))
-    noise = (size * (size + 1) / 2) * (std / counts).square()
-    kept = ((distance - noise) / distance.clamp_min(1e-12)).clamp(0, 1)
-    return shared + kept[:, None, None] * (own - shared)

@@ -26,8 +26,17 @@ def leading(symmetric: Tensor, most: int, floor: float) -> tuple[Tensor, Tensor]
         most: at most so many; of eigenvalues that cannot be told apart all or none are taken.
         floor: eigenvalues up to it are left out.
     """
+    return leading_of(*descending(symmetric), most, floor)
+
+
+def descending(symmetric: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues in descending order ``[d]`` and eigenvectors ``[d, d]``, float64."""
     values, vectors = torch.linalg.eigh(symmetric.double())
-    values, vectors = values.flip(0), vectors.flip(1)
+    return values.flip(0), vectors.flip(1)
+
+
+def leading_of(values: Tensor, vectors: Tensor, most: int, floor: float) -> tuple[Tensor, Tensor]:
+    """As :func:`leading`, of what :func:`descending` found."""
     known = values.cpu()
     kept, apart = min(int((known > floor).sum()), most), _apart(known)
     while 0 < kept < len(values) and not apart[kept - 1]:

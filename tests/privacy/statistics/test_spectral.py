@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.privacy.statistics import moments
-from fedsim.privacy.statistics.spectral import cosines, leading, spectral_function, square_root, steady, ties
+from fedsim.privacy.statistics.shrinkage import shrunk_along
+from fedsim.privacy.statistics.spectral import cosines, descending, leading, spectral_function, square_root, steady, ties
 
 DIM = 12
 
@@ -46,11 +47,13 @@ def test_the_principal_directions_do_not_turn_with_a_last_bit(spectrum: str) -> 
 @pytest.mark.parametrize("spectrum", SPECTRA)
 def test_shrunk_means_do_not_turn_with_a_last_bit(spectrum: str) -> None:
     matrix, stream = turned([*SPECTRA[spectrum], *[0.01] * 20]), torch.Generator().manual_seed(1)
-    means, counts = torch.randn(3, len(matrix), generator=stream), torch.full((3,), 50.0)
-    found = [
-        moments.shrunk_means(moments.Gaussians(counts, means, torch.full((3,), 0.5), second.float(), second.float(), 0.0))
-        for second in (matrix, *(jittered(matrix, seed) for seed in range(20)))
-    ]
+    means = torch.randn(3, len(matrix), generator=stream, dtype=torch.double)
+
+    def shrunk(means: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        values, vectors = descending(second)
+        return shrunk_along(means @ vectors, torch.full((3,), 0.5, dtype=torch.double), values) @ vectors.T
+
+    found = [shrunk(means, second) for second in (matrix, *(jittered(matrix, seed) for seed in range(20)))]
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], atol=1e-4, rtol=0)
 

@@ -1,0 +1,132 @@
+"""What sets classes apart: the few directions in which class and site moments are told again, where little noise goes a long way.
+
+In whitened coordinates ``w = Sigma^(-1/2) r`` of centred rows r, only the differences between class means tell classes apart: C - 1
+directions. Leading directions of the data join them as far as the noise allows. A block of k directions costs k^2 numbers a class where all
+d directions would cost d^2.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedsim.device import normal
+from fedsim.models.layers import one_hot
+from fedsim.privacy.statistics.moments import Products
+from fedsim.privacy.statistics.outer_products import OuterProduct
+from fedsim.privacy.statistics.spectral import leading, leading_of, polar, spectral_function, steady
+
+REACH = 1.5
+"""Residuals in the block are clipped at this many times their expected norm, sqrt(k)."""
+OVERLAP = 2.25
+"""Mean variance in the block, in units of the believed covariance, that classes are drawn with: real ones overlap more than normals."""
+CLASS_WEIGHTS = {"class_sums": 1.0, "class_second": 1.0}
+SITE_WEIGHTS = {"site_sums": 1.0, "site_counts": 0.3, "site_class_sums": 1.0, "site_class_counts": 0.3}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of the whitened space.
+
+    Attributes:
+        directions: orthonormal columns ``[d, k]`` in whitened coordinates; they depend on their span alone.
+        basis: ``Sigma^(-1/2) directions`` ``[d, k]``, which takes centred rows to the block.
+    """
+
+    directions: Tensor
+    basis: Tensor
+
+
+def block_of(means: Tensor, values: Tensor, vectors: Tensor, size: int) -> Block:
+    """The directions between class means, then leading directions of the data up to ``size`` in all.
+
+    Args:
+        means: class means ``[C, d]``.
+        values: descending eigenvalues ``[d]`` of the covariance within classes, as it is believed.
+        vectors: its eigenvectors ``[d, d]``.
+        size: k; there are C - 1 directions at least, fewer only where class means span fewer.
+    """
+    white = (vectors * values.rsqrt()) @ vectors.T
+    apart = (means - means.mean(0)).double() @ white
+    gram = apart @ apart.T
+    squared, between = leading(gram, len(means) - 1, 1e-6 * float(gram.trace().clamp_min(1e-12)))
+    found = apart.T @ between / squared.sqrt()
+    _, first = leading_of(values, vectors, max(0, min(size, len(values)) - found.shape[1]), 0.0)
+    rest = first - found @ (found.T @ first)
+    directions = steady(torch.cat([found, polar(rest)], 1)) if first.shape[1] else steady(found)
+    return Block(directions.float(), (white @ directions).float())
+
+
+def residuals(r: Tensor, y: Tensor, basis: Tensor, means: Tensor) -> Tensor:
+    """Centred rows ``[N, d]`` in the block, about ``means`` ``[C, k]`` of their class, clipped: norm at most 1."""
+    u = (r @ basis - means[y]) / reach(basis.shape[1])
+    clipped: Tensor = u / u.norm(dim=1, keepdim=True).clamp_min(1.0)
+    return clipped
+
+
+def reach(size: int) -> float:
+    """Where residuals of k directions are clipped."""
+    return REACH * math.sqrt(size)
+
+
+def class_products(u: Tensor, y: Tensor, classes: int) -> Products:
+    """Sums ``[C, k]`` and second moments ``[C k, k]`` of every class's residuals ``[N, k]``."""
+    hot = one_hot(y, classes)
+    left = (hot.unsqueeze(2) * u.unsqueeze(1)).flatten(1)
+    return {"class_sums": OuterProduct(hot, u), "class_second": OuterProduct(left, u)}
+
+
+def site_products(u: Tensor, y: Tensor, site: Tensor, classes: int, sites: int) -> Products:
+    """Sums and counts of residuals ``[N, k]`` for every site, ``[K, k]`` and ``[K, 1]``, and for every class of every site."""
+    of_site, of_class, ones = one_hot(site, sites), one_hot(site * classes + y, sites * classes), u.new_ones(len(u), 1)
+    return {
+        "site_sums": OuterProduct(of_site, u),
+        "site_counts": OuterProduct(of_site, ones),
+        "site_class_sums": OuterProduct(of_class, u),
+        "site_class_counts": OuterProduct(of_class, ones),
+    }
+
+
+def roots(covariances: Tensor) -> Tensor:
+    """Symmetric square roots of covariances ``[C, k, k]``."""
+    return spectral_function(covariances, lambda values: values.clamp_min(0).sqrt())
+
+
+class BlockGenerator:
+    """Decodes ``x = centre + radius (middle + root w)``, w standard normal but in the block, where it is the class's own normal.
+
+    A linear-Gaussian CVAE: z = w, the decoder is affine, the prior p(z | y, v) has mean and covariance by class, and by site where there
+    are sites. In the block class means are drawn together by ``closeness`` about their mean, and variances with them, to :data:`OVERLAP`.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor], closeness: float, shifts: Tensor | None = None) -> None:
+        self.tensors, self.closeness, self.shifts = tensors, closeness, shifts
+        means = tensors["prior_means"]
+        self.common = means.mean(0)
+        covariances = tensors["prior_covariances"]
+        variance = torch.diagonal(covariances, dim1=1, dim2=2).mean()
+        self.roots = roots(covariances * (OVERLAP * closeness**2 / variance))
+
+    def of_client(self, client: int) -> BlockGenerator:
+        """With the client's own shifts, where there are any."""
+        if "shifts" not in self.tensors:
+            return self
+        own = self.tensors | {"centre": self.tensors["client_centres"][client]}
+        return BlockGenerator(own, self.closeness, self.tensors["shifts"][client])
+
+    def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
+        """Synthetic embeddings ``[n, d]``."""
+        t, directions = self.tensors, self.tensors["directions"]
+        w = normal((len(labels), len(t["root"])), stream, labels)
+        inside = w @ directions
+        means = t["prior_means"] if self.shifts is None else t["prior_means"] + self.shifts
+        means = self.common + self.closeness * (means - self.common)
+        drawn = means[labels]
+        for label, root in enumerate(self.roots):
+            drawn = drawn + (labels == label).float()[:, None] * (inside @ root)
+        w = w + (drawn - inside) @ directions.T
+        made: Tensor = t["centre"] + t["radius"] * (t["middle"] + w @ t["root"])
+        return made

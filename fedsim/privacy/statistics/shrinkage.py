@@ -1,0 +1,139 @@
+"""Estimates that know how noisy they are: eigenvalues under symmetric noise, means of many groups, covariances of many classes.
+
+All of it is post-processing of released values and their public noise levels.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fedsim.privacy.statistics.spectral import group_means, ties
+
+GROWTH = 1.35
+"""Directions share an estimate of their signal in groups that grow by this factor: 1, 1, 2, 2, 3, ... of them."""
+STEPS = 8
+"""Of the fixed point that a signal's variance is."""
+
+
+def free_eigenvalues(values: Tensor, noise: float) -> Tensor:
+    """What a covariance has, on average, along the eigenvectors of itself plus symmetric Gaussian noise: ``[d]``, never rising.
+
+    The rotation-invariant estimate ``y - 2 tau^2 h(y)``, where h is the Hilbert transform of the spectrum that is seen and tau the radius
+    parameter of the noise's semicircle (Bun, Bouchaud and Potters 2017, arXiv 1610.08104, section 6.3); it is the best in Frobenius norm
+    without any assumption on the eigenvectors. Rounded to a falling order by isotonic regression.
+
+    Args:
+        values: descending eigenvalues ``[d]`` of the noisy matrix, float64.
+        noise: standard deviation of its noise off the diagonal.
+    """
+    if noise <= 0:
+        return values
+    from sklearn.isotonic import IsotonicRegression
+
+    apart = values[:, None] - values
+    hilbert = (apart / (apart.square() + noise**2)).mean(1)
+    found = (values - 2 * noise**2 * len(values) * hilbert).cpu().numpy()
+    falling = IsotonicRegression(increasing=False).fit_transform(range(len(found)), found)
+    return torch.from_numpy(falling).to(values)
+
+
+def shrunk_along(means: Tensor, noise: Tensor, values: Tensor) -> Tensor:
+    """Class means ``[C, d]``, in directions of falling variance, shrunk to their common centre: the posterior mean under a normal prior.
+
+    The prior's variance is estimated from neighbouring directions together, every class with the weight that its noise leaves it; a rare
+    class is told by what the frequent ones say of a direction (empirical Bayes, as Morris 1983).
+
+    Args:
+        means: rows of independent noise.
+        noise: its variance, ``[C]``, the same in every direction.
+        values: the directions' variances ``[d]``; those that cannot be told apart share what is estimated of them, however they are turned.
+    """
+    group, near = ties(values), _neighbours(values)
+    noise = noise[:, None]
+
+    def shared(of: Tensor, weight: Tensor) -> Tensor:
+        """Weighted mean over classes and neighbouring directions, ``[d]``."""
+        sums = [
+            torch.zeros_like(values).index_add(0, near, group_means((weight * each).sum(0), group)) for each in (of, torch.ones_like(of))
+        ]
+        return group_means((sums[0] / sums[1])[near], group)
+
+    signal = shared((means - means.mean(0)).square() * (len(means) / max(len(means) - 1, 1)) - noise, torch.ones_like(means)).clamp_min(
+        1e-12
+    )
+    for _ in range(STEPS):
+        weight = 1 / (signal + noise)
+        centre = (weight * means).sum(0) / weight.sum(0)
+        left = (1 - weight / weight.sum(0)).clamp_min(0.05)
+        signal = shared((means - centre).square() / left - noise, weight.square()).clamp_min(1e-12)
+    weight = 1 / (signal + noise)
+    centre, error = (weight * means).sum(0) / weight.sum(0), 1 / weight.sum(0)
+    of_centre = shared((centre.square() - error)[None], torch.ones_like(centre)[None]).clamp_min(0)
+    kept: Tensor = centre * of_centre / (of_centre + error)
+    return kept + signal / (signal + noise) * (means - kept)
+
+
+def _neighbours(values: Tensor) -> Tensor:
+    """The number of the group of neighbouring directions that each of them, in order, is in."""
+    found, width = list[int](), 1.0
+    while len(found) < len(values):
+        found += [int(found[-1]) + 1 if found else 0] * round(width)
+        width *= GROWTH
+    return torch.tensor(found[: len(values)], device=values.device)
+
+
+def james_stein(found: Tensor, noise: Tensor) -> Tensor:
+    """Groups' estimates ``[G, k]`` shrunk to 0 by their noise's variance ``[G]`` against the signal's, which all groups estimate together.
+
+    Nothing is left where nothing stands out of the noise.
+    """
+    weight = 1 / noise.clamp_min(1e-30)
+    signal = ((weight * (found.square().mean(1) - noise)).sum() / weight.sum()).clamp_min(0)
+    return found * (signal / (signal + noise).clamp_min(1e-30))[:, None]
+
+
+def pooled_and_own(second: Tensor, means: Tensor, counts: Tensor, std: float) -> Tensor:
+    """Covariances of all classes ``[C, k, k]``: the class's own, shrunk to the pooled one, and that to a multiple of the identity.
+
+    Each keeps the share that its squared distance to the target has beyond the noise's (Ledoit and Wolf 2004), and no more than leaves it
+    a fifth of the pooled variance in every direction.
+
+    Args:
+        second: released second moments ``[C, k, k]``, symmetric, per row of the class.
+        means: class means ``[C, k]``.
+        counts: rows per class ``[C]``.
+        std: of the noise on a sum's entry off the diagonal, after its two triangles were averaged.
+    """
+    size = second.shape[1]
+    entries = size * (size - 1) + 2 * size  # a diagonal entry, which has no second triangle, has twice the variance
+    own = second - means.unsqueeze(2) * means.unsqueeze(1)
+    pooled = ((counts / counts.sum())[:, None, None] * own).sum(0)
+    round_ = pooled.trace() / size * torch.eye(size, device=pooled.device)
+    pooled = round_ + _beyond(pooled - round_, entries * (std / counts.sum()).square()) * (pooled - round_)
+    values, vectors = torch.linalg.eigh(pooled.double())
+    values = values.clamp_min(0.1 * float(values.mean().clamp_min(1e-9)))
+    pooled = ((vectors * values) @ vectors.T).to(second.dtype)
+    white = ((vectors * values.rsqrt()) @ vectors.T).to(second.dtype)
+    apart = own - pooled
+    kept = torch.stack([_beyond(each, noise) for each, noise in zip(apart, entries * (std / counts).square(), strict=True)])
+    lowest = -torch.linalg.eigvalsh((white @ apart @ white).double())[:, 0].to(second.dtype)
+    kept = torch.minimum(kept, 0.8 / lowest.clamp_min(1e-6))
+    covariances: Tensor = pooled + kept[:, None, None] * apart
+    return covariances
+
+
+def _beyond(apart: Tensor, noise: Tensor) -> Tensor:
+    squared = apart.square().sum()
+    kept: Tensor = ((squared - noise) / squared.clamp_min(1e-30)).clamp(0, 1)
+    return kept
+
+
+def affordable(rows: float, noise: float, resolution: float) -> int:
+    """The most directions k in which a covariance of unit size, of vectors clipped at about sqrt(k), is seen within ``resolution``.
+
+    The noise of a second moment of k directions has operator norm ``2 noise k sqrt(k) / rows``.
+    """
+    return 10**6 if noise <= 0 else int(math.pow(resolution * rows / (2 * noise), 2 / 3))

@@ -1,0 +1,95 @@
+"""The moments that FedHypeVAE warm and sites release: what one example can change, what is spent, and what they are worth."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from cells import quick, small_cells
+
+from algorithms import fedhypevae_sites, fedhypevae_warm
+from fedsim.methods.messages import Tensors
+from fedsim.seeds import Seeds
+from fedsim.simulation.cohort import LocalPool, build_algorithm
+from fedsim.simulation.trial import Outcome, local_pool, run_trial
+
+SHARES = {"fedhypevae-warm": fedhypevae_warm.SHARES, "fedhypevae-sites": fedhypevae_sites.SHARES}
+SHIFT = {"scheme": "feature-shift", "strength": 1.0}
+
+
+def without_row(pool: LocalPool, client: int, row: int) -> None:
+    (cohort,) = pool.cohorts
+    kept = torch.arange(len(cohort.clients.x[client])) != row
+    for name in ("x", "y"):
+        values = list(getattr(cohort.clients, name))
+        values[client] = values[client][kept]
+        setattr(cohort.clients, name, tuple(values))
+
+
+def distance(a: Tensors, b: Tensors) -> float:
+    return float(torch.cat([(a[name] - b[name]).flatten() for name in a]).norm())
+
+
+@pytest.mark.parametrize("partition", [None, SHIFT], ids=["labels", "features"])
+@pytest.mark.parametrize("name", SHARES)
+def test_no_example_changes_a_release_by_more_than_the_clip_norm(name: str, partition: Any) -> None:
+    keys: dict[str, Any] = {"alpha": 1.0} if partition is None else {"partition": partition, "alpha": None}
+    prepared = small_cells(name, epsilon=float("inf"), **{key: value for key, value in keys.items() if value is not None})
+    (trial,), (*_, data) = prepared.trials, prepared.data.values()
+    algorithm = build_algorithm(name, trial.cell.params, trial.task)
+    trial = replace(trial, sizes=(4,))
+    everyone, server, seen = local_pool(trial, data), algorithm.initial_server(Seeds(0)), []
+    phases = algorithm.phases()
+    for round_ in algorithm.schedule():
+        phase = phases[round_.phase]
+        (whole,) = everyone.round(round_, phase.broadcast(server))
+        for client, row in ((0, 0), (2, 3)):
+            fewer: Any = local_pool(trial, data)
+            without_row(fewer, client, row)
+            (rest,) = fewer.round(round_, phase.broadcast(server))
+            assert 0 < distance(whole.sums, rest.sums) <= 1 + 1e-5
+        phase.at_server(server, round_, whole.sums)
+        seen.append(phase.release.name)
+    assert seen == list(SHARES[name])
+    assert sum(SHARES[name].values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("trust", ["aggregate", "silo"])
+@pytest.mark.parametrize("name", SHARES)
+def test_what_is_planned_is_spent_whatever_the_packing(name: str, trust: str) -> None:
+    prepared = small_cells(name, epsilon=4.0, trust=trust)
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    *one, first = run_trial(trial, data)
+    *spread, second = run_trial(replace(trial, sizes=(2, 1, 1)), data)
+    assert 0.99 * 4.0 <= first.epsilon_spent <= 4.0
+    assert second.epsilon_spent == first.epsilon_spent
+    assert [r.values["noise"] for r in one] == [r.values["noise"] for r in spread]
+    assert second.scores == pytest.approx(first.scores, abs=1e-5)
+
+
+def score(name: str, measure: str, **keys: Any) -> float:
+    params = keys.pop("params", {})
+    prepared = small_cells(quick(name, **params), **keys)
+    (trial,), (*_, data) = prepared.trials, prepared.data.values()
+    *_, outcome = run_trial(trial, data)
+    assert isinstance(outcome, Outcome)
+    return outcome.scores[measure]
+
+
+@pytest.mark.parametrize("epsilon", [2.0, 8.0, float("inf")])
+def test_on_digits_it_is_worth_more_than_dp_gaussian(epsilon: float) -> None:
+    keys: dict[str, Any] = {"dataset": "digits", "epsilon": epsilon, "evaluation": {"per_class": 100}}
+    assert score("fedhypevae-warm", "balanced_accuracy", **keys) > score("dp-gaussian", "balanced_accuracy", **keys)
+
+
+def test_sites_whose_features_differ_are_each_judged_better_by_their_own_generator() -> None:
+    evaluation = {"per_class": 60, "per_client": True}
+    keys: dict[str, Any] = {"dataset": "digits", "partition": SHIFT, "epsilon": float("inf"), "evaluation": evaluation}
+    own, shared = (score("fedhypevae-sites", name, **keys) for name in ("client_balanced_accuracy", "client_shared_balanced_accuracy"))
+    assert own > shared
+
+
+@pytest.mark.parametrize("epsilon", [0.01, 0.3])
+def test_where_noise_drowns_everything_rows_are_finite(epsilon: float) -> None:
+    for name in SHARES:
+        assert 0 <= score(name, "balanced_accuracy", epsilon=epsilon) <= 1
