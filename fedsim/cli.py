@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
@@ -21,6 +22,9 @@ from fedsim.words import wide_console
 
 if TYPE_CHECKING:
     from fedsim.grid.models import Grid
+
+Attack = Literal["white-box", "one-run", "black-box"]
+"""How an audit looks."""
 
 Format = Literal["md", "latex"]
 """How tables are printed: GitHub Markdown, or LaTeX."""
@@ -348,6 +352,58 @@ def check(
         raise typer.Exit(1)
     if not quick and (filed := _file_check(algorithm, param or [], {finding.setting for finding in findings})):
         console.print(f"on file: rows of this code say 'checked' for {' and '.join(filed)}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def audit(
+    algorithm: Annotated[
+        str, typer.Argument(metavar="ALGORITHM|RUN", help="A registered name, my_file.py:MyMethod or pkg.module:Class; or a run folder.")
+    ],
+    epsilon: Annotated[float, typer.Option(help="The claim.")] = 4.0,
+    delta: Annotated[float, typer.Option(help="Of the claim.")] = 1e-4,
+    unit: Annotated[Unit, typer.Option(help="What the claim protects: example, group or client.")] = "example",
+    trust: Annotated[Trust, typer.Option(help="Who may see what: aggregate or silo.")] = "aggregate",
+    param: Annotated[list[str] | None, typer.Option(help="A parameter: key=YAML; default: six rounds of a small network.")] = None,
+    attack: Annotated[
+        Attack, typer.Option(help="white-box: pairs of trainings; one-run: canaries in one (DP-SGD); black-box: by what is released.")
+    ] = "white-box",
+    pairs: Annotated[int | None, typer.Option(min=1, help="So many pairs, or canaries; default: 1000, 400 or 200.")] = None,
+    rows: Annotated[int, typer.Option(min=0, help="Rows of each client beside the unit, through which it may act.")] = 2,
+    out: Annotated[Path, typer.Option(help="The folder in which pairs are kept, for the same command to go on.")] = Path("runs") / "audit",
+) -> None:
+    """Bound from below what an algorithm gives away: train with and without a unit, and let an adversary see every noisy output.
+
+    The exit code is 1 if a bound with 95 % confidence is above the claim, 0 if none is, which proves nothing. Interrupt it at any time; the
+    same command goes on where it stopped, and with more pairs adds to them. Of a run folder: how well its generators' synthetic rows tell
+    training rows from test rows.
+    """
+    from rich.progress import Progress
+
+    from fedsim.audit.black_box import of_run
+    from fedsim.audit.run import MANY, AuditRun, BlackBoxRun, Command, parameters, setting_of_options
+    from fedsim.audit.setting import DIM
+    from fedsim.results.store import ResultStore
+
+    console, store = wide_console(Console(), 100), ResultStore(out)
+    if Path(algorithm).is_dir():
+        for label, membership in of_run(Path(algorithm)):
+            console.print(f"{label}: {membership.words()}", soft_wrap=True, highlight=False, markup=False)
+        return
+    run: Command
+    if attack == "black-box":
+        known = parameters(algorithm, param or [], unit, trust, epsilon, delta)
+        run = BlackBoxRun(algorithm, known, unit, trust, epsilon, delta, pairs or 200)
+    else:
+        dim, count = (MANY, 400) if attack == "one-run" else (DIM, 1000)
+        run = AuditRun(setting_of_options(algorithm, param or [], unit, trust, epsilon, delta, dim, rows), attack, pairs or count)
+    with _interruptible(console), store.lock(), Progress(console=console, transient=True) as progress:
+        task = progress.add_task(algorithm, total=run.count)
+        reached = run.completed(
+            store.audits(run.key), partial(store.append_audits, run.key), lambda count: progress.update(task, completed=count)
+        )
+    for line in reached.words:
+        console.print(f"{algorithm}, {unit}, {trust}: {line}", soft_wrap=True, highlight=False, markup=False)
+    raise typer.Exit(1 if reached.refuted else 0)
 
 
 def _file_check(algorithm: str, param: list[str], settings: set[str]) -> list[str]:

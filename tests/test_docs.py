@@ -25,7 +25,8 @@ RESULTS = ROOT / "docs" / "results.md"
 ACCOUNTING = ROOT / "docs" / "accounting.md"
 RELIABILITY = ROOT / "docs" / "reliability.md"
 CLUSTER = ROOT / "docs" / "cluster.md"
-PAGES = sorted(set((ROOT / "docs").glob("*.md")) - {DATA, ALGORITHMS, RESULTS, ACCOUNTING, RELIABILITY, CLUSTER})
+AUDIT = ROOT / "docs" / "audit.md"
+PAGES = sorted(set((ROOT / "docs").glob("*.md")) - {DATA, ALGORITHMS, RESULTS, ACCOUNTING, RELIABILITY, CLUSTER, AUDIT})
 
 
 def commands(page: Path) -> list[str]:
@@ -165,6 +166,21 @@ def test_the_files_of_the_cluster_page_are_what_slurm_and_kuberay_take(tmp_path:
     known = subprocess.run([FEDSIM, "bench", "--help"], capture_output=True, text=True, timeout=60).stdout
     for line in (job["spec"]["entrypoint"], *commands(CLUSTER)):
         assert [option for option in shlex.split(line) if option.startswith("--") and option not in known] == []
+
+
+def test_every_command_of_the_audit_page_runs(folder: Path, command: Callable[..., Done], bench: Callable[..., Ran]) -> None:
+    bench(small_grid("dp-gaussian"), "runs/quickstart")
+    assert len(commands(AUDIT)) == 4
+    for line in commands(AUDIT):
+        done = command(*shlex.split(line)[1:])
+        assert done.returncode == 0, line + done.stdout + done.stderr
+        assert "not refuted" in done.stdout or "AUC" in done.stdout
+
+
+def test_the_grid_of_the_audit_page_is_valid(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", AUDIT.read_text(), re.S)
+    (tmp_path / "g.yaml").write_text(text)
+    assert load_grid(tmp_path / "g.yaml").audit is not None
 
 
 def test_every_link_of_the_readme_leads_somewhere() -> None:

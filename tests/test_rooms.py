@@ -15,6 +15,7 @@ ROOMS = (
     ("kit",),
     ("runtime",),
     ("report",),
+    ("audit",),
     ("simulation",),
     ("evaluation",),
     ("proof",),

@@ -172,6 +172,18 @@ class Privacy(_Model):
     noise: Literal["seeded", "secret"] = "seeded"
 
 
+class AuditSpec(_Model):
+    """How every claim of the grid is audited, beside its cells; nothing here changes a score.
+
+    Attributes:
+        pairs: pairs of trainings a claim.
+        rounds: of each of them, where the algorithm has rounds; the claim's noise is solved for these.
+    """
+
+    pairs: Annotated[Whole, Field(ge=1)] = 500
+    rounds: Annotated[Whole, Field(ge=1)] = 6
+
+
 class Resources(_Model):
     """Where cells run and what is kept; nothing here changes a result.
 
@@ -244,6 +256,7 @@ class Grid(_Model):
         privacy: where noise comes from.
         scan: axes over algorithm parameters: values by parameter; an algorithm without the parameter is not multiplied.
         evaluation: how generators are judged.
+        audit: how claims are audited; None: not.
         resources: where cells run.
     """
 
@@ -262,6 +275,7 @@ class Grid(_Model):
     privacy: Privacy = Privacy()
     scan: dict[str, Axis[Any]] = {}
     evaluation: Evaluation = Evaluation()
+    audit: AuditSpec | None = None
     resources: Resources = Resources()
     _source: Source = PrivateAttr(default_factory=Source)
 

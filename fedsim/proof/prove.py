@@ -66,6 +66,8 @@ def prove(row: Row) -> Proof:
         return Proof(row, "no claim")
     if row.status == "unaccounted":
         return Proof(row, "no claim", "unaccounted: nothing is known of its ε, and the row claims none")
+    if row.status == "refuted":
+        return Proof(row, "no claim", "refuted: an audit contradicts the ε that the row claimed")
     missing = [name for name in ("mechanisms", "delta", "epsilon_spent", "relation", "sensitivity") if getattr(row, name) is None]
     if missing:
         older = "; it is older than these fields" if "mechanisms" in missing else ""

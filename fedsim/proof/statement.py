@@ -61,7 +61,10 @@ def unit_words(unit: str) -> str:
 
 
 def statements(rows: Sequence[Row]) -> list[Statement]:
-    """A statement for every method of the rows, and for each unit, trust, claim and noise that it ran under; failed rows say nothing."""
+    """A statement for every method of the rows, and for each unit, trust, claim and noise that it ran under.
+
+    Rows that failed, are unaccounted or refuted say nothing.
+    """
     found: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
         if row.status in ("ok", "overspent"):

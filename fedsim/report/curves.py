@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
 
 from fedsim.report.figures import INK, MUTED, PAPER, name_level, style
-from fedsim.report.lines import Axis, Series, caption_of, draw_methods, frame, legend_below, legend_lines, series_of, x_label
+from fedsim.report.lines import Axis, Series, caption_of, draw_methods, frame, legend_below, legend_lines, series_of, shift_of, x_label
 from fedsim.report.tables import reference
 from fedsim.results.groups import Group
 from fedsim.words import setting
@@ -22,6 +23,8 @@ _REFERENCES = (
     ("chance", "chance", (0, (1, 2))),
 )
 _WIDEST = 4
+LEAST_BOUND = 0.01
+"""Bounds of audits below it are not drawn: they say nothing, and a logarithmic axis has no place for them."""
 
 
 def draw_curves(groups: Sequence[Group]) -> Figure | None:
@@ -31,6 +34,7 @@ def draw_curves(groups: Sequence[Group]) -> Figure | None:
     markers and named so, one whose author alone states a theorem is dashed with half open ones; a method without epsilon is a level.
     Methods that yield a classifier are thin, with crosses for markers.
     Points are means over seeds, bars (bands for levels) Student-t 95 % confidence intervals, which a single seed does not have.
+    A tick under a point is at the epsilon that an audit refutes.
     """
     drawn = [group for group in groups if group.rows]
     if not drawn:
@@ -42,7 +46,8 @@ def draw_curves(groups: Sequence[Group]) -> Figure | None:
 def _figure(groups: Sequence[Group]) -> Figure:
     layout = _layout(groups)
     columns = max(len(line) for line in layout)
-    series, axis, levels = series_of(groups), Axis.of(groups), _levels(groups)
+    bounds = [bound for group in groups if (bound := _bound(group)) is not None]
+    series, axis, levels = series_of(groups), replace(Axis.of(groups), lowest=min(bounds, default=math.inf)), _levels(groups)
     width = 1.0 + 3.1 * max(columns, 1.35)
     names = legend_lines(series, width)
     figure = Figure(figsize=(width, 0.95 + 0.2 * names + 2.65 * len(layout)), layout="constrained", facecolor=PAPER)
@@ -60,7 +65,8 @@ def _figure(groups: Sequence[Group]) -> Figure:
                 axes.set_ylabel("balanced accuracy on real test data", color=INK, fontsize=8.5)
             if depth == len(layout) - 1 or position >= len(layout[depth + 1]):
                 axes.set_xlabel(x_label(axis), color=INK, fontsize=8.5)
-    legend_below(figure, caption_of(groups), series)
+    ticks = "ticks: the ε that an audit refutes with a confidence of 95 %" if bounds else ""
+    legend_below(figure, caption_of(groups, ticks), series)
     return figure
 
 
@@ -94,6 +100,27 @@ def _panel(axes: Axes, groups: Sequence[Group], series: Sequence[Series], axis: 
     axes.yaxis.set_major_locator(MultipleLocator(0.2))
     _reference_lines(axes, groups)
     draw_methods(axes, groups, series, axis, "balanced_accuracy")
+    for each in series:
+        if each.private:
+            _bounds(axes, [group for group in groups if group.label == each.label], each.colour, axis, shift_of(each, series, axis))
+
+
+def _bound(group: Group) -> float | None:
+    """The largest epsilon that audits refute, where it is drawn."""
+    bound = group.largest("audit_epsilon_lower")
+    return None if bound is None or bound < LEAST_BOUND else bound
+
+
+def _bounds(axes: Axes, groups: Sequence[Group], colour: str, axis: Axis, shift: float) -> None:
+    """What audits refute: a tick under each point, at the largest refuted epsilon, and a thin line to the claim."""
+    low, high = axes.get_ylim()
+    for group in groups:
+        bound, interval = _bound(group), group.interval("balanced_accuracy")
+        if bound is None or interval is None or group.epsilon_target is None:
+            continue
+        y, ends = interval.mean - 0.02 * (high - low), [axis.position(bound) + shift, axis.position(group.epsilon_target) + shift]
+        axes.plot(ends, [y, y], color=colour, linewidth=0.8, alpha=0.6, zorder=2.4, gid="audit")
+        axes.plot(ends[:1], [y], color=colour, marker="|", markersize=6, markeredgewidth=1.4, linestyle="none", zorder=2.6)
 
 
 def _reference_lines(axes: Axes, groups: Sequence[Group]) -> None:

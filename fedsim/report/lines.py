@@ -66,6 +66,8 @@ class Axis:
 
     finite: tuple[float, ...]
     infinite: bool
+    lowest: float = math.inf
+    """A finite epsilon that none ran with, and that has to be on the axis too."""
 
     @classmethod
     def of(cls, groups: Sequence[Group]) -> Axis:
@@ -94,7 +96,7 @@ class Axis:
         """Ends of the axis."""
         if not self.ticks:
             return -1.0, 1.0
-        low, high = self.position(self.ticks[0]), self.position(self.ticks[-1])
+        low, high = min(self.position(self.ticks[0]), math.log10(self.lowest)), self.position(self.ticks[-1])
         margin = 0.1 * (high - low) or 0.5
         return low - margin, high + margin
 
@@ -149,17 +151,20 @@ def _axis_break(axes: Axes, at: float) -> None:
 
 def draw_methods(axes: Axes, groups: Sequence[Group], series: Sequence[Series], axis: Axis, measure: str) -> None:
     """Every method's means of a measure: a line over epsilon, or a level for one that has none."""
-    lines = [each for each in series if each.private]
     for each in series:
         members = [group for group in groups if group.label == each.label]
         if each.private:
-            # A small shift keeps the bars of methods at one epsilon apart; the ticks stay at the true values.
-            low, high = axis.limits
-            step = min(0.02, 0.1 / len(lines)) * (high - low)
-            shift = step * (lines.index(each) - (len(lines) - 1) / 2)
-            _curve(axes, members, each, axis, shift, measure)
+            _curve(axes, members, each, axis, shift_of(each, series, axis), measure)
         else:
             _level(axes, members, each, measure)
+
+
+def shift_of(method: Series, series: Sequence[Series], axis: Axis) -> float:
+    """The small shift that keeps the bars of methods at one epsilon apart, in axis units; the ticks stay at the true values."""
+    lines = [each for each in series if each.private]
+    low, high = axis.limits
+    step = min(0.02, 0.1 / len(lines)) * (high - low)
+    return step * (lines.index(method) - (len(lines) - 1) / 2)
 
 
 def _curve(axes: Axes, groups: Sequence[Group], series: Series, axis: Axis, shift: float, measure: str) -> None:
@@ -249,8 +254,8 @@ def legend_below(figure: Figure, caption: str, series: Sequence[Series]) -> None
         text.set(text=each.name, parse_math=False)
 
 
-def caption_of(groups: Sequence[Group]) -> str:
-    """What a reader has to know when the picture stands alone."""
+def caption_of(groups: Sequence[Group], more: str = "") -> str:
+    """What a reader has to know when the picture stands alone, with ``more`` that is of this picture."""
     counts = sorted({len(group.rows) for group in groups})
     seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     mean = "one seed, so no interval" if counts == [1] else f"mean over {seeds} seeds; bars and bands: 95 % confidence interval"
@@ -258,7 +263,7 @@ def caption_of(groups: Sequence[Group]) -> str:
     told = [f"{group.unit}-level ε, trust {group.trust}, δ = {number(group.delta)}" for group in private]
     common = [_common([group.dataset for group in groups]), _common([setting(clients=group.clients) for group in groups])]
     thin = "thin: classifiers, what not generating is worth" if any(group.classifies for group in groups) else ""
-    return " · ".join(part for part in (*common, _common(told), mean, thin) if part)
+    return " · ".join(part for part in (*common, _common(told), mean, thin, more) if part)
 
 
 def _common(values: Sequence[str]) -> str:

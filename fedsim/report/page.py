@@ -78,6 +78,7 @@ def render_page(
         failures=[(row, _setting(row)) for row in rows if row.status == "failed"],
         overspent=[(row, _setting(row)) for row in rows if row.status == "overspent"],
         unaccounted=[(row, _setting(row)) for row in rows if row.status == "unaccounted"],
+        refuted=[(row, _setting(row)) for row in rows if row.status == "refuted"],
         undrawn=UNDRAWN,
         refused=manifest.get("refused") or [],
         facts=_facts(manifest, rows),

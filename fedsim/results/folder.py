@@ -34,6 +34,11 @@ class RunFolder:
         return self.path / "clients.jsonl"
 
     @property
+    def audits(self) -> Path:
+        """What audits saw, a line a pair of trainings, appended."""
+        return self.path / "audits.jsonl"
+
+    @property
     def summary(self) -> Path:
         """The rows averaged over seeds."""
         return self.path / "summary.csv"

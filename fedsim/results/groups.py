@@ -57,6 +57,7 @@ class Group:
     failed: int
     overspent: int
     unaccounted: int
+    refuted: int
 
     @property
     def classifies(self) -> bool:
@@ -128,6 +129,7 @@ def _group(members: list[Row]) -> Group:
         failed=statuses["failed"],
         overspent=statuses["overspent"],
         unaccounted=statuses["unaccounted"],
+        refuted=statuses["refuted"],
     )
 
 

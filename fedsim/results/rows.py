@@ -10,11 +10,11 @@ from fedsim.privacy.plan import Claim, Neighbours, Trust
 from fedsim.results.lines import decode, dump, load
 from fedsim.results.measures import MEASURES
 
-Status = Literal["ok", "failed", "overspent", "unaccounted"]
+Status = Literal["ok", "failed", "overspent", "unaccounted", "refuted"]
 LabelShares = Literal["released", "uniform"]
 """Which labels plain accuracy is from: as frequent as the algorithm released them under its budget, or equally frequent."""
 
-UNDRAWN = ("failed", "overspent", "unaccounted")
+UNDRAWN = ("failed", "overspent", "unaccounted", "refuted")
 """The statuses of rows that are in no mean and no picture."""
 
 
@@ -55,7 +55,8 @@ class Row(BaseModel):
         source: hash of the code that ran (:mod:`fedsim.methods.source_hash`); a row without one is older than this field, and so than any
             row with one.
         judged: hash of the code that scores and references are from: judging a finished cell anew writes its row again.
-        status: ``unaccounted`` where the ledger is not what the plan planned: nothing is known of the epsilon, and ``error`` says why.
+        status: ``unaccounted`` where the ledger is not what the plan planned: nothing is known of the epsilon, and ``error`` says why;
+            ``refuted`` where a bound of an audit is above the target, or a theorem's sensitivity is exceeded.
         generator: SHA-256 of the facts (JSON) of the generator that was saved.
         yields: what the algorithm makes; None: an older row.
         train_groups: how many groups the training rows are, where the unit is a group.
@@ -68,6 +69,10 @@ class Row(BaseModel):
             neighbours differ in) anyone can compute ``epsilon_spent`` again. A row without them is older than these fields.
         noise_at: whether noise is added once to the sum over clients or by every client.
         counted_by: the revision of the code that counted.
+        audit_epsilon_lower: the largest epsilon of the claimed mechanism with other noise that an audit refutes with a confidence of 95 %;
+            ``audit_epsilon_any`` the largest of any mechanism, ``audit_method`` how it was looked.
+        audit_pairs: how many pairs of trainings the audit is of.
+        audit_canary_ratio: what the audit's canary adds to a step, in units of the claimed sensitivity.
         unseen: a site that took no part and on whose test rows all scores are.
         tested: which test rows the clients' own scores are from.
         label_shares: how frequent the labels are that ``accuracy`` is with; every other score is with equally frequent ones. None for a
@@ -116,6 +121,11 @@ class Row(BaseModel):
     mechanisms: tuple[Mechanism, ...] | None = None
     noise_at: Literal["sum", "clients"] | None = None
     counted_by: str | None = None
+    audit_epsilon_lower: float | None = None
+    audit_epsilon_any: float | None = None
+    audit_method: str | None = None
+    audit_pairs: int | None = None
+    audit_canary_ratio: float | None = None
     unseen: str | None = None
     tested: str | None = None
     label_shares: LabelShares | None = None
@@ -169,6 +179,9 @@ class Row(BaseModel):
         if self.status != "failed" and self.balanced_accuracy is None:
             raise ValueError(f"a row with status {self.status} has balanced_accuracy")
         target, spent = self.epsilon_target, self.epsilon_spent
+        lower = max(self.audit_epsilon_lower or 0.0, self.audit_epsilon_any or 0.0)
+        if self.status == "ok" and target is not None and lower > target:
+            raise ValueError(f"epsilon {target} is claimed and one below {lower} is refuted: the status is 'refuted', not 'ok'")
         if self.status == "ok" and target is not None and spent is not None and spent > target * (1 + 1e-6):
             raise ValueError(f"epsilon {spent} was spent and {target} allowed: the status is 'overspent', not 'ok'")
         return self

@@ -139,6 +139,35 @@ class ResultStore:
         if written := [dump(line) for line in lines]:
             self._append(self.folder.clients, written)
 
+    def append_audits(self, key: str, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Add what an audit saw, in one write.
+
+        Args:
+            key: of the audit; whoever asks for it again goes on from here.
+            lines: each with ``pair``, the number of what it tells of.
+
+        Raises:
+            UserError: another fedsim holds the folder.
+        """
+        if written := [dump({"audit": key, **line}) for line in lines]:
+            self._append(self.folder.audits, written)
+
+    def audits(self, key: str) -> list[dict[str, Any]]:
+        """What an audit saw so far, by number, without its key.
+
+        Raises:
+            UserError: a complete line of the file is not what an audit wrote.
+        """
+        found: dict[int, dict[str, Any]] = {}
+        for number, line in complete_lines(self.folder.audits):
+            try:
+                told = decode(load(line))
+                if told.pop("audit") == key:
+                    found[told["pair"]] = told
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise _broken(self.folder.audits, number, error) from error
+        return [found[pair] for pair in sorted(found)]
+
     def clients(self) -> list[dict[str, Any]]:
         """The last line of every cell and client, by cell and client.
 

@@ -17,10 +17,10 @@ from fedsim.results.rows import UNDRAWN
 def write_summary(groups: Iterable[Group], path: Path) -> None:
     """Write ``summary.csv``: a line for every group of seeds, replacing the file at once.
 
-    Columns: the setting, ``seeds`` (rows averaged), ``failed``, ``overspent`` and ``unaccounted`` (rows left out), ``_mean`` and ``_ci95``
-    half-width of each measure, the largest ``epsilon_spent`` and ``epsilon_spent_replace_one``, and the means of the references and
-    seconds. Infinity is ``inf``; the half-width of a single seed is empty. A text that a spreadsheet
-    would take for a formula begins with an apostrophe.
+    Columns: the setting, ``seeds`` (rows averaged), ``failed``, ``overspent``, ``unaccounted`` and ``refuted`` (rows left out), of each
+    measure ``_mean`` and ``_ci95`` half-width, the largest ``epsilon_spent`` and ``epsilon_spent_replace_one``, and the means of the
+    references and seconds. Infinity is ``inf``; the half-width of a single seed is empty. A text that a spreadsheet would take for a
+    formula begins with an apostrophe.
     """
     lines = [{name: _inert(value) for name, value in _summary_line(group).items()} for group in groups]
     frame = pd.DataFrame(lines, columns=_columns())

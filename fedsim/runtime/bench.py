@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from fedsim.audit.of_grid import ClaimAudit, audits_of, is_told
 from fedsim.grid.models import Grid
 from fedsim.interrupts import INTERRUPTED
 from fedsim.results.partitions import write_partitions
@@ -49,8 +50,9 @@ def run_bench(
         The exit code: 0 if every cell is ok, 1 if one is not or a plug-in was left out, 130 after an interruption.
 
     Raises:
-        UserError: the folder cannot be written, or another fedsim runs in it.
+        UserError: the folder cannot be written, another fedsim runs in it, or the grid's audits could say nothing.
     """
+    audits = audits_of(prepared.grid, prepared.trials)
     store = ResultStore(folder)
     show_refused(prepared, console)
     show_warnings(prepared, console)
@@ -66,7 +68,7 @@ def run_bench(
         write_manifest(store.folder, prepared)
         write_partitions(store.folder, drawn_matrices(prepared))
         try:
-            report = _run(prepared, todo, without, store, console, engine)
+            report = _run(prepared, todo, without, _untold(audits, todo, store), store, console, engine)
         except KeyboardInterrupt:
             _say(console, f"interrupted: {_finished(prepared, store)}; the same command goes on")
             return INTERRUPTED
@@ -131,10 +133,21 @@ def told_anew(finished: Sequence[Trial], rows: Sequence[Row]) -> list[Row]:
     return told
 
 
+def _untold(audits: Sequence[ClaimAudit], todo: Sequence[Trial], store: ResultStore) -> list[ClaimAudit]:
+    """The audits of claims of which a cell is still to run, or a row does not show them yet."""
+    rows, running = {row.cell_id: row for row in store.rows()}, {trial.cell.cell_id for trial in todo}
+
+    def lacks(audit: ClaimAudit, cell_id: str) -> bool:
+        return cell_id in running or (cell_id in rows and not is_told(rows[cell_id], audit.run.count))
+
+    return [audit for audit in audits if any(lacks(audit, trial.cell.cell_id) for trial in audit.trials)]
+
+
 def _run(
     prepared: Prepared,
     todo: list[Trial],
     without: list[tuple[Trial, Row]],
+    audits: list[ClaimAudit],
     store: ResultStore,
     console: Console,
     engine: AbstractContextManager[Any],
@@ -142,13 +155,13 @@ def _run(
     """Run what is to do, then draw the report; its libraries are loaded beside the cells, and it is drawn while Ray ends."""
     if without:
         _say(console, f"{len(without)} finished cells lack a reference, which is computed now")
-    if not todo and not without:
+    if not todo and not without and not audits:
         console.print(f"all {len(prepared.trials)} cells are finished", highlight=False)
         return _drawn(store.folder.path)
     with ThreadPoolExecutor(1) as beside:
         with engine, make_display(console, len(prepared.trials), len(prepared.trials) - len(todo)) as display:
             beside.submit(importlib.import_module, "fedsim.report.report")
-            Scheduler(prepared, store, display).run(todo, without)
+            Scheduler(prepared, store, display).run(todo, without, audits)
             drawing = beside.submit(_drawn, store.folder.path)
         return drawing.result()
 

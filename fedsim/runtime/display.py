@@ -204,7 +204,7 @@ class Progress:
 
     def __init__(self, total: int, already_done: int, clock: Callable[[], float]) -> None:
         self.total, self.done, self.failed = total, already_done, 0
-        self.undrawn = {"overspent": 0, "unaccounted": 0}
+        self.undrawn = {"overspent": 0, "unaccounted": 0, "refuted": 0}
         self.running: dict[str, RunningCell] = {}
         self._clock, self._start = clock, clock()
         self._seconds: list[float] = []
@@ -281,6 +281,12 @@ def outcome(row: Row) -> str:
         told += f", ε spent {number(row.epsilon_spent, 3)}"
     if row.status == "overspent":
         told = f"overspent ({told} of {number(row.epsilon_target)})"
+    if row.status == "refuted":
+        lower = max(row.audit_epsilon_lower or 0.0, row.audit_epsilon_any or 0.0)
+        found = f"an audit finds ε ≥ {number(lower, 3)}"
+        if lower <= (row.epsilon_target or 0.0):
+            found = f"a canary adds {number(row.audit_canary_ratio, 3)} of the claimed sensitivity"
+        told = f"refuted (ε = {number(row.epsilon_target)} claimed, {found})"
     return told if row.seconds is None else f"{told}, {row.seconds:.1f} s"
 
 

@@ -1,12 +1,14 @@
-"""What runs on slots: cells, the references that their rows need, and measurements; and in which order."""
+"""What runs on slots: cells, the references that their rows need, measurements, and audits; and in which order."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from fedsim.audit.of_grid import ClaimAudit
 from fedsim.partition import Partition, PartitionSpec
 from fedsim.simulation.trial import Trial
+from fedsim.words import number
 
 ReferenceKey = tuple[str, ...]
 
@@ -52,7 +54,7 @@ class Measuring:
         return shape_of(self.trial)
 
 
-Job = Trial | Reference | Measuring
+Job = Trial | Reference | Measuring | ClaimAudit
 
 
 def shape_of(trial: Trial) -> str:
@@ -88,4 +90,6 @@ def named(job: Job) -> str:
         return f"the {job.key[0]} reference"
     if isinstance(job, Measuring):
         return f"the first round of {job.trial.cell.label}"
+    if isinstance(job, ClaimAudit):
+        return f"the audit of {job.label} at ε = {number(job.epsilon)}"
     return f"{job.cell.label} (cell {job.cell.cell_id})"

@@ -14,6 +14,8 @@ from typing import Any
 import ray
 
 from fedsim.atomic import discard
+from fedsim.audit.audit import Audit
+from fedsim.audit.of_grid import ClaimAudit, audited_row
 from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.regular import unread
 from fedsim.results.rows import Row, RowError
@@ -35,7 +37,7 @@ from fedsim.runtime.manifest import versions
 from fedsim.runtime.slots import Slot, Slots
 from fedsim.runtime.worker import Failure, Report, is_loss
 from fedsim.simulation.checkpoint import keep, kept
-from fedsim.simulation.generators import save_generator
+from fedsim.simulation.generators import hold_back, save_generator
 from fedsim.simulation.gpu_memory import doubled, share_for
 from fedsim.simulation.node import Share, fit_together
 from fedsim.simulation.preflight import Prepared
@@ -80,12 +82,18 @@ class Scheduler:
         self.losses: Counter[str] = Counter()
         self.references: dict[ReferenceKey, Ceiling | LocalOnly | None] = {}
         self.waiting: list[Callable[[], None]] = []
+        self.audits: dict[str, Audit] = {}
         self.versions = versions()
         self.lifeline = Lifeline()
         self.looked, self.in_vain = time.monotonic(), 0.0
 
-    def run(self, trials: Iterable[Trial], without_references: Iterable[tuple[Trial, Row]] = ()) -> None:
-        """Run all ``trials`` and the references that their rows, and the finished rows ``without_references``, need.
+    def run(
+        self,
+        trials: Iterable[Trial],
+        without_references: Iterable[tuple[Trial, Row]] = (),
+        audits: Iterable[ClaimAudit] = (),
+    ) -> None:
+        """Run all ``trials``, the references that their rows and the finished rows ``without_references`` need, then the ``audits``.
 
         Raises:
             ClusterLost: nothing more can run.
@@ -93,7 +101,7 @@ class Scheduler:
         lacking = list(without_references)
         self.waiting = [partial(self._fill_in, trial, row) for trial, row in lacking]
         jobs = with_references(trials, [trial for trial, _ in lacking])
-        self.queue = deque(with_measurements(jobs) if self.measuring else jobs)
+        self.queue = deque([*(with_measurements(jobs) if self.measuring else jobs), *audits])
         try:
             while self.queue or self.running:
                 while self.queue and self._start_next():
@@ -122,7 +130,7 @@ class Scheduler:
             what = f"its {shape[0]} actors need {shape[1].gpus:g} of a GPU each at once, and the cluster has not so much"
             self._write(failed_row(job, RowError(type="OutOfMemoryError", message=what, traceback=""), self.versions))
             return True
-        slot = None if shape is None else self.slots.take(*shape, any_shape=isinstance(job, Reference))
+        slot = None if shape is None else self.slots.take(*shape, any_shape=isinstance(job, Reference | ClaimAudit))
         if slot is None:
             return False
         del self.queue[at]
@@ -151,9 +159,9 @@ class Scheduler:
         actors, share = shape
         return any(fit_together([share] * actors, nodes) for nodes in (self.at_first, self.slots.nodes))
 
-    def _shape(self, job: Trial | Measuring) -> Shape | None:
+    def _shape(self, job: Trial | Measuring | ClaimAudit) -> Shape | None:
         """How many actors a cell needs, and what each takes; None while that is being measured."""
-        if isinstance(job, Measuring):
+        if not isinstance(job, Trial):
             return 1, self.share
         known = self.shares.get(job.cell.cell_id, self.shares.get(shape_of(job), None if self.measuring else self.share.gpus))
         actors, memory = len(job.sizes), self.resources.memory_per_cell or 0
@@ -162,6 +170,8 @@ class Scheduler:
     def _start(self, job: Job, slot: Slot) -> None:
         if isinstance(job, Measuring):
             stream = slot.worker.measure.options(num_returns="streaming").remote(job.trial, self.data[job.trial.data_key])
+        elif isinstance(job, ClaimAudit):
+            stream = slot.worker.audit.options(num_returns="streaming").remote(job.trials[0].cell, job.run, self.store.audits(job.run.key))
         elif isinstance(job, Reference):
             stream = slot.worker.reference.options(num_returns="streaming").remote(
                 self.data[job.dataset], job.partition, job.spec, job.probe_c
@@ -212,7 +222,7 @@ class Scheduler:
         self.slots.nodes = live_nodes()
         displaced, limit = self.slots.displaced(), self.resources.cell_timeout or math.inf
         for stream, running in list(self.running.items()):
-            late = not isinstance(running.job, Reference) and time.monotonic() - running.since > limit
+            late = not isinstance(running.job, Reference | ClaimAudit) and time.monotonic() - running.since > limit
             if late or running.slot in displaced:
                 del self.running[stream]
                 what = f"it ran for longer than cell_timeout ({limit:g} s)" if late else "its machine left the cluster"
@@ -255,6 +265,8 @@ class Scheduler:
         job = running.job
         if isinstance(job, Reference):
             self._take_reference(job, report)
+        elif isinstance(job, ClaimAudit):
+            self._take_audit(job, report)
         elif isinstance(job, Measuring):
             # who cannot even be measured gets a whole GPU, and its row says what is wrong
             self.shares[job.shape] = share_for(report.end) if isinstance(report.end, float) else self.share.gpus
@@ -283,6 +295,28 @@ class Scheduler:
         ready, self.waiting = self.waiting, []
         for finish in ready:
             finish()
+
+    def _take_audit(self, job: ClaimAudit, report: Report) -> None:
+        """Keep an audit's pairs; at its end the rows of its claim that are written are so once more, as the last word."""
+        self.store.append_audits(job.run.key, report.pairs)
+        if isinstance(report.end, Failure):
+            self.display.note(f"{named(job)} failed, its columns stay empty; the same command tries again: {report.end.summary()}")
+        if not isinstance(report.end, Audit):
+            return
+        self.display.note(f"{named(job)}: {report.end.words()}")
+        own = {trial.cell.cell_id: trial for trial in job.trials}
+        self.audits |= dict.fromkeys(own, report.end)
+        for row in self.store.rows():
+            if row.cell_id in own and (told := self._audited(own[row.cell_id], row)) != row:
+                self.store.append(told)
+
+    def _audited(self, trial: Trial, row: Row) -> Row:
+        """The row with what the audit of its claim says, if that has ended; a generator whose claim is refuted is held back."""
+        if (audit := self.audits.get(row.cell_id)) is None:
+            return row
+        told = audited_row(row, audit)
+        held = hold_back(self.store.folder, trial.cell) if told.status == "refuted" else None
+        return told if held is None else told.model_copy(update={"generator": held})
 
     def _take_report(self, trial: Trial, report: Report) -> None:
         cell_id = trial.cell.cell_id
@@ -320,7 +354,7 @@ class Scheduler:
             names = self.class_names[trial.data_key]
             saved = save_generator(self.store.folder, trial, names, outcome.generator, facts, self.versions)
             row = row.model_copy(update={"generator": saved})
-        self._write(row)
+        self._write(self._audited(trial, row))
         discard(self.store.folder.checkpoint(row.cell_id))
 
     def _fill_in(self, trial: Trial, row: Row) -> None:
@@ -330,6 +364,7 @@ class Scheduler:
             return
         lines = [line for line in self.store.clients() if line["cell_id"] == row.cell_id]
         filled, told = refilled(row, lines, *references)
+        filled = self._audited(trial, filled)
         if filled != row:
             self.store.append_clients(told)
             self.store.append(filled)

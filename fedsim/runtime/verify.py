@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.text import Text
 
+from fedsim.audit.of_grid import unaudited
 from fedsim.errors import UserError
 from fedsim.grid.models import Grid
 from fedsim.methods.registry import check_installed
@@ -89,7 +90,7 @@ class Verification:
             Whether rows and rounds are equal to the last bit.
         """
         chosen = sorted(np.random.default_rng().choice(len(self.cells), min(count, len(self.cells)), replace=False).tolist())
-        old, trials = [self.cells[i][0] for i in chosen], [self.cells[i][1] for i in chosen]
+        old, trials = [unaudited(self.cells[i][0]) for i in chosen], [self.cells[i][1] for i in chosen]
         with tempfile.TemporaryDirectory(prefix="fedsim-verify-") as scratch:
             store = ResultStore(Path(scratch))
             with engine, make_display(console, len(trials)) as display:

@@ -19,6 +19,8 @@ import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from fedsim.audit.audit import Audit
+from fedsim.audit.run import AuditRun
 from fedsim.data.embeddings import Embeddings
 from fedsim.device import CPU, device_of, exact_products, moved
 from fedsim.evaluation.judge import Judgement
@@ -91,12 +93,16 @@ def is_loss(error: ray.exceptions.RayError) -> bool:
 
 @dataclass(frozen=True)
 class Report:
-    """What a worker streams to the driver: rounds and output since the last report, a new checkpoint, and at the end how it ended."""
+    """What a worker streams to the driver: rounds and output since the last report, a new checkpoint, and at the end how it ended.
+
+    ``pairs`` are an audit's lines since the last report.
+    """
 
     rounds: tuple[RoundRecord, ...] = ()
     output: str = ""
     checkpoint: bytes | None = field(default=None, repr=False)
-    end: Outcome | Judgement | Failure | Ceiling | LocalOnly | float | None = None
+    end: Outcome | Judgement | Failure | Ceiling | LocalOnly | Audit | float | None = None
+    pairs: tuple[dict[str, Any], ...] = ()
 
 
 def _exited(error: SystemExit) -> RuntimeError:
@@ -253,6 +259,28 @@ class TrialWorker:
             yield Report(end=filled(self.device))
         except (Exception, SystemExit) as error:
             yield Report(end=Failure.of(error))
+
+    def audit(self, cell: Cell, run: AuditRun, found: Sequence[dict[str, Any]]) -> Iterator[Report]:
+        """What an audit lacks, in reports of some pairs each, and its outcome.
+
+        Args:
+            cell: one of those that make the claim.
+            run: the audit.
+            found: its pairs so far.
+        """
+        self.process.make_ready()
+        lines, pending, sent = list(found), list[dict[str, Any]](), time.monotonic()
+        with _captured():
+            try:
+                check_source(cell)
+                for line in run.missing(found):
+                    pending.append(line)
+                    if time.monotonic() - sent > FLUSH_SECONDS:
+                        yield Report(pairs=tuple(pending))
+                        lines, pending, sent = lines + pending, [], time.monotonic()
+                yield Report(end=run.outcome(lines + pending), pairs=tuple(pending))
+            except (Exception, SystemExit) as error:
+                yield Report(end=Failure.of(error), pairs=tuple(pending))
 
     def reference(self, data: Embeddings, partition: Partition | None, spec: PartitionSpec, probe_c: float) -> Iterator[Report]:
         """The ceiling without a partition, local-only with one."""

@@ -61,7 +61,7 @@ class GeneratorFacts(BaseModel):
     task: Task
     plan: PrivacyPlan | None
     class_names: tuple[str, ...]
-    status: Literal["ok", "overspent", "unaccounted"]
+    status: Literal["ok", "overspent", "unaccounted", "refuted"]
     epsilon_spent: float | None
     accountant: str | None
     versions: dict[str, str]
@@ -145,10 +145,28 @@ def save_generator(
         sha256=hashlib.sha256(content).hexdigest(),
         **spent,
     )
-    text = (facts.model_dump_json(indent=1) + "\n").encode()
     path = run.generator(cell.cell_id)
     with replaced(path.with_suffix(TENSORS)) as part:
         part.write_bytes(content)
+    return _write_facts(path, facts)
+
+
+def hold_back(run: RunFolder, cell: Cell) -> str | None:
+    """Note that the claim of a saved generator is refuted.
+
+    Returns:
+        SHA-256 of the JSON file, for the cell's row; None where no generator is saved.
+
+    Raises:
+        UserError: its facts cannot be read.
+    """
+    path = run.generator(releasable(cell).cell_id)
+    return _write_facts(path, _facts(path)[0].model_copy(update={"status": "refuted"})) if path.exists() else None
+
+
+def _write_facts(path: Path, facts: GeneratorFacts) -> str:
+    """Write the JSON file; its SHA-256."""
+    text = (facts.model_dump_json(indent=1) + "\n").encode()
     with replaced(path) as part:
         part.write_bytes(text)
     return hashlib.sha256(text).hexdigest()

@@ -61,6 +61,7 @@ def train(
     resume: Checkpoint | None = None,
     checkpoint: Callable[[Callable[[], Checkpoint]], None] | None = None,
     device: torch.device = CPU,
+    watch: Callable[[Round, Tensors], None] | None = None,
 ) -> abc.Generator[RoundRecord, None, Trained]:
     """Run all rounds: yields a record after each, returns the outcome.
 
@@ -72,6 +73,7 @@ def train(
         resume: go on from here; the result is that of an uninterrupted training.
         checkpoint: called after every round with a function that captures the progress; it decides when to.
         device: where the server computes.
+        watch: called in every round with the noisy sum that the server gets; it changes nothing.
     """
     server = algorithm.initial_server(seeds).to(device)
     server.plan = plan
@@ -93,6 +95,8 @@ def train(
         noise, multiplier = server_noise(algorithm, plan, round_, total, seeds)
         signal, drawn = squared_sums(total), moved(noise.parts, device)
         noisy = {name: value + drawn[name] for name, value in total.items()} if drawn else total
+        if watch is not None:
+            watch(round_, noisy)
         values = phase.at_server(server, round_, noisy)
         record = {"release": round_.release.name, "main": round_.release.main, **_gathered(messages, noise, signal, values)}
         server.tensors = in_order(server.tensors)

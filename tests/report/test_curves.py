@@ -213,3 +213,22 @@ def test_the_inline_picture_takes_its_colours_from_the_page(quickstart):
     assert not any(colour in svg for colour in (*SERIES, MUTED, PAPER))
     assert "<style" not in svg
     assert "<metadata" not in svg
+
+
+def test_an_audit_is_a_tick_under_its_point_at_the_epsilon_that_it_refutes(row):
+    facts = {"audit_epsilon_lower": 0.5, "audit_epsilon_any": 0.2, "audit_method": "white box", "audit_pairs": 500}
+    (axes,) = panels([row(cell_id="a", **facts), row(cell_id="b", epsilon_target=4.0)])
+    (line,) = [line for line in axes.lines if line.get_gid() == "audit"]
+    bound, claim = line.get_xdata()
+    assert (bound, claim) == pytest.approx((math.log10(0.5), 0.0))
+    assert line.get_ydata()[0] < 0.5
+    (tick,) = [line for line in axes.lines if line.get_marker() == "|"]
+    assert tick.get_xdata()[0] == pytest.approx(bound)
+    assert axes.get_xlim()[0] < bound
+
+
+def test_a_refuted_claim_is_never_drawn(row):
+    facts = {"audit_epsilon_lower": 1.5, "audit_epsilon_any": 0.2, "audit_pairs": 500, "balanced_accuracy": 0.99}
+    refuted = row(cell_id="r", seed=1, status="refuted", **facts)
+    (axes,) = panels([row(cell_id="a"), refuted])
+    assert solid_points(axes, SERIES[0]) == [0.5]

@@ -63,6 +63,11 @@ CONTRACT = [
         "mechanisms",
         "noise_at",
         "counted_by",
+        "audit_epsilon_lower",
+        "audit_epsilon_any",
+        "audit_method",
+        "audit_pairs",
+        "audit_canary_ratio",
         "unseen",
         "tested",
         "label_shares",
@@ -134,6 +139,13 @@ def row(cell_id: str = "a", **fields: object) -> Row:
 def failed(cell_id: str = "a", **fields: object) -> Row:
     none = dict.fromkeys(["accuracy", "balanced_accuracy", "macro_f1", "epsilon_spent", "scope", "claim"])
     return row(cell_id, status="failed", error=ERROR, **none | fields)
+
+
+def test_a_row_whose_claim_an_audit_refutes_is_not_ok():
+    facts = {"epsilon_target": 4.0, "audit_epsilon_lower": 4.5, "audit_epsilon_any": 2.0, "audit_pairs": 100}
+    assert row(status="refuted", **facts).status == "refuted"
+    with pytest.raises(ValidationError, match=r"one below 4\.5 is refuted"):
+        row(**facts)
 
 
 def test_a_row_has_the_fields_of_the_contract_and_no_other():

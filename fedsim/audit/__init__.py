@@ -1,0 +1,1 @@
+"""Empirical lower bounds of what a training gives away, beside what it claims."""

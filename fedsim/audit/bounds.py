@@ -1,0 +1,146 @@
+"""Lower bounds of epsilon from how well units are told apart, with confidence.
+
+A test with a rate of false positives F and of true positives T refutes every (epsilon, delta) with T > exp(epsilon) F + delta (Kairouz, Oh
+& Viswanath 2015), and every mechanism whose trade-off function is above 1 - T at F (Dong, Roth & Su 2022). The rates are known to a
+confidence: the threshold of the score is chosen on one half of the pairs, and errors are counted on the other half, where both rates get
+an exact interval (Clopper and Pearson 1934), which hold together with 95 %.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import beta, binom, norm
+
+from fedsim.privacy.accountant import Event
+from fedsim.privacy.tradeoff import refuted_epsilon
+
+CONFIDENCE = 0.95
+_EACH = (1 - CONFIDENCE) / 2
+"""What each of the two rates may be wrong with."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What pairs of scores refute; each bound holds with a confidence of 95 % by itself.
+
+    Attributes:
+        mechanism: the largest epsilon of the claimed mechanism with other noise that is refuted.
+        clopper_pearson: the largest epsilon of any mechanism that is refuted.
+        pairs: how many pairs there are, half of which were tested.
+        false_positives, true_positives: upper and lower limit of the rates behind ``mechanism``.
+    """
+
+    mechanism: float
+    clopper_pearson: float
+    pairs: int
+    false_positives: float
+    true_positives: float
+
+    @property
+    def epsilon(self) -> float:
+        """The sharper of the two."""
+        return max(self.mechanism, self.clopper_pearson)
+
+
+def least_pairs(delta: float) -> int:
+    """Pairs with which an attack without a single error would refute an epsilon above 0."""
+    pairs = 2
+    while _epsilon(upper(np.zeros(1), pairs // 2), lower(np.full(1, pairs // 2), pairs // 2), delta)[0] <= 0:
+        pairs += 2
+    return pairs
+
+
+def bound(absent: Sequence[float], present: Sequence[float], events: Sequence[Event], delta: float) -> Bound:
+    """The bounds from the scores of trainings without and with the unit, the higher the likelier with; in the order they were made.
+
+    Args:
+        absent: scores of the trainings without it.
+        present: scores of those with it.
+        events: the claimed mechanism.
+        delta: of the claim.
+    """
+    without, with_ = np.asarray(absent, float), np.asarray(present, float)
+    half = len(without) // 2
+    chosen, tested = (without[:half], with_[:half]), (without[half:], with_[half:])
+    rates = {}
+    for name in ("mechanism", "clopper-pearson"):
+        threshold = _threshold(*chosen, len(tested[0]), delta if name == "clopper-pearson" else None)
+        rates[name] = _rates(*tested, np.array([threshold]))
+    (false,), (true,) = rates["mechanism"]
+    (told,) = _epsilon(*rates["clopper-pearson"], delta)
+    refuted, _ = refuted_epsilon(events, delta, float(false), float(true)) if true > false else (0.0, math.inf)
+    return Bound(refuted, max(0.0, float(told)), len(without), float(false), float(true))
+
+
+def upper(count: Floats, total: int) -> Floats:
+    """The rate that ``count`` of ``total`` do not exceed but with a probability of 2.5 %."""
+    return np.where(count < total, beta.ppf(1 - _EACH, count + 1, np.maximum(total - count, 1e-9)), 1.0)
+
+
+def lower(count: Floats, total: int) -> Floats:
+    """The rate that ``count`` of ``total`` do not fall below but with a probability of 2.5 %."""
+    return np.where(count > 0, beta.ppf(_EACH, np.maximum(count, 1e-9), total - count + 1), 0.0)
+
+
+def _threshold(absent: Floats, present: Floats, tested: int, delta: float | None) -> float:
+    """The threshold that would refute most if the other half were like this one; without a delta, by Gaussian mechanisms."""
+    thresholds = np.unique(np.concatenate([absent, present, [math.inf]]))
+    share = tested / max(len(absent), 1)
+    false, true = _rates(absent, present, thresholds, share)
+    if delta is not None:
+        return float(thresholds[int(np.argmax(_epsilon(false, true, delta)))])
+    # to a Gaussian mechanism these rates are mu = Phi^-1(T) - Phi^-1(F)
+    return float(thresholds[int(np.argmax(norm.ppf(true) - norm.ppf(false)))])
+
+
+def _rates(absent: Floats, present: Floats, thresholds: Floats, share: float = 1.0) -> tuple[Floats, Floats]:
+    """Upper limits of the false, lower limits of the true positives at each threshold, as if there were ``share`` times as many scores."""
+    total = round(len(absent) * share)
+    false = (len(absent) - np.searchsorted(np.sort(absent), thresholds)) * (total / len(absent))
+    true = (len(present) - np.searchsorted(np.sort(present), thresholds)) * (total / len(present))
+    return upper(np.asarray(false, float), total), lower(np.asarray(true, float), total)
+
+
+def _epsilon(false: Floats, true: Floats, delta: float) -> Floats:
+    """What the rates refute of any mechanism, by those called present and by those called absent."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        called = np.log(np.maximum(true - delta, 0) / false)
+        others = np.log(np.maximum(1 - false - delta, 0) / (1 - true))
+    return np.asarray(np.fmax(np.nan_to_num(called, nan=0.0, neginf=0.0), np.nan_to_num(others, nan=0.0, neginf=0.0)))
+
+
+def one_run_p_value(canaries: int, guesses: int, correct: int, epsilon: float, delta: float) -> float:
+    """The probability of so many correct guesses or more under (epsilon, delta)-DP, at most (Steinke, Nasr & Jagielski 2023, theorem 5.2).
+
+    Args:
+        canaries: each in the training by a fair coin of its own.
+        guesses: of them that were guessed.
+        correct: of those.
+        epsilon: the claim.
+        delta: of the claim.
+    """
+    rate = 1 / (1 + math.exp(-epsilon))
+    tail = float(binom.sf(correct - 1, guesses, rate))
+    masses = np.cumsum(binom.pmf(np.arange(correct - 1, -1, -1), guesses, rate))
+    worst = float((masses / np.arange(1, correct + 1)).max(initial=0.0))
+    return min(1.0, tail + 2 * canaries * delta * worst)
+
+
+def one_run_epsilon(canaries: int, guesses: int, correct: int, delta: float, level: float = 1 - CONFIDENCE) -> float:
+    """The largest epsilon that so many correct guesses refute at ``level``; 0 where none is."""
+    if one_run_p_value(canaries, guesses, correct, 0.0, delta) > level:
+        return 0.0
+    low, high = 0.0, 1.0
+    while one_run_p_value(canaries, guesses, correct, high, delta) <= level and high < 64:
+        low, high = high, 2 * high
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        low, high = (middle, high) if one_run_p_value(canaries, guesses, correct, middle, delta) <= level else (low, middle)
+    return low

@@ -1,0 +1,96 @@
+"""How well scores tell rows that were trained on from rows that were not: AUC, and true positives at few false ones, with intervals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm
+from sklearn.metrics import roc_auc_score, roc_curve
+
+RATES = (0.01, 0.001)
+"""Rates of false positives at which true ones are told (Carlini et al. 2022, arXiv 2112.03570)."""
+RESAMPLES = 400
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and its 95 % interval, by the bootstrap over rows (Efron 1979)."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True)
+class Membership:
+    """What an attack reaches.
+
+    Attributes:
+        attack: its name.
+        auc: area under its curve of true against false positives; 0.5 is guessing.
+        true_positives: at each of :data:`RATES`.
+        rows: how many rows it was tried on.
+    """
+
+    attack: str
+    auc: Estimate
+    true_positives: tuple[Estimate, ...]
+    rows: int
+
+    def words(self) -> str:
+        """The outcome on a line."""
+        told = [f"TPR {estimate} at {rate:.1%} FPR" for rate, estimate in zip(RATES, self.true_positives, strict=True)]
+        return f"{self.attack}: AUC {self.auc}, {', '.join(told)}; {self.rows} rows"
+
+
+def membership(attack: str, scores: Floats, inside: Bools) -> Membership:
+    """What scores ``[trainings, rows]`` tell of who was ``inside``; resampled are rows, with all their trainings."""
+    stream = np.random.default_rng(0)
+    count = scores.shape[1]
+    draws = [np.arange(count), *(np.asarray(stream.integers(0, count, count)) for _ in range(RESAMPLES))]
+    found = np.array([_measured(scores[:, rows].ravel(), inside[:, rows].ravel()) for rows in draws])
+    low, high = np.quantile(found[1:], (0.025, 0.975), axis=0)
+    auc, *rest = (Estimate(*map(float, each)) for each in zip(found[0], low, high, strict=True))
+    return Membership(attack, auc, tuple(rest), scores.shape[1])
+
+
+def _measured(scores: Floats, inside: Bools) -> list[float]:
+    if inside.all() or not inside.any():
+        return [0.5, *RATES]
+    false, true, _ = roc_curve(inside, scores)
+    return [float(roc_auc_score(inside, scores)), *(float(true[false <= rate].max()) for rate in RATES)]
+
+
+def likelihood_ratios(scores: Floats, inside: Bools) -> Floats:
+    """LiRA: how much likelier each score is if its row was trained on, by Gaussians of the other trainings' scores of the row.
+
+    Carlini et al. 2022 (arXiv 2112.03570), with one variance for all rows, as for few shadow trainings; a row that all other trainings
+    have, or none, tells nothing.
+
+    Args:
+        scores: ``[trainings, rows]``.
+        inside: the same.
+    """
+    found = np.zeros_like(scores)
+    for target in range(len(scores)):
+        others = np.arange(len(scores)) != target
+        own, held = scores[others], inside[others]
+        means = [_mean(own, which) for which in (held, ~held)]
+        left = np.where(held, own - means[0], own - means[1])
+        spread = float(np.sqrt(np.nanmean(np.square(left)))) or 1.0
+        told = norm.logpdf(scores[target], means[0], spread) - norm.logpdf(scores[target], means[1], spread)
+        found[target] = np.nan_to_num(told, nan=0.0)
+    return found
+
+
+def _mean(scores: Floats, which: Bools) -> Floats:
+    count = which.sum(0)
+    return np.asarray(np.divide((scores * which).sum(0), count, out=np.full(scores.shape[1], np.nan), where=count > 0))

@@ -1,0 +1,45 @@
+"""Bounds that hold: exact intervals, thresholds that another half chose, guesses in one run."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binom, binomtest
+
+from fedsim.audit.bounds import bound, least_pairs, lower, one_run_epsilon, one_run_p_value, upper
+
+
+@given(st.integers(1, 400), st.data())
+def test_rates_have_the_intervals_of_clopper_and_pearson(total: int, data: st.DataObject) -> None:
+    count = data.draw(st.integers(0, total))
+    exact = binomtest(count, total).proportion_ci(0.95, "exact")
+    assert float(lower(np.array(float(count)), total)) == pytest.approx(exact.low)
+    assert float(upper(np.array(float(count)), total)) == pytest.approx(exact.high)
+
+
+def test_fewer_pairs_than_the_least_bound_nothing_and_the_least_do() -> None:
+    least, events = least_pairs(1e-4), [(1.0, 1.0, 1)]
+    for pairs, is_bound in ((least - 2, False), (least, True)):
+        assert (bound([0.0] * pairs, [1.0] * pairs, events, 1e-4).clopper_pearson > 0) == is_bound
+
+
+def test_scores_that_tell_nothing_bound_nothing() -> None:
+    stream = np.random.default_rng(0)
+    found = bound(stream.normal(size=200), stream.normal(size=200), [(1.0, 1.0, 1)], 1e-4)
+    assert found.epsilon < 0.3
+
+
+def test_without_a_delta_the_one_run_p_value_is_the_tail_of_a_binomial() -> None:
+    for epsilon, guesses, correct in ((0.0, 100, 60), (1.0, 100, 80), (2.0, 50, 50)):
+        rate = 1 / (1 + math.exp(-epsilon))
+        assert one_run_p_value(200, guesses, correct, epsilon, 0.0) == pytest.approx(binom.sf(correct - 1, guesses, rate))
+
+
+def test_all_of_a_hundred_guesses_right_refute_what_the_paper_says() -> None:
+    # rate^100 <= 0.05 where epsilon is below log(r / (1 - r)), r = 0.05^(1 / 100)
+    rate = 0.05**0.01
+    assert one_run_epsilon(100, 100, 100, 0.0) == pytest.approx(math.log(rate / (1 - rate)), abs=1e-3)
+    assert one_run_epsilon(100, 100, 100, 1e-4) < one_run_epsilon(100, 100, 100, 0.0)
+    assert one_run_epsilon(100, 100, 50, 1e-4) == 0

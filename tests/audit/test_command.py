@@ -1,0 +1,78 @@
+"""``fedsim audit``: what it says, that it goes on, and one message for each mistake."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from benches import Done, Ran
+from cells import small_grid
+
+Command = Callable[..., Done]
+
+
+def test_an_interrupted_audit_goes_on_and_more_pairs_are_added(folder: Path, command: Command) -> None:
+    whole = command("audit", "dp-gaussian", "--pairs", "20", "--out", "whole")
+    assert whole.returncode == 0
+    assert "not refuted: ε = 4 claimed" in whole.stdout
+    lines = (folder / "whole/audits.jsonl").read_text().splitlines()
+    (folder / "cut").mkdir()
+    (folder / "cut/audits.jsonl").write_text("\n".join(lines[:7]) + lines[7][:20])
+    assert command("audit", "dp-gaussian", "--pairs", "20", "--out", "cut").stdout == whole.stdout
+    assert sorted((folder / "cut/audits.jsonl").read_text().splitlines()) == sorted(lines)
+    command("audit", "dp-gaussian", "--pairs", "24", "--out", "cut")
+    assert [json.loads(line)["pair"] for line in (folder / "cut/audits.jsonl").read_text().splitlines()] == list(range(24))
+
+
+def test_a_refuted_claim_is_exit_code_1(folder: Path, command: Command) -> None:
+    done = command("audit", "broken.unclipped_part:UnclippedPart", "--param", "clip=0.1", "--param", "rounds=1", "--pairs", "60")
+    assert done.returncode == 1
+    assert "REFUTED" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["centralised"], "algorithm centralised: has no privacy to audit; give a private one"),
+        (["dp-gaussian", "--unit", "client"], "algorithm dp-gaussian: does not support 'client'; supported: example"),
+        (["dp-gaussian", "--pairs", "8"], "pairs: 8 are too few: even an attack without an error would bound nothing; give 12 or more"),
+        (["dp-gaussian", "--epsilon", "inf"], "is no claim that an audit could refute"),
+        (["dp-gaussian", "--attack", "one-run"], "takes no noisy step a round on sums over examples"),
+        (["fedhypevae", "--attack", "one-run", "--pairs", "5"], "5 canaries are too few for any bound in one run"),
+        (["dp-gaussian", "--attack", "black-box", "--pairs", "5"], "5 rows are too few for any bound in one run"),
+        (["dp-gausian"], "did you mean 'dp-gaussian'?"),
+        (["dp-gaussian", "--param", "rounds=3"], "rounds"),
+    ],
+)
+def test_a_mistake_is_one_message_and_nothing_is_written(arguments: list[str], message: str, folder: Path, command: Command) -> None:
+    done = command("audit", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert list(folder.iterdir()) == []
+
+
+def test_a_folder_without_what_an_attack_needs_is_one_message(folder: Path, command: Command, bench: Callable[..., Ran]) -> None:
+    (folder / "empty").mkdir()
+    done = command("audit", "empty")
+    assert (done.returncode, done.stderr.startswith("fedsim: empty: there is no results.jsonl here")) == (2, True)
+    bench(small_grid("dp-gaussian", resources={"save_generators": False}), "bare")
+    done = command("audit", "bare")
+    assert done.returncode == 2
+    assert "bare: there are no generators here, which membership is inferred from" in done.stderr
+
+
+def test_a_run_folder_is_attacked_by_its_synthetic_rows(folder: Path, command: Command, bench: Callable[..., Ran]) -> None:
+    bench(small_grid("dp-gaussian"), "run")
+    done = command("audit", "run")
+    assert done.returncode == 0
+    assert [line.split(":")[1].strip() for line in done.stdout.splitlines()] == ["likelihood", "nearest synthetic row"]
+    assert "TPR" in done.stdout
+
+
+def test_what_is_released_is_attacked_by_rows_that_come_and_go(folder: Path, command: Command) -> None:
+    done = command("audit", "dp-gaussian", "--attack", "black-box", "--pairs", "40")
+    assert done.returncode == 0
+    assert done.stdout.count("AUC") == 4
+    assert done.stdout.count("LiRA") == 2
+    assert "black box, one run, 40 canaries" in done.stdout

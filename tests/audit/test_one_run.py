@@ -1,0 +1,46 @@
+"""Many canaries in one training, and rows that are told apart by what is released."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fedsim.audit.audit import one_run_audit
+from fedsim.audit.membership import likelihood_ratios, membership
+from fedsim.audit.one_run import one_run
+from fedsim.audit.setting import Setting, setting_of
+from fedsim.privacy.plan import Trust
+
+
+def tiny(trust: Trust = "aggregate") -> Setting:
+    return setting_of("broken.tiny:Tiny", {"rounds": 6, "sample_rate": 1.0}, "example", trust, 1.0, 1e-4, dim=256)
+
+
+@pytest.mark.parametrize("trust", ["aggregate", "silo"])
+def test_one_run_refutes_what_has_hardly_any_noise_and_not_what_has_enough(trust: Trust) -> None:
+    setting = tiny(trust)
+    assert not one_run_audit(setting, one_run(setting, 100, 0)).refuted
+    silent = replace(setting, plan=replace(setting.plan, sigma=setting.plan.sigma / 1000))
+    assert one_run_audit(silent, one_run(silent, 100, 0)).refuted
+
+
+def test_what_a_canary_adds_in_one_run_is_within_the_claimed_sensitivity() -> None:
+    found = one_run_audit(tiny(), one_run(tiny(), 20, 0))
+    assert 0.99 < found.most < 1.001
+
+
+def test_shadows_tell_a_row_whose_score_depends_on_whether_it_is_there() -> None:
+    stream = np.random.default_rng(0)
+    inside = stream.random((8, 300)) < 0.5
+    # rows differ more from each other than a row from itself, which LiRA takes out
+    scores = 5 * stream.normal(size=300) + inside + 0.5 * stream.normal(size=(8, 300))
+    raw, shadows = (membership("a", each, inside).auc for each in (scores, likelihood_ratios(scores, inside)))
+    assert raw.low < 0.6
+    assert shadows.low > 0.85
+
+
+def test_noise_tells_nothing_and_its_interval_holds_a_half() -> None:
+    stream = np.random.default_rng(1)
+    found = membership("a", stream.normal(size=(4, 300)), stream.random((4, 300)) < 0.5)
+    assert found.auc.low < 0.5 < found.auc.high
+    assert found.true_positives[0].value < 0.05
