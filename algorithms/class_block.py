@@ -22,7 +22,7 @@ from fedsim.privacy.statistics.spectral import leading, leading_of, polar, spect
 REACH = 1.5
 """Residuals in the block are clipped at this many times their expected norm, sqrt(k)."""
 OVERLAP = 2.25
-"""Mean variance in the block, in units of the believed covariance, that classes are drawn with: real ones overlap more than normals."""
+"""Mean variance between classes, in units of the believed covariance, that they are drawn with: real ones overlap more than normals."""
 CLASS_WEIGHTS = {"class_sums": 1.0, "class_second": 1.0}
 SITE_WEIGHTS = {"site_sums": 1.0, "site_counts": 0.3, "site_class_sums": 1.0, "site_class_counts": 0.3}
 
@@ -95,6 +95,19 @@ def roots(covariances: Tensor) -> Tensor:
     return spectral_function(covariances, lambda values: values.clamp_min(0).sqrt())
 
 
+def _drawn_closer(covariances: Tensor, apart: Tensor, closeness: float) -> Tensor:
+    """Covariances ``[C, k, k]`` whose mean variance along ``apart`` ``[C, k]`` is what ``closeness`` leaves of OVERLAP."""
+    scatter = (apart.T @ apart).double()
+    _, between = leading(scatter, len(apart) - 1, 1e-6 * float(scatter.trace()))
+    if not between.shape[1]:
+        return covariances
+    along = (between @ between.T).to(covariances.dtype)
+    variance = torch.einsum("ckl,kl->c", covariances, along).mean() / between.shape[1]
+    scale = torch.eye(len(along), device=along.device) + (closeness * (OVERLAP / variance).sqrt() - 1) * along
+    drawn: Tensor = scale @ covariances @ scale
+    return drawn
+
+
 class BlockGenerator:
     """Decodes ``x = centre + radius (middle + root w)``, w standard normal but in the block, where it is the class's own normal.
 
@@ -106,9 +119,7 @@ class BlockGenerator:
         self.tensors, self.closeness, self.shifts = tensors, closeness, shifts
         means = tensors["prior_means"]
         self.common = means.mean(0)
-        covariances = tensors["prior_covariances"]
-        variance = torch.diagonal(covariances, dim1=1, dim2=2).mean()
-        self.roots = roots(covariances * (OVERLAP * closeness**2 / variance))
+        self.roots = roots(_drawn_closer(tensors["prior_covariances"], means - self.common, closeness))
 
     def of_client(self, client: int) -> BlockGenerator:
         """With the client's own shifts, where there are any."""

@@ -25,7 +25,7 @@ from fedsim.models.cvae import gaussian_nll, gaussian_nll_diagonal, kl_normal, s
 from fedsim.models.initialise import initial_model
 from fedsim.models.kernel import kernel_features, kernel_frequencies, kernel_score
 from fedsim.privacy.plan import Claim
-from fedsim.seeds import Purpose
+from fedsim.seeds import Purpose, Seeds
 
 FEATURES = 256
 """Random features behind the diagnostic cross-client MMD."""
@@ -45,6 +45,23 @@ class FedHypeVAE(DPSGD):
         """The cohort's model."""
         return HyperCVAE(self.params, self.task.dim, self.task.classes, clients)
 
+    def initial_server(self, seeds: Seeds) -> Server:
+        """As every algorithm's; prototypes start at zero, since what a class has few rows for would keep its random start."""
+        server = super().initial_server(seeds)
+        model: Any = server.model
+        if not self.params.decoder_hidden:
+            (layer,) = model.decoder.modulated()
+            with torch.no_grad():
+                layer.rows.weight[:, -self.task.classes :] = 0
+        return server
+
+    def start_clients(self, clients: Clients) -> None:
+        """Every correction starts at zero, and the encoder as the exact posterior."""
+        model: Any = clients.model
+        if self.params.encoder == "corrected":
+            with torch.no_grad():
+                model.encoder.head.weight.zero_()
+
     def draws(self) -> Mapping[str, tuple[int, ...]]:
         """One posterior draw; two prior draws and their observation noise for the kernel score."""
         latent, dim = self.params.latent, self.task.dim
@@ -52,9 +69,13 @@ class FedHypeVAE(DPSGD):
         return {"posterior": (latent,), **pair}
 
     def clip_weights(self) -> Mapping[str, float]:
-        """Factors that bring the parts' gradients to one order: the decoder's 1 / sqrt(d), the prior's observation variance."""
-        dim = self.task.dim
-        return {"decoder.": math.sqrt(dim), "prior.": 0.1 * dim, "encoder.": 0.1}
+        """Factors that bring the parts' gradients to one order: the decoder's 1 / sqrt(d), the prior's observation variance.
+
+        The decoder's bias hears every class, so that noise hurts it less than a prototype, which hears one of C: it gets 1 / sqrt(C).
+        """
+        root, last = math.sqrt(self.task.dim), len(self.params.decoder_hidden)
+        bias = {f"decoder.layers.{last}.rows.bias": root / math.sqrt(self.task.classes)}
+        return {"decoder.": root, **bias, "prior.": 0.1 * self.task.dim, "encoder.": 0.1}
 
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
         """Per example: s^2 (-log p(x | z, y, v) + beta KL(q || p(z | y, v))) + lambda kernel score.
@@ -64,13 +85,7 @@ class FedHypeVAE(DPSGD):
         """
         code = self.params.code_scale * model.code(batch.layout) if self.params.code else batch.x[:, :0]
         prior = model.prior(batch.y, code)
-        if self.params.encoder == "trained":
-            mean, log_var = model.encoder(batch.x, batch.y, batch.layout)
-            z = sample_posterior(mean, log_var, batch.draws["posterior"])
-            divergence = kl_normal(mean, log_var, *prior)
-        else:
-            z, density = model.posterior(batch, batch.draws["posterior"])
-            divergence = density + gaussian_nll_diagonal(z, *prior)
+        z, divergence = self.encoded(model, batch, prior)
         decoded = model.decoder(z.unsqueeze(1), batch.y, code).squeeze(1)
         observation = model.observation(batch.x)
         unit = observation.detach().exp().squeeze(-1)
@@ -82,6 +97,21 @@ class FedHypeVAE(DPSGD):
             pair = model.generate(code, batch.y, batch.draws["prior"], batch.draws["observation"])
             parts["kernel"] = self.params.kernel * kernel_score(batch.x, pair[:, 0], pair[:, 1])
         return parts
+
+    def encoded(self, model: Any, batch: Batch, prior: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Z ~ q(z | x, y, v) ``[N, latent]`` and KL(q || p(z | y, v)) ``[N]``, estimated by z where q starts from the exact posterior.
+
+        A correction moves the posterior's mean by its first half and scales a draw's deviation by the exponential of its second.
+        """
+        if self.params.encoder == "trained":
+            mean, log_var = model.encoder(batch.x, batch.y, batch.layout)
+            return sample_posterior(mean, log_var, batch.draws["posterior"]), kl_normal(mean, log_var, *prior)
+        mean, deviation, density = model.posterior(batch, batch.draws["posterior"])
+        if self.params.encoder == "corrected":
+            shift, log_scale = model.encoder(batch.x, batch.y, batch.layout)
+            mean, deviation, density = mean + shift, deviation * log_scale.exp(), density - log_scale.sum(-1)
+        z = mean + deviation
+        return z, density + gaussian_nll_diagonal(z, *prior)
 
     # --- what the server adds, and the outcome ---
 

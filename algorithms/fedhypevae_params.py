@@ -16,8 +16,9 @@ class FedHypeVAEParams(DPSGDParams):
         latent: dimension of z.
         code: dimension of the client code v; 0: no hypernetwork, one decoder and prior for all clients.
         code_scale: factor on v before it enters the hypernetwork: how far clients can differ.
-        encoder: ``trained``, the paper's encoder, private to its client; ``posterior``, the exact posterior of a decoder without
-            hidden layer, given codes and shared parameters: nothing to train, so no privacy cost and no noise.
+        encoder: of z. ``posterior``: the exact posterior of a decoder without hidden layer, given codes and shared parameters: nothing to
+            train, so no privacy cost and no noise. ``corrected``: a trained network, private to its client, corrects the exact posterior,
+            from zero on. ``trained``: such a network from random weights is all of the encoder, whatever the decoder is.
         encoder_hidden: widths of the trained encoder's hidden layers.
         decoder_hidden: widths of the decoder's; none means a prototype per class plus a linear map of z.
         prior: ``conditional`` on label and code, as in the paper; ``standard``: N(0, I).
@@ -33,11 +34,11 @@ class FedHypeVAEParams(DPSGDParams):
         meta_steps: Adam steps that fit the meta-codes to the clients' generators.
     """
 
-    latent: int = Field(8, ge=1)
+    latent: int = Field(16, ge=1)
     code: int = Field(4, ge=0)
     code_scale: float = Field(0.3, gt=0)
-    encoder: Literal["trained", "posterior"] = "trained"
-    encoder_hidden: tuple[int, ...] = (32,)
+    encoder: Literal["corrected", "trained", "posterior"] = "corrected"
+    encoder_hidden: tuple[int, ...] = ()
     decoder_hidden: tuple[int, ...] = ()
     prior: Literal["conditional", "standard"] = "conditional"
     observation: Literal["shared", "modulated"] = "shared"
@@ -46,13 +47,21 @@ class FedHypeVAEParams(DPSGDParams):
     kernel: float = Field(0.05, ge=0)
     lipschitz: float = Field(1e-4, ge=0)
     initial_variance: float = Field(0.5, gt=0)
-    latent_share: float = Field(1.0, gt=0)
+    latent_share: float = Field(3.0, gt=0)
     synthesis: Literal["neutral", "mixture", "client"] = "neutral"
     meta_codes: int = Field(3, ge=1)
     meta_steps: int = Field(50, ge=0)
+    rounds: int = Field(100, ge=1)
+    sample_rate: float = Field(0.2, gt=0, le=1)
+    clip: float = Field(0.3, gt=0)
+    learning_rate: float = Field(0.16, gt=0)
+    local_learning_rate: float = Field(0.003, ge=0)
+    decay: float = Field(0.3, gt=0, le=1)
+    average_from: float = Field(0.7, ge=0, lt=1)
+    follow_signal: bool = True
 
     @model_validator(mode="after")
     def _linear_where_needed(self) -> FedHypeVAEParams:
-        if self.decoder_hidden and self.encoder == "posterior":
-            raise ValueError("decoder_hidden is not empty; encoder: posterior needs a decoder without hidden layers")
+        if self.decoder_hidden and self.encoder != "trained":
+            raise ValueError("decoder_hidden is not empty; give encoder: trained, any other needs a decoder without hidden layers")
         return self

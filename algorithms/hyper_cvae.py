@@ -22,7 +22,7 @@ class HyperCVAE(nn.Module):
         super().__init__()
         self.params = params
         self.spread = SpreadCache()
-        if params.encoder == "trained":
+        if params.encoder != "posterior":
             self.encoder = Encoder(dim, classes, params.encoder_hidden, params.latent, clients)
         if params.code:
             self.code = ClientCode(clients, params.code)
@@ -43,8 +43,11 @@ class HyperCVAE(nn.Module):
         return self.decoder.row_scale(codes) if self.params.observation == "modulated" else None
 
     @torch.no_grad()
-    def posterior(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Z from the exact posterior ``[N, latent]``, its log density ``[N]``; constants to the gradient (Fisher's identity, as in EM)."""
+    def posterior(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The exact posterior's mean, a draw's deviation from it ``[N, latent]`` each, its log density ``[N]``.
+
+        Constants to the gradient (Fisher's identity, as in EM).
+        """
         codes = self.codes(batch.layout.clients)
         maps, prototypes = self.decoder.linear_maps()
         (layer,) = self.decoder.modulated()

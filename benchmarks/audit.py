@@ -105,7 +105,8 @@ def write(done: Sequence[tuple[Asked, str, float]], asked: Sequence[Asked], pair
         "# What audits find",
         "",
         f"`python benchmarks/audit.py --pairs {pairs}` at {revision or 'an unknown revision'}; {platform.machine()}, "
-        f"{os.cpu_count()} cores; {sum(seconds for *_, seconds in done):.0f} s of one core. White box, d = 16, "
+        f"{os.cpu_count()} cores; {len(done)} of {len(asked)} audits, {sum(seconds for *_, seconds in done):.0f} s of one core in the last "
+        "command. White box, d = 16, "
         f"δ = {number(DELTA)}, 6 rounds where the algorithm has rounds and nothing else is said; a line is what",
         "`fedsim audit` of the same options says. Each bound holds with a confidence of 95 % by itself. The ratio is what the canary adds",
         "to a step in units of the claimed sensitivity. What is not refuted is not proved by that.",

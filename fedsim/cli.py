@@ -41,6 +41,9 @@ data = typer.Typer(help="Data sets.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
 
+TrustPlugin = Annotated[bool, typer.Option("--trust-plugin", help="Run the code of plug-ins that the run folder names.")]
+
+
 @app.callback()
 def fedsim(context: typer.Context) -> None:
     """A subcommand a task."""
@@ -48,7 +51,7 @@ def fedsim(context: typer.Context) -> None:
         _own_code()
 
 
-_OTHERS = ("synth",)
+_OTHERS = ("synth", "judge", "verify")
 """Commands that read what somebody else may have made, and run no code of the working folder unless they are told to."""
 
 
@@ -267,7 +270,7 @@ def synth(
     synthesis: Annotated[str | None, typer.Option(help="A way that the algorithm has, or client:K; default: the cell's own.")] = None,
     per_class: Annotated[int, typer.Option(min=1, help="Rows a class.")] = 200,
     seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Of the draw; default: the cell's.")] = None,
-    trust_plugin: Annotated[bool, typer.Option("--trust-plugin", help="Run the code of a plug-in that the generator names.")] = False,
+    trust_plugin: TrustPlugin = False,
 ) -> None:
     """Draw synthetic embeddings from a saved generator; it costs no privacy."""
     if trust_plugin:
@@ -443,11 +446,14 @@ def judge_run(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/quickstart.")],
     address: Annotated[str | None, typer.Option(help="An existing Ray cluster; default: a new local one.")] = None,
     max_parallel: Annotated[int | None, typer.Option(min=1, help="At most so many cells at a time.")] = None,
+    trust_plugin: TrustPlugin = False,
 ) -> None:
     """Judge a run's saved generators anew, by the readouts and references of today, without training; then draw the report.
 
     Interrupt it at any time; the same command goes on where it stopped.
     """
+    if trust_plugin:
+        _own_code()
     from fedsim.runtime.cluster import joined_cluster, local_cluster, this_machine
     from fedsim.runtime.judging import run_judging
 
@@ -456,7 +462,8 @@ def judge_run(
         node = this_machine()
         nodes = stack.enter_context(joined_cluster(address)) if address else [node]
         with _interruptible(console):
-            code = run_judging(folder, nodes, console, nullcontext() if address else local_cluster(node), max_parallel)
+            engine = nullcontext() if address else local_cluster(node)
+            code = run_judging(folder, nodes, console, engine, max_parallel, trust_plugin=trust_plugin)
     raise typer.Exit(code)
 
 
@@ -569,15 +576,18 @@ def statement(
 def verify(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/quickstart.")],
     cells: Annotated[int, typer.Option(min=1, help="How many finished cells, drawn at random.")] = 3,
+    trust_plugin: TrustPlugin = False,
 ) -> None:
     """Run some finished cells of a run again and compare: exit code 0 if rows and rounds are equal to the last bit, 1 if not."""
+    if trust_plugin:
+        _own_code()
     from fedsim.runtime.cluster import local_cluster, this_machine
     from fedsim.runtime.verify import Verification
     from fedsim.simulation.preflight import prepare
 
     console, node = wide_console(Console()), this_machine()
     with _interruptible(console):
-        verification = Verification.of(folder, lambda grid: prepare(grid, [node]))
+        verification = Verification.of(folder, lambda grid: prepare(grid, [node]), trust_plugin=trust_plugin)
         equal = verification.run(cells, console, local_cluster(node))
     raise typer.Exit(0 if equal else 1)
 

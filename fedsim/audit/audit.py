@@ -18,7 +18,7 @@ from fedsim.audit.setting import Setting
 from fedsim.audit.white_box import Pair, bound_of
 from fedsim.errors import UserError
 from fedsim.methods.registry import lookup
-from fedsim.methods.source_hash import source_hash
+from fedsim.methods.source_hash import module_hash, source_hash
 from fedsim.words import number
 
 WHITE_BOX, ONE_RUN, BLACK_BOX = "white box", "one run", "black box, one run"
@@ -142,5 +142,6 @@ def key_of(setting: Setting, method: str, root: int) -> str:
 
 def key(algorithm: str, params: Mapping[str, Any], facts: Sequence[Any]) -> str:
     """The key of an audit of these parameters and of the code that is here."""
-    asked = {"algorithm": algorithm, "source": source_hash(lookup(algorithm)), "params": params, "facts": facts}
+    code = [source_hash(lookup(algorithm)), module_hash("fedsim.audit.run")]
+    asked = {"algorithm": algorithm, "code": code, "params": params, "facts": facts}
     return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -21,7 +21,7 @@ from fedsim.errors import UserError
 from fedsim.methods.algorithm import Algorithm, Params
 from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Diagnostic, Message, Round, Server, Tensors, Told, Values
-from fedsim.methods.optimise import adam_step, average_step
+from fedsim.methods.optimise import Dims, adam_step, average_step, by_client, by_input, signal_shares
 from fedsim.methods.parameters import load_parameters, local_names, shared_tensors
 from fedsim.methods.phase import Phase
 from fedsim.privacy.clipping import EngineName, Norms, clipped_sum
@@ -43,6 +43,8 @@ class DPSGDParams(Params):
         decay: the learning rate falls linearly to this share of itself over the rounds.
         average_from: the generator is the mean of the iterates from this share of the rounds on (post-processing, free).
         expected_batch: public divisor of the summed gradients; not derived from how many examples there are.
+        follow_signal: every step of Adam is scaled by the share of its gradient that is not noise (post-processing, free): what noise
+            drowns does not wander, and steps shrink as what there is to learn does.
         noised: ``all`` clips and noises shared and per-client gradients; ``shared`` the shared ones only.
         engine: how clipped sums are computed.
     """
@@ -56,6 +58,7 @@ class DPSGDParams(Params):
     decay: float = Field(0.05, gt=0, le=1)
     average_from: float = Field(0.5, ge=0, lt=1)
     expected_batch: float = Field(256, gt=0)
+    follow_signal: bool = False
     noised: Literal["all", "shared"] = "all"
     engine: EngineName = "bookkeeping"
 
@@ -162,7 +165,9 @@ class DPSGD(Algorithm):
         sent = {name: value for name, value in result.sums.items() if name not in kept}
         noised = clients.add_noise(round_.release, round_.stream, sent, kept if self.params.noised == "all" else {})
         # in place: with many clients these are the largest tensors of all
-        self._local_step(clients, round_, {name: value.div_(norms.weight(name)) for name, value in (kept | noised.kept).items()})
+        own = {name: value.div_(norms.weight(name)) for name, value in (kept | noised.kept).items()}
+        std = clients.plan.noise_std(round_.release.name) if clients.plan and noised.kept else 0.0
+        self._local_step(clients, round_, own, {name: std / norms.weight(name) for name in own})
         return clients.send(
             noised.sent,
             {
@@ -173,12 +178,13 @@ class DPSGD(Algorithm):
             },
         )
 
-    def _local_step(self, clients: Clients, round_: Round, gradients: Tensors) -> None:
+    def _local_step(self, clients: Clients, round_: Round, gradients: Tensors, noise: Mapping[str, float]) -> None:
         if not gradients:
             return
         parameters = {name: p.detach() for name, p in clients.model.named_parameters() if name in gradients}
         mean = {name: value.div_(self.params.expected_batch) for name, value in gradients.items()}
-        adam_step(parameters, mean, clients.state, self.params.local_learning_rate * self._decay(round_))
+        shares = self._shares(mean, noise, clients.state, by_client)
+        adam_step(parameters, mean, clients.state, self.params.local_learning_rate * self._decay(round_), shares=shares)
         if round_.step >= self.params.average_from * self.params.rounds:
             average_step(parameters, clients.state)
 
@@ -186,12 +192,20 @@ class DPSGD(Algorithm):
         """Adam on the noisy mean plus the public terms' gradient, then the running average."""
         norms = self.norms(server.model)
         gradients = {name: value / (norms.weight(name) * self.params.expected_batch) for name, value in total.items()}
+        std = server.noise_std(round_.release.name, self.task.clients)
+        shares = self._shares(gradients, {name: std / norms.weight(name) for name in gradients}, server.tensors, by_input)
         values = self._add_public_terms(server, round_, gradients)
         parameters = {name: p for name, p in shared_tensors(server.model).items() if name in gradients}
-        adam_step(parameters, gradients, server.tensors, self.params.learning_rate * self._decay(round_))
+        adam_step(parameters, gradients, server.tensors, self.params.learning_rate * self._decay(round_), shares=shares)
         if round_.step >= self.params.average_from * self.params.rounds:
             average_step(shared_tensors(server.model), server.tensors)
         return values | {"parameter_norm": torch.stack([p.norm() for p in parameters.values()]).norm()}
+
+    def _shares(self, mean: Tensors, noise: Mapping[str, float], state: Tensors, dims: Dims) -> Tensors | None:
+        """How much of its step each parameter goes; ``noise`` is the sums' standard deviation."""
+        if not self.params.follow_signal:
+            return None
+        return signal_shares(mean, {name: std / self.params.expected_batch for name, std in noise.items()}, state, dims)
 
     def _add_public_terms(self, server: Server, round_: Round, gradients: Tensors) -> Tensors:
         """Add the public terms' gradients, also by what only the server has; returns the terms' values."""

@@ -51,8 +51,8 @@ def linear_posterior(
     variance: Tensor,
     spread: tuple[Tensor, Tensor],
     noise: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """A draw of z from the posterior ``[N, k]``, and its log density ``[N]``.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The posterior's mean and a draw's deviation from it, ``[N, k]`` each, and the draw's log density ``[N]``.
 
     The model is ``x = scale_i * (maps_c z) + offset + N(0, variance I)`` with ``z ~ N(prior of client i and class c)``; the posterior's
     mean is ``S (A^T r / variance + m / prior_var)`` (Bishop 2006, eq. 2.116).
@@ -80,4 +80,4 @@ def linear_posterior(
     moved = torch.bmm(root.flatten(0, 1)[cell], noise.unsqueeze(2))
     log_root = torch.diagonal(root, dim1=-2, dim2=-1).log().sum(-1)
     density = -0.5 * noise.square().sum(1) - log_root.flatten()[cell]
-    return (mean + moved)[..., 0], density
+    return mean[..., 0], moved[..., 0], density

@@ -19,6 +19,7 @@ from fedsim.errors import UserError
 from fedsim.evaluation.judge import Judgement
 from fedsim.grid.models import Grid
 from fedsim.interrupts import INTERRUPTED
+from fedsim.methods.registry import check_installed
 from fedsim.report.report import read_manifest, write_report
 from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore
@@ -35,7 +36,13 @@ from fedsim.simulation.trial import Trial
 
 
 def run_judging(
-    folder: Path, nodes: Sequence[Node], console: Console, engine: AbstractContextManager[Any], max_parallel: int | None = None
+    folder: Path,
+    nodes: Sequence[Node],
+    console: Console,
+    engine: AbstractContextManager[Any],
+    max_parallel: int | None = None,
+    *,
+    trust_plugin: bool = False,
 ) -> int:
     """Judge the finished cells of a run's grid whose rows are of other judging code, then draw the report.
 
@@ -48,12 +55,13 @@ def run_judging(
         console: where progress and the table of results go.
         engine: entered if there is anything to judge; Ray is connected inside.
         max_parallel: at most so many cells at a time.
+        trust_plugin: also run the code of algorithms that rows name as a file or a module that is not installed.
 
     Returns:
         The exit code: 0 if every row is judged by today's code, 1 if one could not be, 130 after an interruption.
 
     Raises:
-        UserError: there is nothing to judge by, data or partitions changed, or another fedsim runs in the folder.
+        UserError: there is nothing to judge by, a row names a plug-in, data or partitions changed, or another fedsim runs in the folder.
     """
     store = ResultStore(folder)
     store.folder.check()
@@ -65,6 +73,8 @@ def run_judging(
         if not todo:
             console.print(f"all {len(rows)} finished cells are judged by today's code", highlight=False)
             return 0
+        for row in () if trust_plugin else todo:
+            check_installed(row.algorithm, str(store.folder.results))
         prepared, finished = prepare_judging(_grid(folder), todo, store.folder, nodes, max_parallel)
         if missing := generators_missing(finished):
             what = f"{missing} of {len(todo)} cells have no saved generator: their scores stay, their references are told anew"

@@ -18,6 +18,7 @@ from rich.text import Text
 from fedsim.audit.of_grid import unaudited
 from fedsim.errors import UserError
 from fedsim.grid.models import Grid
+from fedsim.methods.registry import check_installed
 from fedsim.report.comparison import Compared
 from fedsim.results.folder import RunFolder
 from fedsim.results.matching import Run, compare
@@ -48,17 +49,25 @@ class Verification:
     hardware: dict[str, Any]
 
     @classmethod
-    def of(cls, folder: Path, prepare: Callable[[Grid], Prepared]) -> Verification:
+    def of(cls, folder: Path, prepare: Callable[[Grid], Prepared], *, trust_plugin: bool = False) -> Verification:
         """Read a run folder and prepare its grid.
 
+        Args:
+            folder: the run folder, maybe somebody else's.
+            prepare: makes a grid ready.
+            trust_plugin: also run the code of algorithms that the grid names as a file or a module that is not installed.
+
         Raises:
-            UserError: it is none, its grid cannot be prepared, or no cell of it can be repeated.
+            UserError: it is none, its grid names a plug-in or cannot be prepared, or no cell of it can be repeated.
         """
         store = ResultStore(folder)
         store.folder.check()
         manifest = _manifest(store.folder)
         try:
-            prepared = prepare(Grid.model_validate(manifest["grid"]))
+            grid = Grid.model_validate(manifest["grid"])
+            for entry in () if trust_plugin else grid.algorithms:
+                check_installed(entry.name, str(store.folder.manifest))
+            prepared = prepare(grid)
         except (ValidationError, KeyError, TypeError) as error:
             raise UserError(str(store.folder.manifest), "its grid is not one of this version", "give the run's grid to bench") from error
         rows = [row for row in of_newest_source(store.rows()) if row.status != "failed" and row.noise != "secret"]

@@ -11,7 +11,9 @@ from cells import quick, small_cells
 from algorithms.fedhypevae import FedHypeVAE
 from algorithms.hyper_cvae import HyperCVAE
 from algorithms.meta_codes import fit_meta_codes
+from fedsim.batch import Batch, Layout
 from fedsim.methods.messages import Task
+from fedsim.models.initialise import initial_model
 from fedsim.models.kernel import kernel
 from fedsim.seeds import Seeds
 from fedsim.simulation.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
@@ -102,7 +104,7 @@ def test_client_synthesis_from_codes_without_noise_is_no_theorem() -> None:
 
 
 @pytest.mark.parametrize("synthesis", ["neutral", "mixture", "client"])
-@pytest.mark.parametrize("encoder", ["trained", "posterior"])
+@pytest.mark.parametrize("encoder", ["corrected", "trained", "posterior"])
 def test_without_a_hypernetwork_all_clients_share_one_generator(encoder: str, synthesis: str) -> None:
     prepared = small_cells(quick("fedhypevae", code=0, encoder=encoder, synthesis=synthesis), epsilon=4.0)
     (trial,), (data,) = prepared.trials, prepared.data.values()
@@ -120,7 +122,7 @@ def test_a_standard_prior_stays_standard_and_sends_nothing() -> None:
     assert runs[0][-1].uplink_bytes < runs[1][-1].uplink_bytes
 
 
-@pytest.mark.parametrize("encoder", ["trained", "posterior"])
+@pytest.mark.parametrize("encoder", ["corrected", "trained", "posterior"])
 def test_every_engine_gives_the_same_training(encoder: str) -> None:
     entries = [{**quick("fedhypevae", encoder=encoder, engine=engine), "label": engine} for engine in ("bookkeeping", "opacus", "vmap")]
     prepared = small_cells(*entries, epsilon=4.0)
@@ -132,7 +134,7 @@ def test_every_engine_gives_the_same_training(encoder: str) -> None:
         assert [values[name] for values in told[2]] == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("encoder", ["trained", "posterior"])
+@pytest.mark.parametrize("encoder", ["corrected", "trained", "posterior"])
 def test_every_round_tells_its_diagnostics(encoder: str) -> None:
     prepared = small_cells(quick("fedhypevae", encoder=encoder), epsilon=4.0)
     (trial,), (data,) = prepared.trials, prepared.data.values()
@@ -172,6 +174,46 @@ def test_diagnostics_of_clients_tell_of_the_same_ten_however_they_are_packed() -
     assert len(set(told[0][:10])) == 10
     assert told[1] == pytest.approx(told[0])
     assert told[2] == pytest.approx(told[0])
+
+
+def encoded(encoder: str, draws: torch.Tensor, correction: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Z and the estimate of KL(q || prior) for one row a draw, all rows alike, by a model whose encoder's head is ``correction``."""
+    algorithm = FedHypeVAE(FedHypeVAE.Params(latent=2, code=2, encoder=encoder), Task(DIM, CLASSES, 1))
+    model: Any = initial_model(algorithm.build, Seeds(0), [0])
+    if encoder == "corrected":
+        torch.nn.init.constant_(model.encoder.head.weight, correction)
+    rows, layout = len(draws), Layout(torch.zeros(len(draws), dtype=torch.long), 1)
+    x, y = torch.nn.functional.normalize(torch.arange(1.0, DIM + 1), dim=0).expand(rows, -1), torch.ones(rows, dtype=torch.long)
+    batch = Batch(x, y, {"posterior": draws}, layout)
+    with torch.no_grad():
+        return algorithm.encoded(model, batch, model.prior(y, model.code(layout)))
+
+
+def test_an_encoder_that_corrects_nothing_is_the_exact_posterior() -> None:
+    draws = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(encoded("corrected", draws), encoded("posterior", draws))
+
+
+def test_the_divergence_of_a_corrected_posterior_is_that_of_the_gaussian_that_it_draws_from() -> None:
+    draws = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0))
+    z, divergence = encoded("corrected", draws, 0.05)
+    mean = encoded("corrected", torch.zeros(1, 2), 0.05)[0][0]
+    root = torch.stack([encoded("corrected", unit[None], 0.05)[0][0] - mean for unit in torch.eye(2)], 1)
+    torch.testing.assert_close(z, mean + draws @ root.T)
+    own = torch.distributions.MultivariateNormal(mean, root @ root.T)
+    prior = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
+    torch.testing.assert_close(divergence, own.log_prob(z) - prior.log_prob(z), rtol=1e-4, atol=1e-4)
+
+
+def test_prototypes_and_corrections_start_at_zero() -> None:
+    prepared = small_cells(quick("fedhypevae"), epsilon=4.0)
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    algorithm: Any = build_algorithm("fedhypevae", trial.cell.params, trial.task)
+    cohorts = [Cohort(spec, data.x_train, data.y_train) for spec in trial.cohorts()]
+    maps, prototypes = algorithm.initial_server(Seeds(0)).model.decoder.linear_maps()
+    assert maps.abs().min() > 0
+    assert not prototypes.any()
+    assert not any(cohort.clients.model.encoder.head.weight.any() for cohort in cohorts)
 
 
 def test_kl_is_told_in_nats_whatever_its_weight() -> None:

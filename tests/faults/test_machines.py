@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from benches import wait_until
-from plug_ins import GOOD
+from plug_ins import changed
 from processes import FEDSIM, environment
 
 from fedsim.results.store import ResultStore
@@ -42,9 +42,8 @@ def project(tmp_path: Path) -> Path:
     """A folder with a plug-in that imports a file beside it."""
     (tmp_path / "below").mkdir()
     (tmp_path / "below" / "beside.py").write_text("FACTOR = 1.0\n")
-    (tmp_path / "below" / "mine.py").write_text(
-        "from beside import FACTOR\n" + GOOD.replace("self.params.beta", "FACTOR * self.params.beta")
-    )
+    method = changed("from collections.abc import", "from beside import FACTOR\nfrom collections.abc import")
+    (tmp_path / "below" / "mine.py").write_text(method.replace("self.params.beta", "FACTOR * self.params.beta"))
     (tmp_path / "g.yaml").write_text(GRID)
     return tmp_path
 
@@ -141,10 +140,11 @@ def test_the_slurm_script_of_the_page_runs_where_srun_runs_its_command_here(proj
     srun = own_files_only(project, "srun", '#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"\n')
     paths = os.pathsep.join([str(srun), str(FEDSIM.parent), os.environ["PATH"]])
     variables = environment(PATH=paths, SLURM_CPUS_PER_TASK="1", SLURM_NNODES="2")
-    process = subprocess.Popen(["bash", "job.sh"], cwd=project, env=variables, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    with (project / "out").open("w") as told:  # a pipe would stay open with the cluster
+        process = subprocess.Popen(["bash", "job.sh"], cwd=project, env=variables, stdout=told, stderr=told, start_new_session=True)
     try:
-        out, _ = process.communicate(timeout=240)
-        assert process.returncode == 0, out
+        code, out = process.wait(240), (project / "out").read_text()
+        assert code == 0, out
         assert "3 of 3 cells done" in out
     finally:
         for each in psutil.process_iter(["cmdline"]):

@@ -4,35 +4,44 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from processes import bench, environment, rounds, rows, when
-from ray.cluster_utils import Cluster
 
 from fedsim.results.store import ResultStore
 
 
+@dataclass(frozen=True)
+class Machines:
+    """A running cluster of three."""
+
+    address: str
+    kill: Callable[[], object]
+
+
 @pytest.fixture
-def machines() -> Iterator[Cluster]:
-    """A head and two workers of one CPU each."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    for _ in range(2):
-        cluster.add_node(num_cpus=1)
-    yield cluster
-    cluster.shutdown()
+def machines() -> Iterator[Machines]:
+    """A head and two workers of one CPU each, in a process of their own."""
+    command = [sys.executable, Path(__file__).with_name("three_nodes.py")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        address, written = process.stdout.readline().strip(), process.stdin
+        yield Machines(address, lambda: written.write("kill\n"))
+        process.stdin.close()
 
 
-def test_a_node_that_dies_costs_no_row_and_the_grid_goes_on(
-    grid: Path, machines: Cluster, undisturbed: tuple[dict[str, Any], list[dict[str, Any]]]
+def test_nodes_that_die_cost_no_row_and_the_grid_goes_on(
+    grid: Path, machines: Machines, undisturbed: tuple[dict[str, Any], list[dict[str, Any]]]
 ) -> None:
     with bench(grid, "--address", machines.address) as process:
         when(lambda: len(ResultStore(grid / "runs" / "g").rounds()) > 3, process)
-        for node in list(machines.worker_nodes):
-            machines.remove_node(node, allow_graceful=False)
+        machines.kill()
         out, err = process.communicate(timeout=180)
     assert (process.returncode, err) == (0, ""), out + err
     assert (rows(grid), rounds(grid)) == undisturbed
@@ -75,7 +84,7 @@ with joined_cluster(sys.argv[1]) as nodes:
 
 
 @pytest.mark.slow
-def test_the_data_go_once_to_each_machine(tmp_path: Path, machines: Cluster) -> None:
+def test_the_data_go_once_to_each_machine(tmp_path: Path, machines: Machines) -> None:
     rng, size, dim = np.random.default_rng(0), 4000, 2000
     x = rng.standard_normal((size, dim), dtype=np.float32)
     # nearly all rows are for testing: the data are large and probes are fitted in a moment
@@ -86,6 +95,7 @@ def test_the_data_go_once_to_each_machine(tmp_path: Path, machines: Cluster) -> 
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=variables)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
+    # a machine's store holds an object once; what is counted is the first copy, and whatever a cell would have made of its own
     assert told["machines"] == 3
-    assert 3 * x.nbytes <= told["most"] < 3.5 * x.nbytes
+    assert x.nbytes <= told["most"] < 1.5 * x.nbytes
     assert len(ResultStore(tmp_path / "run").rows()) == 9

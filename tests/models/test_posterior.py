@@ -25,7 +25,8 @@ def test_the_draw_has_the_posterior_mean_and_covariance_of_the_joint_gaussian() 
     def drawn(noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         group = torch.stack([client, label])
         spread = posterior_spread(maps, scales, prior_log_var, variance)
-        return linear_posterior(residual, group, maps, scales, (prior_mean, prior_log_var), variance, spread, noise)
+        mean, deviation, density = linear_posterior(residual, group, maps, scales, (prior_mean, prior_log_var), variance, spread, noise)
+        return mean + deviation, density
 
     mean = draw(torch.zeros(ROWS, SIZE, dtype=torch.float64))
     roots = torch.stack([draw(torch.eye(SIZE, dtype=torch.float64)[j].expand(ROWS, SIZE)) - mean for j in range(SIZE)], 2)

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from fedsim.errors import UserError
 from fedsim.results.store import ResultStore
+from fedsim.runtime.judging import run_judging
 from fedsim.runtime.verify import Verification
 from fedsim.simulation.preflight import prepare
 
@@ -52,3 +53,17 @@ def test_a_run_that_cannot_be_repeated_is_a_mistake(bench: Bench, tmp_path: Path
     ran = bench(small_grid("dp-gaussian", privacy={"noise": "secret"}))
     with pytest.raises(UserError, match="no finished cell can be repeated"):
         verified(ran.folder, 1)
+
+
+def test_code_that_a_run_folder_names_runs_only_if_it_is_trusted(bench: Bench, tmp_path: Path) -> None:
+    marker, evil = tmp_path / "ran", tmp_path / "evil.py"
+    evil.write_text(f"open({str(marker)!r}, 'w').close()\n")
+    ran = bench(small_grid("dp-gaussian"))
+    manifest = ran.folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"name": "dp-gaussian"', f'"name": "{evil}:X"'))
+    (row,) = ran.rows
+    ResultStore(ran.folder).append(row.model_copy(update={"algorithm": f"{evil}:X", "judged": "old"}))
+    for look in (lambda: verified(ran.folder, 1), lambda: run_judging(ran.folder, NODES, Console(file=io.StringIO()), nullcontext())):
+        with pytest.raises(UserError, match="whose code would run; give --trust-plugin if you trust that code"):
+            look()
+    assert not marker.exists()
