@@ -1,6 +1,7 @@
 """Digits in three hospitals' hands, as a file: the sites hold different numbers of rows."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,4 +20,19 @@ def digits_of_sites(folder: Path, test_of: tuple[str, ...] = SITES) -> Path:
     split[300:][~np.isin(site[300:], test_of)] = 1
     path = folder / "sites.npz"
     np.savez(path, x=x, y=y, split=split, site=site)
+    return path
+
+
+def digits_of_writers(folder: Path, **columns: Any) -> Path:
+    """The digits of sites with a column ``writer``: one to five rows of one site each, training and test rows apart."""
+    path = digits_of_sites(folder)
+    with np.load(path, allow_pickle=False) as file:
+        held = dict(file)
+    order = np.lexsort((held["site"], held["split"]))
+    held = {name: values[order] for name, values in held.items()}
+    rng = np.random.default_rng(0)
+    begins = (rng.random(len(order)) < 0.5) | np.concatenate([[True], held["site"][1:] != held["site"][:-1]])
+    begins |= np.concatenate([[True], held["split"][1:] != held["split"][:-1]])
+    held["writer"] = np.char.add("w", np.cumsum(begins).astype(np.str_))
+    np.savez(path, **(held | columns))
     return path

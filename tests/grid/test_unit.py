@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cells import quick, small_cells
-from sites import digits_of_sites
+from sites import digits_of_writers
 
 from fedsim.errors import UserError
 from fedsim.grid.models import Grid
@@ -17,21 +17,6 @@ from fedsim.results.groups import group_seeds
 from fedsim.simulation.preflight import Prepared
 from fedsim.simulation.row import finished_row
 from fedsim.simulation.trial import run_trial
-
-
-def digits_of_writers(folder: Path, **columns: Any) -> Path:
-    """The digits of sites with a column ``writer``: one to five rows of one site each, training and test rows apart."""
-    path = digits_of_sites(folder)
-    with np.load(path, allow_pickle=False) as file:
-        held = dict(file)
-    order = np.lexsort((held["site"], held["split"]))
-    held = {name: values[order] for name, values in held.items()}
-    rng = np.random.default_rng(0)
-    begins = (rng.random(len(order)) < 0.5) | np.concatenate([[True], held["site"][1:] != held["site"][:-1]])
-    begins |= np.concatenate([[True], held["split"][1:] != held["split"][:-1]])
-    held["writer"] = np.char.add("w", np.cumsum(begins).astype(np.str_))
-    np.savez(path, **(held | columns))
-    return path
 
 
 def cells(path: Path, *algorithms: Any, **keys: Any) -> Prepared:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from benches import Ran
 from cells import quick, small_grid
-from sites import digits_of_sites
+from sites import digits_of_writers
 
 from fedsim.audit.of_grid import unaudited
 from fedsim.errors import UserError
@@ -59,8 +59,8 @@ def test_a_refuted_claim_is_never_ok(bench: Callable[..., Ran]) -> None:
 
 
 def test_groups_are_audited(bench: Callable[..., Ran], tmp_path: Path) -> None:
-    data = {"npz": str(digits_of_sites(tmp_path)), "overlap": "keep"}
-    grid = small_grid("dp-gaussian", dataset=data, unit={"column": "site"}, epsilon=4.0, audit=AUDIT)
+    data = {"npz": str(digits_of_writers(tmp_path)), "overlap": "keep"}
+    grid = small_grid("dp-gaussian", dataset=data, unit={"column": "writer"}, epsilon=4.0, audit=AUDIT)
     (row,) = bench(grid).rows
     assert row.audit_pairs == 40
     assert row.audit_canary_ratio == pytest.approx(1, abs=1e-4)
