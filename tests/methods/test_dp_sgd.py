@@ -1,0 +1,53 @@
+"""How DP-SGD follows the signal in its noise."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from cells import quick, small_cells
+from torch import Tensor
+
+from fedsim.seeds import Seeds
+from fedsim.simulation.cohort import build_algorithm
+from fedsim.simulation.rounds import train
+from fedsim.simulation.trial import local_pool
+
+
+def energies(epsilon: float, **keys: Any) -> dict[str, Tensor]:
+    """Mean squares of the gradients in units of their noise, by parameter, after a short training on two clients."""
+    prepared = small_cells(quick("fedhypevae", rounds=8, latent=4, **keys.pop("params", {})), epsilon=epsilon, clients=2, **keys)
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    algorithm = build_algorithm("fedhypevae", trial.cell.params, trial.task)
+    kept: list[Any] = []
+    for _ in train(algorithm, local_pool(trial, data), trial.plan, Seeds(0), checkpoint=lambda capture: kept.append(capture())):
+        pass
+    return {name: value for name, value in kept[-1].tensors.items() if "adam.signal." in name}
+
+
+@pytest.mark.parametrize("trust", ["aggregate", "silo"])
+def test_gradients_that_are_all_noise_have_the_energy_of_the_noise_that_was_added(trust: str) -> None:
+    found = energies(0.02, trust=trust)
+    large = {name: float(value.mean()) for name, value in found.items() if name.endswith(("rows.weight", "encoder.head.weight"))}
+    assert len(large) == 2
+    assert all(0.8 < value < 1.25 for value in large.values())
+
+
+def test_what_is_not_noised_is_all_signal() -> None:
+    assert not energies(math.inf)
+    shared = energies(4.0, params={"noised": "shared"})
+    assert shared
+    assert not any(name.startswith("clients") for name in shared)
+
+
+def test_noise_alone_hardly_moves_a_parameter() -> None:
+    moved = {}
+    for follow in (True, False):
+        prepared = small_cells(quick("fedhypevae", rounds=8, follow_signal=follow), epsilon=0.02, clients=2)
+        (trial,), (data,) = prepared.trials, prepared.data.values()
+        pool: Any = local_pool(trial, data)
+        for _ in train(build_algorithm("fedhypevae", trial.cell.params, trial.task), pool, trial.plan, Seeds(0)):
+            pass
+        weight = pool.cohorts[0].clients.model.encoder.head.weight
+        moved[follow] = float(torch.linalg.vector_norm(weight.detach()))
+    assert moved[True] < 0.3 * moved[False]
