@@ -34,7 +34,7 @@ class FedHypeVAEParams(DPSGDParams):
         meta_steps: Adam steps that fit the meta-codes to the clients' generators.
     """
 
-    latent: int = Field(20, ge=1)
+    latent: int = Field(16, ge=1)
     code: int = Field(4, ge=0)
     code_scale: float = Field(0.3, gt=0)
     encoder: Literal["corrected", "trained", "posterior"] = "corrected"
@@ -53,11 +53,11 @@ class FedHypeVAEParams(DPSGDParams):
     meta_steps: int = Field(50, ge=0)
     rounds: int = Field(100, ge=1)
     sample_rate: float = Field(0.2, gt=0, le=1)
-    clip: float = Field(0.5, gt=0)
+    clip: float = Field(0.3, gt=0)
     learning_rate: float = Field(0.16, gt=0)
     local_learning_rate: float = Field(0.003, ge=0)
     decay: float = Field(0.3, gt=0, le=1)
-    average_from: float = Field(0.6, ge=0, lt=1)
+    average_from: float = Field(0.7, ge=0, lt=1)
     follow_signal: bool = True
 
     @model_validator(mode="after")

@@ -22,7 +22,7 @@ def candidates(setting: Setting) -> Iterator[Canary]:
     dim, count = setting.task.dim, ROWS[setting.task.unit]
     spike = np.eye(1, dim, dtype=np.float32)
     random = np.random.default_rng(1).standard_normal((1, dim)).astype(np.float32)
-    against = -sum(x.sum(0, keepdims=True) for x, _ in setting.others)
+    against = -np.sum([x.sum(0, keepdims=True) for x, _ in setting.others], axis=0)
     for words, row in (("a row of one feature", spike), ("a row in a random direction", random), ("a row against the others", against)):
         for label in range(setting.task.classes):
             x = np.repeat(unit_norm(row.astype(np.float32)), count, 0)
