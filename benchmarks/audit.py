@@ -68,7 +68,7 @@ def every() -> Iterator[Asked]:
         for rate in ("0.2", "1"):
             params = ("noised=shared", "local_learning_rate=0.3", f"sample_rate={rate}")
             yield Asked("fedhypevae", 4.0, params=params, words=f"{shared}, q = {rate}, {rows} other rows", rows=rows)
-    schedule = ("rounds=25", "local_steps=1")
+    schedule = ("rounds=25", "local_steps=1", "sample_rate=1")
     yield Asked("benchmarks/audited.py:PublicSchedule", 1.0, params=schedule, words="the public DP-CVAE's schedule")
     yield Asked("benchmarks/audited.py:LessNoise", 4.0, words="control: dp-cvae with 0.6 of the noise")
     yield Asked("benchmarks/audited.py:TurnedRound", 4.0, words="weight-noise, a loss that turns the round")
