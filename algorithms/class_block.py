@@ -121,13 +121,6 @@ class BlockGenerator:
         self.common = means.mean(0)
         self.roots = roots(_drawn_closer(tensors["prior_covariances"], means - self.common, closeness))
 
-    def of_client(self, client: int) -> BlockGenerator:
-        """With the client's own shifts, where there are any."""
-        if "shifts" not in self.tensors:
-            return self
-        own = self.tensors | {"centre": self.tensors["client_centres"][client]}
-        return BlockGenerator(own, self.closeness, self.tensors["shifts"][client])
-
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Synthetic embeddings ``[n, d]``."""
         t, directions = self.tensors, self.tensors["directions"]
@@ -141,3 +134,12 @@ class BlockGenerator:
         w = w + (drawn - inside) @ directions.T
         made: Tensor = t["centre"] + t["radius"] * (t["middle"] + w @ t["root"])
         return made
+
+
+class SitesGenerator(BlockGenerator):
+    """The shared one, which has a version for every client, with its own shifts of the prior's means."""
+
+    def of_client(self, client: int) -> BlockGenerator:
+        """With the client's own shifts, about its own centre."""
+        own = self.tensors | {"centre": self.tensors["client_centres"][client]}
+        return BlockGenerator(own, self.closeness, self.tensors["shifts"][client])

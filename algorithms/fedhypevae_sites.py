@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from algorithms import class_block
+from algorithms.class_block import SitesGenerator
 from algorithms.fedhypevae_warm import TOLD, FedHypeVAEWarm
 from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.one_shot import Rows, Statistic
@@ -75,6 +76,10 @@ class FedHypeVAESites(FedHypeVAEWarm):
         rest = sums["site_class_sums"] - sums["site_class_counts"] * shift.repeat_interleave(self.task.classes, 0)
         own = shrunk_mean(rest, sums["site_class_counts"], std["site_class_sums"], std["site_class_counts"])
         server.tensors["shifts"] = class_block.reach(size) * (shift[:, None] + own.view(len(shift), -1, size))
+
+    def generator(self, server: Server) -> SitesGenerator:
+        """One for all, and one for every site."""
+        return SitesGenerator(server.tensors, self.params.closeness)
 
 
 def shrunk_mean(sums: Tensor, counts: Tensor, std: float, count_std: float) -> Tensor:
