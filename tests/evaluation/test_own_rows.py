@@ -64,15 +64,12 @@ def test_without_sites_all_test_rows_count_and_under_feature_shift_those_that_ar
         ({"scheme": "column", "column": "site"}, 4, "column 'site' has 3 values, so 3 clients, not 4"),
         ({"scheme": "column-dirichlet", "column": "site"}, 2, "column 'site' has 3 values, more than 2 clients"),
         ({"scheme": "column-dirichlet", "column": "sites"}, 4, "no column 'sites' .*; did you mean 'site'"),
-        ({"scheme": "column", "column": "short"}, 3, "no column 'short' with a value for every row"),
         ({"scheme": "column", "column": "gaps"}, 3, "column 'gaps' has no value in 2 training rows; give every row one"),
         ({"scheme": "column-dirichlet", "column": "site", "min_size": 50}, 6, r"rows for \d clients of 50 rows at least"),
     ],
 )
 def test_a_division_by_sites_that_cannot_be_is_told(tmp_path: Path, partition: dict[str, Any], clients: int, said: str) -> None:
-    path = changed(
-        digits_of_sites(tmp_path), lambda of: {"short": of["site"][:-1], "gaps": np.where(np.arange(len(of["y"])) < 2, np.nan, 1.0)}
-    )
+    path = changed(digits_of_sites(tmp_path), lambda of: {"gaps": np.where(np.arange(len(of["y"])) < 2, np.nan, 1.0)})
     with pytest.raises(UserError, match=said):
         cells(path, partition, clients=clients)
 
