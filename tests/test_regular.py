@@ -41,5 +41,5 @@ def test_a_link_to_a_file_is_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["a" * 200_000, "a\0b"])
 def test_a_path_that_none_can_be_is_an_os_error(path: str) -> None:
-    with pytest.raises(OSError, match=r"too long|null byte"):
+    with pytest.raises(OSError, match=r"too long|null (byte|character)"):
         read_regular(path)

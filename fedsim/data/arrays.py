@@ -8,6 +8,7 @@ from __future__ import annotations
 import lzma
 import math
 import os
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ _DAMAGE = (
     KeyError,
     EOFError,
     SyntaxError,
+    tokenize.TokenError,  # of a header that is no literal
     RuntimeError,  # an encrypted member; NotImplementedError, a method of compression that zipfile lacks, is one too
     RecursionError,
     MemoryError,

@@ -1,5 +1,7 @@
 """A client's learning rate follows the spread of its own rows, which no noise covers; its noised code leaves."""
 
+from collections.abc import Mapping
+
 import torch
 from broken.tiny import Coded
 
@@ -12,9 +14,9 @@ class RateFromOwnRows(Coded):
         self.spread = [float(x.std()) if len(x) else 0.0 for x in clients.x]
         return super().client_round(clients, round_, broadcast)
 
-    def _local_step(self, clients: Clients, round_: Round, gradients: Tensors) -> None:
+    def _local_step(self, clients: Clients, round_: Round, gradients: Tensors, noise: Mapping[str, float]) -> None:
         before = clients.model["code"].weight.detach().clone()
-        super()._local_step(clients, round_, gradients)
+        super()._local_step(clients, round_, gradients, noise)
         rate = 1 + torch.tensor(self.spread)[:, None]
         with torch.no_grad():
             clients.model["code"].weight.copy_(before + rate * (clients.model["code"].weight - before))

@@ -80,7 +80,7 @@ def test_a_synthesis_that_there_is_not_is_named(tmp_path, name, synthesis, messa
 
 
 def test_what_is_saved_holds_no_optimiser_no_encoder_of_a_client_and_no_iterate_beside_its_mean(tmp_path):
-    _, _, outcome = saved(tmp_path, "fedhypevae")
+    _, _, outcome = saved(tmp_path, quick("fedhypevae", average_from=0.5))
     names = outcome.generator.keys()
     assert not [name for name in names if "adam" in name or "encoder" in name]
     means = [name.removeprefix("server.tensors.average.") for name in names if name.startswith("server.tensors.average.")]
@@ -183,7 +183,7 @@ def test_tensors_that_are_not_those_of_the_facts_are_refused(tmp_path, change):
 
 
 FORGED = {
-    "a parameter is missing": (lambda held: held.pop(min(n for n in held if n.startswith("server.tensors.average."))), "is missing"),
+    "a parameter is missing": (lambda held: held.pop(min(n for n in held if n.startswith("server.model."))), "is missing"),
     "a parameter is of another dtype": (lambda held: held.update({each: held[each].double() for each in list(held)}), "is float64"),
     "a code too few": (lambda held: held.update({"codes.code.weight": held["codes.code.weight"][1:].clone()}), r"is float32 \[3, "),
     "a parameter that the model has not": (lambda held: held.update({"server.model.more": torch.zeros(2)}), "too many"),

@@ -74,7 +74,7 @@ def test_limit_keeps_a_fixed_stratified_part_of_the_training_rows(tmp_path):
         ({"site": np.repeat("a", 59)}, "site has shape [59], so it is no column; give one value per row of x, [60], or leave it out"),
         ({"centres": np.zeros((3, 5))}, "centres has shape [3, 5], so it is no column"),
         ({"class_names": np.array(["a", "b"])}, "class_names has shape [2], and there are 3 classes"),
-        ({"y": np.where(np.arange(60) % 3 == 2, 2**64 - 1, 0).astype(np.uint64)}, "y has the value 18446744073709551615"),
+        ({"y": np.where(np.arange(60) % 3 == 2, np.uint64(2**64 - 1), np.uint64(0))}, "y has the value 18446744073709551615"),
         (
             {"y": np.array([{}] * 60, dtype=object)},
             "cannot be read (y: it holds Python objects, which are never read)",
