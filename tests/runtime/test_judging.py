@@ -33,6 +33,8 @@ class Stops(Console):
     def print(self, *objects: Any, **options: Any) -> None:
         super().print(*objects, **options)
         if any(self.text in str(each) for each in objects):
+            # another test of this process may have left a handler of its own
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.raise_signal(signal.SIGINT)
 
 
