@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from fedsim.audit.audit import Audit, check_pairs
-from fedsim.audit.run import AuditRun
-from fedsim.audit.setting import brief, setting_of
 from fedsim.errors import at
 from fedsim.grid.models import Grid
 from fedsim.results.lines import dump
 from fedsim.results.rows import Row
 from fedsim.simulation.trial import Trial
+
+if TYPE_CHECKING:
+    from fedsim.audit.audit import Audit
+    from fedsim.audit.run import AuditRun
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,11 @@ def audits_of(grid: Grid, trials: Sequence[Trial]) -> tuple[ClaimAudit, ...]:
     """
     if grid.audit is None:
         return ()
+    # late, for few grids have audits, and what they compute with takes most of a second to import
+    from fedsim.audit.audit import check_pairs
+    from fedsim.audit.run import AuditRun
+    from fedsim.audit.setting import brief, setting_of
+
     with at(grid.place("audit")):
         check_pairs(grid.audit.pairs, grid.delta)
     cells: dict[str, list[Trial]] = {}

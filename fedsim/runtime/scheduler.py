@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import ray
 
 from fedsim.atomic import discard
-from fedsim.audit.audit import Audit
 from fedsim.audit.of_grid import ClaimAudit, audited_row
 from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.regular import unread
@@ -44,6 +43,9 @@ from fedsim.simulation.preflight import Prepared
 from fedsim.simulation.row import client_lines, failed_row, finished_row, refilled
 from fedsim.simulation.trial import Outcome, Trial
 from fedsim.words import setting
+
+if TYPE_CHECKING:
+    from fedsim.audit.audit import Audit
 
 Shape = tuple[int, Share]
 """How many actors, and what each takes."""
@@ -301,11 +303,12 @@ class Scheduler:
         self.store.append_audits(job.run.key, report.pairs)
         if isinstance(report.end, Failure):
             self.display.note(f"{named(job)} failed, its columns stay empty; the same command tries again: {report.end.summary()}")
-        if not isinstance(report.audit, Audit):
+        if report.audit is None:
             return
-        self.display.note(f"{named(job)}: {report.audit.words()}")
+        audit = cast("Audit", report.audit)
+        self.display.note(f"{named(job)}: {audit.words()}")
         own = {trial.cell.cell_id: trial for trial in job.trials}
-        self.audits |= dict.fromkeys(own, report.audit)
+        self.audits |= dict.fromkeys(own, audit)
         for row in self.store.rows():
             if row.cell_id in own and (told := self._audited(own[row.cell_id], row)) != row:
                 self.store.append(told)
