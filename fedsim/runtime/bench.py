@@ -62,9 +62,10 @@ def run_bench(
         todo = [trial for trial in prepared.trials if trial.cell.cell_id not in done]
         if changed := older_code(prepared.grid, todo, rows):
             console.print(changed, style="yellow", soft_wrap=True, highlight=False, markup=False)
-        without = unreferenced(prepared.trials, rows)
-        for row in told_anew([trial for trial in prepared.trials if trial.cell.cell_id in done], rows):
+        anew = told_anew([trial for trial in prepared.trials if trial.cell.cell_id in done], rows)
+        for row in anew:
             store.append(row)
+        without = unreferenced(prepared.trials, [*rows, *anew])
         write_manifest(store.folder, prepared)
         write_partitions(store.folder, drawn_matrices(prepared))
         try:
