@@ -28,6 +28,7 @@ from rich.table import Table
 from fedsim.evaluation.judge import Judgement
 from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.grid.models import Grid
+from fedsim.privacy.ledger import Tally
 from fedsim.results.partitions import write_partitions
 from fedsim.results.store import ResultStore
 from fedsim.runtime.manifest import versions, write_manifest
@@ -40,7 +41,7 @@ from fedsim.simulation.trial import Outcome, Trial
 PRIVATE = ("fedhypevae", "dp-gaussian", "dp-gmm", "dp-merf", "dp-cgan", "dp-cvae", "weight-noise", "dp-fedavg-linear")
 OPEN = ("fedavg-cvae", "fedprox-cvae", "fedavg-linear", "fedprox-linear", "fedlambda", "local-only", "centralised")
 GRID = {
-    "algorithms": [*PRIVATE, *OPEN, {"name": "fedhypevae", "label": "fedhypevae, latent 16", "params": {"latent": 16}}],
+    "algorithms": [*PRIVATE, *OPEN, {"name": "fedhypevae", "label": "fedhypevae, latent 32", "params": {"latent": 32}}],
     "alpha": [0.05, 0.1, 0.3, 1.0, 10.0],
     "clients": [10, 20],
     "epsilon": [1, 2, 4, 8, math.inf],
@@ -76,6 +77,8 @@ def _outcome(trial: Trial, rng: np.random.Generator) -> Outcome:
         epsilon_spent=spent,
         epsilon_spent_replace_one=spent and 2.6 * spent,
         accountant=plan.accountant if plan else None,
+        mechanisms=tuple(Tally(0, r.name, plan.noise_multiplier(r.name), r.sample_rate, r.steps) for r in plan.releases) if plan else None,
+        noise_at="sum" if plan else None,
         unaccounted="",
         uplink_bytes=int(rng.integers(10**7)),
         seconds=4 * rng.random(),
