@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedsim.device import normal
 from fedsim.models.layers import one_hot
-from fedsim.privacy.statistics.moments import Products
+from fedsim.privacy.statistics.moments import Products, in_unit_ball
 from fedsim.privacy.statistics.outer_products import OuterProduct
 from fedsim.privacy.statistics.spectral import leading, leading_of, polar, spectral_function, steady
 
@@ -62,9 +62,7 @@ def block_of(means: Tensor, values: Tensor, vectors: Tensor, size: int) -> Block
 
 def residuals(r: Tensor, y: Tensor, basis: Tensor, means: Tensor) -> Tensor:
     """Centred rows ``[N, d]`` in the block, about ``means`` ``[C, k]`` of their class, clipped: norm at most 1."""
-    u = (r @ basis - means[y]) / reach(basis.shape[1])
-    clipped: Tensor = u / u.norm(dim=1, keepdim=True).clamp_min(1.0)
-    return clipped
+    return in_unit_ball((r @ basis - means[y]) / reach(basis.shape[1]))
 
 
 def reach(size: int) -> float:

@@ -87,8 +87,7 @@ class FedHypeVAEWarm(OneShot):
 
     def receive_mean(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
         """The centre, and how far rows are from it: they have unit norm, so their variance is 1 - |mean|^2."""
-        count = sums["count"].clamp_min(1.0)[0]
-        self.take_mean(server, sums["sum"][0] / count, float(std["sum"] / count))
+        self.take_mean(server, moments.released_mean(sums), float(std["sum"] / sums["count"].clamp_min(1.0)[0]))
 
     def take_mean(self, server: Server, mean: Tensor, noise: float) -> None:
         """Centre and radii from a released mean ``[d]`` whose entries carry noise of that deviation."""
@@ -104,8 +103,7 @@ class FedHypeVAEWarm(OneShot):
 
     def moment_products(self, rows: Rows, told: Tensors) -> moments.Products:
         """Class sums and counts, and one second moment, of the clipped rows."""
-        r = self.centred(rows, told, "clip_radius")
-        return moments.moment_products(r / r.norm(dim=1, keepdim=True).clamp_min(1.0), rows.y, self.task.classes)
+        return moments.moment_products(moments.in_unit_ball(self.centred(rows, told, "clip_radius")), rows.y, self.task.classes)
 
     def receive_moments(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
         """Class means and the covariance within classes, as they are believed, and the block in which classes are told again."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedsim.models.layers import one_hot
-from fedsim.privacy.statistics.moments import Products
+from fedsim.privacy.statistics.moments import Products, in_unit_ball
 from fedsim.privacy.statistics.outer_products import OuterProduct
 from fedsim.privacy.statistics.spectral import spectral_function, square_root
 
@@ -24,9 +24,7 @@ MOST_EXPLAINED = 0.9
 
 def residuals(rows: Tensor, y: Tensor, class_means: Tensor, basis: Tensor) -> Tensor:
     """Rows ``[N, d]`` minus their class means ``[C, d]`` in ``basis`` ``[d, k]``, clipped to norm 1."""
-    u = (rows - class_means[y]) @ basis
-    clipped: Tensor = u / u.norm(dim=1, keepdim=True).clamp_min(1.0)
-    return clipped
+    return in_unit_ball((rows - class_means[y]) @ basis)
 
 
 def responsibilities(u: Tensor, y: Tensor, offsets: Tensor, shares: Tensor, whitening: Tensor) -> Tensor:

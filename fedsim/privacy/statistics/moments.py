@@ -35,11 +35,15 @@ def released_mean(sums: Mapping[str, Tensor]) -> Tensor:
     return mean
 
 
-def centred(x: Tensor, mean: Tensor, radius: float) -> Tensor:
-    """Rows minus ``mean``, clipped to a ball of ``radius``, in units of it: norm at most 1."""
-    r = (x - mean) / radius
+def in_unit_ball(r: Tensor) -> Tensor:
+    """Rows ``[N, d]``, those of a norm above 1 scaled to 1."""
     clipped: Tensor = r / r.norm(dim=1, keepdim=True).clamp_min(1.0)
     return clipped
+
+
+def centred(x: Tensor, mean: Tensor, radius: float) -> Tensor:
+    """Rows minus ``mean``, clipped to a ball of ``radius``, in units of it: norm at most 1."""
+    return in_unit_ball((x - mean) / radius)
 
 
 def moment_products(r: Tensor, y: Tensor, classes: int) -> Products:
