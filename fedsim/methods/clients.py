@@ -135,7 +135,7 @@ class Clients:
         """The groups of the members' ``rows`` together; None where the unit is no group."""
         if self.groups is None:
             return None
-        starts = accumulate((int(own[-1]) + 1 if len(own) else 0 for own in self.groups[:-1]), initial=0)
+        starts = accumulate(map(self.units, range(len(self.groups) - 1)), initial=0)
         return consecutive(
             torch.cat([own[each] + start for own, each, start in zip(self.groups, rows, starts, strict=True)]), self.pooled.x
         )
@@ -169,7 +169,10 @@ class Clients:
 
     def units(self, position: int) -> int:
         """How many units the member at ``position`` holds: rows, or groups."""
-        return len(self.x[position]) if self.groups is None else len(torch.unique_consecutive(self.groups[position]))
+        if self.groups is None:
+            return len(self.x[position])
+        own = self.groups[position]
+        return int(own[-1]) + 1 if len(own) else 0
 
     def rows_of(self, position: int, units: Tensor) -> Tensor:
         """The rows of a member's ``units``, both int64 and ascending."""
