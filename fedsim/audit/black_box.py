@@ -30,7 +30,7 @@ from fedsim.results.store import ResultStore
 from fedsim.seeds import Seeds
 from fedsim.simulation.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
 from fedsim.simulation.generators import load_generator
-from fedsim.simulation.rounds import train
+from fedsim.simulation.rounds import to_the_end, train
 
 PER_CLASS = 200
 CLIENTS = 4
@@ -109,13 +109,8 @@ class BlackBox:
         groups = tuple(np.arange(len(own)) for own in rows) if self.task.unit == "group" else None
         spec = CohortSpec(self.algorithm, self.params, self.task, self.plan, seeds, tuple(range(CLIENTS)), rows, groups)
         steps = train(build_algorithm(self.algorithm, self.params, self.task), LocalPool([Cohort(spec, x, y)]), self.plan, seeds)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                made: Product = end.value.made
-                break
-        return {"pair": number, "scores": scores_of_rows(made, self.task.classes, self.x, self.y, seeds)}
+        _, trained = to_the_end(steps)
+        return {"pair": number, "scores": scores_of_rows(trained.made, self.task.classes, self.x, self.y, seeds)}
 
     def outcome(self, lines: list[dict[str, Any]]) -> Iterator[tuple[str, Floats, Membership]]:
         """Of each way to score: its name, the first training's scores, and what it and LiRA on it tell."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from fedsim.privacy.plan import PrivacyPlan
 from fedsim.seeds import Purpose, Seeds
 from fedsim.simulation.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
 from fedsim.simulation.process_state import ProcessState
-from fedsim.simulation.rounds import Trained, train
+from fedsim.simulation.rounds import to_the_end, train
 
 Rehearsal = Callable[[Variant, Task, float, float, str, torch.device], None]
 ROWS, CLIENTS = 8, 2
@@ -141,11 +141,7 @@ def _train(algorithm: Algorithm, variant: Variant, plan: PrivacyPlan | None, x: 
     _watch(algorithm)
     cohort.algorithm, cohort.phases = algorithm, algorithm.phases()
     steps = train(algorithm, LocalPool([cohort]), plan, Seeds(0), device=device)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return cast(Trained, end.value).made
+    return to_the_end(steps)[1].made
 
 
 def _watch(algorithm: Algorithm) -> None:

@@ -6,7 +6,7 @@ from collections import abc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -111,6 +111,16 @@ def train(
     state = released_state(server)
     made = algorithm.generator(server) if algorithm.generates() else algorithm.classifier(server)
     return Trained(made, released_shares(algorithm, server), ledger, uplink, state)
+
+
+def to_the_end(steps: abc.Generator[RoundRecord, None, Trained]) -> tuple[list[RoundRecord], Trained]:
+    """All records of a :func:`train`, and its outcome."""
+    records: list[RoundRecord] = []
+    while True:
+        try:
+            records.append(next(steps))
+        except StopIteration as end:
+            return records, cast(Trained, end.value)
 
 
 def restored(algorithm: Algorithm, state: Tensors, plan: PrivacyPlan | None, seeds: Seeds) -> tuple[Generator, NDArray[np.float64] | None]:

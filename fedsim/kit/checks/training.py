@@ -43,16 +43,10 @@ class Training:
 def train(algorithm: Algorithm, pool: Pool, plan: PrivacyPlan | None, seed: int, resume: Checkpoint | None = None) -> Training:
     """All rounds, with every global random state at a fixed start, put back afterwards."""
     progress: list[Checkpoint] = []
-    records: list[RoundRecord] = []
     touched: list[str] = []
     with fixed_random_states(touched):
         steps = rounds.train(algorithm, pool, plan, Seeds(seed), resume, lambda capture: progress.append(capture()))
-        while True:
-            try:
-                records.append(next(steps))
-            except StopIteration as end:
-                trained: Trained = end.value
-                break
+        records, trained = rounds.to_the_end(steps)
     return Training(records, trained, progress, tuple(touched))
 
 
