@@ -9,8 +9,7 @@ than that of many trainings; it costs one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -39,10 +38,6 @@ class Scored:
     inside: bool
     score: float
     ratio: float
-
-    def to_json(self) -> dict[str, Any]:
-        """As a line of a file has it."""
-        return {"pair" if name == "number" else name: value for name, value in asdict(self).items()}
 
 
 def check_one_run(setting: Setting, count: int) -> None:

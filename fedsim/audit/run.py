@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
 import torch
@@ -113,11 +113,11 @@ class AuditRun:
         if not left:
             return
         if self.attack == "one-run":
-            yield from (scored.to_json() for scored in one_run(self.setting, self.count, ROOT))
+            yield from (_line(scored) for scored in one_run(self.setting, self.count, ROOT))
             return
         setting, canary = saturating(self.setting, ROOT)
         for number in left:
-            yield pair(setting, canary, ROOT, number).to_json()
+            yield _line(pair(setting, canary, ROOT, number))
 
     def outcome(self, found: Sequence[Mapping[str, Any]]) -> Audit:
         """What all lines say."""
@@ -169,6 +169,11 @@ class BlackBoxRun:
             audit = black_box_audit(plan.epsilon_target, plan.delta, scores, self.box.coins(0))
             words, refuted = [audit.words(), *words], audit.refuted
         return Reached(tuple(words), refuted)
+
+
+def _line(found: Pair | Scored) -> dict[str, Any]:
+    """A pair or a canary as a line of a file has it."""
+    return {"pair" if name == "number" else name: value for name, value in asdict(found).items()}
 
 
 def _lines(missing: Iterable[dict[str, Any]], found: Sequence[dict[str, Any]], append: Append, told: Told) -> list[dict[str, Any]]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from fedsim.audit.bounds import Bound, bound
 from fedsim.audit.evidence import evidence
@@ -28,10 +27,6 @@ class Pair:
     present: float
     ratio: float
     most: float
-
-    def to_json(self) -> dict[str, Any]:
-        """As a line of a file has it."""
-        return {"pair" if name == "number" else name: value for name, value in asdict(self).items()}
 
 
 def pair(setting: Setting, canary: Canary, root: int, number: int) -> Pair:
