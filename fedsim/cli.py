@@ -41,9 +41,6 @@ data = typer.Typer(help="Data sets.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
 
-TrustPlugin = Annotated[bool, typer.Option("--trust-plugin", help="Run the code of plug-ins that the run folder names.")]
-
-
 @app.callback()
 def fedsim(context: typer.Context) -> None:
     """A subcommand a task."""
@@ -58,6 +55,15 @@ _OTHERS = ("synth", "judge", "verify")
 def _own_code() -> None:
     """Let a grid name pkg.module:Class of the folder one works in."""
     sys.path.append(os.getcwd())
+
+
+def _trusted(given: bool) -> bool:
+    if given:
+        _own_code()
+    return given
+
+
+TrustPlugin = Annotated[bool, typer.Option("--trust-plugin", callback=_trusted, help="Run the code of plug-ins that the run folder names.")]
 
 
 @app.command()
@@ -273,8 +279,6 @@ def synth(
     trust_plugin: TrustPlugin = False,
 ) -> None:
     """Draw synthetic embeddings from a saved generator; it costs no privacy."""
-    if trust_plugin:
-        _own_code()
     from fedsim.data.encoding.archive import check_target, write_npz, write_sidecar
 
     check_target(out)
@@ -452,8 +456,6 @@ def judge_run(
 
     Interrupt it at any time; the same command goes on where it stopped.
     """
-    if trust_plugin:
-        _own_code()
     from fedsim.runtime.cluster import joined_cluster, local_cluster, this_machine
     from fedsim.runtime.judging import run_judging
 
@@ -579,8 +581,6 @@ def verify(
     trust_plugin: TrustPlugin = False,
 ) -> None:
     """Run some finished cells of a run again and compare: exit code 0 if rows and rounds are equal to the last bit, 1 if not."""
-    if trust_plugin:
-        _own_code()
     from fedsim.runtime.cluster import local_cluster, this_machine
     from fedsim.runtime.verify import Verification
     from fedsim.simulation.preflight import prepare
