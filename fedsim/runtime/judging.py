@@ -11,20 +11,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from rich.console import Console
 
 from fedsim.atomic import replaced
 from fedsim.errors import UserError
 from fedsim.evaluation.judge import Judgement
-from fedsim.grid.models import Grid
 from fedsim.interrupts import INTERRUPTED
 from fedsim.methods.registry import check_installed
 from fedsim.report.report import read_manifest, write_report
 from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore
 from fedsim.runtime.display import Display, make_display
-from fedsim.runtime.manifest import revision, versions
+from fedsim.runtime.manifest import grid_of, revision, versions
 from fedsim.runtime.scheduler import Scheduler, log_lines, now
 from fedsim.runtime.slots import Slot
 from fedsim.runtime.worker import Failure, Report, send_tensors_as_bytes
@@ -75,7 +73,7 @@ def run_judging(
             return 0
         for row in () if trust_plugin else todo:
             check_installed(row.algorithm, str(store.folder.results))
-        prepared, finished = prepare_judging(_grid(folder), todo, store.folder, nodes, max_parallel)
+        prepared, finished = prepare_judging(grid_of(read_manifest(folder), store.folder), todo, store.folder, nodes, max_parallel)
         if missing := generators_missing(finished):
             what = f"{missing} of {len(todo)} cells have no saved generator: their scores stay, their references are told anew"
             console.print(what, style="yellow", soft_wrap=True, highlight=False)
@@ -100,20 +98,6 @@ def _finished_rows(store: ResultStore) -> list[Row]:
     """The rows, as they were written, of the finished cells that the manifest lists."""
     listed = {cell["cell_id"] for cell in read_manifest(store.folder.path).get("cells") or []}
     return [row for row in store.rows() if row.cell_id in listed and row.status != "failed"]
-
-
-def _grid(folder: Path) -> Grid:
-    """The resolved grid of a run.
-
-    Raises:
-        UserError: the manifest has none that this version reads.
-    """
-    manifest = read_manifest(folder)
-    try:
-        return Grid.model_validate(manifest["grid"])
-    except (KeyError, ValidationError) as error:
-        place = str(folder / "manifest.json")
-        raise UserError(place, "has no grid that this version reads", "run the grid again in a new folder") from error
 
 
 def _note_in_manifest(store: ResultStore) -> None:

@@ -8,12 +8,17 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from fedsim.atomic import replaced
+from fedsim.errors import UserError
+from fedsim.grid.models import Grid
 from fedsim.results.folder import RunFolder
 from fedsim.simulation.preflight import Prepared
 
@@ -23,6 +28,18 @@ RELEASE = {
 }
 """What may leave a run folder, by where its noise comes from."""
 PACKAGES = ("fedsim", "ray", "torch", "opacus", "numpy", "scikit-learn", "scipy")
+
+
+def grid_of(manifest: Mapping[str, Any], folder: RunFolder) -> Grid:
+    """The resolved grid that a run folder's manifest holds.
+
+    Raises:
+        UserError: it has none that this version reads.
+    """
+    try:
+        return Grid.model_validate(manifest["grid"])
+    except (KeyError, ValidationError) as error:
+        raise UserError(str(folder.manifest), "has no grid that this version reads", "run the grid again in a new folder") from error
 
 
 def write_manifest(folder: RunFolder, prepared: Prepared) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 from rich.console import Console
 from rich.text import Text
 
@@ -20,12 +18,12 @@ from fedsim.errors import UserError
 from fedsim.grid.models import Grid
 from fedsim.methods.registry import check_installed
 from fedsim.report.comparison import Compared
-from fedsim.results.folder import RunFolder
+from fedsim.report.report import read_manifest
 from fedsim.results.matching import Run, compare
 from fedsim.results.rows import Row, RowError
 from fedsim.results.store import ResultStore, of_newest_source
 from fedsim.runtime.display import make_display
-from fedsim.runtime.manifest import hardware
+from fedsim.runtime.manifest import grid_of, hardware
 from fedsim.runtime.scheduler import Scheduler
 from fedsim.simulation.preflight import Prepared
 from fedsim.simulation.row import failed_row
@@ -62,14 +60,11 @@ class Verification:
         """
         store = ResultStore(folder)
         store.folder.check()
-        manifest = _manifest(store.folder)
-        try:
-            grid = Grid.model_validate(manifest["grid"])
-            for entry in () if trust_plugin else grid.algorithms:
-                check_installed(entry.name, str(store.folder.manifest))
-            prepared = prepare(grid)
-        except (ValidationError, KeyError, TypeError) as error:
-            raise UserError(str(store.folder.manifest), "its grid is not one of this version", "give the run's grid to bench") from error
+        manifest = read_manifest(folder)
+        grid = grid_of(manifest, store.folder)
+        for entry in () if trust_plugin else grid.algorithms:
+            check_installed(entry.name, str(store.folder.manifest))
+        prepared = prepare(grid)
         rows = [row for row in of_newest_source(store.rows()) if row.status != "failed" and row.noise != "secret"]
         # without a result, a cell's row still has its setting, by which it is matched: its id changes with the code
         nothing = RowError(type="", message="", traceback="")
@@ -106,11 +101,3 @@ class Verification:
         result = "equal to the last bit in rows and rounds" if equal else "they differ"
         console.print(Text(f"{len(old)} of {len(self.cells)} finished cells run again: {result}"), soft_wrap=True)
         return equal
-
-
-def _manifest(folder: RunFolder) -> dict[str, Any]:
-    try:
-        manifest: dict[str, Any] = json.loads(folder.manifest.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(str(folder.manifest), "cannot be read", "give a folder that `fedsim bench` made") from error
-    return manifest
