@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -20,10 +19,10 @@ from fedsim.methods.messages import Message, Round, Tensors
 from fedsim.privacy.plan import PrivacyPlan, Release
 from fedsim.results.lines import dump
 from fedsim.seeds import Seeds
-from fedsim.simulation.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
+from fedsim.simulation.cohort import Cohort, LocalPool
 from fedsim.simulation.preflight import Prepared
-from fedsim.simulation.rehearsal import EVERYONE, made_up_rows
-from fedsim.simulation.rounds import train
+from fedsim.simulation.rehearsal import made_up_cohort
+from fedsim.simulation.rounds import to_the_end, train
 from fedsim.simulation.trial import Trial
 from fedsim.words import number, wide_console
 
@@ -83,20 +82,10 @@ class _Shapes(LocalPool):
 def parts_of(trial: Trial) -> Parts:
     """The parts of a cell's releases: the first round of each, through the code that trains, on a few made-up rows a client."""
     task, cell = trial.task, trial.cell
-    algorithm = build_algorithm(cell.algorithm, cell.params, task)
-    given = {name: value for name, value in EVERYONE.items() if name in type(algorithm.params).model_fields}
-    algorithm.params = algorithm.params.model_copy(update=given)
-    x, y = made_up_rows(task, ROWS)
-    rows = tuple(np.arange(client * ROWS, (client + 1) * ROWS) for client in range(task.clients))
     with torch.random.fork_rng(devices=[]):
-        spec = CohortSpec(cell.algorithm, cell.params, task, trial.plan, Seeds(0), tuple(range(task.clients)), rows)
-        cohort = Cohort(spec, x, y)
-        cohort.algorithm, cohort.phases = algorithm, algorithm.phases()
-        every = algorithm.schedule
-        algorithm.schedule = lambda: (round_ for round_ in every() if round_.step == 0)  # type: ignore[method-assign]
-        pool = _Shapes(cohort)
-        for _ in train(algorithm, pool, trial.plan, Seeds(0)):
-            pass
+        cohort = made_up_cohort(cell.algorithm, cell.params, task, trial.plan, ROWS)
+        algorithm, pool = cohort.algorithm, _Shapes(cohort)
+        to_the_end(train(algorithm, pool, trial.plan, Seeds(0)))
     return Parts(
         pool.found,
         {phase.release.name: dict(phase.weights) for phase in cohort.phases},
@@ -145,6 +134,12 @@ class Noised:
         assert self.trial.plan is not None
         return self.trial.plan
 
+    @property
+    def _held(self) -> tuple[int, str]:
+        """What the clip bounds one by one, of all clients together, and what it is called; also where a whole client is the unit."""
+        groups = self.trial.train_groups
+        return (self.trial.train_rows, "examples") if groups is None else (groups, "groups")
+
     def signals(self, release: Release) -> Iterator[Signal]:
         """Every part of a release."""
         weights = self.parts.weights.get(release.name, {})
@@ -160,7 +155,7 @@ class Noised:
         return self._plan.noise_std(release.name) * math.sqrt(silos)
 
     def _statistic(self, release: Release, name: str, shape: tuple[int, ...], weight: float) -> Signal:
-        rows, task, told = self.trial.train_rows, self.trial.task, NAMES.get(name, name.replace("_", " "))
+        (rows, _), task, told = self._held, self.trial.task, NAMES.get(name, name.replace("_", " "))
         groups, size = shape[0], math.prod(shape[1:])
         std = self._std(release) / (self._plan.clip * weight)
         if groups == size and groups == task.dim:
@@ -176,15 +171,15 @@ class Noised:
         return Signal(told, math.sqrt(size) * std / held, of, f"at n = {rows:,}{many}, {size} dimensions")
 
     def _gradient(self, release: Release) -> Signal:
-        task, clip = self.trial.task, self._plan.clip
+        (held, called), task, clip = self._held, self.trial.task, self._plan.clip
         size = sum(math.prod(shape) for shape in self.parts.shapes[release.name].values())
         if self.parts.local:
-            rows = self.trial.train_rows / task.clients
-            size, units, who = self.parts.parameters, rows * release.sample_rate, f"examples of a client's {rows:,.0f}"
+            own = held / task.clients
+            size, units, who = self.parts.parameters, own * release.sample_rate, f"{called} of a client's {own:,.0f}"
         elif self.parts.updates or self._plan.unit == "client":
             units, who = task.clients * release.sample_rate, f"clients of {task.clients:,}"
         else:
-            units, who = self.trial.train_rows * release.sample_rate, f"examples of n = {self.trial.train_rows:,}"
+            units, who = held * release.sample_rate, f"{called} of n = {held:,}"
         what = "sum of updates" if self.parts.updates else "sum of gradients"
         noise = self._std(release) * math.sqrt(size) / (clip * units)
         detail = f"(clip {number(clip)} × {units:,.0f} expected {who}), {size:,} parameters, in each of {release.steps} steps"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from fedsim.batch import Batch
 from fedsim.data.embeddings import Embeddings
-from fedsim.device import CPU, to_device
+from fedsim.device import CPU
 from fedsim.errors import PluginError, UserError
 from fedsim.grid.resolve import Resolved, Variant
 from fedsim.methods.algorithm import Algorithm
-from fedsim.methods.messages import Message, Round, Server, Task, Values
+from fedsim.methods.messages import Message, Server, Task, Values
 from fedsim.methods.phase import Phase
 from fedsim.methods.products import Generator, Product, is_classifier, is_personal, own
 from fedsim.methods.registry import lookup
@@ -99,10 +99,8 @@ def rehearse(variant: Variant, task: Task, epsilon: float, delta: float, where: 
                 plan = build_algorithm(variant.name, variant.params, task).plan(epsilon if cls.private else None, delta)
             except UserError:  # what the grid asks for cannot be planned, which is not the plug-in's mistake and told with its cell
                 return
-            x, y = made_up_rows(task)
-            algorithm = build_algorithm(variant.name, variant.params, task)
-            made = _train(algorithm, variant, plan, x, y, device)
-            _use(made, algorithm, to_device(torch.from_numpy(x), device))
+            cohort = made_up_cohort(variant.name, variant.params, task, plan, ROWS, device)
+            _use(_train(cohort, plan, device), cohort.algorithm, cohort.clients.pooled.x)
     except _Unexpected as error:
         raise PluginError(where, f"on {made_up}, {error.what}", f"expected {error.expected}") from error
     except (Exception, SystemExit) as error:  # a plug-in may raise anything
@@ -123,30 +121,45 @@ class _Unexpected(Exception):
         super().__init__(self.what, self.expected)
 
 
-def made_up_rows(task: Task, each: int = ROWS) -> tuple[np.ndarray[Any, np.dtype[np.float32]], np.ndarray[Any, np.dtype[np.int64]]]:
-    """Unit-norm rows and labels for all clients, so many each."""
-    count = each * task.clients
+def made_up_cohort(
+    name: str, params: dict[str, Any], task: Task, plan: PrivacyPlan | None, each: int = ROWS, device: torch.device = CPU
+) -> Cohort:
+    """All clients with made-up rows, whose algorithm samples everyone and takes the first round of each release only.
+
+    Args:
+        name: of the algorithm.
+        params: of the algorithm.
+        task: the public facts.
+        plan: the privacy plan, None without privacy.
+        each: how many rows of unit norm a client has; where the unit is a group, two are one.
+        device: where it trains.
+    """
+    count, clients = each * task.clients, range(task.clients)
     x = np.random.default_rng(0).standard_normal((count, task.dim), dtype=np.float32)
-    return x / np.linalg.norm(x, axis=1, keepdims=True), np.arange(count) % task.classes
-
-
-def _train(algorithm: Algorithm, variant: Variant, plan: PrivacyPlan | None, x: Any, y: Any, device: torch.device) -> Product:
-    """What training yields, through :func:`fedsim.simulation.rounds.train`, of the first rounds alone."""
-    clients = range(algorithm.task.clients)
-    rows = tuple(np.arange(client * ROWS, (client + 1) * ROWS) for client in clients)
-    groups = tuple(np.arange(ROWS) // 2 for _ in clients) if algorithm.task.unit == "group" else None
-    cohort = Cohort(CohortSpec(variant.name, variant.params, algorithm.task, plan, Seeds(0), tuple(clients), rows, groups), x, y, device)
+    x, y = x / np.linalg.norm(x, axis=1, keepdims=True), np.arange(count) % task.classes
+    rows = tuple(np.arange(client * each, (client + 1) * each) for client in clients)
+    groups = tuple(np.arange(each) // 2 for _ in clients) if task.unit == "group" else None
+    cohort = Cohort(CohortSpec(name, params, task, plan, Seeds(0), tuple(clients), rows, groups), x, y, device)
+    algorithm = build_algorithm(name, params, task)
     given = {name: value for name, value in EVERYONE.items() if name in type(algorithm.params).model_fields}
     algorithm.params = algorithm.params.model_copy(update=given)
-    _watch(algorithm)
+    every = algorithm.schedule
+    algorithm.schedule = lambda: (round_ for round_ in every() if round_.step == 0)  # type: ignore[method-assign]
     cohort.algorithm, cohort.phases = algorithm, algorithm.phases()
-    steps = train(algorithm, LocalPool([cohort]), plan, Seeds(0), device=device)
+    return cohort
+
+
+def _train(cohort: Cohort, plan: PrivacyPlan | None, device: torch.device) -> Product:
+    """What training yields, through :func:`fedsim.simulation.rounds.train`."""
+    _watch(cohort.algorithm)
+    cohort.phases = cohort.algorithm.phases()
+    steps = train(cohort.algorithm, LocalPool([cohort]), plan, Seeds(0), device=device)
     return to_the_end(steps)[1].made
 
 
 def _watch(algorithm: Algorithm) -> None:
-    """Look at what this algorithm's methods return, and let it run the first round of each release only."""
-    own = {name: getattr(algorithm, name) for name in ("loss", "phases", "schedule", "label_counts") if hasattr(algorithm, name)}
+    """Look at what this algorithm's methods return."""
+    own = {name: getattr(algorithm, name) for name in ("loss", "phases", "label_counts") if hasattr(algorithm, name)}
 
     def loss(model: Any, batch: Batch) -> Mapping[str, Tensor]:
         parts = own["loss"](model, batch)
@@ -166,10 +179,7 @@ def _watch(algorithm: Algorithm) -> None:
             raise _Unexpected(own["label_counts"], _described(counts), f"a number a class, [{classes}], or None")
         return counts
 
-    def schedule() -> Iterator[Round]:
-        return (round_ for round_ in own["schedule"]() if round_.step == 0)
-
-    watched = {"loss": loss, "phases": phases, "schedule": schedule, "label_counts": label_counts}
+    watched = {"loss": loss, "phases": phases, "label_counts": label_counts}
     vars(algorithm).update({name: watched[name] for name in own})
 
 

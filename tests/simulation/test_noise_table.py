@@ -1,9 +1,11 @@
 import io
 import math
+from pathlib import Path
 
 import pytest
 from cells import quick, small_cells
 from rich.console import Console
+from sites import digits_of_writers
 
 from fedsim.simulation.noise_table import Noised, parts_of, show_noise
 from fedsim.simulation.trial import run_trial
@@ -54,6 +56,16 @@ def test_local_steps_are_measured_at_one_client_and_updates_by_their_clients() -
     assert "expected examples of a client's 50" in local["sum of gradients"].words
     _, updates = signals("weight-noise", epsilon=1.0)
     assert "4 expected clients of 4" in updates["sum of updates"].words
+
+
+def test_groups_are_counted_where_they_are_the_unit(tmp_path: Path) -> None:
+    keys = {"dataset": {"npz": str(digits_of_writers(tmp_path)), "overlap": "keep"}, "unit": {"column": "writer"}, "epsilon": 4.0}
+    trial, found = signals("dp-gaussian", **keys)
+    assert trial.train_groups is not None
+    assert trial.train_groups < trial.train_rows
+    assert f"the count at n = {trial.train_groups:,}" in found["number of rows"].words
+    trial, found = signals(quick("fedhypevae", sample_rate=0.5), **keys)
+    assert f"expected groups of n = {trial.train_groups:,}" in found["sum of gradients"].words
 
 
 def test_every_private_algorithm_has_its_noise_told() -> None:
