@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,4 +38,26 @@ def opacus_accountants(module: str) -> Any:
         package.__path__ = [str(Path(spec.origin).parent / "accountants")]
         base.IAccountant = _History  # type: ignore[attr-defined]
         sys.modules |= {PACKAGE: package, base.__name__: base}
-    return importlib.import_module(f"{PACKAGE}.{module}")
+    with _signal_when_used():
+        return importlib.import_module(f"{PACKAGE}.{module}")
+
+
+@contextmanager
+def _signal_when_used() -> Iterator[None]:
+    """What the block imports gets a ``scipy.signal`` whose ``convolve`` imports the real one when it is called: half a second less."""
+    if "scipy.signal" in sys.modules:
+        yield
+        return
+    later = ModuleType("scipy.signal")
+    later.convolve = _convolve  # type: ignore[attr-defined]
+    sys.modules["scipy.signal"] = later
+    try:
+        yield
+    finally:
+        del sys.modules["scipy.signal"]
+
+
+def _convolve(*arrays: Any, **options: Any) -> Any:
+    from scipy.signal import convolve
+
+    return convolve(*arrays, **options)
