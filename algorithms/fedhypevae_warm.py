@@ -34,7 +34,7 @@ CLOSENESS = 0.7
 """See the parameter. A regularised learner sees what sets classes apart where it is not small against what all share."""
 RESOLUTION = 0.12
 """Of the block's covariance, in units of its own."""
-MOST = 64
+MOST = 512
 """Directions of the block."""
 TOLD = ("centre", "clip_radius", "radius", "basis", "coordinates")
 """What clients need of what was released."""
