@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.audit.bounds import CONFIDENCE, least_pairs, one_run_epsilon
+from fedsim.audit.bounds import CONFIDENCE, Bound, at_best, least_pairs, one_run_epsilon
 from fedsim.audit.one_run import Scored
 from fedsim.audit.setting import Setting
 from fedsim.audit.white_box import Pair, bound_of
@@ -37,6 +37,7 @@ class Audit:
         ratio: what the canary adds to a step, in units of the claimed sensitivity; nan where nobody sees it.
         most: the most that it added; the same.
         heuristic: whether the claim is no theorem, so that it does not stand on a sensitivity.
+        best: what the best adversary expects of so many pairs where the claim holds exactly; None where nobody knows.
     """
 
     method: str
@@ -47,6 +48,7 @@ class Audit:
     ratio: float
     most: float
     heuristic: bool = False
+    best: Bound | None = None
 
     @property
     def epsilon_lower(self) -> float:
@@ -73,6 +75,8 @@ class Audit:
         parts = [] if self.mechanism is None else [f"ε ≥ {number(self.mechanism, 3)} (refuted mechanism)"]
         parts.append(f"ε ≥ {number(self.clopper_pearson, 3)} ({'Clopper-Pearson' if self.mechanism is not None else 'any mechanism'})")
         told = f"{self.pairs} {'pairs' if self.method == WHITE_BOX else 'canaries'}"
+        if self.best is not None:
+            told += f" (at best ε ≥ {number(self.best.mechanism, 3)} and {number(self.best.clopper_pearson, 3)})"
         told += "" if math.isnan(self.ratio) else f", canary {self.told_ratio:.2f} of the claimed sensitivity"
         told += ", which is exceeded" if self.excessive else ""
         verdict = "REFUTED" if self.refuted else "not refuted"
@@ -81,12 +85,11 @@ class Audit:
 
 def white_box_audit(setting: Setting, found: Sequence[Pair]) -> Audit:
     """What pairs of trainings say."""
-    bounds = bound_of(setting, list(found))
+    bounds, claim = bound_of(setting, list(found)), setting.plan.epsilon_target
+    best = at_best(tuple(setting.events), setting.plan.delta, len(found))
     ratio = math.sqrt(float(np.mean([each.ratio**2 for each in found])))
     most = max(each.most for each in found)
-    return Audit(
-        WHITE_BOX, setting.plan.epsilon_target, bounds.mechanism, bounds.clopper_pearson, len(found), ratio, most, _heuristic(setting)
-    )
+    return Audit(WHITE_BOX, claim, bounds.mechanism, bounds.clopper_pearson, len(found), ratio, most, _heuristic(setting), best)
 
 
 GUESSES = (0.1, 0.25, 0.5, 1.0)

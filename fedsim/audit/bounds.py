@@ -2,8 +2,9 @@
 
 A test with a rate of false positives F and of true positives T refutes every (epsilon, delta) with T > exp(epsilon) F + delta (Kairouz, Oh
 & Viswanath 2015), and every mechanism whose trade-off function is above 1 - T at F (Dong, Roth & Su 2022). The rates are known to a
-confidence: the threshold of the score is chosen on one half of the pairs, and errors are counted on the other half, where both rates get
-an exact interval (Clopper and Pearson 1934), which hold together with 95 %.
+confidence: both get an exact interval (Clopper and Pearson 1934), which hold together with 95 %. A mechanism is tested on all pairs at the
+threshold 0 of the log likelihood ratio, which is fixed beforehand and where the two errors are fewest together; for any mechanism the
+threshold is chosen on one half of the pairs, and errors are counted on the other.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta, binom, norm
 
 from fedsim.privacy.accountant import Event
-from fedsim.privacy.tradeoff import refuted_epsilon
+from fedsim.privacy.tradeoff import compose, refuted_epsilon
 
 CONFIDENCE = 0.95
 _EACH = (1 - CONFIDENCE) / 2
@@ -33,7 +35,7 @@ class Bound:
     Attributes:
         mechanism: the largest epsilon of the claimed mechanism with other noise that is refuted.
         clopper_pearson: the largest epsilon of any mechanism that is refuted.
-        pairs: how many pairs there are, half of which were tested.
+        pairs: how many pairs there are.
         false_positives, true_positives: upper and lower limit of the rates behind ``mechanism``.
     """
 
@@ -58,7 +60,7 @@ def least_pairs(delta: float) -> int:
 
 
 def bound(absent: Sequence[float], present: Sequence[float], events: Sequence[Event], delta: float) -> Bound:
-    """The bounds from the scores of trainings without and with the unit, the higher the likelier with; in the order they were made.
+    """The bounds from the log likelihood ratios of trainings without and with the unit, in the order they were made.
 
     Args:
         absent: scores of the trainings without it.
@@ -67,16 +69,28 @@ def bound(absent: Sequence[float], present: Sequence[float], events: Sequence[Ev
         delta: of the claim.
     """
     without, with_ = np.asarray(absent, float), np.asarray(present, float)
+    (false,), (true,) = _rates(without, with_, np.zeros(1))
     half = len(without) // 2
-    chosen, tested = (without[:half], with_[:half]), (without[half:], with_[half:])
-    rates = {}
-    for name in ("mechanism", "clopper-pearson"):
-        threshold = _threshold(*chosen, len(tested[0]), delta if name == "clopper-pearson" else None)
-        rates[name] = _rates(*tested, np.array([threshold]))
-    (false,), (true,) = rates["mechanism"]
-    (told,) = _epsilon(*rates["clopper-pearson"], delta)
-    refuted, _ = refuted_epsilon(events, delta, float(false), float(true)) if true > false else (0.0, math.inf)
-    return Bound(refuted, max(0.0, float(told)), len(without), float(false), float(true))
+    threshold = _threshold(without[:half], with_[:half], len(without) - half, delta)
+    (told,) = _epsilon(*_rates(without[half:], with_[half:], np.array([threshold])), delta)
+    return Bound(_of_mechanism(events, delta, float(false), float(true)), max(0.0, float(told)), len(without), float(false), float(true))
+
+
+@lru_cache(maxsize=256)
+def at_best(events: tuple[Event, ...], delta: float, pairs: int) -> Bound:
+    """The bounds where the claimed mechanism runs and every rate that the best adversary counts is the one that it expects."""
+    false = norm.sf(np.linspace(-4, 4, 161))
+    true = np.asarray(1 - compose(events).false_negatives(false, "add-one"), float)
+    tested = pairs - pairs // 2
+    told = _epsilon(upper(false * tested, tested), lower(true * tested, tested), delta).max()
+    # there the log likelihood ratio is 0
+    middle = int(np.argmax(true - false))
+    limits = float(upper(false[middle] * pairs, pairs)), float(lower(true[middle] * pairs, pairs))
+    return Bound(_of_mechanism(events, delta, *limits), float(told), pairs, *limits)
+
+
+def _of_mechanism(events: Sequence[Event], delta: float, false: float, true: float) -> float:
+    return refuted_epsilon(events, delta, false, true)[0] if true > false else 0.0
 
 
 def upper(count: Floats, total: int) -> Floats:
@@ -89,15 +103,11 @@ def lower(count: Floats, total: int) -> Floats:
     return np.where(count > 0, beta.ppf(_EACH, np.maximum(count, 1e-9), total - count + 1), 0.0)
 
 
-def _threshold(absent: Floats, present: Floats, tested: int, delta: float | None) -> float:
-    """The threshold that would refute most if the other half were like this one; without a delta, by Gaussian mechanisms."""
+def _threshold(absent: Floats, present: Floats, tested: int, delta: float) -> float:
+    """The threshold that would refute most if the other half were like this one."""
     thresholds = np.unique(np.concatenate([absent, present, [math.inf]]))
-    share = tested / max(len(absent), 1)
-    false, true = _rates(absent, present, thresholds, share)
-    if delta is not None:
-        return float(thresholds[int(np.argmax(_epsilon(false, true, delta)))])
-    # to a Gaussian mechanism these rates are mu = Phi^-1(T) - Phi^-1(F)
-    return float(thresholds[int(np.argmax(norm.ppf(true) - norm.ppf(false)))])
+    rates = _rates(absent, present, thresholds, tested / max(len(absent), 1))
+    return float(thresholds[int(np.argmax(_epsilon(*rates, delta)))])
 
 
 def _rates(absent: Floats, present: Floats, thresholds: Floats, share: float = 1.0) -> tuple[Floats, Floats]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedsim.audit.audit import Audit, white_box_audit
-from fedsim.audit.bounds import bound
+from fedsim.audit.bounds import at_best, bound
 from fedsim.audit.canaries import saturating
 from fedsim.audit.evidence import evidence
 from fedsim.audit.setting import Setting, setting_of
@@ -64,11 +64,26 @@ def test_scores_of_the_claimed_mechanism_are_rarely_above_it_and_near_it_with_ma
     mu = math.sqrt(sum(steps / noise**2 for noise, _, steps in setting.events))
     refuted = 0
     for _ in range(20):
-        absent, present = stream.normal(0, 1, 500), stream.normal(mu, 1, 500)
+        absent, present = stream.normal(-(mu**2) / 2, mu, 500), stream.normal(mu**2 / 2, mu, 500)
         refuted += bound(absent, present, setting.events, 1e-4).epsilon > 4
     assert refuted <= 2
-    absent, present = stream.normal(0, 1, 20000), stream.normal(mu, 1, 20000)
+    absent, present = stream.normal(-(mu**2) / 2, mu, 20000), stream.normal(mu**2 / 2, mu, 20000)
     assert bound(absent, present, setting.events, 1e-4).mechanism > 3.5
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.2])
+def test_what_pairs_show_at_best_is_what_the_best_adversary_shows_in_the_mean(rate: float) -> None:
+    noise, pairs, stream = 1.0, 400, np.random.default_rng(0)
+    shown = []
+    for _ in range(40):
+        there = np.stack([np.zeros((pairs, 4)), stream.random((pairs, 4)) < rate])
+        seen = there + noise * stream.normal(size=there.shape)
+        absent, present = np.log(1 - rate + rate * np.exp((2 * seen - 1) / (2 * noise**2))).sum(-1)
+        found = bound(absent, present, [(noise, rate, 4)], 1e-4)
+        shown.append((found.mechanism, found.clopper_pearson))
+    best = at_best(((noise, rate, 4),), 1e-4, pairs)
+    assert np.mean(shown, 0) == pytest.approx([best.mechanism, best.clopper_pearson], abs=0.2)
+    assert at_best(((noise, rate, 4),), 1e-4, 10 * pairs).mechanism > best.mechanism
 
 
 @pytest.mark.parametrize(
