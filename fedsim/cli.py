@@ -379,19 +379,17 @@ def audit(
 
     The exit code is 1 if a bound with 95 % confidence is above the claim, 0 if none is, which proves nothing. Interrupt it at any time; the
     same command goes on where it stopped, and with more pairs adds to them. Of a run folder: how well its generators' synthetic rows tell
-    training rows from test rows.
+    training rows from others, and how well with the cells of other seeds and sites as shadows.
     """
     from rich.progress import Progress
 
-    from fedsim.audit.black_box import of_run
     from fedsim.audit.run import MANY, AuditRun, BlackBoxRun, Command, parameters, setting_of_options
     from fedsim.audit.setting import DIM
     from fedsim.results.store import ResultStore
 
     console, store = wide_console(Console(), 100), ResultStore(out)
     if Path(algorithm).is_dir():
-        for label, membership in of_run(Path(algorithm)):
-            console.print(f"{label}: {membership.words()}", soft_wrap=True, highlight=False, markup=False)
+        _attack_run(Path(algorithm), console)
         return
     run: Command
     if attack == "black-box":
@@ -408,6 +406,20 @@ def audit(
     for line in reached.words:
         console.print(f"{algorithm}, {unit}, {trust}: {line}", soft_wrap=True, highlight=False, markup=False)
     raise typer.Exit(1 if reached.refuted else 0)
+
+
+def _attack_run(folder: Path, console: Console) -> None:
+    """Tell how well a run's generators give away who was trained on."""
+    from fedsim.audit.of_run import of_run
+    from fedsim.report.report import read_manifest
+    from fedsim.results.store import ResultStore
+    from fedsim.runtime.judging import finished_rows
+    from fedsim.runtime.manifest import grid_of
+
+    store = ResultStore(folder)
+    store.folder.check()
+    for line in of_run(store.folder, grid_of(read_manifest(folder), store.folder), finished_rows(store)):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def _file_check(algorithm: str, param: list[str], settings: set[str]) -> list[str]:

@@ -7,7 +7,6 @@ run (Steinke, Nasr & Jagielski 2023): guesses from scores bound epsilon. All of 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from scipy.spatial.distance import cdist
 
 from fedsim.audit.membership import Bools, Floats, Membership, likelihood_ratios, membership
 from fedsim.audit.one_run import FEWEST
-from fedsim.data.embeddings import Embeddings
 from fedsim.data.sources.load import load
 from fedsim.data.sources.spec import DatasetSpec
 from fedsim.errors import UserError
@@ -25,11 +23,8 @@ from fedsim.evaluation.judge import synthesise
 from fedsim.methods.messages import Task
 from fedsim.methods.products import Product, is_classifier, is_personal, own
 from fedsim.privacy.plan import Trust, Unit
-from fedsim.results.folder import RunFolder
-from fedsim.results.store import ResultStore
 from fedsim.seeds import Seeds
 from fedsim.simulation.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
-from fedsim.simulation.generators import load_generator
 from fedsim.simulation.rounds import to_the_end, train
 
 PER_CLASS = 200
@@ -120,33 +115,3 @@ class BlackBox:
             yield name, scores[0], membership(name, scores, inside)
             if len(lines) > 2:
                 yield f"{LIRA} by {name}", scores[0], membership(f"{LIRA} by {name}", likelihood_ratios(scores, inside), inside)
-
-
-def of_run(folder: Path) -> Iterator[tuple[str, Membership]]:
-    """The membership of training rows against test rows, by every saved generator of a run folder.
-
-    Training and test rows may differ by themselves, so this bounds no epsilon.
-
-    Raises:
-        UserError: the folder has no results or no generators, or a data set's rows cannot be had.
-    """
-    RunFolder(folder).check()
-    saved = {path.stem for path in RunFolder(folder).generators.glob("*.json")}
-    if not saved:
-        what = "there are no generators here, which membership is inferred from"
-        raise UserError(str(folder), what, "run a generative algorithm with resources: {save_generators: true}")
-    loaded: dict[str, Embeddings] = {}
-    for row in ResultStore(folder).rows():
-        if row.cell_id not in saved or row.status != "ok":
-            continue
-        generator = load_generator(folder, row.cell_id)
-        cell = generator.facts.cell
-        if cell.dataset.key not in loaded:
-            loaded[cell.dataset.key] = load(cell.dataset, None)
-        data = loaded[cell.dataset.key]
-        if data.fingerprint != row.dataset_hash:
-            raise UserError(str(folder), f"the rows of {row.dataset} are not those that were trained on", "put the data back as they were")
-        x, y = np.concatenate([data.x_train, data.x_test]), np.concatenate([data.y_train, data.y_test])
-        inside = np.arange(len(x)) < len(data.x_train)
-        for name, scores in scores_of_synthetic(*generator.synthesise(PER_CLASS), x, y).items():
-            yield f"{row.label}, ε = {row.epsilon_target}, seed {row.seed}", membership(name, scores[None], inside[None])

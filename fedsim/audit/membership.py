@@ -69,7 +69,7 @@ def _measured(scores: Floats, inside: Bools) -> list[float]:
     return [float(roc_auc_score(inside, scores)), *(float(true[false <= rate].max()) for rate in RATES)]
 
 
-def likelihood_ratios(scores: Floats, inside: Bools) -> Floats:
+def likelihood_ratios(scores: Floats, inside: Bools, *, designed: bool = False) -> Floats:
     """LiRA: how much likelier each score is if its row was trained on, by Gaussians of the other trainings' scores of the row.
 
     Carlini et al. 2022 (arXiv 2112.03570), with one variance for all rows, as for few shadow trainings; a row that all other trainings
@@ -78,13 +78,17 @@ def likelihood_ratios(scores: Floats, inside: Bools) -> Floats:
     Args:
         scores: ``[trainings, rows]``.
         inside: the same.
+        designed: whether it is fixed how many trainings have a row. How many others have it would then tell whether the attacked one
+            does, so one other that differs from it is no shadow: there are equally many of either kind whatever the truth is.
     """
-    found = np.zeros_like(scores)
-    for target in range(len(scores)):
-        others = np.arange(len(scores)) != target
+    found, count = np.zeros_like(scores), len(scores)
+    for target in range(count):
+        others = (target + np.arange(1, count)) % count
         own, held = scores[others], inside[others]
-        means = [_mean(own, which) for which in (held, ~held)]
-        left = np.where(held, own - means[0], own - means[1])
+        differs = held != inside[target]
+        shadow = ~(differs & (differs.cumsum(0) == 1)) if designed else np.ones_like(held)
+        means = [_mean(own, which & shadow) for which in (held, ~held)]
+        left = np.where(shadow, np.where(held, own - means[0], own - means[1]), np.nan)
         spread = float(np.sqrt(np.nanmean(np.square(left)))) or 1.0
         told = norm.logpdf(scores[target], means[0], spread) - norm.logpdf(scores[target], means[1], spread)
         found[target] = np.nan_to_num(told, nan=0.0)

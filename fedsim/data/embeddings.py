@@ -86,13 +86,17 @@ class Embeddings:
             test_columns={key: np.asarray(values)[test] for key, values in (columns or {}).items()},
         )
 
+    def others(self, column: str, value: str) -> NDArray[np.bool_]:
+        """Which training rows do not have a column's ``value``."""
+        return np.asarray(self.columns[column].astype(np.str_) != value)
+
     def unseen(self, column: str, value: str) -> Embeddings:
         """The data set of everybody else: training rows without those of a column's ``value``, test rows of that value alone.
 
         Raises:
             UserError: a class is left without a training row, or no test row has the value.
         """
-        train, test = self.columns[column].astype(np.str_) != value, self.test_columns[column].astype(np.str_) == value
+        train, test = self.others(column, value), self.test_columns[column].astype(np.str_) == value
         if not test.any():
             raise UserError("", f"no test row has {column} '{value}'", "name another site")
         if missing := sorted(set(range(self.classes)) - set(self.y_train[train].tolist())):

@@ -64,7 +64,7 @@ def run_judging(
     store = ResultStore(folder)
     store.folder.check()
     with store.lock():
-        rows = _finished_rows(store)
+        rows = finished_rows(store)
         if not rows:
             raise UserError(str(folder), "there is no finished cell here", "run the grid first")
         todo = [row for row in rows if row.judged != judging_code()]
@@ -83,7 +83,7 @@ def run_judging(
                 judging = Judging(prepared, finished, store, display)
                 judging.run(prepared.trials)
         except KeyboardInterrupt:
-            done = sum(row.judged == judging_code() for row in _finished_rows(store))
+            done = sum(row.judged == judging_code() for row in finished_rows(store))
             console.print(f"interrupted: {done} of {len(rows)} cells are judged; the same command goes on", soft_wrap=True, highlight=False)
             return INTERRUPTED
         _note_in_manifest(store)
@@ -94,7 +94,7 @@ def run_judging(
     return 1 if judging.failures else 0
 
 
-def _finished_rows(store: ResultStore) -> list[Row]:
+def finished_rows(store: ResultStore) -> list[Row]:
     """The rows, as they were written, of the finished cells that the manifest lists."""
     listed = {cell["cell_id"] for cell in read_manifest(store.folder.path).get("cells") or []}
     return [row for row in store.rows() if row.cell_id in listed and row.status != "failed"]
