@@ -123,9 +123,9 @@ def write(done: Sequence[tuple[Asked, str, float]], asked: Sequence[Asked], opti
         "command. White box, d = 16, "
         f"δ = {number(DELTA)}, 6 rounds where the algorithm has rounds and nothing else is said; a line is what",
         "`fedsim audit` of the same options says. Each bound holds with a confidence of 95 % by itself. *At best* is what so many",
-        "pairs can be expected to show (Clopper-Pearson / refuted mechanism) where the claim holds exactly and the adversary is the best;",
-        "0.00 / 0.00: they find gross faults alone. The ratio is what the canary adds to a step in units of the claimed sensitivity. What",
-        "is not refuted is not proved by that.",
+        "pairs can be expected to show (Clopper-Pearson / refuted mechanism) where the planned mechanism is what runs and the adversary",
+        "is the best; 0.00 / 0.00: they find gross faults alone. The ratio is what the canary adds to a step in units of the claimed",
+        "sensitivity. What is not refuted is not proved by that.",
         "",
         "| method | unit, trust | ε claimed | verdict | ε ≥ (Clopper-Pearson) | ε ≥ (refuted mechanism) | at best | pairs | canary |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",

@@ -37,7 +37,7 @@ class Audit:
         ratio: what the canary adds to a step, in units of the claimed sensitivity; nan where nobody sees it.
         most: the most that it added; the same.
         heuristic: whether the claim is no theorem, so that it does not stand on a sensitivity.
-        best: what the best adversary expects of so many pairs where the claim holds exactly; None where nobody knows.
+        best: what the best adversary expects of so many pairs of the planned mechanism; None where nobody knows.
     """
 
     method: str

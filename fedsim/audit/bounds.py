@@ -78,7 +78,7 @@ def bound(absent: Sequence[float], present: Sequence[float], events: Sequence[Ev
 
 @lru_cache(maxsize=256)
 def at_best(events: tuple[Event, ...], delta: float, pairs: int) -> Bound:
-    """The bounds where the claimed mechanism runs and every rate that the best adversary counts is the one that it expects."""
+    """The bounds where these mechanisms run and every rate that the best adversary counts is the one that it expects."""
     false = norm.sf(np.linspace(-4, 4, 161))
     true = np.asarray(1 - compose(events).false_negatives(false, "add-one"), float)
     tested = pairs - pairs // 2

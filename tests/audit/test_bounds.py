@@ -1,6 +1,8 @@
 """Bounds that hold: exact intervals, thresholds that another half chose, guesses in one run."""
 
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 
-from fedsim.audit.bounds import bound, least_pairs, lower, one_run_epsilon, one_run_p_value, upper
+from fedsim.audit.bounds import at_best, bound, least_pairs, lower, one_run_epsilon, one_run_p_value, upper
+from fedsim.audit.run import setting_of_options
+from fedsim.privacy import accountant
+from fedsim.privacy.plan import Release, calibrate
+
+AUDITED = Path(__file__).parents[2] / "benchmarks" / "audited.py"
 
 
 @given(st.integers(1, 400), st.data())
@@ -43,3 +50,16 @@ def test_all_of_a_hundred_guesses_right_refute_what_the_paper_says() -> None:
     assert one_run_epsilon(100, 100, 100, 0.0) == pytest.approx(math.log(rate / (1 - rate)), abs=1e-3)
     assert one_run_epsilon(100, 100, 100, 1e-4) < one_run_epsilon(100, 100, 100, 0.0)
     assert one_run_epsilon(100, 100, 50, 1e-4) == 0
+
+
+def test_the_public_schedule_spends_four_times_its_claim_which_200_pairs_can_show() -> None:
+    schedule = ("rounds=25", "local_steps=1", "sample_rate=1")
+    setting = setting_of_options(f"{AUDITED}:PublicSchedule", schedule, "example", "aggregate", 1.0, 1e-4)
+    ((noise, rate, counted),) = setting.events
+    assert (rate, counted) == (1.0, 2)
+    assert accountant.epsilon([(noise, rate, 25)], 1e-4)[0] == pytest.approx(4.30, abs=0.01)
+    facts: dict[str, Any] = {"delta": 1e-4, "unit": "example", "trust": "aggregate", "scope": "", "claim": "proved"}
+    published = calibrate(epsilon=1.0, **facts, clip=1.0, sensitivity=1.0, releases=[Release("local steps", 0.2, 100)])
+    assert accountant.epsilon([(published.sigma, 0.2, 1250)], 1e-4)[0] == pytest.approx(4.24, abs=0.01)
+    assert at_best(((noise, rate, 25),), 1e-4, 200).mechanism > 2
+    assert at_best(((noise, rate, counted),), 1e-4, 200).mechanism < 0.1
