@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -28,8 +32,10 @@ from fedsim.simulation.cohort import Cohort, CohortSpec, LocalPool, build_algori
 from fedsim.simulation.process_state import ProcessState
 from fedsim.simulation.rounds import to_the_end, train
 
-Rehearsal = Callable[[Variant, Task, float, float, str, torch.device], None]
+Rehearsal = Callable[[Variant, Task, float, float, str, torch.device, float], None]
 ROWS, CLIENTS = 8, 2
+LONGEST = 120.0
+"""Seconds that a rehearsal may take; a grid's ``cell_timeout``, if that is shorter."""
 SHIPPED = ("algorithms", "baselines", "fedsim")
 """Packages whose algorithms are rehearsed by fedsim's own tests."""
 EVERYONE = {"sample_rate": 1.0, "client_rate": 1.0, "local_steps": 2}
@@ -60,6 +66,7 @@ def rehearse_grid(
         PluginError: a plug-in is refused; under ``keep_going``: every one.
     """
     grid, refused = resolved.grid, dict[int, PluginError]()
+    seconds = min(LONGEST, grid.resources.cell_timeout or LONGEST)
     shapes = sorted({(each.dim, each.classes) for each in data.values()})
     for variant in resolved.variants:
         if lookup(variant.name).__module__.partition(".")[0] in SHIPPED:
@@ -69,7 +76,7 @@ def rehearse_grid(
             try:
                 for each in dict.fromkeys((CPU, device)):
                     where = grid.place("algorithms", variant.entry, "name")
-                    (rehearsal or rehearse)(variant, task, max(grid.epsilon), grid.delta, where, each)
+                    (rehearsal or rehearse)(variant, task, max(grid.epsilon), grid.delta, where, each, seconds)
             except PluginError as error:
                 if not keep_going:
                     raise
@@ -77,7 +84,9 @@ def rehearse_grid(
     return resolved.without(refused)
 
 
-def rehearse(variant: Variant, task: Task, epsilon: float, delta: float, where: str, device: torch.device = CPU) -> None:
+def rehearse(
+    variant: Variant, task: Task, epsilon: float, delta: float, where: str, device: torch.device = CPU, seconds: float = LONGEST
+) -> None:
     """Run the first round of each release on made-up rows through the code that trains, and use what comes out.
 
     Args:
@@ -87,14 +96,15 @@ def rehearse(variant: Variant, task: Task, epsilon: float, delta: float, where: 
         delta: of the budget.
         where: the place to name in an error.
         device: where it trains.
+        seconds: that it may take.
 
     Raises:
-        PluginError: an exception, or a result of a wrong type, shape or dtype; with file and line, and what was expected.
+        PluginError: an exception, a result of a wrong type, shape or dtype, or no end in time; with file and line, and what was expected.
     """
     cls, process = lookup(variant.name, where), ProcessState()
     made_up = f"made-up data ({task.clients} clients with {ROWS} rows each, {task.dim} dimensions, {task.classes} classes)"
     try:
-        with torch.random.fork_rng(devices=[]):
+        with _in_time(seconds), torch.random.fork_rng(devices=[]):
             try:
                 plan = build_algorithm(variant.name, variant.params, task).plan(epsilon if cls.private else None, delta)
             except UserError:  # what the grid asks for cannot be planned, which is not the plug-in's mistake and told with its cell
@@ -103,6 +113,10 @@ def rehearse(variant: Variant, task: Task, epsilon: float, delta: float, where: 
             _use(_train(cohort, plan, device), cohort.algorithm, cohort.clients.pooled.x)
     except _Unexpected as error:
         raise PluginError(where, f"on {made_up}, {error.what}", f"expected {error.expected}") from error
+    except _Late as error:
+        at = origin(error, inspect.getsourcefile(cls)) or line_of(cls)
+        right = f"expected {cls.__name__} to train and sample in that time"
+        raise PluginError(where, f"on {made_up}, {at}: still running after {seconds:g} s", right) from error
     except (Exception, SystemExit) as error:  # a plug-in may raise anything
         at = origin(error, inspect.getsourcefile(cls)) or line_of(cls)
         if device == CPU:
@@ -111,6 +125,32 @@ def rehearse(variant: Variant, task: Task, epsilon: float, delta: float, where: 
         raise PluginError(where, f"on {made_up}, on {device.type}, {at}: {said(error)}", fix) from error
     finally:
         process.put_back()
+
+
+class _Late(BaseException):
+    """The time is up; a plug-in that goes on after any ``Exception`` does not go on after this."""
+
+
+@contextmanager
+def _in_time(seconds: float) -> Iterator[None]:
+    """Raise where the block stands after so many seconds, and again every second until it ends; for the main thread, others have no limit.
+
+    A call into a library is raised in once it returns.
+    """
+
+    def late(number: int, frame: FrameType | None) -> None:
+        raise _Late
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler, timer = signal.signal(signal.SIGALRM, late), signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, *timer)
 
 
 class _Unexpected(Exception):

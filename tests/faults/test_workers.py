@@ -12,12 +12,17 @@ from typing import Any
 
 import psutil
 import pytest
-from benches import Ran, slowness
-from cells import quick, small_grid
+from benches import Ran, slowness, wait_until
+from cells import NODES, quick, small_grid
+from plug_ins import changed
 from processes import offspring
 
+from fedsim.errors import PluginError
 from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore
+from fedsim.runtime import rehearsing
+from fedsim.runtime.rehearsing import everywhere
+from fedsim.simulation.preflight import prepare
 
 Bench = Callable[..., Ran]
 
@@ -127,6 +132,29 @@ def test_hostile_plug_ins_fail_alone(bench: Bench, hostile: str) -> None:
     log = (ran.folder / "logs" / f"{rows['Floods'].cell_id}.log").stat().st_size
     assert 10_000_000 <= log < 10_100_000
     assert "more than 10 MB of output; the rest of it is left out" in ran.log(rows["Floods"])
+
+
+STUCK = "import ctypes; lock = ctypes.create_string_buffer(64); take = ctypes.CDLL(None).pthread_mutex_lock; take(lock); take(lock)"
+"""A call into a library that no signal interrupts."""
+
+
+def test_a_plug_in_that_hangs_in_its_rehearsal_on_a_machine_is_refused_and_its_process_ended(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rehearsing, "STARTING", 15 * slowness())
+
+    def refused(stem: str, body: str) -> str:
+        method = f"    def server_step(self, *given):\n        {body}\n\n    def draws(self)"
+        (tmp_path / f"{stem}.py").write_text(changed("    def draws(self)", method))
+        grid = small_grid(f"{tmp_path / stem}.py:MyMethod", epsilon=4.0, resources={"cell_timeout": "2s"})
+        with pytest.raises(PluginError, match=r"^algorithms\[0\]\.name: on [\d.:]+: ") as raised:
+            prepare(grid, NODES, rehearsal=everywhere)
+        return str(raised.value)
+
+    assert "loops.py:" in (told := refused("loops", "while True: pass"))
+    assert "still running after 2 s; expected MyMethod to train and sample" in told
+    assert "a rehearsal on made-up data has not ended after 2 s" in refused("stuck", STUCK)
+    wait_until(lambda: not offspring(os.getpid(), "rehearse"))
 
 
 def descriptors(process: psutil.Process) -> int:

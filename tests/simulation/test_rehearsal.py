@@ -1,11 +1,16 @@
 import io
 import random
+import re
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from benches import Done
 from cells import NODES, SHIPPED, small_grid
 from plug_ins import GOOD, changed, line, write
 from rich.console import Console
@@ -149,6 +154,30 @@ def test_the_global_random_numbers_are_left_alone(folder: Path) -> None:
     after = torch.get_rng_state(), str(np.random.get_state()), random.getstate()  # noqa: NPY002
     assert torch.equal(before[0], after[0])
     assert before[1:] == after[1:]
+
+
+ENDLESS = {
+    "loops": "while True: pass",
+    "sleeps": "import time; time.sleep(1e9)",
+    "waits": "import threading; threading.Event().wait()",
+    "catches": "\n            ".join(("while True:", "    try: 1 / 0", "    except Exception: continue")),
+}
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_a_plug_in_that_never_returns_is_told_with_its_line_and_nothing_is_written(
+    folder: Path, command: Callable[..., Done], kind: str
+) -> None:
+    text = method("server_step", SERVER, f"if True:\n            {ENDLESS[kind]}")
+    grid = {"dataset": {"name": "digits", "limit": 200}, "algorithms": [write(folder, kind, text)], "clients": 4, "epsilon": 4}
+    (folder / "g.yaml").write_text(yaml.safe_dump(grid | {"resources": {"cell_timeout": "0.5s"}}))
+    before, handler = sorted(folder.rglob("*")), signal.getsignal(signal.SIGALRM)
+    done = command("bench", "--grid", "g.yaml")
+    assert done.returncode == 2
+    first = line(text, ENDLESS[kind].partition("\n")[0])
+    assert re.search(rf"{kind}\.py:({first}|{first + 1}|{first + 2}): still running after 0\.5 s; expected MyMethod to train", done.stderr)
+    assert [path for path in sorted(folder.rglob("*")) if "__pycache__" not in path.parts] == before
+    assert (signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)) == (handler, (0.0, 0.0))
 
 
 @pytest.mark.parametrize("name", SHIPPED)
