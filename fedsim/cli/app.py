@@ -1,0 +1,83 @@
+"""What all commands share: the application, its options and its way out."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from fedsim.errors import UserError
+from fedsim.interrupts import INTERRUPTED, interrupts, soon
+from fedsim.regular import unread
+
+app = typer.Typer(
+    help="Federated generative algorithms side by side, under identical partitions and honest differential privacy.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_OTHERS = ("synth", "judge", "verify")
+"""Commands that read what somebody else may have made, and run no code of the working folder unless they are told to."""
+
+
+@app.callback()
+def fedsim(context: typer.Context) -> None:
+    """A subcommand a task."""
+    if context.invoked_subcommand not in _OTHERS:
+        _own_code()
+
+
+def _own_code() -> None:
+    """Let a grid name pkg.module:Class of the folder one works in."""
+    sys.path.append(os.getcwd())
+
+
+def _trusted(given: bool) -> bool:
+    if given:
+        _own_code()
+    return given
+
+
+GridFile = Annotated[Path, typer.Option("--grid", help="The grid file (YAML).")]
+Replaced = Annotated[list[str] | None, typer.Option("--set", help="Replace a value of the grid: key=YAML, such as alpha=[0.3].")]
+Param = Annotated[list[str] | None, typer.Option(help="A parameter of the algorithm: key=YAML, such as latent=16.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/quickstart.")]
+Address = Annotated[str | None, typer.Option(help="An existing Ray cluster; default: a new local one.")]
+MaxParallel = Annotated[int | None, typer.Option(min=1, help="At most so many cells at a time.")]
+TrustPlugin = Annotated[bool, typer.Option("--trust-plugin", callback=_trusted, help="Run the code of plug-ins that the run folder names.")]
+
+
+@contextmanager
+def interruptible(console: Console) -> Iterator[None]:
+    """Ctrl-C ends the block with a word and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command goes on", highlight=False)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line on standard error and exit code 2."""
+    try:
+        with soon(), interrupts():
+            app()
+    except UserError as error:
+        _complain(str(error))
+        sys.exit(error.exit_code)
+    except OSError as error:  # a file or folder that nobody asked about earlier
+        if isinstance(error, ConnectionError | TimeoutError):
+            raise
+        _complain(str(UserError(str(error.filename or ""), f"cannot be used ({unread(error)})")))
+        sys.exit(2)
+
+
+def _complain(text: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(f"fedsim: {text}", style="red", highlight=False, markup=False)

@@ -1,0 +1,168 @@
+"""Commands on a grid: run it, or see what it would do."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from fedsim.cli.app import Address, GridFile, MaxParallel, Param, Replaced, app, interruptible
+from fedsim.words import wide_console
+
+if TYPE_CHECKING:
+    from fedsim.grid.models import Grid
+
+PANEL = "Grids and cells"
+
+
+@app.command(rich_help_panel=PANEL)
+def bench(
+    grid: GridFile,
+    set_: Replaced = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder; default: runs/<name of the grid>.")] = None,
+    address: Address = None,
+    max_parallel: MaxParallel = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run cells again that failed before.")] = False,
+    keep_going: Annotated[bool, typer.Option("--keep-going", help="Leave out algorithms whose plug-in is refused; exit code 1.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show every cell and its plan; run nothing.")] = False,
+) -> None:
+    """Run a grid: every algorithm on every partition, budget and seed; then draw the privacy-utility curves.
+
+    Interrupt it at any time; the same command goes on where it stopped.
+    """
+    from fedsim.grid.read import load_grid
+
+    checked = load_grid(grid, set_ or [])
+    folder = out or Path("runs") / checked.name
+    _bench(checked, folder, address, max_parallel=max_parallel, retry_failed=retry_failed, keep_going=keep_going, dry_run=dry_run)
+
+
+@app.command(rich_help_panel=PANEL)
+def run(
+    algorithm: Annotated[str, typer.Option(help="A registered name, or pkg.module:Class.")],
+    dataset: Annotated[str, typer.Option(help="As in a grid.")] = "digits",
+    encoder: Annotated[str | None, typer.Option(help="What embeds the data set's images.")] = None,
+    partition: Annotated[str, typer.Option(help="A scheme, or a YAML mapping.")] = "dirichlet",
+    alpha: Annotated[float, typer.Option(help="Dirichlet concentration.")] = 0.3,
+    clients: Annotated[int, typer.Option(help="How many.")] = 10,
+    epsilon: Annotated[float, typer.Option(help="The budget; inf: no privacy.")] = 1.0,
+    delta: Annotated[float, typer.Option(help="Of the budget.")] = 1e-4,
+    unit: Annotated[str, typer.Option(help="What the budget protects: example, client or {column: NAME}.")] = "example",
+    trust: Annotated[str, typer.Option(help="Who may see what: aggregate or silo.")] = "aggregate",
+    seed: Annotated[int, typer.Option(help="Root of all random numbers.")] = 0,
+    param: Param = None,
+    per_class: Annotated[int, typer.Option(help="Synthetic rows a class.")] = 200,
+    out: Annotated[Path | None, typer.Option(help="The run folder; default: runs/run.")] = None,
+    address: Address = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan; run nothing.")] = False,
+) -> None:
+    """Run one cell, from flags; its generator is kept for `fedsim synth`."""
+    from fedsim.grid.read import grid_of_options
+
+    checked = grid_of_options(
+        {
+            "algorithm": algorithm,
+            "dataset": dataset,
+            "encoder": encoder,
+            "partition": partition,
+            "alpha": alpha,
+            "clients": clients,
+            "epsilon": epsilon,
+            "delta": delta,
+            "unit": unit,
+            "trust": trust,
+            "seed": seed,
+            "per-class": per_class,
+        },
+        param or [],
+    )
+    _bench(checked, out or Path("runs") / "run", address, retry_failed=True, dry_run=dry_run)
+
+
+def _bench(
+    grid: Grid,
+    folder: Path,
+    address: str | None,
+    *,
+    max_parallel: int | None = None,
+    retry_failed: bool = False,
+    keep_going: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Run a grid, or show its plan; the exit code says how it went."""
+    from fedsim.results.store import ResultStore
+
+    if not dry_run:  # before anything that takes time
+        ResultStore(folder).check_free()
+    from fedsim.grid.resolve import plug_in_files, resolve
+    from fedsim.runtime.bench import run_bench
+    from fedsim.runtime.cluster import joined_cluster, local_cluster, this_machine
+    from fedsim.runtime.display import Preparing
+    from fedsim.runtime.rehearsing import everywhere
+    from fedsim.simulation.plan_table import show_plan
+    from fedsim.simulation.preflight import prepare
+
+    console = Console()
+    with ExitStack() as stack:
+        node = this_machine()
+        with interruptible(console), Preparing(Console(stderr=True)) as tell:
+            nodes, rehearsal = [node], None
+            if address:
+                files = plug_in_files(resolve(grid, keep_going=keep_going))
+                nodes, rehearsal = stack.enter_context(joined_cluster(address, files)), everywhere
+            prepared = prepare(grid, nodes, max_parallel, keep_going=keep_going, rehearsal=rehearsal, tell=tell)
+        if dry_run:
+            show_plan(prepared, console)
+            raise typer.Exit(1 if prepared.refused else 0)
+        # A local cluster starts only when there is something to run on it.
+        engine = nullcontext() if address else local_cluster(node)
+        code = run_bench(prepared, folder, console, engine, retry_failed=retry_failed)
+    raise typer.Exit(code)
+
+
+@app.command(rich_help_panel=PANEL)
+def partition(
+    grid: GridFile,
+    set_: Replaced = None,
+    show: Annotated[bool, typer.Option("--show", help="Also print and draw every label-by-client matrix.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Where the pictures go; default: runs/<name of the grid>/curves.")] = None,
+) -> None:
+    """Show how a grid divides its data among clients, without training."""
+    from fedsim.grid.read import load_grid
+    from fedsim.grid.resolve import resolve
+
+    checked = resolve(load_grid(grid, set_ or [])).grid
+    from fedsim.report.figures import save_figure
+    from fedsim.report.partitions import NAME, draw_partitions, label_table, summary_table
+    from fedsim.results.folder import RunFolder
+    from fedsim.simulation.label_matrices import label_matrices
+
+    matrices = label_matrices(checked)
+    console = wide_console(Console())
+    if show:
+        for matrix in matrices:
+            console.print(label_table(matrix), "")
+    console.print(summary_table(matrices))
+    figure = draw_partitions(matrices) if show else None
+    if figure is not None:
+        for path in save_figure(figure, out or RunFolder(Path("runs") / checked.name).curves, NAME):
+            console.print(f"picture: {path}", soft_wrap=True, highlight=False)
+
+
+@app.command("plan", rich_help_panel=PANEL)
+def plan_grid(
+    grid: GridFile,
+    set_: Replaced = None,
+) -> None:
+    """What noise each statistic and gradient of every cell gets, in the units of its signal: what ε buys, before anything runs."""
+    from fedsim.grid.read import load_grid
+    from fedsim.runtime.cluster import this_machine
+    from fedsim.simulation.noise_table import show_noise
+    from fedsim.simulation.preflight import prepare
+
+    console = Console()
+    with interruptible(console):
+        show_noise(prepare(load_grid(grid, set_ or []), [this_machine()]), console)

@@ -1,0 +1,158 @@
+"""Commands on algorithms: what there is, a start of one's own, checks and audits."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+import typer
+from rich.console import Console
+
+from fedsim.cli.app import Param, app, interruptible
+from fedsim.privacy.plan import Trust, Unit
+from fedsim.words import wide_console
+
+PANEL = "Methods"
+
+Attack = Literal["white-box", "one-run", "black-box"]
+"""How an audit looks."""
+
+
+@app.command(rich_help_panel=PANEL)
+def algorithms(
+    name: Annotated[str | None, typer.Argument(help="One to show in full: a name, pkg.module:Class or file.py:Class.")] = None,
+) -> None:
+    """Show the algorithms that fedsim knows: source, what they claim for whom, parameters with defaults."""
+    from fedsim.kit.describe import algorithm_page, algorithms_table, describe
+    from fedsim.methods.registry import known
+
+    console = wide_console(Console(), 100)
+    for part in algorithm_page(describe(name)) if name else [algorithms_table(known())]:
+        console.print(part)
+
+
+@app.command(rich_help_panel=PANEL)
+def new(
+    name: Annotated[str, typer.Argument(help="What the method is called, such as my-method.")],
+    origin: Annotated[
+        str | None, typer.Option("--from", help="Start from a copy of this algorithm; default: a small private CVAE.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The folder of the files.")] = Path(),
+) -> None:
+    """Write a method to start from: its file, its test and its grid, which run as they are."""
+    from fedsim.kit.new import write_method
+
+    for path in write_method(name, origin, out):
+        Console().print(f"{path}", soft_wrap=True, highlight=False, markup=False)
+
+
+@app.command(rich_help_panel=PANEL)
+def check(
+    algorithm: Annotated[str, typer.Argument(metavar="ALGORITHM", help="my_file.py:MyMethod, pkg.module:Class or a registered name.")],
+    param: Param = None,
+    unit: Annotated[Unit | None, typer.Option(help="example, group or client; default: all that the class states.")] = None,
+    trust: Annotated[Trust | None, typer.Option(help="aggregate or silo; default: all that the class states.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Three rounds and few pairs of neighbours: seconds, and less is seen.")] = False,
+) -> None:
+    """Check that an algorithm keeps what every algorithm must: repeatable, sensitivity as claimed, noise and budget as planned.
+
+    It runs on 200 rows of digits and 4 clients, with trainings of 12 rounds, about a minute. The exit code is 0 if all passed, 1 if
+    something failed.
+    What an algorithm states beyond its base class then counts as checked in the rows of the same code; not after a quick check.
+    """
+    import torch
+
+    from fedsim.kit.check import check_algorithm, findings_table
+
+    # on so small tensors a second thread only waits
+    torch.set_num_threads(1)
+    findings = list(check_algorithm(algorithm, param or [], unit, trust, quick=quick))
+    console = wide_console(Console(), 100)
+    console.print(findings_table(algorithm, findings))
+    if any(finding.passed is False for finding in findings):
+        raise typer.Exit(1)
+    if not quick and (filed := _file_check(algorithm, param or [], {finding.setting for finding in findings})):
+        console.print(f"on file: rows of this code say 'checked' for {' and '.join(filed)}", soft_wrap=True, highlight=False)
+
+
+def _file_check(algorithm: str, param: list[str], settings: set[str]) -> list[str]:
+    """Note a passed check where the algorithm states more than its base class proves; the settings that were noted."""
+    from fedsim.kit.checks.subject import subject
+    from fedsim.methods.check_file import file_passed
+    from fedsim.methods.claims import is_guaranteed
+
+    filed = []
+    for unit, trust in product(get_args(Unit), get_args(Trust)):
+        if f"{unit}, {trust}" not in settings:
+            continue
+        checked = subject(algorithm, param, unit, trust).algorithm
+        if checked.claim() == "proved" and not is_guaranteed(checked):
+            file_passed(checked)
+            filed.append(f"{unit}, {trust}")
+    return filed
+
+
+@app.command(rich_help_panel=PANEL)
+def audit(
+    algorithm: Annotated[
+        str, typer.Argument(metavar="ALGORITHM|RUN", help="A registered name, my_file.py:MyMethod or pkg.module:Class; or a run folder.")
+    ],
+    epsilon: Annotated[float, typer.Option(help="The claim.")] = 4.0,
+    delta: Annotated[float, typer.Option(help="Of the claim.")] = 1e-4,
+    unit: Annotated[Unit, typer.Option(help="What the claim protects: example, group or client.")] = "example",
+    trust: Annotated[Trust, typer.Option(help="Who may see what: aggregate or silo.")] = "aggregate",
+    param: Annotated[list[str] | None, typer.Option(help="A parameter: key=YAML; default: six rounds of a small network.")] = None,
+    attack: Annotated[
+        Attack, typer.Option(help="white-box: pairs of trainings; one-run: canaries in one (DP-SGD); black-box: by what is released.")
+    ] = "white-box",
+    pairs: Annotated[int | None, typer.Option(min=1, help="So many pairs, or canaries; default: 1000, 400 or 200.")] = None,
+    rows: Annotated[int, typer.Option(min=0, help="Rows of each client beside the unit, through which it may act.")] = 2,
+    out: Annotated[Path, typer.Option(help="The folder in which pairs are kept, for the same command to go on.")] = Path("runs") / "audit",
+) -> None:
+    """Bound from below what an algorithm gives away: train with and without a unit, and let an adversary see every noisy output.
+
+    The exit code is 1 if a bound with 95 % confidence is above the claim, 0 if none is, which proves nothing. Interrupt it at any time; the
+    same command goes on where it stopped, and with more pairs adds to them. Of a run folder: how well its generators' synthetic rows tell
+    training rows from others, and how well with the cells of other seeds and sites as shadows.
+    """
+    from rich.progress import Progress
+
+    from fedsim.audit.run import MANY, AuditRun, BlackBoxRun, Command, parameters, setting_of_options
+    from fedsim.audit.setting import DIM
+    from fedsim.results.store import ResultStore
+
+    console, store = wide_console(Console(), 100), ResultStore(out)
+    if Path(algorithm).is_dir():
+        _attack_run(Path(algorithm), console)
+        return
+    run: Command
+    if attack == "black-box":
+        known = parameters(algorithm, param or [], unit, trust, epsilon, delta)
+        run = BlackBoxRun(algorithm, known, unit, trust, epsilon, delta, pairs or 200)
+    else:
+        dim, count = (MANY, 400) if attack == "one-run" else (DIM, 1000)
+        run = AuditRun(setting_of_options(algorithm, param or [], unit, trust, epsilon, delta, dim, rows), attack, pairs or count)
+    with interruptible(console), store.lock(), Progress(console=console, transient=True) as progress:
+        task = progress.add_task(algorithm, total=run.count)
+        reached = run.completed(
+            store.audits(run.key), partial(store.append_audits, run.key), lambda count: progress.update(task, completed=count)
+        )
+    for line in reached.words:
+        console.print(f"{algorithm}, {unit}, {trust}: {line}", soft_wrap=True, highlight=False, markup=False)
+    raise typer.Exit(1 if reached.refuted else 0)
+
+
+def _attack_run(folder: Path, console: Console) -> None:
+    """Tell how well a run's generators give away who was trained on."""
+    from fedsim.audit.of_run import of_run
+    from fedsim.report.report import read_manifest
+    from fedsim.results.store import ResultStore
+    from fedsim.runtime.judging import finished_rows
+    from fedsim.runtime.manifest import grid_of
+
+    store = ResultStore(folder)
+    store.folder.check()
+    for line in of_run(store.folder, grid_of(read_manifest(folder), store.folder), finished_rows(store)):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)

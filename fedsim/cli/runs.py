@@ -1,0 +1,154 @@
+"""Commands on a run folder: its report, its rows, its generators."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from fedsim.cli.app import Address, MaxParallel, Run, TrustPlugin, app, interruptible
+from fedsim.words import wide_console
+
+PANEL = "Run folders"
+
+Format = Literal["md", "latex"]
+"""How tables are printed: GitHub Markdown, or LaTeX."""
+
+
+@app.command(rich_help_panel=PANEL)
+def report(
+    folder: Run,
+    format_: Annotated[Format | None, typer.Option("--format", help="Print the page's tables so, and draw nothing.")] = None,
+) -> None:
+    """Draw the summary, the curves and the page of a run folder again, from its rows alone."""
+    from fedsim.report.report import page_tables, write_report
+
+    if format_ is not None:
+        from fedsim.report.typeset import typeset
+
+        typer.echo(typeset(page_tables(folder), format_))
+        return
+    console, drawn = Console(), write_report(folder)
+    drawn.show(console)
+    console.print(f"report: {drawn.page}", soft_wrap=True, highlight=False)
+
+
+@app.command(rich_help_panel=PANEL)
+def synth(
+    folder: Run,
+    out: Annotated[Path, typer.Option(help="The .npz file of synthetic embeddings.")],
+    cell: Annotated[str | None, typer.Option(help="The cell's id or its beginning.")] = None,
+    synthesis: Annotated[str | None, typer.Option(help="A way that the algorithm has, or client:K; default: the cell's own.")] = None,
+    per_class: Annotated[int, typer.Option(min=1, help="Rows a class.")] = 200,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Of the draw; default: the cell's.")] = None,
+    trust_plugin: TrustPlugin = False,
+) -> None:
+    """Draw synthetic embeddings from a saved generator; it costs no privacy."""
+    from fedsim.data.encoding.archive import check_target, write_npz, write_sidecar
+
+    check_target(out)
+    import numpy as np
+
+    from fedsim.results.folder import RunFolder
+    from fedsim.simulation.generators import load_generator
+
+    generator = load_generator(folder, cell, synthesis, trust_plugin=trust_plugin)
+    x, y = generator.synthesise(per_class, seed)
+    manifest = generator.manifest(per_class, seed)
+    names = {"class_names": np.array(manifest["class_names"])} if manifest["class_names"] else {}
+    write_npz(out, (len(x), x.shape[1]), "float32", [x], {"y": y, **names}, manifest)
+    write_sidecar(out, manifest)
+    told = " ".join(f"{key} {manifest[key]}" for key in ("epsilon", "delta", "unit", "trust", "claim"))
+    Console().print(f"{out}: {len(x)} synthetic embeddings of {x.shape[1]} dimensions; {told}", soft_wrap=True, highlight=False)
+    if not generator.vouched:
+        told = f"no {RunFolder(folder).results} is there to vouch for it: all this is by the generator's own word"
+        Console().print(told, soft_wrap=True, highlight=False, markup=False)
+
+
+@app.command("judge", rich_help_panel=PANEL)
+def judge_run(
+    folder: Run,
+    address: Address = None,
+    max_parallel: MaxParallel = None,
+    trust_plugin: TrustPlugin = False,
+) -> None:
+    """Judge a run's saved generators anew, by the readouts and references of today, without training; then draw the report.
+
+    Interrupt it at any time; the same command goes on where it stopped.
+    """
+    from fedsim.runtime.cluster import joined_cluster, local_cluster, this_machine
+    from fedsim.runtime.judging import run_judging
+
+    console = Console()
+    with ExitStack() as stack:
+        node = this_machine()
+        nodes = stack.enter_context(joined_cluster(address)) if address else [node]
+        with interruptible(console):
+            engine = nullcontext() if address else local_cluster(node)
+            code = run_judging(folder, nodes, console, engine, max_parallel, trust_plugin=trust_plugin)
+    raise typer.Exit(code)
+
+
+@app.command("compare", rich_help_panel=PANEL)
+def compare_runs(
+    first: Annotated[Path, typer.Argument(metavar="RUN1", help="A run folder, such as runs/quickstart.")],
+    second: Annotated[Path, typer.Argument(metavar="RUN2", help="Another, of the same settings and seeds or some of them.")],
+) -> None:
+    """Compare two runs, row by row: exit code 0 if they are equal to the last bit but for wall time, 1 if something differs."""
+    from fedsim.report.comparison import compare_folders
+
+    compared = compare_folders(first, second)
+    compared.show(wide_console(Console()))
+    raise typer.Exit(0 if compared.comparison.equal else 1)
+
+
+@app.command("prove", rich_help_panel=PANEL)
+def prove_rows(
+    folder: Run,
+) -> None:
+    """Compute every ε of a run again, from its rows alone, with dp-accounting. Exit code 1 unless every claimed ε is proved."""
+    from fedsim.proof.prove import proofs_table, proofs_words, prove
+    from fedsim.results.store import ResultStore
+
+    store = ResultStore(folder)
+    store.folder.check()
+    proofs = [prove(row) for row in store.rows()]
+    console = wide_console(Console())
+    console.print(proofs_table(folder.resolve().name, proofs))
+    console.print(proofs_words(proofs), highlight=False, markup=False)
+    raise typer.Exit(1 if any(proof.verdict in ("differs", "not proved") for proof in proofs) else 0)
+
+
+@app.command(rich_help_panel=PANEL)
+def statement(
+    folder: Run,
+) -> None:
+    """Print the privacy statement of every method of a run: unit, relation, trust, accountant, σ, rounds, sampling, what is not covered."""
+    from fedsim.proof.statement import statements
+    from fedsim.report.report import grid_rows
+    from fedsim.results.folder import RunFolder
+
+    RunFolder(folder).check()
+    for each in statements(grid_rows(folder)):
+        typer.echo("\n".join(each.lines) + "\n")
+
+
+@app.command(rich_help_panel=PANEL)
+def verify(
+    folder: Run,
+    cells: Annotated[int, typer.Option(min=1, help="How many finished cells, drawn at random.")] = 3,
+    trust_plugin: TrustPlugin = False,
+) -> None:
+    """Run some finished cells of a run again and compare: exit code 0 if rows and rounds are equal to the last bit, 1 if not."""
+    from fedsim.runtime.cluster import local_cluster, this_machine
+    from fedsim.runtime.verify import Verification
+    from fedsim.simulation.preflight import prepare
+
+    console, node = wide_console(Console()), this_machine()
+    with interruptible(console):
+        verification = Verification.of(folder, lambda grid: prepare(grid, [node]), trust_plugin=trust_plugin)
+        equal = verification.run(cells, console, local_cluster(node))
+    raise typer.Exit(0 if equal else 1)
