@@ -1,8 +1,8 @@
-"""What a bench costs from command to report: one small cell, a fresh process each time, wall clock and processor time.
+"""What a bench costs from command to report: one small cell or a grid, a fresh process each time, wall clock and processor time.
 
-    python benchmarks/startup.py [--against TREE] [--repeats 3] [--json FILE]
+    python benchmarks/startup.py [--grid FILE] [--against TREE] [--repeats 3] [--json FILE]
 
-`--against` names another source tree, such as a worktree of an earlier revision; the two take turns, and the ratio of the medians is of
+The share of the processors that is busy is processor time by wall clock and processors. `--against` names another source tree, such as a worktree of an earlier revision; the two take turns, and the ratio of the medians is of
 value on a machine that does other things, too. Processor time is that of the command and of everything that it started, Ray's processes
 and workers among them, as Linux counts it for a control group; without the right to make one it is left out.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -36,36 +37,40 @@ epsilon: [4]
 
 @dataclass(frozen=True)
 class Record:
-    """The medians of a tree: seconds on the clock, seconds of processors (None: unknown), and the highest load average meanwhile."""
+    """The medians of a tree: seconds on the clock, seconds of processors and their busy share (None: unknown), highest load average."""
 
     tree: str
     seconds: float
     cpu_seconds: float | None
+    busy: float | None
     load: float
 
 
 def main() -> None:
     """Measure the trees in turns, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--grid", type=Path)
     parser.add_argument("--against", type=Path)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     trees = [ROOT, *([options.against.resolve()] if options.against else [])]
-    runs = [(tree, *command_to_report(tree), os.getloadavg()[0]) for _ in range(options.repeats) for tree in trees]
+    runs = [(tree, *command_to_report(tree, options.grid), os.getloadavg()[0]) for _ in range(options.repeats) for tree in trees]
     records = []
     for tree in trees:
         seconds, cpu, load = zip(*(run[1:] for run in runs if run[0] == tree), strict=True)
         known = [each for each in cpu if each is not None]
         name = "this" if tree == ROOT else "against"
-        records.append(Record(name, statistics.median(seconds), statistics.median(known) if known else None, max(load)))
+        wall, spent = statistics.median(seconds), statistics.median(known) if known else None
+        busy = None if spent is None else spent / wall / len(os.sched_getaffinity(0))
+        records.append(Record(name, wall, spent, busy, max(load)))
     Console().print(table(records))
     if options.json is not None:
         options.json.write_text(json.dumps([asdict(record) for record in records], indent=2) + "\n", encoding="utf-8")
 
 
-def command_to_report(tree: Path) -> tuple[float, float | None]:
-    """Seconds and processor seconds of ``fedsim bench`` in a fresh folder."""
+def command_to_report(tree: Path, grid: Path | None) -> tuple[float, float | None]:
+    """Seconds and processor seconds of ``fedsim bench`` in a fresh folder; without a grid, of one small cell."""
     group = _group()
 
     def enter() -> None:
@@ -73,8 +78,11 @@ def command_to_report(tree: Path) -> tuple[float, float | None]:
             (group / "cgroup.procs").write_text(str(os.getpid()))
 
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "one.yaml").write_text(GRID)
-        command = [sys.executable, "-c", "from fedsim.cli import main; main()", "bench", "--grid", "one.yaml"]
+        if grid is None:
+            Path(folder, "one.yaml").write_text(GRID)
+        else:
+            shutil.copy(grid, Path(folder, "one.yaml"))
+        command = [sys.executable, "-c", "from fedsim.cli import main; main()", "bench", "--grid", "one.yaml", "--out", "run"]
         started = time.perf_counter()
         subprocess.run(
             command,
@@ -85,7 +93,7 @@ def command_to_report(tree: Path) -> tuple[float, float | None]:
             check=True,
         )
         seconds = time.perf_counter() - started
-        if not Path(folder, "runs/one/report.html").stat().st_size:
+        if not Path(folder, "run/report.html").stat().st_size:
             sys.exit("there is no report")
     if group is None:
         return seconds, None
@@ -108,10 +116,11 @@ def _group() -> Path | None:
 
 def table(records: list[Record]) -> Table:
     """The result for a terminal."""
-    shown = Table("tree", "seconds", "processor seconds", "load")
+    shown = Table("tree", "seconds", "processor seconds", "busy", "load")
     for record in records:
         cpu = "" if record.cpu_seconds is None else f"{record.cpu_seconds:.1f}"
-        shown.add_row(record.tree, f"{record.seconds:.1f}", cpu, f"{record.load:.1f}")
+        busy = "" if record.busy is None else f"{record.busy:.2f}"
+        shown.add_row(record.tree, f"{record.seconds:.1f}", cpu, busy, f"{record.load:.1f}")
     return shown
 
 
