@@ -2,9 +2,10 @@
 
     python benchmarks/startup.py [--grid FILE] [--against TREE] [--repeats 3] [--json FILE]
 
-The share of the processors that is busy is processor time by wall clock and processors. `--against` names another source tree, such as a worktree of an earlier revision; the two take turns, and the ratio of the medians is of
-value on a machine that does other things, too. Processor time is that of the command and of everything that it started, Ray's processes
-and workers among them, as Linux counts it for a control group; without the right to make one it is left out.
+The share of the processors that is busy is processor time by wall clock and processors. `--against` names another source tree, such as a
+worktree of an earlier revision; the two take turns, and the ratio of the medians is of value on a machine that does other things, too.
+Processor time is that of the command and of everything that it started, Ray's processes and workers among them, as Linux counts it for a
+control group; without the right to make one it is left out.
 """
 
 from __future__ import annotations
