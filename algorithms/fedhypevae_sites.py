@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+from pydantic import Field
 from torch import Tensor
 
 from algorithms import class_block
 from algorithms.class_block import SitesGenerator
-from algorithms.fedhypevae_warm import TOLD, FedHypeVAEWarm
+from algorithms.fedhypevae_warm import TOLD, FedHypeVAEWarm, FedHypeVAEWarmParams
 from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.one_shot import Rows, Statistic
 from fedsim.methods.registry import register
@@ -19,12 +20,25 @@ SHARES = {"mean": 0.08, "moments": 0.64, "class moments": 0.14, "site moments": 
 MEAN_WEIGHTS = {**moments.MEAN_WEIGHTS, **moments.CLIENT_WEIGHTS}
 APART = 0.5
 """Sites whose means are farther apart than this share of the rows' variance are centred each by its own mean."""
+MOST = 64
+"""Directions of the block: a class of a site has few rows, whose mean the noise of sampling drowns in more of them."""
+
+
+class FedHypeVAESitesParams(FedHypeVAEWarmParams):
+    """Parameters of FedHypeVAE for sites; those of the warm form, with a smaller block.
+
+    Attributes:
+        block: most directions in which every class has a covariance, and every site a shift, of its own.
+    """
+
+    block: int = Field(MOST, ge=1)
 
 
 @register("fedhypevae-sites")
 class FedHypeVAESites(FedHypeVAEWarm):
     """Each site's code is its shift of the prior's means, by class; shrunk by released noise, so that a site without signal has none."""
 
+    Params: ClassVar[type[FedHypeVAESitesParams]] = FedHypeVAESitesParams
     shares: ClassVar[Mapping[str, float]] = SHARES
 
     def statistics(self) -> tuple[Statistic, ...]:
