@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import atexit
 import fcntl
+import gc
 import logging
 import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -71,10 +74,26 @@ def this_machine() -> Node:
 def local_cluster(node: Node) -> Iterator[None]:
     """A Ray cluster of one node for the block, for this machine alone; its processes end with this one, however it ends."""
     with _sessions() as folder:
-        with _loopback():
+        with _loopback(), _hangups_for_later():
             _connect("local", num_cpus=int(node.cpus), num_gpus=int(node.gpus), include_dashboard=False, _temp_dir=str(folder))
-        with _connected():
+        with _without_survivors(), _connected():
             yield
+
+
+@contextmanager
+def _without_survivors() -> Iterator[None]:
+    """What Ray's service on this machine started ends with this process if Ray has not ended before: Ray's agents would stay a minute."""
+    services = [process for process in psutil.Process().children() if process.name() == "raylet"]
+    started = [str(process.pid) for service in services for process in service.children()]
+    waiting = ["sh", "-c", 'read -r nothing; kill -KILL "$@"', "sh", *started]  # until the pipe's other end is gone with this process
+    nowhere = subprocess.DEVNULL
+    watcher = subprocess.Popen(waiting, stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere, start_new_session=True)
+    try:
+        yield
+    finally:
+        if _has_ended():
+            watcher.kill()
+            watcher.communicate()
 
 
 @contextmanager
@@ -86,6 +105,16 @@ def _loopback() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def _hangups_for_later() -> Iterator[None]:
+    """What starts in the block is not ended by a closed terminal, which would be before this process can end it in order."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
@@ -104,7 +133,13 @@ def _sessions() -> Iterator[Path]:
         try:
             yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            if _has_ended():
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _has_ended() -> bool:
+    """Whether nothing is left of what Ray started for this process."""
+    return ray_worker._global_node is None
 
 
 @contextmanager
@@ -198,31 +233,37 @@ def _connected() -> Iterator[None]:
         try:
             yield
         except (KeyboardInterrupt, ClusterLost) as error:
+            _forget(error)
             _leave(INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1)
             raise
-        except BaseException:
+        except BaseException as error:
+            _forget(error)
             ray.shutdown()
             raise
+        _forget()
         ray.shutdown()
 
 
+def _forget(error: BaseException | None = None) -> None:
+    """Give up what is left of Ray's references: one that goes while Ray shuts down ends the process at once, with a line of Ray's own."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+    gc.collect()
+
+
 def _leave(code: int) -> None:
-    """Disconnect from a cluster that may be gone: who does not answer in time is killed, and the process ends without Ray's farewell.
+    """Disconnect from a cluster that may be gone. What does not answer in time ends with this process, without Ray's farewell.
 
     Args:
         code: the exit code then.
     """
-    ours = psutil.Process().children(recursive=True)
     leaving = threading.Thread(target=ray.shutdown, daemon=True)
     leaving.start()
     leaving.join(LEAVING)
-    if not leaving.is_alive():
-        return
-    for process in ours:
-        with suppress(psutil.NoSuchProcess):
-            process.send_signal(signal.SIGKILL)
-    atexit.unregister(ray.shutdown)
-    atexit.register(_end, code)
+    if leaving.is_alive():  # to kill what it waits for would be the end of this process, too
+        atexit.unregister(ray.shutdown)
+        atexit.register(_end, code)
 
 
 def _end(code: int) -> None:

@@ -105,7 +105,7 @@ def test_a_killed_driver_leaves_no_process_and_its_cells_go_on_from_their_checkp
         started = offspring(process.pid)
         process.kill()
         process.wait()
-        wait_for_the_end_of(started, 150)  # Ray's agents wait for its head for a minute
+        wait_for_the_end_of(started, 10)
     done = subprocess.run(["fedsim", "bench", "--grid", "g.yaml"], cwd=grid, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (rows(grid), rounds(grid)) == undisturbed
