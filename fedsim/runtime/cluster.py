@@ -29,6 +29,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_max_direct_call_object_size", str(2**20))
 os.environ.setdefault("RAY_preload_python_modules", "fedsim.runtime.worker")
+# Within `ray job submit --working-dir` what a plug-in needs travels, too, in place of the job's folder.
+os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
 # `ray start` protects a cluster by the token of its machine if there is one; who joins it by its address has to say that he has one, too.
 if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ) or (Path.home() / ".ray" / "auth_token").exists():
     os.environ.setdefault("RAY_AUTH_MODE", "token")

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -30,11 +31,20 @@ seeds: [0, 1, 2]
 evaluation: {per_class: 10}
 resources: {clients_per_actor: all}
 """
+SECRET = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef"}
 pytestmark = pytest.mark.slow
 
 
 def may_mount() -> bool:
     return os.geteuid() == 0 and subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode == 0
+
+
+def serves_jobs() -> bool:
+    try:
+        import ray.dashboard.optional_deps  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 @pytest.fixture
@@ -61,9 +71,10 @@ def cluster(project: Path) -> Iterator[Callable[..., list[subprocess.Popen[bytes
             stack.callback(end, process)
             return process
 
-        def start(**variables: str) -> list[subprocess.Popen[bytes]]:
+        def start(*options: str, **variables: str) -> list[subprocess.Popen[bytes]]:
             common = ["--block", "--disable-usage-stats"]
-            head = [str(RAY), "start", "--head", f"--port={PORT}", f"--temp-dir={scratch}", "--num-cpus=0", "--include-dashboard=false"]
+            head = [str(RAY), "start", "--head", f"--port={PORT}", f"--temp-dir={scratch}", "--num-cpus=0"]
+            head += options or ["--include-dashboard=false"]
             worker = [str(RAY), "start", f"--address=127.0.0.1:{PORT}", "--num-cpus=1"]
             started(*head, *common, **variables)
             joined = ["ray", "status", f"--address=127.0.0.1:{PORT}"]
@@ -112,14 +123,41 @@ def test_plug_ins_and_checkpoints_travel_between_machines_that_share_no_folder(
 
 
 def test_a_token_is_asked_for_and_what_to_set_is_said(project: Path, cluster: Callable[..., list[subprocess.Popen[bytes]]]) -> None:
-    secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef"}
-    cluster(**secret)
+    cluster(**SECRET)
     refused = bench(project, f"127.0.0.1:{PORT}", "--dry-run", RAY_AUTH_TOKEN="another token of thirty-two signs")
     assert refused.returncode == 2
     assert "set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH" in refused.stderr
-    let_in = bench(project, f"127.0.0.1:{PORT}", "--dry-run", RAY_AUTH_TOKEN=secret["RAY_AUTH_TOKEN"])
+    let_in = bench(project, f"127.0.0.1:{PORT}", "--dry-run", RAY_AUTH_TOKEN=SECRET["RAY_AUTH_TOKEN"])
     assert let_in.returncode == 0, let_in.stderr
     assert "ε reached" in let_in.stdout
+
+
+@pytest.mark.skipif(not may_mount(), reason="namespaces need root")
+@pytest.mark.skipif(not serves_jobs(), reason='the job server needs pip install "ray[default]"')
+def test_a_submitted_job_that_is_stopped_goes_on_when_it_is_submitted_again(
+    project: Path, cluster: Callable[..., list[subprocess.Popen[bytes]]]
+) -> None:
+    cluster("--include-dashboard=true", f"--dashboard-port={PORT + 1}", RAY_JOB_STOP_WAIT_TIME_S="60", **SECRET)
+    folder, store = project / "kept", ResultStore(project / "kept")
+    place = ["--address", f"http://127.0.0.1:{PORT + 1}"]
+    command = ["--working-dir", ".", "--", str(FEDSIM), "bench", "--grid", "g.yaml", "--address", "auto", "--out", str(folder)]
+
+    def job(*arguments: str) -> str:
+        how: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "timeout": 240}
+        done = subprocess.run([RAY, "job", *arguments], cwd=project, env=environment(**SECRET), **how)
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    job("submit", *place, "--submission-id", "first", "--no-wait", *command)
+    wait_until(lambda: len(store.rounds()) > 3, 120)
+    job("stop", *place, "first")
+    assert "was stopped" in job("status", *place, "first")
+    assert re.search(r"interrupted: [012] of 3 cells are finished; the same command goes on", job("logs", *place, "first"))
+    assert "3 of 3 cells done" in job("submit", *place, *command)
+    disturbed = {row.cell_id: row.scores for row in store.rows()}
+    local = subprocess.run([FEDSIM, "bench", "--grid", "g.yaml"], cwd=project, capture_output=True, text=True, timeout=240)
+    assert local.returncode == 0, local.stdout + local.stderr
+    assert {row.cell_id: row.scores for row in ResultStore(project / "runs" / "g").rows()} == disturbed
 
 
 def own_files_only(project: Path, name: str, text: str) -> Path:
