@@ -141,8 +141,6 @@ STUCK = "import ctypes; lock = ctypes.create_string_buffer(64); take = ctypes.CD
 def test_a_plug_in_that_hangs_in_its_rehearsal_on_a_machine_is_refused_and_its_process_ended(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rehearsing, "STARTING", 15 * slowness())
-
     def refused(stem: str, body: str) -> str:
         method = f"    def server_step(self, *given):\n        {body}\n\n    def draws(self)"
         (tmp_path / f"{stem}.py").write_text(changed("    def draws(self)", method))
@@ -153,6 +151,7 @@ def test_a_plug_in_that_hangs_in_its_rehearsal_on_a_machine_is_refused_and_its_p
 
     assert "loops.py:" in (told := refused("loops", "while True: pass"))
     assert "still running after 2 s; expected MyMethod to train and sample" in told
+    monkeypatch.setattr(rehearsing, "STARTING", 3.0)
     assert "a rehearsal on made-up data has not ended after 2 s" in refused("stuck", STUCK)
     wait_until(lambda: not offspring(os.getpid(), "rehearse"))
 
