@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from benches import PLUGIN, Done, interruptible, slowness
 from plug_ins import GOOD, changed, write
-from rows import make_row
 
 from fedsim.results.store import ResultStore
 
@@ -24,12 +23,6 @@ epsilon: [4]
 seeds: [0, 1]
 evaluation: {per_class: 30}
 """
-
-
-@pytest.fixture
-def fedsim(folder: Path, command: Callable[..., Done]) -> Callable[..., Done]:
-    """Runs the command's entry point in a folder of its own."""
-    return command
 
 
 def bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -106,14 +99,6 @@ def test_a_mistake_is_one_line_and_exit_code_2_and_nothing_is_written(tmp_path: 
     assert right in done.stderr
     assert done.stdout == ""
     assert {path.name for path in tmp_path.iterdir()} == {"g.yaml", "leave.py"}
-
-
-@pytest.mark.parametrize("arguments", [["bench", "--dry-run", "--grid"], ["report"], ["synth", "--out", "s.npz"]])
-def test_a_path_of_any_length_is_a_mistake_of_one_short_line(fedsim: Fedsim, arguments: list[str]) -> None:
-    done = fedsim(*arguments, "a" * 200_000)
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1
-    assert len(done.stderr) < 1000
 
 
 def test_a_delta_of_1_over_n_is_warned_of(tmp_path: Path, fedsim: Fedsim) -> None:
@@ -246,61 +231,24 @@ def test_plug_ins_that_are_refused_stop_a_bench_and_with_keep_going_the_rest_run
     assert "half [red]written[/]" in refused[0]["error"]
 
 
-def test_a_new_method_from_nowhere_is_a_mistake(tmp_path: Path, fedsim: Fedsim) -> None:
-    done = fedsim("new", "mine", "--from", "no-such-method")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "--from: unknown algorithm 'no-such-method'" in done.stderr
-    assert list(tmp_path.iterdir()) == []
+RUN_MISTAKES = {
+    ("--algorithm", "fedhypvae"): "--algorithm: unknown algorithm 'fedhypvae'; did you mean 'fedhypevae'",
+    ("--param", "roundz=3"): "--param roundz: unknown key 'roundz'; did you mean 'rounds'",
+    ("--param", "rounds"): "--param rounds: is not of the form key=value",
+    ("--epsilon", "-1"): "--epsilon: -1.0 is not positive",
+    ("--clients", "100000"): "--clients: 100000 clients",
+    ("--unit", "clients"): "--unit: unknown value 'clients'",
+    ("--partition", "dirichlett"): "--partition: scheme: unknown scheme 'dirichlett'",
+    ("--partition", "{scheme: shards, labels: 40}"): "--partition: labels: a client cannot hold 40 labels",
+    ("--per-class", "0"): "--per-class",
+    ("--dataset", "digit"): "--dataset: unknown data set 'digit'",
+}
 
 
-def test_the_algorithms_are_listed_and_one_is_shown_in_full(fedsim: Fedsim) -> None:
-    listed, shown = fedsim("algorithms"), fedsim("algorithms", "fedhypevae")
-    assert (listed.returncode, shown.returncode) == (0, 0)
-    assert "weight-noise" in listed.stdout
-    assert "dimension of the client" in shown.stdout
-
-
-def run_folder(folder: Path, *labels: str, **fields: float) -> None:
-    """A run of two seeds a label."""
-    store = ResultStore(folder)
-    for label in labels:
-        for seed in range(2):
-            scores = {"balanced_accuracy": 0.5 + 0.1 * seed} | fields
-            store.append(make_row(cell_id=f"{label}{seed}", label=label, seed=seed, **scores))
-
-
-def test_a_report_is_printed_as_tables_and_nothing_is_drawn(tmp_path: Path, fedsim: Fedsim) -> None:
-    run_folder(tmp_path / "run", "a_b", "c")
-    before = sorted(path.name for path in (tmp_path / "run").iterdir())
-    markdown, latex = fedsim("report", "run", "--format", "md"), fedsim("report", "run", "--format", "latex")
-    assert (markdown.returncode, latex.returncode) == (0, 0), markdown.stderr + latex.stderr
-    assert r"| a\_b | proved | 0.550±0.635 |" in markdown.stdout
-    assert r"a\_b & proved & 0.550$\pm$0.635 \\" in latex.stdout
-    assert "paired differences" in markdown.stdout
-    assert "paired differences" in latex.stdout
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
-
-
-def test_an_unknown_format_or_a_folder_without_results_is_a_mistake(tmp_path: Path, fedsim: Fedsim) -> None:
-    run_folder(tmp_path / "run", "a")
-    unknown, missing = fedsim("report", "run", "--format", "xml"), fedsim("report", "none", "--format", "md")
-    assert (unknown.returncode, missing.returncode, unknown.stdout, missing.stdout) == (2, 2, "", "")
-    assert "'xml' is not one of" in unknown.stderr
-    assert "none: there is no results.jsonl here" in missing.stderr
-    assert not (tmp_path / "none").exists()
-
-
-def test_two_runs_are_equal_differ_or_share_nothing(tmp_path: Path, fedsim: Fedsim) -> None:
-    for name, labels, fields in (("a", "xy", {}), ("b", "xy", {}), ("c", "xz", {"balanced_accuracy": 0.75}), ("d", "z", {})):
-        run_folder(tmp_path / name, *labels, **fields)
-    equal, differing, foreign = fedsim("compare", "a", "b"), fedsim("compare", "a", "c"), fedsim("compare", "a", "d")
-    assert (equal.returncode, differing.returncode, foreign.returncode) == (0, 1, 2)
-    assert "equal to the last bit: everything (4 rows)" in equal.stdout
-    assert "only in a: y" in differing.stdout
-    assert "only in c: z" in differing.stdout
-    assert "+0.2" in differing.stdout
-    assert (foreign.stdout, len(foreign.stderr.strip().splitlines())) == ("", 1)
-    assert "a and d: no setting and seed is in both" in foreign.stderr
-    missing = fedsim("compare", "a", "none")
-    assert (missing.returncode, missing.stdout) == (2, "")
-    assert "none: there is no results.jsonl here" in missing.stderr
+@pytest.mark.parametrize(("option", "value"), RUN_MISTAKES)
+def test_a_mistake_in_a_flag_names_the_flag(tmp_path: Path, fedsim: Fedsim, option: str, value: str) -> None:
+    given = {"--algorithm": "fedhypevae", option: value}
+    done = fedsim("run", *(word for pair in given.items() for word in pair))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert RUN_MISTAKES[option, value] in done.stderr
+    assert not (tmp_path / "runs").exists()

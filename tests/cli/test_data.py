@@ -8,12 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from benches import interruptible
-from cells import small_cells
 from pictures import save_encoder, save_folder, save_medmnist
-
-from fedsim.results.folder import RunFolder
-from fedsim.simulation.generators import save_generator
-from fedsim.simulation.trial import run_trial
 
 
 @pytest.fixture
@@ -116,57 +111,3 @@ def test_data_list_shows_every_known_data_set(fedsim):
     assert shown.returncode == 0, shown.stderr
     for word in ("digits", "medmnist:organsmnist", "milk10k", "imagefolder", "CC BY 4.0", "13932 / 8827"):
         assert word in shown.stdout
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["bench", "--help"], ["bench", "--grid", "none.yaml"]])
-def test_transformers_and_medmnist_are_imported_only_where_they_are_needed(tmp_path, arguments):
-    script = (
-        f"import sys; sys.argv = {['fedsim', *arguments]!r}\nfrom fedsim.cli import main\ntry:\n    main()\nexcept SystemExit:\n    pass\n"
-    )
-    check = "print([name for name in ('transformers', 'medmnist', 'torchvision', 'datasets') if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", script + check], cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert done.stdout.strip().splitlines()[-1] == "[]"
-
-
-def test_a_saved_generator_gives_a_file_of_synthetic_embeddings_with_its_manifest(tmp_path, fedsim):
-    prepared = small_cells("fedhypevae", epsilon=4.0)
-    (trial,), (data,) = prepared.trials, prepared.data.values()
-    *_, outcome = run_trial(trial, data)
-    (tmp_path / "out").mkdir()
-    spent = {"status": "ok", "epsilon_spent": outcome.epsilon_spent, "accountant": outcome.accountant}
-    save_generator(RunFolder(tmp_path / "out"), trial, (), outcome.generator, spent, {})
-    done = fedsim("synth", "out", "--synthesis", "client:3", "--per-class", "5", "--out", "made/synth.npz")
-    assert done.returncode == 0, done.stderr
-    assert "50 synthetic embeddings of 64 dimensions" in done.stdout
-    with np.load(tmp_path / "made/synth.npz") as held:
-        assert held["x"].shape == (50, 64)
-        assert np.bincount(held["y"]).tolist() == [5] * 10
-        manifest = json.loads(str(held["manifest"]))
-    assert manifest == json.loads((tmp_path / "made/synth.json").read_text())
-    assert 3.9 < manifest["epsilon"] <= 4
-    assert (manifest["unit"], manifest["trust"], manifest["claim"]) == ("example", "aggregate", "proved")
-    refused = fedsim("synth", "out", "--synthesis", "client:4", "--out", "more.npz")
-    assert (refused.returncode, (tmp_path / "more.npz").exists()) == (2, False)
-
-
-RUN_MISTAKES = {
-    ("--algorithm", "fedhypvae"): "--algorithm: unknown algorithm 'fedhypvae'; did you mean 'fedhypevae'",
-    ("--param", "roundz=3"): "--param roundz: unknown key 'roundz'; did you mean 'rounds'",
-    ("--param", "rounds"): "--param rounds: is not of the form key=value",
-    ("--epsilon", "-1"): "--epsilon: -1.0 is not positive",
-    ("--clients", "100000"): "--clients: 100000 clients",
-    ("--unit", "clients"): "--unit: unknown value 'clients'",
-    ("--partition", "dirichlett"): "--partition: scheme: unknown scheme 'dirichlett'",
-    ("--partition", "{scheme: shards, labels: 40}"): "--partition: labels: a client cannot hold 40 labels",
-    ("--per-class", "0"): "--per-class",
-    ("--dataset", "digit"): "--dataset: unknown data set 'digit'",
-}
-
-
-@pytest.mark.parametrize(("option", "value"), RUN_MISTAKES)
-def test_a_mistake_in_a_flag_names_the_flag(tmp_path, fedsim, option, value):
-    given = {"--algorithm": "fedhypevae", option: value}
-    done = fedsim("run", *(word for pair in given.items() for word in pair))
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert RUN_MISTAKES[option, value] in done.stderr
-    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,27 @@
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from benches import Done
+
+Fedsim = Callable[..., Done]
+
+
+@pytest.mark.parametrize("arguments", [["bench", "--dry-run", "--grid"], ["report"], ["synth", "--out", "s.npz"]])
+def test_a_path_of_any_length_is_a_mistake_of_one_short_line(fedsim: Fedsim, arguments: list[str]) -> None:
+    done = fedsim(*arguments, "a" * 200_000)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert len(done.stderr) < 1000
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["bench", "--help"], ["bench", "--grid", "none.yaml"]])
+def test_transformers_and_medmnist_are_imported_only_where_they_are_needed(tmp_path: Path, arguments: list[str]) -> None:
+    script = (
+        f"import sys; sys.argv = {['fedsim', *arguments]!r}\nfrom fedsim.cli import main\ntry:\n    main()\nexcept SystemExit:\n    pass\n"
+    )
+    check = "print([name for name in ('transformers', 'medmnist', 'torchvision', 'datasets') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script + check], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip().splitlines()[-1] == "[]"

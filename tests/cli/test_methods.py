@@ -1,0 +1,20 @@
+from collections.abc import Callable
+from pathlib import Path
+
+from benches import Done
+
+Fedsim = Callable[..., Done]
+
+
+def test_a_new_method_from_nowhere_is_a_mistake(tmp_path: Path, fedsim: Fedsim) -> None:
+    done = fedsim("new", "mine", "--from", "no-such-method")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--from: unknown algorithm 'no-such-method'" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_algorithms_are_listed_and_one_is_shown_in_full(fedsim: Fedsim) -> None:
+    listed, shown = fedsim("algorithms"), fedsim("algorithms", "fedhypevae")
+    assert (listed.returncode, shown.returncode) == (0, 0)
+    assert "weight-noise" in listed.stdout
+    assert "dimension of the client" in shown.stdout

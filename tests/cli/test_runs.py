@@ -1,0 +1,82 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from benches import Done
+from cells import small_cells
+from rows import make_row
+
+from fedsim.results.folder import RunFolder
+from fedsim.results.store import ResultStore
+from fedsim.simulation.generators import save_generator
+from fedsim.simulation.trial import run_trial
+
+Fedsim = Callable[..., Done]
+
+
+def run_folder(folder: Path, *labels: str, **fields: float) -> None:
+    """A run of two seeds a label."""
+    store = ResultStore(folder)
+    for label in labels:
+        for seed in range(2):
+            scores = {"balanced_accuracy": 0.5 + 0.1 * seed} | fields
+            store.append(make_row(cell_id=f"{label}{seed}", label=label, seed=seed, **scores))
+
+
+def test_a_report_is_printed_as_tables_and_nothing_is_drawn(tmp_path: Path, fedsim: Fedsim) -> None:
+    run_folder(tmp_path / "run", "a_b", "c")
+    before = sorted(path.name for path in (tmp_path / "run").iterdir())
+    markdown, latex = fedsim("report", "run", "--format", "md"), fedsim("report", "run", "--format", "latex")
+    assert (markdown.returncode, latex.returncode) == (0, 0), markdown.stderr + latex.stderr
+    assert r"| a\_b | proved | 0.550±0.635 |" in markdown.stdout
+    assert r"a\_b & proved & 0.550$\pm$0.635 \\" in latex.stdout
+    assert "paired differences" in markdown.stdout
+    assert "paired differences" in latex.stdout
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
+
+
+def test_an_unknown_format_or_a_folder_without_results_is_a_mistake(tmp_path: Path, fedsim: Fedsim) -> None:
+    run_folder(tmp_path / "run", "a")
+    unknown, missing = fedsim("report", "run", "--format", "xml"), fedsim("report", "none", "--format", "md")
+    assert (unknown.returncode, missing.returncode, unknown.stdout, missing.stdout) == (2, 2, "", "")
+    assert "'xml' is not one of" in unknown.stderr
+    assert "none: there is no results.jsonl here" in missing.stderr
+    assert not (tmp_path / "none").exists()
+
+
+def test_two_runs_are_equal_differ_or_share_nothing(tmp_path: Path, fedsim: Fedsim) -> None:
+    for name, labels, fields in (("a", "xy", {}), ("b", "xy", {}), ("c", "xz", {"balanced_accuracy": 0.75}), ("d", "z", {})):
+        run_folder(tmp_path / name, *labels, **fields)
+    equal, differing, foreign = fedsim("compare", "a", "b"), fedsim("compare", "a", "c"), fedsim("compare", "a", "d")
+    assert (equal.returncode, differing.returncode, foreign.returncode) == (0, 1, 2)
+    assert "equal to the last bit: everything (4 rows)" in equal.stdout
+    assert "only in a: y" in differing.stdout
+    assert "only in c: z" in differing.stdout
+    assert "+0.2" in differing.stdout
+    assert (foreign.stdout, len(foreign.stderr.strip().splitlines())) == ("", 1)
+    assert "a and d: no setting and seed is in both" in foreign.stderr
+    missing = fedsim("compare", "a", "none")
+    assert (missing.returncode, missing.stdout) == (2, "")
+    assert "none: there is no results.jsonl here" in missing.stderr
+
+
+def test_a_saved_generator_gives_a_file_of_synthetic_embeddings_with_its_manifest(tmp_path: Path, fedsim: Fedsim) -> None:
+    prepared = small_cells("fedhypevae", epsilon=4.0)
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    *_, outcome = run_trial(trial, data)
+    (tmp_path / "out").mkdir()
+    spent = {"status": "ok", "epsilon_spent": outcome.epsilon_spent, "accountant": outcome.accountant}
+    save_generator(RunFolder(tmp_path / "out"), trial, (), outcome.generator, spent, {})
+    done = fedsim("synth", "out", "--synthesis", "client:3", "--per-class", "5", "--out", "made/synth.npz")
+    assert done.returncode == 0, done.stderr
+    assert "50 synthetic embeddings of 64 dimensions" in done.stdout
+    with np.load(tmp_path / "made/synth.npz") as held:
+        assert held["x"].shape == (50, 64)
+        assert np.bincount(held["y"]).tolist() == [5] * 10
+        manifest = json.loads(str(held["manifest"]))
+    assert manifest == json.loads((tmp_path / "made/synth.json").read_text())
+    assert 3.9 < manifest["epsilon"] <= 4
+    assert (manifest["unit"], manifest["trust"], manifest["claim"]) == ("example", "aggregate", "proved")
+    refused = fedsim("synth", "out", "--synthesis", "client:4", "--out", "more.npz")
+    assert (refused.returncode, (tmp_path / "more.npz").exists()) == (2, False)
