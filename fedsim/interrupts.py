@@ -55,8 +55,8 @@ def _end_late(heard: int) -> None:
     if not number:  # the block ended by itself
         return
     time.sleep(_ENDING)
-    with suppress(OSError, ValueError):
-        print("interrupted; the same command goes on", flush=True)
+    with suppress(OSError):  # not by sys.stdout, whose lock may be what holds the process up
+        os.write(1, b"interrupted; the same command goes on\n")
     os._exit(INTERRUPTED)
 
 

@@ -1,0 +1,34 @@
+"""An interruption ends a command in any case."""
+
+import signal
+import subprocess
+import sys
+
+STUCK = """
+import sys, threading, time
+from fedsim.interrupts import interrupts, soon
+
+class Stuck:
+    def write(self, text):
+        threading.Event().wait()
+
+with soon(), interrupts():
+    try:
+        print("ready", flush=True)
+        sys.stdout = Stuck()
+        time.sleep(1000)
+    except KeyboardInterrupt:
+        time.sleep(1000)
+"""
+
+
+def test_a_command_that_goes_on_and_cannot_print_any_more_is_ended() -> None:
+    with subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        try:
+            assert process.wait(60) == 130
+        finally:
+            process.kill()
+        assert process.stdout.read() == "interrupted; the same command goes on\n"
