@@ -47,7 +47,7 @@ def block_of(means: Tensor, values: Tensor, vectors: Tensor, size: int) -> Block
         means: class means ``[C, d]``.
         values: descending eigenvalues ``[d]`` of the covariance within classes, as it is believed.
         vectors: its eigenvectors ``[d, d]``.
-        size: k; there are C - 1 directions at least, fewer only where class means span fewer.
+        size: k; there are C - 1 directions at least, fewer only where class means span fewer, and never none.
     """
     white = (vectors * values.rsqrt()) @ vectors.T
     apart = (means - means.mean(0)).double() @ white
@@ -55,6 +55,9 @@ def block_of(means: Tensor, values: Tensor, vectors: Tensor, size: int) -> Block
     squared, between = leading(gram, len(means) - 1, 1e-6 * float(gram.trace().clamp_min(1e-12)))
     found = apart.T @ between / squared.sqrt()
     _, first = leading_of(values, vectors, max(0, min(size, len(values)) - found.shape[1]), 0.0)
+    if found.shape[1] + first.shape[1] == 0:
+        # equal means and leading directions that cannot be told apart: any of those does
+        first = vectors[:, :1]
     rest = first - found @ (found.T @ first)
     directions = steady(torch.cat([found, polar(rest)], 1)) if first.shape[1] else steady(found)
     return Block(directions.float(), (white @ directions).float())

@@ -8,6 +8,7 @@ import torch
 from cells import quick, small_cells
 
 from algorithms import fedhypevae_sites, fedhypevae_warm
+from algorithms.class_block import block_of
 from fedsim.methods.messages import Tensors
 from fedsim.seeds import Seeds
 from fedsim.simulation.cohort import LocalPool, build_algorithm
@@ -93,3 +94,10 @@ def test_sites_whose_features_differ_are_each_judged_better_by_their_own_generat
 def test_where_noise_drowns_everything_rows_are_finite(epsilon: float) -> None:
     for name in SHARES:
         assert 0 <= score(name, "balanced_accuracy", epsilon=epsilon) <= 1
+
+
+def test_a_block_has_a_direction_where_none_stands_out() -> None:
+    alike = torch.full((5,), 0.1, dtype=torch.double)
+    block = block_of(torch.full((2, 5), 0.3), alike, torch.eye(5, dtype=torch.double), 1)
+    assert block.directions.shape == block.basis.shape == (5, 1)
+    assert float(block.directions.norm()) == pytest.approx(1)
