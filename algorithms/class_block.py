@@ -56,8 +56,8 @@ def block_of(means: Tensor, values: Tensor, vectors: Tensor, size: int) -> Block
     found = apart.T @ between / squared.sqrt()
     _, first = leading_of(values, vectors, max(0, min(size, len(values)) - found.shape[1]), 0.0)
     if found.shape[1] + first.shape[1] == 0:
-        # equal means and leading directions that cannot be told apart: any of those does
-        first = vectors[:, :1]
+        # equal means and leading directions that cannot be told apart: any direction does, the same on every processor
+        first = torch.eye(len(values), dtype=values.dtype, device=values.device)[:, :1]
     rest = first - found @ (found.T @ first)
     directions = steady(torch.cat([found, polar(rest)], 1)) if first.shape[1] else steady(found)
     return Block(directions.float(), (white @ directions).float())
