@@ -130,7 +130,8 @@ def _accuracy(groups: Sequence[Group], ok: set[str], noise: pd.Series[float]) ->
             continue
         ratio = noise.get(position, math.nan)
         told = f"balanced accuracy {score:.2f}, {words.format(f'{best:.2f}')} (chance {chance:.2f})"
-        told += f"; the noise's norm is {_rounded(ratio)} times the signal's" if math.isfinite(ratio) else ""
+        # where clients noise their own steps, none is added to what they send
+        told += f"; the noise's norm is {_rounded(ratio)} times the signal's" if 0 < ratio < math.inf else ""
         yield Finding(_setting(group), ACCURACY, told)
 
 

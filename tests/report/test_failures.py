@@ -50,6 +50,10 @@ def test_an_accuracy_collapse_is_told_with_both_scores_and_the_noise(pair, train
     assert "fewer, larger batches" in finding.sentence
 
 
+def test_where_clients_noise_their_own_steps_no_noise_of_the_sum_is_told(pair, training):
+    assert only(pair(0.12, 0.9), training("a", noise_norm=[0.0] * 8)).observed.endswith("(chance 0.10)")
+
+
 def test_without_a_noiseless_score_the_ceiling_counts_and_rounds_are_not_needed(row):
     # 0.1 + 0.25 * (0.953 - 0.1) = 0.313
     assert only([row(balanced_accuracy=0.31)], []).observed == "balanced accuracy 0.31, the ceiling is 0.95 (chance 0.10)"
