@@ -58,18 +58,17 @@ class Asked:
     pairs: int = FEW
 
     @property
-    def command(self) -> str:
-        """What repeats it."""
-        options = f"--epsilon {number(self.epsilon)} --pairs {self.pairs}" + (f" --unit {self.unit}" if self.unit != "example" else "")
+    def setting(self) -> str:
+        """What is audited, as the command line has it."""
+        options = f"--epsilon {number(self.epsilon)}" + (f" --unit {self.unit}" if self.unit != "example" else "")
         options += f" --trust {self.trust}" if self.trust != "aggregate" else ""
         options += f" --rows {self.rows}" if self.rows != 2 else ""
-        return " ".join(["fedsim audit", self.algorithm, options, *(f"--param '{each}'" for each in self.params)])
+        return " ".join([self.algorithm, options, *(f"--param '{each}'" for each in self.params)])
 
     @property
     def folder(self) -> Path:
         """Where its pairs are, however many."""
-        command = self.command.removeprefix("fedsim audit ").replace(f" --pairs {self.pairs}", "")
-        return RUNS / "".join(c if c.isalnum() or c in ".-" else "_" for c in command)
+        return RUNS / "".join(c if c.isalnum() or c in ".-" else "_" for c in self.setting)
 
 
 def every() -> Iterator[Asked]:

@@ -153,10 +153,7 @@ def partition(
 
 
 @app.command("plan", rich_help_panel=PANEL)
-def plan_grid(
-    grid: GridFile,
-    set_: Replaced = None,
-) -> None:
+def plan_grid(grid: GridFile, set_: Replaced = None) -> None:
     """What noise each statistic and gradient of every cell gets, in the units of its signal: what ε buys, before anything runs."""
     from fedsim.grid.read import load_grid
     from fedsim.runtime.cluster import this_machine
