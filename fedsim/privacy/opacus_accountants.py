@@ -44,7 +44,7 @@ def opacus_accountants(module: str) -> Any:
 
 @contextmanager
 def _signal_when_used() -> Iterator[None]:
-    """What the block imports gets a ``scipy.signal`` whose ``convolve`` imports the real one when it is called: half a second less."""
+    """What the block imports gets a ``scipy.signal`` whose ``convolve`` imports the real one when it is called: 0.4 s less."""
     if "scipy.signal" in sys.modules:
         yield
         return
