@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from fedsim.errors import UserError
+from fedsim.garbage import look_rarely
 from fedsim.interrupts import INTERRUPTED, interrupts, soon
 from fedsim.regular import unread
 
@@ -66,6 +67,7 @@ def interruptible(console: Console) -> Iterator[None]:
 
 def main() -> None:
     """Entry point: a user's mistake is one line on standard error and exit code 2."""
+    look_rarely()
     try:
         with soon(), interrupts():
             app()

@@ -164,13 +164,12 @@ class LocalTraining(Algorithm):
         layout = Layout.on(clients.device, torch.zeros(size, dtype=torch.long), 1)
         picked = to_device(torch.stack(clients.pooled.numbers(rows), 1), clients.device)
 
-        def objective(values: Tensors, x: Tensor, y: Tensor, *draws: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        def losses(values: Tensors, x: Tensor, y: Tensor, *draws: Tensor) -> dict[str, Tensor]:
             batch = Batch(x, y, dict(zip(names, draws, strict=True)), layout)
             parts = torch.func.functional_call(_LossOf(self, clients.model), {f"model.{k}": v for k, v in values.items()}, (batch,))
-            means = {name: value.mean() for name, value in parts.items()}
-            return torch.stack(list(means.values())).sum(), means
+            return {name: value.mean() for name, value in parts.items()}
 
-        step = torch.func.vmap(torch.func.grad(objective, has_aux=True))
+        step = torch.func.vmap(losses)
         state: Tensors = {}
         means: dict[str, Tensor] = {}
         for index in range(self.params.local_steps):
@@ -181,7 +180,11 @@ class LocalTraining(Algorithm):
                 )
                 for shape in self.draws().values()
             ]
-            gradients, means = step(parameters, x, y, *draws)
+            followed = {name: value.detach().requires_grad_() for name, value in parameters.items()}
+            means = step(followed, x, y, *draws)
+            # each client's loss depends on its own parameters only, so the sum's gradient is everybody's own
+            total = torch.stack(list(means.values())).sum()
+            gradients = dict(zip(followed, torch.autograd.grad(total, list(followed.values()), materialize_grads=True), strict=True))
             self.pull(gradients, shared, broadcast)
             adam_step(parameters, gradients, state, self.params.learning_rate)
         return {name: value.detach() for name, value in means.items()}
