@@ -1,4 +1,4 @@
-"""Garbage is not looked for among imported modules: a fifth of the time that torch, Ray and scikit-learn take to load, and of an exit most."""
+"""Garbage is not looked for among imported modules: a fifth of what torch, Ray and scikit-learn take to load, and most of an exit."""
 
 from __future__ import annotations
 
