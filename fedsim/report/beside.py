@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 
+from fedsim.garbage import look_rarely
+
 MANY_ROWS = 1000
 """So many rows have enough to draw that a second process is worth its start."""
 
@@ -27,9 +29,12 @@ def process_beside(rows: int, module: str) -> Iterator[Executor | None]:
     if joblib.cpu_count() < 2:
         yield None
         return
-    with ProcessPoolExecutor(1) as beside:
+    beside = ProcessPoolExecutor(1, initializer=look_rarely)
+    try:
         beside.submit(importlib.import_module, module)
         yield beside
+    finally:
+        beside.shutdown(kill_workers=True)  # what it was asked for is here, and its own end takes most of a second
 
 
 @contextmanager

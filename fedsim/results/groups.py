@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any, get_args
 
 from scipy.special import stdtrit
@@ -29,7 +29,8 @@ class Interval:
         n = len(values)
         if n == 1:
             return cls(float(values[0]), None)
-        return cls(fmean(values), float(stdtrit(n - 1, 0.975)) * stdev(values) / math.sqrt(n))
+        mean = fmean(values)
+        return cls(mean, float(stdtrit(n - 1, 0.975)) * math.dist(values, [mean] * n) / math.sqrt(n * (n - 1)))
 
 
 @dataclass(frozen=True)
