@@ -72,17 +72,22 @@ class Report:
             console.print(line, style="yellow", highlight=False, markup=False)
 
 
-def draw_figures(shown: Shown, folder: Path, beside: Executor | None = None) -> list[Drawn]:
-    """Every figure of :data:`FIGURES` that has something to show, saved into ``folder``; the diagnostics, half of the work, ``beside``."""
-    if beside is None:
-        drawn = [draw_figure(name, shown, folder) for name, _, _ in FIGURES]
-    else:
-        # it needs neither rows nor records, and they would take their time to get there
-        rounds = Shown([], [], replace(shown.rounds, records=[]), [], [])
-        waiting = beside.submit(draw_figure, diagnostics.NAME, rounds, folder)
-        here = {name: draw_figure(name, shown, folder) for name, _, _ in FIGURES if name != diagnostics.NAME}
-        drawn = [waiting.result() if name == diagnostics.NAME else here[name] for name, _, _ in FIGURES]
-    return [each for each in drawn if each is not None]
+def start_figures(shown: Shown, folder: Path, beside: Executor | None = None) -> Callable[[], list[Drawn]]:
+    """Draw every figure of :data:`FIGURES` into ``folder``, the diagnostics, half of the work, ``beside``; returned is what waits for that.
+
+    Its list has the figures that have something to show.
+    """
+    here = [name for name, _, _ in FIGURES if beside is None or name != diagnostics.NAME]
+    # it needs neither rows nor records, and they would take their time to get there
+    rounds = Shown([], [], replace(shown.rounds, records=[]), [], [])
+    waiting = None if beside is None else beside.submit(draw_figure, diagnostics.NAME, rounds, folder)
+    drawn = {name: draw_figure(name, shown, folder) for name in here}
+
+    def finished() -> list[Drawn]:
+        found = drawn if waiting is None else drawn | {diagnostics.NAME: waiting.result()}
+        return [each for name, _, _ in FIGURES if (each := found[name]) is not None]
+
+    return finished
 
 
 def draw_figure(name: str, shown: Shown, folder: Path) -> Drawn | None:
@@ -114,8 +119,9 @@ def write_report(folder: Path) -> Report:
         groups = group_seeds(rows)
         write_summary(groups, run.summary)
         shown = Shown(rows, groups, Rounds.of(rows, store.rounds()), store.clients(), read_partitions(run))
-        drawn = draw_figures(shown, run.curves, beside)
-    report = Report(run.page, rows, groups, find_failures(rows, shown.rounds))
+        figures = start_figures(shown, run.curves, beside)
+        report = Report(run.page, rows, groups, find_failures(rows, shown.rounds))
+        drawn = figures()
     with replaced(report.page) as part:
         part.write_text(render_page(folder.resolve().name, rows, groups, drawn, manifest, report.findings), encoding="utf-8")
     return report
