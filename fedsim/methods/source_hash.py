@@ -36,6 +36,7 @@ HARMLESS = {
     "fedsim.methods": "lazy names",
     "fedsim.methods.check_file": "keeps which checks have passed; no number of a row",
     "fedsim.privacy.counted_by": "says which code counted, and keeps solved budgets of other code apart",
+    "fedsim.garbage": "when memory is looked through",
     "fedsim.grid": _CELL,
     "fedsim.grid.cells": _CELL,
     "fedsim.grid.complaints": "messages",

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.integrate import trapezoid
 from scipy.optimize import brentq
 from scipy.stats import norm
 
@@ -136,7 +137,7 @@ def worst_replacement(noise_multiplier: float, rate: float, order: float) -> flo
     """Hockey-stick divergence of one step where a unit's contribution turns into its opposite, both of norm D."""
     x = np.linspace(-12 * noise_multiplier - 2, 12 * noise_multiplier + 2, 400_001)
     here, there = (((1 - rate) * norm.pdf(x, 0, noise_multiplier) + rate * norm.pdf(x, at, noise_multiplier)) for at in (1, -1))
-    return float(np.trapezoid(np.maximum(here - order * there, 0), x))
+    return float(trapezoid(np.maximum(here - order * there, 0), x))
 
 
 @pytest.mark.parametrize(("noise_multiplier", "rate"), [(1.0, 0.05), (2.0, 0.2), (4.0, 0.5), (0.8, 1.0)])
