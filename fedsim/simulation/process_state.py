@@ -25,6 +25,11 @@ def _patchable() -> dict[Any, dict[str, Any]]:
     return {thing: dict(vars(thing)) for thing in (*modules, torch.Tensor, torch.nn.Module)}
 
 
+def _default_device() -> torch.device:
+    """Where new tensors are; torch's own function fails in older versions once the default was taken back."""
+    return torch.empty(0).device
+
+
 @dataclass(frozen=True)
 class ProcessState:
     """The settings of a process as they were when this was made.
@@ -33,7 +38,7 @@ class ProcessState:
     """
 
     dtype: torch.dtype = field(default_factory=torch.get_default_dtype)
-    device: torch.device = field(default_factory=torch.get_default_device)
+    device: torch.device = field(default_factory=_default_device)
     gradients: bool = field(default_factory=torch.is_grad_enabled)
     threads: int = field(default_factory=torch.get_num_threads)
     deterministic: bool = field(default_factory=torch.are_deterministic_algorithms_enabled)
@@ -49,7 +54,7 @@ class ProcessState:
     def put_back(self) -> None:
         """Undo what was changed since; folders that were added to ``sys.path`` stay, behind the others."""
         torch.set_default_dtype(self.dtype)
-        if torch.get_default_device() != self.device:
+        if _default_device() != self.device:
             torch.set_default_device(None if self.device.type == "cpu" else self.device)
         torch.set_grad_enabled(self.gradients)
         if torch.get_num_threads() != self.threads:

@@ -26,7 +26,7 @@ def legend(rows):
 
 def solid_points(axes, colour):
     """Heights of the markers of one method."""
-    lines = [line for line in axes.lines if line.get_color() == colour and line.get_marker() not in ("None", "", None)]
+    lines = [line for line in axes.lines if line.get_color() == colour and line.get_marker() not in ("None", "", None, "_")]
     return [float(y) for line in lines for y in line.get_ydata()]
 
 

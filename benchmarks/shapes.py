@@ -1,0 +1,134 @@
+"""Data sets of many shapes out of two or three: do defaults hold for 64 to 1,536 dimensions, 2 to 20 classes, 1,000 to 100,000 rows?
+
+    python benchmarks/shapes.py FOLDER [--json FILE]
+    fedsim bench --grid FOLDER/shapes.yaml --out runs/shapes
+    fedsim bench --grid FOLDER/shapes.yaml --set 'dataset={npz: FOLDER/rows_12000.npz}' --set clients=[2,100] --out runs/shapes_clients
+    python benchmarks/utility.py runs/shapes runs/shapes_clients
+
+Real embeddings that lie beside the checkout (OrganAMNIST, BloodMNIST, skin lesions for a 20th class), cut, turned or put together; what is
+made up about a shape is said at its function. Sets of many rows repeat real ones, so their ε says nothing about a person.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+HERE = Path(__file__).resolve().parent
+BESIDE = HERE.parent.parent / "shared" / "data"
+GRID = {
+    "name": "shapes",
+    "algorithms": ["fedhypevae-warm", "fedhypevae-sites", "fedhypevae", "dp-gaussian"],
+    "alpha": [0.3],
+    "clients": [10],
+    "epsilon": [1, 8],
+    "seeds": [0],
+    "delta": 1e-6,  # below 1 / n for the largest
+    "evaluation": {"per_class": 500, "probe_c": 0.01, "readouts": []},
+}
+
+Rows = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int8]]
+"""Embeddings ``[n, d]``, labels, and 0 for training or 2 for test."""
+
+
+def rows_of(name: str) -> Rows:
+    """Those of a file beside the checkout."""
+    with np.load(BESIDE / f"{name}_effnetlite0.npz", allow_pickle=False) as file:
+        return file["x"].astype(np.float32), file["y"].astype(np.int64), file["split"]
+
+
+def fewer(rows: Rows, training: int) -> Rows:
+    """So many training rows, and all test rows."""
+    x, y, split = rows
+    kept = np.concatenate([np.flatnonzero(split == 0)[:training], np.flatnonzero(split != 0)])
+    return x[kept], y[kept], split[kept]
+
+
+def more(rows: Rows, training: int) -> Rows:
+    """Training rows again and again, each with noise of a tenth of its norm, so that none is repeated."""
+    x, y, split = rows
+    stream = np.random.default_rng(0)
+    drawn = stream.choice(np.flatnonzero(split == 0), training)
+    noise = stream.standard_normal((training, x.shape[1]), dtype=np.float32)
+    noise *= 0.1 * np.linalg.norm(x[drawn], axis=1, keepdims=True) / np.sqrt(x.shape[1])
+    test = split != 0
+    labels = np.concatenate([y[drawn], y[test]])
+    return np.concatenate([x[drawn] + noise, x[test]]), labels, np.concatenate([np.zeros(training, np.int8), split[test]])
+
+
+def turned(rows: Rows, dimensions: int) -> Rows:
+    """Fewer dimensions by a random projection; more by random features, rectified, beside those that are there."""
+    x, y, split = rows
+    stream = np.random.default_rng(0)
+    added = dimensions - x.shape[1]
+    if added < 0:
+        return x @ stream.standard_normal((x.shape[1], dimensions), dtype=np.float32) / np.float32(np.sqrt(dimensions)), y, split
+    centred = x - x[split == 0].mean(0)
+    found = np.maximum(centred @ stream.standard_normal((x.shape[1], added), dtype=np.float32) / np.float32(np.sqrt(x.shape[1])), 0)
+    return np.concatenate([x, found * (x.std() / found.std())], 1), y, split
+
+
+def two_classes(rows: Rows) -> Rows:
+    """The first two classes."""
+    x, y, split = rows
+    kept = y < 2
+    return x[kept], y[kept], split[kept]
+
+
+def twenty_classes() -> Rows:
+    """Eleven organs, eight kinds of blood cells, and melanocytic naevi."""
+    found, labels = [rows_of(name) for name in ("organamnist", "bloodmnist")], 0
+    x, y, split = rows_of("ham10000_sites")
+    most = y == np.bincount(y).argmax()
+    found.append((x[most], np.zeros(int(most.sum()), np.int64), split[most]))
+    parts = []
+    for x, y, split in found:
+        parts.append((x, y + labels, split))
+        labels += int(y.max()) + 1
+    return tuple(np.concatenate(each) for each in zip(*parts, strict=True))  # type: ignore[return-value]
+
+
+SHAPES: dict[str, Callable[[], Rows]] = {
+    "rows_12000": lambda: rows_of("organamnist"),
+    "rows_2000": lambda: fewer(rows_of("organamnist"), 2_000),
+    "rows_100000": lambda: more(turned(rows_of("organamnist"), 256), 100_000),
+    "dimensions_256": lambda: turned(rows_of("organamnist"), 256),
+    "dimensions_1536": lambda: turned(rows_of("organamnist"), 1_536),
+    "classes_2": lambda: two_classes(rows_of("organamnist")),
+    "classes_20": twenty_classes,
+}
+
+
+def main() -> None:
+    """Write the data sets and the grid."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    folder: Path = options.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    table, written, datasets = Table("data set", "training rows", "dimensions", "classes"), [], []
+    for name, make in SHAPES.items():
+        x, y, split = make()
+        np.savez(folder / f"{name}.npz", x=x.astype(np.float16), y=y, split=split)
+        facts = (int((split == 0).sum()), x.shape[1], int(y.max()) + 1)
+        table.add_row(name, *(f"{each:,}" for each in facts))
+        written.append({"name": name, **dict(zip(("rows", "dimensions", "classes"), facts, strict=True))})
+        datasets.append({"npz": str(folder / f"{name}.npz"), "name": name, "overlap": "keep"})
+    datasets.insert(0, "digits")
+    (folder / "shapes.yaml").write_text(yaml.safe_dump({**GRID, "dataset": datasets}, sort_keys=False), encoding="utf-8")
+    Console().print(table)
+    if options.json is not None:
+        options.json.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
