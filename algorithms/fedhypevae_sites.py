@@ -63,7 +63,7 @@ class FedHypeVAESites(FedHypeVAEWarm):
         """One centre for all sites; where their means are far apart, which no mixture of labels explains, each site's own."""
         super().receive_mean(server, sums, std)
         mean = server.tensors["centre"]
-        own, _ = moments.client_means(sums["client_sums"], sums["client_counts"], std)
+        own = moments.client_means(sums["client_sums"], sums["client_counts"], std)
         apart = (own - own.mean(0)).square().sum(1).mean()
         far = apart > APART * (server.tensors["variance"] - apart).clamp_min(0.02)
         centres = own if far else mean.expand_as(own).clone()

@@ -62,21 +62,26 @@ def client_mean_products(x: Tensor, client: Tensor, clients: int) -> Products:
     return {"client_sums": OuterProduct(onehot, x), "client_counts": OuterProduct(onehot, x.new_ones(len(x), 1))}
 
 
-def client_means(sums: Tensor, counts: Tensor, std: Mapping[str, float]) -> tuple[Tensor, Tensor]:
-    """Every client's mean ``[K, d]`` and number of rows ``[K, 1]``.
+def client_means(sums: Tensor, counts: Tensor, std: Mapping[str, float]) -> Tensor:
+    """Every client's mean ``[K, d]``, shrunk towards what the clients share: by its own noise, against how far they truly are apart.
 
-    Means are shrunk towards what the clients share by the noise's share of their spread: clients that do not differ are told alike.
+    That distance is DerSimonian and Laird's estimate (1986, "Meta-analysis in clinical trials"), to which a client counts as little as it has
+    rows; where nothing stands out of the noise all get the same mean.
 
     Args:
         sums: ``[K, d]``.
         counts: ``[K, 1]``.
         std: of the noise on each, by the names of :func:`client_mean_products`.
     """
-    n = counts.clamp_min(max(1.0, 2 * std["client_counts"]))
-    means = sums / n
-    shared, noise = means.mean(0), (std["client_sums"] / n).square()
-    spread = (means - shared).square().mean() * len(n) / max(len(n) - 1, 1)
-    return shared + (means - shared) * (1 - noise / spread.clamp_min(1e-12)).clamp(0, 1), n
+    rows = counts.clamp_min(max(1.0, 2 * std["client_counts"])).double()
+    means, noise = sums.double() / rows, (std["client_sums"] / rows).square().clamp_min(1e-12)
+    weight = 1 / noise
+    total = weight.sum()
+    beyond = (weight * (means - (weight * means).sum(0) / total).square()).sum(0).mean() - (len(rows) - 1)
+    signal = (beyond / (total - weight.square().sum() / total).clamp_min(1e-12)).clamp_min(0)
+    kept = 1 / (signal + noise)
+    shared = (kept * means).sum(0) / kept.sum()
+    return (shared + signal * kept * (means - shared)).to(sums.dtype)
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def client_means(std: float) -> torch.Tensor:
     stream, weights = torch.Generator().manual_seed(6), unit_weights(moments.CLIENT_WEIGHTS)
     sums = released(moments.client_mean_products(x, client, 4), moments.CLIENT_WEIGHTS)[0]
     noisy = [(value + std * torch.randn(value.shape, generator=stream)) / weights[name] for name, value in sums.items()]
-    return moments.client_means(*noisy, {name: std / weight for name, weight in weights.items()})[0]
+    return moments.client_means(*noisy, {name: std / weight for name, weight in weights.items()})
 
 
 def test_client_means_without_noise_are_each_clients_mean() -> None:
@@ -88,6 +88,15 @@ def test_client_means_without_noise_are_each_clients_mean() -> None:
 def test_client_means_drowned_in_noise_tell_all_clients_alike() -> None:
     means = client_means(1e4)
     assert (means - means.mean(0)).norm() < 0.3 * means.norm()
+
+
+def test_clients_that_do_not_differ_are_told_alike_however_few_rows_some_of_them_have() -> None:
+    stream, counts = torch.Generator().manual_seed(7), torch.tensor([[900.0], [600.0], [300.0], [3.0]])
+    mean, std = torch.ones(1280) / 1280**0.5, {"client_sums": 8.0, "client_counts": 20.0}
+    sums = counts * mean + std["client_sums"] * torch.randn(4, 1280, generator=stream)
+    found = moments.client_means(sums, counts, std)
+    assert (found - found.mean(0)).square().sum(1).max() < 0.01
+    assert (found - mean).square().sum(1).max() < 1.2 * 8.0**2 * 1280 / float(counts.square().sum())
 
 
 def test_one_row_changes_the_client_means_by_at_most_one() -> None:
