@@ -65,8 +65,8 @@ def client_mean_products(x: Tensor, client: Tensor, clients: int) -> Products:
 def client_means(sums: Tensor, counts: Tensor, std: Mapping[str, float]) -> Tensor:
     """Every client's mean ``[K, d]``, shrunk towards what the clients share: by its own noise, against how far they truly are apart.
 
-    That distance is DerSimonian and Laird's estimate (1986, "Meta-analysis in clinical trials"), to which a client counts as little as it has
-    rows; where nothing stands out of the noise all get the same mean.
+    That distance is DerSimonian and Laird's estimate (1986, "Meta-analysis in clinical trials"), in which noisy clients count little; where
+    nothing stands out of the noise all get the same mean.
 
     Args:
         sums: ``[K, d]``.
