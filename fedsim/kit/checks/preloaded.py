@@ -1,9 +1,7 @@
-"""What every fresh process of a check finds in memory: fedsim, what torch imports at the first ``vmap``, and the list of entry points.
+"""What every fresh process of a check finds in memory: fedsim and the list of entry points.
 
 No algorithm is among it.
 """
-
-import torch._dynamo  # noqa: F401
 
 from fedsim.kit.checks import budget, noise, per_example, repeat, sensitivity, traces  # noqa: F401
 from fedsim.methods.registry import known
