@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 
-from fedsim.garbage import look_rarely
-
 MANY_ROWS = 1000
 """So many rows have enough to draw that a second process is worth its start."""
 
@@ -29,7 +27,7 @@ def process_beside(rows: int, module: str) -> Iterator[Executor | None]:
     if joblib.cpu_count() < 2:
         yield None
         return
-    beside = ProcessPoolExecutor(1, initializer=look_rarely)
+    beside = ProcessPoolExecutor(1)
     try:
         beside.submit(importlib.import_module, module)
         yield beside
