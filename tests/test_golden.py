@@ -1,9 +1,11 @@
 """Rows that stay what they are: a change of one is a change of the mathematics or of the streams, and says so."""
 
+from importlib.metadata import version
 from typing import Any
 
 import pytest
 from cells import quick, small_cells
+from packaging.version import Version
 
 from fedsim.simulation.trial import Outcome, run_trial
 
@@ -23,8 +25,8 @@ GOLDEN: dict[str, dict[str, Any]] = {
     },
 }
 """Fingerprints are those of the last rounds."""
-A_ROW_OR_TWO = 1e-3
-"""Of a score: a probe that another version of scikit-learn fits may put as many test rows elsewhere."""
+NEAR = 1e-6 if Version(version("scikit-learn")) >= Version("1.9") else 1e-3
+"""Of a score: a probe that an older version fits may put a test row or two elsewhere."""
 
 
 def told(name: str) -> dict[str, Any]:
@@ -44,5 +46,5 @@ def told(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", CELLS)
 def test_a_tiny_cell_gives_the_row_that_it_gave(name: str) -> None:
     found, golden = told(name), dict(GOLDEN[name])
-    assert found.pop("balanced_accuracy") == pytest.approx(golden.pop("balanced_accuracy"), abs=A_ROW_OR_TWO)
+    assert found.pop("balanced_accuracy") == pytest.approx(golden.pop("balanced_accuracy"), abs=NEAR)
     assert found == golden
