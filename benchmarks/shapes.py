@@ -113,9 +113,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    if not BESIDE.is_dir():
+        parser.error("the embeddings that the sets are made of are not beside the checkout, in ../shared/data")
     folder: Path = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    table, written, datasets = Table("data set", "training rows", "dimensions", "classes"), [], []
+    table, written = Table("data set", "training rows", "dimensions", "classes"), []
+    datasets: list[object] = ["digits"]
     for name, make in SHAPES.items():
         x, y, split = make()
         np.savez(folder / f"{name}.npz", x=x.astype(np.float16), y=y, split=split)
@@ -123,7 +126,6 @@ def main() -> None:
         table.add_row(name, *(f"{each:,}" for each in facts))
         written.append({"name": name, **dict(zip(("rows", "dimensions", "classes"), facts, strict=True))})
         datasets.append({"npz": str(folder / f"{name}.npz"), "name": name, "overlap": "keep"})
-    datasets.insert(0, "digits")
     (folder / "shapes.yaml").write_text(yaml.safe_dump({**GRID, "dataset": datasets}, sort_keys=False), encoding="utf-8")
     Console().print(table)
     if options.json is not None:
