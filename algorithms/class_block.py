@@ -21,8 +21,6 @@ from fedsim.privacy.statistics.spectral import leading, leading_of, polar, spect
 
 REACH = 1.5
 """Residuals in the block are clipped at this many times their expected norm, sqrt(k)."""
-OVERLAP = 2.25
-"""Mean variance between classes, in units of the believed covariance, that they are drawn with: real ones overlap more than normals."""
 CLASS_WEIGHTS = {"class_sums": 1.0, "class_second": 1.0}
 SITE_WEIGHTS = {"site_sums": 1.0, "site_counts": 0.3, "site_class_sums": 1.0, "site_class_counts": 0.3}
 
@@ -96,45 +94,80 @@ def roots(covariances: Tensor) -> Tensor:
     return spectral_function(covariances, lambda values: values.clamp_min(0).sqrt())
 
 
-def _drawn_closer(covariances: Tensor, apart: Tensor, closeness: float) -> Tensor:
-    """Covariances ``[C, k, k]`` whose mean variance along ``apart`` ``[C, k]`` is what ``closeness`` leaves of OVERLAP."""
-    scatter = (apart.T @ apart).double()
-    _, between = leading(scatter, len(apart) - 1, 1e-6 * float(scatter.trace()))
-    if not between.shape[1]:
+def between(means: Tensor) -> Tensor:
+    """Orthonormal columns ``[k, C - 1]``, float64, that span the differences of class means ``[C, k]``; fewer where those span less."""
+    apart = (means - means.mean(0)).double()
+    scatter = apart.T @ apart
+    return leading(scatter, len(means) - 1, 1e-6 * float(scatter.trace()))[1]
+
+
+def _halfway(covariances: Tensor, along: Tensor) -> Tensor:
+    """Covariances ``[C, k, k]`` whose mean variance in the span of ``along`` ``[k, m]`` becomes its own square root.
+
+    What class moments say there is above 1, what the moments of all rows are believed to say, most where noise is large.
+    """
+    if not along.shape[1]:
         return covariances
-    along = (between @ between.T).to(covariances.dtype)
-    variance = torch.einsum("ckl,kl->c", covariances, along).mean() / between.shape[1]
-    scale = torch.eye(len(along), device=along.device) + (closeness * (OVERLAP / variance).sqrt() - 1) * along
+    onto = (along @ along.T).to(covariances.dtype)
+    variance = torch.einsum("ckl,kl->c", covariances, onto).mean() / along.shape[1]
+    scale = torch.eye(len(onto), device=onto.device) + (variance**-0.25 - 1) * onto
     drawn: Tensor = scale @ covariances @ scale
     return drawn
+
+
+def _regressions(covariances: Tensor, along: Tensor) -> Tensor:
+    """``S B (B^T S B)^-1`` ``[C, k, m]``: normal vectors of covariance S, on average, given their coordinates along B ``[k, m]``."""
+    mixed = covariances.double() @ along
+    found: Tensor = mixed @ torch.linalg.inv(along.T @ mixed)
+    return found.to(covariances.dtype)
 
 
 class BlockGenerator:
     """Decodes ``x = centre + radius (middle + root w)``, w standard normal but in the block, where it is the class's own normal.
 
     A linear-Gaussian CVAE: z = w, the decoder is affine, the prior p(z | y, v) has mean and covariance by class, and by site where there
-    are sites. In the block class means are drawn together by ``closeness`` about their mean, and variances with them, to :data:`OVERLAP`.
+    are sites. Class means are drawn together by ``closeness`` about their mean.
+
+    Rows of a label come in pairs (antithetic variates, Hammersley and Morton 1956): the second has the first's coordinates between class
+    means, and the opposite of all else that these leave open. Each has the model's law; but what says nothing of a class is, within a
+    pair, balanced, so that nobody who learns from the rows takes chance there for a difference between classes.
     """
 
     def __init__(self, tensors: dict[str, Tensor], closeness: float, shifts: Tensor | None = None) -> None:
         self.tensors, self.closeness, self.shifts = tensors, closeness, shifts
         means = tensors["prior_means"]
-        self.common = means.mean(0)
-        self.roots = roots(_drawn_closer(tensors["prior_covariances"], means - self.common, closeness))
+        self.common, self.between = means.mean(0), between(means)
+        covariances = _halfway(tensors["prior_covariances"], self.between)
+        self.roots, self.regressions = roots(covariances), _regressions(covariances, self.between)
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Synthetic embeddings ``[n, d]``."""
         t, directions = self.tensors, self.tensors["directions"]
-        w = normal((len(labels), len(t["root"])), stream, labels)
+        source, second = pairs(labels)
+        w = normal((len(labels), len(t["root"])), stream, labels)[source]
         inside = w @ directions
         means = t["prior_means"] if self.shifts is None else t["prior_means"] + self.shifts
-        means = self.common + self.closeness * (means - self.common)
-        drawn = means[labels]
-        for label, root in enumerate(self.roots):
-            drawn = drawn + (labels == label).float()[:, None] * (inside @ root)
-        w = w + (drawn - inside) @ directions.T
+        drawn, kept = torch.zeros_like(inside), torch.zeros_like(inside)
+        for label, (root, regression) in enumerate(zip(self.roots, self.regressions, strict=True)):
+            of_label = (labels == label).float()[:, None]
+            residual = inside @ root
+            drawn = drawn + of_label * residual
+            kept = kept + of_label * (residual @ self.between.to(residual.dtype) @ regression.T)
+        sign = 1 - 2 * second.float()[:, None]
+        drawn = (self.common + self.closeness * (means - self.common))[labels] + kept + sign * (drawn - kept)
+        w = sign * (w - inside @ directions.T) + drawn @ directions.T
         made: Tensor = t["centre"] + t["radius"] * (t["middle"] + w @ t["root"])
         return made
+
+
+def pairs(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of a label in pairs, in their order: whose draws each row takes ``[n]``, and whether it is a pair's second ``[n]``."""
+    order = torch.argsort(labels, stable=True)
+    sorted_labels, place = labels[order], torch.arange(len(labels), device=labels.device)
+    second = (place - torch.searchsorted(sorted_labels, sorted_labels)) % 2
+    source, is_second = torch.empty_like(order), torch.empty_like(order)
+    source[order], is_second[order] = order[place - second], second
+    return source, is_second.bool()
 
 
 class SitesGenerator(BlockGenerator):

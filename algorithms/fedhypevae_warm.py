@@ -30,7 +30,7 @@ STRETCH = 0.5
 """Power of the factor that gives clipped rows back their full variance; a normal law that has all of it leaves the dense middle bare."""
 FLOOR = 0.6
 """Eigenvalues below this share of their mean are not told apart from it where the noise is larger than it."""
-CLOSENESS = 0.7
+CLOSENESS = 0.55
 """See the parameter. A regularised learner sees what sets classes apart where it is not small against what all share."""
 RESOLUTION = 0.12
 """Of the block's covariance, in units of its own."""
@@ -45,7 +45,7 @@ class FedHypeVAEWarmParams(Params):
 
     Attributes:
         block: most directions in which every class has a covariance of its own; the noise allows fewer at a small epsilon.
-        closeness: class means are drawn at this share of their distance from their mean, and the block's variance with them.
+        closeness: class means are drawn at this share of their distance from their mean.
     """
 
     block: int = Field(MOST, ge=1)

@@ -1,0 +1,95 @@
+"""The block generator's law, and the pairs in which it draws its rows."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from algorithms.class_block import BlockGenerator, between, pairs
+
+DIM, BLOCK, CLASSES = 6, 4, 3
+CLOSENESS = 0.5
+
+
+def made_up() -> BlockGenerator:
+    stream = torch.Generator().manual_seed(3)
+    mixing = torch.randn(CLASSES, BLOCK, BLOCK, generator=stream)
+    root = torch.randn(DIM, DIM, generator=stream)
+    tensors = {
+        "centre": torch.randn(DIM, generator=stream),
+        "radius": torch.tensor(0.4),
+        "middle": torch.randn(DIM, generator=stream),
+        "root": root @ root.T + torch.eye(DIM),
+        "directions": torch.linalg.qr(torch.randn(DIM, BLOCK, generator=stream))[0],
+        "prior_means": 2 * torch.randn(CLASSES, BLOCK, generator=stream),
+        "prior_covariances": mixing @ mixing.transpose(1, 2) + torch.eye(BLOCK),
+    }
+    return BlockGenerator(tensors, CLOSENESS)
+
+
+def whitened(generator: BlockGenerator, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Coordinates of rows in the block ``[n, k]``, and the rest ``[n, d]``."""
+    t = generator.tensors
+    rows = generator.sample(labels, torch.Generator().manual_seed(0)).double()
+    w = torch.linalg.solve(t["root"].double(), ((rows - t["centre"]) / t["radius"] - t["middle"]).T).T
+    inside = w @ t["directions"].double()
+    return inside, w - inside @ t["directions"].double().T
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["first of a pair", "second of a pair"])
+def test_each_row_of_a_pair_has_the_law_of_its_class(which: int) -> None:
+    generator = made_up()
+    for label in range(CLASSES):
+        inside, outside = (part[which::2] for part in whitened(generator, torch.full((40_000,), label)))
+        mean = generator.common + CLOSENESS * (generator.tensors["prior_means"][label] - generator.common)
+        root = generator.roots[label]
+        assert torch.allclose(inside.mean(0), mean.double(), atol=0.1)
+        assert torch.allclose(torch.cov(inside.T), (root @ root).double(), atol=0.25)
+        white = torch.eye(DIM) - generator.tensors["directions"] @ generator.tensors["directions"].T
+        assert torch.allclose(torch.cov(outside.T), white.double(), atol=0.05)
+        assert torch.allclose(torch.cov(torch.cat([inside, outside], 1).T)[:BLOCK, BLOCK:], torch.zeros(BLOCK, DIM).double(), atol=0.1)
+
+
+def test_a_pair_agrees_between_class_means_and_is_opposite_beyond_them() -> None:
+    generator = made_up()
+    labels = torch.arange(CLASSES).repeat_interleave(10)
+    inside, outside = whitened(generator, labels)
+    along = inside @ generator.between
+    assert torch.allclose(along[::2], along[1::2], atol=1e-4)
+    assert torch.allclose(outside[::2], -outside[1::2], atol=1e-4)
+    assert not torch.allclose(inside[::2], inside[1::2], atol=0.1)
+
+
+def test_no_linear_learner_finds_chance_outside_of_the_block() -> None:
+    generator = made_up()
+    labels = torch.arange(CLASSES).repeat_interleave(20)
+    inside, outside = whitened(generator, labels)
+    told = torch.cat([torch.nn.functional.one_hot(labels).double(), inside @ generator.between], 1)
+    assert float((told.T @ outside).abs().max()) < 1e-3
+
+
+def test_block_variance_between_classes_is_halfway_from_what_was_measured_to_what_is_believed() -> None:
+    generator = made_up()
+    along = generator.between @ generator.between.T
+    measured, drawn = (
+        torch.einsum("ckl,kl->c", each.double(), along).mean() / (CLASSES - 1)
+        for each in (generator.tensors["prior_covariances"], generator.roots @ generator.roots)
+    )
+    assert float(drawn) == pytest.approx(float(measured) ** 0.5, rel=1e-4)
+
+
+def test_equal_class_means_span_nothing_and_every_pair_is_opposite() -> None:
+    tensors = made_up().tensors | {"prior_means": torch.ones(CLASSES, BLOCK)}
+    assert between(tensors["prior_means"]).shape == (BLOCK, 0)
+    inside, _ = whitened(BlockGenerator(tensors, CLOSENESS), torch.zeros(2, dtype=torch.long))
+    assert torch.allclose(inside.mean(0), torch.ones(BLOCK).double(), atol=1e-4)
+
+
+@given(st.lists(st.integers(0, 4), max_size=40))
+def test_pairs_are_neighbours_among_the_rows_of_a_label(labels: list[int]) -> None:
+    source, second = pairs(torch.tensor(labels, dtype=torch.long))
+    for label in range(5):
+        rows = [row for row, other in enumerate(labels) if other == label]
+        assert [bool(second[row]) for row in rows] == [place % 2 == 1 for place in range(len(rows))]
+        assert [int(source[row]) for row in rows] == [rows[place - place % 2] for place in range(len(rows))]
