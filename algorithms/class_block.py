@@ -21,6 +21,13 @@ from fedsim.privacy.statistics.spectral import leading, leading_of, polar, spect
 
 REACH = 1.5
 """Residuals in the block are clipped at this many times their expected norm, sqrt(k)."""
+OVERLAP = 18.0
+"""Mean squared distance of class means from their mean, in units of the variance between them that rows are drawn with.
+
+Real classes overlap more than normals of the believed covariance; a learner of classes that do not overlap ignores how rows vary.
+"""
+LEAST = 0.1
+"""Variance between classes, in units of the believed one."""
 CLASS_WEIGHTS = {"class_sums": 1.0, "class_second": 1.0}
 SITE_WEIGHTS = {"site_sums": 1.0, "site_counts": 0.3, "site_class_sums": 1.0, "site_class_counts": 0.3}
 
@@ -101,16 +108,14 @@ def between(means: Tensor) -> Tensor:
     return leading(scatter, len(means) - 1, 1e-6 * float(scatter.trace()))[1]
 
 
-def _halfway(covariances: Tensor, along: Tensor) -> Tensor:
-    """Covariances ``[C, k, k]`` whose mean variance in the span of ``along`` ``[k, m]`` becomes its own square root.
-
-    What class moments say there is above 1, what the moments of all rows are believed to say, most where noise is large.
-    """
+def _overlapping(covariances: Tensor, along: Tensor, squared_distance: Tensor) -> Tensor:
+    """Covariances ``[C, k, k]`` whose mean variance in the span of ``along`` ``[k, m]`` is ``squared_distance`` / :data:`OVERLAP`."""
     if not along.shape[1]:
         return covariances
     onto = (along @ along.T).to(covariances.dtype)
     variance = torch.einsum("ckl,kl->c", covariances, onto).mean() / along.shape[1]
-    scale = torch.eye(len(onto), device=onto.device) + (variance**-0.25 - 1) * onto
+    wanted = (squared_distance / OVERLAP).clamp_min(LEAST)
+    scale = torch.eye(len(onto), device=onto.device) + ((wanted / variance).sqrt() - 1) * onto
     drawn: Tensor = scale @ covariances @ scale
     return drawn
 
@@ -126,24 +131,25 @@ class BlockGenerator:
     """Decodes ``x = centre + radius (middle + root w)``, w standard normal but in the block, where it is the class's own normal.
 
     A linear-Gaussian CVAE: z = w, the decoder is affine, the prior p(z | y, v) has mean and covariance by class, and by site where there
-    are sites. Class means are drawn together by ``closeness`` about their mean.
+    are sites. Class means are drawn together by ``closeness`` about their mean, and classes overlap by :data:`OVERLAP`.
 
     Rows of a label come in pairs (antithetic variates, Hammersley and Morton 1956): the second has the first's coordinates between class
     means, and the opposite of all else that these leave open. Each has the model's law; but what says nothing of a class is, within a
     pair, balanced, so that nobody who learns from the rows takes chance there for a difference between classes.
     """
 
-    def __init__(self, tensors: dict[str, Tensor], closeness: float, shifts: Tensor | None = None) -> None:
-        self.tensors, self.closeness, self.shifts = tensors, closeness, shifts
+    def __init__(self, tensors: dict[str, Tensor], closeness: float, paired: bool = True, shifts: Tensor | None = None) -> None:
+        self.tensors, self.closeness, self.paired, self.shifts = tensors, closeness, paired, shifts
         means = tensors["prior_means"]
         self.common, self.between = means.mean(0), between(means)
-        covariances = _halfway(tensors["prior_covariances"], self.between)
+        distance = closeness**2 * (means - self.common).square().sum(1).mean()
+        covariances = _overlapping(tensors["prior_covariances"], self.between, distance)
         self.roots, self.regressions = roots(covariances), _regressions(covariances, self.between)
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Synthetic embeddings ``[n, d]``."""
         t, directions = self.tensors, self.tensors["directions"]
-        source, second = pairs(labels)
+        source, second = pairs(labels) if self.paired else single(labels)
         w = normal((len(labels), len(t["root"])), stream, labels)[source]
         inside = w @ directions
         means = t["prior_means"] if self.shifts is None else t["prior_means"] + self.shifts
@@ -170,10 +176,15 @@ def pairs(labels: Tensor) -> tuple[Tensor, Tensor]:
     return source, is_second.bool()
 
 
+def single(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """As :func:`pairs`, with every row by itself."""
+    return torch.arange(len(labels), device=labels.device), torch.zeros_like(labels, dtype=torch.bool)
+
+
 class SitesGenerator(BlockGenerator):
     """The shared one, which has a version for every client, with its own shifts of the prior's means."""
 
     def of_client(self, client: int) -> BlockGenerator:
         """With the client's own shifts, about its own centre."""
         own = self.tensors | {"centre": self.tensors["client_centres"][client]}
-        return BlockGenerator(own, self.closeness, self.tensors["shifts"][client])
+        return BlockGenerator(own, self.closeness, self.paired, self.tensors["shifts"][client])

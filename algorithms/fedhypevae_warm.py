@@ -22,15 +22,14 @@ from fedsim.methods.registry import register
 from fedsim.privacy.statistics import moments, shrinkage
 from fedsim.privacy.statistics.spectral import descending
 
-SHARES = {"mean": 0.06, "moments": 0.76, "class moments": 0.18}
+SHARES = {"mean": 0.06, "moments": 0.82, "class moments": 0.12}
 """How the releases share the budget, in units of 1 / sigma^2."""
+MOMENT_WEIGHTS = {**moments.MOMENT_WEIGHTS, "second": 1.0}
 CLIP = 0.7
 """Rows about the mean are clipped at this share of their root mean square distance from it."""
-STRETCH = 0.5
-"""Power of the factor that gives clipped rows back their full variance; a normal law that has all of it leaves the dense middle bare."""
 FLOOR = 0.6
 """Eigenvalues below this share of their mean are not told apart from it where the noise is larger than it."""
-CLOSENESS = 0.55
+CLOSENESS = 0.6
 """See the parameter. A regularised learner sees what sets classes apart where it is not small against what all share."""
 RESOLUTION = 0.12
 """Of the block's covariance, in units of its own."""
@@ -46,10 +45,12 @@ class FedHypeVAEWarmParams(Params):
     Attributes:
         block: most directions in which every class has a covariance of its own; the noise allows fewer at a small epsilon.
         closeness: class means are drawn at this share of their distance from their mean.
+        paired: rows of a label are drawn in pairs that balance what says nothing of a class; false: every row by itself.
     """
 
     block: int = Field(MOST, ge=1)
     closeness: float = Field(CLOSENESS, gt=0, le=1)
+    paired: bool = True
 
 
 @register("fedhypevae-warm")
@@ -65,7 +66,7 @@ class FedHypeVAEWarm(OneShot):
         share = self.shares
         return (
             self.mean_statistic(share["mean"]),
-            Statistic("moments", share["moments"], moments.MOMENT_WEIGHTS, self.moment_products, self.receive_moments),
+            Statistic("moments", share["moments"], MOMENT_WEIGHTS, self.moment_products, self.receive_moments),
             Statistic("class moments", share["class moments"], class_block.CLASS_WEIGHTS, self.class_products, self.receive_classes),
         )
 
@@ -116,7 +117,7 @@ class FedHypeVAEWarm(OneShot):
         root = ((vectors * values.sqrt()) @ vectors.T).float()
         white = ((vectors * values.rsqrt()) @ vectors.T).float()
         clipped = found.second.trace().clamp_min(0.05) * server.tensors["clip_radius"].square()
-        stretch = (server.tensors["variance"] / clipped).clamp(1, 9) ** (STRETCH / 2)
+        stretch = (server.tensors["variance"] / clipped).clamp(1, 9).sqrt()  # gives clipped rows back their full variance
         centre = means.mean(0)
         server.tensors |= {
             "radius": server.tensors["clip_radius"] * stretch,
@@ -161,7 +162,7 @@ class FedHypeVAEWarm(OneShot):
 
     def generator(self, server: Server) -> BlockGenerator:
         """One for all."""
-        return BlockGenerator(server.tensors, self.params.closeness)
+        return BlockGenerator(server.tensors, self.params.closeness, self.params.paired)
 
 
 def believed(seen: Tensor, noise: float) -> Tensor:

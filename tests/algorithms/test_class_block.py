@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from algorithms.class_block import BlockGenerator, between, pairs
+from algorithms.class_block import OVERLAP, BlockGenerator, between, pairs
 
 DIM, BLOCK, CLASSES = 6, 4, 3
 CLOSENESS = 0.5
@@ -69,14 +69,13 @@ def test_no_linear_learner_finds_chance_outside_of_the_block() -> None:
     assert float((told.T @ outside).abs().max()) < 1e-3
 
 
-def test_block_variance_between_classes_is_halfway_from_what_was_measured_to_what_is_believed() -> None:
-    generator = made_up()
-    along = generator.between @ generator.between.T
-    measured, drawn = (
-        torch.einsum("ckl,kl->c", each.double(), along).mean() / (CLASSES - 1)
-        for each in (generator.tensors["prior_covariances"], generator.roots @ generator.roots)
-    )
-    assert float(drawn) == pytest.approx(float(measured) ** 0.5, rel=1e-4)
+def test_classes_overlap_as_much_whatever_their_distance() -> None:
+    for tensors in (made_up().tensors, made_up().tensors | {"prior_means": 3 * made_up().tensors["prior_means"]}):
+        generator = BlockGenerator(tensors, CLOSENESS)
+        along = (generator.between @ generator.between.T).float()
+        variance = torch.einsum("ckl,kl->c", generator.roots @ generator.roots, along).mean() / (CLASSES - 1)
+        means = CLOSENESS * (tensors["prior_means"] - generator.common)
+        assert float(means.square().sum(1).mean() / variance) == pytest.approx(OVERLAP, rel=1e-3)
 
 
 def test_equal_class_means_span_nothing_and_every_pair_is_opposite() -> None:
