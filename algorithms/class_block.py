@@ -108,43 +108,37 @@ def between(means: Tensor) -> Tensor:
     return leading(scatter, len(means) - 1, 1e-6 * float(scatter.trace()))[1]
 
 
-def _overlapping(covariances: Tensor, along: Tensor, squared_distance: Tensor) -> Tensor:
-    """Covariances ``[C, k, k]`` whose mean variance in the span of ``along`` ``[k, m]`` is ``squared_distance`` / :data:`OVERLAP`."""
-    if not along.shape[1]:
-        return covariances
-    onto = (along @ along.T).to(covariances.dtype)
-    variance = torch.einsum("ckl,kl->c", covariances, onto).mean() / along.shape[1]
+def _overlapping(covariances: Tensor, onto: Tensor, squared_distance: Tensor) -> Tensor:
+    """Covariances ``[C, k, k]`` as rows are drawn with, given the projection ``[k, k]`` onto what lies between class means.
+
+    There the mean variance becomes ``squared_distance`` / :data:`OVERLAP`, and what is there is drawn without regard to the rest: how each
+    class's rest depends on it is known least of all, and a learner would take it for what sets classes apart.
+    """
+    beyond = torch.eye(len(onto), device=onto.device) - onto
+    inside, outside = onto @ covariances @ onto, beyond @ covariances @ beyond
+    variance = inside.diagonal(dim1=1, dim2=2).sum(1).mean() / onto.trace().clamp_min(1e-12)
     wanted = (squared_distance / OVERLAP).clamp_min(LEAST)
-    scale = torch.eye(len(onto), device=onto.device) + ((wanted / variance).sqrt() - 1) * onto
-    drawn: Tensor = scale @ covariances @ scale
+    drawn: Tensor = wanted / variance.clamp_min(1e-12) * inside + outside
     return drawn
-
-
-def _regressions(covariances: Tensor, along: Tensor) -> Tensor:
-    """``S B (B^T S B)^-1`` ``[C, k, m]``: normal vectors of covariance S, on average, given their coordinates along B ``[k, m]``."""
-    mixed = covariances.double() @ along
-    found: Tensor = mixed @ torch.linalg.inv(along.T @ mixed)
-    return found.to(covariances.dtype)
 
 
 class BlockGenerator:
     """Decodes ``x = centre + radius (middle + root w)``, w standard normal but in the block, where it is the class's own normal.
 
     A linear-Gaussian CVAE: z = w, the decoder is affine, the prior p(z | y, v) has mean and covariance by class, and by site where there
-    are sites. Class means are drawn together by ``closeness`` about their mean, and classes overlap by :data:`OVERLAP`.
+    are sites. Classes overlap by :data:`OVERLAP`.
 
     Rows of a label come in pairs (antithetic variates, Hammersley and Morton 1956): the second has the first's coordinates between class
-    means, and the opposite of all else that these leave open. Each has the model's law; but what says nothing of a class is, within a
-    pair, balanced, so that nobody who learns from the rows takes chance there for a difference between classes.
+    means, and the opposite of all else. Each has the model's law; but what says nothing of a class is, within a pair, balanced, so that
+    nobody who learns from the rows takes chance there for a difference between classes.
     """
 
-    def __init__(self, tensors: dict[str, Tensor], closeness: float, paired: bool = True, shifts: Tensor | None = None) -> None:
-        self.tensors, self.closeness, self.paired, self.shifts = tensors, closeness, paired, shifts
+    def __init__(self, tensors: dict[str, Tensor], paired: bool = True, shifts: Tensor | None = None) -> None:
+        self.tensors, self.paired, self.shifts = tensors, paired, shifts
         means = tensors["prior_means"]
-        self.common, self.between = means.mean(0), between(means)
-        distance = closeness**2 * (means - self.common).square().sum(1).mean()
-        covariances = _overlapping(tensors["prior_covariances"], self.between, distance)
-        self.roots, self.regressions = roots(covariances), _regressions(covariances, self.between)
+        along = between(means)
+        self.onto = (along @ along.T).to(means.dtype)
+        self.roots = roots(_overlapping(tensors["prior_covariances"], self.onto, (means - means.mean(0)).square().sum(1).mean()))
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Synthetic embeddings ``[n, d]``."""
@@ -153,14 +147,11 @@ class BlockGenerator:
         w = normal((len(labels), len(t["root"])), stream, labels)[source]
         inside = w @ directions
         means = t["prior_means"] if self.shifts is None else t["prior_means"] + self.shifts
-        drawn, kept = torch.zeros_like(inside), torch.zeros_like(inside)
-        for label, (root, regression) in enumerate(zip(self.roots, self.regressions, strict=True)):
-            of_label = (labels == label).float()[:, None]
-            residual = inside @ root
-            drawn = drawn + of_label * residual
-            kept = kept + of_label * (residual @ self.between.to(residual.dtype) @ regression.T)
-        sign = 1 - 2 * second.float()[:, None]
-        drawn = (self.common + self.closeness * (means - self.common))[labels] + kept + sign * (drawn - kept)
+        drawn = torch.zeros_like(inside)
+        for label, root in enumerate(self.roots):
+            drawn = drawn + (labels == label).float()[:, None] * (inside @ root)
+        kept, sign = drawn @ self.onto, 1 - 2 * second.float()[:, None]
+        drawn = means[labels] + kept + sign * (drawn - kept)
         w = sign * (w - inside @ directions.T) + drawn @ directions.T
         made: Tensor = t["centre"] + t["radius"] * (t["middle"] + w @ t["root"])
         return made
@@ -187,4 +178,4 @@ class SitesGenerator(BlockGenerator):
     def of_client(self, client: int) -> BlockGenerator:
         """With the client's own shifts, about its own centre."""
         own = self.tensors | {"centre": self.tensors["client_centres"][client]}
-        return BlockGenerator(own, self.closeness, self.paired, self.tensors["shifts"][client])
+        return BlockGenerator(own, self.paired, self.tensors["shifts"][client])

@@ -93,7 +93,7 @@ class FedHypeVAESites(FedHypeVAEWarm):
 
     def generator(self, server: Server) -> SitesGenerator:
         """One for all, and one for every site."""
-        return SitesGenerator(server.tensors, self.params.closeness, self.params.paired)
+        return SitesGenerator(server.tensors, self.params.paired)
 
 
 def shrunk_mean(sums: Tensor, counts: Tensor, std: float, count_std: float) -> Tensor:

@@ -27,10 +27,10 @@ SHARES = {"mean": 0.06, "moments": 0.82, "class moments": 0.12}
 MOMENT_WEIGHTS = {**moments.MOMENT_WEIGHTS, "second": 1.0}
 CLIP = 0.7
 """Rows about the mean are clipped at this share of their root mean square distance from it."""
+STRETCH = 0.75
+"""Power of the factor that gives clipped rows back their full variance; a normal law that has all of it leaves the dense middle bare."""
 FLOOR = 0.6
 """Eigenvalues below this share of their mean are not told apart from it where the noise is larger than it."""
-CLOSENESS = 0.6
-"""See the parameter. A regularised learner sees what sets classes apart where it is not small against what all share."""
 RESOLUTION = 0.12
 """Of the block's covariance, in units of its own."""
 MOST = 512
@@ -44,12 +44,10 @@ class FedHypeVAEWarmParams(Params):
 
     Attributes:
         block: most directions in which every class has a covariance of its own; the noise allows fewer at a small epsilon.
-        closeness: class means are drawn at this share of their distance from their mean.
         paired: rows of a label are drawn in pairs that balance what says nothing of a class; false: every row by itself.
     """
 
     block: int = Field(MOST, ge=1)
-    closeness: float = Field(CLOSENESS, gt=0, le=1)
     paired: bool = True
 
 
@@ -117,7 +115,7 @@ class FedHypeVAEWarm(OneShot):
         root = ((vectors * values.sqrt()) @ vectors.T).float()
         white = ((vectors * values.rsqrt()) @ vectors.T).float()
         clipped = found.second.trace().clamp_min(0.05) * server.tensors["clip_radius"].square()
-        stretch = (server.tensors["variance"] / clipped).clamp(1, 9).sqrt()  # gives clipped rows back their full variance
+        stretch = (server.tensors["variance"] / clipped).clamp(1, 9) ** (STRETCH / 2)
         centre = means.mean(0)
         server.tensors |= {
             "radius": server.tensors["clip_radius"] * stretch,
@@ -162,7 +160,7 @@ class FedHypeVAEWarm(OneShot):
 
     def generator(self, server: Server) -> BlockGenerator:
         """One for all."""
-        return BlockGenerator(server.tensors, self.params.closeness, self.params.paired)
+        return BlockGenerator(server.tensors, self.params.paired)
 
 
 def believed(seen: Tensor, noise: float) -> Tensor:

@@ -9,7 +9,6 @@ from torch import Tensor
 from algorithms.class_block import OVERLAP, BlockGenerator, between, pairs
 
 DIM, BLOCK, CLASSES = 6, 4, 3
-CLOSENESS = 0.5
 
 
 def made_up() -> BlockGenerator:
@@ -25,7 +24,7 @@ def made_up() -> BlockGenerator:
         "prior_means": 2 * torch.randn(CLASSES, BLOCK, generator=stream),
         "prior_covariances": mixing @ mixing.transpose(1, 2) + torch.eye(BLOCK),
     }
-    return BlockGenerator(tensors, CLOSENESS)
+    return BlockGenerator(tensors)
 
 
 def whitened(generator: BlockGenerator, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,7 +41,7 @@ def test_each_row_of_a_pair_has_the_law_of_its_class(which: int) -> None:
     generator = made_up()
     for label in range(CLASSES):
         inside, outside = (part[which::2] for part in whitened(generator, torch.full((40_000,), label)))
-        mean = generator.common + CLOSENESS * (generator.tensors["prior_means"][label] - generator.common)
+        mean = generator.tensors["prior_means"][label]
         root = generator.roots[label]
         assert torch.allclose(inside.mean(0), mean.double(), atol=0.1)
         assert torch.allclose(torch.cov(inside.T), (root @ root).double(), atol=0.25)
@@ -51,37 +50,50 @@ def test_each_row_of_a_pair_has_the_law_of_its_class(which: int) -> None:
         assert torch.allclose(torch.cov(torch.cat([inside, outside], 1).T)[:BLOCK, BLOCK:], torch.zeros(BLOCK, DIM).double(), atol=0.1)
 
 
-def test_a_pair_agrees_between_class_means_and_is_opposite_beyond_them() -> None:
+def test_a_pair_agrees_between_class_means_and_is_opposite_elsewhere() -> None:
     generator = made_up()
     labels = torch.arange(CLASSES).repeat_interleave(10)
     inside, outside = whitened(generator, labels)
-    along = inside @ generator.between
+    residual = inside - generator.tensors["prior_means"][labels]
+    along = residual @ generator.onto.double()
     assert torch.allclose(along[::2], along[1::2], atol=1e-4)
+    assert torch.allclose((residual - along)[::2], (along - residual)[1::2], atol=1e-4)
     assert torch.allclose(outside[::2], -outside[1::2], atol=1e-4)
     assert not torch.allclose(inside[::2], inside[1::2], atol=0.1)
 
 
-def test_no_linear_learner_finds_chance_outside_of_the_block() -> None:
+def test_no_linear_learner_finds_chance_outside_of_the_block_but_where_every_row_is_by_itself() -> None:
     generator = made_up()
     labels = torch.arange(CLASSES).repeat_interleave(20)
     inside, outside = whitened(generator, labels)
-    told = torch.cat([torch.nn.functional.one_hot(labels).double(), inside @ generator.between], 1)
+    told = torch.cat([torch.nn.functional.one_hot(labels).double(), inside @ generator.onto.double()], 1)
     assert float((told.T @ outside).abs().max()) < 1e-3
+    alone, chance = whitened(BlockGenerator(generator.tensors, paired=False), labels)
+    assert float((torch.cat([told[:, :CLASSES], alone @ generator.onto.double()], 1).T @ chance).abs().max()) > 1
 
 
 def test_classes_overlap_as_much_whatever_their_distance() -> None:
     for tensors in (made_up().tensors, made_up().tensors | {"prior_means": 3 * made_up().tensors["prior_means"]}):
-        generator = BlockGenerator(tensors, CLOSENESS)
-        along = (generator.between @ generator.between.T).float()
-        variance = torch.einsum("ckl,kl->c", generator.roots @ generator.roots, along).mean() / (CLASSES - 1)
-        means = CLOSENESS * (tensors["prior_means"] - generator.common)
-        assert float(means.square().sum(1).mean() / variance) == pytest.approx(OVERLAP, rel=1e-3)
+        generator = BlockGenerator(tensors)
+        variance = torch.einsum("ckl,kl->c", generator.roots @ generator.roots, generator.onto).mean() / (CLASSES - 1)
+        apart = tensors["prior_means"] - tensors["prior_means"].mean(0)
+        assert float(apart.square().sum(1).mean() / variance) == pytest.approx(OVERLAP, rel=1e-3)
+
+
+def test_between_class_means_and_beyond_covariances_are_the_released_ones_and_independent() -> None:
+    generator = made_up()
+    beyond = torch.eye(BLOCK) - generator.onto
+    drawn, told = generator.roots @ generator.roots, generator.tensors["prior_covariances"]
+    assert torch.allclose(beyond @ drawn @ beyond, beyond @ told @ beyond, atol=1e-3)
+    assert torch.allclose(generator.onto @ drawn @ beyond, torch.zeros(BLOCK, BLOCK), atol=1e-3)
+    between_drawn, between_told = (generator.onto @ each @ generator.onto for each in (drawn, told))
+    assert torch.allclose(between_drawn / between_drawn.norm(), between_told / between_told.norm(), atol=1e-4)
 
 
 def test_equal_class_means_span_nothing_and_every_pair_is_opposite() -> None:
     tensors = made_up().tensors | {"prior_means": torch.ones(CLASSES, BLOCK)}
     assert between(tensors["prior_means"]).shape == (BLOCK, 0)
-    inside, _ = whitened(BlockGenerator(tensors, CLOSENESS), torch.zeros(2, dtype=torch.long))
+    inside, _ = whitened(BlockGenerator(tensors), torch.zeros(2, dtype=torch.long))
     assert torch.allclose(inside.mean(0), torch.ones(BLOCK).double(), atol=1e-4)
 
 
