@@ -21,8 +21,10 @@ from fedsim.privacy.statistics.spectral import leading, leading_of, polar, spect
 
 REACH = 1.5
 """Residuals in the block are clipped at this many times their expected norm, sqrt(k)."""
-OVERLAP = 18.0
-"""Mean squared distance of class means from their mean, in units of the variance between them that rows are drawn with.
+CLOSENESS = 0.75
+"""Class means are drawn at this share of their distance from their mean."""
+OVERLAP = 9.0
+"""Mean squared distance, from their mean, of class means as they are drawn, in units of the variance between them that rows are drawn with.
 
 Real classes overlap more than normals of the believed covariance; a learner of classes that do not overlap ignores how rows vary.
 """
@@ -126,7 +128,7 @@ class BlockGenerator:
     """Decodes ``x = centre + radius (middle + root w)``, w standard normal but in the block, where it is the class's own normal.
 
     A linear-Gaussian CVAE: z = w, the decoder is affine, the prior p(z | y, v) has mean and covariance by class, and by site where there
-    are sites. Classes overlap by :data:`OVERLAP`.
+    are sites. Class means are drawn together by :data:`CLOSENESS`, and classes overlap by :data:`OVERLAP`.
 
     Rows of a label come in pairs (antithetic variates, Hammersley and Morton 1956): the second has the first's coordinates between class
     means, and the opposite of all else. Each has the model's law; but what says nothing of a class is, within a pair, balanced, so that
@@ -134,11 +136,13 @@ class BlockGenerator:
     """
 
     def __init__(self, tensors: dict[str, Tensor], paired: bool = True, shifts: Tensor | None = None) -> None:
-        self.tensors, self.paired, self.shifts = tensors, paired, shifts
-        means = tensors["prior_means"]
-        along = between(means)
-        self.onto = (along @ along.T).to(means.dtype)
-        self.roots = roots(_overlapping(tensors["prior_covariances"], self.onto, (means - means.mean(0)).square().sum(1).mean()))
+        self.tensors, self.paired = tensors, paired
+        told = tensors["prior_means"]
+        along, common = between(told), told.mean(0)
+        self.means = common + CLOSENESS * ((told if shifts is None else told + shifts) - common)
+        self.onto = (along @ along.T).to(told.dtype)
+        distance = CLOSENESS**2 * (told - common).square().sum(1).mean()
+        self.roots = roots(_overlapping(tensors["prior_covariances"], self.onto, distance))
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Synthetic embeddings ``[n, d]``."""
@@ -146,12 +150,11 @@ class BlockGenerator:
         source, second = pairs(labels) if self.paired else single(labels)
         w = normal((len(labels), len(t["root"])), stream, labels)[source]
         inside = w @ directions
-        means = t["prior_means"] if self.shifts is None else t["prior_means"] + self.shifts
         drawn = torch.zeros_like(inside)
         for label, root in enumerate(self.roots):
             drawn = drawn + (labels == label).float()[:, None] * (inside @ root)
         kept, sign = drawn @ self.onto, 1 - 2 * second.float()[:, None]
-        drawn = means[labels] + kept + sign * (drawn - kept)
+        drawn = self.means[labels] + kept + sign * (drawn - kept)
         w = sign * (w - inside @ directions.T) + drawn @ directions.T
         made: Tensor = t["centre"] + t["radius"] * (t["middle"] + w @ t["root"])
         return made

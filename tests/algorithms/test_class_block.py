@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from algorithms.class_block import OVERLAP, BlockGenerator, between, pairs
+from algorithms.class_block import CLOSENESS, OVERLAP, BlockGenerator, between, pairs
 
 DIM, BLOCK, CLASSES = 6, 4, 3
 
@@ -41,7 +41,7 @@ def test_each_row_of_a_pair_has_the_law_of_its_class(which: int) -> None:
     generator = made_up()
     for label in range(CLASSES):
         inside, outside = (part[which::2] for part in whitened(generator, torch.full((40_000,), label)))
-        mean = generator.tensors["prior_means"][label]
+        mean = generator.means[label]
         root = generator.roots[label]
         assert torch.allclose(inside.mean(0), mean.double(), atol=0.1)
         assert torch.allclose(torch.cov(inside.T), (root @ root).double(), atol=0.25)
@@ -54,7 +54,7 @@ def test_a_pair_agrees_between_class_means_and_is_opposite_elsewhere() -> None:
     generator = made_up()
     labels = torch.arange(CLASSES).repeat_interleave(10)
     inside, outside = whitened(generator, labels)
-    residual = inside - generator.tensors["prior_means"][labels]
+    residual = inside - generator.means[labels]
     along = residual @ generator.onto.double()
     assert torch.allclose(along[::2], along[1::2], atol=1e-4)
     assert torch.allclose((residual - along)[::2], (along - residual)[1::2], atol=1e-4)
@@ -76,7 +76,8 @@ def test_classes_overlap_as_much_whatever_their_distance() -> None:
     for tensors in (made_up().tensors, made_up().tensors | {"prior_means": 3 * made_up().tensors["prior_means"]}):
         generator = BlockGenerator(tensors)
         variance = torch.einsum("ckl,kl->c", generator.roots @ generator.roots, generator.onto).mean() / (CLASSES - 1)
-        apart = tensors["prior_means"] - tensors["prior_means"].mean(0)
+        apart = generator.means - generator.means.mean(0)
+        assert torch.allclose(apart, CLOSENESS * (tensors["prior_means"] - tensors["prior_means"].mean(0)), atol=1e-4)
         assert float(apart.square().sum(1).mean() / variance) == pytest.approx(OVERLAP, rel=1e-3)
 
 
