@@ -68,6 +68,16 @@ def test_directions_are_the_widest_and_orthonormal() -> None:
         assert abs(basis[7, 0]) > 0.9
 
 
+def test_rows_that_were_drawn_in_opposite_pairs_are_told_apart_as_well_as_others() -> None:
+    """Where the other of a pair is learned from, its opposite is always taken for the other kind."""
+    rng = np.random.default_rng(0)
+    real, half = rng.standard_normal((200, 150)), rng.standard_normal((100, 150))
+    made = np.stack([half, -half], 1).reshape(200, 150)
+    y = np.zeros(200, dtype=np.int64)
+    apart = told_apart(Labelled(made.astype(np.float32), y), Labelled(real.astype(np.float32), y), 0.1)
+    assert apart == pytest.approx(0.5, abs=0.08)
+
+
 def test_few_rows_are_no_trouble() -> None:
     few = Labelled(rows(4, 0).x, np.array([0, 1, 2, 0]))
     assert fidelity(few, Labelled(rows(5, 1).x, np.array([0, 0, 1, 1, 2])), 0.1) == {}
