@@ -23,7 +23,7 @@ REACH = 1.5
 """Residuals in the block are clipped at this many times their expected norm, sqrt(k)."""
 CLOSENESS = 0.75
 """Class means are drawn at this share of their distance from their mean."""
-OVERLAP = 9.0
+OVERLAP = 18.0
 """Mean squared distance, from their mean, of class means as they are drawn, in units of the variance between them that rows are drawn with.
 
 Real classes overlap more than normals of the believed covariance; a learner of classes that do not overlap ignores how rows vary.

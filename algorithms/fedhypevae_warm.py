@@ -25,6 +25,7 @@ from fedsim.privacy.statistics.spectral import descending
 SHARES = {"mean": 0.06, "moments": 0.82, "class moments": 0.12}
 """How the releases share the budget, in units of 1 / sigma^2."""
 MOMENT_WEIGHTS = {**moments.MOMENT_WEIGHTS, "second": 1.0}
+"""Class means are shrunk, and told again in the block: the second moment needs more of the budget than where neither is so."""
 CLIP = 0.7
 """Rows about the mean are clipped at this share of their root mean square distance from it."""
 STRETCH = 0.75
