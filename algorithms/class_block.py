@@ -29,7 +29,7 @@ OVERLAP = 18.0
 Real classes overlap more than normals of the believed covariance; a learner of classes that do not overlap ignores how rows vary.
 """
 LEAST = 0.1
-"""Variance between classes, in units of the believed one."""
+"""Least variance between class means that rows are drawn with, in units of the believed one: means that are as good as equal have some."""
 CLASS_WEIGHTS = {"class_sums": 1.0, "class_second": 1.0}
 SITE_WEIGHTS = {"site_sums": 1.0, "site_counts": 0.3, "site_class_sums": 1.0, "site_class_counts": 0.3}
 
@@ -57,10 +57,7 @@ def block_of(means: Tensor, values: Tensor, vectors: Tensor, size: int) -> Block
         size: k; there are C - 1 directions at least, fewer only where class means span fewer, and never none.
     """
     white = (vectors * values.rsqrt()) @ vectors.T
-    apart = (means - means.mean(0)).double() @ white
-    gram = apart @ apart.T
-    squared, between = leading(gram, len(means) - 1, 1e-6 * float(gram.trace().clamp_min(1e-12)))
-    found = apart.T @ between / squared.sqrt()
+    found = between((means - means.mean(0)).double() @ white)
     _, first = leading_of(values, vectors, max(0, min(size, len(values)) - found.shape[1]), 0.0)
     if found.shape[1] + first.shape[1] == 0:
         # equal means and leading directions that cannot be told apart: any direction does, the same on every processor
@@ -103,11 +100,11 @@ def roots(covariances: Tensor) -> Tensor:
     return spectral_function(covariances, lambda values: values.clamp_min(0).sqrt())
 
 
-def between(means: Tensor) -> Tensor:
-    """Orthonormal columns ``[k, C - 1]``, float64, that span the differences of class means ``[C, k]``; fewer where those span less."""
-    apart = (means - means.mean(0)).double()
-    scatter = apart.T @ apart
-    return leading(scatter, len(means) - 1, 1e-6 * float(scatter.trace()))[1]
+def between(apart: Tensor) -> Tensor:
+    """Orthonormal columns ``[d, C - 1]`` that span class means about their mean, ``[C, d]``, float64; fewer where those span less."""
+    gram = apart @ apart.T
+    squared, vectors = leading(gram, len(apart) - 1, 1e-6 * float(gram.trace().clamp_min(1e-12)))
+    return apart.T @ vectors / squared.sqrt()
 
 
 def _overlapping(covariances: Tensor, onto: Tensor, squared_distance: Tensor) -> Tensor:
@@ -137,9 +134,9 @@ class BlockGenerator:
 
     def __init__(self, tensors: dict[str, Tensor], paired: bool = True, shifts: Tensor | None = None) -> None:
         self.tensors, self.paired = tensors, paired
-        told = tensors["prior_means"]
-        along, common = between(told), told.mean(0)
+        told, common = tensors["prior_means"], tensors["prior_means"].mean(0)
         self.means = common + CLOSENESS * ((told if shifts is None else told + shifts) - common)
+        along = between((told - common).double())
         self.onto = (along @ along.T).to(told.dtype)
         distance = CLOSENESS**2 * (told - common).square().sum(1).mean()
         self.roots = roots(_overlapping(tensors["prior_covariances"], self.onto, distance))

@@ -103,7 +103,7 @@ def told_apart(made: Labelled, real: Labelled, probe_c: float) -> float:
     """Accuracy of a probe of real against made, of equal numbers a class: 0.5 where it cannot tell them, 1 where it always can.
 
     It is trained on every other two rows and tested on the rest, and the other way round: two at a time, since some generators draw rows
-    in pairs, of which neither may be learned from where the other is told. Of fewer than three rows it is 0.5.
+    in pairs, of which neither may be learned from where the other is told. Too few rows for two folds: 0.5.
     """
     x, y, number = _paired(made, real)
     fold = number // 2 % 2
@@ -127,6 +127,6 @@ def _paired(made: Labelled, real: Labelled) -> tuple[NDArray[np.float32], NDArra
     picked = [[np.flatnonzero(rows.y == label)[:count] for label, count in enumerate(counts)] for rows in (made, real)]
     mine, theirs = (np.concatenate(each) for each in picked)
     x = np.concatenate([made.x[mine], real.x[theirs]])
-    starts = np.cumsum(counts + counts % 2) - (counts + counts % 2)
-    numbers = np.concatenate([start + np.arange(count) for start, count in zip(starts, counts, strict=True)])
+    even = counts + counts % 2
+    numbers = np.concatenate([end - room + np.arange(count) for end, room, count in zip(np.cumsum(even), even, counts, strict=True)])
     return x, np.repeat([0, 1], [len(mine), len(theirs)]), np.tile(numbers, 2)
