@@ -56,12 +56,12 @@ class HyperCVAE(nn.Module):
         noise_scale = self.noise_scale(codes)
         # noise that is scaled as its row leaves, in its own units, the plain maps
         rows = scales if noise_scale is None else scales / noise_scale
-        spread = self.spread.of(self, lambda: posterior_spread(maps, rows, prior[1], variance))
+        root = self.spread.of(self, lambda: posterior_spread(maps, rows, prior[1], variance))
         offset = scales[client] * prototypes[batch.y] + shifts[client] / math.sqrt(self.decoder.dim)
         group, residual = torch.stack([client, batch.y]), batch.x - offset
         if noise_scale is not None:
             residual = residual / noise_scale[client]
-        return linear_posterior(residual, group, maps, rows, prior, variance, spread, noise)
+        return linear_posterior(residual, group, maps, rows, prior, variance, root, noise)
 
     def generate(self, code: Tensor, y: Tensor, latent: Tensor, observation: Tensor) -> Tensor:
         """X ~ p(x | z) p(z | y, v) from standard normal draws ``[N, T, latent]`` and ``[N, T, d]``; codes ``[N, k]``."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-Spread = tuple[Tensor, Tensor]
+from fedsim.device import CPU, FUSED
 
 
 class SpreadCache:
@@ -15,9 +15,9 @@ class SpreadCache:
 
     def __init__(self) -> None:
         self._written: list[tuple[Tensor, int]] = []
-        self._spread: Spread | None = None
+        self._spread: Tensor | None = None
 
-    def of(self, model: nn.Module, make: Callable[[], Spread]) -> Spread:
+    def of(self, model: nn.Module, make: Callable[[], Tensor]) -> Tensor:
         """The spread of ``model``, made if one of its parameters has changed."""
         written: list[tuple[Tensor, int]] = [(parameter, parameter._version) for parameter in model.parameters()]
         same = len(written) == len(self._written) and all(a is b and m == n for (a, m), (b, n) in zip(self._written, written, strict=True))
@@ -26,8 +26,8 @@ class SpreadCache:
         return self._spread
 
 
-def posterior_spread(maps: Tensor, scales: Tensor, prior_log_var: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    """Covariance of z given x, which depends on client and class alone, and its Cholesky factor, ``[K, C, k, k]`` each.
+def posterior_spread(maps: Tensor, scales: Tensor, prior_log_var: Tensor, variance: Tensor) -> Tensor:
+    """R with ``R R^T = S``, the covariance of z given x, which depends on client and class alone; upper triangular, ``[K, C, k, k]``.
 
     Bishop 2006, eq. 2.117: ``S = (diag(1 / prior_var) + A^T A / variance)^-1`` with ``A = diag(scale_i) maps_c``.
 
@@ -38,8 +38,27 @@ def posterior_spread(maps: Tensor, scales: Tensor, prior_log_var: Tensor, varian
         variance: of the observation noise, a scalar.
     """
     gram = torch.stack([(maps * scale[:, None].square()).transpose(1, 2) @ maps for scale in scales])
-    covariance = torch.cholesky_inverse(torch.linalg.cholesky(gram / variance + torch.diag_embed((-prior_log_var).exp())))
-    return covariance, torch.linalg.cholesky(covariance)
+    return inverse_root(gram / variance + torch.diag_embed((-prior_log_var).exp()))
+
+
+def inverse_root(precision: Tensor) -> Tensor:
+    """R with ``R R^T = precision^-1`` of positive definite matrices ``[..., k, k]``: the inverse of the Cholesky factor, transposed.
+
+    No device is waited for: what is not positive definite gives nan elsewhere than on the CPU.
+
+    Raises:
+        ValueError: a matrix on the CPU is not positive definite.
+    """
+    if precision.device.type not in FUSED:  # a lazy device has these, and not those below
+        inverse: Tensor = torch.linalg.inv_ex(torch.cholesky(precision))[0]
+        return inverse.mT
+    factor, failed = torch.linalg.cholesky_ex(precision)
+    if precision.device == CPU and bool(failed.any()):
+        raise ValueError("the precision of z given x is not positive definite: the model has numbers that are not finite, or too large")
+    one = torch.eye(precision.shape[-1], dtype=precision.dtype, device=precision.device)
+    factor = factor.masked_fill((failed != 0)[..., None, None], float("nan"))
+    inverse = torch.linalg.solve_triangular(factor, one, upper=False)
+    return inverse.mT
 
 
 def linear_posterior(
@@ -49,7 +68,7 @@ def linear_posterior(
     scales: Tensor,
     prior: tuple[Tensor, Tensor],
     variance: Tensor,
-    spread: tuple[Tensor, Tensor],
+    root: Tensor,
     noise: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The posterior's mean and a draw's deviation from it, ``[N, k]`` each, and the draw's log density ``[N]``.
@@ -64,20 +83,21 @@ def linear_posterior(
         scales: row scales of every client, ``[K, d]``.
         prior: mean and log variance, ``[K, C, k]`` each.
         variance: of the observation noise, a scalar.
-        spread: from :func:`posterior_spread`.
+        root: of the covariance, from :func:`posterior_spread`.
         noise: standard normal draws ``[N, k]``.
 
     The log density lacks ``-k/2 log 2 pi``, as :func:`fedsim.models.cvae.gaussian_nll_diagonal` does.
     """
-    (client, label), (prior_mean, prior_log_var), (covariance, root) = group, prior, spread
+    (client, label), (prior_mean, prior_log_var) = group, prior
     classes, dim, size = maps.shape
     flat = maps.transpose(0, 1).reshape(dim, classes * size)
     projected = ((scales[client] * residual) @ flat).view(-1, classes, size)
     projected = projected.gather(1, label[:, None, None].expand(-1, 1, size))[:, 0]
     natural = projected / variance + (prior_mean * (-prior_log_var).exp())[client, label]
     cell = client * classes + label
-    mean = torch.bmm(covariance.flatten(0, 1)[cell], natural.unsqueeze(2))
-    moved = torch.bmm(root.flatten(0, 1)[cell], noise.unsqueeze(2))
+    own = root.flatten(0, 1)[cell]
+    mean = torch.bmm(own, torch.bmm(own.mT, natural.unsqueeze(2)))
+    moved = torch.bmm(own, noise.unsqueeze(2))
     log_root = torch.diagonal(root, dim1=-2, dim2=-1).log().sum(-1)
     density = -0.5 * noise.square().sum(1) - log_root.flatten()[cell]
     return mean[..., 0], moved[..., 0], density

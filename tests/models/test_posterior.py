@@ -1,8 +1,9 @@
 import math
 
+import pytest
 import torch
 
-from fedsim.models.posterior import linear_posterior, posterior_spread
+from fedsim.models.posterior import inverse_root, linear_posterior, posterior_spread
 from fedsim.seeds import Purpose, Seeds
 
 CLIENTS, CLASSES, DIM, SIZE, ROWS = 2, 3, 7, 4, 30
@@ -24,8 +25,8 @@ def test_the_draw_has_the_posterior_mean_and_covariance_of_the_joint_gaussian() 
 
     def drawn(noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         group = torch.stack([client, label])
-        spread = posterior_spread(maps, scales, prior_log_var, variance)
-        mean, deviation, density = linear_posterior(residual, group, maps, scales, (prior_mean, prior_log_var), variance, spread, noise)
+        root = posterior_spread(maps, scales, prior_log_var, variance)
+        mean, deviation, density = linear_posterior(residual, group, maps, scales, (prior_mean, prior_log_var), variance, root, noise)
         return mean + deviation, density
 
     mean = draw(torch.zeros(ROWS, SIZE, dtype=torch.float64))
@@ -42,5 +43,14 @@ def test_the_draw_has_the_posterior_mean_and_covariance_of_the_joint_gaussian() 
     noise = normal(ROWS, SIZE)
     z, density = drawn(noise)
     for n in range(ROWS):
-        exact = torch.distributions.MultivariateNormal(mean[n], scale_tril=roots[n]).log_prob(z[n])
+        exact = torch.distributions.MultivariateNormal(mean[n], roots[n] @ roots[n].T).log_prob(z[n])
         torch.testing.assert_close(density[n], exact + SIZE / 2 * math.log(2 * math.pi))
+
+
+def test_the_root_of_an_inverse_is_that_and_no_matrix_passes_that_has_none() -> None:
+    square = torch.randn(3, 5, 5, generator=Seeds(0).torch(Purpose.LATENT), dtype=torch.float64)
+    precision = square @ square.mT + torch.eye(5, dtype=torch.float64)
+    root = inverse_root(precision)
+    torch.testing.assert_close(root @ root.mT, torch.linalg.inv(precision))
+    with pytest.raises(ValueError, match="not positive definite"):
+        inverse_root(-precision)
