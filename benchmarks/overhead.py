@@ -146,8 +146,9 @@ def round_seconds(folder: Path, clients: int, actors: int, rounds: int) -> float
 def flower(python: Path) -> list[Record]:
     """Flower's rounds, in its own environment."""
     script = Path(__file__).with_name("overhead_flower.py")
+    own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}  # what is there is for this project's Ray
     # its Ray prints on standard output, too
-    done = subprocess.run([python, script, str(FLOWER_ROUNDS)], stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run([python, script, str(FLOWER_ROUNDS)], stdout=subprocess.PIPE, text=True, check=True, env=own)
     found = json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{")))
     return [Record("Flower", int(clients), 2, ms, 1e3 * int(clients) / ms) for clients, ms in found.items()]
 
