@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -89,7 +90,10 @@ def signal_shares(gradients: Mapping[str, Tensor], noise: Mapping[str, float], s
         if not noise[name]:
             shares[name] = value.new_ones(())
             continue
-        energy = (value / noise[name]).square().mean(dims(value), keepdim=True)
+        over = dims(value)
+        count = math.prod(value.shape[dim] for dim in over)
+        # a norm makes no copy of what, with many clients, is the largest tensor of all
+        energy = torch.linalg.vector_norm(value, dim=over, keepdim=True).square() / (count * noise[name] ** 2)
         key = f"adam.signal.{name}"
         state[key] = torch.lerp(state[key], energy, SIGNAL_RATE) if key in state else energy
         shares[name] = (1 - 1 / state[key].clamp_min(1)).sqrt()

@@ -109,11 +109,14 @@ class ModulatedDecoder(nn.Module):
 
     @torch.no_grad()
     def linear_maps(self) -> tuple[Tensor, Tensor]:
-        """Of a decoder without hidden layer, unmodulated: x = maps[y] z + prototypes[y]; constants ``[C, d, latent]`` and ``[C, d]``."""
+        """Of a decoder without hidden layer, unmodulated: x = map z + prototypes[y]; constants.
+
+        Maps are ``[C, d, latent]``, one a class, or ``[1, d, latent]`` where all classes have the same; prototypes ``[C, d]``.
+        """
         (layer,) = self.modulated()
         weight = layer.rows.weight.detach() / math.sqrt(self.dim)
         maps, prototypes = weight[:, : -self.classes] * self.latent_scale, weight[:, -self.classes :]
-        by_class = maps.reshape(self.dim, self.classes, -1).transpose(0, 1) if self.class_maps else maps.expand(self.classes, -1, -1)
+        by_class = maps.reshape(self.dim, self.classes if self.class_maps else 1, -1).transpose(0, 1)
         return by_class, prototypes.T + layer.rows.bias.detach() / math.sqrt(self.dim)
 
     def lipschitz(self) -> Tensor:

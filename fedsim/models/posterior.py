@@ -32,12 +32,13 @@ def posterior_spread(maps: Tensor, scales: Tensor, prior_log_var: Tensor, varian
     Bishop 2006, eq. 2.117: ``S = (diag(1 / prior_var) + A^T A / variance)^-1`` with ``A = diag(scale_i) maps_c``.
 
     Args:
-        maps: ``[C, d, k]``.
+        maps: one for every class ``[C, d, k]``, or one for all ``[1, d, k]``.
         scales: row scales of every client, ``[K, d]``.
         prior_log_var: ``[K, C, k]``.
         variance: of the observation noise, a scalar.
     """
-    gram = torch.stack([(maps * scale[:, None].square()).transpose(1, 2) @ maps for scale in scales])
+    size, squares = maps.shape[2], [(each.unsqueeze(2) * each.unsqueeze(1)).flatten(1) for each in maps]
+    gram = torch.stack([scales.square() @ square for square in squares], 1).view(len(scales), len(maps), size, size)
     return inverse_root(gram / variance + torch.diag_embed((-prior_log_var).exp()))
 
 
@@ -79,7 +80,7 @@ def linear_posterior(
     Args:
         residual: x minus the offset, ``[N, d]``.
         group: client and class of every row, int64 ``[2, N]``.
-        maps: ``[C, d, k]``.
+        maps: one for every class ``[C, d, k]``, or one for all ``[1, d, k]``.
         scales: row scales of every client, ``[K, d]``.
         prior: mean and log variance, ``[K, C, k]`` each.
         variance: of the observation noise, a scalar.
@@ -89,12 +90,12 @@ def linear_posterior(
     The log density lacks ``-k/2 log 2 pi``, as :func:`fedsim.models.cvae.gaussian_nll_diagonal` does.
     """
     (client, label), (prior_mean, prior_log_var) = group, prior
-    classes, dim, size = maps.shape
-    flat = maps.transpose(0, 1).reshape(dim, classes * size)
-    projected = ((scales[client] * residual) @ flat).view(-1, classes, size)
-    projected = projected.gather(1, label[:, None, None].expand(-1, 1, size))[:, 0]
-    natural = projected / variance + (prior_mean * (-prior_log_var).exp())[client, label]
-    cell = client * classes + label
+    count, dim, size = maps.shape
+    projected = ((scales[client] * residual) @ maps.transpose(0, 1).reshape(dim, count * size)).view(-1, count, size)
+    if count > 1:
+        projected = projected.gather(1, label[:, None, None].expand(-1, 1, size))
+    natural = projected[:, 0] / variance + (prior_mean * (-prior_log_var).exp())[client, label]
+    cell = client * root.shape[1] + label
     own = root.flatten(0, 1)[cell]
     mean = torch.bmm(own, torch.bmm(own.mT, natural.unsqueeze(2)))
     moved = torch.bmm(own, noise.unsqueeze(2))

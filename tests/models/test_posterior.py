@@ -9,13 +9,14 @@ from fedsim.seeds import Purpose, Seeds
 CLIENTS, CLASSES, DIM, SIZE, ROWS = 2, 3, 7, 4, 30
 
 
-def test_the_draw_has_the_posterior_mean_and_covariance_of_the_joint_gaussian() -> None:
+@pytest.mark.parametrize("count", [1, CLASSES])
+def test_the_draw_has_the_posterior_mean_and_covariance_of_the_joint_gaussian(count: int) -> None:
     stream = Seeds(0).torch(Purpose.LATENT)
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=stream, dtype=torch.float64)
 
-    maps, scales = normal(CLASSES, DIM, SIZE), 1 + 0.3 * normal(CLIENTS, DIM)
+    maps, scales = normal(count, DIM, SIZE), 1 + 0.3 * normal(CLIENTS, DIM)
     prior_mean, prior_log_var = normal(CLIENTS, CLASSES, SIZE), 0.5 * normal(CLIENTS, CLASSES, SIZE)
     residual, variance = normal(ROWS, DIM), torch.tensor(0.5, dtype=torch.float64)
     client, label = torch.arange(ROWS) % CLIENTS, torch.arange(ROWS) % CLASSES
@@ -33,7 +34,7 @@ def test_the_draw_has_the_posterior_mean_and_covariance_of_the_joint_gaussian() 
     roots = torch.stack([draw(torch.eye(SIZE, dtype=torch.float64)[j].expand(ROWS, SIZE)) - mean for j in range(SIZE)], 2)
     for n in range(ROWS):
         # Conditioning of the joint Gaussian of (z, x), written the other way round: through the covariance of x.
-        a = scales[client[n], :, None] * maps[label[n]]
+        a = scales[client[n], :, None] * maps[label[n] % count]
         prior = torch.diag(prior_log_var[client[n], label[n]].exp())
         gain = prior @ a.T @ torch.linalg.inv(a @ prior @ a.T + variance * torch.eye(DIM, dtype=torch.float64))
         start = prior_mean[client[n], label[n]]
