@@ -31,7 +31,9 @@ Real classes overlap more than normals of the believed covariance; a learner of 
 LEAST = 0.1
 """Least variance between class means that rows are drawn with, in units of the believed one: means that are as good as equal have some."""
 CLASS_WEIGHTS = {"class_sums": 1.0, "class_second": 1.0}
-SITE_WEIGHTS = {"site_sums": 1.0, "site_counts": 0.3, "site_class_sums": 1.0, "site_class_counts": 0.3}
+SITE_WEIGHTS = {"site_sums": 1.0, "site_counts": 0.3, "site_second": 0.4, "site_class_sums": 1.0, "site_class_counts": 0.3}
+NARROWEST, WIDEST = 0.1, 10.0
+"""Variances of a site in the block, in units of what all share."""
 
 
 @dataclass(frozen=True)
@@ -85,14 +87,33 @@ def class_products(u: Tensor, y: Tensor, classes: int) -> Products:
 
 
 def site_products(u: Tensor, y: Tensor, site: Tensor, classes: int, sites: int) -> Products:
-    """Sums and counts of residuals ``[N, k]`` for every site, ``[K, k]`` and ``[K, 1]``, and for every class of every site."""
+    """Sums, counts and second moments of residuals ``[N, k]`` for every site; sums and counts for every class of every site.
+
+    Second moments are ``[K, k (k + 1) / 2]``, as :func:`upper_triangles` has them.
+    """
     of_site, of_class, ones = one_hot(site, sites), one_hot(site * classes + y, sites * classes), u.new_ones(len(u), 1)
     return {
         "site_sums": OuterProduct(of_site, u),
         "site_counts": OuterProduct(of_site, ones),
+        "site_second": OuterProduct(of_site, upper_triangles(u)),
         "site_class_sums": OuterProduct(of_class, u),
         "site_class_counts": OuterProduct(of_class, ones),
     }
+
+
+def upper_triangles(u: Tensor) -> Tensor:
+    """``u u^T`` of rows ``[N, k]`` as its upper triangle ``[N, k (k + 1) / 2]``; off the diagonal times sqrt(2), so the norm is |u|^2."""
+    row, column = torch.triu_indices(u.shape[1], u.shape[1], device=u.device)
+    made: Tensor = u[:, row] * u[:, column] * torch.where(row == column, 1.0, math.sqrt(2))
+    return made
+
+
+def from_upper_triangles(values: Tensor, size: int) -> Tensor:
+    """Symmetric matrices ``[K, k, k]`` from their :func:`upper_triangles` ``[K, k (k + 1) / 2]``."""
+    row, column = torch.triu_indices(size, size, device=values.device)
+    matrices = values.new_zeros(len(values), size, size)
+    matrices[:, row, column] = values * torch.where(row == column, 0.5, math.sqrt(0.5))
+    return matrices + matrices.transpose(1, 2)
 
 
 def roots(covariances: Tensor) -> Tensor:
@@ -130,16 +151,22 @@ class BlockGenerator:
     Rows of a label come in pairs (antithetic variates, Hammersley and Morton 1956): the second has the first's coordinates between class
     means, and the opposite of all else. Each has the model's law; but what says nothing of a class is, within a pair, balanced, so that
     nobody who learns from the rows takes chance there for a difference between classes.
+
+    Args:
+        tensors: what was released; ``spread`` ``[k, k]``, where there is one, is what the block's coordinates are multiplied by when all
+            else is drawn.
+        paired: rows are drawn in pairs; else every row by itself.
     """
 
-    def __init__(self, tensors: dict[str, Tensor], paired: bool = True, shifts: Tensor | None = None) -> None:
+    def __init__(self, tensors: dict[str, Tensor], paired: bool = True) -> None:
         self.tensors, self.paired = tensors, paired
         told, common = tensors["prior_means"], tensors["prior_means"].mean(0)
-        self.means = common + CLOSENESS * ((told if shifts is None else told + shifts) - common)
+        self.means = common + CLOSENESS * (told - common)
         along = between((told - common).double())
         self.onto = (along @ along.T).to(told.dtype)
         distance = CLOSENESS**2 * (told - common).square().sum(1).mean()
         self.roots = roots(_overlapping(tensors["prior_covariances"], self.onto, distance))
+        self.outward = tensors["directions"] @ tensors["spread"] if "spread" in tensors else tensors["directions"]
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Synthetic embeddings ``[n, d]``."""
@@ -152,7 +179,7 @@ class BlockGenerator:
             drawn = drawn + (labels == label).float()[:, None] * (inside @ root)
         kept, sign = drawn @ self.onto, 1 - 2 * second.float()[:, None]
         drawn = self.means[labels] + kept + sign * (drawn - kept)
-        w = sign * (w - inside @ directions.T) + drawn @ directions.T
+        w = sign * (w - inside @ directions.T) + drawn @ self.outward.T
         made: Tensor = t["centre"] + t["radius"] * (t["middle"] + w @ t["root"])
         return made
 
@@ -173,9 +200,13 @@ def single(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class SitesGenerator(BlockGenerator):
-    """The shared one, which has a version for every client, with its own shifts of the prior's means."""
+    """The shared one, which has a version for every client, with shifts of the prior's means and a covariance of the block of its own."""
 
     def of_client(self, client: int) -> BlockGenerator:
-        """With the client's own shifts, about its own centre."""
-        own = self.tensors | {"centre": self.tensors["client_centres"][client]}
-        return BlockGenerator(own, self.paired, self.tensors["shifts"][client])
+        """About the client's own centre: its block is whitened by its covariance, drawn as everybody's, about its own means, and spread."""
+        t = self.tensors
+        covariance = t["site_covariances"][client]
+        spread = spectral_function(covariance, lambda values: values.clamp(NARROWEST, WIDEST).sqrt())
+        white = spectral_function(covariance, lambda values: values.clamp(NARROWEST, WIDEST).rsqrt())
+        means = (t["prior_means"] + t["shifts"][client]) @ white
+        return BlockGenerator(t | {"centre": t["client_centres"][client], "prior_means": means, "spread": spread}, self.paired)

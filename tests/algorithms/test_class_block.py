@@ -6,7 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from algorithms.class_block import CLOSENESS, OVERLAP, BlockGenerator, between, pairs
+from algorithms.class_block import (
+    CLOSENESS,
+    OVERLAP,
+    BlockGenerator,
+    SitesGenerator,
+    between,
+    from_upper_triangles,
+    pairs,
+    upper_triangles,
+)
 
 DIM, BLOCK, CLASSES = 6, 4, 3
 
@@ -96,6 +105,46 @@ def test_equal_class_means_span_nothing_and_every_pair_is_opposite() -> None:
     assert between((tensors["prior_means"] - tensors["prior_means"].mean(0)).double()).shape == (BLOCK, 0)
     inside, _ = whitened(BlockGenerator(tensors), torch.zeros(2, dtype=torch.long))
     assert torch.allclose(inside.mean(0), torch.ones(BLOCK).double(), atol=1e-4)
+
+
+def of_two_sites() -> SitesGenerator:
+    """The first site is as all are; the second has a centre, shifts and a covariance of its own."""
+    tensors, stream = made_up().tensors, torch.Generator().manual_seed(5)
+    mixing = torch.randn(BLOCK, BLOCK, generator=stream) / 2
+    own = {
+        "client_centres": torch.stack([tensors["centre"], tensors["centre"] + 1]),
+        "shifts": torch.stack([torch.zeros(CLASSES, BLOCK), torch.randn(CLASSES, BLOCK, generator=stream)]),
+        "site_covariances": torch.stack([torch.eye(BLOCK), mixing @ mixing.T + torch.eye(BLOCK)]),
+    }
+    return SitesGenerator(tensors | own)
+
+
+def test_a_site_that_is_as_all_are_draws_the_shared_rows() -> None:
+    sites, labels = of_two_sites(), torch.arange(CLASSES).repeat_interleave(5)
+    rows = (each.sample(labels, torch.Generator().manual_seed(0)) for each in (sites, sites.of_client(0)))
+    torch.testing.assert_close(*rows, atol=1e-4, rtol=1e-4)
+
+
+def test_a_site_s_rows_are_about_its_own_means_and_as_wide_as_it_is() -> None:
+    sites, label = of_two_sites(), 1
+    t, own = sites.tensors, sites.of_client(1)
+    inside, outside = (part[::2] for part in whitened(own, torch.full((40_000,), label)))
+    means = t["prior_means"] + t["shifts"][1]
+    assert torch.allclose(inside.mean(0), (means.mean(0) + CLOSENESS * (means[label] - means.mean(0))).double(), atol=0.1)
+    drawn = own.roots[label] @ own.roots[label]
+    spread = own.tensors["spread"]
+    assert torch.allclose(spread @ spread, t["site_covariances"][1], atol=1e-4)
+    assert torch.allclose(torch.cov(inside.T), (spread @ drawn @ spread).double(), atol=0.06 * float(drawn.norm()))
+    assert torch.allclose(torch.cov(torch.cat([inside, outside], 1).T)[:BLOCK, BLOCK:], torch.zeros(BLOCK, DIM).double(), atol=0.1)
+
+
+@pytest.mark.parametrize(("size", "rows"), [(1, 3), (5, 4), (3, 0)])
+def test_upper_triangles_hold_a_row_s_outer_product_and_its_norm(size: int, rows: int) -> None:
+    u = torch.randn(rows, size, generator=torch.Generator().manual_seed(size))
+    held = upper_triangles(u)
+    assert held.shape == (rows, size * (size + 1) // 2)
+    torch.testing.assert_close(held.norm(dim=1), u.square().sum(1))
+    torch.testing.assert_close(from_upper_triangles(held, size), u.unsqueeze(2) * u.unsqueeze(1))
 
 
 @given(st.lists(st.integers(0, 4), max_size=40))

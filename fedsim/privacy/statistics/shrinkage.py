@@ -125,6 +125,27 @@ def pooled_and_own(second: Tensor, means: Tensor, counts: Tensor, std: float) ->
     return covariances
 
 
+def near_identity(second: Tensor, counts: Tensor, std: float, believed: float = 1.0) -> Tensor:
+    """Covariances of groups ``[G, k, k]`` in units of their mean variance, shrunk to the identity.
+
+    Each keeps the share that its squared distance to it has beyond the noise's and beyond that of sampling (Ledoit and Wolf 2004).
+
+    Args:
+        second: second moments ``[G, k, k]`` about the groups' means, symmetric, per row of the group.
+        counts: rows per group ``[G]``.
+        std: of the noise on a sum's entry off the diagonal; on it, it has twice the variance.
+        believed: what is kept is multiplied by it.
+    """
+    size = second.shape[1]
+    one = torch.eye(size, device=second.device)
+    unit = (second.diagonal(dim1=1, dim2=2).mean(1)).clamp_min(1e-9)
+    apart = second / unit[:, None, None] - one
+    noise = size * (size + 1) * ((std / (counts * unit)).square() + 1 / counts)
+    kept = believed * torch.stack([_beyond(each, energy) for each, energy in zip(apart, noise, strict=True)])
+    covariances: Tensor = one + kept[:, None, None] * apart
+    return covariances
+
+
 def _beyond(apart: Tensor, noise: Tensor) -> Tensor:
     squared = apart.square().sum()
     kept: Tensor = ((squared - noise) / squared.clamp_min(1e-30)).clamp(0, 1)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedsim.privacy.statistics.shrinkage import affordable, free_eigenvalues, james_stein, pooled_and_own, shrunk_along
+from fedsim.privacy.statistics.shrinkage import affordable, free_eigenvalues, james_stein, near_identity, pooled_and_own, shrunk_along
 from fedsim.privacy.statistics.spectral import descending
 
 
@@ -71,6 +71,21 @@ def test_covariances_keep_what_stands_out_of_the_noise_and_stay_positive() -> No
     torch.testing.assert_close(drowned[0], drowned[0, 0, 0] * torch.eye(4))
     negative = pooled_and_own(torch.stack([-different, 3 * different]), means, counts, 0.0)
     assert torch.linalg.eigvalsh(negative).min() > 0
+
+
+def test_groups_covariances_keep_what_stands_out_of_noise_and_sampling_and_the_rest_are_the_identity() -> None:
+    size, drawn = 6, stream()
+    scale = torch.tensor([3.0, 1.0, 1.0, 1.0, 0.5, 0.2])
+    counts = torch.tensor([2_000.0, 2_000.0, 10.0])
+    rows = [torch.randn(int(n), size, generator=drawn) * (scale if group == 0 else 1) for group, n in enumerate(counts)]
+    seconds = torch.stack([each.T @ each / len(each) for each in rows])
+    apart, alike, few = near_identity(7 * seconds, counts, std=0.0)
+    wanted = torch.diag(scale.square() / scale.square().mean())
+    torch.testing.assert_close(apart, wanted, atol=0.25, rtol=0)
+    for nothing in (alike, few, *near_identity(7 * seconds, counts, std=1e6)):
+        assert float((nothing - torch.eye(size)).norm()) < 0.8
+    half = near_identity(7 * seconds, counts, std=0.0, believed=0.5)[0]
+    torch.testing.assert_close(half - torch.eye(size), (apart - torch.eye(size)) / 2)
 
 
 def test_a_covariance_of_as_many_directions_as_are_affordable_is_seen_that_well() -> None:
