@@ -21,8 +21,6 @@ SHARES = {"mean": 0.08, "moments": 0.64, "class moments": 0.14, "site moments": 
 MEAN_WEIGHTS = {**moments.MEAN_WEIGHTS, **moments.CLIENT_WEIGHTS}
 APART = 0.5
 """Sites whose means are farther apart than this share of the rows' variance are centred each by its own mean."""
-BELIEVED = 0.8
-"""Of how a site's covariance differs from what all share beyond noise, so much is believed: it also sways with which rows a site has."""
 MOST = 64
 """Directions of the block: a class of a site has few rows, whose mean the noise of sampling drowns in more of them."""
 
@@ -87,24 +85,23 @@ class FedHypeVAESites(FedHypeVAEWarm):
         return class_block.site_products(u, rows.y, rows.client, self.task.classes, self.task.clients)
 
     def receive_sites(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
-        """Shifts of the prior's means ``[K, C, k]``: the site's, then what its class has beyond it; the site's covariance ``[K, k, k]``.
+        """Shifts of the prior's means ``[K, C, k]``: the site's, then what its class has beyond it; covariances of the sites ``[K, k, k]``.
 
-        Each is shrunk by its noise, shifts to none and covariances to what all sites share.
+        Those are relative to what a site's classes, as frequent as they are there, would have it be. Each is shrunk by its noise.
         """
         size = server.tensors["prior_means"].shape[1]
         shift = shrunk_mean(sums["site_sums"], sums["site_counts"], std["site_sums"], std["site_counts"])
         rest = sums["site_class_sums"] - sums["site_class_counts"] * shift.repeat_interleave(self.task.classes, 0)
         own = shrunk_mean(rest, sums["site_class_counts"], std["site_class_sums"], std["site_class_counts"])
         shifts = shift[:, None] + own.view(len(shift), -1, size)
-        frequent = sums["site_class_counts"].view(len(shift), -1).clamp_min(0)
-        frequent = frequent / frequent.sum(1, keepdim=True).clamp_min(1)
+        frequent = sums["site_class_counts"].view(len(shift), -1).clamp_min(1)
+        frequent = frequent / frequent.sum(1, keepdim=True)
         counts = sums["site_counts"][:, 0].clamp_min(max(1.0, 2 * std["site_counts"]))
         second = class_block.from_upper_triangles(sums["site_second"], size) / counts[:, None, None]
         about_means = second - torch.einsum("kc,kci,kcj->kij", frequent, shifts, shifts)
-        server.tensors |= {
-            "shifts": class_block.reach(size) * shifts,
-            "site_covariances": shrinkage.near_identity(about_means, counts, std["site_second"] / 2**0.5, BELIEVED),
-        }
+        of_its_classes = torch.einsum("kc,cij->kij", frequent, server.tensors["prior_covariances"]) / class_block.reach(size) ** 2
+        relative = shrinkage.relative_covariances(about_means, of_its_classes, counts, std["site_second"] / 2**0.5)
+        server.tensors |= {"shifts": class_block.reach(size) * shifts, "site_covariances": relative}
 
     def generator(self, server: Server) -> SitesGenerator:
         """One for all, and one for every site."""

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from fedsim.privacy.statistics.spectral import group_means, ties
+from fedsim.privacy.statistics.spectral import group_means, spectral_function, ties
 
 GROWTH = 1.35
 """Directions share an estimate of their signal in groups that grow by this factor: 1, 1, 2, 2, 3, ... of them."""
@@ -125,23 +125,26 @@ def pooled_and_own(second: Tensor, means: Tensor, counts: Tensor, std: float) ->
     return covariances
 
 
-def near_identity(second: Tensor, counts: Tensor, std: float, believed: float = 1.0) -> Tensor:
-    """Covariances of groups ``[G, k, k]`` in units of their mean variance, shrunk to the identity.
+def relative_covariances(second: Tensor, expected: Tensor, counts: Tensor, std: float) -> Tensor:
+    """Groups' covariances ``[G, k, k]`` relative to what is expected of each, of mean variance 1, shrunk to the identity.
 
     Each keeps the share that its squared distance to it has beyond the noise's and beyond that of sampling (Ledoit and Wolf 2004).
 
     Args:
         second: second moments ``[G, k, k]`` about the groups' means, symmetric, per row of the group.
+        expected: covariances ``[G, k, k]``, positive definite.
         counts: rows per group ``[G]``.
         std: of the noise on a sum's entry off the diagonal; on it, it has twice the variance.
-        believed: what is kept is multiplied by it.
     """
     size = second.shape[1]
     one = torch.eye(size, device=second.device)
-    unit = (second.diagonal(dim1=1, dim2=2).mean(1)).clamp_min(1e-9)
-    apart = second / unit[:, None, None] - one
-    noise = size * (size + 1) * ((std / (counts * unit)).square() + 1 / counts)
-    kept = believed * torch.stack([_beyond(each, energy) for each, energy in zip(apart, noise, strict=True)])
+    white = spectral_function(expected, lambda values: values.clamp_min(1e-9).rsqrt())
+    relative = white @ second @ white
+    unit = relative.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-9)
+    apart = relative / unit[:, None, None] - one
+    drowned = std * white.square().sum((1, 2)) / size / (counts * unit)
+    noise = size * (size + 1) * (drowned.square() + 1 / counts)
+    kept = torch.stack([_beyond(each, energy) for each, energy in zip(apart, noise, strict=True)])
     covariances: Tensor = one + kept[:, None, None] * apart
     return covariances
 

@@ -3,8 +3,15 @@
 import pytest
 import torch
 
-from fedsim.privacy.statistics.shrinkage import affordable, free_eigenvalues, james_stein, near_identity, pooled_and_own, shrunk_along
-from fedsim.privacy.statistics.spectral import descending
+from fedsim.privacy.statistics.shrinkage import (
+    affordable,
+    free_eigenvalues,
+    james_stein,
+    pooled_and_own,
+    relative_covariances,
+    shrunk_along,
+)
+from fedsim.privacy.statistics.spectral import descending, square_root
 
 
 def stream(seed: int = 0) -> torch.Generator:
@@ -73,19 +80,18 @@ def test_covariances_keep_what_stands_out_of_the_noise_and_stay_positive() -> No
     assert torch.linalg.eigvalsh(negative).min() > 0
 
 
-def test_groups_covariances_keep_what_stands_out_of_noise_and_sampling_and_the_rest_are_the_identity() -> None:
+def test_groups_covariances_keep_what_stands_out_of_noise_and_sampling_and_the_rest_are_as_expected() -> None:
     size, drawn = 6, stream()
-    scale = torch.tensor([3.0, 1.0, 1.0, 1.0, 0.5, 0.2])
-    counts = torch.tensor([2_000.0, 2_000.0, 10.0])
-    rows = [torch.randn(int(n), size, generator=drawn) * (scale if group == 0 else 1) for group, n in enumerate(counts)]
-    seconds = torch.stack([each.T @ each / len(each) for each in rows])
-    apart, alike, few = near_identity(7 * seconds, counts, std=0.0)
-    wanted = torch.diag(scale.square() / scale.square().mean())
-    torch.testing.assert_close(apart, wanted, atol=0.25, rtol=0)
-    for nothing in (alike, few, *near_identity(7 * seconds, counts, std=1e6)):
+    scale, counts = torch.tensor([3.0, 1.0, 1.0, 1.0, 0.5, 0.2]), torch.tensor([2_000.0, 2_000.0, 10.0])
+    mixing = torch.randn(3, size, size, generator=drawn)
+    expected = mixing @ mixing.mT + torch.eye(size)
+    root = square_root(expected)
+    rows = [torch.randn(int(n), size, generator=drawn) * (scale if group == 0 else 1) @ root[group] for group, n in enumerate(counts)]
+    seconds = 7 * torch.stack([each.T @ each / len(each) for each in rows])
+    apart, alike, few = relative_covariances(seconds, expected, counts, std=0.0)
+    torch.testing.assert_close(apart, torch.diag(scale.square() / scale.square().mean()), atol=0.25, rtol=0)
+    for nothing in (alike, few, *relative_covariances(seconds, expected, counts, std=1e6)):
         assert float((nothing - torch.eye(size)).norm()) < 0.8
-    half = near_identity(7 * seconds, counts, std=0.0, believed=0.5)[0]
-    torch.testing.assert_close(half - torch.eye(size), (apart - torch.eye(size)) / 2)
 
 
 def test_a_covariance_of_as_many_directions_as_are_affordable_is_seen_that_well() -> None:
