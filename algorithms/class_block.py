@@ -17,7 +17,7 @@ from fedsim.device import normal
 from fedsim.models.layers import one_hot
 from fedsim.privacy.statistics.moments import Products, in_unit_ball
 from fedsim.privacy.statistics.outer_products import OuterProduct
-from fedsim.privacy.statistics.spectral import leading, leading_of, polar, spectral_function, steady
+from fedsim.privacy.statistics.spectral import leading, leading_of, polar, spectral_function, square_root, steady
 
 REACH = 1.5
 """Residuals in the block are clipped at this many times their expected norm, sqrt(k)."""
@@ -116,11 +116,6 @@ def from_upper_triangles(values: Tensor, size: int) -> Tensor:
     return matrices + matrices.transpose(1, 2)
 
 
-def roots(covariances: Tensor) -> Tensor:
-    """Symmetric square roots of covariances ``[C, k, k]``."""
-    return spectral_function(covariances, lambda values: values.clamp_min(0).sqrt())
-
-
 def between(apart: Tensor) -> Tensor:
     """Orthonormal columns ``[d, C - 1]`` that span class means about their mean, ``[C, d]``, float64; fewer where those span less."""
     gram = apart @ apart.T
@@ -165,7 +160,7 @@ class BlockGenerator:
         along = between((told - common).double())
         self.onto = (along @ along.T).to(told.dtype)
         distance = CLOSENESS**2 * (told - common).square().sum(1).mean()
-        self.roots = roots(_overlapping(tensors["prior_covariances"], self.onto, distance))
+        self.roots = square_root(_overlapping(tensors["prior_covariances"], self.onto, distance))
         self.outward = tensors["directions"] @ tensors["spread"] if "spread" in tensors else tensors["directions"]
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:

@@ -85,23 +85,14 @@ class FedHypeVAESites(FedHypeVAEWarm):
         return class_block.site_products(u, rows.y, rows.client, self.task.classes, self.task.clients)
 
     def receive_sites(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
-        """Shifts of the prior's means ``[K, C, k]``: the site's, then what its class has beyond it; covariances of the sites ``[K, k, k]``.
-
-        Those are relative to what a site's classes, as frequent as they are there, would have it be. Each is shrunk by its noise.
-        """
+        """Shifts of the prior's means ``[K, C, k]``: the site's, then what its class has beyond it, shrunk by noise; covariances."""
         size = server.tensors["prior_means"].shape[1]
         shift = shrunk_mean(sums["site_sums"], sums["site_counts"], std["site_sums"], std["site_counts"])
         rest = sums["site_class_sums"] - sums["site_class_counts"] * shift.repeat_interleave(self.task.classes, 0)
         own = shrunk_mean(rest, sums["site_class_counts"], std["site_class_sums"], std["site_class_counts"])
         shifts = shift[:, None] + own.view(len(shift), -1, size)
-        frequent = sums["site_class_counts"].view(len(shift), -1).clamp_min(1)
-        frequent = frequent / frequent.sum(1, keepdim=True)
-        counts = sums["site_counts"][:, 0].clamp_min(max(1.0, 2 * std["site_counts"]))
-        second = class_block.from_upper_triangles(sums["site_second"], size) / counts[:, None, None]
-        about_means = second - torch.einsum("kc,kci,kcj->kij", frequent, shifts, shifts)
-        of_its_classes = torch.einsum("kc,cij->kij", frequent, server.tensors["prior_covariances"]) / class_block.reach(size) ** 2
-        relative = shrinkage.relative_covariances(about_means, of_its_classes, counts, std["site_second"] / 2**0.5)
-        server.tensors |= {"shifts": class_block.reach(size) * shifts, "site_covariances": relative}
+        covariances = site_covariances(sums, std, shifts, server.tensors["prior_covariances"])
+        server.tensors |= {"shifts": class_block.reach(size) * shifts, "site_covariances": covariances}
 
     def generator(self, server: Server) -> SitesGenerator:
         """One for all, and one for every site."""
@@ -110,6 +101,25 @@ class FedHypeVAESites(FedHypeVAEWarm):
 
 def shrunk_mean(sums: Tensor, counts: Tensor, std: float, count_std: float) -> Tensor:
     """Means ``[G, k]`` of residuals whose norm is about 1 / REACH, shrunk to 0 by the noise that was added and that of sampling."""
-    rows = counts.clamp_min(max(1.0, 2 * count_std))[:, 0]
+    rows = moments.counts_above_noise(counts, count_std)[:, 0]
     noise = (std / rows).square() + 1 / (rows * class_block.REACH**2 * sums.shape[1])
     return shrinkage.james_stein(sums / rows[:, None], noise)
+
+
+def site_covariances(sums: Tensors, std: Mapping[str, float], shifts: Tensor, of_classes: Tensor) -> Tensor:
+    """Covariances of sites ``[K, k, k]``, relative to what their classes, as frequent as there, would have them be; shrunk to that.
+
+    Args:
+        sums: as :func:`algorithms.class_block.site_products` names them.
+        std: of the noise on each.
+        shifts: of the sites' class means ``[K, C, k]``, in the units of the sums.
+        of_classes: covariances of the classes ``[C, k, k]``, in the block's units.
+    """
+    size = shifts.shape[2]
+    frequent = sums["site_class_counts"].view(len(shifts), -1).clamp_min(1)
+    frequent = frequent / frequent.sum(1, keepdim=True)
+    counts = moments.counts_above_noise(sums["site_counts"][:, 0], std["site_counts"])
+    second = class_block.from_upper_triangles(sums["site_second"], size) / counts[:, None, None]
+    about_means = second - torch.einsum("kc,kci,kcj->kij", frequent, shifts, shifts)
+    expected = torch.einsum("kc,cij->kij", frequent, of_classes) / class_block.reach(size) ** 2
+    return shrinkage.relative_covariances(about_means, expected, counts, std["site_second"] / 2**0.5)

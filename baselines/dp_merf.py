@@ -23,6 +23,7 @@ from fedsim.methods.registry import register
 from fedsim.models.conditional import ConditionalGenerator, ConditionalSampler
 from fedsim.models.kernel import kernel_features, kernel_frequencies
 from fedsim.models.layers import one_hot
+from fedsim.privacy.statistics.moments import counts_above_noise
 from fedsim.privacy.statistics.outer_products import OuterProduct
 from fedsim.seeds import Purpose, Seeds
 
@@ -89,7 +90,7 @@ class DPMERF(OneShot):
 
     def receive_embedding(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
         """The classes' mean features, to which the generator is trained."""
-        counts = sums["counts"].clamp_min(max(1.0, 2 * std["counts"]))
+        counts = counts_above_noise(sums["counts"], std["counts"])
         self.train_generator(server, sums["features"] / counts)
         server.tensors["counts"] = counts[:, 0]
         del server.tensors["frequencies"]  # a saved generator does not need them

@@ -59,7 +59,7 @@ class DPPrototypes(OneShot):
 
     def receive_prototypes(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
         """Class means at unit length; what noise adds to a length is taken off first, or a rare class would seem far from every row."""
-        counts = sums["counts"].clamp_min(max(1.0, 2 * std["counts"]))
+        counts = moments.counts_above_noise(sums["counts"], std["counts"])
         means = sums["sums"] / counts
         squared = means.square().sum(1, keepdim=True)
         without_noise = squared - self.task.dim * (std["sums"] / counts).square()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedsim.models.layers import one_hot
-from fedsim.privacy.statistics.moments import Products, in_unit_ball
+from fedsim.privacy.statistics.moments import Products, counts_above_noise, in_unit_ball
 from fedsim.privacy.statistics.outer_products import OuterProduct
 from fedsim.privacy.statistics.spectral import spectral_function, square_root
 
@@ -72,8 +72,7 @@ def maximise(sums: Tensor, counts: Tensor, shares: Tensor, std: Mapping[str, flo
         shares: before the step, for their shape.
         std: of the noise on each, by the names of :func:`component_products`.
     """
-    floor = max(1.0, 2 * std["component_counts"])
-    n = counts.view(*shares.shape, 1).clamp_min(floor)
+    n = counts_above_noise(counts.view(*shares.shape, 1), std["component_counts"])
     offsets = sums.view(*shares.shape, -1) / n
     noise = (std["component_sums"] / n).square()
     shares = n[..., 0] / n.sum(1)

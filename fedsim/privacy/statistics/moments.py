@@ -56,6 +56,11 @@ def moment_products(r: Tensor, y: Tensor, classes: int) -> Products:
     }
 
 
+def counts_above_noise(counts: Tensor, std: float) -> Tensor:
+    """Released counts to divide by: none is below 1, or below twice the standard deviation of its noise."""
+    return counts.clamp_min(max(1.0, 2 * std))
+
+
 def client_mean_products(x: Tensor, client: Tensor, clients: int) -> Products:
     """Sum and count of every client's rows ``[N, d]`` of norm at most 1."""
     onehot = one_hot(client, clients)
@@ -73,7 +78,7 @@ def client_means(sums: Tensor, counts: Tensor, std: Mapping[str, float]) -> Tens
         counts: ``[K, 1]``.
         std: of the noise on each, by the names of :func:`client_mean_products`.
     """
-    rows = counts.clamp_min(max(1.0, 2 * std["client_counts"])).double()
+    rows = counts_above_noise(counts, std["client_counts"]).double()
     means, noise = sums.double() / rows, (std["client_sums"] / rows).square().clamp_min(1e-12)
     weight = 1 / noise
     total = weight.sum()
@@ -114,8 +119,7 @@ def gaussians(class_sums: Tensor, class_counts: Tensor, second: Tensor, std: Map
         second: ``[d, d]``; its two triangles carry independent noise, so their mean has half the variance.
         std: of the noise on each, by the names of :func:`moment_products`.
     """
-    floor = max(1.0, 2 * std["class_counts"])
-    counts = class_counts[:, 0].clamp_min(floor)
+    counts = counts_above_noise(class_counts[:, 0], std["class_counts"])
     total = counts.sum()
     means, mean_noise = class_sums / counts[:, None], (std["class_sums"] / counts).square()
     moment = (second + second.T) / 2 / total
