@@ -3,9 +3,9 @@
     git clone https://github.com/myng15/federated-dp-cvae PUBLIC
     python benchmarks/dp_cvae_public.py PUBLIC [--rounds 10] [--json FILE]
 
-Both train the published network on clients of 1,200 rows of 1,280 dimensions with 11 classes, 256 rows of Poisson samples a step on
-average. The product's round, through `train`, is 25 such steps of each of 10 clients; of the public code an epoch of one client, five
-steps by Opacus in its memory manager, is timed as often as the product's round is.
+Both train the published network on clients of 1,280 rows of 1,280 dimensions with 11 classes; a step takes a Poisson sample of 256 of
+them on average. The product's round, through `train`, is 25 such steps of each of 10 clients; of the public code an epoch of one
+client, five steps by Opacus in its memory manager, is timed as often as the product's round is.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from fedsim.seeds import Seeds
 from fedsim.simulation.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
 from fedsim.simulation.rounds import train
 
-DIM, CLASSES, CLIENTS, OWN, BATCH = 1_280, 11, 10, 1_200, 256
+DIM, CLASSES, CLIENTS, OWN, BATCH = 1_280, 11, 10, 1_280, 256
 EPSILON, DELTA, CLIP = 1.0, 1e-4, 1.5
 
 
@@ -54,11 +54,10 @@ class Record:
 
 def product(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> tuple[Callable[[], None], int]:
     """A round of dp-cvae, and how many local steps of a client it is."""
-    params: dict[str, Any] = {"sample_rate": BATCH / OWN}
-    algorithm = build_algorithm("dp-cvae", params, Task(DIM, CLASSES, CLIENTS))
+    algorithm = build_algorithm("dp-cvae", {}, Task(DIM, CLASSES, CLIENTS))
     plan = algorithm.plan(EPSILON, DELTA)
     rows = tuple(np.array_split(np.arange(len(x)), CLIENTS))
-    spec = CohortSpec("dp-cvae", params, algorithm.task, plan, Seeds(0), tuple(range(CLIENTS)), rows)
+    spec = CohortSpec("dp-cvae", {}, algorithm.task, plan, Seeds(0), tuple(range(CLIENTS)), rows)
     rounds = train(algorithm, LocalPool([Cohort(spec, x, y)]), plan, Seeds(0))
     return lambda: cast(None, next(rounds)), CLIENTS * cast(Any, algorithm.params).local_steps
 
