@@ -64,13 +64,25 @@ def plugins(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(plugins: Path) -> Iterator[None]:
+def _cluster(plugins: Path) -> Iterator[None]:
     """Four CPUs and two GPUs by count, started in the plug-ins' folder as ``fedsim bench`` would be."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(plugins)
         patch.syspath_prepend(str(plugins))
         with local_cluster(WITH_GPUS[0]):
             yield
+
+
+@pytest.fixture
+def ray_cluster(_cluster: None) -> Iterator[None]:
+    """The session's cluster; what a test reserved on it and left, as an interrupted bench does, is free again for the next."""
+    yield
+    from ray import PlacementGroupID  # not before fedsim's cluster, which sets what Ray reads as it is imported
+    from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+
+    for group, placed in placement_group_table().items():
+        if placed["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from benches import Ran, slowness, wait_until
 from cells import NODES, quick, small_grid
-from plug_ins import changed
+from plug_ins import changed, write
 from processes import offspring
 
 from fedsim.errors import PluginError
@@ -139,12 +139,12 @@ STUCK = "import ctypes; lock = ctypes.create_string_buffer(64); take = ctypes.CD
 
 
 def test_a_plug_in_that_hangs_in_its_rehearsal_on_a_machine_is_refused_and_its_process_ended(
-    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_cluster: None, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(stem: str, body: str) -> str:
         method = f"    def server_step(self, *given):\n        {body}\n\n    def draws(self)"
-        (tmp_path / f"{stem}.py").write_text(changed("    def draws(self)", method))
-        grid = small_grid(f"{tmp_path / stem}.py:MyMethod", epsilon=4.0, resources={"cell_timeout": "2s"})
+        name = write(folder, stem, changed("    def draws(self)", method))
+        grid = small_grid(f"{folder}/{name}", epsilon=4.0, resources={"cell_timeout": "2s"})
         with pytest.raises(PluginError, match=r"^algorithms\[0\]\.name: on [\d.:]+: ") as raised:
             prepare(grid, NODES, rehearsal=everywhere)
         return str(raised.value)

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 import pytest
 import ray
 import torch
+from benches import wait_until
 from cells import NODES
 
 from fedsim.methods.parameters import ALIGNMENT
-from fedsim.runtime.slots import Slots
+from fedsim.runtime.slots import Slot, Slots
 from fedsim.runtime.worker import IN_THE_CALL, send_tensors_as_bytes
 from fedsim.simulation.node import Share
 
@@ -52,24 +53,38 @@ def test_a_gradient_is_no_part_of_what_is_sent(as_bytes: None) -> None:
     assert not ray.get(ray.put(sent)).requires_grad
 
 
-def test_a_cell_on_three_actors_is_three_processes_one_of_which_coordinates(ray_cluster: None) -> None:
+@pytest.fixture
+def slots(ray_cluster: None) -> Iterator[Slots]:
     slots = Slots(tuple(NODES), parallel=4)
-    slot = slots.take(3, SHARE)
-    assert slot is not None
-    assert (slot.actors, 1 + len(slot.cohorts)) == (3, 3)
+    yield slots
     slots.close()
 
 
-def test_a_reference_takes_an_idle_slot_of_any_shape_and_opens_the_one_that_its_cell_needs(ray_cluster: None) -> None:
-    slots = Slots(tuple(NODES), parallel=4)
-    opened = slots.take(3, SHARE, any_shape=True)
-    assert opened is not None
+def taken(slots: Slots, actors: int, *, any_shape: bool = False) -> Slot:
+    """A slot, once Ray has placed it."""
+    found: list[Slot] = []
+
+    def placed() -> bool:
+        slot = slots.take(actors, SHARE, any_shape=any_shape)
+        found.extend([slot] if slot else [])
+        return bool(found)
+
+    wait_until(placed)
+    return found[0]
+
+
+def test_a_cell_on_three_actors_is_three_processes_one_of_which_coordinates(slots: Slots) -> None:
+    slot = taken(slots, 3)
+    assert (slot.actors, 1 + len(slot.cohorts)) == (3, 3)
+
+
+def test_a_reference_takes_an_idle_slot_of_any_shape_and_opens_the_one_that_its_cell_needs(slots: Slots) -> None:
+    opened = taken(slots, 3, any_shape=True)
     assert opened.actors == 3
     slots.give_back(opened)
     assert slots.take(1, SHARE, any_shape=True) is opened
     slots.give_back(opened)
     assert slots.take(3, SHARE) is opened
-    slots.close()
 
 
 def test_a_process_of_ray_has_the_workers_module_before_it_is_asked_for_anything(ray_cluster: None) -> None:
