@@ -195,10 +195,11 @@ class DPSGD(Algorithm):
         std = server.noise_std(round_.release.name, self.task.clients)
         shares = self._shares(gradients, {name: std / norms.weight(name) for name in gradients}, server.tensors, by_input)
         values = self._add_public_terms(server, round_, gradients)
-        parameters = {name: p for name, p in shared_tensors(server.model).items() if name in gradients}
+        shared = shared_tensors(server.model)
+        parameters = {name: p for name, p in shared.items() if name in gradients}
         adam_step(parameters, gradients, server.tensors, self.params.learning_rate * self._decay(round_), shares=shares)
         if round_.step >= self.params.average_from * self.params.rounds:
-            average_step(shared_tensors(server.model), server.tensors)
+            average_step(shared, server.tensors)
         return values | {"parameter_norm": torch.stack([p.norm() for p in parameters.values()]).norm()}
 
     def _shares(self, mean: Tensors, noise: Mapping[str, float], state: Tensors, dims: Dims) -> Tensors | None:

@@ -73,7 +73,8 @@ def _is_aligned(value: Tensor) -> bool:
 
 def squared_sums(tensors: Tensors) -> Tensor:
     """The sum of squares of each tensor, on their device."""
-    return torch.stack([value.square().sum() for value in tensors.values()]) if tensors else torch.zeros(0)
+    flat = [value.flatten() for value in tensors.values()]
+    return torch.stack([torch.dot(value, value) for value in flat]) if flat else torch.zeros(0)
 
 
 def l2_norm(tensors: Tensors) -> float:

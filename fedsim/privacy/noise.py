@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 CHUNK = 2**14
+"""Coordinates whose words come together: those of the radii first, then those of the angles."""
+BLOCK = 8 * CHUNK
 """Coordinates that are drawn at a time: few enough for a processor's cache."""
 SHOWN = 64
 """Of so many random words one goes into the fingerprint."""
@@ -63,30 +65,31 @@ def fill_gaussian(out: NDArray[np.float32], std: float, stream: np.random.Philox
     if std == 0:
         out[:] = 0
         return 0
-    crc = 0
-    for start in range(0, len(out), CHUNK):
-        part = out[start : start + CHUNK]
-        words = stream.random_raw((len(part) + 1) // 2).view(np.uint32)
+    crc, whole = 0, len(out) - len(out) % CHUNK
+    chunks = [out[start : min(start + BLOCK, whole)].reshape(-1, CHUNK) for start in range(0, whole, BLOCK)]
+    for part in (*chunks, out[None, whole:]):
+        words = stream.random_raw((part.size + 1) // 2).view(np.uint32)
         crc = zlib.crc32(words[::SHOWN].tobytes(), crc)
-        _box_muller(words, std, part)
+        _box_muller(words.reshape(len(part), -1), std, part)
     return crc
 
 
 def _box_muller(words: NDArray[np.uint32], std: float, out: NDArray[np.float32]) -> None:
-    """Turn pairs of random words into pairs of normal numbers, ``r cos a`` and ``r sin a``."""
-    half = len(words) // 2
+    """Turn the random words of each row into normal numbers, ``r cos a`` of all its pairs and then ``r sin a``."""
+    half = words.shape[1] // 2
     # in (0, 1]: half a step above the word's fraction, so that its logarithm is finite
-    radius = words[:half].astype(np.float32)
+    radius = words[:, :half].astype(np.float32)
     radius *= np.float32(2.0**-32)
     radius += np.float32(2.0**-33)
     np.log(radius, out=radius)
     radius *= np.float32(-2 * std * std)
     np.sqrt(radius, out=radius)
-    angle = words[half:].view(np.int32).astype(np.float32)
+    angle = words[:, half:].view(np.int32).astype(np.float32)
     angle *= np.float32(math.pi * 2.0**-31)
-    np.multiply(radius, np.cos(angle), out=out[:half])
+    np.multiply(radius, np.cos(angle), out=out[:, :half])
     np.sin(angle, out=angle)
-    np.multiply(radius[: len(out) - half], angle[: len(out) - half], out=out[half:])
+    rest = out.shape[1] - half
+    np.multiply(radius[:, :rest], angle[:, :rest], out=out[:, half:])
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> int:

@@ -126,6 +126,8 @@ def settle(cpus: float, device: torch.device = CPU) -> None:
         exact_products()
     threads = max(1, int(cpus))
     torch.set_num_threads(threads)
+    # numbers below 1e-38, as saturated layers leave them, take some processors a hundred times as long as 0
+    torch.set_flush_denormal(True)
     threadpool_limits(threads)
     # glibc gives large blocks back at every step, and the next step pays for every page anew: up to a third of its time.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -11,7 +11,7 @@ from cells import NODES
 
 from fedsim.methods.parameters import ALIGNMENT
 from fedsim.runtime.slots import Slot, Slots
-from fedsim.runtime.worker import IN_THE_CALL, send_tensors_as_bytes
+from fedsim.runtime.worker import IN_THE_CALL, send_tensors_as_bytes, settle
 from fedsim.simulation.node import Share
 
 SHARE = Share(1.0)
@@ -89,3 +89,13 @@ def test_a_reference_takes_an_idle_slot_of_any_shape_and_opens_the_one_that_its_
 
 def test_a_process_of_ray_has_the_workers_module_before_it_is_asked_for_anything(ray_cluster: None) -> None:
     assert ray.get(ray.remote(lambda: "fedsim.runtime.worker" in sys.modules).remote())
+
+
+def test_what_a_process_trains_on_is_never_slowly_small() -> None:
+    tiny = torch.full((8,), 1e-38)
+    assert (tiny / 8).any()
+    try:
+        settle(1)
+        assert not (tiny / 8).any()
+    finally:
+        torch.set_flush_denormal(False)
