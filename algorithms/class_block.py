@@ -23,11 +23,13 @@ REACH = 1.5
 """Residuals in the block are clipped at this many times their expected norm, sqrt(k)."""
 CLOSENESS = 0.75
 """Class means are drawn at this share of their distance from their mean."""
-OVERLAP = 18.0
-"""Mean squared distance, from their mean, of class means as they are drawn, in units of the variance between them that rows are drawn with.
+OVERLAP = 1.8
+"""Mean square of a coordinate of class means as they are drawn, about their mean, in units of the variance that rows have in it.
 
 Real classes overlap more than normals of the believed covariance; a learner of classes that do not overlap ignores how rows vary.
 """
+TOGETHER = 4096
+"""Rows that are drawn orthogonal to each other at a time, at most: what is gained needs no more, and memory would."""
 LEAST = 0.1
 """Least variance between class means that rows are drawn with, in units of the believed one: means that are as good as equal have some."""
 CLASS_WEIGHTS = {"class_sums": 1.0, "class_second": 1.0}
@@ -126,13 +128,14 @@ def between(apart: Tensor) -> Tensor:
 def _overlapping(covariances: Tensor, onto: Tensor, squared_distance: Tensor) -> Tensor:
     """Covariances ``[C, k, k]`` as rows are drawn with, given the projection ``[k, k]`` onto what lies between class means.
 
-    There the mean variance becomes ``squared_distance`` / :data:`OVERLAP`, and what is there is drawn without regard to the rest: how each
-    class's rest depends on it is known least of all, and a learner would take it for what sets classes apart.
+    There the mean variance becomes that of class means, ``squared_distance`` over all its directions, by :data:`OVERLAP`, and what is there
+    is drawn without regard to the rest: how each class's rest depends on it is known least of all, and a learner would take it for what
+    sets classes apart.
     """
-    beyond = torch.eye(len(onto), device=onto.device) - onto
+    beyond, count = torch.eye(len(onto), device=onto.device) - onto, onto.trace().clamp_min(1e-12)
     inside, outside = onto @ covariances @ onto, beyond @ covariances @ beyond
-    variance = inside.diagonal(dim1=1, dim2=2).sum(1).mean() / onto.trace().clamp_min(1e-12)
-    wanted = (squared_distance / OVERLAP).clamp_min(LEAST)
+    variance = inside.diagonal(dim1=1, dim2=2).sum(1).mean() / count
+    wanted = (squared_distance / count / OVERLAP).clamp_min(LEAST)
     drawn: Tensor = wanted / variance.clamp_min(1e-12) * inside + outside
     return drawn
 
@@ -144,8 +147,9 @@ class BlockGenerator:
     are sites. Class means are drawn together by :data:`CLOSENESS`, and classes overlap by :data:`OVERLAP`.
 
     Rows of a label come in pairs (antithetic variates, Hammersley and Morton 1956): the second has the first's coordinates between class
-    means, and the opposite of all else. Each has the model's law; but what says nothing of a class is, within a pair, balanced, so that
-    nobody who learns from the rows takes chance there for a difference between classes.
+    means, and the opposite of all else; and pairs are drawn orthogonal to each other. Each row has the model's law; but what says nothing
+    of a class is balanced within a pair, and over all pairs varies as it is believed to, so that nobody who learns from the rows takes
+    chance there for a difference between classes.
 
     Args:
         tensors: what was released; ``spread`` ``[k, k]``, where there is one, is what the block's coordinates are multiplied by when all
@@ -167,7 +171,8 @@ class BlockGenerator:
         """Synthetic embeddings ``[n, d]``."""
         t, directions = self.tensors, self.tensors["directions"]
         source, second = pairs(labels) if self.paired else single(labels)
-        w = normal((len(labels), len(t["root"])), stream, labels)[source]
+        draws = normal((len(labels) - int(second.sum()), len(t["root"])), stream, labels)
+        w = (orthogonal(draws) if self.paired else draws)[source]
         inside = w @ directions
         drawn = torch.zeros_like(inside)
         for label, root in enumerate(self.roots):
@@ -180,18 +185,34 @@ class BlockGenerator:
 
 
 def pairs(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of a label in pairs, in their order: whose draws each row takes ``[n]``, and whether it is a pair's second ``[n]``."""
+    """Rows of a label in pairs, in their order: which pair's draws each row takes ``[n]``, and whether it is the pair's second ``[n]``."""
     order = torch.argsort(labels, stable=True)
     sorted_labels, place = labels[order], torch.arange(len(labels), device=labels.device)
     second = (place - torch.searchsorted(sorted_labels, sorted_labels)) % 2
-    source, is_second = torch.empty_like(order), torch.empty_like(order)
-    source[order], is_second[order] = order[place - second], second
-    return source, is_second.bool()
+    pair, is_second = torch.empty_like(order), torch.empty_like(order)
+    pair[order], is_second[order] = (1 - second).cumsum(0) - 1, second
+    return pair, is_second.bool()
 
 
 def single(labels: Tensor) -> tuple[Tensor, Tensor]:
     """As :func:`pairs`, with every row by itself."""
     return torch.arange(len(labels), device=labels.device), torch.zeros_like(labels, dtype=torch.bool)
+
+
+def orthogonal(draws: Tensor) -> Tensor:
+    """Independent standard normal rows ``[n, d]``, turned so that they are orthogonal; more than d of them as far as so many can be.
+
+    Together they then vary as much along one direction as along another. Each keeps its length, and its direction is still uniform, so it
+    is still standard normal (Yu et al. 2016, "Orthogonal random features", arXiv 1610.09072; here for any n, by the polar factor).
+    """
+    turned = []
+    for part in draws.chunk(max(1, -(-len(draws) // TOGETHER))):
+        rows = part.double()
+        tall = len(rows) > rows.shape[1]
+        root = spectral_function(rows.T @ rows if tall else rows @ rows.T, lambda values: values.clamp_min(1e-9).rsqrt())
+        turned.append(rows @ root if tall else root @ rows)
+        turned[-1] *= rows.norm(dim=1, keepdim=True) / turned[-1].norm(dim=1, keepdim=True)
+    return torch.cat(turned).to(draws.dtype)
 
 
 class SitesGenerator(BlockGenerator):

@@ -45,7 +45,7 @@ class FedHypeVAEWarmParams(Params):
 
     Attributes:
         block: most directions in which every class has a covariance of its own; the noise allows fewer at a small epsilon.
-        paired: rows of a label are drawn in pairs that balance what says nothing of a class; false: every row by itself.
+        paired: rows of a label are drawn in pairs, and pairs orthogonal, to balance what says nothing of a class; false: each by itself.
     """
 
     block: int = Field(MOST, ge=1)

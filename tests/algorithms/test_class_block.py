@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import kstest
 from torch import Tensor
 
 from algorithms.class_block import (
@@ -13,6 +14,7 @@ from algorithms.class_block import (
     SitesGenerator,
     between,
     from_upper_triangles,
+    orthogonal,
     pairs,
     upper_triangles,
 )
@@ -87,7 +89,7 @@ def test_classes_overlap_as_much_whatever_their_distance() -> None:
         variance = torch.einsum("ckl,kl->c", generator.roots @ generator.roots, generator.onto).mean() / (CLASSES - 1)
         apart = generator.means - generator.means.mean(0)
         assert torch.allclose(apart, CLOSENESS * (tensors["prior_means"] - tensors["prior_means"].mean(0)), atol=1e-4)
-        assert float(apart.square().sum(1).mean() / variance) == pytest.approx(OVERLAP, rel=1e-3)
+        assert float(apart.square().sum(1).mean() / (CLASSES - 1) / variance) == pytest.approx(OVERLAP, rel=1e-3)
 
 
 def test_between_class_means_and_beyond_covariances_are_the_released_ones_and_independent() -> None:
@@ -149,8 +151,32 @@ def test_upper_triangles_hold_a_row_s_outer_product_and_its_norm(size: int, rows
 
 @given(st.lists(st.integers(0, 4), max_size=40))
 def test_pairs_are_neighbours_among_the_rows_of_a_label(labels: list[int]) -> None:
-    source, second = pairs(torch.tensor(labels, dtype=torch.long))
+    pair, second = pairs(torch.tensor(labels, dtype=torch.long))
     for label in range(5):
         rows = [row for row, other in enumerate(labels) if other == label]
         assert [bool(second[row]) for row in rows] == [place % 2 == 1 for place in range(len(rows))]
-        assert [int(source[row]) for row in rows] == [rows[place - place % 2] for place in range(len(rows))]
+        assert [int(pair[row] - pair[rows[0]]) for row in rows] == [place // 2 for place in range(len(rows))]
+    assert sorted(pair[~second].tolist()) == list(range(len(pair) - int(second.sum())))
+
+
+@pytest.mark.parametrize(("rows", "dim"), [(1, 3), (3, 5), (5, 5), (9, 5)])
+def test_each_of_the_rows_that_are_made_orthogonal_is_standard_normal_and_as_long_as_it_was(rows: int, dim: int) -> None:
+    stream = torch.Generator().manual_seed(rows)
+    drawn = [torch.randn(rows, dim, generator=stream) for _ in range(2000)]
+    made = [orthogonal(each) for each in drawn]
+    torch.testing.assert_close(torch.stack(made).norm(dim=2), torch.stack(drawn).norm(dim=2))
+    for row in {0, rows - 1}:
+        values = torch.stack([each[row] for each in made])
+        assert kstest(values.flatten().numpy(), "norm").pvalue > 0.01
+        assert torch.allclose(torch.cov(values.T), torch.eye(dim), atol=0.15)
+
+
+def test_few_rows_are_orthogonal_and_many_vary_alike_in_every_direction() -> None:
+    stream = torch.Generator().manual_seed(0)
+    few = orthogonal(torch.randn(6, 8, generator=stream))
+    torch.testing.assert_close(few @ few.T, torch.diag(few.square().sum(1)), atol=1e-5, rtol=0)
+    for rows in (64, 10_000):
+        drawn = torch.randn(rows, 32, generator=stream)
+        before, after = (torch.linalg.eigvalsh(each.T @ each / rows) for each in (drawn, orthogonal(drawn)))
+        assert float(after.max() - after.min()) < float(before.max() - before.min()) / 4
+    assert orthogonal(torch.empty(0, 4)).shape == (0, 4)
