@@ -22,7 +22,7 @@ from fedsim.methods.registry import register
 from fedsim.privacy.statistics import moments, shrinkage
 from fedsim.privacy.statistics.spectral import descending
 
-SHARES = {"mean": 0.06, "moments": 0.82, "class moments": 0.12}
+SHARES = {"mean": 0.06, "moments": 0.86, "class moments": 0.08}
 """How the releases share the budget, in units of 1 / sigma^2."""
 MOMENT_WEIGHTS = {**moments.MOMENT_WEIGHTS, "second": 1.0}
 """Class means are shrunk, and told again in the block: the second moment needs more of the budget than where neither is so."""
