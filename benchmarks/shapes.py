@@ -4,6 +4,8 @@
     fedsim bench --grid FOLDER/shapes.yaml --out runs/shapes
     fedsim bench --grid FOLDER/shapes.yaml --set 'dataset={npz: FOLDER/rows_12000.npz}' --set clients=[2,100] --out runs/shapes_clients
     python benchmarks/utility.py runs/shapes runs/shapes_clients
+    fedsim bench --grid FOLDER/few_classes.yaml --out runs/few_classes
+    python benchmarks/utility.py runs/few_classes
 
 Real embeddings that lie beside the checkout (OrganAMNIST, BloodMNIST, skin lesions for a 20th class), cut, turned or put together; what is
 made up about a shape is said at its function. Sets of many rows repeat real ones, so their ε says nothing about a person.
@@ -33,6 +35,16 @@ GRID = {
     "seeds": [0],
     "delta": 1e-6,  # below 1 / n for the largest
     "evaluation": {"per_class": 500, "probe_c": 0.01, "readouts": []},
+}
+FEW = {
+    "name": "few_classes",
+    "algorithms": ["fedhypevae-warm", "dp-gaussian", "dp-gmm"],
+    "alpha": [0.3],
+    "clients": [10],
+    "epsilon": [1, 8, float("inf")],
+    "seeds": [0, 1, 2],
+    "delta": 1e-4,
+    "evaluation": {"per_class": 1000, "probe_c": 0.01, "readouts": []},
 }
 
 Rows = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int8]]
@@ -76,11 +88,17 @@ def turned(rows: Rows, dimensions: int) -> Rows:
     return np.concatenate([x, found * (x.std() / found.std())], 1), y, split
 
 
-def two_classes(rows: Rows) -> Rows:
-    """The first two classes."""
+def only(rows: Rows, *classes: int) -> Rows:
+    """These classes, numbered in this order."""
     x, y, split = rows
-    kept = y < 2
-    return x[kept], y[kept], split[kept]
+    kept = np.isin(y, classes)
+    return x[kept], np.searchsorted(classes, y[kept]).astype(np.int64), split[kept]
+
+
+def merged(rows: Rows, classes: int) -> Rows:
+    """So many classes, each of several that are nothing to each other."""
+    x, y, split = rows
+    return x, y % classes, split
 
 
 def twenty_classes() -> Rows:
@@ -102,13 +120,22 @@ SHAPES: dict[str, Callable[[], Rows]] = {
     "rows_100000": lambda: more(turned(rows_of("organamnist"), 256), 100_000),
     "dimensions_256": lambda: turned(rows_of("organamnist"), 256),
     "dimensions_1536": lambda: turned(rows_of("organamnist"), 1_536),
-    "classes_2": lambda: two_classes(rows_of("organamnist")),
+    "classes_2": lambda: only(rows_of("organamnist"), 0, 1),
     "classes_20": twenty_classes,
+}
+FEW_CLASSES: dict[str, Callable[[], Rows]] = {
+    "organs_3": lambda: only(rows_of("organamnist"), 1, 2, 3),
+    "organs_4": lambda: only(rows_of("organamnist"), 0, 4, 5, 9),
+    "cells_2": lambda: only(rows_of("bloodmnist"), 3, 5),
+    "cells_4": lambda: only(rows_of("bloodmnist"), 1, 3, 5, 7),
+    "cells_merged_4": lambda: merged(rows_of("bloodmnist"), 4),
+    "lesions_2": lambda: only(rows_of("ham10000_sites"), 4, 5),
+    "lesions_4": lambda: only(rows_of("ham10000_sites"), 1, 2, 4, 5),
 }
 
 
 def main() -> None:
-    """Write the data sets and the grid."""
+    """Write the data sets and the grids."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--json", type=Path)
@@ -118,15 +145,16 @@ def main() -> None:
     folder: Path = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     table, written = Table("data set", "training rows", "dimensions", "classes"), []
-    datasets: list[object] = ["digits"]
-    for name, make in SHAPES.items():
-        x, y, split = make()
-        np.savez(folder / f"{name}.npz", x=x.astype(np.float16), y=y, split=split)
-        facts = (int((split == 0).sum()), x.shape[1], int(y.max()) + 1)
-        table.add_row(name, *(f"{each:,}" for each in facts))
-        written.append({"name": name, **dict(zip(("rows", "dimensions", "classes"), facts, strict=True))})
-        datasets.append({"npz": str(folder / f"{name}.npz"), "name": name, "overlap": "keep"})
-    (folder / "shapes.yaml").write_text(yaml.safe_dump({**GRID, "dataset": datasets}, sort_keys=False), encoding="utf-8")
+    for grid, shapes in ((GRID, SHAPES), (FEW, FEW_CLASSES)):
+        datasets: list[object] = ["digits"] if shapes is SHAPES else []
+        for name, make in shapes.items():
+            x, y, split = make()
+            np.savez(folder / f"{name}.npz", x=x.astype(np.float16), y=y, split=split)
+            facts = (int((split == 0).sum()), x.shape[1], int(y.max()) + 1)
+            table.add_row(name, *(f"{each:,}" for each in facts))
+            written.append({"name": name, **dict(zip(("rows", "dimensions", "classes"), facts, strict=True))})
+            datasets.append({"npz": str(folder / f"{name}.npz"), "name": name, "overlap": "keep"})
+        (folder / f"{grid['name']}.yaml").write_text(yaml.safe_dump({**grid, "dataset": datasets}, sort_keys=False), encoding="utf-8")
     Console().print(table)
     if options.json is not None:
         options.json.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
