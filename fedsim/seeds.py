@@ -38,8 +38,10 @@ class Purpose(IntEnum):
     PENALTY = 12
 
 
-SECRET = frozenset({Purpose.NOISE, Purpose.SAMPLING})
-"""What an adversary must not know: the noise, and who is in a sample, for sampling amplifies only while it is hidden."""
+SECRET = frozenset({Purpose.NOISE, Purpose.SAMPLING, Purpose.LATENT, Purpose.LOCAL})
+"""What an adversary must not know: the noise; who is in a sample, for sampling amplifies only while it is hidden; and what a client draws
+for its rows, which is dealt out in their order: whoever knew it would see every later row move up when one is gone.
+"""
 _WORDS = slice(24, 24 + 624 * 8)
 """Where torch keeps the 624 words of its Mersenne Twister, each in eight bytes."""
 

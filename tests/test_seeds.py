@@ -66,12 +66,13 @@ def test_a_torch_stream_runs_on_the_whole_state_of_its_generator() -> None:
     assert (twister.random_raw(2000)[1::2] & (2**31 - 1)).tolist() == drawn.tolist()
 
 
-def test_with_a_secret_root_noise_and_samples_follow_from_it_alone_and_nothing_else_does() -> None:
+def test_with_a_secret_root_noise_samples_and_draws_for_rows_follow_from_it_alone_and_nothing_else_does() -> None:
     open_, one, two = Seeds(0), Seeds(0, secret=1), Seeds(5, secret=1)
     for purpose in Purpose:
+        secret = purpose in (Purpose.NOISE, Purpose.SAMPLING, Purpose.LATENT, Purpose.LOCAL)
         first, second, third = (each.numpy(purpose, 2, 3).random() for each in (open_, one, two))
-        assert (first != second) == (purpose in (Purpose.NOISE, Purpose.SAMPLING))
-        assert (second == third) == (purpose in (Purpose.NOISE, Purpose.SAMPLING))
+        assert (first != second) == secret
+        assert (second == third) == secret
     assert key(one.noise(2, 3)) == key(two.noise(2, 3)) != key(open_.noise(2, 3))
 
 

@@ -30,7 +30,7 @@ class Pair:
 
 
 def pair(setting: Setting, canary: Canary, root: int, number: int) -> Pair:
-    """Train without and with the unit; noise and samples of either are its own, everything else follows from ``root``."""
+    """Train without and with the unit; noise, samples and draws for rows of either are its own, everything else follows from ``root``."""
     without = evidence(observed(setting, canary, Seeds(root, _secret(root, number, 0)), present=False))
     with_ = evidence(observed(setting, canary, Seeds(root, _secret(root, number, 1)), present=True))
     return Pair(number, without.score, with_.score, with_.ratio, with_.most)

@@ -16,6 +16,8 @@ CHUNK = 2**14
 """Coordinates whose words come together: those of the radii first, then those of the angles."""
 BLOCK = 8 * CHUNK
 """Coordinates that are drawn at a time: few enough for a processor's cache."""
+RARE = 2**8
+"""Radius words below this are the tail, which 32 bits tell coarsely and not beyond 6.8 standard deviations: 32 more bits divide each."""
 SHOWN = 64
 """Of so many random words one goes into the fingerprint."""
 
@@ -67,10 +69,16 @@ def fill_gaussian(out: NDArray[np.float32], std: float, stream: np.random.Philox
         return 0
     crc, whole = 0, len(out) - len(out) % CHUNK
     chunks = [out[start : min(start + BLOCK, whole)].reshape(-1, CHUNK) for start in range(0, whole, BLOCK)]
+    tails = []
     for part in (*chunks, out[None, whole:]):
         words = stream.random_raw((part.size + 1) // 2).view(np.uint32)
         crc = zlib.crc32(words[::SHOWN].tobytes(), crc)
-        _box_muller(words.reshape(len(part), -1), std, part)
+        words = words.reshape(len(part), -1)
+        _box_muller(words, std, part)
+        if words.size and words[:, : words.shape[1] // 2].min() < RARE:
+            tails.append((part, words))
+    for part, words in tails:
+        _divide_tail(words, std, part, stream)
     return crc
 
 
@@ -90,6 +98,19 @@ def _box_muller(words: NDArray[np.uint32], std: float, out: NDArray[np.float32])
     np.sin(angle, out=angle)
     rest = out.shape[1] - half
     np.multiply(radius[:, :rest], angle[:, :rest], out=out[:, half:])
+
+
+def _divide_tail(words: NDArray[np.uint32], std: float, out: NDArray[np.float32], stream: np.random.Philox) -> None:
+    """Draw the rare numbers of :func:`_box_muller` again whose radius is in the tail, with 64 bits for each radius: up to 9.5 ``std``."""
+    half = words.shape[1] // 2
+    rows, places = np.nonzero(words[:, :half] < RARE)
+    more = stream.random_raw(len(rows)) >> np.uint64(32)
+    fractions = words[rows, places] * 2.0**-32 + (more + 0.5) * 2.0**-64
+    radius = std * np.sqrt(-2 * np.log(fractions))
+    angle = words[rows, half + places].view(np.int32) * (math.pi * 2.0**-31)
+    out[rows, places] = radius * np.cos(angle)
+    paired = half + places < out.shape[1]
+    out[rows[paired], half + places[paired]] = (radius * np.sin(angle))[paired]
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> int:

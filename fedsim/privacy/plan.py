@@ -26,6 +26,8 @@ Neighbours = Literal["add-or-remove-one"]
 Claim = Literal["proved", "checked", "stated", "heuristic", "none"]
 """What an (epsilon, delta) is worth, the strongest first: a theorem that the base classes guarantee; one that a plug-in's author states,
 and a check did not refute; one that the author states alone; not a theorem; nothing."""
+RELEASABLE: tuple[Claim, ...] = ("proved", "checked")
+"""Claims under which a release is what its epsilon says."""
 
 SIGMA_MIN, SIGMA_MAX = 1e-3, 1e7
 REACH = 0.999  # the search stops once this share of the target is used

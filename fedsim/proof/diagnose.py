@@ -235,10 +235,15 @@ def _of_examples(s: Settings, unit: Unit, trust: Trust) -> Worth:
         told = f"{s.steps} steps on all rows, σ = {number(s.sigma, 4)}"
         return Worth(unit, trust, _epsilon(s, [(s.sigma, 1.0, s.steps)]), told)
     if s.sampling == "shuffled":
-        told = f"{s.passes} passes, no amplification: batches are shuffled and not Poisson samples, σ = {number(s.sigma, 4)}"
-        return Worth(unit, trust, _epsilon(s, [(s.sigma, 1.0, s.passes)]), told)
-    told = f"{s.steps} steps, no amplification: batches have a fixed size and are no Poisson samples, σ = {number(s.sigma, 4)}"
-    return Worth(unit, trust, _epsilon(s, [(s.sigma, 1.0, s.steps)]), told)
+        # of two permutations alike but for that, one of the rows' and one of all but one of them
+        sigma = s.sigma / math.sqrt(2**2 + 1**2)
+        moved = "the last row of a pass takes the place of one that is gone: its batch moves by 2 C, the last one by C"
+        told = f"{s.passes} passes, no amplification: batches are shuffled and not Poisson samples, {moved}, σ = {number(sigma, 4)} of both"
+        return Worth(unit, trust, _epsilon(s, [(sigma, 1.0, s.passes)]), told)
+    sigma = s.sigma / 2
+    moved = "another row takes the place of one that is gone, 2 C"
+    told = f"{s.steps} steps, no amplification: batches have a fixed size and are no Poisson samples, {moved}, σ = {number(sigma, 4)}"
+    return Worth(unit, trust, _epsilon(s, [(sigma, 1.0, s.steps)]), told)
 
 
 def _of_updates(s: Settings, unit: Unit, trust: Trust) -> Worth:

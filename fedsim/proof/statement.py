@@ -19,7 +19,7 @@ TRUSTS = {
 }
 NOISES = {
     "seeded": "it follows from a seed that stands in the results: this measures what a method costs, nothing made here may be released",
-    "secret": "from the operating system's entropy, kept nowhere; generators whose claim is a theorem may be released under their ε",
+    "secret": "from the operating system's entropy, kept nowhere; a generator whose claim is a theorem may be released under its ε",
 }
 CLAIMS = {
     "proved": "(ε, δ) is a theorem for this method",
@@ -163,6 +163,8 @@ def _uncovered(row: Row) -> Iterator[str]:
         yield "a server that sees single clients' messages"
     if row.noise != "secret":
         yield "a release of anything from this run, whose noise is seeded"
+    else:
+        yield "a second release from the same data: what all of them cost is the composition, which fedsim prove tells for a run"
     yield "scores, references, diagnostics and label matrices of the run folder, exact functions of the real data"
     yield "the choice of parameters after looking at them"
     yield "the number of classes and of clients, the encoder and all settings, which are public by assumption"

@@ -24,7 +24,8 @@ from fedsim.simulation.preflight import Prepared
 
 RELEASE = {
     "seeded": "simulation only: the seed of all noise is in this folder, so nothing in it may be released",
-    "secret": "files in generators/ whose claim is a theorem may be released under their epsilon; nothing else in this folder may",
+    "secret": "a generator in generators/ whose claim is a theorem may be released under its epsilon, several under what all of them cost "
+    "together (fedsim prove); nothing else in this folder may",
 }
 """What may leave a run folder, by where its noise comes from."""
 PACKAGES = ("fedsim", "ray", "torch", "opacus", "numpy", "scikit-learn", "scipy")

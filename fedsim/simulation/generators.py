@@ -1,8 +1,9 @@
 """Saved generators: tensors as safetensors, the facts about them as JSON; nothing is ever unpickled.
 
 A generator is made from the server's state and the released client codes, which are private already, so to sample from it costs nothing.
-With secret noise nothing else in these files was computed from private data, nor is their name, so they may be released under their
-epsilon. With seeded noise anyone can draw the noise again and take it off: they are for simulation only.
+With secret noise nothing else in these files was computed from private data, nor is their name, so one may be released under its epsilon
+(several of one data set: :mod:`fedsim.proof.together`). With seeded noise anyone can draw the noise again and take it off: they are for
+simulation only.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Task, Tensors
 from fedsim.methods.products import Generator, is_personal, own
 from fedsim.methods.registry import check_installed, lookup
-from fedsim.privacy.plan import PrivacyPlan
+from fedsim.privacy.plan import RELEASABLE, PrivacyPlan
 from fedsim.regular import read_regular, unread
 from fedsim.results.folder import RunFolder
 from fedsim.results.lines import encode, reasons
@@ -45,8 +46,6 @@ from fedsim.simulation.trial import Trial
 TENSORS = ".safetensors"
 MOST = 10**6
 """Dimensions, classes or clients that a saved generator may have."""
-RELEASABLE = ("proved", "checked")
-"""Claims under which a release is what its epsilon says."""
 
 
 class GeneratorFacts(BaseModel):

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kstest, norm
 
+from fedsim.privacy import noise
 from fedsim.privacy.noise import CHUNK, fingerprint, gaussian
 from fedsim.seeds import SERVER, Purpose, Seeds
 
@@ -36,6 +37,28 @@ def test_the_tails_are_those_of_a_gaussian():
         expected = 2_000_000 * 2 * norm.sf(beyond)
         assert abs(float((values.abs() > beyond).sum()) - expected) < 5 * expected**0.5
     assert 4.7 < float(values.abs().max()) < 6.8
+
+
+def test_numbers_in_the_tail_are_told_by_more_bits_and_all_others_are_what_they_were(monkeypatch):
+    coarse = drawn(shapes={"a": (400_000,)})["a"]
+    monkeypatch.setattr(noise, "RARE", 2**24)  # one radius in 256, of 3.33 or more
+    fine = drawn(shapes={"a": (400_000,)})["a"]
+    moved = fine != coarse
+    assert 0.001 < moved.double().mean() < 1.1 / 256  # the others by less than float32 tells
+    assert (fine - coarse).abs().max() < 1e-3
+    assert not moved[coarse.abs() < 1e-6].any()
+    assert kstest(fine.double().numpy(), norm.cdf).pvalue > 0.01
+
+
+def test_a_number_can_be_farther_out_than_32_bits_tell():
+    """A radius whose word is 0 is at least sqrt(64 log 2); its square, halved, is exponential beyond that."""
+    out = np.empty((1, 20_000), np.float32)
+    words = np.random.Philox(0).random_raw(10_000).view(np.uint32)[None].copy()
+    words[:, :10_000] = 0
+    noise._divide_tail(words, 1.0, out, np.random.Philox(1))
+    halves = np.square(out.reshape(2, -1).astype(float)).sum(0) / 2 - 32 * np.log(2)
+    assert kstest(halves, "expon").pvalue > 0.01
+    assert np.abs(out).max() > 7.5
 
 
 def test_parts_and_coordinates_are_independent():

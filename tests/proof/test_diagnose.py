@@ -1,7 +1,9 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from scipy.stats import norm
 
 from fedsim.errors import UserError
 from fedsim.privacy.tradeoff import compose
@@ -62,8 +64,33 @@ def test_a_public_bound_of_a_clients_share_gives_weighed_updates_an_epsilon() ->
 def test_shuffled_batches_are_counted_by_the_pass_and_fixed_ones_by_the_step() -> None:
     found = {way: worth(**LOCAL, sampling=way)["example", "silo"].epsilon for way in ("poisson", "shuffled", "fixed")}
     assert found["poisson"] == compose([(2.0, 0.1, 120)]).epsilon(1e-5)
-    assert found["shuffled"] == compose([(2.0, 1.0, 12)]).epsilon(1e-5)
-    assert found["fixed"] == compose([(2.0, 1.0, 120)]).epsilon(1e-5)
+    assert found["shuffled"] == compose([(2.0 / 5**0.5, 1.0, 12)]).epsilon(1e-5)
+    assert found["fixed"] == compose([(1.0, 1.0, 120)]).epsilon(1e-5)
+
+
+def attacked(present: list[list[float]], absent: list[float], sigma: float, epsilon: float) -> float:
+    """The largest P(S) - exp(epsilon) Q(S) of half-spaces S, of noisy sums: one of ``present``, equally likely, or ``absent``."""
+    way = np.subtract(present[0], absent)
+    at, spread = np.linspace(-200, 200, 40_001)[:, None] * np.linalg.norm(way), sigma * np.linalg.norm(way)
+    hit, false = norm.sf((at - np.array(present) @ way) / spread).mean(1), norm.sf((at[:, 0] - np.dot(absent, way)) / spread)
+    return float((hit - np.exp(epsilon) * false).max())
+
+
+@pytest.mark.parametrize(
+    ("sampling", "rows", "present", "absent"),
+    [
+        # every row's gradient is -C but the unit's, which is C; 64 rows in two batches of a pass, or 63
+        ("shuffled", 64, [[-30, -32], [-32, -30]], [-32, -31]),
+        # 32 of 33 rows, or of 32
+        ("fixed", 33, [[-30]] * 32 + [[-32]], [-32]),
+    ],
+)
+def test_batches_of_a_given_size_are_counted_with_what_takes_the_place_of_a_row(sampling, rows, present, absent) -> None:
+    one = LOCAL | {"noise_multiplier": 1.0, "rounds": 1, "local_epochs": None, "local_steps": len(absent), "rows": rows, "batch": 32}
+    told = worth(**one, sampling=sampling)["example", "silo"].epsilon
+    assert attacked(present, absent, 1.0, told) <= 1e-5
+    # as if nothing took its place
+    assert attacked(present, absent, 1.0, compose([(1.0, 1.0, 1)]).epsilon(1e-5)) > 1e-3
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from cells import NODES, quick, small_grid
 
 from fedsim.data.embeddings import Embeddings
@@ -15,7 +16,7 @@ from fedsim.results.folder import RunFolder
 from fedsim.simulation.checkpoint import Checkpoints
 from fedsim.simulation.generators import load_generator, save_generator
 from fedsim.simulation.preflight import Prepared, prepare
-from fedsim.simulation.trial import Outcome, Trial, run_trial
+from fedsim.simulation.trial import Outcome, Trial, local_pool, run_trial, seeds_of
 
 SECRET = {"noise": "secret"}
 
@@ -43,6 +44,16 @@ def test_samples_are_secret_too_for_they_amplify() -> None:
     (trial,), (data,) = cells.trials, cells.data.values()
     one, two = ([record.values["sampled"] for record in list(run_trial(trial, data))[:-1]] for _ in range(2))  # type: ignore[union-attr]
     assert not set(one) & set(two)
+
+
+def test_what_clients_draw_for_their_rows_is_secret_too_for_whoever_knew_it_would_see_rows_move_up() -> None:
+    cells = prepared("fedhypevae", epsilon=4.0)
+    (trial,), (data,) = cells.trials, cells.data.values()
+    worlds = [local_pool(trial, data, seeds_of(trial, None)).cohorts[0].clients for _ in range(2)]  # type: ignore[attr-defined]
+    one, two = (clients.draws(0, 5, 1, {"posterior": (3,)})["posterior"] for clients in worlds)
+    assert not (one == two).any()
+    one, two = (torch.stack(clients.minibatches(1, 4, 50)) for clients in worlds)
+    assert (one != two).double().mean() > 0.5
 
 
 @pytest.mark.parametrize("sizes", [(4,), (2, 2)])

@@ -1,0 +1,67 @@
+"""What several releases of the same data cost together: the composition of all their mechanisms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from fedsim.privacy.accountant import Event
+from fedsim.privacy.plan import RELEASABLE
+from fedsim.proof.prove import recomputed
+from fedsim.results.rows import Row
+from fedsim.words import number
+
+
+@dataclass(frozen=True)
+class Together:
+    """Generators of one data set that may each be released under its own epsilon, and what all of them cost.
+
+    Attributes:
+        dataset: its name.
+        unit: what every one of them protects.
+        generators: how many there are.
+        delta: the largest of theirs.
+        epsilon: of all, at that delta, under add-or-remove-one.
+    """
+
+    dataset: str
+    unit: str
+    generators: int
+    delta: float
+    epsilon: float
+
+
+def together(rows: Sequence[Row]) -> list[Together]:
+    """For every data set and unit with two releasable generators or more: what releasing all of them costs.
+
+    Each has noise of its own, and a unit is in the data of all, so their mechanisms compose (Dwork and Roth 2014, section 3.5). Clients of
+    two partitions are not the same units: each partition is then told by itself.
+
+    Raises:
+        UserError: dp-accounting is not installed.
+    """
+    groups: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        if row.generator and row.noise == "secret" and row.status == "ok" and row.claim in RELEASABLE and row.mechanisms and row.delta:
+            divided = row.partition_hash if row.unit == "client" else None
+            groups.setdefault((row.dataset_hash, row.unit, divided), []).append(row)
+    return [_composed(members) for members in groups.values() if len(members) > 1]
+
+
+def _composed(rows: Sequence[Row]) -> Together:
+    events: dict[tuple[float, float], int] = {}
+    for row in rows:
+        for each in row.mechanisms or ():
+            mechanism = (each.noise_multiplier, each.sample_rate)
+            events[mechanism] = events.get(mechanism, 0) + each.count
+    composed: tuple[Event, ...] = tuple(sorted((noise, rate, count) for (noise, rate), count in events.items()))
+    delta = max(row.delta or 0.0 for row in rows)
+    epsilon, _ = recomputed(composed, delta, any(row.accountant == "rdp" for row in rows))
+    return Together(rows[0].dataset, rows[0].unit or "example", len(rows), delta, epsilon)
+
+
+def together_words(found: Sequence[Together]) -> Iterator[str]:
+    """A sentence for each."""
+    for each in found:
+        cost = f"ε = {number(each.epsilon, 4)} at δ = {number(each.delta)} (unit {each.unit})"
+        yield f"{each.generators} generators of {each.dataset} may be released, each under its ε; all of them together cost {cost}"
