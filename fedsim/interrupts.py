@@ -1,4 +1,4 @@
-"""SIGTERM (systemd, scancel, timeout) and SIGHUP (a closed terminal) end a command as Ctrl-C does, and soon."""
+"""Ctrl-C, SIGTERM (systemd, scancel, timeout) and SIGHUP (a closed terminal) end a command, once and soon."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INTERRUPTED = 130
 """The exit code."""
 _ENDING = 4.0
 """Seconds that an orderly end may take; a call into a library that waits for a server which is gone takes a minute."""
-_RAISING = (signal.SIGTERM, signal.SIGHUP)
+_RAISING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
@@ -49,10 +49,10 @@ def soon() -> Iterator[None]:
 
 def _end_late(heard: int) -> None:
     """Wait for a signal, and then for the process's end."""
-    while (number := os.read(heard, 1)) and number[0] not in (signal.SIGINT, *_RAISING):
+    while (number := os.read(heard, 1)) and number[0] not in _RAISING:
         pass
-    os.close(heard)
     if not number:  # the block ended by itself
+        os.close(heard)
         return
     time.sleep(_ENDING)
     with suppress(OSError):  # not by sys.stdout, whose lock may be what holds the process up

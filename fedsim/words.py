@@ -1,4 +1,4 @@
-"""Numbers and settings in words, and a console for tables that are for reading, also in a pipe."""
+"""Numbers and settings in words, and consoles that print text as it is."""
 
 from __future__ import annotations
 
@@ -32,6 +32,22 @@ def setting(
     return " · ".join(parts)
 
 
+def encodable(text: str) -> str:
+    """``text`` with a ``?`` for every half of a character, as names of files that are not UTF-8 hold them."""
+    return text.encode(errors="replace").decode()
+
+
+def is_encodable(text: str) -> bool:
+    """Whether ``text`` holds whole characters alone."""
+    return encodable(text) == text
+
+
+def plain_console(*, stderr: bool = False) -> Console:
+    """A console that prints what it is given: ``:x:`` is no picture."""
+    return Console(stderr=stderr, emoji=False)
+
+
 def wide_console(console: Console, width: int = 200) -> Console:
     """``console``, but at least ``width`` columns wide: a table's rows are not cut to a terminal's width."""
-    return Console(file=console.file, width=max(console.width, width), force_terminal=console.is_terminal, no_color=console.no_color)
+    terminal, no_color = console.is_terminal, console.no_color
+    return Console(file=console.file, width=max(console.width, width), force_terminal=terminal, no_color=no_color, emoji=False)

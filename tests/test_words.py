@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from fedsim.words import json_number, number, setting
+from fedsim.words import encodable, is_encodable, json_number, number, setting
 
 
 @pytest.mark.parametrize(("value", "text"), [(None, ""), (math.inf, "∞"), (10, "10"), (0.1, "0.1"), (1e-5, "1e-5"), (123456, "123456")])
@@ -24,3 +24,9 @@ def test_a_setting_names_what_there_is() -> None:
     told = setting("mine", "digits", alpha=0.3, clients=10, epsilon=math.inf, seed=0)
     assert told == "mine · digits · α = 0.3 · 10 clients · ε = ∞ · seed 0"
     assert setting("mine", None, "") == "mine"
+
+
+def test_half_characters_are_told_as_what_can_be_written() -> None:
+    assert is_encodable("ä 🅱")
+    assert not is_encodable("a\udcffb")
+    assert encodable("a\udcffb") == "a?b"

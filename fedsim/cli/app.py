@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,6 +16,7 @@ from fedsim.errors import UserError
 from fedsim.garbage import look_rarely
 from fedsim.interrupts import INTERRUPTED, interrupts, soon
 from fedsim.regular import unread
+from fedsim.words import plain_console
 
 app = typer.Typer(
     help="Federated generative algorithms side by side, under identical partitions and honest differential privacy.",
@@ -44,6 +45,17 @@ def _trusted(given: bool) -> bool:
     if given:
         _own_code()
     return given
+
+
+def folder(what: str) -> Any:
+    """The option ``--out``, a folder; an empty text, as an empty variable of a shell is, names none and is refused."""
+
+    def named(text: str) -> Path:
+        if not text:
+            raise UserError("--out", "is empty", "give a folder, or leave --out out")
+        return Path(text)
+
+    return typer.Option(parser=named, metavar="PATH", help=what)
 
 
 GridFile = Annotated[Path, typer.Option("--grid", help="The grid file (YAML).")]
@@ -82,4 +94,4 @@ def main() -> None:
 
 
 def _complain(text: str) -> None:
-    Console(stderr=True, soft_wrap=True).print(f"fedsim: {text}", style="red", highlight=False, markup=False)
+    plain_console(stderr=True).print(f"fedsim: {text}", style="red", highlight=False, markup=False, soft_wrap=True)

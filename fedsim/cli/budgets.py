@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from fedsim.cli.app import app
+from fedsim.cli.app import app, folder
 from fedsim.errors import at
-from fedsim.words import wide_console
+from fedsim.words import plain_console, wide_console
 
 PANEL = "Budgets"
 
@@ -25,7 +24,7 @@ def account(
     clients: Annotated[int | None, typer.Option(min=1, help="How many there are, for --unit client.")] = None,
     client_rate: Annotated[float | None, typer.Option(help="The probability with which a client takes part; for --unit client.")] = None,
     releases: Annotated[Path | None, typer.Option(help="Several kinds of release: a YAML list, in place of --rounds and the rate.")] = None,
-    out: Annotated[Path, typer.Option(help="The folder of the picture and the tables.")] = Path("runs/account"),
+    out: Annotated[Path, folder("The folder of the picture and the tables.")] = Path("runs/account"),
 ) -> None:
     """What a budget buys, without data: σ, ε after each round, the price of one more, the (ε, δ) curve, what an adversary can tell."""
     from fedsim.proof.budget import account as accounted
@@ -37,7 +36,7 @@ def account(
     )
     with at(lambda where: f"--{where}" if where in ("epsilon", "delta") else where):
         budget = accounted(epsilon, delta, described, unit=checked, notes=notes)
-    console = wide_console(Console(), 100)
+    console = wide_console(plain_console(), 100)
     for line in budget_words(budget):
         console.print(line, highlight=False, markup=False)
     for table in (rounds_table(budget), *curve_tables(budget)):

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from fedsim.cli.app import app, interruptible
 from fedsim.errors import at
-from fedsim.words import wide_console
+from fedsim.words import plain_console, wide_console
 
 PANEL = "Data"
 
@@ -23,7 +22,7 @@ def data_list() -> None:
     """Show the data sets that fedsim knows: classes, size, licence, source."""
     from fedsim.data.sources.catalogue import catalogue_table
 
-    wide_console(Console()).print(catalogue_table())
+    wide_console(plain_console()).print(catalogue_table())
 
 
 @app.command(rich_help_panel=PANEL)
@@ -55,7 +54,7 @@ def embed(
     given = {"size": size, "root": root, "limit": limit, "skip_bad": skip_bad or None}
     spec = parse_option(DatasetSpec, "--dataset", dataset, given).within(Path.cwd())
     asked = parse_option(EncoderSpec, "--encoder", encoder, {"revision": revision, "pool": pool, "dtype": dtype})
-    console = Console()
+    console = plain_console()
     with at("--dataset"):
         images = image_set(spec)
     with at("--encoder"):

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from fedsim.cli.app import Address, GridFile, MaxParallel, Param, Replaced, app, interruptible
-from fedsim.words import wide_console
+from fedsim.cli.app import Address, GridFile, MaxParallel, Param, Replaced, app, folder, interruptible
+from fedsim.words import plain_console, wide_console
 
 if TYPE_CHECKING:
     from fedsim.grid.models import Grid
@@ -22,7 +21,7 @@ PANEL = "Grids and cells"
 def bench(
     grid: GridFile,
     set_: Replaced = None,
-    out: Annotated[Path | None, typer.Option(help="The run folder; default: runs/<name of the grid>.")] = None,
+    out: Annotated[Path | None, folder("The run folder; default: runs/<name of the grid>.")] = None,
     address: Address = None,
     max_parallel: MaxParallel = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run cells again that failed before.")] = False,
@@ -36,8 +35,15 @@ def bench(
     from fedsim.grid.read import load_grid
 
     checked = load_grid(grid, set_ or [])
-    folder = out or Path("runs") / checked.name
-    _bench(checked, folder, address, max_parallel=max_parallel, retry_failed=retry_failed, keep_going=keep_going, dry_run=dry_run)
+    _bench(
+        checked,
+        out or Path("runs") / checked.name,
+        address,
+        max_parallel=max_parallel,
+        retry_failed=retry_failed,
+        keep_going=keep_going,
+        dry_run=dry_run,
+    )
 
 
 @app.command(rich_help_panel=PANEL)
@@ -55,7 +61,7 @@ def run(
     seed: Annotated[int, typer.Option(help="Root of all random numbers.")] = 0,
     param: Param = None,
     per_class: Annotated[int, typer.Option(help="Synthetic rows a class.")] = 200,
-    out: Annotated[Path | None, typer.Option(help="The run folder; default: runs/run.")] = None,
+    out: Annotated[Path | None, folder("The run folder; default: runs/run.")] = None,
     address: Address = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan; run nothing.")] = False,
 ) -> None:
@@ -105,10 +111,10 @@ def _bench(
     from fedsim.simulation.plan_table import show_plan
     from fedsim.simulation.preflight import prepare
 
-    console = Console()
+    console = plain_console()
     with ExitStack() as stack:
         node = this_machine()
-        with interruptible(console), Preparing(Console(stderr=True)) as tell:
+        with interruptible(console), Preparing(plain_console(stderr=True)) as tell:
             nodes, rehearsal = [node], None
             if address:
                 files = plug_in_files(resolve(grid, keep_going=keep_going))
@@ -128,7 +134,7 @@ def partition(
     grid: GridFile,
     set_: Replaced = None,
     show: Annotated[bool, typer.Option("--show", help="Also print and draw every label-by-client matrix.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Where the pictures go; default: runs/<name of the grid>/curves.")] = None,
+    out: Annotated[Path | None, folder("Where the pictures go; default: runs/<name of the grid>/curves.")] = None,
 ) -> None:
     """Show how a grid divides its data among clients, without training."""
     from fedsim.grid.read import load_grid
@@ -141,7 +147,7 @@ def partition(
     from fedsim.simulation.label_matrices import label_matrices
 
     matrices = label_matrices(checked)
-    console = wide_console(Console())
+    console = wide_console(plain_console())
     if show:
         for matrix in matrices:
             console.print(label_table(matrix), "")
@@ -160,6 +166,6 @@ def plan_grid(grid: GridFile, set_: Replaced = None) -> None:
     from fedsim.simulation.noise_table import show_noise
     from fedsim.simulation.preflight import prepare
 
-    console = Console()
+    console = plain_console()
     with interruptible(console):
         show_noise(prepare(load_grid(grid, set_ or []), [this_machine()]), console)

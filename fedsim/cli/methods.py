@@ -10,9 +10,9 @@ from typing import Annotated, Literal, get_args
 import typer
 from rich.console import Console
 
-from fedsim.cli.app import Param, app, interruptible
+from fedsim.cli.app import Param, app, folder, interruptible
 from fedsim.privacy.plan import Trust, Unit
-from fedsim.words import wide_console
+from fedsim.words import plain_console, wide_console
 
 PANEL = "Methods"
 
@@ -28,7 +28,7 @@ def algorithms(
     from fedsim.kit.describe import algorithm_page, algorithms_table, describe
     from fedsim.methods.registry import known
 
-    console = wide_console(Console(), 100)
+    console = wide_console(plain_console(), 100)
     for part in algorithm_page(describe(name)) if name else [algorithms_table(known())]:
         console.print(part)
 
@@ -39,13 +39,13 @@ def new(
     origin: Annotated[
         str | None, typer.Option("--from", help="Start from a copy of this algorithm; default: a small private CVAE.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="The folder of the files.")] = Path(),
+    out: Annotated[Path, folder("The folder of the files.")] = Path(),
 ) -> None:
     """Write a method to start from: its file, its test and its grid, which run as they are."""
     from fedsim.kit.new import write_method
 
     for path in write_method(name, origin, out):
-        Console().print(f"{path}", soft_wrap=True, highlight=False, markup=False)
+        plain_console().print(f"{path}", soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command(rich_help_panel=PANEL)
@@ -69,7 +69,7 @@ def check(
     # on so small tensors a second thread only waits
     torch.set_num_threads(1)
     findings = list(check_algorithm(algorithm, param or [], unit, trust, quick=quick))
-    console = wide_console(Console(), 100)
+    console = wide_console(plain_console(), 100)
     console.print(findings_table(algorithm, findings))
     if any(finding.passed is False for finding in findings):
         raise typer.Exit(1)
@@ -109,7 +109,7 @@ def audit(
     ] = "white-box",
     pairs: Annotated[int | None, typer.Option(min=1, help="So many pairs, or canaries; default: 1000, 400 or 200.")] = None,
     rows: Annotated[int, typer.Option(min=0, help="Rows of each client beside the unit, through which it may act.")] = 2,
-    out: Annotated[Path, typer.Option(help="The folder in which pairs are kept, for the same command to go on.")] = Path("runs") / "audit",
+    out: Annotated[Path, folder("The folder in which pairs are kept, for the same command to go on.")] = Path("runs") / "audit",
 ) -> None:
     """Bound from below what an algorithm gives away: train with and without a unit, and let an adversary see every noisy output.
 
@@ -123,7 +123,7 @@ def audit(
     from fedsim.audit.setting import DIM
     from fedsim.results.store import ResultStore
 
-    console, store = wide_console(Console(), 100), ResultStore(out)
+    console, store = wide_console(plain_console(), 100), ResultStore(out)
     if Path(algorithm).is_dir():
         _attack_run(Path(algorithm), console)
         return

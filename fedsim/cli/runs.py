@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from fedsim.cli.app import Address, MaxParallel, Run, TrustPlugin, app, interruptible
-from fedsim.words import wide_console
+from fedsim.words import plain_console, wide_console
 
 PANEL = "Run folders"
 
@@ -31,7 +30,7 @@ def report(
 
         typer.echo(typeset(page_tables(folder), format_))
         return
-    console, drawn = Console(), write_report(folder)
+    console, drawn = plain_console(), write_report(folder)
     drawn.show(console)
     console.print(f"report: {drawn.page}", soft_wrap=True, highlight=False)
 
@@ -62,10 +61,10 @@ def synth(
     write_npz(out, (len(x), x.shape[1]), "float32", [x], {"y": y, **names}, manifest)
     write_sidecar(out, manifest)
     told = " ".join(f"{key} {manifest[key]}" for key in ("epsilon", "delta", "unit", "trust", "claim"))
-    Console().print(f"{out}: {len(x)} synthetic embeddings of {x.shape[1]} dimensions; {told}", soft_wrap=True, highlight=False)
+    plain_console().print(f"{out}: {len(x)} synthetic embeddings of {x.shape[1]} dimensions; {told}", soft_wrap=True, highlight=False)
     if not generator.vouched:
         told = f"no {RunFolder(folder).results} is there to vouch for it: all this is by the generator's own word"
-        Console().print(told, soft_wrap=True, highlight=False, markup=False)
+        plain_console().print(told, soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command("judge", rich_help_panel=PANEL)
@@ -82,7 +81,7 @@ def judge_run(
     from fedsim.runtime.cluster import joined_cluster, local_cluster, this_machine
     from fedsim.runtime.judging import run_judging
 
-    console = Console()
+    console = plain_console()
     with ExitStack() as stack:
         node = this_machine()
         nodes = stack.enter_context(joined_cluster(address)) if address else [node]
@@ -101,7 +100,7 @@ def compare_runs(
     from fedsim.report.comparison import compare_folders
 
     compared = compare_folders(first, second)
-    compared.show(wide_console(Console()))
+    compared.show(wide_console(plain_console()))
     raise typer.Exit(0 if compared.comparison.equal else 1)
 
 
@@ -118,7 +117,7 @@ def prove_rows(
     store.folder.check()
     rows = store.rows()
     proofs = [prove(row) for row in rows]
-    console = wide_console(Console())
+    console = wide_console(plain_console())
     console.print(proofs_table(folder.resolve().name, proofs))
     for line in (proofs_words(proofs), *together_words(together(rows))):
         console.print(line, highlight=False, markup=False)
@@ -150,7 +149,7 @@ def verify(
     from fedsim.runtime.verify import Verification
     from fedsim.simulation.preflight import prepare
 
-    console, node = wide_console(Console()), this_machine()
+    console, node = wide_console(plain_console()), this_machine()
     with interruptible(console):
         verification = Verification.of(folder, lambda grid: prepare(grid, [node]), trust_plugin=trust_plugin)
         equal = verification.run(cells, console, local_cluster(node))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fedsim.data.split import TEST, TRAIN, VALIDATION
 from fedsim.errors import UserError
+from fedsim.words import is_encodable
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +73,7 @@ class Embeddings:
             if np.shape(values) != (len(features),):
                 what = f"{key} has shape {list(np.shape(values))}, so it is no column"
                 raise UserError("", what, f"give one value per row of x, [{len(features)}], or leave it out")
+            check_texts(key, values)
         for part, rows in (("training", train), ("test", test)):
             if not rows.any():
                 raise UserError("", f"there is no {part} row", "give 0 = train and 2 = test in split")
@@ -136,6 +138,27 @@ class Embeddings:
         return digest.hexdigest()[:16]
 
 
+def untested(data: Embeddings) -> str | None:
+    """What is wrong with scores on test rows that lack classes, None where they lack none."""
+    missing = sorted(set(range(data.classes)) - set(data.y_test.tolist()))
+    if not missing:
+        return None
+    names = [data.class_names[label] if data.class_names else str(label) for label in missing[:5]] + ["..."] * (len(missing) > 5)
+    of = f"{len(missing)} of its {data.classes} classes ({', '.join(names)})"
+    return f"{data.name} has no test row of {of}: balanced accuracy is over the others"
+
+
+def check_texts(name: str, values: NDArray[Any] | Iterable[str]) -> None:
+    """Check that what is text is Unicode, for results are written as UTF-8.
+
+    Raises:
+        UserError: a value holds half a character, as the name of a file does that is not UTF-8.
+    """
+    kind = values.dtype.kind if isinstance(values, np.ndarray) else "U"
+    if kind == "U" and (bad := next((text for text in np.unique(np.asarray(values)).tolist() if not is_encodable(text)), None)) is not None:
+        raise UserError("", f"{name} has the value {bad!a}, which is no Unicode text", "write it as UTF-8")
+
+
 def _features(x: NDArray[Any]) -> NDArray[np.float32]:
     x = np.asarray(x)
     if x.ndim != 2:
@@ -149,7 +172,8 @@ def _features(x: NDArray[Any]) -> NDArray[np.float32]:
     bad = ~np.isfinite(features)
     if bad.any():
         row = int(bad.any(axis=1).argmax())
-        raise UserError("", f"x has {int(bad.sum())} NaN or infinite values, the first in row {row}", "repair or drop them")
+        what = "NaN or infinite values" if not np.isfinite(x[bad]).all() else "values beyond float32"
+        raise UserError("", f"x has {int(bad.sum())} {what}, the first in row {row}", "repair or drop them")
     return features
 
 

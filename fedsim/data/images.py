@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from fedsim.data.embeddings import check_texts
 from fedsim.data.split import TEST, TRAIN, stratified_rows
-from fedsim.errors import UserError, below
+from fedsim.errors import UserError, at, below
 from fedsim.regular import open_regular, unread
 
 Decoder = Callable[[], Image.Image]
@@ -74,6 +75,10 @@ class ImageSet:
         if not trained.any() or not (self.split == TEST).any():
             part = "test" if trained.any() else "training"
             raise UserError(self.where, f"there is no {part} image", "give images for training and for testing")
+        with at(self.where):
+            check_texts("the classes' names", self.class_names)
+            for name, values in self.columns.items():
+                check_texts(name, values)
         if not trained.all():
             what = f"class '{self.class_names[int(trained.argmin())]}' has no training image"
             raise UserError(self.where, what, "give it one, or leave the class out")

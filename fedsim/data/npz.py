@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.data.arrays import Arrays, BadArrays, read_arrays
-from fedsim.data.embeddings import Embeddings
+from fedsim.data.embeddings import Embeddings, check_texts
 from fedsim.data.split import TEST, TRAIN
 from fedsim.errors import UserError, at
 
@@ -43,6 +43,8 @@ def load_embedding_file(path: Path, name: str, *, remap: bool = False) -> Embedd
         if names is not None and names.shape != (data.classes,):
             what = f"class_names has shape {list(names.shape)}, and there are {data.classes} classes"
             raise UserError("", what, f"give one name a class, [{data.classes}], or leave class_names out")
+        if names is not None:
+            check_texts("class_names", names)
     return data if names is None else replace(data, class_names=tuple(map(str, names)))
 
 

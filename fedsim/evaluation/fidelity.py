@@ -69,7 +69,7 @@ def frechet(made: Rows, real: Rows) -> float:
 
     Heusel et al. 2017 (arXiv 1706.08500), equation 6, in units of squared embedding norm.
     """
-    a, b = (np.cov(rows.T, bias=True) for rows in (made, real))
+    a, b = (np.atleast_2d(np.cov(rows.T, bias=True)) for rows in (made, real))
     values, vectors = np.linalg.eigh(a)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     cross = np.sqrt(np.linalg.eigvalsh(root @ b @ root).clip(0)).sum()

@@ -78,7 +78,7 @@ def _complaint(error: Mapping[str, Any]) -> tuple[str, str]:
         key, sign = bounds[kind]
         return f"{given} is not {sign} {context[key]}", f"give a number {sign} {context[key]}"
     if kind == "string_pattern_mismatch":
-        return f"{given} does not do as a folder name", "give name: of letters, digits, '.', '_' and '-'"
+        return f"{given} does not do as a folder name", "give at most 100 letters, digits, '.', '_' and '-', the first a letter or a digit"
     if kind in ("string_too_short", "too_short"):
         return "is empty", "give a value"
     for start, noun in _NOUNS.items():

@@ -42,6 +42,10 @@ def _listed(given: Any) -> Any:
 def _distinct(values: tuple[_Item, ...]) -> tuple[_Item, ...]:
     if not values:
         raise ValueError("is empty; give at least one value")
+    return _no_two(values)
+
+
+def _no_two(values: tuple[_Item, ...]) -> tuple[_Item, ...]:
     for i, value in enumerate(values):
         if value in values[:i]:
             raise ValueError(f"{spelled(value)} is listed twice; remove one")
@@ -52,6 +56,15 @@ def _no_flag(given: Any) -> Any:
     if isinstance(given, bool):
         raise ValueError(f"{spelled(given)} is not a number; give a number")
     return given
+
+
+def _numeric(given: Any) -> Any:
+    if isinstance(given, str):  # pydantic takes '0-4' for -4
+        try:
+            float(given)
+        except ValueError as error:
+            raise ValueError(f"{spelled(given)} is not a number; give a number") from error
+    return _no_flag(given)
 
 
 def _actor_share(given: Any) -> int | str:
@@ -119,8 +132,8 @@ def _spelled_unit(unit: str | GroupUnit) -> Any:
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 Readout = Literal["knn", "mlp", "fidelity"]
-Real = Annotated[float, BeforeValidator(_no_flag)]
-Whole = Annotated[int, BeforeValidator(_no_flag)]
+Real = Annotated[float, BeforeValidator(_numeric)]
+Whole = Annotated[int, BeforeValidator(_numeric)]
 Epsilon = Annotated[Real, Field(gt=0), PlainSerializer(json_number, when_used="json")]
 Alpha = Annotated[Real, Field(gt=0, allow_inf_nan=False)]
 Clients = Annotated[Whole, Field(ge=1)]
@@ -147,11 +160,11 @@ class Evaluation(_Model):
         unseen: a site that takes no part in training, and on whose test rows everything is judged; ``each``: every site in turn.
     """
 
-    per_class: Annotated[Whole, Field(ge=1)] = 200
+    per_class: Annotated[Whole, Field(ge=1, le=10**6)] = 200
     probe_c: Annotated[Real, Field(gt=0, allow_inf_nan=False)] = PROBE_C
     per_client: bool = Field(default=False, strict=True)
     personal: Annotated[str | float | None, PlainValidator(_personal)] = None
-    readouts: Annotated[tuple[Readout, ...], BeforeValidator(_listed)] = ("knn", "fidelity")
+    readouts: Annotated[tuple[Readout, ...], BeforeValidator(_listed), AfterValidator(_no_two)] = ("knn", "fidelity")
     unseen: str | None = Field(default=None, min_length=1)
 
     @model_validator(mode="after")
@@ -234,6 +247,8 @@ class AlgorithmEntry(_Model):
     @model_validator(mode="before")
     @classmethod
     def _bare_name(cls, given: Any) -> Any:
+        if not isinstance(given, str | Mapping | AlgorithmEntry):
+            raise ValueError(f"{spelled(given)} is no algorithm; give a name, or a mapping of name, params and label")
         return {"name": given} if isinstance(given, str) else given
 
 

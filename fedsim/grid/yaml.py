@@ -14,10 +14,22 @@ _MOST_NODES = 100_000  # a grid file has dozens; aliases of aliases can stand fo
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that also reads ``1e-4`` as a number, as YAML 1.2 does."""
+    """SafeLoader with the numbers of YAML 1.2: ``1e-4`` is one, ``010`` is ten, and ``1:30`` is text."""
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+_NUMBERS = {
+    "int": r"^[-+]?(\d+|0x[\da-fA-F]+)$",
+    "float": r"^([-+]?((\d+\.\d*|\.\d+)([eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(inf|Inf|INF))|\.(nan|NaN|NAN))$",
+}
+_Loader.yaml_constructors = yaml.SafeLoader.yaml_constructors | {
+    "tag:yaml.org,2002:int": lambda loader, node: int(node.value, 16 if "x" in node.value else 10)
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in forms if tag.rpartition(":")[2] not in _NUMBERS]
+    for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _form in _NUMBERS.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_form), list("-+.0123456789"))
 
 
 def parse(text: str, where: str) -> tuple[Any, dict[Loc, int]]:

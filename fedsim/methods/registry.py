@@ -63,7 +63,8 @@ def lookup(name: str, where: str = "algorithm") -> type[Algorithm]:
     if found is None:
         path = next((entry.value for entry in entry_points(group=GROUP) if entry.name == name), name)
         if ":" not in path:
-            raise UserError(where, f"unknown algorithm '{name}'", nearest(name, known()))
+            of_file = name.endswith(".py") or "/" in name
+            raise UserError(where, f"unknown algorithm '{name}'", f"name its class: {name}:CLASS" if of_file else nearest(name, known()))
         found = _imported(path, where)
     check_complete(found, name, where)
     if "name" not in vars(found):  # a registered base class has one of its own

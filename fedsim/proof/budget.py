@@ -20,6 +20,8 @@ from fedsim.privacy.tradeoff import Composition, Floats, Spectra
 
 MOST_ROUNDS = 1000
 """So many rounds are accounted one by one; of more, so many that are evenly spaced."""
+MOST_DELTA = 0.1
+"""As in a grid."""
 SHOWN = 16
 """So many rounds, denser at the beginning, are told with both relations."""
 DELTAS = np.logspace(-2, -8, 25)
@@ -177,8 +179,13 @@ def settings(
     checked: Unit | None = next((known for known in get_args(Unit) if known == unit), None)
     if checked is None:
         raise UserError("--unit", f"unknown value '{unit}'", f"give {' or '.join(get_args(Unit))}")
+    if delta > MOST_DELTA:
+        raise UserError("--delta", f"{delta:g} is above {MOST_DELTA:g}", "give far less than 1 / units")
     notes = []
     if checked != "client":
+        if clients is not None:
+            what = f"how many clients there are does not change the budget of one {checked}"
+            raise UserError("--clients", what, "leave it out, or give --unit client")
         if client_rate is not None and client_rate < 1:
             what = f"{client_rate:g} samples clients, which does not amplify the budget of one {checked}"
             raise UserError("--client-rate", what, "leave it out, or give --unit client")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from fedsim.privacy.plan import Claim, Neighbours, Trust
 from fedsim.results.lines import decode, dump, load
 from fedsim.results.measures import MEASURES
+from fedsim.words import encodable
 
 Status = Literal["ok", "failed", "overspent", "unaccounted", "refuted"]
 LabelShares = Literal["released", "uniform"]
@@ -18,14 +19,30 @@ UNDRAWN = ("failed", "overspent", "unaccounted", "refuted")
 """The statuses of rows that are in no mean and no picture."""
 
 
+MOST_MESSAGE, MOST_TRACEBACK, ROOM = 2_000, 20_000, 100
+"""Characters of an error that a row holds, and room to say how many are left out; the cell's log has all of them."""
+
+
 class RowError(BaseModel):
-    """Why a cell failed."""
+    """Why a cell failed: an exception's message from its beginning, its traceback to its end."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     type: str
     message: str
     traceback: str
+
+    @field_validator("type", "message")
+    @classmethod
+    def _beginning(cls, text: str) -> str:
+        left = len(text) - MOST_MESSAGE
+        return encodable(text if left <= ROOM else f"{text[:MOST_MESSAGE]} ... ({left} characters more in the cell's log)")
+
+    @field_validator("traceback")
+    @classmethod
+    def _end(cls, text: str) -> str:
+        left = len(text) - MOST_TRACEBACK
+        return encodable(text if left <= ROOM else f"({left} characters before in the cell's log) ... {text[-MOST_TRACEBACK:]}")
 
 
 class Mechanism(BaseModel):

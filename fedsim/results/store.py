@@ -16,6 +16,7 @@ from fedsim.results.folder import RunFolder
 from fedsim.results.lines import complete_lines, decode, dump, is_json, load, reasons
 from fedsim.results.measures import MEASURES
 from fedsim.results.rows import Row
+from fedsim.words import encodable, is_encodable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,11 +70,13 @@ class ResultStore:
                 self._held = None
 
     def check_free(self) -> None:
-        """Check, without making anything, that no other fedsim holds the folder.
+        """Check, without making anything, that the folder's path can be told and no other fedsim holds it.
 
         Raises:
-            UserError: one does.
+            UserError: it is not so.
         """
+        if not is_encodable(str(self.folder.path.absolute())):
+            raise UserError(ascii(str(self.folder.path.absolute())), "is no path in UTF-8, which Ray and JSON need", "rename it")
         if self._held is None and os.path.isfile(self.folder.lock):
             with suppress(PermissionError), self.folder.lock.open() as file:
                 self._take(file)
@@ -247,7 +250,7 @@ class ResultStore:
             self._check_held()
             _mend(path)
             with path.open("ab", buffering=0) as file:
-                before, rest = file.tell(), memoryview("".join(f"{line}\n" for line in lines).encode())
+                before, rest = file.tell(), memoryview(encodable("".join(f"{line}\n" for line in lines)).encode())
                 try:
                     while rest:  # a disk that gets full takes a part
                         rest = rest[file.write(rest) :]

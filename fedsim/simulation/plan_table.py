@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedsim.data.embeddings import untested
 from fedsim.privacy.plan import large_delta
 from fedsim.simulation.preflight import Prepared
 from fedsim.simulation.trial import Trial
@@ -77,10 +78,11 @@ def show_refused(prepared: Prepared, console: Console) -> None:
 
 
 def show_warnings(prepared: Prepared, console: Console) -> None:
-    """Print what a budget of the grid does not promise although it looks like it, each thing once."""
+    """Print what budgets and scores of the grid do not say although they look like it, each thing once."""
     finite = (trial for trial in prepared.trials if trial.plan is not None and math.isfinite(trial.plan.epsilon_target))
     told = dict.fromkeys(
         large_delta(each.cell.unit_name, each.cell.delta, each.units, prepared.data[each.data_key].name) for each in finite
     )
+    told |= dict.fromkeys(untested(data) for data in prepared.data.values())
     for line in filter(None, told):
         console.print(f"warning: {line}", style="yellow", soft_wrap=True, highlight=False, markup=False)

@@ -6,8 +6,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 from benches import PLUGIN, Done, interruptible, slowness
 from plug_ins import GOOD, changed, write
@@ -83,6 +85,14 @@ MISTAKES = {
         "give at most 337",
     ),
     "a plug-in that leaves": ("algorithms: ['leave.py:X']\n", "algorithms[0]", "SystemExit: 3"),
+    "a file without its class": ("algorithms: [leave.py]\n", "algorithms[0]", "name its class: leave.py:CLASS"),
+    "an algorithm that is a number": ("algorithms: [3]\n", "algorithms[0]", "3 is no algorithm; give a name"),
+    "a range in words": ("algorithms: [fedhypevae]\nseeds: 0-4\n", "g.yaml:2: seeds", "'0-4' is not a number"),
+    "a time in base 60": ("algorithms: [fedhypevae]\nresources: {cell_timeout: 1:30}\n", "resources.cell_timeout", "'1:30' is not a time"),
+    "a reading that is asked for twice": ("algorithms: [fedhypevae]\nevaluation: {readouts: [knn, knn]}\n", "evaluation.readouts", "twice"),
+    "more rows than any machine holds": ("algorithms: [fedhypevae]\nevaluation: {per_class: 1000000000000}\n", "per_class", "<= 1000000"),
+    "a name that is too long": (f"algorithms: [fedhypevae]\nname: {300 * 'n'}\n", "g.yaml:2: name", "give at most 100 letters"),
+    "a picture in words": ("algorithms: ['x:smile:y']\n", "algorithms[0]", "'x:smile:y' cannot be imported"),
     "a layout that does not fit": ("algorithms: [fedhypevae]\nresources: {cpus_per_actor: 4096}\n", "resources", "4096"),
 }
 
@@ -106,6 +116,24 @@ def test_a_delta_of_1_over_n_is_warned_of(tmp_path: Path, fedsim: Fedsim) -> Non
     done = fedsim("bench", "--grid", "g.yaml", "--dry-run")
     assert done.returncode == 0
     assert "warning: δ = 0.001 is not below 1/n = 0.00074 for the 1348 training rows of digits" in done.stdout
+
+
+def test_classes_without_a_test_row_are_warned_of(tmp_path: Path, fedsim: Fedsim) -> None:
+    y = np.arange(120) % 3
+    np.savez(tmp_path / "d.npz", x=np.random.default_rng(0).random((120, 4)), y=y, split=np.where((y == 1) & (np.arange(120) < 60), 2, 0))
+    (tmp_path / "g.yaml").write_text("algorithms: [dp-gaussian]\nclients: 2\ndataset: {npz: d.npz, name: mine}\n")
+    done = fedsim("bench", "--grid", "g.yaml", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "warning: mine has no test row of 2 of its 3 classes (0, 2): balanced accuracy is over the others" in done.stdout
+
+
+@pytest.mark.parametrize("out", ["", "runs/\udcff"])
+def test_a_run_folder_without_a_name_that_can_be_told_is_refused(tmp_path: Path, fedsim: Fedsim, out: str) -> None:
+    (tmp_path / "g.yaml").write_text("algorithms: [dp-gaussian]\n")
+    done = fedsim("bench", "--grid", "g.yaml", "--out", out)
+    assert done.returncode == 2
+    assert ("--out: is empty" if not out else "is no path in UTF-8") in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["g.yaml"]
 
 
 def test_a_folder_in_use_is_refused_before_anything_is_prepared(tmp_path: Path, fedsim: Fedsim) -> None:
@@ -135,14 +163,20 @@ def test_a_dry_run_shows_every_cell_with_its_plan_and_writes_nothing(tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == ["g.yaml"]
 
 
-def test_ctrl_c_ends_a_bench_within_5_seconds_and_the_same_command_goes_on(
-    tmp_path: Path, started: Callable[[], subprocess.Popen[str]]
+@pytest.mark.parametrize("impatient", [False, True])
+def test_ctrl_c_once_or_again_and_again_ends_a_bench_within_5_seconds_and_the_same_command_goes_on(
+    tmp_path: Path, started: Callable[[], subprocess.Popen[str]], impatient: bool
 ) -> None:
     results = tmp_path / "runs" / "small" / "results.jsonl"
     process = started()
     wait_until(lambda: len(lines(results)) >= 1, process)
     asked = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)
+    while impatient and process.poll() is None and time.monotonic() < asked + 20:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(0.1)
+            break
+        os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=20)
     took = time.monotonic() - asked
     assert took < 5 * slowness()

@@ -50,7 +50,7 @@ X, Y = arrays()["x"], arrays()["y"]
         ({"x": X.astype(complex)}, "x has dtype complex128"),
         ({"x": X[:, :0]}, "x is empty"),
         ({"x": with_value(with_value(X, 9, np.nan), 5, np.inf)}, "x has 2 NaN or infinite values, the first in row 5"),
-        ({"x": with_value(X.astype(np.float64), 4, 1e200)}, "x has 1 NaN or infinite values, the first in row 4"),
+        ({"x": with_value(X.astype(np.float64), 4, 1e200)}, "x has 1 values beyond float32, the first in row 4"),
         ({"y": Y[:, None]}, "y has shape [12, 1]"),
         ({"y": Y[:5]}, "y has shape [5]"),
         ({"y": Y.astype(float)}, "y has dtype float64"),
@@ -61,6 +61,7 @@ X, Y = arrays()["x"], arrays()["y"]
         ({"split": np.full(12, 0)}, "there is no test row"),
         ({"split": np.full(12, 2)}, "there is no training row"),
         ({"split": np.arange(12)}, "split has the value 3"),
+        ({"columns": {"site": np.array(["a", "\udcffx"] * 6)}}, "site has the value '\\udcffx', which is no Unicode text"),
     ],
 )
 def test_a_wrong_array_is_named(changes, message):

@@ -78,6 +78,11 @@ def test_rows_that_were_drawn_in_opposite_pairs_are_told_apart_as_well_as_others
     assert apart == pytest.approx(0.5, abs=0.08)
 
 
+def test_one_feature_is_no_trouble() -> None:
+    one, other = (Labelled(rows(300, seed).x[:, :1], rows(300, seed).y) for seed in (0, 1))
+    assert 0 <= fidelity(one, other, 0.1)["frechet_distance"] < 0.1
+
+
 def test_few_rows_are_no_trouble() -> None:
     few = Labelled(rows(4, 0).x, np.array([0, 1, 2, 0]))
     assert fidelity(few, Labelled(rows(5, 1).x, np.array([0, 0, 1, 1, 2])), 0.1) == {}

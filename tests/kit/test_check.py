@@ -8,6 +8,7 @@ from cells import SHIPPED
 
 from fedsim.errors import UserError
 from fedsim.kit.check import CHECKS, check_algorithm
+from fedsim.kit.checks.repeat import packing
 from fedsim.kit.checks.sensitivity import sensitivity
 from fedsim.kit.checks.subject import subject
 from fedsim.kit.checks.verdict import Finding
@@ -75,6 +76,10 @@ def test_every_registered_algorithm_passes(name: str) -> None:
     settings = {f"{unit}, {trust}" for unit in cls.units for trust in cls.trusts} if cls.private else {"not private"}
     assert {finding.setting for finding in findings} == settings
     assert len(findings) == len(settings) * len(CHECKS)
+
+
+def test_a_full_check_takes_no_rounding_that_training_amplifies_for_a_fault_of_packing() -> None:
+    assert packing(subject("fedavg-cvae", [], "example", "aggregate")).passed
 
 
 @pytest.mark.parametrize("quick", [True, False])

@@ -63,6 +63,8 @@ def test_a_client_is_sampled_by_its_own_rate() -> None:
         ({"rounds": 3, "sample_rate": 1.5}, "--sample-rate"),
         ({"rounds": 3, "unit": "row"}, "--unit"),
         ({"rounds": 3, "client_rate": 0.5}, "--client-rate"),
+        ({"rounds": 3, "clients": 10}, "--clients"),
+        ({"rounds": 3, "delta": 0.5}, "--delta"),
         ({"rounds": 3, "releases": Path("r.yaml")}, "--rounds"),
         ({"releases": Path("nowhere.yaml")}, "nowhere.yaml"),
     ],

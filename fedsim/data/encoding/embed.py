@@ -35,6 +35,7 @@ from fedsim.data.images import ImageSet
 from fedsim.data.npz import load_embedding_file
 from fedsim.data.split import TEST, TRAIN
 from fedsim.errors import UserError
+from fedsim.words import plain_console
 
 FORMAT = 1
 """Goes up when the same inputs would give other embeddings."""
@@ -105,7 +106,7 @@ def cached_embeddings(images: ImageSet, spec: EncoderSpec, name: str, *, skip_ba
     Raises:
         UserError: the encoder cannot be had, or images cannot be decoded.
     """
-    path = embed(EmbedJob(images, locate(spec), spec), Console(stderr=True), skip_bad=skip_bad)
+    path = embed(EmbedJob(images, locate(spec), spec), plain_console(stderr=True), skip_bad=skip_bad)
     return load_embedding_file(path, name)
 
 

@@ -1,0 +1,27 @@
+"""What a row holds of an error."""
+
+import pytest
+from rows import make_failed
+
+from fedsim.results.rows import MOST_MESSAGE, MOST_TRACEBACK, Row, RowError
+from fedsim.results.store import ResultStore
+
+
+def test_an_error_of_megabytes_is_told_by_its_message_s_beginning_and_its_traceback_s_end() -> None:
+    error = RowError(type="ValueError", message="a" + "b" * 5_000_000, traceback="c" * 5_000_000 + "d")
+    assert error.message.startswith("ab")
+    assert len(error.message) < MOST_MESSAGE + 100
+    assert "4998001 characters more" in error.message
+    assert error.traceback.endswith("cd")
+    assert len(error.traceback) < MOST_TRACEBACK + 100
+    assert RowError.model_validate(error.model_dump()) == error
+
+
+@pytest.mark.usefixtures("folder")
+def test_an_error_that_names_a_path_that_is_not_utf_8_can_be_written_and_read() -> None:
+    error = RowError(type="ValueError", message="cannot read a\udcffb", traceback="File a\udcffb")
+    store = ResultStore("run")
+    store.append(make_failed().model_copy(update={"error": error}))
+    (row,) = store.rows()
+    assert isinstance(row, Row)
+    assert row.error == RowError(type="ValueError", message="cannot read a?b", traceback="File a?b")
