@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from fedsim.cli.app import Param, app, folder, interruptible
+from fedsim.errors import UserError
 from fedsim.privacy.plan import Trust, Unit
 from fedsim.words import plain_console, wide_console
 
@@ -127,6 +128,8 @@ def audit(
     if Path(algorithm).is_dir():
         _attack_run(Path(algorithm), console)
         return
+    if "/" in algorithm and ":" not in algorithm:
+        raise UserError(algorithm, "there is no such run folder", "give one, an algorithm's name, or my_file.py:MyMethod")
     run: Command
     if attack == "black-box":
         known = parameters(algorithm, param or [], unit, trust, epsilon, delta)

@@ -18,3 +18,10 @@ def test_the_algorithms_are_listed_and_one_is_shown_in_full(fedsim: Fedsim) -> N
     assert (listed.returncode, shown.returncode) == (0, 0)
     assert "weight-noise" in listed.stdout
     assert "dimension of the client" in shown.stdout
+
+
+def test_an_audit_of_a_run_that_is_nowhere_says_so(tmp_path: Path, fedsim: Fedsim) -> None:
+    done = fedsim("audit", "runs/nosuch")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("fedsim: runs/nosuch: there is no such run folder; give one")
+    assert list(tmp_path.iterdir()) == []
