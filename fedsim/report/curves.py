@@ -47,7 +47,7 @@ def _figure(groups: Sequence[Group]) -> Figure:
     layout = _layout(groups)
     columns = max(len(line) for line in layout)
     bounds = [bound for group in groups if (bound := _bound(group)) is not None]
-    series, axis, levels = series_of(groups), replace(Axis.of(groups), lowest=min(bounds, default=math.inf)), _levels(groups)
+    series, axis, levels = series_of(groups), replace(Axis.of(groups), lowest=min(bounds, default=math.inf)), _levels(layout)
     width = 1.0 + 3.1 * max(columns, 1.35)
     names = legend_lines(series, width)
     figure = Figure(figsize=(width, 0.95 + 0.2 * names + 2.65 * len(layout)), layout="constrained", facecolor=PAPER)
@@ -83,10 +83,11 @@ def _layout(groups: Sequence[Group]) -> list[list[list[Group]]]:
     return broken
 
 
-def _levels(groups: Sequence[Group]) -> tuple[float, float]:
-    """Ends of the common y axis: all that is drawn, chance included; from 0 unless that wastes much of the picture."""
-    values = [level for _, measure, _ in _REFERENCES if (level := reference(groups, measure)) is not None]
-    for group in groups:
+def _levels(layout: Sequence[Sequence[Sequence[Group]]]) -> tuple[float, float]:
+    """Ends of the common y axis: all that is drawn, each panel's references included; from 0 unless that wastes much of the picture."""
+    panels = [panel for line in layout for panel in line]
+    values = [level for panel in panels for _, measure, _ in _REFERENCES if (level := reference(panel, measure)) is not None]
+    for group in (group for panel in panels for group in panel):
         if interval := group.interval("balanced_accuracy"):
             spread = interval.half_width or 0.0
             values += [interval.mean - spread, interval.mean + spread]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import dropwhile
 from typing import Any, Literal
 
 import numpy as np
@@ -12,10 +14,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator
 from numpy.typing import NDArray
 
 from fedsim.report.figures import GRID, INK, MUTED, PAPER, name_epsilons, name_level, shades, style
+from fedsim.report.scales import short_ticks, show_all
 from fedsim.results.groups import Group, group_seeds
 from fedsim.results.rows import Row
 
@@ -23,8 +26,6 @@ NAME = "diagnostics"
 NOT_PRIVATE = "These are computed from the real data without noise: diagnostics, not private, not to be released."
 _POINTS = 200
 """At most so many points of a line: more than a panel has pixels to show apart."""
-_WIDE = 30.0
-"""A panel in which one line reaches this many times as far as another gets a symmetrical log scale, so that both are seen."""
 _COLUMNS = 5
 _QUANTILES = ("gradient_norm_5", "gradient_norm_25", "gradient_norm_50", "gradient_norm_75", "gradient_norm_95")
 _LOSS_TITLES = {"loss_kl": "loss: weighted KL", "loss_kernel": "loss: kernel score", "loss_lipschitz": "loss: Lipschitz"}
@@ -188,7 +189,7 @@ _HEAD, _LINE, _PITCH, _AXES = 0.36, 1.5, 2.2, (1.66, 0.98)
 
 def _figure(methods: Sequence[Method], panels: Sequence[Panel]) -> Figure:
     rows = [panels[start : start + _COLUMNS] for start in range(0, len(panels), _COLUMNS)]
-    blocks = [(method, [row for row in rows if any(method.has(panel) for panel in row)]) for method in methods]
+    blocks = [(method, _lines(method, rows)) for method in methods]
     height = _TOP + _BOTTOM + sum(_HEAD + _LINE * len(lines) for _, lines in blocks)
     figure = Figure(figsize=(_WIDTH, height), facecolor=PAPER)
     colours = shades(epsilon for method in methods for epsilon in method.curves)
@@ -206,16 +207,23 @@ def _figure(methods: Sequence[Method], panels: Sequence[Panel]) -> Figure:
             top -= _LINE
     handles = [Line2D([], [], linewidth=2, color=colour) for colour in colours.values()]
     name_epsilons(figure, colours, handles, (0.12 / _WIDTH, 1 - 0.1 / height))
-    figure.text(0.12 / _WIDTH, 0.08 / height, _CAPTION, color=MUTED, fontsize=7.5, va="bottom", linespacing=1.4)
+    caption = "\n".join(textwrap.fill(part, _CHARACTERS) for part in _CAPTION.split("\n"))
+    figure.text(0.12 / _WIDTH, 0.08 / height, caption, color=MUTED, fontsize=7.5, va="bottom", linespacing=1.4)
     return figure
 
 
-_LONGEST = 130
+def _lines(method: Method, rows: Sequence[Sequence[Panel]]) -> list[list[Panel]]:
+    """The rows of panels that a method has, each from the first panel that it has on."""
+    begun = (list(dropwhile(lambda panel: not method.has(panel), row)) for row in rows)
+    return [row for row in begun if row]
+
+
+_LONGEST, _CHARACTERS = 130, 180
 _CAPTION = (
-    "Line: mean over the cells of one method and ε, that is over seeds and places (data set, α, number of clients); values that are not\n"
-    "finite are left out. Norm before clipping: of an example's gradient (DP-SGD) or a client's update (local training): median, band 5\n"
-    "to 95 %, clip norm C. Dotted: noise as large as signal. Generated norms: of decoder (solid) and prior (dashed), mean over clients.\n"
-    "Where lines reach far apart, the y axis is logarithmic above the smallest. " + NOT_PRIVATE
+    "Line: mean over the cells of one method and ε, that is over seeds and places (data set, α, number of clients); values that are not "
+    "finite are left out. Norm before clipping: of an example's gradient (DP-SGD) or a client's update (local training): median, band 5 "
+    "to 95 %, clip norm C. Dotted: noise as large as signal. Generated norms: of decoder (solid) and prior (dashed), mean over clients. "
+    f"Where lines reach far apart, the y axis is logarithmic above the smallest.\n{NOT_PRIVATE}"
 )
 
 
@@ -265,17 +273,5 @@ def _scale(axes: Axes, panel: Panel, method: Method) -> None:
         axes.set_ylim(10**low, 10 ** max(high, low + 1))
         axes.yaxis.set_major_locator(LogLocator(numticks=5))
     else:
-        reach = [float(line.abs().max()) for line in lines if (line != 0).any()]
-        if reach and max(reach) > _WIDE * min(reach):
-            axes.set_yscale("symlog", linthresh=min(reach))
-            axes.yaxis.set_major_locator(FixedLocator(_symmetric_ticks(float(values.min()), float(values.max()), min(reach))))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}".replace("e+0", "e").replace("e-0", "e-")))
-
-
-def _symmetric_ticks(low: float, high: float, threshold: float) -> list[float]:
-    """0 and a few powers of ten of either sign, none inside the linear part, where they would lie on 0."""
-    first, last = math.ceil(math.log10(threshold)), math.floor(math.log10(max(high, -low)))
-    step = max(1, math.ceil((last - first + 1) / 3))
-    powers = [10.0**exponent for exponent in range(last, first - 1, -step)]
-    return sorted([-power for power in powers if power <= -low] + [0.0] + [power for power in powers if power <= high])
+        show_all(axes, [line.to_numpy() for line in lines])
+    short_ticks(axes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import fmean
@@ -19,6 +19,8 @@ from fedsim.words import setting
 
 ACCURACY_SHARE = 0.25
 """Share of the way from chance to the score without noise: with less than that, noise has taken most of what was learned."""
+LEAST_LEARNED = 0.1
+"""Share of the way from chance to no error: where a score to compare with has come less far, there is nothing that noise could take."""
 KL_COLLAPSED = 0.05
 """Nats an example: so little of x passes through z that the decoder does as well without it."""
 KL_GROWTH, KL_LARGE = 10.0, 50.0
@@ -30,12 +32,14 @@ _LAST = 4
 
 DIVERGED = "training diverged"
 ACCURACY = "accuracy collapse under noise"
+BELOW = "accuracy far below the ceiling"
 COLLAPSE = "KL collapse"
 EXPLOSION = "KL explosion"
 DISAGREEMENT = "cross-client MMD stays high"
 HELP = {
     DIVERGED: "a smaller learning rate, a larger ε or fewer rounds (less noise a round), a smaller model",
     ACCURACY: "fewer, larger batches; fewer rounds; a smaller model; a larger ε; more data",
+    BELOW: "ε = .inf in the grid, which tells; where it is not the noise, longer training or another model",
     COLLAPSE: "a lower beta, a wider latent_share, longer training",
     EXPLOSION: "a larger beta, a smaller learning rate, a larger ε or fewer rounds (less noise a round)",
     DISAGREEMENT: "synthesis: mixture or client; a larger lipschitz; a smaller code_scale",
@@ -44,6 +48,7 @@ HELP = {
 MEANING = {
     DIVERGED: "a loss is not finite, so nothing was learned from there on",
     ACCURACY: "most of what the method learns without noise is lost with it",
+    BELOW: "no score without noise stands beside it, so the noise may be the cause or not",
     COLLAPSE: "the decoder ignores z",
     EXPLOSION: "the posterior has left the prior that synthesis draws from",
     DISAGREEMENT: "the clients' generators do not agree, so one neutral code stands for none of them",
@@ -80,14 +85,14 @@ def find_failures(rows: Sequence[Row], rounds: Rounds) -> list[Finding]:
     """
     groups, records, frame = rounds.groups, rounds.records, rounds.frame
     late = frame[frame["position"] >= frame["rounds"] - (frame["rounds"] / _LAST).apply(math.ceil)]
-    ok = {row.cell_id for row in rows if row.status == "ok"}
+    ok, lost = {row.cell_id for row in rows if row.status == "ok"}, _first_lost(records)
     kl = pd.DataFrame({"first": frame.groupby("cell_id")["kl"].first(), "last": late.groupby("cell_id")["kl"].mean()}).dropna()
     mmd = pd.DataFrame(
         {"most": frame.groupby("cell_id")["cross_client_mmd"].max(), "last": late.groupby("cell_id")["cross_client_mmd"].mean()}
     ).dropna()
     return [
-        *_diverged(groups, records),
-        *_accuracy(groups, ok, late.groupby("group")["noise_to_signal"].median()),
+        *_diverged(groups, lost),
+        *sorted(_accuracy(groups, ok, lost, late.groupby("group")["noise_to_signal"].median()), key=lambda found: found.kind == BELOW),
         *_collapse(groups, kl),
         *_explosion(groups, kl, records),
         *_disagreement(groups, mmd),
@@ -116,23 +121,29 @@ def _told(kind: str) -> str:
     return f"{meaning[0].upper()}{meaning[1:]}. What usually helps: {HELP[kind]}"
 
 
-def _accuracy(groups: Sequence[Group], ok: set[str], noise: pd.Series[float]) -> Iterator[Finding]:
+def _accuracy(groups: Sequence[Group], ok: set[str], lost: Container[str], noise: pd.Series[float]) -> Iterator[Finding]:
+    """Scores near chance where one without noise is not, or, where there is none, where the ceiling is not; not of what diverged."""
     scores = {position: fmean(values) for position, group in enumerate(groups) if (values := _scores(group, ok))}
     noiseless = {_place(groups[position]): score for position, score in scores.items() if groups[position].epsilon_target == math.inf}
     for position, score in scores.items():
         group = groups[position]
-        if group.epsilon_target is None or math.isinf(group.epsilon_target):
+        if group.epsilon_target is None or math.isinf(group.epsilon_target) or any(row.cell_id in lost for row in group.rows):
             continue
         chance, ceiling, best = group.mean("chance"), group.mean("ceiling_balanced_accuracy"), noiseless.get(_place(group))
-        words = "the ceiling is {}" if best is None else "{} without noise"
+        kind, words = (BELOW, "the ceiling is {}") if best is None else (ACCURACY, "{} without noise")
         best = ceiling if best is None else best
-        if chance is None or best is None or best <= chance or score >= chance + ACCURACY_SHARE * (best - chance):
+        if chance is None or best is None or not _far_below(score, best, chance):
             continue
         ratio = noise.get(position, math.nan)
         told = f"balanced accuracy {score:.2f}, {words.format(f'{best:.2f}')} (chance {chance:.2f})"
         # where clients noise their own steps, none is added to what they send
         told += f"; the noise's norm is {_rounded(ratio)} times the signal's" if 0 < ratio < math.inf else ""
-        yield Finding(_setting(group), ACCURACY, told)
+        yield Finding(_setting(group), kind, told)
+
+
+def _far_below(score: float, best: float, chance: float) -> bool:
+    """Whether a score has little of what lies between chance and the best, and that is something."""
+    return best > chance + LEAST_LEARNED * (1 - chance) and score < chance + ACCURACY_SHARE * (best - chance)
 
 
 def _scores(group: Group, ok: set[str]) -> list[float]:
@@ -147,13 +158,18 @@ def _place(group: Group) -> tuple[object, ...]:
     return group.label, group.dataset, group.scheme, group.alpha, group.clients
 
 
-def _diverged(groups: Sequence[Group], records: Iterable[Mapping[str, Any]]) -> Iterator[Finding]:
+def _first_lost(records: Iterable[Mapping[str, Any]]) -> dict[str, tuple[int, str]]:
+    """The round from which on a cell has a loss that is not finite, and which losses."""
     first: dict[str, tuple[int, str]] = {}
     for record in records:
         lost = [name for name in _losses(tuple(record)) if _lost(record[name])]
         if lost and record["cell_id"] not in first:
             words = " and ".join(name.removeprefix("loss_").replace("_", " ") for name in lost)
             first[record["cell_id"]] = record["round"], words
+    return first
+
+
+def _diverged(groups: Sequence[Group], first: Mapping[str, tuple[int, str]]) -> Iterator[Finding]:
     for group in groups:
         if cells := [first[row.cell_id] for row in group.rows if row.cell_id in first]:
             round_, words = min(cells)

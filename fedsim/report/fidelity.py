@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from fedsim.report.figures import INK, MUTED, PAPER, style
 from fedsim.report.lines import Axis, Series, caption_of, draw_methods, frame, legend_below, legend_lines, series_of, x_label
+from fedsim.report.scales import end_at, show_all
 from fedsim.results.groups import Group
 from fedsim.words import setting
 
@@ -19,20 +23,21 @@ NAME = "fidelity"
 
 @dataclass(frozen=True)
 class Panel:
-    """One number: its field of a row, its title, what is good, and what rows that are as good as real ones reach."""
+    """One number: its field of a row, its title, what is good, what rows that are as good as real ones reach, and the most there is."""
 
     measure: str
     title: str
     good: str
     best: float
+    most: float = math.inf
 
 
 _PANELS = (
     Panel("frechet_distance", "Fréchet distance", "lower is better", 0.0),
     Panel("squared_mmd", "squared MMD", "lower is better", 0.0),
     Panel("density", "density", "as real rows: 1", 1.0),
-    Panel("coverage", "coverage", "higher is better", 1.0),
-    Panel("real_or_synthetic", "told from real rows", "not at all: 0.5", 0.5),
+    Panel("coverage", "coverage", "higher is better", 1.0, 1.0),
+    Panel("real_or_synthetic", "told from real rows", "not at all: 0.5", 0.5, 1.0),
 )
 _CAPTION = "in the test rows' leading directions, means over classes · dotted: as good as real rows"
 
@@ -87,4 +92,15 @@ def _draw(axes: Axes, groups: Sequence[Group], series: Sequence[Series], axis: A
     axes.axhline(panel.best, color=MUTED, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1.5)
     draw_methods(axes, groups, series, axis, panel.measure)
     axes.yaxis.set_major_locator(MaxNLocator(4))
+    means = [_means([group for group in groups if group.label == each.label], panel.measure) for each in series]
+    if panel.best == 0:
+        show_all(axes, means)
+    # an unbiased squared MMD may be a little below 0
+    end_at(axes, float(np.concatenate(means).min(initial=0)), panel.most)
     axes.tick_params(labelsize=7.5)
+
+
+def _means(groups: Sequence[Group], measure: str) -> NDArray[np.float64]:
+    """The heights of a method's points, those that are finite."""
+    means = np.array([interval.mean for group in groups if (interval := group.interval(measure))], dtype=np.float64)
+    return means[np.isfinite(means)]

@@ -79,10 +79,10 @@ def draw_partitions(matrices: Sequence[LabelMatrix]) -> Figure | None:
     height = 1.1 + 0.2 * max(len(m.classes) for m in drawn)
     with style():
         figure = Figure(figsize=(5.2 * columns, height * lines + 0.3), layout="constrained", facecolor=PAPER)
-        grid = figure.subplots(lines, columns, squeeze=False).flat
+        grid = list(figure.subplots(lines, columns, squeeze=False).flat)
         for axes, matrix in zip(grid, drawn, strict=False):
             _panel(axes, matrix)
-        for axes in list(grid)[len(drawn) :]:
+        for axes in grid[len(drawn) :]:
             axes.set_axis_off()
         figure.supxlabel("exact counts of the real data: a diagnostic, not private", fontsize=7.5, color=MUTED)
     return figure

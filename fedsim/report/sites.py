@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -18,7 +19,9 @@ from fedsim.words import setting
 
 NAME = "sites"
 _COLUMNS, _MOST = 4, 16
-_SIDE, _GAP_X, _GAP_Y, _LEFT, _TOP, _BOTTOM = 2.25, 0.55, 0.85, 0.6, 0.75, 0.85
+_CHARACTERS, _MOST_LINES = 36, 3
+"""Of a title: characters of a line that stay over the panel, and lines of the method and of the place."""
+_SIDE, _GAP_X, _GAP_Y, _LEFT, _TOP, _BOTTOM, _LINE = 2.25, 0.55, 0.85, 0.6, 0.75, 0.85, 0.14
 """Sizes in inches."""
 _CAPTION = (
     "A dot: one client on its own test rows, the mean over seeds; the worst one of each ε is named. Above the line its own generator\n"
@@ -84,7 +87,9 @@ def _figure(panels: Sequence[Panel]) -> Figure:
     columns = min(_COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     width = max(_LEFT + columns * (_SIDE + _GAP_X), 7.5)
-    height = _TOP + rows * (_SIDE + _GAP_Y) - _GAP_Y + _BOTTOM + 0.35
+    more = _LINE * max(_title(panel).count("\n") - 1 for panel in panels)
+    gap, top = _GAP_Y + more, _TOP + more
+    height = top + rows * (_SIDE + gap) - gap + _BOTTOM + 0.35
     figure = Figure(figsize=(width, height), facecolor=PAPER)
     colours = shades(epsilon for panel in panels for epsilon in panel.dots)
     values = [value for panel in panels for dots in panel.dots.values() for dot in dots for value in (dot.shared, dot.own)]
@@ -93,12 +98,17 @@ def _figure(panels: Sequence[Panel]) -> Figure:
     limits = (max(low - margin, -0.02), min(high + margin, 1.02))
     for position, panel in enumerate(panels):
         row, column = divmod(position, columns)
-        left, bottom = _LEFT + column * (_SIDE + _GAP_X), height - _TOP - _SIDE - row * (_SIDE + _GAP_Y)
+        left, bottom = _LEFT + column * (_SIDE + _GAP_X), height - top - _SIDE - row * (_SIDE + gap)
         _draw(figure.add_axes((left / width, bottom / height, _SIDE / width, _SIDE / height)), panel, colours, limits)
     handles = [Line2D([], [], linestyle="", marker="o", markersize=5, color=colour) for colour in colours.values()]
     name_epsilons(figure, colours, handles, (0.1 / width, 1 - 0.06 / height))
     figure.text(0.12 / width, 0.1 / height, _CAPTION, color=MUTED, fontsize=7.5, va="bottom", linespacing=1.4)
     return figure
+
+
+def _title(panel: Panel) -> str:
+    """Method and place, a line each or as many as it takes to stay over the panel."""
+    return "\n".join(textwrap.fill(part, _CHARACTERS, max_lines=_MOST_LINES, placeholder="…") for part in panel.title.split("\n"))
 
 
 def _draw(axes: Axes, panel: Panel, colours: Mapping[float | None, str], limits: tuple[float, float]) -> None:
@@ -121,6 +131,6 @@ def _draw(axes: Axes, panel: Panel, colours: Mapping[float | None, str], limits:
     axes.set_ylim(*limits)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(4))
-    axes.set_title(panel.title, fontsize=8, color=INK, loc="left", pad=4, parse_math=False)
+    axes.set_title(_title(panel), fontsize=8, color=INK, loc="left", pad=4, parse_math=False)
     axes.set_xlabel("shared generator", fontsize=7, color=MUTED, labelpad=1, loc="right")
     axes.set_ylabel("own generator", fontsize=7, color=MUTED, labelpad=1, loc="top")

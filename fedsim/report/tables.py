@@ -39,6 +39,7 @@ _REFERENCES = (
 )
 _OF_CLIENTS = (("local-only", "client_local_only_balanced_accuracy"), ("chance", "chance"))
 """What stands beside the clients' own scores: on their own test rows the pooled rows' ceiling is none."""
+_LARGE = 1e6
 _AXES: tuple[Callable[[Group], str], ...] = (
     lambda group: group.dataset,
     lambda group: group.scheme or "",
@@ -208,9 +209,14 @@ def _value(group: Group | None, seeds: int, measure: str) -> str:
     interval = group.interval(measure)
     if interval is None:
         return "" if group.rows else next((status for status in reversed(UNDRAWN) if getattr(group, status)), "")
-    spread = "" if interval.half_width is None else f"±{interval.half_width:.3f}"
+    spread = "" if interval.half_width is None else f"±{_number(interval.half_width)}"
     missing = f" (n={len(group.rows)})" if len(group.rows) < seeds else ""
-    return f"{interval.mean:.3f}{spread}{missing}"
+    return f"{_number(interval.mean)}{spread}{missing}"
+
+
+def _number(value: float) -> str:
+    """To three decimals; a large one, that no column holds, to four digits."""
+    return number(value, 4) if abs(value) >= _LARGE else f"{value:.3f}"
 
 
 def _references(groups: Sequence[Group], measure: str) -> tuple[tuple[str, str], ...]:

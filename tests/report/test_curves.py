@@ -159,6 +159,18 @@ def test_the_references_are_grey_labelled_lines(quickstart):
     assert {text.get_color() for text in panels(quickstart)[0].texts} == {MUTED}
 
 
+def test_every_panels_own_references_lie_inside_its_axes(row):
+    levels = {"digits": (0.97, 0.86, 0.1), "hard": (0.44, 0.37, 0.33)}
+    names = ("ceiling_balanced_accuracy", "local_only_balanced_accuracy", "chance")
+    rows = [
+        row(dataset=dataset, balanced_accuracy=values[1], **dict(zip(names, values, strict=True))) for dataset, values in levels.items()
+    ]
+    for axes, values in zip(panels(rows), levels.values(), strict=True):
+        low, high = axes.get_ylim()
+        assert low <= min(values)
+        assert max(values) <= high
+
+
 def test_names_of_references_at_one_level_stand_apart(row):
     axes = panels([row(ceiling_balanced_accuracy=0.9, local_only_balanced_accuracy=0.9)])[0]
     heights = sorted(text.xy[1] for text in axes.texts)

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 from cells import quick, small_cells
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.image import imread
 
@@ -91,6 +92,22 @@ def test_methods_stand_below_each_other_and_what_one_lacks_stays_empty(tmp_path,
     assert titles.count("loss: likelihood") == 1
     assert titles.count("clipped fraction") == 1
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ε = 1", "no ε"]
+
+
+def test_a_methods_lines_begin_at_the_left(row):
+    names = {"a": ("loss_one", "loss_two"), "b": ("loss_three", "loss_four")}
+    records = [{"cell_id": cell, "round": t} | dict.fromkeys(losses, 1.0 + t) for cell, losses in names.items() for t in range(4)]
+    drawn = panels(figure_of([row(cell_id=cell, label=cell) for cell in names], records))
+    assert drawn["loss: one"].get_position().x0 == drawn["loss: three"].get_position().x0
+    assert drawn["loss: two"].get_position().x0 == drawn["loss: four"].get_position().x0
+
+
+def test_the_caption_is_as_wide_as_the_figure_allows(grid):
+    figure = figure_of(*grid)
+    FigureCanvasAgg(figure).draw()
+    box = figure.texts[-1].get_window_extent()
+    assert 0.75 * figure.bbox.width < box.width < 0.98 * figure.bbox.width
+    assert len({line for line in figure.texts[-1].get_text().split("\n") if len(line) > 150}) > 1
 
 
 def test_a_quantity_that_no_method_has_leaves_no_panel(tmp_path, row, training):

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from fedsim.report.diagnostics import Rounds
-from fedsim.report.failures import ACCURACY, COLLAPSE, DISAGREEMENT, DIVERGED, EXPLOSION, HELP, MEANING, find_failures, summary
+from fedsim.report.failures import ACCURACY, BELOW, COLLAPSE, DISAGREEMENT, DIVERGED, EXPLOSION, HELP, MEANING, find_failures, summary
 from fedsim.report.report import write_report
 from fedsim.results.store import ResultStore
 
@@ -54,11 +54,33 @@ def test_where_clients_noise_their_own_steps_no_noise_of_the_sum_is_told(pair, t
     assert only(pair(0.12, 0.9), training("a", noise_norm=[0.0] * 8)).observed.endswith("(chance 0.10)")
 
 
-def test_without_a_noiseless_score_the_ceiling_counts_and_rounds_are_not_needed(row):
+def test_without_a_noiseless_score_the_ceiling_counts_and_noise_is_not_blamed(row):
     # 0.1 + 0.25 * (0.953 - 0.1) = 0.313
-    assert only([row(balanced_accuracy=0.31)], []).observed == "balanced accuracy 0.31, the ceiling is 0.95 (chance 0.10)"
+    finding = only([row(balanced_accuracy=0.31)], [])
+    assert finding.kind == BELOW
+    assert finding.observed == "balanced accuracy 0.31, the ceiling is 0.95 (chance 0.10)"
+    assert "the noise may be the cause or not" in finding.sentence
+    assert "ε = .inf in the grid" in finding.sentence
     assert kinds([row(balanced_accuracy=0.32)], []) == []
     assert kinds([row(balanced_accuracy=0.1, chance=None)], []) == []
+
+
+# 0.33 + 0.1 * (1 - 0.33) = 0.397
+@pytest.mark.parametrize(("ceiling", "expected"), [(0.37, []), (0.396, []), (0.398, [BELOW])])
+def test_a_ceiling_hardly_above_chance_blames_nobody(row, ceiling, expected):
+    assert kinds([row(balanced_accuracy=0.33, chance=0.33, ceiling_balanced_accuracy=ceiling)], []) == expected
+
+
+def test_what_diverged_is_told_once(pair, row, training):
+    lost = training("a", loss_kl=math.nan)
+    assert kinds([row(cell_id="a", balanced_accuracy=0.1)], lost) == [DIVERGED]
+    assert kinds(pair(0.1, 0.9), lost) == [DIVERGED]
+
+
+def test_scores_that_noise_took_come_before_those_of_which_nobody_knows(row):
+    unknown = row(cell_id="u", label="unknown", balanced_accuracy=0.1)
+    taken = [row(cell_id=f"{epsilon}", epsilon_target=epsilon, balanced_accuracy=value) for epsilon, value in ((1.0, 0.1), (math.inf, 0.9))]
+    assert kinds([unknown, *taken], []) == [ACCURACY, BELOW]
 
 
 def test_the_noiseless_score_is_of_the_same_method_and_place(row):

@@ -237,25 +237,46 @@ def test_a_folder_without_results_or_with_a_broken_manifest_is_a_users_mistake(t
         write_report(folder)
 
 
+def browsed(page, profile, *flags):
+    """The page as a browser has it."""
+    command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", *flags, "--dump-dom", page.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 def test_a_browser_shows_the_page(tmp_path, full, training):
     records = [record for each in full for record in training(each.cell_id)]
     page = write_report(folder_with(tmp_path, full, manifest_of(full), records)).page
-    picture, profile = tmp_path / "page.png", tmp_path / "profile"
-    command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "--window-size=1100,1400"]
-    shown = subprocess.run(
-        [*command, f"--screenshot={picture}", "--dump-dom", page.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    tree = Elements(shown.stdout)
-    assert re.search(r"<title>quick &lt;b&gt;start · fedsim</title>", shown.stdout)
+    picture = tmp_path / "page.png"
+    shown = browsed(page, tmp_path / "profile", "--window-size=1100,1400", f"--screenshot={picture}")
+    tree = Elements(shown)
+    assert re.search(r"<title>quick &lt;b&gt;start · fedsim</title>", shown)
     assert "script" not in [tag for tag, _ in tree.tags]
     assert len([tag for tag, _ in tree.tags if tag == "svg"]) == 2
     assert sections(tree) == ["curves", "results", "failures", "diagnostics", "privacy", "cells", "manifest"]
     assert picture.stat().st_size > 50_000
+
+
+MEASURED = """<style>body{width:400px}</style><script>
+const boxes = [document.body, ...document.querySelectorAll("#results .scroll")];
+document.title = boxes.map(box => `${box.scrollWidth - box.clientWidth}`).join(" ");
+</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_a_page_of_few_columns_fits_a_telephone(tmp_path, row):
+    label = "oneword" * 15
+    rows = [row(label=label, dataset=dataset, yields="classifier") for dataset in ("digits", "retina")]
+    page = write_report(folder_with(tmp_path, rows)).page
+    html = page.read_text(encoding="utf-8").replace("default-src 'none'", "script-src 'unsafe-inline'")
+    page.write_text(html.replace("</body>", f"{MEASURED}</body>"), encoding="utf-8")
+    assert "<title>0 0</title>" in browsed(page, tmp_path / "profile")
+
+
+def test_only_a_block_with_a_place_or_references_has_a_head(tmp_path, row):
+    page = page_of(folder_with(tmp_path, [row(coverage=0.5)]))
+    assert page.text.count("Coverage of test rows") == 1
+    assert len([tag for tag, attributes in page.tags if attributes.get("class") == "place"]) == 1
 
 
 def test_a_delta_that_is_too_large_for_the_data_is_said_and_a_small_one_is_not(tmp_path, row):

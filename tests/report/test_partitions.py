@@ -79,6 +79,13 @@ def test_a_panel_for_every_partition_of_the_first_seed():
     assert len([axes for axes in draw_partitions([matrix()] * 40).axes if axes.axison]) == MOST_PANELS
 
 
+@pytest.mark.parametrize("count", [3, 5, 7, 8, 10, 11])
+def test_places_without_a_partition_stay_empty(count):
+    figure = draw_partitions([matrix(alpha=0.1 + alpha) for alpha in range(count)])
+    assert len(figure.axes) > count
+    assert len([axes for axes in figure.axes if axes.axison]) == count
+
+
 def test_the_picture_is_vector_graphics_with_the_same_bytes_each_time(tmp_path: Path) -> None:
     made = [matrix(), matrix(clients=60)]
     first, second = (save_figure(draw_partitions(made), tmp_path / name, "partitions") for name in ("a", "b"))

@@ -30,6 +30,11 @@ def test_a_value_is_the_mean_and_students_half_width(row):
     assert results_table(group_seeds(rows)).blocks[0].lines[0].values == ("0.600±0.248",)
 
 
+def test_a_value_that_no_column_holds_is_short(row):
+    rows = [row(seed=seed, frechet_distance=value) for seed, value in enumerate((9.2e59, 9.4e59))]
+    assert results_table(group_seeds(rows), "frechet_distance").blocks[0].lines[0].values == ("9.3e+59±1.271e+59",)
+
+
 def test_one_seed_has_no_interval_and_the_note_says_so(row):
     table = results_table(group_seeds([row(balanced_accuracy=0.5)]))
     assert table.blocks[0].lines[0].values == ("0.500",)
