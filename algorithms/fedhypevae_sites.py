@@ -86,10 +86,11 @@ class FedHypeVAESites(FedHypeVAEWarm):
 
     def receive_sites(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
         """Shifts of the prior's means ``[K, C, k]``: the site's, then what its class has beyond it, shrunk by noise; covariances."""
-        size = server.tensors["prior_means"].shape[1]
-        shift = shrunk_mean(sums["site_sums"], sums["site_counts"], std["site_sums"], std["site_counts"])
+        means = server.tensors["prior_means"]
+        size, along = means.shape[1], class_block.between((means - means.mean(0)).double()).to(means.dtype)
+        shift = shrunk_mean(sums["site_sums"], sums["site_counts"], std["site_sums"], std["site_counts"], along)
         rest = sums["site_class_sums"] - sums["site_class_counts"] * shift.repeat_interleave(self.task.classes, 0)
-        own = shrunk_mean(rest, sums["site_class_counts"], std["site_class_sums"], std["site_class_counts"])
+        own = shrunk_mean(rest, sums["site_class_counts"], std["site_class_sums"], std["site_class_counts"], along)
         shifts = shift[:, None] + own.view(len(shift), -1, size)
         covariances = site_covariances(sums, std, shifts, server.tensors["prior_covariances"])
         server.tensors |= {"shifts": class_block.reach(size) * shifts, "site_covariances": covariances}
@@ -99,11 +100,16 @@ class FedHypeVAESites(FedHypeVAEWarm):
         return SitesGenerator(server.tensors, self.params.paired)
 
 
-def shrunk_mean(sums: Tensor, counts: Tensor, std: float, count_std: float) -> Tensor:
-    """Means ``[G, k]`` of residuals whose norm is about 1 / REACH, shrunk to 0 by the noise that was added and that of sampling."""
+def shrunk_mean(sums: Tensor, counts: Tensor, std: float, count_std: float, along: Tensor) -> Tensor:
+    """Means ``[G, k]`` of residuals whose norm is about 1 / REACH, shrunk to 0 by the noise that was added and that of sampling.
+
+    In the directions ``along`` ``[k, C - 1]`` between class means, where sites differ most, and in all others by a signal of their own.
+    """
     rows = moments.counts_above_noise(counts, count_std)[:, 0]
     noise = (std / rows).square() + 1 / (rows * class_block.REACH**2 * sums.shape[1])
-    return shrinkage.james_stein(sums / rows[:, None], noise)
+    means, others = sums / rows[:, None], sums.shape[1] - along.shape[1]
+    shrunk = shrinkage.james_stein(means @ along, noise) @ along.T
+    return shrunk + shrinkage.james_stein(means - means @ along @ along.T, noise, others) if others else shrunk
 
 
 def site_covariances(sums: Tensors, std: Mapping[str, float], shifts: Tensor, of_classes: Tensor) -> Tensor:

@@ -85,14 +85,24 @@ def _neighbours(values: Tensor) -> Tensor:
     return torch.tensor(found[: len(values)], device=values.device)
 
 
-def james_stein(found: Tensor, noise: Tensor) -> Tensor:
+def james_stein(found: Tensor, noise: Tensor, rank: int | None = None) -> Tensor:
     """Groups' estimates ``[G, k]`` shrunk to 0 by their noise's variance ``[G]`` against the signal's, which all groups estimate together.
 
-    Nothing is left where nothing stands out of the noise.
+    A group's square says of the signal with a variance of (signal + noise)^2, and is weighed by it: a group that has little noise does not
+    speak for all. Nothing is left where nothing stands out of the noise.
+
+    Args:
+        found: independent noise in every direction of a space of ``rank`` dimensions.
+        noise: its variance.
+        rank: k by default.
     """
-    weight = 1 / noise.clamp_min(1e-30)
-    signal = ((weight * (found.square().mean(1) - noise)).sum() / weight.sum()).clamp_min(0)
-    return found * (signal / (signal + noise).clamp_min(1e-30))[:, None]
+    noise = noise.double().clamp_min(1e-30)
+    square = found.double().square().sum(1) / (found.shape[1] if rank is None else rank)
+    signal = (square - noise).mean().clamp_min(0)
+    for _ in range(STEPS):
+        weight = (1 / (signal + noise)).square()
+        signal = ((weight * (square - noise)).sum() / weight.sum()).clamp_min(0)
+    return found * (signal / (signal + noise)).to(found.dtype)[:, None]
 
 
 def pooled_and_own(second: Tensor, means: Tensor, counts: Tensor, std: float) -> Tensor:

@@ -68,6 +68,20 @@ def test_james_stein_keeps_what_stands_out_and_nothing_of_noise_alone() -> None:
     assert two[0].norm() > 0.9 * signal[0].norm()
 
 
+def test_a_group_that_has_little_noise_does_not_speak_for_all() -> None:
+    found = torch.randn(10, 20, generator=stream())
+    found[0] *= 0.01
+    kept = james_stein(found, torch.tensor([1e-6] + [0.05] * 9))
+    assert (kept[1:].norm(dim=1) > 0.9 * found[1:].norm(dim=1)).all()
+
+
+def test_directions_in_which_there_is_nothing_do_not_count() -> None:
+    found, noise = torch.randn(10, 6, generator=stream()), torch.full((10,), 0.3)
+    wide = torch.cat([found, torch.zeros(10, 50)], 1)
+    torch.testing.assert_close(james_stein(wide, noise, 6)[:, :6], james_stein(found, noise))
+    assert james_stein(wide, noise).norm() < 0.8 * james_stein(found, noise).norm()
+
+
 def test_covariances_keep_what_stands_out_of_the_noise_and_stay_positive() -> None:
     shared, different = 0.1 * torch.eye(4), torch.diag(torch.tensor([0.4, 0.1, 0.1, 0.03]))
     counts, means = torch.tensor([500.0, 500.0]), torch.zeros(2, 4)
