@@ -87,7 +87,7 @@ class FedHypeVAESites(FedHypeVAEWarm):
     def receive_sites(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
         """Shifts of the prior's means ``[K, C, k]``: the site's, then what its class has beyond it, shrunk by noise; covariances."""
         means = server.tensors["prior_means"]
-        size, along = means.shape[1], class_block.between((means - means.mean(0)).double()).to(means.dtype)
+        size, along = means.shape[1], class_block.between((means - means.mean(0)).double())
         shift = shrunk_mean(sums["site_sums"], sums["site_counts"], std["site_sums"], std["site_counts"], along)
         rest = sums["site_class_sums"] - sums["site_class_counts"] * shift.repeat_interleave(self.task.classes, 0)
         own = shrunk_mean(rest, sums["site_class_counts"], std["site_class_sums"], std["site_class_counts"], along)
@@ -105,11 +105,14 @@ def shrunk_mean(sums: Tensor, counts: Tensor, std: float, count_std: float, alon
 
     In the directions ``along`` ``[k, C - 1]`` between class means, where sites differ most, and in all others by a signal of their own.
     """
-    rows = moments.counts_above_noise(counts, count_std)[:, 0]
+    rows = moments.counts_above_noise(counts, count_std)[:, 0].double()
     noise = (std / rows).square() + 1 / (rows * class_block.REACH**2 * sums.shape[1])
     means, others = sums / rows[:, None], sums.shape[1] - along.shape[1]
-    shrunk = shrinkage.james_stein(means @ along, noise) @ along.T
-    return shrunk + shrinkage.james_stein(means - means @ along @ along.T, noise, others) if others else shrunk
+    between = means @ along @ along.T
+    shrunk = shrinkage.james_stein(between, noise, along.shape[1], shrinkage.STEPS)
+    if others:
+        shrunk += shrinkage.james_stein(means - between, noise, others, shrinkage.STEPS)
+    return shrunk.to(sums.dtype)
 
 
 def site_covariances(sums: Tensors, std: Mapping[str, float], shifts: Tensor, of_classes: Tensor) -> Tensor:

@@ -85,24 +85,25 @@ def _neighbours(values: Tensor) -> Tensor:
     return torch.tensor(found[: len(values)], device=values.device)
 
 
-def james_stein(found: Tensor, noise: Tensor, rank: int | None = None) -> Tensor:
+def james_stein(found: Tensor, noise: Tensor, rank: int | None = None, steps: int = 0) -> Tensor:
     """Groups' estimates ``[G, k]`` shrunk to 0 by their noise's variance ``[G]`` against the signal's, which all groups estimate together.
 
-    A group's square says of the signal with a variance of (signal + noise)^2, and is weighed by it: a group that has little noise does not
-    speak for all. Nothing is left where nothing stands out of the noise.
+    Nothing is left where nothing stands out of the noise.
 
     Args:
-        found: independent noise in every direction of a space of ``rank`` dimensions.
+        found: independent noise in every direction of a space of ``rank`` dimensions; float64 if there are ``steps``.
         noise: its variance.
         rank: k by default.
+        steps: of a fixed point in which a group counts by what its square says of the signal, with a variance of (signal + noise)^2; with
+            none it counts by 1 / noise: cautious, for groups of little noise then speak for all.
     """
-    noise = noise.double().clamp_min(1e-30)
-    square = found.double().square().sum(1) / (found.shape[1] if rank is None else rank)
-    signal = (square - noise).mean().clamp_min(0)
-    for _ in range(STEPS):
-        weight = (1 / (signal + noise)).square()
+    noise = noise.clamp_min(1e-30)
+    square = found.square().mean(1) if rank is None else found.square().sum(1) / rank
+    weight = torch.ones_like(noise) if steps else 1 / noise
+    for _ in range(steps + 1):
         signal = ((weight * (square - noise)).sum() / weight.sum()).clamp_min(0)
-    return found * (signal / (signal + noise)).to(found.dtype)[:, None]
+        weight = (signal + noise).square().reciprocal()
+    return found * (signal / (signal + noise))[:, None]
 
 
 def pooled_and_own(second: Tensor, means: Tensor, counts: Tensor, std: float) -> Tensor:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fedsim.privacy.statistics.shrinkage import (
+    STEPS,
     affordable,
     free_eigenvalues,
     james_stein,
@@ -68,10 +69,12 @@ def test_james_stein_keeps_what_stands_out_and_nothing_of_noise_alone() -> None:
     assert two[0].norm() > 0.9 * signal[0].norm()
 
 
-def test_a_group_that_has_little_noise_does_not_speak_for_all() -> None:
+def test_a_group_that_has_little_noise_speaks_for_all_but_where_groups_count_by_their_squares() -> None:
     found = torch.randn(10, 20, generator=stream())
     found[0] *= 0.01
-    kept = james_stein(found, torch.tensor([1e-6] + [0.05] * 9))
+    noise = torch.tensor([1e-6] + [0.05] * 9)
+    kept, cautious = james_stein(found.double(), noise.double(), steps=STEPS), james_stein(found, noise)
+    assert cautious[1:].norm() < 0.1 * found[1:].norm()
     assert (kept[1:].norm(dim=1) > 0.9 * found[1:].norm(dim=1)).all()
 
 
