@@ -51,7 +51,7 @@ def inverse_root(precision: Tensor) -> Tensor:
         ValueError: a matrix on the CPU is not positive definite.
     """
     if precision.device.type not in FUSED:  # a lazy device has these, and not those below
-        inverse: Tensor = torch.linalg.inv_ex(torch.cholesky(precision))[0]
+        inverse: Tensor = torch.linalg.inv_ex(torch.cholesky(precision))[0]  # type: ignore[attr-defined, unused-ignore]  # of newer torch
         return inverse.mT
     factor, failed = torch.linalg.cholesky_ex(precision)
     if precision.device == CPU and bool(failed.any()):
