@@ -138,14 +138,14 @@ class Embeddings:
         return digest.hexdigest()[:16]
 
 
-def untested(data: Embeddings) -> str | None:
-    """What is wrong with scores on test rows that lack classes, None where they lack none."""
+def untested(data: Embeddings, site: str | None = None) -> str | None:
+    """What is wrong with scores on test rows that lack classes, None where they lack none; ``site``: whose rows alone they are."""
     missing = sorted(set(range(data.classes)) - set(data.y_test.tolist()))
     if not missing:
         return None
     names = [data.class_names[label] if data.class_names else str(label) for label in missing[:5]] + ["..."] * (len(missing) > 5)
     of = f"{len(missing)} of its {data.classes} classes ({', '.join(names)})"
-    return f"{data.name} has no test row of {of}: balanced accuracy is over the others"
+    return f"{f'{site} of ' if site else ''}{data.name} has no test row of {of}: balanced accuracy is over the others"
 
 
 def check_texts(name: str, values: NDArray[Any] | Iterable[str]) -> None:

@@ -29,7 +29,7 @@ from fedsim.grid.complaints import spelled
 from fedsim.grid.places import Source
 from fedsim.models.probe import PROBE_C
 from fedsim.partition import PartitionSpec
-from fedsim.privacy.plan import Trust, Unit
+from fedsim.privacy.plan import MOST_DELTA, Trust, Unit
 from fedsim.words import json_number
 
 _Item = TypeVar("_Item")
@@ -138,7 +138,7 @@ Epsilon = Annotated[Real, Field(gt=0), PlainSerializer(json_number, when_used="j
 Alpha = Annotated[Real, Field(gt=0, allow_inf_nan=False)]
 Clients = Annotated[Whole, Field(ge=1)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
-Delta = Annotated[Real, Field(gt=0, le=0.1)]
+Delta = Annotated[Real, Field(gt=0, le=MOST_DELTA)]
 Device = Literal["auto", "cpu", "cuda"]
 Axis = Annotated[tuple[_Item, ...], BeforeValidator(_listed), AfterValidator(_distinct)]
 

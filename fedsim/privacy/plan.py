@@ -29,6 +29,8 @@ and a check did not refute; one that the author states alone; not a theorem; not
 RELEASABLE: tuple[Claim, ...] = ("proved", "checked")
 """Claims under which a release is what its epsilon says."""
 
+MOST_DELTA = 0.1
+"""Of a budget: above it nearly nothing is promised."""
 SIGMA_MIN, SIGMA_MAX = 1e-3, 1e7
 REACH = 0.999  # the search stops once this share of the target is used
 RESOLUTION = 1e-4  # and in any case at this relative width of sigma

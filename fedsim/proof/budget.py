@@ -15,13 +15,11 @@ from fedsim.errors import UserError
 from fedsim.grid.complaints import translated
 from fedsim.grid.places import Source
 from fedsim.grid.yaml import parse
-from fedsim.privacy.plan import PrivacyPlan, Release, Unit, calibrate
+from fedsim.privacy.plan import MOST_DELTA, PrivacyPlan, Release, Unit, calibrate
 from fedsim.privacy.tradeoff import Composition, Floats, Spectra
 
 MOST_ROUNDS = 1000
 """So many rounds are accounted one by one; of more, so many that are evenly spaced."""
-MOST_DELTA = 0.1
-"""As in a grid."""
 SHOWN = 16
 """So many rounds, denser at the beginning, are told with both relations."""
 DELTAS = np.logspace(-2, -8, 25)

@@ -16,7 +16,7 @@ from fedsim.results.folder import RunFolder
 from fedsim.results.lines import complete_lines, decode, dump, is_json, load, reasons
 from fedsim.results.measures import MEASURES
 from fedsim.results.rows import Row
-from fedsim.words import encodable, is_encodable
+from fedsim.words import is_encodable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -250,7 +250,7 @@ class ResultStore:
             self._check_held()
             _mend(path)
             with path.open("ab", buffering=0) as file:
-                before, rest = file.tell(), memoryview(encodable("".join(f"{line}\n" for line in lines)).encode())
+                before, rest = file.tell(), memoryview("".join(f"{line}\n" for line in lines).encode(errors="replace"))
                 try:
                     while rest:  # a disk that gets full takes a part
                         rest = rest[file.write(rest) :]

@@ -83,6 +83,7 @@ def show_warnings(prepared: Prepared, console: Console) -> None:
     told = dict.fromkeys(
         large_delta(each.cell.unit_name, each.cell.delta, each.units, prepared.data[each.data_key].name) for each in finite
     )
-    told |= dict.fromkeys(untested(data) for data in prepared.data.values())
+    views = {each.data_key: each.cell.evaluation.unseen for each in prepared.trials}
+    told |= dict.fromkeys(untested(prepared.data[key], site) for key, site in views.items())
     for line in filter(None, told):
         console.print(f"warning: {line}", style="yellow", soft_wrap=True, highlight=False, markup=False)
