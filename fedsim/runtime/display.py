@@ -83,6 +83,11 @@ class Display(ABC):
         with self._lock:
             self._progress.advanced(cell_id, round, rounds)
 
+    def cell_waiting(self, cell_id: str) -> None:
+        """A cell ran; its row waits for a reference, and its slot is another's."""
+        with self._lock:
+            self._progress.waiting(cell_id)
+
     def cell_finished(self, row: Row) -> None:
         """A cell ended, well or badly."""
         with self._lock:
@@ -165,7 +170,7 @@ class LiveDisplay(Display):
             (f"{progress.ended}/{progress.total}", "bold"),
             " cells",
             (f" · {progress.done} done", "green"),
-            (f" · {len(progress.running)} running", "cyan"),
+            (f" · {progress.at_work} running", "cyan"),
             (f" · {progress.failed} failed", "red" if progress.failed else "dim"),
             *((f" · {count} {word}", "yellow") for word, count in progress.undrawn.items() if count),
         )
@@ -180,13 +185,14 @@ def make_display(console: Console, total: int, already_done: int = 0) -> Display
 
 @dataclass
 class RunningCell:
-    """A cell under way; ``rounds`` is 0 until its first round ends, ``heard`` when the last one did."""
+    """A cell under way; ``rounds`` is 0 until its first round ends, ``heard`` when one last did; ``waits`` once a reference is lacking."""
 
     label: str
     since: float
     heard: float
     round: int = 0
     rounds: int = 0
+    waits: bool = False
 
     @property
     def fraction(self) -> float:
@@ -195,6 +201,8 @@ class RunningCell:
 
     def round_text(self, now: float) -> str:
         """The round in words, and how long ago it ended where that is long ago."""
+        if self.waits:
+            return "waits for a reference"
         told, silent = f"round {self.round}/{self.rounds}" if self.rounds else "starting", now - self.heard
         return told if silent < _SILENT else f"{told}, {_duration(silent)} ago" if self.rounds else f"{told} for {_duration(silent)}"
 
@@ -222,7 +230,17 @@ class Progress:
     def started(self, cell_id: str, label: str) -> None:
         """See ``Display.cell_started``."""
         self.running[cell_id] = RunningCell(label, self._clock(), self._clock())
-        self._parallel = max(self._parallel, len(self.running))
+        self._parallel = max(self._parallel, self.at_work)
+
+    @property
+    def at_work(self) -> int:
+        """Cells that hold a slot."""
+        return sum(not cell.waits for cell in self.running.values())
+
+    def waiting(self, cell_id: str) -> None:
+        """See ``Display.cell_waiting``."""
+        if cell := self.running.get(cell_id):
+            cell.waits = True
 
     def advanced(self, cell_id: str, round: int, rounds: int) -> None:
         """See ``Display.round_done``; a late message of a cell that ended is ignored."""

@@ -349,6 +349,7 @@ class Scheduler:
         """Write the row of a cell that ran, once its references are there."""
         if (references := self._references(trial)) is None:
             self.waiting.append(partial(self._finish, trial, outcome))
+            self.display.cell_waiting(trial.cell.cell_id)
             return
         row = finished_row(trial, outcome, *references, self.versions)
         self.store.append_clients(client_lines(trial.cell, outcome.judgement, references[1]))

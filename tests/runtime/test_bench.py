@@ -21,6 +21,7 @@ from fedsim.results.store import ResultStore, load_results
 from fedsim.runtime import scheduler
 from fedsim.runtime.display import LineDisplay
 from fedsim.runtime.scheduler import Scheduler
+from fedsim.runtime.slots import Slot, Slots
 from fedsim.runtime.worker import check_source
 from fedsim.simulation.cohort import build_algorithm
 from fedsim.simulation.preflight import prepare
@@ -38,24 +39,24 @@ def by_cell(rows: list[Row], *left_out: str) -> dict[str, dict[str, Any]]:
     return {row.cell_id: without(row, *left_out) for row in rows}
 
 
-def watched(grid: Grid, folder: Path, max_parallel: int | None = None) -> "Watch":
+def watched(grid: Grid, folder: Path, max_parallel: int | None = None) -> "Watched":
     prepared = prepare(grid, NODES, max_parallel)
-    watch = Watch(Console(quiet=True), len(prepared.trials))
-    watch.scheduler = Scheduler(prepared, ResultStore(folder), watch)
-    watch.scheduler.run(prepared.trials)
-    return watch
+    scheduler = Scheduler(prepared, ResultStore(folder), LineDisplay(Console(quiet=True), len(prepared.trials)))
+    scheduler.slots = slots = Watched(prepared.nodes, prepared.parallel)
+    scheduler.run(prepared.trials)
+    return slots
 
 
-class Watch(LineDisplay):
-    """A display that also notes how many cells and actors work at a time."""
+class Watched(Slots):
+    """Slots that note how many of them, and of their actors, work at a time."""
 
-    scheduler: Scheduler
-    most_cells = most_actors = 0
+    most_busy = most_actors = 0
 
-    def cell_started(self, cell_id: str, label: str) -> None:
-        super().cell_started(cell_id, label)
-        self.most_cells = max(self.most_cells, len(self._progress.running))
-        self.most_actors = max(self.most_actors, sum(slot.actors for slot in self.scheduler.slots.busy))
+    def take(self, *args: Any, **kwargs: Any) -> Slot | None:
+        slot = super().take(*args, **kwargs)
+        self.most_busy = max(self.most_busy, len(self.busy))
+        self.most_actors = max(self.most_actors, sum(slot.actors for slot in self.busy))
+        return slot
 
 
 def used_object_store() -> float:
@@ -283,8 +284,8 @@ def test_an_algorithm_that_calls_sys_exit_is_told_as_that(bench: Bench, tmp_path
 
 
 def test_at_most_so_many_cells_run_at_a_time(ray_cluster: None, tmp_path: Path) -> None:
-    watch = watched(small_grid("weight-noise", seeds=[0, 1, 2, 3]), tmp_path, max_parallel=2)
-    assert watch.most_cells == 2
+    slots = watched(small_grid("weight-noise", seeds=[0, 1, 2, 3]), tmp_path, max_parallel=2)
+    assert slots.most_busy == 2
 
 
 @pytest.mark.parametrize("clients_per_actor", ["all", 2])
@@ -313,12 +314,12 @@ def test_cells_of_several_shapes_share_one_copy_of_the_data_and_keep_to_the_clus
     sampler = threading.Thread(target=sample)
     sampler.start()
     try:
-        watch = watched(grid, tmp_path / "run")
+        slots = watched(grid, tmp_path / "run")
     finally:
         ended.set()
         sampler.join()
     assert [row.status for row in ResultStore(tmp_path / "run").rows()] == ["ok"] * 4
-    assert 1 < watch.most_actors <= 4
+    assert 1 < slots.most_actors <= 4
     # what earlier benches left is freed meanwhile
     assert x.nbytes <= max(seen) - min(seen) < 1.5 * x.nbytes
     all_free()

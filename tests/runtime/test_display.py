@@ -115,6 +115,20 @@ def test_the_live_view_shows_how_long_ago_the_last_round_was_once_that_is_long_a
     assert re.search(r"round 8/20 *\n", frame(display))
 
 
+def test_a_cell_that_waits_for_a_reference_is_shown_but_not_counted_as_running():
+    display = LiveDisplay(terminal(), total=3)
+    display.cell_started("a", "alg one")
+    display.round_done("a", 20, 20)
+    display.cell_waiting("a")
+    display.cell_started("b", "alg two")
+    text = frame(display)
+    assert "1 running" in text
+    assert re.search(r"alg one .*waits for a reference", text)
+    assert re.search(r"alg two .*starting", text)
+    display.cell_finished(row("a"))
+    assert "alg one" not in frame(display)
+
+
 def test_many_running_cells_are_cut_to_a_screen():
     display = LiveDisplay(terminal(), total=500)
     for cell in range(100):
