@@ -30,12 +30,13 @@ def account(
     from fedsim.proof.budget import account as accounted
     from fedsim.proof.budget import settings
     from fedsim.report.budget import budget_words, curve_tables, how_computed, rounds_table, write_budget
+    from fedsim.runtime.display import Preparing
 
     described, checked, notes = settings(
         rounds=rounds, sample_rate=sample_rate, unit=unit, clients=clients, client_rate=client_rate, delta=delta, releases=releases
     )
-    with at(lambda where: f"--{where}" if where in ("epsilon", "delta") else where):
-        budget = accounted(epsilon, delta, described, unit=checked, notes=notes)
+    with at(lambda where: f"--{where}" if where in ("epsilon", "delta") else where), Preparing(plain_console(stderr=True)) as tell:
+        budget = accounted(epsilon, delta, described, unit=checked, notes=notes, tell=tell)
     console = wide_console(plain_console(), 100)
     for line in budget_words(budget):
         console.print(line, highlight=False, markup=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -105,14 +105,16 @@ def account(
     *,
     unit: Unit = "example",
     notes: Sequence[str] = (),
+    tell: Callable[[str], None] = lambda text: None,
 ) -> Budget:
-    """Solve a budget as a grid would, and follow it round by round.
+    """Solve a budget as a grid would, and follow it round by round; ``tell`` is told how far it is, in words.
 
     Raises:
         UserError: no noise reaches the target, or it is infinite.
     """
     if math.isinf(epsilon):
         raise UserError("--epsilon", "an infinite budget has no noise and no curve", "give a positive number")
+    tell("solving for the noise")
     plan = calibrate(
         epsilon=epsilon,
         delta=delta,
@@ -131,16 +133,18 @@ def account(
     most = [release.steps + (release.per_round if i == last else 0) for i, release in enumerate(plan.releases)]
     spectra = Spectra(list(zip(multipliers, rates, most, strict=True)))
     halved = Spectra(list(zip([m / 2 for m in multipliers], rates, most, strict=True))) if min(rates) == 1 else None
+    tell("composing its rounds")
     schedule = [(i, n) for i, release in enumerate(plan.releases) for n in range(1, release.rounds + 1)]
+    total = len(schedule)
 
     def spent(number: int, whole: bool) -> Spent:
+        tell(f"accounting round {min(number, total)} of {total}")
         at, n = schedule[number - 1] if number <= len(schedule) else (last, plan.releases[last].rounds + 1)
         steps = [r.steps if i < at else r.per_round * n if i == at else 0 for i, r in enumerate(plan.releases)]
         composed = spectra.compose(steps)
         other = _replace_one(composed, halved.compose(steps) if halved else None, delta) if whole else None
         return Spent(number, plan.releases[at].name, composed.epsilon(delta), other)
 
-    total = len(schedule)
     numbers = {round(x) for x in np.linspace(1, total, min(total, MOST_ROUNDS))}
     # the cost grows as the square root of the rounds
     whole = {round(total * share**2) for share in np.linspace(total**-0.5, 1, min(total, SHOWN))}

@@ -35,6 +35,13 @@ def test_every_round_costs_and_the_last_one_has_spent_the_budget() -> None:
     assert all(each.replace_one > each.epsilon for each in budget.shown if each.replace_one is not None)
 
 
+def test_it_tells_how_far_it_is() -> None:
+    told: list[str] = []
+    account(2.0, 1e-4, [Release("rounds", 1.0, 20)], tell=told.append)
+    assert told[:3] == ["solving for the noise", "composing its rounds", "accounting round 1 of 20"]
+    assert told[-1] == "accounting round 20 of 20"
+
+
 def test_a_round_of_the_table_is_the_composition_of_its_steps() -> None:
     budget = account(2.0, 1e-4, [Release("steps", 0.1, 60, per_round=5)])
     assert len(budget.rounds) == 12
