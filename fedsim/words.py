@@ -15,6 +15,11 @@ def number(value: float | None, digits: int = 6) -> str:
     return "∞" if value == math.inf else f"{value:.{digits}g}".replace("e-0", "e-")
 
 
+def counted(count: float, noun: str) -> str:
+    """So many of a thing that takes an s: 1 cell, 2 cells, 0.5 GPUs."""
+    return f"{count:.10g} {noun}" if count == 1 else f"{count:.10g} {noun}s"
+
+
 def json_number(value: Any) -> Any:
     """A number as JSON may hold it: "inf", "-inf" and "nan" are words; anything else as it is."""
     return str(float(value)) if isinstance(value, float) and not math.isfinite(value) else value

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from fedsim.words import encodable, is_encodable, json_number, number, setting
+from fedsim.words import counted, encodable, is_encodable, json_number, number, setting
 
 
 @pytest.mark.parametrize(("value", "text"), [(None, ""), (math.inf, "∞"), (10, "10"), (0.1, "0.1"), (1e-5, "1e-5"), (123456, "123456")])
@@ -30,3 +30,8 @@ def test_half_characters_are_told_as_what_can_be_written() -> None:
     assert is_encodable("ä 🅱")
     assert not is_encodable("a\udcffb")
     assert encodable("a\udcffb") == "a?b"
+
+
+@pytest.mark.parametrize(("count", "words"), [(1, "1 cell"), (0, "0 cells"), (2, "2 cells"), (0.5, "0.5 cells"), (100000, "100000 cells")])
+def test_one_of_a_thing_has_no_s(count: float, words: str) -> None:
+    assert counted(count, "cell") == words

@@ -27,6 +27,7 @@ from fedsim.simulation.label_matrices import drawn_matrices
 from fedsim.simulation.plan_table import show_refused, show_warnings
 from fedsim.simulation.preflight import Prepared
 from fedsim.simulation.trial import Trial
+from fedsim.words import counted
 
 if TYPE_CHECKING:
     from fedsim.report.report import Report
@@ -97,7 +98,7 @@ def _say(console: Console, text: str) -> None:
 def _finished(prepared: Prepared, store: ResultStore) -> str:
     written = {row.cell_id for row in store.rows()}
     count = sum(trial.cell.cell_id in written for trial in prepared.trials)
-    return f"{count} of {len(prepared.trials)} cells are finished"
+    return f"{count} of {counted(len(prepared.trials), 'cell')} finished"
 
 
 def unreferenced(trials: Sequence[Trial], rows: Sequence[Row]) -> list[tuple[Trial, Row]]:
@@ -157,7 +158,7 @@ def _run(
     if without:
         _say(console, f"{len(without)} finished cells lack a reference, which is computed now")
     if not todo and not without and not audits:
-        console.print(f"all {len(prepared.trials)} cells are finished", highlight=False)
+        _say(console, "the cell is finished" if len(prepared.trials) == 1 else f"all {len(prepared.trials)} cells are finished")
         return _drawn(store.folder.path)
     with ThreadPoolExecutor(1) as beside:
         with engine, make_display(console, len(prepared.trials), len(prepared.trials) - len(todo)) as display:

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsim.results.rows import Row
-from fedsim.words import number, setting
+from fedsim.words import counted, number, setting
 
 _SHOWN = 12
 _SILENT = 5.0
@@ -277,7 +277,7 @@ class Progress:
 
     def closing_line(self) -> str:
         """The last line of a bench, finished or interrupted."""
-        parts = [f"{self.done} of {self.total} cells done"]
+        parts = [f"{self.done} of {counted(self.total, 'cell')} done"]
         parts += [f"{count} {word}" for word, count in {"failed": self.failed, **self.undrawn}.items() if count]
         waiting = self.total - self.ended
         parts += [f"{waiting} not finished"] if waiting else []

@@ -42,7 +42,7 @@ from fedsim.simulation.node import Share, fit_together
 from fedsim.simulation.preflight import Prepared
 from fedsim.simulation.row import client_lines, failed_row, finished_row, refilled
 from fedsim.simulation.trial import Outcome, Trial
-from fedsim.words import setting
+from fedsim.words import counted, setting
 
 if TYPE_CHECKING:
     from fedsim.audit.audit import Audit
@@ -242,9 +242,9 @@ class Scheduler:
         before, self.in_vain = self.in_vain, self.in_vain + since
         first = next((job for job in self.queue if not isinstance(job, Reference)), self.queue[0])
         actors, share = (None if isinstance(first, Reference) else self._shape(first)) or (1, self.share)
-        gpus = f" and {share.gpus:g} GPUs" if share.gpus else ""
-        has = ", ".join(f"{node.cpus:g} CPUs and {node.gpus:g} GPUs" for node in self.slots.nodes) or "no machine"
-        what = f"{named(first)} waits for {actors} actors with {share.cpus:g} CPUs{gpus} each; the cluster has {has}"
+        gpus = f" and {counted(share.gpus, 'GPU')}" if share.gpus else ""
+        has = ", ".join(node.words for node in self.slots.nodes) or "no machine"
+        what = f"{named(first)} waits for {counted(actors, 'actor')} with {counted(share.cpus, 'CPU')}{gpus} each; the cluster has {has}"
         if before < TELL_AFTER <= self.in_vain:
             self.display.note(f"{what}, and others may use it")
         if self.in_vain > GIVE_UP_AFTER and not self.running:

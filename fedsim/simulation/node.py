@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from fedsim.grid.models import Device
+from fedsim.words import counted
 
 SLACK = 1e-6
 """Shares are added up in floating point."""
@@ -18,6 +19,11 @@ class Node(NamedTuple):
     cpus: float
     gpus: float
     gpu_memory: float = 0.0
+
+    @property
+    def words(self) -> str:
+        """In words: ``4 CPUs and 1 GPU``."""
+        return f"{counted(self.cpus, 'CPU')} and {counted(self.gpus, 'GPU')}"
 
 
 class Share(NamedTuple):

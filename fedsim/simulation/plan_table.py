@@ -13,7 +13,7 @@ from fedsim.data.embeddings import untested
 from fedsim.privacy.plan import large_delta
 from fedsim.simulation.preflight import Prepared
 from fedsim.simulation.trial import Trial
-from fedsim.words import wide_console
+from fedsim.words import counted, wide_console
 
 _LEFT = ("cell", "algorithm", "data", "α", "clients", "seed", "claim", "unit, trust, scope", "accountant", "actors")
 
@@ -21,7 +21,7 @@ _LEFT = ("cell", "algorithm", "data", "α", "clients", "seed", "claim", "unit, t
 def show_plan(prepared: Prepared, console: Console) -> None:
     """Print every cell with its plan, the actor layout and the number of cells."""
     lines = [_facts(trial) for trial in prepared.trials]
-    table = Table(title=f"{prepared.grid.name}: {len(lines)} cells", title_justify="left", show_edge=False)
+    table = Table(title=f"{prepared.grid.name}: {counted(len(lines), 'cell')}", title_justify="left", show_edge=False)
     for name in lines[0]:
         # given, the width of a long column is not measured again
         width = max(cell_len(name), *(cell_len(line[name]) for line in lines))
@@ -35,7 +35,7 @@ def show_plan(prepared: Prepared, console: Console) -> None:
     shares = _shares(prepared)
     console.print(f"data: {sizes}", soft_wrap=True, highlight=False)
     console.print(
-        f"{prepared.parallel} cells at a time, {shares}; {len(prepared.trials)} cells; nothing was run",
+        f"{counted(prepared.parallel, 'cell')} at a time, {shares}; {counted(len(prepared.trials), 'cell')}; nothing was run",
         soft_wrap=True,
         highlight=False,
     )
@@ -45,8 +45,8 @@ def _shares(prepared: Prepared) -> str:
     """An actor's shares, and where it computes."""
     asked, share = prepared.grid.resources, prepared.share
     measured = "as much of a GPU as a first round is measured to need"
-    gpus = measured if asked.gpus_per_actor == "auto" else f"{share.gpus:g} GPUs"
-    return f"{share.cpus:g} CPUs and {gpus} an actor, on {'the GPU' if share.gpus and share.device != 'cpu' else 'the CPU'}"
+    gpus = measured if asked.gpus_per_actor == "auto" else counted(share.gpus, "GPU")
+    return f"{counted(share.cpus, 'CPU')} and {gpus} an actor, on {'the GPU' if share.gpus and share.device != 'cpu' else 'the CPU'}"
 
 
 def _facts(trial: Trial) -> dict[str, str]:

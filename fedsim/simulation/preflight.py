@@ -23,6 +23,7 @@ from fedsim.simulation.node import Node, Share
 from fedsim.simulation.process_state import ProcessState
 from fedsim.simulation.rehearsal import Rehearsal, rehearse_grid
 from fedsim.simulation.trial import Trial, packing
+from fedsim.words import counted
 
 
 @dataclass(frozen=True)
@@ -226,11 +227,11 @@ def actors_that_fit(grid: Grid, nodes: Sequence[Node]) -> int:
     share, measured = share_of(grid.resources), grid.resources.gpus_per_actor == "auto"
     fitting = sum(share.fit(node) for node in nodes)
     if fitting < 1:
-        has = ", ".join(sorted({f"{node.cpus:g} CPUs and {node.gpus:g} GPUs" for node in nodes}))
-        needs = "a share of a GPU" if measured else f"{share.gpus:g} GPUs"
+        has = ", ".join(sorted({node.words for node in nodes}))
+        needs = "a share of a GPU" if measured else counted(share.gpus, "GPU")
         without = share.gpus and not any(node.gpus for node in nodes)
         fix = "give gpus_per_actor: 0 and device: auto" if without else "give actors a smaller share"
-        raise UserError(grid.place("resources"), f"an actor needs {share.cpus:g} CPUs and {needs}; no node has them ({has})", fix)
+        raise UserError(grid.place("resources"), f"an actor needs {counted(share.cpus, 'CPU')} and {needs}; no node has them ({has})", fix)
     # shares that are still to be measured are small enough, or the cell is told that it does not fit
     return sum(Share(share.cpus, even_share(MOST)).fit(node) for node in nodes) if measured else fitting
 

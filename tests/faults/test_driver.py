@@ -44,7 +44,7 @@ def test_sigterm_to_the_group_and_a_killed_raylet_end_a_bench_in_order_and_the_s
         out, err = process.communicate(timeout=60)
         assert process.returncode == 1, out + err
         assert "the cluster is lost: Ray's service on this machine does not answer any more" in out
-        assert "of 4 cells are finished; the same command goes on" in out
+        assert "of 4 cells finished; the same command goes on" in out
         assert "report: runs/g/report.html" in out
         assert {row["status"] for row in rows(grid).values()} == {"ok"}
         wait_for_the_end_of(started, 10)

@@ -26,9 +26,9 @@ def test_a_cell_that_no_longer_fits_lets_others_pass_says_what_it_waits_for_and_
     prepared = prepare(grid, [Node(4.0, 0.0), Node(4.0, 0.0)], 1)  # one of them left the cluster meanwhile
     console = Console(file=io.StringIO(), width=300)
     running = Scheduler(prepared, ResultStore(tmp_path), LineDisplay(console, 2))
-    with pytest.raises(ClusterLost, match=r"waits for 6 actors with 1 CPUs each; the cluster has 4 CPUs"):
+    with pytest.raises(ClusterLost, match=r"waits for 6 actors with 1 CPU each; the cluster has 4 CPUs"):
         running.run(prepared.trials)
     running.slots.close()
     assert [(row.clients, row.status) for row in ResultStore(tmp_path).rows()] == [(2, "ok")]
     told = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "waits for 6 actors with 1 CPUs each; the cluster has 4 CPUs and 2 GPUs, and others may use it" in told
+    assert "waits for 6 actors with 1 CPU each; the cluster has 4 CPUs and 2 GPUs, and others may use it" in told

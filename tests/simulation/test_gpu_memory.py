@@ -39,7 +39,7 @@ def test_the_least_that_an_actor_needs_are_its_rows_and_its_parameters_with_thei
 
 def test_mistakes_in_gpus_are_told_with_the_arithmetic_before_anything_runs() -> None:
     for share in (0.5, "auto"):
-        with pytest.raises(UserError, match=r"^resources: an actor needs 1 CPUs and .*GPU.*; no node has them \(4 CPUs and 0 GPUs\)"):
+        with pytest.raises(UserError, match=r"^resources: an actor needs 1 CPU and .*GPU.*; no node has them \(4 CPUs and 0 GPUs\)"):
             prepare(small_grid("dp-gaussian", resources={"gpus_per_actor": share}), NODES)
     with pytest.raises(ValueError, match="device: cuda with gpus_per_actor: 0 leaves actors without a GPU"):
         small_grid("dp-gaussian", resources={"device": "cuda"})
@@ -61,10 +61,10 @@ def test_mistakes_in_gpus_are_told_with_the_arithmetic_before_anything_runs() ->
         ({"gpus_per_actor": 0.5, "cpus_per_actor": 0.5}, "4 cells at a time, 0.5 CPUs and 0.5 GPUs an actor, on the GPU"),
         (
             {"gpus_per_actor": "auto"},
-            "4 cells at a time, 1 CPUs and as much of a GPU as a first round is measured to need an actor, on the GPU",
+            "4 cells at a time, 1 CPU and as much of a GPU as a first round is measured to need an actor, on the GPU",
         ),
-        ({"gpus_per_actor": 0.5, "device": "cpu"}, "4 cells at a time, 1 CPUs and 0.5 GPUs an actor, on the CPU"),
-        ({}, "4 cells at a time, 1 CPUs and 0 GPUs an actor, on the CPU"),
+        ({"gpus_per_actor": 0.5, "device": "cpu"}, "4 cells at a time, 1 CPU and 0.5 GPUs an actor, on the CPU"),
+        ({}, "4 cells at a time, 1 CPU and 0 GPUs an actor, on the CPU"),
     ],
 )
 def test_a_dry_run_tells_shares_devices_and_cells_at_a_time(resources: dict[str, Any], told: str) -> None:
