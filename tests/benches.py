@@ -10,6 +10,8 @@ from typing import Any
 from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore
 
+PATIENCE = 600
+"""Seconds after which something hangs, however busy the machine is."""
 PLUGIN = '''
 import os
 from pathlib import Path
@@ -88,7 +90,7 @@ def count():
 '''
 
 
-def wait_until(holds: Callable[[], object], timeout: float = 60.0) -> None:
+def wait_until(holds: Callable[[], object], timeout: float = PATIENCE) -> None:
     """Return as soon as ``holds`` does; an error after ``timeout`` seconds."""
     end = time.monotonic() + timeout
     while not holds():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from benches import Done, Ran
+from benches import PATIENCE, Done, Ran
 from cells import small_grid
 from pictures import save_encoder, save_medmnist, save_milk10k
 
@@ -66,7 +66,7 @@ def test_every_command_of_the_data_page_runs_in_its_order(desk: tuple[Path, dict
     folder, environment = desk
     assert len(commands(DATA)) == 6
     for command in commands(DATA):
-        done = subprocess.run(shlex.split(command), cwd=folder, env=environment, capture_output=True, text=True, timeout=180)
+        done = subprocess.run(shlex.split(command), cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, command + done.stdout + done.stderr
     made = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix in (".npz", ".png") and "home" not in str(path)}
     pictures = {"runs/paper/curves/partitions.png", "runs/milk/curves/privacy_utility.png"}
@@ -77,7 +77,7 @@ def test_the_python_of_the_data_page_runs(desk: tuple[Path, dict[str, str]]) -> 
     folder, environment = desk
     (code,) = re.findall(r"```python\n(.*?)```", DATA.read_text(), re.S)
     script = code + "assert len(rows) == 1\nassert x.shape == (3, 16)\n"
-    done = subprocess.run([sys.executable, "-c", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
 
 
@@ -104,7 +104,7 @@ def test_every_command_of_the_algorithms_page_runs_in_its_order(tmp_path: Path) 
     assert len(commands(ALGORITHMS)) == 4
     for command in commands(ALGORITHMS):
         program, *arguments = shlex.split(command)
-        done = subprocess.run([FEDSIM.with_name(program), *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=240)
+        done = subprocess.run([FEDSIM.with_name(program), *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, command + done.stdout + done.stderr
     rows = {(row.label, row.epsilon_target): row for row in ResultStore(tmp_path / "runs" / "my_method").rows()}
     assert {row.status for row in rows.values()} == {"ok"}
@@ -145,7 +145,7 @@ def test_the_command_of_the_reliability_page_runs(folder: Path, bench: Callable[
     (line,) = commands(RELIABILITY)
     bench(small_grid("dp-gaussian", seeds=[0, 1, 2], resources={"clients_per_actor": "all"}), "runs/quickstart")
     program, *arguments = shlex.split(line)
-    done = subprocess.run([FEDSIM.with_name(program), *arguments], cwd=folder, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([FEDSIM.with_name(program), *arguments], cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 of 3 finished cells run again: equal to the last bit in rows and rounds" in done.stdout
 
@@ -163,7 +163,7 @@ def test_the_files_of_the_cluster_page_are_what_slurm_and_kuberay_take(tmp_path:
     for pod in pods:
         mounted = {mount["name"] for container in pod["containers"] for mount in container.get("volumeMounts", [])}
         assert mounted == {volume["name"] for volume in pod.get("volumes", [])}
-    known = subprocess.run([FEDSIM, "bench", "--help"], capture_output=True, text=True, timeout=60).stdout
+    known = subprocess.run([FEDSIM, "bench", "--help"], capture_output=True, text=True, timeout=PATIENCE).stdout
     for line in (job["spec"]["entrypoint"], *commands(CLUSTER)):
         assert [option for option in shlex.split(line) if option.startswith("--") and option not in known] == []
 

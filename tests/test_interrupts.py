@@ -4,8 +4,11 @@ import signal
 import subprocess
 import sys
 
+from benches import PATIENCE
+
 STUCK = """
 import sys, threading, time
+
 from fedsim.interrupts import interrupts, soon
 
 class Stuck:
@@ -28,7 +31,7 @@ def test_a_command_that_goes_on_and_cannot_print_any_more_is_ended() -> None:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGTERM)
         try:
-            assert process.wait(60) == 130
+            assert process.wait(PATIENCE) == 130
         finally:
             process.kill()
         assert process.stdout.read() == "interrupted; the same command goes on\n"

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from benches import Done
+from benches import PATIENCE, Done
 
 Fedsim = Callable[..., Done]
 
@@ -23,5 +23,5 @@ def test_transformers_and_medmnist_are_imported_only_where_they_are_needed(tmp_p
         f"import sys; sys.argv = {['fedsim', *arguments]!r}\nfrom fedsim.cli import main\ntry:\n    main()\nexcept SystemExit:\n    pass\n"
     )
     check = "print([name for name in ('transformers', 'medmnist', 'torchvision', 'datasets') if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", script + check], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script + check], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
     assert done.stdout.strip().splitlines()[-1] == "[]"

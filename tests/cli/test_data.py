@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benches import interruptible
+from benches import PATIENCE, interruptible
 from pictures import save_encoder, save_folder, save_medmnist
 
 
@@ -96,12 +96,12 @@ def test_an_interrupted_embed_goes_on_where_it_stopped(tmp_path):
         assert process.poll() is None, process.communicate()
         os.sched_yield()
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, err) == (130, ""), err
     assert "interrupted; the same command goes on" in out
     assert not (tmp_path / "o.npz").exists()
     assert shards()
-    assert "8112/8112" in start().communicate(timeout=60)[0]
+    assert "8112/8112" in start().communicate(timeout=PATIENCE)[0]
     with np.load(tmp_path / "o.npz") as held:
         assert held["x"].shape == (8_112, 16)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benches import PLUGIN, Done, interruptible, slowness
+from benches import PATIENCE, PLUGIN, Done, interruptible, slowness
 from plug_ins import GOOD, changed, write
 
 from fedsim.results.store import ResultStore
@@ -30,7 +30,7 @@ evaluation: {per_class: 30}
 def bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A bench as a process of its own."""
     command = [FEDSIM, "bench", "--grid", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_ctrl_c_once_or_again_and_again_ends_a_bench_within_5_seconds_and_the_sa
             process.wait(0.1)
             break
         os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=PATIENCE)
     took = time.monotonic() - asked
     assert took < 5 * slowness()
     assert process.returncode == 130

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benches import interruptible, slowness
+from benches import PATIENCE, interruptible, slowness
 from processes import bench, offspring, rounds, rows, wait_for_the_end_of, when
 
 
@@ -29,7 +29,7 @@ def test_sigterm_to_the_group_and_a_killed_raylet_end_a_bench_in_order_and_the_s
         started = offspring(process.pid)
         asked = time.monotonic()
         os.killpg(process.pid, signal.SIGTERM)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE)
         assert time.monotonic() - asked < 5 * slowness()
         assert process.returncode == 130, out + err
         assert "the same command goes on" in out
@@ -41,7 +41,7 @@ def test_sigterm_to_the_group_and_a_killed_raylet_end_a_bench_in_order_and_the_s
         started = offspring(process.pid)
         (raylet,) = offspring(process.pid, "raylet/raylet")
         raylet.send_signal(signal.SIGKILL)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == 1, out + err
         assert "the cluster is lost: Ray's service on this machine does not answer any more" in out
         assert "of 4 cells finished; the same command goes on" in out
@@ -50,7 +50,7 @@ def test_sigterm_to_the_group_and_a_killed_raylet_end_a_bench_in_order_and_the_s
         wait_for_the_end_of(started, 10)
 
     with bench(grid) as process:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=PATIENCE)
         assert (process.returncode, err) == (0, ""), out + err
     assert (rows(grid), rounds(grid)) == undisturbed
 
@@ -77,7 +77,7 @@ def test_a_closed_terminal_ends_a_bench_in_order(grid: Path) -> None:
         started = offspring(process.pid)
         asked = time.monotonic()
         os.close(outer)
-        assert process.wait(60) == 130
+        assert process.wait(PATIENCE) == 130
         assert time.monotonic() - asked < 5 * slowness()
         wait_for_the_end_of(started, 10)
 
@@ -89,7 +89,7 @@ def test_a_killed_head_service_ends_a_bench_in_order(grid: Path) -> None:
         started = offspring(process.pid)
         (head,) = offspring(process.pid, "gcs/gcs_server")
         head.send_signal(signal.SIGKILL)
-        out, err = process.communicate(timeout=90)
+        out, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == 1, out + err
         assert "the cluster is lost: the cluster's head does not answer any more" in out
         assert "report: runs/g/report.html" in out
@@ -106,6 +106,6 @@ def test_a_killed_driver_leaves_no_process_and_its_cells_go_on_from_their_checkp
         process.kill()
         process.wait()
         wait_for_the_end_of(started, 10)
-    done = subprocess.run(["fedsim", "bench", "--grid", "g.yaml"], cwd=grid, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(["fedsim", "bench", "--grid", "g.yaml"], cwd=grid, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (rows(grid), rounds(grid)) == undisturbed

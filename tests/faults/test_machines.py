@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from benches import wait_until
+from benches import PATIENCE, wait_until
 from plug_ins import changed
 from processes import FEDSIM, environment
 
@@ -79,10 +79,10 @@ def cluster(project: Path) -> Iterator[Callable[..., list[subprocess.Popen[bytes
             started(*head, *common, **variables)
             joined = ["ray", "status", f"--address=127.0.0.1:{PORT}"]
             env = environment(**variables)
-            wait_until(lambda: subprocess.run(joined, capture_output=True, env=env).returncode == 0, 90)
+            wait_until(lambda: subprocess.run(joined, capture_output=True, env=env).returncode == 0)
             hide = f'mount -t tmpfs none {scratch} && mount -t tmpfs none {project} && exec "$@"'
             workers = [started("unshare", "--mount", "sh", "-c", hide, "sh", *worker, *common, **variables) for _ in range(2)]
-            wait_until(lambda: b"/2.0 CPU" in subprocess.run(joined, capture_output=True, env=env).stdout, 90)
+            wait_until(lambda: b"/2.0 CPU" in subprocess.run(joined, capture_output=True, env=env).stdout)
             return workers
 
         yield start
@@ -99,7 +99,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 def bench(folder: Path, address: str, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [FEDSIM, "bench", "--grid", "g.yaml", "--address", address, *options]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, env=environment(**variables))
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE, env=environment(**variables))
 
 
 @pytest.mark.skipif(not may_mount(), reason="namespaces need root")
@@ -110,14 +110,14 @@ def test_plug_ins_and_checkpoints_travel_between_machines_that_share_no_folder(
     command = [FEDSIM, "bench", "--grid", "g.yaml", "--address", f"[::1]:{PORT}"]
     process = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     store = ResultStore(project / "runs" / "g")
-    wait_until(lambda: len(store.rounds()) > 3, 120)
+    wait_until(lambda: len(store.rounds()) > 3)
     end(workers[0])
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, out + err
     disturbed = {row.cell_id: row.scores for row in store.rows()}
     assert len(disturbed) == 3
     shutil.rmtree(project / "runs")
-    local = subprocess.run([FEDSIM, "bench", "--grid", "g.yaml"], cwd=project, capture_output=True, text=True, timeout=240)
+    local = subprocess.run([FEDSIM, "bench", "--grid", "g.yaml"], cwd=project, capture_output=True, text=True, timeout=PATIENCE)
     assert local.returncode == 0, local.stdout + local.stderr
     assert {row.cell_id: row.scores for row in store.rows()} == disturbed
 
@@ -149,13 +149,13 @@ def test_a_submitted_job_that_is_stopped_goes_on_when_it_is_submitted_again(
         return done.stdout
 
     job("submit", *place, "--submission-id", "first", "--no-wait", *command)
-    wait_until(lambda: len(store.rounds()) > 3, 120)
+    wait_until(lambda: len(store.rounds()) > 3)
     job("stop", *place, "first")
     assert "was stopped" in job("status", *place, "first")
     assert re.search(r"interrupted: [012] of 3 cells finished; the same command goes on", job("logs", *place, "first"))
     assert "3 of 3 cells done" in job("submit", *place, *command)
     disturbed = {row.cell_id: row.scores for row in store.rows()}
-    local = subprocess.run([FEDSIM, "bench", "--grid", "g.yaml"], cwd=project, capture_output=True, text=True, timeout=240)
+    local = subprocess.run([FEDSIM, "bench", "--grid", "g.yaml"], cwd=project, capture_output=True, text=True, timeout=PATIENCE)
     assert local.returncode == 0, local.stdout + local.stderr
     assert {row.cell_id: row.scores for row in ResultStore(project / "runs" / "g").rows()} == disturbed
 
@@ -181,7 +181,7 @@ def test_the_slurm_script_of_the_page_runs_where_srun_runs_its_command_here(proj
     with (project / "out").open("w") as told:  # a pipe would stay open with the cluster
         process = subprocess.Popen(["bash", "job.sh"], cwd=project, env=variables, stdout=told, stderr=told, start_new_session=True)
     try:
-        code, out = process.wait(240), (project / "out").read_text()
+        code, out = process.wait(PATIENCE), (project / "out").read_text()
         assert code == 0, out
         assert "3 of 3 cells done" in out
     finally:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benches import PATIENCE
 from processes import bench, environment, rounds, rows, when
 
 from fedsim.results.store import ResultStore
@@ -42,7 +43,7 @@ def test_nodes_that_die_cost_no_row_and_the_grid_goes_on(
     with bench(grid, "--address", machines.address) as process:
         when(lambda: len(ResultStore(grid / "runs" / "g").rounds()) > 3, process)
         machines.kill()
-        out, err = process.communicate(timeout=180)
+        out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, err) == (0, ""), out + err
     assert (rows(grid), rounds(grid)) == undisturbed
 
@@ -92,7 +93,7 @@ def test_the_data_go_once_to_each_machine(tmp_path: Path, machines: Machines) ->
     command = [sys.executable, "-c", SCRIPT, machines.address, str(tmp_path / "big.npz"), str(tmp_path / "run")]
     tests = str(Path(__file__).parents[1])
     variables = environment(PYTHONPATH=os.pathsep.join([tests, *filter(None, [os.environ.get("PYTHONPATH")])]))
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=variables)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env=variables)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     # a machine's store holds an object once; what is counted is the first copy, and whatever a cell would have made of its own

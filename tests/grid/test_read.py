@@ -2,6 +2,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benches import PATIENCE
+
 import fedsim
 from fedsim.grid.models import Grid
 from fedsim.grid.read import load_grid
@@ -20,7 +22,7 @@ for path in ("g.yaml", {str(QUICKSTART)!r}):
     fedsim.grid.read.load_grid(Path(path))
 print(*sorted(sys.modules))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     imported = set(done.stdout.split())
     assert "fedsim.grid.models" in imported

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from benches import PATIENCE
 from cells import SHIPPED, quick, small_cells
 
 from fedsim.errors import UserError
@@ -57,7 +58,7 @@ def test_the_tests_of_new_methods_pass_unedited(folder: Path) -> None:
     for name in ("dp-gaussian", "fedavg-linear"):
         write_method(f"own-{name}", name, folder)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *sorted(map(str, folder.glob("test_*.py")))]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout
     assert "3 passed" in done.stdout
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from benches import PATIENCE
 from cells import SHIPPED, small_grid
 from plug_ins import GOOD, changed, write
 
@@ -94,7 +95,7 @@ for trial in cells.trials:
     list(run_trial(trial, next(iter(cells.data.values()))))
 print(*(name for name in sys.modules if name.partition(".")[0] in ("fedsim", "algorithms", "baselines")))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=180)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     known = set(reached([*HARNESS, "algorithms.fedhypevae", "baselines.dp_gmm"])) | {"fedsim.kit", "fedsim.kit.checks.subject"}
     kit = {name for name in done.stdout.split() if name.startswith("fedsim.kit")}  # cells.py takes its short trainings from there

@@ -5,6 +5,7 @@ import subprocess
 from html.parser import HTMLParser
 
 import pytest
+from benches import PATIENCE
 from matplotlib.figure import Figure
 
 from fedsim.errors import UserError
@@ -240,7 +241,7 @@ def test_a_folder_without_results_or_with_a_broken_manifest_is_a_users_mistake(t
 def browsed(page, profile, *flags):
     """The page as a browser has it."""
     command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", *flags, "--dump-dom", page.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")

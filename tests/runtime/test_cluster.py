@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from benches import PATIENCE
 
 CLUSTER = """
 import sys, time
@@ -70,7 +71,7 @@ def test_a_local_cluster_listens_on_this_machine_alone_and_leaves_nothing(driver
     process, short = driver
     assert listening(descendants(process.pid)) <= {"127.0.0.1", "::ffff:127.0.0.1"}
     assert [path.name.startswith("fedsim-ray-") for path in short.iterdir()] == [True]
-    process.communicate("", timeout=60)
+    process.communicate("", timeout=PATIENCE)
     assert process.returncode == 0
     assert list(short.iterdir()) == []
 
@@ -85,6 +86,6 @@ def test_what_a_killed_driver_left_goes_with_the_next_one(driver) -> None:  # ty
     for pid in below:  # they end with their driver, Ray's agents after a minute or two
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    done = subprocess.run([sys.executable, "-c", CLUSTER], input="", capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", CLUSTER], input="", capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
     assert list(short.iterdir()) == []
