@@ -62,13 +62,26 @@ class Seeds:
     Attributes:
         root: the cell's seed.
         secret: root of the streams in :data:`SECRET`; None: they follow from ``root`` too, as a simulation's may.
+        whole: whether streams in :data:`SECRET` are drawn at all.
     """
 
     root: int
     secret: int | None = field(default=None, repr=False)
+    whole: bool = True
+
+    @property
+    def public(self) -> Seeds:
+        """What a method's server may draw from: who could draw the noise again could take it off."""
+        return Seeds(self.root, whole=False)
 
     def sequence(self, purpose: Purpose, round_: int = 0, client: int = SERVER) -> np.random.SeedSequence:
-        """The stream's seed sequence; ``client`` counts from 0, ``SERVER`` is the server's own stream."""
+        """The stream's seed sequence; ``client`` counts from 0, ``SERVER`` is the server's own stream.
+
+        Raises:
+            ValueError: the stream is none for the server.
+        """
+        if not self.whole and purpose in SECRET:
+            raise ValueError(f"the stream {purpose.name} is drawn at the clients and by the harness; a server draws from another purpose")
         root = self.root if self.secret is None or purpose not in SECRET else self.secret
         return np.random.SeedSequence(root, spawn_key=(int(purpose), round_, client + 1))
 

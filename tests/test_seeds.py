@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim.seeds import SERVER, Purpose, Seeds
+from fedsim.seeds import SECRET, SERVER, Purpose, Seeds
 
 streams = st.tuples(st.sampled_from(Purpose), st.integers(0, 2**32 - 1), st.integers(SERVER, 10_000))
 roots = st.integers(0, 2**63 - 1)
@@ -97,3 +97,13 @@ def test_golden_draws() -> None:
 def test_a_negative_root_is_refused() -> None:
     with pytest.raises(ValueError, match="non-negative"):
         Seeds(-1).sequence(Purpose.INIT)
+
+
+def test_a_server_draws_what_it_needs_and_nothing_that_could_take_noise_off() -> None:
+    seeds = Seeds(3, secret=5)
+    assert seeds.public.numpy(Purpose.META).random() == seeds.numpy(Purpose.META).random()
+    for purpose in SECRET:
+        with pytest.raises(ValueError, match=f"the stream {purpose.name} is drawn at the clients and by the harness"):
+            seeds.public.numpy(purpose)
+    with pytest.raises(ValueError, match="NOISE"):
+        Seeds(3).public.noise()

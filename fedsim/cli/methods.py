@@ -12,7 +12,7 @@ from rich.console import Console
 
 from fedsim.cli.app import Param, app, folder, interruptible
 from fedsim.errors import UserError
-from fedsim.privacy.plan import Trust, Unit
+from fedsim.privacy.plan import Claim, Trust, Unit
 from fedsim.words import plain_console, wide_console
 
 PANEL = "Methods"
@@ -61,37 +61,45 @@ def check(
 
     It runs on 200 rows of digits and 4 clients, with trainings of 12 rounds, about a minute. The exit code is 0 if all passed, 1 if
     something failed.
-    What an algorithm states beyond its base class then counts as checked in the rows of the same code; not after a quick check.
+    What an algorithm states beyond its base class then counts as checked in the rows of the same code; not after a quick check. What a
+    check finds a fault in, of what a claim rests on, counts as heuristic.
     """
     import torch
 
-    from fedsim.kit.check import check_algorithm, findings_table
+    from fedsim.kit.check import OF_PRIVACY, check_algorithm, findings_table
+    from fedsim.methods.own_errors import own_errors
 
     # on so small tensors a second thread only waits
     torch.set_num_threads(1)
-    findings = list(check_algorithm(algorithm, param or [], unit, trust, quick=quick))
+    with own_errors(algorithm):
+        findings = list(check_algorithm(algorithm, param or [], unit, trust, quick=quick))
     console = wide_console(plain_console(), 100)
     console.print(findings_table(algorithm, findings))
-    if any(finding.passed is False for finding in findings):
+    faulty = {finding.setting for finding in findings if finding.passed is False}
+    refuted = {finding.setting for finding in findings if finding.passed is False and finding.check in OF_PRIVACY}
+    sound = set() if quick else {finding.setting for finding in findings} - faulty
+    for claim, filed in _file_checks(algorithm, param or [], sound, refuted).items():
+        console.print(f"on file: rows of this code say '{claim}' for {' and '.join(filed)}", soft_wrap=True, highlight=False)
+    if faulty:
         raise typer.Exit(1)
-    if not quick and (filed := _file_check(algorithm, param or [], {finding.setting for finding in findings})):
-        console.print(f"on file: rows of this code say 'checked' for {' and '.join(filed)}", soft_wrap=True, highlight=False)
 
 
-def _file_check(algorithm: str, param: list[str], settings: set[str]) -> list[str]:
-    """Note a passed check where the algorithm states more than its base class proves; the settings that were noted."""
+def _file_checks(algorithm: str, param: list[str], sound: set[str], refuted: set[str]) -> dict[Claim, list[str]]:
+    """Note how the check ended where that changes what a claim is worth; the claims, and their settings."""
     from fedsim.kit.checks.subject import subject
-    from fedsim.methods.check_file import file_passed
-    from fedsim.methods.claims import is_guaranteed
+    from fedsim.methods.check_file import file_check, on_file
+    from fedsim.methods.claims import is_guaranteed, worth
 
-    filed = []
+    filed = dict[Claim, list[str]]()
     for unit, trust in product(get_args(Unit), get_args(Trust)):
-        if f"{unit}, {trust}" not in settings:
+        setting = f"{unit}, {trust}"
+        if setting not in sound | refuted:
             continue
         checked = subject(algorithm, param, unit, trust).algorithm
-        if checked.claim() == "proved" and not is_guaranteed(checked):
-            file_passed(checked)
-            filed.append(f"{unit}, {trust}")
+        # a passed check of what its base class proves says nothing new, unless one failed before
+        if setting in refuted or not is_guaranteed(checked) or on_file(checked) == "failed":
+            file_check(checked, "failed" if setting in refuted else "passed")
+            filed.setdefault(worth(checked.claim(), checked), []).append(setting)
     return filed
 
 
@@ -122,6 +130,7 @@ def audit(
 
     from fedsim.audit.run import MANY, AuditRun, BlackBoxRun, Command, parameters, setting_of_options
     from fedsim.audit.setting import DIM
+    from fedsim.methods.own_errors import own_errors
     from fedsim.results.store import ResultStore
 
     console, store = wide_console(plain_console(), 100), ResultStore(out)
@@ -131,17 +140,18 @@ def audit(
     if "/" in algorithm and ":" not in algorithm:
         raise UserError(algorithm, "there is no such run folder", "give one, an algorithm's name, or my_file.py:MyMethod")
     run: Command
-    if attack == "black-box":
-        known = parameters(algorithm, param or [], unit, trust, epsilon, delta)
-        run = BlackBoxRun(algorithm, known, unit, trust, epsilon, delta, pairs or 200)
-    else:
-        dim, count = (MANY, 400) if attack == "one-run" else (DIM, 1000)
-        run = AuditRun(setting_of_options(algorithm, param or [], unit, trust, epsilon, delta, dim, rows), attack, pairs or count)
-    with interruptible(console), store.lock(), Progress(console=console, transient=True) as progress:
-        task = progress.add_task(algorithm, total=run.count)
-        reached = run.completed(
-            store.audits(run.key), partial(store.append_audits, run.key), lambda count: progress.update(task, completed=count)
-        )
+    with own_errors(algorithm):
+        if attack == "black-box":
+            known = parameters(algorithm, param or [], unit, trust, epsilon, delta)
+            run = BlackBoxRun(algorithm, known, unit, trust, epsilon, delta, pairs or 200)
+        else:
+            dim, count = (MANY, 400) if attack == "one-run" else (DIM, 1000)
+            run = AuditRun(setting_of_options(algorithm, param or [], unit, trust, epsilon, delta, dim, rows), attack, pairs or count)
+        with interruptible(console), store.lock(), Progress(console=console, transient=True) as progress:
+            task = progress.add_task(algorithm, total=run.count)
+            reached = run.completed(
+                store.audits(run.key), partial(store.append_audits, run.key), lambda count: progress.update(task, completed=count)
+            )
     for line in reached.words:
         console.print(f"{algorithm}, {unit}, {trust}: {line}", soft_wrap=True, highlight=False, markup=False)
     raise typer.Exit(1 if reached.refuted else 0)

@@ -45,6 +45,8 @@ def best_weight(local: Tensor, shared: Tensor, y: Tensor, importance: Tensor) ->
 def held_out_weight(x: NDArray[np.float32], y: NDArray[np.int64], shared: LinearClassifier, classes: int, probe_c: float) -> float:
     """The best weight of a client's own classifier on a fifth of its rows, which the classifier that is tried there did not see.
 
+    A client with one row has nothing to try it on: 0.
+
     Args:
         x: the client's rows ``[n, d]``.
         y: their labels ``[n]``.
@@ -52,6 +54,8 @@ def held_out_weight(x: NDArray[np.float32], y: NDArray[np.int64], shared: Linear
         classes: C.
         probe_c: inverse strength of the own classifier's L2 penalty.
     """
+    if len(y) < 2:
+        return 0.0
     kept = held_out(len(y))
     tried = fit_linear(x[~kept], y[~kept], classes, probe_c)
     rows, ones = torch.from_numpy(x[kept]), torch.ones(int(kept.sum()))

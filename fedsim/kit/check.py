@@ -59,6 +59,9 @@ CHECKS = (
     Check("bytes sent", sent_bytes, ("trains",)),
 )
 
+OF_PRIVACY = ("per-example loss", "sampling", "sensitivity", "noise", "budget")
+"""Checks whose fault is one of the claim."""
+
 
 def check_algorithm(
     name: str, params: Sequence[str] = (), unit: Unit | None = None, trust: Trust | None = None, *, quick: bool = False

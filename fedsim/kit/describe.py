@@ -22,7 +22,7 @@ from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.claims import worth
 from fedsim.methods.messages import Task
 from fedsim.methods.registry import lookup
-from fedsim.methods.source_lines import line_of, origin, said
+from fedsim.methods.source_lines import blamed, line_of, said
 from fedsim.privacy.plan import Trust, Unit
 
 DIM, CLASSES, CLIENTS = 64, 10, 10
@@ -125,8 +125,7 @@ def _claims(cls: type[Algorithm], where: str) -> tuple[dict[tuple[Unit, Trust], 
         except ValidationError:
             claims[unit, trust] = "depends on parameters that have no default"
         except Exception as error:  # a plug-in may raise anything
-            at = origin(error, inspect.getsourcefile(cls)) or line_of(cls)
-            raise PluginError(where, f"{at}: {said(error)}", f"expected {cls.__name__} to state its releases") from error
+            raise PluginError(where, f"{blamed(error, cls)}: {said(error)}", f"expected {cls.__name__} to state its releases") from error
     return claims, frozenset(refused)
 
 

@@ -1,11 +1,11 @@
-"""Which checks have passed: a file for every algorithm, privacy setting and mode that ``fedsim check`` found no fault in."""
+"""How checks ended: a file for every algorithm, privacy setting and mode of which ``fedsim check`` said something."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from fedsim.atomic import replaced
 from fedsim.data.cache import cache_folder
@@ -19,16 +19,20 @@ CHECK = "fedsim.kit.check"
 """The module that runs the checks; another hash of it is another check."""
 
 
-def is_on_file(algorithm: Algorithm) -> bool:
-    """Whether a full check of this code, unit, trust and mode (parameters that are no numbers) has passed on this machine."""
+Ending = Literal["passed", "failed"]
+
+
+def on_file(algorithm: Algorithm) -> Ending | None:
+    """How the last check of this code, unit, trust and mode (parameters that are no numbers) on this machine ended; None where none did."""
     try:
-        return bool(json.loads(_path(algorithm).read_bytes()) == _checked(algorithm))
+        found = json.loads(_path(algorithm).read_bytes())
     except (OSError, ValueError):
-        return False
+        return None
+    return next((ending for ending in get_args(Ending) if found == _checked(algorithm) | {"ended": ending}), None)
 
 
-def file_passed(algorithm: Algorithm) -> None:
-    """Note that a full check of the algorithm has passed; at once or not at all.
+def file_check(algorithm: Algorithm, ending: Ending) -> None:
+    """Note that a full check of the algorithm has passed, or one that found a fault in its privacy; at once or not at all.
 
     Raises:
         UserError: fedsim's cache folder cannot be written.
@@ -36,7 +40,7 @@ def file_passed(algorithm: Algorithm) -> None:
     path = _path(algorithm)
     try:
         with replaced(path) as part:
-            part.write_text(json.dumps(_checked(algorithm), indent=1) + "\n", encoding="utf-8")
+            part.write_text(json.dumps(_checked(algorithm) | {"ended": ending}, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(str(path.parent), f"cannot be written ({error.strerror})", "set FEDSIM_CACHE to another folder") from error
 

@@ -2,16 +2,18 @@
 
 A plug-in that overrides nothing but :data:`HOOKS` inherits its base class's theorem. One that overrides more, itself or in a base class of
 its own, states a theorem that nobody here has proved: ``stated``, and ``checked`` once a passed ``fedsim check`` of it is on file. A check
-refutes and does not prove. That a loss is per example is its contract, which no class can enforce and ``fedsim check`` looks at.
+refutes and does not prove: what one on file found a fault in is ``heuristic``. That a loss is per example is its contract, which no
+class can enforce, and which ``fedsim check`` and the rehearsal look at.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
+from fedsim.errors import UserError
 from fedsim.methods.algorithm import Algorithm
-from fedsim.methods.check_file import is_on_file
+from fedsim.methods.check_file import on_file
 from fedsim.methods.source_hash import is_shipped
 from fedsim.privacy.plan import Claim
 
@@ -30,10 +32,19 @@ client (``start_clients``), what leaves it (``releases_codes``), what sees it (`
 
 
 def worth(claim: Claim, algorithm: Algorithm) -> Claim:
-    """The claim that a row of ``algorithm`` may make where it makes ``claim`` itself."""
-    if claim not in ("proved", "checked") or is_guaranteed(algorithm):
+    """The claim that a row of ``algorithm`` may make where it makes ``claim`` itself.
+
+    Raises:
+        UserError: ``claim`` is no claim.
+    """
+    if claim not in get_args(Claim):
+        raise UserError("claim", f"{claim!r} is none", f"let claim() return one of {', '.join(get_args(Claim))}")
+    if claim not in ("proved", "checked"):
         return claim
-    return "checked" if is_on_file(algorithm) else "stated"
+    filed = on_file(algorithm)
+    if filed == "failed":
+        return "heuristic"
+    return claim if is_guaranteed(algorithm) else "checked" if filed == "passed" else "stated"
 
 
 def is_guaranteed(algorithm: Algorithm) -> bool:

@@ -167,7 +167,7 @@ class Server:
 
     Attributes:
         model: with the shared parameters.
-        seeds: the cell's seed tree.
+        seeds: the cell's seed tree, without the streams of noise and samples.
         tensors: by name, whatever else lives on between rounds.
         plan: the privacy plan, None without privacy.
         codes: after the last round the released client codes by name, ``[clients, ...]``; empty where none are released.

@@ -40,6 +40,11 @@ def origin(error: BaseException, file: str | None = None) -> str | None:
     return f"{shown(own[-1].filename)}:{own[-1].lineno}" if own else None
 
 
+def blamed(error: BaseException, cls: type) -> str:
+    """``file:line`` of an exception in the code of an algorithm, or of its class where it was raised elsewhere."""
+    return origin(error, inspect.getsourcefile(cls)) or line_of(cls)
+
+
 def said(error: BaseException) -> str:
     """An exception on one line."""
     text = error.msg if isinstance(error, SyntaxError) else str(error)

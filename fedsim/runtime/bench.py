@@ -16,6 +16,7 @@ from rich.console import Console
 from fedsim.audit.of_grid import ClaimAudit, audits_of, is_told
 from fedsim.grid.models import Grid
 from fedsim.interrupts import INTERRUPTED
+from fedsim.results.folder import RunFolder
 from fedsim.results.partitions import write_partitions
 from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore
@@ -23,6 +24,7 @@ from fedsim.runtime.cluster import ClusterLost
 from fedsim.runtime.display import describe, make_display, outcome
 from fedsim.runtime.manifest import write_manifest
 from fedsim.runtime.scheduler import Scheduler
+from fedsim.simulation.generators import hold_back
 from fedsim.simulation.label_matrices import drawn_matrices
 from fedsim.simulation.plan_table import show_refused, show_warnings
 from fedsim.simulation.preflight import Prepared
@@ -63,7 +65,7 @@ def run_bench(
         todo = [trial for trial in prepared.trials if trial.cell.cell_id not in done]
         if changed := older_code(prepared.grid, todo, rows):
             console.print(changed, style="yellow", soft_wrap=True, highlight=False, markup=False)
-        anew = told_anew([trial for trial in prepared.trials if trial.cell.cell_id in done], rows)
+        anew = told_anew([trial for trial in prepared.trials if trial.cell.cell_id in done], rows, store.folder)
         for row in anew:
             store.append(row)
         without = unreferenced(prepared.trials, [*rows, *anew])
@@ -120,18 +122,26 @@ def older_code(grid: Grid, todo: Sequence[Trial], rows: Sequence[Row]) -> str | 
     return f"the source of {told} changed: {count} left out"
 
 
-def told_anew(finished: Sequence[Trial], rows: Sequence[Row]) -> list[Row]:
-    """Rows of finished cells to be written once more, as the last word: what they state was checked since, or an edit was undone.
+def told_anew(finished: Sequence[Trial], rows: Sequence[Row], folder: RunFolder) -> list[Row]:
+    """Rows of finished cells to be written once more, as the last word: their code was checked since, or an edit was undone.
 
-    A check is of exactly the code that ran, so it holds for the row. A claim never falls: the check was on file when it was written.
+    A check is of exactly the code that ran, so it holds for the row: what was stated is checked, or a fault was found and no claim is left
+    of a theorem; the generator in ``folder`` says so too. That a check has passed is not taken back, for a file of it may be gone.
     """
     by_cell, newest = {row.cell_id: row for row in rows}, {row.algorithm: row.source for row in rows}
     told = []
     for trial in finished:
         row, plan = by_cell[trial.cell.cell_id], trial.plan
-        checked = plan is not None and (row.claim, plan.claim) == ("stated", "checked")
-        if checked or row.source != newest[row.algorithm]:
-            told.append(row.model_copy(update={"claim": "checked"} if checked else {}))
+        now = row.claim if plan is None else plan.claim
+        if now == "checked" and row.claim == "stated":
+            told.append(row.model_copy(update={"claim": now}))
+        elif now == "heuristic" and row.claim in ("proved", "stated", "checked"):
+            update: dict[str, Any] = {"claim": now}
+            if (held := hold_back(folder, trial.cell, now)) is not None:
+                update["generator"] = held
+            told.append(row.model_copy(update=update))
+        elif row.source != newest[row.algorithm]:
+            told.append(row)
     return told
 
 

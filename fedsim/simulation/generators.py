@@ -13,7 +13,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +32,7 @@ from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Task, Tensors
 from fedsim.methods.products import Generator, is_personal, own
 from fedsim.methods.registry import check_installed, lookup
-from fedsim.privacy.plan import RELEASABLE, PrivacyPlan
+from fedsim.privacy.plan import RELEASABLE, Claim, PrivacyPlan
 from fedsim.regular import read_regular, unread
 from fedsim.results.folder import RunFolder
 from fedsim.results.lines import encode, reasons
@@ -42,6 +42,7 @@ from fedsim.simulation.cohort import build_algorithm
 from fedsim.simulation.rounds import restored
 from fedsim.simulation.state import check_alike, check_released, described
 from fedsim.simulation.trial import Trial
+from fedsim.words import setting
 
 TENSORS = ".safetensors"
 MOST = 10**6
@@ -150,8 +151,8 @@ def save_generator(
     return _write_facts(path, facts)
 
 
-def hold_back(run: RunFolder, cell: Cell) -> str | None:
-    """Note that the claim of a saved generator is refuted.
+def hold_back(run: RunFolder, cell: Cell, claim: Claim | None = None) -> str | None:
+    """Note that an audit has refuted the claim of a saved generator, or that its claim is ``claim`` now, which is no theorem.
 
     Returns:
         SHA-256 of the JSON file, for the cell's row; None where no generator is saved.
@@ -160,7 +161,11 @@ def hold_back(run: RunFolder, cell: Cell) -> str | None:
         UserError: its facts cannot be read.
     """
     path = run.generator(releasable(cell).cell_id)
-    return _write_facts(path, _facts(path)[0].model_copy(update={"status": "refuted"})) if path.exists() else None
+    if not path.exists():
+        return None
+    facts, _ = _facts(path)
+    told = {"status": "refuted"} if claim is None else {"plan": facts.plan and replace(facts.plan, claim=claim)}
+    return _write_facts(path, facts.model_copy(update=told))
 
 
 def _write_facts(path: Path, facts: GeneratorFacts) -> str:
@@ -377,9 +382,11 @@ def _of_client(algorithm: Algorithm, generator: Generator, client: int, facts: G
 def _find(run: Path, cell: str | None) -> Path:
     folder = RunFolder(run).generators
     found = sorted(folder.glob(f"{cell or ''}*.json")) if not cell or cell.isalnum() else []
+    if not found and cell:
+        found = _of_row(run, cell)
     if len(found) == 1:
         return found[0]
-    ids = _listed([path.stem for path in (found or sorted(folder.glob("*.json")))])
+    ids = _listed(found or sorted(folder.glob("*.json")))
     if not ids:
         raise UserError(str(run), "there are no generators here", "give the folder of a run whose generative cells are finished")
     if cell is None or found:
@@ -387,5 +394,17 @@ def _find(run: Path, cell: str | None) -> Path:
     raise UserError(f"--cell {cell}", f"there is no generator of this cell in {run}", f"known: {ids}")
 
 
-def _listed(ids: Sequence[str]) -> str:
-    return ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
+def _of_row(run: Path, cell: str) -> list[Path]:
+    """The generators of the rows whose cell's id begins so: with secret noise a file is called otherwise (:func:`releasable`)."""
+    folder = RunFolder(run)
+    rows = ResultStore(run).rows() if folder.results.exists() else []
+    hashes = {row.generator for row in rows if row.cell_id.startswith(cell)}
+    return [path for path in sorted(folder.generators.glob("*.json")) if hashlib.sha256(read_regular(path)).hexdigest() in hashes]
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    told = []
+    for path in paths[:8]:
+        cell = _facts(path)[0].cell
+        told.append(f"{path.stem} ({setting(cell.label, epsilon=cell.epsilon, seed=cell.seed)})")
+    return ", ".join(told) + (f" and {len(paths) - 8} more" if len(paths) > 8 else "")

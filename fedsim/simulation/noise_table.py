@@ -86,12 +86,13 @@ def parts_of(trial: Trial) -> Parts:
         cohort = made_up_cohort(cell.algorithm, cell.params, task, trial.plan, ROWS)
         algorithm, pool = cohort.algorithm, _Shapes(cohort)
         to_the_end(train(algorithm, pool, trial.plan, Seeds(0)))
+    in_local_steps = isinstance(algorithm, LocalDPSGD) and task.unit != "client"
     return Parts(
         pool.found,
         {phase.release.name: dict(phase.weights) for phase in cohort.phases},
         sum(p.numel() for p in cohort.clients.model.parameters()),
-        isinstance(algorithm, LocalDPSGD) and task.unit == "example",
-        isinstance(algorithm, LocalTraining) and not (isinstance(algorithm, LocalDPSGD) and task.unit == "example"),
+        in_local_steps,
+        isinstance(algorithm, LocalTraining) and not in_local_steps,
     )
 
 

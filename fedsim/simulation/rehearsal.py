@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -22,10 +21,12 @@ from fedsim.errors import PluginError, UserError
 from fedsim.grid.resolve import Resolved, Variant
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Message, Server, Task, Values
+from fedsim.methods.per_example import PER_EXAMPLE, check_loss, clips_examples
 from fedsim.methods.phase import Phase
 from fedsim.methods.products import Generator, Product, is_classifier, is_personal, own
 from fedsim.methods.registry import lookup
-from fedsim.methods.source_lines import line_of, origin, said
+from fedsim.methods.source_lines import blamed, line_of, said
+from fedsim.privacy.clipping import NotPerExample
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.seeds import Purpose, Seeds
 from fedsim.simulation.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
@@ -99,7 +100,8 @@ def rehearse(
         seconds: that it may take.
 
     Raises:
-        PluginError: an exception, a result of a wrong type, shape or dtype, or no end in time; with file and line, and what was expected.
+        PluginError: an exception, a result of a wrong type, shape or dtype, a loss that is not per example, or no end in time; with file
+            and line, and what was expected.
     """
     cls, process = lookup(variant.name, where), ProcessState()
     made_up = f"made-up data ({task.clients} clients with {ROWS} rows each, {task.dim} dimensions, {task.classes} classes)"
@@ -111,14 +113,18 @@ def rehearse(
                 return
             cohort = made_up_cohort(variant.name, variant.params, task, plan, ROWS, device)
             _use(_train(cohort, plan, device), cohort.algorithm, cohort.clients.pooled.x)
+            if plan is not None and clips_examples(cohort.algorithm):
+                check_loss(build_algorithm(variant.name, variant.params, task))
+    except NotPerExample as error:
+        loss: Any = getattr(cls, "loss", cls)
+        raise PluginError(where, f"on {made_up}, {line_of(loss)}: {error}", PER_EXAMPLE) from error
     except _Unexpected as error:
         raise PluginError(where, f"on {made_up}, {error.what}", f"expected {error.expected}") from error
     except _Late as error:
-        at = origin(error, inspect.getsourcefile(cls)) or line_of(cls)
         right = f"expected {cls.__name__} to train and sample in that time"
-        raise PluginError(where, f"on {made_up}, {at}: still running after {seconds:g} s", right) from error
+        raise PluginError(where, f"on {made_up}, {blamed(error, cls)}: still running after {seconds:g} s", right) from error
     except (Exception, SystemExit) as error:  # a plug-in may raise anything
-        at = origin(error, inspect.getsourcefile(cls)) or line_of(cls)
+        at = blamed(error, cls)
         if device == CPU:
             raise PluginError(where, f"on {made_up}, {at}: {said(error)}", f"expected {cls.__name__} to train and sample") from error
         fix = "it runs on the CPU: make tensors where the batch is (batch.x.new_zeros, fedsim.methods.normal), or set device: cpu"

@@ -75,7 +75,7 @@ def train(
         device: where the server computes.
         watch: called in every round with the noisy sum that the server gets; it changes nothing.
     """
-    server = algorithm.initial_server(seeds).to(device)
+    server = algorithm.initial_server(seeds.public).to(device)
     server.plan = plan
     ledger, uplink, start = Ledger(), 0, 0
     if resume is not None:
@@ -125,7 +125,7 @@ def to_the_end(steps: abc.Generator[RoundRecord, None, Trained]) -> tuple[list[R
 
 def restored(algorithm: Algorithm, state: Tensors, plan: PrivacyPlan | None, seeds: Seeds) -> tuple[Generator, NDArray[np.float64] | None]:
     """The generator of an earlier training and its released label shares, from its ``Trained.state``, plan and seeds."""
-    server = algorithm.initial_server(seeds)
+    server = algorithm.initial_server(seeds.public)
     server.plan = plan
     load_server(server, below("server", state))
     server.codes = below("codes", state)

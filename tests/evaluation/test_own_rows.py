@@ -11,6 +11,8 @@ from sites import SITES, digits_of_sites
 from fedsim.errors import UserError
 from fedsim.evaluation.own_rows import own_rows
 from fedsim.evaluation.references import local_only
+from fedsim.evaluation.weights import WEIGHTS, held_out_weight
+from fedsim.models.linear import fit_linear
 from fedsim.results.rows import Row
 from fedsim.simulation.preflight import Prepared
 from fedsim.simulation.row import client_lines, finished_row
@@ -33,6 +35,13 @@ def test_a_sites_client_is_judged_on_the_sites_own_test_rows(tmp_path: Path) -> 
     for name, rows in zip(SITES, found.rows, strict=True):
         assert set(data.test_columns["site"][rows]) == {name}
     assert sorted(np.concatenate(found.rows)) == list(range(len(data.y_test)))
+
+
+def test_a_client_with_one_row_has_nothing_to_choose_its_weight_on() -> None:
+    x, y = np.eye(3, 4, dtype=np.float32), np.arange(3)
+    shared = fit_linear(x, y, 3, 1.0)
+    assert held_out_weight(x[:1], y[:1], shared, 3, 1.0) == 0
+    assert held_out_weight(x[:2], y[:2], shared, 3, 1.0) in WEIGHTS
 
 
 def test_several_clients_of_one_site_share_its_test_rows(tmp_path: Path) -> None:

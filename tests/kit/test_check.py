@@ -23,6 +23,8 @@ BROKEN = {
     "groups_clipped_by_row:GroupsClippedByRow": ("sensitivity", r"3 times, as one group changes .* \((2\.9|3\.0)\d of it\)"),
     "unclipped_part:UnclippedPart": ("sensitivity", r"the claimed bound is 1 .*'prototypes\.bias' alone"),
     "size_leaves_unpaid:SizeLeavesUnpaid": ("sensitivity", r"changes 'rows' in the messages by 1; no noise of Clients.add_noise covers it"),
+    "label_counts_told_exactly:LabelCountsToldExactly": ("sensitivity", r"changes label_counts though all noisy outputs are equal"),
+    "takes_the_noise_off:TakesTheNoiseOff": ("trains", r"the stream NOISE is drawn at the clients and by the harness"),
     "label_counts_leave_unpaid:LabelCountsLeaveUnpaid": ("sensitivity", r"the claimed bound is 1 .*'label_counts' alone by 1"),
     "state_without_noise:StateWithoutNoise": ("sensitivity", r"not in the round's sample, changes .*state without noise remembers"),
     "noise_reused_between_rounds:NoiseReusedBetweenRounds": ("noise", r"the noise of round 0 is used again in round 1"),

@@ -46,6 +46,7 @@ def test_an_algorithm_that_passes_exits_with_0(check: Check) -> None:
         (["fedhypevaee"], "did you mean 'fedhypevae'"),
         (["dp-gaussian", "--unit", "client"], "does not support 'client'"),
         (["dp-gaussian", "--param", "rankk=3"], "--param rankk"),
+        ([f"{BROKEN}/cannot_be_planned.py:CannotBePlanned"], "cannot_be_planned.py:8: ZeroDivisionError: division by zero"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(check: Check, arguments: list[str], words: str) -> None:

@@ -12,7 +12,9 @@ from baselines.dp_gaussian import DPGaussian
 from baselines.fedlambda import FedLambda
 from baselines.weight_noise_cvae import WeightNoiseCVAE
 from fedsim.cli import main
+from fedsim.errors import UserError
 from fedsim.methods.algorithm import Algorithm
+from fedsim.methods.check_file import file_check
 from fedsim.methods.claims import is_guaranteed, worth
 from fedsim.methods.dp_sgd import DPSGD
 from fedsim.methods.messages import Task
@@ -147,14 +149,39 @@ def test_a_passed_check_of_the_same_code_setting_and_mode_makes_it_checked(spell
     assert [path.suffix for path in (folder / "cache" / "checks").iterdir()] == [".json"]
 
 
-def test_a_check_that_fails_or_says_nothing_new_is_not_filed(spelled: Callable[..., str], folder: Path) -> None:
+def test_a_check_that_says_nothing_new_is_not_filed(spelled: Callable[..., str], folder: Path) -> None:
     spelled()
-    text = (BROKEN / "size_leaves_unpaid.py").read_text()
-    (folder / "unpaid.py").write_text(text.replace("from tiny import", "from spelled import"))
-    cls = next(line.split()[1].partition("(")[0] for line in text.splitlines() if line.startswith("class "))
-    assert check(f"unpaid.py:{cls}", "--trust", "silo") == 1
-    assert check("dp-gaussian", "--trust", "aggregate") == 0
+    assert check("dp-gaussian", "--trust", "aggregate", "--unit", "example", "--quick") == 0
+    assert check("broken.bytes_by_size:BytesBySize", "--trust", "aggregate", "--param", "rounds=0") == 2
     assert not (folder / "cache" / "checks").exists()
+
+
+def test_what_a_check_found_a_fault_in_is_heuristic_until_one_passes(spelled: Callable[..., str], folder: Path) -> None:
+    spelled()
+    (folder / "unpaid.py").write_text((BROKEN / "size_leaves_unpaid.py").read_text())
+    name = "unpaid.py:SizeLeavesUnpaid"
+    assert claims(name, "silo") == "stated"
+    assert check(name, "--trust", "silo", "--quick") == 1
+    assert claims(name, "silo") == "heuristic"
+
+    one_label = made(DPGaussian)
+    file_check(one_label, "failed")
+    assert worth("proved", one_label) == "heuristic"
+    file_check(one_label, "passed")
+    assert worth("proved", one_label) == "proved"
+
+
+def test_a_fault_that_is_none_of_privacy_leaves_the_claim(spelled: Callable[..., str], folder: Path) -> None:
+    spelled()
+    (folder / "packed.py").write_text((BROKEN / "depends_on_packing.py").read_text())
+    before = claims("packed.py:DependsOnPacking")
+    assert check("packed.py:DependsOnPacking", "--trust", "aggregate", "--quick") == 1
+    assert claims("packed.py:DependsOnPacking") == before
+
+
+def test_a_claim_that_is_none_is_a_mistake() -> None:
+    with pytest.raises(UserError, match=r"'yes' is none; let claim\(\) return one of proved, checked, stated, heuristic, none"):
+        worth("yes", made(Tiny))  # type: ignore[arg-type]
 
 
 def test_a_broken_file_of_a_check_counts_as_none(spelled: Callable[..., str], folder: Path) -> None:

@@ -74,6 +74,17 @@ def test_a_row_that_claims_more_differs_and_still_holds() -> None:
     assert "a bound that holds and is loose" in proof.why
 
 
+@pytest.mark.parametrize("events", [[(0.8, 0.2, 20)], [(0.45, 0.1, 60)], [(1.2, 0.1, 300)]])
+def test_a_bound_under_replace_one_that_sampling_makes_loose_is_still_one(events) -> None:
+    row = counted(events)
+    proof = prove(row)
+    assert (proof.verdict, proof.why) == ("proved", "")
+    assert proof.replace_one is not None
+    assert math.isfinite(proof.replace_one)
+    less = prove(row.model_copy(update={"epsilon_spent_replace_one": 0.98 * proof.replace_one}))
+    assert (less.verdict, less.why) == ("differs", "ε under replace-one is 0.980 of what its mechanisms spend")
+
+
 def test_a_row_of_renyi_composition_is_proved_by_renyi_composition() -> None:
     row = counted(accountant="rdp", epsilon_spent_replace_one=None)
     spent = rdp_epsilon(EVENTS, 1e-4)

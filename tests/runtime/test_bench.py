@@ -13,7 +13,7 @@ from plug_ins import GOOD, changed
 from rich.console import Console
 
 from fedsim.grid.models import Grid
-from fedsim.methods.check_file import file_passed
+from fedsim.methods.check_file import file_check
 from fedsim.report.report import grid_rows, write_report
 from fedsim.results.measures import MEASURES
 from fedsim.results.rows import Row
@@ -24,6 +24,7 @@ from fedsim.runtime.scheduler import Scheduler
 from fedsim.runtime.slots import Slot, Slots
 from fedsim.runtime.worker import check_source
 from fedsim.simulation.cohort import build_algorithm
+from fedsim.simulation.generators import load_generator
 from fedsim.simulation.preflight import prepare
 
 Bench = Callable[..., Ran]
@@ -195,11 +196,27 @@ def test_a_check_of_the_code_that_ran_is_told_by_its_finished_rows(
     rows = first.rows
     assert [row.claim for row in rows] == ["stated", "none"]
     trial = prepare(grid, NODES).trials[0]
-    file_passed(build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task))
+    file_check(build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task), "passed")
     again = bench(grid)
     assert "all 2 cells are finished" in again.output
     assert {row.epsilon_target: row.claim for row in again.rows} == {1.0: "checked", float("inf"): "none"}
     assert by_cell(again.rows, "claim") == by_cell(rows, "claim")
+
+
+def test_a_fault_that_a_check_finds_later_takes_the_theorem_from_rows_and_generators(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
+    grid = small_grid("dp-gaussian", epsilon=1.0, privacy={"noise": "secret"})
+    first = bench(grid)
+    assert [row.claim for row in first.rows] == ["proved"]
+    assert load_generator(first.folder).manifest(1)["release"] == "under its epsilon"
+    trial = prepare(grid, NODES).trials[0]
+    file_check(build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task), "failed")
+    again = bench(grid)
+    assert [row.claim for row in again.rows] == ["heuristic"]
+    told = load_generator(again.folder).manifest(1)
+    assert (told["release"], told["vouched"]) == ("simulation only", "by a row of its run")
 
 
 def trouble(how: str, healed: Path) -> dict[str, Any]:

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 from benches import Ran
 from cells import NODES, small_grid
+from plug_ins import changed
 from rich.console import Console
 
 from fedsim.errors import UserError
 from fedsim.results.store import ResultStore
+from fedsim.runtime.bench import run_bench
 from fedsim.runtime.judging import run_judging
 from fedsim.runtime.verify import Verification
 from fedsim.simulation.preflight import prepare
@@ -39,6 +41,16 @@ def test_cells_that_run_again_give_the_same_rows_and_rounds_or_what_differs_is_t
     assert "accuracy" in told
     assert "torch: 0.1 →" in told
     assert "1 of 4 finished cells run again: they differ" in told
+
+
+def test_a_run_that_left_a_plug_in_out_is_verified_without_it(ray_cluster: None, plugins: Path, tmp_path: Path) -> None:
+    (plugins / "no_clip.py").write_text(changed("    def draws(self)", "    def clip(self):\n        return 1 / 0\n\n    def draws(self)"))
+    grid = small_grid({"name": "no_clip.py:MyMethod", "params": {"rounds": 1}}, "dp-gaussian", epsilon=4.0)
+    prepared = prepare(grid, NODES, 1, keep_going=True)
+    assert list(prepared.refused) == [0]
+    run_bench(prepared, tmp_path / "run", Console(quiet=True), nullcontext())
+    verification = Verification.of(tmp_path / "run", lambda grid: prepare(grid, NODES, 1), trust_plugin=True)
+    assert verification.run(1, Console(quiet=True), nullcontext())
 
 
 def test_an_audited_row_is_compared_as_its_cell_made_it(bench: Bench) -> None:

@@ -135,6 +135,16 @@ def test_a_run_saves_a_generator_for_every_cell(bench):
     assert set(fedsim.load_results(ran.folder)["cell_id"]) == set(ids)
 
 
+def test_a_generator_of_secret_noise_is_found_by_its_rows_cell_though_its_file_has_another_name(bench):
+    ran = bench(small_grid("dp-gaussian", epsilon=[1.0, 4.0], privacy={"noise": "secret"}))
+    names = {path.stem for path in (ran.folder / "generators").glob("*.json")}
+    for row in ran.rows:
+        assert row.cell_id not in names
+        assert load_generator(ran.folder, row.cell_id).facts.epsilon_spent == row.epsilon_spent
+    with pytest.raises(UserError, match=r"several generators \(\w+ \(dp-gaussian · ε = [14] · seed 0\), \w+ \(dp-gaussian · ε = [14] "):
+        load_generator(ran.folder)
+
+
 def test_generators_are_not_kept_where_the_grid_says_so(bench):
     ran = bench(small_grid("dp-gaussian", resources={"clients_per_actor": "all", "save_generators": False}))
     assert ran.rows[0].status == "ok"

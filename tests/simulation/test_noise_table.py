@@ -66,6 +66,8 @@ def test_groups_are_counted_where_they_are_the_unit(tmp_path: Path) -> None:
     assert f"the count at n = {trial.train_groups:,}" in found["number of rows"].words
     trial, found = signals(quick("fedhypevae", sample_rate=0.5), **keys)
     assert f"expected groups of n = {trial.train_groups:,}" in found["sum of gradients"].words
+    _, found = signals(quick("dp-fedavg-linear"), **keys)
+    assert "sum of updates" not in found
 
 
 def test_every_private_algorithm_has_its_noise_told() -> None:

@@ -50,6 +50,11 @@ MISTAKES = {
         "def loss",
         r"loss returned 'reconstruction' as float32 \[\]; expected one number a row: \[16\]",
     ),
+    "loss_of_the_others": (
+        changed("gaussian_nll(batch.x, decoded", "gaussian_nll(batch.x - batch.x.mean(0), decoded"),
+        "def loss",
+        r"the loss is not per example: leaving out row 0 of 6 changes the clipped sum .*; let row n of every loss part",
+    ),
     "loss_of_no_parts": (
         changed('return {"reconstruction"', 'return [0] or {"reconstruction"'),
         "def loss",

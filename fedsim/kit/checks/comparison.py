@@ -61,6 +61,7 @@ class Seen:
     Attributes:
         tape: what its clients did.
         said: what its result says; empty where the other world lacks a client, whose version it may ask for.
+        shares: the label shares that are released with it, if any.
         state: what is kept of it.
         ledger: what it paid.
         rounds: how many it took.
@@ -68,6 +69,7 @@ class Seen:
 
     tape: Tape
     said: Tensor
+    shares: Tensor
     state: Tensors
     ledger: Ledger
     rounds: int
@@ -105,7 +107,8 @@ def _look(subject: Subject, pair: Pair, world: World, script: Tape | None = None
     tape.messages = [[replace(message, diagnostics={}) for message in sent] for sent in tape.messages]
     whole = len(pair.whole.members) == len(pair.other.members)
     said = drawn(trained.made, subject.data, CLIENTS) if whole else torch.zeros(0)
-    return Seen(tape, said, trained.state, trained.ledger, len(training.records))
+    shares = torch.zeros(0) if trained.shares is None else torch.from_numpy(trained.shares)
+    return Seen(tape, said, shares, trained.state, trained.ledger, len(training.records))
 
 
 def _judged(subject: Subject, pair: Pair, first: Seen, second: Seen) -> Compared:
@@ -146,8 +149,9 @@ def _uncovered(pair: Pair, first: Seen, second: Seen, *, at_clients: bool) -> Ve
         return failed(f"{pair.label} changes the ledger", PUBLIC_FIX)
     if name := _first_unequal(first.state, second.state):
         return failed(f"{pair.label} changes '{name}' in what is kept of a training, though all noisy outputs are equal", FREE_FIX)
-    if first.said.shape != second.said.shape or not torch.allclose(first.said, second.said, atol=1e-5, rtol=1e-4, equal_nan=True):
-        return failed(f"{pair.label} changes what the result says though all noisy outputs are equal", FREE_FIX)
+    for what, one, two in (("what the result says", first.said, second.said), ("label_counts", first.shares, second.shares)):
+        if one.shape != two.shape or not torch.allclose(one, two, atol=1e-5, rtol=1e-4, equal_nan=True):
+            return failed(f"{pair.label} changes {what} though all noisy outputs are equal", FREE_FIX)
     return None
 
 

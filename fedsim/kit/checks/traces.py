@@ -118,7 +118,7 @@ def made(subject: Subject) -> Verdict:
     rows, width = (len(questions), data.classes) if classifier else (len(labels), data.dim)
     answer = answers(found, labels, questions)
     fix = "return class probabilities [n, C]" if classifier else "return finite float32 rows [n, d], one for each label"
-    if tuple(answer.shape) != (rows, width) or not answer.is_floating_point():
+    if tuple(answer.shape) != (rows, width) or answer.dtype not in ((torch.float32, torch.float64) if classifier else (torch.float32,)):
         return failed(f"{rows} questions are answered by {answer.dtype} {list(answer.shape)}, not {[rows, width]}", fix)
     if not answer.isfinite().all():
         return failed(f"{int((~answer.isfinite()).sum())} values are not finite", fix)

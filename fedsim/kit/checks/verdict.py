@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 
-from fedsim.methods.source_lines import line_of, origin, said
+from fedsim.methods.source_lines import blamed, said
 
 
 @dataclass(frozen=True)
@@ -60,5 +59,4 @@ def idle(reason: str) -> Verdict:
 
 def raised(error: Exception, cls: type) -> Verdict:
     """An exception is a fault of the algorithm ``cls``, told with its place."""
-    place = origin(error, inspect.getsourcefile(cls)) or line_of(cls)
-    return failed(f"{said(error)[:300]} ({place})", "mend the line that raises it")
+    return failed(f"{said(error)[:300]} ({blamed(error, cls)})", "mend the line that raises it")

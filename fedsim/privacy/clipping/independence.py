@@ -12,6 +12,10 @@ from fedsim.privacy.clipping.engine import clipped_sum
 from fedsim.privacy.clipping.norms import Loss, Norms
 
 
+class NotPerExample(ValueError):
+    """A row's presence changes what other rows are worth."""
+
+
 def check_per_example(
     model: nn.Module, loss: Loss, batch: Batch, norms: Norms, engine: str = "bookkeeping", tolerance: float = 1e-3
 ) -> None:
@@ -29,7 +33,8 @@ def check_per_example(
         tolerance: allowed error, relative to the sum's norm.
 
     Raises:
-        ValueError: with the row and by how much.
+        NotPerExample: with the row and by how much.
+        ValueError: the engine cannot clip the model.
     """
     measured = clipped_sum(model, loss, batch, Norms(math.inf, "example", norms.weights, norms.free), engine).norms
     biting = Norms(max(float(measured.median()), 1e-12), "example", norms.weights, norms.free)
@@ -40,7 +45,7 @@ def check_per_example(
         error = _norm({name: whole[name] - without[name] - alone[name] for name in whole})
         size = max(_norm(whole), _norm(without), _norm(alone))
         if not error <= tolerance * size:
-            raise ValueError(
+            raise NotPerExample(
                 f"the loss is not per example: leaving out row {index} of {len(batch)} changes the clipped sum by {error:.3g} beyond "
                 f"its own gradient (the sum's norm is {size:.3g}); a row's loss may depend on that row alone"
             )
