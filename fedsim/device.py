@@ -10,7 +10,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 CPU = torch.device("cpu")
@@ -53,6 +55,13 @@ def moved(tensors: Mapping[Key, Tensor], device: torch.device) -> dict[Key, Tens
         parts = torch.split(to_device(flat, device), [tensors[name].numel() for name in names])
         there |= {name: part.view(tensors[name].shape) for name, part in zip(names, parts, strict=True)}
     return {name: there.get(name, value) for name, value in tensors.items()}
+
+
+def bytes_of(tensor: Tensor) -> NDArray[np.uint8]:
+    """A tensor's memory, row by row, on the CPU."""
+    whole = tensor.detach().cpu().contiguous()
+    # a single number may have any stride and still be contiguous
+    return whole.as_strided((whole.numel(),), (1,)).view(torch.uint8).numpy()
 
 
 def normal(shape: Sequence[int], stream: torch.Generator, like: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from fedsim.data.embeddings import Embeddings
-from fedsim.device import CPU, device_of, exact_products, moved
+from fedsim.device import CPU, bytes_of, device_of, exact_products, moved
 from fedsim.evaluation.judge import Judgement
 from fedsim.evaluation.references import Ceiling, LocalOnly, ceiling, local_only
 from fedsim.grid.models import Cell
@@ -145,7 +145,7 @@ def send_tensors_as_bytes() -> None:
 
 
 def _sent(tensor: torch.Tensor) -> tuple[NDArray[np.uint8], torch.dtype, torch.Size]:
-    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy(), tensor.dtype, tensor.shape
+    return bytes_of(tensor), tensor.dtype, tensor.shape
 
 
 def _received(sent: tuple[NDArray[np.uint8], torch.dtype, torch.Size]) -> torch.Tensor:

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from fedsim.atomic import discard, replaced
+from fedsim.device import bytes_of
 from fedsim.methods.messages import Tensors
 from fedsim.regular import read_regular, unread
 from fedsim.simulation.state import Checkpoint, described
@@ -51,7 +51,7 @@ def _digest(facts: Mapping[str, Any], tensors: Tensors) -> str:
     """SHA-256 of the facts and of every tensor's name, dtype, shape and values."""
     digest = hashlib.sha256(json.dumps([facts, described(tensors)]).encode())
     for _, value in sorted(tensors.items()):
-        digest.update(value.contiguous().view(-1).view(torch.uint8).numpy().data)
+        digest.update(bytes_of(value).data)
     return digest.hexdigest()
 
 

@@ -25,6 +25,7 @@ TENSORS = {
     "scalar": torch.tensor(2.5),
     "empty": torch.zeros(0, 4),
     "transposed": torch.randn(3, 5).T,
+    "a single number that repeats": torch.tensor(1.0).expand(1),
     "expanded": torch.ones(1).expand(3, 2),
     "larger than a call": torch.randn(IN_THE_CALL),
 }

@@ -8,7 +8,12 @@ from safetensors.torch import save_file
 from fedsim.simulation.checkpoint import Checkpoints
 from fedsim.simulation.state import Checkpoint
 
-PROGRESS = Checkpoint(7, {"server.model.weight": torch.randn(3, 2), "clients.state.steps": torch.tensor(4.0)}, '{"tally": 1}', 123)
+TENSORS = {
+    "server.model.weight": torch.randn(3, 2),
+    "clients.state.steps": torch.tensor(4.0),
+    "server.tensors.one": torch.ones(()).expand(1),
+}
+PROGRESS = Checkpoint(7, TENSORS, '{"tally": 1}', 123)
 
 
 def same(found: Checkpoint | None) -> bool:

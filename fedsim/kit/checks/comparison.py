@@ -6,9 +6,11 @@ import math
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.device import bytes_of
 from fedsim.kit.checks.changes import Change, envelope, messages, queries, rounds
 from fedsim.kit.checks.client_pairs import takes_part
 from fedsim.kit.checks.fresh import forked, in_fresh_processes
@@ -160,7 +162,7 @@ def _first_unequal(one: Tensors, two: Tensors) -> str:
         if name not in one or name not in two or (one[name].shape, one[name].dtype) != (two[name].shape, two[name].dtype):
             return name
         # bits, so that what is not a number equals itself
-        if one[name].detach().contiguous().numpy().tobytes() != two[name].detach().contiguous().numpy().tobytes():
+        if not np.array_equal(bytes_of(one[name]), bytes_of(two[name])):
             return name
     return ""
 
