@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from fedsim.batch import Batch, consecutive
+from fedsim.batch import Batch, Layout, consecutive
 from fedsim.methods.dp_sgd import DPSGDParams
 from fedsim.methods.local_dp_sgd import LocalDPSGDParams
-from fedsim.models.layers import ClientLinear, Shift
-from fedsim.privacy.clipping import ENGINES, Norms, clipped_sum
+from fedsim.models.layers import ClientCode, ClientLinear, Shift
+from fedsim.privacy.clipping import ENGINES, Norms, check_per_example, clipped_sum
 from fedsim.privacy.clipping.engine import CHUNK
 
 BITES = 0.5
@@ -137,6 +137,22 @@ def test_a_gradient_that_is_not_finite_counts_as_zero(poison, unit, engine):
 
     found = clipped_sum(model, loss, broken, norms, engine)
     assert difference(found.sums, clipped_sum(model, loss, clean, norms, engine).sums) < 1e-5
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("unit", ["example", "group", "client"])
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_a_free_part_that_is_not_finite_makes_its_whole_unit_count_as_zero(poison, unit, engine):
+    model, batch, norms = build(PerClient, 2), make_batch((2, 1)), Norms(BITES, unit, free=("out",))
+    broken = replace(batch, draws={"eps": batch.draws["eps"].clone()})
+    broken.draws["eps"][2] = poison
+
+    def loss(model: nn.Module, b: Batch) -> Tensor:
+        return call(model, b) + model.out(b.draws["eps"][:, 0, :4]).sum(1)
+
+    found = clipped_sum(model, loss, broken, norms, engine)
+    assert found.norms.isfinite().all()
+    assert difference(found.sums, clipped_sum(model, loss, batch.without(2), norms, engine).sums) < 1e-5
 
 
 def test_uses_that_cancel_do_not_slip_through_the_clip():
@@ -372,6 +388,13 @@ def test_rows_out_of_order_raise():
         clipped_sum(build(PerClient), call, shuffled, Norms(1.0))
 
 
+@pytest.mark.parametrize("client", [[-1, 0, 3], [0, 3, 4]])
+def test_rows_of_a_client_that_is_not_there_raise(client):
+    batch = replace(make_batch((1, 1, 1)), layout=Layout(torch.tensor(client), 4))
+    with pytest.raises(ValueError, match="not one of 0 to 3"):
+        clipped_sum(build(Linear), call, batch, Norms(1.0))
+
+
 def test_another_layout_than_the_batchs_raises():
     def loss(model: nn.Module, b: Batch) -> Tensor:
         return model(b.x, replace(b.layout, client=b.layout.client.clone())).sum(1)
@@ -383,6 +406,8 @@ def test_another_layout_than_the_batchs_raises():
 def test_a_cohort_of_another_size_than_the_models_raises():
     with pytest.raises(ValueError, match="4 clients, its batch 3"):
         clipped_sum(build(PerClient, 4), call, make_batch((1, 1, 1)), Norms(1.0))
+    with pytest.raises(ValueError, match="4 clients, its batch 3"):
+        clipped_sum(ClientCode(4, 2), lambda model, b: model(b.layout).sum(1), make_batch((1, 1, 1)), Norms(1.0))
 
 
 def test_an_operation_in_place_on_an_output_does_not_move_its_gradient():
@@ -427,3 +452,18 @@ def test_a_loss_that_fails_leaves_the_model_as_it_was(engine):
     assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
     again = clipped_sum(model, call, make_batch(), Norms(1.0), engine).sums
     assert difference(again, loop(model, call, make_batch(), Norms(1.0))) < 1e-5
+
+
+# --- whether a loss is per example ---
+
+
+def test_every_row_is_left_out_in_turn_to_see_whether_another_depends_on_it():
+    batch = replace(make_batch((3,)), y=torch.tensor([0, 1, 2]))
+
+    def loss(model: nn.Module, b: Batch) -> Tensor:
+        turned = (b.y == 2) & (b.y == 1).any()
+        return model(torch.where(turned, -1, 1)[:, None] * b.x).sum(1)
+
+    check_per_example(nn.Linear(DIM, 2), loss, batch._take(torch.tensor([0, 2])), Norms(1.0))
+    with pytest.raises(ValueError, match="leaving out row 1 of 3"):
+        check_per_example(nn.Linear(DIM, 2), loss, batch, Norms(1.0))

@@ -63,3 +63,10 @@ def test_a_cache_that_cannot_be_written_costs_time_alone(tmp_path: Path, monkeyp
     asked, solve = counting([(3.1, 0.9995, "prv")] * 2)
     assert kept(solve, *QUESTION) == kept(solve, *QUESTION)
     assert len(asked) == 2
+
+
+def test_what_other_code_solved_is_solved_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, solve = counting([(3.1, 0.9995, "prv"), (3.2, 0.9995, "prv")])
+    kept(solve, *QUESTION)
+    monkeypatch.setattr("fedsim.privacy.solved.counted_by", lambda: "fedsim of another day")
+    assert kept(solve, *QUESTION) == (3.2, 0.9995, "prv")

@@ -116,3 +116,10 @@ def test_a_covariance_of_as_many_directions_as_are_affordable_is_seen_that_well(
     size = affordable(rows, noise, resolution)
     error = noisy(torch.zeros(size, size, dtype=torch.double), noise * size / rows)
     assert 0.5 * resolution < torch.linalg.eigvalsh(error).max() < 1.3 * resolution
+
+
+def test_a_diagonal_entry_of_a_covariance_has_twice_the_noise_of_another() -> None:
+    second, counts = torch.tensor([1.0, 2.0])[:, None, None], torch.tensor([100.0, 100.0])
+    found = pooled_and_own(second, torch.zeros(2, 1), counts, std=0.25 * 100)
+    kept = 1 - 2 * 0.25**2 / 0.5**2
+    torch.testing.assert_close(found.flatten(), 1.5 + kept * torch.tensor([-0.5, 0.5]))
