@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -40,3 +42,19 @@ def test_every_client_adds_one_draw_of_its_own_stream_to_all_that_it_releases(tr
     assert (noised.sent.keys(), noised.kept.keys()) == (SENT.keys(), KEPT[kept].keys())
     assert own.ran.noise == sum(draw.fingerprint for draw in draws)
     assert all(torch.equal(value, given[name]) for name, value in (sent | held).items()), "what was given is left as it was"
+
+
+def test_some_of_the_members_draw_and_batch_their_groups_as_they_would_by_themselves() -> None:
+    x = tuple(torch.randn(count, 2, generator=torch.Generator().manual_seed(count)) for count in (3, 5, 1, 4))
+    y = tuple(torch.arange(len(each)) for each in x)
+    groups = tuple(torch.tensor(each) for each in ([0, 0, 1], [0, 1, 1, 2, 3], [0], [0, 0, 1, 2]))
+    alone = replace(clients("silo"), members=(4, 9), x=x[1::2], y=y[1::2], groups=groups[1::2])
+    some = replace(clients("silo"), x=x, y=y, groups=groups).only([1, 3])
+    rows = some.poisson(ROUND, 0.5)
+    assert [each.tolist() for each in rows] == [each.tolist() for each in alone.poisson(ROUND, 0.5)]
+    found, expected = some.batch(rows, ROUND, {}), alone.batch(rows, ROUND, {})
+    assert found.groups is not None
+    assert expected.groups is not None
+    assert torch.equal(found.x, expected.x)
+    assert torch.equal(found.groups.client, expected.groups.client)
+    assert found.groups.clients == expected.groups.clients > 1

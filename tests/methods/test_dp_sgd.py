@@ -1,6 +1,7 @@
 """How DP-SGD follows the signal in its noise."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -51,3 +52,15 @@ def test_noise_alone_hardly_moves_a_parameter() -> None:
         weight = pool.cohorts[0].clients.model.encoder.head.weight
         moved[follow] = float(torch.linalg.vector_norm(weight.detach()))
     assert moved[True] < 0.3 * moved[False]
+
+
+@pytest.mark.parametrize(("clip", "clipped"), [(1e-9, 1.0), (1e9, 0.0)])
+def test_how_many_gradients_were_clipped_is_told(clip: float, clipped: float) -> None:
+    prepared = small_cells(quick("fedhypevae", clip=clip), epsilon=4.0)
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    algorithm: Any = build_algorithm("fedhypevae", trial.cell.params, trial.task)
+    broadcast = algorithm.broadcast(algorithm.initial_server(Seeds(0)))
+    (message,) = local_pool(replace(trial, sizes=(4,)), data).round(next(algorithm.schedule()), broadcast)
+    told: Any = message.diagnostics["clipped_fraction"]
+    assert len(told) > 0
+    assert set(told.tolist()) == {clipped}

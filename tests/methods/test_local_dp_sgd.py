@@ -74,3 +74,25 @@ def test_without_noise_each_clients_step_is_its_own_clipped_sum() -> None:
         server.model.zero_grad()
     moved = torch.stack([message.sums["head.weight"] for message in messages]).sum(0)
     torch.testing.assert_close(moved, expected, atol=1e-3, rtol=1e-2)
+
+
+def told_values(message: Message, name: str) -> list[float]:
+    values: Any = message.diagnostics[name]
+    return [float(value) for value in values]
+
+
+@pytest.mark.parametrize(("clip", "clipped"), [(1e-9, 1.0), (1e9, 0.0)])
+def test_how_many_gradients_were_clipped_is_told(clip: float, clipped: float) -> None:
+    told = [told_values(message, "clipped_fraction") for message in first_messages(*one(clip=clip))]
+    assert sum(map(len, told)) > 0
+    assert all(set(values) == {clipped} for values in told if values)
+
+
+def test_a_proximal_term_keeps_noiseless_local_steps_near_where_they_began() -> None:
+    moved = {}
+    for proximal in (0.0, 10.0):
+        prepared = small_cells(quick("dp-fedavg-linear", proximal=proximal), epsilon=math.inf)
+        (trial,), (data,) = prepared.trials, prepared.data.values()
+        algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
+        moved[proximal] = [float(message.sums["head.weight"].norm()) for message in first_messages(trial, data, algorithm)]
+    assert all(near < 0.5 * far for near, far in zip(moved[10.0], moved[0.0], strict=True))

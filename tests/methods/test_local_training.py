@@ -8,7 +8,7 @@ import pytest
 import torch
 from cells import SHIPPED, quick, small_cells
 
-from fedsim.methods.local_training import clip_updates
+from fedsim.methods.local_training import WEIGHT, clip_updates
 from fedsim.methods.messages import Diagnostic
 from fedsim.methods.registry import lookup
 from fedsim.seeds import Seeds
@@ -60,6 +60,26 @@ def test_the_sum_is_of_clipped_updates_of_those_who_take_part(rate: float) -> No
         (message,) = LocalPool([cohort]).round(round_, broadcast)
         norm = math.sqrt(sum(float(value.square().sum()) for value in message.sums.values()))
         assert norm <= 0.01 * float(algorithm.participants(cohort.clients, round_).sum()) + 1e-6
+
+
+@pytest.mark.parametrize(("clip", "clipped"), [(1e-9, 1.0), (1e9, 0.0)])
+def test_how_many_updates_were_clipped_is_told(clip: float, clipped: float) -> None:
+    cohort, algorithm = cohort_of("weight-noise", clip=clip)
+    message = cohort.round(next(algorithm.schedule()), algorithm.broadcast(algorithm.initial_server(Seeds(0))))
+    told: Any = message.diagnostics["clipped_fraction"]
+    assert told.tolist() == [clipped] * 4
+
+
+def test_without_privacy_an_update_counts_as_often_as_its_client_has_rows() -> None:
+    cohort, algorithm = cohort_of("fedavg-linear", local_steps=1)
+    rows = [len(x) for x in cohort.clients.x]
+    assert len(set(rows)) == 4
+    broadcast = algorithm.broadcast(algorithm.initial_server(Seeds(0)))
+    message = cohort.round(next(algorithm.schedule()), broadcast)
+    assert message.sums[WEIGHT] == sum(rows)
+    # Adam's first step is the learning rate against the gradient's sign, which for some weights is the same of all clients
+    largest = float(message.sums["head.weight"].abs().max())
+    assert largest == pytest.approx(algorithm.params.learning_rate * sum(rows), rel=1e-3)
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
