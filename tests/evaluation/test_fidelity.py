@@ -68,12 +68,13 @@ def test_directions_are_the_widest_and_orthonormal() -> None:
         assert abs(basis[7, 0]) > 0.9
 
 
-def test_rows_that_were_drawn_in_opposite_pairs_are_told_apart_as_well_as_others() -> None:
-    """Where the other of a pair is learned from, its opposite is always taken for the other kind."""
+@pytest.mark.parametrize("before", [0, 3])
+def test_rows_that_were_drawn_in_opposite_pairs_are_told_apart_as_well_as_others(before: int) -> None:
+    """Where the other of a pair is learned from, its opposite is always taken for the other kind; ``before`` are rows of another class."""
     rng = np.random.default_rng(0)
-    real, half = rng.standard_normal((200, 150)), rng.standard_normal((100, 150))
-    made = np.stack([half, -half], 1).reshape(200, 150)
-    y = np.zeros(200, dtype=np.int64)
+    real, half = rng.standard_normal((200 + before, 150)), rng.standard_normal((100, 150))
+    made = np.concatenate([rng.standard_normal((before, 150)), np.stack([half, -half], 1).reshape(200, 150)])
+    y = np.repeat([0, 1], [before, 200])
     apart = told_apart(Labelled(made.astype(np.float32), y), Labelled(real.astype(np.float32), y), 0.1)
     assert apart == pytest.approx(0.5, abs=0.08)
 

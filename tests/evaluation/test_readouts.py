@@ -1,8 +1,10 @@
+import numpy as np
 import pytest
 from cells import quick, small_cells
 from test_fidelity import rows
 
-from fedsim.evaluation.readouts import READOUTS
+from fedsim.evaluation.fidelity import Labelled
+from fedsim.evaluation.readouts import MOST, READOUTS
 from fedsim.results.measures import MEASURES
 from fedsim.simulation.trial import Outcome, run_trial
 
@@ -13,6 +15,20 @@ def test_a_readout_learns_classes_that_are_apart(name: str) -> None:
     assert 0.75 < score <= 1
     (again,) = READOUTS[name](rows(600, 0), rows(300, 1), 0.1).values()
     assert again == score
+
+
+def test_neighbours_are_of_all_classes_where_many_rows_stand_class_by_class() -> None:
+    made, real = rows(3 * MOST, 0), rows(300, 1)
+    order = np.argsort(made.y, kind="stable")
+    (score,) = READOUTS["knn"](Labelled(made.x[order], made.y[order]), real, 0.1).values()
+    assert score > 0.75
+
+
+def test_a_network_sees_features_of_any_scale_alike() -> None:
+    made, real = rows(600, 0), rows(300, 1)
+    (score,) = READOUTS["mlp"](made, real, 0.1).values()
+    (scaled,) = READOUTS["mlp"](*(Labelled(100 * each.x + 500, each.y) for each in (made, real)), 0.1).values()
+    assert scaled == pytest.approx(score, abs=0.02)
 
 
 @pytest.mark.parametrize(
