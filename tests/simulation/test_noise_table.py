@@ -3,6 +3,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 from cells import quick, small_cells
 from rich.console import Console
 from sites import digits_of_writers
@@ -85,3 +86,11 @@ def test_every_private_algorithm_has_its_noise_told() -> None:
             assert release.name in told
     assert "without noise: fedavg-linear" in told
     assert "client means" in told
+
+
+def test_a_second_moments_noise_is_told_in_spectral_norm() -> None:
+    trial, found = signals("dp-gaussian", epsilon=1.0)
+    std = trial.plan.noise_std("moments") / (trial.plan.clip * parts_of(trial).weights["moments"]["second"])
+    drawn = std * torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    assert found["second moment"].noise == pytest.approx(float(torch.linalg.matrix_norm(drawn, 2)) / trial.train_rows, rel=0.1)
+    assert "of the largest trace in spectral norm" in found["second moment"].words

@@ -67,6 +67,20 @@ def test_a_saved_generator_is_worth_what_it_was(tmp_path: Path, keys: dict[str, 
     assert judged_fields(judgement, None, None) == judged_fields(outcome.judgement, None, None)
 
 
+def test_data_or_partitions_that_are_not_those_of_the_rows_are_refused(tmp_path: Path) -> None:
+    grid, run = made(tmp_path), RunFolder(tmp_path)
+    prepared = prepare(grid, NODES)
+    trial = prepared.trials[0]
+    *_, outcome = run_trial(trial, prepared.data[trial.data_key])
+    assert isinstance(outcome, Outcome)
+    assert outcome.generator is not None
+    save_generator(run, trial, (), outcome.generator, {"status": "ok", "epsilon_spent": 1.0, "accountant": None}, {})
+    row = finished_row(trial, outcome, None, None, {})
+    for field, what in (("dataset_hash", "content"), ("partition_hash", "partition")):
+        with pytest.raises(UserError, match=f"the {what} of data set '.*' is not that of its rows"):
+            prepare_judging(written(grid), [row.model_copy(update={field: "0123"})], run, NODES)
+
+
 def test_a_row_of_a_data_set_that_the_grid_lacks_is_refused(tmp_path: Path) -> None:
     grid = made(tmp_path)
     prepared = prepare(grid, NODES)

@@ -1,6 +1,6 @@
 import pytest
 from cells import quick, small_cells
-from sites import digits_of_sites
+from sites import digits_of_sites, digits_of_writers
 
 from fedsim.evaluation.references import Ceiling, local_only
 from fedsim.results.rows import RowError
@@ -60,6 +60,15 @@ def test_every_site_has_a_line_of_its_own_and_one_without_test_rows_says_so(tmp_
     assert row.scores["client_shared_balanced_accuracy"] == row.scores["client_balanced_accuracy"]
     assert row.scores["client_local_only_balanced_accuracy"] == pytest.approx(sum(floor.clients[:2]) / 2)
     assert row.tested == "the test rows with its site"
+
+
+def test_a_budget_protects_as_many_units_as_there_are_rows_groups_or_clients(tmp_path):
+    writers = {"dataset": {"npz": str(digits_of_writers(tmp_path)), "overlap": "keep"}, "unit": {"column": "writer"}}
+    for unit, keys in {"example": {}, "client": {"unit": "client"}, "group": writers}.items():
+        prepared = small_cells(quick("fedhypevae"), epsilon=4.0, **keys)
+        (trial,), (data,) = prepared.trials, prepared.data.values()
+        groups = len(set(data.columns["writer"])) if unit == "group" else None
+        assert trial.units == {"example": 200, "client": 4, "group": groups}[unit]
 
 
 @pytest.mark.parametrize(("name", "yields"), [("dp-gaussian", "generator"), ("dp-prototypes", "classifier")])
