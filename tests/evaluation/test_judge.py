@@ -8,10 +8,12 @@ import pytest
 import torch
 from cells import quick, small_cells
 
-from fedsim.evaluation.judge import Judge
-from fedsim.evaluation.scores import mean_scores, scores_of
+from fedsim.evaluation.judge import Judge, synthesise
+from fedsim.evaluation.scores import mean_scores, score_classifier, scores_of
 from fedsim.grid.models import Evaluation
-from fedsim.seeds import Seeds
+from fedsim.models.linear import ProbeClassifier
+from fedsim.models.probe import fit_probe
+from fedsim.seeds import SERVER, Seeds
 from fedsim.simulation.cohort import build_algorithm
 from fedsim.simulation.rounds import Trained, released_shares, train
 from fedsim.simulation.row import finished_row
@@ -100,6 +102,31 @@ def test_the_draw_that_chooses_the_weight_is_not_the_one_that_trains() -> None:
     again = replace(by, cell=by.cell.model_copy(update={"evaluation": replace_personal(by, 0.0)}))
     one, two = (of(judged, Copies(data)).predictions()[0] for judged in (by, again))
     assert np.array_equal(one.probabilities, two.probabilities)
+
+
+def test_the_weight_is_chosen_on_rows_that_the_shared_classifier_was_not_learned_from() -> None:
+    by, data = judge("synthetic")
+    found = of(by, Noise(data.dim)).personal()
+    assert found["personal_weight"] > 0.3
+    assert found["personal_accuracy"] > 0.7
+
+
+class Everyones(Copies):
+    """Copies that each client has a version of, all alike."""
+
+    def of_client(self, client: int) -> Copies:
+        return Copies(self.data)
+
+
+def test_a_clients_own_generator_is_read_from_a_draw_of_the_clients_own() -> None:
+    by, data = judge(None)
+    found, evaluation = of(by, Everyones(data)).of_clients()[2], by.cell.evaluation
+    drawn = [synthesise(Copies(data), data.classes, evaluation.per_class, Seeds(by.cell.seed), client) for client in (2, SERVER)]
+    probes = [ProbeClassifier(fit_probe(x, y, evaluation.probe_c), data.classes) for x, y in drawn]
+    rows = by.own_rows.rows[2]
+    own, shared = (score_classifier(probe, data.x_test[rows], data.y_test[rows]) for probe in probes)
+    assert (found.own, found.shared) == (own, shared)
+    assert own != shared
 
 
 def replace_personal(by: Judge, personal: Any) -> Evaluation:

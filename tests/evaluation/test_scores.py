@@ -6,7 +6,7 @@ import pytest
 from cells import score_probe
 
 from fedsim.data.embeddings import Embeddings
-from fedsim.evaluation.references import ceiling, local_only
+from fedsim.evaluation.references import STRENGTHS, Ceiling, ceiling, local_only
 from fedsim.evaluation.scores import (
     Scores,
     at_shares,
@@ -126,6 +126,26 @@ def test_local_only_lies_between_chance_and_the_ceiling():
     # A client that lacks c of the 4 classes cannot exceed 1 - c / 4.
     bound = np.mean([len(np.unique(y[rows])) / 4 for rows in parts.rows])
     assert 0.25 <= low <= bound < high
+
+
+def skewed(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nine rows of one class to one of another, told apart by a small difference of two features."""
+    rng = np.random.default_rng(seed)
+    y = (np.arange(n) % 10 == 0).astype(np.int64)
+    apart = 0.1 * y + 0.05 * rng.normal(size=n)
+    return (rng.normal(size=(n, 1)) + np.stack([np.zeros(n), apart], 1)).astype(np.float32), y
+
+
+def test_the_ceiling_is_the_best_of_probes_of_all_strengths_natural_and_balanced():
+    (x, y), (x_test, y_test), weakest = skewed(400, 0), skewed(2000, 1), 100.0
+    found: dict[bool, list[Scores]] = {}
+    for balanced in (False, True):
+        probes = [fit_probe(x, y, strength, balanced=balanced) for strength in (*STRENGTHS, weakest)]
+        found[balanced] = [scores_of(probe_predictions(probe, x_test, y_test, 2)) for probe in probes]
+    best = Ceiling(found[True][-1].balanced_accuracy, found[False][-1]["accuracy"])
+    assert best.balanced_accuracy == max(each.balanced_accuracy for each in found[False] + found[True])
+    assert best.accuracy == max(each["accuracy"] for each in found[False] + found[True])
+    assert ceiling(Embeddings("skewed", x, y, x_test, y_test, classes=2), weakest) == best
 
 
 def predictions(y: np.ndarray, predicted: np.ndarray, shares: np.ndarray) -> Predictions:
