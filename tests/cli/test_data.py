@@ -1,6 +1,5 @@
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -76,34 +75,40 @@ def test_truncated_images_are_listed_and_left_out_only_when_that_is_asked_for(tm
     assert "23 embeddings of 16 dimensions, 1 bad images left out" in done.stdout
 
 
+INTERRUPTED = """
+import os, signal
+from fedsim.cli import main
+from fedsim.data.encoding.shards import Shard
+
+save = Shard.save
+
+def save_and_interrupt(shard, folder):
+    save(shard, folder)
+    os.kill(os.getpid(), signal.SIGINT)
+
+Shard.save = save_and_interrupt
+main()
+"""
+
+
 def test_an_interrupted_embed_goes_on_where_it_stopped(tmp_path):
     save_encoder(tmp_path / "dino")
-    save_medmnist(tmp_path / "organamnist.npz", train=8_000, test=100)
+    save_medmnist(tmp_path / "organamnist.npz", train=1_000, test=100)
     environment = {**os.environ, "FEDSIM_CACHE": str(tmp_path / "cache")}
-    command = [Path(sys.executable).with_name("fedsim"), "embed", "--dataset", "medmnist:organamnist", "--root", ".", "--encoder", "dino"]
 
-    def start():
-        pipe = subprocess.PIPE
-        return subprocess.Popen(
-            [*command, "--out", "o.npz"], cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe, text=True, preexec_fn=interruptible
-        )
+    def embed(*fedsim):
+        command = [*fedsim, "embed", "--dataset", "medmnist:organamnist", "--root", ".", "--encoder", "dino", "--out", "o.npz"]
+        given = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "timeout": PATIENCE}
+        return subprocess.run(command, **given, preexec_fn=interruptible, check=False)
 
-    def shards():
-        return list((tmp_path / "cache/embeddings").glob("*.shards/*.npz"))
-
-    process = start()
-    while not shards():
-        assert process.poll() is None, process.communicate()
-        os.sched_yield()
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=PATIENCE)
-    assert (process.returncode, err) == (130, ""), err
-    assert "interrupted; the same command goes on" in out
+    interrupted = embed(sys.executable, "-c", INTERRUPTED)
+    assert (interrupted.returncode, interrupted.stderr) == (130, "")
+    assert "interrupted; the same command goes on" in interrupted.stdout
     assert not (tmp_path / "o.npz").exists()
-    assert shards()
-    assert "8112/8112" in start().communicate(timeout=PATIENCE)[0]
+    assert len(list((tmp_path / "cache/embeddings").glob("*.shards/*.npz"))) == 1
+    assert "1112/1112" in embed(Path(sys.executable).with_name("fedsim")).stdout
     with np.load(tmp_path / "o.npz") as held:
-        assert held["x"].shape == (8_112, 16)
+        assert held["x"].shape == (1_112, 16)
 
 
 def test_data_list_shows_every_known_data_set(fedsim):
