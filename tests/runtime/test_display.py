@@ -68,7 +68,7 @@ def test_a_preparation_shows_itself_in_a_terminal_and_leaves_nothing():
 
 def test_one_line_a_finished_cell():
     console = plain(width=40)
-    with LineDisplay(console, total=4, already_done=1) as display:
+    with LineDisplay(console, total=4, already_done=1, clock=Clock()) as display:
         for cell in "abc":
             display.cell_started(cell, "alg")
             display.round_done(cell, 1, 5)
@@ -153,7 +153,7 @@ def test_the_terminal_is_restored_however_the_view_is_left(error):
     console = terminal()
 
     def bench():
-        with LiveDisplay(console, total=2) as display:
+        with LiveDisplay(console, total=2, clock=Clock()) as display:
             display.cell_started("a", "alg")
             raise error
 
