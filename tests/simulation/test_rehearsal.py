@@ -1,4 +1,5 @@
 import io
+import math
 import random
 import re
 import signal
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from benches import Done
+from benches import Done, slowness
 from cells import NODES, SHIPPED, small_grid
 from plug_ins import GOOD, changed, line, write
 from rich.console import Console
@@ -175,12 +176,14 @@ def test_a_plug_in_that_never_returns_is_told_with_its_line_and_nothing_is_writt
 ) -> None:
     text = method("server_step", SERVER, f"if True:\n            {ENDLESS[kind]}")
     grid = {"dataset": {"name": "digits", "limit": 200}, "algorithms": [write(folder, kind, text)], "clients": 4, "epsilon": 4}
-    (folder / "g.yaml").write_text(yaml.safe_dump(grid | {"resources": {"cell_timeout": "3s"}}))
+    seconds = math.ceil(3 * slowness())
+    (folder / "g.yaml").write_text(yaml.safe_dump(grid | {"resources": {"cell_timeout": f"{seconds}s"}}))
     before, handler = sorted(folder.rglob("*")), signal.getsignal(signal.SIGALRM)
     done = command("bench", "--grid", "g.yaml")
     assert done.returncode == 2
     first = line(text, ENDLESS[kind].partition("\n")[0])
-    assert re.search(rf"{kind}\.py:({first}|{first + 1}|{first + 2}): still running after 3 s; expected MyMethod to train", done.stderr)
+    lines = f"{first}|{first + 1}|{first + 2}"
+    assert re.search(rf"{kind}\.py:({lines}): still running after {seconds} s; expected MyMethod to train", done.stderr)
     assert [path for path in sorted(folder.rglob("*")) if "__pycache__" not in path.parts] == before
     assert (signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)) == (handler, (0.0, 0.0))
 
