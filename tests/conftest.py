@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests st
 import torch
 from benches import PLUGIN, Done, Ran
 from cells import NODES, WITH_GPUS
+from hypothesis import settings
 from rich.console import Console
 
 from fedsim.cli import main
@@ -22,6 +23,9 @@ from fedsim.runtime.bench import run_bench
 from fedsim.runtime.cluster import local_cluster
 from fedsim.simulation.node import Node
 from fedsim.simulation.preflight import prepare
+
+settings.register_profile("fedsim", deadline=None)  # a busy machine may take its time
+settings.load_profile("fedsim")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -24,7 +24,7 @@ def method(**params: float) -> DPFeatureCovariance:
     return DPFeatureCovariance(DPFeatureCovarianceParams.model_validate(params), Task(DIM, CLASSES, 2))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10_000), scale=st.floats(0, 100))
 def test_one_row_adds_at_most_one_to_the_second_moment(seed: int, scale: float) -> None:
     stream = torch.Generator().manual_seed(seed)

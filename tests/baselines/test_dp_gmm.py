@@ -75,7 +75,7 @@ def test_one_component_is_dp_gaussian() -> None:
     assert torch.equal(*made)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10_000), scale=st.floats(0, 100), components=st.integers(1, 4), std=st.floats(0, 50))
 def test_responsibilities_sum_to_one_and_a_row_adds_at_most_one(seed: int, scale: float, components: int, std: float) -> None:
     stream = torch.Generator().manual_seed(seed)

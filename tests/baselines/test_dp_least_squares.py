@@ -48,7 +48,7 @@ def receive(x: torch.Tensor, y: torch.Tensor, std: dict[str, float], drawn: floa
     return server
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10_000), scale=st.floats(0, 100))
 def test_one_row_adds_at_most_one_to_all_moments_together(seed: int, scale: float) -> None:
     stream = torch.Generator().manual_seed(seed)

@@ -39,7 +39,7 @@ def without_noise(algorithm: DPMERF, x: torch.Tensor, y: torch.Tensor) -> Server
     return server
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10_000), scale=st.floats(0, 100))
 def test_a_row_adds_exactly_one_to_the_embedding(seed: int, scale: float) -> None:
     algorithm, stream = small(frequencies=20), torch.Generator().manual_seed(seed)

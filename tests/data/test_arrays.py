@@ -107,7 +107,7 @@ def test_a_whole_file_is_read_however_it_is_packed(tmp_path: Path, method: int) 
         assert held.head("x")[:3] == ((60, 8), np.float32, False)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data(), st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA]))
 def test_a_mutated_file_is_read_or_refused(tmp_path: Path, data: st.DataObject, method: int) -> None:
     content = archive(method)

@@ -45,7 +45,7 @@ def test_prototypes_with_white_noise_fool_a_probe_and_not_fidelity() -> None:
     assert found["frechet_distance"] > 5
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10_000), st.integers(6, 40), st.integers(1, 40))
 def test_the_frechet_distance_is_none_to_itself_and_never_negative(seed: int, real: int, made: int) -> None:
     rng = np.random.default_rng(seed)

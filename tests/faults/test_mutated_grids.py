@@ -77,7 +77,7 @@ def mutated(draw: st.DrawFn) -> str:
     return text
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(mutated())
 def test_a_mutated_grid_is_prepared_or_refused_in_one_line(text: str) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -13,7 +13,7 @@ def make_layout(counts: list[int], direct: bool = False) -> Layout:
     return Layout(torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)), len(counts), direct)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(counts=st.lists(st.integers(0, 4), min_size=1, max_size=5))
 def test_padding_goes_there_and_back(counts):
     layout = make_layout(counts)
@@ -25,7 +25,7 @@ def test_padding_goes_there_and_back(counts):
     assert torch.equal(layout.flatten(padded), rows)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(counts=st.lists(st.integers(0, 4), min_size=1, max_size=5).filter(any), direct=st.booleans())
 def test_a_client_linear_layer_is_each_clients_own_linear_layer(counts, direct):
     layout = make_layout(counts, direct)

@@ -24,7 +24,7 @@ def partition(columns: dict[str, np.ndarray], scheme: str = "dirichlet", clients
     return make_partition(LABELS, spec=given_, alpha=0.3, clients=clients, seed=seed, columns=columns)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     scheme=st.sampled_from(["iid", "dirichlet", "dirichlet-client", "quantity", "shards", "column-dirichlet"]),
     order=st.integers(0, 9),

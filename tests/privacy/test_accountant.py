@@ -60,7 +60,7 @@ def test_golden_epsilons(events, delta, golden):
     assert golden < rdp_epsilon(events, delta) < 1.35 * golden
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(
     noise_multiplier=st.floats(0.6, 8.0),
     rate=st.sampled_from([0.02, 0.1, 0.3, 0.7, 1.0]),

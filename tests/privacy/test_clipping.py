@@ -48,7 +48,7 @@ def test_any_cohort_gives_the_loops_sum(kind, engine, counts):
     assert difference(clipped_sum(model, call, batch, norms, engine).sums, loop(model, call, batch, norms)) < 1e-5
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     counts=st.lists(st.integers(0, 5), min_size=1, max_size=5).filter(any),
     seed=st.integers(0, 99),

@@ -91,7 +91,7 @@ def test_replacing_costs_at_most_what_group_privacy_says_and_at_least_one_change
     assert composed.epsilon(1e-5) < composed.epsilon(1e-5, "replace-one") <= replace_one_epsilon(events, 1e-5)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     noise=st.floats(0.5, 20),
     rate=st.floats(0.01, 1),

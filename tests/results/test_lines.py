@@ -56,7 +56,7 @@ def test_no_file_has_no_lines(tmp_path: Path) -> None:
     assert list(complete_lines(tmp_path / "none")) == []
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data(), st.sampled_from(FILES))
 def test_a_mutated_file_is_read_or_refused(tmp_path: Path, data: st.DataObject, name: str) -> None:
     lines = {

@@ -179,7 +179,7 @@ def test_a_row_that_contradicts_itself_is_refused(fields):
 numbers = st.one_of(st.none(), st.floats(allow_nan=False), st.just(math.inf))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sigma=numbers, alpha=numbers, label=st.text(max_size=8), param=st.one_of(numbers, st.lists(numbers, max_size=3)))
 def test_any_row_comes_back_from_its_line(sigma, alpha, label, param):
     written = row(sigma=sigma, alpha=alpha, label=label, params={"beta": param})

@@ -266,7 +266,7 @@ def test_what_is_no_json_of_a_generator_is_told_in_one_line(tmp_path, text):
     assert "\n" not in str(caught.value)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_mutated_file_is_refused(tmp_path, data):
     if not (tmp_path / "generators").exists():

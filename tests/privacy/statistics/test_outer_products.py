@@ -47,7 +47,7 @@ def one_by_one(found: Products, groups: Layout) -> tuple[dict[str, torch.Tensor]
     return total, norms
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=12), seed=st.integers(0, 99))
 def test_a_groups_sum_is_clipped_as_one(sizes: list[int], seed: int) -> None:
     found = products(sum(sizes), seed)

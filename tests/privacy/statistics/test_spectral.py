@@ -66,7 +66,7 @@ def test_of_eigenvalues_that_cannot_be_told_apart_all_or_none_are_taken() -> Non
     assert ties(torch.tensor([9.0, 9.0, 8.9, 3.0, 2.999, 1.0])).tolist() == [0, 0, 1, 2, 2, 3]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10_000), count=st.integers(0, DIM))
 def test_a_steady_basis_is_orthonormal_and_depends_on_its_span_alone(seed: int, count: int) -> None:
     stream = torch.Generator().manual_seed(seed)
