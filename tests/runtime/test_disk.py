@@ -3,18 +3,19 @@
 import os
 import shutil
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from benches import Ran, wait_until
+from benches import Ran
 from cells import small_grid
 
 from fedsim.errors import RunLost, UserError
+from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore
 
 Bench = Callable[..., Ran]
+Acting = Callable[[Callable[[], object]], None]
 GRID = {"seeds": [0, 1, 2, 3], "resources": {"clients_per_actor": "all", "save_generators": False}}
 
 
@@ -35,16 +36,20 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(run)], check=True)
 
 
-def after_the_first_row(folder: Path, act: Callable[[], object]) -> threading.Thread:
-    results = folder / "results.jsonl"
+@pytest.fixture
+def after_the_first_row(monkeypatch: pytest.MonkeyPatch) -> Acting:
+    """Has something done to the run folder as soon as it holds a row, before anything else is written."""
+    append = ResultStore.append
 
-    def wait() -> None:
-        wait_until(lambda: results.exists() and results.stat().st_size)
-        act()
+    def arrange(act: Callable[[], object]) -> None:
+        def append_and_act(store: ResultStore, row: Row) -> None:
+            append(store, row)
+            monkeypatch.setattr(ResultStore, "append", append)
+            act()
 
-    thread = threading.Thread(target=wait)
-    thread.start()
-    return thread
+        monkeypatch.setattr(ResultStore, "append", append_and_act)
+
+    return arrange
 
 
 def fill(folder: Path) -> None:
@@ -56,11 +61,10 @@ def fill(folder: Path) -> None:
             return
 
 
-def test_a_disk_that_gets_full_loses_no_row_and_the_same_command_goes_on(bench: Bench, disk: Path) -> None:
-    acting = after_the_first_row(disk, lambda: fill(disk))
+def test_a_disk_that_gets_full_loses_no_row_and_the_same_command_goes_on(bench: Bench, disk: Path, after_the_first_row: Acting) -> None:
+    after_the_first_row(lambda: fill(disk))
     with pytest.raises(RunLost, match=r"cannot be written \(no space left on device\).*the same command goes on"):
         bench(small_grid("weight-noise", **GRID))
-    acting.join()
     before = (disk / "results.jsonl").read_bytes()
     assert before.endswith(b"\n")
     kept = ResultStore(disk).rows()
@@ -73,11 +77,10 @@ def test_a_disk_that_gets_full_loses_no_row_and_the_same_command_goes_on(bench: 
     assert len(again.rows) == 4
 
 
-def test_a_file_system_that_goes_read_only_is_told(bench: Bench, disk: Path) -> None:
-    acting = after_the_first_row(disk, lambda: make_read_only(disk))
+def test_a_file_system_that_goes_read_only_is_told(bench: Bench, disk: Path, after_the_first_row: Acting) -> None:
+    after_the_first_row(lambda: make_read_only(disk))
     with pytest.raises(RunLost, match="cannot be written"):
         bench(small_grid("weight-noise", **GRID))
-    acting.join()
     assert ResultStore(disk).rows()
 
 
@@ -87,22 +90,20 @@ def make_read_only(disk: Path) -> None:
     mount("-o", "remount,bind,ro", str(disk))
 
 
-def test_a_folder_that_is_removed_is_told_and_not_made_again(bench: Bench, tmp_path: Path) -> None:
+def test_a_folder_that_is_removed_is_told_and_not_made_again(bench: Bench, tmp_path: Path, after_the_first_row: Acting) -> None:
     folder = tmp_path / "run"
-    acting = after_the_first_row(folder, lambda: shutil.rmtree(folder))
+    after_the_first_row(lambda: shutil.rmtree(folder))
     with pytest.raises(RunLost, match="was moved or removed while fedsim ran in it; the same command runs what the folder lacks"):
         bench(small_grid("weight-noise", **GRID))
-    acting.join()
     assert not folder.exists()
     assert len(bench(small_grid("weight-noise", **GRID)).rows) == 4
 
 
-def test_a_folder_that_is_moved_keeps_its_rows(bench: Bench, tmp_path: Path) -> None:
+def test_a_folder_that_is_moved_keeps_its_rows(bench: Bench, tmp_path: Path, after_the_first_row: Acting) -> None:
     folder = tmp_path / "run"
-    acting = after_the_first_row(folder, lambda: folder.rename(tmp_path / "elsewhere"))
+    after_the_first_row(lambda: folder.rename(tmp_path / "elsewhere"))
     with pytest.raises(RunLost, match="was moved or removed"):
         bench(small_grid("weight-noise", **GRID))
-    acting.join()
     assert ResultStore(tmp_path / "elsewhere").rows()
 
 
