@@ -4,10 +4,11 @@ import io
 from pathlib import Path
 
 import pytest
-from benches import slowness
+from benches import PATIENCE
 from cells import small_grid
 from rich.console import Console
 
+from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore
 from fedsim.runtime import scheduler
 from fedsim.runtime.cluster import ClusterLost
@@ -20,12 +21,20 @@ from fedsim.simulation.preflight import prepare
 def test_a_cell_that_no_longer_fits_lets_others_pass_says_what_it_waits_for_and_ends_the_bench(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, seconds in (("LOOK_EVERY", 0.1), ("TELL_AFTER", 0.3), ("GIVE_UP_AFTER", 4 * slowness())):
+    for name, seconds in (("LOOK_EVERY", 0.1), ("TELL_AFTER", 0.3), ("GIVE_UP_AFTER", PATIENCE)):
         monkeypatch.setattr(scheduler, name, seconds)
+
+    class Impatient(LineDisplay):
+        """From the first row on nobody waits for long."""
+
+        def cell_finished(self, row: Row) -> None:
+            monkeypatch.setattr(scheduler, "GIVE_UP_AFTER", 1.0)
+            super().cell_finished(row)
+
     grid = small_grid("dp-gaussian", clients=[6, 2], resources={"clients_per_actor": 1})
     prepared = prepare(grid, [Node(4.0, 0.0), Node(4.0, 0.0)], 1)  # one of them left the cluster meanwhile
     console = Console(file=io.StringIO(), width=300)
-    running = Scheduler(prepared, ResultStore(tmp_path), LineDisplay(console, 2))
+    running = Scheduler(prepared, ResultStore(tmp_path), Impatient(console, 2))
     with pytest.raises(ClusterLost, match=r"waits for 6 actors with 1 CPU each; the cluster has 4 CPUs"):
         running.run(prepared.trials)
     running.slots.close()
