@@ -9,7 +9,7 @@ from benches import Ran, wait_until
 from cells import WITH_GPUS, small_grid
 
 from fedsim.errors import UserError
-from fedsim.runtime.slots import Slots
+from fedsim.runtime.slots import Slot, Slots
 from fedsim.simulation.node import Share
 
 Bench = Callable[..., Ran]
@@ -21,6 +21,19 @@ def free_gpus() -> float:
     return ray.available_resources().get("GPU", 0.0)
 
 
+def taken(slots: Slots, actors: int, share: Share) -> Slot:
+    """A slot, once Ray has placed it."""
+    found: list[Slot | None] = [None]
+
+    def placed() -> bool:
+        found[0] = slots.take(actors, share)
+        return found[0] is not None
+
+    wait_until(placed)
+    assert found[0] is not None
+    return found[0]
+
+
 def scores(ran: Ran) -> dict[str, Any]:
     return {row.cell_id: (row.status, row.value("accuracy"), row.value("macro_f1")) for row in ran.rows}
 
@@ -28,9 +41,7 @@ def scores(ran: Ran) -> dict[str, Any]:
 def test_slots_share_gpus_and_are_kept_for_cells_of_their_shape(ray_cluster: None) -> None:
     slots = Slots(tuple(WITH_GPUS), 4)
     try:
-        pair, other = slots.take(2, HALF), slots.take(2, HALF)
-        assert pair is not None
-        assert other is not None
+        pair, other = taken(slots, 2, HALF), taken(slots, 2, HALF)
         ray.get([slot.group.ready() for slot in (pair, other)])
         wait_until(lambda: free_gpus() == 0)
         assert slots.take(1, HALF) is None
@@ -38,8 +49,7 @@ def test_slots_share_gpus_and_are_kept_for_cells_of_their_shape(ray_cluster: Non
         assert slots.take(2, HALF) is pair
         slots.give_back(pair)
         slots.give_back(other)
-        third = slots.take(1, THIRD)
-        assert third is not None
+        third = taken(slots, 1, THIRD)
         assert slots.idle == []
         ray.get(third.group.ready())
     finally:
