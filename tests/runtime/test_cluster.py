@@ -3,6 +3,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,7 +25,12 @@ with local_cluster(Node(1.0, 0.0)):
 
 def listening(of: set[int]) -> set[str]:
     """Addresses on which the processes listen for TCP, by /proc."""
-    sockets = {os.readlink(link) for pid in of for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()}
+    sockets = set()
+    for pid in of:
+        with suppress(OSError):  # a process or its file may end meanwhile
+            for link in Path(f"/proc/{pid}/fd").iterdir():
+                with suppress(OSError):
+                    sockets.add(os.readlink(link))
     found = set()
     for table, family, size in (("tcp", socket.AF_INET, 8), ("tcp6", socket.AF_INET6, 32)):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
@@ -52,8 +58,7 @@ def descendants(of: int) -> set[int]:
 @pytest.fixture
 def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
     """A process with a local cluster, whose temporary folder is a short one of its own."""
-    short = Path("/tmp") / f"fs{os.getpid()}"
-    short.mkdir()
+    short = Path(tempfile.mkdtemp(prefix="fs", dir="/tmp"))
     monkeypatch.setenv("TMPDIR", str(short))
     process = subprocess.Popen([sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
