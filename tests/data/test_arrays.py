@@ -1,6 +1,7 @@
 """Files of arrays as they really break."""
 
 import io
+import os
 import tracemalloc
 import zipfile
 from collections.abc import Callable
@@ -94,6 +95,13 @@ def test_nothing_is_allocated_for_what_a_header_claims(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10**7
+
+
+def test_an_array_larger_than_the_machines_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.npz").write_bytes(archive())
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1919, "SC_PHYS_PAGES": 1}.__getitem__)
+    with pytest.raises(BadArrays, match=r"^x: it claims 0 GiB, and this machine has 0$"):
+        read_arrays(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])

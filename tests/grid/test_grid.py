@@ -190,6 +190,7 @@ BASE = "algorithms: [config-private]\n"
         (BASE + "resources: {cell_timeout: 0}", "resources.cell_timeout: 0 is not a time"),
         (BASE + "resources: {memory_per_cell: much}", "g.yaml:2: resources.memory_per_cell: 'much' is not an amount of memory"),
         (BASE + "resources: {memory_per_cell: 0}", "resources.memory_per_cell: 0 is not"),
+        (BASE + "resources: {gpus_per_actor: 1.5}", "resources.gpus_per_actor: 1.5 is not a share of a GPU; give auto, a number in [0, 1]"),
         (BASE + "resources: {clients_per_actor: 0}", "resources.clients_per_actor: 0 is neither"),
         (
             "algorithms: [config-privat]",
@@ -323,6 +324,10 @@ def test_any_text_is_one_message(write, text):
 
 
 # ---- expansion
+
+
+def test_noise_is_secret_only_where_there_is_an_epsilon_to_keep():
+    assert [cell.noise for cell in cells_of(grid_of(privacy={"noise": "secret"}))] == ["secret", "seeded"]
 
 
 def test_epsilon_multiplies_private_algorithms_only():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fedsim.errors import UserError
 from fedsim.partition import Partition, PartitionSpec, make_partition
-from fedsim.partition.groups import check_split
+from fedsim.partition.groups import check_split, parts_of
 
 RNG = np.random.default_rng(0)
 LESIONS = np.sort(RNG.integers(0, 400, 900))
@@ -49,6 +49,11 @@ def test_a_client_holds_all_rows_of_a_group_or_none(scheme: str, order: int, see
 def test_without_a_column_nothing_is_grouped() -> None:
     made = make_partition(LABELS, spec=PartitionSpec(), alpha=0.3, clients=6, seed=0, columns={})
     assert made.groups is None
+
+
+def test_a_group_has_the_label_of_most_of_its_rows_and_of_several_the_lowest() -> None:
+    y, lesion = np.array([2, 2, 0, 3, 1, 1, 3]), np.array(["a", "a", "a", "b", "b", "c", "c"])
+    assert parts_of(y, {"lesion": lesion}, PartitionSpec(together="lesion")).y.tolist() == [2, 1, 1]
 
 
 def test_the_minimum_size_counts_groups() -> None:

@@ -117,6 +117,13 @@ def test_each_client_of_dirichlet_client_has_a_label_mix_of_its_own_and_an_equal
     assert (many / 300).max() < 0.25
 
 
+def test_where_a_clients_whole_mix_has_run_out_it_takes_of_the_other_classes_by_what_is_left(monkeypatch):
+    monkeypatch.setattr("fedsim.partition.schemes.dirichlet.dirichlet_shares", lambda rng, alpha, draws, size: np.eye(size)[[0] * draws])
+    counts = partition(y=np.repeat([0, 1, 2], [10, 900, 90]), scheme="dirichlet-client", clients=2).label_counts
+    assert sorted(counts[:, 0].tolist()) == [0, 10]
+    np.testing.assert_allclose(counts[:, 2], 45, atol=15)
+
+
 @pytest.mark.parametrize(("labels", "clients"), [(1, 10), (2, 7), (3, 50), (10, 4)])
 def test_every_client_of_shards_holds_exactly_so_many_labels(labels, clients):
     counts = partition(scheme="shards", labels=labels, clients=clients).label_counts
@@ -144,6 +151,11 @@ def test_quantity_sizes_follow_the_power_law(power):
     sizes = sorted((len(rows) for rows in partition(scheme="quantity", clients=20, power=power, min_size=2).rows), reverse=True)
     weights = np.arange(1, 21) ** -power
     np.testing.assert_allclose(np.array(sizes) - 2, 2_960 * weights / weights.sum(), atol=1)
+
+
+def test_which_client_is_the_largest_by_quantity_is_random():
+    largest = {int(np.argmax([len(rows) for rows in partition(scheme="quantity", clients=4, seed=seed).rows])) for seed in range(30)}
+    assert largest == {0, 1, 2, 3}
 
 
 def test_iid_sizes_differ_by_one_at_most():

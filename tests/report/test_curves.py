@@ -171,6 +171,15 @@ def test_every_panels_own_references_lie_inside_its_axes(row):
         assert max(values) <= high
 
 
+def test_every_bar_lies_inside_its_axes(row):
+    inner = {"ceiling_balanced_accuracy": 0.62, "local_only_balanced_accuracy": 0.6, "chance": 0.58}
+    axes = panels([row(seed=seed, balanced_accuracy=0.5 + seed / 10, **inner) for seed in range(3)])[0]
+    (segment,) = [segment for bar in bars(axes) for segment in bar[2][0].get_segments() if len(segment)]
+    low, high = axes.get_ylim()
+    assert low < segment[0][1] < 0.4
+    assert 0.8 < segment[1][1] < high
+
+
 def test_names_of_references_at_one_level_stand_apart(row):
     axes = panels([row(ceiling_balanced_accuracy=0.9, local_only_balanced_accuracy=0.9)])[0]
     heights = sorted(text.xy[1] for text in axes.texts)
@@ -237,6 +246,12 @@ def test_an_audit_is_a_tick_under_its_point_at_the_epsilon_that_it_refutes(row):
     (tick,) = [line for line in axes.lines if line.get_marker() == "|"]
     assert tick.get_xdata()[0] == pytest.approx(bound)
     assert axes.get_xlim()[0] < bound
+
+
+def test_a_bound_of_an_audit_that_says_nothing_is_not_drawn(row):
+    plain, audited = (panels([row(audit_epsilon_lower=bound)])[0] for bound in (None, 0.009))
+    assert [line for line in audited.lines if line.get_gid() == "audit" or line.get_marker() == "|"] == []
+    assert audited.get_xlim() == plain.get_xlim()
 
 
 def test_a_refuted_claim_is_never_drawn(row):

@@ -342,6 +342,17 @@ def test_rows_of_different_parameters_are_never_averaged():
     assert [(group.label, len(group.rows)) for group in groups] == [("alg (lr=0.1)", 1), ("alg (lr=0.2)", 1)]
 
 
+def test_rows_of_data_sets_of_other_content_are_never_averaged():
+    groups = group_seeds([row("a", dataset_hash="12"), row("b", dataset_hash="34", seed=1)])
+    assert [[each.cell_id for each in group.rows] for group in groups] == [["a"], ["b"]]
+
+
+def test_a_seed_counts_once_with_its_last_row():
+    (group,) = group_seeds([row("a", balanced_accuracy=0.6), row("b", balanced_accuracy=0.7), row("c", seed=1, balanced_accuracy=0.9)])
+    assert [each.cell_id for each in group.rows] == ["b", "c"]
+    assert group.mean("balanced_accuracy") == pytest.approx(0.8)
+
+
 def test_a_mean_has_the_weakest_claim_of_its_rows():
     (group,) = group_seeds([row("a"), row("b", seed=1, claim="heuristic"), failed("c", seed=2)])
     assert (group.claim, group.scope, len(group.rows), group.failed) == ("heuristic", "joint", 2, 1)

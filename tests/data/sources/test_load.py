@@ -177,6 +177,12 @@ def test_labels_can_be_remapped(tmp_path):
     assert load(DatasetSpec(npz=path, remap=True)).y_train[:3].tolist() == [0, 1, 2]
 
 
+def test_remapped_labels_have_no_names_for_those_told_belong_to_the_old_ones(tmp_path):
+    names = {"y": (np.arange(60) + 1) % 3, "class_names": np.array(["lung", "heart", "skin"])}
+    assert load(DatasetSpec(npz=file(tmp_path, **names))).class_names == ("lung", "heart", "skin")
+    assert load(DatasetSpec(npz=file(tmp_path, **names), remap=True)).class_names == ()
+
+
 def test_training_rows_that_are_test_rows_too_are_an_error_unless_it_is_said_what_to_do(tmp_path):
     x = np.random.default_rng(1).random((60, 5), np.float32)
     x[[4, 7]] = x[[45, 41]]
