@@ -4,7 +4,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from benches import Ran
+from benches import Done, Ran
 from cells import NODES, small_grid
 from plug_ins import changed
 from rich.console import Console
@@ -14,6 +14,7 @@ from fedsim.results.store import ResultStore
 from fedsim.runtime.bench import run_bench
 from fedsim.runtime.judging import run_judging
 from fedsim.runtime.verify import Verification
+from fedsim.simulation.node import Node
 from fedsim.simulation.preflight import prepare
 
 Bench = Callable[..., Ran]
@@ -25,22 +26,25 @@ def verified(folder: Path, cells: int) -> tuple[bool, str]:
     return equal, console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_cells_that_run_again_give_the_same_rows_and_rounds_or_what_differs_is_told(bench: Bench) -> None:
+def test_cells_that_run_again_give_the_same_rows_and_rounds_or_what_differs_is_told_with_exit_code_1(
+    bench: Bench, command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedsim.runtime.cluster.this_machine", lambda: Node(1.0, 0.0))
+    monkeypatch.setattr("fedsim.runtime.cluster.local_cluster", lambda node: nullcontext())  # the bench's still runs
     ran = bench(small_grid("dp-gaussian", "weight-noise", epsilon=[4.0, float("inf")]))
     before = {path.name: path.read_bytes() for path in ran.folder.iterdir() if path.is_file()}
-    equal, told = verified(ran.folder, 3)
-    assert equal
-    assert "3 of 4 finished cells run again: equal to the last bit in rows and rounds" in told
+    done = command("verify", str(ran.folder))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 of 4 finished cells run again: equal to the last bit in rows and rounds" in done.stdout
     assert {path.name: path.read_bytes() for path in ran.folder.iterdir() if path.is_file()} == before
 
     for row in ran.rows:
         scores = dict(row.scores) | {"accuracy": 0.123}
         ResultStore(ran.folder).append(row.model_copy(update={"scores": scores, "versions": row.versions | {"torch": "0.1"}}))
-    equal, told = verified(ran.folder, 1)
-    assert not equal
-    assert "accuracy" in told
-    assert "torch: 0.1 →" in told
-    assert "1 of 4 finished cells run again: they differ" in told
+    done = command("verify", str(ran.folder), "--cells", "1")
+    assert (done.returncode, done.stderr) == (1, "")
+    for said in ("accuracy", "torch: 0.1 →", "1 of 4 finished cells run again: they differ"):
+        assert said in done.stdout
 
 
 def test_a_run_that_left_a_plug_in_out_is_verified_without_it(ray_cluster: None, plugins: Path, tmp_path: Path) -> None:
