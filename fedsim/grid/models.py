@@ -198,7 +198,7 @@ class AuditSpec(_Model):
 
 
 class Resources(_Model):
-    """Where cells run and what is kept; nothing here changes a result.
+    """Where cells run and what is kept; a result changes in its last digits at most, where clients are laid out in another way.
 
     Attributes:
         clients_per_actor: clients that one actor hosts; ``all``: one actor per cell, ``auto``: the scheduler's choice.

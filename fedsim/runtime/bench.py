@@ -24,7 +24,7 @@ from fedsim.runtime.cluster import ClusterLost
 from fedsim.runtime.display import describe, make_display, outcome
 from fedsim.runtime.manifest import write_manifest
 from fedsim.runtime.scheduler import Scheduler
-from fedsim.simulation.generators import hold_back
+from fedsim.simulation.generators import tell_generator
 from fedsim.simulation.label_matrices import drawn_matrices
 from fedsim.simulation.plan_table import show_refused, show_warnings
 from fedsim.simulation.preflight import Prepared
@@ -125,21 +125,17 @@ def older_code(grid: Grid, todo: Sequence[Trial], rows: Sequence[Row]) -> str | 
 def told_anew(finished: Sequence[Trial], rows: Sequence[Row], folder: RunFolder) -> list[Row]:
     """Rows of finished cells to be written once more, as the last word: their code was checked since, or an edit was undone.
 
-    A check is of exactly the code that ran, so it holds for the row: what was stated is checked, or a fault was found and no claim is left
-    of a theorem; the generator in ``folder`` says so too. That a check has passed is not taken back, for a file of it may be gone.
+    A check is of exactly the code that ran, so it holds for the row, and for the generator in ``folder``: what was stated is checked, or no
+    theorem since a fault was found. That a check has passed is not taken back where nothing is on file any more.
     """
     by_cell, newest = {row.cell_id: row for row in rows}, {row.algorithm: row.source for row in rows}
     told = []
     for trial in finished:
         row, plan = by_cell[trial.cell.cell_id], trial.plan
         now = row.claim if plan is None else plan.claim
-        if now == "checked" and row.claim == "stated":
-            told.append(row.model_copy(update={"claim": now}))
-        elif now == "heuristic" and row.claim in ("proved", "stated", "checked"):
-            update: dict[str, Any] = {"claim": now}
-            if (held := hold_back(folder, trial.cell, now)) is not None:
-                update["generator"] = held
-            told.append(row.model_copy(update=update))
+        if now != row.claim and (row.claim, now) != ("checked", "stated"):
+            generator = tell_generator(folder, trial.cell, now) or row.generator
+            told.append(row.model_copy(update={"claim": now, "generator": generator}))
         elif row.source != newest[row.algorithm]:
             told.append(row)
     return told

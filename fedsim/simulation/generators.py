@@ -151,8 +151,8 @@ def save_generator(
     return _write_facts(path, facts)
 
 
-def hold_back(run: RunFolder, cell: Cell, claim: Claim | None = None) -> str | None:
-    """Note that an audit has refuted the claim of a saved generator, or that its claim is ``claim`` now, which is no theorem.
+def tell_generator(run: RunFolder, cell: Cell, claim: Claim | None = None) -> str | None:
+    """Note that an audit has refuted the claim of a saved generator, or that a check has made it ``claim``.
 
     Returns:
         SHA-256 of the JSON file, for the cell's row; None where no generator is saved.

@@ -200,7 +200,10 @@ def test_a_check_of_the_code_that_ran_is_told_by_its_finished_rows(
     again = bench(grid)
     assert "all 2 cells are finished" in again.output
     assert {row.epsilon_target: row.claim for row in again.rows} == {1.0: "checked", float("inf"): "none"}
-    assert by_cell(again.rows, "claim") == by_cell(rows, "claim")
+    assert by_cell(again.rows, "claim", "generator") == by_cell(rows, "claim", "generator")
+    told = load_generator(again.folder, trial.cell.cell_id, trust_plugin=True)
+    assert told.facts.plan is not None
+    assert told.facts.plan.claim == "checked"
 
 
 def test_a_fault_that_a_check_finds_later_takes_the_theorem_from_rows_and_generators(
@@ -217,6 +220,9 @@ def test_a_fault_that_a_check_finds_later_takes_the_theorem_from_rows_and_genera
     assert [row.claim for row in again.rows] == ["heuristic"]
     told = load_generator(again.folder).manifest(1)
     assert (told["release"], told["vouched"]) == ("simulation only", "by a row of its run")
+    file_check(build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task), "passed")
+    assert [row.claim for row in bench(grid).rows] == ["proved"]
+    assert load_generator(again.folder).manifest(1)["release"] == "under its epsilon"
 
 
 def trouble(how: str, healed: Path) -> dict[str, Any]:
