@@ -45,7 +45,6 @@ PARTS = {
     "the accountant": ("epsilon", "replace_one_epsilon"),
 }
 """What a name of fedsim's functions belongs to. Within a function of a part nothing is counted again."""
-MATHEMATICS = ("clipped gradients", "local steps", "statistics", "what statistics say", "a generator's own training", "public terms")
 
 
 def parts_of(profile: cProfile.Profile) -> Counter[str]:

@@ -127,14 +127,14 @@ def _guessed(scores: Sequence[NDArray[np.float64]], inside: NDArray[np.bool_], d
     return best
 
 
-def check_pairs(pairs: int, delta: float, where: str = "pairs") -> None:
+def check_pairs(pairs: int, delta: float) -> None:
     """Check that so many pairs can refute anything.
 
     Raises:
         UserError: they cannot.
     """
     if pairs < (least := least_pairs(delta)):
-        raise UserError(where, f"{pairs} are too few: even an attack without an error would bound nothing", f"give {least} or more")
+        raise UserError("pairs", f"{pairs} are too few: even an attack without an error would bound nothing", f"give {least} or more")
 
 
 def key_of(setting: Setting, method: str, root: int) -> str:

@@ -12,7 +12,7 @@ from fedsim.errors import UserError
 from fedsim.grid.complaints import spelled, translated
 from fedsim.grid.models import Grid
 from fedsim.grid.places import Options, Source
-from fedsim.grid.yaml import override, parse
+from fedsim.grid.yaml import override, parse, read_text
 
 _Option = TypeVar("_Option", bound=BaseModel)
 
@@ -27,7 +27,7 @@ def load_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
     Raises:
         UserError: the first mistake, with its place.
     """
-    data, lines = parse(_read(path), str(path))
+    data, lines = parse(read_text(path, "grid file (YAML)"), str(path))
     if data is None:
         raise UserError(str(path), "the file is empty", "give at least `algorithms: [NAME]`")
     if not isinstance(data, dict):
@@ -95,15 +95,3 @@ def parse_option(model: type[_Option], option: str, text: str, given: Mapping[st
         return model.model_validate({**base, **{key: each for key, each in given.items() if each is not None}})
     except ValidationError as error:
         raise translated(error, model, lambda loc: f"{option}: {'.'.join(map(str, loc))}" if loc else option) from error
-
-
-def _read(path: Path) -> str:
-    if path.is_dir():
-        raise UserError(str(path), "is a folder", "give a grid file (YAML)")
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise UserError(str(path), "there is no such file", "give the path of a grid file (YAML)") from error
-    except (OSError, ValueError) as error:
-        what = "is not a text file" if isinstance(error, UnicodeDecodeError) else f"cannot be read ({error})"
-        raise UserError(str(path), what, "give a grid file (YAML, UTF-8)") from error

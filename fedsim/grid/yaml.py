@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -30,6 +31,23 @@ _Loader.yaml_implicit_resolvers = {
 }
 for _tag, _form in _NUMBERS.items():
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_form), list("-+.0123456789"))
+
+
+def read_text(path: Path, kind: str = "YAML file") -> str:
+    """The text of a file that a user names; ``kind`` is what is expected.
+
+    Raises:
+        UserError: it is a folder, is not there or is no text.
+    """
+    if path.is_dir():
+        raise UserError(str(path), "is a folder", f"give a {kind}")
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise UserError(str(path), "there is no such file", f"give the path of a {kind}") from error
+    except (OSError, ValueError) as error:
+        what = "is not a text file" if isinstance(error, UnicodeDecodeError) else f"cannot be read ({error})"
+        raise UserError(str(path), what, f"give a {kind}, UTF-8") from error
 
 
 def parse(text: str, where: str) -> tuple[Any, dict[Loc, int]]:

@@ -188,10 +188,8 @@ class Server:
         return self
 
     def noise_std(self, release: str, clients: int) -> float:
-        """Standard deviation of the noise that a release's sum carries: every silo's own, or the one of the aggregate."""
-        if self.plan is None:
-            return 0.0
-        return self.plan.noise_std(release) * math.sqrt(clients if self.plan.trust == "silo" else 1)
+        """Standard deviation of the noise that a release's sum carries; 0 without a plan."""
+        return 0.0 if self.plan is None else self.plan.noise_std_of_sum(release, clients)
 
 
 class Pool(Protocol):

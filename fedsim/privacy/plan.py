@@ -119,6 +119,10 @@ class PrivacyPlan:
         multiplier = self.noise_multiplier(name)
         return multiplier * self.sensitivity if multiplier else 0.0
 
+    def noise_std_of_sum(self, name: str, clients: int) -> float:
+        """The same of the sum over ``clients``: every silo adds its own, or the aggregate has one."""
+        return self.noise_std(name) * math.sqrt(clients if self.trust == "silo" else 1)
+
 
 def large_delta(unit: str, delta: float, units: int, dataset: str) -> str | None:
     """Why a delta is too large for the data, None where it is not: publishing each unit with probability delta is (0, delta)-DP.

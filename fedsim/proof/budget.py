@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from fedsim.errors import UserError
 from fedsim.grid.complaints import translated
 from fedsim.grid.places import Source
-from fedsim.grid.yaml import parse
+from fedsim.grid.yaml import parse, read_text
 from fedsim.privacy.plan import MOST_DELTA, PrivacyPlan, Release, Unit, calibrate
 from fedsim.privacy.tradeoff import Composition, Floats, Spectra
 
@@ -232,17 +232,3 @@ def read_releases(path: Path) -> tuple[Release, ...]:
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(str(path), f"two releases are called '{twice[0]}'", "give each a name of its own")
     return tuple(each.release for each in found)
-
-
-def read_text(path: Path) -> str:
-    """The text of a YAML file that a user names.
-
-    Raises:
-        UserError: there is none.
-    """
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise UserError(str(path), "there is no such file", "give the path of a YAML file") from error
-    except (OSError, ValueError) as error:
-        raise UserError(str(path), "is not a text file that can be read", "give a YAML file, UTF-8") from error

@@ -13,11 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fedsim.errors import UserError
 from fedsim.grid.complaints import translated
 from fedsim.grid.places import Source
-from fedsim.grid.yaml import parse
+from fedsim.grid.yaml import parse, read_text
 from fedsim.privacy.accountant import Event
 from fedsim.privacy.plan import Release, Trust, Unit, calibrate
 from fedsim.privacy.tradeoff import compose
-from fedsim.proof.budget import read_text
 from fedsim.words import number
 
 

@@ -108,14 +108,10 @@ def parts(values: NDArray[Any], rows: Sequence[NDArray[np.int64]], device: torch
 
 
 class Held:
-    """The arrays that this process put on a device last, for further cells of their data set.
+    """The arrays that this process put on a device last, a data set's rows and labels, for further cells of it."""
 
-    Args:
-        most: so many, which are a data set's rows and labels.
-    """
-
-    def __init__(self, most: int = 2) -> None:
-        self._held: deque[tuple[torch.device, NDArray[Any], torch.Tensor]] = deque(maxlen=most)
+    def __init__(self) -> None:
+        self._held: deque[tuple[torch.device, NDArray[Any], torch.Tensor]] = deque(maxlen=2)
 
     def on(self, device: torch.device, values: NDArray[Any]) -> torch.Tensor:
         """The array on ``device``; the same array is put there once."""

@@ -152,8 +152,7 @@ class Noised:
 
     def _std(self, release: Release) -> float:
         """Of the noise on the sum over clients, a coordinate."""
-        silos = self.trial.task.clients if self._plan.trust == "silo" and not self.parts.local else 1
-        return self._plan.noise_std(release.name) * math.sqrt(silos)
+        return self._plan.noise_std_of_sum(release.name, 1 if self.parts.local else self.trial.task.clients)
 
     def _statistic(self, release: Release, name: str, shape: tuple[int, ...], weight: float) -> Signal:
         (rows, _), task, told = self._held, self.trial.task, NAMES.get(name, name.replace("_", " "))

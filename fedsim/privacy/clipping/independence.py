@@ -11,14 +11,15 @@ from fedsim.batch import Batch
 from fedsim.privacy.clipping.engine import clipped_sum
 from fedsim.privacy.clipping.norms import Loss, Norms
 
+TOLERANCE = 1e-3
+"""Allowed error, relative to the sum's norm."""
+
 
 class NotPerExample(ValueError):
     """A row's presence changes what other rows are worth."""
 
 
-def check_per_example(
-    model: nn.Module, loss: Loss, batch: Batch, norms: Norms, engine: str = "bookkeeping", tolerance: float = 1e-3
-) -> None:
+def check_per_example(model: nn.Module, loss: Loss, batch: Batch, norms: Norms, engine: str = "bookkeeping") -> None:
     """Raise if one example's presence changes the clipped sum by anything but its own clipped gradient.
 
     The engines measure and clip whatever they take for row n's gradient; that it depends on row n alone is up to the loss. A batch
@@ -30,7 +31,6 @@ def check_per_example(
         batch: made-up rows, at least two, of the shapes that will come; every row is left out in turn.
         norms: the weights and the free parameters; the check clips to the median norm of the rows, so that it bites.
         engine: the engine to check with.
-        tolerance: allowed error, relative to the sum's norm.
 
     Raises:
         NotPerExample: with the row and by how much.
@@ -44,7 +44,7 @@ def check_per_example(
         alone = clipped_sum(model, loss, batch.row(index), biting, engine).sums
         error = _norm({name: whole[name] - without[name] - alone[name] for name in whole})
         size = max(_norm(whole), _norm(without), _norm(alone))
-        if not error <= tolerance * size:
+        if not error <= TOLERANCE * size:
             raise NotPerExample(
                 f"the loss is not per example: leaving out row {index} of {len(batch)} changes the clipped sum by {error:.3g} beyond "
                 f"its own gradient (the sum's norm is {size:.3g}); a row's loss may depend on that row alone"
