@@ -27,7 +27,7 @@ def clips_examples(algorithm: Algorithm) -> bool:
 
 
 def check_loss(algorithm: Algorithm) -> None:
-    """Look at :data:`ROWS` made-up rows of two clients, or of one where clients train by themselves.
+    """Look at :data:`ROWS` made-up rows of two clients, or of one where there is one or clients train by themselves.
 
     Raises:
         NotPerExample: a row's presence changes what others are worth.
@@ -35,7 +35,7 @@ def check_loss(algorithm: Algorithm) -> None:
         RuntimeError: as above.
     """
     assert isinstance(algorithm, DPSGD | LocalDPSGD)
-    clients = 2 if isinstance(algorithm, DPSGD) else 1
+    clients = min(2, algorithm.task.clients) if isinstance(algorithm, DPSGD) else 1
     model = _started(algorithm, clients)
     norms = replace(algorithm.norms(model), unit="example") if isinstance(algorithm, DPSGD) else Norms(algorithm.clip())
 

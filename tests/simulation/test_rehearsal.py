@@ -109,6 +109,11 @@ def test_the_starter_is_not_refused_in_any_setting(folder: Path) -> None:
             assert prepare(grid_of(name, epsilon=[4.0, float("inf")], unit=unit, trust=trust), NODES).refused == {}
 
 
+def test_a_method_of_one_client_is_rehearsed_with_one(folder: Path) -> None:
+    text = changed("return CVAE(self.task.dim", "assert clients <= self.task.clients\n        return CVAE(self.task.dim")
+    assert prepare(grid_of(write(folder, "alone_with_one", text), epsilon=4.0, clients=1), NODES).refused == {}
+
+
 def test_a_classifier_is_not_refused(folder: Path) -> None:
     name = write(folder, "classifies", predicting("return x[:, :10].double().softmax(1)"))
     assert prepare(grid_of(name, epsilon=4.0), NODES).refused == {}
