@@ -40,6 +40,14 @@ class PluginError(UserError):
     """A plug-in's mistake, found before anything runs: it cannot be imported, lacks a method, or returns what nobody can use."""
 
 
+class NotPerExample(ValueError):
+    """A loss of which one row's presence changes what other rows are worth, so that no clip of single rows bounds it."""
+
+    remedy: ClassVar[str] = (
+        "let row n of every loss part depend on row n alone: no batch statistics, no weights made once for a batch (feed codes in per row)"
+    )
+
+
 def _shortened(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 4 :]}"
 

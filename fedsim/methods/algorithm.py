@@ -136,6 +136,14 @@ class Algorithm(ABC):
             sensitivity=self.sensitivity(),
         )
 
+    def check_contract(self) -> None:  # noqa: B027 (most base classes take nothing for granted)
+        """Try what the base class's guarantee takes for granted, on made-up rows.
+
+        Raises:
+            NotPerExample: its loss mixes rows.
+            ValueError: it cannot be tried.
+        """
+
     def initial_server(self, seeds: Seeds) -> Server:
         """The server before the first round: the seed's initial weights."""
         return Server(initial_model(self.build, seeds), seeds)

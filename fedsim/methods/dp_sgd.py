@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -23,6 +24,7 @@ from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Diagnostic, Message, Round, Server, Tensors, Told, Values
 from fedsim.methods.optimise import Dims, adam_step, average_step, by_client, by_input, signal_shares
 from fedsim.methods.parameters import load_parameters, local_names, shared_tensors
+from fedsim.methods.per_example import check_loss
 from fedsim.methods.phase import Phase
 from fedsim.privacy.clipping import EngineName, Norms, clipped_sum
 from fedsim.privacy.plan import Claim, PrivacyPlan, Release, Unit
@@ -117,6 +119,16 @@ class DPSGD(Algorithm):
             what = f"{self.params.client_rate:g} samples clients, which does not amplify the budget of a unit within one"
             raise UserError("client_rate", what, "give 1, or unit: client")
         return super().plan(epsilon, delta)
+
+    def check_contract(self) -> None:
+        """The loss is per example, where single examples are clipped.
+
+        Raises:
+            NotPerExample: it is not.
+            ValueError: the engine cannot clip the model.
+        """
+        if self.task.unit != "client":
+            check_loss(self, min(2, self.task.clients), lambda model: replace(self.norms(model), unit="example"))
 
     def scope(self) -> str:
         """``joint`` where all gradients are noised, else ``shared``."""

@@ -19,6 +19,7 @@ from fedsim.methods.local_training import LocalTraining, LocalTrainingParams, we
 from fedsim.methods.messages import Diagnostic, Message, Round, Tensors
 from fedsim.methods.optimise import adam_step
 from fedsim.methods.parameters import load_parameters
+from fedsim.methods.per_example import check_loss
 from fedsim.methods.phase import Phase
 from fedsim.privacy.clipping import EngineName, Norms, clipped_sum
 from fedsim.privacy.plan import Release
@@ -48,6 +49,16 @@ class LocalDPSGD(LocalTraining):
 
     A subclass supplies what one of :class:`fedsim.methods.local_training.LocalTraining` does; row n of the loss depends on row n alone.
     """
+
+    def check_contract(self) -> None:
+        """The loss is per example, where single examples are clipped; clients train by themselves.
+
+        Raises:
+            NotPerExample: it is not.
+            ValueError: the engine cannot clip the model.
+        """
+        if self.task.unit != "client":
+            check_loss(self, 1, lambda model: Norms(self.clip()))
 
     def sensitivity(self) -> float:
         """C: of one example's or group's gradient, or of one client's update."""

@@ -17,16 +17,14 @@ from torch import Tensor
 from fedsim.batch import Batch
 from fedsim.data.embeddings import Embeddings
 from fedsim.device import CPU
-from fedsim.errors import PluginError, UserError
+from fedsim.errors import NotPerExample, PluginError, UserError
 from fedsim.grid.resolve import Resolved, Variant
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Message, Server, Task, Values
-from fedsim.methods.per_example import PER_EXAMPLE, check_loss, clips_examples
 from fedsim.methods.phase import Phase
 from fedsim.methods.products import Generator, Product, is_classifier, is_personal, own
 from fedsim.methods.registry import lookup
 from fedsim.methods.source_lines import blamed, line_of, said
-from fedsim.privacy.clipping import NotPerExample
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.seeds import Purpose, Seeds
 from fedsim.simulation.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
@@ -113,11 +111,11 @@ def rehearse(
                 return
             cohort = made_up_cohort(variant.name, variant.params, task, plan, ROWS, device)
             _use(_train(cohort, plan, device), cohort.algorithm, cohort.clients.pooled.x)
-            if plan is not None and clips_examples(cohort.algorithm):
-                check_loss(build_algorithm(variant.name, variant.params, task))
+            if plan is not None:
+                build_algorithm(variant.name, variant.params, task).check_contract()
     except NotPerExample as error:
         loss: Any = getattr(cls, "loss", cls)
-        raise PluginError(where, f"on {made_up}, {line_of(loss)}: {error}", PER_EXAMPLE) from error
+        raise PluginError(where, f"on {made_up}, {line_of(loss)}: {error}", error.remedy) from error
     except _Unexpected as error:
         raise PluginError(where, f"on {made_up}, {error.what}", f"expected {error.expected}") from error
     except _Late as error:

@@ -105,7 +105,7 @@ def train(
                 ledger.record(entry)
         uplink += sum(message.uplink_bytes for message in messages)
         if checkpoint is not None:
-            checkpoint(partial(capture, server, pool, ledger, round_.number + 1, uplink))
+            checkpoint(partial(capture, server, pool, ledger, round_.number + 1, uplink, seeds.secret))
         yield RoundRecord(round_.number, rounds, record)
     server.codes = moved(pool.released(code_names(server.model)), device) if algorithm.releases_codes() else {}
     state = released_state(server)

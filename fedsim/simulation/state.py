@@ -103,8 +103,8 @@ def released_state(server: Server) -> Tensors:
     return nested("server", own) | nested("codes", copied(server.codes))
 
 
-def capture(server: Server, pool: Pool, ledger: Ledger, round_: int, uplink_bytes: int) -> Checkpoint:
-    """The progress after ``round_`` rounds."""
+def capture(server: Server, pool: Pool, ledger: Ledger, round_: int, uplink_bytes: int, secret: int | None) -> Checkpoint:
+    """The progress after ``round_`` rounds, with the root of the secret streams."""
     parameters = {name: p for name, p in server.model.named_parameters() if p.numel()}
     own = nested("model", copied(parameters)) | nested("tensors", copied(server.tensors))
-    return Checkpoint(round_, nested("server", own) | nested("clients", pool.state()), ledger.to_json(), uplink_bytes, server.seeds.secret)
+    return Checkpoint(round_, nested("server", own) | nested("clients", pool.state()), ledger.to_json(), uplink_bytes, secret)

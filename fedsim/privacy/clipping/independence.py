@@ -8,15 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.batch import Batch
+from fedsim.errors import NotPerExample
 from fedsim.privacy.clipping.engine import clipped_sum
 from fedsim.privacy.clipping.norms import Loss, Norms
 
 TOLERANCE = 1e-3
 """Allowed error, relative to the sum's norm."""
-
-
-class NotPerExample(ValueError):
-    """A row's presence changes what other rows are worth."""
 
 
 def check_per_example(model: nn.Module, loss: Loss, batch: Batch, norms: Norms, engine: str = "bookkeeping") -> None:
