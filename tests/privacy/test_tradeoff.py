@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
@@ -100,6 +100,8 @@ def test_replacing_costs_at_most_what_group_privacy_says_and_at_least_one_change
 def test_fewer_steps_from_the_same_transforms_are_the_composition_of_fewer_steps(noise, rate, steps):
     part = steps // 2
     spectra = Spectra([(noise, rate, steps)])
+    # where losses spread too far nothing is told, of the whole or of a part
+    assume(math.isfinite(spectra.compose([steps]).epsilon(1e-4)))
     found = spectra.compose([part]).epsilon(1e-4)
     assert found == pytest.approx(compose([(noise, rate, part)]).epsilon(1e-4), rel=1e-3, abs=1e-6)
     assert found <= spectra.compose([steps]).epsilon(1e-4)
