@@ -24,7 +24,7 @@ from fedsim.runtime.cluster import ClusterLost
 from fedsim.runtime.display import describe, make_display, outcome
 from fedsim.runtime.manifest import write_manifest
 from fedsim.runtime.scheduler import Scheduler
-from fedsim.simulation.generators import tell_generator
+from fedsim.simulation.generators import tell_claim
 from fedsim.simulation.label_matrices import drawn_matrices
 from fedsim.simulation.plan_table import show_refused, show_warnings
 from fedsim.simulation.preflight import Prepared
@@ -132,10 +132,9 @@ def told_anew(finished: Sequence[Trial], rows: Sequence[Row], folder: RunFolder)
     told = []
     for trial in finished:
         row, plan = by_cell[trial.cell.cell_id], trial.plan
-        now = row.claim if plan is None else plan.claim
-        if now != row.claim and (row.claim, now) != ("checked", "stated"):
-            generator = tell_generator(folder, trial.cell, now) or row.generator
-            told.append(row.model_copy(update={"claim": now, "generator": generator}))
+        if plan is not None and row.claim != plan.claim and (row.claim, plan.claim) != ("checked", "stated"):
+            generator = tell_claim(folder, trial.cell, plan.claim, row.generator)
+            told.append(row.model_copy(update={"claim": plan.claim, "generator": generator}))
         elif row.source != newest[row.algorithm]:
             told.append(row)
     return told

@@ -36,7 +36,7 @@ from fedsim.runtime.manifest import versions
 from fedsim.runtime.slots import Slot, Slots
 from fedsim.runtime.worker import Failure, Report, is_loss
 from fedsim.simulation.checkpoint import keep, kept
-from fedsim.simulation.generators import save_generator, tell_generator
+from fedsim.simulation.generators import hold_back, save_generator
 from fedsim.simulation.gpu_memory import doubled, share_for
 from fedsim.simulation.node import Share, fit_together
 from fedsim.simulation.preflight import Prepared
@@ -318,7 +318,7 @@ class Scheduler:
         if (audit := self.audits.get(row.cell_id)) is None:
             return row
         told = audited_row(row, audit)
-        held = tell_generator(self.store.folder, trial.cell) if told.status == "refuted" else None
+        held = hold_back(self.store.folder, trial.cell) if told.status == "refuted" else None
         return told if held is None else told.model_copy(update={"generator": held})
 
     def _take_report(self, trial: Trial, report: Report) -> None:

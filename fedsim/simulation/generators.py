@@ -151,8 +151,8 @@ def save_generator(
     return _write_facts(path, facts)
 
 
-def tell_generator(run: RunFolder, cell: Cell, claim: Claim | None = None) -> str | None:
-    """Note that an audit has refuted the claim of a saved generator, or that a check has made it ``claim``.
+def hold_back(run: RunFolder, cell: Cell) -> str | None:
+    """Note that an audit has refuted the claim of a saved generator.
 
     Returns:
         SHA-256 of the JSON file, for the cell's row; None where no generator is saved.
@@ -161,11 +161,25 @@ def tell_generator(run: RunFolder, cell: Cell, claim: Claim | None = None) -> st
         UserError: its facts cannot be read.
     """
     path = run.generator(releasable(cell).cell_id)
+    return _write_facts(path, _facts(path)[0].model_copy(update={"status": "refuted"})) if path.exists() else None
+
+
+def tell_claim(run: RunFolder, cell: Cell, claim: Claim, known: str | None) -> str | None:
+    """Note what the claim of a saved generator is worth now; a file whose hash is not ``known``, its row's, is nobody's to vouch for again.
+
+    Returns:
+        SHA-256 of the JSON file, or ``known`` where there is no such file.
+
+    Raises:
+        UserError: its facts cannot be read.
+    """
+    path = run.generator(releasable(cell).cell_id)
     if not path.exists():
-        return None
-    facts, _ = _facts(path)
-    told = {"status": "refuted"} if claim is None else {"plan": facts.plan and replace(facts.plan, claim=claim)}
-    return _write_facts(path, facts.model_copy(update=told))
+        return known
+    facts, digest = _facts(path)
+    if digest != known or facts.plan is None:
+        return known
+    return _write_facts(path, facts.model_copy(update={"plan": replace(facts.plan, claim=claim)}))
 
 
 def _write_facts(path: Path, facts: GeneratorFacts) -> str:
@@ -399,12 +413,17 @@ def _of_row(run: Path, cell: str) -> list[Path]:
     folder = RunFolder(run)
     rows = ResultStore(run).rows() if folder.results.exists() else []
     hashes = {row.generator for row in rows if row.cell_id.startswith(cell)}
-    return [path for path in sorted(folder.generators.glob("*.json")) if hashlib.sha256(read_regular(path)).hexdigest() in hashes]
+    return [path for path in sorted(folder.generators.glob("*.json")) if _facts(path)[1] in hashes]
 
 
 def _listed(paths: Sequence[Path]) -> str:
-    told = []
-    for path in paths[:8]:
+    return ", ".join(map(_told, paths[:8])) + (f" and {len(paths) - 8} more" if len(paths) > 8 else "")
+
+
+def _told(path: Path) -> str:
+    """A generator's id and setting; its id alone where its facts cannot be read."""
+    try:
         cell = _facts(path)[0].cell
-        told.append(f"{path.stem} ({setting(cell.label, epsilon=cell.epsilon, seed=cell.seed)})")
-    return ", ".join(told) + (f" and {len(paths) - 8} more" if len(paths) > 8 else "")
+    except UserError:
+        return path.stem
+    return f"{path.stem} ({setting(cell.label, epsilon=cell.epsilon, seed=cell.seed)})"

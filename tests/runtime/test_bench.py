@@ -12,6 +12,7 @@ from cells import NODES, quick, small_grid
 from plug_ins import GOOD, changed
 from rich.console import Console
 
+from fedsim.errors import UserError
 from fedsim.grid.models import Grid
 from fedsim.methods.check_file import file_check
 from fedsim.report.report import grid_rows, write_report
@@ -223,6 +224,13 @@ def test_a_fault_that_a_check_finds_later_takes_the_theorem_from_rows_and_genera
     file_check(build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task), "passed")
     assert [row.claim for row in bench(grid).rows] == ["proved"]
     assert load_generator(again.folder).manifest(1)["release"] == "under its epsilon"
+
+    (facts,) = (again.folder / "generators").glob("*.json")
+    facts.write_text(facts.read_text().replace('"status": "ok"', '"status":  "ok"'))
+    file_check(build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task), "failed")
+    assert [row.claim for row in bench(grid).rows] == ["heuristic"]
+    with pytest.raises(UserError, match=r"no row of .* has its hash"):
+        load_generator(again.folder)
 
 
 def trouble(how: str, healed: Path) -> dict[str, Any]:
