@@ -50,6 +50,11 @@ class LocalDPSGD(LocalTraining):
     A subclass supplies what one of :class:`fedsim.methods.local_training.LocalTraining` does; row n of the loss depends on row n alone.
     """
 
+    @property
+    def in_local_steps(self) -> bool:
+        """Whether local steps carry the noise; else the clipped updates do."""
+        return self.task.unit != "client"
+
     def check_contract(self) -> None:
         """The loss is per example, where single examples are clipped; clients train by themselves.
 
@@ -57,7 +62,7 @@ class LocalDPSGD(LocalTraining):
             NotPerExample: it is not.
             ValueError: the engine cannot clip the model.
         """
-        if self.task.unit != "client":
+        if self.in_local_steps:
             check_loss(self, 1, lambda model: Norms(self.clip()))
 
     def sensitivity(self) -> float:
@@ -66,11 +71,11 @@ class LocalDPSGD(LocalTraining):
 
     def noise_at_clients(self) -> bool:
         """Noisy local steps, whatever the trust; for ``unit: client`` as the trust says."""
-        return self.task.unit != "client" or super().noise_at_clients()
+        return self.in_local_steps or super().noise_at_clients()
 
     def phases(self) -> tuple[Phase, ...]:
         """All local steps of all rounds, or for ``unit: client`` all rounds."""
-        if self.task.unit == "client":
+        if not self.in_local_steps:
             return super().phases()
         steps = self.params.local_steps
         release = Release(RELEASE, self.params.sample_rate, self.params.rounds * steps, per_round=steps)

@@ -86,7 +86,7 @@ def parts_of(trial: Trial) -> Parts:
         cohort = made_up_cohort(cell.algorithm, cell.params, task, trial.plan, ROWS)
         algorithm, pool = cohort.algorithm, _Shapes(cohort)
         to_the_end(train(algorithm, pool, trial.plan, Seeds(0)))
-    in_local_steps = isinstance(algorithm, LocalDPSGD) and task.unit != "client"
+    in_local_steps = isinstance(algorithm, LocalDPSGD) and algorithm.in_local_steps
     return Parts(
         pool.found,
         {phase.release.name: dict(phase.weights) for phase in cohort.phases},
