@@ -18,7 +18,7 @@ from fedsim.results.lines import dump
 from fedsim.results.matching import Comparison, Matched, Run, compare
 from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore
-from fedsim.words import setting
+from fedsim.words import counted, setting
 
 _HEADS = ("setting", "seeds", "mean change", "largest", "samples and noise", "fields that differ")
 _ROUNDS = {True: "equal", False: "differ", None: ""}
@@ -71,7 +71,7 @@ def _equal(comparison: Comparison) -> Iterator[str]:
     """How much is equal, and in what."""
     equal = [each for each in comparison.matched if each.equal]
     count = sum(each.seeds for each in equal)
-    rows = "1 row" if count == 1 else f"{count} rows"
+    rows = counted(count, "row")
     if comparison.equal:
         yield f"equal to the last bit: everything ({rows}), all fields but wall time"
     else:

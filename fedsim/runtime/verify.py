@@ -61,7 +61,7 @@ class Verification:
         store = ResultStore(folder)
         store.folder.check()
         manifest = read_manifest(folder)
-        grid, refused = grid_of(manifest, store.folder), {each["algorithm"] for each in manifest.get("refused", ())}
+        grid, refused = grid_of(manifest, store.folder), {each["algorithm"] for each in manifest.get("refused") or []}
         grid = grid.model_copy(update={"algorithms": tuple(entry for entry in grid.algorithms if entry.display not in refused)})
         for entry in () if trust_plugin else grid.algorithms:
             check_installed(entry.name, str(store.folder.manifest))

@@ -111,7 +111,7 @@ def rehearse(
                 return
             cohort = made_up_cohort(variant.name, variant.params, task, plan, ROWS, device)
             _use(_train(cohort, plan, device), cohort.algorithm, cohort.clients.pooled.x)
-            if plan is not None:
+            if plan is not None and device == CPU:  # the contract is the same on every device
                 build_algorithm(variant.name, variant.params, task).check_contract()
     except NotPerExample as error:
         loss: Any = getattr(cls, "loss", cls)
