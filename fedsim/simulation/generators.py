@@ -412,8 +412,16 @@ def _of_row(run: Path, cell: str) -> list[Path]:
     """The generators of the rows whose cell's id begins so: with secret noise a file is called otherwise (:func:`releasable`)."""
     folder = RunFolder(run)
     rows = ResultStore(run).rows() if folder.results.exists() else []
-    hashes = {row.generator for row in rows if row.cell_id.startswith(cell)}
-    return [path for path in sorted(folder.generators.glob("*.json")) if _facts(path)[1] in hashes]
+    hashes = {row.generator for row in rows if row.generator and row.cell_id.startswith(cell)}
+    return [path for path in sorted(folder.generators.glob("*.json")) if _hash(path) in hashes]
+
+
+def _hash(path: Path) -> str | None:
+    """SHA-256 of a file, whatever it holds; None where it cannot be read."""
+    try:
+        return hashlib.sha256(read_regular(path)).hexdigest()
+    except OSError:
+        return None
 
 
 def _listed(paths: Sequence[Path]) -> str:

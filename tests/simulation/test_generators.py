@@ -145,6 +145,19 @@ def test_a_generator_of_secret_noise_is_found_by_its_rows_cell_though_its_file_h
         load_generator(ran.folder)
 
 
+@pytest.mark.parametrize("what", ["text", "folder"])
+def test_one_file_that_cannot_be_read_hides_no_other_generator(bench, what):
+    ran = bench(small_grid("dp-gaussian", epsilon=[1.0, 4.0], privacy={"noise": "secret"}))
+    rows = {row.generator: row for row in ran.rows}
+    broken, whole = sorted((ran.folder / "generators").glob("*.json"))
+    kept = rows[hashlib.sha256(whole.read_bytes()).hexdigest()]
+    broken.unlink()
+    broken.write_text("{") if what == "text" else broken.mkdir()
+    assert load_generator(ran.folder, kept.cell_id).facts.epsilon_spent == kept.epsilon_spent
+    with pytest.raises(UserError, match=f"there is no generator of this cell in .* known: {broken.stem}, {whole.stem} "):
+        load_generator(ran.folder, "none")
+
+
 def test_generators_are_not_kept_where_the_grid_says_so(bench):
     ran = bench(small_grid("dp-gaussian", resources={"clients_per_actor": "all", "save_generators": False}))
     assert ran.rows[0].status == "ok"
