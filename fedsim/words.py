@@ -31,7 +31,7 @@ def setting(
     """Where something stands in a grid: ``digits · α = 0.3 · 10 clients · ε = 1 · seed 0``; what is None or empty is left out."""
     parts = [name for name in names if name]
     parts += [f"α = {number(alpha)}"] if alpha is not None else []
-    parts += [f"{clients} clients"] if clients is not None else []
+    parts += [counted(clients, "client")] if clients is not None else []
     parts += [f"ε = {number(epsilon)}"] if epsilon is not None else []
     parts += [f"seed {seed}"] if seed is not None else []
     return " · ".join(parts)

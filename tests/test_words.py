@@ -24,6 +24,7 @@ def test_a_setting_names_what_there_is() -> None:
     told = setting("mine", "digits", alpha=0.3, clients=10, epsilon=math.inf, seed=0)
     assert told == "mine · digits · α = 0.3 · 10 clients · ε = ∞ · seed 0"
     assert setting("mine", None, "") == "mine"
+    assert setting("mine", clients=1) == "mine · 1 client"
 
 
 def test_half_characters_are_told_as_what_can_be_written() -> None:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from fedsim.partition.matrix import MOST_PANELS, LabelMatrix
 from fedsim.report.figures import INK, MUTED, PAPER, SERIES, style
-from fedsim.words import number
+from fedsim.words import number, setting
 
 NAME = "partitions"
 _MOST_LINES = 30
@@ -25,8 +25,7 @@ _MOST_ACROSS = 200
 
 def title(matrix: LabelMatrix) -> str:
     """A matrix's place in the grid, in a few words."""
-    parts = [matrix.dataset, matrix.scheme, *([f"α = {number(matrix.alpha)}"] if matrix.alpha is not None else [])]
-    return " · ".join([*parts, f"{matrix.clients} clients", f"seed {matrix.seed}"])
+    return setting(matrix.dataset, matrix.scheme, alpha=matrix.alpha, clients=matrix.clients, seed=matrix.seed)
 
 
 def summary_table(matrices: Sequence[LabelMatrix]) -> Table:
