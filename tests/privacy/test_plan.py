@@ -42,7 +42,10 @@ maybe_first = st.one_of(st.none(), st.builds(Release, st.just("first"), st.just(
 @given(epsilon=st.floats(0.5, 10.0), delta=st.sampled_from([1e-4, 1e-5]), release=a_release, first=maybe_first)
 def test_a_plan_spends_its_budget_and_no_more(epsilon, delta, release, first):
     plan = solve(epsilon, *([first] if first else []), release, delta=delta)
-    assert spent(plan) == (plan.epsilon_reached, plan.accountant)
+    reached, by = spent(plan)
+    assert by == plan.accountant
+    # the plan may be kept from a process with another number of threads, in which numpy's products have other last bits
+    assert reached == pytest.approx(plan.epsilon_reached, rel=1e-9)
     assert 0.99 * epsilon <= plan.epsilon_reached <= epsilon
 
 
