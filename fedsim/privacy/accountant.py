@@ -42,7 +42,8 @@ def epsilon(events: Sequence[Event], delta: float) -> tuple[float, str]:
         delta: in (0, 1).
 
     Returns:
-        (epsilon, "prv" or "rdp"); (0.0, "none") where nothing ran, (inf, "none") where a step had no noise.
+        (epsilon, "prv" or "rdp"), rounded up to ten digits, so that every processor says the same; (0.0, "none") where nothing ran,
+        (inf, "none") where a step had no noise.
 
     Raises:
         ValueError: a noise multiplier below 0 or not a number, a sample rate outside [0, 1], negative steps, or delta
@@ -57,8 +58,8 @@ def epsilon(events: Sequence[Event], delta: float) -> tuple[float, str]:
     spent = _prv_epsilon(merged, delta, rough)
     # NaN fails the comparison too; a bound above the looser theorem's own bound is a numerical failure
     if 0 <= spent <= rough + 0.1 * max(rough, 0.1):
-        return spent, "prv"
-    return rdp_epsilon(merged, delta), "rdp"
+        return _rounded_up(spent), "prv"
+    return _rounded_up(rdp_epsilon(merged, delta)), "rdp"
 
 
 def replace_one_epsilon(events: Sequence[Event], delta: float) -> float:
@@ -137,6 +138,11 @@ def _merge(events: Sequence[Event], delta: float) -> tuple[Event, ...]:
             key = (float(noise_multiplier), float(sample_rate))
             steps_of[key] = steps_of.get(key, 0) + int(steps)
     return tuple(sorted((noise_multiplier, rate, steps) for (noise_multiplier, rate), steps in steps_of.items()))
+
+
+def _rounded_up(spent: float) -> float:
+    """An epsilon to ten digits: the last bits of the sums behind it are those of a processor and its number of threads."""
+    return float(f"{spent * (1 + 5.1e-10):.10g}")
 
 
 def _prv_epsilon(events: tuple[Event, ...], delta: float, rough: float) -> float:

@@ -34,6 +34,7 @@ MOST_DELTA = 0.1
 SIGMA_MIN, SIGMA_MAX = 1e-3, 1e7
 REACH = 0.999  # the search stops once this share of the target is used
 RESOLUTION = 1e-4  # and in any case at this relative width of sigma
+DIGITS = 6  # of a sigma that is tried, so that the last bits of an accountant's sums, a processor's own, do not show in it
 
 
 @dataclass(frozen=True)
@@ -262,6 +263,7 @@ def _tighten(spend: Callable[[float], tuple[float, str]], target: float, sigma: 
     short: tuple[float, float] | None = None  # the most noise known to break it
     tries = 0
     while True:
+        sigma = float(f"{sigma:.{DIGITS}g}")
         reached, name = spend(sigma)
         tries += 1
         if reached <= target:

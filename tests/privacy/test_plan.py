@@ -3,6 +3,7 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
 
 from fedsim.errors import UserError
 from fedsim.privacy import accountant
@@ -27,14 +28,6 @@ def solve(epsilon, *releases, delta=1e-4, clip=1.0, sensitivity=1.0):
 def spent(plan):
     """What the plan's releases cost if all of them run, at the multipliers an algorithm would ask for."""
     return accountant.epsilon([(plan.noise_multiplier(r.name), r.sample_rate, r.steps) for r in plan.releases], plan.delta)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def solved_here(tmp_path_factory):
-    """No plan is one that a process with another number of threads has kept: numpy's products have other last bits there."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FEDSIM_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 a_release = st.builds(
@@ -69,6 +62,15 @@ def test_golden_sigmas_for_300_steps_after_few_countings(epsilon, golden, tmp_pa
     plan = solve(epsilon, Release("step", 0.2, 300), delta=0.9e-4)
     assert len(counted) <= 5
     assert golden - 1e-4 <= plan.sigma <= 1.005 * golden
+
+
+@pytest.mark.parametrize("mechanisms", [((1.0, 0.2, 192),), ((1.0, 0.2, 300), (2.5, 1.0, 1))])
+def test_a_plan_is_the_same_to_the_last_bit_whatever_the_number_of_threads(mechanisms):
+    one, two = ({}, {})
+    for threads, solved in ((1, one), (2, two)):
+        with threadpool_limits(threads):
+            solved.update({delta: plan_module._solve(10.0, delta, mechanisms) for delta in (1e-4, 1e-5)})
+    assert one == two
 
 
 def test_releases_keep_their_ratio():
