@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from decimal import ROUND_CEILING, Context
 from functools import lru_cache
 
 import numpy as np
@@ -28,6 +29,8 @@ PRV_RELATIVE_ERROR = 1e-3  # of epsilon; the discretisation error is part of the
 PRV_MAX_POINTS = 2**20  # of the discretised privacy loss; keeps one evaluation under about two seconds
 MOST_REPLACED = 500.0  # an epsilon above which replace-one is inf: the delta that it needs leaves the range of a double
 PRV_MIN_DELTA = 1e-10  # below it the rounding of the Fourier transform is no longer small against delta
+_UP = Context(prec=10, rounding=ROUND_CEILING)
+"""For an epsilon: further digits of the sums behind it are those of a processor and its number of threads."""
 
 
 def epsilon(events: Sequence[Event], delta: float) -> tuple[float, str]:
@@ -42,8 +45,7 @@ def epsilon(events: Sequence[Event], delta: float) -> tuple[float, str]:
         delta: in (0, 1).
 
     Returns:
-        (epsilon, "prv" or "rdp"), rounded up to ten digits, so that every processor says the same; (0.0, "none") where nothing ran,
-        (inf, "none") where a step had no noise.
+        (epsilon, "prv" or "rdp"), rounded up to ten digits; (0.0, "none") where nothing ran, (inf, "none") where a step had no noise.
 
     Raises:
         ValueError: a noise multiplier below 0 or not a number, a sample rate outside [0, 1], negative steps, or delta
@@ -58,8 +60,8 @@ def epsilon(events: Sequence[Event], delta: float) -> tuple[float, str]:
     spent = _prv_epsilon(merged, delta, rough)
     # NaN fails the comparison too; a bound above the looser theorem's own bound is a numerical failure
     if 0 <= spent <= rough + 0.1 * max(rough, 0.1):
-        return _rounded_up(spent), "prv"
-    return _rounded_up(rdp_epsilon(merged, delta)), "rdp"
+        return float(_UP.create_decimal(spent)), "prv"
+    return float(_UP.create_decimal(rdp_epsilon(merged, delta))), "rdp"
 
 
 def replace_one_epsilon(events: Sequence[Event], delta: float) -> float:
@@ -138,11 +140,6 @@ def _merge(events: Sequence[Event], delta: float) -> tuple[Event, ...]:
             key = (float(noise_multiplier), float(sample_rate))
             steps_of[key] = steps_of.get(key, 0) + int(steps)
     return tuple(sorted((noise_multiplier, rate, steps) for (noise_multiplier, rate), steps in steps_of.items()))
-
-
-def _rounded_up(spent: float) -> float:
-    """An epsilon to ten digits: the last bits of the sums behind it are those of a processor and its number of threads."""
-    return float(f"{spent * (1 + 5.1e-10):.10g}")
 
 
 def _prv_epsilon(events: tuple[Event, ...], delta: float, rough: float) -> float:

@@ -66,11 +66,11 @@ def test_golden_sigmas_for_300_steps_after_few_countings(epsilon, golden, tmp_pa
 
 @pytest.mark.parametrize("mechanisms", [((1.0, 0.2, 192),), ((1.0, 0.2, 300), (2.5, 1.0, 1))])
 def test_a_plan_is_the_same_to_the_last_bit_whatever_the_number_of_threads(mechanisms):
-    one, two = ({}, {})
-    for threads, solved in ((1, one), (2, two)):
+    def solved(threads):
         with threadpool_limits(threads):
-            solved.update({delta: plan_module._solve(10.0, delta, mechanisms) for delta in (1e-4, 1e-5)})
-    assert one == two
+            return [plan_module._solve(10.0, delta, mechanisms) for delta in (1e-4, 1e-5)]
+
+    assert solved(1) == solved(2)
 
 
 def test_releases_keep_their_ratio():
