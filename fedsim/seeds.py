@@ -1,7 +1,8 @@
-"""One seed tree: every random number comes from a stream named by purpose, round and client.
+"""One seed tree: every random number comes from a stream named by purpose, round and client, whatever actor draws it and in whatever order.
 
-A stream is a ``numpy.random.SeedSequence`` whose spawn key is (purpose, round, client), whatever actor draws it and in whatever
-order. Every generator is keyed by 128 bits of it or more, so N streams hold two equal ones with a probability of about N^2 / 2^129.
+A public stream is a ``numpy.random.SeedSequence`` whose spawn key is (purpose, round, client). Every generator is keyed by 128 bits of it
+or more, so N streams hold two equal ones with a probability of about N^2 / 2^129. What an adversary must not know comes from one AES key a
+cell, whose blocks are numbered by purpose, round and client: no two streams of a cell share one.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fedsim.keystream import Keystream
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +64,7 @@ class Seeds:
 
     Attributes:
         root: the cell's seed.
-        secret: root of the streams in :data:`SECRET`; None: they follow from ``root`` too, as a simulation's may.
+        secret: 256 bits, the key of the streams in :data:`SECRET`; None: it is ``root``, as a simulation's may be.
         whole: whether streams in :data:`SECRET` are drawn at all.
     """
 
@@ -74,16 +77,31 @@ class Seeds:
         """What a method's server may draw from: who could draw the noise again could take it off."""
         return Seeds(self.root, whole=False)
 
-    def sequence(self, purpose: Purpose, round_: int = 0, client: int = SERVER) -> np.random.SeedSequence:
-        """The stream's seed sequence; ``client`` counts from 0, ``SERVER`` is the server's own stream.
+    def keystream(self, purpose: Purpose, round_: int = 0, client: int = SERVER) -> Keystream:
+        """The stream of a purpose in :data:`SECRET`; ``client`` counts from 0, ``SERVER`` is the server's own stream.
+
+        A block's number is the purpose (1 byte), the round (5), the client (4) and its place in the stream (6).
 
         Raises:
-            ValueError: the stream is none for the server.
+            ValueError: the purpose is public, or the stream is none for the server.
+            OverflowError: a root, round or client that has no such number.
         """
-        if not self.whole and purpose in SECRET:
+        if purpose not in SECRET:
+            raise ValueError(f"the stream {purpose.name} is public; draw it from Seeds.numpy or Seeds.torch")
+        if not self.whole:
             raise ValueError(f"the stream {purpose.name} is drawn at the clients and by the harness; a server draws from another purpose")
-        root = self.root if self.secret is None or purpose not in SECRET else self.secret
-        return np.random.SeedSequence(root, spawn_key=(int(purpose), round_, client + 1))
+        key = (self.root if self.secret is None else self.secret).to_bytes(32, "big")
+        return Keystream(key, purpose.to_bytes(1, "big") + round_.to_bytes(5, "big") + (client + 1).to_bytes(4, "big") + bytes(6))
+
+    def sequence(self, purpose: Purpose, round_: int = 0, client: int = SERVER) -> np.random.SeedSequence:
+        """The seed sequence of a public stream, named as in :meth:`keystream`.
+
+        Raises:
+            ValueError: the stream is one in :data:`SECRET`.
+        """
+        if purpose in SECRET:
+            raise ValueError(f"the stream {purpose.name} is secret; it is drawn from Seeds.keystream, at the clients and by the harness")
+        return np.random.SeedSequence(self.root, spawn_key=(int(purpose), round_, client + 1))
 
     def numpy(self, purpose: Purpose, round_: int = 0, client: int = SERVER) -> np.random.Generator:
         """The stream as a numpy generator."""
@@ -99,7 +117,3 @@ class Seeds:
         generator = torch.Generator()
         generator.set_state(torch.from_numpy(state))
         return generator
-
-    def noise(self, round_: int = 0, client: int = SERVER) -> np.random.Philox:
-        """The stream of a mechanism's noise, for :func:`fedsim.privacy.noise.gaussian`."""
-        return np.random.Philox(self.sequence(Purpose.NOISE, round_, client))

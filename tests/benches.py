@@ -58,10 +58,10 @@ class Trouble(WeightNoiseCVAE):
 
 
 class Optimist(WeightNoiseCVAE):
-    """Claims an eighth of its sensitivity."""
+    """Claims a 32nd of its sensitivity."""
 
     def sensitivity(self):
-        return self.clip() / 8
+        return self.clip() / 32
 
 
 class Hungry(WeightNoiseCVAE):

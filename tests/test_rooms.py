@@ -26,6 +26,7 @@ ROOMS = (
     ("models", "data"),
     ("batch",),
     ("atomic", "device", "regular", "words", "errors", "garbage", "interrupts", "seeds"),
+    ("keystream",),
 )
 """From the roof to the ground: a file imports its own room and those on the floors below."""
 

@@ -1,12 +1,18 @@
+from collections.abc import Callable
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.seeds import SECRET, SERVER, Purpose, Seeds
 
-streams = st.tuples(st.sampled_from(Purpose), st.integers(0, 2**32 - 1), st.integers(SERVER, 10_000))
+public = st.sampled_from([purpose for purpose in Purpose if purpose not in SECRET])
+streams = st.tuples(public, st.integers(0, 2**32 - 1), st.integers(SERVER, 10_000))
+secret_streams = st.tuples(st.sampled_from(sorted(SECRET)), st.integers(0, 2**40 - 1), st.integers(SERVER, 2**32 - 2))
 roots = st.integers(0, 2**63 - 1)
 
 
@@ -29,40 +35,37 @@ def test_streams_of_different_names_differ(
     assert torch.equal(*drawn) == same
 
 
-def key(stream: np.random.Philox) -> int:
-    low, high = stream.state["state"]["key"].tolist()
-    return int(high) << 64 | int(low)
+@settings(max_examples=50)
+@given(roots, roots, secret_streams, secret_streams)
+def test_secret_streams_are_functions_of_their_names_and_differ_where_those_do(
+    root: int, other: int, first: tuple[Purpose, int, int], second: tuple[Purpose, int, int]
+) -> None:
+    same = (root, first) == (other, second)
+    one, two = Seeds(root).keystream(*first).words(4), Seeds(other).keystream(*second).words(4)
+    assert np.array_equal(one, two) == same
+    assert np.array_equal(one, Seeds(root).keystream(*first).words(4))
 
 
-def test_keys_have_128_bits_so_that_a_large_run_has_no_two_equal_ones() -> None:
-    """1,000 clients in 60 rounds; of 32 bits 0.4 pairs would be equal, of 64 none. Each half of the keys is as good as random."""
-    keys = [key(Seeds(0).noise(round_, client)) for round_ in range(60) for client in range(1000)]
-    assert len(set(keys)) == len(keys)
-    for shift in (0, 32, 64, 96):
-        words = [each >> shift & 0xFFFF_FFFF for each in keys]
-        pairs = len(words) - len(set(words))
-        assert pairs <= 5  # Poisson of mean 0.42
-        assert abs(np.mean(words) / 2**31 - 1) < 5 / np.sqrt(3 * len(words))
+def test_the_number_of_a_block_says_whose_it_is() -> None:
+    """What OpenSSL's own encryption of one block gives, block by block: no stream runs into another before its 2^48th block."""
+    key = Cipher(algorithms.AES256((7).to_bytes(32, "big")), modes.ECB()).encryptor()
+    blocks = [key.update(bytes([Purpose.NOISE, 0, 0, 0, 1, 2, 0, 0, 0, 6, 0, 0, 0, 0, 0, place])) for place in range(3)]
+    assert Seeds(7).keystream(Purpose.NOISE, 258, 5).words(12).tobytes() == b"".join(blocks)
 
 
-def test_two_streams_whose_keys_share_their_low_word_differ() -> None:
-    """Found by search: clients of seed 0 whose noise keys are equal in 32 bits, which is all that ``manual_seed`` would keep."""
-    seen: dict[int, tuple[int, int]] = {}
-    for place in ((round_, client) for round_ in range(100) for client in range(2000)):
-        low = key(Seeds(0).noise(*place)) & 0xFFFF_FFFF
-        if low in seen:
-            break
-        seen[low] = place
-    one, two = Seeds(0).noise(*seen[low]), Seeds(0).noise(*place)
-    assert (seen[low], key(one) & 0xFFFF_FFFF) == (seen[low], key(two) & 0xFFFF_FFFF)
-    assert (one.random_raw(8) != two.random_raw(8)).all()
+@pytest.mark.parametrize(
+    ("root", "round_", "client"), [(2**256, 0, 0), (-1, 0, 0), (0, 2**40, 0), (0, -1, 0), (0, 0, 2**32 - 1), (0, 0, -2)]
+)
+def test_a_stream_without_a_number_is_refused(root: int, round_: int, client: int) -> None:
+    with pytest.raises(OverflowError):
+        Seeds(root).keystream(Purpose.NOISE, round_, client)
 
 
 def test_a_torch_stream_runs_on_the_whole_state_of_its_generator() -> None:
-    words = np.random.Philox(Seeds(0).sequence(Purpose.LATENT, 3, 2)).random_raw(312).view(np.uint32)
+    words = np.random.Philox(Seeds(0).sequence(Purpose.META, 3, 2)).random_raw(312).view(np.uint32)
     twister = np.random.MT19937()
     twister.state = {"bit_generator": "MT19937", "state": {"key": words, "pos": 624}}
-    drawn = torch.randint(2**31, (1000,), generator=Seeds(0).torch(Purpose.LATENT, 3, 2))
+    drawn = torch.randint(2**31, (1000,), generator=Seeds(0).torch(Purpose.META, 3, 2))
     assert (twister.random_raw(2000)[1::2] & (2**31 - 1)).tolist() == drawn.tolist()
 
 
@@ -70,10 +73,20 @@ def test_with_a_secret_root_noise_samples_and_draws_for_rows_follow_from_it_alon
     open_, one, two = Seeds(0), Seeds(0, secret=1), Seeds(5, secret=1)
     for purpose in Purpose:
         secret = purpose in (Purpose.NOISE, Purpose.SAMPLING, Purpose.LATENT, Purpose.LOCAL)
-        first, second, third = (each.numpy(purpose, 2, 3).random() for each in (open_, one, two))
+        first, second, third = (
+            (each.keystream(purpose, 2, 3).uniform(1) if secret else each.numpy(purpose, 2, 3).random(1)) for each in (open_, one, two)
+        )
         assert (first != second) == secret
         assert (second == third) == secret
-    assert key(one.noise(2, 3)) == key(two.noise(2, 3)) != key(open_.noise(2, 3))
+
+
+@pytest.mark.parametrize("purpose", Purpose)
+def test_what_is_secret_comes_from_the_cipher_and_nothing_else_does(purpose: Purpose) -> None:
+    doors: list[Callable[[Purpose], object]] = [Seeds(0).numpy, Seeds(0).torch, Seeds(0).keystream]
+    closed = doors[:2] if purpose in SECRET else doors[2:]
+    for door in doors:
+        with pytest.raises(ValueError, match=f"the stream {purpose.name} is") if door in closed else nullcontext():
+            door(purpose)
 
 
 def test_a_secret_root_is_not_printed() -> None:
@@ -89,9 +102,9 @@ def test_purposes_keep_their_numbers() -> None:
 
 
 def test_golden_draws() -> None:
-    assert Seeds(0).numpy(Purpose.NOISE, 3, 2).integers(2**32) == 3526774343
-    assert key(Seeds(0).noise(3, 2)) == 57352527945080425780261656313665913943
-    assert torch.randint(2**31, (1,), generator=Seeds(0).torch(Purpose.LATENT, 3, 2)).item() == 401066711
+    assert Seeds(0).numpy(Purpose.META, 3, 2).integers(2**32) == 554267919
+    assert Seeds(0).keystream(Purpose.NOISE, 3, 2).words(2).tolist() == [1901789736, 1039423227]
+    assert torch.randint(2**31, (1,), generator=Seeds(0).torch(Purpose.META, 3, 2)).item() == 1697379311
 
 
 def test_a_negative_root_is_refused() -> None:
@@ -104,6 +117,4 @@ def test_a_server_draws_what_it_needs_and_nothing_that_could_take_noise_off() ->
     assert seeds.public.numpy(Purpose.META).random() == seeds.numpy(Purpose.META).random()
     for purpose in SECRET:
         with pytest.raises(ValueError, match=f"the stream {purpose.name} is drawn at the clients and by the harness"):
-            seeds.public.numpy(purpose)
-    with pytest.raises(ValueError, match="NOISE"):
-        Seeds(3).public.noise()
+            seeds.public.keystream(purpose)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fedsim.batch import Batch, Layout, consecutive
 from fedsim.device import CPU, moved, to_device
 from fedsim.methods.messages import Message, Ran, Step, Tensors, Told
-from fedsim.privacy.noise import fill_gaussian, fingerprint
+from fedsim.privacy.noise import fill_gaussian, fingerprint, gaussian
 from fedsim.privacy.plan import PrivacyPlan, Release
 from fedsim.seeds import Purpose, Seeds
 
@@ -151,8 +151,8 @@ class Clients:
 
     def draws(self, client: int, rows: int, round_: int, shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
         """Standard normal draws by name, ``[rows, ...]`` each, for the batch of one member; on the CPU."""
-        stream = self.seeds.torch(Purpose.LATENT, round_, client)
-        return {name: torch.randn(rows, *shape, generator=stream) for name, shape in shapes.items()}
+        stream = self.seeds.keystream(Purpose.LATENT, round_, client)
+        return gaussian({name: (rows, *shape) for name, shape in shapes.items()}, 1.0, stream).parts
 
     def poisson(self, round_: int, rate: float, client_rate: float = 1.0) -> list[Tensor]:
         """Each member's Poisson sample: with probability ``client_rate`` the client takes part, then each unit with ``rate``.
@@ -161,9 +161,9 @@ class Clients:
         """
         sampled = []
         for position, client in enumerate(self.members):
-            stream = self.seeds.numpy(Purpose.SAMPLING, round_, client)
-            takes_part = stream.random() < client_rate
-            units = stream.random(self.units(position)) < rate if takes_part else np.zeros(self.units(position), np.bool_)
+            stream = self.seeds.keystream(Purpose.SAMPLING, round_, client)
+            takes_part = stream.uniform(1) < client_rate
+            units = takes_part & (stream.uniform(self.units(position)) < rate)
             sampled.append(self._chosen(self.rows_of(position, torch.from_numpy(np.flatnonzero(units)))))
         return sampled
 
@@ -180,8 +180,8 @@ class Clients:
 
     def minibatches(self, round_: int, steps: int, size: int) -> list[Tensor]:
         """Row numbers ``[steps, size]`` of each member, drawn with replacement; every member has a row."""
-        streams = (self.seeds.numpy(Purpose.LOCAL, round_, client) for client in self.members)
-        drawn = (stream.integers(len(x), size=(steps, size)) for stream, x in zip(streams, self.x, strict=True))
+        streams = (self.seeds.keystream(Purpose.LOCAL, round_, client) for client in self.members)
+        drawn = (stream.integers(len(x), (steps, size)) for stream, x in zip(streams, self.x, strict=True))
         return [self._chosen(torch.from_numpy(rows)) for rows in drawn]
 
     def _chosen(self, rows: Tensor) -> Tensor:
@@ -213,7 +213,7 @@ class Clients:
             members = self.members[start : start + block]
             draws = torch.empty(len(members), width)
             for client, draw in zip(members, draws.numpy(), strict=True):
-                self.ran.noise += fill_gaussian(draw, std, self.seeds.noise(round_, client))
+                self.ran.noise += fill_gaussian(draw, std, self.seeds.keystream(Purpose.NOISE, round_, client))
             for draw in draws[:, : len(total)] if own else ():
                 total += draw
             at, own_draws = 0, to_device(draws[:, len(total) :], self.device)

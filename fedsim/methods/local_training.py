@@ -24,6 +24,7 @@ from fedsim.methods.messages import Diagnostic, Message, Round, Server, Tensors,
 from fedsim.methods.optimise import adam_step
 from fedsim.methods.parameters import shared_tensors
 from fedsim.methods.phase import Phase
+from fedsim.privacy.noise import gaussian
 from fedsim.privacy.plan import Release, Unit
 from fedsim.seeds import Purpose
 
@@ -130,9 +131,8 @@ class LocalTraining(Algorithm):
 
     def participants(self, clients: Clients, round_: Round) -> Tensor:
         """1.0 for every member that takes part in the round, else 0.0: ``[K]``, on the CPU."""
-        rates = [clients.seeds.numpy(Purpose.SAMPLING, round_.number, client).random() for client in clients.members]
-        taking_part: Tensor = torch.tensor(rates) < self.params.client_rate
-        return taking_part.float()
+        streams = (clients.seeds.keystream(Purpose.SAMPLING, round_.number, client) for client in clients.members)
+        return torch.tensor([float(stream.uniform(1)[0] < self.params.client_rate) for stream in streams])
 
     def sent_bytes(self, broadcast: Tensors, takes_part: Tensor) -> int:
         """What the updates of those who send one weigh on a network."""
@@ -158,14 +158,14 @@ class LocalTraining(Algorithm):
     ) -> dict[str, Tensor]:
         """Train stacked parameters ``[K, ...]`` in place; the loss parts of the last step, ``[K]`` each."""
         parameters = shared | private
-        streams = [clients.seeds.torch(Purpose.LATENT, round_.stream, client) for client in clients.members]
-        names = list(self.draws())
+        streams = [clients.seeds.keystream(Purpose.LATENT, round_.stream, client) for client in clients.members]
         size = self.params.batch_size
+        shapes = {name: (size, *shape) for name, shape in self.draws().items()}
         layout = Layout.on(clients.device, torch.zeros(size, dtype=torch.long), 1)
         picked = to_device(torch.stack(clients.pooled.numbers(rows), 1), clients.device)
 
         def losses(values: Tensors, x: Tensor, y: Tensor, *draws: Tensor) -> dict[str, Tensor]:
-            batch = Batch(x, y, dict(zip(names, draws, strict=True)), layout)
+            batch = Batch(x, y, dict(zip(shapes, draws, strict=True)), layout)
             parts = torch.func.functional_call(_LossOf(self, clients.model), {f"model.{k}": v for k, v in values.items()}, (batch,))
             return {name: value.mean() for name, value in parts.items()}
 
@@ -174,12 +174,8 @@ class LocalTraining(Algorithm):
         means: dict[str, Tensor] = {}
         for index in range(self.params.local_steps):
             x, y = clients.pooled.x[picked[index]], clients.pooled.y[picked[index]]
-            draws = [
-                to_device(
-                    torch.stack([torch.randn(self.params.batch_size, *shape, generator=stream) for stream in streams]), clients.device
-                )
-                for shape in self.draws().values()
-            ]
+            drawn = [gaussian(shapes, 1.0, stream).parts for stream in streams]
+            draws = [to_device(torch.stack([parts[name] for parts in drawn]), clients.device) for name in shapes]
             followed = {name: value.detach().requires_grad_() for name, value in parameters.items()}
             means = step(followed, x, y, *draws)
             # each client's loss depends on its own parameters only, so the sum's gradient is everybody's own

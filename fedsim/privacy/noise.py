@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedsim.keystream import Keystream
+
 CHUNK = 2**14
 """Coordinates whose words come together: those of the radii first, then those of the angles."""
 BLOCK = 8 * CHUNK
@@ -35,13 +37,13 @@ class Noise:
     fingerprint: int
 
 
-def gaussian(shapes: Mapping[str, torch.Size | tuple[int, ...]], std: float, stream: np.random.Philox) -> Noise:
+def gaussian(shapes: Mapping[str, torch.Size | tuple[int, ...]], std: float, stream: Keystream) -> Noise:
     """Independent N(0, ``std``^2) noise for every part, from one draw.
 
     Args:
         shapes: a shape a part; the parts are drawn in this order.
         std: standard deviation per coordinate (:meth:`fedsim.privacy.plan.PrivacyPlan.noise_std`).
-        stream: of this release, round and client (:meth:`fedsim.seeds.Seeds.noise`).
+        stream: of this release, round and client (:meth:`fedsim.seeds.Seeds.keystream`).
 
     Raises:
         ValueError: ``std`` is negative or not finite.
@@ -53,11 +55,10 @@ def gaussian(shapes: Mapping[str, torch.Size | tuple[int, ...]], std: float, str
     return Noise({name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}, crc)
 
 
-def fill_gaussian(out: NDArray[np.float32], std: float, stream: np.random.Philox) -> int:
+def fill_gaussian(out: NDArray[np.float32], std: float, stream: Keystream) -> int:
     """Fill ``out``, one dimension in contiguous memory, with independent N(0, ``std``^2) noise; returns its fingerprint.
 
-    Box and Muller (1958) on the words of a counter-based generator with a 128-bit key (Salmon et al. 2011). A ``std`` of 0 gives zeros and
-    leaves the stream as it was.
+    Box and Muller (1958). A ``std`` of 0 gives zeros and leaves the stream as it was.
 
     Raises:
         ValueError: ``std`` is negative or not finite.
@@ -71,7 +72,7 @@ def fill_gaussian(out: NDArray[np.float32], std: float, stream: np.random.Philox
     chunks = [out[start : min(start + BLOCK, whole)].reshape(-1, CHUNK) for start in range(0, whole, BLOCK)]
     tails = []
     for part in (*chunks, out[None, whole:]):
-        words = stream.random_raw((part.size + 1) // 2).view(np.uint32)
+        words = stream.words(part.size + part.size % 2)
         crc = zlib.crc32(words[::SHOWN].tobytes(), crc)
         words = words.reshape(len(part), -1)
         _box_muller(words, std, part)
@@ -100,12 +101,11 @@ def _box_muller(words: NDArray[np.uint32], std: float, out: NDArray[np.float32])
     np.multiply(radius[:, :rest], angle[:, :rest], out=out[:, half:])
 
 
-def _divide_tail(words: NDArray[np.uint32], std: float, out: NDArray[np.float32], stream: np.random.Philox) -> None:
+def _divide_tail(words: NDArray[np.uint32], std: float, out: NDArray[np.float32], stream: Keystream) -> None:
     """Draw the rare numbers of :func:`_box_muller` again whose radius is in the tail, with 64 bits for each radius: up to 9.5 ``std``."""
     half = words.shape[1] // 2
     rows, places = np.nonzero(words[:, :half] < RARE)
-    more = stream.random_raw(len(rows)) >> np.uint64(32)
-    fractions = words[rows, places] * 2.0**-32 + (more + 0.5) * 2.0**-64
+    fractions = words[rows, places] * 2.0**-32 + (stream.words(len(rows)) + 0.5) * 2.0**-64
     radius = std * np.sqrt(-2 * np.log(fractions))
     angle = words[rows, half + places].view(np.int32) * (math.pi * 2.0**-31)
     out[rows, places] = radius * np.cos(angle)

@@ -19,7 +19,7 @@ TRUSTS = {
 }
 NOISES = {
     "seeded": "it follows from a seed that stands in the results: this measures what a method costs, nothing made here may be released",
-    "secret": "from the operating system's entropy, kept nowhere; a generator whose claim is a theorem may be released under its ε",
+    "secret": "AES-256 under a random key that is kept nowhere; a generator whose claim is a theorem may be released under its ε",
 }
 CLAIMS = {
     "proved": "(ε, δ) is a theorem for this method",

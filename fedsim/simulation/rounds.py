@@ -21,7 +21,7 @@ from fedsim.methods.products import Generator, Product
 from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.noise import Noise, gaussian
 from fedsim.privacy.plan import PrivacyPlan
-from fedsim.seeds import Seeds
+from fedsim.seeds import Purpose, Seeds
 from fedsim.simulation.state import Checkpoint, below, capture, check_alike, described, load_server, released_state
 
 
@@ -147,7 +147,7 @@ def server_noise(algorithm: Algorithm, plan: PrivacyPlan | None, round_: Round, 
         return Noise({}, 0), 0.0
     shapes = {name: tuple(value.shape) for name, value in total.items()}
     std = plan.noise_std(round_.release.name)
-    return gaussian(shapes, std, seeds.noise(round_.stream)), std / plan.sensitivity
+    return gaussian(shapes, std, seeds.keystream(Purpose.NOISE, round_.stream)), std / plan.sensitivity
 
 
 def _gathered(messages: Sequence[Message], noise: Noise, signal: Tensor, values: Values) -> dict[str, Any]:

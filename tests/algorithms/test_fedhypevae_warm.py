@@ -1,6 +1,7 @@
 """The moments that FedHypeVAE warm and sites release: what one example can change, what is spent, and what they are worth."""
 
 from dataclasses import replace
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -80,7 +81,10 @@ def score(name: str, measure: str, **keys: Any) -> float:
 @pytest.mark.parametrize("epsilon", [2.0, 8.0, float("inf")])
 def test_on_digits_it_is_worth_more_than_dp_gaussian(epsilon: float) -> None:
     keys: dict[str, Any] = {"dataset": "digits", "epsilon": epsilon, "evaluation": {"per_class": 100}}
-    assert score("fedhypevae-warm", "balanced_accuracy", **keys) > score("dp-gaussian", "balanced_accuracy", **keys)
+    warm, gaussian = (
+        [score(name, "balanced_accuracy", seeds=[seed], **keys) for seed in range(3)] for name in ("fedhypevae-warm", "dp-gaussian")
+    )
+    assert mean(warm) > mean(gaussian) + 0.005
 
 
 def test_sites_whose_features_differ_are_each_judged_better_by_their_own_generator() -> None:

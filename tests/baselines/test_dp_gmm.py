@@ -103,7 +103,7 @@ def test_responsibilities_sum_to_one_and_a_row_adds_at_most_one(seed: int, scale
 
 
 def test_the_m_step_keeps_class_means_and_shrinks_pure_noise_away() -> None:
-    stream = Seeds(0).torch(Purpose.NOISE)
+    stream = Seeds(0).torch(Purpose.META)
     std = {name: 20.0 / weight for name, weight in unit_weights(mixture.WEIGHTS).items()}
     sums, counts = std["component_sums"] * torch.randn(20, 300, generator=stream), torch.full((20, 1), 500.0)
     found = mixture.maximise(sums, counts, torch.full((10, 2), 0.5), std)

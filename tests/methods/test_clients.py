@@ -10,7 +10,7 @@ import torch
 from fedsim.methods.clients import BLOCK, Clients
 from fedsim.privacy.noise import gaussian
 from fedsim.privacy.plan import PrivacyPlan, Release, Trust
-from fedsim.seeds import Seeds
+from fedsim.seeds import Purpose, Seeds
 
 RELEASE = Release("sum", 0.1, 5)
 MEMBERS, ROUND, STD = (1, 4, 5, 9), 3, 6.0
@@ -34,7 +34,10 @@ def test_every_client_adds_one_draw_of_its_own_stream_to_all_that_it_releases(tr
     given = {name: value.clone() for name, value in (sent | held).items()}
     own = clients(trust)
     noised = own.add_noise(RELEASE, ROUND, sent, held)
-    draws = [gaussian((SENT if trust == "silo" else {}) | KEPT[kept], STD, Seeds(0).noise(ROUND, client)) for client in MEMBERS]
+    draws = [
+        gaussian((SENT if trust == "silo" else {}) | KEPT[kept], STD, Seeds(0).keystream(Purpose.NOISE, ROUND, client))
+        for client in MEMBERS
+    ]
     for name, value in noised.sent.items():
         torch.testing.assert_close(value, sent[name] + sum(draw.parts.get(name, torch.zeros(())) for draw in draws))
     for name, value in noised.kept.items():

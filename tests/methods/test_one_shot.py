@@ -8,7 +8,7 @@ from fedsim.methods.one_shot import Statistic, overall_mean, statistic_phase
 from fedsim.methods.phase import rounds_of
 from fedsim.privacy.noise import gaussian
 from fedsim.privacy.plan import Trust, calibrate
-from fedsim.seeds import Seeds
+from fedsim.seeds import Purpose, Seeds
 
 CLIENTS = 4
 
@@ -37,7 +37,10 @@ def test_the_noise_has_the_deviation_that_is_told_in_the_units_of_each_sum(clip:
     )
     server = Server(torch.nn.Module(), Seeds(0), plan=plan)
     shapes = {"large": (40_000,), "small": (40_000,)}
-    draws = [gaussian(shapes, plan.noise_std("both"), Seeds(0).noise(0, k)).parts for k in range(CLIENTS if trust == "silo" else 1)]
+    draws = [
+        gaussian(shapes, plan.noise_std("both"), Seeds(0).keystream(Purpose.NOISE, 0, k)).parts
+        for k in range(CLIENTS if trust == "silo" else 1)
+    ]
     phase.at_server(server, next(rounds_of([phase])), {name: torch.stack([each[name] for each in draws]).sum(0) for name in shapes})
     for name in shapes:
         assert float(received["sums"][name].std()) == pytest.approx(received["std"][name], rel=0.02)

@@ -11,7 +11,7 @@ CLIENTS, CLASSES, DIM, SIZE, ROWS = 2, 3, 7, 4, 30
 
 @pytest.mark.parametrize("count", [1, CLASSES])
 def test_the_draw_has_the_posterior_mean_and_covariance_of_the_joint_gaussian(count: int) -> None:
-    stream = Seeds(0).torch(Purpose.LATENT)
+    stream = Seeds(0).torch(Purpose.META)
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=stream, dtype=torch.float64)
@@ -49,7 +49,7 @@ def test_the_draw_has_the_posterior_mean_and_covariance_of_the_joint_gaussian(co
 
 
 def test_the_root_of_an_inverse_is_that_and_no_matrix_passes_that_has_none() -> None:
-    square = torch.randn(3, 5, 5, generator=Seeds(0).torch(Purpose.LATENT), dtype=torch.float64)
+    square = torch.randn(3, 5, 5, generator=Seeds(0).torch(Purpose.META), dtype=torch.float64)
     precision = square @ square.mT + torch.eye(5, dtype=torch.float64)
     root = inverse_root(precision)
     torch.testing.assert_close(root @ root.mT, torch.linalg.inv(precision))
