@@ -68,6 +68,7 @@ class Clients:
         groups: where the unit is a group: the number of each row's group within its client, ascending from 0, on the CPU.
         state: further private tensors that an algorithm keeps between rounds, ``[members, ...]`` each.
         ran: what they did since it was last counted.
+        steps: numbers of the steps of the round that runs, each for one draw of noise; None: any.
         device: where all of this is, but for random numbers and row numbers, which are made on the CPU.
     """
 
@@ -80,6 +81,7 @@ class Clients:
     groups: tuple[Tensor, ...] | None = None
     state: Tensors = field(default_factory=dict)
     ran: Ran = field(default_factory=Ran)
+    steps: range | None = None
     device: torch.device = CPU
 
     @cached_property
@@ -161,9 +163,8 @@ class Clients:
         """
         sampled = []
         for position, client in enumerate(self.members):
-            stream = self.seeds.keystream(Purpose.SAMPLING, round_, client)
-            takes_part = stream.uniform(1) < client_rate
-            units = takes_part & (stream.uniform(self.units(position)) < rate)
+            drawn = self.seeds.keystream(Purpose.SAMPLING, round_, client).uniform(1 + self.units(position))
+            units = (drawn[0] < client_rate) & (drawn[1:] < rate)
             sampled.append(self._chosen(self.rows_of(position, torch.from_numpy(np.flatnonzero(units)))))
         return sampled
 
@@ -200,10 +201,18 @@ class Clients:
             round_: the round; where a round holds several steps, the number of the step over all rounds.
             sent: sums over the members.
             kept: per-client tensors ``[members, ...]``.
+
+        Raises:
+            ValueError: the step is none of the round's, or had its noise: the same noise twice is none.
         """
         kept = kept or {}
         if self.plan is None:
             return Noised(sent, kept)
+        if (self.steps is not None and round_ not in self.steps) or any(step.number == round_ for step in self.ran.steps):
+            which = "" if self.steps is None else f" {self.steps.start} .. {self.steps.stop - 1}"
+            raise ValueError(
+                f"step {round_} is none of the round's{which}, or had its noise; give round_.stream, further steps what follows it"
+            )
         own = sent if self.plan.trust == "silo" else {}
         total = torch.zeros(sum(value.numel() for value in own.values()))
         noised = {name: torch.empty_like(value) for name, value in kept.items()}

@@ -74,7 +74,7 @@ class Cohort:
 
     def round(self, round_: Round, broadcast: Tensors) -> Message:
         """One round's computation, with what really ran."""
-        self.clients.ran = Ran()
+        self.clients.ran, self.clients.steps = Ran(), range(round_.stream, round_.stream + round_.release.per_round)
         message = self.phases[round_.phase].at_clients(self.clients, round_, moved(broadcast, self.clients.device))
         self.clients.state.update(in_order(self.clients.state))
         return replace(message, ran=self.clients.ran)

@@ -12,5 +12,5 @@ class Overspends(Spelled):
     trusts = ("silo",)
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-        super().client_round(clients, replace(round_, stream=self.params.rounds + round_.stream), broadcast)
+        super().client_round(replace(clients, steps=None), replace(round_, stream=self.params.rounds + round_.stream), broadcast)
         return super().client_round(clients, round_, broadcast)

@@ -47,6 +47,16 @@ def test_every_client_adds_one_draw_of_its_own_stream_to_all_that_it_releases(tr
     assert all(torch.equal(value, given[name]) for name, value in (sent | held).items()), "what was given is left as it was"
 
 
+def test_no_noise_is_drawn_twice_nor_for_a_step_of_another_round() -> None:
+    own = replace(clients("silo"), steps=range(4, 6))
+    sent = {"b": torch.zeros(3)}
+    one, two = (own.add_noise(RELEASE, number, sent).sent["b"] for number in (4, 5))
+    assert (one != two).all()
+    for number in (4, 5, 3, 6):
+        with pytest.raises(ValueError, match=rf"step {number} is none of the round's 4 \.\. 5, or had its noise"):
+            own.add_noise(replace(RELEASE, name="another"), number, sent)
+
+
 def test_some_of_the_members_draw_and_batch_their_groups_as_they_would_by_themselves() -> None:
     x = tuple(torch.randn(count, 2, generator=torch.Generator().manual_seed(count)) for count in (3, 5, 1, 4))
     y = tuple(torch.arange(len(each)) for each in x)

@@ -23,7 +23,9 @@ DEVIATIONS = 6.0
 SAME = 1e-5
 """Relative difference of two short draws that is put down to rounding."""
 
-REUSE_FIX = "call Clients.add_noise with the real round (or step) number and all of the cohort's members; draw no noise elsewhere"
+REUSE_FIX = (
+    "call Clients.add_noise with round_.stream (further steps: what follows) and all of the cohort's members; draw no noise elsewhere"
+)
 SCALE_FIX = "add the noise by Clients.add_noise alone; it has the plan's standard deviation"
 
 
