@@ -20,6 +20,8 @@ BLOCK = 8 * CHUNK
 """Coordinates that are drawn at a time: few enough for a processor's cache."""
 RARE = 2**8
 """Radius words below this are the tail, which 32 bits tell coarsely and not beyond 6.8 standard deviations: 32 more bits divide each."""
+SMALLEST = 1e-30
+"""Standard deviations below this are refused: float32 has no normal numbers below 1e-38, and what is smaller may be counted as 0."""
 SHOWN = 64
 """Of so many random words one goes into the fingerprint."""
 
@@ -46,7 +48,7 @@ def gaussian(shapes: Mapping[str, torch.Size | tuple[int, ...]], std: float, str
         stream: of this release, round and client (:meth:`fedsim.seeds.Seeds.keystream`).
 
     Raises:
-        ValueError: ``std`` is negative or not finite.
+        ValueError: as :func:`fill_gaussian`.
     """
     sizes = [math.prod(shape) for shape in shapes.values()]
     drawn = np.empty(sum(sizes), np.float32)
@@ -61,10 +63,10 @@ def fill_gaussian(out: NDArray[np.float32], std: float, stream: Keystream) -> in
     Box and Muller (1958). A ``std`` of 0 gives zeros and leaves the stream as it was.
 
     Raises:
-        ValueError: ``std`` is negative or not finite.
+        ValueError: ``std`` is negative, or float32 cannot hold such noise.
     """
-    if not 0 <= std < math.inf:
-        raise ValueError(f"the noise's standard deviation must be finite and not negative, not {std}")
+    if std != 0 and not SMALLEST <= std <= 1 / SMALLEST:
+        raise ValueError(f"the noise's standard deviation must be 0 or in {SMALLEST:g} .. {1 / SMALLEST:g}, not {std}")
     if std == 0:
         out[:] = 0
         return 0
@@ -86,13 +88,14 @@ def fill_gaussian(out: NDArray[np.float32], std: float, stream: Keystream) -> in
 def _box_muller(words: NDArray[np.uint32], std: float, out: NDArray[np.float32]) -> None:
     """Turn the random words of each row into normal numbers, ``r cos a`` of all its pairs and then ``r sin a``."""
     half = words.shape[1] // 2
-    # in (0, 1]: half a step above the word's fraction, so that its logarithm is finite
+    # in (0, 1]: half a step above the word's fraction, so that its logarithm is finite; `std` last, for its square may be too small
     radius = words[:, :half].astype(np.float32)
     radius *= np.float32(2.0**-32)
     radius += np.float32(2.0**-33)
     np.log(radius, out=radius)
-    radius *= np.float32(-2 * std * std)
+    radius *= np.float32(-2)
     np.sqrt(radius, out=radius)
+    radius *= np.float32(std)
     angle = words[:, half:].view(np.int32).astype(np.float32)
     angle *= np.float32(math.pi * 2.0**-31)
     np.multiply(radius, np.cos(angle), out=out[:, :half])

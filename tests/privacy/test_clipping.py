@@ -173,6 +173,54 @@ def test_uses_that_cancel_do_not_slip_through_the_clip():
         assert float(found.sums["weight"].double().norm()) <= 1.0
 
 
+class Weighed(nn.Module):
+    """Rows count as often as their draws say, through one layer with a bias."""
+
+    def __init__(self, layer: nn.Module, per_client: bool) -> None:
+        super().__init__()
+        self.layer, self.per_client = layer, per_client
+
+    def forward(self, b: Batch) -> Tensor:
+        out = self.layer(b.x, b.layout) if self.per_client else self.layer(b.x)
+        return b.draws["weight"] * out.sum(1)
+
+
+def groups_of(weights: Tensor, numbers: Tensor, x: Tensor) -> Batch:
+    rows = torch.zeros(len(x), dtype=torch.long)
+    return Batch(x, rows, {"weight": weights}, Layout(rows, 1), consecutive(numbers, x))
+
+
+@pytest.mark.parametrize("size", [1e4, 1e8])
+@pytest.mark.parametrize("layer", [nn.Linear(DIM, 3), ClientLinear(1, DIM, 3)])
+def test_a_group_whose_large_rows_cancel_swallows_nothing_of_what_others_add(layer, size):
+    count = 300
+    x = torch.nn.functional.normalize(torch.randn(count + 2, DIM, generator=torch.Generator().manual_seed(0)), dim=1)
+    numbers = torch.cat([torch.arange(200), torch.full((2,), 200), torch.arange(201, count + 1)])
+    mine = numbers == 200
+    x[mine], weights = 0, torch.ones(len(x))
+    weights[mine] = torch.tensor([size, -size])
+    model = Weighed(layer, isinstance(layer, ClientLinear))
+    whole, less = (
+        clipped_sum(model, call, groups_of(weights[k], numbers[k], x[k]), Norms(1.0, "group")).sums for k in (mine | True, ~mine)
+    )
+    assert joint_norm({name: whole[name].double() - less[name].double() for name in whole}) < 1e-4
+
+
+def test_a_group_of_several_rows_changes_no_other_groups_clip():
+    count = 255
+    numbers = torch.cat([torch.arange(count), torch.full((2,), count)])
+    x = torch.zeros(len(numbers), DIM)
+    x[:, 0] = 1
+    weights = torch.full((len(x),), 5.0)
+    weights[-1] = -5
+    model = Weighed(nn.Linear(DIM, 1, bias=False), False)
+    mine = numbers == count
+    whole, less = (
+        clipped_sum(model, call, groups_of(weights[k], numbers[k], x[k]), Norms(1.0, "group")).sums for k in (mine | True, ~mine)
+    )
+    assert difference(whole, less) < 5e-6 * count
+
+
 # --- what would escape is refused, by name ---
 
 

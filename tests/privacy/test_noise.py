@@ -104,7 +104,18 @@ def test_the_global_random_state_is_left_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("std", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("std", [1e-30, 1e-23, 1e25])
+def test_small_and_large_noise_is_as_large_as_it_should_be_where_tiny_numbers_count_as_zero(std):
+    torch.set_flush_denormal(True)
+    try:
+        found = gaussian(SHAPES, std, stream()).parts
+    finally:
+        torch.set_flush_denormal(False)
+    for name, part in drawn().items():
+        assert torch.allclose(found[name].double() / std, part.double(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("std", [-1.0, float("nan"), float("inf"), 1e-31, 1e31])
 def test_refuses_what_is_no_standard_deviation(std):
     with pytest.raises(ValueError, match="standard deviation"):
         gaussian(SHAPES, std, stream())

@@ -101,7 +101,8 @@ class LinearRule(Rule):
         a, g = use.inputs, use.grads
         if g.shape[1] == 1:
             bias = _squared_norm(g[:, 0])
-            return {"weight": _squared_norm(a[:, 0]) * bias, "bias": bias}
+            # as much slack as with several uses, which one group of many rows brings to all
+            return {"weight": _squared_norm(a[:, 0]) * bias * (1 + GRAM_SLACK), "bias": bias}
         weight = _from_gram((a @ a.transpose(1, 2)) * (g @ g.transpose(1, 2)))
         return {"weight": weight, "bias": _squared_norm(g.sum(1))}
 
@@ -111,7 +112,8 @@ class LinearRule(Rule):
         each = factor if len(g) == len(factor) else factor.repeat_interleave(use.grads.shape[1])
         for name, target in into.items():
             if name == "bias":
-                target.add_product(g.T, each)
+                # each example's own first, as its norm was taken: uses that cancel would swallow what others add
+                target.add_product(use.grads.sum(1).T, factor)
             elif a.shape[1] < g.shape[1]:
                 target.add_product(g.T, a * each[:, None])
             else:
@@ -134,12 +136,14 @@ class ClientLinearRule(LinearRule):
 
     def add(self, use: Use, factor: Tensor, into: Mapping[str, Target]) -> None:
         """One weighted batched product over the padded clients."""
-        grads, span = _by_client(use, use.grads * factor[:, None, None]), use.layout.span
+        span = use.layout.span
         for name, target in into.items():
             if name == "weight":
+                grads = _by_client(use, use.grads * factor[:, None, None])
                 Target(target.tensor[span], target.weight).add_product(grads.transpose(1, 2), _by_client(use, use.inputs))
             else:
-                target.tensor[span].add_(grads.sum(1), alpha=target.weight)
+                own = use.layout.pad(use.grads.sum(1) * factor[:, None])
+                target.tensor[span].add_(own.sum(1), alpha=target.weight)
 
 
 class ElementwiseRule(Rule):
@@ -150,7 +154,7 @@ class ElementwiseRule(Rule):
         raise NotImplementedError
 
     def squared(self, use: Use) -> dict[str, Tensor]:
-        """Directly."""
+        """Squared norms of the gradients that were formed."""
         return {name: _squared_norm(g) for name, g in self.gradients(use).items()}
 
     def add(self, use: Use, factor: Tensor, into: Mapping[str, Target]) -> None:
@@ -191,7 +195,7 @@ class LayerNormRule(ElementwiseRule):
         return None if len(layer.normalized_shape) == 1 else "it normalises several dimensions"
 
     def gradients(self, use: Use) -> dict[str, Tensor]:
-        """Of scale and shift."""
+        """Gradients of scale and shift, ``[N, size]`` each."""
         assert isinstance(use.layer, nn.LayerNorm)
         normalised = F.layer_norm(use.inputs, use.layer.normalized_shape, eps=use.layer.eps)
         return {"weight": (use.grads * normalised).sum(1), "bias": use.grads.sum(1)}
@@ -234,7 +238,7 @@ class ClientCodeRule(ShiftRule):
     """``ClientCode``: the gradient of the per-example input, added to its client's row."""
 
     def inputs(self, args: tuple[Any, ...], grads: Tensor) -> Tensor:
-        """Nothing."""
+        """An empty last dimension: the gradient is the output's own."""
         return grads[..., :0]
 
     def gradients(self, use: Use) -> dict[str, Tensor]:
