@@ -122,6 +122,10 @@ class Batch:
             yield self._take(slice(start, end))
             start = end
 
+    def first(self, rows: int) -> Batch:
+        """The batch of the first rows alone."""
+        return self._take(slice(0, rows))
+
     def row(self, index: int) -> Batch:
         """The batch that holds row ``index`` alone."""
         return self._take(torch.tensor([index], device=self.x.device))

@@ -41,10 +41,11 @@ class PluginError(UserError):
 
 
 class NotPerExample(ValueError):
-    """A loss of which one row's presence changes what other rows are worth, so that no clip of single rows bounds it."""
+    """A loss or a statistic of which one row's presence changes what other rows are worth, so that no clip of single rows bounds it."""
 
     remedy: ClassVar[str] = (
-        "let row n of every loss part depend on row n alone: no batch statistics, no weights made once for a batch (feed codes in per row)"
+        "let row n of every loss part and of all products of a statistic depend on row n alone: no batch statistics or counts, no weights "
+        "made once for a batch (feed codes in per row)"
     )
 
 

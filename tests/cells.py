@@ -20,8 +20,7 @@ SHIPPED = sorted(entry.name for entry in entry_points(group=GROUP))
 
 def quick(name: str, **params: Any) -> dict[str, Any]:
     """An entry of ``algorithms`` that trains for a moment."""
-    fields = lookup(name).Params.model_fields
-    return {"name": name, "params": {key: value for key, value in SHORT.items() if key in fields} | params}
+    return {"name": name, "params": lookup(name).Params.brief(SHORT, params) | params}
 
 
 def small_grid(*algorithms: str | dict[str, Any], **keys: Any) -> Grid:

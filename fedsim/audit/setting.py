@@ -85,8 +85,8 @@ class Setting:
 
 
 def brief(algorithm: str, given: Iterable[str] = ()) -> dict[str, Any]:
-    """Of :data:`SHORT` what the algorithm has and nobody gave."""
-    return {key: value for key, value in SHORT.items() if key in lookup(algorithm).Params.model_fields and key not in given}
+    """Of :data:`SHORT` what the algorithm has and allows, and nobody gave."""
+    return lookup(algorithm).Params.brief(SHORT, given)
 
 
 def setting_of(

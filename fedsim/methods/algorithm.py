@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from fedsim.errors import UserError
@@ -31,6 +32,19 @@ class Params(BaseModel):
     """Parameters of an algorithm as a grid file gives them: unknown keys are refused, values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def brief(cls, values: Mapping[str, Any], given: Iterable[str]) -> dict[str, Any]:
+        """Those of ``values``, which make a training short, that these parameters have and allow, but for what is ``given``."""
+        return {key: value for key, value in values.items() if key in cls.model_fields and key not in given and cls._allows(key, value)}
+
+    @classmethod
+    def _allows(cls, key: str, value: Any) -> bool:
+        try:
+            cls.model_validate({key: value})
+        except ValidationError as error:
+            return not any(each["loc"][:1] == (key,) for each in error.errors())
+        return True
 
 
 class Algorithm(ABC):
@@ -142,6 +156,13 @@ class Algorithm(ABC):
         Raises:
             NotPerExample: its loss mixes rows.
             ValueError: it cannot be tried.
+        """
+
+    def check_round(self, round_: Round, told: Tensors, device: torch.device) -> None:  # noqa: B027 (as above)
+        """As :meth:`check_contract`, of what clients compute on ``device`` in a round in which they were ``told`` so much.
+
+        Raises:
+            NotPerExample: it mixes rows.
         """
 
     def initial_server(self, seeds: Seeds) -> Server:

@@ -14,6 +14,7 @@ from fedsim.device import to_device
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Diagnostic, Message, Round, Server, Task, Tensors, Values
+from fedsim.methods.per_example import alike, check_same
 from fedsim.methods.phase import Phase
 from fedsim.privacy.clipping import Norms
 from fedsim.privacy.plan import Release, Unit
@@ -73,7 +74,10 @@ def statistic_phase(statistic: Statistic, clip: float, task: Task, broadcast: Ca
     norms = Norms(clip, weights={name: clip * weight for name, weight in weights.items()})
 
     def at_clients(clients: Clients, round_: Round, told: Tensors) -> Message:
-        sums, joint = clipped_statistics(statistic.products(Rows.of(clients), told), norms, clients.all_groups)
+        products = statistic.products(Rows.of(clients), told)
+        if products.keys() != weights.keys():
+            raise ValueError(f"statistic '{statistic.name}' has the products {sorted(products)} and weights of {sorted(weights)}")
+        sums, joint = clipped_statistics(products, norms, clients.all_groups)
         clipped = (joint > clip * (1 + 1e-6)).float()
         noised = clients.add_noise(round_.release, round_.stream, sums)
         return clients.send(noised.sent, {"gradient_norm": Diagnostic(joint, "quantiles"), "clipped_fraction": clipped})
@@ -111,6 +115,21 @@ class OneShot(Algorithm):
     def broadcast(self, server: Server) -> Tensors:
         """Everything released so far."""
         return dict(server.tensors)
+
+    def check_round(self, round_: Round, told: Tensors, device: torch.device) -> None:
+        """Look at what made-up rows of one client and label add to the round's statistic as they become more.
+
+        Raises:
+            NotPerExample: how many there are changes what one of them adds.
+        """
+        x, y = (to_device(value, device) for value in alike(self.task))
+        for statistic in (each for each in self.statistics() if each.name == round_.release.name):
+            whole = statistic.products(Rows(x, y, torch.zeros_like(y)), told)
+            for count in range(1, len(x)):
+                part = statistic.products(Rows(x[:count], y[:count], torch.zeros_like(y[:count])), told)
+                for name, product in part.items():
+                    check_same(f"'{name}' of '{statistic.name}'", count, product.left, whole[name].left)
+                    check_same(f"'{name}' of '{statistic.name}'", count, product.right, whole[name].right)
 
     def phases(self) -> tuple[Phase, ...]:
         """One a statistic; the last is what a report draws, if it has several rounds."""

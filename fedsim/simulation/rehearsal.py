@@ -20,7 +20,8 @@ from fedsim.device import CPU
 from fedsim.errors import NotPerExample, PluginError, UserError
 from fedsim.grid.resolve import Resolved, Variant
 from fedsim.methods.algorithm import Algorithm
-from fedsim.methods.messages import Message, Server, Task, Values
+from fedsim.methods.clients import Clients
+from fedsim.methods.messages import Message, Round, Server, Task, Tensors, Values
 from fedsim.methods.phase import Phase
 from fedsim.methods.products import Generator, Product, is_classifier, is_personal, own
 from fedsim.methods.registry import lookup
@@ -110,11 +111,11 @@ def rehearse(
             except UserError:  # what the grid asks for cannot be planned, which is not the plug-in's mistake and told with its cell
                 return
             cohort = made_up_cohort(variant.name, variant.params, task, plan, ROWS, device)
-            _use(_train(cohort, plan, device), cohort.algorithm, cohort.clients.pooled.x)
+            _use(train_watched(cohort, plan), cohort.algorithm, cohort.clients.pooled.x)
             if plan is not None and device == CPU:  # the contract is the same on every device
                 build_algorithm(variant.name, variant.params, task).check_contract()
     except NotPerExample as error:
-        loss: Any = getattr(cls, "loss", cls)
+        loss: Any = getattr(cls, "loss", getattr(cls, "statistics", cls))
         raise PluginError(where, f"on {made_up}, {line_of(loss)}: {error}", error.remedy) from error
     except _Unexpected as error:
         raise PluginError(where, f"on {made_up}, {error.what}", f"expected {error.expected}") from error
@@ -166,7 +167,7 @@ class _Unexpected(Exception):
 
 
 def made_up_cohort(
-    name: str, params: dict[str, Any], task: Task, plan: PrivacyPlan | None, each: int = ROWS, device: torch.device = CPU
+    name: str, params: dict[str, Any], task: Task, plan: PrivacyPlan | None, each: int, device: torch.device = CPU
 ) -> Cohort:
     """All clients with made-up rows, whose algorithm samples everyone and takes the first round of each release only.
 
@@ -193,11 +194,20 @@ def made_up_cohort(
     return cohort
 
 
-def _train(cohort: Cohort, plan: PrivacyPlan | None, device: torch.device) -> Product:
-    """What training yields, through :func:`fedsim.simulation.rounds.train`."""
+def train_watched(cohort: Cohort, plan: PrivacyPlan | None) -> Product:
+    """What training yields, through :func:`fedsim.simulation.rounds.train`, while what the algorithm's methods return is looked at.
+
+    Args:
+        cohort: from :func:`made_up_cohort`.
+        plan: the privacy plan, None without privacy.
+
+    Raises:
+        NotPerExample: a statistic is not per example.
+        Exception: whatever the algorithm raises, and what says what it returned and should have.
+    """
     _watch(cohort.algorithm)
     cohort.phases = cohort.algorithm.phases()
-    steps = train(cohort.algorithm, LocalPool([cohort]), plan, Seeds(0), device=device)
+    steps = train(cohort.algorithm, LocalPool([cohort]), plan, Seeds(0), device=cohort.clients.device)
     return to_the_end(steps)[1].made
 
 
@@ -215,7 +225,7 @@ def _watch(algorithm: Algorithm) -> None:
         return dict(parts)
 
     def phases() -> tuple[Phase, ...]:
-        return tuple(_watched(phase) for phase in own["phases"]())
+        return tuple(_watched(algorithm, phase) for phase in own["phases"]())
 
     def label_counts(server: Server) -> Tensor | None:
         counts, classes = own["label_counts"](server), algorithm.task.classes
@@ -227,11 +237,13 @@ def _watch(algorithm: Algorithm) -> None:
     vars(algorithm).update({name: watched[name] for name in own})
 
 
-def _watched(phase: Phase) -> Phase:
-    """A phase that looks at what its functions return."""
+def _watched(algorithm: Algorithm, phase: Phase) -> Phase:
+    """A phase that looks at what its functions return, and at the contract of what clients compute."""
 
-    def at_clients(*args: Any) -> Message:
-        message = phase.at_clients(*args)
+    def at_clients(clients: Clients, round_: Round, told: Tensors) -> Message:
+        message = phase.at_clients(clients, round_, told)
+        if clients.plan is not None:
+            algorithm.check_round(round_, told, clients.device)
         if not isinstance(message, Message):
             raise _Unexpected(phase.at_clients, _described(message), "a fedsim.methods.messages.Message, as clients.send makes it")
         return message

@@ -18,6 +18,12 @@ from fedsim.methods.registry import lookup
 SMALL = {"dp-cvae": ["hidden=[8]", "latent=2"], "fedavg-cvae": ["encoder_hidden=[8]"], "weight-noise": ["encoder_hidden=[8]"]}
 BROKEN = {
     "batch_level_loss:BatchLevelLoss": ("per-example loss", r"leaving out row 0 of 6 changes the clipped sum"),
+    "learns_nothing:LearnsNothing": (
+        "sensitivity",
+        r"nothing that is released depends on any unit .*: nothing was measured",
+    ),
+    "rare_labels_left_out:RareLabelsLeftOut": ("per-example loss", r"the loss .* the first 1 of 40 rows .* something else by themselves"),
+    "frequent_labels_capped:FrequentLabelsCapped": ("per-example loss", r"'class_sums' of 'moments' .* the first 1 of 40 rows"),
     "hypernetwork_over_batch:HypernetworkOverBatch": ("per-example loss", r"layer 'hyper' gave \[1, 640\] for 6 examples"),
     "batch_clipped_as_one:BatchClippedAsOne": ("sensitivity", r"a row against the others of its sample .* \(1\.9\d of it\)"),
     "groups_clipped_by_row:GroupsClippedByRow": ("sensitivity", r"3 times, as one group changes .* \((2\.9|3\.0)\d of it\)"),
@@ -54,6 +60,7 @@ BROKEN = {
 HIDDEN = {
     "weights_from_label_counts:WeightsFromLabelCounts": r"a row against the others of its label, clip norm 0\.5 .* \(1\.33 of it\)",
     "clip_at_the_batch_median:ClipAtTheBatchMedian": r"removing an ordinary row .* \([1-9]\d*\.\d+ of it\)",
+    "clip_at_a_high_quantile:ClipAtAHighQuantile": r"a row that moves the 90% quantile .* \([1-9]\d*\.\d+ of it\)",
     "no_clip_while_the_mean_is_small:NoClipWhileTheMeanIsSmall": r"removing a row .* \(1\.\d+ of it\)",
     "updates_clipped_at_their_median:UpdatesClippedAtTheirMedian": r"a client that moves the median .* \(1\.\d+ of it\)",
     "stops_on_own_loss:StopsOnOwnLoss": r"round [5-9]: half of a client's rows, in no sample, not in the round's sample, changes",

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from fedsim.kit.checks.watch import Divergence, Query, Tape
 from fedsim.methods.messages import Message, Tensors
-from fedsim.methods.parameters import l2_norm
 
 Sampled = Callable[[int, float], bool]
 """Whether the unit is in the sample of a step (its number, the release's sample rate)."""
@@ -24,14 +23,14 @@ class Change:
     Attributes:
         round: the round.
         norms: L2 norm of the change by tensor name.
-        scale: L2 norm of the tensors.
+        scales: L2 norm of each tensor.
         steps: how many steps of the release it covers.
         sampled: whether the unit was in the sample.
     """
 
     round: int
     norms: Mapping[str, float]
-    scale: float
+    scales: Mapping[str, float]
     steps: int = 1
     sampled: bool = True
 
@@ -39,6 +38,11 @@ class Change:
     def norm(self) -> float:
         """Joint L2 norm."""
         return math.hypot(*self.norms.values())
+
+    @property
+    def scale(self) -> float:
+        """Joint L2 norm of the tensors."""
+        return math.hypot(*self.scales.values())
 
     @property
     def most(self) -> str:
@@ -49,11 +53,10 @@ class Change:
 def queries(first: Tape, second: Tape, sampled: Sampled | None, *, silo: bool) -> Iterator[Change]:
     """What changed in every query that clients noise themselves; ``sampled`` None: as the queries say."""
     for one, two in zip(first.queries, second.queries, strict=True):
-        norms, scale = _kept(one, two), l2_norm(one.kept)
+        norms, scales = _kept(one, two), _sizes(one.kept)
         if silo:
-            norms = _joined(norms, _norms(one.sent, two.sent))
-            scale = math.hypot(scale, l2_norm(one.sent))
-        yield Change(one.round, norms, scale, 1, _in_sample(one, sampled))
+            norms, scales = _joined(norms, _norms(one.sent, two.sent)), _joined(scales, _sizes(one.sent))
+        yield Change(one.round, norms, scales, 1, _in_sample(one, sampled))
 
 
 def rounds(first: Tape, second: Tape, sampled: Sampled | None) -> Iterator[Change]:
@@ -64,14 +67,14 @@ def rounds(first: Tape, second: Tape, sampled: Sampled | None) -> Iterator[Chang
         for one, two in pairs:
             norms = _joined(norms, _kept(one, two))
         steps = pairs[0][0].release.per_round if pairs else 1
-        yield Change(message.round, norms, message.scale, steps, all(_in_sample(one, sampled) for one, _ in pairs))
+        yield Change(message.round, norms, message.scales, steps, all(_in_sample(one, sampled) for one, _ in pairs))
 
 
 def messages(first: Tape, second: Tape) -> Iterator[Change]:
     """What changed in the sums of every round's messages."""
     for round_ in range(len(first.messages)):
         one, two = first.sums(round_), second.sums(round_)
-        yield Change(round_, _norms(one, two), l2_norm(one))
+        yield Change(round_, _norms(one, two), _sizes(one))
 
 
 def envelope(first: Tape, second: Tape) -> str:
@@ -108,6 +111,10 @@ def _kept(one: Query, two: Query) -> dict[str, float]:
 
 def _joined(one: Mapping[str, float], two: Mapping[str, float]) -> dict[str, float]:
     return {name: math.hypot(one.get(name, 0.0), two.get(name, 0.0)) for name in {**one, **two}}
+
+
+def _sizes(tensors: Tensors) -> dict[str, float]:
+    return {name: float(value.double().norm()) for name, value in tensors.items()}
 
 
 def _norms(one: Tensors, two: Tensors) -> dict[str, float]:

@@ -128,7 +128,7 @@ def _judged(subject: Subject, pair: Pair, first: Seen, second: Seen) -> Compared
         found = replace(found, outsider=(outsiders[0].round, outsiders[0].most, outsiders[0].norm / bound))
     if pair.client is None:
         return found
-    worst = max(changes, key=lambda change: change.norm / math.sqrt(change.steps), default=Change(0, {"": 0.0}, 0.0))
+    worst = max(changes, key=lambda change: change.norm / math.sqrt(change.steps), default=Change(0, {"": 0.0}, {}))
     limit = bound * math.sqrt(worst.steps)
     return replace(found, fault=_excess(pair, worst, limit), ratio=worst.norm / limit)
 
@@ -144,8 +144,8 @@ def _uncovered(pair: Pair, first: Seen, second: Seen, *, at_clients: bool) -> Ve
     if difference := envelope(first.tape, second.tape):
         return failed(f"{pair.label} changes what a message is: {difference}", PUBLIC_FIX)
     for change in messages(first.tape, second.tape) if at_clients else ():
-        if any(norm > ROUNDING * change.scale + 1e-9 for norm in change.norms.values()):
-            text = f"round {change.round}: {pair.label} changes '{change.most}' in the messages by {change.norm:.3g}"
+        for name in (name for name, norm in change.norms.items() if norm > ROUNDING * change.scales.get(name, 0.0) + 1e-9):
+            text = f"round {change.round}: {pair.label} changes '{name}' in the messages by {change.norms[name]:.3g}"
             return failed(f"{text}; no noise of Clients.add_noise covers it, no ledger pays for it", FREE_FIX)
     if first.ledger != second.ledger:
         return failed(f"{pair.label} changes the ledger", PUBLIC_FIX)

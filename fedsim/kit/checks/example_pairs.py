@@ -24,6 +24,8 @@ SIZE = 3
 """Rows of a group that is removed: alike, so that their sum is three times what one of them adds."""
 COPIES = 12
 """Of one row, so that what one more row changes for all of them adds up."""
+CROWD, QUANTILES = 40, (0.75, 0.9, 0.95)
+"""Rows of which a share is small, so that one more row moves the quantile of that share."""
 NEAR_ZERO = 0.01
 """Share of the initial weights from which rows' gradients follow the rows."""
 SCAN = (1.01, 0.7, 0.5, 0.35, 0.25, 0.18)
@@ -73,6 +75,7 @@ def example_pairs(subject: Subject) -> Iterator[Pair]:
         return
     if levels is not None:
         yield _two_sizes(subject, levels)
+        yield from _quantiles(subject, levels)
     if (near_zero := _levels(subject, NEAR_ZERO)) is not None:
         yield from _opposite(subject, near_zero)
 
@@ -166,6 +169,16 @@ def _two_sizes(subject: Subject, levels: Levels) -> Pair:
     clip = 1.01 * float(norms.sum()) / (2 * COPIES + 1)
     label = "a row that moves the median and the mean of the gradients' norms"
     return _beside(subject, label, levels, [small] * COPIES + [large] * COPIES, (levels.rows[large], int(levels.y[large])), clip)
+
+
+def _quantiles(subject: Subject, levels: Levels) -> Iterator[Pair]:
+    """A large contribution where as large ones begin at a quantile: it moves that from the small to the large."""
+    small, large = int(levels.norms.argmin()), int(levels.norms.argmax())
+    for share in QUANTILES:
+        few = round((1 - share) * CROWD)
+        label = f"a row that moves the {share:.0%} quantile of the gradients' norms"
+        row = (levels.rows[large], int(levels.y[large]))
+        yield _beside(subject, label, levels, [small] * (CROWD - few) + [large] * few, row, levels.loose)
 
 
 def _opposite(subject: Subject, levels: Levels) -> Iterator[Pair]:

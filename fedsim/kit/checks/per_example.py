@@ -1,4 +1,4 @@
-"""Check that a loss is per example, for algorithms that are a loss."""
+"""Check that a loss or a statistic is per example, for algorithms that are one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from fedsim.kit.checks.subject import Subject
 from fedsim.kit.checks.verdict import Verdict, failed, idle, passed
 from fedsim.methods.dp_sgd import DPSGD
 from fedsim.methods.local_dp_sgd import LocalDPSGD
-from fedsim.methods.per_example import ROWS
+from fedsim.methods.one_shot import OneShot
+from fedsim.methods.per_example import CROWD
+from fedsim.simulation.rehearsal import ROWS, made_up_cohort, train_watched
 
 ENGINE_FIX = (
     "mend what is named: a layer that uses the batch or draws by itself, or a parameter outside of a layer (which engine: vmap takes)"
@@ -16,15 +18,22 @@ ENGINE_FIX = (
 
 def per_example(subject: Subject) -> Verdict:
     """On made-up rows."""
-    if subject.plan is None or subject.trial.task.unit == "client" or not isinstance(subject.algorithm, DPSGD | LocalDPSGD):
-        return idle("no loss whose examples are clipped one by one")
+    task, plan, cell = subject.trial.task, subject.plan, subject.trial.cell
+    if plan is None or task.unit == "client" or not isinstance(subject.algorithm, DPSGD | LocalDPSGD | OneShot):
+        return idle("no loss or statistic whose examples are clipped one by one")
+    if isinstance(subject.algorithm, OneShot):
+        try:
+            train_watched(made_up_cohort(cell.algorithm, cell.params, task, plan, ROWS), plan)
+        except NotPerExample as error:
+            return failed(_shortened(error), error.remedy)
+        return passed(f"1 to {CROWD} made-up rows of one label add what each of them adds")
     try:
         subject.algorithm.check_contract()
     except NotPerExample as error:
         return failed(_shortened(error), error.remedy)
     except (ValueError, RuntimeError) as error:
         return failed(_shortened(error), ENGINE_FIX)
-    return passed(f"leaving out each of {ROWS} made-up rows changes the sum by its own gradient")
+    return passed("leaving out each of some made-up rows changes the sum by its own gradient")
 
 
 def _shortened(error: Exception) -> str:

@@ -10,6 +10,7 @@ from fedsim.kit.checks.example_pairs import example_pairs
 from fedsim.kit.checks.subject import Subject
 from fedsim.kit.checks.verdict import Verdict, failed, idle, passed
 
+FEW_FIX = "give parameters (--param) under which a few rows matter, such as a lower threshold"
 STATE_FIX = "give everything that is kept and depends on an example to Clients.add_noise as 'kept', or state claim 'heuristic'"
 
 
@@ -29,6 +30,8 @@ def sensitivity(subject: Subject) -> Verdict:
             if fault is not None:
                 return fault if claim == "proved" else idle(f"claim {claim}, nothing is promised; measured: {fault.reason}")
     most = max(found, key=lambda compared: compared.ratio)
+    if most.ratio == 0:
+        return failed(f"nothing that is released depends on any unit that was tried, {sampled_seen(found)}: nothing was measured", FEW_FIX)
     text = f"the largest change seen is {most.ratio:.3f} of the claimed bound ({most.pair}), over {sampled_seen(found)}"
     if claim != "proved":
         return idle(f"claim {claim}, nothing is promised; measured: {text}")

@@ -108,8 +108,8 @@ def subject(name: str, params: Sequence[str], unit: Unit, trust: Trust, *, quick
         UserError: the parameters do not do, or the algorithm has no plan for this setting.
     """
     given = {text.partition("=")[0].strip() for text in params}
-    brief = SHORT if quick else SHORT | {"rounds": ROUNDS}
-    short = [f"{key}={value}" for key, value in brief.items() if key in lookup(name).Params.model_fields and key not in given]
+    brief = lookup(name).Params.brief(SHORT if quick else SHORT | {"rounds": ROUNDS}, given)
+    short = [f"{key}={value}" for key, value in brief.items()]
     grid = grid_of_options(
         {
             "algorithm": name,

@@ -34,6 +34,8 @@ def check_per_example(model: nn.Module, loss: Loss, batch: Batch, norms: Norms, 
         ValueError: the engine cannot clip the model.
     """
     measured = clipped_sum(model, loss, batch, Norms(math.inf, "example", norms.weights, norms.free), engine).norms
+    if not measured.isfinite().all():
+        raise ValueError("the loss's gradient is not finite on made-up rows of unit norm")
     biting = Norms(max(float(measured.median()), 1e-12), "example", norms.weights, norms.free)
     whole = clipped_sum(model, loss, batch, biting, engine).sums
     for index in range(len(batch)):
