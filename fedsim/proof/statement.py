@@ -167,5 +167,6 @@ def _uncovered(row: Row) -> Iterator[str]:
         yield "a second release from the same data: what all of them cost is the composition, which fedsim prove tells for a run"
     yield "scores, references, diagnostics and label matrices of the run folder, exact functions of the real data"
     yield "the choice of parameters after looking at them"
+    yield "which rows are for training, and whose they are: a split or a partition that is computed from rows is taken as given"
     yield "the number of classes and of clients, the encoder and all settings, which are public by assumption"
     yield "attacks on the low bits of floating-point noise and on running times"

@@ -25,7 +25,7 @@ from fedsim.simulation.preflight import Prepared
 RELEASE = {
     "seeded": "simulation only: the seed of all noise is in this folder, so nothing in it may be released",
     "secret": "a generator in generators/ whose claim is a theorem may be released under its epsilon, several under what all of them cost "
-    "together (fedsim prove); nothing else in this folder may",
+    "together (fedsim prove), for training rows and clients as they were given; nothing else in this folder may",
 }
 """What may leave a run folder, by where its noise comes from."""
 PACKAGES = ("fedsim", "ray", "torch", "opacus", "numpy", "scikit-learn", "scipy")
