@@ -182,7 +182,8 @@ def _integers(values: NDArray[Any], name: str, rows: int) -> NDArray[np.int64]:
     if values.ndim != 1 or len(values) != rows:
         raise UserError("", f"{name} has shape {list(values.shape)}", f"give one value per row of x: [{rows}]")
     if values.dtype.kind not in "iu":
-        raise UserError("", f"{name} has dtype {values.dtype}", "give integers")
+        right = "give integers, or remap: true for names" if values.dtype.kind in "US" else "give integers"
+        raise UserError("", f"{name} has dtype {values.dtype}", right)
     if len(values) and int(values.max()) > np.iinfo(np.int64).max:
         raise UserError("", f"{name} has the value {values.max()}", "give numbers below 2^63")
     return values.astype(np.int64)
@@ -192,6 +193,9 @@ def _classes(y_train: NDArray[np.int64], y_test: NDArray[np.int64]) -> int:
     present = np.unique(y_train)
     classes = len(present)
     if present[0] != 0 or present[-1] != classes - 1:
+        untrained = np.setdiff1d(y_test, present)
+        if len(untrained) and np.array_equal(np.union1d(present, untrained), np.arange(classes + len(untrained))):
+            raise UserError("", f"no training row has label {untrained[0]}, test rows have", "drop these test rows, or train on some")
         listing = ", ".join(map(str, present[:12].tolist())) + (", ..." if classes > 12 else "")
         right = f"number the classes 0 .. {classes - 1}, or let remap: true do it"
         raise UserError("", f"the labels of the training rows are {listing}", right)

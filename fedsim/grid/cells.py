@@ -6,8 +6,10 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from itertools import product
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.sources.spec import DatasetSpec
@@ -39,13 +41,15 @@ def expand(resolved: Resolved, data: Mapping[str, Embeddings]) -> tuple[Cell, ..
     return tuple(
         _cell(grid, variant, spec, data[spec.key].fingerprint, alpha, clients, epsilon, seed, evaluation)
         for spec in grid.dataset
-        for alpha, clients, seed, evaluation in product(grid.alpha, grid.clients, grid.seeds, evaluations(grid, spec, data[spec.key]))
+        for alpha, clients, seed, evaluation in product(
+            grid.alpha, grid.clients, grid.seeds, evaluations(grid, spec, data[spec.key].columns)
+        )
         for variant in resolved.variants
         for epsilon in (grid.epsilon if variant.private else (None,))
     )
 
 
-def evaluations(grid: Grid, spec: DatasetSpec, data: Embeddings) -> tuple[Evaluation, ...]:
+def evaluations(grid: Grid, spec: DatasetSpec, columns: Mapping[str, NDArray[Any]]) -> tuple[Evaluation, ...]:
     """The grid's evaluation, once for every site that it leaves out of training.
 
     Raises:
@@ -58,7 +62,7 @@ def evaluations(grid: Grid, spec: DatasetSpec, data: Embeddings) -> tuple[Evalua
     if column is None:
         raise UserError(where, f"scheme '{grid.partition.scheme}' has no sites", "give partition: {scheme: column, column: NAME}")
     with at(lambda key: grid.place(*key.split("."))):
-        sites = column_values(data.columns, column)[0].astype(np.str_).tolist()
+        sites = column_values(columns, column)[0].astype(np.str_).tolist()
     if asked != "each" and asked not in sites:
         raise UserError(where, f"column '{column}' of '{spec.display}' has no value '{asked}'", nearest(asked, [*sites, "each"]))
     return tuple(grid.evaluation.model_copy(update={"unseen": each}) for each in (sites if asked == "each" else [asked]))
@@ -72,7 +76,7 @@ def without_unseen(grid: Grid, data: Mapping[str, Embeddings]) -> dict[str, Embe
     """
     views = dict(data)
     for spec in grid.dataset:
-        for evaluation in evaluations(grid, spec, data[spec.key]):
+        for evaluation in evaluations(grid, spec, data[spec.key].columns):
             if evaluation.unseen is not None:
                 with at(grid.place("evaluation", "unseen")):
                     column = str(grid.partition.given.site_column)
@@ -87,7 +91,7 @@ def _check_data(grid: Grid, data: Mapping[str, Embeddings]) -> None:
         same = first.setdefault(embeddings.fingerprint, i)
         if same != i:
             raise UserError(grid.place("dataset", i), f"has the same content as dataset[{same}]", "remove one")
-        for (j, clients), evaluation in product(enumerate(grid.clients), evaluations(grid, spec, embeddings)):
+        for (j, clients), evaluation in product(enumerate(grid.clients), evaluations(grid, spec, embeddings.columns)):
             rows = data[data_key(spec, evaluation)]
             with at(grid_place(grid, i, j, evaluation.unseen)):
                 check_partition(rows.y_train, spec=grid.division, clients=clients, columns=rows.columns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
@@ -9,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, field
 from fedsim.privacy.plan import Claim, Neighbours, Trust
 from fedsim.results.lines import decode, dump, load
 from fedsim.results.measures import MEASURES
-from fedsim.words import encodable
+from fedsim.words import encodable, setting
 
 Status = Literal["ok", "failed", "overspent", "unaccounted", "refuted"]
 LabelShares = Literal["released", "uniform"]
@@ -181,6 +182,16 @@ class Row(BaseModel):
         """The score that curves are drawn of."""
         return self.scores.get("balanced_accuracy")
 
+    @property
+    def setting(self) -> str:
+        """Method, data set, alpha, clients, epsilon and seed in a few words."""
+        return setting(self.label, self.dataset, alpha=self.alpha, clients=self.clients, epsilon=self.epsilon_target, seed=self.seed)
+
+    @property
+    def audited_epsilon(self) -> float:
+        """The largest epsilon that an audit refutes; 0 without one."""
+        return max(self.audit_epsilon_lower or 0.0, self.audit_epsilon_any or 0.0)
+
     def value(self, name: str) -> float | None:
         """The number in a column; None where the row has none."""
         found: float | None = self.scores.get(name) if name in MEASURES else getattr(self, name)
@@ -192,13 +203,16 @@ class Row(BaseModel):
             raise ValueError("a failed or unaccounted row has an error, and no other row has one")
         if unknown := self.scores.keys() - MEASURES.keys():
             raise ValueError(f"there is no measure {min(unknown)}")
+        if strange := [name for name, value in self.scores.items() if math.isnan(value)]:
+            raise ValueError(f"{min(strange)} is not a number")
         # Not of every measure: rows are older than the newest one.
         if self.status != "failed" and self.balanced_accuracy is None:
             raise ValueError(f"a row with status {self.status} has balanced_accuracy")
         target, spent = self.epsilon_target, self.epsilon_spent
-        lower = max(self.audit_epsilon_lower or 0.0, self.audit_epsilon_any or 0.0)
-        if self.status == "ok" and target is not None and lower > target:
-            raise ValueError(f"epsilon {target} is claimed and one below {lower} is refuted: the status is 'refuted', not 'ok'")
+        if self.status == "ok" and target is not None and self.audited_epsilon > target:
+            raise ValueError(
+                f"epsilon {target} is claimed and one below {self.audited_epsilon} is refuted: the status is 'refuted', not 'ok'"
+            )
         if self.status == "ok" and target is not None and spent is not None and spent > target * (1 + 1e-6):
             raise ValueError(f"epsilon {spent} was spent and {target} allowed: the status is 'overspent', not 'ok'")
         return self

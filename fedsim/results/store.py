@@ -168,7 +168,7 @@ class ResultStore:
                 if told.pop("audit") == key:
                     found[told["pair"]] = told
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise _broken(self.folder.audits, number, error) from error
+                raise _broken(self.folder.audits, number, error, "its pair runs again") from error
         return [found[pair] for pair in sorted(found)]
 
     def clients(self) -> list[dict[str, Any]]:
@@ -197,7 +197,7 @@ class ResultStore:
             try:
                 row = Row.from_json(line)
             except ValueError as error:
-                raise _broken(self.folder.results, number, error) from error
+                raise _broken(self.folder.results, number, error, "its cell runs again") from error
             latest.pop(row.cell_id, None)
             latest[row.cell_id] = row
         return list(latest.values())
@@ -288,9 +288,9 @@ _WORDS = (b'inf"', b'"nan"')
 """One of them is in every line with a number that is not finite."""
 
 
-def _broken(path: Path, number: int, error: Exception) -> UserError:
+def _broken(path: Path, number: int, error: Exception, follows: str = "what it told is lost") -> UserError:
     what = "; ".join(reasons(error))
-    return UserError(f"{path}:{number}", f"this line cannot be read ({what})", "remove the line; its cell runs again")
+    return UserError(f"{path}:{number}", f"this line cannot be read ({what})", f"remove the line; {follows}")
 
 
 def _mend(path: Path) -> None:

@@ -6,7 +6,7 @@ from itertools import product
 
 from fedsim.data.sources.load import training_rows
 from fedsim.errors import at
-from fedsim.grid.cells import grid_place
+from fedsim.grid.cells import evaluations, grid_place
 from fedsim.grid.models import Grid
 from fedsim.partition import make_partition
 from fedsim.partition.matrix import MOST_PANELS, LabelMatrix
@@ -19,25 +19,26 @@ def label_matrices(grid: Grid) -> list[LabelMatrix]:
     Raises:
         UserError: a data set cannot be read or does not allow a partition; the message says where in the grid.
     """
-    data = []
-    for i, spec in enumerate(grid.dataset):
-        with at(grid.place("dataset", i)):
-            data.append(training_rows(spec, grid.encoder))
     alphas = grid.alpha if grid.partition.uses_alpha else (None,)
     matrices = []
-    for (i, spec), alpha, (j, clients), seed in product(enumerate(grid.dataset), alphas, enumerate(grid.clients), grid.seeds):
-        rows = data[i]
-        with at(grid_place(grid, i, j)):
-            partition = make_partition(
-                rows.y,
-                spec=grid.division,
-                alpha=grid.alpha[0] if alpha is None else alpha,
-                clients=clients,
-                seed=seed,
-                columns=rows.columns,
-            )
-        counts, scheme = partition.label_counts, partition.scheme
-        matrices.append(LabelMatrix(spec.display, scheme, alpha, clients, seed, partition.fingerprint, counts, rows.class_names))
+    for i, spec in enumerate(grid.dataset):
+        with at(grid.place("dataset", i)):
+            whole = training_rows(spec, grid.encoder)
+        unseen = [evaluation.unseen for evaluation in evaluations(grid, spec, whole.columns)]
+        for alpha, (j, clients), seed, left_out in product(alphas, enumerate(grid.clients), grid.seeds, unseen):
+            rows = whole if left_out is None else whole.others(str(grid.partition.given.site_column), left_out)
+            with at(grid_place(grid, i, j, left_out)):
+                partition = make_partition(
+                    rows.y,
+                    spec=grid.division,
+                    alpha=grid.alpha[0] if alpha is None else alpha,
+                    clients=clients,
+                    seed=seed,
+                    columns=rows.columns,
+                )
+            told = spec.display + (f" ({left_out} unseen)" if left_out else "")
+            counts, scheme = partition.label_counts, partition.scheme
+            matrices.append(LabelMatrix(told, scheme, alpha, clients, seed, partition.fingerprint, counts, rows.class_names))
     return matrices
 
 

@@ -36,7 +36,7 @@ def test_a_long_flat_line_is_not_deep() -> None:
 )
 def test_a_deep_line_is_named_by_its_number(tmp_path: Path, name: str, line: bytes) -> None:
     (tmp_path / name).write_bytes(b"\n" + line + b"\n")
-    with pytest.raises(UserError, match=rf"{name}:2: this line cannot be read \(it is nested too deeply\); remove the line"):
+    with pytest.raises(UserError, match=rf"{name}:2: this line cannot be read \(it is nested too deeply\); remove the line; "):
         readers(tmp_path)[name]()  # type: ignore[operator]
 
 

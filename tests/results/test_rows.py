@@ -1,7 +1,7 @@
 """What a row holds of an error."""
 
 import pytest
-from rows import make_failed
+from rows import make_failed, make_row
 
 from fedsim.results.rows import MOST_MESSAGE, MOST_TRACEBACK, Row, RowError
 from fedsim.results.store import ResultStore
@@ -18,6 +18,11 @@ def test_an_error_of_megabytes_is_told_by_its_message_s_beginning_and_its_traceb
 
 
 @pytest.mark.usefixtures("folder")
+def test_a_score_is_a_number() -> None:
+    with pytest.raises(ValueError, match="balanced_accuracy is not a number"):
+        make_row(balanced_accuracy=float("nan"))
+
+
 def test_an_error_that_names_a_path_that_is_not_utf_8_can_be_written_and_read() -> None:
     error = RowError(type="ValueError", message="cannot read a\udcffb", traceback="File a\udcffb")
     store = ResultStore("run")

@@ -1,5 +1,6 @@
 import pytest
 from cells import NODES, small_grid
+from sites import SITES, digits_of_sites
 
 from fedsim.errors import UserError
 from fedsim.simulation.label_matrices import drawn_matrices, label_matrices
@@ -25,6 +26,19 @@ def test_what_the_data_do_not_allow_is_named_with_its_place():
         label_matrices(small_grid("fedhypevae", clients=[4, 101]))
     with pytest.raises(UserError, match=r"partition.column: the data set has no column 'site'"):
         label_matrices(small_grid("fedhypevae", partition={"scheme": "column", "column": "site"}))
+
+
+def test_with_a_site_unseen_the_partition_is_that_of_the_others(tmp_path):
+    grid = small_grid(
+        "dp-gaussian",
+        dataset={"npz": str(digits_of_sites(tmp_path)), "overlap": "keep"},
+        partition={"scheme": "column", "column": "site"},
+        clients=len(SITES) - 1,
+        evaluation={"per_class": 10, "unseen": "each"},
+    )
+    shown = [matrix.fingerprint for matrix in label_matrices(grid)]
+    assert shown == [trial.partition.fingerprint for trial in prepare(grid, NODES).trials]
+    assert len(set(shown)) == len(SITES)
 
 
 def test_a_report_draws_the_partitions_of_the_first_seed():

@@ -68,6 +68,8 @@ def check_target(out: Path) -> None:
         raise UserError(f"--out {out}", "is not an .npz file", f"give {out.with_suffix('.npz')}")
     if out.is_dir() or not above.is_dir() or not os.access(above, os.W_OK):
         raise UserError(f"--out {out}", "cannot be written", "give another file")
+    if out.exists() and read_manifest(out) is None:
+        raise UserError(f"--out {out}", "is there and was not made by fedsim", "give another file, or remove it")
 
 
 def export(path: Path, out: Path) -> None:

@@ -110,6 +110,11 @@ class TrainingRows(NamedTuple):
     columns: Mapping[str, NDArray[Any]]
     class_names: tuple[str, ...]
 
+    def others(self, column: str, value: str) -> TrainingRows:
+        """The rows without those of a column's ``value``."""
+        kept = self.columns[column].astype(np.str_) != value
+        return TrainingRows(self.y[kept], {name: values[kept] for name, values in self.columns.items()}, self.class_names)
+
 
 def training_rows(spec: DatasetSpec, encoder: EncoderSpec | None = None) -> TrainingRows:
     """Labels and columns of the training rows; images are decoded only where bad ones among them are to be skipped.

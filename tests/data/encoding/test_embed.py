@@ -199,12 +199,19 @@ def test_an_export_is_the_file_and_its_manifest_beside_it(tmp_path, pets, encode
 
 
 @pytest.mark.parametrize(
-    ("out", "message"), [("a/b.npy", "is not an .npz file; give a/b.npz"), ("file/b.npz", "cannot"), ("folder.npz", "cannot")]
+    ("out", "message"),
+    [
+        ("a/b.npy", "is not an .npz file; give a/b.npz"),
+        ("file/b.npz", "cannot"),
+        ("folder.npz", "cannot"),
+        ("mine.npz", "is there and was not made by fedsim; give another file, or remove it"),
+    ],
 )
 def test_where_nothing_can_be_written_is_said_before_the_work(tmp_path, monkeypatch, out, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.npz").mkdir()
+    np.savez(tmp_path / "mine.npz", x=np.eye(2))
     with pytest.raises(UserError, match=message):
         check_target(Path(out))
     check_target(Path("new/folder/a.npz"))
