@@ -99,7 +99,7 @@ class FedHypeVAE(DPSGD):
         return parts
 
     def encoded(self, model: Any, batch: Batch, prior: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Z ~ q(z | x, y, v) ``[N, latent]`` and KL(q || p(z | y, v)) ``[N]``, estimated by z where q starts from the exact posterior.
+        """A draw z ~ q(z | x, y, v) ``[N, latent]`` and KL(q || p(z | y, v)) ``[N]``, estimated by z where q starts as the exact posterior.
 
         A correction moves the posterior's mean by its first half and scales a draw's deviation by the exponential of its second.
         """

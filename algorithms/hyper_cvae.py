@@ -64,7 +64,7 @@ class HyperCVAE(nn.Module):
         return linear_posterior(residual, group, maps, rows, prior, variance, root, noise)
 
     def generate(self, code: Tensor, y: Tensor, latent: Tensor, observation: Tensor) -> Tensor:
-        """X ~ p(x | z) p(z | y, v) from standard normal draws ``[N, T, latent]`` and ``[N, T, d]``; codes ``[N, k]``."""
+        """Rows x ~ p(x | z) p(z | y, v) from standard normal draws ``[N, T, latent]`` and ``[N, T, d]``; codes ``[N, k]``."""
         mean, log_var = self.prior(y, code)
         z = mean.unsqueeze(1) + (0.5 * log_var).exp().unsqueeze(1) * latent
         decoded: Tensor = self.decoder(z, y, code)

@@ -8,6 +8,7 @@ import torch
 from cells import SHIPPED, small_cells
 
 from fedsim.data.embeddings import Embeddings
+from fedsim.methods.registry import lookup
 from fedsim.seeds import Seeds
 from fedsim.simulation.cohort import build_algorithm
 from fedsim.simulation.rounds import RoundRecord
@@ -36,10 +37,11 @@ def test_the_same_seed_gives_the_same_row_scores_included_and_another_seed_anoth
     assert run(other, data) != first
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_an_infinite_epsilon_adds_no_noise(name: str) -> None:
-    trial, data = one_cell(name, epsilon=float("inf"))
-    assert all(record.values["noise_norm"] == 0 for record in run(trial, data)[0])
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if lookup(name).private])
+def test_a_finite_epsilon_adds_noise_in_every_round_and_an_infinite_one_in_none(name: str) -> None:
+    for epsilon in (4.0, float("inf")):
+        trial, data = one_cell(name, epsilon=epsilon)
+        assert {record.values["noise"] == 0 for record in run(trial, data)[0]} == {epsilon == float("inf")}
 
 
 def test_every_algorithm_and_epsilon_of_a_seed_sees_the_same_partition() -> None:

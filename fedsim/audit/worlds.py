@@ -109,6 +109,10 @@ class ToldClients(Clients):
         return noised
 
 
+Output = tuple[Tensor, Tensor, float]
+"""A noisy output's residual, its shift and the standard deviation of its noise; see :class:`Step`."""
+
+
 @dataclass(frozen=True)
 class Step:
     """What a round's or a local step's noisy outputs are to the adversary, flat, all outputs that share one sample together.
@@ -118,14 +122,12 @@ class Step:
         residuals: each output less what it would be without unit and noise.
         shifts: what the unit adds to each, if it is in the sample.
         stds: standard deviation of each one's noise, as planned.
-        kinds: whose noise each one carries.
     """
 
     rate: float
     residuals: tuple[Tensor, ...]
     shifts: tuple[Tensor, ...]
     stds: tuple[float, ...]
-    kinds: tuple[str, ...]
 
 
 class WatchedPool(LocalPool):
@@ -163,7 +165,7 @@ class WatchedPool(LocalPool):
         if not len(live.queries) == len(absent.queries) == len(always.queries):
             raise ValueError(f"round {round_.number}: how often noise is added depends on the unit")
         silo = self.setting.task.trust == "silo"
-        groups: list[list[tuple[Tensor, Tensor, float, str]]] = []
+        groups: list[list[Output]] = []
         covered: set[str] = set()
         for one, without, with_ in zip(live.queries[start:], absent.queries[start:], always.queries[start:], strict=True):
             std = self.setting.plan.noise_std(one.release.name)
@@ -174,7 +176,7 @@ class WatchedPool(LocalPool):
                 outputs |= {("sent", name): value for name, value in one.noised.sent.items()}
                 for held, each in zip(asked, (without, with_), strict=True):
                     held |= {("sent", name): value for name, value in each.sent.items()}
-            groups.append([(*_apart(outputs, *asked), std, "clients")] if outputs else [])
+            groups.append([(*_apart(outputs, *asked), std)] if outputs else [])
         base, whole = self._beside["absent"].sums, self._beside["always"].sums
         if self.at_clients:
             self._uncovered(groups, covered, base, whole)
@@ -183,13 +185,13 @@ class WatchedPool(LocalPool):
             known = add_in_order([message.sums for message in (*self._sent[:-1], self._beside["absent"])])
             given = {name: whole[name].double() - base[name].double() for name in whole}
             std = self.setting.plan.noise_std(round_.release.name)
-            part = (flat({n: noisy[n].double() - known[n].double() for n in noisy}), flat({n: given[n] for n in noisy}), std, "server")
+            part = (flat({n: noisy[n].double() - known[n].double() for n in noisy}), flat({n: given[n] for n in noisy}), std)
             if not groups:
                 groups.append([])
             groups[0].append(part)
         self.steps += [_step(round_.release.sample_rate, group) for group in groups if group]
 
-    def _uncovered(self, groups: list[list[Any]], covered: set[str], without: Tensors, with_: Tensors) -> None:
+    def _uncovered(self, groups: list[list[Output]], covered: set[str], without: Tensors, with_: Tensors) -> None:
         """What a message tells beside its noisy sums: where the unit changes it, no noise hides that."""
         names = [name for name in with_ if name not in covered and name in without and name in self._sent[-1].sums]
         part = {name: self._sent[-1].sums[name] for name in names}
@@ -198,7 +200,7 @@ class WatchedPool(LocalPool):
         if size > 1e-4 * (1e-3 + float(flat(part).norm())):
             if not groups:
                 groups.append([])
-            groups[0].append((residual, shift, 1e-2 * size, "no noise"))
+            groups[0].append((residual, shift, 1e-2 * size))
 
     def _note_others(self, start: int) -> None:
         """The noise of other clients, which whoever knows their data knows: it must not be the unit's client's."""
@@ -296,6 +298,6 @@ def flat(tensors: Mapping[Any, Tensor]) -> Tensor:
     return torch.cat([torch.zeros(0, dtype=torch.double), *(value.detach().double().flatten() for value in tensors.values())])
 
 
-def _step(rate: float, group: Sequence[tuple[Tensor, Tensor, float, str]]) -> Step:
-    residuals, shifts, stds, kinds = zip(*group, strict=True)
-    return Step(rate, residuals, shifts, stds, kinds)
+def _step(rate: float, group: Sequence[Output]) -> Step:
+    residuals, shifts, stds = zip(*group, strict=True)
+    return Step(rate, residuals, shifts, stds)

@@ -135,7 +135,7 @@ class DPSGD(Algorithm):
         return "joint" if self.params.noised == "all" else "shared"
 
     def clip(self) -> float:
-        """As the parameters say."""
+        """C, the norm that a unit's gradient is clipped to."""
         return float(self.params.clip)
 
     def claim(self) -> Claim:

@@ -91,7 +91,7 @@ class LocalTraining(Algorithm):
     def start_clients(self, clients: Clients) -> None:
         """Every client starts with the seed's local parameters."""
         for name, parameter in clients.model.named_parameters():
-            if self.local and name.startswith(self.local):
+            if name.startswith(self.local):
                 clients.state[name] = parameter.detach().expand(len(clients.members), *parameter.shape).clone()
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:

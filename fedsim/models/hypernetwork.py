@@ -109,7 +109,7 @@ class ModulatedDecoder(nn.Module):
 
     @torch.no_grad()
     def linear_maps(self) -> tuple[Tensor, Tensor]:
-        """Of a decoder without hidden layer, unmodulated: x = map z + prototypes[y]; constants.
+        """Maps and prototypes of a decoder without hidden layer, unmodulated: x = map z + prototypes[y]; constants.
 
         Maps are ``[C, d, latent]``, one a class, or ``[1, d, latent]`` where all classes have the same; prototypes ``[C, d]``.
         """

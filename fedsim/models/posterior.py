@@ -75,7 +75,8 @@ def linear_posterior(
     """The posterior's mean and a draw's deviation from it, ``[N, k]`` each, and the draw's log density ``[N]``.
 
     The model is ``x = scale_i * (maps_c z) + offset + N(0, variance I)`` with ``z ~ N(prior of client i and class c)``; the posterior's
-    mean is ``S (A^T r / variance + m / prior_var)`` (Bishop 2006, eq. 2.116).
+    mean is ``S (A^T r / variance + m / prior_var)`` (Bishop 2006, eq. 2.116). The log density lacks ``-k/2 log 2 pi``, as
+    :func:`fedsim.models.cvae.gaussian_nll_diagonal` does.
 
     Args:
         residual: x minus the offset, ``[N, d]``.
@@ -86,8 +87,6 @@ def linear_posterior(
         variance: of the observation noise, a scalar.
         root: of the covariance, from :func:`posterior_spread`.
         noise: standard normal draws ``[N, k]``.
-
-    The log density lacks ``-k/2 log 2 pi``, as :func:`fedsim.models.cvae.gaussian_nll_diagonal` does.
     """
     (client, label), (prior_mean, prior_log_var) = group, prior
     count, dim, size = maps.shape

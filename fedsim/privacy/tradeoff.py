@@ -248,9 +248,7 @@ def compose(events: Sequence[Event]) -> Composition:
     return Spectra(events).compose([steps for *_, steps in events])
 
 
-def refuted_epsilon(
-    events: Sequence[Event], delta: float, false_positives: float, true_positives: float, relation: Relation = "add-one"
-) -> tuple[float, float]:
+def refuted_epsilon(events: Sequence[Event], delta: float, false_positives: float, true_positives: float) -> tuple[float, float]:
     """The largest epsilon of the same mechanism with other noise that a test with these rates refutes, and that factor of noise.
 
     The mechanism at a factor s has all noise multipliers times s. It cannot be what ran if a test's false negatives are below its trade-off
@@ -260,9 +258,8 @@ def refuted_epsilon(
     Args:
         events: (noise multiplier, sample rate, steps) each, of the claimed mechanism.
         delta: of the epsilon.
-        false_positives: in [0, 1].
+        false_positives: in [0, 1]; a positive says that the unit is there.
         true_positives: in [0, 1].
-        relation: ``add-one`` where a positive says that the unit is there.
 
     Returns:
         (epsilon, factor), the factor to a thousandth; (0.0, inf) where not even much noise is refuted.
@@ -275,7 +272,7 @@ def refuted_epsilon(
         return compose([(noise * factor, rate, steps) for noise, rate, steps in events])
 
     def is_refuted(factor: float) -> bool:
-        return 1 - true_positives < float(scaled(factor).false_negatives(false_positives, relation)) - 1e-12
+        return 1 - true_positives < float(scaled(factor).false_negatives(false_positives, "add-one")) - 1e-12
 
     if true_positives <= false_positives or not is_refuted(NOISIEST):
         return 0.0, math.inf
@@ -283,8 +280,7 @@ def refuted_epsilon(
     while high / low > 1.001:
         middle = math.sqrt(low * high)
         low, high = (low, middle) if is_refuted(middle) else (middle, high)
-    answer: Relation = "replace-one" if relation == "replace-one" else "add-or-remove-one"
-    return scaled(high).epsilon(delta, answer), high
+    return scaled(high).epsilon(delta, "add-or-remove-one"), high
 
 
 def _loss(y: Floats, noise: float, rate: float) -> Floats:

@@ -70,11 +70,6 @@ class Finding:
     kind: str
     observed: str
 
-    @property
-    def sentence(self) -> str:
-        """Setting, failure, what was seen, what it means and what usually helps."""
-        return f"{self.setting}: {self.kind}: {self.observed}. {_told(self.kind)}"
-
 
 def find_failures(rows: Sequence[Row], rounds: Rounds) -> list[Finding]:
     """The known failures that some rows and their rounds show, by kind in the order of ``HELP``, then by setting.

@@ -39,7 +39,7 @@ _PANELS = (
     Panel("coverage", "coverage", "higher is better", 1.0, 1.0),
     Panel("real_or_synthetic", "told from real rows", "not at all: 0.5", 0.5, 1.0),
 )
-_CAPTION = "in the test rows' leading directions, means over classes · dotted: as good as real rows"
+_CAPTION = "in the test rows' leading directions, means over classes of more than 5 test rows · dotted: as good as real rows"
 
 
 def draw_fidelity(groups: Sequence[Group]) -> Figure | None:

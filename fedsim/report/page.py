@@ -24,7 +24,7 @@ from fedsim.results.groups import Group
 from fedsim.results.lines import decode
 from fedsim.results.measures import MEASURES
 from fedsim.results.rows import UNDRAWN, Row
-from fedsim.words import number, setting
+from fedsim.words import number
 
 
 def render_page(
@@ -75,10 +75,10 @@ def render_page(
         columns=columns,
         rows=rows,
         lines=[(row.status, [(look, text(row)) for look, text in cells]) for row in rows],
-        failures=[(row, _setting(row)) for row in rows if row.status == "failed"],
-        overspent=[(row, _setting(row)) for row in rows if row.status == "overspent"],
-        unaccounted=[(row, _setting(row)) for row in rows if row.status == "unaccounted"],
-        refuted=[(row, _setting(row)) for row in rows if row.status == "refuted"],
+        failures=[(row, row.setting) for row in rows if row.status == "failed"],
+        overspent=[(row, row.setting) for row in rows if row.status == "overspent"],
+        unaccounted=[(row, row.setting) for row in rows if row.status == "unaccounted"],
+        refuted=[(row, row.setting) for row in rows if row.status == "refuted"],
         undrawn=UNDRAWN,
         refused=manifest.get("refused") or [],
         facts=_facts(manifest, rows),
@@ -188,10 +188,6 @@ _COST = (
 
 def _score_text(name: str) -> Callable[[Row], str]:
     return lambda row: "" if (value := row.value(name)) is None else f"{value:.3f}"
-
-
-def _setting(row: Row) -> str:
-    return setting(row.label, row.dataset, alpha=row.alpha, clients=row.clients, epsilon=row.epsilon_target, seed=row.seed)
 
 
 def _facts(manifest: Mapping[str, Any], rows: Sequence[Row]) -> list[tuple[str, str]]:

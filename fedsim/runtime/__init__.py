@@ -1,4 +1,4 @@
-"""Running cells on Ray: cohorts, trials, the scheduler and the live view."""
+"""Cells on Ray: workers, slots, the scheduler and the live view."""
 
 from fedsim.garbage import look_rarely
 

@@ -21,7 +21,7 @@ from fedsim.results.partitions import write_partitions
 from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore
 from fedsim.runtime.cluster import ClusterLost
-from fedsim.runtime.display import describe, make_display, outcome
+from fedsim.runtime.display import make_display, outcome
 from fedsim.runtime.manifest import write_manifest
 from fedsim.runtime.scheduler import Scheduler
 from fedsim.simulation.generators import tell_claim
@@ -85,7 +85,7 @@ def run_bench(
     bad = [row for row in report.rows if row.status != "ok"]
     for row in bad:
         log = store.folder.log(row.cell_id)
-        console.print(f"{describe(row)}: {outcome(row)} ({log})", style="red", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"{row.setting}: {outcome(row)} ({log})", style="red", soft_wrap=True, highlight=False, markup=False)
     if any(row.status == "failed" for row in bad):
         console.print("run failed cells again with --retry-failed", soft_wrap=True)
     show_refused(prepared, console)

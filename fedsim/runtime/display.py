@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsim.results.rows import Row
-from fedsim.words import counted, number, setting
+from fedsim.words import counted, number
 
 _SHOWN = 12
 _SILENT = 5.0
@@ -119,7 +119,7 @@ class LineDisplay(Display):
     """One line a finished cell: for logs, pipes and continuous integration."""
 
     def _finished_line(self, row: Row) -> Text:
-        return Text(f"[{self._progress.ended}/{self._progress.total}] {describe(row)}: {outcome(row)}")
+        return Text(f"[{self._progress.ended}/{self._progress.total}] {row.setting}: {outcome(row)}")
 
 
 class LiveDisplay(Display):
@@ -140,7 +140,7 @@ class LiveDisplay(Display):
     def _finished_line(self, row: Row) -> Text | None:
         if row.status == "ok":
             return None
-        return Text(f"{describe(row)}: {outcome(row)}", style="red" if row.status == "failed" else "yellow")
+        return Text(f"{row.setting}: {outcome(row)}", style="red" if row.status == "failed" else "yellow")
 
     def _view(self) -> RenderableType:
         with self._lock:
@@ -284,11 +284,6 @@ class Progress:
         return f"{', '.join(parts)} in {_duration(self._clock() - self._start)}"
 
 
-def describe(row: Row) -> str:
-    """A row's setting in a few words."""
-    return setting(row.label, row.dataset, alpha=row.alpha, clients=row.clients, epsilon=row.epsilon_target, seed=row.seed)
-
-
 def outcome(row: Row) -> str:
     """A cell's result in a few words."""
     if row.error is not None:
@@ -300,9 +295,8 @@ def outcome(row: Row) -> str:
     if row.status == "overspent":
         told = f"overspent ({told} of {number(row.epsilon_target)})"
     if row.status == "refuted":
-        lower = max(row.audit_epsilon_lower or 0.0, row.audit_epsilon_any or 0.0)
-        found = f"an audit finds ε ≥ {number(lower, 3)}"
-        if lower <= (row.epsilon_target or 0.0):
+        found = f"an audit finds ε ≥ {number(row.audited_epsilon, 3)}"
+        if row.audited_epsilon <= (row.epsilon_target or 0.0):
             found = f"a canary adds {number(row.audit_canary_ratio, 3)} of the claimed sensitivity"
         told = f"refuted (ε = {number(row.epsilon_target)} claimed, {found})"
     return told if row.seconds is None else f"{told}, {row.seconds:.1f} s"

@@ -37,7 +37,6 @@ NAMES = {
     "class_second": "class second moments",
     "client_sums": "client means",
     "client_counts": "client counts",
-    "client_spreads": "client spreads",
     "component_sums": "component means",
     "component_counts": "component counts",
     "features": "class mean features",

@@ -63,7 +63,6 @@ def prepare(
     max_parallel: int | None = None,
     *,
     keep_going: bool = False,
-    rehearse: bool = True,
     rehearsal: Rehearsal | None = None,
     tell: Tell = _silent,
 ) -> Prepared:
@@ -74,8 +73,7 @@ def prepare(
         nodes: what the cluster has.
         max_parallel: at most so many cells at a time.
         keep_going: leave out the algorithms whose plug-in is refused.
-        rehearse: whether plug-ins are rehearsed at all.
-        rehearsal: how; default: in this process.
+        rehearsal: how plug-ins are rehearsed; default: in this process.
         tell: hears of every step that may take long.
 
     Raises:
@@ -90,10 +88,9 @@ def prepare(
     share, capacity = share_of(grid.resources), actors_that_fit(grid, nodes)
     parallel = min(capacity, max_parallel or capacity)
     data = loaded(grid, tell)
-    if rehearse:
-        tell("rehearsing plug-ins")
-        device = device_of(share.device, share.gpus)
-        resolved = rehearse_grid(resolved, data, device, keep_going=keep_going, rehearsal=rehearsal)
+    tell("rehearsing plug-ins")
+    device = device_of(share.device, share.gpus)
+    resolved = rehearse_grid(resolved, data, device, keep_going=keep_going, rehearsal=rehearsal)
     data = without_unseen(grid, data)
     tell("listing the cells")
     cells = expand(resolved, data)

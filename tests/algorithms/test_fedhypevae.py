@@ -108,9 +108,8 @@ def test_client_synthesis_from_codes_without_noise_is_no_theorem() -> None:
 def test_without_a_hypernetwork_all_clients_share_one_generator(encoder: str, synthesis: str) -> None:
     prepared = small_cells(quick("fedhypevae", code=0, encoder=encoder, synthesis=synthesis), epsilon=4.0)
     (trial,), (data,) = prepared.trials, prepared.data.values()
-    *records, outcome = run_trial(trial, data)
+    *records, _ = run_trial(trial, data)
     assert [record.values["cross_client_mmd"] for record in records] == pytest.approx([0, 0, 0], abs=1e-9)
-    assert outcome.scores["accuracy"] >= 0
 
 
 def test_a_standard_prior_stays_standard_and_sends_nothing() -> None:

@@ -54,6 +54,18 @@ def test_noise_alone_hardly_moves_a_parameter() -> None:
     assert moved[True] < 0.3 * moved[False]
 
 
+def test_what_is_released_of_codes_is_their_mean_over_the_averaged_rounds() -> None:
+    prepared = small_cells(quick("fedhypevae", rounds=6, average_from=0.5), epsilon=4.0)
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    algorithm, pool = build_algorithm("fedhypevae", trial.cell.params, trial.task), local_pool(replace(trial, sizes=(4,)), data)
+    (cohort,) = pool.cohorts  # type: ignore[attr-defined]
+    seen = []
+    for _ in train(algorithm, pool, trial.plan, Seeds(0)):
+        seen.append(cohort.clients.model.code.weight.detach().clone())
+    assert not torch.equal(seen[-1], seen[-2])
+    torch.testing.assert_close(cohort.released(["code.weight"])["code.weight"], torch.stack(seen[3:]).mean(0))
+
+
 @pytest.mark.parametrize(("clip", "clipped"), [(1e-9, 1.0), (1e9, 0.0)])
 def test_how_many_gradients_were_clipped_is_told(clip: float, clipped: float) -> None:
     prepared = small_cells(quick("fedhypevae", clip=clip), epsilon=4.0)

@@ -62,6 +62,15 @@ def test_the_sum_is_of_clipped_updates_of_those_who_take_part(rate: float) -> No
         assert norm <= 0.01 * float(algorithm.participants(cohort.clients, round_).sum()) + 1e-6
 
 
+def test_the_sum_is_divided_by_how_many_take_part_on_average() -> None:
+    _, algorithm = cohort_of("weight-noise", client_rate=0.5)
+    server = algorithm.initial_server(Seeds(0))
+    before = {name: value.clone() for name, value in algorithm.broadcast(server).items()}
+    algorithm.server_step(server, next(algorithm.schedule()), {name: torch.ones_like(value) for name, value in before.items()})
+    for name, value in algorithm.broadcast(server).items():
+        torch.testing.assert_close(value, before[name] + 1 / (0.5 * 4))
+
+
 @pytest.mark.parametrize(("clip", "clipped"), [(1e-9, 1.0), (1e9, 0.0)])
 def test_how_many_updates_were_clipped_is_told(clip: float, clipped: float) -> None:
     cohort, algorithm = cohort_of("weight-noise", clip=clip)

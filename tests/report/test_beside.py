@@ -31,11 +31,11 @@ def test_a_report_of_two_processes_is_that_of_one_to_the_last_byte(tmp_path, qui
     assert {"diagnostics.png", "diagnostics.svg", "privacy_utility.png", "report.html"} <= one.keys()
 
 
-def test_few_rows_or_one_processor_start_no_process(monkeypatch):
-    monkeypatch.setattr(joblib, "cpu_count", lambda: 1)
-    for rows in (beside.MANY_ROWS - 1, beside.MANY_ROWS):
-        with beside.process_beside(rows, "json") as found:
-            assert found is None
+@pytest.mark.parametrize(("rows", "processors"), [(beside.MANY_ROWS - 1, 2), (beside.MANY_ROWS, 1)])
+def test_few_rows_or_one_processor_start_no_process(monkeypatch, rows, processors):
+    monkeypatch.setattr(joblib, "cpu_count", lambda: processors)
+    with beside.process_beside(rows, "json") as found:
+        assert found is None
 
 
 def test_a_script_needs_no_guard_around_what_it_runs(tmp_path):

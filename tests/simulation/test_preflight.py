@@ -61,8 +61,7 @@ def test_a_scheme_is_one_object_that_a_grid_then_names(monkeypatch: pytest.Monke
     np.testing.assert_array_equal(seen.x_train[2::4], np.roll(as_is.x_train[2::4], 2, axis=1))
     np.testing.assert_array_equal(seen.x_test[3::4], np.roll(as_is.x_test[3::4], 3, axis=1))
     assert [matrix.scheme for matrix in label_matrices(grid)] == ["by-turns"]
-    *_, outcome = run_trial(trial, seen)
-    assert outcome.scores.balanced_accuracy >= 0
+    list(run_trial(trial, seen))
     with pytest.raises(UserError, match=r"^clients\[0\]: 5 is odd; give an even number"):
         prepare(small_grid("dp-gaussian", partition={"scheme": "by-turns"}, clients=5), NODES)
 

@@ -111,7 +111,7 @@ class Gaussians:
 
 
 def gaussians(class_sums: Tensor, class_counts: Tensor, second: Tensor, std: Mapping[str, float]) -> Gaussians:
-    """From released sums.
+    """Class means and covariance from released sums.
 
     Args:
         class_sums: ``[C, d]``.
