@@ -113,7 +113,7 @@ class LinearRule(Rule):
         for name, target in into.items():
             if name == "bias":
                 # each example's own first, as its norm was taken: uses that cancel would swallow what others add
-                target.add_product(use.grads.sum(1).T, factor)
+                target.add_product(_over_uses(use.grads).T, factor)
             elif a.shape[1] < g.shape[1]:
                 target.add_product(g.T, a * each[:, None])
             else:
@@ -142,7 +142,7 @@ class ClientLinearRule(LinearRule):
                 grads = _by_client(use, use.grads * factor[:, None, None])
                 Target(target.tensor[span], target.weight).add_product(grads.transpose(1, 2), _by_client(use, use.inputs))
             else:
-                own = use.layout.pad(use.grads.sum(1) * factor[:, None])
+                own = use.layout.pad(_over_uses(use.grads) * factor[:, None])
                 target.tensor[span].add_(own.sum(1), alpha=target.weight)
 
 
@@ -269,6 +269,11 @@ PER_CLIENT = (ClientLinear, ClientCode)
 def by_use(values: Tensor) -> Tensor:
     """``[N, ..., m]`` to ``[N, T, m]``."""
     return values.unsqueeze(1) if values.dim() == 2 else values.flatten(1, -2)
+
+
+def _over_uses(grads: Tensor) -> Tensor:
+    """``[N, T, m]`` added up to ``[N, m]``, without a copy of what was used once."""
+    return grads[:, 0] if grads.shape[1] == 1 else grads.sum(1)
 
 
 def _squared_norm(rows: Tensor) -> Tensor:
