@@ -14,6 +14,7 @@ from fedsim.kit.checks.subject import subject
 from fedsim.kit.checks.verdict import Finding
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.registry import lookup
+from fedsim.privacy.plan import Trust, Unit
 
 SMALL = {"dp-cvae": ["hidden=[8]", "latent=2"], "fedavg-cvae": ["encoder_hidden=[8]"], "weight-noise": ["encoder_hidden=[8]"]}
 BROKEN = {
@@ -87,8 +88,9 @@ def test_every_registered_algorithm_passes(name: str) -> None:
     assert len(findings) == len(settings) * len(CHECKS)
 
 
-def test_a_full_check_takes_no_rounding_that_training_amplifies_for_a_fault_of_packing() -> None:
-    assert packing(subject("fedavg-cvae", [], "example", "aggregate")).passed
+@pytest.mark.parametrize(("name", "unit", "trust"), [("fedavg-cvae", "example", "aggregate"), ("dp-cvae", "client", "silo")])
+def test_a_full_check_takes_no_rounding_that_training_amplifies_for_a_fault_of_packing(name: str, unit: Unit, trust: Trust) -> None:
+    assert packing(subject(name, [], unit, trust)).passed
 
 
 @pytest.mark.parametrize("quick", [True, False])
