@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.data.embeddings import Embeddings
 from fedsim.evaluation.scores import Scores
 from fedsim.models.probe import fit_probe
 
@@ -49,6 +50,15 @@ def fidelity(made: Labelled, real: Labelled, probe_c: float) -> Scores:
     each = np.array([(frechet(*pair), squared_mmd(*pair), *density_and_coverage(*pair)) for pair in pairs])
     names = ("frechet_distance", "squared_mmd", "density", "coverage")
     return Scores(dict(zip(names, each.mean(axis=0).tolist(), strict=True)), real_or_synthetic=told_apart(made, real, probe_c))
+
+
+def left_out(data: Embeddings, site: str | None = None) -> str | None:
+    """What is wrong with fidelity where classes have too few test rows, None where none has; ``site``: whose rows alone these are."""
+    told = int((np.bincount(data.y_test, minlength=data.classes) > NEIGHBOURS).sum())
+    if told == data.classes:
+        return None
+    of = f"{site} of {data.name}" if site else data.name
+    return f"fidelity on {of} is over {told} of its {data.classes} classes: the others have {NEIGHBOURS} test rows or fewer"
 
 
 def leading_directions(x: NDArray[np.float32]) -> Rows:

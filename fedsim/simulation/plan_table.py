@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsim.data.embeddings import untested
+from fedsim.evaluation.fidelity import left_out
 from fedsim.privacy.plan import large_delta
 from fedsim.simulation.preflight import Prepared
 from fedsim.simulation.trial import Trial
@@ -85,5 +86,7 @@ def show_warnings(prepared: Prepared, console: Console) -> None:
     )
     views = {each.data_key: each.cell.evaluation.unseen for each in prepared.trials}
     told |= dict.fromkeys(untested(prepared.data[key], site) for key, site in views.items())
+    if "fidelity" in prepared.grid.evaluation.readouts:
+        told |= dict.fromkeys(left_out(prepared.data[key], site) for key, site in views.items())
     for line in filter(None, told):
         console.print(f"warning: {line}", style="yellow", soft_wrap=True, highlight=False, markup=False)

@@ -1,9 +1,21 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim.evaluation.fidelity import Labelled, density_and_coverage, fidelity, frechet, leading_directions, squared_mmd, told_apart
+from fedsim.data.embeddings import Embeddings
+from fedsim.evaluation.fidelity import (
+    Labelled,
+    density_and_coverage,
+    fidelity,
+    frechet,
+    leading_directions,
+    left_out,
+    squared_mmd,
+    told_apart,
+)
 
 DIM, CLASSES = 12, 3
 
@@ -86,3 +98,12 @@ def test_few_rows_are_no_trouble() -> None:
     few = Labelled(rows(4, 0).x, np.array([0, 1, 2, 0]))
     assert fidelity(few, Labelled(rows(5, 1).x, np.array([0, 0, 1, 1, 2])), 0.1) == {}
     assert 0 <= told_apart(few, rows(30, 1), 0.1) <= 1
+
+
+def test_classes_of_too_few_test_rows_are_told() -> None:
+    x, y = np.eye(40, dtype=np.float32), np.repeat([0, 1, 0, 1], [10, 10, 14, 6])
+    data = Embeddings.from_arrays("few", x, y, np.repeat([0, 2], 20))
+    assert left_out(data) is None
+    fewer = replace(data, x_test=data.x_test[:-1], y_test=data.y_test[:-1])
+    assert left_out(fewer) == "fidelity on few is over 1 of its 2 classes: the others have 5 test rows or fewer"
+    assert left_out(fewer, "north") == "fidelity on north of few is over 1 of its 2 classes: the others have 5 test rows or fewer"
