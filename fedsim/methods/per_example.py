@@ -43,7 +43,7 @@ def check_loss(algorithm: PerExample, clients: int, norms: Callable[[nn.Module],
 
     Raises:
         NotPerExample: a row's presence changes what others are worth, or the number of rows does.
-        ValueError: a part of the loss is not finite, or the engine cannot clip the model.
+        ValueError: a part of the loss is not one finite number a row, or the engine cannot clip the model.
     """
     model = _started(algorithm, clients)
 
@@ -51,15 +51,24 @@ def check_loss(algorithm: PerExample, clients: int, norms: Callable[[nn.Module],
         return torch.stack(list(algorithm.loss(model, batch).values()), 1)
 
     batch = _made_up(algorithm, clients)
-    for name, part in algorithm.loss(model, batch).items():
-        if not part.isfinite().all():
-            raise ValueError(f"part '{name}' of the loss is not finite for made-up rows of unit norm")
+    _check_parts(algorithm.loss(model, batch))
     check_per_example(model, loss, batch, norms(model), algorithm.params.engine)
     crowd = _crowd(algorithm, clients)
     with torch.no_grad():
         whole = loss(model, crowd)
         for count in range(1, CROWD):
             check_same("the loss", count, loss(model, crowd.first(count)), whole)
+
+
+def _check_parts(parts: Any) -> None:
+    if not isinstance(parts, Mapping):
+        raise ValueError(f"the loss returned a {type(parts).__name__}, not a mapping of its parts by name")
+    for name, part in parts.items():
+        if not isinstance(part, Tensor) or part.shape != (ROWS,):
+            given = f"a tensor {list(part.shape)}" if isinstance(part, Tensor) else f"a {type(part).__name__}"
+            raise ValueError(f"part '{name}' of the loss is {given}, not one number a row: [{ROWS}]")
+        if not part.isfinite().all():
+            raise ValueError(f"part '{name}' of the loss is not finite for made-up rows of unit norm")
 
 
 def check_same(what: str, count: int, part: Tensor, whole: Tensor) -> None:
