@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -84,7 +84,7 @@ class Setting:
         return np.concatenate([np.arange(own), np.full(more, own)])
 
 
-def brief(algorithm: str, given: Iterable[str] = ()) -> dict[str, Any]:
+def brief(algorithm: str, given: Container[str] = ()) -> dict[str, Any]:
     """Of :data:`SHORT` what the algorithm has and allows, and nobody gave."""
     return lookup(algorithm).Params.brief(SHORT, given)
 

@@ -90,7 +90,7 @@ class Embeddings:
 
     def others(self, column: str, value: str) -> NDArray[np.bool_]:
         """Which training rows do not have a column's ``value``."""
-        return np.asarray(self.columns[column].astype(np.str_) != value)
+        return others(self.columns, column, value)
 
     def unseen(self, column: str, value: str) -> Embeddings:
         """The data set of everybody else: training rows without those of a column's ``value``, test rows of that value alone.
@@ -136,6 +136,11 @@ class Embeddings:
             digest.update(f"{key} {array.dtype.str} {array.shape}\n".encode())
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:16]
+
+
+def others(columns: Mapping[str, NDArray[Any]], column: str, value: str) -> NDArray[np.bool_]:
+    """Which rows do not have a column's ``value``."""
+    return np.asarray(columns[column].astype(np.str_) != value)
 
 
 def untested(data: Embeddings, site: str | None = None) -> str | None:

@@ -415,3 +415,8 @@ class Cell(_Model):
 def data_key(dataset: DatasetSpec, evaluation: Evaluation) -> str:
     """The key of a data set, apart from that of the same one without a site."""
     return dataset.key if evaluation.unseen is None else f"{dataset.key} without {evaluation.unseen}"
+
+
+def shown(dataset: DatasetSpec, unseen: str | None) -> str:
+    """What a data set is called, apart from the same one without a site."""
+    return dataset.display if unseen is None else f"{dataset.display} ({unseen} unseen)"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -34,7 +34,7 @@ class Params(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @classmethod
-    def brief(cls, values: Mapping[str, Any], given: Iterable[str]) -> dict[str, Any]:
+    def brief(cls, values: Mapping[str, Any], given: Container[str]) -> dict[str, Any]:
         """Those of ``values``, which make a training short, that these parameters have and allow, but for what is ``given``."""
         return {key: value for key, value in values.items() if key in cls.model_fields and key not in given and cls._allows(key, value)}
 

@@ -7,7 +7,7 @@ from itertools import product
 from fedsim.data.sources.load import training_rows
 from fedsim.errors import at
 from fedsim.grid.cells import evaluations, grid_place
-from fedsim.grid.models import Grid
+from fedsim.grid.models import Grid, shown
 from fedsim.partition import make_partition
 from fedsim.partition.matrix import MOST_PANELS, LabelMatrix
 from fedsim.simulation.preflight import Prepared
@@ -36,7 +36,7 @@ def label_matrices(grid: Grid) -> list[LabelMatrix]:
                     seed=seed,
                     columns=rows.columns,
                 )
-            told = spec.display + (f" ({left_out} unseen)" if left_out else "")
+            told = shown(spec, left_out)
             counts, scheme = partition.label_counts, partition.scheme
             matrices.append(LabelMatrix(told, scheme, alpha, clients, seed, partition.fingerprint, counts, rows.class_names))
     return matrices

@@ -10,7 +10,7 @@ from fedsim.data.embeddings import Embeddings
 from fedsim.errors import UserError
 from fedsim.evaluation.judge import Judge, Judgement
 from fedsim.grid.cells import without_unseen
-from fedsim.grid.models import Cell, Grid
+from fedsim.grid.models import Cell, Grid, shown
 from fedsim.methods.messages import Tensors
 from fedsim.methods.registry import lookup
 from fedsim.results.folder import RunFolder
@@ -100,7 +100,7 @@ def cell_of(row: Row, grid: Grid) -> Cell:
         UserError: the grid has no such data set.
     """
     evaluation = grid.evaluation.model_copy(update={"unseen": row.unseen})
-    named = {spec.display + (f" ({row.unseen} unseen)" if row.unseen else ""): spec for spec in grid.dataset}
+    named = {shown(spec, row.unseen): spec for spec in grid.dataset}
     if row.dataset not in named:
         raise UserError("manifest.json", f"its grid has no data set '{row.dataset}', a row has", "run the grid again")
     return Cell(

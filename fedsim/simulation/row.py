@@ -10,7 +10,7 @@ import numpy as np
 from fedsim.evaluation.judge import Judgement
 from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.evaluation.scores import Scores
-from fedsim.grid.models import Cell
+from fedsim.grid.models import Cell, shown
 from fedsim.methods.registry import lookup
 from fedsim.methods.source_hash import module_hash
 from fedsim.privacy.counted_by import counted_by
@@ -132,7 +132,7 @@ def _row(
         label=cell.label,
         params=cell.params,
         yields="generator" if lookup(cell.algorithm).generates() else "classifier",
-        dataset=cell.dataset.display + (f" ({cell.evaluation.unseen} unseen)" if cell.evaluation.unseen else ""),
+        dataset=shown(cell.dataset, cell.evaluation.unseen),
         dataset_hash=cell.dataset_hash,
         scheme=cell.partition.scheme,
         alpha=cell.concentration,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.data.embeddings import Embeddings
+from fedsim.data.embeddings import Embeddings, others
 from fedsim.data.encoding.spec import EncoderSpec
 from fedsim.data.images import ImageSet
 from fedsim.data.normalise import unit_norm
@@ -112,7 +112,7 @@ class TrainingRows(NamedTuple):
 
     def others(self, column: str, value: str) -> TrainingRows:
         """The rows without those of a column's ``value``."""
-        kept = self.columns[column].astype(np.str_) != value
+        kept = others(self.columns, column, value)
         return TrainingRows(self.y[kept], {name: values[kept] for name, values in self.columns.items()}, self.class_names)
 
 

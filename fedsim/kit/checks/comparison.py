@@ -144,7 +144,7 @@ def _uncovered(pair: Pair, first: Seen, second: Seen, *, at_clients: bool) -> Ve
     if difference := envelope(first.tape, second.tape):
         return failed(f"{pair.label} changes what a message is: {difference}", PUBLIC_FIX)
     for change in messages(first.tape, second.tape) if at_clients else ():
-        for name in (name for name, norm in change.norms.items() if norm > ROUNDING * change.scales.get(name, 0.0) + 1e-9):
+        if name := next((n for n, norm in change.norms.items() if norm > ROUNDING * change.scales.get(n, 0.0) + 1e-9), None):
             text = f"round {change.round}: {pair.label} changes '{name}' in the messages by {change.norms[name]:.3g}"
             return failed(f"{text}; no noise of Clients.add_noise covers it, no ledger pays for it", FREE_FIX)
     if first.ledger != second.ledger:

@@ -74,8 +74,7 @@ def example_pairs(subject: Subject) -> Iterator[Pair]:
     if _size(subject) is not None:
         return
     if levels is not None:
-        yield _two_sizes(subject, levels)
-        yield from _quantiles(subject, levels)
+        yield from _two_sizes(subject, levels)
     if (near_zero := _levels(subject, NEAR_ZERO)) is not None:
         yield from _opposite(subject, near_zero)
 
@@ -162,23 +161,18 @@ def _unsaturated(subject: Subject, levels: Levels) -> Iterator[Pair]:
         yield with_unit(pair, data.x_test[1], int(data.y_test[1]), _size(subject))
 
 
-def _two_sizes(subject: Subject, levels: Levels) -> Pair:
-    """A large contribution among as many small ones as large ones: it moves their median from the small to the large, and their mean."""
+def _two_sizes(subject: Subject, levels: Levels) -> Iterator[Pair]:
+    """A large contribution among small and large ones: it moves their median, their mean or a quantile from the small to the large."""
     small, large = int(levels.norms.argmin()), int(levels.norms.argmax())
+    row = (levels.rows[large], int(levels.y[large]))
     norms = levels.norms[[small, large, large]] * torch.tensor([COPIES, COPIES, 1])
-    clip = 1.01 * float(norms.sum()) / (2 * COPIES + 1)
+    mean = 1.01 * float(norms.sum()) / (2 * COPIES + 1)
     label = "a row that moves the median and the mean of the gradients' norms"
-    return _beside(subject, label, levels, [small] * COPIES + [large] * COPIES, (levels.rows[large], int(levels.y[large])), clip)
-
-
-def _quantiles(subject: Subject, levels: Levels) -> Iterator[Pair]:
-    """A large contribution where as large ones begin at a quantile: it moves that from the small to the large."""
-    small, large = int(levels.norms.argmin()), int(levels.norms.argmax())
+    yield _beside(subject, label, levels, [small] * COPIES + [large] * COPIES, row, mean)
     for share in QUANTILES:
-        few = round((1 - share) * CROWD)
+        above = round((1 - share) * CROWD)
         label = f"a row that moves the {share:.0%} quantile of the gradients' norms"
-        row = (levels.rows[large], int(levels.y[large]))
-        yield _beside(subject, label, levels, [small] * (CROWD - few) + [large] * few, row, levels.loose)
+        yield _beside(subject, label, levels, [small] * (CROWD - above) + [large] * above, row, levels.loose)
 
 
 def _opposite(subject: Subject, levels: Levels) -> Iterator[Pair]:

@@ -8,8 +8,8 @@ from fedsim.kit.checks.verdict import Verdict, failed, idle, passed
 from fedsim.methods.dp_sgd import DPSGD
 from fedsim.methods.local_dp_sgd import LocalDPSGD
 from fedsim.methods.one_shot import OneShot
-from fedsim.methods.per_example import CROWD
-from fedsim.simulation.rehearsal import ROWS, made_up_cohort, train_watched
+from fedsim.methods.per_example import CROWD, ROWS
+from fedsim.simulation import rehearsal
 
 ENGINE_FIX = (
     "mend what is named: a layer that uses the batch or draws by itself, or a parameter outside of a layer (which engine: vmap takes)"
@@ -23,7 +23,7 @@ def per_example(subject: Subject) -> Verdict:
         return idle("no loss or statistic whose examples are clipped one by one")
     if isinstance(subject.algorithm, OneShot):
         try:
-            train_watched(made_up_cohort(cell.algorithm, cell.params, task, plan, ROWS), plan)
+            rehearsal.train_watched(rehearsal.made_up_cohort(cell.algorithm, cell.params, task, plan, rehearsal.ROWS), plan)
         except NotPerExample as error:
             return failed(_shortened(error), error.remedy)
         return passed(f"1 to {CROWD} made-up rows of one label add what each of them adds")
@@ -33,7 +33,7 @@ def per_example(subject: Subject) -> Verdict:
         return failed(_shortened(error), error.remedy)
     except (ValueError, RuntimeError) as error:
         return failed(_shortened(error), ENGINE_FIX)
-    return passed("leaving out each of some made-up rows changes the sum by its own gradient")
+    return passed(f"leaving out each of {ROWS} made-up rows changes the sum by its own gradient")
 
 
 def _shortened(error: Exception) -> str:

@@ -6,6 +6,7 @@ import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -61,13 +62,10 @@ def determinism(subject: Subject) -> Verdict:
 def packing(subject: Subject) -> Verdict:
     """Clients may be packed onto actors in any way, and actors may compute in any order."""
     one = subject.first[0]
+    nudged = cache(lambda: train(subject.build(), NudgedPool(subject.cohorts()), subject.plan, 0))
     for sizes, order in PACKINGS:
         two = train(subject.build(), WatchedPool(subject.cohorts(sizes), order), subject.plan, 0)
-        difference = _not_close(one, two)
-        if difference:
-            nudged = train(subject.build(), NudgedPool(subject.cohorts()), subject.plan, 0)
-            difference = _not_close(one, two, nudged)
-        if difference:
+        if _not_close(one, two) and (difference := _not_close(one, two, nudged())):
             on = f"actors of {', '.join(map(str, sizes))} clients, computed in the order {', '.join(map(str, order))}"
             return failed(f"on {on}: {difference}", PACKING_FIX)
     return passed("the same on 1, 3 and 4 actors, in any order")

@@ -99,12 +99,12 @@ class LinearRule(Rule):
     def squared(self, use: Use) -> dict[str, Tensor]:
         """From the norms of inputs and output gradients, or their Gram matrices where T > 1."""
         a, g = use.inputs, use.grads
+        bias = _squared_norm(_over_uses(g))
         if g.shape[1] == 1:
-            bias = _squared_norm(g[:, 0])
             # as much slack as with several uses, which one group of many rows brings to all
             return {"weight": _squared_norm(a[:, 0]) * bias * (1 + GRAM_SLACK), "bias": bias}
         weight = _from_gram((a @ a.transpose(1, 2)) * (g @ g.transpose(1, 2)))
-        return {"weight": weight, "bias": _squared_norm(g.sum(1))}
+        return {"weight": weight, "bias": bias}
 
     def add(self, use: Use, factor: Tensor, into: Mapping[str, Target]) -> None:
         """One weighted product; the narrower side takes the weights."""
