@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fedsim.report.report import grid_rows, read_manifest
 from fedsim.results import measures
+from fedsim.results.grid_rows import grid_rows, read_manifest
 from fedsim.results.groups import Group, Interval, group_seeds
 from fedsim.results.lines import encode
 from fedsim.results.paired import PLACE, paired_differences
@@ -52,7 +52,7 @@ def means(groups: list[Group], measure: str) -> Iterator[dict[str, Any]]:
     for group in groups:
         values = [value for row in group.rows if (value := value_of(measure)(row)) is not None]
         if values:
-            yield _record(group, measure, group.label, Interval.of(values), len(values))
+            yield _record(group, measure, group.label, Interval.of(values))
 
 
 def differences(groups: list[Group], measure: str) -> Iterator[dict[str, Any]]:
@@ -62,13 +62,13 @@ def differences(groups: list[Group], measure: str) -> Iterator[dict[str, Any]]:
     first = private[0].label if private else ""
     for each in paired_differences(private, value):
         if each.first.label == first:
-            told = _record(each.first, f"difference of {measure}", f"{first} − {each.second.label}", each.interval, each.seeds)
+            told = _record(each.first, f"difference of {measure}", f"{first} − {each.second.label}", each.interval)
             yield told | {"p": each.p, "p_holm": each.p_holm}
 
 
-def _record(group: Group, measure: str, method: str, interval: Interval, seeds: int) -> dict[str, Any]:
+def _record(group: Group, measure: str, method: str, interval: Interval) -> dict[str, Any]:
     place = {name: getattr(group, name) for name in (*PLACE, "trust")}
-    told = {"measure": measure, "mean": interval.mean, "ci95": interval.half_width, "seeds": seeds}
+    told = {"measure": measure, "mean": interval.mean, "ci95": interval.half_width, "seeds": interval.count}
     return place | {"method": method, "epsilon": group.epsilon_target} | told
 
 

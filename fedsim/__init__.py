@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedsim.results.store import load_results
+    from fedsim.results.grid_rows import load_results
     from fedsim.simulation.generators import load_generator
 
 try:
@@ -20,7 +20,7 @@ __all__ = ["__version__", "load_generator", "load_results"]
 def __getattr__(name: str) -> Any:
     # torch, Ray and pandas are imported when one of these is used
     if name == "load_results":
-        from fedsim.results.store import load_results
+        from fedsim.results.grid_rows import load_results
 
         return load_results
     if name == "load_generator":

@@ -19,7 +19,7 @@ from fedsim.results.rows import Row
 from fedsim.simulation.generators import load_generator
 from fedsim.simulation.node import Node
 from fedsim.simulation.preflight import Prepared
-from fedsim.simulation.rejudging import Finished, prepare_judging
+from fedsim.simulation.rejudging import Finished, prepare_judging, saved_generators
 
 FEWEST = 3
 """Cells below which none has shadows."""
@@ -60,7 +60,8 @@ def of_run(folder: RunFolder, grid: Grid, rows: Sequence[Row]) -> Iterator[str]:
     Raises:
         UserError: there are no generators, or data or partitions are not those of the rows.
     """
-    prepared, finished = prepare_judging(grid, [row for row in rows if row.status == "ok"], folder, [Node(1.0, 0.0)])
+    rows = [row for row in rows if row.status == "ok"]
+    prepared, finished = prepare_judging(grid, rows, saved_generators(grid, rows, folder), folder, [Node(1.0, 0.0)])
     groups: dict[str, list[Attacked]] = {}
     for each in finished.values():
         if each.saved is None:

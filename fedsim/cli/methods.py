@@ -160,7 +160,7 @@ def audit(
 def _attack_run(folder: Path, console: Console) -> None:
     """Tell how well a run's generators give away who was trained on."""
     from fedsim.audit.of_run import of_run
-    from fedsim.report.report import read_manifest
+    from fedsim.results.grid_rows import read_manifest
     from fedsim.results.store import ResultStore
     from fedsim.runtime.judging import finished_rows
     from fedsim.runtime.manifest import grid_of

@@ -130,8 +130,8 @@ def statement(
 ) -> None:
     """Print the privacy statement of every method of a run: unit, relation, trust, accountant, σ, rounds, sampling, what is not covered."""
     from fedsim.proof.statement import statements
-    from fedsim.report.report import grid_rows
     from fedsim.results.folder import RunFolder
+    from fedsim.results.grid_rows import grid_rows
 
     RunFolder(folder).check()
     for each in statements(grid_rows(folder)):

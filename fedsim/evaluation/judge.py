@@ -195,7 +195,7 @@ class Judge:
         data, evaluation = self.data, self.cell.evaluation
         shared, other = folded(self._probe, data.classes), self._drawn(generator, draw=1)
         rows, labels, x_test = (torch.from_numpy(part) for part in (other.x, other.y, data.x_test))
-        predicted, weights = [], []
+        predicted, alone, weights = [], [], []
         for client in range(self.cell.clients):
             x, y = data.x_train[self.partition.rows[client]], data.y_train[self.partition.rows[client]]
             local = fit_linear(x, y, data.classes, evaluation.probe_c)
@@ -207,8 +207,10 @@ class Judge:
             else:
                 weight = float(evaluation.personal or 0)
             predicted.append(self._as_seen(client, Interpolated(local, shared, weight).probabilities, x_test))
+            alone.append(self._as_seen(client, local.probabilities, x_test))
             weights.append(weight)
-        return Scores(personal_scores(predicted), personal_weight=float(np.mean(weights)))
+        by_itself = {name.replace("personal", "personal_alone"): score for name, score in personal_scores(alone).items()}
+        return Scores(personal_scores(predicted), **by_itself, personal_weight=float(np.mean(weights)))
 
     @property
     def _label_shares(self) -> NDArray[np.float64] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)
-"""Public inverse strengths of the L2 penalty, of which a ceiling takes the best."""
+"""Public inverse strengths of the L2 penalty, of which a reference takes the best."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def ceiling(data: Embeddings, probe_c: float) -> Ceiling:
     """The best of the probes at :data:`STRENGTHS` and ``probe_c``; on natural shares alone, none bounds a set of uniform labels."""
     scores = [
         score_classifier(_probe(data, data.x_train, data.y_train, strength, balanced=balanced), data.x_test, data.y_test)
-        for strength in sorted({*STRENGTHS, probe_c})
+        for strength in _strengths(probe_c)
         for balanced in (False, True)
     ]
     return Ceiling(max(each.balanced_accuracy for each in scores), max(each["accuracy"] for each in scores))
@@ -47,7 +48,7 @@ def ceiling(data: Embeddings, probe_c: float) -> Ceiling:
 
 @dataclass(frozen=True)
 class LocalOnly:
-    """Balanced accuracy of probes that are trained on a client's own real rows each.
+    """Balanced accuracy of probes that are trained on a client's own real rows each, its classes weighed as if they were equally frequent.
 
     Attributes:
         mean: over all test rows, the mean over clients.
@@ -59,13 +60,26 @@ class LocalOnly:
 
 
 def local_only(data: Embeddings, partition: Partition, spec: PartitionSpec, probe_c: float) -> LocalOnly:
-    """What every client has by itself."""
-    everywhere, own = [], []
-    for rows, test in zip(partition.rows, own_rows(data, partition, spec).rows, strict=True):
-        probe = _probe(data, data.x_train[rows], data.y_train[rows], probe_c)
+    """What every client has by itself, at that of :data:`STRENGTHS` and ``probe_c`` which is the best for their mean."""
+    own = own_rows(data, partition, spec).rows
+    found = [_by_themselves(data, partition, own, strength) for strength in _strengths(probe_c)]
+    return LocalOnly(
+        max(each.mean for each in found),
+        max((each.clients for each in found), key=lambda scores: sum(score or 0.0 for score in scores)),
+    )
+
+
+def _by_themselves(data: Embeddings, partition: Partition, own: Sequence[NDArray[np.int64]], strength: float) -> LocalOnly:
+    everywhere, clients = [], []
+    for rows, test in zip(partition.rows, own, strict=True):
+        probe = _probe(data, data.x_train[rows], data.y_train[rows], strength, balanced=True)
         everywhere.append(score_classifier(probe, data.x_test, data.y_test).balanced_accuracy)
-        own.append(score_classifier(probe, data.x_test[test], data.y_test[test]).balanced_accuracy if len(test) else None)
-    return LocalOnly(float(np.mean(everywhere)), tuple(own))
+        clients.append(score_classifier(probe, data.x_test[test], data.y_test[test]).balanced_accuracy if len(test) else None)
+    return LocalOnly(float(np.mean(everywhere)), tuple(clients))
+
+
+def _strengths(probe_c: float) -> list[float]:
+    return sorted({*STRENGTHS, probe_c})
 
 
 def _probe(data: Embeddings, x: NDArray[np.float32], y: NDArray[np.int64], probe_c: float, *, balanced: bool = False) -> ProbeClassifier:

@@ -50,6 +50,7 @@ HARMLESS = {
     "fedsim.atomic": "how files are written",
     "fedsim.results": _ROWS,
     "fedsim.results.folder": "names of files",
+    "fedsim.results.grid_rows": _ROWS,
     "fedsim.results.lines": _ROWS,
     "fedsim.results.rows": _ROWS,
     "fedsim.results.store": _ROWS,

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsim.errors import UserError
-from fedsim.report.report import grid_rows
+from fedsim.results.grid_rows import grid_rows
 from fedsim.results.groups import distinct_labels
 from fedsim.results.lines import dump
 from fedsim.results.matching import Comparison, Matched, Run, compare

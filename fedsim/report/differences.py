@@ -13,7 +13,7 @@ COMPARED = ("balanced_accuracy", "client_balanced_accuracy")
 """Measures whose differences are told."""
 _NOTES = (
     "first method minus second, mean over the seeds that both have ± half-width of the Student-t 95 % confidence interval, not corrected",
-    "p: two-sided paired t-test, Holm-corrected for all differences of one place; none where the differences do not vary",
+    "p: two-sided paired t-test, Holm-corrected for all differences of one place in this table; none where the differences do not vary",
 )
 
 
@@ -29,12 +29,12 @@ def difference_table(groups: Sequence[Group], measure: str = "balanced_accuracy"
     blocks = {place: paired_differences(block, lambda row: row.value(measure)) for place, block in members.items()}
     found = [each for differences in blocks.values() for each in differences]
     columns = epsilons([each.first for each in found])
-    seeds = max((each.seeds for each in found), default=0)
+    seeds = max((each.interval.count for each in found), default=0)
     return ResultsTable(
         title=" · ".join((f"{MEASURES[measure].title}, paired differences", *common)),
         columns=epsilon_heads(columns),
         blocks=tuple(Block(place, (), _lines(differences, columns, seeds)) for place, differences in blocks.items() if differences),
-        notes=(*_NOTES, f"over {seeds} seeds" + (", or as many as n says" if any(each.seeds < seeds for each in found) else "")),
+        notes=(*_NOTES, f"over {seeds} seeds" + (", or as many as n says" if any(each.interval.count < seeds for each in found) else "")),
         heads=("difference",),
     )
 
@@ -52,5 +52,7 @@ def _lines(differences: Sequence[Difference], columns: Sequence[float | None], s
 def _value(difference: Difference, seeds: int) -> str:
     p = difference.p_holm
     told = "" if p is None else " p<0.001" if p < 0.001 else f" p={p:.3f}"
-    missing = f" (n={difference.seeds})" if difference.seeds < seeds else ""
-    return f"{difference.interval.mean:+.3f}±{difference.interval.half_width:.3f}{told}{missing}"
+    missing = f" (n={difference.interval.count})" if difference.interval.count < seeds else ""
+    half_width = difference.interval.half_width
+    spread = "" if half_width is None else f"±{half_width:.3f}"
+    return f"{difference.interval.mean:+.3f}{spread}{told}{missing}"

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from fedsim.atomic import replaced
-from fedsim.errors import UserError
 from fedsim.partition.matrix import LabelMatrix
 from fedsim.report import curves, diagnostics, fidelity, partitions, sites
 from fedsim.report.beside import process_beside, without_collection
@@ -27,11 +26,11 @@ from fedsim.report.partitions import draw_partitions
 from fedsim.report.sites import draw_sites
 from fedsim.report.tables import ResultsTable, results_tables, rich_tables
 from fedsim.results.folder import RunFolder
+from fedsim.results.grid_rows import grid_rows, read_manifest
 from fedsim.results.groups import Group, group_seeds
-from fedsim.results.lines import read_document
 from fedsim.results.partitions import read_partitions
 from fedsim.results.rows import Row
-from fedsim.results.store import ResultStore, of_newest_source
+from fedsim.results.store import ResultStore
 from fedsim.results.summary import write_summary
 
 
@@ -136,40 +135,3 @@ def page_tables(folder: Path) -> list[ResultsTable]:
     RunFolder(folder).check()
     groups = group_seeds(grid_rows(folder))
     return [*results_tables(groups), *difference_tables(groups)]
-
-
-def grid_rows(folder: Path) -> list[Row]:
-    """The rows of the cells that the manifest lists, in its order and with its labels; without a manifest all of the newest code.
-
-    Rows of earlier grids and of older code stay in a run folder's results, so that a grid can shrink and grow, and an edit be undone,
-    without running cells again.
-
-    Raises:
-        UserError: a file of the folder cannot be read.
-    """
-    rows = ResultStore(folder).rows()
-    cells = read_manifest(folder).get("cells")
-    if cells is None:
-        return of_newest_source(rows)
-    by_cell = {row.cell_id: row for row in rows}
-    return [by_cell[cell["cell_id"]].model_copy(update={"label": cell["label"]}) for cell in cells if cell["cell_id"] in by_cell]
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a run folder; empty where there is none.
-
-    Raises:
-        UserError: it is not a JSON object, its cells lack ``cell_id`` or ``label``, or its refused plug-ins ``algorithm`` or ``error``.
-    """
-    path = RunFolder(folder).manifest
-    if not path.exists():
-        return {}
-    try:
-        manifest = read_document(path)
-        for cell in manifest.get("cells") or []:
-            cell["cell_id"], cell["label"]
-        for entry in manifest.get("refused") or []:
-            entry["algorithm"], entry["error"]
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise UserError(str(path), "this is not a manifest that fedsim wrote", "remove it to report all rows") from error
-    return dict(manifest)

@@ -76,14 +76,14 @@ def _dots(lines: Iterable[Mapping[str, Any]]) -> list[Dot]:
 
 def draw_sites(groups: Sequence[Group], lines: Iterable[Mapping[str, Any]]) -> Figure | None:
     """A square a method, the shared generator's balanced accuracy to the right, the own one's upwards; None where nobody was judged."""
-    panels = site_panels(groups, lines)[:_MOST]
+    panels = site_panels(groups, lines)
     if not panels:
         return None
     with style():
-        return _figure(panels)
+        return _figure(panels[:_MOST], _CAPTION + (f" {_MOST} of {len(panels)} are drawn." if len(panels) > _MOST else ""))
 
 
-def _figure(panels: Sequence[Panel]) -> Figure:
+def _figure(panels: Sequence[Panel], caption: str) -> Figure:
     columns = min(_COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     width = max(_LEFT + columns * (_SIDE + _GAP_X), 7.5)
@@ -102,7 +102,7 @@ def _figure(panels: Sequence[Panel]) -> Figure:
         _draw(figure.add_axes((left / width, bottom / height, _SIDE / width, _SIDE / height)), panel, colours, limits)
     handles = [Line2D([], [], linestyle="", marker="o", markersize=5, color=colour) for colour in colours.values()]
     name_epsilons(figure, colours, handles, (0.1 / width, 1 - 0.06 / height))
-    figure.text(0.12 / width, 0.1 / height, _CAPTION, color=MUTED, fontsize=7.5, va="bottom", linespacing=1.4)
+    figure.text(0.12 / width, 0.1 / height, caption, color=MUTED, fontsize=7.5, va="bottom", linespacing=1.4)
     return figure
 
 

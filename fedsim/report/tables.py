@@ -32,13 +32,6 @@ _CLAIM_NOTES = {
     "stated": "the author states the theorem; no passed fedsim check of this code is on file",
     "heuristic": "the number is not a theorem for that method",
 }
-_REFERENCES = (
-    ("ceiling", "ceiling_balanced_accuracy"),
-    ("local-only", "local_only_balanced_accuracy"),
-    ("chance", "chance"),
-)
-_OF_CLIENTS = (("local-only", "client_local_only_balanced_accuracy"), ("chance", "chance"))
-"""What stands beside the clients' own scores: on their own test rows the pooled rows' ceiling is none."""
 _LARGE = 1e6
 _AXES: tuple[Callable[[Group], str], ...] = (
     lambda group: group.dataset,
@@ -91,7 +84,7 @@ def results_tables(groups: Sequence[Group], *, terminal: bool = False) -> list[R
 
 
 def results_table(groups: Sequence[Group], measure: str = "balanced_accuracy") -> ResultsTable:
-    """A measure, mean ± 95 % confidence half-width over seeds, with ceiling, local-only and chance per partition.
+    """A measure, mean ± 95 % confidence half-width over seeds, with its references per partition.
 
     What is the same for all groups (data set, scheme, alpha, clients) stands in the title, the rest over each block.
     """
@@ -210,7 +203,7 @@ def _value(group: Group | None, seeds: int, measure: str) -> str:
     if interval is None:
         return "" if group.rows else next((status for status in reversed(UNDRAWN) if getattr(group, status)), "")
     spread = "" if interval.half_width is None else f"±{_number(interval.half_width)}"
-    missing = f" (n={len(group.rows)})" if len(group.rows) < seeds else ""
+    missing = f" (n={interval.count})" if interval.count < seeds else ""
     return f"{_number(interval.mean)}{spread}{missing}"
 
 
@@ -220,17 +213,17 @@ def _number(value: float) -> str:
 
 
 def _references(groups: Sequence[Group], measure: str) -> tuple[tuple[str, str], ...]:
-    if not MEASURES[measure].referenced:
-        return ()
-    fields = _OF_CLIENTS if MEASURES[measure].of == "clients" else _REFERENCES
-    levels = [(name, reference(groups, field)) for name, field in fields]
+    levels = [(name, reference(groups, field)) for name, field in MEASURES[measure].references]
     return tuple((name, f"{level:.3f}") for name, level in levels if level is not None)
 
 
 def reference(groups: Sequence[Group], measure: str) -> float | None:
-    """A partition's reference: the mean over all rows of its groups."""
-    values = [value for group in groups for row in group.rows if (value := row.value(measure)) is not None]
-    return fmean(values) if values else None
+    """The mean of a reference over the partitions of some groups, each the mean of its rows: not every method has a row of each seed."""
+    by_partition: dict[str | None, list[float]] = {}
+    for row in (row for group in groups for row in group.rows):
+        if (value := row.value(measure)) is not None:
+            by_partition.setdefault(row.partition_hash, []).append(value)
+    return fmean(map(fmean, by_partition.values())) if by_partition else None
 
 
 def _classifiers(groups: Sequence[Group], measure: str) -> tuple[str, ...]:
@@ -245,6 +238,10 @@ def _notes(groups: Sequence[Group], seeds: int) -> tuple[str, ...]:
         notes.append("one seed, so no interval")
     elif seeds:
         notes.append(f"mean ± half-width of the Student-t 95 % confidence interval over {seeds} seeds")
+    if any(interval.half_width is None and interval.count > 1 for group in groups if (interval := group.interval("balanced_accuracy"))):
+        notes.append("no ±: each seed gave the same")
+    if (judges := len({row.judged for group in groups for row in group.rows})) > 1:
+        notes.append(f"scores are from {judges} states of the code that judges: fedsim judge tells those of saved generators anew")
     counts = {word: sum(getattr(group, word) for group in groups) for word in UNDRAWN}
     if any(counts.values()):
         told = " and ".join(f"{count} {word}" for word, count in counts.items() if count)

@@ -15,22 +15,32 @@ from fedsim.privacy.plan import Claim
 from fedsim.results.lines import dump
 from fedsim.results.rows import Row
 
+EQUAL = 1e-12
+"""Numbers that differ by less are the same but for rounding."""
+
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over seeds with the half-width of its Student-t 95 % confidence interval (None for a single seed)."""
+    """A mean over seeds with the half-width of its Student-t 95 % confidence interval.
+
+    Attributes:
+        mean: over ``count`` seeds.
+        half_width: None for a single seed, and for equal values: they say that seeds change nothing, not that nothing is uncertain.
+        count: how many seeds have a value.
+    """
 
     mean: float
     half_width: float | None
+    count: int
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Interval:
         """The interval of at least one value: ``t_{0.975, n-1} * s / sqrt(n)`` around the mean."""
         n = len(values)
-        if n == 1:
-            return cls(float(values[0]), None)
         mean = fmean(values)
-        return cls(mean, float(stdtrit(n - 1, 0.975)) * math.dist(values, [mean] * n) / math.sqrt(n * (n - 1)))
+        if max(values) - min(values) < EQUAL:
+            return cls(mean, None, n)
+        return cls(mean, float(stdtrit(n - 1, 0.975)) * math.dist(values, [mean] * n) / math.sqrt(n * (n - 1)), n)
 
 
 @dataclass(frozen=True)
@@ -98,7 +108,7 @@ def group_seeds(rows: Iterable[Row]) -> list[Group]:
     order = {name: position for position, name in enumerate(dict.fromkeys(name for row in rows for name in (row.dataset, row.label)))}
     grouped: dict[tuple[Any, ...], list[Row]] = {}
     for row, spelled in zip(rows, params, strict=True):
-        key = (*(getattr(row, name) for name in SETTING), row.dataset_hash, spelled)
+        key = (*(getattr(row, name) for name in SETTING), row.dataset_hash, spelled, dump(row.evaluation))
         grouped.setdefault(key, []).append(row)
     return sorted(
         (_group(members) for members in grouped.values()),

@@ -46,7 +46,7 @@ class Measure:
         column: its head in the page's list of cells; "" leaves it out.
         table: whether it has a table of its own in the page, once a row has it.
         terminal: whether a terminal shows that table, too.
-        referenced: whether ceiling, local-only and chance stand beside it.
+        references: what stands beside it: a name, and the column of a row that has its number.
         summary: whether the summary has its mean.
     """
 
@@ -56,7 +56,7 @@ class Measure:
     column: str = ""
     table: bool = False
     terminal: bool = False
-    referenced: bool = True
+    references: tuple[tuple[str, str], ...] = ()
     summary: bool = True
 
 
@@ -100,26 +100,56 @@ def share_weighted_accuracy(of: Predictions) -> float:
 
 _OWN = "of each client's own generator on its own test rows"
 _INTERPOLATED = "at the clients, own classifier and shared one interpolated"
+_ALONE = "at the clients, own classifier alone"
+
+
+def _alone(score: str) -> tuple[tuple[str, str], ...]:
+    return (("own classifier alone", f"personal_alone_{score}"),)
+
+
+_CHANCE = (("chance", "chance"),)
+_ALL_ROWS = (("ceiling", "ceiling_balanced_accuracy"), ("local-only", "local_only_balanced_accuracy"), *_CHANCE)
+_OWN_ROWS = (("local-only", "client_local_only_balanced_accuracy"), *_CHANCE)
+"""Of clients' own test rows the ceiling of the pooled rows is none."""
 
 MEASURES = {
     "accuracy": Measure("Accuracy", "all", accuracy, "accuracy"),
-    "balanced_accuracy": Measure("Balanced accuracy", "all", balanced_accuracy, "balanced", table=True, terminal=True),
+    "balanced_accuracy": Measure(
+        "Balanced accuracy", "all", balanced_accuracy, "balanced", table=True, terminal=True, references=_ALL_ROWS
+    ),
     "macro_f1": Measure("Macro F1", "all", macro_f1, "macro F1"),
-    "worst_class_recall": Measure("Recall of the worst class", "all", worst_class_recall, "worst class", table=True, referenced=False),
-    "knn_balanced_accuracy": Measure("Balanced accuracy of the nearest synthetic neighbours", "all", None, "kNN", table=True),
-    "mlp_balanced_accuracy": Measure("Balanced accuracy of a small network", "all", None, table=True),
-    "frechet_distance": Measure("Fréchet distance to test rows, mean over classes", "all", None, table=True, referenced=False),
+    "worst_class_recall": Measure("Recall of the worst class", "all", worst_class_recall, "worst class", table=True),
+    "knn_balanced_accuracy": Measure(
+        "Balanced accuracy of the nearest synthetic neighbours", "all", None, "kNN", table=True, references=_CHANCE
+    ),
+    "mlp_balanced_accuracy": Measure("Balanced accuracy of a small network", "all", None, table=True, references=_CHANCE),
+    "frechet_distance": Measure("Fréchet distance to test rows, mean over classes", "all", None, table=True),
     "squared_mmd": Measure("Squared MMD to test rows, mean over classes", "all", None),
     "density": Measure("Density among test rows, mean over classes", "all", None),
-    "coverage": Measure("Coverage of test rows, mean over classes", "all", None, "coverage", table=True, referenced=False),
-    "real_or_synthetic": Measure("Accuracy of telling synthetic from test rows, 0.5 is best", "all", None, table=True, referenced=False),
-    "client_balanced_accuracy": Measure(f"Balanced accuracy {_OWN}, mean over clients", "clients", None, table=True, terminal=True),
-    "client_worst_balanced_accuracy": Measure(f"Balanced accuracy {_OWN}, worst client", "clients", None, table=True),
+    "coverage": Measure("Coverage of test rows, mean over classes", "all", None, "coverage", table=True),
+    "real_or_synthetic": Measure("Accuracy of telling synthetic from test rows, 0.5 is best", "all", None, table=True),
+    "client_balanced_accuracy": Measure(
+        f"Balanced accuracy {_OWN}, mean over clients", "clients", None, table=True, terminal=True, references=_OWN_ROWS
+    ),
+    "client_worst_balanced_accuracy": Measure(f"Balanced accuracy {_OWN}, worst client", "clients", None, table=True, references=_CHANCE),
     "client_spread": Measure(f"Balanced accuracy {_OWN}, best client less worst", "clients", None),
-    "client_shared_balanced_accuracy": Measure("Balanced accuracy of the shared generator on the same rows", "clients", None, table=True),
+    "client_shared_balanced_accuracy": Measure(
+        "Balanced accuracy of the shared generator on the same rows", "clients", None, table=True, references=_OWN_ROWS
+    ),
     "client_local_only_balanced_accuracy": Measure("Balanced accuracy of each client's own real rows on the same rows", "clients", None),
-    "personal_accuracy": Measure(f"Accuracy {_INTERPOLATED}", "personal", share_weighted_accuracy, table=True, terminal=True),
-    "personal_balanced_accuracy": Measure(f"Balanced accuracy {_INTERPOLATED}", "personal", balanced_accuracy, table=True, terminal=True),
+    "personal_accuracy": Measure(
+        f"Accuracy {_INTERPOLATED}", "personal", share_weighted_accuracy, table=True, terminal=True, references=_alone("accuracy")
+    ),
+    "personal_balanced_accuracy": Measure(
+        f"Balanced accuracy {_INTERPOLATED}",
+        "personal",
+        balanced_accuracy,
+        table=True,
+        terminal=True,
+        references=_alone("balanced_accuracy"),
+    ),
+    "personal_alone_accuracy": Measure(f"Accuracy {_ALONE}", "personal", None),
+    "personal_alone_balanced_accuracy": Measure(f"Balanced accuracy {_ALONE}", "personal", None),
     "personal_weight": Measure("Mean weight of the clients' own classifiers", "personal", None, summary=False),
 }
 """The measures by the name of their field, in the order of a row."""

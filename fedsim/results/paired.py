@@ -10,13 +10,11 @@ from statistics import fmean, stdev
 
 from scipy.special import stdtr
 
-from fedsim.results.groups import Group, Interval
+from fedsim.results.groups import EQUAL, Group, Interval
 from fedsim.results.rows import Row
 
 PLACE = ("dataset", "scheme", "alpha", "clients")
 _BUDGET = ("epsilon_target", "delta", "unit", "trust")
-_LEVEL = 1e-12
-"""Below this spread, differences are the same number but for rounding."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +24,8 @@ class Difference:
     Attributes:
         first: whose measure is the minuend.
         second: whose is taken away.
-        interval: mean and half-width of the Student-t 95 % confidence interval, not corrected for how many differences there are.
-        seeds: how many seeds both have, at least 2.
+        interval: mean and half-width of the Student-t 95 % confidence interval over the seeds that both have, at least 2; not corrected for
+            how many differences there are.
         p: of the two-sided paired t-test; None where the differences do not vary, which a t-test says nothing about.
         p_holm: ``p``, corrected by Holm's procedure for all differences of the place.
     """
@@ -35,7 +33,6 @@ class Difference:
     first: Group
     second: Group
     interval: Interval
-    seeds: int
     p: float | None
     p_holm: float | None = None
 
@@ -71,7 +68,7 @@ def holm(p: Sequence[float]) -> list[float]:
 def paired_t_test(differences: Sequence[float]) -> float | None:
     """Two-sided p-value for a mean of 0 of at least 2 differences, as ``scipy.stats.ttest_rel``'s; None where they do not vary."""
     spread = stdev(differences)
-    if spread < _LEVEL:
+    if spread < EQUAL:
         return None
     n = len(differences)
     return 2 * float(stdtr(n - 1, -abs(fmean(differences)) * math.sqrt(n) / spread))
@@ -85,7 +82,7 @@ def _differences(groups: Iterable[Group], value: Callable[[Row], float | None]) 
         others = {_draw(row): found for row in second.rows if (found := value(row)) is not None}
         paired = [found - others[_draw(row)] for row in first.rows if _draw(row) in others and (found := value(row)) is not None]
         if len(paired) > 1:
-            yield Difference(first, second, Interval.of(paired), len(paired), paired_t_test(paired))
+            yield Difference(first, second, Interval.of(paired), paired_t_test(paired))
 
 
 def _draw(row: Row) -> tuple[object, ...]:

@@ -72,7 +72,8 @@ class Row(BaseModel):
     Attributes:
         source: hash of the code that ran (:mod:`fedsim.methods.source_hash`); a row without one is older than this field, and so than any
             row with one.
-        judged: hash of the code that scores and references are from: judging a finished cell anew writes its row again.
+        judged: hash of the code that scores are from, ``referenced`` of the code that ceiling and local-only are from: judging a finished
+            cell anew writes its row again, but without a saved generator its scores stay.
         status: ``unaccounted`` where the ledger is not what the plan planned: nothing is known of the epsilon, and ``error`` says why;
             ``refuted`` where a bound of an audit is above the target, or a theorem's sensitivity is exceeded.
         generator: SHA-256 of the facts (JSON) of the generator that was saved.
@@ -91,6 +92,7 @@ class Row(BaseModel):
             ``audit_epsilon_any`` the largest of any mechanism, ``audit_method`` how it was looked.
         audit_pairs: how many pairs of trainings the audit is of.
         audit_canary_ratio: what the audit's canary adds to a step, in units of the claimed sensitivity.
+        evaluation: the keys of the grid's ``evaluation`` that scores are by; None: an older row.
         unseen: a site that took no part and on whose test rows all scores are.
         tested: which test rows the clients' own scores are from.
         label_shares: how frequent the labels are that ``accuracy`` is with; every other score is with equally frequent ones. None for a
@@ -105,6 +107,7 @@ class Row(BaseModel):
     cell_id: str
     source: str | None = None
     judged: str | None = None
+    referenced: str | None = None
     status: Status
     error: RowError | None = None
     algorithm: str
@@ -144,6 +147,7 @@ class Row(BaseModel):
     audit_method: str | None = None
     audit_pairs: int | None = None
     audit_canary_ratio: float | None = None
+    evaluation: dict[str, Any] | None = None
     unseen: str | None = None
     tested: str | None = None
     label_shares: LabelShares | None = None

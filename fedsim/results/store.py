@@ -14,12 +14,11 @@ from fedsim.errors import RunLost, UserError
 from fedsim.regular import unread
 from fedsim.results.folder import RunFolder
 from fedsim.results.lines import complete_lines, decode, dump, is_json, load, reasons
-from fedsim.results.measures import MEASURES
 from fedsim.results.rows import Row
 from fedsim.words import is_encodable
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 
 class ResultStore:
@@ -259,29 +258,6 @@ class ResultStore:
                     with suppress(OSError):
                         file.truncate(before)
                     raise
-
-
-def load_results(folder: Path | str) -> pd.DataFrame:
-    """The rows of a run folder as a frame: a column for every field of ``Row``, numbers as float64 (missing: NaN).
-
-    Rows of older code are left out (:func:`of_newest_source`).
-
-    Raises:
-        UserError: the folder has no results, or a line is not a row.
-    """
-    import pandas as pd
-
-    store = ResultStore(folder)
-    store.folder.check()
-    frame = pd.DataFrame([row.model_dump() for row in of_newest_source(store.rows())], columns=Row.columns())
-    numbers = [name for name, field in Row.model_fields.items() if field.annotation in (float | None, int | None)] + list(MEASURES)
-    return frame.astype(dict.fromkeys(numbers, "float64"))
-
-
-def of_newest_source(rows: Sequence[Row]) -> list[Row]:
-    """The rows without those of older code: an algorithm's rows are kept if they have the source of the one that was written last."""
-    newest = {row.algorithm: row.source for row in rows}
-    return [row for row in rows if row.source == newest[row.algorithm]]
 
 
 _WORDS = (b'inf"', b'"nan"')

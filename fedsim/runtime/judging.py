@@ -18,7 +18,8 @@ from fedsim.errors import UserError
 from fedsim.evaluation.judge import Judgement
 from fedsim.interrupts import INTERRUPTED
 from fedsim.methods.registry import check_installed
-from fedsim.report.report import read_manifest, write_report
+from fedsim.report.report import write_report
+from fedsim.results.grid_rows import read_manifest
 from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore
 from fedsim.runtime.display import Display, make_display
@@ -28,8 +29,8 @@ from fedsim.runtime.slots import Slot
 from fedsim.runtime.worker import Failure, Report, send_tensors_as_bytes
 from fedsim.simulation.node import Node
 from fedsim.simulation.preflight import Prepared
-from fedsim.simulation.rejudging import Finished, generators_missing, prepare_judging
-from fedsim.simulation.row import client_lines, judged_fields, judging_code
+from fedsim.simulation.rejudging import Finished, generators_missing, prepare_judging, saved_generators
+from fedsim.simulation.row import client_lines, judged_fields, judging_code, reference_fields
 from fedsim.simulation.trial import Trial
 
 
@@ -45,7 +46,8 @@ def run_judging(
     """Judge the finished cells of a run's grid whose rows are of other judging code, then draw the report.
 
     A row is written again as the last word on its cell: training, budget and ledger as they were, scores and references anew. A cell
-    without a saved generator keeps its scores and gets its references anew, so that all rows of a table stand beside the same ones.
+    without a saved generator keeps its scores, and the hash of the code that judged them, and gets its references anew, so that all rows
+    of a table stand beside the same ones.
 
     Args:
         folder: the run folder.
@@ -56,7 +58,7 @@ def run_judging(
         trust_plugin: also run the code of algorithms that rows name as a file or a module that is not installed.
 
     Returns:
-        The exit code: 0 if every row is judged by today's code, 1 if one could not be, 130 after an interruption.
+        The exit code: 0 if every row that can be is judged by today's code, 1 if one could not be, 130 after an interruption.
 
     Raises:
         UserError: there is nothing to judge by, a row names a plug-in, data or partitions changed, or another fedsim runs in the folder.
@@ -67,13 +69,15 @@ def run_judging(
         rows = finished_rows(store)
         if not rows:
             raise UserError(str(folder), "there is no finished cell here", "run the grid first")
-        todo = [row for row in rows if row.judged != judging_code()]
+        grid = grid_of(read_manifest(folder), store.folder)
+        saved = saved_generators(grid, rows, store.folder)
+        todo = outdated(rows, saved)
         if not todo:
-            console.print(f"all {len(rows)} finished cells are judged by today's code", highlight=False)
+            console.print(_up_to_date(rows), soft_wrap=True, highlight=False)
             return 0
         for row in () if trust_plugin else todo:
             check_installed(row.algorithm, str(store.folder.results))
-        prepared, finished = prepare_judging(grid_of(read_manifest(folder), store.folder), todo, store.folder, nodes, max_parallel)
+        prepared, finished = prepare_judging(grid, todo, saved, store.folder, nodes, max_parallel)
         if missing := generators_missing(finished):
             what = f"{missing} of {len(todo)} cells have no saved generator: their scores stay, their references are told anew"
             console.print(what, style="yellow", soft_wrap=True, highlight=False)
@@ -83,7 +87,7 @@ def run_judging(
                 judging = Judging(prepared, finished, store, display)
                 judging.run(prepared.trials)
         except KeyboardInterrupt:
-            done = sum(row.judged == judging_code() for row in finished_rows(store))
+            done = len(rows) - len(outdated(finished_rows(store), saved))
             console.print(f"interrupted: {done} of {len(rows)} cells are judged; the same command goes on", soft_wrap=True, highlight=False)
             return INTERRUPTED
         _note_in_manifest(store)
@@ -98,6 +102,18 @@ def finished_rows(store: ResultStore) -> list[Row]:
     """The rows, as they were written, of the finished cells that the manifest lists."""
     listed = {cell["cell_id"] for cell in read_manifest(store.folder.path).get("cells") or []}
     return [row for row in store.rows() if row.cell_id in listed and row.status != "failed"]
+
+
+def outdated(rows: Sequence[Row], saved: Mapping[str, Path]) -> list[Row]:
+    """The rows whose references, or whose scores and there is a generator to tell them anew, are of other code than today's."""
+    today = judging_code()
+    return [row for row in rows if row.referenced != today or (row.judged != today and row.cell_id in saved)]
+
+
+def _up_to_date(rows: Sequence[Row]) -> str:
+    left = sum(row.judged != judging_code() for row in rows)
+    but = f", but for the scores of {left} without a saved generator" if left else ""
+    return f"all {len(rows)} finished cells are judged by today's code{but}"
 
 
 def _note_in_manifest(store: ResultStore) -> None:
@@ -150,12 +166,13 @@ class Judging(Scheduler):
             self.waiting.append(partial(self._judged, trial, judgement))
             return
         before = self.finished[trial.cell.cell_id].row
-        fields = judged_fields(judgement, *references)
+        if judgement is None:
+            self._write(self._with_references(before, *references))
+            return
         # a reference that failed is no reason to lose the one that was there
-        row = before.model_copy(update={name: value for name, value in fields.items() if value is not None or name not in REFERENCES})
-        if judgement is not None:
-            self.moved.append(abs((row.balanced_accuracy or 0.0) - (before.balanced_accuracy or 0.0)))
-            self.store.append_clients(client_lines(trial.cell, judgement, references[1]))
+        row = before.model_copy(update={**judged_fields(judgement, references[1]), **reference_fields(*references)})
+        self.moved.append(abs((row.balanced_accuracy or 0.0) - (before.balanced_accuracy or 0.0)))
+        self.store.append_clients(client_lines(trial.cell, judgement, references[1]))
         self._write(row)
 
     def _failed(self, trial: Trial, what: str) -> None:
@@ -164,7 +181,3 @@ class Judging(Scheduler):
         self.display.note(
             f"{trial.cell.label} (cell {cell_id}) keeps its row, it could not be judged: {what} ({self.store.folder.log(cell_id)})"
         )
-
-
-REFERENCES = ("ceiling_balanced_accuracy", "ceiling_accuracy", "local_only_balanced_accuracy")
-"""Fields of a row that references decide."""

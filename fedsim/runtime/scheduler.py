@@ -366,12 +366,17 @@ class Scheduler:
         if (references := self._references(trial)) is None:
             self.waiting.append(partial(self._fill_in, trial, row))
             return
-        lines = [line for line in self.store.clients() if line["cell_id"] == row.cell_id]
-        filled, told = refilled(row, lines, *references)
-        filled = self._audited(trial, filled)
+        filled = self._audited(trial, self._with_references(row, *references))
         if filled != row:
-            self.store.append_clients(told)
             self.store.append(filled)
+
+    def _with_references(self, row: Row, ceiling: Ceiling | None, local_only: LocalOnly | None) -> Row:
+        """The row with references that were computed later; its clients' lines are written with them."""
+        lines = [line for line in self.store.clients() if line["cell_id"] == row.cell_id]
+        filled, told = refilled(row, lines, ceiling, local_only)
+        if told != lines:
+            self.store.append_clients(told)
+        return filled
 
     def _references(self, trial: Trial) -> tuple[Ceiling | None, LocalOnly | None] | None:
         """A cell's ceiling and local-only reference, None each where it failed; None as long as they are not there."""

@@ -47,14 +47,32 @@ class Finished:
         return replace(self.trial, task=facts.task, plan=facts.plan), state
 
 
+def saved_generators(grid: Grid, rows: Sequence[Row], folder: RunFolder) -> dict[str, Path]:
+    """The files of the saved generators' facts, by the ids of the cells that have one.
+
+    Raises:
+        UserError: there is none at all.
+    """
+    paths = {row.cell_id: folder.generator(releasable(cell_of(row, grid)).cell_id) for row in rows}
+    saved = {cell_id: path for cell_id, path in paths.items() if path.exists()}
+    if not saved:
+        raise UserError(
+            str(folder.path),
+            f"there are no generators of its {len(rows)} finished cells",
+            "run the grid in a new folder with resources: {save_generators: true}, which is the default",
+        )
+    return saved
+
+
 def prepare_judging(
-    grid: Grid, rows: Sequence[Row], folder: RunFolder, nodes: Sequence[Node], max_parallel: int | None = None
+    grid: Grid, rows: Sequence[Row], saved: Mapping[str, Path], folder: RunFolder, nodes: Sequence[Node], max_parallel: int | None = None
 ) -> tuple[Prepared, dict[str, Finished]]:
-    """Load the data, make the partitions again, find the generators.
+    """Load the data and make the partitions again.
 
     Args:
         grid: that the rows are of, as the manifest has it.
         rows: of finished cells.
+        saved: from :func:`saved_generators`.
         folder: of the run.
         nodes: what the cluster has.
         max_parallel: at most so many cells at a time.
@@ -63,16 +81,9 @@ def prepare_judging(
         What a scheduler needs, and the finished cells by id.
 
     Raises:
-        UserError: there is no generator at all, or data or partitions are not those of the rows.
+        UserError: data or partitions are not those of the rows.
     """
     cells = [cell_of(row, grid) for row in rows]
-    saved = [path if (path := folder.generator(releasable(cell).cell_id)).exists() else None for cell in cells]
-    if not any(saved):
-        raise UserError(
-            str(folder.path),
-            f"there are no generators of its {len(rows)} finished cells",
-            "run the grid in a new folder with resources: {save_generators: true}, which is the default",
-        )
     data = without_unseen(grid, loaded(grid))
     partitions = partitioned(grid, cells, data)
     for row, cell, partition in zip(rows, cells, partitions, strict=True):
@@ -89,8 +100,7 @@ def prepare_judging(
     resources = grid.resources.model_copy(update={"gpus_per_actor": 0.0, "device": "cpu"})
     grid = grid.model_copy(update={"resources": resources})
     prepared = Prepared(grid, {}, views, trials, tuple(nodes), SHARE, min(parallel, max_parallel or parallel))
-    finished = (Finished(*each) for each in zip(rows, trials, saved, strict=True))
-    return prepared, {each.row.cell_id: each for each in finished}
+    return prepared, {row.cell_id: Finished(row, trial, saved.get(row.cell_id)) for row, trial in zip(rows, trials, strict=True)}
 
 
 def cell_of(row: Row, grid: Grid) -> Cell:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,32 +68,33 @@ def refilled(
     scores, lines = dict(row.scores), clients
     if local_only:
         lines = [line | {"local_only_balanced_accuracy": local_only.clients[line["client"]]} for line in clients]
-        floors = [floor for line in lines if (floor := line["local_only_balanced_accuracy"]) is not None]
-        scores |= {"client_local_only_balanced_accuracy": float(np.mean(floors))} if floors else {}
-    known = {"local_only_balanced_accuracy": local_only.mean} if local_only else {}
-    known |= {"ceiling_balanced_accuracy": ceiling.balanced_accuracy, "ceiling_accuracy": ceiling.accuracy} if ceiling else {}
-    return row.model_copy(update={"scores": scores, **known}), lines
+        scores |= _floor([line["local_only_balanced_accuracy"] for line in lines])
+    return row.model_copy(update={"scores": scores, **reference_fields(ceiling, local_only)}), lines
 
 
-def judged_fields(judgement: Judgement | None, ceiling: Ceiling | None, local_only: LocalOnly | None) -> dict[str, Any]:
-    """The fields of a row that judging decides, not training; the references' where there is no judgement."""
-    fields: dict[str, Any] = {
+def judged_fields(judgement: Judgement, local_only: LocalOnly | None) -> dict[str, Any]:
+    """The fields of a row that judging decides, not training."""
+    return {
         "judged": judging_code(),
-        "ceiling_balanced_accuracy": ceiling.balanced_accuracy if ceiling else None,
-        "ceiling_accuracy": ceiling.accuracy if ceiling else None,
-        "local_only_balanced_accuracy": local_only.mean if local_only else None,
-    }
-    if judgement is None:
-        return fields
-    floors = [floor for floor in local_only.clients if floor is not None] if judgement.clients and local_only else []
-    # what clients have by themselves, where they are judged one by one
-    floor = {"client_local_only_balanced_accuracy": float(np.mean(floors))} if floors else {}
-    return fields | {
         "tested": judgement.tested,
         "label_shares": judgement.label_shares,
-        "scores": Scores(judgement.scores, **floor),
+        "scores": Scores(judgement.scores, **_floor(local_only.clients if judgement.clients and local_only else ())),
         "recall_per_class": judgement.recalls,
     }
+
+
+def reference_fields(ceiling: Ceiling | None, local_only: LocalOnly | None) -> dict[str, Any]:
+    """The fields of a row that references decide; none of one that could not be computed."""
+    fields: dict[str, Any] = {"referenced": judging_code()} if ceiling and local_only else {}
+    if ceiling:
+        fields |= {"ceiling_balanced_accuracy": ceiling.balanced_accuracy, "ceiling_accuracy": ceiling.accuracy}
+    return fields | ({"local_only_balanced_accuracy": local_only.mean} if local_only else {})
+
+
+def _floor(clients: Sequence[float | None]) -> dict[str, float]:
+    """What clients have by themselves, where they are judged one by one: a score of the row."""
+    known = [score for score in clients if score is not None]
+    return {"client_local_only_balanced_accuracy": float(np.mean(known))} if known else {}
 
 
 def _mechanisms(tallies: Iterable[Tally] | None) -> tuple[Mechanism, ...] | None:
@@ -160,8 +161,10 @@ def _row(
         mechanisms=_mechanisms(accounted.mechanisms) if accounted else None,
         noise_at=accounted.noise_at if accounted else None,
         counted_by=counted_by() if plan and accounted else None,
+        evaluation=cell.evaluation.model_dump(mode="json", exclude={"unseen"}, exclude_none=True),
         unseen=cell.evaluation.unseen,
-        **judged_fields(outcome.judgement if outcome else None, ceiling, local_only),
+        **(judged_fields(outcome.judgement, local_only) if outcome else {}),
+        **reference_fields(ceiling, local_only),
         chance=1 / trial.task.classes,
         uplink_bytes=outcome.uplink_bytes if outcome else None,
         seconds=outcome.seconds if outcome else None,

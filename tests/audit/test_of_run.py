@@ -16,7 +16,7 @@ from fedsim.grid.models import Grid
 from fedsim.results.folder import RunFolder
 from fedsim.results.store import ResultStore
 from fedsim.simulation.preflight import prepare
-from fedsim.simulation.rejudging import prepare_judging
+from fedsim.simulation.rejudging import prepare_judging, saved_generators
 
 BY_SITE: dict[str, Any] = {"partition": {"scheme": "column", "column": "site"}, "clients": 2, "epsilon": float("inf")}
 
@@ -50,7 +50,8 @@ def test_cells_that_leave_sites_out_are_each_others_shadows(folder: Path, comman
     # without noise a generator of class means and covariances follows the sites that it saw
     assert auc(shadows[0])[0] > 0.5
     run = RunFolder(folder / "run")
-    prepared, finished = prepare_judging(grid, ResultStore(run.path).rows(), run, NODES)
+    rows = ResultStore(run.path).rows()
+    prepared, finished = prepare_judging(grid, rows, saved_generators(grid, rows, run), run, NODES)
     for each in finished.values():
         x, y, trained, count = rows_of(each, prepared)
         clients = prepared.data[each.trial.data_key]

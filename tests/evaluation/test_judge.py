@@ -64,6 +64,14 @@ def test_every_way_to_choose_the_weight_gives_scores(personal: Any) -> None:
     assert personal in ("synthetic", "held-out") or found["personal_weight"] == personal
 
 
+def test_at_a_weight_of_1_a_client_predicts_by_its_own_classifier_alone() -> None:
+    (by, data), (shared, _) = judge(1.0), judge(0.0)
+    found, other = of(by, Copies(data)).personal(), of(shared, Copies(data)).personal()
+    for score in ("accuracy", "balanced_accuracy"):
+        assert found[f"personal_{score}"] == found[f"personal_alone_{score}"] == other[f"personal_alone_{score}"]
+        assert other[f"personal_{score}"] != other[f"personal_alone_{score}"]
+
+
 def test_weight_1_is_local_only_and_weight_0_the_shared_classifier() -> None:
     by, data = judge(1.0)
     assert of(by, Copies(data)).personal() == of(by, Noise(data.dim)).personal()

@@ -5,8 +5,6 @@ import numpy as np
 import pytest
 from cells import score_probe
 
-from fedsim.data.embeddings import Embeddings
-from fedsim.evaluation.references import STRENGTHS, Ceiling, ceiling, local_only
 from fedsim.evaluation.scores import (
     Scores,
     at_shares,
@@ -18,10 +16,8 @@ from fedsim.evaluation.scores import (
     scores_with,
 )
 from fedsim.models.probe import fit_probe
-from fedsim.partition import PartitionSpec, make_partition
 from fedsim.results.measures import Predictions
 
-SITES = Path(__file__).parents[3] / "shared" / "data" / "ham10000_sites_effnetlite0.npz"
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "bloodmnist_effnetlite0.npz"
 
 
@@ -115,39 +111,6 @@ def test_a_generator_that_diverged_is_named(broken):
         score_probe(x, y, x, y, 1.0)
 
 
-def test_local_only_lies_between_chance_and_the_ceiling():
-    x, y = blobs(400, 4, seed=0)
-    x_test, y_test = blobs(400, 4, seed=1)
-    data = Embeddings("blobs", x, y, x_test, y_test, classes=4, columns={})
-    spec = PartitionSpec()
-    parts = make_partition(y, spec=spec, alpha=0.1, clients=5, seed=0, columns={})
-    high, low = ceiling(data, 1.0).balanced_accuracy, local_only(data, parts, spec, 1.0).mean
-    assert high > 0.95
-    # A client that lacks c of the 4 classes cannot exceed 1 - c / 4.
-    bound = np.mean([len(np.unique(y[rows])) / 4 for rows in parts.rows])
-    assert 0.25 <= low <= bound < high
-
-
-def skewed(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nine rows of one class to one of another, told apart by a small difference of two features."""
-    rng = np.random.default_rng(seed)
-    y = (np.arange(n) % 10 == 0).astype(np.int64)
-    apart = 0.1 * y + 0.05 * rng.normal(size=n)
-    return (rng.normal(size=(n, 1)) + np.stack([np.zeros(n), apart], 1)).astype(np.float32), y
-
-
-def test_the_ceiling_is_the_best_of_probes_of_all_strengths_natural_and_balanced():
-    (x, y), (x_test, y_test), weakest = skewed(400, 0), skewed(2000, 1), 100.0
-    found: dict[bool, list[Scores]] = {}
-    for balanced in (False, True):
-        probes = [fit_probe(x, y, strength, balanced=balanced) for strength in (*STRENGTHS, weakest)]
-        found[balanced] = [scores_of(probe_predictions(probe, x_test, y_test, 2)) for probe in probes]
-    best = Ceiling(found[True][-1].balanced_accuracy, found[False][-1]["accuracy"])
-    assert best.balanced_accuracy == max(each.balanced_accuracy for each in found[False] + found[True])
-    assert best.accuracy == max(each["accuracy"] for each in found[False] + found[True])
-    assert ceiling(Embeddings("skewed", x, y, x_test, y_test, classes=2), weakest) == best
-
-
 def predictions(y: np.ndarray, predicted: np.ndarray, shares: np.ndarray) -> Predictions:
     return Predictions(y, predicted, np.eye(len(shares))[predicted], shares)
 
@@ -185,16 +148,6 @@ def test_the_ceiling_of_real_embeddings_is_known():
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     scores = score_probe(x[split == 0], y[split == 0], x[split == 2], y[split == 2], probe_c=0.01)
     assert scores.balanced_accuracy == pytest.approx(0.833, abs=0.004)
-
-
-@pytest.mark.skipif(not SITES.exists(), reason="HAM10000's embeddings are not beside the checkout")
-def test_where_classes_are_unequal_a_probe_on_natural_shares_is_no_ceiling():
-    with np.load(SITES, allow_pickle=False) as file:
-        data = Embeddings.from_arrays("ham10000", file["x"][::3], file["y"][::3], file["split"][::3])
-    natural = score_probe(data.x_train, data.y_train, data.x_test, data.y_test, 0.1)
-    found = ceiling(data, 0.1)
-    assert found.balanced_accuracy > natural.balanced_accuracy + 0.05
-    assert found.accuracy >= natural["accuracy"]
 
 
 def test_recalls_are_told_of_every_class_and_of_none_that_no_test_row_has():

@@ -12,7 +12,8 @@ from fedsim.errors import UserError
 from fedsim.report import report
 from fedsim.report.diagnostics import NOT_PRIVATE
 from fedsim.report.figures import SERIES, SHADES
-from fedsim.report.report import FIGURES, grid_rows, page_tables, write_report
+from fedsim.report.report import FIGURES, page_tables, write_report
+from fedsim.results.grid_rows import grid_rows
 from fedsim.results.store import ResultStore
 
 CHROMIUM = shutil.which("chromium")

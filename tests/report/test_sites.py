@@ -45,3 +45,11 @@ def test_long_names_stay_over_their_panels(row):
     assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
     assert not any(box.overlaps(axes.get_tightbbox(for_layout_only=True)) for box, axes in zip(boxes[4:], figure.axes, strict=False))
     assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y1 < figure.bbox.y1 for box in boxes)
+
+
+def test_of_many_panels_the_first_are_drawn_and_the_caption_says_so(row):
+    labels = [f"method {number}" for number in range(17)]
+    groups = group_seeds(row(cell_id=label, label=label) for label in labels)
+    figure = draw_sites(groups, [line for label in labels for line in told(label, {"north": 0.4})])
+    assert len(figure.axes) == 16
+    assert any(text.get_text().endswith("16 of 17 are drawn.") for text in figure.texts)

@@ -117,3 +117,35 @@ def test_what_a_stated_and_a_checked_epsilon_are_is_said_below_the_table(row):
     notes = results_table(group_seeds(rows)).notes
     assert any(note.startswith("stated ε: ") and "no passed fedsim check" in note for note in notes)
     assert any(note.startswith("checked ε: ") and "refutes nothing" in note for note in notes)
+
+
+def test_a_reference_is_the_mean_of_partitions_however_many_rows_each_has(row):
+    rows = [row(cell_id=name, label=name, partition_hash="one", local_only_balanced_accuracy=0.2) for name in "abc"]
+    rows.append(row(cell_id="d", label="a", seed=1, partition_hash="other", local_only_balanced_accuracy=0.8))
+    assert ("local-only", "0.500") in results_table(group_seeds(rows)).blocks[0].references
+
+
+def test_what_clients_reach_together_stands_beside_what_their_own_classifiers_reach_alone(row):
+    found = results_table(group_seeds([row(personal_accuracy=0.9, personal_alone_accuracy=0.95)]), "personal_accuracy")
+    assert found.blocks[0].references == (("own classifier alone", "0.950"),)
+
+
+@pytest.mark.parametrize("measure", ["knn_balanced_accuracy", "mlp_balanced_accuracy", "client_worst_balanced_accuracy"])
+def test_a_linear_ceiling_and_a_mean_floor_stand_beside_no_other_score(row, measure):
+    assert results_table(group_seeds([row(**{measure: 0.9})]), measure).blocks[0].references == (("chance", "0.100"),)
+
+
+def test_seeds_that_change_nothing_give_no_interval_and_the_note_says_so(row):
+    table = results_table(group_seeds([row(cell_id=f"{seed}", seed=seed, balanced_accuracy=0.5) for seed in range(3)]))
+    assert table.blocks[0].lines[0].values == ("0.500",)
+    assert "no ±: each seed gave the same" in table.notes
+
+
+def test_n_counts_the_rows_that_have_the_measure(row):
+    rows = [row(cell_id=f"{seed}", seed=seed, **({"coverage": 0.4} if seed else {})) for seed in range(2)]
+    assert results_table(group_seeds(rows), "coverage").blocks[0].lines[0].values == ("0.400 (n=1)",)
+
+
+def test_scores_of_two_judges_are_told_apart_in_words(row):
+    rows = [row(cell_id="a", judged="1"), row(cell_id="b", seed=1, judged="2")]
+    assert any(note.startswith("scores are from 2 states of the code that judges") for note in results_table(group_seeds(rows)).notes)

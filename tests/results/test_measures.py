@@ -9,8 +9,9 @@ from cells import quick, small_cells
 
 from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.report.report import write_report
+from fedsim.results.grid_rows import load_results
 from fedsim.results.measures import MEASURES, Measure, Predictions
-from fedsim.results.store import ResultStore, load_results
+from fedsim.results.store import ResultStore
 from fedsim.simulation.row import finished_row
 from fedsim.simulation.trial import Outcome, run_trial
 

@@ -26,7 +26,7 @@ def differences(rows: list[Row]) -> list[Difference]:
 
 def test_a_difference_is_the_paired_t_test_of_the_seeds() -> None:
     (found,) = differences([*method("good", GOOD), *method("poor", POOR)])
-    assert (found.first.label, found.second.label, found.seeds) == ("good", "poor", 4)
+    assert (found.first.label, found.second.label, found.interval.count) == ("good", "poor", 4)
     assert found.interval == Interval.of([a - b for a, b in zip(GOOD, POOR, strict=True)])
     expected = ttest_rel(GOOD, POOR)
     low, high = expected.confidence_interval(0.95)
@@ -67,7 +67,7 @@ def test_p_values_are_corrected_over_the_budgets_and_pairs_of_one_place_alone() 
 
 def test_seeds_that_one_method_lacks_are_left_out_and_one_shared_seed_gives_nothing() -> None:
     (found,) = differences([*method("good", GOOD), *method("poor", POOR[:3], start=1)])
-    assert found.seeds == 3
+    assert found.interval.count == 3
     assert found.interval.mean == pytest.approx(sum(a - b for a, b in zip(GOOD[1:], POOR[:3], strict=True)) / 3)
     assert differences([*method("good", GOOD), *method("poor", POOR[:2], start=3)]) == []
 

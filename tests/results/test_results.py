@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fedsim.errors import UserError
+from fedsim.results.grid_rows import load_results
 from fedsim.results.groups import Interval, group_seeds
 from fedsim.results.rows import Row
-from fedsim.results.store import ResultStore, load_results
+from fedsim.results.store import ResultStore
 from fedsim.results.summary import write_summary
 
 CONTRACT = [
@@ -23,6 +24,7 @@ CONTRACT = [
         "cell_id",
         "source",
         "judged",
+        "referenced",
         "status",
         "error",
         "algorithm",
@@ -68,6 +70,7 @@ CONTRACT = [
         "audit_method",
         "audit_pairs",
         "audit_canary_ratio",
+        "evaluation",
         "unseen",
         "tested",
         "label_shares",
@@ -89,6 +92,8 @@ CONTRACT = [
         "client_local_only_balanced_accuracy",
         "personal_accuracy",
         "personal_balanced_accuracy",
+        "personal_alone_accuracy",
+        "personal_alone_balanced_accuracy",
         "personal_weight",
     ),
     *(
@@ -309,7 +314,11 @@ def test_the_interval_is_students():
     interval = Interval.of([1.0, 2.0, 3.0])
     assert interval.mean == 2.0
     assert interval.half_width == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
-    assert Interval.of([0.7]) == Interval(0.7, None)
+    assert Interval.of([0.7]) == Interval(0.7, None, 1)
+
+
+def test_equal_values_have_no_interval():
+    assert Interval.of([0.7, 0.7, 0.7 + 1e-16]) == Interval(pytest.approx(0.7), None, 3)
 
 
 def test_the_summary_averages_seeds_and_leaves_failed_and_overspent_out(tmp_path):
@@ -369,3 +378,12 @@ def test_groups_come_by_partition_then_label_then_epsilon():
     told = [(group.alpha, group.label, group.epsilon_target) for group in group_seeds(rows)]
     ordered = (1.0, 4.0, math.inf, None)
     assert told == [(alpha, label, epsilon) for alpha in (0.1, 1.0) for label in ("z", "a") for epsilon in ordered]
+
+
+def test_load_results_is_of_the_grid_that_ran_last_and_without_a_manifest_of_the_last_evaluation(tmp_path):
+    store = ResultStore(tmp_path)
+    for cell_id, per_class in (("a", 200), ("b", 3), ("c", 3)):
+        store.append(row(cell_id, evaluation={"per_class": per_class}))
+    assert load_results(tmp_path)["cell_id"].tolist() == ["b", "c"]
+    (tmp_path / "manifest.json").write_text(json.dumps({"cells": [{"cell_id": "a", "label": "renamed"}]}))
+    assert load_results(tmp_path)[["cell_id", "label"]].to_numpy().tolist() == [["a", "renamed"]]

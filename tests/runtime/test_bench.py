@@ -15,10 +15,11 @@ from rich.console import Console
 from fedsim.errors import UserError
 from fedsim.grid.models import Grid
 from fedsim.methods.check_file import file_check
-from fedsim.report.report import grid_rows, write_report
+from fedsim.report.report import write_report
+from fedsim.results.grid_rows import grid_rows, load_results
 from fedsim.results.measures import MEASURES
 from fedsim.results.rows import Row
-from fedsim.results.store import ResultStore, load_results
+from fedsim.results.store import ResultStore
 from fedsim.runtime import scheduler
 from fedsim.runtime.display import LineDisplay
 from fedsim.runtime.scheduler import Scheduler

@@ -20,7 +20,7 @@ from fedsim.results.store import ResultStore
 from fedsim.runtime.judging import run_judging
 
 Bench = Callable[..., Ran]
-JUDGED = ("judged", "tested", "label_shares", "accuracy", "knn_balanced_accuracy", "recall_per_class", "ceiling_accuracy")
+JUDGED = ("judged", "referenced", "tested", "label_shares", "accuracy", "knn_balanced_accuracy", "recall_per_class", "ceiling_accuracy")
 
 
 class Stops(Console):
@@ -98,9 +98,11 @@ def test_a_row_without_a_generator_keeps_its_scores_and_stands_beside_the_same_r
     again = {row.algorithm: row for row in judge(ran.folder).rows}
     assert again["dp-gaussian"] == whole["dp-gaussian"]
     classifier = again["fedavg-linear"]
-    assert classifier.balanced_accuracy == 0.01
+    assert (classifier.balanced_accuracy, classifier.judged) == (0.01, None)
     assert classifier.ceiling_balanced_accuracy == whole["fedavg-linear"].ceiling_balanced_accuracy
     assert classifier.epsilon_spent == whole["fedavg-linear"].epsilon_spent
+    told = "all 2 finished cells are judged by today's code, but for the scores of 1 without a saved generator"
+    assert told in judge(ran.folder).output
 
 
 def test_an_interrupted_judging_goes_on_where_it_stopped(bench: Bench) -> None:

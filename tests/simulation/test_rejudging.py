@@ -13,7 +13,7 @@ from fedsim.grid.models import Grid
 from fedsim.results.folder import RunFolder
 from fedsim.simulation.generators import save_generator
 from fedsim.simulation.preflight import prepare
-from fedsim.simulation.rejudging import cell_of, judged_anew, prepare_judging
+from fedsim.simulation.rejudging import cell_of, judged_anew, prepare_judging, saved_generators
 from fedsim.simulation.row import finished_row, judged_fields
 from fedsim.simulation.trial import Outcome, run_trial
 
@@ -58,13 +58,13 @@ def test_a_saved_generator_is_worth_what_it_was(tmp_path: Path, keys: dict[str, 
     assert outcome.generator is not None
     row = finished_row(trial, outcome, None, None, {})
     save_generator(run, trial, (), outcome.generator, {"status": "ok", "epsilon_spent": 1.0, "accountant": None}, {})
-    again, finished = prepare_judging(written(grid), [row], run, NODES)
+    again, finished = prepare_judging(written(grid), [row], saved_generators(written(grid), [row], run), run, NODES)
     asked, state = finished[row.cell_id].state()
     assert state is not None
     assert (asked.task, asked.plan) == (trial.task, trial.plan)
     judgement = judged_anew(asked, state, again.data[asked.data_key])
     assert judgement == outcome.judgement
-    assert judged_fields(judgement, None, None) == judged_fields(outcome.judgement, None, None)
+    assert judged_fields(judgement, None) == judged_fields(outcome.judgement, None)
 
 
 def test_data_or_partitions_that_are_not_those_of_the_rows_are_refused(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_data_or_partitions_that_are_not_those_of_the_rows_are_refused(tmp_path:
     row = finished_row(trial, outcome, None, None, {})
     for field, what in (("dataset_hash", "content"), ("partition_hash", "partition")):
         with pytest.raises(UserError, match=f"the {what} of data set '.*' is not that of its rows"):
-            prepare_judging(written(grid), [row.model_copy(update={field: "0123"})], run, NODES)
+            prepare_judging(written(grid), [row.model_copy(update={field: "0123"})], {}, run, NODES)
 
 
 def test_a_row_of_a_data_set_that_the_grid_lacks_is_refused(tmp_path: Path) -> None:
