@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from fedsim.batch import Batch, Layout, consecutive
 from fedsim.device import CPU, moved, to_device
-from fedsim.methods.messages import Message, Ran, Step, Tensors, Told
+from fedsim.methods.messages import NUMBER_BYTES, Message, Ran, Step, Tensors, Told
+from fedsim.methods.parameters import rounded
 from fedsim.privacy.noise import fill_gaussian, fingerprint, gaussian
 from fedsim.privacy.plan import PrivacyPlan, Release
 from fedsim.seeds import Purpose, Seeds
@@ -199,7 +200,7 @@ class Clients:
         Args:
             release: the mechanism that runs.
             round_: the round; where a round holds several steps, the number of the step over all rounds.
-            sent: sums over the members.
+            sent: sums over the members; in float64 they are rounded once noise is added.
             kept: per-client tensors ``[members, ...]``.
 
         Raises:
@@ -234,7 +235,7 @@ class Clients:
         self.ran.steps.append(Step(release.name, round_, self.members, release.sample_rate, multiplier, bare=bool(sent) and not own))
         parts = torch.split(to_device(total, self.device), [value.numel() for value in own.values()])
         added = {name: value + noise.view(value.shape) for (name, value), noise in zip(own.items(), parts, strict=True)}
-        return Noised(sent | added, noised)
+        return Noised(sent | rounded(added), noised)
 
     def send(self, sums: Tensors, diagnostics: Mapping[str, Told] | None = None, uplink_bytes: int | None = None) -> Message:
         """The cohort's message.
@@ -244,5 +245,5 @@ class Clients:
             diagnostics: values per example or per client by name; not private, for people who may see the data.
             uplink_bytes: what all members together would send over a network; None: every member tensors of these shapes.
         """
-        weight = len(self.members) * sum(value.numel() * value.element_size() for value in sums.values())
+        weight = len(self.members) * NUMBER_BYTES * sum(value.numel() for value in sums.values())
         return Message(sums=sums, uplink_bytes=weight if uplink_bytes is None else uplink_bytes, diagnostics=diagnostics or {})

@@ -20,7 +20,7 @@ from fedsim.batch import Batch, Layout
 from fedsim.device import to_device
 from fedsim.methods.algorithm import Algorithm, Params
 from fedsim.methods.clients import Clients
-from fedsim.methods.messages import Diagnostic, Message, Round, Server, Tensors, Values
+from fedsim.methods.messages import NUMBER_BYTES, Diagnostic, Message, Round, Server, Tensors, Values
 from fedsim.methods.optimise import adam_step
 from fedsim.methods.parameters import shared_tensors
 from fedsim.methods.phase import Phase
@@ -136,7 +136,7 @@ class LocalTraining(Algorithm):
 
     def sent_bytes(self, broadcast: Tensors, takes_part: Tensor) -> int:
         """What the updates of those who send one weigh on a network."""
-        return 4 * sum(value.numel() for value in broadcast.values()) * int(takes_part.sum())
+        return NUMBER_BYTES * sum(value.numel() for value in broadcast.values()) * int(takes_part.sum())
 
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Values:
         """Add the mean update: by row counts without privacy, by a public number of clients with it."""
@@ -206,9 +206,9 @@ def clip_updates(updates: Tensors, clip: float) -> tuple[Tensors, Tensor]:
 
 
 def weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
-    """``sum_k weights_k values_k`` of ``[K]`` and ``[K, ...]``, added up in float64: cohorts of any size give the same sum."""
+    """``sum_k weights_k values_k`` of ``[K]`` and ``[K, ...]``, in float64: cohorts of any size give the same sum."""
     total: Tensor = torch.einsum("k,k...->...", weights.double(), values.double())
-    return total.to(values.dtype)
+    return total
 
 
 class _LossOf(nn.Module):

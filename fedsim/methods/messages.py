@@ -18,6 +18,8 @@ from fedsim.privacy.ledger import Entry
 from fedsim.privacy.plan import PrivacyPlan, Release, Trust, Unit
 from fedsim.seeds import Seeds
 
+NUMBER_BYTES = 4
+"""What a number weighs on a network, as float32."""
 Tensors = dict[str, Tensor]
 Values = Mapping[str, float | Tensor]
 """Numbers by name; one that a device computed may stay there as a tensor until the round is over."""

@@ -50,6 +50,11 @@ def add_in_order(parts: Sequence[Tensors]) -> Tensors:
     return {name: own[0] if len(own) == 1 else sum_in_double(own) for name, own in terms.items()}
 
 
+def rounded(tensors: Tensors) -> Tensors:
+    """Float32 in the place of float64: what is done to sums once their noise is added, and not before."""
+    return {name: value.float() if value.dtype == torch.float64 else value for name, value in tensors.items()}
+
+
 def sum_in_double(terms: Sequence[Tensor]) -> Tensor:
     """The sum of equal shapes, added up in float64 and rounded once to the dtype of the first."""
     total = terms[0].double()

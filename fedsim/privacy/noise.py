@@ -19,7 +19,8 @@ CHUNK = 2**14
 BLOCK = 8 * CHUNK
 """Coordinates that are drawn at a time: few enough for a processor's cache."""
 RARE = 2**8
-"""Radius words below this are the tail, which 32 bits tell coarsely and not beyond 6.8 standard deviations: 32 more bits divide each."""
+"""So many radius words at either end are drawn again with 32 bits more: 32 tell the tail coarsely and end at 6.8 standard deviations,
+and in float32 the radii of the largest are 0, which would be no noise at all."""
 SMALLEST = 1e-30
 """Standard deviations below this are refused: float32 has no normal numbers below 1e-38, and what is smaller may be counted as 0."""
 SHOWN = 64
@@ -72,16 +73,16 @@ def fill_gaussian(out: NDArray[np.float32], std: float, stream: Keystream) -> in
         return 0
     crc, whole = 0, len(out) - len(out) % CHUNK
     chunks = [out[start : min(start + BLOCK, whole)].reshape(-1, CHUNK) for start in range(0, whole, BLOCK)]
-    tails = []
+    ends = []
     for part in (*chunks, out[None, whole:]):
         words = stream.words(part.size + part.size % 2)
         crc = zlib.crc32(words[::SHOWN].tobytes(), crc)
         words = words.reshape(len(part), -1)
         _box_muller(words, std, part)
-        if words.size and words[:, : words.shape[1] // 2].min() < RARE:
-            tails.append((part, words))
-    for part, words in tails:
-        _divide_tail(words, std, part, stream)
+        if words.size and _from_end(words).min() < 2 * RARE:
+            ends.append((part, words))
+    for part, words in ends:
+        _divide_ends(words, std, part, stream)
     return crc
 
 
@@ -104,12 +105,22 @@ def _box_muller(words: NDArray[np.uint32], std: float, out: NDArray[np.float32])
     np.multiply(radius[:, :rest], angle[:, :rest], out=out[:, half:])
 
 
-def _divide_tail(words: NDArray[np.uint32], std: float, out: NDArray[np.float32], stream: Keystream) -> None:
-    """Draw the rare numbers of :func:`_box_muller` again whose radius is in the tail, with 64 bits for each radius: up to 9.5 ``std``."""
+def _from_end(words: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """The radius words moved around their range so that those at its ends come first."""
+    return words[:, : words.shape[1] // 2] + RARE
+
+
+def _divide_ends(words: NDArray[np.uint32], std: float, out: NDArray[np.float32], stream: Keystream) -> None:
+    """Draw the rare numbers of :func:`_box_muller` again whose radius word is at an end, with 64 bits for each: up to 9.5 ``std``."""
     half = words.shape[1] // 2
-    rows, places = np.nonzero(words[:, :half] < RARE)
-    fractions = words[rows, places] * 2.0**-32 + (stream.words(len(rows)) + 0.5) * 2.0**-64
-    radius = std * np.sqrt(-2 * np.log(fractions))
+    rows, places = np.nonzero(_from_end(words) < 2 * RARE)
+    high, low = words[rows, places], stream.words(len(rows)) + 0.5
+    # what is left to 1 is told exactly where the fraction itself rounds to 1
+    rest = (2.0**32 - 1 - high) * 2.0**-32 + (2.0**32 - low) * 2.0**-64
+    near = high >= RARE
+    logarithms = np.log(high * 2.0**-32 + low * 2.0**-64)
+    logarithms[near] = np.log1p(-rest[near])
+    radius = std * np.sqrt(-2 * logarithms)
     angle = words[rows, half + places].view(np.int32) * (math.pi * 2.0**-31)
     out[rows, places] = radius * np.cos(angle)
     paired = half + places < out.shape[1]

@@ -16,7 +16,7 @@ from torch import Tensor
 from fedsim.device import CPU, moved
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Diagnostic, Message, Pool, Round, Server, Tensors, Values
-from fedsim.methods.parameters import add_in_order, code_names, in_order, joint_norm, l2_norm, squared_sums
+from fedsim.methods.parameters import add_in_order, code_names, in_order, joint_norm, l2_norm, rounded, squared_sums
 from fedsim.methods.products import Generator, Product
 from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.noise import Noise, gaussian
@@ -94,7 +94,7 @@ def train(
         total = add_in_order([moved(message.sums, device) for message in messages])
         noise, multiplier = server_noise(algorithm, plan, round_, total, seeds)
         signal, drawn = squared_sums(total), moved(noise.parts, device)
-        noisy = {name: value + drawn[name] for name, value in total.items()} if drawn else total
+        noisy = rounded({name: value + drawn[name] for name, value in total.items()} if drawn else total)
         if watch is not None:
             watch(round_, noisy)
         values = phase.at_server(server, round_, noisy)

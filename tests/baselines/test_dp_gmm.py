@@ -9,6 +9,7 @@ from baselines.dp_gaussian import DPGaussian, DPGaussianParams
 from baselines.dp_gmm import DPGMM, DPGMMParams, MixtureGenerator
 from fedsim.methods.messages import Server, Task, Tensors
 from fedsim.methods.one_shot import OneShot, Rows
+from fedsim.methods.parameters import rounded
 from fedsim.privacy.clipping import Norms
 from fedsim.privacy.statistics import mixture
 from fedsim.privacy.statistics.outer_products import clipped_statistics, unit_weights
@@ -36,7 +37,7 @@ def without_noise(algorithm: OneShot, x: torch.Tensor, y: torch.Tensor) -> Serve
             products = statistic.products(Rows(x, y, torch.zeros_like(y)), algorithm.broadcast(server))
             sums, norms = clipped_statistics(products, Norms(1.0, weights=weights))
             assert norms.max() <= 1 + 1e-5
-            statistic.receive(server, {name: value / weights[name] for name, value in sums.items()}, dict.fromkeys(weights, 0.0))
+            statistic.receive(server, {name: value / weights[name] for name, value in rounded(sums).items()}, dict.fromkeys(weights, 0.0))
     return server
 
 

@@ -14,6 +14,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from baselines.dp_least_squares import DPLeastSquares, DPLeastSquaresParams
 from fedsim.methods.messages import Server, Task
 from fedsim.methods.one_shot import Rows
+from fedsim.methods.parameters import rounded
 from fedsim.privacy.clipping import Norms
 from fedsim.privacy.statistics.moments import MOMENT_WEIGHTS
 from fedsim.privacy.statistics.outer_products import clipped_statistics, unit_weights
@@ -42,7 +43,7 @@ def receive(x: torch.Tensor, y: torch.Tensor, std: dict[str, float], drawn: floa
     server = Server(torch.nn.Module(), Seeds(0), tensors={"mean": x.mean(0)})
     weights = unit_weights(MOMENT_WEIGHTS)
     sums, _ = clipped_statistics(algorithm.moment_products(Rows(x, y, torch.zeros_like(y)), server.tensors), Norms(1.0, weights=weights))
-    sums = {name: value / weights[name] for name, value in sums.items()}
+    sums = {name: value / weights[name] for name, value in rounded(sums).items()}
     sums["class_sums"] += drawn * torch.randn(sums["class_sums"].shape, generator=stream)
     algorithm.receive_moments(server, sums, std)
     return server

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from baselines.dp_merf import DPMERF, WEIGHTS, DPMERFParams
 from fedsim.methods.messages import Server, Task
 from fedsim.methods.one_shot import Rows
+from fedsim.methods.parameters import rounded
 from fedsim.privacy.clipping import Norms
 from fedsim.privacy.statistics.outer_products import clipped_statistics, unit_weights
 from fedsim.seeds import Seeds
@@ -35,7 +36,7 @@ def without_noise(algorithm: DPMERF, x: torch.Tensor, y: torch.Tensor) -> Server
         for _ in range(statistic.steps):
             products = statistic.products(Rows(x, y, torch.zeros_like(y)), algorithm.broadcast(server))
             sums, _ = clipped_statistics(products, Norms(1.0, weights=weights))
-            statistic.receive(server, {name: value / weights[name] for name, value in sums.items()}, dict.fromkeys(weights, 0.0))
+            statistic.receive(server, {name: value / weights[name] for name, value in rounded(sums).items()}, dict.fromkeys(weights, 0.0))
     return server
 
 

@@ -13,7 +13,7 @@ from fedsim.kit.checks.subject import CLIENTS, Subject
 from fedsim.kit.checks.verdict import Verdict, failed, idle, passed
 from fedsim.kit.checks.watch import Query, WatchedPool
 from fedsim.methods.messages import Tensors
-from fedsim.methods.parameters import add_in_order
+from fedsim.methods.parameters import add_in_order, rounded
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.seeds import Seeds
 
@@ -84,7 +84,7 @@ def _draws(subject: Subject, plan: PrivacyPlan) -> list[Draw]:
         for client, tape in enumerate(noisy.tapes):
             for query in (query for query in tape.queries if query.round == number):
                 draws.append(Draw(release.name, query.step, client, _flat(_added(query, sent=plan.trust == "silo" and not black_box))))
-        phase.at_server(server, round_, add_in_order([message.sums for message in messages]))
+        phase.at_server(server, round_, rounded(add_in_order([message.sums for message in messages])))
     return [draw for draw in draws if len(draw.values)]
 
 

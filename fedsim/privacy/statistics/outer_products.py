@@ -39,7 +39,8 @@ def clipped_statistics(
     Class sums are (one-hot label, x), counts (one-hot label, 1), second moments (x, x). Removing one unit changes all sums
     together by at most C in L2 norm. A unit that is not finite counts as 0.
 
-    The sums are made in float64 and rounded once, so that they depend neither on the order of the rows nor on a processor's products.
+    The sums are float64, so that they depend neither on the order of the rows nor on a processor's products. They are rounded after their
+    noise is added: before, a unit could change the rounding of sums of many rows by more than it changes the sums.
 
     Args:
         products: of every row, by name.
@@ -47,7 +48,7 @@ def clipped_statistics(
         groups: which group each row belongs to, where that is the unit and its rows' sum is clipped; None: every row by itself.
 
     Returns:
-        The sums, weighted by ``norms.weight(name)``, and the units' joint norms before clipping (private, for diagnostics only).
+        The sums, float64, weighted by ``norms.weight(name)``, and the units' joint norms before clipping (private, for diagnostics only).
     """
     first = next(iter(products.values())).left
     unit_squared = first.new_zeros(len(first) if groups is None else groups.clients)
@@ -67,7 +68,7 @@ def clipped_statistics(
             # 0 times a nan is a nan: a broken row is left out, not weighed with 0.
             left, right = (side[part].masked_fill(broken[part], 0).double() for side in (product.left, product.right))
             total.addmm_((left * factor[part, None]).T, right, alpha=norms.weight(name))
-        sums[name] = total.to(squared.dtype)
+        sums[name] = total
     return sums, unit_squared.sqrt()
 
 

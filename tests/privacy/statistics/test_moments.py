@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedsim.methods.parameters import rounded
 from fedsim.privacy.clipping import Norms
 from fedsim.privacy.statistics import moments
 from fedsim.privacy.statistics.outer_products import clipped_statistics, unit_weights
@@ -49,7 +50,7 @@ def test_without_noise_the_moments_are_those_of_the_rows() -> None:
     r = moments.centred(x, x.mean(0), 2.0)
     sums, _ = released(moments.moment_products(r, y, CLASSES), moments.MOMENT_WEIGHTS)
     weights = unit_weights(moments.MOMENT_WEIGHTS)
-    exact = {name: value / weights[name] for name, value in sums.items()}
+    exact = {name: value / weights[name] for name, value in rounded(sums).items()}
     found = moments.gaussians(exact["class_sums"], exact["class_counts"], exact["second"], dict.fromkeys(weights, 0.0))
     means = torch.stack([r[y == c].mean(0) for c in range(CLASSES)])
     within = np.cov((r - means[y]).numpy().T, bias=True)
@@ -77,7 +78,7 @@ def client_means(std: float) -> torch.Tensor:
     x, client, _ = clients()
     stream, weights = torch.Generator().manual_seed(6), unit_weights(moments.CLIENT_WEIGHTS)
     sums = released(moments.client_mean_products(x, client, 4), moments.CLIENT_WEIGHTS)[0]
-    noisy = [(value + std * torch.randn(value.shape, generator=stream)) / weights[name] for name, value in sums.items()]
+    noisy = [(value + std * torch.randn(value.shape, generator=stream)) / weights[name] for name, value in rounded(sums).items()]
     return moments.client_means(*noisy, {name: std / weight for name, weight in weights.items()})
 
 
