@@ -186,12 +186,23 @@ class BlockGenerator:
 
 def pairs(labels: Tensor) -> tuple[Tensor, Tensor]:
     """Rows of a label in pairs, in their order: which pair's draws each row takes ``[n]``, and whether it is the pair's second ``[n]``."""
+    place, made = places(labels), (torch.bincount(labels) + 1) // 2
+    return (made.cumsum(0) - made)[labels] + place // 2, (place % 2).bool()
+
+
+def places(labels: Tensor) -> Tensor:
+    """The place of every row among the rows of its label, in their order ``[n]``."""
     order = torch.argsort(labels, stable=True)
-    sorted_labels, place = labels[order], torch.arange(len(labels), device=labels.device)
-    second = (place - torch.searchsorted(sorted_labels, sorted_labels)) % 2
-    pair, is_second = torch.empty_like(order), torch.empty_like(order)
-    pair[order], is_second[order] = (1 - second).cumsum(0) - 1, second
-    return pair, is_second.bool()
+    sorted_labels, found = labels[order], torch.empty_like(order)
+    found[order] = torch.arange(len(labels), device=labels.device) - torch.searchsorted(sorted_labels, sorted_labels)
+    return found
+
+
+def by_shares(labels: Tensor, shares: Tensor, together: int) -> Tensor:
+    """A site for every row ``[n]``, as frequent in each label as ``shares`` ``[K]``, the same for so many rows ``together``."""
+    groups = -(-torch.bincount(labels) // together)
+    quantile = (places(labels) // together + 0.5) / groups[labels]
+    return torch.searchsorted(shares.cumsum(0) / shares.sum(), quantile.to(shares.dtype)).clamp_max(len(shares) - 1)
 
 
 def single(labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -217,7 +228,16 @@ def orthogonal(draws: Tensor) -> Tensor:
 
 
 class SitesGenerator(BlockGenerator):
-    """The shared one, which has a version for every client, with shifts of the prior's means and a covariance of the block of its own."""
+    """The shared one, which has a version for every client, with shifts of the prior's means and a covariance of the block of its own.
+
+    Where sites have centres of their own, the shared one's rows are about all of them, each as often as its site has rows.
+    """
+
+    def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
+        """Synthetic embeddings ``[n, d]`` of all sites."""
+        t = self.tensors
+        site = by_shares(labels, t["client_rows"], 2 if self.paired else 1)
+        return super().sample(labels, stream) + (t["client_centres"] - t["centre"])[site]
 
     def of_client(self, client: int) -> BlockGenerator:
         """About the client's own centre: its block is whitened by its covariance, drawn as everybody's, about its own means, and spread."""

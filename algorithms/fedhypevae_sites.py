@@ -11,13 +11,13 @@ from torch import Tensor
 
 from algorithms import class_block
 from algorithms.class_block import SitesGenerator
-from algorithms.fedhypevae_warm import TOLD, FedHypeVAEWarm, FedHypeVAEWarmParams
+from algorithms.fedhypevae_warm import LEAST, TOLD, FedHypeVAEWarm, FedHypeVAEWarmParams
 from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.one_shot import Rows, Statistic
 from fedsim.methods.registry import register
 from fedsim.privacy.statistics import moments, shrinkage
 
-SHARES = {"mean": 0.08, "moments": 0.64, "class moments": 0.14, "site moments": 0.14}
+SHARES = {"mean": 0.08, "distances": 0.02, "moments": 0.62, "class moments": 0.14, "site moments": 0.14}
 MEAN_WEIGHTS = {**moments.MEAN_WEIGHTS, **moments.CLIENT_WEIGHTS}
 APART = 0.5
 """Sites whose means are farther apart than this share of the rows' variance are centred each by its own mean."""
@@ -66,18 +66,15 @@ class FedHypeVAESites(FedHypeVAEWarm):
         mean = server.tensors["centre"]
         own = moments.client_means(sums["client_sums"], sums["client_counts"], std)
         apart = (own - own.mean(0)).square().sum(1).mean()
-        far = apart > APART * (server.tensors["variance"] - apart).clamp_min(0.02)
+        far = apart > APART * (server.tensors["variance"] - apart).clamp_min(LEAST)
         centres = own if far else mean.expand_as(own).clone()
         if far:
-            server.tensors["variance"] = (server.tensors["variance"] - apart).clamp_min(0.02)
-            server.tensors["clip_radius"] = (
-                server.tensors["clip_radius"] * (server.tensors["variance"] / (server.tensors["variance"] + apart)).sqrt()
-            )
-        server.tensors["client_centres"] = centres
+            server.tensors["variance"] = (server.tensors["variance"] - apart).clamp_min(LEAST)
+        server.tensors |= {"client_centres": centres, "client_rows": sums["client_counts"][:, 0].clamp_min(1)}
 
-    def centred(self, rows: Rows, told: Tensors, radius: str) -> Tensor:
+    def about(self, rows: Rows, told: Tensors) -> Tensor:
         """Rows about their site's centre."""
-        return (rows.x - told["client_centres"][rows.client]) / told[radius]
+        return rows.x - told["client_centres"][rows.client]
 
     def site_products(self, rows: Rows, told: Tensors) -> moments.Products:
         """Sums and counts of residuals, by site and by site and class."""

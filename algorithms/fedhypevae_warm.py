@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -19,15 +20,23 @@ from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.one_shot import OneShot, Rows, Statistic, statistic_phase
 from fedsim.methods.phase import Phase
 from fedsim.methods.registry import register
+from fedsim.models.layers import one_hot
 from fedsim.privacy.statistics import moments, shrinkage
+from fedsim.privacy.statistics.outer_products import OuterProduct
 from fedsim.privacy.statistics.spectral import descending
 
-SHARES = {"mean": 0.06, "moments": 0.86, "class moments": 0.08}
+SHARES = {"mean": 0.06, "distances": 0.02, "moments": 0.84, "class moments": 0.08}
 """How the releases share the budget, in units of 1 / sigma^2."""
 MOMENT_WEIGHTS = {**moments.MOMENT_WEIGHTS, "second": 1.0}
 """Class means are shrunk, and told again in the block: the second moment needs more of the budget than where neither is so."""
 CLIP = 0.7
 """Rows about the mean are clipped at this share of their root mean square distance from it."""
+LEAST = 0.02
+"""A variance is no smaller share of what it is a part of."""
+BINS = 30
+"""Of distances from the mean: half octaves below 2, the last has all that are smaller."""
+SEEN = 3.0
+"""Standard deviations of noise above which a bin's count is believed."""
 STRETCH = 0.75
 """Power of the factor that gives clipped rows back their full variance; a normal law that has all of it leaves the dense middle bare."""
 FLOOR = 0.6
@@ -61,10 +70,11 @@ class FedHypeVAEWarm(OneShot):
     shares: ClassVar[Mapping[str, float]] = SHARES
 
     def statistics(self) -> tuple[Statistic, ...]:
-        """The mean; moments of the centred rows; class moments in the block."""
+        """The mean; how far rows are from it; moments of the centred rows; class moments in the block."""
         share = self.shares
         return (
             self.mean_statistic(share["mean"]),
+            Statistic("distances", share["distances"], {"bins": 1.0}, self.distance_products, self.receive_distances),
             Statistic("moments", share["moments"], MOMENT_WEIGHTS, self.moment_products, self.receive_moments),
             Statistic("class moments", share["class moments"], class_block.CLASS_WEIGHTS, self.class_products, self.receive_classes),
         )
@@ -87,19 +97,41 @@ class FedHypeVAEWarm(OneShot):
 
     def receive_mean(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
         """The centre, and how far rows are from it: they have unit norm, so their variance is 1 - |mean|^2."""
-        self.take_mean(server, moments.released_mean(sums), float(std["sum"] / sums["count"].clamp_min(1.0)[0]))
+        found = moments.released_mean(sums, std)
+        server.tensors |= {"centre": found.mean, "variance": (1 - found.squared).clamp(LEAST, 1), "error": found.error}
 
-    def take_mean(self, server: Server, mean: Tensor, noise: float) -> None:
-        """Centre and radii from a released mean ``[d]`` whose entries carry noise of that deviation."""
-        error = len(mean) * noise**2
-        variance = (1 - mean.square().sum() + error).clamp(0.02, 1)
-        server.tensors |= {"centre": mean, "variance": variance, "clip_radius": CLIP * (variance + min(error, 1.0)).sqrt()}
+    # --- distances ---
+
+    def about(self, rows: Rows, told: Tensors) -> Tensor:
+        """Rows about the centre."""
+        return rows.x - told["centre"]
+
+    def distance_products(self, rows: Rows, told: Tensors) -> moments.Products:
+        """A histogram of the rows' distances from the centre."""
+        half_octaves = (2 - 2 * self.about(rows, told).norm(dim=1).clamp_min(1e-12).log2()).floor().clamp(0, BINS - 1)
+        return {"bins": OuterProduct(rows.x.new_ones(len(rows.x), 1), one_hot(half_octaves.long(), BINS))}
+
+    def receive_distances(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+        """The radius at which rows are clipped; the variance that the mean tells, where no bin contradicts it.
+
+        1 - |mean|^2 is what noise in the mean and in the count leaves of it: nothing where rows share nearly all of their norm.
+        """
+        counts = sums["bins"][0]
+        counts = torch.where(counts > SEEN * std["bins"], counts, 0.0)
+        variance, error = server.tensors["variance"], server.tensors["error"]
+        square = variance + error
+        if counts.any():
+            most = 4 * 0.5 ** torch.arange(BINS, device=counts.device)
+            largest = (counts * most).sum() / counts.sum()
+            square = torch.minimum(torch.maximum(square, largest / 2), largest)
+            variance = (square - error).clamp_min(LEAST * float(square))
+        server.tensors |= {"variance": variance, "clip_radius": CLIP * square.sqrt()}
 
     # --- moments ---
 
     def centred(self, rows: Rows, told: Tensors, radius: str) -> Tensor:
         """Rows about the centre, in units of a radius."""
-        return (rows.x - told["centre"]) / told[radius]
+        return self.about(rows, told) / told[radius]
 
     def moment_products(self, rows: Rows, told: Tensors) -> moments.Products:
         """Class sums and counts, and one second moment, of the clipped rows."""

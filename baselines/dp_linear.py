@@ -90,7 +90,7 @@ class CentredSoftmaxRegression(DPSGD):
 
 def receive_mean(server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
     """Put the released mean into the model, whose parameters every later broadcast carries."""
-    load_parameters(server.model, {"mean": moments.released_mean(sums)})
+    load_parameters(server.model, {"mean": moments.released_mean(sums, std).mean})
 
 
 @register("dp-linear")

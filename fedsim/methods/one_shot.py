@@ -144,6 +144,6 @@ def overall_mean(share: float) -> Statistic:
     """The mean of all rows, of norm at most 1 each, as ``server.tensors["mean"]`` ``[d]``."""
 
     def receive(server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
-        server.tensors["mean"] = moments.released_mean(sums)
+        server.tensors["mean"] = moments.released_mean(sums, std).mean
 
     return Statistic("mean", share, moments.MEAN_WEIGHTS, lambda rows, told: moments.mean_products(rows.x), receive)

@@ -115,16 +115,31 @@ def of_two_sites() -> SitesGenerator:
     mixing = torch.randn(BLOCK, BLOCK, generator=stream) / 2
     own = {
         "client_centres": torch.stack([tensors["centre"], tensors["centre"] + 1]),
+        "client_rows": torch.tensor([300.0, 100.0]),
         "shifts": torch.stack([torch.zeros(CLASSES, BLOCK), torch.randn(CLASSES, BLOCK, generator=stream)]),
         "site_covariances": torch.stack([torch.eye(BLOCK), mixing @ mixing.T + torch.eye(BLOCK)]),
     }
     return SitesGenerator(tensors | own)
 
 
-def test_a_site_that_is_as_all_are_draws_the_shared_rows() -> None:
+def test_a_site_that_is_as_all_are_draws_the_rows_about_the_common_centre() -> None:
     sites, labels = of_two_sites(), torch.arange(CLASSES).repeat_interleave(5)
-    rows = (each.sample(labels, torch.Generator().manual_seed(0)) for each in (sites, sites.of_client(0)))
+    rows = (each.sample(labels, torch.Generator().manual_seed(0)) for each in (BlockGenerator(sites.tensors), sites.of_client(0)))
     torch.testing.assert_close(*rows, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_the_shared_rows_are_about_every_site_s_centre_as_often_as_it_has_rows(paired: bool) -> None:
+    tensors, labels = of_two_sites().tensors, torch.arange(CLASSES).repeat_interleave(16)
+    labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))]
+    mixed, plain = (each(tensors, paired).sample(labels, torch.Generator().manual_seed(0)) for each in (SitesGenerator, BlockGenerator))
+    second = (mixed - plain).mean(1).round().long()
+    assert torch.allclose(mixed, plain + second[:, None].float(), atol=1e-4)
+    for label in range(CLASSES):
+        own = second[labels == label]
+        assert own.sum() == 4
+        # rows of a pair are about one centre
+        assert not paired or torch.equal(own[::2], own[1::2])
 
 
 def test_a_site_s_rows_are_about_its_own_means_and_as_wide_as_it_is() -> None:

@@ -10,7 +10,8 @@ from cells import quick, small_cells
 
 from algorithms import fedhypevae_sites, fedhypevae_warm
 from algorithms.class_block import block_of
-from fedsim.methods.messages import Tensors
+from fedsim.methods.messages import Task, Tensors
+from fedsim.methods.one_shot import Rows
 from fedsim.methods.parameters import rounded
 from fedsim.seeds import Seeds
 from fedsim.simulation.cohort import LocalPool, build_algorithm
@@ -106,3 +107,33 @@ def test_a_block_has_a_direction_where_none_stands_out() -> None:
     block = block_of(torch.full((2, 5), 0.3), alike, torch.eye(5, dtype=torch.double), 1)
     assert block.directions.shape == block.basis.shape == (5, 1)
     assert float(block.directions.norm()) == pytest.approx(1)
+
+
+def after_distances(x: torch.Tensor, noise: float = 0.0) -> Tensors:
+    """What the server knows of rows by their mean, which has ``noise`` on each coordinate of its sum, and by their distances."""
+    algorithm = fedhypevae_warm.FedHypeVAEWarm(fedhypevae_warm.FedHypeVAEWarmParams(), Task(x.shape[1], 2, 1))
+    server, rows = algorithm.initial_server(Seeds(0)), Rows(x, torch.zeros(len(x)).long(), torch.zeros(len(x)).long())
+    drawn = noise * torch.randn(1, x.shape[1], generator=torch.Generator().manual_seed(1))
+    algorithm.receive_mean(server, {"sum": x.sum(0, keepdim=True) + drawn, "count": torch.full((1, 1), float(len(x)))}, {"sum": noise})
+    bins = algorithm.distance_products(rows, server.tensors)["bins"]
+    algorithm.receive_distances(server, {"bins": bins.left.T @ bins.right}, {"bins": 0.0})
+    return server.tensors
+
+
+@pytest.mark.parametrize("spread", [1e-3, 1e-2, 0.1, 1.0])
+def test_rows_are_clipped_near_their_distance_from_the_mean_however_small_it_is(spread: float) -> None:
+    stream = torch.Generator().manual_seed(0)
+    x = torch.nn.functional.normalize(torch.ones(1000, 40) / 40**0.5 + spread * torch.randn(1000, 40, generator=stream) / 40**0.5)
+    told, apart = after_distances(x), float((x - x.mean(0)).square().sum(1).mean().sqrt())
+    assert apart / 2**0.5 <= told["clip_radius"] / fedhypevae_warm.CLIP <= apart * 2**0.5
+    assert 0.5 * apart**2 <= told["variance"] <= 2 * apart**2
+
+
+def test_of_few_rows_in_many_dimensions_the_centre_is_hardly_the_noise_of_their_mean() -> None:
+    x = torch.nn.functional.normalize(torch.randn(200, 1500, generator=torch.Generator().manual_seed(0)) + 1)
+    told, raw = after_distances(x, noise=5.0), x.mean(0)
+    noise = 5.0 * 1500**0.5 / 200
+    error = (told["centre"] - raw).norm()
+    assert 1.5 * error < raw.norm() < noise
+    assert told["error"] == pytest.approx(float(error**2), rel=0.5)
+    assert told["variance"] == pytest.approx(float(1 - raw.square().sum()), abs=0.25)

@@ -29,10 +29,30 @@ def mean_products(x: Tensor) -> Products:
     return {"sum": OuterProduct(ones, x), "count": OuterProduct(ones, ones)}
 
 
-def released_mean(sums: Mapping[str, Tensor]) -> Tensor:
-    """The mean ``[d]`` from the released sum ``[1, d]`` and count ``[1, 1]`` of :func:`mean_products`, the weights divided out."""
-    mean: Tensor = sums["sum"][0] / sums["count"].clamp_min(1.0)[0]
-    return mean
+@dataclass(frozen=True)
+class ReleasedMean:
+    """A mean and how well it is known.
+
+    Attributes:
+        mean: ``[d]``, shrunk to 0 by its noise (James and Stein 1961): of few rows in many dimensions the noise is longer than the mean.
+        squared: the squared norm of the true mean, as it is believed.
+        error: the squared distance of ``mean`` from the true one, as it is expected.
+    """
+
+    mean: Tensor
+    squared: Tensor
+    error: Tensor
+
+
+def released_mean(sums: Mapping[str, Tensor], std: Mapping[str, float]) -> ReleasedMean:
+    """From the released sum ``[1, d]`` and count ``[1, 1]`` of :func:`mean_products`, the weights divided out, and their noise."""
+    rows = sums["count"].clamp_min(1.0)[0]
+    mean = sums["sum"][0] / rows
+    noise = len(mean) * (std["sum"] / rows[0]).square()
+    # rows have norm at most 1, and so has their mean
+    squared = (mean.square().sum() - noise).clamp(0, 1)
+    kept = squared / (squared + noise).clamp_min(1e-30)
+    return ReleasedMean(kept * mean, squared, kept * noise)
 
 
 def in_unit_ball(r: Tensor) -> Tensor:

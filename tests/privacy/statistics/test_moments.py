@@ -110,3 +110,16 @@ def test_one_row_changes_the_client_means_by_at_most_one() -> None:
     everyone = torch.arange(len(x))
     change = [a - b for a, b in zip(sums(everyone), sums(everyone[everyone != 7]), strict=True)]
     assert 0.5 < torch.cat([part.flatten() for part in change]).norm() <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("noise", [0.0, 3.0, 300.0])
+def test_a_released_mean_is_shrunk_by_its_noise_and_knows_how_far_off_it_is(noise: float) -> None:
+    stream, true = torch.Generator().manual_seed(0), torch.full((1000,), 0.02)
+    found = []
+    for _ in range(40):
+        drawn = noise * torch.randn(1, 1000, generator=stream)
+        found.append(moments.released_mean({"sum": 300 * true[None] + drawn, "count": torch.tensor([[300.0]])}, {"sum": noise}))
+    off = sum(float((each.mean - true).square().sum()) for each in found) / len(found)
+    assert off == pytest.approx(sum(float(each.error) for each in found) / len(found), rel=0.35, abs=1e-9)
+    assert off <= 1.2 * float(true.square().sum())
+    assert sum(float(each.squared) for each in found) / len(found) == pytest.approx(float(true.square().sum()), rel=0.05 + noise / 10)
