@@ -99,7 +99,11 @@ def client_means(sums: Tensor, counts: Tensor, std: Mapping[str, float]) -> Tens
         std: of the noise on each, by the names of :func:`client_mean_products`.
     """
     rows = counts_above_noise(counts, std["client_counts"]).double()
-    means, noise = sums.double() / rows, (std["client_sums"] / rows).square().clamp_min(1e-12)
+    means = sums.double() / rows
+    # noise in a count stretches the whole mean; what that adds along it is told of all directions alike
+    noise = (
+        (std["client_sums"] / rows).square() + means.square().mean(1, keepdim=True) * (std["client_counts"] / rows).square()
+    ).clamp_min(1e-12)
     weight = 1 / noise
     total = weight.sum()
     beyond = (weight * (means - (weight * means).sum(0) / total).square()).sum(0).mean() - (len(rows) - 1)

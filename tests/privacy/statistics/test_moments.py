@@ -123,3 +123,13 @@ def test_a_released_mean_is_shrunk_by_its_noise_and_knows_how_far_off_it_is(nois
     assert off == pytest.approx(sum(float(each.error) for each in found) / len(found), rel=0.35, abs=1e-9)
     assert off <= 1.2 * float(true.square().sum())
     assert sum(float(each.squared) for each in found) / len(found) == pytest.approx(float(true.square().sum()), rel=0.05 + noise / 10)
+
+
+def test_noise_in_their_counts_does_not_set_clients_apart_that_are_alike() -> None:
+    stream, mean = torch.Generator().manual_seed(8), torch.ones(300) / 300**0.5
+    counts, std = torch.full((20, 1), 500.0), {"client_sums": 0.5, "client_counts": 60.0}
+    sums = counts * mean + std["client_sums"] * torch.randn(20, 300, generator=stream)
+    noisy = counts + std["client_counts"] * torch.randn(20, 1, generator=stream)
+    found = moments.client_means(sums, noisy, std)
+    raw = sums / noisy
+    assert (found - found.mean(0)).square().sum() < 0.5 * (raw - raw.mean(0)).square().sum()
