@@ -110,7 +110,7 @@ def prove_rows(
 ) -> None:
     """Compute every ε of a run again, from its rows alone, with dp-accounting. Exit code 1 unless every claimed ε is proved."""
     from fedsim.proof.prove import proofs_table, proofs_words, prove
-    from fedsim.proof.together import together, together_words
+    from fedsim.proof.together import data_sets_words, together, together_words
     from fedsim.results.store import ResultStore
 
     store = ResultStore(folder)
@@ -119,7 +119,7 @@ def prove_rows(
     proofs = [prove(row) for row in rows]
     console = wide_console(plain_console())
     console.print(proofs_table(folder.resolve().name, proofs))
-    for line in (proofs_words(proofs), *together_words(together(rows))):
+    for line in (proofs_words(proofs), *together_words(together(rows)), *data_sets_words(rows)):
         console.print(line, highlight=False, markup=False)
     raise typer.Exit(1 if any(proof.verdict in ("differs", "not proved") for proof in proofs) else 0)
 

@@ -216,6 +216,10 @@ def _worth(s: Settings, unit: Unit, trust: Trust) -> Worth:
         return Worth(unit, trust, None, "nothing is clipped: one unit can move what is sent by any amount, whatever the noise")
     if s.sigma == 0:
         return Worth(unit, trust, None, "there is no noise")
+    if s.weights == "rows" and s.noise_at != "server":
+        what = "numbers of rows leave the clients as weights, without noise; with equal weights it would be"
+        equal = _worth(s.model_copy(update={"weights": "equal"}), unit, trust)
+        return Worth(unit, trust, None, f"{what} ε = {number(equal.epsilon, 4)} ({equal.because})" if equal.epsilon else equal.because)
     if trust == "silo" and s.noise_at == "server":
         return Worth(unit, trust, None, "a client's message leaves it without noise, which the server adds later")
     if s.clipped == "examples":
@@ -227,9 +231,8 @@ def _of_examples(s: Settings, unit: Unit, trust: Trust) -> Worth:
     if unit == "client":
         return Worth(unit, trust, None, "examples are clipped one by one: nothing bounds what all of a client's examples do together")
     if s.sampling == "poisson":
-        rate = 1 / s.epoch_steps
-        told = f"{s.steps} steps on Poisson samples of rate 1/{s.epoch_steps}, σ = {number(s.sigma, 4)}"
-        return Worth(unit, trust, _epsilon(s, [(s.sigma, rate, s.steps)]), told)
+        told = f"{s.steps} steps on Poisson samples of rate 1/{s.epoch_steps}, as Opacus' loader has it, σ = {number(s.sigma, 4)}"
+        return Worth(unit, trust, _epsilon(s, [(s.sigma, 1 / s.epoch_steps, s.steps)]), told)
     if s.sampling == "all":
         told = f"{s.steps} steps on all rows, σ = {number(s.sigma, 4)}"
         return Worth(unit, trust, _epsilon(s, [(s.sigma, 1.0, s.steps)]), told)

@@ -14,12 +14,14 @@ from rich.text import Text
 
 from fedsim.errors import UserError
 from fedsim.privacy.accountant import INTEGER_ORDERS, MOST_REPLACED, ORDERS, Event
-from fedsim.results.rows import Row
+from fedsim.results.rows import Mechanism, Row
 from fedsim.words import number
 
 Verdict = Literal["proved", "differs", "not proved", "no claim"]
 TOLERANCE = 0.01
-"""Relative difference of two tight accountants that is still agreement."""
+"""Relative difference by which a tight accountant may be above another that is still agreement."""
+BELOW = 1e-3
+"""The same below, where a row would claim less than it spent."""
 _FINEST, _MESH = 1e-4, 0.02
 
 
@@ -68,22 +70,39 @@ def prove(row: Row) -> Proof:
         return Proof(row, "no claim", "unaccounted: nothing is known of its ε, and the row claims none")
     if row.status == "refuted":
         return Proof(row, "no claim", "refuted: an audit contradicts the ε that the row claimed")
-    missing = [name for name in ("mechanisms", "delta", "epsilon_spent", "relation", "sensitivity") if getattr(row, name) is None]
+    missing = [
+        name
+        for name in ("mechanisms", "delta", "epsilon_spent", "epsilon_spent_replace_one", "relation", "sensitivity")
+        if getattr(row, name) is None
+    ]
     if missing:
         older = "; it is older than these fields" if "mechanisms" in missing else ""
         return Proof(row, "not proved", f"the row does not hold its {', '.join(missing)}{older}")
     assert row.mechanisms is not None
     assert row.delta is not None
+    if impossible := list(_impossible(row.mechanisms)):
+        return Proof(row, "differs", "; ".join(impossible))
     events = tuple(sorted((m.noise_multiplier, m.sample_rate, m.count) for m in row.mechanisms))
     epsilon, replaced = recomputed(events, row.delta, row.accountant == "rdp")
     proof = Proof(row, "proved", "", epsilon, replaced)
     told = [*_contradictions(row)]
     # what sampling spends under replace-one is told by an upper bound, which an accountant may find a little larger than another
-    for name, ratio, most in (("ε", proof.ratio, 1 + TOLERANCE), ("ε under replace-one", proof.replace_one_ratio, math.inf)):
-        if ratio is not None and not 1 - TOLERANCE <= ratio <= most:
+    limits = (("ε", proof.ratio, BELOW, TOLERANCE), ("ε under replace-one", proof.replace_one_ratio, TOLERANCE, math.inf))
+    for name, ratio, below, above in limits:
+        if ratio is not None and not 1 - below <= ratio <= 1 + above:
             holds = ", a bound that holds and is loose" if ratio > 1 else ""
             told.append(f"{name} is {ratio:.3f} of what its mechanisms spend{holds}")
     return Proof(row, "differs", "; ".join(told), epsilon, replaced) if told else proof
+
+
+def _impossible(mechanisms: Sequence[Mechanism]) -> Iterable[str]:
+    """Why no private training ran these."""
+    if not mechanisms:
+        yield "the row has a finite target and no mechanism"
+    for each in mechanisms:
+        if not (0 < each.noise_multiplier < math.inf and 0 < each.sample_rate <= 1 and each.count >= 1):
+            told = f"noise multiplier {number(each.noise_multiplier)}, sample rate {number(each.sample_rate)}, count {each.count}"
+            yield f"no mechanism of a finite target has {told}"
 
 
 def _contradictions(row: Row) -> Iterable[str]:
@@ -92,6 +111,8 @@ def _contradictions(row: Row) -> Iterable[str]:
     count = sum(m.count for m in mechanisms)
     if row.steps is not None and row.steps != count:
         yield f"the row says {row.steps} steps and holds {count} mechanisms"
+    if row.sample_rate is not None and row.sample_rate not in {m.sample_rate for m in mechanisms}:
+        yield f"the row says a sample rate of {number(row.sample_rate)} and no mechanism has it"
     if any((m.kind == "gaussian") != (m.sample_rate == 1) for m in mechanisms):
         yield "a mechanism's kind and its sample rate do not fit"
 
@@ -239,9 +260,8 @@ def _line(proof: Proof) -> tuple[str, ...]:
 def proofs_words(proofs: Sequence[Proof]) -> str:
     """How many rows are proved, in a sentence."""
     counts = {verdict: sum(proof.verdict == verdict for proof in proofs) for verdict in ("proved", "differs", "not proved", "no claim")}
-    told = [
-        f"{counts['proved']} of {len(proofs)} rows proved: each ε within {TOLERANCE:.0%} of what dp-accounting finds from the row alone"
-    ]
+    limits = f"at most {BELOW:.1%} below and {TOLERANCE:.0%} above"
+    told = [f"{counts['proved']} of {len(proofs)} rows proved: each ε is what dp-accounting finds from the row alone, {limits}"]
     told += [f"{counts['differs']} differ"] if counts["differs"] else []
     told += [f"{counts['not proved']} cannot be proved"] if counts["not proved"] else []
     told += [f"{counts['no claim']} claim no ε"] if counts["no claim"] else []

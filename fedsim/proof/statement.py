@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Decimal
 
 from fedsim.results.rows import Row
 from fedsim.words import number
@@ -110,7 +111,11 @@ def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
         "shared": "the shared parameters alone",
         "hypernetwork": "the hypernetwork alone",
     }
-    yield "clip", f"a unit's contribution is clipped to L2 norm {clips}; the noise covers {scopes.get(row.scope or '', row.scope)}"
+    moved = (
+        "" if row.sensitivity in (None, row.clip) else f", and a unit may turn it into any other: it moves it by {number(row.sensitivity)}"
+    )
+    what = f"an update is clipped to L2 norm {clips}{moved}" if moved else f"a unit's contribution is clipped to L2 norm {clips}"
+    yield "clip", f"{what}; the noise covers {scopes.get(row.scope or '', row.scope)}"
     names = [name for name in dict.fromkeys(each.accountant for each in rows) if name]
     counted = ", ".join(dict.fromkeys(each.counted_by for each in rows if each.counted_by)) or "a revision older than this field"
     told = "; ".join(f"{name.upper()}, {ACCOUNTANTS.get(name, '')}" for name in names)
@@ -129,11 +134,19 @@ def _trust(row: Row) -> str:
 
 
 def _budget(row: Row) -> str:
-    replaced = number(row.epsilon_spent_replace_one, 4)
+    replaced = _at_most(row.epsilon_spent_replace_one)
     also = f", at most {replaced} under replace-one" if replaced else ""
     spent = "overspent: " if row.status == "overspent" else ""
     sigma = f"; σ = {number(row.sigma, 5)}, one for all rounds" if row.sigma is not None else ""
-    return f"{spent}ε = {number(row.epsilon_spent, 4)} (target {number(row.epsilon_target)}) at δ = {number(row.delta)}{also}{sigma}"
+    return f"{spent}ε = {_at_most(row.epsilon_spent)} (target {number(row.epsilon_target)}) at δ = {number(row.delta)}{also}{sigma}"
+
+
+def _at_most(epsilon: float | None) -> str:
+    """A bound in four digits, rounded up; one that is below its target by less than these tell stays below it."""
+    if not epsilon or math.isinf(epsilon):
+        return number(epsilon)
+    unit = Decimal(1).scaleb(Decimal(epsilon).adjusted() - 3)
+    return number(float(Decimal(epsilon).quantize(unit, ROUND_CEILING)), 4)
 
 
 def _mechanisms(row: Row) -> Iterator[str]:

@@ -41,11 +41,25 @@ def together(rows: Sequence[Row]) -> list[Together]:
         UserError: dp-accounting is not installed.
     """
     groups: dict[tuple[object, ...], list[Row]] = {}
+    for row in _releasable(rows):
+        divided = row.partition_hash if row.unit == "client" else None
+        groups.setdefault((row.dataset_hash, row.unit, divided), []).append(row)
+    return [_composed(members) for members in groups.values() if len(members) > 1]
+
+
+def data_sets_words(rows: Sequence[Row]) -> Iterator[str]:
+    """That generators of several data sets may cost more together: hashes do not tell whether a unit is in several of them."""
+    sets = {row.dataset_hash: row.dataset for row in _releasable(rows)}
+    if len(sets) > 1:
+        names = ", ".join(dict.fromkeys(sets.values()))
+        pays = "a unit that is in several, as in cuts or encodings of one, pays for all"
+        yield f"generators of {len(sets)} data sets may be released ({names}): {pays}"
+
+
+def _releasable(rows: Sequence[Row]) -> Iterator[Row]:
     for row in rows:
         if row.generator and row.noise == "secret" and row.status == "ok" and row.claim in RELEASABLE and row.mechanisms and row.delta:
-            divided = row.partition_hash if row.unit == "client" else None
-            groups.setdefault((row.dataset_hash, row.unit, divided), []).append(row)
-    return [_composed(members) for members in groups.values() if len(members) > 1]
+            yield row
 
 
 def _composed(rows: Sequence[Row]) -> Together:

@@ -127,3 +127,11 @@ def test_a_file_that_is_no_mapping_is_a_mistake(folder: Path, command, text) -> 
     done = command("diagnose", "s.yaml")
     assert done.returncode == 2
     assert "s.yaml" in done.stderr
+
+
+@pytest.mark.parametrize("settings", [LOCAL, UPDATES | {"noise_at": "clients"}])
+def test_numbers_of_rows_that_leave_clients_as_weights_leave_without_noise(settings) -> None:
+    for key, found in worth(**settings, weights="rows").items():
+        equal = worth(**settings)[key]
+        assert found.epsilon is None
+        assert equal.epsilon is None or "numbers of rows leave the clients as weights, without noise" in found.because

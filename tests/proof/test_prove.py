@@ -8,7 +8,7 @@ from rows import make_failed, make_row
 
 from fedsim.privacy.accountant import epsilon, rdp_epsilon, replace_one_epsilon
 from fedsim.privacy.counted_by import counted_by
-from fedsim.proof.prove import prove
+from fedsim.proof.prove import prove, recomputed
 from fedsim.results.rows import Mechanism, Row
 from fedsim.results.store import ResultStore
 
@@ -31,6 +31,7 @@ def counted(events=EVENTS, **fields) -> Row:
         "accountant": name,
         "relation": "add-or-remove-one",
         "sensitivity": 1.0,
+        "sample_rate": events[-1][1],
         "steps": sum(count for *_, count in events),
         "mechanisms": [mechanism(*event) for event in events],
     }
@@ -50,6 +51,7 @@ def test_a_row_that_claims_less_than_its_mechanisms_spend_differs() -> None:
     proof = prove(row.model_copy(update={"epsilon_spent": 0.98 * row.epsilon_spent}))
     assert proof.verdict == "differs"
     assert "0.98" in proof.why
+    assert prove(row.model_copy(update={"epsilon_spent": 0.995 * row.epsilon_spent})).verdict == "differs"
 
 
 @pytest.mark.parametrize(
@@ -58,7 +60,12 @@ def test_a_row_that_claims_less_than_its_mechanisms_spend_differs() -> None:
         ({"epsilon_spent_replace_one": 1.0}, "replace-one"),
         ({"steps": 300}, "300 steps"),
         ({"mechanisms": [mechanism(2.5, 0.1, 44)]}, "holds 44 mechanisms"),
-        ({"mechanisms": [mechanism(0.0, 1.0, 41)]}, "ε is 0.000"),
+        ({"mechanisms": [mechanism(0.0, 1.0, 41)]}, "no mechanism of a finite target has noise multiplier 0"),
+        ({"mechanisms": [mechanism(math.inf, 1.0, 41)]}, "has noise multiplier ∞"),
+        ({"mechanisms": [mechanism(-2.5, 1.0, 41)]}, "has noise multiplier -2.5"),
+        ({"mechanisms": [mechanism(2.5, 0.1, 0)]}, "sample rate 0.1, count 0"),
+        ({"mechanisms": [], "steps": 0, "epsilon_spent": 0.0}, "a finite target and no mechanism"),
+        ({"sample_rate": 0.5}, "a sample rate of 0.5 and no mechanism has it"),
     ],
 )
 def test_what_does_not_fit_is_said(fields, word) -> None:
@@ -86,13 +93,14 @@ def test_a_bound_under_replace_one_that_sampling_makes_loose_is_still_one(events
 
 
 def test_a_row_of_renyi_composition_is_proved_by_renyi_composition() -> None:
-    row = counted(accountant="rdp", epsilon_spent_replace_one=None)
+    row = counted(accountant="rdp", epsilon_spent_replace_one=recomputed(tuple(EVENTS), 1e-4, True)[1])
     spent = rdp_epsilon(EVENTS, 1e-4)
     proof = prove(row.model_copy(update={"epsilon_target": spent, "epsilon_spent": spent}))
     assert proof.verdict == "proved", proof.why
 
 
 def test_a_row_that_is_older_than_its_mechanisms_cannot_be_proved() -> None:
+    assert prove(counted(epsilon_spent_replace_one=None)).verdict == "not proved"
     proof = prove(make_row())
     assert proof.verdict == "not proved"
     assert "mechanisms" in proof.why

@@ -50,3 +50,16 @@ def test_what_failed_says_nothing() -> None:
 def test_a_group_is_said_by_its_column() -> None:
     row = make_row(**PROOF).model_copy(update={"unit": "patient"})
     assert "one group: neighbouring data sets differ in all rows of one client that have one value of patient" in told(row)["fedhypevae"]
+
+
+def test_what_is_spent_is_told_as_a_bound_and_never_rounded_down() -> None:
+    spent = {"epsilon_target": 2.0, "epsilon_spent": 1.99912, "epsilon_spent_replace_one": 4.190053}
+    found = told(make_row(**PROOF | spent))["fedhypevae"]
+    assert "ε = 2 (target 2)" in found
+    assert "at most 4.191 under replace-one" in found
+
+
+def test_where_updates_are_clipped_a_unit_moves_one_by_more_than_its_norm() -> None:
+    assert "clip: a unit's contribution is clipped to L2 norm 1;" in told(make_row(clip=1.0, **PROOF))["fedhypevae"]
+    found = told(make_row(clip=1.0, **PROOF | {"sensitivity": 2.0}))["fedhypevae"]
+    assert "clip: an update is clipped to L2 norm 1, and a unit may turn it into any other: it moves it by 2;" in found

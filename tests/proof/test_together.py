@@ -5,7 +5,7 @@ from cells import small_grid
 from rows import make_row
 
 from fedsim.privacy.accountant import epsilon
-from fedsim.proof.together import together, together_words
+from fedsim.proof.together import data_sets_words, together, together_words
 from fedsim.results.rows import Mechanism, Row
 
 pytest.importorskip("dp_accounting")
@@ -48,3 +48,11 @@ def test_a_run_with_secret_noise_tells_what_all_of_it_costs(folder: Path, comman
     assert "4 generators of digits[:200] may be released, each under its ε; all of them together cost ε = " in told
     assert "all of them cost together" in ran.folder.joinpath("manifest.json").read_text()
     assert "what all of them cost is the composition" in " ".join(command("statement", str(ran.folder)).stdout.split())
+
+
+def test_generators_of_two_data_sets_may_share_units_and_it_says_so() -> None:
+    rows = [released(0), released(1, dataset_hash="other", dataset="cut")]
+    (line,) = data_sets_words(rows)
+    assert line.startswith("generators of 2 data sets may be released (digits, cut): a unit that is in several")
+    assert not list(data_sets_words(rows[:1]))
+    assert not list(data_sets_words([rows[0], rows[1].model_copy(update={"noise": "seeded"})]))
