@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import ClassVar
 
 _LONGEST = 400
-"""Characters of a place that a message shows; a path may have any number."""
+"""Characters of a line that a message shows; a path may have any number."""
 
 
 class UserError(Exception):
@@ -50,7 +50,8 @@ class NotPerExample(ValueError):
 
 
 def _shortened(text: str) -> str:
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 4 :]}"
+    lines = text.split("\n")
+    return "\n".join(line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 4 :]}" for line in lines)
 
 
 def below(place: str, where: str) -> str:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,6 +81,9 @@ def interruptible(console: Console) -> Iterator[None]:
 def main() -> None:
     """Entry point: a user's mistake is one line on standard error and exit code 2."""
     look_rarely()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # what its encoding lacks, such as ε, is a question mark and no reason to end
+            stream.reconfigure(errors="replace")
     try:
         with soon(), interrupts():
             app()

@@ -187,8 +187,8 @@ def _integers(values: NDArray[Any], name: str, rows: int) -> NDArray[np.int64]:
     if values.ndim != 1 or len(values) != rows:
         raise UserError("", f"{name} has shape {list(values.shape)}", f"give one value per row of x: [{rows}]")
     if values.dtype.kind not in "iu":
-        right = "give integers, or remap: true for names" if values.dtype.kind in "US" else "give integers"
-        raise UserError("", f"{name} has dtype {values.dtype}", right)
+        right = {"y": "give integers, or remap: true for names", "split": "give 0 = train, 1 = validation, 2 = test"}
+        raise UserError("", f"{name} has dtype {values.dtype}", right.get(name, "give integers"))
     if len(values) and int(values.max()) > np.iinfo(np.int64).max:
         raise UserError("", f"{name} has the value {values.max()}", "give numbers below 2^63")
     return values.astype(np.int64)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fedsim.data.embeddings import check_texts
 from fedsim.data.split import TEST, TRAIN, stratified_rows
@@ -197,6 +197,8 @@ def decoded(source: str | bytes) -> Image.Image:
             return _rgb(ImageOps.exif_transpose(image))
     except BadImage:
         raise
+    except UnidentifiedImageError as error:
+        raise BadImage("no image of a kind that Pillow knows") from error
     except Exception as error:  # Pillow's decoders raise what they like on damaged files
         raise BadImage(unread(error)) from error
 

@@ -36,7 +36,8 @@ def load_embedding_file(path: Path, name: str, *, remap: bool = False) -> Embedd
     x, y, split = (arrays.pop(key) for key in ("x", "y", "split"))
     names = arrays.pop("class_names", None)
     if remap:
-        y, names = remapped(y, split), None
+        with at(str(path)):
+            y, names = remapped(y, split)  # the names that are told belong to the labels as they were
     columns = {key: values for key, values in arrays.items() if values.ndim}  # a single value is a note, such as a manifest
     with at(str(path)):
         data = Embeddings.from_arrays(name, x, y, split, columns)
@@ -48,14 +49,22 @@ def load_embedding_file(path: Path, name: str, *, remap: bool = False) -> Embedd
     return data if names is None else replace(data, class_names=tuple(map(str, names)))
 
 
-def remapped(y: NDArray[Any], split: NDArray[Any]) -> NDArray[Any]:
-    """Labels of training and test rows as 0 .. C-1 in sorted order; arrays of another shape come back as they are, to be refused."""
+def remapped(y: NDArray[Any], split: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """Labels of training and test rows as 0 .. C-1 in sorted order, and what they were where that is text.
+
+    Arrays of another shape come back as they are, to be refused.
+
+    Raises:
+        UserError: they are neither whole numbers nor texts.
+    """
     if y.ndim != 1 or split.shape != y.shape:
-        return y
+        return y, None
+    if y.dtype.kind not in "iuUS":
+        raise UserError("", f"y has dtype {y.dtype}", "give whole numbers or names")
     used = (split == TRAIN) | (split == TEST)
     labels = np.zeros(len(y), dtype=np.int64)
-    _, labels[used] = np.unique(y[used], return_inverse=True)
-    return labels
+    values, labels[used] = np.unique(y[used], return_inverse=True)
+    return labels, values.astype(np.str_) if y.dtype.kind in "US" else None
 
 
 def _read(path: Path) -> Arrays:

@@ -221,6 +221,15 @@ class ResultStore:
             kept.append(record)
         return [record for records in by_cell.values() for record in records]
 
+    def check_beside(self) -> None:
+        """Read what stands beside the rows, so that a damaged line is told before anything runs.
+
+        Raises:
+            UserError: a line cannot be read.
+        """
+        self.rounds()
+        self.clients()
+
     def finished(self) -> set[str]:
         """The ids of cells that need not run again: their last row says anything but ``failed``."""
         return {row.cell_id for row in self.rows() if row.status != "failed"}

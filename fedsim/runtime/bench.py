@@ -61,6 +61,7 @@ def run_bench(
     show_warnings(prepared, console)
     with store.lock():
         rows = store.rows()
+        store.check_beside()
         done = store.finished() | (set() if retry_failed else store.failed())
         todo = [trial for trial in prepared.trials if trial.cell.cell_id not in done]
         if changed := older_code(prepared.grid, todo, rows):

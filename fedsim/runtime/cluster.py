@@ -79,9 +79,17 @@ def local_cluster(node: Node) -> Iterator[None]:
     """A Ray cluster of one node for the block, for this machine alone; its processes end with this one, however it ends."""
     with _sessions() as folder:
         with _loopback(), _hangups_for_later():
-            _connect("local", num_cpus=int(node.cpus), num_gpus=int(node.gpus), include_dashboard=False, _temp_dir=str(folder))
+            _start(node, folder)
         with _without_survivors(), _connected():
             yield
+
+
+def _start(node: Node, folder: Path) -> None:
+    try:
+        _connect("local", num_cpus=int(node.cpus), num_gpus=int(node.gpus), include_dashboard=False, _temp_dir=str(folder))
+    except Exception as error:  # Ray raises plain ones
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise RunLost("Ray", f"did not start ({what})", "free memory or processes; the same command tries again") from error
 
 
 @contextmanager
@@ -194,7 +202,8 @@ class Lifeline:
 
     def __init__(self) -> None:
         context = ray.get_runtime_context()
-        own = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())  # type: ignore[no-untyped-call]
+        self.node = context.get_node_id()
+        own = next(node for node in ray.nodes() if node["NodeID"] == self.node)  # type: ignore[no-untyped-call]
         head, _, port = context.gcs_address.rpartition(":")
         self.services = {
             "the cluster's head": (head.strip("[]"), int(port)),
@@ -202,7 +211,7 @@ class Lifeline:
         }
 
     def check(self) -> None:
-        """See whether both still listen.
+        """See whether both still listen, and the cluster still counts this machine.
 
         Raises:
             ClusterLost: one does not.
@@ -212,6 +221,8 @@ class Lifeline:
                 socket.create_connection(address, timeout=5).close()
             except OSError as error:
                 raise ClusterLost(f"{name} does not answer any more ({error})") from error
+        if not any(node["Alive"] and node["NodeID"] == self.node for node in ray.nodes()):  # type: ignore[no-untyped-call]
+            raise ClusterLost("Ray's service on this machine has left the cluster")
 
 
 def _check_listening(address: str) -> None:

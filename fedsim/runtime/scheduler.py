@@ -209,6 +209,7 @@ class Scheduler:
             except StopIteration:
                 self.slots.give_back(running.slot)
             except ray.exceptions.RayError as error:
+                self.lifeline.check()
                 self._lose(running, Failure.of_lost_worker(error), again=is_loss(error))
             else:
                 self.running[stream] = running  # behind the others, so that none is served more often

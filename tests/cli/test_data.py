@@ -68,7 +68,8 @@ def test_truncated_images_are_listed_and_left_out_only_when_that_is_asked_for(tm
     command = ("embed", "--dataset", "imagefolder:pets", "--encoder", "dino", "--out", "pets.npz")
     refused = fedsim(*command)
     assert refused.returncode == 2
-    assert "1 of 24 images cannot be decoded: cat/1.png" in refused.stderr
+    assert "1 of 24 images cannot be decoded; repair them" in refused.stderr
+    assert refused.stderr.endswith(":\n  cat/1.png (no image of a kind that Pillow knows)\n")
     assert not (tmp_path / "pets.npz").exists()
     done = fedsim(*command, "--skip-bad")
     assert done.returncode == 0, done.stderr

@@ -306,3 +306,23 @@ def test_a_mistake_in_a_flag_names_the_flag(tmp_path: Path, fedsim: Fedsim, opti
     assert done.returncode == 2, done.stdout + done.stderr
     assert RUN_MISTAKES[option, value] in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_what_an_output_s_encoding_lacks_is_a_question_mark(tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(SMALL)
+    command, latin = [FEDSIM, "bench", "--grid", "small.yaml", "--dry-run"], {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(command, cwd=tmp_path, env=latin, capture_output=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    assert b"?" in done.stdout
+    assert b"4 cells; nothing was run" in done.stdout
+
+
+def test_a_damaged_line_beside_the_rows_is_told_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(SMALL)
+    run = tmp_path / "runs" / "small"
+    run.mkdir(parents=True)
+    (run / "rounds.jsonl").write_text('hello\n{"cell_id": "a", "round": 0}\n')
+    done = bench(tmp_path, "small.yaml")
+    assert done.returncode == 2
+    assert "rounds.jsonl:1: this line cannot be read" in done.stderr
+    assert not (run / "results.jsonl").exists()

@@ -170,6 +170,12 @@ def test_disjoint_clients_share_no_label(clients):
     assert ((counts > 0).sum(axis=1) >= 1).all()
 
 
+def test_an_empty_text_is_no_site():
+    column = np.where(np.arange(len(SITES["site"])) == 5, "", SITES["site"])
+    with pytest.raises(UserError, match="column 'site' has no value in 1 training rows"):
+        partition(scheme="column", column="site", clients=3, columns={"site": column})
+
+
 def test_column_clients_are_the_values_in_order():
     made = partition(scheme="column", column="site", clients=3)
     for site, rows in zip(["north", "south", "west"], made.rows, strict=True):

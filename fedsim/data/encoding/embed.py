@@ -226,10 +226,10 @@ def _shard(parts: Path, number: int) -> Shard:
 
 
 def _bad_images(skipped: Sequence[Mapping[str, str]], job: EmbedJob) -> UserError:
-    listed = "; ".join(f"{each['image']} ({each['why']})" for each in skipped[:_SHOWN])
-    more = f"; and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
-    what = f"{len(skipped)} of {len(job.images)} images cannot be decoded: {listed}{more}"
-    return UserError(job.images.where, what, "repair them, or leave them out with --skip-bad (skip_bad: true in a grid)")
+    listed = "".join(f"\n  {each['image']} ({each['why']})" for each in skipped[:_SHOWN])
+    more = f"\n  and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
+    right = "repair them, or leave them out with --skip-bad (skip_bad: true in a grid)"
+    return UserError(job.images.where, f"{len(skipped)} of {len(job.images)} images cannot be decoded", f"{right}:{listed}{more}")
 
 
 def _manifest(job: EmbedJob, kept: ImageSet, dim: int, skipped: Sequence[Mapping[str, str]]) -> dict[str, Any]:

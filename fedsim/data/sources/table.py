@@ -9,7 +9,7 @@ import numpy as np
 
 from fedsim.data.images import ImageFiles, ImageSet
 from fedsim.data.sources.source import Listing, Source
-from fedsim.data.sources.tables import check_files, class_labels, complete, plain_columns, read_table, split_values
+from fedsim.data.sources.tables import check_files, class_labels, complete, numbers_or_texts, plain_columns, read_table, split_values
 from fedsim.data.split import WORDS, quarter_for_testing
 from fedsim.errors import at
 
@@ -23,11 +23,11 @@ def load_image_table(path: Path, name: str) -> ImageSet:
     Raises:
         UserError: the table lacks a column or a value, or an image is not there.
     """
-    table = read_table(path, ("path", "label"))
+    table = read_table(path, ("path", "label"), texts=("label",))
     where = str(path)
     folder = path.absolute().parent
     with at(where):
-        y, names = class_labels(complete(table, "label"))
+        y, names = class_labels(numbers_or_texts(complete(table, "label")))
         files = [Path(os.path.normpath(folder / str(each))) for each in complete(table, "path")]
         check_files(files, "correct the paths, which are relative to the table's folder")
         split = split_values(complete(table, "split").to_numpy(), WORDS) if "split" in table else quarter_for_testing(y, names)

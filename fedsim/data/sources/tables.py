@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,12 +18,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def read_table(path: Path, needed: Sequence[str]) -> pd.DataFrame:
+def read_table(path: Path, needed: Sequence[str], texts: Sequence[str] = ()) -> pd.DataFrame:
     """Read a CSV file.
 
     Args:
         path: the file.
         needed: columns that it must have.
+        texts: columns whose values are what stands there, and neither numbers nor missing where they look so.
 
     Raises:
         UserError: it is not there, is no table, is empty, or lacks a column.
@@ -32,7 +34,11 @@ def read_table(path: Path, needed: Sequence[str]) -> pd.DataFrame:
     where = str(path)
     try:
         with open_regular(path) as file:
-            table = pd.read_csv(file, skipinitialspace=True)
+            content = io.BytesIO(file.read())
+            table = pd.read_csv(content, skipinitialspace=True)
+            content.seek(0)
+            exact = pd.read_csv(content, skipinitialspace=True, dtype=str, keep_default_na=False)
+            table = table.assign(**{name: exact[name].str.strip() for name in texts if name in table})
     except FileNotFoundError as error:
         raise UserError(where, "there is no such file", "give the path of a CSV file") from error
     except (OSError, ValueError, OverflowError) as error:  # pandas' parser errors are ValueErrors
@@ -50,11 +56,16 @@ def complete(table: pd.DataFrame, name: str) -> pd.Series[Any]:
     Raises:
         UserError: a value is missing; with how many, and the first one's line in the file.
     """
-    gaps = table[name].isna().to_numpy()
+    gaps = (table[name].isna() | (table[name] == "")).to_numpy()
     if gaps.any():
         what = f"column '{name}' lacks {int(gaps.sum())} values, the first in line {int(gaps.argmax()) + 2}"
         raise UserError("", what, "fill them in or remove the lines")
     return table[name]
+
+
+def numbers_or_texts(values: pd.Series[str]) -> pd.Series[Any]:
+    """Texts, or where all are whole numbers written as such, these: 10 then comes after 9."""
+    return values.astype(np.int64) if values.str.fullmatch(r"0|-?[1-9]\d{0,17}").all() else values
 
 
 def class_labels(values: pd.Series[Any]) -> tuple[NDArray[np.int64], tuple[str, ...]]:

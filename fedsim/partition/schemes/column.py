@@ -80,6 +80,12 @@ def _clients_of(rows: Integers, clients: int) -> Integers:
     return found
 
 
+def without_value(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which rows have no value: nan, or an empty text."""
+    missing: NDArray[np.bool_] = values != values if values.dtype.kind == "f" else values.astype(np.str_) == ""
+    return missing
+
+
 def column_values(columns: Mapping[str, NDArray[Any]], name: str) -> tuple[NDArray[Any], Integers]:
     """A column's values in sorted order, and how many rows have each.
 
@@ -89,7 +95,7 @@ def column_values(columns: Mapping[str, NDArray[Any]], name: str) -> tuple[NDArr
     if name not in columns:
         what = f"the data set has no column '{name}' with a value for every row"
         raise UserError("partition.column", what, nearest(name, columns))
-    if missing := int(np.count_nonzero(columns[name] != columns[name])):
+    if missing := int(np.count_nonzero(without_value(columns[name]))):
         raise UserError("partition.column", f"column '{name}' has no value in {missing} training rows", "give every row one")
     return np.unique(columns[name], return_counts=True)
 

@@ -183,6 +183,22 @@ def test_remapped_labels_have_no_names_for_those_told_belong_to_the_old_ones(tmp
     assert load(DatasetSpec(npz=file(tmp_path, **names), remap=True)).class_names == ()
 
 
+def test_labels_that_are_texts_are_the_names_of_their_classes(tmp_path):
+    data = load(DatasetSpec(npz=file(tmp_path, y=np.array(["b", "c", "a"])[np.arange(60) % 3]), remap=True))
+    assert data.class_names == ("a", "b", "c")
+
+
+@pytest.mark.parametrize("y", [np.where(np.arange(60) == 7, np.nan, np.arange(60) % 3), np.arange(60) % 2 == 0, np.arange(60) / 2])
+def test_labels_that_are_neither_whole_numbers_nor_texts_are_refused_with_remap_too(tmp_path, y):
+    with pytest.raises(UserError, match=r"y has dtype (float64|bool); give whole numbers or names"):
+        load(DatasetSpec(npz=file(tmp_path, y=y), remap=True))
+
+
+def test_a_split_of_texts_is_told_which_numbers_to_give(tmp_path):
+    with pytest.raises(UserError, match="split has dtype <U5; give 0 = train, 1 = validation, 2 = test"):
+        load(DatasetSpec(npz=file(tmp_path, split=np.where(np.arange(60) < 40, "train", "test"))))
+
+
 def test_training_rows_that_are_test_rows_too_are_an_error_unless_it_is_said_what_to_do(tmp_path):
     x = np.random.default_rng(1).random((60, 5), np.float32)
     x[[4, 7]] = x[[45, 41]]
