@@ -1,6 +1,7 @@
 """FedHypeVAE, warm: a linear-Gaussian FedHypeVAE whose decoder and prior are estimated from released moments, in closed form.
 
-Three Gaussian mechanisms: the mean; moments of the rows about it; and moments of every class in the few directions that set classes apart.
+Four Gaussian mechanisms: the mean; how far rows are from it; moments of the rows about it; and moments of every class in the few directions
+that set classes apart.
 The decoder is affine in z, so its exact posterior and its maximum likelihood are known, and noise is best spent on what they need.
 """
 
@@ -63,7 +64,7 @@ class FedHypeVAEWarmParams(Params):
 
 @register("fedhypevae-warm")
 class FedHypeVAEWarm(OneShot):
-    """Mean, moments, moments of classes in a block; one generator for all clients."""
+    """Mean, distances, moments, moments of classes in a block; one generator for all clients."""
 
     source = "arXiv 2601.00785, linear-Gaussian, by moments; eigenvalues: arXiv 1610.08104"
     Params: ClassVar[type[FedHypeVAEWarmParams]] = FedHypeVAEWarmParams

@@ -37,7 +37,9 @@ def test_whole_numbers_as_labels_keep_their_order(tmp_path):
 
 def test_labels_are_the_texts_that_stand_there(tmp_path):
     labels = ["01", "1", "NA", "None"]
-    rows = [f"pictures/one/{n}.png,{label}" for n, label in enumerate(labels)]
+    rows = [f"pictures/one/{n}.png,{label}" for n, label in enumerate(labels)] + [
+        f"pictures/two/{n}.png,{label}" for n, label in enumerate(labels)
+    ]
     assert load_image_table(table(tmp_path, rows, "path,label"), "toy").class_names == ("01", "1", "NA", "None")
 
 
