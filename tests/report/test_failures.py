@@ -47,7 +47,7 @@ def test_an_accuracy_collapse_is_told_with_both_scores_and_the_noise(pair, train
     finding = only(pair(0.12, 0.9), training("a", noise_norm=[1.0] * 6 + [11_600.0] * 2))
     assert finding.setting == "fedhypevae · digits · α = 0.1 · 10 clients · ε = 1"
     assert finding.observed == "balanced accuracy 0.12, 0.90 without noise (chance 0.10); the noise's norm is 116 times the signal's"
-    assert "fewer, larger batches" in summary([finding])[0]
+    assert "fewer and larger batches" in summary([finding])[0]
 
 
 def test_where_clients_noise_their_own_steps_no_noise_of_the_sum_is_told(pair, training):
