@@ -6,9 +6,11 @@
     python benchmarks/utility.py runs/shapes runs/shapes_clients
     fedsim bench --grid FOLDER/few_classes.yaml --out runs/few_classes
     python benchmarks/utility.py runs/few_classes
+    fedsim bench --grid FOLDER/corners.yaml --out runs/corners
+    python benchmarks/utility.py runs/corners
 
 Real embeddings that lie beside the checkout (OrganAMNIST, BloodMNIST, skin lesions for a 20th class), cut, turned or put together; what is
-made up about a shape is said at its function. Sets of many rows repeat real ones, so their ε says nothing about a person.
+made up about a shape is said at its function. Corners are where rows are few for their dimensions, or share nearly all of their norm. Sets of many rows repeat real ones, so their ε says nothing about a person.
 """
 
 from __future__ import annotations
@@ -45,6 +47,16 @@ FEW = {
     "seeds": [0, 1, 2],
     "delta": 1e-4,
     "evaluation": {"per_class": 1000, "probe_c": 0.01, "readouts": []},
+}
+CORNERS = {
+    "name": "corners",
+    "algorithms": ["fedhypevae-warm", "fedhypevae-sites", "dp-gaussian", "dp-linear"],
+    "alpha": [0.3],
+    "clients": [10],
+    "epsilon": [1, 8],
+    "seeds": [0, 1, 2, 3, 4],
+    "delta": 1e-4,
+    "evaluation": {"per_class": 500, "probe_c": 1.0, "readouts": []},  # rows that are nearly alike take a weak penalty
 }
 
 Rows = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int8]]
@@ -86,6 +98,23 @@ def turned(rows: Rows, dimensions: int) -> Rows:
     centred = x - x[split == 0].mean(0)
     found = np.maximum(centred @ stream.standard_normal((x.shape[1], added), dtype=np.float32) / np.float32(np.sqrt(x.shape[1])), 0)
     return np.concatenate([x, found * (x.std() / found.std())], 1), y, split
+
+
+def alike(rows: Rows, times: float) -> Rows:
+    """The same vector added to all rows, so many times as long as they are apart from their mean."""
+    x, y, split = rows
+    mean = x[split == 0].mean(0)
+    apart = np.sqrt(np.square(x[split == 0] - mean).sum(1).mean())
+    direction = np.random.default_rng(0).standard_normal(x.shape[1], dtype=np.float32)
+    return x - mean + times * apart * direction / np.linalg.norm(direction), y, split
+
+
+def loud(rows: Rows, times: float) -> Rows:
+    """A first feature that is so many times as large as the rows are apart, and varies by a tenth of that without regard to the class."""
+    x, y, split = rows
+    apart = np.sqrt(np.square(x[split == 0] - x[split == 0].mean(0)).sum(1).mean())
+    values = times * apart * (1 + 0.1 * np.random.default_rng(0).standard_normal((len(x), 1), dtype=np.float32))
+    return np.concatenate([values, x], 1), y, split
 
 
 def only(rows: Rows, *classes: int) -> Rows:
@@ -132,6 +161,11 @@ FEW_CLASSES: dict[str, Callable[[], Rows]] = {
     "lesions_2": lambda: only(rows_of("ham10000_sites"), 4, 5),
     "lesions_4": lambda: only(rows_of("ham10000_sites"), 1, 2, 4, 5),
 }
+CORNER_CASES: dict[str, Callable[[], Rows]] = {
+    "cells_4_rows_500": lambda: fewer(only(rows_of("bloodmnist"), 1, 3, 5, 7), 500),
+    "organs_alike": lambda: alike(turned(rows_of("organamnist"), 256), 15),
+    "organs_loud": lambda: loud(turned(rows_of("organamnist"), 256), 15),
+}
 
 
 def main() -> None:
@@ -145,11 +179,11 @@ def main() -> None:
     folder: Path = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     table, written = Table("data set", "training rows", "dimensions", "classes"), []
-    for grid, shapes in ((GRID, SHAPES), (FEW, FEW_CLASSES)):
+    for grid, shapes in ((GRID, SHAPES), (FEW, FEW_CLASSES), (CORNERS, CORNER_CASES)):
         datasets: list[object] = ["digits"] if shapes is SHAPES else []
         for name, make in shapes.items():
             x, y, split = make()
-            np.savez(folder / f"{name}.npz", x=x.astype(np.float16), y=y, split=split)
+            np.savez(folder / f"{name}.npz", x=x.astype(np.float32 if grid is CORNERS else np.float16), y=y, split=split)
             facts = (int((split == 0).sum()), x.shape[1], int(y.max()) + 1)
             table.add_row(name, *(f"{each:,}" for each in facts))
             written.append({"name": name, **dict(zip(("rows", "dimensions", "classes"), facts, strict=True))})
