@@ -9,8 +9,9 @@
     fedsim bench --grid FOLDER/corners.yaml --out runs/corners
     python benchmarks/utility.py runs/corners
 
-Real embeddings that lie beside the checkout (OrganAMNIST, BloodMNIST, skin lesions for a 20th class), cut, turned or put together; what is
-made up about a shape is said at its function. Corners are where rows are few for their dimensions, or share nearly all of their norm. Sets of many rows repeat real ones, so their ε says nothing about a person.
+Real embeddings that lie beside the checkout (OrganAMNIST, BloodMNIST, skin lesions for a 20th class), cut, turned or put together; what
+is made up about a shape is said at its function. Corners are where rows are few for their dimensions, or share nearly all of their norm.
+Sets of many rows repeat real ones, so their ε says nothing about a person.
 """
 
 from __future__ import annotations

@@ -83,17 +83,26 @@ def test_a_closed_terminal_ends_a_bench_in_order(grid: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_head_service_ends_a_bench_in_order(grid: Path) -> None:
+@pytest.mark.parametrize(
+    ("service", "what"), [("gcs/gcs_server", "the cluster's head does not answer any more"), ("DashboardAgent", "")], ids=["head", "agent"]
+)
+def test_a_killed_service_of_ray_ends_a_bench_in_order_and_the_same_command_goes_on(
+    grid: Path, undisturbed: tuple[dict[str, Any], Any], service: str, what: str
+) -> None:
     with bench(grid) as process:
         when(lambda: len(rows(grid)) >= 1, process)
         started = offspring(process.pid)
-        (head,) = offspring(process.pid, "gcs/gcs_server")
-        head.send_signal(signal.SIGKILL)
+        (killed,) = offspring(process.pid, service)
+        killed.send_signal(signal.SIGKILL)
         out, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == 1, out + err
-        assert "the cluster is lost: the cluster's head does not answer any more" in out
+        assert f"the cluster is lost: {what}" in out
         assert "report: runs/g/report.html" in out
         wait_for_the_end_of(started, 10)
+    with bench(grid) as process:
+        out, err = process.communicate(timeout=PATIENCE)
+        assert (process.returncode, err) == (0, ""), out + err
+    assert (rows(grid), rounds(grid)) == undisturbed
 
 
 @pytest.mark.slow
@@ -108,22 +117,4 @@ def test_a_killed_driver_leaves_no_process_and_its_cells_go_on_from_their_checkp
         wait_for_the_end_of(started, 10)
     done = subprocess.run(["fedsim", "bench", "--grid", "g.yaml"], cwd=grid, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (rows(grid), rounds(grid)) == undisturbed
-
-
-@pytest.mark.slow
-def test_a_killed_agent_of_ray_ends_a_bench_in_order(grid: Path, undisturbed: tuple[dict[str, Any], Any]) -> None:
-    with bench(grid) as process:
-        when(lambda: len(rows(grid)) >= 1, process)
-        started = offspring(process.pid)
-        (agent,) = offspring(process.pid, "DashboardAgent")
-        agent.send_signal(signal.SIGKILL)
-        out, err = process.communicate(timeout=PATIENCE)
-        assert process.returncode == 1, out + err
-        assert "the cluster is lost: " in out
-        assert "report: runs/g/report.html" in out
-        wait_for_the_end_of(started, 10)
-    with bench(grid) as process:
-        out, err = process.communicate(timeout=PATIENCE)
-        assert (process.returncode, err) == (0, ""), out + err
     assert (rows(grid), rounds(grid)) == undisturbed
