@@ -120,13 +120,10 @@ class FedHypeVAEWarm(OneShot):
         counts = sums["bins"][0]
         counts = torch.where(counts > SEEN * std["bins"], counts, 0.0)
         variance, error = server.tensors["variance"], server.tensors["error"]
-        square = variance + error
-        if counts.any():
-            most = 4 * 0.5 ** torch.arange(BINS, device=counts.device)
-            largest = (counts * most).sum() / counts.sum()
-            square = torch.minimum(torch.maximum(square, largest / 2), largest)
-            variance = (square - error).clamp_min(LEAST * float(square))
-        server.tensors |= {"variance": variance, "clip_radius": CLIP * square.sqrt()}
+        square, rows = variance + error, counts.sum()
+        most = (counts * 4 * 0.5 ** torch.arange(BINS, device=counts.device)).sum() / rows.clamp_min(1e-9)
+        square = torch.where(rows > 0, torch.minimum(torch.maximum(square, most / 2), most), square)
+        server.tensors |= {"variance": torch.maximum(square - error, LEAST * square), "clip_radius": CLIP * square.sqrt()}
 
     # --- moments ---
 

@@ -111,10 +111,10 @@ def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
         "shared": "the shared parameters alone",
         "hypernetwork": "the hypernetwork alone",
     }
-    moved = (
-        "" if row.sensitivity in (None, row.clip) else f", and a unit may turn it into any other: it moves it by {number(row.sensitivity)}"
-    )
-    what = f"an update is clipped to L2 norm {clips}{moved}" if moved else f"a unit's contribution is clipped to L2 norm {clips}"
+    what = f"a unit's contribution is clipped to L2 norm {clips}"
+    if row.sensitivity not in (None, row.clip):
+        moved = f"a unit may turn it into any other: it moves it by {number(row.sensitivity)}"
+        what = f"an update is clipped to L2 norm {clips}, and {moved}"
     yield "clip", f"{what}; the noise covers {scopes.get(row.scope or '', row.scope)}"
     names = [name for name in dict.fromkeys(each.accountant for each in rows) if name]
     counted = ", ".join(dict.fromkeys(each.counted_by for each in rows if each.counted_by)) or "a revision older than this field"
@@ -142,7 +142,7 @@ def _budget(row: Row) -> str:
 
 
 def _at_most(epsilon: float | None) -> str:
-    """A bound in four digits, rounded up; one that is below its target by less than these tell stays below it."""
+    """A bound in four digits, rounded up."""
     if not epsilon or math.isinf(epsilon):
         return number(epsilon)
     unit = Decimal(1).scaleb(Decimal(epsilon).adjusted() - 3)

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from fedsim.errors import RunLost, UserError
 from fedsim.regular import unread
@@ -16,9 +16,6 @@ from fedsim.results.folder import RunFolder
 from fedsim.results.lines import complete_lines, decode, dump, is_json, load, reasons
 from fedsim.results.rows import Row
 from fedsim.words import is_encodable
-
-if TYPE_CHECKING:
-    pass
 
 
 class ResultStore:
