@@ -17,12 +17,12 @@ def test_an_error_of_megabytes_is_told_by_its_message_s_beginning_and_its_traceb
     assert RowError.model_validate(error.model_dump()) == error
 
 
-@pytest.mark.usefixtures("folder")
 def test_a_score_is_a_number() -> None:
     with pytest.raises(ValueError, match="balanced_accuracy is not a number"):
         make_row(balanced_accuracy=float("nan"))
 
 
+@pytest.mark.usefixtures("folder")
 def test_an_error_that_names_a_path_that_is_not_utf_8_can_be_written_and_read() -> None:
     error = RowError(type="ValueError", message="cannot read a\udcffb", traceback="File a\udcffb")
     store = ResultStore("run")
