@@ -81,8 +81,8 @@ def _clients_of(rows: Integers, clients: int) -> Integers:
 
 
 def without_value(values: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which rows have no value: nan, or an empty text."""
-    missing: NDArray[np.bool_] = values != values if values.dtype.kind == "f" else values.astype(np.str_) == ""
+    """Which rows have no value: one that is not itself, as nan, or an empty text."""
+    missing: NDArray[np.bool_] = np.char.str_len(values) == 0 if values.dtype.kind in "US" else values != values
     return missing
 
 
