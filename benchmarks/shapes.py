@@ -40,21 +40,18 @@ GRID = {
     "evaluation": {"per_class": 500, "probe_c": 0.01, "readouts": []},
 }
 FEW = {
+    **GRID,
     "name": "few_classes",
     "algorithms": ["fedhypevae-warm", "dp-gaussian", "dp-gmm"],
-    "alpha": [0.3],
-    "clients": [10],
     "epsilon": [1, 8, float("inf")],
     "seeds": [0, 1, 2],
     "delta": 1e-4,
     "evaluation": {"per_class": 1000, "probe_c": 0.01, "readouts": []},
 }
 CORNERS = {
+    **GRID,
     "name": "corners",
     "algorithms": ["fedhypevae-warm", "fedhypevae-sites", "dp-gaussian", "dp-linear"],
-    "alpha": [0.3],
-    "clients": [10],
-    "epsilon": [1, 8],
     "seeds": [0, 1, 2, 3, 4],
     "delta": 1e-4,
     "evaluation": {"per_class": 500, "probe_c": 1.0, "readouts": []},  # rows that are nearly alike take a weak penalty

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +14,14 @@ def number(value: float | None, digits: int = 6) -> str:
     if value is None:
         return ""
     return "∞" if value == math.inf else f"{value:.{digits}g}".replace("e-0", "e-")
+
+
+def at_most(bound: float | None, digits: int = 4) -> str:
+    """A bound as :func:`number` writes it, rounded up."""
+    if not bound or math.isinf(bound):
+        return number(bound)
+    unit = Decimal(1).scaleb(Decimal(bound).adjusted() + 1 - digits)
+    return number(float(Decimal(bound).quantize(unit, ROUND_CEILING)), digits)
 
 
 def counted(count: float, noun: str) -> str:

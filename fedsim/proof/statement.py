@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, Decimal
 
 from fedsim.results.rows import Row
-from fedsim.words import number
+from fedsim.words import at_most, number
 
 UNITS = {
     "example": "one training example: neighbouring data sets differ in one example of one client",
@@ -134,19 +133,11 @@ def _trust(row: Row) -> str:
 
 
 def _budget(row: Row) -> str:
-    replaced = _at_most(row.epsilon_spent_replace_one)
+    replaced = at_most(row.epsilon_spent_replace_one)
     also = f", at most {replaced} under replace-one" if replaced else ""
     spent = "overspent: " if row.status == "overspent" else ""
     sigma = f"; σ = {number(row.sigma, 5)}, one for all rounds" if row.sigma is not None else ""
-    return f"{spent}ε = {_at_most(row.epsilon_spent)} (target {number(row.epsilon_target)}) at δ = {number(row.delta)}{also}{sigma}"
-
-
-def _at_most(epsilon: float | None) -> str:
-    """A bound in four digits, rounded up."""
-    if not epsilon or math.isinf(epsilon):
-        return number(epsilon)
-    unit = Decimal(1).scaleb(Decimal(epsilon).adjusted() - 3)
-    return number(float(Decimal(epsilon).quantize(unit, ROUND_CEILING)), 4)
+    return f"{spent}ε = {at_most(row.epsilon_spent)} (target {number(row.epsilon_target)}) at δ = {number(row.delta)}{also}{sigma}"
 
 
 def _mechanisms(row: Row) -> Iterator[str]:

@@ -9,7 +9,7 @@ from fedsim.privacy.accountant import Event
 from fedsim.privacy.plan import RELEASABLE
 from fedsim.proof.prove import recomputed
 from fedsim.results.rows import Row
-from fedsim.words import number
+from fedsim.words import at_most, number
 
 
 @dataclass(frozen=True)
@@ -77,5 +77,5 @@ def _composed(rows: Sequence[Row]) -> Together:
 def together_words(found: Sequence[Together]) -> Iterator[str]:
     """A sentence for each."""
     for each in found:
-        cost = f"ε = {number(each.epsilon, 4)} at δ = {number(each.delta)} (unit {each.unit})"
+        cost = f"ε = {at_most(each.epsilon)} at δ = {number(each.delta)} (unit {each.unit})"
         yield f"{each.generators} generators of {each.dataset} may be released, each under its ε; all of them together cost {cost}"

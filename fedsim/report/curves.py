@@ -14,14 +14,12 @@ from fedsim.report.figures import INK, MUTED, PAPER, name_level, style
 from fedsim.report.lines import Axis, Series, caption_of, draw_methods, frame, legend_below, legend_lines, series_of, shift_of, x_label
 from fedsim.report.tables import reference
 from fedsim.results.groups import Group
+from fedsim.results.measures import MEASURES
 from fedsim.words import setting
 
 NAME = "privacy_utility"
-_REFERENCES = (
-    ("ceiling", "ceiling_balanced_accuracy", "-"),
-    ("local-only", "local_only_balanced_accuracy", (0, (5, 2))),
-    ("chance", "chance", (0, (1, 2))),
-)
+_REFERENCES = MEASURES["balanced_accuracy"].references
+_DASHES = {"ceiling": "-", "local-only": (0, (5, 2)), "chance": (0, (1, 2))}
 _WIDEST = 4
 LEAST_BOUND = 0.01
 """Bounds of audits below it are not drawn: they say nothing, and a logarithmic axis has no place for them."""
@@ -86,7 +84,7 @@ def _layout(groups: Sequence[Group]) -> list[list[list[Group]]]:
 def _levels(layout: Sequence[Sequence[Sequence[Group]]]) -> tuple[float, float]:
     """Ends of the common y axis: all that is drawn, each panel's references included; from 0 unless that wastes much of the picture."""
     panels = [panel for line in layout for panel in line]
-    values = [level for panel in panels for _, measure, _ in _REFERENCES if (level := reference(panel, measure)) is not None]
+    values = [level for panel in panels for _, measure in _REFERENCES if (level := reference(panel, measure)) is not None]
     for group in (group for panel in panels for group in panel):
         if interval := group.interval("balanced_accuracy"):
             spread = interval.half_width or 0.0
@@ -125,7 +123,7 @@ def _bounds(axes: Axes, groups: Sequence[Group], colour: str, axis: Axis, shift:
 
 
 def _reference_lines(axes: Axes, groups: Sequence[Group]) -> None:
-    levels = [(value, name, dash) for name, measure, dash in _REFERENCES if (value := reference(groups, measure)) is not None]
+    levels = [(value, name, _DASHES[name]) for name, measure in _REFERENCES if (value := reference(groups, measure)) is not None]
     above = -math.inf
     low, high = axes.get_ylim()
     for value, name, dash in sorted(levels, key=lambda level: level[0]):

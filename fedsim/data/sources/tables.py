@@ -36,9 +36,10 @@ def read_table(path: Path, needed: Sequence[str], texts: Sequence[str] = ()) -> 
         with open_regular(path) as file:
             content = io.BytesIO(file.read())
             table = pd.read_csv(content, skipinitialspace=True)
-            content.seek(0)
-            exact = pd.read_csv(content, skipinitialspace=True, dtype=str, keep_default_na=False)
-            table = table.assign(**{name: exact[name].str.strip() for name in texts if name in table})
+            if given := [name for name in texts if name in table]:
+                content.seek(0)
+                exact = pd.read_csv(content, skipinitialspace=True, usecols=given, dtype=str, keep_default_na=False)
+                table = table.assign(**{name: exact[name].str.strip() for name in given})
     except FileNotFoundError as error:
         raise UserError(where, "there is no such file", "give the path of a CSV file") from error
     except (OSError, ValueError, OverflowError) as error:  # pandas' parser errors are ValueErrors
