@@ -8,7 +8,6 @@ the sum of its steps': the best test of the worlds (Neyman and Pearson), and in 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -85,8 +84,3 @@ def _log_ratio_of(a: _Draw, b: _Draw) -> float:
 
 def _log(value: float) -> float:
     return math.log(value) if value > 0 else -math.inf
-
-
-def scores(found: Sequence[Evidence]) -> list[float]:
-    """The scores alone."""
-    return [each.score for each in found]

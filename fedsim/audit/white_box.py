@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fedsim.audit.bounds import Bound, bound
@@ -34,12 +33,6 @@ def pair(setting: Setting, canary: Canary, root: int, number: int) -> Pair:
     without = evidence(observed(setting, canary, Seeds(root, _secret(root, number, 0)), present=False))
     with_ = evidence(observed(setting, canary, Seeds(root, _secret(root, number, 1)), present=True))
     return Pair(number, without.score, with_.score, with_.ratio, with_.most)
-
-
-def pairs(setting: Setting, canary: Canary, root: int, numbers: Iterator[int] | range) -> Iterator[Pair]:
-    """One after another."""
-    for number in numbers:
-        yield pair(setting, canary, root, number)
 
 
 def bound_of(setting: Setting, found: list[Pair]) -> Bound:

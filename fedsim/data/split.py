@@ -15,13 +15,12 @@ WORDS = {"train": TRAIN, "training": TRAIN, "val": VALIDATION, "valid": VALIDATI
 """How folders, columns and hubs name the splits."""
 
 
-def stratified_rows(y: NDArray[np.int64], size: int, seed: int = SPLIT_SEED, leave: int = 0) -> NDArray[np.int64]:
+def stratified_rows(y: NDArray[np.int64], size: int, leave: int = 0) -> NDArray[np.int64]:
     """Choose ``size`` rows whose label counts follow those of ``y``, at least one row of every class.
 
     Args:
         y: labels ``[n]`` in 0 .. C-1, every class present.
         size: how many rows, between C and n - C * leave.
-        seed: of the choice inside each class.
         leave: rows of every class that are not chosen, at least; every class has more.
 
     Returns:
@@ -36,7 +35,7 @@ def stratified_rows(y: NDArray[np.int64], size: int, seed: int = SPLIT_SEED, lea
     while quota.sum() < size:
         open_ = order[quota[order] < counts[order] - leave]
         quota[open_[: size - int(quota.sum())]] += 1
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SPLIT_SEED)
     return np.sort(np.concatenate([rng.permutation(np.flatnonzero(y == c))[: quota[c]] for c in range(len(counts))]))
 
 

@@ -10,7 +10,7 @@ from fedsim.audit.bounds import at_best, bound
 from fedsim.audit.canaries import saturating
 from fedsim.audit.evidence import evidence
 from fedsim.audit.setting import Setting, setting_of
-from fedsim.audit.white_box import pairs
+from fedsim.audit.white_box import pair
 from fedsim.audit.worlds import observed
 from fedsim.privacy.plan import Trust, Unit
 from fedsim.seeds import Seeds
@@ -20,7 +20,7 @@ SHORT = {"rounds": 3, "sample_rate": 1.0}
 
 def audited(setting: Setting, count: int, root: int = 0) -> Audit:
     own, canary = saturating(setting, root)
-    return white_box_audit(own, list(pairs(own, canary, root, range(count))))
+    return white_box_audit(own, [pair(own, canary, root, number) for number in range(count)])
 
 
 def tiny(path: str = "tiny:Tiny", trust: Trust = "aggregate", **params: float) -> Setting:
@@ -29,7 +29,8 @@ def tiny(path: str = "tiny:Tiny", trust: Trust = "aggregate", **params: float) -
 
 def test_the_score_of_a_right_one_is_the_privacy_loss_that_was_paid_for() -> None:
     setting = tiny()
-    found = list(pairs(*saturating(setting, 0), 0, range(60)))
+    saturated = saturating(setting, 0)
+    found = [pair(*saturated, 0, number) for number in range(60)]
     mu_squared = sum(steps / noise**2 for noise, _, steps in setting.events)
     spread = math.sqrt(mu_squared / len(found))
     assert np.mean([each.absent for each in found]) == pytest.approx(-mu_squared / 2, abs=4 * spread)
@@ -54,7 +55,8 @@ def test_a_broken_one_is_refuted(path: str, trust: Trust, params: dict[str, floa
 
 def test_a_right_one_is_not_accused_in_twenty_repetitions() -> None:
     setting = tiny(rounds=1)
-    found = list(pairs(*saturating(setting, 0), 0, range(20 * 16)))
+    saturated = saturating(setting, 0)
+    found = [pair(*saturated, 0, number) for number in range(20 * 16)]
     repetitions = [found[start : start + 16] for start in range(0, len(found), 16)]
     assert not any(white_box_audit(setting, each).refuted for each in repetitions)
 
