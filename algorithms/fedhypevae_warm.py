@@ -137,7 +137,7 @@ class FedHypeVAEWarm(OneShot):
 
     def receive_moments(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
         """Class means and the covariance within classes, as they are believed, and the block in which classes are told again."""
-        found = moments.gaussians(sums["class_sums"], sums["class_counts"], sums["second"], std)
+        found = moments.gaussians(sums, std)
         spread, along = descending(found.second)
         means = (shrinkage.shrunk_along(found.means.double() @ along, found.mean_noise.double(), spread) @ along.T).float()
         seen, vectors = descending(found.covariance)

@@ -57,7 +57,7 @@ class DPGaussian(OneShot):
 
     def receive_moments(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
         """What the moments say, in units of the radius."""
-        found = moments.gaussians(sums["class_sums"], sums["class_counts"], sums["second"], std)
+        found = moments.gaussians(sums, std)
         noise = to_device(torch.tensor(found.noise, dtype=torch.double), server.device)
         server.tensors |= {"class_means": found.means, "class_counts": found.counts, "within": found.covariance, "noise": noise}
 

@@ -57,7 +57,7 @@ class DPLeastSquares(OneShot):
 
     def receive_moments(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
         """Weights and biases of centred rows: ``W^-1 m_c`` and ``-m_c^T W^-1 m_c / 2``, what noise adds to the square taken off again."""
-        found = moments.gaussians(sums["class_sums"], sums["class_counts"], sums["second"], std)
+        found = moments.gaussians(sums, std)
         edge = 2 * found.noise * math.sqrt(self.task.dim)
         floor = self.params.ridge * edge + float(found.covariance.trace().clamp_min(1e-6) / found.counts.sum())
         inverse = spectral_function(found.covariance, lambda values: values.clamp_min(floor).reciprocal())

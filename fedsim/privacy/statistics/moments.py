@@ -134,19 +134,13 @@ class Gaussians:
     noise: float
 
 
-def gaussians(class_sums: Tensor, class_counts: Tensor, second: Tensor, std: Mapping[str, float]) -> Gaussians:
-    """Class means and covariance from released sums.
-
-    Args:
-        class_sums: ``[C, d]``.
-        class_counts: ``[C, 1]``.
-        second: ``[d, d]``; its two triangles carry independent noise, so their mean has half the variance.
-        std: of the noise on each, by the names of :func:`moment_products`.
-    """
-    counts = counts_above_noise(class_counts[:, 0], std["class_counts"])
+def gaussians(sums: Mapping[str, Tensor], std: Mapping[str, float]) -> Gaussians:
+    """Class means and covariance from the released sums of :func:`moment_products`, the weights divided out, and their noise."""
+    counts = counts_above_noise(sums["class_counts"][:, 0], std["class_counts"])
     total = counts.sum()
-    means, mean_noise = class_sums / counts[:, None], (std["class_sums"] / counts).square()
-    moment = (second + second.T) / 2 / total
+    means, mean_noise = sums["class_sums"] / counts[:, None], (std["class_sums"] / counts).square()
+    # the two triangles carry independent noise, so their mean has half the variance
+    moment = (sums["second"] + sums["second"].T) / 2 / total
     share = counts / total
     covariance = moment - (means.T * share) @ means + (share * mean_noise).sum() * torch.eye(len(moment), device=moment.device)
     noise = std["second"] / math.sqrt(2) / float(total)

@@ -51,7 +51,7 @@ def test_without_noise_the_moments_are_those_of_the_rows() -> None:
     sums, _ = released(moments.moment_products(r, y, CLASSES), moments.MOMENT_WEIGHTS)
     weights = unit_weights(moments.MOMENT_WEIGHTS)
     exact = {name: value / weights[name] for name, value in rounded(sums).items()}
-    found = moments.gaussians(exact["class_sums"], exact["class_counts"], exact["second"], dict.fromkeys(weights, 0.0))
+    found = moments.gaussians(exact, dict.fromkeys(weights, 0.0))
     means = torch.stack([r[y == c].mean(0) for c in range(CLASSES)])
     within = np.cov((r - means[y]).numpy().T, bias=True)
     torch.testing.assert_close(found.means, means, atol=1e-5, rtol=0)
