@@ -10,25 +10,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from baselines.dp_linear import receive_mean
-from fedsim.batch import Batch
-from fedsim.methods.dp_sgd import DPSGD, DPSGDParams, averaged_model
+from baselines.dp_linear import DPLinear, DPLinearParams
 from fedsim.methods.messages import Round, Server, Tensors, Values
-from fedsim.methods.one_shot import Rows, Statistic, overall_mean, statistic_phase
+from fedsim.methods.one_shot import Rows, Statistic, statistic_phase
 from fedsim.methods.optimise import average_step
 from fedsim.methods.parameters import shared_tensors
 from fedsim.methods.phase import Phase
-from fedsim.methods.products import Classifier
 from fedsim.methods.registry import register
 from fedsim.models.layers import ZeroLinear
-from fedsim.models.linear import LinearClassifier, cross_entropy
+from fedsim.models.linear import LinearClassifier
 from fedsim.privacy.plan import Unit
 from fedsim.privacy.statistics import moments
 from fedsim.privacy.statistics.outer_products import OuterProduct
@@ -38,24 +34,21 @@ LEAST = 0.01
 """The ridge without noise, as a share of the mean eigenvalue."""
 
 
-class DPFeatureCovarianceParams(DPSGDParams):
+class DPFeatureCovarianceParams(DPLinearParams):
     """Parameters of DP-FC.
 
     Attributes:
         mean_share, second_share: shares of the budget (in 1 / sigma^2) that the mean and the second moment take.
         radius: of the ball to which centred rows are clipped; rows have unit norm.
         ridge: added to the second moment, in units of the largest eigenvalue that noise alone would have.
-        sample_rate: q; with all rows in every step, noise is all that makes steps differ.
         clip: C. A gradient's norm is below 1.5, so that few are clipped.
         learning_rate: of the preconditioned step; a logistic loss is flatter than the squares that the second moment stands for.
     """
 
-    mean_share: float = Field(0.1, gt=0, lt=1)
     second_share: float = Field(0.2, gt=0, lt=1)
     radius: float = Field(0.5, gt=0)
     ridge: float = Field(1.0, gt=0)
     rounds: int = Field(20, ge=1)
-    sample_rate: float = Field(1.0, gt=0, le=1)
     learning_rate: float = Field(6.0, gt=0)
 
 
@@ -79,7 +72,7 @@ class BallHead(nn.Module):
 
 
 @register("dp-feature-covariance")
-class DPFeatureCovariance(DPSGD):
+class DPFeatureCovariance(DPLinear):
     """The mean, the second moment about it, then full-batch DP-SGD that is preconditioned by it."""
 
     source = "DP-FC: Mehta et al. 2022, arXiv 2211.13403"
@@ -90,18 +83,11 @@ class DPFeatureCovariance(DPSGD):
         """The classifier."""
         return BallHead(self.task.dim, self.task.classes, self.params.radius)
 
-    def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
-        """Cross-entropy."""
-        return {"cross_entropy": cross_entropy(model(batch.x), batch.y)}
-
     def phases(self) -> tuple[Phase, ...]:
-        """One a release."""
-        (sgd,), mean, second = super().phases(), self.params.mean_share, self.params.second_share
-        first = (
-            replace(overall_mean(mean), receive=receive_mean),
-            Statistic("second moment", second, {"second": 1.0}, self.second_products, self.receive_second),
-        )
-        return (*(statistic_phase(each, self.clip(), self.task, self.broadcast) for each in first), sgd.taking(1 - mean - second))
+        """DP-linear's, and the second moment between them."""
+        (mean, sgd), share = super().phases(), self.params.second_share
+        second = Statistic("second moment", share, {"second": 1.0}, self.second_products, self.receive_second)
+        return (mean, statistic_phase(second, self.clip(), self.task, self.broadcast), sgd.taking(1 - self.params.mean_share - share))
 
     def second_products(self, rows: Rows, told: Tensors) -> Mapping[str, OuterProduct]:
         """Of rows about the mean, of norm at most 1."""
@@ -123,9 +109,3 @@ class DPFeatureCovariance(DPSGD):
         if round_.step >= self.params.average_from * self.params.rounds:
             average_step(shared_tensors(server.model), server.tensors)
         return {"parameter_norm": weight.detach().norm()}
-
-    def classifier(self, server: Server) -> Classifier:
-        """The mean of the later iterates."""
-        model: Any = averaged_model(server)
-        averaged: LinearClassifier = model.classifier()
-        return averaged
