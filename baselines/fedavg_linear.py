@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from fedsim.methods.local_training import LocalTraining, LocalTrainingParams
 from fedsim.methods.messages import Server, Task
 from fedsim.methods.products import Classifier
 from fedsim.methods.registry import register
-from fedsim.models.linear import LinearClassifier, LinearHead, cross_entropy
+from fedsim.models.linear import LinearHead, cross_entropy
 
 
 class FedAvgLinearParams(LocalTrainingParams):
@@ -39,9 +39,7 @@ class SoftmaxRegression:
 
     def classifier(self, server: Server) -> Classifier:
         """The averaged classifier."""
-        model: Any = server.model
-        averaged: LinearClassifier = model.classifier()
-        return averaged
+        return cast(LinearHead, server.model).classifier()
 
 
 @register("fedavg-linear")

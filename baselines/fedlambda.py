@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from baselines.fedavg_linear import FedAvgLinear
-from baselines.local_only import own_classifier, own_classifiers
+from baselines.local_only import keep, own_classifier, own_classifiers
 from fedsim.evaluation.weights import held_out_weight
 from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Message, Round, Server, Tensors
@@ -32,7 +31,7 @@ class FedLambda(FedAvgLinear):
     def phases(self) -> tuple[Phase, ...]:
         """FedAvg's rounds, then one in which clients train their own."""
         last = Release("local classifiers", 1.0, 1, main=False)
-        return (*super().phases(), Phase(last, self.train_own, self.keep, self.broadcast))
+        return (*super().phases(), Phase(last, self.train_own, keep, self.broadcast))
 
     def train_own(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         """Every member's classifier and lambda; they stay with the client, so a network would carry nothing."""
@@ -43,11 +42,6 @@ class FedLambda(FedAvgLinear):
         for client, x, y in zip(clients.members, clients.x, clients.y, strict=True):
             own[f"lambda.{client}"] = torch.tensor(held_out_weight(x.cpu().numpy(), y.cpu().numpy(), shared, self.task.classes, c))
         return clients.send(own, uplink_bytes=0)
-
-    def keep(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
-        """What clients keep is kept for the evaluation."""
-        server.tensors |= total
-        return {}
 
     def classifier(self, server: Server) -> LocalClassifiers:
         """Every client's interpolation."""

@@ -26,7 +26,7 @@ class LocalOnly(Algorithm):
 
     def phases(self) -> tuple[Phase, ...]:
         """One round."""
-        return (Phase(Release("classifiers", 1.0, 1), self.client_round, self.server_step, self.broadcast),)
+        return (Phase(Release("classifiers", 1.0, 1), self.client_round, keep, self.broadcast),)
 
     def build(self, clients: int) -> nn.Module:
         """Nothing is shared."""
@@ -35,11 +35,6 @@ class LocalOnly(Algorithm):
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         """Every member's classifier; it stays with the client, so a network would carry nothing."""
         return clients.send(own_classifiers(clients, self.task.probe_c), uplink_bytes=0)
-
-    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
-        """Keep them for the evaluation."""
-        server.tensors |= total
-        return {}
 
     def classifier(self, server: Server) -> LocalClassifiers:
         """Every client's own."""
@@ -51,6 +46,12 @@ def own_classifiers(clients: Clients, probe_c: float) -> Tensors:
     rows = zip(clients.members, clients.x, clients.y, strict=True)
     fitted = {client: fit_probe(x.cpu().numpy(), y.cpu().numpy(), probe_c) for client, x, y in rows}
     return {f"{client}.{name}": value for client, probe in fitted.items() for name, value in probe_tensors(probe).items()}
+
+
+def keep(server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
+    """What clients keep is kept for the evaluation."""
+    server.tensors |= total
+    return {}
 
 
 def own_classifier(tensors: Tensors, client: int, classes: int) -> ProbeClassifier:
