@@ -24,6 +24,7 @@ from fedsim.methods.messages import NUMBER_BYTES, Diagnostic, Message, Round, Se
 from fedsim.methods.optimise import adam_step
 from fedsim.methods.parameters import shared_tensors
 from fedsim.methods.phase import Phase
+from fedsim.privacy.clipping.materialised import functional_loss
 from fedsim.privacy.noise import gaussian
 from fedsim.privacy.plan import Release, Unit
 from fedsim.seeds import Purpose
@@ -166,8 +167,7 @@ class LocalTraining(Algorithm):
 
         def losses(values: Tensors, x: Tensor, y: Tensor, *draws: Tensor) -> dict[str, Tensor]:
             batch = Batch(x, y, dict(zip(shapes, draws, strict=True)), layout)
-            parts = torch.func.functional_call(_LossOf(self, clients.model), {f"model.{k}": v for k, v in values.items()}, (batch,))
-            return {name: value.mean() for name, value in parts.items()}
+            return {name: value.mean() for name, value in functional_loss(clients.model, self.loss, values, batch).items()}
 
         step = torch.func.vmap(losses)
         state: Tensors = {}
@@ -209,14 +209,3 @@ def weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
     """``sum_k weights_k values_k`` of ``[K]`` and ``[K, ...]``, in float64: cohorts of any size give the same sum."""
     total: Tensor = torch.einsum("k,k...->...", weights.double(), values.double())
     return total
-
-
-class _LossOf(nn.Module):
-    """One client's model whose forward is the loss, so that stacked parameters can be put in its place."""
-
-    def __init__(self, algorithm: LocalTraining, model: nn.Module) -> None:
-        super().__init__()
-        self.algorithm, self.model = algorithm, model
-
-    def forward(self, batch: Batch) -> Mapping[str, Tensor]:
-        return self.algorithm.loss(self.model, batch)

@@ -7,8 +7,10 @@ whose layers it does not cover.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from functools import cache
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,8 @@ from torch import Tensor, nn
 from fedsim.batch import Batch, Layout
 from fedsim.models.layers import ClientCode, ClientLinear, Scale, Shift
 from fedsim.privacy.clipping.norms import Loss, Measured, Norms, clip_units
+
+_Losses = TypeVar("_Losses")
 
 
 def _trainable(model: nn.Module) -> dict[str, Tensor]:
@@ -30,7 +34,7 @@ def vmap(model: nn.Module, loss: Loss, batch: Batch, norms: Norms, sums: dict[st
     def single(params: dict[str, Tensor], x: Tensor, y: Tensor, client: Tensor, *noise: Tensor) -> tuple[Tensor, Tensor]:
         layout = Layout(client[None], batch.layout.clients, direct=True)
         row = Batch(x[None], y[None], {name: draw[None] for name, draw in zip(names, noise, strict=True)}, layout)
-        parts = _functional(model, loss, params, row)[0]
+        parts = functional_loss(model, loss, params, row)[0]
         return parts.sum(), parts
 
     grads, (_, losses) = torch.func.vmap(torch.func.grad_and_value(single, has_aux=True), in_dims=(None, 0, 0, 0, *[0] * len(names)))(
@@ -42,18 +46,21 @@ def vmap(model: nn.Module, loss: Loss, batch: Batch, norms: Norms, sums: dict[st
 class LossModule(nn.Module):
     """A model whose forward is its loss, so that ``functional_call`` reaches every parameter."""
 
-    def __init__(self, model: nn.Module, loss: Loss) -> None:
+    def __init__(self, model: nn.Module, loss: Callable[[nn.Module, Batch], Any]) -> None:
         super().__init__()
         self.model, self.loss = model, loss
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch) -> Any:
         """The loss."""
         return self.loss(self.model, batch)
 
 
-def _functional(model: nn.Module, loss: Loss, parameters: dict[str, Tensor], batch: Batch) -> Tensor:
+def functional_loss(
+    model: nn.Module, loss: Callable[[nn.Module, Batch], _Losses], parameters: Mapping[str, Tensor], batch: Batch
+) -> _Losses:
+    """The loss of a model with other parameters, by their names in it; the model stays as it is."""
     named = {f"model.{name}": value for name, value in parameters.items()}
-    result: Tensor = torch.func.functional_call(LossModule(model, loss), named, (batch,))
+    result: _Losses = torch.func.functional_call(LossModule(model, loss), named, (batch,))
     return result
 
 
@@ -107,14 +114,9 @@ def _clip(grads: dict[str, Tensor], batch: Batch, norms: Norms, sums: dict[str, 
     return unit_norms
 
 
-_registered = False
-
-
+@cache
 def register_cohort_layers() -> None:
     """Teach Opacus the cohort layers once per process."""
-    global _registered
-    if _registered:
-        return
     from opacus.grad_sample import register_grad_sampler
 
     def client_linear(layer: ClientLinear, inputs: list[Any], grads: Tensor) -> dict[nn.Parameter, Tensor]:
@@ -141,4 +143,3 @@ def register_cohort_layers() -> None:
 
     for kind, sampler in ((ClientLinear, client_linear), (ClientCode, client_code), (Scale, scale), (Shift, shift)):
         register_grad_sampler(kind)(sampler)
-    _registered = True
