@@ -120,14 +120,12 @@ class Composition:
             with np.errstate(over="ignore"):
                 deltas = self.present.delta(first) + np.exp(first) * self.absent.delta(asked[..., None] - first)
             return np.asarray(np.minimum(1.0, deltas.min(-1)))
-        curves = {"add-one": [self.present], "remove-one": [self.absent]}.get(relation, [self.present, self.absent])
-        return np.asarray(np.max([curve.delta(asked) for curve in curves], axis=0))
+        return np.asarray(np.max([curve.delta(asked) for curve in self._curves(relation)], axis=0))
 
     def epsilon(self, delta: float, relation: Relation = "add-or-remove-one") -> float:
         """An upper bound of epsilon at ``delta``; inf where none is found."""
         if relation != "replace-one":
-            curves = {"add-one": [self.present], "remove-one": [self.absent]}.get(relation, [self.present, self.absent])
-            return max(curve.epsilon(delta) for curve in curves)
+            return max(curve.epsilon(delta) for curve in self._curves(relation))
         if float(self.delta(0.0, relation)) <= delta:
             return 0.0
         low, high = 0.0, 2 * self.epsilon(delta) + 1.0
@@ -141,6 +139,9 @@ class Composition:
             middle = (low + high) / 2
             low, high = (low, middle) if float(self.delta(middle, relation)) <= delta else (middle, high)
         return high
+
+    def _curves(self, relation: Relation) -> list[Curve]:
+        return {"add-one": [self.present], "remove-one": [self.absent]}.get(relation, [self.present, self.absent])
 
     def false_negatives(self, false_positives: ArrayLike, relation: Relation = "add-or-remove-one") -> Floats:
         """The trade-off function: a lower bound of the rate of false negatives at each rate of false positives, both in [0, 1].
@@ -217,10 +218,9 @@ class Spectra:
     def compose(self, steps: Sequence[int]) -> Composition:
         """The composition of so many steps of every event, none more than was prepared for."""
         counts = [count for count, costs in zip(steps, self._costs, strict=True) if costs]
-        if not any(counts):
-            return Composition(*[Curve(np.zeros(0), np.zeros(0), np.zeros(0), 0.0)] * 2)
-        if not self._bounded:
-            return Composition(*[Curve(np.zeros(0), np.zeros(0), np.zeros(0), 1.0)] * 2)
+        if not any(counts) or not self._bounded:
+            nothing = np.zeros(0)
+            return Composition(*[Curve(nothing, nothing, nothing, 1.0 if any(counts) else 0.0)] * 2)
         curves = []
         for which in (0, 1):
             with np.errstate(invalid="ignore"):
