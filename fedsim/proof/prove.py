@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -85,7 +86,7 @@ def prove(row: Row) -> Proof:
     events = tuple(sorted((m.noise_multiplier, m.sample_rate, m.count) for m in row.mechanisms))
     epsilon, replaced = recomputed(events, row.delta, row.accountant == "rdp")
     proof = Proof(row, "proved", "", epsilon, replaced)
-    told = [*_contradictions(row)]
+    told = list(_contradictions(row))
     # what sampling spends under replace-one is told by an upper bound, which an accountant may find a little larger than another
     limits = (("ε", proof.ratio, BELOW, TOLERANCE), ("ε under replace-one", proof.replace_one_ratio, TOLERANCE, math.inf))
     for name, ratio, below, above in limits:
@@ -126,7 +127,7 @@ def _ratio(recorded: float | None, found: float | None) -> float | None:
 
 
 @lru_cache(maxsize=4096)
-def recomputed(events: tuple[Event, ...], delta: float, renyi: bool = False) -> tuple[float, float]:
+def recomputed(events: tuple[Event, ...], delta: float, renyi: bool) -> tuple[float, float]:
     """Epsilon under add-or-remove-one and under replace-one, by dp-accounting.
 
     Args:
@@ -148,9 +149,8 @@ def recomputed(events: tuple[Event, ...], delta: float, renyi: bool = False) -> 
         right = "install it: python -m pip install 'fedsim[proof]'"
         raise UserError("fedsim prove", "dp-accounting, which recomputes, is not installed", right) from error
     spends = _Renyi(costly) if renyi else _Losses(costly, delta)
-    unsampled = all(rate == 1 for _, rate, _ in costly)
-    halved = tuple((noise / 2, rate, count) for noise, rate, count in costly)
-    if unsampled:
+    if all(rate == 1 for _, rate, _ in costly):
+        halved = [(noise / 2, rate, count) for noise, rate, count in costly]
         return spends.epsilon(delta), (_Renyi(halved) if renyi else _Losses(halved, delta)).epsilon(delta)
     # a loss distribution that was cut off says nothing of a delta below what was cut
     twice = _group(spends, delta)
@@ -213,26 +213,10 @@ def _group(spends: _Losses | _Renyi, delta: float) -> float:
 
 def proofs_table(name: str, proofs: Sequence[Proof]) -> Table:
     """A line a row that claims an epsilon; equal ones share it."""
-    lines: dict[tuple[str, ...], int] = {}
-    for proof in proofs:
-        if proof.verdict != "no claim":
-            lines[_line(proof)] = lines.get(_line(proof), 0) + 1
+    lines = Counter(_line(proof) for proof in proofs if proof.verdict != "no claim")
     table = Table(title=f"{name}: every ε again, by dp-accounting", title_justify="left", show_edge=False)
-    heads = (
-        "rows",
-        "method",
-        "unit, trust",
-        "δ",
-        "ε in the row",
-        "recomputed",
-        "ratio",
-        "replace-one",
-        "recomputed",
-        "ratio",
-        "verdict",
-        "",
-    )
-    for head in heads:
+    pair = ("recomputed", "ratio")
+    for head in ("rows", "method", "unit, trust", "δ", "ε in the row", *pair, "replace-one", *pair, "verdict", ""):
         table.add_column(head, justify="left" if head in ("method", "unit, trust", "verdict", "") else "right", no_wrap=head != "")
     for line, count in lines.items():
         colour = {"proved": "green", "differs": "red"}.get(line[-2], "yellow")
@@ -259,10 +243,9 @@ def _line(proof: Proof) -> tuple[str, ...]:
 
 def proofs_words(proofs: Sequence[Proof]) -> str:
     """How many rows are proved, in a sentence."""
-    counts = {verdict: sum(proof.verdict == verdict for proof in proofs) for verdict in ("proved", "differs", "not proved", "no claim")}
+    counts = Counter(proof.verdict for proof in proofs)
     limits = f"at most {BELOW:.1%} below and {TOLERANCE:.0%} above"
     told = [f"{counts['proved']} of {len(proofs)} rows proved: each ε is what dp-accounting finds from the row alone, {limits}"]
-    told += [f"{counts['differs']} differ"] if counts["differs"] else []
-    told += [f"{counts['not proved']} cannot be proved"] if counts["not proved"] else []
-    told += [f"{counts['no claim']} claim no ε"] if counts["no claim"] else []
+    others: dict[Verdict, str] = {"differs": "differ", "not proved": "cannot be proved", "no claim": "claim no ε"}
+    told += [f"{counts[verdict]} {words}" for verdict, words in others.items() if counts[verdict]]
     return "; ".join(told)

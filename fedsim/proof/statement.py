@@ -68,8 +68,7 @@ def statements(rows: Sequence[Row]) -> list[Statement]:
     found: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
         if row.status in ("ok", "overspent"):
-            private = row.epsilon_target is not None and math.isfinite(row.epsilon_target)
-            key = (row.label, *((row.unit, row.trust, row.claim, row.scope, row.noise) if private else (None,)))
+            key = (row.label, *((row.unit, row.trust, row.claim, row.scope, row.noise) if _is_private(row) else (None,)))
             found.setdefault(key, []).append(row)
     private_labels = {row.label for members in found.values() for row in members if _is_private(row)}
     # a method that ran at infinity beside finite budgets is told once

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -63,11 +64,9 @@ def _releasable(rows: Sequence[Row]) -> Iterator[Row]:
 
 
 def _composed(rows: Sequence[Row]) -> Together:
-    events: dict[tuple[float, float], int] = {}
-    for row in rows:
-        for each in row.mechanisms or ():
-            mechanism = (each.noise_multiplier, each.sample_rate)
-            events[mechanism] = events.get(mechanism, 0) + each.count
+    events: Counter[tuple[float, float]] = Counter()
+    for each in (each for row in rows for each in row.mechanisms or ()):
+        events[each.noise_multiplier, each.sample_rate] += each.count
     composed: tuple[Event, ...] = tuple(sorted((noise, rate, count) for (noise, rate), count in events.items()))
     delta = max(row.delta or 0.0 for row in rows)
     epsilon, _ = recomputed(composed, delta, any(row.accountant == "rdp" for row in rows))
