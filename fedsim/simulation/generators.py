@@ -96,7 +96,7 @@ class GeneratorFacts(BaseModel):
     def held_back(self) -> str:
         """Why nothing that is made from it may leave the simulation; "" where everyone may have it, under its epsilon."""
         plan = self.plan
-        if plan is None or plan.epsilon_target == float("inf"):
+        if plan is None or math.isinf(plan.epsilon_target):
             return "it carries no noise"
         if self.cell.noise == "seeded":
             return "the seed of its noise is known, and who knows it can take the noise off"

@@ -26,7 +26,7 @@ def label_matrices(grid: Grid) -> list[LabelMatrix]:
             whole = training_rows(spec, grid.encoder)
         unseen = [evaluation.unseen for evaluation in evaluations(grid, spec, whole.columns)]
         for alpha, (j, clients), seed, left_out in product(alphas, enumerate(grid.clients), grid.seeds, unseen):
-            rows = whole if left_out is None else whole.others(str(grid.partition.given.site_column), left_out)
+            rows = whole if left_out is None else whole.without(str(grid.partition.given.site_column), left_out)
             with at(grid_place(grid, i, j, left_out)):
                 partition = make_partition(
                     rows.y,

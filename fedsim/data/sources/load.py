@@ -110,7 +110,7 @@ class TrainingRows(NamedTuple):
     columns: Mapping[str, NDArray[Any]]
     class_names: tuple[str, ...]
 
-    def others(self, column: str, value: str) -> TrainingRows:
+    def without(self, column: str, value: str) -> TrainingRows:
         """The rows without those of a column's ``value``."""
         kept = others(self.columns, column, value)
         return TrainingRows(self.y[kept], {name: values[kept] for name, values in self.columns.items()}, self.class_names)
