@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -126,20 +126,18 @@ def account(
         clip=1.0,
         sensitivity=1.0,
     )
-    multipliers = [plan.noise_multiplier(release.name) for release in plan.releases]
-    rates = [release.sample_rate for release in plan.releases]
-    last = len(plan.releases) - 1
-    # room for the one more round
-    most = [release.steps + (release.per_round if i == last else 0) for i, release in enumerate(plan.releases)]
-    spectra = Spectra(list(zip(multipliers, rates, most, strict=True)))
-    halved = Spectra(list(zip([m / 2 for m in multipliers], rates, most, strict=True))) if min(rates) == 1 else None
-    tell("composing its rounds")
     schedule = [(i, n) for i, release in enumerate(plan.releases) for n in range(1, release.rounds + 1)]
-    total = len(schedule)
+    total, last = len(schedule), plan.releases[-1]
+    # room for the one more round
+    events = [(plan.noise_multiplier(r.name), r.sample_rate, r.steps + (r.per_round if r is last else 0)) for r in plan.releases]
+    spectra = Spectra(events)
+    halved = Spectra([(noise / 2, rate, steps) for noise, rate, steps in events]) if all(rate == 1 for _, rate, _ in events) else None
+    schedule.append((len(plan.releases) - 1, last.rounds + 1))
+    tell("composing its rounds")
 
     def spent(number: int, whole: bool) -> Spent:
         tell(f"accounting round {min(number, total)} of {total}")
-        at, n = schedule[number - 1] if number <= len(schedule) else (last, plan.releases[last].rounds + 1)
+        at, n = schedule[number - 1]
         steps = [r.steps if i < at else r.per_round * n if i == at else 0 for i, r in enumerate(plan.releases)]
         composed = spectra.compose(steps)
         other = _replace_one(composed, halved.compose(steps) if halved else None, delta) if whole else None
@@ -183,36 +181,42 @@ def settings(
         raise UserError("--unit", f"unknown value '{unit}'", f"give {' or '.join(get_args(Unit))}")
     if delta > MOST_DELTA:
         raise UserError("--delta", f"{delta:g} is above {MOST_DELTA:g}", "give far less than 1 / units")
-    notes = []
-    if checked != "client":
-        if clients is not None:
-            what = f"how many clients there are does not change the budget of one {checked}"
-            raise UserError("--clients", what, "leave it out, or give --unit client")
-        if client_rate is not None and client_rate < 1:
-            what = f"{client_rate:g} samples clients, which does not amplify the budget of one {checked}"
-            raise UserError("--client-rate", what, "leave it out, or give --unit client")
-        rate, option = sample_rate, "--sample-rate"
+    if checked == "client":
+        rate, option, notes = client_rate, "--client-rate", tuple(_notes_on_clients(clients, client_rate, sample_rate, delta))
     else:
-        rate, option = client_rate, "--client-rate"
-        if sample_rate is not None:
-            notes.append(f"--sample-rate {sample_rate:g} samples a client's own rows, which does not change what a whole client spends")
-        if clients is not None:
-            notes.append(f"{clients} clients, {clients * (rate or 1.0):g} of them expected in a round")
-            if delta * clients >= 1:
-                what = f"δ = {delta:g} is not below 1 / clients = {1 / clients:.2g}: it would allow to publish a client outright"
-                notes.append(f"warning: {what}")
+        _refuse_clients(checked, clients, client_rate)
+        rate, option, notes = sample_rate, "--sample-rate", ()
     if releases is not None:
         if rounds is not None or rate is not None:
             given = "--rounds" if rounds is not None else option
             raise UserError(given, "the file of --releases says that already", f"leave out {given} or --releases")
-        return read_releases(releases), checked, tuple(notes)
+        return read_releases(releases), checked, notes
     if rounds is None:
         raise UserError("--rounds", "is missing", "say how many rounds there are, or give a file of --releases")
     if rounds < 1:
         raise UserError("--rounds", f"{rounds} is no number of rounds", "give at least 1")
     if rate is not None and not 0 < rate <= 1:
         raise UserError(option, f"{rate:g} is not in (0, 1]", "give the probability with which a unit is in a round")
-    return (Release("rounds", 1.0 if rate is None else rate, rounds),), checked, tuple(notes)
+    return (Release("rounds", 1.0 if rate is None else rate, rounds),), checked, notes
+
+
+def _notes_on_clients(clients: int | None, client_rate: float | None, sample_rate: float | None, delta: float) -> Iterator[str]:
+    if sample_rate is not None:
+        yield f"--sample-rate {sample_rate:g} samples a client's own rows, which does not change what a whole client spends"
+    if clients is not None:
+        yield f"{clients} clients, {clients * (client_rate or 1.0):g} of them expected in a round"
+        if delta * clients >= 1:
+            yield f"warning: δ = {delta:g} is not below 1 / clients = {1 / clients:.2g}: it would allow to publish a client outright"
+
+
+def _refuse_clients(unit: Unit, clients: int | None, client_rate: float | None) -> None:
+    """Options on clients say nothing of a unit within one."""
+    if clients is not None:
+        what = f"how many clients there are does not change the budget of one {unit}"
+        raise UserError("--clients", what, "leave it out, or give --unit client")
+    if client_rate is not None and client_rate < 1:
+        what = f"{client_rate:g} samples clients, which does not amplify the budget of one {unit}"
+        raise UserError("--client-rate", what, "leave it out, or give --unit client")
 
 
 def read_releases(path: Path) -> tuple[Release, ...]:
