@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator
 from numpy.typing import NDArray
 
-from fedsim.report.figures import GRID, INK, MUTED, PAPER, name_epsilons, name_level, shades, style
+from fedsim.report.figures import INK, MUTED, PAPER, dress, name_epsilons, name_level, shades, style
 from fedsim.report.scales import short_ticks, show_all
 from fedsim.results.groups import Group, group_seeds
 from fedsim.results.rows import Row
@@ -245,12 +245,8 @@ def _draw(axes: Axes, panel: Panel, method: Method, colours: Mapping[float | Non
 
 
 def _frame(axes: Axes, panel: Panel) -> None:
-    axes.set_facecolor(PAPER)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(MUTED)
+    dress(axes, "y", 0.7)
     axes.tick_params(which="both", colors=MUTED, labelcolor=INK, labelsize=7.5, length=2.5, pad=2)
-    axes.grid(axis="y", color=GRID, linewidth=0.7)
-    axes.set_axisbelow(True)
     # with its place given, no ticks are laid out to find one
     axes.set_title(panel.title, fontsize=8.5, color=INK, loc="left", pad=4, y=1.0, parse_math=False)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -40,6 +41,15 @@ def style() -> Iterator[None]:
     """The font; text becomes outlines, so that a figure looks the same on a machine without it."""
     with matplotlib.rc_context({"font.family": "DejaVu Sans", "font.size": 9, "svg.fonttype": "path", "svg.hashsalt": "fedsim"}):
         yield
+
+
+def dress(axes: Axes, axis: Literal["both", "y"], width: float) -> None:
+    """Paper, two spines, and below what is drawn a grid of lines of ``width`` points across an ``axis``."""
+    axes.set_facecolor(PAPER)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(MUTED)
+    axes.grid(axis=axis, color=GRID, linewidth=width)
+    axes.set_axisbelow(True)
 
 
 def name_level(axes: Axes, text: str, height: float, size: float, gap: float) -> None:

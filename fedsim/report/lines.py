@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator
 
-from fedsim.report.figures import GRID, INK, MUTED, PAPER, SERIES
+from fedsim.report.figures import INK, MUTED, PAPER, SERIES, dress
 from fedsim.report.tables import CLAIM_WORDS, claim
 from fedsim.results.groups import Group
 from fedsim.words import number, setting
@@ -123,12 +123,8 @@ def series_of(groups: Sequence[Group]) -> list[Series]:
 
 def frame(axes: Axes, axis: Axis) -> None:
     """Paper, grid, and an axis of every epsilon that was run."""
-    axes.set_facecolor(PAPER)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(MUTED)
+    dress(axes, "y", 0.8)
     axes.tick_params(colors=MUTED, labelcolor=INK, labelsize=8.5, length=3)
-    axes.grid(axis="y", color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
     axes.set_xlim(*axis.limits)
     axes.xaxis.set_major_locator(FixedLocator([axis.position(value) for value in axis.ticks]))
     axes.set_xticks([axis.position(value) for value in axis.ticks], [number(value) for value in axis.ticks])

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from fedsim.report.figures import GRID, INK, MUTED, PAPER, name_epsilons, shades, style
+from fedsim.report.figures import INK, MUTED, PAPER, dress, name_epsilons, shades, style
 from fedsim.results.groups import Group
 from fedsim.words import setting
 
@@ -112,12 +112,8 @@ def _title(panel: Panel) -> str:
 
 
 def _draw(axes: Axes, panel: Panel, colours: Mapping[float | None, str], limits: tuple[float, float]) -> None:
-    axes.set_facecolor(PAPER)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(MUTED)
+    dress(axes, "both", 0.7)
     axes.tick_params(colors=MUTED, labelcolor=INK, labelsize=7.5, length=2.5, pad=2)
-    axes.grid(color=GRID, linewidth=0.7)
-    axes.set_axisbelow(True)
     axes.plot(limits, limits, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)), zorder=2)
     for epsilon, dots in panel.dots.items():
         colour = colours[epsilon]
