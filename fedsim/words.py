@@ -56,6 +56,11 @@ def is_encodable(text: str) -> bool:
     return encodable(text) == text
 
 
+def print_line(console: Console, text: str, style: str | None = None) -> None:
+    """Print a line as it is: nothing in it is markup, nothing is coloured by itself, and no width breaks it."""
+    console.print(text, style=style, soft_wrap=True, highlight=False, markup=False)
+
+
 def plain_console(*, stderr: bool = False) -> Console:
     """A console that prints what it is given: ``:x:`` is no picture."""
     return Console(stderr=stderr, emoji=False)

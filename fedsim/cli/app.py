@@ -17,7 +17,7 @@ from fedsim.errors import UserError
 from fedsim.garbage import look_rarely
 from fedsim.interrupts import INTERRUPTED, interrupts, soon
 from fedsim.regular import unread
-from fedsim.words import plain_console
+from fedsim.words import plain_console, print_line
 
 app = typer.Typer(
     help="Federated generative algorithms side by side, under identical partitions and honest differential privacy.",
@@ -98,4 +98,4 @@ def main() -> None:
 
 
 def _complain(text: str) -> None:
-    plain_console(stderr=True).print(f"fedsim: {text}", style="red", highlight=False, markup=False, soft_wrap=True)
+    print_line(plain_console(stderr=True), f"fedsim: {text}", "red")

@@ -9,7 +9,7 @@ import typer
 
 from fedsim.cli.app import app, folder
 from fedsim.errors import at
-from fedsim.words import plain_console, wide_console
+from fedsim.words import plain_console, print_line, wide_console
 
 PANEL = "Budgets"
 
@@ -46,7 +46,7 @@ def account(
     for line in how_computed(budget):
         console.print(line, style="dim", highlight=False, markup=False)
     for path in write_budget(budget, out):
-        console.print(f"wrote {path}", soft_wrap=True, highlight=False)
+        print_line(console, f"wrote {path}")
 
 
 @app.command("diagnose", rich_help_panel=PANEL)

@@ -9,7 +9,7 @@ import typer
 
 from fedsim.cli.app import app, interruptible
 from fedsim.errors import at
-from fedsim.words import plain_console, wide_console
+from fedsim.words import plain_console, print_line, wide_console
 
 PANEL = "Data"
 
@@ -71,6 +71,4 @@ def embed(
     manifest = read_manifest(out) or {}
     rows, dim = manifest["shape"]
     skipped = f", {len(manifest['skipped'])} bad images left out" if manifest["skipped"] else ""
-    console.print(
-        f"{out}: {rows} embeddings of {dim} dimensions{skipped}; manifest: {out.with_suffix('.json')}", soft_wrap=True, highlight=False
-    )
+    print_line(console, f"{out}: {rows} embeddings of {dim} dimensions{skipped}; manifest: {out.with_suffix('.json')}")

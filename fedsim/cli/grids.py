@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedsim.cli.app import Address, GridFile, MaxParallel, Param, Replaced, app, folder, interruptible
-from fedsim.words import plain_console, wide_console
+from fedsim.words import plain_console, print_line, wide_console
 
 if TYPE_CHECKING:
     from fedsim.grid.models import Grid
@@ -155,7 +155,7 @@ def partition(
     figure = draw_partitions(matrices) if show else None
     if figure is not None:
         for path in save_figure(figure, out or RunFolder(Path("runs") / checked.name).curves, NAME):
-            console.print(f"picture: {path}", soft_wrap=True, highlight=False)
+            print_line(console, f"picture: {path}")
 
 
 @app.command("plan", rich_help_panel=PANEL)

@@ -13,7 +13,7 @@ from rich.console import Console
 from fedsim.cli.app import Param, app, folder, interruptible
 from fedsim.errors import UserError
 from fedsim.privacy.plan import Claim, Trust, Unit
-from fedsim.words import plain_console, wide_console
+from fedsim.words import plain_console, print_line, wide_console
 
 PANEL = "Methods"
 
@@ -46,7 +46,7 @@ def new(
     from fedsim.kit.new import write_method
 
     for path in write_method(name, origin, out):
-        plain_console().print(f"{path}", soft_wrap=True, highlight=False, markup=False)
+        print_line(plain_console(), f"{path}")
 
 
 @app.command(rich_help_panel=PANEL)
@@ -79,7 +79,7 @@ def check(
     refuted = {finding.setting for finding in findings if finding.passed is False and finding.check in OF_PRIVACY}
     sound = set() if quick else {finding.setting for finding in findings} - faulty
     for claim, filed in _file_checks(algorithm, param or [], sound, refuted).items():
-        console.print(f"on file: rows of this code say '{claim}' for {' and '.join(filed)}", soft_wrap=True, highlight=False)
+        print_line(console, f"on file: rows of this code say '{claim}' for {' and '.join(filed)}")
     if faulty:
         raise typer.Exit(1)
 
@@ -153,7 +153,7 @@ def audit(
                 store.audits(run.key), partial(store.append_audits, run.key), lambda count: progress.update(task, completed=count)
             )
     for line in reached.words:
-        console.print(f"{algorithm}, {unit}, {trust}: {line}", soft_wrap=True, highlight=False, markup=False)
+        print_line(console, f"{algorithm}, {unit}, {trust}: {line}")
     raise typer.Exit(1 if reached.refuted else 0)
 
 
@@ -168,4 +168,4 @@ def _attack_run(folder: Path, console: Console) -> None:
     store = ResultStore(folder)
     store.folder.check()
     for line in of_run(store.folder, grid_of(read_manifest(folder), store.folder), finished_rows(store)):
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        print_line(console, line)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from fedsim.cli.app import Address, MaxParallel, Run, TrustPlugin, app, interruptible
-from fedsim.words import plain_console, wide_console
+from fedsim.words import plain_console, print_line, wide_console
 
 PANEL = "Run folders"
 
@@ -32,7 +32,7 @@ def report(
         return
     console, drawn = plain_console(), write_report(folder)
     drawn.show(console)
-    console.print(f"report: {drawn.page}", soft_wrap=True, highlight=False)
+    print_line(console, f"report: {drawn.page}")
 
 
 @app.command(rich_help_panel=PANEL)
@@ -61,10 +61,10 @@ def synth(
     write_npz(out, (len(x), x.shape[1]), "float32", [x], {"y": y, **names}, manifest)
     write_sidecar(out, manifest)
     told = " ".join(f"{key} {manifest[key]}" for key in ("epsilon", "delta", "unit", "trust", "claim"))
-    plain_console().print(f"{out}: {len(x)} synthetic embeddings of {x.shape[1]} dimensions; {told}", soft_wrap=True, highlight=False)
+    print_line(plain_console(), f"{out}: {len(x)} synthetic embeddings of {x.shape[1]} dimensions; {told}")
     if not generator.vouched:
         told = f"no {RunFolder(folder).results} is there to vouch for it: all this is by the generator's own word"
-        plain_console().print(told, soft_wrap=True, highlight=False, markup=False)
+        print_line(plain_console(), told)
 
 
 @app.command("judge", rich_help_panel=PANEL)

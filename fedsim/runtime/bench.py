@@ -29,7 +29,7 @@ from fedsim.simulation.label_matrices import drawn_matrices
 from fedsim.simulation.plan_table import show_refused, show_warnings
 from fedsim.simulation.preflight import Prepared
 from fedsim.simulation.trial import Trial
-from fedsim.words import counted
+from fedsim.words import counted, print_line
 
 if TYPE_CHECKING:
     from fedsim.report.report import Report
@@ -65,7 +65,7 @@ def run_bench(
         done = store.finished() | (set() if retry_failed else store.failed())
         todo = [trial for trial in prepared.trials if trial.cell.cell_id not in done]
         if changed := older_code(prepared.grid, todo, rows):
-            console.print(changed, style="yellow", soft_wrap=True, highlight=False, markup=False)
+            print_line(console, changed, "yellow")
         anew = told_anew([trial for trial in prepared.trials if trial.cell.cell_id in done], rows, store.folder)
         for row in anew:
             store.append(row)
@@ -75,10 +75,10 @@ def run_bench(
         try:
             report = _run(prepared, todo, without, _untold(audits, todo, store), store, console, engine)
         except KeyboardInterrupt:
-            _say(console, f"interrupted: {_finished(prepared, store)}; the same command goes on")
+            print_line(console, f"interrupted: {_finished(prepared, store)}; the same command goes on")
             return INTERRUPTED
         except ClusterLost as error:
-            _say(console, f"{error.where}: {error.what}; {_finished(prepared, store)}; {error.right}")
+            print_line(console, f"{error.where}: {error.what}; {_finished(prepared, store)}; {error.right}")
             if store.folder.results.exists():  # in a process of its own: Ray ends this one within seconds of a loss
                 subprocess.run([sys.executable, "-c", REPORT, "report", str(folder)], check=False)
             return error.exit_code
@@ -86,16 +86,12 @@ def run_bench(
     bad = [row for row in report.rows if row.status != "ok"]
     for row in bad:
         log = store.folder.log(row.cell_id)
-        console.print(f"{row.setting}: {outcome(row)} ({log})", style="red", soft_wrap=True, highlight=False, markup=False)
+        print_line(console, f"{row.setting}: {outcome(row)} ({log})", "red")
     if any(row.status == "failed" for row in bad):
         console.print("run failed cells again with --retry-failed", soft_wrap=True)
     show_refused(prepared, console)
-    console.print(f"report: {report.page}", soft_wrap=True, highlight=False)
+    print_line(console, f"report: {report.page}")
     return 1 if bad or prepared.refused else 0
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def _finished(prepared: Prepared, store: ResultStore) -> str:
@@ -162,9 +158,9 @@ def _run(
 ) -> Report:
     """Run what is to do, then draw the report; its libraries are loaded beside the cells, and it is drawn while Ray ends."""
     if without:
-        _say(console, f"{len(without)} finished cells lack a reference, which is computed now")
+        print_line(console, f"{len(without)} finished cells lack a reference, which is computed now")
     if not todo and not without and not audits:
-        _say(console, "the cell is finished" if len(prepared.trials) == 1 else f"all {len(prepared.trials)} cells are finished")
+        print_line(console, "the cell is finished" if len(prepared.trials) == 1 else f"all {len(prepared.trials)} cells are finished")
         return _drawn(store.folder.path)
     with ThreadPoolExecutor(1) as beside:
         with engine, make_display(console, len(prepared.trials), len(prepared.trials) - len(todo)) as display:

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsim.results.rows import Row
-from fedsim.words import counted, number
+from fedsim.words import counted, number, print_line
 
 _SHOWN = 12
 _SILENT = 5.0
@@ -44,7 +44,7 @@ class Preparing:
             self._status.update(Text(f"{text} ({now - self._started:.0f} s)"))
         elif now - self._told >= self._every:
             self._told = now
-            self._console.print(f"{text} ({now - self._started:.0f} s)", soft_wrap=True, highlight=False, markup=False)
+            print_line(self._console, f"{text} ({now - self._started:.0f} s)")
 
     def __enter__(self) -> Preparing:
         if self._status is not None:

@@ -32,6 +32,7 @@ from fedsim.simulation.preflight import Prepared
 from fedsim.simulation.rejudging import Finished, generators_missing, prepare_judging, saved_generators
 from fedsim.simulation.row import client_lines, judged_fields, judging_code, reference_fields
 from fedsim.simulation.trial import Trial
+from fedsim.words import print_line
 
 
 def run_judging(
@@ -73,14 +74,14 @@ def run_judging(
         saved = saved_generators(grid, rows, store.folder)
         todo = outdated(rows, saved)
         if not todo:
-            console.print(_up_to_date(rows), soft_wrap=True, highlight=False)
+            print_line(console, _up_to_date(rows))
             return 0
         for row in () if trust_plugin else todo:
             check_installed(row.algorithm, str(store.folder.results))
         prepared, finished = prepare_judging(grid, todo, saved, store.folder, nodes, max_parallel)
         if missing := generators_missing(finished):
             what = f"{missing} of {len(todo)} cells have no saved generator: their scores stay, their references are told anew"
-            console.print(what, style="yellow", soft_wrap=True, highlight=False)
+            print_line(console, what, "yellow")
         try:
             with engine, make_display(console, len(rows), len(rows) - len(todo)) as display:
                 send_tensors_as_bytes()
@@ -88,13 +89,13 @@ def run_judging(
                 judging.run(prepared.trials)
         except KeyboardInterrupt:
             done = len(rows) - len(outdated(finished_rows(store), saved))
-            console.print(f"interrupted: {done} of {len(rows)} cells are judged; the same command goes on", soft_wrap=True, highlight=False)
+            print_line(console, f"interrupted: {done} of {len(rows)} cells are judged; the same command goes on")
             return INTERRUPTED
         _note_in_manifest(store)
     report = write_report(folder)
     report.show(console)
-    console.print(judging.changes(), soft_wrap=True, highlight=False)
-    console.print(f"report: {report.page}", soft_wrap=True, highlight=False)
+    print_line(console, judging.changes())
+    print_line(console, f"report: {report.page}")
     return 1 if judging.failures else 0
 
 

@@ -24,7 +24,7 @@ from fedsim.simulation.preflight import Prepared
 from fedsim.simulation.rehearsal import made_up_cohort
 from fedsim.simulation.rounds import to_the_end, train
 from fedsim.simulation.trial import Trial
-from fedsim.words import number, wide_console
+from fedsim.words import number, print_line, wide_console
 
 ROWS = 2
 """Made-up rows of every client, through which the shapes of what is sent are found."""
@@ -212,7 +212,7 @@ def show_noise(prepared: Prepared, console: Console) -> None:
                 first = False
     wide_console(console, 240).print(table)
     if without:
-        console.print(f"without noise: {', '.join(without)} (not private, or at ε = ∞)", soft_wrap=True, highlight=False, markup=False)
+        print_line(console, f"without noise: {', '.join(without)} (not private, or at ε = ∞)")
     told = "the largest that it can be, which real gradients and means are below; n is of all clients together; nothing was run on the data"
     console.print(
         f"Norms are expected ones of the Gaussian noise after division by public or expected counts; the signal is {told}.", highlight=False

@@ -14,7 +14,7 @@ from fedsim.evaluation.fidelity import left_out
 from fedsim.privacy.plan import large_delta
 from fedsim.simulation.preflight import Prepared
 from fedsim.simulation.trial import Trial
-from fedsim.words import counted, wide_console
+from fedsim.words import counted, print_line, wide_console
 
 _LEFT = ("cell", "algorithm", "data", "α", "clients", "seed", "claim", "unit, trust, scope", "accountant", "actors")
 
@@ -34,11 +34,9 @@ def show_plan(prepared: Prepared, console: Console) -> None:
     show_warnings(prepared, console)
     sizes = ", ".join(f"{d.name}: {len(d.y_train)} × {d.dim}, {d.x_train.nbytes / 2**20:.1f} MiB" for d in prepared.data.values())
     shares = _shares(prepared)
-    console.print(f"data: {sizes}", soft_wrap=True, highlight=False)
-    console.print(
-        f"{counted(prepared.parallel, 'cell')} at a time, {shares}; {counted(len(prepared.trials), 'cell')}; nothing was run",
-        soft_wrap=True,
-        highlight=False,
+    print_line(console, f"data: {sizes}")
+    print_line(
+        console, f"{counted(prepared.parallel, 'cell')} at a time, {shares}; {counted(len(prepared.trials), 'cell')}; nothing was run"
     )
 
 
@@ -75,7 +73,7 @@ def _facts(trial: Trial) -> dict[str, str]:
 def show_refused(prepared: Prepared, console: Console) -> None:
     """Print why plug-ins are left out."""
     for error in prepared.refused.values():
-        console.print(f"left out: {error}", style="red", soft_wrap=True, highlight=False, markup=False)
+        print_line(console, f"left out: {error}", "red")
 
 
 def show_warnings(prepared: Prepared, console: Console) -> None:
@@ -89,4 +87,4 @@ def show_warnings(prepared: Prepared, console: Console) -> None:
     if "fidelity" in prepared.grid.evaluation.readouts:
         told |= dict.fromkeys(left_out(prepared.data[key], site) for key, site in views.items())
     for line in filter(None, told):
-        console.print(f"warning: {line}", style="yellow", soft_wrap=True, highlight=False, markup=False)
+        print_line(console, f"warning: {line}", "yellow")
