@@ -65,6 +65,7 @@ class ToldClients(Clients):
         always: whether it is in every Poisson sample.
         told: whose noisy answers they get; None: they draw their own noise.
         queries: what they asked, in order.
+        in_batch: whether the canary is among the rows that draws are made for.
     """
 
     canary: int = 0
@@ -177,30 +178,27 @@ class WatchedPool(LocalPool):
                 for held, each in zip(asked, (without, with_), strict=True):
                     held |= {("sent", name): value for name, value in each.sent.items()}
             groups.append([(*_apart(outputs, *asked), std)] if outputs else [])
+        groups = groups or [[]]
         base, whole = self._beside["absent"].sums, self._beside["always"].sums
         if self.at_clients:
-            self._uncovered(groups, covered, base, whole)
+            groups[0] += self._uncovered(covered, base, whole)
             self._note_others(start)
         else:
             known = add_in_order([message.sums for message in (*self._sent[:-1], self._beside["absent"])])
             given = {name: whole[name].double() - base[name].double() for name in whole}
             std = self.setting.plan.noise_std(round_.release.name)
             part = (flat({n: noisy[n].double() - known[n].double() for n in noisy}), flat({n: given[n] for n in noisy}), std)
-            if not groups:
-                groups.append([])
             groups[0].append(part)
         self.steps += [_step(round_.release.sample_rate, group) for group in groups if group]
 
-    def _uncovered(self, groups: list[list[Output]], covered: set[str], without: Tensors, with_: Tensors) -> None:
+    def _uncovered(self, covered: set[str], without: Tensors, with_: Tensors) -> list[Output]:
         """What a message tells beside its noisy sums: where the unit changes it, no noise hides that."""
         names = [name for name in with_ if name not in covered and name in without and name in self._sent[-1].sums]
         part = {name: self._sent[-1].sums[name] for name in names}
         residual, shift = _apart(part, {name: without[name] for name in names}, {name: with_[name] for name in names})
         size = float(shift.norm())
-        if size > 1e-4 * (1e-3 + float(flat(part).norm())):
-            if not groups:
-                groups.append([])
-            groups[0].append((residual, shift, 1e-2 * size))
+        seen = size > 1e-4 * (1e-3 + float(flat(part).norm()))
+        return [(residual, shift, 1e-2 * size)] if seen else []
 
     def _note_others(self, start: int) -> None:
         """The noise of other clients, which whoever knows their data knows: it must not be the unit's client's."""
