@@ -62,10 +62,11 @@ def embed(
     job = EmbedJob(images.below("--dataset"), files, asked, batch)
     work: Work = in_process
     if actors > 1:
-        from fedsim.runtime.cluster import this_machine
+        from fedsim.runtime.cluster import local_cluster, this_machine
         from fedsim.runtime.embedding import on_actors
 
-        work = on_actors(actors, this_machine())
+        node = this_machine()
+        work = on_actors(actors, node, local_cluster(node))
     with interruptible(console):
         export(embedded(job, console, skip_bad=spec.skip_bad, work=work), out)
     manifest = read_manifest(out) or {}

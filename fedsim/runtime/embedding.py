@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import ray
@@ -13,7 +13,6 @@ from fedsim.data.encoding.embed import EmbedJob, Work
 from fedsim.data.encoding.encoder import Encoder
 from fedsim.data.encoding.shards import Shard, embedded_shards
 from fedsim.errors import UserError
-from fedsim.runtime.cluster import local_cluster
 from fedsim.simulation.node import Node
 
 
@@ -30,13 +29,13 @@ class EmbedActor:
         yield from embedded_shards(self.encoder, self.job.images, numbers, self.job.spec.dtype, self.job.batch, self.threads)
 
 
-def on_actors(actors: int, node: Node, *, start: bool = True) -> Work:
+def on_actors(actors: int, node: Node, engine: AbstractContextManager[Any]) -> Work:
     """Work for :func:`fedsim.data.encoding.embed.embed` on ``actors`` actors that share this machine's GPUs, or its CPUs without one.
 
     Args:
         actors: how many.
         node: what this machine has.
-        start: start a local cluster for the work; otherwise one is connected already.
+        engine: entered for the work, if there is any; Ray is connected inside.
 
     Raises:
         UserError: there are more actors than CPUs.
@@ -45,7 +44,7 @@ def on_actors(actors: int, node: Node, *, start: bool = True) -> Work:
         raise UserError("--actors", f"{actors} actors need as many CPUs, and there are {node.cpus:g}", f"give at most {node.cpus:g}")
 
     def work(job: EmbedJob, numbers: Sequence[int]) -> Iterator[Shard]:
-        with local_cluster(node) if start else nullcontext():
+        with engine:
             share = min(1.0, node.gpus / actors)
             threads = max(1, int(node.cpus // actors))
             actor: Any = ray.remote(EmbedActor)

@@ -1,3 +1,4 @@
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -33,13 +34,13 @@ def test_several_actors_give_the_embeddings_of_one_process(tmp_path, monkeypatch
     with np.load(embed(job, Console(quiet=True))) as held:
         alone = held["x"]
     monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "second"))
-    with np.load(embed(job, Console(quiet=True), work=on_actors(2, Node(2.0, 0.0), start=False))) as held:
+    with np.load(embed(job, Console(quiet=True), work=on_actors(2, Node(2.0, 0.0), nullcontext()))) as held:
         np.testing.assert_allclose(held["x"], alone, atol=1e-5)
 
 
 def test_more_actors_than_cpus_are_refused():
     with pytest.raises(UserError, match="3 actors need as many CPUs, and there are 2; give at most 2"):
-        on_actors(3, Node(2.0, 0.0))
+        on_actors(3, Node(2.0, 0.0), nullcontext())
 
 
 def grid(tmp_path, **keys):
