@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -13,7 +10,6 @@ from typing import Any
 
 from rich.console import Console
 
-from fedsim.atomic import replaced
 from fedsim.errors import UserError
 from fedsim.evaluation.judge import Judgement
 from fedsim.interrupts import INTERRUPTED
@@ -23,8 +19,8 @@ from fedsim.results.grid_rows import read_manifest
 from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore
 from fedsim.runtime.display import Display, make_display
-from fedsim.runtime.manifest import grid_of, revision, versions
-from fedsim.runtime.scheduler import Scheduler, log_lines, now
+from fedsim.runtime.manifest import grid_of, note_judging, now
+from fedsim.runtime.scheduler import Scheduler, log_lines
 from fedsim.runtime.slots import Slot
 from fedsim.runtime.worker import Failure, Report, send_tensors_as_bytes
 from fedsim.simulation.node import Node
@@ -91,7 +87,7 @@ def run_judging(
             done = len(rows) - len(outdated(finished_rows(store), saved))
             print_line(console, f"interrupted: {done} of {len(rows)} cells are judged; the same command goes on")
             return INTERRUPTED
-        _note_in_manifest(store)
+        note_judging(store.folder)
     report = write_report(folder)
     report.show(console)
     print_line(console, judging.changes())
@@ -115,14 +111,6 @@ def _up_to_date(rows: Sequence[Row]) -> str:
     left = sum(row.judged != judging_code() for row in rows)
     but = f", but for the scores of {left} without a saved generator" if left else ""
     return f"all {len(rows)} finished cells are judged by today's code{but}"
-
-
-def _note_in_manifest(store: ResultStore) -> None:
-    """Say in the manifest by what the rows were judged."""
-    told = {"command": shlex.join(["fedsim", *sys.argv[1:]]), "finished": now(), "revision": revision(), "versions": versions()}
-    manifest = read_manifest(store.folder.path) | {"judged": told}
-    with replaced(store.folder.manifest) as part:
-        part.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
 class Judging(Scheduler):

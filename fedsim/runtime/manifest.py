@@ -20,6 +20,7 @@ from fedsim.atomic import replaced
 from fedsim.errors import UserError
 from fedsim.grid.models import Grid
 from fedsim.results.folder import RunFolder
+from fedsim.results.grid_rows import read_manifest
 from fedsim.simulation.preflight import Prepared
 
 RELEASE = {
@@ -49,15 +50,34 @@ def write_manifest(folder: RunFolder, prepared: Prepared) -> None:
         "versions": versions(),
         "revision": revision(),
         "hardware": hardware(),
-        "command": shlex.join(["fedsim", *sys.argv[1:]]),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": _command(),
+        "started": now(),
         "release": RELEASE[prepared.grid.privacy.noise],
         "grid": prepared.grid.model_dump(mode="json"),
         "refused": [{"algorithm": prepared.grid.algorithms[i].display, "error": str(error)} for i, error in prepared.refused.items()],
         "cells": [{"cell_id": trial.cell.cell_id, "label": trial.cell.label} for trial in prepared.trials],
     }
+    _save(folder, manifest)
+
+
+def note_judging(folder: RunFolder) -> None:
+    """Say in a run folder's manifest by what its rows were judged."""
+    told = {"command": _command(), "finished": now(), "revision": revision(), "versions": versions()}
+    _save(folder, {**read_manifest(folder.path), "judged": told})
+
+
+def _save(folder: RunFolder, manifest: Mapping[str, Any]) -> None:
     with replaced(folder.manifest) as part:
         part.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def _command() -> str:
+    return shlex.join(["fedsim", *sys.argv[1:]])
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def versions() -> dict[str, str]:

@@ -7,7 +7,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -32,7 +31,7 @@ from fedsim.runtime.jobs import (
     with_measurements,
     with_references,
 )
-from fedsim.runtime.manifest import versions
+from fedsim.runtime.manifest import now, versions
 from fedsim.runtime.slots import Slot, Slots
 from fedsim.runtime.worker import Failure, Report, is_loss
 from fedsim.simulation.checkpoint import keep, kept
@@ -393,11 +392,6 @@ class Scheduler:
 
     def _log(self, trial: Trial, lines: Iterable[str]) -> None:
         self.store.log(trial.cell.cell_id, lines)
-
-
-def now() -> str:
-    """The time in UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def log_lines(report: Report) -> Iterator[str]:
