@@ -25,7 +25,7 @@ ROOMS = (
     ("privacy", "partition"),
     ("models", "data"),
     ("batch",),
-    ("atomic", "device", "regular", "words", "errors", "garbage", "interrupts", "seeds"),
+    ("atomic", "device", "regular", "words", "errors", "garbage", "grouping", "interrupts", "seeds"),
     ("keystream",),
 )
 """From the roof to the ground: a file imports its own room and those on the floors below."""

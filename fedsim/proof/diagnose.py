@@ -14,6 +14,7 @@ from fedsim.errors import UserError
 from fedsim.grid.complaints import translated
 from fedsim.grid.places import Source
 from fedsim.grid.yaml import parse, read_text
+from fedsim.grouping import grouped
 from fedsim.privacy.accountant import Event
 from fedsim.privacy.plan import Release, Trust, Unit, calibrate
 from fedsim.privacy.tradeoff import compose
@@ -301,10 +302,7 @@ def diagnosis(settings: Settings) -> Iterator[str]:
         run = f"{settings.passes} epochs" if c.local_epochs else f"{settings.steps} steps"
         yield f"the noise was solved for ε = {number(c.epsilon)} in {for_what}; {run} run: σ = {number(settings.sigma, 4)}"
     found = diagnose(settings)
-    alike: dict[tuple[float | None, str], list[Worth]] = {}
-    for worth in found:
-        alike.setdefault((worth.epsilon, worth.because), []).append(worth)
-    for (epsilon, because), members in alike.items():
+    for (epsilon, because), members in grouped(found, lambda worth: (worth.epsilon, worth.because)).items():
         where = [f"{name} {' and '.join(dict.fromkeys(values))}" for name, values in _places(members)]
         told = "no ε, because" if epsilon is None else f"ε = {number(epsilon, 4)} at δ = {number(settings.delta)}:"
         yield f"  {', '.join(where)}: {told} {because}"

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from fedsim.grouping import grouped
 from fedsim.privacy.accountant import Event
 from fedsim.privacy.plan import RELEASABLE
 from fedsim.proof.prove import recomputed
@@ -41,10 +42,7 @@ def together(rows: Sequence[Row]) -> list[Together]:
     Raises:
         UserError: dp-accounting is not installed.
     """
-    groups: dict[tuple[object, ...], list[Row]] = {}
-    for row in _releasable(rows):
-        divided = row.partition_hash if row.unit == "client" else None
-        groups.setdefault((row.dataset_hash, row.unit, divided), []).append(row)
+    groups = grouped(_releasable(rows), lambda row: (row.dataset_hash, row.unit, row.partition_hash if row.unit == "client" else None))
     return [_composed(members) for members in groups.values() if len(members) > 1]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from fedsim.grouping import grouped
 from fedsim.report.diagnostics import Rounds
 from fedsim.results.groups import Group
 from fedsim.results.rows import Row
@@ -105,10 +106,7 @@ def summary(findings: Sequence[Finding]) -> list[str]:
 
 def by_kind(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
     """The findings by kind, in their order."""
-    kinds: dict[str, list[Finding]] = {}
-    for finding in findings:
-        kinds.setdefault(finding.kind, []).append(finding)
-    return kinds
+    return grouped(findings, lambda finding: finding.kind)
 
 
 def _told(kind: str) -> str:

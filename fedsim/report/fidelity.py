@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from fedsim.grouping import grouped
 from fedsim.report.figures import INK, MUTED, PAPER, style
 from fedsim.report.lines import Axis, Series, caption_of, draw_methods, frame, legend_below, legend_lines, series_of, x_label
 from fedsim.report.scales import end_at, show_all
@@ -59,9 +60,7 @@ def draw_fidelity(groups: Sequence[Group]) -> Figure | None:
 
 def _figure(groups: Sequence[Group], series: Sequence[Series], panels: Sequence[Panel]) -> Figure:
     axis = Axis.of(groups)
-    places: dict[tuple[object, ...], list[Group]] = {}
-    for group in groups:
-        places.setdefault((group.dataset, group.scheme, group.alpha, group.clients), []).append(group)
+    places = grouped(groups, lambda group: (group.dataset, group.scheme, group.alpha, group.clients))
     width = 0.6 + 2.3 * max(len(panels), 2)
     height = 0.95 + 0.2 * legend_lines(series, width) + 2.2 * len(places)
     figure = Figure(figsize=(width, height), layout="constrained", facecolor=PAPER)

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator
 
+from fedsim.grouping import grouped
 from fedsim.report.figures import INK, MUTED, PAPER, SERIES, dress
 from fedsim.report.tables import CLAIM_WORDS, claim
 from fedsim.results.groups import Group
@@ -103,9 +104,7 @@ class Axis:
 
 def series_of(groups: Sequence[Group]) -> list[Series]:
     """Every method's look, by label in their order."""
-    by_label: dict[str, list[Group]] = {}
-    for group in groups:
-        by_label.setdefault(group.label, []).append(group)
+    by_label = grouped(groups, lambda group: group.label)
     # where colours come round again, markers and dashes differ
     return [
         Series(

@@ -12,6 +12,7 @@ import yaml
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup, escape
 
+from fedsim.grouping import grouped
 from fedsim.privacy.plan import large_delta
 from fedsim.proof.statement import CLAIMS, NOISES, TRUSTS, statements, unit_words
 from fedsim.report import curves, diagnostics
@@ -121,11 +122,8 @@ def _large_deltas(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _methods(groups: Sequence[Group]) -> list[tuple[str, str, str]]:
-    by_label: dict[str, list[Group]] = {}
-    for group in groups:
-        by_label.setdefault(group.label, []).append(group)
     told = []
-    for label, members in by_label.items():
+    for label, members in grouped(groups, lambda group: group.label).items():
         name = claim(members)
         scopes = dict.fromkeys(group.scope for group in members if group.scope)
         words = CLAIMS.get(name, "no noise is added and ε has no meaning" if name == "not private" else "")

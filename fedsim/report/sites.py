@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from fedsim.grouping import grouped
 from fedsim.report.figures import INK, MUTED, PAPER, dress, name_epsilons, shades, style
 from fedsim.results.groups import Group
 from fedsim.words import setting
@@ -53,9 +54,7 @@ def site_panels(groups: Sequence[Group], lines: Iterable[Mapping[str, Any]]) -> 
         groups: rows averaged over seeds.
         lines: what ``ResultStore.clients`` gave.
     """
-    told: dict[str, list[Mapping[str, Any]]] = {}
-    for line in lines:
-        told.setdefault(line["cell_id"], []).append(line)
+    told = grouped(lines, lambda line: line["cell_id"])
     panels: dict[str, dict[float | None, list[Dot]]] = {}
     for group in groups:
         if dots := _dots([line for row in group.rows for line in told.get(row.cell_id, ())]):

@@ -14,6 +14,7 @@ from rich.console import Group as RichGroup
 from rich.table import Table
 from rich.text import Text
 
+from fedsim.grouping import grouped
 from fedsim.results.groups import Group, weakest
 from fedsim.results.measures import MEASURES
 from fedsim.results.rows import UNDRAWN
@@ -103,10 +104,7 @@ def by_place(groups: Sequence[Group]) -> tuple[list[str], dict[str, list[Group]]
     """What data set, scheme, alpha and clients are for all groups, in words; and the groups by what differs of these."""
     varied = [axis for axis in _AXES if len({axis(group) for group in groups}) > 1]
     common = [text for axis in _AXES if groups and axis not in varied and (text := axis(groups[0]))]
-    members: dict[str, list[Group]] = {}
-    for group in groups:
-        members.setdefault(" · ".join(text for axis in varied if (text := axis(group))), []).append(group)
-    return common, members
+    return common, grouped(groups, lambda group: " · ".join(text for axis in varied if (text := axis(group))))
 
 
 def epsilons(groups: Sequence[Group]) -> list[float | None]:

@@ -10,6 +10,7 @@ from statistics import fmean, stdev
 
 from scipy.special import stdtr
 
+from fedsim.grouping import grouped
 from fedsim.results.groups import EQUAL, Group, Interval
 from fedsim.results.rows import Row
 
@@ -47,9 +48,7 @@ def paired_differences(groups: Sequence[Group], value: Callable[[Row], float | N
         groups: as ``group_seeds`` gives them, of any places.
         value: a row's measure; None where it has none.
     """
-    places: dict[tuple[object, ...], list[Group]] = {}
-    for group in groups:
-        places.setdefault(tuple(getattr(group, name) for name in PLACE), []).append(group)
+    places = grouped(groups, lambda group: tuple(getattr(group, name) for name in PLACE))
     return [difference for members in places.values() for difference in _corrected(list(_differences(members, value)))]
 
 

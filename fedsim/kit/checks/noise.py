@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fedsim.grouping import grouped
 from fedsim.kit.checks.subject import CLIENTS, Subject
 from fedsim.kit.checks.verdict import Verdict, failed, idle, passed
 from fedsim.kit.checks.watch import Query, WatchedPool
@@ -99,10 +100,7 @@ def _flat(added: Tensors) -> Tensor:
 
 
 def _alike(draws: Sequence[Draw]) -> Verdict | None:
-    by_length: dict[int, list[Draw]] = {}
-    for draw in draws:
-        by_length.setdefault(len(draw.values), []).append(draw)
-    for length, own in by_length.items():
+    for length, own in grouped(draws, lambda draw: len(draw.values)).items():
         unit = torch.stack([draw.values / draw.values.norm() for draw in own])
         correlation = (unit @ unit.T).abs().fill_diagonal_(0)
         # a few numbers are often nearly parallel by chance, but not equal
