@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from decimal import ROUND_CEILING, Decimal
 from typing import Any
@@ -32,6 +33,11 @@ def counted(count: float, noun: str) -> str:
 def json_number(value: Any) -> Any:
     """A number as JSON may hold it: "inf", "-inf" and "nan" are words; anything else as it is."""
     return str(float(value)) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def spelled(value: Any) -> str:
+    """A value as a grid file would have it."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def setting(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -18,6 +17,7 @@ from fedsim.grid.places import Loc
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.registry import lookup
 from fedsim.methods.source_hash import own_files, place_of, source_hash
+from fedsim.words import spelled
 
 
 @dataclass(frozen=True)
@@ -122,17 +122,13 @@ def _points(grid: Grid, i: int, cls: type[Algorithm]) -> Iterator[Variant]:
         chosen = dict(zip(axes, point, strict=True))
         yield Variant(
             entry=i,
-            label=" ".join([entry.display, *(f"{name}={_spell(grid.scan[name][j])}" for name, j in chosen.items())]),
+            label=" ".join([entry.display, *(f"{name}={spelled(grid.scan[name][j])}" for name, j in chosen.items())]),
             name=entry.name,
             identity=place_of(cls),
             source=source_hash(cls),
             params=_complete(grid, i, cls.Params, chosen),
             private=cls.private,
         )
-
-
-def _spell(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _complete(grid: Grid, i: int, params: type[BaseModel], chosen: Mapping[str, int]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,6 +23,7 @@ from fedsim.methods.messages import Task
 from fedsim.methods.registry import lookup
 from fedsim.methods.source_lines import blamed, line_of, said
 from fedsim.privacy.plan import Trust, Unit
+from fedsim.words import spelled
 
 DIM, CLASSES, CLIENTS = 64, 10, 10
 """Of the task on which claims are asked for; no claim depends on them."""
@@ -132,7 +132,7 @@ def _claims(cls: type[Algorithm], where: str) -> tuple[dict[tuple[Unit, Trust], 
 def _parameters(params: type[BaseModel]) -> Iterator[Parameter]:
     meanings = _meanings(params)
     for name, info in params.model_fields.items():
-        default = "required" if info.is_required() else _spelled(info.get_default(call_default_factory=True))
+        default = "required" if info.is_required() else spelled(info.get_default(call_default_factory=True))
         yield Parameter(name, _type(info.annotation), default, _constraint(info), meanings.get(name, ""))
 
 
@@ -165,11 +165,6 @@ def _type(annotation: Any) -> str:
 def _constraint(info: FieldInfo) -> str:
     bounds = [(sign, getattr(each, key)) for each in info.metadata for key, sign in _BOUNDS.items() if hasattr(each, key)]
     return ", ".join(f"{sign} {bound}" for sign, bound in bounds)
-
-
-def _spelled(value: Any) -> str:
-    """A value as a grid file would have it."""
-    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def algorithms_table(names: Iterable[str]) -> Table:
