@@ -20,6 +20,7 @@ from fedsim.simulation.generators import load_generator
 from fedsim.simulation.node import Node
 from fedsim.simulation.preflight import Prepared
 from fedsim.simulation.rejudging import Finished, prepare_judging, saved_generators
+from fedsim.words import number
 
 FEWEST = 3
 """Cells below which none has shadows."""
@@ -44,7 +45,7 @@ class Attacked:
     @property
     def words(self) -> str:
         """What its shadows share with it."""
-        return f"{self.cell.label}, ε = {self.cell.epsilon}"
+        return self.cell.label if self.cell.epsilon is None else f"{self.cell.label}, ε = {number(self.cell.epsilon)}"
 
 
 def of_run(folder: RunFolder, grid: Grid, rows: Sequence[Row]) -> Iterator[str]:

@@ -60,11 +60,13 @@ def folder(what: str) -> Any:
 
 
 GridFile = Annotated[Path, typer.Option("--grid", help="The grid file (YAML).")]
-Replaced = Annotated[list[str] | None, typer.Option("--set", help="Replace a value of the grid: key=YAML, such as alpha=[0.3].")]
-Param = Annotated[list[str] | None, typer.Option(help="A parameter of the algorithm: key=YAML, such as latent=16.")]
+Replaced = Annotated[
+    list[str] | None, typer.Option("--set", help="Replace a value of the grid, as often as needed: alpha=[0.3], or resources.device=cpu.")
+]
+Param = Annotated[list[str] | None, typer.Option(help="A parameter of the algorithm, as often as needed: key=YAML, such as latent=16.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/quickstart.")]
-Address = Annotated[str | None, typer.Option(help="An existing Ray cluster; default: a new local one.")]
-MaxParallel = Annotated[int | None, typer.Option(min=1, help="At most so many cells at a time.")]
+Address = Annotated[str | None, typer.Option(help="The address of a running Ray cluster; default: start a local one.")]
+MaxParallel = Annotated[int | None, typer.Option(min=1, help="Run at most this many cells at a time.")]
 TrustPlugin = Annotated[bool, typer.Option("--trust-plugin", callback=_trusted, help="Run the code of plug-ins that the run folder names.")]
 
 

@@ -16,17 +16,23 @@ PANEL = "Budgets"
 
 @app.command(rich_help_panel=PANEL)
 def account(
-    epsilon: Annotated[float, typer.Option(help="The budget.")],
-    delta: Annotated[float, typer.Option(help="Of the budget.")] = 1e-4,
+    epsilon: Annotated[float, typer.Option(help="ε of the budget.")],
+    delta: Annotated[float, typer.Option(help="δ of the budget.")] = 1e-4,
     rounds: Annotated[int | None, typer.Option(help="Noisy steps.")] = None,
-    sample_rate: Annotated[float | None, typer.Option(help="The probability with which an example is in a step; default: 1.")] = None,
+    sample_rate: Annotated[
+        float | None, typer.Option(help="Poisson rate: the probability that a step samples an example; default: 1.")
+    ] = None,
     unit: Annotated[str, typer.Option(help="What the budget protects: example or client.")] = "example",
-    clients: Annotated[int | None, typer.Option(min=1, help="How many there are, for --unit client.")] = None,
-    client_rate: Annotated[float | None, typer.Option(help="The probability with which a client takes part; for --unit client.")] = None,
-    releases: Annotated[Path | None, typer.Option(help="Several kinds of release: a YAML list, in place of --rounds and the rate.")] = None,
+    clients: Annotated[int | None, typer.Option(min=1, help="Number of clients, for --unit client.")] = None,
+    client_rate: Annotated[
+        float | None, typer.Option(help="The probability that a client takes part in a round, for --unit client.")
+    ] = None,
+    releases: Annotated[
+        Path | None, typer.Option(help="Several releases that share the budget: a YAML list, in place of --rounds and the rates.")
+    ] = None,
     out: Annotated[Path, folder("The folder of the picture and the tables.")] = Path("runs/account"),
 ) -> None:
-    """What a budget buys, without data: σ, ε after each round, the price of one more, the (ε, δ) curve, what an adversary can tell."""
+    """Show what a budget buys, without data: σ, ε after each round, the price of one more, the (ε, δ) curve, the trade-off function."""
     from fedsim.proof.budget import account as accounted
     from fedsim.proof.budget import settings
     from fedsim.report.budget import budget_words, curve_tables, how_computed, rounds_table, write_budget
@@ -53,7 +59,7 @@ def account(
 def diagnose_file(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A tool's settings (YAML), such as benchmarks/accounting/dp_cvae.yaml.")],
 ) -> None:
-    """What another tool's noise is worth by unit and trust, from its settings, or why there is no ε."""
+    """Show ε of another tool's settings by unit and trust, or why there is none."""
     from fedsim.proof.diagnose import diagnosis, read_settings
 
     for line in diagnosis(read_settings(file)):

@@ -13,7 +13,7 @@ from fedsim.words import plain_console, print_line, wide_console
 
 PANEL = "Data"
 
-sets = typer.Typer(help="Data sets.", no_args_is_help=True)
+sets = typer.Typer(help="List the known data sets.", no_args_is_help=True)
 app.add_typer(sets, name="data", rich_help_panel=PANEL)
 
 
@@ -32,12 +32,12 @@ def embed(
     out: Annotated[Path, typer.Option(help="The .npz file of embeddings.")],
     size: Annotated[int | None, typer.Option(help="Pixels of a MedMNIST set: 28, 64, 128 or 224.")] = None,
     root: Annotated[Path | None, typer.Option(help="The folder of a MedMNIST or MILK10k set's files.")] = None,
-    limit: Annotated[int | None, typer.Option(help="At most so many training and so many test images.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Keep at most this many training images, and as many test images.")] = None,
     revision: Annotated[str | None, typer.Option(help="A commit of the encoder's repository.")] = None,
     pool: Annotated[str, typer.Option(help="cls, mean or cls+mean.")] = "cls",
     dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
-    batch: Annotated[int, typer.Option(min=1, help="Images that the model takes at once.")] = 64,
-    actors: Annotated[int, typer.Option(min=1, help="Encoders side by side, sharing this machine's GPUs.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 64,
+    actors: Annotated[int, typer.Option(min=1, help="Encoders that run in parallel and share this machine's GPUs.")] = 1,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be decoded.")] = False,
 ) -> None:
     """Turn a data set's images into embeddings. Interrupt it at any time; the same command goes on where it stopped."""

@@ -24,7 +24,7 @@ def bench(
     out: Annotated[Path | None, folder("The run folder; default: runs/<name of the grid>.")] = None,
     address: Address = None,
     max_parallel: MaxParallel = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run cells again that failed before.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed cells again.")] = False,
     keep_going: Annotated[bool, typer.Option("--keep-going", help="Leave out algorithms whose plug-in is refused; exit code 1.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show every cell and its plan; run nothing.")] = False,
 ) -> None:
@@ -48,24 +48,26 @@ def bench(
 
 @app.command(rich_help_panel=PANEL)
 def run(
-    algorithm: Annotated[str, typer.Option(help="A registered name, or pkg.module:Class.")],
-    dataset: Annotated[str, typer.Option(help="As in a grid.")] = "digits",
-    encoder: Annotated[str | None, typer.Option(help="What embeds the data set's images.")] = None,
-    partition: Annotated[str, typer.Option(help="A scheme, or a YAML mapping.")] = "dirichlet",
+    algorithm: Annotated[str, typer.Option(help="A registered name, my_file.py:MyMethod or pkg.module:Class.")],
+    dataset: Annotated[str, typer.Option(help="As in a grid: digits, medmnist:organsmnist, csv:PATH, a YAML mapping.")] = "digits",
+    encoder: Annotated[
+        str | None, typer.Option(help="For images: a vision transformer of the Hugging Face hub, or a local folder.")
+    ] = None,
+    partition: Annotated[str, typer.Option(help="As in a grid: a scheme, or a YAML mapping.")] = "dirichlet",
     alpha: Annotated[float, typer.Option(help="Dirichlet concentration.")] = 0.3,
-    clients: Annotated[int, typer.Option(help="How many.")] = 10,
-    epsilon: Annotated[float, typer.Option(help="The budget; inf: no privacy.")] = 1.0,
-    delta: Annotated[float, typer.Option(help="Of the budget.")] = 1e-4,
+    clients: Annotated[int, typer.Option(help="Number of clients.")] = 10,
+    epsilon: Annotated[float, typer.Option(help="ε of the budget; inf: no noise.")] = 1.0,
+    delta: Annotated[float, typer.Option(help="δ of the budget.")] = 1e-4,
     unit: Annotated[str, typer.Option(help="What the budget protects: example, client or {column: NAME}.")] = "example",
-    trust: Annotated[str, typer.Option(help="Who may see what: aggregate or silo.")] = "aggregate",
+    trust: Annotated[str, typer.Option(help="What an adversary sees: aggregate, the sum over clients; silo, every message.")] = "aggregate",
     seed: Annotated[int, typer.Option(help="Root of all random numbers.")] = 0,
     param: Param = None,
-    per_class: Annotated[int, typer.Option(help="Synthetic rows a class.")] = 200,
+    per_class: Annotated[int, typer.Option(help="Synthetic rows per class.")] = 200,
     out: Annotated[Path | None, folder("The run folder; default: runs/run.")] = None,
     address: Address = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan; run nothing.")] = False,
 ) -> None:
-    """Run one cell, from flags; its generator is kept for `fedsim synth`."""
+    """Run one cell, given by options; its generator is kept for `fedsim synth`."""
     from fedsim.grid.read import grid_of_options
 
     checked = grid_of_options(
@@ -134,7 +136,7 @@ def partition(
     grid: GridFile,
     set_: Replaced = None,
     show: Annotated[bool, typer.Option("--show", help="Also print and draw every label-by-client matrix.")] = False,
-    out: Annotated[Path | None, folder("Where the pictures go; default: runs/<name of the grid>/curves.")] = None,
+    out: Annotated[Path | None, folder("The folder of the pictures; default: runs/<name of the grid>/curves.")] = None,
 ) -> None:
     """Show how a grid divides its data among clients, without training."""
     from fedsim.grid.read import load_grid
@@ -160,7 +162,7 @@ def partition(
 
 @app.command("plan", rich_help_panel=PANEL)
 def plan_grid(grid: GridFile, set_: Replaced = None) -> None:
-    """What noise each statistic and gradient of every cell gets, in the units of its signal: what ε buys, before anything runs."""
+    """Show the noise on each statistic and gradient of every cell in units of its signal, without training."""
     from fedsim.grid.read import load_grid
     from fedsim.runtime.cluster import this_machine
     from fedsim.simulation.noise_table import show_noise

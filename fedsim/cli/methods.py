@@ -25,7 +25,7 @@ Attack = Literal["white-box", "one-run", "black-box"]
 def algorithms(
     name: Annotated[str | None, typer.Argument(help="One to show in full: a name, pkg.module:Class or file.py:Class.")] = None,
 ) -> None:
-    """Show the algorithms that fedsim knows: source, what they claim for whom, parameters with defaults."""
+    """List the algorithms: source, claim by unit and trust, parameters with defaults; or show one in full."""
     from fedsim.kit.describe import algorithm_page, algorithms_table, describe
     from fedsim.methods.registry import known
 
@@ -36,13 +36,13 @@ def algorithms(
 
 @app.command(rich_help_panel=PANEL)
 def new(
-    name: Annotated[str, typer.Argument(help="What the method is called, such as my-method.")],
+    name: Annotated[str, typer.Argument(help="The name of the method, such as my-method.")],
     origin: Annotated[
         str | None, typer.Option("--from", help="Start from a copy of this algorithm; default: a small private CVAE.")
     ] = None,
     out: Annotated[Path, folder("The folder of the files.")] = Path(),
 ) -> None:
-    """Write a method to start from: its file, its test and its grid, which run as they are."""
+    """Write a method to start from: a file, a test and a grid that run as they are."""
     from fedsim.kit.new import write_method
 
     for path in write_method(name, origin, out):
@@ -55,14 +55,16 @@ def check(
     param: Param = None,
     unit: Annotated[Unit | None, typer.Option(help="example, group or client; default: all that the class states.")] = None,
     trust: Annotated[Trust | None, typer.Option(help="aggregate or silo; default: all that the class states.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Three rounds and few pairs of neighbours: seconds, and less is seen.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Three rounds and few pairs of neighbouring data sets: seconds, but less is seen.")
+    ] = False,
 ) -> None:
-    """Check that an algorithm keeps what every algorithm must: repeatable, sensitivity as claimed, noise and budget as planned.
+    """Look for what would void an algorithm's proof or its repeatability: per-example loss, sensitivity, noise, budget, seeds.
 
-    It runs on 200 rows of digits and 4 clients, with trainings of 12 rounds, about a minute. The exit code is 0 if all passed, 1 if
+    It trains on 200 rows of digits and 4 clients, 12 rounds at a time, for about a minute. The exit code is 0 if all passed, 1 if
     something failed.
-    What an algorithm states beyond its base class then counts as checked in the rows of the same code; not after a quick check. What a
-    check finds a fault in, of what a claim rests on, counts as heuristic.
+    After a full check that passed, rows of this code say `checked` where they said `stated`. After a fault in what the claim rests on,
+    they say `heuristic`.
     """
     import torch
 
@@ -108,23 +110,28 @@ def audit(
     algorithm: Annotated[
         str, typer.Argument(metavar="ALGORITHM|RUN", help="A registered name, my_file.py:MyMethod or pkg.module:Class; or a run folder.")
     ],
-    epsilon: Annotated[float, typer.Option(help="The claim.")] = 4.0,
-    delta: Annotated[float, typer.Option(help="Of the claim.")] = 1e-4,
+    epsilon: Annotated[float, typer.Option(help="ε that is claimed.")] = 4.0,
+    delta: Annotated[float, typer.Option(help="δ that is claimed.")] = 1e-4,
     unit: Annotated[Unit, typer.Option(help="What the claim protects: example, group or client.")] = "example",
-    trust: Annotated[Trust, typer.Option(help="Who may see what: aggregate or silo.")] = "aggregate",
-    param: Annotated[list[str] | None, typer.Option(help="A parameter: key=YAML; default: six rounds of a small network.")] = None,
+    trust: Annotated[
+        Trust, typer.Option(help="What an adversary sees: aggregate, the sum over clients; silo, every message.")
+    ] = "aggregate",
+    param: Annotated[list[str] | None, typer.Option(help="A parameter: key=YAML; others are short: six rounds of a small network.")] = None,
     attack: Annotated[
-        Attack, typer.Option(help="white-box: pairs of trainings; one-run: canaries in one (DP-SGD); black-box: by what is released.")
+        Attack,
+        typer.Option(help="white-box: pairs of trainings; one-run: many canaries in one DP-SGD training; black-box: what is released."),
     ] = "white-box",
-    pairs: Annotated[int | None, typer.Option(min=1, help="So many pairs, or canaries; default: 1000, 400 or 200.")] = None,
-    rows: Annotated[int, typer.Option(min=0, help="Rows of each client beside the unit, through which it may act.")] = 2,
-    out: Annotated[Path, folder("The folder in which pairs are kept, for the same command to go on.")] = Path("runs") / "audit",
+    pairs: Annotated[
+        int | None, typer.Option(min=1, help="Pairs of trainings, or canaries; default: 1000 (white-box), 400 (one-run), 200 (black-box).")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=0, help="Other rows of each client, through which the unit may act.")] = 2,
+    out: Annotated[Path, folder("The folder of the results, from which the same command goes on.")] = Path("runs") / "audit",
 ) -> None:
-    """Bound from below what an algorithm gives away: train with and without a unit, and let an adversary see every noisy output.
+    """Compute a lower bound of ε: train with and without a unit, and let an adversary tell which from every noisy output.
 
-    The exit code is 1 if a bound with 95 % confidence is above the claim, 0 if none is, which proves nothing. Interrupt it at any time; the
-    same command goes on where it stopped, and with more pairs adds to them. Of a run folder: how well its generators' synthetic rows tell
-    training rows from others, and how well with the cells of other seeds and sites as shadows.
+    The exit code is 1 if a bound with 95 % confidence is above the claim, else 0, which proves nothing. Interrupt it at any time; the
+    same command goes on where it stopped, and a larger --pairs adds to what is there.
+    For a run folder: membership inference from the synthetic rows of its generators, with cells of other seeds and sites as shadows.
     """
     from rich.progress import Progress
 

@@ -20,7 +20,7 @@ Format = Literal["md", "latex"]
 @app.command(rich_help_panel=PANEL)
 def report(
     folder: Run,
-    format_: Annotated[Format | None, typer.Option("--format", help="Print the page's tables so, and draw nothing.")] = None,
+    format_: Annotated[Format | None, typer.Option("--format", help="Print the page's tables in this format, and draw nothing.")] = None,
 ) -> None:
     """Draw the summary, the curves and the page of a run folder again, from its rows alone."""
     from fedsim.report.report import page_tables, write_report
@@ -39,10 +39,12 @@ def report(
 def synth(
     folder: Run,
     out: Annotated[Path, typer.Option(help="The .npz file of synthetic embeddings.")],
-    cell: Annotated[str | None, typer.Option(help="The cell's id or its beginning.")] = None,
-    synthesis: Annotated[str | None, typer.Option(help="A way that the algorithm has, or client:K; default: the cell's own.")] = None,
-    per_class: Annotated[int, typer.Option(min=1, help="Rows a class.")] = 200,
-    seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Of the draw; default: the cell's.")] = None,
+    cell: Annotated[str | None, typer.Option(help="The id of the cell, or its beginning, where there are several.")] = None,
+    synthesis: Annotated[
+        str | None, typer.Option(help="One of the algorithm's, such as neutral or mixture, or client:K; default: the cell's own.")
+    ] = None,
+    per_class: Annotated[int, typer.Option(min=1, help="Synthetic rows per class.")] = 200,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Seed of the draw; default: the cell's.")] = None,
     trust_plugin: TrustPlugin = False,
 ) -> None:
     """Draw synthetic embeddings from a saved generator; it costs no privacy."""
@@ -74,7 +76,7 @@ def judge_run(
     max_parallel: MaxParallel = None,
     trust_plugin: TrustPlugin = False,
 ) -> None:
-    """Judge a run's saved generators anew, by the readouts and references of today, without training; then draw the report.
+    """Score a run's saved generators with today's readouts and references, without training; then draw the report.
 
     Interrupt it at any time; the same command goes on where it stopped.
     """
@@ -94,7 +96,7 @@ def judge_run(
 @app.command("compare", rich_help_panel=PANEL)
 def compare_runs(
     first: Annotated[Path, typer.Argument(metavar="RUN1", help="A run folder, such as runs/quickstart.")],
-    second: Annotated[Path, typer.Argument(metavar="RUN2", help="Another, of the same settings and seeds or some of them.")],
+    second: Annotated[Path, typer.Argument(metavar="RUN2", help="Another with some of the same settings and seeds.")],
 ) -> None:
     """Compare two runs, row by row: exit code 0 if they are equal to the last bit but for wall time, 1 if something differs."""
     from fedsim.report.comparison import compare_folders
@@ -108,7 +110,7 @@ def compare_runs(
 def prove_rows(
     folder: Run,
 ) -> None:
-    """Compute every ε of a run again, from its rows alone, with dp-accounting. Exit code 1 unless every claimed ε is proved."""
+    """Recompute every ε of a run from its rows alone, with dp-accounting. Exit code 1 unless every claimed ε is proved."""
     from fedsim.proof.prove import proofs_table, proofs_words, prove
     from fedsim.proof.together import data_sets_words, together, together_words
     from fedsim.results.store import ResultStore
@@ -128,7 +130,7 @@ def prove_rows(
 def statement(
     folder: Run,
 ) -> None:
-    """Print the privacy statement of every method of a run: unit, relation, trust, accountant, σ, rounds, sampling, what is not covered."""
+    """Print each method's privacy statement in words: unit, relation, trust, accountant, σ, rounds, sampling, what is not covered."""
     from fedsim.proof.statement import statements
     from fedsim.results.folder import RunFolder
     from fedsim.results.grid_rows import grid_rows
@@ -141,7 +143,7 @@ def statement(
 @app.command(rich_help_panel=PANEL)
 def verify(
     folder: Run,
-    cells: Annotated[int, typer.Option(min=1, help="How many finished cells, drawn at random.")] = 3,
+    cells: Annotated[int, typer.Option(min=1, help="Number of finished cells, drawn at random.")] = 3,
     trust_plugin: TrustPlugin = False,
 ) -> None:
     """Run some finished cells of a run again and compare: exit code 0 if rows and rounds are equal to the last bit, 1 if not."""

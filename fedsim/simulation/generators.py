@@ -47,6 +47,8 @@ from fedsim.words import setting
 TENSORS = ".safetensors"
 MOST = 10**6
 """Dimensions, classes or clients that a saved generator may have."""
+NAMED = 4
+"""Generators that an error names: a line that is not shortened has room for them."""
 
 
 class GeneratorFacts(BaseModel):
@@ -425,7 +427,7 @@ def _hash(path: Path) -> str | None:
 
 
 def _listed(paths: Sequence[Path]) -> str:
-    return ", ".join(map(_told, paths[:8])) + (f" and {len(paths) - 8} more" if len(paths) > 8 else "")
+    return ", ".join(map(_told, paths[:NAMED])) + (f" and {len(paths) - NAMED} more" if len(paths) > NAMED else "")
 
 
 def _told(path: Path) -> str:

@@ -45,6 +45,7 @@ def test_cells_that_leave_sites_out_are_each_others_shadows(folder: Path, comman
     assert done.returncode == 0
     plain, shadows = done.stdout.splitlines()[:-2], done.stdout.splitlines()[-2:]
     assert len(plain) == 3 * 2 * 2
+    assert all(line.startswith("dp-gaussian, ε = ∞, ") for line in [*plain, *shadows])
     assert ["LiRA by likelihood" in shadows[0], "LiRA by nearest synthetic row" in shadows[1]] == [True, True]
     assert all("6 cells, rows that come and go with their site" in line and line.endswith("; 300 rows") for line in shadows)
     # without noise a generator of class means and covariances follows the sites that it saw

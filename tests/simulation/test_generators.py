@@ -135,6 +135,13 @@ def test_a_run_saves_a_generator_for_every_cell(bench):
     assert set(fedsim.load_results(ran.folder)["cell_id"]) == set(ids)
 
 
+def test_of_many_generators_an_error_names_a_few_in_full(bench):
+    ran = bench(small_grid("dp-gaussian", epsilon=[1.0, 4.0], seeds=[0, 1, 2], resources={"clients_per_actor": "all"}))
+    named = r"\w{16} \(dp-gaussian · ε = [14] · seed [012]\)"
+    with pytest.raises(UserError, match=rf"several generators \(({named}, ){{3}}{named} and 2 more\); name one with --cell"):
+        load_generator(ran.folder)
+
+
 def test_a_generator_of_secret_noise_is_found_by_its_rows_cell_though_its_file_has_another_name(bench):
     ran = bench(small_grid("dp-gaussian", epsilon=[1.0, 4.0], privacy={"noise": "secret"}))
     names = {path.stem for path in (ran.folder / "generators").glob("*.json")}
