@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.data.normalise import unit_norm
-from fedsim.errors import UserError
+from fedsim.errors import UserError, at
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Task
 from fedsim.methods.registry import lookup
@@ -114,7 +114,8 @@ def setting_of(
         raise UserError("epsilon", f"{epsilon:g} is no claim that an audit could refute", "give a positive, finite number")
     task = Task(dim, CLASSES, CLIENTS, unit, trust)
     validated = cls.Params.model_validate(dict(params)).model_dump(mode="json")
-    plan = build_algorithm(algorithm, validated, task).plan(epsilon, delta)
+    with at(lambda where: f"{where} with {algorithm}"):
+        plan = build_algorithm(algorithm, validated, task).plan(epsilon, delta)
     assert plan is not None
     return Setting(algorithm, validated, task, plan, rows)
 

@@ -133,9 +133,9 @@ class Algorithm(ABC):
         Raises:
             UserError: the unit or trust is not supported, or the target cannot be met.
         """
-        for value, supported in ((self.task.unit, self.units), (self.task.trust, self.trusts)):
+        for key, value, supported in (("unit", self.task.unit, self.units), ("trust", self.task.trust, self.trusts)):
             if self.private and value not in supported:
-                raise UserError(f"algorithm {self.name}", f"does not support '{value}'", f"supported: {', '.join(supported)}")
+                raise UserError(key, f"does not support '{value}'", f"supported: {', '.join(supported)}")
         if epsilon is None:
             return None
         return calibrate(

@@ -120,7 +120,7 @@ def test_cells_of_one_data_set_alpha_number_of_clients_and_seed_share_a_partitio
 
 
 def test_what_cannot_be_planned_or_placed_is_named_by_the_grid_s_key() -> None:
-    with pytest.raises(UserError, match=r"^algorithms: algorithm dp-gaussian with dp-gaussian: does not support 'client'"):
+    with pytest.raises(UserError, match=r"^unit with dp-gaussian: does not support 'client'; supported: example, group"):
         prepare(small_grid("dp-gaussian", unit="client"), NODES)
     with pytest.raises(UserError, match=r"^epsilon\[1\] with dp-gaussian: 1e-06 is too small"):
         prepare(small_grid("dp-gaussian", epsilon=[1.0, 1e-6]), NODES)
