@@ -40,7 +40,7 @@ DISAGREEMENT = "cross-client MMD stays high"
 HELP = {
     DIVERGED: "a smaller learning rate, a larger ε or fewer rounds (less noise a round), a smaller model",
     ACCURACY: "a larger ε, more data; where there are rounds, fewer of them, fewer and larger batches, a smaller model",
-    BELOW: "ε = .inf in the grid, which tells; where it is not the noise, longer training or another model",
+    BELOW: "ε = .inf in the grid, to see whether it is the noise; if it is not, longer training or another model",
     COLLAPSE: "a lower beta, a wider latent_share, longer training",
     EXPLOSION: "a larger beta, a smaller learning rate, a larger ε or fewer rounds (less noise a round)",
     DISAGREEMENT: "synthesis: mixture or client; a larger lipschitz; a smaller code_scale",

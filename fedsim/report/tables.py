@@ -227,7 +227,7 @@ def reference(groups: Sequence[Group], measure: str) -> float | None:
 def _classifiers(groups: Sequence[Group], measure: str) -> tuple[str, ...]:
     """Which of the methods in a table predict and do not generate."""
     labels = dict.fromkeys(group.label for group in groups if group.classifies and group.interval(measure))
-    return (f"classifiers, which say what not generating is worth: {', '.join(labels)}",) if labels else ()
+    return (f"classifiers, to see what not generating is worth: {', '.join(labels)}",) if labels else ()
 
 
 def _notes(groups: Sequence[Group], seeds: int) -> tuple[str, ...]:
