@@ -76,6 +76,7 @@ def test_balanced_accuracy_weighs_classes_equally_and_accuracy_rows():
     scores = score_probe(x, y, x_test, y_test, 1.0)
     assert scores["accuracy"] == pytest.approx(0.95)
     assert scores.balanced_accuracy == pytest.approx(0.75)
+    assert scores["macro_f1"] == pytest.approx((2 * 90 / (95 + 90) + 2 * 5 / (5 + 10)) / 2)
 
 
 def test_the_same_rows_give_the_same_scores_to_the_bit_and_no_warning_reaches_the_user():
@@ -155,6 +156,7 @@ def test_recalls_are_told_of_every_class_and_of_none_that_no_test_row_has():
     right, half = predictions(y, y, np.ones(4)), predictions(y, np.array([0, 1, 2, 1]), np.ones(4))
     assert recall_per_class([right, half], 4) == (0.75, None, 0.75, None)
     assert scores_of(half)["worst_class_recall"] == 0.5
+    assert scores_of(half)["macro_f1"] == pytest.approx(2 / 3)
 
 
 def test_a_classifier_of_uniform_labels_predicts_with_other_shares_as_bayes_rule_has_it():

@@ -322,7 +322,9 @@ def test_equal_values_have_no_interval():
 
 
 def test_the_summary_averages_seeds_and_leaves_failed_and_overspent_out(tmp_path):
-    rows = [row(f"s{seed}", seed=seed, balanced_accuracy=0.5 + seed / 10, epsilon_spent=0.9 + seed / 100) for seed in range(3)]
+    rows = [
+        row(f"s{seed}", seed=seed, balanced_accuracy=0.5 + seed / 10, epsilon_spent=0.9 + seed / 100, seconds=seed) for seed in range(3)
+    ]
     rows += [failed("f", seed=3), row("o", seed=4, status="overspent", epsilon_spent=3.0, balanced_accuracy=1.0)]
     rows += [row("x", alpha=1.0, balanced_accuracy=0.8)]
     path = tmp_path / "summary.csv"
@@ -334,6 +336,7 @@ def test_the_summary_averages_seeds_and_leaves_failed_and_overspent_out(tmp_path
     assert frame.loc[0, "balanced_accuracy_ci95"] == pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-6)
     assert math.isnan(frame.loc[1, "balanced_accuracy_ci95"])
     assert frame.loc[0, "epsilon_spent_max"] == pytest.approx(0.92)
+    assert frame.loc[0, "seconds"] == 1.0
     assert [path.name for path in Path(tmp_path).iterdir()] == ["summary.csv"]
 
 
@@ -351,8 +354,9 @@ def test_rows_of_different_parameters_are_never_averaged():
     assert [(group.label, len(group.rows)) for group in groups] == [("alg (lr=0.1)", 1), ("alg (lr=0.2)", 1)]
 
 
-def test_rows_of_data_sets_of_other_content_are_never_averaged():
-    groups = group_seeds([row("a", dataset_hash="12"), row("b", dataset_hash="34", seed=1)])
+@pytest.mark.parametrize(("field", "one", "other"), [("dataset_hash", "12", "34"), ("evaluation", {"per_class": 3}, {"per_class": 200})])
+def test_rows_of_data_of_other_content_or_of_another_evaluation_are_never_averaged(field, one, other):
+    groups = group_seeds([row("a", **{field: one}), row("b", **{field: other}, seed=1)])
     assert [[each.cell_id for each in group.rows] for group in groups] == [["a"], ["b"]]
 
 
