@@ -68,6 +68,35 @@ def test_the_frechet_distance_is_none_to_itself_and_never_negative(seed: int, re
     assert squared_mmd(one, one) <= 1e-9
 
 
+def test_density_is_a_share_of_made_rows_and_coverage_one_of_real_rows() -> None:
+    """Of six rows on a line the fifth neighbour is the farthest: the neighbourhoods reach 5, 4, 3, 3, 4 and 5."""
+    real = np.arange(6.0)[:, None]
+    # 5.5 lies in those of 3, 4 and 5
+    assert density_and_coverage(np.array([[5.5], [100.0], [200.0]]), real) == (3 / (5 * 3), 3 / 6)
+    assert density_and_coverage(np.array([[2.5]]), real) == (6 / 5, 1)
+
+
+def test_the_squared_mmd_is_the_unbiased_one_of_a_kernel_as_wide_as_the_median_of_squared_distances() -> None:
+    real, made = np.array([[0.0], [1.0], [3.0]]), np.array([[0.0], [2.0]])
+
+    def kernel(*distances: float) -> float:
+        return float(np.mean(np.exp(-np.square(distances) / 4)))
+
+    right = kernel(2) + kernel(1, 2, 3) - 2 * kernel(0, 1, 3, 2, 1, 1)
+    assert squared_mmd(made, real) == pytest.approx(right)
+
+
+def test_distances_are_means_over_classes_in_the_directions_of_the_real_rows() -> None:
+    rng, y, wide = np.random.default_rng(0), np.arange(150) % CLASSES, np.linspace(2, 0.1, 100)
+    made, real = (Labelled((rng.standard_normal((150, 100)) * widths).astype(np.float32), y) for widths in (wide[::-1], wide))
+    found, basis = fidelity(made, real, 0.1), leading_directions(real.x)
+    of_classes = [(made.x[y == label] @ basis, real.x[y == label] @ basis) for label in range(CLASSES)]
+    assert found["frechet_distance"] == pytest.approx(np.mean([frechet(*pair) for pair in of_classes]))
+    assert found["squared_mmd"] == pytest.approx(np.mean([squared_mmd(*pair) for pair in of_classes]))
+    density, coverage = np.mean([density_and_coverage(*pair) for pair in of_classes], axis=0)
+    assert (found["density"], found["coverage"]) == pytest.approx((density, coverage))
+
+
 def test_directions_are_the_widest_and_orthonormal() -> None:
     for rows_, features in ((500, 100), (90, 100), (40, 100)):
         x = np.random.default_rng(0).standard_normal((rows_, features)).astype(np.float32)

@@ -8,10 +8,13 @@ import pytest
 import torch
 from cells import quick, small_cells
 
+from fedsim.evaluation.fidelity import Labelled
 from fedsim.evaluation.judge import Judge, synthesise
+from fedsim.evaluation.readouts import READOUTS
 from fedsim.evaluation.scores import mean_scores, score_classifier, scores_of
+from fedsim.evaluation.weights import best_weight
 from fedsim.grid.models import Evaluation
-from fedsim.models.linear import ProbeClassifier
+from fedsim.models.linear import ProbeClassifier, fit_linear
 from fedsim.models.probe import fit_probe
 from fedsim.seeds import SERVER, Seeds
 from fedsim.simulation.cohort import build_algorithm
@@ -117,6 +120,35 @@ def test_the_weight_is_chosen_on_rows_that_the_shared_classifier_was_not_learned
     found = of(by, Noise(data.dim)).personal()
     assert found["personal_weight"] > 0.3
     assert found["personal_accuracy"] > 0.7
+
+
+def test_the_weight_is_chosen_on_labels_as_frequent_as_with_the_client() -> None:
+    by, data = judge("synthetic")
+    made, evaluation, seeds = Noisy(data), by.cell.evaluation, Seeds(by.cell.seed)
+    (x, y), (other, labels) = (synthesise(made, data.classes, evaluation.per_class, seeds, draw=draw) for draw in (0, 1))
+    shared, weights = fit_linear(x, y, data.classes, evaluation.probe_c), []
+    for rows in by.partition.rows:
+        local = fit_linear(data.x_train[rows], data.y_train[rows], data.classes, evaluation.probe_c)
+        predicted = [each.probabilities(torch.from_numpy(other)) for each in (local, shared)]
+        shares = np.bincount(data.y_train[rows], minlength=data.classes) / len(rows)
+        weights.append(best_weight(*predicted, torch.from_numpy(labels), torch.from_numpy(shares[labels])))
+    assert of(by, made).personal()["personal_weight"] == np.mean(weights)
+
+
+def test_readouts_compare_the_rows_that_the_cells_seed_draws_with_test_rows() -> None:
+    by, data = judge(None, seeds=3)
+    made, evaluation = Noisy(data), by.cell.evaluation
+    drawn = Labelled(*synthesise(made, data.classes, evaluation.per_class, Seeds(3)))
+    right = READOUTS["knn"](drawn, Labelled(data.x_test, data.y_test), evaluation.probe_c)
+    assert right.items() <= of(by, made).readouts().items()
+
+
+def test_a_classifier_is_taken_as_it_is_whatever_label_shares_were_released() -> None:
+    by, data = judge(None)
+    x, y = synthesise(Noisy(data), data.classes, 20, Seeds(0))
+    by = of(by, ProbeClassifier(fit_probe(x, y, 0.1), data.classes))
+    released = replace(by, shares=np.eye(data.classes)[0]).judgement()
+    assert (released.scores, released.label_shares) == (by.judgement().scores, None)
 
 
 class Everyones(Copies):

@@ -8,11 +8,14 @@ import pytest
 from cells import quick, small_cells
 from sites import SITES, digits_of_sites
 
+from fedsim.data.embeddings import Embeddings
 from fedsim.errors import UserError
 from fedsim.evaluation.own_rows import own_rows
-from fedsim.evaluation.references import local_only
+from fedsim.evaluation.references import STRENGTHS, local_only
+from fedsim.evaluation.scores import probe_predictions, scores_of
 from fedsim.evaluation.weights import WEIGHTS, held_out_weight
 from fedsim.models.linear import fit_linear
+from fedsim.models.probe import fit_probe
 from fedsim.results.rows import Row
 from fedsim.simulation.preflight import Prepared
 from fedsim.simulation.row import client_lines, finished_row
@@ -35,6 +38,19 @@ def test_a_sites_client_is_judged_on_the_sites_own_test_rows(tmp_path: Path) -> 
     for name, rows in zip(SITES, found.rows, strict=True):
         assert set(data.test_columns["site"][rows]) == {name}
     assert sorted(np.concatenate(found.rows)) == list(range(len(data.y_test)))
+
+    def by_themselves(strength: float) -> tuple[float, ...]:
+        clients = zip(trial.partition.rows, found.rows, strict=True)
+        return tuple(floor_of(data, rows, test, strength) for rows, test in clients)
+
+    floor = local_only(data, trial.partition, trial.cell.partition, STRENGTHS[0]).clients
+    assert floor == max(map(by_themselves, STRENGTHS), key=sum)
+
+
+def floor_of(data: Embeddings, rows: np.ndarray, test: np.ndarray, strength: float) -> float:
+    """Balanced accuracy on some test rows of a balanced probe of some training rows."""
+    probe = fit_probe(data.x_train[rows], data.y_train[rows], strength, balanced=True)
+    return scores_of(probe_predictions(probe, data.x_test[test], data.y_test[test], data.classes)).balanced_accuracy
 
 
 def test_a_client_with_one_row_has_nothing_to_choose_its_weight_on() -> None:

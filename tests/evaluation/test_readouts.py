@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from cells import quick, small_cells
-from test_fidelity import rows
+from test_fidelity import CLASSES, rows
 
 from fedsim.evaluation.fidelity import Labelled
 from fedsim.evaluation.readouts import MOST, READOUTS
@@ -15,6 +15,16 @@ def test_a_readout_learns_classes_that_are_apart(name: str) -> None:
     assert 0.75 < score <= 1
     (again,) = READOUTS[name](rows(600, 0), rows(300, 1), 0.1).values()
     assert again == score
+
+
+@pytest.mark.parametrize("name", ["knn", "mlp"])
+def test_a_readout_weighs_classes_alike_and_test_rows_change_nothing_of_how_others_are_read(name: str) -> None:
+    made, real = rows(600, 0), rows(300, 1)
+    (score,) = READOUTS[name](made, real, 0.1).values()
+    # rows far away, of a class that none was made of
+    with_strangers = Labelled(np.concatenate([real.x, np.full((90, real.x.shape[1]), 50, np.float32)]), np.append(real.y, [CLASSES] * 90))
+    (found,) = READOUTS[name](made, with_strangers, 0.1).values()
+    assert found == pytest.approx(score * CLASSES / (CLASSES + 1))
 
 
 def test_neighbours_are_of_all_classes_where_many_rows_stand_class_by_class() -> None:
