@@ -1,5 +1,6 @@
 """FedHypeVAE's own mathematics beyond the parts that tests/models covers: meta-codes, synthesis, diagnostics."""
 
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -103,6 +104,13 @@ def test_client_synthesis_from_codes_without_noise_is_no_theorem() -> None:
     assert claims == {("all", "client"): "proved", ("shared", "client"): "heuristic", ("shared", "neutral"): "proved"}
 
 
+def test_where_codes_carry_no_noise_synthesis_is_at_those_that_clients_start_from() -> None:
+    algorithm = FedHypeVAE(FedHypeVAE.Params(noised="shared", synthesis="client"), Task(DIM, CLASSES, CLIENTS, "client"))
+    made, start = algorithm.generator(algorithm.initial_server(Seeds(0))), initial_model(algorithm.build, Seeds(0), range(CLIENTS))
+    assert torch.equal(made.codes, start.codes(CLIENTS))  # type: ignore[operator]
+    assert made.codes.any(1).all()
+
+
 @pytest.mark.parametrize("synthesis", ["neutral", "mixture", "client"])
 @pytest.mark.parametrize("encoder", ["corrected", "trained", "posterior"])
 def test_without_a_hypernetwork_all_clients_share_one_generator(encoder: str, synthesis: str) -> None:
@@ -202,6 +210,72 @@ def test_the_divergence_of_a_corrected_posterior_is_that_of_the_gaussian_that_it
     own = torch.distributions.MultivariateNormal(mean, root @ root.T)
     prior = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
     torch.testing.assert_close(divergence, own.log_prob(z) - prior.log_prob(z), rtol=1e-4, atol=1e-4)
+
+
+def random_model(**params: Any) -> tuple[FedHypeVAE, Any, Batch]:
+    """An algorithm, a model of one client that is nowhere zero, and rows of all classes with their draws."""
+    algorithm = FedHypeVAE(FedHypeVAE.Params(latent=2, code=2, kernel=0, **params), Task(DIM, CLASSES, 1))
+    model: Any = initial_model(algorithm.build, Seeds(0), [0])
+    stream = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=stream))
+    x, draws = (torch.randn(12, size, generator=stream) for size in (DIM, 2))
+    return algorithm, model, Batch(x, torch.arange(12) % CLASSES, {"posterior": draws}, Layout(torch.zeros(12, dtype=torch.long), 1))
+
+
+def generated(algorithm: FedHypeVAE, model: Any, batch: Batch, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Means ``[N, d]`` and standard deviations ``[N, d]`` of the rows that standard normal ``latent`` ``[N, k]`` are made into."""
+    code = algorithm.params.code_scale * model.code(batch.layout)
+
+    def made(observation: torch.Tensor) -> torch.Tensor:
+        return model.generate(code, batch.y, latent[:, None], observation.expand(len(latent), 1, DIM))[:, 0].detach()
+
+    mean = made(torch.zeros(DIM))
+    return mean, made(torch.ones(DIM)) - mean
+
+
+LAWS = [{"observation": observation, "class_maps": maps} for observation in ("shared", "modulated") for maps in (False, True)]
+
+
+@pytest.mark.parametrize("law", LAWS, ids=str)
+def test_the_exact_posterior_is_that_of_the_law_by_which_rows_are_generated(law: dict[str, Any]) -> None:
+    algorithm, model, batch = random_model(encoder="posterior", **law)
+    prior_mean, prior_log_var = (part.detach() for part in model.prior(batch.y, algorithm.params.code_scale * model.code(batch.layout)))
+    offset, std = generated(algorithm, model, batch, torch.zeros(12, 2))
+    map_ = torch.stack([generated(algorithm, model, batch, unit.expand(12, 2))[0] - offset for unit in torch.eye(2)], 2)
+    with torch.no_grad():
+        z, divergence = algorithm.encoded(model, batch, (prior_mean, prior_log_var))
+    for n in range(12):
+        # the joint Gaussian of x and of the standard normal that z is made of
+        gain = map_[n].T @ torch.linalg.inv(map_[n] @ map_[n].T + torch.diag(std[n] ** 2))
+        deviation = torch.diag((0.5 * prior_log_var[n]).exp())
+        mean = prior_mean[n] + deviation @ gain @ (batch.x[n] - offset[n])
+        covariance = deviation @ (torch.eye(2) - gain @ map_[n]) @ deviation
+        own = torch.distributions.MultivariateNormal(mean, (covariance + covariance.T) / 2)
+        # how far the draw is from the mean says nothing but how far the standard normal is from zero
+        away = (z[n] - mean) @ torch.linalg.inv(covariance) @ (z[n] - mean)
+        assert float(away) == pytest.approx(float(batch.draws["posterior"][n].square().sum()), rel=1e-2)
+        prior = torch.distributions.Independent(torch.distributions.Normal(prior_mean[n], deviation.diagonal()), 1)
+        torch.testing.assert_close(divergence[n], own.log_prob(z[n]) - prior.log_prob(z[n]), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("law", LAWS, ids=str)
+def test_with_a_trained_encoder_the_loss_is_the_negative_elbo_in_units_of_the_variance(law: dict[str, Any]) -> None:
+    algorithm, model, batch = random_model(encoder="trained", beta=0.3, **law)
+    with torch.no_grad():
+        parts = algorithm.loss(model, batch)
+        mean, log_var = model.encoder(batch.x, batch.y, batch.layout)
+        prior_mean, prior_log_var = model.prior(batch.y, algorithm.params.code_scale * model.code(batch.layout))
+    std, prior_std = (0.5 * log_var).exp(), (0.5 * prior_log_var).exp()
+    z = mean + std * batch.draws["posterior"]
+    decoded, noise = generated(algorithm, model, batch, (z - prior_mean) / prior_std)
+    likelihood = torch.distributions.Normal(decoded, noise).log_prob(batch.x).sum(1)
+    unit, constant = model.observation.variance(), DIM / 2 * math.log(2 * math.pi)
+    torch.testing.assert_close(parts["reconstruction"], unit * (-likelihood - constant), rtol=1e-4, atol=1e-4)
+    posterior, prior = torch.distributions.Normal(mean, std), torch.distributions.Normal(prior_mean, prior_std)
+    divergence = torch.distributions.kl_divergence(posterior, prior).sum(1)
+    torch.testing.assert_close(parts["kl"], 0.3 * unit * divergence, rtol=1e-4, atol=1e-4)
 
 
 def test_prototypes_and_corrections_start_at_zero() -> None:
