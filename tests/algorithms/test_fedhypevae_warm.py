@@ -13,6 +13,9 @@ from algorithms.class_block import block_of
 from fedsim.methods.messages import Task, Tensors
 from fedsim.methods.one_shot import Rows
 from fedsim.methods.parameters import rounded
+from fedsim.privacy.clipping import Norms
+from fedsim.privacy.statistics.outer_products import clipped_statistics, unit_weights
+from fedsim.privacy.statistics.spectral import spectral_function
 from fedsim.seeds import Seeds
 from fedsim.simulation.cohort import LocalPool, build_algorithm
 from fedsim.simulation.trial import Outcome, local_pool, run_trial
@@ -137,3 +140,52 @@ def test_of_few_rows_in_many_dimensions_the_centre_is_hardly_the_noise_of_their_
     assert 1.2 * error < raw.norm() < noise
     assert told["error"] == pytest.approx(float(error**2), rel=0.5)
     assert told["variance"] == pytest.approx(float(1 - raw.square().sum()), abs=0.25)
+
+
+SITES = 2
+
+
+def of_sites(shift: float) -> tuple[Rows, torch.Tensor]:
+    """Unit rows of three classes, each with a covariance of its own; sites are ``shift`` apart."""
+    stream, rows, dim, classes = torch.Generator().manual_seed(0), 6000, 10, 3
+    y, site = torch.arange(rows) % classes, torch.arange(rows) // classes % SITES
+    mixing = 0.12 * (torch.eye(dim) + torch.randn(classes, dim, dim, generator=stream) / 40**0.5)
+    means, moved = 0.1 * torch.randn(classes, dim, generator=stream), shift * torch.randn(SITES, dim, generator=stream)
+    x = 1 + means[y] + moved[site] + torch.einsum("nij,nj->ni", mixing[y], torch.randn(rows, dim, generator=stream))
+    return Rows(torch.nn.functional.normalize(x), y, site), torch.stack([y, site])
+
+
+def without_noise(algorithm: fedhypevae_warm.FedHypeVAEWarm, rows: Rows) -> Tensors:
+    server = algorithm.initial_server(Seeds(0))
+    for statistic in algorithm.statistics():
+        weights = unit_weights(statistic.weights)
+        sums, _ = clipped_statistics(statistic.products(rows, algorithm.broadcast(server)), Norms(1.0, weights=weights))
+        statistic.receive(server, {name: value / weights[name] for name, value in rounded(sums).items()}, dict.fromkeys(weights, 0.0))
+    return server.tensors
+
+
+def test_without_noise_the_prior_has_every_classs_mean_and_covariance_in_the_block() -> None:
+    rows, (y, _) = of_sites(0.0)
+    told = without_noise(fedhypevae_warm.FedHypeVAEWarm(fedhypevae_warm.FedHypeVAEWarmParams(block=4), Task(10, 3, SITES)), rows)
+    u = (rows.x - told["centre"]) / told["radius"] @ told["basis"]
+    for label in range(3):
+        mean, covariance = u[y == label].mean(0), torch.cov(u[y == label].T)
+        assert (told["prior_means"][label] - mean).norm() < 0.02 * mean.norm()
+        # the few rows that are clipped make it a little smaller
+        assert (told["prior_covariances"][label] - covariance).norm() < 0.15 * covariance.norm()
+
+
+@pytest.mark.parametrize(("shift", "apart"), [(0.05, False), (0.3, True)])
+def test_without_noise_a_site_has_the_means_of_its_own_rows_of_every_class_and_their_covariance(shift: float, apart: bool) -> None:
+    rows, (y, site) = of_sites(shift)
+    told = without_noise(fedhypevae_sites.FedHypeVAESites(fedhypevae_sites.FedHypeVAESitesParams(block=4), Task(10, 3, SITES)), rows)
+    for own in range(SITES):
+        centre = rows.x[site == own].mean(0) if apart else rows.x.mean(0)
+        torch.testing.assert_close(told["client_centres"][own], centre, atol=1e-4, rtol=0)
+        u = (rows.x - centre) / told["radius"] @ told["basis"]
+        means = torch.stack([u[(y == label) & (site == own)].mean(0) for label in range(3)])
+        assert (told["prior_means"] + told["shifts"][own] - means).norm() < 0.05 * means.norm()
+        about = u[site == own] - means[y[site == own]]
+        white = spectral_function(told["prior_covariances"].mean(0), lambda values: values.rsqrt())
+        relative = white @ torch.cov(about.T) @ white
+        assert (told["site_covariances"][own] - 4 * relative / relative.trace()).norm() < 0.1
