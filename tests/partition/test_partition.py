@@ -98,6 +98,23 @@ def test_small_alpha_concentrates_classes_and_large_alpha_spreads_them():
     assert largest_share(1e6) == pytest.approx(0.1, abs=0.005)
 
 
+def test_every_class_is_concentrated_on_a_client_of_its_own_draw():
+    assert len(set(partition(alpha=1e-6).label_counts.argmax(axis=0).tolist())) > 3
+
+
+def test_within_a_site_small_alpha_concentrates_classes_and_large_alpha_spreads_them():
+    small, large = (partition(scheme="column-dirichlet", column="site", clients=9, alpha=alpha).label_counts for alpha in (1e-6, 1e6))
+    assert (small == 0).mean() > 0.5
+    assert large.min() > 20
+
+
+@pytest.mark.parametrize("scheme", ["dirichlet", "dirichlet-client", "shards"])
+def test_which_rows_of_a_class_a_client_holds_is_random(scheme):
+    labels = {"labels": 10} if scheme == "shards" else {}
+    first, second = partition(scheme=scheme, clients=2, alpha=1e6, **labels).rows
+    assert abs(first.mean() - second.mean()) < 150
+
+
 def test_dirichlet_shares_have_the_distribution_they_claim():
     alpha, clients = 0.5, 4
     shares = np.concatenate(
