@@ -108,7 +108,7 @@ def test_within_a_site_small_alpha_concentrates_classes_and_large_alpha_spreads_
     assert large.min() > 20
 
 
-@pytest.mark.parametrize("scheme", ["dirichlet", "dirichlet-client", "shards"])
+@pytest.mark.parametrize("scheme", ["dirichlet", "dirichlet-client", "shards", "iid", "quantity"])
 def test_which_rows_of_a_class_a_client_holds_is_random(scheme):
     labels = {"labels": 10} if scheme == "shards" else {}
     first, second = partition(scheme=scheme, clients=2, alpha=1e6, **labels).rows
