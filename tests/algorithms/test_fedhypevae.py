@@ -109,6 +109,7 @@ def test_where_codes_carry_no_noise_synthesis_is_at_those_that_clients_start_fro
     made, start = algorithm.generator(algorithm.initial_server(Seeds(0))), initial_model(algorithm.build, Seeds(0), range(CLIENTS))
     assert torch.equal(made.codes, start.codes(CLIENTS))  # type: ignore[operator]
     assert made.codes.any(1).all()
+    assert [torch.equal(made.of_client(client).codes[0], code) for client, code in enumerate(made.codes)] == [True] * CLIENTS
 
 
 @pytest.mark.parametrize("synthesis", ["neutral", "mixture", "client"])
