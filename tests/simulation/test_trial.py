@@ -2,9 +2,9 @@ import pytest
 from cells import quick, small_cells
 from sites import digits_of_sites, digits_of_writers
 
-from fedsim.evaluation.references import Ceiling, local_only
+from fedsim.evaluation.references import Ceiling, LocalOnly, local_only
 from fedsim.results.rows import RowError
-from fedsim.simulation.row import client_lines, failed_row, finished_row
+from fedsim.simulation.row import client_lines, failed_row, finished_row, refilled
 from fedsim.simulation.trial import Outcome, packing, run_trial
 
 SHIFT = {"scheme": "feature-shift", "strength": 2.0}
@@ -75,3 +75,29 @@ def test_a_budget_protects_as_many_units_as_there_are_rows_groups_or_clients(tmp
 def test_a_row_says_what_its_algorithm_yields_even_if_it_failed(name: str, yields: str) -> None:
     (trial,) = small_cells(quick(name), epsilon=4.0).trials
     assert failed_row(trial, RowError(type="ValueError", message="no", traceback=""), {}).yields == yields
+
+
+def test_a_row_holds_the_numbers_of_its_plan_its_outcome_and_its_references() -> None:
+    prepared = small_cells(quick("dp-linear"), epsilon=4.0, alpha=0.5, seeds=2)
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    *_, last = run_trial(trial, data)
+    assert isinstance(last, Outcome)
+    row = finished_row(trial, last, Ceiling(0.9, 0.8), LocalOnly(0.5, (0.2, 0.7)), {})
+    assert (row.epsilon_spent, row.epsilon_spent_replace_one) == (last.epsilon_spent, last.epsilon_spent_replace_one)
+    assert row.epsilon_spent != row.epsilon_spent_replace_one
+    assert (row.ceiling_balanced_accuracy, row.ceiling_accuracy, row.local_only_balanced_accuracy) == (0.9, 0.8, 0.5)
+    assert (row.alpha, row.clients, row.seed, row.chance) == (0.5, 4, 2, 0.1)
+    # the mean's step is a step
+    assert row.steps == 1 + trial.cell.params["rounds"]
+    without_alpha = small_cells(quick("dp-linear"), epsilon=4.0, partition={"scheme": "iid"}).trials[0]
+    assert finished_row(without_alpha, last, None, None, {}).alpha is None
+
+
+def test_references_that_were_computed_later_are_the_rows_and_each_clients_own() -> None:
+    (trial,) = small_cells(quick("dp-gaussian"), epsilon=4.0).trials
+    row = failed_row(trial, RowError(type="ValueError", message="no", traceback=""), {})
+    lines = [{"client": 1, "local_only_balanced_accuracy": None}, {"client": 0, "local_only_balanced_accuracy": None}]
+    filled, told = refilled(row, lines, Ceiling(0.9, 0.8), LocalOnly(0.5, (0.2, 0.7)))
+    assert (filled.ceiling_balanced_accuracy, filled.ceiling_accuracy, filled.local_only_balanced_accuracy) == (0.9, 0.8, 0.5)
+    assert [line["local_only_balanced_accuracy"] for line in told] == [0.7, 0.2]
+    assert filled.scores["client_local_only_balanced_accuracy"] == pytest.approx(0.45)
