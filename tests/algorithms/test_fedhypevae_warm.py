@@ -9,7 +9,7 @@ import torch
 from cells import quick, small_cells
 
 from algorithms import fedhypevae_sites, fedhypevae_warm
-from algorithms.class_block import block_of
+from algorithms.class_block import BlockGenerator, block_of
 from fedsim.methods.messages import Task, Tensors
 from fedsim.methods.one_shot import Rows
 from fedsim.methods.parameters import rounded
@@ -173,6 +173,21 @@ def test_without_noise_the_prior_has_every_classs_mean_and_covariance_in_the_blo
         assert (told["prior_means"][label] - mean).norm() < 0.02 * mean.norm()
         # the few rows that are clipped make it a little smaller
         assert (told["prior_covariances"][label] - covariance).norm() < 0.15 * covariance.norm()
+
+
+def test_without_noise_rows_of_uniform_labels_are_about_the_mean_of_the_class_means_and_nearly_as_wide_as_the_classes() -> None:
+    rows, (y, _) = of_sites(0.0)
+    # one class is five times as frequent as the others
+    kept = (y == 0) | (torch.arange(len(y)) % 5 == 0)
+    rows, y = Rows(rows.x[kept], rows.y[kept], rows.client[kept]), y[kept]
+    algorithm = fedhypevae_warm.FedHypeVAEWarm(fedhypevae_warm.FedHypeVAEWarmParams(block=4), Task(10, 3, SITES))
+    labels = torch.arange(3).repeat_interleave(4000)
+    made = BlockGenerator(without_noise(algorithm, rows)).sample(labels, torch.Generator().manual_seed(0))
+    of_classes = [(values[which == label]) for values, which in ((made, labels), (rows.x, y)) for label in range(3)]
+    means = torch.stack([values.mean(0) for values in of_classes]).view(2, 3, -1).mean(1)
+    assert (means[0] - means[1]).norm() < 0.2 * (rows.x.mean(0) - means[1]).norm()
+    widths = torch.stack([torch.cov(values.T).trace() for values in of_classes]).view(2, 3).sum(1)
+    assert 0.7 < float(widths[0] / widths[1]) < 1
 
 
 @pytest.mark.parametrize(("shift", "apart"), [(0.05, False), (0.3, True)])

@@ -1,5 +1,7 @@
 """The GAN's own mathematics; what every algorithm must keep is in tests/test_algorithms.py."""
 
+from typing import Any
+
 import torch
 from cells import quick, small_cells
 
@@ -42,6 +44,18 @@ def test_the_server_moves_the_discriminator_by_penalties_and_the_generator_by_st
     assert all(
         not torch.equal(p, before[name]) for name, p in server.model.named_parameters() if name != "generator.decoder.layers.0.rows.x"
     )
+
+
+def test_public_terms_are_the_loss_on_generated_rows_and_the_squared_slope_there() -> None:
+    algorithm = small(gradient_penalty=0.3)
+    model: Any = algorithm.initial_server(Seeds(0)).model
+    found = algorithm.public_terms(model, torch.Generator().manual_seed(0))
+    labels = torch.arange(60) % CLASSES
+    made = model.generator(labels, torch.Generator().manual_seed(0)).detach()
+    slopes = torch.func.vmap(torch.func.grad(lambda x, y: model.discriminator(x[None], y[None])[0]))(made, labels)
+    torch.testing.assert_close(found["gradient_penalty"], 0.3 * slopes.norm(dim=1).square().mean())
+    real = torch.sigmoid(model.discriminator(made, labels))
+    torch.testing.assert_close(found["fake"], -(1 - real).log().mean())
 
 
 def test_without_noise_the_generator_moves_towards_the_classes() -> None:

@@ -86,6 +86,7 @@ def test_the_fingerprint_follows_the_content_only():
         made(y=np.roll(Y, 1)),
         made(x=np.pad(X, ((0, 0), (0, 1)))),
         made(columns={"site": Y}),
+        made(columns={"site": np.append(Y[:-1], 7)}),
     ]
     assert len({data.fingerprint for data in same}) == 1
     assert len({data.fingerprint for data in [*same, *others]}) == 1 + len(others)

@@ -39,6 +39,21 @@ def test_a_panel_for_every_partition_and_a_name_for_every_method(quickstart):
     assert legend(quickstart) == ["fedhypevae", "weight-noise", "fedavg-cvae (not private)"]
 
 
+@pytest.mark.parametrize(
+    ("field", "values", "titles"),
+    [
+        ("clients", (4, 10), ["α = 0.1 · 4 clients", "α = 0.1 · 10 clients"]),
+        ("scheme", ("dirichlet", "shards"), ["dirichlet · α = 0.1", "shards · α = 0.1"]),
+        ("dataset", ("blood", "organ"), ["blood · α = 0.1", "organ · α = 0.1"]),
+    ],
+)
+def test_points_of_another_place_are_in_a_panel_of_their_own(row, field, values, titles):
+    rows = [row(cell_id=str(value), balanced_accuracy=0.4 + position / 10, **{field: value}) for position, value in enumerate(values)]
+    drawn = panels(rows)
+    assert [axes.get_title(loc="left") for axes in drawn] == titles
+    assert [solid_points(axes, SERIES[0]) for axes in drawn] == [[0.4], [0.5]]
+
+
 def test_no_two_of_many_methods_look_alike(row):
     private = [row(cell_id=f"p{i}", label=f"private {i}") for i in range(14)]
     levels = [row(cell_id=f"l{i}", label=f"level {i}", epsilon_target=None, epsilon_spent=None, claim="none") for i in range(12)]

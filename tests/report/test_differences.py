@@ -25,6 +25,12 @@ def test_a_value_is_the_mean_with_its_interval_and_the_corrected_p_value(row):
     assert table.notes[-1] == "over 3 seeds, or as many as n says"
 
 
+def test_methods_without_an_epsilon_have_a_column_of_their_own(row):
+    rows = [row(cell_id=f"{label}{seed}", label=label, epsilon_target=None, seed=seed) for label in ("a", "b") for seed in range(2)]
+    (table,) = difference_tables(group_seeds(rows))
+    assert (table.columns, table.blocks[0].lines[0].values) == (("no ε",), ("+0.000",))
+
+
 def test_one_seed_gives_no_table(row):
     assert difference_tables(group_seeds([row(), row(cell_id="b", label="other")])) == []
 

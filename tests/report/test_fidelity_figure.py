@@ -1,3 +1,5 @@
+import pytest
+
 from fedsim.report.fidelity import draw_fidelity
 from fedsim.report.figures import save_figure
 from fedsim.results.groups import group_seeds
@@ -25,6 +27,14 @@ def test_every_number_is_a_panel_and_every_place_a_row_of_them(row):
     assert titles[0].startswith("blood\nFréchet distance")
     assert titles[5].startswith("organ\nFréchet distance")
     assert [0.1, 0.8] in lines_of(figure.axes[3])
+
+
+@pytest.mark.parametrize("place", [{"scheme": ("dirichlet", "shards")}, {"alpha": (0.1, 1.0)}, {"clients": (4, 10)}], ids=str)
+def test_points_of_another_place_are_in_a_panel_of_their_own(row, place):
+    ((field, values),) = place.items()
+    figure = draw_fidelity(group_seeds([told(row, "a", 1.0, coverage=n / 10, **{field: value}) for n, value in enumerate(values)]))
+    assert figure is not None
+    assert [lines_of(axes)[:1] for axes in figure.axes if axes.get_title(loc="left")] == [[[0.0]], [[0.1]]]
 
 
 def test_a_method_without_synthetic_rows_is_left_out_and_the_others_keep_their_colours(row, tmp_path):

@@ -28,6 +28,13 @@ def test_a_client_has_the_mean_over_seeds_at_every_epsilon(row):
     assert draw_sites(group_seeds(rows), lines) is not None
 
 
+def test_clients_of_another_place_are_in_a_panel_of_their_own(row):
+    for field, values in (("clients", (4, 10)), ("alpha", (0.1, 1.0)), ("dataset", ("blood", "organ"))):
+        rows = [row(cell_id=str(value), **{field: value}) for value in values]
+        panels = site_panels(group_seeds(rows), [line for n, value in enumerate(values) for line in told(str(value), {"north": n / 10})])
+        assert [[dot.own for dot in panel.dots[1.0]] for panel in panels] == [[0.0], [0.1]]
+
+
 def test_clients_without_test_rows_and_cells_without_clients_are_left_out(row):
     groups = group_seeds([row(cell_id="a"), row(cell_id="b", label="other")])
     (panel,) = site_panels(groups, told("a", {"north": 0.4, "west": None}))

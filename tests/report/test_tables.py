@@ -48,10 +48,13 @@ def test_what_is_missing_is_told(row, failed):
     rows += [row(cell_id="d", epsilon_target=9.0, status="overspent", epsilon_spent=10.0)]
     unknown = {"type": "Unaccounted", "message": "no step", "traceback": ""}
     rows += [row(cell_id="e", epsilon_target=16.0, status="unaccounted", epsilon_spent=None, error=unknown)]
-    rows += [row(cell_id="f", epsilon_target=32.0, status="refuted", audit_epsilon_lower=33.0)]
+    rows += [
+        row(cell_id="f", epsilon_target=32.0, status="refuted", audit_epsilon_lower=33.0),
+        failed(cell_id="g", epsilon_target=32.0, seed=1),
+    ]
     table = results_table(group_seeds(rows))
     assert table.blocks[0].lines[0].values == ("0.600±0.248", "0.500 (n=1)", "failed", "overspent", "unaccounted", "refuted")
-    assert "in no mean: 2 failed and 1 overspent and 1 unaccounted and 1 refuted (the report says why)" in table.notes
+    assert "in no mean: 3 failed and 1 overspent and 1 unaccounted and 1 refuted (the report says why)" in table.notes
 
 
 def test_the_clients_own_generators_have_a_table_of_their_own_where_they_were_judged(row):
