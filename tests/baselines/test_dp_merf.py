@@ -65,6 +65,13 @@ def test_the_generator_moves_towards_a_planted_distribution() -> None:
     assert made[:, -1].std() > 2 * made[:, -2].std()
 
 
+def test_rows_vary_as_much_however_few_are_made_in_a_step() -> None:
+    x, y = planted(3000)
+    algorithm = small(generator_steps=300, per_class=2)
+    made = algorithm.generator(without_noise(algorithm, x, y)).sample(y, torch.Generator().manual_seed(1))
+    assert made[:, -1].std() > 0.7 * x[:, -1].std()
+
+
 def test_without_the_frequencies_a_saved_generator_is_small() -> None:
     x, y = planted(60)
     assert set(without_noise(small(generator_steps=1), x, y).tensors) == {"mean", "counts"}

@@ -87,6 +87,9 @@ def test_the_noiseless_score_is_of_the_same_method_and_place(row):
     other = [
         row(cell_id="l", label="other", epsilon_target=math.inf, balanced_accuracy=0.2),
         row(cell_id="p", alpha=1.0, epsilon_target=math.inf, balanced_accuracy=0.2),
+        row(cell_id="d", dataset="other", epsilon_target=math.inf, balanced_accuracy=0.2),
+        row(cell_id="s", scheme="shards", epsilon_target=math.inf, balanced_accuracy=0.2),
+        row(cell_id="c", clients=4, epsilon_target=math.inf, balanced_accuracy=0.2),
     ]
     assert "the ceiling is 0.95" in only([row(cell_id="a", balanced_accuracy=0.2), *other], []).observed
 

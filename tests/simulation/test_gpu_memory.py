@@ -35,6 +35,10 @@ def test_the_least_that_an_actor_needs_are_its_rows_and_its_parameters_with_thei
     rows, parameters = least(trial, data)
     assert rows == 2 * len(data.x_train) * (4 * data.dim + 8)
     assert parameters == 16 * (data.dim + 1) * data.classes
+    (apart,) = small_cells("fedavg-linear", clients=4, resources={"clients_per_actor": 1}).trials
+    most = max(map(len, apart.partition.rows))
+    assert most > len(apart.partition.rows[0])
+    assert least(apart, data)[0] == (len(data.x_train) + most) * (4 * data.dim + 8)
 
 
 def test_mistakes_in_gpus_are_told_with_the_arithmetic_before_anything_runs() -> None:
