@@ -168,6 +168,20 @@ def test_a_row_of_every_cell_stands_in_the_page(tmp_path, quickstart):
     assert f"{first.balanced_accuracy:.3f}" in page.text
 
 
+def test_every_number_of_a_cell_stands_under_its_head_and_what_refutes_one_is_told(tmp_path, row):
+    spent = {"epsilon_spent": 0.9, "epsilon_spent_replace_one": 1.9, "sigma": 4.5, "sample_rate": 0.25, "steps": 77, "clip": 0.7}
+    facts = {"audit_epsilon_lower": 1.5, "audit_pairs": 500, "audit_canary_ratio": 0.98}
+    rows = [row(cell_id="a", seed=3, uplink_bytes=5_500_000, seconds=12.3, **spent), row(cell_id="r", status="refuted", **facts)]
+    page = write_report(folder_with(tmp_path, rows)).page.read_text(encoding="utf-8")
+    table = page[page.index('<table class="cells">') :]
+    heads = re.findall(r"<th [^>]*>(.*?)</th>", table[: table.index("</thead>")])
+    told = dict(zip(heads, re.findall(r"<td[^>]*>(.*?)</td>", table[: table.index("</tr>", table.index("<tbody>"))]), strict=True))
+    assert [told[head] for head in ("seed", "status", "ε target", "ε spent", "ε replace-one")] == ["3", "ok", "1", "0.9", "1.9"]
+    assert [told[head] for head in ("σ", "q", "steps", "clip", "uplink MB", "seconds")] == ["4.5", "0.25", "77", "0.7", "5.5", "12.3"]
+    said = "refuted, ε = 1 is claimed and 500 pairs of trainings refute every ε below 1.5, with a canary that adds 0.98 of the claimed"
+    assert said in " ".join(Elements(page).text.split())
+
+
 def test_only_the_manifests_cells_count_and_their_labels_hold(tmp_path, row):
     rows = [row(cell_id=name, seed=seed) for seed, name in enumerate("abc")]
     cells = [
@@ -186,6 +200,8 @@ def test_only_the_manifests_cells_count_and_their_labels_hold(tmp_path, row):
 def test_a_run_in_which_all_failed_still_has_a_report(tmp_path, failed):
     page = page_of(folder_with(tmp_path, [failed()]))
     assert "no cell ended with status ok" in page.text
+    assert "ValueError: rows hold NaN" in page.text
+    assert "traceback of a" in page.text
     assert "svg" not in [tag for tag, _ in page.tags]
 
 
