@@ -9,6 +9,8 @@ import torch
 from cells import quick, score_probe, small_cells
 
 from fedsim.evaluation.references import ceiling, local_only
+from fedsim.methods.messages import Task
+from fedsim.models.probe import fit_probe
 from fedsim.seeds import Seeds
 from fedsim.simulation.cohort import build_algorithm
 from fedsim.simulation.rounds import Trained, train
@@ -43,6 +45,17 @@ def test_centralised_is_the_probe_of_all_rows_and_no_better_than_the_ceiling() -
     assert end.scores == score_probe(data.x_train[rows], data.y_train[rows], data.x_test, data.y_test, C)
     assert end.scores.balanced_accuracy <= ceiling(data, C).balanced_accuracy + 1e-3
     assert end.uplink_bytes == data.x_train.nbytes + data.y_train.nbytes
+
+
+def test_centralised_leaves_classes_as_frequent_as_they_are() -> None:
+    rng = np.random.default_rng(0)
+    y = (np.arange(200) % 10 == 0).astype(np.int64)
+    x = (rng.standard_normal((200, 3)) + y[:, None]).astype(np.float32)
+    algorithm: Any = build_algorithm("centralised", {}, Task(3, 2, 2, probe_c=C))
+    server = algorithm.initial_server(Seeds(0))
+    rows = {f"{part}.{k}": torch.from_numpy(values[k * 100 :][:100]) for part, values in (("x", x), ("y", y)) for k in range(2)}
+    algorithm.server_step(server, next(algorithm.schedule()), rows)
+    np.testing.assert_array_equal(algorithm.classifier(server).probe.weight, fit_probe(x, y, C).weight)
 
 
 def test_local_only_is_the_floor_and_sends_nothing() -> None:

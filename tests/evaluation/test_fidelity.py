@@ -77,12 +77,12 @@ def test_density_is_a_share_of_made_rows_and_coverage_one_of_real_rows() -> None
 
 
 def test_the_squared_mmd_is_the_unbiased_one_of_a_kernel_as_wide_as_the_median_of_squared_distances() -> None:
-    real, made = np.array([[0.0], [1.0], [3.0]]), np.array([[0.0], [2.0]])
+    real, made = np.array([[0.0], [1.0], [3.0]]), np.array([[0.0], [3.0]])
 
     def kernel(*distances: float) -> float:
         return float(np.mean(np.exp(-np.square(distances) / 4)))
 
-    right = kernel(2) + kernel(1, 2, 3) - 2 * kernel(0, 1, 3, 2, 1, 1)
+    right = kernel(3) + kernel(1, 2, 3) - 2 * kernel(0, 1, 3, 3, 2, 0)
     assert squared_mmd(made, real) == pytest.approx(right)
 
 

@@ -11,7 +11,7 @@ from cells import quick, small_cells
 from fedsim.evaluation.fidelity import Labelled
 from fedsim.evaluation.judge import Judge, synthesise
 from fedsim.evaluation.readouts import READOUTS
-from fedsim.evaluation.scores import mean_scores, score_classifier, scores_of
+from fedsim.evaluation.scores import mean_scores, personal_scores, predictions_of, score_classifier, scores_of
 from fedsim.evaluation.weights import best_weight
 from fedsim.grid.models import Evaluation
 from fedsim.models.linear import ProbeClassifier, fit_linear
@@ -99,7 +99,16 @@ def test_clients_are_judged_on_the_labels_that_they_hold() -> None:
 def test_under_feature_shift_a_client_predicts_the_rows_that_went_through_its_map() -> None:
     by, data = judge(0.5, partition={"scheme": "feature-shift", "strength": 1.0})
     assert [by.own_rows.rows[client].tolist() for client in (0, 3)] == [list(range(client, len(data.y_test), 4)) for client in (0, 3)]
-    assert of(by, Copies(data)).personal()["personal_accuracy"] > 0
+    probe = ProbeClassifier(fit_probe(*synthesise(Copies(data), data.classes, 20, Seeds(0)), 0.1), data.classes)
+    seen = [
+        predictions_of(
+            probe.probabilities(torch.from_numpy(data.x_test[client::4])),
+            data.y_test[client::4],
+            np.bincount(data.y_train[rows], minlength=data.classes) / len(rows),
+        )
+        for client, rows in enumerate(by.partition.rows)
+    ]
+    assert of(by, probe).personal() == personal_scores(seen)
 
 
 def test_a_grid_without_a_word_about_it_keeps_its_cells() -> None:
