@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedsim.seeds import Seeds
 from fedsim.simulation.cohort import build_algorithm
-from fedsim.simulation.rounds import train
+from fedsim.simulation.rounds import to_the_end, train
 from fedsim.simulation.trial import local_pool
 
 
@@ -64,6 +64,14 @@ def test_what_is_released_of_codes_is_their_mean_over_the_averaged_rounds() -> N
         seen.append(cohort.clients.model.code.weight.detach().clone())
     assert not torch.equal(seen[-1], seen[-2])
     torch.testing.assert_close(cohort.released(["code.weight"])["code.weight"], torch.stack(seen[3:]).mean(0))
+
+
+def test_the_server_averages_its_iterates_over_the_same_rounds() -> None:
+    prepared = small_cells(quick("fedhypevae", rounds=6, average_from=0.5), epsilon=4.0)
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    algorithm = build_algorithm("fedhypevae", trial.cell.params, trial.task)
+    _, end = to_the_end(train(algorithm, local_pool(trial, data), trial.plan, Seeds(0)))
+    assert end.state["server.tensors.average_count"] == 3
 
 
 @pytest.mark.parametrize(("clip", "clipped"), [(1e-9, 1.0), (1e9, 0.0)])

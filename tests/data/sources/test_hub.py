@@ -3,7 +3,7 @@ import pytest
 from pictures import picture, save_folder
 
 from fedsim.data.sources.hub import load_hub
-from fedsim.data.split import TEST
+from fedsim.data.split import TEST, TRAIN
 from fedsim.errors import UserError
 
 datasets = pytest.importorskip("datasets", reason="the extra hf is not installed")
@@ -24,6 +24,9 @@ def test_a_local_folder_of_the_hubs_format_is_read(tmp_path):
     first = images.decoder(0)()
     assert first.size == (20, 24)
     assert first.tobytes() == picture(0).tobytes()
+    assert images.split[0] == TRAIN
+    tested = images.decoder(int(np.argmax(images.split == TEST)))()
+    assert tested.tobytes() == picture(100).tobytes()
     assert len(set(images.digests)) == 24
 
 

@@ -23,7 +23,7 @@ def test_a_table_gives_paths_labels_and_columns(tmp_path):
     assert images.decoder(0)().size == (20, 24)
     assert np.bincount(images.y[images.split == TEST]).tolist() == [2, 1]
     unequal = [f"pictures/{name}/{n}.png,{name}" for name, count in (("two", 2), ("one", 6)) for n in range(count)]
-    images = load_image_table(table(tmp_path, unequal, "path,label"), "toy")
+    images = load_image_table(table(tmp_path / "unequal", unequal, "path,label"), "toy")
     assert np.bincount(images.y[images.split == TEST]).tolist() == [1, 1]
 
 
