@@ -46,7 +46,7 @@ def test_the_last_bit_counts() -> None:
 
 @pytest.mark.parametrize("other", [{"sampled": 1}, {"noise": 1}])
 def test_other_samples_or_other_noise_are_a_difference_even_where_scores_are_equal(other: dict[str, int]) -> None:
-    found = compare(Run(rows_of(0), rounds_of(0)), Run(rows_of(0), rounds_of(0, **other)))
+    found = compare(Run(rows_of(0, 1), rounds_of(0, 1)), Run(rows_of(0, 1), rounds_of(0) + rounds_of(1, **other)))
     assert [each.same_rounds for each in found.matched] == [False]
     assert not found.equal
 

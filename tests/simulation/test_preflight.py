@@ -138,6 +138,15 @@ def test_cells_that_differ_in_alpha_and_seed_alone_share_a_plan() -> None:
     assert [plan and plan.epsilon_target for plan in plans.values()] == [1.0, 4.0, None]
 
 
+def test_a_plan_is_of_the_cells_own_parameters() -> None:
+    entries = [
+        quick("fedhypevae", rounds=rounds, sample_rate=rate) | {"label": f"{rounds} {rate}"} for rounds in (3, 5) for rate in (0.1, 0.2)
+    ]
+    for trial in prepare(small_grid(*entries, epsilon=4.0), NODES).trials:
+        assert trial.plan is not None
+        assert (trial.plan.main.steps, trial.plan.main.sample_rate) == (trial.cell.params["rounds"], trial.cell.params["sample_rate"])
+
+
 def test_of_several_cells_without_a_plan_the_first_is_told() -> None:
     with pytest.raises(UserError, match=r"^epsilon\[0\] with dp-gaussian: 1e-09 "):
         prepare(small_grid("dp-gaussian", "dp-gmm", epsilon=[1e-9, 2e-9]), NODES)

@@ -30,6 +30,20 @@ def test_pooling_is_the_class_token_the_mean_of_the_patches_or_both(encoder):
     torch.testing.assert_close(embedded(encoder, "cls+mean"), torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1))
 
 
+def test_register_tokens_are_no_patches(tmp_path):
+    transformers = pytest.importorskip("transformers", minversion="4.48")
+    spec = save_encoder(tmp_path / "dino")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14, "mlp_ratio": 2}
+    config = transformers.Dinov2WithRegistersConfig(**sizes, num_register_tokens=3)
+    model = transformers.Dinov2WithRegistersModel(config).eval()
+    model.save_pretrained(spec.name)
+    made = Encoder(locate(spec), "mean", "cpu")
+    with torch.inference_mode():
+        tokens = model(made.pixels(PICTURES)).last_hidden_state
+    assert tokens.shape[1] == 1 + 3 + 4
+    torch.testing.assert_close(embedded(spec, "mean"), tokens[:, 4:].mean(1))
+
+
 def test_the_digest_follows_weights_and_preprocessing(tmp_path, encoder):
     copied = Path(shutil.copytree(encoder.name, tmp_path / "copy"))
     assert locate(EncoderSpec(name=str(copied))).digest == locate(encoder).digest
