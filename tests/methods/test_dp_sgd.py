@@ -74,6 +74,19 @@ def test_the_server_averages_its_iterates_over_the_same_rounds() -> None:
     assert end.state["server.tensors.average_count"] == 3
 
 
+@pytest.mark.parametrize("epsilon", [4.0, math.inf])
+def test_the_norm_of_the_noise_is_told_beside_that_of_the_signal(epsilon: float) -> None:
+    prepared = small_cells(quick("fedhypevae"), epsilon=epsilon)
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    algorithm = build_algorithm("fedhypevae", trial.cell.params, trial.task)
+    numbers = sum(value.numel() for value in algorithm.broadcast(algorithm.initial_server(Seeds(0))).values())
+    records, _ = to_the_end(train(algorithm, local_pool(trial, data), trial.plan, Seeds(0)))
+    assert trial.plan is not None
+    for record in records:
+        assert record.values["noise_norm"] == pytest.approx(trial.plan.noise_std("dp-sgd") * numbers**0.5, rel=0.05)
+        assert record.values["signal_norm"] > 0
+
+
 @pytest.mark.parametrize(("clip", "clipped"), [(1e-9, 1.0), (1e9, 0.0)])
 def test_how_many_gradients_were_clipped_is_told(clip: float, clipped: float) -> None:
     prepared = small_cells(quick("fedhypevae", clip=clip), epsilon=4.0)
