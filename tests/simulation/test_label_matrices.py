@@ -1,8 +1,10 @@
+import numpy as np
 import pytest
 from cells import NODES, small_grid
 from sites import SITES, digits_of_sites
 
 from fedsim.errors import UserError
+from fedsim.partition.matrix import LabelMatrix
 from fedsim.simulation.label_matrices import drawn_matrices, label_matrices
 from fedsim.simulation.preflight import prepare
 
@@ -46,3 +48,8 @@ def test_a_report_draws_the_partitions_of_the_first_seed():
     drawn = drawn_matrices(prepare(grid, NODES))
     assert [(m.alpha, m.seed) for m in drawn] == [(0.1, 3), (1.0, 3)]
     assert {m.fingerprint for m in drawn} <= {m.fingerprint for m in label_matrices(grid)}
+
+
+def test_entropy_and_number_of_labels_are_of_each_clients_own_rows():
+    matrix = LabelMatrix("toy", "iid", None, 2, 0, "0", np.array([[2, 2], [6, 0]]), ("a", "b"))
+    assert (matrix.entropy, matrix.labels_per_client, matrix.sizes.tolist()) == (pytest.approx(0.5), 1.5, [4, 6])
