@@ -96,11 +96,14 @@ def test_fedlambda_predicts_its_clients_rows_better_than_either_part() -> None:
 
 
 def test_fedlambda_holds_one_classifier_a_client_and_fedavg_one_for_all() -> None:
-    made: Any = trained(quick("fedlambda")).made
+    end = trained(quick("fedlambda"))
+    made: Any = end.made
     x = torch.randn(5, 64)
     each = torch.stack([made.of_client(client).probabilities(x) for client in range(4)])
     assert each.sum(-1) == pytest.approx(torch.ones(4, 5))
     assert not torch.allclose(each[0], each[1])
+    for client, tensors in enumerate(made.own):
+        assert tensors.weight == pytest.approx(float(end.state[f"server.tensors.lambda.{client}"]))
     torch.testing.assert_close(made.probabilities(x), each.mean(0))
 
 

@@ -45,6 +45,13 @@ def test_scale_and_offset_of_a_feature_do_not_matter():
     assert (plain.predict(x_test) == moved.predict(x_test * factor + offset)).mean() > 0.99
 
 
+def test_a_row_is_predicted_alike_whatever_other_rows_are_predicted_with_it():
+    x, y = blobs(200, 3, seed=0)
+    x_test, _ = blobs(60, 3, seed=1)
+    probe = fit_probe(x, y, 0.1)
+    np.testing.assert_allclose(probe.probabilities(x_test[:1], 3), probe.probabilities(x_test, 3)[:1], rtol=1e-4)
+
+
 def test_a_feature_without_spread_in_training_does_not_drown_the_others():
     x, y = blobs(200, 3, seed=0)
     x_test, y_test = blobs(200, 3, seed=1)
