@@ -383,9 +383,8 @@ def test_a_large_batch_is_summed_in_chunks(engine):
         torch.testing.assert_close(value, torch.stack([one.sums[name] for one in alone]).sum(0), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_group_stays_in_one_chunk(engine):
-    model, batch = build(PerClient), make_batch((CHUNK // 2, 0, CHUNK + 40, 3))
+def test_a_group_stays_in_one_chunk():
+    batch = make_batch((CHUNK // 2, 0, CHUNK + 40, 3))
     large = consecutive(
         torch.cat([torch.arange(100), torch.full((CHUNK,), 100), torch.arange(101, 101 + len(batch))])[: len(batch)], batch.x
     )
@@ -394,8 +393,16 @@ def test_a_group_stays_in_one_chunk(engine):
         assert len(chunks) > 2
         assert sum(chunk.groups.clients for chunk in chunks) == cut.groups.clients
         assert torch.equal(torch.cat([chunk.x for chunk in chunks]), cut.x)
-    norms = Norms(BITES, "group")
-    assert difference(clipped_sum(model, call, batch, norms, engine).sums, loop(model, call, batch, norms)) < 1e-4
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("unit", ["group", "client"])
+def test_a_unit_of_more_rows_than_a_chunk_is_clipped_as_one(unit, engine):
+    model, batch, norms = build(PerClient), make_batch((CHUNK // 2, 0, CHUNK + 40, 3)), Norms(BITES, unit)
+    batch = replace(batch, groups=consecutive(batch.layout.client, batch.x)) if unit == "group" else batch
+    found = clipped_sum(model, call, batch, norms, engine)
+    assert difference(found.sums, loop(model, call, batch, norms)) < 1e-4
+    assert (found.norms > BITES).sum() > 1
 
 
 @pytest.mark.parametrize("engine", ENGINES)

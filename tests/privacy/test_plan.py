@@ -80,6 +80,11 @@ def test_releases_keep_their_ratio():
     assert plan.noise_std("means") == 4 * plan.sigma * 0.5
 
 
+def test_a_release_is_paid_for_whatever_else_is_like_it_or_before_it():
+    alike = solve(2.0, Release("first", 1.0, 3, main=False), Release("second", 1.0, 3))
+    assert alike.sigma == solve(2.0, Release("both", 1.0, 6)).sigma
+
+
 def test_more_steps_need_more_noise():
     assert solve(2.0, Release("step", 0.2, 80)).sigma > solve(2.0, Release("step", 0.2, 40)).sigma
 

@@ -24,12 +24,12 @@ def counting(answers: list[Solution]) -> tuple[list[float], Solver]:
     return asked, solve
 
 
-def test_a_question_is_solved_once_and_another_one_anew(folder: Path) -> None:
-    asked, solve = counting([(3.1, 0.9995, "prv"), (1.2, 3.99, "rdp")])
-    _, delta, mechanisms = QUESTION
+@pytest.mark.parametrize("other", [(4.0, *QUESTION[1:]), (1.0, 1e-5, QUESTION[2]), (*QUESTION[:2], ((1.0, 0.2, 61),))])
+def test_a_question_is_solved_once_and_another_one_anew(other: tuple[float, float, Mechanisms], folder: Path) -> None:
+    asked, solve = counting([(3.1, 0.9995, "prv"), (1.2, 0.9999, "rdp")])
     assert kept(solve, *QUESTION) == kept(solve, *QUESTION) == (3.1, 0.9995, "prv")
-    assert kept(solve, 4.0, delta, mechanisms) == (1.2, 3.99, "rdp")
-    assert asked == [1.0, 4.0]
+    assert kept(solve, *other) == (1.2, 0.9999, "rdp")
+    assert asked == [1.0, other[0]]
     assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".json"]
 
 
