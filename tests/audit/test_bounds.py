@@ -44,6 +44,15 @@ def test_without_a_delta_the_one_run_p_value_is_the_tail_of_a_binomial() -> None
         assert one_run_p_value(200, guesses, correct, epsilon, 0.0) == pytest.approx(binom.sf(correct - 1, guesses, rate))
 
 
+def test_a_delta_adds_to_the_one_run_p_value_what_the_theorem_says() -> None:
+    canaries, guesses, correct, delta = 40, 30, 24, 1e-3
+    rate = 1 / (1 + math.exp(-1.0))
+    tail = binom.sf(correct - 1, guesses, rate)
+    # of a number i of guesses, the chance that the true count is at most so many below
+    share = max((binom.sf(correct - i - 1, guesses, rate) - tail) / i for i in range(1, correct + 1))
+    assert one_run_p_value(canaries, guesses, correct, 1.0, delta) == pytest.approx(tail + 2 * canaries * delta * share)
+
+
 def test_all_of_a_hundred_guesses_right_refute_what_the_paper_says() -> None:
     # rate^100 <= 0.05 where epsilon is below log(r / (1 - r)), r = 0.05^(1 / 100)
     rate = 0.05**0.01

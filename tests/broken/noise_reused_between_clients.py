@@ -13,5 +13,5 @@ class NoiseReusedBetweenClients(Spelled):
 
     def noised(self, clients: Clients, round_: Round, sums: Tensors) -> Noised:
         noised = replace(clients, members=(0,) * len(clients.members)).add_noise(round_.release, round_.stream, sums)
-        clients.ran.steps[-1] = replace(clients.ran.steps[-1], members=clients.members)
+        clients.ran.steps[-1:] = [replace(step, members=clients.members) for step in clients.ran.steps[-1:]]
         return noised

@@ -54,6 +54,12 @@ def test_without_sampling_replacing_is_the_mechanism_of_twice_the_sensitivity() 
     assert budget.rounds[-1].replace_one == pytest.approx(compose([(budget.plan.sigma / 2, 1.0, 10)]).epsilon(1e-4), rel=1e-3)
 
 
+def test_where_any_release_is_sampled_replacing_is_removing_and_adding() -> None:
+    budget = account(2.0, 1e-4, [Release("moments", 1.0, 1, 3.0), Release("steps", 0.1, 20)])
+    assert budget.replaced is None
+    assert budget.rounds[-1].replace_one == pytest.approx(budget.composition.epsilon(1e-4, "replace-one"))
+
+
 def test_a_client_is_sampled_by_its_own_rate() -> None:
     given = COMMON | {"rounds": 9, "sample_rate": 0.1, "unit": "client", "clients": 1000, "client_rate": 0.05}
     (release,), unit, notes = settings(**given)

@@ -38,7 +38,7 @@ def counted(events=EVENTS, **fields) -> Row:
     return make_row(**base | fields)
 
 
-@pytest.mark.parametrize("events", [EVENTS, [(3.0, 1.0, 20)], [(0.8, 0.01, 200)], [(40.0, 0.5, 1000)]])
+@pytest.mark.parametrize("events", [EVENTS, [(3.0, 1.0, 20)] * 2, [(0.8, 0.01, 200)], [(40.0, 0.5, 1000)]])
 def test_an_honest_row_is_proved_by_an_accountant_of_its_own(events) -> None:
     proof = prove(counted(events))
     assert proof.verdict == "proved", proof.why
@@ -66,6 +66,7 @@ def test_a_row_that_claims_less_than_its_mechanisms_spend_differs() -> None:
         ({"mechanisms": [mechanism(2.5, 0.1, 0)]}, "sample rate 0.1, count 0"),
         ({"mechanisms": [], "steps": 0, "epsilon_spent": 0.0}, "a finite target and no mechanism"),
         ({"sample_rate": 0.5}, "a sample rate of 0.5 and no mechanism has it"),
+        ({"mechanisms": [mechanism(2.5, 0.1, 41).model_copy(update={"kind": "gaussian"})]}, "kind and its sample rate do not fit"),
     ],
 )
 def test_what_does_not_fit_is_said(fields, word) -> None:
@@ -107,8 +108,17 @@ def test_a_row_that_is_older_than_its_mechanisms_cannot_be_proved() -> None:
     assert "older" in proof.why
 
 
-@pytest.mark.parametrize("row", [make_row(epsilon_target=None), make_row(epsilon_target=math.inf), make_failed()])
-def test_a_row_without_a_budget_claims_nothing(row) -> None:
+@pytest.mark.parametrize(
+    "row",
+    [
+        make_row(epsilon_target=None),
+        make_row(epsilon_target=math.inf),
+        make_failed(),
+        counted().model_copy(update={"status": "refuted"}),
+        counted().model_copy(update={"status": "unaccounted"}),
+    ],
+)
+def test_a_row_without_a_budget_or_an_account_claims_nothing(row) -> None:
     assert prove(row).verdict == "no claim"
 
 

@@ -4,13 +4,18 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from broken.tiny import Adapted, Spelled, Tiny
 from cells import quick, small_cells
 
 from fedsim.methods.clients import Clients, Noised
 from fedsim.methods.messages import Message, Ran, Round, Tensors
+from fedsim.methods.parameters import add_in_order
 from fedsim.methods.registry import register
-from fedsim.simulation.trial import Outcome, run_trial
+from fedsim.seeds import Seeds
+from fedsim.simulation.cohort import build_algorithm
+from fedsim.simulation.rounds import server_noise, train
+from fedsim.simulation.trial import Outcome, local_pool, run_trial
 
 
 @register("test-forgets-the-noise")
@@ -88,6 +93,20 @@ def outcome(name: str, **keys: Any) -> Outcome:
 )
 def test_steps_that_did_not_run_as_planned_are_not_paid_by_a_plan(name: str, message: str) -> None:
     assert message in outcome(name).unaccounted
+
+
+@pytest.mark.parametrize("name", ["dp-gaussian", "weight-noise"])
+def test_the_sum_over_clients_is_rounded_once_it_has_its_noise_and_not_before(name: str) -> None:
+    prepared = small_cells(quick(name), epsilon=4.0)
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    algorithm, seen = build_algorithm(name, trial.cell.params, trial.task), list[Tensors]()
+    next(train(algorithm, local_pool(trial, data), trial.plan, Seeds(0), watch=lambda round_, noisy: seen.append(noisy)))
+    round_, server = next(algorithm.schedule()), algorithm.initial_server(Seeds(0))
+    sums = add_in_order([message.sums for message in local_pool(trial, data).round(round_, algorithm.broadcast(server))])
+    noise, _ = server_noise(algorithm, trial.plan, round_, sums, Seeds(0))
+    for part, value in sums.items():
+        assert value.dtype == torch.float64
+        assert torch.equal(seen[0][part], (value + noise.parts[part]).float())
 
 
 @pytest.mark.parametrize("trust", ["aggregate", "silo"])
