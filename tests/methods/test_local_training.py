@@ -9,9 +9,10 @@ import torch
 from cells import SHIPPED, quick, small_cells
 
 from fedsim.methods.local_training import WEIGHT, clip_updates
-from fedsim.methods.messages import Diagnostic
+from fedsim.methods.messages import Diagnostic, Task
 from fedsim.methods.parameters import rounded
 from fedsim.methods.registry import lookup
+from fedsim.privacy.plan import Unit
 from fedsim.seeds import Seeds
 from fedsim.simulation.cohort import Cohort, LocalPool, build_algorithm
 
@@ -70,6 +71,15 @@ def test_the_sum_is_divided_by_how_many_take_part_on_average() -> None:
     algorithm.server_step(server, next(algorithm.schedule()), {name: torch.ones_like(value) for name, value in before.items()})
     for name, value in algorithm.broadcast(server).items():
         torch.testing.assert_close(value, before[name] + 1 / (0.5 * 4))
+
+
+@pytest.mark.parametrize(("unit", "rate", "sensitivity"), [("client", 0.25, 3.0), ("example", 1.0, 6.0), ("group", 1.0, 6.0)])
+def test_sampling_clients_amplifies_for_clients_alone_and_less_than_a_client_may_turn_its_update_round(
+    unit: Unit, rate: float, sensitivity: float
+) -> None:
+    algorithm = build_algorithm("weight-noise", {"client_rate": 0.25, "clip": 3.0}, Task(4, 2, 10, unit))
+    (release,) = algorithm.releases()
+    assert (release.sample_rate, algorithm.sensitivity()) == (rate, sensitivity)
 
 
 @pytest.mark.parametrize(("clip", "clipped"), [(1e-9, 1.0), (1e9, 0.0)])

@@ -8,14 +8,17 @@ import torch
 from broken.tiny import Adapted, Spelled, Tiny
 from cells import quick, small_cells
 
+from fedsim.errors import PluginError
 from fedsim.methods.clients import Clients, Noised
 from fedsim.methods.messages import Message, Ran, Round, Tensors
 from fedsim.methods.parameters import add_in_order
 from fedsim.methods.registry import register
+from fedsim.privacy.plan import PrivacyPlan
 from fedsim.seeds import Seeds
 from fedsim.simulation.cohort import build_algorithm
 from fedsim.simulation.rounds import server_noise, train
-from fedsim.simulation.trial import Outcome, local_pool, run_trial
+from fedsim.simulation.row import finished_row
+from fedsim.simulation.trial import Outcome, Trial, local_pool, run_trial
 
 
 @register("test-forgets-the-noise")
@@ -27,6 +30,30 @@ class ForgetsTheNoise(Spelled):
 
     def noised(self, clients: Clients, round_: Round, sums: Tensors) -> Noised:
         return Noised(sums, {})
+
+
+@register("test-pays-for-nothing")
+class PaysForNothing(ForgetsTheNoise):
+    """Has a step counted in which nothing is noised."""
+
+    def noised(self, clients: Clients, round_: Round, sums: Tensors) -> Noised:
+        clients.add_noise(round_.release, round_.stream, {})
+        return Noised(sums, {})
+
+
+@register("test-takes-the-next-rounds-noise")
+class TakesTheNextRoundsNoise(Spelled):
+    def noised(self, clients: Clients, round_: Round, sums: Tensors) -> Noised:
+        return clients.add_noise(round_.release, round_.stream + 1, sums)
+
+
+@register("test-plans-too-little-noise")
+class PlansTooLittleNoise(Tiny):
+    """Runs as planned; the plan is not what its budget pays for."""
+
+    def plan(self, epsilon: float | None, delta: float) -> PrivacyPlan | None:
+        plan = super().plan(epsilon, delta)
+        return plan and replace(plan, sigma=0.9 * plan.sigma)
 
 
 @register("test-leaves-the-noise-to-others")
@@ -72,18 +99,23 @@ class ForgesItsMessage(ForgetsTheNoise):
         return replace(message, ran=Ran([replace(step, noise_multiplier=99.0) for step in honest.ran.steps]))
 
 
-def outcome(name: str, **keys: Any) -> Outcome:
+def ran(name: str, **keys: Any) -> tuple[Trial, Outcome]:
     prepared = small_cells(quick(name), **{"epsilon": 1.0, **keys})
     (trial,), (data,) = prepared.trials, prepared.data.values()
     *_, found = run_trial(trial, data)
     assert isinstance(found, Outcome)
-    return found
+    return trial, found
+
+
+def outcome(name: str, **keys: Any) -> Outcome:
+    return ran(name, **keys)[1]
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("test-forgets-the-noise", "client 0 has 0 steps of 'dp-sgd' in the ledger, the plan 3"),
+        ("test-pays-for-nothing", "client 0 has 0 steps of 'dp-sgd' in the ledger, the plan 3"),
         ("test-leaves-the-noise-to-others", "client 0, 'dp-sgd': noise multiplier 0 at rate 0.2 ran"),
         ("test-noises-only-what-it-keeps", "client 0, 'dp-sgd': noise multiplier 0 at rate 0.2 ran"),
         ("test-stops-early", "client 0 has 2 steps of 'dp-sgd' in the ledger, the plan 3"),
@@ -93,6 +125,19 @@ def outcome(name: str, **keys: Any) -> Outcome:
 )
 def test_steps_that_did_not_run_as_planned_are_not_paid_by_a_plan(name: str, message: str) -> None:
     assert message in outcome(name).unaccounted
+
+
+def test_a_plan_that_its_budget_does_not_pay_for_is_overspent() -> None:
+    trial, found = ran("test-plans-too-little-noise")
+    assert found.unaccounted == ""
+    assert found.epsilon_spent is not None
+    assert found.epsilon_spent > 1.1
+    assert finished_row(trial, found, None, None, {}).status == "overspent"
+
+
+def test_noise_of_another_round_is_refused_before_a_grid_runs() -> None:
+    with pytest.raises(PluginError, match=r"step 1 is none of the round's 0 \.\. 0"):
+        outcome("test-takes-the-next-rounds-noise")
 
 
 @pytest.mark.parametrize("name", ["dp-gaussian", "weight-noise"])

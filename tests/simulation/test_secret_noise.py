@@ -39,6 +39,13 @@ def test_seeded_cells_of_one_seed_share_their_noise_and_secret_ones_share_none()
         assert len(seen) == different
 
 
+def test_a_cells_secret_is_a_whole_key() -> None:
+    (trial,) = prepared("dp-gaussian", epsilon=4.0).trials
+    found = [seeds_of(trial, None).secret or 0 for _ in range(4)]
+    assert len(set(found)) == 4
+    assert 240 < max(map(int.bit_length, found)) <= 256
+
+
 def test_samples_are_secret_too_for_they_amplify() -> None:
     cells = prepared("fedhypevae", epsilon=4.0)
     (trial,), (data,) = cells.trials, cells.data.values()
