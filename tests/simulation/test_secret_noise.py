@@ -79,6 +79,7 @@ def test_a_resumed_cell_goes_on_with_its_secret_from_the_checkpoint(tmp_path: Pa
     assert isinstance(whole, Outcome)
     assert isinstance(found, Outcome)
     assert whole.scores == found.scores
+    assert (found.mechanisms, found.epsilon_spent, found.unaccounted) == (whole.mechanisms, whole.epsilon_spent, "")
     assert not file.exists()
 
 
