@@ -65,6 +65,7 @@ HIDDEN = {
     "clip_at_the_batch_median:ClipAtTheBatchMedian": r"removing an ordinary row .* \([1-9]\d*\.\d+ of it\)",
     "clip_at_a_high_quantile:ClipAtAHighQuantile": r"a row that moves the 90% quantile .* \([1-9]\d*\.\d+ of it\)",
     "no_clip_while_the_mean_is_small:NoClipWhileTheMeanIsSmall": r"removing a row .* \(1\.\d+ of it\)",
+    "clip_set_by_the_first_sample:ClipSetByTheFirstSample": r"a large row, in the first sample only, not in the round's sample",
     "updates_clipped_at_their_median:UpdatesClippedAtTheirMedian": r"a client that moves the median .* \(1\.\d+ of it\)",
     "stops_on_own_loss:StopsOnOwnLoss": r"round [5-9]: half of a client's rows, in no sample, not in the round's sample, changes",
     "statistics_every_tenth_round:StatisticsEveryTenthRound": r"round 9: .* changes 'prototypes\.bias' in the messages",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -162,7 +163,7 @@ def _unsaturated(subject: Subject, levels: Levels) -> Iterator[Pair]:
 
 
 def _two_sizes(subject: Subject, levels: Levels) -> Iterator[Pair]:
-    """A large contribution among small and large ones: it moves their median, their mean or a quantile from the small to the large."""
+    """A large contribution among small and large ones: it moves their median, mean, quantile or maximum from the small to the large."""
     small, large = int(levels.norms.argmin()), int(levels.norms.argmax())
     row = (levels.rows[large], int(levels.y[large]))
     norms = levels.norms[[small, large, large]] * torch.tensor([COPIES, COPIES, 1])
@@ -173,6 +174,9 @@ def _two_sizes(subject: Subject, levels: Levels) -> Iterator[Pair]:
         above = round((1 - share) * CROWD)
         label = f"a row that moves the {share:.0%} quantile of the gradients' norms"
         yield _beside(subject, label, levels, [small] * (CROWD - above) + [large] * above, row, levels.loose)
+    # the other large row, which with this seed comes in the second sample, shows what scale was remembered of the first
+    label = "a large row, in the first sample only"
+    yield replace(_beside(subject, label, levels, [small] * COPIES + [large], row, levels.loose, "first"), seed=1, rounds=None)
 
 
 def _opposite(subject: Subject, levels: Levels) -> Iterator[Pair]:
@@ -183,11 +187,19 @@ def _opposite(subject: Subject, levels: Levels) -> Iterator[Pair]:
         yield _beside(subject, label, levels, [large] * 2, (-levels.rows[large], int(levels.y[large])), share / 1.01 * levels.loose)
 
 
-def _beside(subject: Subject, label: str, levels: Levels, others: Sequence[int], row: tuple[FloatRows, int], clip: float) -> Pair:
+def _beside(
+    subject: Subject,
+    label: str,
+    levels: Levels,
+    others: Sequence[int],
+    row: tuple[FloatRows, int],
+    clip: float,
+    sampled: Literal["first", "alone"] = "alone",
+) -> Pair:
     """A row in the midst of others at the third client; the other clients have few."""
     data, held = subject.data, subject.trial.partition.rows
     x, y = np.concatenate([data.x_train, levels.rows]), np.concatenate([data.y_train, levels.y])
     own = len(data.x_train) + np.array(others)
     rows = tuple(own if k == 2 else few(held, FEW)[k] for k in range(len(held)))
-    other = World(x, y, rows, tuple(range(len(held))), Hidden(2, "alone", 0.5))
+    other = World(x, y, rows, tuple(range(len(held))), Hidden(2, sampled, 0.5))
     return with_unit(Pair(label, other, other, 0, clip, levels.weights, SHORT), *row)
