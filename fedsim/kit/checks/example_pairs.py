@@ -78,6 +78,8 @@ def example_pairs(subject: Subject) -> Iterator[Pair]:
         yield from _two_sizes(subject, levels)
     if (near_zero := _levels(subject, NEAR_ZERO)) is not None:
         yield from _opposite(subject, near_zero)
+    if levels is not None:
+        yield _large_first(subject, levels)
 
 
 def _size(subject: Subject) -> int | None:
@@ -174,9 +176,14 @@ def _two_sizes(subject: Subject, levels: Levels) -> Iterator[Pair]:
         above = round((1 - share) * CROWD)
         label = f"a row that moves the {share:.0%} quantile of the gradients' norms"
         yield _beside(subject, label, levels, [small] * (CROWD - above) + [large] * above, row, levels.loose)
-    # the other large row, which with this seed comes in the second sample, shows what scale was remembered of the first
+
+
+def _large_first(subject: Subject, levels: Levels) -> Pair:
+    """A large row in the first sample: another, which with this seed comes in the second, shows what scale was remembered."""
+    small, large = int(levels.norms.argmin()), int(levels.norms.argmax())
+    row = (levels.rows[large], int(levels.y[large]))
     label = "a large row, in the first sample only"
-    yield replace(_beside(subject, label, levels, [small] * COPIES + [large], row, levels.loose, "first"), seed=1, rounds=None)
+    return replace(_beside(subject, label, levels, [small] * COPIES + [large], row, levels.loose, "first"), seed=1, rounds=None)
 
 
 def _opposite(subject: Subject, levels: Levels) -> Iterator[Pair]:
