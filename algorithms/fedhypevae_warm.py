@@ -16,6 +16,7 @@ from torch import Tensor
 
 from algorithms import class_block
 from algorithms.class_block import BlockGenerator
+from fedsim.device import to_device
 from fedsim.methods.algorithm import Params
 from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.one_shot import OneShot, Rows, Statistic, statistic_phase
@@ -23,15 +24,23 @@ from fedsim.methods.phase import Phase
 from fedsim.methods.registry import register
 from fedsim.models.layers import one_hot
 from fedsim.privacy.statistics import moments, shrinkage
-from fedsim.privacy.statistics.outer_products import OuterProduct
+from fedsim.privacy.statistics.outer_products import OuterProduct, unit_weights
 from fedsim.privacy.statistics.spectral import descending
 
 SHARES = {"mean": 0.06, "distances": 0.02, "moments": 0.84, "class moments": 0.08}
 """How the releases share the budget, in units of 1 / sigma^2."""
 MOMENT_WEIGHTS = {**moments.MOMENT_WEIGHTS, "second": 1.0}
-"""Class means are shrunk, and told again in the block: the second moment needs more of the budget than where neither is so."""
+"""Where rows are many. Class means are shrunk, and told again in the block: the second moment needs more of the budget than elsewhere."""
+VISIBLE = 0.02
+"""Radius of the second moment's noise, in units of its trace, up to which it has its weight; beyond, class sums and counts have more."""
+MOST_EXCESS = 20.0
+"""By what the second moment's weight is divided at most."""
+MOST_COUNTS = 0.5
+"""The largest weight of class counts, where that of class sums is 1."""
 CLIP = 0.7
 """Rows about the mean are clipped at this share of their root mean square distance from it."""
+MOSTLY_CLIPPED = 0.95
+"""Mean squared norm of rows that are clipped there, in units of the clip, where no bin says otherwise."""
 LEAST = 0.02
 """A variance is no smaller share of what it is a part of."""
 BINS = 30
@@ -46,7 +55,7 @@ RESOLUTION = 0.12
 """Of the block's covariance, in units of its own."""
 MOST = 512
 """Directions of the block."""
-TOLD = ("centre", "clip_radius", "radius", "basis", "coordinates")
+TOLD = ("centre", "emphasis", "clip_radius", "radius", "basis", "coordinates")
 """What clients need of what was released."""
 
 
@@ -99,7 +108,25 @@ class FedHypeVAEWarm(OneShot):
     def receive_mean(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
         """The centre, and how far rows are from it: they have unit norm, so their variance is 1 - |mean|^2."""
         found = moments.released_mean(sums, std)
-        server.tensors |= {"centre": found.mean, "variance": (1 - found.squared).clamp(LEAST, 1), "error": found.error}
+        server.tensors |= {
+            "centre": found.mean,
+            "variance": (1 - found.squared).clamp(LEAST, 1),
+            "error": found.error,
+            "emphasis": self.emphasis(server, found.rows),
+        }
+
+    def emphasis(self, server: Server, rows: Tensor) -> Tensor:
+        """By what the weights of the moments are multiplied, in their order ``[3]``; their joint norm stays the same.
+
+        Of few rows in many dimensions the second moment says little and class counts are uncertain.
+        """
+        noise = server.noise_std("moments", self.task.clients) / self.clip() / unit_weights(MOMENT_WEIGHTS)["second"]
+        excess = (noise * (self.task.dim / 2) ** 0.5 / rows / VISIBLE).clamp(1, MOST_EXCESS)
+        sums, counts, second = MOMENT_WEIGHTS.values()
+        wanted = torch.stack([torch.full_like(excess, sums), (counts * excess.sqrt()).clamp_max(MOST_COUNTS), second / excess])
+        usual = to_device(torch.tensor([sums, counts, second]), rows.device)
+        found: Tensor = wanted / wanted.norm() / (usual / usual.norm())
+        return found
 
     # --- distances ---
 
@@ -121,9 +148,17 @@ class FedHypeVAEWarm(OneShot):
         counts = torch.where(counts > SEEN * std["bins"], counts, 0.0)
         variance, error = server.tensors["variance"], server.tensors["error"]
         square, rows = variance + error, counts.sum()
-        most = (counts * 4 * 0.5 ** torch.arange(BINS, device=counts.device)).sum() / rows.clamp_min(1e-9)
+        squares = 4 * 0.5 ** torch.arange(BINS, device=counts.device)
+        most = (counts * squares).sum() / rows.clamp_min(1e-9)
         square = torch.where(rows > 0, torch.minimum(torch.maximum(square, most / 2), most), square)
-        server.tensors |= {"variance": torch.maximum(square - error, LEAST * square), "clip_radius": CLIP * square.sqrt()}
+        farthest = (squares / (CLIP**2 * square)).clamp_max(1)
+        nearest = (squares / 2 / (CLIP**2 * square)).clamp_max(1)
+        clipped = (counts * (farthest + nearest) / 2).sum() / rows.clamp_min(1e-9)
+        server.tensors |= {
+            "variance": torch.maximum(square - error, LEAST * square),
+            "clip_radius": CLIP * square.sqrt(),
+            "clipped_square": torch.where(rows > 0, clipped, MOSTLY_CLIPPED),
+        }
 
     # --- moments ---
 
@@ -132,12 +167,17 @@ class FedHypeVAEWarm(OneShot):
         return self.about(rows, told) / told[radius]
 
     def moment_products(self, rows: Rows, told: Tensors) -> moments.Products:
-        """Class sums and counts, and one second moment, of the clipped rows."""
-        return moments.moment_products(moments.in_unit_ball(self.centred(rows, told, "clip_radius")), rows.y, self.task.classes)
+        """Class sums and counts, and one second moment, of the clipped rows, each times its emphasis."""
+        found = moments.moment_products(moments.in_unit_ball(self.centred(rows, told, "clip_radius")), rows.y, self.task.classes)
+        emphasis = dict(zip(MOMENT_WEIGHTS, told["emphasis"], strict=True))
+        return {name: OuterProduct(emphasis[name] * product.left, product.right) for name, product in found.items()}
 
     def receive_moments(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
         """Class means and the covariance within classes, as they are believed, and the block in which classes are told again."""
-        found = moments.gaussians(sums, std)
+        emphasis = dict(zip(MOMENT_WEIGHTS, server.tensors["emphasis"].tolist(), strict=True))
+        sums = {name: sums[name] / by for name, by in emphasis.items()}
+        std = {name: std[name] / by for name, by in emphasis.items()}
+        found = moments.gaussians(sums, std, server.tensors["clipped_square"])
         spread, along = descending(found.second)
         means = (shrinkage.shrunk_along(found.means.double() @ along, found.mean_noise.double(), spread) @ along.T).float()
         seen, vectors = descending(found.covariance)

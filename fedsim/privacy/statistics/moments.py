@@ -21,6 +21,8 @@ Products = dict[str, OuterProduct]
 MEAN_WEIGHTS = {"sum": 1.0, "count": 0.3}
 CLIENT_WEIGHTS = {"client_sums": 1.0, "client_counts": 0.15}
 MOMENT_WEIGHTS = {"class_sums": 1.0, "class_counts": 0.15, "second": 0.7}
+PRIOR_ERROR = 0.05
+"""Standard deviation of what is believed of the rows' mean squared norm, before it is seen."""
 
 
 def mean_products(x: Tensor) -> Products:
@@ -37,11 +39,13 @@ class ReleasedMean:
         mean: ``[d]``, shrunk to 0 by its noise (James and Stein 1961): of few rows in many dimensions the noise is longer than the mean.
         squared: the squared norm of the true mean, as it is believed.
         error: the squared distance of ``mean`` from the true one, as it is expected.
+        rows: how many there are, at least 1.
     """
 
     mean: Tensor
     squared: Tensor
     error: Tensor
+    rows: Tensor
 
 
 def released_mean(sums: Mapping[str, Tensor], std: Mapping[str, float]) -> ReleasedMean:
@@ -52,7 +56,7 @@ def released_mean(sums: Mapping[str, Tensor], std: Mapping[str, float]) -> Relea
     # rows have norm at most 1, and so has their mean
     squared = (mean.square().sum() - noise).clamp(0, 1)
     kept = squared / (squared + noise).clamp_min(1e-30)
-    return ReleasedMean(kept * mean, squared, kept * noise)
+    return ReleasedMean(kept * mean, squared, kept * noise, rows[0])
 
 
 def in_unit_ball(r: Tensor) -> Tensor:
@@ -134,13 +138,24 @@ class Gaussians:
     noise: float
 
 
-def gaussians(sums: Mapping[str, Tensor], std: Mapping[str, float]) -> Gaussians:
-    """Class means and covariance from the released sums of :func:`moment_products`, the weights divided out, and their noise."""
+def gaussians(sums: Mapping[str, Tensor], std: Mapping[str, float], squared_norm: Tensor | None = None) -> Gaussians:
+    """Class means and covariance from the released sums of :func:`moment_products`, the weights divided out, and their noise.
+
+    Args:
+        sums: by name.
+        std: of the noise on each.
+        squared_norm: the rows' mean squared norm as it is believed, within :data:`PRIOR_ERROR`. The second moment's trace says it, too,
+            and each counts by its precision: of few rows in many dimensions the trace is noise. None: nothing is believed.
+    """
     counts = counts_above_noise(sums["class_counts"][:, 0], std["class_counts"])
     total = counts.sum()
     means, mean_noise = sums["class_sums"] / counts[:, None], (std["class_sums"] / counts).square()
     # the two triangles carry independent noise, so their mean has half the variance
     moment = (sums["second"] + sums["second"].T) / 2 / total
+    if squared_norm is not None:
+        noise_of_trace = len(moment) * (std["second"] / total).square()
+        kept = PRIOR_ERROR**2 / (PRIOR_ERROR**2 + noise_of_trace)
+        moment = moment + (1 - kept) * (squared_norm - moment.trace()) / len(moment) * torch.eye(len(moment), device=moment.device)
     share = counts / total
     covariance = moment - (means.T * share) @ means + (share * mean_noise).sum() * torch.eye(len(moment), device=moment.device)
     noise = std["second"] / math.sqrt(2) / float(total)
