@@ -14,6 +14,7 @@ from fedsim.methods.messages import Task, Tensors
 from fedsim.methods.one_shot import Rows
 from fedsim.methods.parameters import rounded
 from fedsim.privacy.clipping import Norms
+from fedsim.privacy.statistics import moments
 from fedsim.privacy.statistics.outer_products import clipped_statistics, unit_weights
 from fedsim.privacy.statistics.spectral import spectral_function
 from fedsim.seeds import Seeds
@@ -130,6 +131,8 @@ def test_rows_are_clipped_near_their_distance_from_the_mean_however_small_it_is(
     told, apart = after_distances(x), float((x - x.mean(0)).square().sum(1).mean().sqrt())
     assert apart / 2**0.5 <= told["clip_radius"] / fedhypevae_warm.CLIP <= apart * 2**0.5
     assert 0.5 * apart**2 <= told["variance"] <= 2 * apart**2
+    clipped = float((x - x.mean(0)).square().sum(1).div(told["clip_radius"] ** 2).clamp_max(1).mean())
+    assert told["clipped_square"] == pytest.approx(clipped, abs=2 * moments.PRIOR_ERROR)
 
 
 def test_of_few_rows_in_many_dimensions_the_centre_is_hardly_the_noise_of_their_mean() -> None:
@@ -140,6 +143,21 @@ def test_of_few_rows_in_many_dimensions_the_centre_is_hardly_the_noise_of_their_
     assert 1.2 * error < raw.norm() < noise
     assert told["error"] == pytest.approx(float(error**2), rel=0.5)
     assert told["variance"] == pytest.approx(float(1 - raw.square().sum()), abs=0.25)
+
+
+@pytest.mark.parametrize(("rows", "second"), [(100_000, 1.0), (2000, 0.38), (100, 0.064)])
+def test_of_fewer_rows_the_second_moment_has_less_of_the_budget_and_a_row_uses_all_of_it(rows: int, second: float) -> None:
+    algorithm = fedhypevae_warm.FedHypeVAEWarm(fedhypevae_warm.FedHypeVAEWarmParams(), Task(1280, 2, 1))
+    server = replace(algorithm.initial_server(Seeds(0)), plan=algorithm.plan(1.0, 1e-4))
+    emphasis = algorithm.emphasis(server, torch.tensor(float(rows)))
+    x = torch.nn.functional.normalize(torch.randn(50, 1280, generator=torch.Generator().manual_seed(0)))
+    told = {"emphasis": emphasis, "centre": torch.zeros(1280), "clip_radius": torch.tensor(0.5)}
+    products = algorithm.moment_products(Rows(x, torch.zeros(50).long(), torch.zeros(50).long()), told)
+    weights = unit_weights(fedhypevae_warm.MOMENT_WEIGHTS)
+    _, joint = clipped_statistics(products, Norms(1.0, weights=weights))
+    torch.testing.assert_close(joint, torch.ones(50))
+    assert float(emphasis[2]) == pytest.approx(second, rel=0.1)
+    assert (float(emphasis[1]) > 1) == (float(emphasis[0]) > 1) == (second < 1)
 
 
 SITES = 2

@@ -58,6 +58,28 @@ def test_without_noise_the_moments_are_those_of_the_rows() -> None:
     np.testing.assert_allclose(found.covariance.numpy(), within, atol=1e-5)
 
 
+def test_the_rows_squared_norm_is_seen_where_noise_is_small_and_believed_where_it_is_large() -> None:
+    x, y = rows(300)
+    r = moments.centred(x, x.mean(0), 2.0)
+    sums = {name: product.left.T @ product.right for name, product in moments.moment_products(r, y, CLASSES).items()}
+    std = {"class_sums": 0.0, "class_counts": 0.0}
+    seen, believed = float(r.square().sum(1).mean()), 0.9
+    traces = []
+    for noise in (0.0, 5.0, 500.0):
+        noisy = sums | {"second": sums["second"] + noise * torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(0))}
+        found = moments.gaussians(noisy, std | {"second": noise}, torch.tensor(believed))
+        traces.append(float(found.second.trace()))
+        unseen = moments.gaussians(noisy, std | {"second": noise})
+        torch.testing.assert_close(off_diagonal(found.second), off_diagonal(unseen.second))
+    assert traces[0] == pytest.approx(seen, abs=1e-5)
+    assert seen < traces[1] < believed
+    assert traces[2] == pytest.approx(believed, abs=0.05)
+
+
+def off_diagonal(matrix: torch.Tensor) -> torch.Tensor:
+    return matrix - torch.diag(matrix.diag())
+
+
 def test_principal_directions_rebuild_the_covariance_and_its_trace() -> None:
     root = torch.randn(DIM, DIM, generator=Seeds(1).torch(Purpose.SYNTHESIS))
     covariance = root @ root.T
