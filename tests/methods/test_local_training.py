@@ -44,6 +44,15 @@ def test_who_does_not_take_part_trains_nothing_and_sends_nothing() -> None:
     assert len(seen) > 1
 
 
+def test_every_round_has_minibatches_of_its_own() -> None:
+    (cohort, algorithm), (other, _) = cohort_of("fedavg-linear", batch_size=4), cohort_of("fedavg-linear", batch_size=4)
+    broadcast = algorithm.broadcast(algorithm.initial_server(Seeds(0)))
+    one, two = islice(algorithm.schedule(), 2)
+    first, second, again = (each.round(round_, broadcast).sums for each, round_ in ((cohort, one), (cohort, two), (other, one)))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not any(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_a_round_in_which_nobody_takes_part_is_a_round() -> None:
     cohort, algorithm = cohort_of("weight-noise", client_rate=0.01)
     message = cohort.round(next(algorithm.schedule()), algorithm.broadcast(algorithm.initial_server(Seeds(0))))
