@@ -30,8 +30,22 @@ _OTHERS = ("synth", "judge", "verify")
 """Commands that read what somebody else may have made, and run no code of the working folder unless they are told to."""
 
 
+def _version(asked: bool) -> None:
+    """Print the version, and the git revision in a checkout: what a paper cites."""
+    if asked:
+        from fedsim import __version__
+        from fedsim.runtime.manifest import revision
+
+        at = revision()
+        typer.echo(f"fedsim {__version__}" + (f", revision {at}" if at else ""))
+        raise typer.Exit
+
+
 @app.callback()
-def fedsim(context: typer.Context) -> None:
+def fedsim(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print version and revision.")] = False,
+) -> None:
     """A subcommand a task."""
     if context.invoked_subcommand not in _OTHERS:
         _own_code()

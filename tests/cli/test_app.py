@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -5,6 +6,8 @@ from pathlib import Path
 
 import pytest
 from benches import PATIENCE, Done
+
+from fedsim import __version__
 
 Fedsim = Callable[..., Done]
 
@@ -15,6 +18,14 @@ def test_a_path_of_any_length_is_a_mistake_of_one_short_line(fedsim: Fedsim, arg
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert len(done.stderr) < 1000
+
+
+def test_version_tells_what_a_paper_cites(fedsim: Fedsim) -> None:
+    done = fedsim("--version")
+    assert done.returncode == 0
+    told = re.fullmatch(r"fedsim (\S+)(, revision [0-9a-f]{12}(-dirty)?)?\n", done.stdout)
+    assert told is not None
+    assert told[1] == __version__
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["bench", "--help"], ["bench", "--grid", "none.yaml"]])
