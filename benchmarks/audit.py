@@ -1,4 +1,4 @@
-"""Audits every private algorithm of the registry at claims 1 and 4, and writes benchmarks/results/audit.md; interrupt it, it goes on.
+"""Audits every private algorithm of the registry at claims 1 and 4, into the table of benchmarks/results/audit.md; interrupted, it goes on.
 
     python benchmarks/audit.py [--pairs 50] [--processes 2] [--only dp-gaussian]
 
@@ -32,6 +32,7 @@ from fedsim.words import number
 
 RUNS = Path("runs/audit-benchmark")
 TABLE = Path("benchmarks/results/audit.md")
+HEAD = "| method | unit, trust | ε claimed | verdict | ε ≥ (Clopper-Pearson) | ε ≥ (refuted mechanism) | at best | pairs | canary |"
 DELTA = 1e-4
 CLAIMS = (1.0, 4.0)
 PAIRS = {
@@ -111,26 +112,20 @@ def run(asked: Asked) -> tuple[Asked, str, float]:
 
 
 def write(done: Sequence[tuple[Asked, str, float]], asked: Sequence[Asked], options: str) -> None:
-    """The table of what is done."""
+    """The table of what is done, below the page's prose."""
     ordered = sorted(done, key=lambda each: asked.index(each[0]))
     revision = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    prose, _, _ = TABLE.read_text(encoding="utf-8").partition(HEAD)
     text = [
-        "# What audits find",
-        "",
-        f"`python benchmarks/audit.py{options}` at {revision or 'an unknown revision'}; {platform.machine()}, "
-        f"{os.cpu_count()} cores; {len(done)} of {len(asked)} audits, {sum(seconds for *_, seconds in done):.0f} s of one core in the last "
-        "command. White box, d = 16, "
-        f"δ = {number(DELTA)}, 6 rounds where the algorithm has rounds and nothing else is said; a line is what",
-        "`fedsim audit` of the same options says. Each bound holds with a confidence of 95 % by itself. *At best* is what so many",
-        "pairs can be expected to show (Clopper-Pearson / refuted mechanism) where the planned mechanism is what runs and the adversary",
-        "is the best; 0.00 / 0.00: they find gross faults alone. The ratio is what the canary adds to a step in units of the claimed",
-        "sensitivity. What is not refuted is not proved by that.",
-        "",
-        "| method | unit, trust | ε claimed | verdict | ε ≥ (Clopper-Pearson) | ε ≥ (refuted mechanism) | at best | pairs | canary |",
+        HEAD,
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         *(line for _, line, _ in ordered),
+        "",
+        f"**Repeat.** `python benchmarks/audit.py{options}` at {revision or 'an unknown revision'}; {platform.machine()}, "
+        f"{os.cpu_count()} cores; {len(done)} of {len(asked)} audits, "
+        f"{sum(seconds for *_, seconds in done):.0f} s of one core in the last command.",
     ]
-    TABLE.write_text("\n".join(text) + "\n", encoding="utf-8")
+    TABLE.write_text(prose + "\n".join(text) + "\n", encoding="utf-8")
 
 
 def main() -> None:
