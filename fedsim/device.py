@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import TypeVar
 
 import numpy as np
@@ -44,16 +45,20 @@ def to_device(value: Tensor, device: torch.device) -> Tensor:
 
 
 def moved(tensors: Mapping[Key, Tensor], device: torch.device) -> dict[Key, Tensor]:
-    """The tensors on ``device``; those that are elsewhere travel in one copy a dtype, so that the host waits at most once for each."""
-    kinds: dict[tuple[torch.device, torch.dtype], list[Key]] = {}
+    """The tensors on ``device``; those that are elsewhere travel in one copy, integers in one a dtype, so that the host hardly waits.
+
+    Floating-point numbers travel as the widest of them, which holds the others' values.
+    """
+    kinds: dict[tuple[torch.device, torch.dtype | None], list[Key]] = {}
     for name, value in tensors.items():
         if value.device.type != device.type:
-            kinds.setdefault((value.device, value.dtype), []).append(name)
+            kinds.setdefault((value.device, None if value.is_floating_point() else value.dtype), []).append(name)
     there: dict[Key, Tensor] = {}
     for names in kinds.values():
-        flat = torch.cat([tensors[name].detach().reshape(-1) for name in names])
+        widest = reduce(torch.promote_types, (tensors[name].dtype for name in names))
+        flat = torch.cat([tensors[name].detach().reshape(-1).to(widest) for name in names])
         parts = torch.split(to_device(flat, device), [tensors[name].numel() for name in names])
-        there |= {name: part.view(tensors[name].shape) for name, part in zip(names, parts, strict=True)}
+        there |= {name: part.view(tensors[name].shape).to(tensors[name].dtype) for name, part in zip(names, parts, strict=True)}
     return {name: there.get(name, value) for name, value in tensors.items()}
 
 

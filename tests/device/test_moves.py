@@ -17,6 +17,7 @@ from fedsim.simulation.rehearsal import rehearse_grid
 
 FOREIGN = pytest.mark.skipif(DEVICE == CPU, reason="on the CPU every tensor is where it should be")
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.arange(4), "c": torch.tensor(2.5), "d": torch.zeros(0, 3), "e": torch.ones(2)}
+TENSORS |= {"f": torch.full((2,), 1 / 3, dtype=torch.float64), "g": torch.full((2,), 1 / 3)}
 LEFT_BEHIND = """
 import torch
 
@@ -41,7 +42,7 @@ def test_tensors_come_back_as_they_went() -> None:
 
 
 @pytest.mark.skipif(not waits.counted, reason="only XLA counts copies")
-def test_many_tensors_travel_in_one_copy_a_dtype() -> None:
+def test_many_tensors_travel_in_one_copy_of_numbers_and_one_of_integers() -> None:
     there = moved(TENSORS, DEVICE)
     waits.flush()
     waits.forget()
