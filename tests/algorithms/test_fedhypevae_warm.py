@@ -40,14 +40,16 @@ def distance(a: Tensors, b: Tensors) -> float:
 
 @pytest.mark.parametrize("partition", [None, SHIFT], ids=["labels", "features"])
 @pytest.mark.parametrize("name", SHARES)
-def test_no_example_changes_a_release_by_more_than_the_clip_norm(name: str, partition: Any) -> None:
+@pytest.mark.parametrize("expected", [0.3, float("inf")], ids=["noise expected", "none"])
+def test_no_example_changes_a_release_by_more_than_the_clip_norm(expected: float, name: str, partition: Any) -> None:
     keys: dict[str, Any] = {"alpha": 1.0} if partition is None else {"partition": partition, "alpha": None}
     prepared = small_cells(name, epsilon=float("inf"), **{key: value for key, value in keys.items() if value is not None})
     (trial,), (*_, data) = prepared.trials, prepared.data.values()
     algorithm = build_algorithm(name, trial.cell.params, trial.task)
     trial = replace(trial, sizes=(4,))
-    everyone, server, seen = local_pool(trial, data), algorithm.initial_server(Seeds(0)), []
-    phases = algorithm.phases()
+    everyone, seen, phases = local_pool(trial, data), [], algorithm.phases()
+    # of what noise there would be follow the weights of the moments
+    server = replace(algorithm.initial_server(Seeds(0)), plan=algorithm.plan(expected, 1e-4))
     for round_ in algorithm.schedule():
         phase = phases[round_.phase]
         (whole,) = everyone.round(round_, phase.broadcast(server))
@@ -59,6 +61,7 @@ def test_no_example_changes_a_release_by_more_than_the_clip_norm(name: str, part
         phase.at_server(server, round_, rounded(whole.sums))
         seen.append(phase.release.name)
     assert seen == list(SHARES[name])
+    assert (server.tensors["emphasis"] == 1).all() == (expected == float("inf"))
     assert sum(SHARES[name].values()) == pytest.approx(1)
 
 
