@@ -32,7 +32,7 @@ SHARES = {"mean": 0.06, "distances": 0.02, "moments": 0.84, "class moments": 0.0
 MOMENT_WEIGHTS = {**moments.MOMENT_WEIGHTS, "second": 1.0}
 """Where rows are many. Class means are shrunk, and told again in the block: the second moment needs more of the budget than elsewhere."""
 VISIBLE = 0.025
-"""Radius of the second moment's noise, in units of its trace, up to which it has its weight; beyond, class sums and counts have more."""
+"""Root mean square eigenvalue of the second moment's noise, a row, up to which it has its weight; beyond, others have more."""
 MOST_EXCESS = 20.0
 """By what the second moment's weight is divided at most."""
 MOST_COUNTS = 0.5
