@@ -14,6 +14,7 @@ from fedsim.methods.messages import Task, Tensors
 from fedsim.methods.one_shot import Rows
 from fedsim.methods.parameters import rounded
 from fedsim.privacy.clipping import Norms
+from fedsim.privacy.plan import PrivacyPlan
 from fedsim.privacy.statistics import moments
 from fedsim.privacy.statistics.outer_products import clipped_statistics, unit_weights
 from fedsim.privacy.statistics.spectral import spectral_function
@@ -176,13 +177,31 @@ def of_sites(shift: float) -> tuple[Rows, torch.Tensor]:
     return Rows(torch.nn.functional.normalize(x), y, site), torch.stack([y, site])
 
 
-def without_noise(algorithm: fedhypevae_warm.FedHypeVAEWarm, rows: Rows) -> Tensors:
-    server = algorithm.initial_server(Seeds(0))
+def without_noise(algorithm: fedhypevae_warm.FedHypeVAEWarm, rows: Rows, plan: PrivacyPlan | None = None, **std: float) -> Tensors:
+    """What is told of exact sums; their noise is expected to be that of ``plan``, and where it is received ``std``, else none."""
+    server = replace(algorithm.initial_server(Seeds(0)), plan=plan)
     for statistic in algorithm.statistics():
         weights = unit_weights(statistic.weights)
         sums, _ = clipped_statistics(statistic.products(rows, algorithm.broadcast(server)), Norms(1.0, weights=weights))
-        statistic.receive(server, {name: value / weights[name] for name, value in rounded(sums).items()}, dict.fromkeys(weights, 0.0))
+        noise = {name: std.get(name, 0.0) for name in weights}
+        statistic.receive(server, {name: value / weights[name] for name, value in rounded(sums).items()}, noise)
     return server.tensors
+
+
+def test_exact_moments_say_the_same_whatever_their_weights() -> None:
+    algorithm = fedhypevae_warm.FedHypeVAEWarm(fedhypevae_warm.FedHypeVAEWarmParams(block=2), Task(10, 3, SITES))
+    rows, _ = of_sites(0.0)
+    many, few = (without_noise(algorithm, rows, plan) for plan in (None, algorithm.plan(0.01, 1e-4)))
+    assert float(few["emphasis"][2]) < 0.5
+    for name in ("counts", "radius", "root", "middle"):
+        torch.testing.assert_close(few[name], many[name], rtol=1e-3, atol=1e-4)
+
+
+def test_where_noise_hides_the_trace_the_radius_follows_from_the_rows_distances() -> None:
+    algorithm = fedhypevae_warm.FedHypeVAEWarm(fedhypevae_warm.FedHypeVAEWarmParams(block=2), Task(10, 3, SITES))
+    told = without_noise(algorithm, of_sites(0.0)[0], second=1e6)
+    stretch = told["variance"] / (told["clipped_square"] * told["clip_radius"].square())
+    torch.testing.assert_close(told["radius"], told["clip_radius"] * stretch ** (fedhypevae_warm.STRETCH / 2))
 
 
 def test_without_noise_the_prior_has_every_classs_mean_and_covariance_in_the_block() -> None:

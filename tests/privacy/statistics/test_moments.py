@@ -71,6 +71,9 @@ def test_the_rows_squared_norm_is_seen_where_noise_is_small_and_believed_where_i
         traces.append(float(found.second.trace()))
         unseen = moments.gaussians(noisy, std | {"second": noise})
         torch.testing.assert_close(off_diagonal(found.second), off_diagonal(unseen.second))
+        variance = DIM * (noise / len(x)) ** 2
+        weight = moments.PRIOR_ERROR**2 / (moments.PRIOR_ERROR**2 + variance)
+        assert traces[-1] == pytest.approx(weight * float(unseen.second.trace()) + (1 - weight) * believed, abs=1e-4)
     assert traces[0] == pytest.approx(seen, abs=1e-5)
     assert seen < traces[1] < believed
     assert traces[2] == pytest.approx(believed, abs=0.05)
