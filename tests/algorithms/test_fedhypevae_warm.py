@@ -188,11 +188,14 @@ def without_noise(algorithm: fedhypevae_warm.FedHypeVAEWarm, rows: Rows, plan: P
     return server.tensors
 
 
-def test_exact_moments_say_the_same_whatever_their_weights() -> None:
+@pytest.mark.parametrize("noise", [0.0, 30.0])
+def test_exact_moments_say_the_same_whatever_their_weights(noise: float) -> None:
     algorithm = fedhypevae_warm.FedHypeVAEWarm(fedhypevae_warm.FedHypeVAEWarmParams(block=2), Task(10, 3, SITES))
-    rows, _ = of_sites(0.0)
-    many, few = (without_noise(algorithm, rows, plan) for plan in (None, algorithm.plan(0.01, 1e-4)))
-    assert float(few["emphasis"][2]) < 0.5
+    rows, plan, std = of_sites(0.0)[0], algorithm.plan(0.01, 1e-4), dict.fromkeys(fedhypevae_warm.MOMENT_WEIGHTS, noise)
+    emphasis = without_noise(algorithm, rows, plan)["emphasis"]
+    assert float(emphasis[2]) < 0.5
+    many = without_noise(algorithm, rows, **std)
+    few = without_noise(algorithm, rows, plan, **dict(zip(std, (noise * emphasis).tolist(), strict=True)))
     for name in ("counts", "radius", "root", "middle"):
         torch.testing.assert_close(few[name], many[name], rtol=1e-3, atol=1e-4)
 
