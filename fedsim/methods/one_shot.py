@@ -45,7 +45,8 @@ class Statistic:
         name: of the release, unique within an algorithm.
         share: of the budget in units of 1 / sigma^2, for all its steps together.
         weights: of the sums in an example's joint norm; their ratios count.
-        products: (rows, broadcast): outer products of every row by name, as the weights name them; factors of norm at most 1.
+        products: (rows, broadcast): outer products of every row by name, as the weights name them; factors of norm at most 1,
+            or the joint norm is clipped.
         receive: (server, sums, std): takes the noisy sums into ``server.tensors``; ``std`` is that of each one's noise, in its own units.
         steps: how often it is released.
     """
