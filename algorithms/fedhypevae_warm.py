@@ -32,9 +32,9 @@ SHARES = {"mean": 0.06, "distances": 0.02, "moments": 0.84, "class moments": 0.0
 MOMENT_WEIGHTS = {**moments.MOMENT_WEIGHTS, "second": 1.0}
 """Where rows are many. Class means are shrunk, and told again in the block: the second moment needs more of the budget than elsewhere."""
 VISIBLE = 0.025
-"""Root mean square eigenvalue of the second moment's noise, a row, up to which it has its weight; beyond, others have more."""
+"""Up to this root mean square eigenvalue of its noise, a row, the second moment keeps its weight; beyond, sums and counts gain."""
 MOST_EXCESS = 20.0
-"""By what the second moment's weight is divided at most."""
+"""The second moment's weight is divided by this at most."""
 MOST_COUNTS = 0.5
 """The largest weight of class counts, where that of class sums is 1."""
 CLIP = 0.7
