@@ -202,7 +202,7 @@ class FedHypeVAEWarm(OneShot):
     def block_size(self, server: Server, counts: Tensor) -> int:
         """As many directions as the noise of the class moments leaves visible in C classes of the released counts' harmonic mean."""
         typical = len(counts) * float(len(counts) / (1 / counts).sum())
-        weight = class_block.CLASS_WEIGHTS["class_second"] / sum(w**2 for w in class_block.CLASS_WEIGHTS.values()) ** 0.5
+        weight = unit_weights(class_block.CLASS_WEIGHTS)["class_second"]
         noise = server.noise_std("class moments", self.task.clients) / self.clip() / weight * class_block.REACH**2
         most: int = self.params.block
         return max(self.task.classes - 1, min(most, shrinkage.affordable(typical, noise, RESOLUTION), self.task.dim))

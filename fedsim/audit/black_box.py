@@ -16,9 +16,10 @@ from scipy.spatial.distance import cdist
 
 from fedsim.audit.membership import Bools, Floats, Membership, likelihood_ratios, membership
 from fedsim.audit.one_run import FEWEST
+from fedsim.audit.setting import plan_of
 from fedsim.data.sources.load import load
 from fedsim.data.sources.spec import DatasetSpec
-from fedsim.errors import UserError, at
+from fedsim.errors import UserError
 from fedsim.evaluation.judge import synthesise
 from fedsim.methods.messages import Task
 from fedsim.methods.products import Product, is_classifier, is_personal, own
@@ -87,8 +88,7 @@ class BlackBox:
             raise UserError("pairs", what, f"give {FEWEST} to {len(data.x_test)}")
         self.algorithm, self.params, self.data = algorithm, dict(params), data
         self.task = Task(data.dim, data.classes, CLIENTS, unit, trust)
-        with at(lambda where: f"{where} with {algorithm}"):
-            self.plan = build_algorithm(algorithm, self.params, self.task).plan(epsilon, delta)
+        self.plan = plan_of(algorithm, self.params, self.task, epsilon, delta)
         self.x, self.y = data.x_test[:canaries], data.y_test[:canaries]
 
     def coins(self, number: int) -> Bools:

@@ -114,10 +114,19 @@ def setting_of(
         raise UserError("epsilon", f"{epsilon:g} is no claim that an audit could refute", "give a positive, finite number")
     task = Task(dim, CLASSES, CLIENTS, unit, trust)
     validated = cls.Params.model_validate(dict(params)).model_dump(mode="json")
-    with at(lambda where: f"{where} with {algorithm}"):
-        plan = build_algorithm(algorithm, validated, task).plan(epsilon, delta)
+    plan = plan_of(algorithm, validated, task, epsilon, delta)
     assert plan is not None
     return Setting(algorithm, validated, task, plan, rows)
+
+
+def plan_of(algorithm: str, params: dict[str, Any], task: Task, epsilon: float | None, delta: float) -> PrivacyPlan | None:
+    """The plan of what is claimed.
+
+    Raises:
+        UserError: the unit or trust is not supported, or the claim cannot be met; with the algorithm's name.
+    """
+    with at(lambda where: f"{where} with {algorithm}"):
+        return build_algorithm(algorithm, params, task).plan(epsilon, delta)
 
 
 def clipped(setting: Setting, clip: float) -> Setting:

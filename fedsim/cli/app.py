@@ -37,7 +37,7 @@ def _version(asked: bool) -> None:
         from fedsim.runtime.manifest import revision
 
         at = revision()
-        typer.echo(f"fedsim {__version__}" + (f", revision {at}" if at else ""))
+        print_line(plain_console(), f"fedsim {__version__}" + (f", revision {at}" if at else ""))
         raise typer.Exit
 
 

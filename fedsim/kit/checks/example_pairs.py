@@ -60,6 +60,21 @@ class Levels:
         """No row is clipped, but hardly so."""
         return 1.01 * float(self.norms.max())
 
+    @property
+    def small(self) -> int:
+        """The number of the row that adds least."""
+        return int(self.norms.argmin())
+
+    @property
+    def large(self) -> int:
+        """The number of the row that adds most."""
+        return int(self.norms.argmax())
+
+    @property
+    def largest(self) -> tuple[FloatRows, int]:
+        """That row and its label."""
+        return self.rows[self.large], int(self.y[self.large])
+
 
 def example_pairs(subject: Subject) -> Iterator[Pair]:
     """Pairs for unit example or group; few of them for a quick subject."""
@@ -166,32 +181,29 @@ def _unsaturated(subject: Subject, levels: Levels) -> Iterator[Pair]:
 
 def _two_sizes(subject: Subject, levels: Levels) -> Iterator[Pair]:
     """A large contribution among small and large ones: it moves their median, mean, quantile or maximum from the small to the large."""
-    small, large = int(levels.norms.argmin()), int(levels.norms.argmax())
-    row = (levels.rows[large], int(levels.y[large]))
+    small, large = levels.small, levels.large
     norms = levels.norms[[small, large, large]] * torch.tensor([COPIES, COPIES, 1])
     mean = 1.01 * float(norms.sum()) / (2 * COPIES + 1)
     label = "a row that moves the median and the mean of the gradients' norms"
-    yield _beside(subject, label, levels, [small] * COPIES + [large] * COPIES, row, mean)
+    yield _beside(subject, label, levels, [small] * COPIES + [large] * COPIES, levels.largest, mean)
     for share in QUANTILES:
         above = round((1 - share) * CROWD)
         label = f"a row that moves the {share:.0%} quantile of the gradients' norms"
-        yield _beside(subject, label, levels, [small] * (CROWD - above) + [large] * above, row, levels.loose)
+        yield _beside(subject, label, levels, [small] * (CROWD - above) + [large] * above, levels.largest, levels.loose)
 
 
 def _large_first(subject: Subject, levels: Levels) -> Pair:
     """A large row in the first sample: another, which with this seed comes in the second, shows what scale was remembered."""
-    small, large = int(levels.norms.argmin()), int(levels.norms.argmax())
-    row = (levels.rows[large], int(levels.y[large]))
-    label = "a large row, in the first sample only"
-    return replace(_beside(subject, label, levels, [small] * COPIES + [large], row, levels.loose, "first"), seed=1, rounds=None)
+    label, others = "a large row, in the first sample only", [levels.small] * COPIES + [levels.large]
+    return replace(_beside(subject, label, levels, others, levels.largest, levels.loose, "first"), seed=1, rounds=None)
 
 
 def _opposite(subject: Subject, levels: Levels) -> Iterator[Pair]:
     """A row against two of its label: a weight that follows counts turns their sum as far as its own."""
-    large = int(levels.norms.argmax())
+    row, y = levels.largest
     for share in SCAN:
         label = f"a row against the others of its label, clip norm {share:g} of the largest gradient"
-        yield _beside(subject, label, levels, [large] * 2, (-levels.rows[large], int(levels.y[large])), share / 1.01 * levels.loose)
+        yield _beside(subject, label, levels, [levels.large] * 2, (-row, y), share / 1.01 * levels.loose)
 
 
 def _beside(
