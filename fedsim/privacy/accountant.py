@@ -28,6 +28,7 @@ ORDERS: tuple[float, ...] = (1.005, 1.01, 1.02, 1.05, *(1 + x / 10 for x in rang
 PRV_RELATIVE_ERROR = 1e-3  # of epsilon; the discretisation error is part of the bound, so a smaller one wastes less budget
 PRV_MAX_POINTS = 2**20  # of the discretised privacy loss; keeps one evaluation under about two seconds
 MOST_REPLACED = 500.0  # an epsilon above which replace-one is inf: the delta that it needs leaves the range of a double
+PRV_MAX_EPSILON = 690.0  # above it losses are too large for exp in a double, and count as smaller ones
 PRV_MIN_DELTA = 1e-10  # below it the rounding of the Fourier transform is no longer small against delta
 _UP = Context(prec=10, rounding=ROUND_CEILING)
 """For an epsilon: further digits of the sums behind it are those of a processor and its number of threads."""
@@ -157,9 +158,10 @@ def _prv_epsilon(events: tuple[Event, ...], delta: float, rough: float) -> float
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         try:
-            return float(accountant.get_epsilon(delta, eps_error=error))
+            spent = float(accountant.get_epsilon(delta, eps_error=error))
         except (ArithmeticError, ValueError, RuntimeError, IndexError, MemoryError):
             return math.nan
+    return spent if spent < PRV_MAX_EPSILON else math.nan
 
 
 def _order_bound(events: tuple[Event, ...], delta: float, order: float) -> float:

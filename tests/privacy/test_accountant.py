@@ -8,7 +8,7 @@ from scipy.integrate import trapezoid
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from fedsim.privacy.accountant import epsilon, rdp_epsilon, replace_one_epsilon, rough_epsilon
+from fedsim.privacy.accountant import ORDERS, epsilon, rdp_epsilon, replace_one_epsilon, rough_epsilon
 
 # Computed by dp-accounting 0.6's PLD: connect-the-dots, pessimistic, both adjacencies, discretisation 2e-5
 GOLDEN = [
@@ -60,6 +60,25 @@ def test_golden_epsilons(events, delta, golden):
     assert golden < rdp_epsilon(events, delta) < 1.35 * golden
 
 
+@pytest.mark.parametrize(
+    ("events", "delta"), [([(1.0, 0.01, 1000)], 1e-5), ([(4.0, 1.0, 1), (3.0, 0.2, 200)], 1e-12), ([(30.0, 0.2, 200)], 1e-3)]
+)
+def test_the_renyi_bound_is_that_of_an_independent_accountant(events, delta):
+    from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
+    from dp_accounting.rdp import RdpAccountant
+
+    peer = RdpAccountant(ORDERS)
+    for noise_multiplier, rate, steps in events:
+        peer.compose(PoissonSampledDpEvent(rate, GaussianDpEvent(noise_multiplier)), steps)
+    assert rdp_epsilon(events, delta) == pytest.approx(peer.get_epsilon(delta), rel=1e-5)
+
+
+def test_ten_digits_are_told_and_the_last_one_is_rounded_up():
+    for noise_multiplier in np.linspace(2, 3, 20):
+        exact = rdp_epsilon([(noise_multiplier, 1.0, 10)], 1e-12)
+        assert exact <= epsilon([(noise_multiplier, 1.0, 10)], 1e-12)[0] <= (1 + 1e-9) * exact
+
+
 @settings(max_examples=5)
 @given(
     noise_multiplier=st.floats(0.6, 8.0),
@@ -85,13 +104,19 @@ def test_full_sampling_is_the_analytic_gaussian(events, delta):
     assert exact <= spent <= 1.005 * exact
 
 
+@pytest.mark.parametrize("mu", [33.0, 34.0, 35.0, 39.0])
+def test_where_losses_are_too_large_for_a_double_epsilon_is_still_an_upper_bound(mu):
+    exact = analytic_gaussian_epsilon(mu, 1e-5)
+    assert exact <= epsilon([(1 / mu, 1.0, 1)], 1e-5)[0] <= 1.05 * exact
+
+
 def test_full_sampling_is_the_limit_of_subsampling():
     assert epsilon([(5.0, 0.9999, 30)], 1e-5)[0] == pytest.approx(epsilon([(5.0, 1.0, 30)], 1e-5)[0], rel=1e-3)
 
 
 def test_trivial_compositions():
     assert epsilon([], 1e-5) == (0.0, "none")
-    assert epsilon([(1.0, 0.1, 0), (1.0, 0.0, 5)], 1e-5) == (0.0, "none")
+    assert epsilon([(1.0, 0.1, 0), (1.0, 0.0, 5), (math.inf, 0.1, 5)], 1e-5) == (0.0, "none")
     assert epsilon([(0.0, 0.1, 1), (5.0, 0.1, 100)], 1e-5) == (math.inf, "none")
     assert rdp_epsilon([], 1e-5) == rough_epsilon([], 1e-5) == 0.0
 
@@ -111,8 +136,8 @@ def test_one_more_step_and_less_noise_cost_more():
 
 @pytest.mark.parametrize(
     ("events", "delta"),
-    [([(2.0, 1.0, 10)], 1e-12), ([(0.01, 1.0, 10_000)], 1e-5)],
-    ids=["delta below the transform's rounding", "mesh too fine"],
+    [([(2.0, 1.0, 10)], 1e-12), ([(0.01, 1.0, 10_000)], 1e-5), ([(0.02, 1.0, 1)], 1e-5)],
+    ids=["delta below the transform's rounding", "mesh too fine", "error too large for the domain"],
 )
 def test_falls_back_to_rdp_and_says_so(events, delta):
     exact = analytic_gaussian_epsilon(math.sqrt(sum(steps / sigma**2 for sigma, _, steps in events)), delta)
@@ -157,7 +182,7 @@ def test_replacing_without_sampling_is_twice_the_sensitivity():
 def test_replacing_is_removing_and_adding(events, delta, _):
     spent = replace_one_epsilon(events, delta)
     assert spent > epsilon(events, delta)[0]
-    if all(rate < 1 for _, rate, _ in events):
+    if any(rate < 1 for _, rate, _ in events):
         half = spent / 2
         # both steps together keep delta, and 2 % less epsilon would not
         assert epsilon(events, delta / (1 + math.exp(half)))[0] <= half
