@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 
+from fedsim.audit.audit import GUESSES, black_box_audit
 from fedsim.audit.bounds import at_best, bound, least_pairs, lower, one_run_epsilon, one_run_p_value, upper
 from fedsim.audit.run import setting_of_options
 from fedsim.privacy import accountant
@@ -68,6 +69,15 @@ def test_all_of_a_hundred_guesses_right_refute_what_the_paper_says() -> None:
     assert one_run_epsilon(100, 100, 100, 0.0) == pytest.approx(math.log(rate / (1 - rate)), abs=1e-3)
     assert one_run_epsilon(100, 100, 100, 1e-4) < one_run_epsilon(100, 100, 100, 0.0)
     assert one_run_epsilon(100, 100, 50, 1e-4) == 0
+
+
+def test_every_try_at_guessing_has_its_part_of_what_a_bound_may_be_wrong_with() -> None:
+    inside = np.arange(100) % 2 == 0
+    told, blind = inside.astype(float), np.zeros(100)
+    for scores in ([told], [told, blind]):
+        level = 0.05 / (len(scores) * len(GUESSES))
+        assert black_box_audit(1.0, 1e-5, scores, inside).clopper_pearson == one_run_epsilon(100, 100, 100, 1e-5, level)
+    assert black_box_audit(1.0, 1e-5, [-told], inside).clopper_pearson == 0
 
 
 def test_the_public_schedule_spends_four_times_its_claim_which_200_pairs_can_show() -> None:

@@ -1,10 +1,13 @@
 import json
+import shutil
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from fedsim.privacy.solved import Mechanisms, Solution, Solver, kept
 
+revision = import_module("fedsim.privacy.counted_by")
 QUESTION: tuple[float, float, Mechanisms] = (1.0, 1e-4, ((1.0, 0.2, 60),))
 
 
@@ -70,3 +73,14 @@ def test_what_other_code_solved_is_solved_anew(folder: Path, monkeypatch: pytest
     kept(solve, *QUESTION)
     monkeypatch.setattr("fedsim.privacy.solved.counted_by", lambda: "fedsim of another day")
     assert kept(solve, *QUESTION) == (3.2, 0.9995, "prv")
+
+
+@pytest.mark.parametrize("name", ["plan.py", "ledger.py", "accountant.py", "opacus_accountants.py"])
+def test_code_that_plans_or_counts_is_of_the_revision_to_the_last_byte(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = shutil.copytree(Path(revision.__file__).parent, tmp_path / "privacy")
+    before = revision.counted_by.__wrapped__()
+    monkeypatch.setattr(revision, "__file__", str(copy / "counted_by.py"))
+    assert revision.counted_by.__wrapped__() == before
+    with (copy / name).open("a") as file:
+        file.write("\n")
+    assert revision.counted_by.__wrapped__() != before

@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fedsim.errors import UserError
+from fedsim.errors import RunLost, UserError
 from fedsim.results.grid_rows import load_results
 from fedsim.results.groups import Interval, group_seeds
 from fedsim.results.rows import Row
@@ -234,6 +235,20 @@ def test_a_last_line_that_lacks_only_its_newline_is_kept(tmp_path):
     path.write_text(row("a").to_json())
     store.append(row("b"))
     assert [each.cell_id for each in store.rows()] == ["a", "b"]
+
+
+def test_a_write_that_fails_half_way_leaves_the_file_as_it_was(tmp_path):
+    store = ResultStore(tmp_path)
+    store.append(row("a"))
+    before = store.folder.results.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, hard))
+    try:
+        with pytest.raises(RunLost):
+            store.append(row("b"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert store.folder.results.read_bytes() == before
 
 
 def test_a_broken_line_elsewhere_is_named(tmp_path):

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from fedsim.data.sources.catalogue import catalogue_table
 from fedsim.data.sources.source import Asked, Listing, Source, SourceParams
 from fedsim.data.sources.spec import DatasetSpec
 from fedsim.errors import UserError
+from fedsim.methods.one_shot import OneShot
 from fedsim.partition import SCHEMES
 from fedsim.partition.schemes.scheme import Division, Integers, Scheme, SchemeParams
 from fedsim.simulation.label_matrices import label_matrices
@@ -145,6 +147,15 @@ def test_a_plan_is_of_the_cells_own_parameters() -> None:
     for trial in prepare(small_grid(*entries, epsilon=4.0), NODES).trials:
         assert trial.plan is not None
         assert (trial.plan.main.steps, trial.plan.main.sample_rate) == (trial.cell.params["rounds"], trial.cell.params["sample_rate"])
+
+
+def test_a_plan_is_of_the_cells_own_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a method releases may depend on how many clients there are."""
+    of_all, scope = OneShot.plan, "{} clients".format
+    monkeypatch.setattr(OneShot, "plan", lambda self, *budget: replace(of_all(self, *budget), scope=scope(self.task.clients)))
+    for trial in prepare(small_grid("dp-gaussian", clients=[2, 4], epsilon=4.0), NODES).trials:
+        assert trial.plan is not None
+        assert trial.plan.scope == scope(trial.cell.clients)
 
 
 def test_of_several_cells_without_a_plan_the_first_is_told() -> None:
