@@ -37,6 +37,11 @@ def test_uniform_numbers_are_uniform_and_have_53_bits() -> None:
     assert (drawn * 2**53 % 2).mean() == pytest.approx(0.5, abs=0.02)
 
 
+def test_a_uniform_number_is_the_first_53_bits_of_64_of_its_own() -> None:
+    words = [int(word) for word in stream().words(8)]
+    assert stream().uniform(4).tolist() == [((high << 32 | low) >> 11) / 2**53 for low, high in zip(words[::2], words[1::2], strict=True)]
+
+
 def test_whole_numbers_are_equally_likely() -> None:
     drawn = stream().integers(7, (300, 70))
     assert drawn.shape == (300, 70)

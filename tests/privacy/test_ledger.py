@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.privacy.accountant import epsilon
-from fedsim.privacy.ledger import Entry, Ledger, Tally
+from fedsim.privacy.ledger import Entry, Ledger, Tally, _undominated
 from fedsim.privacy.plan import Release, calibrate
 
 DELTA = 1e-4
@@ -14,7 +14,7 @@ DELTA = 1e-4
 PLAN = calibrate(
     epsilon=2.0,
     delta=DELTA,
-    releases=(Release("means", 1.0, 1, relative_noise=4.0), Release("step", 0.2, 30)),
+    releases=(Release("means", 1.0, 1, relative_noise=4.0, main=False), Release("step", 0.2, 30)),
     unit="example",
     trust="aggregate",
     scope="joint",
@@ -93,6 +93,15 @@ def test_the_largest_is_found_among_incomparable_histories():
     assert both.replace_one_epsilon(DELTA) == max(ran(own).replace_one_epsilon(DELTA) for own in (few_loud, many_quiet))
 
 
+@given(
+    st.sets(st.dictionaries(st.sampled_from([(1.0, 0.2), (5.0, 0.2), (4.0, 1.0)]), st.integers(1, 4)).map(lambda d: frozenset(d.items())))
+)
+def test_every_history_is_part_of_one_that_may_have_cost_the_most(histories):
+    kept = [dict(history) for history in _undominated(histories)]
+    for history in histories:
+        assert any(all(larger.get(mechanism, 0) >= count for mechanism, count in history) for larger in kept)
+
+
 def test_a_thousand_clients_that_took_part_unequally_often_cost_one_composition():
     ledger = Ledger()
     for client in range(1000):
@@ -163,6 +172,12 @@ def test_a_ledger_as_planned_accounts_for_every_step_of_every_client():
 )
 def test_anything_else_than_the_plan_is_unaccounted(changed, reason):
     assert reason in as_planned(**changed).unaccounted(PLAN, clients=2)
+
+
+def test_steps_of_one_release_add_up_where_their_noise_differs_in_the_last_bit():
+    ledger = as_planned()
+    ledger.record(Entry("step", 30, 0, math.nextafter(PLAN.sigma, 0), 0.2))
+    assert "client 0 has 31 steps" in ledger.unaccounted(PLAN, clients=2)
 
 
 def test_a_client_of_whom_nothing_was_counted_is_unaccounted():

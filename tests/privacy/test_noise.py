@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import kstest, norm
 
 from fedsim.privacy import noise
-from fedsim.privacy.noise import CHUNK, fingerprint, gaussian
+from fedsim.privacy.noise import BLOCK, CHUNK, fill_gaussian, fingerprint, gaussian
 from fedsim.seeds import SECRET, SERVER, Purpose, Seeds
 
 SHAPES = {"weight": (40, 50), "bias": torch.Size([50]), "scale": ()}
@@ -40,15 +40,33 @@ def test_the_tails_are_those_of_a_gaussian():
 
 
 def test_numbers_at_both_ends_are_told_by_more_bits_and_all_others_are_what_they_were(monkeypatch):
-    coarse = drawn(shapes={"a": (400_000,)})["a"]
+    coarse = gaussian({"a": (400_000,)}, 3.0, stream()).parts["a"] / 3
     monkeypatch.setattr(noise, "RARE", 2**24)  # one radius in 256 of 3.33 or more, and one of 0.09 or less
-    fine = drawn(shapes={"a": (400_000,)})["a"]
+    fine = gaussian({"a": (400_000,)}, 3.0, stream()).parts["a"] / 3
     moved = fine != coarse
     assert 0.002 < moved.double().mean() < 2.2 / 256  # the others by less than float32 tells
     assert (fine - coarse).abs().max() < 1e-3
     far, near = moved & (coarse.abs() > 0.1), moved & (coarse.abs() < 0.1)
     assert min(far.double().mean(), near.double().mean()) > 0.001
     assert kstest(fine.double().numpy(), norm.cdf).pvalue > 0.01
+
+
+def test_every_number_is_drawn_whatever_their_count():
+    for count in (1, 2, CHUNK - 1, CHUNK, CHUNK + 1, BLOCK - 1, BLOCK + CHUNK - 1):
+        out = np.full(count, np.nan, np.float32)
+        fill_gaussian(out, 1.0, stream())
+        assert np.isfinite(out).all()
+        assert out.all()
+
+
+def test_exactly_the_pairs_whose_radius_is_at_an_end_are_drawn_again_in_blocks_with_one_end_alone_too(monkeypatch):
+    coarse = gaussian({"a": (3 * BLOCK,)}, 3.0, stream()).parts["a"].numpy()
+    monkeypatch.setattr(noise, "RARE", 2**15)
+    moved = gaussian({"a": (3 * BLOCK,)}, 3.0, stream()).parts["a"].numpy() != coarse
+    radii = stream().words(3 * BLOCK).reshape(-1, CHUNK)[:, : CHUNK // 2]
+    low, high = (ends.reshape(3, -1).any(1) for ends in (radii < 2**15, radii >= 2**32 - 2**15))
+    assert (low & ~high).any()
+    assert ((radii < 2**15) | (radii >= 2**32 - 2**15) == moved.reshape(-1, 2, CHUNK // 2).any(1)).all()
 
 
 def test_a_number_can_be_farther_out_than_32_bits_tell():

@@ -1,6 +1,7 @@
 import json
 import shutil
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,8 @@ def test_code_that_plans_or_counts_is_of_the_revision_to_the_last_byte(name: str
     with (copy / name).open("a") as file:
         file.write("\n")
     assert revision.counted_by.__wrapped__() != before
+
+
+def test_the_revision_tells_the_packages_that_count() -> None:
+    for package in ("opacus", "numpy", "scipy"):
+        assert f", {package} {version(package)}" in revision.counted_by()
