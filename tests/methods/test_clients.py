@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -57,6 +58,35 @@ def test_no_noise_is_drawn_twice_nor_for_a_step_of_another_round() -> None:
     for number in (4, 5, 3, 6):
         with pytest.raises(ValueError, match=rf"step {number} is none of the round's 4 \.\. 5, or had its noise"):
             own.add_noise(replace(RELEASE, name="another"), number, sent)
+
+
+def of_rows(count: int) -> Clients:
+    """So many rows a member, and no plan."""
+    return Clients(
+        MEMBERS, (torch.zeros(count, 1),) * len(MEMBERS), (torch.zeros(count),) * len(MEMBERS), Seeds(0), None, torch.nn.Module()
+    )
+
+
+@pytest.mark.parametrize("client_rate", [1.0, 0.5])
+def test_every_row_of_every_client_is_in_a_sample_by_a_coin_of_its_own_in_every_round(client_rate: float) -> None:
+    own, rounds = of_rows(3), 1000
+    inside = np.zeros((rounds, len(MEMBERS), 3))
+    for number in range(rounds):
+        for position, chosen in enumerate(own.poisson(number, 0.5, client_rate)):
+            inside[number, position, chosen.numpy()] = 1
+    few = 5 / rounds**0.5
+    assert np.abs(inside.mean(0) - 0.5 * client_rate).max() < few / 2
+    coins = inside[:, :, 0] if client_rate < 1 else inside.reshape(rounds, -1)
+    related = np.corrcoef(np.concatenate([coins[1:], coins[:-1]], 1), rowvar=False) - np.eye(2 * coins.shape[1])
+    assert np.abs(related).max() < few
+
+
+def test_no_two_members_or_rounds_share_draws_or_minibatches() -> None:
+    own = of_rows(1000)
+    draws = [own.draws(client, 4, number, {"z": (3,)})["z"] for client in MEMBERS for number in range(3)]
+    batches = [rows for number in range(3) for rows in own.minibatches(number, 2, 8)]
+    for drawn in (draws, batches):
+        assert len({tuple(each.flatten().tolist()) for each in drawn}) == 3 * len(MEMBERS)
 
 
 def test_some_of_the_members_draw_and_batch_their_groups_as_they_would_by_themselves() -> None:
