@@ -68,6 +68,7 @@ def test_all_of_a_hundred_guesses_right_refute_what_the_paper_says() -> None:
     rate = 0.05**0.01
     assert one_run_epsilon(100, 100, 100, 0.0) == pytest.approx(math.log(rate / (1 - rate)), abs=1e-3)
     assert one_run_epsilon(100, 100, 100, 1e-4) < one_run_epsilon(100, 100, 100, 0.0)
+    assert one_run_p_value(100, 100, 100, one_run_epsilon(100, 100, 100, 1e-4), 1e-4) <= 0.05
     assert one_run_epsilon(100, 100, 50, 1e-4) == 0
 
 

@@ -1,9 +1,11 @@
 """Many canaries in one training, and rows that are told apart by what is released."""
 
 from dataclasses import replace
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from fedsim.audit.audit import one_run_audit
 from fedsim.audit.membership import likelihood_ratios, membership
@@ -25,8 +27,9 @@ def test_one_run_refutes_what_has_hardly_any_noise_and_not_what_has_enough(trust
 
 
 def test_what_a_canary_adds_in_one_run_is_within_the_claimed_sensitivity() -> None:
-    found = one_run_audit(tiny(), one_run(tiny(), 20, 0))
-    assert 0.99 < found.most < 1.001
+    canaries = one_run(tiny(), 20, 0)
+    assert 0.99 < one_run_audit(tiny(), canaries).most < 1.001
+    assert {(one.inside, next_.inside) for one, next_ in pairwise(canaries)} == {*product((False, True), repeat=2)}, "fair coins"
 
 
 def test_shadows_tell_a_row_whose_score_depends_on_whether_it_is_there() -> None:
@@ -44,3 +47,16 @@ def test_noise_tells_nothing_and_its_interval_holds_a_half() -> None:
     found = membership("a", stream.normal(size=(4, 300)), stream.random((4, 300)) < 0.5)
     assert found.auc.low < 0.5 < found.auc.high
     assert found.true_positives[0].value < 0.05
+
+
+def test_shadows_of_noise_tell_nothing_either() -> None:
+    stream = np.random.default_rng(1)
+    scores, inside = stream.normal(size=(8, 300)), stream.random((8, 300)) < 0.5
+    assert roc_auc_score(inside.ravel(), likelihood_ratios(scores, inside).ravel()) == pytest.approx(0.5, abs=0.05)
+
+
+def test_true_positives_are_those_of_a_threshold_with_no_more_false_ones_than_the_rate() -> None:
+    """From the highest score down: 10 rows that are in, 1 of 100 that are out, 5 that are in, the other 99, the other 85."""
+    inside = np.repeat([True, False, True, False, True], [10, 1, 5, 99, 85])[None]
+    found = membership("a", -np.arange(200.0)[None], inside)
+    assert [each.value for each in found.true_positives] == [0.15, 0.1]

@@ -54,15 +54,17 @@ def test_holms_correction_is_that_of_a_worked_example() -> None:
     assert holm([]) == []
 
 
-def test_p_values_are_corrected_over_the_budgets_and_pairs_of_one_place_alone() -> None:
+@pytest.mark.parametrize("place", [{"alpha": 1.0}, {"clients": 4}, {"scheme": "iid"}, {"dataset": "other"}])
+def test_p_values_are_corrected_over_the_budgets_and_pairs_of_one_place_alone(place: dict[str, Any]) -> None:
     one = [*method("good", GOOD), *method("poor", POOR), *method("good", GOOD, epsilon_target=4.0)]
     one += method("poor", [0.6, 0.5, 0.8, 0.6], epsilon_target=4.0)
-    other = [*method("good", GOOD, alpha=1.0), *method("poor", POOR, alpha=1.0)]
+    other = [*method("good", GOOD, **place), *method("poor", POOR, **place)]
     found = differences([*one, *other])
-    here, there = [each for each in found if each.first.alpha == 0.1], [each for each in found if each.first.alpha == 1.0]
+    ((name, value),) = place.items()
+    here, there = ([each for each in found if (getattr(each.first, name) == value) == moved] for moved in (False, True))
     assert [each.p_holm for each in here] == holm([each.p or 0.0 for each in here])
     assert [each.p_holm for each in there] == [each.p for each in there]
-    assert len(here) == 2
+    assert (len(here), len(there)) == (2, 1)
 
 
 def test_seeds_that_one_method_lacks_are_left_out_and_one_shared_seed_gives_nothing() -> None:

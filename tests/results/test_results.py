@@ -369,6 +369,12 @@ def test_rows_of_different_parameters_are_never_averaged():
     assert [(group.label, len(group.rows)) for group in groups] == [("alg (lr=0.1)", 1), ("alg (lr=0.2)", 1)]
 
 
+@pytest.mark.parametrize(("field", "one", "other"), [("trust", "aggregate", "silo"), ("unit", "example", "client"), ("delta", 1e-4, 1e-5)])
+def test_rows_of_different_budgets_are_told_apart_by_their_label(field, one, other):
+    groups = group_seeds([row("a", **{field: one}), row("b", **{field: other}, seed=1)])
+    assert {group.label for group in groups} == {f"alg ({field}={one})", f"alg ({field}={other})"}
+
+
 @pytest.mark.parametrize(("field", "one", "other"), [("dataset_hash", "12", "34"), ("evaluation", {"per_class": 3}, {"per_class": 200})])
 def test_rows_of_data_of_other_content_or_of_another_evaluation_are_never_averaged(field, one, other):
     groups = group_seeds([row("a", **{field: one}), row("b", **{field: other}, seed=1)])
