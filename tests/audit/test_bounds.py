@@ -79,6 +79,9 @@ def test_every_try_at_guessing_has_its_part_of_what_a_bound_may_be_wrong_with() 
         level = 0.05 / (len(scores) * len(GUESSES))
         assert black_box_audit(1.0, 1e-5, scores, inside).clopper_pearson == one_run_epsilon(100, 100, 100, 1e-5, level)
     assert black_box_audit(1.0, 1e-5, [-told], inside).clopper_pearson == 0
+    # of the other canaries nothing is guessed right, and they cost their delta
+    some = np.where(np.arange(100) < 10, 2 * told - 1, 0)
+    assert black_box_audit(1.0, 1e-4, [some], inside).clopper_pearson == one_run_epsilon(100, 10, 10, 1e-4, 0.05 / len(GUESSES))
 
 
 def test_the_public_schedule_spends_four_times_its_claim_which_200_pairs_can_show() -> None:

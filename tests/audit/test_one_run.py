@@ -49,6 +49,12 @@ def test_noise_tells_nothing_and_its_interval_holds_a_half() -> None:
     assert found.true_positives[0].value < 0.05
 
 
+def test_a_likelihood_ratio_is_that_of_two_gaussians_of_the_other_trainings() -> None:
+    """Of the first: means 3 and 1, variance 2/3, so ((1 - 1)^2 - (1 - 3)^2) / (2 * 2/3)."""
+    found = likelihood_ratios(np.array([[1.0], [3.0], [0.0], [2.0]]), np.array([[True], [True], [False], [False]]))
+    np.testing.assert_allclose(found[:, 0], [-3, 0, 0, 3], atol=1e-12)
+
+
 def test_shadows_of_noise_tell_nothing_either() -> None:
     stream = np.random.default_rng(1)
     scores, inside = stream.normal(size=(8, 300)), stream.random((8, 300)) < 0.5

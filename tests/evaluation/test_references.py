@@ -66,6 +66,7 @@ def test_local_only_is_of_balanced_probes_at_the_strength_that_is_best_for_the_c
     found = local_only(data, parts, spec, weakest)
     assert found.mean == max(means)
     assert found.mean > mean(weakest, False) + 0.05
+    assert means[0] < local_only(data, parts, spec, STRENGTHS[0]).mean == max(means[:-1])
     # under a Dirichlet scheme all test rows are everybody's own
     assert np.mean([score for score in found.clients if score is not None]) == pytest.approx(found.mean)
 

@@ -8,6 +8,7 @@ from cells import score_probe
 from fedsim.evaluation.scores import (
     Scores,
     at_shares,
+    mean_scores,
     personal_scores,
     probe_predictions,
     recall_per_class,
@@ -140,6 +141,12 @@ def test_personal_scores_weigh_rows_by_what_a_client_holds():
     shares = [np.array([0.75, 0.25, 0.0]), np.array([0.0, 0.5, 0.5])]
     found = personal_scores([predictions(y, guess, share) for guess, share in zip((first, second), shares, strict=True)])
     assert dict(found) == pytest.approx({"personal_accuracy": np.mean([0.75, 0.5]), "personal_balanced_accuracy": np.mean([0.5, 0.5])})
+
+
+def test_every_client_counts_alike_in_a_mean():
+    each = [Scores(accuracy=value, balanced_accuracy=1.0) for value in (0.0, 0.0, 0.9)]
+    assert mean_scores(each) == pytest.approx({"accuracy": 0.3, "balanced_accuracy": 1.0})
+    assert mean_scores([]) == {}
 
 
 def test_a_client_without_rows_has_no_personal_score():

@@ -51,6 +51,16 @@ def test_numbers_at_both_ends_are_told_by_more_bits_and_all_others_are_what_they
     assert kstest(fine.double().numpy(), norm.cdf).pvalue > 0.01
 
 
+def test_numbers_are_those_of_box_and_muller_from_words_of_the_stream():
+    words, chunk = stream().words(2**14 + 10), 2**14
+    expected = []
+    for part in (words[:chunk], words[chunk:]):
+        radius, angle = np.split(part, 2)
+        radius, angle = np.sqrt(-2 * np.log((radius + 0.5) / 2**32)), angle.view(np.int32) * np.pi / 2**31
+        expected += [radius * np.cos(angle), radius * np.sin(angle)]
+    np.testing.assert_allclose(drawn(shapes={"a": (2**14 + 10,)})["a"], np.concatenate(expected), atol=1e-5)
+
+
 def test_every_number_is_drawn_whatever_their_count():
     for count in (1, 2, CHUNK - 1, CHUNK, CHUNK + 1, BLOCK - 1, BLOCK + CHUNK - 1):
         out = np.full(count, np.nan, np.float32)

@@ -54,6 +54,7 @@ def test_other_samples_or_other_noise_are_a_difference_even_where_scores_are_equ
 def test_rounds_that_are_missing_are_a_difference_and_other_diagnostics_are_none() -> None:
     assert not compare(Run(rows_of(0), rounds_of(0)), Run(rows_of(0), rounds_of(0)[:1])).equal
     assert not compare(Run(rows_of(0), rounds_of(0)), Run(rows_of(0), [])).equal
+    assert not compare(Run(rows_of(0, 1), rounds_of(0)), Run(rows_of(0, 1), rounds_of(0, noise=1))).equal
     assert compare(Run(rows_of(0), rounds_of(0)), Run(rows_of(0), rounds_of(0, loss=0.4))).equal
 
 
