@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 
-from fedsim.audit.audit import GUESSES, black_box_audit
+from fedsim.audit.audit import GUESSES, Audit, black_box_audit
 from fedsim.audit.bounds import at_best, bound, least_pairs, lower, one_run_epsilon, one_run_p_value, upper
 from fedsim.audit.run import setting_of_options
 from fedsim.privacy import accountant
@@ -82,6 +82,14 @@ def test_every_try_at_guessing_has_its_part_of_what_a_bound_may_be_wrong_with() 
     # of the other canaries nothing is guessed right, and they cost their delta
     some = np.where(np.arange(100) < 10, 2 * told - 1, 0)
     assert black_box_audit(1.0, 1e-4, [some], inside).clopper_pearson == one_run_epsilon(100, 10, 10, 1e-4, 0.05 / len(GUESSES))
+
+
+@pytest.mark.parametrize(
+    ("lower", "most", "heuristic", "refuted"),
+    [(4.1, 1, True, True), (3.9, 1, False, False), (3.9, 1.01, False, True), (3.9, 1.01, True, False)],
+)
+def test_a_claim_is_refuted_by_a_bound_above_it_and_a_theorem_by_what_a_canary_adds_too(lower, most, heuristic, refuted) -> None:
+    assert Audit("white box", 4.0, lower, 1.0, 100, 1.0, most, heuristic).refuted == refuted
 
 
 def test_the_public_schedule_spends_four_times_its_claim_which_200_pairs_can_show() -> None:

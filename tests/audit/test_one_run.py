@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 from itertools import pairwise, product
+from typing import Any
 
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from fedsim.audit.audit import one_run_audit
+from fedsim.audit.audit import key_of, one_run_audit
 from fedsim.audit.membership import likelihood_ratios, membership
 from fedsim.audit.one_run import one_run
 from fedsim.audit.setting import Setting, setting_of
@@ -30,6 +31,17 @@ def test_what_a_canary_adds_in_one_run_is_within_the_claimed_sensitivity() -> No
     canaries = one_run(tiny(), 20, 0)
     assert 0.99 < one_run_audit(tiny(), canaries).most < 1.001
     assert {(one.inside, next_.inside) for one, next_ in pairwise(canaries)} == {*product((False, True), repeat=2)}, "fair coins"
+
+
+def test_an_audit_of_another_task_claim_way_or_seed_does_not_go_on_from_this_one() -> None:
+    setting = tiny()
+    tasks: list[dict[str, Any]] = [{"dim": 8}, {"classes": 3}, {"clients": 9}, {"unit": "client"}, {"trust": "silo"}]
+    claims: list[dict[str, Any]] = [{"epsilon_target": 2.0}, {"delta": 1e-6}]
+    others = [replace(setting, task=replace(setting.task, **changed)) for changed in tasks]
+    others += [replace(setting, plan=replace(setting.plan, **changed)) for changed in claims]
+    keys = [key_of(each, "white box", 0) for each in [setting, *others]]
+    keys += [key_of(setting, "white box", 1), key_of(setting, "one-run", 0)]
+    assert len(set(keys)) == len(keys)
 
 
 def test_shadows_tell_a_row_whose_score_depends_on_whether_it_is_there() -> None:
