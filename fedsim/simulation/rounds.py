@@ -16,7 +16,7 @@ from torch import Tensor
 from fedsim.device import CPU, moved
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Diagnostic, Message, Pool, Round, Server, Tensors, Values
-from fedsim.methods.parameters import add_in_order, code_names, in_order, joint_norm, l2_norm, rounded, squared_sums
+from fedsim.methods.parameters import add_in_order, code_names, in_order, joint_norm, l2_norm, load_parameters, rounded, squared_sums
 from fedsim.methods.products import Generator, Product
 from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.noise import Noise, gaussian
@@ -109,6 +109,7 @@ def train(
         yield RoundRecord(round_.number, rounds, record)
     server.codes = moved(pool.released(code_names(server.model)), device) if algorithm.releases_codes() else {}
     state = released_state(server)
+    _take_means(server)
     made = algorithm.generator(server) if algorithm.generates() else algorithm.classifier(server)
     return Trained(made, released_shares(algorithm, server), ledger, uplink, state)
 
@@ -129,7 +130,13 @@ def restored(algorithm: Algorithm, state: Tensors, plan: PrivacyPlan | None, see
     server.plan = plan
     load_server(server, below("server", state))
     server.codes = below("codes", state)
+    _take_means(server)
     return algorithm.generator(server), released_shares(algorithm, server)
+
+
+def _take_means(server: Server) -> None:
+    """Set parameters of which there is a mean over iterates to it: it alone is kept, so that what is judged is what is restored."""
+    load_parameters(server.model, server.tensors, "average.")
 
 
 def released_shares(algorithm: Algorithm, server: Server) -> NDArray[np.float64] | None:

@@ -2,16 +2,18 @@
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+from broken.tiny import Prototypes, Tiny
 from cells import quick, small_cells
 from torch import Tensor
 
+from fedsim.methods.messages import Server
 from fedsim.seeds import Seeds
 from fedsim.simulation.cohort import build_algorithm
-from fedsim.simulation.rounds import to_the_end, train
+from fedsim.simulation.rounds import restored, to_the_end, train
 from fedsim.simulation.trial import local_pool
 
 
@@ -72,6 +74,25 @@ def test_the_server_averages_its_iterates_over_the_same_rounds() -> None:
     algorithm = build_algorithm("fedhypevae", trial.cell.params, trial.task)
     _, end = to_the_end(train(algorithm, local_pool(trial, data), trial.plan, Seeds(0)))
     assert end.state["server.tensors.average_count"] == 3
+
+
+class FromTheModel(Tiny):
+    """Generates from the server's model as it is handed over."""
+
+    def generator(self, server: Server) -> Prototypes:
+        with torch.no_grad():
+            return Prototypes(self.decoded(server.model, torch.arange(self.task.classes)))
+
+
+def test_a_generator_has_the_mean_of_the_iterates_as_its_model_when_made_and_when_restored() -> None:
+    prepared = small_cells({"name": "broken.tiny:Tiny", "params": {"rounds": 6}}, epsilon=4.0)
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    algorithm = FromTheModel(FromTheModel.Params.model_validate(trial.cell.params), trial.task)
+    _, end = to_the_end(train(algorithm, local_pool(trial, data), trial.plan, Seeds(0)))
+    again, _ = restored(algorithm, end.state, trial.plan, Seeds(0))
+    mean = end.state["server.tensors.average.prototypes.weight"].T + end.state["server.tensors.average.prototypes.bias"]
+    for made in (end.made, again):
+        torch.testing.assert_close(cast(Prototypes, made).rows, mean)
 
 
 @pytest.mark.parametrize("epsilon", [4.0, math.inf])
