@@ -53,7 +53,7 @@ CHECKS = (
     Check("noise", noise, ("determinism",)),
     Check("budget", budget, ("trains",)),
     Check("serialisable", serialisable, ("trains",)),
-    Check("resume", resume, ("determinism", "serialisable")),
+    Check("resume", resume, ("global random state", "determinism", "serialisable")),
     Check("restored", restored, ("determinism",)),
     Check("result", made, ("trains",)),
     Check("bytes sent", sent_bytes, ("trains",)),

@@ -99,7 +99,7 @@ def describe(name: str, where: str = "fedsim algorithms") -> Description:
     return Description(
         name=name,
         source=cls.source,
-        text="\n\n".join(_paragraphs(plain(text)) for text in (inspect.getdoc(cls), inspect.getdoc(module)) if text),
+        text="\n\n".join(_paragraphs(plain(text)) for text in (inspect.cleandoc(cls.__doc__ or ""), inspect.getdoc(module)) if text),
         kind=", ".join(base.__name__ for base in cls.__mro__[1:] if base.__module__.startswith("fedsim.")),
         yields="generator" if cls.generates() else "classifier",
         place=f"{line_of(cls)} ({cls.__module__}:{cls.__qualname__})",

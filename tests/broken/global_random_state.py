@@ -10,6 +10,5 @@ from fedsim.methods.messages import Round, Server, Tensors
 
 class GlobalRandomState(Tiny):
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
-        torch.manual_seed(round_.number)
         shake = 1e-3 * torch.randn(self.task.dim)
         return super().server_step(server, round_, total | {"prototypes.bias": total["prototypes.bias"] + shake})

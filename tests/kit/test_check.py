@@ -43,6 +43,7 @@ BROKEN = {
     ),
     "sampling_not_poisson:SamplingNotPoisson": ("sampling", r"0 Poisson samples for 1 steps; the plan claims rate 0\.2"),
     "overspends:Overspends": ("budget", r"client 0 has 6 steps of 'dp-sgd' in the ledger, the plan 3"),
+    "rows_are_not_finite:RowsAreNotFinite": ("result", r"values are not finite"),
     "global_random_state:GlobalRandomState": ("global random state", r"the global random generator of torch"),
     "not_deterministic:NotDeterministic": ("determinism", r"two trainings with one seed differ"),
     "depends_on_packing:DependsOnPacking": ("packing", r"on actors of 1, 2, 1 clients"),

@@ -68,6 +68,12 @@ def test_a_file_can_be_described_and_its_texts_are_no_markup(folder: Path) -> No
     assert "[red]mine[/]" in printed(algorithms_table([name]))
 
 
+def test_a_class_that_says_nothing_is_not_told_by_its_base(folder: Path) -> None:
+    docstring = '    """One encoder and one decoder for all clients, trained on every example\'s negative ELBO."""\n'
+    name = write(folder, "silent", changed(docstring, ""))
+    assert describe(name).text.startswith("My method: a conditional VAE")
+
+
 def test_a_plug_in_that_is_refused_does_not_hide_the_others(folder: Path) -> None:
     text = "    Params = MyMethodParams"
     name = write(folder, "cannot_plan", changed(text, f"{text}\n\n    def releases(self):\n        return 1 / 0\n"))

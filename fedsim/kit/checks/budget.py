@@ -19,7 +19,10 @@ CLIENTS_FIX = (
 )
 CLIENT_RATE = 0.5
 """Rate at which clients are sampled where an algorithm's default claims none."""
-LEDGER_FIX = "let every step of the plan call Clients.add_noise once, with the release that it is given; override no noise_at_clients"
+LEDGER_FIX = (
+    "let every step of the plan call Clients.add_noise once, with the release that it is given; override no noise_at_clients; "
+    "noise that is drawn otherwise is not counted"
+)
 
 
 def sampling(subject: Subject) -> Verdict:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedsim.kit.checks.subject import Subject
-from fedsim.kit.checks.training import Training, drawn, train
+from fedsim.kit.checks.training import Training, drawn, same, train
 from fedsim.kit.checks.verdict import Verdict, failed, passed
 from fedsim.kit.checks.watch import WatchedPool
 from fedsim.methods.messages import Message, Round, Tensors
@@ -101,7 +101,7 @@ def _unequal(subject: Subject, one: Training, two: Training, start: int = 0) -> 
         return f"{one.trained.uplink_bytes} and {two.trained.uplink_bytes} bytes sent"
     clients = subject.trial.task.clients
     first, second = (drawn(each.trained.made, subject.data, clients) for each in (one, two))
-    return "" if torch.equal(first, second) else f"what the result generates, by up to {float((first - second).abs().max()):.3g}"
+    return "" if same(first, second) else f"what the result generates, by up to {float((first - second).abs().max()):.3g}"
 
 
 def _records(one: Sequence[RoundRecord], two: Sequence[RoundRecord]) -> str:
@@ -141,6 +141,7 @@ def _tensors(one: Tensors, two: Tensors, order: float, nudged: Tensors) -> str:
             return f"'{name}' is not there, or has another shape"
         first, second = one[name].double(), two[name].double()
         amplified = AMPLIFIED * float((first - nudged[name].double()).norm()) if name in nudged else 0.0
-        if not float((first - second).norm()) <= amplified + order * (math.sqrt(first.numel()) / 10 + float(first.norm())):
+        allowed = amplified + order * (math.sqrt(first.numel()) / 10 + float(first.norm()))
+        if not same(first, second) and not float((first - second).norm()) <= allowed:
             return f"'{name}' differs by up to {float((first - second).abs().max()):.3g}"
     return ""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedsim.kit.checks.subject import Subject
-from fedsim.kit.checks.training import answers, drawn
+from fedsim.kit.checks.training import answers, drawn, same
 from fedsim.kit.checks.verdict import Verdict, failed, idle, passed
 from fedsim.methods.messages import Diagnostic, Message
 from fedsim.seeds import Seeds
@@ -30,8 +30,11 @@ def global_random(subject: Subject) -> Verdict:
     """Nothing draws from a global random generator."""
     touched = subject.first[0].touched
     if touched:
-        stream = "pass generator=... from the seed tree (clients.seeds, server.seeds) to every draw"
-        return failed(f"the training draws from the global random generator of {' and '.join(touched)}", stream)
+        fix = (
+            "pass generator=... from the seed tree (clients.seeds, server.seeds) to every draw; "
+            "a layer that is built draws its weights, so copy server.model (copy.deepcopy) where a second model is needed"
+        )
+        return failed(f"the training draws from the global random generator of {' and '.join(touched)}", fix)
     return passed("torch's, numpy's and Python's are as they were")
 
 
@@ -104,7 +107,7 @@ def restored(subject: Subject) -> Verdict:
     trained = subject.first[0].trained
     again, _ = rounds.restored(subject.build(), copied(trained.state), subject.plan, Seeds(0))
     before, after = (drawn(made, subject.data, subject.trial.task.clients) for made in (trained.made, again))
-    if not torch.equal(before, after):
+    if not same(before, after):
         fix = "make the generator from the server's model and tensors, the codes and seeds, and from nothing else"
         return failed(f"made again from its saved state it generates other rows, by up to {float((before - after).abs().max()):.3g}", fix)
     return passed("the same rows from its saved state")

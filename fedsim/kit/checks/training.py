@@ -81,6 +81,11 @@ def answers(made: Product, labels: Tensor, x: Tensor) -> Tensor:
     return found
 
 
+def same(first: Tensor, second: Tensor) -> bool:
+    """Whether all numbers are equal, or none in both: that they are not finite is a fault of its own."""
+    return torch.allclose(first, second, rtol=0, atol=0, equal_nan=True)
+
+
 def drawn(made: Product, data: Embeddings, clients: int) -> Tensor:
     """Answers to fixed questions, those of every client's own version too: rows ``[n, d]``, or probabilities ``[n, C]``."""
     labels, x = torch.arange(data.classes).repeat(2), torch.from_numpy(data.x_test[:20])
