@@ -16,6 +16,7 @@ from fedsim.methods.phase import Phase
 from fedsim.methods.products import Classifier, Generator, PersonalClassifier, PersonalGenerator
 from fedsim.methods.registry import register
 from fedsim.models.cvae import CVAE, CVAEGenerator, gaussian_nll
+from fedsim.privacy.clipping.materialised import functional_loss
 from fedsim.privacy.plan import Claim, Release
 from fedsim.privacy.statistics.outer_products import OuterProduct
 from fedsim.seeds import Purpose, Seeds
@@ -53,6 +54,7 @@ __all__ = [
     "Task",
     "Tensors",
     "averaged_model",
+    "functional_loss",
     "gaussian_nll",
     "normal",
     "overall_mean",
