@@ -18,7 +18,7 @@ from algorithms.meta_codes import HyperGenerator, fit_meta_codes
 from fedsim.batch import Batch
 from fedsim.device import normal, to_device
 from fedsim.methods.clients import Clients
-from fedsim.methods.dp_sgd import DPSGD, averaged_model
+from fedsim.methods.dp_sgd import DPSGD
 from fedsim.methods.messages import Diagnostic, Round, Server, Told
 from fedsim.methods.registry import register
 from fedsim.models.cvae import gaussian_nll, gaussian_nll_diagonal, kl_normal, sample_posterior
@@ -160,7 +160,7 @@ class FedHypeVAE(DPSGD):
 
     def generator(self, server: Server) -> HyperGenerator:
         """A generator at the meta-codes, or at the clients' own codes."""
-        model: Any = averaged_model(server)
+        model: Any = server.model
         if "code.weight" in server.codes:
             own = self.params.code_scale * server.codes["code.weight"]
         else:  # the codes that the clients started from are public

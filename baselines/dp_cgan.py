@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedsim.batch import Batch
-from fedsim.methods.dp_sgd import DPSGD, DPSGDParams, averaged_model
+from fedsim.methods.dp_sgd import DPSGD, DPSGDParams
 from fedsim.methods.messages import Round, Server, Tensors, Values
 from fedsim.methods.optimise import adam_step
 from fedsim.methods.registry import register
@@ -125,5 +125,5 @@ class DPCGAN(DPSGD):
 
     def generator(self, server: Server) -> ConditionalSampler:
         """The mean of the generator's iterates."""
-        model: Any = averaged_model(server)
+        model: Any = server.model
         return ConditionalSampler(model.generator)

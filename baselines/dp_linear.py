@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedsim.batch import Batch
-from fedsim.methods.dp_sgd import DPSGD, DPSGDParams, averaged_model
+from fedsim.methods.dp_sgd import DPSGD, DPSGDParams
 from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.one_shot import overall_mean, statistic_phase
 from fedsim.methods.parameters import load_parameters
@@ -99,6 +99,6 @@ class DPLinear(CentredSoftmaxRegression):
 
     def classifier(self, server: Server) -> Classifier:
         """The mean of the later iterates."""
-        model: Any = averaged_model(server)
+        model: Any = server.model
         averaged: LinearClassifier = model.classifier()
         return averaged

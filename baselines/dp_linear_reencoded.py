@@ -10,7 +10,6 @@ from torch import Tensor
 
 from baselines.dp_linear import CentredSoftmaxRegression, DPLinearParams
 from fedsim.device import normal
-from fedsim.methods.dp_sgd import averaged_model
 from fedsim.methods.messages import Server
 from fedsim.methods.products import Generator
 from fedsim.methods.registry import register
@@ -39,7 +38,7 @@ class DPLinearReencoded(CentredSoftmaxRegression):
 
     def generator(self, server: Server) -> Generator:
         """From the mean of the later iterates; rows get the variance that unit norm leaves about the released mean."""
-        model: Any = averaged_model(server)
+        model: Any = server.model
         mean, weight = model.mean.detach(), model.classifier().weight
         variance = (1 - mean.square().sum()).clamp_min(0.01)
         apart = weight - weight.mean(0)

@@ -8,7 +8,7 @@ from typing import Any, cast
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedsim.methods import CVAE, DPSGD, Batch, CVAEGenerator, DPSGDParams, Server, averaged_model, gaussian_nll, register
+from fedsim.methods import CVAE, DPSGD, Batch, CVAEGenerator, DPSGDParams, Server, gaussian_nll, register
 
 
 class MyMethodParams(DPSGDParams):
@@ -66,4 +66,4 @@ class MyMethod(DPSGD):
     # those of clients that have some. A method that predicts has `classifier` in its place: an object with probabilities(x) -> [n, C].
     def generator(self, server: Server) -> CVAEGenerator:
         """sample(labels, stream) -> [n, d]: decode z ~ N(0, I), add the observation noise; from the mean of the later iterates."""
-        return CVAEGenerator(cast(CVAE, averaged_model(server)))
+        return CVAEGenerator(cast(CVAE, server.model))

@@ -236,9 +236,3 @@ class DPSGD(Algorithm):
 
     def _decay(self, round_: Round) -> float:
         return float(1 - (1 - self.params.decay) * round_.step / self.params.rounds)
-
-
-def averaged_model(server: Server) -> nn.Module:
-    """The server's model with the averaged iterates as its shared parameters."""
-    load_parameters(server.model, {name: server.tensors.get(f"average.{name}", p) for name, p in shared_tensors(server.model).items()})
-    return server.model

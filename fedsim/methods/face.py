@@ -7,7 +7,7 @@ from fedsim.batch import Batch
 from fedsim.device import normal, to_device
 from fedsim.methods.algorithm import Algorithm, Params
 from fedsim.methods.clients import Clients
-from fedsim.methods.dp_sgd import DPSGD, DPSGDParams, averaged_model
+from fedsim.methods.dp_sgd import DPSGD, DPSGDParams
 from fedsim.methods.local_dp_sgd import LocalDPSGD, LocalDPSGDParams
 from fedsim.methods.local_training import LocalTraining, LocalTrainingParams
 from fedsim.methods.messages import Diagnostic, Message, Round, Server, Task, Tensors
@@ -53,7 +53,6 @@ __all__ = [
     "Statistic",
     "Task",
     "Tensors",
-    "averaged_model",
     "functional_loss",
     "gaussian_nll",
     "normal",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedsim.batch import Batch
 from fedsim.methods.clients import Clients, Noised
-from fedsim.methods.dp_sgd import DPSGD, DPSGDParams, averaged_model
+from fedsim.methods.dp_sgd import DPSGD, DPSGDParams
 from fedsim.methods.messages import Message, Round, Server, Tensors
 from fedsim.methods.parameters import load_parameters
 from fedsim.models.layers import ClientCode, ClientLinear, one_hot
@@ -42,7 +42,7 @@ class Tiny(DPSGD):
 
     def generator(self, server: Server) -> Prototypes:
         with torch.no_grad():
-            return Prototypes(self.decoded(averaged_model(server), torch.arange(self.task.classes)))
+            return Prototypes(self.decoded(server.model, torch.arange(self.task.classes)))
 
 
 class Adapted(Tiny):
@@ -86,7 +86,7 @@ class Classified(Tiny):
 
     def classifier(self, server: Server) -> LinearClassifier:
         with torch.no_grad():
-            rows = self.decoded(averaged_model(server), torch.arange(self.task.classes))
+            rows = self.decoded(server.model, torch.arange(self.task.classes))
             return LinearClassifier(2 * rows, -rows.square().sum(1))
 
 

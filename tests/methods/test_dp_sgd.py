@@ -6,11 +6,10 @@ from typing import Any, cast
 
 import pytest
 import torch
-from broken.tiny import Prototypes, Tiny
+from broken.tiny import Prototypes
 from cells import quick, small_cells
 from torch import Tensor
 
-from fedsim.methods.messages import Server
 from fedsim.seeds import Seeds
 from fedsim.simulation.cohort import build_algorithm
 from fedsim.simulation.rounds import restored, to_the_end, train
@@ -76,18 +75,10 @@ def test_the_server_averages_its_iterates_over_the_same_rounds() -> None:
     assert end.state["server.tensors.average_count"] == 3
 
 
-class FromTheModel(Tiny):
-    """Generates from the server's model as it is handed over."""
-
-    def generator(self, server: Server) -> Prototypes:
-        with torch.no_grad():
-            return Prototypes(self.decoded(server.model, torch.arange(self.task.classes)))
-
-
 def test_a_generator_has_the_mean_of_the_iterates_as_its_model_when_made_and_when_restored() -> None:
     prepared = small_cells({"name": "broken.tiny:Tiny", "params": {"rounds": 6}}, epsilon=4.0)
     (trial,), (data,) = prepared.trials, prepared.data.values()
-    algorithm = FromTheModel(FromTheModel.Params.model_validate(trial.cell.params), trial.task)
+    algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
     _, end = to_the_end(train(algorithm, local_pool(trial, data), trial.plan, Seeds(0)))
     again, _ = restored(algorithm, end.state, trial.plan, Seeds(0))
     mean = end.state["server.tensors.average.prototypes.weight"].T + end.state["server.tensors.average.prototypes.bias"]

@@ -23,7 +23,7 @@ from fedsim.simulation.plan_table import show_plan
 from fedsim.simulation.preflight import prepare
 
 SHORT = {"rounds": 2}
-GENERATOR = "return CVAEGenerator(cast(CVAE, averaged_model(server)))"
+GENERATOR = "return CVAEGenerator(cast(CVAE, server.model))"
 NOISE = "    def draws(self)"
 
 
