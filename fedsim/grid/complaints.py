@@ -21,7 +21,7 @@ def spelled(value: Any) -> str:
         return "a mapping"
     if isinstance(value, list | tuple | set):
         return "a list"
-    text = f"'{value}'" if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else f"{value}"
+    text = f"'{' '.join(value.splitlines())}'" if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else f"{value}"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

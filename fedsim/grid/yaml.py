@@ -10,12 +10,20 @@ import yaml
 
 from fedsim.errors import UserError
 from fedsim.grid.places import Loc
+from fedsim.words import is_encodable
 
 _MOST_NODES = 100_000  # a grid file has dozens; aliases of aliases can stand for billions
 
 
 class _Loader(yaml.SafeLoader):
     """SafeLoader with the numbers of YAML 1.2: ``1e-4`` is one, ``010`` is ten, and ``1:30`` is text."""
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        """A scalar's text, which must be Unicode."""
+        text = super().construct_scalar(node)
+        if not is_encodable(str(text)):
+            raise yaml.constructor.ConstructorError(problem=f"{text!a} is half a character", problem_mark=node.start_mark)
+        return text
 
 
 _NUMBERS = {

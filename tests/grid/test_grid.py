@@ -235,6 +235,9 @@ BASE = "algorithms: [config-private]\n"
         ("a: !!python/object/apply:os.getcwd []", "g.yaml:1: is not valid YAML"),
         ("a: 2024-99-99", "is not valid YAML (month must be in 1..12"),
         ("a: !!bool x", "is not valid YAML"),
+        (BASE + 'epsilon: "\\ud800"', "g.yaml:2: is not valid YAML ('\\ud800' is half a character)"),
+        (BASE + '"\\udcff": 1', "g.yaml:2: is not valid YAML ('\\udcff' is half a character)"),
+        (BASE + "audit: |\n  a\n  b", "g.yaml:2: audit: 'a b' is not a mapping"),
         ("a: &a [*a]", "g.yaml: is nested too deeply"),
         ("[" * 5000, "g.yaml: is nested too deeply"),
         (
