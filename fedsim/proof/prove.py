@@ -15,7 +15,8 @@ from rich.text import Text
 
 from fedsim.errors import UserError
 from fedsim.privacy.accountant import INTEGER_ORDERS, MOST_REPLACED, ORDERS, Event
-from fedsim.results.rows import Mechanism, Row
+from fedsim.regular import unread
+from fedsim.results.rows import Row
 from fedsim.words import number
 
 Verdict = Literal["proved", "differs", "not proved", "no claim"]
@@ -24,6 +25,8 @@ TOLERANCE = 0.01
 BELOW = 1e-3
 """The same below, where a row would claim less than it spent."""
 _FINEST, _MESH = 1e-4, 0.02
+_MOST_POINTS = 1e8
+"""Of a loss distribution; as many take some GiB."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,13 @@ def prove(row: Row) -> Proof:
         return Proof(row, "not proved", f"the row does not hold its {', '.join(missing)}{older}")
     assert row.mechanisms is not None
     assert row.delta is not None
-    if impossible := list(_impossible(row.mechanisms)):
+    if impossible := list(_impossible(row)):
         return Proof(row, "differs", "; ".join(impossible))
     events = tuple(sorted((m.noise_multiplier, m.sample_rate, m.count) for m in row.mechanisms))
-    epsilon, replaced = recomputed(events, row.delta, row.accountant == "rdp")
+    try:
+        epsilon, replaced = recomputed(events, row.delta, row.accountant == "rdp")
+    except (ArithmeticError, ValueError, MemoryError) as error:  # of numbers that no training has
+        return Proof(row, "not proved", f"dp-accounting cannot compose its mechanisms ({unread(error)})")
     proof = Proof(row, "proved", "", epsilon, replaced)
     told = list(_contradictions(row))
     # what sampling spends under replace-one is told by an upper bound, which an accountant may find a little larger than another
@@ -96,11 +102,14 @@ def prove(row: Row) -> Proof:
     return Proof(row, "differs", "; ".join(told), epsilon, replaced) if told else proof
 
 
-def _impossible(mechanisms: Sequence[Mechanism]) -> Iterable[str]:
-    """Why no private training ran these."""
-    if not mechanisms:
+def _impossible(row: Row) -> Iterable[str]:
+    """Why no private training wrote these."""
+    for name, value, most in (("δ", row.delta, 1.0), ("sensitivity", row.sensitivity, math.inf)):
+        if value is not None and not 0 < value < most:
+            yield f"no mechanism of a finite target has {name} {number(value)}"
+    if not row.mechanisms:
         yield "the row has a finite target and no mechanism"
-    for each in mechanisms:
+    for each in row.mechanisms or ():
         if not (0 < each.noise_multiplier < math.inf and 0 < each.sample_rate <= 1 and each.count >= 1):
             told = f"noise multiplier {number(each.noise_multiplier)}, sample rate {number(each.sample_rate)}, count {each.count}"
             yield f"no mechanism of a finite target has {told}"
@@ -167,6 +176,8 @@ class _Losses:
         rough = _Renyi(events, INTEGER_ORDERS).epsilon(delta)
         # connecting the dots widens the sum's variance by a share of steps * mesh^2
         mesh = min(_FINEST, _MESH * max(rough, 1e-3) / math.sqrt(count))
+        if not rough < _MOST_POINTS * mesh:
+            raise ValueError(f"they spend up to {number(rough)}")
         total: Any = privacy_loss_distribution.identity(mesh)
         for noise, rate, steps in events:
             one = privacy_loss_distribution.from_gaussian_mechanism(

@@ -64,6 +64,9 @@ def test_a_row_that_claims_less_than_its_mechanisms_spend_differs() -> None:
         ({"mechanisms": [mechanism(math.inf, 1.0, 41)]}, "has noise multiplier ∞"),
         ({"mechanisms": [mechanism(-2.5, 1.0, 41)]}, "has noise multiplier -2.5"),
         ({"mechanisms": [mechanism(2.5, 0.1, 0)]}, "sample rate 0.1, count 0"),
+        ({"delta": -1e-4}, "no mechanism of a finite target has δ -0.0001"),
+        ({"delta": math.inf}, "has δ ∞"),
+        ({"sensitivity": 0.0}, "has sensitivity 0"),
         ({"mechanisms": [], "steps": 0, "epsilon_spent": 0.0}, "a finite target and no mechanism"),
         ({"sample_rate": 0.5}, "a sample rate of 0.5 and no mechanism has it"),
         ({"mechanisms": [mechanism(2.5, 0.1, 41).model_copy(update={"kind": "gaussian"})]}, "kind and its sample rate do not fit"),
@@ -73,6 +76,13 @@ def test_what_does_not_fit_is_said(fields, word) -> None:
     proof = prove(counted(**fields))
     assert proof.verdict == "differs"
     assert word in proof.why
+
+
+@pytest.mark.parametrize("event", [(1e308, 1.0, 1), (5e-324, 1.0, 1), (3.0, 5e-324, 1), (3.0, 1.0, 10**9)])
+def test_numbers_that_no_accountant_composes_prove_nothing(event) -> None:
+    proof = prove(counted(mechanisms=[mechanism(*event)]))
+    assert proof.verdict == "not proved"
+    assert "dp-accounting cannot compose" in proof.why
 
 
 def test_a_row_that_claims_more_differs_and_still_holds() -> None:

@@ -7,6 +7,7 @@ from rows import make_row
 from fedsim.privacy.accountant import epsilon
 from fedsim.proof.together import data_sets_words, together, together_words
 from fedsim.results.rows import Mechanism, Row
+from fedsim.results.store import ResultStore
 
 pytest.importorskip("dp_accounting")
 
@@ -55,6 +56,14 @@ def test_a_run_with_secret_noise_tells_what_all_of_it_costs(folder: Path, comman
     assert "4 generators of digits[:200] may be released, each under its ε; all of them together cost ε = " in told
     assert "all of them cost together" in ran.folder.joinpath("manifest.json").read_text()
     assert "what all of them cost is the composition" in " ".join(command("statement", str(ran.folder)).stdout.split())
+
+
+def test_a_generator_whose_row_is_not_proved_is_not_told_as_one_that_may_be_released(folder: Path, command) -> None:
+    for number in range(2):
+        ResultStore("run").append(released(number))
+    done = command("prove", "run")
+    assert done.returncode == 1
+    assert "may be released" not in done.stdout
 
 
 def test_generators_of_two_data_sets_may_share_units_and_it_says_so() -> None:
