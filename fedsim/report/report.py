@@ -116,8 +116,8 @@ def write_report(folder: Path) -> Report:
     rows = grid_rows(folder)
     with process_beside(len(rows), __name__) as beside:
         groups = group_seeds(rows)
-        write_summary(groups, run.summary)
         shown = Shown(rows, groups, Rounds.of(rows, store.rounds()), store.clients(), read_partitions(run))
+        write_summary(groups, run.summary)
         figures = start_figures(shown, run.curves, beside)
         report = Report(run.page, rows, groups, find_failures(rows, shown.rounds))
         drawn = figures()

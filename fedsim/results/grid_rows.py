@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+
 from fedsim.errors import UserError
 from fedsim.results.folder import RunFolder
 from fedsim.results.lines import read_document
@@ -15,6 +17,24 @@ from fedsim.results.store import ResultStore
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+class _Manifest(BaseModel):
+    """What is read of a manifest, and must be so."""
+
+    cells: list[_Cell] | None = None
+    refused: list[_Refused] | None = None
+    hardware: dict[str, Any] = {}
+
+
+class _Cell(BaseModel):
+    cell_id: str
+    label: str
+
+
+class _Refused(BaseModel):
+    algorithm: str
+    error: str
 
 
 def load_results(folder: Path | str) -> pd.DataFrame:
@@ -60,17 +80,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a run folder; empty where there is none.
 
     Raises:
-        UserError: it is not a JSON object, its cells lack ``cell_id`` or ``label``, or its refused plug-ins ``algorithm`` or ``error``.
+        UserError: it is not a JSON object, or what is read of it is not what a bench writes.
     """
     path = RunFolder(folder).manifest
     if not path.exists():
         return {}
     try:
-        manifest = read_document(path)
-        for cell in manifest.get("cells") or []:
-            cell["cell_id"], cell["label"]
-        for entry in manifest.get("refused") or []:
-            entry["algorithm"], entry["error"]
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        manifest: dict[str, Any] = read_document(path)
+        _Manifest.model_validate(manifest, strict=True)
+    except ValueError as error:
         raise UserError(str(path), "this is not a manifest that fedsim wrote", "remove it to report all rows") from error
-    return dict(manifest)
+    return manifest

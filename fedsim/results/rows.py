@@ -207,12 +207,15 @@ class Row(BaseModel):
             raise ValueError("a failed or unaccounted row has an error, and no other row has one")
         if unknown := self.scores.keys() - MEASURES.keys():
             raise ValueError(f"there is no measure {min(unknown)}")
-        if strange := [name for name, value in self.scores.items() if math.isnan(value)]:
+        numbers = {**dict(self), **self.scores}
+        if strange := [name for name, value in numbers.items() if isinstance(value, float) and math.isnan(value)]:
             raise ValueError(f"{min(strange)} is not a number")
         # Not of every measure: rows are older than the newest one.
         if self.status != "failed" and self.balanced_accuracy is None:
             raise ValueError(f"a row with status {self.status} has balanced_accuracy")
         target, spent = self.epsilon_target, self.epsilon_spent
+        if target is None and spent is not None:
+            raise ValueError(f"epsilon {spent} was spent without a target")
         if self.status == "ok" and target is not None and self.audited_epsilon > target:
             raise ValueError(
                 f"epsilon {target} is claimed and one below {self.audited_epsilon} is refuted: the status is 'refuted', not 'ok'"

@@ -163,7 +163,7 @@ class ResultStore:
                 told = decode(load(line))
                 if told.pop("audit") == key:
                     found[told["pair"]] = told
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except _NO_RECORD as error:
                 raise _broken(self.folder.audits, number, error, "its pair runs again") from error
         return [found[pair] for pair in sorted(found)]
 
@@ -178,7 +178,7 @@ class ResultStore:
             try:
                 told = load(line)
                 latest.setdefault(told["cell_id"], {})[told["client"]] = told
-            except (ValueError, KeyError, TypeError) as error:
+            except _NO_RECORD as error:
                 raise _broken(self.folder.clients, number, error) from error
         return [own[client] for own in latest.values() for client in sorted(own)]
 
@@ -213,7 +213,7 @@ class ResultStore:
                 kept, round_ = by_cell.setdefault(record["cell_id"], []), int(record["round"])
                 while kept and kept[-1]["round"] >= round_:
                     kept.pop()
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except _NO_RECORD as error:
                 raise _broken(self.folder.rounds, number, error) from error
             kept.append(record)
         return [record for records in by_cell.values() for record in records]
@@ -268,6 +268,8 @@ class ResultStore:
 
 _WORDS = (b'inf"', b'"nan"')
 """One of them is in every line with a number that is not finite."""
+_NO_RECORD = (ValueError, KeyError, TypeError, AttributeError, OverflowError)
+"""What reading a line raises that is none of fedsim's."""
 
 
 def _broken(path: Path, number: int, error: Exception, follows: str = "what it told is lost") -> UserError:

@@ -250,9 +250,28 @@ def test_a_failure_of_many_settings_unfolds(tmp_path, row, training):
 def test_a_folder_without_results_or_with_a_broken_manifest_is_a_users_mistake(tmp_path, row):
     with pytest.raises(UserError, match=r"no results\.jsonl"):
         write_report(tmp_path)
-    folder = folder_with(tmp_path, [row()], {"cells": ["a"]})
-    with pytest.raises(UserError, match=r"manifest\.json"):
+    cell = {"cell_id": row().cell_id, "label": "a"}
+    broken = [
+        {"cells": ["a"]},
+        {"cells": [cell | {"label": 1.0}]},
+        {"cells": [cell | {"cell_id": []}]},
+        {"refused": {}},
+        {"hardware": 1},
+        [],
+    ]
+    for manifest in broken:
+        with pytest.raises(UserError, match=r"manifest\.json"):
+            write_report(folder_with(tmp_path, [row()], manifest))
+
+
+@pytest.mark.parametrize("name", ["rounds.jsonl", "clients.jsonl", "partitions.json"])
+def test_a_file_that_cannot_be_read_leaves_the_folder_as_it_was(tmp_path, row, name):
+    folder = folder_with(tmp_path, [row()], {})
+    (folder / name).mkdir()
+    before = sorted(folder.iterdir())
+    with pytest.raises(UserError, match=name):
         write_report(folder)
+    assert sorted(folder.iterdir()) == before
 
 
 def browsed(page, profile, *flags):

@@ -174,8 +174,10 @@ def test_a_row_can_be_told_without_some_of_its_fields():
         {"status": "failed"},
         {"balanced_accuracy": None},
         {"epsilon_spent": 1.01},
+        {"epsilon_target": None},
+        *({name: math.nan} for name in ("epsilon_target", "epsilon_spent", "audit_epsilon_lower", "delta", "sigma", "chance")),
     ],
-    ids=["ok with an error", "failed without one", "ok without a score", "ok though overspent"],
+    ids=lambda fields: ", ".join(f"{name} {value}" for name, value in fields.items()),
 )
 def test_a_row_that_contradicts_itself_is_refused(fields):
     with pytest.raises(ValidationError):
@@ -258,6 +260,13 @@ def test_a_broken_line_elsewhere_is_named(tmp_path):
         store.rows()
 
 
+@pytest.mark.parametrize("round_", ["Infinity", "NaN", "null", "[]"])
+def test_a_round_without_a_number_is_named(tmp_path, round_):
+    (tmp_path / "rounds.jsonl").write_text(f'{{"cell_id": "a", "round": {round_}}}\n')
+    with pytest.raises(UserError, match=r"rounds\.jsonl:1"):
+        ResultStore(tmp_path).rounds()
+
+
 def test_rounds_of_a_cell_that_ran_again_replace_the_earlier(tmp_path):
     store = ResultStore(tmp_path)
     store.append_rounds([{"cell_id": "a", "round": r, "loss": 1.0} for r in range(5)])
@@ -310,7 +319,7 @@ def test_only_one_process_holds_a_folder(tmp_path):
 
 def test_load_results_gives_a_column_for_every_field(tmp_path):
     store = ResultStore(tmp_path)
-    for each in (row("a", epsilon_target=math.inf, epsilon_spent=math.inf), failed("b"), row("c", epsilon_target=None)):
+    for each in (row("a", epsilon_target=math.inf, epsilon_spent=math.inf), failed("b"), row("c", epsilon_target=None, epsilon_spent=None)):
         store.append(each)
     frame = load_results(tmp_path)
     assert list(frame.columns) == CONTRACT
