@@ -13,6 +13,7 @@ from fedsim.grid.places import Loc
 from fedsim.words import is_encodable
 
 _MOST_NODES = 100_000  # a grid file has dozens; aliases of aliases can stand for billions
+_MOST_BYTES = 2**20  # a grid file has hundreds; a device has no end
 
 
 class _Loader(yaml.SafeLoader):
@@ -45,12 +46,16 @@ def read_text(path: Path, kind: str = "YAML file") -> str:
     """The text of a file that a user names; ``kind`` is what is expected.
 
     Raises:
-        UserError: it is a folder, is not there or is no text.
+        UserError: it is a folder, is not there, is too large or is no text.
     """
     if path.is_dir():
         raise UserError(str(path), "is a folder", f"give a {kind}")
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise UserError(str(path), f"is larger than {_MOST_BYTES} bytes", f"give a {kind}")
+        return content.decode("utf-8-sig")
     except FileNotFoundError as error:
         raise UserError(str(path), "there is no such file", f"give the path of a {kind}") from error
     except (OSError, ValueError) as error:

@@ -285,6 +285,13 @@ def test_a_binary_file_is_not_a_grid(tmp_path, content):
         load_grid(tmp_path / "g.yaml")
 
 
+@pytest.mark.parametrize("endless", ["/dev/zero", "long.yaml"])
+def test_what_is_much_too_long_is_not_a_grid(tmp_path, endless):
+    (tmp_path / "long.yaml").write_text(f"{BASE}# {'x' * 2**20}")
+    with pytest.raises(UserError, match=r"is larger than 1048576 bytes; give a grid file"):
+        load_grid(tmp_path / endless)
+
+
 def test_a_folder_or_nothing_is_not_a_grid(tmp_path):
     with pytest.raises(UserError, match="is a folder"):
         load_grid(tmp_path)

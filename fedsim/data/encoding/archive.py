@@ -65,7 +65,7 @@ def check_target(out: Path) -> None:
     """
     above = next(parent for parent in out.absolute().parents if parent.exists())
     if out.suffix != ".npz":
-        raise UserError(f"--out {out}", "is not an .npz file", f"give {out.with_suffix('.npz')}")
+        raise UserError(f"--out {out}", "is not an .npz file", f"give {out.with_suffix('.npz') if out.name else 'rows.npz'}")
     if out.is_dir() or not above.is_dir() or not os.access(above, os.W_OK):
         raise UserError(f"--out {out}", "cannot be written", "give another file")
     if out.exists() and read_manifest(out) is None:

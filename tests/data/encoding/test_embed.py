@@ -202,6 +202,7 @@ def test_an_export_is_the_file_and_its_manifest_beside_it(tmp_path, pets, encode
     ("out", "message"),
     [
         ("a/b.npy", "is not an .npz file; give a/b.npz"),
+        ("", "is not an .npz file; give rows.npz"),
         ("file/b.npz", "cannot"),
         ("folder.npz", "cannot"),
         ("mine.npz", "is there and was not made by fedsim; give another file, or remove it"),
