@@ -52,19 +52,22 @@ def load_embedding_file(path: Path, name: str, *, remap: bool = False) -> Embedd
 def remapped(y: NDArray[Any], split: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any] | None]:
     """Labels of training and test rows as 0 .. C-1 in sorted order, and what they were where that is text.
 
-    Arrays of another shape come back as they are, to be refused.
+    Arrays of another shape, and a split that is no whole numbers, come back as they are, to be refused.
 
     Raises:
         UserError: they are neither whole numbers nor texts.
     """
-    if y.ndim != 1 or split.shape != y.shape:
+    if y.ndim != 1 or split.shape != y.shape or split.dtype.kind not in "iu":
         return y, None
     if y.dtype.kind not in "iuUS":
         raise UserError("", f"y has dtype {y.dtype}", "give whole numbers or names")
     used = (split == TRAIN) | (split == TEST)
     labels = np.zeros(len(y), dtype=np.int64)
     values, labels[used] = np.unique(y[used], return_inverse=True)
-    return labels, values.astype(np.str_) if y.dtype.kind in "US" else None
+    try:
+        return labels, values.astype(np.str_) if y.dtype.kind in "US" else None
+    except UnicodeDecodeError as error:
+        raise UserError("", f"y has the value {error.object!r}, which is not ASCII", "give names as Unicode") from error
 
 
 def _read(path: Path) -> Arrays:

@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from pydantic import BaseModel
+
 from fedsim.errors import RunLost, UserError
 from fedsim.regular import unread
 from fedsim.results.folder import RunFolder
@@ -177,6 +179,7 @@ class ResultStore:
         for number, line in complete_lines(self.folder.clients):
             try:
                 told = load(line)
+                _ClientLine.model_validate(told, strict=True)
                 latest.setdefault(told["cell_id"], {})[told["client"]] = told
             except _NO_RECORD as error:
                 raise _broken(self.folder.clients, number, error) from error
@@ -264,6 +267,16 @@ class ResultStore:
                     with suppress(OSError):
                         file.truncate(before)
                     raise
+
+
+class _ClientLine(BaseModel):
+    """What is read of a client's line, and must be so."""
+
+    cell_id: str
+    client: int
+    name: str
+    own_balanced_accuracy: float | None
+    shared_balanced_accuracy: float | None
 
 
 _WORDS = (b'inf"', b'"nan"')

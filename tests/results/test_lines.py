@@ -62,7 +62,7 @@ def test_a_mutated_file_is_read_or_refused(tmp_path: Path, data: st.DataObject, 
     lines = {
         "results.jsonl": make_row().to_json().encode(),
         "rounds.jsonl": b'{"cell_id": "a", "round": 0, "loss": "nan", "norms": [0.5, "inf"]}',
-        "clients.jsonl": b'{"cell_id": "a", "client": 0, "rows": 3}',
+        "clients.jsonl": b'{"cell_id": "a", "client": 0, "name": "0", "own_balanced_accuracy": 0.5, "shared_balanced_accuracy": null}',
     }
     content = bytearray((lines[name] + b"\n") * 2)
     for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=6)):

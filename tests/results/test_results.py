@@ -267,6 +267,20 @@ def test_a_round_without_a_number_is_named(tmp_path, round_):
         ResultStore(tmp_path).rounds()
 
 
+CLIENT = {"cell_id": "a", "client": 0, "name": "0", "own_balanced_accuracy": 0.5, "shared_balanced_accuracy": None}
+
+
+@pytest.mark.parametrize(
+    "fields", [{"client": "0"}, {"client": [0]}, {"name": 0}, {"own_balanced_accuracy": {}}, {"shared_balanced_accuracy": "0.5"}], ids=str
+)
+def test_a_clients_line_that_no_bench_writes_is_named(tmp_path, fields):
+    (tmp_path / "clients.jsonl").write_text(json.dumps(CLIENT) + "\n" + json.dumps(CLIENT | fields) + "\n")
+    with pytest.raises(UserError, match=rf"clients\.jsonl:2.*{next(iter(fields))}"):
+        ResultStore(tmp_path).clients()
+    (tmp_path / "clients.jsonl").write_text(json.dumps(CLIENT))
+    assert ResultStore(tmp_path).clients() == [CLIENT]
+
+
 def test_rounds_of_a_cell_that_ran_again_replace_the_earlier(tmp_path):
     store = ResultStore(tmp_path)
     store.append_rounds([{"cell_id": "a", "round": r, "loss": 1.0} for r in range(5)])

@@ -188,6 +188,18 @@ def test_labels_that_are_texts_are_the_names_of_their_classes(tmp_path):
     assert data.class_names == ("a", "b", "c")
 
 
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"y": np.array([b"a", b"\xff"])[np.arange(60) % 2]}, r"y has the value b'\\xff', which is not ASCII"),
+        ({"split": np.zeros(60, dtype=[("a", "f4")])}, "split has dtype"),
+    ],
+)
+def test_what_cannot_be_remapped_is_refused(tmp_path, arrays, message):
+    with pytest.raises(UserError, match=message):
+        load(DatasetSpec(npz=file(tmp_path, **arrays), remap=True))
+
+
 @pytest.mark.parametrize("y", [np.where(np.arange(60) == 7, np.nan, np.arange(60) % 3), np.arange(60) % 2 == 0, np.arange(60) / 2])
 def test_labels_that_are_neither_whole_numbers_nor_texts_are_refused_with_remap_too(tmp_path, y):
     with pytest.raises(UserError, match=r"y has dtype (float64|bool); give whole numbers or names"):
