@@ -68,6 +68,8 @@ def prove(row: Row) -> Proof:
     Raises:
         UserError: dp-accounting is not installed.
     """
+    if row.epsilon_target is None and row.epsilon_spent is not None:
+        return Proof(row, "not proved", "the row holds an ε and no target")
     if row.epsilon_target is None or math.isinf(row.epsilon_target) or row.status == "failed":
         return Proof(row, "no claim")
     if row.status == "unaccounted":

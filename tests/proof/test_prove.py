@@ -112,6 +112,7 @@ def test_a_row_of_renyi_composition_is_proved_by_renyi_composition() -> None:
 
 def test_a_row_that_is_older_than_its_mechanisms_cannot_be_proved() -> None:
     assert prove(counted(epsilon_spent_replace_one=None)).verdict == "not proved"
+    assert prove(counted(epsilon_target=None, epsilon_spent=1.0)).verdict == "not proved"
     proof = prove(make_row())
     assert proof.verdict == "not proved"
     assert "mechanisms" in proof.why

@@ -174,7 +174,6 @@ def test_a_row_can_be_told_without_some_of_its_fields():
         {"status": "failed"},
         {"balanced_accuracy": None},
         {"epsilon_spent": 1.01},
-        {"epsilon_target": None},
         *({name: math.nan} for name in ("epsilon_target", "epsilon_spent", "audit_epsilon_lower", "delta", "sigma", "chance")),
     ],
     ids=lambda fields: ", ".join(f"{name} {value}" for name, value in fields.items()),
@@ -333,7 +332,7 @@ def test_only_one_process_holds_a_folder(tmp_path):
 
 def test_load_results_gives_a_column_for_every_field(tmp_path):
     store = ResultStore(tmp_path)
-    for each in (row("a", epsilon_target=math.inf, epsilon_spent=math.inf), failed("b"), row("c", epsilon_target=None, epsilon_spent=None)):
+    for each in (row("a", epsilon_target=math.inf, epsilon_spent=math.inf), failed("b"), row("c", epsilon_target=None)):
         store.append(each)
     frame = load_results(tmp_path)
     assert list(frame.columns) == CONTRACT
