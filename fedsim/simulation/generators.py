@@ -318,13 +318,19 @@ def load_generator(run: Path | str, cell: str | None = None, synthesis: str | No
 _AGAIN = "run the cell again in a new folder"
 
 
-def read_generator(path: Path) -> tuple[GeneratorFacts, Tensors]:
+def read_generator(path: Path, digest: str | None) -> tuple[GeneratorFacts, Tensors]:
     """What :func:`save_generator` wrote: the facts, and what the generator is made from.
+
+    Args:
+        path: the facts.
+        digest: their hash by the cell's row; None where the row has none.
 
     Raises:
         UserError: it cannot be read, or is not what was saved.
     """
-    facts, _ = _facts(path)
+    facts, found = _facts(path)
+    if digest not in (None, found):
+        raise UserError(str(path), "the row of its cell has another hash: it was changed, or is of another run", _AGAIN)
     return facts, _tensors(path.with_suffix(TENSORS), facts)
 
 
@@ -332,7 +338,7 @@ def _facts(path: Path) -> tuple[GeneratorFacts, str]:
     """What the JSON file says, and its hash."""
     try:
         content = read_regular(path)
-        return GeneratorFacts.model_validate_json(content), hashlib.sha256(content).hexdigest()
+        facts = GeneratorFacts.model_validate_json(content)
     except (OSError, ValidationError) as error:
         lacks = {item["loc"] for item in error.errors() if item["type"] == "missing"} if isinstance(error, ValidationError) else set()
         if lacks == {("tensors",), ("sha256",)}:
@@ -340,6 +346,9 @@ def _facts(path: Path) -> tuple[GeneratorFacts, str]:
         else:
             what = f"cannot be read ({'; '.join(reasons(error)) if isinstance(error, ValidationError) else unread(error)})"
         raise UserError(str(path), what, _AGAIN) from error
+    if facts.cell.cell_id != path.stem:
+        raise UserError(str(path), f"holds the generator of cell {facts.cell.cell_id}", "give every file its own name back")
+    return facts, hashlib.sha256(content).hexdigest()
 
 
 def _vouched(run: RunFolder, path: Path, digest: str) -> bool:

@@ -43,7 +43,7 @@ class Finished:
         """
         if self.saved is None:
             return self.trial, None
-        facts, state = read_generator(self.saved)
+        facts, state = read_generator(self.saved, self.row.generator)
         return replace(self.trial, task=facts.task, plan=facts.plan), state
 
 

@@ -132,6 +132,17 @@ def test_what_cannot_be_judged_keeps_its_row_and_the_others_are_judged(bench: Be
     assert again.output.count("keeps its row, it could not be judged") == 2
 
 
+def test_a_generator_whose_facts_are_not_those_that_the_row_has_the_hash_of_is_not_judged(bench: Bench) -> None:
+    ran = bench(small_grid("dp-gaussian"))
+    age(ran.folder)
+    (facts,) = (ran.folder / "generators").glob("*.json")
+    facts.write_text(facts.read_text().replace('"claim": "proved"', '"claim": "checked"'))
+    again = judge(ran.folder)
+    assert again.code == 1
+    assert "the row of its cell has another hash" in " ".join(again.output.split())
+    assert [row.balanced_accuracy for row in again.rows] == [0.01]
+
+
 def refused(folder: Path) -> str:
     before = (folder / "results.jsonl").read_text()
     with pytest.raises(UserError) as told:

@@ -330,6 +330,15 @@ def test_a_row_vouches_for_the_facts(bench):
     assert load_generator(ran.folder).manifest(5)["vouched"] == "by nothing: no results were with it"
 
 
+def test_a_generator_under_the_name_of_another_cell_is_refused(bench):
+    ran = bench(small_grid("dp-gaussian", seeds=[0, 1]))
+    one, other = [row.cell_id for row in ran.rows]
+    for suffix in (".json", ".safetensors"):
+        (ran.folder / "generators" / f"{one}{suffix}").replace(ran.folder / "generators" / f"{other}{suffix}")
+    with pytest.raises(UserError, match=rf"{other}\.json: holds the generator of cell {one}"):
+        load_generator(ran.folder, other)
+
+
 EVIL = """
 from pathlib import Path
 Path("evil ran").touch()
