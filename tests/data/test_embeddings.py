@@ -51,6 +51,7 @@ X, Y = arrays()["x"], arrays()["y"]
         ({"x": X[:, :0]}, "x is empty"),
         ({"x": with_value(with_value(X, 9, np.nan), 5, np.inf)}, "x has 2 NaN or infinite values, the first in row 5"),
         ({"x": with_value(X.astype(np.float64), 4, 1e200)}, "x has 1 values beyond float32, the first in row 4"),
+        ({"x": np.r_[X[:10].astype(np.float64), np.full((2, 3), 1e-50)]}, "x has 2 rows too small for float32, the first is row 10"),
         ({"y": Y[:, None]}, "y has shape [12, 1]"),
         ({"y": Y[:5]}, "y has shape [5]"),
         ({"y": Y.astype(float)}, "y has dtype float64"),
