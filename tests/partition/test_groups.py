@@ -56,6 +56,21 @@ def test_a_group_has_the_label_of_most_of_its_rows_and_of_several_the_lowest() -
     assert parts_of(y, {"lesion": lesion}, PartitionSpec(together="lesion")).y.tolist() == [2, 1, 1]
 
 
+@pytest.mark.parametrize("absent", [1, 4])
+@pytest.mark.parametrize(("scheme", "own"), [("disjoint", {}), ("shards", {"labels": 2})])
+def test_a_class_that_is_no_groups_takes_no_clients_place(scheme: str, own: dict[str, Any], absent: int) -> None:
+    rare = np.equal(LABELS, absent)
+    y = np.where(rare, (absent + 1) % 4, LABELS)
+    y[np.flatnonzero(rare & (np.bincount(LESIONS)[LESIONS] > 2))[0]] = absent
+    spec = PartitionSpec(scheme=scheme, together="lesion", **own)
+    groups = parts_of(y, {"lesion": LESIONS}, spec)
+    assert absent in y
+    assert absent not in groups.y
+    made = make_partition(y, spec=spec, alpha=0.3, clients=4, seed=0, columns={"lesion": LESIONS})
+    held = [set(groups.y[groups.part[rows]].tolist()) for rows in made.rows]
+    assert [len(labels) for labels in held] == [1 if scheme == "disjoint" else 2] * 4
+
+
 def test_the_minimum_size_counts_groups() -> None:
     made = partition({"lesion": LESIONS}, min_size=30)
     assert min(int(groups[-1]) + 1 for groups in made.groups) >= 30

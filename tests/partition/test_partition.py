@@ -234,6 +234,10 @@ def test_column_clients_are_the_values_in_order():
             {"scheme": "shards", "labels": 2, "y": np.array([0] * 40 + [1]), "clients": 3},
             "= 6 shards, but small classes allow 4 at most; give at most 1",
         ),
+        (
+            {"scheme": "shards", "labels": 2, "y": np.arange(4), "clients": 3, "min_size": 1},
+            "= 6 shards, but small classes allow 4 at most; give fewer clients",
+        ),
     ],
 )
 def test_limits_are_named_with_their_arithmetic(given, message):

@@ -25,12 +25,14 @@ def disjoint(division: Division[Any], rng: np.random.Generator) -> Integers:
 def labels_suffice(division: Division[Any]) -> None:
     """There is a class for every client, with the minimum size."""
     counts, clients, min_size = division.counts, division.clients, division.min_size
-    if clients > len(counts):
-        what = f"{clients} clients cannot have disjoint labels with {len(counts)} classes"
-        raise UserError("clients", what, f"give at most {len(counts)} clients")
-    if counts.min() < min_size:
-        what = f"class {counts.argmin()} has {counts.min()} rows, fewer than {min_size} (partition.min_size)"
-        raise UserError("partition.min_size", what, f"give at most {counts.min()}")
+    held = np.flatnonzero(counts)  # where groups are divided, a class may be that of none
+    if clients > len(held):
+        what = f"{clients} clients cannot have disjoint labels with {len(held)} classes"
+        raise UserError("clients", what, f"give at most {len(held)} clients")
+    rarest = held[counts[held].argmin()]
+    if counts[rarest] < min_size:
+        what = f"class {rarest} has {counts[rarest]} rows, fewer than {min_size} (partition.min_size)"
+        raise UserError("partition.min_size", what, f"give at most {counts[rarest]}")
 
 
 DISJOINT = Scheme(disjoint, labels_suffice)

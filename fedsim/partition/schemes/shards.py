@@ -33,7 +33,7 @@ def shards(division: Division[ShardsParams], rng: np.random.Generator) -> Intege
     holders = _shards_per_class(division.counts, division.clients, division.given.labels)
     free = np.full(division.clients, division.given.labels)
     table = np.zeros((division.clients, len(holders)), dtype=np.int64)
-    for c in np.argsort(-holders, kind="stable"):
+    for c in np.argsort(-holders, kind="stable")[: np.count_nonzero(holders)]:
         # those with the most shards still to come; so no class meets fewer free clients than it needs (Gale-Ryser)
         order = rng.permutation(division.clients)
         chosen = order[np.argsort(-free[order], kind="stable")][: holders[c]]
@@ -44,13 +44,16 @@ def shards(division: Division[ShardsParams], rng: np.random.Generator) -> Intege
 
 
 def _shards_per_class(counts: Integers, clients: int, labels: int) -> Integers:
-    """How many clients hold each class: by its size, at least 1, at most as many as it has rows or as there are clients."""
+    """How many clients hold each class: by its size, at least 1, at most as many as it has rows or as there are clients.
+
+    Where groups are divided, a class may be that of none: nobody holds it.
+    """
     most = np.minimum(counts, clients)
-    holders = np.ones(len(counts), dtype=np.int64)
+    holders = np.minimum(counts, 1)
     # the next shard always comes from the class whose shards are the largest
     heap = [(-float(count), c) for c, count in enumerate(counts) if most[c] > 1]
     heapq.heapify(heap)
-    for _ in range(clients * labels - len(counts)):
+    for _ in range(clients * labels - int(holders.sum())):
         _, c = heap[0]
         holders[c] += 1
         if holders[c] < most[c]:
@@ -83,7 +86,7 @@ def _levelled(table: Integers, least: int) -> Integers:
 def shards_fit(division: Division[ShardsParams]) -> None:
     """Every client finds so many labels, and every class a client."""
     counts, clients, labels = division.counts, division.clients, division.given.labels
-    classes, shards = len(counts), clients * labels
+    classes, shards = np.count_nonzero(counts), clients * labels
     if labels > classes:
         what = f"a client cannot hold {labels} labels, the data set has {classes} classes"
         raise UserError("partition.labels", what, f"give at most {classes}")
@@ -93,7 +96,8 @@ def shards_fit(division: Division[ShardsParams]) -> None:
     most = int(np.minimum(counts, clients).sum())
     if shards > most:
         what = f"{clients} clients × {labels} labels = {shards} shards, but small classes allow {most} at most"
-        raise UserError("partition.labels", what, f"give at most {most // clients}")
+        fit = most // clients
+        raise UserError("partition.labels", what, f"give at most {fit}" if clients * fit >= classes else "give fewer clients")
 
 
 SHARDS = Scheme(shards, shards_fit, ShardsParams)
