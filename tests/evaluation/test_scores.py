@@ -96,6 +96,13 @@ def test_the_same_rows_give_the_same_scores_to_the_bit_and_no_warning_reaches_th
     assert runs[0] == runs[1] == runs[2]
 
 
+def test_of_few_rows_of_many_classes_no_warning_reaches_the_user():
+    x, y = blobs(24, 20, seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit_probe(x, y, 0.1)
+
+
 def test_clients_are_told_by_their_mean_the_worst_and_the_spread():
     own = [Scores(balanced_accuracy=value) for value in (0.5, 0.9, 0.7)]
     shared = [Scores(balanced_accuracy=0.6)] * 3
