@@ -222,7 +222,7 @@ class TrialWorker:
         self.process.make_ready(limited=True)
         data = self._same(trial.data_key, data)
         pending: list[RoundRecord] = []
-        checkpoints, sent = SentCheckpoints(checkpoint), time.monotonic()
+        checkpoints, sent = SentCheckpoints(checkpoint, trial.cell.cell_id), time.monotonic()
         with _captured() as output:
             try:
                 check_source(trial.cell)

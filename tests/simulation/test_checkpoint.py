@@ -5,7 +5,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from fedsim.simulation.checkpoint import Checkpoints
+from fedsim.simulation.checkpoint import Checkpoints, SentCheckpoints
 from fedsim.simulation.state import Checkpoint
 
 TENSORS = {
@@ -60,6 +60,21 @@ def test_a_changed_file_counts_as_none(tmp_path, change):
     save_file(tensors, file.path, head)
     with pytest.warns(UserWarning, match="the cell begins again"):
         assert file.load() is None
+
+
+def test_no_cell_goes_on_from_the_checkpoint_of_another(tmp_path):
+    one = Checkpoints(tmp_path / "one.safetensors", owner="one")
+    one.save(PROGRESS)
+    assert same(one.load())
+    one.path.rename(tmp_path / "two.safetensors")
+    with pytest.warns(UserWarning, match="not those that were saved of this cell"):
+        assert Checkpoints(tmp_path / "two.safetensors", owner="two").load() is None
+    sent = SentCheckpoints(None, "one")
+    sent.save(PROGRESS)
+    content = sent.unsent()
+    assert same(SentCheckpoints(content, "one").load())
+    with pytest.warns(UserWarning, match="not those that were saved of this cell"):
+        assert SentCheckpoints(content, "two").load() is None
 
 
 def test_a_cell_goes_on_where_no_checkpoint_can_be_written(tmp_path):
