@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import keyword
+import os
 import re
 import textwrap
 from dataclasses import dataclass
@@ -103,9 +104,9 @@ def write_method(name: str, origin: str | None, folder: Path) -> list[Path]:
 def _check(naming: Naming, paths: list[Path]) -> None:
     """Check that the name makes a module of its own and that no file is in the way."""
     where = f"fedsim new {naming.name}"
-    if not (naming.stem.isascii() and naming.stem.isidentifier()) or keyword.iskeyword(naming.stem):
+    if not all(word.isascii() and word.isidentifier() and not keyword.iskeyword(word) for word in (naming.stem, naming.cls)):
         raise UserError(where, f"'{naming.stem}' is not a module's name", "give letters, digits and dashes, as in my-method")
-    if taken := next((path for path in paths if path.exists()), None):
+    if taken := next((path for path in paths if os.path.lexists(path)), None):
         raise UserError(where, f"{taken} is there already", "give another name, or another folder with --out")
     if naming.name in known():
         raise UserError(where, "there is an algorithm of that name already", "give another name")
@@ -115,6 +116,8 @@ def _check(naming: Naming, paths: list[Path]) -> None:
 
 def _starter(naming: Naming) -> Start:
     source = STARTER.read_text("utf-8").replace("MyMethodParams", f"{naming.cls}Params")
+    if naming.cls != "MyMethod":
+        _check_unused(naming, source, "the starter")
     return Start(_renamed(source, "my-method", "MyMethod", naming), "example", "aggregate")
 
 
@@ -140,12 +143,17 @@ def _copied(cls: type[Algorithm], naming: Naming) -> str:
         raise UserError(
             "--from", f"{cls.__module__} imports its neighbours relatively, so it does not run elsewhere", "name another algorithm"
         )
-    if re.search(rf"\b{naming.cls}\b", source):
-        raise UserError(f"fedsim new {naming.name}", f"{cls.__module__} uses '{naming.cls}' itself", "give another name")
+    _check_unused(naming, source, cls.__module__)
     source = re.sub(r'^@register\("([^"]*)"\)\n', lambda found: found[0] if found[1] == cls.name else "", source, flags=re.M)
     if cls.Params.__module__ == cls.__module__:
         source = re.sub(rf"\b{cls.Params.__name__}\b", f"{naming.cls}Params", source)
     return contract(cls) + _renamed(source, cls.name, cls.__name__, naming)
+
+
+def _check_unused(naming: Naming, source: str, origin: str) -> None:
+    """Check that what a method starts from has no class of its name."""
+    if re.search(rf"\b{naming.cls}\b", source):
+        raise UserError(f"fedsim new {naming.name}", f"{origin} uses '{naming.cls}' itself", "give another name")
 
 
 def _renamed(source: str, name: str, cls: str, naming: Naming) -> str:

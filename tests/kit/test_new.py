@@ -86,6 +86,9 @@ def test_a_copy_says_what_its_base_class_asks_for(folder: Path) -> None:
         ("3-methods", None, "'3_methods' is not a module's name"),
         ("my/method", None, "is not a module's name"),
         ("class", None, "is not a module's name"),
+        ("-", None, "'_' is not a module's name"),
+        ("none", None, "'none' is not a module's name"),
+        ("CVAE", None, "the starter uses 'CVAE' itself"),
         ("dp-gaussian", None, "there is an algorithm of that name already"),
         ("json", None, "Python knows another module 'json'"),
         ("mine", "dp-gausian", "did you mean 'dp-gaussian'"),
@@ -103,3 +106,7 @@ def test_nothing_is_overwritten(folder: Path) -> None:
     with pytest.raises(UserError, match=r"my_method.yaml is there already"):
         write_method("my-method", None, folder)
     assert names(folder) == ["my_method.yaml"]
+    (folder / "other.py").symlink_to(folder / "elsewhere")
+    with pytest.raises(UserError, match=r"other.py is there already"):
+        write_method("other", None, folder)
+    assert not (folder / "elsewhere").exists()
