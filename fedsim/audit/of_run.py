@@ -19,8 +19,8 @@ from fedsim.results.rows import Row
 from fedsim.simulation.generators import load_generator
 from fedsim.simulation.node import Node
 from fedsim.simulation.preflight import Prepared
-from fedsim.simulation.rejudging import Finished, prepare_judging, saved_generators
-from fedsim.words import number
+from fedsim.simulation.rejudging import Finished, generators_missing, prepare_judging, saved_generators
+from fedsim.words import counted, number
 
 FEWEST = 3
 """Cells below which none has shadows."""
@@ -63,6 +63,8 @@ def of_run(folder: RunFolder, grid: Grid, rows: Sequence[Row]) -> Iterator[str]:
     """
     rows = [row for row in rows if row.status == "ok"]
     prepared, finished = prepare_judging(grid, rows, saved_generators(grid, rows, folder), folder, [Node(1.0, 0.0)])
+    if missing := generators_missing(finished):
+        yield f"{missing} of {counted(len(rows), 'cell')} without a saved generator: left out"
     groups: dict[str, list[Attacked]] = {}
     for each in finished.values():
         if each.saved is None:

@@ -11,7 +11,7 @@ from benches import Done, Ran
 from cells import NODES, quick, small_grid
 from sites import digits_of_sites
 
-from fedsim.audit.of_run import Attacked, by_shadows, rows_of
+from fedsim.audit.of_run import Attacked, by_shadows, of_run, rows_of
 from fedsim.grid.models import Grid
 from fedsim.results.folder import RunFolder
 from fedsim.results.store import ResultStore
@@ -60,6 +60,8 @@ def test_cells_that_leave_sites_out_are_each_others_shadows(folder: Path, comman
         assert np.array_equal(y[trained], clients.y_train)
         assert (count, len(x)) == (300, 450)
         assert sorted(np.concatenate(each.trial.partition.rows)) == list(range(int(trained.sum())))
+    run.generator(rows[0].cell_id).unlink()
+    assert next(of_run(run, grid, rows)) == "1 of 6 cells without a saved generator: left out"
 
 
 @pytest.mark.parametrize("told", [2.0, 0.0])
