@@ -52,6 +52,11 @@ def read_regular(path: Path | str) -> bytes:
         return file.read()
 
 
+def without_waiting(path: str, flags: int) -> int:
+    """An opener for writing: a named pipe that nobody reads is an error and no wait."""
+    return os.open(path, flags | os.O_NONBLOCK, 0o666)
+
+
 def unread(error: Exception) -> str:
     """Why a file cannot be read, in a few words: without the path, which a message names anyway."""
     if isinstance(error, OSError) and error.strerror:

@@ -13,7 +13,7 @@ from typing import IO, Any
 from pydantic import BaseModel
 
 from fedsim.errors import RunLost, UserError
-from fedsim.regular import unread
+from fedsim.regular import unread, without_waiting
 from fedsim.results.folder import RunFolder
 from fedsim.results.lines import complete_lines, decode, dump, is_json, load, reasons
 from fedsim.results.rows import Row
@@ -89,7 +89,7 @@ class ResultStore:
 
     def _lost(self, error: OSError) -> RunLost:
         """What the file system did to a run under way."""
-        where = str(error.filename or self.folder.path)
+        where = str(error.filename2 or error.filename or self.folder.path)  # of a replaced file its own name, not the new one's
         return RunLost(where, f"cannot be written ({unread(error)})", "what is finished is kept, the same command goes on")
 
     def _check_held(self) -> None:
@@ -249,7 +249,7 @@ class ResultStore:
         with self._writing, self.lock():
             self._check_held()
             path.parent.mkdir(exist_ok=True)
-            with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            with open(path, "a", encoding="utf-8", errors="backslashreplace", opener=without_waiting) as file:
                 file.writelines(f"{line}\n" for line in lines)
 
     def _append(self, path: Path, lines: Sequence[str]) -> None:

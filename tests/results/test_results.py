@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+import os
 import resource
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from fedsim.atomic import replaced
 from fedsim.errors import RunLost, UserError
 from fedsim.results.grid_rows import load_results
 from fedsim.results.groups import Interval, group_seeds
@@ -250,6 +252,24 @@ def test_a_write_that_fails_half_way_leaves_the_file_as_it_was(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert store.folder.results.read_bytes() == before
+
+
+def test_a_log_that_nobody_can_write_ends_the_run_and_does_not_wait(tmp_path):
+    store = ResultStore(tmp_path)
+    (tmp_path / "logs").mkdir()
+    os.mkfifo(store.folder.log("a"))
+    with pytest.raises(RunLost, match=r"a\.log: cannot be written \(no such device or address\)"):
+        store.log("a", ["a line"])
+    store.log("b", ["a line"])
+    assert store.folder.log("b").read_text() == "a line\n"
+
+
+def test_a_file_that_cannot_be_replaced_is_told_by_its_own_name(tmp_path):
+    store = ResultStore(tmp_path)
+    store.folder.manifest.mkdir()
+    with pytest.raises(RunLost) as told, store.lock(), replaced(store.folder.manifest) as part:
+        part.write_text("new")
+    assert told.value.where == str(store.folder.manifest)
 
 
 def test_a_broken_line_elsewhere_is_named(tmp_path):
