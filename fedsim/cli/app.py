@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
@@ -97,6 +97,9 @@ def interruptible(console: Console) -> Iterator[None]:
 def main() -> None:
     """Entry point: a user's mistake is one line on standard error and exit code 2."""
     look_rarely()
+    if not os.environ.get("COLUMNS", "").strip("0"):  # in a width of 0 nothing would be printed
+        os.environ.pop("COLUMNS", None)
+    sys.stdout, sys.stderr = _there(sys.stdout), _there(sys.stderr)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # what its encoding lacks, such as ε, is a question mark and no reason to end
             stream.reconfigure(errors="replace")
@@ -111,6 +114,11 @@ def main() -> None:
             raise
         _complain(str(UserError(str(error.filename or ""), f"cannot be used ({unread(error)})")))
         sys.exit(2)
+
+
+def _there(stream: TextIO | None) -> TextIO:
+    """A standard stream, or nowhere if it is closed, without which Ray does not start."""
+    return open(os.devnull, "w", encoding="utf-8") if stream is None else stream
 
 
 def _complain(text: str) -> None:

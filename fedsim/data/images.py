@@ -190,10 +190,12 @@ def decoded(source: str | bytes) -> Image.Image:
     """Decode a file, or its bytes, to RGB: upright by its EXIF orientation, 16-bit grey values scaled to 8 bits.
 
     Raises:
-        BadImage: it is truncated, not an image, too large, or has floating-point pixels.
+        BadImage: it is truncated, not an image, too large, a program, or has floating-point pixels.
     """
     try:
         with BytesIO(source) if isinstance(source, bytes) else open_regular(source) as file, Image.open(file) as image:
+            if image.format == "EPS":  # Pillow would hand it to Ghostscript
+                raise BadImage("it is PostScript, a program, and is not run")
             return _rgb(ImageOps.exif_transpose(image))
     except BadImage:
         raise

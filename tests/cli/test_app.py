@@ -20,6 +20,20 @@ def test_a_path_of_any_length_is_a_mistake_of_one_short_line(fedsim: Fedsim, arg
     assert len(done.stderr) < 1000
 
 
+def test_a_terminal_without_columns_is_told_all_the_same(fedsim: Fedsim, monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments, told in ((["report", "none"], "there is no results.jsonl here"), (["bench", "--nothing"], "No such option")):
+        monkeypatch.setenv("COLUMNS", "0")
+        assert told in fedsim(*arguments).stderr
+
+
+def test_closed_streams_are_files_for_whoever_needs_them(fedsim: Fedsim, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    assert fedsim("report", "none").returncode == 2
+    with sys.stdout, sys.stderr:
+        assert min(sys.stdout.fileno(), sys.stderr.fileno()) >= 0
+
+
 def test_version_tells_what_a_paper_cites(fedsim: Fedsim) -> None:
     done = fedsim("--version")
     assert done.returncode == 0

@@ -65,6 +65,13 @@ def test_a_damaged_image_is_a_bad_image(tmp_path):
         decoded(str(tmp_path / "a.tif"))
 
 
+def test_no_program_is_run_to_draw_an_image(tmp_path):
+    picture(0).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")
+    with pytest.raises(BadImage, match="is PostScript, a program, and is not run"):
+        decoded(str(tmp_path / "a.png"))
+
+
 def test_the_fingerprint_follows_pixels_labels_split_and_columns_and_not_the_name():
     other = PixelArrays(np.zeros((24, 6, 6), np.uint8))
     made = image_set()
