@@ -57,7 +57,7 @@ def without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK, 0o666)
 
 
-def unread(error: Exception) -> str:
+def unread(error: BaseException) -> str:
     """Why a file cannot be read, in a few words: without the path, which a message names anyway."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[0].lower() + error.strerror[1:]

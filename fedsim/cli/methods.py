@@ -147,14 +147,14 @@ def audit(
     if "/" in algorithm and ":" not in algorithm:
         raise UserError(algorithm, "there is no such run folder", "give one, an algorithm's name, or my_file.py:MyMethod")
     run: Command
-    with own_errors(algorithm):
+    with interruptible(console), own_errors(algorithm):
         if attack == "black-box":
             known = parameters(algorithm, param or [], unit, trust, epsilon, delta)
             run = BlackBoxRun(algorithm, known, unit, trust, epsilon, delta, pairs or 200)
         else:
             dim, count = (MANY, 400) if attack == "one-run" else (DIM, 1000)
             run = AuditRun(setting_of_options(algorithm, param or [], unit, trust, epsilon, delta, dim, rows), attack, pairs or count)
-        with interruptible(console), store.lock(), Progress(console=console, transient=True) as progress:
+        with store.lock(), Progress(console=console, transient=True) as progress:
             task = progress.add_task(algorithm, total=run.count)
             reached = run.completed(
                 store.audits(run.key), partial(store.append_audits, run.key), lambda count: progress.update(task, completed=count)

@@ -111,10 +111,10 @@ def check_subject(subject: Subject) -> Iterator[Finding]:
 
 
 def _guarded(check: Check, subject: Subject) -> Verdict:
-    """The check's verdict; an exception is a fault of the algorithm, told with its place."""
+    """The check's verdict; an exception, or an exit, is a fault of the algorithm, told with its place."""
     try:
         return check.run(subject)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return raised(error, lookup(subject.trial.cell.algorithm))
 
 

@@ -22,7 +22,7 @@ def own_errors(name: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         cls = lookup(name)
         if is_shipped(cls):
             raise

@@ -387,7 +387,7 @@ def _made(path: Path, facts: GeneratorFacts, params: Mapping[str, Any], state: T
             raise ValueError(f"it draws {described({'x': drawn})['x']}, not finite rows [{task.classes}, {task.dim}]")
     except UserError:
         raise
-    except Exception as error:  # whatever an algorithm makes of values that it did not make
+    except (Exception, SystemExit) as error:  # whatever an algorithm makes of values that it did not make
         why = "; ".join(reasons(error)) if isinstance(error, ValidationError) else unread(error)
         raise UserError(str(path), f"is no generator of {facts.cell.label} ({type(error).__name__}: {why})", _AGAIN) from error
     return algorithm, generator

@@ -24,6 +24,15 @@ def test_an_interrupted_audit_goes_on_and_more_pairs_are_added(folder: Path, com
     assert [json.loads(line)["pair"] for line in (folder / "cut/audits.jsonl").read_text().splitlines()] == list(range(24))
 
 
+def test_neither_an_exit_nor_an_interruption_in_a_plug_in_is_an_audit_that_ended(folder: Path, command: Command) -> None:
+    done = command("audit", "broken.ends_the_process:Exits", "--pairs", "12")
+    assert done.returncode == 2
+    assert "SystemExit: 0" in done.stderr
+    done = command("audit", "broken.ends_the_process:Interrupted", "--pairs", "12")
+    assert (done.returncode, done.stderr) == (130, "")
+    assert "interrupted; the same command goes on" in done.stdout
+
+
 def test_a_refuted_claim_is_exit_code_1(folder: Path, command: Command) -> None:
     done = command("audit", "broken.unclipped_part:UnclippedPart", "--param", "clip=0.1", "--param", "rounds=1", "--pairs", "60")
     assert done.returncode == 1

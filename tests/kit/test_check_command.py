@@ -32,6 +32,12 @@ def test_a_file_that_fails_is_told_with_reason_and_fix_in_100_columns(check: Che
     assert "2 rounds on 4 clients" in table
 
 
+def test_a_method_that_ends_the_process_has_not_passed(check: Check) -> None:
+    code, table, _ = check("broken.ends_the_process:Exits", "--trust", "silo", "--quick")
+    assert code == 1
+    assert "SystemExit: 0" in table
+
+
 def test_an_algorithm_that_passes_exits_with_0(check: Check) -> None:
     code, table, _ = check("dp-gaussian", "--trust", "aggregate", "--quick")
     assert code == 0

@@ -57,6 +57,6 @@ def idle(reason: str) -> Verdict:
     return Verdict(None, reason)
 
 
-def raised(error: Exception, cls: type) -> Verdict:
+def raised(error: Exception | SystemExit, cls: type) -> Verdict:
     """An exception is a fault of the algorithm ``cls``, told with its place."""
     return failed(f"{said(error)[:300]} ({blamed(error, cls)})", "mend the line that raises it")
