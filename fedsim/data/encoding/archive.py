@@ -63,13 +63,15 @@ def check_target(out: Path) -> None:
     Raises:
         UserError: it cannot.
     """
-    above = next(parent for parent in out.absolute().parents if parent.exists())
     if out.suffix != ".npz":
         raise UserError(f"--out {out}", "is not an .npz file", f"give {out.with_suffix('.npz') if out.name else 'rows.npz'}")
+    above = next(parent for parent in out.absolute().parents if parent.exists())
     if out.is_dir() or not above.is_dir() or not os.access(above, os.W_OK):
         raise UserError(f"--out {out}", "cannot be written", "give another file")
     if out.exists() and read_manifest(out) is None:
         raise UserError(f"--out {out}", "is there and was not made by fedsim", "give another file, or remove it")
+    if not out.exists() and os.path.lexists(_sidecar(out)):
+        raise UserError(f"--out {out}", f"{_sidecar(out)}, where its manifest goes, is there already", "give another file, or remove that")
 
 
 def export(path: Path, out: Path) -> None:
@@ -81,4 +83,8 @@ def export(path: Path, out: Path) -> None:
 
 def write_sidecar(out: Path, manifest: Mapping[str, Any]) -> None:
     """The manifest beside its file, for reading."""
-    out.with_suffix(".json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    _sidecar(out).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def _sidecar(out: Path) -> Path:
+    return out.with_suffix(".json")

@@ -203,9 +203,11 @@ def test_an_export_is_the_file_and_its_manifest_beside_it(tmp_path, pets, encode
     [
         ("a/b.npy", "is not an .npz file; give a/b.npz"),
         ("", "is not an .npz file; give rows.npz"),
+        ("/", "is not an .npz file; give rows.npz"),
         ("file/b.npz", "cannot"),
         ("folder.npz", "cannot"),
         ("mine.npz", "is there and was not made by fedsim; give another file, or remove it"),
+        ("notes.npz", "notes.json, where its manifest goes, is there already; give another file, or remove that"),
     ],
 )
 def test_where_nothing_can_be_written_is_said_before_the_work(tmp_path, monkeypatch, out, message):
@@ -213,6 +215,7 @@ def test_where_nothing_can_be_written_is_said_before_the_work(tmp_path, monkeypa
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.npz").mkdir()
     np.savez(tmp_path / "mine.npz", x=np.eye(2))
+    (tmp_path / "notes.json").write_text("{}")
     with pytest.raises(UserError, match=message):
         check_target(Path(out))
     check_target(Path("new/folder/a.npz"))
