@@ -7,7 +7,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, cast
 
 import ray
@@ -15,6 +15,7 @@ import ray
 from fedsim.atomic import discard
 from fedsim.audit.of_grid import ClaimAudit, audited_row
 from fedsim.evaluation.references import Ceiling, LocalOnly
+from fedsim.grouping import grouped
 from fedsim.regular import unread
 from fedsim.results.rows import Row, RowError
 from fedsim.results.store import ResultStore
@@ -372,11 +373,16 @@ class Scheduler:
 
     def _with_references(self, row: Row, ceiling: Ceiling | None, local_only: LocalOnly | None) -> Row:
         """The row with references that were computed later; its clients' lines are written with them."""
-        lines = [line for line in self.store.clients() if line["cell_id"] == row.cell_id]
+        lines = self._told.get(row.cell_id, [])
         filled, told = refilled(row, lines, ceiling, local_only)
         if told != lines:
             self.store.append_clients(told)
         return filled
+
+    @cached_property
+    def _told(self) -> dict[str, list[dict[str, Any]]]:
+        """The clients' lines of the cells that were finished before, read once for all of them."""
+        return grouped(self.store.clients(), lambda line: str(line["cell_id"]))
 
     def _references(self, trial: Trial) -> tuple[Ceiling | None, LocalOnly | None] | None:
         """A cell's ceiling and local-only reference, None each where it failed; None as long as they are not there."""

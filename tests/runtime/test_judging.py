@@ -105,6 +105,19 @@ def test_a_row_without_a_generator_keeps_its_scores_and_stands_beside_the_same_r
     assert told in judge(ran.folder).output
 
 
+def test_the_clients_lines_are_read_once_however_many_rows_need_them(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = bench(small_grid("dp-gaussian", "fedavg-linear", seeds=[0, 1, 2], evaluation={"per_class": 10, "per_client": True}))
+    before = by_cell(ran)
+    told = dict.fromkeys(("referenced", "ceiling_balanced_accuracy", "local_only_balanced_accuracy"))
+    for row in ran.rows:
+        ResultStore(ran.folder).append(row.model_copy(update=told))
+    reads, read = [], ResultStore.clients
+    monkeypatch.setattr(ResultStore, "clients", lambda store: reads.append(store) or read(store))
+    assert by_cell(judge(ran.folder)) == before
+    # for three classifiers' rows, and for the report
+    assert len(reads) == 2
+
+
 def test_an_interrupted_judging_goes_on_where_it_stopped(bench: Bench) -> None:
     ran = bench(small_grid("dp-gaussian", seeds=[0, 1, 2]))
     whole = by_cell(ran)
