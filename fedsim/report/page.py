@@ -134,7 +134,7 @@ def _methods(groups: Sequence[Group]) -> list[tuple[str, str, str]]:
 _READ_AT_ONCE = 40
 """Lines of differences above which their tables are folded."""
 _LISTED = 6
-"""Settings of one kind of failure that are read at once; the others unfold."""
+"""Settings of one kind of failure, and missing cells of one status, that are read at once; the others unfold."""
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from fedsim.report.report import Report
 
 REPORT = "from fedsim.cli import main; main()"
+TOLD = 12
+"""Rows that are not ok and are told below the table of results, which has to stay in sight."""
 
 
 def run_bench(
@@ -84,9 +86,11 @@ def run_bench(
             return error.exit_code
     report.show(console)
     bad = [row for row in report.rows if row.status != "ok"]
-    for row in bad:
+    for row in bad[:TOLD]:
         log = store.folder.log(row.cell_id)
         print_line(console, f"{row.setting}: {outcome(row)} ({log})", "red")
+    if len(bad) > TOLD:
+        print_line(console, f"and {len(bad) - TOLD} more that are not ok; the report lists them", "red")
     if any(row.status == "failed" for row in bad):
         console.print("run failed cells again with --retry-failed", soft_wrap=True)
     show_refused(prepared, console)

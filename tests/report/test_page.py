@@ -205,6 +205,14 @@ def test_a_run_in_which_all_failed_still_has_a_report(tmp_path, failed):
     assert "svg" not in [tag for tag, _ in page.tags]
 
 
+def test_many_failures_are_folded_and_a_few_tracebacks_stand_for_theirs(tmp_path, failed):
+    page = page_of(folder_with(tmp_path, [failed(cell_id=f"{seed:04}", seed=seed) for seed in range(300)]))
+    assert page.text.count("ValueError: rows hold NaN") == 300
+    assert "294 more failed; logs/ has their tracebacks" in page.text
+    assert [tag for tag, _ in page.tags].count("pre") == 6
+    assert "seed 299" in page.text
+
+
 def test_a_plug_in_that_was_left_out_is_told(tmp_path, row):
     refused = [{"algorithm": HOSTILE, "error": "g.yaml:2: mine.py:3: the loss"}]
     page = page_of(folder_with(tmp_path, [row(cell_id="a")], {"refused": refused}))

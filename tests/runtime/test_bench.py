@@ -22,6 +22,7 @@ from fedsim.results.measures import MEASURES
 from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore
 from fedsim.runtime import scheduler
+from fedsim.runtime.bench import TOLD
 from fedsim.runtime.display import LineDisplay
 from fedsim.runtime.scheduler import Scheduler
 from fedsim.runtime.slots import Slot, Slots
@@ -238,6 +239,14 @@ def test_a_fault_that_a_check_finds_later_takes_the_theorem_from_rows_and_genera
 
 def trouble(how: str, healed: Path) -> dict[str, Any]:
     return {**quick("plugin:Trouble", how=how, healed=str(healed)), "label": how}
+
+
+def test_many_failures_leave_the_table_of_results_in_sight(bench: Bench, tmp_path: Path) -> None:
+    grid = small_grid(trouble("raise", tmp_path / "healed"), seeds=list(range(TOLD + 3)))
+    bench(grid)
+    below = bench(grid).output  # nothing runs, so no line of a cell that ends stands above
+    assert below.count("failed, ZeroDivisionError") == TOLD
+    assert "and 3 more that are not ok; the report lists them" in below
 
 
 def test_a_cell_that_fails_is_a_row_and_the_grid_goes_on(bench: Bench, tmp_path: Path) -> None:
