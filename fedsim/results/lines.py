@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from fedsim.errors import UserError
-from fedsim.regular import read_regular, unread
+from fedsim.regular import open_regular, read_regular, unread
 from fedsim.words import json_number
 
 _NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
@@ -39,21 +39,20 @@ def is_json(line: bytes) -> bool:
 
 
 def complete_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Line numbers and complete lines of a file; none where there is no file.
+    """Line numbers and complete lines of a file, read as they are asked for; none where there is no file.
 
     Raises:
         UserError: it cannot be read.
     """
     try:
-        lines = read_regular(path).split(b"\n")
+        with open_regular(path) as file:
+            for number, line in enumerate(file, 1):
+                if line.strip() and (line.endswith(b"\n") or is_json(line)):
+                    yield number, line.removesuffix(b"\n")
     except FileNotFoundError:
         return
     except OSError as error:
         raise UserError(str(path), f"cannot be read ({unread(error)})", "move it away, or give another run folder") from error
-    tail = lines.pop()
-    yield from ((number, line) for number, line in enumerate(lines, 1) if line.strip())
-    if is_json(tail):
-        yield len(lines) + 1, tail
 
 
 def read_document(path: Path) -> Any:

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -176,14 +177,19 @@ class ResultStore:
             UserError: a complete line of the file is none of these.
         """
         latest: dict[str, dict[int, dict[str, Any]]] = {}
+        for told in self._client_lines():
+            latest.setdefault(told["cell_id"], {})[told["client"]] = told
+        return [own[client] for own in latest.values() for client in sorted(own)]
+
+    def _client_lines(self) -> Iterator[dict[str, Any]]:
+        """The lines of clients, as they are in the file."""
         for number, line in complete_lines(self.folder.clients):
             try:
                 told = load(line)
                 _ClientLine.model_validate(told, strict=True)
-                latest.setdefault(told["cell_id"], {})[told["client"]] = told
             except _NO_RECORD as error:
                 raise _broken(self.folder.clients, number, error) from error
-        return [own[client] for own in latest.values() for client in sorted(own)]
+            yield told
 
     def rows(self) -> list[Row]:
         """The last row of every cell, in the order in which those rows were written.
@@ -208,27 +214,33 @@ class ResultStore:
             UserError: a complete line of the file is not a round record.
         """
         by_cell: dict[str, list[dict[str, Any]]] = {}
+        for record in self._round_records():
+            kept = by_cell.setdefault(record["cell_id"], [])
+            while kept and kept[-1]["round"] >= record["round"]:
+                kept.pop()
+            kept.append(record)
+        return [record for records in by_cell.values() for record in records]
+
+    def _round_records(self) -> Iterator[dict[str, Any]]:
+        """The round records, as they are in the file."""
         for number, line in complete_lines(self.folder.rounds):
             try:
                 record = load(line)
                 if any(word in line for word in _WORDS):
                     record = {key: value if key == "cell_id" else decode(value) for key, value in record.items()}
-                kept, round_ = by_cell.setdefault(record["cell_id"], []), int(record["round"])
-                while kept and kept[-1]["round"] >= round_:
-                    kept.pop()
+                _RoundLine.model_validate(record, strict=True)
             except _NO_RECORD as error:
                 raise _broken(self.folder.rounds, number, error) from error
-            kept.append(record)
-        return [record for records in by_cell.values() for record in records]
+            yield record
 
     def check_beside(self) -> None:
-        """Read what stands beside the rows, so that a damaged line is told before anything runs.
+        """Read what stands beside the rows, line by line, so that a damaged line is told before anything runs.
 
         Raises:
             UserError: a line cannot be read.
         """
-        self.rounds()
-        self.clients()
+        for _ in chain(self._round_records(), self._client_lines()):
+            pass
 
     def finished(self) -> set[str]:
         """The ids of cells that need not run again: their last row says anything but ``failed``."""
@@ -267,6 +279,13 @@ class ResultStore:
                     with suppress(OSError):
                         file.truncate(before)
                     raise
+
+
+class _RoundLine(BaseModel):
+    """What is read of a round's record, and must be so."""
+
+    cell_id: str
+    round: int
 
 
 class _ClientLine(BaseModel):

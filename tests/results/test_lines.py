@@ -1,4 +1,5 @@
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,18 @@ def test_only_a_file_is_read(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / name)
     with pytest.raises(UserError, match=rf"{name}: cannot be read \(it is a named pipe\)"):
         readers(tmp_path)[name]()  # type: ignore[operator]
+
+
+def test_lines_beside_the_rows_are_checked_in_the_memory_of_a_few(tmp_path: Path) -> None:
+    store = ResultStore(tmp_path)
+    store.append_rounds({"cell_id": "a", "round": r, "norms": [r + n / 100 for n in range(50)]} for r in range(4000))
+    line = {"cell_id": "a", "name": "a", "own_balanced_accuracy": 0.5, "shared_balanced_accuracy": None, "scores": [1 / 7] * 50}
+    store.append_clients({**line, "client": client} for client in range(4000))
+    tracemalloc.start()
+    store.check_beside()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < store.folder.rounds.stat().st_size / 3
 
 
 def test_no_file_has_no_lines(tmp_path: Path) -> None:
