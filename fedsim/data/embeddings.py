@@ -134,7 +134,8 @@ class Embeddings:
         arrays |= {f"test column {key}": self.test_columns[key] for key in sorted(self.test_columns)}
         for key, array in arrays.items():
             digest.update(f"{key} {array.dtype.str} {array.shape}\n".encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
+            content: Any = np.ascontiguousarray(array)  # a buffer, which the types do not say
+            digest.update(content)
         return digest.hexdigest()[:16]
 
 
@@ -173,9 +174,10 @@ def _features(x: NDArray[Any]) -> NDArray[np.float32]:
     if 0 in x.shape:
         raise UserError("", f"x is empty, its shape is {list(x.shape)}", "give at least one row and one feature")
     with np.errstate(over="ignore"):  # a float64 too large for float32 is reported below
-        features = x.astype(np.float32)
-    bad = ~np.isfinite(features)
-    if bad.any():
+        features = x.astype(np.float32, copy=False)
+    finite = np.isfinite(features)
+    if not finite.all():
+        bad = ~finite
         row = int(bad.any(axis=1).argmax())
         what = "NaN or infinite values" if not np.isfinite(x[bad]).all() else "values beyond float32"
         raise UserError("", f"x has {int(bad.sum())} {what}, the first in row {row}", "repair or drop them")

@@ -16,8 +16,7 @@ def unit_norm(x: NDArray[np.float32]) -> NDArray[np.float32]:
         float32 ``[n, d]``.
     """
     # dividing by the largest entry first keeps the squares of huge and tiny rows inside float32
-    largest = np.abs(x).max(axis=1, keepdims=True)
-    scaled = x / np.where(largest > 0, largest, 1).astype(np.float32)
-    norm = np.sqrt(np.square(scaled).sum(axis=1, keepdims=True))
-    unit: NDArray[np.float32] = (scaled / np.where(norm > 0, norm, 1)).astype(np.float32)
-    return unit
+    largest = np.maximum(x.max(axis=1, keepdims=True), -x.min(axis=1, keepdims=True))
+    unit: NDArray[np.float32] = np.divide(x, np.where(largest > 0, largest, 1).astype(np.float32))
+    norm = np.sqrt(np.square(unit).sum(axis=1, keepdims=True))
+    return np.divide(unit, np.where(norm > 0, norm, 1), out=unit)

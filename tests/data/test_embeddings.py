@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -111,3 +113,23 @@ def test_a_row_is_normalised_without_a_look_at_the_others():
     together = unit_norm(x)
     for i in (0, 17, 49):
         np.testing.assert_array_equal(together[i], unit_norm(x[i : i + 1])[0])
+
+
+def test_a_large_set_is_taken_scaled_and_hashed_in_the_memory_of_two_more():
+    rows, dim = 40_000, 64
+    x = np.random.default_rng(0).standard_normal((rows, dim)).astype(np.float32)
+    split = np.where(np.arange(rows) % 10 == 0, 2, 0)
+    tracemalloc.start()
+    data = Embeddings.from_arrays("large", x, np.arange(rows) % 3, split)
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.reset_peak()
+    data.fingerprint  # noqa: B018
+    hashed = tracemalloc.get_traced_memory()[1]
+    tracemalloc.reset_peak()
+    scaled = unit_norm(data.x_train)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert scaled.shape == data.x_train.shape
+    assert taken < 1.6 * x.nbytes
+    assert hashed < 1.6 * x.nbytes
+    assert most < 3.2 * x.nbytes
