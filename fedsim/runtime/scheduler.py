@@ -52,7 +52,7 @@ Shape = tuple[int, Share]
 AGAIN = 2
 """How often a job that lost its slot runs again."""
 LOOK_EVERY, TELL_AFTER, GIVE_UP_AFTER = 1.0, 30.0, 600.0
-"""Seconds between looks at the cluster; until somebody who waits in vain is told of; until that is the end."""
+"""Seconds between looks at the cluster; until who waits in vain, or a reference that takes long, is told of; until waiting is the end."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ class Scheduler:
         self.running: dict[Any, Running] = {}
         self.losses: Counter[str] = Counter()
         self.references: dict[ReferenceKey, Ceiling | LocalOnly | None] = {}
+        self.long: set[str] = set()
         self.waiting: list[Callable[[], None]] = []
         self.audits: dict[str, Audit] = {}
         self.versions = versions()
@@ -225,11 +226,19 @@ class Scheduler:
         self.slots.nodes = live_nodes()
         displaced, limit = self.slots.displaced(), self.resources.cell_timeout or math.inf
         for stream, running in list(self.running.items()):
+            self._tell_of_long(running)
             late = not isinstance(running.job, Reference | ClaimAudit) and time.monotonic() - running.since > limit
             if late or running.slot in displaced:
                 del self.running[stream]
                 what = f"it ran for longer than cell_timeout ({limit:g} s)" if late else "its machine left the cluster"
                 self._lose(running, Failure("TimeoutError" if late else "NodeLost", what, "", goes_on=True), again=not late)
+
+    def _tell_of_long(self, running: Running) -> None:
+        """Say once of each kind of reference that it takes long: rows wait for it, and no round tells of it."""
+        what, seconds = named(running.job), time.monotonic() - running.since
+        if isinstance(running.job, Reference) and seconds > TELL_AFTER and what not in self.long:
+            self.long.add(what)
+            self.display.note(f"{what} runs for {seconds:.0f} s already, on real rows; rows of cells wait for it")
 
     def _count_waiting(self, since: float) -> None:
         """Count the seconds in which cells wait for the cluster rather than for each other, and tell after a while.

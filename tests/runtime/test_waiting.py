@@ -1,4 +1,4 @@
-"""Cells for which a cluster that lost machines has no room."""
+"""Cells for which a cluster that lost machines has no room, and rows for which a reference is lacking."""
 
 import io
 from pathlib import Path
@@ -41,3 +41,14 @@ def test_a_cell_that_no_longer_fits_lets_others_pass_says_what_it_waits_for_and_
     assert [(row.clients, row.status) for row in ResultStore(tmp_path).rows()] == [(2, "ok")]
     told = console.file.getvalue()  # type: ignore[attr-defined]
     assert "waits for 6 actors with 1 CPU each; the cluster has 4 CPUs and 2 GPUs, and others may use it" in told
+
+
+def test_a_reference_that_takes_long_is_told_of_once(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOOK_EVERY", "TELL_AFTER"):
+        monkeypatch.setattr(scheduler, name, 0.001)
+    prepared = prepare(small_grid("dp-gaussian", dataset="digits", seeds=[0, 1, 2]), [Node(4.0, 0.0)], 1)
+    console = Console(file=io.StringIO(), width=300)
+    Scheduler(prepared, ResultStore(tmp_path), LineDisplay(console, 3)).run(prepared.trials)
+    told = console.file.getvalue()  # type: ignore[attr-defined]
+    assert told.count("the local-only reference runs for") == 1
+    assert told.count("the ceiling reference runs for") == 1
