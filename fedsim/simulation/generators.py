@@ -47,6 +47,8 @@ from fedsim.words import setting
 TENSORS = ".safetensors"
 MOST = 10**6
 """Dimensions, classes or clients that a saved generator may have."""
+DRAWN = 4
+"""Times the memory of its rows that a draw takes at least, with random numbers and what is computed between."""
 NAMED = 4
 """Generators that an error names: a line that is not shortened has room for them."""
 
@@ -235,8 +237,9 @@ class SavedGenerator:
         """
         task = self.facts.task
         needed, memory = 4 * task.classes * per_class * task.dim, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if needed > memory:
-            what = f"{per_class} rows of {task.classes} classes and {task.dim} dimensions are {needed / 2**30:.0f} GiB"
+        if DRAWN * needed > memory:
+            rows = f"{per_class} rows of {task.classes} classes and {task.dim} dimensions"
+            what = f"{rows} are {needed / 2**30:.0f} GiB, and to draw them takes {DRAWN} times that or more"
             raise UserError("--per-class", what, f"give fewer; this machine has {memory / 2**30:.0f} GiB")
         return synthesise(self.generator, self.facts.task.classes, per_class, self._seeds(seed))
 

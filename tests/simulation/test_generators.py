@@ -1,6 +1,7 @@
 import hashlib
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -392,3 +393,12 @@ def test_a_draw_that_cannot_be_is_refused(folder, command, arguments):
     assert "Traceback" not in done.stderr
     with pytest.raises(UserError, match="-1 is no seed"):
         load_generator(folder / "run").sample([0], seed=-1)
+
+
+def test_a_draw_is_refused_whose_rows_alone_would_fit(tmp_path, monkeypatch):
+    trial, _, _ = saved(tmp_path, "dp-gaussian")
+    generator, rows = load_generator(tmp_path), 4 * trial.task.classes * trial.task.dim * 100
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": rows, "SC_PHYS_PAGES": 2}.__getitem__)
+    with pytest.raises(UserError, match="to draw them takes 4 times that or more"):
+        generator.synthesise(100)
+    assert len(generator.synthesise(50)[0]) == 50 * trial.task.classes
