@@ -181,9 +181,10 @@ def _features(x: NDArray[Any]) -> NDArray[np.float32]:
         row = int(bad.any(axis=1).argmax())
         what = "NaN or infinite values" if not np.isfinite(x[bad]).all() else "values beyond float32"
         raise UserError("", f"x has {int(bad.sum())} {what}, the first in row {row}", "repair or drop them")
-    vanished = ~features.any(axis=1) & x.any(axis=1)
-    if vanished.any():
-        what = f"x has {int(vanished.sum())} rows too small for float32, the first is row {int(vanished.argmax())}"
+    zero = np.flatnonzero(~features.any(axis=1))
+    vanished = zero[x[zero].any(axis=1)]
+    if len(vanished):
+        what = f"x has {len(vanished)} rows too small for float32, the first is row {vanished[0]}"
         raise UserError("", what, "scale x up: each row is scaled to unit norm anyway")
     return features
 

@@ -228,11 +228,8 @@ def _check(epsilon: float, delta: float, releases: tuple[Release, ...], clip: fl
         raise UserError("delta", f"{delta:g} is above the chance that a unit is sampled at all", "give a smaller delta")
     for name, value in (("clip", clip), ("sensitivity", sensitivity)):
         if not 0 < value < math.inf:
-            raise UserError(
-                name,
-                f"{value} is not a positive number",
-                f"let the algorithm's {name}() return the norm that a unit's part of a sum is held to",
-            )
+            own = f"in a method of your own let {name}() return the norm that a unit's part of a sum is held to"
+            raise UserError(name, f"{value} is not a positive, finite number", f"give one; {own}")
 
 
 @lru_cache(maxsize=4096)

@@ -300,7 +300,7 @@ class _ClientLine(BaseModel):
 
 _WORDS = (b'inf"', b'"nan"')
 """One of them is in every line with a number that is not finite."""
-_NO_RECORD = (ValueError, KeyError, TypeError, AttributeError, OverflowError)
+_NO_RECORD = (ValueError, KeyError, TypeError, AttributeError)
 """What reading a line raises that is none of fedsim's."""
 
 
