@@ -17,7 +17,7 @@ from fedsim.methods.one_shot import Rows, Statistic
 from fedsim.methods.registry import register
 from fedsim.privacy.statistics import moments, shrinkage
 
-SHARES = {"mean": 0.08, "distances": 0.02, "moments": 0.62, "class moments": 0.14, "site moments": 0.14}
+SHARES = {"mean": 0.08, "distances": 0.02, "class means": 0.3, "moments": 0.32, "class moments": 0.14, "site moments": 0.14}
 MEAN_WEIGHTS = {**moments.MEAN_WEIGHTS, **moments.CLIENT_WEIGHTS}
 APART = 0.5
 """Sites whose means are farther apart than this share of the rows' variance are centred each by its own mean."""

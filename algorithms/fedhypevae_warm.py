@@ -1,7 +1,7 @@
 """FedHypeVAE, warm: a linear-Gaussian FedHypeVAE whose decoder and prior are estimated from released moments, in closed form.
 
-Four Gaussian mechanisms: the mean; how far rows are from it; moments of the rows about it; and moments of every class in the few directions
-that set classes apart.
+Five Gaussian mechanisms: the mean; how far rows are from it; class means; moments of the rows about these; and moments of every class in
+the few directions that set classes apart.
 The decoder is affine in z, so its exact posterior and its maximum likelihood are known, and noise is best spent on what they need.
 """
 
@@ -27,16 +27,19 @@ from fedsim.privacy.statistics import moments, shrinkage
 from fedsim.privacy.statistics.outer_products import OuterProduct, unit_weights
 from fedsim.privacy.statistics.spectral import descending
 
-SHARES = {"mean": 0.06, "distances": 0.02, "moments": 0.84, "class moments": 0.08}
+SHARES = {"mean": 0.06, "distances": 0.02, "class means": 0.4, "moments": 0.44, "class moments": 0.08}
 """How the releases share the budget, in units of 1 / sigma^2."""
-MOMENT_WEIGHTS = {**moments.MOMENT_WEIGHTS, "second": 1.0}
-"""Where rows are many. Class means are shrunk, and told again in the block: the second moment needs more of the budget than elsewhere."""
+MEANS_WEIGHTS = {"class_sums": 1.0, "class_counts": 0.15}
+MOMENT_WEIGHTS = {"class_sums": 0.5, "class_counts": 0.15, "second": 1.0}
+"""Where rows are many; class means are known by then."""
+KNOWN = 0.5
+"""Rows are taken about their classes' means where shrinkage by noise leaves more than this share of them, on average."""
 VISIBLE = 0.025
 """Up to this root mean square eigenvalue of its noise, a row, the second moment keeps its weight; beyond, sums and counts gain."""
 MOST_EXCESS = 20.0
 """The second moment's weight is divided by this at most."""
 MOST_COUNTS = 0.5
-"""The largest weight of class counts, where that of class sums is 1."""
+"""The largest weight of class counts."""
 CLIP = 0.7
 """Rows about the mean are clipped at this share of their root mean square distance from it."""
 MOSTLY_CLIPPED = 0.95
@@ -55,7 +58,7 @@ RESOLUTION = 0.12
 """Of the block's covariance, in units of its own."""
 MOST = 512
 """Directions of the block."""
-TOLD = ("centre", "emphasis", "clip_radius", "radius", "basis", "coordinates")
+TOLD = ("centre", "emphasis", "clip_radius", "class_centres", "inner_radius", "radius", "basis", "coordinates")
 """What clients need of what was released."""
 
 
@@ -73,18 +76,19 @@ class FedHypeVAEWarmParams(Params):
 
 @register("fedhypevae-warm")
 class FedHypeVAEWarm(OneShot):
-    """Mean, distances, moments, moments of classes in a block; one generator for all clients."""
+    """Mean, distances, class means, moments, moments of classes in a block; one generator for all clients."""
 
     source = "arXiv 2601.00785, linear-Gaussian, by moments; eigenvalues: arXiv 1610.08104"
     Params: ClassVar[type[FedHypeVAEWarmParams]] = FedHypeVAEWarmParams
     shares: ClassVar[Mapping[str, float]] = SHARES
 
     def statistics(self) -> tuple[Statistic, ...]:
-        """The mean; how far rows are from it; moments of the centred rows; class moments in the block."""
+        """The mean; how far rows are from it; class means; moments of the rows about them; class moments in the block."""
         share = self.shares
         return (
             self.mean_statistic(share["mean"]),
             Statistic("distances", share["distances"], {"bins": 1.0}, self.distance_products, self.receive_distances),
+            Statistic("class means", share["class means"], MEANS_WEIGHTS, self.means_products, self.receive_means),
             Statistic("moments", share["moments"], MOMENT_WEIGHTS, self.moment_products, self.receive_moments),
             Statistic("class moments", share["class moments"], class_block.CLASS_WEIGHTS, self.class_products, self.receive_classes),
         )
@@ -160,37 +164,80 @@ class FedHypeVAEWarm(OneShot):
             "clipped_square": torch.where(rows > 0, clipped, MOSTLY_CLIPPED),
         }
 
-    # --- moments ---
+    # --- class means ---
 
     def centred(self, rows: Rows, told: Tensors, radius: str) -> Tensor:
         """Rows about the centre, in units of a radius."""
         return self.about(rows, told) / told[radius]
 
+    def means_products(self, rows: Rows, told: Tensors) -> moments.Products:
+        """Class sums and counts of the clipped rows."""
+        return moments.class_products(moments.in_unit_ball(self.centred(rows, told, "clip_radius")), rows.y, self.task.classes)
+
+    def receive_means(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+        """Class means, each with its noise; where they stand out of it, rows are taken about them from here on, and vary less."""
+        told = server.tensors
+        counts = moments.counts_above_noise(sums["class_counts"][:, 0], std["class_counts"])
+        unit = told["clip_radius"] * stretch(told["variance"], told["clipped_square"] * told["clip_radius"].square())
+        means, noise = sums["class_sums"] / counts[:, None] * unit, (std["class_sums"] / counts * unit).square()
+        near = shrinkage.james_stein(means.double(), noise.double(), steps=shrinkage.STEPS).to(means.dtype)
+        known = (near.norm(dim=1) / means.norm(dim=1).clamp_min(1e-12)).mean() > KNOWN
+        near = torch.where(known, near, 0.0)
+        between = (counts / counts.sum() * (near * means).sum(1)).sum()
+        inner = torch.maximum(told["variance"] - between, LEAST * told["variance"])
+        server.tensors |= {
+            "class_means": means,
+            "class_means_noise": noise,
+            "class_counts": sums["class_counts"][:, 0],
+            "class_counts_noise": counts.new_tensor(std["class_counts"] ** 2),
+            "known": known,
+            "class_centres": near,
+            "inner_variance": inner,
+            "inner_radius": told["clip_radius"] * (inner / told["variance"]).sqrt(),
+        }
+
+    # --- moments ---
+
     def moment_products(self, rows: Rows, told: Tensors) -> moments.Products:
-        """Class sums and counts, and one second moment, of the clipped rows, each times its emphasis."""
-        found = moments.moment_products(moments.in_unit_ball(self.centred(rows, told, "clip_radius")), rows.y, self.task.classes)
+        """Class sums and counts, and one second moment, of the clipped rows about their classes' centres, each times its emphasis."""
+        r = moments.in_unit_ball((self.about(rows, told) - told["class_centres"][rows.y]) / told["inner_radius"])
         emphasis = dict(zip(MOMENT_WEIGHTS, told["emphasis"], strict=True))
+        found = moments.moment_products(r, rows.y, self.task.classes)
         return {name: OuterProduct(emphasis[name] * product.left, product.right) for name, product in found.items()}
 
     def receive_moments(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
         """Class means and the covariance within classes, as they are believed, and the block in which classes are told again."""
-        emphasis = dict(zip(MOMENT_WEIGHTS, server.tensors["emphasis"].tolist(), strict=True))
+        told = server.tensors
+        emphasis = dict(zip(MOMENT_WEIGHTS, told["emphasis"].tolist(), strict=True))
         sums = {name: sums[name] / by for name, by in emphasis.items()}
         std = {name: std[name] / by for name, by in emphasis.items()}
-        found = moments.gaussians(sums, std, server.tensors["clipped_square"])
+        found = moments.gaussians(sums, std, told["clipped_square"])
+        clipped = found.second.trace().clamp_min(0.05) * told["inner_radius"].square()
+        radius = told["inner_radius"] * stretch(told["inner_variance"], clipped)
+        again = found.counts.new_tensor(std["class_counts"] ** 2)
+        counts, error = shrinkage.of_two(told["class_counts"], told["class_counts_noise"], sums["class_counts"][:, 0], again)
+        counts = moments.counts_above_noise(counts, float(error.sqrt()))
+        means, noise = shrinkage.of_two(
+            told["class_means"] / radius,
+            told["class_means_noise"] / radius.square(),
+            told["class_centres"] / radius + found.means,
+            found.mean_noise,
+        )
+        covariance = found.second if told["known"] else moments.within(found.second, means, noise, counts)
         spread, along = descending(found.second)
-        means = (shrinkage.shrunk_along(found.means.double() @ along, found.mean_noise.double(), spread) @ along.T).float()
-        seen, vectors = descending(found.covariance)
-        values = believed(seen, found.noise)
-        block = class_block.block_of(means, values, vectors, self.block_size(server, found.counts))
+        means = (shrinkage.shrunk_along(means.double() @ along, noise.double(), spread) @ along.T).float()
+        server.tensors |= {"radius": radius, "counts": counts}
+        server.tensors |= self.decoder(server, means, covariance, found.noise)
+
+    def decoder(self, server: Server, means: Tensor, covariance: Tensor, noise: float) -> Tensors:
+        """The affine decoder and its block, of class means ``[C, d]`` and a covariance ``[d, d]`` with ``noise`` off its diagonal."""
+        seen, vectors = descending(covariance)
+        values = believed(seen, noise)
+        block = class_block.block_of(means, values, vectors, self.block_size(server))
         root = ((vectors * values.sqrt()) @ vectors.T).float()
         white = ((vectors * values.rsqrt()) @ vectors.T).float()
-        clipped = found.second.trace().clamp_min(0.05) * server.tensors["clip_radius"].square()
-        stretch = (server.tensors["variance"] / clipped).clamp(1, 9) ** (STRETCH / 2)
         centre = means.mean(0)
-        server.tensors |= {
-            "radius": server.tensors["clip_radius"] * stretch,
-            "counts": found.counts,
+        return {
             "basis": block.basis,
             "directions": block.directions,
             "coordinates": means @ block.basis,
@@ -199,8 +246,9 @@ class FedHypeVAEWarm(OneShot):
             "middle": centre - (centre @ white @ block.directions) @ block.directions.T @ root,
         }
 
-    def block_size(self, server: Server, counts: Tensor) -> int:
+    def block_size(self, server: Server) -> int:
         """As many directions as the noise of the class moments leaves visible in C classes of the released counts' harmonic mean."""
+        counts = server.tensors["counts"]
         typical = len(counts) * float(len(counts) / (1 / counts).sum())
         weight = unit_weights(class_block.CLASS_WEIGHTS)["class_second"]
         noise = server.noise_std("class moments", self.task.clients) / self.clip() / weight * class_block.REACH**2
@@ -232,6 +280,11 @@ class FedHypeVAEWarm(OneShot):
     def generator(self, server: Server) -> BlockGenerator:
         """One for all."""
         return BlockGenerator(server.tensors, self.params.paired)
+
+
+def stretch(variance: Tensor, clipped: Tensor) -> Tensor:
+    """By what clipped rows are multiplied, given their mean squared norm with the clip and without."""
+    return (variance / clipped).clamp(1, 9) ** (STRETCH / 2)
 
 
 def believed(seen: Tensor, noise: float) -> Tensor:

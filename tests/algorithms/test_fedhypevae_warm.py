@@ -149,13 +149,13 @@ def test_of_few_rows_in_many_dimensions_the_centre_is_hardly_the_noise_of_their_
     assert told["variance"] == pytest.approx(float(1 - raw.square().sum()), abs=0.25)
 
 
-@pytest.mark.parametrize(("rows", "second"), [(100_000, 1.0), (2000, 0.52), (100, 0.064)])
+@pytest.mark.parametrize(("rows", "second"), [(100_000, 1.0), (2000, 0.62), (100, 0.08)])
 def test_of_fewer_rows_the_second_moment_has_less_of_the_budget_and_a_row_uses_all_of_it(rows: int, second: float) -> None:
     algorithm = fedhypevae_warm.FedHypeVAEWarm(fedhypevae_warm.FedHypeVAEWarmParams(), Task(1280, 2, 1))
     server = replace(algorithm.initial_server(Seeds(0)), plan=algorithm.plan(1.0, 1e-4))
     emphasis = algorithm.emphasis(server, torch.tensor(float(rows)))
     x = torch.nn.functional.normalize(torch.randn(50, 1280, generator=torch.Generator().manual_seed(0)))
-    told = {"emphasis": emphasis, "centre": torch.zeros(1280), "clip_radius": torch.tensor(0.5)}
+    told = {"emphasis": emphasis, "centre": torch.zeros(1280), "class_centres": torch.zeros(2, 1280), "inner_radius": torch.tensor(0.5)}
     products = algorithm.moment_products(Rows(x, torch.zeros(50).long(), torch.zeros(50).long()), told)
     weights = unit_weights(fedhypevae_warm.MOMENT_WEIGHTS)
     _, joint = clipped_statistics(products, Norms(1.0, weights=weights))
@@ -178,12 +178,16 @@ def of_sites(shift: float) -> tuple[Rows, torch.Tensor]:
 
 
 def without_noise(algorithm: fedhypevae_warm.FedHypeVAEWarm, rows: Rows, plan: PrivacyPlan | None = None, **std: float) -> Tensors:
-    """What is told of exact sums; their noise is expected to be that of ``plan``, and where it is received ``std``, else none."""
+    """What is told of exact sums; their noise is expected to be that of ``plan``, and where it is received ``std``, else none.
+
+    Noise on the moments is told before their weights are divided out, so it is larger where they are.
+    """
     server = replace(algorithm.initial_server(Seeds(0)), plan=plan)
     for statistic in algorithm.statistics():
         weights = unit_weights(statistic.weights)
         sums, _ = clipped_statistics(statistic.products(rows, algorithm.broadcast(server)), Norms(1.0, weights=weights))
-        noise = {name: std.get(name, 0.0) for name in weights}
+        emphasis = server.tensors["emphasis"].tolist() if statistic.name == "moments" else [1.0] * len(weights)
+        noise = {name: std.get(name, 0.0) * by for name, by in zip(weights, emphasis, strict=True)}
         statistic.receive(server, {name: value / weights[name] for name, value in rounded(sums).items()}, noise)
     return server.tensors
 
@@ -195,7 +199,7 @@ def test_exact_moments_say_the_same_whatever_their_weights(noise: float) -> None
     emphasis = without_noise(algorithm, rows, plan)["emphasis"]
     assert float(emphasis[2]) < 0.5
     many = without_noise(algorithm, rows, **std)
-    few = without_noise(algorithm, rows, plan, **dict(zip(std, (noise * emphasis).tolist(), strict=True)))
+    few = without_noise(algorithm, rows, plan, **std)
     for name in ("counts", "radius", "root", "middle"):
         torch.testing.assert_close(few[name], many[name], rtol=1e-3, atol=1e-4)
 
@@ -203,8 +207,35 @@ def test_exact_moments_say_the_same_whatever_their_weights(noise: float) -> None
 def test_where_noise_hides_the_trace_the_radius_follows_from_the_rows_distances() -> None:
     algorithm = fedhypevae_warm.FedHypeVAEWarm(fedhypevae_warm.FedHypeVAEWarmParams(block=2), Task(10, 3, SITES))
     told = without_noise(algorithm, of_sites(0.0)[0], second=1e6)
-    stretch = told["variance"] / (told["clipped_square"] * told["clip_radius"].square())
-    torch.testing.assert_close(told["radius"], told["clip_radius"] * stretch ** (fedhypevae_warm.STRETCH / 2))
+    stretch = told["inner_variance"] / (told["clipped_square"] * told["inner_radius"].square())
+    torch.testing.assert_close(told["radius"], told["inner_radius"] * stretch ** (fedhypevae_warm.STRETCH / 2))
+
+
+def test_rows_are_taken_about_their_classes_means_where_these_stand_out_of_the_noise() -> None:
+    algorithm = fedhypevae_warm.FedHypeVAEWarm(fedhypevae_warm.FedHypeVAEWarmParams(block=2), Task(10, 3, SITES))
+    rows, (y, _) = of_sites(0.0)
+    seen, hidden = without_noise(algorithm, rows), without_noise(algorithm, rows, class_sums=3000.0)
+    means = torch.stack([(rows.x - seen["centre"])[y == label].mean(0) for label in range(3)])
+    assert (seen["class_centres"] - means).norm() < 0.15 * means.norm()
+    about = rows.x - seen["centre"]
+    within = (about - means[y]).square().sum() / about.square().sum()
+    torch.testing.assert_close(seen["inner_variance"] / seen["variance"], within, rtol=0.1, atol=0)
+    torch.testing.assert_close(seen["inner_radius"] / seen["clip_radius"], within.sqrt(), rtol=0.1, atol=0)
+    assert not hidden["class_centres"].any()
+    assert hidden["inner_radius"] == hidden["clip_radius"]
+
+
+@pytest.mark.parametrize("known", [0.5, 2.0], ids=["class means", "the mean"])
+def test_without_noise_the_covariance_is_that_within_classes_whatever_rows_are_taken_about(
+    monkeypatch: pytest.MonkeyPatch, known: float
+) -> None:
+    monkeypatch.setattr(fedhypevae_warm, "KNOWN", known)
+    rows, (y, _) = of_sites(0.0)
+    told = without_noise(fedhypevae_warm.FedHypeVAEWarm(fedhypevae_warm.FedHypeVAEWarmParams(block=4), Task(10, 3, SITES)), rows)
+    about = rows.x - torch.stack([rows.x[y == label].mean(0) for label in range(3)])[y]
+    within, root = torch.cov(about.T), told["radius"] * told["root"]
+    assert bool(told["class_centres"].any()) == (known < 1)
+    assert (root @ root - within).norm() < 0.25 * within.norm()
 
 
 def test_without_noise_the_prior_has_every_classs_mean_and_covariance_in_the_block() -> None:

@@ -72,12 +72,13 @@ def centred(x: Tensor, mean: Tensor, radius: float) -> Tensor:
 
 def moment_products(r: Tensor, y: Tensor, classes: int) -> Products:
     """Class sums, class counts and one shared second moment of rows ``[N, d]`` of norm at most 1."""
+    return class_products(r, y, classes) | {"second": OuterProduct(r, r)}
+
+
+def class_products(r: Tensor, y: Tensor, classes: int) -> Products:
+    """Class sums and class counts of rows ``[N, d]`` of norm at most 1."""
     onehot = one_hot(y, classes)
-    return {
-        "class_sums": OuterProduct(onehot, r),
-        "class_counts": OuterProduct(onehot, r.new_ones(len(r), 1)),
-        "second": OuterProduct(r, r),
-    }
+    return {"class_sums": OuterProduct(onehot, r), "class_counts": OuterProduct(onehot, r.new_ones(len(r), 1))}
 
 
 def counts_above_noise(counts: Tensor, std: float) -> Tensor:
@@ -156,10 +157,14 @@ def gaussians(sums: Mapping[str, Tensor], std: Mapping[str, float], squared_norm
         noise_of_trace = len(moment) * (std["second"] / total).square()
         kept = PRIOR_ERROR**2 / (PRIOR_ERROR**2 + noise_of_trace)
         moment = moment + (1 - kept) * (squared_norm - moment.trace()) / len(moment) * torch.eye(len(moment), device=moment.device)
-    share = counts / total
-    covariance = moment - (means.T * share) @ means + (share * mean_noise).sum() * torch.eye(len(moment), device=moment.device)
     noise = std["second"] / math.sqrt(2) / float(total)
-    return Gaussians(counts, means, mean_noise, moment, covariance, noise)
+    return Gaussians(counts, means, mean_noise, moment, within(moment, means, mean_noise, counts), noise)
+
+
+def within(moment: Tensor, means: Tensor, noise: Tensor, counts: Tensor) -> Tensor:
+    """The covariance within classes ``[d, d]``: a second moment without what means ``[C, d]`` add to it; their noise ``[C]`` taken out."""
+    share = counts / counts.sum()
+    return moment - (means.T * share) @ means + (share * noise).sum() * torch.eye(len(moment), device=moment.device)
 
 
 def principal(covariance: Tensor, noise: float, most: int) -> tuple[Tensor, Tensor, float]:

@@ -106,6 +106,20 @@ def james_stein(found: Tensor, noise: Tensor, rank: int | None = None, steps: in
     return found * (signal / (signal + noise))[:, None]
 
 
+def of_two(first: Tensor, noise: Tensor, second: Tensor, second_noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Two independent estimates of the same ``[G, ...]``, weighted by their precision, and the variance of the result ``[G]``.
+
+    Args:
+        first: one of them.
+        noise: its variance ``[G]``; where both have none they count alike.
+        second: the other.
+        second_noise: its variance ``[G]``.
+    """
+    precision, other = 1 / noise.clamp_min(1e-30), 1 / second_noise.clamp_min(1e-30)
+    kept = (precision / (precision + other)).view(-1, *[1] * (first.dim() - 1))
+    return kept * first + (1 - kept) * second, 1 / (precision + other)
+
+
 def pooled_and_own(second: Tensor, means: Tensor, counts: Tensor, std: float) -> Tensor:
     """Covariances of all classes ``[C, k, k]``: the class's own, shrunk to the pooled one, and that to a multiple of the identity.
 

@@ -8,6 +8,7 @@ from fedsim.privacy.statistics.shrinkage import (
     affordable,
     free_eigenvalues,
     james_stein,
+    of_two,
     pooled_and_own,
     relative_covariances,
     shrunk_along,
@@ -123,3 +124,20 @@ def test_a_diagonal_entry_of_a_covariance_has_twice_the_noise_of_another() -> No
     found = pooled_and_own(second, torch.zeros(2, 1), counts, std=0.25 * 100)
     kept = 1 - 2 * 0.25**2 / 0.5**2
     torch.testing.assert_close(found.flatten(), 1.5 + kept * torch.tensor([-0.5, 0.5]))
+
+
+def test_of_two_estimates_the_better_known_counts_more_and_the_result_is_known_better_than_either() -> None:
+    truth, noise, other = torch.randn(3, 5000, generator=stream()), torch.tensor([0.1, 1.0, 4.0]), torch.tensor([1.0, 1.0, 0.5])
+    first = truth + noise.sqrt()[:, None] * torch.randn(truth.shape, generator=stream(1))
+    second = truth + other.sqrt()[:, None] * torch.randn(truth.shape, generator=stream(2))
+    found, expected = of_two(first, noise, second, other)
+    error = (found - truth).square().mean(1)
+    torch.testing.assert_close(error, expected, rtol=0.1, atol=0)
+    assert (error < torch.minimum(noise, other)).all()
+
+
+def test_of_two_estimates_one_without_noise_is_taken_as_it_is_and_two_are_averaged() -> None:
+    first, second, noise = torch.zeros(3), torch.ones(3), torch.tensor([0.0, 1.0, 0.0])
+    found, left = of_two(first, noise, second, torch.tensor([1.0, 0.0, 0.0]))
+    torch.testing.assert_close(found, torch.tensor([0.0, 1.0, 0.5]))
+    assert left.max() < 1e-20
