@@ -38,7 +38,7 @@ class DPLinearParams(DPSGDParams):
     mean_share: float = Field(0.1, gt=0, lt=1)
     rounds: int = Field(60, ge=1)
     sample_rate: float = Field(1.0, gt=0, le=1)
-    clip: float = Field(1.0, gt=0)
+    clip: float = Field(1.0, gt=0, allow_inf_nan=False)
     learning_rate: float = Field(0.03, gt=0)
 
 

@@ -8,6 +8,7 @@ import torch
 from cells import SHIPPED, small_cells
 
 from fedsim.data.embeddings import Embeddings
+from fedsim.errors import UserError
 from fedsim.methods.registry import lookup
 from fedsim.seeds import Seeds
 from fedsim.simulation.cohort import build_algorithm
@@ -42,6 +43,12 @@ def test_a_finite_epsilon_adds_noise_in_every_round_and_an_infinite_one_in_none(
     for epsilon in (4.0, float("inf")):
         trial, data = one_cell(name, epsilon=epsilon)
         assert {record.values["noise"] == 0 for record in run(trial, data)[0]} == {epsilon == float("inf")}
+
+
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if "clip" in lookup(name).Params.model_fields])
+def test_a_clip_norm_that_bounds_nothing_is_refused_in_a_line_where_noise_is_asked_for(name: str) -> None:
+    with pytest.raises(UserError, match=r"(?s)clip.*inf is not a (positive, )?finite number"):
+        small_cells({"name": name, "params": {"clip": float("inf")}}, epsilon=1.0)
 
 
 def test_every_algorithm_and_epsilon_of_a_seed_sees_the_same_partition() -> None:
