@@ -54,7 +54,7 @@ def clipped_statistics(
     unit_squared = first.new_zeros(len(first) if groups is None else groups.clients)
     for name, product in products.items():
         rows = product.left.square().sum(1) * product.right.square().sum(1)
-        unit_squared += norms.weight(name) ** 2 * (rows if groups is None or groups.width <= 1 else _of_groups(product, groups))
+        unit_squared += norms.weight(name) ** 2 * (rows if groups is None else _of_groups(product, rows, groups))
     factor, squared = norms.factors(unit_squared), unit_squared
     if groups is not None:
         factor, squared = factor[groups.client], unit_squared[groups.client]
@@ -72,15 +72,18 @@ def clipped_statistics(
     return sums, unit_squared.sqrt()
 
 
-def _of_groups(product: OuterProduct, groups: Layout) -> Tensor:
+def _of_groups(product: OuterProduct, alone: Tensor, groups: Layout) -> Tensor:
     """Squared norms ``[G]`` of the groups' sums: ``sum_nm <left_n, left_m> <right_n, right_m>`` over the pairs of a group's rows.
 
-    In float64, and groups of one size together, so that nothing is padded.
+    In float64, and groups of one size together, so that nothing is padded. A group of one row has the row's, ``alone`` ``[N]``, whatever
+    sizes others have: rounded in another way it would be clipped a little differently.
     """
     sizes = torch.bincount(groups.positions, minlength=groups.clients)
     first = sizes.cumsum(0) - sizes
-    squared = product.left.new_zeros(groups.clients)
-    for size in sorted(set(sizes.tolist())):
+    squared = alone.new_zeros(groups.clients)
+    single = (sizes == 1).nonzero()[:, 0]
+    squared[to_device(single, squared.device)] = alone[to_device(first[single], squared.device)]
+    for size in sorted(set(sizes.tolist()) - {0, 1}):
         for some in torch.split((sizes == size).nonzero()[:, 0], max(1, ROWS // size)):
             rows = to_device(first[some, None] + torch.arange(size), squared.device)
             left, right = (side[rows].double() for side in (product.left, product.right))

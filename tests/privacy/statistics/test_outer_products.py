@@ -98,3 +98,13 @@ def test_of_many_alike_rows_one_changes_the_sums_by_no_more_than_the_clip() -> N
     (one, _), (other, _) = clipped_statistics(whole, Norms(1.0)), clipped_statistics(rest, Norms(1.0))
     assert float((one["second"] - other["second"]).norm()) <= 1 + 1e-6
     assert float((one["second"].float() - other["second"].float()).norm()) > 1 + 1e-4
+
+
+def test_beside_a_group_of_two_rows_the_rounding_of_many_groups_of_one_stays() -> None:
+    """Where a lone row's norm is told in another precision as soon as some group has two, all these together change by 0.002."""
+    rows = torch.full((20_002, 10), 10**-0.5)
+    found = {name: OuterProduct(rows, rows) for name in ("first", "second")}
+    groups = consecutive(torch.arange(20_002).clamp_max(20_000), rows)
+    whole, _ = clipped_statistics(found, NORMS, groups)
+    rest, _ = released(*without(found, groups, 20_000))
+    assert math.sqrt(sum(float((whole[name] - rest[name]).square().sum()) for name in whole)) <= 1 + 1e-6
