@@ -104,11 +104,12 @@ def shrunk_mean(sums: Tensor, counts: Tensor, std: float, count_std: float, alon
     """
     rows = moments.counts_above_noise(counts, count_std)[:, 0].double()
     noise = (std / rows).square() + 1 / (rows * class_block.REACH**2 * sums.shape[1])
-    means, others = sums / rows[:, None], sums.shape[1] - along.shape[1]
+    means, shrunk = sums / rows[:, None], torch.zeros_like(sums, dtype=torch.double)
     between = means @ along @ along.T
-    shrunk = shrinkage.james_stein(between, noise, along.shape[1], shrinkage.STEPS)
-    if others:
-        shrunk += shrinkage.james_stein(means - between, noise, others, shrinkage.STEPS)
+    # equal class means have no directions between them
+    for part, rank in ((between, along.shape[1]), (means - between, sums.shape[1] - along.shape[1])):
+        if rank:
+            shrunk += shrinkage.james_stein(part, noise, rank, shrinkage.STEPS)
     return shrunk.to(sums.dtype)
 
 

@@ -9,7 +9,7 @@ import torch
 from cells import quick, small_cells
 
 from algorithms import fedhypevae_sites, fedhypevae_warm
-from algorithms.class_block import BlockGenerator, block_of
+from algorithms.class_block import BlockGenerator, SitesGenerator, block_of
 from fedsim.methods.messages import Task, Tensors
 from fedsim.methods.one_shot import Rows
 from fedsim.methods.parameters import rounded
@@ -278,3 +278,12 @@ def test_without_noise_a_site_has_the_means_of_its_own_rows_of_every_class_and_t
         white = spectral_function(told["prior_covariances"].mean(0), lambda values: values.rsqrt())
         relative = white @ torch.cov(about.T) @ white
         assert (told["site_covariances"][own] - 4 * relative / relative.trace()).norm() < 0.1
+
+
+def test_sites_of_equal_class_means_have_finite_shifts() -> None:
+    y = torch.arange(60) % 3
+    rows = Rows(torch.full((60, 4), 0.5), y, torch.arange(60) // 30)
+    told = without_noise(fedhypevae_sites.FedHypeVAESites(fedhypevae_sites.FedHypeVAESitesParams(), Task(4, 3, SITES)), rows)
+    assert (told["prior_means"] == told["prior_means"][0]).all()
+    assert told["shifts"].isfinite().all()
+    assert SitesGenerator(told).of_client(0).sample(y, torch.Generator().manual_seed(0)).isfinite().all()
