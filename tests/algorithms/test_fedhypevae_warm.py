@@ -177,13 +177,18 @@ def of_sites(shift: float) -> tuple[Rows, torch.Tensor]:
     return Rows(torch.nn.functional.normalize(x), y, site), torch.stack([y, site])
 
 
-def without_noise(algorithm: fedhypevae_warm.FedHypeVAEWarm, rows: Rows, plan: PrivacyPlan | None = None, **std: float) -> Tensors:
+def without_noise(
+    algorithm: fedhypevae_warm.FedHypeVAEWarm, rows: Rows, plan: PrivacyPlan | None = None, until: str = "", **std: float
+) -> Tensors:
     """What is told of exact sums; their noise is expected to be that of ``plan``, and where it is received ``std``, else none.
 
-    Noise on the moments is told before their weights are divided out, so it is larger where they are.
+    Noise on the moments is told before their weights are divided out, so it is larger where they are. Nothing is received from the release
+    ``until`` on.
     """
     server = replace(algorithm.initial_server(Seeds(0)), plan=plan)
     for statistic in algorithm.statistics():
+        if statistic.name == until:
+            break
         weights = unit_weights(statistic.weights)
         sums, _ = clipped_statistics(statistic.products(rows, algorithm.broadcast(server)), Norms(1.0, weights=weights))
         emphasis = server.tensors["emphasis"].tolist() if statistic.name == "moments" else [1.0] * len(weights)
@@ -278,6 +283,45 @@ def test_without_noise_a_site_has_the_means_of_its_own_rows_of_every_class_and_t
         white = spectral_function(told["prior_covariances"].mean(0), lambda values: values.rsqrt())
         relative = white @ torch.cov(about.T) @ white
         assert (told["site_covariances"][own] - 4 * relative / relative.trace()).norm() < 0.1
+
+
+def test_what_class_means_leave_of_the_variance_has_none_of_the_noise_in_them() -> None:
+    stream, dim, counts = torch.Generator().manual_seed(0), 3000, torch.tensor([100.0, 300.0, 600.0])
+    means, std = 0.5 * torch.nn.functional.normalize(torch.randn(3, dim, generator=stream)), 1.0
+    algorithm = fedhypevae_warm.FedHypeVAEWarm(fedhypevae_warm.FedHypeVAEWarmParams(), Task(dim, 3, 1))
+    server = algorithm.initial_server(Seeds(0))
+    # where nothing is clipped, rows are not stretched
+    server.tensors |= {"variance": torch.tensor(1.0), "clip_radius": torch.tensor(2.0), "clipped_square": torch.tensor(0.25)}
+    drawn = counts[:, None] * means / 2 + std * torch.randn(3, dim, generator=stream)
+    algorithm.receive_means(server, {"class_sums": drawn, "class_counts": counts[:, None]}, {"class_sums": std, "class_counts": 0.0})
+    found = server.tensors
+    torch.testing.assert_close((found["class_means"] - means).square().mean(1), found["class_means_noise"], rtol=0.1, atol=0)
+    assert found["known"]
+    assert float(found["inner_variance"]) == pytest.approx(0.75, abs=0.04)
+
+
+def test_both_releases_tell_class_means_and_counts_each_by_its_precision() -> None:
+    algorithm = fedhypevae_warm.FedHypeVAEWarm(fedhypevae_warm.FedHypeVAEWarmParams(block=10), Task(10, 3, SITES))
+    rows, first = of_sites(0.0)[0], {"class_sums": 0.02, "class_counts": 5.0}
+    # one class is absent: its counts are 0, and what it is divided by is what noise leaves unknown
+    rows = Rows(*(part[rows.y < 2] for part in (rows.x, rows.y, rows.client)))
+    second = {"class_sums": 0.03, "class_counts": 7.0, "second": 0.0}
+    server = algorithm.initial_server(Seeds(0))
+    server.tensors |= without_noise(algorithm, rows, until="moments", **first)
+    exact = {name: each.left.T @ each.right for name, each in algorithm.moment_products(rows, server.tensors).items()}
+    moved = exact | {
+        "class_counts": exact["class_counts"] + torch.tensor([[100.0], [100.0], [0.0]]),
+        "class_sums": exact["class_sums"] + 100,
+    }
+    algorithm.receive_moments(server, moved, second)
+    told = server.tensors
+    known = 2000 + 100 * 5.0**2 / (5.0**2 + 7.0**2)
+    torch.testing.assert_close(told["counts"], torch.tensor([known, known, 2 * (1 / 5.0**2 + 1 / 7.0**2) ** -0.5]))
+    radius, counts = told["radius"], moved["class_counts"].clamp_min(2 * 7.0)
+    by_second = told["class_centres"] + moved["class_sums"] / counts * radius
+    noise, again = told["class_means_noise"][:, None], (radius * 0.03 / counts).square()
+    wanted = (told["class_means"] / noise + by_second / again) / (1 / noise + 1 / again)
+    torch.testing.assert_close(told["coordinates"] @ told["basis"].inverse() * radius, wanted, rtol=1e-3, atol=1e-5)
 
 
 def test_sites_of_equal_class_means_have_finite_shifts() -> None:

@@ -158,3 +158,12 @@ def test_noise_in_their_counts_does_not_set_clients_apart_that_are_alike() -> No
     found = moments.client_means(sums, noisy, std)
     raw = sums / noisy
     assert (found - found.mean(0)).square().sum() < 0.5 * (raw - raw.mean(0)).square().sum()
+
+
+def test_noise_in_class_means_does_not_narrow_the_covariance_within_classes() -> None:
+    stream, dim, counts = torch.Generator().manual_seed(0), 2000, torch.tensor([100.0, 300.0, 600.0])
+    means, noise = torch.randn(3, dim, generator=stream) / dim**0.5, torch.tensor([4.0, 1.0, 0.5]) / dim
+    second = torch.eye(dim) / dim + (means.T * (counts / 1000)) @ means
+    noisy = means + noise.sqrt()[:, None] * torch.randn(3, dim, generator=stream)
+    assert float(moments.within(second, noisy, noise, counts).trace()) == pytest.approx(1, abs=0.15)
+    assert float(moments.within(second, noisy, torch.zeros(3), counts).trace()) < 0.2
