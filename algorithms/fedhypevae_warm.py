@@ -283,7 +283,7 @@ class FedHypeVAEWarm(OneShot):
 
 
 def stretch(variance: Tensor, clipped: Tensor) -> Tensor:
-    """By what clipped rows are multiplied, given their mean squared norm with the clip and without."""
+    """By what clipped rows are multiplied, given their mean squared norm without the clip and with it."""
     return (variance / clipped).clamp(1, 9) ** (STRETCH / 2)
 
 
