@@ -172,7 +172,7 @@ class FedHypeVAEWarm(OneShot):
 
     def means_products(self, rows: Rows, told: Tensors) -> moments.Products:
         """Class sums and counts of the clipped rows."""
-        return moments.class_products(moments.in_unit_ball(self.centred(rows, told, "clip_radius")), rows.y, self.task.classes)
+        return moments.class_mean_products(moments.in_unit_ball(self.centred(rows, told, "clip_radius")), rows.y, self.task.classes)
 
     def receive_means(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
         """Class means, each with its noise; where they stand out of it, rows are taken about them from here on, and vary less."""
@@ -223,16 +223,14 @@ class FedHypeVAEWarm(OneShot):
             told["class_centres"] / radius + found.means,
             found.mean_noise,
         )
-        covariance = found.second if told["known"] else moments.within(found.second, means, noise, counts)
         spread, along = descending(found.second)
+        seen, vectors = (spread, along) if told["known"] else descending(moments.within(found.second, means, noise, counts))
         means = (shrinkage.shrunk_along(means.double() @ along, noise.double(), spread) @ along.T).float()
         server.tensors |= {"radius": radius, "counts": counts}
-        server.tensors |= self.decoder(server, means, covariance, found.noise)
+        server.tensors |= self.decoder(server, means, believed(seen, found.noise), vectors)
 
-    def decoder(self, server: Server, means: Tensor, covariance: Tensor, noise: float) -> Tensors:
-        """The affine decoder and its block, of class means ``[C, d]`` and a covariance ``[d, d]`` with ``noise`` off its diagonal."""
-        seen, vectors = descending(covariance)
-        values = believed(seen, noise)
+    def decoder(self, server: Server, means: Tensor, values: Tensor, vectors: Tensor) -> Tensors:
+        """The affine decoder and its block, of class means ``[C, d]`` and eigenvalues ``[d]`` and vectors ``[d, d]`` of the covariance."""
         block = class_block.block_of(means, values, vectors, self.block_size(server))
         root = ((vectors * values.sqrt()) @ vectors.T).float()
         white = ((vectors * values.rsqrt()) @ vectors.T).float()

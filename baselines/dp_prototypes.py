@@ -18,10 +18,8 @@ from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.one_shot import OneShot, Rows, Statistic, overall_mean
 from fedsim.methods.products import Classifier
 from fedsim.methods.registry import register
-from fedsim.models.layers import one_hot
 from fedsim.models.linear import LinearClassifier
 from fedsim.privacy.statistics import moments
-from fedsim.privacy.statistics.outer_products import OuterProduct
 
 WEIGHTS = {"sums": 1.0, "counts": 0.15}
 LEAST = 0.05
@@ -52,10 +50,10 @@ class DPPrototypes(OneShot):
         share = self.params.mean_share
         return (overall_mean(share), Statistic("prototypes", 1 - share, WEIGHTS, self.class_products, self.receive_prototypes))
 
-    def class_products(self, rows: Rows, told: Tensors) -> Mapping[str, OuterProduct]:
+    def class_products(self, rows: Rows, told: Tensors) -> moments.Products:
         """Centred rows of norm at most 1, and a one, beside the class."""
-        centred, onehot = moments.centred(rows.x, told["mean"], self.params.radius), one_hot(rows.y, self.task.classes)
-        return {"sums": OuterProduct(onehot, centred), "counts": OuterProduct(onehot, centred.new_ones(len(centred), 1))}
+        found = moments.class_mean_products(moments.centred(rows.x, told["mean"], self.params.radius), rows.y, self.task.classes)
+        return {"sums": found["class_sums"], "counts": found["class_counts"]}
 
     def receive_prototypes(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
         """Class means at unit length; what noise adds to a length is taken off first, or a rare class would seem far from every row."""

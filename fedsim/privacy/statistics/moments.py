@@ -72,10 +72,10 @@ def centred(x: Tensor, mean: Tensor, radius: float) -> Tensor:
 
 def moment_products(r: Tensor, y: Tensor, classes: int) -> Products:
     """Class sums, class counts and one shared second moment of rows ``[N, d]`` of norm at most 1."""
-    return class_products(r, y, classes) | {"second": OuterProduct(r, r)}
+    return class_mean_products(r, y, classes) | {"second": OuterProduct(r, r)}
 
 
-def class_products(r: Tensor, y: Tensor, classes: int) -> Products:
+def class_mean_products(r: Tensor, y: Tensor, classes: int) -> Products:
     """Class sums and class counts of rows ``[N, d]`` of norm at most 1."""
     onehot = one_hot(y, classes)
     return {"class_sums": OuterProduct(onehot, r), "class_counts": OuterProduct(onehot, r.new_ones(len(r), 1))}
