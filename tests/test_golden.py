@@ -9,7 +9,7 @@ from packaging.version import Version
 
 from fedsim.simulation.trial import Outcome, run_trial
 
-CELLS = {"fedhypevae": quick("fedhypevae", rounds=60), "dp-gmm": quick("dp-gmm")}
+CELLS = {"fedhypevae": quick("fedhypevae", rounds=60), "fedhypevae-warm": quick("fedhypevae-warm"), "dp-gmm": quick("dp-gmm")}
 GOLDEN: dict[str, dict[str, Any]] = {
     "fedhypevae": {
         "balanced_accuracy": 0.13335748792270533,
@@ -17,6 +17,13 @@ GOLDEN: dict[str, dict[str, Any]] = {
         "noise": [4278391538, 357022610, 3934951736],
         "uplink_bytes": 3687360,
         "told": {"parameter_norm": 12.305063247680664, "loss_kl": 0.026415758579969407},
+    },
+    "fedhypevae-warm": {
+        "balanced_accuracy": 0.8196245059288538,
+        "sampled": [0, 0, 0],
+        "noise": [2377301303, 822353522, 2059477738],
+        "uplink_bytes": 102256,
+        "told": {"signal_norm": 28.486725858451297},
     },
     "dp-gmm": {
         "balanced_accuracy": 0.7015788317962232,

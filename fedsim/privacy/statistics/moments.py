@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -127,7 +128,6 @@ class Gaussians:
         means: class means, ``[C, d]``.
         mean_noise: variance of each entry of a class mean, ``[C]``.
         second: second moment, ``[d, d]``, symmetric.
-        covariance: pooled covariance within classes, ``[d, d]``; the noise of the means taken out.
         noise: standard deviation of an off-diagonal entry of ``second``.
     """
 
@@ -135,8 +135,12 @@ class Gaussians:
     means: Tensor
     mean_noise: Tensor
     second: Tensor
-    covariance: Tensor
     noise: float
+
+    @cached_property
+    def covariance(self) -> Tensor:
+        """The pooled covariance within classes, ``[d, d]``; the noise of the means taken out."""
+        return within(self.second, self.means, self.mean_noise, self.counts)
 
 
 def gaussians(sums: Mapping[str, Tensor], std: Mapping[str, float], squared_norm: Tensor | None = None) -> Gaussians:
@@ -158,7 +162,7 @@ def gaussians(sums: Mapping[str, Tensor], std: Mapping[str, float], squared_norm
         kept = PRIOR_ERROR**2 / (PRIOR_ERROR**2 + noise_of_trace)
         moment = moment + (1 - kept) * (squared_norm - moment.trace()) / len(moment) * torch.eye(len(moment), device=moment.device)
     noise = std["second"] / math.sqrt(2) / float(total)
-    return Gaussians(counts, means, mean_noise, moment, within(moment, means, mean_noise, counts), noise)
+    return Gaussians(counts, means, mean_noise, moment, noise)
 
 
 def within(moment: Tensor, means: Tensor, noise: Tensor, counts: Tensor) -> Tensor:
