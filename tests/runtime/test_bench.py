@@ -107,7 +107,7 @@ def test_one_actor_and_three_sample_noise_and_account_alike_and_each_is_repeatab
     all_free()
 
 
-def test_local_only_scores_its_rows_floor_and_centralised_no_more_than_the_ceiling(bench: Bench) -> None:
+def test_local_only_scores_no_more_than_the_reference_of_its_name_and_centralised_than_the_ceiling(bench: Bench) -> None:
     evaluation = {"per_class": 10, "probe_c": 0.03}
     ran = bench(small_grid("centralised", "local-only", alpha=[0.1, 1.0], evaluation=evaluation, resources={"clients_per_actor": 3}))
     scored = {(row.label, row.alpha): row for row in ran.rows}
