@@ -29,7 +29,7 @@ class FedHypeVAEParams(DPSGDParams):
         lipschitz: weight of the squared Jacobian norm of the hypernetwork (on shared parameters alone, free of privacy cost).
         initial_variance: of the likelihood times the embedding's dimension, before it is learned.
         latent_share: norm of z's part of the decoder gradient relative to the prototypes' inside the joint clip.
-        synthesis: ``neutral`` decodes one meta-code, ``mixture`` several, ``client`` each client's own code in turn.
+        synthesis: ``neutral`` decodes one meta-code, ``mixture`` several, ``client`` for every row a client's own code at random.
         meta_codes: how many codes a mixture has.
         meta_steps: Adam steps that fit the meta-codes to the clients' generators.
     """

@@ -77,7 +77,7 @@ class FedHypeVAESites(FedHypeVAEWarm):
         return rows.x - told["client_centres"][rows.client]
 
     def site_products(self, rows: Rows, told: Tensors) -> moments.Products:
-        """Sums and counts of residuals, by site and by site and class."""
+        """Sums and counts of residuals by site and by site and class, and second moments by site."""
         u = class_block.residuals(self.centred(rows, told, "radius"), rows.y, told["basis"], told["prior_means"])
         return class_block.site_products(u, rows.y, rows.client, self.task.classes, self.task.clients)
 

@@ -272,7 +272,7 @@ class FedHypeVAEWarm(OneShot):
         server.tensors |= {"prior_means": start + reach * off, "prior_covariances": reach**2 * covariances}
 
     def label_counts(self, server: Server) -> Tensor:
-        """Those of the moments."""
+        """Those of class means and moments together."""
         return server.tensors["counts"]
 
     def generator(self, server: Server) -> BlockGenerator:

@@ -71,7 +71,7 @@ class BlackBox:
         params: all its parameters.
         unit: what the claim protects.
         trust: who may see what.
-        epsilon: the claim; inf for none.
+        epsilon: the claim; inf without noise, None where it has no meaning.
         delta: of the claim.
         canaries: rows that come and go.
 

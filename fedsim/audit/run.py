@@ -113,7 +113,8 @@ class AuditRun:
         if not left:
             return
         if self.attack == "one-run":
-            yield from (_line(scored) for scored in one_run(self.setting, self.count, ROOT))
+            # one training has them all, also those that are told already
+            yield from (_line(scored) for scored in one_run(self.setting, self.count, ROOT) if scored.number not in done)
             return
         setting, canary = saturating(self.setting, ROOT)
         for number in left:

@@ -1,7 +1,7 @@
 """How like real rows synthetic ones are, class by class, where a probe alone can be fooled.
 
-All numbers are means over the classes that have real rows enough, of rows in the leading directions of the real ones: the same directions
-for every algorithm.
+All numbers but the probe's are means over the classes that have real rows enough, of rows in the leading directions of the real ones: the
+same directions for every algorithm. The probe sees whole rows of all classes.
 """
 
 from __future__ import annotations
@@ -127,9 +127,10 @@ def told_apart(made: Labelled, real: Labelled, probe_c: float) -> float:
 
 
 def _paired(made: Labelled, real: Labelled) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
-    """As many made rows as real ones of every class, at most :data:`MOST` of each in all: rows, 1 where real, numbers.
+    """As many made rows as real ones of every class: rows, 1 where real, numbers.
 
-    A class's numbers run from an even one on, so that rows which were drawn one after another are together.
+    There are about :data:`MOST` of each in all at most, and one of every class at least. A class's numbers run from an even one on, so that
+    rows which were drawn one after another are together.
     """
     classes = 1 + int(max(made.y.max(), real.y.max()))
     counts = np.minimum(*(np.bincount(rows.y, minlength=classes) for rows in (made, real)))

@@ -73,7 +73,7 @@ class ClientScores:
         rows: how many training rows it holds.
         test_rows: how many test rows it is judged on.
         own: by its own generator or classifier; None where it has no test row.
-        shared: by the one that all share; None where there is none.
+        shared: by the one that all share; None where there is none, or no test row.
     """
 
     client: int
@@ -184,7 +184,7 @@ class Judge:
 
         The protocol of Di Salvo et al. 2025 (arXiv 2507.02671). A client's own classifier, trained on its real rows, and its weight stay
         with it. The weight is the best one on other synthetic embeddings, weighed by the client's label shares (``synthetic``), on a fifth
-        of its real rows that its classifier did not see (``held-out``), or given. A classifier is taken as it is, and has no weight.
+        of its real rows, by a classifier of the other four (``held-out``), or given. A classifier is taken as it is, and has no weight.
         """
         made, clients = self.made, range(self.cell.clients)
         if is_classifier(made):

@@ -64,11 +64,11 @@ def recall_per_class(each: Sequence[Predictions], classes: int) -> tuple[float |
 
 
 def scores_of_clients(own: Sequence[Scores | None], shared: Sequence[Scores | None]) -> Scores:
-    """Mean over clients, the worst client and the spread (largest less smallest) of their own generators' balanced accuracy.
+    """Mean over clients, the worst client and the spread (largest less smallest) of the balanced accuracy by what is their own.
 
     Args:
-        own: every client's scores by its own generator; None for a client without a test row.
-        shared: by what all share; None where nothing is shared.
+        own: every client's scores by its own generator or classifier; None for a client without a test row.
+        shared: by what all share; None where nothing is shared, or a client has no test row.
     """
     each, alike = ([scores.balanced_accuracy for scores in part if scores is not None] for part in (own, shared))
     if not each:

@@ -179,7 +179,7 @@ class Privacy(_Model):
 
     Attributes:
         noise: ``seeded``: it follows from the cell's seed, so that anyone can repeat a row, and nobody may release what it made;
-            ``secret``: from the operating system's entropy, every cell its own, kept nowhere.
+            ``secret``: from the operating system's entropy, every cell its own, kept nowhere but in the checkpoint of a cell under way.
     """
 
     noise: Literal["seeded", "secret"] = "seeded"
@@ -365,7 +365,7 @@ class Cell(_Model):
         dataset: where the data come from.
         dataset_hash: the data's fingerprint; None in what may be released.
         partition: the scheme, which keeps units together.
-        alpha: Dirichlet concentration (schemes other than the two Dirichlet ones ignore it).
+        alpha: Dirichlet concentration, of the schemes that use one.
         clients: how many.
         epsilon: budget, ``inf`` without privacy; None where epsilon has no meaning for the algorithm.
         delta: of the budget.

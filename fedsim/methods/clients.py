@@ -67,7 +67,7 @@ class Clients:
         plan: the cell's privacy plan; None for an algorithm that is not private.
         model: holds one slice of every per-client parameter for each member.
         groups: where the unit is a group: the number of each row's group within its client, ascending from 0, on the CPU.
-        state: further private tensors that an algorithm keeps between rounds, ``[members, ...]`` each.
+        state: further private tensors that an algorithm keeps between rounds, ``[members, ...]`` each but for counters.
         ran: what they did since it was last counted.
         steps: numbers of the steps of the round that runs, each for one draw of noise; None: any.
         device: where all of this is, but for random numbers and row numbers, which are made on the CPU.

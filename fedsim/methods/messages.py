@@ -93,7 +93,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a mechanism on a cohort, as :meth:`Clients.add_noise` ran it.
+    """One step of a mechanism on a cohort, as :meth:`fedsim.methods.clients.Clients.add_noise` ran it.
 
     Attributes:
         release: its release.
@@ -169,7 +169,7 @@ class Server:
 
     Attributes:
         model: with the shared parameters.
-        seeds: the cell's seed tree, without the streams of noise and samples.
+        seeds: the cell's seed tree, without its secret streams (:data:`fedsim.seeds.SECRET`).
         tensors: by name, whatever else lives on between rounds.
         plan: the privacy plan, None without privacy.
         codes: after the last round the released client codes by name, ``[clients, ...]``; empty where none are released.

@@ -70,7 +70,7 @@ class ObservationNoise(nn.Module):
 
 
 class CVAE(nn.Module):
-    """One client's CVAE; the decoder is FedHypeVAE's without a code, so both start from the same weights.
+    """One client's CVAE; the decoder is FedHypeVAE's without a code: with hidden layers of one shape both start from the same weights.
 
     Args:
         dim: d, the embedding's dimension.

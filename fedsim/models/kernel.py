@@ -1,6 +1,6 @@
 """The kernel behind the MMD alignment, and its per-example form.
 
-The kernel is a sum of inverse multiquadrics ``h / (h + |a - b|^2)`` whose bandwidths are public constants fit for rows of unit norm
+The kernel is the mean of inverse multiquadrics ``h / (h + |a - b|^2)`` whose bandwidths are public constants fit for rows of unit norm
 (squared distances in [0, 4]); no private data sets them.
 """
 

@@ -63,7 +63,7 @@ class Interpolated:
 
 
 class ProbeClassifier:
-    """The linear probe itself: it predicts what the evaluation's probe predicts, to the last bit.
+    """The linear probe itself: it predicts what the evaluation's probe predicts.
 
     Args:
         probe: the fitted probe.

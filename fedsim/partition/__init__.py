@@ -1,4 +1,4 @@
-"""Which rows each client holds: a function of labels, scheme, its parameters and the seed, of nothing else.
+"""Which rows each client holds: a function of labels and columns, scheme, its parameters, alpha, how many clients, and the seed.
 
 So every algorithm and every epsilon of a grid sees the same partition; its fingerprint is in every row of results.
 """

@@ -54,7 +54,7 @@ def make_partition(
         alpha: concentration, > 0, of the schemes that use one.
         clients: how many.
         seed: of the partition.
-        columns: values per training row, for scheme ``column`` and for groups that stay together.
+        columns: values per training row, for schemes by column and for groups that stay together.
 
     Raises:
         UserError: the data do not allow it (see ``check_partition``); its place is a grid's key.

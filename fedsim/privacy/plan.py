@@ -161,7 +161,7 @@ def calibrate(
     """The plan with the least noise whose composition is (``epsilon``, ``delta``)-DP under add-or-remove-one.
 
     Sigma is solved for all steps of all releases at once, so that epsilon_reached is in [0.99, 1] of the target. It
-    multiplies ``sensitivity`` (and each release's ``relative_noise``). Equal budgets are solved once a process.
+    multiplies ``sensitivity`` (and each release's ``relative_noise``). Equal budgets are solved once (:mod:`fedsim.privacy.solved`).
 
     Args:
         epsilon: the target; ``math.inf`` gives sigma 0, accountant "none", claim "none".

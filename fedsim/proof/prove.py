@@ -148,6 +148,7 @@ def recomputed(events: tuple[Event, ...], delta: float, renyi: bool) -> tuple[fl
 
     Raises:
         UserError: dp-accounting is not installed.
+        ValueError: they spend more than a loss distribution can hold; Rényi composition can tell.
     """
     costly = tuple(event for event in events if event[2] and event[1] and not math.isinf(event[0]))
     if not costly:

@@ -67,7 +67,10 @@ def _composed(rows: Sequence[Row]) -> Together:
         events[each.noise_multiplier, each.sample_rate] += each.count
     composed: tuple[Event, ...] = tuple(sorted((noise, rate, count) for (noise, rate), count in events.items()))
     delta = max(row.delta or 0.0 for row in rows)
-    epsilon, _ = recomputed(composed, delta, any(row.accountant == "rdp" for row in rows))
+    try:
+        epsilon, _ = recomputed(composed, delta, any(row.accountant == "rdp" for row in rows))
+    except ValueError:  # more than loss distributions hold, as of hundreds of generators
+        epsilon, _ = recomputed(composed, delta, renyi=True)
     return Together(rows[0].dataset, rows[0].unit or "example", len(rows), delta, epsilon)
 
 

@@ -59,7 +59,7 @@ class Matched:
         mean: mean over the seeds of the second run's balanced accuracy minus the first's; None where no seed has both.
         largest: the largest absolute one.
         same_rounds: whether every round sampled the same rows and added the same noise; None where no record of either says so.
-        fields: names of the rows' fields that differ, without provenance and wall time.
+        fields: names of the rows' fields that differ, without provenance, saved generators and wall time.
     """
 
     example: Row
@@ -91,7 +91,7 @@ class Comparison:
 
     @property
     def equal(self) -> bool:
-        """Whether nothing but identifiers of cells and wall time differs."""
+        """Whether nothing differs but identifiers of cells, what is saved of a generator, and wall time."""
         return not any(self.only) and not self.provenance and all(each.equal for each in self.matched)
 
 
@@ -134,10 +134,11 @@ def _differing(first: Row, second: Row) -> list[str]:
 
 
 def _provenance(pairs: Sequence[tuple[Row, Row]]) -> list[tuple[str, str, str]]:
-    """Sources by algorithm and versions by package, where the two runs have other ones."""
+    """Sources by algorithm, other code and versions by package, where the two runs have other ones."""
     found = dict.fromkeys((f"source of {a.algorithm}", a.source or "none", b.source or "none") for a, b in pairs)
     found |= dict.fromkeys(("code that judged", a.judged or "none", b.judged or "none") for a, b in pairs)
     found |= dict.fromkeys(("code of the references", a.referenced or "none", b.referenced or "none") for a, b in pairs)
+    found |= dict.fromkeys(("code that counted ε", a.counted_by or "none", b.counted_by or "none") for a, b in pairs)
     found |= dict.fromkeys(
         (name, a.versions.get(name, "none"), b.versions.get(name, "none")) for a, b in pairs for name in {**a.versions, **b.versions}
     )

@@ -40,8 +40,8 @@ class Measure:
     Attributes:
         title: what its table is called.
         of: whose predictions it is computed from. ``all``: of all test rows, by the probe or classifier that everyone has (the mean over
-            clients with classifiers of their own); ``clients``: each client's of its own test rows, by the probe on its own generator's
-            embeddings; ``personal``: each client's of its own test rows, the mean over clients.
+            clients with classifiers of their own); ``clients``: each client's of its own test rows, by its own classifier or the probe on
+            its own generator's embeddings; ``personal``: each client's of its own test rows, the mean over clients.
         score: the number; None where it comes from elsewhere.
         column: its head in the page's list of cells; "" leaves it out.
         table: whether it has a table of its own in the page, once a row has it.

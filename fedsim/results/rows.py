@@ -82,7 +82,8 @@ class Row(BaseModel):
         epsilon_spent: under add-or-remove-one; ``epsilon_spent_replace_one`` under replace-one at the same delta
             (:func:`fedsim.privacy.accountant.replace_one_epsilon`).
         unit: what the budget protects: ``example``, ``client``, or a group by its column.
-        sigma: the noise multiplier; ``steps`` the number of noisy steps, ``sample_rate`` their Poisson rate.
+        sigma: the plan's, the noise multiplier of a release of relative noise 1; ``steps`` the number of noisy steps of all releases,
+            ``sample_rate`` the Poisson rate of the main one. Every release's own stand in ``mechanisms``.
         mechanisms: what the ledger counted, the same for the data of every client, each with noise of its multiplier times
             ``sensitivity``, the L2 distance by which one unit can move what is noised; from them, ``delta`` and ``relation`` (what
             neighbours differ in) anyone can compute ``epsilon_spent`` again. A row without them is older than these fields.

@@ -37,7 +37,7 @@ def share_for(measured: float) -> float:
 
 
 def doubled(share: float) -> float:
-    """Twice a share, at most a whole GPU."""
+    """The smallest share of so many equal ones that is twice a share or more; at most a whole GPU."""
     return even_share(max(1, math.floor(1 / (2 * share))))
 
 

@@ -27,7 +27,7 @@ from fedsim.simulation.state import Checkpoint, below, capture, check_alike, des
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """What a round leaves behind for ``rounds.jsonl``; everything but the noise multiplier is a diagnostic, not private."""
+    """What a round leaves behind for ``rounds.jsonl``; all but the release's name are diagnostics, not private."""
 
     round: int
     rounds: int

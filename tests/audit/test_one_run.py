@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 from fedsim.audit.audit import key_of, one_run_audit
 from fedsim.audit.membership import likelihood_ratios, membership
 from fedsim.audit.one_run import one_run
+from fedsim.audit.run import AuditRun
 from fedsim.audit.setting import Setting, setting_of
 from fedsim.privacy.plan import Trust
 
@@ -25,6 +26,14 @@ def test_one_run_refutes_what_has_hardly_any_noise_and_not_what_has_enough(trust
     assert not one_run_audit(setting, one_run(setting, 100, 0)).refuted
     silent = replace(setting, plan=replace(setting.plan, sigma=setting.plan.sigma / 1000))
     assert one_run_audit(silent, one_run(silent, 100, 0)).refuted
+
+
+def test_a_run_that_was_stopped_among_its_canaries_tells_each_of_them_once() -> None:
+    run = AuditRun(tiny(), "one-run", 20)
+    whole = list(run.missing([]))
+    rest = list(run.missing(whole[:13]))
+    assert [line["pair"] for line in rest] == list(range(13, 20))
+    assert whole[:13] + rest == whole
 
 
 def test_what_a_canary_adds_in_one_run_is_within_the_claimed_sensitivity() -> None:

@@ -34,6 +34,12 @@ def test_releases_of_the_same_data_cost_what_their_mechanisms_compose_to() -> No
     assert line.startswith("18 generators of")
 
 
+def test_more_than_loss_distributions_hold_is_told_by_renyi_composition() -> None:
+    loud = [Mechanism(release="moments", kind="gaussian", noise_multiplier=0.01, sample_rate=1.0, count=1)]
+    (found,) = together([released(0, mechanisms=loud), released(1, mechanisms=loud)])
+    assert found.epsilon == pytest.approx(2 * 0.5 / 0.01**2, rel=0.1)
+
+
 @pytest.mark.parametrize(
     "fields",
     [{"noise": "seeded"}, {"claim": "stated"}, {"generator": None}, {"status": "overspent"}, {"mechanisms": None}],

@@ -80,9 +80,10 @@ def test_seeds_that_one_run_lacks_are_told_and_the_rest_is_compared() -> None:
 
 
 def test_other_code_and_other_versions_are_told_once_and_are_no_equality() -> None:
-    first, second = rows_of(0, 1), rows_of(0, 1, source="2b", judged="3c", versions=VERSIONS | {"torch": "2.14.0"})
-    found = compare(Run(first, []), Run(second, []))
-    assert found.provenance == [("source of fedhypevae", "1a", "2b"), ("code that judged", "none", "3c"), ("torch", "2.13.0", "2.14.0")]
+    other = {"source": "2b", "judged": "3c", "counted_by": "4d", "versions": VERSIONS | {"torch": "2.14.0"}}
+    found = compare(Run(rows_of(0, 1), []), Run(rows_of(0, 1, **other), []))
+    code = [("source of fedhypevae", "1a", "2b"), ("code that judged", "none", "3c"), ("code that counted ε", "none", "4d")]
+    assert found.provenance == [*code, ("torch", "2.13.0", "2.14.0")]
     assert all(each.equal for each in found.matched)
     assert not found.equal
 

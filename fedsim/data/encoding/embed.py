@@ -1,4 +1,4 @@
-"""Image sets to embeddings: computed once, kept in the cache under the hash of everything that decides them.
+"""Image sets to embeddings: computed once, kept in the cache under the hash of what decides them.
 
 What decides them stands in a manifest inside the file: images, labels and split (a hash of their content), encoder (a hash of its weights),
 pooling, preprocessing and dtype. A file whose manifest says anything else is computed again.
@@ -62,7 +62,7 @@ class EmbedJob:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Everything that decides the embeddings, and nothing else."""
+        """What decides the embeddings but for rounding: a GPU computes in bfloat16, and a file of either device serves both."""
         return {
             "format": FORMAT,
             "data": self.images.fingerprint,
@@ -123,8 +123,8 @@ def embed(job: EmbedJob, console: Console, *, skip_bad: bool = False, work: Work
         The cache's ``.npz`` file: ``x``, ``y``, ``split``, ``class_names``, the columns and the manifest.
 
     Raises:
-        UserError: images cannot be decoded and are not to be skipped (all of them are listed; what was computed is kept), or embeddings
-            are not finite.
+        UserError: images cannot be decoded and are not to be skipped (the first of them are listed; what was computed is kept), or
+            embeddings are not finite.
     """
     if clash := next((name for name in job.images.columns if name in _RESERVED), None):
         raise UserError(job.images.where, f"has a column '{clash}', a name that embeddings use themselves", "rename the column")

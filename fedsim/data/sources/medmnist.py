@@ -152,17 +152,20 @@ class PackedImages:
 
     def decoder(self, row: int) -> Decoder:
         """See :class:`fedsim.data.images.Images`; reads now, so that only one thread moves through the stream."""
-        part = int(np.searchsorted(self.starts, row, side="right")) - 1
-        shape = self.shapes[part][1:]
-        size = int(np.prod(shape))
         try:
-            with told(self.members[part]):
-                stream = self._stream(part)
-                stream.seek(self.offsets[part] + (row - int(self.starts[part])) * size)
-                pixels = np.frombuffer(stream.read(size), np.uint8).reshape(shape)
+            pixels = self._pixels(row)
         except BadArrays as error:
             return partial(_refuse, str(error))
         return partial(from_pixels, pixels)
+
+    def _pixels(self, row: int) -> NDArray[np.uint8]:
+        part = int(np.searchsorted(self.starts, row, side="right")) - 1
+        shape = self.shapes[part][1:]
+        size = int(np.prod(shape))
+        with told(self.members[part]):
+            stream = self._stream(part)
+            stream.seek(self.offsets[part] + (row - int(self.starts[part])) * size)
+            return np.frombuffer(stream.read(size), np.uint8).reshape(shape)
 
     def _stream(self, part: int) -> IO[bytes]:
         """The member of a part; it stays open, for the next image is the next bytes of the stream."""
@@ -183,6 +186,17 @@ class PackedImages:
         with open_regular(self.path) as file:
             whole = hashlib.file_digest(file, "sha256").digest()
         return (hashlib.sha256(whole + str(row).encode()).digest() for row in rows)
+
+    def contents(self, rows: Sequence[int]) -> Iterator[bytes]:
+        """SHA-256 of each image's pixels.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        try:
+            yield from (hashlib.sha256(self._pixels(row).tobytes()).digest() for row in rows)
+        except BadArrays as error:
+            raise _unreadable(self.path, error) from error
 
 
 def _refuse(why: str) -> NoReturn:

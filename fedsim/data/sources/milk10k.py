@@ -31,7 +31,7 @@ class Milk10kParams(SourceParams):
 
 
 def load_milk10k(root: Path, name: str) -> ImageSet:
-    """Read the challenge's training data: every image is a row, all columns of the metadata are kept.
+    """Read the challenge's training data: every image is a row, all columns of the metadata but ``isic_id`` are kept.
 
     A fixed stratified quarter of the *lesions* is for testing, so that a lesion's two images stay together.
 

@@ -234,6 +234,20 @@ def test_equal_images_in_training_and_test_are_found_by_their_content(tmp_path):
     assert len(image_set(DatasetSpec(**spec, overlap="drop"))) == 18
 
 
+def test_equal_images_of_one_file_of_arrays_are_found_too(tmp_path):
+    path = save_medmnist(tmp_path / "organamnist.npz")
+    with np.load(path) as held:
+        arrays = {name: held[name] for name in held.files}
+    arrays["test_images"][7] = arrays["train_images"][3]
+    np.savez_compressed(path, **arrays)
+    spec = {"name": "medmnist:organamnist", "root": tmp_path}
+    with pytest.raises(UserError, match=r"1 training rows are test rows too, the first is train_images\[3\], the same as test_images\[7\]"):
+        image_set(DatasetSpec(**spec, overlap="error"))
+    whole, dropped = (image_set(DatasetSpec(**spec, overlap=policy)) for policy in ("keep", "drop"))
+    assert (len(whole), len(dropped)) == (102, 101)
+    assert 3 not in dropped.rows
+
+
 def test_images_need_an_encoder(tmp_path):
     save_folder(tmp_path / "pets")
     with pytest.raises(UserError, match="'pets' holds images; name what embeds them, such as encoder: facebook/dinov2-base"):
