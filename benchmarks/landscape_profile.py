@@ -2,8 +2,9 @@
 
     python benchmarks/landscape_profile.py [--grid benchmarks/landscape.yaml] [--json FILE]
 
-Each cell runs in this process under cProfile, through the code that a worker runs. A part is the time inside its functions; no two parts
-hold the same time. What no part holds is `rest`. Profiling slows down Python and not mathematics, so small parts look larger than they are.
+Each cell runs in this process under cProfile, through the code that a worker runs. A part is the time inside its functions; one
+that another calls through a third is counted in both. What no part holds is `rest`. Profiling slows down Python and not mathematics, so
+small parts look larger than they are.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ PARTS = {
     "fidelity": ("leading_directions", "frechet", "squared_mmd", "density_and_coverage"),
     "the accountant": ("epsilon", "replace_one_epsilon"),
 }
-"""What a name of fedsim's functions belongs to. Within a function of a part nothing is counted again."""
+"""What a name of fedsim's functions belongs to. What one of them calls directly is not counted again."""
 
 
 def parts_of(profile: cProfile.Profile) -> Counter[str]:

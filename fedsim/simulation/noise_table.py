@@ -35,6 +35,12 @@ NAMES = {
     "class_counts": "class counts",
     "second": "second moment",
     "class_second": "class second moments",
+    "bins": "histogram of distances",
+    "site_sums": "site means",
+    "site_counts": "site counts",
+    "site_second": "site second moments",
+    "site_class_sums": "class means of sites",
+    "site_class_counts": "class counts of sites",
     "client_sums": "client means",
     "client_counts": "client counts",
     "component_sums": "component means",
@@ -43,7 +49,8 @@ NAMES = {
     "counts": "class counts",
 }
 """What the parts of the shipped statistics are called; another one has its own name."""
-_OF_ROW = ("sum",)
+_UNITS = {"sum": "a row's norm", "bins": "the number of rows", "site_second": "the radius squared"}
+"""What the noise of those is measured in that are no means of rows within the radius."""
 
 
 @dataclass(frozen=True)
@@ -155,19 +162,17 @@ class Noised:
 
     def _statistic(self, release: Release, name: str, shape: tuple[int, ...], weight: float) -> Signal:
         (rows, _), task, told = self._held, self.trial.task, NAMES.get(name, name.replace("_", " "))
-        groups, size = shape[0], math.prod(shape[1:])
-        std = self._std(release) / (self._plan.clip * weight)
-        if groups == size and groups == task.dim:
+        size = math.prod(shape[1:])
+        matrices = shape == (task.dim, task.dim) or (name == "class_second" and shape[0] % size == 0)
+        groups = shape[0] // size if matrices else shape[0]
+        held, std = rows / groups, self._std(release) / (self._plan.clip * weight)
+        where = f"at n = {rows:,}" + (f" ({groups} groups of {held:,.0f} on average)" if groups > 1 else "")
+        if matrices:
             # the spectral norm of a matrix of independent noise is about twice the root of its size
-            return Signal(
-                told, 2 * math.sqrt(size) * std / rows, "the largest trace", f"in spectral norm, at n = {rows:,} ({size} dimensions)"
-            )
-        held = rows / groups
-        many = f" ({groups} groups of {held:,.0f} on average)" if groups > 1 else ""
+            return Signal(told, 2 * math.sqrt(size) * std / held, "the largest trace", f"in spectral norm, {where}, {size} dimensions")
         if size == 1:
-            return Signal(told, std / held, "the count", f"at n = {rows:,}{many}")
-        of = "a row's norm" if name in _OF_ROW else "the radius"
-        return Signal(told, math.sqrt(size) * std / held, of, f"at n = {rows:,}{many}, {size} dimensions")
+            return Signal(told, std / held, "the count", where)
+        return Signal(told, math.sqrt(size) * std / held, _UNITS.get(name, "the radius"), f"{where}, {size} dimensions")
 
     def _gradient(self, release: Release) -> Signal:
         (held, called), task, clip = self._held, self.trial.task, self._plan.clip

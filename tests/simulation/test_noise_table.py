@@ -94,3 +94,16 @@ def test_a_second_moments_noise_is_told_in_spectral_norm() -> None:
     drawn = std * torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
     assert found["second moment"].noise == pytest.approx(float(torch.linalg.matrix_norm(drawn, 2)) / trial.train_rows, rel=0.1)
     assert "of the largest trace in spectral norm" in found["second moment"].words
+
+
+def test_every_class_has_a_second_moment_of_its_own() -> None:
+    trial, found = signals("fedhypevae-warm", epsilon=1.0)
+    (shape,) = {shape for name, shape in parts_of(trial).shapes["class moments"].items() if name == "class_second"}
+    classes, size = shape[0] // shape[1], shape[1]
+    assert classes == trial.task.classes
+    std = trial.plan.noise_std("class moments") / (trial.plan.clip * parts_of(trial).weights["class moments"]["class_second"])
+    drawn = std * torch.randn(200, size, size, generator=torch.Generator().manual_seed(0))
+    told = found["class second moments"]
+    assert told.noise == pytest.approx(float(torch.linalg.matrix_norm(drawn, 2).mean()) * classes / trial.train_rows, rel=0.2)
+    assert f"{classes} groups of" in told.words
+    assert "of the number of rows" in found["histogram of distances"].words
