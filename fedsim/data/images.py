@@ -116,8 +116,15 @@ class ImageSet:
 
     @cached_property
     def digests(self) -> list[bytes]:
-        """A content hash of every image; reads all files once."""
+        """A hash of every image that changes with its content; reads all files once."""
         return list(self.images.digests(self.rows.tolist()))
+
+    @property
+    def contents(self) -> list[bytes]:
+        """A hash of every image that equal ones have in common; files whose digest is one are not read again."""
+        if self.images.contents == self.images.digests:
+            return self.digests
+        return list(self.images.contents(self.rows.tolist()))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -98,8 +98,7 @@ def image_set(spec: DatasetSpec) -> ImageSet:
         whole = spec.source.images(spec.asked)
     if spec.overlap_policy != "keep":
         with at(whole.where):
-            contents = list(whole.images.contents(whole.rows.tolist()))
-            both = overlapping(contents, whole.split, whole.image_name, drop=spec.overlap_policy == "drop")
+            both = overlapping(whole.contents, whole.split, whole.image_name, drop=spec.overlap_policy == "drop")
         whole = whole.take(np.setdiff1d(np.arange(len(whole)), both)) if len(both) else whole
     return whole if spec.limit is None else whole.limited(spec.limit)
 

@@ -93,6 +93,7 @@ def test_what_is_named_like_an_image_and_is_no_file_is_a_bad_image_and_a_folder_
     images = load_image_folder(root, "pets")
     assert len(images) == 27
     assert len(set(images.digests)) == 27
+    assert images.contents is images.digests, "read once"
     told = {}
     for position in range(27):
         try:
