@@ -69,7 +69,7 @@ def _composed(rows: Sequence[Row]) -> Together:
     delta = max(row.delta or 0.0 for row in rows)
     try:
         epsilon, _ = recomputed(composed, delta, any(row.accountant == "rdp" for row in rows))
-    except ValueError:  # more than loss distributions hold, as of hundreds of generators
+    except ValueError:  # more than loss distributions hold, as of a thousand generators at ε = 8
         epsilon, _ = recomputed(composed, delta, renyi=True)
     return Together(rows[0].dataset, rows[0].unit or "example", len(rows), delta, epsilon)
 

@@ -120,7 +120,7 @@ class Signal:
 
     @property
     def words(self) -> str:
-        """``class means: noise norm 0.3 of the radius at n = 12,000 (10 classes of 1,200)``."""
+        """``class means: noise norm 0.3 of the radius at n = 12,000 (10 groups of 1,200 on average), 64 dimensions``."""
         return f"{self.name}: noise norm {number(self.noise, 2)} of {self.of} {self.detail}"
 
 
