@@ -42,7 +42,7 @@ PAIRS = {
 }
 """By algorithm, unit and claim: many where they are cheap, and as many as others had of it."""
 FEW = 100
-"""Of any other, whose pair takes a tenth of a second or more; below some 300, a claim of 1 is tested for gross faults alone."""
+"""Of any other at a claim of 4, and half of them at 1, as a pair takes a tenth of a second or more; that tests 1 for gross faults alone."""
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class Record:
         bare_images_per_s: of the model alone, pixels at hand (median over repetitions).
         embed_images_per_s: of everything from file to cached embeddings (median over repetitions).
         ratio: the second over the first.
-        peak_mib: peak resident memory of a process that embeds so many images; and of one that embeds four times as many.
+        peak_mib: peak resident memory of a process that embeds ``--memory-images`` images with a tiny encoder; and four times as many.
     """
 
     encoder: str

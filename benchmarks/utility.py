@@ -78,16 +78,22 @@ def markdown(records: list[dict[str, Any]], title: str, sign: str = "") -> Itera
     # methods without an epsilon have no trust
     varied = [name for name in (*PLACE, "trust") if len({r[name] for r in records if r[name] is not None}) > 1]
     lines: dict[tuple[str, ...], dict[float | None, str]] = {}
+    most = max(r["seeds"] for r in records)
     for r in records:
         spread = "" if r["ci95"] is None else f" ± {r['ci95']:.3f}"
+        spread += f" (n={r['seeds']})" if r["seeds"] < most else ""
         key = (*(r[name] if isinstance(r[name], str) else number(r[name]) for name in varied), r["method"])
         lines.setdefault(key, {})[r["epsilon"]] = f"{r['mean']:{sign}.3f}{spread}"
     yield f"\n## {title}\n"
-    yield f"Mean over {max(r['seeds'] for r in records)} seeds ± half-width of the 95 % confidence interval.\n"
+    yield f"{_over(most)}\n"
     yield "| " + " | ".join([*varied, "method", *("no ε" if e is None else f"ε = {number(e)}" for e in epsilons)]) + " |"
     yield "| " + " | ".join(["---"] * (len(varied) + 1) + ["---:"] * len(epsilons)) + " |"
     for key, cells in sorted(lines.items(), key=lambda item: item[0][:-1]):
         yield "| " + " | ".join([*key, *(cells.get(e, "") for e in epsilons)]) + " |"
+
+
+def _over(seeds: int) -> str:
+    return "One seed, so no interval." if seeds == 1 else f"Mean over {seeds} seeds ± half-width of the 95 % confidence interval."
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ ERROR = {"type": "ValueError", "message": "rows hold NaN", "traceback": "Traceba
 def make_row(**fields: Any) -> Row:
     """One row; everything has a default."""
     epsilon = fields.get("epsilon_target", 1.0)
+    private = epsilon is not None
     base = {
         "cell_id": "a",
         "status": "ok",
@@ -25,17 +26,17 @@ def make_row(**fields: Any) -> Row:
         "partition_hash": "ef01",
         "seed": 0,
         "epsilon_target": epsilon,
-        "epsilon_spent": None if epsilon is None else epsilon * 0.995,
-        "delta": 1e-4,
-        "unit": "example",
-        "trust": "aggregate",
-        "scope": "joint",
-        "claim": "none" if epsilon is None or math.isinf(epsilon) else "proved",
-        "accountant": None if epsilon is None else "prv",
-        "sigma": None if epsilon is None else 4.2 / epsilon,
-        "sample_rate": None if epsilon is None else 0.08,
-        "steps": 400,
-        "clip": 1.0,
+        "epsilon_spent": epsilon * 0.995 if private else None,
+        "delta": 1e-4 if private else None,
+        "unit": "example" if private else None,
+        "trust": "aggregate" if private else None,
+        "scope": "joint" if private else None,
+        "claim": "proved" if private and math.isfinite(epsilon) else "none",
+        "accountant": "prv" if private else None,
+        "sigma": 4.2 / epsilon if private else None,
+        "sample_rate": 0.08 if private else None,
+        "steps": 400 if private else None,
+        "clip": 1.0 if private else None,
         "accuracy": 0.5,
         "balanced_accuracy": 0.5,
         "macro_f1": 0.5,
@@ -51,5 +52,5 @@ def make_row(**fields: Any) -> Row:
 
 def make_failed(**fields: Any) -> Row:
     """One failed row."""
-    none = dict.fromkeys(["accuracy", "balanced_accuracy", "macro_f1", "epsilon_spent", "scope", "claim"])
+    none = dict.fromkeys(["accuracy", "balanced_accuracy", "macro_f1", "epsilon_spent", "accountant", "uplink_bytes", "seconds"])
     return make_row(**none | {"status": "failed", "error": ERROR} | fields)

@@ -24,7 +24,7 @@ def digits_of_sites(folder: Path, test_of: tuple[str, ...] = SITES) -> Path:
 
 
 def digits_of_writers(folder: Path, **columns: Any) -> Path:
-    """The digits of sites with a column ``writer``: one to five rows of one site each, training and test rows apart."""
+    """The digits of sites with a column ``writer``: one row to eleven of one site each, training and test rows apart."""
     path = digits_of_sites(folder)
     with np.load(path, allow_pickle=False) as file:
         held = dict(file)

@@ -22,7 +22,7 @@ def report(
     folder: Run,
     format_: Annotated[Format | None, typer.Option("--format", help="Print the page's tables in this format, and draw nothing.")] = None,
 ) -> None:
-    """Draw the summary, the curves and the page of a run folder again, from its rows alone."""
+    """Draw the summary, the curves and the page of a run folder again, from the files in it alone."""
     from fedsim.report.report import page_tables, write_report
 
     if format_ is not None:
@@ -152,7 +152,7 @@ def verify(
     from fedsim.simulation.preflight import prepare
 
     console, node = wide_console(plain_console()), this_machine()
-    with interruptible(console):
+    with interruptible(console, goes_on=False):
         verification = Verification.of(folder, lambda grid: prepare(grid, [node]), trust_plugin=trust_plugin)
         equal = verification.run(cells, console, local_cluster(node))
     raise typer.Exit(0 if equal else 1)

@@ -35,7 +35,7 @@ class LabelMatrix:
     classes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, for a run folder's manifest."""
+        """Plain values, for a run folder's ``partitions.json``."""
         return {**vars(self), "counts": self.counts.tolist(), "classes": list(self.classes)}
 
     @classmethod

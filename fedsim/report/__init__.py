@@ -1,1 +1,1 @@
-"""The report of a run folder, drawn from its rows and manifest alone."""
+"""The report of a run folder, drawn from the files in it alone."""

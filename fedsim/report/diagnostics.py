@@ -67,8 +67,8 @@ def round_frame(groups: Sequence[Group], records: Iterable[Mapping[str, Any]]) -
         records: what ``ResultStore.rounds`` gave.
 
     Returns:
-        Columns ``cell_id``, ``round``, ``group`` (position in ``groups``), ``label``, ``epsilon`` (NaN: the method has none), every
-        number of the records (NaN where it is missing), ``noise_to_signal``, the per-example gradient norm's quantiles
+        Columns ``cell_id``, ``round``, ``group`` (position in ``groups``), ``label``, ``epsilon`` (NaN: the method has none), the
+        numbers that are drawn and every loss (NaN where missing), ``noise_to_signal``, the per-example gradient norm's quantiles
         ``gradient_norm_5`` … ``gradient_norm_95``, and ``position`` and ``rounds``, which count each cell's lines.
     """
     owner = {row.cell_id: position for position, group in enumerate(groups) for row in group.rows}
@@ -222,8 +222,8 @@ _LONGEST, _CHARACTERS = 130, 180
 _CAPTION = (
     "Line: mean over the cells of one method and ε, that is over seeds and places (data set, α, number of clients); values that are not "
     "finite are left out. Norm before clipping: of an example's gradient (DP-SGD) or a client's update (local training): median, band 5 "
-    "to 95 %, clip norm C. Dotted: noise as large as signal. Generated norms: of decoder (solid) and prior (dashed), mean over clients. "
-    f"Where lines reach far apart, the y axis is logarithmic above the smallest.\n{NOT_PRIVATE}"
+    "to 95 %, clip norm C. Dotted: noise as large as signal. Generated norms: of decoder (solid) and prior (dashed), mean over the first ten "
+    f"clients. Where lines reach far apart, the y axis is logarithmic above the smallest.\n{NOT_PRIVATE}"
 )
 
 

@@ -24,7 +24,7 @@ NAME = "fidelity"
 
 @dataclass(frozen=True)
 class Panel:
-    """One number: its field of a row, its title, what is good, what rows that are as good as real ones reach, and the most there is."""
+    """One number: its field of a row, its title, what is good, what endlessly many real rows would reach, and the most there is."""
 
     measure: str
     title: str
@@ -40,7 +40,10 @@ _PANELS = (
     Panel("coverage", "coverage", "higher is better", 1.0, 1.0),
     Panel("real_or_synthetic", "told from real rows", "not at all: 0.5", 0.5, 1.0),
 )
-_CAPTION = "in the test rows' leading directions, means over classes of more than 5 test rows · dotted: as good as real rows"
+_CAPTION = (
+    "in the test rows' leading directions, means over classes of more than 5 test rows; told from real rows: whole rows, all classes · "
+    "dotted: the ideal, which finitely many real rows do not quite reach"
+)
 
 
 def draw_fidelity(groups: Sequence[Group]) -> Figure | None:

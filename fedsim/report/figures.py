@@ -68,7 +68,7 @@ def name_level(axes: Axes, text: str, height: float, size: float, gap: float) ->
 
 
 def shades(epsilons: Iterable[float | None]) -> dict[float | None, str]:
-    """A shade for every epsilon, the darkest for the largest; grey for None, a method without one."""
+    """A shade for every epsilon, the darkest for the largest, neighbours sharing one of seven; grey for None, a method without one."""
     given = set(epsilons)
     found = sorted(epsilon for epsilon in given if epsilon is not None)
     step = (len(SHADES) - 1) / max(1, len(found) - 1)

@@ -23,8 +23,8 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _CROSSES = ("x", "+", "1", "2", "3")
 """Markers of classifiers."""
 _LEVELS = ((0, (6, 2, 1, 2)), (0, (2, 2)), (0, (9, 3)))
-_CLAIM_STYLES = {"stated": (0, (4, 2)), "heuristic": (0, (4, 2)), "none": (0, (1, 1.5))}
-_OPEN = ("heuristic", "none")
+_CLAIM_STYLES = {"stated": (0, (4, 2)), "heuristic": (0, (4, 2)), "none": (0, (1, 1.5)), "refuted": (0, (1, 1.5))}
+_OPEN = ("heuristic", "none", "refuted")
 _CHARACTERS = 16
 """Characters of the caption in an inch of the figure."""
 

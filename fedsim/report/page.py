@@ -121,12 +121,18 @@ def _large_deltas(rows: Sequence[Row]) -> Iterator[str]:
             yield text
 
 
+_NO_CLAIMS = {
+    "not private": "no noise is added and ε has no meaning",
+    "refuted": "(ε, δ) is claimed, and an audit refutes it at one budget or more",
+}
+
+
 def _methods(groups: Sequence[Group]) -> list[tuple[str, str, str]]:
     told = []
     for label, members in grouped(groups, lambda group: group.label).items():
         name = claim(members)
         scopes = dict.fromkeys(group.scope for group in members if group.scope)
-        words = CLAIMS.get(name, "no noise is added and ε has no meaning" if name == "not private" else "")
+        words = (CLAIMS | _NO_CLAIMS).get(name, "")
         told.append((label, f"{name}, scope {', '.join(scopes)}" if scopes and name != "not private" else name, words))
     return told
 

@@ -1,4 +1,4 @@
-"""The report of a run folder: summary, curves and page, drawn from its rows and manifest alone."""
+"""The report of a run folder: summary, curves and page, drawn from the files in it alone."""
 
 from __future__ import annotations
 
@@ -104,7 +104,8 @@ def write_report(folder: Path) -> Report:
     """Write ``summary.csv``, every figure of :data:`FIGURES` as ``curves/*.png`` and ``.svg``, and ``report.html`` into a run folder.
 
     Args:
-        folder: a run folder. Its manifest says which cells belong to the grid and their labels; without one, all rows do.
+        folder: a run folder. Its manifest says which cells belong to the grid and their labels; without one, those of the
+            newest code and evaluation do.
 
     Raises:
         UserError: the folder has no results, or a file in it cannot be read.

@@ -26,7 +26,7 @@ _SIDE, _GAP_X, _GAP_Y, _LEFT, _TOP, _BOTTOM, _LINE = 2.25, 0.55, 0.85, 0.6, 0.75
 """Sizes in inches."""
 _CAPTION = (
     "A dot: one client on its own test rows, the mean over seeds; the worst one of each ε is named. Above the line its own generator\n"
-    "serves it better than the shared one. A method without a generator a client has all its dots on the line."
+    "(or classifier) serves it better than the shared one. A method with one for all has its dots on the line."
 )
 
 
@@ -127,5 +127,5 @@ def _draw(axes: Axes, panel: Panel, colours: Mapping[float | None, str], limits:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(4))
     axes.set_title(_title(panel), fontsize=8, color=INK, loc="left", pad=4, parse_math=False)
-    axes.set_xlabel("shared generator", fontsize=7, color=MUTED, labelpad=1, loc="right")
-    axes.set_ylabel("own generator", fontsize=7, color=MUTED, labelpad=1, loc="top")
+    axes.set_xlabel("shared", fontsize=7, color=MUTED, labelpad=1, loc="right")
+    axes.set_ylabel("own", fontsize=7, color=MUTED, labelpad=1, loc="top")

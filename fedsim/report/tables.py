@@ -25,6 +25,7 @@ CLAIM_WORDS = {
     "stated": "stated ε",
     "heuristic": "heuristic ε",
     "none": "no claim on ε",
+    "refuted": "refuted ε",
     "not private": "not private",
 }
 """How a claim other than "proved" is worded beside a label."""
@@ -32,6 +33,7 @@ _CLAIM_NOTES = {
     "checked": "the author states the theorem, and a passed fedsim check of this code refutes nothing",
     "stated": "the author states the theorem; no passed fedsim check of this code is on file",
     "heuristic": "the number is not a theorem for that method",
+    "refuted": "an audit refutes what is claimed at one budget or more",
 }
 _LARGE = 1e6
 _AXES: tuple[Callable[[Group], str], ...] = (
@@ -96,7 +98,7 @@ def results_table(groups: Sequence[Group], measure: str = "balanced_accuracy") -
         title=" · ".join((MEASURES[measure].title, *common)),
         columns=epsilon_heads(columns),
         blocks=tuple(Block(place, _references(block, measure), _lines(block, columns, seeds, measure)) for place, block in members.items()),
-        notes=(*_notes(groups, seeds), *_classifiers(groups, measure)),
+        notes=(*_notes(groups, seeds, measure), *_classifiers(groups, measure)),
     )
 
 
@@ -186,9 +188,11 @@ def _lines(groups: Sequence[Group], columns: Sequence[float | None], seeds: int,
 
 
 def claim(groups: Sequence[Group]) -> str:
-    """What a method's finite epsilons are worth: proved, heuristic, none; "not private" for a method without epsilon."""
+    """What a method's finite epsilons are worth: a claim, or "refuted" if one of them was; "not private" for a method without epsilon."""
     if all(group.epsilon_target is None for group in groups):
         return "not private"
+    if any(group.refuted for group in groups):
+        return "refuted"
     # At epsilon = ∞ there is no noise, so nothing to claim: the finite budgets speak.
     finite = [group for group in groups if group.epsilon_target is not None and math.isfinite(group.epsilon_target)]
     return weakest({group.claim for group in finite or groups}) or ""
@@ -230,13 +234,13 @@ def _classifiers(groups: Sequence[Group], measure: str) -> tuple[str, ...]:
     return (f"classifiers, to see what not generating is worth: {', '.join(labels)}",) if labels else ()
 
 
-def _notes(groups: Sequence[Group], seeds: int) -> tuple[str, ...]:
+def _notes(groups: Sequence[Group], seeds: int, measure: str) -> tuple[str, ...]:
     notes = []
     if seeds == 1:
         notes.append("one seed, so no interval")
     elif seeds:
         notes.append(f"mean ± half-width of the Student-t 95 % confidence interval over {seeds} seeds")
-    if any(interval.half_width is None and interval.count > 1 for group in groups if (interval := group.interval("balanced_accuracy"))):
+    if any(interval.half_width is None and interval.count > 1 for group in groups if (interval := group.interval(measure))):
         notes.append("no ±: each seed gave the same")
     if (judges := len({row.judged for group in groups for row in group.rows})) > 1:
         notes.append(f"scores are from {judges} states of the code that judges: fedsim judge tells those of saved generators anew")

@@ -171,9 +171,12 @@ def _settings(row: Row) -> dict[str, Any]:
 
 
 def _differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    names = dict.fromkeys(name for each in settings for name in each)
-    values = {name: {dump([each[name]]) for each in settings if each.get(name) is not None} for name in names}
-    return [name for name in names if len(values[name]) > 1]
+    values: dict[str, set[str]] = {}
+    for name, value in (item for each in settings for item in each.items()):
+        spelled = values.setdefault(name, set())
+        if value is not None or name not in SETTING:  # without a budget there is no delta, unit or trust
+            spelled.add(dump([value]))
+    return [name for name, spelled in values.items() if len(spelled) > 1]
 
 
 def _last(value: float | None) -> float:

@@ -98,8 +98,8 @@ def share_weighted_accuracy(of: Predictions) -> float:
     return float(np.average(recalls(of), weights=of.shares[of.held]))
 
 
-_OWN = "of each client's own generator on its own test rows"
-_INTERPOLATED = "at the clients, own classifier and shared one interpolated"
+_OWN = "of each client's own generator (or classifier) on its own test rows"
+_INTERPOLATED = "at the clients, own classifier and shared one interpolated (where there is one of each)"
 _ALONE = "at the clients, own classifier alone"
 
 

@@ -96,8 +96,8 @@ class Row(BaseModel):
         evaluation: the keys of the grid's ``evaluation`` that scores are by; None: an older row.
         unseen: a site that took no part and on whose test rows all scores are.
         tested: which test rows the clients' own scores are from.
-        label_shares: how frequent the labels are that ``accuracy`` is with; every other score is with equally frequent ones. None for a
-            classifier, which knows its own.
+        label_shares: how frequent the labels are that ``accuracy`` is with; personal scores are with the client's, all others with equally
+            frequent ones. None for a classifier, which knows its own.
         scores: by the names of :data:`fedsim.results.measures.MEASURES`; on disk and as arguments each is a field of the row, so that a
             measure that is one more is one field more.
         uplink_bytes: what all clients sent in all rounds; ``seconds`` is the cell's wall time.

@@ -52,7 +52,7 @@ def drawn_matrices(prepared: Prepared) -> list[LabelMatrix]:
             continue
         data = prepared.data[trial.data_key]
         names = data.class_names or tuple(map(str, range(data.classes)))
-        place = (cell.dataset.display, partition.scheme, cell.concentration, cell.clients, cell.seed)
+        place = (shown(cell.dataset, cell.evaluation.unseen), partition.scheme, cell.concentration, cell.clients, cell.seed)
         key = (cell.dataset.key, partition.fingerprint)
         matrices[key] = LabelMatrix(*place, partition.fingerprint, partition.label_counts, names)
     return list(matrices.values())[:MOST_PANELS]

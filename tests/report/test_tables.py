@@ -78,6 +78,12 @@ def test_a_claim_speaks_of_finite_budgets_only(row):
     assert claim(group_seeds([row(epsilon_target=None)])) == "not private"
 
 
+def test_a_claim_that_an_audit_refuted_at_one_budget_is_none_at_the_others(row):
+    groups = group_seeds([row(epsilon_target=1.0), row(epsilon_target=4.0, status="refuted")])
+    assert claim(groups) == "refuted"
+    assert "refuted ε: an audit refutes what is claimed at one budget or more" in results_table(groups).notes
+
+
 def test_the_quickstart_fits_a_terminal_of_80_columns(quickstart):
     text = printed(quickstart, width=80)
     assert "…" not in text
@@ -143,6 +149,9 @@ def test_seeds_that_change_nothing_give_no_interval_and_the_note_says_so(row):
     table = results_table(group_seeds([row(cell_id=f"{seed}", seed=seed, balanced_accuracy=0.5) for seed in range(3)]))
     assert table.blocks[0].lines[0].values == ("0.500",)
     assert "no ±: each seed gave the same" in table.notes
+    varied = [row(cell_id=f"{seed}", seed=seed, balanced_accuracy=seed / 4, worst_class_recall=0.0) for seed in range(3)]
+    assert "no ±: each seed gave the same" not in results_table(group_seeds(varied)).notes
+    assert "no ±: each seed gave the same" in results_table(group_seeds(varied), "worst_class_recall").notes
 
 
 def test_n_counts_the_rows_that_have_the_measure(row):

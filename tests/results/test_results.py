@@ -409,6 +409,8 @@ def test_no_text_of_the_summary_is_a_formula(tmp_path, label):
 def test_rows_of_different_parameters_are_never_averaged():
     groups = group_seeds([row("a", params={"lr": 0.1, "b": 1}), row("b", params={"lr": 0.2, "b": 1}, seed=1)])
     assert [(group.label, len(group.rows)) for group in groups] == [("alg (lr=0.1)", 1), ("alg (lr=0.2)", 1)]
+    groups = group_seeds([row("a", params={"lr": None}), row("b", params={"lr": 1})])
+    assert [group.label for group in groups] == ["alg (lr=None)", "alg (lr=1)"]
 
 
 @pytest.mark.parametrize(("field", "one", "other"), [("trust", "aggregate", "silo"), ("unit", "example", "client"), ("delta", 1e-4, 1e-5)])

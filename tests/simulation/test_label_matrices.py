@@ -41,6 +41,7 @@ def test_with_a_site_unseen_the_partition_is_that_of_the_others(tmp_path):
     shown = [matrix.fingerprint for matrix in label_matrices(grid)]
     assert shown == [trial.partition.fingerprint for trial in prepare(grid, NODES).trials]
     assert len(set(shown)) == len(SITES)
+    assert {matrix.dataset for matrix in drawn_matrices(prepare(grid, NODES))} == {matrix.dataset for matrix in label_matrices(grid)}
 
 
 def test_a_report_draws_the_partitions_of_the_first_seed():
