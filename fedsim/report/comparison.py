@@ -73,7 +73,7 @@ def _equal(comparison: Comparison) -> Iterator[str]:
     count = sum(each.seeds for each in equal)
     rows = counted(count, "row")
     if comparison.equal:
-        yield f"equal to the last bit: everything ({rows}), all fields but wall time"
+        yield f"equal to the last bit: everything ({rows}), all fields but wall time and the hash of a saved generator"
     else:
         yield f"equal to the last bit: {len(equal)} of {len(comparison.matched)} shared settings ({rows}), scores and budgets"
     untold = sum(each.same_rounds is None for each in equal)

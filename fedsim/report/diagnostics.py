@@ -222,8 +222,8 @@ _LONGEST, _CHARACTERS = 130, 180
 _CAPTION = (
     "Line: mean over the cells of one method and ε, that is over seeds and places (data set, α, number of clients); values that are not "
     "finite are left out. Norm before clipping: of an example's gradient (DP-SGD) or a client's update (local training): median, band 5 "
-    "to 95 %, clip norm C. Dotted: noise as large as signal. Generated norms: of decoder (solid) and prior (dashed), mean over the first ten "
-    f"clients. Where lines reach far apart, the y axis is logarithmic above the smallest.\n{NOT_PRIVATE}"
+    "to 95 %, clip norm C. Dotted: noise as large as signal. Generated norms: of decoder (solid) and prior (dashed), mean over the first "
+    f"ten clients. Where lines reach far apart, the y axis is logarithmic above the smallest.\n{NOT_PRIVATE}"
 )
 
 
