@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import stat
 import sys
@@ -55,8 +56,9 @@ def _end_late(heard: int) -> None:
         os.close(heard)
         return
     time.sleep(_ENDING)
-    with suppress(OSError):  # not by sys.stdout, whose lock may be what holds the process up
-        os.write(1, b"interrupted; the same command goes on\n")
+    with suppress(OSError, ValueError):  # not by sys.stdout, whose lock may be what holds the process up, nor where nobody reads
+        if select.select([], [1], [], 0)[1]:
+            os.write(1, b"interrupted; the same command goes on\n")
     os._exit(INTERRUPTED)
 
 

@@ -35,3 +35,34 @@ def test_a_command_that_goes_on_and_cannot_print_any_more_is_ended() -> None:
         finally:
             process.kill()
         assert process.stdout.read() == "interrupted; the same command goes on\n"
+
+
+FULL = """
+import os, sys, time
+
+from fedsim.interrupts import interrupts, soon
+
+with soon(), interrupts():
+    try:
+        os.set_blocking(1, False)
+        try:
+            while True:
+                os.write(1, b"-" * 4096)
+        except BlockingIOError:
+            os.set_blocking(1, True)
+        print("ready", file=sys.stderr, flush=True)
+        time.sleep(1000)
+    except KeyboardInterrupt:
+        time.sleep(1000)
+"""
+
+
+def test_a_command_whose_output_nobody_reads_is_ended() -> None:
+    with subprocess.Popen([sys.executable, "-c", FULL], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        try:
+            assert process.wait(PATIENCE) == 130
+        finally:
+            process.kill()

@@ -85,12 +85,12 @@ TrustPlugin = Annotated[bool, typer.Option("--trust-plugin", callback=_trusted, 
 
 
 @contextmanager
-def interruptible(console: Console) -> Iterator[None]:
-    """Ctrl-C ends the block with a word and exit code 130."""
+def interruptible(console: Console, *, goes_on: bool = True) -> Iterator[None]:
+    """Ctrl-C ends the block with a word and exit code 130; ``goes_on``: whether what is done is kept for the same command."""
     try:
         yield
     except KeyboardInterrupt:
-        console.print("interrupted; the same command goes on", highlight=False)
+        console.print("interrupted; the same command goes on" if goes_on else "interrupted", highlight=False)
         raise typer.Exit(INTERRUPTED) from None
 
 

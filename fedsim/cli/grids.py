@@ -118,7 +118,7 @@ def _bench(
         node = this_machine()
         with interruptible(console), Preparing(plain_console(stderr=True)) as tell:
             nodes, rehearsal = [node], None
-            if address:
+            if address is not None:
                 files = plug_in_files(resolve(grid, keep_going=keep_going))
                 nodes, rehearsal = stack.enter_context(joined_cluster(address, files)), everywhere
             prepared = prepare(grid, nodes, max_parallel, keep_going=keep_going, rehearsal=rehearsal, tell=tell)
@@ -126,7 +126,7 @@ def _bench(
             show_plan(prepared, console)
             raise typer.Exit(1 if prepared.refused else 0)
         # A local cluster starts only when there is something to run on it.
-        engine = nullcontext() if address else local_cluster(node)
+        engine = local_cluster(node) if address is None else nullcontext()
         code = run_bench(prepared, folder, console, engine, retry_failed=retry_failed)
     raise typer.Exit(code)
 
@@ -135,7 +135,7 @@ def _bench(
 def partition(
     grid: GridFile,
     set_: Replaced = None,
-    show: Annotated[bool, typer.Option("--show", help="Also print and draw every label-by-client matrix.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Also print every label-by-client matrix, and draw the first seed's.")] = False,
     out: Annotated[Path | None, folder("The folder of the pictures; default: runs/<name of the grid>/curves.")] = None,
 ) -> None:
     """Show how a grid divides its data among clients, without training."""
@@ -169,5 +169,5 @@ def plan_grid(grid: GridFile, set_: Replaced = None) -> None:
     from fedsim.simulation.preflight import prepare
 
     console = plain_console()
-    with interruptible(console):
+    with interruptible(console, goes_on=False):
         show_noise(prepare(load_grid(grid, set_ or []), [this_machine()]), console)

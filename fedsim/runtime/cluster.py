@@ -25,12 +25,12 @@ import torch
 
 # Ray reads these as it is imported and hands them to what it starts: no usage report to anyone, no warning about idle GPUs, a model of up
 # to 1 MiB travels in the call itself, in a third of the object store's time, worker processes import torch while Ray still starts, and a
-# signal is heard within 0.02 s of any wait: one to the whole group ends Ray, too, and a second or so after that Ray ends this process.
+# signal is heard within 0.1 s of any wait.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_max_direct_call_object_size", str(2**20))
 os.environ.setdefault("RAY_preload_python_modules", "fedsim.runtime.worker")
-os.environ.setdefault("RAY_get_check_signal_interval_milliseconds", "20")
+os.environ.setdefault("RAY_get_check_signal_interval_milliseconds", "100")
 # Within `ray job submit --working-dir` what a plug-in needs travels, too, in place of the job's folder.
 os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
 # `ray start` protects a cluster by the token of its machine if there is one; who joins it by its address has to say that he has one, too.
@@ -51,8 +51,8 @@ from fedsim.simulation.node import Node
 ray_worker._worker_logs_enabled = False
 
 _SESSIONS = "fedsim-ray-"
-_LONGEST = 24
-"""Characters of a temporary folder's path that leave room for Ray's below it, in the 107 that a socket's may have."""
+_LONGEST = 23
+"""Bytes of a temporary folder's path that leave room for Ray's below it, in the 107 that a socket's may have."""
 LEAVING = 2.0
 """Seconds in which Ray may end by itself after an interruption or a loss."""
 
@@ -78,7 +78,7 @@ def this_machine() -> Node:
 def local_cluster(node: Node) -> Iterator[None]:
     """A Ray cluster of one node for the block, for this machine alone; its processes end with this one, however it ends."""
     with _sessions() as folder:
-        with _loopback(), _hangups_for_later():
+        with _loopback(), _deaf():
             _start(node, folder)
         with _without_survivors(), _connected():
             yield
@@ -90,13 +90,32 @@ def _start(node: Node, folder: Path) -> None:
     except Exception as error:  # Ray raises plain ones
         what = " ".join(str(error).split()) or type(error).__name__
         raise RunLost("Ray", f"did not start ({what})", "free memory or processes; the same command tries again") from error
+    _end_at_once(ray_worker._global_node)
+
+
+def _end_at_once(services: Any) -> None:
+    """Have Ray kill its services, which are deaf to a request, and with them what they started, which would go on for up to a minute."""
+    kill = services.kill_all_processes
+
+    def kill_all(**how: Any) -> None:
+        started = [each for service in _raylets() for each in service.children(recursive=True)]
+        kill(**how | {"allow_graceful": False})
+        for each in started:
+            with suppress(psutil.Error):
+                each.kill()
+
+    services.kill_all_processes = kill_all
+
+
+def _raylets() -> list[psutil.Process]:
+    """Ray's services on this machine that this process started."""
+    return [process for process in psutil.Process().children() if process.name() == "raylet"]
 
 
 @contextmanager
 def _without_survivors() -> Iterator[None]:
     """What Ray's service on this machine started ends with this process if Ray has not ended before: Ray's agents would stay a minute."""
-    services = [process for process in psutil.Process().children() if process.name() == "raylet"]
-    started = [str(process.pid) for service in services for process in service.children()]
+    started = [str(process.pid) for service in _raylets() for process in service.children()]
     waiting = ["sh", "-c", 'read -r nothing; kill -KILL "$@"', "sh", *started]  # until the pipe's other end is gone with this process
     nowhere = subprocess.DEVNULL
     watcher = subprocess.Popen(waiting, stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere, start_new_session=True)
@@ -120,9 +139,9 @@ def _loopback() -> Iterator[None]:
 
 
 @contextmanager
-def _hangups_for_later() -> Iterator[None]:
-    """What starts in the block is not ended by a closed terminal, which would be before this process can end it in order."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+def _deaf() -> Iterator[None]:
+    """What starts in the block is ended by this process alone, in order, and by no signal to the whole group or a closed terminal."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
     try:
         yield
     finally:
@@ -133,7 +152,7 @@ def _hangups_for_later() -> Iterator[None]:
 def _sessions() -> Iterator[Path]:
     """A folder for Ray's sockets and logs, gone after the block; those of drivers that were killed are removed, too."""
     above = Path(tempfile.gettempdir())
-    if len(str(above)) > _LONGEST:  # a socket's path has an end
+    if len(os.fsencode(above)) > _LONGEST:  # a socket's path has an end
         above = Path("/tmp")
     for lock in above.glob(f"{_SESSIONS}*/lock"):
         with suppress(OSError), lock.open("w") as file:
@@ -171,7 +190,7 @@ def joined_cluster(address: str, files: Collection[Path] = ()) -> Iterator[list[
         sent = _copied(files, Path(staged))
         try:
             _connect(address, **({"runtime_env": {"working_dir": staged}} if sent else {}))
-        except (ConnectionError, ValueError) as error:
+        except (ConnectionError, RuntimeError, ValueError) as error:  # RuntimeError: other versions there
             what, right = "no Ray cluster runs there, or it does not let this process in", "start one with `ray start --head`"
             token = "where it asks for a token, set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH (`ray get-auth-token` at its head)"
             raise UserError(f"--address {address}", what, f"{right}, of this version of Ray and Python; {token}") from error
@@ -229,11 +248,11 @@ def _check_listening(address: str) -> None:
     """Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isdigit() or "/" in host:
+    if not host or not port.isdecimal() or not port.isascii() or "/" in host:
         raise UserError(f"--address {address}", "is not host:port", "give the address that `ray start --head` shows, or auto")
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         raise UserError(f"--address {address}", f"cannot be reached ({error})", "give a running cluster's host:port") from error
 
 

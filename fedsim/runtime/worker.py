@@ -7,6 +7,7 @@ import ctypes
 import io
 import logging
 import os
+import signal
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -173,6 +174,7 @@ class Process:
     """
 
     def __init__(self, share: Share) -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # Ray is deaf to it, and what a plug-in starts should not be
         self.share, self.device = share, device_of(share.device, share.gpus)
         settle(share.cpus, self.device)
         send_tensors_as_bytes()
