@@ -11,7 +11,7 @@ import numpy as np
 
 from fedsim.data.images import Decoder, ImageSet, decoded
 from fedsim.data.sources.source import Listing, Source
-from fedsim.data.sources.tables import class_labels
+from fedsim.data.sources.tables import class_labels, texts
 from fedsim.data.split import TEST, TRAIN, WORDS, quarter_for_testing
 from fedsim.errors import UserError
 from fedsim.regular import read_regular
@@ -20,10 +20,11 @@ from fedsim.regular import read_regular
 def load_hub(dataset: str, name: str) -> ImageSet:
     """Read a data set with one image column and one label column (``label`` or a class label); scalar columns are kept.
 
-    Its own train, validation and test splits are used; a set without a test split gets a fixed stratified quarter of its rows for testing.
+    A missing text is an empty one. Its own train, validation and test splits are used; a set without a test split gets a fixed stratified
+    quarter of its rows for testing.
 
     Raises:
-        UserError: ``datasets`` is not installed, the data cannot be had, or there are no such columns.
+        UserError: ``datasets`` is not installed, the data cannot be had, there are no such columns, or a row has no label.
     """
     try:
         import datasets
@@ -44,13 +45,17 @@ def load_hub(dataset: str, name: str) -> ImageSet:
     label = "label" if "label" in features else _only("label", [k for k, f in features.items() if isinstance(f, datasets.ClassLabel)])
     tables = [parts[part].cast_column(image, datasets.Image(decode=False)) for part in sorted(parts)]
     frame = datasets.concatenate_datasets([table.remove_columns(image) for table in tables]).to_pandas()
+    numbered = isinstance(features[label], datasets.ClassLabel)
+    unlabelled = frame[label].isna() | (frame[label] < 0 if numbered else frame[label] == "")  # -1 is how the hub has a hidden label
+    if count := int(unlabelled.sum()):
+        raise UserError("", f"column '{label}' has no label in {count} of {len(frame)} rows", "choose a set whose rows are all labelled")
     y, names = class_labels(frame[label])
-    if isinstance(features[label], datasets.ClassLabel):
+    if numbered:
         names = tuple(features[label].names[int(value)] for value in names)
     split = np.repeat(sorted(parts), [len(table) for table in tables])
     split = split if TEST in parts else quarter_for_testing(y, names)
     columns = {key: frame[key].to_numpy() for key in frame if key != label and frame[key].dtype.kind in "iufb"}
-    columns |= {key: frame[key].astype(str).to_numpy(np.str_) for key in frame if str(getattr(features[key], "dtype", "")) == "string"}
+    columns |= {key: texts(frame[key]) for key in frame if str(getattr(features[key], "dtype", "")) == "string"}
     return ImageSet(name, HubImages(tables, image, dataset), np.arange(len(y)), y, split, names, columns)
 
 

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def read_table(path: Path, needed: Sequence[str], texts: Sequence[str] = ()) -> pd.DataFrame:
+def read_table(path: Path, needed: Sequence[str], exact: Sequence[str] = (), *, numbers: bool = True) -> pd.DataFrame:
     """Read a CSV file.
 
     Args:
         path: the file.
         needed: columns that it must have.
-        texts: columns whose values are what stands there, and neither numbers nor missing where they look so.
+        exact: columns whose values are what stands there, and neither numbers nor missing where they look so.
+        numbers: whether the other columns are numbers where they look so; else they are texts.
 
     Raises:
         UserError: it is not there, is no table, is empty, or lacks a column.
@@ -35,11 +36,11 @@ def read_table(path: Path, needed: Sequence[str], texts: Sequence[str] = ()) -> 
     try:
         with open_regular(path) as file:
             content = io.BytesIO(file.read())
-            table = pd.read_csv(content, skipinitialspace=True)
-            if given := [name for name in texts if name in table]:
+            table = pd.read_csv(content, skipinitialspace=True, dtype=None if numbers else str)
+            if given := [name for name in exact if name in table]:
                 content.seek(0)
-                exact = pd.read_csv(content, skipinitialspace=True, usecols=given, dtype=str, keep_default_na=False)
-                table = table.assign(**{name: exact[name].str.strip() for name in given})
+                there = pd.read_csv(content, skipinitialspace=True, usecols=given, dtype=str, keep_default_na=False)
+                table = table.assign(**{name: there[name].str.strip() for name in given})
     except FileNotFoundError as error:
         raise UserError(where, "there is no such file", "give the path of a CSV file") from error
     except (OSError, ValueError, OverflowError) as error:  # pandas' parser errors are ValueErrors
@@ -73,6 +74,17 @@ def class_labels(values: pd.Series[Any]) -> tuple[NDArray[np.int64], tuple[str, 
     """Labels 0 .. C-1 and the names of the classes, which are the sorted values."""
     names, labels = np.unique(values.to_numpy(), return_inverse=True)
     return labels.astype(np.int64), tuple(map(str, names))
+
+
+def texts(values: pd.Series[Any]) -> NDArray[np.str_]:
+    """A column of texts; one that is missing is empty, which no partition and no unit takes for a value."""
+    return values.fillna("").astype(str).to_numpy(dtype=np.str_)
+
+
+def exact_columns(table: pd.DataFrame, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Columns of texts as arrays of whole numbers or texts; a missing value is an empty text."""
+    stripped = {name: table[name].fillna("").astype(str).str.strip() for name in names}
+    return {name: np.array(numbers_or_texts(values).tolist()) for name, values in stripped.items()}
 
 
 def plain_columns(table: pd.DataFrame, names: Sequence[str]) -> dict[str, NDArray[Any]]:

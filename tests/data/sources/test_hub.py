@@ -43,6 +43,31 @@ def test_columns_are_kept_and_a_set_without_test_split_gets_a_quarter(tmp_path):
     assert (images.split == TEST).sum() == 3
 
 
+def saved(folder, features, **columns):
+    rows = {"image": [picture(n) for n in range(len(columns["label"]))], **columns}
+    folder.mkdir()
+    datasets.Dataset.from_dict(rows, datasets.Features({"image": datasets.Image(), **features})).to_parquet(folder / "train.parquet")
+    return str(folder)
+
+
+def test_a_missing_text_is_empty_and_the_others_are_whole(tmp_path):
+    features = {"label": datasets.ClassLabel(names=["no", "yes"]), "site": datasets.Value("string")}
+    images = load_hub(saved(tmp_path / "set", features, label=[0, 1] * 6, site=["site0", "site1", None] * 4), "set")
+    assert images.columns["site"].tolist() == ["site0", "site1", ""] * 4
+
+
+@pytest.mark.parametrize(
+    ("feature", "labels"),
+    [
+        (datasets.Value("string"), ["a", "b", None, "a", "b", ""]),
+        (datasets.ClassLabel(names=["a", "b"]), [0, 1, -1, 0, 1, None]),
+    ],
+)
+def test_rows_without_a_label_are_refused(tmp_path, feature, labels):
+    with pytest.raises(UserError, match="column 'label' has no label in 2 of 6 rows; choose a set whose rows are all labelled"):
+        load_hub(saved(tmp_path / "set", {"label": feature}, label=labels), "set")
+
+
 def test_a_set_that_cannot_be_had_says_so():
     with pytest.raises(UserError, match=r"'nobody/nothing' cannot be loaded .*; download it where there is a network"):
         load_hub("nobody/nothing", "nothing")

@@ -5,6 +5,8 @@ from pictures import save_folder
 from fedsim.data.sources.table import load_image_table
 from fedsim.data.split import TEST
 from fedsim.errors import UserError
+from fedsim.partition import PartitionSpec
+from fedsim.partition.groups import parts_of
 
 
 def table(folder, lines=None, head="path,label,site,age"):
@@ -18,7 +20,7 @@ def test_a_table_gives_paths_labels_and_columns(tmp_path):
     images = load_image_table(table(tmp_path), "toy")
     assert images.class_names == ("one", "two")
     assert images.y.tolist() == [1] * 6 + [0] * 6
-    assert images.columns["site"].tolist() == (["north"] * 3 + ["unknown"] * 3) * 2
+    assert images.columns["site"].tolist() == (["north"] * 3 + [""] * 3) * 2
     assert images.columns["age"].dtype.kind == "i"
     assert images.decoder(0)().size == (20, 24)
     assert np.bincount(images.y[images.split == TEST]).tolist() == [2, 1]
@@ -44,6 +46,27 @@ def test_labels_are_the_texts_that_stand_there(tmp_path):
         f"pictures/two/{n}.png,{label}" for n, label in enumerate(labels)
     ]
     assert load_image_table(table(tmp_path, rows, "path,label"), "toy").class_names == ("01", "1", "NA", "None")
+
+
+def test_columns_are_the_texts_that_stand_there_but_for_gaps_or_whole_numbers(tmp_path):
+    facts = ["00,10, NA,1.50", "0,9,,1.5", "1,-3,p 1 ,0.5"]
+    rows = [f"pictures/{name}/{n}.png,{name},{fact}" for name in ("one", "two") for n, fact in enumerate(facts)]
+    columns = load_image_table(table(tmp_path, rows, "path,label,patient,visit,site,dose"), "toy").columns
+    assert {name: values.tolist() for name, values in columns.items()} == {
+        "patient": ["00", "0", "1"] * 2,
+        "visit": [10, 9, -3] * 2,
+        "site": ["", "", "p 1"] * 2,
+        "dose": ["1.50", "1.5", "0.5"] * 2,
+    }
+    assert {values.dtype.kind for name, values in columns.items() if name != "visit"} == {"U"}
+
+
+@pytest.mark.parametrize("gap", ["", "NA"])
+def test_rows_without_a_patient_are_no_group(tmp_path, gap):
+    rows = [f"pictures/{name}/{n}.png,{name},{f'p{n}' if n else gap}" for name in ("one", "two") for n in range(6)]
+    images = load_image_table(table(tmp_path, rows, "path,label,patient"), "toy")
+    with pytest.raises(UserError, match="2 rows have no value of 'patient'"):
+        parts_of(images.y, images.columns, PartitionSpec(together="patient"))
 
 
 @pytest.mark.parametrize(
