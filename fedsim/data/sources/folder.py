@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fedsim.data.images import EXTENSIONS, ImageFiles, ImageSet
 from fedsim.data.sources.source import Listing, Source, SourceParams
-from fedsim.data.split import TEST, TRAIN, WORDS, quarter_for_testing
+from fedsim.data.split import TRAIN, WORDS, quarter_for_testing
 from fedsim.errors import UserError, at
 
 
@@ -31,7 +31,7 @@ def load_image_folder(root: Path, name: str, *, domains: bool = False) -> ImageS
     Without train and test folders a fixed stratified quarter is for testing, of every domain. Hidden files and other types are left out.
 
     Raises:
-        UserError: the folder is not there, holds no classes, or a class holds no image.
+        UserError: the folder is not there, holds no classes or half a split, or a class holds no image.
     """
     where = str(root)
     if not os.path.isdir(root):  # unlike Path.is_dir, never raises
@@ -39,6 +39,10 @@ def load_image_folder(root: Path, name: str, *, domains: bool = False) -> ImageS
     tops = _folders(root) if domains else [root]
     parts = {top: _parts(top) for top in tops}
     published = all(map(bool, parts.values()))
+    if not published and (halves := [top.name for top in tops if parts[top]]):
+        without = next(top.name for top in tops if not parts[top])
+        what = f"domain '{halves[0]}' has train and test folders, and domain '{without}' has not"
+        raise UserError(where, what, "give them to every domain or to none")
     held = [
         (folder, part, place)
         for place, top in enumerate(tops)
@@ -68,9 +72,18 @@ def load_image_folder(root: Path, name: str, *, domains: bool = False) -> ImageS
 
 
 def _parts(top: Path) -> dict[Path, int]:
-    """The folders of a split, if there are some for training and for testing."""
-    parts = {folder: WORDS[folder.name.lower()] for folder in _folders(top) if folder.name.lower() in WORDS}
-    return parts if {TRAIN, TEST} <= set(parts.values()) else {}
+    """The folders of a split, if there are some for training and for testing.
+
+    Raises:
+        UserError: there is nothing but the folders of a split, and one of these is missing.
+    """
+    folders = _folders(top)
+    parts = {folder: WORDS[folder.name.lower()] for folder in folders if folder.name.lower() in WORDS}
+    missing = [name for name in ("train", "test") if WORDS[name] not in parts.values()]
+    if parts and missing and len(parts) == len(folders):
+        what = f"holds the folders {', '.join(folder.name for folder in folders)} of a split, and no {' and no '.join(missing)}"
+        raise UserError(str(top), what, "give train and test, or the classes' folders alone for a quarter to be for testing")
+    return {} if missing else parts
 
 
 def _quarters(y: NDArray[np.int64], domain: NDArray[np.int64], names: tuple[str, ...], domains: list[str]) -> NDArray[np.int64]:

@@ -69,6 +69,31 @@ def test_domains_may_bring_their_own_split(tmp_path):
     assert images.class_names == ("cat", "dog", "eel")
 
 
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        (("train", "val"), "holds the folders train, val of a split, and no test; give train and test"),
+        (("Validation", "test"), "holds the folders Validation, test of a split, and no train; give"),
+        (("valid",), "holds the folders valid of a split, and no train and no test; give"),
+    ],
+)
+@pytest.mark.parametrize("domains", [False, True])
+def test_half_a_split_is_neither_a_split_nor_classes(tmp_path, parts, said, domains):
+    for start, part in enumerate(parts):
+        save_folder(tmp_path / "pets/photo" / part, each=3, start=100 * start)
+    with pytest.raises(UserError, match=f"pets/photo: {said}"):
+        load_image_folder(tmp_path / "pets" / ("" if domains else "photo"), "pets", domains=domains)
+
+
+def test_a_split_is_of_all_domains_or_of_none(tmp_path):
+    for start, folder in enumerate(("photo/train", "photo/test", "sketch")):
+        save_folder(tmp_path / "pets" / folder, each=4, start=100 * start)
+    with pytest.raises(
+        UserError, match="domain 'photo' has train and test folders, and domain 'sketch' has not; give them to every domain"
+    ):
+        load_image_folder(tmp_path / "pets", "pets", domains=True)
+
+
 def test_a_domain_whose_class_has_a_single_image_is_named(tmp_path):
     save_folder(tmp_path / "pets" / "photo", each=4)
     save_folder(tmp_path / "pets" / "sketch", classes=("cat",), each=1, start=50)
