@@ -55,7 +55,7 @@ def remapped(y: NDArray[Any], split: NDArray[Any]) -> tuple[NDArray[Any], NDArra
     Arrays of another shape, and a split that is no whole numbers, come back as they are, to be refused.
 
     Raises:
-        UserError: they are neither whole numbers nor texts.
+        UserError: they are neither whole numbers nor texts, or no training row has a test row's.
     """
     if y.ndim != 1 or split.shape != y.shape or split.dtype.kind not in "iu":
         return y, None
@@ -65,9 +65,14 @@ def remapped(y: NDArray[Any], split: NDArray[Any]) -> tuple[NDArray[Any], NDArra
     labels = np.zeros(len(y), dtype=np.int64)
     values, labels[used] = np.unique(y[used], return_inverse=True)
     try:
-        return labels, values.astype(np.str_) if y.dtype.kind in "US" else None
+        names = values.astype(np.str_) if y.dtype.kind in "US" else None
     except UnicodeDecodeError as error:
         raise UserError("", f"y has the value {error.object!r}, which is not ASCII", "give names as Unicode") from error
+    trained = labels[split == TRAIN]
+    if len(trained) and len(untrained := np.setdiff1d(labels[split == TEST], trained)):
+        called = values[untrained[0]] if names is None else f"'{names[untrained[0]]}'"
+        raise UserError("", f"no training row has label {called}, test rows have", "drop these test rows, or train on some")
+    return labels, names
 
 
 def _read(path: Path) -> Arrays:

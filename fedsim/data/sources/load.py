@@ -83,7 +83,14 @@ def _without_overlap(data: Embeddings, *, drop: bool) -> Embeddings:
         return f"training row {row}" if row < trained else f"test row {row - trained}"
 
     both = overlapping(digests, split, name, drop=drop)
-    return _taken(data, np.setdiff1d(np.arange(trained), both)) if len(both) else data
+    if not len(both):
+        return data
+    left = np.setdiff1d(np.arange(trained), both)
+    if len(missing := np.setdiff1d(np.arange(data.classes), data.y_train[left])):
+        called = data.class_names[missing[0]] if data.class_names else str(missing[0])
+        what = f"class '{called}' has no training row that is no test row too" if len(left) else "all training rows are test rows too"
+        raise UserError("", what, "give others, or overlap: keep")
+    return _taken(data, left)
 
 
 def image_set(spec: DatasetSpec) -> ImageSet:

@@ -200,6 +200,16 @@ def test_what_cannot_be_remapped_is_refused(tmp_path, arrays, message):
         load(DatasetSpec(npz=file(tmp_path, **arrays), remap=True))
 
 
+@pytest.mark.parametrize(
+    ("values", "called"),
+    [(np.array([10, 20, 30, 40]), "30"), (np.array(["ant", "bee", "cat", "dog"]), "'cat'"), (np.array([b"a", b"b", b"c", b"d"]), "'c'")],
+)
+def test_a_label_of_test_rows_alone_is_named_as_the_file_has_it(tmp_path, values, called):
+    y = values[np.where(np.arange(60) == 50, 2, np.array([0, 1, 3])[np.arange(60) % 3])]
+    with pytest.raises(UserError, match=f"no training row has label {called}, test rows have; drop these test rows"):
+        load(DatasetSpec(npz=file(tmp_path, y=y), remap=True))
+
+
 @pytest.mark.parametrize("y", [np.where(np.arange(60) == 7, np.nan, np.arange(60) % 3), np.arange(60) % 2 == 0, np.arange(60) / 2])
 def test_labels_that_are_neither_whole_numbers_nor_texts_are_refused_with_remap_too(tmp_path, y):
     with pytest.raises(UserError, match=r"y has dtype (float64|bool); give whole numbers or names"):
@@ -222,6 +232,20 @@ def test_training_rows_that_are_test_rows_too_are_an_error_unless_it_is_said_wha
     dropped = load(DatasetSpec(npz=path, overlap="drop"))
     assert (len(dropped.y_train), len(dropped.columns["site"]), len(dropped.y_test)) == (18, 18, 20)
     assert len(load(DatasetSpec(npz=path, overlap="keep")).y_train) == 20
+
+
+@pytest.mark.parametrize(
+    ("same", "said"),
+    [
+        (range(2, 20, 3), "class '2' has no training row that is no test row too"),
+        (range(20), "all training rows are test rows too"),
+    ],
+)
+def test_dropped_rows_leave_every_class_one(tmp_path, same, said):
+    x = np.random.default_rng(1).random((60, 5), np.float32)
+    x[list(same)] = x[[40 + row for row in same]]
+    with pytest.raises(UserError, match=f"toy.npz: {said}; give others, or overlap: keep"):
+        load(DatasetSpec(npz=file(tmp_path, x=x), overlap="drop", limit=10))
 
 
 def test_equal_images_in_training_and_test_are_found_by_their_content(tmp_path):
