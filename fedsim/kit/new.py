@@ -7,6 +7,7 @@ import inspect
 import keyword
 import os
 import re
+import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ def test_it_keeps_what_every_method_must_keep() -> None:
 GRID = """# {name} beside what it has to beat; under a minute: fedsim bench --grid {stem}.yaml
 dataset: digits
 algorithms:
-  - {{name: "{stem}:{cls}", label: {name}}}
+  - {{name: "{stem}:{cls}", label: "{name}"}}
 {others}alpha: [1.0]
 clients: [5]
 epsilon: [1, 8]
@@ -41,6 +42,8 @@ unit: {unit}
 trust: {trust}
 evaluation: {{per_class: 100}}
 """
+_LONGEST = 255
+"""Letters of a file's name, on the usual file systems."""
 
 
 @dataclass(frozen=True)
@@ -106,11 +109,13 @@ def _check(naming: Naming, paths: list[Path]) -> None:
     where = f"fedsim new {naming.name}"
     if not all(word.isascii() and word.isidentifier() and not keyword.iskeyword(word) for word in (naming.stem, naming.cls)):
         raise UserError(where, f"'{naming.stem}' is not a module's name", "give letters, digits and dashes, as in my-method")
+    if max(len(path.name) for path in paths) > _LONGEST:
+        raise UserError(where, f"a file's name would have more than {_LONGEST} letters", "give a shorter name")
     if taken := next((path for path in paths if os.path.lexists(path)), None):
         raise UserError(where, f"{taken} is there already", "give another name, or another folder with --out")
     if naming.name in known():
         raise UserError(where, "there is an algorithm of that name already", "give another name")
-    if importlib.util.find_spec(naming.stem):
+    if naming.stem in sys.modules or importlib.util.find_spec(naming.stem):  # which raises for __main__
         raise UserError(where, f"Python knows another module '{naming.stem}'", "give another name")
 
 

@@ -70,6 +70,26 @@ def test_the_grid_has_the_method_beside_two_others(folder: Path) -> None:
     assert [entry.label or entry.name for entry in grid.algorithms] == ["my-method", "dp-gaussian", "fedhypevae"]
 
 
+@pytest.mark.parametrize("name", ["yes", "no", "on", "off", "null"])
+def test_a_name_that_yaml_has_a_meaning_for_is_a_label(folder: Path, name: str) -> None:
+    entry, *_ = load_grid(write_method(name, None, folder)[-1]).algorithms
+    assert entry.label == name
+
+
+def test_the_name_of_the_program_itself_is_taken(folder: Path) -> None:
+    script = """
+from pathlib import Path
+from fedsim.errors import UserError
+from fedsim.kit.new import write_method
+try:
+    write_method("__main__", None, Path("."))
+except UserError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.stdout == "fedsim new __main__: Python knows another module '__main__'; give another name\n", done.stderr
+
+
 def test_a_copy_says_what_its_base_class_asks_for(folder: Path) -> None:
     text = write_method("mine", "dp-gaussian", folder)[0].read_text()
     comments = text[: text.index('"""')]
@@ -88,6 +108,7 @@ def test_a_copy_says_what_its_base_class_asks_for(folder: Path) -> None:
         ("class", None, "is not a module's name"),
         ("-", None, "'_' is not a module's name"),
         ("none", None, "'none' is not a module's name"),
+        ("a" * 248, None, "a file's name would have more than 255 letters; give a shorter name"),
         ("CVAE", None, "the starter uses 'CVAE' itself"),
         ("dp-gaussian", None, "there is an algorithm of that name already"),
         ("json", None, "Python knows another module 'json'"),
