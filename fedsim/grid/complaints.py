@@ -29,10 +29,14 @@ def translated(error: ValidationError, model: type[BaseModel], place: Callable[[
     """The first error as a ``UserError``; an unknown key goes first, for it explains the missing one."""
     found = error.errors(include_url=False)
     first: Any = next((each for each in found if each["type"] == "extra_forbidden"), found[0])
-    where = place(first["loc"])
+    loc: Loc = first["loc"]
+    if first["type"] == "invalid_key" or (first["type"] == "string_type" and loc[-1:] == ("[key]",)):
+        key = "null" if first["input"] is None else spelled(first["input"])
+        return UserError(place(loc[: -2 if loc[-1] == "[key]" else -1]), f"the key {key} is not text", "give a text key")
+    where = place(loc)
     if first["type"] == "extra_forbidden":
-        key = str(first["loc"][-1])
-        return UserError(where, f"unknown key '{key}'", nearest(key, _keys_of(_model_at(model, first["loc"][:-1]))))
+        key = str(loc[-1])
+        return UserError(where, f"unknown key '{key}'", nearest(key, _keys_of(_model_at(model, loc[:-1]))))
     return UserError(where, *_complaint(first))
 
 
@@ -81,19 +85,22 @@ def _complaint(error: Mapping[str, Any]) -> tuple[str, str]:
         return f"{given} does not do as a folder name", "give at most 100 letters, digits, '.', '_' and '-', the first a letter or a digit"
     if kind in ("string_too_short", "too_short"):
         return "is empty", "give a value"
+    if context.get("class_name") in _NAMED:
+        return "has no value" if error["input"] is None else f"{given} is neither a name nor a mapping", "give a name or a mapping"
     for start, noun in _NOUNS.items():
         if kind.startswith(start):
             return "has no value" if error["input"] is None else f"{given} is not {noun}", f"give {noun}"
     return f"{given}: {error['msg']}", ""
 
 
+_NAMED = ("DatasetSpec", "EncoderSpec")
+"""The models that a grid may give as a bare name, too."""
 _NOUNS = {
     "float_": "a number",
     "finite_number": "a finite number",
     "int_": "a whole number",
     "bool_": "true or false",
     "string_": "text",
-    "invalid_key": "a text key",
     "path_": "a path",
     "model_": "a mapping",
     "dict_": "a mapping",

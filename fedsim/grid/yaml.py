@@ -28,11 +28,11 @@ class _Loader(yaml.SafeLoader):
 
 
 _NUMBERS = {
-    "int": r"^[-+]?(\d+|0x[\da-fA-F]+)$",
+    "int": r"^[-+]?(\d+|0o[0-7]+|0x[\da-fA-F]+)$",
     "float": r"^([-+]?((\d+\.\d*|\.\d+)([eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(inf|Inf|INF))|\.(nan|NaN|NAN))$",
 }
 _Loader.yaml_constructors = yaml.SafeLoader.yaml_constructors | {
-    "tag:yaml.org,2002:int": lambda loader, node: int(node.value, 16 if "x" in node.value else 10)
+    "tag:yaml.org,2002:int": lambda loader, node: int(node.value, 16 if "x" in node.value else 8 if "o" in node.value else 10)
 }
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, form) for tag, form in forms if tag.rpartition(":")[2] not in _NUMBERS]

@@ -82,8 +82,8 @@ def test_only_algorithms_is_required(write):
 
 
 def test_numbers_that_yaml_1_1_takes_for_text_are_numbers(write):
-    grid = load_grid(write("{algorithms: [config-private], delta: 1e-5, alpha: [1e-1, 1E2, 1.5e1], epsilon: .inf, seeds: [1e1]}"))
-    assert (grid.delta, grid.alpha, grid.epsilon, grid.seeds) == (1e-5, (0.1, 100.0, 15.0), (math.inf,), (10,))
+    grid = load_grid(write("{algorithms: [config-private], delta: 1e-5, alpha: [1e-1, 1E2, 1.5e1], epsilon: .inf, seeds: [1e1, 0o13]}"))
+    assert (grid.delta, grid.alpha, grid.epsilon, grid.seeds) == (1e-5, (0.1, 100.0, 15.0), (math.inf,), (10, 11))
 
 
 def test_relative_paths_start_at_the_grid_file(write, tmp_path, monkeypatch):
@@ -181,6 +181,12 @@ BASE = "algorithms: [config-private]\n"
         (BASE + "partition: {scheme: iid, labels: 2}", "g.yaml:2: partition.labels: scheme 'iid' takes no labels"),
         (BASE + "partition: {scheme: iid, strenth: 2}", "partition.strenth: unknown key 'strenth'; did you mean 'strength'?"),
         (BASE + "partition: {scheme: iid}\nalpha: [1, 2]", "g.yaml:3: alpha: 2 values, but scheme 'iid' does not use alpha"),
+        (BASE + "dataset: 3", "g.yaml:2: dataset: 3 is neither a name nor a mapping; give a name or a mapping"),
+        (BASE + "dataset:", "g.yaml:2: dataset: has no value; give a name or a mapping"),
+        (BASE + "encoder: 3", "g.yaml:2: encoder: 3 is neither a name nor a mapping; give a name or a mapping"),
+        (BASE + "null: 3", "g.yaml: the key null is not text; give a text key"),
+        (BASE + "evaluation: {yes: 3}", "g.yaml:2: evaluation: the key true is not text"),
+        (BASE + "scan: {null: [1]}", "g.yaml:2: scan: the key null is not text"),
         (BASE + "dataset: digit", "g.yaml:2: dataset: unknown data set 'digit'; did you mean 'digits'?"),
         (BASE + "dataset: [digits, {npzz: a.npz}]", "dataset[1].npzz: unknown key 'npzz'; did you mean 'npz'?"),
         (BASE + "dataset: [{npz: a/x.npz}, {npz: b/x.npz}]", "dataset: two data sets are called 'x'"),
