@@ -14,6 +14,7 @@ import numpy as np
 from fedsim.audit.black_box import LIRA, PER_CLASS, Labels, Rows, scores_of_synthetic
 from fedsim.audit.membership import Bools, Floats, likelihood_ratios, membership
 from fedsim.grid.models import Cell, Grid
+from fedsim.methods.registry import check_installed
 from fedsim.results.folder import RunFolder
 from fedsim.results.rows import Row
 from fedsim.simulation.generators import load_generator
@@ -48,7 +49,7 @@ class Attacked:
         return self.cell.label if self.cell.epsilon is None else f"{self.cell.label}, ε = {number(self.cell.epsilon)}"
 
 
-def of_run(folder: RunFolder, grid: Grid, rows: Sequence[Row]) -> Iterator[str]:
+def of_run(folder: RunFolder, grid: Grid, rows: Sequence[Row], *, trust_plugin: bool = False) -> Iterator[str]:
     """The membership of training rows against other rows by every saved generator, then by their shadows; a line each.
 
     Rows may differ by themselves, so this bounds no epsilon.
@@ -57,11 +58,14 @@ def of_run(folder: RunFolder, grid: Grid, rows: Sequence[Row]) -> Iterator[str]:
         folder: of the run.
         grid: that the rows are of.
         rows: of its finished cells.
+        trust_plugin: also run the code of algorithms that rows name as a file or a module that is not installed.
 
     Raises:
-        UserError: there are no generators, or data or partitions are not those of the rows.
+        UserError: there are no generators, a row names a plug-in, or data or partitions are not those of the rows.
     """
     rows = [row for row in rows if row.status == "ok"]
+    for row in () if trust_plugin else rows:
+        check_installed(row.algorithm, str(folder.results))
     prepared, finished = prepare_judging(grid, rows, saved_generators(grid, rows, folder), folder, [Node(1.0, 0.0)])
     if missing := generators_missing(finished):
         yield f"{missing} of {counted(len(rows), 'cell')} without a saved generator: left out"
@@ -71,7 +75,7 @@ def of_run(folder: RunFolder, grid: Grid, rows: Sequence[Row]) -> Iterator[str]:
             continue
         cell = each.trial.cell
         x, y, trained, count = rows_of(each, prepared)
-        scores = scores_of_synthetic(*load_generator(folder.path, each.saved.stem).synthesise(PER_CLASS), x, y)
+        scores = scores_of_synthetic(*load_generator(folder.path, each.saved.stem, trust_plugin=trust_plugin).synthesise(PER_CLASS), x, y)
         attacked = Attacked(cell, trained[:count], {name: found[:count] for name, found in scores.items()})
         groups.setdefault(_but_for_seed_and_site(cell), []).append(attacked)
         place = f"{attacked.words}, seed {cell.seed}" + (f", {cell.evaluation.unseen} unseen" if cell.evaluation.unseen else "")

@@ -26,8 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_OTHERS = ("synth", "judge", "verify")
-"""Commands that read what somebody else may have made, and run no code of the working folder unless they are told to."""
+_OTHERS = ("synth", "judge", "verify", "audit")
+"""Commands that may read what somebody else has made, and run no code of the working folder unless they are told to."""
 
 
 def _version(asked: bool) -> None:
@@ -48,17 +48,17 @@ def fedsim(
 ) -> None:
     """A subcommand a task."""
     if context.invoked_subcommand not in _OTHERS:
-        _own_code()
+        own_code()
 
 
-def _own_code() -> None:
+def own_code() -> None:
     """Let a grid name pkg.module:Class of the folder one works in."""
     sys.path.append(os.getcwd())
 
 
 def _trusted(given: bool) -> bool:
     if given:
-        _own_code()
+        own_code()
     return given
 
 

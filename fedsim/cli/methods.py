@@ -10,7 +10,7 @@ from typing import Annotated, Literal, get_args
 import typer
 from rich.console import Console
 
-from fedsim.cli.app import Param, app, folder, interruptible
+from fedsim.cli.app import Param, TrustPlugin, app, folder, interruptible, own_code
 from fedsim.errors import UserError
 from fedsim.privacy.plan import Claim, Trust, Unit
 from fedsim.words import plain_console, print_line, wide_console
@@ -126,6 +126,7 @@ def audit(
     ] = None,
     rows: Annotated[int, typer.Option(min=0, help="Other rows of each client, through which the unit may act.")] = 2,
     out: Annotated[Path, folder("The folder of the results, from which the same command goes on.")] = Path("runs") / "audit",
+    trust_plugin: TrustPlugin = False,
 ) -> None:
     """Compute a lower bound of ε: train with and without a unit, and let an adversary tell which from every noisy output.
 
@@ -142,10 +143,11 @@ def audit(
 
     console, store = wide_console(plain_console(), 100), ResultStore(out)
     if Path(algorithm).is_dir():
-        _attack_run(Path(algorithm), console)
+        _attack_run(Path(algorithm), console, trust_plugin=trust_plugin)
         return
     if "/" in algorithm and ":" not in algorithm:
         raise UserError(algorithm, "there is no such run folder", "give one, an algorithm's name, or my_file.py:MyMethod")
+    own_code()
     run: Command
     with interruptible(console), own_errors(algorithm):
         if attack == "black-box":
@@ -164,7 +166,7 @@ def audit(
     raise typer.Exit(1 if reached.refuted else 0)
 
 
-def _attack_run(folder: Path, console: Console) -> None:
+def _attack_run(folder: Path, console: Console, *, trust_plugin: bool) -> None:
     """Tell how well a run's generators give away who was trained on."""
     from fedsim.audit.of_run import of_run
     from fedsim.results.grid_rows import read_manifest
@@ -174,5 +176,6 @@ def _attack_run(folder: Path, console: Console) -> None:
 
     store = ResultStore(folder)
     store.folder.check()
-    for line in of_run(store.folder, grid_of(read_manifest(folder), store.folder), finished_rows(store)):
+    grid = grid_of(read_manifest(folder), store.folder)
+    for line in of_run(store.folder, grid, finished_rows(store), trust_plugin=trust_plugin):
         print_line(console, line)

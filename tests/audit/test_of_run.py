@@ -64,6 +64,25 @@ def test_cells_that_leave_sites_out_are_each_others_shadows(folder: Path, comman
     assert next(of_run(run, grid, rows)) == "1 of 6 cells without a saved generator: left out"
 
 
+@pytest.mark.parametrize("name", ["evil.py:X", "evil:X"])
+def test_code_that_a_run_names_runs_only_if_it_is_trusted(
+    folder: Path, command: Callable[..., Done], bench: Callable[..., Ran], name: str
+) -> None:
+    ran = bench(small_grid("dp-gaussian", seeds=[0, 1]))
+    (folder / "evil.py").write_text('open("evil ran", "w").close()\nfrom baselines.dp_gaussian import DPGaussian as X\n')
+    row = ran.rows[0]
+    ResultStore(ran.folder).append(row.model_copy(update={"algorithm": name}))
+    RunFolder(ran.folder).generator(row.cell_id).unlink()
+    done = command("audit", "run")
+    assert done.returncode == 2
+    assert "give --trust-plugin if you trust that code" in done.stderr
+    assert not (folder / "evil ran").exists()
+    done = command("audit", "run", "--trust-plugin")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("1 of 2 cells without a saved generator: left out")
+    assert (folder / "evil ran").exists()
+
+
 @pytest.mark.parametrize("told", [2.0, 0.0])
 def test_shadows_tell_what_training_changed_in_a_rows_score_and_nothing_else(tmp_path: Path, told: float) -> None:
     prepared, stream = prepare(of_sites(tmp_path, [0, 1]), NODES), np.random.default_rng(0)
