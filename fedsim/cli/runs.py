@@ -81,12 +81,13 @@ def judge_run(
     Interrupt it at any time; the same command goes on where it stopped.
     """
     from fedsim.runtime.cluster import joined_cluster, local_cluster, this_machine
-    from fedsim.runtime.judging import run_judging
+    from fedsim.runtime.judging import plug_in_files, run_judging
 
     console = plain_console()
     with ExitStack() as stack:
         node = this_machine()
-        nodes = stack.enter_context(joined_cluster(address)) if address else [node]
+        files = plug_in_files(folder) if address and trust_plugin else ()
+        nodes = stack.enter_context(joined_cluster(address, files)) if address else [node]
         with interruptible(console):
             engine = nullcontext() if address else local_cluster(node)
             code = run_judging(folder, nodes, console, engine, max_parallel, trust_plugin=trust_plugin)

@@ -13,7 +13,8 @@ from rich.console import Console
 from fedsim.errors import UserError
 from fedsim.evaluation.judge import Judgement
 from fedsim.interrupts import INTERRUPTED
-from fedsim.methods.registry import check_installed
+from fedsim.methods.registry import check_installed, lookup
+from fedsim.methods.source_hash import own_files
 from fedsim.report.report import write_report
 from fedsim.results.grid_rows import read_manifest
 from fedsim.results.rows import Row
@@ -93,6 +94,17 @@ def run_judging(
     print_line(console, judging.changes())
     print_line(console, f"report: {report.page}")
     return 1 if judging.failures else 0
+
+
+def plug_in_files(folder: Path) -> set[Path]:
+    """The files of the plug-ins that a run's finished rows name, which are imported for it.
+
+    Raises:
+        UserError: it is no run folder, or one of them cannot be imported.
+    """
+    store = ResultStore(folder)
+    store.folder.check()
+    return {file for row in finished_rows(store) for file in own_files(lookup(row.algorithm))}
 
 
 def finished_rows(store: ResultStore) -> list[Row]:

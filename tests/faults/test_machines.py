@@ -122,6 +122,23 @@ def test_plug_ins_and_checkpoints_travel_between_machines_that_share_no_folder(
     assert {row.cell_id: row.scores for row in store.rows()} == disturbed
 
 
+@pytest.mark.skipif(not may_mount(), reason="namespaces need root")
+def test_the_plug_ins_of_a_run_travel_to_machines_that_judge_it(
+    project: Path, cluster: Callable[..., list[subprocess.Popen[bytes]]]
+) -> None:
+    cluster()
+    (project / "g.yaml").write_text(GRID.replace("rounds: 200", "rounds: 3").replace("[0, 1, 2]", "[0]"))
+    ran = bench(project, f"127.0.0.1:{PORT}")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    store = ResultStore(project / "runs" / "g")
+    (row,) = store.rows()
+    store.append(row.model_copy(update={"judged": "old", "referenced": "old"}))
+    command = [FEDSIM, "judge", "runs/g", "--address", f"127.0.0.1:{PORT}", "--trust-plugin"]
+    judged = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=PATIENCE, env=environment())
+    assert judged.returncode == 0, judged.stdout + judged.stderr
+    assert store.rows() == [row]
+
+
 def test_a_token_is_asked_for_and_what_to_set_is_said(project: Path, cluster: Callable[..., list[subprocess.Popen[bytes]]]) -> None:
     cluster(**SECRET)
     refused = bench(project, f"127.0.0.1:{PORT}", "--dry-run", RAY_AUTH_TOKEN="another token of thirty-two signs")
