@@ -12,6 +12,7 @@ from rich.console import Console
 
 from fedsim.errors import UserError
 from fedsim.evaluation.judge import Judgement
+from fedsim.evaluation.references import LocalOnly
 from fedsim.interrupts import INTERRUPTED
 from fedsim.methods.registry import check_installed, lookup
 from fedsim.methods.source_hash import own_files
@@ -20,6 +21,7 @@ from fedsim.results.grid_rows import read_manifest
 from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore
 from fedsim.runtime.display import Display, make_display
+from fedsim.runtime.jobs import Reference
 from fedsim.runtime.manifest import grid_of, note_judging, now
 from fedsim.runtime.scheduler import Scheduler, log_lines
 from fedsim.runtime.slots import Slot
@@ -29,7 +31,7 @@ from fedsim.simulation.preflight import Prepared
 from fedsim.simulation.rejudging import Finished, generators_missing, prepare_judging, saved_generators
 from fedsim.simulation.row import client_lines, judged_fields, judging_code, reference_fields
 from fedsim.simulation.trial import Trial
-from fedsim.words import print_line
+from fedsim.words import counted, print_line
 
 
 def run_judging(
@@ -56,7 +58,8 @@ def run_judging(
         trust_plugin: also run the code of algorithms that rows name as a file or a module that is not installed.
 
     Returns:
-        The exit code: 0 if every row that can be is judged by today's code, 1 if one could not be, 130 after an interruption.
+        The exit code: 0 if every row that can be is judged by today's code and stands beside today's references, 1 if not, 130 after an
+        interruption.
 
     Raises:
         UserError: there is nothing to judge by, a row names a plug-in, data or partitions changed, or another fedsim runs in the folder.
@@ -77,7 +80,8 @@ def run_judging(
             check_installed(row.algorithm, str(store.folder.results))
         prepared, finished = prepare_judging(grid, todo, saved, store.folder, nodes, max_parallel)
         if missing := generators_missing(finished):
-            what = f"{missing} of {len(todo)} cells have no saved generator: their scores stay, their references are told anew"
+            of = counted(len(todo), "cell")
+            what = f"{missing} of {of} without a saved generator: scores stay as they are, references are told anew"
             print_line(console, what, "yellow")
         try:
             with engine, make_display(console, len(rows), len(rows) - len(todo)) as display:
@@ -88,7 +92,8 @@ def run_judging(
             done = len(rows) - len(outdated(finished_rows(store), saved))
             print_line(console, f"interrupted: {done} of {len(rows)} cells are judged; the same command goes on")
             return INTERRUPTED
-        note_judging(store.folder)
+        if judging.written:
+            note_judging(store.folder)
     report = write_report(folder)
     report.show(console)
     print_line(console, judging.changes())
@@ -122,7 +127,7 @@ def outdated(rows: Sequence[Row], saved: Mapping[str, Path]) -> list[Row]:
 def _up_to_date(rows: Sequence[Row]) -> str:
     left = sum(row.judged != judging_code() for row in rows)
     but = f", but for the scores of {left} without a saved generator" if left else ""
-    return f"all {len(rows)} finished cells are judged by today's code{but}"
+    return f"{counted(len(rows), 'finished cell')} judged by today's code already{but}"
 
 
 class Judging(Scheduler):
@@ -130,20 +135,21 @@ class Judging(Scheduler):
 
     Attributes:
         finished: the cells by id.
-        failures: how many could not be judged; their rows stay as they were.
+        failures: how many cells and references could not be computed; rows keep what they had of them.
+        written: how many rows say something new.
         moved: by how much each balanced accuracy changed.
     """
 
     def __init__(self, prepared: Prepared, finished: Mapping[str, Finished], store: ResultStore, display: Display) -> None:
         super().__init__(prepared, store, display)
-        self.finished, self.failures = finished, 0
+        self.finished, self.failures, self.written = finished, 0, 0
         self.moved: list[float] = []
 
     def changes(self) -> str:
         """What became of the balanced accuracies, in words."""
         changed = [value for value in self.moved if value]
         largest = f", by at most {max(changed):.3g}" if changed else ""
-        return f"{len(self.moved)} cells judged anew; balanced accuracy changed in {len(changed)}{largest}"
+        return f"{counted(len(self.moved), 'cell')} judged anew; balanced accuracy changed in {len(changed)}{largest}"
 
     def _begin(self, trial: Trial, slot: Slot) -> Any:
         self._log(trial, [f"judged anew {now()}"])
@@ -161,20 +167,37 @@ class Judging(Scheduler):
         elif isinstance(report.end, Judgement) or self.finished[trial.cell.cell_id].saved is None:
             self._judged(trial, report.end if isinstance(report.end, Judgement) else None)
 
+    def _take_reference(self, job: Reference, report: Report) -> None:
+        if isinstance(report.end, Failure):
+            self.failures += 1
+            what = f"the {job.key[0]} reference failed, rows keep the one that they had; the same command tries again"
+            self.display.note(f"{what}: {report.end.summary()}")
+            report = Report()
+        super()._take_reference(job, report)
+
     def _judged(self, trial: Trial, judgement: Judgement | None) -> None:
         """Write the row of a judged cell, once its references are there."""
         if (references := self._references(trial)) is None:
             self.waiting.append(partial(self._judged, trial, judgement))
+            self.display.cell_waiting(trial.cell.cell_id)
             return
         before = self.finished[trial.cell.cell_id].row
         if judgement is None:
-            self._write(self._with_references(before, *references))
-            return
-        # a reference that failed is no reason to lose the one that was there
-        row = before.model_copy(update={**judged_fields(judgement, references[1]), **reference_fields(*references)})
-        self.moved.append(abs((row.balanced_accuracy or 0.0) - (before.balanced_accuracy or 0.0)))
-        self.store.append_clients(client_lines(trial.cell, judgement, references[1]))
+            row = self._with_references(before, *references)
+        else:
+            # a reference that failed is no reason to lose the one that was there
+            local_only = references[1] or self._local_only_before(before)
+            row = before.model_copy(update={**judged_fields(judgement, local_only), **reference_fields(*references)})
+            self.moved.append(abs((row.balanced_accuracy or 0.0) - (before.balanced_accuracy or 0.0)))
+            self.store.append_clients(client_lines(trial.cell, judgement, local_only))
+        self.written += row != before
         self._write(row)
+
+    def _local_only_before(self, row: Row) -> LocalOnly | None:
+        """What a row and its clients' lines have of local-only; None where one of them has nothing."""
+        clients = tuple(line.get("local_only_balanced_accuracy") for line in self._told.get(row.cell_id, []))
+        mean = row.local_only_balanced_accuracy
+        return LocalOnly(mean, clients) if mean is not None and len(clients) == row.clients else None
 
     def _failed(self, trial: Trial, what: str) -> None:
         self.failures += 1

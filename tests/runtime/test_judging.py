@@ -2,6 +2,7 @@ import io
 import signal
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from sites import digits_of_sites
 from fedsim.errors import UserError
 from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore
+from fedsim.runtime import jobs
+from fedsim.runtime.jobs import Reference, references_of
 from fedsim.runtime.judging import run_judging
+from fedsim.simulation.trial import Trial
 
 Bench = Callable[..., Ran]
 JUDGED = ("judged", "referenced", "tested", "label_shares", "accuracy", "knn_balanced_accuracy", "recall_per_class", "ceiling_accuracy")
@@ -80,7 +84,7 @@ def test_a_run_judged_anew_has_the_rows_that_it_would_have_had(bench: Bench, tmp
     # the old rows stay in the file, and a bench takes the new ones for what they are
     assert len((ran.folder / "results.jsonl").read_text().splitlines()) == 10
     assert bench(grid).output.startswith("all 5 cells are finished")
-    assert "all 5 finished cells are judged by today's code" in judge(ran.folder).output
+    assert "5 finished cells judged by today's code already" in judge(ran.folder).output
 
 
 def test_secret_noise_and_feature_shift_are_judged_anew_too(bench: Bench) -> None:
@@ -101,7 +105,7 @@ def test_a_row_without_a_generator_keeps_its_scores_and_stands_beside_the_same_r
     assert (classifier.balanced_accuracy, classifier.judged) == (0.01, None)
     assert classifier.ceiling_balanced_accuracy == whole["fedavg-linear"].ceiling_balanced_accuracy
     assert classifier.epsilon_spent == whole["fedavg-linear"].epsilon_spent
-    told = "all 2 finished cells are judged by today's code, but for the scores of 1 without a saved generator"
+    told = "2 finished cells judged by today's code already, but for the scores of 1 without a saved generator"
     assert told in judge(ran.folder).output
 
 
@@ -154,6 +158,34 @@ def test_a_generator_whose_facts_are_not_those_that_the_row_has_the_hash_of_is_n
     assert again.code == 1
     assert "the row of its cell has another hash" in " ".join(again.output.split())
     assert [row.balanced_accuracy for row in again.rows] == [0.01]
+    assert "0 cells judged anew" in again.output
+    assert '"judged"' not in (ran.folder / "manifest.json").read_text()
+
+
+def test_a_reference_that_fails_is_told_with_exit_code_1_and_rows_keep_the_one_that_they_had(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = bench(small_grid("dp-gaussian", "fedavg-linear", evaluation={"per_class": 10, "per_client": True}))
+    whole, clients = by_cell(ran), ResultStore(ran.folder).clients()
+    for row in ran.rows:
+        ResultStore(ran.folder).append(row.model_copy(update={"judged": "old", "referenced": "old"}))
+
+    def of_no_scheme(trial: Trial) -> tuple[Reference, Reference]:
+        ceiling, local_only = references_of(trial)
+        return ceiling, replace(local_only, spec=None)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "references_of", of_no_scheme)
+        again = judge(ran.folder)
+    assert again.code == 1
+    assert "the local-only reference failed, rows keep the one that they had; the same command tries again" in again.output
+    assert "1 cell judged anew" in again.output
+    judged = {row.cell_id: row.judged for row in again.rows}
+    assert by_cell(again) == {id_: row.model_copy(update={"referenced": "old", "judged": judged[id_]}) for id_, row in whole.items()}
+    assert ResultStore(ran.folder).clients() == clients
+    again = judge(ran.folder)
+    assert again.code == 0
+    assert {row.referenced for row in again.rows} == {row.referenced for row in whole.values()}
 
 
 def refused(folder: Path) -> str:
