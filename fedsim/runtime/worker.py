@@ -251,7 +251,7 @@ class TrialWorker:
             if state is not None:
                 try:
                     end = judged_anew(trial, state, self._same(trial.data_key, data))
-                except Exception as error:
+                except (Exception, SystemExit) as error:
                     end = Failure.of(error)
             yield Report(output=output.drain(), end=end)
 

@@ -42,9 +42,9 @@ class Stops(Console):
             signal.raise_signal(signal.SIGINT)
 
 
-def judge(folder: Path, console: Console | None = None) -> Ran:
+def judge(folder: Path, console: Console | None = None, *, trust_plugin: bool = False) -> Ran:
     console = console or Console(file=io.StringIO(), width=200)
-    code = run_judging(folder, NODES, console, nullcontext(), 1)
+    code = run_judging(folder, NODES, console, nullcontext(), 1, trust_plugin=trust_plugin)
     return Ran(code, console.file.getvalue(), folder)  # type: ignore[attr-defined]
 
 
@@ -186,6 +186,33 @@ def test_a_reference_that_fails_is_told_with_exit_code_1_and_rows_keep_the_one_t
     again = judge(ran.folder)
     assert again.code == 0
     assert {row.referenced for row in again.rows} == {row.referenced for row in whole.values()}
+
+
+LEAVES = """
+from pathlib import Path
+
+from baselines.dp_gaussian import DPGaussian
+
+
+class Leaves(DPGaussian):
+    def generator(self, *given):
+        if Path({mark!r}).exists():
+            raise SystemExit("enough")
+        return super().generator(*given)
+"""
+
+
+def test_a_generator_that_calls_sys_exit_is_told_as_that(bench: Bench, plugins: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "leave"
+    (plugins / "leaves.py").write_text(LEAVES.format(mark=str(mark)))
+    ran = bench(small_grid({"name": "leaves.py:Leaves"}))
+    assert ran.code == 0, ran.output
+    age(ran.folder)
+    mark.touch()
+    again = judge(ran.folder, trust_plugin=True)
+    assert again.code == 1
+    assert "the algorithm called sys.exit('enough'), which a cell may not" in again.output
+    assert "it runs again" not in again.output
 
 
 def refused(folder: Path) -> str:
