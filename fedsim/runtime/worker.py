@@ -179,12 +179,19 @@ class Process:
         settle(share.cpus, self.device)
         send_tensors_as_bytes()
         self.state = ProcessState()
+        self.latest: tuple[str, Embeddings] | None = None
 
     def make_ready(self, *, limited: bool = False) -> None:
         """Put back what the last cell changed; ``limited``: the next one has no more memory than its share."""
         self.state.put_back()
         settle(self.share.cpus, self.device)
         limit_memory(self.share.memory if limited else 0)
+
+    def same(self, key: str, data: Embeddings) -> Embeddings:
+        """The data set as the last call had it, so that rows on a device are known again: Ray makes an object of its own for every call."""
+        if self.latest is None or self.latest[0] != key:
+            self.latest = (key, data)
+        return self.latest[1]
 
     def told(self, error: Exception | SystemExit) -> Failure:
         """Why a cell failed; memory that it was refused is told in the grid's words."""
@@ -201,7 +208,6 @@ class TrialWorker:
     def __init__(self, share: Share, cohorts: Sequence[Any] = ()) -> None:
         self.process, self.cohorts = Process(share), list(cohorts)
         self.device = self.process.device
-        self.latest: tuple[str, Embeddings] | None = None
 
     def run(self, trial: Trial, data: Embeddings, data_ref: Sequence[Any], checkpoint: bytes | None) -> Iterator[Report]:
         """Run a cell: a stream of reports, the last one with an outcome or a failure.
@@ -218,11 +224,11 @@ class TrialWorker:
 
         def make_pool(trial: Trial, data: Embeddings, seeds: Seeds) -> Pool:
             if len(trial.sizes) > 1:
-                return RayPool(self.cohorts, trial.cohorts(seeds), data, data_ref[0], self.device)
+                return RayPool(self.cohorts, trial.cohorts(seeds), trial.data_key, data, data_ref[0], self.device)
             return local_pool(trial, data, seeds, self.device)
 
         self.process.make_ready(limited=True)
-        data = self._same(trial.data_key, data)
+        data = self.process.same(trial.data_key, data)
         pending: list[RoundRecord] = []
         checkpoints, sent = SentCheckpoints(checkpoint, trial.cell.cell_id), time.monotonic()
         with _captured() as output:
@@ -250,20 +256,15 @@ class TrialWorker:
         with _captured() as output:
             if state is not None:
                 try:
-                    end = judged_anew(trial, state, self._same(trial.data_key, data))
+                    end = judged_anew(trial, state, self.process.same(trial.data_key, data))
                 except (Exception, SystemExit) as error:
                     end = Failure.of(error)
             yield Report(output=output.drain(), end=end)
 
-    def _same(self, key: str, data: Embeddings) -> Embeddings:
-        """The data set as the last cell had it, so that rows on a device are known again: Ray makes an object of its own for every call."""
-        if self.latest is None or self.latest[0] != key:
-            self.latest = (key, data)
-        return self.latest[1]
-
     def measure(self, trial: Trial, data: Embeddings) -> Iterator[Report]:
         """The part of the GPU that the first actor of a cell fills in its first round."""
         self.process.make_ready()
+        data = self.process.same(trial.data_key, data)
         try:
             algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
             server = algorithm.initial_server(Seeds(trial.cell.seed)).to(self.device)
@@ -313,10 +314,11 @@ class CohortActor:
         self.process = Process(share)
         self.cohort: Cohort | None = None
 
-    def host(self, spec: CohortSpec, data: Embeddings) -> None:
-        """Take the clients of ``spec`` up, in place of any earlier ones."""
+    def host(self, spec: CohortSpec, key: str, data: Embeddings) -> None:
+        """Take the clients of ``spec``, of the data set with this key, up, in place of any earlier ones."""
         self.cohort = None
         self.process.make_ready(limited=True)
+        data = self.process.same(key, data)
         try:
             self.cohort = Cohort(spec, data.x_train, data.y_train, self.process.device)
         except SystemExit as error:
@@ -337,14 +339,17 @@ class RayPool:
     Args:
         actors: of all cohorts but the first.
         specs: of all cohorts.
+        key: the data set's.
         data: the data set.
         data_ref: its reference in the object store.
         device: where the first cohort computes.
     """
 
-    def __init__(self, actors: Sequence[Any], specs: Sequence[CohortSpec], data: Embeddings, data_ref: Any, device: torch.device) -> None:
+    def __init__(
+        self, actors: Sequence[Any], specs: Sequence[CohortSpec], key: str, data: Embeddings, data_ref: Any, device: torch.device
+    ) -> None:
         self.actors, self.sizes = list(actors), [len(spec.members) for spec in specs]
-        hosted = [actor.host.remote(spec, data_ref) for actor, spec in zip(self.actors, specs[1:], strict=True)]
+        hosted = [actor.host.remote(spec, key, data_ref) for actor, spec in zip(self.actors, specs[1:], strict=True)]
         self.own = Cohort(specs[0], data.x_train, data.y_train, device)
         ray.get(hosted)
 

@@ -2,16 +2,18 @@
 
 import sys
 from collections.abc import Iterator
+from copy import deepcopy
 
 import pytest
 import ray
 import torch
 from benches import wait_until
-from cells import NODES
+from cells import NODES, quick, small_cells
 
 from fedsim.methods.parameters import ALIGNMENT
 from fedsim.runtime.slots import Slot, Slots
-from fedsim.runtime.worker import IN_THE_CALL, send_tensors_as_bytes, settle
+from fedsim.runtime.worker import IN_THE_CALL, CohortActor, send_tensors_as_bytes, settle
+from fedsim.simulation.cohort import HELD
 from fedsim.simulation.node import Share
 
 SHARE = Share(1.0)
@@ -90,6 +92,23 @@ def test_a_reference_takes_an_idle_slot_of_any_shape_and_opens_the_one_that_its_
 
 def test_a_process_of_ray_has_the_workers_module_before_it_is_asked_for_anything(ray_cluster: None) -> None:
     assert ray.get(ray.remote(lambda: "fedsim.runtime.worker" in sys.modules).remote())
+
+
+def test_rows_that_an_actor_gets_again_are_put_on_its_device_once(as_bytes: None) -> None:
+    prepared = small_cells(quick("fedavg-linear"))
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    first, again, other = (deepcopy(data) for _ in range(3))
+    actor, device = CohortActor(SHARE), torch.device("meta")
+    actor.process.device = device
+    try:
+        actor.host(trial.cohorts()[0], "a", first)
+        there = HELD.on(device, first.x_train)
+        actor.host(trial.cohorts()[0], "a", again)
+        assert HELD.on(device, first.x_train) is there
+        actor.host(trial.cohorts()[0], "b", other)
+        assert HELD.on(device, first.x_train) is not there
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def test_what_a_process_trains_on_is_never_slowly_small() -> None:
