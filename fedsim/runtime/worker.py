@@ -402,7 +402,7 @@ class _Output(io.StringIO):
 
 @contextlib.contextmanager
 def _captured() -> Iterator[_Output]:
-    """Collects everything that this process prints, logs or warns about in the block, for the cell's log file."""
+    """Collects what Python code of this process prints, warns of or logs as a warning or worse in the block, for the cell's log file."""
     output = _Output()
     handler = logging.StreamHandler(output)
     logging.captureWarnings(True)
