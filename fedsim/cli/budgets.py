@@ -22,7 +22,7 @@ def account(
     sample_rate: Annotated[
         float | None, typer.Option(help="Poisson rate: the probability that a step samples an example; default: 1.")
     ] = None,
-    unit: Annotated[str, typer.Option(help="What the budget protects: example or client.")] = "example",
+    unit: Annotated[str, typer.Option(help="What the budget protects: example, group or client.")] = "example",
     clients: Annotated[int | None, typer.Option(min=1, help="Number of clients, for --unit client.")] = None,
     client_rate: Annotated[
         float | None, typer.Option(help="The probability that a client takes part in a round, for --unit client.")

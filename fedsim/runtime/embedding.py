@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -12,7 +13,8 @@ import torch
 from fedsim.data.encoding.embed import EmbedJob, Work
 from fedsim.data.encoding.encoder import Encoder
 from fedsim.data.encoding.shards import Shard, embedded_shards
-from fedsim.errors import UserError
+from fedsim.errors import RunLost, UserError
+from fedsim.simulation.gpu_memory import even_share
 from fedsim.simulation.node import Node
 
 
@@ -45,7 +47,7 @@ def on_actors(actors: int, node: Node, engine: AbstractContextManager[Any]) -> W
 
     def work(job: EmbedJob, numbers: Sequence[int]) -> Iterator[Shard]:
         with engine:
-            share = min(1.0, node.gpus / actors)
+            share = gpu_share(actors, node)
             threads = max(1, int(node.cpus // actors))
             actor: Any = ray.remote(EmbedActor)
             remote = actor.options(num_cpus=threads, num_gpus=share)
@@ -57,6 +59,11 @@ def on_actors(actors: int, node: Node, engine: AbstractContextManager[Any]) -> W
             yield from _shards(streams)
 
     return work
+
+
+def gpu_share(actors: int, node: Node) -> float:
+    """The part of a GPU that each of so many actors takes on a machine, so that there is room for all: a part lies on one GPU."""
+    return even_share(math.ceil(actors / node.gpus)) if node.gpus else 0.0
 
 
 def _shards(streams: Sequence[Any]) -> Iterator[Shard]:
@@ -71,7 +78,7 @@ def _shards(streams: Sequence[Any]) -> Iterator[Shard]:
             raise error.cause if isinstance(error.cause, UserError) else error from None
         except ray.exceptions.RayActorError as error:
             what = "an actor died (killed, or out of memory)"
-            raise UserError("--actors", what, "run the same command again, it goes on; perhaps with fewer actors") from error
+            raise RunLost("--actors", what, "run the same command again, it goes on; perhaps with fewer actors") from error
         else:
             waiting.append(waiting.pop(waiting.index(ready)))  # behind the others, so that none is served more often
             yield shard

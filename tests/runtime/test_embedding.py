@@ -1,4 +1,6 @@
+import os
 from contextlib import nullcontext
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +13,11 @@ from fedsim.data.encoding.embed import EmbedJob, embed
 from fedsim.data.encoding.encoder import locate
 from fedsim.data.images import ImageFiles
 from fedsim.data.sources.folder import load_image_folder
-from fedsim.errors import UserError
+from fedsim.errors import RunLost, UserError
 from fedsim.grid.models import Grid
-from fedsim.runtime.embedding import on_actors
-from fedsim.simulation.node import Node
+from fedsim.runtime import embedding
+from fedsim.runtime.embedding import EmbedActor, gpu_share, on_actors
+from fedsim.simulation.node import Node, Share, fit_together
 from fedsim.simulation.preflight import prepare
 
 REPOSITORY = Path(__file__).parents[2]
@@ -38,9 +41,31 @@ def test_several_actors_give_the_embeddings_of_one_process(tmp_path, monkeypatch
         np.testing.assert_allclose(held["x"], alone, atol=1e-5)
 
 
+class Dies(EmbedActor):
+    def run(self, numbers):
+        yield os._exit(1)
+
+
+def test_an_actor_that_dies_is_no_mistake_of_who_gave_the_command(tmp_path, monkeypatch, ray_cluster):
+    spec = save_encoder(tmp_path / "encoder")
+    job = EmbedJob(load_image_folder(save_folder(tmp_path / "pets", each=2), "pets"), locate(spec), spec)
+    monkeypatch.setattr(embedding, "EmbedActor", Dies)
+    with pytest.raises(RunLost, match=r"an actor died \(killed, or out of memory\); run the same command again"):
+        embed(job, Console(quiet=True), work=on_actors(1, Node(1.0, 0.0), nullcontext()))
+
+
 def test_more_actors_than_cpus_are_refused():
     with pytest.raises(UserError, match="3 actors need as many CPUs, and there are 2; give at most 2"):
         on_actors(3, Node(2.0, 0.0), nullcontext())
+
+
+def test_all_actors_find_room_on_a_machine_s_gpus():
+    for gpus, actors in product(range(5), range(1, 17)):
+        node = Node(16.0, float(gpus))
+        share = gpu_share(actors, node)
+        assert (share > 0) == (gpus > 0)
+        assert fit_together([Share(1.0, share)] * actors, [node])
+    assert [gpu_share(actors, Node(16.0, 2.0)) for actors in (1, 2, 3, 4, 5)] == [1.0, 1.0, 0.5, 0.5, 0.3333]
 
 
 def grid(tmp_path, **keys):
