@@ -18,7 +18,8 @@ from sites import digits_of_sites
 from fedsim.errors import UserError
 from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore
-from fedsim.runtime import jobs
+from fedsim.runtime import jobs, judging, scheduler
+from fedsim.runtime.display import LineDisplay
 from fedsim.runtime.jobs import Reference, references_of
 from fedsim.runtime.judging import run_judging
 from fedsim.simulation.trial import Trial
@@ -186,6 +187,22 @@ def test_a_reference_that_fails_is_told_with_exit_code_1_and_rows_keep_the_one_t
     again = judge(ran.folder)
     assert again.code == 0
     assert {row.referenced for row in again.rows} == {row.referenced for row in whole.values()}
+
+
+def test_a_judged_cell_that_waits_for_its_references_holds_no_slot(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = bench(small_grid("dp-gaussian", seeds=[0, 1]))
+    age(ran.folder)
+    waited = set()
+
+    class Told(LineDisplay):
+        def cell_waiting(self, cell_id: str) -> None:
+            waited.add(cell_id)
+            super().cell_waiting(cell_id)
+
+    monkeypatch.setattr(judging, "make_display", Told)
+    monkeypatch.setattr(scheduler, "with_references", lambda *given: reversed(list(jobs.with_references(*given))))
+    assert judge(ran.folder).code == 0
+    assert waited == set(by_cell(ran))
 
 
 LEAVES = """
