@@ -86,10 +86,10 @@ def judge_run(
     console = plain_console()
     with ExitStack() as stack:
         node = this_machine()
-        files = plug_in_files(folder) if address and trust_plugin else ()
-        nodes = stack.enter_context(joined_cluster(address, files)) if address else [node]
+        files = plug_in_files(folder) if address is not None and trust_plugin else ()
+        nodes = [node] if address is None else stack.enter_context(joined_cluster(address, files))
         with interruptible(console):
-            engine = nullcontext() if address else local_cluster(node)
+            engine = local_cluster(node) if address is None else nullcontext()
             code = run_judging(folder, nodes, console, engine, max_parallel, trust_plugin=trust_plugin)
     raise typer.Exit(code)
 
