@@ -289,7 +289,8 @@ class Scheduler:
 
     def _again(self, trial: Trial, slot: Slot, end: Any) -> bool:
         """Whether a cell ran out of a part of a GPU; it is then the next to run, on twice the share."""
-        if not isinstance(end, Failure) or end.type != "OutOfMemoryError" or not 0 < slot.share.gpus < 1:
+        # a failure that goes on is Ray's of the same name: it ended a worker because its machine's memory was full
+        if not isinstance(end, Failure) or end.type != "OutOfMemoryError" or end.goes_on or not 0 < slot.share.gpus < 1:
             return False
         larger = doubled(slot.share.gpus)
         cell = trial.cell

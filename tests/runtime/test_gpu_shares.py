@@ -1,16 +1,23 @@
 """Placement on two GPUs by count: shares, packing, measuring, and a share that turns out too small."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 from benches import Ran, wait_until
 from cells import WITH_GPUS, small_grid
+from rich.console import Console
 
 from fedsim.errors import UserError
+from fedsim.results.store import ResultStore
+from fedsim.runtime.display import LineDisplay
+from fedsim.runtime.scheduler import Running, Scheduler
 from fedsim.runtime.slots import Slot, Slots
+from fedsim.runtime.worker import Failure
 from fedsim.simulation.node import Share
+from fedsim.simulation.preflight import prepare
 
 Bench = Callable[..., Ran]
 HALF, THIRD = Share(1.0, 0.5), Share(1.0, 0.3)
@@ -75,6 +82,16 @@ def test_a_cell_that_runs_out_of_its_share_runs_again_on_twice_as_much(bench: Be
     assert row.status == "ok"
     assert "ran out of 0.2 of a GPU; it runs again on 0.5" in ran.output
     assert "OutOfMemoryError" in ran.log(row)
+
+
+def test_a_cell_whose_worker_ray_ends_for_the_machine_s_memory_fails_on_its_share(ray_cluster: None, tmp_path: Path) -> None:
+    prepared = prepare(small_grid("dp-gaussian", resources={"gpus_per_actor": 0.5}), WITH_GPUS, 1)
+    store = ResultStore(tmp_path)
+    running = Scheduler(prepared, store, LineDisplay(Console(quiet=True), 1))
+    failure = Failure.of_lost_worker(ray.exceptions.OutOfMemoryError("the machine is full"))
+    running._lose(Running(prepared.trials[0], taken(running.slots, 1, HALF), 0.0), failure, again=False)
+    assert [(row.status, row.error and row.error.type) for row in store.rows()] == [("failed", "OutOfMemoryError")]
+    assert not running.queue
 
 
 def test_a_cell_whose_shares_do_not_fit_at_once_is_refused_before_anything_runs(bench: Bench) -> None:
