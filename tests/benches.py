@@ -1,14 +1,20 @@
 """How a command ends, what a bench leaves, waiting for a condition, and plug-ins that misbehave."""
 
+from __future__ import annotations
+
 import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore
+
+if TYPE_CHECKING:
+    from fedsim.runtime.slots import Slot, Slots
+    from fedsim.simulation.node import Share
 
 PATIENCE = 600
 """Seconds after which something hangs, however busy the machine is."""
@@ -96,6 +102,19 @@ def wait_until(holds: Callable[[], object], timeout: float = PATIENCE) -> None:
     while not holds():
         assert time.monotonic() < end, f"not within {timeout} s"
         time.sleep(0.02)
+
+
+def taken(slots: Slots, actors: int, share: Share) -> Slot:
+    """A slot, once Ray has placed it."""
+    found: list[Slot | None] = [None]
+
+    def placed() -> bool:
+        found[0] = slots.take(actors, share)
+        return found[0] is not None
+
+    wait_until(placed)
+    assert found[0] is not None
+    return found[0]
 
 
 @dataclass(frozen=True)

@@ -84,8 +84,19 @@ def with_measurements(jobs: Iterable[Trial | Reference]) -> Iterator[Job]:
         yield job
 
 
+def key_of(job: Job) -> tuple[str, ...]:
+    """What tells a job from every other of a bench."""
+    if isinstance(job, Reference):
+        return job.key
+    if isinstance(job, Measuring):
+        return "first round", job.shape
+    if isinstance(job, ClaimAudit):
+        return "audit", job.run.key
+    return "cell", job.cell.cell_id
+
+
 def named(job: Job) -> str:
-    """What a job is called in a message."""
+    """What a job is called in a message; references of a kind share it."""
     if isinstance(job, Reference):
         return f"the {job.key[0]} reference"
     if isinstance(job, Measuring):

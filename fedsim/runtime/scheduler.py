@@ -26,6 +26,7 @@ from fedsim.runtime.jobs import (
     Measuring,
     Reference,
     ReferenceKey,
+    key_of,
     named,
     references_of,
     shape_of,
@@ -81,7 +82,7 @@ class Scheduler:
         self.shares: dict[str, float] = {}
         self.queue: deque[Job] = deque()
         self.running: dict[Any, Running] = {}
-        self.losses: Counter[str] = Counter()
+        self.losses: Counter[tuple[str, ...]] = Counter()
         self.references: dict[ReferenceKey, Ceiling | LocalOnly | None] = {}
         self.long: set[str] = set()
         self.waiting: list[Callable[[], None]] = []
@@ -264,8 +265,8 @@ class Scheduler:
         """A job's slot is of no use any more: end what is left of it; the job runs again, or that was its end."""
         self.slots.drop(running.slot)
         job = running.job
-        if again and self.losses[named(job)] < AGAIN:
-            self.losses[named(job)] += 1
+        if again and self.losses[key_of(job)] < AGAIN:
+            self.losses[key_of(job)] += 1
             self.display.note(f"{named(job)}: {failure.message}; it runs again")
             if isinstance(job, Trial):
                 self._log(job, [failure.message])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import ray
-from benches import Ran, wait_until
+from benches import Ran, taken, wait_until
 from cells import WITH_GPUS, small_grid
 from rich.console import Console
 
@@ -14,7 +14,7 @@ from fedsim.errors import UserError
 from fedsim.results.store import ResultStore
 from fedsim.runtime.display import LineDisplay
 from fedsim.runtime.scheduler import Running, Scheduler
-from fedsim.runtime.slots import Slot, Slots
+from fedsim.runtime.slots import Slots
 from fedsim.runtime.worker import Failure
 from fedsim.simulation.node import Share
 from fedsim.simulation.preflight import prepare
@@ -26,19 +26,6 @@ HUNGRY = {"name": "plugin:Hungry", "params": {"rounds": 2, "local_steps": 1}}
 
 def free_gpus() -> float:
     return ray.available_resources().get("GPU", 0.0)
-
-
-def taken(slots: Slots, actors: int, share: Share) -> Slot:
-    """A slot, once Ray has placed it."""
-    found: list[Slot | None] = [None]
-
-    def placed() -> bool:
-        found[0] = slots.take(actors, share)
-        return found[0] is not None
-
-    wait_until(placed)
-    assert found[0] is not None
-    return found[0]
 
 
 def scores(ran: Ran) -> dict[str, Any]:

@@ -4,7 +4,8 @@ import io
 from pathlib import Path
 
 import pytest
-from benches import PATIENCE
+import ray
+from benches import PATIENCE, taken
 from cells import small_grid
 from rich.console import Console
 
@@ -13,7 +14,9 @@ from fedsim.results.store import ResultStore
 from fedsim.runtime import scheduler
 from fedsim.runtime.cluster import ClusterLost
 from fedsim.runtime.display import LineDisplay
-from fedsim.runtime.scheduler import Scheduler
+from fedsim.runtime.jobs import references_of
+from fedsim.runtime.scheduler import Running, Scheduler
+from fedsim.runtime.worker import Failure
 from fedsim.simulation.node import Node
 from fedsim.simulation.preflight import prepare
 
@@ -41,6 +44,21 @@ def test_a_cell_that_no_longer_fits_lets_others_pass_says_what_it_waits_for_and_
     assert [(row.clients, row.status) for row in ResultStore(tmp_path).rows()] == [(2, "ok")]
     told = console.file.getvalue()  # type: ignore[attr-defined]
     assert "waits for 6 actors with 1 CPU each; the cluster has 4 CPUs and 2 GPUs, and others may use it" in told
+
+
+def test_every_reference_that_loses_its_worker_is_computed_again(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "AGAIN", 1)
+    prepared = prepare(small_grid("dp-gaussian", alpha=[0.1, 1.0]), [Node(4.0, 0.0)], 1)
+    running = Scheduler(prepared, ResultStore(tmp_path), LineDisplay(Console(quiet=True), 2))
+    first, second = [references_of(trial)[1] for trial in prepared.trials]
+    failure = Failure.of_lost_worker(ray.exceptions.ActorDiedError())
+
+    for reference in (first, second, first):
+        running._lose(Running(reference, taken(running.slots, 1, running.share), 0.0), failure, again=True)
+    assert list(running.queue) == [second, first]
+    assert running.references == {first.key: None}
 
 
 def test_a_reference_that_takes_long_is_told_of_once(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
