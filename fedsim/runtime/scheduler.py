@@ -89,7 +89,7 @@ class Scheduler:
         self.audits: dict[str, Audit] = {}
         self.versions = versions()
         self.lifeline = Lifeline()
-        self.looked, self.in_vain = time.monotonic(), 0.0
+        self.looked, self.in_vain, self.at_rest = time.monotonic(), 0.0, 0.0
 
     def run(
         self,
@@ -188,6 +188,7 @@ class Scheduler:
             self.display.cell_started(cell.cell_id, label)
             stream = self._begin(job, slot)
         self.running[stream] = Running(job, slot, time.monotonic())
+        self.at_rest = 0.0
 
     def _begin(self, trial: Trial, slot: Slot) -> Any:
         """Start a cell; its stream of reports."""
@@ -242,11 +243,12 @@ class Scheduler:
             self.display.note(f"{what} runs for {seconds:.0f} s already, on real rows; rows of cells wait for it")
 
     def _count_waiting(self, since: float) -> None:
-        """Count the seconds in which cells wait for the cluster rather than for each other, and tell after a while.
+        """Count the seconds in which cells wait for the cluster rather than for each other, and those in which nothing runs besides.
 
         Raises:
             ClusterLost: nothing has run for a long time.
         """
+        self.at_rest = 0.0 if self.running else self.at_rest + since
         if not self.queue or (self.running and not self.slots.opening):
             self.in_vain = 0
             return
@@ -258,8 +260,8 @@ class Scheduler:
         what = f"{named(first)} waits for {counted(actors, 'actor')} with {counted(share.cpus, 'CPU')}{gpus} each; the cluster has {has}"
         if before < TELL_AFTER <= self.in_vain:
             self.display.note(f"{what}, and others may use it")
-        if self.in_vain > GIVE_UP_AFTER and not self.running:
-            raise ClusterLost(f"for {self.in_vain / 60:.0f} minutes {what}")
+        if self.at_rest > GIVE_UP_AFTER:
+            raise ClusterLost(f"for {self.at_rest / 60:.0f} minutes {what}")
 
     def _lose(self, running: Running, failure: Failure, *, again: bool) -> None:
         """A job's slot is of no use any more: end what is left of it; the job runs again, or that was its end."""

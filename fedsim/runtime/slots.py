@@ -89,7 +89,10 @@ class Slots:
         return slot
 
     def _open(self, actors: int, share: Share) -> Slot | None:
-        """A new slot, if it fits beside the busy ones; idle ones make room, those of another share first, for they may lie anywhere."""
+        """A new slot, if it fits beside the busy ones; idle ones make room, those of another share first, for they may lie anywhere.
+
+        All that idle make room for one that Ray still has not placed: what it lacks may be theirs.
+        """
         if not self._fit(self.busy, actors, share):
             return None
         patience = 0
@@ -106,6 +109,8 @@ class Slots:
             self.opening = actors, share, placement_group([bundle] * actors, strategy="PACK")
         group = self.opening[2]
         if not group.wait(patience):
+            while self.idle and not patience:
+                self.idle.pop().close()
             return None
         self.opening = None
         return Slot.start(actors, share, group)

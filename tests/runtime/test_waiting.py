@@ -7,6 +7,7 @@ import pytest
 import ray
 from benches import PATIENCE, taken
 from cells import small_grid
+from ray.util.placement_group import placement_group
 from rich.console import Console
 
 from fedsim.results.rows import Row
@@ -16,8 +17,9 @@ from fedsim.runtime.cluster import ClusterLost
 from fedsim.runtime.display import LineDisplay
 from fedsim.runtime.jobs import references_of
 from fedsim.runtime.scheduler import Running, Scheduler
+from fedsim.runtime.slots import Slots
 from fedsim.runtime.worker import Failure
-from fedsim.simulation.node import Node
+from fedsim.simulation.node import Node, Share
 from fedsim.simulation.preflight import prepare
 
 
@@ -44,6 +46,41 @@ def test_a_cell_that_no_longer_fits_lets_others_pass_says_what_it_waits_for_and_
     assert [(row.clients, row.status) for row in ResultStore(tmp_path).rows()] == [(2, "ok")]
     told = console.file.getvalue()  # type: ignore[attr-defined]
     assert "waits for 6 actors with 1 CPU each; the cluster has 4 CPUs and 2 GPUs, and others may use it" in told
+
+
+@pytest.fixture
+def others(ray_cluster: None) -> None:
+    """Others hold one of the cluster's four CPUs, which a bench does not know."""
+    ray.get(placement_group([{"CPU": 1}]).ready())
+
+
+def test_a_slot_that_waits_for_its_place_gets_what_idles_meanwhile(others: None) -> None:
+    slots = Slots((Node(4.0, 0.0),), 2)
+    try:
+        first = taken(slots, 1, Share(1.0))
+        assert slots.take(1, Share(3.0)) is None
+        slots.give_back(first)
+        assert taken(slots, 1, Share(3.0)).share.cpus == 3
+        assert slots.idle == []
+    finally:
+        slots.close()
+
+
+def test_a_bench_whose_cell_waited_while_another_ran_is_not_given_up_once_that_has_ended(
+    others: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "LOOK_EVERY", 0.01)
+
+    class Hurried(Scheduler):
+        """An hour goes by at every look while something runs."""
+
+        def _count_waiting(self, since: float) -> None:
+            super()._count_waiting(since + 3600 * bool(self.running))
+
+    grid = small_grid("fedavg-cvae", clients=[1, 3], resources={"clients_per_actor": 1})
+    prepared = prepare(grid, [Node(4.0, 0.0)], 2)
+    Hurried(prepared, ResultStore(tmp_path), LineDisplay(Console(quiet=True), 2)).run(prepared.trials)
+    assert [(row.clients, row.status) for row in ResultStore(tmp_path).rows()] == [(1, "ok"), (3, "ok")]
 
 
 def test_every_reference_that_loses_its_worker_is_computed_again(
