@@ -83,6 +83,11 @@ class Display(ABC):
         with self._lock:
             self._progress.advanced(cell_id, round, rounds)
 
+    def cell_queued(self, cell_id: str) -> None:
+        """A cell lost its slot, and is queued again."""
+        with self._lock:
+            self._progress.queued(cell_id)
+
     def cell_waiting(self, cell_id: str) -> None:
         """A cell ran; its row waits for a reference, and its slot is another's."""
         with self._lock:
@@ -236,6 +241,10 @@ class Progress:
     def at_work(self) -> int:
         """Cells that hold a slot."""
         return sum(not cell.waits for cell in self.running.values())
+
+    def queued(self, cell_id: str) -> None:
+        """See ``Display.cell_queued``."""
+        self.running.pop(cell_id, None)
 
     def waiting(self, cell_id: str) -> None:
         """See ``Display.cell_waiting``."""

@@ -272,6 +272,7 @@ class Scheduler:
             self.display.note(f"{named(job)}: {failure.message}; it runs again")
             if isinstance(job, Trial):
                 self._log(job, [failure.message])
+                self.display.cell_queued(job.cell.cell_id)
             self.queue.appendleft(job)
         else:
             self._take(running, Report(end=failure))
@@ -299,6 +300,7 @@ class Scheduler:
         cell = trial.cell
         self.display.note(f"{cell.label} (cell {cell.cell_id}) ran out of {slot.share.gpus:g} of a GPU; it runs again on {larger:g}")
         self.shares[cell.cell_id] = larger
+        self.display.cell_queued(cell.cell_id)
         self.queue.appendleft(trial)
         return True
 

@@ -129,6 +129,17 @@ def test_a_cell_that_waits_for_a_reference_is_shown_but_not_counted_as_running()
     assert "alg one" not in frame(display)
 
 
+def test_a_cell_that_is_queued_again_does_not_count_as_running():
+    display = LiveDisplay(terminal(), total=3)
+    for cell in "ab":
+        display.cell_started(cell, f"alg {cell}")
+    display.cell_queued("a")
+    assert "1 running" in frame(display)
+    assert "alg a" not in frame(display)
+    display.cell_started("a", "alg a")
+    assert "2 running" in frame(display)
+
+
 def test_many_running_cells_are_cut_to_a_screen():
     display = LiveDisplay(terminal(), total=500)
     for cell in range(100):
