@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -92,7 +93,8 @@ def run_bench(
     if len(bad) > TOLD:
         print_line(console, f"and {len(bad) - TOLD} more that are not ok; the report lists them", "red")
     if any(row.status == "failed" for row in bad):
-        console.print("run failed cells again with --retry-failed", soft_wrap=True)
+        again = "the same command runs failed cells again" if retry_failed else "run failed cells again with --retry-failed"
+        console.print(again, soft_wrap=True)
     show_refused(prepared, console)
     print_line(console, f"report: {report.page}")
     return 1 if bad or prepared.refused else 0
@@ -162,12 +164,15 @@ def _run(
 ) -> Report:
     """Run what is to do, then draw the report; its libraries are loaded beside the cells, and it is drawn while Ray ends."""
     if without:
-        print_line(console, f"{len(without)} finished cells lack a reference, which is computed now")
+        lack = "lacks" if len(without) == 1 else "lack"
+        print_line(console, f"{counted(len(without), 'finished cell')} {lack} a reference, which is computed now")
     if not todo and not without and not audits:
         print_line(console, "the cell is finished" if len(prepared.trials) == 1 else f"all {len(prepared.trials)} cells are finished")
         return _drawn(store.folder.path)
+    ended = {trial.cell.cell_id for trial in prepared.trials} - {trial.cell.cell_id for trial in todo}
+    earlier = Counter[str](row.status for row in store.rows() if row.cell_id in ended)
     with ThreadPoolExecutor(1) as beside:
-        with engine, make_display(console, len(prepared.trials), len(prepared.trials) - len(todo)) as display:
+        with engine, make_display(console, len(prepared.trials), earlier.pop("ok", 0), earlier) as display:
             beside.submit(importlib.import_module, "fedsim.report.report")
             Scheduler(prepared, store, display).run(todo, without, audits)
             drawing = beside.submit(_drawn, store.folder.path)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -65,12 +66,20 @@ class Display(ABC):
         console: where to print.
         total: cells of the grid.
         already_done: cells that an earlier run finished; they count as done at once.
+        not_ok: cells that an earlier run ended otherwise, by status.
         clock: seconds, monotonic.
     """
 
-    def __init__(self, console: Console, total: int, already_done: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        console: Console,
+        total: int,
+        already_done: int = 0,
+        not_ok: Mapping[str, int] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._console = console
-        self._progress = Progress(total, already_done, clock)
+        self._progress = Progress(total, already_done, clock, not_ok)
         self._lock = threading.Lock()
 
     def cell_started(self, cell_id: str, label: str) -> None:
@@ -130,8 +139,15 @@ class LineDisplay(Display):
 class LiveDisplay(Display):
     """A live view: counts and time left on top, below it every running cell with its rounds; failures stay above it."""
 
-    def __init__(self, console: Console, total: int, already_done: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__(console, total, already_done, clock)
+    def __init__(
+        self,
+        console: Console,
+        total: int,
+        already_done: int = 0,
+        not_ok: Mapping[str, int] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(console, total, already_done, not_ok, clock)
         self._live = Live(console=console, get_renderable=self._view, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> LiveDisplay:
@@ -183,9 +199,9 @@ class LiveDisplay(Display):
         return Group(heading, Text(progress.time_text(), style="dim"))
 
 
-def make_display(console: Console, total: int, already_done: int = 0) -> Display:
+def make_display(console: Console, total: int, already_done: int = 0, not_ok: Mapping[str, int] | None = None) -> Display:
     """The live view in a terminal, lines elsewhere."""
-    return (LiveDisplay if console.is_terminal else LineDisplay)(console, total, already_done)
+    return (LiveDisplay if console.is_terminal else LineDisplay)(console, total, already_done, not_ok)
 
 
 @dataclass
@@ -215,9 +231,10 @@ class RunningCell:
 class Progress:
     """Counts, running cells and the estimate of the time left; ``undrawn`` counts cells whose epsilon is not what was planned."""
 
-    def __init__(self, total: int, already_done: int, clock: Callable[[], float]) -> None:
-        self.total, self.done, self.failed = total, already_done, 0
-        self.undrawn = {"overspent": 0, "unaccounted": 0, "refuted": 0}
+    def __init__(self, total: int, already_done: int, clock: Callable[[], float], not_ok: Mapping[str, int] | None = None) -> None:
+        earlier = Counter(not_ok)
+        self.total, self.done, self.failed = total, already_done, earlier["failed"]
+        self.undrawn = {status: earlier[status] for status in ("overspent", "unaccounted", "refuted")}
         self.running: dict[str, RunningCell] = {}
         self._clock, self._start = clock, clock()
         self._seconds: list[float] = []

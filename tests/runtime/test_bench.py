@@ -278,7 +278,7 @@ def test_a_cell_that_fails_is_a_row_and_the_grid_goes_on(bench: Bench, tmp_path:
     assert "round 1 at the server" in log
     assert errors["raise"].traceback.strip() in log
     assert "ZeroDivisionError: the second round" in ran.output
-    assert "--retry-failed" in ran.output
+    assert "run failed cells again with --retry-failed" in ran.output
 
     unchanged = bench(grid)
     assert unchanged.code == 1
@@ -289,6 +289,16 @@ def test_a_cell_that_fails_is_a_row_and_the_grid_goes_on(bench: Bench, tmp_path:
     assert retried.code == 0
     assert {row.label: row.status for row in retried.rows} == dict.fromkeys(rows, "ok")
     assert retried.rows[0] == rows["fedavg-cvae"]
+
+
+def test_a_grown_grid_tells_cells_that_failed_before_from_those_that_are_done(bench: Bench, tmp_path: Path) -> None:
+    failing = trouble("raise", tmp_path / "healed")
+    bench(small_grid(failing))
+    grown = bench(small_grid(failing, "dp-gaussian"))
+    assert "1 of 2 cells done, 1 failed in " in grown.output
+    retried = bench(small_grid(failing, "dp-gaussian"), retry_failed=True)
+    assert "the same command runs failed cells again" in retried.output
+    assert "--retry-failed" not in retried.output
 
 
 def test_a_cell_whose_client_actor_fails_or_dies_leaves_no_broken_slot(

@@ -83,6 +83,14 @@ def test_one_line_a_finished_cell():
     assert len(lines) == 4
 
 
+def test_cells_that_an_earlier_run_did_not_end_well_are_not_done():
+    console = plain()
+    with LineDisplay(console, total=5, already_done=1, not_ok={"failed": 1, "refuted": 1}, clock=Clock()) as display:
+        display.cell_finished(row("a", "failed"))
+    assert console.file.getvalue().splitlines()[0].startswith("[4/5] ")
+    assert console.file.getvalue().splitlines()[-1] == "1 of 5 cells done, 2 failed, 1 refuted, 1 not finished in 0:00"
+
+
 def test_the_live_view_counts_and_shows_every_running_cell_with_its_round():
     display = LiveDisplay(terminal(), total=54, already_done=3)
     display.cell_started("a", "alg one")
