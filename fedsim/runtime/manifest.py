@@ -86,10 +86,16 @@ def versions() -> dict[str, str]:
 
 
 def revision() -> str | None:
-    """The git revision of fedsim's source tree, with a mark if it was changed since; None outside a checkout."""
-    asked = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--match="]
+    """The git revision of fedsim's source tree, with a mark if it was changed since; None outside a checkout of it."""
+    file = Path(__file__)
+
+    def git(*asked: str) -> str:
+        command = ["git", "-C", str(file.parent), *asked]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
     try:
-        return subprocess.run(asked, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        git("ls-files", "--error-unmatch", file.name)  # it may be installed within somebody else's
+        return git("describe", "--always", "--dirty", "--abbrev=12", "--match=")
     except (OSError, subprocess.SubprocessError):
         return None
 
