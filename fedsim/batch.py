@@ -104,9 +104,10 @@ class Batch:
         return len(self.x)
 
     def chunks(self, rows: int) -> Iterator[Batch]:
-        """The batch in order, in as many chunks of equal size as come nearest to ``rows`` each; an empty batch is one chunk.
+        """The batch in order, in chunks of one size near ``rows``, of which the last may have fewer; an empty batch is one chunk.
 
-        A chunk costs its dispatch however few rows it has, so none is left for the last few. A group stays in one chunk.
+        A chunk costs its dispatch however few rows it has, so what chunks of ``rows`` would leave over is shared out among them. A group
+        stays in one chunk.
         """
         count = max(1, round(len(self) / rows))
         if count == 1:
