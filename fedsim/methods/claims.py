@@ -9,7 +9,7 @@ class can enforce, and which ``fedsim check`` and the rehearsal look at.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any
 
 from fedsim.errors import UserError
 from fedsim.methods.algorithm import Algorithm
@@ -30,16 +30,22 @@ HOOKS = frozenset(
 """What a plug-in may override under a base class's guarantee. Everything else counts: clips, samples, noise, schedule, what stays with a
 client (``start_clients``), what leaves it (``releases_codes``), what sees it (``diagnostics``, ``statistics``)."""
 
+PROMISES: tuple[Claim, ...] = ("proved", "stated")
+"""Claims of an algorithm's own that (epsilon, delta) is a theorem, which a check may refute."""
+OWN = (*PROMISES, "heuristic", "none")
+"""What an algorithm may claim itself; ``checked`` is fedsim's to say."""
+
 
 def worth(claim: Claim, algorithm: Algorithm) -> Claim:
     """The claim that a row of ``algorithm`` may make where it makes ``claim`` itself.
 
     Raises:
-        UserError: ``claim`` is no claim.
+        UserError: ``claim`` is no claim, or none that an algorithm makes itself.
     """
-    if claim not in get_args(Claim):
-        raise UserError("claim", f"{claim!r} is none", f"let claim() return one of {', '.join(get_args(Claim))}")
-    if claim not in ("proved", "checked"):
+    if claim not in OWN:
+        what = "is what fedsim says after a passed check" if claim == "checked" else "is none"
+        raise UserError("claim", f"{claim!r} {what}", f"let claim() return one of {', '.join(OWN)}")
+    if claim not in PROMISES:
         return claim
     filed = on_file(algorithm)
     if filed == "failed":

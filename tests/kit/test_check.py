@@ -29,6 +29,7 @@ BROKEN = {
     "frequent_labels_capped:FrequentLabelsCapped": ("per-example loss", r"'class_sums' of 'moments' .* the first 1 of 40 rows"),
     "hypernetwork_over_batch:HypernetworkOverBatch": ("per-example loss", r"layer 'hyper' gave \[1, 640\] for 6 examples"),
     "batch_clipped_as_one:BatchClippedAsOne": ("sensitivity", r"a row against the others of its sample .* \(1\.9\d of it\)"),
+    "sensitivity_of_a_tenth:SensitivityOfATenth": ("sensitivity", r"the claimed bound is .* \((9\.9\d|10\.0\d) of it\)"),
     "groups_clipped_by_row:GroupsClippedByRow": ("sensitivity", r"3 times, as one group changes .* \((2\.9|3\.0)\d of it\)"),
     "unclipped_part:UnclippedPart": ("sensitivity", r"the claimed bound is 1 .*'prototypes\.bias' alone"),
     "size_leaves_unpaid:SizeLeavesUnpaid": ("sensitivity", r"changes 'rows' in the messages by 1; no noise of Clients.add_noise covers it"),

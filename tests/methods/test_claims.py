@@ -73,6 +73,7 @@ def test_what_overrides_a_part_of_the_proof_states_it(name: str, monkeypatch: py
     own = overriding(Tiny, name, lambda self, *given: inherited(self, *given))
     assert worth("proved", made(own)) == "stated"
     assert worth("proved", made(type("Below", (own,), {}))) == "stated"  # in a base class of its own
+    assert worth("stated", made(own)) == "stated"
     assert worth("heuristic", made(own)) == "heuristic"
     assert worth("none", made(own)) == "none"
 
@@ -166,7 +167,7 @@ def test_what_a_check_found_a_fault_in_is_heuristic_until_one_passes(spelled: Ca
 
     one_label = made(DPGaussian)
     file_check(one_label, "failed")
-    assert worth("proved", one_label) == "heuristic"
+    assert worth("proved", one_label) == worth("stated", one_label) == "heuristic"
     file_check(one_label, "passed")
     assert worth("proved", one_label) == "proved"
 
@@ -180,8 +181,13 @@ def test_a_fault_that_is_none_of_privacy_leaves_the_claim(spelled: Callable[...,
 
 
 def test_a_claim_that_is_none_is_a_mistake() -> None:
-    with pytest.raises(UserError, match=r"'yes' is none; let claim\(\) return one of proved, checked, stated, heuristic, none"):
+    with pytest.raises(UserError, match=r"'yes' is none; let claim\(\) return one of proved, stated, heuristic, none"):
         worth("yes", made(Tiny))  # type: ignore[arg-type]
+
+
+def test_no_algorithm_says_itself_that_it_was_checked() -> None:
+    with pytest.raises(UserError, match=r"'checked' is what fedsim says after a passed check; let claim\(\) return one of proved, stated"):
+        worth("checked", made(Tiny))
 
 
 def test_a_broken_file_of_a_check_counts_as_none(spelled: Callable[..., str], folder: Path) -> None:

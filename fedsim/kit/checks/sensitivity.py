@@ -9,6 +9,7 @@ from fedsim.kit.checks.comparison import Compared, comparisons, sampled_seen
 from fedsim.kit.checks.example_pairs import example_pairs
 from fedsim.kit.checks.subject import Subject
 from fedsim.kit.checks.verdict import Verdict, failed, idle, passed
+from fedsim.methods.claims import PROMISES
 
 FEW_FIX = "give parameters (--param) under which a few rows matter, such as a lower threshold"
 STATE_FIX = "give everything that is kept and depends on an example to Clients.add_noise as 'kept', or state claim 'heuristic'"
@@ -28,12 +29,12 @@ def sensitivity(subject: Subject) -> Verdict:
             found.append(compared)
             fault = compared.fault or (None if unit == "client" else _remembered(compared))
             if fault is not None:
-                return fault if claim == "proved" else idle(f"claim {claim}, nothing is promised; measured: {fault.reason}")
+                return fault if claim in PROMISES else idle(f"claim {claim}, nothing is promised; measured: {fault.reason}")
     most = max(found, key=lambda compared: compared.ratio)
     if most.ratio == 0:
         return failed(f"nothing that is released depends on any unit that was tried, {sampled_seen(found)}: nothing was measured", FEW_FIX)
     text = f"the largest change seen is {most.ratio:.3f} of the claimed bound ({most.pair}), over {sampled_seen(found)}"
-    if claim != "proved":
+    if claim not in PROMISES:
         return idle(f"claim {claim}, nothing is promised; measured: {text}")
     return passed(f"{text}; a lower bound of the truth, which may be larger")
 
