@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fedsim.batch import Batch, Layout
 from fedsim.errors import NotPerExample
 from fedsim.methods.messages import Task
-from fedsim.models.initialise import initialise
+from fedsim.models.initialise import initial_model
 from fedsim.privacy.clipping import Norms, check_per_example
 from fedsim.seeds import Seeds
 
@@ -100,9 +100,7 @@ def _crowd(algorithm: PerExample, clients: int) -> Batch:
 def _started(algorithm: PerExample, clients: int) -> nn.Module:
     """The model at weights of which none is zero: a zero layer hides what lies behind it."""
     stream = torch.Generator().manual_seed(0)
-    with torch.random.fork_rng(devices=[]):
-        model = algorithm.build(clients)
-    initialise(model, Seeds(0), range(clients))
+    model = initial_model(algorithm.build, Seeds(0), range(clients))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=stream))

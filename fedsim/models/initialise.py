@@ -16,7 +16,7 @@ from fedsim.seeds import Purpose, Seeds
 def initialise(model: nn.Module, seeds: Seeds, members: Sequence[int] = ()) -> None:
     """Set every weight and bias in place: weights N(0, 1 / fan_in), client codes N(0, 1 / size), biases 0, a zero layer 0.
 
-    Elementwise scales and shifts stay as built. A draw depends on the parameter's name and on the shape of one client's slice, never
+    Fan_in is the number of inputs of one output, of a convolution all that its kernel covers. Elementwise scales and shifts stay as built. A draw depends on the parameter's name and on the shape of one client's slice, never
     on the cohort: all clients start with the same encoder, each with a code of its own.
 
     Args:
@@ -35,12 +35,16 @@ def initialise(model: nn.Module, seeds: Seeds, members: Sequence[int] = ()) -> N
                     parameter.zero_()
                 elif parameter.dim() >= 2:
                     shape = parameter.shape[1:] if isinstance(module, ClientLinear) else parameter.shape
-                    parameter.copy_(torch.randn(shape, generator=seeds.torch(Purpose.INIT, key)) / math.sqrt(shape[-1]))
+                    parameter.copy_(torch.randn(shape, generator=seeds.torch(Purpose.INIT, key)) / math.sqrt(math.prod(shape[1:])))
 
 
 def initial_model(build: Callable[[int], nn.Module], seeds: Seeds, members: Sequence[int] = ()) -> nn.Module:
-    """Build for ``members`` and initialise; torch's layers draw from the global generator as they are built, which is put back."""
+    """Build for ``members`` and initialise; what torch's layers draw from the global generator as they are built is the seed's, too.
+
+    That generator is put back.
+    """
     with torch.random.fork_rng(devices=[]):
+        torch.set_rng_state(seeds.torch(Purpose.INIT).get_state())
         model = build(len(members))
     initialise(model, seeds, members)
     return model

@@ -65,6 +65,29 @@ def test_weights_have_variance_one_over_fan_in_and_heads_and_biases_are_zero():
     assert not first.shift.weight.any()
 
 
+def test_fan_in_of_a_convolution_is_all_that_its_kernel_covers():
+    model = initial_model(lambda clients: nn.Conv2d(16, 64, 3), SEEDS)
+    assert float(model.weight.detach().std()) == pytest.approx(1 / math.sqrt(16 * 9), rel=0.1)
+
+
+class Drawn(nn.Module):
+    """Draws a parameter and a buffer as it is built, neither of which has weights to set."""
+
+    def __init__(self, clients: int) -> None:
+        super().__init__()
+        self.code = ClientCode(clients, 2)
+        self.scale = nn.Parameter(torch.randn(3))
+        self.register_buffer("features", torch.randn(4, 3))
+
+
+def test_what_a_model_draws_as_it_is_built_is_the_seeds_whoever_builds_it():
+    server, cohort, other = initial_model(Drawn, SEEDS), initial_model(Drawn, SEEDS, [0, 3]), initial_model(Drawn, Seeds(4))
+    assert torch.equal(server.scale, cohort.scale)
+    assert torch.equal(server.features, cohort.features)
+    assert not torch.equal(server.scale, other.scale)
+    assert not torch.equal(server.features, other.features)
+
+
 def test_another_seed_or_name_draws_other_weights():
     model, other = initial_model(build, SEEDS, [0]), initial_model(build, Seeds(4), [0])
     assert not torch.equal(model.decoder.layers[1].rows.weight, other.decoder.layers[1].rows.weight)
