@@ -100,7 +100,7 @@ class Clients:
             x=tuple(self.x[i] for i in positions),
             y=tuple(self.y[i] for i in positions),
             groups=self.groups and tuple(self.groups[i] for i in positions),
-            state={name: value[index] for name, value in self.state.items()},
+            state={name: value[index] if value.dim() else value.clone() for name, value in self.state.items()},
         )
         chosen.pooled = replace(self.pooled, starts=tuple(self.pooled.starts[i] for i in positions))
         return chosen

@@ -103,7 +103,7 @@ class LocalTraining(Algorithm):
         rows = active.minibatches(round_.stream, self.params.local_steps, self.params.batch_size)
         updates, losses = self._updates(active, round_, broadcast, rows)
         for name, value in active.state.items():
-            clients.state[name][positions] = value
+            clients.state[name][positions if value.dim() else ...] = value
         private = clients.plan is not None
         weight = to_device(torch.ones(len(rows)) if private else torch.tensor([float(len(x)) for x in active.x]), clients.device)
         clipped, norms = clip_updates(updates, self.clip())

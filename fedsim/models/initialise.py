@@ -16,8 +16,9 @@ from fedsim.seeds import Purpose, Seeds
 def initialise(model: nn.Module, seeds: Seeds, members: Sequence[int] = ()) -> None:
     """Set every weight and bias in place: weights N(0, 1 / fan_in), client codes N(0, 1 / size), biases 0, a zero layer 0.
 
-    Fan_in is the number of inputs of one output, of a convolution all that its kernel covers. Elementwise scales and shifts stay as built. A draw depends on the parameter's name and on the shape of one client's slice, never
-    on the cohort: all clients start with the same encoder, each with a code of its own.
+    Fan_in is how many inputs an output has, of a convolution all that its kernel covers. Elementwise scales and shifts stay as built. A
+    draw depends on the parameter's name and on the shape of one client's slice, never on the cohort: all clients start with the same
+    encoder, each with a code of its own.
 
     Args:
         model: built for ``len(members)`` clients.

@@ -44,6 +44,13 @@ def test_who_does_not_take_part_trains_nothing_and_sends_nothing() -> None:
     assert seen - {0, 4}, "each client by a coin of its own"
 
 
+def test_clients_that_train_locally_may_keep_a_counter() -> None:
+    cohort, algorithm = cohort_of("weight-noise", client_rate=0.5)
+    cohort.clients.state["rounds"] = torch.tensor(5)
+    cohort.round(next(algorithm.schedule()), algorithm.broadcast(algorithm.initial_server(Seeds(0))))
+    assert cohort.clients.state["rounds"].tolist() == 5
+
+
 def test_every_round_has_minibatches_of_its_own() -> None:
     (cohort, algorithm), (other, _) = cohort_of("fedavg-linear", batch_size=4), cohort_of("fedavg-linear", batch_size=4)
     broadcast = algorithm.broadcast(algorithm.initial_server(Seeds(0)))
