@@ -25,7 +25,7 @@ class Change:
         norms: L2 norm of the change by tensor name.
         scales: L2 norm of each tensor.
         steps: how many steps of the release it covers.
-        sampled: whether the unit was in the sample.
+        sampled: whether the unit was in the sample, of several steps in that of one.
     """
 
     round: int
@@ -67,7 +67,9 @@ def rounds(first: Tape, second: Tape, sampled: Sampled | None) -> Iterator[Chang
         for one, two in pairs:
             norms = _joined(norms, _kept(one, two))
         steps = pairs[0][0].release.per_round if pairs else 1
-        yield Change(message.round, norms, message.scales, steps, all(_in_sample(one, sampled) for one, _ in pairs))
+        # a sum over several steps may tell of a unit that is in the sample of one of them
+        held = not pairs or any(_in_sample(one, sampled) for one, _ in pairs)
+        yield Change(message.round, norms, message.scales, steps, held)
 
 
 def messages(first: Tape, second: Tape) -> Iterator[Change]:

@@ -1,9 +1,11 @@
 """Clients and a pool that note what an algorithm does with them, and that can be told what the noise made of it.
 
 All noise of clients is drawn in :meth:`fedsim.methods.clients.Clients.add_noise`, all Poisson samples in ``poisson``, all per-row draws in
-``draws``, so whoever watches these sees every query that a mechanism answers. A second world can be *forced*: its queries are noted, and in
-place of their own noisy answers it gets those of the first world. Two worlds that differ in one unit then see the same outputs, as
-the definition of differential privacy has it, and what still differs between them are the queries.
+``draws``, so whoever watches these sees every query that a mechanism answers. Two draws of
+:class:`fedsim.methods.local_training.LocalTraining` go past them: who takes part in a round, and what a local step draws for its rows; an
+update is clipped whole, whatever it was computed from. A second world can be *forced*: its queries are noted, and in place of their own
+noisy answers it gets those of the first world. Two worlds that differ in one unit then see the same outputs, as the definition of
+differential privacy has it, and what still differs between them are the queries.
 """
 
 from __future__ import annotations
