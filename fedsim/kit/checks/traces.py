@@ -7,6 +7,7 @@ import math
 import pickle
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fedsim.kit.checks.subject import Subject
 from fedsim.kit.checks.training import answers, drawn, same
 from fedsim.kit.checks.verdict import Verdict, failed, idle, passed
 from fedsim.methods.messages import Diagnostic, Message
+from fedsim.partition import make_partition
 from fedsim.seeds import Seeds
 from fedsim.simulation import rounds
 from fedsim.simulation.checkpoint import Checkpoints
@@ -40,16 +42,23 @@ def global_random(subject: Subject) -> Verdict:
 
 def data_untouched(subject: Subject) -> Verdict:
     """Rows and partition are as they were, also in the clients' hands."""
-    trial, data = subject.trial, subject.data
+    trial, data, cell = subject.trial, subject.data, subject.trial.cell
     fix = "compute on copies; neither rows nor labels are an algorithm's to change"
-    if trial.cell.dataset_hash != data.fingerprint:
+    # the data set itself keeps the fingerprint that it had
+    if cell.dataset_hash != replace(data).fingerprint:
         return failed("the data set has changed in memory", fix)
-    (cohort,) = subject.first[1].cohorts
-    for client, x, y in zip(cohort.clients.members, cohort.clients.x, cohort.clients.y, strict=True):
-        rows = trial.partition.rows[client]
+    again = make_partition(
+        data.y_train, spec=cell.partition, alpha=cell.alpha, clients=cell.clients, seed=cell.seed, columns=data.columns
+    ).rows
+    if not all(map(np.array_equal, again, trial.partition.rows)):
+        return failed("the partition has changed in memory", fix)
+    clients = subject.first[1].cohorts[0].clients
+    whose = [(f"client {client}'s", x, y, again[client]) for client, x, y in zip(clients.members, clients.x, clients.y, strict=True)]
+    whose.append(("the clients' joined", clients.pooled.x, clients.pooled.y, np.concatenate(again)))
+    for words, x, y, rows in whose:
         for name, held, given in (("rows", x, data.x_train[rows]), ("labels", y, data.y_train[rows])):
             if not np.array_equal(held.numpy(), given):
-                return failed(f"client {client}'s {name} are not what the partition gave it", fix)
+                return failed(f"{words} {name} are not what the partition gave", fix)
     return passed(f"partition {trial.partition.fingerprint} as it was")
 
 
@@ -114,22 +123,29 @@ def restored(subject: Subject) -> Verdict:
 
 
 def made(subject: Subject) -> Verdict:
-    """What was trained answers in the right shape: finite rows, or probabilities."""
-    found, data = subject.first[0].trained.made, subject.data
+    """What was trained answers in the right shape: finite rows, or probabilities, and label counts if it tells any."""
+    trained, data = subject.first[0].trained, subject.data
     classifier = not subject.algorithm.generates()
     labels, questions = torch.arange(data.classes).repeat(3), torch.from_numpy(data.x_test)
     rows, width = (len(questions), data.classes) if classifier else (len(labels), data.dim)
-    answer = answers(found, labels, questions)
+    answer: Any = answers(trained.made, labels, questions)
+    dtypes, names = ((torch.float32, torch.float64), "float32 or float64") if classifier else ((torch.float32,), "float32")
     fix = "return class probabilities [n, C]" if classifier else "return finite float32 rows [n, d], one for each label"
-    if tuple(answer.shape) != (rows, width) or answer.dtype not in ((torch.float32, torch.float64) if classifier else (torch.float32,)):
-        return failed(f"{rows} questions are answered by {answer.dtype} {list(answer.shape)}, not {[rows, width]}", fix)
+    if not isinstance(answer, Tensor) or tuple(answer.shape) != (rows, width) or answer.dtype not in dtypes:
+        return failed(f"{rows} questions are answered by {_form(answer)}, not by a tensor, {names} {[rows, width]}", fix)
     if not answer.isfinite().all():
         return failed(f"{int((~answer.isfinite()).sum())} values are not finite", fix)
     if classifier and not torch.allclose(answer.sum(1), torch.ones(rows), atol=1e-3):
         return failed("the probabilities of a row do not sum to 1", fix)
     if not classifier and answer.requires_grad:
         return failed("the rows carry a gradient", "sample under torch.no_grad()")
+    if trained.shares is not None and trained.shares.shape != (data.classes,):
+        return failed(f"label_counts returned {list(trained.shares.shape)} numbers", f"return a number a class, [{data.classes}], or None")
     return passed(f"{answer.dtype} [n, {width}]".replace("torch.", ""))
+
+
+def _form(answer: Any) -> str:
+    return f"{answer.dtype} {list(answer.shape)}".removeprefix("torch.") if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
 
 
 def sent_bytes(subject: Subject) -> Verdict:

@@ -87,8 +87,10 @@ def same(first: Tensor, second: Tensor) -> bool:
 
 
 def drawn(made: Product, data: Embeddings, clients: int) -> Tensor:
-    """Answers to fixed questions, those of every client's own version too: rows ``[n, d]``, or probabilities ``[n, C]``."""
+    """Answers to fixed questions, those of every client's own version too: rows ``[n, d]``, or probabilities ``[n, C]``.
+
+    As tensors: that they are something else is a fault of its own.
+    """
     labels, x = torch.arange(data.classes).repeat(2), torch.from_numpy(data.x_test[:20])
-    if is_personal(made):
-        return torch.cat([answers(made, labels, x), *(answers(own(made, client), labels, x) for client in range(clients))])
-    return answers(made, labels, x)
+    versions = [made, *(own(made, client) for client in range(clients))] if is_personal(made) else [made]
+    return torch.cat([torch.as_tensor(answers(version, labels, x)) for version in versions])
