@@ -60,6 +60,7 @@ BROKEN = {
     "left_out_client_sends_old_update:LeftOutClientSendsOldUpdate": ("sampling", r"by 0\.5 of the bound; the plan claims rate 0\.5"),
     "bytes_by_size:BytesBySize": ("sensitivity", r"changes what a message is: round 0: \d+ and \d+ bytes sent"),
     "label_told_by_name:LabelToldByName": ("sensitivity", r"the message holds 'label 0' in one of the two worlds only"),
+    "participants_told_by_name:ParticipantsToldByName": ("sampling", r"another sample of clients changes .* 'present 1'"),
     "codes_without_noise:CodesWithoutNoise": ("sensitivity", r"'codes\.code\.weight' in what is kept of a training"),
     "rate_from_own_rows:RateFromOwnRows": ("sensitivity", r"'codes\.code\.weight' in what is kept of a training"),
     "first_row_is_the_anchor:FirstRowIsTheAnchor": ("sensitivity", r"removing an ordinary row .* claimed bound is 1 \([12]\.\d+ of it\)"),
@@ -144,7 +145,14 @@ def test_whole_clients_are_sampled_where_a_parameter_says_so() -> None:
     findings = check_algorithm("weight-noise", SMALL["weight-noise"], "client", "silo", quick=True)
     (found,) = (finding for finding in findings if finding.check == "sampling")
     assert found.passed
-    assert found.verdict.reason == "clients that are not sampled (rate 0.5) change nothing: 2 pairs of neighbours, rounds 0 to 2"
+    assert found.verdict.reason == "clients that are not sampled (rate 0.5) change nothing: 3 pairs of neighbours, rounds 0 to 2"
+
+
+def test_no_name_in_a_sum_tells_that_a_client_is_there() -> None:
+    findings = check_algorithm("broken.participants_told_by_name:ToldInTheSum", quick=True)
+    (found,) = (finding for finding in findings if finding.check == "sensitivity")
+    assert found.passed is False
+    assert "an ordinary client changes what a message is: round 0: the message holds 'present 3'" in found.verdict.reason
 
 
 def test_a_batch_level_loss_exceeds_the_bound_also_as_measured() -> None:

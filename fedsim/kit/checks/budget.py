@@ -7,7 +7,7 @@ from contextlib import closing
 
 import torch
 
-from fedsim.kit.checks.client_pairs import sampled_pairs
+from fedsim.kit.checks.client_pairs import RESAMPLED, sampled_pairs
 from fedsim.kit.checks.comparison import Compared, comparisons, sampled_seen
 from fedsim.kit.checks.subject import Subject, varied
 from fedsim.kit.checks.verdict import Verdict, failed, idle, passed
@@ -54,7 +54,7 @@ def sampling(subject: Subject) -> Verdict:
 
 
 def _clients(subject: Subject) -> Verdict:
-    """A client that the sampling stream leaves out of a round changes nothing in it, whatever it sent before."""
+    """A client that the sampling stream leaves out of a round changes nothing in it, whatever it sent before, and nothing tells who it is."""
     claimed = any(release.sample_rate < 1 for release in subject.algorithm.releases())
     # an algorithm that claims nothing as it stands may claim it with another parameter
     own = subject if claimed else varied(subject, client_rate=CLIENT_RATE)
@@ -65,7 +65,7 @@ def _clients(subject: Subject) -> Verdict:
     with closing(comparisons(own, sampled_pairs(own, release))) as each:
         for compared in each:
             found.append(compared)
-            if compared.fault is not None and not claimed:
+            if compared.fault is not None and (not claimed or compared.pair == RESAMPLED):
                 return compared.fault
             if compared.outsider is not None:
                 round_, name, share = compared.outsider

@@ -79,8 +79,14 @@ def messages(first: Tape, second: Tape) -> Iterator[Change]:
         yield Change(round_, _norms(one, two), _sizes(one))
 
 
-def envelope(first: Tape, second: Tape) -> str:
-    """The first thing, if any, in which two worlds of the same clients differ that no noise can cover: what is sent, and how much."""
+def envelope(first: Tape, second: Tape, *, sizes: bool) -> str:
+    """The first thing, if any, in which two worlds differ that no noise can cover: what is sent, and how much.
+
+    Args:
+        first: the one world's.
+        second: the other's.
+        sizes: whether bytes are compared; a client that is missing sends none.
+    """
     for round_, (ones, twos) in enumerate(zip(first.messages, second.messages, strict=True)):
         for one, two in zip(ones, twos, strict=True):
             if one.sums.keys() != two.sums.keys():
@@ -88,7 +94,7 @@ def envelope(first: Tape, second: Tape) -> str:
                 return f"round {round_}: the message holds {', '.join(map(repr, own))} in one of the two worlds only"
             if other := next((name for name in one.sums if _form(one, name) != _form(two, name)), None):
                 return f"round {round_}: shape or type of '{other}' in the message"
-            if one.uplink_bytes != two.uplink_bytes:
+            if sizes and one.uplink_bytes != two.uplink_bytes:
                 return f"round {round_}: {one.uplink_bytes} and {two.uplink_bytes} bytes sent"
     return ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
@@ -17,6 +18,8 @@ from fedsim.seeds import Purpose, Seeds
 
 SHORT = 2
 """Rounds of a pair whose point is its rows."""
+RESAMPLED = "another sample of clients"
+"""The pair whose worlds hold the same clients."""
 SEEDS = 200
 """How many seeds are tried for one whose samples show what a pair is there to show."""
 
@@ -39,11 +42,20 @@ def client_pairs(subject: Subject) -> Iterator[Pair]:
 
 
 def sampled_pairs(subject: Subject, release: Release) -> Iterator[Pair]:
-    """One client less, of seeds in which it takes part in the first round and not in the second; for a release of the first rounds."""
-    held = subject.trial.partition.rows
+    """One client less, of seeds in which it takes part in the first round and not in the second; for a release of the first rounds.
+
+    Last the same clients, of whom one takes part in the first round in one world and in the second round in the other.
+    """
+    data, held = subject.data, subject.trial.partition.rows
+
+    def seed_of(client: int, *parts: bool) -> int:
+        found = (s for s in range(SEEDS) if all(takes_part(s, i, client, release.sample_rate) == part for i, part in enumerate(parts)))
+        return next(found, 0)
+
     for client in (1, len(held) - 1):
-        found = (seed for seed in range(SEEDS) if [takes_part(seed, step, client, release.sample_rate) for step in (0, 1)] == [True, False])
-        yield _less(subject, "a client", client, held, next(found, 0), 1.0)
+        yield _less(subject, "a client", client, held, seed_of(client, True, False), 1.0)
+    world = World(data.x_train, data.y_train, held, tuple(range(len(held))))
+    yield Pair(RESAMPLED, world, replace(world, secret=seed_of(1, False, True)), seed_of(1, True, False), 1.0)
 
 
 def _characters(subject: Subject) -> Iterator[Pair]:

@@ -119,8 +119,11 @@ def _judged(subject: Subject, pair: Pair, first: Seen, second: Seen) -> Compared
     if len(first.tape.queries) != len(second.tape.queries):
         raise Divergence("how often Clients.add_noise runs depends on the data")
     at_clients, bound = subject.algorithm.noise_at_clients(), subject.plan.sensitivity
-    # a world without a client lacks what that client's noise alone would have sent
-    if pair.whole.members == pair.other.members and (fault := _uncovered(pair, first, second, at_clients=at_clients)):
+    whole = pair.whole.members == pair.other.members
+    # a world without a client lacks what that client alone would have sent, noised
+    if (whole or not at_clients) and (difference := envelope(first.tape, second.tape, sizes=whole)):
+        return replace(found, fault=failed(f"{pair.label} changes what a message is: {difference}", PUBLIC_FIX), ratio=math.inf)
+    if whole and (fault := _uncovered(pair, first, second, at_clients=at_clients)):
         return replace(found, fault=fault, ratio=math.inf)
     changes = list(_changes(subject, pair, first.tape, second.tape, at_clients=at_clients))
     outsiders = [c for c in changes if not c.sampled and c.norm > SLACK * bound + ROUNDING * c.scale]
@@ -141,8 +144,6 @@ def _changes(subject: Subject, pair: Pair, first: Tape, second: Tape, *, at_clie
 
 def _uncovered(pair: Pair, first: Seen, second: Seen, *, at_clients: bool) -> Verdict | None:
     """What the same clients do with another row, and what comes out, may differ in nothing but the queries: all outputs are equal."""
-    if difference := envelope(first.tape, second.tape):
-        return failed(f"{pair.label} changes what a message is: {difference}", PUBLIC_FIX)
     for change in messages(first.tape, second.tape) if at_clients else ():
         if name := next((n for n, norm in change.norms.items() if norm > ROUNDING * change.scales.get(n, 0.0) + 1e-9), None):
             text = f"round {change.round}: {pair.label} changes '{name}' in the messages by {change.norms[name]:.3g}"

@@ -41,6 +41,7 @@ class World:
         members: the clients that are there.
         hidden: the unit that one of two neighbouring worlds lacks, or the block of rows that differ.
         size: rows of the hidden unit.
+        secret: what its clients' secret streams are drawn from; None: as the pair's seed has it.
     """
 
     x: NDArray[np.float32]
@@ -49,6 +50,7 @@ class World:
     members: tuple[int, ...]
     hidden: Hidden | Block | None = None
     size: int = 1
+    secret: int | None = None
 
     def groups(self) -> Rows:
         """The number of each row's group within its client: the hidden unit is one, of the others every :data:`GROUP` rows are."""
@@ -145,7 +147,7 @@ def contribution(subject: Subject, pair: Pair, world: World) -> Tensors:
 def _pool(subject: Subject, pair: Pair, world: World, script: Tape | None = None) -> WatchedPool:
     cell, trial = subject.trial.cell, subject.trial
     held = (world.members, world.rows, world.groups() if trial.task.unit == "group" else None)
-    spec = CohortSpec(cell.algorithm, cell.params, trial.task, trial.plan, Seeds(pair.seed), *held)
+    spec = CohortSpec(cell.algorithm, cell.params, trial.task, trial.plan, Seeds(pair.seed, world.secret), *held)
     return WatchedPool([watched(spec, world.x, world.y, world.hidden, script)], script=script)
 
 
