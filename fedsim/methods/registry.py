@@ -11,7 +11,7 @@ from collections.abc import Callable
 from importlib.metadata import distribution, entry_points, packages_distributions
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 from urllib.parse import unquote, urlsplit
 
 from fedsim.errors import PluginError, UserError, nearest
@@ -145,22 +145,33 @@ def check_complete(found: Any, name: str, where: str) -> None:
         where: the place to name in an error.
 
     Raises:
-        PluginError: it is not an algorithm, lacks a method, or its parameters are not a model of parameters.
+        PluginError: it is not an algorithm, lacks a method, its parameters are not a model of parameters, or it names no privacy setting.
     """
     from fedsim.methods.algorithm import Algorithm, Params
+    from fedsim.privacy.plan import Trust, Unit
 
     if not (isinstance(found, type) and issubclass(found, Algorithm)):
         raise PluginError(where, f"'{name}' is not an Algorithm", "derive the class from fedsim.methods.algorithm.Algorithm")
     params = getattr(found, "Params", None)
+    settings = [(key, getattr(found, key), get_args(words)) for key, words in (("units", Unit), ("trusts", Trust))]
+    unknown = next(((key, own, words) for key, own, words in settings if not _are_of(own, words)), None)
     if missing := sorted(found.__abstractmethods__):
         what, right = f"lacks {' and '.join(missing)}", f"define {'; '.join(outline(found, each) for each in missing)}"
     elif found.generates() and found.generator is Algorithm.generator:
         what, right = "has neither generator nor classifier", f"define one: {outline(Algorithm, 'generator')}"
     elif not (isinstance(params, type) and issubclass(params, Params)):
         what, right = f"has Params = {params!r}", "give it Params, a class derived from fedsim.methods.algorithm.Params"
+    elif unknown:
+        key, own, words = unknown
+        what, right = f"has {key} = {own!r}", f"give a tuple of {', '.join(words)}, such as {words[:1]}"
     else:
         return
     raise PluginError(where, f"{line_of(found)}: {found.__name__} {what}", right)
+
+
+def _are_of(values: Any, words: tuple[str, ...]) -> bool:
+    """Whether ``values`` is a tuple of one or several of ``words``."""
+    return isinstance(values, tuple) and bool(values) and all(each in words for each in values)
 
 
 def outline(cls: Any, method: str) -> str:

@@ -155,6 +155,18 @@ INCOMPLETE = {
         changed("Params = MyMethodParams", "Params = dict"),
         r"MyMethod has Params = <class 'dict'>; .*fedsim.methods.algorithm.Params",
     ),
+    "no_tuple": (
+        changed("    Params = MyMethodParams\n", '    Params = MyMethodParams\n    units = ("example")\n'),
+        r"MyMethod has units = 'example'; give a tuple of example, group, client, such as \('example',\)",
+    ),
+    "no_trust": (
+        changed("    Params = MyMethodParams\n", "    Params = MyMethodParams\n    trusts = ()\n"),
+        r"MyMethod has trusts = \(\); give a tuple of aggregate, silo, such as \('aggregate',\)",
+    ),
+    "unknown_unit": (
+        changed("    Params = MyMethodParams\n", '    Params = MyMethodParams\n    units = ("example", "row")\n'),
+        r"MyMethod has units = \('example', 'row'\); give a tuple of example, group, client",
+    ),
 }
 
 
