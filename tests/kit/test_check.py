@@ -178,6 +178,13 @@ def test_an_exception_is_a_failure_with_its_place_and_what_depends_on_it_is_not_
     assert all(finding.passed is None and finding.verdict.reason == "not checked: needs 'trains'" for finding in rest)
 
 
+def test_an_exception_of_build_is_told_with_its_type_and_place() -> None:
+    (failed,) = failures(list(check_algorithm("broken.cannot_be_built:CannotBeBuilt", trust="silo", quick=True)))
+    assert failed.check == "per-example loss"
+    assert re.fullmatch(r"RuntimeError: .* negative dimension .* \(\S*cannot_be_built\.py:\d+\)", failed.verdict.reason)
+    assert failed.verdict.fix == "mend the line that raises it"
+
+
 def test_a_warm_start_passes_for_the_unit_that_it_allows() -> None:
     findings = list(check_algorithm("fedhypevae-sites", trust="aggregate", quick=True))
     assert failures(findings) == []

@@ -54,7 +54,7 @@ def sampling(subject: Subject) -> Verdict:
 
 
 def _clients(subject: Subject) -> Verdict:
-    """A client that the sampling stream leaves out of a round changes nothing in it, whatever it sent before, and nothing tells who it is."""
+    """A client that the sampling stream leaves out of a round changes nothing in it, whatever it sent before; nothing tells who it is."""
     claimed = any(release.sample_rate < 1 for release in subject.algorithm.releases())
     # an algorithm that claims nothing as it stands may claim it with another parameter
     own = subject if claimed else varied(subject, client_rate=CLIENT_RATE)

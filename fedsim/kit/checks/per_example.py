@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
+
+import torch
+
 from fedsim.errors import NotPerExample
 from fedsim.kit.checks.subject import Subject
-from fedsim.kit.checks.verdict import Verdict, failed, idle, passed
+from fedsim.kit.checks.verdict import Verdict, failed, idle, passed, raised
 from fedsim.methods.dp_sgd import DPSGD
 from fedsim.methods.local_dp_sgd import LocalDPSGD
 from fedsim.methods.one_shot import OneShot
 from fedsim.methods.per_example import CROWD, ROWS
+from fedsim.methods.source_lines import FEDSIM
 from fedsim.simulation import rehearsal
 
 ENGINE_FIX = (
     "mend what is named: a layer that uses the batch or draws by itself, or a parameter outside of a layer (which engine: vmap takes)"
 )
+TORCH = Path(torch.__file__).parent
 
 
 def per_example(subject: Subject) -> Verdict:
@@ -32,8 +39,14 @@ def per_example(subject: Subject) -> Verdict:
     except NotPerExample as error:
         return failed(_shortened(error), error.remedy)
     except (ValueError, RuntimeError) as error:
-        return failed(_shortened(error), ENGINE_FIX)
+        return failed(_shortened(error), ENGINE_FIX) if _is_engines(error) else raised(error, type(subject.algorithm))
     return passed(f"leaving out each of {ROWS} made-up rows changes the sum by its own gradient")
+
+
+def _is_engines(error: Exception) -> bool:
+    """Whether fedsim refused what the method gave it; else an exception of the method itself, or of torch on its behalf."""
+    files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    return next(file for file in reversed(files) if not file.is_relative_to(TORCH)).is_relative_to(FEDSIM)
 
 
 def _shortened(error: Exception) -> str:
