@@ -16,7 +16,7 @@ from fedsim.kit.checks.repeat import determinism, packing, resume
 from fedsim.kit.checks.sensitivity import sensitivity
 from fedsim.kit.checks.subject import Subject, subject
 from fedsim.kit.checks.traces import data_untouched, global_random, made, restored, sent_bytes, serialisable
-from fedsim.kit.checks.verdict import Finding, Verdict, idle, passed, raised
+from fedsim.kit.checks.verdict import Finding, Verdict, failed, idle, passed, raised
 from fedsim.methods.registry import lookup
 from fedsim.privacy.plan import Trust, Unit
 
@@ -59,6 +59,8 @@ CHECKS = (
     Check("bytes sent", sent_bytes, ("trains",)),
 )
 
+REFUSED_FIX = "leave it out of units or trusts, or mend the plan that the default parameters have there"
+
 OF_PRIVACY = ("per-example loss", "sampling", "sensitivity", "noise", "budget")
 """Checks whose fault is one of the claim."""
 
@@ -66,7 +68,7 @@ OF_PRIVACY = ("per-example loss", "sampling", "sensitivity", "noise", "budget")
 def check_algorithm(
     name: str, params: Sequence[str] = (), unit: Unit | None = None, trust: Trust | None = None, *, quick: bool = False
 ) -> Iterator[Finding]:
-    """Run every check in every setting; findings come as they are made.
+    """Run every check in every setting; findings come as they are made, last those of settings that are refused while others are not.
 
     Args:
         name: of the algorithm, as in a grid.
@@ -77,23 +79,39 @@ def check_algorithm(
             process of its own.
 
     Raises:
-        UserError: the algorithm, a parameter or the setting does not do.
+        UserError: the algorithm, a parameter or every setting does not do.
     """
     cls = lookup(name)
     units: tuple[Unit, ...] = (unit,) if unit else cls.units
     trusts: tuple[Trust, ...] = (trust,) if trust else cls.trusts
     settings = [(u, t) for u in units for t in trusts] if cls.private else [(units[0], trusts[0])]
-    refused: list[UserError] = []
+    refused: list[tuple[Unit, Trust, UserError]] = []
     for own_unit, own_trust in settings:
         try:
             prepared = subject(name, params, own_unit, own_trust, quick=quick)
         except UserError as error:
-            refused.append(error)
+            refused.append((own_unit, own_trust, error))
             continue
         yield from check_subject(prepared)
-    # parameters may rule out a setting of several, but not all of them
     if len(refused) == len(settings):
-        raise refused[0]
+        raise refused[0][2]
+    for own_unit, own_trust, refusal in refused:
+        by_default = _refusal(name, own_unit, own_trust, quick=quick) if params else str(refusal)
+        if by_default == str(refusal):
+            verdict = failed(f"the class states it, and: {refusal}", REFUSED_FIX)
+        else:
+            verdict = idle(f"the parameters rule it out: {refusal}")
+        # by a name of its own: nothing is known of the setting itself
+        yield Finding("setting", f"{own_unit}, {own_trust} (refused)", verdict)
+
+
+def _refusal(name: str, unit: Unit, trust: Trust, *, quick: bool) -> str:
+    """What is wrong with a setting under the default parameters; empty where nothing is."""
+    try:
+        subject(name, [], unit, trust, quick=quick)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def check_subject(subject: Subject) -> Iterator[Finding]:

@@ -193,6 +193,23 @@ def test_a_warm_start_passes_for_the_unit_that_it_allows() -> None:
         next(check_algorithm("fedhypevae-sites", unit="client"))
 
 
+@pytest.mark.parametrize(
+    ("path", "params", "passed", "reason"),
+    [
+        ("ClientIsRefused", [], False, "the class states it, and: "),
+        ("ClientIsRefused", ["rounds=2"], False, "the class states it, and: "),
+        ("ClientMayBeRefused", ["rows_only=true"], None, "the parameters rule it out: "),
+    ],
+)
+def test_a_setting_that_is_refused_while_others_are_not_is_told(path: str, params: list[str], passed: bool | None, reason: str) -> None:
+    findings = list(check_algorithm(f"broken.client_is_refused:{path}", params, quick=True))
+    (found,) = (finding for finding in findings if finding.setting != "example, silo")
+    assert (found.setting, found.passed) == ("client, silo (refused)", passed)
+    assert reason in found.verdict.reason
+    assert "clients have no plan" in found.verdict.reason
+    assert all(finding.passed for finding in findings if finding is not found)
+
+
 def test_a_wrong_parameter_is_a_users_mistake() -> None:
     with pytest.raises(UserError, match="--param latentt"):
         next(check_algorithm("fedhypevae", ["latentt=3"]))
