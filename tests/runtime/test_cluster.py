@@ -94,3 +94,35 @@ def test_what_a_killed_driver_left_goes_with_the_next_one(driver) -> None:  # ty
     done = subprocess.run([sys.executable, "-c", CLUSTER], input="", capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
     assert list(short.iterdir()) == []
+
+
+SIGNALLED = """
+import subprocess
+import ray
+from fedsim.runtime.cluster import local_cluster
+from fedsim.runtime.worker import Process
+from fedsim.simulation.node import Node, Share
+import psutil
+
+@ray.remote
+class Actor:
+    def of_a_child(self):
+        Process(Share(1.0, 0.0, "cpu"))
+        child = subprocess.Popen(["sleep", "1000"])
+        child.terminate()
+        return child.wait(10)
+
+with local_cluster(Node(1.0, 0.0)):
+    started = psutil.Process().children(recursive=True)
+    services = [each for each in started if each.name() in ("raylet", "gcs_server")]
+    for service in services:
+        service.terminate()
+    print(len(services), ray.get(Actor.remote().of_a_child.remote()))
+print(sum(each.is_running() and each.status() != "zombie" for each in psutil.wait_procs(started, 3)[1]))
+"""
+
+
+def test_a_signal_to_everybody_ends_no_service_of_ray_and_what_an_actor_starts_can_be_ended() -> None:
+    done = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["2", str(-signal.SIGTERM), "0"]
