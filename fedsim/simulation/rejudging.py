@@ -22,6 +22,7 @@ from fedsim.simulation.node import Node, Share
 from fedsim.simulation.preflight import Prepared, loaded, partitioned, seen, task_of
 from fedsim.simulation.rounds import restored
 from fedsim.simulation.trial import Trial
+from fedsim.words import counted
 
 SHARE = Share(1.0, 0.0, "cpu")
 """What judging a cell takes: probes are the CPU's."""
@@ -58,7 +59,7 @@ def saved_generators(grid: Grid, rows: Sequence[Row], folder: RunFolder) -> dict
     if not saved:
         raise UserError(
             str(folder.path),
-            f"there are no generators of its {len(rows)} finished cells",
+            f"there are no generators of its {counted(len(rows), 'finished cell')}",
             "run the grid in a new folder with resources: {save_generators: true}, which is the default",
         )
     return saved

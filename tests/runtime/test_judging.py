@@ -248,7 +248,7 @@ def test_a_run_without_generators_or_with_other_data_says_so_and_writes_nothing(
     bare = bench(grid.model_copy(update={"resources": grid.resources.model_copy(update={"save_generators": False})}), "bare").folder
     for folder in (kept, bare):
         age(folder)
-    assert "there are no generators of its 1 finished cells; run the grid in a new folder with resources" in refused(bare)
+    assert "there are no generators of its 1 finished cell; run the grid in a new folder with resources" in refused(bare)
     np.savez(tmp_path / "sites.npz", **arrays | {"x": arrays["x"] * 0.5 + 0.1})
     assert "the content of data set 'sites' is not that of its rows" in refused(kept)
     (kept / "manifest.json").write_text("{}")
