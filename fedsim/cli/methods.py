@@ -107,6 +107,7 @@ def _file_checks(algorithm: str, param: list[str], sound: set[str], refuted: set
 
 @app.command(rich_help_panel=PANEL)
 def audit(
+    context: typer.Context,
     algorithm: Annotated[
         str, typer.Argument(metavar="ALGORITHM|RUN", help="A registered name, my_file.py:MyMethod or pkg.module:Class; or a run folder.")
     ],
@@ -143,6 +144,7 @@ def audit(
 
     console, store = wide_console(plain_console(), 100), ResultStore(out)
     if Path(algorithm).is_dir():
+        _refuse_given(context, Path(algorithm))
         _attack_run(Path(algorithm), console, trust_plugin=trust_plugin)
         return
     if "/" in algorithm and ":" not in algorithm:
@@ -164,6 +166,15 @@ def audit(
     for line in reached.words:
         print_line(console, f"{algorithm}, {unit}, {trust}: {line}")
     raise typer.Exit(1 if reached.refuted else 0)
+
+
+def _refuse_given(context: typer.Context, folder: Path) -> None:
+    """Refuse options that mean nothing for a run folder."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if name not in ("algorithm", "trust_plugin") and source is not None and source.name == "COMMANDLINE":
+            where, what = f"--{name}", f"means nothing for {folder}, whose generators are attacked as they are"
+            raise UserError(where, what, "leave it out, or give an algorithm")
 
 
 def _attack_run(folder: Path, console: Console, *, trust_plugin: bool) -> None:

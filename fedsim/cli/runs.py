@@ -63,6 +63,7 @@ def synth(
     write_npz(out, (len(x), x.shape[1]), "float32", [x], {"y": y, **names}, manifest)
     write_sidecar(out, manifest)
     told = " ".join(f"{key} {manifest[key]}" for key in ("epsilon", "delta", "unit", "trust", "claim"))
+    told += f"; not for release: {why}" if (why := generator.facts.held_back) else ""
     print_line(plain_console(), f"{out}: {len(x)} synthetic embeddings of {x.shape[1]} dimensions; {told}")
     if not generator.vouched:
         told = f"no {RunFolder(folder).results} is there to vouch for it: all this is by the generator's own word"
@@ -113,7 +114,7 @@ def prove_rows(
 ) -> None:
     """Recompute every ε of a run from its rows alone, with dp-accounting. Exit code 1 unless every claimed ε is proved."""
     from fedsim.proof.prove import proofs_table, proofs_words, prove
-    from fedsim.proof.together import data_sets_words, together, together_words
+    from fedsim.proof.together import apart_words, together, together_words
     from fedsim.results.store import ResultStore
 
     store = ResultStore(folder)
@@ -122,7 +123,7 @@ def prove_rows(
     console = wide_console(plain_console())
     console.print(proofs_table(folder.resolve().name, proofs))
     sound = [proof.row for proof in proofs if proof.verdict == "proved"]
-    for line in (proofs_words(proofs), *together_words(together(sound)), *data_sets_words(sound)):
+    for line in (proofs_words(proofs), *together_words(together(sound)), *apart_words(sound)):
         console.print(line, highlight=False, markup=False)
     raise typer.Exit(1 if any(proof.verdict in ("differs", "not proved") for proof in proofs) else 0)
 

@@ -63,20 +63,36 @@ def unit_words(unit: str) -> str:
 def statements(rows: Sequence[Row]) -> list[Statement]:
     """A statement for every method of the rows, and for each unit, trust, claim and noise that it ran under.
 
-    Rows that failed, are unaccounted or refuted say nothing.
+    Rows that failed, are unaccounted or refuted have no part in one; a method that has no others is told by that.
     """
     found: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
         if row.status in ("ok", "overspent"):
-            key = (row.label, *((row.unit, row.trust, row.claim, row.scope, row.noise) if _is_private(row) else (None,)))
+            key = (row.label, *((row.unit, row.trust, row.claim, row.scope, row.noise, row.status) if _is_private(row) else (None,)))
             found.setdefault(key, []).append(row)
     private_labels = {row.label for members in found.values() for row in members if _is_private(row)}
     # a method that ran at infinity beside finite budgets is told once
-    return [
-        Statement(members[0].label, tuple(_parts(members)))
+    refuted = {_claimed(row) for row in rows if row.status == "refuted"}
+    told = [
+        Statement(members[0].label, (*_parts(members), *(_AUDIT if _claimed(members[0]) in refuted else ())))
         for members in found.values()
         if _is_private(members[0]) or members[0].label not in private_labels
     ]
+    without = {row.label: _NONE[row.status] for row in rows if row.label not in {each.method for each in told}}
+    return told + [Statement(label, (("guarantee", f"none: {why}"),)) for label, why in without.items()]
+
+
+_NONE = {
+    "failed": "no cell of it has finished",
+    "unaccounted": "what ran is not what was planned, so nothing is known of its ε",
+    "refuted": "an audit refutes what it claims",
+}
+"""Why there is nothing to state."""
+_AUDIT = (("audit", "one refutes the claim at another budget: no (ε, δ) here is a guarantee"),)
+
+
+def _claimed(row: Row) -> tuple[str | None, ...]:
+    return row.label, row.unit, row.trust
 
 
 def _is_private(row: Row) -> bool:
@@ -117,8 +133,11 @@ def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     names = [name for name in dict.fromkeys(each.accountant for each in rows) if name]
     counted = ", ".join(dict.fromkeys(each.counted_by for each in rows if each.counted_by)) or "a revision older than this field"
     told = "; ".join(f"{name.upper()}, {ACCOUNTANTS.get(name, '')}" for name in names)
-    yield "accountant", f"{told}; counted from the steps that ran, and equal to the plan that was solved before the first; by {counted}"
-    yield "noise", f"Gaussian, {row.noise or 'seeded'}: {NOISES.get(row.noise or 'seeded', '')}"
+    overspent = row.status == "overspent"
+    planned = "more than the plan that was solved before the first" if overspent else "equal to the plan that was solved before the first"
+    yield "accountant", f"{told}; counted from the steps that ran, and {planned}; by {counted}"
+    worth = "less of it was added than was planned, so nothing made here may be released" if overspent else NOISES[row.noise or "seeded"]
+    yield "noise", f"Gaussian, {row.noise or 'seeded'}: {worth}"
     yield "not covered", "; ".join(_uncovered(row))
 
 

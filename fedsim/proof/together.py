@@ -42,17 +42,27 @@ def together(rows: Sequence[Row]) -> list[Together]:
     Raises:
         UserError: dp-accounting is not installed.
     """
-    groups = grouped(_releasable(rows), lambda row: (row.dataset_hash, row.unit, row.partition_hash if row.unit == "client" else None))
+    groups = grouped(_releasable(rows), lambda row: (row.dataset_hash, *_units(row)))
     return [_composed(members) for members in groups.values() if len(members) > 1]
 
 
-def data_sets_words(rows: Sequence[Row]) -> Iterator[str]:
-    """That generators of several data sets may cost more together: hashes do not tell whether a unit is in several of them."""
+def apart_words(rows: Sequence[Row]) -> Iterator[str]:
+    """Generators that may cost more together than is told for each: of units of two kinds or partitions, and of several data sets."""
+    for members in grouped(_releasable(rows), lambda row: row.dataset_hash).values():
+        if len(kinds := {_units(row) for row in members}) > 1:
+            of = " and ".join(dict.fromkeys(f"unit {row.unit}" for row in members))
+            what = f"may be released whose units are of {len(kinds)} kinds or partitions ({of})"
+            yield f"{len(members)} generators of {members[0].dataset} {what}: a row is in all of them, and pays for all"
     sets = {row.dataset_hash: row.dataset for row in _releasable(rows)}
     if len(sets) > 1:
         names = ", ".join(dict.fromkeys(sets.values()))
         pays = "a unit that is in several, as in cuts or encodings of one, pays for all"
         yield f"generators of {len(sets)} data sets may be released ({names}): {pays}"
+
+
+def _units(row: Row) -> tuple[str | None, str | None]:
+    """What a row's budget protects: units of a kind, and clients of a partition."""
+    return row.unit, row.partition_hash if row.unit == "client" else None
 
 
 def _releasable(rows: Sequence[Row]) -> Iterator[Row]:

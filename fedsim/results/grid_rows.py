@@ -89,5 +89,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = read_document(path)
         _Manifest.model_validate(manifest, strict=True)
     except ValueError as error:
-        raise UserError(str(path), "this is not a manifest that fedsim wrote", "remove it to report the newest rows") from error
+        right = "restore it; without it, report shows the newest rows, and nothing can be judged or verified"
+        raise UserError(str(path), "this is not a manifest that fedsim wrote", right) from error
     return manifest

@@ -67,10 +67,9 @@ def run_judging(
     store = ResultStore(folder)
     store.folder.check()
     with store.lock():
-        rows = finished_rows(store)
+        grid, rows = grid_of(read_manifest(folder), store.folder), finished_rows(store)
         if not rows:
             raise UserError(str(folder), "there is no finished cell here", "run the grid first")
-        grid = grid_of(read_manifest(folder), store.folder)
         saved = saved_generators(grid, rows, store.folder)
         todo = outdated(rows, saved)
         if not todo:

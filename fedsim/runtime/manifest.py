@@ -25,8 +25,9 @@ from fedsim.simulation.preflight import Prepared
 
 RELEASE = {
     "seeded": "simulation only: the seed of all noise is in this folder, so nothing in it may be released",
-    "secret": "a generator in generators/ whose claim is a theorem may be released under its epsilon, several under what all of them cost "
-    "together (fedsim prove), for training rows and clients as they were given; nothing else in this folder may",
+    "secret": "a generator in generators/ whose noise is secret, whose status is ok and whose claim is a theorem may be released under its "
+    "epsilon, several under what all of them cost together (fedsim prove), for training rows and clients as they were given; nothing else "
+    "in this folder may",
 }
 """What may leave a run folder, by where its noise comes from."""
 PACKAGES = ("fedsim", "ray", "torch", "opacus", "numpy", "scikit-learn", "scipy")
@@ -36,8 +37,10 @@ def grid_of(manifest: Mapping[str, Any], folder: RunFolder) -> Grid:
     """The resolved grid that a run folder's manifest holds.
 
     Raises:
-        UserError: it has none that this version reads.
+        UserError: it is not there, or has none that this version reads.
     """
+    if not manifest:
+        raise UserError(str(folder.manifest), "is not there", "restore it, or run the grid again in a new folder")
     try:
         return Grid.model_validate(manifest["grid"])
     except (KeyError, ValidationError) as error:

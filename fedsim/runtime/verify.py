@@ -18,7 +18,7 @@ from fedsim.errors import UserError
 from fedsim.grid.models import Grid
 from fedsim.methods.registry import check_installed
 from fedsim.report.comparison import Compared
-from fedsim.results.grid_rows import newest, read_manifest
+from fedsim.results.grid_rows import grid_rows, read_manifest
 from fedsim.results.matching import Run, compare
 from fedsim.results.rows import Row, RowError
 from fedsim.results.store import ResultStore
@@ -66,7 +66,7 @@ class Verification:
         for entry in () if trust_plugin else grid.algorithms:
             check_installed(entry.name, str(store.folder.manifest))
         prepared = prepare(grid)
-        rows = [row for row in newest(store.rows()) if row.status != "failed" and row.noise != "secret"]
+        rows = [row for row in grid_rows(folder) if row.status != "failed" and row.noise != "secret"]
         # without a result, a cell's row still has its setting, by which it is matched: its id changes with the code
         nothing = RowError(type="", message="", traceback="")
         trials = {trial.cell.cell_id: trial for trial in prepared.trials}

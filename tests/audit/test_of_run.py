@@ -36,6 +36,9 @@ def auc(line: str) -> tuple[float, float]:
 
 def test_cells_that_leave_sites_out_are_each_others_shadows(folder: Path, command: Callable[..., Done], bench: Callable[..., Ran]) -> None:
     bench(of_sites(folder, [0]), "run")
+    refused = command("audit", "run", "--pairs", "10")
+    assert refused.returncode == 2
+    assert "--pairs: means nothing for run, whose generators are attacked as they are" in " ".join(refused.stderr.split())
     lines = command("audit", "run").stdout.splitlines()
     assert len(lines) == 3 * 2 + 1
     assert lines[-1] == "no LiRA: it takes 3 cells and rows that 2 trained on and 2 did not; give more seeds"

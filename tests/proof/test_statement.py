@@ -43,9 +43,24 @@ def test_a_row_without_mechanisms_says_that_it_cannot_be_proved() -> None:
     assert "cannot be proved from itself" in told(make_row())["fedhypevae"]
 
 
-def test_what_failed_or_does_not_hold_says_nothing() -> None:
-    unknown = (make_row(**PROOF).model_copy(update={"status": status}) for status in ("unaccounted", "refuted"))
-    assert told(make_failed(), *unknown) == {}
+def test_a_method_of_which_nothing_finished_or_holds_says_that_alone() -> None:
+    unknown = [make_row(label=status, **PROOF).model_copy(update={"status": status}) for status in ("unaccounted", "refuted")]
+    found = told(make_failed(), *unknown)
+    assert found["fedhypevae"].endswith("guarantee: none: no cell of it has finished")
+    assert found["unaccounted"].endswith("guarantee: none: what ran is not what was planned, so nothing is known of its ε")
+    assert found["refuted"].endswith("guarantee: none: an audit refutes what it claims")
+
+
+def test_an_audit_that_refutes_one_budget_is_told_beside_the_others() -> None:
+    refuted = make_row(cell_id="r", epsilon_target=4.0, **PROOF).model_copy(update={"status": "refuted"})
+    assert "no (ε, δ) here is a guarantee" in told(make_row(**PROOF), refuted)["fedhypevae"]
+
+
+def test_what_overspent_is_not_told_as_planned_or_for_release() -> None:
+    row = make_row(**PROOF | {"noise": "secret"}).model_copy(update={"status": "overspent"})
+    found = told(row)["fedhypevae"]
+    assert "counted from the steps that ran, and more than the plan that was solved before the first" in found
+    assert "nothing made here may be released" in found
 
 
 def test_a_group_is_said_by_its_column() -> None:

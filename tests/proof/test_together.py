@@ -5,7 +5,7 @@ from cells import small_grid
 from rows import make_row
 
 from fedsim.privacy.accountant import epsilon
-from fedsim.proof.together import data_sets_words, together, together_words
+from fedsim.proof.together import apart_words, together, together_words
 from fedsim.results.rows import Mechanism, Row
 from fedsim.results.store import ResultStore
 
@@ -72,9 +72,16 @@ def test_a_generator_whose_row_is_not_proved_is_not_told_as_one_that_may_be_rele
     assert "may be released" not in done.stdout
 
 
+def test_generators_of_two_kinds_of_units_or_partitions_cost_a_row_more_than_each_kind_and_it_says_so() -> None:
+    (line,) = apart_words([released(0), released(1, unit="client")])
+    assert line.startswith("2 generators of digits may be released whose units are of 2 kinds or partitions (unit example and unit client)")
+    (line,) = apart_words([released(0, unit="client", partition_hash="a"), released(1, unit="client", partition_hash="b")])
+    assert "2 kinds or partitions (unit client)" in line
+
+
 def test_generators_of_two_data_sets_may_share_units_and_it_says_so() -> None:
     rows = [released(0), released(1, dataset_hash="other", dataset="cut")]
-    (line,) = data_sets_words(rows)
+    (line,) = apart_words(rows)
     assert line.startswith("generators of 2 data sets may be released (digits, cut): a unit that is in several")
-    assert not list(data_sets_words(rows[:1]))
-    assert not list(data_sets_words([rows[0], rows[1].model_copy(update={"noise": "seeded"})]))
+    assert not list(apart_words(rows[:1]))
+    assert not list(apart_words([rows[0], rows[1].model_copy(update={"noise": "seeded"})]))

@@ -57,6 +57,16 @@ def test_a_run_that_left_a_plug_in_out_is_verified_without_it(ray_cluster: None,
     assert verification.run(1, Console(quiet=True), nullcontext())
 
 
+def test_rows_of_another_grid_in_the_folder_are_not_taken_for_those_of_the_last(bench: Bench) -> None:
+    ran = bench(small_grid("dp-gaussian"))
+    store, own = ResultStore(ran.folder), list(ran.rows)
+    for row in own:
+        other = {"cell_id": f"{row.cell_id}0", "evaluation": {**(row.evaluation or {}), "per_class": 7}}
+        store.append(row.model_copy(update={**other, "scores": dict(row.scores) | {"accuracy": 0.123}}))
+    verification = Verification.of(ran.folder, lambda grid: prepare(grid, NODES, 1))
+    assert [row.cell_id for row, _ in verification.cells] == [row.cell_id for row in own]
+
+
 def test_an_audited_row_is_compared_as_its_cell_made_it(bench: Bench) -> None:
     ran = bench(small_grid("dp-gaussian", audit={"pairs": 20, "rounds": 1}))
     assert ran.rows[0].audit_pairs == 20
