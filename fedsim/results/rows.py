@@ -100,7 +100,8 @@ class Row(BaseModel):
             frequent ones. None for a classifier, which knows its own.
         scores: by the names of :data:`fedsim.results.measures.MEASURES`; on disk and as arguments each is a field of the row, so that a
             measure that is one more is one field more.
-        uplink_bytes: what all clients sent in all rounds; ``seconds`` is the cell's wall time.
+        uplink_bytes: what all clients sent in all rounds, but for the row count that weighs an update without privacy; ``seconds`` is the
+            cell's wall time.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
