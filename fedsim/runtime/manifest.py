@@ -39,7 +39,7 @@ def grid_of(manifest: Mapping[str, Any], folder: RunFolder) -> Grid:
     Raises:
         UserError: it is not there, or has none that this version reads.
     """
-    if not manifest:
+    if not folder.manifest.exists():
         raise UserError(str(folder.manifest), "is not there", "restore it, or run the grid again in a new folder")
     try:
         return Grid.model_validate(manifest["grid"])

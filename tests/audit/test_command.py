@@ -69,7 +69,7 @@ def test_a_folder_without_what_an_attack_needs_is_one_message(folder: Path, comm
     bench(small_grid("dp-gaussian", resources={"save_generators": False}), "bare")
     done = command("audit", "bare")
     assert done.returncode == 2
-    assert "bare: there are no generators of its 1 finished cells" in done.stderr
+    assert "bare: there are no generators of its 1 finished cell;" in done.stderr
 
 
 def test_a_run_folder_is_attacked_by_its_synthetic_rows(folder: Path, command: Command, bench: Callable[..., Ran]) -> None:

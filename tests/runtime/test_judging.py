@@ -252,4 +252,6 @@ def test_a_run_without_generators_or_with_other_data_says_so_and_writes_nothing(
     np.savez(tmp_path / "sites.npz", **arrays | {"x": arrays["x"] * 0.5 + 0.1})
     assert "the content of data set 'sites' is not that of its rows" in refused(kept)
     (kept / "manifest.json").write_text("{}")
-    assert "there is no finished cell here" in refused(kept)
+    assert "manifest.json: has no grid that this version reads" in refused(kept)
+    (kept / "manifest.json").unlink()
+    assert "manifest.json: is not there; restore it" in refused(kept)
