@@ -3,6 +3,8 @@
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from benches import PATIENCE
 
@@ -17,24 +19,12 @@ class Stuck:
 
 with soon(), interrupts():
     try:
-        print("ready", flush=True)
+        print("ready", file=sys.stderr, flush=True)
         sys.stdout = Stuck()
         time.sleep(1000)
     except KeyboardInterrupt:
         time.sleep(1000)
 """
-
-
-def test_a_command_that_goes_on_and_cannot_print_any_more_is_ended() -> None:
-    with subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        process.send_signal(signal.SIGTERM)
-        try:
-            assert process.wait(PATIENCE) == 130
-        finally:
-            process.kill()
-        assert process.stdout.read() == "interrupted; the same command goes on\n"
 
 
 FULL = """
@@ -57,8 +47,10 @@ with soon(), interrupts():
 """
 
 
-def test_a_command_whose_output_nobody_reads_is_ended() -> None:
-    with subprocess.Popen([sys.executable, "-c", FULL], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+@contextmanager
+def interrupted(script: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that said it is ready, was sent SIGTERM then, and has ended as an interrupted command does."""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         assert process.stderr.readline() == "ready\n"
         process.send_signal(signal.SIGTERM)
@@ -66,3 +58,15 @@ def test_a_command_whose_output_nobody_reads_is_ended() -> None:
             assert process.wait(PATIENCE) == 130
         finally:
             process.kill()
+        yield process
+
+
+def test_a_command_that_goes_on_and_cannot_print_any_more_is_ended() -> None:
+    with interrupted(STUCK) as process:
+        assert process.stdout is not None
+        assert process.stdout.read() == "interrupted; the same command goes on\n"
+
+
+def test_a_command_whose_output_nobody_reads_is_ended() -> None:
+    with interrupted(FULL):
+        pass

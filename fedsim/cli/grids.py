@@ -119,7 +119,7 @@ def _bench(
         with interruptible(console), Preparing(plain_console(stderr=True)) as tell:
             nodes, rehearsal = [node], None
             if address is not None:
-                files = plug_in_files(resolve(grid, keep_going=keep_going))
+                files = plug_in_files(variant.name for variant in resolve(grid, keep_going=keep_going).variants)
                 nodes, rehearsal = stack.enter_context(joined_cluster(address, files)), everywhere
             prepared = prepare(grid, nodes, max_parallel, keep_going=keep_going, rehearsal=rehearsal, tell=tell)
         if dry_run:

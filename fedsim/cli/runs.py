@@ -81,13 +81,14 @@ def judge_run(
 
     Interrupt it at any time; the same command goes on where it stopped.
     """
+    from fedsim.grid.resolve import plug_in_files
     from fedsim.runtime.cluster import joined_cluster, local_cluster, this_machine
-    from fedsim.runtime.judging import plug_in_files, run_judging
+    from fedsim.runtime.judging import algorithms_of, run_judging
 
     console = plain_console()
     with ExitStack() as stack:
         node = this_machine()
-        files = plug_in_files(folder) if address is not None and trust_plugin else ()
+        files = plug_in_files(algorithms_of(folder)) if address is not None and trust_plugin else ()
         nodes = [node] if address is None else stack.enter_context(joined_cluster(address, files))
         with interruptible(console):
             engine = local_cluster(node) if address is None else nullcontext()

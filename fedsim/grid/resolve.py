@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -99,9 +99,9 @@ def resolve(grid: Grid, *, keep_going: bool = False) -> Resolved:
     return replace(known, variants=tuple(found))
 
 
-def plug_in_files(resolved: Resolved) -> set[Path]:
-    """The files of all plug-ins that are not installed."""
-    return {file for variant in resolved.variants for file in own_files(lookup(variant.name))}
+def plug_in_files(names: Iterable[str]) -> set[Path]:
+    """The files of all plug-ins among algorithms that are not installed; they are imported for it."""
+    return {file for name in dict.fromkeys(names) for file in own_files(lookup(name))}
 
 
 def _check_scan(grid: Grid, classes: Mapping[int, type[Algorithm]]) -> None:

@@ -71,14 +71,15 @@ def statements(rows: Sequence[Row]) -> list[Statement]:
             key = (row.label, *((row.unit, row.trust, row.claim, row.scope, row.noise, row.status) if _is_private(row) else (None,)))
             found.setdefault(key, []).append(row)
     private_labels = {row.label for members in found.values() for row in members if _is_private(row)}
-    # a method that ran at infinity beside finite budgets is told once
     refuted = {_claimed(row) for row in rows if row.status == "refuted"}
+    # a method that ran at infinity beside finite budgets is told once
     told = [
         Statement(members[0].label, (*_parts(members), *(_AUDIT if _claimed(members[0]) in refuted else ())))
         for members in found.values()
         if _is_private(members[0]) or members[0].label not in private_labels
     ]
-    without = {row.label: _NONE[row.status] for row in rows if row.label not in {each.method for each in told}}
+    methods = {each.method for each in told}
+    without = {row.label: _NONE[row.status] for row in rows if row.label not in methods}
     return told + [Statement(label, (("guarantee", f"none: {why}"),)) for label, why in without.items()]
 
 

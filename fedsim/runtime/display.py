@@ -139,18 +139,8 @@ class LineDisplay(Display):
 class LiveDisplay(Display):
     """A live view: counts and time left on top, below it every running cell with its rounds; failures stay above it."""
 
-    def __init__(
-        self,
-        console: Console,
-        total: int,
-        already_done: int = 0,
-        not_ok: Mapping[str, int] | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        super().__init__(console, total, already_done, not_ok, clock)
-        self._live = Live(console=console, get_renderable=self._view, refresh_per_second=4, transient=True)
-
     def __enter__(self) -> LiveDisplay:
+        self._live = Live(console=self._console, get_renderable=self._view, refresh_per_second=4, transient=True)
         self._live.start()
         return self
 

@@ -14,8 +14,7 @@ from fedsim.errors import UserError
 from fedsim.evaluation.judge import Judgement
 from fedsim.evaluation.references import LocalOnly
 from fedsim.interrupts import INTERRUPTED
-from fedsim.methods.registry import check_installed, lookup
-from fedsim.methods.source_hash import own_files
+from fedsim.methods.registry import check_installed
 from fedsim.report.report import write_report
 from fedsim.results.grid_rows import read_manifest
 from fedsim.results.rows import Row
@@ -100,15 +99,15 @@ def run_judging(
     return 1 if judging.failures else 0
 
 
-def plug_in_files(folder: Path) -> set[Path]:
-    """The files of the plug-ins that a run's finished rows name, which are imported for it.
+def algorithms_of(folder: Path) -> list[str]:
+    """The algorithms that a run's finished rows name.
 
     Raises:
-        UserError: it is no run folder, or one of them cannot be imported.
+        UserError: it is no run folder.
     """
     store = ResultStore(folder)
     store.folder.check()
-    return {file for row in finished_rows(store) for file in own_files(lookup(row.algorithm))}
+    return [row.algorithm for row in finished_rows(store)]
 
 
 def finished_rows(store: ResultStore) -> list[Row]:
@@ -166,13 +165,9 @@ class Judging(Scheduler):
         elif isinstance(report.end, Judgement) or self.finished[trial.cell.cell_id].saved is None:
             self._judged(trial, report.end if isinstance(report.end, Judgement) else None)
 
-    def _take_reference(self, job: Reference, report: Report) -> None:
-        if isinstance(report.end, Failure):
-            self.failures += 1
-            what = f"the {job.key[0]} reference failed, rows keep the one that they had; the same command tries again"
-            self.display.note(f"{what}: {report.end.summary()}")
-            report = Report()
-        super()._take_reference(job, report)
+    def _reference_failed(self, job: Reference, failure: Failure, meanwhile: str = "rows keep the one that they had") -> None:
+        self.failures += 1
+        super()._reference_failed(job, failure, meanwhile)
 
     def _judged(self, trial: Trial, judgement: Judgement | None) -> None:
         """Write the row of a judged cell, once its references are there."""

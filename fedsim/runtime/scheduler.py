@@ -307,12 +307,13 @@ class Scheduler:
     def _take_reference(self, job: Reference, report: Report) -> None:
         self.references[job.key] = report.end if isinstance(report.end, Ceiling | LocalOnly) else None
         if isinstance(report.end, Failure):
-            self.display.note(
-                f"the {job.key[0]} reference failed, its column stays empty; the same command tries again: {report.end.summary()}"
-            )
+            self._reference_failed(job, report.end)
         ready, self.waiting = self.waiting, []
         for finish in ready:
             finish()
+
+    def _reference_failed(self, job: Reference, failure: Failure, meanwhile: str = "its column stays empty") -> None:
+        self.display.note(f"the {job.key[0]} reference failed, {meanwhile}; the same command tries again: {failure.summary()}")
 
     def _take_audit(self, job: ClaimAudit, report: Report) -> None:
         """Keep an audit's pairs; at its end the rows of its claim that are written are so once more, as the last word."""

@@ -123,6 +123,15 @@ def loaded(grid: Grid, tell: Tell = _silent) -> dict[str, Embeddings]:
     return data
 
 
+def partition_of(cell: Cell, data: Embeddings) -> Partition:
+    """A cell's partition of its data set.
+
+    Raises:
+        UserError: the data do not allow it.
+    """
+    return make_partition(data.y_train, spec=cell.partition, alpha=cell.alpha, clients=cell.clients, seed=cell.seed, columns=data.columns)
+
+
 def partitioned(grid: Grid, cells: Sequence[Cell], data: Mapping[str, Embeddings], tell: Tell = _silent) -> tuple[Partition, ...]:
     """Every cell's partition; cells of one data set, alpha, number of clients and seed share it.
 
@@ -136,9 +145,7 @@ def partitioned(grid: Grid, cells: Sequence[Cell], data: Mapping[str, Embeddings
         if key not in made:
             tell(f"dividing the data: partition {len(made) + 1} of {total}")
             with at(grid_place(grid, grid.dataset.index(cell.dataset), grid.clients.index(cell.clients), cell.evaluation.unseen)):
-                made[key] = make_partition(
-                    rows.y_train, spec=cell.partition, alpha=cell.alpha, clients=cell.clients, seed=cell.seed, columns=rows.columns
-                )
+                made[key] = partition_of(cell, rows)
     return tuple(made[_shares(cell)] for cell in cells)
 
 

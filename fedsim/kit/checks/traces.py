@@ -19,10 +19,10 @@ from fedsim.kit.checks.subject import Subject
 from fedsim.kit.checks.training import answers, drawn, same
 from fedsim.kit.checks.verdict import Verdict, failed, idle, passed
 from fedsim.methods.messages import Diagnostic, Message
-from fedsim.partition import make_partition
 from fedsim.seeds import Seeds
 from fedsim.simulation import rounds
 from fedsim.simulation.checkpoint import Checkpoints
+from fedsim.simulation.preflight import partition_of
 from fedsim.simulation.state import copied
 
 PLAIN = (bool, int, float, str, type(None), np.floating, np.integer)
@@ -47,9 +47,7 @@ def data_untouched(subject: Subject) -> Verdict:
     # the data set itself keeps the fingerprint that it had
     if cell.dataset_hash != replace(data).fingerprint:
         return failed("the data set has changed in memory", fix)
-    again = make_partition(
-        data.y_train, spec=cell.partition, alpha=cell.alpha, clients=cell.clients, seed=cell.seed, columns=data.columns
-    ).rows
+    again = partition_of(cell, data).rows
     if not all(map(np.array_equal, again, trial.partition.rows)):
         return failed("the partition has changed in memory", fix)
     clients = subject.first[1].cohorts[0].clients
