@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import gc
 import importlib
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 
 MANY_ROWS = 1000
 """So many rows have enough to draw that a second process is worth its start."""
+
+LATE_SECONDS = 1.0
+"""So long the end of the block waits for the thread that sent to the process."""
 
 
 @contextmanager
@@ -27,12 +31,16 @@ def process_beside(rows: int, module: str) -> Iterator[Executor | None]:
     if joblib.cpu_count() < 2:
         yield None
         return
+    others = set(threading.enumerate())
     beside = ProcessPoolExecutor(1)
     try:
         beside.submit(importlib.import_module, module)
         yield beside
     finally:
         beside.shutdown(kill_workers=True)  # what it was asked for is here, and its own end takes most of a second
+        for thread in set(threading.enumerate()) - others:
+            if thread.name == "QueueFeederThread":  # a daemon: the interpreter's end would take it while it gives back a lock
+                thread.join(LATE_SECONDS)
 
 
 @contextmanager

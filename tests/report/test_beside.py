@@ -50,6 +50,25 @@ def test_a_script_needs_no_guard_around_what_it_runs(tmp_path):
     assert (ran.stdout, ran.stderr) == ("(3, 1)\n", "")
 
 
+def test_a_script_that_ends_at_once_leaves_nothing_to_clean_up(tmp_path):
+    """A lock that is given back while the interpreter ends is told as leaked."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import gc, joblib, threading; joblib.cpu_count = lambda: 2\n"
+        "from fedsim.report.beside import process_beside\n"
+        "run = threading.Thread.run\n"
+        "def late(thread):\n"
+        "    run(thread)\n"
+        "    if thread.daemon: pause.wait(0.2)\n"
+        "pause, threading.Thread.run = threading.Event(), late\n"
+        "with process_beside(10**6, 'json') as found: found.submit(divmod, 7, 2).result()\n"
+        "gc.collect()\n"
+        "print([thread.name for thread in threading.enumerate()])\n"
+    )
+    ran = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert (ran.stdout, ran.stderr) == ("['MainThread']\n", "")
+
+
 @pytest.mark.parametrize("before", [True, False])
 def test_the_search_for_cycles_is_as_it_was_before_whatever_happened(before):
     was = gc.isenabled()
