@@ -111,6 +111,11 @@ class Display(ABC):
         if line is not None:
             self._print(line)
 
+    def cell_failed(self, cell_id: str) -> None:
+        """A cell ended badly, and no new row tells of it."""
+        with self._lock:
+            self._progress.failed_without_row(cell_id)
+
     def note(self, text: str) -> None:
         """A line that stays on the screen."""
         self._print(Text(text))
@@ -277,6 +282,11 @@ class Progress:
         seconds = self._clock() - cell.since if cell else row.seconds
         if seconds is not None:
             self._seconds.append(seconds)
+
+    def failed_without_row(self, cell_id: str) -> None:
+        """See ``Display.cell_failed``."""
+        self.running.pop(cell_id, None)
+        self.failed += 1
 
     def seconds_left(self) -> float | None:
         """Mean seconds of finished cells times the work left, over the most cells seen at once; None before the first."""

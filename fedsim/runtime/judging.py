@@ -85,13 +85,15 @@ def run_judging(
             with engine, make_display(console, len(rows), len(rows) - len(todo)) as display:
                 send_tensors_as_bytes()
                 judging = Judging(prepared, finished, store, display)
-                judging.run(prepared.trials)
+                try:
+                    judging.run(prepared.trials)
+                finally:
+                    if judging.written:
+                        note_judging(store.folder)
         except KeyboardInterrupt:
             done = len(rows) - len(outdated(finished_rows(store), saved))
             print_line(console, f"interrupted: {done} of {len(rows)} cells are judged; the same command goes on")
             return INTERRUPTED
-        if judging.written:
-            note_judging(store.folder)
     report = write_report(folder)
     report.show(console)
     print_line(console, judging.changes())
@@ -196,6 +198,7 @@ class Judging(Scheduler):
     def _failed(self, trial: Trial, what: str) -> None:
         self.failures += 1
         cell_id = trial.cell.cell_id
+        self.display.cell_failed(cell_id)
         self.display.note(
             f"{trial.cell.label} (cell {cell_id}) keeps its row, it could not be judged: {what} ({self.store.folder.log(cell_id)})"
         )

@@ -107,6 +107,15 @@ def test_the_live_view_counts_and_shows_every_running_cell_with_its_round():
     assert "alg one" not in text
 
 
+def test_a_cell_that_failed_without_a_row_leaves_the_live_view_and_counts_as_failed():
+    display = LiveDisplay(terminal(), total=3)
+    display.cell_started("a", "alg one")
+    display.cell_failed("a")
+    text = frame(display)
+    assert "1/3 cells · 0 done · 0 running · 1 failed" in text
+    assert "alg one" not in text
+
+
 def test_the_live_view_shows_how_long_ago_the_last_round_was_once_that_is_long_ago():
     clock = Clock()
     display = LiveDisplay(terminal(), total=2, clock=clock)

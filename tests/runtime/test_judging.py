@@ -130,6 +130,7 @@ def test_an_interrupted_judging_goes_on_where_it_stopped(bench: Bench) -> None:
     stopped = judge(ran.folder, Stops("[1/3]"))
     assert stopped.code == 130
     assert "interrupted: 1 of 3 cells are judged; the same command goes on" in stopped.output
+    assert '"judged"' in (ran.folder / "manifest.json").read_text()
     again = judge(ran.folder)
     assert "2 cells judged anew" in again.output
     assert by_cell(again) == whole
@@ -148,6 +149,7 @@ def test_what_cannot_be_judged_keeps_its_row_and_the_others_are_judged(bench: Be
     assert found[third.cell_id] == third
     assert [found[row.cell_id].balanced_accuracy for row in (first, second)] == [0.01, 0.01]
     assert again.output.count("keeps its row, it could not be judged") == 2
+    assert "1 of 3 cells done, 2 failed in" in again.output
 
 
 def test_a_generator_whose_facts_are_not_those_that_the_row_has_the_hash_of_is_not_judged(bench: Bench) -> None:
