@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from fedsim.evaluation.own_rows import own_rows
 from fedsim.evaluation.scores import score_classifier
 from fedsim.models.linear import ProbeClassifier
-from fedsim.models.probe import fit_probe
+from fedsim.models.probe import fit_probes, predict_each
+from fedsim.results.measures import Predictions, balanced_accuracy
 
 if TYPE_CHECKING:
     from fedsim.data.embeddings import Embeddings
@@ -39,9 +40,9 @@ class Ceiling:
 def ceiling(data: Embeddings, probe_c: float) -> Ceiling:
     """The best of the probes at :data:`STRENGTHS` and ``probe_c``; on natural shares alone, none bounds a set of uniform labels."""
     scores = [
-        score_classifier(_probe(data, data.x_train, data.y_train, strength, balanced=balanced), data.x_test, data.y_test)
-        for strength in _strengths(probe_c)
+        score_classifier(ProbeClassifier(probe, data.classes), data.x_test, data.y_test)
         for balanced in (False, True)
+        for probe in fit_probes(data.x_train, data.y_train, _strengths(probe_c), balanced=balanced)
     ]
     return Ceiling(max(each.balanced_accuracy for each in scores), max(each["accuracy"] for each in scores))
 
@@ -61,26 +62,29 @@ class LocalOnly:
 
 def local_only(data: Embeddings, partition: Partition, spec: PartitionSpec, probe_c: float) -> LocalOnly:
     """What every client has by itself, at that of :data:`STRENGTHS` and ``probe_c`` which is the best for their mean."""
-    own = own_rows(data, partition, spec).rows
-    found = [_by_themselves(data, partition, own, strength) for strength in _strengths(probe_c)]
+    own, strengths = own_rows(data, partition, spec).rows, _strengths(probe_c)
+    found = [_by_itself(data, rows, test, strengths) for rows, test in zip(partition.rows, own, strict=True)]
+    by_strength = [tuple(zip(*scores, strict=True)) for scores in zip(*found, strict=True)]
     return LocalOnly(
-        max(each.mean for each in found),
-        max((each.clients for each in found), key=lambda scores: sum(score or 0.0 for score in scores)),
+        max(float(np.mean(everywhere)) for everywhere, _ in by_strength),
+        max((clients for _, clients in by_strength), key=lambda scores: sum(score or 0.0 for score in scores)),
     )
 
 
-def _by_themselves(data: Embeddings, partition: Partition, own: Sequence[NDArray[np.int64]], strength: float) -> LocalOnly:
-    everywhere, clients = [], []
-    for rows, test in zip(partition.rows, own, strict=True):
-        probe = _probe(data, data.x_train[rows], data.y_train[rows], strength, balanced=True)
-        everywhere.append(score_classifier(probe, data.x_test, data.y_test).balanced_accuracy)
-        clients.append(score_classifier(probe, data.x_test[test], data.y_test[test]).balanced_accuracy if len(test) else None)
-    return LocalOnly(float(np.mean(everywhere)), tuple(clients))
+def _by_itself(
+    data: Embeddings, rows: NDArray[np.int64], own: NDArray[np.int64], strengths: Sequence[float]
+) -> list[tuple[float, float | None]]:
+    """Balanced accuracy over all test rows and over a client's own, at each strength, of a probe of the client's rows."""
+    probes, y = fit_probes(data.x_train[rows], data.y_train[rows], strengths, balanced=True), data.y_test
+    return [
+        (_balanced_accuracy(y, predicted), _balanced_accuracy(y[own], predicted[own]) if len(own) else None)
+        for predicted in predict_each(probes, data.x_test)
+    ]
 
 
 def _strengths(probe_c: float) -> list[float]:
     return sorted({*STRENGTHS, probe_c})
 
 
-def _probe(data: Embeddings, x: NDArray[np.float32], y: NDArray[np.int64], probe_c: float, *, balanced: bool = False) -> ProbeClassifier:
-    return ProbeClassifier(fit_probe(x, y, probe_c, balanced=balanced), data.classes)
+def _balanced_accuracy(y: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:
+    return balanced_accuracy(Predictions(y, predicted, np.empty((len(y), 0))))

@@ -6,6 +6,7 @@ scikit-learn and scipy are imported where they are used: whoever reads a grid ne
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,11 +38,7 @@ class Probe:
 
     def predict(self, x: NDArray[np.float32]) -> NDArray[np.int64]:
         """The predicted label, int64 [n], of each row of ``x`` [n, d]; only labels seen in training occur."""
-        if len(self.classes) == 1:
-            return np.full(len(x), self.classes[0], dtype=np.int64)
-        logits = self._logits(x)
-        best = logits[:, 0] > 0 if len(self.classes) == 2 else logits.argmax(1)
-        return self.classes[best.astype(np.int64)]
+        return self._predicted(_standardise(x, self.mean, self.scale))
 
     def probabilities(self, x: NDArray[np.float32], classes: int) -> NDArray[np.float64]:
         """``[n, classes]`` for rows ``x`` [n, d]; 0 for labels not seen in training."""
@@ -55,14 +52,27 @@ class Probe:
 
         if len(self.classes) == 1:
             return np.ones((len(x), 1), dtype=np.float32)
-        logits = self._logits(x)
+        logits = self._logits(_standardise(x, self.mean, self.scale))
         if len(self.classes) > 2:
             return np.asarray(softmax(logits, axis=1))
         second = expit(logits[:, 0])
         return np.stack([1 - second, second], axis=1)
 
-    def _logits(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        return _standardise(x, self.mean, self.scale) @ self.weight + self.bias
+    def _predicted(self, features: NDArray[np.float32]) -> NDArray[np.int64]:
+        if len(self.classes) == 1:
+            return np.full(len(features), self.classes[0], dtype=np.int64)
+        logits = self._logits(features)
+        best = logits[:, 0] > 0 if len(self.classes) == 2 else logits.argmax(1)
+        return self.classes[best.astype(np.int64)]
+
+    def _logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        return features @ self.weight + self.bias
+
+
+def predict_each(probes: Sequence[Probe], x: NDArray[np.float32]) -> list[NDArray[np.int64]]:
+    """What each of several probes of the same training rows (:func:`fit_probes`) predicts of ``x`` [n, d], which is standardised once."""
+    features = _standardise(x, probes[0].mean, probes[0].scale)
+    return [probe._predicted(features) for probe in probes]
 
 
 def fit_probe(x: NDArray[np.float32], y: NDArray[np.int64], probe_c: float, *, balanced: bool = False) -> Probe:
@@ -80,9 +90,11 @@ def fit_probe(x: NDArray[np.float32], y: NDArray[np.int64], probe_c: float, *, b
     Raises:
         ValueError: there is no row, or a row holds NaN or an infinite value.
     """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
+    return fit_probes(x, y, [probe_c], balanced=balanced)[0]
 
+
+def fit_probes(x: NDArray[np.float32], y: NDArray[np.int64], strengths: Sequence[float], *, balanced: bool = False) -> list[Probe]:
+    """:func:`fit_probe` of the same rows with each of several inverse strengths of the penalty."""
     if len(x) == 0:
         raise ValueError("the probe needs at least one training row")
     broken = int((~np.isfinite(x).all(axis=1)).sum())
@@ -93,15 +105,33 @@ def fit_probe(x: NDArray[np.float32], y: NDArray[np.int64], probe_c: float, *, b
     scale = np.maximum(deviation, floor) if floor > 0 else np.ones_like(deviation)
     classes = np.unique(y).astype(np.int64)
     if len(classes) == 1:
-        return Probe(mean, scale, classes, np.empty((x.shape[1], 0), np.float32), np.empty(0, np.float32))
+        return [Probe(mean, scale, classes, np.empty((x.shape[1], 0), np.float32), np.empty(0, np.float32)) for _ in strengths]
+    features, basis = _standardise(x, mean, scale), None
+    if 2 * len(x) <= x.shape[1]:
+        # W lies in the span of the rows: the same problem and the same steps in as many coordinates as there are rows
+        basis, coordinates = np.linalg.qr(features.T)
+        features = coordinates.T
+    probes = []
+    for strength in strengths:
+        weight, bias = _weights(features, y, strength, balanced=balanced)
+        probes.append(Probe(mean, scale, classes, weight if basis is None else basis @ weight, bias))
+    return probes
+
+
+def _weights(
+    features: NDArray[np.float32], y: NDArray[np.int64], probe_c: float, *, balanced: bool
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
     model = LogisticRegression(C=probe_c, solver="lbfgs", max_iter=MAX_ITERATIONS, class_weight="balanced" if balanced else None)
     with warnings.catch_warnings():
         # Stopping at the limit is part of the probe's definition, not news.
         warnings.simplefilter("ignore", ConvergenceWarning)
         # nor are a client's few rows of as many classes
         warnings.filterwarnings("ignore", "The number of unique classes is greater")
-        model.fit(_standardise(x, mean, scale), y)
-    return Probe(mean, scale, classes, np.ascontiguousarray(model.coef_.T), model.intercept_)
+        model.fit(features, y)
+    return np.ascontiguousarray(model.coef_.T), model.intercept_
 
 
 def _standardise(x: NDArray[np.float32], mean: NDArray[np.float64], scale: NDArray[np.float64]) -> NDArray[np.float32]:
