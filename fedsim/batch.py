@@ -123,9 +123,9 @@ class Batch:
             yield self._take(slice(start, end))
             start = end
 
-    def first(self, rows: int) -> Batch:
-        """The batch of the first rows alone."""
-        return self._take(slice(0, rows))
+    def part(self, rows: slice) -> Batch:
+        """The batch of these rows alone."""
+        return self._take(rows)
 
     def row(self, index: int) -> Batch:
         """The batch that holds row ``index`` alone."""

@@ -24,7 +24,7 @@ from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Diagnostic, Message, Round, Server, Tensors, Told, Values
 from fedsim.methods.optimise import Dims, adam_step, average_step, by_client, by_input, signal_shares
 from fedsim.methods.parameters import load_parameters, local_names, shared_tensors
-from fedsim.methods.per_example import check_loss
+from fedsim.methods.per_example import check_clients, check_loss
 from fedsim.methods.phase import Phase
 from fedsim.privacy.clipping import EngineName, Norms, clipped_sum
 from fedsim.privacy.plan import Claim, PrivacyPlan, Release, Unit
@@ -121,13 +121,15 @@ class DPSGD(Algorithm):
         return super().plan(epsilon, delta)
 
     def check_contract(self) -> None:
-        """The loss is per example, where single examples are clipped.
+        """The loss is per example where single examples are clipped, else its client's own.
 
         Raises:
             NotPerExample: it is not.
             ValueError: the engine cannot clip the model.
         """
-        if self.task.unit != "client":
+        if self.task.unit == "client":
+            check_clients(self, min(2, self.task.clients))
+        else:
             check_loss(self, min(2, self.task.clients), lambda model: replace(self.norms(model), unit="example"))
 
     def scope(self) -> str:

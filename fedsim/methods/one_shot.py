@@ -14,7 +14,7 @@ from fedsim.device import to_device
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Diagnostic, Message, Round, Server, Task, Tensors, Values
-from fedsim.methods.per_example import alike, check_same
+from fedsim.methods.per_example import crowds
 from fedsim.methods.phase import Phase
 from fedsim.privacy.clipping import Norms
 from fedsim.privacy.plan import Release, Unit
@@ -118,19 +118,20 @@ class OneShot(Algorithm):
         return dict(server.tensors)
 
     def check_round(self, round_: Round, told: Tensors, device: torch.device) -> None:
-        """Look at what made-up rows of one client and label add to the round's statistic as they become more.
+        """Look at what made-up rows of one client add to the round's statistic as they become more.
 
         Raises:
             NotPerExample: how many there are changes what one of them adds.
         """
-        x, y = (to_device(value, device) for value in alike(self.task))
-        for statistic in (each for each in self.statistics() if each.name == round_.release.name):
-            whole = statistic.products(Rows(x, y, torch.zeros_like(y)), told)
-            for count in range(1, len(x)):
-                part = statistic.products(Rows(x[:count], y[:count], torch.zeros_like(y[:count])), told)
-                for name, product in part.items():
-                    check_same(f"'{name}' of '{statistic.name}'", count, product.left, whole[name].left)
-                    check_same(f"'{name}' of '{statistic.name}'", count, product.right, whole[name].right)
+        for crowd in crowds(self.task):
+            x, y = to_device(crowd.x, device), to_device(crowd.y, device)
+            for statistic in (each for each in self.statistics() if each.name == round_.release.name):
+                whole = statistic.products(Rows(x, y, torch.zeros_like(y)), told)
+                for part in crowd.parts:
+                    own = statistic.products(Rows(x[part], y[part], torch.zeros_like(y[part])), told)
+                    for name, product in own.items():
+                        crowd.check_same(f"'{name}' of '{statistic.name}'", part, product.left, whole[name].left)
+                        crowd.check_same(f"'{name}' of '{statistic.name}'", part, product.right, whole[name].right)
 
     def phases(self) -> tuple[Phase, ...]:
         """One a statistic; the last is what a report draws, if it has several rounds."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +19,12 @@ from fedsim.seeds import Seeds
 ROWS = 6
 CROWD = 40
 """Rows of one client and label, one more at a time: what depends on how many there are, as far as so many show it, is seen."""
+MIXED, LABELS = 400, 10
+"""Rows of one client, and how many labels they have at most: a fault may be one label's, or show in a large batch only."""
+ENDS = tuple(2**n for n in range(9))
+"""How many of the mixed rows are looked at by themselves, first ones and last ones: what counts rows may leave out either."""
+SAME = 1e-4
+"""Relative difference between two trainings of the same rows that is put down to rounding."""
 CLOSE = 1e-2
 """Relative difference that is put down to rounding: more rows may be multiplied in another order, and cosines of large angles tell."""
 
@@ -42,22 +49,54 @@ def check_loss(algorithm: PerExample, clients: int, norms: Callable[[nn.Module],
     """Look at :data:`ROWS` made-up rows of ``clients``, whose gradients are clipped by ``norms`` of the model.
 
     Raises:
-        NotPerExample: a row's presence changes what others are worth, or the number of rows does.
+        NotPerExample: a row's presence changes what others are worth, or the number of rows does, or rows that were seen before do.
         ValueError: a part of the loss is not one finite number a row, or the engine cannot clip the model.
     """
     model = _started(algorithm, clients)
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
-        return torch.stack(list(algorithm.loss(model, batch).values()), 1)
+        return _total(algorithm.loss(model, batch))
 
     batch = _made_up(algorithm, clients)
     _check_parts(algorithm.loss(model, batch))
     check_per_example(model, loss, batch, norms(model), algorithm.params.engine)
-    crowd = _crowd(algorithm, clients)
     with torch.no_grad():
-        whole = loss(model, crowd)
-        for count in range(1, CROWD):
-            check_same("the loss", count, loss(model, crowd.first(count)), whole)
+        for crowd in crowds(algorithm.task):
+            own = _batch(algorithm, crowd.x, crowd.y, torch.zeros_like(crowd.y), clients)
+            whole = loss(model, own)
+            for part in crowd.parts:
+                crowd.check_same("the loss", part, loss(model, own.part(part)), whole)
+        _check_forgets(algorithm, clients, batch, model)
+
+
+def check_clients(algorithm: PerExample, clients: int) -> None:
+    """Look at made-up rows of ``clients``, whose gradients are clipped client by client.
+
+    Raises:
+        NotPerExample: a client's rows change what another's are worth.
+    """
+    model, (_, crowd), each = _started(algorithm, clients), crowds(algorithm.task), MIXED // clients
+    batch = _batch(algorithm, crowd.x, crowd.y, torch.arange(MIXED) // each, clients)
+    with torch.no_grad():
+        whole = _total(algorithm.loss(model, batch))
+        for client in range(clients):
+            part = slice(client * each, (client + 1) * each)
+            if not is_same(_total(algorithm.loss(model, batch.part(part))), whole[part]):
+                raise NotPerExample("the loss is not its client's own: rows of one client are worth something else without the others'")
+
+
+def _check_forgets(algorithm: PerExample, clients: int, batch: Batch, model: nn.Module) -> None:
+    """Compare the loss with that of another instance, which saw other rows before."""
+    again: Any = type(algorithm)(algorithm.params, algorithm.task)  # type: ignore[call-arg]
+    other, (crowd, _) = _started(again, clients), crowds(algorithm.task)
+    again.loss(other, _batch(again, -crowd.x, crowd.y, torch.zeros_like(crowd.y), clients))
+    one, two = _total(algorithm.loss(model, batch)), _total(again.loss(other, batch))
+    if not float((one - two).norm()) <= SAME * float(one.norm() + two.norm()):
+        raise NotPerExample("the loss remembers: the same rows are worth something else after other rows were seen")
+
+
+def _total(parts: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack(list(parts.values()), 1)
 
 
 def _check_parts(parts: Any) -> None:
@@ -71,30 +110,56 @@ def _check_parts(parts: Any) -> None:
             raise ValueError(f"part '{name}' of the loss is not finite for made-up rows of unit norm")
 
 
-def check_same(what: str, count: int, part: Tensor, whole: Tensor) -> None:
-    """Compare what the first ``count`` rows of a crowd are worth by themselves with what they are worth in it.
+@dataclass(frozen=True)
+class Crowd:
+    """Made-up rows of unit norm of one client.
 
-    Raises:
-        NotPerExample: it differs.
+    Attributes:
+        x: ``[n, d]``.
+        y: their labels.
+        words: what they have in common.
+        parts: the slices that are worth as much by themselves.
     """
-    same = whole[:count].nan_to_num()
-    if part.shape != same.shape or not float((part.nan_to_num() - same).norm()) <= CLOSE * float(same.norm() + part.nan_to_num().norm()):
+
+    x: Tensor
+    y: Tensor
+    words: str
+    parts: tuple[slice, ...]
+
+    def check_same(self, what: str, part: slice, alone: Tensor, whole: Tensor) -> None:
+        """Compare what rows are worth by themselves, ``alone``, with what they are worth in ``whole``; label by label.
+
+        Raises:
+            NotPerExample: it differs.
+        """
+        within, y = whole[part], self.y[part].to(whole.device)
+        if alone.shape == within.shape and all(is_same(alone[y == label], within[y == label]) for label in torch.unique(y)):
+            return
+        which = f"first {part.stop}" if part.start == 0 else f"last {len(self.y) - part.start}"
         raise NotPerExample(
-            f"{what} is not per example: the first {count} of {CROWD} rows of one client and label are worth something else by themselves; "
+            f"{what} is not per example: the {which} of {len(self.y)} rows of {self.words} are worth something else by themselves; "
             "a row's part may depend on that row alone"
         )
 
 
-def alike(task: Task) -> tuple[Tensor, Tensor]:
-    """Made-up rows ``[CROWD, d]`` of unit norm, and their labels, which are equal."""
+def is_same(one: Tensor, two: Tensor) -> bool:
+    """Whether rows are worth the same but for rounding."""
+    one, two = one.nan_to_num(), two.nan_to_num()
+    return float((one - two).norm()) <= CLOSE * float(one.norm() + two.norm())
+
+
+def crowds(task: Task) -> tuple[Crowd, Crowd]:
+    """Rows of one label, one more at a time; and of many labels, from either end."""
+    labels = torch.linspace(0, task.classes - 1, min(LABELS, task.classes)).round().long()
     stream = torch.Generator().manual_seed(1)
-    return torch.nn.functional.normalize(torch.randn(CROWD, task.dim, generator=stream), dim=1), torch.zeros(CROWD, dtype=torch.long)
-
-
-def _crowd(algorithm: PerExample, clients: int) -> Batch:
-    (x, y), stream = alike(algorithm.task), torch.Generator().manual_seed(2)
-    draws = {name: torch.randn(CROWD, *shape, generator=stream) for name, shape in algorithm.draws().items()}
-    return Batch(x, y, draws, Layout(torch.zeros_like(y), clients))
+    rows = torch.nn.functional.normalize(torch.randn(MIXED, task.dim, generator=stream), dim=1)
+    mixed = labels[torch.randint(len(labels), (MIXED,), generator=stream)]
+    ends = (*(slice(0, count) for count in ENDS), *(slice(MIXED - count, MIXED) for count in ENDS))
+    alike = tuple(slice(0, count) for count in range(1, CROWD))
+    return (
+        Crowd(rows[:CROWD], torch.zeros(CROWD, dtype=torch.long), "one client and label", alike),
+        Crowd(rows, mixed, "one client", ends),
+    )
 
 
 def _started(algorithm: PerExample, clients: int) -> nn.Module:
@@ -110,6 +175,10 @@ def _started(algorithm: PerExample, clients: int) -> nn.Module:
 def _made_up(algorithm: PerExample, clients: int) -> Batch:
     task, stream = algorithm.task, torch.Generator().manual_seed(0)
     x = torch.nn.functional.normalize(torch.randn(ROWS, task.dim, generator=stream), dim=1)
-    y = torch.arange(ROWS) % min(3, task.classes)
-    draws = {name: torch.randn(ROWS, *shape, generator=stream) for name, shape in algorithm.draws().items()}
-    return Batch(x, y, draws, Layout(torch.arange(ROWS) * clients // ROWS, clients))
+    return _batch(algorithm, x, torch.arange(ROWS) % min(3, task.classes), torch.arange(ROWS) * clients // ROWS, clients)
+
+
+def _batch(algorithm: PerExample, x: Tensor, y: Tensor, client: Tensor, clients: int) -> Batch:
+    stream = torch.Generator().manual_seed(2)
+    draws = {name: torch.randn(len(x), *shape, generator=stream) for name, shape in algorithm.draws().items()}
+    return Batch(x, y, draws, Layout(client, clients))

@@ -55,6 +55,11 @@ MISTAKES = {
         "def loss",
         r"the loss is not per example: leaving out row 0 of 6 changes the clipped sum .*; let row n of every loss part",
     ),
+    "loss_that_remembers": (
+        changed("model(batch.x, batch.y", "model(batch.x - vars(self).setdefault('seen', batch.x.mean(0)), batch.y"),
+        "def loss",
+        r"the loss remembers: the same rows are worth something else after other rows were seen; let row n",
+    ),
     "loss_of_no_parts": (
         changed('return {"reconstruction"', 'return [0] or {"reconstruction"'),
         "def loss",
@@ -107,6 +112,12 @@ def test_the_starter_is_not_refused_in_any_setting(folder: Path) -> None:
     for unit in ("example", "client"):
         for trust in ("aggregate", "silo"):
             assert prepare(grid_of(name, epsilon=[4.0, float("inf")], unit=unit, trust=trust), NODES).refused == {}
+
+
+def test_a_loss_that_mixes_clients_is_refused_where_clients_are_clipped(folder: Path) -> None:
+    name = write(folder, "loss_of_other_clients", MISTAKES["loss_of_the_others"][0])
+    with pytest.raises(PluginError, match="rows of one client are worth something else without the others'"):
+        prepare(grid_of(name, epsilon=4.0, unit="client"), NODES)
 
 
 def test_a_method_of_one_client_is_rehearsed_with_one(folder: Path) -> None:
