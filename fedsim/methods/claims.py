@@ -21,8 +21,8 @@ HOOKS = frozenset(
     {
         # the model and the loss per example, which the base class clips by itself
         *("build", "loss", "draws", "clip_weights", "local", "server_only"),
-        # post-processing: what reads the server, the broadcast, released codes or gradients that carry their noise
-        *("broadcast", "initial_server", "server_step", "public_terms", "pull", "generator", "classifier"),
+        # post-processing: what reads the server, the broadcast or released codes; not so ``pull``, which sees all clients of a cohort
+        *("broadcast", "initial_server", "server_step", "public_terms", "generator", "classifier"),
         # names
         *("name", "source", "Params", "syntheses"),
     }

@@ -17,7 +17,7 @@ from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.check_file import file_check
 from fedsim.methods.claims import is_guaranteed, worth
 from fedsim.methods.dp_sgd import DPSGD
-from fedsim.methods.messages import Task
+from fedsim.methods.messages import Task, Tensors
 from fedsim.methods.registry import lookup
 from fedsim.privacy.plan import Claim, Trust, Unit
 
@@ -76,6 +76,16 @@ def test_what_overrides_a_part_of_the_proof_states_it(name: str, monkeypatch: py
     assert worth("stated", made(own)) == "stated"
     assert worth("heuristic", made(own)) == "heuristic"
     assert worth("none", made(own)) == "none"
+
+
+def test_what_pulls_local_steps_sees_all_clients_and_states_its_theorem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path))
+
+    def to_the_mean(self: Any, gradients: Tensors, shared: Tensors, broadcast: Tensors) -> None:
+        for name, value in shared.items():
+            gradients[name] = gradients[name] + value - value.mean(0)
+
+    assert worth("proved", made(overriding(WeightNoiseCVAE, "pull", to_the_mean))) == "stated"
 
 
 def test_more_units_privacy_where_there_was_none_and_rows_seen_at_once_are_stated() -> None:
