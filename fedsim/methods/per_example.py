@@ -73,7 +73,7 @@ def check_clients(algorithm: PerExample, clients: int) -> None:
     """Look at made-up rows of ``clients``, whose gradients are clipped client by client.
 
     Raises:
-        NotPerExample: a client's rows change what another's are worth.
+        NotPerExample: a client's rows change what another's are worth, or rows that were seen before do.
     """
     model, (_, crowd), each = _started(algorithm, clients), crowds(algorithm.task), MIXED // clients
     batch = _batch(algorithm, crowd.x, crowd.y, torch.arange(MIXED) // each, clients)
@@ -83,6 +83,7 @@ def check_clients(algorithm: PerExample, clients: int) -> None:
             part = slice(client * each, (client + 1) * each)
             if not is_same(_total(algorithm.loss(model, batch.part(part))), whole[part]):
                 raise NotPerExample("the loss is not its client's own: rows of one client are worth something else without the others'")
+        _check_forgets(algorithm, clients, _made_up(algorithm, clients), model)
 
 
 def _check_forgets(algorithm: PerExample, clients: int, batch: Batch, model: nn.Module) -> None:

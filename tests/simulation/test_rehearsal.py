@@ -120,6 +120,12 @@ def test_a_loss_that_mixes_clients_is_refused_where_clients_are_clipped(folder: 
         prepare(grid_of(name, epsilon=4.0, unit="client"), NODES)
 
 
+def test_a_loss_that_remembers_is_refused_where_clients_are_clipped(folder: Path) -> None:
+    name = write(folder, "remembers_other_clients", MISTAKES["loss_that_remembers"][0])
+    with pytest.raises(PluginError, match="the loss remembers"):
+        prepare(grid_of(name, epsilon=4.0, unit="client"), NODES)
+
+
 def test_a_method_of_one_client_is_rehearsed_with_one(folder: Path) -> None:
     text = changed("return CVAE(self.task.dim", "assert clients <= self.task.clients\n        return CVAE(self.task.dim")
     assert prepare(grid_of(write(folder, "alone_with_one", text), epsilon=4.0, clients=1), NODES).refused == {}
