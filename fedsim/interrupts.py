@@ -9,7 +9,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
@@ -17,6 +17,7 @@ INTERRUPTED = 130
 """The exit code."""
 _ENDING = 4.0
 """Seconds that an orderly end may take; a call into a library that waits for a server which is gone takes a minute."""
+_LAST: list[Callable[[], None]] = []
 _RAISING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -48,6 +49,16 @@ def soon() -> Iterator[None]:
         os.close(told)
 
 
+@contextmanager
+def at_a_late_end(act: Callable[[], None]) -> Iterator[None]:
+    """In the block, ``act`` comes before the end without ceremony of :func:`soon`, where no clean-up of the block runs."""
+    _LAST.append(act)
+    try:
+        yield
+    finally:
+        _LAST.remove(act)
+
+
 def _end_late(heard: int) -> None:
     """Wait for a signal, and then for the process's end."""
     while (number := os.read(heard, 1)) and number[0] not in _RAISING:
@@ -56,6 +67,8 @@ def _end_late(heard: int) -> None:
         os.close(heard)
         return
     time.sleep(_ENDING)
+    for act in _LAST:
+        act()
     with suppress(OSError, ValueError):  # not by sys.stdout, whose lock may be what holds the process up, nor where nobody reads
         if select.select([], [1], [], 0)[1]:
             os.write(1, b"interrupted; the same command goes on\n")

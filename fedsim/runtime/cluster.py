@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ from ray._private import worker as ray_worker
 import psutil  # isort: skip (Ray brings it along)
 
 from fedsim.errors import RunLost, UserError
-from fedsim.interrupts import INTERRUPTED, interrupts
+from fedsim.interrupts import INTERRUPTED, at_a_late_end, interrupts
 from fedsim.simulation.node import Node
 
 # The switch of Ray's debugger: no line of Ray's own comes between a bench's, which say of a lost worker what there is to say.
@@ -78,7 +78,7 @@ def this_machine() -> Node:
 def local_cluster(node: Node) -> Iterator[None]:
     """A Ray cluster of one node for the block, for this machine alone; its processes end with this one, however it ends."""
     with _sessions() as folder:
-        with _loopback(), _deaf():
+        with _started_whole_or_ended(), _loopback(), _deaf():
             _start(node, folder)
         with _without_survivors(), _connected():
             yield
@@ -93,6 +93,31 @@ def _start(node: Node, folder: Path) -> None:
     _end_at_once(ray_worker._global_node)
 
 
+@contextmanager
+def _started_whole_or_ended() -> Iterator[None]:
+    """What the block has started ends with it if it does not end well: of half a cluster Ray itself leaves agents that stay a minute."""
+    driver = psutil.Process()
+    before = set(driver.children())
+
+    def started() -> list[psutil.Process]:
+        return [each for own in set(driver.children()) - before for each in (own, *own.children(recursive=True))]
+
+    with at_a_late_end(lambda: _kill(started())):
+        try:
+            yield
+        except BaseException as error:
+            processes = started()
+            _leave(INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1)
+            _kill(processes)
+            raise
+
+
+def _kill(processes: Iterable[psutil.Process]) -> None:
+    for each in processes:
+        with suppress(psutil.Error):
+            each.kill()
+
+
 def _end_at_once(services: Any) -> None:
     """Have Ray kill its services, which are deaf to a request, and with them what they started, which would go on for up to a minute."""
     kill = services.kill_all_processes
@@ -100,9 +125,7 @@ def _end_at_once(services: Any) -> None:
     def kill_all(**how: Any) -> None:
         started = [each for service in _raylets() for each in service.children(recursive=True)]
         kill(**how | {"allow_graceful": False})
-        for each in started:
-            with suppress(psutil.Error):
-                each.kill()
+        _kill(started)
 
     services.kill_all_processes = kill_all
 

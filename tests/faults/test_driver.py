@@ -55,6 +55,17 @@ def test_sigterm_to_the_group_and_a_killed_raylet_end_a_bench_in_order_and_the_s
     assert (rows(grid), rounds(grid)) == undisturbed
 
 
+def test_an_interruption_while_ray_starts_leaves_none_of_its_processes(grid: Path) -> None:
+    with bench(grid) as process:
+        when(lambda: offspring(process.pid, "dashboard/agent.py", "DashboardAgent"), process)
+        started = offspring(process.pid)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=PATIENCE)
+        assert (process.returncode, err) == (130, ""), out + err
+        assert "the same command goes on" in out
+        wait_for_the_end_of(started, 10)
+
+
 @pytest.mark.slow
 def test_a_closed_terminal_ends_a_bench_in_order(grid: Path) -> None:
     outer, inner = pty.openpty()
