@@ -12,6 +12,7 @@ from typing import Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from fedsim.errors import UserError
 from fedsim.garbage import look_rarely
@@ -19,7 +20,18 @@ from fedsim.interrupts import INTERRUPTED, interrupts, soon
 from fedsim.regular import unread
 from fedsim.words import plain_console, print_line
 
+
+class Commands(TyperGroup):
+    """The commands; Ctrl-C ends those that have no words of their own for it with one."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """See typer."""
+        with interruptible(plain_console(), goes_on=False):
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
+    cls=Commands,
     help="Federated generative algorithms side by side, under identical partitions and honest differential privacy.",
     no_args_is_help=True,
     add_completion=False,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from benches import PATIENCE, Done
+from benches import PATIENCE, Done, interruptible
 
 from fedsim import __version__
 
@@ -32,6 +32,14 @@ def test_closed_streams_are_files_for_whoever_needs_them(fedsim: Fedsim, monkeyp
     assert fedsim("report", "none").returncode == 2
     with sys.stdout, sys.stderr:
         assert min(sys.stdout.fileno(), sys.stderr.fileno()) >= 0
+
+
+def test_an_interruption_has_one_word_whatever_the_command_does(tmp_path: Path) -> None:
+    (tmp_path / "stop.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    script = "import sys; sys.argv = ['fedsim', 'algorithms', 'stop.py:Any']; from fedsim.cli import main; main()"
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, preexec_fn=interruptible)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "interrupted\n", "")
 
 
 def test_version_tells_what_a_paper_cites(fedsim: Fedsim) -> None:
