@@ -68,11 +68,12 @@ def print_line(console: Console, text: str, style: str | None = None) -> None:
 
 
 def plain_console(*, stderr: bool = False) -> Console:
-    """A console that prints what it is given: ``:x:`` is no picture."""
-    return Console(stderr=stderr, emoji=False)
+    """A console that prints what it is given: ``:x:`` is no picture, and ``[x]``, of a table's title or cell, no markup."""
+    return Console(stderr=stderr, emoji=False, markup=False)
 
 
 def wide_console(console: Console, width: int = 200) -> Console:
     """``console``, but at least ``width`` columns wide: a table's rows are not cut to a terminal's width."""
     terminal, no_color = console.is_terminal, console.no_color
-    return Console(file=console.file, width=max(console.width, width), force_terminal=terminal, no_color=no_color, emoji=False)
+    wide = max(console.width, width)
+    return Console(file=console.file, width=wide, force_terminal=terminal, no_color=no_color, emoji=False, markup=False)

@@ -2,8 +2,9 @@ import math
 
 import numpy as np
 import pytest
+from rich.table import Table
 
-from fedsim.words import counted, encodable, is_encodable, json_number, number, setting
+from fedsim.words import counted, encodable, is_encodable, json_number, number, plain_console, setting, wide_console
 
 
 @pytest.mark.parametrize(("value", "text"), [(None, ""), (math.inf, "∞"), (10, "10"), (0.1, "0.1"), (1e-5, "1e-5"), (123456, "123456")])
@@ -36,3 +37,12 @@ def test_half_characters_are_told_as_what_can_be_written() -> None:
 @pytest.mark.parametrize(("count", "words"), [(1, "1 cell"), (0, "0 cells"), (2, "2 cells"), (0.5, "0.5 cells"), (100000, "100000 cells")])
 def test_one_of_a_thing_has_no_s(count: float, words: str) -> None:
     assert counted(count, "cell") == words
+
+
+def test_no_console_reads_a_table_as_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("[/a]", title="[red]x")
+    table.add_row("[/b]")
+    for console in (plain_console(), wide_console(plain_console())):
+        console.print(table)
+        out = capsys.readouterr().out
+        assert all(text in out for text in ("[red]x", "[/a]", "[/b]"))

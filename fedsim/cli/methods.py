@@ -135,6 +135,7 @@ def audit(
     same command goes on where it stopped, and a larger --pairs adds to what is there.
     For a run folder: membership inference from the synthetic rows of its generators, with cells of other seeds and sites as shadows.
     """
+    from rich.markup import escape
     from rich.progress import Progress
 
     from fedsim.audit.run import MANY, AuditRun, BlackBoxRun, Command, parameters, setting_of_options
@@ -159,7 +160,7 @@ def audit(
             dim, count = (MANY, 400) if attack == "one-run" else (DIM, 1000)
             run = AuditRun(setting_of_options(algorithm, param or [], unit, trust, epsilon, delta, dim, rows), attack, pairs or count)
         with store.lock(), Progress(console=console, transient=True) as progress:
-            task = progress.add_task(algorithm, total=run.count)
+            task = progress.add_task(escape(algorithm), total=run.count)
             reached = run.completed(
                 store.audits(run.key), partial(store.append_audits, run.key), lambda count: progress.update(task, completed=count)
             )

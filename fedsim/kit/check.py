@@ -136,7 +136,7 @@ def _guarded(check: Check, subject: Subject) -> Verdict:
         return raised(error, lookup(subject.trial.cell.algorithm))
 
 
-MARKS = {True: "[green]passed[/]", False: "[red]failed[/]", None: "[dim]-[/]"}
+MARKS = {True: Text("passed", "green"), False: Text("failed", "red"), None: Text("-", "dim")}
 
 
 def findings_table(name: str, findings: Sequence[Finding]) -> Table:

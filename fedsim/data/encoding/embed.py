@@ -182,7 +182,7 @@ class _Rate(TextColumn):
 
 
 def _progress(console: Console) -> Progress:
-    parts = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    parts = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     return Progress(*parts, console=console)
 
 
