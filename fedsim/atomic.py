@@ -19,7 +19,7 @@ def replaced(path: Path, mode: int | None = None) -> Iterator[Path]:
         mode: permissions that the file has before anything is in it; default: the process's.
 
     Raises:
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be written; ``filename`` is that of ``path``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{_start(path)}{os.getpid()}.part")
@@ -29,6 +29,10 @@ def replaced(path: Path, mode: int | None = None) -> Iterator[Path]:
             part.touch(mode, exist_ok=False)
         yield part
         part.replace(path)
+    except OSError as error:
+        if error.filename2 is None and error.filename in (None, str(part)):  # None: a write, of a full disk
+            error.filename = str(path)
+        raise
     finally:
         part.unlink(missing_ok=True)
 

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from benches import no_file_above
 
 from fedsim.atomic import discard, replaced
 
@@ -45,3 +46,10 @@ def test_what_a_killed_process_left_goes_with_the_file(tmp_path: Path) -> None:
         each.write_text("private")
     discard(path)
     assert list(tmp_path.iterdir()) == [other]
+
+
+def test_a_disk_that_is_full_is_told_by_the_files_name(tmp_path: Path) -> None:
+    with no_file_above(100), pytest.raises(OSError, match="File too large") as told, replaced(tmp_path / "file.txt") as part:
+        part.write_bytes(bytes(1000))
+    assert told.value.filename == str(tmp_path / "file.txt")
+    assert list(tmp_path.iterdir()) == []

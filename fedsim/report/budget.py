@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from fedsim.atomic import replaced
 from fedsim.proof.budget import DELTAS, RATES, Budget
 from fedsim.report.figures import GRID, INK, MUTED, PAPER, SERIES, style
 from fedsim.words import number
@@ -86,12 +87,11 @@ def curve_tables(budget: Budget) -> tuple[Table, Table]:
 
 
 def write_budget(budget: Budget, folder: Path) -> list[Path]:
-    """Write ``account.png`` and three tables as CSV into ``folder``; their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write ``account.png`` and three tables as CSV into ``folder``, each at once or not at all; their paths."""
     picture, figure = folder / f"{NAME}.png", draw_budget(budget)
-    with style():
+    with style(), replaced(picture) as part:
         FigureCanvasAgg(figure)
-        figure.savefig(picture, dpi=120)
+        figure.savefig(part, dpi=120, format="png")
     rounds = ((s.round, s.release, s.epsilon, "" if s.replace_one is None else s.replace_one) for s in (*budget.rounds, budget.next))
     curve, tradeoff = zip(DELTAS, *budget.epsilons(), strict=True), zip(RATES, *budget.false_negatives(), strict=True)
     return [
@@ -148,7 +148,7 @@ def _known(value: float | None) -> float:
 
 
 def _csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with replaced(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)

@@ -18,6 +18,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from fedsim.atomic import replaced
 from fedsim.words import number
 
 INK, MUTED, GRID, PAPER = "#1c2430", "#6b7281", "#e4e7ec", "#ffffff"
@@ -94,19 +95,19 @@ def name_epsilons(figure: Figure, colours: Mapping[float | None, str], handles: 
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write ``name.png`` (200 dpi) and ``name.svg`` into ``folder``; the same figure gives the same bytes.
+    """Write ``name.png`` (200 dpi) and ``name.svg`` into ``folder``, each at once or not at all; the same figure gives the same bytes.
 
     What the layout is, is found once; the figure keeps it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     png, svg = folder / f"{name}.png", folder / f"{name}.svg"
-    with style(), warnings.catch_warnings():
+    with style(), warnings.catch_warnings(), replaced(png) as part:
         # a name in a script that the font lacks is boxes here, and right in the page's tables
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         FigureCanvasAgg(figure)
-        figure.savefig(png, dpi=200)
+        figure.savefig(part, dpi=200, format="png")
     figure.set_layout_engine("none")
-    svg.write_text(svg_text(figure), encoding="utf-8")
+    with replaced(svg) as part:
+        part.write_text(svg_text(figure), encoding="utf-8")
     return [png, svg]
 
 

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from benches import no_file_above
 from PIL import Image
 
 from fedsim.errors import UserError
@@ -115,6 +116,15 @@ def test_the_command_tells_shows_and_writes_everything(folder: Path, command) ->
     assert missed == sorted(missed, reverse=True)
     with Image.open("o/account.png") as picture:
         assert picture.size[0] > 1000
+
+
+def test_a_disk_that_is_full_is_named_and_leaves_what_was_there(folder: Path, command) -> None:
+    command(*QUICK, "--out", "out")
+    before = {path: path.read_bytes() for path in Path("out").iterdir()}
+    with no_file_above(500):
+        done = command(*QUICK, "--out", "out")
+    assert (done.returncode, "out/account.png: cannot be used (file too large)" in done.stderr) == (2, True)
+    assert {path: path.read_bytes() for path in Path("out").iterdir()} == before
 
 
 @pytest.mark.parametrize("change", [("--epsilon", "inf"), ("--delta", "2"), ("--epsilon", "-1")])

@@ -2,6 +2,7 @@ import math
 from itertools import pairwise
 
 import pytest
+from benches import no_file_above
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
@@ -239,6 +240,14 @@ def test_the_files_are_written_and_the_same_rows_give_the_same_bytes(quickstart,
     height, width, _ = imread(tmp_path / "one" / "privacy_utility.png").shape
     assert width > 1200
     assert height > 600
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_old_one(quickstart, tmp_path):
+    figure = draw_curves(group_seeds(quickstart))
+    before = {path: path.read_bytes() for path in save_figure(figure, tmp_path, NAME)}
+    with no_file_above(1000), pytest.raises(OSError, match="File too large"):
+        save_figure(figure, tmp_path, NAME)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_the_inline_picture_takes_its_colours_from_the_page(quickstart):

@@ -83,7 +83,8 @@ def export(path: Path, out: Path) -> None:
 
 def write_sidecar(out: Path, manifest: Mapping[str, Any]) -> None:
     """The manifest beside its file, for reading."""
-    _sidecar(out).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    with replaced(_sidecar(out)) as part:
+        part.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
 def _sidecar(out: Path) -> Path:

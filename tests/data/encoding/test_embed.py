@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from benches import no_file_above
 from pictures import save_encoder, save_folder
 from rich.console import Console
 
 import fedsim.data.encoding.shards
-from fedsim.data.encoding.archive import check_target, export, read_manifest
+from fedsim.data.encoding.archive import check_target, export, read_manifest, write_sidecar
 from fedsim.data.encoding.embed import EmbedJob, cached_embeddings, embed, in_process
 from fedsim.data.encoding.encoder import Encoder, locate
 from fedsim.data.encoding.spec import EncoderSpec
@@ -249,3 +250,10 @@ def test_a_second_run_waits_for_the_first_and_finds_its_file(pets, encoder, cach
         fcntl.flock(lock, fcntl.LOCK_UN)
         assert second.result() == path
     assert not pets.images.decoded
+
+
+def test_a_manifest_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    write_sidecar(tmp_path / "rows.npz", {"rows": 1})
+    with no_file_above(100), pytest.raises(OSError, match="File too large"):
+        write_sidecar(tmp_path / "rows.npz", {"rows": "1" * 1000})
+    assert [json.loads(path.read_text()) for path in tmp_path.iterdir()] == [{"rows": 1}]
