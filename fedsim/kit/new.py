@@ -9,6 +9,8 @@ import os
 import re
 import sys
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,11 +99,23 @@ def write_method(name: str, origin: str | None, folder: Path) -> list[Path]:
     texts = [start.source, TEST.format(**vars(naming)), _grid(naming, start)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path, text in zip(paths, texts, strict=True):
-            path.write_text(text, "utf-8")
+        with _all_or_none(paths):
+            for path, text in zip(paths, texts, strict=True):
+                path.write_text(text, "utf-8")
     except OSError as error:
         raise UserError(str(folder), f"cannot be written ({error.strerror})", "give another folder with --out") from error
     return paths
+
+
+@contextmanager
+def _all_or_none(paths: list[Path]) -> Iterator[None]:
+    """Remove the files, none of which was there before, if the block that writes them does not end well."""
+    try:
+        yield
+    except BaseException:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def _check(naming: Naming, paths: list[Path]) -> None:

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from benches import PATIENCE
+from benches import PATIENCE, no_file_above
 from cells import SHIPPED, quick, small_cells
 
 from fedsim.errors import UserError
@@ -39,6 +39,12 @@ def test_a_new_method_is_the_starter_under_its_own_name(folder: Path) -> None:
     paths = write_method("my-own", None, folder / "deep" / "down")
     assert names(folder) == ["my_own.py", "my_own.yaml", "test_my_own.py"]
     assert paths[0].read_text() == STARTER.read_text().replace("my-method", "my-own").replace("MyMethod", "MyOwn")
+
+
+def test_a_disk_that_gets_full_is_left_without_half_a_method(folder: Path) -> None:
+    with no_file_above(len(STARTER.read_bytes()) - 10), pytest.raises(UserError, match=r"cannot be written \(File too large\)"):
+        write_method("my-method", None, folder)
+    assert names(folder) == []
 
 
 def test_a_copy_of_every_algorithm_trains(folder: Path) -> None:
