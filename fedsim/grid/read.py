@@ -13,6 +13,7 @@ from fedsim.grid.complaints import spelled, translated
 from fedsim.grid.models import Grid
 from fedsim.grid.places import Options, Source
 from fedsim.grid.yaml import override, parse, read_text
+from fedsim.words import is_encodable
 
 _Option = TypeVar("_Option", bound=BaseModel)
 
@@ -27,6 +28,8 @@ def load_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
     Raises:
         UserError: the first mistake, with its place.
     """
+    if not is_encodable(str(path.absolute())):
+        raise UserError(ascii(str(path.absolute())), "is no path in UTF-8, which Ray and JSON need", "rename it")
     data, lines = parse(read_text(path, "grid file (YAML)"), str(path))
     if data is None:
         raise UserError(str(path), "the file is empty", "give at least `algorithms: [NAME]`")

@@ -32,6 +32,7 @@ from fedsim.results.partitions import read_partitions
 from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore
 from fedsim.results.summary import write_summary
+from fedsim.words import encodable
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def write_report(folder: Path) -> Report:
         report = Report(run.page, rows, groups, find_failures(rows, shown.rounds))
         drawn = figures()
     with replaced(report.page) as part:
-        part.write_text(render_page(folder.resolve().name, rows, groups, drawn, manifest, report.findings), encoding="utf-8")
+        part.write_text(render_page(encodable(folder.resolve().name), rows, groups, drawn, manifest, report.findings), encoding="utf-8")
     return report
 
 

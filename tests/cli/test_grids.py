@@ -150,6 +150,13 @@ def test_a_run_folder_without_a_name_that_can_be_told_is_refused(tmp_path: Path,
     assert [path.name for path in tmp_path.iterdir()] == ["g.yaml"]
 
 
+def test_a_grid_file_whose_name_cannot_be_told_is_refused(tmp_path: Path, fedsim: Fedsim) -> None:
+    (tmp_path / "g\udcff.yaml").write_text("name: g\nalgorithms: [dp-gaussian]\n")
+    done = fedsim("bench", "--grid", "g\udcff.yaml", "--dry-run")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "is no path in UTF-8" in done.stderr
+
+
 def test_a_folder_in_use_is_refused_before_anything_is_prepared(tmp_path: Path, fedsim: Fedsim) -> None:
     (tmp_path / "g.yaml").write_text("algorithms: [no-such-algorithm]\n")  # which preparing would tell
     with ResultStore(tmp_path / "runs" / "g").lock():

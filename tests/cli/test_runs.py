@@ -11,6 +11,7 @@ from fedsim.results.folder import RunFolder
 from fedsim.results.store import ResultStore
 from fedsim.simulation.generators import save_generator
 from fedsim.simulation.trial import run_trial
+from fedsim.words import encodable
 
 Fedsim = Callable[..., Done]
 
@@ -34,6 +35,15 @@ def test_a_report_is_printed_as_tables_and_nothing_is_drawn(tmp_path: Path, feds
     assert "paired differences" in markdown.stdout
     assert "paired differences" in latex.stdout
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
+
+
+def test_a_run_folder_may_have_any_name(tmp_path: Path, fedsim: Fedsim) -> None:
+    for name in ("r\udcff", "[red]x", "ä b"):
+        run_folder(tmp_path / name, "a")
+        done = fedsim("report", name)
+        assert done.returncode == 0, done.stderr
+        assert f"<title>{encodable(name)}" in (tmp_path / name / "report.html").read_text()
+    assert "[red]x: every ε again" in fedsim("prove", "[red]x").stdout
 
 
 def test_an_unknown_format_or_a_folder_without_results_is_a_mistake(tmp_path: Path, fedsim: Fedsim) -> None:
