@@ -5,11 +5,30 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from pydantic import BaseModel, Field, TypeAdapter, model_validator
+
 from fedsim.atomic import replaced
 from fedsim.errors import UserError
 from fedsim.partition.matrix import LabelMatrix
 from fedsim.results.folder import RunFolder
 from fedsim.results.lines import read_document
+
+
+class _Matrix(BaseModel):
+    """What is drawn of a matrix, and must be so."""
+
+    dataset: str
+    scheme: str
+    alpha: float | None
+    clients: int = Field(ge=1)
+    counts: list[list[int]]
+    classes: list[str] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> _Matrix:
+        if [len(each) for each in self.counts] != [len(self.classes)] * self.clients:
+            raise ValueError("counts are not [clients, classes]")
+        return self
 
 
 def write_partitions(folder: RunFolder, matrices: Sequence[LabelMatrix]) -> None:
@@ -28,6 +47,8 @@ def read_partitions(folder: RunFolder) -> list[LabelMatrix]:
     if not path.exists():
         return []
     try:
-        return [LabelMatrix.from_json(values) for values in read_document(path)]
+        found = read_document(path)
+        TypeAdapter(list[_Matrix]).validate_python(found, strict=True)
+        return [LabelMatrix.from_json(values) for values in found]
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise UserError(str(path), "this is not a file of partitions that fedsim wrote", "remove it") from error

@@ -1,4 +1,5 @@
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,11 @@ def test_matrices_survive_a_run_folder(tmp_path):
     again = read_partitions(RunFolder(tmp_path))
     assert [title(each) for each in again] == [title(matrix()), title(matrix(clients=7))]
     np.testing.assert_array_equal(again[1].counts, matrix(clients=7).counts)
+    strange = ({"counts": 5}, {"counts": [[1]]}, {"clients": 0, "counts": []}, {"classes": [1, 2, 3, 4]}, {"alpha": "x"}, {"scheme": 5})
+    for fields in strange:
+        (tmp_path / "partitions.json").write_text(json.dumps([matrix().to_json() | fields]))
+        with pytest.raises(UserError, match="this is not a file of partitions"):
+            read_partitions(RunFolder(tmp_path))
     (tmp_path / "partitions.json").write_text("[{}]")
     with pytest.raises(UserError, match="this is not a file of partitions"):
         read_partitions(RunFolder(tmp_path))
