@@ -17,6 +17,7 @@ from fedsim.errors import UserError
 from fedsim.grid.models import Grid
 from fedsim.methods.check_file import file_check
 from fedsim.report.report import write_report
+from fedsim.results.folder import RunFolder
 from fedsim.results.grid_rows import grid_rows, load_results
 from fedsim.results.measures import MEASURES
 from fedsim.results.rows import Row
@@ -28,7 +29,7 @@ from fedsim.runtime.scheduler import Scheduler
 from fedsim.runtime.slots import Slot, Slots
 from fedsim.runtime.worker import check_source
 from fedsim.simulation.cohort import build_algorithm
-from fedsim.simulation.generators import load_generator
+from fedsim.simulation.generators import load_generator, tell_claim
 from fedsim.simulation.preflight import prepare
 
 Bench = Callable[..., Ran]
@@ -228,6 +229,14 @@ def test_a_fault_that_a_check_finds_later_takes_the_theorem_from_rows_and_genera
     file_check(build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task), "passed")
     assert [row.claim for row in bench(grid).rows] == ["proved"]
     assert load_generator(again.folder).manifest(1)["release"] == "under its epsilon"
+
+    # an end between the generator, which is told, and its row, which is not
+    tell_claim(RunFolder(again.folder), trial.cell, "heuristic", load_generator(again.folder).digest)
+    file_check(build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task), "failed")
+    assert [row.claim for row in bench(grid).rows] == ["heuristic"]
+    assert load_generator(again.folder).manifest(1)["vouched"] == "by a row of its run"
+    file_check(build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task), "passed")
+    bench(grid)
 
     (facts,) = (again.folder / "generators").glob("*.json")
     facts.write_text(facts.read_text().replace('"status": "ok"', '"status":  "ok"'))
