@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import dropwhile
 from typing import Any, Literal
@@ -111,10 +112,10 @@ def _columns(records: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _numbers(values: Sequence[object]) -> NDArray[np.float64]:
     """What is a number; NaN for the rest."""
-    try:
-        return np.array(values, dtype=np.float64)
-    except (TypeError, ValueError):
-        return np.array([value if isinstance(value, int | float) else math.nan for value in values], dtype=np.float64)
+    with suppress(TypeError, ValueError):
+        if (numbers := np.array(values, dtype=np.float64)).ndim == 1:  # else all of them are lists, as long as each other
+            return numbers
+    return np.array([value if isinstance(value, int | float) else math.nan for value in values], dtype=np.float64)
 
 
 def _quantiles(record: Mapping[str, Any]) -> list[float]:

@@ -166,6 +166,11 @@ def test_values_that_are_missing_or_not_finite_do_not_break_the_others(tmp_path,
     assert heights(axes, SHADES[6]) == pytest.approx([3, 3, 3, 4, 4, 3, 3, 3])
 
 
+def test_what_is_told_as_quantiles_under_any_name_is_no_line(row, training):
+    records = [record | {"loss_own_quantiles": [1.0, 2.0, 3.0, 4.0, 5.0]} for record in training("a")]
+    assert list(panels(figure_of([row(cell_id="a")], records))) == list(panels(figure_of([row(cell_id="a")], training("a"))))
+
+
 def test_a_cell_that_failed_is_drawn_as_far_as_it_came(tmp_path, row, failed, training):
     rows = [row(cell_id="a"), failed(cell_id="b", label="broken")]
     figure = figure_of(rows, stored(tmp_path, training("a") + training("b", rounds=3)))
