@@ -50,9 +50,8 @@ class ResultStore:
             self.folder.path.mkdir(parents=True, exist_ok=True)
             file = self.folder.lock.open("a+")
         except OSError as error:
-            raise UserError(
-                str(self.folder.path), f"cannot be made a run folder ({unread(error)})", "give another one with --out"
-            ) from error
+            cannot = "be written" if self.folder.results.exists() else "be made a run folder"
+            raise UserError(str(self.folder.path), f"cannot {cannot} ({unread(error)})", "make it writable, or give another one") from error
         with file:
             self._take(file)
             self._held = file

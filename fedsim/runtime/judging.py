@@ -87,14 +87,15 @@ def run_judging(
                 judging = Judging(prepared, finished, store, display)
                 try:
                     judging.run(prepared.trials)
-                finally:
-                    if judging.written:
-                        note_judging(store.folder)
+                except KeyboardInterrupt:
+                    judging.note()
+                    raise
         except KeyboardInterrupt:
             done = len(rows) - len(outdated(finished_rows(store), saved))
             print_line(console, f"interrupted: {done} of {len(rows)} cells are judged; the same command goes on")
             return INTERRUPTED
-    report = write_report(folder)
+        judging.note()
+        report = write_report(folder)
     report.show(console)
     print_line(console, judging.changes())
     print_line(console, f"report: {report.page}")
@@ -144,6 +145,11 @@ class Judging(Scheduler):
         super().__init__(prepared, store, display)
         self.finished, self.failures, self.written = finished, 0, 0
         self.moved: list[float] = []
+
+    def note(self) -> None:
+        """Say in the manifest by what rows were judged, if any was."""
+        if self.written:
+            note_judging(self.store.folder)
 
     def changes(self) -> str:
         """What became of the balanced accuracies, in words."""

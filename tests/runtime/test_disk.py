@@ -1,18 +1,23 @@
 """A run folder on a disk that gets full, goes read-only or is gone while cells run; a real file system each time."""
 
+import io
 import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from benches import Ran
-from cells import small_grid
+from cells import NODES, small_grid
+from rich.console import Console
 
 from fedsim.errors import RunLost, UserError
+from fedsim.report.report import write_report
 from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore
+from fedsim.runtime.judging import run_judging
 
 Bench = Callable[..., Ran]
 Acting = Callable[[Callable[[], object]], None]
@@ -123,3 +128,29 @@ def test_a_folder_in_use_is_refused_without_making_anything(tmp_path: Path) -> N
     with ResultStore(tmp_path / "run").lock(), pytest.raises(UserError, match="is running in this folder; wait for it or stop it"):
         ResultStore(tmp_path / "run").check_free()
     ResultStore(tmp_path / "run").check_free()
+
+
+def test_a_finished_run_on_a_read_only_file_system_is_told_by_its_name(bench: Bench, disk: Path) -> None:
+    bench(small_grid("dp-gaussian", seeds=[0]), "whole")
+    for each in ("results.jsonl", "manifest.json"):
+        shutil.copy(disk.parent / "whole" / each, disk)
+    make_read_only(disk)
+    told = r"run: cannot be written \(read-only file system\); make it writable, or give another one"
+    with pytest.raises(UserError, match=told), ResultStore(disk).lock():
+        pass
+    with pytest.raises(OSError, match="Read-only") as caught:
+        write_report(disk)
+    assert caught.value.filename == str(disk / "summary.csv")
+
+
+def test_a_disk_without_room_for_the_report_of_a_judging_ends_it_as_one_of_a_bench(bench: Bench, disk: Path) -> None:
+    grid = small_grid("dp-gaussian", seeds=[0])
+    whole = bench(grid, "whole").folder
+    for each in ("results.jsonl", "manifest.json", "generators"):
+        (shutil.copytree if (whole / each).is_dir() else shutil.copy)(whole / each, disk / each)
+    (row,) = ResultStore(disk).rows()
+    ResultStore(disk).append(row.model_copy(update={"judged": "old"}))
+    console = Console(file=io.StringIO(), width=200)
+    with pytest.raises(RunLost, match=r"curves/.*: cannot be written \(no space left on device\).*the same command goes on"):
+        run_judging(disk, NODES, console, nullcontext(), 1)
+    assert [row.cell_id for row in ResultStore(disk).rows()] == [row.cell_id]
