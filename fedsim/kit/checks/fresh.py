@@ -6,9 +6,11 @@ import importlib
 import multiprocessing
 import os
 import pickle
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar, cast
 
@@ -38,12 +40,23 @@ def in_fresh_processes(function: Callable[..., Result], arguments: Iterable[tupl
     Raises:
         ProcessEnded: a process died, or the function raised an exception.
     """
-    multiprocessing.set_forkserver_preload(PRELOADED)
+    _start_server()
     with ThreadPoolExecutor(AT_ONCE) as threads:
         try:
             yield from threads.map(partial(_in_fresh_process, function, module), list(arguments))
         finally:
             threads.shutdown(cancel_futures=True)
+
+
+def _start_server() -> None:
+    """Start the server where none runs; Ctrl-C reaches it once what it imports first has seen to it that it ends without a traceback."""
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    resource_tracker.ensure_running()  # before, since it lets the signal through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _in_fresh_process(function: Callable[..., Result], module: str, arguments: tuple[Any, ...]) -> Result:

@@ -1,6 +1,7 @@
 """Fresh processes: nothing that one run leaves in memory is found by another."""
 
 import os
+import signal
 
 import pytest
 
@@ -40,3 +41,8 @@ def test_an_exception_is_told() -> None:
         list(in_fresh_processes(remember, [()], __name__))
     with pytest.raises(TypeError):
         forked(remember)
+
+
+def test_an_interruption_ends_a_fresh_process_without_a_traceback() -> None:
+    with pytest.raises(ProcessEnded, match="ended with exit code -2"):
+        list(in_fresh_processes(signal.raise_signal, [(signal.SIGINT,)], __name__))
