@@ -168,6 +168,4 @@ def plan_grid(grid: GridFile, set_: Replaced = None) -> None:
     from fedsim.simulation.noise_table import show_noise
     from fedsim.simulation.preflight import prepare
 
-    console = plain_console()
-    with interruptible(console, goes_on=False):
-        show_noise(prepare(load_grid(grid, set_ or []), [this_machine()]), console)
+    show_noise(prepare(load_grid(grid, set_ or []), [this_machine()]), plain_console())

@@ -155,7 +155,6 @@ def verify(
     from fedsim.simulation.preflight import prepare
 
     console, node = wide_console(plain_console()), this_machine()
-    with interruptible(console, goes_on=False):
-        verification = Verification.of(folder, lambda grid: prepare(grid, [node]), trust_plugin=trust_plugin)
-        equal = verification.run(cells, console, local_cluster(node))
+    verification = Verification.of(folder, lambda grid: prepare(grid, [node]), trust_plugin=trust_plugin)
+    equal = verification.run(cells, console, local_cluster(node))
     raise typer.Exit(0 if equal else 1)
