@@ -23,10 +23,10 @@ MIXED, LABELS = 400, 10
 """Rows of one client, and how many labels they have at most: a fault may be one label's, or show in a large batch only."""
 ENDS = tuple(2**n for n in range(9))
 """How many of the mixed rows are looked at by themselves, first ones and last ones: what counts rows may leave out either."""
-SAME = 1e-4
-"""Relative difference between two trainings of the same rows that is put down to rounding."""
 CLOSE = 1e-2
 """Relative difference that is put down to rounding: more rows may be multiplied in another order, and cosines of large angles tell."""
+SAME = 1e-4
+"""As :data:`CLOSE`, but of the same rows in the same order."""
 
 
 class PerExample(Protocol):
@@ -92,7 +92,7 @@ def _check_forgets(algorithm: PerExample, clients: int, batch: Batch, model: nn.
     other, (crowd, _) = _started(again, clients), crowds(algorithm.task)
     again.loss(other, _batch(again, -crowd.x, crowd.y, torch.zeros_like(crowd.y), clients))
     one, two = _total(algorithm.loss(model, batch)), _total(again.loss(other, batch))
-    if not float((one - two).norm()) <= SAME * float(one.norm() + two.norm()):
+    if not _near(one, two, SAME):
         raise NotPerExample("the loss remembers: the same rows are worth something else after other rows were seen")
 
 
@@ -145,8 +145,11 @@ class Crowd:
 
 def is_same(one: Tensor, two: Tensor) -> bool:
     """Whether rows are worth the same but for rounding."""
-    one, two = one.nan_to_num(), two.nan_to_num()
-    return float((one - two).norm()) <= CLOSE * float(one.norm() + two.norm())
+    return _near(one.nan_to_num(), two.nan_to_num(), CLOSE)
+
+
+def _near(one: Tensor, two: Tensor, within: float) -> bool:
+    return float((one - two).norm()) <= within * float(one.norm() + two.norm())
 
 
 def crowds(task: Task) -> tuple[Crowd, Crowd]:

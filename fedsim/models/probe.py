@@ -8,16 +8,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 PROBE_C = 0.1
 """The inverse strength of the L2 penalty where nothing else is asked for."""
-MAX_ITERATIONS = 200
-_EXACT = {"tol": 1e-7, "max_iter": 1000}
-"""For few rows; stopped earlier, predictions of a hundredth of the test rows rest on the last bit of the data."""
+MAX_ITERATIONS, TOLERANCE = 200, 1e-4
+"""When a fit of many rows ends: the iterations, or the largest entry of the gradient."""
+_EXACT_ITERATIONS, _EXACT_TOLERANCE = 1000, 1e-7
+"""Those of few rows; stopped as early as many rows are, up to 2 in 1,000 predictions rest on the last bit of the data."""
 # A feature that hardly varies in training has no scale of its own: dividing by it would let its test values drown the rest.
 SCALE_FLOOR = 1e-3
 
@@ -83,7 +83,7 @@ def fit_probe(x: NDArray[np.float32], y: NDArray[np.int64], probe_c: float, *, b
 
     Minimises ``sum_i -log softmax(W s(x_i) + b)[y_i] + ||W||^2 / (2 probe_c)`` with L-BFGS, where ``s`` subtracts the mean
     and divides by the standard deviation of each feature over ``x``. With more rows than half of the features it stops at a gradient of
-    1e-4 or after :data:`MAX_ITERATIONS`; with fewer it goes on to the minimum.
+    :data:`TOLERANCE` or after :data:`MAX_ITERATIONS`; with fewer it goes on to the minimum.
 
     Args:
         x: training rows, float [n, d], n >= 1.
@@ -112,22 +112,23 @@ def fit_probes(x: NDArray[np.float32], y: NDArray[np.int64], strengths: Sequence
         return [Probe(mean, scale, classes, np.empty((x.shape[1], 0), np.float32), np.empty(0, np.float32)) for _ in strengths]
     features = _standardise(x, mean, scale)
     if 2 * len(x) > x.shape[1]:
-        fitted = [_weights(features, y, strength, balanced, max_iter=MAX_ITERATIONS) for strength in strengths]
+        fitted = [_weights(features, y, strength, balanced, MAX_ITERATIONS, TOLERANCE) for strength in strengths]
     else:
         # W lies in the span of the rows: the same problem in as many coordinates as there are rows
         basis, coordinates = np.linalg.qr(features.T.astype(np.float64))
-        found = [_weights(coordinates.T, y, strength, balanced, **_EXACT) for strength in strengths]
+        found = [_weights(coordinates.T, y, strength, balanced, _EXACT_ITERATIONS, _EXACT_TOLERANCE) for strength in strengths]
         fitted = [(basis @ weight, bias) for weight, bias in found]
     return [Probe(mean, scale, classes, weight.astype(np.float32), bias.astype(np.float32)) for weight, bias in fitted]
 
 
 def _weights(
-    features: NDArray[np.floating], y: NDArray[np.int64], probe_c: float, balanced: bool, **stops: Any
+    features: NDArray[np.floating], y: NDArray[np.int64], probe_c: float, balanced: bool, iterations: int, tolerance: float
 ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    model = LogisticRegression(C=probe_c, solver="lbfgs", class_weight="balanced" if balanced else None, **stops)
+    weight = "balanced" if balanced else None
+    model = LogisticRegression(C=probe_c, solver="lbfgs", class_weight=weight, max_iter=iterations, tol=tolerance)
     with warnings.catch_warnings():
         # Stopping at the limit is part of the probe's definition, not news.
         warnings.simplefilter("ignore", ConvergenceWarning)
