@@ -7,6 +7,7 @@ cell, whose blocks are numbered by purpose, round and client: no two streams of 
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cache
@@ -45,6 +46,7 @@ SECRET = frozenset({Purpose.NOISE, Purpose.SAMPLING, Purpose.LATENT, Purpose.LOC
 """What an adversary must not know: the noise; who is in a sample, for sampling amplifies only while it is hidden; and what a client draws
 for its rows, which is dealt out in their order: whoever knew it would see every later row move up when one is gone.
 """
+_SERVER_ROOT = b"fedsim: root of the server's public streams\0"
 _WORDS = slice(24, 24 + 624 * 8)
 """Where torch keeps the 624 words of its Mersenne Twister, each in eight bytes."""
 
@@ -74,8 +76,12 @@ class Seeds:
 
     @property
     def public(self) -> Seeds:
-        """What a method's server may draw from: who could draw the noise again could take it off."""
-        return Seeds(self.root, whole=False)
+        """The tree that a method's server draws from; its root follows from this one's by SHA-256, and not the other way round.
+
+        With the cell's root and no secret, the noise could be drawn again and taken off.
+        """
+        digest = hashlib.sha256(_SERVER_ROOT + self.root.to_bytes(32, "big")).digest()
+        return Seeds(int.from_bytes(digest[:16], "big"), whole=False)
 
     def keystream(self, purpose: Purpose, round_: int = 0, client: int = SERVER) -> Keystream:
         """The stream of a purpose in :data:`SECRET`; ``client`` counts from 0, ``SERVER`` is the server's own stream.

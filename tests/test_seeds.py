@@ -114,8 +114,14 @@ def test_a_negative_root_is_refused() -> None:
 
 def test_a_server_draws_what_it_needs_and_nothing_that_could_take_noise_off() -> None:
     seeds = Seeds(3, secret=5)
-    assert seeds.public.numpy(Purpose.META).random() == seeds.numpy(Purpose.META).random()
+    assert seeds.public.numpy(Purpose.META).random() == Seeds(3).public.numpy(Purpose.META).random()
     assert seeds.public.secret is None
     for purpose in SECRET:
         with pytest.raises(ValueError, match=f"the stream {purpose.name} is drawn at the clients and by the harness"):
             seeds.public.keystream(purpose)
+
+
+def test_the_root_that_a_server_has_does_not_draw_the_clients_noise_again() -> None:
+    for root in (0, 3, 2**63 - 1):
+        noise, again = (seeds.keystream(Purpose.NOISE).words(4).tolist() for seeds in (Seeds(root), Seeds(Seeds(root).public.root)))
+        assert noise != again

@@ -267,7 +267,7 @@ class TrialWorker:
         data = self.process.same(trial.data_key, data)
         try:
             algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
-            server = algorithm.initial_server(Seeds(trial.cell.seed)).to(self.device)
+            server = algorithm.initial_server(Seeds(trial.cell.seed).public).to(self.device)
             cohort = Cohort(trial.cohorts()[0], data.x_train, data.y_train, self.device)
             cohort.round(next(algorithm.schedule()), algorithm.phases()[0].broadcast(server))
             yield Report(end=filled(self.device))

@@ -155,7 +155,7 @@ def _start(algorithm: Algorithm, pair: Pair) -> Checkpoint | None:
     """Where a training begins whose server has a share of its initial weights."""
     if pair.weights == 1:
         return None
-    server = algorithm.initial_server(Seeds(pair.seed))
+    server = algorithm.initial_server(Seeds(pair.seed).public)
     tensors = {f"server.model.{name}": pair.weights * p.detach() for name, p in server.model.named_parameters() if p.numel()}
     tensors |= {f"server.tensors.{name}": value for name, value in server.tensors.items()}
     return Checkpoint(0, tensors, Ledger().to_json(), 0)

@@ -65,7 +65,7 @@ def noise(subject: Subject) -> Verdict:
 
 def _draws(subject: Subject, plan: PrivacyPlan) -> list[Draw]:
     """All noise of clients, one client an actor: from what they send with and without it, else from ``Clients.add_noise``."""
-    algorithm, seeds = subject.build(), Seeds(0)
+    algorithm, seeds = subject.build(), Seeds(0).public
     silent = Subject(replace(subject.trial, plan=replace(plan, sigma=0.0)), subject.data)
     noisy, quiet = (WatchedPool(each.cohorts((1,) * CLIENTS)) for each in (subject, silent))
     server = algorithm.initial_server(seeds)
