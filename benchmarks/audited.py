@@ -12,7 +12,7 @@ from torch import Tensor
 from baselines.dp_cvae import DPCVAE
 from baselines.weight_noise_cvae import WeightNoiseCVAE
 from fedsim.batch import Batch
-from fedsim.privacy.plan import PrivacyPlan, Release
+from fedsim.privacy.plan import Release
 
 
 class PublicSchedule(DPCVAE):
@@ -36,7 +36,6 @@ class TurnedRound(WeightNoiseCVAE):
 class LessNoise(DPCVAE):
     """The control: 0.6 of the noise that the claim asks for."""
 
-    def plan(self, epsilon: float | None, delta: float) -> PrivacyPlan | None:
-        """The plan with less noise."""
-        plan = super().plan(epsilon, delta)
-        return plan and replace(plan, sigma=0.6 * plan.sigma)
+    def sensitivity(self) -> float:
+        """Less than a unit can do."""
+        return 0.6 * super().sensitivity()

@@ -25,6 +25,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from fedsim.methods.algorithm import solved_plan
 from fedsim.methods.messages import Task
 from fedsim.runtime.worker import settle
 from fedsim.seeds import Seeds
@@ -67,7 +68,7 @@ def work(clients: int, turns: Connection) -> None:
     # averaged from the first round on: the most that a round does
     params = {"rounds": FOREVER, "average_from": 0.0}
     algorithm = build_algorithm(NAME, params, Task(DIM, CLASSES, clients))
-    plan = algorithm.plan(EPSILON, DELTA)
+    plan = solved_plan(algorithm, EPSILON, DELTA)
     rows = tuple(np.array_split(np.arange(ROWS), clients))
     cohort = Cohort(CohortSpec(NAME, params, algorithm.task, plan, Seeds(0), tuple(range(clients)), rows), x, y)
     rounds = train(algorithm, LocalPool([cohort]), plan, Seeds(0))

@@ -33,6 +33,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader, TensorDataset
 
+from fedsim.methods.algorithm import solved_plan
 from fedsim.methods.messages import Task
 from fedsim.runtime.worker import settle
 from fedsim.seeds import Seeds
@@ -55,7 +56,7 @@ class Record:
 def product(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> tuple[Callable[[], None], int]:
     """A round of dp-cvae, and how many local steps of a client it is."""
     algorithm = build_algorithm("dp-cvae", {}, Task(DIM, CLASSES, CLIENTS))
-    plan = algorithm.plan(EPSILON, DELTA)
+    plan = solved_plan(algorithm, EPSILON, DELTA)
     rows = tuple(np.array_split(np.arange(len(x)), CLIENTS))
     spec = CohortSpec("dp-cvae", {}, algorithm.task, plan, Seeds(0), tuple(range(CLIENTS)), rows)
     rounds = train(algorithm, LocalPool([Cohort(spec, x, y)]), plan, Seeds(0))

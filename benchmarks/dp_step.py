@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from fedsim.batch import Batch, Layout
 from fedsim.data.sources.digits import digits_embeddings
-from fedsim.methods.algorithm import Algorithm
+from fedsim.methods.algorithm import Algorithm, solved_plan
 from fedsim.methods.dp_sgd import DPSGD, DPSGDParams
 from fedsim.methods.messages import Server, Task
 from fedsim.methods.products import Generator
@@ -174,7 +174,7 @@ def fedsim_round(private: bool, engine: str = "bookkeeping") -> Callable[[Proble
     def make(problem: Problem) -> Callable[[], None]:
         params = {**problem.params, "engine": engine}
         algorithm = build_algorithm(problem.name, params, problem.task)
-        plan = algorithm.plan(EPSILON, DELTA) if private else None
+        plan = solved_plan(algorithm, EPSILON, DELTA) if private else None
         rows = tuple(np.array_split(np.arange(len(problem.x)), CLIENTS))
         spec = CohortSpec(problem.name, params, algorithm.task, plan, Seeds(0), tuple(range(CLIENTS)), rows)
         rounds = train(algorithm, LocalPool([Cohort(spec, problem.x, problem.y)]), plan, Seeds(0))

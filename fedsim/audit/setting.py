@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fedsim.data.normalise import unit_norm
 from fedsim.errors import UserError, at
-from fedsim.methods.algorithm import Algorithm
+from fedsim.methods.algorithm import Algorithm, solved_plan
 from fedsim.methods.messages import Task
 from fedsim.methods.registry import lookup
 from fedsim.privacy.accountant import Event
@@ -126,7 +126,7 @@ def plan_of(algorithm: str, params: dict[str, Any], task: Task, epsilon: float |
         UserError: the unit or trust is not supported, or the claim cannot be met; with the algorithm's name.
     """
     with at(lambda where: f"{where} with {algorithm}"):
-        return build_algorithm(algorithm, params, task).plan(epsilon, delta)
+        return solved_plan(build_algorithm(algorithm, params, task), epsilon, delta)
 
 
 def clipped(setting: Setting, clip: float) -> Setting:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 from rich.console import Console
@@ -63,46 +63,52 @@ def check(
 
     It trains on 200 rows of digits and 4 clients, 12 rounds at a time, for about a minute. The exit code is 0 if all passed, 1 if
     something failed.
-    After a full check that passed, rows of this code say `checked` where they said `stated`. After a fault in what the claim rests on,
-    they say `heuristic`.
+    After a full check that passed, rows of this code with the parameters given here (others: the defaults) say `checked` in place of
+    `stated`. After a fault in what the claim rests on, they say `heuristic`, and so do those of parameters that have not passed.
     """
     import torch
 
+    from fedsim.audit.run import parameters
     from fedsim.kit.check import OF_PRIVACY, check_algorithm, findings_table
+    from fedsim.kit.checks.subject import DELTA, EPSILON
     from fedsim.methods.own_errors import own_errors
 
     # on so small tensors a second thread only waits
     torch.set_num_threads(1)
     with own_errors(algorithm):
+        in_a_grid = parameters(algorithm, param or [], "example", "aggregate", EPSILON, DELTA)
         findings = list(check_algorithm(algorithm, param or [], unit, trust, quick=quick))
     console = wide_console(plain_console(), 100)
     console.print(findings_table(algorithm, findings))
     faulty = {finding.setting for finding in findings if finding.passed is False}
     refuted = {finding.setting for finding in findings if finding.passed is False and finding.check in OF_PRIVACY}
     sound = set() if quick else {finding.setting for finding in findings} - faulty
-    for claim, filed in _file_checks(algorithm, param or [], sound, refuted).items():
-        print_line(console, f"on file: rows of this code say '{claim}' for {' and '.join(filed)}")
+    of = "these parameters" if param else "default parameters"
+    for claim, filed in _file_checks(algorithm, in_a_grid, sound, refuted).items():
+        print_line(console, f"on file: rows of this code with {of} say '{claim}' for {' and '.join(filed)}")
     if faulty:
         raise typer.Exit(1)
 
 
-def _file_checks(algorithm: str, param: list[str], sound: set[str], refuted: set[str]) -> dict[Claim, list[str]]:
-    """Note how the check ended where that changes what a claim is worth; the claims, and their settings."""
-    from fedsim.kit.checks.subject import subject
-    from fedsim.methods.check_file import file_check, on_file
-    from fedsim.methods.claims import is_guaranteed, worth
+def _file_checks(algorithm: str, params: dict[str, Any], sound: set[str], refuted: set[str]) -> dict[Claim, list[str]]:
+    """Note how the check ended, for the parameters as rows have them; what they claim now, and in which settings."""
+    from fedsim.kit.describe import CLASSES, CLIENTS, DIM
+    from fedsim.methods.check_file import file_check
+    from fedsim.methods.claims import worth
+    from fedsim.methods.messages import Task
+    from fedsim.simulation.cohort import build_algorithm
 
-    filed = dict[Claim, list[str]]()
-    for unit, trust in product(get_args(Unit), get_args(Trust)):
-        setting = f"{unit}, {trust}"
-        if setting not in sound | refuted:
-            continue
-        checked = subject(algorithm, param, unit, trust).algorithm
-        # a passed check of what its base class proves says nothing new, unless one failed before
-        if setting in refuted or not is_guaranteed(checked) or on_file(checked) == "failed":
-            file_check(checked, "failed" if setting in refuted else "passed")
-            filed.setdefault(worth(checked.claim(), checked), []).append(setting)
-    return filed
+    checked = {
+        f"{unit}, {trust}": build_algorithm(algorithm, params, Task(DIM, CLASSES, CLIENTS, unit, trust))
+        for unit, trust in product(get_args(Unit), get_args(Trust))
+        if f"{unit}, {trust}" in sound | refuted
+    }
+    for setting, own in checked.items():
+        file_check(own, "failed" if setting in refuted else "passed")
+    claims = dict[Claim, list[str]]()
+    for setting, own in checked.items():  # once all are on file: a fault in one setting counts in all
+        claims.setdefault(worth(own.claim(), own), []).append(setting)
+    return claims
 
 
 @app.command(rich_help_panel=PANEL)

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsim.errors import PluginError, UserError
-from fedsim.methods.algorithm import Algorithm
+from fedsim.methods.algorithm import Algorithm, solved_plan
 from fedsim.methods.claims import worth
 from fedsim.methods.messages import Task
 from fedsim.methods.registry import lookup
@@ -117,8 +117,10 @@ def _claims(cls: type[Algorithm], where: str) -> tuple[dict[tuple[Unit, Trust], 
     for unit, trust in settings:
         try:
             algorithm = cls(cls.Params(), Task(DIM, CLASSES, CLIENTS, unit, trust))
-            algorithm.plan(math.inf if cls.private else None, delta=1e-4)
+            solved_plan(algorithm, math.inf if cls.private else None, delta=1e-4)
             claims[unit, trust] = worth(algorithm.claim(), algorithm) if cls.private else NOT_PRIVATE
+        except PluginError:
+            raise
         except UserError as error:
             claims[unit, trust] = error.what
             refused.add((unit, trust))

@@ -17,7 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
-from fedsim.errors import UserError
+from fedsim.errors import PluginError, UserError
 from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Round, Server, Task, Tensors
 from fedsim.methods.parameters import shared_tensors
@@ -125,30 +125,14 @@ class Algorithm(ABC):
         """Whether what clients send carries their own noise already, so that the server adds none."""
         return self.task.trust == "silo"
 
-    # --- the harness's part ---
-
-    def plan(self, epsilon: float | None, delta: float) -> PrivacyPlan | None:
-        """The privacy plan, calibrated before the first step; None where epsilon has no meaning.
+    def check_setting(self) -> None:  # noqa: B027 (most algorithms support all parameters in all their units and trusts)
+        """Refuse parameters that have no meaning, or no plan, for the unit and trust.
 
         Raises:
-            UserError: the unit or trust is not supported, or the target cannot be met.
+            UserError: what is refused, and what would be right.
         """
-        for key, value, supported in (("unit", self.task.unit, self.units), ("trust", self.task.trust, self.trusts)):
-            if self.private and value not in supported:
-                raise UserError(key, f"does not support '{value}'", f"supported: {', '.join(supported)}")
-        if epsilon is None:
-            return None
-        return calibrate(
-            epsilon=epsilon,
-            delta=delta,
-            releases=self.releases(),
-            unit=self.task.unit,
-            trust=self.task.trust,
-            scope=self.scope(),
-            claim=self.claim(),
-            clip=self.clip(),
-            sensitivity=self.sensitivity(),
-        )
+
+    # --- the harness's part ---
 
     def check_contract(self) -> None:  # noqa: B027 (most base classes take nothing for granted)
         """Try what the base class's guarantee takes for granted, on made-up rows.
@@ -183,3 +167,36 @@ class Algorithm(ABC):
     def schedule(self) -> Iterator[Round]:
         """Every round of the phases, in order."""
         return rounds_of(self.phases())
+
+
+def solved_plan(algorithm: Algorithm, epsilon: float | None, delta: float) -> PrivacyPlan | None:
+    """The privacy plan, calibrated before the first step; None where epsilon has no meaning.
+
+    It is solved here alone, for what the algorithm says of its releases: one that an algorithm changed is not its proof's.
+
+    Raises:
+        UserError: the unit or trust is not supported, the parameters are refused, or the target cannot be met.
+        PluginError: the algorithm has a ``plan`` of its own.
+    """
+    if hasattr(algorithm, "plan"):
+        where, what = f"{type(algorithm).__name__}.plan", "a method does not solve its own plan"
+        right = "let releases(), clip() and sensitivity() return what the noise is solved for, and check_setting() refuse what has no plan"
+        raise PluginError(where, what, right)
+    task = algorithm.task
+    for key, value, supported in (("unit", task.unit, algorithm.units), ("trust", task.trust, algorithm.trusts)):
+        if algorithm.private and value not in supported:
+            raise UserError(key, f"does not support '{value}'", f"supported: {', '.join(supported)}")
+    algorithm.check_setting()
+    if epsilon is None:
+        return None
+    return calibrate(
+        epsilon=epsilon,
+        delta=delta,
+        releases=algorithm.releases(),
+        unit=task.unit,
+        trust=task.trust,
+        scope=algorithm.scope(),
+        claim=algorithm.claim(),
+        clip=algorithm.clip(),
+        sensitivity=algorithm.sensitivity(),
+    )

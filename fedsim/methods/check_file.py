@@ -1,11 +1,14 @@
-"""How checks ended: a file for every algorithm, privacy setting and mode of which ``fedsim check`` said something."""
+"""How checks ended: a folder for the code of an algorithm, in it a file for every unit, trust and parameters that were checked."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel
 
 from fedsim.atomic import replaced
 from fedsim.data.cache import cache_folder
@@ -22,13 +25,34 @@ CHECK = "fedsim.kit.check"
 Ending = Literal["passed", "failed"]
 
 
-def on_file(algorithm: Algorithm) -> Ending | None:
-    """How the last check of this code, unit, trust and mode (parameters that are no numbers) on this machine ended; None where none did."""
-    try:
-        found = json.loads(_path(algorithm).read_bytes())
-    except (OSError, ValueError):
-        return None
-    return next((ending for ending in get_args(Ending) if found == _checked(algorithm) | {"ended": ending}), None)
+class Checked(BaseModel):
+    """A check that ended.
+
+    Attributes:
+        unit, trust: the setting.
+        params: all parameters, as JSON.
+        ended: how.
+    """
+
+    unit: str
+    trust: str
+    params: str
+    ended: Ending
+
+
+def on_file(algorithm: Algorithm) -> Literal["passed", "doubted", "failed"] | None:
+    """What checks of this code on this machine say of the algorithm's parameters in its unit and trust; None where nothing.
+
+    Returns:
+        ``failed`` if these parameters failed, or others did and these have not passed; else ``doubted`` if these failed in another unit
+        or trust; else ``passed`` if they did.
+    """
+    own, checks = _checked(algorithm, "passed"), list(_checks(algorithm))
+    here = {each.params: each.ended for each in checks if (each.unit, each.trust) == (own.unit, own.trust)}
+    ended = here.get(own.params, "failed" if "failed" in here.values() else None)
+    if ended != "failed" and any((each.params, each.ended) == (own.params, "failed") for each in checks):
+        return "doubted"
+    return ended
 
 
 def file_check(algorithm: Algorithm, ending: Ending) -> None:
@@ -37,37 +61,33 @@ def file_check(algorithm: Algorithm, ending: Ending) -> None:
     Raises:
         UserError: fedsim's cache folder cannot be written.
     """
-    path = _path(algorithm)
+    own = _checked(algorithm, ending)
+    path = _folder(algorithm) / f"{_digest(own.unit, own.trust, own.params)}.json"
     try:
         with replaced(path) as part:
-            part.write_text(json.dumps(_checked(algorithm) | {"ended": ending}, indent=1) + "\n", encoding="utf-8")
+            part.write_text(own.model_dump_json(indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(str(path.parent), f"cannot be written ({error.strerror})", "set FEDSIM_CACHE to another folder") from error
 
 
-def _checked(algorithm: Algorithm) -> dict[str, Any]:
-    """What was checked, as far as another cell has to have the same."""
-    return {
-        "algorithm": type(algorithm).__qualname__,
-        "source": source_hash(type(algorithm)),
-        "unit": algorithm.task.unit,
-        "trust": algorithm.task.trust,
-        "modes": _modes(algorithm.params.model_dump(mode="json")),
-        "check": module_hash(CHECK),
-    }
+def _checked(algorithm: Algorithm, ending: Ending) -> Checked:
+    params = json.dumps(algorithm.params.model_dump(mode="json"), sort_keys=True)
+    return Checked(unit=algorithm.task.unit, trust=algorithm.task.trust, params=params, ended=ending)
 
 
-def _path(algorithm: Algorithm) -> Path:
-    key = json.dumps(_checked(algorithm), sort_keys=True).encode()
-    return cache_folder() / "checks" / f"{hashlib.sha256(key).hexdigest()[:16]}.json"
+def _checks(algorithm: Algorithm) -> Iterator[Checked]:
+    """All of the algorithm's code; a file that cannot be read counts as none."""
+    for path in _folder(algorithm).glob("*.json"):
+        try:
+            yield Checked.model_validate_json(path.read_bytes())
+        except (OSError, ValueError):
+            continue
 
 
-def _modes(value: Any) -> Any:
-    """Parameters without their numbers: what is left are switches, words and missing values."""
-    if isinstance(value, dict):
-        return {key: _modes(each) for key, each in value.items() if not _is_number(each)}
-    return [_modes(each) for each in value if not _is_number(each)] if isinstance(value, list) else value
+def _folder(algorithm: Algorithm) -> Path:
+    cls = type(algorithm)
+    return cache_folder() / "checks" / _digest(cls.__qualname__, source_hash(cls), module_hash(CHECK))
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _digest(*parts: str) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

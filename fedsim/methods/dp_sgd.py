@@ -27,7 +27,7 @@ from fedsim.methods.parameters import load_parameters, local_names, shared_tenso
 from fedsim.methods.per_example import check_clients, check_loss
 from fedsim.methods.phase import Phase
 from fedsim.privacy.clipping import EngineName, Norms, clipped_sum
-from fedsim.privacy.plan import Claim, PrivacyPlan, Release, Unit
+from fedsim.privacy.plan import Claim, Release, Unit
 from fedsim.seeds import Purpose
 
 RELEASE = "dp-sgd"
@@ -109,16 +109,15 @@ class DPSGD(Algorithm):
         rate = self.params.client_rate if self.task.unit == "client" else self.params.sample_rate
         return (Phase(Release(RELEASE, rate, self.params.rounds), self.client_round, self.server_step, self.broadcast),)
 
-    def plan(self, epsilon: float | None, delta: float) -> PrivacyPlan | None:
-        """As every algorithm's.
+    def check_setting(self) -> None:
+        """Clients are sampled where they are the unit only.
 
         Raises:
-            UserError: also where clients are sampled and the budget is an example's or a group's.
+            UserError: they are sampled, and the budget is an example's or a group's.
         """
         if self.task.unit != "client" and self.params.client_rate < 1:
             what = f"{self.params.client_rate:g} samples clients, which does not amplify the budget of a unit within one"
             raise UserError("client_rate", what, "give 1, or unit: client")
-        return super().plan(epsilon, delta)
 
     def check_contract(self) -> None:
         """The loss is per example where single examples are clipped, else its client's own.

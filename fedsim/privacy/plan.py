@@ -24,8 +24,8 @@ Trust = Literal["aggregate", "silo"]
 Neighbours = Literal["add-or-remove-one"]
 """What two data sets that a plan's epsilon is about differ in."""
 Claim = Literal["proved", "checked", "stated", "heuristic", "none"]
-"""What an (epsilon, delta) is worth, the strongest first: a theorem that the base classes guarantee; one that a plug-in's author states,
-and a check did not refute; one that the author states alone; not a theorem; nothing."""
+"""What an (epsilon, delta) is worth, the strongest first: a theorem, of a class that fedsim ships; one that a plug-in's author states, and
+a check of its code and parameters did not refute; one that the author states alone; not a theorem; nothing."""
 RELEASABLE: tuple[Claim, ...] = ("proved", "checked")
 """Claims under which a release is what its epsilon says."""
 

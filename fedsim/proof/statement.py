@@ -23,8 +23,10 @@ NOISES = {
 }
 CLAIMS = {
     "proved": "(ε, δ) is a theorem for this method",
-    "checked": "(ε, δ) is a theorem by its author's word, and a passed fedsim check of this code, which refutes and does not prove",
-    "stated": "(ε, δ) is a theorem by its author's word alone; no passed fedsim check of this code is on file",
+    "checked": "(ε, δ) is a theorem by its author's word, also that the loss or statistic is per example; a full fedsim check of this code "
+    "and these parameters passed, which looks at that and does not prove it",
+    "stated": "(ε, δ) is a theorem by its author's word alone, also that the loss or statistic is per example; no full fedsim check of "
+    "this code and these parameters stands behind it",
     "heuristic": "(ε, δ) is computed for the noise that was added, but is not a theorem for this method",
     "none": "no privacy is claimed",
 }

@@ -30,8 +30,8 @@ CLAIM_WORDS = {
 }
 """How a claim other than "proved" is worded beside a label."""
 _CLAIM_NOTES = {
-    "checked": "the author states the theorem, and a passed fedsim check of this code refutes nothing",
-    "stated": "the author states the theorem; no passed fedsim check of this code is on file",
+    "checked": "the author states the theorem, and a passed fedsim check of this code and these parameters refutes nothing",
+    "stated": "the author states the theorem; no passed fedsim check of this code and these parameters is on file",
     "heuristic": "the number is not a theorem for that method",
     "refuted": "an audit refutes what is claimed at one budget or more",
 }

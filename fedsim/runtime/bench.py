@@ -17,6 +17,7 @@ from rich.console import Console
 from fedsim.audit.of_grid import ClaimAudit, audits_of, is_told
 from fedsim.grid.models import Grid
 from fedsim.interrupts import INTERRUPTED
+from fedsim.methods.check_file import on_file
 from fedsim.results.folder import RunFolder
 from fedsim.results.partitions import write_partitions
 from fedsim.results.rows import Row
@@ -25,6 +26,7 @@ from fedsim.runtime.cluster import ClusterLost
 from fedsim.runtime.display import make_display, outcome
 from fedsim.runtime.manifest import write_manifest
 from fedsim.runtime.scheduler import Scheduler
+from fedsim.simulation.cohort import build_algorithm
 from fedsim.simulation.generators import tell_claim
 from fedsim.simulation.label_matrices import drawn_matrices
 from fedsim.simulation.plan_table import show_refused, show_warnings
@@ -128,19 +130,24 @@ def older_code(grid: Grid, todo: Sequence[Trial], rows: Sequence[Row]) -> str | 
 def told_anew(finished: Sequence[Trial], rows: Sequence[Row], folder: RunFolder) -> list[Row]:
     """Rows of finished cells to be written once more, as the last word: their code was checked since, or an edit was undone.
 
-    A check is of exactly the code that ran, so it holds for the row, and for the generator in ``folder``: what was stated is checked, or no
-    theorem since a fault was found. That a check has passed is not taken back where nothing is on file any more.
+    A check is of exactly the code and parameters that ran, so it holds for the row, and for the generator in ``folder``: what was stated is
+    checked, or no theorem since a fault was found. That a check has passed is not taken back where nothing is on file any more.
     """
     by_cell, newest = {row.cell_id: row for row in rows}, {row.algorithm: row.source for row in rows}
     told = []
     for trial in finished:
         row, plan = by_cell[trial.cell.cell_id], trial.plan
-        if plan is not None and row.claim != plan.claim and (row.claim, plan.claim) != ("checked", "stated"):
+        if plan is not None and row.claim != plan.claim and not (row.claim == "checked" and _is_unchecked(trial)):
             generator = tell_claim(folder, trial.cell, plan.claim, row.generator)
             told.append(row.model_copy(update={"claim": plan.claim, "generator": generator}))
         elif row.source != newest[row.algorithm]:
             told.append(row)
     return told
+
+
+def _is_unchecked(trial: Trial) -> bool:
+    """Whether this machine knows of no check."""
+    return on_file(build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)) is None
 
 
 def _untold(audits: Sequence[ClaimAudit], todo: Sequence[Trial], store: ResultStore) -> list[ClaimAudit]:

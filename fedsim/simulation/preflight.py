@@ -12,6 +12,7 @@ from fedsim.errors import PluginError, UserError, at
 from fedsim.grid.cells import expand, grid_place, without_unseen
 from fedsim.grid.models import Cell, Grid, Resources
 from fedsim.grid.resolve import resolve
+from fedsim.methods.algorithm import solved_plan
 from fedsim.methods.claims import worth
 from fedsim.methods.messages import Task
 from fedsim.partition import SCHEMES, Partition, as_seen, make_partition
@@ -186,7 +187,7 @@ def planned(grid: Grid, cells: Sequence[Cell], tasks: Sequence[Task], tell: Tell
 
 
 def calibrated(grid: Grid, cell: Cell, task: Task) -> PrivacyPlan | None:
-    """The cell's plan, with what its claim is worth: the harness says that, whatever the algorithm's own plan does.
+    """The cell's plan, with what its claim is worth.
 
     Raises:
         UserError: there is none; with the place in the grid.
@@ -201,7 +202,7 @@ def calibrated(grid: Grid, cell: Cell, task: Task) -> PrivacyPlan | None:
 
     with at(place):
         algorithm = build_algorithm(cell.algorithm, cell.params, task)
-        plan = algorithm.plan(cell.epsilon, cell.delta)
+        plan = solved_plan(algorithm, cell.epsilon, cell.delta)
         return plan and replace(plan, claim=worth(plan.claim, algorithm))
 
 

@@ -19,7 +19,7 @@ from fedsim.data.embeddings import Embeddings
 from fedsim.device import CPU
 from fedsim.errors import NotPerExample, PluginError, UserError
 from fedsim.grid.resolve import Resolved, Variant
-from fedsim.methods.algorithm import Algorithm
+from fedsim.methods.algorithm import Algorithm, solved_plan
 from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Message, Round, Server, Task, Tensors, Values
 from fedsim.methods.phase import Phase
@@ -107,7 +107,9 @@ def rehearse(
     try:
         with _in_time(seconds), torch.random.fork_rng(devices=[]):
             try:
-                plan = build_algorithm(variant.name, variant.params, task).plan(epsilon if cls.private else None, delta)
+                plan = solved_plan(build_algorithm(variant.name, variant.params, task), epsilon if cls.private else None, delta)
+            except PluginError:
+                raise
             except UserError:  # what the grid asks for cannot be planned, which is not the plug-in's mistake and told with its cell
                 return
             cohort = made_up_cohort(variant.name, variant.params, task, plan, ROWS, device)
@@ -117,6 +119,8 @@ def rehearse(
     except NotPerExample as error:
         loss: Any = getattr(cls, "loss", getattr(cls, "statistics", cls))
         raise PluginError(where, f"on {made_up}, {line_of(loss)}: {error}", error.remedy) from error
+    except PluginError:
+        raise
     except _Unexpected as error:
         raise PluginError(where, f"on {made_up}, {error.what}", f"expected {error.expected}") from error
     except _Late as error:

@@ -10,6 +10,7 @@ from cells import quick, small_cells
 
 from algorithms import fedhypevae_sites, fedhypevae_warm
 from algorithms.class_block import BlockGenerator, SitesGenerator, block_of
+from fedsim.methods.algorithm import solved_plan
 from fedsim.methods.messages import Task, Tensors
 from fedsim.methods.one_shot import Rows
 from fedsim.methods.parameters import rounded
@@ -50,7 +51,7 @@ def test_no_example_changes_a_release_by_more_than_the_clip_norm(expected: float
     trial = replace(trial, sizes=(4,))
     everyone, seen, phases = local_pool(trial, data), [], algorithm.phases()
     # of what noise there would be follow the weights of the moments
-    server = replace(algorithm.initial_server(Seeds(0)), plan=algorithm.plan(expected, 1e-4))
+    server = replace(algorithm.initial_server(Seeds(0)), plan=solved_plan(algorithm, expected, 1e-4))
     for round_ in algorithm.schedule():
         phase = phases[round_.phase]
         (whole,) = everyone.round(round_, phase.broadcast(server))
@@ -152,7 +153,7 @@ def test_of_few_rows_in_many_dimensions_the_centre_is_hardly_the_noise_of_their_
 @pytest.mark.parametrize(("rows", "second"), [(100_000, 1.0), (2000, 0.62), (100, 0.08)])
 def test_of_fewer_rows_the_second_moment_has_less_of_the_budget_and_a_row_uses_all_of_it(rows: int, second: float) -> None:
     algorithm = fedhypevae_warm.FedHypeVAEWarm(fedhypevae_warm.FedHypeVAEWarmParams(), Task(1280, 2, 1))
-    server = replace(algorithm.initial_server(Seeds(0)), plan=algorithm.plan(1.0, 1e-4))
+    server = replace(algorithm.initial_server(Seeds(0)), plan=solved_plan(algorithm, 1.0, 1e-4))
     emphasis = algorithm.emphasis(server, torch.tensor(float(rows)))
     x = torch.nn.functional.normalize(torch.randn(50, 1280, generator=torch.Generator().manual_seed(0)))
     told = {"emphasis": emphasis, "centre": torch.zeros(1280), "class_centres": torch.zeros(2, 1280), "inner_radius": torch.tensor(0.5)}
@@ -200,7 +201,7 @@ def without_noise(
 @pytest.mark.parametrize("noise", [0.0, 30.0])
 def test_exact_moments_say_the_same_whatever_their_weights(noise: float) -> None:
     algorithm = fedhypevae_warm.FedHypeVAEWarm(fedhypevae_warm.FedHypeVAEWarmParams(block=2), Task(10, 3, SITES))
-    rows, plan, std = of_sites(0.0)[0], algorithm.plan(0.01, 1e-4), dict.fromkeys(fedhypevae_warm.MOMENT_WEIGHTS, noise)
+    rows, plan, std = of_sites(0.0)[0], solved_plan(algorithm, 0.01, 1e-4), dict.fromkeys(fedhypevae_warm.MOMENT_WEIGHTS, noise)
     emphasis = without_noise(algorithm, rows, plan)["emphasis"]
     assert float(emphasis[2]) < 0.5
     many = without_noise(algorithm, rows, **std)

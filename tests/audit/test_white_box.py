@@ -41,7 +41,7 @@ def test_the_score_of_a_right_one_is_the_privacy_loss_that_was_paid_for() -> Non
 @pytest.mark.parametrize(
     ("path", "trust", "params", "count"),
     [
-        ("half_the_noise:HalfTheNoise", "aggregate", {"rounds": 1}, 150),
+        ("sensitivity_of_a_tenth:SensitivityOfATenth", "aggregate", {"rounds": 1}, 30),
         ("unclipped_part:UnclippedPart", "aggregate", {"rounds": 1, "clip": 0.1}, 100),
         ("noise_reused_between_rounds:NoiseReusedBetweenRounds", "silo", {"rounds": 2, "sample_rate": 0.5}, 100),
         ("noise_reused_between_clients:NoiseReusedBetweenClients", "silo", {"rounds": 1}, 30),

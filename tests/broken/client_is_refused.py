@@ -3,7 +3,6 @@
 from broken.tiny import Tiny, TinyParams
 
 from fedsim.errors import UserError
-from fedsim.privacy.plan import PrivacyPlan
 
 
 class RowsOnly(TinyParams):
@@ -15,10 +14,9 @@ class ClientIsRefused(Tiny):
     units = ("example", "client")
     trusts = ("silo",)
 
-    def plan(self, epsilon: float | None, delta: float) -> PrivacyPlan | None:
+    def check_setting(self) -> None:
         if self.params.rows_only and self.task.unit == "client":
             raise UserError("rows_only", "clients have no plan", "leave it out")
-        return super().plan(epsilon, delta)
 
 
 class AnyUnit(RowsOnly):

@@ -1,7 +1,9 @@
 import gc
+import shutil
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +197,7 @@ def test_a_check_of_the_code_that_ran_is_told_by_its_finished_rows(
     bench: Bench, plugins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
-    (plugins / "says_so.py").write_text(GOOD + "\n    def releases(self):\n        return super().releases()\n")
+    (plugins / "says_so.py").write_text(GOOD)
     grid = small_grid("says_so.py:MyMethod", epsilon=[1.0, float("inf")])
     first = bench(grid)
     assert first.code == 0
@@ -210,6 +212,12 @@ def test_a_check_of_the_code_that_ran_is_told_by_its_finished_rows(
     told = load_generator(again.folder, trial.cell.cell_id, trust_plugin=True)
     assert told.facts.plan is not None
     assert told.facts.plan.claim == "checked"
+
+    # where no check is known it stays so, and not where one found a fault in another setting
+    shutil.rmtree(tmp_path / "cache" / "checks")
+    assert {row.claim for row in bench(grid).rows} == {"checked", "none"}
+    file_check(build_algorithm(trial.cell.algorithm, trial.cell.params, replace(trial.task, trust="silo")), "failed")
+    assert {row.claim for row in bench(grid).rows} == {"stated", "none"}
 
 
 def test_a_fault_that_a_check_finds_later_takes_the_theorem_from_rows_and_generators(
