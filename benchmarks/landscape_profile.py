@@ -43,7 +43,7 @@ PARTS = {
     "synthesis": ("synthesise",),
     "neighbours": ("nearest_neighbours",),
     "fidelity": ("leading_directions", "frechet", "squared_mmd", "density_and_coverage"),
-    "the accountant": ("epsilon", "replace_one_epsilon"),
+    "the accountant": ("epsilon",),
 }
 """What a name of fedsim's functions belongs to. What one of them calls directly is not counted again."""
 

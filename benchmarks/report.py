@@ -75,7 +75,6 @@ def _outcome(trial: Trial, rng: np.random.Generator) -> Outcome:
     return Outcome(
         judgement=Judgement(scores, (score,) * trial.task.classes, (), None, "uniform"),
         epsilon_spent=spent,
-        epsilon_spent_replace_one=spent and 2.6 * spent,
         accountant=plan.accountant if plan else None,
         mechanisms=tuple(Tally(0, r.name, plan.noise_multiplier(r.name), r.sample_rate, r.steps) for r in plan.releases) if plan else None,
         noise_at="sum" if plan else None,

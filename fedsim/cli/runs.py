@@ -65,6 +65,8 @@ def synth(
     told = " ".join(f"{key} {manifest[key]}" for key in ("epsilon", "delta", "unit", "trust", "claim"))
     told += f"; not for release: {why}" if (why := generator.facts.held_back) else ""
     print_line(plain_console(), f"{out}: {len(x)} synthetic embeddings of {x.shape[1]} dimensions; {told}")
+    for text in generator.warnings:
+        print_line(plain_console(), f"warning: {text}", "yellow")
     if not generator.vouched:
         told = f"no {RunFolder(folder).results} is there to vouch for it: all this is by the generator's own word"
         print_line(plain_console(), told)
@@ -112,34 +114,40 @@ def compare_runs(
 @app.command("prove", rich_help_panel=PANEL)
 def prove_rows(
     folder: Run,
+    trust_plugin: TrustPlugin = False,
 ) -> None:
-    """Recompute every ε of a run from its rows alone, with dp-accounting. Exit code 1 unless every claimed ε is proved."""
+    """Recompute every ε of a run from its rows, with dp-accounting, and every plan. Exit code 1 unless every claimed ε is proved."""
+    from fedsim.proof.contradictions import large_deltas
     from fedsim.proof.prove import proofs_table, proofs_words, prove
     from fedsim.proof.together import apart_words, together, together_words
     from fedsim.results.store import ResultStore
 
     store = ResultStore(folder)
     store.folder.check()
-    proofs = [prove(row) for row in store.rows()]
+    proofs = [prove(row, trust_plugin=trust_plugin) for row in store.rows()]
     console = wide_console(plain_console())
     console.print(proofs_table(folder.resolve().name, proofs))
     sound = [proof.row for proof in proofs if proof.verdict == "proved"]
     for line in (proofs_words(proofs), *together_words(together(sound)), *apart_words(sound)):
         console.print(line, highlight=False, markup=False)
+    for text in large_deltas([proof.row for proof in proofs]):
+        print_line(console, f"warning: {text}", "yellow")
     raise typer.Exit(1 if any(proof.verdict in ("differs", "not proved") for proof in proofs) else 0)
 
 
 @app.command(rich_help_panel=PANEL)
 def statement(
     folder: Run,
+    trust_plugin: TrustPlugin = False,
 ) -> None:
     """Print each method's privacy statement in words: unit, relation, trust, accountant, σ, rounds, sampling, what is not covered."""
+    from fedsim.proof.contradictions import cross_check
     from fedsim.proof.statement import statements
     from fedsim.results.folder import RunFolder
     from fedsim.results.grid_rows import grid_rows
 
     RunFolder(folder).check()
-    for each in statements(grid_rows(folder)):
+    for each in statements(grid_rows(folder), lambda row: cross_check(row, trust_plugin=trust_plugin)):
         typer.echo("\n".join(each.lines) + "\n")
 
 

@@ -11,7 +11,6 @@ import math
 import warnings
 from collections.abc import Sequence
 from decimal import ROUND_CEILING, Context
-from functools import lru_cache
 
 import numpy as np
 
@@ -27,7 +26,6 @@ ORDERS: tuple[float, ...] = (1.005, 1.01, 1.02, 1.05, *(1 + x / 10 for x in rang
 
 PRV_RELATIVE_ERROR = 1e-3  # of epsilon; the discretisation error is part of the bound, so a smaller one wastes less budget
 PRV_MAX_POINTS = 2**20  # of the discretised privacy loss; keeps one evaluation under about two seconds
-MOST_REPLACED = 500.0  # an epsilon above which replace-one is inf: the delta that it needs leaves the range of a double
 PRV_MAX_EPSILON = 690.0  # above it losses are too large for exp in a double, and count as smaller ones
 PRV_MIN_DELTA = 1e-10  # below it the rounding of the Fourier transform is no longer small against delta
 _UP = Context(prec=10, rounding=ROUND_CEILING)
@@ -63,42 +61,6 @@ def epsilon(events: Sequence[Event], delta: float) -> tuple[float, str]:
     if 0 <= spent <= rough + 0.1 * max(rough, 0.1):
         return float(_UP.create_decimal(spent)), "prv"
     return float(_UP.create_decimal(rdp_epsilon(merged, delta))), "rdp"
-
-
-def replace_one_epsilon(events: Sequence[Event], delta: float) -> float:
-    """What ``events`` spend at ``delta`` if neighbours differ in the content of one unit instead of its presence; an upper bound.
-
-    Without sampling, f changes by at most 2 D: the Gaussian mechanism at half the noise multiplier, and :func:`epsilon` says what it
-    costs. With Poisson sampling half the multiplier at the same rate is no theorem, for adding and removing a unit then differ. Replacing
-    is removing and adding, so what is (e, d)-DP under add-or-remove-one is (2 e, (1 + exp(e)) d)-DP under replace-one: the definition
-    twice, P(A) <= exp(e) P'(A) + d <= exp(e) (exp(e) P''(A) + d) + d (group privacy; cf. Vadhan 2017, "The complexity of differential
-    privacy", lemma 2.2). Returned is twice the least e with (1 + exp(e)) d(e) <= delta.
-
-    Raises:
-        ValueError: as :func:`epsilon`.
-    """
-    return _replace_one(_merge(events, delta), delta)
-
-
-@lru_cache(maxsize=1024)
-def _replace_one(events: tuple[Event, ...], delta: float) -> float:
-    if any(noise_multiplier == 0 for noise_multiplier, _, _ in events):
-        return math.inf
-    if all(rate == 1 for _, rate, _ in events):
-        return epsilon([(noise_multiplier / 2, rate, steps) for noise_multiplier, rate, steps in events], delta)[0]
-    bound = rough_epsilon(events, delta)
-    while bound < MOST_REPLACED and rough_epsilon(events, delta / (1 + math.exp(bound))) > bound:
-        bound *= 1.1
-    # what is spent for the delta that goes with an allowed e is at most e, and allowed itself; `epsilon` may be a tenth above the rough
-    bound, spent = 1.1 * bound + 0.01, math.inf
-    for _ in range(4):
-        found = epsilon(events, delta / (1 + math.exp(bound)))[0] if bound < MOST_REPLACED else math.inf
-        if found > bound:
-            break
-        settled, spent, bound = found > 0.99 * bound, found, found
-        if settled:
-            break
-    return 2 * spent
 
 
 def rdp_epsilon(events: Sequence[Event], delta: float, orders: Sequence[float] = ORDERS) -> float:

@@ -78,10 +78,6 @@ class Ledger:
         """
         return max((accountant.epsilon(events, delta) for events in self._costly()), default=(0.0, "none"))
 
-    def replace_one_epsilon(self, delta: float) -> float:
-        """The same where neighbours differ in the content of one unit (:func:`fedsim.privacy.accountant.replace_one_epsilon`)."""
-        return max((accountant.replace_one_epsilon(events, delta) for events in self._costly()), default=0.0)
-
     def unaccounted(self, plan: PrivacyPlan, clients: int) -> str:
         """The first place where what ran is not what ``plan`` planned; "" where every client's data went through exactly the plan's steps.
 

@@ -33,9 +33,9 @@ from fedsim.privacy.accountant import Event
 
 Floats = NDArray[np.floating]
 
-Relation = Literal["add-or-remove-one", "replace-one", "add-one", "remove-one"]
-"""What neighbours differ in. Of the trade-off function: ``add-one`` tests that a unit is there against that it is not, ``remove-one`` the
-other way round, ``add-or-remove-one`` is the worse of both at every point."""
+Relation = Literal["add-or-remove-one", "add-one", "remove-one"]
+"""Of a trade-off function: ``add-one`` tests that a unit is there against that it is not, ``remove-one`` the other way round,
+``add-or-remove-one`` is the worse of both at every point."""
 
 LOST = 1e-14
 """Mass of the composed loss outside the grid on either side; counted as if it gave the unit away."""
@@ -106,55 +106,21 @@ class Composition:
     present: Curve
     absent: Curve
 
-    def delta(self, epsilon: ArrayLike, relation: Relation = "add-or-remove-one") -> Floats:
-        """An upper bound of delta at each ``epsilon`` >= 0.
+    def delta(self, epsilon: ArrayLike) -> Floats:
+        """An upper bound of delta at each ``epsilon`` >= 0, of the worse order."""
+        return np.asarray(np.maximum(self.present.delta(epsilon), self.absent.delta(epsilon)))
 
-        Under replace-one neighbours are each one removal and one addition from a third data set, so P(S) <= exp(e) P'(S) + d and
-        P'(S) <= exp(e') P''(S) + d' give (e + e', d + exp(e) d')-DP: the least over all such pairs, a theorem, and without sampling no
-        looser than the Gaussian mechanism of twice the sensitivity.
-        """
-        asked = np.asarray(epsilon, float)
-        if relation == "replace-one":
-            share = np.linspace(0.0, 1.0, 257)
-            first = asked[..., None] * share
-            with np.errstate(over="ignore"):
-                deltas = self.present.delta(first) + np.exp(first) * self.absent.delta(asked[..., None] - first)
-            return np.asarray(np.minimum(1.0, deltas.min(-1)))
-        return np.asarray(np.max([curve.delta(asked) for curve in self._curves(relation)], axis=0))
-
-    def epsilon(self, delta: float, relation: Relation = "add-or-remove-one") -> float:
-        """An upper bound of epsilon at ``delta``; inf where none is found."""
-        if relation != "replace-one":
-            return max(curve.epsilon(delta) for curve in self._curves(relation))
-        if float(self.delta(0.0, relation)) <= delta:
-            return 0.0
-        low, high = 0.0, 2 * self.epsilon(delta) + 1.0
-        while math.isfinite(high) and float(self.delta(high, relation)) > delta:
-            low, high = high, 2 * high
-            if high > 1400:  # exp of half of it leaves the range of a double
-                return math.inf
-        if math.isinf(high):
-            return math.inf
-        while high - low > 1e-6 * high:
-            middle = (low + high) / 2
-            low, high = (low, middle) if float(self.delta(middle, relation)) <= delta else (middle, high)
-        return high
-
-    def _curves(self, relation: Relation) -> list[Curve]:
-        return {"add-one": [self.present], "remove-one": [self.absent]}.get(relation, [self.present, self.absent])
+    def epsilon(self, delta: float) -> float:
+        """An upper bound of epsilon at ``delta``, of the worse order; inf where none is found."""
+        return max(self.present.epsilon(delta), self.absent.epsilon(delta))
 
     def false_negatives(self, false_positives: ArrayLike, relation: Relation = "add-or-remove-one") -> Floats:
-        """The trade-off function: a lower bound of the rate of false negatives at each rate of false positives, both in [0, 1].
-
-        Under replace-one T(P, P'')(a) >= T(P', P'')(1 - T(P, P')(a)) (Dong, Roth & Su 2022, lemma A.5).
-        """
+        """The trade-off function: a lower bound of the rate of false negatives at each rate of false positives, both in [0, 1]."""
         rate = np.asarray(false_positives, float)
         if relation == "add-one":
             return _tradeoff(rate, self.present, self.absent)
         if relation == "remove-one":
             return _tradeoff(rate, self.absent, self.present)
-        if relation == "replace-one":
-            return self.false_negatives(1 - self.false_negatives(rate, "remove-one"), "add-one")
         return np.asarray(np.minimum(self.false_negatives(rate, "add-one"), self.false_negatives(rate, "remove-one")))
 
 
@@ -280,7 +246,7 @@ def refuted_epsilon(events: Sequence[Event], delta: float, false_positives: floa
     while high / low > 1.001:
         middle = math.sqrt(low * high)
         low, high = (low, middle) if is_refuted(middle) else (middle, high)
-    return scaled(high).epsilon(delta, "add-or-remove-one"), high
+    return scaled(high).epsilon(delta), high
 
 
 def _loss(y: Floats, noise: float, rate: float) -> Floats:

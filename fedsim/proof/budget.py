@@ -21,7 +21,7 @@ from fedsim.privacy.tradeoff import Composition, Floats, Spectra
 MOST_ROUNDS = 1000
 """So many rounds are accounted one by one; of more, so many that are evenly spaced."""
 SHOWN = 16
-"""So many rounds, denser at the beginning, are told with both relations."""
+"""So many rounds, denser at the beginning, are printed."""
 DELTAS = np.logspace(-2, -8, 25)
 RATES = np.concatenate([[0.0, 1e-4, 1e-3], np.linspace(0.01, 1.0, 100)])
 
@@ -53,12 +53,11 @@ class ReleaseSettings(BaseModel):
 
 @dataclass(frozen=True)
 class Spent:
-    """What the rounds up to one have spent, None where it was not asked for."""
+    """What the rounds up to one have spent."""
 
     round: int
     release: str
     epsilon: float
-    replace_one: float | None
 
 
 @dataclass(frozen=True)
@@ -69,33 +68,25 @@ class Budget:
         plan: what a grid with the same settings would run.
         notes: what the settings do not change, in words.
         rounds: what is spent after every round.
+        shown: some of them.
         next: the same after one more round of the last release, with the same noise.
         composition: all rounds, as an adversary sees them.
-        replaced: the same with half the noise multiplier, where nothing is sampled.
     """
 
     plan: PrivacyPlan
     notes: tuple[str, ...]
     rounds: tuple[Spent, ...]
+    shown: tuple[Spent, ...]
     next: Spent
     composition: Composition
-    replaced: Composition | None
 
-    @property
-    def shown(self) -> tuple[Spent, ...]:
-        """The rounds of which everything is known."""
-        return tuple(spent for spent in self.rounds if spent.replace_one is not None)
+    def epsilons(self) -> Floats:
+        """Epsilon at each of :data:`DELTAS`."""
+        return np.array([self.composition.epsilon(delta) for delta in DELTAS])
 
-    def epsilons(self) -> tuple[Floats, Floats]:
-        """Epsilon at each of :data:`DELTAS`, under add-or-remove-one and under replace-one."""
-        both = [(self.composition.epsilon(delta), _replace_one(self.composition, self.replaced, delta)) for delta in DELTAS]
-        first, second = zip(*both, strict=True)
-        return np.array(first), np.array(second)
-
-    def false_negatives(self) -> tuple[Floats, Floats]:
-        """The trade-off function at each of :data:`RATES`, under add-or-remove-one and under replace-one."""
-        other = self.composition.false_negatives(RATES, "replace-one") if self.replaced is None else self.replaced.false_negatives(RATES)
-        return self.composition.false_negatives(RATES), other
+    def false_negatives(self) -> Floats:
+        """The trade-off function at each of :data:`RATES`."""
+        return self.composition.false_negatives(RATES)
 
 
 def account(
@@ -131,34 +122,27 @@ def account(
     # room for the one more round
     events = [(plan.noise_multiplier(r.name), r.sample_rate, r.steps + (r.per_round if r is last else 0)) for r in plan.releases]
     spectra = Spectra(events)
-    halved = Spectra([(noise / 2, rate, steps) for noise, rate, steps in events]) if all(rate == 1 for _, rate, _ in events) else None
     schedule.append((len(plan.releases) - 1, last.rounds + 1))
     tell("composing its rounds")
 
-    def spent(number: int, whole: bool) -> Spent:
+    def spent(number: int) -> Spent:
         tell(f"accounting round {min(number, total)} of {total}")
         at, n = schedule[number - 1]
         steps = [r.steps if i < at else r.per_round * n if i == at else 0 for i, r in enumerate(plan.releases)]
-        composed = spectra.compose(steps)
-        other = _replace_one(composed, halved.compose(steps) if halved else None, delta) if whole else None
-        return Spent(number, plan.releases[at].name, composed.epsilon(delta), other)
+        return Spent(number, plan.releases[at].name, spectra.compose(steps).epsilon(delta))
 
     numbers = {round(x) for x in np.linspace(1, total, min(total, MOST_ROUNDS))}
     # the cost grows as the square root of the rounds
-    whole = {round(total * share**2) for share in np.linspace(total**-0.5, 1, min(total, SHOWN))}
-    everything = [release.steps for release in plan.releases]
+    shown = {round(total * share**2) for share in np.linspace(total**-0.5, 1, min(total, SHOWN))}
+    rounds = tuple(spent(number) for number in sorted(numbers | shown))
     return Budget(
         plan,
         tuple(notes),
-        tuple(spent(number, number in whole) for number in sorted(numbers | whole)),
-        spent(total + 1, True),
-        spectra.compose(everything),
-        halved.compose(everything) if halved else None,
+        rounds,
+        tuple(each for each in rounds if each.round in shown),
+        spent(total + 1),
+        spectra.compose([release.steps for release in plan.releases]),
     )
-
-
-def _replace_one(composed: Composition, halved: Composition | None, delta: float) -> float:
-    return composed.epsilon(delta, "replace-one") if halved is None else halved.epsilon(delta)
 
 
 def settings(

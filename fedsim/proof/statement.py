@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from fedsim.proof.contradictions import CrossCheck, large_deltas, within_row
 from fedsim.results.rows import Row
 from fedsim.words import at_most, number
 
@@ -62,26 +63,41 @@ def unit_words(unit: str) -> str:
     )
 
 
-def statements(rows: Sequence[Row]) -> list[Statement]:
+def statements(rows: Sequence[Row], check: Callable[[Row], CrossCheck] = within_row) -> list[Statement]:
     """A statement for every method of the rows, and for each unit, trust, claim and noise that it ran under.
 
-    Rows that failed, are unaccounted or refuted have no part in one; a method that has no others is told by that.
+    Rows that failed, are unaccounted or refuted have no part in one; a method that has no others is told by that. A method of which
+    ``check`` finds a contradiction has no guarantee.
     """
+    checks = {id(row): check(row) for row in rows}
+    wrong: dict[str, dict[str, None]] = {}
+    for row in rows:
+        for sentence in checks[id(row)].contradictions:
+            wrong.setdefault(row.label, {})[sentence] = None
     found: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
-        if row.status in ("ok", "overspent"):
+        if row.status in ("ok", "overspent") and row.label not in wrong:
             key = (row.label, *((row.unit, row.trust, row.claim, row.scope, row.noise, row.status) if _is_private(row) else (None,)))
             found.setdefault(key, []).append(row)
     private_labels = {row.label for members in found.values() for row in members if _is_private(row)}
     refuted = {_claimed(row) for row in rows if row.status == "refuted"}
     # a method that ran at infinity beside finite budgets is told once
     told = [
-        Statement(members[0].label, (*_parts(members), *(_AUDIT if _claimed(members[0]) in refuted else ())))
+        Statement(
+            members[0].label,
+            (
+                *_parts(members),
+                *(("plan", note) for note in dict.fromkeys(note for row in members for note in checks[id(row)].notes)),
+                *(_AUDIT if _claimed(members[0]) in refuted else ()),
+            ),
+        )
         for members in found.values()
         if _is_private(members[0]) or members[0].label not in private_labels
     ]
     methods = {each.method for each in told}
-    without = {row.label: _NONE[row.status] for row in rows if row.label not in methods}
+    without = {
+        row.label: _contradicted(wrong[row.label]) if row.label in wrong else _NONE[row.status] for row in rows if row.label not in methods
+    }
     return told + [Statement(label, (("guarantee", f"none: {why}"),)) for label, why in without.items()]
 
 
@@ -92,6 +108,11 @@ _NONE = {
 }
 """Why there is nothing to state."""
 _AUDIT = (("audit", "one refutes the claim at another budget: no (ε, δ) here is a guarantee"),)
+
+
+def _contradicted(sentences: Iterable[str]) -> str:
+    first, *more = sentences
+    return f"a row of it contradicts itself: {first}" + (f" (and {len(more)} more)" if more else "")
 
 
 def _claimed(row: Row) -> tuple[str | None, ...]:
@@ -111,13 +132,12 @@ def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     void = "" if row.claim in ("proved", "checked", "stated") else ". No (ε, δ) below is a guarantee"
     yield "claim", f"{row.claim}: {CLAIMS.get(row.claim or '', '')}{void}"
     yield "unit", unit_words(row.unit or "example")
-    yield (
-        "relation",
-        f"{row.relation or 'add-or-remove-one'}: neighbours differ in the presence of one unit; ε under replace-one stands beside it",
-    )
+    yield "relation", f"{row.relation or 'add-or-remove-one'}: neighbours differ in the presence of one unit"
     yield "trust", _trust(row)
     for line in dict.fromkeys(map(_budget, rows)):
         yield "budget", line
+    for line in large_deltas(rows):
+        yield "warning", line
     for line in dict.fromkeys(line for each in rows for line in _mechanisms(each)):
         yield "mechanism", line
     rounds = ", ".join(dict.fromkeys(number(each.params["rounds"]) for each in rows if "rounds" in each.params))
@@ -154,11 +174,9 @@ def _trust(row: Row) -> str:
 
 
 def _budget(row: Row) -> str:
-    replaced = at_most(row.epsilon_spent_replace_one)
-    also = f", at most {replaced} under replace-one" if replaced else ""
     spent = "overspent: " if row.status == "overspent" else ""
     sigma = f"; σ = {number(row.sigma, 5)}, one for all rounds" if row.sigma is not None else ""
-    return f"{spent}ε = {at_most(row.epsilon_spent)} (target {number(row.epsilon_target)}) at δ = {number(row.delta)}{also}{sigma}"
+    return f"{spent}ε = {at_most(row.epsilon_spent)} (target {number(row.epsilon_target)}) at δ = {number(row.delta)}{sigma}"
 
 
 def _mechanisms(row: Row) -> Iterator[str]:

@@ -23,7 +23,7 @@ class Together:
         unit: what every one of them protects.
         generators: how many there are.
         delta: the largest of theirs.
-        epsilon: of all, at that delta, under add-or-remove-one.
+        epsilon: of all, at that delta.
     """
 
     dataset: str
@@ -78,9 +78,9 @@ def _composed(rows: Sequence[Row]) -> Together:
     composed: tuple[Event, ...] = tuple(sorted((noise, rate, count) for (noise, rate), count in events.items()))
     delta = max(row.delta or 0.0 for row in rows)
     try:
-        epsilon, _ = recomputed(composed, delta, any(row.accountant == "rdp" for row in rows))
+        epsilon = recomputed(composed, delta, any(row.accountant == "rdp" for row in rows))
     except ValueError:  # more than loss distributions hold, as of a thousand generators at ε = 8
-        epsilon, _ = recomputed(composed, delta, renyi=True)
+        epsilon = recomputed(composed, delta, renyi=True)
     return Together(rows[0].dataset, rows[0].unit or "example", len(rows), delta, epsilon)
 
 

@@ -18,8 +18,6 @@ from fedsim.report.figures import GRID, INK, MUTED, PAPER, SERIES, style
 from fedsim.words import number
 
 NAME = "account"
-RELATIONS = ("add-or-remove-one", "replace-one")
-_COLOURS = dict(zip(RELATIONS, SERIES, strict=False))
 _TOLD_DELTAS, _TOLD_RATES = (1e-3, 1e-4, 1e-5, 1e-6, 1e-8), (0.001, 0.01, 0.05, 0.1, 0.5)
 
 
@@ -33,8 +31,7 @@ def budget_words(budget: Budget) -> Iterator[str]:
         steps = f"{times} with noise multiplier {plan.noise_multiplier(release.name):.6g}{sampled}"
         yield f"{release.name}: {steps}; noise standard deviation = multiplier × L2 sensitivity"
     last, more = budget.rounds[-1], budget.next
-    price = f"{more.epsilon - last.epsilon:.2g} more ε, {_known(more.replace_one) - _known(last.replace_one):.2g} under replace-one"
-    yield f"one more round of '{more.release}' with the same noise costs {price}"
+    yield f"one more round of '{more.release}' with the same noise costs {more.epsilon - last.epsilon:.2g} more ε"
     yield from budget.notes
 
 
@@ -45,44 +42,36 @@ def how_computed(budget: Budget) -> Iterator[str]:
         "ε, (ε, δ) and trade-off under add-or-remove-one: the privacy loss distribution on a grid, connect the dots (Doroshenko et al. "
         "2022), both orders of the neighbours, the worse of the two: an upper bound, tighter than the PRV's by its error bound."
     )
-    if budget.replaced is not None:
-        yield "Replace-one: nothing is sampled, so it is the Gaussian mechanism at twice the sensitivity, exactly."
-    else:
-        yield (
-            "Replace-one: with Poisson sampling half the noise multiplier is no theorem. Replacing is removing and adding, so (e, d) and "
-            "(e', d') compose to (e + e', d + exp(e) d'), the best such pair: an upper bound, not known to be tight; the trade-off "
-            "likewise (Dong, Roth & Su 2022, lemma A.5). A row's epsilon_spent_replace_one takes e = e' and is larger."
-        )
     yield "Valid where the noise is secret, the clip really bounds a unit, and samples are Poisson and hidden; no method is checked here."
 
 
 def rounds_table(budget: Budget) -> Table:
     """Some rounds and what is spent after each."""
     table = Table(title="after round", title_justify="left", show_edge=False)
-    for name in ("round", "release", "ε add-or-remove-one", "ε replace-one"):
+    for name in ("round", "release", "ε"):
         table.add_column(name, justify="left" if name == "release" else "right", no_wrap=True)
     for spent in (*budget.shown, budget.next):
         one_more = f"{spent.round} (one more)" if spent is budget.next else str(spent.round)
-        table.add_row(one_more, spent.release, f"{spent.epsilon:.4f}", f"{_known(spent.replace_one):.4f}")
+        table.add_row(one_more, spent.release, f"{spent.epsilon:.4f}")
     return table
 
 
 def curve_tables(budget: Budget) -> tuple[Table, Table]:
     """Some points of the (epsilon, delta) curve and of the trade-off function."""
     curve = Table(title="all rounds: ε at other δ", title_justify="left", show_edge=False)
-    for name in ("δ", *RELATIONS):
+    for name in ("δ", "ε"):
         curve.add_column(name, justify="right", no_wrap=True)
     epsilons = budget.epsilons()
     for delta in _TOLD_DELTAS:
         at = int(np.abs(np.log(DELTAS / delta)).argmin())
-        curve.add_row(number(delta), *(f"{each[at]:.4f}" for each in epsilons))
+        curve.add_row(number(delta), f"{epsilons[at]:.4f}")
     tradeoff = Table(title="all rounds: least false negatives of any test", title_justify="left", show_edge=False)
-    for name in ("false positives", *RELATIONS):
+    for name in ("false positives", "false negatives"):
         tradeoff.add_column(name, justify="right", no_wrap=True)
     missed = budget.false_negatives()
     for rate in _TOLD_RATES:
         at = int(np.abs(RATES - rate).argmin())
-        tradeoff.add_row(number(rate), *(f"{each[at]:.4f}" for each in missed))
+        tradeoff.add_row(number(rate), f"{missed[at]:.4f}")
     return curve, tradeoff
 
 
@@ -92,45 +81,38 @@ def write_budget(budget: Budget, folder: Path) -> list[Path]:
     with style(), replaced(picture) as part:
         FigureCanvasAgg(figure)
         figure.savefig(part, dpi=120, format="png")
-    rounds = ((s.round, s.release, s.epsilon, "" if s.replace_one is None else s.replace_one) for s in (*budget.rounds, budget.next))
-    curve, tradeoff = zip(DELTAS, *budget.epsilons(), strict=True), zip(RATES, *budget.false_negatives(), strict=True)
+    rounds = ((s.round, s.release, s.epsilon) for s in (*budget.rounds, budget.next))
+    curve, tradeoff = zip(DELTAS, budget.epsilons(), strict=True), zip(RATES, budget.false_negatives(), strict=True)
     return [
         picture,
-        _csv(folder / "rounds.csv", ("round", "release", "epsilon", "epsilon_replace_one"), rounds),
-        _csv(folder / "curve.csv", ("delta", "epsilon", "epsilon_replace_one"), curve),
-        _csv(folder / "tradeoff.csv", ("false_positives", "false_negatives", "false_negatives_replace_one"), tradeoff),
+        _csv(folder / "rounds.csv", ("round", "release", "epsilon"), rounds),
+        _csv(folder / "curve.csv", ("delta", "epsilon"), curve),
+        _csv(folder / "tradeoff.csv", ("false_positives", "false_negatives"), tradeoff),
     ]
 
 
 def draw_budget(budget: Budget) -> Figure:
-    """Epsilon over the rounds, the (epsilon, delta) curve, the trade-off function; a colour a relation."""
+    """Epsilon over the rounds, the (epsilon, delta) curve, the trade-off function."""
     plan = budget.plan
     with style():
         figure = Figure(figsize=(11, 3.7), facecolor=PAPER)
-        places = {"left": 0.055, "right": 0.985, "top": 0.9, "bottom": 0.24, "wspace": 0.24}
+        places = {"left": 0.055, "right": 0.985, "top": 0.9, "bottom": 0.14, "wspace": 0.24}
         rounds, curve, tradeoff = figure.subplots(1, 3, gridspec_kw=places)
-        rounds.plot([s.round for s in budget.rounds], [s.epsilon for s in budget.rounds], color=_COLOURS[RELATIONS[0]], label=RELATIONS[0])
-        shown = budget.shown
-        rounds.plot(
-            [s.round for s in shown], [_known(s.replace_one) for s in shown], color=_COLOURS[RELATIONS[1]], marker=".", label=RELATIONS[1]
-        )
+        rounds.plot([s.round for s in budget.rounds], [s.epsilon for s in budget.rounds], color=SERIES[0])
         rounds.set(xlabel="round", ylabel=f"ε spent at δ = {number(plan.delta)}", ylim=(0, None), xlim=(0, None))
-        for name, epsilons in zip(RELATIONS, budget.epsilons(), strict=True):
-            curve.plot(epsilons, DELTAS, color=_COLOURS[name])
+        curve.plot(budget.epsilons(), DELTAS, color=SERIES[0])
         curve.axhline(plan.delta, color=MUTED, linewidth=0.8, linestyle=":")
         curve.annotate(
             f"δ = {number(plan.delta)}", (0.98, plan.delta), xycoords=curve.get_yaxis_transform(), ha="right", va="bottom", color=MUTED
         )
         curve.set(xlabel="ε", ylabel="δ", yscale="log", xlim=(0, None))
-        for name, missed in zip(RELATIONS, budget.false_negatives(), strict=True):
-            tradeoff.plot(RATES, missed, color=_COLOURS[name])
+        tradeoff.plot(RATES, budget.false_negatives(), color=SERIES[0])
         tradeoff.plot([0, 1], [1, 0], color=MUTED, linewidth=0.8, linestyle=":")
         tradeoff.annotate("a coin", (0.5, 0.5), xytext=(3, 3), textcoords="offset points", color=MUTED)
         tradeoff.set(xlabel="false positives of an attack", ylabel="its false negatives, at least", xlim=(0, 1), ylim=(0, 1))
         titles = ("Spent after each round", "After all rounds: (ε, δ)", "After all rounds: trade-off")
         for axes, title in zip((rounds, curve, tradeoff), titles, strict=True):
             _dress(axes, title)
-        figure.legend(*rounds.get_legend_handles_labels(), loc="lower center", ncols=2, frameon=False, labelcolor=INK)
     return figure
 
 
@@ -140,11 +122,6 @@ def _dress(axes: Axes, title: str) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=MUTED, labelcolor=INK)
-
-
-def _known(value: float | None) -> float:
-    assert value is not None
-    return value
 
 
 def _csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from fedsim.grouping import grouped
-from fedsim.privacy.plan import large_delta
+from fedsim.proof.contradictions import large_deltas
 from fedsim.proof.statement import CLAIMS, NOISES, TRUSTS, statements, unit_words
 from fedsim.report import curves, diagnostics
 from fedsim.report.diagnostics import NOT_PRIVATE
@@ -103,22 +103,9 @@ def _privacy(groups: Sequence[Group], rows: Sequence[Row]) -> list[tuple[str, st
         *(("trust", f"{trust}, that is {TRUSTS[trust]}") for trust in trusts),
         *([("δ", ", ".join(deltas))] if deltas else []),
         *(("noise", f"{noise}: {NOISES[noise]}") for noise in noises),
-        *(("warning", text) for text in _large_deltas(spent)),
+        *(("warning", text) for text in large_deltas(spent)),
         *([("accountant", ", ".join(name.upper() for name in accountants))] if accountants else []),
     ]
-
-
-def _units(row: Row) -> int | None:
-    """How many units the row's budget protects in all."""
-    return row.clients if row.unit == "client" else row.train_groups or row.train_rows
-
-
-def _large_deltas(rows: Sequence[Row]) -> Iterator[str]:
-    """Budgets whose delta is too large for the data."""
-    settings = dict.fromkeys((row.unit, row.delta, _units(row), row.dataset) for row in rows)
-    for unit, delta, count, dataset in settings:
-        if unit is not None and delta is not None and count is not None and (text := large_delta(unit, delta, count, dataset)):
-            yield text
 
 
 _NO_CLAIMS = {
@@ -174,7 +161,6 @@ _SETTING = (
     Column("claim", lambda row: row.claim or "", words=True),
     Column("ε target", lambda row: number(row.epsilon_target)),
     Column("ε spent", lambda row: number(row.epsilon_spent, 4)),
-    Column("ε replace-one", lambda row: number(row.epsilon_spent_replace_one, 4)),
     Column("σ", lambda row: number(row.sigma, 4)),
     Column("q", lambda row: number(row.sample_rate, 3)),
     Column("steps", lambda row: "" if row.steps is None else str(row.steps)),

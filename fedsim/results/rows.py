@@ -24,6 +24,10 @@ MOST_MESSAGE, MOST_TRACEBACK, ROOM = 2_000, 20_000, 100
 """Characters of an error that a row holds, and room to say how many are left out; the cell's log has all of them."""
 
 
+_DROPPED = ("epsilon_spent_replace_one",)
+"""Columns of older rows that nothing reads any more."""
+
+
 class RowError(BaseModel):
     """Why a cell failed: an exception's message from its beginning, its traceback to its end."""
 
@@ -79,8 +83,7 @@ class Row(BaseModel):
         generator: SHA-256 of the facts (JSON) of the generator that was saved.
         yields: what the algorithm makes; None: an older row.
         train_groups: how many groups the training rows are, where the unit is a group.
-        epsilon_spent: under add-or-remove-one; ``epsilon_spent_replace_one`` under replace-one at the same delta
-            (:func:`fedsim.privacy.accountant.replace_one_epsilon`).
+        epsilon_spent: under add-or-remove-one.
         unit: what the budget protects: ``example``, ``client``, or a group by its column.
         sigma: the plan's, the noise multiplier of a release of relative noise 1; ``steps`` the number of noisy steps of all releases,
             ``sample_rate`` the Poisson rate of the main one. Every release's own stand in ``mechanisms``.
@@ -127,7 +130,6 @@ class Row(BaseModel):
     seed: int | None = None
     epsilon_target: float | None = None
     epsilon_spent: float | None = None
-    epsilon_spent_replace_one: float | None = None
     delta: float | None = None
     unit: str | None = None
     relation: Neighbours | None = None
@@ -170,7 +172,7 @@ class Row(BaseModel):
         if not isinstance(fields, dict):
             return fields
         scores = fields.get("scores", {}) | {name: fields[name] for name in MEASURES if fields.get(name) is not None}
-        return {**{name: value for name, value in fields.items() if name not in MEASURES}, "scores": scores}
+        return {**{name: value for name, value in fields.items() if name not in MEASURES and name not in _DROPPED}, "scores": scores}
 
     @model_serializer(mode="wrap")
     def _spread(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -192,6 +194,11 @@ class Row(BaseModel):
     def setting(self) -> str:
         """Method, data set, alpha, clients, epsilon and seed in a few words."""
         return setting(self.label, self.dataset, alpha=self.alpha, clients=self.clients, epsilon=self.epsilon_target, seed=self.seed)
+
+    @property
+    def units(self) -> int | None:
+        """How many units the budget protects in all."""
+        return self.clients if self.unit == "client" else self.train_groups or self.train_rows
 
     @property
     def audited_epsilon(self) -> float:

@@ -18,7 +18,7 @@ def write_summary(groups: Iterable[Group], path: Path) -> None:
     """Write ``summary.csv``: a line for every group of seeds, replacing the file at once.
 
     Columns: the setting, ``seeds`` (rows averaged), ``failed``, ``overspent``, ``unaccounted`` and ``refuted`` (rows left out), of each
-    measure ``_mean`` and ``_ci95`` half-width, the largest ``epsilon_spent`` and ``epsilon_spent_replace_one``, and the means of the
+    measure ``_mean`` and ``_ci95`` half-width, the largest ``epsilon_spent``, and the means of the
     references and seconds. Infinity is ``inf``; the half-width of a single seed is empty. A text that a spreadsheet would take for a
     formula begins with an apostrophe.
     """
@@ -46,7 +46,7 @@ def _columns() -> list[str]:
     return [
         *(*SETTING, "scope", "claim", "seeds", *UNDRAWN),
         *(f"{measure}_{part}" for measure in _measures() for part in ("mean", "ci95")),
-        *("epsilon_spent_max", "epsilon_spent_replace_one_max", *_MEANS),
+        *("epsilon_spent_max", *_MEANS),
     ]
 
 
@@ -57,6 +57,4 @@ def _summary_line(group: Group) -> dict[str, Any]:
         interval = group.interval(measure)
         line[f"{measure}_mean"] = interval.mean if interval else None
         line[f"{measure}_ci95"] = interval.half_width if interval else None
-    for measure in ("epsilon_spent", "epsilon_spent_replace_one"):
-        line[f"{measure}_max"] = group.largest(measure)
-    return line | {name: group.mean(name) for name in _MEANS}
+    return line | {"epsilon_spent_max": group.largest("epsilon_spent")} | {name: group.mean(name) for name in _MEANS}

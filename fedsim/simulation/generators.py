@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -33,13 +33,16 @@ from fedsim.methods.messages import Task, Tensors
 from fedsim.methods.products import Generator, is_personal, own
 from fedsim.methods.registry import check_installed, lookup
 from fedsim.privacy.plan import RELEASABLE, Claim, PrivacyPlan
+from fedsim.proof.contradictions import cross_check, large_deltas
 from fedsim.regular import read_regular, unread
 from fedsim.results.folder import RunFolder
 from fedsim.results.lines import encode, reasons
+from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore
 from fedsim.seeds import Purpose, Seeds
 from fedsim.simulation.cohort import build_algorithm
 from fedsim.simulation.rounds import restored
+from fedsim.simulation.row import planned_mechanisms, told_fields
 from fedsim.simulation.state import check_alike, check_released, described
 from fedsim.simulation.trial import Trial
 from fedsim.words import setting
@@ -214,14 +217,26 @@ class SavedGenerator:
         synthesis: how it synthesises, as the algorithm's parameter says or ``client:K``; None where the algorithm has one way only.
         generator: the generator itself.
         digest: SHA-256 of the JSON file.
-        vouched: whether a row of the run has that hash; without a row, all that the facts say is by the file's own word.
+        row: the row of the run that has that hash; without one, all that the facts say is by the file's own word.
+        notes: what the facts were not compared with.
     """
 
     facts: GeneratorFacts
     synthesis: str | None
     generator: Generator
     digest: str
-    vouched: bool
+    row: Row | None
+    notes: tuple[str, ...]
+
+    @property
+    def vouched(self) -> bool:
+        """Whether a row of the run says the same."""
+        return self.row is not None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader of its budget has to know."""
+        return (*self.notes, *(large_deltas([self.row]) if self.row else ()))
 
     def sample(self, labels: ArrayLike, seed: int | None = None) -> NDArray[np.float32]:
         """Synthetic embeddings ``[n, d]`` for labels ``[n]`` in 0 .. C-1.
@@ -297,7 +312,8 @@ def load_generator(run: Path | str, cell: str | None = None, synthesis: str | No
     """Load a generator that a bench saved, if it is to the letter what was saved.
 
     Names, shapes and dtypes of the tensors have to be those that the facts tell and that the algorithm's model has, their hash the facts',
-    and the facts' hash that of a row, where the run's rows are there. Only code of registered algorithms and installed packages runs.
+    and the facts' hash that of a row that says the same, where the run's rows are there. Budget and plan must be what the algorithm makes
+    of its parameters (:func:`fedsim.proof.contradictions.cross_check`). Only code of registered algorithms and installed packages runs.
 
     Args:
         run: the run folder.
@@ -310,7 +326,7 @@ def load_generator(run: Path | str, cell: str | None = None, synthesis: str | No
     """
     path = _find(Path(run), cell)
     facts, digest = _facts(path)
-    vouched = _vouched(RunFolder(Path(run)), path, digest)
+    row = _vouching(RunFolder(Path(run)), path, digest)
     state = _tensors(path.with_suffix(TENSORS), facts)
     if not trust_plugin:
         check_installed(facts.cell.algorithm, str(path))
@@ -320,13 +336,14 @@ def load_generator(run: Path | str, cell: str | None = None, synthesis: str | No
     if synthesis is not None and kind != "client" and not ways:
         raise UserError(where, f"{facts.cell.label} has one way to synthesise", "leave it out")
     algorithm, generator = _made(path, facts, params, state)
+    saved = SavedGenerator(facts, facts.cell.params.get("synthesis"), generator, digest, row, _cross_checked(path, facts, row))
     if synthesis is None:
-        return SavedGenerator(facts, facts.cell.params.get("synthesis"), generator, digest, vouched)
+        return saved
     if kind in ways and not colon:
-        return SavedGenerator(facts, kind, generator, digest, vouched)
+        return replace(saved, synthesis=kind)
     if kind != "client" or not client.isdigit():
         raise UserError(where, "is not known", f"give {''.join(f'{way}, ' for way in ways)}or client: and a number such as client:3")
-    return SavedGenerator(facts, synthesis, _of_client(algorithm, generator, int(client), facts, where), digest, vouched)
+    return replace(saved, synthesis=synthesis, generator=_of_client(algorithm, generator, int(client), facts, where))
 
 
 _AGAIN = "run the cell again in a new folder"
@@ -365,13 +382,65 @@ def _facts(path: Path) -> tuple[GeneratorFacts, str]:
     return facts, hashlib.sha256(content).hexdigest()
 
 
-def _vouched(run: RunFolder, path: Path, digest: str) -> bool:
-    """Whether a row has the hash of the facts; there may be no rows at all, as beside released files."""
+def _vouching(run: RunFolder, path: Path, digest: str) -> Row | None:
+    """The row that has the hash of the facts; there may be no rows at all, as beside released files."""
     if not run.results.exists():
-        return False
-    if any(row.generator == digest for row in ResultStore(run.path).rows()):
-        return True
+        return None
+    if rows := [row for row in ResultStore(run.path).rows() if row.generator == digest]:
+        return rows[0]
     raise UserError(str(path), f"no row of {run.results} has its hash: it was changed, or is of another run", _AGAIN)
+
+
+def _cross_checked(path: Path, facts: GeneratorFacts, row: Row | None) -> tuple[str, ...]:
+    """What the facts were not compared with.
+
+    Raises:
+        UserError: they differ from their row, or contradict themselves or the algorithm's plan.
+    """
+    told = _as_row(facts)
+    if row is not None and (differing := list(_differing(told, row))):
+        raise UserError(str(path), f"differs from the row of its cell: {'; '.join(differing)}", _AGAIN)
+    checked = cross_check(told, dims=(facts.task.dim,), trust_plugin=True)
+    if checked.contradictions:
+        raise UserError(str(path), f"contradicts itself: {'; '.join(checked.contradictions)}", _AGAIN)
+    return checked.notes
+
+
+def _as_row(facts: GeneratorFacts) -> Row:
+    """The row that has to vouch for the facts, without scores."""
+    fields = told_fields(facts.cell, facts.plan, facts.task.classes)
+    fields |= {"status": facts.status, "epsilon_spent": facts.epsilon_spent, "accountant": facts.accountant}
+    plan = None if facts.status == "unaccounted" else facts.plan
+    return Row.model_construct(**fields, mechanisms=None if plan is None else planned_mechanisms(plan))
+
+
+_NEWER = ("dataset_hash", "source", "noise", "relation", "sensitivity", "mechanisms", "chance", "scheme")
+"""What an older row lacks, or facts that hold nothing of private data."""
+
+
+def _differing(told: Row, row: Row) -> Iterator[str]:
+    """Where a row says otherwise than the facts, which are ``told`` as one."""
+    for name in sorted(told.model_fields_set - {"cell_id", "label"}):
+        here, there = getattr(told, name), getattr(row, name)
+        if not _same(name, here, there, told.algorithm) and not (name in _NEWER and None in (here, there)):
+            yield name if name in ("params", "mechanisms") else f"{name} {here} and not {there}"
+
+
+def _same(name: str, here: Any, there: Any, algorithm: str) -> bool:
+    if name == "mechanisms" and here and there and len(here) == len(there):
+        # a ledger's multiplier was divided by the sensitivity that it is multiplied by
+        return all(
+            math.isclose(a.noise_multiplier, b.noise_multiplier, rel_tol=1e-6)
+            and a == b.model_copy(update={"noise_multiplier": a.noise_multiplier})
+            for a, b in zip(here, there, strict=True)
+        )
+    if name == "params" and here != there:  # infinity has another word there
+        params = lookup(algorithm).Params
+        try:
+            return params.model_validate(here) == params.model_validate(there)
+        except ValidationError:
+            return False
+    return bool(here == there)
 
 
 def _tensors(path: Path, facts: GeneratorFacts) -> Tensors:

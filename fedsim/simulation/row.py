@@ -15,6 +15,7 @@ from fedsim.methods.registry import lookup
 from fedsim.methods.source_hash import module_hash
 from fedsim.privacy.counted_by import counted_by
 from fedsim.privacy.ledger import Tally
+from fedsim.privacy.plan import PrivacyPlan
 from fedsim.results.rows import Mechanism, Row, RowError, Status
 from fedsim.simulation.trial import Outcome, Trial
 
@@ -97,6 +98,43 @@ def _floor(clients: Sequence[float | None]) -> dict[str, float]:
     return {"client_local_only_balanced_accuracy": float(np.mean(known))} if known else {}
 
 
+def told_fields(cell: Cell, plan: PrivacyPlan | None, classes: int) -> dict[str, Any]:
+    """The fields of a row that its cell and its plan decide."""
+    return {
+        "cell_id": cell.cell_id,
+        "source": cell.source,
+        "algorithm": cell.algorithm,
+        "label": cell.label,
+        "params": cell.params,
+        "dataset": shown(cell.dataset, cell.evaluation.unseen),
+        "dataset_hash": cell.dataset_hash,
+        "scheme": cell.partition.scheme,
+        "alpha": cell.concentration,
+        "clients": cell.clients,
+        "seed": cell.seed,
+        "epsilon_target": plan.epsilon_target if plan else None,
+        "delta": plan.delta if plan else None,
+        "unit": cell.unit_name if plan else None,
+        "relation": "add-or-remove-one" if plan else None,
+        "trust": plan.trust if plan else None,
+        "scope": plan.scope if plan else None,
+        "claim": plan.claim if plan else "none",
+        "noise": cell.noise if plan else None,
+        "sigma": plan.sigma if plan else None,
+        "sample_rate": plan.main.sample_rate if plan else None,
+        "steps": sum(release.steps for release in plan.releases) if plan else None,
+        "clip": plan.clip if plan else None,
+        "sensitivity": plan.sensitivity if plan else None,
+        "chance": 1 / classes,
+    }
+
+
+def planned_mechanisms(plan: PrivacyPlan) -> tuple[Mechanism, ...]:
+    """What a row holds where the ledger is the plan's."""
+    tallies = [Tally(0, r.name, plan.noise_multiplier(r.name), r.sample_rate, r.steps) for r in plan.releases if r.steps]
+    return _mechanisms(sorted(tallies)) or ()
+
+
 def _mechanisms(tallies: Iterable[Tally] | None) -> tuple[Mechanism, ...] | None:
     if tallies is None:
         return None
@@ -125,39 +163,15 @@ def _row(
     # A ledger that is not the plan's is no base for an epsilon.
     accounted = None if error else outcome
     return Row(
-        cell_id=cell.cell_id,
-        source=cell.source,
+        **told_fields(cell, plan, trial.task.classes),
         status=status,
         error=error,
-        algorithm=cell.algorithm,
-        label=cell.label,
-        params=cell.params,
         yields="generator" if lookup(cell.algorithm).generates() else "classifier",
-        dataset=shown(cell.dataset, cell.evaluation.unseen),
-        dataset_hash=cell.dataset_hash,
-        scheme=cell.partition.scheme,
-        alpha=cell.concentration,
-        clients=cell.clients,
         partition_hash=trial.partition.fingerprint,
         train_rows=trial.train_rows,
         train_groups=trial.train_groups if plan else None,
-        seed=cell.seed,
-        epsilon_target=plan.epsilon_target if plan else None,
         epsilon_spent=accounted.epsilon_spent if accounted else None,
-        epsilon_spent_replace_one=accounted.epsilon_spent_replace_one if accounted else None,
-        delta=plan.delta if plan else None,
-        unit=cell.unit_name if plan else None,
-        relation="add-or-remove-one" if plan else None,
-        trust=plan.trust if plan else None,
-        scope=plan.scope if plan else None,
-        claim=plan.claim if plan else "none",
         accountant=outcome.accountant if outcome else None,
-        noise=cell.noise if plan else None,
-        sigma=plan.sigma if plan else None,
-        sample_rate=plan.main.sample_rate if plan else None,
-        steps=sum(release.steps for release in plan.releases) if plan else None,
-        clip=plan.clip if plan else None,
-        sensitivity=plan.sensitivity if plan else None,
         mechanisms=_mechanisms(accounted.mechanisms) if accounted else None,
         noise_at=accounted.noise_at if accounted else None,
         counted_by=counted_by() if plan and accounted else None,
@@ -165,7 +179,6 @@ def _row(
         unseen=cell.evaluation.unseen,
         **(judged_fields(outcome.judgement, local_only) if outcome else {}),
         **reference_fields(ceiling, local_only),
-        chance=1 / trial.task.classes,
         uplink_bytes=outcome.uplink_bytes if outcome else None,
         seconds=outcome.seconds if outcome else None,
         versions=versions,

@@ -89,7 +89,6 @@ class Outcome:
 
     judgement: Judgement
     epsilon_spent: float | None
-    epsilon_spent_replace_one: float | None
     accountant: str | None
     mechanisms: tuple[Tally, ...] | None
     noise_at: Literal["sum", "clients"] | None
@@ -143,7 +142,6 @@ def run_trial(
     trained: Trained = yield from train(algorithm, pool, trial.plan, seeds, resume, checkpoints, device)
     judgement = Judge(cell, data, trial.partition, trained.made, trained.shares, device).judgement()
     spent, accountant = (None, None) if trial.plan is None else trained.ledger.epsilon(trial.plan.delta)
-    replaced = None if trial.plan is None else trained.ledger.replace_one_epsilon(trial.plan.delta)
     unaccounted = "" if trial.plan is None else trained.ledger.unaccounted(trial.plan, cell.clients)
     if checkpoints:
         checkpoints.remove()
@@ -152,7 +150,6 @@ def run_trial(
     yield Outcome(
         judgement,
         spent,
-        replaced,
         accountant,
         None if trial.plan is None else trained.ledger.mechanisms(),
         None if trial.plan is None else "clients" if algorithm.noise_at_clients() else "sum",

@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.integrate import trapezoid
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from fedsim.privacy.accountant import ORDERS, epsilon, rdp_epsilon, replace_one_epsilon, rough_epsilon
+from fedsim.privacy.accountant import ORDERS, epsilon, rdp_epsilon, rough_epsilon
 
 # Computed by dp-accounting 0.6's PLD: connect-the-dots, pessimistic, both adjacencies, discretisation 2e-5
 GOLDEN = [
@@ -156,39 +155,3 @@ def test_refuses_what_is_no_event(event):
 def test_refuses_what_is_no_delta(delta):
     with pytest.raises(ValueError, match="delta"):
         epsilon([(1.0, 0.1, 1)], delta)
-
-
-def worst_replacement(noise_multiplier: float, rate: float, order: float) -> float:
-    """Hockey-stick divergence of one step where a unit's contribution turns into its opposite, both of norm D."""
-    x = np.linspace(-12 * noise_multiplier - 2, 12 * noise_multiplier + 2, 400_001)
-    here, there = (((1 - rate) * norm.pdf(x, 0, noise_multiplier) + rate * norm.pdf(x, at, noise_multiplier)) for at in (1, -1))
-    return float(trapezoid(np.maximum(here - order * there, 0), x))
-
-
-@pytest.mark.parametrize(("noise_multiplier", "rate"), [(1.0, 0.05), (2.0, 0.2), (4.0, 0.5), (0.8, 1.0)])
-def test_replacing_a_unit_in_one_step_is_no_easier_to_tell_than_said(noise_multiplier, rate):
-    for delta in (1e-3, 1e-5):
-        spent = replace_one_epsilon([(noise_multiplier, rate, 1)], delta)
-        assert worst_replacement(noise_multiplier, rate, math.exp(spent)) <= delta
-        # and what add-or-remove-one spends would not do
-        assert worst_replacement(noise_multiplier, rate, math.exp(epsilon([(noise_multiplier, rate, 1)], delta)[0])) > delta
-
-
-def test_replacing_without_sampling_is_twice_the_sensitivity():
-    assert replace_one_epsilon([(3.0, 1.0, 20)], 1e-5) == epsilon([(1.5, 1.0, 20)], 1e-5)[0]
-
-
-@pytest.mark.parametrize(("events", "delta", "_"), GOLDEN)
-def test_replacing_is_removing_and_adding(events, delta, _):
-    spent = replace_one_epsilon(events, delta)
-    assert spent > epsilon(events, delta)[0]
-    if any(rate < 1 for _, rate, _ in events):
-        half = spent / 2
-        # both steps together keep delta, and 2 % less epsilon would not
-        assert epsilon(events, delta / (1 + math.exp(half)))[0] <= half
-        assert epsilon(events, delta / (1 + math.exp(0.98 * half)))[0] > 0.98 * half
-
-
-def test_replacing_where_nothing_ran_or_without_noise():
-    assert replace_one_epsilon([], 1e-5) == 0.0
-    assert replace_one_epsilon([(0.0, 0.2, 3)], 1e-5) == math.inf

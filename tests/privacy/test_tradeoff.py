@@ -8,7 +8,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from fedsim.privacy.accountant import replace_one_epsilon
 from fedsim.privacy.tradeoff import Spectra, compose, refuted_epsilon
 
 RATES = np.array([0, 1e-4, 0.01, 0.1, 0.5, 0.9, 1])
@@ -53,9 +52,8 @@ def test_both_orders_agree_with_an_independent_accountant(events, delta):
 @pytest.mark.parametrize("events", SAMPLED)
 def test_epsilon_inverts_delta(events):
     composed = compose(events)
-    for relation in ("add-or-remove-one", "add-one", "remove-one", "replace-one"):
-        epsilon = composed.epsilon(1e-5, relation)
-        assert (1 - 1e-4) * 1e-5 <= composed.delta(epsilon, relation) <= (1 + 1e-9) * 1e-5
+    for curve in (composed, composed.present, composed.absent):
+        assert (1 - 1e-4) * 1e-5 <= curve.delta(curve.epsilon(1e-5)) <= (1 + 1e-9) * 1e-5
 
 
 @pytest.mark.parametrize("events", SAMPLED)
@@ -67,39 +65,16 @@ def test_the_trade_off_function_is_the_privacy_curves_dual(events):
     assert (np.diff(missed) <= 1e-12).all()
     for epsilon in (0.0, 0.5, 1.5):
         gap = 1 - missed - math.exp(epsilon) * rates
-        assert gap.max() == pytest.approx(float(composed.delta(epsilon, "add-one")), rel=0.01, abs=1e-3)
+        assert gap.max() == pytest.approx(float(composed.present.delta(epsilon)), rel=0.01, abs=1e-3)
 
 
 def test_the_two_orders_differ_with_sampling_and_the_worse_is_taken():
     composed = compose([(0.6, 0.01, 100)])
-    there, gone = composed.epsilon(1e-5, "add-one"), composed.epsilon(1e-5, "remove-one")
+    there, gone = composed.present.epsilon(1e-5), composed.absent.epsilon(1e-5)
     assert there > 5 * gone
     assert composed.epsilon(1e-5) == there
     worst = composed.false_negatives(RATES)
     assert (worst == np.minimum(composed.false_negatives(RATES, "add-one"), composed.false_negatives(RATES, "remove-one"))).all()
-
-
-def test_replacing_without_sampling_is_twice_the_sensitivity():
-    replaced, twice = compose([(5.0, 1.0, 10)]), compose([(2.5, 1.0, 10)])
-    assert replaced.epsilon(1e-5, "replace-one") == pytest.approx(twice.epsilon(1e-5), rel=1e-3)
-    np.testing.assert_allclose(replaced.false_negatives(RATES, "replace-one"), twice.false_negatives(RATES), rtol=1e-3, atol=1e-9)
-
-
-@pytest.mark.parametrize(("noise", "rate"), [(1.0, 0.05), (0.5, 0.3), (2.0, 0.9)])
-def test_no_threshold_tells_a_unit_from_its_opposite_better_than_the_trade_off_function_of_replacing_says(noise, rate):
-    at = np.linspace(-4 * noise, 1 + 4 * noise, 50)
-    false, missed = (
-        (1 - rate) * norm.sf(at / noise) + rate * norm.sf((at + 1) / noise),
-        (1 - rate) * norm.cdf(at / noise) + rate * norm.cdf((at - 1) / noise),
-    )
-    composed = compose([(noise, rate, 1)])
-    assert (composed.false_negatives(false, "replace-one") <= missed + 1e-9).all()
-
-
-@pytest.mark.parametrize("events", SAMPLED)
-def test_replacing_costs_at_most_what_group_privacy_says_and_at_least_one_change(events):
-    composed = compose(events)
-    assert composed.epsilon(1e-5) < composed.epsilon(1e-5, "replace-one") <= replace_one_epsilon(events, 1e-5)
 
 
 @settings(max_examples=15)
@@ -128,7 +103,7 @@ def test_nothing_is_told_where_nothing_ran():
 @pytest.mark.parametrize("event", [(1e-3, 0.5, 10), (1 / 40, 1.0, 1)])
 def test_nothing_is_promised_where_there_is_next_to_no_noise(event):
     composed = compose([event])
-    assert composed.epsilon(1e-5) == composed.epsilon(1e-5, "replace-one") == math.inf
+    assert composed.epsilon(1e-5) == math.inf
     assert (composed.false_negatives(RATES) == 0).all()
 
 

@@ -169,14 +169,14 @@ def test_a_row_of_every_cell_stands_in_the_page(tmp_path, quickstart):
 
 
 def test_every_number_of_a_cell_stands_under_its_head_and_what_refutes_one_is_told(tmp_path, row):
-    spent = {"epsilon_spent": 0.9, "epsilon_spent_replace_one": 1.9, "sigma": 4.5, "sample_rate": 0.25, "steps": 77, "clip": 0.7}
+    spent = {"epsilon_spent": 0.9, "sigma": 4.5, "sample_rate": 0.25, "steps": 77, "clip": 0.7}
     facts = {"audit_epsilon_lower": 1.5, "audit_pairs": 500, "audit_canary_ratio": 0.98}
     rows = [row(cell_id="a", seed=3, uplink_bytes=5_500_000, seconds=12.3, **spent), row(cell_id="r", status="refuted", **facts)]
     page = write_report(folder_with(tmp_path, rows)).page.read_text(encoding="utf-8")
     table = page[page.index('<table class="cells">') :]
     heads = re.findall(r"<th [^>]*>(.*?)</th>", table[: table.index("</thead>")])
     told = dict(zip(heads, re.findall(r"<td[^>]*>(.*?)</td>", table[: table.index("</tr>", table.index("<tbody>"))]), strict=True))
-    assert [told[head] for head in ("seed", "status", "ε target", "ε spent", "ε replace-one")] == ["3", "ok", "1", "0.9", "1.9"]
+    assert [told[head] for head in ("seed", "status", "ε target", "ε spent")] == ["3", "ok", "1", "0.9"]
     assert [told[head] for head in ("σ", "q", "steps", "clip", "uplink MB", "seconds")] == ["4.5", "0.25", "77", "0.7", "5.5", "12.3"]
     said = "refuted, ε = 1 is claimed and 500 pairs of trainings refute every ε below 1.5, with a canary that adds 0.98 of the claimed"
     assert said in " ".join(Elements(page).text.split())
@@ -333,13 +333,6 @@ def test_a_delta_that_is_too_large_for_the_data_is_said_and_a_small_one_is_not(t
     assert "δ = 0.0001 is not below 1/n = 8.3e-05 for the 12000 training rows of digits" in text
     for name, fields in {"small": {"train_rows": 9_999}, "client": {"train_rows": 12_000, "unit": "client"}}.items():
         assert "is not below 1/n" not in page_of(folder_with(tmp_path / name, [row(**fields)])).text
-
-
-def test_the_page_has_epsilon_for_both_relations(tmp_path, row):
-    text = page_of(folder_with(tmp_path, [row(epsilon_spent=0.987, epsilon_spent_replace_one=2.345)])).text
-    assert "0.987" in text
-    assert "2.345" in text
-    assert "ε replace-one" in text
 
 
 def test_without_a_manifest_rows_of_older_code_are_left_out(tmp_path, row):

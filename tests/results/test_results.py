@@ -49,7 +49,6 @@ CONTRACT = [
     ),
     *(
         "epsilon_spent",
-        "epsilon_spent_replace_one",
         "delta",
         "unit",
         "relation",
@@ -161,6 +160,12 @@ def test_a_row_has_the_fields_of_the_contract_and_no_other():
     assert list(json.loads(row().to_json())) == CONTRACT
     with pytest.raises(ValidationError, match="acuracy"):
         row(acuracy=0.5)
+
+
+def test_a_row_that_an_older_fedsim_wrote_with_an_epsilon_under_replace_one_is_read_without_it(tmp_path):
+    line = json.dumps(json.loads(row().to_json()) | {"epsilon_spent_replace_one": 2.6})
+    (tmp_path / "results.jsonl").write_text(line + "\n")
+    assert ResultStore(tmp_path).rows() == [row()]
 
 
 def test_a_row_can_be_told_without_some_of_its_fields():

@@ -19,8 +19,6 @@ from fedsim.simulation.generators import load_generator, save_generator
 from fedsim.simulation.state import described
 from fedsim.simulation.trial import Outcome, run_trial
 
-SPENT = {"status": "ok", "epsilon_spent": 3.9, "accountant": "prv"}
-
 
 def saved(folder, entry, **keys):
     """Train one small cell and save its generator; the prepared cell and its outcome."""
@@ -28,7 +26,8 @@ def saved(folder, entry, **keys):
     (trial,), (data,) = prepared.trials, prepared.data.values()
     *_, outcome = run_trial(trial, data)
     assert isinstance(outcome, Outcome)
-    save_generator(RunFolder(folder), trial, ("zero",), outcome.generator, SPENT, {"fedsim": "0"})
+    spent = {"status": "ok", "epsilon_spent": outcome.epsilon_spent, "accountant": outcome.accountant}
+    save_generator(RunFolder(folder), trial, ("zero",), outcome.generator, spent, {"fedsim": "0"})
     return trial, data, outcome
 
 
@@ -96,9 +95,16 @@ def test_without_noise_on_the_codes_they_are_not_in_the_file(tmp_path):
 
 
 def test_the_manifest_carries_what_was_paid(tmp_path):
-    saved(tmp_path, "fedhypevae")
+    *_, outcome = saved(tmp_path, "fedhypevae")
     manifest = load_generator(tmp_path).manifest(per_class=7)
-    expected = {"epsilon": 3.9, "epsilon_target": 4.0, "delta": 1e-4, "unit": "example", "trust": "aggregate", "claim": "proved"}
+    expected = {
+        "epsilon": outcome.epsilon_spent,
+        "epsilon_target": 4.0,
+        "delta": 1e-4,
+        "unit": "example",
+        "trust": "aggregate",
+        "claim": "proved",
+    }
     assert {key: manifest[key] for key in expected} == expected
     assert manifest["synthesis"] == "neutral"
     json.dumps(manifest, allow_nan=False)
@@ -329,6 +335,64 @@ def test_a_row_vouches_for_the_facts(bench):
     path.write_text(honest)
     (ran.folder / "results.jsonl").unlink()
     assert load_generator(ran.folder).manifest(5)["vouched"] == "by nothing: no results were with it"
+
+
+def vouched(folder, facts=lambda facts: None, **fields):
+    """Change a generator's facts and its row, which vouches for them as they are then."""
+    rewritten(folder, facts)
+    (path,) = (folder / "generators").glob("*.json")
+    row = json.loads((folder / "results.jsonl").read_text().splitlines()[-1])
+    fields["generator"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (folder / "results.jsonl").write_text(json.dumps(row | fields) + "\n")
+
+
+def both(name, value):
+    """Put into facts' plan and row alike."""
+    return put("plan", name, value), {name: value}
+
+
+FORGERIES = {
+    "a lower epsilon than the row's": (put("epsilon_spent", 0.01), {}, "differs from the row of its cell: epsilon_spent 0.01 and not 3.9"),
+    "a lower epsilon in the row": (lambda facts: None, {"epsilon_spent": 0.01}, "differs .* epsilon_spent 3.9.* and not 0.01"),
+    "another seed": (put("cell", "seed", 7), {}, "differs .* seed 7 and not 0"),
+    "another sigma": (put("plan", "sigma", 50.0), {}, "differs .* mechanisms; sigma 50.0 and not"),
+    "another claim": (put("plan", "claim", "checked"), {}, "differs .* claim checked and not proved"),
+    "secret noise": (put("cell", "noise", "secret"), {}, "differs .* noise secret and not seeded"),
+    "other parameters": (put("cell", "params", {"rank": 2}), {}, "differs .* params"),
+    "a lower epsilon in both": (put("epsilon_spent", 0.01), {"epsilon_spent": 0.01}, "contradicts itself: ε is 0.003 of what its mechan"),
+    "a lower sensitivity in both": (*both("sensitivity", 1e-6), "contradicts itself: sensitivity 1e-6 is below the clip"),
+    "a larger clip in both": (*both("sensitivity", 2.0), "contradicts itself: sensitivity is 2 and in its plan 1"),
+    "another scope in both": (*both("scope", "everything"), "contradicts itself: scope is everything"),
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_a_generator_whose_facts_row_and_plan_say_different_things_is_refused_and_nothing_is_written(folder, command, bench, name):
+    bench(small_grid("dp-gaussian", epsilon=4.0), "run")
+    facts, fields, message = FORGERIES[name]
+    vouched(folder / "run", facts, **fields)
+    with pytest.raises(UserError, match=message):
+        load_generator(folder / "run")
+    done = command("synth", "run", "--out", "s.npz")
+    assert (done.returncode, len(done.stderr.splitlines()), (folder / "s.npz").exists()) == (2, 1, False)
+
+
+def test_facts_without_a_row_are_held_against_the_plan_of_their_algorithm(tmp_path):
+    saved(tmp_path, "dp-gaussian")
+    assert load_generator(tmp_path).warnings == ()
+    rewritten(tmp_path, put("plan", "clip", 0.5))
+    with pytest.raises(UserError, match=r"contradicts itself: clip is 0\.5 and in its plan 1"):
+        load_generator(tmp_path)
+    rewritten(tmp_path, put("cell", "source", "0" * 16))
+    assert "the code here is not the one that ran, and differs: clip is 0.5" in load_generator(tmp_path).warnings[0]
+
+
+def test_a_delta_that_would_publish_a_row_is_told_with_every_draw_proof_and_statement(folder, command, bench):
+    bench(small_grid("dp-gaussian", epsilon=4.0, delta=0.01), "run")
+    for arguments in (("synth", "run", "--out", "s.npz"), ("prove", "run"), ("statement", "run")):
+        done = command(*arguments)
+        assert done.returncode == 0, done.stderr
+        assert "δ = 0.01 is not below 1/n = 0.005 for the 200 training rows" in " ".join(done.stdout.split())
 
 
 def test_a_generator_under_the_name_of_another_cell_is_refused(bench):

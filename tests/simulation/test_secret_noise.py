@@ -147,7 +147,8 @@ def test_what_carries_no_theorem_is_for_simulation_only(tmp_path: Path, entry: A
     *_, outcome = run_trial(trial, data)
     assert isinstance(outcome, Outcome)
     assert outcome.generator is not None
-    save_generator(RunFolder(tmp_path), trial, (), outcome.generator, {"status": "ok", "epsilon_spent": 4.0, "accountant": "prv"}, {})
+    spent = {"status": "ok", "epsilon_spent": outcome.epsilon_spent, "accountant": outcome.accountant}
+    save_generator(RunFolder(tmp_path), trial, (), outcome.generator, spent, {})
     manifest = load_generator(tmp_path).manifest(5)
     assert manifest["release"] == "simulation only"
     assert reason in manifest["held_back"]
