@@ -81,17 +81,18 @@ def sorted_rounds(ran: Ran) -> list[dict[str, Any]]:
     return sorted(ran.rounds, key=lambda record: (record["cell_id"], record["round"]))
 
 
-def spread(folder: Path, clients_per_actor: Any) -> Ran:
-    grid = small_grid(*SHIPPED, epsilon=4.0, clients=5, resources={"clients_per_actor": clients_per_actor})
+def spread(folder: Path, clients_per_actor: Any, names: tuple[str, ...]) -> Ran:
+    grid = small_grid(*names, epsilon=4.0, clients=5, resources={"clients_per_actor": clients_per_actor})
     watched(grid, folder, max_parallel=1)
     return Ran(0, "", folder)
 
 
+@pytest.mark.parametrize(("names", "again"), [(("fedhypevae", "weight-noise"), False), pytest.param(SHIPPED, True, marks=pytest.mark.slow)])
 def test_one_actor_and_three_sample_noise_and_account_alike_and_each_is_repeatable(
-    ray_cluster: None, tmp_path: Path, all_free: Callable[[], None]
+    ray_cluster: None, tmp_path: Path, all_free: Callable[[], None], names: tuple[str, ...], again: bool
 ) -> None:
-    one, three = spread(tmp_path / "one", "all"), spread(tmp_path / "three", 2)
-    assert [row.status for row in one.rows + three.rows] == ["ok"] * 2 * len(SHIPPED)
+    one, three = spread(tmp_path / "one", "all", names), spread(tmp_path / "three", 2, names)
+    assert [row.status for row in one.rows + three.rows] == ["ok"] * 2 * len(names)
     assert all("clients per actor (2, 2, 1)" in three.log(row) for row in three.rows)
 
     fingerprints = [[(r["cell_id"], r["round"], r["sampled"], r["noise"]) for r in sorted_rounds(ran)] for ran in (one, three)]
@@ -104,9 +105,10 @@ def test_one_actor_and_three_sample_noise_and_account_alike_and_each_is_repeatab
     norms = [[r["parameter_norm"] for r in sorted_rounds(ran)] for ran in (one, three)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-5)
 
-    for first, again in ((one, spread(tmp_path / "one again", "all")), (three, spread(tmp_path / "three again", 2))):
-        assert by_cell(first.rows) == by_cell(again.rows)
-        assert sorted_rounds(first) == sorted_rounds(again)
+    for first, clients_per_actor in ((one, "all"), (three, 2)) if again else ():
+        second = spread(tmp_path / f"again {clients_per_actor}", clients_per_actor, names)
+        assert by_cell(first.rows) == by_cell(second.rows)
+        assert sorted_rounds(first) == sorted_rounds(second)
     all_free()
 
 
