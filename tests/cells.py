@@ -1,7 +1,11 @@
 """Small cells, ready to run: 200 rows of digits, 4 clients, trainings of a moment."""
 
+from collections.abc import Callable, Iterable
 from importlib.metadata import entry_points
+from itertools import product
 from typing import Any
+
+import pytest
 
 from fedsim.evaluation.scores import Scores, probe_predictions, scores_of
 from fedsim.grid.models import Grid
@@ -16,6 +20,11 @@ WITH_GPUS = [Node(4.0, 2.0)]
 """The same machine with two GPUs by count: what is placed on them computes on the CPU."""
 SHIPPED = sorted(entry.name for entry in entry_points(group=GROUP))
 """Algorithms by name; tests may have registered others."""
+
+
+def crossed(quickly: Callable[..., bool], *axes: Iterable[Any]) -> list[Any]:
+    """All combinations of the axes, for a test's parameters; those that are not run ``quickly`` are left to the slow tests."""
+    return [pytest.param(*values, marks=() if quickly(*values) else pytest.mark.slow) for values in product(*axes)]
 
 
 def quick(name: str, **params: Any) -> dict[str, Any]:

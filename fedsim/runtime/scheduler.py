@@ -375,8 +375,8 @@ class Scheduler:
             names = self.class_names[trial.data_key]
             saved = save_generator(self.store.folder, trial, names, outcome.generator, facts, self.versions)
             row = row.model_copy(update={"generator": saved})
+        discard(self.store.folder.checkpoint(row.cell_id))  # before the row, after which nothing would ask for it: it may hold a key
         self._write(self._audited(trial, row))
-        discard(self.store.folder.checkpoint(row.cell_id))
 
     def _fill_in(self, trial: Trial, row: Row) -> None:
         """Write a finished row once more, with the references that it lacked, once they are there."""

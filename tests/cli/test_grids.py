@@ -324,12 +324,12 @@ def test_what_an_output_s_encoding_lacks_is_a_question_mark(tmp_path: Path) -> N
     assert b"4 cells; nothing was run" in done.stdout
 
 
-def test_a_damaged_line_beside_the_rows_is_told_before_anything_runs(tmp_path: Path) -> None:
+def test_a_damaged_line_beside_the_rows_is_told_before_anything_runs(tmp_path: Path, fedsim: Fedsim) -> None:
     (tmp_path / "small.yaml").write_text(SMALL)
     run = tmp_path / "runs" / "small"
     run.mkdir(parents=True)
     (run / "rounds.jsonl").write_text('hello\n{"cell_id": "a", "round": 0}\n')
-    done = bench(tmp_path, "small.yaml")
+    done = fedsim("bench", "--grid", "small.yaml")
     assert done.returncode == 2
     assert "rounds.jsonl:1: this line cannot be read" in done.stderr
     assert not (run / "results.jsonl").exists()

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from cells import NODES
 from hypothesis import HealthCheck, given, settings
@@ -77,9 +78,12 @@ def mutated(draw: st.DrawFn) -> str:
     return text
 
 
-@settings(max_examples=300, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(mutated())
-def test_a_mutated_grid_is_prepared_or_refused_in_one_line(text: str) -> None:
+@pytest.mark.parametrize("count", [40, pytest.param(300, marks=pytest.mark.slow)])
+def test_a_mutated_grid_is_prepared_or_refused_in_one_line(count: int) -> None:
+    settings(max_examples=count, derandomize=True, suppress_health_check=list(HealthCheck))(given(mutated())(one_line_at_most))()
+
+
+def one_line_at_most(text: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "g.yaml"
         file.write_text(text, encoding="utf-8")

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from cells import crossed
 from clipping_cases import DIM, MODELS, Linear, PerClient, build, call, difference, joint_norm, loop, make_batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,6 +22,21 @@ from fedsim.privacy.clipping.engine import CHUNK
 
 BITES = 0.5
 """A clip norm that cuts most gradients of the small models and spares some."""
+UNITS = ("example", "group", "client")
+TWO = (Linear, PerClient)
+"""Models whose sums every engine computes for every unit; of the others, and of what is the same code for all engines, one of each."""
+
+
+def plain(_: object, unit: str, engine: str) -> bool:
+    return unit == "example" or engine == "bookkeeping"
+
+
+def of_one_model_or_plain(kind: type[nn.Module], engine: str, counts: tuple[int, ...]) -> bool:
+    return kind is PerClient or (engine, counts) == ("bookkeeping", (2, 5))
+
+
+def of_two_models_or_plain(kind: type[nn.Module], unit: str, engine: str) -> bool:
+    return kind in TWO or (unit, engine) == ("example", "bookkeeping")
 
 
 @pytest.mark.parametrize("params", [DPSGDParams, LocalDPSGDParams])
@@ -30,9 +46,7 @@ def test_the_parameter_takes_the_engines_that_there_are_and_no_other(params):
         params(engine="loop")
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("unit", ["example", "group", "client"])
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(("kind", "unit", "engine"), crossed(of_two_models_or_plain, MODELS, UNITS, ENGINES))
 def test_the_clipped_sum_is_that_of_a_loop_over_single_examples(kind, unit, engine):
     model, batch, norms = build(kind), make_batch(), Norms(BITES, unit)
     found = clipped_sum(model, call, batch, norms, engine)
@@ -40,9 +54,9 @@ def test_the_clipped_sum_is_that_of_a_loop_over_single_examples(kind, unit, engi
     assert (found.norms > BITES).any()
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("counts", [(1,), (0, 1, 0), (1, 1, 1, 1), (2, 5)])
+@pytest.mark.parametrize(
+    ("kind", "engine", "counts"), crossed(of_one_model_or_plain, MODELS, ENGINES, [(1,), (0, 1, 0), (1, 1, 1, 1), (2, 5)])
+)
 def test_any_cohort_gives_the_loops_sum(kind, engine, counts):
     model, batch, norms = build(kind, len(counts)), make_batch(counts, seed=3), Norms(BITES)
     assert difference(clipped_sum(model, call, batch, norms, engine).sums, loop(model, call, batch, norms)) < 1e-5
@@ -61,7 +75,7 @@ def test_ragged_cohorts_with_codes_and_encoders_of_their_own(counts, seed, clip,
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("unit", ["example", "group", "client"])
+@pytest.mark.parametrize("unit", UNITS)
 def test_weights_enter_the_norm_and_stay_in_the_sum(unit, engine):
     model, batch = build(PerClient), make_batch()
     norms = Norms(BITES, unit, {"encoder.": 3.0, "encoder.bias": 0.5, "out": 0.1})
@@ -70,9 +84,9 @@ def test_weights_enter_the_norm_and_stay_in_the_sum(unit, engine):
     assert difference(clipped_sum(model, call, batch, norms, engine).sums, loop(model, call, batch, norms)) < 1e-5
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("unit", ["example", "group", "client"])
-@pytest.mark.parametrize("free", [("encoder.weight", "encoder.bias", "code.weight"), ("encoder.bias",)])
+@pytest.mark.parametrize(
+    ("free", "unit", "engine"), crossed(plain, [("encoder.weight", "encoder.bias", "code.weight"), ("encoder.bias",)], UNITS, ENGINES)
+)
 def test_free_parameters_are_neither_counted_nor_clipped(free, unit, engine):
     model, batch, norms = build(PerClient), make_batch(), Norms(BITES, unit, free=free)
     assert difference(clipped_sum(model, call, batch, norms, engine).sums, loop(model, call, batch, norms)) < 1e-5
@@ -123,9 +137,7 @@ def test_a_part_that_the_loss_does_not_use_gets_zero(engine):
 # --- gradients that are not finite ---
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("unit", ["example", "group", "client"])
-@pytest.mark.parametrize("poison", [math.nan, math.inf, 1e30])
+@pytest.mark.parametrize(("poison", "unit", "engine"), crossed(plain, [math.nan, math.inf, 1e30], UNITS, ENGINES))
 def test_a_gradient_that_is_not_finite_counts_as_zero(poison, unit, engine):
     model, batch, norms = build(PerClient, 2), make_batch((2, 1)), Norms(BITES, unit)
     clean = batch.without(2)
@@ -139,9 +151,7 @@ def test_a_gradient_that_is_not_finite_counts_as_zero(poison, unit, engine):
     assert difference(found.sums, clipped_sum(model, loss, clean, norms, engine).sums) < 1e-5
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("unit", ["example", "group", "client"])
-@pytest.mark.parametrize("poison", [math.nan, math.inf])
+@pytest.mark.parametrize(("poison", "unit", "engine"), crossed(plain, [math.nan, math.inf], UNITS, ENGINES))
 def test_a_free_part_that_is_not_finite_makes_its_whole_unit_count_as_zero(poison, unit, engine):
     model, batch, norms = build(PerClient, 2), make_batch((2, 1)), Norms(BITES, unit, free=("out",))
     broken = replace(batch, draws={"eps": batch.draws["eps"].clone()})

@@ -17,12 +17,13 @@ from rich.console import Console
 
 from fedsim.errors import UserError
 from fedsim.grid.models import Grid
+from fedsim.interrupts import INTERRUPTED
 from fedsim.methods.check_file import file_check
 from fedsim.report.report import write_report
 from fedsim.results.folder import RunFolder
 from fedsim.results.grid_rows import grid_rows, load_results
 from fedsim.results.measures import MEASURES
-from fedsim.results.rows import Row
+from fedsim.results.rows import Row, RowError
 from fedsim.results.store import ResultStore
 from fedsim.runtime import scheduler
 from fedsim.runtime.bench import TOLD
@@ -33,6 +34,7 @@ from fedsim.runtime.worker import check_source
 from fedsim.simulation.cohort import build_algorithm
 from fedsim.simulation.generators import load_generator, tell_claim
 from fedsim.simulation.preflight import prepare
+from fedsim.simulation.row import failed_row
 
 Bench = Callable[..., Ran]
 SHIPPED = ("fedhypevae", "weight-noise", "fedavg-cvae")
@@ -81,17 +83,18 @@ def sorted_rounds(ran: Ran) -> list[dict[str, Any]]:
     return sorted(ran.rounds, key=lambda record: (record["cell_id"], record["round"]))
 
 
-def spread(folder: Path, clients_per_actor: Any) -> Ran:
-    grid = small_grid(*SHIPPED, epsilon=4.0, clients=5, resources={"clients_per_actor": clients_per_actor})
+def spread(folder: Path, clients_per_actor: Any, names: tuple[str, ...]) -> Ran:
+    grid = small_grid(*names, epsilon=4.0, clients=5, resources={"clients_per_actor": clients_per_actor})
     watched(grid, folder, max_parallel=1)
     return Ran(0, "", folder)
 
 
+@pytest.mark.parametrize(("names", "again"), [(("fedhypevae", "weight-noise"), False), pytest.param(SHIPPED, True, marks=pytest.mark.slow)])
 def test_one_actor_and_three_sample_noise_and_account_alike_and_each_is_repeatable(
-    ray_cluster: None, tmp_path: Path, all_free: Callable[[], None]
+    ray_cluster: None, tmp_path: Path, all_free: Callable[[], None], names: tuple[str, ...], again: bool
 ) -> None:
-    one, three = spread(tmp_path / "one", "all"), spread(tmp_path / "three", 2)
-    assert [row.status for row in one.rows + three.rows] == ["ok"] * 2 * len(SHIPPED)
+    one, three = spread(tmp_path / "one", "all", names), spread(tmp_path / "three", 2, names)
+    assert [row.status for row in one.rows + three.rows] == ["ok"] * 2 * len(names)
     assert all("clients per actor (2, 2, 1)" in three.log(row) for row in three.rows)
 
     fingerprints = [[(r["cell_id"], r["round"], r["sampled"], r["noise"]) for r in sorted_rounds(ran)] for ran in (one, three)]
@@ -104,9 +107,10 @@ def test_one_actor_and_three_sample_noise_and_account_alike_and_each_is_repeatab
     norms = [[r["parameter_norm"] for r in sorted_rounds(ran)] for ran in (one, three)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-5)
 
-    for first, again in ((one, spread(tmp_path / "one again", "all")), (three, spread(tmp_path / "three again", 2))):
-        assert by_cell(first.rows) == by_cell(again.rows)
-        assert sorted_rounds(first) == sorted_rounds(again)
+    for first, clients_per_actor in ((one, "all"), (three, 2)) if again else ():
+        second = spread(tmp_path / f"again {clients_per_actor}", clients_per_actor, names)
+        assert by_cell(first.rows) == by_cell(second.rows)
+        assert sorted_rounds(first) == sorted_rounds(second)
     all_free()
 
 
@@ -135,6 +139,39 @@ def test_finished_cells_are_not_run_again_and_a_grown_grid_runs_what_is_new(benc
     grown = bench(small_grid("weight-noise", epsilon=[1.0, 4.0, 8.0]))
     assert (first.folder / "results.jsonl").read_bytes().startswith(written)
     assert [row.epsilon_target for row in grown.rows] == [1.0, 4.0, 8.0]
+
+
+def test_a_bench_that_dies_after_a_row_leaves_no_checkpoint_of_its_cell_which_may_hold_a_key(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = small_grid("dp-gaussian", epsilon=4.0, privacy={"noise": "secret"})
+    checkpoint = RunFolder(tmp_path / "run").checkpoint(prepare(grid, NODES).trials[0].cell.cell_id)
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(b"of an earlier start")
+    append = ResultStore.append
+
+    def append_and_die(store: ResultStore, row: Row) -> None:
+        append(store, row)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ResultStore, "append", append_and_die)
+    assert bench(grid).code == INTERRUPTED
+    assert [row.status for row in ResultStore(tmp_path / "run").rows()] == ["ok"]
+    assert not checkpoint.exists()
+
+
+def test_checkpoints_of_finished_cells_are_swept_at_the_next_start_and_those_of_others_stay(bench: Bench) -> None:
+    grid = small_grid("dp-gaussian", epsilon=[4.0, 8.0])
+    ran = bench(grid)
+    finished, failed = ran.rows
+    ResultStore(ran.folder).append(failed_row(prepare(grid, NODES).trials[1], RowError(type="", message="", traceback=""), {}))
+    paths = [RunFolder(ran.folder).checkpoint(cell_id) for cell_id in (finished.cell_id, failed.cell_id, "0" * 16)]
+    part = paths[0].with_name(f".{paths[0].name}.1.part")
+    paths[0].parent.mkdir(exist_ok=True)
+    for path in (*paths, part):
+        path.write_bytes(b"")
+    bench(grid)
+    assert sorted(paths[0].parent.iterdir()) == sorted(paths[1:])
 
 
 def edited(bench: Bench, folder: Path, text: str, grid: Grid) -> Ran:
