@@ -5,7 +5,7 @@ from typing import Any
 
 from fedsim.evaluation.scores import Scores, probe_predictions, scores_of
 from fedsim.grid.models import Grid
-from fedsim.kit.checks.subject import SHORT
+from fedsim.kit.checks.subject import BRIEF
 from fedsim.methods.registry import GROUP, lookup
 from fedsim.models.probe import fit_probe
 from fedsim.simulation.node import Node
@@ -20,7 +20,7 @@ SHIPPED = sorted(entry.name for entry in entry_points(group=GROUP))
 
 def quick(name: str, **params: Any) -> dict[str, Any]:
     """An entry of ``algorithms`` that trains for a moment."""
-    return {"name": name, "params": lookup(name).Params.brief(SHORT, params) | params}
+    return {"name": name, "params": lookup(name).Params.brief(BRIEF, params) | params}
 
 
 def small_grid(*algorithms: str | dict[str, Any], **keys: Any) -> Grid:
