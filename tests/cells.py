@@ -9,7 +9,7 @@ import pytest
 
 from fedsim.evaluation.scores import Scores, probe_predictions, scores_of
 from fedsim.grid.models import Grid
-from fedsim.kit.checks.subject import SHORT
+from fedsim.kit.checks.subject import BRIEF
 from fedsim.methods.registry import GROUP, lookup
 from fedsim.models.probe import fit_probe
 from fedsim.simulation.node import Node
@@ -29,7 +29,7 @@ def crossed(quickly: Callable[..., bool], *axes: Iterable[Any]) -> list[Any]:
 
 def quick(name: str, **params: Any) -> dict[str, Any]:
     """An entry of ``algorithms`` that trains for a moment."""
-    return {"name": name, "params": lookup(name).Params.brief(SHORT, params) | params}
+    return {"name": name, "params": lookup(name).Params.brief(BRIEF, params) | params}
 
 
 def small_grid(*algorithms: str | dict[str, Any], **keys: Any) -> Grid:

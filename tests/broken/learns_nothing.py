@@ -12,3 +12,12 @@ from fedsim.batch import Batch
 class LearnsNothing(Tiny):
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
         return {"distance": 0 * super().loss(model, batch)["distance"]}
+
+
+class LearnsOnlyThatAClientIsThere(Tiny):
+    """Every row adds the same, whatever it is."""
+
+    units = ("client",)
+
+    def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
+        return {"distance": (1 + self.decoded(model, 0 * batch.y)).square().sum(1)}

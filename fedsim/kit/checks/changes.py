@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from fedsim.kit.checks.watch import Divergence, Query, Tape
+from fedsim.kit.checks.watch import Query, Tape
 from fedsim.methods.messages import Message, Tensors
 
 Sampled = Callable[[int, float], bool]
@@ -53,9 +52,9 @@ class Change:
 def queries(first: Tape, second: Tape, sampled: Sampled | None, *, silo: bool) -> Iterator[Change]:
     """What changed in every query that clients noise themselves; ``sampled`` None: as the queries say."""
     for one, two in zip(first.queries, second.queries, strict=True):
-        norms, scales = _kept(one, two), _sizes(one.kept)
+        norms, scales = _kept(one, two), _norms(one.kept, {})
         if silo:
-            norms, scales = _joined(norms, _norms(one.sent, two.sent)), _joined(scales, _sizes(one.sent))
+            norms, scales = _joined(norms, _norms(one.sent, two.sent)), _joined(scales, _norms(one.sent, {}))
         yield Change(one.round, norms, scales, 1, _in_sample(one, sampled))
 
 
@@ -74,9 +73,9 @@ def rounds(first: Tape, second: Tape, sampled: Sampled | None) -> Iterator[Chang
 
 def messages(first: Tape, second: Tape) -> Iterator[Change]:
     """What changed in the sums of every round's messages."""
-    for round_ in range(len(first.messages)):
+    for round_ in first.messages:
         one, two = first.sums(round_), second.sums(round_)
-        yield Change(round_, _norms(one, two), _sizes(one))
+        yield Change(round_, _norms(one, two), _norms(one, {}))
 
 
 def envelope(first: Tape, second: Tape, *, sizes: bool) -> str:
@@ -87,8 +86,8 @@ def envelope(first: Tape, second: Tape, *, sizes: bool) -> str:
         second: the other's.
         sizes: whether bytes are compared; a client that is missing sends none.
     """
-    for round_, (ones, twos) in enumerate(zip(first.messages, second.messages, strict=True)):
-        for one, two in zip(ones, twos, strict=True):
+    for round_, ones in first.messages.items():
+        for one, two in zip(ones, second.messages[round_], strict=True):
             if one.sums.keys() != two.sums.keys():
                 own = sorted(one.sums.keys() ^ two.sums.keys())
                 return f"round {round_}: the message holds {', '.join(map(repr, own))} in one of the two worlds only"
@@ -121,20 +120,7 @@ def _joined(one: Mapping[str, float], two: Mapping[str, float]) -> dict[str, flo
     return {name: math.hypot(one.get(name, 0.0), two.get(name, 0.0)) for name in {**one, **two}}
 
 
-def _sizes(tensors: Tensors) -> dict[str, float]:
-    return {name: float(value.double().norm()) for name, value in tensors.items()}
-
-
 def _norms(one: Tensors, two: Tensors) -> dict[str, float]:
     """Norm of the difference by name; what only one side has counts in full."""
-    return {name: float(_difference(one.get(name), two.get(name)).double().norm()) for name in {**one, **two}}
-
-
-def _difference(one: Tensor | None, two: Tensor | None) -> Tensor:
-    if one is None or two is None:
-        found = two if one is None else one
-        assert found is not None
-        return found
-    if one.shape != two.shape:
-        raise Divergence("the shape of a message depends on the data")
-    return one.double() - two.double()
+    nothing = torch.zeros(())
+    return {name: float((one.get(name, nothing).double() - two.get(name, nothing).double()).norm()) for name in {**one, **two}}

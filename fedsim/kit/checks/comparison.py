@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -45,7 +45,9 @@ class Compared:
         pair: its label.
         rounds: how many were run.
         fault: what breaks the claim, if anything.
-        ratio: the largest change in units of the bound.
+        ratio: the largest change in units of the bound, which holds for ``bounded`` pairs alone.
+        bounded: whether one world lacks a unit; else units are replaced.
+        late: the round that was looked at beyond the others, and how many there are.
         outsider: a change by a unit in a step whose sample it is not in, as (round, tensor, share of the bound).
     """
 
@@ -53,6 +55,8 @@ class Compared:
     rounds: int
     fault: Verdict | None = None
     ratio: float = 0.0
+    bounded: bool = True
+    late: tuple[int, int] | None = None
     outsider: tuple[int, str, float] | None = None
 
 
@@ -66,15 +70,18 @@ class Seen:
         shares: the label shares that are released with it, if any.
         state: what is kept of it.
         ledger: what it paid.
-        rounds: how many it took.
     """
 
     tape: Tape
-    said: Tensor
-    shares: Tensor
-    state: Tensors
-    ledger: Ledger
-    rounds: int
+    said: Tensor = field(default_factory=lambda: torch.zeros(0))
+    shares: Tensor = field(default_factory=lambda: torch.zeros(0))
+    state: Tensors = field(default_factory=dict)
+    ledger: Ledger = field(default_factory=Ledger)
+
+    @property
+    def rounds(self) -> int:
+        """How many were run."""
+        return len(self.tape.messages)
 
 
 def comparisons(subject: Subject, pairs: Iterator[Pair]) -> Generator[Compared, None, None]:
@@ -103,19 +110,22 @@ def compare(subject: Subject, pair: Pair) -> Compared:
 
 
 def _look(subject: Subject, pair: Pair, world: World, script: Tape | None = None) -> Seen:
-    training, pool = live(subject, pair, world, script)
-    tape, trained = pool.tape, training.trained
+    trained, pool = live(subject, pair, world, script)
+    tape = pool.tape
     # diagnostics are nobody's to compare, and may be anything
-    tape.messages = [[replace(message, diagnostics={}) for message in sent] for sent in tape.messages]
-    whole = len(pair.whole.members) == len(pair.other.members)
+    tape.messages = {round_: [replace(message, diagnostics={}) for message in sent] for round_, sent in tape.messages.items()}
+    if trained is None:
+        return Seen(tape)
+    whole = pair.whole.members == pair.other.members
     said = drawn(trained.made, subject.data, CLIENTS) if whole else torch.zeros(0)
     shares = torch.zeros(0) if trained.shares is None else torch.from_numpy(trained.shares)
-    return Seen(tape, said, shares, trained.state, trained.ledger, len(training.records))
+    return Seen(tape, said, shares, trained.state, trained.ledger)
 
 
 def _judged(subject: Subject, pair: Pair, first: Seen, second: Seen) -> Compared:
     assert subject.plan is not None
-    found = Compared(pair.label, first.rounds)
+    late = (pair.late[-1].number, sum(phase.release.rounds for phase in subject.algorithm.phases())) if pair.late else None
+    found = Compared(pair.label, first.rounds, bounded=pair.client is not None, late=late)
     if len(first.tape.queries) != len(second.tape.queries):
         raise Divergence("how often Clients.add_noise runs depends on the data")
     at_clients, bound = subject.algorithm.noise_at_clients(), subject.plan.sensitivity
@@ -129,11 +139,10 @@ def _judged(subject: Subject, pair: Pair, first: Seen, second: Seen) -> Compared
     outsiders = [c for c in changes if not c.sampled and c.norm > SLACK * bound + ROUNDING * c.scale]
     if outsiders:
         found = replace(found, outsider=(outsiders[0].round, outsiders[0].most, outsiders[0].norm / bound))
-    if pair.client is None:
-        return found
     worst = max(changes, key=lambda change: change.norm / math.sqrt(change.steps), default=Change(0, {"": 0.0}, {}))
     limit = bound * math.sqrt(worst.steps)
-    return replace(found, fault=_excess(pair, worst, limit), ratio=worst.norm / limit)
+    ratio = worst.norm / limit if worst.norm > ROUNDING * worst.scale else 0.0
+    return replace(found, fault=_excess(pair, worst, limit) if found.bounded else None, ratio=ratio)
 
 
 def _changes(subject: Subject, pair: Pair, first: Tape, second: Tape, *, at_clients: bool) -> Iterator[Change]:
@@ -179,5 +188,6 @@ def _excess(pair: Pair, change: Change, limit: float) -> Verdict | None:
 
 def sampled_seen(found: Sequence[Compared]) -> str:
     """How many pairs and rounds a verdict rests on."""
-    most = max(each.rounds for each in found)
-    return f"{len(found)} pairs of neighbours, rounds 0 to {most - 1}"
+    most = max(compared.rounds for compared in found if compared.late is None)
+    late = next((f" and round {compared.late[0]} of {compared.late[1]}" for compared in found if compared.late is not None), "")
+    return f"{len(found)} pairs of neighbours, rounds 0 to {most - 1}{late}"

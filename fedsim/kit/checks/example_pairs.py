@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedsim.kit.checks.neighbours import FEW, SMALL_CLIP, UNCLIPPED, Pair, World, contribution, few, with_unit
+from fedsim.kit.checks.neighbours import FEW, FEW_ROUNDS, SMALL_CLIP, UNCLIPPED, Pair, World, contribution, everyone, few, late, with_unit
 from fedsim.kit.checks.subject import GROUP, Subject
 from fedsim.kit.checks.watch import Block, Hidden
 from fedsim.methods.parameters import l2_norm
@@ -19,10 +19,8 @@ from fedsim.methods.parameters import l2_norm
 OTHERS = (0, 1, 3, 7, 8, 9, 10, 15, 16, 19, 20, 24, 25, 31, 32, 49, 50, 63, 64, 99, 100, 127, 128)
 """Rows beside the one that is removed: a number of steps or a threshold at a round number changes with that one."""
 POSITIONS = (0.0, 0.5, 1.0)
-SHORT = 2
-"""Rounds of a pair whose point is its rows."""
-SIZE = 3
-"""Rows of a group that is removed: alike, so that their sum is three times what one of them adds."""
+GROUP_ROWS = 3
+"""Of a group that is removed: alike, so that their sum is three times what one of them adds."""
 COPIES = 12
 """Of one row, so that what one more row changes for all of them adds up."""
 CROWD, QUANTILES = 40, (0.75, 0.9, 0.95)
@@ -78,19 +76,24 @@ class Levels:
 
 def example_pairs(subject: Subject) -> Iterator[Pair]:
     """Pairs for unit example or group; few of them for a quick subject."""
-    yield from _characters(subject)
+    characters = list(_characters(subject))
+    yield from characters
     yield _against_few(subject)
     if subject.quick:
         return
-    yield from _blocks(subject)
+    blocks = list(_blocks(subject))
+    yield from blocks
+    for pair in (characters[1], blocks[0]):
+        yield from late(subject, pair)
     levels = _levels(subject)
+    # what a fault of scale changes most comes first, since the first fault is the one that is printed
+    if levels is not None and _size(subject) is None:
+        yield from _two_sizes(subject, levels)
     yield from _sizes(subject, levels)
     if levels is not None:
         yield from _unsaturated(subject, levels)
     if _size(subject) is not None:
         return
-    if levels is not None:
-        yield from _two_sizes(subject, levels)
     if (near_zero := _levels(subject, NEAR_ZERO)) is not None:
         yield from _opposite(subject, near_zero)
     if levels is not None:
@@ -99,7 +102,7 @@ def example_pairs(subject: Subject) -> Iterator[Pair]:
 
 def _size(subject: Subject) -> int | None:
     """Rows of a unit that is a group; None for an example."""
-    return SIZE if subject.trial.task.unit == "group" else None
+    return GROUP_ROWS if subject.trial.task.unit == "group" else None
 
 
 def _characters(subject: Subject) -> Iterator[Pair]:
@@ -114,7 +117,7 @@ def _characters(subject: Subject) -> Iterator[Pair]:
         ("a row that is sampled in the first step only", opposite, rare, few(held, FEW), SMALL_CLIP, Hidden(1, "first", 0.0)),
     ]
     for seed, (label, x, y, rows, clip, hidden) in enumerate(units):
-        other = World(data.x_train, data.y_train, rows, tuple(range(len(rows))), hidden)
+        other = everyone(subject, rows, hidden)
         yield with_unit(Pair(label, other, other, seed, clip), x, y, _size(subject))
 
 
@@ -125,19 +128,19 @@ def _against_few(subject: Subject) -> Pair:
     x, y = data.x_train.copy(), data.y_train.copy()
     x[held[1]] = np.stack([0.2 * along + across, 0.2 * along - across]) / np.float32(np.sqrt(1.04))
     y[held[1]] = 0
-    other = World(x, y, held, tuple(range(len(held))), Hidden(1, "alone"))
+    other = replace(everyone(subject, held, Hidden(1, "alone")), x=x, y=y)
     return with_unit(Pair("a row against the others of its sample", other, other, 4, weights=NEAR_ZERO), -along, 0, _size(subject))
 
 
 def _blocks(subject: Subject) -> Iterator[Pair]:
     """Half of a client's rows turned round where no sample, or the first one only, holds them: a loss that rises, counts that differ."""
     data, held = subject.data, subject.trial.partition.rows
-    members, start = tuple(range(len(held))), len(held[1]) // 2 // GROUP * GROUP
+    start = len(held[1]) // 2 // GROUP * GROUP
     x, y, own = data.x_train.copy(), data.y_train.copy(), held[1][start:]
     x[own], y[own] = -x[own], (y[own] + 1) % data.classes
     for steps, words in ((0, "in no sample"), (1, "in the first sample only")):
         for seed, weights in enumerate((1.0, NEAR_ZERO)):
-            whole = World(data.x_train, data.y_train, held, members, Block(1, start, steps))
+            whole = everyone(subject, hidden=Block(1, start, steps))
             yield Pair(f"half of a client's rows, {words}", whole, replace(whole, x=x, y=y), seed, weights=weights)
 
 
@@ -165,27 +168,29 @@ def _sizes(subject: Subject, levels: Levels | None) -> Iterator[Pair]:
         last = data.x_train[own[-1]] if count else spike
         x = (data.x_test[i], -data.x_train.mean(0), spike, -last, last)[i % 5]
         clip = SMALL_CLIP if levels is None else (levels.loose, levels.median, SMALL_CLIP)[i // 2 % 3]
-        other = World(data.x_train, data.y_train, rows, tuple(range(len(held))), Hidden(client, "alone", POSITIONS[i % 3]))
-        pair = Pair(f"a row beside {count}{' equal' * copied} others", other, other, i, clip, rounds=SHORT)
+        other = everyone(subject, rows, Hidden(client, "alone", POSITIONS[i % 3]))
+        pair = Pair(f"a row beside {count}{' equal' * copied} others", other, other, i, clip, rounds=FEW_ROUNDS)
         yield with_unit(pair, x, i % data.classes, _size(subject))
 
 
 def _unsaturated(subject: Subject, levels: Levels) -> Iterator[Pair]:
     """An ordinary row over all rounds, where half of the rows, and where none, are clipped at the start."""
-    data, held = subject.data, subject.trial.partition.rows
+    data, other = subject.data, everyone(subject, hidden=Hidden(3, position=0.5))
     for seed, (words, clip) in enumerate((("half of the rows are", levels.median), ("hardly a row is", levels.loose))):
-        other = World(data.x_train, data.y_train, held, tuple(range(len(held))), Hidden(3, position=0.5))
         pair = Pair(f"an ordinary row where {words} clipped", other, other, seed, clip)
         yield with_unit(pair, data.x_test[1], int(data.y_test[1]), _size(subject))
 
 
 def _two_sizes(subject: Subject, levels: Levels) -> Iterator[Pair]:
-    """A large contribution among small and large ones: it moves their median, mean, quantile or maximum from the small to the large."""
+    """A large contribution among small and large ones: it moves their median, mean, quantile or maximum from the small to the large.
+
+    The clip norm is between their means without it and with it: a rule by the mean clips in one world only.
+    """
     small, large = levels.small, levels.large
-    norms = levels.norms[[small, large, large]] * torch.tensor([COPIES, COPIES, 1])
-    mean = 1.01 * float(norms.sum()) / (2 * COPIES + 1)
+    without = 0.5 * float(levels.norms[small] + levels.norms[large])
+    between = without + 0.5 * (float(levels.norms[large]) - without) / (2 * CROWD + 1)
     label = "a row that moves the median and the mean of the gradients' norms"
-    yield _beside(subject, label, levels, [small] * COPIES + [large] * COPIES, levels.largest, mean)
+    yield _beside(subject, label, levels, [small] * CROWD + [large] * CROWD, levels.largest, between)
     for share in QUANTILES:
         above = round((1 - share) * CROWD)
         label = f"a row that moves the {share:.0%} quantile of the gradients' norms"
@@ -220,5 +225,5 @@ def _beside(
     x, y = np.concatenate([data.x_train, levels.rows]), np.concatenate([data.y_train, levels.y])
     own = len(data.x_train) + np.array(others)
     rows = tuple(own if k == 2 else few(held, FEW)[k] for k in range(len(held)))
-    other = World(x, y, rows, tuple(range(len(held))), Hidden(2, sampled, 0.5))
-    return with_unit(Pair(label, other, other, 0, clip, levels.weights, SHORT), *row)
+    other = replace(everyone(subject, rows, Hidden(2, sampled, 0.5)), x=x, y=y)
+    return with_unit(Pair(label, other, other, 0, clip, levels.weights, FEW_ROUNDS), *row)

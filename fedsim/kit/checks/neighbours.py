@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.kit.checks.subject import GROUP, Subject, varied
-from fedsim.kit.checks.training import Training, fixed_random_states, train
+from fedsim.kit.checks.training import fixed_random_states
 from fedsim.kit.checks.watch import Block, Hidden, Tape, WatchedPool, watched
 from fedsim.methods.algorithm import Algorithm
-from fedsim.methods.messages import Tensors
+from fedsim.methods.messages import Round, Tensors
 from fedsim.privacy.ledger import Ledger
 from fedsim.seeds import Seeds
 from fedsim.simulation import rounds
 from fedsim.simulation.cohort import CohortSpec
+from fedsim.simulation.rounds import Trained
 from fedsim.simulation.state import Checkpoint
 
 SMALL_CLIP = 0.05
@@ -26,6 +28,9 @@ FEW = 4
 
 UNCLIPPED = 1e6
 """Share of the clip norm with which nothing is clipped."""
+
+FEW_ROUNDS = 2
+"""Rounds of a pair whose point is its rows."""
 
 Rows = tuple[NDArray[np.int64], ...]
 """Each member's row numbers."""
@@ -77,6 +82,7 @@ class Pair:
         clip: share of the algorithm's clip norm.
         weights: share of the initial weights that the server starts from; a bound holds for any.
         rounds: of the training, where the algorithm has such a parameter; None: the subject's.
+        late: rounds that are run in place of a training, of one that is not shortened: no result comes of them.
         client: the client that ``other`` lacks, or whose unit it lacks; None: data are replaced there, of more than a unit maybe, and only
             what no noise covers, and steps in whose samples they are not, can tell.
     """
@@ -89,6 +95,13 @@ class Pair:
     weights: float = 1.0
     rounds: int | None = None
     client: int | None = None
+    late: tuple[Round, ...] = ()
+
+
+def everyone(subject: Subject, rows: Rows | None = None, hidden: Hidden | Block | None = None) -> World:
+    """The cell's data in the hands of clients who hold ``rows``; None: what the partition gives them."""
+    own = subject.trial.partition.rows if rows is None else rows
+    return World(subject.data.x_train, subject.data.y_train, own, tuple(range(len(own))), hidden)
 
 
 def with_unit(pair: Pair, x: NDArray[np.float32], y: int, size: int | None = None) -> Pair:
@@ -118,30 +131,46 @@ def few(rows: Rows, count: int) -> Rows:
     return tuple(own[:count] for own in rows)
 
 
+def late(subject: Subject, pair: Pair) -> Iterator[Pair]:
+    """The pair in a round that no training of the check reaches; none where all are reached."""
+    if chosen := subject.late_rounds():
+        yield replace(pair, label=f"{pair.label}, late", late=tuple(chosen))
+
+
 def of_pair(subject: Subject, pair: Pair) -> Subject:
     """The subject with the pair's clip norm and rounds."""
-    clip = subject.trial.cell.params.get("clip")
+    own, clip = subject.as_given if pair.late else subject, subject.trial.cell.params.get("clip")
     changed = {"clip": pair.clip * clip} if isinstance(clip, float | int) else {}
-    return varied(subject, **changed, **({} if pair.rounds is None else {"rounds": pair.rounds}))
+    return varied(own, **changed, **({} if pair.rounds is None else {"rounds": pair.rounds}))
 
 
-def live(subject: Subject, pair: Pair, world: World, script: Tape | None = None) -> tuple[Training, WatchedPool]:
-    """Train in ``world`` of ``pair``, all clients in one cohort; with a ``script``, the noise gives that world's outputs."""
-    pool, algorithm = _pool(subject, pair, world, script), subject.build()
-    return train(algorithm, pool, subject.plan, pair.seed, _start(algorithm, pair)), pool
+def live(
+    subject: Subject, pair: Pair, world: World, script: Tape | None = None, only: Sequence[Round] = ()
+) -> tuple[Trained | None, WatchedPool]:
+    """Train in ``world`` of ``pair``, all clients in one cohort; with a ``script``, the noise gives that world's outputs.
+
+    With rounds that are run in place of all, the pair's or ``only`` these, there is no result.
+    """
+    pool, algorithm, only = _pool(subject, pair, world, script), subject.build(), only or pair.late
+    if only:
+        algorithm.schedule = lambda: iter(only)  # type: ignore[method-assign]
+    with fixed_random_states([]):
+        steps = rounds.train(algorithm, pool, subject.plan, Seeds(pair.seed), _start(algorithm, pair))
+        if not only:
+            return rounds.to_the_end(steps)[1], pool
+        for _ in only:
+            next(steps)
+        steps.close()
+    return None, pool
 
 
 def contribution(subject: Subject, pair: Pair, world: World) -> Tensors:
     """What all of ``world`` adds to the first noisy step, by name; only the first round is run."""
     own = of_pair(subject, pair)
-    pool, algorithm = _pool(own, pair, world), own.build()
-    with fixed_random_states([]):
-        steps = rounds.train(algorithm, pool, own.plan, Seeds(pair.seed), _start(algorithm, pair))
-        next(steps)
-        steps.close()
+    _, pool = live(own, pair, world, only=[next(own.algorithm.schedule())])
     query = pool.tape.queries[0]
-    sent = query.sent if algorithm.noise_at_clients() else pool.tape.sums(0)
-    return {f"{part} {name}": value for part, own in (("sent", sent), ("kept", query.kept)) for name, value in own.items()}
+    sent = query.sent if own.algorithm.noise_at_clients() else pool.tape.sums(0)
+    return {f"{part} {name}": value for part, tensors in (("sent", sent), ("kept", query.kept)) for name, value in tensors.items()}
 
 
 def _pool(subject: Subject, pair: Pair, world: World, script: Tape | None = None) -> WatchedPool:

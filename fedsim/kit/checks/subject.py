@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from fedsim.grid.resolve import resolve
 from fedsim.kit.checks.training import Training, train
 from fedsim.kit.checks.watch import Tape, WatchedPool, watched
 from fedsim.methods.algorithm import Algorithm
+from fedsim.methods.messages import Round
 from fedsim.methods.registry import lookup
 from fedsim.privacy.plan import PrivacyPlan, Trust, Unit
 from fedsim.seeds import Seeds
@@ -23,11 +25,13 @@ from fedsim.simulation.preflight import calibrated, loaded, partitioned, task_of
 from fedsim.simulation.rounds import RoundRecord
 from fedsim.simulation.trial import Trial
 
-SHORT = {"rounds": 3, "local_steps": 3, "meta_steps": 2, "generator_steps": 2}
+BRIEF = {"rounds": 3, "local_steps": 3, "meta_steps": 2, "generator_steps": 2}
 """Parameters that make a training long, where an algorithm has them, and what they become."""
 
 ROUNDS = 12
 """Rounds of a training in a full check: what happens in every tenth round, or once a loss has stopped falling, is seen."""
+LATE = 0
+"""Seed of the draw of the one round beyond these that a full check looks at."""
 
 EPSILON, DELTA = 4.0, 1e-4
 CLIENTS = 4
@@ -43,11 +47,13 @@ class Subject:
         trial: the cell with its plan and partition.
         data: its rows.
         quick: whether few pairs of neighbouring worlds do, all in this process.
+        shortened: the parameters that make its trainings short, as they are without this.
     """
 
     trial: Trial
     data: Embeddings
     quick: bool = False
+    shortened: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def plan(self) -> PrivacyPlan | None:
@@ -63,6 +69,25 @@ class Subject:
     def algorithm(self) -> Algorithm:
         """A fresh instance for questions that change nothing."""
         return self.build()
+
+    @cached_property
+    def as_given(self) -> Subject:
+        """With all rounds and steps; the noise multiplier stays that of the short training."""
+        return varied(self, **self.shortened)
+
+    def late_rounds(self) -> list[Round]:
+        """Of :attr:`as_given`, what leads to one round that no short training reaches, that one last; empty where there is none.
+
+        Phases before its own are as short as in a short training, its own begins with its first round and goes on with the late one.
+        """
+        seen = {(round_.phase, round_.step) for round_ in self.algorithm.schedule()}
+        all_rounds = list(self.as_given.algorithm.schedule())
+        unseen = [round_ for round_ in all_rounds if (round_.phase, round_.step) not in seen]
+        if not unseen:
+            return []
+        late = unseen[int(np.random.default_rng(LATE).integers(len(unseen)))]
+        before = [round_ for round_ in all_rounds if round_.phase < late.phase and round_ not in unseen]
+        return [*before, *(round_ for round_ in all_rounds if round_.phase == late.phase and round_.step in (0, late.step))]
 
     def build(self) -> Algorithm:
         """A new instance."""
@@ -108,7 +133,10 @@ def subject(name: str, params: Sequence[str], unit: Unit, trust: Trust, *, quick
         UserError: the parameters do not do, or the algorithm has no plan for this setting.
     """
     given = {text.partition("=")[0].strip() for text in params}
-    brief = lookup(name).Params.brief(SHORT if quick else SHORT | {"rounds": ROUNDS}, given)
+    known = lookup(name).Params
+    brief = known.brief(BRIEF if quick else BRIEF | {"rounds": ROUNDS}, given)
+    own = {key: known.model_fields[key] for key in brief}
+    shortened = {key: field.get_default(call_default_factory=True) for key, field in own.items() if not field.is_required()}
     short = [f"{key}={value}" for key, value in brief.items()]
     grid = grid_of_options(
         {
@@ -135,10 +163,10 @@ def subject(name: str, params: Sequence[str], unit: Unit, trust: Trust, *, quick
         partition = replace(partition, groups=tuple(np.arange(len(own)) // GROUP for own in partition.rows))
     task = task_of(cell, rows)
     trial = Trial(cell, task, calibrated(grid, cell, task), partition, (CLIENTS,), cell.data_key)
-    return Subject(trial, rows, quick)
+    return Subject(trial, rows, quick, shortened)
 
 
-def varied(subject: Subject, **params: float) -> Subject:
+def varied(subject: Subject, **params: Any) -> Subject:
     """The subject with other parameters, as far as its algorithm has them; the noise multiplier stays as it was solved."""
     given = subject.trial.cell.params
     cell = subject.trial.cell.model_copy(update={"params": given | {key: value for key, value in params.items() if key in given}})

@@ -66,7 +66,7 @@ def serialisable(subject: Subject) -> Verdict:
     fix = "let parameters be plain values and pydantic models"
     if type(params).model_validate(json.loads(params.model_dump_json())) != params:
         return failed("the parameters are not themselves after JSON", fix)
-    for round_, messages in enumerate(subject.tape.messages):
+    for round_, messages in subject.tape.messages.items():
         for message in messages:
             if fault := _unsendable(message):
                 return failed(f"round {round_}: {fault}", "send tensors in sums, tensors or numbers in diagnostics, nothing else")

@@ -54,6 +54,12 @@ class Query:
     noised: Noised
     sampled: bool
 
+    @property
+    def shapes(self) -> dict[tuple[str, str], torch.Size]:
+        """By part and name: of what is sent, and of what is kept of one client."""
+        sent = {("sent", name): value.shape for name, value in self.sent.items()}
+        return sent | {("kept", name): value.shape[1:] for name, value in self.kept.items()}
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -77,7 +83,7 @@ class Tape:
         samples: every call of ``poisson``.
         taken: the rows of every batch, with its round.
         draws: by (client, step), the draws for each of its batches, but for the hidden row's.
-        messages: what the cohorts sent, by round.
+        messages: what the cohorts sent, by the round's number.
     """
 
     round: int = -1
@@ -85,7 +91,7 @@ class Tape:
     samples: list[Sample] = field(default_factory=list)
     taken: list[tuple[int, list[Tensor]]] = field(default_factory=list)
     draws: dict[tuple[int, int], list[Tensors]] = field(default_factory=dict)
-    messages: list[list[Message]] = field(default_factory=list)
+    messages: dict[int, list[Message]] = field(default_factory=dict)
 
     def sums(self, round_: int) -> Tensors:
         """What all clients sent in ``round_``, added up."""
@@ -178,9 +184,11 @@ class WatchedClients(Clients):
         if told is None or (told.round, told.release, told.step) != (query.round, query.release, query.step):
             raise Divergence(f"round {query.round} asks for noise on '{query.release.name}' only in the one of two neighbouring data sets")
         positions = torch.tensor([told.members.index(client) for client in self.members])
-        for name, value in query.kept.items():
-            if name not in told.kept or value.shape[1:] != told.kept[name].shape[1:]:
-                raise Divergence(f"round {query.round}: the shape of '{name}' depends on the data")
+        own, others = query.shapes, told.shapes
+        # a client that is missing may have been the only one to send a tensor of that name
+        compared = own | others if query.members == told.members else own
+        if different := next((name for part, name in compared if own.get((part, name)) != others.get((part, name))), None):
+            raise Divergence(f"round {query.round}: name or shape of '{different}' in what is to be noised depends on the data")
         silo = self.plan is not None and self.plan.trust == "silo"
         sent = copied(told.noised.sent) if silo else noised.sent
         return replace(noised, sent=sent, kept={name: told.noised.kept[name][positions] for name in query.kept})
@@ -270,7 +278,7 @@ class WatchedPool(LocalPool):
             tape.round = round_.number
         messages = {i: self.cohorts[i].round(round_, broadcast) for i in self.order}
         sent = [messages[i] for i in range(len(self.cohorts))]
-        self.tape.messages.append([replace(message, sums=copied(message.sums)) for message in sent])
+        self.tape.messages[round_.number] = [replace(message, sums=copied(message.sums)) for message in sent]
         return sent if self.script is None else [replace(m, sums=copied(m.sums)) for m in self.script.messages[round_.number]]
 
 
