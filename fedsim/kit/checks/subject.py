@@ -42,7 +42,7 @@ class Subject:
     Attributes:
         trial: the cell with its plan and partition.
         data: its rows.
-        quick: whether few pairs of neighbouring worlds do, all in this process.
+        quick: whether few pairs of neighbouring worlds do.
     """
 
     trial: Trial
