@@ -10,6 +10,7 @@ from rich.text import Text
 
 from fedsim.errors import UserError
 from fedsim.kit.checks.budget import budget, sampling
+from fedsim.kit.checks.fresh import start_server
 from fedsim.kit.checks.noise import noise
 from fedsim.kit.checks.per_example import per_example
 from fedsim.kit.checks.repeat import determinism, packing, resume
@@ -75,8 +76,7 @@ def check_algorithm(
         params: ``key=YAML`` texts; parameters that make a training long are short where nothing is given.
         unit: this one only; default: all that the class states.
         trust: this one only; default: all that the class states.
-        quick: three rounds and few pairs of neighbouring data sets, all in this process; a full check runs every training of a pair in a
-            process of its own.
+        quick: three rounds and few pairs of neighbouring data sets.
 
     Raises:
         UserError: the algorithm, a parameter or every setting does not do.
@@ -117,6 +117,8 @@ def _refusal(name: str, unit: Unit, trust: Trust, *, quick: bool) -> str:
 def check_subject(subject: Subject) -> Iterator[Finding]:
     """Run every check in one setting; what needs a check that failed is not run."""
     without: dict[str, str] = {}
+    if subject.plan is not None:
+        start_server()  # it imports beside the first checks
     for check in CHECKS:
         lost = next((without[need] for need in check.needs if need in without), None)
         verdict = _guarded(check, subject) if lost is None else idle(f"not checked: needs '{lost}'")

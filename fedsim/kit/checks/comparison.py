@@ -85,11 +85,7 @@ class Seen:
 
 
 def comparisons(subject: Subject, pairs: Iterator[Pair]) -> Generator[Compared, None, None]:
-    """Compare the pairs, in order; every world in a process of its own unless the subject is a quick one."""
-    if subject.quick:
-        for pair in pairs:
-            yield compare(subject, pair)
-        return
+    """Compare the pairs, in order; every world in a process of its own."""
     module = lookup(subject.trial.cell.algorithm).__module__
     # what the subject has cached stays here
     yield from in_fresh_processes(compare, ((replace(subject), pair) for pair in pairs), module)
@@ -99,7 +95,7 @@ def compare(subject: Subject, pair: Pair) -> Compared:
     """Train in both worlds, the second under the first one's outputs, and compare what they did."""
     own, done = of_pair(subject, pair), 0
     try:
-        first = _look(own, pair, pair.whole) if subject.quick else forked(_look, own, pair, pair.whole)
+        first = forked(_look, own, pair, pair.whole)
         done = first.rounds
         return _judged(own, pair, first, _look(own, pair, pair.other, first.tape))
     except Divergence as error:

@@ -30,7 +30,7 @@ class ProcessEnded(Exception):
 
 
 def in_fresh_processes(function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]], module: str) -> Iterator[Result]:
-    """``function(*each)`` for each of ``arguments``, in order; all by a server process that forks, so that torch is imported once.
+    """``function(*each)`` for each of ``arguments``, in order; all by a server process that forks, so that packages are imported once.
 
     Args:
         function: importable by name.
@@ -40,7 +40,7 @@ def in_fresh_processes(function: Callable[..., Result], arguments: Iterable[tupl
     Raises:
         ProcessEnded: a process died, or the function raised an exception.
     """
-    _start_server()
+    start_server()
     with ThreadPoolExecutor(AT_ONCE) as threads:
         try:
             yield from threads.map(partial(_in_fresh_process, function, module), list(arguments))
@@ -48,7 +48,7 @@ def in_fresh_processes(function: Callable[..., Result], arguments: Iterable[tupl
             threads.shutdown(cancel_futures=True)
 
 
-def _start_server() -> None:
+def start_server() -> None:
     """Start the server where none runs; Ctrl-C reaches it once what it imports first has seen to it that it ends without a traceback."""
     multiprocessing.set_forkserver_preload(PRELOADED)
     resource_tracker.ensure_running()  # before, since it lets the signal through again

@@ -46,7 +46,7 @@ class Subject:
     Attributes:
         trial: the cell with its plan and partition.
         data: its rows.
-        quick: whether few pairs of neighbouring worlds do, all in this process.
+        quick: whether few pairs of neighbouring worlds do.
         shortened: the parameters that make its trainings short, as they are without this.
     """
 

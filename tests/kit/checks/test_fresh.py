@@ -2,10 +2,15 @@
 
 import os
 import signal
+import sys
+from dataclasses import replace
 
 import pytest
+from cells import SHIPPED
 
 from fedsim.kit.checks.fresh import ProcessEnded, forked, in_fresh_processes
+from fedsim.kit.checks.subject import Subject, subject
+from fedsim.methods.registry import lookup
 
 SEEN: list[int] = []
 
@@ -13,6 +18,16 @@ SEEN: list[int] = []
 def remember(value: int) -> list[int]:
     SEEN.append(value)
     return SEEN
+
+
+def packages() -> set[str]:
+    return {name.partition(".")[0] for name in sys.modules}
+
+
+def imports(subject: Subject) -> set[str]:
+    before = packages()
+    subject.train()
+    return packages() - before
 
 
 def end(code: int) -> None:
@@ -46,3 +61,10 @@ def test_an_exception_is_told() -> None:
 def test_an_interruption_ends_a_fresh_process_without_a_traceback() -> None:
     with pytest.raises(ProcessEnded, match="ended with exit code -2"):
         list(in_fresh_processes(signal.raise_signal, [(signal.SIGINT,)], __name__))
+
+
+def test_a_fresh_process_imports_no_package_anew_for_a_shipped_method() -> None:
+    private = [cls for cls in map(lookup, SHIPPED) if cls.private]
+    subjects = [replace(subject(cls.name, [], cls.units[0], cls.trusts[0], quick=True)) for cls in private]
+    for cls, found in zip(private, in_fresh_processes(imports, [(each,) for each in subjects], __name__), strict=True):
+        assert found == set(), cls.name
