@@ -192,7 +192,9 @@ def _against_plan(row: Row, dims: Sequence[int], trust_plugin: bool) -> tuple[li
 
 @lru_cache(maxsize=4096)
 def _planned(cls: type[Algorithm], params: str, task: Task, epsilon: float, delta: float) -> PrivacyPlan | None:
-    return cls(cls.Params.model_validate(decode(load(params))), task).plan(epsilon, delta)
+    from fedsim.methods.algorithm import solved_plan  # late, as above
+
+    return solved_plan(cls(cls.Params.model_validate(decode(load(params))), task), epsilon, delta)
 
 
 _Value = str | float | tuple[float, float, int]
