@@ -20,10 +20,10 @@ from fedsim.device import normal, to_device
 from fedsim.methods.clients import Clients
 from fedsim.methods.dp_sgd import DPSGD
 from fedsim.methods.messages import Diagnostic, Round, Server, Told
-from fedsim.methods.registry import register
 from fedsim.models.cvae import gaussian_nll, gaussian_nll_diagonal, kl_normal, sample_posterior
 from fedsim.models.initialise import initial_model
 from fedsim.models.kernel import kernel_features, kernel_frequencies, kernel_score
+from fedsim.plugins.registry import register
 from fedsim.privacy.plan import Claim
 from fedsim.seeds import Purpose, Seeds
 

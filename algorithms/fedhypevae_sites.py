@@ -14,7 +14,7 @@ from algorithms.class_block import SitesGenerator
 from algorithms.fedhypevae_warm import LEAST, TOLD, FedHypeVAEWarm, FedHypeVAEWarmParams
 from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.one_shot import Rows, Statistic
-from fedsim.methods.registry import register
+from fedsim.plugins.registry import register
 from fedsim.privacy.statistics import moments, shrinkage
 
 SHARES = {"mean": 0.08, "distances": 0.02, "class means": 0.3, "moments": 0.32, "class moments": 0.14, "site moments": 0.14}

@@ -21,8 +21,8 @@ from fedsim.methods.algorithm import Params
 from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.one_shot import OneShot, Rows, Statistic, statistic_phase
 from fedsim.methods.phase import Phase
-from fedsim.methods.registry import register
 from fedsim.models.layers import one_hot
+from fedsim.plugins.registry import register
 from fedsim.privacy.statistics import moments, shrinkage
 from fedsim.privacy.statistics.outer_products import OuterProduct, unit_weights
 from fedsim.privacy.statistics.spectral import descending

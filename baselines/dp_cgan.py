@@ -25,9 +25,9 @@ from fedsim.batch import Batch
 from fedsim.methods.dp_sgd import DPSGD, DPSGDParams
 from fedsim.methods.messages import Round, Server, Tensors, Values
 from fedsim.methods.optimise import adam_step
-from fedsim.methods.registry import register
 from fedsim.models.conditional import ConditionalGenerator, ConditionalSampler
 from fedsim.models.layers import one_hot
+from fedsim.plugins.registry import register
 from fedsim.seeds import Purpose
 
 

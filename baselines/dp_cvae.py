@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from fedsim.batch import Batch
 from fedsim.methods.local_dp_sgd import LocalDPSGD, LocalDPSGDParams
 from fedsim.methods.messages import Server
-from fedsim.methods.registry import register
 from fedsim.models.cvae import CVAE, CVAEGenerator
+from fedsim.plugins.registry import register
 
 
 class DPCVAEParams(LocalDPSGDParams):

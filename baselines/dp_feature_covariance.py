@@ -22,9 +22,9 @@ from fedsim.methods.one_shot import Rows, Statistic, statistic_phase
 from fedsim.methods.optimise import average_step
 from fedsim.methods.parameters import shared_tensors
 from fedsim.methods.phase import Phase
-from fedsim.methods.registry import register
 from fedsim.models.layers import ZeroLinear
 from fedsim.models.linear import LinearClassifier
+from fedsim.plugins.registry import register
 from fedsim.privacy.plan import Unit
 from fedsim.privacy.statistics import moments
 from fedsim.privacy.statistics.outer_products import OuterProduct

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from baselines.fedavg_linear import SoftmaxRegression
 from fedsim.methods.local_dp_sgd import LocalDPSGD, LocalDPSGDParams
-from fedsim.methods.registry import register
+from fedsim.plugins.registry import register
 
 
 class DPFedAvgLinearParams(LocalDPSGDParams):

@@ -19,7 +19,7 @@ from fedsim.device import normal, to_device
 from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.one_shot import Rows, Statistic, overall_mean
 from fedsim.methods.products import Generator
-from fedsim.methods.registry import register
+from fedsim.plugins.registry import register
 from fedsim.privacy.statistics import mixture, moments
 from fedsim.privacy.statistics.outer_products import OuterProduct
 from fedsim.seeds import Purpose

@@ -18,8 +18,8 @@ from fedsim.methods.algorithm import Params
 from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.one_shot import OneShot, Rows, Statistic, overall_mean
 from fedsim.methods.products import Classifier
-from fedsim.methods.registry import register
 from fedsim.models.linear import LinearClassifier
+from fedsim.plugins.registry import register
 from fedsim.privacy.statistics import moments
 from fedsim.privacy.statistics.outer_products import OuterProduct
 from fedsim.privacy.statistics.spectral import spectral_function

@@ -17,9 +17,9 @@ from fedsim.methods.one_shot import overall_mean, statistic_phase
 from fedsim.methods.parameters import load_parameters
 from fedsim.methods.phase import Phase
 from fedsim.methods.products import Classifier
-from fedsim.methods.registry import register
 from fedsim.models.layers import ZeroLinear
 from fedsim.models.linear import LinearClassifier, cross_entropy
+from fedsim.plugins.registry import register
 from fedsim.privacy.statistics import moments
 
 SCALE = 25.0

@@ -12,7 +12,7 @@ from baselines.dp_linear import CentredSoftmaxRegression, DPLinearParams
 from fedsim.device import normal
 from fedsim.methods.messages import Server
 from fedsim.methods.products import Generator
-from fedsim.methods.registry import register
+from fedsim.plugins.registry import register
 
 
 class DPLinearReencodedParams(DPLinearParams):

@@ -19,10 +19,10 @@ from fedsim.methods.algorithm import Params
 from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.one_shot import OneShot, Rows, Statistic, overall_mean
 from fedsim.methods.optimise import adam_step
-from fedsim.methods.registry import register
 from fedsim.models.conditional import ConditionalGenerator, ConditionalSampler
 from fedsim.models.kernel import kernel_features, kernel_frequencies
 from fedsim.models.layers import one_hot
+from fedsim.plugins.registry import register
 from fedsim.privacy.statistics.moments import counts_above_noise
 from fedsim.privacy.statistics.outer_products import OuterProduct
 from fedsim.seeds import Purpose, Seeds

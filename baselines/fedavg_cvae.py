@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from fedsim.batch import Batch
 from fedsim.methods.local_training import LocalTraining, LocalTrainingParams
 from fedsim.methods.messages import Server
-from fedsim.methods.registry import register
 from fedsim.models.cvae import CVAE, CVAEGenerator, gaussian_nll
+from fedsim.plugins.registry import register
 
 
 class FedAvgCVAEParams(LocalTrainingParams):

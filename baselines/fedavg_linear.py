@@ -12,8 +12,8 @@ from fedsim.batch import Batch
 from fedsim.methods.local_training import LocalTraining, LocalTrainingParams
 from fedsim.methods.messages import Server, Task
 from fedsim.methods.products import Classifier
-from fedsim.methods.registry import register
 from fedsim.models.linear import LinearHead, cross_entropy
+from fedsim.plugins.registry import register
 
 
 class FedAvgLinearParams(LocalTrainingParams):

@@ -13,8 +13,8 @@ from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Message, Round, Server, Tensors
 from fedsim.methods.parameters import load_parameters
 from fedsim.methods.phase import Phase
-from fedsim.methods.registry import register
 from fedsim.models.linear import Interpolated, LinearClassifier, LocalClassifiers
+from fedsim.plugins.registry import register
 from fedsim.privacy.plan import Release
 
 

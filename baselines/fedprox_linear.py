@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from baselines.fedavg_linear import FedAvgLinear, FedAvgLinearParams
-from fedsim.methods.registry import register
+from fedsim.plugins.registry import register
 
 
 class FedProxLinearParams(FedAvgLinearParams):

@@ -10,9 +10,9 @@ from fedsim.methods.algorithm import Algorithm, Params
 from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Message, Round, Server, Tensors
 from fedsim.methods.phase import Phase
-from fedsim.methods.registry import register
 from fedsim.models.linear import LocalClassifiers, ProbeClassifier, probe_of, probe_tensors
 from fedsim.models.probe import fit_probe
+from fedsim.plugins.registry import register
 from fedsim.privacy.plan import Release
 
 

@@ -23,9 +23,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from fedsim.audit.run import AuditRun, setting_of_options
 from fedsim.errors import UserError
-from fedsim.methods.registry import known, lookup
+from fedsim.evidence.audit.run import AuditRun, setting_of_options
+from fedsim.plugins.registry import known, lookup
 from fedsim.privacy.plan import Trust, Unit
 from fedsim.results.store import ResultStore
 from fedsim.words import number

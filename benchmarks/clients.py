@@ -27,10 +27,10 @@ from rich.table import Table
 
 from fedsim.methods.algorithm import solved_plan
 from fedsim.methods.messages import Task
-from fedsim.runtime.worker import settle
+from fedsim.runs.worker import settle
 from fedsim.seeds import Seeds
-from fedsim.simulation.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
-from fedsim.simulation.rounds import train
+from fedsim.training.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
+from fedsim.training.rounds import train
 
 DIM, CLASSES, ROWS = 1280, 10, 12_000
 NAME = "fedhypevae"

@@ -25,11 +25,11 @@ from rich.console import Console
 from rich.table import Table
 
 from fedsim.grid.models import Grid
-from fedsim.runtime.bench import run_bench
-from fedsim.runtime.cluster import local_cluster, this_machine
-from fedsim.simulation.gpu_memory import even_share
-from fedsim.simulation.node import Node
-from fedsim.simulation.preflight import prepare
+from fedsim.planning.gpu_memory import even_share
+from fedsim.planning.node import Node
+from fedsim.planning.prepare import prepare
+from fedsim.runs.bench import run_bench
+from fedsim.runs.cluster import local_cluster, this_machine
 
 ROWS, TEST, DIM, CLASSES, CLIENTS = 12_000, 2_000, 1280, 8, 10
 SHARING = (1, 4, 16)

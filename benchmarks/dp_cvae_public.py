@@ -35,10 +35,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fedsim.methods.algorithm import solved_plan
 from fedsim.methods.messages import Task
-from fedsim.runtime.worker import settle
+from fedsim.runs.worker import settle
 from fedsim.seeds import Seeds
-from fedsim.simulation.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
-from fedsim.simulation.rounds import train
+from fedsim.training.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
+from fedsim.training.rounds import train
 
 DIM, CLASSES, CLIENTS, OWN, BATCH = 1_280, 11, 10, 1_280, 256
 EPSILON, DELTA, CLIP = 1.0, 1e-4, 1.5

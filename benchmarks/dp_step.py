@@ -36,15 +36,15 @@ from fedsim.methods.algorithm import Algorithm, solved_plan
 from fedsim.methods.dp_sgd import DPSGD, DPSGDParams
 from fedsim.methods.messages import Server, Task
 from fedsim.methods.products import Generator
-from fedsim.methods.registry import register
 from fedsim.models.initialise import initial_model
 from fedsim.models.layers import ClientCode, ClientLinear, one_hot
+from fedsim.plugins.registry import register
 from fedsim.privacy.clipping import ClippedSum
 from fedsim.privacy.clipping.materialised import LossModule, register_cohort_layers
-from fedsim.runtime.worker import settle
+from fedsim.runs.worker import settle
 from fedsim.seeds import Seeds
-from fedsim.simulation.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
-from fedsim.simulation.rounds import train
+from fedsim.training.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
+from fedsim.training.rounds import train
 
 DIM, CLASSES, ROWS, CLIENTS, HELD = 768, 11, 256, 10, 12_000
 EPSILON, DELTA, LEARNING_RATE, FOREVER = 8.0, 1e-5, 1e-3, 100_000

@@ -23,9 +23,9 @@ from rich.table import Table
 from threadpoolctl import threadpool_limits
 
 from fedsim.grid.read import load_grid
-from fedsim.simulation.node import Node
-from fedsim.simulation.preflight import prepare
-from fedsim.simulation.trial import run_trial
+from fedsim.planning.node import Node
+from fedsim.planning.prepare import prepare
+from fedsim.training.trial import run_trial
 
 PARTS = {
     "clipped gradients": ("clipped_sum",),

@@ -38,12 +38,12 @@ from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Message, Round, Server, Tensors
 from fedsim.methods.phase import Phase
 from fedsim.models.linear import LinearClassifier
+from fedsim.planning.node import Node
+from fedsim.planning.prepare import prepare
 from fedsim.privacy.plan import Release
 from fedsim.results.store import ResultStore
-from fedsim.runtime.bench import run_bench
-from fedsim.runtime.cluster import local_cluster
-from fedsim.simulation.node import Node
-from fedsim.simulation.preflight import prepare
+from fedsim.runs.bench import run_bench
+from fedsim.runs.cluster import local_cluster
 
 NUMBERS, WARM, FLOWER_ROUNDS = 100_000, 50, 30
 SETTINGS = tuple((clients, actors) for clients in (10, 100) for actors in (1, 2))

@@ -28,15 +28,15 @@ from rich.table import Table
 from fedsim.evaluation.judge import Judgement
 from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.grid.models import Grid
+from fedsim.planning.label_matrices import drawn_matrices
+from fedsim.planning.node import Node
+from fedsim.planning.prepare import prepare
 from fedsim.privacy.ledger import Tally
 from fedsim.results.partitions import write_partitions
+from fedsim.results.row import finished_row
 from fedsim.results.store import ResultStore
-from fedsim.runtime.manifest import versions, write_manifest
-from fedsim.simulation.label_matrices import drawn_matrices
-from fedsim.simulation.node import Node
-from fedsim.simulation.preflight import prepare
-from fedsim.simulation.row import finished_row
-from fedsim.simulation.trial import Outcome, Trial
+from fedsim.runs.manifest import versions, write_manifest
+from fedsim.training.trial import Outcome, Trial
 
 PRIVATE = ("fedhypevae", "dp-gaussian", "dp-gmm", "dp-merf", "dp-cgan", "dp-cvae", "weight-noise", "dp-fedavg-linear")
 OPEN = ("fedavg-cvae", "fedprox-cvae", "fedavg-linear", "fedprox-linear", "fedlambda", "local-only", "centralised")

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fedsim.results import measures
+from fedsim.evaluation import measures
+from fedsim.json_lines import encode
 from fedsim.results.grid_rows import grid_rows, read_manifest
 from fedsim.results.groups import Group, Interval, group_seeds
-from fedsim.results.lines import encode
 from fedsim.results.paired import PLACE, paired_differences
 from fedsim.results.rows import Row
 from fedsim.words import number

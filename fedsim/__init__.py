@@ -6,8 +6,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fedsim.results.generators import load_generator
     from fedsim.results.grid_rows import load_results
-    from fedsim.simulation.generators import load_generator
 
 try:
     __version__ = version("fedsim")
@@ -24,7 +24,7 @@ def __getattr__(name: str) -> Any:
 
         return load_results
     if name == "load_generator":
-        from fedsim.simulation.generators import load_generator
+        from fedsim.results.generators import load_generator
 
         return load_generator
     raise AttributeError(f"module 'fedsim' has no attribute '{name}'")

@@ -15,8 +15,8 @@ from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore
 
 if TYPE_CHECKING:
-    from fedsim.runtime.slots import Slot, Slots
-    from fedsim.simulation.node import Share
+    from fedsim.planning.node import Share
+    from fedsim.runs.slots import Slot, Slots
 
 PATIENCE = 600
 """Seconds after which something hangs, however busy the machine is."""

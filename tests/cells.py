@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from fedsim.evaluation.scores import Scores, probe_predictions, scores_of
+from fedsim.evidence.check.subject import BRIEF
 from fedsim.grid.models import Grid
-from fedsim.kit.checks.subject import BRIEF
-from fedsim.methods.registry import GROUP, lookup
 from fedsim.models.probe import fit_probe
-from fedsim.simulation.node import Node
-from fedsim.simulation.preflight import Prepared, prepare
+from fedsim.planning.node import Node
+from fedsim.planning.prepare import Prepared, prepare
+from fedsim.plugins.registry import GROUP, lookup
 
 NODES = [Node(4.0, 0.0)]
 WITH_GPUS = [Node(4.0, 2.0)]

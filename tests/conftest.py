@@ -19,10 +19,10 @@ from rich.console import Console
 
 from fedsim.cli import main
 from fedsim.grid.models import Grid
-from fedsim.runtime.bench import run_bench
-from fedsim.runtime.cluster import local_cluster
-from fedsim.simulation.node import Node
-from fedsim.simulation.preflight import prepare
+from fedsim.planning.node import Node
+from fedsim.planning.prepare import prepare
+from fedsim.runs.bench import run_bench
+from fedsim.runs.cluster import local_cluster
 
 # a busy machine may take its time, and the same code gives the same verdict again
 settings.register_profile("fedsim", deadline=None, derandomize=True)

@@ -9,11 +9,11 @@ from cells import SHIPPED, small_cells
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.errors import UserError
-from fedsim.methods.registry import lookup
+from fedsim.plugins.registry import lookup
 from fedsim.seeds import Seeds
-from fedsim.simulation.cohort import build_algorithm
-from fedsim.simulation.rounds import RoundRecord
-from fedsim.simulation.trial import Outcome, Trial, run_trial
+from fedsim.training.cohort import build_algorithm
+from fedsim.training.rounds import RoundRecord
+from fedsim.training.trial import Outcome, Trial, run_trial
 
 ALGORITHMS = SHIPPED
 

@@ -10,8 +10,8 @@ import yaml
 from benches import Done, Ran
 from cells import small_grid
 
+from fedsim.cli.new import STARTER
 from fedsim.grid.read import load_grid
-from fedsim.kit.new import STARTER
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "docs" / "data.md"
@@ -95,7 +95,7 @@ def test_the_command_of_the_reliability_page_runs(
 ) -> None:
     (line,) = commands(RELIABILITY)
     bench(small_grid("dp-gaussian", seeds=[0, 1, 2], resources={"clients_per_actor": "all"}), "runs/quickstart")
-    monkeypatch.setattr("fedsim.runtime.cluster.local_cluster", lambda node: nullcontext())  # the bench's still runs
+    monkeypatch.setattr("fedsim.runs.cluster.local_cluster", lambda node: nullcontext())  # the bench's still runs
     done = command(*shlex.split(line)[1:])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 of 3 finished cells run again: equal to the last bit in rows and rounds" in done.stdout

@@ -31,5 +31,5 @@ def test_a_process_that_looks_rarely_does_not_look_for_garbage_as_it_ends() -> N
 
 
 def test_a_worker_looks_rarely_from_the_start() -> None:
-    code = "import fedsim.runtime.worker, gc; print(gc.get_threshold()[2])"
+    code = "import fedsim.runs.worker, gc; print(gc.get_threshold()[2])"
     assert int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) == OLDEST

@@ -7,7 +7,7 @@ import pytest
 from cells import quick, small_cells
 from packaging.version import Version
 
-from fedsim.simulation.trial import Outcome, run_trial
+from fedsim.training.trial import Outcome, run_trial
 
 CELLS = {"fedhypevae": quick("fedhypevae", rounds=60), "fedhypevae-warm": quick("fedhypevae-warm"), "dp-gmm": quick("dp-gmm")}
 GOLDEN: dict[str, dict[str, Any]] = {

@@ -10,8 +10,8 @@ from cells import SHIPPED, crossed, quick, small_cells
 from fedsim.data.embeddings import Embeddings
 from fedsim.methods.messages import Message, Round, Tensors
 from fedsim.seeds import Seeds
-from fedsim.simulation.cohort import Cohort, LocalPool
-from fedsim.simulation.trial import Outcome, Trial, run_trial
+from fedsim.training.cohort import Cohort, LocalPool
+from fedsim.training.trial import Outcome, Trial, run_trial
 
 ENTRIES: dict[str, dict[str, Any]] = {name: quick(name) for name in SHIPPED}
 ONE_OF_EACH = ("centralised", "fedhypevae", "fedavg-linear", "dp-fedavg-linear", "dp-gmm", "fedhypevae-warm")

@@ -46,7 +46,7 @@ def _version(asked: bool) -> None:
     """Print the version, and the git revision in a checkout: what a paper cites."""
     if asked:
         from fedsim import __version__
-        from fedsim.runtime.manifest import revision
+        from fedsim.runs.manifest import revision
 
         at = revision()
         print_line(plain_console(), f"fedsim {__version__}" + (f", revision {at}" if at else ""))

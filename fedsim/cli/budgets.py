@@ -33,10 +33,10 @@ def account(
     out: Annotated[Path, folder("The folder of the picture and the tables.")] = Path("runs/account"),
 ) -> None:
     """Show what a budget buys, without data: σ, ε after each round, the price of one more, the (ε, δ) curve, the trade-off function."""
-    from fedsim.proof.budget import account as accounted
-    from fedsim.proof.budget import settings
+    from fedsim.report.account import account as accounted
+    from fedsim.report.account import settings
     from fedsim.report.budget import budget_words, curve_tables, how_computed, rounds_table, write_budget
-    from fedsim.runtime.display import Preparing
+    from fedsim.runs.display import Preparing
 
     described, checked, notes = settings(
         rounds=rounds, sample_rate=sample_rate, unit=unit, clients=clients, client_rate=client_rate, delta=delta, releases=releases
@@ -60,7 +60,7 @@ def diagnose_file(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A tool's settings (YAML), such as benchmarks/accounting/dp_cvae.yaml.")],
 ) -> None:
     """Show ε of another tool's settings by unit and trust, or why there is none."""
-    from fedsim.proof.diagnose import diagnosis, read_settings
+    from fedsim.evidence.diagnose import diagnosis, read_settings
 
     for line in diagnosis(read_settings(file)):
         typer.echo(line)

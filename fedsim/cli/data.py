@@ -62,8 +62,8 @@ def embed(
     job = EmbedJob(images.below("--dataset"), files, asked, batch)
     work: Work = in_process
     if actors > 1:
-        from fedsim.runtime.cluster import local_cluster, this_machine
-        from fedsim.runtime.embedding import on_actors
+        from fedsim.runs.cluster import local_cluster, this_machine
+        from fedsim.runs.embedding import on_actors
 
         node = this_machine()
         work = on_actors(actors, node, local_cluster(node))

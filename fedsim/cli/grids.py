@@ -106,12 +106,12 @@ def _bench(
     if not dry_run:  # before anything that takes time
         ResultStore(folder).check_free()
     from fedsim.grid.resolve import plug_in_files, resolve
-    from fedsim.runtime.bench import run_bench
-    from fedsim.runtime.cluster import joined_cluster, local_cluster, this_machine
-    from fedsim.runtime.display import Preparing
-    from fedsim.runtime.rehearsing import everywhere
-    from fedsim.simulation.plan_table import show_plan
-    from fedsim.simulation.preflight import prepare
+    from fedsim.planning.prepare import prepare
+    from fedsim.report.plan_table import show_plan
+    from fedsim.runs.bench import run_bench
+    from fedsim.runs.cluster import joined_cluster, local_cluster, this_machine
+    from fedsim.runs.display import Preparing
+    from fedsim.runs.rehearsing import everywhere
 
     console = plain_console()
     with ExitStack() as stack:
@@ -143,10 +143,10 @@ def partition(
     from fedsim.grid.resolve import resolve
 
     checked = resolve(load_grid(grid, set_ or [])).grid
+    from fedsim.planning.label_matrices import label_matrices
     from fedsim.report.figures import save_figure
     from fedsim.report.partitions import NAME, draw_partitions, label_table, summary_table
     from fedsim.results.folder import RunFolder
-    from fedsim.simulation.label_matrices import label_matrices
 
     matrices = label_matrices(checked)
     console = wide_console(plain_console())
@@ -164,8 +164,8 @@ def partition(
 def plan_grid(grid: GridFile, set_: Replaced = None) -> None:
     """Show the noise on each statistic and gradient of every cell in units of its signal, without training."""
     from fedsim.grid.read import load_grid
-    from fedsim.runtime.cluster import this_machine
-    from fedsim.simulation.noise_table import show_noise
-    from fedsim.simulation.preflight import prepare
+    from fedsim.planning.prepare import prepare
+    from fedsim.report.noise_table import show_noise
+    from fedsim.runs.cluster import this_machine
 
     show_noise(prepare(load_grid(grid, set_ or []), [this_machine()]), plain_console())

@@ -26,8 +26,8 @@ def algorithms(
     name: Annotated[str | None, typer.Argument(help="One to show in full: a name, pkg.module:Class or file.py:Class.")] = None,
 ) -> None:
     """List the algorithms: source, claim by unit and trust, parameters with defaults; or show one in full."""
-    from fedsim.kit.describe import algorithm_page, algorithms_table, describe
-    from fedsim.methods.registry import known
+    from fedsim.cli.describe import algorithm_page, algorithms_table, describe
+    from fedsim.plugins.registry import known
 
     console = wide_console(plain_console(), 100)
     for part in algorithm_page(describe(name)) if name else [algorithms_table(known())]:
@@ -43,7 +43,7 @@ def new(
     out: Annotated[Path, folder("The folder of the files.")] = Path(),
 ) -> None:
     """Write a method to start from: a file, a test and a grid that run as they are."""
-    from fedsim.kit.new import write_method
+    from fedsim.cli.new import write_method
 
     for path in write_method(name, origin, out):
         print_line(plain_console(), f"{path}")
@@ -68,10 +68,10 @@ def check(
     """
     import torch
 
-    from fedsim.audit.run import parameters
-    from fedsim.kit.check import OF_PRIVACY, check_algorithm, findings_table
-    from fedsim.kit.checks.subject import DELTA, EPSILON
-    from fedsim.methods.own_errors import own_errors
+    from fedsim.evidence.audit.run import parameters
+    from fedsim.evidence.check.check import OF_PRIVACY, check_algorithm, findings_table
+    from fedsim.evidence.check.subject import DELTA, EPSILON
+    from fedsim.plugins.own_errors import own_errors
 
     # on so small tensors a second thread only waits
     torch.set_num_threads(1)
@@ -92,11 +92,11 @@ def check(
 
 def _file_checks(algorithm: str, params: dict[str, Any], sound: set[str], refuted: set[str]) -> dict[Claim, list[str]]:
     """Note how the check ended, for the parameters as rows have them; what they claim now, and in which settings."""
-    from fedsim.kit.describe import CLASSES, CLIENTS, DIM
-    from fedsim.methods.check_file import file_check
-    from fedsim.methods.claims import worth
+    from fedsim.cli.describe import CLASSES, CLIENTS, DIM
     from fedsim.methods.messages import Task
-    from fedsim.simulation.cohort import build_algorithm
+    from fedsim.plugins.check_file import file_check
+    from fedsim.plugins.claims import worth
+    from fedsim.training.cohort import build_algorithm
 
     checked = {
         f"{unit}, {trust}": build_algorithm(algorithm, params, Task(DIM, CLASSES, CLIENTS, unit, trust))
@@ -144,9 +144,9 @@ def audit(
     from rich.markup import escape
     from rich.progress import Progress
 
-    from fedsim.audit.run import MANY, AuditRun, BlackBoxRun, Command, parameters, setting_of_options
-    from fedsim.audit.setting import DIM
-    from fedsim.methods.own_errors import own_errors
+    from fedsim.evidence.audit.run import MANY, AuditRun, BlackBoxRun, Command, parameters, setting_of_options
+    from fedsim.evidence.audit.setting import DIM
+    from fedsim.plugins.own_errors import own_errors
     from fedsim.results.store import ResultStore
 
     console, store = wide_console(plain_console(), 100), ResultStore(out)
@@ -186,11 +186,11 @@ def _refuse_given(context: typer.Context, folder: Path) -> None:
 
 def _attack_run(folder: Path, console: Console, *, trust_plugin: bool) -> None:
     """Tell how well a run's generators give away who was trained on."""
-    from fedsim.audit.of_run import of_run
+    from fedsim.evidence.audit.of_run import of_run
     from fedsim.results.grid_rows import read_manifest
     from fedsim.results.store import ResultStore
-    from fedsim.runtime.judging import finished_rows
-    from fedsim.runtime.manifest import grid_of
+    from fedsim.runs.judging import finished_rows
+    from fedsim.runs.manifest import grid_of
 
     store = ResultStore(folder)
     store.folder.check()

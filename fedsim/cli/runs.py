@@ -54,7 +54,7 @@ def synth(
     import numpy as np
 
     from fedsim.results.folder import RunFolder
-    from fedsim.simulation.generators import load_generator
+    from fedsim.results.generators import load_generator
 
     generator = load_generator(folder, cell, synthesis, trust_plugin=trust_plugin)
     x, y = generator.synthesise(per_class, seed)
@@ -84,8 +84,8 @@ def judge_run(
     Interrupt it at any time; the same command goes on where it stopped.
     """
     from fedsim.grid.resolve import plug_in_files
-    from fedsim.runtime.cluster import joined_cluster, local_cluster, this_machine
-    from fedsim.runtime.judging import algorithms_of, run_judging
+    from fedsim.runs.cluster import joined_cluster, local_cluster, this_machine
+    from fedsim.runs.judging import algorithms_of, run_judging
 
     console = plain_console()
     with ExitStack() as stack:
@@ -117,9 +117,9 @@ def prove_rows(
     trust_plugin: TrustPlugin = False,
 ) -> None:
     """Recompute every ε of a run from its rows, with dp-accounting, and every plan. Exit code 1 unless every claimed ε is proved."""
-    from fedsim.proof.contradictions import large_deltas
-    from fedsim.proof.prove import proofs_table, proofs_words, prove
-    from fedsim.proof.together import apart_words, together, together_words
+    from fedsim.evidence.prove import proofs_table, proofs_words, prove
+    from fedsim.evidence.together import apart_words, together, together_words
+    from fedsim.results.contradictions import large_deltas
     from fedsim.results.store import ResultStore
 
     store = ResultStore(folder)
@@ -141,8 +141,8 @@ def statement(
     trust_plugin: TrustPlugin = False,
 ) -> None:
     """Print each method's privacy statement in words: unit, relation, trust, accountant, σ, rounds, sampling, what is not covered."""
-    from fedsim.proof.contradictions import cross_check
-    from fedsim.proof.statement import statements
+    from fedsim.report.statement import statements
+    from fedsim.results.contradictions import cross_check
     from fedsim.results.folder import RunFolder
     from fedsim.results.grid_rows import grid_rows
 
@@ -158,9 +158,9 @@ def verify(
     trust_plugin: TrustPlugin = False,
 ) -> None:
     """Run some finished cells of a run again and compare: exit code 0 if rows and rounds are equal to the last bit, 1 if not."""
-    from fedsim.runtime.cluster import local_cluster, this_machine
-    from fedsim.runtime.verify import Verification
-    from fedsim.simulation.preflight import prepare
+    from fedsim.planning.prepare import prepare
+    from fedsim.runs.cluster import local_cluster, this_machine
+    from fedsim.runs.verify import Verification
 
     console, node = wide_console(plain_console()), this_machine()
     verification = Verification.of(folder, lambda grid: prepare(grid, [node]), trust_plugin=trust_plugin)

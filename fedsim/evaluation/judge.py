@@ -14,6 +14,7 @@ from torch import Tensor
 from fedsim.data.embeddings import Embeddings
 from fedsim.device import CPU, to_device
 from fedsim.evaluation.fidelity import Labelled
+from fedsim.evaluation.measures import Predictions
 from fedsim.evaluation.own_rows import OwnRows, own_rows
 from fedsim.evaluation.readouts import READOUTS
 from fedsim.evaluation.scores import (
@@ -33,7 +34,6 @@ from fedsim.methods.products import Classifier, Generator, is_classifier, is_per
 from fedsim.models.linear import Interpolated, ProbeClassifier, fit_linear, folded
 from fedsim.models.probe import Probe, fit_probe
 from fedsim.partition import Partition
-from fedsim.results.measures import Predictions
 from fedsim.results.rows import LabelShares
 from fedsim.seeds import SERVER, Purpose, Seeds
 

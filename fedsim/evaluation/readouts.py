@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 
 from fedsim.evaluation.fidelity import Labelled, fidelity
+from fedsim.evaluation.measures import Predictions, balanced_accuracy
 from fedsim.evaluation.scores import Scores
-from fedsim.results.measures import Predictions, balanced_accuracy
 
 NEAREST = 5
 """Neighbours that vote."""

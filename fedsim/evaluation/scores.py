@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.device import CPU, to_device
+from fedsim.evaluation.measures import MEASURES, Predictions, accuracy, recalls
 from fedsim.methods.products import Classifier
 from fedsim.models.probe import Probe
-from fedsim.results.measures import MEASURES, Predictions, accuracy, recalls
 
 
 class Scores(dict[str, float]):
-    """Numbers by the name of their measure (:data:`fedsim.results.measures.MEASURES`)."""
+    """Numbers by the name of their measure (:data:`fedsim.evaluation.measures.MEASURES`)."""
 
     @property
     def balanced_accuracy(self) -> float:

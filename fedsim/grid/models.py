@@ -358,7 +358,7 @@ class Cell(_Model):
 
     Attributes:
         cell_id: 16 hex digits; equal for two cells exactly when nothing that can change the result differs.
-        source: hash of the code that computes it, see :mod:`fedsim.methods.source_hash`.
+        source: hash of the code that computes it, see :mod:`fedsim.plugins.code_hash`.
         label: what tables and curves call the algorithm with these parameters.
         algorithm: its name as the grid gives it.
         params: all its parameters, defaults included.

@@ -15,8 +15,8 @@ from fedsim.grid.complaints import translated
 from fedsim.grid.models import Grid
 from fedsim.grid.places import Loc
 from fedsim.methods.algorithm import Algorithm
-from fedsim.methods.registry import lookup
-from fedsim.methods.source_hash import own_files, place_of, source_hash
+from fedsim.plugins.code_hash import own_files, place_of, source_hash
+from fedsim.plugins.registry import lookup
 from fedsim.words import spelled
 
 
@@ -28,7 +28,7 @@ class Variant:
         entry: the position in ``algorithms``.
         label: what tables and curves call it.
         name: the algorithm's name as the grid gives it.
-        identity: which class it is, see :func:`fedsim.methods.source_hash.place_of`.
+        identity: which class it is, see :func:`fedsim.plugins.code_hash.place_of`.
         source: hash of its code and the harness's.
         params: all its parameters, defaults included.
         private: whether an epsilon has a meaning for it.

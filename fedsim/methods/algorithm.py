@@ -3,7 +3,7 @@
 Four kinds of client computation stand ready, each a base class of its own: :class:`fedsim.methods.dp_sgd.DPSGD` (a loss per
 example), :class:`fedsim.methods.local_dp_sgd.LocalDPSGD` (the same with many local steps a round),
 :class:`fedsim.methods.local_training.LocalTraining` (local steps, then an update) and :class:`fedsim.methods.one_shot.OneShot` (a
-statistic per example). How rounds run is in :mod:`fedsim.simulation.rounds`.
+statistic per example). How rounds run is in :mod:`fedsim.training.rounds`.
 """
 
 from __future__ import annotations

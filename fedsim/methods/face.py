@@ -14,8 +14,8 @@ from fedsim.methods.messages import Diagnostic, Message, Round, Server, Task, Te
 from fedsim.methods.one_shot import OneShot, Rows, Statistic, overall_mean, statistic_phase
 from fedsim.methods.phase import Phase
 from fedsim.methods.products import Classifier, Generator, PersonalClassifier, PersonalGenerator
-from fedsim.methods.registry import register
 from fedsim.models.cvae import CVAE, CVAEGenerator, gaussian_nll
+from fedsim.plugins.registry import register
 from fedsim.privacy.clipping.materialised import functional_loss
 from fedsim.privacy.plan import Claim, Release
 from fedsim.privacy.statistics.outer_products import OuterProduct

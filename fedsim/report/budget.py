@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from fedsim.atomic import replaced
-from fedsim.proof.budget import DELTAS, RATES, Budget
+from fedsim.report.account import DELTAS, RATES, Budget
 from fedsim.report.figures import GRID, INK, MUTED, PAPER, SERIES, style
 from fedsim.words import number
 

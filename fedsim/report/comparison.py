@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsim.errors import UserError
+from fedsim.json_lines import dump
 from fedsim.results.grid_rows import grid_rows
 from fedsim.results.groups import distinct_labels
-from fedsim.results.lines import dump
 from fedsim.results.matching import Comparison, Matched, Run, compare
 from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore

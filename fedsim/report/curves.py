@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
 
+from fedsim.evaluation.measures import MEASURES
 from fedsim.report.figures import INK, MUTED, PAPER, name_level, style
 from fedsim.report.lines import Axis, Series, caption_of, draw_methods, frame, legend_below, legend_lines, series_of, shift_of, x_label
 from fedsim.report.tables import reference
 from fedsim.results.groups import Group
-from fedsim.results.measures import MEASURES
 from fedsim.words import setting
 
 NAME = "privacy_utility"

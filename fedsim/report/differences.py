@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fedsim.evaluation.measures import MEASURES
 from fedsim.report.tables import Block, Line, ResultsTable, by_place, epsilon_heads, epsilons
 from fedsim.results.groups import Group
-from fedsim.results.measures import MEASURES
 from fedsim.results.paired import Difference, paired_differences
 
 COMPARED = ("balanced_accuracy", "client_balanced_accuracy")

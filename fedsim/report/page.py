@@ -12,18 +12,18 @@ import yaml
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup, escape
 
+from fedsim.evaluation.measures import MEASURES
 from fedsim.grouping import grouped
-from fedsim.proof.contradictions import large_deltas
-from fedsim.proof.statement import CLAIMS, NOISES, TRUSTS, statements, unit_words
+from fedsim.json_lines import decode
 from fedsim.report import curves, diagnostics
 from fedsim.report.diagnostics import NOT_PRIVATE
 from fedsim.report.differences import difference_tables
 from fedsim.report.failures import HELP, MEANING, Finding, by_kind
 from fedsim.report.figures import SERIES, SHADES, Drawn, inline_svg
+from fedsim.report.statement import CLAIMS, NOISES, TRUSTS, statements, unit_words
 from fedsim.report.tables import claim, results_tables
+from fedsim.results.contradictions import large_deltas
 from fedsim.results.groups import Group
-from fedsim.results.lines import decode
-from fedsim.results.measures import MEASURES
 from fedsim.results.rows import UNDRAWN, Row
 from fedsim.words import number
 

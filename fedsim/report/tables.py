@@ -14,9 +14,9 @@ from rich.console import Group as RichGroup
 from rich.table import Table
 from rich.text import Text
 
+from fedsim.evaluation.measures import MEASURES
 from fedsim.grouping import grouped
 from fedsim.results.groups import Group, weakest
-from fedsim.results.measures import MEASURES
 from fedsim.results.rows import UNDRAWN
 from fedsim.words import number, setting
 

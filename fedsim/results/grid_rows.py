@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from fedsim.errors import UserError
+from fedsim.evaluation.measures import MEASURES
+from fedsim.json_lines import read_document
 from fedsim.results.folder import RunFolder
-from fedsim.results.lines import read_document
-from fedsim.results.measures import MEASURES
 from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore
 

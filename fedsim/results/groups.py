@@ -11,8 +11,8 @@ from typing import Any, get_args
 
 from scipy.special import stdtrit
 
+from fedsim.json_lines import dump
 from fedsim.privacy.plan import Claim
-from fedsim.results.lines import dump
 from fedsim.results.rows import Row
 
 EQUAL = 1e-12

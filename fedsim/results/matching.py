@@ -8,7 +8,7 @@ from functools import cached_property
 from statistics import fmean
 from typing import Any
 
-from fedsim.results.lines import dump
+from fedsim.json_lines import dump
 from fedsim.results.rows import Row
 
 SETTING = ("label", "dataset", "scheme", "alpha", "clients", "unseen", "epsilon_target", "delta", "unit", "trust")

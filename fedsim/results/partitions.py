@@ -9,9 +9,9 @@ from pydantic import BaseModel, Field, TypeAdapter, model_validator
 
 from fedsim.atomic import replaced
 from fedsim.errors import UserError
+from fedsim.json_lines import read_document
 from fedsim.partition.matrix import LabelMatrix
 from fedsim.results.folder import RunFolder
-from fedsim.results.lines import read_document
 
 
 class _Matrix(BaseModel):

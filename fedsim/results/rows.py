@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
+from fedsim.evaluation.measures import MEASURES
+from fedsim.json_lines import decode, dump, load
 from fedsim.privacy.plan import Claim, Neighbours, Trust
-from fedsim.results.lines import decode, dump, load
-from fedsim.results.measures import MEASURES
 from fedsim.words import encodable, setting
 
 Status = Literal["ok", "failed", "overspent", "unaccounted", "refuted"]
@@ -74,7 +74,7 @@ class Row(BaseModel):
     """The result of one cell. What a failed cell lacks is None; so is every epsilon of a method without DP.
 
     Attributes:
-        source: hash of the code that ran (:mod:`fedsim.methods.source_hash`); a row without one is older than this field, and so than any
+        source: hash of the code that ran (:mod:`fedsim.plugins.code_hash`); a row without one is older than this field, and so than any
             row with one.
         judged: hash of the code that scores are from, ``referenced`` of the code that ceiling and local-only are from: judging a finished
             cell anew writes its row again, but without a saved generator its scores stay.
@@ -101,7 +101,7 @@ class Row(BaseModel):
         tested: which test rows the clients' own scores are from.
         label_shares: how frequent the labels are that ``accuracy`` is with; personal scores are with the client's, all others with equally
             frequent ones. None for a classifier, which knows its own.
-        scores: by the names of :data:`fedsim.results.measures.MEASURES`; on disk and as arguments each is a field of the row, so that a
+        scores: by the names of :data:`fedsim.evaluation.measures.MEASURES`; on disk and as arguments each is a field of the row, so that a
             measure that is one more is one field more.
         uplink_bytes: what all clients sent in all rounds, but for the row count that weighs an update without privacy; ``seconds`` is the
             cell's wall time.

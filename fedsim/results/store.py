@@ -14,9 +14,9 @@ from typing import IO, Any
 from pydantic import BaseModel
 
 from fedsim.errors import RunLost, UserError
+from fedsim.json_lines import complete_lines, decode, dump, is_json, load, reasons
 from fedsim.regular import unread, without_waiting
 from fedsim.results.folder import RunFolder
-from fedsim.results.lines import complete_lines, decode, dump, is_json, load, reasons
 from fedsim.results.rows import Row
 from fedsim.words import is_encodable
 

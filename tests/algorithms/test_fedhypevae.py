@@ -17,9 +17,9 @@ from fedsim.methods.messages import Task
 from fedsim.models.initialise import initial_model
 from fedsim.models.kernel import kernel
 from fedsim.seeds import Seeds
-from fedsim.simulation.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
-from fedsim.simulation.rounds import train
-from fedsim.simulation.trial import local_pool, run_trial
+from fedsim.training.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
+from fedsim.training.rounds import train
+from fedsim.training.trial import local_pool, run_trial
 
 DIM, CLASSES, CLIENTS = 6, 3, 5
 PARAMS = FedHypeVAE.Params(latent=2, code=2)

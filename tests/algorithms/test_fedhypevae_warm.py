@@ -20,8 +20,8 @@ from fedsim.privacy.statistics import moments
 from fedsim.privacy.statistics.outer_products import clipped_statistics, unit_weights
 from fedsim.privacy.statistics.spectral import spectral_function
 from fedsim.seeds import Seeds
-from fedsim.simulation.cohort import LocalPool, build_algorithm
-from fedsim.simulation.trial import Outcome, local_pool, run_trial
+from fedsim.training.cohort import LocalPool, build_algorithm
+from fedsim.training.trial import Outcome, local_pool, run_trial
 
 SHARES = {"fedhypevae-warm": fedhypevae_warm.SHARES, "fedhypevae-sites": fedhypevae_sites.SHARES}
 SHIFT = {"scheme": "feature-shift", "strength": 1.0}

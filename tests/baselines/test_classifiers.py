@@ -12,9 +12,9 @@ from fedsim.evaluation.references import ceiling, local_only
 from fedsim.methods.messages import Task
 from fedsim.models.probe import fit_probe
 from fedsim.seeds import Seeds
-from fedsim.simulation.cohort import build_algorithm
-from fedsim.simulation.rounds import Trained, train
-from fedsim.simulation.trial import Outcome, local_pool, run_trial
+from fedsim.training.cohort import build_algorithm
+from fedsim.training.rounds import Trained, train
+from fedsim.training.trial import Outcome, local_pool, run_trial
 
 C = 0.3
 

@@ -8,8 +8,8 @@ from cells import quick, small_cells
 from baselines.dp_cgan import DPCGAN, DPCGANParams
 from fedsim.methods.messages import Task
 from fedsim.seeds import Seeds
-from fedsim.simulation.cohort import build_algorithm
-from fedsim.simulation.trial import local_pool
+from fedsim.training.cohort import build_algorithm
+from fedsim.training.trial import local_pool
 
 DIM, CLASSES = 8, 3
 

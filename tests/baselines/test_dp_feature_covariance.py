@@ -15,7 +15,7 @@ from fedsim.methods.one_shot import Rows
 from fedsim.privacy.clipping import Norms
 from fedsim.privacy.statistics.outer_products import clipped_statistics
 from fedsim.seeds import Seeds
-from fedsim.simulation.trial import Outcome, run_trial
+from fedsim.training.trial import Outcome, run_trial
 
 DIM, CLASSES = 6, 3
 

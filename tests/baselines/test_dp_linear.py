@@ -12,9 +12,9 @@ from fedsim.batch import Batch, Layout
 from fedsim.methods.messages import Task
 from fedsim.privacy.clipping import ENGINES, Norms, clipped_sum
 from fedsim.seeds import Seeds
-from fedsim.simulation.cohort import build_algorithm
-from fedsim.simulation.rounds import Trained, train
-from fedsim.simulation.trial import Trial, local_pool
+from fedsim.training.cohort import build_algorithm
+from fedsim.training.rounds import Trained, train
+from fedsim.training.trial import Trial, local_pool
 
 DIM, CLASSES = 6, 3
 

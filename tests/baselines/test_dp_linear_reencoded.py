@@ -8,7 +8,7 @@ from baselines.dp_linear_reencoded import DPLinearReencoded, DPLinearReencodedPa
 from fedsim.methods.messages import Server, Task
 from fedsim.methods.parameters import load_parameters
 from fedsim.seeds import Seeds
-from fedsim.simulation.trial import Outcome, run_trial
+from fedsim.training.trial import Outcome, run_trial
 
 DIM, CLASSES = 8, 3
 

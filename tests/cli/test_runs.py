@@ -8,9 +8,9 @@ from cells import small_cells
 from rows import make_row
 
 from fedsim.results.folder import RunFolder
+from fedsim.results.generators import save_generator
 from fedsim.results.store import ResultStore
-from fedsim.simulation.generators import save_generator
-from fedsim.simulation.trial import run_trial
+from fedsim.training.trial import run_trial
 from fedsim.words import encodable
 
 Fedsim = Callable[..., Done]

@@ -12,8 +12,8 @@ from fedsim.device import CPU, device_of, moved, normal
 from fedsim.errors import PluginError
 from fedsim.grid.resolve import resolve
 from fedsim.methods.messages import Diagnostic, Message
-from fedsim.simulation.cohort import HELD, Cohort
-from fedsim.simulation.rehearsal import rehearse_grid
+from fedsim.planning.rehearsal import rehearse_grid
+from fedsim.training.cohort import HELD, Cohort
 
 FOREIGN = pytest.mark.skipif(DEVICE == CPU, reason="on the CPU every tensor is where it should be")
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.arange(4), "c": torch.tensor(2.5), "d": torch.zeros(0, 3), "e": torch.ones(2)}

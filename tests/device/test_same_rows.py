@@ -9,12 +9,12 @@ from cells import SHIPPED, quick, small_cells
 from devices import DEVICE, OnePlace, waits
 
 from fedsim.device import CPU
-from fedsim.methods.registry import lookup
+from fedsim.plugins.registry import lookup
 from fedsim.seeds import Seeds
-from fedsim.simulation.cohort import build_algorithm
-from fedsim.simulation.rounds import RoundRecord, train
-from fedsim.simulation.state import copied
-from fedsim.simulation.trial import Outcome, Trial, local_pool, run_trial
+from fedsim.training.cohort import build_algorithm
+from fedsim.training.rounds import RoundRecord, train
+from fedsim.training.state import copied
+from fedsim.training.trial import Outcome, Trial, local_pool, run_trial
 
 FOREIGN = DEVICE != CPU
 FEW = {"rounds": 3, "local_steps": 2, "generator_steps": 3, "meta_steps": 3, "hidden": (8,), "fakes": 16}

@@ -16,11 +16,11 @@ from fedsim.evaluation.weights import best_weight
 from fedsim.grid.models import Evaluation
 from fedsim.models.linear import ProbeClassifier, fit_linear
 from fedsim.models.probe import fit_probe
+from fedsim.results.row import finished_row
 from fedsim.seeds import SERVER, Seeds
-from fedsim.simulation.cohort import build_algorithm
-from fedsim.simulation.rounds import Trained, released_shares, train
-from fedsim.simulation.row import finished_row
-from fedsim.simulation.trial import Outcome, Trial, local_pool, run_trial
+from fedsim.training.cohort import build_algorithm
+from fedsim.training.rounds import Trained, released_shares, train
+from fedsim.training.trial import Outcome, Trial, local_pool, run_trial
 
 PERSONAL = ["synthetic", "held-out", 0.0, 0.5, 1.0]
 

@@ -16,10 +16,10 @@ from fedsim.evaluation.scores import probe_predictions, scores_of
 from fedsim.evaluation.weights import WEIGHTS, held_out_weight
 from fedsim.models.linear import fit_linear
 from fedsim.models.probe import fit_probe
+from fedsim.planning.prepare import Prepared
+from fedsim.results.row import client_lines, finished_row
 from fedsim.results.rows import Row
-from fedsim.simulation.preflight import Prepared
-from fedsim.simulation.row import client_lines, finished_row
-from fedsim.simulation.trial import Outcome, run_trial
+from fedsim.training.trial import Outcome, run_trial
 
 HAM = Path(__file__).parents[3] / "shared" / "data" / "ham10000_sites_effnetlite0.npz"
 BY_SITE = {"scheme": "column", "column": "site"}

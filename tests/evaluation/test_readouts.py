@@ -4,9 +4,9 @@ from cells import quick, small_cells
 from test_fidelity import CLASSES, rows
 
 from fedsim.evaluation.fidelity import Labelled
+from fedsim.evaluation.measures import MEASURES
 from fedsim.evaluation.readouts import MOST, READOUTS
-from fedsim.results.measures import MEASURES
-from fedsim.simulation.trial import Outcome, run_trial
+from fedsim.training.trial import Outcome, run_trial
 
 
 @pytest.mark.parametrize("name", ["knn", "mlp"])

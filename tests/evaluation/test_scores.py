@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from cells import score_probe
 
+from fedsim.evaluation.measures import Predictions
 from fedsim.evaluation.scores import (
     Scores,
     at_shares,
@@ -17,7 +18,6 @@ from fedsim.evaluation.scores import (
     scores_with,
 )
 from fedsim.models.probe import fit_probe
-from fedsim.results.measures import Predictions
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "bloodmnist_effnetlite0.npz"
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-import fedsim.simulation.checkpoint
+import fedsim.training.checkpoint
 from baselines.weight_noise_cvae import WeightNoiseCVAE, WeightNoiseCVAEParams
 
-fedsim.simulation.checkpoint.EVERY = 0.0
+fedsim.training.checkpoint.EVERY = 0.0
 
 
 class HostileParams(WeightNoiseCVAEParams):

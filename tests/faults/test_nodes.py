@@ -56,10 +56,10 @@ from cells import small_grid
 from ray.experimental import get_object_locations
 from rich.console import Console
 from fedsim.results.store import ResultStore
-from fedsim.runtime.cluster import joined_cluster
-from fedsim.runtime.display import LineDisplay
-from fedsim.runtime.scheduler import Scheduler
-from fedsim.simulation.preflight import prepare
+from fedsim.runs.cluster import joined_cluster
+from fedsim.runs.display import LineDisplay
+from fedsim.runs.scheduler import Scheduler
+from fedsim.planning.prepare import prepare
 
 def used():
     return ray.cluster_resources()["object_store_memory"] - ray.available_resources().get("object_store_memory", 0.0)

@@ -18,11 +18,11 @@ from plug_ins import changed, write
 from processes import offspring
 
 from fedsim.errors import PluginError
+from fedsim.planning.prepare import prepare
 from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore
-from fedsim.runtime import rehearsing
-from fedsim.runtime.rehearsing import everywhere
-from fedsim.simulation.preflight import prepare
+from fedsim.runs import rehearsing
+from fedsim.runs.rehearsing import everywhere
 
 Bench = Callable[..., Ran]
 

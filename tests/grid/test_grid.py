@@ -21,7 +21,7 @@ from fedsim.grid.models import Cell, Grid
 from fedsim.grid.read import load_grid
 from fedsim.grid.resolve import resolve
 from fedsim.methods.algorithm import Params
-from fedsim.methods.registry import register
+from fedsim.plugins.registry import register
 
 
 class Schedule(Params):

@@ -12,11 +12,11 @@ from sites import digits_of_writers
 
 from fedsim.errors import UserError
 from fedsim.grid.models import Grid
+from fedsim.planning.prepare import Prepared
 from fedsim.report.page import render_page
 from fedsim.results.groups import group_seeds
-from fedsim.simulation.preflight import Prepared
-from fedsim.simulation.row import finished_row
-from fedsim.simulation.trial import run_trial
+from fedsim.results.row import finished_row
+from fedsim.training.trial import run_trial
 
 
 def cells(path: Path, *algorithms: Any, **keys: Any) -> Prepared:

@@ -11,9 +11,9 @@ from cells import quick, small_cells
 from torch import Tensor
 
 from fedsim.seeds import Seeds
-from fedsim.simulation.cohort import build_algorithm
-from fedsim.simulation.rounds import restored, to_the_end, train
-from fedsim.simulation.trial import local_pool
+from fedsim.training.cohort import build_algorithm
+from fedsim.training.rounds import restored, to_the_end, train
+from fedsim.training.trial import local_pool
 
 
 def energies(epsilon: float, **keys: Any) -> dict[str, Tensor]:

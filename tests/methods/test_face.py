@@ -31,6 +31,6 @@ def test_nothing_of_fedsim_but_the_starter_imports_from_it() -> None:
 
 
 def test_a_module_beside_it_loads_no_torch() -> None:
-    script = "import sys, fedsim.methods.registry; print('torch' in sys.modules)"
+    script = "import sys, fedsim.plugins.registry; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

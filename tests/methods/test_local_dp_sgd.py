@@ -10,9 +10,9 @@ from cells import quick, small_cells
 from fedsim.methods.messages import Message
 from fedsim.privacy.noise import Noise
 from fedsim.seeds import Seeds
-from fedsim.simulation.cohort import build_algorithm
-from fedsim.simulation.rounds import server_noise
-from fedsim.simulation.trial import Trial, local_pool
+from fedsim.training.cohort import build_algorithm
+from fedsim.training.rounds import server_noise
+from fedsim.training.trial import Trial, local_pool
 
 
 def one(trust: str = "aggregate", unit: str = "example", **params: Any) -> tuple[Trial, Any, Any]:

@@ -11,10 +11,10 @@ from cells import SHIPPED, quick, small_cells
 from fedsim.methods.local_training import WEIGHT, clip_updates
 from fedsim.methods.messages import Diagnostic, Task
 from fedsim.methods.parameters import rounded
-from fedsim.methods.registry import lookup
+from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import Unit
 from fedsim.seeds import Seeds
-from fedsim.simulation.cohort import Cohort, LocalPool, build_algorithm
+from fedsim.training.cohort import Cohort, LocalPool, build_algorithm
 
 
 def cohort_of(name: str, unit: str = "client", **params: Any) -> tuple[Cohort, Any]:

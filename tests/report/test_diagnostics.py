@@ -10,7 +10,7 @@ from matplotlib.image import imread
 from fedsim.report.diagnostics import NAME, NOT_PRIVATE, Rounds, draw_diagnostics, round_frame, settings
 from fedsim.report.figures import MUTED, SHADES, inline_svg, save_figure, svg_text
 from fedsim.results.store import ResultStore
-from fedsim.simulation.trial import run_trial
+from fedsim.training.trial import run_trial
 
 
 def figure_of(rows, records):

@@ -23,5 +23,5 @@ def test_a_folder_without_results_is_a_users_mistake(tmp_path: Path) -> None:
 
 
 def test_writing_a_manifest_needs_no_drawing() -> None:
-    asked = "import sys, fedsim.runtime.manifest; sys.exit('fedsim.report' in sys.modules)"
+    asked = "import sys, fedsim.runs.manifest; sys.exit('fedsim.report' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", asked], check=False).returncode == 0

@@ -1,0 +1,207 @@
+"""What an algorithm is, read off its class: source, claims, parameters; as a row among others and as a page of its own."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from fedsim.errors import PluginError, UserError
+from fedsim.methods.algorithm import Algorithm, solved_plan
+from fedsim.methods.messages import Task
+from fedsim.plugins.claims import worth
+from fedsim.plugins.places import blamed, line_of, said
+from fedsim.plugins.registry import lookup
+from fedsim.privacy.plan import Trust, Unit
+from fedsim.words import spelled
+
+DIM, CLASSES, CLIENTS = 64, 10, 10
+"""Of the task on which claims are asked for; no claim depends on them."""
+NOT_PRIVATE = "not private"
+_BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "min_length": "length >=", "max_length": "length <="}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter as people read it; every attribute is a text."""
+
+    name: str
+    type: str
+    default: str
+    constraint: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """An algorithm as people read it.
+
+    Attributes:
+        name: as a grid would give it.
+        source: the paper or page that it follows.
+        text: docstrings of the class and of its module.
+        kind: the classes of fedsim that it derives from, nearest first.
+        yields: ``generator`` or ``classifier``.
+        place: file, line and import path of the class.
+        claims: by (unit, trust), the claim, or why the combination is refused.
+        refused: the combinations of ``claims`` that are refused.
+        parameters: with defaults.
+    """
+
+    name: str
+    source: str
+    text: str
+    kind: str
+    yields: str
+    place: str
+    claims: Mapping[tuple[Unit, Trust], str]
+    refused: frozenset[tuple[Unit, Trust]]
+    parameters: tuple[Parameter, ...]
+
+    def support(self) -> list[str]:
+        """``units × trusts: claim``, as few lines as say it; "not private" alone."""
+        if set(self.claims.values()) == {NOT_PRIVATE}:
+            return [NOT_PRIVATE]
+        trusts: dict[tuple[str, str], list[str]] = {}
+        for (unit, trust), claim in self.claims.items():
+            if (unit, trust) not in self.refused:
+                trusts.setdefault((unit, claim), []).append(trust)
+        units: dict[tuple[str, str], list[str]] = {}
+        for (own, claim), found in trusts.items():
+            units.setdefault((", ".join(found), claim), []).append(own)
+        return [f"{', '.join(those)} × {these}: {claim}" for (these, claim), those in units.items()]
+
+
+def describe(name: str, where: str = "fedsim algorithms") -> Description:
+    """Describe an algorithm.
+
+    Args:
+        name: a registered name, an entry point, or a path.
+        where: the place to name in an error.
+
+    Raises:
+        UserError: there is none of that name.
+        PluginError: it is not a complete algorithm, or cannot say what it releases.
+    """
+    cls = lookup(name, where)
+    claims, refused = _claims(cls, where)
+    module = inspect.getmodule(cls)
+    return Description(
+        name=name,
+        source=cls.source,
+        text="\n\n".join(_paragraphs(plain(text)) for text in (inspect.cleandoc(cls.__doc__ or ""), inspect.getdoc(module)) if text),
+        kind=", ".join(base.__name__ for base in cls.__mro__[1:] if base.__module__.startswith("fedsim.")),
+        yields="generator" if cls.generates() else "classifier",
+        place=f"{line_of(cls)} ({cls.__module__}:{cls.__qualname__})",
+        claims=claims,
+        refused=refused,
+        parameters=tuple(_parameters(cls.Params)),
+    )
+
+
+def _claims(cls: type[Algorithm], where: str) -> tuple[dict[tuple[Unit, Trust], str], frozenset[tuple[Unit, Trust]]]:
+    """What the algorithm with its defaults claims for every unit and trust, and which of them it refuses."""
+    claims: dict[tuple[Unit, Trust], str] = {}
+    refused = set()
+    settings: list[tuple[Unit, Trust]] = list(product(get_args(Unit), get_args(Trust)))
+    for unit, trust in settings:
+        try:
+            algorithm = cls(cls.Params(), Task(DIM, CLASSES, CLIENTS, unit, trust))
+            solved_plan(algorithm, math.inf if cls.private else None, delta=1e-4)
+            claims[unit, trust] = worth(algorithm.claim(), algorithm) if cls.private else NOT_PRIVATE
+        except PluginError:
+            raise
+        except UserError as error:
+            claims[unit, trust] = error.what
+            refused.add((unit, trust))
+        except ValidationError:
+            claims[unit, trust] = "depends on parameters that have no default"
+        except Exception as error:  # a plug-in may raise anything
+            raise PluginError(where, f"{blamed(error, cls)}: {said(error)}", f"expected {cls.__name__} to state its releases") from error
+    return claims, frozenset(refused)
+
+
+def _parameters(params: type[BaseModel]) -> Iterator[Parameter]:
+    meanings = _meanings(params)
+    for name, info in params.model_fields.items():
+        default = "required" if info.is_required() else spelled(info.get_default(call_default_factory=True))
+        yield Parameter(name, _type(info.annotation), default, _constraint(info), meanings.get(name, ""))
+
+
+def _meanings(params: type[BaseModel]) -> dict[str, str]:
+    """Sentences of the ``Attributes:`` sections by name; a subclass says it anew."""
+    found: dict[str, str] = {}
+    for cls in reversed(params.__mro__):
+        section = (inspect.cleandoc(cls.__doc__ or "") + "\n").partition("Attributes:\n")[2]
+        for names, text in re.findall(r"^    (\w[\w, ]*): (.*(?:\n     +.*)*)", section, re.M):
+            found |= dict.fromkeys(names.split(", "), plain(" ".join(text.split())))
+    return found
+
+
+def plain(text: str) -> str:
+    """A docstring without its marks."""
+    return re.sub(r":\w+:`([^`]*)`", r"\1", text).replace("``", "")
+
+
+def _paragraphs(text: str) -> str:
+    """Without the line breaks within paragraphs."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+
+
+def _type(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return " | ".join(map(str, get_args(annotation)))
+    return annotation.__name__ if isinstance(annotation, type) and not get_args(annotation) else str(annotation).replace("typing.", "")
+
+
+def _constraint(info: FieldInfo) -> str:
+    bounds = [(sign, getattr(each, key)) for each in info.metadata for key, sign in _BOUNDS.items() if hasattr(each, key)]
+    return ", ".join(f"{sign} {bound}" for sign, bound in bounds)
+
+
+def algorithms_table(names: Iterable[str]) -> Table:
+    """A row for every algorithm; one that is refused says why."""
+    table = Table(title="algorithms", title_justify="left", show_edge=False, show_lines=True)
+    table.add_column("name", style="bold", no_wrap=True)
+    for column, width in (("source", 24), ("unit × trust: claim", 26), ("parameters", None)):
+        table.add_column(column, max_width=width, overflow="fold")
+    for name in names:
+        try:
+            found = describe(name)
+        except UserError as error:
+            table.add_row(Text(name), Text(f"{error.what}; {error.right}", "red"), "", "")
+            continue
+        yields = "" if found.yields == "generator" else f" (yields a {found.yields})"
+        parameters = ", ".join(f"{each.name}={each.default}" for each in found.parameters)
+        table.add_row(Text(name), Text(found.source + yields), Text("\n".join(found.support())), Text(parameters))
+    return table
+
+
+def algorithm_page(found: Description) -> Iterator[RenderableType]:
+    """Everything about one algorithm, from top to bottom."""
+    yield Text(found.name, "bold")
+    facts = {"source": found.source or "none given", "yields": f"a {found.yields}", "kind": found.kind, "class": found.place}
+    for fact, text in facts.items():
+        yield Text(f"{fact + ':':8}{text}")
+    yield Text(f"\n{found.text}\n")
+    claims = Table("unit", "trust", "claim", title="claims", title_justify="left", show_edge=False)
+    for (unit, trust), claim in found.claims.items():
+        claims.add_row(unit, trust, Text(f"– ({claim})" if (unit, trust) in found.refused else claim))
+    yield claims
+    yield ""
+    parameters = Table(title="parameters", title_justify="left", show_edge=False)
+    for column in ("name", "type", "default", "must be", "what"):
+        parameters.add_column(column, overflow="fold", no_wrap=column == "name")
+    for each in found.parameters:
+        parameters.add_row(*(Text(text) for text in (each.name, each.type, each.default, each.constraint, each.meaning)))
+    yield parameters

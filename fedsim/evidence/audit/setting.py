@@ -1,0 +1,136 @@
+"""What is audited: an algorithm with its parameters at one claim, and the small data set beside which a unit is put."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.data.normalise import unit_norm
+from fedsim.errors import UserError, at
+from fedsim.methods.algorithm import Algorithm, solved_plan
+from fedsim.methods.messages import Task
+from fedsim.plugins.registry import lookup
+from fedsim.privacy.accountant import Event
+from fedsim.privacy.plan import PrivacyPlan, Trust, Unit
+from fedsim.training.cohort import build_algorithm
+
+DIM, CLASSES, CLIENTS = 16, 2, 2
+OTHERS = 2
+"""Rows of each client beside the unit: whoever audits knows them, so few are as good as many, and faster."""
+SHORT: dict[str, Any] = {
+    **{"rounds": 6, "local_steps": 3, "meta_steps": 0, "generator_steps": 2},
+    **{"latent": 4, "hidden": (8,), "encoder_hidden": (8,), "discriminator_hidden": (8,)},
+}
+"""Parameters that make a training long or a network large, and what they become unless they are given; noise is solved for these."""
+
+Rows = NDArray[np.float32]
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """An algorithm at a claim.
+
+    Attributes:
+        algorithm: its name, as a grid gives it.
+        params: all its parameters.
+        task: the public facts.
+        plan: what it plans for the claim.
+        rows: of each client beside the unit.
+    """
+
+    algorithm: str
+    params: Mapping[str, Any]
+    task: Task
+    plan: PrivacyPlan
+    rows: int = OTHERS
+
+    def build(self) -> Algorithm:
+        """A new instance."""
+        return build_algorithm(self.algorithm, dict(self.params), self.task)
+
+    @property
+    def canary_client(self) -> int:
+        """The client that is the unit, or has it: the last one."""
+        return self.task.clients - 1
+
+    @property
+    def events(self) -> list[Event]:
+        """The claimed mechanism: (noise multiplier, sample rate, steps) of each release."""
+        return [(self.plan.noise_multiplier(r.name), r.sample_rate, r.steps) for r in self.plan.releases if r.steps]
+
+    @cached_property
+    def others(self) -> tuple[tuple[Rows, Labels], ...]:
+        """Each client's rows beside the unit; the canary client has none where it is the unit."""
+        stream = np.random.default_rng(0)
+        held = []
+        for client in range(self.task.clients):
+            count = 0 if self.task.unit == "client" and client == self.canary_client else self.rows
+            x = unit_norm(stream.standard_normal((count, self.task.dim)).astype(np.float32))
+            held.append((x, np.arange(count) % self.task.classes))
+        return tuple(held)
+
+    def groups(self, client: int, more: int) -> NDArray[np.int64] | None:
+        """The number of each row's group, where the unit is one: a client's own rows are one each, ``more`` behind them are one."""
+        if self.task.unit != "group":
+            return None
+        own = len(self.others[client][0])
+        return np.concatenate([np.arange(own), np.full(more, own)])
+
+
+def brief(algorithm: str, given: Container[str] = ()) -> dict[str, Any]:
+    """Of :data:`SHORT` what the algorithm has and allows, and nobody gave."""
+    return lookup(algorithm).Params.brief(SHORT, given)
+
+
+def setting_of(
+    algorithm: str, params: Mapping[str, Any], unit: Unit, trust: Trust, epsilon: float, delta: float, *, dim: int = DIM, rows: int = OTHERS
+) -> Setting:
+    """The setting of a claim.
+
+    Args:
+        algorithm: as a grid gives it.
+        params: that differ from its defaults.
+        unit: what the claim protects.
+        trust: who may see what.
+        epsilon: the claim.
+        delta: of the claim.
+        dim: of the rows; canaries of one training need room beside each other.
+        rows: of each client beside the unit; more where the unit may act through them.
+
+    Raises:
+        UserError: the algorithm is not private or does not support the unit or trust, or nothing could refute the claim.
+    """
+    cls = lookup(algorithm)
+    if not cls.private:
+        raise UserError(f"algorithm {algorithm}", "has no privacy to audit", "give a private one, see fedsim algorithms")
+    if not 0 < epsilon < math.inf:
+        raise UserError("epsilon", f"{epsilon:g} is no claim that an audit could refute", "give a positive, finite number")
+    task = Task(dim, CLASSES, CLIENTS, unit, trust)
+    validated = cls.Params.model_validate(dict(params)).model_dump(mode="json")
+    plan = plan_of(algorithm, validated, task, epsilon, delta)
+    assert plan is not None
+    return Setting(algorithm, validated, task, plan, rows)
+
+
+def plan_of(algorithm: str, params: dict[str, Any], task: Task, epsilon: float | None, delta: float) -> PrivacyPlan | None:
+    """The plan of what is claimed.
+
+    Raises:
+        UserError: the unit or trust is not supported, or the claim cannot be met; with the algorithm's name.
+    """
+    with at(lambda where: f"{where} with {algorithm}"):
+        return solved_plan(build_algorithm(algorithm, params, task), epsilon, delta)
+
+
+def clipped(setting: Setting, clip: float) -> Setting:
+    """The setting with another clip norm, and noise in units of it as before."""
+    changed = replace(setting, params={**setting.params, "clip": clip})
+    own = changed.build()
+    return replace(changed, plan=replace(setting.plan, clip=own.clip(), sensitivity=own.sensitivity()))

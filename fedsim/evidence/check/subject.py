@@ -1,0 +1,178 @@
+"""The small cell that an algorithm is checked on: 200 rows of digits, 4 clients, a training of a moment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from fedsim.data.embeddings import Embeddings
+from fedsim.evidence.check.training import Training, train
+from fedsim.evidence.check.watch import Tape, WatchedPool, watched
+from fedsim.grid.cells import expand
+from fedsim.grid.read import grid_of_options
+from fedsim.grid.resolve import resolve
+from fedsim.methods.algorithm import Algorithm
+from fedsim.methods.messages import Round
+from fedsim.planning.prepare import calibrated, loaded, partitioned, task_of
+from fedsim.plugins.registry import lookup
+from fedsim.privacy.plan import PrivacyPlan, Trust, Unit
+from fedsim.seeds import Seeds
+from fedsim.training.cohort import Cohort, build_algorithm
+from fedsim.training.rounds import RoundRecord
+from fedsim.training.trial import Trial
+
+BRIEF = {"rounds": 3, "local_steps": 3, "meta_steps": 2, "generator_steps": 2}
+"""Parameters that make a training long, where an algorithm has them, and what they become."""
+
+ROUNDS = 12
+"""Rounds of a training in a full check: what happens in every tenth round, or once a loss has stopped falling, is seen."""
+LATE = 0
+"""Seed of the draw of the one round beyond these that a full check looks at."""
+
+EPSILON, DELTA = 4.0, 1e-4
+CLIENTS = 4
+GROUP = 2
+"""Rows of a group, where the unit is a group: digits do not say who wrote them, so neighbouring rows of a client are taken for one's."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An algorithm with its parameters, in one privacy setting, on the small cell.
+
+    Attributes:
+        trial: the cell with its plan and partition.
+        data: its rows.
+        quick: whether few pairs of neighbouring worlds do.
+        shortened: the parameters that make its trainings short, as they are without this.
+    """
+
+    trial: Trial
+    data: Embeddings
+    quick: bool = False
+    shortened: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def plan(self) -> PrivacyPlan | None:
+        """The cell's plan, None for an algorithm that is not private."""
+        return self.trial.plan
+
+    @property
+    def setting(self) -> str:
+        """Unit and trust, as a table names them."""
+        return f"{self.trial.task.unit}, {self.trial.task.trust}" if self.plan is not None else "not private"
+
+    @cached_property
+    def algorithm(self) -> Algorithm:
+        """A fresh instance for questions that change nothing."""
+        return self.build()
+
+    @cached_property
+    def as_given(self) -> Subject:
+        """With all rounds and steps; the noise multiplier stays that of the short training."""
+        return varied(self, **self.shortened)
+
+    def late_rounds(self) -> list[Round]:
+        """Of :attr:`as_given`, what leads to one round that no short training reaches, that one last; empty where there is none.
+
+        Phases before its own are as short as in a short training, its own begins with its first round and goes on with the late one.
+        """
+        seen = {(round_.phase, round_.step) for round_ in self.algorithm.schedule()}
+        all_rounds = list(self.as_given.algorithm.schedule())
+        unseen = [round_ for round_ in all_rounds if (round_.phase, round_.step) not in seen]
+        if not unseen:
+            return []
+        late = unseen[int(np.random.default_rng(LATE).integers(len(unseen)))]
+        before = [round_ for round_ in all_rounds if round_.phase < late.phase and round_ not in unseen]
+        return [*before, *(round_ for round_ in all_rounds if round_.phase == late.phase and round_.step in (0, late.step))]
+
+    def build(self) -> Algorithm:
+        """A new instance."""
+        return build_algorithm(self.trial.cell.algorithm, self.trial.cell.params, self.trial.task)
+
+    def cohorts(self, sizes: tuple[int, ...] = (CLIENTS,), seed: int = 0) -> list[Cohort]:
+        """The cell's clients in cohorts of ``sizes``, each with a tape of its own."""
+        specs = replace(self.trial, sizes=sizes).cohorts()
+        return [watched(replace(spec, seeds=Seeds(seed)), self.data.x_train, self.data.y_train) for spec in specs]
+
+    def train(self, sizes: tuple[int, ...] = (CLIENTS,), seed: int = 0) -> Training:
+        """A whole training, packed so."""
+        return train(self.build(), WatchedPool(self.cohorts(sizes, seed)), self.plan, seed)
+
+    @cached_property
+    def first(self) -> tuple[Training, WatchedPool]:
+        """The training that most checks look at, all clients in one cohort, and the pool that it ran on."""
+        pool = WatchedPool(self.cohorts())
+        return train(self.build(), pool, self.plan, 0), pool
+
+    @property
+    def tape(self) -> Tape:
+        """What the clients of :attr:`first` did."""
+        return self.first[1].tape
+
+    @property
+    def records(self) -> list[RoundRecord]:
+        """The rounds of :attr:`first`."""
+        return self.first[0].records
+
+
+def subject(name: str, params: Sequence[str], unit: Unit, trust: Trust, *, quick: bool = False) -> Subject:
+    """The cell for one privacy setting.
+
+    Args:
+        name: of the algorithm, as in a grid.
+        params: ``key=YAML`` texts.
+        unit: what the budget protects.
+        trust: who may see what.
+        quick: three rounds in place of :data:`ROUNDS`, and see :class:`Subject`.
+
+    Raises:
+        UserError: the parameters do not do, or the algorithm has no plan for this setting.
+    """
+    given = {text.partition("=")[0].strip() for text in params}
+    known = lookup(name).Params
+    brief = known.brief(BRIEF if quick else BRIEF | {"rounds": ROUNDS}, given)
+    own = {key: known.model_fields[key] for key in brief}
+    shortened = {key: field.get_default(call_default_factory=True) for key, field in own.items() if not field.is_required()}
+    short = [f"{key}={value}" for key, value in brief.items()]
+    grid = grid_of_options(
+        {
+            "algorithm": name,
+            "dataset": "{name: digits, limit: 200}",
+            "encoder": None,
+            "partition": "dirichlet",
+            "alpha": 1.0,
+            "clients": CLIENTS,
+            "epsilon": EPSILON,
+            "delta": DELTA,
+            "unit": "example" if unit == "group" else unit,
+            "trust": trust,
+            "seed": 0,
+            "per-class": 10,
+        },
+        [*params, *short],
+    )
+    data = loaded(grid)
+    (cell,) = expand(resolve(grid), data)
+    (partition,), rows = partitioned(grid, [cell], data), data[cell.data_key]
+    if unit == "group":
+        cell = cell.model_copy(update={"unit": unit})
+        partition = replace(partition, groups=tuple(np.arange(len(own)) // GROUP for own in partition.rows))
+    task = task_of(cell, rows)
+    trial = Trial(cell, task, calibrated(grid, cell, task), partition, (CLIENTS,), cell.data_key)
+    return Subject(trial, rows, quick, shortened)
+
+
+def varied(subject: Subject, **params: Any) -> Subject:
+    """The subject with other parameters, as far as its algorithm has them; the noise multiplier stays as it was solved."""
+    given = subject.trial.cell.params
+    cell = subject.trial.cell.model_copy(update={"params": given | {key: value for key, value in params.items() if key in given}})
+    changed = replace(subject, trial=replace(subject.trial, cell=cell))
+    if subject.plan is None:
+        return changed
+    own = changed.algorithm
+    plan = replace(subject.plan, releases=own.releases(), clip=own.clip(), sensitivity=own.sensitivity())
+    return replace(subject, trial=replace(changed.trial, plan=plan))

@@ -1,0 +1,159 @@
+"""Checks of what an algorithm leaves behind: in its inputs, in global random states, on a wire and in a file."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.evidence.check.subject import Subject
+from fedsim.evidence.check.training import answers, drawn, same
+from fedsim.evidence.check.verdict import Verdict, failed, idle, passed
+from fedsim.methods.messages import Diagnostic, Message
+from fedsim.planning.prepare import partition_of
+from fedsim.seeds import Seeds
+from fedsim.training import rounds
+from fedsim.training.checkpoint import Checkpoints
+from fedsim.training.state import copied
+
+PLAIN = (bool, int, float, str, type(None), np.floating, np.integer)
+
+
+def global_random(subject: Subject) -> Verdict:
+    """Nothing draws from a global random generator."""
+    touched = subject.first[0].touched
+    if touched:
+        fix = (
+            "pass generator=... from the seed tree (clients.seeds, server.seeds) to every draw; "
+            "a layer that is built draws its weights, so copy server.model (copy.deepcopy) where a second model is needed"
+        )
+        return failed(f"the training draws from the global random generator of {' and '.join(touched)}", fix)
+    return passed("torch's, numpy's and Python's are as they were")
+
+
+def data_untouched(subject: Subject) -> Verdict:
+    """Rows and partition are as they were, also in the clients' hands."""
+    trial, data, cell = subject.trial, subject.data, subject.trial.cell
+    fix = "compute on copies; neither rows nor labels are an algorithm's to change"
+    # the data set itself keeps the fingerprint that it had
+    if cell.dataset_hash != replace(data).fingerprint:
+        return failed("the data set has changed in memory", fix)
+    again = partition_of(cell, data).rows
+    if not all(map(np.array_equal, again, trial.partition.rows)):
+        return failed("the partition has changed in memory", fix)
+    clients = subject.first[1].cohorts[0].clients
+    whose = [(f"client {client}'s", x, y, again[client]) for client, x, y in zip(clients.members, clients.x, clients.y, strict=True)]
+    whose.append(("the clients' joined", clients.pooled.x, clients.pooled.y, np.concatenate(again)))
+    for words, x, y, rows in whose:
+        for name, held, given in (("rows", x, data.x_train[rows]), ("labels", y, data.y_train[rows])):
+            if not np.array_equal(held.numpy(), given):
+                return failed(f"{words} {name} are not what the partition gave", fix)
+    return passed(f"partition {trial.partition.fingerprint} as it was")
+
+
+def serialisable(subject: Subject) -> Verdict:
+    """Parameters go through JSON, messages through a wire, the progress through a safetensors file."""
+    params = subject.algorithm.params
+    fix = "let parameters be plain values and pydantic models"
+    if type(params).model_validate(json.loads(params.model_dump_json())) != params:
+        return failed("the parameters are not themselves after JSON", fix)
+    for round_, messages in subject.tape.messages.items():
+        for message in messages:
+            if fault := _unsendable(message):
+                return failed(f"round {round_}: {fault}", "send tensors in sums, tensors or numbers in diagnostics, nothing else")
+    with tempfile.TemporaryDirectory() as folder:
+        for at in subject.first[0].progress:
+            try:
+                Checkpoints(Path(folder) / "cell.safetensors").save(at)
+            except Exception as error:
+                text = f"the progress after round {at.round - 1} cannot be saved ({type(error).__name__}: {_first_line(error)})"
+                return failed(text, "keep tensors of their own memory in server.tensors and clients.state (clone views)")
+    return passed("parameters, messages and checkpoints")
+
+
+def _unsendable(message: Message) -> str:
+    for name, value in message.sums.items():
+        if not isinstance(value, Tensor):
+            return f"'{name}' of the message is a {type(value).__name__}"
+    for name, told in message.diagnostics.items():
+        numbers = told.values if isinstance(told, Diagnostic) else told
+        if strange := next((each for each in _leaves(numbers) if not isinstance(each, (*PLAIN, Tensor))), None):
+            return f"diagnostic '{name}' of the message holds a {type(strange).__name__}"
+    try:
+        pickle.dumps(message)
+    except Exception as error:
+        return f"the message cannot be serialised ({type(error).__name__}: {_first_line(error)})"
+    return ""
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, list | tuple):
+        for each in value:
+            yield from _leaves(each)
+    else:
+        yield value
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:160]
+
+
+def restored(subject: Subject) -> Verdict:
+    """A generator that is made again from what a run keeps of it is the same generator."""
+    if not subject.algorithm.generates():
+        return idle("a classifier is not kept")
+    trained = subject.first[0].trained
+    again, _ = rounds.restored(subject.build(), copied(trained.state), subject.plan, Seeds(0))
+    before, after = (drawn(made, subject.data, subject.trial.task.clients) for made in (trained.made, again))
+    if not same(before, after):
+        fix = "make the generator from the server's model and tensors, the codes and seeds, and from nothing else"
+        return failed(f"made again from its saved state it generates other rows, by up to {float((before - after).abs().max()):.3g}", fix)
+    return passed("the same rows from its saved state")
+
+
+def made(subject: Subject) -> Verdict:
+    """What was trained answers in the right shape: finite rows, or probabilities, and label counts if it tells any."""
+    trained, data = subject.first[0].trained, subject.data
+    classifier = not subject.algorithm.generates()
+    labels, questions = torch.arange(data.classes).repeat(3), torch.from_numpy(data.x_test)
+    rows, width = (len(questions), data.classes) if classifier else (len(labels), data.dim)
+    answer: Any = answers(trained.made, labels, questions)
+    dtypes, names = ((torch.float32, torch.float64), "float32 or float64") if classifier else ((torch.float32,), "float32")
+    fix = "return class probabilities [n, C]" if classifier else "return finite float32 rows [n, d], one for each label"
+    if not isinstance(answer, Tensor) or tuple(answer.shape) != (rows, width) or answer.dtype not in dtypes:
+        return failed(f"{rows} questions are answered by {_form(answer)}, not by a tensor, {names} {[rows, width]}", fix)
+    if not answer.isfinite().all():
+        return failed(f"{int((~answer.isfinite()).sum())} values are not finite", fix)
+    if classifier and not torch.allclose(answer.sum(1), torch.ones(rows), atol=1e-3):
+        return failed("the probabilities of a row do not sum to 1", fix)
+    if not classifier and answer.requires_grad:
+        return failed("the rows carry a gradient", "sample under torch.no_grad()")
+    if trained.shares is not None and trained.shares.shape != (data.classes,):
+        return failed(f"label_counts returned {list(trained.shares.shape)} numbers", f"return a number a class, [{data.classes}], or None")
+    return passed(f"{answer.dtype} [n, {width}]".replace("torch.", ""))
+
+
+def _form(answer: Any) -> str:
+    return f"{answer.dtype} {list(answer.shape)}".removeprefix("torch.") if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
+
+
+def sent_bytes(subject: Subject) -> Verdict:
+    """What a round sends is counted, and the count is told beside the weight of the clients' sum."""
+    training, pool = subject.first
+    rounds, clients = len(training.records), subject.trial.task.clients
+    told = training.trained.uplink_bytes / rounds
+    weight = sum(4 * math.prod(value.shape) for i in range(rounds) for value in pool.tape.sums(i).values()) / rounds
+    if told == 0 and subject.plan is None:
+        return idle("nothing is said to be sent, and it is not private")
+    if told <= 0 < weight:
+        return failed("no byte is said to be sent", "set Message.uplink_bytes to what the clients would send over a network")
+    return passed(f"{told:,.0f} bytes a round by {clients} clients; their sum weighs {weight:,.0f}")

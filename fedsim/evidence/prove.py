@@ -1,0 +1,180 @@
+"""Rows proved again: every epsilon recomputed from the row alone, by an accountant that is not the one that counted."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+from rich.table import Table
+from rich.text import Text
+
+from fedsim.errors import UserError
+from fedsim.privacy.accountant import INTEGER_ORDERS, ORDERS, Event
+from fedsim.regular import unread
+from fedsim.results.contradictions import BELOW, TOLERANCE, cross_check, impossible, ratio, within_row
+from fedsim.results.rows import Row
+from fedsim.words import number
+
+Verdict = Literal["proved", "differs", "not proved", "no claim"]
+_FINEST, _MESH = 1e-4, 0.02
+_MOST_POINTS = 1e8
+"""Of a loss distribution; as many take some GiB."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A row's epsilon beside what dp-accounting finds.
+
+    Attributes:
+        row: the row.
+        verdict: whether they agree; ``not proved`` where the row does not hold what it takes, ``no claim`` where it claims no epsilon.
+        why: what is missing, differs or was not compared; "" where nothing is.
+        epsilon: recomputed.
+    """
+
+    row: Row
+    verdict: Verdict
+    why: str = ""
+    epsilon: float | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """The row's epsilon over the recomputed one."""
+        return None if self.row.epsilon_spent is None or self.epsilon is None else ratio(self.row.epsilon_spent, self.epsilon)
+
+
+def prove(row: Row, *, trust_plugin: bool = False) -> Proof:
+    """Recompute a row's epsilon from its mechanisms and its delta, and cross-check the rest (:func:`cross_check`).
+
+    By dp-accounting's privacy loss distribution (connect the dots, pessimistic, both orders), or where the row's accountant is Rényi's by
+    dp-accounting's Rényi accountant.
+
+    Args:
+        row: the row.
+        trust_plugin: also rebuild the plan of an algorithm that is a file or a module that is not installed.
+
+    Raises:
+        UserError: dp-accounting is not installed.
+    """
+    if row.epsilon_target is None or math.isinf(row.epsilon_target) or row.status == "failed":
+        contradictions = within_row(row).contradictions
+        return Proof(row, "differs" if contradictions else "no claim", "; ".join(contradictions))
+    if row.status == "unaccounted":
+        return Proof(row, "no claim", "unaccounted: nothing is known of its ε, and the row claims none")
+    if row.status == "refuted":
+        return Proof(row, "no claim", "refuted: an audit contradicts the ε that the row claimed")
+    missing = [name for name in ("mechanisms", "delta", "epsilon_spent", "relation", "sensitivity") if getattr(row, name) is None]
+    if missing:
+        older = "; it is older than these fields" if "mechanisms" in missing else ""
+        return Proof(row, "not proved", f"the row does not hold its {', '.join(missing)}{older}")
+    assert row.mechanisms is not None
+    assert row.delta is not None
+    if numbers := impossible(row):
+        return Proof(row, "differs", "; ".join(numbers))
+    events = tuple(sorted((m.noise_multiplier, m.sample_rate, m.count) for m in row.mechanisms))
+    try:
+        epsilon = recomputed(events, row.delta, row.accountant == "rdp")
+    except (ArithmeticError, ValueError, MemoryError) as error:  # of numbers that no training has
+        return Proof(row, "not proved", f"dp-accounting cannot compose its mechanisms ({unread(error)})")
+    checked = cross_check(row, composed=epsilon, trust_plugin=trust_plugin)
+    return Proof(row, "differs" if checked.contradictions else "proved", "; ".join((*checked.contradictions, *checked.notes)), epsilon)
+
+
+@lru_cache(maxsize=4096)
+def recomputed(events: tuple[Event, ...], delta: float, renyi: bool) -> float:
+    """Epsilon by dp-accounting.
+
+    Args:
+        events: (noise multiplier, sample rate, count) each.
+        delta: of epsilon.
+        renyi: by Rényi composition.
+
+    Raises:
+        UserError: dp-accounting is not installed.
+        ValueError: they spend more than a loss distribution can hold; Rényi composition can tell.
+    """
+    costly = tuple(event for event in events if event[2] and event[1] and not math.isinf(event[0]))
+    if not costly:
+        return 0.0
+    if any(noise == 0 for noise, _, _ in costly):
+        return math.inf
+    try:
+        from dp_accounting.pld import privacy_loss_distribution  # noqa: F401
+    except ImportError as error:
+        right = "install it: python -m pip install 'fedsim[proof]'"
+        raise UserError("fedsim prove", "dp-accounting, which recomputes, is not installed", right) from error
+    return _of_renyi(costly, delta) if renyi else _of_losses(costly, delta)
+
+
+def _of_losses(events: Sequence[Event], delta: float) -> float:
+    """By composition of privacy loss distributions."""
+    from dp_accounting.pld import privacy_loss_distribution
+
+    rough = _of_renyi(events, delta, INTEGER_ORDERS)
+    # connecting the dots widens the sum's variance by a share of steps * mesh^2
+    mesh = min(_FINEST, _MESH * max(rough, 1e-3) / math.sqrt(sum(steps for *_, steps in events)))
+    if not rough < _MOST_POINTS * mesh:
+        raise ValueError(f"they spend up to {number(rough)}")
+    total: Any = privacy_loss_distribution.identity(mesh)
+    for noise, rate, steps in events:
+        one = privacy_loss_distribution.from_gaussian_mechanism(
+            noise, sampling_prob=rate, value_discretization_interval=mesh, pessimistic_estimate=True, use_connect_dots=True
+        )
+        total = total.compose(one.self_compose(steps))
+    return float(total.get_epsilon_for_delta(delta))
+
+
+def _of_renyi(events: Sequence[Event], delta: float, orders: Sequence[float] = ORDERS) -> float:
+    """By Rényi composition."""
+    import dp_accounting
+    from dp_accounting.rdp import RdpAccountant
+
+    # it warns of every order whose series does not converge, and leaves it out, which is what is wanted
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    accountant: Any = RdpAccountant(orders)
+    for noise, rate, steps in events:
+        one = dp_accounting.GaussianDpEvent(noise)
+        sampled = one if rate == 1 else dp_accounting.PoissonSampledDpEvent(rate, one)
+        accountant.compose(dp_accounting.SelfComposedDpEvent(sampled, steps))
+    return float(accountant.get_epsilon(delta))
+
+
+def proofs_table(name: str, proofs: Sequence[Proof]) -> Table:
+    """A line a row that claims an epsilon; equal ones share it."""
+    lines = Counter(_line(proof) for proof in proofs if proof.verdict != "no claim")
+    table = Table(title=f"{name}: every ε again, by dp-accounting", title_justify="left", show_edge=False)
+    for head in ("rows", "method", "unit, trust", "δ", "ε in the row", "recomputed", "ratio", "verdict", ""):
+        table.add_column(head, justify="left" if head in ("method", "unit, trust", "verdict", "") else "right", no_wrap=head != "")
+    for line, count in lines.items():
+        colour = {"proved": "green", "differs": "red"}.get(line[-2], "yellow")
+        table.add_row(str(count), *map(Text, line[:-2]), Text(line[-2], style=colour), Text(line[-1]))
+    return table
+
+
+def _line(proof: Proof) -> tuple[str, ...]:
+    row = proof.row
+    return (
+        row.label,
+        f"{row.unit}, {row.trust}",
+        number(row.delta),
+        number(row.epsilon_spent, 5) or "–",
+        number(proof.epsilon, 5) or "–",
+        "–" if proof.ratio is None else f"{proof.ratio:.4f}",
+        proof.verdict,
+        proof.why,
+    )
+
+
+def proofs_words(proofs: Sequence[Proof]) -> str:
+    """How many rows are proved, in a sentence."""
+    counts = Counter(proof.verdict for proof in proofs)
+    limits = f"at most {BELOW:.1%} below and {TOLERANCE:.0%} above"
+    told = [f"{counts['proved']} of {len(proofs)} rows proved: each ε is what dp-accounting finds from the row alone, {limits}"]
+    others: dict[Verdict, str] = {"differs": "differ", "not proved": "cannot be proved", "no claim": "claim no ε"}
+    told += [f"{counts[verdict]} {words}" for verdict, words in others.items() if counts[verdict]]
+    return "; ".join(told)

@@ -1,0 +1,215 @@
+"""The privacy statement of a method: who is protected from whom, by what, counted how, and what is not covered."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from fedsim.results.contradictions import CrossCheck, large_deltas, within_row
+from fedsim.results.rows import Row
+from fedsim.words import at_most, number
+
+UNITS = {
+    "example": "one training example: neighbouring data sets differ in one example of one client",
+    "client": "one client: what it contributes is there or is zero; the number of clients stays a public divisor",
+}
+TRUSTS = {
+    "aggregate": "only the sum over clients is seen (secure aggregation or a trusted server), noise is added once to it",
+    "silo": "every client's message is private by itself, each carries the full noise",
+}
+NOISES = {
+    "seeded": "it follows from a seed that stands in the results: this measures what a method costs, nothing made here may be released",
+    "secret": "AES-256 under a random key that is kept nowhere; a generator whose claim is a theorem may be released under its ε",
+}
+CLAIMS = {
+    "proved": "(ε, δ) is a theorem for this method",
+    "checked": "(ε, δ) is a theorem by its author's word, also that the loss or statistic is per example; a full fedsim check of this code "
+    "and these parameters passed, which looks at that and does not prove it",
+    "stated": "(ε, δ) is a theorem by its author's word alone, also that the loss or statistic is per example; no full fedsim check of "
+    "this code and these parameters stands behind it",
+    "heuristic": "(ε, δ) is computed for the noise that was added, but is not a theorem for this method",
+    "none": "no privacy is claimed",
+}
+ACCOUNTANTS = {
+    "prv": "numerical composition of privacy loss random variables (Gopi, Lee & Wutschitz 2021, theorem 5.5; Opacus), an upper bound",
+    "rdp": "Rényi composition (Mironov, Talwar & Zhang 2019; conversion of Balle et al. 2020), an upper bound",
+}
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What is said of one method under one unit, trust, claim and kind of noise.
+
+    Attributes:
+        method: its label.
+        parts: what each sentence is about, and the sentence.
+    """
+
+    method: str
+    parts: tuple[tuple[str, str], ...]
+
+    @property
+    def lines(self) -> Iterator[str]:
+        """The statement as plain text."""
+        yield self.method
+        yield from (f"  {term}: {text}" for term, text in self.parts)
+
+
+def unit_words(unit: str) -> str:
+    """What a unit is, in words."""
+    return UNITS.get(
+        unit, f"one group: neighbouring data sets differ in all rows of one client that have one value of {unit}, however many they are"
+    )
+
+
+def statements(rows: Sequence[Row], check: Callable[[Row], CrossCheck] = within_row) -> list[Statement]:
+    """A statement for every method of the rows, and for each unit, trust, claim and noise that it ran under.
+
+    Rows that failed, are unaccounted or refuted have no part in one; a method that has no others is told by that. A method of which
+    ``check`` finds a contradiction has no guarantee.
+    """
+    checks = {id(row): check(row) for row in rows}
+    wrong: dict[str, dict[str, None]] = {}
+    for row in rows:
+        for sentence in checks[id(row)].contradictions:
+            wrong.setdefault(row.label, {})[sentence] = None
+    found: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        if row.status in ("ok", "overspent") and row.label not in wrong:
+            key = (row.label, *((row.unit, row.trust, row.claim, row.scope, row.noise, row.status) if _is_private(row) else (None,)))
+            found.setdefault(key, []).append(row)
+    private_labels = {row.label for members in found.values() for row in members if _is_private(row)}
+    refuted = {_claimed(row) for row in rows if row.status == "refuted"}
+    # a method that ran at infinity beside finite budgets is told once
+    told = [
+        Statement(
+            members[0].label,
+            (
+                *_parts(members),
+                *(("plan", note) for note in dict.fromkeys(note for row in members for note in checks[id(row)].notes)),
+                *(_AUDIT if _claimed(members[0]) in refuted else ()),
+            ),
+        )
+        for members in found.values()
+        if _is_private(members[0]) or members[0].label not in private_labels
+    ]
+    methods = {each.method for each in told}
+    without = {
+        row.label: _contradicted(wrong[row.label]) if row.label in wrong else _NONE[row.status] for row in rows if row.label not in methods
+    }
+    return told + [Statement(label, (("guarantee", f"none: {why}"),)) for label, why in without.items()]
+
+
+_NONE = {
+    "failed": "no cell of it has finished",
+    "unaccounted": "what ran is not what was planned, so nothing is known of its ε",
+    "refuted": "an audit refutes what it claims",
+}
+"""Why there is nothing to state."""
+_AUDIT = (("audit", "one refutes the claim at another budget: no (ε, δ) here is a guarantee"),)
+
+
+def _contradicted(sentences: Iterable[str]) -> str:
+    first, *more = sentences
+    return f"a row of it contradicts itself: {first}" + (f" (and {len(more)} more)" if more else "")
+
+
+def _claimed(row: Row) -> tuple[str | None, ...]:
+    return row.label, row.unit, row.trust
+
+
+def _is_private(row: Row) -> bool:
+    return row.epsilon_target is not None and math.isfinite(row.epsilon_target)
+
+
+def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+    row = rows[0]
+    if not _is_private(row):
+        what = "it ran without noise (ε = ∞)" if row.epsilon_target is not None else "it adds no noise, and ε has no meaning for it"
+        yield "guarantee", f"none: {what}; nothing that it makes may be released as private"
+        return
+    void = "" if row.claim in ("proved", "checked", "stated") else ". No (ε, δ) below is a guarantee"
+    yield "claim", f"{row.claim}: {CLAIMS.get(row.claim or '', '')}{void}"
+    yield "unit", unit_words(row.unit or "example")
+    yield "relation", f"{row.relation or 'add-or-remove-one'}: neighbours differ in the presence of one unit"
+    yield "trust", _trust(row)
+    for line in dict.fromkeys(map(_budget, rows)):
+        yield "budget", line
+    for line in large_deltas(rows):
+        yield "warning", line
+    for line in dict.fromkeys(line for each in rows for line in _mechanisms(each)):
+        yield "mechanism", line
+    rounds = ", ".join(dict.fromkeys(number(each.params["rounds"]) for each in rows if "rounds" in each.params))
+    yield from [("rounds", rounds)] if rounds else []
+    clips = ", ".join(dict.fromkeys(number(each.clip) for each in rows))
+    scopes = {
+        "joint": "everything that depends on a unit",
+        "shared": "the shared parameters alone",
+        "hypernetwork": "the hypernetwork alone",
+    }
+    what = f"a unit's contribution is clipped to L2 norm {clips}"
+    if row.sensitivity not in (None, row.clip):
+        moved = f"a unit may turn it into any other: it moves it by {number(row.sensitivity)}"
+        what = f"an update is clipped to L2 norm {clips}, and {moved}"
+    yield "clip", f"{what}; the noise covers {scopes.get(row.scope or '', row.scope)}"
+    names = [name for name in dict.fromkeys(each.accountant for each in rows) if name]
+    counted = ", ".join(dict.fromkeys(each.counted_by for each in rows if each.counted_by)) or "a revision older than this field"
+    told = "; ".join(f"{name.upper()}, {ACCOUNTANTS.get(name, '')}" for name in names)
+    overspent = row.status == "overspent"
+    planned = "more than the plan that was solved before the first" if overspent else "equal to the plan that was solved before the first"
+    yield "accountant", f"{told}; counted from the steps that ran, and {planned}; by {counted}"
+    worth = "less of it was added than was planned, so nothing made here may be released" if overspent else NOISES[row.noise or "seeded"]
+    yield "noise", f"Gaussian, {row.noise or 'seeded'}: {worth}"
+    yield "not covered", "; ".join(_uncovered(row))
+
+
+def _trust(row: Row) -> str:
+    if row.trust == "aggregate" and row.noise_at == "clients":
+        return "aggregate, and silo as well: every client adds the full noise to its own steps, so its messages are private one by one"
+    words = TRUSTS.get(row.trust or "", "")
+    # an older row does not say where its noise was added
+    known = words if row.trust == "silo" or row.noise_at == "sum" else words.partition(", noise")[0]
+    return f"{row.trust}: {known}"
+
+
+def _budget(row: Row) -> str:
+    spent = "overspent: " if row.status == "overspent" else ""
+    sigma = f"; σ = {number(row.sigma, 5)}, one for all rounds" if row.sigma is not None else ""
+    return f"{spent}ε = {at_most(row.epsilon_spent)} (target {number(row.epsilon_target)}) at δ = {number(row.delta)}{sigma}"
+
+
+def _mechanisms(row: Row) -> Iterator[str]:
+    target = f"ε = {number(row.epsilon_target)}"
+    if row.mechanisms is None:
+        where = f"{row.steps} noisy steps, the last kind at sample rate {number(row.sample_rate)}"
+        yield f"{target}: {where}; the row is older than the list of its mechanisms, so it cannot be proved from itself"
+        return
+    for each in row.mechanisms:
+        times = "once" if each.count == 1 else f"{each.count} times"
+        sampled = (
+            f"on a fresh Poisson sample of the units at rate {number(each.sample_rate)}"
+            if each.sample_rate < 1
+            else "on all units, no sampling"
+        )
+        noise = f"noise of standard deviation {number(each.noise_multiplier, 5)} × the sensitivity {number(row.sensitivity)}"
+        yield f"{target}: {each.release}, {times}, {sampled}, {noise}"
+
+
+def _uncovered(row: Row) -> Iterator[str]:
+    """What a reader could take for covered and is not."""
+    if row.unit == "example":
+        yield "a person with several rows (k rows are a group of k: up to k times the ε, at a larger δ)"
+    if row.scope not in ("joint", None):
+        yield "what stays with a client (encoder, codes), which trains without noise"
+    if row.trust == "aggregate" and row.noise_at != "clients":
+        yield "a server that sees single clients' messages"
+    if row.noise != "secret":
+        yield "a release of anything from this run, whose noise is seeded"
+    else:
+        yield "a second release from the same data: what all of them cost is the composition, which fedsim prove tells for a run"
+    yield "scores, references, diagnostics and label matrices of the run folder, exact functions of the real data"
+    yield "the choice of parameters after looking at them"
+    yield "which rows are for training, and whose they are: a split or a partition that is computed from rows is taken as given"
+    yield "the number of classes and of clients, the encoder and all settings, which are public by assumption"
+    yield "attacks on the low bits of floating-point noise and on running times"

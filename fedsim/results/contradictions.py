@@ -1,0 +1,254 @@
+"""Rows cross-checked: fields against each other, and against the plan that the row's algorithm makes of its parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from fedsim.errors import UserError
+from fedsim.json_lines import decode, dump, load, reasons
+from fedsim.plugins.code_hash import source_hash
+from fedsim.plugins.registry import check_installed, lookup
+from fedsim.privacy import accountant
+from fedsim.privacy.plan import MOST_DELTA, PrivacyPlan, Trust, Unit, large_delta
+from fedsim.results.rows import Row
+from fedsim.words import number
+
+if TYPE_CHECKING:
+    from fedsim.methods.algorithm import Algorithm
+    from fedsim.methods.messages import Task
+
+TOLERANCE = 0.01
+"""Relative difference by which a tight accountant may be above another that is still agreement."""
+BELOW = 1e-3
+"""The same below, where a row would claim less than it spent."""
+DIMS = (16, 1024)
+"""A row does not hold its dimension: what of a plan is equal at both of these does not depend on it."""
+MOST_CLASSES = 10**6
+_SOLVED = 2e-3  # relative difference of noise that was solved with two versions of an accountant
+_THEOREMS = ("proved", "checked", "stated")
+
+
+@dataclass(frozen=True)
+class CrossCheck:
+    """What does not fit together.
+
+    Attributes:
+        contradictions: sentences; a row with one proves nothing.
+        notes: what was not compared, and why.
+    """
+
+    contradictions: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def cross_check(row: Row, *, composed: float | None = None, dims: Sequence[int] = DIMS, trust_plugin: bool = False) -> CrossCheck:
+    """Hold a row's fields against each other, its epsilon against its mechanisms, and all against its algorithm's plan.
+
+    The plan is rebuilt from parameters, unit, trust, numbers of clients and classes, target and delta, if the algorithm's code may run.
+    Where that is other code than the row's, a difference is a note.
+
+    Args:
+        row: the row.
+        composed: what its mechanisms spend, if that is known.
+        dims: dimensions of the embeddings to rebuild the plan for.
+        trust_plugin: also run the code of an algorithm that is a file or a module that is not installed.
+    """
+    alone = within_row(row)
+    if alone.contradictions or not _promises(row):
+        return alone
+    differences, note, reached = _against_plan(row, dims, trust_plugin)
+    if composed is None:
+        composed = reached if reached is not None else _spent(row)
+    return CrossCheck((*_against_epsilon(row, composed), *differences), (note,) if note else ())
+
+
+def within_row(row: Row) -> CrossCheck:
+    """Only the row's fields against each other: no code runs and nothing is composed."""
+    if row.status not in ("ok", "overspent"):
+        return CrossCheck()
+    if not _promises(row):
+        return CrossCheck(tuple(_without_budget(row)))
+    return CrossCheck(impossible(row) or tuple(_unlike(row)))
+
+
+def impossible(row: Row) -> tuple[str, ...]:
+    """Why no private training wrote these numbers."""
+    told = [f"δ {number(row.delta)}"] if row.delta is not None and not 0 < row.delta <= MOST_DELTA else []
+    for name, value in (("clip", row.clip), ("sensitivity", row.sensitivity), ("σ", row.sigma)):
+        if value is not None and not 0 < value < math.inf:
+            told.append(f"{name} {number(value)}")
+    for m in row.mechanisms or ():
+        if not (0 < m.noise_multiplier < math.inf and 0 < m.sample_rate <= 1 and m.count >= 1):
+            told.append(f"noise multiplier {number(m.noise_multiplier)}, sample rate {number(m.sample_rate)}, count {m.count}")
+    nothing = ["the row has a finite target and no mechanism"] if row.mechanisms == () else []
+    return (*(f"no mechanism of a finite target has {each}" for each in told), *nothing)
+
+
+def large_deltas(rows: Sequence[Row]) -> list[str]:
+    """Warnings of budgets whose delta is too large for the data, each once (:func:`fedsim.privacy.plan.large_delta`)."""
+    settings = dict.fromkeys((row.unit, row.delta, row.units, row.dataset) for row in rows if _promises(row))
+    return [
+        text
+        for unit, delta, units, dataset in settings
+        if unit is not None and delta is not None and units is not None and (text := large_delta(unit, delta, units, dataset))
+    ]
+
+
+def ratio(recorded: float, composed: float) -> float:
+    """A row's epsilon over what its mechanisms spend."""
+    return 1.0 if recorded == composed else recorded / composed if composed else math.inf
+
+
+def _promises(row: Row) -> bool:
+    return row.epsilon_target is not None and math.isfinite(row.epsilon_target)
+
+
+def _without_budget(row: Row) -> Iterator[str]:
+    if row.epsilon_spent is not None and math.isfinite(row.epsilon_spent):
+        yield f"the row holds an ε of {number(row.epsilon_spent)} and no finite target"
+    if row.claim not in (None, "none"):
+        yield f"the row claims '{row.claim}' and has no finite target"
+
+
+def _unlike(row: Row) -> Iterator[str]:
+    """Where a row's fields say different things."""
+    if row.clip is not None and row.sensitivity is not None and row.sensitivity < row.clip * (1 - 1e-9):
+        what = f"a unit that is clipped to norm {number(row.clip)} may move a sum by as much"
+        yield f"sensitivity {number(row.sensitivity)} is below the clip: {what}"
+    if row.status == "overspent" and row.epsilon_spent is not None and row.epsilon_spent <= (row.epsilon_target or 0.0):
+        yield f"the row is overspent and holds ε {number(row.epsilon_spent)} of a target of {number(row.epsilon_target)}"
+    if row.mechanisms is None:
+        return
+    count = sum(m.count for m in row.mechanisms)
+    if row.steps is not None and row.steps != count:
+        yield f"the row says {row.steps} steps and holds {count} mechanisms"
+    if row.sample_rate is not None and row.sample_rate not in {m.sample_rate for m in row.mechanisms}:
+        yield f"the row says a sample rate of {number(row.sample_rate)} and no mechanism has it"
+    if any((m.kind == "gaussian") != (m.sample_rate == 1) for m in row.mechanisms):
+        yield "a mechanism's kind and its sample rate do not fit"
+
+
+def _against_epsilon(row: Row, composed: float | None) -> Iterator[str]:
+    if composed is None or row.epsilon_spent is None:
+        return
+    share = ratio(row.epsilon_spent, composed)
+    if not 1 - BELOW <= share <= 1 + TOLERANCE:
+        holds = ", a bound that holds and is loose" if share > 1 else ""
+        yield f"ε is {share:.3f} of what its mechanisms spend{holds}"
+
+
+def _spent(row: Row) -> float | None:
+    """What a row's mechanisms spend, by the accountant that counts; None where it cannot say."""
+    if not row.mechanisms or row.delta is None:
+        return None
+    try:
+        return accountant.epsilon([(m.noise_multiplier, m.sample_rate, m.count) for m in row.mechanisms], row.delta)[0]
+    except (ArithmeticError, ValueError, MemoryError):  # of numbers that no training has
+        return None
+
+
+def _against_plan(row: Row, dims: Sequence[int], trust_plugin: bool) -> tuple[list[str], str, float | None]:
+    """Differences from the algorithm's plan, what was not compared, and epsilon of the plan where all of it is the row's."""
+    from fedsim.methods.messages import Task  # and torch, which a report does without
+
+    classes = round(1 / row.chance) if row.chance else 0
+    if not row.clients or not 1 <= classes <= MOST_CLASSES or row.delta is None:
+        return [], "its plan was not rebuilt: the row does not hold its number of classes or clients", None
+    try:
+        if not trust_plugin:
+            check_installed(row.algorithm, "")
+    except UserError:
+        return [], "its plan was not rebuilt: its algorithm is a plug-in, whose code only runs with --trust-plugin", None
+    try:
+        cls = lookup(row.algorithm)
+    except UserError as error:
+        return [], f"its plan was not rebuilt: {error}", None
+    unit: Unit = row.unit if row.unit in ("example", "client") else "group"  # type: ignore[assignment]
+    trust: Trust = row.trust or "aggregate"
+    tasks = [Task(dim, classes, row.clients, unit, trust) for dim in dims]
+    note, reached = "", None
+    try:
+        plans = [_planned(cls, dump(row.params), task, row.epsilon_target or math.inf, row.delta) for task in tasks]
+    except (Exception, SystemExit) as error:  # whatever an algorithm makes of parameters that it was not given
+        why = "; ".join(reasons(error)) if isinstance(error, Exception) else "it exits"
+        told = [f"its algorithm makes no plan of its parameters ({why})"]
+    else:
+        first, *others = [_of_plan(plan) for plan in plans]
+        same = {name: value for name, value in first.items() if all(other.get(name) == value for other in others)}
+        told = [*_differences(row, same, first.keys() - same.keys()), *_claimed(row, plans[0])]
+        if len(same) < len(first):
+            note = "what of its plan depends on the dimension, which the row does not hold, was not compared"
+        elif not told and plans[0] is not None:
+            reached = plans[0].epsilon_reached
+    if told and row.source != source_hash(cls):
+        why = "is not the one that ran" if row.source else "may not be the one that ran, which the row does not say"
+        return [], f"the code here {why}, and differs: {'; '.join(told)}", None
+    return told, note, reached
+
+
+@lru_cache(maxsize=4096)
+def _planned(cls: type[Algorithm], params: str, task: Task, epsilon: float, delta: float) -> PrivacyPlan | None:
+    from fedsim.methods.algorithm import solved_plan  # late, as above
+
+    return solved_plan(cls(cls.Params.model_validate(decode(load(params))), task), epsilon, delta)
+
+
+_Value = str | float | tuple[float, float, int]
+"""Of a field; of a release its noise multiplier, its sample rate and how often it ran."""
+
+
+def _of_plan(plan: PrivacyPlan | None) -> dict[str, _Value]:
+    if plan is None:
+        return {}
+    return {
+        "σ": plan.sigma,
+        "sensitivity": plan.sensitivity,
+        "clip": plan.clip,
+        "scope": plan.scope,
+        "sample rate": plan.main.sample_rate,
+        "number of steps": sum(release.steps for release in plan.releases),
+        **{f"release '{r.name}'": (plan.noise_multiplier(r.name), r.sample_rate, r.steps) for r in plan.releases if r.steps},
+    }
+
+
+def _of_row(row: Row) -> dict[str, _Value]:
+    values = {"σ": row.sigma, "sensitivity": row.sensitivity, "clip": row.clip, "scope": row.scope}
+    values |= {"sample rate": row.sample_rate, "number of steps": row.steps}
+    held: dict[str, _Value] = {name: value for name, value in values.items() if value is not None}
+    for m in row.mechanisms or ():
+        name = f"release '{m.release}'"
+        held[f"another {name}" if name in held else name] = m.noise_multiplier, m.sample_rate, m.count
+    return held
+
+
+def _differences(row: Row, made: Mapping[str, _Value], left_out: Container[str]) -> Iterator[str]:
+    """Where a row says otherwise than a plan, but for what is ``left_out``; a field that it lacks is newer than the row."""
+    held = _of_row(row)
+    for name in dict.fromkeys((*made, *held)):
+        here, there = held.get(name), made.get(name)
+        newer = here is None and not (name.startswith("release") and row.mechanisms is not None)
+        if name not in left_out and not newer and not _agree(here, there, _SOLVED if name == "σ" else 1e-9):
+            yield f"{name} is {_said(here)} and in its plan {_said(there)}"
+
+
+def _agree(here: _Value | None, there: _Value | None, tolerance: float) -> bool:
+    if isinstance(here, tuple) and isinstance(there, tuple):
+        return _agree(here[0], there[0], _SOLVED) and here[1:] == there[1:]
+    if isinstance(here, int | float) and isinstance(there, int | float):
+        return math.isclose(here, there, rel_tol=tolerance)
+    return here == there
+
+
+def _said(value: _Value | None) -> str:
+    if isinstance(value, tuple):
+        return f"of noise multiplier {number(value[0])} at rate {number(value[1])}, {value[2]} times"
+    return "missing" if value is None else value if isinstance(value, str) else number(value)
+
+
+def _claimed(row: Row, plan: PrivacyPlan | None) -> Iterator[str]:
+    if plan is not None and row.claim in _THEOREMS and plan.claim not in _THEOREMS:
+        yield f"it claims '{row.claim}' and its algorithm '{plan.claim}'"

@@ -1,0 +1,117 @@
+"""The manifest of a run folder: what ran, on what."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from fedsim.atomic import replaced
+from fedsim.errors import UserError
+from fedsim.grid.models import Grid
+from fedsim.planning.prepare import Prepared
+from fedsim.results.folder import RunFolder
+from fedsim.results.grid_rows import read_manifest
+
+RELEASE = {
+    "seeded": "simulation only: the seed of all noise is in this folder, so nothing in it may be released",
+    "secret": "a generator in generators/ whose noise is secret, whose status is ok and whose claim is a theorem may be released under its "
+    "epsilon, several under what all of them cost together (fedsim prove), for training rows and clients as they were given; nothing else "
+    "in this folder may",
+}
+"""What may leave a run folder, by where its noise comes from."""
+PACKAGES = ("fedsim", "ray", "torch", "opacus", "numpy", "scikit-learn", "scipy")
+
+
+def grid_of(manifest: Mapping[str, Any], folder: RunFolder) -> Grid:
+    """The resolved grid that a run folder's manifest holds.
+
+    Raises:
+        UserError: it is not there, or has none that this version reads.
+    """
+    if not folder.manifest.exists():
+        raise UserError(str(folder.manifest), "is not there", "restore it, or run the grid again in a new folder")
+    try:
+        return Grid.model_validate(manifest["grid"])
+    except (KeyError, ValidationError) as error:
+        raise UserError(str(folder.manifest), "has no grid that this version reads", "run the grid again in a new folder") from error
+
+
+def write_manifest(folder: RunFolder, prepared: Prepared) -> None:
+    """Write ``manifest.json``: versions, revision, hardware, the resolved grid, its cells, refused plug-ins; replaces an older."""
+    manifest = {
+        "versions": versions(),
+        "revision": revision(),
+        "hardware": hardware(),
+        "command": _command(),
+        "started": now(),
+        "release": RELEASE[prepared.grid.privacy.noise],
+        "grid": prepared.grid.model_dump(mode="json"),
+        "refused": [{"algorithm": prepared.grid.algorithms[i].display, "error": str(error)} for i, error in prepared.refused.items()],
+        "cells": [{"cell_id": trial.cell.cell_id, "label": trial.cell.label} for trial in prepared.trials],
+    }
+    _save(folder, manifest)
+
+
+def note_judging(folder: RunFolder) -> None:
+    """Say in a run folder's manifest by what its rows were judged."""
+    told = {"command": _command(), "finished": now(), "revision": revision(), "versions": versions()}
+    _save(folder, {**read_manifest(folder.path), "judged": told})
+
+
+def _save(folder: RunFolder, manifest: Mapping[str, Any]) -> None:
+    with replaced(folder.manifest) as part:
+        part.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def _command() -> str:
+    return shlex.join(["fedsim", *sys.argv[1:]])
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that computes."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def revision() -> str | None:
+    """The git revision of fedsim's source tree, with a mark if it was changed since; None outside a checkout of it."""
+    file = Path(__file__)
+
+    def git(*asked: str) -> str:
+        command = ["git", "-C", str(file.parent), *asked]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", file.name)  # it may be installed within somebody else's
+        return git("describe", "--always", "--dirty", "--abbrev=12", "--match=")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores and memory of the driver's machine."""
+    cpus = Path("/proc/cpuinfo")
+    lines = cpus.read_text().splitlines() if cpus.exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "cpu": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(memory, 1),
+        "system": platform.platform(),
+    }

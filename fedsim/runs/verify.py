@@ -1,0 +1,157 @@
+"""Verifying a run: some of its finished cells run again, and rows and rounds are compared."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.text import Text
+
+from fedsim.errors import UserError
+from fedsim.evidence.audit.of_grid import unaudited
+from fedsim.grid.models import Grid
+from fedsim.json_lines import dump
+from fedsim.planning.prepare import Prepared
+from fedsim.plugins.registry import check_installed
+from fedsim.report.comparison import Compared
+from fedsim.results.grid_rows import grid_rows, read_manifest
+from fedsim.results.matching import SETTING, Run, compare
+from fedsim.results.row import failed_row
+from fedsim.results.rows import Row, RowError
+from fedsim.results.store import ResultStore
+from fedsim.runs.display import make_display
+from fedsim.runs.manifest import grid_of, hardware
+from fedsim.runs.scheduler import Scheduler
+from fedsim.training.trial import Trial
+from fedsim.words import counted
+
+FIXED = (*SETTING, "algorithm", "params", "seed", "noise", "relation", "evaluation")
+"""Fields of a row that its grid fixes, whatever a training gives."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The finished rows of a run folder: those whose cells can be run again, and the others.
+
+    Attributes:
+        folder: the run folder.
+        prepared: its grid.
+        cells: rows that can be repeated, each with the cell that makes it.
+        differing: rows in which a field that the grid fixes has another value, each with a blank row of its cell.
+        left_out: how many rows cannot be repeated, by the reason.
+        hardware: what the run ran on.
+    """
+
+    folder: Path
+    prepared: Prepared
+    cells: Sequence[tuple[Row, Trial]]
+    differing: Sequence[tuple[Row, Row]]
+    left_out: Mapping[str, int]
+    hardware: dict[str, Any]
+
+    @classmethod
+    def of(cls, folder: Path, prepare: Callable[[Grid], Prepared], *, trust_plugin: bool = False) -> Verification:
+        """Read a run folder, prepare its grid, and compare every finished row with what the grid fixes of it.
+
+        Args:
+            folder: the run folder, maybe somebody else's.
+            prepare: makes a grid ready.
+            trust_plugin: also run the code of algorithms that the grid names as a file or a module that is not installed.
+
+        Raises:
+            UserError: it is none, its grid names a plug-in, cannot be prepared or is not that of its cells, or no cell can be repeated.
+        """
+        store = ResultStore(folder)
+        store.folder.check()
+        manifest = read_manifest(folder)
+        grid, refused = grid_of(manifest, store.folder), {each["algorithm"] for each in manifest.get("refused") or []}
+        refused_names = {entry.name for entry in grid.algorithms if entry.display in refused}
+        grid = grid.model_copy(update={"algorithms": tuple(entry for entry in grid.algorithms if entry.display not in refused)})
+        for entry in () if trust_plugin else grid.algorithms:
+            check_installed(entry.name, str(store.folder.manifest))
+        prepared, listed = prepare(grid), manifest.get("cells") or []
+        if len(listed) != len(prepared.trials):
+            what = f"lists {counted(len(listed), 'cell')}, and its grid makes {len(prepared.trials)} with the code and data of today"
+            raise UserError(str(store.folder.manifest), what, "verify it with the code and data that it ran on")
+        # by position: with other code a cell has another id
+        trials = {cell["cell_id"]: trial for cell, trial in zip(listed, prepared.trials, strict=True)}
+        cells, differing, left_out = [], [], Counter[str]()
+        for row in grid_rows(folder):
+            blank = failed_row(trials[row.cell_id], RowError(type="", message="", traceback=""), {})
+            if row.status != "failed" and _fixed(row) != _fixed(blank):
+                differing.append((row, blank))
+            elif row.status != "failed" and row.noise == "secret":
+                left_out["secret noise"] += 1
+            elif row.status != "failed":
+                cells.append((row, trials[row.cell_id]))
+        sources = {trial.cell.algorithm: trial.cell.source for trial in prepared.trials}
+        for row in store.rows():
+            if row.status != "failed" and row.cell_id not in trials:
+                of_other_code = row.source != sources.get(row.algorithm, row.source)
+                other = "of other code" if of_other_code else "not of the last grid"
+                left_out["of a refused algorithm" if row.algorithm in refused_names else other] += 1
+        if not cells and not differing:
+            reasons = f"; {_told(left_out)}" if left_out else ""
+            raise UserError(
+                str(folder), f"no finished cell can be repeated{reasons}", "give a folder with finished cells whose noise is seeded"
+            )
+        return cls(folder, prepared, cells, differing, left_out, manifest.get("hardware", {}))
+
+    def run(self, count: int, console: Console, engine: AbstractContextManager[Any]) -> bool:
+        """Run ``count`` cells again, drawn at random, and show what differs and what cannot be repeated.
+
+        Returns:
+            Whether rows and rounds are equal to the last bit, and no row differs from the grid.
+        """
+        chosen = sorted(np.random.default_rng().choice(len(self.cells), min(count, len(self.cells)), replace=False).tolist())
+        equal = not chosen or self._run_again([self.cells[i] for i in chosen], console, engine)
+        finished = len(self.cells) + len(self.differing) + sum(self.left_out.values())
+        lines = [f"{len(chosen)} of {finished} finished cells run again: {_RESULT[equal]}"] if chosen else []
+        for row, blank in self.differing:
+            given, fixed = _fixed(row), _fixed(blank)
+            others = [f"{name} is {given[name]}, by its grid {fixed[name]}" for name in FIXED if given[name] != fixed[name]]
+            lines.append(f"{row.setting}: {'; '.join(others)}")
+        if self.differing:
+            lines.append(f"{len(self.differing)} of {finished} {'differs' if len(self.differing) == 1 else 'differ'} from the grid")
+        if self.left_out:
+            lines.append(f"{sum(self.left_out.values())} of {finished} cannot be repeated: {_told(self.left_out)}")
+        for line in lines:
+            console.print(Text(line), soft_wrap=True)
+        return equal and not self.differing
+
+    def _run_again(self, cells: Sequence[tuple[Row, Trial]], console: Console, engine: AbstractContextManager[Any]) -> bool:
+        """Run cells again and show what differs; whether rows and rounds are equal to the last bit."""
+        old, trials = [unaudited(row) for row, _ in cells], [trial for _, trial in cells]
+        with tempfile.TemporaryDirectory(prefix="fedsim-verify-") as scratch:
+            store = ResultStore(Path(scratch))
+            with engine, make_display(console, len(trials)) as display:
+                Scheduler(self.prepared, store, display).run(trials)
+            new = Run(store.rows(), store.rounds())
+        comparison = compare(Run(old, ResultStore(self.folder).rounds()), new)
+        Compared((self.folder, Path("the cells run again")), comparison).show(console)
+        equal = sum(each.seeds for each in comparison.matched if each.equal) == len(old)
+        if not equal:
+            now = hardware()
+            for name in [name for name in now if self.hardware.get(name) != now[name]]:
+                console.print(Text(f"{name}: {self.hardware.get(name)} → {now[name]}"), soft_wrap=True)
+        return equal
+
+
+_RESULT = {True: "equal to the last bit in rows and rounds", False: "they differ"}
+
+
+def _fixed(row: Row) -> dict[str, str]:
+    """The fields of a row that its grid fixes, as JSON, in which a tuple is a list."""
+    fields = row.model_dump(include=set(FIXED))
+    return {name: value if isinstance(value, str) else dump(value) for name, value in fields.items()}
+
+
+def _told(left_out: Mapping[str, int]) -> str:
+    return "; ".join(f"{reason}: {count}" for reason, count in left_out.items())

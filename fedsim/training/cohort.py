@@ -1,0 +1,165 @@
+"""A cohort: the clients that one actor hosts, computed together, and the pools that hold one or several cohorts."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedsim.device import CPU, moved, to_device
+from fedsim.methods.algorithm import Algorithm
+from fedsim.methods.clients import Clients
+from fedsim.methods.messages import Message, Ran, Round, Task, Tensors
+from fedsim.methods.parameters import in_order, load_parameters, local_names
+from fedsim.models.initialise import initial_model
+from fedsim.plugins.registry import lookup
+from fedsim.privacy.plan import PrivacyPlan
+from fedsim.seeds import Seeds
+from fedsim.training.state import below, copied, nested
+
+
+@dataclass(frozen=True)
+class CohortSpec:
+    """What an actor needs to host a cohort, besides the data set.
+
+    Attributes:
+        algorithm, params: as in the cell.
+        task: the public facts.
+        plan: the privacy plan, None without privacy.
+        seeds: the cell's seed tree.
+        members: client numbers, ascending.
+        rows: each member's training rows.
+        groups: where the unit is a group: the number of each row's group within its client, ascending from 0.
+    """
+
+    algorithm: str
+    params: dict[str, Any]
+    task: Task
+    plan: PrivacyPlan | None
+    seeds: Seeds
+    members: tuple[int, ...]
+    rows: tuple[NDArray[np.int64], ...]
+    groups: tuple[NDArray[np.int64], ...] | None = None
+
+
+def build_algorithm(name: str, params: dict[str, Any], task: Task) -> Algorithm:
+    """The algorithm with validated parameters."""
+    cls = lookup(name)
+    return cls(cls.Params.model_validate(params), task)
+
+
+class Cohort:
+    """Hosts clients: one model with a slice per client, one batch for all."""
+
+    def __init__(self, spec: CohortSpec, x: NDArray[np.float32], y: NDArray[np.int64], device: torch.device = CPU) -> None:
+        self.algorithm = build_algorithm(spec.algorithm, spec.params, spec.task)
+        self.phases = self.algorithm.phases()
+        model = initial_model(self.algorithm.build, spec.seeds, spec.members).to(device)
+        self.clients = Clients(
+            spec.members,
+            parts(x, spec.rows, device),
+            parts(y, spec.rows, device),
+            spec.seeds,
+            spec.plan,
+            model,
+            None if spec.groups is None else tuple(map(torch.from_numpy, spec.groups)),
+            device=device,
+        )
+        self.algorithm.start_clients(self.clients)
+
+    def round(self, round_: Round, broadcast: Tensors) -> Message:
+        """One round's computation, with what really ran."""
+        self.clients.ran, self.clients.steps = Ran(), range(round_.stream, round_.stream + round_.release.per_round)
+        message = self.phases[round_.phase].at_clients(self.clients, round_, moved(broadcast, self.clients.device))
+        self.clients.state.update(in_order(self.clients.state))
+        return replace(message, ran=self.clients.ran)
+
+    def released(self, names: Sequence[str]) -> Tensors:
+        """Per-client tensors by name, averaged over iterates where the algorithm keeps averages."""
+        current = dict(self.clients.model.named_parameters())
+        return moved({name: self.clients.state.get(f"average.{name}", current[name].detach()) for name in names}, CPU)
+
+    def state(self) -> Tensors:
+        """All private state, ``[members, ...]`` each but for counters; on the CPU."""
+        parameters = dict(self.clients.model.named_parameters())
+        kept = {name: parameters[name] for name in local_names(self.clients.model)}
+        return copied(nested("model", kept) | nested("state", self.clients.state))
+
+    def load_state(self, tensors: Tensors) -> None:
+        """Take up a checkpoint."""
+        load_parameters(self.clients.model, tensors, "model.")
+        self.clients.state.update(moved(copied(below("state", tensors)), self.clients.device))
+
+
+def parts(values: NDArray[Any], rows: Sequence[NDArray[np.int64]], device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Each client's ``rows`` of all ``values``, on ``device``.
+
+    On the CPU in memory of torch's own, whose alignment is always the same: products of matrices may round by alignment.
+    """
+    if device == CPU:
+        return tuple(torch.from_numpy(values[own]).clone() for own in rows)
+    whole = HELD.on(device, values)
+    return tuple(whole.index_select(0, to_device(torch.from_numpy(own), device)) for own in rows)
+
+
+class Held:
+    """The arrays that this process put on a device last, a data set's rows and labels, for further cells of it."""
+
+    def __init__(self) -> None:
+        self._held: deque[tuple[torch.device, NDArray[Any], torch.Tensor]] = deque(maxlen=2)
+
+    def on(self, device: torch.device, values: NDArray[Any]) -> torch.Tensor:
+        """The array on ``device``; the same array is put there once."""
+        for where, known, there in self._held:
+            if where == device and known is values:
+                return there
+        self._held.append((device, values, to_device(torch.from_numpy(values), device)))
+        return self._held[-1][2]
+
+
+HELD = Held()
+
+
+class LocalPool:
+    """All cohorts in this process, computed one after another."""
+
+    def __init__(self, cohorts: Sequence[Cohort]) -> None:
+        self.cohorts = cohorts
+
+    def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
+        """See :class:`fedsim.methods.messages.Pool`."""
+        return [cohort.round(round_, broadcast) for cohort in self.cohorts]
+
+    def released(self, names: Sequence[str]) -> Tensors:
+        """See :class:`fedsim.methods.messages.Pool`."""
+        return join_clients([cohort.released(names) for cohort in self.cohorts])
+
+    def state(self) -> Tensors:
+        """See :class:`fedsim.methods.messages.Pool`."""
+        return join_clients([cohort.state() for cohort in self.cohorts])
+
+    def load_state(self, tensors: Tensors) -> None:
+        """See :class:`fedsim.methods.messages.Pool`."""
+        sizes = [len(cohort.clients.members) for cohort in self.cohorts]
+        for cohort, part in zip(self.cohorts, split_clients(tensors, sizes), strict=True):
+            cohort.load_state(part)
+
+
+def join_clients(parts: Sequence[Tensors]) -> Tensors:
+    """Cohorts' per-client tensors as one, in client order; counters (no dimension) are equal everywhere."""
+    return {name: value if value.dim() == 0 else torch.cat([part[name] for part in parts]) for name, value in parts[0].items()}
+
+
+def split_clients(tensors: Tensors, sizes: Sequence[int]) -> list[Tensors]:
+    """The inverse of :func:`join_clients` for cohorts of ``sizes`` clients."""
+    parts: list[Tensors] = [{} for _ in sizes]
+    for name, value in tensors.items():
+        pieces = [value] * len(sizes) if value.dim() == 0 else torch.split(value, list(sizes))
+        for part, piece in zip(parts, pieces, strict=True):
+            part[name] = piece
+    return parts

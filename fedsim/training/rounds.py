@@ -1,0 +1,180 @@
+"""The rounds of a training: broadcast, let the clients compute, add, noise, step, and count what ran."""
+
+from __future__ import annotations
+
+from collections import abc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedsim.device import CPU, moved
+from fedsim.methods.algorithm import Algorithm
+from fedsim.methods.messages import Diagnostic, Message, Pool, Round, Server, Tensors, Values
+from fedsim.methods.parameters import add_in_order, code_names, in_order, joint_norm, l2_norm, load_parameters, rounded, squared_sums
+from fedsim.methods.products import Generator, Product
+from fedsim.privacy.ledger import Ledger
+from fedsim.privacy.noise import Noise, gaussian
+from fedsim.privacy.plan import PrivacyPlan
+from fedsim.seeds import Purpose, Seeds
+from fedsim.training.state import Checkpoint, below, capture, check_alike, described, load_server, released_state
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """What a round leaves behind for ``rounds.jsonl``; all but the release's name are diagnostics, not private."""
+
+    round: int
+    rounds: int
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The outcome of :func:`train`.
+
+    Attributes:
+        made: the generator or classifier.
+        shares: how frequent each class is, as far as that was released, ``[C]``; None where it was not.
+        ledger: what was spent.
+        uplink_bytes: what all clients sent.
+        state: what ``made`` was made from (:func:`fedsim.training.state.released_state`).
+    """
+
+    made: Product
+    shares: NDArray[np.float64] | None
+    ledger: Ledger
+    uplink_bytes: int
+    state: Tensors
+
+
+def train(
+    algorithm: Algorithm,
+    pool: Pool,
+    plan: PrivacyPlan | None,
+    seeds: Seeds,
+    resume: Checkpoint | None = None,
+    checkpoint: Callable[[Callable[[], Checkpoint]], None] | None = None,
+    device: torch.device = CPU,
+    watch: Callable[[Round, Tensors], None] | None = None,
+) -> abc.Generator[RoundRecord, None, Trained]:
+    """Run all rounds: yields a record after each, returns the outcome.
+
+    Args:
+        algorithm: the mathematics.
+        pool: the clients.
+        plan: from :meth:`fedsim.methods.algorithm.Algorithm.plan`.
+        seeds: the cell's seed tree.
+        resume: go on from here; the result is that of an uninterrupted training.
+        checkpoint: called after every round with a function that captures the progress; it decides when to.
+        device: where the server computes.
+        watch: called in every round with the noisy sum that the server gets; it changes nothing.
+    """
+    server = algorithm.initial_server(seeds.public).to(device)
+    server.plan = plan
+    ledger, uplink, start = Ledger(), 0, 0
+    if resume is not None:
+        start, uplink, ledger = resume.round, resume.uplink_bytes, Ledger.from_json(resume.ledger)
+        held = {name: p for name, p in server.model.named_parameters() if p.numel()}
+        check_alike(described(below("server.model", resume.tensors)), described(held))
+        load_server(server, below("server", resume.tensors))
+        pool.load_state(below("clients", resume.tensors))
+    phases = algorithm.phases()
+    rounds = sum(phase.release.rounds for phase in phases)
+    for round_ in algorithm.schedule():
+        if round_.number < start:
+            continue
+        phase = phases[round_.phase]
+        messages = pool.round(round_, phase.broadcast(server))
+        total = add_in_order([moved(message.sums, device) for message in messages])
+        noise, multiplier = server_noise(algorithm, plan, round_, total, seeds)
+        signal, drawn = squared_sums(total), moved(noise.parts, device)
+        noisy = rounded({name: value + drawn[name] for name, value in total.items()} if drawn else total)
+        if watch is not None:
+            watch(round_, noisy)
+        values = phase.at_server(server, round_, noisy)
+        record = {"release": round_.release.name, "main": round_.release.main, **_gathered(messages, noise, signal, values)}
+        server.tensors = in_order(server.tensors)
+        for step in (step for message in messages for step in message.ran.steps):
+            for entry in step.entries(multiplier):
+                ledger.record(entry)
+        uplink += sum(message.uplink_bytes for message in messages)
+        if checkpoint is not None:
+            checkpoint(partial(capture, server, pool, ledger, round_.number + 1, uplink, seeds.secret))
+        yield RoundRecord(round_.number, rounds, record)
+    server.codes = moved(pool.released(code_names(server.model)), device) if algorithm.releases_codes() else {}
+    state = released_state(server)
+    _take_means(server)
+    made = algorithm.generator(server) if algorithm.generates() else algorithm.classifier(server)
+    return Trained(made, released_shares(algorithm, server), ledger, uplink, state)
+
+
+def to_the_end(steps: abc.Generator[RoundRecord, None, Trained]) -> tuple[list[RoundRecord], Trained]:
+    """All records of a :func:`train`, and its outcome."""
+    records: list[RoundRecord] = []
+    while True:
+        try:
+            records.append(next(steps))
+        except StopIteration as end:
+            return records, cast(Trained, end.value)
+
+
+def restored(algorithm: Algorithm, state: Tensors, plan: PrivacyPlan | None, seeds: Seeds) -> tuple[Generator, NDArray[np.float64] | None]:
+    """The generator of an earlier training and its released label shares, from its ``Trained.state``, plan and seeds."""
+    server = algorithm.initial_server(seeds.public)
+    server.plan = plan
+    load_server(server, below("server", state))
+    server.codes = below("codes", state)
+    _take_means(server)
+    return algorithm.generator(server), released_shares(algorithm, server)
+
+
+def _take_means(server: Server) -> None:
+    """Set parameters of which there is a mean over iterates to it: it alone is kept, so that what is judged is what is restored."""
+    load_parameters(server.model, server.tensors, "average.")
+
+
+def released_shares(algorithm: Algorithm, server: Server) -> NDArray[np.float64] | None:
+    """The released label counts as shares ``[C]`` that add up to 1; None where there are none, or none is above 0."""
+    counts = algorithm.label_counts(server)
+    if counts is None:
+        return None
+    known = counts.detach().cpu().double().nan_to_num(0.0, 0.0, 0.0).clamp_min(0.0).numpy()
+    return known / known.sum() if known.any() else None
+
+
+def server_noise(algorithm: Algorithm, plan: PrivacyPlan | None, round_: Round, total: Tensors, seeds: Seeds) -> tuple[Noise, float]:
+    """The noise that is added once, to the sum; with its multiplier, 0 where none is added."""
+    if plan is None or algorithm.noise_at_clients():
+        return Noise({}, 0), 0.0
+    shapes = {name: tuple(value.shape) for name, value in total.items()}
+    std = plan.noise_std(round_.release.name)
+    return gaussian(shapes, std, seeds.keystream(Purpose.NOISE, round_.stream)), std / plan.sensitivity
+
+
+def _gathered(messages: Sequence[Message], noise: Noise, signal: Tensor, values: Values) -> dict[str, Any]:
+    """What a round tells; all of it leaves the device together."""
+    found: dict[str, list[Diagnostic]] = {}
+    for message in messages:
+        for name, each in message.diagnostics.items():
+            found.setdefault(name, []).append(each if isinstance(each, Diagnostic) else Diagnostic(each))
+    waiting: dict[Any, Any] = {(name, i): part.values for name, parts in found.items() for i, part in enumerate(parts)}
+    waiting |= {("server", name): value for name, value in values.items()} | {"signal": signal}
+    tensors: dict[Any, Tensor] = {key: value for key, value in waiting.items() if isinstance(value, Tensor)}
+    there = waiting | moved(tensors, CPU)
+    record: dict[str, Any] = {
+        "sampled": sum(message.ran.sampled for message in messages) % 2**32,
+        "noise": (sum(message.ran.noise for message in messages) + noise.fingerprint) % 2**32,
+        "signal_norm": joint_norm(there["signal"].tolist()),
+        "noise_norm": l2_norm(noise.parts),
+    }
+    # a cohort that sampled no row has no loss to tell
+    for name, parts in found.items():
+        told = Diagnostic.told_of([replace(part, values=there[name, i]) for i, part in enumerate(parts)])
+        record[f"{name}_quantiles" if parts[0].told == "quantiles" else name] = told
+    return record | {name: float(there["server", name]) for name in values}

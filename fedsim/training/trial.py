@@ -1,0 +1,166 @@
+"""One trial: from a cell and its data to its outcome."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from fedsim.data.embeddings import Embeddings
+from fedsim.device import CPU
+from fedsim.evaluation.judge import Judge, Judgement
+from fedsim.evaluation.scores import Scores
+from fedsim.grid.models import Cell
+from fedsim.methods.messages import Pool, Task, Tensors
+from fedsim.partition import Partition
+from fedsim.privacy.ledger import Tally
+from fedsim.privacy.plan import PrivacyPlan
+from fedsim.seeds import Seeds
+from fedsim.training.checkpoint import Checkpoints
+from fedsim.training.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
+from fedsim.training.rounds import RoundRecord, Trained, train
+from fedsim.training.state import Checkpoint
+
+SECRET_BITS = 256
+"""Bits of the entropy behind secret noise."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a worker needs to run a cell, besides the data.
+
+    Attributes:
+        cell: the cell.
+        task: the public facts that its algorithm is told.
+        plan: its privacy plan, None where epsilon has no meaning.
+        partition: every client's training rows.
+        sizes: clients per actor, in client order.
+        data_key: which of the prepared data sets it reads.
+    """
+
+    cell: Cell
+    task: Task
+    plan: PrivacyPlan | None
+    partition: Partition
+    sizes: tuple[int, ...]
+    data_key: str
+
+    @property
+    def train_rows(self) -> int:
+        """How many training rows all clients have together."""
+        return sum(map(len, self.partition.rows))
+
+    @property
+    def train_groups(self) -> int | None:
+        """How many groups they are, where the unit is a group."""
+        groups = self.partition.groups if self.task.unit == "group" else None
+        return None if groups is None else sum(int(own[-1]) + 1 for own in groups if len(own))
+
+    @property
+    def units(self) -> int:
+        """How many units a budget protects in all."""
+        return self.cell.clients if self.task.unit == "client" else self.train_groups or self.train_rows
+
+    def cohorts(self, seeds: Seeds | None = None) -> list[CohortSpec]:
+        """One specification an actor; ``seeds`` default to those that follow from the cell's seed."""
+        specs, start = [], 0
+        for size in self.sizes:
+            members = tuple(range(start, start + size))
+            own, cell = slice(start, start + size), self.cell
+            rows, groups = self.partition.rows[own], self.partition.groups and self.partition.groups[own]
+            held = (members, rows, groups if self.task.unit == "group" else None)
+            specs.append(CohortSpec(cell.algorithm, cell.params, self.task, self.plan, seeds or Seeds(cell.seed), *held))
+            start += size
+        return specs
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The fields of a row that running a cell decides, and the state that its generator is made from, if any.
+
+    ``judgement`` is what the product is worth, ``mechanisms`` are what the data of every client went through
+    (:meth:`fedsim.privacy.ledger.Ledger.mechanisms`), ``noise_at`` is where noise is added, ``unaccounted`` says where the ledger is not
+    what the plan planned (:meth:`fedsim.privacy.ledger.Ledger.unaccounted`); "" where it is.
+    """
+
+    judgement: Judgement
+    epsilon_spent: float | None
+    accountant: str | None
+    mechanisms: tuple[Tally, ...] | None
+    noise_at: Literal["sum", "clients"] | None
+    unaccounted: str
+    uplink_bytes: int
+    seconds: float
+    generator: Tensors | None = field(repr=False, compare=False)
+
+    @property
+    def scores(self) -> Scores:
+        """Of what was made."""
+        return self.judgement.scores
+
+
+def local_pool(trial: Trial, data: Embeddings, seeds: Seeds | None = None, device: torch.device = CPU) -> Pool:
+    """All clients in this process."""
+    return LocalPool([Cohort(spec, data.x_train, data.y_train, device) for spec in trial.cohorts(seeds)])
+
+
+def seeds_of(trial: Trial, resume: Checkpoint | None) -> Seeds:
+    """The cell's seed tree; under ``noise: secret`` with a root from the operating system, which only a checkpoint keeps."""
+    cell = trial.cell
+    if cell.noise == "seeded" or trial.plan is None:
+        return Seeds(cell.seed)
+    kept = None if resume is None else resume.secret
+    return Seeds(cell.seed, secrets.randbits(SECRET_BITS) if kept is None else kept)
+
+
+def run_trial(
+    trial: Trial,
+    data: Embeddings,
+    make_pool: Callable[[Trial, Embeddings, Seeds], Pool] = local_pool,
+    checkpoints: Checkpoints | None = None,
+    device: torch.device = CPU,
+) -> Iterator[RoundRecord | Outcome]:
+    """Train, synthesise, evaluate: yields every round's record, then the outcome.
+
+    Args:
+        trial: the cell.
+        data: its data set.
+        make_pool: makes its clients; by default all of them in this process, on the CPU.
+        checkpoints: where its progress is kept.
+        device: where the server computes, and what it made.
+    """
+    started = time.perf_counter()
+    cell = trial.cell
+    resume = checkpoints.load() if checkpoints else None
+    seeds = seeds_of(trial, resume)
+    algorithm = build_algorithm(cell.algorithm, cell.params, trial.task)
+    pool = make_pool(trial, data, seeds)
+    trained: Trained = yield from train(algorithm, pool, trial.plan, seeds, resume, checkpoints, device)
+    judgement = Judge(cell, data, trial.partition, trained.made, trained.shares, device).judgement()
+    spent, accountant = (None, None) if trial.plan is None else trained.ledger.epsilon(trial.plan.delta)
+    unaccounted = "" if trial.plan is None else trained.ledger.unaccounted(trial.plan, cell.clients)
+    if checkpoints:
+        checkpoints.remove()
+    state = trained.state if algorithm.generates() else None
+    seconds = time.perf_counter() - started
+    yield Outcome(
+        judgement,
+        spent,
+        accountant,
+        None if trial.plan is None else trained.ledger.mechanisms(),
+        None if trial.plan is None else "clients" if algorithm.noise_at_clients() else "sum",
+        unaccounted,
+        trained.uplink_bytes,
+        seconds,
+        state,
+    )
+
+
+def packing(clients: int, per_actor: int) -> tuple[int, ...]:
+    """Clients per actor for at most ``per_actor`` each, as even as can be."""
+    actors = -(-clients // per_actor)
+    return tuple(clients // actors + (i < clients % actors) for i in range(actors))

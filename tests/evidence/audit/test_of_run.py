@@ -1,0 +1,101 @@
+"""Cells of one grid as each other's shadows: which rows each trained on, and what that gives away."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from benches import Done, Ran
+from cells import NODES, quick, small_grid
+from sites import digits_of_sites
+
+from fedsim.evidence.audit.of_run import Attacked, by_shadows, of_run, rows_of
+from fedsim.grid.models import Grid
+from fedsim.planning.prepare import prepare
+from fedsim.results.folder import RunFolder
+from fedsim.results.rejudging import prepare_judging, saved_generators
+from fedsim.results.store import ResultStore
+
+BY_SITE: dict[str, Any] = {"partition": {"scheme": "column", "column": "site"}, "clients": 2, "epsilon": float("inf")}
+
+
+def of_sites(folder: Path, seeds: list[int]) -> Grid:
+    """A grid whose cells each leave one of three sites out."""
+    data = {"npz": str(digits_of_sites(folder)), "overlap": "keep"}
+    return small_grid(quick("dp-gaussian"), dataset=data, evaluation={"unseen": "each", "per_class": 10}, seeds=seeds, **BY_SITE)
+
+
+def auc(line: str) -> tuple[float, float]:
+    """The interval of a line's AUC."""
+    found = re.search(r"AUC [\d.]+ \[([\d.]+), ([\d.]+)\]", line)
+    assert found
+    return float(found[1]), float(found[2])
+
+
+def test_cells_that_leave_sites_out_are_each_others_shadows(folder: Path, command: Callable[..., Done], bench: Callable[..., Ran]) -> None:
+    bench(of_sites(folder, [0]), "run")
+    refused = command("audit", "run", "--pairs", "10")
+    assert refused.returncode == 2
+    assert "--pairs: means nothing for run, whose generators are attacked as they are" in " ".join(refused.stderr.split())
+    lines = command("audit", "run").stdout.splitlines()
+    assert len(lines) == 3 * 2 + 1
+    assert lines[-1] == "no LiRA: it takes 3 cells and rows that 2 trained on and 2 did not; give more seeds"
+    grid = of_sites(folder, [0, 1])
+    bench(grid, "run")
+    done = command("audit", "run")
+    assert done.returncode == 0
+    plain, shadows = done.stdout.splitlines()[:-2], done.stdout.splitlines()[-2:]
+    assert len(plain) == 3 * 2 * 2
+    assert all(line.startswith("dp-gaussian, ε = ∞, ") for line in [*plain, *shadows])
+    assert ["LiRA by likelihood" in shadows[0], "LiRA by nearest synthetic row" in shadows[1]] == [True, True]
+    assert all("6 cells, rows that come and go with their site" in line and line.endswith("; 300 rows") for line in shadows)
+    # without noise a generator of class means and covariances follows the sites that it saw
+    assert auc(shadows[0])[0] > 0.5
+    run = RunFolder(folder / "run")
+    rows = ResultStore(run.path).rows()
+    prepared, finished = prepare_judging(grid, rows, saved_generators(grid, rows, run), run, NODES)
+    for each in finished.values():
+        x, y, trained, count = rows_of(each, prepared)
+        clients = prepared.data[each.trial.data_key]
+        assert np.array_equal(x[trained], clients.x_train)
+        assert np.array_equal(y[trained], clients.y_train)
+        assert (count, len(x)) == (300, 450)
+        assert sorted(np.concatenate(each.trial.partition.rows)) == list(range(int(trained.sum())))
+    run.generator(rows[0].cell_id).unlink()
+    assert next(of_run(run, grid, rows)) == "1 of 6 cells without a saved generator: left out"
+
+
+@pytest.mark.parametrize("name", ["evil.py:X", "evil:X"])
+def test_code_that_a_run_names_runs_only_if_it_is_trusted(
+    folder: Path, command: Callable[..., Done], bench: Callable[..., Ran], name: str
+) -> None:
+    ran = bench(small_grid("dp-gaussian", seeds=[0, 1]))
+    (folder / "evil.py").write_text('open("evil ran", "w").close()\nfrom baselines.dp_gaussian import DPGaussian as X\n')
+    row = ran.rows[0]
+    ResultStore(ran.folder).append(row.model_copy(update={"algorithm": name}))
+    RunFolder(ran.folder).generator(row.cell_id).unlink()
+    done = command("audit", "run")
+    assert done.returncode == 2
+    assert "give --trust-plugin if you trust that code" in done.stderr
+    assert not (folder / "evil ran").exists()
+    done = command("audit", "run", "--trust-plugin")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("1 of 2 cells without a saved generator: left out")
+    assert (folder / "evil ran").exists()
+
+
+@pytest.mark.parametrize("told", [2.0, 0.0])
+def test_shadows_tell_what_training_changed_in_a_rows_score_and_nothing_else(tmp_path: Path, told: float) -> None:
+    prepared, stream = prepare(of_sites(tmp_path, [0, 1]), NODES), np.random.default_rng(0)
+    # rows, and with them their sites, differ more from each other than a row from itself
+    own, group = 5 * stream.normal(size=300), []
+    for cell in (trial.cell for trial in prepared.trials):
+        data, site = prepared.data[cell.dataset.key], str(cell.evaluation.unseen)
+        trained = data.others("site", site)
+        scores = own + 5 * (data.columns["site"] == "south") + told * trained + 0.5 * stream.normal(size=300)
+        group.append(Attacked(cell, trained, {"likelihood": scores}))
+    (line,) = by_shadows(group)
+    low, high = auc(line)
+    assert low > 0.9 if told else low < 0.5 < high

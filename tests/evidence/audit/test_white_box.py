@@ -1,0 +1,120 @@
+"""Pairs of trainings through the real rounds: what is broken is refuted, what is right is not."""
+
+import math
+
+import numpy as np
+import pytest
+
+from fedsim.evidence.audit.audit import Audit, white_box_audit
+from fedsim.evidence.audit.bounds import at_best, bound
+from fedsim.evidence.audit.canaries import saturating
+from fedsim.evidence.audit.evidence import evidence
+from fedsim.evidence.audit.setting import Setting, setting_of
+from fedsim.evidence.audit.white_box import pair
+from fedsim.evidence.audit.worlds import observed
+from fedsim.privacy.plan import Trust, Unit
+from fedsim.seeds import Seeds
+
+SHORT = {"rounds": 3, "sample_rate": 1.0}
+
+
+def audited(setting: Setting, count: int, root: int = 0) -> Audit:
+    own, canary = saturating(setting, root)
+    return white_box_audit(own, [pair(own, canary, root, number) for number in range(count)])
+
+
+def tiny(path: str = "tiny:Tiny", trust: Trust = "aggregate", **params: float) -> Setting:
+    return setting_of(f"broken.{path}", {**SHORT, **params}, "example", trust, 4.0, 1e-4)
+
+
+def test_the_score_of_a_right_one_is_the_privacy_loss_that_was_paid_for() -> None:
+    setting = tiny()
+    saturated = saturating(setting, 0)
+    found = [pair(*saturated, 0, number) for number in range(60)]
+    mu_squared = sum(steps / noise**2 for noise, _, steps in setting.events)
+    spread = math.sqrt(mu_squared / len(found))
+    assert np.mean([each.absent for each in found]) == pytest.approx(-mu_squared / 2, abs=4 * spread)
+    assert np.mean([each.present for each in found]) == pytest.approx(mu_squared / 2, abs=4 * spread)
+    assert [each.ratio for each in found] == pytest.approx([1.0] * len(found), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("path", "trust", "params", "count"),
+    [
+        ("sensitivity_of_a_tenth:SensitivityOfATenth", "aggregate", {"rounds": 1}, 30),
+        ("unclipped_part:UnclippedPart", "aggregate", {"rounds": 1, "clip": 0.1}, 100),
+        ("noise_reused_between_rounds:NoiseReusedBetweenRounds", "silo", {"rounds": 2, "sample_rate": 0.5}, 100),
+        ("noise_reused_between_clients:NoiseReusedBetweenClients", "silo", {"rounds": 1}, 30),
+        ("size_leaves_unpaid:SizeLeavesUnpaid", "silo", {"rounds": 1}, 30),
+        ("counts_a_twelfth_of_the_epochs:CountsATwelfthOfTheEpochs", "aggregate", {"rounds": 13}, 60),
+    ],
+)
+def test_a_broken_one_is_refuted(path: str, trust: Trust, params: dict[str, float], count: int) -> None:
+    found = audited(tiny(path, trust, **params), count)
+    assert found.refuted
+    assert found.words().startswith("REFUTED: ε = 4 claimed")
+
+
+def test_a_right_one_is_not_accused_in_twenty_repetitions() -> None:
+    setting = tiny(rounds=1)
+    saturated = saturating(setting, 0)
+    found = [pair(*saturated, 0, number) for number in range(20 * 16)]
+    repetitions = [found[start : start + 16] for start in range(0, len(found), 16)]
+    assert not any(white_box_audit(setting, each).refuted for each in repetitions)
+
+
+def test_scores_of_the_claimed_mechanism_are_rarely_above_it_and_near_it_with_many() -> None:
+    setting, stream = tiny(), np.random.default_rng(0)
+    mu = math.sqrt(sum(steps / noise**2 for noise, _, steps in setting.events))
+    refuted = 0
+    for _ in range(20):
+        absent, present = stream.normal(-(mu**2) / 2, mu, 500), stream.normal(mu**2 / 2, mu, 500)
+        refuted += bound(absent, present, setting.events, 1e-4).epsilon > 4
+    assert refuted <= 2
+    absent, present = stream.normal(-(mu**2) / 2, mu, 20000), stream.normal(mu**2 / 2, mu, 20000)
+    assert bound(absent, present, setting.events, 1e-4).mechanism > 3.5
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.2])
+def test_what_pairs_show_at_best_is_what_the_best_adversary_shows_in_the_mean(rate: float) -> None:
+    noise, pairs, stream = 1.0, 400, np.random.default_rng(0)
+    shown = []
+    for _ in range(40):
+        there = np.stack([np.zeros((pairs, 4)), stream.random((pairs, 4)) < rate])
+        seen = there + noise * stream.normal(size=there.shape)
+        absent, present = np.log(1 - rate + rate * np.exp((2 * seen - 1) / (2 * noise**2))).sum(-1)
+        found = bound(absent, present, [(noise, rate, 4)], 1e-4)
+        shown.append((found.mechanism, found.clopper_pearson))
+    best = at_best(((noise, rate, 4),), 1e-4, pairs)
+    assert np.mean(shown, 0) == pytest.approx([best.mechanism, best.clopper_pearson], abs=0.2)
+    assert at_best(((noise, rate, 4),), 1e-4, 10 * pairs).mechanism > best.mechanism
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "unit", "trust"),
+    [
+        ("fedhypevae", "example", "aggregate"),
+        ("fedhypevae", "example", "silo"),
+        ("fedhypevae", "client", "aggregate"),
+        ("dp-fedavg-linear", "client", "silo"),
+        ("dp-gaussian", "example", "silo"),
+        ("fedhypevae", "group", "silo"),
+        ("dp-gaussian", "group", "aggregate"),
+    ],
+)
+def test_a_canary_saturates_the_claimed_sensitivity_and_never_exceeds_it(algorithm: str, unit: Unit, trust: Trust) -> None:
+    setting = setting_of(algorithm, {"rounds": 2} if algorithm != "dp-gaussian" else {}, unit, trust, 4.0, 1e-4)
+    found = evidence(observed(*saturating(setting, 0), Seeds(0, 1), present=True))
+    assert 0.99 < found.most < 1.001
+
+
+@pytest.mark.parametrize("unit", ["example", "group"])
+def test_what_is_outside_of_the_unit_is_the_same_in_both_worlds(unit: Unit) -> None:
+    setting = setting_of("fedhypevae", {"rounds": 2}, unit, "aggregate", 4.0, 1e-4)
+    setting, canary = saturating(setting, 0)
+    absent, present = (observed(setting, canary, Seeds(0, 1), present=each) for each in (False, True))
+    one, two = absent.steps[0], present.steps[0]
+    for before, after, shift in zip(one.residuals, two.residuals, one.shifts, strict=True):
+        # the same noise, and the unit where it was sampled
+        difference = after - before
+        assert float(difference.norm()) < 1e-5 or float((difference - shift).norm()) < 1e-4 * float(shift.norm())

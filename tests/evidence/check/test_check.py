@@ -1,0 +1,263 @@
+"""The conformance kit: every registered algorithm passes, and every broken one fails its own check for its own reason."""
+
+import re
+
+import pytest
+from broken.centred_by_the_first_batch import CentredByAConstant
+from broken.tiny import Adapted, Classified, Coded, Counting, Spelled, Tiny
+from cells import SHIPPED
+
+from fedsim.errors import UserError
+from fedsim.evidence.check.check import CHECKS, check_algorithm
+from fedsim.evidence.check.repeat import packing
+from fedsim.evidence.check.sensitivity import sensitivity
+from fedsim.evidence.check.subject import subject
+from fedsim.evidence.check.verdict import Finding
+from fedsim.methods.algorithm import Algorithm
+from fedsim.plugins.registry import lookup
+from fedsim.privacy.plan import Trust, Unit
+
+SMALL = {"dp-cvae": ["hidden=[8]", "latent=2"], "fedavg-cvae": ["encoder_hidden=[8]"], "weight-noise": ["encoder_hidden=[8]"]}
+BROKEN = {
+    "batch_level_loss:BatchLevelLoss": ("per-example loss", r"leaving out row 0 of 6 changes the clipped sum"),
+    "loss_is_a_mean:LossIsAMean": ("per-example loss", r"part 'distance' of the loss is a tensor \[\], not one number a row: \[6\]"),
+    "loss_is_not_a_number:LossIsNotANumber": ("per-example loss", r"part 'likelihood' of the loss is not finite"),
+    "learns_nothing:LearnsNothing": (
+        "sensitivity",
+        r"nothing that is released depends on any unit .*: nothing was measured",
+    ),
+    "learns_nothing:LearnsOnlyThatAClientIsThere": (
+        "sensitivity",
+        r"no query changes with a client's rows, over 4 pairs .*: nothing was measured",
+    ),
+    "rare_labels_left_out:RareLabelsLeftOut": ("per-example loss", r"the loss .* the first 1 of 40 rows .* something else by themselves"),
+    "frequent_labels_capped:FrequentLabelsCapped": ("per-example loss", r"'class_sums' of 'moments' .* the first 1 of 40 rows"),
+    "rare_labels_merged:RareLabelsMerged": ("per-example loss", r"'class_sums' of 'moments' .* the first 1 of 400 rows of one client are"),
+    "clients_capped:ClientsCapped": ("per-example loss", r"of 'moments' is not per example: the last 1 of 400 rows"),
+    "one_label_shares:OneLabelShares": ("per-example loss", r"the loss is not per example: the first 2 of 400 rows"),
+    "large_batches_averaged:LargeBatchesAveraged": ("per-example loss", r"the loss is not per example: the first 1 of 400 rows"),
+    "hypernetwork_over_batch:HypernetworkOverBatch": ("per-example loss", r"layer 'hyper' gave \[1, 640\] for 6 examples"),
+    "batch_clipped_as_one:BatchClippedAsOne": ("sensitivity", r"a row against the others of its sample .* \(1\.9\d of it\)"),
+    "sensitivity_of_a_tenth:SensitivityOfATenth": ("sensitivity", r"the claimed bound is .* \((9\.9\d|10\.0\d) of it\)"),
+    "groups_clipped_by_row:GroupsClippedByRow": ("sensitivity", r"3 times, as one group changes .* \((2\.9|3\.0)\d of it\)"),
+    "unclipped_part:UnclippedPart": ("sensitivity", r"the claimed bound is 1 .*'prototypes\.bias' alone"),
+    "size_leaves_unpaid:SizeLeavesUnpaid": ("sensitivity", r"changes 'rows' in the messages by 1; no noise of Clients.add_noise covers it"),
+    "label_counts_told_exactly:LabelCountsToldExactly": ("sensitivity", r"changes label_counts though all noisy outputs are equal"),
+    "takes_the_noise_off:TakesTheNoiseOff": ("trains", r"the stream NOISE is drawn at the clients and by the harness"),
+    "label_counts_leave_unpaid:LabelCountsLeaveUnpaid": ("sensitivity", r"the claimed bound is 1 .*'label_counts' alone by 1"),
+    "state_without_noise:StateWithoutNoise": ("sensitivity", r"not in the round's sample, changes .*state without noise remembers"),
+    "noise_reused_between_rounds:NoiseReusedBetweenRounds": ("noise", r"the noise of round 0 is used again in round 1"),
+    "noise_reused_between_clients:NoiseReusedBetweenClients": (
+        "noise",
+        r"of client \d in step (\d) and of client \d in step \1 is used twice",
+    ),
+    "sampling_not_poisson:SamplingNotPoisson": ("sampling", r"0 Poisson samples for 1 steps; the plan claims rate 0\.2"),
+    "overspends:Overspends": ("budget", r"client 0 has 6 steps of 'dp-sgd' in the ledger, the plan 3"),
+    "rows_are_not_finite:RowsAreNotFinite": ("result", r"values are not finite"),
+    "rows_are_numpy:RowsAreNumpy": ("result", r"30 questions are answered by a ndarray, not by a tensor, float32 \[30, 64\]"),
+    "label_counts_of_three_classes:LabelCountsOfThreeClasses": ("result", r"label_counts returned \[3\] numbers"),
+    "global_random_state:GlobalRandomState": ("global random state", r"the global random generator of torch"),
+    "not_deterministic:NotDeterministic": ("determinism", r"two trainings with one seed differ"),
+    "depends_on_packing:DependsOnPacking": ("packing", r"on actors of 1, 2, 1 clients"),
+    "resume_differs:ResumeDiffers": ("resume", r"going on after 1 of 3 rounds differs"),
+    "unserialisable_message:UnserialisableMessage": ("serialisable", r"the message cannot be serialised"),
+    "data_changed:DataChanged": ("data untouched", r"client 0's rows are not what the partition gave"),
+    "joined_rows_changed:JoinedRowsChanged": ("data untouched", r"the clients' joined rows are not what the partition gave"),
+    "sample_reused_between_rounds:SampleReusedBetweenRounds": ("sampling", r"the Poisson sample of step 0 is drawn again, after round 0"),
+    "everyone_takes_part:EveryoneTakesPart": ("sampling", r"a client that is not in the round's sample .* claims rate 0\.2"),
+    "rate_of_rows_claimed_for_clients:RateOfRowsClaimedForClients": ("sampling", r"is not in the round's sample .* claims rate 0\.2"),
+    "left_out_client_sends_old_update:LeftOutClientSendsOldUpdate": ("sampling", r"by 0\.5 of the bound; the plan claims rate 0\.5"),
+    "bytes_by_size:BytesBySize": ("sensitivity", r"changes what a message is: round 0: \d+ and \d+ bytes sent"),
+    "label_told_by_name:LabelToldByName": ("sensitivity", r"the message holds 'label 0' in one of the two worlds only"),
+    "label_told_by_name:FewRowsToldByNoisyName": ("sensitivity", r"name or shape of 'zeros' in what is to be noised depends on"),
+    "participants_told_by_name:ParticipantsToldByName": ("sampling", r"another sample of clients changes .* 'present 1'"),
+    "codes_without_noise:CodesWithoutNoise": ("sensitivity", r"'codes\.code\.weight' in what is kept of a training"),
+    "rate_from_own_rows:RateFromOwnRows": ("sensitivity", r"'codes\.code\.weight' in what is kept of a training"),
+    "centred_by_the_first_batch:CentredByTheFirstBatch": ("sensitivity", r"removing a row against the mean.* \(1\.\d+ of it\)"),
+    "first_row_is_the_anchor:FirstRowIsTheAnchor": ("sensitivity", r"removing an ordinary row .* claimed bound is 1 \([12]\.\d+ of it\)"),
+}
+"""A quick check sees them."""
+HIDDEN = {
+    "rate_from_own_rows:RateOfTheLastClient": r"client 3 with other rows changes 'codes\.code\.weight' in what is kept of a training",
+    "rate_from_own_rows:RateAtSomeSeeds": r"client \d with other rows changes 'codes\.code\.weight' in what is kept of a training",
+    "stops_clipping_late:StopsClippingLate": r"round (?!50)\d{2,3}: removing a row .* \([1-9]\d+\.\d+ of it\)",
+    "stops_clipping_late:ClientsStopClippingLate": r"round (?!50)\d{2,3}: removing a client .* \([1-9]\d+\.\d+ of it\)",
+    "weights_from_label_counts:WeightsFromLabelCounts": r"a row against the others of its label, clip norm 0\.5 .* \(1\.33 of it\)",
+    "clip_at_the_batch_median:ClipAtTheBatchMedian": r"a row that moves the median and the mean .* \([1-9]\d*\.\d+ of it\)",
+    "clip_at_a_high_quantile:ClipAtAHighQuantile": r"a row that moves the 90% quantile .* \([1-9]\d*\.\d+ of it\)",
+    "no_clip_while_the_mean_is_small:NoClipWhileTheMeanIsSmall": r"a row that moves the median and the mean .* \([2-9]\.\d+ of it\)",
+    "clip_set_by_the_first_sample:ClipSetByTheFirstSample": r"a large row, in the first sample only, not in the round's sample",
+    "updates_clipped_at_their_median:UpdatesClippedAtTheirMedian": r"a client that moves the median .* \(1\.\d+ of it\)",
+    "stops_on_own_loss:StopsOnOwnLoss": r"round [5-9]: half of a client's rows, in no sample, not in the round's sample, changes",
+    "statistics_every_tenth_round:StatisticsEveryTenthRound": r"round 9: .* changes 'prototypes\.bias' in the messages",
+    "divides_by_steps_of_ten_rows:DividesByStepsOfTenRows": r"a row beside 10 others .* \(1\.\d+ of it\)",
+    "one_label_counts_double:OneLabelCountsDouble": r"removing a row .* \(2\.00 of it\)",
+    "raises_without_rows:RaisesWithoutRows": r"a row beside 0 others: ValueError: a client has no row \(\S*raises_without_rows\.py:\d+\)",
+}
+"""Their sensitivity shows in a full check only."""
+
+
+CLEARLY = 1.2
+"""Share of the bound at which every fault of sensitivity is seen at least: rounding and another machine do not hide it."""
+
+
+def assert_seen_clearly(reason: str) -> None:
+    ratio = re.search(r"\((\d+\.\d+) of it\)", reason)
+    assert ratio is None or float(ratio[1]) >= CLEARLY
+
+
+def failures(findings: list[Finding]) -> list[Finding]:
+    return [finding for finding in findings if finding.passed is False]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_registered_algorithm_passes(name: str) -> None:
+    findings = list(check_algorithm(name, SMALL.get(name, []), quick=True))
+    assert failures(findings) == []
+    cls = lookup(name)
+    settings = {f"{unit}, {trust}" for unit in cls.units for trust in cls.trusts} if cls.private else {"not private"}
+    assert {finding.setting for finding in findings} == settings
+    assert len(findings) == len(settings) * len(CHECKS)
+
+
+@pytest.mark.parametrize(("name", "unit", "trust"), [("fedavg-cvae", "example", "aggregate"), ("dp-cvae", "client", "silo")])
+def test_a_full_check_takes_no_rounding_that_training_amplifies_for_a_fault_of_packing(name: str, unit: Unit, trust: Trust) -> None:
+    assert packing(subject(name, [], unit, trust)).passed
+
+
+@pytest.mark.parametrize("quick", [True, False])
+@pytest.mark.parametrize("cls", [Tiny, Adapted, Spelled, Classified, Coded, Counting, CentredByAConstant])
+def test_what_the_broken_ones_are_made_of_is_sound(cls: type[Algorithm], quick: bool) -> None:
+    findings = list(check_algorithm(f"{cls.__module__}:{cls.__name__}", trust="silo", quick=quick))
+    assert failures(findings) == []
+    assert [finding.check for finding in findings if finding.passed is None] == ([] if cls.generates() else ["restored"])
+
+
+@pytest.mark.parametrize("path", BROKEN)
+def test_a_broken_algorithm_fails_its_own_check_for_its_own_reason(path: str) -> None:
+    check, reason = BROKEN[path]
+    name = f"broken.{path}"
+    failed = failures(list(check_algorithm(name, trust=lookup(name).trusts[0], quick=True)))
+    assert [finding.check for finding in failed] == [check]
+    assert re.search(reason, failed[0].verdict.reason)
+    assert_seen_clearly(failed[0].verdict.reason)
+    assert failed[0].verdict.fix
+
+
+@pytest.mark.parametrize("path", HIDDEN)
+def test_a_full_check_sees_what_a_quick_one_does_not(path: str) -> None:
+    name = f"broken.{path}"
+    trust = lookup(name).trusts[0]
+    assert failures(list(check_algorithm(name, trust=trust, quick=True))) == []
+    failed = failures(list(check_algorithm(name, trust=trust)))
+    assert [finding.check for finding in failed] == ["sensitivity"]
+    assert re.search(HIDDEN[path], failed[0].verdict.reason)
+    assert_seen_clearly(failed[0].verdict.reason)
+    assert failed[0].verdict.fix
+
+
+@pytest.mark.parametrize(
+    ("path", "unit"),
+    [
+        ("rate_from_own_rows:RateByNumber", "example"),
+        ("rate_from_own_rows:RateByNumber", "client"),
+        ("label_told_by_name:ZerosAlwaysThere", "example"),
+        ("label_told_by_name:ZerosAlwaysThere", "client"),
+        ("stops_clipping_late:ClipsMoreLate", "group"),
+        ("stops_clipping_late:ClipsMoreLate", "client"),
+    ],
+)
+def test_the_sound_twin_of_a_broken_algorithm_passes(path: str, unit: Unit) -> None:
+    verdict = sensitivity(subject(f"broken.{path}", [], unit, "silo"))
+    assert verdict.passed, verdict.reason
+
+
+def test_a_shape_in_a_query_tells_of_rows_as_a_name_does() -> None:
+    verdict = sensitivity(subject("broken.label_told_by_name:LabelsToldByShape", [], "example", "silo", quick=True))
+    assert "name or shape of 'zeros' in what is to be noised depends on the data" in verdict.reason
+
+
+@pytest.mark.parametrize(("name", "params"), [("fedhypevae", []), ("dp-gaussian", []), ("dp-cvae", SMALL["dp-cvae"])])
+def test_a_full_check_passes_and_says_how_much_it_saw(name: str, params: list[str]) -> None:
+    cls = lookup(name)
+    findings = list(check_algorithm(name, params, "group" if name == "dp-cvae" else None, trust=cls.trusts[0]))
+    assert failures(findings) == []
+    for finding in (finding for finding in findings if finding.check == "sensitivity"):
+        assert re.search(r"the largest change seen is 1\.000 of the claimed bound \(.*\), over \d+ pairs", finding.verdict.reason)
+        rounds = cls.Params.model_fields.get("rounds")
+        seen = r"0 to 1" if rounds is None else rf"0 to 11 and round (1[2-9]|[2-9]\d|\d{{3}}) of {rounds.default}"
+        assert re.search(rf"pairs of neighbours, rounds {seen}; a lower bound", finding.verdict.reason)
+
+
+def test_whole_clients_are_sampled_where_a_parameter_says_so() -> None:
+    findings = check_algorithm("weight-noise", SMALL["weight-noise"], "client", "silo", quick=True)
+    (found,) = (finding for finding in findings if finding.check == "sampling")
+    assert found.passed
+    assert found.verdict.reason == "clients that are not sampled (rate 0.5) change nothing: 3 pairs of neighbours, rounds 0 to 2"
+
+
+def test_no_name_in_a_sum_tells_that_a_client_is_there() -> None:
+    findings = check_algorithm("broken.participants_told_by_name:ToldInTheSum", quick=True)
+    (found,) = (finding for finding in findings if finding.check == "sensitivity")
+    assert found.passed is False
+    assert "an ordinary client changes what a message is: round 0: the message holds 'present 3'" in found.verdict.reason
+
+
+def test_a_batch_level_loss_exceeds_the_bound_also_as_measured() -> None:
+    measured = sensitivity(subject("broken.batch_level_loss:BatchLevelLoss", [], "example", "aggregate", quick=True))
+    assert measured.passed is False
+    assert "the claimed bound is" in measured.reason
+
+
+def test_a_heuristic_claim_is_measured_and_not_failed() -> None:
+    findings = check_algorithm("fedhypevae", ["noised=shared"], "example", "aggregate", quick=True)
+    (found,) = (finding for finding in findings if finding.check == "sensitivity")
+    assert found.passed is None
+    assert "heuristic" in found.verdict.reason
+    assert "measured" in found.verdict.reason
+
+
+def test_an_exception_is_a_failure_with_its_place_and_what_depends_on_it_is_not_checked() -> None:
+    findings = list(check_algorithm("broken.raises:Raises", trust="silo", quick=True))
+    (failed,) = failures(findings)
+    assert failed.check == "trains"
+    assert re.fullmatch(r"ZeroDivisionError: .* \(\S*raises\.py:\d+\)", failed.verdict.reason)
+    rest = [finding for finding in findings if finding.check not in ("trains", "per-example loss")]
+    assert all(finding.passed is None and finding.verdict.reason == "not checked: needs 'trains'" for finding in rest)
+
+
+def test_an_exception_of_build_is_told_with_its_type_and_place() -> None:
+    (failed,) = failures(list(check_algorithm("broken.cannot_be_built:CannotBeBuilt", trust="silo", quick=True)))
+    assert failed.check == "per-example loss"
+    assert re.fullmatch(r"RuntimeError: .* negative dimension .* \(\S*cannot_be_built\.py:\d+\)", failed.verdict.reason)
+    assert failed.verdict.fix == "mend the line that raises it"
+
+
+def test_a_warm_start_passes_for_the_unit_that_it_allows() -> None:
+    findings = list(check_algorithm("fedhypevae-sites", trust="aggregate", quick=True))
+    assert failures(findings) == []
+    assert {finding.setting for finding in findings} == {"example, aggregate", "group, aggregate"}
+    with pytest.raises(UserError, match="does not support 'client'"):
+        next(check_algorithm("fedhypevae-sites", unit="client"))
+
+
+@pytest.mark.parametrize(
+    ("path", "params", "passed", "reason"),
+    [
+        ("ClientIsRefused", [], False, "the class states it, and: "),
+        ("ClientIsRefused", ["rounds=2"], False, "the class states it, and: "),
+        ("ClientMayBeRefused", ["rows_only=true"], None, "the parameters rule it out: "),
+    ],
+)
+def test_a_setting_that_is_refused_while_others_are_not_is_told(path: str, params: list[str], passed: bool | None, reason: str) -> None:
+    findings = list(check_algorithm(f"broken.client_is_refused:{path}", params, quick=True))
+    (found,) = (finding for finding in findings if finding.setting != "example, silo")
+    assert (found.setting, found.passed) == ("client, silo (refused)", passed)
+    assert reason in found.verdict.reason
+    assert "clients have no plan" in found.verdict.reason
+    assert all(finding.passed for finding in findings if finding is not found)
+
+
+def test_a_wrong_parameter_is_a_users_mistake() -> None:
+    with pytest.raises(UserError, match="--param latentt"):
+        next(check_algorithm("fedhypevae", ["latentt=3"]))

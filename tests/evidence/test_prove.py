@@ -1,0 +1,188 @@
+import math
+import sys
+from pathlib import Path
+
+import pytest
+from cells import quick, small_grid
+from rows import make_failed, make_row
+
+from fedsim.evidence.prove import prove
+from fedsim.privacy.accountant import epsilon, rdp_epsilon
+from fedsim.privacy.counted_by import counted_by
+from fedsim.results.rows import Mechanism, Row
+from fedsim.results.store import ResultStore
+
+pytest.importorskip("dp_accounting")
+EVENTS = [(10.0, 1.0, 1), (2.5, 0.1, 40)]
+
+
+def mechanism(noise: float, rate: float, count: int) -> Mechanism:
+    kind = "gaussian" if rate == 1 else "sampled-gaussian"
+    return Mechanism(release=f"r{count}", kind=kind, noise_multiplier=noise, sample_rate=rate, count=count)
+
+
+def counted(events=EVENTS, **fields) -> Row:
+    """A row as a bench would have written it."""
+    spent, name = epsilon(events, 1e-4)
+    base = {
+        "algorithm": "somebody.py:Method",  # code that does not run, so that events may be any
+        "epsilon_target": 1.01 * spent,
+        "epsilon_spent": spent,
+        "accountant": name,
+        "relation": "add-or-remove-one",
+        "sensitivity": 1.0,
+        "sample_rate": events[-1][1],
+        "steps": sum(count for *_, count in events),
+        "mechanisms": [mechanism(*event) for event in events],
+    }
+    return make_row(**base | fields)
+
+
+@pytest.mark.parametrize("events", [EVENTS, [(3.0, 1.0, 20)] * 2, [(0.8, 0.01, 200)], [(40.0, 0.5, 1000)]])
+def test_an_honest_row_is_proved_by_an_accountant_of_its_own(events) -> None:
+    proof = prove(counted(events))
+    assert proof.verdict == "proved", proof.why
+    assert proof.ratio == pytest.approx(1, abs=0.005)
+
+
+def test_a_row_that_claims_less_than_its_mechanisms_spend_differs() -> None:
+    row = counted()
+    proof = prove(row.model_copy(update={"epsilon_spent": 0.98 * row.epsilon_spent}))
+    assert proof.verdict == "differs"
+    assert "0.98" in proof.why
+    assert prove(row.model_copy(update={"epsilon_spent": 0.995 * row.epsilon_spent})).verdict == "differs"
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({"steps": 300}, "300 steps"),
+        ({"mechanisms": [mechanism(2.5, 0.1, 44)]}, "holds 44 mechanisms"),
+        ({"mechanisms": [mechanism(0.0, 1.0, 41)]}, "no mechanism of a finite target has noise multiplier 0"),
+        ({"mechanisms": [mechanism(math.inf, 1.0, 41)]}, "has noise multiplier ∞"),
+        ({"mechanisms": [mechanism(-2.5, 1.0, 41)]}, "has noise multiplier -2.5"),
+        ({"mechanisms": [mechanism(2.5, 0.1, 0)]}, "sample rate 0.1, count 0"),
+        ({"delta": -1e-4}, "no mechanism of a finite target has δ -0.0001"),
+        ({"delta": math.inf}, "has δ ∞"),
+        ({"delta": 0.4}, "has δ 0.4"),
+        ({"sigma": 0.0}, "has σ 0"),
+        ({"sensitivity": 0.0}, "has sensitivity 0"),
+        ({"mechanisms": [], "steps": 0, "epsilon_spent": 0.0}, "a finite target and no mechanism"),
+        ({"sample_rate": 0.5}, "a sample rate of 0.5 and no mechanism has it"),
+        ({"sensitivity": 1e-6}, "sensitivity 1e-6 is below the clip: a unit that is clipped to norm 1 may move a sum by as much"),
+        ({"sensitivity": 0.5}, "sensitivity 0.5 is below the clip"),
+        ({"epsilon_target": None, "epsilon_spent": 1.0}, "holds an ε of 1 and no finite target"),
+        ({"epsilon_target": math.inf, "epsilon_spent": math.inf, "claim": "proved"}, "claims 'proved' and has no finite target"),
+        ({"status": "overspent"}, "is overspent and holds ε"),
+        ({"mechanisms": [mechanism(2.5, 0.1, 41).model_copy(update={"kind": "gaussian"})]}, "kind and its sample rate do not fit"),
+    ],
+)
+def test_what_does_not_fit_is_said(fields, word) -> None:
+    proof = prove(counted(**fields))
+    assert proof.verdict == "differs"
+    assert word in proof.why
+
+
+@pytest.mark.parametrize("event", [(1e308, 1.0, 1), (5e-324, 1.0, 1), (3.0, 5e-324, 1), (3.0, 1.0, 10**9)])
+def test_numbers_that_no_accountant_composes_prove_nothing(event) -> None:
+    proof = prove(counted(mechanisms=[mechanism(*event)]))
+    assert proof.verdict == "not proved"
+    assert "dp-accounting cannot compose" in proof.why
+
+
+def test_a_row_that_claims_more_differs_and_still_holds() -> None:
+    row = counted()
+    proof = prove(row.model_copy(update={"epsilon_target": 9.0, "epsilon_spent": 1.1 * row.epsilon_spent}))
+    assert proof.verdict == "differs"
+    assert "a bound that holds and is loose" in proof.why
+
+
+def test_a_row_of_renyi_composition_is_proved_by_renyi_composition() -> None:
+    row = counted(accountant="rdp")
+    spent = rdp_epsilon(EVENTS, 1e-4)
+    proof = prove(row.model_copy(update={"epsilon_target": spent, "epsilon_spent": spent}))
+    assert proof.verdict == "proved", proof.why
+
+
+def test_a_row_that_is_older_than_its_mechanisms_cannot_be_proved() -> None:
+    proof = prove(make_row())
+    assert proof.verdict == "not proved"
+    assert "mechanisms" in proof.why
+    assert "older" in proof.why
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        make_row(epsilon_target=None),
+        make_row(epsilon_target=math.inf),
+        make_failed(),
+        counted().model_copy(update={"status": "refuted"}),
+        counted().model_copy(update={"status": "unaccounted"}),
+    ],
+)
+def test_a_row_without_a_budget_or_an_account_claims_nothing(row) -> None:
+    assert prove(row).verdict == "no claim"
+
+
+def test_without_dp_accounting_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, folder: Path, command) -> None:
+    monkeypatch.setitem(sys.modules, "dp_accounting.pld", None)
+    ResultStore("run").append(counted([(3.21, 1.0, 7)]))
+    done = command("prove", "run")
+    assert done.returncode == 2
+    assert "fedsim[proof]" in done.stderr
+
+
+def test_the_rows_of_a_bench_are_proved_and_their_statement_holds_their_numbers(folder: Path, command, bench) -> None:
+    ran = bench(small_grid("fedhypevae", "dp-gaussian", quick("dp-cvae"), "fedavg-linear", epsilon=[2, math.inf]), "run")
+    assert ran.code == 0
+    rows = {(row.algorithm, row.epsilon_target): row for row in ResultStore(ran.folder).rows()}
+    row = rows["dp-gaussian", 2.0]
+    assert row.mechanisms is not None
+    assert {m.release: (m.kind, m.count) for m in row.mechanisms} == {"mean": ("gaussian", 1), "moments": ("gaussian", 1)}
+    assert (row.relation, row.sensitivity, row.noise_at, row.counted_by) == ("add-or-remove-one", 1.0, "sum", counted_by())
+    assert rows["dp-cvae", 2.0].noise_at == "clients"
+    assert rows["fedavg-linear", None].mechanisms is None
+    assert Row.from_json(row.to_json()) == row
+
+    done = command("prove", str(ran.folder))
+    assert done.returncode == 0, done.stdout
+    assert "3 of 7 rows proved" in done.stdout
+
+    told = command("statement", str(ran.folder)).stdout
+    for words in ("add-or-remove-one", "σ =", "PRV", "Poisson sample", "not covered", "every client adds the full noise", counted_by()):
+        assert words in told
+    assert (ran.folder / "report.html").read_text().count("privacy statement:") == 4
+
+
+def test_a_changed_row_makes_the_command_fail(folder: Path, command) -> None:
+    store = ResultStore("run")
+    store.append(counted(cell_id="a"))
+    store.append(make_row(cell_id="b", seed=1))
+    assert command("prove", "run").returncode == 1
+    store.append(counted(cell_id="b", seed=1))
+    assert command("prove", "run").returncode == 0
+    store.append(counted(cell_id="b", seed=1, epsilon_spent=0.5))
+    done = command("prove", "run")
+    assert done.returncode == 1
+    assert "differs" in done.stdout
+
+
+def test_a_row_that_is_not_what_its_algorithm_plans_is_not_proved_and_its_method_has_no_guarantee(folder: Path, command, bench) -> None:
+    (row,) = bench(small_grid("dp-gaussian"), "run").rows
+    twice = [m.model_copy(update={"noise_multiplier": 2 * m.noise_multiplier}) for m in row.mechanisms or ()]
+    spent, _ = epsilon([(m.noise_multiplier, m.sample_rate, m.count) for m in twice], 1e-4)
+    ResultStore("run").append(row.model_copy(update={"mechanisms": tuple(twice), "epsilon_spent": spent}))
+    done = command("prove", "run")
+    assert done.returncode == 1
+    assert "and in its plan" in done.stdout
+    told = command("statement", "run").stdout
+    assert "guarantee: none: a row of it contradicts itself: release 'mean' is of noise multiplier" in told
+    assert "claim:" not in told
+
+
+def test_a_folder_without_results_is_a_mistake(folder: Path, command) -> None:
+    for name in ("prove", "statement"):
+        done = command(name, "nowhere")
+        assert done.returncode == 2
+        assert "nowhere" in done.stderr

@@ -1,0 +1,81 @@
+import math
+
+from rows import make_failed, make_row
+
+from fedsim.report.statement import statements
+
+PROOF = {"relation": "add-or-remove-one", "noise": "seeded", "sensitivity": 1.0}
+
+
+def told(*rows) -> dict[str, str]:
+    return {each.method: "\n".join(each.lines) for each in statements(rows)}
+
+
+def test_a_method_has_one_statement_with_a_line_for_every_budget() -> None:
+    rows = [make_row(cell_id=f"{epsilon}{seed}", epsilon_target=epsilon, seed=seed, **PROOF) for epsilon in (1.0, 4.0) for seed in (0, 1)]
+    found = told(*rows, make_row(cell_id="inf", epsilon_target=math.inf))
+    assert list(found) == ["fedhypevae"]
+    assert found["fedhypevae"].count("budget: ε =") == 2
+    assert "target 4" in found["fedhypevae"]
+
+
+def test_the_sum_is_noised_once_and_clients_noise_is_each_ones_own() -> None:
+    at_sum, at_clients = (make_row(noise_at=place, label=place, **PROOF) for place in ("sum", "clients"))
+    found = told(at_sum, at_clients)
+    assert "noise is added once to it" in found["sum"]
+    assert "sees single clients' messages" in found["sum"]
+    assert "every client adds the full noise" in found["clients"]
+    assert "sees single clients' messages" not in found["clients"]
+
+
+def test_a_heuristic_claim_is_no_guarantee_and_says_so() -> None:
+    assert "No (ε, δ) below is a guarantee" in told(make_row(claim="heuristic", **PROOF))["fedhypevae"]
+    assert "guarantee" not in told(make_row(**PROOF))["fedhypevae"]
+
+
+def test_methods_without_noise_guarantee_nothing() -> None:
+    found = told(make_row(label="fedavg", epsilon_target=None), make_row(label="loud", epsilon_target=math.inf))
+    assert "guarantee: none: it adds no noise" in found["fedavg"]
+    assert "guarantee: none: it ran without noise" in found["loud"]
+
+
+def test_a_row_without_mechanisms_says_that_it_cannot_be_proved() -> None:
+    assert "cannot be proved from itself" in told(make_row())["fedhypevae"]
+
+
+def test_a_method_of_which_nothing_finished_or_holds_says_that_alone() -> None:
+    unknown = [make_row(label=status, **PROOF).model_copy(update={"status": status}) for status in ("unaccounted", "refuted")]
+    found = told(make_failed(), *unknown)
+    assert found["fedhypevae"].endswith("guarantee: none: no cell of it has finished")
+    assert found["unaccounted"].endswith("guarantee: none: what ran is not what was planned, so nothing is known of its ε")
+    assert found["refuted"].endswith("guarantee: none: an audit refutes what it claims")
+
+
+def test_an_audit_that_refutes_one_budget_is_told_beside_the_others() -> None:
+    refuted = make_row(cell_id="r", epsilon_target=4.0, **PROOF).model_copy(update={"status": "refuted"})
+    assert "no (ε, δ) here is a guarantee" in told(make_row(**PROOF), refuted)["fedhypevae"]
+
+
+def test_what_overspent_is_not_told_as_planned_or_for_release() -> None:
+    row = make_row(**PROOF | {"noise": "secret"}).model_copy(update={"status": "overspent", "epsilon_spent": 1.5})
+    found = told(row)["fedhypevae"]
+    assert "counted from the steps that ran, and more than the plan that was solved before the first" in found
+    assert "nothing made here may be released" in found
+
+
+def test_a_group_is_said_by_its_column() -> None:
+    row = make_row(**PROOF).model_copy(update={"unit": "patient"})
+    assert "one group: neighbouring data sets differ in all rows of one client that have one value of patient" in told(row)["fedhypevae"]
+
+
+def test_what_is_spent_is_told_as_a_bound_and_never_rounded_down() -> None:
+    spent = {"epsilon_target": 2.0, "epsilon_spent": 1.99912}
+    found = told(make_row(**PROOF | spent))["fedhypevae"]
+    assert "ε = 2 (target 2)" in found
+    assert "replace-one" not in found
+
+
+def test_where_updates_are_clipped_a_unit_moves_one_by_more_than_its_norm() -> None:
+    assert "clip: a unit's contribution is clipped to L2 norm 1;" in told(make_row(clip=1.0, **PROOF))["fedhypevae"]
+    found = told(make_row(clip=1.0, **PROOF | {"sensitivity": 2.0}))["fedhypevae"]
+    assert "clip: an update is clipped to L2 norm 1, and a unit may turn it into any other: it moves it by 2;" in found

@@ -1,0 +1,128 @@
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from benches import PATIENCE
+
+CLUSTER = """
+import sys, time
+from contextlib import suppress
+from pathlib import Path
+from fedsim.runs.cluster import local_cluster
+from fedsim.planning.node import Node
+
+with local_cluster(Node(1.0, 0.0)):
+    print("started", flush=True)
+    sys.stdin.read()
+"""
+
+
+def listening(of: set[int]) -> set[str]:
+    """Addresses on which the processes listen for TCP, by /proc."""
+    sockets = set()
+    for pid in of:
+        with suppress(OSError):  # a process or its file may end meanwhile
+            for link in Path(f"/proc/{pid}/fd").iterdir():
+                with suppress(OSError):
+                    sockets.add(os.readlink(link))
+    found = set()
+    for table, family, size in (("tcp", socket.AF_INET, 8), ("tcp6", socket.AF_INET6, 32)):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
+                words = [bytes.fromhex(fields[1][place : place + 8])[::-1] for place in range(0, size, 8)]
+                found.add(socket.inet_ntop(family, b"".join(words)))
+    return found
+
+
+def descendants(of: int) -> set[int]:
+    """A process and all below it."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+    found = {of}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
+
+
+@pytest.fixture
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    """A process with a local cluster, whose temporary folder is a short one of its own."""
+    short = Path(tempfile.mkdtemp(prefix="fs", dir="/tmp"))
+    monkeypatch.setenv("TMPDIR", str(short))
+    process = subprocess.Popen([sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    yield process, short
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+    for left in sorted(short.rglob("*"), reverse=True):
+        left.rmdir() if left.is_dir() and not left.is_symlink() else left.unlink()
+    short.rmdir()
+
+
+def test_a_local_cluster_listens_on_this_machine_alone_and_leaves_nothing(driver) -> None:  # type: ignore[no-untyped-def]
+    process, short = driver
+    assert listening(descendants(process.pid)) <= {"127.0.0.1", "::ffff:127.0.0.1"}
+    assert [path.name.startswith("fedsim-ray-") for path in short.iterdir()] == [True]
+    process.communicate("", timeout=PATIENCE)
+    assert process.returncode == 0
+    assert list(short.iterdir()) == []
+
+
+def test_what_a_killed_driver_left_goes_with_the_next_one(driver) -> None:  # type: ignore[no-untyped-def]
+    process, short = driver
+    (left,) = short.iterdir()
+    below = descendants(process.pid) - {process.pid}
+    process.kill()
+    process.wait()
+    assert left.exists()
+    for pid in below:  # they end with their driver, Ray's agents after a minute or two
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    done = subprocess.run([sys.executable, "-c", CLUSTER], input="", capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 0, done.stderr
+    assert list(short.iterdir()) == []
+
+
+SIGNALLED = """
+import subprocess
+import ray
+from fedsim.runs.cluster import local_cluster
+from fedsim.runs.worker import Process
+from fedsim.planning.node import Node, Share
+import psutil
+
+@ray.remote
+class Actor:
+    def of_a_child(self):
+        Process(Share(1.0, 0.0, "cpu"))
+        child = subprocess.Popen(["sleep", "1000"])
+        child.terminate()
+        return child.wait(10)
+
+with local_cluster(Node(1.0, 0.0)):
+    started = psutil.Process().children(recursive=True)
+    services = [each for each in started if each.name() in ("raylet", "gcs_server")]
+    for service in services:
+        service.terminate()
+    print(len(services), ray.get(Actor.remote().of_a_child.remote()))
+print(sum(each.is_running() and each.status() != "zombie" for each in psutil.wait_procs(started, 3)[1]))
+"""
+
+
+def test_a_signal_to_everybody_ends_no_service_of_ray_and_what_an_actor_starts_can_be_ended() -> None:
+    done = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["2", str(-signal.SIGTERM), "0"]

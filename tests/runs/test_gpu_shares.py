@@ -1,0 +1,87 @@
+"""Placement on two GPUs by count: shares, packing, measuring, and a share that turns out too small."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from benches import Ran, taken, wait_until
+from cells import WITH_GPUS, small_grid
+from rich.console import Console
+
+from fedsim.errors import UserError
+from fedsim.planning.node import Share
+from fedsim.planning.prepare import prepare
+from fedsim.results.store import ResultStore
+from fedsim.runs.display import LineDisplay
+from fedsim.runs.scheduler import Running, Scheduler
+from fedsim.runs.slots import Slots
+from fedsim.runs.worker import Failure
+
+Bench = Callable[..., Ran]
+HALF, THIRD = Share(1.0, 0.5), Share(1.0, 0.3)
+HUNGRY = {"name": "plugin:Hungry", "params": {"rounds": 2, "local_steps": 1}}
+
+
+def free_gpus() -> float:
+    return ray.available_resources().get("GPU", 0.0)
+
+
+def scores(ran: Ran) -> dict[str, Any]:
+    return {row.cell_id: (row.status, row.value("accuracy"), row.value("macro_f1")) for row in ran.rows}
+
+
+def test_slots_share_gpus_and_are_kept_for_cells_of_their_shape(ray_cluster: None) -> None:
+    slots = Slots(tuple(WITH_GPUS), 4)
+    try:
+        pair, other = taken(slots, 2, HALF), taken(slots, 2, HALF)
+        ray.get([slot.group.ready() for slot in (pair, other)])
+        wait_until(lambda: free_gpus() == 0)
+        assert slots.take(1, HALF) is None
+        slots.give_back(pair)
+        assert slots.take(2, HALF) is pair
+        slots.give_back(pair)
+        slots.give_back(other)
+        third = taken(slots, 1, THIRD)
+        assert slots.idle == []
+        ray.get(third.group.ready())
+    finally:
+        slots.close()
+    wait_until(lambda: free_gpus() == WITH_GPUS[0].gpus)
+
+
+def test_a_cell_on_shares_of_gpus_gives_the_row_that_it_gives_without(bench: Bench) -> None:
+    without = bench(small_grid("fedhypevae", "dp-gaussian", epsilon=4.0), "without")
+    halves = {"gpus_per_actor": 0.5, "clients_per_actor": 2}
+    assert (
+        scores(bench(small_grid("dp-gaussian", epsilon=4.0, resources=halves), "halves", nodes=WITH_GPUS)).items()
+        <= scores(without).items()
+    )
+    measured = bench(small_grid("fedhypevae", "dp-gaussian", epsilon=4.0, resources={"gpus_per_actor": "auto"}), "auto", nodes=WITH_GPUS)
+    assert scores(measured) == scores(without)
+    assert all(status == "ok" for status, *_ in scores(measured).values())
+
+
+def test_a_cell_that_runs_out_of_its_share_runs_again_on_twice_as_much(bench: Bench) -> None:
+    ran = bench(small_grid(HUNGRY, resources={"gpus_per_actor": 0.2}), nodes=WITH_GPUS)
+    (row,) = ran.rows
+    assert row.status == "ok"
+    assert "ran out of 0.2 of a GPU; it runs again on 0.5" in ran.output
+    assert "OutOfMemoryError" in ran.log(row)
+
+
+def test_a_cell_whose_worker_ray_ends_for_the_machine_s_memory_fails_on_its_share(ray_cluster: None, tmp_path: Path) -> None:
+    prepared = prepare(small_grid("dp-gaussian", resources={"gpus_per_actor": 0.5}), WITH_GPUS, 1)
+    store = ResultStore(tmp_path)
+    running = Scheduler(prepared, store, LineDisplay(Console(quiet=True), 1))
+    failure = Failure.of_lost_worker(ray.exceptions.OutOfMemoryError("the machine is full"))
+    running._lose(Running(prepared.trials[0], taken(running.slots, 1, HALF), 0.0), failure, again=False)
+    assert [(row.status, row.error and row.error.type) for row in store.rows()] == [("failed", "OutOfMemoryError")]
+    assert not running.queue
+
+
+def test_a_cell_whose_shares_do_not_fit_at_once_is_refused_before_anything_runs(bench: Bench) -> None:
+    whole = {"gpus_per_actor": 1, "clients_per_actor": 1}
+    with pytest.raises(UserError, match=r"^resources.clients_per_actor: 4 clients need 4 actors at once and the cluster has room for 2"):
+        bench(small_grid("dp-gaussian", resources=whole), nodes=WITH_GPUS)

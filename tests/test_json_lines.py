@@ -1,0 +1,90 @@
+import os
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rows import make_row
+
+from fedsim.errors import UserError
+from fedsim.json_lines import complete_lines, is_json, load
+from fedsim.results.store import ResultStore
+
+DEEP = b"[" * 100_000 + b"]" * 100_000
+FILES = ("results.jsonl", "rounds.jsonl", "clients.jsonl")
+
+
+def readers(folder: Path) -> dict[str, object]:
+    store = ResultStore(folder)
+    return dict(zip(FILES, (store.rows, store.rounds, store.clients), strict=True))
+
+
+@pytest.mark.parametrize("text", [DEEP, DEEP.decode(), b'{"a": ' * 300 + b"1" + b"}" * 300])
+def test_what_is_nested_too_deeply_is_no_json_of_ours(text: str | bytes) -> None:
+    with pytest.raises(ValueError, match="nested too deeply"):
+        load(text)
+
+
+def test_a_long_flat_line_is_not_deep() -> None:
+    assert load(b"[" + b"[1]," * 1000 + b"[]]")[0] == [1]
+    assert not is_json(DEEP)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "line", [DEEP, b'{"cell_id": ' + DEEP + b"}", b'{"cell_id": "a", "params": ' + b'{"a":' * 500 + b"1" + b"}" * 500 + b"}"]
+)
+def test_a_deep_line_is_named_by_its_number(tmp_path: Path, name: str, line: bytes) -> None:
+    (tmp_path / name).write_bytes(b"\n" + line + b"\n")
+    with pytest.raises(UserError, match=rf"{name}:2: this line cannot be read \(it is nested too deeply\); remove the line; "):
+        readers(tmp_path)[name]()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.timeout(20)
+def test_only_a_file_is_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=rf"{name}: cannot be read \(it is a folder\)"):
+        readers(tmp_path)[name]()  # type: ignore[operator]
+    (tmp_path / name).rmdir()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=rf"{name}: cannot be read \(it is a named pipe\)"):
+        readers(tmp_path)[name]()  # type: ignore[operator]
+
+
+def test_lines_beside_the_rows_are_checked_in_the_memory_of_a_few(tmp_path: Path) -> None:
+    store = ResultStore(tmp_path)
+    store.append_rounds({"cell_id": "a", "round": r, "norms": [r + n / 100 for n in range(50)]} for r in range(4000))
+    line = {"cell_id": "a", "name": "a", "own_balanced_accuracy": 0.5, "shared_balanced_accuracy": None, "scores": [1 / 7] * 50}
+    store.append_clients({**line, "client": client} for client in range(4000))
+    tracemalloc.start()
+    store.check_beside()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < store.folder.rounds.stat().st_size / 3
+
+
+def test_no_file_has_no_lines(tmp_path: Path) -> None:
+    assert list(complete_lines(tmp_path / "none")) == []
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data(), st.sampled_from(FILES))
+def test_a_mutated_file_is_read_or_refused(tmp_path: Path, data: st.DataObject, name: str) -> None:
+    lines = {
+        "results.jsonl": make_row().to_json().encode(),
+        "rounds.jsonl": b'{"cell_id": "a", "round": 0, "loss": "nan", "norms": [0.5, "inf"]}',
+        "clients.jsonl": b'{"cell_id": "a", "client": 0, "name": "0", "own_balanced_accuracy": 0.5, "shared_balanced_accuracy": null}',
+    }
+    content = bytearray((lines[name] + b"\n") * 2)
+    for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=6)):
+        content[place] = data.draw(st.one_of(st.integers(0, 255), st.sampled_from(list(b'[]{},:"0-eE.'))))
+    (tmp_path / name).write_bytes(content)
+    try:
+        readers(tmp_path)[name]()  # type: ignore[operator]
+    except UserError as error:
+        told = str(error)
+    else:
+        told = ""
+    assert "\n" not in told

@@ -1,0 +1,156 @@
+"""What a row says of its epsilon is what the harness counted, not what a plug-in tells."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from broken.tiny import Adapted, Spelled, Tiny
+from cells import quick, small_cells
+
+from fedsim.errors import PluginError
+from fedsim.methods.clients import Clients, Noised
+from fedsim.methods.messages import Message, Ran, Round, Tensors
+from fedsim.methods.parameters import add_in_order
+from fedsim.plugins.registry import register
+from fedsim.results.row import finished_row
+from fedsim.seeds import Seeds
+from fedsim.training.cohort import build_algorithm
+from fedsim.training.rounds import server_noise, train
+from fedsim.training.trial import Outcome, local_pool, run_trial
+
+
+@register("test-forgets-the-noise")
+class ForgetsTheNoise(Spelled):
+    """Sends its sums as they are, and a message without a step, as a method that is not private would."""
+
+    def noise_at_clients(self) -> bool:
+        return True
+
+    def noised(self, clients: Clients, round_: Round, sums: Tensors) -> Noised:
+        return Noised(sums, {})
+
+
+@register("test-pays-for-nothing")
+class PaysForNothing(ForgetsTheNoise):
+    """Has a step counted in which nothing is noised."""
+
+    def noised(self, clients: Clients, round_: Round, sums: Tensors) -> Noised:
+        clients.add_noise(round_.release, round_.stream, {})
+        return Noised(sums, {})
+
+
+@register("test-takes-the-next-rounds-noise")
+class TakesTheNextRoundsNoise(Spelled):
+    def noised(self, clients: Clients, round_: Round, sums: Tensors) -> Noised:
+        return clients.add_noise(round_.release, round_.stream + 1, sums)
+
+
+@register("test-leaves-the-noise-to-others")
+class LeavesTheNoiseToOthers(Tiny):
+    """Says that clients add the noise; under ``trust: aggregate`` they do not."""
+
+    def noise_at_clients(self) -> bool:
+        return True
+
+
+@register("test-noises-only-what-it-keeps")
+class NoisesOnlyWhatItKeeps(Adapted):
+    """What stays with a client gets noise, what is sent gets none from anybody."""
+
+    def noise_at_clients(self) -> bool:
+        return True
+
+
+@register("test-stops-early")
+class StopsEarly(Tiny):
+    """Says that it runs more rounds than it runs."""
+
+    def schedule(self) -> Any:
+        yield from list(super().schedule())[:-1]
+
+
+@register("test-claims-another-rate")
+class ClaimsAnotherRate(Tiny):
+    """Runs its steps under a sample rate of its own."""
+
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+        return super().client_round(clients, replace(round_, release=replace(round_.release, sample_rate=1.0)), broadcast)
+
+
+@register("test-forges-its-message")
+class ForgesItsMessage(ForgetsTheNoise):
+    """As if the planned steps had run: copies them from a round that does noise."""
+
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+        honest = Clients(clients.members, clients.x, clients.y, clients.seeds, clients.plan, clients.model)
+        honest.add_noise(round_.release, round_.stream, {}, {})
+        message = super().client_round(clients, round_, broadcast)
+        return replace(message, ran=Ran([replace(step, noise_multiplier=99.0) for step in honest.ran.steps]))
+
+
+def outcome(name: str, **keys: Any) -> Outcome:
+    prepared = small_cells(quick(name), **{"epsilon": 1.0, **keys})
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    *_, found = run_trial(trial, data)
+    assert isinstance(found, Outcome)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("test-forgets-the-noise", "client 0 has 0 steps of 'dp-sgd' in the ledger, the plan 3"),
+        ("test-pays-for-nothing", "client 0 has 0 steps of 'dp-sgd' in the ledger, the plan 3"),
+        ("test-leaves-the-noise-to-others", "client 0, 'dp-sgd': noise multiplier 0 at rate 0.2 ran"),
+        ("test-noises-only-what-it-keeps", "client 0, 'dp-sgd': noise multiplier 0 at rate 0.2 ran"),
+        ("test-stops-early", "client 0 has 2 steps of 'dp-sgd' in the ledger, the plan 3"),
+        ("test-claims-another-rate", "at rate 1 ran"),
+        ("test-forges-its-message", "client 0 has 0 steps of 'dp-sgd' in the ledger, the plan 3"),
+    ],
+)
+def test_steps_that_did_not_run_as_planned_are_not_paid_by_a_plan(name: str, message: str) -> None:
+    assert message in outcome(name).unaccounted
+
+
+def test_a_plan_that_its_budget_does_not_pay_for_is_overspent() -> None:
+    prepared = small_cells(quick("broken.tiny:Tiny"), epsilon=1.0)
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    assert trial.plan is not None
+    trial = replace(trial, plan=replace(trial.plan, sigma=0.9 * trial.plan.sigma))
+    *_, found = run_trial(trial, data)
+    assert isinstance(found, Outcome)
+    assert found.unaccounted == ""
+    assert found.epsilon_spent is not None
+    assert found.epsilon_spent > 1.1
+    assert finished_row(trial, found, None, None, {}).status == "overspent"
+
+
+def test_noise_of_another_round_is_refused_before_a_grid_runs() -> None:
+    with pytest.raises(PluginError, match=r"step 1 is none of the round's 0 \.\. 0"):
+        outcome("test-takes-the-next-rounds-noise")
+
+
+@pytest.mark.parametrize("name", ["dp-gaussian", "weight-noise"])
+def test_the_sum_over_clients_is_rounded_once_it_has_its_noise_and_not_before(name: str) -> None:
+    prepared = small_cells(quick(name), epsilon=4.0)
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    algorithm, seen = build_algorithm(name, trial.cell.params, trial.task), list[Tensors]()
+    next(train(algorithm, local_pool(trial, data), trial.plan, Seeds(0), watch=lambda round_, noisy: seen.append(noisy)))
+    round_, server = next(algorithm.schedule()), algorithm.initial_server(Seeds(0))
+    sums = add_in_order([message.sums for message in local_pool(trial, data).round(round_, algorithm.broadcast(server))])
+    noise, _ = server_noise(algorithm, trial.plan, round_, sums, Seeds(0))
+    for part, value in sums.items():
+        assert value.dtype == torch.float64
+        assert torch.equal(seen[0][part], (value + noise.parts[part]).float())
+
+
+@pytest.mark.parametrize("trust", ["aggregate", "silo"])
+@pytest.mark.parametrize("epsilon", [1.0, float("inf")])
+def test_what_ran_as_planned_is_accounted_for(epsilon: float, trust: str) -> None:
+    for name in ("fedhypevae", "dp-cvae", "dp-gmm", "weight-noise"):
+        assert outcome(name, epsilon=epsilon, trust=trust).unaccounted == ""
+
+
+def test_a_method_that_is_not_private_owes_no_account() -> None:
+    assert outcome("fedavg-cvae").unaccounted == ""

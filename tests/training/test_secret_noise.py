@@ -1,0 +1,159 @@
+"""Noise that no seed gives: every cell its own, kept in a checkpoint alone; and what may then be told of a generator."""
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cells import NODES, quick, small_grid
+
+from fedsim.data.embeddings import Embeddings
+from fedsim.errors import UserError
+from fedsim.planning.prepare import Prepared, prepare
+from fedsim.results.folder import RunFolder
+from fedsim.results.generators import load_generator, save_generator
+from fedsim.training.checkpoint import Checkpoints
+from fedsim.training.trial import Outcome, Trial, local_pool, run_trial, seeds_of
+
+SECRET = {"noise": "secret"}
+
+
+def prepared(*entries: Any, noise: str = "secret", **keys: Any) -> Prepared:
+    return prepare(small_grid(*entries, **{"epsilon": [1.0, 4.0], "privacy": {"noise": noise}, **keys}), NODES)
+
+
+def fingerprints(trial: Trial, data: Embeddings) -> list[int]:
+    """Of the noise of every round."""
+    *records, _ = run_trial(trial, data)
+    return [record.values["noise"] for record in records]  # type: ignore[union-attr]
+
+
+def test_seeded_cells_of_one_seed_share_their_noise_and_secret_ones_share_none() -> None:
+    for noise, different in (("seeded", 1), ("secret", 4)):
+        cells = prepared("dp-gaussian", noise=noise)
+        (data,) = cells.data.values()
+        seen = {tuple(fingerprints(trial, data)) for trial in (*cells.trials, *cells.trials)}
+        assert len(seen) == different
+
+
+def test_a_cells_secret_is_a_whole_key() -> None:
+    (trial,) = prepared("dp-gaussian", epsilon=4.0).trials
+    found = [seeds_of(trial, None).secret or 0 for _ in range(4)]
+    assert len(set(found)) == 4
+    assert 240 < max(map(int.bit_length, found)) <= 256
+
+
+def test_samples_are_secret_too_for_they_amplify() -> None:
+    cells = prepared("fedhypevae", epsilon=4.0)
+    (trial,), (data,) = cells.trials, cells.data.values()
+    one, two = ([record.values["sampled"] for record in list(run_trial(trial, data))[:-1]] for _ in range(2))  # type: ignore[union-attr]
+    assert not set(one) & set(two)
+
+
+def test_what_clients_draw_for_their_rows_is_secret_too_for_whoever_knew_it_would_see_rows_move_up() -> None:
+    cells = prepared("fedhypevae", epsilon=4.0)
+    (trial,), (data,) = cells.trials, cells.data.values()
+    worlds = [local_pool(trial, data, seeds_of(trial, None)).cohorts[0].clients for _ in range(2)]  # type: ignore[attr-defined]
+    one, two = (clients.draws(0, 5, 1, {"posterior": (3,)})["posterior"] for clients in worlds)
+    assert not (one == two).any()
+    one, two = (torch.stack(clients.minibatches(1, 4, 50)) for clients in worlds)
+    assert (one != two).double().mean() > 0.5
+
+
+@pytest.mark.parametrize("sizes", [(4,), (2, 2)])
+def test_a_resumed_cell_goes_on_with_its_secret_from_the_checkpoint(tmp_path: Path, sizes: tuple[int, ...]) -> None:
+    cells = prepared(quick("fedhypevae", rounds=6), epsilon=4.0)
+    (trial,), (data,) = cells.trials, cells.data.values()
+    file = tmp_path / "cell.safetensors"
+    going = run_trial(trial, data, checkpoints=Checkpoints(file, every=0))
+    start = [next(going) for _ in range(3)]
+    shutil.copy(file, tmp_path / "copy.safetensors")
+    *rest, whole = going
+    resumed = Checkpoints(tmp_path / "copy.safetensors", every=3600)
+    *again, found = run_trial(trial, data, checkpoints=resumed)
+    assert len(start) == len(again) == 3
+    assert [r.values["noise"] for r in rest] == [r.values["noise"] for r in again]  # type: ignore[union-attr]
+    assert isinstance(whole, Outcome)
+    assert isinstance(found, Outcome)
+    assert whole.scores == found.scores
+    assert (found.mechanisms, found.epsilon_spent, found.unaccounted) == (whole.mechanisms, whole.epsilon_spent, "")
+    assert not file.exists()
+
+
+def test_a_checkpoint_is_for_its_owner_alone(tmp_path: Path) -> None:
+    cells = prepared("dp-gaussian", epsilon=4.0)
+    (trial,), (data,) = cells.trials, cells.data.values()
+    next(run_trial(trial, data, checkpoints=Checkpoints(tmp_path / "cell.safetensors", every=0)))
+    assert (tmp_path / "cell.safetensors").stat().st_mode & 0o077 == 0
+
+
+def test_noise_that_is_secret_makes_another_cell_where_there_is_noise() -> None:
+    seeded, secret = (prepared("dp-gaussian", "fedavg-cvae", epsilon=4.0, noise=noise).trials for noise in ("seeded", "secret"))
+    assert seeded[0].cell.cell_id != secret[0].cell.cell_id
+    assert seeded[1].cell.cell_id == secret[1].cell.cell_id
+
+
+def told(folder: Path, noise: str, kept: np.ndarray) -> tuple[dict[str, str], dict[str, Any]]:
+    """The JSON files of one cell's generator by name, and the manifest of a draw; the data set lacks the rows that are not ``kept``.
+
+    Hashes of the released tensors, which anyone who has those could compute, are left out, and that they are just this is checked.
+    """
+    stream, rows = np.random.default_rng(0), folder.parent / "rows.npz"
+    x, y, split = stream.standard_normal((200, 6)).astype(np.float32), np.arange(200) % 3, 2 * (np.arange(200) % 5 == 0)
+    np.savez(rows, x=x[kept], y=y[kept], split=split[kept])
+    cells = prepared("dp-gaussian", noise=noise, dataset={"npz": str(rows), "name": "mine"}, epsilon=4.0)
+    (trial,), (data,) = cells.trials, cells.data.values()
+    *_, outcome = run_trial(trial, data)
+    assert isinstance(outcome, Outcome)
+    assert outcome.generator is not None
+    folder.mkdir()
+    spent = {"status": "ok", "epsilon_spent": outcome.epsilon_spent, "accountant": outcome.accountant}
+    save_generator(RunFolder(folder), trial, data.class_names, outcome.generator, spent, {"fedsim": "0"})
+    files = {path.name: path.read_text() for path in (folder / "generators").glob("*.json")}
+    assert (trial.cell.cell_id in str(files)) == (trial.cell.dataset_hash in str(files)) == (noise == "seeded")
+    manifest = load_generator(folder).manifest(5)
+    (name,) = files
+    (tensors,) = (folder / "generators").glob("*.safetensors")
+    released = hashlib.sha256(tensors.read_bytes()).hexdigest()
+    assert manifest.pop("tensors_sha256") == released
+    assert manifest.pop("facts_sha256") == hashlib.sha256(files[name].encode()).hexdigest()
+    return {name: files[name].replace(released, "")}, manifest
+
+
+def test_what_is_told_of_a_secret_generator_is_the_same_for_neighbouring_data(tmp_path: Path) -> None:
+    everyone, fewer = np.arange(200) >= 0, np.arange(200) != 7
+    secret = [told(tmp_path / f"secret {kept.sum()}", "secret", kept) for kept in (everyone, fewer)]
+    assert secret[0] == secret[1]
+    assert secret[0][1]["release"] == "under its epsilon"
+    seeded = [told(tmp_path / f"seeded {kept.sum()}", "seeded", kept) for kept in (everyone, fewer)]
+    assert seeded[0] != seeded[1]
+    assert seeded[0][1]["release"] == "simulation only"
+
+
+@pytest.mark.parametrize(
+    ("entry", "keys", "reason"),
+    [
+        ("fedavg-cvae", {}, "it carries no noise"),
+        ("dp-gaussian", {"epsilon": float("inf")}, "it carries no noise"),
+        (quick("fedhypevae", noised="shared"), {"epsilon": 4.0}, "its claim heuristic"),
+    ],
+)
+def test_what_carries_no_theorem_is_for_simulation_only(tmp_path: Path, entry: Any, keys: dict[str, Any], reason: str) -> None:
+    cells = prepared(entry, **{"epsilon": 4.0, **keys})
+    (trial,), (data,) = cells.trials, cells.data.values()
+    *_, outcome = run_trial(trial, data)
+    assert isinstance(outcome, Outcome)
+    assert outcome.generator is not None
+    spent = {"status": "ok", "epsilon_spent": outcome.epsilon_spent, "accountant": outcome.accountant}
+    save_generator(RunFolder(tmp_path), trial, (), outcome.generator, spent, {})
+    manifest = load_generator(tmp_path).manifest(5)
+    assert manifest["release"] == "simulation only"
+    assert reason in manifest["held_back"]
+
+
+def test_another_word_for_it_is_refused() -> None:
+    with pytest.raises((UserError, ValueError), match="seeded"):
+        prepared("dp-gaussian", noise="random")

@@ -1,0 +1,102 @@
+import pytest
+from cells import quick, small_cells
+from sites import digits_of_sites, digits_of_writers
+
+from fedsim.evaluation.references import Ceiling, LocalOnly, local_only
+from fedsim.results.row import client_lines, failed_row, finished_row, refilled
+from fedsim.results.rows import RowError
+from fedsim.training.trial import Outcome, packing, run_trial
+
+SHIFT = {"scheme": "feature-shift", "strength": 2.0}
+
+
+def outcome(algorithm: dict, **keys) -> Outcome:
+    prepared = small_cells(algorithm, epsilon=float("inf"), **keys)
+    (trial,), (*_, data) = prepared.trials, prepared.data.values()
+    *_, last = run_trial(trial, data)
+    assert isinstance(last, Outcome)
+    return last
+
+
+def test_clients_are_judged_by_themselves_only_where_the_grid_asks():
+    assert "client_balanced_accuracy" not in outcome(quick("fedhypevae")).scores
+    assert 0 <= outcome(quick("fedhypevae"), evaluation={"per_class": 10, "per_client": True}).scores["client_balanced_accuracy"] <= 1
+
+
+def test_under_feature_shift_a_generator_for_every_client_beats_one_for_all():
+    evaluation = {"per_class": 30, "per_client": True}
+    personal = outcome(quick("fedhypevae-sites"), partition=SHIFT, evaluation=evaluation)
+    assert personal.scores["client_balanced_accuracy"] > personal.scores.balanced_accuracy + 0.05
+
+
+def test_a_shared_generator_serves_each_client_about_as_well_as_all_of_them():
+    shared = outcome(quick("dp-gaussian"), evaluation={"per_class": 50, "per_client": True})
+    assert abs(shared.scores["client_balanced_accuracy"] - shared.scores.balanced_accuracy) < 0.1
+
+
+def test_clients_are_spread_as_evenly_as_can_be():
+    assert packing(10, 4) == (4, 3, 3)
+    assert packing(4, 4) == (4,)
+
+
+def test_every_site_has_a_line_of_its_own_and_one_without_test_rows_says_so(tmp_path):
+    data = {"npz": str(digits_of_sites(tmp_path, test_of=("north", "south"))), "overlap": "keep"}
+    by_site, evaluation = {"scheme": "column", "column": "site"}, {"per_class": 30, "per_client": True}
+    found = small_cells(quick("dp-gaussian"), dataset=data, partition=by_site, clients=3, epsilon=float("inf"), evaluation=evaluation)
+    (trial,), (rows,) = found.trials, found.data.values()
+    *_, last = run_trial(trial, rows)
+    floor = local_only(rows, trial.partition, trial.cell.partition, 0.1)
+    lines = list(client_lines(trial.cell, last.judgement, floor))
+    assert [line["name"] for line in lines] == ["north", "south", "west"]
+    assert [line["test_rows"] > 0 for line in lines] == [True, True, False]
+    assert lines[2]["own_balanced_accuracy"] is None
+    assert lines[2]["reason"] == "it has no test row"
+    row = finished_row(trial, last, Ceiling(0.9, 0.9), floor, {})
+    scored = [line["own_balanced_accuracy"] for line in lines[:2]]
+    assert row.scores["client_worst_balanced_accuracy"] == min(scored)
+    assert row.scores["client_balanced_accuracy"] == pytest.approx(sum(scored) / 2)
+    assert row.scores["client_spread"] == pytest.approx(max(scored) - min(scored))
+    # one generator for all: the shared one is each client's own
+    assert row.scores["client_shared_balanced_accuracy"] == row.scores["client_balanced_accuracy"]
+    assert row.scores["client_local_only_balanced_accuracy"] == pytest.approx(sum(floor.clients[:2]) / 2)
+    assert row.tested == "the test rows with its site"
+
+
+def test_a_budget_protects_as_many_units_as_there_are_rows_groups_or_clients(tmp_path):
+    writers = {"dataset": {"npz": str(digits_of_writers(tmp_path)), "overlap": "keep"}, "unit": {"column": "writer"}}
+    for unit, keys in {"example": {}, "client": {"unit": "client"}, "group": writers}.items():
+        prepared = small_cells(quick("fedhypevae"), epsilon=4.0, **keys)
+        (trial,), (data,) = prepared.trials, prepared.data.values()
+        groups = len(set(data.columns["writer"])) if unit == "group" else None
+        assert trial.units == {"example": 200, "client": 4, "group": groups}[unit]
+
+
+@pytest.mark.parametrize(("name", "yields"), [("dp-gaussian", "generator"), ("dp-prototypes", "classifier")])
+def test_a_row_says_what_its_algorithm_yields_even_if_it_failed(name: str, yields: str) -> None:
+    (trial,) = small_cells(quick(name), epsilon=4.0).trials
+    assert failed_row(trial, RowError(type="ValueError", message="no", traceback=""), {}).yields == yields
+
+
+def test_a_row_holds_the_numbers_of_its_plan_its_outcome_and_its_references() -> None:
+    prepared = small_cells(quick("dp-linear"), epsilon=4.0, alpha=0.5, seeds=2)
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    *_, last = run_trial(trial, data)
+    assert isinstance(last, Outcome)
+    row = finished_row(trial, last, Ceiling(0.9, 0.8), LocalOnly(0.5, (0.2, 0.7)), {})
+    assert row.epsilon_spent == last.epsilon_spent
+    assert (row.ceiling_balanced_accuracy, row.ceiling_accuracy, row.local_only_balanced_accuracy) == (0.9, 0.8, 0.5)
+    assert (row.alpha, row.clients, row.seed, row.chance) == (0.5, 4, 2, 0.1)
+    # the mean's step is a step
+    assert row.steps == 1 + trial.cell.params["rounds"]
+    without_alpha = small_cells(quick("dp-linear"), epsilon=4.0, partition={"scheme": "iid"}).trials[0]
+    assert finished_row(without_alpha, last, None, None, {}).alpha is None
+
+
+def test_references_that_were_computed_later_are_the_rows_and_each_clients_own() -> None:
+    (trial,) = small_cells(quick("dp-gaussian"), epsilon=4.0).trials
+    row = failed_row(trial, RowError(type="ValueError", message="no", traceback=""), {})
+    lines = [{"client": 1, "local_only_balanced_accuracy": None}, {"client": 0, "local_only_balanced_accuracy": None}]
+    filled, told = refilled(row, lines, Ceiling(0.9, 0.8), LocalOnly(0.5, (0.2, 0.7)))
+    assert (filled.ceiling_balanced_accuracy, filled.ceiling_accuracy, filled.local_only_balanced_accuracy) == (0.9, 0.8, 0.5)
+    assert [line["local_only_balanced_accuracy"] for line in told] == [0.7, 0.2]
+    assert filled.scores["client_local_only_balanced_accuracy"] == pytest.approx(0.45)
