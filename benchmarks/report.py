@@ -22,6 +22,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from fedsim.results.row import finished_row
 from rich.console import Console
 from rich.table import Table
 
@@ -33,7 +34,6 @@ from fedsim.planning.node import Node
 from fedsim.planning.prepare import prepare
 from fedsim.privacy.ledger import Tally
 from fedsim.results.partitions import write_partitions
-from fedsim.results.row import finished_row
 from fedsim.results.store import ResultStore
 from fedsim.runs.manifest import versions, write_manifest
 from fedsim.training.trial import Outcome, Trial

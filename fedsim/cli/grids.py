@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedsim.cli.app import Address, GridFile, MaxParallel, Param, Replaced, app, folder, interruptible
+from fedsim.errors import UserError
 from fedsim.words import plain_console, print_line, wide_console
 
 if TYPE_CHECKING:
     from fedsim.grid.models import Grid
+    from fedsim.runs.engine import Engine
 
 PANEL = "Grids and cells"
 
@@ -27,6 +29,9 @@ def bench(
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed cells again.")] = False,
     keep_going: Annotated[bool, typer.Option("--keep-going", help="Leave out algorithms whose plug-in is refused; exit code 1.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show every cell and its plan; run nothing.")] = False,
+    in_process: Annotated[
+        bool, typer.Option("--in-process", help="Run one cell after another in this process, without Ray: for debuggers and profilers.")
+    ] = False,
 ) -> None:
     """Run a grid: every algorithm on every partition, budget and seed; then draw the privacy-utility curves.
 
@@ -43,6 +48,7 @@ def bench(
         retry_failed=retry_failed,
         keep_going=keep_going,
         dry_run=dry_run,
+        in_process=in_process,
     )
 
 
@@ -99,8 +105,11 @@ def _bench(
     retry_failed: bool = False,
     keep_going: bool = False,
     dry_run: bool = False,
+    in_process: bool = False,
 ) -> None:
     """Run a grid, or show its plan; the exit code says how it went."""
+    if in_process and address is not None:
+        raise UserError("--in-process", "runs nothing on a cluster", "leave out --address or --in-process")
     from fedsim.results.store import ResultStore
 
     if not dry_run:  # before anything that takes time
@@ -109,8 +118,10 @@ def _bench(
     from fedsim.planning.prepare import prepare
     from fedsim.report.plan_table import show_plan
     from fedsim.runs.bench import run_bench
-    from fedsim.runs.cluster import joined_cluster, local_cluster, this_machine
+    from fedsim.runs.cluster import joined_cluster, this_machine
     from fedsim.runs.display import Preparing
+    from fedsim.runs.engine import InProcess
+    from fedsim.runs.ray_engine import connected_ray, local_ray
     from fedsim.runs.rehearsing import everywhere
 
     console = plain_console()
@@ -121,14 +132,23 @@ def _bench(
             if address is not None:
                 files = plug_in_files(variant.name for variant in resolve(grid, keep_going=keep_going).variants)
                 nodes, rehearsal = stack.enter_context(joined_cluster(address, files)), everywhere
+            if in_process:
+                grid, max_parallel = one_by_one(grid), 1
             prepared = prepare(grid, nodes, max_parallel, keep_going=keep_going, rehearsal=rehearsal, tell=tell)
         if dry_run:
             show_plan(prepared, console)
             raise typer.Exit(1 if prepared.refused else 0)
         # A local cluster starts only when there is something to run on it.
-        engine = local_cluster(node) if address is None else nullcontext()
+        engine: AbstractContextManager[Engine] = connected_ray() if address is not None else local_ray(node)
+        engine = nullcontext(InProcess(node)) if in_process else engine
         code = run_bench(prepared, folder, console, engine, retry_failed=retry_failed)
     raise typer.Exit(code)
+
+
+def one_by_one(grid: Grid) -> Grid:
+    """The grid with all clients of a cell on one actor."""
+    resources = grid.resources.model_copy(update={"clients_per_actor": "all"})
+    return grid.model_copy(update={"resources": resources})
 
 
 @app.command(rich_help_panel=PANEL)

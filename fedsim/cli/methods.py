@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -168,7 +167,9 @@ def audit(
         with store.lock(), Progress(console=console, transient=True) as progress:
             task = progress.add_task(escape(algorithm), total=run.count)
             reached = run.completed(
-                store.audits(run.key), partial(store.append_audits, run.key), lambda count: progress.update(task, completed=count)
+                store.audit_pairs(run.key),
+                lambda lines: store.append("pairs", ({"audit": run.key, **line} for line in lines)),
+                lambda count: progress.update(task, completed=count),
             )
     for line in reached.words:
         print_line(console, f"{algorithm}, {unit}, {trust}: {line}")
@@ -189,11 +190,10 @@ def _attack_run(folder: Path, console: Console, *, trust_plugin: bool) -> None:
     from fedsim.evidence.audit.of_run import of_run
     from fedsim.results.grid_rows import read_manifest
     from fedsim.results.store import ResultStore
-    from fedsim.runs.judging import finished_rows
     from fedsim.runs.manifest import grid_of
 
     store = ResultStore(folder)
     store.folder.check()
     grid = grid_of(read_manifest(folder), store.folder)
-    for line in of_run(store.folder, grid, finished_rows(store), trust_plugin=trust_plugin):
+    for line in of_run(store.folder, grid, trust_plugin=trust_plugin):
         print_line(console, line)

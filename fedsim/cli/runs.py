@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -53,7 +53,6 @@ def synth(
     check_target(out)
     import numpy as np
 
-    from fedsim.results.folder import RunFolder
     from fedsim.results.generators import load_generator
 
     generator = load_generator(folder, cell, synthesis, trust_plugin=trust_plugin)
@@ -68,8 +67,22 @@ def synth(
     for text in generator.warnings:
         print_line(plain_console(), f"warning: {text}", "yellow")
     if not generator.vouched:
-        told = f"no {RunFolder(folder).results} is there to vouch for it: all this is by the generator's own word"
-        print_line(plain_console(), told)
+        print_line(plain_console(), "no results of a run are here to vouch for it: all this is by the package's own word")
+
+
+@app.command(rich_help_panel=PANEL)
+def release(
+    folder: Run,
+    out: Annotated[Path, typer.Option(help="The folder of the package: tensors, and the facts about them.")],
+    cell: Annotated[str | None, typer.Option(help="The id of the cell, or its beginning, where there are several.")] = None,
+) -> None:
+    """Write a generator that may leave the simulation under its ε (noise: secret, a claim that is proved or checked) as two files."""
+    from fedsim.results.generators import release as write_package
+
+    path, facts = write_package(folder, cell, out)
+    plan = facts.plan
+    assert plan is not None
+    print_line(plain_console(), f"{path}: {facts.cell.label}, ε = {plan.epsilon_target:g} at δ = {plan.delta:g}, claim {plan.claim}")
 
 
 @app.command("judge", rich_help_panel=PANEL)
@@ -79,13 +92,14 @@ def judge_run(
     max_parallel: MaxParallel = None,
     trust_plugin: TrustPlugin = False,
 ) -> None:
-    """Score a run's saved generators with today's readouts and references, without training; then draw the report.
+    """Judge what a run's trainings made with today's readouts and references, without training; then draw the report.
 
     Interrupt it at any time; the same command goes on where it stopped.
     """
     from fedsim.grid.resolve import plug_in_files
-    from fedsim.runs.cluster import joined_cluster, local_cluster, this_machine
-    from fedsim.runs.judging import algorithms_of, run_judging
+    from fedsim.runs.cluster import joined_cluster, this_machine
+    from fedsim.runs.judge import algorithms_of, run_judging
+    from fedsim.runs.ray_engine import connected_ray, local_ray
 
     console = plain_console()
     with ExitStack() as stack:
@@ -93,7 +107,7 @@ def judge_run(
         files = plug_in_files(algorithms_of(folder)) if address is not None and trust_plugin else ()
         nodes = [node] if address is None else stack.enter_context(joined_cluster(address, files))
         with interruptible(console):
-            engine = local_cluster(node) if address is None else nullcontext()
+            engine = local_ray(node) if address is None else connected_ray()
             code = run_judging(folder, nodes, console, engine, max_parallel, trust_plugin=trust_plugin)
     raise typer.Exit(code)
 
@@ -120,11 +134,11 @@ def prove_rows(
     from fedsim.evidence.prove import proofs_table, proofs_words, prove
     from fedsim.evidence.together import apart_words, together, together_words
     from fedsim.results.contradictions import large_deltas
-    from fedsim.results.store import ResultStore
+    from fedsim.results.folder import RunFolder
+    from fedsim.results.grid_rows import every_row
 
-    store = ResultStore(folder)
-    store.folder.check()
-    proofs = [prove(row, trust_plugin=trust_plugin) for row in store.rows()]
+    RunFolder(folder).check()
+    proofs = [prove(row, trust_plugin=trust_plugin) for row in every_row(folder)]
     console = wide_console(plain_console())
     console.print(proofs_table(folder.resolve().name, proofs))
     sound = [proof.row for proof in proofs if proof.verdict == "proved"]
@@ -159,10 +173,11 @@ def verify(
 ) -> None:
     """Run some finished cells of a run again and compare: exit code 0 if rows and rounds are equal to the last bit, 1 if not."""
     from fedsim.planning.prepare import prepare
-    from fedsim.runs.cluster import local_cluster, this_machine
+    from fedsim.runs.cluster import this_machine
+    from fedsim.runs.ray_engine import local_ray
     from fedsim.runs.verify import Verification
 
     console, node = wide_console(plain_console()), this_machine()
     verification = Verification.of(folder, lambda grid: prepare(grid, [node]), trust_plugin=trust_plugin)
-    equal = verification.run(cells, console, local_cluster(node))
+    equal = verification.run(cells, console, local_ray(node))
     raise typer.Exit(0 if equal else 1)

@@ -14,7 +14,7 @@ from torch import Tensor
 from fedsim.data.embeddings import Embeddings
 from fedsim.device import CPU, to_device
 from fedsim.evaluation.fidelity import Labelled
-from fedsim.evaluation.measures import Predictions
+from fedsim.evaluation.measures import LabelShares, Predictions
 from fedsim.evaluation.own_rows import OwnRows, own_rows
 from fedsim.evaluation.readouts import READOUTS
 from fedsim.evaluation.scores import (
@@ -30,12 +30,15 @@ from fedsim.evaluation.scores import (
 )
 from fedsim.evaluation.weights import best_weight, held_out_weight
 from fedsim.grid.models import Cell
+from fedsim.methods.messages import Tensors
 from fedsim.methods.products import Classifier, Generator, is_classifier, is_personal, own
 from fedsim.models.linear import Interpolated, ProbeClassifier, fit_linear, folded
 from fedsim.models.probe import Probe, fit_probe
 from fedsim.partition import Partition
-from fedsim.results.rows import LabelShares
 from fedsim.seeds import SERVER, Purpose, Seeds
+from fedsim.training.cohort import build_algorithm
+from fedsim.training.rounds import restored
+from fedsim.training.trial import Trial
 
 
 def synthesise(
@@ -102,6 +105,21 @@ class Judgement:
     clients: tuple[ClientScores, ...] = field(repr=False)
     tested: str | None
     label_shares: LabelShares | None
+
+
+def judgement_of(trial: Trial, state: Tensors, data: Embeddings, device: torch.device = CPU) -> Judgement:
+    """Judge what a training made, made again from its state.
+
+    Args:
+        trial: the cell, with the plan that was trained.
+        state: :attr:`fedsim.training.rounds.Trained.state`.
+        data: real rows.
+        device: where it computes; probes are the CPU's.
+    """
+    cell = trial.cell
+    algorithm = build_algorithm(cell.algorithm, cell.params, trial.task)
+    made, shares = restored(algorithm, state, trial.plan, Seeds(cell.seed), device)
+    return Judge(cell, data, trial.partition, made, shares, device).judgement()
 
 
 @dataclass(frozen=True)

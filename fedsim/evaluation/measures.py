@@ -9,6 +9,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+LabelShares = Literal["released", "uniform"]
+"""Which labels plain accuracy is from: as frequent as the algorithm released them under its budget, or equally frequent."""
+
 
 @dataclass(frozen=True, eq=False)
 class Predictions:

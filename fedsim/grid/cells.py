@@ -20,6 +20,7 @@ from fedsim.partition import check_partition
 from fedsim.partition.groups import PLACE as TOGETHER
 from fedsim.partition.groups import check_split
 from fedsim.partition.schemes.column import column_values
+from fedsim.plugins.code_hash import evaluation_hash
 from fedsim.words import json_number
 
 
@@ -128,20 +129,23 @@ def _cell(
     # without an epsilon there is no budget to protect a unit with
     noise = grid.privacy.noise if variant.private else "seeded"
     budget = [json_number(epsilon), grid.delta, grid.model_dump(include={"unit"})["unit"], grid.trust, noise] if variant.private else None
-    result_of = {
-        "algorithm": variant.identity,
-        "params": variant.params,
-        "dataset": content,
-        "partition": scheme,
-        "clients": clients,
-        "budget": budget,
-        "seed": seed,
-        "evaluation": evaluation.model_dump(mode="json", exclude_none=True),
-        "source": variant.source,
-    }
-    canonical = json.dumps(result_of, sort_keys=True, separators=(",", ":"))
+    training = identity(
+        {
+            "algorithm": variant.identity,
+            "params": variant.params,
+            "dataset": content,
+            "partition": scheme,
+            "clients": clients,
+            "budget": budget,
+            "seed": seed,
+            "unseen": evaluation.unseen,
+            "probe_c": evaluation.probe_c,  # a task holds it, so that an algorithm may use the evaluation's probe
+            "source": variant.source,
+        }
+    )
     return Cell(
-        cell_id=hashlib.sha256(canonical.encode()).hexdigest()[:16],
+        cell_id=judged_id(training, evaluation),
+        training_id=training,
         source=variant.source,
         label=variant.label,
         algorithm=variant.name,
@@ -160,3 +164,15 @@ def _cell(
         seed=seed,
         evaluation=evaluation,
     )
+
+
+def judged_id(training_id: str, evaluation: Evaluation) -> str:
+    """The id of a cell: of a training, judged by an evaluation and the code that is here."""
+    asked = evaluation.model_dump(mode="json", exclude_none=True)
+    return identity({"training": training_id, "evaluation": asked, "code": evaluation_hash()})
+
+
+def identity(facts: Mapping[str, Any]) -> str:
+    """16 hex digits that are equal for equal facts, which are plain JSON values."""
+    canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]

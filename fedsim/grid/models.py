@@ -357,7 +357,9 @@ class Cell(_Model):
     """One point of a grid; JSON-serialisable.
 
     Attributes:
-        cell_id: 16 hex digits; equal for two cells exactly when nothing that can change the result differs.
+        cell_id: 16 hex digits; equal for two cells exactly when nothing that can change the result differs: their training, their
+            evaluation and the code that judges.
+        training_id: the same of what can change the training: cells that differ in their evaluation alone share it.
         source: hash of the code that computes it, see :mod:`fedsim.plugins.code_hash`.
         label: what tables and curves call the algorithm with these parameters.
         algorithm: its name as the grid gives it.
@@ -378,6 +380,7 @@ class Cell(_Model):
     """
 
     cell_id: str
+    training_id: str = ""
     source: str
     label: str
     algorithm: str

@@ -1,8 +1,8 @@
 """What an algorithm's code is, as a hash: the part of a cell's id that changes when the mathematics does.
 
 Hashed are the syntax trees, without comments, docstrings and layout, of the algorithm's module and those of its base classes, of what
-these import, one from another, and of what runs a cell (:data:`HARNESS`). Left out are the standard library, installed packages (but for
-the algorithm's own) and :data:`HARMLESS`. Files are read and parsed, never imported. What is imported by a computed name is not seen.
+these import, one from another, and of the room that trains (:data:`TRAINING`). Left out are the standard library, installed packages (but
+for the algorithm's own) and :data:`HARMLESS`. Files are read and parsed, never imported. What is imported by a computed name is not seen.
 """
 
 from __future__ import annotations
@@ -24,74 +24,23 @@ from weakref import WeakKeyDictionary
 from fedsim.plugins.places import FEDSIM, INSTALLED, shown
 
 SHIPPED = tuple(FEDSIM.parent / name for name in ("fedsim", "algorithms", "baselines"))
-HARNESS = ("fedsim.training.trial", "fedsim.planning.prepare", "fedsim.runs.worker")
-"""What runs a cell, what prepares it, and what runs it on several actors."""
-_FINGERPRINT = "what it yields is data, whose content a cell's id holds"
+TRAINING, EVALUATION = "fedsim.training", "fedsim.evaluation"
+"""The rooms that compute what a training and a judgement are; each is hashed whole, with what it imports from the rooms below."""
 LAZY, FACE = "fedsim.methods", "fedsim.methods.face"
 """A package, and what its names lead to; who imports another module of the package does not reach that."""
-_CELL = "what it makes of a grid stands in the cell"
-_ROWS = "writes rows down"
 HARMLESS = {
-    "fedsim": "its version and lazy names",
-    "fedsim.methods": "lazy names",
-    "fedsim.plugins.check_file": "keeps which checks have passed; no number of a row",
-    "fedsim.privacy.counted_by": "says which code counted, and keeps solved budgets of other code apart",
-    "fedsim.garbage": "when memory is looked through",
-    "fedsim.grid": _CELL,
-    "fedsim.grid.cells": _CELL,
-    "fedsim.grid.complaints": "messages",
-    "fedsim.grid.models": _CELL,
-    "fedsim.grid.places": "messages",
-    "fedsim.grid.resolve": _CELL,
+    "fedsim.plugins": "finds classes, whose code is hashed",
+    "fedsim.grid": "what it makes of a grid stands in the cell",
+    "fedsim.data": "what it yields is data, whose content an id holds",
     "fedsim.errors": "messages",
-    "fedsim.regular": "how files are opened",
-    "fedsim.words": "how numbers are spelled",
-    "fedsim.plugins.registry": "finds a class, whose code is hashed",
+    "fedsim.words": "messages",
+    "fedsim.json_lines": "how lines are written",
     "fedsim.atomic": "how files are written",
-    "fedsim.proof": "names a room",
-    "fedsim.results.contradictions": "compares rows and plans, of which it changes none",
-    "fedsim.results": _ROWS,
-    "fedsim.results.folder": "names of files",
-    "fedsim.results.grid_rows": _ROWS,
-    "fedsim.json_lines": _ROWS,
-    "fedsim.results.rows": _ROWS,
-    "fedsim.results.store": _ROWS,
-    "fedsim.planning.node": "where cells run",
-    "fedsim.planning.gpu_memory": "where cells run",
-    "fedsim.results.generators": "saves and loads what was made",
-    "fedsim.results.row": _ROWS,
-    "fedsim.planning.process_state": "puts a process back as it was",
-    "fedsim.results.rejudging": "judges cells that are finished",
-    "fedsim.planning.rehearsal": "runs on made-up rows, before any cell",
-    "fedsim.plugins.code_hash": "another way to hash gives another hash",
-    "fedsim.plugins.places": "places in messages",
-    "fedsim.data.encoding": _FINGERPRINT,
-    "fedsim.data.encoding.archive": _FINGERPRINT,
-    "fedsim.data.arrays": _FINGERPRINT,
-    "fedsim.data.cache": _FINGERPRINT,
-    "fedsim.data.sources.digits": _FINGERPRINT,
-    "fedsim.data.encoding.embed": _FINGERPRINT,
-    "fedsim.data.npz": _FINGERPRINT,
-    "fedsim.data.encoding.encoder": _FINGERPRINT,
-    "fedsim.data.sources.hub": _FINGERPRINT,
-    "fedsim.data.sources.folder": _FINGERPRINT,
-    "fedsim.data.sources.table": _FINGERPRINT,
-    "fedsim.data.images": _FINGERPRINT,
-    "fedsim.data.sources.medmnist": _FINGERPRINT,
-    "fedsim.data.sources.milk10k": _FINGERPRINT,
-    "fedsim.data.normalise": _FINGERPRINT,
-    "fedsim.data.overlap": _FINGERPRINT,
-    "fedsim.data.encoding.shards": _FINGERPRINT,
-    "fedsim.data.encoding.spec": _FINGERPRINT,
-    "fedsim.data.sources": _FINGERPRINT,
-    "fedsim.data.sources.npz": _FINGERPRINT,
-    "fedsim.data.sources.source": _FINGERPRINT,
-    "fedsim.data.sources.load": _FINGERPRINT,
-    "fedsim.data.sources.spec": _FINGERPRINT,
-    "fedsim.data.split": _FINGERPRINT,
-    "fedsim.data.sources.tables": _FINGERPRINT,
+    "fedsim.regular": "how files are opened",
 }
-"""Modules of fedsim that the harness reaches and that change no number of a row, and why; every other one is hashed."""
+"""Rooms that the two reach and that change no number, and why; every other module that they reach is hashed."""
+COMPUTES = {"fedsim.data.normalise"}
+"""Their modules that a scheme of partition computes with."""
 _STANDARD = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))
 _known: WeakKeyDictionary[type, str] = WeakKeyDictionary()
 
@@ -104,8 +53,19 @@ def source_hash(cls: type) -> str:
     """
     if cls not in _known:
         roots = _modules_of(cls)
-        _known[cls] = secrets.token_hex(8) if roots is None else _hash_of(digests((*HARNESS, *roots), roots))
+        _known[cls] = secrets.token_hex(8) if roots is None else _hash_of(digests((*modules_of(TRAINING), *roots), roots))
     return _known[cls]
+
+
+def evaluation_hash() -> str:
+    """The same of the code that judges what was trained, and computes references."""
+    return module_hash(*modules_of(EVALUATION))
+
+
+def modules_of(room: str) -> list[str]:
+    """The names of a room's modules, sorted."""
+    folder = FEDSIM.parent / room.replace(".", "/")
+    return sorted(f"{room}.{path.stem}" for path in folder.glob("*.py") if path.stem != "__init__")
 
 
 @lru_cache
@@ -142,7 +102,13 @@ def digests(roots: Iterable[str], own: Iterable[str] = ()) -> dict[str, str]:
         roots: modules to start from.
         own: modules whose packages count although they are installed.
     """
-    return {name: _parsed(file.read_bytes()).digest for name, file in reached(roots, own).items() if name not in HARMLESS}
+    return {name: _parsed(file.read_bytes()).digest for name, file in reached(roots, own).items() if not is_harmless(name)}
+
+
+def is_harmless(module: str) -> bool:
+    """Whether a module changes no number: an empty package, or one of :data:`HARMLESS`."""
+    within = any(module == room or module.startswith(f"{room}.") for room in HARMLESS)
+    return module in ("fedsim", LAZY) or (within and module not in COMPUTES)
 
 
 def reached(roots: Iterable[str], own: Iterable[str] = ()) -> dict[str, Path]:
@@ -163,7 +129,7 @@ def reached(roots: Iterable[str], own: Iterable[str] = ()) -> dict[str, Path]:
         found[name] = file
         package = name if spec is not None and spec.submodule_search_locations is not None else name.rpartition(".")[0]
         waiting += _parents(name)
-        imports = _parsed(file.read_bytes()).imports if name != LAZY else ()
+        imports = () if is_harmless(name) else _parsed(file.read_bytes()).imports
         waiting += (each for imported in imports for each in imported.modules(package))
     return dict(sorted(found.items()))
 

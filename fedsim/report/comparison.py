@@ -13,11 +13,11 @@ from rich.text import Text
 
 from fedsim.errors import UserError
 from fedsim.json_lines import dump
-from fedsim.results.grid_rows import grid_rows
+from fedsim.results.folder import RunFolder
+from fedsim.results.grid_rows import grid_rounds, grid_rows
 from fedsim.results.groups import distinct_labels
 from fedsim.results.matching import Comparison, Matched, Run, compare
 from fedsim.results.rows import Row
-from fedsim.results.store import ResultStore
 from fedsim.words import counted, setting
 
 _HEADS = ("setting", "seeds", "mean change", "largest", "samples and noise", "fields that differ")
@@ -53,14 +53,13 @@ def compare_folders(first: Path, second: Path) -> Compared:
     Raises:
         UserError: one is not a run folder or cannot be read, or they share no setting and seed.
     """
-    stores = [ResultStore(folder) for folder in (first, second)]
-    for store in stores:
-        store.folder.check()
+    for folder in (first, second):
+        RunFolder(folder).check()
     rows = [grid_rows(folder) for folder in (first, second)]
     together = [row for each in rows for row in each]
     # one label for one set of parameters, so that words tell settings apart
     named = distinct_labels(together, [dump(row.params) for row in together])
-    runs = (Run(named[: len(rows[0])], stores[0].rounds()), Run(named[len(rows[0]) :], stores[1].rounds()))
+    runs = (Run(named[: len(rows[0])], grid_rounds(first)), Run(named[len(rows[0]) :], grid_rounds(second)))
     comparison = compare(*runs)
     if not comparison.matched:
         raise UserError(f"{first} and {second}", "no setting and seed is in both", "give two runs of one grid, or of grids that overlap")

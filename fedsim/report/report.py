@@ -26,11 +26,10 @@ from fedsim.report.partitions import draw_partitions
 from fedsim.report.sites import draw_sites
 from fedsim.report.tables import ResultsTable, results_tables, rich_tables
 from fedsim.results.folder import RunFolder
-from fedsim.results.grid_rows import grid_rows, read_manifest
+from fedsim.results.grid_rows import grid_clients, grid_rounds, grid_rows, read_manifest, write_rows
 from fedsim.results.groups import Group, group_seeds
 from fedsim.results.partitions import read_partitions
 from fedsim.results.rows import Row
-from fedsim.results.store import ResultStore
 from fedsim.results.summary import write_summary
 from fedsim.words import encodable
 
@@ -102,7 +101,7 @@ def draw_figure(name: str, shown: Shown, folder: Path) -> Drawn | None:
 
 @without_collection()
 def write_report(folder: Path) -> Report:
-    """Write ``summary.csv``, every figure of :data:`FIGURES` as ``curves/*.png`` and ``.svg``, and ``report.html`` into a run folder.
+    """Write rows, summary, every figure of :data:`FIGURES` as ``curves/*.png`` and ``.svg``, and ``report.html`` into a run folder.
 
     Args:
         folder: a run folder. Its manifest says which cells belong to the grid and their labels; without one, those of the
@@ -111,14 +110,13 @@ def write_report(folder: Path) -> Report:
     Raises:
         UserError: the folder has no results, or a file in it cannot be read.
     """
-    store = ResultStore(folder)
-    run = store.folder
+    run = RunFolder(folder)
     run.check()
     manifest = read_manifest(folder)
-    rows = grid_rows(folder)
+    rows = write_rows(folder)
     with process_beside(len(rows), __name__) as beside:
         groups = group_seeds(rows)
-        shown = Shown(rows, groups, Rounds.of(rows, store.rounds()), store.clients(), read_partitions(run))
+        shown = Shown(rows, groups, Rounds.of(rows, grid_rounds(folder)), grid_clients(folder), read_partitions(run))
         write_summary(groups, run.summary)
         figures = start_figures(shown, run.curves, beside)
         report = Report(run.page, rows, groups, find_failures(rows, shown.rounds))

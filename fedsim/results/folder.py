@@ -20,23 +20,17 @@ class RunFolder:
 
     @property
     def results(self) -> Path:
-        """A row a cell, appended."""
+        """A row a cell; made anew from the result lines, as the summary is."""
         return self.path / "results.jsonl"
 
-    @property
-    def rounds(self) -> Path:
-        """A record a round, appended."""
-        return self.path / "rounds.jsonl"
+    def lines(self, kind: str) -> Path:
+        """The result lines of one kind (:data:`fedsim.results.store.KINDS`), appended."""
+        return self.path / f"{kind}.jsonl"
 
     @property
     def clients(self) -> Path:
-        """A line a client of every cell that was judged by clients, appended."""
+        """A line a client of every cell that was judged by clients; made anew from the result lines."""
         return self.path / "clients.jsonl"
-
-    @property
-    def audits(self) -> Path:
-        """What audits saw, a line a pair of trainings, appended."""
-        return self.path / "audits.jsonl"
 
     @property
     def summary(self) -> Path:
@@ -64,22 +58,22 @@ class RunFolder:
         return self.path / "curves"
 
     @property
-    def generators(self) -> Path:
-        """The folder of the saved generators."""
-        return self.path / "generators"
+    def trained(self) -> Path:
+        """The folder of what trainings made."""
+        return self.path / "trained"
 
     @property
     def lock(self) -> Path:
         """Held by the one process that writes here."""
         return self.path / ".lock"
 
-    def generator(self, name: str) -> Path:
-        """The facts of a saved generator; its tensors stand beside them with the suffix ``.safetensors``."""
-        return self.generators / f"{name}.json"
+    def state(self, training_id: str) -> Path:
+        """The tensors that a training left."""
+        return self.trained / f"{training_id}.safetensors"
 
-    def checkpoint(self, cell_id: str) -> Path:
-        """The checkpoint of a cell under way; absolute, for workers elsewhere in the file system."""
-        return self.path.absolute() / "checkpoints" / f"{cell_id}.safetensors"
+    def checkpoint(self, training_id: str) -> Path:
+        """The checkpoint of a training under way; absolute, for workers elsewhere in the file system."""
+        return self.path.absolute() / "checkpoints" / f"{training_id}.safetensors"
 
     def log(self, cell_id: str) -> Path:
         """The log of a cell."""
@@ -91,5 +85,5 @@ class RunFolder:
         Raises:
             UserError: there are no results.
         """
-        if not self.results.exists():
-            raise UserError(str(self.path), f"there is no {self.results.name} here", "give a run folder, such as runs/quickstart")
+        if not (self.lines("trainings").exists() or self.results.exists()):
+            raise UserError(str(self.path), "there are no results here", "give a run folder, such as runs/quickstart")

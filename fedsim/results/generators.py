@@ -1,9 +1,9 @@
-"""Saved generators: tensors as safetensors, the facts about them as JSON; nothing is ever unpickled.
+"""Saved generators: made again from what a training left; a released one is a package of tensors and the facts about them.
 
 A generator is made from the server's state and the released client codes, which are private already, so to sample from it costs nothing.
-With secret noise nothing else in these files was computed from private data, nor is their name, so one may be released under its epsilon
+With secret noise nothing else in a package was computed from private data, nor is its name, so one may be released under its epsilon
 (several of one data set: :mod:`fedsim.evidence.together`). With seeded noise anyone can draw the noise again and take it off: they are for
-simulation only.
+simulation only. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -12,54 +12,53 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 
 from fedsim.atomic import replaced
 from fedsim.errors import UserError
 from fedsim.evaluation.judge import synthesise
-from fedsim.grid.models import Cell
-from fedsim.json_lines import encode, reasons
+from fedsim.grid.models import Cell, shown
+from fedsim.json_lines import dump, encode, reasons
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Task, Tensors
-from fedsim.methods.products import Generator, is_personal, own
+from fedsim.methods.products import Generator, is_classifier, is_personal, own
 from fedsim.plugins.registry import check_installed, lookup
-from fedsim.privacy.plan import RELEASABLE, Claim, PrivacyPlan
+from fedsim.privacy.plan import RELEASABLE, PrivacyPlan
 from fedsim.regular import read_regular, unread
 from fedsim.results.contradictions import cross_check, large_deltas
 from fedsim.results.folder import RunFolder
-from fedsim.results.row import planned_mechanisms, told_fields
+from fedsim.results.grid_rows import entries, every_entry
+from fedsim.results.join import Entry, Lines
 from fedsim.results.rows import Row
-from fedsim.results.store import ResultStore
+from fedsim.results.states import read_state
 from fedsim.seeds import Purpose, Seeds
 from fedsim.training.cohort import build_algorithm
 from fedsim.training.rounds import restored
 from fedsim.training.state import check_alike, check_released, described
-from fedsim.training.trial import Trial
 from fedsim.words import setting
 
 TENSORS = ".safetensors"
-MOST = 10**6
+MOST_SIZE = 10**6
 """Dimensions, classes or clients that a saved generator may have."""
 DRAWN = 4
 """Times the memory of its rows that a draw takes at least, with random numbers and what is computed between."""
-NAMED = 4
+MOST_NAMED = 4
 """Generators that an error names: a line that is not shortened has room for them."""
 
 
 class GeneratorFacts(BaseModel):
-    """What a saved generator's JSON file says: its cell, the public facts, the plan, what was spent, and what its tensors are.
+    """What is known of a saved generator, and what a package's JSON file says of it.
 
-    ``tensors`` tells dtype and shape by name, ``sha256`` is that of the ``.safetensors`` file; the JSON file's own is in the cell's row.
+    ``tensors`` are dtype and shape by name, ``sha256`` is that of the ``.safetensors`` file.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
@@ -80,8 +79,8 @@ class GeneratorFacts(BaseModel):
         """What is said twice is said alike, and every number is in its range: the files may be anybody's."""
         cell, task, plan = self.cell, self.task, self.plan
         for name, value in (("dim", task.dim), ("classes", task.classes), ("clients", task.clients)):
-            if not 1 <= value <= MOST:
-                raise ValueError(f"task.{name} is {value}, not in 1 .. {MOST}")
+            if not 1 <= value <= MOST_SIZE:
+                raise ValueError(f"task.{name} is {value}, not in 1 .. {MOST_SIZE}")
         if not 0 <= cell.seed < 2**63:
             raise ValueError(f"cell.seed is {cell.seed}, not in 0 .. 2^63 - 1")
         if (cell.clients, cell.unit, cell.trust) != (task.clients, task.unit, task.trust):
@@ -124,88 +123,33 @@ def releasable(cell: Cell) -> Cell:
     return cell.model_copy(update={"cell_id": name, "dataset_hash": None})
 
 
-def save_generator(
-    run: RunFolder, trial: Trial, class_names: tuple[str, ...], state: Tensors, spent: Mapping[str, Any], versions: Mapping[str, str]
-) -> str:
-    """Write ``generators/<cell_id>.safetensors`` and ``.json`` into a run folder, named by the id of :func:`releasable`.
+def release(run: Path | str, cell: str | None, out: Path) -> tuple[Path, GeneratorFacts]:
+    """Write the generator of a cell as a package that may leave the simulation: ``<id>.safetensors`` and ``<id>.json``.
 
     Args:
         run: the run folder.
-        trial: the cell.
-        class_names: what the classes are called; may be empty.
-        state: what the generator is made from (``Trained.state``).
-        spent: status, epsilon spent and accountant.
-        versions: of the packages that computed.
+        cell: the cell's id or its beginning; may be left out where there is one generator.
+        out: the folder of the two files.
 
     Returns:
-        SHA-256 of the JSON file, for the cell's row.
+        The JSON file, and what it says.
+
+    Raises:
+        UserError: there is no such generator, or it may not leave the simulation under its epsilon.
     """
-    cell = releasable(trial.cell)
+    facts, state, row = _of_run(RunFolder(Path(run)), cell)
+    _cross_checked(f"{run}, cell {facts.cell.cell_id}", facts, row)
+    if facts.held_back:
+        raise UserError(f"cell {facts.cell.cell_id}", f"may not be released: {facts.held_back}", RELEASE_HINT)
+    public = releasable(facts.cell)
+    path = out / f"{public.cell_id}.json"
     content = save({name: value.contiguous() for name, value in state.items()})
-    facts = GeneratorFacts(
-        cell=cell,
-        task=trial.task,
-        plan=trial.plan,
-        class_names=class_names,
-        versions=dict(versions),
-        tensors=described(state),
-        sha256=hashlib.sha256(content).hexdigest(),
-        **spent,
-    )
-    path = run.generator(cell.cell_id)
-    with replaced(path.with_suffix(TENSORS)) as part:
-        part.write_bytes(content)
-    return _write_facts(path, facts)
-
-
-def hold_back(run: RunFolder, cell: Cell) -> str | None:
-    """Note that an audit has refuted the claim of a saved generator.
-
-    Returns:
-        SHA-256 of the JSON file, for the cell's row; None where no generator is saved.
-
-    Raises:
-        UserError: its facts cannot be read.
-    """
-    path = run.generator(releasable(cell).cell_id)
-    return _write_facts(path, _facts(path)[0].model_copy(update={"status": "refuted"})) if path.exists() else None
-
-
-def tell_claim(run: RunFolder, cell: Cell, claim: Claim, known: str | None) -> str | None:
-    """Note what the claim of a saved generator is worth now; a file whose hash is not ``known``, its row's, is nobody's to vouch for again.
-
-    Returns:
-        SHA-256 of the JSON file, or ``known`` where there is no such file.
-
-    Raises:
-        UserError: its facts cannot be read.
-    """
-    path = run.generator(releasable(cell).cell_id)
-    if not path.exists():
-        return known
-    facts, digest = _facts(path)
-    if (plan := facts.plan) is None:
-        return known
-    told = {each: facts.model_copy(update={"plan": replace(plan, claim=each)}) for each in get_args(Claim)}
-    # after an end between the two, these facts are told already and their row is not
-    ahead = digest == _digest(facts) and known in set(map(_digest, told.values()))
-    return _write_facts(path, told[claim]) if digest == known or ahead else known
-
-
-def _write_facts(path: Path, facts: GeneratorFacts) -> str:
-    """Write the JSON file; its SHA-256."""
-    with replaced(path) as part:
-        part.write_bytes(_content(facts))
-    return _digest(facts)
-
-
-def _content(facts: GeneratorFacts) -> bytes:
-    return (facts.model_dump_json(indent=1) + "\n").encode()
-
-
-def _digest(facts: GeneratorFacts) -> str:
-    """SHA-256 of the JSON file that is written of the facts."""
-    return hashlib.sha256(_content(facts)).hexdigest()
+    facts = facts.model_copy(update={"cell": public, "sha256": hashlib.sha256(content).hexdigest()})
+    out.mkdir(parents=True, exist_ok=True)
+    for file, written in ((path.with_suffix(TENSORS), content), (path, (facts.model_dump_json(indent=1) + "\n").encode())):
+        with replaced(file) as part:
+            part.write_bytes(written)
+    return path, facts
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,21 +160,19 @@ class SavedGenerator:
         facts: its cell, plan and what was spent.
         synthesis: how it synthesises, as the algorithm's parameter says or ``client:K``; None where the algorithm has one way only.
         generator: the generator itself.
-        digest: SHA-256 of the JSON file.
-        row: the row of the run that has that hash; without one, all that the facts say is by the file's own word.
+        row: the row of the run that they are of; without one, all that the facts say is by the file's own word.
         notes: what the facts were not compared with.
     """
 
     facts: GeneratorFacts
     synthesis: str | None
     generator: Generator
-    digest: str
     row: Row | None
     notes: tuple[str, ...]
 
     @property
     def vouched(self) -> bool:
-        """Whether a row of the run says the same."""
+        """Whether the results of a run say the same."""
         return self.row is not None
 
     @property
@@ -294,9 +236,8 @@ class SavedGenerator:
             "class_names": list(self.facts.class_names),
             "versions": self.facts.versions,
             "noise": cell.noise,
-            "facts_sha256": self.digest,
             "tensors_sha256": self.facts.sha256,
-            "vouched": "by a row of its run" if self.vouched else "by nothing: no results were with it",
+            "vouched": "by the results of its run" if self.vouched else "by nothing: no results were with it",
             "release": "simulation only" if self.facts.held_back else "under its epsilon",
             "held_back": self.facts.held_back,
         }
@@ -309,14 +250,14 @@ class SavedGenerator:
 
 
 def load_generator(run: Path | str, cell: str | None = None, synthesis: str | None = None, *, trust_plugin: bool = False) -> SavedGenerator:
-    """Load a generator that a bench saved, if it is to the letter what was saved.
+    """Load a generator that a bench kept, or one that was released, if it is to the letter what was saved.
 
-    Names, shapes and dtypes of the tensors have to be those that the facts tell and that the algorithm's model has, their hash the facts',
-    and the facts' hash that of a row that says the same, where the run's rows are there. Budget and plan must be what the algorithm makes
-    of its parameters (:func:`fedsim.results.contradictions.cross_check`). Only code of registered algorithms and installed packages runs.
+    Names, shapes and dtypes of the tensors have to be those that the algorithm's model has, their hash the one that was noted. Budget and plan
+    must be what the algorithm makes of its parameters (:func:`fedsim.results.contradictions.cross_check`). Only code of registered algorithms
+    and installed packages runs.
 
     Args:
-        run: the run folder.
+        run: the run folder, or the folder of a released package.
         cell: the cell's id or its beginning; may be left out where there is one generator.
         synthesis: one of the algorithm's ``syntheses``, or ``client:K``, instead of the cell's own way.
         trust_plugin: also run the code of an algorithm that the facts name as a file or a module that is not installed.
@@ -324,139 +265,149 @@ def load_generator(run: Path | str, cell: str | None = None, synthesis: str | No
     Raises:
         UserError: there is no such generator, it is not what was saved, its algorithm is a plug-in, or does not synthesise like that.
     """
-    path = _find(Path(run), cell)
-    facts, digest = _facts(path)
-    row = _vouching(RunFolder(Path(run)), path, digest)
-    state = _tensors(path.with_suffix(TENSORS), facts)
+    folder = RunFolder(Path(run))
+    row: Row | None = None
+    if folder.lines("trainings").exists():
+        facts, state, row = _of_run(folder, cell)
+    else:
+        facts, state = _of_package(folder.path, cell)
+    where = f"{run}, cell {facts.cell.cell_id}"
     if not trust_plugin:
-        check_installed(facts.cell.algorithm, str(path))
+        check_installed(facts.cell.algorithm, where)
     kind, colon, client = (synthesis or "").partition(":")
-    ways, where = lookup(facts.cell.algorithm).syntheses, f"--synthesis {synthesis}"
+    ways, option = lookup(facts.cell.algorithm).syntheses, f"--synthesis {synthesis}"
     params = {**facts.cell.params, "synthesis": kind} if kind in ways else facts.cell.params
     if synthesis is not None and kind != "client" and not ways:
-        raise UserError(where, f"{facts.cell.label} has one way to synthesise", "leave it out")
-    algorithm, generator = _made(path, facts, params, state)
-    saved = SavedGenerator(facts, facts.cell.params.get("synthesis"), generator, digest, row, _cross_checked(path, facts, row))
+        raise UserError(option, f"{facts.cell.label} has one way to synthesise", "leave it out")
+    algorithm, generator = _made(where, facts, params, state)
+    notes = _cross_checked(where, facts, row or _as_row(facts))
+    saved = SavedGenerator(facts, facts.cell.params.get("synthesis"), generator, row, notes)
     if synthesis is None:
         return saved
     if kind in ways and not colon:
         return replace(saved, synthesis=kind)
     if kind != "client" or not client.isdigit():
-        raise UserError(where, "is not known", f"give {''.join(f'{way}, ' for way in ways)}or client: and a number such as client:3")
-    return replace(saved, synthesis=synthesis, generator=_of_client(algorithm, generator, int(client), facts, where))
+        raise UserError(option, "is not known", f"give {''.join(f'{way}, ' for way in ways)}or client: and a number such as client:3")
+    return replace(saved, synthesis=synthesis, generator=_of_client(algorithm, generator, int(client), facts, option))
 
 
 _AGAIN = "run the cell again in a new folder"
+RELEASE_HINT = "a generator may leave under privacy: {noise: secret}, a finite epsilon, and a claim that is proved or checked"
 
 
-def read_generator(path: Path, digest: str | None) -> tuple[GeneratorFacts, Tensors]:
-    """What :func:`save_generator` wrote: the facts, and what the generator is made from.
-
-    Args:
-        path: the facts.
-        digest: their hash by the cell's row; None where the row has none.
-
-    Raises:
-        UserError: it cannot be read, or is not what was saved.
-    """
-    facts, found = _facts(path)
-    if digest not in (None, found):
-        raise UserError(str(path), "the row of its cell has another hash: it was changed, or is of another run", _AGAIN)
-    return facts, _tensors(path.with_suffix(TENSORS), facts)
-
-
-def _facts(path: Path) -> tuple[GeneratorFacts, str]:
-    """What the JSON file says, and its hash."""
+def _of_run(folder: RunFolder, cell: str | None) -> tuple[GeneratorFacts, Tensors, Row]:
+    """The facts of a run's generator, from its result lines, what it is made from, and the row of its cell."""
+    lines = Lines.read(folder.path)
+    held = {e.cell_id: e for e in [*every_entry(lines), *entries(folder.path, lines)] if _is_kept(lines.trainings.get(e.training_id))}
+    entry = held[_chosen(folder.path, cell, {id_: _words(lines.trainings[e.training_id]["cell"]) for id_, e in held.items()})]
+    line, where = lines.trainings[entry.training_id], f"{folder.lines('trainings')}, training {entry.training_id}"
+    state = read_state(folder.state(entry.training_id), line["state"])
+    row, ledger = lines.trained_row(entry), line["ledger"] or {}
+    plan = line["plan"] and {**line["plan"], "claim": row.claim}
+    facts = {name: line[name] for name in ("task", "class_names", "versions")} | {
+        "cell": {**line["cell"], "cell_id": entry.cell_id, "label": entry.label},
+        "plan": plan,
+        "status": "ok" if row.status == "failed" else row.status,  # what failed was its judging
+        "epsilon_spent": ledger.get("epsilon_spent"),
+        "accountant": ledger.get("accountant"),
+        "tensors": described(state),
+        "sha256": line["state"],
+    }
     try:
-        content = read_regular(path)
-        facts = GeneratorFacts.model_validate_json(content)
-    except (OSError, ValidationError) as error:
-        lacks = {item["loc"] for item in error.errors() if item["type"] == "missing"} if isinstance(error, ValidationError) else set()
-        if lacks == {("tensors",), ("sha256",)}:
-            what = "was saved by an older fedsim, without the hash that ties its tensors to what it says of them"
-        else:
-            what = f"cannot be read ({'; '.join(reasons(error)) if isinstance(error, ValidationError) else unread(error)})"
-        raise UserError(str(path), what, _AGAIN) from error
-    if facts.cell.cell_id != path.stem:
-        raise UserError(str(path), f"holds the generator of cell {facts.cell.cell_id}", "give every file its own name back")
-    return facts, hashlib.sha256(content).hexdigest()
+        return GeneratorFacts.model_validate_json(dump(facts)), state, row
+    except ValidationError as error:
+        raise UserError(where, f"cannot be read ({'; '.join(reasons(error))})", _AGAIN) from error
 
 
-def _vouching(run: RunFolder, path: Path, digest: str) -> Row | None:
-    """The row that has the hash of the facts; there may be no rows at all, as beside released files."""
-    if not run.results.exists():
-        return None
-    if rows := [row for row in ResultStore(run.path).rows() if row.generator == digest]:
-        return rows[0]
-    raise UserError(str(path), f"no row of {run.results} has its hash: it was changed, or is of another run", _AGAIN)
-
-
-def _cross_checked(path: Path, facts: GeneratorFacts, row: Row | None) -> tuple[str, ...]:
-    """What the facts were not compared with.
+def _cross_checked(where: str, facts: GeneratorFacts, row: Row) -> tuple[str, ...]:
+    """What the facts, which are ``row``'s, were not compared with.
 
     Raises:
-        UserError: they differ from their row, or contradict themselves or the algorithm's plan.
+        UserError: they contradict themselves or the algorithm's plan.
     """
-    told = _as_row(facts)
-    if row is not None and (differing := list(_differing(told, row))):
-        raise UserError(str(path), f"differs from the row of its cell: {'; '.join(differing)}", _AGAIN)
-    checked = cross_check(told, dims=(facts.task.dim,), trust_plugin=True)
+    checked = cross_check(row, dims=(facts.task.dim,), trust_plugin=True)
     if checked.contradictions:
-        raise UserError(str(path), f"contradicts itself: {'; '.join(checked.contradictions)}", _AGAIN)
+        raise UserError(where, f"contradicts itself: {'; '.join(checked.contradictions)}", _AGAIN)
     return checked.notes
 
 
 def _as_row(facts: GeneratorFacts) -> Row:
-    """The row that has to vouch for the facts, without scores."""
-    fields = told_fields(facts.cell, facts.plan, facts.task.classes)
-    fields |= {"status": facts.status, "epsilon_spent": facts.epsilon_spent, "accountant": facts.accountant}
-    plan = None if facts.status == "unaccounted" else facts.plan
-    return Row.model_construct(**fields, mechanisms=None if plan is None else planned_mechanisms(plan))
+    """A package's facts as the row that they claim to be of, without scores; mechanisms are the plan's."""
+    cell, plan = facts.cell, facts.plan
+    line = {
+        "cell": cell.model_dump(mode="json"),
+        "task": asdict(facts.task),
+        "plan": None if plan is None else asdict(plan),
+        "dataset": shown(cell.dataset, cell.evaluation.unseen),
+        "alpha": cell.concentration,
+        "yields": "generator",
+        "ledger": {"epsilon_spent": facts.epsilon_spent, "accountant": facts.accountant, "mechanisms": _mechanisms(plan), "unaccounted": ""},
+        "versions": facts.versions,
+        "state": facts.sha256,
+        **dict.fromkeys(("error", "partition", "train_rows", "train_groups", "uplink_bytes", "seconds")),
+    }
+    lines = Lines({cell.training_id: line}, {}, {})
+    return lines.trained_row(Entry(cell.cell_id, cell.training_id, cell.label))
 
 
-_NEWER = ("dataset_hash", "source", "noise", "relation", "sensitivity", "mechanisms", "chance", "scheme")
-"""What an older row lacks, or facts that hold nothing of private data."""
+def _mechanisms(plan: PrivacyPlan | None) -> list[dict[str, Any]]:
+    """What a ledger holds once all of a plan has run."""
+    return [
+        {
+            "release": release.name,
+            "kind": "gaussian" if release.sample_rate == 1 else "sampled-gaussian",
+            "noise_multiplier": plan.noise_multiplier(release.name),
+            "sample_rate": release.sample_rate,
+            "count": release.steps,
+        }
+        for release in (plan.releases if plan else ())
+        if plan and release.steps
+    ]
 
 
-def _differing(told: Row, row: Row) -> Iterator[str]:
-    """Where a row says otherwise than the facts, which are ``told`` as one."""
-    for name in sorted(told.model_fields_set - {"cell_id", "label"}):
-        here, there = getattr(told, name), getattr(row, name)
-        if not _same(name, here, there, told.algorithm) and not (name in _NEWER and None in (here, there)):
-            yield name if name in ("params", "mechanisms") else f"{name} {here} and not {there}"
+def _is_kept(line: Mapping[str, Any] | None) -> bool:
+    return line is not None and line["state"] is not None and line["yields"] == "generator"
 
 
-def _same(name: str, here: Any, there: Any, algorithm: str) -> bool:
-    if name == "mechanisms" and here and there and len(here) == len(there):
-        # a ledger's multiplier was divided by the sensitivity that it is multiplied by
-        return all(
-            math.isclose(a.noise_multiplier, b.noise_multiplier, rel_tol=1e-6)
-            and a == b.model_copy(update={"noise_multiplier": a.noise_multiplier})
-            for a, b in zip(here, there, strict=True)
-        )
-    if name == "params" and here != there:  # infinity has another word there
-        params = lookup(algorithm).Params
-        try:
-            return params.model_validate(here) == params.model_validate(there)
-        except ValidationError:
-            return False
-    return bool(here == there)
-
-
-def _tensors(path: Path, facts: GeneratorFacts) -> Tensors:
-    """The tensors, if they are those of the facts."""
+def _of_package(folder: Path, cell: str | None) -> tuple[GeneratorFacts, Tensors]:
+    """The facts and tensors of a released package, or of a run folder of fedsim 0.1."""
+    paths = {path.stem: path for path in sorted([*folder.glob("*.json"), *(folder / "generators").glob("*.json")]) if path.stem.isalnum()}
+    paths = {stem: path for stem, path in paths.items() if path.with_suffix(TENSORS).exists()}
+    path = paths[_chosen(folder, cell, dict.fromkeys(paths, ""))]
     try:
-        content = read_regular(path)
-        state: Tensors = load(content)
+        facts = GeneratorFacts.model_validate_json(read_regular(path))
+    except (OSError, ValidationError) as error:
+        what = "; ".join(reasons(error)) if isinstance(error, ValidationError) else unread(error)
+        raise UserError(str(path), f"cannot be read ({what})", _AGAIN) from error
+    if facts.cell.cell_id != path.stem:
+        raise UserError(str(path), f"holds the generator of cell {facts.cell.cell_id}", "give every file its own name back")
+    state = read_state(path.with_suffix(TENSORS), facts.sha256)
+    try:
         check_alike(described(state), facts.tensors)
-        if hashlib.sha256(content).hexdigest() != facts.sha256:
-            raise ValueError("its SHA-256 is not the one in the JSON file beside it")
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise UserError(str(path), f"is not what was saved ({unread(error)})", _AGAIN) from error
-    return state
+    except ValueError as error:
+        raise UserError(str(path), f"is not what was saved ({error})", _AGAIN) from error
+    return facts, state
 
 
-def _made(path: Path, facts: GeneratorFacts, params: Mapping[str, Any], state: Tensors) -> tuple[Algorithm, Generator]:
+def _chosen(run: Path, cell: str | None, known: Mapping[str, str]) -> str:
+    """The one id that begins with ``cell``."""
+    found = [name for name in known if name.startswith(cell or "")]
+    if len(found) == 1:
+        return found[0]
+    listed = [f"{name} ({known[name]})" if known[name] else name for name in (found or known)]
+    ids = ", ".join(listed[:MOST_NAMED]) + (f" and {len(listed) - MOST_NAMED} more" if len(listed) > MOST_NAMED else "")
+    if not known:
+        raise UserError(str(run), "there are no generators here", "give the folder of a run whose generative cells are finished")
+    if cell is None or found:
+        raise UserError(str(run), f"there are several generators ({ids})", "name one with --cell")
+    raise UserError(f"--cell {cell}", f"there is no generator of this cell in {run}", f"known: {ids}")
+
+
+def _words(cell: Mapping[str, Any]) -> str:
+    return setting(cell["label"], epsilon=cell["epsilon"], seed=cell["seed"])
+
+
+def _made(where: str, facts: GeneratorFacts, params: Mapping[str, Any], state: Tensors) -> tuple[Algorithm, Generator]:
     """The algorithm and its generator, which is drawn from once: files that agree with each other can still be nonsense."""
     task = facts.task
     try:
@@ -465,6 +416,7 @@ def _made(path: Path, facts: GeneratorFacts, params: Mapping[str, Any], state: T
             model = algorithm.build(0)
         check_released(model, state, task.clients, codes=algorithm.releases_codes())
         generator, _ = restored(algorithm, state, facts.plan, Seeds(facts.cell.seed))
+        assert not is_classifier(generator)
         drawn = generator.sample(torch.arange(task.classes), Seeds(0).torch(Purpose.SYNTHESIS))
         if drawn.shape != (task.classes, task.dim) or not drawn.isfinite().all():
             raise ValueError(f"it draws {described({'x': drawn})['x']}, not finite rows [{task.classes}, {task.dim}]")
@@ -472,7 +424,7 @@ def _made(path: Path, facts: GeneratorFacts, params: Mapping[str, Any], state: T
         raise
     except (Exception, SystemExit) as error:  # whatever an algorithm makes of values that it did not make
         why = "; ".join(reasons(error)) if isinstance(error, ValidationError) else unread(error)
-        raise UserError(str(path), f"is no generator of {facts.cell.label} ({type(error).__name__}: {why})", _AGAIN) from error
+        raise UserError(where, f"is no generator of {facts.cell.label} ({type(error).__name__}: {why})", _AGAIN) from error
     return algorithm, generator
 
 
@@ -485,47 +437,3 @@ def _of_client(algorithm: Algorithm, generator: Generator, client: int, facts: G
         what = "under noised: shared the client codes carry no noise, so they never left their clients"
         raise UserError(where, what, f"give {' or '.join(algorithm.syntheses)}, or train with noised: all")
     return own(generator, client)
-
-
-def _find(run: Path, cell: str | None) -> Path:
-    folder = RunFolder(run).generators
-    found = sorted(folder.glob(f"{cell or ''}*.json")) if not cell or cell.isalnum() else []
-    if not found and cell:
-        found = _of_row(run, cell)
-    if len(found) == 1:
-        return found[0]
-    ids = _listed(found or sorted(folder.glob("*.json")))
-    if not ids:
-        raise UserError(str(run), "there are no generators here", "give the folder of a run whose generative cells are finished")
-    if cell is None or found:
-        raise UserError(str(run), f"there are several generators ({ids})", "name one with --cell")
-    raise UserError(f"--cell {cell}", f"there is no generator of this cell in {run}", f"known: {ids}")
-
-
-def _of_row(run: Path, cell: str) -> list[Path]:
-    """The generators of the rows whose cell's id begins so: with secret noise a file is called otherwise (:func:`releasable`)."""
-    folder = RunFolder(run)
-    rows = ResultStore(run).rows() if folder.results.exists() else []
-    hashes = {row.generator for row in rows if row.generator and row.cell_id.startswith(cell)}
-    return [path for path in sorted(folder.generators.glob("*.json")) if _hash(path) in hashes]
-
-
-def _hash(path: Path) -> str | None:
-    """SHA-256 of a file, whatever it holds; None where it cannot be read."""
-    try:
-        return hashlib.sha256(read_regular(path)).hexdigest()
-    except OSError:
-        return None
-
-
-def _listed(paths: Sequence[Path]) -> str:
-    return ", ".join(map(_told, paths[:NAMED])) + (f" and {len(paths) - NAMED} more" if len(paths) > NAMED else "")
-
-
-def _told(path: Path) -> str:
-    """A generator's id and setting; its id alone where its facts cannot be read."""
-    try:
-        cell = _facts(path)[0].cell
-    except UserError:
-        return path.stem
-    return f"{path.stem} ({setting(cell.label, epsilon=cell.epsilon, seed=cell.seed)})"

@@ -13,9 +13,9 @@ from fedsim.results.rows import Row
 
 SETTING = ("label", "dataset", "scheme", "alpha", "clients", "unseen", "epsilon_target", "delta", "unit", "trust")
 """What rows are matched by, beside parameters and seed."""
-_PROVENANCE = ("cell_id", "source", "judged", "referenced", "versions", "counted_by")
+_PROVENANCE = ("cell_id", "source", "judged", "versions", "counted_by")
 """Fields that say what code made a row; a cell's id is a hash of it, too."""
-_CLOCK = "seconds"
+_CLOCK = ("seconds", "train_seconds", "judge_seconds")
 _SAVED = "generator"
 """A hash of a file that tells versions, too."""
 FINGERPRINTS = ("sampled", "noise")
@@ -130,14 +130,13 @@ def _matched(pairs: Sequence[tuple[Row, Row]], first: Run, second: Run) -> Match
 
 def _differing(first: Row, second: Row) -> list[str]:
     a, b = first.model_dump(), second.model_dump()
-    return [name for name in a if name not in (*_PROVENANCE, _CLOCK, _SAVED) and dump(a[name]) != dump(b[name])]
+    return [name for name in a if name not in (*_PROVENANCE, *_CLOCK, _SAVED) and dump(a[name]) != dump(b[name])]
 
 
 def _provenance(pairs: Sequence[tuple[Row, Row]]) -> list[tuple[str, str, str]]:
     """Sources by algorithm, other code and versions by package, where the two runs have other ones."""
     found = dict.fromkeys((f"source of {a.algorithm}", a.source or "none", b.source or "none") for a, b in pairs)
     found |= dict.fromkeys(("code that judged", a.judged or "none", b.judged or "none") for a, b in pairs)
-    found |= dict.fromkeys(("code of the references", a.referenced or "none", b.referenced or "none") for a, b in pairs)
     found |= dict.fromkeys(("code that counted ε", a.counted_by or "none", b.counted_by or "none") for a, b in pairs)
     found |= dict.fromkeys(
         (name, a.versions.get(name, "none"), b.versions.get(name, "none")) for a, b in pairs for name in {**a.versions, **b.versions}

@@ -7,14 +7,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
-from fedsim.evaluation.measures import MEASURES
+from fedsim.evaluation.measures import MEASURES, LabelShares
 from fedsim.json_lines import decode, dump, load
 from fedsim.privacy.plan import Claim, Neighbours, Trust
 from fedsim.words import encodable, setting
 
 Status = Literal["ok", "failed", "overspent", "unaccounted", "refuted"]
-LabelShares = Literal["released", "uniform"]
-"""Which labels plain accuracy is from: as frequent as the algorithm released them under its budget, or equally frequent."""
+
 
 UNDRAWN = ("failed", "overspent", "unaccounted", "refuted")
 """The statuses of rows that are in no mean and no picture."""
@@ -76,11 +75,10 @@ class Row(BaseModel):
     Attributes:
         source: hash of the code that ran (:mod:`fedsim.plugins.code_hash`); a row without one is older than this field, and so than any
             row with one.
-        judged: hash of the code that scores are from, ``referenced`` of the code that ceiling and local-only are from: judging a finished
-            cell anew writes its row again, but without a saved generator its scores stay.
+        judged: hash of the code that scores and references are from.
         status: ``unaccounted`` where the ledger is not what the plan planned: nothing is known of the epsilon, and ``error`` says why;
             ``refuted`` where a bound of an audit is above the target, or a theorem's sensitivity is exceeded.
-        generator: SHA-256 of the facts (JSON) of the generator that was saved.
+        generator: SHA-256 of the tensors that the training left; None where none were kept.
         yields: what the algorithm makes; None: an older row.
         train_groups: how many groups the training rows are, where the unit is a group.
         epsilon_spent: under add-or-remove-one.
@@ -104,7 +102,7 @@ class Row(BaseModel):
         scores: by the names of :data:`fedsim.evaluation.measures.MEASURES`; on disk and as arguments each is a field of the row, so that a
             measure that is one more is one field more.
         uplink_bytes: what all clients sent in all rounds, but for the row count that weighs an update without privacy; ``seconds`` is the
-            cell's wall time.
+            cell's wall time, training and judging.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -112,7 +110,6 @@ class Row(BaseModel):
     cell_id: str
     source: str | None = None
     judged: str | None = None
-    referenced: str | None = None
     status: Status
     error: RowError | None = None
     algorithm: str
@@ -163,6 +160,8 @@ class Row(BaseModel):
     chance: float | None = None
     uplink_bytes: int | None = None
     seconds: float | None = None
+    train_seconds: float | None = None
+    judge_seconds: float | None = None
     versions: dict[str, str] = {}
     generator: str | None = None
 
@@ -219,9 +218,6 @@ class Row(BaseModel):
         numbers = {**dict(self), **self.scores}
         if strange := [name for name, value in numbers.items() if isinstance(value, float) and math.isnan(value)]:
             raise ValueError(f"{min(strange)} is not a number")
-        # Not of every measure: rows are older than the newest one.
-        if self.status != "failed" and self.balanced_accuracy is None:
-            raise ValueError(f"a row with status {self.status} has balanced_accuracy")
         target, spent = self.epsilon_target, self.epsilon_spent
         if self.status == "ok" and target is not None and self.audited_epsilon > target:
             raise ValueError(

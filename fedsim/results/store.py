@@ -7,9 +7,8 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from pydantic import BaseModel
 
@@ -17,12 +16,64 @@ from fedsim.errors import RunLost, UserError
 from fedsim.json_lines import complete_lines, decode, dump, is_json, load, reasons
 from fedsim.regular import unread, without_waiting
 from fedsim.results.folder import RunFolder
-from fedsim.results.rows import Row
 from fedsim.words import is_encodable
 
 
+class _Training(BaseModel):
+    training_id: str
+    cell: dict[str, Any]
+    error: dict[str, str] | None
+
+
+class _Judgement(BaseModel):
+    cell_id: str
+    training_id: str
+    error: dict[str, str] | None
+
+
+class _Reference(BaseModel):
+    reference: str
+
+
+class _Audit(BaseModel):
+    audit: str
+
+
+class _Pair(BaseModel):
+    audit: str
+    pair: int
+
+
+class _Check(BaseModel):
+    source: str
+    unit: str
+    trust: str
+    params: dict[str, Any]
+    ended: Literal["passed", "failed"]
+
+
+class _Round(BaseModel):
+    training_id: str
+    round: int
+
+
+Kind = Literal["trainings", "judgements", "references", "audits", "pairs", "checks", "rounds"]
+KINDS: dict[Kind, type[BaseModel]] = {
+    "trainings": _Training,
+    "judgements": _Judgement,
+    "references": _Reference,
+    "audits": _Audit,
+    "pairs": _Pair,
+    "checks": _Check,
+    "rounds": _Round,
+}
+"""The kinds of result lines, each a file, and the keys that every line of a kind has."""
+_WORDS = (b'inf"', b'"nan"')
+"""One of them is in every line with a number that is not finite."""
+
+
 class ResultStore:
-    """The append-only files of one run folder.
+    """The append-only files of one run folder: a line for every result of a job.
 
     Reading needs no lock. Every append takes the folder's lock unless ``lock()`` already holds it, so two fedsim processes
     never write to one folder at a time.
@@ -50,7 +101,7 @@ class ResultStore:
             self.folder.path.mkdir(parents=True, exist_ok=True)
             file = self.folder.lock.open("a+")
         except OSError as error:
-            cannot = "be written" if self.folder.results.exists() else "be made a run folder"
+            cannot = "be written" if self.folder.path.exists() else "be made a run folder"
             raise UserError(str(self.folder.path), f"cannot {cannot} ({unread(error)})", "make it writable, or give another one") from error
         with file:
             self._take(file)
@@ -108,146 +159,85 @@ class ResultStore:
             what, right = "was moved or removed while fedsim ran in it", "the same command runs what the folder lacks"
             raise RunLost(str(self.folder.path), what, right)
 
-    def append(self, row: Row) -> None:
-        """Add a row: one write, on disk when this returns.
-
-        Raises:
-            UserError: another fedsim holds the folder.
-        """
-        self._append(self.folder.results, [row.to_json()])
-
-    def append_rounds(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Add round records, each with ``cell_id``, ``round`` and diagnostics (numbers, arrays or lists), in one write.
-
-        Raises:
-            UserError: another fedsim holds the folder.
-            ValueError: a record has no ``cell_id`` or ``round``.
-        """
-        lines = []
-        for record in records:
-            if "cell_id" not in record or "round" not in record:
-                raise ValueError(f"a round record has cell_id and round, not only {sorted(record)}")
-            lines.append(dump(record))
-        if lines:
-            self._append(self.folder.rounds, lines)
-
-    def append_clients(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Add what is told of the clients of one cell, each line with ``cell_id`` and ``client``, in one write.
-
-        Raises:
-            UserError: another fedsim holds the folder.
-        """
-        if written := [dump(line) for line in lines]:
-            self._append(self.folder.clients, written)
-
-    def append_audits(self, key: str, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Add what an audit saw, in one write.
+    def append(self, kind: Kind, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Add result lines of one kind, in one write that is on disk when this returns; a line is never changed again.
 
         Args:
-            key: of the audit; whoever asks for it again goes on from here.
-            lines: each with ``pair``, the number of what it tells of.
+            kind: see :data:`KINDS`.
+            lines: with at least the keys of their kind.
 
         Raises:
             UserError: another fedsim holds the folder.
+            ValueError: a line lacks a key of its kind.
         """
-        if written := [dump({"audit": key, **line}) for line in lines]:
-            self._append(self.folder.audits, written)
+        texts = []
+        for line in lines:
+            if lacking := [key for key in KINDS[kind].model_fields if key not in line]:
+                raise ValueError(f"a line of {kind} has {', '.join(KINDS[kind].model_fields)}; {', '.join(lacking)} is missing")
+            texts.append(dump(line))
+        if texts:
+            self._append(self.folder.lines(kind), texts)
 
-    def audits(self, key: str) -> list[dict[str, Any]]:
-        """What an audit saw so far, by number, without its key.
+    def lines(self, kind: Kind) -> Iterator[dict[str, Any]]:
+        """The lines of one kind in the order in which they were written; numbers that are not finite as numbers.
 
         Raises:
-            UserError: a complete line of the file is not what an audit wrote.
+            UserError: a complete line of the file is none of this kind.
         """
-        found: dict[int, dict[str, Any]] = {}
-        for number, line in complete_lines(self.folder.audits):
+        path, model = self.folder.lines(kind), KINDS[kind]
+        for number, line in complete_lines(path):
             try:
-                told = decode(load(line))
-                if told.pop("audit") == key:
-                    found[told["pair"]] = told
-            except _NO_RECORD as error:
-                raise _broken(self.folder.audits, number, error, "its pair runs again") from error
-        return [found[pair] for pair in sorted(found)]
-
-    def clients(self) -> list[dict[str, Any]]:
-        """The last line of every cell and client, by cell and client.
-
-        Raises:
-            UserError: a complete line of the file is none of these.
-        """
-        latest: dict[str, dict[int, dict[str, Any]]] = {}
-        for told in self._client_lines():
-            latest.setdefault(told["cell_id"], {})[told["client"]] = told
-        return [own[client] for own in latest.values() for client in sorted(own)]
-
-    def _client_lines(self) -> Iterator[dict[str, Any]]:
-        """The lines of clients, as they are in the file."""
-        for number, line in complete_lines(self.folder.clients):
-            try:
-                told = load(line)
-                _ClientLine.model_validate(told, strict=True)
-            except _NO_RECORD as error:
-                raise _broken(self.folder.clients, number, error) from error
-            yield told
-
-    def rows(self) -> list[Row]:
-        """The last row of every cell, in the order in which those rows were written.
-
-        Raises:
-            UserError: a complete line of the file is not a row.
-        """
-        latest: dict[str, Row] = {}
-        for number, line in complete_lines(self.folder.results):
-            try:
-                row = Row.from_json(line)
+                values = load(line)
+                model.model_validate(values, strict=True)
             except ValueError as error:
-                raise _broken(self.folder.results, number, error, "its cell runs again") from error
-            latest.pop(row.cell_id, None)
-            latest[row.cell_id] = row
-        return list(latest.values())
+                what, hint = "; ".join(reasons(error)), "remove the line; its job runs again, or what it says is lost"
+                raise UserError(f"{path}:{number}", f"this line cannot be read ({what})", hint) from error
+            yield decode(values) if any(word in line for word in _WORDS) else values
 
-    def rounds(self) -> list[dict[str, Any]]:
-        """The round records by cell, in order of the round; a cell that ran again replaces its records from that round on.
-
-        Raises:
-            UserError: a complete line of the file is not a round record.
-        """
-        by_cell: dict[str, list[dict[str, Any]]] = {}
-        for record in self._round_records():
-            kept = by_cell.setdefault(record["cell_id"], [])
-            while kept and kept[-1]["round"] >= record["round"]:
-                kept.pop()
-            kept.append(record)
-        return [record for records in by_cell.values() for record in records]
-
-    def _round_records(self) -> Iterator[dict[str, Any]]:
-        """The round records, as they are in the file."""
-        for number, line in complete_lines(self.folder.rounds):
-            try:
-                record = load(line)
-                if any(word in line for word in _WORDS):
-                    record = {key: value if key == "cell_id" else decode(value) for key, value in record.items()}
-                _RoundLine.model_validate(record, strict=True)
-            except _NO_RECORD as error:
-                raise _broken(self.folder.rounds, number, error) from error
-            yield record
-
-    def check_beside(self) -> None:
-        """Read what stands beside the rows, line by line, so that a damaged line is told before anything runs.
+    def check(self) -> None:
+        """Read all files, so that a damaged line is an error before anything runs.
 
         Raises:
             UserError: a line cannot be read.
         """
-        for _ in chain(self._round_records(), self._client_lines()):
-            pass
+        for kind in KINDS:
+            for _ in self.lines(kind):
+                pass
 
-    def finished(self) -> set[str]:
-        """The ids of cells that need not run again: their last row says anything but ``failed``."""
-        return {row.cell_id for row in self.rows() if row.status != "failed"}
+    def trainings(self) -> dict[str, dict[str, Any]]:
+        """The last line of every training by its id; one that succeeded stands before one that failed."""
+        found: dict[str, dict[str, Any]] = {}
+        for line in self.lines("trainings"):
+            if line["error"] is None or found.get(line["training_id"], line)["error"] is not None:
+                found[line["training_id"]] = line
+        return found
 
-    def failed(self) -> set[str]:
-        """The ids of cells whose last row is a failure."""
-        return {row.cell_id for row in self.rows() if row.status == "failed"}
+    def judgements(self) -> dict[str, dict[str, Any]]:
+        """The last line of every judgement by its cell's id."""
+        return {line["cell_id"]: line for line in self.lines("judgements")}
+
+    def references(self) -> dict[str, dict[str, Any]]:
+        """The references by their keys."""
+        return {line["reference"]: line for line in self.lines("references")}
+
+    def audit_pairs(self, key: str) -> list[dict[str, Any]]:
+        """What an audit has seen so far, by number, without its key."""
+        own = {line["pair"]: line for line in self.lines("pairs") if line["audit"] == key}
+        return [{name: value for name, value in own[number].items() if name != "audit"} for number in sorted(own)]
+
+    def audits(self) -> dict[str, dict[str, Any]]:
+        """The last outcome of every audit by its key."""
+        return {line["audit"]: line for line in self.lines("audits")}
+
+    def rounds(self) -> dict[str, list[dict[str, Any]]]:
+        """The round records by training, in order of the round; a training that ran again replaces its records from that round on."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for record in self.lines("rounds"):
+            kept = found.setdefault(record["training_id"], [])
+            while kept and kept[-1]["round"] >= record["round"]:
+                kept.pop()
+            kept.append(record)
+        return found
 
     def log(self, cell_id: str, lines: Iterable[str]) -> None:
         """Add lines to a cell's log.
@@ -278,34 +268,6 @@ class ResultStore:
                     with suppress(OSError):
                         file.truncate(before)
                     raise
-
-
-class _RoundLine(BaseModel):
-    """What is read of a round's record, and must be so."""
-
-    cell_id: str
-    round: int
-
-
-class _ClientLine(BaseModel):
-    """What is read of a client's line, and must be so."""
-
-    cell_id: str
-    client: int
-    name: str
-    own_balanced_accuracy: float | None
-    shared_balanced_accuracy: float | None
-
-
-_WORDS = (b'inf"', b'"nan"')
-"""One of them is in every line with a number that is not finite."""
-_NO_RECORD = (ValueError, KeyError, TypeError, AttributeError)
-"""What reading a line raises that is none of fedsim's."""
-
-
-def _broken(path: Path, number: int, error: Exception, follows: str = "what it told is lost") -> UserError:
-    what = "; ".join(reasons(error))
-    return UserError(f"{path}:{number}", f"this line cannot be read ({what})", f"remove the line; {follows}")
 
 
 def _mend(path: Path) -> None:

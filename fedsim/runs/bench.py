@@ -6,32 +6,31 @@ import importlib
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from fedsim.atomic import discard
-from fedsim.evidence.audit.of_grid import ClaimAudit, audits_of, is_told
+from fedsim.errors import UserError
+from fedsim.evidence.audit.of_grid import ClaimAudit, audits_of
 from fedsim.grid.models import Grid
 from fedsim.interrupts import INTERRUPTED
 from fedsim.planning.label_matrices import drawn_matrices
 from fedsim.planning.prepare import Prepared
-from fedsim.plugins.check_file import on_file
 from fedsim.report.plan_table import show_refused, show_warnings
-from fedsim.results.folder import RunFolder
-from fedsim.results.generators import tell_claim
+from fedsim.results.grid_rows import is_older
+from fedsim.results.join import Entry, Lines
 from fedsim.results.partitions import write_partitions
-from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore
-from fedsim.runs.cluster import ClusterLost
 from fedsim.runs.display import make_display, outcome
+from fedsim.runs.engine import ClusterLost, Engine
+from fedsim.runs.jobs import Audits, Desk, Job, Judge, Train, references_of
 from fedsim.runs.manifest import write_manifest
 from fedsim.runs.scheduler import Scheduler
-from fedsim.training.cohort import build_algorithm
 from fedsim.training.trial import Trial
 from fedsim.words import counted, print_line
 
@@ -39,154 +38,199 @@ if TYPE_CHECKING:
     from fedsim.report.report import Report
 
 REPORT = "from fedsim.cli import main; main()"
-TOLD = 12
-"""Rows that are not ok and are told below the table of results, which has to stay in sight."""
+MOST_SHOWN = 12
+"""Rows that are not ok and are listed below the table of results, which has to stay in sight."""
 
 
 def run_bench(
-    prepared: Prepared, folder: Path, console: Console, engine: AbstractContextManager[Any], *, retry_failed: bool = False
+    prepared: Prepared, folder: Path, console: Console, engine: AbstractContextManager[Engine], *, retry_failed: bool = False
 ) -> int:
-    """Run the cells that are not finished yet, then draw the report.
+    """Run the jobs whose lines are missing, then draw the report.
 
     Args:
         prepared: the grid.
         folder: the run folder.
         console: where progress and the table of results go.
-        engine: entered if there is anything to run; Ray is connected inside.
+        engine: entered if there is anything to run.
         retry_failed: run cells again that failed before.
 
     Returns:
         The exit code: 0 if every cell is ok, 1 if one is not or a plug-in was left out, 130 after an interruption.
 
     Raises:
-        UserError: the folder cannot be written, another fedsim runs in it, or the grid's audits could say nothing.
+        UserError: the folder cannot be written, another fedsim runs in it, the grid's audits could say nothing, or a judgement is missing
+            whose training cannot be repeated.
     """
-    audits = audits_of(prepared.grid, prepared.trials)
     store = ResultStore(folder)
     show_refused(prepared, console)
     show_warnings(prepared, console)
     with store.lock():
-        rows = store.rows()
-        store.check_beside()
-        finished = store.finished()
-        for cell_id in finished:  # of an older fedsim, which wrote the row first
-            discard(store.folder.checkpoint(cell_id))
-        done = finished | (set() if retry_failed else store.failed())
-        todo = [trial for trial in prepared.trials if trial.cell.cell_id not in done]
-        if changed := older_code(prepared.grid, todo, rows):
-            print_line(console, changed, "yellow")
-        anew = told_anew([trial for trial in prepared.trials if trial.cell.cell_id in done], rows, store.folder)
-        for row in anew:
-            store.append(row)
-        without = unreferenced(prepared.trials, [*rows, *anew])
-        write_manifest(store.folder, prepared)
-        write_partitions(store.folder, drawn_matrices(prepared))
-        try:
-            report = _run(prepared, todo, without, _untold(audits, todo, store), store, console, engine)
-        except KeyboardInterrupt:
-            print_line(console, f"interrupted: {_finished(prepared, store)}; the same command goes on")
-            return INTERRUPTED
-        except ClusterLost as error:
-            print_line(console, f"{error.where}: {error.what}; {_finished(prepared, store)}; {error.right}")
-            if store.folder.results.exists():  # in a process of its own: Ray ends this one within seconds of a loss
-                subprocess.run([sys.executable, "-c", REPORT, "report", str(folder)], check=False)
-            return error.exit_code
+        code = run_prepared(prepared, store, console, engine, retry_failed=retry_failed, audits=audits_of(prepared.grid, prepared.trials))
+    show_refused(prepared, console)
+    return code
+
+
+def run_prepared(
+    prepared: Prepared,
+    store: ResultStore,
+    console: Console,
+    engine: AbstractContextManager[Engine],
+    *,
+    retry_failed: bool = False,
+    audits: Sequence[ClaimAudit] = (),
+    others: Sequence[Entry] = (),
+) -> int:
+    """Run the jobs whose lines are missing in a folder that is locked, then draw the report; see :func:`run_bench`.
+
+    Args:
+        prepared: the grid.
+        store: of the run folder.
+        console: where progress and the table of results go.
+        engine: entered if there is anything to run.
+        retry_failed: run cells again that failed before.
+        audits: of the grid's claims.
+        others: further cells of the grid, of which nothing is run.
+    """
+    folder = store.folder.path
+    keep_older(store)
+    store.check()
+    lines = Lines.read(folder)
+    if changed := older_code(prepared.grid, prepared.trials, lines):
+        print_line(console, changed, "yellow")
+    ended = _ended(prepared.trials, lines, retry_failed=retry_failed)
+    desk = Desk(prepared, store, make_display(console, len(prepared.trials), *ended))
+    jobs = list(missing_jobs(desk, audits, lines, retry_failed=retry_failed))
+    sweep(store, prepared.trials, lines)
+    write_manifest(store.folder, prepared, [*entries_of(desk, audits), *others])
+    write_partitions(store.folder, drawn_matrices(prepared))
+    try:
+        report = _run(desk, jobs, console, engine)
+    except KeyboardInterrupt:
+        print_line(console, f"interrupted: {_finished(prepared, folder)}; the same command goes on")
+        return INTERRUPTED
+    except ClusterLost as error:
+        print_line(console, f"{error.where}: {error.what}; {_finished(prepared, folder)}; {error.right}")
+        if Lines.read(folder).trainings:  # in a process of its own: Ray ends this one within seconds of a loss
+            subprocess.run([sys.executable, "-c", REPORT, "report", str(folder)], check=False)
+        return error.exit_code
     report.show(console)
     bad = [row for row in report.rows if row.status != "ok"]
-    for row in bad[:TOLD]:
+    for row in bad[:MOST_SHOWN]:
         log = store.folder.log(row.cell_id)
         print_line(console, f"{row.setting}: {outcome(row)} ({log})", "red")
-    if len(bad) > TOLD:
-        print_line(console, f"and {len(bad) - TOLD} more that are not ok; the report lists them", "red")
+    if len(bad) > MOST_SHOWN:
+        print_line(console, f"and {len(bad) - MOST_SHOWN} more that are not ok; the report lists them", "red")
     if any(row.status == "failed" for row in bad):
         again = "the same command runs failed cells again" if retry_failed else "run failed cells again with --retry-failed"
         console.print(again, soft_wrap=True)
-    show_refused(prepared, console)
     print_line(console, f"report: {report.page}")
     return 1 if bad or prepared.refused else 0
 
 
-def _finished(prepared: Prepared, store: ResultStore) -> str:
-    written = {row.cell_id for row in store.rows()}
-    count = sum(trial.cell.cell_id in written for trial in prepared.trials)
-    return f"{count} of {counted(len(prepared.trials), 'cell')} finished"
+def keep_older(store: ResultStore) -> None:
+    """Put the rows of fedsim 0.1 aside, which this version writes anew from result lines that they do not have."""
+    if is_older(store.folder.path):
+        store.folder.results.rename(store.folder.results.with_name("results-0.1.jsonl"))
+        older = store.folder.lines("rounds")
+        if older.exists():
+            older.rename(older.with_name("rounds-0.1.jsonl"))
 
 
-def unreferenced(trials: Sequence[Trial], rows: Sequence[Row]) -> list[tuple[Trial, Row]]:
-    """Finished cells whose rows lack a reference: its computation failed, and is to be tried again."""
-    by_cell = {row.cell_id: row for row in rows if row.status != "failed"}
-    found = [(trial, by_cell[trial.cell.cell_id]) for trial in trials if trial.cell.cell_id in by_cell]
-    return [(trial, row) for trial, row in found if None in (row.ceiling_balanced_accuracy, row.local_only_balanced_accuracy)]
+def missing_jobs(desk: Desk, audits: Sequence[ClaimAudit], lines: Lines, *, retry_failed: bool = False) -> Iterator[Job]:
+    """A job for every line that the grid's rows lack: cells, each behind the references that it is the first to need, then audits.
+
+    Raises:
+        UserError: a judgement is missing, what the training made was not kept, and its noise was secret, so that a second training would be
+            a second release of the same rows.
+    """
+    seen = set(lines.references)
+    for trial in desk.prepared.trials:
+        for reference in references_of(desk, trial):
+            if reference.line not in seen:
+                seen.add(reference.line)
+                yield reference
+        job = _cell_job(desk, trial, lines, retry_failed=retry_failed)
+        if job is not None:
+            yield job
+    for audit in audits:
+        if lines.audits.get(audit.run.key, {}).get("pairs") != audit.run.count:
+            yield Audits(desk, audit)
 
 
-def older_code(grid: Grid, todo: Sequence[Trial], rows: Sequence[Row]) -> str | None:
-    """What of ``rows`` is left out because the code of algorithms that run now was another then; None where nothing is."""
-    sources = {trial.cell.algorithm: trial.cell.source for trial in todo}
-    old = [row for row in rows if row.source != sources.get(row.algorithm, row.source)]
+def _cell_job(desk: Desk, trial: Trial, lines: Lines, *, retry_failed: bool) -> Job | None:
+    """What a cell lacks: its training, its judgement, or nothing."""
+    cell = trial.cell
+    training, judgement = lines.trainings.get(cell.training_id), lines.judgements.get(cell.cell_id)
+    if training is None or (training["error"] is not None and retry_failed):
+        return Train(desk, trial)
+    if training["error"] is not None or (judgement is not None and (judgement["error"] is None or not retry_failed)):
+        return None
+    if training["state"] is not None and desk.store.folder.state(cell.training_id).exists():
+        return Judge(desk, trial, training)
+    if cell.noise == "secret" and trial.plan is not None:
+        what = f"{cell.label} (cell {cell.cell_id}) is to be judged, and what its training made was not kept"
+        hint = "its noise was secret, and a second training would be a second release of the same rows: give a new folder to train again"
+        raise UserError(str(desk.store.folder.path), what, hint)
+    return Train(desk, trial)
+
+
+def sweep(store: ResultStore, trials: Iterable[Trial], lines: Lines) -> None:
+    """Remove the checkpoints of trainings that have ended: one that a crash left may hold the key of secret noise."""
+    for trial in trials:
+        training = lines.trainings.get(trial.cell.training_id)
+        if training is not None and training["error"] is None:
+            discard(store.folder.checkpoint(trial.cell.training_id))
+
+
+def entries_of(desk: Desk, audits: Sequence[ClaimAudit]) -> list[Entry]:
+    """The grid's cells by the keys of their lines."""
+    audit_of = {trial.cell.cell_id: audit.run.key for audit in audits for trial in audit.trials}
+    entries = []
+    for trial in desk.prepared.trials:
+        cell, (high, low) = trial.cell, references_of(desk, trial)
+        entries.append(Entry(cell.cell_id, cell.training_id, cell.label, high.line, low.line, audit_of.get(cell.cell_id)))
+    return entries
+
+
+def _ended(trials: Sequence[Trial], lines: Lines, *, retry_failed: bool) -> tuple[int, Mapping[str, int]]:
+    """How many cells an earlier bench ended well, and how many otherwise, by status."""
+    rows = lines.rows([Entry(t.cell.cell_id, t.cell.training_id, t.cell.label) for t in trials])
+    counts = Counter[str](row.status for row in rows if row.status != "failed" or not retry_failed)
+    return counts.pop("ok", 0), counts
+
+
+def _finished(prepared: Prepared, folder: Path) -> str:
+    lines = Lines.read(folder)
+    done = lines.rows([Entry(trial.cell.cell_id, trial.cell.training_id, trial.cell.label) for trial in prepared.trials])
+    return f"{len(done)} of {counted(len(prepared.trials), 'cell')} finished"
+
+
+def older_code(grid: Grid, trials: Sequence[Trial], lines: Lines) -> str | None:
+    """How many trainings are left out because the code of algorithms that run now was another then; None where none is."""
+    sources = {trial.cell.algorithm: trial.cell.source for trial in trials if trial.cell.training_id not in lines.trainings}
+    cells = [line["cell"] for line in lines.trainings.values()]
+    old = [cell for cell in cells if cell["source"] != sources.get(cell["algorithm"], cell["source"])]
     if not old:
         return None
-    names = list(dict.fromkeys(entry.display for entry in grid.algorithms if entry.name in {row.algorithm for row in old}))
-    told = " and ".join(names) if len(names) < 4 else f"{len(names)} algorithms"
+    names = list(dict.fromkeys(entry.display for entry in grid.algorithms if entry.name in {cell["algorithm"] for cell in old}))
+    methods = " and ".join(names) if len(names) < 4 else f"{len(names)} algorithms"
     count = "1 row is of the old code and is" if len(old) == 1 else f"{len(old)} rows are of the old code and are"
-    return f"the source of {told} changed: {count} left out"
+    return f"the source of {methods} changed: {count} left out"
 
 
-def told_anew(finished: Sequence[Trial], rows: Sequence[Row], folder: RunFolder) -> list[Row]:
-    """Rows of finished cells to be written once more, as the last word: their code was checked since, or an edit was undone.
-
-    A check is of exactly the code and parameters that ran, so it holds for the row, and for the generator in ``folder``: what was stated is
-    checked, or no theorem since a fault was found. That a check has passed is not taken back where nothing is on file any more.
-    """
-    by_cell, newest = {row.cell_id: row for row in rows}, {row.algorithm: row.source for row in rows}
-    told = []
-    for trial in finished:
-        row, plan = by_cell[trial.cell.cell_id], trial.plan
-        if plan is not None and row.claim != plan.claim and not (row.claim == "checked" and _is_unchecked(trial)):
-            generator = tell_claim(folder, trial.cell, plan.claim, row.generator)
-            told.append(row.model_copy(update={"claim": plan.claim, "generator": generator}))
-        elif row.source != newest[row.algorithm]:
-            told.append(row)
-    return told
-
-
-def _is_unchecked(trial: Trial) -> bool:
-    """Whether this machine knows of no check."""
-    return on_file(build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)) is None
-
-
-def _untold(audits: Sequence[ClaimAudit], todo: Sequence[Trial], store: ResultStore) -> list[ClaimAudit]:
-    """The audits of claims of which a cell is still to run, or a row does not show them yet."""
-    rows, running = {row.cell_id: row for row in store.rows()}, {trial.cell.cell_id for trial in todo}
-
-    def lacks(audit: ClaimAudit, cell_id: str) -> bool:
-        return cell_id in running or (cell_id in rows and not is_told(rows[cell_id], audit.run.count))
-
-    return [audit for audit in audits if any(lacks(audit, trial.cell.cell_id) for trial in audit.trials)]
-
-
-def _run(
-    prepared: Prepared,
-    todo: list[Trial],
-    without: list[tuple[Trial, Row]],
-    audits: list[ClaimAudit],
-    store: ResultStore,
-    console: Console,
-    engine: AbstractContextManager[Any],
-) -> Report:
+def _run(desk: Desk, jobs: list[Job], console: Console, engine: AbstractContextManager[Engine]) -> Report:
     """Run what is to do, then draw the report; its libraries are loaded beside the cells, and it is drawn while Ray ends."""
-    if without:
-        lack = "lacks" if len(without) == 1 else "lack"
-        print_line(console, f"{counted(len(without), 'finished cell')} {lack} a reference, which is computed now")
-    if not todo and not without and not audits:
-        print_line(console, "the cell is finished" if len(prepared.trials) == 1 else f"all {len(prepared.trials)} cells are finished")
-        return _drawn(store.folder.path)
-    ended = {trial.cell.cell_id for trial in prepared.trials} - {trial.cell.cell_id for trial in todo}
-    earlier = Counter[str](row.status for row in store.rows() if row.cell_id in ended)
+    folder, count = desk.store.folder.path, len(desk.prepared.trials)
+    if not jobs:
+        print_line(console, "the cell is finished" if count == 1 else f"all {count} cells are finished")
+        return _drawn(folder)
+    if judged := sum(isinstance(job, Judge) for job in jobs):
+        print_line(console, f"{counted(judged, 'trained cell')} to be judged, without training again")
     with ThreadPoolExecutor(1) as beside:
-        with engine, make_display(console, len(prepared.trials), earlier.pop("ok", 0), earlier) as display:
+        with engine as running, desk.display:
             beside.submit(importlib.import_module, "fedsim.report.report")
-            Scheduler(prepared, store, display).run(todo, without, audits)
-            drawing = beside.submit(_drawn, store.folder.path)
+            Scheduler(desk, running).run(jobs)
+            drawing = beside.submit(_drawn, folder)
         return drawing.result()
 
 

@@ -29,7 +29,7 @@ import torch
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_max_direct_call_object_size", str(2**20))
-os.environ.setdefault("RAY_preload_python_modules", "fedsim.runs.worker")
+os.environ.setdefault("RAY_preload_python_modules", "fedsim.runs.actors")
 os.environ.setdefault("RAY_get_check_signal_interval_milliseconds", "100")
 # Within `ray job submit --working-dir` what a plug-in needs travels, too, in place of the job's folder.
 os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
@@ -46,6 +46,7 @@ import psutil  # isort: skip (Ray brings it along)
 from fedsim.errors import RunLost, UserError
 from fedsim.interrupts import INTERRUPTED, at_a_late_end, interrupts
 from fedsim.planning.node import Node
+from fedsim.runs.engine import ClusterLost
 
 # The switch of Ray's debugger: no line of Ray's own comes between a bench's, which say of a lost worker what there is to say.
 ray_worker._worker_logs_enabled = False
@@ -55,17 +56,6 @@ _LONGEST = 23
 """Bytes of a temporary folder's path that leave room for Ray's below it, in the 107 that a socket's may have."""
 LEAVING = 2.0
 """Seconds in which Ray may end by itself after an interruption or a loss."""
-
-
-class ClusterLost(RunLost):
-    """The cluster itself is gone, or has no room any more for what is left to do.
-
-    Args:
-        what: which of these.
-    """
-
-    def __init__(self, what: str) -> None:
-        super().__init__("the cluster is lost", what, "the same command goes on")
 
 
 def this_machine() -> Node:

@@ -1,106 +1,364 @@
-"""What runs on slots: cells, the references that their rows need, measurements, and audits; and in which order."""
+"""What runs on slots. A job has a key, a name, a method of a worker that does it, and writes its own result line."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from fedsim.evidence.audit.of_grid import ClaimAudit
+from fedsim.atomic import discard
+from fedsim.evaluation.references import Ceiling, LocalOnly
+from fedsim.evidence.audit.of_grid import ClaimAudit, audit_line
+from fedsim.grid.cells import identity
 from fedsim.partition import Partition, PartitionSpec
-from fedsim.training.trial import Trial
-from fedsim.words import number
+from fedsim.planning.gpu_memory import share_for
+from fedsim.planning.prepare import Prepared
+from fedsim.plugins.code_hash import evaluation_hash
+from fedsim.regular import unread
+from fedsim.results.join import Entry, Lines
+from fedsim.results.result_lines import judgement_line, reference_line, training_line
+from fedsim.results.rows import RowError
+from fedsim.results.states import keep_state, read_state
+from fedsim.results.store import ResultStore
+from fedsim.runs.display import Display
+from fedsim.runs.manifest import now, versions
+from fedsim.runs.worker import Failure, Item, Judged, Progress
+from fedsim.training.checkpoint import keep, kept
+from fedsim.training.trial import Outcome, Trial
+from fedsim.words import number, setting
 
-ReferenceKey = tuple[str, ...]
+if TYPE_CHECKING:
+    from fedsim.evidence.audit.audit import Audit
 
 
 @dataclass(frozen=True)
-class Reference:
+class Desk:
+    """Where jobs put their results: the run folder and the display, with the grid that they are of."""
+
+    prepared: Prepared
+    store: ResultStore
+    display: Display
+
+    def log(self, trial: Trial, lines: Iterable[str]) -> None:
+        """Add lines to a cell's log."""
+        self.store.log(trial.cell.cell_id, lines)
+
+    def finished(self, trial: Trial, training: Mapping[str, Any], judgement: Mapping[str, Any] | None = None) -> None:
+        """Show how a cell ended, by the lines of its training and of its judgement."""
+        cell = trial.cell
+        lines = Lines({cell.training_id: training}, {} if judgement is None else {cell.cell_id: judgement}, {})
+        row = lines.row(Entry(cell.cell_id, cell.training_id, cell.label))
+        assert row is not None
+        self.display.cell_finished(row)
+
+
+class Job(ABC):
+    """One piece of work.
+
+    Class attributes:
+        any_slot: whether it runs on a slot of any shape.
+        limited: whether it is ended after the grid's ``cell_timeout``.
+    """
+
+    any_slot: ClassVar[bool] = True
+    limited: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def key(self) -> tuple[str, ...]:
+        """What tells it from every other job of a bench."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What it is called in a message."""
+
+    @abstractmethod
+    def call(self, put: Callable[[str], Any]) -> tuple[Any, ...]:
+        """The worker's method that does it, and its arguments; ``put`` gives a data set, by its key, as the engine holds it."""
+
+    @abstractmethod
+    def take(self, item: Item) -> None:
+        """Take what the worker yields; a result is written as it comes."""
+
+    def again(self) -> Job:
+        """The job that is left to do after its worker was lost."""
+        return self
+
+
+class Cell(Job):
+    """A job of one cell, with the cell's log and its line in the display.
+
+    Args:
+        desk: where it is written.
+        trial: the cell.
+        training: the line of its training; None before there is one.
+    """
+
+    def __init__(self, desk: Desk, trial: Trial, training: Mapping[str, Any] | None = None) -> None:
+        self.desk, self.trial, self.training = desk, trial, training
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The cell's."""
+        return "cell", self.trial.cell.cell_id
+
+    @property
+    def name(self) -> str:
+        """The method and the cell's id."""
+        return f"{self.trial.cell.label} (cell {self.trial.cell.cell_id})"
+
+    def started(self, what: str) -> None:
+        """Show and log that it runs now."""
+        cell = self.trial.cell
+        point = {"alpha": cell.concentration, "clients": cell.clients, "epsilon": cell.epsilon, "seed": cell.seed}
+        self.desk.display.cell_started(cell.cell_id, setting(cell.label, cell.dataset.display, **point))  # type: ignore[arg-type]
+        plan, sizes = f"plan {self.trial.plan}", f"clients per actor {self.trial.sizes}"
+        self.desk.log(self.trial, [f"{what} {now()}", f"cell {cell.model_dump_json()}", plan, sizes])
+
+    def judged(self, end: Judged | Failure) -> None:
+        """Write the judgement's line."""
+        assert self.training is not None
+        if isinstance(end, Failure):
+            what, line = end.traceback.rstrip("\n"), judgement_line(self.trial, error_of(end), 0.0)
+        else:
+            what, line = f"judged {end.judgement}", judgement_line(self.trial, end.judgement, end.seconds)
+        self.desk.log(self.trial, [what])
+        self.desk.store.append("judgements", [line])
+        self.desk.finished(self.trial, self.training, line)
+
+
+class Train(Cell):
+    """A training, and the judgement of what it made, in the same worker."""
+
+    any_slot = False
+    limited = True
+
+    def call(self, put: Callable[[str], Any]) -> tuple[Any, ...]:
+        """Go on from the last checkpoint, if there is one."""
+        self.started("started")
+        data = put(self.trial.data_key)
+        # in a list the data set stays a reference, for the worker to hand on to its cohort actors
+        return "train", self.trial, data, [data], kept(self._checkpoint)
+
+    def take(self, item: Item) -> None:
+        """Rounds and checkpoints as they come; then the outcome's line, then the judgement's."""
+        if isinstance(item, Progress):
+            self._progress(item)
+        elif isinstance(item, Outcome):
+            self._end(item)
+        elif isinstance(item, Judged):
+            self.judged(item)
+        elif isinstance(item, Failure):
+            self._fail(item)
+
+    def again(self) -> Job:
+        """Judging, once the training's line is written."""
+        return Judge(self.desk, self.trial, self.training) if self.training is not None else self
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.desk.store.folder.checkpoint(self.trial.cell.training_id)
+
+    def _progress(self, progress: Progress) -> None:
+        cell, store = self.trial.cell, self.desk.store
+        store.append("rounds", ({"training_id": cell.training_id, "round": r.round, **r.values} for r in progress.rounds))
+        self.desk.log(self.trial, log_lines(progress))
+        if progress.rounds:
+            last = progress.rounds[-1]
+            self.desk.display.round_done(cell.cell_id, last.round + 1, last.rounds)
+        if progress.checkpoint is not None:
+            try:
+                keep(self._checkpoint, progress.checkpoint)
+            except OSError as error:  # a cell can do without
+                what = f"{self._checkpoint} cannot be written ({unread(error)}); the cell goes on without a new checkpoint"
+                self.desk.log(self.trial, [what])
+
+    def _end(self, outcome: Outcome) -> None:
+        """Keep what was made, then write the line; the checkpoint, which may hold the key of secret noise, goes before."""
+        prepared, store, training = self.desk.prepared, self.desk.store, self.trial.cell.training_id
+        self.desk.log(self.trial, [f"trained {outcome}"])
+        state = keep_state(store.folder.state(training), outcome.state) if prepared.grid.resources.save_generators else None
+        discard(self._checkpoint)
+        names = prepared.data[self.trial.data_key].class_names
+        self.training = training_line(self.trial, outcome, versions(), names, state)
+        store.append("trainings", [self.training])
+
+    def _fail(self, failure: Failure) -> None:
+        if self.training is not None:
+            self.judged(failure)
+            return
+        if not failure.goes_on:
+            discard(self._checkpoint)
+        self.desk.log(self.trial, [failure.traceback.rstrip("\n")])
+        line = training_line(self.trial, error_of(failure), versions())
+        self.desk.store.append("trainings", [line])
+        self.desk.finished(self.trial, line)
+
+
+class Judge(Cell):
+    """A judgement of what an earlier training made."""
+
+    def call(self, put: Callable[[str], Any]) -> tuple[Any, ...]:
+        """With the tensors that the training left."""
+        self.started("judged anew")
+        assert self.training is not None
+        state = read_state(self.desk.store.folder.state(self.trial.cell.training_id), self.training["state"])
+        return "judge", self.trial, state, put(self.trial.data_key)
+
+    def take(self, item: Item) -> None:
+        """The judgement's line."""
+        if isinstance(item, Progress):
+            self.desk.log(self.trial, log_lines(item))
+        elif isinstance(item, Judged | Failure):
+            self.judged(item)
+
+
+@dataclass(frozen=True)
+class Reference(Job):
     """A score of real data that several rows show: the ceiling, or local-only for one partition.
 
     Attributes:
-        key: what it depends on.
+        desk: where it is written.
+        kind: which of the two.
+        line: the key of its line.
         dataset: the data set's key.
         partition: None for the ceiling.
         spec: the partition's.
         probe_c: the probe's.
     """
 
-    key: ReferenceKey
+    desk: Desk
+    kind: str
+    line: str
     dataset: str
     partition: Partition | None
     spec: PartitionSpec
     probe_c: float
 
+    @property
+    def key(self) -> tuple[str, ...]:
+        """Its line's."""
+        return self.kind, self.line
 
-def references_of(trial: Trial) -> tuple[Reference, Reference]:
+    @property
+    def name(self) -> str:
+        """References of a kind share it."""
+        return f"the {self.kind} reference"
+
+    def call(self, put: Callable[[str], Any]) -> tuple[Any, ...]:
+        """On real rows alone."""
+        return "reference", put(self.dataset), self.partition, self.spec, self.probe_c
+
+    def take(self, item: Item) -> None:
+        """Its line; one that failed leaves none, and is tried again by the same command."""
+        if isinstance(item, Ceiling | LocalOnly):
+            self.desk.store.append("references", [reference_line(self.line, item)])
+        elif isinstance(item, Failure):
+            self.desk.display.note(f"{self.name} failed, its column stays empty; the same command tries again: {item.summary()}")
+
+
+def references_of(desk: Desk, trial: Trial) -> tuple[Reference, Reference]:
     """A cell's ceiling and its local-only reference."""
-    cell, partition = trial.cell, trial.partition
-    data, spec, c = trial.data_key, cell.partition, cell.evaluation.probe_c
+    cell, partition, data = trial.cell, trial.partition, desk.prepared.data[trial.data_key]
+    common = {"data": data.fingerprint, "probe_c": cell.evaluation.probe_c, "code": evaluation_hash()}
+    own = {"partition": partition.fingerprint, "scheme": cell.partition.model_dump(mode="json")}
+    rest = (trial.data_key, None, cell.partition, cell.evaluation.probe_c)
     return (
-        Reference(("ceiling", data, str(c)), data, None, spec, c),
-        Reference(("local-only", data, spec.scheme, partition.fingerprint, str(c)), data, partition, spec, c),
+        Reference(desk, "ceiling", identity({"kind": "ceiling", **common}), *rest),
+        Reference(desk, "local-only", identity({"kind": "local-only", **common, **own}), rest[0], partition, *rest[2:]),
     )
 
 
 @dataclass(frozen=True)
-class Measuring:
+class Measure(Job):
     """The first round of the first cell of its shape, on a GPU of its own, to see how much of it such cells need."""
 
+    any_slot: ClassVar[bool] = False
+    limited: ClassVar[bool] = True
+
     trial: Trial
+    shares: dict[str, float]
+    whole: float
 
     @property
-    def shape(self) -> str:
-        """What decides how much memory a cell needs; equal for cells that are alike but for their seed and their budget."""
-        return shape_of(self.trial)
+    def key(self) -> tuple[str, ...]:
+        """The shape's."""
+        return "first round", shape_of(self.trial)
+
+    @property
+    def name(self) -> str:
+        """Of which method."""
+        return f"the first round of {self.trial.cell.label}"
+
+    def call(self, put: Callable[[str], Any]) -> tuple[Any, ...]:
+        """One round."""
+        return "measure", self.trial, put(self.trial.data_key)
+
+    def take(self, item: Item) -> None:
+        """The share; what cannot even be measured gets a whole GPU, and its row says what is wrong."""
+        self.shares[shape_of(self.trial)] = share_for(item) if isinstance(item, float) else self.whole
 
 
-Job = Trial | Reference | Measuring | ClaimAudit
+@dataclass(frozen=True)
+class Audits(Job):
+    """The audit of one claim."""
+
+    desk: Desk
+    audit: ClaimAudit
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The audit's."""
+        return "audit", self.audit.run.key
+
+    @property
+    def name(self) -> str:
+        """Of which claim."""
+        return f"the audit of {self.audit.label} at ε = {number(self.audit.epsilon)}"
+
+    def call(self, put: Callable[[str], Any]) -> tuple[Any, ...]:
+        """Go on from the pairs that are there."""
+        run = self.audit.run
+        return "audit", self.audit.trials[0].cell, run, self.desk.store.audit_pairs(run.key)
+
+    def take(self, item: Item) -> None:
+        """Its pairs, and at the end its outcome's line."""
+        store, key = self.desk.store, self.audit.run.key
+        if isinstance(item, Progress):
+            store.append("pairs", ({"audit": key, **pair} for pair in item.pairs))
+        elif isinstance(item, Failure):
+            self.desk.display.note(f"{self.name} failed, its columns stay empty; the same command tries again: {item.summary()}")
+        else:
+            outcome = cast("Audit", item)
+            self.desk.display.note(f"{self.name}: {outcome.words()}")
+            store.append("audits", [audit_line(self.audit, outcome)])
 
 
 def shape_of(trial: Trial) -> str:
-    """What decides how much memory a cell needs."""
+    """What decides how much memory a cell needs; equal for cells that are alike but for their seed and their budget."""
     return repr((trial.cell.algorithm, sorted(trial.cell.params.items()), trial.task, trial.sizes, trial.cell.dataset.key))
 
 
-def with_references(trials: Iterable[Trial], finished: Iterable[Trial]) -> Iterator[Trial | Reference]:
-    """The references of finished cells, then the other cells, each reference right before the first cell that needs it."""
-    seen: set[ReferenceKey] = set()
-    for trial, runs in (*((trial, False) for trial in finished), *((trial, True) for trial in trials)):
-        for reference in references_of(trial):
-            if reference.key not in seen:
-                seen.add(reference.key)
-                yield reference
-        if runs:
-            yield trial
+def error_of(failure: Failure) -> RowError:
+    """A failure as a line has it."""
+    return RowError(type=failure.type, message=failure.message, traceback=failure.traceback)
 
 
-def with_measurements(jobs: Iterable[Trial | Reference]) -> Iterator[Job]:
-    """The jobs, a measurement right before the first cell of each shape."""
-    seen: set[str] = set()
-    for job in jobs:
-        if isinstance(job, Trial) and (shape := shape_of(job)) not in seen:
-            seen.add(shape)
-            yield Measuring(job)
-        yield job
+def log_lines(progress: Progress) -> Iterator[str]:
+    """A line a round, and whatever the cell printed."""
+    for record in progress.rounds:
+        values = " ".join(f"{name}={_short(value)}" for name, value in record.values.items())
+        yield f"round {record.round + 1}/{record.rounds} {values}"
+    if progress.output:
+        yield progress.output.rstrip("\n")
 
 
-def key_of(job: Job) -> tuple[str, ...]:
-    """What tells a job from every other of a bench."""
-    if isinstance(job, Reference):
-        return job.key
-    if isinstance(job, Measuring):
-        return "first round", job.shape
-    if isinstance(job, ClaimAudit):
-        return "audit", job.run.key
-    return "cell", job.cell.cell_id
-
-
-def named(job: Job) -> str:
-    """What a job is called in a message; references of a kind share it."""
-    if isinstance(job, Reference):
-        return f"the {job.key[0]} reference"
-    if isinstance(job, Measuring):
-        return f"the first round of {job.trial.cell.label}"
-    if isinstance(job, ClaimAudit):
-        return f"the audit of {job.label} at ε = {number(job.epsilon)}"
-    return f"{job.cell.label} (cell {job.cell.cell_id})"
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_short, value)) + "]"
+    return str(value)

@@ -8,7 +8,8 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -21,13 +22,12 @@ from fedsim.errors import UserError
 from fedsim.grid.models import Grid
 from fedsim.planning.prepare import Prepared
 from fedsim.results.folder import RunFolder
-from fedsim.results.grid_rows import read_manifest
+from fedsim.results.join import Entry
 
 RELEASE = {
     "seeded": "simulation only: the seed of all noise is in this folder, so nothing in it may be released",
-    "secret": "a generator in generators/ whose noise is secret, whose status is ok and whose claim is a theorem may be released under its "
-    "epsilon, several under what all of them cost together (fedsim prove), for training rows and clients as they were given; nothing else "
-    "in this folder may",
+    "secret": "what `fedsim release` writes of a cell may be released under its epsilon, several under what all of them cost together "
+    "(fedsim prove), for training rows and clients as they were given; nothing else in this folder may",
 }
 """What may leave a run folder, by where its noise comes from."""
 PACKAGES = ("fedsim", "ray", "torch", "opacus", "numpy", "scikit-learn", "scipy")
@@ -47,7 +47,7 @@ def grid_of(manifest: Mapping[str, Any], folder: RunFolder) -> Grid:
         raise UserError(str(folder.manifest), "has no grid that this version reads", "run the grid again in a new folder") from error
 
 
-def write_manifest(folder: RunFolder, prepared: Prepared) -> None:
+def write_manifest(folder: RunFolder, prepared: Prepared, entries: Sequence[Entry]) -> None:
     """Write ``manifest.json``: versions, revision, hardware, the resolved grid, its cells, refused plug-ins; replaces an older."""
     manifest = {
         "versions": versions(),
@@ -58,15 +58,9 @@ def write_manifest(folder: RunFolder, prepared: Prepared) -> None:
         "release": RELEASE[prepared.grid.privacy.noise],
         "grid": prepared.grid.model_dump(mode="json"),
         "refused": [{"algorithm": prepared.grid.algorithms[i].display, "error": str(error)} for i, error in prepared.refused.items()],
-        "cells": [{"cell_id": trial.cell.cell_id, "label": trial.cell.label} for trial in prepared.trials],
+        "cells": [asdict(entry) for entry in entries],
     }
     _save(folder, manifest)
-
-
-def note_judging(folder: RunFolder) -> None:
-    """Say in a run folder's manifest by what its rows were judged."""
-    told = {"command": _command(), "finished": now(), "revision": revision(), "versions": versions()}
-    _save(folder, {**read_manifest(folder.path), "judged": told})
 
 
 def _save(folder: RunFolder, manifest: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The Ray actors: a trial worker runs cells one after another, cohort actors host further clients of a cell that is spread out."""
+"""A worker: it trains and judges cells one after another, and computes references and audits, in the process that it is in."""
 
 from __future__ import annotations
 
@@ -6,53 +6,47 @@ import contextlib
 import ctypes
 import io
 import logging
-import os
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-import numpy as np
-import ray
 import torch
-from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from fedsim.data.embeddings import Embeddings
-from fedsim.device import CPU, bytes_of, device_of, exact_products, moved
-from fedsim.evaluation.judge import Judgement
+from fedsim.device import CPU, device_of, exact_products
+from fedsim.evaluation.judge import Judgement, judgement_of
 from fedsim.evaluation.references import Ceiling, LocalOnly, ceiling, local_only
 from fedsim.grid.models import Cell
-from fedsim.methods.messages import Message, Pool, Round, Tensors
+from fedsim.methods.messages import Pool, Tensors
 from fedsim.partition import Partition, PartitionSpec
 from fedsim.planning.gpu_memory import filled
 from fedsim.planning.node import Share
 from fedsim.planning.process_state import ProcessState, limit_memory
 from fedsim.plugins.code_hash import source_hash
 from fedsim.plugins.registry import lookup
-from fedsim.results.rejudging import judged_anew
 from fedsim.seeds import Seeds
 from fedsim.training.checkpoint import SentCheckpoints
-from fedsim.training.cohort import Cohort, CohortSpec, build_algorithm, join_clients, split_clients
+from fedsim.training.cohort import Cohort, build_algorithm
 from fedsim.training.rounds import RoundRecord
 from fedsim.training.trial import Outcome, Trial, local_pool, run_trial
 
 FLUSH_SECONDS = 0.2
-OUTPUT = 10_000_000
+MOST_OUTPUT = 10_000_000
 """Characters that a cell may print."""
-KEPT = 2**29
+KEPT_MEMORY = 2**29
 """Bytes of freed memory that a process keeps for its next step."""
 _M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1
 """Of glibc's malloc.h."""
-IN_THE_CALL = int(os.environ.get("RAY_max_direct_call_object_size", 100 * 2**10))  # noqa: SIM112 (Ray's spelling)
-"""Bytes that Ray sends within a call (its own setting); more goes through the object store."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a cell ended badly: the exception's type and message, and the traceback of where it was raised first.
+    """Why a job ended badly: the exception's type and message, and the traceback of where it was raised first.
 
     ``goes_on``: it may go on from its checkpoint when it is tried again.
     """
@@ -64,45 +58,35 @@ class Failure:
 
     @classmethod
     def of(cls, error: Exception | SystemExit) -> Failure:
-        """Of an exception; one from another actor comes wrapped, with the traceback over there as its text."""
-        if isinstance(error, SystemExit):
-            return cls.of(_exited(error))
-        if isinstance(error, ray.exceptions.RayTaskError):
-            return cls(type(error.cause).__name__, str(error.cause), str(error))
+        """Of an exception."""
+        error = exited(error) if isinstance(error, SystemExit) else error
         return cls(type(error).__name__, str(error), "".join(traceback.format_exception(error)))
-
-    @classmethod
-    def of_lost_worker(cls, error: ray.exceptions.RayError) -> Failure:
-        """Of a worker process that is gone."""
-        cause = getattr(error, "cause", None) or error
-        if not is_loss(error):
-            return cls.of(error)
-        what = "a worker process of the cell died (killed, out of memory, or it crashed)"
-        return cls(type(cause).__name__, what, str(cause), goes_on=True)
 
     def summary(self) -> str:
         """Type and first line of the message."""
         return f"{self.type}: {self.message.strip().partition(chr(10))[0]}"
 
 
-def is_loss(error: ray.exceptions.RayError) -> bool:
-    """Whether a process, a machine or an object was lost, rather than an exception raised."""
-    return isinstance(error.cause if isinstance(error, ray.exceptions.RayTaskError) else error, ray.exceptions.RayError)
-
-
 @dataclass(frozen=True)
-class Report:
-    """What a worker streams to the driver: rounds and output since the last report, a new checkpoint, and at the end how it ended.
-
-    ``pairs`` are an audit's lines since the last report, ``audit`` is what it says at the end.
-    """
+class Progress:
+    """What a worker streams while a job runs: rounds, output and an audit's pairs since the last one, and a new checkpoint."""
 
     rounds: tuple[RoundRecord, ...] = ()
     output: str = ""
     checkpoint: bytes | None = field(default=None, repr=False)
-    end: Outcome | Judgement | Failure | Ceiling | LocalOnly | float | None = None
     pairs: tuple[dict[str, Any], ...] = ()
-    audit: object = None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A judgement, and its wall time."""
+
+    judgement: Judgement
+    seconds: float
+
+
+Item = Progress | Outcome | Judged | Ceiling | LocalOnly | Failure | float | object
+"""What a worker streams: progress, then results or a failure."""
 
 
 class Lines(Protocol):
@@ -115,10 +99,10 @@ class Lines(Protocol):
         """What all lines say."""
 
 
-def _exited(error: SystemExit) -> RuntimeError:
-    """What a call of ``sys.exit`` in an algorithm is told as; Ray would take it for a worker that died."""
-    exited = RuntimeError(f"the algorithm called sys.exit({'' if error.code is None else repr(error.code)}), which a cell may not")
-    return exited.with_traceback(error.__traceback__)
+def exited(error: SystemExit) -> RuntimeError:
+    """What a call of ``sys.exit`` in an algorithm is reported as; Ray would take it for a worker that died."""
+    code = "" if error.code is None else repr(error.code)
+    return RuntimeError(f"the algorithm called sys.exit({code}), which a cell may not").with_traceback(error.__traceback__)
 
 
 def settle(cpus: float, device: torch.device = CPU) -> None:
@@ -134,26 +118,7 @@ def settle(cpus: float, device: torch.device = CPU) -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, KEPT)
-
-
-def send_tensors_as_bytes() -> None:
-    """Let Ray send tensors as arrays of bytes, which it does not pickle, and take them into memory of torch's own.
-
-    Memory that Ray holds is read-only and aligned by chance.
-    """
-    ray.util.register_serializer(torch.Tensor, serializer=_sent, deserializer=_received)
-
-
-def _sent(tensor: torch.Tensor) -> tuple[NDArray[np.uint8], torch.dtype, torch.Size]:
-    return bytes_of(tensor), tensor.dtype, tensor.shape
-
-
-def _received(sent: tuple[NDArray[np.uint8], torch.dtype, torch.Size]) -> torch.Tensor:
-    content, dtype, shape = sent
-    tensor = torch.empty(shape, dtype=dtype)
-    tensor.view(-1).view(torch.uint8).numpy()[:] = content
-    return tensor
+        mallopt(_M_TRIM_THRESHOLD, KEPT_MEMORY)
 
 
 def check_source(cell: Cell) -> None:
@@ -174,10 +139,10 @@ class Process:
     """
 
     def __init__(self, share: Share) -> None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # Ray is deaf to it, and what a plug-in starts should not be
+        if threading.current_thread() is threading.main_thread():
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # Ray is deaf to it, and what a plug-in starts should not be
         self.share, self.device = share, device_of(share.device, share.gpus)
         settle(share.cpus, self.device)
-        send_tensors_as_bytes()
         self.state = ProcessState()
         self.latest: tuple[str, Embeddings] | None = None
 
@@ -193,75 +158,93 @@ class Process:
             self.latest = (key, data)
         return self.latest[1]
 
-    def told(self, error: Exception | SystemExit) -> Failure:
-        """Why a cell failed; memory that it was refused is told in the grid's words."""
-        failure = Failure.of(error)
-        if self.share.memory and (failure.type.endswith("MemoryError") or "can't allocate memory" in failure.message):
-            what = f"an actor of the cell asked for more than its {self.share.memory / 1e9:g} GB of memory_per_cell"
+
+class Worker:
+    """Runs jobs; all clients of a cell are in its process.
+
+    Args:
+        share: what it may take.
+        capture: whether what a cell prints goes to its log; else it goes where it would go without fedsim.
+    """
+
+    def __init__(self, share: Share, *, capture: bool = True) -> None:
+        self.process, self.capture = Process(share), capture
+        self.device = self.process.device
+
+    def pool(self, trial: Trial, data: Embeddings, held: Sequence[Any], seeds: Seeds) -> Pool:
+        """The clients of a cell; ``held`` is the data set as an engine holds it, alone in a list."""
+        return local_pool(trial, data, seeds, self.device)
+
+    def failure(self, error: Exception | SystemExit) -> Failure:
+        """Why a cell failed; memory that it was refused is reported in the grid's words."""
+        failure, memory = Failure.of(error), self.process.share.memory
+        if memory and (failure.type.endswith("MemoryError") or "can't allocate memory" in failure.message):
+            what = f"an actor of the cell asked for more than its {memory / 1e9:g} GB of memory_per_cell"
             return replace(failure, type="MemoryError", message=f"{what}: {failure.message}")
         return failure
 
-
-class TrialWorker:
-    """Runs cells and references; it hosts the first cohort of a cell itself, cohort actors the others."""
-
-    def __init__(self, share: Share, cohorts: Sequence[Any] = ()) -> None:
-        self.process, self.cohorts = Process(share), list(cohorts)
-        self.device = self.process.device
-
-    def run(self, trial: Trial, data: Embeddings, data_ref: Sequence[Any], checkpoint: bytes | None) -> Iterator[Report]:
-        """Run a cell: a stream of reports, the last one with an outcome or a failure.
+    def train(self, trial: Trial, data: Embeddings, held: Sequence[Any], checkpoint: bytes | None) -> Iterator[Item]:
+        """Train a cell, then judge what came out: progress, the outcome, the judgement; or a failure in place of either.
 
         Args:
             trial: the cell.
             data: its data set.
-            data_ref: the data set's reference in the object store, alone in a list.
-            checkpoint: where an earlier run of it stood.
-
-        Raises:
-            RayActorError: a cohort actor died, so this worker is of no use any more.
+            held: see :meth:`pool`.
+            checkpoint: where an earlier training of it stood.
         """
-
-        def make_pool(trial: Trial, data: Embeddings, seeds: Seeds) -> Pool:
-            if len(trial.sizes) > 1:
-                return RayPool(self.cohorts, trial.cohorts(seeds), trial.data_key, data, data_ref[0], self.device)
-            return local_pool(trial, data, seeds, self.device)
-
         self.process.make_ready(limited=True)
         data = self.process.same(trial.data_key, data)
         pending: list[RoundRecord] = []
-        checkpoints, sent = SentCheckpoints(checkpoint, trial.cell.cell_id), time.monotonic()
-        with _captured() as output:
+        checkpoints, sent = SentCheckpoints(checkpoint, trial.cell.training_id), time.monotonic()
+        with self._captured() as output:
             try:
                 check_source(trial.cell)
+
+                def make_pool(trial: Trial, data: Embeddings, seeds: Seeds) -> Pool:
+                    return self.pool(trial, data, held, seeds)
+
+                outcome: Outcome | None = None
                 for step in run_trial(trial, data, make_pool, checkpoints, self.device):
                     if isinstance(step, Outcome):
-                        yield Report(tuple(pending), output.drain(), end=step)
-                        return
+                        outcome = step
+                        break
                     pending.append(step)
-                    checkpoint = checkpoints.unsent()
-                    if checkpoint is not None or time.monotonic() - sent > FLUSH_SECONDS:
-                        yield Report(tuple(pending), output.drain(), checkpoint)
+                    unsent = checkpoints.unsent()
+                    if unsent is not None or time.monotonic() - sent > FLUSH_SECONDS:
+                        yield Progress(tuple(pending), output.drain(), unsent)
                         pending, sent = [], time.monotonic()
-            except ray.exceptions.RayActorError:
-                yield Report(tuple(pending), output.drain())
-                raise
+                assert outcome is not None
+                yield Progress(tuple(pending), output.drain())
+                pending = []
+                yield outcome
+                yield from self._judged(trial, outcome.state, data, output)
             except (Exception, SystemExit) as error:
-                yield Report(tuple(pending), output.drain(), end=self.process.told(error))
+                yield Progress(tuple(pending), output.drain())
+                if not self.goes_on(error):
+                    raise
+                yield self.failure(error)
 
-    def judge(self, trial: Trial, state: Tensors | None, data: Embeddings) -> Iterator[Report]:
-        """Judge a finished cell anew, from the ``state`` of its saved generator; without one there is nothing to say."""
-        end: Judgement | Failure | None = None
+    def goes_on(self, error: Exception | SystemExit) -> bool:
+        """Whether this worker is still of use after an exception."""
+        return True
+
+    def judge(self, trial: Trial, state: Tensors, data: Embeddings) -> Iterator[Item]:
+        """Judge what a training made, from the ``state`` that it left."""
         self.process.make_ready()
-        with _captured() as output:
-            if state is not None:
-                try:
-                    end = judged_anew(trial, state, self.process.same(trial.data_key, data))
-                except (Exception, SystemExit) as error:
-                    end = Failure.of(error)
-            yield Report(output=output.drain(), end=end)
+        with self._captured() as output:
+            try:
+                yield from self._judged(trial, state, self.process.same(trial.data_key, data), output)
+            except (Exception, SystemExit) as error:
+                yield Progress(output=output.drain())
+                yield self.failure(error)
 
-    def measure(self, trial: Trial, data: Embeddings) -> Iterator[Report]:
+    def _judged(self, trial: Trial, state: Tensors, data: Embeddings, output: Output) -> Iterator[Item]:
+        started = time.perf_counter()
+        judgement = judgement_of(trial, state, data, self.device)
+        yield Progress(output=output.drain())
+        yield Judged(judgement, time.perf_counter() - started)
+
+    def measure(self, trial: Trial, data: Embeddings) -> Iterator[Item]:
         """The part of the GPU that the first actor of a cell fills in its first round."""
         self.process.make_ready()
         data = self.process.same(trial.data_key, data)
@@ -270,12 +253,12 @@ class TrialWorker:
             server = algorithm.initial_server(Seeds(trial.cell.seed).public).to(self.device)
             cohort = Cohort(trial.cohorts()[0], data.x_train, data.y_train, self.device)
             cohort.round(next(algorithm.schedule()), algorithm.phases()[0].broadcast(server))
-            yield Report(end=filled(self.device))
+            yield filled(self.device)
         except (Exception, SystemExit) as error:
-            yield Report(end=Failure.of(error))
+            yield self.failure(error)
 
-    def audit(self, cell: Cell, run: Lines, found: Sequence[dict[str, Any]]) -> Iterator[Report]:
-        """What an audit lacks, in reports of some pairs each, and its outcome.
+    def audit(self, cell: Cell, run: Lines, found: Sequence[dict[str, Any]]) -> Iterator[Item]:
+        """What an audit lacks, in progress of some pairs each, and its outcome.
 
         Args:
             cell: one of those that make the claim.
@@ -284,104 +267,49 @@ class TrialWorker:
         """
         self.process.make_ready()
         lines, pending, sent = list(found), list[dict[str, Any]](), time.monotonic()
-        with _captured():
+        with self._captured():
             try:
                 check_source(cell)
                 for line in run.missing(found):
                     pending.append(line)
                     if time.monotonic() - sent > FLUSH_SECONDS:
-                        yield Report(pairs=tuple(pending))
+                        yield Progress(pairs=tuple(pending))
                         lines, pending, sent = lines + pending, [], time.monotonic()
-                yield Report(pairs=tuple(pending), audit=run.outcome(lines + pending))
+                yield Progress(pairs=tuple(pending))
+                yield run.outcome(lines + pending)
             except (Exception, SystemExit) as error:
-                yield Report(end=Failure.of(error), pairs=tuple(pending))
+                yield Progress(pairs=tuple(pending))
+                yield self.failure(error)
 
-    def reference(self, data: Embeddings, partition: Partition | None, spec: PartitionSpec, probe_c: float) -> Iterator[Report]:
+    def reference(self, data: Embeddings, partition: Partition | None, spec: PartitionSpec, probe_c: float) -> Iterator[Item]:
         """The ceiling without a partition, local-only with one."""
         self.process.make_ready()
         try:
-            value = ceiling(data, probe_c) if partition is None else local_only(data, partition, spec, probe_c)
+            yield ceiling(data, probe_c) if partition is None else local_only(data, partition, spec, probe_c)
         except Exception as error:
-            yield Report(end=Failure.of(error))
-        else:
-            yield Report(end=value)
+            yield self.failure(error)
 
-
-class CohortActor:
-    """Hosts one cohort of a cell that is spread over several actors."""
-
-    def __init__(self, share: Share) -> None:
-        self.process = Process(share)
-        self.cohort: Cohort | None = None
-
-    def host(self, spec: CohortSpec, key: str, data: Embeddings) -> None:
-        """Take the clients of ``spec``, of the data set with this key, up, in place of any earlier ones."""
-        self.cohort = None
-        self.process.make_ready(limited=True)
-        data = self.process.same(key, data)
+    @contextlib.contextmanager
+    def _captured(self) -> Iterator[Output]:
+        """Collects what the block's Python code prints, warns of or logs as a warning or worse, for the cell's log file."""
+        output = Output()
+        if not self.capture:
+            yield output
+            return
+        handler = logging.StreamHandler(output)
+        logging.captureWarnings(True)
+        logging.getLogger().addHandler(handler)
         try:
-            self.cohort = Cohort(spec, data.x_train, data.y_train, self.process.device)
-        except SystemExit as error:
-            raise _exited(error) from error
-
-    def call(self, method: str, *args: Any) -> Any:
-        """Call a method of the cohort; what it returns travels by the CPU, in one copy."""
-        try:
-            returned = getattr(self.cohort, method)(*args)
-        except SystemExit as error:
-            raise _exited(error) from error
-        return returned.on(CPU) if isinstance(returned, Message) else returned
+            with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+                yield output
+        finally:
+            logging.getLogger().removeHandler(handler)
 
 
-class RayPool:
-    """The cohorts of a cell, the first in this process and each other on its actor; what comes back is in client order.
+class Output(io.StringIO):
+    """What a cell prints, up to :data:`MOST_OUTPUT` characters."""
 
-    Args:
-        actors: of all cohorts but the first.
-        specs: of all cohorts.
-        key: the data set's.
-        data: the data set.
-        data_ref: its reference in the object store.
-        device: where the first cohort computes.
-    """
-
-    def __init__(
-        self, actors: Sequence[Any], specs: Sequence[CohortSpec], key: str, data: Embeddings, data_ref: Any, device: torch.device
-    ) -> None:
-        self.actors, self.sizes = list(actors), [len(spec.members) for spec in specs]
-        hosted = [actor.host.remote(spec, key, data_ref) for actor, spec in zip(self.actors, specs[1:], strict=True)]
-        self.own = Cohort(specs[0], data.x_train, data.y_train, device)
-        ray.get(hosted)
-
-    def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
-        """See :class:`fedsim.methods.messages.Pool`; a large broadcast goes into the object store once."""
-        size, there = sum(value.nbytes for value in broadcast.values()), moved(broadcast, CPU)
-        sent = ray.put(there) if size > IN_THE_CALL else there
-        others = [actor.call.remote("round", round_, sent) for actor in self.actors]
-        return [self.own.round(round_, broadcast), *ray.get(others)]
-
-    def released(self, names: Sequence[str]) -> Tensors:
-        """See :class:`fedsim.methods.messages.Pool`."""
-        others = [actor.call.remote("released", names) for actor in self.actors]
-        return join_clients([self.own.released(names), *ray.get(others)])
-
-    def state(self) -> Tensors:
-        """See :class:`fedsim.methods.messages.Pool`."""
-        others = [actor.call.remote("state") for actor in self.actors]
-        return join_clients([self.own.state(), *ray.get(others)])
-
-    def load_state(self, tensors: Tensors) -> None:
-        """See :class:`fedsim.methods.messages.Pool`."""
-        own, *parts = split_clients(tensors, self.sizes)
-        others = [actor.call.remote("load_state", part) for actor, part in zip(self.actors, parts, strict=True)]
-        self.own.load_state(own)
-        ray.get(others)
-
-
-class _Output(io.StringIO):
-    """What a cell prints, up to :data:`OUTPUT` characters."""
-
-    room = OUTPUT
+    room = MOST_OUTPUT
 
     def write(self, text: str) -> int:
         """Take what there is room for, and say so when it is used up."""
@@ -389,7 +317,7 @@ class _Output(io.StringIO):
             super().write(text[: self.room])
             self.room -= len(text)
             if self.room <= 0:
-                super().write(f"\n(more than {OUTPUT / 1e6:g} MB of output; the rest of it is left out)\n")
+                super().write(f"\n(more than {MOST_OUTPUT / 1e6:g} MB of output; the rest of it is left out)\n")
         return len(text)
 
     def drain(self) -> str:
@@ -398,17 +326,3 @@ class _Output(io.StringIO):
         self.seek(0)
         self.truncate()
         return text
-
-
-@contextlib.contextmanager
-def _captured() -> Iterator[_Output]:
-    """Collects what Python code of this process prints, warns of or logs as a warning or worse in the block, for the cell's log file."""
-    output = _Output()
-    handler = logging.StreamHandler(output)
-    logging.captureWarnings(True)
-    logging.getLogger().addHandler(handler)
-    try:
-        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-            yield output
-    finally:
-        logging.getLogger().removeHandler(handler)

@@ -17,7 +17,7 @@ from fedsim.device import CPU, moved
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Diagnostic, Message, Pool, Round, Server, Tensors, Values
 from fedsim.methods.parameters import add_in_order, code_names, in_order, joint_norm, l2_norm, load_parameters, rounded, squared_sums
-from fedsim.methods.products import Generator, Product
+from fedsim.methods.products import Product
 from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.noise import Noise, gaussian
 from fedsim.privacy.plan import PrivacyPlan
@@ -109,9 +109,7 @@ def train(
         yield RoundRecord(round_.number, rounds, record)
     server.codes = moved(pool.released(code_names(server.model)), device) if algorithm.releases_codes() else {}
     state = released_state(server)
-    _take_means(server)
-    made = algorithm.generator(server) if algorithm.generates() else algorithm.classifier(server)
-    return Trained(made, released_shares(algorithm, server), ledger, uplink, state)
+    return Trained(_product(algorithm, server), released_shares(algorithm, server), ledger, uplink, state)
 
 
 def to_the_end(steps: abc.Generator[RoundRecord, None, Trained]) -> tuple[list[RoundRecord], Trained]:
@@ -124,14 +122,20 @@ def to_the_end(steps: abc.Generator[RoundRecord, None, Trained]) -> tuple[list[R
             return records, cast(Trained, end.value)
 
 
-def restored(algorithm: Algorithm, state: Tensors, plan: PrivacyPlan | None, seeds: Seeds) -> tuple[Generator, NDArray[np.float64] | None]:
-    """The generator of an earlier training and its released label shares, from its ``Trained.state``, plan and seeds."""
-    server = algorithm.initial_server(seeds.public)
+def restored(
+    algorithm: Algorithm, state: Tensors, plan: PrivacyPlan | None, seeds: Seeds, device: torch.device = CPU
+) -> tuple[Product, NDArray[np.float64] | None]:
+    """The generator or classifier of an earlier training and its released label shares, from its ``Trained.state``, plan and seeds."""
+    server = algorithm.initial_server(seeds.public).to(device)
     server.plan = plan
     load_server(server, below("server", state))
-    server.codes = below("codes", state)
+    server.codes = moved(below("codes", state), device)
+    return _product(algorithm, server), released_shares(algorithm, server)
+
+
+def _product(algorithm: Algorithm, server: Server) -> Product:
     _take_means(server)
-    return algorithm.generator(server), released_shares(algorithm, server)
+    return algorithm.generator(server) if algorithm.generates() else algorithm.classifier(server)
 
 
 def _take_means(server: Server) -> None:

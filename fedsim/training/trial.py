@@ -12,8 +12,6 @@ import torch
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.device import CPU
-from fedsim.evaluation.judge import Judge, Judgement
-from fedsim.evaluation.scores import Scores
 from fedsim.grid.models import Cell
 from fedsim.methods.messages import Pool, Task, Tensors
 from fedsim.partition import Partition
@@ -80,14 +78,18 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The fields of a row that running a cell decides, and the state that its generator is made from, if any.
+    """How a training ended.
 
-    ``judgement`` is what the product is worth, ``mechanisms`` are what the data of every client went through
-    (:meth:`fedsim.privacy.ledger.Ledger.mechanisms`), ``noise_at`` is where noise is added, ``unaccounted`` says where the ledger is not
-    what the plan planned (:meth:`fedsim.privacy.ledger.Ledger.unaccounted`); "" where it is.
+    Attributes:
+        epsilon_spent: counted from the steps that ran; ``accountant`` says by what. None without a plan.
+        mechanisms: what the data of every client went through (:meth:`fedsim.privacy.ledger.Ledger.mechanisms`).
+        noise_at: where noise is added.
+        unaccounted: where the ledger is not what the plan planned (:meth:`fedsim.privacy.ledger.Ledger.unaccounted`); "" where it is.
+        uplink_bytes: what all clients sent.
+        seconds: wall time.
+        state: what the product is made from (:attr:`fedsim.training.rounds.Trained.state`).
     """
 
-    judgement: Judgement
     epsilon_spent: float | None
     accountant: str | None
     mechanisms: tuple[Tally, ...] | None
@@ -95,12 +97,7 @@ class Outcome:
     unaccounted: str
     uplink_bytes: int
     seconds: float
-    generator: Tensors | None = field(repr=False, compare=False)
-
-    @property
-    def scores(self) -> Scores:
-        """Of what was made."""
-        return self.judgement.scores
+    state: Tensors = field(repr=False, compare=False)
 
 
 def local_pool(trial: Trial, data: Embeddings, seeds: Seeds | None = None, device: torch.device = CPU) -> Pool:
@@ -124,14 +121,14 @@ def run_trial(
     checkpoints: Checkpoints | None = None,
     device: torch.device = CPU,
 ) -> Iterator[RoundRecord | Outcome]:
-    """Train, synthesise, evaluate: yields every round's record, then the outcome.
+    """Train: yields every round's record, then the outcome.
 
     Args:
         trial: the cell.
         data: its data set.
         make_pool: makes its clients; by default all of them in this process, on the CPU.
         checkpoints: where its progress is kept.
-        device: where the server computes, and what it made.
+        device: where the server computes.
     """
     started = time.perf_counter()
     cell = trial.cell
@@ -140,23 +137,19 @@ def run_trial(
     algorithm = build_algorithm(cell.algorithm, cell.params, trial.task)
     pool = make_pool(trial, data, seeds)
     trained: Trained = yield from train(algorithm, pool, trial.plan, seeds, resume, checkpoints, device)
-    judgement = Judge(cell, data, trial.partition, trained.made, trained.shares, device).judgement()
     spent, accountant = (None, None) if trial.plan is None else trained.ledger.epsilon(trial.plan.delta)
     unaccounted = "" if trial.plan is None else trained.ledger.unaccounted(trial.plan, cell.clients)
     if checkpoints:
         checkpoints.remove()
-    state = trained.state if algorithm.generates() else None
-    seconds = time.perf_counter() - started
     yield Outcome(
-        judgement,
         spent,
         accountant,
         None if trial.plan is None else trained.ledger.mechanisms(),
         None if trial.plan is None else "clients" if algorithm.noise_at_clients() else "sum",
         unaccounted,
         trained.uplink_bytes,
-        seconds,
-        state,
+        time.perf_counter() - started,
+        trained.state,
     )
 
 

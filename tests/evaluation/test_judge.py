@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from cells import quick, small_cells
+from fedsim.results.row import finished_row
 
 from fedsim.evaluation.fidelity import Labelled
 from fedsim.evaluation.judge import Judge, synthesise
@@ -16,7 +17,6 @@ from fedsim.evaluation.weights import best_weight
 from fedsim.grid.models import Evaluation
 from fedsim.models.linear import ProbeClassifier, fit_linear
 from fedsim.models.probe import fit_probe
-from fedsim.results.row import finished_row
 from fedsim.seeds import SERVER, Seeds
 from fedsim.training.cohort import build_algorithm
 from fedsim.training.rounds import Trained, released_shares, train

@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from cells import quick, small_cells
+from fedsim.results.row import finished_row
 
 from fedsim.evaluation.measures import MEASURES, Measure, Predictions
 from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.report.report import write_report
 from fedsim.results.grid_rows import load_results
-from fedsim.results.row import finished_row
 from fedsim.results.store import ResultStore
 from fedsim.training.trial import Outcome, run_trial
 

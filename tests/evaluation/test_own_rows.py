@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cells import quick, small_cells
+from fedsim.results.row import client_lines, finished_row
 from sites import SITES, digits_of_sites
 
 from fedsim.data.embeddings import Embeddings
@@ -17,7 +18,6 @@ from fedsim.evaluation.weights import WEIGHTS, held_out_weight
 from fedsim.models.linear import fit_linear
 from fedsim.models.probe import fit_probe
 from fedsim.planning.prepare import Prepared
-from fedsim.results.row import client_lines, finished_row
 from fedsim.results.rows import Row
 from fedsim.training.trial import Outcome, run_trial
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cells import quick, small_cells
+from fedsim.results.row import finished_row
 from sites import digits_of_writers
 
 from fedsim.errors import UserError
@@ -15,7 +16,6 @@ from fedsim.grid.models import Grid
 from fedsim.planning.prepare import Prepared
 from fedsim.report.page import render_page
 from fedsim.results.groups import group_seeds
-from fedsim.results.row import finished_row
 from fedsim.training.trial import run_trial
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 from cells import NODES, quick, small_grid
+from fedsim.results.rejudging import cell_of, judged_anew, prepare_judging, saved_generators
+from fedsim.results.row import finished_row, judged_fields
 from sites import digits_of_sites
 
 from fedsim.errors import UserError
@@ -13,8 +15,6 @@ from fedsim.grid.models import Grid
 from fedsim.planning.prepare import prepare
 from fedsim.results.folder import RunFolder
 from fedsim.results.generators import save_generator
-from fedsim.results.rejudging import cell_of, judged_anew, prepare_judging, saved_generators
-from fedsim.results.row import finished_row, judged_fields
 from fedsim.training.trial import Outcome, run_trial
 
 SITES = {"scheme": "column", "column": "site"}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from benches import Done, Ran
 from cells import NODES, small_grid
+from fedsim.runs.judging import run_judging
 from plug_ins import changed
 from rich.console import Console
 
@@ -17,7 +18,6 @@ from fedsim.planning.node import Node
 from fedsim.planning.prepare import prepare
 from fedsim.results.store import ResultStore
 from fedsim.runs.bench import run_bench
-from fedsim.runs.judging import run_judging
 from fedsim.runs.verify import Verification
 
 Bench = Callable[..., Ran]

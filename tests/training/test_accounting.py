@@ -13,7 +13,7 @@ from fedsim.methods.clients import Clients, Noised
 from fedsim.methods.messages import Message, Ran, Round, Tensors
 from fedsim.methods.parameters import add_in_order
 from fedsim.plugins.registry import register
-from fedsim.results.row import finished_row
+from rows import joined
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import build_algorithm
 from fedsim.training.rounds import server_noise, train
@@ -123,7 +123,7 @@ def test_a_plan_that_its_budget_does_not_pay_for_is_overspent() -> None:
     assert found.unaccounted == ""
     assert found.epsilon_spent is not None
     assert found.epsilon_spent > 1.1
-    assert finished_row(trial, found, None, None, {}).status == "overspent"
+    assert joined(trial, found).status == "overspent"
 
 
 def test_noise_of_another_round_is_refused_before_a_grid_runs() -> None:

@@ -1,9 +1,9 @@
 import pytest
 from cells import quick, small_cells
+from fedsim.results.row import client_lines, failed_row, finished_row, refilled
 from sites import digits_of_sites, digits_of_writers
 
 from fedsim.evaluation.references import Ceiling, LocalOnly, local_only
-from fedsim.results.row import client_lines, failed_row, finished_row, refilled
 from fedsim.results.rows import RowError
 from fedsim.training.trial import Outcome, packing, run_trial
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedsim.errors import at
 from fedsim.grid.models import Grid
 from fedsim.json_lines import dump
-from fedsim.results.rows import Row
 from fedsim.training.trial import Trial
 
 if TYPE_CHECKING:
@@ -66,27 +65,14 @@ def audits_of(grid: Grid, trials: Sequence[Trial]) -> tuple[ClaimAudit, ...]:
     return tuple(found)
 
 
-def is_told(row: Row, pairs: int) -> bool:
-    """Whether a row shows an audit of so many pairs, or needs none."""
-    return row.status not in ("ok", "refuted") or row.audit_pairs == pairs
-
-
-def audited_row(row: Row, audit: Audit) -> Row:
-    """A row with what an audit says of its claim; the row itself where it is already known not to hold."""
-    if row.status not in ("ok", "refuted"):
-        return row
-    facts = {
-        "audit_epsilon_lower": audit.mechanism,
-        "audit_epsilon_any": audit.clopper_pearson,
-        "audit_method": audit.method,
-        "audit_pairs": audit.pairs,
-        "audit_canary_ratio": audit.told_ratio,
-        "status": "refuted" if audit.refuted else "ok",
+def audit_line(claim: ClaimAudit, audit: Audit) -> dict[str, Any]:
+    """The result line of an audit."""
+    return {
+        "audit": claim.run.key,
+        "epsilon_lower": audit.mechanism,
+        "epsilon_any": audit.clopper_pearson,
+        "method": audit.method,
+        "pairs": audit.pairs,
+        "canary_ratio": audit.told_ratio,
+        "refuted": audit.refuted,
     }
-    return row.model_copy(update=facts)
-
-
-def unaudited(row: Row) -> Row:
-    """The row as its cell made it."""
-    told = {name: None for name in Row.model_fields if name.startswith("audit_")}
-    return row.model_copy(update=told | ({"status": "ok"} if row.status == "refuted" else {}))

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from benches import Done, Ran
 from cells import NODES, quick, small_grid
+from fedsim.results.rejudging import prepare_judging, saved_generators
 from sites import digits_of_sites
 
 from fedsim.evidence.audit.of_run import Attacked, by_shadows, of_run, rows_of
 from fedsim.grid.models import Grid
 from fedsim.planning.prepare import prepare
 from fedsim.results.folder import RunFolder
-from fedsim.results.rejudging import prepare_judging, saved_generators
 from fedsim.results.store import ResultStore
 
 BY_SITE: dict[str, Any] = {"partition": {"scheme": "column", "column": "site"}, "clients": 2, "epsilon": float("inf")}

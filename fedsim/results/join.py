@@ -1,0 +1,198 @@
+"""A run's rows: the left join of its result lines by their keys, for the cells of its grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedsim.results.rows import Row
+from fedsim.results.store import ResultStore
+
+Line = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A cell of a grid, by the keys of the lines that its row is joined of.
+
+    Attributes:
+        cell_id: its judgement's.
+        training_id: its training's.
+        label: what tables and curves call its algorithm.
+        ceiling, local_only: its references'.
+        audit: of the audit of its claim; None where the grid asks for none.
+    """
+
+    cell_id: str
+    training_id: str
+    label: str
+    ceiling: str = ""
+    local_only: str = ""
+    audit: str | None = None
+
+
+@dataclass(frozen=True)
+class Lines:
+    """All result lines of a run folder, by their keys."""
+
+    trainings: Mapping[str, Line]
+    judgements: Mapping[str, Line]
+    references: Mapping[str, Line]
+    audits: Mapping[str, Line] = field(default_factory=dict)
+    checks: Sequence[Line] = ()
+
+    @classmethod
+    def read(cls, folder: Path | str) -> Lines:
+        """Those of a folder.
+
+        Raises:
+            UserError: a line cannot be read.
+        """
+        store = ResultStore(folder)
+        return cls(store.trainings(), store.judgements(), store.references(), store.audits(), list(store.lines("checks")))
+
+    def row(self, entry: Entry) -> Row | None:
+        """The row of a cell; None while its training or judgement is not finished."""
+        training, judgement = self.trainings.get(entry.training_id), self.judgements.get(entry.cell_id)
+        if training is None or (training["error"] is None and judgement is None):
+            return None
+        return self.trained_row(entry)
+
+    def trained_row(self, entry: Entry) -> Row:
+        """The row of a cell whose training has ended, judged or not."""
+        training = self.trainings[entry.training_id]
+        ended = self.judgements.get(entry.cell_id) if training["error"] is None else None
+        error = training["error"] or (ended["error"] if ended is not None else None)
+        fields = _trained(training) | {"cell_id": entry.cell_id, "label": entry.label, "error": error}
+        if ended is not None and error is None:
+            fields |= _judged(ended, training, self.references.get(entry.local_only))
+        fields |= _referenced(self.references.get(entry.ceiling), self.references.get(entry.local_only))
+        audit = self.audits.get(entry.audit or "")
+        fields |= {"claim": self.claim(training)} | ({} if audit is None else _audited(audit))
+        return Row.model_validate(fields | _status(fields, training, audit))
+
+    def rows(self, entries: Sequence[Entry]) -> list[Row]:
+        """The rows of those cells that are finished, in order."""
+        return [row for row in map(self.row, entries) if row is not None]
+
+    def clients(self, entries: Sequence[Entry]) -> list[dict[str, Any]]:
+        """A line a client of the cells that were judged by clients, with what it reaches by itself where that is known."""
+        return [line for entry in entries for line in self._clients_of(entry)]
+
+    def _clients_of(self, entry: Entry) -> Iterator[dict[str, Any]]:
+        judgement, floor = self.judgements.get(entry.cell_id), self.references.get(entry.local_only)
+        for client in (judgement or {}).get("clients", ()):
+            alone = floor["clients"][client["client"]] if floor else None
+            reason = {} if client["test_rows"] else {"reason": "it has no test row"}
+            yield {"cell_id": entry.cell_id, **client, "local_only_balanced_accuracy": alone, **reason}
+
+    def standing_of(self, entry: Entry) -> str:
+        """Status of a cell, judged or not; "" while its training is not finished."""
+        training = self.trainings.get(entry.training_id)
+        return "" if training is None else "failed" if training["error"] is not None else self.standing(entry)[0]
+
+    def standing(self, entry: Entry) -> tuple[str, str]:
+        """Status and claim of a cell whose training has ended well, judged or not."""
+        training = self.trainings[entry.training_id]
+        fields = _trained(training) | {"error": None}
+        return _status(fields, training, self.audits.get(entry.audit or ""))["status"], self.claim(training)
+
+    def claim(self, training: Line) -> str:
+        """What the row of a training may claim: its plan's claim, as checks of its code have it."""
+        plan = training["plan"]
+        return "none" if plan is None else plan["claim"]
+
+
+def _trained(line: Line) -> dict[str, Any]:
+    """The fields of a row that its training decides."""
+    cell, plan, ledger = line["cell"], line["plan"], line["ledger"] or {}
+    evaluation = {name: value for name, value in cell["evaluation"].items() if name != "unseen" and value is not None}
+    unseen, unit = cell["evaluation"].get("unseen"), cell["unit_column"] or cell["unit"]
+    fields = {
+        "source": cell["source"],
+        "algorithm": cell["algorithm"],
+        "params": cell["params"],
+        "yields": line["yields"],
+        "dataset": line["dataset"],
+        "dataset_hash": cell["dataset_hash"],
+        "scheme": cell["partition"]["scheme"],
+        "alpha": line["alpha"],
+        "clients": cell["clients"],
+        "partition_hash": line["partition"],
+        "train_rows": line["train_rows"],
+        "seed": cell["seed"],
+        "evaluation": evaluation,
+        "unseen": unseen,
+        "chance": 1 / line["task"]["classes"],
+        "uplink_bytes": line["uplink_bytes"],
+        "train_seconds": line["seconds"],
+        "seconds": line["seconds"],
+        "versions": line["versions"],
+        "generator": line["state"],
+    }
+    if plan is None:
+        return fields
+    main = [release for release in plan["releases"] if release["main"]][-1]
+    return fields | {
+        "train_groups": line["train_groups"],
+        "epsilon_target": plan["epsilon_target"],
+        "epsilon_spent": ledger.get("epsilon_spent"),
+        "delta": plan["delta"],
+        "unit": unit,
+        "relation": "add-or-remove-one",
+        "trust": plan["trust"],
+        "scope": plan["scope"],
+        "accountant": ledger.get("accountant"),
+        "noise": cell["noise"],
+        "sigma": plan["sigma"],
+        "sample_rate": main["sample_rate"],
+        "steps": sum(release["steps"] for release in plan["releases"]),
+        "clip": plan["clip"],
+        "sensitivity": plan["sensitivity"],
+        "mechanisms": ledger.get("mechanisms"),
+        "noise_at": ledger.get("noise_at"),
+        "counted_by": ledger.get("counted_by"),
+    }
+
+
+def _judged(line: Line, training: Line, local_only: Line | None) -> dict[str, Any]:
+    """The fields of a row that judging decides."""
+    known = [score for score in (local_only["clients"] if line["clients"] and local_only else ()) if score is not None]
+    floor = {"client_local_only_balanced_accuracy": sum(known) / len(known)} if known else {}
+    return {
+        "judged": line["judged"],
+        "judge_seconds": line["seconds"],
+        "seconds": (training["seconds"] or 0.0) + line["seconds"],
+        "tested": line["tested"],
+        "label_shares": line["label_shares"],
+        "scores": line["scores"] | floor,
+        "recall_per_class": line["recalls"],
+        "evaluation": {name: value for name, value in line["evaluation"].items() if name != "unseen"},
+    }
+
+
+def _referenced(ceiling: Line | None, local_only: Line | None) -> dict[str, Any]:
+    """The fields of a row that references decide; none of one that is not there."""
+    fields: dict[str, Any] = {}
+    if ceiling:
+        fields |= {"ceiling_balanced_accuracy": ceiling["balanced_accuracy"], "ceiling_accuracy": ceiling["accuracy"]}
+    return fields | ({"local_only_balanced_accuracy": local_only["mean"]} if local_only else {})
+
+
+def _audited(line: Line) -> dict[str, Any]:
+    """The fields of a row that an audit of its claim decides."""
+    return {f"audit_{name}": line[name] for name in ("epsilon_lower", "epsilon_any", "method", "pairs", "canary_ratio")}
+
+
+def _status(fields: Mapping[str, Any], training: Line, audit: Line | None) -> dict[str, Any]:
+    if fields["error"] is not None:
+        return {"status": "failed"}
+    if unaccounted := (training["ledger"] or {}).get("unaccounted"):
+        return {"status": "unaccounted", "error": {"type": "Unaccounted", "message": unaccounted, "traceback": ""}}
+    target, spent = fields.get("epsilon_target"), fields.get("epsilon_spent")
+    if target is not None and spent is not None and math.isfinite(target) and spent > target * (1 + 1e-6):
+        return {"status": "overspent"}
+    return {"status": "refuted" if audit is not None and audit["refuted"] else "ok"}

@@ -1,0 +1,110 @@
+"""What each job of a cell leaves: its result line, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from fedsim.evaluation.judge import Judgement
+from fedsim.evaluation.references import Ceiling, LocalOnly
+from fedsim.grid.models import shown
+from fedsim.methods.messages import Task
+from fedsim.plugins.code_hash import evaluation_hash
+from fedsim.plugins.registry import lookup
+from fedsim.privacy.counted_by import counted_by
+from fedsim.results.rows import RowError
+from fedsim.training.trial import Outcome, Trial
+
+
+def training_line(
+    trial: Trial, end: Outcome | RowError, versions: Mapping[str, str], class_names: Sequence[str] = (), state: str | None = None
+) -> dict[str, Any]:
+    """The line of a training.
+
+    Args:
+        trial: the cell.
+        end: how its training ended.
+        versions: of the packages that computed.
+        class_names: what the classes are called; may be empty.
+        state: SHA-256 of the file of tensors that it left; None where none was kept.
+    """
+    cell, plan = trial.cell, trial.plan
+    outcome = end if isinstance(end, Outcome) else None
+    return {
+        "training_id": cell.training_id,
+        "error": None if outcome else end.model_dump(),  # type: ignore[union-attr]
+        "cell": cell.model_dump(mode="json"),
+        "task": asdict(trial.task),
+        "plan": None if plan is None else asdict(plan),
+        "dataset": shown(cell.dataset, cell.evaluation.unseen),
+        "alpha": cell.concentration,
+        "yields": "generator" if lookup(cell.algorithm).generates() else "classifier",
+        "partition": trial.partition.fingerprint,
+        "train_rows": trial.train_rows,
+        "train_groups": trial.train_groups,
+        "ledger": None if outcome is None or plan is None else _ledger(outcome),
+        "uplink_bytes": outcome and outcome.uplink_bytes,
+        "seconds": outcome and outcome.seconds,
+        "versions": dict(versions),
+        "class_names": list(class_names),
+        "state": state,
+    }
+
+
+def _ledger(outcome: Outcome) -> dict[str, Any]:
+    """What was spent; where it is not what was planned, only that."""
+    if outcome.unaccounted:
+        return {"unaccounted": outcome.unaccounted, "accountant": outcome.accountant}
+    return {
+        "unaccounted": "",
+        "accountant": outcome.accountant,
+        "epsilon_spent": outcome.epsilon_spent,
+        "mechanisms": None if outcome.mechanisms is None else [_mechanism(asdict(tally)) for tally in outcome.mechanisms],
+        "noise_at": outcome.noise_at,
+        "counted_by": counted_by(),
+    }
+
+
+def _mechanism(tally: Mapping[str, Any]) -> dict[str, Any]:
+    kind = "gaussian" if tally["sample_rate"] == 1 else "sampled-gaussian"
+    return {"kind": kind, **{name: value for name, value in tally.items() if name != "client"}}
+
+
+def judgement_line(trial: Trial, end: Judgement | RowError, seconds: float) -> dict[str, Any]:
+    """The line of a judgement; ``seconds`` is its wall time."""
+    cell = trial.cell
+    line = {
+        "cell_id": cell.cell_id,
+        "training_id": cell.training_id,
+        "evaluation": cell.evaluation.model_dump(mode="json", exclude_none=True),
+        "judged": evaluation_hash(),
+        "seconds": seconds,
+    }
+    if isinstance(end, RowError):
+        return line | {"error": end.model_dump()}
+    return line | {
+        "error": None,
+        "tested": end.tested,
+        "label_shares": end.label_shares,
+        "scores": end.scores,
+        "recalls": end.recalls,
+        "clients": [_client(each) for each in map(asdict, end.clients)],
+    }
+
+
+def _client(scores: Mapping[str, Any]) -> dict[str, Any]:
+    line = {name: scores[name] for name in ("client", "name", "rows", "test_rows")}
+    for whose in ("own", "shared"):
+        line |= {f"{whose}_{name}": scores[whose] and scores[whose][name] for name in ("accuracy", "balanced_accuracy")}
+    return line
+
+
+def reference_line(key: str, value: Ceiling | LocalOnly) -> dict[str, Any]:
+    """The line of a reference."""
+    return {"reference": key, "kind": "ceiling" if isinstance(value, Ceiling) else "local-only", **asdict(value)}
+
+
+def task_of_line(line: Mapping[str, Any]) -> Task:
+    """The public facts of a training line's cell."""
+    return Task(**line["task"])

@@ -1,0 +1,69 @@
+"""The trainings of a run folder as cells again, to judge or attack what they made: from their result lines, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from fedsim.errors import UserError
+from fedsim.grid.cells import judged_id, without_unseen
+from fedsim.grid.models import Cell, Grid
+from fedsim.json_lines import dump, reasons
+from fedsim.planning.node import Node, Share
+from fedsim.planning.prepare import Prepared, loaded, partitioned, seen, task_of
+from fedsim.privacy.plan import PrivacyPlan
+from fedsim.results.folder import RunFolder
+from fedsim.training.trial import Trial
+
+SHARE = Share(1.0, 0.0, "cpu")
+"""What judging a cell takes: probes are the CPU's."""
+
+
+def prepare_trained(
+    grid: Grid, trainings: Sequence[Mapping[str, Any]], folder: RunFolder, nodes: Sequence[Node], max_parallel: int | None = None
+) -> Prepared:
+    """Load the data and make the partitions again, and judge by the grid's evaluation and today's code.
+
+    Args:
+        grid: that the trainings are of, as the manifest has it.
+        trainings: lines of trainings that ended well.
+        folder: of the run.
+        nodes: what the cluster has.
+        max_parallel: at most so many cells at a time.
+
+    Raises:
+        UserError: a line is of another grid, or data or partitions are not those of the trainings.
+    """
+    cells = [_cell(line, grid, folder) for line in trainings]
+    data = without_unseen(grid, loaded(grid))
+    partitions = partitioned(grid, cells, data)
+    for line, cell, partition in zip(trainings, cells, partitions, strict=True):
+        same_data = cell.dataset_hash == data[cell.dataset.key].fingerprint
+        if not same_data or line["partition"] != partition.fingerprint:
+            what = f"the {'partition' if same_data else 'content'} of data set '{cell.dataset.display}' is not that of its trainings"
+            raise UserError(str(folder.path), what, "give back what the grid ran on, or run it again")
+    views, keys = seen(cells, partitions, data)
+    plans = [line["plan"] and TypeAdapter(PrivacyPlan).validate_json(dump(line["plan"])) for line in trainings]
+    trials = tuple(
+        Trial(cell, task_of(cell, data[cell.data_key]), plan, partition, (cell.clients,), key)
+        for cell, plan, partition, key in zip(cells, plans, partitions, keys, strict=True)
+    )
+    parallel = max(1, sum(SHARE.fit(node) for node in nodes))
+    resources = grid.resources.model_copy(update={"gpus_per_actor": 0.0, "device": "cpu"})
+    grid = grid.model_copy(update={"resources": resources})
+    return Prepared(grid, {}, views, trials, tuple(nodes), SHARE, min(parallel, max_parallel or parallel))
+
+
+def _cell(line: Mapping[str, Any], grid: Grid, folder: RunFolder) -> Cell:
+    """The cell of a training, judged as the grid says."""
+    try:
+        cell = Cell.model_validate_json(dump(line["cell"]))
+    except ValidationError as error:
+        where = f"{folder.lines('trainings')}, training {line['training_id']}"
+        raise UserError(where, f"cannot be read ({'; '.join(reasons(error))})", "run the grid again") from error
+    if cell.dataset not in grid.dataset:
+        raise UserError(str(folder.manifest), f"its grid has no data set '{cell.dataset.display}', a training has", "run the grid again")
+    evaluation = grid.evaluation.model_copy(update={"unseen": cell.evaluation.unseen})
+    return cell.model_copy(update={"evaluation": evaluation, "cell_id": judged_id(cell.training_id, evaluation)})

@@ -1,0 +1,146 @@
+"""What a scheduler needs of whatever runs its jobs; and the engine that runs them in this process, one after another, without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from fedsim.errors import RunLost
+from fedsim.planning.node import Node, Share
+from fedsim.runs.worker import Failure, Item, Worker
+
+
+class ClusterLost(RunLost):
+    """The cluster itself is gone, or has no room any more for what is left to do.
+
+    Args:
+        what: which of these.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__("the cluster is lost", what, "the same command goes on")
+
+
+class WorkerLost(Exception):
+    """A worker is of no use any more.
+
+    Attributes:
+        failure: what its job ended with.
+        again: whether that was no fault of the job.
+    """
+
+    def __init__(self, failure: Failure, *, again: bool) -> None:
+        super().__init__(failure.summary())
+        self.failure, self.again = failure, again
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """The actors of one cell.
+
+    Attributes:
+        actors: how many compute.
+        share: what each takes.
+        worker: what runs jobs.
+        held: what the engine keeps of it.
+    """
+
+    actors: int
+    share: Share
+    worker: Any
+    held: Any = None
+
+
+class Engine(Protocol):
+    """Runs jobs on slots. A stream is what a started job yields; equal to itself alone."""
+
+    def put(self, value: Any) -> Any:
+        """A value as jobs are given it; workers read it without a copy where they can."""
+
+    def nodes(self) -> tuple[Node, ...]:
+        """What there is now.
+
+        Raises:
+            ClusterLost: nothing.
+        """
+
+    def reserve(self, actors: int, share: Share) -> Any:
+        """Ask for room for all actors of a slot at once."""
+
+    def opened(self, reserved: Any, actors: int, share: Share, patience: float) -> Slot | None:
+        """The slot, once there is room for it; None if there is none within so many seconds."""
+
+    def cancel(self, reserved: Any) -> None:
+        """Give up what was asked for."""
+
+    def close(self, slot: Slot) -> None:
+        """End a slot's actors."""
+
+    def lost(self, slots: Sequence[Slot]) -> list[Slot]:
+        """Those of ``slots`` that lost the node of an actor."""
+
+    def start(self, slot: Slot, method: str, *args: Any) -> Any:
+        """Start a job, a method of :class:`fedsim.runs.worker.Worker`; its stream."""
+
+    def ready(self, streams: Sequence[Any], timeout: float) -> list[Any]:
+        """Streams whose next item is there or that have ended; none if nothing comes in so many seconds."""
+
+    def receive(self, stream: Any) -> Item:
+        """The next item of a stream.
+
+        Raises:
+            StopIteration: the job has ended.
+            WorkerLost: its worker is gone.
+        """
+
+
+@dataclass
+class InProcess:
+    """Runs each job where it is started from, item by item: breakpoints and profilers work, and nothing is started.
+
+    Args:
+        node: this machine, all of it one slot's.
+    """
+
+    node: Node
+
+    def put(self, value: Any) -> Any:
+        """The value itself."""
+        return value
+
+    def nodes(self) -> tuple[Node, ...]:
+        """This machine."""
+        return (self.node,)
+
+    def reserve(self, actors: int, share: Share) -> Any:
+        """There is room for one slot at a time, as the scheduler knows."""
+
+    def opened(self, reserved: Any, actors: int, share: Share, patience: float) -> Slot | None:
+        """A worker in this process, whatever the number of actors."""
+        return Slot(actors, share, Worker(share, capture=False))
+
+    def cancel(self, reserved: Any) -> None:
+        """Nothing was asked for."""
+
+    def close(self, slot: Slot) -> None:
+        """The process goes on; what a cell changed in it is put back."""
+        slot.worker.process.state.put_back()
+
+    def lost(self, slots: Sequence[Slot]) -> list[Slot]:
+        """None ever is."""
+        return []
+
+    def start(self, slot: Slot, method: str, *args: Any) -> Iterator[Item]:
+        """The job's own generator."""
+        stream: Iterator[Item] = getattr(slot.worker, method)(*args)
+        return stream
+
+    def ready(self, streams: Sequence[Any], timeout: float) -> list[Any]:
+        """The first one: it computes as it is received."""
+        return list(streams[:1])
+
+    def receive(self, stream: Any) -> Item:
+        """Compute up to the next item."""
+        item: Item = next(stream)
+        return item
