@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedsim.results.grid_rows import grid_rounds, grid_rows
 from fedsim.results.rows import Row
-from fedsim.results.store import ResultStore
 
 if TYPE_CHECKING:
     from fedsim.planning.node import Share
-    from fedsim.runs.slots import Slot, Slots
+    from fedsim.runs.engine import Slot
+    from fedsim.runs.slots import Slots
 
 PATIENCE = 600
 """Seconds after which something hangs, however busy the machine is."""
@@ -138,13 +139,13 @@ class Ran:
 
     @property
     def rows(self) -> list[Row]:
-        """Rows in the order in which they were written."""
-        return ResultStore(self.folder).rows()
+        """Rows in the grid's order."""
+        return grid_rows(self.folder)
 
     @property
     def rounds(self) -> list[dict[str, Any]]:
         """Round records."""
-        return ResultStore(self.folder).rounds()
+        return grid_rounds(self.folder)
 
     def log(self, row: Row) -> str:
         """A cell's log."""

@@ -23,6 +23,8 @@ from fedsim.planning.node import Node
 from fedsim.planning.prepare import prepare
 from fedsim.runs.bench import run_bench
 from fedsim.runs.cluster import local_cluster
+from fedsim.runs.engine import Engine, InProcess
+from fedsim.runs.ray_engine import RayEngine
 
 # a busy machine may take its time, and the same code gives the same verdict again
 settings.register_profile("fedsim", deadline=None, derandomize=True)
@@ -91,13 +93,30 @@ def ray_cluster(_cluster: None) -> Iterator[None]:
 
 
 @pytest.fixture
-def bench(ray_cluster: None, tmp_path: Path) -> Callable[..., Ran]:
+def bench(plugins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Ran]]:
+    """Runs a grid in this process, one job after another, in the folder ``name``."""
+    monkeypatch.chdir(plugins)
+    monkeypatch.syspath_prepend(str(plugins))
+
+    def run(grid: Grid, name: str = "run", *, retry_failed: bool = False) -> Ran:
+        return ran(grid, tmp_path / name, InProcess(NODES[0]), NODES, 1, retry_failed=retry_failed)
+
+    yield run
+    torch.set_flush_denormal(False)
+
+
+@pytest.fixture
+def ray_bench(ray_cluster: None, tmp_path: Path) -> Callable[..., Ran]:
     """Runs a grid on the shared cluster, in the folder ``name``: one cell after another, since every further slot imports torch anew."""
 
     def run(grid: Grid, name: str = "run", *, retry_failed: bool = False, nodes: Sequence[Node] = NODES) -> Ran:
-        console = Console(file=io.StringIO(), width=200)
-        prepared = prepare(grid, nodes, 1 if nodes is NODES else None)
-        code = run_bench(prepared, tmp_path / name, console, nullcontext(), retry_failed=retry_failed)
-        return Ran(code, console.file.getvalue(), tmp_path / name)  # type: ignore[attr-defined]
+        return ran(grid, tmp_path / name, RayEngine(), nodes, 1 if nodes is NODES else None, retry_failed=retry_failed)
 
     return run
+
+
+def ran(grid: Grid, folder: Path, engine: Engine, nodes: Sequence[Node], parallel: int | None, *, retry_failed: bool) -> Ran:
+    console = Console(file=io.StringIO(), width=200)
+    prepared = prepare(grid, nodes, parallel)
+    code = run_bench(prepared, folder, console, nullcontext(engine), retry_failed=retry_failed)
+    return Ran(code, console.file.getvalue(), folder)  # type: ignore[attr-defined]

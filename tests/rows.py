@@ -1,9 +1,18 @@
-"""Made-up rows of a grid, as a real bench would write them."""
+"""Made-up rows of a grid, as a real bench would write them; and the row of a cell that ran here."""
 
 import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from fedsim.results.rows import Row
+from fedsim.evaluation.judge import Judgement, judgement_of
+from fedsim.evaluation.references import Ceiling, LocalOnly
+from fedsim.json_lines import dump
+from fedsim.planning.prepare import Prepared
+from fedsim.results.join import Entry, Lines
+from fedsim.results.result_lines import judgement_line, reference_line, training_line
+from fedsim.results.rows import Row, RowError
+from fedsim.training.trial import Outcome, Trial, run_trial
 
 ERROR = {"type": "ValueError", "message": "rows hold NaN", "traceback": "Traceback (most recent call last):\nValueError"}
 
@@ -54,3 +63,60 @@ def make_failed(**fields: Any) -> Row:
     """One failed row."""
     none = dict.fromkeys(["accuracy", "balanced_accuracy", "macro_f1", "epsilon_spent", "accountant", "uplink_bytes", "seconds"])
     return make_row(**none | {"status": "failed", "error": ERROR} | fields)
+
+
+def add_rows(folder: Path, *rows: Row) -> None:
+    """Write rows into a folder without result lines, which is then read from them alone."""
+    add_lines(folder / "results.jsonl", (row.model_dump() for row in rows))
+
+
+def add_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Add lines to a file."""
+    texts = [f"{dump(line)}\n" for line in lines]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if texts:
+        with path.open("a") as file:
+            file.writelines(texts)
+
+
+def joined(
+    trial: Trial,
+    training: Outcome | RowError,
+    judgement: Judgement | RowError | None = None,
+    ceiling: Ceiling | None = None,
+    local_only: LocalOnly | None = None,
+) -> Row:
+    """The row that the lines of a cell give."""
+    lines = lines_of(trial, training, judgement, ceiling, local_only)
+    row = lines.trained_row(Entry(trial.cell.cell_id, trial.cell.training_id, trial.cell.label, "ceiling", "local-only"))
+    return Row.from_json(row.to_json())
+
+
+def lines_of(
+    trial: Trial,
+    training: Outcome | RowError,
+    judgement: Judgement | RowError | None = None,
+    ceiling: Ceiling | None = None,
+    local_only: LocalOnly | None = None,
+) -> Lines:
+    """The lines of a cell."""
+    references = {each: reference_line(each, value) for each, value in (("ceiling", ceiling), ("local-only", local_only)) if value}
+    return Lines(
+        {trial.cell.training_id: training_line(trial, training, {"fedsim": "0"})},
+        {} if judgement is None else {trial.cell.cell_id: judgement_line(trial, judgement, 1.0)},
+        references,
+    )
+
+
+def ran(prepared: Prepared, trial: Trial) -> tuple[Outcome, Judgement]:
+    """A cell, trained and judged in this process."""
+    data = prepared.data[trial.data_key]
+    *_, outcome = run_trial(trial, data)
+    assert isinstance(outcome, Outcome)
+    return outcome, judgement_of(trial, outcome.state, data)
+
+
+def clients(trial: Trial, *ended: Any) -> list[dict[str, Any]]:
+    """The lines of a cell's clients; arguments as of :func:`joined`."""
+    lines = lines_of(trial, *ended)
+    return lines.clients([Entry(trial.cell.cell_id, trial.cell.training_id, trial.cell.label, "ceiling", "local-only")])

@@ -19,7 +19,7 @@ from rich.text import Text
 from fedsim.errors import PluginError, UserError
 from fedsim.methods.algorithm import Algorithm, solved_plan
 from fedsim.methods.messages import Task
-from fedsim.plugins.claims import worth
+from fedsim.plugins.claims import allowed
 from fedsim.plugins.places import blamed, line_of, said
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import Trust, Unit
@@ -118,7 +118,7 @@ def _claims(cls: type[Algorithm], where: str) -> tuple[dict[tuple[Unit, Trust], 
         try:
             algorithm = cls(cls.Params(), Task(DIM, CLASSES, CLIENTS, unit, trust))
             solved_plan(algorithm, math.inf if cls.private else None, delta=1e-4)
-            claims[unit, trust] = worth(algorithm.claim(), algorithm) if cls.private else NOT_PRIVATE
+            claims[unit, trust] = allowed(algorithm.claim(), algorithm) if cls.private else NOT_PRIVATE
         except PluginError:
             raise
         except UserError as error:

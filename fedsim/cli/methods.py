@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from itertools import product
+from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 
 from fedsim.cli.app import Param, TrustPlugin, app, folder, interruptible, own_code
 from fedsim.errors import UserError
-from fedsim.privacy.plan import Claim, Trust, Unit
+from fedsim.privacy.plan import Trust, Unit
 from fedsim.words import plain_console, print_line, wide_console
+
+if TYPE_CHECKING:
+    from fedsim.results.store import ResultStore
 
 PANEL = "Methods"
 
@@ -57,21 +60,26 @@ def check(
     quick: Annotated[
         bool, typer.Option("--quick", help="Three rounds and few pairs of neighbouring data sets: seconds, but less is seen.")
     ] = False,
+    run: Annotated[list[Path] | None, typer.Option(help="A run folder whose rows of this code say what was found; may be repeated.")] = None,
 ) -> None:
     """Look for what would void an algorithm's proof or its repeatability: per-example loss, sensitivity, noise, budget, seeds.
 
     It trains on 200 rows of digits and 4 clients, 12 rounds at a time, for about a minute. The exit code is 0 if all passed, 1 if
     something failed.
-    After a full check that passed, rows of this code with the parameters given here (others: the defaults) say `checked` in place of
-    `stated`. After a fault in what the claim rests on, they say `heuristic`, and so do those of parameters that have not passed.
+    With --run, rows of this code with the parameters given here (others: the defaults) say `checked` in place of `stated` after a full
+    check that passed. After a fault in what the claim rests on they say `heuristic`, and so do those of parameters that have not passed.
     """
     import torch
 
     from fedsim.evidence.audit.run import parameters
-    from fedsim.evidence.check.check import OF_PRIVACY, check_algorithm, findings_table
+    from fedsim.evidence.check.check import check_algorithm, check_lines, findings_table
     from fedsim.evidence.check.subject import DELTA, EPSILON
     from fedsim.plugins.own_errors import own_errors
+    from fedsim.results.store import ResultStore
 
+    stores = [ResultStore(folder) for folder in run or []]
+    for store in stores:
+        store.folder.check()
     # on so small tensors a second thread only waits
     torch.set_num_threads(1)
     with own_errors(algorithm):
@@ -79,35 +87,22 @@ def check(
         findings = list(check_algorithm(algorithm, param or [], unit, trust, quick=quick))
     console = wide_console(plain_console(), 100)
     console.print(findings_table(algorithm, findings))
-    faulty = {finding.setting for finding in findings if finding.passed is False}
-    refuted = {finding.setting for finding in findings if finding.passed is False and finding.check in OF_PRIVACY}
-    sound = set() if quick else {finding.setting for finding in findings} - faulty
-    of = "these parameters" if param else "default parameters"
-    for claim, filed in _file_checks(algorithm, in_a_grid, sound, refuted).items():
-        print_line(console, f"on file: rows of this code with {of} say '{claim}' for {' and '.join(filed)}")
-    if faulty:
+    lines = check_lines(algorithm, in_a_grid, findings, quick=quick)
+    for store in stores:
+        _note_checks(store, lines, console)
+    if any(finding.passed is False for finding in findings):
         raise typer.Exit(1)
 
 
-def _file_checks(algorithm: str, params: dict[str, Any], sound: set[str], refuted: set[str]) -> dict[Claim, list[str]]:
-    """Note how the check ended, for the parameters as rows have them; what they claim now, and in which settings."""
-    from fedsim.cli.describe import CLASSES, CLIENTS, DIM
-    from fedsim.methods.messages import Task
-    from fedsim.plugins.check_file import file_check
-    from fedsim.plugins.claims import worth
-    from fedsim.training.cohort import build_algorithm
+def _note_checks(store: ResultStore, lines: list[dict[str, Any]], console: Console) -> None:
+    """Write a check's lines into a run folder, and say what its rows of that code claim now."""
+    from fedsim.results.grid_rows import write_rows
 
-    checked = {
-        f"{unit}, {trust}": build_algorithm(algorithm, params, Task(DIM, CLASSES, CLIENTS, unit, trust))
-        for unit, trust in product(get_args(Unit), get_args(Trust))
-        if f"{unit}, {trust}" in sound | refuted
-    }
-    for setting, own in checked.items():
-        file_check(own, "failed" if setting in refuted else "passed")
-    claims = dict[Claim, list[str]]()
-    for setting, own in checked.items():  # once all are on file: a fault in one setting counts in all
-        claims.setdefault(worth(own.claim(), own), []).append(setting)
-    return claims
+    if lines:
+        store.append("checks", lines)
+    rows = [row for row in write_rows(store.folder.path) if lines and row.source == lines[0]["source"]]
+    claims = ", ".join(f"{count} {claim}" for claim, count in Counter(str(row.claim) for row in rows).items())
+    print_line(console, f"{store.folder.path}: rows of this code: {claims or 'none'}")
 
 
 @app.command(rich_help_panel=PANEL)

@@ -272,6 +272,7 @@ class Grid(_Model):
         scan: axes over algorithm parameters: values by parameter; an algorithm without the parameter is not multiplied.
         evaluation: how generators are judged.
         audit: how claims are audited; None: not.
+        check: whether methods that fedsim does not ship are checked beside their cells, and how; None: not.
         resources: where cells run.
     """
 
@@ -291,6 +292,7 @@ class Grid(_Model):
     scan: dict[str, Axis[Any]] = {}
     evaluation: Evaluation = Evaluation()
     audit: AuditSpec | None = None
+    check: Literal["quick", "full"] | None = None
     resources: Resources = Resources()
     _source: Source = PrivateAttr(default_factory=Source)
 

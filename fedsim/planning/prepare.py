@@ -20,7 +20,7 @@ from fedsim.planning.gpu_memory import GIB, MOST, even_share, least
 from fedsim.planning.node import Node, Share
 from fedsim.planning.process_state import ProcessState
 from fedsim.planning.rehearsal import Rehearsal, rehearse_grid
-from fedsim.plugins.claims import worth
+from fedsim.plugins.claims import allowed
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.training.cohort import build_algorithm
 from fedsim.training.trial import Trial, packing
@@ -203,7 +203,7 @@ def calibrated(grid: Grid, cell: Cell, task: Task) -> PrivacyPlan | None:
     with at(place):
         algorithm = build_algorithm(cell.algorithm, cell.params, task)
         plan = solved_plan(algorithm, cell.epsilon, cell.delta)
-        return plan and replace(plan, claim=worth(plan.claim, algorithm))
+        return plan and replace(plan, claim=allowed(plan.claim, algorithm))
 
 
 def laid_out(grid: Grid, cells: Sequence[Cell], capacity: int, parallel: int) -> tuple[tuple[int, ...], ...]:

@@ -1,15 +1,17 @@
-"""What an algorithm's claim is worth: ``proved`` is for what fedsim ships.
+"""What an algorithm may claim: ``proved`` is for what fedsim ships; ``checked`` is the word of checks in a run folder.
 
-Any other class states a theorem that nobody here has proved, were it only that its loss is per example: ``stated``, and ``checked`` once a
-full ``fedsim check`` of its code with the same parameters has passed. A check refutes and does not prove: what one found a fault in is
-``heuristic``.
+Any other class states a theorem that nobody here has proved, were it only that its loss is per example: ``stated``. How checks of its code
+change that, and what they take back, is :func:`as_checked`.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from fedsim.errors import UserError
 from fedsim.methods.algorithm import Algorithm
-from fedsim.plugins.check_file import on_file
 from fedsim.plugins.code_hash import is_shipped
 from fedsim.privacy.plan import Claim
 
@@ -19,8 +21,8 @@ OWN = (*PROMISES, "heuristic", "none")
 """What an algorithm may claim itself; ``checked`` is fedsim's to say."""
 
 
-def worth(claim: Claim, algorithm: Algorithm) -> Claim:
-    """The claim that a row of ``algorithm`` may make where it makes ``claim`` itself.
+def allowed(claim: Claim, algorithm: Algorithm) -> Claim:
+    """The claim that a plan of ``algorithm`` may make where it makes ``claim`` itself.
 
     Raises:
         UserError: ``claim`` is no claim, or none that an algorithm makes itself.
@@ -28,11 +30,37 @@ def worth(claim: Claim, algorithm: Algorithm) -> Claim:
     if claim not in OWN:
         what = "is what fedsim says after a passed check" if claim == "checked" else "is none"
         raise UserError("claim", f"{claim!r} {what}", f"let claim() return one of {', '.join(OWN)}")
+    return "stated" if claim == "proved" and not is_shipped(type(algorithm)) else claim
+
+
+def as_checked(claim: Claim, checks: Sequence[Mapping[str, Any]], unit: str, trust: str, params: Mapping[str, Any]) -> Claim:
+    """A plan's claim as checks of the same code have it: a check refutes and does not prove.
+
+    ``heuristic`` if these parameters failed in this unit and trust, or others did and these have not passed; ``checked`` if it was stated,
+    these parameters passed a full check there, and failed in no other unit or trust.
+
+    Args:
+        claim: the plan's.
+        checks: result lines of checks of the code, the oldest first: the last one of the same parameters, unit and trust counts.
+        unit: of the row.
+        trust: of the row.
+        params: all parameters of the row.
+    """
     if claim not in PROMISES:
         return claim
-    filed = on_file(algorithm)
-    if filed == "failed":
+    # a quick check that passed takes nothing back
+    last = {_identity(check): check for check in checks if check["full"] or check["ended"] == "failed"}.values()
+    here = {_params(check["params"]): check["ended"] for check in last if (check["unit"], check["trust"]) == (unit, trust)}
+    own = _params(params)
+    if here.get(own, "failed" if "failed" in here.values() else None) == "failed":
         return "heuristic"
-    if is_shipped(type(algorithm)):
-        return claim
-    return "checked" if filed == "passed" else "stated"
+    doubted = any(check["ended"] == "failed" and _params(check["params"]) == own for check in last)
+    return "checked" if claim == "stated" and here.get(own) == "passed" and not doubted else claim
+
+
+def _identity(check: Mapping[str, Any]) -> tuple[str, str, str]:
+    return check["unit"], check["trust"], _params(check["params"])
+
+
+def _params(params: Mapping[str, Any]) -> str:
+    return json.dumps(params, sort_keys=True)

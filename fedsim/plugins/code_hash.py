@@ -62,6 +62,11 @@ def evaluation_hash() -> str:
     return module_hash(*modules_of(EVALUATION))
 
 
+def check_hash() -> str:
+    """The same of the code that checks plug-ins."""
+    return module_hash("fedsim.evidence.check.check")
+
+
 def modules_of(room: str) -> list[str]:
     """The names of a room's modules, sorted."""
     folder = FEDSIM.parent / room.replace(".", "/")

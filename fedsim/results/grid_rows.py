@@ -60,7 +60,7 @@ def load_results(folder: Path | str) -> pd.DataFrame:
 
 
 def grid_rows(folder: Path | str) -> list[Row]:
-    """The rows of the cells that the manifest lists, in its order and with its labels; without a manifest those of every judgement.
+    """The rows of the cells that the manifest lists, in its order and with its labels; without a manifest those of :func:`newest`.
 
     Result lines of earlier grids and of older code stay in a run folder, so that a grid can shrink and grow, and an edit be undone,
     without running cells again.
@@ -70,8 +70,18 @@ def grid_rows(folder: Path | str) -> list[Row]:
     """
     if is_older(folder):
         return _older_rows(Path(folder))
-    lines = Lines.read(folder)
-    return lines.rows(entries(folder, lines))
+    return _rows(folder, Lines.read(folder))
+
+
+def _rows(folder: Path | str, lines: Lines) -> list[Row]:
+    rows = lines.rows(entries(folder, lines))
+    return newest(rows) if read_manifest(Path(folder)).get("cells") is None else rows
+
+
+def newest(rows: Sequence[Row]) -> list[Row]:
+    """The rows that were judged as the last one was, each by the code of its algorithm that wrote last."""
+    sources = {row.algorithm: row.source for row in rows}
+    return [row for row in rows if row.source == sources[row.algorithm] and row.evaluation == rows[-1].evaluation]
 
 
 def entries(folder: Path | str, lines: Lines) -> list[Entry]:
@@ -112,8 +122,10 @@ def _older_rows(folder: Path, *, listed: bool = True) -> list[Row]:
         latest.pop(row.cell_id, None)
         latest[row.cell_id] = row
     cells = read_manifest(folder).get("cells")
-    if cells is None or not listed:
+    if not listed:
         return list(latest.values())
+    if cells is None:
+        return newest(list(latest.values()))
     return [latest[cell["cell_id"]].model_copy(update={"label": cell["label"]}) for cell in cells if cell["cell_id"] in latest]
 
 
@@ -143,7 +155,7 @@ def write_rows(folder: Path | str) -> list[Row]:
         return _older_rows(Path(folder))
     run, lines = RunFolder(Path(folder)), Lines.read(folder)
     cells = entries(folder, lines)
-    rows, clients = lines.rows(cells), lines.clients(cells)
+    rows, clients = _rows(folder, lines), lines.clients(cells)
     _write(run.results, [row.to_json() for row in rows])
     if clients or run.clients.exists():
         _write(run.clients, list(map(dump, clients)))

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedsim.plugins.claims import as_checked
+from fedsim.privacy.plan import Claim
 from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore
 
@@ -100,10 +102,13 @@ class Lines:
         fields = _trained(training) | {"error": None}
         return _status(fields, training, self.audits.get(entry.audit or ""))["status"], self.claim(training)
 
-    def claim(self, training: Line) -> str:
-        """What the row of a training may claim: its plan's claim, as checks of its code have it."""
-        plan = training["plan"]
-        return "none" if plan is None else plan["claim"]
+    def claim(self, training: Line) -> Claim:
+        """What the row of a training may claim: its plan's claim, as the checks of its code in the run folder have it."""
+        cell, plan = training["cell"], training["plan"]
+        if plan is None:
+            return "none"
+        checks = [check for check in self.checks if check["source"] == cell["source"]]
+        return as_checked(plan["claim"], checks, cell["unit"], cell["trust"], cell["params"])
 
 
 def _trained(line: Line) -> dict[str, Any]:

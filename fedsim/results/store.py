@@ -49,6 +49,7 @@ class _Check(BaseModel):
     unit: str
     trust: str
     params: dict[str, Any]
+    full: bool
     ended: Literal["passed", "failed"]
 
 

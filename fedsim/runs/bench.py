@@ -17,6 +17,7 @@ from rich.console import Console
 from fedsim.atomic import discard
 from fedsim.errors import UserError
 from fedsim.evidence.audit.of_grid import ClaimAudit, audits_of
+from fedsim.grid.cells import identity
 from fedsim.grid.models import Grid
 from fedsim.interrupts import INTERRUPTED
 from fedsim.planning.label_matrices import drawn_matrices
@@ -28,7 +29,7 @@ from fedsim.results.partitions import write_partitions
 from fedsim.results.store import ResultStore
 from fedsim.runs.display import make_display, outcome
 from fedsim.runs.engine import ClusterLost, Engine
-from fedsim.runs.jobs import Audits, Desk, Job, Judge, Train, references_of
+from fedsim.runs.jobs import Audits, Check, Desk, Job, Judge, Train, checked_facts, references_of
 from fedsim.runs.manifest import write_manifest
 from fedsim.runs.scheduler import Scheduler
 from fedsim.training.trial import Trial
@@ -137,7 +138,7 @@ def keep_older(store: ResultStore) -> None:
 
 
 def missing_jobs(desk: Desk, audits: Sequence[ClaimAudit], lines: Lines, *, retry_failed: bool = False) -> Iterator[Job]:
-    """A job for every line that the grid's rows lack: cells, each behind the references that it is the first to need, then audits.
+    """A job for every line that the grid's rows lack: cells, each behind the references that it is the first to need, then audits and checks.
 
     Raises:
         UserError: a judgement is missing, what the training made was not kept, and its noise was secret, so that a second training would be
@@ -155,6 +156,20 @@ def missing_jobs(desk: Desk, audits: Sequence[ClaimAudit], lines: Lines, *, retr
     for audit in audits:
         if lines.audits.get(audit.run.key, {}).get("pairs") != audit.run.count:
             yield Audits(desk, audit)
+    yield from _missing_checks(desk, lines)
+
+
+def _missing_checks(desk: Desk, lines: Lines) -> Iterator[Job]:
+    """A check for every plug-in, its parameters, unit and trust that the grid's rows state a theorem of."""
+    mode, seen = desk.prepared.grid.check, set[str]()
+    for trial in desk.prepared.trials if mode is not None else ():
+        if trial.plan is None or trial.plan.claim != "stated":
+            continue
+        facts = checked_facts(trial)
+        done = any(all(check.get(name) == value for name, value in facts.items()) and (check["full"] or mode == "quick") for check in lines.checks)
+        if not done and (key := identity(facts)) not in seen:
+            seen.add(key)
+            yield Check(desk, trial, mode == "quick")
 
 
 def _cell_job(desk: Desk, trial: Trial, lines: Lines, *, retry_failed: bool) -> Job | None:

@@ -12,10 +12,12 @@ from fedsim.atomic import discard
 from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.evidence.audit.of_grid import ClaimAudit, audit_line
 from fedsim.grid.cells import identity
+from fedsim.json_lines import dump
 from fedsim.partition import Partition, PartitionSpec
 from fedsim.planning.gpu_memory import share_for
 from fedsim.planning.prepare import Prepared
-from fedsim.plugins.code_hash import evaluation_hash
+from fedsim.plugins.code_hash import check_hash, evaluation_hash
+from fedsim.plugins.registry import lookup
 from fedsim.regular import unread
 from fedsim.results.join import Entry, Lines
 from fedsim.results.result_lines import judgement_line, reference_line, training_line
@@ -335,6 +337,45 @@ class Audits(Job):
             outcome = cast("Audit", item)
             self.desk.display.note(f"{self.name}: {outcome.words()}")
             store.append("audits", [audit_line(self.audit, outcome)])
+
+
+@dataclass(frozen=True)
+class Check(Job):
+    """The check of one cell's algorithm, parameters, unit and trust, which other cells share."""
+
+    desk: Desk
+    trial: Trial
+    quick: bool
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What is checked."""
+        return "check", identity(checked_facts(self.trial))
+
+    @property
+    def name(self) -> str:
+        """Of which method."""
+        return f"the check of {self.trial.cell.label}"
+
+    def call(self, put: Callable[[str], Any]) -> tuple[Any, ...]:
+        """With the parameters that differ from the defaults."""
+        cell = self.trial.cell
+        defaults = lookup(cell.algorithm).Params.model_validate({}).model_dump(mode="json")
+        given = [f"{name}={dump(value)}" for name, value in cell.params.items() if value != defaults.get(name)]
+        return "check", self.trial, given, self.quick
+
+    def take(self, item: Item) -> None:
+        """Its line."""
+        if isinstance(item, Failure):
+            self.desk.display.note(f"{self.name} failed, claims stay as they are; the same command tries again: {item.summary()}")
+        elif isinstance(item, list):
+            self.desk.store.append("checks", item)
+
+
+def checked_facts(trial: Trial) -> dict[str, Any]:
+    """What a line of a check has to have the same to be of a cell."""
+    cell = trial.cell
+    return {"source": cell.source, "unit": cell.unit, "trust": cell.trust, "params": cell.params, "check": check_hash()}
 
 
 def shape_of(trial: Trial) -> str:

@@ -156,7 +156,9 @@ class Scheduler:
         if not (short and isinstance(job, Train)):
             job.take(item)
             return
+        assert isinstance(item, Failure)
         cell, larger = job.trial.cell, doubled(slot.share.gpus)
+        self.desk.log(job.trial, [item.traceback.rstrip("\n")])
         self.display.note(f"{job.name} ran out of {slot.share.gpus:g} of a GPU; it runs again on {larger:g}")
         self.shares[cell.cell_id] = larger
         self.display.cell_queued(cell.cell_id)

@@ -6,7 +6,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,22 @@ from rich.console import Console
 from rich.text import Text
 
 from fedsim.errors import UserError
-from fedsim.evidence.audit.of_grid import unaudited
 from fedsim.grid.models import Grid
 from fedsim.json_lines import dump
 from fedsim.planning.prepare import Prepared
 from fedsim.plugins.registry import check_installed
 from fedsim.report.comparison import Compared
-from fedsim.results.grid_rows import grid_rows, read_manifest
+from fedsim.results.grid_rows import entries, every_row, grid_rounds, grid_rows, read_manifest
+from fedsim.results.join import Entry, Lines
 from fedsim.results.matching import SETTING, Run, compare
-from fedsim.results.row import failed_row
+from fedsim.results.result_lines import training_line
 from fedsim.results.rows import Row, RowError
 from fedsim.results.store import ResultStore
+from fedsim.runs.bench import entries_of, missing_jobs
 from fedsim.runs.display import make_display
-from fedsim.runs.manifest import grid_of, hardware
+from fedsim.runs.engine import Engine
+from fedsim.runs.jobs import Desk
+from fedsim.runs.manifest import grid_of, hardware, write_manifest
 from fedsim.runs.scheduler import Scheduler
 from fedsim.training.trial import Trial
 from fedsim.words import counted
@@ -82,9 +85,11 @@ class Verification:
             raise UserError(str(store.folder.manifest), what, "verify it with the code and data that it ran on")
         # by position: with other code a cell has another id
         trials = {cell["cell_id"]: trial for cell, trial in zip(listed, prepared.trials, strict=True)}
+        lines = replace(Lines.read(folder), audits={}, checks=())  # which are no part of a cell
+        rows = lines.rows(entries(folder, lines))
         cells, differing, left_out = [], [], Counter[str]()
-        for row in grid_rows(folder):
-            blank = failed_row(trials[row.cell_id], RowError(type="", message="", traceback=""), {})
+        for row in rows:
+            blank = blank_row(trials[row.cell_id])
             if row.status != "failed" and _fixed(row) != _fixed(blank):
                 differing.append((row, blank))
             elif row.status != "failed" and row.noise == "secret":
@@ -92,7 +97,7 @@ class Verification:
             elif row.status != "failed":
                 cells.append((row, trials[row.cell_id]))
         sources = {trial.cell.algorithm: trial.cell.source for trial in prepared.trials}
-        for row in store.rows():
+        for row in every_row(folder):
             if row.status != "failed" and row.cell_id not in trials:
                 of_other_code = row.source != sources.get(row.algorithm, row.source)
                 other = "of other code" if of_other_code else "not of the last grid"
@@ -104,7 +109,7 @@ class Verification:
             )
         return cls(folder, prepared, cells, differing, left_out, manifest.get("hardware", {}))
 
-    def run(self, count: int, console: Console, engine: AbstractContextManager[Any]) -> bool:
+    def run(self, count: int, console: Console, engine: AbstractContextManager[Engine]) -> bool:
         """Run ``count`` cells again, drawn at random, and show what differs and what cannot be repeated.
 
         Returns:
@@ -126,15 +131,16 @@ class Verification:
             console.print(Text(line), soft_wrap=True)
         return equal and not self.differing
 
-    def _run_again(self, cells: Sequence[tuple[Row, Trial]], console: Console, engine: AbstractContextManager[Any]) -> bool:
+    def _run_again(self, cells: Sequence[tuple[Row, Trial]], console: Console, engine: AbstractContextManager[Engine]) -> bool:
         """Run cells again and show what differs; whether rows and rounds are equal to the last bit."""
-        old, trials = [unaudited(row) for row, _ in cells], [trial for _, trial in cells]
+        old, trials = [row for row, _ in cells], [trial for _, trial in cells]
         with tempfile.TemporaryDirectory(prefix="fedsim-verify-") as scratch:
-            store = ResultStore(Path(scratch))
-            with engine, make_display(console, len(trials)) as display:
-                Scheduler(self.prepared, store, display).run(trials)
-            new = Run(store.rows(), store.rounds())
-        comparison = compare(Run(old, ResultStore(self.folder).rounds()), new)
+            desk = Desk(replace(self.prepared, trials=tuple(trials)), ResultStore(Path(scratch)), make_display(console, len(trials)))
+            with engine as running, desk.display:
+                Scheduler(desk, running).run(missing_jobs(desk, (), Lines({}, {}, {})))
+            write_manifest(desk.store.folder, desk.prepared, entries_of(desk, ()))
+            new = Run(grid_rows(Path(scratch)), grid_rounds(Path(scratch)))
+        comparison = compare(Run(old, grid_rounds(self.folder)), new)
         Compared((self.folder, Path("the cells run again")), comparison).show(console)
         equal = sum(each.seeds for each in comparison.matched if each.equal) == len(old)
         if not equal:
@@ -142,6 +148,13 @@ class Verification:
             for name in [name for name in now if self.hardware.get(name) != now[name]]:
                 console.print(Text(f"{name}: {self.hardware.get(name)} → {now[name]}"), soft_wrap=True)
         return equal
+
+
+def blank_row(trial: Trial) -> Row:
+    """The row of a cell without a result."""
+    nothing = training_line(trial, RowError(type="", message="", traceback=""), {})
+    lines = Lines({trial.cell.training_id: nothing}, {}, {})
+    return lines.trained_row(Entry(trial.cell.cell_id, trial.cell.training_id, trial.cell.label))
 
 
 _RESULT = {True: "equal to the last bit in rows and rounds", False: "they differ"}

@@ -281,6 +281,26 @@ class Worker:
                 yield Progress(pairs=tuple(pending))
                 yield self.failure(error)
 
+    def check(self, trial: Trial, params: Sequence[str], quick: bool) -> Iterator[Item]:
+        """The result lines of a check of a cell's algorithm in its unit and trust.
+
+        Args:
+            trial: the cell.
+            params: its parameters that differ from the defaults, as ``key=YAML`` texts; a check shortens the others for itself.
+            quick: how it is checked.
+        """
+        from fedsim.evidence.check.check import check_algorithm, check_lines  # late, for few grids have checks
+
+        self.process.make_ready()
+        cell = trial.cell
+        with self._captured():
+            try:
+                check_source(cell)
+                findings = list(check_algorithm(cell.algorithm, params, cell.unit, cell.trust, quick=quick))
+                yield check_lines(cell.algorithm, cell.params, findings, quick=quick)
+            except (Exception, SystemExit) as error:
+                yield self.failure(error)
+
     def reference(self, data: Embeddings, partition: Partition | None, spec: PartitionSpec, probe_c: float) -> Iterator[Item]:
         """The ceiling without a partition, local-only with one."""
         self.process.make_ready()

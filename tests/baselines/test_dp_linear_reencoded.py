@@ -3,22 +3,19 @@
 import pytest
 import torch
 from cells import small_cells
+from rows import ran
 
 from baselines.dp_linear_reencoded import DPLinearReencoded, DPLinearReencodedParams, WhiteGenerator
 from fedsim.methods.messages import Server, Task
 from fedsim.methods.parameters import load_parameters
 from fedsim.seeds import Seeds
-from fedsim.training.trial import Outcome, run_trial
 
 DIM, CLASSES = 8, 3
 
 
 def scores(name: str) -> dict[str, float]:
     prepared = small_cells({"name": name}, epsilon=8.0, dataset="digits", evaluation={"per_class": 100})
-    (trial,), (data,) = prepared.trials, prepared.data.values()
-    *_, end = run_trial(trial, data)
-    assert isinstance(end, Outcome)
-    return dict(end.scores)
+    return dict(ran(prepared, prepared.trials[0])[1].scores)
 
 
 def test_a_probe_and_neighbours_love_it_and_its_rows_do_not_cover_real_ones() -> None:

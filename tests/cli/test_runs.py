@@ -5,11 +5,10 @@ from pathlib import Path
 import numpy as np
 from benches import Done
 from cells import small_cells
-from rows import make_row
+from rows import add_rows, make_row
 
 from fedsim.results.folder import RunFolder
 from fedsim.results.generators import save_generator
-from fedsim.results.store import ResultStore
 from fedsim.training.trial import run_trial
 from fedsim.words import encodable
 
@@ -18,11 +17,10 @@ Fedsim = Callable[..., Done]
 
 def run_folder(folder: Path, *labels: str, **fields: float) -> None:
     """A run of two seeds a label."""
-    store = ResultStore(folder)
     for label in labels:
         for seed in range(2):
             scores = {"balanced_accuracy": 0.5 + 0.1 * seed} | fields
-            store.append(make_row(cell_id=f"{label}{seed}", label=label, seed=seed, **scores))
+            add_rows(folder, make_row(cell_id=f"{label}{seed}", label=label, seed=seed, **scores))
 
 
 def test_a_report_is_printed_as_tables_and_nothing_is_drawn(tmp_path: Path, fedsim: Fedsim) -> None:

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from cells import quick, small_cells
-from fedsim.results.row import finished_row
+from rows import joined
 
 from fedsim.evaluation.fidelity import Labelled
-from fedsim.evaluation.judge import Judge, synthesise
+from fedsim.evaluation.judge import Judge, judgement_of, synthesise
 from fedsim.evaluation.readouts import READOUTS
 from fedsim.evaluation.scores import mean_scores, personal_scores, predictions_of, score_classifier, scores_of
 from fedsim.evaluation.weights import best_weight
@@ -243,8 +243,9 @@ def test_one_that_did_not_is_judged_on_uniform_labels_and_a_classifier_as_it_is(
     (trial,), (data,) = cells_of(quick(name))
     *_, outcome = run_trial(trial, data)
     assert isinstance(outcome, Outcome)
-    assert outcome.judgement.label_shares == told
-    assert finished_row(trial, outcome, None, None, {}).label_shares == told
+    judgement = judgement_of(trial, outcome.state, data)
+    assert judgement.label_shares == told
+    assert joined(trial, outcome, judgement).label_shares == told
 
 
 def cells_of(entry: dict[str, Any]) -> tuple[Any, Any]:

@@ -6,14 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from cells import quick, small_cells
-from fedsim.results.row import finished_row
+from rows import add_rows, joined, ran
 
 from fedsim.evaluation.measures import MEASURES, Measure, Predictions
 from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.report.report import write_report
-from fedsim.results.grid_rows import load_results
-from fedsim.results.store import ResultStore
-from fedsim.training.trial import Outcome, run_trial
+from fedsim.results.grid_rows import grid_rows, load_results
 
 
 def top_2(of: Predictions) -> float:
@@ -26,17 +24,14 @@ def top_2(of: Predictions) -> float:
 def test_a_measure_that_is_registered_is_everywhere(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MEASURES, "top_2", Measure("Among the two likeliest", "all", top_2, "top 2", table=True))
     cells = small_cells(quick(name), epsilon=4.0)
-    (trial,), (data,) = cells.trials, cells.data.values()
-    *_, outcome = run_trial(trial, data)
-    assert isinstance(outcome, Outcome)
-    store = ResultStore(tmp_path)
-    store.append(finished_row(trial, outcome, ceiling=Ceiling(0.9, 0.9), local_only=LocalOnly(0.5, ()), versions={}))
-    (row,) = store.rows()
+    (trial,) = cells.trials
+    row = joined(trial, *ran(cells, trial), Ceiling(0.9, 0.9), LocalOnly(0.5, ()))
+    add_rows(tmp_path, row)
     found = row.value("top_2")
     assert found is not None
     assert row.scores["accuracy"] < found <= 1
     page = write_report(tmp_path).page.read_text(encoding="utf-8")
-    assert pd.read_csv(store.folder.summary).loc[0, "top_2_mean"] == pytest.approx(found)
+    assert pd.read_csv(tmp_path / "summary.csv").loc[0, "top_2_mean"] == pytest.approx(found)
     assert load_results(tmp_path).loc[0, "top_2"] == pytest.approx(found)
     assert '<th scope="col">top 2</th>' in page
     assert "Among the two likeliest" in page
@@ -45,10 +40,7 @@ def test_a_measure_that_is_registered_is_everywhere(name: str, tmp_path: Path, m
 
 def test_a_row_that_is_older_than_a_measure_is_still_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cells = small_cells(quick("dp-gaussian"), epsilon=4.0)
-    (trial,), (data,) = cells.trials, cells.data.values()
-    *_, outcome = run_trial(trial, data)
-    assert isinstance(outcome, Outcome)
-    store = ResultStore(tmp_path)
-    store.append(finished_row(trial, outcome, ceiling=Ceiling(0.9, 0.9), local_only=LocalOnly(0.5, ()), versions={}))
+    (trial,) = cells.trials
+    add_rows(tmp_path, joined(trial, *ran(cells, trial), Ceiling(0.9, 0.9), LocalOnly(0.5, ())))
     monkeypatch.setitem(MEASURES, "top_2", Measure("Among the two likeliest", "all", top_2))
-    assert store.rows()[0].value("top_2") is None
+    assert grid_rows(tmp_path)[0].value("top_2") is None

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cells import quick, small_cells
-from fedsim.results.row import client_lines, finished_row
+from rows import clients, joined, ran
 from sites import SITES, digits_of_sites
 
 from fedsim.data.embeddings import Embeddings
@@ -19,7 +19,6 @@ from fedsim.models.linear import fit_linear
 from fedsim.models.probe import fit_probe
 from fedsim.planning.prepare import Prepared
 from fedsim.results.rows import Row
-from fedsim.training.trial import Outcome, run_trial
 
 HAM = Path(__file__).parents[3] / "shared" / "data" / "ham10000_sites_effnetlite0.npz"
 BY_SITE = {"scheme": "column", "column": "site"}
@@ -119,10 +118,8 @@ def judged(path: Path, name: str = "dp-gaussian", **keys: Any) -> tuple[Row, lis
         quick(name), dataset={"npz": str(path), "overlap": "keep"}, partition=BY_SITE, evaluation=evaluation, **{"clients": 3, **keys}
     )
     (trial,), (data,) = prepared.trials, prepared.data.values()
-    *_, last = run_trial(trial, data)
-    assert isinstance(last, Outcome)
-    floor = local_only(data, trial.partition, trial.cell.partition, 0.1)
-    return finished_row(trial, last, None, floor, {}), list(client_lines(trial.cell, last.judgement, floor))
+    ended = (*ran(prepared, trial), None, local_only(data, trial.partition, trial.cell.partition, 0.1))
+    return joined(trial, *ended), clients(trial, *ended)
 
 
 def test_test_rows_of_a_site_that_no_client_holds_are_told_in_the_row(tmp_path: Path) -> None:

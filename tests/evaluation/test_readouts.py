@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 from cells import quick, small_cells
+from rows import ran
 from test_fidelity import CLASSES, rows
 
 from fedsim.evaluation.fidelity import Labelled
 from fedsim.evaluation.measures import MEASURES
 from fedsim.evaluation.readouts import MOST, READOUTS
-from fedsim.training.trial import Outcome, run_trial
 
 
 @pytest.mark.parametrize("name", ["knn", "mlp"])
@@ -51,16 +51,12 @@ def test_a_network_sees_features_of_any_scale_alike() -> None:
 )
 def test_a_cell_has_the_readouts_that_its_grid_asks_for(asked: dict[str, object], named: set[str]) -> None:
     prepared = small_cells(quick("dp-gaussian"), epsilon=8.0, evaluation={"per_class": 20, **asked})
-    (trial,), (data,) = prepared.trials, prepared.data.values()
-    *_, outcome = run_trial(trial, data)
-    assert isinstance(outcome, Outcome)
+    judgement = ran(prepared, prepared.trials[0])[1]
     linear = {name for name, measure in MEASURES.items() if measure.of == "all" and measure.score}
-    assert outcome.scores.keys() == linear | named
+    assert judgement.scores.keys() == linear | named
 
 
 def test_a_classifier_has_nothing_to_be_read() -> None:
     prepared = small_cells(quick("fedavg-linear"))
-    (trial,), (data,) = prepared.trials, prepared.data.values()
-    *_, outcome = run_trial(trial, data)
-    assert isinstance(outcome, Outcome)
-    assert "coverage" not in outcome.scores
+    judgement = ran(prepared, prepared.trials[0])[1]
+    assert "coverage" not in judgement.scores

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 from cells import quick, small_grid
-from rows import make_failed, make_row
+from rows import add_rows, make_failed, make_row
 
 from fedsim.evidence.prove import prove
 from fedsim.privacy.accountant import epsilon, rdp_epsilon
 from fedsim.privacy.counted_by import counted_by
+from fedsim.results.grid_rows import grid_rows
 from fedsim.results.rows import Mechanism, Row
-from fedsim.results.store import ResultStore
 
 pytest.importorskip("dp_accounting")
 EVENTS = [(10.0, 1.0, 1), (2.5, 0.1, 40)]
@@ -127,7 +127,7 @@ def test_a_row_without_a_budget_or_an_account_claims_nothing(row) -> None:
 
 def test_without_dp_accounting_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, folder: Path, command) -> None:
     monkeypatch.setitem(sys.modules, "dp_accounting.pld", None)
-    ResultStore("run").append(counted([(3.21, 1.0, 7)]))
+    add_rows(Path("run"), counted([(3.21, 1.0, 7)]))
     done = command("prove", "run")
     assert done.returncode == 2
     assert "fedsim[proof]" in done.stderr
@@ -136,7 +136,7 @@ def test_without_dp_accounting_it_says_what_to_install(monkeypatch: pytest.Monke
 def test_the_rows_of_a_bench_are_proved_and_their_statement_holds_their_numbers(folder: Path, command, bench) -> None:
     ran = bench(small_grid("fedhypevae", "dp-gaussian", quick("dp-cvae"), "fedavg-linear", epsilon=[2, math.inf]), "run")
     assert ran.code == 0
-    rows = {(row.algorithm, row.epsilon_target): row for row in ResultStore(ran.folder).rows()}
+    rows = {(row.algorithm, row.epsilon_target): row for row in grid_rows(ran.folder)}
     row = rows["dp-gaussian", 2.0]
     assert row.mechanisms is not None
     assert {m.release: (m.kind, m.count) for m in row.mechanisms} == {"mean": ("gaussian", 1), "moments": ("gaussian", 1)}
@@ -156,13 +156,12 @@ def test_the_rows_of_a_bench_are_proved_and_their_statement_holds_their_numbers(
 
 
 def test_a_changed_row_makes_the_command_fail(folder: Path, command) -> None:
-    store = ResultStore("run")
-    store.append(counted(cell_id="a"))
-    store.append(make_row(cell_id="b", seed=1))
+    run = Path("run")
+    add_rows(run, counted(cell_id="a"), make_row(cell_id="b", seed=1))
     assert command("prove", "run").returncode == 1
-    store.append(counted(cell_id="b", seed=1))
+    add_rows(run, counted(cell_id="b", seed=1))
     assert command("prove", "run").returncode == 0
-    store.append(counted(cell_id="b", seed=1, epsilon_spent=0.5))
+    add_rows(run, counted(cell_id="b", seed=1, epsilon_spent=0.5))
     done = command("prove", "run")
     assert done.returncode == 1
     assert "differs" in done.stdout

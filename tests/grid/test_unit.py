@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cells import quick, small_cells
-from fedsim.results.row import finished_row
+from rows import joined, ran
 from sites import digits_of_writers
 
 from fedsim.errors import UserError
@@ -16,7 +16,6 @@ from fedsim.grid.models import Grid
 from fedsim.planning.prepare import Prepared
 from fedsim.report.page import render_page
 from fedsim.results.groups import group_seeds
-from fedsim.training.trial import run_trial
 
 
 def cells(path: Path, *algorithms: Any, **keys: Any) -> Prepared:
@@ -78,9 +77,8 @@ def test_an_algorithm_that_cannot_protect_groups_is_told(tmp_path: Path) -> None
 
 def test_a_row_and_its_page_say_what_one_unit_is(tmp_path: Path) -> None:
     prepared = cells(digits_of_writers(tmp_path), quick("dp-gaussian"), delta=1e-2)
-    (trial,), (rows,) = prepared.trials, prepared.data.values()
-    *_, last = run_trial(trial, rows)
-    row = finished_row(trial, last, None, None, {})
+    (trial,) = prepared.trials
+    row = joined(trial, *ran(prepared, trial))
     assert (row.status, row.claim, row.unit, row.train_groups) == ("ok", "proved", "writer", trial.train_groups)
     page = render_page("digits", [row], group_seeds([row]), [], {})
     assert "writer, that is one group: neighbouring data sets differ in all rows of one client that have one value of writer" in page

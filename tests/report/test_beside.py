@@ -4,20 +4,18 @@ import sys
 
 import joblib
 import pytest
+from rows import add_lines, add_rows
 
 from fedsim.report import beside
 from fedsim.report.report import write_report
-from fedsim.results.store import ResultStore
 
 
 def written(folder, rows, records):
     """Every file of a run folder's report, by name."""
-    store = ResultStore(folder / "run")
-    for each in rows:
-        store.append(each)
-    store.append_rounds(records)
-    page = write_report(store.folder.path).page
-    return {path.name: path.read_bytes() for path in [page, *store.folder.curves.iterdir()]}
+    add_rows(folder / "run", *rows)
+    add_lines(folder / "run" / "rounds.jsonl", records)
+    page = write_report(folder / "run").page
+    return {path.name: path.read_bytes() for path in [page, *(folder / "run" / "curves").iterdir()]}
 
 
 def test_a_report_of_two_processes_is_that_of_one_to_the_last_byte(tmp_path, quickstart, training, monkeypatch):

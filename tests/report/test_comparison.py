@@ -2,17 +2,15 @@ import io
 
 import pytest
 from rich.console import Console
+from rows import add_lines, add_rows
 
 from fedsim.errors import UserError
 from fedsim.report.comparison import compare_folders
-from fedsim.results.store import ResultStore
 
 
 def folder_with(path, rows, records=()):
-    store = ResultStore(path)
-    for each in rows:
-        store.append(each)
-    store.append_rounds(records)
+    add_rows(path, *rows)
+    add_lines(path / "rounds.jsonl", records)
     return path
 
 
@@ -51,6 +49,6 @@ def test_two_runs_that_share_nothing_or_a_folder_without_results_are_mistakes(tm
     first, second = folder_with(tmp_path / "a", [row()]), folder_with(tmp_path / "b", [row(seed=1)])
     with pytest.raises(UserError, match="no setting and seed is in both"):
         compare_folders(first, second)
-    with pytest.raises(UserError, match=r"there is no results\.jsonl here"):
+    with pytest.raises(UserError, match="there are no results here"):
         compare_folders(first, tmp_path / "none")
     assert not (tmp_path / "none").exists()

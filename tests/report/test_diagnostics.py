@@ -6,10 +6,11 @@ from cells import quick, small_cells
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.image import imread
+from rows import add_lines, add_rows, make_row
 
 from fedsim.report.diagnostics import NAME, NOT_PRIVATE, Rounds, draw_diagnostics, round_frame, settings
 from fedsim.report.figures import MUTED, SHADES, inline_svg, save_figure, svg_text
-from fedsim.results.store import ResultStore
+from fedsim.results.grid_rows import grid_rounds
 from fedsim.training.trial import run_trial
 
 
@@ -19,9 +20,9 @@ def figure_of(rows, records):
 
 def stored(tmp_path, records):
     """The records as they come back from a run folder."""
-    store = ResultStore(tmp_path / "run")
-    store.append_rounds(records)
-    return store.rounds()
+    add_rows(tmp_path, make_row())
+    add_lines(tmp_path / "rounds.jsonl", records)
+    return grid_rounds(tmp_path)
 
 
 def panels(figure):

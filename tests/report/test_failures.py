@@ -1,11 +1,11 @@
 import math
 
 import pytest
+from rows import add_lines, add_rows
 
 from fedsim.report.diagnostics import Rounds
 from fedsim.report.failures import ACCURACY, BELOW, COLLAPSE, DISAGREEMENT, DIVERGED, EXPLOSION, HELP, MEANING, find_failures, summary
 from fedsim.report.report import write_report
-from fedsim.results.store import ResultStore
 
 
 def found_in(rows, records):
@@ -189,8 +189,7 @@ def test_every_kind_has_a_meaning_and_a_help():
 
 
 def test_findings_of_a_folder_come_from_its_files(tmp_path, row, training):
-    store = ResultStore(tmp_path / "run")
-    store.append(row(cell_id="a"))
-    assert write_report(store.folder.path).findings == []
-    store.append_rounds(training("a", loss_kl=math.nan, kl=math.inf))
-    assert [finding.kind for finding in write_report(store.folder.path).findings] == [DIVERGED, EXPLOSION]
+    add_rows(tmp_path, row(cell_id="a"))
+    assert write_report(tmp_path).findings == []
+    add_lines(tmp_path / "rounds.jsonl", training("a", loss_kl=math.nan, kl=math.inf))
+    assert [finding.kind for finding in write_report(tmp_path).findings] == [DIVERGED, EXPLOSION]

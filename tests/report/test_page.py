@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from benches import PATIENCE
 from matplotlib.figure import Figure
+from rows import add_lines, add_rows
 
 from fedsim.errors import UserError
 from fedsim.report import report
@@ -14,7 +15,6 @@ from fedsim.report.diagnostics import NOT_PRIVATE
 from fedsim.report.figures import SERIES, SHADES
 from fedsim.report.report import FIGURES, page_tables, write_report
 from fedsim.results.grid_rows import grid_rows
-from fedsim.results.store import ResultStore
 
 CHROMIUM = shutil.which("chromium")
 HOSTILE = "<script>document.title='taken'</script>"
@@ -44,13 +44,12 @@ class Elements(HTMLParser):
 
 
 def folder_with(tmp_path, rows, manifest=None, records=()):
-    store = ResultStore(tmp_path / "quick <b>start")
-    for each in rows:
-        store.append(each)
-    store.append_rounds(records)
+    folder = tmp_path / "quick <b>start"
+    add_rows(folder, *rows)
+    add_lines(folder / "rounds.jsonl", records)
     if manifest is not None:
-        store.folder.manifest.write_text(json.dumps(manifest))
-    return store.folder.path
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
 
 
 def sections(page):
@@ -88,7 +87,7 @@ def manifest_of(rows):
 def test_a_report_is_drawn_from_rows_alone(tmp_path, quickstart):
     folder = folder_with(tmp_path, quickstart)
     assert write_report(folder).page == folder / "report.html"
-    assert {path.name for path in folder.iterdir()} == {".lock", "results.jsonl", "summary.csv", "report.html", "curves"}
+    assert {path.name for path in folder.iterdir()} == {"results.jsonl", "summary.csv", "report.html", "curves"}
     assert {path.suffix for path in (folder / "curves").iterdir()} == {".png", ".svg"}
 
 
@@ -260,7 +259,7 @@ def test_a_failure_of_many_settings_unfolds(tmp_path, row, training):
 
 
 def test_a_folder_without_results_or_with_a_broken_manifest_is_a_users_mistake(tmp_path, row):
-    with pytest.raises(UserError, match=r"no results\.jsonl"):
+    with pytest.raises(UserError, match="there are no results here"):
         write_report(tmp_path)
     cell = {"cell_id": row().cell_id, "label": "a"}
     broken = [

@@ -6,24 +6,24 @@ import sys
 from pathlib import Path
 
 import pytest
+from rows import add_rows
 
 from fedsim.results.groups import Interval
-from fedsim.results.store import ResultStore
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "utility.py"
 
 
 def test_methods_are_compared_seed_by_seed(tmp_path, row, monkeypatch, capsys):
-    store = ResultStore(tmp_path / "run")
+    run = tmp_path / "run"
     scores = {"good": [0.8, 0.7, 0.9], "poor": [0.5, 0.45, 0.4]}
     for label, values in scores.items():
         for seed, value in enumerate(values):
-            store.append(row(cell_id=f"{label}{seed}", label=label, seed=seed, balanced_accuracy=value, ceiling_balanced_accuracy=1.0))
-    store.append(row(cell_id="open", label="open", epsilon_target=None, balanced_accuracy=0.9, ceiling_balanced_accuracy=1.0))
-    store.folder.manifest.write_text(
+            add_rows(run, row(cell_id=f"{label}{seed}", label=label, seed=seed, balanced_accuracy=value, ceiling_balanced_accuracy=1.0))
+    add_rows(run, row(cell_id="open", label="open", epsilon_target=None, balanced_accuracy=0.9, ceiling_balanced_accuracy=1.0))
+    (run / "manifest.json").write_text(
         json.dumps({"hardware": {"cores": 2, "cpu": "x", "memory_gib": 4}, "command": "fedsim bench", "revision": "1"})
     )
-    monkeypatch.setattr(sys, "argv", ["utility.py", str(store.folder.path), "--json", str(tmp_path / "out.json")])
+    monkeypatch.setattr(sys, "argv", ["utility.py", str(run), "--json", str(tmp_path / "out.json")])
     runpy.run_path(str(SCRIPT), run_name="__main__")
     shown = capsys.readouterr().out
     assert "| good − poor | +0.350 ± " in shown

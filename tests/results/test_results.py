@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from rows import add_lines, add_rows
 
 from fedsim.atomic import replaced
 from fedsim.errors import RunLost, UserError
@@ -27,7 +28,6 @@ CONTRACT = [
         "cell_id",
         "source",
         "judged",
-        "referenced",
         "status",
         "error",
         "algorithm",
@@ -106,6 +106,8 @@ CONTRACT = [
         "chance",
         "uplink_bytes",
         "seconds",
+        "train_seconds",
+        "judge_seconds",
         "versions",
         "generator",
     ),
@@ -179,7 +181,6 @@ def test_a_row_can_be_told_without_some_of_its_fields():
     [
         {"error": ERROR},
         {"status": "failed"},
-        {"balanced_accuracy": None},
         {"epsilon_spent": 1.01},
         *({name: math.nan} for name in ("epsilon_target", "epsilon_spent", "audit_epsilon_lower", "delta", "sigma", "chance")),
     ],
@@ -202,61 +203,64 @@ def test_any_row_comes_back_from_its_line(sigma, alpha, label, param):
     assert Row.from_json(line) == written
 
 
+def line(reference: str = "a", **fields: object) -> dict[str, object]:
+    return {"reference": reference, "kind": "ceiling", **fields}
+
+
 def test_infinity_on_disk_is_the_word_inf(tmp_path):
     store = ResultStore(tmp_path)
-    store.append(row(epsilon_target=math.inf, epsilon_spent=math.inf))
-    store.append(row("b", epsilon_target=None, epsilon_spent=None))
-    first, second = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
-    assert (first["epsilon_target"], second["epsilon_target"]) == ("inf", None)
-    assert [each.epsilon_target for each in store.rows()] == [math.inf, None]
+    store.append("references", [line(score=math.inf), line("b", score=None)])
+    first, second = [json.loads(text) for text in (tmp_path / "references.jsonl").read_text().splitlines()]
+    assert (first["score"], second["score"]) == ("inf", None)
+    assert [each["score"] for each in store.references().values()] == [math.inf, None]
 
 
-def test_a_label_that_reads_like_a_number_stays_a_label(tmp_path):
-    ResultStore(tmp_path).append(row(label="inf"))
-    assert ResultStore(tmp_path).rows()[0].label == "inf"
+def test_a_line_without_the_keys_of_its_kind_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match="a line of rounds has training_id, round; round is missing"):
+        ResultStore(tmp_path).append("rounds", [{"training_id": "a"}])
+    assert not (tmp_path / "rounds.jsonl").exists()
 
 
-def test_a_later_row_of_a_cell_replaces_the_earlier(tmp_path):
+def training(training_id: str, error: dict[str, str] | None = None, **fields: object) -> dict[str, object]:
+    return {"training_id": training_id, "cell": {}, "error": error, **fields}
+
+
+def test_a_training_that_succeeded_stands_before_attempts_that_failed(tmp_path):
     store = ResultStore(tmp_path)
-    for each in (failed("a"), row("b"), failed("c"), row("a")):
-        store.append(each)
-    store.append(row("d", status="overspent", epsilon_spent=1.5))
-    assert [each.cell_id for each in store.rows()] == ["b", "c", "a", "d"]
-    assert store.finished() == {"a", "b", "d"}
-    assert store.failed() == {"c"}
-    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 5
+    store.append("trainings", [training("a", ERROR, run=1), training("b", run=1), training("a", run=2), training("b", ERROR, run=2)])
+    assert {name: found["run"] for name, found in store.trainings().items()} == {"a": 2, "b": 1}
 
 
-@pytest.mark.parametrize("kept", [0, 1, 50, -2])
+@pytest.mark.parametrize("kept", [0, 1, 20, -2])
 def test_a_torn_last_line_is_ignored_and_cut_before_the_next_append(tmp_path, kept):
-    store, path = ResultStore(tmp_path), tmp_path / "results.jsonl"
-    store.append(row("a"))
+    store, path = ResultStore(tmp_path), tmp_path / "references.jsonl"
+    store.append("references", [line("a")])
     whole = path.read_bytes()
-    path.write_bytes(whole + row("torn").to_json().encode()[:kept])
-    assert [each.cell_id for each in store.rows()] == ["a"]
-    store.append(row("b"))
-    assert path.read_bytes() == whole + row("b").to_json().encode() + b"\n"
+    path.write_bytes(whole + json.dumps(line("torn")).encode()[:kept])
+    assert list(store.references()) == ["a"]
+    store.append("references", [line("b")])
+    assert path.read_bytes() == whole + json.dumps(line("b")).encode() + b"\n"
 
 
 def test_a_last_line_that_lacks_only_its_newline_is_kept(tmp_path):
-    store, path = ResultStore(tmp_path), tmp_path / "results.jsonl"
-    path.write_text(row("a").to_json())
-    store.append(row("b"))
-    assert [each.cell_id for each in store.rows()] == ["a", "b"]
+    store, path = ResultStore(tmp_path), tmp_path / "references.jsonl"
+    path.write_text(json.dumps(line("a")))
+    store.append("references", [line("b")])
+    assert list(store.references()) == ["a", "b"]
 
 
 def test_a_write_that_fails_half_way_leaves_the_file_as_it_was(tmp_path):
-    store = ResultStore(tmp_path)
-    store.append(row("a"))
-    before = store.folder.results.read_bytes()
+    store, path = ResultStore(tmp_path), tmp_path / "references.jsonl"
+    store.append("references", [line("a")])
+    before = path.read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, hard))
     try:
         with pytest.raises(RunLost):
-            store.append(row("b"))
+            store.append("references", [line("b")])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert store.folder.results.read_bytes() == before
+    assert path.read_bytes() == before
 
 
 def test_a_log_that_nobody_can_write_ends_the_run_and_does_not_wait(tmp_path):
@@ -278,54 +282,42 @@ def test_a_file_that_cannot_be_replaced_is_told_by_its_own_name(tmp_path):
 
 
 def test_a_broken_line_elsewhere_is_named(tmp_path):
-    store, path = ResultStore(tmp_path), tmp_path / "results.jsonl"
-    path.write_text(row("a").to_json() + '\n{"cell_id": "b"}\n')
-    with pytest.raises(UserError, match=r"results\.jsonl:2.*Field required"):
-        store.rows()
+    (tmp_path / "references.jsonl").write_text(json.dumps(line("a")) + '\n{"kind": "ceiling"}\n')
+    with pytest.raises(UserError, match=r"references\.jsonl:2.*reference: Field required"):
+        ResultStore(tmp_path).references()
 
 
 @pytest.mark.parametrize("round_", ["Infinity", "NaN", "null", "[]"])
 def test_a_round_without_a_number_is_named(tmp_path, round_):
-    (tmp_path / "rounds.jsonl").write_text(f'{{"cell_id": "a", "round": {round_}}}\n')
+    (tmp_path / "rounds.jsonl").write_text(f'{{"training_id": "a", "round": {round_}}}\n')
     with pytest.raises(UserError, match=r"rounds\.jsonl:1"):
         ResultStore(tmp_path).rounds()
 
 
-CLIENT = {"cell_id": "a", "client": 0, "name": "0", "own_balanced_accuracy": 0.5, "shared_balanced_accuracy": None}
+def rounds(training_id: str, numbers: range, **values: object) -> list[dict[str, object]]:
+    return [{"training_id": training_id, "round": number, **values} for number in numbers]
 
 
-@pytest.mark.parametrize(
-    "fields", [{"client": "0"}, {"client": [0]}, {"name": 0}, {"own_balanced_accuracy": {}}, {"shared_balanced_accuracy": "0.5"}], ids=str
-)
-def test_a_clients_line_that_no_bench_writes_is_named(tmp_path, fields):
-    (tmp_path / "clients.jsonl").write_text(json.dumps(CLIENT) + "\n" + json.dumps(CLIENT | fields) + "\n")
-    with pytest.raises(UserError, match=rf"clients\.jsonl:2.*{next(iter(fields))}"):
-        ResultStore(tmp_path).clients()
-    (tmp_path / "clients.jsonl").write_text(json.dumps(CLIENT))
-    assert ResultStore(tmp_path).clients() == [CLIENT]
-
-
-def test_rounds_of_a_cell_that_ran_again_replace_the_earlier(tmp_path):
+def test_rounds_of_a_training_that_ran_again_replace_the_earlier(tmp_path):
     store = ResultStore(tmp_path)
-    store.append_rounds([{"cell_id": "a", "round": r, "loss": 1.0} for r in range(5)])
-    store.append_rounds([{"cell_id": "b", "round": 0, "loss": math.inf}])
-    store.append_rounds([{"cell_id": "a", "round": r, "loss": 2.0} for r in range(3)])
+    for records in (rounds("a", range(5), loss=1.0), rounds("b", range(1), loss=math.inf), rounds("a", range(3), loss=2.0)):
+        store.append("rounds", records)
     read = store.rounds()
-    assert [(each["cell_id"], each["round"]) for each in read] == [("a", 0), ("a", 1), ("a", 2), ("b", 0)]
-    assert [each["loss"] for each in read] == [2.0, 2.0, 2.0, math.inf]
+    assert {name: [each["round"] for each in own] for name, own in read.items()} == {"a": [0, 1, 2], "b": [0]}
+    assert [each["loss"] for own in read.values() for each in own] == [2.0, 2.0, 2.0, math.inf]
 
 
-def test_a_cell_that_went_on_from_a_checkpoint_keeps_its_earlier_rounds(tmp_path):
+def test_a_training_that_went_on_from_a_checkpoint_keeps_its_earlier_rounds(tmp_path):
     store = ResultStore(tmp_path)
-    store.append_rounds([{"cell_id": "a", "round": r, "run": 1} for r in range(5)])
-    store.append_rounds([{"cell_id": "a", "round": r, "run": 2} for r in range(3, 6)])
-    assert [each["run"] for each in store.rounds()] == [1, 1, 1, 2, 2, 2]
+    store.append("rounds", rounds("a", range(5), run=1))
+    store.append("rounds", rounds("a", range(3, 6), run=2))
+    assert [each["run"] for each in store.rounds()["a"]] == [1, 1, 1, 2, 2, 2]
 
 
 def test_diagnostics_may_be_arrays(tmp_path):
     store = ResultStore(tmp_path)
-    store.append_rounds([{"cell_id": "a", "round": np.int64(1), "norms": np.float32([1, np.inf]), "loss": np.float64(np.nan)}])
-    record = store.rounds()[0]
+    store.append("rounds", [{"training_id": "a", "round": 1, "norms": np.float32([1, np.inf]), "loss": np.float64(np.nan)}])
+    (record,) = store.rounds()["a"]
     assert record["norms"] == [1.0, math.inf]
     assert math.isnan(record["loss"])
 
@@ -345,20 +337,18 @@ def test_only_one_process_holds_a_folder(tmp_path):
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         with pytest.raises(UserError, match=f"process {process.pid}, is running in this folder"):
-            store.append(row())
+            store.append("references", [line()])
         with pytest.raises(UserError), store.lock():
             pass
         process.kill()
         process.wait()
     with store.lock():
-        store.append(row())
-    assert store.finished() == {"a"}
+        store.append("references", [line()])
+    assert list(store.references()) == ["a"]
 
 
 def test_load_results_gives_a_column_for_every_field(tmp_path):
-    store = ResultStore(tmp_path)
-    for each in (row("a", epsilon_target=math.inf, epsilon_spent=math.inf), failed("b"), row("c", epsilon_target=None)):
-        store.append(each)
+    add_rows(tmp_path, row("a", epsilon_target=math.inf, epsilon_spent=math.inf), failed("b"), row("c", epsilon_target=None))
     frame = load_results(tmp_path)
     assert list(frame.columns) == CONTRACT
     assert frame["epsilon_target"].tolist()[:2] == [math.inf, 1.0]
@@ -367,7 +357,7 @@ def test_load_results_gives_a_column_for_every_field(tmp_path):
 
 
 def test_load_results_of_a_folder_without_any_is_a_users_mistake(tmp_path):
-    with pytest.raises(UserError, match=r"no results\.jsonl"):
+    with pytest.raises(UserError, match="there are no results here"):
         load_results(tmp_path)
 
 
@@ -454,10 +444,13 @@ def test_groups_come_by_partition_then_label_then_epsilon():
     assert told == [(alpha, label, epsilon) for alpha in (0.1, 1.0) for label in ("z", "a") for epsilon in ordered]
 
 
-def test_load_results_is_of_the_grid_that_ran_last_and_without_a_manifest_of_the_last_evaluation(tmp_path):
-    store = ResultStore(tmp_path)
-    for cell_id, per_class in (("a", 200), ("b", 3), ("c", 3)):
-        store.append(row(cell_id, evaluation={"per_class": per_class}))
-    assert load_results(tmp_path)["cell_id"].tolist() == ["b", "c"]
+def test_a_folder_without_result_lines_is_read_from_its_rows_those_of_its_manifest(tmp_path):
+    add_rows(tmp_path, *(row(cell_id, balanced_accuracy=score) for cell_id, score in (("a", 0.1), ("b", 0.2), ("a", 0.3))))
+    assert load_results(tmp_path)[["cell_id", "balanced_accuracy"]].to_numpy().tolist() == [["b", 0.2], ["a", 0.3]]
     (tmp_path / "manifest.json").write_text(json.dumps({"cells": [{"cell_id": "a", "label": "renamed"}]}))
     assert load_results(tmp_path)[["cell_id", "label"]].to_numpy().tolist() == [["a", "renamed"]]
+
+
+def test_a_row_of_an_older_fedsim_is_read_without_the_columns_that_are_gone(tmp_path):
+    add_lines(tmp_path / "results.jsonl", [row().model_dump() | {"referenced": "abc", "epsilon_spent_replace_one": 2.0}])
+    assert load_results(tmp_path)["cell_id"].tolist() == ["a"]

@@ -13,8 +13,12 @@ from rich.console import Console
 from fedsim.errors import UserError
 from fedsim.planning.node import Share
 from fedsim.planning.prepare import prepare
+from fedsim.results.grid_rows import grid_rows
 from fedsim.results.store import ResultStore
 from fedsim.runs.display import LineDisplay
+from fedsim.runs.engine import InProcess
+from fedsim.runs.jobs import Desk, Train
+from fedsim.runs.ray_engine import RayEngine
 from fedsim.runs.scheduler import Running, Scheduler
 from fedsim.runs.slots import Slots
 from fedsim.runs.worker import Failure
@@ -33,10 +37,10 @@ def scores(ran: Ran) -> dict[str, Any]:
 
 
 def test_slots_share_gpus_and_are_kept_for_cells_of_their_shape(ray_cluster: None) -> None:
-    slots = Slots(tuple(WITH_GPUS), 4)
+    slots = Slots(RayEngine(), tuple(WITH_GPUS), 4)
     try:
         pair, other = taken(slots, 2, HALF), taken(slots, 2, HALF)
-        ray.get([slot.group.ready() for slot in (pair, other)])
+        ray.get([slot.held.group.ready() for slot in (pair, other)])
         wait_until(lambda: free_gpus() == 0)
         assert slots.take(1, HALF) is None
         slots.give_back(pair)
@@ -45,43 +49,46 @@ def test_slots_share_gpus_and_are_kept_for_cells_of_their_shape(ray_cluster: Non
         slots.give_back(other)
         third = taken(slots, 1, THIRD)
         assert slots.idle == []
-        ray.get(third.group.ready())
+        ray.get(third.held.group.ready())
     finally:
         slots.close()
     wait_until(lambda: free_gpus() == WITH_GPUS[0].gpus)
 
 
-def test_a_cell_on_shares_of_gpus_gives_the_row_that_it_gives_without(bench: Bench) -> None:
-    without = bench(small_grid("fedhypevae", "dp-gaussian", epsilon=4.0), "without")
+def test_a_cell_on_shares_of_gpus_gives_the_row_that_it_gives_without(ray_bench: Bench) -> None:
+    without = ray_bench(small_grid("fedhypevae", "dp-gaussian", epsilon=4.0), "without")
     halves = {"gpus_per_actor": 0.5, "clients_per_actor": 2}
     assert (
-        scores(bench(small_grid("dp-gaussian", epsilon=4.0, resources=halves), "halves", nodes=WITH_GPUS)).items()
+        scores(ray_bench(small_grid("dp-gaussian", epsilon=4.0, resources=halves), "halves", nodes=WITH_GPUS)).items()
         <= scores(without).items()
     )
-    measured = bench(small_grid("fedhypevae", "dp-gaussian", epsilon=4.0, resources={"gpus_per_actor": "auto"}), "auto", nodes=WITH_GPUS)
+    measured = ray_bench(
+        small_grid("fedhypevae", "dp-gaussian", epsilon=4.0, resources={"gpus_per_actor": "auto"}), "auto", nodes=WITH_GPUS
+    )
     assert scores(measured) == scores(without)
     assert all(status == "ok" for status, *_ in scores(measured).values())
 
 
-def test_a_cell_that_runs_out_of_its_share_runs_again_on_twice_as_much(bench: Bench) -> None:
-    ran = bench(small_grid(HUNGRY, resources={"gpus_per_actor": 0.2}), nodes=WITH_GPUS)
+def test_a_cell_that_runs_out_of_its_share_runs_again_on_twice_as_much(ray_bench: Bench) -> None:
+    ran = ray_bench(small_grid(HUNGRY, resources={"gpus_per_actor": 0.2}), nodes=WITH_GPUS)
     (row,) = ran.rows
     assert row.status == "ok"
     assert "ran out of 0.2 of a GPU; it runs again on 0.5" in ran.output
     assert "OutOfMemoryError" in ran.log(row)
 
 
-def test_a_cell_whose_worker_ray_ends_for_the_machine_s_memory_fails_on_its_share(ray_cluster: None, tmp_path: Path) -> None:
+def test_a_cell_whose_worker_ray_ends_for_the_machine_s_memory_fails_on_its_share(tmp_path: Path) -> None:
     prepared = prepare(small_grid("dp-gaussian", resources={"gpus_per_actor": 0.5}), WITH_GPUS, 1)
-    store = ResultStore(tmp_path)
-    running = Scheduler(prepared, store, LineDisplay(Console(quiet=True), 1))
-    failure = Failure.of_lost_worker(ray.exceptions.OutOfMemoryError("the machine is full"))
-    running._lose(Running(prepared.trials[0], taken(running.slots, 1, HALF), 0.0), failure, again=False)
-    assert [(row.status, row.error and row.error.type) for row in store.rows()] == [("failed", "OutOfMemoryError")]
+    desk = Desk(prepared, ResultStore(tmp_path), LineDisplay(Console(quiet=True), 1))
+    running = Scheduler(desk, InProcess(WITH_GPUS[0]))
+    slot, failure = running.slots.take(1, HALF), Failure("OutOfMemoryError", "the machine is full", "", goes_on=True)
+    assert slot is not None
+    running._lose(Running(Train(desk, prepared.trials[0]), slot, 0.0), failure, again=False)
+    assert [(row.status, row.error and row.error.type) for row in grid_rows(tmp_path)] == [("failed", "OutOfMemoryError")]
     assert not running.queue
 
 
-def test_a_cell_whose_shares_do_not_fit_at_once_is_refused_before_anything_runs(bench: Bench) -> None:
+def test_a_cell_whose_shares_do_not_fit_at_once_is_refused_before_anything_runs(ray_bench: Bench) -> None:
     whole = {"gpus_per_actor": 1, "clients_per_actor": 1}
     with pytest.raises(UserError, match=r"^resources.clients_per_actor: 4 clients need 4 actors at once and the cluster has room for 2"):
-        bench(small_grid("dp-gaussian", resources=whole), nodes=WITH_GPUS)
+        ray_bench(small_grid("dp-gaussian", resources=whole), nodes=WITH_GPUS)

@@ -1,20 +1,84 @@
-"""Which cells share a reference."""
+"""Which lines a grid lacks, and which cells share a reference."""
 
-from cells import small_cells
+from dataclasses import replace
+from pathlib import Path
 
-from fedsim.runs.jobs import references_of
+import pytest
+from cells import quick, small_cells
+from rich.console import Console
+from rows import joined, lines_of, ran
+
+from fedsim.errors import UserError
+from fedsim.planning.prepare import Prepared
+from fedsim.results.join import Lines
+from fedsim.results.rows import RowError
+from fedsim.results.states import keep_state
+from fedsim.results.store import ResultStore
+from fedsim.runs.bench import missing_jobs
+from fedsim.runs.display import LineDisplay
+from fedsim.runs.jobs import Desk, Judge, Reference, Train, references_of
 
 DATA = [{"name": "digits", "limit": limit} for limit in (200, 300)]
+ERROR = RowError(type="ValueError", message="no", traceback="")
 
 
-def test_a_reference_is_of_one_data_set_one_probe_and_below_the_ceiling_of_one_partition() -> None:
-    depends_on: dict[tuple[str, ...], set[tuple[object, ...]]] = {}
+def desk(prepared: Prepared, folder: Path) -> Desk:
+    return Desk(prepared, ResultStore(folder), LineDisplay(Console(quiet=True), 1))
+
+
+def test_a_reference_is_of_one_data_set_one_probe_and_below_the_ceiling_of_one_partition(tmp_path: Path) -> None:
+    depends_on: dict[str, set[tuple[object, ...]]] = {}
     for probe_c in (0.1, 0.3):
         evaluation = {"per_class": 10, "probe_c": probe_c}
         prepared = small_cells("local-only", "fedavg-linear", dataset=DATA, alpha=[0.1, 1.0], evaluation=evaluation)
         for trial in prepared.trials:
-            ceiling, local_only = references_of(trial)
-            depends_on.setdefault(ceiling.key, set()).add((trial.data_key, probe_c))
-            depends_on.setdefault(local_only.key, set()).add((trial.data_key, probe_c, trial.partition.fingerprint))
+            ceiling, local_only = references_of(desk(prepared, tmp_path), trial)
+            depends_on.setdefault(ceiling.line, set()).add((trial.data_key, probe_c))
+            depends_on.setdefault(local_only.line, set()).add((trial.data_key, probe_c, trial.partition.fingerprint))
     assert all(len(each) == 1 for each in depends_on.values())
     assert len(depends_on) == 2 * 2 + 2 * 2 * 2
+
+
+def kinds(prepared: Prepared, lines: Lines, folder: Path, *, retry_failed: bool = False) -> list[type]:
+    jobs = missing_jobs(desk(prepared, folder), (), lines, retry_failed=retry_failed)
+    return [type(job) for job in jobs if not isinstance(job, Reference)]
+
+
+def test_a_cell_lacks_its_training_or_its_judgement_or_nothing(tmp_path: Path) -> None:
+    prepared = small_cells(quick("dp-gaussian"), epsilon=4.0)
+    (trial,) = prepared.trials
+    outcome, judgement = ran(prepared, trial)
+    keep_state(ResultStore(tmp_path).folder.state(trial.cell.training_id), outcome.state)
+    assert kinds(prepared, Lines({}, {}, {}), tmp_path) == [Train]
+    trained = lines_of(trial, outcome)
+    kept = replace(trained, trainings={trial.cell.training_id: {**trained.trainings[trial.cell.training_id], "state": "0"}})
+    assert kinds(prepared, kept, tmp_path) == [Judge]
+    assert kinds(prepared, lines_of(trial, outcome, judgement), tmp_path) == []
+    for failed in (lines_of(trial, ERROR), replace(kept, judgements=lines_of(trial, outcome, ERROR).judgements)):
+        assert kinds(prepared, failed, tmp_path) == []
+    assert kinds(prepared, lines_of(trial, ERROR), tmp_path, retry_failed=True) == [Train]
+    assert kinds(prepared, replace(kept, judgements=lines_of(trial, outcome, ERROR).judgements), tmp_path, retry_failed=True) == [Judge]
+
+
+def test_what_was_not_kept_is_trained_again_under_seeded_noise_and_refused_under_secret_noise(tmp_path: Path) -> None:
+    for noise in ("seeded", "secret"):
+        prepared = small_cells(quick("dp-gaussian"), epsilon=4.0, privacy={"noise": noise})
+        (trial,) = prepared.trials
+        lines = lines_of(trial, ran(prepared, trial)[0])
+        if noise == "seeded":
+            assert kinds(prepared, lines, tmp_path) == [Train]
+        else:
+            with pytest.raises(UserError, match="a second training would be a second release of the same rows"):
+                kinds(prepared, lines, tmp_path)
+
+
+def test_a_training_whose_judging_lost_its_worker_is_not_trained_again(tmp_path: Path) -> None:
+    prepared = small_cells(quick("dp-gaussian"), epsilon=4.0)
+    (trial,) = prepared.trials
+    outcome, judgement = ran(prepared, trial)
+    job = Train(desk(prepared, tmp_path), trial)
+    assert isinstance(job.again(), Train)
+    job.take(outcome)
+    again = job.again()
+    assert isinstance(again, Judge)
+    assert joined(trial, outcome, judgement).status == "ok"

@@ -1,4 +1,4 @@
-"""Cells for which a cluster that lost machines has no room, and rows for which a reference is lacking."""
+"""Cells for which a cluster that lost machines has no room, and references that lose their worker or take long."""
 
 import io
 from pathlib import Path
@@ -12,12 +12,16 @@ from rich.console import Console
 
 from fedsim.planning.node import Node, Share
 from fedsim.planning.prepare import prepare
+from fedsim.results.grid_rows import grid_rows
+from fedsim.results.join import Lines
 from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore
 from fedsim.runs import scheduler
-from fedsim.runs.cluster import ClusterLost
+from fedsim.runs.bench import missing_jobs
 from fedsim.runs.display import LineDisplay
-from fedsim.runs.jobs import references_of
+from fedsim.runs.engine import ClusterLost, InProcess
+from fedsim.runs.jobs import Desk, Train, references_of
+from fedsim.runs.ray_engine import RayEngine
 from fedsim.runs.scheduler import Running, Scheduler
 from fedsim.runs.slots import Slots
 from fedsim.runs.worker import Failure
@@ -26,7 +30,7 @@ from fedsim.runs.worker import Failure
 def test_a_cell_that_no_longer_fits_lets_others_pass_says_what_it_waits_for_and_ends_the_bench(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, seconds in (("LOOK_EVERY", 0.1), ("TELL_AFTER", 0.3), ("GIVE_UP_AFTER", PATIENCE)):
+    for name, seconds in (("LOOK_EVERY", 0.1), ("NOTE_AFTER", 0.3), ("GIVE_UP_AFTER", PATIENCE)):
         monkeypatch.setattr(scheduler, name, seconds)
 
     class Impatient(LineDisplay):
@@ -39,11 +43,12 @@ def test_a_cell_that_no_longer_fits_lets_others_pass_says_what_it_waits_for_and_
     grid = small_grid("dp-gaussian", clients=[6, 2], resources={"clients_per_actor": 1})
     prepared = prepare(grid, [Node(4.0, 0.0), Node(4.0, 0.0)], 1)  # one of them left the cluster meanwhile
     console = Console(file=io.StringIO(), width=300)
-    running = Scheduler(prepared, ResultStore(tmp_path), Impatient(console, 2))
+    desk = Desk(prepared, ResultStore(tmp_path), Impatient(console, 2))
+    running = Scheduler(desk, RayEngine())
     with pytest.raises(ClusterLost, match=r"waits for 6 actors with 1 CPU each; the cluster has 4 CPUs"):
-        running.run(prepared.trials)
+        running.run([Train(desk, trial) for trial in prepared.trials])
     running.slots.close()
-    assert [(row.clients, row.status) for row in ResultStore(tmp_path).rows()] == [(2, "ok")]
+    assert [(row.clients, row.status) for row in grid_rows(tmp_path)] == [(2, "ok")]
     told = console.file.getvalue()  # type: ignore[attr-defined]
     assert "waits for 6 actors with 1 CPU each; the cluster has 4 CPUs and 2 GPUs, and others may use it" in told
 
@@ -55,7 +60,7 @@ def others(ray_cluster: None) -> None:
 
 
 def test_a_slot_that_waits_for_its_place_gets_what_idles_meanwhile(others: None) -> None:
-    slots = Slots((Node(4.0, 0.0),), 2)
+    slots = Slots(RayEngine(), (Node(4.0, 0.0),), 2)
     try:
         first = taken(slots, 1, Share(1.0))
         assert slots.take(1, Share(3.0)) is None
@@ -79,31 +84,33 @@ def test_a_bench_whose_cell_waited_while_another_ran_is_not_given_up_once_that_h
 
     grid = small_grid("fedavg-cvae", clients=[1, 3], resources={"clients_per_actor": 1})
     prepared = prepare(grid, [Node(4.0, 0.0)], 2)
-    Hurried(prepared, ResultStore(tmp_path), LineDisplay(Console(quiet=True), 2)).run(prepared.trials)
-    assert [(row.clients, row.status) for row in ResultStore(tmp_path).rows()] == [(1, "ok"), (3, "ok")]
+    desk = Desk(prepared, ResultStore(tmp_path), LineDisplay(Console(quiet=True), 2))
+    Hurried(desk, RayEngine()).run([Train(desk, trial) for trial in prepared.trials])
+    assert [(row.clients, row.status) for row in grid_rows(tmp_path)] == [(1, "ok"), (3, "ok")]
 
 
-def test_every_reference_that_loses_its_worker_is_computed_again(
-    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(scheduler, "AGAIN", 1)
+def test_every_reference_that_loses_its_worker_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "MOST_LOSSES", 1)
     prepared = prepare(small_grid("dp-gaussian", alpha=[0.1, 1.0]), [Node(4.0, 0.0)], 1)
-    running = Scheduler(prepared, ResultStore(tmp_path), LineDisplay(Console(quiet=True), 2))
-    first, second = [references_of(trial)[1] for trial in prepared.trials]
-    failure = Failure.of_lost_worker(ray.exceptions.ActorDiedError())
+    desk = Desk(prepared, ResultStore(tmp_path), LineDisplay(Console(quiet=True), 2))
+    running = Scheduler(desk, InProcess(Node(4.0, 0.0)))
+    first, second = [references_of(desk, trial)[1] for trial in prepared.trials]
 
     for reference in (first, second, first):
-        running._lose(Running(reference, taken(running.slots, 1, running.share), 0.0), failure, again=True)
+        slot = running.slots.take(1, running.share)
+        assert slot is not None
+        running._lose(Running(reference, slot, 0.0), Failure("ActorDiedError", "its worker died", ""), again=True)
     assert list(running.queue) == [second, first]
-    assert running.references == {first.key: None}
+    assert ResultStore(tmp_path).references() == {}
 
 
-def test_a_reference_that_takes_long_is_told_of_once(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("LOOK_EVERY", "TELL_AFTER"):
+def test_a_reference_that_takes_long_is_noted_once(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOOK_EVERY", "NOTE_AFTER"):
         monkeypatch.setattr(scheduler, name, 0.001)
     prepared = prepare(small_grid("dp-gaussian", dataset="digits", seeds=[0, 1, 2]), [Node(4.0, 0.0)], 1)
     console = Console(file=io.StringIO(), width=300)
-    Scheduler(prepared, ResultStore(tmp_path), LineDisplay(console, 3)).run(prepared.trials)
-    told = console.file.getvalue()  # type: ignore[attr-defined]
-    assert told.count("the local-only reference runs for") == 1
-    assert told.count("the ceiling reference runs for") == 1
+    desk = Desk(prepared, ResultStore(tmp_path), LineDisplay(console, 3))
+    Scheduler(desk, RayEngine()).run(missing_jobs(desk, (), Lines({}, {}, {})))
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert printed.count("the local-only reference has been running for") == 1
+    assert printed.count("the ceiling reference has been running for") == 1

@@ -12,8 +12,11 @@ from cells import NODES, quick, small_cells
 
 from fedsim.methods.parameters import ALIGNMENT
 from fedsim.planning.node import Share
-from fedsim.runs.slots import Slot, Slots
-from fedsim.runs.worker import IN_THE_CALL, CohortActor, send_tensors_as_bytes, settle
+from fedsim.runs.actors import IN_THE_CALL, CohortActor, send_tensors_as_bytes
+from fedsim.runs.engine import Slot
+from fedsim.runs.ray_engine import RayEngine
+from fedsim.runs.slots import Slots
+from fedsim.runs.worker import settle
 from fedsim.training.cohort import HELD
 
 SHARE = Share(1.0)
@@ -58,7 +61,7 @@ def test_a_gradient_is_no_part_of_what_is_sent(as_bytes: None) -> None:
 
 @pytest.fixture
 def slots(ray_cluster: None) -> Iterator[Slots]:
-    slots = Slots(tuple(NODES), parallel=4)
+    slots = Slots(RayEngine(), tuple(NODES), parallel=4)
     yield slots
     slots.close()
 
@@ -78,7 +81,7 @@ def taken(slots: Slots, actors: int, *, any_shape: bool = False) -> Slot:
 
 def test_a_cell_on_three_actors_is_three_processes_one_of_which_coordinates(slots: Slots) -> None:
     slot = taken(slots, 3)
-    assert (slot.actors, 1 + len(slot.cohorts)) == (3, 3)
+    assert (slot.actors, 1 + len(slot.held.cohorts)) == (3, 3)
 
 
 def test_a_reference_takes_an_idle_slot_of_any_shape_and_opens_the_one_that_its_cell_needs(slots: Slots) -> None:
@@ -91,7 +94,7 @@ def test_a_reference_takes_an_idle_slot_of_any_shape_and_opens_the_one_that_its_
 
 
 def test_a_process_of_ray_has_the_workers_module_before_it_is_asked_for_anything(ray_cluster: None) -> None:
-    assert ray.get(ray.remote(lambda: "fedsim.runs.worker" in sys.modules).remote())
+    assert ray.get(ray.remote(lambda: "fedsim.runs.actors" in sys.modules).remote())
 
 
 def test_rows_that_an_actor_gets_again_are_put_on_its_device_once(as_bytes: None) -> None:

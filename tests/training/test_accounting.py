@@ -7,6 +7,7 @@ import pytest
 import torch
 from broken.tiny import Adapted, Spelled, Tiny
 from cells import quick, small_cells
+from rows import joined
 
 from fedsim.errors import PluginError
 from fedsim.methods.clients import Clients, Noised
@@ -137,7 +138,7 @@ def test_the_sum_over_clients_is_rounded_once_it_has_its_noise_and_not_before(na
     (trial,), (data,) = prepared.trials, prepared.data.values()
     algorithm, seen = build_algorithm(name, trial.cell.params, trial.task), list[Tensors]()
     next(train(algorithm, local_pool(trial, data), trial.plan, Seeds(0), watch=lambda round_, noisy: seen.append(noisy)))
-    round_, server = next(algorithm.schedule()), algorithm.initial_server(Seeds(0))
+    round_, server = next(algorithm.schedule()), algorithm.initial_server(Seeds(0).public)
     sums = add_in_order([message.sums for message in local_pool(trial, data).round(round_, algorithm.broadcast(server))])
     noise, _ = server_noise(algorithm, trial.plan, round_, sums, Seeds(0))
     for part, value in sums.items():

@@ -1,36 +1,34 @@
 import pytest
 from cells import quick, small_cells
-from fedsim.results.row import client_lines, failed_row, finished_row, refilled
+from rows import clients, joined, ran
 from sites import digits_of_sites, digits_of_writers
 
+from fedsim.evaluation.judge import Judgement
 from fedsim.evaluation.references import Ceiling, LocalOnly, local_only
 from fedsim.results.rows import RowError
-from fedsim.training.trial import Outcome, packing, run_trial
+from fedsim.training.trial import packing
 
 SHIFT = {"scheme": "feature-shift", "strength": 2.0}
 
 
-def outcome(algorithm: dict, **keys) -> Outcome:
+def judgement(algorithm: dict, **keys) -> Judgement:
     prepared = small_cells(algorithm, epsilon=float("inf"), **keys)
-    (trial,), (*_, data) = prepared.trials, prepared.data.values()
-    *_, last = run_trial(trial, data)
-    assert isinstance(last, Outcome)
-    return last
+    return ran(prepared, prepared.trials[0])[1]
 
 
 def test_clients_are_judged_by_themselves_only_where_the_grid_asks():
-    assert "client_balanced_accuracy" not in outcome(quick("fedhypevae")).scores
-    assert 0 <= outcome(quick("fedhypevae"), evaluation={"per_class": 10, "per_client": True}).scores["client_balanced_accuracy"] <= 1
+    assert "client_balanced_accuracy" not in judgement(quick("fedhypevae")).scores
+    assert 0 <= judgement(quick("fedhypevae"), evaluation={"per_class": 10, "per_client": True}).scores["client_balanced_accuracy"] <= 1
 
 
 def test_under_feature_shift_a_generator_for_every_client_beats_one_for_all():
     evaluation = {"per_class": 30, "per_client": True}
-    personal = outcome(quick("fedhypevae-sites"), partition=SHIFT, evaluation=evaluation)
+    personal = judgement(quick("fedhypevae-sites"), partition=SHIFT, evaluation=evaluation)
     assert personal.scores["client_balanced_accuracy"] > personal.scores.balanced_accuracy + 0.05
 
 
 def test_a_shared_generator_serves_each_client_about_as_well_as_all_of_them():
-    shared = outcome(quick("dp-gaussian"), evaluation={"per_class": 50, "per_client": True})
+    shared = judgement(quick("dp-gaussian"), evaluation={"per_class": 50, "per_client": True})
     assert abs(shared.scores["client_balanced_accuracy"] - shared.scores.balanced_accuracy) < 0.1
 
 
@@ -44,14 +42,13 @@ def test_every_site_has_a_line_of_its_own_and_one_without_test_rows_says_so(tmp_
     by_site, evaluation = {"scheme": "column", "column": "site"}, {"per_class": 30, "per_client": True}
     found = small_cells(quick("dp-gaussian"), dataset=data, partition=by_site, clients=3, epsilon=float("inf"), evaluation=evaluation)
     (trial,), (rows,) = found.trials, found.data.values()
-    *_, last = run_trial(trial, rows)
     floor = local_only(rows, trial.partition, trial.cell.partition, 0.1)
-    lines = list(client_lines(trial.cell, last.judgement, floor))
+    ended = (*ran(found, trial), Ceiling(0.9, 0.9), floor)
+    lines, row = clients(trial, *ended), joined(trial, *ended)
     assert [line["name"] for line in lines] == ["north", "south", "west"]
     assert [line["test_rows"] > 0 for line in lines] == [True, True, False]
     assert lines[2]["own_balanced_accuracy"] is None
     assert lines[2]["reason"] == "it has no test row"
-    row = finished_row(trial, last, Ceiling(0.9, 0.9), floor, {})
     scored = [line["own_balanced_accuracy"] for line in lines[:2]]
     assert row.scores["client_worst_balanced_accuracy"] == min(scored)
     assert row.scores["client_balanced_accuracy"] == pytest.approx(sum(scored) / 2)
@@ -74,29 +71,19 @@ def test_a_budget_protects_as_many_units_as_there_are_rows_groups_or_clients(tmp
 @pytest.mark.parametrize(("name", "yields"), [("dp-gaussian", "generator"), ("dp-prototypes", "classifier")])
 def test_a_row_says_what_its_algorithm_yields_even_if_it_failed(name: str, yields: str) -> None:
     (trial,) = small_cells(quick(name), epsilon=4.0).trials
-    assert failed_row(trial, RowError(type="ValueError", message="no", traceback=""), {}).yields == yields
+    assert joined(trial, RowError(type="ValueError", message="no", traceback="")).yields == yields
 
 
 def test_a_row_holds_the_numbers_of_its_plan_its_outcome_and_its_references() -> None:
     prepared = small_cells(quick("dp-linear"), epsilon=4.0, alpha=0.5, seeds=2)
-    (trial,), (data,) = prepared.trials, prepared.data.values()
-    *_, last = run_trial(trial, data)
-    assert isinstance(last, Outcome)
-    row = finished_row(trial, last, Ceiling(0.9, 0.8), LocalOnly(0.5, (0.2, 0.7)), {})
-    assert row.epsilon_spent == last.epsilon_spent
+    (trial,) = prepared.trials
+    outcome, judged = ran(prepared, trial)
+    row = joined(trial, outcome, judged, Ceiling(0.9, 0.8), LocalOnly(0.5, (0.2, 0.7)))
+    assert (row.epsilon_spent, row.balanced_accuracy) == (outcome.epsilon_spent, judged.scores.balanced_accuracy)
     assert (row.ceiling_balanced_accuracy, row.ceiling_accuracy, row.local_only_balanced_accuracy) == (0.9, 0.8, 0.5)
     assert (row.alpha, row.clients, row.seed, row.chance) == (0.5, 4, 2, 0.1)
+    assert (row.train_seconds, row.judge_seconds, row.seconds) == (outcome.seconds, 1.0, outcome.seconds + 1.0)
     # the mean's step is a step
     assert row.steps == 1 + trial.cell.params["rounds"]
     without_alpha = small_cells(quick("dp-linear"), epsilon=4.0, partition={"scheme": "iid"}).trials[0]
-    assert finished_row(without_alpha, last, None, None, {}).alpha is None
-
-
-def test_references_that_were_computed_later_are_the_rows_and_each_clients_own() -> None:
-    (trial,) = small_cells(quick("dp-gaussian"), epsilon=4.0).trials
-    row = failed_row(trial, RowError(type="ValueError", message="no", traceback=""), {})
-    lines = [{"client": 1, "local_only_balanced_accuracy": None}, {"client": 0, "local_only_balanced_accuracy": None}]
-    filled, told = refilled(row, lines, Ceiling(0.9, 0.8), LocalOnly(0.5, (0.2, 0.7)))
-    assert (filled.ceiling_balanced_accuracy, filled.ceiling_accuracy, filled.local_only_balanced_accuracy) == (0.9, 0.8, 0.5)
-    assert [line["local_only_balanced_accuracy"] for line in told] == [0.7, 0.2]
-    assert filled.scores["client_local_only_balanced_accuracy"] == pytest.approx(0.45)
+    assert joined(without_alpha, outcome, judged).alpha is None

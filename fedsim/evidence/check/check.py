@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
+from typing import Any, get_args
 
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +20,7 @@ from fedsim.evidence.check.sensitivity import sensitivity
 from fedsim.evidence.check.subject import Subject, subject
 from fedsim.evidence.check.traces import data_untouched, global_random, made, restored, sent_bytes, serialisable
 from fedsim.evidence.check.verdict import Finding, Verdict, failed, idle, passed, raised
+from fedsim.plugins.code_hash import check_hash, source_hash
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import Trust, Unit
 
@@ -136,6 +139,25 @@ def _guarded(check: Check, subject: Subject) -> Verdict:
         return check.run(subject)
     except (Exception, SystemExit) as error:
         return raised(error, lookup(subject.trial.cell.algorithm))
+
+
+def check_lines(name: str, params: Mapping[str, Any], findings: Sequence[Finding], *, quick: bool) -> list[dict[str, Any]]:
+    """A result line for every setting of which a check said something: that it passed, or a fault in what the claim rests on.
+
+    Args:
+        name: of the algorithm.
+        params: all its parameters as a row has them, which a check shortens for itself.
+        findings: of all settings.
+        quick: whether it was a quick check, which only refutes.
+    """
+    source, lines = source_hash(lookup(name)), []
+    for unit, trust in product(get_args(Unit), get_args(Trust)):
+        own = [finding for finding in findings if finding.setting == f"{unit}, {trust}"]
+        refuted = any(finding.passed is False and finding.check in OF_PRIVACY for finding in own)
+        if own and (refuted or all(finding.passed is not False for finding in own)):
+            facts = {"algorithm": name, "source": source, "unit": unit, "trust": trust, "params": params, "check": check_hash()}
+            lines.append({**facts, "full": not quick, "ended": "failed" if refuted else "passed"})
+    return lines
 
 
 MARKS = {True: Text("passed", "green"), False: Text("failed", "red"), None: Text("-", "dim")}
