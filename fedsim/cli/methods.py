@@ -60,7 +60,7 @@ def check(
     quick: Annotated[
         bool, typer.Option("--quick", help="Three rounds and few pairs of neighbouring data sets: seconds, but less is seen.")
     ] = False,
-    run: Annotated[list[Path] | None, typer.Option(help="A run folder whose rows of this code say what was found; may be repeated.")] = None,
+    run: Annotated[list[Path] | None, typer.Option(help="A run folder whose rows of this code claim what follows; repeatable.")] = None,
 ) -> None:
     """Look for what would void an algorithm's proof or its repeatability: per-example loss, sensitivity, noise, budget, seeds.
 

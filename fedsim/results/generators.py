@@ -252,9 +252,9 @@ class SavedGenerator:
 def load_generator(run: Path | str, cell: str | None = None, synthesis: str | None = None, *, trust_plugin: bool = False) -> SavedGenerator:
     """Load a generator that a bench kept, or one that was released, if it is to the letter what was saved.
 
-    Names, shapes and dtypes of the tensors have to be those that the algorithm's model has, their hash the one that was noted. Budget and plan
-    must be what the algorithm makes of its parameters (:func:`fedsim.results.contradictions.cross_check`). Only code of registered algorithms
-    and installed packages runs.
+    Names, shapes and dtypes of the tensors have to be those that the algorithm's model has, their hash the one that was noted. Budget and
+    plan must be what the algorithm makes of its parameters (:func:`fedsim.results.contradictions.cross_check`). Only code of registered
+    algorithms and installed packages runs.
 
     Args:
         run: the run folder, or the folder of a released package.
@@ -341,7 +341,12 @@ def _as_row(facts: GeneratorFacts) -> Row:
         "dataset": shown(cell.dataset, cell.evaluation.unseen),
         "alpha": cell.concentration,
         "yields": "generator",
-        "ledger": {"epsilon_spent": facts.epsilon_spent, "accountant": facts.accountant, "mechanisms": _mechanisms(plan), "unaccounted": ""},
+        "ledger": {
+            "epsilon_spent": facts.epsilon_spent,
+            "accountant": facts.accountant,
+            "mechanisms": _mechanisms(plan),
+            "unaccounted": "",
+        },
         "versions": facts.versions,
         "state": facts.sha256,
         **dict.fromkeys(("error", "partition", "train_rows", "train_groups", "uplink_bytes", "seconds")),

@@ -138,7 +138,7 @@ def keep_older(store: ResultStore) -> None:
 
 
 def missing_jobs(desk: Desk, audits: Sequence[ClaimAudit], lines: Lines, *, retry_failed: bool = False) -> Iterator[Job]:
-    """A job for every line that the grid's rows lack: cells, each behind the references that it is the first to need, then audits and checks.
+    """A job for every line that the grid's rows lack: cells, each behind the references that it needs first, then audits and checks.
 
     Raises:
         UserError: a judgement is missing, what the training made was not kept, and its noise was secret, so that a second training would be
@@ -166,7 +166,9 @@ def _missing_checks(desk: Desk, lines: Lines) -> Iterator[Job]:
         if trial.plan is None or trial.plan.claim != "stated":
             continue
         facts = checked_facts(trial)
-        done = any(all(check.get(name) == value for name, value in facts.items()) and (check["full"] or mode == "quick") for check in lines.checks)
+        done = any(
+            all(check.get(name) == value for name, value in facts.items()) and (check["full"] or mode == "quick") for check in lines.checks
+        )
         if not done and (key := identity(facts)) not in seen:
             seen.add(key)
             yield Check(desk, trial, mode == "quick")

@@ -171,7 +171,7 @@ def test_a_row_that_is_not_what_its_algorithm_plans_is_not_proved_and_its_method
     (row,) = bench(small_grid("dp-gaussian"), "run").rows
     twice = [m.model_copy(update={"noise_multiplier": 2 * m.noise_multiplier}) for m in row.mechanisms or ()]
     spent, _ = epsilon([(m.noise_multiplier, m.sample_rate, m.count) for m in twice], 1e-4)
-    ResultStore("run").append(row.model_copy(update={"mechanisms": tuple(twice), "epsilon_spent": spent}))
+    add_rows(Path("run"), row.model_copy(update={"mechanisms": tuple(twice), "epsilon_spent": spent}))
     done = command("prove", "run")
     assert done.returncode == 1
     assert "and in its plan" in done.stdout

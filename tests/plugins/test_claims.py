@@ -7,13 +7,13 @@ import pytest
 from benches import Done
 from broken.tiny import Tiny, TinyParams
 from cells import SHIPPED, small_cells
+from fedsim.plugins.check_file import Ending, file_check
 
 from baselines.dp_gaussian import DPGaussian
 from baselines.fedlambda import FedLambda
 from fedsim.errors import UserError
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Task
-from fedsim.plugins.check_file import Ending, file_check
 from fedsim.plugins.claims import worth
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import Claim, Trust, Unit

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 from cells import SHIPPED, quick, small_cells
+from fedsim.results.row import planned_mechanisms, told_fields
 from plug_ins import GOOD, write
 
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.accountant import epsilon
 from fedsim.report.statement import statements
 from fedsim.results.contradictions import CrossCheck, cross_check, large_deltas
-from fedsim.results.row import planned_mechanisms, told_fields
 from fedsim.results.rows import Row
 
 

@@ -12,6 +12,8 @@ import pytest
 import ray
 from benches import Ran, wait_until
 from cells import NODES, quick, small_grid
+from fedsim.plugins.check_file import file_check
+from fedsim.results.row import failed_row
 from plug_ins import GOOD, changed
 from rich.console import Console
 
@@ -20,12 +22,10 @@ from fedsim.evaluation.measures import MEASURES
 from fedsim.grid.models import Grid
 from fedsim.interrupts import INTERRUPTED
 from fedsim.planning.prepare import prepare
-from fedsim.plugins.check_file import file_check
 from fedsim.report.report import write_report
 from fedsim.results.folder import RunFolder
 from fedsim.results.generators import load_generator, tell_claim
 from fedsim.results.grid_rows import grid_rows, load_results
-from fedsim.results.row import failed_row
 from fedsim.results.rows import Row, RowError
 from fedsim.results.store import ResultStore
 from fedsim.runs import scheduler

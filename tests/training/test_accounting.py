@@ -14,7 +14,6 @@ from fedsim.methods.clients import Clients, Noised
 from fedsim.methods.messages import Message, Ran, Round, Tensors
 from fedsim.methods.parameters import add_in_order
 from fedsim.plugins.registry import register
-from rows import joined
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import build_algorithm
 from fedsim.training.rounds import server_noise, train

@@ -234,7 +234,8 @@ def test_an_exception_of_build_is_told_with_its_type_and_place() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cls", "what"), [("Doubled", "'prototypes.weight' of the model is float64"), ("HalfABias", "'prototypes.bias' of the model is float16")]
+    ("cls", "what"),
+    [("Doubled", "'prototypes.weight' of the model is float64"), ("HalfABias", "'prototypes.bias' of the model is float16")],
 )
 def test_a_model_of_another_precision_is_told_as_that(cls: str, what: str) -> None:
     (failed,) = failures(list(check_algorithm(f"broken.not_float32:{cls}", trust="silo", quick=True)))
