@@ -14,7 +14,6 @@ from decimal import ROUND_CEILING, Context
 
 import numpy as np
 
-
 Event = tuple[float, float, int]
 """(noise multiplier, sample rate, steps)"""
 
