@@ -112,15 +112,16 @@ class GeneratorFacts(BaseModel):
 
 
 def releasable(cell: Cell) -> Cell:
-    """The cell as its generator's files tell it: with secret noise without any exact function of private data.
+    """The cell as what leaves a run says it: with secret noise without any exact function of private data.
 
-    A hash of the rows, which a cell's id depends on too, tells a data set from its neighbour. The id is then one of the public facts alone.
+    A hash of the rows, which the ids of a cell and of its training depend on, too, tells a data set from its neighbour. The cell's id is then
+    one of the public facts alone.
     """
     if cell.noise == "seeded":
         return cell
-    public = cell.model_dump(mode="json", exclude={"cell_id", "dataset_hash"})
+    public = cell.model_dump(mode="json", exclude={"cell_id", "training_id", "dataset_hash"})
     name = hashlib.sha256(json.dumps(public, sort_keys=True).encode()).hexdigest()[:16]
-    return cell.model_copy(update={"cell_id": name, "dataset_hash": None})
+    return cell.model_copy(update={"cell_id": name, "training_id": "", "dataset_hash": None})
 
 
 def release(run: Path | str, cell: str | None, out: Path) -> tuple[Path, GeneratorFacts]:
@@ -213,7 +214,7 @@ class SavedGenerator:
 
     def manifest(self, per_class: int, seed: int | None = None) -> dict[str, Any]:
         """What a file of :meth:`synthesise` has to carry: what the rows are and what privacy was paid for them."""
-        cell, plan = self.facts.cell, self.facts.plan
+        cell, plan = releasable(self.facts.cell), self.facts.plan
         return {
             "synthetic": True,
             "cell_id": cell.cell_id,
