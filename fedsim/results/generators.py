@@ -114,8 +114,8 @@ class GeneratorFacts(BaseModel):
 def releasable(cell: Cell) -> Cell:
     """The cell as what leaves a run says it: with secret noise without any exact function of private data.
 
-    A hash of the rows, which the ids of a cell and of its training depend on, too, tells a data set from its neighbour. The cell's id is then
-    one of the public facts alone.
+    A hash of the rows, which the ids of a cell and of its training depend on, too, tells a data set from its neighbour. The cell's id is
+    then one of the public facts alone.
     """
     if cell.noise == "seeded":
         return cell
