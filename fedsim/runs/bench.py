@@ -65,8 +65,9 @@ def run_bench(
     store = ResultStore(folder)
     show_refused(prepared, console)
     show_warnings(prepared, console)
+    audits = audits_of(prepared.grid, prepared.trials)  # before the folder is made
     with store.lock():
-        code = run_prepared(prepared, store, console, engine, retry_failed=retry_failed, audits=audits_of(prepared.grid, prepared.trials))
+        code = run_prepared(prepared, store, console, engine, retry_failed=retry_failed, audits=audits)
     show_refused(prepared, console)
     return code
 
