@@ -112,33 +112,35 @@ class GeneratorFacts(BaseModel):
 
 
 def releasable(cell: Cell) -> Cell:
-    """The cell as its generator's files tell it: with secret noise without any exact function of private data.
+    """The cell as a package has it: without any exact function of private data.
 
-    A hash of the rows, which a cell's id depends on too, tells a data set from its neighbour. The id is then one of the public facts alone.
+    A hash of the rows, which both ids of a cell depend on, tells a data set from its neighbour. Its id is then one of the public facts.
     """
-    if cell.noise == "seeded":
-        return cell
-    public = cell.model_dump(mode="json", exclude={"cell_id", "dataset_hash"})
+    public = cell.model_dump(mode="json", exclude={"cell_id", "training_id", "dataset_hash"})
     name = hashlib.sha256(json.dumps(public, sort_keys=True).encode()).hexdigest()[:16]
-    return cell.model_copy(update={"cell_id": name, "dataset_hash": None})
+    return cell.model_copy(update={"cell_id": name, "training_id": "", "dataset_hash": None})
 
 
-def release(run: Path | str, cell: str | None, out: Path) -> tuple[Path, GeneratorFacts]:
+def release(run: Path | str, cell: str | None, out: Path, *, trust_plugin: bool = False) -> tuple[Path, GeneratorFacts]:
     """Write the generator of a cell as a package that may leave the simulation: ``<id>.safetensors`` and ``<id>.json``.
 
     Args:
         run: the run folder.
         cell: the cell's id or its beginning; may be left out where there is one generator.
         out: the folder of the two files.
+        trust_plugin: also run the code of an algorithm that the run names as a file or a module that is not installed.
 
     Returns:
         The JSON file, and what it says.
 
     Raises:
-        UserError: there is no such generator, or it may not leave the simulation under its epsilon.
+        UserError: there is no such generator, its algorithm is a plug-in, or it may not leave the simulation under its epsilon.
     """
     facts, state, row = _of_run(RunFolder(Path(run)), cell)
-    _cross_checked(f"{run}, cell {facts.cell.cell_id}", facts, row)
+    where = f"{run}, cell {facts.cell.cell_id}"
+    if not trust_plugin:
+        check_installed(facts.cell.algorithm, where)
+    _cross_checked(where, facts, row)
     if facts.held_back:
         raise UserError(f"cell {facts.cell.cell_id}", f"may not be released: {facts.held_back}", RELEASE_HINT)
     public = releasable(facts.cell)
