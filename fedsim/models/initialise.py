@@ -52,9 +52,8 @@ def initial_model(build: Callable[[int], nn.Module], seeds: Seeds, members: Sequ
         model = build(len(members))
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:
-            found = str(parameter.dtype).removeprefix("torch.")
-            raise TypeError(
-                f"parameter '{name}' of the model is {found}, not float32 as embeddings and noise are; let build return float32"
-            )
+            given = str(parameter.dtype).removeprefix("torch.")
+            what = f"parameter '{name}' of the model is {given}, not float32 as embeddings and noise are"
+            raise TypeError(f"{what}; let build return float32")
     initialise(model, seeds, members)
     return model

@@ -14,8 +14,6 @@ from decimal import ROUND_CEILING, Context
 
 import numpy as np
 
-from fedsim.privacy.opacus_accountants import opacus_accountants
-
 Event = tuple[float, float, int]
 """(noise multiplier, sample rate, steps)"""
 
@@ -114,7 +112,9 @@ def _prv_epsilon(events: tuple[Event, ...], delta: float, rough: float) -> float
     error = max(PRV_RELATIVE_ERROR * rough, 2 * (1.5 * rough + 3) * scale / PRV_MAX_POINTS)
     if error >= 1:  # the domain rule of Opacus is only right for smaller errors
         return math.nan
-    accountant = opacus_accountants("prv").PRVAccountant()
+    from opacus.accountants import PRVAccountant  # late: Opacus imports its optimisers, too
+
+    accountant = PRVAccountant()
     accountant.history = list(events)
     # log(1 - q) at q = 1 and the far tails warn, and are handled by the formulas
     with warnings.catch_warnings(), np.errstate(all="ignore"):
@@ -128,7 +128,8 @@ def _prv_epsilon(events: tuple[Event, ...], delta: float, rough: float) -> float
 
 def _order_bound(events: tuple[Event, ...], delta: float, order: float) -> float:
     """Epsilon from one Rényi order, +inf where its series has no value in double precision."""
-    compute_rdp = opacus_accountants("analysis.rdp").compute_rdp
+    from opacus.accountants.analysis.rdp import compute_rdp  # late, as above
+
     try:
         divergence = sum(
             float(compute_rdp(q=rate, noise_multiplier=noise_multiplier, steps=steps, orders=float(order)))

@@ -7,7 +7,7 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-_CODE = ("plan.py", "ledger.py", "accountant.py", "opacus_accountants.py")
+_CODE = ("plan.py", "ledger.py", "accountant.py")
 _PACKAGES = ("opacus", "numpy", "scipy")
 
 

@@ -215,7 +215,7 @@ class SavedGenerator:
 
     def manifest(self, per_class: int, seed: int | None = None) -> dict[str, Any]:
         """What a file of :meth:`synthesise` has to carry: what the rows are and what privacy was paid for them."""
-        cell, plan = self.facts.cell, self.facts.plan
+        cell, plan = releasable(self.facts.cell), self.facts.plan
         return {
             "synthetic": True,
             "cell_id": cell.cell_id,

@@ -189,7 +189,7 @@ def _referenced(ceiling: Line | None, local_only: Line | None) -> dict[str, Any]
 
 def _audited(line: Line) -> dict[str, Any]:
     """The fields of a row that an audit of its claim decides."""
-    return {f"audit_{name}": line[name] for name in ("epsilon_lower", "epsilon_any", "method", "pairs", "canary_ratio")}
+    return {f"audit_{name}": line[name] for name in ("epsilon_lower", "epsilon_any", "method", "pairs", "canary_ratio", "params")}
 
 
 def _status(fields: Mapping[str, Any], training: Line, audit: Line | None) -> dict[str, Any]:

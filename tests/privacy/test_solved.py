@@ -76,7 +76,7 @@ def test_what_other_code_solved_is_solved_anew(folder: Path, monkeypatch: pytest
     assert kept(solve, *QUESTION) == (3.2, 0.9995, "prv")
 
 
-@pytest.mark.parametrize("name", ["plan.py", "ledger.py", "accountant.py", "opacus_accountants.py"])
+@pytest.mark.parametrize("name", ["plan.py", "ledger.py", "accountant.py"])
 def test_code_that_plans_or_counts_is_of_the_revision_to_the_last_byte(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = shutil.copytree(Path(revision.__file__).parent, tmp_path / "privacy")
     before = revision.counted_by.__wrapped__()

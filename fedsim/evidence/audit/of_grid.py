@@ -66,7 +66,8 @@ def audits_of(grid: Grid, trials: Sequence[Trial]) -> tuple[ClaimAudit, ...]:
 
 
 def audit_line(claim: ClaimAudit, audit: Audit) -> dict[str, Any]:
-    """The result line of an audit."""
+    """The result line of an audit; ``params`` are those that it changed to be short, and what they were there."""
+    params = claim.trials[0].cell.params
     return {
         "audit": claim.run.key,
         "epsilon_lower": audit.mechanism,
@@ -75,4 +76,5 @@ def audit_line(claim: ClaimAudit, audit: Audit) -> dict[str, Any]:
         "pairs": audit.pairs,
         "canary_ratio": audit.told_ratio,
         "refuted": audit.refuted,
+        "params": {name: value for name, value in audit.params.items() if params.get(name, audit) != value},
     }

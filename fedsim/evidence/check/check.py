@@ -12,7 +12,7 @@ from rich.text import Text
 
 from fedsim.errors import UserError
 from fedsim.evidence.check.budget import budget, sampling
-from fedsim.evidence.check.fresh import start_server
+from fedsim.evidence.check.canary import canary
 from fedsim.evidence.check.noise import noise
 from fedsim.evidence.check.per_example import per_example
 from fedsim.evidence.check.repeat import determinism, packing, resume
@@ -20,6 +20,7 @@ from fedsim.evidence.check.sensitivity import sensitivity
 from fedsim.evidence.check.subject import Subject, subject
 from fedsim.evidence.check.traces import data_untouched, global_random, made, restored, sent_bytes, serialisable
 from fedsim.evidence.check.verdict import Finding, Verdict, failed, idle, passed, raised
+from fedsim.evidence.fresh import start_server
 from fedsim.plugins.code_hash import check_hash, source_hash
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import Trust, Unit
@@ -54,6 +55,7 @@ CHECKS = (
     Check("packing", packing, ("per-example loss", "determinism")),
     Check("sampling", sampling, ("trains",)),
     Check("sensitivity", sensitivity, ("per-example loss", "determinism")),
+    Check("canary", canary, ("sensitivity",)),
     Check("noise", noise, ("determinism",)),
     Check("budget", budget, ("trains",)),
     Check("serialisable", serialisable, ("trains",)),
@@ -65,7 +67,7 @@ CHECKS = (
 
 REFUSED_FIX = "leave it out of units or trusts, or mend the plan that the default parameters have there"
 
-OF_PRIVACY = ("per-example loss", "sampling", "sensitivity", "noise", "budget")
+OF_PRIVACY = ("per-example loss", "sampling", "sensitivity", "canary", "noise", "budget")
 """Checks whose fault is one of the claim."""
 
 

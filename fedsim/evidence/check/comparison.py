@@ -13,12 +13,12 @@ from torch import Tensor
 from fedsim.device import bytes_of
 from fedsim.evidence.check.changes import Change, envelope, messages, queries, rounds
 from fedsim.evidence.check.client_pairs import takes_part
-from fedsim.evidence.check.fresh import forked, in_fresh_processes
 from fedsim.evidence.check.neighbours import Pair, World, live, of_pair
 from fedsim.evidence.check.subject import CLIENTS, Subject
 from fedsim.evidence.check.training import drawn
 from fedsim.evidence.check.verdict import Verdict, failed, raised
 from fedsim.evidence.check.watch import Divergence, Tape
+from fedsim.evidence.fresh import forked, in_fresh_processes
 from fedsim.methods.messages import Tensors
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.ledger import Ledger

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 from cells import SHIPPED
 
-from fedsim.evidence.check.fresh import ProcessEnded, forked, in_fresh_processes
 from fedsim.evidence.check.subject import Subject, subject
+from fedsim.evidence.fresh import ProcessEnded, forked, in_fresh_processes
 from fedsim.plugins.registry import lookup
 
 SEEN: list[int] = []
