@@ -99,7 +99,9 @@ def test_a_generator_leaves_as_a_package_if_its_noise_is_secret_and_is_drawn_fro
     assert (facts.suffix, tensors.suffix, facts.stem) == (".json", ".safetensors", tensors.stem)
     # every hash of the data is an exact function of them
     (training,) = ResultStore("secret").trainings()
-    assert not [each for each in (row.cell_id, training, row.dataset_hash, row.partition_hash) if str(each) in facts.stem + facts.read_text()]
+    assert not [
+        each for each in (row.cell_id, training, row.dataset_hash, row.partition_hash) if str(each) in facts.stem + facts.read_text()
+    ]
     assert fedsim("synth", "package", "--out", "synth.npz").returncode == 0
 
 
