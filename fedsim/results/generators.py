@@ -124,22 +124,26 @@ def releasable(cell: Cell) -> Cell:
     return cell.model_copy(update={"cell_id": name, "training_id": "", "dataset_hash": None})
 
 
-def release(run: Path | str, cell: str | None, out: Path) -> tuple[Path, GeneratorFacts]:
+def release(run: Path | str, cell: str | None, out: Path, *, trust_plugin: bool = False) -> tuple[Path, GeneratorFacts]:
     """Write the generator of a cell as a package that may leave the simulation: ``<id>.safetensors`` and ``<id>.json``.
 
     Args:
         run: the run folder.
         cell: the cell's id or its beginning; may be left out where there is one generator.
         out: the folder of the two files.
+        trust_plugin: also run the code of an algorithm that the run names as a file or a module that is not installed.
 
     Returns:
         The JSON file, and what it says.
 
     Raises:
-        UserError: there is no such generator, or it may not leave the simulation under its epsilon.
+        UserError: there is no such generator, its algorithm is a plug-in, or it may not leave the simulation under its epsilon.
     """
     facts, state, row = _of_run(RunFolder(Path(run)), cell)
-    _cross_checked(f"{run}, cell {facts.cell.cell_id}", facts, row)
+    where = f"{run}, cell {facts.cell.cell_id}"
+    if not trust_plugin:
+        check_installed(facts.cell.algorithm, where)
+    _cross_checked(where, facts, row)
     if facts.held_back:
         raise UserError(f"cell {facts.cell.cell_id}", f"may not be released: {facts.held_back}", RELEASE_HINT)
     public = releasable(facts.cell)
