@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from benches import Ran
 from cells import NODES, small_grid
+from fedsim.runs.judging import run_judging
 from rich.console import Console
 
 from fedsim.errors import RunLost, UserError
 from fedsim.report.report import write_report
 from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore
-from fedsim.runs.judging import run_judging
 
 Bench = Callable[..., Ran]
 Acting = Callable[[Callable[[], object]], None]

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from fedsim.data.cache import cache_folder
 from fedsim.data.images import ImageFiles, ImageSet
 from fedsim.data.sources.source import Listing, Source
 from fedsim.data.sources.tables import check_files, complete, plain_columns, read_table
 from fedsim.data.split import quarter_for_testing
 from fedsim.errors import UserError, at
+from fedsim.files import cache_folder
 from fedsim.tagged import Params
 
 SOURCE = "https://challenge.isic-archive.com/data/#milk10k"
