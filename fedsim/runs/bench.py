@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from fedsim.atomic import discard
 from fedsim.errors import UserError
 from fedsim.evidence.audit.of_grid import ClaimAudit, audits_of
+from fedsim.files import discard
 from fedsim.grid.cells import identity
 from fedsim.grid.models import Grid
 from fedsim.interrupts import INTERRUPTED

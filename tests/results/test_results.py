@@ -1,7 +1,6 @@
 import csv
 import json
 import math
-import os
 import resource
 import subprocess
 import sys
@@ -15,8 +14,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from rows import add_lines, add_rows
 
-from fedsim.atomic import replaced
 from fedsim.errors import RunLost, UserError
+from fedsim.files import replaced
 from fedsim.results.grid_rows import load_results
 from fedsim.results.groups import Interval, group_seeds
 from fedsim.results.rows import Row
@@ -258,11 +257,10 @@ def test_a_write_that_fails_half_way_leaves_the_file_as_it_was(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_a_log_that_nobody_can_write_ends_the_run_and_does_not_wait(tmp_path):
+def test_a_log_that_nobody_can_write_ends_the_run(tmp_path):
     store = ResultStore(tmp_path)
-    (tmp_path / "logs").mkdir()
-    os.mkfifo(store.folder.log("a"))
-    with pytest.raises(RunLost, match=r"a\.log: cannot be written \(no such device or address\)"):
+    store.folder.log("a").mkdir(parents=True)
+    with pytest.raises(RunLost, match=r"a\.log: cannot be written \(is a directory\)"):
         store.log("a", ["a line"])
     store.log("b", ["a line"])
     assert store.folder.log("b").read_text() == "a line\n"

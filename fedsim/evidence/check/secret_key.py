@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedsim.evidence.check.fresh import in_fresh_processes
+from fedsim.evidence.fresh import in_fresh_processes
 from fedsim.evidence.check.subject import CLIENTS, Subject, varied
 from fedsim.evidence.check.training import drawn, fixed_random_states
 from fedsim.evidence.check.verdict import Verdict, failed, idle, passed
