@@ -65,7 +65,6 @@ def test_a_refuted_claim_is_never_ok(bench: Callable[..., Ran]) -> None:
     (row,) = ran.rows
     assert row.status == "refuted"
     assert row.audit_params == {"latent": 4, "encoder_hidden": [8]}
-    assert unaudited(row).audit_params is None
     assert "refuted (ε = 4 claimed, an audit finds ε ≥" in ran.output
     page = (ran.folder / "report.html").read_text()
     assert "100 pairs of trainings refute every" in page

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from benches import Ran
 from cells import NODES, small_grid
-from fedsim.runs.judging import run_judging
 from rich.console import Console
 
 from fedsim.errors import RunLost, UserError

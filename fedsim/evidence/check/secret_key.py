@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedsim.evidence.fresh import in_fresh_processes
 from fedsim.evidence.check.subject import CLIENTS, Subject, varied
 from fedsim.evidence.check.training import drawn, fixed_random_states
 from fedsim.evidence.check.verdict import Verdict, failed, idle, passed
+from fedsim.evidence.fresh import in_fresh_processes
 from fedsim.keystream import Keystream
 from fedsim.methods.messages import Tensors
 from fedsim.plugins.registry import lookup
