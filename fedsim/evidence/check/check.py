@@ -128,7 +128,7 @@ def check_subject(subject: Subject) -> Iterator[Finding]:
         start_server()  # it imports beside the first checks
     for check in CHECKS:
         lost = next((without[need] for need in check.needs if need in without), None)
-        verdict = _guarded(check, subject) if lost is None else idle(f"not checked: needs '{lost}'")
+        verdict = guarded(check, subject) if lost is None else idle(f"not checked: needs '{lost}'")
         if check.name == "trains" and verdict.passed is False and "per-example loss" in without:
             # the engines refuse to train such a loss: one fault, told once
             lost, verdict = "per-example loss", idle(f"does not, see 'per-example loss': {verdict.reason}")
@@ -137,7 +137,7 @@ def check_subject(subject: Subject) -> Iterator[Finding]:
         yield Finding(check.name, subject.setting, verdict)
 
 
-def _guarded(check: Check, subject: Subject) -> Verdict:
+def guarded(check: Check, subject: Subject) -> Verdict:
     """The check's verdict; an exception, or an exit, is a fault of the algorithm, told with its place."""
     try:
         return check.run(subject)
