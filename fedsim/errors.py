@@ -17,17 +17,17 @@ class UserError(Exception):
     Args:
         where: the place: a file and key, an option, a path; empty where only the caller knows it, see :func:`at`.
         what: what is wrong there.
-        right: what would be right; may be empty where ``what`` already says it.
+        hint: what would be right; may be empty where ``what`` already says it.
     """
 
     exit_code: ClassVar[int] = 2
 
-    def __init__(self, where: str, what: str, right: str = "") -> None:
-        self.where, self.what, self.right = where, what, right
-        super().__init__(": ".join(filter(None, map(_shortened, (where, what)))) + (f"; {_shortened(right)}" if right else ""))
+    def __init__(self, where: str, what: str, hint: str = "") -> None:
+        self.where, self.what, self.hint = where, what, hint
+        super().__init__(": ".join(filter(None, map(_shortened, (where, what)))) + (f"; {_shortened(hint)}" if hint else ""))
 
     def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str]]:
-        return type(self), (self.where, self.what, self.right)
+        return type(self), (self.where, self.what, self.hint)
 
 
 class RunLost(UserError):
@@ -70,7 +70,7 @@ def at(place: str | Callable[[str], str]) -> Iterator[None]:
         yield
     except UserError as error:
         where = below(place, error.where) if isinstance(place, str) else place(error.where)
-        raise type(error)(where, error.what, error.right) from error
+        raise type(error)(where, error.what, error.hint) from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -111,7 +111,7 @@ def run_prepared(
         print_line(console, f"interrupted: {_finished(prepared, folder)}; the same command goes on")
         return INTERRUPTED
     except ClusterLost as error:
-        print_line(console, f"{error.where}: {error.what}; {_finished(prepared, folder)}; {error.right}")
+        print_line(console, f"{error.where}: {error.what}; {_finished(prepared, folder)}; {error.hint}")
         if Lines.read(folder).trainings:  # in a process of its own: Ray ends this one within seconds of a loss
             subprocess.run([sys.executable, "-c", REPORT, "report", str(folder)], check=False)
         return error.exit_code
