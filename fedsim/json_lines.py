@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from fedsim.errors import UserError
-from fedsim.regular import open_regular, read_regular, unread
+from fedsim.files import unread
 from fedsim.words import json_number
 
 _NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
@@ -45,7 +45,7 @@ def complete_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         UserError: it cannot be read.
     """
     try:
-        with open_regular(path) as file:
+        with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if line.strip() and (line.endswith(b"\n") or is_json(line)):
                     yield number, line.removesuffix(b"\n")
@@ -62,7 +62,7 @@ def read_document(path: Path) -> Any:
         ValueError: it is no JSON, or cannot be read.
     """
     try:
-        return load(read_regular(path))
+        return load(path.read_bytes())
     except OSError as error:
         raise ValueError(unread(error)) from error
 

@@ -28,7 +28,7 @@ ROOMS = (
     ("privacy", "partition"),
     ("models", "data"),
     ("batch", "json_lines"),
-    ("atomic", "device", "regular", "words", "errors", "garbage", "grouping", "interrupts", "seeds"),
+    ("device", "files", "words", "errors", "interrupts", "seeds", "tagged"),
     ("keystream",),
 )
 """From the roof to the ground: a file imports its own room and those on the floors below."""
@@ -127,5 +127,5 @@ def test_ray_is_known_to_one_room_alone() -> None:
 
 def test_the_rooms_that_compute_numbers_import_nothing_that_moves_or_writes_them() -> None:
     pure = {"training", "evaluation", "methods", "models", "partition", "privacy"}
-    below = pure | {"grid", "plugins", "data", "batch", "device", "seeds", "keystream", "errors", "words", "atomic", "regular"}
+    below = pure | {"grid", "plugins", "data", "batch", "device", "seeds", "keystream", "errors", "words", "files", "tagged"}
     assert {room(target) for source, target in arrows() if room(source) in pure} <= below

@@ -21,10 +21,10 @@ from fedsim.errors import UserError
 from fedsim.grid.complaints import translated
 from fedsim.grid.places import Source
 from fedsim.grid.yaml import parse, read_text
-from fedsim.grouping import grouped
 from fedsim.privacy.accountant import Event
 from fedsim.privacy.plan import Release, Trust, Unit, calibrate
 from fedsim.privacy.tradeoff import compose
+from fedsim.results.groups import grouped
 from fedsim.words import number
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -15,9 +17,8 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from fedsim.errors import UserError
-from fedsim.garbage import look_rarely
+from fedsim.files import unread
 from fedsim.interrupts import INTERRUPTED, interrupts, soon
-from fedsim.regular import unread
 from fedsim.words import plain_console, print_line
 
 
@@ -108,7 +109,9 @@ def interruptible(console: Console, *, goes_on: bool = True) -> Iterator[None]:
 
 def main() -> None:
     """Entry point: a user's mistake is one line on standard error and exit code 2."""
-    look_rarely()
+    # a tenth as many searches for garbage in all there is, and none at the end: a fifth of what torch and Ray take to load
+    gc.set_threshold(*gc.get_threshold()[:2], 100)
+    atexit.register(gc.freeze)
     if not os.environ.get("COLUMNS", "").strip("0"):  # in a width of 0 nothing would be printed
         os.environ.pop("COLUMNS", None)
     sys.stdout, sys.stderr = _there(sys.stdout), _there(sys.stderr)

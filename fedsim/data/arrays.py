@@ -5,40 +5,20 @@ Nothing is unpickled, and no memory is taken for what the file merely claims to 
 
 from __future__ import annotations
 
-import lzma
 import math
 import os
-import tokenize
 import zipfile
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.regular import open_regular, unread
+from fedsim.files import open_regular, unread
 
 Arrays = dict[str, NDArray[Any]]
-_DAMAGE = (
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    EOFError,
-    SyntaxError,
-    tokenize.TokenError,  # of a header that is no literal
-    RuntimeError,  # an encrypted member; NotImplementedError, a method of compression that zipfile lacks, is one too
-    RecursionError,
-    MemoryError,
-    OverflowError,
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-)
-"""What zipfile, its decompressors and NumPy raise on files that are damaged or mean harm."""
 
 
 class BadArrays(Exception):
@@ -96,7 +76,7 @@ class Archive:
 
     def _member(self, name: str) -> IO[bytes]:
         if name not in self.names:
-            raise KeyError(f"there is no array '{name}'")
+            raise ValueError(f"there is no array '{name}'")
         return self._file.open(f"{name}.npy")
 
     def _head(self, name: str, stream: IO[bytes]) -> Head:
@@ -121,9 +101,11 @@ def open_archive(path: Path) -> Iterator[Archive]:
     """Open an ``.npz`` file for the block.
 
     Raises:
-        BadArrays: it is no regular file, no such archive, or reading it in the block shows damage.
+        BadArrays: it is no regular file, or no such archive.
     """
-    with told(), open_regular(path) as file, zipfile.ZipFile(file) as opened:
+    with ExitStack() as files:
+        with told():
+            opened = files.enter_context(zipfile.ZipFile(files.enter_context(open_regular(path))))
         yield Archive(opened)
 
 
@@ -139,9 +121,10 @@ def read_arrays(path: Path) -> Arrays:
 
 @contextmanager
 def told(name: str = "") -> Iterator[None]:
-    """Every error that damage causes in the block becomes a BadArrays, told of the array ``name``."""
+    """Every error in the block becomes a BadArrays that names the array."""
     try:
         yield
-    except _DAMAGE as error:
-        why = str(error.args[0]) if isinstance(error, KeyError) and error.args else unread(error)
-        raise BadArrays(f"{name}: {why}" if name else why) from error
+    except BadArrays:
+        raise
+    except Exception as error:  # zipfile, its decompressors and NumPy raise what they like on damaged files
+        raise BadArrays(f"{name}: {unread(error)}" if name else unread(error)) from error

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from fedsim.data.embeddings import check_texts
 from fedsim.data.split import TEST, TRAIN, stratified_rows
 from fedsim.errors import UserError, at, below
-from fedsim.regular import open_regular, unread
+from fedsim.files import open_regular, unread
 
 Decoder = Callable[[], Image.Image]
 EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}

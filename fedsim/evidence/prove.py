@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsim.errors import UserError
+from fedsim.files import unread
 from fedsim.privacy.accountant import INTEGER_ORDERS, ORDERS, Event
-from fedsim.regular import unread
 from fedsim.results.contradictions import BELOW, TOLERANCE, cross_check, impossible, ratio, within_row
 from fedsim.results.rows import Row
 from fedsim.words import number

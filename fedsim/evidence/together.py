@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fedsim.evidence.prove import recomputed
-from fedsim.grouping import grouped
 from fedsim.privacy.accountant import Event
 from fedsim.privacy.plan import RELEASABLE
+from fedsim.results.groups import grouped
 from fedsim.results.rows import Row
 from fedsim.words import at_most, number
 

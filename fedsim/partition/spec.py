@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ModelWrapValidatorHandler,
-    PrivateAttr,
-    SerializationInfo,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
-from pydantic_core import InitErrorDetails
+from pydantic import Field, field_validator
 
 from fedsim.errors import nearest
 from fedsim.partition.schemes import SCHEMES
-from fedsim.partition.schemes.scheme import SchemeParams
+from fedsim.tagged import Tagged
 
 
-class PartitionSpec(BaseModel):
+class PartitionSpec(Tagged):
     """How rows are divided among clients.
 
     Attributes:
@@ -34,12 +18,11 @@ class PartitionSpec(BaseModel):
         together: a column whose rows of one value stay with one client, such as a patient's; a grid's unit, where it is such a column.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    kinds = SCHEMES
 
     scheme: str = "dirichlet"
     min_size: int = Field(default=2, ge=1, strict=True)
     together: str | None = Field(default=None, min_length=1)
-    _given: SchemeParams = PrivateAttr(default_factory=SchemeParams)
 
     @field_validator("scheme")
     @classmethod
@@ -48,30 +31,14 @@ class PartitionSpec(BaseModel):
             raise ValueError(f"unknown scheme '{scheme}'; {nearest(scheme, SCHEMES)}")
         return scheme
 
-    @model_validator(mode="wrap")
-    @classmethod
-    def _with_parameters(cls, given: Any, handler: ModelWrapValidatorHandler[PartitionSpec]) -> PartitionSpec:
-        if not isinstance(given, Mapping):
-            return handler(given)
-        parameters = {name: value for name, value in given.items() if _owners(name)}
-        spec = handler({name: value for name, value in given.items() if name not in parameters})
-        spec._given = _validated(spec.scheme, parameters)
-        return spec
-
-    @model_serializer(mode="wrap")
-    def _flat(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        own = {name: value for name, value in handler(self).items() if name != "together" or value is not None}
-        return {**own, **self._given.model_dump(mode=info.mode)}
-
-    @classmethod
-    def known_keys(cls) -> set[str]:
-        """All keys that a mapping may have, whatever its scheme."""
-        return {*cls.model_fields, *(name for scheme in SCHEMES.values() for name in scheme.params.model_fields)}
+    def refusal(self, name: str, owners: list[str]) -> str:
+        """See :class:`Tagged`."""
+        return f"scheme '{self.scheme}' takes no {name}; remove it or give scheme: {' or '.join(owners)}"
 
     @property
-    def given(self) -> SchemeParams:
-        """The scheme's own parameters."""
-        return self._given
+    def kind(self) -> str:
+        """The scheme."""
+        return self.scheme
 
     @property
     def things(self) -> str:
@@ -82,19 +49,3 @@ class PartitionSpec(BaseModel):
     def uses_alpha(self) -> bool:
         """Whether ``alpha`` can change the partition."""
         return SCHEMES[self.scheme].uses_alpha
-
-
-def _owners(name: str) -> list[str]:
-    """The schemes that have a parameter of this name."""
-    return [each for each, scheme in SCHEMES.items() if name in scheme.params.model_fields]
-
-
-def _validated(scheme: str, parameters: Mapping[str, Any]) -> SchemeParams:
-    """The scheme's own of ``parameters``; what is another scheme's may only be empty."""
-    own = {name: value for name, value in parameters.items() if scheme in _owners(name)}
-    for name, value in parameters.items():
-        if name not in own and value:
-            what = f"scheme '{scheme}' takes no {name}; remove it or give scheme: {' or '.join(_owners(name))}"
-            error = InitErrorDetails(type="value_error", loc=(name,), input=value, ctx={"error": ValueError(what)})
-            raise ValidationError.from_exception_data("PartitionSpec", [error])
-    return SCHEMES[scheme].params.model_validate(own)

@@ -35,8 +35,7 @@ HARMLESS = {
     "fedsim.errors": "messages",
     "fedsim.words": "messages",
     "fedsim.json_lines": "how lines are written",
-    "fedsim.atomic": "how files are written",
-    "fedsim.regular": "how files are opened",
+    "fedsim.files": "how files are opened and written",
 }
 """Rooms that the two reach and that change no number, and why; every other module that they reach is hashed."""
 COMPUTES = {"fedsim.data.normalise"}

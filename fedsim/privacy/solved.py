@@ -12,8 +12,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from fedsim.atomic import replaced
-from fedsim.data.cache import cache_folder
+from fedsim.files import cache_folder, replaced
 from fedsim.privacy.counted_by import counted_by
 
 Mechanisms = tuple[tuple[float, float, int], ...]

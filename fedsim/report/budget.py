@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from fedsim.atomic import replaced
+from fedsim.files import replaced
 from fedsim.report.account import DELTAS, RATES, Budget
 from fedsim.report.figures import GRID, INK, MUTED, PAPER, SERIES, style
 from fedsim.words import number

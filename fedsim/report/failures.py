@@ -12,9 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from fedsim.grouping import grouped
 from fedsim.report.diagnostics import Rounds
-from fedsim.results.groups import Group
+from fedsim.results.groups import Group, grouped
 from fedsim.results.rows import Row
 from fedsim.words import setting
 

@@ -12,11 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from fedsim.grouping import grouped
 from fedsim.report.figures import INK, MUTED, PAPER, style
 from fedsim.report.lines import Axis, Series, caption_of, draw_methods, frame, legend_below, legend_lines, series_of, x_label
 from fedsim.report.scales import end_at, show_all
-from fedsim.results.groups import Group
+from fedsim.results.groups import Group, grouped
 from fedsim.words import setting
 
 NAME = "fidelity"

@@ -13,10 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator
 
-from fedsim.grouping import grouped
 from fedsim.report.figures import INK, MUTED, PAPER, SERIES, dress
 from fedsim.report.tables import CLAIM_WORDS, claim
-from fedsim.results.groups import Group
+from fedsim.results.groups import Group, grouped
 from fedsim.words import number, setting
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")

@@ -13,7 +13,6 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from fedsim.evaluation.measures import MEASURES
-from fedsim.grouping import grouped
 from fedsim.json_lines import decode
 from fedsim.report import curves, diagnostics
 from fedsim.report.diagnostics import NOT_PRIVATE
@@ -23,7 +22,7 @@ from fedsim.report.figures import SERIES, SHADES, Drawn, inline_svg
 from fedsim.report.statement import CLAIMS, NOISES, TRUSTS, statements, unit_words
 from fedsim.report.tables import claim, results_tables
 from fedsim.results.contradictions import large_deltas
-from fedsim.results.groups import Group
+from fedsim.results.groups import Group, grouped
 from fedsim.results.rows import UNDRAWN, Row
 from fedsim.words import number
 

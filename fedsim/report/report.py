@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from fedsim.atomic import replaced
+from fedsim.files import replaced
 from fedsim.partition.matrix import LabelMatrix
 from fedsim.report import curves, diagnostics, fidelity, partitions, sites
 from fedsim.report.beside import process_beside, without_collection

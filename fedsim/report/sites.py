@@ -13,9 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from fedsim.grouping import grouped
 from fedsim.report.figures import INK, MUTED, PAPER, dress, name_epsilons, shades, style
-from fedsim.results.groups import Group
+from fedsim.results.groups import Group, grouped
 from fedsim.words import setting
 
 NAME = "sites"

@@ -15,8 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsim.evaluation.measures import MEASURES
-from fedsim.grouping import grouped
-from fedsim.results.groups import Group, weakest
+from fedsim.results.groups import Group, grouped, weakest
 from fedsim.results.rows import UNDRAWN
 from fedsim.words import number, setting
 

@@ -23,9 +23,9 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from safetensors.torch import save
 
-from fedsim.atomic import replaced
 from fedsim.errors import UserError
 from fedsim.evaluation.judge import synthesise
+from fedsim.files import replaced, unread
 from fedsim.grid.models import Cell, shown
 from fedsim.json_lines import dump, encode, reasons
 from fedsim.methods.algorithm import Algorithm
@@ -33,7 +33,6 @@ from fedsim.methods.messages import Task, Tensors
 from fedsim.methods.products import Generator, is_classifier, is_personal, own
 from fedsim.plugins.registry import check_installed, lookup
 from fedsim.privacy.plan import RELEASABLE, PrivacyPlan
-from fedsim.regular import read_regular, unread
 from fedsim.results.contradictions import cross_check, large_deltas
 from fedsim.results.folder import RunFolder
 from fedsim.results.grid_rows import entries, every_entry
@@ -385,7 +384,7 @@ def _of_package(folder: Path, cell: str | None) -> tuple[GeneratorFacts, Tensors
     paths = {stem: path for stem, path in paths.items() if path.with_suffix(TENSORS).exists()}
     path = paths[_chosen(folder, cell, dict.fromkeys(paths, ""))]
     try:
-        facts = GeneratorFacts.model_validate_json(read_regular(path))
+        facts = GeneratorFacts.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         what = "; ".join(reasons(error)) if isinstance(error, ValidationError) else unread(error)
         raise UserError(str(path), f"cannot be read ({what})", _AGAIN) from error

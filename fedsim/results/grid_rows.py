@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from fedsim.atomic import replaced
 from fedsim.errors import UserError
 from fedsim.evaluation.measures import MEASURES
+from fedsim.files import replaced
 from fedsim.json_lines import complete_lines, decode, dump, load, read_document, reasons
 from fedsim.results.folder import RunFolder
 from fedsim.results.join import Entry, Lines

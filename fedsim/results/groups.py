@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from scipy.special import stdtrit
 
@@ -17,6 +17,18 @@ from fedsim.results.rows import Row
 
 EQUAL = 1e-12
 """Numbers that differ by less are the same but for rounding."""
+
+
+_Key = TypeVar("_Key")
+_Thing = TypeVar("_Thing")
+
+
+def grouped(things: Iterable[_Thing], key: Callable[[_Thing], _Key]) -> dict[_Key, list[_Thing]]:
+    """The things of every key; keys as they first appear, things in their order."""
+    groups: dict[_Key, list[_Thing]] = {}
+    for thing in things:
+        groups.setdefault(key(thing), []).append(thing)
+    return groups
 
 
 @dataclass(frozen=True)
@@ -106,12 +118,13 @@ def group_seeds(rows: Iterable[Row]) -> list[Group]:
     params = [dump(row.params) for row in rows]
     rows = distinct_labels(rows, params)
     order = {name: position for position, name in enumerate(dict.fromkeys(name for row in rows for name in (row.dataset, row.label)))}
-    grouped: dict[tuple[Any, ...], list[Row]] = {}
-    for row, spelled in zip(rows, params, strict=True):
-        key = (*(getattr(row, name) for name in SETTING), row.dataset_hash, spelled, dump(row.evaluation))
-        grouped.setdefault(key, []).append(row)
+
+    def place(pair: tuple[Row, str]) -> tuple[Any, ...]:
+        row, spelled = pair
+        return (*(getattr(row, name) for name in SETTING), row.dataset_hash, spelled, dump(row.evaluation))
+
     return sorted(
-        (_group(members) for members in grouped.values()),
+        (_group([row for row, _ in pairs]) for pairs in grouped(zip(rows, params, strict=True), place).values()),
         key=lambda g: (
             order[g.dataset],
             _last(g.alpha),

@@ -10,8 +10,7 @@ from statistics import fmean, stdev
 
 from scipy.special import stdtr
 
-from fedsim.grouping import grouped
-from fedsim.results.groups import EQUAL, Group, Interval
+from fedsim.results.groups import EQUAL, Group, Interval, grouped
 from fedsim.results.rows import Row
 
 PLACE = ("dataset", "scheme", "alpha", "clients")

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, Field, TypeAdapter, model_validator
 
-from fedsim.atomic import replaced
 from fedsim.errors import UserError
+from fedsim.files import replaced
 from fedsim.json_lines import read_document
 from fedsim.partition.matrix import LabelMatrix
 from fedsim.results.folder import RunFolder

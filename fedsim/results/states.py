@@ -10,10 +10,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from fedsim.atomic import replaced
 from fedsim.errors import UserError
+from fedsim.files import replaced, unread
 from fedsim.methods.messages import Tensors
-from fedsim.regular import read_regular, unread
 
 
 def keep_state(path: Path, state: Mapping[str, Tensor]) -> str:
@@ -39,7 +38,7 @@ def read_state(path: Path, sha256: str) -> Tensors:
         UserError: they cannot be read, or are not.
     """
     try:
-        content = read_regular(path)
+        content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != sha256:
             raise ValueError("its SHA-256 is not the one that was noted when it was written")
         state: Tensors = load(content)

@@ -13,8 +13,8 @@ from typing import IO, Any, Literal
 from pydantic import BaseModel
 
 from fedsim.errors import RunLost, UserError
+from fedsim.files import unread
 from fedsim.json_lines import complete_lines, decode, dump, is_json, load, reasons
-from fedsim.regular import unread, without_waiting
 from fedsim.results.folder import RunFolder
 from fedsim.words import is_encodable
 
@@ -251,7 +251,7 @@ class ResultStore:
         with self._writing, self.lock():
             self._check_held()
             path.parent.mkdir(exist_ok=True)
-            with open(path, "a", encoding="utf-8", errors="backslashreplace", opener=without_waiting) as file:
+            with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.writelines(f"{line}\n" for line in lines)
 
     def _append(self, path: Path, lines: Sequence[str]) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from fedsim.atomic import replaced
 from fedsim.evaluation.measures import MEASURES
+from fedsim.files import replaced
 from fedsim.results.groups import SETTING, Group
 from fedsim.results.rows import UNDRAWN
 

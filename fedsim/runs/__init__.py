@@ -1,5 +1,8 @@
 """What runs a grid: jobs that write result lines, the scheduler, the engines (Ray is imported here alone), and the live view."""
 
-from fedsim.garbage import look_rarely
+import atexit
+import gc
 
-look_rarely()  # here, for a worker imports this before everything else
+# as in fedsim.cli.app; here, for a worker imports this before everything else
+gc.set_threshold(*gc.get_threshold()[:2], 100)
+atexit.register(gc.freeze)

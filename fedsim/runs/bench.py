@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from fedsim.atomic import discard
 from fedsim.errors import UserError
 from fedsim.evidence.audit.of_grid import ClaimAudit, audits_of
+from fedsim.files import discard
 from fedsim.grid.cells import identity
 from fedsim.grid.models import Grid
 from fedsim.interrupts import INTERRUPTED
@@ -65,8 +65,9 @@ def run_bench(
     store = ResultStore(folder)
     show_refused(prepared, console)
     show_warnings(prepared, console)
+    audits = audits_of(prepared.grid, prepared.trials)  # before the folder is made
     with store.lock():
-        code = run_prepared(prepared, store, console, engine, retry_failed=retry_failed, audits=audits_of(prepared.grid, prepared.trials))
+        code = run_prepared(prepared, store, console, engine, retry_failed=retry_failed, audits=audits)
     show_refused(prepared, console)
     return code
 

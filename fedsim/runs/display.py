@@ -97,11 +97,6 @@ class Display(ABC):
         with self._lock:
             self._progress.queued(cell_id)
 
-    def cell_waiting(self, cell_id: str) -> None:
-        """A cell ran; its row waits for a reference, and its slot is another's."""
-        with self._lock:
-            self._progress.waiting(cell_id)
-
     def cell_finished(self, row: Row) -> None:
         """A cell ended, well or badly."""
         with self._lock:
@@ -110,11 +105,6 @@ class Display(ABC):
         # Printed outside the lock: rich holds its own lock when it asks for the view, which takes ours.
         if line is not None:
             self._print(line)
-
-    def cell_failed(self, cell_id: str) -> None:
-        """A cell ended badly, and no new row tells of it."""
-        with self._lock:
-            self._progress.failed_without_row(cell_id)
 
     def note(self, text: str) -> None:
         """A line that stays on the screen."""
@@ -186,7 +176,7 @@ class LiveDisplay(Display):
             (f"{progress.ended}/{progress.total}", "bold"),
             " cells",
             (f" · {progress.done} done", "green"),
-            (f" · {progress.at_work} running", "cyan"),
+            (f" · {len(progress.running)} running", "cyan"),
             (f" · {progress.failed} failed", "red" if progress.failed else "dim"),
             *((f" · {count} {word}", "yellow") for word, count in progress.undrawn.items() if count),
         )
@@ -201,14 +191,13 @@ def make_display(console: Console, total: int, already_done: int = 0, not_ok: Ma
 
 @dataclass
 class RunningCell:
-    """A cell under way; ``rounds`` is 0 until its first round ends, ``heard`` when one last did; ``waits`` once a reference is lacking."""
+    """A cell under way; ``rounds`` is 0 until its first round ends, ``heard`` when one last did."""
 
     label: str
     since: float
     heard: float
     round: int = 0
     rounds: int = 0
-    waits: bool = False
 
     @property
     def fraction(self) -> float:
@@ -217,8 +206,6 @@ class RunningCell:
 
     def round_text(self, now: float) -> str:
         """The round in words, and how long ago it ended where that is long ago."""
-        if self.waits:
-            return "waits for a reference"
         told, silent = f"round {self.round}/{self.rounds}" if self.rounds else "starting", now - self.heard
         return told if silent < _SILENT else f"{told}, {_duration(silent)} ago" if self.rounds else f"{told} for {_duration(silent)}"
 
@@ -247,21 +234,11 @@ class Progress:
     def started(self, cell_id: str, label: str) -> None:
         """See ``Display.cell_started``."""
         self.running[cell_id] = RunningCell(label, self._clock(), self._clock())
-        self._parallel = max(self._parallel, self.at_work)
-
-    @property
-    def at_work(self) -> int:
-        """Cells that hold a slot."""
-        return sum(not cell.waits for cell in self.running.values())
+        self._parallel = max(self._parallel, len(self.running))
 
     def queued(self, cell_id: str) -> None:
         """See ``Display.cell_queued``."""
         self.running.pop(cell_id, None)
-
-    def waiting(self, cell_id: str) -> None:
-        """See ``Display.cell_waiting``."""
-        if cell := self.running.get(cell_id):
-            cell.waits = True
 
     def advanced(self, cell_id: str, round: int, rounds: int) -> None:
         """See ``Display.round_done``; a late message of a cell that ended is ignored."""
@@ -282,11 +259,6 @@ class Progress:
         seconds = self._clock() - cell.since if cell else row.seconds
         if seconds is not None:
             self._seconds.append(seconds)
-
-    def failed_without_row(self, cell_id: str) -> None:
-        """See ``Display.cell_failed``."""
-        self.running.pop(cell_id, None)
-        self.failed += 1
 
     def seconds_left(self) -> float | None:
         """Mean seconds of finished cells times the work left, over the most cells seen at once; None before the first."""

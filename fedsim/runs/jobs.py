@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from fedsim.atomic import discard
 from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.evidence.audit.of_grid import ClaimAudit, audit_line
+from fedsim.files import discard, unread
 from fedsim.grid.cells import identity
 from fedsim.json_lines import dump
 from fedsim.partition import Partition, PartitionSpec
@@ -18,7 +18,6 @@ from fedsim.planning.gpu_memory import share_for
 from fedsim.planning.prepare import Prepared
 from fedsim.plugins.code_hash import check_hash, evaluation_hash
 from fedsim.plugins.registry import lookup
-from fedsim.regular import unread
 from fedsim.results.join import Entry, Lines
 from fedsim.results.result_lines import judgement_line, reference_line, training_line
 from fedsim.results.rows import RowError

@@ -17,8 +17,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fedsim.atomic import replaced
 from fedsim.errors import UserError
+from fedsim.files import replaced
 from fedsim.grid.models import Grid
 from fedsim.planning.prepare import Prepared
 from fedsim.results.folder import RunFolder

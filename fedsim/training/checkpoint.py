@@ -13,10 +13,9 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from fedsim.atomic import discard, replaced
 from fedsim.device import bytes_of
+from fedsim.files import discard, replaced, unread
 from fedsim.methods.messages import Tensors
-from fedsim.regular import read_regular, unread
 from fedsim.training.state import Checkpoint, described
 
 FACTS = ("round", "ledger", "uplink_bytes", "secret")
@@ -143,6 +142,6 @@ def keep(path: Path, content: bytes) -> None:
 def kept(path: Path) -> bytes | None:
     """What :func:`keep` wrote; None if there is nothing that can be read."""
     try:
-        return read_regular(path)
+        return path.read_bytes()
     except OSError:
         return None

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.sources import SOURCES
 from fedsim.data.sources.catalogue import catalogue_table
-from fedsim.data.sources.source import Asked, Listing, Source, SourceParams
+from fedsim.data.sources.source import Asked, Listing, Source
 from fedsim.data.sources.spec import DatasetSpec
 from fedsim.errors import UserError
 from fedsim.methods.one_shot import OneShot
@@ -19,6 +19,7 @@ from fedsim.partition.schemes.scheme import Division, Integers, Scheme, SchemePa
 from fedsim.planning.label_matrices import label_matrices
 from fedsim.planning.node import Node
 from fedsim.planning.prepare import prepare
+from fedsim.tagged import Params
 from fedsim.training.trial import run_trial
 
 
@@ -40,7 +41,7 @@ def turned(x: NDArray[np.float32], client: int, given: Turns, seed: int) -> NDAr
     return np.roll(x, client, axis=1)
 
 
-class Blobs(SourceParams):
+class Blobs(Params):
     apart: float = 9.0
     file: Path | None = None
 
@@ -71,7 +72,7 @@ def test_a_schemes_parameters_come_with_it(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(SCHEMES, "by-turns", Scheme(by_turns, params=Turns))
     (trial,) = prepare(small_grid("dp-gaussian", partition={"scheme": "by-turns", "rows": 3}), NODES).trials
     assert trial.partition.rows[1].tolist()[:4] == [3, 4, 5, 15]
-    assert trial.cell.partition.model_dump() == {"scheme": "by-turns", "min_size": 2, "rows": 3}
+    assert trial.cell.partition.model_dump() == {"scheme": "by-turns", "min_size": 2, "together": None, "rows": 3}
     (other,) = prepare(small_grid("dp-gaussian", partition={"scheme": "by-turns", "rows": 2}), NODES).trials
     assert trial.cell.cell_id != other.cell.cell_id
     with pytest.raises(ValidationError, match=r"partition.rows\n.*greater than or equal to 1"):

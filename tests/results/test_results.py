@@ -1,7 +1,6 @@
 import csv
 import json
 import math
-import os
 import resource
 import subprocess
 import sys
@@ -15,8 +14,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from rows import add_lines, add_rows
 
-from fedsim.atomic import replaced
 from fedsim.errors import RunLost, UserError
+from fedsim.files import replaced
 from fedsim.results.grid_rows import load_results
 from fedsim.results.groups import Interval, group_seeds
 from fedsim.results.rows import Row
@@ -165,12 +164,6 @@ def test_a_row_has_the_fields_of_the_contract_and_no_other():
         row(acuracy=0.5)
 
 
-def test_a_row_that_an_older_fedsim_wrote_with_an_epsilon_under_replace_one_is_read_without_it(tmp_path):
-    line = json.dumps(json.loads(row().to_json()) | {"epsilon_spent_replace_one": 2.6})
-    (tmp_path / "results.jsonl").write_text(line + "\n")
-    assert ResultStore(tmp_path).rows() == [row()]
-
-
 def test_a_row_can_be_told_without_some_of_its_fields():
     told = row().model_dump(exclude={"claim", "seconds"})
     assert list(told) == [name for name in CONTRACT if name not in ("claim", "seconds")]
@@ -264,11 +257,10 @@ def test_a_write_that_fails_half_way_leaves_the_file_as_it_was(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_a_log_that_nobody_can_write_ends_the_run_and_does_not_wait(tmp_path):
+def test_a_log_that_nobody_can_write_ends_the_run(tmp_path):
     store = ResultStore(tmp_path)
-    (tmp_path / "logs").mkdir()
-    os.mkfifo(store.folder.log("a"))
-    with pytest.raises(RunLost, match=r"a\.log: cannot be written \(no such device or address\)"):
+    store.folder.log("a").mkdir(parents=True)
+    with pytest.raises(RunLost, match=r"a\.log: cannot be written \(is a directory\)"):
         store.log("a", ["a line"])
     store.log("b", ["a line"])
     assert store.folder.log("b").read_text() == "a line\n"

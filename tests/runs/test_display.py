@@ -107,15 +107,6 @@ def test_the_live_view_counts_and_shows_every_running_cell_with_its_round():
     assert "alg one" not in text
 
 
-def test_a_cell_that_failed_without_a_row_leaves_the_live_view_and_counts_as_failed():
-    display = LiveDisplay(terminal(), total=3)
-    display.cell_started("a", "alg one")
-    display.cell_failed("a")
-    text = frame(display)
-    assert "1/3 cells · 0 done · 0 running · 1 failed" in text
-    assert "alg one" not in text
-
-
 def test_the_live_view_shows_how_long_ago_the_last_round_was_once_that_is_long_ago():
     clock = Clock()
     display = LiveDisplay(terminal(), total=2, clock=clock)
@@ -130,20 +121,6 @@ def test_the_live_view_shows_how_long_ago_the_last_round_was_once_that_is_long_a
     assert "round 7/20, 1:15 ago" in frame(display)
     display.round_done("a", 8, 20)
     assert re.search(r"round 8/20 *\n", frame(display))
-
-
-def test_a_cell_that_waits_for_a_reference_is_shown_but_not_counted_as_running():
-    display = LiveDisplay(terminal(), total=3)
-    display.cell_started("a", "alg one")
-    display.round_done("a", 20, 20)
-    display.cell_waiting("a")
-    display.cell_started("b", "alg two")
-    text = frame(display)
-    assert "1 running" in text
-    assert re.search(r"alg one .*waits for a reference", text)
-    assert re.search(r"alg two .*starting", text)
-    display.cell_finished(row("a"))
-    assert "alg one" not in frame(display)
 
 
 def test_a_cell_that_is_queued_again_does_not_count_as_running():

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.atomic import replaced
 from fedsim.data.arrays import BadArrays, open_archive
 from fedsim.data.npz import MANIFEST
 from fedsim.errors import UserError
+from fedsim.files import replaced
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:

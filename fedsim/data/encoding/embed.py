@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
 
-from fedsim.data.cache import cache_folder
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.encoding.archive import read_manifest, write_npz
 from fedsim.data.encoding.encoder import Encoder, EncoderFiles, best_device, locate
@@ -35,6 +34,7 @@ from fedsim.data.images import ImageSet
 from fedsim.data.npz import load_embedding_file
 from fedsim.data.split import TEST, TRAIN
 from fedsim.errors import UserError
+from fedsim.files import cache_folder
 from fedsim.words import plain_console
 
 FORMAT = 1

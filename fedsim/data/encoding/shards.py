@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedsim.atomic import replaced
 from fedsim.data.arrays import BadArrays, read_arrays
 from fedsim.data.encoding.encoder import Encoder
 from fedsim.data.images import BadImage, Decoder, ImageSet
+from fedsim.files import replaced
 
 SIZE = 512
 """Images of a shard."""

@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.data.images import EXTENSIONS, ImageFiles, ImageSet
-from fedsim.data.sources.source import Listing, Source, SourceParams
+from fedsim.data.sources.source import Listing, Source
 from fedsim.data.split import TRAIN, WORDS, quarter_for_testing
 from fedsim.errors import UserError, at
+from fedsim.tagged import Params
 
 
-class ImageFolderParams(SourceParams):
+class ImageFolderParams(Params):
     """Parameters of an image folder.
 
     Attributes:

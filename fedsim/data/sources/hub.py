@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,6 @@ from fedsim.data.sources.source import Listing, Source
 from fedsim.data.sources.tables import class_labels, texts
 from fedsim.data.split import TEST, TRAIN, WORDS, quarter_for_testing
 from fedsim.errors import UserError
-from fedsim.regular import read_regular
 
 
 def load_hub(dataset: str, name: str) -> ImageSet:
@@ -95,7 +95,7 @@ class HubImages:
         held = self.tables[part][row - int(self.starts[part])][self.column]
         if held["bytes"] is not None:
             return bytes(held["bytes"])
-        return read_regular(held["path"])
+        return Path(held["path"]).read_bytes()
 
 
 HUB = Source(

@@ -19,7 +19,7 @@ from fedsim.data.overlap import overlapping
 from fedsim.data.sources.spec import DatasetSpec
 from fedsim.data.split import TEST, TRAIN, stratified_rows
 from fedsim.errors import UserError, at
-from fedsim.regular import unread
+from fedsim.files import unread
 
 
 @contextmanager

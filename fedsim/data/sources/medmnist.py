@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 
 from fedsim.data.arrays import BadArrays, open_archive, told
 from fedsim.data.images import BadImage, Decoder, ImageSet, from_pixels
-from fedsim.data.sources.source import Listing, Source, SourceParams
+from fedsim.data.sources.source import Listing, Source
 from fedsim.data.split import TEST, TRAIN, VALIDATION
 from fedsim.errors import UserError, nearest
-from fedsim.regular import open_regular
+from fedsim.tagged import Params
 
 SIZES = (28, 64, 128, 224)
 _PARTS = (("train", TRAIN), ("val", VALIDATION), ("test", TEST))
 
 
-class MedMNISTParams(SourceParams):
+class MedMNISTParams(Params):
     """Parameters of MedMNIST's sets.
 
     Attributes:
@@ -183,7 +183,7 @@ class PackedImages:
 
     def digests(self, rows: Sequence[int]) -> Iterator[bytes]:
         """The file's SHA-256 and the row number."""
-        with open_regular(self.path) as file:
+        with self.path.open("rb") as file:
             whole = hashlib.file_digest(file, "sha256").digest()
         return (hashlib.sha256(whole + str(row).encode()).digest() for row in rows)
 

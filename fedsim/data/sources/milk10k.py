@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from fedsim.data.cache import cache_folder
 from fedsim.data.images import ImageFiles, ImageSet
-from fedsim.data.sources.source import Listing, Source, SourceParams
+from fedsim.data.sources.source import Listing, Source
 from fedsim.data.sources.tables import check_files, complete, plain_columns, read_table
 from fedsim.data.split import quarter_for_testing
 from fedsim.errors import UserError, at
+from fedsim.files import cache_folder
+from fedsim.tagged import Params
 
 SOURCE = "https://challenge.isic-archive.com/data/#milk10k"
 DIAGNOSES = ("AKIEC", "BCC", "BEN_OTH", "BKL", "DF", "INF", "MAL_OTH", "MEL", "NV", "SCCKA", "VASC")
@@ -20,7 +21,7 @@ METADATA = "MILK10k_Training_Metadata.csv"
 GROUND_TRUTH = "MILK10k_Training_GroundTruth.csv"
 
 
-class Milk10kParams(SourceParams):
+class Milk10kParams(Params):
     """Parameters of MILK10k.
 
     Attributes:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from fedsim.data.npz import load_embedding_file
-from fedsim.data.sources.source import Listing, Source, SourceParams
+from fedsim.data.sources.source import Listing, Source
+from fedsim.tagged import Params
 
 
-class NpzParams(SourceParams):
+class NpzParams(Params):
     """Parameters of files of embeddings.
 
     Attributes:

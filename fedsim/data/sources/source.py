@@ -7,16 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
-
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.images import ImageSet
-
-
-class SourceParams(BaseModel):
-    """A source's own parameters, which a grid spells beside the data set's name; a source that has any derives a class."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from fedsim.tagged import Params
 
 
 @dataclass(frozen=True)
@@ -33,7 +26,7 @@ class Asked:
     name: str
     argument: str = ""
     path: Path = Path()
-    given: Any = field(default_factory=SourceParams)
+    given: Any = field(default_factory=Params)
 
 
 class Listing(NamedTuple):
@@ -67,7 +60,7 @@ class Source:
     images: Callable[[Asked], ImageSet] | None = None
     embeddings: Callable[[Asked], Embeddings] | None = None
     argument: str = ""
-    params: type[SourceParams] = SourceParams
+    params: type[Params] = Params
     published: bool = False
     check: Callable[[str], None] | None = None
     display: Callable[[str, Any], str] | None = None

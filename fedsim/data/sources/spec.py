@@ -4,31 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ModelWrapValidatorHandler,
-    PrivateAttr,
-    SerializationInfo,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
 from fedsim.data.sources import SOURCES
-from fedsim.data.sources.source import Asked, Source, SourceParams
+from fedsim.data.sources.source import Asked, Source
 from fedsim.errors import nearest
+from fedsim.tagged import Tagged
 
 _PATHS = ("npz", "imagefolder", "csv")
 """The sources that a path names."""
 
 
-class DatasetSpec(BaseModel):
+class DatasetSpec(Tagged):
     """Which data set: a known name (``digits``, ``medmnist:organsmnist``, ``hf:user/set``), or a mapping ``{imagefolder: PATH}``.
 
     Beside these keys a mapping holds the parameters that are its source's own.
@@ -44,7 +34,7 @@ class DatasetSpec(BaseModel):
         skip_bad: leave out images that cannot be decoded.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    kinds = SOURCES
 
     name: str | None = Field(default=None, min_length=1)
     npz: Path | None = None
@@ -53,39 +43,21 @@ class DatasetSpec(BaseModel):
     limit: int | None = Field(default=None, gt=0)
     overlap: Literal["error", "drop", "keep"] | None = None
     skip_bad: bool = False
-    _given: SourceParams = PrivateAttr(default_factory=SourceParams)
 
-    @model_validator(mode="wrap")
+    @model_validator(mode="before")
     @classmethod
-    def _with_parameters(cls, given: Any, handler: ModelWrapValidatorHandler[DatasetSpec]) -> DatasetSpec:
-        given = _mapping(given) if isinstance(given, str) else given
-        if not isinstance(given, Mapping):
-            return handler(given)
-        parameters = {name: value for name, value in given.items() if _owners(name)}
-        spec = handler({name: value for name, value in given.items() if name not in parameters})
-        spec._check_source()
-        spec._given = spec.source.params.model_validate({name: value for name, value in parameters.items() if spec.kind in _owners(name)})
-        for name, value in parameters.items():
-            owners = _owners(name)
-            if spec.kind not in owners and all(value != SOURCES[owner].params.model_fields[name].default for owner in owners):
-                raise ValueError(f"'{spec.display}' takes no {name}; it is for {', '.join(owners)}")
-        return spec
+    def _bare_text(cls, given: Any) -> Any:
+        if not isinstance(given, str):
+            return given
+        kind, _, path = given.partition(":")
+        return {kind: path} if kind in _PATHS and path else {"name": given}
 
-    @model_serializer(mode="wrap")
-    def _flat(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        own = self._given.model_dump(mode=info.mode, exclude_defaults=info.exclude_defaults, exclude_unset=info.exclude_unset)
-        return {**handler(self), **own}
-
-    @classmethod
-    def known_keys(cls) -> set[str]:
-        """All keys that a mapping may have, whatever its source."""
-        return {*cls.model_fields, *(name for source in SOURCES.values() for name in source.params.model_fields)}
-
-    def _check_source(self) -> None:
-        given = [kind for kind in _PATHS if getattr(self, kind) is not None]
-        if len(given) > 1:
-            raise ValueError(f"names {' and '.join(given)}; give one of them")
-        if not given:
+    def check_kind(self) -> None:
+        """See :class:`Tagged`."""
+        paths = [kind for kind in _PATHS if getattr(self, kind) is not None]
+        if len(paths) > 1:
+            raise ValueError(f"names {' and '.join(paths)}; give one of them")
+        if not paths:
             self._check_name()
 
     def _check_name(self) -> None:
@@ -101,6 +73,10 @@ class DatasetSpec(BaseModel):
         elif source is None or bool(argument) != bool(source.argument) or (colon and not argument):
             hint = f"write {{npz: {self.name}}}" if self.name.endswith(".npz") else nearest(self.name, known)
             raise ValueError(f"unknown data set '{self.name}'; {hint}")
+
+    def refusal(self, name: str, owners: list[str]) -> str:
+        """See :class:`Tagged`."""
+        return f"'{self.display}' takes no {name}; it is for {', '.join(owners)}"
 
     @property
     def kind(self) -> str:
@@ -127,7 +103,7 @@ class DatasetSpec(BaseModel):
         """What tables and curves call the data set."""
         name = self.name or (self.path.stem if self.path else "")
         if self.source.display is not None:
-            name = self.source.display(self.argument, self._given)
+            name = self.source.display(self.argument, self.given)
         return name if self.limit is None else f"{name}[:{self.limit}]"
 
     @property
@@ -144,27 +120,9 @@ class DatasetSpec(BaseModel):
     @property
     def asked(self) -> Asked:
         """What the source is asked for."""
-        return Asked(self.display, self.argument, self.path or Path(), self._given)
+        return Asked(self.display, self.argument, self.path or Path(), self.given)
 
     def within(self, folder: Path) -> DatasetSpec:
         """The same data set with its relative paths taken from ``folder``."""
-        spec = self.model_copy(update=_absolute(self, folder))
-        spec._given = self._given.model_copy(update=_absolute(self._given, folder))
-        return spec
-
-
-def _mapping(text: str) -> dict[str, str]:
-    """The mapping that a bare text stands for."""
-    kind, colon, path = text.partition(":")
-    return {kind: path} if colon and kind in _PATHS else {"name": text}
-
-
-def _owners(name: str) -> list[str]:
-    """The sources that have a parameter of this name, sorted."""
-    return sorted(kind for kind, source in SOURCES.items() if name in source.params.model_fields)
-
-
-def _absolute(given: BaseModel, folder: Path) -> dict[str, Path]:
-    """The paths among a model's values, relative ones taken from ``folder``."""
-    paths = {name: value for name, value in given if isinstance(value, Path)}
-    return {name: Path(os.path.abspath(folder / os.path.expanduser(path))) for name, path in paths.items()}
+        paths = {name: path for name, path in self if isinstance(path, Path)}
+        return self.model_copy(update={name: Path(os.path.abspath(folder / path.expanduser())) for name, path in paths.items()})

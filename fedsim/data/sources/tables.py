@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.errors import UserError, nearest
-from fedsim.regular import open_regular, unread
+from fedsim.files import open_regular, unread
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,7 +12,6 @@ from torch import Tensor
 from fedsim.evidence.check.subject import CLIENTS, Subject
 from fedsim.evidence.check.verdict import Verdict, failed, idle, passed
 from fedsim.evidence.check.watch import Query, WatchedPool
-from fedsim.grouping import grouped
 from fedsim.methods.messages import Tensors
 from fedsim.methods.parameters import add_in_order, rounded
 from fedsim.privacy.plan import PrivacyPlan
@@ -100,7 +99,8 @@ def _flat(added: Tensors) -> Tensor:
 
 
 def _alike(draws: Sequence[Draw]) -> Verdict | None:
-    for length, own in grouped(draws, lambda draw: len(draw.values)).items():
+    for length in {len(draw.values) for draw in draws}:
+        own = [draw for draw in draws if len(draw.values) == length]
         unit = torch.stack([draw.values / draw.values.norm() for draw in own])
         correlation = (unit @ unit.T).abs().fill_diagonal_(0)
         # a few numbers are often nearly parallel by chance, but not equal

@@ -8,15 +8,14 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+
+from fedsim.tagged import Params
 
 Integers = NDArray[np.int64]
 
 
-class SchemeParams(BaseModel):
+class SchemeParams(Params):
     """A scheme's own parameters, which a grid spells beside the scheme's name; a scheme that has any derives a class."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     @property
     def site_column(self) -> str | None:

@@ -127,8 +127,8 @@ def test_what_is_named_like_an_image_and_is_no_file_is_a_bad_image_and_a_folder_
             told[images.image_name(position)] = str(error)
     assert told == {
         "cat/dangling.png": "no such file or directory",
-        "cat/device.png": "it is a device",
-        "cat/pipe.png": "it is a named pipe",
+        "cat/device.png": "it is no regular file",
+        "cat/pipe.png": "it is no regular file",
     }
 
 

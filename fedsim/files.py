@@ -1,11 +1,39 @@
-"""Files that are replaced at once or not at all."""
+"""Files: replaced at once or not at all, opened only where they are regular; and fedsim's cache folder."""
 
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """``$FEDSIM_CACHE``, or ``fedsim`` below ``$XDG_CACHE_HOME`` or ``~/.cache``: embeddings, data sets, plans."""
+    if given := os.environ.get("FEDSIM_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedsim"
+
+
+def open_regular(path: Path | str) -> BufferedReader:
+    """A regular file of data, or a link to one, for reading bytes: a pipe keeps a reader waiting, and a device may have no end.
+
+    Raises:
+        OSError: there is none, it is of another kind, or it may not be read.
+        ValueError: no path may be so.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(0, "it is no regular file", str(path))
+    return open(path, "rb")
+
+
+def unread(error: BaseException) -> str:
+    """Why a file cannot be read, in a few words: without the path, which a message names anyway."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror[0].lower() + error.strerror[1:]
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 @contextmanager
@@ -34,7 +62,7 @@ def replaced(path: Path, mode: int | None = None) -> Iterator[Path]:
             error.filename = str(path)
         raise
     finally:
-        with suppress(OSError):  # a file system that is read-only refuses that too, and what came before is told
+        with suppress(OSError):  # a file system that is read-only refuses that too; the first error is raised
             part.unlink()
 
 

@@ -1,9 +1,10 @@
+import os
 from pathlib import Path
 
 import pytest
 from benches import no_file_above
 
-from fedsim.atomic import discard, replaced
+from fedsim.files import discard, open_regular, replaced
 
 
 def test_the_file_is_there_when_the_block_ends_and_not_before(tmp_path: Path) -> None:
@@ -53,3 +54,16 @@ def test_a_disk_that_is_full_is_told_by_the_files_name(tmp_path: Path) -> None:
         part.write_bytes(bytes(1000))
     assert told.value.filename == str(tmp_path / "file.txt")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.timeout(20)
+def test_only_regular_files_and_links_to_them_are_opened(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "link").symlink_to("file")
+    with open_regular(tmp_path / "link") as file:
+        assert file.read() == b"content"
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    for other in (tmp_path, tmp_path / "pipe", tmp_path / "device"):
+        with pytest.raises(OSError, match="it is no regular file"):
+            open_regular(other)
