@@ -97,6 +97,10 @@ def test_no_folders_import_each_other_in_a_circle() -> None:
     assert on_circles((folder(source), folder(target)) for source, target in arrows()) == set()
 
 
+def test_every_folder_is_a_package_which_an_installation_has() -> None:
+    assert [path for path in {path.parent for path in modules().values()} if not (path / "__init__.py").exists()] == []
+
+
 def test_every_file_stands_in_a_room_with_a_floor() -> None:
     named = [name for floor in ROOMS for name in floor]
     assert sorted(named) == sorted({room(module) for module in modules() if module != FACE})
