@@ -152,10 +152,8 @@ def live(
     With rounds that are run in place of all, the pair's or ``only`` these, there is no result.
     """
     pool, algorithm, only = _pool(subject, pair, world, script), subject.build(), only or pair.late
-    if only:
-        algorithm.schedule = lambda: iter(only)  # type: ignore[method-assign]
     with fixed_random_states([]):
-        steps = rounds.train(algorithm, pool, subject.plan, Seeds(pair.seed), _start(algorithm, pair))
+        steps = rounds.train(algorithm, pool, subject.plan, Seeds(pair.seed), _start(algorithm, pair), schedule=only or None)
         if not only:
             return rounds.to_the_end(steps)[1], pool
         for _ in only:
