@@ -157,10 +157,8 @@ def live(
     held = (world.members, world.rows, world.groups() if trial.task.unit == "group" else None)
     spec = CohortSpec(cell.algorithm, cell.params, trial.task, trial.plan, Seeds(pair.seed, world.secret), *held)
     pool = WatchedPool([watched(spec, world.x, world.y, world.hidden, script)], script=script)
-    if only:
-        algorithm.schedule = lambda: iter(only)  # type: ignore[method-assign]
     with fixed_random_states([]):
-        steps = rounds.train(algorithm, pool, subject.plan, Seeds(pair.seed), _start(algorithm, pair))
+        steps = rounds.train(algorithm, pool, subject.plan, Seeds(pair.seed), _start(algorithm, pair), schedule=only or None)
         if not only:
             return rounds.to_the_end(steps)[1], pool
         for _ in only:
