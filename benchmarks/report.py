@@ -1,4 +1,4 @@
-"""What `fedsim report` takes for a run folder of 5,200 rows, beside another revision.
+"""What `fedsim report` takes for a run folder of 5,200 rows, beside another revision, and what reading and joining its lines does.
 
     python benchmarks/report.py [--baseline CHECKOUT] [--rounds 20] [--repeats 3] [--json FILE]
 
@@ -22,7 +22,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from fedsim.results.row import finished_row
 from rich.console import Console
 from rich.table import Table
 
@@ -33,7 +32,11 @@ from fedsim.planning.label_matrices import drawn_matrices
 from fedsim.planning.node import Node
 from fedsim.planning.prepare import prepare
 from fedsim.privacy.ledger import Tally
+from fedsim.report.beside import without_collection
+from fedsim.results.grid_rows import entries
+from fedsim.results.join import Entry, Lines
 from fedsim.results.partitions import write_partitions
+from fedsim.results.result_lines import judgement_line, reference_line, training_line
 from fedsim.results.store import ResultStore
 from fedsim.runs.manifest import versions, write_manifest
 from fedsim.training.trial import Outcome, Trial
@@ -57,31 +60,40 @@ def write_run(folder: Path, seeds: int, rounds: int) -> int:
     prepared = prepare(grid, [Node(2.0, 0.0)])
     rng, told = np.random.default_rng(0), versions()
     with ResultStore(folder).lock() as store:
-        write_manifest(store.folder, prepared)
+        cells = [trial.cell for trial in prepared.trials]
+        listed = [Entry(cell.cell_id, cell.training_id, cell.label, "ceiling", "local-only") for cell in cells]
+        write_manifest(store.folder, prepared, listed)
         write_partitions(store.folder, drawn_matrices(prepared))
+        store.append("references", [reference_line("ceiling", Ceiling(CEILING, CEILING))])
+        store.append("references", [reference_line("local-only", LocalOnly(LOCAL_ONLY, ()))])
         for trial in prepared.trials:
             if trial.cell.algorithm not in ("local-only", "centralised", "fedlambda"):
-                store.append_rounds({"cell_id": trial.cell.cell_id, **record} for record in _rounds(trial, rounds, rng))
-            store.append(finished_row(trial, _outcome(trial, rng), Ceiling(CEILING, CEILING), LocalOnly(LOCAL_ONLY, ()), told))
+                training = trial.cell.training_id
+                store.append("rounds", ({"training_id": training, **record} for record in _rounds(trial, rounds, rng)))
+            store.append("trainings", [training_line(trial, _outcome(trial, rng), told)])
+            store.append("judgements", [judgement_line(trial, _judgement(trial, rng), rng.random())])
     return len(prepared.trials)
 
 
-def _outcome(trial: Trial, rng: np.random.Generator) -> Outcome:
-    plan, epsilon = trial.plan, trial.cell.epsilon
+def _judgement(trial: Trial, rng: np.random.Generator) -> Judgement:
+    epsilon = trial.cell.epsilon
     strength = 1.0 if epsilon is None or math.isinf(epsilon) else epsilon / (1 + epsilon)
     score = CHANCE + (CEILING - CHANCE) * strength * (0.7 + 0.1 * math.log10(20 * trial.cell.alpha)) + rng.normal(0, 0.01)
     scores: Any = {name: min(max(score, 0.0), 1.0) for name in ("accuracy", "balanced_accuracy", "macro_f1")}
-    spent = plan.epsilon_reached if plan else None
+    return Judgement(scores, (score,) * trial.task.classes, (), None, "uniform")
+
+
+def _outcome(trial: Trial, rng: np.random.Generator) -> Outcome:
+    plan = trial.plan
     return Outcome(
-        judgement=Judgement(scores, (score,) * trial.task.classes, (), None, "uniform"),
-        epsilon_spent=spent,
+        epsilon_spent=plan.epsilon_reached if plan else None,
         accountant=plan.accountant if plan else None,
         mechanisms=tuple(Tally(0, r.name, plan.noise_multiplier(r.name), r.sample_rate, r.steps) for r in plan.releases) if plan else None,
         noise_at="sum" if plan else None,
         unaccounted="",
         uplink_bytes=int(rng.integers(10**7)),
         seconds=4 * rng.random(),
-        generator=None,
+        state={},
     )
 
 
@@ -152,6 +164,19 @@ def _timed(root: Path, *arguments: str) -> tuple[float, float]:
     return wall, usage.ru_utime + usage.ru_stime
 
 
+def join_seconds(folder: Path) -> tuple[int, float, float]:
+    """Lines of a folder without its rounds, seconds of the processor to read them, and to join them to rows, as a report does."""
+    with without_collection():
+        start = time.process_time()
+        lines = Lines.read(folder)
+        read = time.process_time()
+        cells = entries(folder, lines)
+        listed = time.process_time()
+        lines.rows(cells)
+        joined = time.process_time()
+    return len(lines.trainings) + len(lines.judgements) + len(lines.references), read - start, joined - listed
+
+
 def table(records: list[Record]) -> Table:
     """The result for people."""
     first = records[0]
@@ -177,10 +202,14 @@ def main() -> None:
     revisions = {"here": HERE} | ({"baseline": options.baseline.resolve()} if options.baseline else {})
     with TemporaryDirectory() as temporary:
         folder = (options.keep or Path(temporary) / "run").resolve()
-        made = (folder / "results.jsonl").exists()
-        rows = len(ResultStore(folder).rows()) if made else write_run(folder, options.seeds, options.rounds)
+        made = (folder / "trainings.jsonl").exists()
+        rows = len(ResultStore(folder).judgements()) if made else write_run(folder, options.seeds, options.rounds)
+        lines, read, joined = join_seconds(folder)
         records = measure(folder, rows, options.rounds, revisions, options.repeats)
-    Console(width=120).print(table(records))
+    console = Console(width=120)
+    console.print(table(records))
+    per = 100_000 / lines
+    console.print(f"100,000 result lines, by those of {lines}: {per * read:.2f} s to read, {per * joined:.2f} s to join (cpu)")
     if options.json:
         options.json.write_text(json.dumps([asdict(record) for record in records], indent=1) + "\n")
 
