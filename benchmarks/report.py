@@ -1,4 +1,4 @@
-"""What `fedsim report` takes for a run folder of 5,200 rows, beside another revision.
+"""What `fedsim report` takes for a run folder of 5,200 rows, beside another revision, and what reading and joining its lines does.
 
     python benchmarks/report.py [--baseline CHECKOUT] [--rounds 20] [--repeats 3] [--json FILE]
 
@@ -33,7 +33,9 @@ from fedsim.planning.label_matrices import drawn_matrices
 from fedsim.planning.node import Node
 from fedsim.planning.prepare import prepare
 from fedsim.privacy.ledger import Tally
-from fedsim.results.grid_rows import grid_rows
+from fedsim.report.beside import without_collection
+from fedsim.results.grid_rows import entries, grid_rows
+from fedsim.results.join import Lines
 from fedsim.results.partitions import write_partitions
 from fedsim.results.result_lines import judgement_line, reference_line, training_line
 from fedsim.results.store import ResultStore
@@ -170,6 +172,19 @@ def _timed(root: Path, *arguments: str) -> tuple[float, float]:
     return wall, usage.ru_utime + usage.ru_stime
 
 
+def join_seconds(folder: Path) -> tuple[int, float, float]:
+    """Lines of a folder without its rounds, seconds of the processor to read them, and to join them to rows, as a report does."""
+    with without_collection():
+        start = time.process_time()
+        lines = Lines.read(folder)
+        read = time.process_time()
+        cells = entries(folder, lines)
+        listed = time.process_time()
+        lines.rows(cells)
+        joined = time.process_time()
+    return len(lines.trainings) + len(lines.judgements) + len(lines.references), read - start, joined - listed
+
+
 def table(records: list[Record]) -> Table:
     """The result for people."""
     first = records[0]
@@ -197,8 +212,12 @@ def main() -> None:
         folder = (options.keep or Path(temporary) / "run").resolve()
         made = (folder / "manifest.json").exists()
         rows = len(grid_rows(folder)) if made else write_run(folder, options.seeds, options.rounds)
+        lines, read, joined = join_seconds(folder)
         records = measure(folder, rows, options.rounds, revisions, options.repeats)
-    Console(width=120).print(table(records))
+    console = Console(width=120)
+    console.print(table(records))
+    per = 100_000 / lines
+    console.print(f"100,000 result lines, by those of {lines}: {per * read:.2f} s to read, {per * joined:.2f} s to join (cpu)")
     if options.json:
         options.json.write_text(json.dumps([asdict(record) for record in records], indent=1) + "\n")
 

@@ -25,6 +25,8 @@ MOST_MESSAGE, MOST_TRACEBACK, ROOM = 2_000, 20_000, 100
 
 _DROPPED = ("epsilon_spent_replace_one",)
 """Columns of older rows that nothing reads any more."""
+_SPREAD = {*MEASURES, *_DROPPED}
+"""Keys of a line that are no fields of a row."""
 
 
 class RowError(BaseModel):
@@ -171,7 +173,7 @@ class Row(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _gathered(cls, fields: Any) -> Any:
-        if not isinstance(fields, dict):
+        if not isinstance(fields, dict) or fields.keys().isdisjoint(_SPREAD):
             return fields
         scores = fields.get("scores", {}) | {name: fields[name] for name in MEASURES if fields.get(name) is not None}
         return {**{name: value for name, value in fields.items() if name not in MEASURES and name not in _DROPPED}, "scores": scores}
@@ -224,8 +226,9 @@ class Row(BaseModel):
             raise ValueError("a failed or unaccounted row has an error, and no other row has one")
         if unknown := self.scores.keys() - MEASURES.keys():
             raise ValueError(f"there is no measure {min(unknown)}")
-        numbers = {**dict(self), **self.scores}
-        if strange := [name for name, value in numbers.items() if isinstance(value, float) and math.isnan(value)]:
+        fields = self.__dict__
+        numbers = (*((name, fields[name]) for name in _NUMBERS), *self.scores.items())
+        if strange := [name for name, value in numbers if value is not None and math.isnan(value)]:
             raise ValueError(f"{min(strange)} is not a number")
         target, spent = self.epsilon_target, self.epsilon_spent
         if self.status == "ok" and target is not None and self.audited_epsilon > target:
@@ -251,3 +254,6 @@ class Row(BaseModel):
         if isinstance(fields, dict) and "params" in fields:
             fields["params"] = decode(fields["params"])
         return cls.model_validate(fields)
+
+
+_NUMBERS = tuple(name for name, field in Row.model_fields.items() if field.annotation == float | None)
