@@ -47,14 +47,17 @@ def bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
 
 
+Started = Callable[..., subprocess.Popen[str]]
+
+
 @pytest.fixture
-def started(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+def started(tmp_path: Path) -> Iterator[Started]:
     """Starts a bench as a terminal does, in a process group of its own; nothing of it outlives the test."""
     processes: list[subprocess.Popen[str]] = []
     (tmp_path / "small.yaml").write_text(SMALL)
 
-    def start() -> subprocess.Popen[str]:
-        command = [FEDSIM, "bench", "--grid", "small.yaml"]
+    def start(*options: str) -> subprocess.Popen[str]:
+        command = [FEDSIM, "bench", "--grid", "small.yaml", *options]
         pipe = subprocess.PIPE
         process = subprocess.Popen(command, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True, process_group=0, preexec_fn=interruptible)
         processes.append(process)
@@ -184,17 +187,33 @@ def test_a_dry_run_shows_every_cell_with_its_plan_and_writes_nothing(tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == ["g.yaml"]
 
 
-@pytest.mark.parametrize("impatient", [False, True])
+KEPT = ("trainings.jsonl", "judgements.jsonl", "references.jsonl")
+"""Files in which a line is never changed again."""
+
+
+def kept(run: Path) -> dict[str, list[str]]:
+    return {name: lines(run / name) for name in KEPT}
+
+
+def went_on(before: dict[str, list[str]], run: Path) -> None:
+    """Check that what was there stayed, and that four cells are finished, none of them twice."""
+    after = kept(run)
+    assert {name: after[name][: len(before[name])] for name in KEPT} == before
+    assert {name: len(after[name]) for name in KEPT} == {"trainings.jsonl": 4, "judgements.jsonl": 4, "references.jsonl": 3}
+    assert len({json.loads(line)["training_id"] for line in after["trainings.jsonl"]}) == len(lines(run / "results.jsonl")) == 4
+
+
+@pytest.mark.parametrize(("options", "impatient"), [(["--in-process"], False), ([], True), pytest.param([], False, marks=pytest.mark.slow)])
 def test_ctrl_c_once_or_again_and_again_ends_a_bench_within_5_seconds_and_the_same_command_goes_on(
-    tmp_path: Path, started: Callable[[], subprocess.Popen[str]], impatient: bool
+    tmp_path: Path, started: Started, options: list[str], impatient: bool
 ) -> None:
-    results = tmp_path / "runs" / "small" / "results.jsonl"
+    run = tmp_path / "runs" / "small"
     (tmp_path / "endless.py").write_text(ENDLESS)
     (tmp_path / "small.yaml").write_text(
         SMALL.replace("name: fedhypevae, params: {rounds: 30}", "name: 'endless.py:Endless', params: {rounds: 2}")
     )
-    process = started()
-    wait_until(lambda: len(lines(results)) >= 1, process)
+    process = started(*options)
+    wait_until(lambda: len(lines(run / "judgements.jsonl")) >= 1, process)
     before = slowness()
     asked = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)
@@ -209,30 +228,77 @@ def test_ctrl_c_once_or_again_and_again_ends_a_bench_within_5_seconds_and_the_sa
     assert process.returncode == 130
     assert "interrupted" in out
     assert err == ""
-    rows = lines(results)
+    left = kept(run)
     (tmp_path / "end").touch()
-    again = bench(tmp_path, "small.yaml")
+    again = bench(tmp_path, "small.yaml", "--in-process")
     assert again.returncode == 0, again.stdout + again.stderr
-    assert lines(results)[: len(rows)] == rows
-    assert len({json.loads(line)["cell_id"] for line in lines(results)}) == len(lines(results)) == 4
+    went_on(left, run)
 
 
-def test_after_a_killed_driver_the_same_command_computes_only_what_is_missing(
-    tmp_path: Path, started: Callable[[], subprocess.Popen[str]]
-) -> None:
-    results = tmp_path / "runs" / "small" / "results.jsonl"
-    process = started()
-    wait_until(lambda: len(lines(results)) >= 2, process)
+def test_after_a_killed_driver_the_same_command_computes_only_what_is_missing(tmp_path: Path, started: Started) -> None:
+    run = tmp_path / "runs" / "small"
+    process = started("--in-process")
+    wait_until(lambda: len(lines(run / "judgements.jsonl")) >= 2, process)
     process.kill()
     process.wait()
-    before = lines(results)
-    again = bench(tmp_path, "small.yaml")
+    before = kept(run)
+    again = bench(tmp_path, "small.yaml", "--in-process")
     assert again.returncode == 0, again.stdout + again.stderr
     assert again.stderr == ""
-    assert lines(results)[: len(before)] == before
-    assert len({json.loads(line)["cell_id"] for line in lines(results)}) == len(lines(results)) == 4
+    went_on(before, run)
     for name in ("rounds.jsonl", "summary.csv", "report.html", "curves/privacy_utility.png", "curves/privacy_utility.svg", "manifest.json"):
-        assert (results.parent / name).stat().st_size > 0
+        assert (run / name).stat().st_size > 0
+
+
+STOPS = '''
+import os
+
+import psutil
+
+from baselines.dp_gaussian import DPGaussian
+
+
+class Stops(DPGaussian):
+    """Stops in its generator, which is made after its training."""
+
+    def generator(self, *given):
+        started = [each.name() for each in psutil.Process().children(recursive=True)]
+        print(f"in process {os.getpid()}, which started {started}")
+        breakpoint()
+        return super().generator(*given)
+'''
+
+
+def test_a_bench_in_process_stops_at_breakpoints_starts_nothing_and_gives_the_rows_that_it_gives_on_ray(
+    tmp_path: Path, fedsim: Fedsim
+) -> None:
+    (tmp_path / "stops.py").write_text(STOPS)
+    entries = "['stops.py:Stops', {name: fedhypevae, params: {rounds: 3}}]"
+    grid = f"algorithms: {entries}\nclients: 4\ndataset: {{name: digits, limit: 200}}\nevaluation: {{per_class: 10}}\n"
+    (tmp_path / "g.yaml").write_text(grid)
+    command = [FEDSIM, "bench", "--grid", "g.yaml", "--in-process", "--out", "here"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    out, _ = process.communicate("p type(self).__name__\nc\n" * 8, timeout=PATIENCE)
+    assert process.returncode == 0, out
+    assert f"in process {process.pid}, which started []" in out
+    assert "(Pdb) 'Stops'" in out
+
+    command = [FEDSIM, "bench", "--grid", "g.yaml", "--out", "there"]
+    silent = {**os.environ, "PYTHONBREAKPOINT": "0"}
+    on_ray = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, env=silent)
+    assert on_ray.returncode == 0, on_ray.stdout + on_ray.stderr
+    assert any("which started" in path.read_text() for path in (tmp_path / "there" / "logs").iterdir())
+    compared = fedsim("compare", "here", "there")
+    assert (compared.returncode, "equal to the last bit: everything (2 rows)" in compared.stdout) == (0, True), compared.stdout
+    assert {path.name for path in (tmp_path / "here").iterdir()} == {path.name for path in (tmp_path / "there").iterdir()}
+
+
+def test_a_bench_in_process_on_a_cluster_is_a_mistake(tmp_path: Path, fedsim: Fedsim) -> None:
+    (tmp_path / "g.yaml").write_text("algorithms: [dp-gaussian]\n")
+    done = fedsim("bench", "--grid", "g.yaml", "--in-process", "--address", "auto")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--in-process: runs nothing on a cluster; leave out --address or --in-process" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["g.yaml"]
 
 
 def test_a_worker_that_dies_puts_no_line_of_rays_own_on_the_terminal(tmp_path: Path) -> None:
@@ -263,7 +329,7 @@ def without_caches(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name != "__pycache__")
 
 
-def test_plug_ins_that_are_refused_stop_a_bench_and_with_keep_going_the_rest_runs(tmp_path: Path) -> None:
+def test_plug_ins_that_are_refused_stop_a_bench_and_with_keep_going_the_rest_runs(tmp_path: Path, fedsim: Fedsim) -> None:
     (tmp_path / "below").mkdir()
     write(tmp_path, "raises", "raise RuntimeError('half [red]written[/]')\n")
     write(tmp_path, "batch_loss", changed("unit * gaussian_nll(batch.x, decoded, log_variance),", "unit.sum(),"))
@@ -274,13 +340,13 @@ def test_plug_ins_that_are_refused_stop_a_bench_and_with_keep_going_the_rest_run
     (tmp_path / "g.yaml").write_text(json.dumps(grid))
     before = without_caches(tmp_path)
 
-    stopped = bench(tmp_path, "g.yaml")
+    stopped = fedsim("bench", "--grid", "g.yaml", "--in-process")
     assert (stopped.returncode, stopped.stdout) == (2, "")
     assert "raises.py:1: RuntimeError: half [red]written[/]" in stopped.stderr
     assert len(stopped.stderr.strip().splitlines()) == 1
     assert without_caches(tmp_path) == before
 
-    went_on = bench(tmp_path, "g.yaml", "--keep-going")
+    went_on = fedsim("bench", "--grid", "g.yaml", "--in-process", "--keep-going")
     assert went_on.returncode == 1, went_on.stdout + went_on.stderr
     assert went_on.stderr == ""
     (row,) = (json.loads(line) for line in lines(tmp_path / "runs/g/results.jsonl"))
@@ -328,8 +394,8 @@ def test_a_damaged_line_beside_the_rows_is_told_before_anything_runs(tmp_path: P
     (tmp_path / "small.yaml").write_text(SMALL)
     run = tmp_path / "runs" / "small"
     run.mkdir(parents=True)
-    (run / "rounds.jsonl").write_text('hello\n{"cell_id": "a", "round": 0}\n')
+    (run / "rounds.jsonl").write_text('hello\n{"training_id": "a", "round": 0}\n')
     done = fedsim("bench", "--grid", "small.yaml")
     assert done.returncode == 2
     assert "rounds.jsonl:1: this line cannot be read" in done.stderr
-    assert not (run / "results.jsonl").exists()
+    assert [path.name for path in run.glob("*.jsonl")] == ["rounds.jsonl"]
