@@ -29,11 +29,11 @@ from rich.table import Table
 from fedsim.evaluation.judge import Judgement
 from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.grid.models import Grid
+from fedsim.partition.matrix import write_partitions
 from fedsim.planning.label_matrices import drawn_matrices
 from fedsim.planning.node import Node
 from fedsim.planning.prepare import prepare
 from fedsim.privacy.ledger import Tally
-from fedsim.results.partitions import write_partitions
 from fedsim.results.store import ResultStore
 from fedsim.runs.manifest import versions, write_manifest
 from fedsim.training.trial import Outcome, Trial
@@ -58,7 +58,7 @@ def write_run(folder: Path, seeds: int, rounds: int) -> int:
     rng, told = np.random.default_rng(0), versions()
     with ResultStore(folder).lock() as store:
         write_manifest(store.folder, prepared)
-        write_partitions(store.folder, drawn_matrices(prepared))
+        write_partitions(store.folder.partitions, drawn_matrices(prepared))
         for trial in prepared.trials:
             if trial.cell.algorithm not in ("local-only", "centralised", "fedlambda"):
                 store.append_rounds({"cell_id": trial.cell.cell_id, **record} for record in _rounds(trial, rounds, rng))
