@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -102,8 +101,12 @@ def run(asked: Asked) -> tuple[Asked, str, float]:
         return asked, f"| {label} | {asked.unit}, {asked.trust} | {number(asked.epsilon)} | {error.what} | | | | | |", 0.0
     store = ResultStore(asked.folder)
     with store.lock():
-        audit.completed(store.audits(audit.key), partial(store.append_audits, audit.key), lambda _: None)
-        found = audit.outcome(store.audits(audit.key))
+        audit.completed(
+            store.audit_pairs(audit.key),
+            lambda lines: store.append("pairs", ({"audit": audit.key, **line} for line in lines)),
+            lambda _: None,
+        )
+        found = audit.outcome(store.audit_pairs(audit.key))
     verdict, best = "**refuted**" if found.refuted else "not refuted", found.best
     bounds = f"{found.clopper_pearson:.2f} | {found.mechanism:.2f} | {best.clopper_pearson:.2f} / {best.mechanism:.2f}"
     place = f"| {label} | {asked.unit}, {asked.trust} | {number(asked.epsilon)}"

@@ -30,6 +30,7 @@ from fedsim.planning.node import Node
 from fedsim.planning.prepare import prepare
 from fedsim.runs.bench import run_bench
 from fedsim.runs.cluster import local_cluster, this_machine
+from fedsim.runs.ray_engine import RayEngine
 
 ROWS, TEST, DIM, CLASSES, CLIENTS = 12_000, 2_000, 1280, 8, 10
 SHARING = (1, 4, 16)
@@ -98,7 +99,7 @@ def bench_seconds(grid: Grid, folder: Path, machine: Node) -> float:
     """How long a bench of the grid takes."""
     console, prepared = Console(file=io.StringIO()), prepare(grid, [machine])
     start = time.perf_counter()
-    code = run_bench(prepared, folder, console, nullcontext())
+    code = run_bench(prepared, folder, console, nullcontext(RayEngine()))
     if code:
         sys.exit(console.file.getvalue())  # type: ignore[attr-defined]
     return time.perf_counter() - start

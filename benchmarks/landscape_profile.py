@@ -22,10 +22,11 @@ from rich.console import Console
 from rich.table import Table
 from threadpoolctl import threadpool_limits
 
+from fedsim.evaluation.judge import judgement_of
 from fedsim.grid.read import load_grid
 from fedsim.planning.node import Node
 from fedsim.planning.prepare import prepare
-from fedsim.training.trial import run_trial
+from fedsim.training.trial import Outcome, run_trial
 
 PARTS = {
     "clipped gradients": ("clipped_sum",),
@@ -77,8 +78,9 @@ def main() -> None:
     for trial in prepared.trials:
         if trial.cell.label not in found:
             with cProfile.Profile() as profile:
-                for _ in run_trial(trial, prepared.data[trial.data_key]):
-                    pass
+                *_, outcome = run_trial(trial, prepared.data[trial.data_key])
+                assert isinstance(outcome, Outcome)
+                judgement_of(trial, outcome.state, prepared.data[trial.data_key])
             found[trial.cell.label] = parts_of(profile)
     whole: Counter[str] = sum(found.values(), Counter())
     table = Table("part", "s", "share", title=f"{len(found)} cells, {whole['total']:.0f} s", title_justify="left")

@@ -41,9 +41,10 @@ from fedsim.models.linear import LinearClassifier
 from fedsim.planning.node import Node
 from fedsim.planning.prepare import prepare
 from fedsim.privacy.plan import Release
-from fedsim.results.store import ResultStore
+from fedsim.results.grid_rows import grid_rounds
 from fedsim.runs.bench import run_bench
 from fedsim.runs.cluster import local_cluster
+from fedsim.runs.ray_engine import RayEngine
 
 NUMBERS, WARM, FLOWER_ROUNDS = 100_000, 50, 30
 SETTINGS = tuple((clients, actors) for clients in (10, 100) for actors in (1, 2))
@@ -136,10 +137,10 @@ def round_seconds(folder: Path, clients: int, actors: int, rounds: int) -> float
         }
     )
     console = Console(file=io.StringIO())
-    code = run_bench(prepare(grid, [Node(2.0, 0.0)]), folder, console, nullcontext())
+    code = run_bench(prepare(grid, [Node(2.0, 0.0)]), folder, console, nullcontext(RayEngine()))
     if code:
         sys.exit(console.file.getvalue())  # type: ignore[attr-defined]
-    clocks = [record["clock"] for record in ResultStore(folder).rounds()]
+    clocks = [record["clock"] for record in grid_rounds(folder)]
     return statistics.median(after - before for before, after in pairwise(clocks[WARM:]))
 
 

@@ -2,12 +2,13 @@
 
     python benchmarks/report.py [--baseline CHECKOUT] [--rounds 20] [--repeats 3] [--json FILE]
 
-The folder holds made-up results of a real grid: its cells, plans and partitions are prepared, its files written, as a bench does it.
+The folder holds made-up result lines of a real grid: its cells, plans and partitions are prepared, its files written, as a bench does it.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import os
@@ -22,7 +23,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from fedsim.results.row import finished_row
 from rich.console import Console
 from rich.table import Table
 
@@ -34,7 +34,12 @@ from fedsim.planning.label_matrices import drawn_matrices
 from fedsim.planning.node import Node
 from fedsim.planning.prepare import prepare
 from fedsim.privacy.ledger import Tally
+from fedsim.results.grid_rows import grid_rows
+from fedsim.results.result_lines import judgement_line, reference_line, training_line
 from fedsim.results.store import ResultStore
+from fedsim.runs.bench import entries_of
+from fedsim.runs.display import make_display
+from fedsim.runs.jobs import Desk, references_of
 from fedsim.runs.manifest import versions, write_manifest
 from fedsim.training.trial import Outcome, Trial
 
@@ -55,33 +60,46 @@ def write_run(folder: Path, seeds: int, rounds: int) -> int:
     """Write a run folder as a bench leaves it; the number of its rows."""
     grid = Grid.model_validate({**GRID, "seeds": list(range(seeds))})
     prepared = prepare(grid, [Node(2.0, 0.0)])
-    rng, told = np.random.default_rng(0), versions()
+    rng, used = np.random.default_rng(0), versions()
+    trainings, judgements, references, records = [], [], {}, []
     with ResultStore(folder).lock() as store:
-        write_manifest(store.folder, prepared)
-        write_partitions(store.folder.partitions, drawn_matrices(prepared))
+        desk = Desk(prepared, store, make_display(Console(file=io.StringIO()), len(prepared.trials), 0, {}))
         for trial in prepared.trials:
             if trial.cell.algorithm not in ("local-only", "centralised", "fedlambda"):
-                store.append_rounds({"cell_id": trial.cell.cell_id, **record} for record in _rounds(trial, rounds, rng))
-            store.append(finished_row(trial, _outcome(trial, rng), Ceiling(CEILING, CEILING), LocalOnly(LOCAL_ONLY, ()), told))
+                records += [{"training_id": trial.cell.training_id, **record} for record in _rounds(trial, rounds, rng)]
+            trainings.append(training_line(trial, _outcome(trial, rng), used))
+            judgements.append(judgement_line(trial, _judgement(trial, rng), 0.1))
+            ceiling, local_only = references_of(desk, trial)
+            references[ceiling.line] = reference_line(ceiling.line, Ceiling(CEILING, CEILING))
+            references[local_only.line] = reference_line(local_only.line, LocalOnly(LOCAL_ONLY, ()))
+        store.append("references", references.values())
+        store.append("rounds", records)
+        store.append("trainings", trainings)
+        store.append("judgements", judgements)
+        write_manifest(store.folder, prepared, entries_of(desk, ()))
+        write_partitions(store.folder.partitions, drawn_matrices(prepared))
     return len(prepared.trials)
 
 
-def _outcome(trial: Trial, rng: np.random.Generator) -> Outcome:
-    plan, epsilon = trial.plan, trial.cell.epsilon
+def _judgement(trial: Trial, rng: np.random.Generator) -> Judgement:
+    epsilon = trial.cell.epsilon
     strength = 1.0 if epsilon is None or math.isinf(epsilon) else epsilon / (1 + epsilon)
-    score = CHANCE + (CEILING - CHANCE) * strength * (0.7 + 0.1 * math.log10(20 * trial.cell.alpha)) + rng.normal(0, 0.01)
+    score = CHANCE + (CEILING - CHANCE) * strength * (0.7 + 0.1 * math.log10(20 * (trial.cell.alpha or 1.0))) + rng.normal(0, 0.01)
     scores: Any = {name: min(max(score, 0.0), 1.0) for name in ("accuracy", "balanced_accuracy", "macro_f1")}
-    spent = plan.epsilon_reached if plan else None
+    return Judgement(scores, (score,) * trial.task.classes, (), None, "uniform")
+
+
+def _outcome(trial: Trial, rng: np.random.Generator) -> Outcome:
+    plan = trial.plan
     return Outcome(
-        judgement=Judgement(scores, (score,) * trial.task.classes, (), None, "uniform"),
-        epsilon_spent=spent,
+        epsilon_spent=plan.epsilon_reached if plan else None,
         accountant=plan.accountant if plan else None,
         mechanisms=tuple(Tally(0, r.name, plan.noise_multiplier(r.name), r.sample_rate, r.steps) for r in plan.releases) if plan else None,
         noise_at="sum" if plan else None,
         unaccounted="",
         uplink_bytes=int(rng.integers(10**7)),
         seconds=4 * rng.random(),
-        generator=None,
+        state={},
     )
 
 
@@ -177,8 +195,8 @@ def main() -> None:
     revisions = {"here": HERE} | ({"baseline": options.baseline.resolve()} if options.baseline else {})
     with TemporaryDirectory() as temporary:
         folder = (options.keep or Path(temporary) / "run").resolve()
-        made = (folder / "results.jsonl").exists()
-        rows = len(ResultStore(folder).rows()) if made else write_run(folder, options.seeds, options.rounds)
+        made = (folder / "manifest.json").exists()
+        rows = len(grid_rows(folder)) if made else write_run(folder, options.seeds, options.rounds)
         records = measure(folder, rows, options.rounds, revisions, options.repeats)
     Console(width=120).print(table(records))
     if options.json:

@@ -3,7 +3,7 @@
     python benchmarks/startup.py [--grid FILE] [--against TREE] [--repeats 3] [--json FILE]
 
 The share of the processors that is busy is processor time by wall clock and processors, over all and while cells run: from when the first
-round is written until the last row is. `--against` names another source tree, such as a
+round is written until the last judgement is. `--against` names another source tree, such as a
 worktree of an earlier revision; the two take turns, and the ratio of the medians is of value on a machine that does other things, too.
 Processor time is that of the command and of everything that it started, Ray's processes and workers among them, as Linux counts it for a
 control group; without the right to make one it is left out.
@@ -120,7 +120,7 @@ def command_to_report(tree: Path, grid: Path | None) -> tuple[float, float | Non
 def _watched(run: subprocess.Popen[bytes], folder: Path, group: Path | None) -> Iterator[Moment]:
     """Look now and then, until it ends."""
     while run.poll() is None:
-        files = (folder / "rounds.jsonl", folder / "results.jsonl")
+        files = [folder / f"{kind}.jsonl" for kind in ("rounds", "trainings", "judgements")]
         written = sum(file.stat().st_size for file in files if file.exists())
         yield Moment(time.perf_counter(), 0.0 if group is None else _spent(group), written)
         time.sleep(0.05)

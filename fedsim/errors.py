@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import Any, ClassVar
 
 _LONGEST = 400
 """Characters of a line that a message shows; a path may have any number."""
@@ -17,17 +17,17 @@ class UserError(Exception):
     Args:
         where: the place: a file and key, an option, a path; empty where only the caller knows it, see :func:`at`.
         what: what is wrong there.
-        right: what would be right; may be empty where ``what`` already says it.
+        hint: what would be right; may be empty where ``what`` already says it.
     """
 
     exit_code: ClassVar[int] = 2
 
-    def __init__(self, where: str, what: str, right: str = "") -> None:
-        self.where, self.what, self.right = where, what, right
-        super().__init__(": ".join(filter(None, map(_shortened, (where, what)))) + (f"; {_shortened(right)}" if right else ""))
+    def __init__(self, where: str, what: str, hint: str = "") -> None:
+        self.where, self.what, self.hint = where, what, hint
+        super().__init__(": ".join(filter(None, map(_shortened, (where, what)))) + (f"; {_shortened(hint)}" if hint else ""))
 
     def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str]]:
-        return type(self), (self.where, self.what, self.right)
+        return type(self), (self.where, self.what, self.hint)
 
 
 class RunLost(UserError):
@@ -47,6 +47,23 @@ class NotPerExample(ValueError):
         "let row n of every loss part and of all products of a statistic depend on row n alone: no batch statistics or counts, no weights "
         "made once for a batch (feed codes in per row)"
     )
+
+
+class WrongReturn(ValueError):
+    """A method of a plug-in returned what nobody can use: another type, shape or dtype, or numbers that are not finite.
+
+    Attributes:
+        method: that returned it.
+        what: what it returned, in words.
+        expected: what would be right.
+    """
+
+    def __init__(self, method: Any, returned: str, expected: str) -> None:
+        self.method, self.what, self.expected = method, f"{getattr(method, '__name__', method)} returned {returned}", expected
+        super().__init__(f"{self.what}; expected {expected}")
+
+    def __reduce__(self) -> tuple[type[ValueError], tuple[str]]:
+        return ValueError, (str(self),)  # a plug-in's method stays in its process
 
 
 def _shortened(text: str) -> str:
@@ -70,7 +87,7 @@ def at(place: str | Callable[[str], str]) -> Iterator[None]:
         yield
     except UserError as error:
         where = below(place, error.where) if isinstance(place, str) else place(error.where)
-        raise type(error)(where, error.what, error.right) from error
+        raise type(error)(where, error.what, error.hint) from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 PATIENCE = 600
 """Seconds after which something hangs, however busy the machine is."""
+TIMES = ("seconds", "train_seconds", "judge_seconds")
+"""Fields of a row that are another every time."""
 PLUGIN = '''
 import os
 from pathlib import Path

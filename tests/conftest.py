@@ -31,6 +31,13 @@ settings.register_profile("fedsim", deadline=None, derandomize=True)
 settings.load_profile("fedsim")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All tests on the shared Ray cluster are one worker's, so that there is one."""
+    for item in items:
+        if "_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)

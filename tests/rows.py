@@ -1,7 +1,7 @@
 """Made-up rows of a grid, as a real bench would write them; and the row of a cell that ran here."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from fedsim.planning.prepare import Prepared
 from fedsim.results.join import Entry, Lines
 from fedsim.results.result_lines import judgement_line, reference_line, training_line
 from fedsim.results.rows import Row, RowError
+from fedsim.results.states import keep_state
+from fedsim.results.store import ResultStore
 from fedsim.training.trial import Outcome, Trial, run_trial
 
 ERROR = {"type": "ValueError", "message": "rows hold NaN", "traceback": "Traceback (most recent call last):\nValueError"}
@@ -114,6 +116,13 @@ def ran(prepared: Prepared, trial: Trial) -> tuple[Outcome, Judgement]:
     *_, outcome = run_trial(trial, data)
     assert isinstance(outcome, Outcome)
     return outcome, judgement_of(trial, outcome.state, data)
+
+
+def kept(folder: Path, trial: Trial, outcome: Outcome, class_names: Sequence[str] = ()) -> None:
+    """Write what a training left, its tensors and its line, as a bench would."""
+    store, training = ResultStore(folder), trial.cell.training_id
+    state = keep_state(store.folder.state(training), outcome.state)
+    store.append("trainings", [training_line(trial, outcome, {"fedsim": "0"}, class_names, state)])
 
 
 def clients(trial: Trial, *ended: Any) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What holds for all registered algorithms beside what ``fedsim check`` looks at (see ``tests/kit``)."""
+"""What holds for all registered algorithms beside what ``fedsim check`` looks at (see ``tests/evidence/check``)."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,6 +9,7 @@ from cells import SHIPPED, small_cells
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.errors import UserError
+from fedsim.evaluation.judge import judgement_of
 from fedsim.plugins.registry import lookup
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import build_algorithm
@@ -34,8 +35,10 @@ def test_the_same_seed_gives_the_same_row_scores_included_and_another_seed_anoth
     trial, data = one_cell("dp-gaussian")
     first, again = run(trial, data), run(trial, data)
     assert first == again
+    assert judgement_of(trial, first[1].state, data) == judgement_of(trial, again[1].state, data)
     other, _ = one_cell("dp-gaussian", seeds=1)
     assert run(other, data) != first
+    assert judgement_of(other, run(other, data)[1].state, data) != judgement_of(trial, first[1].state, data)
 
 
 @pytest.mark.parametrize("name", [name for name in ALGORITHMS if lookup(name).private])

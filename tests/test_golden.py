@@ -7,6 +7,7 @@ import pytest
 from cells import quick, small_cells
 from packaging.version import Version
 
+from fedsim.evaluation.judge import judgement_of
 from fedsim.training.trial import Outcome, run_trial
 
 CELLS = {"fedhypevae": quick("fedhypevae", rounds=60), "fedhypevae-warm": quick("fedhypevae-warm"), "dp-gmm": quick("dp-gmm")}
@@ -45,7 +46,7 @@ def told(name: str) -> dict[str, Any]:
     *records, outcome = run_trial(trial, data)
     assert isinstance(outcome, Outcome)
     return {
-        "balanced_accuracy": outcome.scores.balanced_accuracy,
+        "balanced_accuracy": judgement_of(trial, outcome.state, data).scores.balanced_accuracy,
         "sampled": [record.values["sampled"] for record in records[-3:]],  # type: ignore[union-attr]
         "noise": [record.values["noise"] for record in records[-3:]],  # type: ignore[union-attr]
         "uplink_bytes": outcome.uplink_bytes,

@@ -8,6 +8,7 @@ import torch
 from cells import SHIPPED, crossed, quick, small_cells
 
 from fedsim.data.embeddings import Embeddings
+from fedsim.evaluation.judge import Judgement, judgement_of
 from fedsim.methods.messages import Message, Round, Tensors
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, LocalPool
@@ -55,19 +56,18 @@ def off(value: torch.Tensor) -> torch.Tensor:
     return moved
 
 
-def outcome(entry: dict[str, Any], make_pool: Any = None, **keys: Any) -> Outcome:
+def ended(entry: dict[str, Any], make_pool: Any = None, **keys: Any) -> tuple[Outcome, Judgement]:
     prepared = small_cells(entry, **{"epsilon": 4.0, "evaluation": {"per_class": 20, "per_client": True}, **keys})
     (trial,), (data,) = prepared.trials, prepared.data.values()
     *_, found = run_trial(trial, data, make_pool) if make_pool else run_trial(trial, data)
     assert isinstance(found, Outcome)
-    return found
+    return found, judgement_of(trial, found.state, data)
 
 
-def told(found: Outcome) -> dict[str, Any]:
-    """What a row says, and the codes that were released."""
-    state = found.generator or {}
-    codes = {name: value.flatten().tolist() for name, value in state.items() if {"code", "codes"} & set(name.split("."))}
-    return {"scores": [*found.scores.values()], "codes": codes}
+def shown(outcome: Outcome, judgement: Judgement) -> dict[str, Any]:
+    """The scores of a row, and the codes that were released."""
+    codes = {name: value.flatten().tolist() for name, value in outcome.state.items() if {"code", "codes"} & set(name.split("."))}
+    return {"scores": [*judgement.scores.values()], "codes": codes}
 
 
 def close(one: Mapping[str, Any], two: Mapping[str, Any]) -> None:
@@ -81,6 +81,6 @@ def close(one: Mapping[str, Any], two: Mapping[str, Any]) -> None:
     ("name", "trust"), crossed(lambda name, trust: name in ONE_OF_EACH and trust == "aggregate", ENTRIES, ["aggregate", "silo"])
 )
 def test_scores_and_codes_do_not_rest_on_a_last_bit(name: str, trust: str) -> None:
-    here = told(outcome(ENTRIES[name], trust=trust))
+    here = shown(*ended(ENTRIES[name], trust=trust))
     for pool in (LastBitPool, UnalignedPool):
-        close(here, told(outcome(ENTRIES[name], pool, trust=trust)))
+        close(here, shown(*ended(ENTRIES[name], pool, trust=trust)))

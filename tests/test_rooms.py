@@ -1,6 +1,7 @@
 """Which room of the package imports which, read from the syntax trees of all its files."""
 
 import ast
+import re
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -96,9 +97,21 @@ def test_no_folders_import_each_other_in_a_circle() -> None:
     assert on_circles((folder(source), folder(target)) for source, target in arrows()) == set()
 
 
+def test_every_folder_is_a_package_which_an_installation_has() -> None:
+    assert [path for path in {path.parent for path in modules().values()} if not (path / "__init__.py").exists()] == []
+
+
 def test_every_file_stands_in_a_room_with_a_floor() -> None:
     named = [name for floor in ROOMS for name in floor]
     assert sorted(named) == sorted({room(module) for module in modules() if module != FACE})
+
+
+def test_the_page_draws_every_room_on_its_floor() -> None:
+    page = (ROOT.parent / "docs" / "architecture.md").read_text()
+    floors: list[tuple[str, ...]] = []
+    for number, name in re.findall(r"^([ \d]{2})  (\w+) +\S", page, re.M):
+        floors = [*floors, (name,)] if number.strip() else [*floors[:-1], (*floors[-1], name)]
+    assert tuple(floors) == ROOMS
 
 
 def test_no_file_imports_a_floor_above_its_own_or_another_room_on_it() -> None:

@@ -39,7 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_OTHERS = ("synth", "judge", "verify", "audit")
+_OTHERS = ("synth", "release", "judge", "verify", "audit")
 """Commands that may read what somebody else has made, and run no code of the working folder unless they are told to."""
 
 

@@ -53,14 +53,3 @@ def account(
         console.print(line, style="dim", highlight=False, markup=False)
     for path in write_budget(budget, out):
         print_line(console, f"wrote {path}")
-
-
-@app.command("diagnose", rich_help_panel=PANEL)
-def diagnose_file(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A tool's settings (YAML), such as benchmarks/accounting/dp_cvae.yaml.")],
-) -> None:
-    """Show ε of another tool's settings by unit and trust, or why there is none."""
-    from fedsim.evidence.diagnose import diagnosis, read_settings
-
-    for line in diagnosis(read_settings(file)):
-        typer.echo(line)

@@ -179,7 +179,7 @@ def algorithms_table(names: Iterable[str]) -> Table:
         try:
             found = describe(name)
         except UserError as error:
-            table.add_row(Text(name), Text(f"{error.what}; {error.right}", "red"), "", "")
+            table.add_row(Text(name), Text(f"{error.what}; {error.hint}", "red"), "", "")
             continue
         yields = "" if found.yields == "generator" else f" (yields a {found.yields})"
         parameters = ", ".join(f"{each.name}={each.default}" for each in found.parameters)

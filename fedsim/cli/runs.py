@@ -75,11 +75,12 @@ def release(
     folder: Run,
     out: Annotated[Path, typer.Option(help="The folder of the package: tensors, and the facts about them.")],
     cell: Annotated[str | None, typer.Option(help="The id of the cell, or its beginning, where there are several.")] = None,
+    trust_plugin: TrustPlugin = False,
 ) -> None:
     """Write a generator that may leave the simulation under its ε (noise: secret, a claim that is proved or checked) as two files."""
     from fedsim.results.generators import release as write_package
 
-    path, facts = write_package(folder, cell, out)
+    path, facts = write_package(folder, cell, out, trust_plugin=trust_plugin)
     plan = facts.plan
     assert plan is not None
     print_line(plain_console(), f"{path}: {facts.cell.label}, ε = {plan.epsilon_target:g} at δ = {plan.delta:g}, claim {plan.claim}")

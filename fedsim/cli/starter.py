@@ -33,8 +33,8 @@ class MyMethodParams(DPSGDParams):
 class MyMethod(DPSGD):
     """One encoder and one decoder for all clients, trained on every example's negative ELBO."""
 
-    # What rows and `fedsim algorithms` cite. The claim is `stated`, and `checked` once `fedsim check` has passed: the base class clips,
-    # noises and counts, and that the loss is per example is your word; `noised: shared` is `heuristic`. Nothing below mentions privacy.
+    # What rows and `fedsim algorithms` cite. The claim is `stated`, and `checked` once `fedsim check --run` has passed: the base class
+    # clips, noises and counts, and that the loss is per example is your word; `noised: shared` is `heuristic`.
     source = "Kingma and Welling 2014, arXiv 1312.6114; Sohn et al. 2015"
     Params = MyMethodParams
 

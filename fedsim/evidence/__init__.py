@@ -1,1 +1,1 @@
-"""The kit for adding an algorithm: what there is, a method to start from, and checks of what it must keep."""
+"""What a privacy claim rests on: checks, audits, and epsilons recomputed from rows."""

@@ -13,7 +13,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Container, Iterator, Mapping
 from typing import Any, ClassVar
 
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
@@ -134,19 +133,12 @@ class Algorithm(ABC):
 
     # --- the harness's part ---
 
-    def check_contract(self) -> None:  # noqa: B027 (most base classes take nothing for granted)
-        """Try what the base class's guarantee takes for granted, on made-up rows.
+    def check_contract(self, round_: Round, broadcast: Tensors) -> None:  # noqa: B027 (most base classes take nothing for granted)
+        """Try what the base class's guarantee takes for granted of what clients compute in a round, on made-up rows; on the CPU.
 
         Raises:
-            NotPerExample: its loss mixes rows.
+            NotPerExample: its loss or statistic mixes rows.
             ValueError: it cannot be tried.
-        """
-
-    def check_round(self, round_: Round, told: Tensors, device: torch.device) -> None:  # noqa: B027 (as above)
-        """As :meth:`check_contract`, of what clients compute on ``device`` in a round in which they were ``told`` so much.
-
-        Raises:
-            NotPerExample: it mixes rows.
         """
 
     def initial_server(self, seeds: Seeds) -> Server:

@@ -26,6 +26,7 @@ from fedsim.methods.optimise import Dims, adam_step, average_step, by_client, by
 from fedsim.methods.parameters import load_parameters, local_names, shared_tensors
 from fedsim.methods.per_example import check_clients, check_loss
 from fedsim.methods.phase import Phase
+from fedsim.methods.returns import loss_parts
 from fedsim.privacy.clipping import EngineName, Norms, clipped_sum
 from fedsim.privacy.plan import Claim, Release, Unit
 from fedsim.seeds import Purpose
@@ -119,13 +120,15 @@ class DPSGD(Algorithm):
             what = f"{self.params.client_rate:g} samples clients, which does not amplify the budget of a unit within one"
             raise UserError("client_rate", what, "give 1, or unit: client")
 
-    def check_contract(self) -> None:
-        """The loss is per example where single examples are clipped, else its client's own.
+    def check_contract(self, round_: Round, broadcast: Tensors) -> None:
+        """The loss is per example where single examples are clipped, else its client's own; tried in the first round.
 
         Raises:
             NotPerExample: it is not.
             ValueError: the engine cannot clip the model.
         """
+        if round_.number:
+            return
         if self.task.unit == "client":
             check_clients(self, min(2, self.task.clients))
         else:
@@ -166,7 +169,7 @@ class DPSGD(Algorithm):
         names: list[str] = []
 
         def stacked(model: nn.Module, batch: Batch) -> Tensor:
-            parts = self.loss(model, batch)
+            parts = loss_parts(self.loss, model, batch)
             names[:] = parts
             return torch.stack(list(parts.values()), 1)
 

@@ -21,6 +21,7 @@ from fedsim.methods.optimise import adam_step
 from fedsim.methods.parameters import load_parameters
 from fedsim.methods.per_example import check_loss
 from fedsim.methods.phase import Phase
+from fedsim.methods.returns import loss_parts
 from fedsim.privacy.clipping import EngineName, Norms, clipped_sum
 from fedsim.privacy.plan import Release
 
@@ -55,14 +56,14 @@ class LocalDPSGD(LocalTraining):
         """Whether local steps carry the noise; else the clipped updates do."""
         return self.task.unit != "client"
 
-    def check_contract(self) -> None:
-        """The loss is per example, where single examples are clipped; clients train by themselves.
+    def check_contract(self, round_: Round, broadcast: Tensors) -> None:
+        """The loss is per example, where single examples are clipped; tried in the first round. Clients train by themselves.
 
         Raises:
             NotPerExample: it is not.
             ValueError: the engine cannot clip the model.
         """
-        if self.in_local_steps:
+        if self.in_local_steps and not round_.number:
             check_loss(self, 1, lambda model: Norms(self.clip()))
 
     def sensitivity(self) -> float:
@@ -111,7 +112,7 @@ class LocalDPSGD(LocalTraining):
         """Each member's clipped sum ``[K, ...]`` by name; norms and losses of all examples."""
 
         def total(model: nn.Module, batch: Batch) -> Tensor:
-            return torch.stack(list(self.loss(model, batch).values())).sum(0)
+            return torch.stack(list(loss_parts(self.loss, model, batch).values())).sum(0)
 
         sums, norms, losses = [], [], []
         for position, batch in enumerate(batches):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -24,6 +25,7 @@ from fedsim.methods.messages import NUMBER_BYTES, Diagnostic, Message, Round, Se
 from fedsim.methods.optimise import adam_step
 from fedsim.methods.parameters import shared_tensors
 from fedsim.methods.phase import Phase
+from fedsim.methods.returns import loss_parts
 from fedsim.privacy.clipping.materialised import functional_loss
 from fedsim.privacy.noise import gaussian
 from fedsim.privacy.plan import Release, Unit
@@ -167,9 +169,9 @@ class LocalTraining(Algorithm):
 
         def losses(values: Tensors, x: Tensor, y: Tensor, *draws: Tensor) -> dict[str, Tensor]:
             batch = Batch(x, y, dict(zip(shapes, draws, strict=True)), layout)
-            return {name: value.mean() for name, value in functional_loss(clients.model, self.loss, values, batch).items()}
+            return {name: value.mean() for name, value in functional_loss(clients.model, loss, values, batch).items()}
 
-        step = torch.func.vmap(losses)
+        loss, step = partial(loss_parts, self.loss), torch.func.vmap(losses)
         state: Tensors = {}
         means: dict[str, Tensor] = {}
         for index in range(self.params.local_steps):

@@ -117,18 +117,18 @@ class OneShot(Algorithm):
         """Everything released so far."""
         return dict(server.tensors)
 
-    def check_round(self, round_: Round, told: Tensors, device: torch.device) -> None:
+    def check_contract(self, round_: Round, broadcast: Tensors) -> None:
         """Look at what made-up rows of one client add to the round's statistic as they become more.
 
         Raises:
             NotPerExample: how many there are changes what one of them adds.
         """
         for crowd in crowds(self.task):
-            x, y = to_device(crowd.x, device), to_device(crowd.y, device)
+            x, y = crowd.x, crowd.y
             for statistic in (each for each in self.statistics() if each.name == round_.release.name):
-                whole = statistic.products(Rows(x, y, torch.zeros_like(y)), told)
+                whole = statistic.products(Rows(x, y, torch.zeros_like(y)), broadcast)
                 for part in crowd.parts:
-                    own = statistic.products(Rows(x[part], y[part], torch.zeros_like(y[part])), told)
+                    own = statistic.products(Rows(x[part], y[part], torch.zeros_like(y[part])), broadcast)
                     for name, product in own.items():
                         crowd.check_same(f"'{name}' of '{statistic.name}'", part, product.left, whole[name].left)
                         crowd.check_same(f"'{name}' of '{statistic.name}'", part, product.right, whole[name].right)

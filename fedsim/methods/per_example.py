@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 from fedsim.batch import Batch, Layout
 from fedsim.errors import NotPerExample
 from fedsim.methods.messages import Task
+from fedsim.methods.returns import loss_parts
 from fedsim.models.initialise import initial_model
-from fedsim.privacy.clipping import Norms, check_per_example
+from fedsim.privacy.clipping import Norms, clipped_sum
+from fedsim.privacy.clipping.norms import Loss
 from fedsim.seeds import Seeds
 
 ROWS = 6
@@ -27,6 +30,8 @@ CLOSE = 1e-2
 """Relative difference that is put down to rounding: more rows may be multiplied in another order, and cosines of large angles tell."""
 SAME = 1e-4
 """As :data:`CLOSE`, but of the same rows in the same order."""
+TOLERANCE = 1e-3
+"""Allowed error of a clipped sum, relative to its norm."""
 
 
 class PerExample(Protocol):
@@ -55,10 +60,12 @@ def check_loss(algorithm: PerExample, clients: int, norms: Callable[[nn.Module],
     model = _started(algorithm, clients)
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
-        return _total(algorithm.loss(model, batch))
+        return _parts(algorithm, model, batch)
 
     batch = _made_up(algorithm, clients)
-    _check_parts(algorithm.loss(model, batch))
+    for name, losses in loss_parts(algorithm.loss, model, batch).items():
+        if not losses.isfinite().all():
+            raise ValueError(f"part '{name}' of the loss is not finite for made-up rows of unit norm")
     check_per_example(model, loss, batch, norms(model), algorithm.params.engine)
     with torch.no_grad():
         for crowd in crowds(algorithm.task):
@@ -78,10 +85,10 @@ def check_clients(algorithm: PerExample, clients: int) -> None:
     model, (_, crowd), each = _started(algorithm, clients), crowds(algorithm.task), MIXED // clients
     batch = _batch(algorithm, crowd.x, crowd.y, torch.arange(MIXED) // each, clients)
     with torch.no_grad():
-        whole = _total(algorithm.loss(model, batch))
+        whole = _parts(algorithm, model, batch)
         for client in range(clients):
             part = slice(client * each, (client + 1) * each)
-            if not is_same(_total(algorithm.loss(model, batch.part(part))), whole[part]):
+            if not is_same(_parts(algorithm, model, batch.part(part)), whole[part]):
                 raise NotPerExample("the loss is not its client's own: rows of one client are worth something else without the others'")
         _check_forgets(algorithm, clients, _made_up(algorithm, clients), model)
 
@@ -90,25 +97,52 @@ def _check_forgets(algorithm: PerExample, clients: int, batch: Batch, model: nn.
     """Compare the loss with that of another instance, which saw other rows before."""
     again: Any = type(algorithm)(algorithm.params, algorithm.task)  # type: ignore[call-arg]
     other, (crowd, _) = _started(again, clients), crowds(algorithm.task)
-    again.loss(other, _batch(again, -crowd.x, crowd.y, torch.zeros_like(crowd.y), clients))
-    one, two = _total(algorithm.loss(model, batch)), _total(again.loss(other, batch))
+    _parts(again, other, _batch(again, -crowd.x, crowd.y, torch.zeros_like(crowd.y), clients))
+    one, two = _parts(algorithm, model, batch), _parts(again, other, batch)
     if not _near(one, two, SAME):
         raise NotPerExample("the loss remembers: the same rows are worth something else after other rows were seen")
 
 
-def _total(parts: Mapping[str, Tensor]) -> Tensor:
-    return torch.stack(list(parts.values()), 1)
+def _parts(algorithm: PerExample, model: nn.Module, batch: Batch) -> Tensor:
+    return torch.stack(list(loss_parts(algorithm.loss, model, batch).values()), 1)
 
 
-def _check_parts(parts: Any) -> None:
-    if not isinstance(parts, Mapping):
-        raise ValueError(f"the loss returned a {type(parts).__name__}, not a mapping of its parts by name")
-    for name, part in parts.items():
-        if not isinstance(part, Tensor) or part.shape != (ROWS,):
-            given = f"a tensor {list(part.shape)}" if isinstance(part, Tensor) else f"a {type(part).__name__}"
-            raise ValueError(f"part '{name}' of the loss is {given}, not one number a row: [{ROWS}]")
-        if not part.isfinite().all():
-            raise ValueError(f"part '{name}' of the loss is not finite for made-up rows of unit norm")
+def check_per_example(model: nn.Module, loss: Loss, batch: Batch, norms: Norms, engine: str = "bookkeeping") -> None:
+    """Raise if one example's presence changes the clipped sum by anything but its own clipped gradient.
+
+    The engines measure and clip whatever they take for row n's gradient; that it depends on row n alone is up to the loss. A batch
+    statistic, such as a batch-level MMD, breaks it, and so does a layer that sees the rows in another order.
+
+    Args:
+        model: as for :func:`fedsim.privacy.clipping.clipped_sum`, and so are ``loss`` and ``engine``.
+        loss: the loss to check.
+        batch: made-up rows, at least two, of the shapes that will come; every row is left out in turn.
+        norms: the weights and the free parameters; the check clips to the median norm of the rows, so that it bites.
+        engine: the engine to check with.
+
+    Raises:
+        NotPerExample: with the row and by how much.
+        ValueError: the engine cannot clip the model.
+    """
+    measured = clipped_sum(model, loss, batch, Norms(math.inf, "example", norms.weights, norms.free), engine).norms
+    if not measured.isfinite().all():
+        raise ValueError("the loss's gradient is not finite on made-up rows of unit norm")
+    biting = Norms(max(float(measured.median()), 1e-12), "example", norms.weights, norms.free)
+    whole = clipped_sum(model, loss, batch, biting, engine).sums
+    for index in range(len(batch)):
+        without = clipped_sum(model, loss, batch.without(index), biting, engine).sums
+        alone = clipped_sum(model, loss, batch.row(index), biting, engine).sums
+        error = _norm({name: whole[name] - without[name] - alone[name] for name in whole})
+        size = max(_norm(whole), _norm(without), _norm(alone))
+        if not error <= TOLERANCE * size:
+            raise NotPerExample(
+                f"the loss is not per example: leaving out row {index} of {len(batch)} changes the clipped sum by {error:.3g} beyond "
+                f"its own gradient (the sum's norm is {size:.3g}); a row's loss may depend on that row alone"
+            )
+
+
+def _norm(tensors: dict[str, Tensor]) -> float:
+    return float(torch.stack([value.norm() for value in tensors.values()]).norm())
 
 
 @dataclass(frozen=True)

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from pydantic import ValidationError
 
-from fedsim.batch import Batch
 from fedsim.data.embeddings import Embeddings
 from fedsim.device import CPU
-from fedsim.errors import NotPerExample, PluginError, UserError
+from fedsim.errors import NotPerExample, PluginError, UserError, WrongReturn
 from fedsim.grid.resolve import Resolved, Variant
 from fedsim.methods.algorithm import Algorithm, solved_plan
-from fedsim.methods.clients import Clients
-from fedsim.methods.messages import Message, Round, Server, Task, Tensors, Values
-from fedsim.methods.phase import Phase
-from fedsim.methods.products import Generator, Product, is_classifier, is_personal, own
+from fedsim.methods.messages import Message, Round, Task, Tensors
+from fedsim.methods.products import Product, is_classifier, is_personal, own
+from fedsim.methods.returns import answer
 from fedsim.planning.process_state import ProcessState
 from fedsim.plugins.places import blamed, line_of, said
 from fedsim.plugins.registry import lookup
@@ -87,7 +84,7 @@ def rehearse_grid(
 def rehearse(
     variant: Variant, task: Task, epsilon: float, delta: float, where: str, device: torch.device = CPU, seconds: float = LONGEST
 ) -> None:
-    """Run the first round of each release on made-up rows through the code that trains, and use what comes out.
+    """Run the first round of each release on made-up rows by the code that trains, use what comes out, and try the contract.
 
     Args:
         variant: the algorithm with its parameters.
@@ -113,27 +110,29 @@ def rehearse(
             except UserError:  # what the grid asks for cannot be planned, which is not the plug-in's mistake and told with its cell
                 return
             cohort = made_up_cohort(variant.name, variant.params, task, plan, ROWS, device)
-            _use(train_watched(cohort, plan), cohort.algorithm, cohort.clients.pooled.x)
-            if plan is not None and device == CPU:  # the contract is the same on every device
-                build_algorithm(variant.name, variant.params, task).check_contract()
-    except NotPerExample as error:
-        loss: Any = getattr(cls, "loss", getattr(cls, "statistics", cls))
-        raise PluginError(where, f"on {made_up}, {line_of(loss)}: {error}", error.remedy) from error
+            _use(train_rehearsed(cohort, plan), cohort)
     except PluginError:
         raise
-    except _Unexpected as error:
-        raise PluginError(where, f"on {made_up}, {error.what}", f"expected {error.expected}") from error
-    except _Late as error:
-        right = f"expected {cls.__name__} to train and sample in that time"
-        raise PluginError(where, f"on {made_up}, {blamed(error, cls)}: still running after {seconds:g} s", right) from error
-    except (Exception, SystemExit) as error:  # a plug-in may raise anything
-        at = blamed(error, cls)
-        if device == CPU:
-            raise PluginError(where, f"on {made_up}, {at}: {said(error)}", f"expected {cls.__name__} to train and sample") from error
-        fix = "it runs on the CPU: make tensors where the batch is (batch.x.new_zeros, fedsim.methods.normal), or set device: cpu"
-        raise PluginError(where, f"on {made_up}, on {device.type}, {at}: {said(error)}", fix) from error
+    except (Exception, SystemExit, _Late) as error:  # a plug-in may raise anything
+        what, fix = _complaint(error, cls, device, seconds)
+        raise PluginError(where, f"on {made_up}, {what}", fix) from error
     finally:
         process.put_back()
+
+
+def _complaint(error: BaseException, cls: type, device: torch.device, seconds: float) -> tuple[str, str]:
+    """What is wrong, with file and line, and what would be right."""
+    if isinstance(error, NotPerExample):
+        return f"{line_of(getattr(cls, 'loss', getattr(cls, 'statistics', cls)))}: {error}", error.remedy
+    if isinstance(error, WrongReturn):
+        return f"{line_of(error.method)}: {error.what}", f"expected {error.expected}"
+    at, fix = blamed(error, cls), f"expected {cls.__name__} to train and sample"
+    if isinstance(error, _Late):
+        return f"{at}: still running after {seconds:g} s", f"{fix} in that time"
+    if device == CPU:
+        return f"{at}: {said(error)}", fix
+    fix = "it runs on the CPU: make tensors where the batch is (batch.x.new_zeros, fedsim.methods.normal), or set device: cpu"
+    return f"on {device.type}, {at}: {said(error)}", fix
 
 
 class _Late(BaseException):
@@ -162,135 +161,71 @@ def _in_time(seconds: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, *timer)
 
 
-class _Unexpected(Exception):
-    """A plug-in's method returned what nobody can use."""
-
-    def __init__(self, method: Any, returned: str, expected: str) -> None:
-        self.what, self.expected = f"{line_of(method)}: {method.__name__} returned {returned}", expected
-        super().__init__(self.what, self.expected)
-
-
 def made_up_cohort(
     name: str, params: dict[str, Any], task: Task, plan: PrivacyPlan | None, each: int, device: torch.device = CPU
 ) -> Cohort:
-    """All clients with made-up rows, whose algorithm samples everyone and takes the first round of each release only.
+    """All clients with made-up rows, whose algorithm samples everyone.
 
     Args:
         name: of the algorithm.
-        params: of the algorithm.
+        params: of the algorithm; :data:`EVERYONE` replaces what they are, where they allow it.
         task: the public facts.
         plan: the privacy plan, None without privacy.
         each: how many rows of unit norm a client has; where the unit is a group, two are one.
         device: where it trains.
     """
-    count, clients = each * task.clients, range(task.clients)
+    known, count, clients = lookup(name).Params, each * task.clients, range(task.clients)
+    brief = params | known.brief(EVERYONE, ())
+    with suppress(ValidationError):  # values that parameters allow one by one may not do together
+        known.model_validate(brief)
+        params = brief
     x = np.random.default_rng(0).standard_normal((count, task.dim), dtype=np.float32)
     x, y = x / np.linalg.norm(x, axis=1, keepdims=True), np.arange(count) % task.classes
     rows = tuple(np.arange(client * each, (client + 1) * each) for client in clients)
     groups = tuple(np.arange(each) // 2 for _ in clients) if task.unit == "group" else None
-    cohort = Cohort(CohortSpec(name, params, task, plan, Seeds(0), tuple(clients), rows, groups), x, y, device)
-    algorithm = build_algorithm(name, params, task)
-    given = {name: value for name, value in EVERYONE.items() if name in type(algorithm.params).model_fields}
-    algorithm.params = algorithm.params.model_copy(update=given)
-    every = algorithm.schedule
-    algorithm.schedule = lambda: (round_ for round_ in every() if round_.step == 0)  # type: ignore[method-assign]
-    cohort.algorithm, cohort.phases = algorithm, algorithm.phases()
-    return cohort
+    return Cohort(CohortSpec(name, params, task, plan, Seeds(0), tuple(clients), rows, groups), x, y, device)
 
 
-def train_watched(cohort: Cohort, plan: PrivacyPlan | None) -> Product:
-    """What training yields, through :func:`fedsim.training.rounds.train`, while what the algorithm's methods return is looked at.
+def first_rounds(algorithm: Algorithm) -> list[Round]:
+    """The first round of each release."""
+    return [round_ for round_ in algorithm.schedule() if round_.step == 0]
+
+
+def train_rehearsed(cohort: Cohort, plan: PrivacyPlan | None) -> Product:
+    """What the first rounds of a training make, by :func:`fedsim.training.rounds.train`; on the CPU the contract is tried, too.
 
     Args:
         cohort: from :func:`made_up_cohort`.
         plan: the privacy plan, None without privacy.
 
     Raises:
-        NotPerExample: a statistic is not per example.
-        Exception: whatever the algorithm raises, and what says what it returned and should have.
+        NotPerExample: a loss or a statistic is not per example.
+        WrongReturn: a method of the algorithm returned what nobody can use.
+        Exception: whatever the algorithm raises.
     """
-    _watch(cohort.algorithm)
-    cohort.phases = cohort.algorithm.phases()
-    steps = train(cohort.algorithm, LocalPool([cohort]), plan, Seeds(0), device=cohort.clients.device)
-    return to_the_end(steps)[1].made
+    algorithm: Algorithm = type(cohort.algorithm)(cohort.algorithm.params, cohort.algorithm.task)
+    pool = _TriedPool([cohort], algorithm if plan is not None and cohort.clients.device == CPU else None)
+    return to_the_end(train(algorithm, pool, plan, Seeds(0), device=cohort.clients.device, schedule=first_rounds(algorithm)))[1].made
 
 
-def _watch(algorithm: Algorithm) -> None:
-    """Look at what this algorithm's methods return."""
-    own = {name: getattr(algorithm, name) for name in ("loss", "phases", "label_counts") if hasattr(algorithm, name)}
+class _TriedPool(LocalPool):
+    """Clients; after what they compute in a round, the contract of ``tried`` is tried for it."""
 
-    def loss(model: Any, batch: Batch) -> Mapping[str, Tensor]:
-        parts = own["loss"](model, batch)
-        if not isinstance(parts, Mapping) or not parts:
-            raise _Unexpected(own["loss"], _described(parts), f"a mapping of loss parts by name, one number a row each: [{len(batch)}]")
-        for name, part in parts.items():
-            if not isinstance(part, Tensor) or part.shape != (len(batch),):
-                raise _Unexpected(own["loss"], f"'{name}' as {_described(part)}", f"one number a row: [{len(batch)}]")
-        return dict(parts)
+    def __init__(self, cohorts: Sequence[Cohort], tried: Algorithm | None) -> None:
+        super().__init__(cohorts)
+        self.tried = tried
 
-    def phases() -> tuple[Phase, ...]:
-        return tuple(_watched(algorithm, phase) for phase in own["phases"]())
-
-    def label_counts(server: Server) -> Tensor | None:
-        counts, classes = own["label_counts"](server), algorithm.task.classes
-        if counts is not None and (not isinstance(counts, Tensor) or counts.shape != (classes,)):
-            raise _Unexpected(own["label_counts"], _described(counts), f"a number a class, [{classes}], or None")
-        return counts
-
-    watched = {"loss": loss, "phases": phases, "label_counts": label_counts}
-    vars(algorithm).update({name: watched[name] for name in own})
+    def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
+        messages = super().round(round_, broadcast)
+        if self.tried is not None:
+            self.tried.check_contract(round_, broadcast)
+        return messages
 
 
-def _watched(algorithm: Algorithm, phase: Phase) -> Phase:
-    """A phase that looks at what its functions return, and at the contract of what clients compute."""
-
-    def at_clients(clients: Clients, round_: Round, told: Tensors) -> Message:
-        message = phase.at_clients(clients, round_, told)
-        if clients.plan is not None:
-            algorithm.check_round(round_, told, clients.device)
-        if not isinstance(message, Message):
-            raise _Unexpected(phase.at_clients, _described(message), "a fedsim.methods.messages.Message, as clients.send makes it")
-        return message
-
-    def at_server(*args: Any) -> Values:
-        values = phase.at_server(*args)
-        if not isinstance(values, Mapping):
-            raise _Unexpected(phase.at_server, _described(values), "a mapping of diagnostics by name, which may be empty")
-        return values
-
-    return replace(phase, at_clients=at_clients, at_server=at_server)
-
-
-def _use(made: Product, algorithm: Algorithm, x: Tensor) -> None:
+def _use(made: Product, cohort: Cohort) -> None:
     """Sample or predict, by the shared version and by a client's own."""
-    task, personal = algorithm.task, [own(made, 0)] if is_personal(made) else []
+    algorithm, x, personal = cohort.algorithm, cohort.clients.pooled.x, [own(made, 0)] if is_personal(made) else []
+    labels = torch.arange(algorithm.task.classes, device=x.device).repeat_interleave(2)
     # a personal classifier is used by its clients alone
-    for each in personal if personal and is_classifier(made) else [made, *personal]:
-        if not algorithm.generates() and is_classifier(each):
-            _check(each.probabilities, each.probabilities(x), (len(x), task.classes), torch.float32, torch.float64)
-        elif algorithm.generates() and isinstance(each, Generator):
-            labels = torch.arange(task.classes, device=x.device).repeat_interleave(2)
-            _check(each.sample, each.sample(labels, Seeds(0).torch(Purpose.SYNTHESIS)), (len(labels), task.dim), torch.float32)
-        else:
-            maker: Any = algorithm.generator if algorithm.generates() else algorithm.classifier
-            raise _Unexpected(maker, _described(each), f"an object with {'sample' if algorithm.generates() else 'probabilities'}")
-
-
-def _check(method: Any, returned: Any, shape: tuple[int, int], *dtypes: torch.dtype) -> None:
-    expected = f"{' or '.join(map(_plain, dtypes))} {list(shape)}"
-    if not isinstance(returned, Tensor) or returned.shape != shape or returned.dtype not in dtypes:
-        raise _Unexpected(method, _described(returned), expected)
-    if returned.requires_grad:
-        raise _Unexpected(method, "a tensor with a gradient", "constants: sample and predict under torch.no_grad()")
-    if not returned.isfinite().all():
-        raise _Unexpected(method, "numbers that are not finite", f"finite {expected}")
-
-
-def _described(value: Any) -> str:
-    if not isinstance(value, Tensor):
-        return "nothing" if value is None else f"a {type(value).__name__}"
-    return f"{_plain(value.dtype)} {list(value.shape)}"
-
-
-def _plain(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    for version in personal if personal and is_classifier(made) else [made, *personal]:
+        answer(algorithm, version, labels, x, Seeds(0).torch(Purpose.SYNTHESIS))

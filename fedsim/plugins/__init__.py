@@ -1,1 +1,1 @@
-"""What a privacy claim is worth: budgets without data, rows proved again, other tools' settings, statements in words."""
+"""Algorithms by name: found, hashed, blamed in messages, and what they may claim."""

@@ -18,7 +18,7 @@ from fedsim.methods.local_dp_sgd import LocalDPSGD
 from fedsim.methods.local_training import LocalTraining
 from fedsim.methods.messages import Message, Round, Tensors
 from fedsim.planning.prepare import Prepared
-from fedsim.planning.rehearsal import made_up_cohort
+from fedsim.planning.rehearsal import first_rounds, made_up_cohort
 from fedsim.privacy.plan import PrivacyPlan, Release
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, LocalPool
@@ -91,7 +91,7 @@ def parts_of(trial: Trial) -> Parts:
     with torch.random.fork_rng(devices=[]):
         cohort = made_up_cohort(cell.algorithm, cell.params, task, trial.plan, ROWS)
         algorithm, pool = cohort.algorithm, _Shapes(cohort)
-        to_the_end(train(algorithm, pool, trial.plan, Seeds(0)))
+        to_the_end(train(algorithm, pool, trial.plan, Seeds(0), schedule=first_rounds(algorithm)))
     in_local_steps = isinstance(algorithm, LocalDPSGD) and algorithm.in_local_steps
     return Parts(
         pool.found,

@@ -1,1 +1,1 @@
-"""What a run leaves behind."""
+"""What a run leaves behind: result lines, the rows that are joined of them, and what its trainings made."""

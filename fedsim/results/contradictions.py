@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -193,8 +193,11 @@ def _against_plan(row: Row, dims: Sequence[int], trust_plugin: bool) -> tuple[li
 @lru_cache(maxsize=4096)
 def _planned(cls: type[Algorithm], params: str, task: Task, epsilon: float, delta: float) -> PrivacyPlan | None:
     from fedsim.methods.algorithm import solved_plan  # late, as above
+    from fedsim.plugins.claims import allowed
 
-    return solved_plan(cls(cls.Params.model_validate(decode(load(params))), task), epsilon, delta)
+    algorithm = cls(cls.Params.model_validate(decode(load(params))), task)
+    plan = solved_plan(algorithm, epsilon, delta)
+    return plan and replace(plan, claim=allowed(plan.claim, algorithm))
 
 
 _Value = str | float | tuple[float, float, int]
@@ -250,5 +253,6 @@ def _said(value: _Value | None) -> str:
 
 
 def _claimed(row: Row, plan: PrivacyPlan | None) -> Iterator[str]:
-    if plan is not None and row.claim in _THEOREMS and plan.claim not in _THEOREMS:
+    too_much = ("proved",) if plan is not None and plan.claim in _THEOREMS else _THEOREMS
+    if plan is not None and row.claim in too_much and row.claim != plan.claim:
         yield f"it claims '{row.claim}' and its algorithm '{plan.claim}'"

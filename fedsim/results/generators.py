@@ -111,33 +111,39 @@ class GeneratorFacts(BaseModel):
 
 
 def releasable(cell: Cell) -> Cell:
-    """The cell as its generator's files tell it: with secret noise without any exact function of private data.
+    """The cell as what leaves a run says it: with secret noise without any exact function of private data.
 
-    A hash of the rows, which a cell's id depends on too, tells a data set from its neighbour. The id is then one of the public facts alone.
+    A hash of the rows, which the ids of a cell and its training depend on too, tells a data set from its neighbour. The id is then one of
+    the public facts alone.
     """
     if cell.noise == "seeded":
         return cell
-    public = cell.model_dump(mode="json", exclude={"cell_id", "dataset_hash"})
+    public = cell.model_dump(mode="json", exclude={"cell_id", "training_id", "dataset_hash"})
     name = hashlib.sha256(json.dumps(public, sort_keys=True).encode()).hexdigest()[:16]
-    return cell.model_copy(update={"cell_id": name, "dataset_hash": None})
+    return cell.model_copy(update={"cell_id": name, "training_id": "", "dataset_hash": None})
 
 
-def release(run: Path | str, cell: str | None, out: Path) -> tuple[Path, GeneratorFacts]:
+def release(run: Path | str, cell: str | None, out: Path, *, trust_plugin: bool = False) -> tuple[Path, GeneratorFacts]:
     """Write the generator of a cell as a package that may leave the simulation: ``<id>.safetensors`` and ``<id>.json``.
 
     Args:
         run: the run folder.
         cell: the cell's id or its beginning; may be left out where there is one generator.
         out: the folder of the two files.
+        trust_plugin: also run the code of an algorithm that the run names as a file or a module that is not installed.
 
     Returns:
         The JSON file, and what it says.
 
     Raises:
-        UserError: there is no such generator, or it may not leave the simulation under its epsilon.
+        UserError: there is no such generator, it cannot be loaded, or it may not leave the simulation under its epsilon.
     """
     facts, state, row = _of_run(RunFolder(Path(run)), cell)
-    _cross_checked(f"{run}, cell {facts.cell.cell_id}", facts, row)
+    where = f"{run}, cell {facts.cell.cell_id}"
+    if not trust_plugin:
+        check_installed(facts.cell.algorithm, where)
+    _made(where, facts, facts.cell.params, state)
+    _cross_checked(where, facts, row)
     if facts.held_back:
         raise UserError(f"cell {facts.cell.cell_id}", f"may not be released: {facts.held_back}", RELEASE_HINT)
     public = releasable(facts.cell)
@@ -212,7 +218,7 @@ class SavedGenerator:
 
     def manifest(self, per_class: int, seed: int | None = None) -> dict[str, Any]:
         """What a file of :meth:`synthesise` has to carry: what the rows are and what privacy was paid for them."""
-        cell, plan = self.facts.cell, self.facts.plan
+        cell, plan = releasable(self.facts.cell), self.facts.plan
         return {
             "synthetic": True,
             "cell_id": cell.cell_id,
@@ -300,13 +306,13 @@ def _of_run(folder: RunFolder, cell: str | None) -> tuple[GeneratorFacts, Tensor
     held = {e.cell_id: e for e in [*every_entry(lines), *entries(folder.path, lines)] if _is_kept(lines.trainings.get(e.training_id))}
     entry = held[_chosen(folder.path, cell, {id_: _words(lines.trainings[e.training_id]["cell"]) for id_, e in held.items()})]
     line, where = lines.trainings[entry.training_id], f"{folder.lines('trainings')}, training {entry.training_id}"
-    state = read_state(folder.state(entry.training_id), line["state"])
+    state = read_state(folder.state(entry.training_id), line["state"], _AGAIN)
     row, ledger = lines.trained_row(entry), line["ledger"] or {}
     plan = line["plan"] and {**line["plan"], "claim": row.claim}
     facts = {name: line[name] for name in ("task", "class_names", "versions")} | {
         "cell": {**line["cell"], "cell_id": entry.cell_id, "label": entry.label},
         "plan": plan,
-        "status": "ok" if row.status == "failed" else row.status,  # what failed was its judging
+        "status": lines.standing(entry)[0],  # the training's: it may be its judging that failed
         "epsilon_spent": ledger.get("epsilon_spent"),
         "accountant": ledger.get("accountant"),
         "tensors": described(state),
@@ -385,7 +391,7 @@ def _of_package(folder: Path, cell: str | None) -> tuple[GeneratorFacts, Tensors
         raise UserError(str(path), f"cannot be read ({what})", _AGAIN) from error
     if facts.cell.cell_id != path.stem:
         raise UserError(str(path), f"holds the generator of cell {facts.cell.cell_id}", "give every file its own name back")
-    state = read_state(path.with_suffix(TENSORS), facts.sha256)
+    state = read_state(path.with_suffix(TENSORS), facts.sha256, _AGAIN)
     try:
         check_alike(described(state), facts.tensors)
     except ValueError as error:

@@ -31,8 +31,8 @@ def keep_state(path: Path, state: Mapping[str, Tensor]) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def read_state(path: Path, sha256: str) -> Tensors:
-    """The tensors, if they are those that were written.
+def read_state(path: Path, sha256: str, hint: str = "remove it; the same command trains again") -> Tensors:
+    """The tensors, if they are those that were written; ``hint`` says what to do where not.
 
     Raises:
         UserError: they cannot be read, or are not.
@@ -43,5 +43,5 @@ def read_state(path: Path, sha256: str) -> Tensors:
             raise ValueError("its SHA-256 is not the one that was noted when it was written")
         state: Tensors = load(content)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise UserError(str(path), f"is not what was saved ({unread(error)})", "remove it; the same command trains again") from error
+        raise UserError(str(path), f"is not what was saved ({unread(error)})", hint) from error
     return state

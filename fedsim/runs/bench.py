@@ -65,8 +65,9 @@ def run_bench(
     store = ResultStore(folder)
     show_refused(prepared, console)
     show_warnings(prepared, console)
+    audits = audits_of(prepared.grid, prepared.trials)  # before the folder is made
     with store.lock():
-        code = run_prepared(prepared, store, console, engine, retry_failed=retry_failed, audits=audits_of(prepared.grid, prepared.trials))
+        code = run_prepared(prepared, store, console, engine, retry_failed=retry_failed, audits=audits)
     show_refused(prepared, console)
     return code
 
@@ -110,7 +111,7 @@ def run_prepared(
         print_line(console, f"interrupted: {_finished(prepared, folder)}; the same command goes on")
         return INTERRUPTED
     except ClusterLost as error:
-        print_line(console, f"{error.where}: {error.what}; {_finished(prepared, folder)}; {error.right}")
+        print_line(console, f"{error.where}: {error.what}; {_finished(prepared, folder)}; {error.hint}")
         if Lines.read(folder).trainings:  # in a process of its own: Ray ends this one within seconds of a loss
             subprocess.run([sys.executable, "-c", REPORT, "report", str(folder)], check=False)
         return error.exit_code

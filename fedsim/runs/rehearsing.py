@@ -41,6 +41,6 @@ def everywhere(variant: Variant, task: Task, epsilon: float, delta: float, where
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None) or error
             if isinstance(cause, UserError):
-                raise PluginError(cause.where, f"{on}: {cause.what}", cause.right) from error
+                raise PluginError(cause.where, f"{on}: {cause.what}", cause.hint) from error
             what = f"{on}: a rehearsal on made-up data failed ({said(cause)})"
             raise PluginError(where, what, f"expected {variant.name} to train and sample") from error

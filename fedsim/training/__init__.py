@@ -1,1 +1,1 @@
-"""A grid made ready, and a cell from its start to its row, in one process and without Ray."""
+"""One cell's training, in one process and without Ray: cohorts of clients, rounds, checkpoints."""

@@ -16,6 +16,7 @@ from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Message, Ran, Round, Task, Tensors
 from fedsim.methods.parameters import in_order, load_parameters, local_names
+from fedsim.methods.returns import typed
 from fedsim.models.initialise import initial_model
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import PrivacyPlan
@@ -75,7 +76,9 @@ class Cohort:
     def round(self, round_: Round, broadcast: Tensors) -> Message:
         """One round's computation, with what really ran."""
         self.clients.ran, self.clients.steps = Ran(), range(round_.stream, round_.stream + round_.release.per_round)
-        message = self.phases[round_.phase].at_clients(self.clients, round_, moved(broadcast, self.clients.device))
+        at_clients = self.phases[round_.phase].at_clients
+        made = at_clients(self.clients, round_, moved(broadcast, self.clients.device))
+        message = typed(at_clients, made, Message, "a fedsim.methods.messages.Message, as clients.send makes it")
         self.clients.state.update(in_order(self.clients.state))
         return replace(message, ran=self.clients.ran)
 

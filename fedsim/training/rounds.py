@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import abc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
@@ -18,6 +18,7 @@ from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Diagnostic, Message, Pool, Round, Server, Tensors, Values
 from fedsim.methods.parameters import add_in_order, code_names, in_order, joint_norm, l2_norm, load_parameters, rounded, squared_sums
 from fedsim.methods.products import Product
+from fedsim.methods.returns import typed
 from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.noise import Noise, gaussian
 from fedsim.privacy.plan import PrivacyPlan
@@ -62,18 +63,20 @@ def train(
     checkpoint: Callable[[Callable[[], Checkpoint]], None] | None = None,
     device: torch.device = CPU,
     watch: Callable[[Round, Tensors], None] | None = None,
+    schedule: Iterable[Round] | None = None,
 ) -> abc.Generator[RoundRecord, None, Trained]:
     """Run all rounds: yields a record after each, returns the outcome.
 
     Args:
         algorithm: the mathematics.
         pool: the clients.
-        plan: from :meth:`fedsim.methods.algorithm.Algorithm.plan`.
+        plan: from :func:`fedsim.methods.algorithm.solved_plan`.
         seeds: the cell's seed tree.
         resume: go on from here; the result is that of an uninterrupted training.
         checkpoint: called after every round with a function that captures the progress; it decides when to.
         device: where the server computes.
         watch: called in every round with the noisy sum that the server gets; it changes nothing.
+        schedule: the rounds that run; None: all of the algorithm's.
     """
     server = algorithm.initial_server(seeds.public).to(device)
     server.plan = plan
@@ -86,7 +89,7 @@ def train(
         pool.load_state(below("clients", resume.tensors))
     phases = algorithm.phases()
     rounds = sum(phase.release.rounds for phase in phases)
-    for round_ in algorithm.schedule():
+    for round_ in algorithm.schedule() if schedule is None else schedule:
         if round_.number < start:
             continue
         phase = phases[round_.phase]
@@ -98,6 +101,7 @@ def train(
         if watch is not None:
             watch(round_, noisy)
         values = phase.at_server(server, round_, noisy)
+        typed(phase.at_server, values, Mapping, "a mapping of diagnostics by name, which may be empty")  # type: ignore[type-abstract]
         record = {"release": round_.release.name, "main": round_.release.main, **_gathered(messages, noise, signal, values)}
         server.tensors = in_order(server.tensors)
         for step in (step for message in messages for step in message.ran.steps):
@@ -145,9 +149,10 @@ def _take_means(server: Server) -> None:
 
 def released_shares(algorithm: Algorithm, server: Server) -> NDArray[np.float64] | None:
     """The released label counts as shares ``[C]`` that add up to 1; None where there are none, or none is above 0."""
-    counts = algorithm.label_counts(server)
+    counts, classes = algorithm.label_counts(server), algorithm.task.classes
     if counts is None:
         return None
+    counts = typed(algorithm.label_counts, counts, Tensor, f"a number a class, [{classes}], or None", (classes,))
     known = counts.detach().cpu().double().nan_to_num(0.0, 0.0, 0.0).clamp_min(0.0).numpy()
     return known / known.sum() if known.any() else None
 

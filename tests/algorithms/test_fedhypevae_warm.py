@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 from cells import quick, small_cells
+from rows import ran
 
 from algorithms import fedhypevae_sites, fedhypevae_warm
 from algorithms.class_block import BlockGenerator, SitesGenerator, block_of
+from fedsim.evaluation.judge import judgement_of
 from fedsim.methods.algorithm import solved_plan
 from fedsim.methods.messages import Task, Tensors
 from fedsim.methods.one_shot import Rows
@@ -21,7 +23,7 @@ from fedsim.privacy.statistics.outer_products import clipped_statistics, unit_we
 from fedsim.privacy.statistics.spectral import spectral_function
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import LocalPool, build_algorithm
-from fedsim.training.trial import Outcome, local_pool, run_trial
+from fedsim.training.trial import local_pool, run_trial
 
 SHARES = {"fedhypevae-warm": fedhypevae_warm.SHARES, "fedhypevae-sites": fedhypevae_sites.SHARES}
 SHIFT = {"scheme": "feature-shift", "strength": 1.0}
@@ -72,21 +74,21 @@ def test_no_example_changes_a_release_by_more_than_the_clip_norm(expected: float
 def test_what_is_planned_is_spent_whatever_the_packing(name: str, trust: str) -> None:
     prepared = small_cells(name, epsilon=4.0, trust=trust)
     (trial,), (data,) = prepared.trials, prepared.data.values()
+    spread_out = replace(trial, sizes=(2, 1, 1))
     *one, first = run_trial(trial, data)
-    *spread, second = run_trial(replace(trial, sizes=(2, 1, 1)), data)
+    *spread, second = run_trial(spread_out, data)
     assert 0.99 * 4.0 <= first.epsilon_spent <= 4.0
     assert second.epsilon_spent == first.epsilon_spent
     assert [r.values["noise"] for r in one] == [r.values["noise"] for r in spread]
-    assert second.scores == pytest.approx(first.scores, abs=1e-5)
+    whole, parts = (judgement_of(each, end.state, data) for each, end in ((trial, first), (spread_out, second)))
+    assert parts.scores == pytest.approx(whole.scores, abs=1e-5)
 
 
 def score(name: str, measure: str, **keys: Any) -> float:
     params = keys.pop("params", {})
     prepared = small_cells(quick(name, **params), **keys)
-    (trial,), (*_, data) = prepared.trials, prepared.data.values()
-    *_, outcome = run_trial(trial, data)
-    assert isinstance(outcome, Outcome)
-    return outcome.scores[measure]
+    _, judgement = ran(prepared, prepared.trials[0])
+    return judgement.scores[measure]
 
 
 @pytest.mark.parametrize("epsilon", [2.0, 8.0, float("inf")])

@@ -21,7 +21,7 @@ def test_a_path_of_any_length_is_a_mistake_of_one_short_line(fedsim: Fedsim, arg
 
 
 def test_a_terminal_without_columns_is_told_all_the_same(fedsim: Fedsim, monkeypatch: pytest.MonkeyPatch) -> None:
-    for arguments, told in ((["report", "none"], "there is no results.jsonl here"), (["bench", "--nothing"], "No such option")):
+    for arguments, told in ((["report", "none"], "there are no results here"), (["bench", "--nothing"], "No such option")):
         monkeypatch.setenv("COLUMNS", "0")
         assert told in fedsim(*arguments).stderr
 

@@ -3,13 +3,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from benches import Done
-from cells import small_cells
+from benches import Done, Ran
+from cells import small_grid
 from rows import add_rows, make_row
 
-from fedsim.results.folder import RunFolder
-from fedsim.results.generators import save_generator
-from fedsim.training.trial import run_trial
+from fedsim.results.store import ResultStore
 from fedsim.words import encodable
 
 Fedsim = Callable[..., Done]
@@ -49,7 +47,7 @@ def test_an_unknown_format_or_a_folder_without_results_is_a_mistake(tmp_path: Pa
     unknown, missing = fedsim("report", "run", "--format", "xml"), fedsim("report", "none", "--format", "md")
     assert (unknown.returncode, missing.returncode, unknown.stdout, missing.stdout) == (2, 2, "", "")
     assert "'xml' is not one of" in unknown.stderr
-    assert "none: there is no results.jsonl here" in missing.stderr
+    assert "none: there are no results here" in missing.stderr
     assert not (tmp_path / "none").exists()
 
 
@@ -66,16 +64,13 @@ def test_two_runs_are_equal_differ_or_share_nothing(tmp_path: Path, fedsim: Feds
     assert "a and d: no setting and seed is in both" in foreign.stderr
     missing = fedsim("compare", "a", "none")
     assert (missing.returncode, missing.stdout) == (2, "")
-    assert "none: there is no results.jsonl here" in missing.stderr
+    assert "none: there are no results here" in missing.stderr
 
 
-def test_a_saved_generator_gives_a_file_of_synthetic_embeddings_with_its_manifest(tmp_path: Path, fedsim: Fedsim) -> None:
-    prepared = small_cells("fedhypevae", epsilon=4.0)
-    (trial,), (data,) = prepared.trials, prepared.data.values()
-    *_, outcome = run_trial(trial, data)
-    (tmp_path / "out").mkdir()
-    spent = {"status": "ok", "epsilon_spent": outcome.epsilon_spent, "accountant": outcome.accountant}
-    save_generator(RunFolder(tmp_path / "out"), trial, (), outcome.generator, spent, {})
+def test_a_saved_generator_gives_a_file_of_synthetic_embeddings_with_its_manifest(
+    tmp_path: Path, bench: Callable[..., Ran], fedsim: Fedsim
+) -> None:
+    bench(small_grid("fedhypevae", epsilon=4.0), "out")
     done = fedsim("synth", "out", "--synthesis", "client:3", "--per-class", "5", "--out", "made/synth.npz")
     assert done.returncode == 0, done.stderr
     assert "50 synthetic embeddings of 64 dimensions" in done.stdout
@@ -88,3 +83,36 @@ def test_a_saved_generator_gives_a_file_of_synthetic_embeddings_with_its_manifes
     assert (manifest["unit"], manifest["trust"], manifest["claim"]) == ("example", "aggregate", "proved")
     refused = fedsim("synth", "out", "--synthesis", "client:4", "--out", "more.npz")
     assert (refused.returncode, (tmp_path / "more.npz").exists()) == (2, False)
+
+
+def test_a_generator_leaves_as_a_package_if_its_noise_is_secret_and_is_drawn_from_there(
+    tmp_path: Path, bench: Callable[..., Ran], fedsim: Fedsim
+) -> None:
+    (row,) = [bench(small_grid("dp-gaussian", privacy={"noise": noise}), noise).rows for noise in ("seeded", "secret")][1]
+    refused = fedsim("release", "seeded", "--out", "package")
+    assert (refused.returncode, len(refused.stderr.splitlines()), (tmp_path / "package").exists()) == (2, 1, False)
+    assert "may not be released" in refused.stderr
+    done = fedsim("release", "secret", "--out", "package")
+    assert done.returncode == 0, done.stderr
+    assert "dp-gaussian, ε = 1 at δ = 0.0001, claim proved" in done.stdout
+    facts, tensors = sorted((tmp_path / "package").iterdir())
+    assert (facts.suffix, tensors.suffix, facts.stem) == (".json", ".safetensors", tensors.stem)
+    # every hash of the data is an exact function of them
+    (training,) = ResultStore("secret").trainings()
+    assert not [
+        each for each in (row.cell_id, training, row.dataset_hash, row.partition_hash) if str(each) in facts.stem + facts.read_text()
+    ]
+    assert fedsim("synth", "package", "--out", "synth.npz").returncode == 0
+
+
+def test_release_runs_no_code_that_a_run_names_unless_it_is_trusted(tmp_path: Path, bench: Callable[..., Ran], fedsim: Fedsim) -> None:
+    bench(small_grid("dp-gaussian", privacy={"noise": "secret"}), "run")
+    (tmp_path / "evil.py").write_text('open("evil ran", "w").close()\nfrom baselines.dp_gaussian import DPGaussian as X\n')
+    path = tmp_path / "run" / "trainings.jsonl"
+    path.write_text(path.read_text().replace('"algorithm": "dp-gaussian"', '"algorithm": "evil.py:X"'))
+    done = fedsim("release", "run", "--out", "package")
+    assert done.returncode == 2
+    assert "give --trust-plugin if you trust that code" in done.stderr
+    assert not (tmp_path / "evil ran").exists()
+    assert fedsim("release", "run", "--out", "package", "--trust-plugin").returncode == 0
+    assert (tmp_path / "evil ran").exists()

@@ -9,6 +9,7 @@ from cells import SHIPPED, quick, small_cells
 from devices import DEVICE, OnePlace, waits
 
 from fedsim.device import CPU
+from fedsim.evaluation.judge import Judgement, judgement_of
 from fedsim.plugins.registry import lookup
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import build_algorithm
@@ -34,16 +35,16 @@ QUICKLY = ("fedhypevae", "dp-gaussian", "fedavg-linear")
 """What is enough where the device is the CPU."""
 
 
-def ran(trial: Trial, data: Any, device: torch.device) -> tuple[list[RoundRecord], Outcome]:
-    """Every round's record and the outcome; a lazy device is let to compute after each."""
+def ran(trial: Trial, data: Any, device: torch.device) -> tuple[list[RoundRecord], Outcome, Judgement]:
+    """Every round's record, the outcome and its judgement; a lazy device is let to compute after each."""
     steps = []
     with OnePlace():
         for step in run_trial(trial, data, partial(local_pool, device=device), None, device):
             waits.flush()
             steps.append(step)
-    *records, outcome = steps
-    assert isinstance(outcome, Outcome)
-    return records, outcome  # type: ignore[return-value]
+        *records, outcome = steps
+        assert isinstance(outcome, Outcome)
+        return records, outcome, judgement_of(trial, outcome.state, data, device)  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("name", ENTRIES if FOREIGN else QUICKLY)
@@ -59,12 +60,12 @@ def test_a_cell_samples_and_noises_alike_and_scores_the_same(name: str) -> None:
         },
     )
     (trial,), (data,) = prepared.trials, prepared.data.values()
-    (here, at_home), (there, abroad) = (ran(trial, data, device) for device in (CPU, DEVICE))
+    (here, at_home, scored_home), (there, abroad, scored_abroad) = (ran(trial, data, device) for device in (CPU, DEVICE))
     assert [(r.values["sampled"], r.values["noise"]) for r in there] == [(r.values["sampled"], r.values["noise"]) for r in here]
-    for name, score in at_home.scores.items():
-        assert abroad.scores[name] == pytest.approx(score, abs=1e-3 if FOREIGN else 0), name
+    for name, score in scored_home.scores.items():
+        assert scored_abroad.scores[name] == pytest.approx(score, abs=1e-3 if FOREIGN else 0), name
     assert (abroad.epsilon_spent, abroad.uplink_bytes) == (at_home.epsilon_spent, at_home.uplink_bytes)
-    assert all(value.device == CPU for value in (abroad.generator or {}).values())
+    assert all(value.device == CPU for value in abroad.state.values())
 
 
 def test_a_checkpoint_of_one_device_goes_on_on_another() -> None:

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 from cells import quick, small_grid
-from rows import add_rows, make_failed, make_row
+from rows import add_lines, add_rows, make_failed, make_row
 
 from fedsim.evidence.prove import prove
 from fedsim.privacy.accountant import epsilon, rdp_epsilon
 from fedsim.privacy.counted_by import counted_by
 from fedsim.results.grid_rows import grid_rows
 from fedsim.results.rows import Mechanism, Row
+from fedsim.results.store import ResultStore
 
 pytest.importorskip("dp_accounting")
 EVENTS = [(10.0, 1.0, 1), (2.5, 0.1, 40)]
@@ -133,7 +134,7 @@ def test_without_dp_accounting_it_says_what_to_install(monkeypatch: pytest.Monke
     assert "fedsim[proof]" in done.stderr
 
 
-def test_the_rows_of_a_bench_are_proved_and_their_statement_holds_their_numbers(folder: Path, command, bench) -> None:
+def test_the_rows_of_a_bench_are_proved_and_their_statement_holds_their_numbers(bench, folder: Path, command) -> None:
     ran = bench(small_grid("fedhypevae", "dp-gaussian", quick("dp-cvae"), "fedavg-linear", epsilon=[2, math.inf]), "run")
     assert ran.code == 0
     rows = {(row.algorithm, row.epsilon_target): row for row in grid_rows(ran.folder)}
@@ -167,11 +168,12 @@ def test_a_changed_row_makes_the_command_fail(folder: Path, command) -> None:
     assert "differs" in done.stdout
 
 
-def test_a_row_that_is_not_what_its_algorithm_plans_is_not_proved_and_its_method_has_no_guarantee(folder: Path, command, bench) -> None:
-    (row,) = bench(small_grid("dp-gaussian"), "run").rows
-    twice = [m.model_copy(update={"noise_multiplier": 2 * m.noise_multiplier}) for m in row.mechanisms or ()]
-    spent, _ = epsilon([(m.noise_multiplier, m.sample_rate, m.count) for m in twice], 1e-4)
-    add_rows(Path("run"), row.model_copy(update={"mechanisms": tuple(twice), "epsilon_spent": spent}))
+def test_a_row_that_is_not_what_its_algorithm_plans_is_not_proved_and_its_method_has_no_guarantee(bench, folder: Path, command) -> None:
+    bench(small_grid("dp-gaussian"), "run")
+    (line,) = ResultStore("run").trainings().values()
+    twice = [m | {"noise_multiplier": 2 * m["noise_multiplier"]} for m in line["ledger"]["mechanisms"]]
+    spent, _ = epsilon([(m["noise_multiplier"], m["sample_rate"], m["count"]) for m in twice], 1e-4)
+    add_lines(Path("run/trainings.jsonl"), [line | {"ledger": line["ledger"] | {"mechanisms": twice, "epsilon_spent": spent}}])
     done = command("prove", "run")
     assert done.returncode == 1
     assert "and in its plan" in done.stdout

@@ -55,7 +55,7 @@ def test_data_sets_and_units_are_told_apart_and_clients_of_two_partitions_too() 
     assert [(each.unit, each.generators) for each in found] == [("example", 4), ("client", 2), ("client", 2)]
 
 
-def test_a_run_with_secret_noise_tells_what_all_of_it_costs(folder: Path, command, bench) -> None:
+def test_a_run_with_secret_noise_tells_what_all_of_it_costs(bench, folder: Path, command) -> None:
     ran = bench(small_grid("dp-gaussian", privacy={"noise": "secret"}, epsilon=[1.0, 4.0], seeds=[0, 1]), "run")
     told = " ".join(command("prove", str(ran.folder)).stdout.split())
     assert "4 generators of digits[:200] may be released, each under its ε; all of them together cost ε = " in told

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_last_bit import ENTRIES, close, outcome, told
+from test_last_bit import ENTRIES, close, ended, shown
 
 pytestmark = pytest.mark.slow
 PROCESSORS = {
@@ -19,7 +19,7 @@ ELSEWHERE = ("dp-gaussian", "dp-gmm", "fedhypevae", "fedhypevae-warm", "fedhypev
 
 
 def everything() -> dict[str, Any]:
-    return {f"{name}, {trust}": told(outcome(ENTRIES[name], trust=trust)) for name in ELSEWHERE for trust in ("aggregate", "silo")}
+    return {f"{name}, {trust}": shown(*ended(ENTRIES[name], trust=trust)) for name in ELSEWHERE for trust in ("aggregate", "silo")}
 
 
 def test_scores_and_codes_are_those_of_another_processor() -> None:

@@ -13,7 +13,7 @@ from pictures import save_encoder, save_medmnist, save_milk10k
 from test_docs import ALGORITHMS, DATA, ROOT, commands
 
 from fedsim.data.encoding.encoder import REVISIONS
-from fedsim.results.store import ResultStore
+from fedsim.results.grid_rows import grid_rows
 
 pytestmark = pytest.mark.slow
 FEDSIM = Path(sys.executable).with_name("fedsim")
@@ -52,14 +52,16 @@ def test_the_python_of_the_data_page_runs(desk: tuple[Path, dict[str, str]]) -> 
 
 
 def test_every_command_of_the_algorithms_page_runs_in_its_order(tmp_path: Path) -> None:
-    assert len(commands(ALGORITHMS)) == 4
+    assert len(commands(ALGORITHMS)) == 6
     for command in commands(ALGORITHMS):
         program, *arguments = shlex.split(command)
         done = subprocess.run([FEDSIM.with_name(program), *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, command + done.stdout + done.stderr
-    rows = {(row.label, row.epsilon_target): row for row in ResultStore(tmp_path / "runs" / "my_method").rows()}
+    rows = {(row.label, row.epsilon_target): row for row in grid_rows(tmp_path / "runs" / "my_method")}
     assert {row.status for row in rows.values()} == {"ok"}
     point = rows["my-method", 8.0]
     assert point.claim == "checked"
     assert point.balanced_accuracy is not None
     assert point.balanced_accuracy > 0.7
+    here = {(row.label, row.epsilon_target): row for row in grid_rows(tmp_path / "runs" / "in_process")}
+    assert here["my-method", 8.0].balanced_accuracy == pytest.approx(point.balanced_accuracy, abs=0.01)

@@ -74,6 +74,7 @@ MISTAKES = {
     "not_finite": (made("return labels[:, None].expand(-1, 64) / 0.0"), "def sample", r"sample returned numbers that are not finite"),
     "with_gradient": (made("return cast(Any, labels[:, None].expand(-1, 64).float().requires_grad_())"), "def sample", "with a gradient"),
     "wrong_classes": (predicting("return x"), "def probabilities", r"probabilities returned float32 \[16, 64\]; expected .* \[16, 10\]"),
+    "no_probabilities": (predicting("return x[:, :10] + 1"), "def probabilities", "probabilities returned rows that do not sum to 1"),
     "no_generator": (changed(GENERATOR, "pass"), "def generator", "generator returned nothing; expected an object with sample"),
     "double_precision": (
         changed("initial_variance=0.5 / self.task.dim)", "initial_variance=0.5 / self.task.dim).double()"),

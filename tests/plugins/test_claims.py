@@ -1,30 +1,28 @@
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
-from benches import Done
+from benches import Done, Ran
 from broken.tiny import Tiny, TinyParams
-from cells import SHIPPED, small_cells
-from fedsim.plugins.check_file import Ending, file_check
+from cells import SHIPPED, small_grid
 
 from baselines.dp_gaussian import DPGaussian
 from baselines.fedlambda import FedLambda
 from fedsim.errors import UserError
+from fedsim.grid.models import Grid
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Task
-from fedsim.plugins.claims import worth
+from fedsim.plugins.claims import allowed, as_checked
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import Claim, Trust, Unit
+from fedsim.results.grid_rows import grid_rows
+from fedsim.results.rows import Row
+from fedsim.results.store import KINDS, ResultStore
 
 BROKEN = Path(__file__).parents[1] / "broken"
-
-
-@pytest.fixture(autouse=True)
-def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "checks"
 
 
 def made(cls: type[Any], unit: Unit = "example", trust: Trust = "aggregate", **params: Any) -> Algorithm:
@@ -43,21 +41,7 @@ class Hooks(Tiny):
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_algorithm_may_claim_a_theorem(name: str) -> None:
-    assert worth("proved", made(lookup(name))) == "proved"
-
-
-@pytest.mark.parametrize("cls", [Tiny, Hooks, type("Same", (DPGaussian,), {}), type("Private", (FedLambda,), {"private": True})])
-def test_any_other_class_states_it_until_a_check_of_its_code_has_passed(cls: type[Algorithm]) -> None:
-    assert worth("proved", made(cls)) == worth("stated", made(cls)) == "stated"
-    file_check(made(cls), "passed")
-    assert worth("proved", made(cls)) == worth("stated", made(cls)) == "checked"
-    assert worth("proved", made(type("Below", (cls,), {}))) == "stated"
-
-
-@pytest.mark.parametrize("claim", ["heuristic", "none"])
-def test_no_check_makes_a_theorem_of_what_claims_none(claim: Claim) -> None:
-    file_check(made(Tiny), "passed")
-    assert worth(claim, made(Tiny)) == claim
+    assert allowed("proved", made(lookup(name))) == "proved"
 
 
 class Modes(TinyParams):
@@ -65,13 +49,34 @@ class Modes(TinyParams):
     strength: float = 1.0
 
 
-class Own(Tiny):
-    Params: ClassVar[type[Modes]] = Modes
-    units = ("example", "client")
+QUICK = {"full": False}
+
+
+@pytest.mark.parametrize("cls", [Tiny, Hooks, type("Same", (DPGaussian,), {}), type("Private", (FedLambda,), {"private": True})])
+def test_any_other_class_states_it_until_a_check_of_its_code_has_passed(cls: type[Algorithm]) -> None:
+    assert allowed("proved", made(cls)) == allowed("stated", made(cls)) == "stated"
+    assert claimed("stated", ("passed", {})) == "checked"
+
+
+def claimed(claim: Claim, *checks: tuple[str, dict[str, Any]]) -> Claim:
+    """What an example, aggregate row of the default parameters claims, given how checks ended: of these, or of what is named."""
+    return as_checked(claim, [line(*check) for check in checks], "example", "aggregate", Modes().model_dump())
+
+
+def line(ended: str, other: dict[str, Any]) -> dict[str, Any]:
+    """A check's line; full, of the default parameters, unit and trust, but for what is given."""
+    params = Modes().model_dump() | {name: value for name, value in other.items() if name in Modes.model_fields}
+    facts = {"unit": "example", "trust": "aggregate", "full": True} | {name: other[name] for name in other.keys() - params.keys()}
+    return {**facts, "params": params, "ended": ended}
+
+
+@pytest.mark.parametrize("claim", ["heuristic", "none"])
+def test_no_check_makes_a_theorem_of_what_claims_none(claim: Claim) -> None:
+    assert claimed(claim, ("passed", {})) == claim
 
 
 @pytest.mark.parametrize(
-    ("filed", "claim"),
+    ("checks", "claim"),
     [
         ([], "stated"),
         ([("passed", {})], "checked"),
@@ -93,90 +98,152 @@ class Own(Tiny):
         ([("passed", {}), ("failed", {"trust": "silo"})], "stated"),
         ([("passed", {}), ("failed", {"unit": "client"})], "stated"),
         ([("passed", {}), ("failed", {"trust": "silo", "strength": 0.0})], "checked"),
+        # a quick one only refutes, and its word that nothing was seen takes nothing back
+        ([("passed", QUICK)], "stated"),
+        ([("failed", QUICK)], "heuristic"),
+        ([("failed", {}), ("passed", QUICK)], "heuristic"),
+        ([("failed", QUICK), ("passed", QUICK)], "heuristic"),
+        ([("passed", {}), ("passed", QUICK)], "checked"),
+        ([("passed", {}), ("failed", QUICK)], "heuristic"),
+        ([("failed", QUICK), ("passed", {})], "checked"),
+        ([("failed", {"strength": 0.0}), ("passed", {"strength": 0.0, "full": False})], "heuristic"),
     ],
 )
-def test_what_checks_on_file_say_of_the_default_parameters(filed: list[tuple[Ending, dict[str, Any]]], claim: Claim) -> None:
-    for ending, other in filed:
-        file_check(made(Own, **other), ending)
-    assert worth("proved", made(Own)) == claim
+def test_what_checks_say_of_the_default_parameters(checks: list[tuple[str, dict[str, Any]]], claim: Claim) -> None:
+    assert claimed("stated", *checks) == claim
 
 
 def test_a_shipped_algorithm_in_which_a_check_found_a_fault_is_heuristic_until_one_passes() -> None:
-    one = made(DPGaussian)
-    file_check(one, "failed")
-    assert worth("proved", one) == worth("stated", one) == "heuristic"
-    file_check(one, "passed")
-    assert worth("proved", one) == "proved"
-
-
-def test_a_broken_file_of_a_check_counts_as_none(cache: Path) -> None:
-    file_check(made(Tiny), "passed")
-    (path,) = cache.glob("*/*")
-    path.write_text(path.read_text().replace("passed", "fine"))
-    assert worth("proved", made(Tiny)) == "stated"
-    path.write_text("{")
-    assert worth("proved", made(Tiny)) == "stated"
+    assert claimed("proved", ("passed", {})) == "proved"
+    assert claimed("proved", ("failed", {})) == "heuristic"
+    assert claimed("proved", ("failed", {}), ("passed", {})) == "proved"
 
 
 def test_a_claim_that_is_none_is_a_mistake() -> None:
     with pytest.raises(UserError, match=r"'yes' is none; let claim\(\) return one of proved, stated, heuristic, none"):
-        worth("yes", made(Tiny))  # type: ignore[arg-type]
+        allowed("yes", made(Tiny))  # type: ignore[arg-type]
 
 
 def test_no_algorithm_says_itself_that_it_was_checked() -> None:
     with pytest.raises(UserError, match=r"'checked' is what fedsim says after a passed check; let claim\(\) return one of proved, stated"):
-        worth("checked", made(Tiny))
+        allowed("checked", made(Tiny))
 
 
-# --- from the command to a grid's rows ---
+# --- from checks to a grid's rows ---
+
+PARAMS: dict[str, dict[str, Any]] = {
+    "sound": {"strength": 0.0},
+    "default": {},
+    "double": {"strength": 2.0},
+    "longer": {"strength": 0.0, "rounds": 6},
+}
 
 
-def claims(name: str, trust: Trust = "aggregate", **params: Any) -> Claim:
-    """What a grid's row says; parameters that are not given are the defaults."""
-    (trial,) = small_cells({"name": name, "params": params}, epsilon=4.0, trust=trust).trials
-    assert trial.plan is not None
-    return trial.plan.claim
+def strong(name: str, **keys: Any) -> Grid:
+    """One cell for each of PARAMS, of a plug-in that is sound at strength 0 alone."""
+    entries = [{"name": name, "label": label, "params": {"rounds": 3, **params}} for label, params in PARAMS.items()]
+    return small_grid(*entries, epsilon=4.0, **keys)
 
 
-def test_a_check_counts_for_rows_of_its_parameters_whatever_it_shortened(folder: Path, command: Callable[..., Done], cache: Path) -> None:
-    (folder / "strong.py").write_text((BROKEN / "strength.py").read_text())
-    name = "strong.py:Strength"
-    ids = [trial.cell.cell_id for trial in small_cells(name).trials]
-    assert claims(name) == "stated"
+def claims(folder: Path) -> dict[str, str | None]:
+    """What the rows of a folder claim, by their labels."""
+    return {row.label: row.claim for row in grid_rows(folder)}
 
-    sound = command("check", name, "--trust", "aggregate", "--param", "strength=0")
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a folder without their wall time."""
+    return [row.model_dump(exclude={"seconds", "train_seconds", "judge_seconds"}) for row in grid_rows(folder)]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """The result lines and the tensors of a folder."""
+    found = [folder / f"{kind}.jsonl" for kind in KINDS] + sorted((folder / "trained").iterdir())
+    return {path.name: path.read_bytes() for path in found if path.exists()}
+
+
+def test_a_check_counts_for_rows_of_its_parameters_in_the_run_folders_that_it_names(
+    tmp_path: Path, command: Callable[..., Done], bench: Callable[..., Ran]
+) -> None:
+    (tmp_path / "strong.py").write_text((BROKEN / "strength.py").read_text())
+    name = f"{tmp_path}/strong.py:Strength"
+    here, elsewhere = bench(strong(name), "here").folder, tmp_path / "elsewhere"
+    shutil.copytree(here, elsewhere)
+    unchecked = rows(here)
+    assert claims(here) == dict.fromkeys(PARAMS, "stated")
+
+    sound = command("check", name, "--trust", "aggregate", "--param", "strength=0", "--param", "rounds=3", "--run", str(here))
     assert sound.returncode == 0
-    assert "rows of this code with these parameters say 'checked' for example, aggregate" in flat(sound.stdout)
-    assert claims(name, strength=0.0) == "checked"
-    assert claims(name, strength=0.0, rounds=12) == claims(name) == claims(name, "silo", strength=0.0) == "stated"
+    assert f"{here}: rows of this code: 1 checked, 3 stated" in flat(sound.stdout)
+    assert claims(here) == {**dict.fromkeys(PARAMS, "stated"), "sound": "checked"}
 
-    broken = command("check", name, "--trust", "aggregate", "--quick")
+    broken = command("check", name, "--trust", "aggregate", "--param", "rounds=3", "--quick", "--run", str(here))
     assert broken.returncode == 1
-    assert "rows of this code with default parameters say 'heuristic' for example, aggregate" in flat(broken.stdout)
-    assert claims(name) == claims(name, strength=2.0) == "heuristic"
-    assert claims(name, strength=0.0) == "checked"
+    assert f"{here}: rows of this code: 1 checked, 3 heuristic" in flat(broken.stdout)
+    assert claims(here) == {**dict.fromkeys(PARAMS, "heuristic"), "sound": "checked"}
 
-    elsewhere = command("check", name, "--trust", "silo", "--param", "strength=2", "--quick")
-    assert elsewhere.returncode == 1
-    assert claims(name, strength=0.0) == "checked"
-    assert [trial.cell.cell_id for trial in small_cells(name).trials] == ids
-    assert [path.suffix for path in cache.glob("*/*")] == [".json"] * 3
+    silo = command("check", name, "--trust", "silo", "--param", "strength=2", "--quick", "--run", str(here))
+    assert silo.returncode == 1
+    assert claims(here)["sound"] == "checked"
+    assert [row.claim for row in derived(here)] == ["checked", "heuristic", "heuristic", "heuristic"]
 
+    # another folder, be it on another machine, knows nothing of it
+    assert rows(elsewhere) == unchecked
+    assert list(ResultStore(elsewhere).lines("checks")) == []
+
+    (tmp_path / "strong.py").write_text((BROKEN / "strength.py").read_text().replace("1.0 + self", "2.0 + self"))
     sys.modules.pop("strong")
-    (folder / "strong.py").write_text((BROKEN / "strength.py").read_text().replace("1.0 + self", "2.0 + self"))
-    assert claims(name, strength=0.0) == "stated"
+    assert {row.claim for row in bench(strong(name), "here").rows} == {"stated"}
+
+
+def derived(folder: Path) -> list[Row]:
+    """The rows as ``results.jsonl`` has them."""
+    return [Row.from_json(line) for line in (folder / "results.jsonl").read_text().splitlines()]
 
 
 def flat(text: str) -> str:
     return " ".join(text.split())
 
 
-def test_a_quick_check_that_passed_and_one_that_could_not_run_are_not_filed(command: Callable[..., Done], cache: Path) -> None:
-    assert command("check", "dp-gaussian", "--trust", "aggregate", "--unit", "example", "--quick").returncode == 0
-    assert command("check", "broken.bytes_by_size:BytesBySize", "--trust", "aggregate", "--param", "rounds=0").returncode == 2
-    assert not cache.exists()
+def test_a_grid_that_asks_for_checks_adds_their_lines_to_what_is_finished_and_touches_no_other(bench: Callable[..., Ran]) -> None:
+    finished = bench(strong("broken.strength:Strength"))
+    before = files(finished.folder)
+    assert claims(finished.folder) == dict.fromkeys(PARAMS, "stated")
+    checked = bench(strong("broken.strength:Strength", check="quick"))
+    after = files(checked.folder)
+    lines = list(ResultStore(checked.folder).lines("checks"))
+    assert {**before, "checks.jsonl": after["checks.jsonl"]} == after
+    assert [(line["ended"], line["full"]) for line in lines] == [("passed", False), ("failed", False), ("failed", False), ("passed", False)]
+    # without a full check what passed is stated no more once others failed
+    assert claims(checked.folder) == dict.fromkeys(PARAMS, "heuristic")
+    assert bench(strong("broken.strength:Strength", check="quick")).code == 0
+    assert files(checked.folder) == after
 
 
-def test_a_fault_that_is_none_of_privacy_leaves_the_claim(command: Callable[..., Done], cache: Path) -> None:
-    assert command("check", "broken.depends_on_packing:DependsOnPacking", "--trust", "aggregate", "--quick").returncode == 1
-    assert not cache.exists()
+def test_a_grid_with_checks_gives_the_rows_that_checks_of_the_finished_grid_give(bench: Callable[..., Ran]) -> None:
+    plain, checked = (small_grid("broken.strength:Strength", "dp-gaussian", epsilon=4.0, **keys) for keys in ({}, {"check": "quick"}))
+    together = bench(checked, "together")
+    bench(plain, "later")
+    later = bench(checked, "later")
+    assert [row.claim for row in together.rows] == ["heuristic", "proved"]
+    assert rows(together.folder) == rows(later.folder)
+
+
+def test_a_check_that_could_not_run_leaves_no_line(tmp_path: Path, command: Callable[..., Done], bench: Callable[..., Ran]) -> None:
+    folder = bench(small_grid("broken.bytes_by_size:BytesBySize", epsilon=4.0)).folder
+    done = command("check", "broken.bytes_by_size:BytesBySize", "--trust", "aggregate", "--param", "rounds=0", "--run", str(folder))
+    assert done.returncode == 2
+    assert list(ResultStore(folder).lines("checks")) == []
+
+
+def test_a_fault_that_is_none_of_privacy_leaves_the_claim(command: Callable[..., Done], bench: Callable[..., Ran]) -> None:
+    folder = bench(small_grid("broken.depends_on_packing:DependsOnPacking", epsilon=4.0)).folder
+    done = command("check", "broken.depends_on_packing:DependsOnPacking", "--trust", "aggregate", "--quick", "--run", str(folder))
+    assert done.returncode == 1
+    assert [row.claim for row in grid_rows(folder)] == ["stated"]
+    assert list(ResultStore(folder).lines("checks")) == []
+
+
+def test_a_check_is_for_folders_with_results(tmp_path: Path, command: Callable[..., Done]) -> None:
+    done = command("check", "dp-gaussian", "--quick", "--run", str(tmp_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "there are no results here" in done.stderr

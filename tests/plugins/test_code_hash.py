@@ -1,107 +1,132 @@
 import importlib
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import pytest
 from benches import PATIENCE
-from cells import SHIPPED, small_grid
+from cells import SHIPPED, small_cells, small_grid
 from plug_ins import GOOD, changed, write
 
 from algorithms.fedhypevae import FedHypeVAE
 from baselines.dp_gaussian import DPGaussian
 from fedsim.grid.resolve import resolve
-from fedsim.plugins.code_hash import HARMLESS, HARNESS, digests, is_shipped, place_of, reached, source_hash
+from fedsim.plugins import code_hash
+from fedsim.plugins.code_hash import (
+    EVALUATION,
+    HARMLESS,
+    LAZY,
+    TRAINING,
+    digests,
+    evaluation_hash,
+    is_harmless,
+    is_shipped,
+    modules_of,
+    place_of,
+    reached,
+    source_hash,
+)
+from fedsim.plugins.places import FEDSIM
 from fedsim.plugins.registry import lookup
 
-HASHED = {
-    "fedsim.methods.algorithm",
-    "fedsim.batch",
-    "fedsim.device",
-    "fedsim.plugins.claims",
-    "fedsim.data",
-    "fedsim.data.embeddings",
-    "fedsim.evaluation.scores",
-    "fedsim.evaluation.measures",
-    "fedsim.models",
-    "fedsim.models.initialise",
-    "fedsim.models.layers",
-    "fedsim.models.linear",
-    "fedsim.models.probe",
-    "fedsim.partition",
-    "fedsim.partition.groups",
-    "fedsim.partition.limits",
-    "fedsim.partition.partition",
-    "fedsim.partition.schemes",
-    "fedsim.evaluation",
-    "fedsim.evaluation.fidelity",
-    "fedsim.evaluation.own_rows",
-    "fedsim.evaluation.readouts",
-    "fedsim.evaluation.references",
-    "fedsim.evaluation.weights",
-    "fedsim.methods.clients",
-    "fedsim.methods.messages",
-    "fedsim.methods.parameters",
-    "fedsim.methods.phase",
-    "fedsim.methods.products",
-    "fedsim.partition.schemes.column",
-    "fedsim.partition.schemes.dealing",
-    "fedsim.partition.schemes.dirichlet",
-    "fedsim.partition.schemes.disjoint",
-    "fedsim.partition.schemes.feature_shift",
-    "fedsim.partition.schemes.iid",
-    "fedsim.partition.schemes.quantity",
-    "fedsim.partition.schemes.scheme",
-    "fedsim.partition.schemes.shards",
-    "fedsim.partition.seen",
-    "fedsim.simulation",
-    "fedsim.training.rounds",
-    "fedsim.training.state",
-    "fedsim.partition.spec",
-    "fedsim.privacy",
-    "fedsim.privacy.accountant",
-    "fedsim.privacy.ledger",
-    "fedsim.privacy.noise",
-    "fedsim.privacy.opacus_accountants",
-    "fedsim.privacy.plan",
-    "fedsim.privacy.solved",
-    "fedsim.runs",
-    "fedsim.training.checkpoint",
-    "fedsim.training.cohort",
-    "fedsim.evaluation.judge",
-    "fedsim.planning.prepare",
-    "fedsim.training.trial",
-    "fedsim.runs.worker",
-    "fedsim.keystream",
-    "fedsim.seeds",
-}
-"""What runs a cell. A new module of the harness belongs here, or into HARMLESS with the reason why it changes no number."""
+DRIVER = ("cli", "runs", "report", "evidence", "results", "planning")
+"""Rooms that only messages, files and processes are of: none of a row's numbers."""
+
+ROOMS = {name: modules_of(name) for name in (TRAINING, EVALUATION)}
+ALGORITHM = "algorithms.fedhypevae"
 
 
-def test_every_module_that_the_harness_reaches_is_hashed_or_harmless_for_a_reason() -> None:
-    assert set(reached(HARNESS)) == HASHED | set(HARMLESS)
-    assert set(digests(HARNESS)) == HASHED
+def test_every_module_of_training_and_evaluation_is_hashed() -> None:
+    for room, modules in ROOMS.items():
+        assert len(modules) > 3
+        assert set(modules) <= set(digests(modules)), room
+    assert set(ROOMS[TRAINING]) <= set(digests((*ROOMS[TRAINING], ALGORITHM)))
+
+
+def test_what_they_reach_is_hashed_or_harmless_for_a_reason() -> None:
+    both = reached([*ROOMS[TRAINING], *ROOMS[EVALUATION]])
+    left_out = both.keys() - digests([*ROOMS[TRAINING], *ROOMS[EVALUATION]]).keys()
+    assert all(any(name in ("fedsim", LAZY) or f"{name}.".startswith(f"{room}.") for room in HARMLESS) for name in left_out)
     assert all(HARMLESS.values())
+    # none outlives its room
+    checks = reached(["fedsim.evidence.check.check"])
+    assert all(room in both or room in checks for room in HARMLESS)
 
 
-def test_what_a_run_really_imports_is_reached() -> None:
-    script = f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-from cells import small_cells
+def test_the_hash_of_a_training_reaches_no_room_above() -> None:
+    found = reached([*ROOMS[TRAINING], ALGORITHM])
+    assert not [name for name in found if name.startswith(tuple(f"fedsim.{room}" for room in (*DRIVER, "evaluation")))]
+    assert not [name for name in reached(ROOMS[EVALUATION]) if name.startswith(tuple(f"fedsim.{room}" for room in DRIVER))]
+
+
+@pytest.fixture
+def ids_after(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, str]]:
+    """The hash of an algorithm's training and that of judging, with every file of fedsim that the names begin read as if edited."""
+
+    def read(*names: str) -> tuple[str, str]:
+        edits = []
+
+        def edited(path: Path, content: Callable[[Path], bytes] = Path.read_bytes) -> bytes:
+            if not path.is_relative_to(FEDSIM) or not path.relative_to(FEDSIM).as_posix().startswith(names):
+                return content(path)
+            edits.append(path)
+            return content(path) + b"\nEDITED = 1.0\n"
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_bytes", edited)
+            patch.setattr(code_hash, "_known", WeakKeyDictionary())
+            patch.setattr(code_hash, "module_hash", code_hash.module_hash.__wrapped__)
+            return source_hash(FedHypeVAE), evaluation_hash()
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("edited", "training", "judging"),
+    [
+        *((f"{room}/", False, False) for room in DRIVER),
+        ("grid/", False, False),
+        ("plugins/", False, False),
+        ("errors.py", False, False),
+        ("data/sources/", False, False),
+        ("training/rounds.py", True, True),
+        ("seeds.py", True, True),
+        ("privacy/noise.py", True, True),
+        ("methods/dp_sgd.py", True, False),
+        ("evaluation/judge.py", False, True),
+        ("models/probe.py", True, True),
+    ],
+)
+def test_an_edit_changes_the_ids_of_what_it_can_change_and_an_edited_driver_none(
+    ids_after: Callable[..., tuple[str, str]], edited: str, training: bool, judging: bool
+) -> None:
+    assert list(FEDSIM.glob(f"{edited}*"))
+    before, after = ids_after("nothing"), ids_after(edited)
+    assert before == (source_hash(FedHypeVAE), evaluation_hash())
+    assert (before[0] != after[0], before[1] != after[1]) == (training, judging)
+
+
+def test_what_a_worker_imports_to_run_a_cell_is_hashed_or_harmless() -> None:
+    cells = small_cells("fedhypevae", "dp-gmm", evaluation={"per_class": 10, "per_client": True, "personal": "held-out"})
+    script = """
+import pickle, sys
+from fedsim.evaluation.judge import judgement_of
 from fedsim.training.trial import run_trial
-cells = small_cells("fedhypevae", "dp-gmm", evaluation={{"per_class": 10, "per_client": True, "personal": "held-out"}})
-for trial in cells.trials:
-    list(run_trial(trial, next(iter(cells.data.values()))))
+for trial, data in pickle.load(sys.stdin.buffer):
+    *_, outcome = run_trial(trial, data)
+    judgement_of(trial, outcome.state, data)
 print(*(name for name in sys.modules if name.partition(".")[0] in ("fedsim", "algorithms", "baselines")))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE)
+    given = pickle.dumps([(trial, cells.data[trial.data_key]) for trial in cells.trials])
+    done = subprocess.run([sys.executable, "-c", script], input=given, capture_output=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
-    known = set(reached([*HARNESS, "algorithms.fedhypevae", "baselines.dp_gmm"])) | {"fedsim.kit", "fedsim.evidence.check.subject"}
-    kit = {name for name in done.stdout.split() if name.startswith("fedsim.kit")}  # cells.py takes its short trainings from there
-    kit |= {"fedsim.grid.read", "fedsim.grid.yaml"}  # which reads a grid of its own
-    assert set(done.stdout.split()) - kit <= known
+    imported = {name for name in done.stdout.decode().split() if not is_harmless(name)}
+    roots = (*ROOMS[TRAINING], *ROOMS[EVALUATION], "algorithms.fedhypevae", "baselines.dp_gmm")
+    assert imported
+    assert imported <= set(digests(roots)) | {"algorithms", "baselines"}
 
 
 def hashed(folder: Path, text: str, stem: str = "method") -> str:
@@ -166,10 +191,11 @@ def test_a_neighbour_that_is_no_python_counts_by_its_bytes(folder: Path) -> None
 
 
 def test_the_mathematics_of_a_shipped_algorithm_is_its_own_and_the_harness_s() -> None:
-    assert {"algorithms.class_block", "fedsim.privacy.statistics.shrinkage"} <= set(digests((*HARNESS, "algorithms.fedhypevae_warm")))
-    found = digests((*HARNESS, "algorithms.fedhypevae"))
+    trains = ROOMS[TRAINING]
+    assert {"algorithms.class_block", "fedsim.privacy.statistics.shrinkage"} <= set(digests((*trains, "algorithms.fedhypevae_warm")))
+    found = digests((*trains, ALGORITHM))
     assert {"fedsim.methods.dp_sgd", "fedsim.models.hypernetwork", "fedsim.privacy.clipping.rules"} <= set(found)
-    assert not any(name.startswith(("torch", "fedsim.report", "fedsim.kit", "baselines")) for name in found)
+    assert not any(name.startswith(("torch", "fedsim.report", "fedsim.evidence", "baselines")) for name in found)
     assert len({source_hash(lookup(name)) for name in SHIPPED}) == len({lookup(name).__module__ for name in SHIPPED})
 
 
@@ -180,7 +206,7 @@ def test_what_a_plug_in_imports_from_the_face_counts_and_no_shipped_algorithm_re
         (folder / f"faces_{number}.py").write_text(f"{statement}\n")
         importlib.import_module(f"faces_{number}")
         assert "fedsim.models.cvae" in reached([f"faces_{number}"])
-    assert not {"fedsim.methods.face", "fedsim.methods.dp_sgd"} & set(reached((*HARNESS, "baselines.dp_gaussian")))
+    assert not {"fedsim.methods.face", "fedsim.methods.dp_sgd"} & set(reached((*ROOMS[TRAINING], "baselines.dp_gaussian")))
 
 
 def ids(name: str) -> tuple[str, str]:

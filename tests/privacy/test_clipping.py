@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from fedsim.batch import Batch, Layout, consecutive
 from fedsim.methods.dp_sgd import DPSGDParams
 from fedsim.methods.local_dp_sgd import LocalDPSGDParams
+from fedsim.methods.per_example import check_per_example
 from fedsim.models.layers import ClientCode, ClientLinear, Shift
-from fedsim.privacy.clipping import ENGINES, Norms, check_per_example, clipped_sum
+from fedsim.privacy.clipping import ENGINES, Norms, clipped_sum
 from fedsim.privacy.clipping.engine import CHUNK
 
 BITES = 0.5

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from algorithms.fedhypevae import FedHypeVAE
 from fedsim.batch import Batch, Layout, consecutive
 from fedsim.methods.messages import Task
+from fedsim.methods.per_example import check_per_example
 from fedsim.models.initialise import initial_model
 from fedsim.models.kernel import kernel
-from fedsim.privacy.clipping import ENGINES, Norms, check_per_example, clipped_sum
+from fedsim.privacy.clipping import ENGINES, Norms, clipped_sum
 from fedsim.seeds import Seeds
 
 COUNTS, DIM, CLASSES = (4, 0, 1, 5), 12, 3

@@ -4,24 +4,26 @@ from pathlib import Path
 
 import pytest
 from cells import SHIPPED, quick, small_cells
-from fedsim.results.row import planned_mechanisms, told_fields
 from plug_ins import GOOD, write
+from rows import joined
 
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.accountant import epsilon
+from fedsim.privacy.ledger import Tally
 from fedsim.report.statement import statements
 from fedsim.results.contradictions import CrossCheck, cross_check, large_deltas
 from fedsim.results.rows import Row
+from fedsim.training.trial import Outcome
 
 
 @cache
 def planned(name: str, unit: str = "example", trust: str = "aggregate", **params: object) -> Row:
     """The row of a cell as it is planned, of a training that did just that."""
     (trial,) = small_cells(quick(name, **params), epsilon=4.0, unit=unit, trust=trust).trials
-    assert trial.plan is not None
-    fields = told_fields(trial.cell, trial.plan, trial.task.classes) | {"mechanisms": planned_mechanisms(trial.plan)}
-    spent = {"epsilon_spent": trial.plan.epsilon_reached, "accountant": trial.plan.accountant, "train_rows": trial.train_rows}
-    return Row(**fields, **spent, status="ok", balanced_accuracy=0.5)
+    plan = trial.plan
+    assert plan is not None
+    ran = tuple(Tally(0, r.name, plan.noise_multiplier(r.name), r.sample_rate, r.steps) for r in plan.releases if r.steps)
+    return joined(trial, Outcome(plan.epsilon_reached, plan.accountant, ran, "sum", "", 0, 1.0, {}))
 
 
 def forged(row: Row, noise: float = 1.0, steps: int | None = None, **fields: object) -> Row:
@@ -73,6 +75,15 @@ def test_a_claim_that_its_algorithm_does_not_make_is_a_contradiction():
     assert row.claim == "heuristic"
     assert cross_check(row) == CrossCheck()
     assert cross_check(row.model_copy(update={"claim": "proved"})).contradictions == ("it claims 'proved' and its algorithm 'heuristic'",)
+
+
+def test_a_plug_in_that_is_proved_is_a_contradiction_and_one_that_is_stated_checked_or_refuted_is_none():
+    row = planned("broken.tiny:Tiny")
+    assert row.claim == "stated"
+    for claim in ("stated", "checked", "heuristic"):
+        assert cross_check(row.model_copy(update={"claim": claim}), trust_plugin=True) == CrossCheck()
+    found = cross_check(row.model_copy(update={"claim": "proved"}), trust_plugin=True)
+    assert found.contradictions == ("it claims 'proved' and its algorithm 'stated'",)
 
 
 @pytest.mark.parametrize(("source", "says"), [("0123456789abcdef", "is not the one that ran"), (None, "which the row does not say")])

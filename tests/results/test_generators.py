@@ -2,6 +2,7 @@ import hashlib
 import json
 import math
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,26 +10,46 @@ import torch
 from cells import SHIPPED, quick, score_probe, small_cells, small_grid
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rows import ERROR, kept
 from safetensors.torch import load_file, save_file
 
 import fedsim
 from fedsim.errors import UserError
+from fedsim.evaluation.judge import judgement_of
+from fedsim.json_lines import dump
 from fedsim.plugins.registry import lookup
 from fedsim.results.folder import RunFolder
-from fedsim.results.generators import load_generator, save_generator
+from fedsim.results.generators import load_generator, release
+from fedsim.results.result_lines import judgement_line
+from fedsim.results.rows import RowError
+from fedsim.results.store import ResultStore
 from fedsim.training.state import described
 from fedsim.training.trial import Outcome, run_trial
 
+SECRET = {"privacy": {"noise": "secret"}}
 
-def saved(folder, entry, **keys):
-    """Train one small cell and save its generator; the prepared cell and its outcome."""
+
+def saved(folder, entry, change=lambda outcome: outcome, **keys):
+    """Train one small cell and keep what it left in a run folder; the prepared cell, its data and its outcome."""
     prepared = small_cells(entry, **{"epsilon": 4.0, **keys})
     (trial,), (data,) = prepared.trials, prepared.data.values()
     *_, outcome = run_trial(trial, data)
     assert isinstance(outcome, Outcome)
-    spent = {"status": "ok", "epsilon_spent": outcome.epsilon_spent, "accountant": outcome.accountant}
-    save_generator(RunFolder(folder), trial, ("zero",), outcome.generator, spent, {"fedsim": "0"})
+    kept(folder, trial, change(outcome), ("zero",))
     return trial, data, outcome
+
+
+def released(folder, entry):
+    """The JSON file of a package of one small cell, and its cell; the run is in the folder ``run`` beside it."""
+    trial, *_ = saved(folder.with_name("run"), entry, **SECRET)
+    path, _ = release(folder.with_name("run"), None, folder)
+    return path, trial.cell
+
+
+@pytest.fixture
+def package(tmp_path):
+    """Where a package goes."""
+    return tmp_path / "package"
 
 
 @pytest.mark.parametrize("name", [name for name in SHIPPED if lookup(name).generates()])
@@ -38,7 +59,8 @@ def test_a_saved_generator_gives_the_rows_that_its_cell_was_scored_on(tmp_path, 
     again = score_probe(x, y, data.x_test, data.y_test, trial.cell.evaluation.probe_c)
     # plain accuracy knows the released labels too
     again.pop("accuracy")
-    assert again == {name: outcome.scores[name] for name in again}
+    scores = judgement_of(trial, outcome.state, data).scores
+    assert again == {name: scores[name] for name in again}
 
 
 def test_neutral_mixture_and_client_differ_and_draws_follow_the_seed(tmp_path):
@@ -81,7 +103,7 @@ def test_a_synthesis_that_there_is_not_is_named(tmp_path, name, synthesis, messa
 
 def test_what_is_saved_holds_no_optimiser_no_encoder_of_a_client_and_no_iterate_beside_its_mean(tmp_path):
     _, _, outcome = saved(tmp_path, quick("fedhypevae", average_from=0.5))
-    names = outcome.generator.keys()
+    names = outcome.state.keys()
     assert not [name for name in names if "adam" in name or "encoder" in name]
     means = [name.removeprefix("server.tensors.average.") for name in names if name.startswith("server.tensors.average.")]
     assert means
@@ -91,7 +113,7 @@ def test_what_is_saved_holds_no_optimiser_no_encoder_of_a_client_and_no_iterate_
 
 def test_without_noise_on_the_codes_they_are_not_in_the_file(tmp_path):
     _, _, outcome = saved(tmp_path, quick("fedhypevae", noised="shared"))
-    assert not [name for name in outcome.generator if name.startswith("codes.")]
+    assert not [name for name in outcome.state if name.startswith("codes.")]
 
 
 def test_the_manifest_carries_what_was_paid(tmp_path):
@@ -129,72 +151,186 @@ def test_labels_that_are_none_are_refused(tmp_path):
             generator.sample(labels)
 
 
-def test_a_run_saves_a_generator_for_every_cell(bench):
+def test_a_run_keeps_a_generator_for_every_cell(bench):
     ran = bench(small_grid("dp-gaussian", epsilon=[1.0, 4.0], resources={"clients_per_actor": "all"}))
-    ids = sorted(path.stem for path in (ran.folder / "generators").glob("*.json"))
-    assert ids == sorted(row.cell_id for row in ran.rows)
     row = ran.rows[0]
-    assert fedsim.load_generator(ran.folder, row.cell_id[:10]).facts.epsilon_spent == row.epsilon_spent
+    loaded = fedsim.load_generator(ran.folder, row.cell_id[:10])
+    assert loaded.row == row
+    assert (loaded.facts.epsilon_spent, loaded.facts.sha256) == (row.epsilon_spent, row.generator)
+    assert loaded.vouched
+    assert loaded.manifest(5)["vouched"] == "by the results of its run"
     with pytest.raises(UserError, match=r"there are several generators .*; name one with --cell"):
         load_generator(ran.folder)
     with pytest.raises(UserError, match="there is no generator of this cell"):
-        load_generator(ran.folder, "none")
-    assert set(fedsim.load_results(ran.folder)["cell_id"]) == set(ids)
+        load_generator(ran.folder, "no such")
 
 
-def test_of_many_generators_an_error_names_a_few_in_full(bench):
-    ran = bench(small_grid("dp-gaussian", epsilon=[1.0, 4.0], seeds=[0, 1, 2], resources={"clients_per_actor": "all"}))
-    named = r"\w{16} \(dp-gaussian · ε = [14] · seed [012]\)"
-    with pytest.raises(UserError, match=rf"several generators \(({named}, ){{3}}{named} and 2 more\); name one with --cell"):
-        load_generator(ran.folder)
-
-
-def test_a_generator_of_secret_noise_is_found_by_its_rows_cell_though_its_file_has_another_name(bench):
-    ran = bench(small_grid("dp-gaussian", epsilon=[1.0, 4.0], privacy={"noise": "secret"}))
-    names = {path.stem for path in (ran.folder / "generators").glob("*.json")}
-    for row in ran.rows:
-        assert row.cell_id not in names
-        assert load_generator(ran.folder, row.cell_id).facts.epsilon_spent == row.epsilon_spent
-    with pytest.raises(UserError, match=r"several generators \(\w+ \(dp-gaussian · ε = [14] · seed 0\), \w+ \(dp-gaussian · ε = [14] "):
-        load_generator(ran.folder)
-
-
-@pytest.mark.parametrize("what", ["text", "folder"])
-def test_one_file_that_cannot_be_read_hides_no_other_generator(bench, what):
-    ran = bench(small_grid("dp-gaussian", epsilon=[1.0, 4.0], privacy={"noise": "secret"}))
-    rows = {row.generator: row for row in ran.rows}
-    broken, whole = sorted((ran.folder / "generators").glob("*.json"))
-    kept = rows[hashlib.sha256(whole.read_bytes()).hexdigest()]
-    broken.unlink()
-    broken.write_text("{") if what == "text" else broken.mkdir()
-    assert load_generator(ran.folder, kept.cell_id).facts.epsilon_spent == kept.epsilon_spent
-    with pytest.raises(UserError, match=f"there is no generator of this cell in .* known: {broken.stem}, {whole.stem} "):
-        load_generator(ran.folder, "none")
-
-
-def test_generators_are_not_kept_where_the_grid_says_so(bench):
+def test_a_run_keeps_none_if_the_grid_says_so(bench):
     ran = bench(small_grid("dp-gaussian", resources={"clients_per_actor": "all", "save_generators": False}))
     assert ran.rows[0].status == "ok"
     with pytest.raises(UserError, match="there are no generators here"):
         load_generator(ran.folder)
 
 
-def test_a_damaged_file_is_named_and_nothing_is_unpickled(tmp_path):
+def test_a_training_that_was_judged_twice_has_one_generator_under_both_ids(bench):
+    *_, run = [bench(small_grid("dp-gaussian", evaluation={"per_class": n})) for n in (5, 10)]
+    ids = {line["cell_id"] for line in ResultStore(run.folder).lines("judgements")}
+    first, second = (load_generator(run.folder, cell) for cell in sorted(ids))
+    assert first.facts.sha256 == second.facts.sha256
+
+
+# --- what may leave the simulation ---
+
+
+def test_a_released_package_gives_the_rows_of_the_run_and_says_what_was_paid(package):
+    path, cell = released(package, "dp-gaussian")
+    run, alone = load_generator(package.with_name("run")), load_generator(package)
+    assert sorted(package.iterdir()) == [path, path.with_suffix(".safetensors")]
+    np.testing.assert_array_equal(run.synthesise(5)[0], alone.synthesise(5)[0])
+    given, own = run.manifest(5), alone.manifest(5)
+    assert (own.pop("vouched"), given.pop("vouched")) == ("by nothing: no results were with it", "by the results of its run")
+    assert own == given
+    assert (own["release"], own["claim"], own["delta"]) == ("under its epsilon", "proved", cell.delta)
+    assert alone.facts.epsilon_spent == run.facts.epsilon_spent
+
+
+def test_a_package_holds_no_exact_function_of_private_data(package):
+    path, cell = released(package, "dp-gaussian")
+    manifests = [load_generator(each).manifest(5) for each in (package, package.with_name("run"))]
+    text = path.name + path.read_text() + dump(manifests)
+    for private in (cell.cell_id, cell.training_id, cell.dataset_hash):
+        assert private
+        assert private not in text
+
+
+def stated(folder):
+    """A run of a plug-in that states a theorem; of its training the line of a check."""
+    trial, *_ = saved(folder, {"name": "broken.strength:Strength", "params": {"strength": 0.0, "rounds": 3}}, **SECRET)
+    cell = trial.cell
+    return {"source": cell.source, "unit": cell.unit, "trust": cell.trust, "params": cell.params, "full": True, "ended": "passed"}
+
+
+HELD_BACK = {
+    "seeded noise": (("dp-gaussian",), {}, "who knows it can take the noise off"),
+    "no noise": (("dp-gaussian",), {**SECRET, "epsilon": math.inf}, "it carries no noise"),
+    "no privacy": (("fedavg-cvae",), {}, "it carries no noise"),
+    "heuristic": (("fedhypevae", {"noised": "shared"}), SECRET, "its status is ok, its claim heuristic"),
+}
+
+
+@pytest.mark.parametrize("name", HELD_BACK)
+def test_what_its_epsilon_does_not_cover_is_not_released(tmp_path, package, name):
+    (method, *params), keys, why = HELD_BACK[name]
+    saved(tmp_path, quick(method, **(params[0] if params else {})), **keys)
+    with pytest.raises(UserError, match=f"may not be released: .*{why}"):
+        release(tmp_path, None, package)
+    assert not package.exists()
+
+
+def test_what_a_plug_in_states_is_released_once_a_full_check_of_the_run_folder_passed(tmp_path, package):
+    line = stated(tmp_path)
+    with pytest.raises(UserError, match="its claim stated"):
+        release(tmp_path, None, package, trust_plugin=True)
+    ResultStore(tmp_path).append("checks", [line])
+    with pytest.raises(UserError, match="give --trust-plugin if you trust that code"):
+        release(tmp_path, None, package)
+    assert not package.exists()
+    assert release(tmp_path, None, package, trust_plugin=True)[1].plan.claim == "checked"
+    ResultStore(tmp_path).append("checks", [line | {"ended": "failed", "full": False}])
+    with pytest.raises(UserError, match="its claim heuristic"):
+        release(tmp_path, None, package, trust_plugin=True)
+
+
+def test_a_package_of_a_plug_in_that_calls_itself_proved_is_refused(tmp_path, package):
+    ResultStore(tmp_path).append("checks", [stated(tmp_path)])
+    release(tmp_path, None, package, trust_plugin=True)
+    load_generator(package, trust_plugin=True)
+    rewritten(package, put("plan", "claim", "proved"))
+    with pytest.raises(UserError, match="it claims 'proved' and its algorithm 'stated'"):
+        load_generator(package, trust_plugin=True)
+
+
+@pytest.mark.parametrize("judging", ["none", "failed"])
+def test_what_an_audit_refuted_is_not_released_whether_it_was_judged_or_not(tmp_path, package, judging):
+    trial, *_ = saved(tmp_path, "dp-gaussian", **SECRET)
+    cell, store = trial.cell, ResultStore(tmp_path)
+    listed = {"cell_id": cell.cell_id, "training_id": cell.training_id, "label": cell.label, "audit": "key"}
+    (tmp_path / "manifest.json").write_text(json.dumps({"cells": [listed]}))
+    facts = {"epsilon_lower": 9.0, "epsilon_any": 1.0, "method": "pairs", "pairs": 100, "canary_ratio": 1.0}
+    store.append("audits", [{"audit": "key", "refuted": True, **facts}])
+    if judging == "failed":
+        store.append("judgements", [judgement_line(trial, RowError(**ERROR), 1.0)])
+    with pytest.raises(UserError, match="may not be released: its status is refuted"):
+        release(tmp_path, None, package)
+    assert load_generator(tmp_path).manifest(5)["release"] == "simulation only"
+
+
+ENDS = {
+    "unaccounted": ({"unaccounted": "2 of 3 steps"}, "its status is unaccounted"),
+    "overspent": ({"epsilon_spent": 4.5}, "its status is overspent|contradicts itself"),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+@pytest.mark.parametrize("judging", ["none", "failed"])
+def test_what_was_not_spent_as_planned_is_not_released_whether_it_was_judged_or_not(tmp_path, package, name, judging):
+    fields, why = ENDS[name]
+    trial, *_ = saved(tmp_path, "dp-gaussian", lambda outcome: replace(outcome, **fields), **SECRET)
+    if judging == "failed":
+        ResultStore(tmp_path).append("judgements", [judgement_line(trial, RowError(**ERROR), 1.0)])
+    with pytest.raises(UserError, match=why):
+        release(tmp_path, None, package)
+    assert not package.exists()
+
+
+def test_a_failed_judgement_alone_holds_nothing_back(tmp_path, package):
+    trial, *_ = saved(tmp_path, "dp-gaussian", **SECRET)
+    ResultStore(tmp_path).append("judgements", [judgement_line(trial, RowError(**ERROR), 1.0)])
+    release(tmp_path, None, package)
+    assert load_generator(package).facts.status == "ok"
+
+
+def test_a_package_is_written_and_drawn_from_by_commands(tmp_path, package, command, bench):
+    run = bench(small_grid("dp-gaussian", epsilon=4.0, **SECRET)).folder
+    done = command("release", str(run), "--out", str(package))
+    assert done.returncode == 0, done.stderr
+    assert "dp-gaussian, ε = 4 at δ = 0.0001, claim proved" in " ".join(done.stdout.split())
+    done = command("synth", str(package), "--out", str(tmp_path / "s.npz"))
+    assert done.returncode == 0, done.stderr
+    assert "no results of a run are here to vouch for it" in " ".join(done.stdout.split())
+
+
+# --- files that are not what was written ---
+
+
+def test_a_damaged_file_is_named_and_nothing_is_unpickled(tmp_path, package):
     trial, _, _ = saved(tmp_path, "dp-gaussian")
-    path = tmp_path / "generators" / f"{trial.cell.cell_id}.safetensors"
-    path.write_bytes(b"\x80\x04cos\nsystem\n")
-    with pytest.raises(UserError, match="is not what was saved"):
-        load_generator(tmp_path)
+    RunFolder(tmp_path).state(trial.cell.training_id).write_bytes(b"\x80\x04cos\nsystem\n")
+    path, _ = released(package, "dp-gaussian")
+    path.with_suffix(".safetensors").write_bytes(b"\x80\x04cos\nsystem\n")
+    for folder in (tmp_path, package):
+        with pytest.raises(UserError, match=r"is not what was saved \(its SHA-256 .*; run the cell again in a new folder"):
+            load_generator(folder)
 
 
-def rewritten(folder, facts=lambda facts: None, tensors=lambda tensors: None, *, hashed=True):
-    """Change a saved generator's files, its hash with them: what somebody could do who wants them to be believed."""
-    (path,) = (folder / "generators").glob("*.json")
+def test_tensors_of_another_training_are_refused(bench):
+    ran = bench(small_grid("dp-gaussian", seeds=[0, 1]))
+    one, other = (path for path in sorted((ran.folder / "trained").iterdir()))
+    one.replace(other)
+    for row in ran.rows:
+        with pytest.raises(UserError, match="is not what was saved"):
+            load_generator(ran.folder, row.cell_id)
+
+
+def rewritten(folder, facts=lambda facts: None, tensors=lambda tensors: None, *, hashed=True, listed=True):
+    """Change a package's files, its hash with them: what somebody could do who wants them to be believed."""
+    (path,) = folder.glob("*.json")
     told, held = json.loads(path.read_text()), load_file(path.with_suffix(".safetensors"))
     tensors(held)
     save_file(held, path.with_suffix(".safetensors"))
     if hashed:
         told["sha256"] = hashlib.sha256(path.with_suffix(".safetensors").read_bytes()).hexdigest()
+    if listed:
         told["tensors"] = described(held)
     facts(told)
     path.write_text(json.dumps(told))
@@ -206,17 +342,17 @@ TENSORS = {
     "one too many": (lambda held: held.update(more=torch.zeros(2)), r"there is a tensor 'more' \(float32 \[2\]\) too many"),
     "another dtype": (lambda held: held.update({"server.tensors.within": torch.zeros(64, 64).double()}), "is float64"),
     "another shape": (lambda held: held.update({"server.tensors.within": torch.zeros(8, 8)}), r"is float32 \[8, 8\], not float32 \[64"),
-    "other numbers": (lambda held: held["server.tensors.within"].mul_(1.001), "its SHA-256 is not the one in the JSON file"),
+    "other numbers": (lambda held: held["server.tensors.within"].mul_(1.001), ""),
 }
 
 
 @pytest.mark.parametrize("change", TENSORS)
-def test_tensors_that_are_not_those_of_the_facts_are_refused(tmp_path, change):
-    saved(tmp_path, "dp-gaussian")
+def test_tensors_that_are_not_those_of_the_facts_are_refused(package, change):
+    released(package, "dp-gaussian")
     tensors, message = TENSORS[change]
-    rewritten(tmp_path, tensors=tensors, hashed=False)
-    with pytest.raises(UserError, match=f"is not what was saved .*{message}.*; run the cell again"):
-        load_generator(tmp_path)
+    rewritten(package, tensors=tensors, hashed=bool(message), listed=False)
+    with pytest.raises(UserError, match=f"is not what was saved .*{message or 'its SHA-256'}.*; run the cell again"):
+        load_generator(package)
 
 
 FORGED = {
@@ -230,19 +366,19 @@ FORGED = {
 
 
 @pytest.mark.parametrize("change", FORGED)
-def test_tensors_that_are_not_the_algorithms_are_refused_whatever_the_facts_say(tmp_path, change):
-    saved(tmp_path, "fedhypevae")
+def test_tensors_that_are_not_the_algorithms_are_refused_whatever_the_facts_say(package, change):
+    released(package, "fedhypevae")
     tensors, message = FORGED[change]
-    rewritten(tmp_path, tensors=tensors)
+    rewritten(package, tensors=tensors)
     with pytest.raises(UserError, match=f"is no generator of fedhypevae .*{message}"):
-        load_generator(tmp_path)
+        load_generator(package)
 
 
-def test_what_a_one_shot_method_cannot_use_is_refused_whatever_the_facts_say(tmp_path):
-    saved(tmp_path, "dp-gaussian")
-    rewritten(tmp_path, tensors=lambda held: held.pop("server.tensors.within"))
+def test_what_a_one_shot_method_cannot_use_is_refused_whatever_the_facts_say(package):
+    released(package, "dp-gaussian")
+    rewritten(package, tensors=lambda held: held.pop("server.tensors.within"))
     with pytest.raises(UserError, match=r"is no generator of dp-gaussian \(KeyError: 'within'\)"):
-        load_generator(tmp_path)
+        load_generator(package)
 
 
 def put(*path_and_value):
@@ -275,133 +411,165 @@ FACTS = {
 
 
 @pytest.mark.parametrize("change", FACTS)
-def test_wrong_facts_are_told_in_one_line(tmp_path, change):
-    saved(tmp_path, "dp-gaussian")
+def test_wrong_facts_are_told_in_one_line(package, change):
+    released(package, "dp-gaussian")
     facts, message = FACTS[change]
-    rewritten(tmp_path, facts)
+    rewritten(package, facts)
     with pytest.raises(UserError, match=message) as caught:
-        load_generator(tmp_path)
+        load_generator(package)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["", "null", "[]", "{}", "[" * 100_000 + "]" * 100_000, '{"cell": ' * 500, "\x00"])
-def test_what_is_no_json_of_a_generator_is_told_in_one_line(tmp_path, text):
-    trial, _, _ = saved(tmp_path, "dp-gaussian")
-    (tmp_path / "generators" / f"{trial.cell.cell_id}.json").write_text(text)
+def test_what_is_no_json_of_a_generator_is_told_in_one_line(package, text):
+    path, _ = released(package, "dp-gaussian")
+    path.write_text(text)
     with pytest.raises(UserError, match="cannot be read") as caught:
-        load_generator(tmp_path)
+        load_generator(package)
     assert "\n" not in str(caught.value)
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_a_mutated_file_is_refused(tmp_path, data):
-    if not (tmp_path / "generators").exists():
-        saved(tmp_path, "dp-gaussian")
-    path = data.draw(st.sampled_from(sorted((tmp_path / "generators").iterdir())))
+def test_a_mutated_file_is_refused(package, data):
+    if not package.exists():
+        released(package, "dp-gaussian")
+    path = data.draw(st.sampled_from(sorted(package.iterdir())))
     whole = path.read_bytes()
     place = data.draw(st.integers(0, len(whole) - 1))
     path.write_bytes(whole[:place] + bytes([data.draw(st.integers(0, 255))]) + whole[place + 1 :])
     before = path.read_bytes()
     try:
-        load_generator(tmp_path)
+        load_generator(package)
     except UserError:
         pass
-    else:  # only what a row would give away, such as a version's digit
+    else:  # only what nothing else in the package says, such as a version's digit
         assert before == whole or path.suffix == ".json"
     finally:
         path.write_bytes(whole)
 
 
-def test_a_generator_of_an_older_fedsim_is_refused_with_a_way_on(tmp_path):
-    saved(tmp_path, "dp-gaussian")
-    rewritten(tmp_path, lambda facts: [facts.pop(name) for name in ("tensors", "sha256")])
-    with pytest.raises(UserError, match=r"was saved by an older fedsim, without the hash .*; run the cell again in a new folder"):
-        load_generator(tmp_path)
-
-
-def test_a_row_vouches_for_the_facts(bench):
-    ran = bench(small_grid("dp-gaussian", resources={"clients_per_actor": "all"}))
-    (row,) = ran.rows
-    (path,) = (ran.folder / "generators").glob("*.json")
-    assert row.generator == hashlib.sha256(path.read_bytes()).hexdigest()
-    loaded = load_generator(ran.folder)
-    assert loaded.vouched
-    assert loaded.manifest(5)["vouched"] == "by a row of its run"
-    honest = path.read_text()
-    path.write_text(honest.replace('"claim": "proved"', '"claim": "checked"'))
-    with pytest.raises(UserError, match=r"no row of .*results\.jsonl has its hash"):
-        load_generator(ran.folder)
-    path.write_text(honest)
-    (ran.folder / "results.jsonl").unlink()
-    assert load_generator(ran.folder).manifest(5)["vouched"] == "by nothing: no results were with it"
-
-
-def vouched(folder, facts=lambda facts: None, **fields):
-    """Change a generator's facts and its row, which vouches for them as they are then."""
-    rewritten(folder, facts)
+def older(folder, package):
+    """The package as fedsim 0.1 kept it in its run folders: in ``generators``, without the id of a training."""
+    (folder / "generators").mkdir(parents=True)
+    for path in package.iterdir():
+        path.rename(folder / "generators" / path.name)
     (path,) = (folder / "generators").glob("*.json")
-    row = json.loads((folder / "results.jsonl").read_text().splitlines()[-1])
-    fields["generator"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    (folder / "results.jsonl").write_text(json.dumps(row | fields) + "\n")
+    told = json.loads(path.read_text())
+    told["cell"].pop("training_id")
+    path.write_text(json.dumps(told, indent=1))
+    (folder / "results.jsonl").write_text("")
+    return path
 
 
-def both(name, value):
-    """Put into facts' plan and row alike."""
-    return put("plan", name, value), {name: value}
+def test_a_run_folder_of_fedsim_0_1_is_read_like_a_package(tmp_path, package):
+    released(package, "dp-gaussian")
+    rows = load_generator(package).synthesise(5)[0]
+    path = older(tmp_path / "older", package)
+    loaded = load_generator(tmp_path / "older")
+    np.testing.assert_array_equal(loaded.synthesise(5)[0], rows)
+    assert not loaded.vouched
+    told = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in told.items() if name not in ("tensors", "sha256")}))
+    with pytest.raises(UserError, match=r"tensors: Field required; sha256: Field required.*; run the cell again in a new folder"):
+        load_generator(tmp_path / "older")
+
+
+def line_changed(folder, change):
+    """Change the result line of a run's one training."""
+    path = folder / "trainings.jsonl"
+    line = json.loads(path.read_text())
+    change(line)
+    path.write_text(json.dumps(line) + "\n")
 
 
 FORGERIES = {
-    "a lower epsilon than the row's": (put("epsilon_spent", 0.01), {}, "differs from the row of its cell: epsilon_spent 0.01 and not 3.9"),
-    "a lower epsilon in the row": (lambda facts: None, {"epsilon_spent": 0.01}, "differs .* epsilon_spent 3.9.* and not 0.01"),
-    "another seed": (put("cell", "seed", 7), {}, "differs .* seed 7 and not 0"),
-    "another sigma": (put("plan", "sigma", 50.0), {}, "differs .* mechanisms; sigma 50.0 and not"),
-    "another claim": (put("plan", "claim", "checked"), {}, "differs .* claim checked and not proved"),
-    "secret noise": (put("cell", "noise", "secret"), {}, "differs .* noise secret and not seeded"),
-    "other parameters": (put("cell", "params", {"rank": 2}), {}, "differs .* params"),
-    "a lower epsilon in both": (put("epsilon_spent", 0.01), {"epsilon_spent": 0.01}, "contradicts itself: ε is 0.003 of what its mechan"),
-    "a lower sensitivity in both": (*both("sensitivity", 1e-6), "contradicts itself: sensitivity 1e-6 is below the clip"),
-    "a larger clip in both": (*both("sensitivity", 2.0), "contradicts itself: sensitivity is 2 and in its plan 1"),
-    "another scope in both": (*both("scope", "everything"), "contradicts itself: scope is everything"),
+    "a lower epsilon": (put("ledger", "epsilon_spent", 0.01), "contradicts itself: ε is 0.003 of what its mechan"),
+    "another sigma": (put("plan", "sigma", 50.0), "contradicts itself: .*σ is 50 and in its plan"),
+    "a lower sensitivity": (put("plan", "sensitivity", 1e-6), "contradicts itself: sensitivity 1e-6 is below the clip"),
+    "a larger sensitivity": (put("plan", "sensitivity", 2.0), "contradicts itself: sensitivity is 2 and in its plan 1"),
+    "another scope": (put("plan", "scope", "everything"), "contradicts itself: scope is everything"),
+    "other parameters": (put("cell", "params", "mean_share", 0.5), "contradicts itself: .*release 'mean' is of noise multiplier"),
+    "another delta": (put("plan", "delta", 1e-6), "cell and plan differ"),
+    "a mechanism less": (lambda line: line["ledger"]["mechanisms"].pop(), "contradicts itself: the row says 2 steps and holds 1"),
 }
 
 
 @pytest.mark.parametrize("name", FORGERIES)
-def test_a_generator_whose_facts_row_and_plan_say_different_things_is_refused_and_nothing_is_written(folder, command, bench, name):
-    bench(small_grid("dp-gaussian", epsilon=4.0), "run")
-    facts, fields, message = FORGERIES[name]
-    vouched(folder / "run", facts, **fields)
+def test_a_run_whose_lines_contradict_themselves_or_the_plan_gives_no_generator_and_nothing_is_written(folder, command, package, name):
+    change, message = FORGERIES[name]
+    saved(folder / "run", "dp-gaussian", **SECRET)
+    line_changed(folder / "run", change)
     with pytest.raises(UserError, match=message):
         load_generator(folder / "run")
     done = command("synth", "run", "--out", "s.npz")
     assert (done.returncode, len(done.stderr.splitlines()), (folder / "s.npz").exists()) == (2, 1, False)
+    with pytest.raises(UserError, match=message):
+        release(folder / "run", None, package)
+    assert not package.exists()
 
 
-def test_facts_without_a_row_are_held_against_the_plan_of_their_algorithm(tmp_path):
-    saved(tmp_path, "dp-gaussian")
-    assert load_generator(tmp_path).warnings == ()
-    rewritten(tmp_path, put("plan", "clip", 0.5))
-    with pytest.raises(UserError, match=r"contradicts itself: clip is 0\.5 and in its plan 1"):
-        load_generator(tmp_path)
-    rewritten(tmp_path, put("cell", "source", "0" * 16))
-    assert "the code here is not the one that ran, and differs: clip is 0.5" in load_generator(tmp_path).warnings[0]
+def lower(name, value):
+    """Put into a package's cell and plan alike."""
+    plan = {"epsilon": "epsilon_target"}.get(name, name)
+
+    def change(facts):
+        facts["cell"][name] = facts["plan"][plan] = value
+        facts["epsilon_spent"] = min(facts["epsilon_spent"], facts["plan"]["epsilon_target"])
+
+    return change
 
 
-def test_a_delta_that_would_publish_a_row_is_told_with_every_draw_proof_and_statement(folder, command, bench):
-    bench(small_grid("dp-gaussian", epsilon=4.0, delta=0.01), "run")
-    for arguments in (("synth", "run", "--out", "s.npz"), ("prove", "run"), ("statement", "run")):
+FALSE = {
+    "a lower epsilon": (put("epsilon_spent", 0.01), "contradicts itself: ε is 0.003 of what its mechan"),
+    "a lower target": (lower("epsilon", 1.0), "contradicts itself: .*of what its mechanisms spend"),
+    "a lower delta": (lower("delta", 1e-6), "contradicts itself: .*of what its mechanisms spend"),
+    "less noise": (put("plan", "sigma", 0.1), "contradicts itself: .*σ is 0.1 and in its plan"),
+    "another clip": (put("plan", "clip", 0.5), r"contradicts itself: clip is 0\.5 and in its plan 1"),
+    "another scope": (put("plan", "scope", "everything"), "contradicts itself: scope is everything"),
+    "a release less": (lambda facts: facts["plan"]["releases"].pop(0), "contradicts itself: "),
+    "a release that runs more often": (put("plan", "releases", 1, "steps", 2), "contradicts itself: "),
+}
+
+
+@pytest.mark.parametrize("name", FALSE)
+def test_a_package_whose_budget_is_not_its_algorithms_is_refused(package, name):
+    change, message = FALSE[name]
+    released(package, "dp-gaussian")
+    assert load_generator(package).warnings == ()
+    rewritten(package, change)
+    with pytest.raises(UserError, match=message):
+        load_generator(package)
+
+
+def test_of_other_code_a_difference_is_a_warning(package):
+    released(package, "dp-gaussian")
+    rewritten(package, put("plan", "clip", 0.5))
+    rewritten(package, put("cell", "source", "0" * 16))
+    assert "the code here is not the one that ran, and differs: clip is 0.5" in load_generator(package).warnings[0]
+
+
+def test_a_claim_that_its_algorithm_does_not_make_is_refused(package):
+    released(package, "fedhypevae")
+    rewritten(package, put("cell", "params", "noised", "shared"), lambda held: [held.pop(n) for n in list(held) if n.startswith("codes.")])
+    with pytest.raises(UserError, match="it claims 'proved' and its algorithm 'heuristic'"):
+        load_generator(package)
+
+
+def test_a_delta_that_would_publish_a_row_is_told_with_every_draw_proof_and_statement(tmp_path, command, bench):
+    run = str(bench(small_grid("dp-gaussian", epsilon=4.0, delta=0.01)).folder)
+    for arguments in (("synth", run, "--out", str(tmp_path / "s.npz")), ("prove", run), ("statement", run)):
         done = command(*arguments)
         assert done.returncode == 0, done.stderr
         assert "δ = 0.01 is not below 1/n = 0.005 for the 200 training rows" in " ".join(done.stdout.split())
 
 
-def test_a_generator_under_the_name_of_another_cell_is_refused(bench):
-    ran = bench(small_grid("dp-gaussian", seeds=[0, 1]))
-    one, other = [row.cell_id for row in ran.rows]
+def test_a_package_under_another_name_is_refused(package):
+    path, _ = released(package, "dp-gaussian")
     for suffix in (".json", ".safetensors"):
-        (ran.folder / "generators" / f"{one}{suffix}").replace(ran.folder / "generators" / f"{other}{suffix}")
-    with pytest.raises(UserError, match=rf"{other}\.json: holds the generator of cell {one}"):
-        load_generator(ran.folder, other)
+        path.with_suffix(suffix).rename(path.with_name(f"0123{suffix}"))
+    with pytest.raises(UserError, match=rf"0123\.json: holds the generator of cell {path.stem}"):
+        load_generator(package)
 
 
 EVIL = """
@@ -411,42 +579,53 @@ from baselines.dp_gaussian import DPGaussian as X
 """
 
 
-@pytest.mark.parametrize("name", ["evil.py:X", "evil:X", "{folder}/evil.py:X", "fedsim.results.nowhere:X"])
-def test_a_generator_runs_no_code_that_nobody_installed(folder, command, name):
-    saved(folder / "run", "dp-gaussian")
+@pytest.fixture
+def evil(folder):
+    """A run folder and a package, and beside them a plug-in that looks installed; returns a function that names an algorithm in both."""
+    released(folder / "package", "dp-gaussian")
     (folder / "evil.py").write_text(EVIL)
     (folder / "evil.egg-info").mkdir()
     (folder / "evil.egg-info" / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: evil\nVersion: 1\n")
     (folder / "evil.egg-info" / "top_level.txt").write_text("evil\n")
     (folder / "evil.egg-info" / "entry_points.txt").write_text("[fedsim.algorithms]\nevil = evil:X\n")
-    rewritten(folder / "run", put("cell", "algorithm", name.format(folder=folder)))
-    done = command("synth", "run", "--out", "s.npz")
+
+    def name(algorithm):
+        line_changed(folder / "run", put("cell", "algorithm", algorithm))
+        rewritten(folder / "package", put("cell", "algorithm", algorithm))
+
+    return name
+
+
+RUNS_CODE = {
+    "synth of a run": ("synth", "run", "--out", "s.npz"),
+    "synth of a package": ("synth", "package", "--out", "s.npz"),
+    "release": ("release", "run", "--out", "again"),
+}
+
+
+@pytest.mark.parametrize("arguments", RUNS_CODE)
+@pytest.mark.parametrize("name", ["evil.py:X", "evil:X", "{folder}/evil.py:X", "fedsim.results.nowhere:X"])
+def test_a_generator_runs_no_code_that_nobody_installed(folder, command, evil, name, arguments):
+    evil(name.format(folder=folder))
+    done = command(*RUNS_CODE[arguments])
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert ("give --trust-plugin if you trust that code" in done.stderr) == ("evil" in name)
     assert not (folder / "evil ran").exists()
 
 
-def test_a_registered_name_is_not_what_a_working_folder_says(folder, command):
-    saved(folder / "run", "dp-gaussian")
-    (folder / "evil.py").write_text(EVIL)
-    (folder / "evil.egg-info").mkdir()
-    (folder / "evil.egg-info" / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: evil\nVersion: 1\n")
-    (folder / "evil.egg-info" / "entry_points.txt").write_text("[fedsim.algorithms]\nevil = evil:X\n")
-    rewritten(folder / "run", put("cell", "algorithm", "evil"))
-    done = command("synth", "run", "--out", "s.npz")
-    assert done.returncode == 2
+@pytest.mark.parametrize("arguments", RUNS_CODE)
+def test_a_registered_name_is_not_what_a_working_folder_says(folder, command, evil, arguments):
+    evil("evil")
+    assert command(*RUNS_CODE[arguments]).returncode == 2
     assert not (folder / "evil ran").exists()
 
 
-def test_a_trusted_plug_in_runs(folder, command):
-    saved(folder / "run", "dp-gaussian")
-    (folder / "evil.py").write_text(EVIL)
-    rewritten(folder / "run", put("cell", "algorithm", "evil.py:X"))
-    done = command("synth", "run", "--out", "s.npz", "--trust-plugin")
+def test_a_trusted_plug_in_runs(folder, command, evil):
+    evil("evil.py:X")
+    done = command(*RUNS_CODE["synth of a package"], "--trust-plugin")
     assert done.returncode == 0, done.stderr
     assert (folder / "evil ran").exists()
-    assert "no run/results.jsonl is there to vouch for it" in done.stdout
 
 
 @pytest.mark.parametrize("arguments", [["--seed", "-1"], ["--seed", str(2**64)], ["--per-class", "0"], ["--per-class", str(10**12)]])

@@ -164,12 +164,6 @@ def test_a_row_has_the_fields_of_the_contract_and_no_other():
         row(acuracy=0.5)
 
 
-def test_a_row_that_an_older_fedsim_wrote_with_an_epsilon_under_replace_one_is_read_without_it(tmp_path):
-    line = json.dumps(json.loads(row().to_json()) | {"epsilon_spent_replace_one": 2.6})
-    (tmp_path / "results.jsonl").write_text(line + "\n")
-    assert ResultStore(tmp_path).rows() == [row()]
-
-
 def test_a_row_can_be_told_without_some_of_its_fields():
     told = row().model_dump(exclude={"claim", "seconds"})
     assert list(told) == [name for name in CONTRACT if name not in ("claim", "seconds")]

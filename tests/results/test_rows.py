@@ -1,9 +1,12 @@
 """What a row holds of an error."""
 
 import pytest
-from rows import make_failed, make_row
+from cells import small_cells
+from rows import make_row
 
-from fedsim.results.rows import MOST_MESSAGE, MOST_TRACEBACK, Row, RowError
+from fedsim.results.grid_rows import grid_rows
+from fedsim.results.result_lines import training_line
+from fedsim.results.rows import MOST_MESSAGE, MOST_TRACEBACK, RowError
 from fedsim.results.store import ResultStore
 
 
@@ -25,8 +28,8 @@ def test_a_score_is_a_number() -> None:
 @pytest.mark.usefixtures("folder")
 def test_an_error_that_names_a_path_that_is_not_utf_8_can_be_written_and_read() -> None:
     error = RowError(type="ValueError", message="cannot read a\udcffb", traceback="File a\udcffb")
-    store = ResultStore("run")
-    store.append(make_failed().model_copy(update={"error": error}))
-    (row,) = store.rows()
-    assert isinstance(row, Row)
+    (trial,) = small_cells("dp-gaussian").trials
+    ResultStore("run").append("trainings", [training_line(trial, error, {})])
+    (row,) = grid_rows("run")
+    assert row.status == "failed"
     assert row.error == RowError(type="ValueError", message="cannot read a?b", traceback="File a?b")

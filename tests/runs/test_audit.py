@@ -9,11 +9,11 @@ from cells import quick, small_grid
 from sites import digits_of_writers
 
 from fedsim.errors import UserError
-from fedsim.evidence.audit.of_grid import unaudited
+from fedsim.results.folder import RunFolder
 from fedsim.results.generators import load_generator
-from fedsim.results.store import ResultStore
+from fedsim.results.store import KINDS, ResultStore
 
-AUDIT = {"pairs": 40, "rounds": 1}
+AUDIT, REFUTES = {"pairs": 40, "rounds": 1}, {"pairs": 100, "rounds": 1}
 
 
 def test_every_row_of_a_claim_shows_its_audit_and_a_second_bench_runs_none(bench: Callable[..., Ran]) -> None:
@@ -33,25 +33,38 @@ def test_every_row_of_a_claim_shows_its_audit_and_a_second_bench_runs_none(bench
 
 def test_an_interrupted_audit_goes_on_from_its_pairs(bench: Callable[..., Ran], tmp_path: Path) -> None:
     grid = small_grid("dp-gaussian", epsilon=4.0, audit=AUDIT)
-    whole = bench(grid, "whole")
-    (row,) = whole.rows
-    lines = (tmp_path / "whole" / "audits.jsonl").read_text().splitlines(keepends=True)
-    cut = ResultStore(tmp_path / "cut")
-    cut.append(unaudited(row))
-    # the last line is torn
-    cut.folder.audits.write_text("".join(lines[:21])[:-9])
-    assert bench(grid, "cut").rows == whole.rows
-    assert sorted(cut.folder.audits.read_text().splitlines()) == sorted(line.strip() for line in lines)
+    whole = bench(grid).rows
+    folder = RunFolder(tmp_path / "run")
+    lines = folder.lines("pairs").read_text().splitlines(keepends=True)
+    assert len(lines) == 40
+    # the last line is torn, and the outcome was never written
+    folder.lines("pairs").write_text("".join(lines[:21])[:-9])
+    folder.lines("audits").unlink()
+    assert bench(grid).rows == whole
+    assert folder.lines("pairs").read_text().splitlines(keepends=True) == lines
+
+
+def test_an_audit_that_is_added_later_touches_no_other_line_and_refutes_the_rows_of_its_claim(bench: Callable[..., Ran]) -> None:
+    grid = small_grid(quick("plugin:Optimist", rounds=1), "dp-gaussian", epsilon=[4.0, float("inf")], seeds=[0, 1])
+    first = bench(grid)
+    assert (first.code, {row.status for row in first.rows}) == (0, {"ok"})
+    before = {kind: path.read_bytes() for kind in KINDS if (path := RunFolder(first.folder).lines(kind)).exists()}
+    audited = bench(small_grid(quick("plugin:Optimist", rounds=1), "dp-gaussian", epsilon=[4.0, float("inf")], seeds=[0, 1], audit=REFUTES))
+    assert {kind: RunFolder(first.folder).lines(kind).read_bytes() for kind in before} == before
+    refuted = [row for row in audited.rows if row.status != "ok"]
+    assert audited.code == 1
+    assert {(row.label, row.epsilon_target, row.status) for row in refuted} == {("plugin:Optimist", 4.0, "refuted")}
+    assert len(refuted) == 2
+    assert {line["refuted"] for line in ResultStore(first.folder).audits().values()} == {True, False}
 
 
 def test_a_refuted_claim_is_never_ok(bench: Callable[..., Ran]) -> None:
-    grid = small_grid(quick("plugin:Optimist", rounds=1), epsilon=4.0, audit={"pairs": 100, "rounds": 1})
+    grid = small_grid(quick("plugin:Optimist", rounds=1), epsilon=4.0, audit=REFUTES)
     ran = bench(grid)
     assert ran.code == 1
     (row,) = ran.rows
     assert row.status == "refuted"
     assert row.audit_params == {"latent": 4, "encoder_hidden": [8]}
-    assert unaudited(row).audit_params is None
     assert "refuted (ε = 4 claimed, an audit finds ε ≥" in ran.output
     page = (ran.folder / "report.html").read_text()
     assert "100 pairs of trainings refute every" in page

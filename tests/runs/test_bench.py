@@ -1,59 +1,63 @@
 import gc
+import json
 import shutil
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import ray
-from benches import Ran, wait_until
+from benches import TIMES, Done, Ran, wait_until
 from cells import NODES, quick, small_grid
-from fedsim.plugins.check_file import file_check
-from fedsim.results.row import failed_row
 from plug_ins import GOOD, changed
 from rich.console import Console
+from rows import add_lines, add_rows
 
-from fedsim.errors import UserError
 from fedsim.evaluation.measures import MEASURES
 from fedsim.grid.models import Grid
 from fedsim.interrupts import INTERRUPTED
 from fedsim.planning.prepare import prepare
 from fedsim.report.report import write_report
 from fedsim.results.folder import RunFolder
-from fedsim.results.generators import load_generator, tell_claim
-from fedsim.results.grid_rows import grid_rows, load_results
-from fedsim.results.rows import Row, RowError
-from fedsim.results.store import ResultStore
+from fedsim.results.generators import load_generator
+from fedsim.results.grid_rows import every_row, grid_rows, load_results
+from fedsim.results.join import Lines
+from fedsim.results.rows import Row
+from fedsim.results.store import KINDS, Kind, ResultStore
 from fedsim.runs import scheduler
-from fedsim.runs.bench import TOLD
+from fedsim.runs.bench import MOST_SHOWN, missing_jobs
 from fedsim.runs.display import LineDisplay
+from fedsim.runs.engine import InProcess, Slot
+from fedsim.runs.jobs import Check, Desk, checked_facts
+from fedsim.runs.ray_engine import RayEngine
 from fedsim.runs.scheduler import Scheduler
-from fedsim.runs.slots import Slot, Slots
+from fedsim.runs.slots import Slots
 from fedsim.runs.worker import check_source
-from fedsim.training.cohort import build_algorithm
 
 Bench = Callable[..., Ran]
 SHIPPED = ("fedhypevae", "weight-noise", "fedavg-cvae")
 SCORES = tuple(MEASURES)
 
 
-def without(row: Row, *fields: str) -> dict[str, Any]:
-    return {name: value for name, value in row.model_dump().items() if name not in ("seconds", *fields)}
-
-
 def by_cell(rows: list[Row], *left_out: str) -> dict[str, dict[str, Any]]:
-    return {row.cell_id: without(row, *left_out) for row in rows}
+    return {row.cell_id: row.model_dump(exclude={*TIMES, *left_out}) for row in rows}
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """The files of result lines that a folder has."""
+    return {kind: path.read_bytes() for kind in KINDS if (path := RunFolder(folder).lines(kind)).exists()}
 
 
 def watched(grid: Grid, folder: Path, max_parallel: int | None = None) -> "Watched":
+    """The slots of a bench on the shared cluster."""
     prepared = prepare(grid, NODES, max_parallel)
-    scheduler = Scheduler(prepared, ResultStore(folder), LineDisplay(Console(quiet=True), len(prepared.trials)))
-    scheduler.slots = slots = Watched(prepared.nodes, prepared.parallel)
-    scheduler.run(prepared.trials)
+    desk = Desk(prepared, ResultStore(folder), LineDisplay(Console(quiet=True), len(prepared.trials)))
+    scheduler = Scheduler(desk, RayEngine())
+    scheduler.slots = slots = Watched(scheduler.engine, prepared.nodes, prepared.parallel)
+    scheduler.run(missing_jobs(desk, (), Lines({}, {}, {})))
     return slots
 
 
@@ -83,23 +87,18 @@ def sorted_rounds(ran: Ran) -> list[dict[str, Any]]:
     return sorted(ran.rounds, key=lambda record: (record["cell_id"], record["round"]))
 
 
-def spread(folder: Path, clients_per_actor: Any, names: tuple[str, ...]) -> Ran:
-    grid = small_grid(*names, epsilon=4.0, clients=5, resources={"clients_per_actor": clients_per_actor})
-    watched(grid, folder, max_parallel=1)
-    return Ran(0, "", folder)
-
-
 @pytest.mark.parametrize(("names", "again"), [(("fedhypevae", "weight-noise"), False), pytest.param(SHIPPED, True, marks=pytest.mark.slow)])
-def test_one_actor_and_three_sample_noise_and_account_alike_and_each_is_repeatable(
-    ray_cluster: None, tmp_path: Path, all_free: Callable[[], None], names: tuple[str, ...], again: bool
+def test_one_process_and_three_actors_sample_noise_and_account_alike_and_each_is_repeatable(
+    bench: Bench, ray_bench: Bench, all_free: Callable[[], None], names: tuple[str, ...], again: bool
 ) -> None:
-    one, three = spread(tmp_path / "one", "all", names), spread(tmp_path / "three", 2, names)
+    grids = [small_grid(*names, epsilon=4.0, clients=5, resources={"clients_per_actor": each}) for each in ("all", 2)]
+    one, three = bench(grids[0], "one"), ray_bench(grids[1], "three")
     assert [row.status for row in one.rows + three.rows] == ["ok"] * 2 * len(names)
     assert all("clients per actor (2, 2, 1)" in three.log(row) for row in three.rows)
 
     fingerprints = [[(r["cell_id"], r["round"], r["sampled"], r["noise"]) for r in sorted_rounds(ran)] for ran in (one, three)]
     assert fingerprints[0] == fingerprints[1]
-    by_rounding = (*SCORES, "recall_per_class", "generator")
+    by_rounding = ("scores", "recall_per_class", "generator")
     assert by_cell(one.rows, *by_rounding) == by_cell(three.rows, *by_rounding)
     for score in SCORES:
         values = [{row.cell_id: value for row in ran.rows if (value := row.value(score)) is not None} for ran in (one, three)]
@@ -107,8 +106,8 @@ def test_one_actor_and_three_sample_noise_and_account_alike_and_each_is_repeatab
     norms = [[r["parameter_norm"] for r in sorted_rounds(ran)] for ran in (one, three)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-5)
 
-    for first, clients_per_actor in ((one, "all"), (three, 2)) if again else ():
-        second = spread(tmp_path / f"again {clients_per_actor}", clients_per_actor, names)
+    for run, first, grid in ((bench, one, grids[0]), (ray_bench, three, grids[1])) if again else ():
+        second = run(grid, f"{first.folder.name} again")
         assert by_cell(first.rows) == by_cell(second.rows)
         assert sorted_rounds(first) == sorted_rounds(second)
     all_free()
@@ -116,7 +115,7 @@ def test_one_actor_and_three_sample_noise_and_account_alike_and_each_is_repeatab
 
 def test_local_only_scores_no_more_than_the_reference_of_its_name_and_centralised_than_the_ceiling(bench: Bench) -> None:
     evaluation = {"per_class": 10, "probe_c": 0.03}
-    ran = bench(small_grid("centralised", "local-only", alpha=[0.1, 1.0], evaluation=evaluation, resources={"clients_per_actor": 3}))
+    ran = bench(small_grid("centralised", "local-only", alpha=[0.1, 1.0], evaluation=evaluation))
     scored = {(row.label, row.alpha): row for row in ran.rows}
     assert len(scored) == 4
     for (label, _), row in scored.items():
@@ -131,41 +130,75 @@ def test_local_only_scores_no_more_than_the_reference_of_its_name_and_centralise
 
 def test_finished_cells_are_not_run_again_and_a_grown_grid_runs_what_is_new(bench: Bench) -> None:
     first = bench(small_grid("weight-noise", epsilon=[1.0, 4.0]))
-    written = (first.folder / "results.jsonl").read_bytes()
+    written = files(first.folder)
+    assert set(written) == {"trainings", "judgements", "references", "rounds"}
     again = bench(small_grid("weight-noise", epsilon=[1.0, 4.0]))
     assert again.code == 0
     assert "all 2 cells are finished" in again.output
-    assert (first.folder / "results.jsonl").read_bytes() == written
+    assert files(first.folder) == written
     grown = bench(small_grid("weight-noise", epsilon=[1.0, 4.0, 8.0]))
-    assert (first.folder / "results.jsonl").read_bytes().startswith(written)
+    assert all(files(first.folder)[kind].startswith(before) for kind, before in written.items())
     assert [row.epsilon_target for row in grown.rows] == [1.0, 4.0, 8.0]
+    assert len(every_row(first.folder)) == 3
 
 
-def test_a_bench_that_dies_after_a_row_leaves_no_checkpoint_of_its_cell_which_may_hold_a_key(
+def test_a_failed_reference_leaves_no_line_and_is_computed_by_the_same_command(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_memory(*given: Any) -> None:
+        raise MemoryError("none is left")
+
+    grid = small_grid("dp-gaussian", evaluation={"per_class": 10, "per_client": True})
+    with monkeypatch.context() as patch:
+        patch.setattr("fedsim.runs.worker.local_only", without_memory)
+        failed = bench(grid)
+    assert "the local-only reference failed, its column stays empty; the same command tries again: MemoryError" in failed.output
+    assert (failed.code, list(ResultStore(failed.folder).references())) == (0, [line_of(failed, "ceiling")])
+    (row,) = failed.rows
+    assert (row.ceiling_balanced_accuracy is None, row.local_only_balanced_accuracy) == (False, None)
+    before = files(failed.folder)
+
+    again = bench(grid)
+    whole = bench(grid, "whole")
+    assert by_cell(again.rows) == by_cell(whole.rows)
+    assert (again.folder / "clients.jsonl").read_bytes() == (whole.folder / "clients.jsonl").read_bytes()
+    after = files(again.folder)
+    assert {kind for kind in after if after[kind] != before[kind]} == {"references"}
+    assert after["references"].startswith(before["references"])
+    assert "the cell is finished" in bench(grid).output
+
+
+def line_of(ran: Ran, reference: str) -> str:
+    """The key of a reference of the only cell."""
+    (cell,) = json.loads((ran.folder / "manifest.json").read_text())["cells"]
+    key: str = cell[reference]
+    return key
+
+
+def test_a_bench_that_dies_after_a_training_leaves_no_checkpoint_of_it_which_may_hold_a_key(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grid = small_grid("dp-gaussian", epsilon=4.0, privacy={"noise": "secret"})
-    checkpoint = RunFolder(tmp_path / "run").checkpoint(prepare(grid, NODES).trials[0].cell.cell_id)
+    checkpoint = RunFolder(tmp_path / "run").checkpoint(prepare(grid, NODES).trials[0].cell.training_id)
     checkpoint.parent.mkdir(parents=True)
     checkpoint.write_bytes(b"of an earlier start")
     append = ResultStore.append
 
-    def append_and_die(store: ResultStore, row: Row) -> None:
-        append(store, row)
-        raise KeyboardInterrupt
+    def append_and_die(store: ResultStore, kind: Kind, lines: Any) -> None:
+        append(store, kind, lines)
+        if kind == "trainings":
+            raise KeyboardInterrupt
 
     monkeypatch.setattr(ResultStore, "append", append_and_die)
     assert bench(grid).code == INTERRUPTED
-    assert [row.status for row in ResultStore(tmp_path / "run").rows()] == ["ok"]
+    assert [line["error"] for line in ResultStore(tmp_path / "run").trainings().values()] == [None]
     assert not checkpoint.exists()
 
 
-def test_checkpoints_of_finished_cells_are_swept_at_the_next_start_and_those_of_others_stay(bench: Bench) -> None:
-    grid = small_grid("dp-gaussian", epsilon=[4.0, 8.0])
+def test_checkpoints_of_finished_trainings_are_swept_at_the_next_start_and_those_of_others_stay(bench: Bench, tmp_path: Path) -> None:
+    grid = small_grid(trouble("raise", tmp_path / "healed"), "dp-gaussian")
     ran = bench(grid)
-    finished, failed = ran.rows
-    ResultStore(ran.folder).append(failed_row(prepare(grid, NODES).trials[1], RowError(type="", message="", traceback=""), {}))
-    paths = [RunFolder(ran.folder).checkpoint(cell_id) for cell_id in (finished.cell_id, failed.cell_id, "0" * 16)]
+    failed, finished = (trial.cell.training_id for trial in prepare(grid, NODES).trials)
+    assert [line["error"] is None for line in ResultStore(ran.folder).trainings().values()] == [False, True]
+    paths = [RunFolder(ran.folder).checkpoint(training_id) for training_id in (finished, failed, "0" * 16)]
     part = paths[0].with_name(f".{paths[0].name}.1.part")
     paths[0].parent.mkdir(exist_ok=True)
     for path in (*paths, part):
@@ -192,15 +225,15 @@ def test_an_edit_runs_the_cells_anew_and_leaves_the_old_rows_out(bench: Bench, p
 
     other = edited(bench, plugins, changed("self.params.beta * unit", "3 * self.params.beta * unit"), grid)
     assert "the source of my-method changed: 2 rows are of the old code and are left out" in other.output
-    drawn = grid_rows(other.folder)
-    assert len(other.rows) == 6
+    drawn = other.rows
+    assert len(every_row(other.folder)) == 6
     assert len(drawn) == 4
     old = {row.cell_id for row in rows if row.label == "my-method"}
     assert old.isdisjoint(row.cell_id for row in drawn)
     assert {row.cell_id for row in rows} - old <= {row.cell_id for row in drawn}
     frame = load_results(other.folder)
     assert set(frame.cell_id) == {row.cell_id for row in drawn}
-    for drawing in (other.folder / "summary.csv", other.folder / "report.html"):
+    for drawing in (other.folder / "results.jsonl", other.folder / "summary.csv", other.folder / "report.html"):
         before = drawing.read_text()
         assert not any(cell in before for cell in old)
         write_report(other.folder)
@@ -210,85 +243,95 @@ def test_an_edit_runs_the_cells_anew_and_leaves_the_old_rows_out(bench: Bench, p
 
     undone = edited(bench, plugins, GOOD, grid)
     assert "all 4 cells are finished" in undone.output
-    assert {row.cell_id for row in grid_rows(undone.folder)} == {row.cell_id for row in rows}
+    assert {row.cell_id for row in undone.rows} == {row.cell_id for row in rows}
     assert set(load_results(undone.folder).cell_id) == {row.cell_id for row in rows}
 
 
-def test_rows_from_before_sources_were_noted_are_of_the_old_code(bench: Bench, tmp_path: Path) -> None:
-    grid = small_grid("dp-gaussian")
-    (row,) = bench(grid).rows
-    (tmp_path / "run" / "results.jsonl").write_text(row.model_copy(update={"source": None, "cell_id": "0" * 16}).to_json() + "\n")
-    again = bench(grid)
-    assert "the source of dp-gaussian changed: 1 row is of the old code and is left out" in again.output
-    assert [each.cell_id for each in grid_rows(again.folder)] == [row.cell_id]
-
-
-def test_a_worker_that_holds_other_code_than_the_grid_s_says_so(bench: Bench) -> None:
+def test_a_worker_that_holds_other_code_than_the_grid_s_says_so() -> None:
     prepared = prepare(small_grid("dp-gaussian"), NODES)
     check_source(prepared.trials[0].cell)
     with pytest.raises(RuntimeError, match="the source of dp-gaussian is not what it was when the grid was read"):
         check_source(prepared.trials[0].cell.model_copy(update={"source": "0" * 16}))
 
 
-def test_a_check_of_the_code_that_ran_is_told_by_its_finished_rows(
-    bench: Bench, plugins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
+def note_check(ran: Ran, grid: Grid, ended: str, **facts: Any) -> None:
+    """Note a full check of the grid's first cell in the run folder."""
+    checked = checked_facts(prepare(grid, NODES).trials[0]) | {"full": True, "ended": ended} | facts
+    ResultStore(ran.folder).append("checks", [checked])
+
+
+def test_checks_of_the_code_that_ran_are_in_the_claims_of_its_rows_and_generators(bench: Bench, plugins: Path) -> None:
     (plugins / "says_so.py").write_text(GOOD)
     grid = small_grid("says_so.py:MyMethod", epsilon=[1.0, float("inf")])
     first = bench(grid)
     assert first.code == 0
     rows = first.rows
     assert [row.claim for row in rows] == ["stated", "none"]
-    trial = prepare(grid, NODES).trials[0]
-    file_check(build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task), "passed")
+    note_check(first, grid, "passed")
     again = bench(grid)
     assert "all 2 cells are finished" in again.output
     assert {row.epsilon_target: row.claim for row in again.rows} == {1.0: "checked", float("inf"): "none"}
-    assert by_cell(again.rows, "claim", "generator") == by_cell(rows, "claim", "generator")
-    told = load_generator(again.folder, trial.cell.cell_id, trust_plugin=True)
-    assert told.facts.plan is not None
-    assert told.facts.plan.claim == "checked"
+    assert by_cell(again.rows, "claim") == by_cell(rows, "claim")
+    saved = load_generator(again.folder, rows[0].cell_id, trust_plugin=True)
+    assert saved.facts.plan is not None
+    assert saved.facts.plan.claim == "checked"
 
-    # where no check is known it stays so, and not where one found a fault in another setting
-    shutil.rmtree(tmp_path / "cache" / "checks")
-    assert {row.claim for row in bench(grid).rows} == {"checked", "none"}
-    file_check(build_algorithm(trial.cell.algorithm, trial.cell.params, replace(trial.task, trust="silo")), "failed")
+    # not where one found a fault in another setting
+    note_check(again, grid, "failed", trust="silo")
     assert {row.claim for row in bench(grid).rows} == {"stated", "none"}
 
 
-def test_a_fault_that_a_check_finds_later_takes_the_theorem_from_rows_and_generators(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
+def test_a_fault_that_a_check_finds_later_takes_the_theorem_from_rows_and_generators(bench: Bench) -> None:
     grid = small_grid("dp-gaussian", epsilon=1.0, privacy={"noise": "secret"})
     first = bench(grid)
     assert [row.claim for row in first.rows] == ["proved"]
     assert load_generator(first.folder).manifest(1)["release"] == "under its epsilon"
-    trial = prepare(grid, NODES).trials[0]
-    file_check(build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task), "failed")
-    again = bench(grid)
-    assert [row.claim for row in again.rows] == ["heuristic"]
-    told = load_generator(again.folder).manifest(1)
-    assert (told["release"], told["vouched"]) == ("simulation only", "by a row of its run")
-    file_check(build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task), "passed")
-    assert [row.claim for row in bench(grid).rows] == ["proved"]
-    assert load_generator(again.folder).manifest(1)["release"] == "under its epsilon"
+    note_check(first, grid, "failed")
+    assert [row.claim for row in first.rows] == ["heuristic"]
+    manifest = load_generator(first.folder).manifest(1)
+    assert (manifest["release"], manifest["vouched"]) == ("simulation only", "by the results of its run")
+    note_check(first, grid, "passed")
+    assert [row.claim for row in first.rows] == ["proved"]
+    assert load_generator(first.folder).manifest(1)["release"] == "under its epsilon"
 
-    # an end between the generator, which is told, and its row, which is not
-    tell_claim(RunFolder(again.folder), trial.cell, "heuristic", load_generator(again.folder).digest)
-    file_check(build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task), "failed")
-    assert [row.claim for row in bench(grid).rows] == ["heuristic"]
-    assert load_generator(again.folder).manifest(1)["vouched"] == "by a row of its run"
-    file_check(build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task), "passed")
-    bench(grid)
 
-    (facts,) = (again.folder / "generators").glob("*.json")
-    facts.write_text(facts.read_text().replace('"status": "ok"', '"status":  "ok"'))
-    file_check(build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task), "failed")
-    assert [row.claim for row in bench(grid).rows] == ["heuristic"]
-    with pytest.raises(UserError, match=r"no row of .* has its hash"):
-        load_generator(again.folder)
+def test_a_grid_may_ask_for_checks_of_plug_ins_which_run_once(bench: Bench, plugins: Path) -> None:
+    (plugins / "asked.py").write_text(GOOD)
+    entry = quick("asked.py:MyMethod")
+    grid = small_grid(entry, "dp-gaussian", epsilon=[4.0, float("inf")], check="quick")
+    ran = bench(grid)
+    assert ran.code == 0, ran.output
+    (line,) = ResultStore(ran.folder).lines("checks")
+    assert (line["algorithm"], line["ended"], line["full"]) == ("asked.py:MyMethod", "passed", False)
+    assert "all 4 cells are finished" in bench(grid).output
+    full = prepare(grid.model_copy(update={"check": "full"}), NODES)
+    desk = Desk(full, ResultStore(ran.folder), LineDisplay(Console(quiet=True), 4))
+    assert [type(job) for job in missing_jobs(desk, (), Lines.read(ran.folder))] == [Check]
+
+
+def test_a_run_folder_of_fedsim_0_1_is_read_and_a_bench_in_it_puts_its_rows_aside(
+    bench: Bench, command: Callable[..., Done], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    row = bench(small_grid("dp-gaussian", epsilon=4.0), "newer").rows[0]
+    add_rows(run, row, row.model_copy(update={"cell_id": "0" * 16, "seed": 7}))
+    add_lines(run / "rounds.jsonl", [{"cell_id": row.cell_id, "round": 0, "loss": 1.0}])
+    (run / "manifest.json").write_text(json.dumps({"cells": [{"cell_id": row.cell_id, "label": "renamed"}]}))
+    shutil.copytree(run, tmp_path / "same")
+    older = {path.name: path.read_bytes() for path in run.iterdir()}
+    done = command("report", str(run))
+    assert (done.returncode, "renamed" in done.stdout) == (0, True), done.stderr
+    done = command("compare", str(run), str(tmp_path / "same"))
+    assert (done.returncode, "equal to the last bit" in done.stdout) == (0, True), done.stdout + done.stderr
+    done = command("prove", str(run))
+    assert (done.returncode, "2 of 2 rows proved" in done.stdout) == (0, True), done.stdout + done.stderr
+    assert (run / "results.jsonl").read_bytes() == older["results.jsonl"]
+
+    again = bench(small_grid("dp-gaussian", epsilon=4.0))
+    assert again.code == 0
+    assert by_cell(again.rows) == by_cell([row])
+    assert [(run / f"{name}-0.1.jsonl").read_bytes() for name in ("results", "rounds")] == [older["results.jsonl"], older["rounds.jsonl"]]
+    assert len((run / "results.jsonl").read_text().splitlines()) == 1
 
 
 def trouble(how: str, healed: Path) -> dict[str, Any]:
@@ -296,40 +339,26 @@ def trouble(how: str, healed: Path) -> dict[str, Any]:
 
 
 def test_many_failures_leave_the_table_of_results_in_sight(bench: Bench, tmp_path: Path) -> None:
-    grid = small_grid(trouble("raise", tmp_path / "healed"), seeds=list(range(TOLD + 3)))
+    grid = small_grid(trouble("raise", tmp_path / "healed"), seeds=list(range(MOST_SHOWN + 3)))
     bench(grid)
     below = bench(grid).output  # nothing runs, so no line of a cell that ends stands above
-    assert below.count("failed, ZeroDivisionError") == TOLD
+    assert below.count("failed, ZeroDivisionError") == MOST_SHOWN
     assert "and 3 more that are not ok; the report lists them" in below
 
 
 def test_a_cell_that_fails_is_a_row_and_the_grid_goes_on(bench: Bench, tmp_path: Path) -> None:
     healed = tmp_path / "healed"
-    grid = small_grid(
-        trouble("raise", healed),
-        trouble("raise without a word", healed),
-        trouble("exit", healed),
-        "fedavg-cvae",
-        resources={"cpus_per_actor": 2},
-    )
+    grid = small_grid(trouble("raise", healed), trouble("raise without a word", healed), "dp-gaussian")
     ran = bench(grid)
     rows = {row.label: row for row in ran.rows}
     assert ran.code == 1
-    assert {label: row.status for label, row in rows.items()} == {
-        "raise": "failed",
-        "raise without a word": "failed",
-        "exit": "failed",
-        "fedavg-cvae": "ok",
-    }
+    assert {label: row.status for label, row in rows.items()} == {"raise": "failed", "raise without a word": "failed", "dp-gaussian": "ok"}
     errors = {label: row.error for label, row in rows.items() if row.error}
     assert (errors["raise"].type, errors["raise"].message) == ("ZeroDivisionError", "the second round\nis broken")
     assert 'raise ZeroDivisionError("the second round' in errors["raise"].traceback
     assert errors["raise without a word"].type == "AssertionError"
-    assert "worker process of the cell died" in errors["exit"].message
-    assert ran.log(rows["exit"]).count("\nstarted") + 1 == 1 + scheduler.AGAIN
     log = ran.log(rows["raise"])
     assert "round 1/3" in log
-    assert "round 1 at the server" in log
     assert errors["raise"].traceback.strip() in log
     assert "ZeroDivisionError: the second round" in ran.output
     assert "run failed cells again with --retry-failed" in ran.output
@@ -342,7 +371,22 @@ def test_a_cell_that_fails_is_a_row_and_the_grid_goes_on(bench: Bench, tmp_path:
     retried = bench(grid, retry_failed=True)
     assert retried.code == 0
     assert {row.label: row.status for row in retried.rows} == dict.fromkeys(rows, "ok")
-    assert retried.rows[0] == rows["fedavg-cvae"]
+    assert retried.rows[-1] == rows["dp-gaussian"]
+
+
+def test_a_cell_that_ends_its_process_is_a_row_with_what_it_printed_in_its_log_and_the_grid_goes_on(
+    ray_bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "MOST_LOSSES", 1)
+    never = tmp_path / "never"
+    ran = ray_bench(small_grid(trouble("raise", never), trouble("exit", never), "dp-gaussian", resources={"cpus_per_actor": 2}))
+    raised, ended, innocent = ran.rows
+    assert (raised.status, ended.status, innocent.status) == ("failed", "failed", "ok")
+    assert ended.error is not None
+    assert "worker process of the cell died" in ended.error.message
+    assert ran.log(ended).count("started 2") == 1 + scheduler.MOST_LOSSES
+    assert "round 1 at the server" in ran.log(raised)
+    assert "round 1 at the server" not in ran.output
 
 
 def test_a_grown_grid_tells_cells_that_failed_before_from_those_that_are_done(bench: Bench, tmp_path: Path) -> None:
@@ -356,49 +400,44 @@ def test_a_grown_grid_tells_cells_that_failed_before_from_those_that_are_done(be
 
 
 def test_a_cell_whose_client_actor_fails_or_dies_leaves_no_broken_slot(
-    bench: Bench, tmp_path: Path, all_free: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+    ray_bench: Bench, tmp_path: Path, all_free: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scheduler, "AGAIN", 0)
-    never = tmp_path / "never"
-    grid = small_grid(trouble("client raises", never), trouble("client exits", never), "weight-noise", resources={"clients_per_actor": 2})
-    ran = bench(grid)
-    rows = {row.label: row for row in ran.rows}
+    monkeypatch.setattr(scheduler, "MOST_LOSSES", 0)
+    hows = ("client raises", "client sys.exits", "client exits")
+    grid = small_grid(*(trouble(how, tmp_path / "never") for how in hows), "weight-noise", resources={"clients_per_actor": 2})
+    ran = ray_bench(grid)
     assert ran.code == 1
-    assert [(row.label, row.status) for row in ran.rows] == [
-        ("client raises", "failed"),
-        ("client exits", "failed"),
-        ("weight-noise", "ok"),
-    ]
-    raised, died = rows["client raises"].error, rows["client exits"].error
+    assert [(row.label, row.status) for row in ran.rows] == [*((how, "failed") for how in hows), ("weight-noise", "ok")]
+    raised, left, died = (row.error for row in ran.rows[:3])
     assert raised is not None
+    assert left is not None
     assert died is not None
     assert (raised.type, raised.message) == ("ZeroDivisionError", "a client is broken")
     assert 'raise ZeroDivisionError("a client is broken")' in raised.traceback
+    assert (left.type, left.message) == ("RuntimeError", "the algorithm called sys.exit(3), which a cell may not")
+    assert "raise SystemExit" in left.traceback
     assert (died.type, "worker process of the cell died" in died.message) == ("ActorDiedError", True)
     all_free()
 
 
-def test_an_algorithm_that_calls_sys_exit_is_told_as_that(bench: Bench, tmp_path: Path, all_free: Callable[[], None]) -> None:
-    never = tmp_path / "never"
-    grid = small_grid(trouble("sys.exit", never), trouble("client sys.exits", never), resources={"clients_per_actor": 2})
-    errors = {row.label: row.error for row in bench(grid).rows}
-    for label, code in {"sys.exit": "'enough'", "client sys.exits": "3"}.items():
-        error = errors[label]
-        assert error is not None
-        assert (error.type, error.message) == ("RuntimeError", f"the algorithm called sys.exit({code}), which a cell may not")
-        assert "raise SystemExit" in error.traceback
-    all_free()
+def test_an_algorithm_that_calls_sys_exit_is_reported_as_that(bench: Bench, tmp_path: Path) -> None:
+    (row,) = bench(small_grid(trouble("sys.exit", tmp_path / "never"))).rows
+    assert row.error is not None
+    assert (row.error.type, row.error.message) == ("RuntimeError", "the algorithm called sys.exit('enough'), which a cell may not")
+    assert "raise SystemExit" in row.error.traceback
 
 
-def test_at_most_so_many_cells_run_at_a_time(ray_cluster: None, tmp_path: Path) -> None:
-    slots = watched(small_grid("weight-noise", seeds=[0, 1, 2, 3]), tmp_path, max_parallel=2)
-    assert slots.most_busy == 2
+def test_at_most_so_many_cells_run_at_a_time(tmp_path: Path) -> None:
+    prepared = prepare(small_grid("weight-noise", seeds=[0, 1, 2, 3]), NODES, 2)
+    desk = Desk(prepared, ResultStore(tmp_path), LineDisplay(Console(quiet=True), 4))
+    slots = Scheduler(desk, InProcess(NODES[0])).slots
+    assert [slots.take(1, prepared.share) is None for _ in range(3)] == [False, False, True]
+    slots.close()
 
 
-@pytest.mark.parametrize("clients_per_actor", ["all", 2])
-def test_threads_follow_the_cpu_share(bench: Bench, clients_per_actor: Any) -> None:
-    resources = {"cpus_per_actor": 2, "clients_per_actor": clients_per_actor}
-    (record,) = bench(small_grid(quick("plugin:Threads", rounds=1), resources=resources)).rounds
+def test_threads_follow_the_cpu_share(ray_bench: Bench) -> None:
+    resources = {"cpus_per_actor": 2, "clients_per_actor": 2}
+    (record,) = ray_bench(small_grid(quick("plugin:Threads", rounds=1), resources=resources)).rounds
     assert (record["server_threads"], record["client_threads"]) == (2, 2)
 
 
@@ -427,7 +466,7 @@ def test_cells_of_several_shapes_share_one_copy_of_the_data_and_keep_to_the_clus
     finally:
         ended.set()
         sampler.join()
-    assert [row.status for row in ResultStore(tmp_path / "run").rows()] == ["ok"] * 4
+    assert [row.status for row in every_row(tmp_path / "run")] == ["ok"] * 4
     assert 1 < slots.most_actors <= 4
     assert x.nbytes <= max(seen) < 1.5 * x.nbytes
     all_free()

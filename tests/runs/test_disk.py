@@ -7,17 +7,20 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 from benches import Ran
 from cells import NODES, small_grid
-from fedsim.runs.judging import run_judging
 from rich.console import Console
 
 from fedsim.errors import RunLost, UserError
 from fedsim.report.report import write_report
-from fedsim.results.rows import Row
-from fedsim.results.store import ResultStore
+from fedsim.results.folder import RunFolder
+from fedsim.results.grid_rows import every_row
+from fedsim.results.store import Kind, ResultStore
+from fedsim.runs.engine import InProcess
+from fedsim.runs.judge import run_judging
 
 Bench = Callable[..., Ran]
 Acting = Callable[[Callable[[], object]], None]
@@ -42,15 +45,16 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def after_the_first_row(monkeypatch: pytest.MonkeyPatch) -> Acting:
-    """Has something done to the run folder as soon as it holds a row, before anything else is written."""
+def after_a_row(monkeypatch: pytest.MonkeyPatch) -> Acting:
+    """Has something done to the run folder as soon as it holds a whole row, before anything else is written."""
     append = ResultStore.append
 
     def arrange(act: Callable[[], object]) -> None:
-        def append_and_act(store: ResultStore, row: Row) -> None:
-            append(store, row)
-            monkeypatch.setattr(ResultStore, "append", append)
-            act()
+        def append_and_act(store: ResultStore, kind: Kind, lines: Any) -> None:
+            append(store, kind, lines)
+            if kind == "judgements":
+                monkeypatch.setattr(ResultStore, "append", append)
+                act()
 
         monkeypatch.setattr(ResultStore, "append", append_and_act)
 
@@ -66,27 +70,26 @@ def fill(folder: Path) -> None:
             return
 
 
-def test_a_disk_that_gets_full_loses_no_row_and_the_same_command_goes_on(bench: Bench, disk: Path, after_the_first_row: Acting) -> None:
-    after_the_first_row(lambda: fill(disk))
+def test_a_disk_that_gets_full_loses_no_row_and_the_same_command_goes_on(bench: Bench, disk: Path, after_a_row: Acting) -> None:
+    after_a_row(lambda: fill(disk))
     with pytest.raises(RunLost, match=r"cannot be written \(no space left on device\).*the same command goes on"):
         bench(small_grid("weight-noise", **GRID))
-    before = (disk / "results.jsonl").read_bytes()
-    assert before.endswith(b"\n")
-    kept = ResultStore(disk).rows()
-    assert 1 <= len(kept) < 4
+    before = {path: path.read_bytes() for path in map(RunFolder(disk).lines, ("trainings", "judgements", "references"))}
+    assert all(text.endswith(b"\n") for text in before.values())
+    assert 1 <= len(every_row(disk)) < 4
     (disk / "filler").unlink()
     mount("-o", "remount,size=64m", str(disk))
     again = bench(small_grid("weight-noise", **GRID))
     assert again.code == 0
-    assert (disk / "results.jsonl").read_bytes().startswith(before)
+    assert all(path.read_bytes().startswith(text) for path, text in before.items())
     assert len(again.rows) == 4
 
 
-def test_a_file_system_that_goes_read_only_is_told(bench: Bench, disk: Path, after_the_first_row: Acting) -> None:
-    after_the_first_row(lambda: make_read_only(disk))
+def test_a_file_system_that_goes_read_only_is_reported(bench: Bench, disk: Path, after_a_row: Acting) -> None:
+    after_a_row(lambda: make_read_only(disk))
     with pytest.raises(RunLost, match="cannot be written"):
         bench(small_grid("weight-noise", **GRID))
-    assert ResultStore(disk).rows()
+    assert every_row(disk)
 
 
 def make_read_only(disk: Path) -> None:
@@ -95,30 +98,30 @@ def make_read_only(disk: Path) -> None:
     mount("-o", "remount,bind,ro", str(disk))
 
 
-def test_a_folder_that_is_removed_is_told_and_not_made_again(bench: Bench, tmp_path: Path, after_the_first_row: Acting) -> None:
+def test_a_folder_that_is_removed_is_reported_and_not_made_again(bench: Bench, tmp_path: Path, after_a_row: Acting) -> None:
     folder = tmp_path / "run"
-    after_the_first_row(lambda: shutil.rmtree(folder))
+    after_a_row(lambda: shutil.rmtree(folder))
     with pytest.raises(RunLost, match="was moved or removed while fedsim ran in it; the same command runs what the folder lacks"):
         bench(small_grid("weight-noise", **GRID))
     assert not folder.exists()
     assert len(bench(small_grid("weight-noise", **GRID)).rows) == 4
 
 
-def test_a_folder_that_is_moved_keeps_its_rows(bench: Bench, tmp_path: Path, after_the_first_row: Acting) -> None:
+def test_a_folder_that_is_moved_keeps_its_rows(bench: Bench, tmp_path: Path, after_a_row: Acting) -> None:
     folder = tmp_path / "run"
-    after_the_first_row(lambda: folder.rename(tmp_path / "elsewhere"))
+    after_a_row(lambda: folder.rename(tmp_path / "elsewhere"))
     with pytest.raises(RunLost, match="was moved or removed"):
         bench(small_grid("weight-noise", **GRID))
-    assert ResultStore(tmp_path / "elsewhere").rows()
+    assert every_row(tmp_path / "elsewhere")
 
 
 def test_half_a_line_is_never_left(disk: Path) -> None:
     store = ResultStore(disk)
-    store.append_rounds([{"cell_id": "a", "round": 0}])
+    store.append("rounds", [{"training_id": "a", "round": 0}])
     before = (disk / "rounds.jsonl").read_bytes()
     fill(disk)
     with pytest.raises(RunLost, match="no space left on device"):
-        store.append_rounds([{"cell_id": "a", "round": 1, "norms": [0.125] * 100_000}])
+        store.append("rounds", [{"training_id": "a", "round": 1, "norms": [0.125] * 100_000}])
     assert (disk / "rounds.jsonl").read_bytes() == before
 
 
@@ -130,27 +133,30 @@ def test_a_folder_in_use_is_refused_without_making_anything(tmp_path: Path) -> N
     ResultStore(tmp_path / "run").check_free()
 
 
-def test_a_finished_run_on_a_read_only_file_system_is_told_by_its_name(bench: Bench, disk: Path) -> None:
-    bench(small_grid("dp-gaussian", seeds=[0]), "whole")
-    for each in ("results.jsonl", "manifest.json"):
-        shutil.copy(disk.parent / "whole" / each, disk)
+def copied(whole: Path, disk: Path) -> None:
+    """What a finished run has computed, without what is drawn of it."""
+    for path in [*whole.glob("*.jsonl"), whole / "manifest.json"]:
+        if path.name != "results.jsonl":
+            shutil.copy(path, disk)
+
+
+def test_a_finished_run_on_a_read_only_file_system_is_named(bench: Bench, disk: Path) -> None:
+    copied(bench(small_grid("dp-gaussian", seeds=[0]), "whole").folder, disk)
     make_read_only(disk)
-    told = r"run: cannot be written \(read-only file system\); make it writable, or give another one"
-    with pytest.raises(UserError, match=told), ResultStore(disk).lock():
+    named = r"run: cannot be written \(read-only file system\); make it writable, or give another one"
+    with pytest.raises(UserError, match=named), ResultStore(disk).lock():
         pass
     with pytest.raises(OSError, match="Read-only") as caught:
         write_report(disk)
-    assert caught.value.filename == str(disk / "summary.csv")
+    assert caught.value.filename == str(disk / "results.jsonl")
 
 
 def test_a_disk_without_room_for_the_report_of_a_judging_ends_it_as_one_of_a_bench(bench: Bench, disk: Path) -> None:
-    grid = small_grid("dp-gaussian", seeds=[0])
-    whole = bench(grid, "whole").folder
-    for each in ("results.jsonl", "manifest.json", "generators"):
-        (shutil.copytree if (whole / each).is_dir() else shutil.copy)(whole / each, disk / each)
-    (row,) = ResultStore(disk).rows()
-    ResultStore(disk).append(row.model_copy(update={"judged": "old"}))
+    whole = bench(small_grid("dp-gaussian", seeds=[0]), "whole").folder
+    copied(whole, disk)
+    shutil.copytree(whole / "trained", disk / "trained")
+    (disk / "judgements.jsonl").unlink()
     console = Console(file=io.StringIO(), width=200)
     with pytest.raises(RunLost, match=r"curves/.*: cannot be written \(no space left on device\).*the same command goes on"):
-        run_judging(disk, NODES, console, nullcontext(), 1)
-    assert [row.cell_id for row in ResultStore(disk).rows()] == [row.cell_id]
+        run_judging(disk, NODES, console, nullcontext(InProcess(NODES[0])), 1)
+    assert [line["error"] for line in ResultStore(disk).judgements().values()] == [None]

@@ -1,6 +1,7 @@
 """Noise that no seed gives: every cell its own, kept in a checkpoint alone; and what may then be told of a generator."""
 
 import hashlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from cells import NODES, quick, small_grid
+from rows import kept
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.errors import UserError
+from fedsim.grid.models import Cell
 from fedsim.planning.prepare import Prepared, prepare
-from fedsim.results.folder import RunFolder
-from fedsim.results.generators import load_generator, save_generator
+from fedsim.results.generators import load_generator, release
 from fedsim.training.checkpoint import Checkpoints
 from fedsim.training.trial import Outcome, Trial, local_pool, run_trial, seeds_of
 
@@ -78,7 +80,8 @@ def test_a_resumed_cell_goes_on_with_its_secret_from_the_checkpoint(tmp_path: Pa
     assert [r.values["noise"] for r in rest] == [r.values["noise"] for r in again]  # type: ignore[union-attr]
     assert isinstance(whole, Outcome)
     assert isinstance(found, Outcome)
-    assert whole.scores == found.scores
+    assert whole.state.keys() == found.state.keys()
+    assert all(torch.equal(whole.state[name], found.state[name]) for name in whole.state)
     assert (found.mechanisms, found.epsilon_spent, found.unaccounted) == (whole.mechanisms, whole.epsilon_spent, "")
     assert not file.exists()
 
@@ -96,41 +99,53 @@ def test_noise_that_is_secret_makes_another_cell_where_there_is_noise() -> None:
     assert seeded[1].cell.cell_id == secret[1].cell.cell_id
 
 
-def told(folder: Path, noise: str, kept: np.ndarray) -> tuple[dict[str, str], dict[str, Any]]:
-    """The JSON files of one cell's generator by name, and the manifest of a draw; the data set lacks the rows that are not ``kept``.
-
-    Hashes of the released tensors, which anyone who has those could compute, are left out, and that they are just this is checked.
-    """
+def run_of(folder: Path, noise: str, kept_rows: np.ndarray) -> Cell:
+    """A run of one cell, of a data set that lacks the rows that are not kept."""
     stream, rows = np.random.default_rng(0), folder.parent / "rows.npz"
     x, y, split = stream.standard_normal((200, 6)).astype(np.float32), np.arange(200) % 3, 2 * (np.arange(200) % 5 == 0)
-    np.savez(rows, x=x[kept], y=y[kept], split=split[kept])
+    np.savez(rows, x=x[kept_rows], y=y[kept_rows], split=split[kept_rows])
     cells = prepared("dp-gaussian", noise=noise, dataset={"npz": str(rows), "name": "mine"}, epsilon=4.0)
     (trial,), (data,) = cells.trials, cells.data.values()
     *_, outcome = run_trial(trial, data)
     assert isinstance(outcome, Outcome)
-    assert outcome.generator is not None
-    folder.mkdir()
-    spent = {"status": "ok", "epsilon_spent": outcome.epsilon_spent, "accountant": outcome.accountant}
-    save_generator(RunFolder(folder), trial, data.class_names, outcome.generator, spent, {"fedsim": "0"})
-    files = {path.name: path.read_text() for path in (folder / "generators").glob("*.json")}
-    assert (trial.cell.cell_id in str(files)) == (trial.cell.dataset_hash in str(files)) == (noise == "seeded")
-    manifest = load_generator(folder).manifest(5)
-    (name,) = files
-    (tensors,) = (folder / "generators").glob("*.safetensors")
-    released = hashlib.sha256(tensors.read_bytes()).hexdigest()
-    assert manifest.pop("tensors_sha256") == released
-    assert manifest.pop("facts_sha256") == hashlib.sha256(files[name].encode()).hexdigest()
-    return {name: files[name].replace(released, "")}, manifest
+    kept(folder, trial, outcome, data.class_names)
+    return trial.cell
+
+
+NEIGHBOURS = (np.arange(200) >= 0, np.arange(200) != 7)
+
+
+def without_hash(text: str, tensors: str) -> str:
+    """A text without the hash of the released tensors, which anyone who has those could compute."""
+    assert tensors in text
+    return text.replace(tensors, "")
 
 
 def test_what_is_told_of_a_secret_generator_is_the_same_for_neighbouring_data(tmp_path: Path) -> None:
-    everyone, fewer = np.arange(200) >= 0, np.arange(200) != 7
-    secret = [told(tmp_path / f"secret {kept.sum()}", "secret", kept) for kept in (everyone, fewer)]
-    assert secret[0] == secret[1]
-    assert secret[0][1]["release"] == "under its epsilon"
-    seeded = [told(tmp_path / f"seeded {kept.sum()}", "seeded", kept) for kept in (everyone, fewer)]
-    assert seeded[0] != seeded[1]
-    assert seeded[0][1]["release"] == "simulation only"
+    packages, draws = [], []
+    for kept_rows in NEIGHBOURS:
+        run, out = tmp_path / f"run {kept_rows.sum()}", tmp_path / f"package {kept_rows.sum()}"
+        cell = run_of(run, "secret", kept_rows)
+        path, _ = release(run, None, out)
+        tensors = hashlib.sha256(path.with_suffix(".safetensors").read_bytes()).hexdigest()
+        packages.append((sorted(each.name for each in out.iterdir()), without_hash(path.read_text(), tensors)))
+        drawn = [load_generator(folder).manifest(5) for folder in (run, out)]
+        draws.append([without_hash(json.dumps(each | {"tensors_sha256": tensors}), tensors) for each in drawn])
+        assert all(each["release"] == "under its epsilon" for each in drawn)
+        for private in (cell.cell_id, cell.training_id, str(cell.dataset_hash)):
+            assert private not in f"{packages} {draws}"
+    assert packages[0] == packages[1]
+    assert draws[0] == draws[1]
+
+
+def test_what_is_told_of_a_seeded_generator_differs_and_says_that_it_is_for_simulation_only(tmp_path: Path) -> None:
+    manifests = []
+    for kept_rows in NEIGHBOURS:
+        cell = run_of(tmp_path / f"{kept_rows.sum()}", "seeded", kept_rows)
+        manifests.append(load_generator(tmp_path / f"{kept_rows.sum()}").manifest(5))
+        assert (manifests[-1]["cell_id"], manifests[-1]["dataset_hash"]) == (cell.cell_id, cell.dataset_hash)
+        assert manifests[-1]["release"] == "simulation only"
+    assert manifests[0] != manifests[1]
 
 
 @pytest.mark.parametrize(
@@ -146,9 +161,7 @@ def test_what_carries_no_theorem_is_for_simulation_only(tmp_path: Path, entry: A
     (trial,), (data,) = cells.trials, cells.data.values()
     *_, outcome = run_trial(trial, data)
     assert isinstance(outcome, Outcome)
-    assert outcome.generator is not None
-    spent = {"status": "ok", "epsilon_spent": outcome.epsilon_spent, "accountant": outcome.accountant}
-    save_generator(RunFolder(tmp_path), trial, (), outcome.generator, spent, {})
+    kept(tmp_path, trial, outcome)
     manifest = load_generator(tmp_path).manifest(5)
     assert manifest["release"] == "simulation only"
     assert reason in manifest["held_back"]

@@ -16,6 +16,7 @@ from fedsim.evidence.check.canary import canary
 from fedsim.evidence.check.noise import noise
 from fedsim.evidence.check.per_example import per_example
 from fedsim.evidence.check.repeat import determinism, packing, resume
+from fedsim.evidence.check.secret_key import secret_key
 from fedsim.evidence.check.sensitivity import sensitivity
 from fedsim.evidence.check.subject import Subject, subject
 from fedsim.evidence.check.traces import data_untouched, global_random, made, restored, sent_bytes, serialisable
@@ -57,6 +58,7 @@ CHECKS = (
     Check("sensitivity", sensitivity, ("per-example loss", "determinism")),
     Check("canary", canary, ("sensitivity",)),
     Check("noise", noise, ("determinism",)),
+    Check("secret key", secret_key, ("determinism",)),
     Check("budget", budget, ("trains",)),
     Check("serialisable", serialisable, ("trains",)),
     Check("resume", resume, ("global random state", "determinism", "serialisable")),
@@ -67,7 +69,7 @@ CHECKS = (
 
 REFUSED_FIX = "leave it out of units or trusts, or mend the plan that the default parameters have there"
 
-OF_PRIVACY = ("per-example loss", "sampling", "sensitivity", "canary", "noise", "budget")
+OF_PRIVACY = ("per-example loss", "sampling", "sensitivity", "canary", "noise", "secret key", "budget")
 """Checks whose fault is one of the claim."""
 
 
@@ -126,7 +128,7 @@ def check_subject(subject: Subject) -> Iterator[Finding]:
         start_server()  # it imports beside the first checks
     for check in CHECKS:
         lost = next((without[need] for need in check.needs if need in without), None)
-        verdict = _guarded(check, subject) if lost is None else idle(f"not checked: needs '{lost}'")
+        verdict = guarded(check, subject) if lost is None else idle(f"not checked: needs '{lost}'")
         if check.name == "trains" and verdict.passed is False and "per-example loss" in without:
             # the engines refuse to train such a loss: one fault, told once
             lost, verdict = "per-example loss", idle(f"does not, see 'per-example loss': {verdict.reason}")
@@ -135,7 +137,7 @@ def check_subject(subject: Subject) -> Iterator[Finding]:
         yield Finding(check.name, subject.setting, verdict)
 
 
-def _guarded(check: Check, subject: Subject) -> Verdict:
+def guarded(check: Check, subject: Subject) -> Verdict:
     """The check's verdict; an exception, or an exit, is a fault of the algorithm, told with its place."""
     try:
         return check.run(subject)

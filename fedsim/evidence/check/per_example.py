@@ -30,12 +30,12 @@ def per_example(subject: Subject) -> Verdict:
         return idle("no loss or statistic whose examples are clipped one by one")
     if isinstance(subject.algorithm, OneShot):
         try:
-            rehearsal.train_watched(rehearsal.made_up_cohort(cell.algorithm, cell.params, task, plan, rehearsal.ROWS), plan)
+            rehearsal.train_rehearsed(rehearsal.made_up_cohort(cell.algorithm, cell.params, task, plan, rehearsal.ROWS), plan)
         except NotPerExample as error:
             return failed(_shortened(error), error.remedy)
         return passed(f"1 to {CROWD} made-up rows of one label add what each of them adds")
     try:
-        subject.algorithm.check_contract()
+        subject.algorithm.check_contract(next(subject.algorithm.schedule()), {})
     except NotPerExample as error:
         return failed(_shortened(error), error.remedy)
     except (ValueError, RuntimeError) as error:

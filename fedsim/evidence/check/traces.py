@@ -15,11 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.errors import WrongReturn
 from fedsim.evidence.check.subject import Subject
-from fedsim.evidence.check.training import answers, drawn, same
+from fedsim.evidence.check.training import drawn, same
 from fedsim.evidence.check.verdict import Verdict, failed, idle, passed
 from fedsim.methods.messages import Diagnostic, Message
+from fedsim.methods.returns import answer
 from fedsim.planning.prepare import partition_of
+from fedsim.plugins.places import line_of
 from fedsim.seeds import Seeds
 from fedsim.training import rounds
 from fedsim.training.checkpoint import Checkpoints
@@ -121,29 +124,14 @@ def restored(subject: Subject) -> Verdict:
 
 
 def made(subject: Subject) -> Verdict:
-    """What was trained answers in the right shape: finite rows, or probabilities, and label counts if it tells any."""
-    trained, data = subject.first[0].trained, subject.data
-    classifier = not subject.algorithm.generates()
+    """What was trained answers in the right shape: finite rows, or probabilities."""
+    algorithm, data = subject.algorithm, subject.data
     labels, questions = torch.arange(data.classes).repeat(3), torch.from_numpy(data.x_test)
-    rows, width = (len(questions), data.classes) if classifier else (len(labels), data.dim)
-    answer: Any = answers(trained.made, labels, questions)
-    dtypes, names = ((torch.float32, torch.float64), "float32 or float64") if classifier else ((torch.float32,), "float32")
-    fix = "return class probabilities [n, C]" if classifier else "return finite float32 rows [n, d], one for each label"
-    if not isinstance(answer, Tensor) or tuple(answer.shape) != (rows, width) or answer.dtype not in dtypes:
-        return failed(f"{rows} questions are answered by {_form(answer)}, not by a tensor, {names} {[rows, width]}", fix)
-    if not answer.isfinite().all():
-        return failed(f"{int((~answer.isfinite()).sum())} values are not finite", fix)
-    if classifier and not torch.allclose(answer.sum(1), torch.ones(rows), atol=1e-3):
-        return failed("the probabilities of a row do not sum to 1", fix)
-    if not classifier and answer.requires_grad:
-        return failed("the rows carry a gradient", "sample under torch.no_grad()")
-    if trained.shares is not None and trained.shares.shape != (data.classes,):
-        return failed(f"label_counts returned {list(trained.shares.shape)} numbers", f"return a number a class, [{data.classes}], or None")
-    return passed(f"{answer.dtype} [n, {width}]".replace("torch.", ""))
-
-
-def _form(answer: Any) -> str:
-    return f"{answer.dtype} {list(answer.shape)}".removeprefix("torch.") if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
+    try:
+        said = answer(algorithm, subject.first[0].trained.made, labels, questions, torch.Generator().manual_seed(0))
+    except WrongReturn as error:
+        return failed(f"{line_of(error.method)}: {error.what}", f"return {error.expected}")
+    return passed(f"{said.dtype} [n, {said.shape[1]}]".replace("torch.", ""))
 
 
 def sent_bytes(subject: Subject) -> Verdict:

@@ -161,8 +161,8 @@ def test_bad_images_are_all_listed_and_nothing_is_written(damaged, encoder, cach
         embed(job(damaged, encoder), CONSOLE)
     assert "7 of 36 images cannot be decoded" in caught.value.what
     for name in ("cat/0.png", "eel/6.png"):
-        assert name in caught.value.right
-    assert "--skip-bad" in caught.value.right
+        assert name in caught.value.hint
+    assert "--skip-bad" in caught.value.hint
     assert list((cache / "embeddings").glob("*.npz")) == []
 
 

@@ -68,7 +68,7 @@ def test_a_file_that_cannot_be_downloaded_says_what_to_download_and_where_to_put
         organs(tmp_path, size=64)
     assert "organamnist_64.npz is not there and cannot be downloaded" in caught.value.what
     for word in ("https://zenodo.org", "organamnist_64.npz", "MD5", str(tmp_path), "root:"):
-        assert word in caught.value.right
+        assert word in caught.value.hint
     assert list(tmp_path.iterdir()) == []
 
 

@@ -41,8 +41,8 @@ def test_what_is_missing_is_named_with_where_to_get_it_and_where_to_put_it(milk,
     with pytest.raises(UserError) as caught:
         load_milk10k(milk, "milk10k")
     assert f"there is no {missing}" in str(caught.value)
-    assert "challenge.isic-archive.com" in caught.value.right
-    assert str(milk) in caught.value.right
+    assert "challenge.isic-archive.com" in caught.value.hint
+    assert str(milk) in caught.value.hint
 
 
 def test_a_missing_image_an_unknown_lesion_and_a_double_diagnosis_are_named(milk):

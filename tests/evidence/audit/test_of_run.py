@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from benches import Done, Ran
 from cells import NODES, quick, small_grid
-from fedsim.results.rejudging import prepare_judging, saved_generators
+from rows import add_lines
 from sites import digits_of_sites
 
 from fedsim.evidence.audit.of_run import Attacked, by_shadows, of_run, rows_of
@@ -17,6 +17,7 @@ from fedsim.grid.models import Grid
 from fedsim.planning.prepare import prepare
 from fedsim.results.folder import RunFolder
 from fedsim.results.store import ResultStore
+from fedsim.results.trained import prepare_trained
 
 BY_SITE: dict[str, Any] = {"partition": {"scheme": "column", "column": "site"}, "clients": 2, "epsilon": float("inf")}
 
@@ -34,7 +35,7 @@ def auc(line: str) -> tuple[float, float]:
     return float(found[1]), float(found[2])
 
 
-def test_cells_that_leave_sites_out_are_each_others_shadows(folder: Path, command: Callable[..., Done], bench: Callable[..., Ran]) -> None:
+def test_cells_that_leave_sites_out_are_each_others_shadows(bench: Callable[..., Ran], folder: Path, command: Callable[..., Done]) -> None:
     bench(of_sites(folder, [0]), "run")
     refused = command("audit", "run", "--pairs", "10")
     assert refused.returncode == 2
@@ -54,28 +55,27 @@ def test_cells_that_leave_sites_out_are_each_others_shadows(folder: Path, comman
     # without noise a generator of class means and covariances follows the sites that it saw
     assert auc(shadows[0])[0] > 0.5
     run = RunFolder(folder / "run")
-    rows = ResultStore(run.path).rows()
-    prepared, finished = prepare_judging(grid, rows, saved_generators(grid, rows, run), run, NODES)
-    for each in finished.values():
-        x, y, trained, count = rows_of(each, prepared)
-        clients = prepared.data[each.trial.data_key]
+    prepared = prepare_trained(grid, list(ResultStore(run.path).trainings().values()), run, NODES)
+    for trial in prepared.trials:
+        x, y, trained, count = rows_of(trial, prepared)
+        clients = prepared.data[trial.data_key]
         assert np.array_equal(x[trained], clients.x_train)
         assert np.array_equal(y[trained], clients.y_train)
         assert (count, len(x)) == (300, 450)
-        assert sorted(np.concatenate(each.trial.partition.rows)) == list(range(int(trained.sum())))
-    run.generator(rows[0].cell_id).unlink()
-    assert next(of_run(run, grid, rows)) == "1 of 6 cells without a saved generator: left out"
+        assert sorted(np.concatenate(trial.partition.rows)) == list(range(int(trained.sum())))
+    run.state(prepared.trials[0].cell.training_id).unlink()
+    assert next(of_run(run, grid)) == "1 of 6 cells without a saved generator: left out"
 
 
 @pytest.mark.parametrize("name", ["evil.py:X", "evil:X"])
 def test_code_that_a_run_names_runs_only_if_it_is_trusted(
-    folder: Path, command: Callable[..., Done], bench: Callable[..., Ran], name: str
+    bench: Callable[..., Ran], folder: Path, command: Callable[..., Done], name: str
 ) -> None:
     ran = bench(small_grid("dp-gaussian", seeds=[0, 1]))
     (folder / "evil.py").write_text('open("evil ran", "w").close()\nfrom baselines.dp_gaussian import DPGaussian as X\n')
-    row = ran.rows[0]
-    ResultStore(ran.folder).append(row.model_copy(update={"algorithm": name}))
-    RunFolder(ran.folder).generator(row.cell_id).unlink()
+    line, other = ResultStore(ran.folder).trainings().values()
+    add_lines(ran.folder / "trainings.jsonl", [line | {"cell": line["cell"] | {"algorithm": name}}])
+    RunFolder(ran.folder).state(other["training_id"]).unlink()
     done = command("audit", "run")
     assert done.returncode == 2
     assert "give --trust-plugin if you trust that code" in done.stderr

@@ -1,8 +1,15 @@
-"""Settings of other tools: what their noise is worth by unit and trust, or why it is worth nothing."""
+"""Epsilon of another tool's settings, by unit and trust, or why there is none.
+
+    python benchmarks/accounting/diagnose.py FILE
+
+FILE holds the settings (YAML); see :class:`Settings`, and the examples beside this script.
+"""
 
 from __future__ import annotations
 
+import argparse
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -313,3 +320,17 @@ def diagnosis(settings: Settings) -> Iterator[str]:
     if settings.unprotected:
         yield "no ε for the whole, because"
         yield from (f"  - {each}" for each in settings.unprotected)
+
+
+def main() -> None:
+    """Print the diagnosis of a file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, metavar="FILE")
+    try:
+        print("\n".join(diagnosis(read_settings(parser.parse_args().file))))
+    except UserError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

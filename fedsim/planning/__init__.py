@@ -1,0 +1,1 @@
+"""Before anything runs: a grid made ready, plug-ins rehearsed, room and memory measured."""
