@@ -29,6 +29,7 @@ from rich.table import Table
 from fedsim.evaluation.judge import Judgement
 from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.grid.models import Grid
+from fedsim.partition.matrix import write_partitions
 from fedsim.planning.label_matrices import drawn_matrices
 from fedsim.planning.node import Node
 from fedsim.planning.prepare import prepare
@@ -36,7 +37,6 @@ from fedsim.privacy.ledger import Tally
 from fedsim.report.beside import without_collection
 from fedsim.results.grid_rows import entries, grid_rows
 from fedsim.results.join import Lines
-from fedsim.results.partitions import write_partitions
 from fedsim.results.result_lines import judgement_line, reference_line, training_line
 from fedsim.results.store import ResultStore
 from fedsim.runs.bench import entries_of
@@ -79,7 +79,7 @@ def write_run(folder: Path, seeds: int, rounds: int) -> int:
         store.append("trainings", trainings)
         store.append("judgements", judgements)
         write_manifest(store.folder, prepared, entries_of(desk, ()))
-        write_partitions(store.folder, drawn_matrices(prepared))
+        write_partitions(store.folder.partitions, drawn_matrices(prepared))
     return len(prepared.trials)
 
 

@@ -4,19 +4,18 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rows import make_row
 
 from fedsim.errors import UserError
 from fedsim.json_lines import complete_lines, is_json, load
 from fedsim.results.store import ResultStore
 
 DEEP = b"[" * 100_000 + b"]" * 100_000
-FILES = ("results.jsonl", "rounds.jsonl", "clients.jsonl")
+FILES = ("trainings.jsonl", "rounds.jsonl", "judgements.jsonl")
 
 
 def readers(folder: Path) -> dict[str, object]:
     store = ResultStore(folder)
-    return dict(zip(FILES, (store.rows, store.rounds, store.clients), strict=True))
+    return dict(zip(FILES, (store.trainings, store.rounds, store.judgements), strict=True))
 
 
 @pytest.mark.parametrize("text", [DEEP, DEEP.decode(), b'{"a": ' * 300 + b"1" + b"}" * 300])
@@ -47,16 +46,14 @@ def test_only_a_file_is_read(tmp_path: Path, name: str) -> None:
         readers(tmp_path)[name]()  # type: ignore[operator]
 
 
-def test_lines_beside_the_rows_are_checked_in_the_memory_of_a_few(tmp_path: Path) -> None:
+def test_lines_are_checked_in_the_memory_of_a_few(tmp_path: Path) -> None:
     store = ResultStore(tmp_path)
-    store.append_rounds({"cell_id": "a", "round": r, "norms": [r + n / 100 for n in range(50)]} for r in range(4000))
-    line = {"cell_id": "a", "name": "a", "own_balanced_accuracy": 0.5, "shared_balanced_accuracy": None, "scores": [1 / 7] * 50}
-    store.append_clients({**line, "client": client} for client in range(4000))
+    store.append("rounds", ({"training_id": "a", "round": r, "norms": [r + n / 100 for n in range(50)]} for r in range(4000)))
     tracemalloc.start()
-    store.check_beside()
+    store.check()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < store.folder.rounds.stat().st_size / 3
+    assert peak < store.folder.lines("rounds").stat().st_size / 3
 
 
 def test_no_file_has_no_lines(tmp_path: Path) -> None:
@@ -67,9 +64,9 @@ def test_no_file_has_no_lines(tmp_path: Path) -> None:
 @given(st.data(), st.sampled_from(FILES))
 def test_a_mutated_file_is_read_or_refused(tmp_path: Path, data: st.DataObject, name: str) -> None:
     lines = {
-        "results.jsonl": make_row().to_json().encode(),
-        "rounds.jsonl": b'{"cell_id": "a", "round": 0, "loss": "nan", "norms": [0.5, "inf"]}',
-        "clients.jsonl": b'{"cell_id": "a", "client": 0, "name": "0", "own_balanced_accuracy": 0.5, "shared_balanced_accuracy": null}',
+        "trainings.jsonl": b'{"training_id": "a", "cell": {"label": "a"}, "error": null}',
+        "rounds.jsonl": b'{"training_id": "a", "round": 0, "loss": "nan", "norms": [0.5, "inf"]}',
+        "judgements.jsonl": b'{"cell_id": "a", "training_id": "b", "error": {"type": "ValueError", "message": "no"}}',
     }
     content = bytearray((lines[name] + b"\n") * 2)
     for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=6)):

@@ -1,14 +1,19 @@
-"""The label-by-client matrix of a partition, with its place in a grid."""
+"""The label-by-client matrix of a partition, with its place in a grid, and the file of a run folder that holds some."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter, model_validator
+from pydantic.dataclasses import dataclass
+
+from fedsim.errors import UserError
+from fedsim.files import replaced
 
 MOST_PANELS = 12
 """So many matrices are drawn at most."""
@@ -28,20 +33,17 @@ class LabelMatrix:
     dataset: str
     scheme: str
     alpha: float | None
-    clients: int
+    clients: Annotated[int, Field(ge=1)]
     seed: int
     fingerprint: str
-    counts: NDArray[np.int64]
+    counts: Annotated[NDArray[np.int64], PlainValidator(np.asarray), PlainSerializer(np.ndarray.tolist)]
     classes: tuple[str, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, for a run folder's ``partitions.json``."""
-        return {**vars(self), "counts": self.counts.tolist(), "classes": list(self.classes)}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> LabelMatrix:
-        """What ``to_json`` gave."""
-        return cls(**{**values, "counts": np.array(values["counts"], dtype=np.int64), "classes": tuple(values["classes"])})
+    @model_validator(mode="after")
+    def _fits(self) -> LabelMatrix:
+        if self.counts.shape != (self.clients, len(self.classes)) or self.counts.dtype.kind != "i":
+            raise ValueError("counts are not [clients, classes]")
+        return self
 
     @property
     def sizes(self) -> NDArray[np.int64]:
@@ -59,3 +61,24 @@ class LabelMatrix:
         shares = self.counts / self.sizes.clip(min=1)[:, None]
         logs = np.log(np.where(shares > 0, shares, 1))
         return float(-(shares * logs).sum(axis=1).mean() / math.log(max(len(self.classes), 2)))
+
+
+_FILE: TypeAdapter[Sequence[LabelMatrix]] = TypeAdapter(list[LabelMatrix])
+
+
+def write_partitions(path: Path, matrices: Sequence[LabelMatrix]) -> None:
+    """Write matrices into a file, replacing an older one at once."""
+    with replaced(path) as part:
+        part.write_bytes(_FILE.dump_json(matrices) + b"\n")
+
+
+def read_partitions(path: Path) -> Sequence[LabelMatrix]:
+    """What ``write_partitions`` wrote; empty where there is no such file.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        return _FILE.validate_json(path.read_bytes(), strict=True) if path.exists() else []
+    except (OSError, ValueError) as error:
+        raise UserError(str(path), "this is not a file of partitions that fedsim wrote", "remove it") from error

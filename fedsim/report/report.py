@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from fedsim.files import replaced
-from fedsim.partition.matrix import LabelMatrix
+from fedsim.partition.matrix import LabelMatrix, read_partitions
 from fedsim.report import curves, diagnostics, fidelity, partitions, sites
 from fedsim.report.beside import process_beside, without_collection
 from fedsim.report.curves import draw_curves
@@ -28,7 +28,6 @@ from fedsim.report.tables import ResultsTable, results_tables, rich_tables
 from fedsim.results.folder import RunFolder
 from fedsim.results.grid_rows import grid_clients, grid_rounds, grid_rows, read_manifest, write_rows
 from fedsim.results.groups import Group, group_seeds
-from fedsim.results.partitions import read_partitions
 from fedsim.results.rows import Row
 from fedsim.results.summary import write_summary
 from fedsim.words import encodable
@@ -42,7 +41,7 @@ class Shown:
     groups: list[Group]
     rounds: Rounds
     clients: list[dict[str, Any]]
-    matrices: list[LabelMatrix]
+    matrices: Sequence[LabelMatrix]
 
 
 FIGURES: tuple[tuple[str, str, Callable[[Shown], Figure | None]], ...] = (
@@ -116,7 +115,7 @@ def write_report(folder: Path) -> Report:
     rows = write_rows(folder)
     with process_beside(len(rows), __name__) as beside:
         groups = group_seeds(rows)
-        shown = Shown(rows, groups, Rounds.of(rows, grid_rounds(folder)), grid_clients(folder), read_partitions(run))
+        shown = Shown(rows, groups, Rounds.of(rows, grid_rounds(folder)), grid_clients(folder), read_partitions(run.partitions))
         write_summary(groups, run.summary)
         figures = start_figures(shown, run.curves, beside)
         report = Report(run.page, rows, groups, find_failures(rows, shown.rounds))

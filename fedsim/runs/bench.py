@@ -20,12 +20,12 @@ from fedsim.files import discard
 from fedsim.grid.cells import identity
 from fedsim.grid.models import Grid
 from fedsim.interrupts import INTERRUPTED
+from fedsim.partition.matrix import write_partitions
 from fedsim.planning.label_matrices import drawn_matrices
 from fedsim.planning.prepare import Prepared
 from fedsim.report.plan_table import show_refused, show_warnings
 from fedsim.results.grid_rows import is_older
 from fedsim.results.join import Entry, Lines
-from fedsim.results.partitions import write_partitions
 from fedsim.results.store import ResultStore
 from fedsim.runs.display import make_display, outcome
 from fedsim.runs.engine import ClusterLost, Engine
@@ -104,7 +104,7 @@ def run_prepared(
     jobs = list(missing_jobs(desk, audits, lines, retry_failed=retry_failed))
     sweep(store, prepared.trials, lines)
     write_manifest(store.folder, prepared, [*entries_of(desk, audits), *others])
-    write_partitions(store.folder, drawn_matrices(prepared))
+    write_partitions(store.folder.partitions, drawn_matrices(prepared))
     try:
         report = _run(desk, jobs, console, engine)
     except KeyboardInterrupt:

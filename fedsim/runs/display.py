@@ -57,138 +57,6 @@ class Preparing:
             self._status.stop()
 
 
-class Display(ABC):
-    """The progress of a bench; a context manager that leaves the terminal as it found it, however it is left.
-
-    Safe to call from several threads.
-
-    Args:
-        console: where to print.
-        total: cells of the grid.
-        already_done: cells that an earlier run finished; they count as done at once.
-        not_ok: cells that an earlier run ended otherwise, by status.
-        clock: seconds, monotonic.
-    """
-
-    def __init__(
-        self,
-        console: Console,
-        total: int,
-        already_done: int = 0,
-        not_ok: Mapping[str, int] | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._console = console
-        self._progress = Progress(total, already_done, clock, not_ok)
-        self._lock = threading.Lock()
-
-    def cell_started(self, cell_id: str, label: str) -> None:
-        """A cell runs now; ``label`` tells its setting in a few words."""
-        with self._lock:
-            self._progress.started(cell_id, label)
-
-    def round_done(self, cell_id: str, round: int, rounds: int) -> None:
-        """``round`` of ``rounds`` rounds of a running cell are finished (1 after the first)."""
-        with self._lock:
-            self._progress.advanced(cell_id, round, rounds)
-
-    def cell_queued(self, cell_id: str) -> None:
-        """A cell lost its slot, and is queued again."""
-        with self._lock:
-            self._progress.queued(cell_id)
-
-    def cell_finished(self, row: Row) -> None:
-        """A cell ended, well or badly."""
-        with self._lock:
-            self._progress.finished(row)
-            line = self._finished_line(row)
-        # Printed outside the lock: rich holds its own lock when it asks for the view, which takes ours.
-        if line is not None:
-            self._print(line)
-
-    def note(self, text: str) -> None:
-        """A line that stays on the screen."""
-        self._print(Text(text))
-
-    def __enter__(self) -> Display:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._print(Text(self._progress.closing_line()))
-
-    @abstractmethod
-    def _finished_line(self, row: Row) -> Text | None:
-        """The line that stays on the screen for a finished cell, if any."""
-
-    def _print(self, text: Text) -> None:
-        self._console.print(text, soft_wrap=True)
-
-
-class LineDisplay(Display):
-    """One line a finished cell: for logs, pipes and continuous integration."""
-
-    def _finished_line(self, row: Row) -> Text:
-        return Text(f"[{self._progress.ended}/{self._progress.total}] {row.setting}: {outcome(row)}")
-
-
-class LiveDisplay(Display):
-    """A live view: counts and time left on top, below it every running cell with its rounds; failures stay above it."""
-
-    def __enter__(self) -> LiveDisplay:
-        self._live = Live(console=self._console, get_renderable=self._view, refresh_per_second=4, transient=True)
-        self._live.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._live.stop()
-        super().__exit__(kind, error, trace)
-
-    def _finished_line(self, row: Row) -> Text | None:
-        if row.status == "ok":
-            return None
-        return Text(f"{row.setting}: {outcome(row)}", style="red" if row.status == "failed" else "yellow")
-
-    def _view(self) -> RenderableType:
-        with self._lock:
-            progress = self._progress
-            shown = list(progress.running.values())[:_SHOWN]
-            more = len(progress.running) - len(shown)
-            cells = Table.grid(padding=(0, 2))
-            cells.add_column(no_wrap=True, overflow="ellipsis")
-            cells.add_column(width=24)
-            cells.add_column(justify="right", no_wrap=True)
-            for cell in shown:
-                # A cell that has not ended its first round shows an empty bar, not a full one.
-                cells.add_row(
-                    Text(cell.label),
-                    ProgressBar(max(cell.rounds, 1), cell.round, width=24),
-                    Text(cell.round_text(progress.now()), style="dim"),
-                )
-            parts: list[RenderableType] = [self._heading(), cells]
-            if more > 0:
-                parts.append(Text(f"… and {more} more running", style="dim"))
-            return Group(*parts)
-
-    def _heading(self) -> RenderableType:
-        progress = self._progress
-        heading = Table.grid(padding=(0, 2))
-        counts = Text.assemble(
-            (f"{progress.ended}/{progress.total}", "bold"),
-            " cells",
-            (f" · {progress.done} done", "green"),
-            (f" · {len(progress.running)} running", "cyan"),
-            (f" · {progress.failed} failed", "red" if progress.failed else "dim"),
-            *((f" · {count} {word}", "yellow") for word, count in progress.undrawn.items() if count),
-        )
-        heading.add_row(ProgressBar(max(progress.total, 1), progress.ended, width=16), counts)
-        return Group(heading, Text(progress.time_text(), style="dim"))
-
-
-def make_display(console: Console, total: int, already_done: int = 0, not_ok: Mapping[str, int] | None = None) -> Display:
-    """The live view in a terminal, lines elsewhere."""
-    return (LiveDisplay if console.is_terminal else LineDisplay)(console, total, already_done, not_ok)
-
-
 @dataclass
 class RunningCell:
     """A cell under way; ``rounds`` is 0 until its first round ends, ``heard`` when one last did."""
@@ -210,54 +78,77 @@ class RunningCell:
         return told if silent < _SILENT else f"{told}, {_duration(silent)} ago" if self.rounds else f"{told} for {_duration(silent)}"
 
 
-class Progress:
-    """Counts, running cells and the estimate of the time left; ``undrawn`` counts cells whose epsilon is not what was planned."""
+class Display(ABC):
+    """The progress of a bench; a context manager that leaves the terminal as it found it, however it is left.
 
-    def __init__(self, total: int, already_done: int, clock: Callable[[], float], not_ok: Mapping[str, int] | None = None) -> None:
+    Safe to call from several threads.
+
+    Args:
+        console: where to print.
+        total: cells of the grid.
+        already_done: cells that an earlier run finished; they count as done at once.
+        not_ok: cells that an earlier run ended otherwise, by status.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        total: int,
+        already_done: int = 0,
+        not_ok: Mapping[str, int] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         earlier = Counter(not_ok)
         self.total, self.done, self.failed = total, already_done, earlier["failed"]
         self.undrawn = {status: earlier[status] for status in ("overspent", "unaccounted", "refuted")}
+        """Cells whose epsilon is not what was planned."""
         self.running: dict[str, RunningCell] = {}
+        self._console, self._lock = console, threading.Lock()
         self._clock, self._start = clock, clock()
         self._seconds: list[float] = []
         self._parallel = 1
-
-    def now(self) -> float:
-        """Seconds on the clock of ``RunningCell.heard``."""
-        return self._clock()
 
     @property
     def ended(self) -> int:
         """Cells that will not run again in this bench."""
         return self.done + self.failed + sum(self.undrawn.values())
 
-    def started(self, cell_id: str, label: str) -> None:
-        """See ``Display.cell_started``."""
-        self.running[cell_id] = RunningCell(label, self._clock(), self._clock())
-        self._parallel = max(self._parallel, len(self.running))
+    def cell_started(self, cell_id: str, label: str) -> None:
+        """A cell runs now; ``label`` tells its setting in a few words."""
+        with self._lock:
+            self.running[cell_id] = RunningCell(label, self._clock(), self._clock())
+            self._parallel = max(self._parallel, len(self.running))
 
-    def queued(self, cell_id: str) -> None:
-        """See ``Display.cell_queued``."""
-        self.running.pop(cell_id, None)
+    def round_done(self, cell_id: str, round: int, rounds: int) -> None:
+        """``round`` of ``rounds`` rounds of a running cell are finished (1 after the first); of a cell that ended it is ignored."""
+        with self._lock:
+            if cell := self.running.get(cell_id):
+                cell.round, cell.rounds, cell.heard = round, rounds, self._clock()
 
-    def advanced(self, cell_id: str, round: int, rounds: int) -> None:
-        """See ``Display.round_done``; a late message of a cell that ended is ignored."""
-        if cell := self.running.get(cell_id):
-            cell.round, cell.rounds, cell.heard = round, rounds, self._clock()
+    def cell_queued(self, cell_id: str) -> None:
+        """A cell lost its slot, and is queued again."""
+        with self._lock:
+            self.running.pop(cell_id, None)
 
-    def finished(self, row: Row) -> None:
-        """See ``Display.cell_finished``."""
+    def cell_finished(self, row: Row) -> None:
+        """A cell ended, well or badly."""
+        with self._lock:
+            self._count(row)
+            line = self._finished_line(row)
+        # Printed outside the lock: rich holds its own lock when it asks for the view, which takes ours.
+        if line is not None:
+            self._print(line)
+
+    def _count(self, row: Row) -> None:
         cell = self.running.pop(row.cell_id, None)
-        if row.status == "failed":
-            # A cell that failed early says nothing about how long the others take.
-            self.failed += 1
-            return
         self.done += row.status == "ok"
+        self.failed += row.status == "failed"
         if row.status in self.undrawn:
             self.undrawn[row.status] += 1
         # The time between start and end is how long a slot was taken; without a start, the row's own seconds stand in.
         seconds = self._clock() - cell.since if cell else row.seconds
-        if seconds is not None:
+        if seconds is not None and row.status != "failed":  # which may have been early, and says nothing about the others
             self._seconds.append(seconds)
 
     def seconds_left(self) -> float | None:
@@ -280,6 +171,86 @@ class Progress:
         waiting = self.total - self.ended
         parts += [f"{waiting} not finished"] if waiting else []
         return f"{', '.join(parts)} in {_duration(self._clock() - self._start)}"
+
+    def note(self, text: str) -> None:
+        """A line that stays on the screen."""
+        self._print(Text(text))
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._print(Text(self.closing_line()))
+
+    @abstractmethod
+    def _finished_line(self, row: Row) -> Text | None:
+        """The line that stays on the screen for a finished cell, if any."""
+
+    def _print(self, text: Text) -> None:
+        self._console.print(text, soft_wrap=True)
+
+
+class LineDisplay(Display):
+    """One line a finished cell: for logs, pipes and continuous integration."""
+
+    def _finished_line(self, row: Row) -> Text:
+        return Text(f"[{self.ended}/{self.total}] {row.setting}: {outcome(row)}")
+
+
+class LiveDisplay(Display):
+    """A live view: counts and time left on top, below it every running cell with its rounds; failures stay above it."""
+
+    def __enter__(self) -> LiveDisplay:
+        self._live = Live(console=self._console, get_renderable=self._view, refresh_per_second=4, transient=True)
+        self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._live.stop()
+        super().__exit__(kind, error, trace)
+
+    def _finished_line(self, row: Row) -> Text | None:
+        if row.status == "ok":
+            return None
+        return Text(f"{row.setting}: {outcome(row)}", style="red" if row.status == "failed" else "yellow")
+
+    def _view(self) -> RenderableType:
+        with self._lock:
+            shown = list(self.running.values())[:_SHOWN]
+            more = len(self.running) - len(shown)
+            cells = Table.grid(padding=(0, 2))
+            cells.add_column(no_wrap=True, overflow="ellipsis")
+            cells.add_column(width=24)
+            cells.add_column(justify="right", no_wrap=True)
+            for cell in shown:
+                # A cell that has not ended its first round shows an empty bar, not a full one.
+                cells.add_row(
+                    Text(cell.label),
+                    ProgressBar(max(cell.rounds, 1), cell.round, width=24),
+                    Text(cell.round_text(self._clock()), style="dim"),
+                )
+            parts: list[RenderableType] = [self._heading(), cells]
+            if more > 0:
+                parts.append(Text(f"… and {more} more running", style="dim"))
+            return Group(*parts)
+
+    def _heading(self) -> RenderableType:
+        heading = Table.grid(padding=(0, 2))
+        counts = Text.assemble(
+            (f"{self.ended}/{self.total}", "bold"),
+            " cells",
+            (f" · {self.done} done", "green"),
+            (f" · {len(self.running)} running", "cyan"),
+            (f" · {self.failed} failed", "red" if self.failed else "dim"),
+            *((f" · {count} {word}", "yellow") for word, count in self.undrawn.items() if count),
+        )
+        heading.add_row(ProgressBar(max(self.total, 1), self.ended, width=16), counts)
+        return Group(heading, Text(self.time_text(), style="dim"))
+
+
+def make_display(console: Console, total: int, already_done: int = 0, not_ok: Mapping[str, int] | None = None) -> Display:
+    """The live view in a terminal, lines elsewhere."""
+    return (LiveDisplay if console.is_terminal else LineDisplay)(console, total, already_done, not_ok)
 
 
 def outcome(row: Row) -> str:

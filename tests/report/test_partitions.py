@@ -8,7 +8,7 @@ from rich.console import Console
 
 from fedsim.errors import UserError
 from fedsim.partition import PartitionSpec, make_partition
-from fedsim.partition.matrix import LabelMatrix
+from fedsim.partition.matrix import LabelMatrix, read_partitions, write_partitions
 from fedsim.report.figures import inline_svg, save_figure, svg_text
 from fedsim.report.partitions import (
     MOST_PANELS,
@@ -17,8 +17,6 @@ from fedsim.report.partitions import (
     summary_table,
     title,
 )
-from fedsim.results.folder import RunFolder
-from fedsim.results.partitions import read_partitions, write_partitions
 
 Y = np.random.default_rng(0).integers(0, 4, 400)
 
@@ -35,27 +33,19 @@ def printed(table):
     return console.file.getvalue()
 
 
-def test_a_matrix_survives_json():
-    made = matrix()
-    again = LabelMatrix.from_json(made.to_json())
-    assert title(again) == title(made) == "ct · dirichlet · α = 0.3 · 5 clients · seed 0"
-    np.testing.assert_array_equal(again.counts, made.counts)
-
-
-def test_matrices_survive_a_run_folder(tmp_path):
-    assert read_partitions(RunFolder(tmp_path)) == []
-    write_partitions(RunFolder(tmp_path), [matrix(), matrix(clients=7)])
-    again = read_partitions(RunFolder(tmp_path))
-    assert [title(each) for each in again] == [title(matrix()), title(matrix(clients=7))]
+def test_matrices_survive_a_file(tmp_path):
+    path = tmp_path / "partitions.json"
+    assert read_partitions(path) == []
+    write_partitions(path, [matrix(), matrix(clients=7)])
+    again = read_partitions(path)
+    assert [title(each) for each in again] == [f"ct · dirichlet · α = 0.3 · {clients} clients · seed 0" for clients in (5, 7)]
     np.testing.assert_array_equal(again[1].counts, matrix(clients=7).counts)
     strange = ({"counts": 5}, {"counts": [[1]]}, {"clients": 0, "counts": []}, {"classes": [1, 2, 3, 4]}, {"alpha": "x"}, {"scheme": 5})
-    for fields in strange:
-        (tmp_path / "partitions.json").write_text(json.dumps([matrix().to_json() | fields]))
+    whole = json.loads(path.read_bytes())[0]
+    for values in (*(whole | fields for fields in strange), {}, [], "x"):
+        path.write_text(json.dumps([values]))
         with pytest.raises(UserError, match="this is not a file of partitions"):
-            read_partitions(RunFolder(tmp_path))
-    (tmp_path / "partitions.json").write_text("[{}]")
-    with pytest.raises(UserError, match="this is not a file of partitions"):
-        read_partitions(RunFolder(tmp_path))
+            read_partitions(path)
 
 
 def test_entropy_is_0_for_one_label_each_and_1_for_uniform_labels():

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from fedsim.results.rows import Row
-from fedsim.runs.display import LineDisplay, LiveDisplay, Preparing, Progress, make_display
+from fedsim.runs.display import LineDisplay, LiveDisplay, Preparing, make_display
 
 ERROR = {"type": "ValueError", "message": "a [bold] reason\nsecond line", "traceback": "Traceback ..."}
 SCORES = {"accuracy": 0.8, "balanced_accuracy": 0.812, "macro_f1": 0.8}
@@ -196,33 +196,33 @@ def test_several_threads_may_report_while_the_view_refreshes():
 
 def test_time_left_is_the_mean_of_finished_cells_over_what_ran_at_once():
     clock = Clock()
-    progress = Progress(total=10, already_done=2, clock=clock)
-    assert progress.seconds_left() is None
+    display = LineDisplay(plain(), total=10, already_done=2, clock=clock)
+    assert display.seconds_left() is None
     for cell in "ab":
-        progress.started(cell, "")
+        display.cell_started(cell, "")
     clock.now = 10.0
     for cell in "ab":
-        progress.finished(row(cell))
+        display.cell_finished(row(cell))
     # 6 cells of 10 s each, two at a time.
-    assert progress.seconds_left() == pytest.approx(30.0)
+    assert display.seconds_left() == pytest.approx(30.0)
     for cell in "cd":
-        progress.started(cell, "")
-        progress.advanced(cell, 5, 10)
-    assert progress.seconds_left() == pytest.approx(25.0)
-    assert progress.time_text() == "0:10 gone, about 0:25 left"
+        display.cell_started(cell, "")
+        display.round_done(cell, 5, 10)
+    assert display.seconds_left() == pytest.approx(25.0)
+    assert display.time_text() == "0:10 gone, about 0:25 left"
 
 
 def test_a_cell_that_failed_early_does_not_shorten_the_estimate():
     clock = Clock()
-    progress = Progress(total=3, already_done=0, clock=clock)
-    progress.started("a", "")
-    progress.finished(row("a", "failed"))
-    assert progress.seconds_left() is None
+    display = LineDisplay(plain(), total=3, already_done=0, clock=clock)
+    display.cell_started("a", "")
+    display.cell_finished(row("a", "failed"))
+    assert display.seconds_left() is None
 
 
 def test_a_late_round_of_a_cell_that_ended_is_ignored():
-    progress = Progress(total=1, already_done=0, clock=Clock())
-    progress.started("a", "")
-    progress.finished(row("a"))
-    progress.advanced("a", 1, 2)
-    assert progress.running == {}
+    display = LineDisplay(plain(), total=1, already_done=0, clock=Clock())
+    display.cell_started("a", "")
+    display.cell_finished(row("a"))
+    display.round_done("a", 1, 2)
+    assert display.running == {}
