@@ -19,23 +19,26 @@ from fedsim.privacy.statistics.moments import Products, in_unit_ball
 from fedsim.privacy.statistics.outer_products import OuterProduct
 from fedsim.privacy.statistics.spectral import leading, leading_of, polar, spectral_function, square_root, steady
 
-REACH = 1.5
-"""Residuals in the block are clipped at this many times their expected norm, sqrt(k)."""
-CLOSENESS = 0.75
-"""Class means are drawn at this share of their distance from their mean."""
-OVERLAP = 1.8
-"""Mean square of a coordinate of class means as they are drawn, about their mean, in units of the variance that rows have in it.
 
-Real classes overlap more than normals of the believed covariance; a learner of classes that do not overlap ignores how rows vary.
-"""
-TOGETHER = 4096
-"""Rows that are drawn orthogonal to each other at a time, at most: what is gained needs no more, and memory would."""
-LEAST = 0.1
-"""Least variance between class means that rows are drawn with, in units of the believed one: means that are as good as equal have some."""
+@dataclass(frozen=True)
+class TunedBlock:
+    """Constants of the block: ours, none is the paper's, which has no closed form. docs/fedhypevae.md says what was tuned on what."""
+
+    reach: float = 1.5  # residuals in the block are clipped at this many times their expected norm, sqrt(k)
+    closeness: float = 0.75  # class means are drawn at this share of their distance from their mean
+    # mean square of a coordinate of class means as drawn, about their mean, in units of the variance that rows have in it: real classes
+    # overlap more than normals of the believed covariance, and a learner of classes that do not overlap ignores how rows vary
+    overlap: float = 1.8
+    least_between: float = 0.1  # least variance of rows between class means, in units of the believed one: equal means leave some
+    together: int = 4096  # rows drawn orthogonal to each other at a time, at most: what is gained needs no more, and memory would
+    narrowest: float = 0.1  # least and largest variance of a site in the block, in units of what all share
+    widest: float = 10.0
+
+
+TUNED = TunedBlock()
 CLASS_WEIGHTS = {"class_sums": 1.0, "class_second": 1.0}
 SITE_WEIGHTS = {"site_sums": 1.0, "site_counts": 0.3, "site_second": 0.4, "site_class_sums": 1.0, "site_class_counts": 0.3}
-NARROWEST, WIDEST = 0.1, 10.0
-"""Variances of a site in the block, in units of what all share."""
+"""Weights of statistics in a row's joint norm; ours, the sites' tuned as the constants."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def residuals(r: Tensor, y: Tensor, basis: Tensor, means: Tensor) -> Tensor:
 
 def reach(size: int) -> float:
     """Where residuals of k directions are clipped."""
-    return REACH * math.sqrt(size)
+    return TUNED.reach * math.sqrt(size)
 
 
 def class_products(u: Tensor, y: Tensor, classes: int) -> Products:
@@ -120,6 +123,7 @@ def from_upper_triangles(values: Tensor, size: int) -> Tensor:
 
 def between(apart: Tensor) -> Tensor:
     """Orthonormal columns ``[d, C - 1]`` that span class means about their mean, ``[C, d]``, float64; fewer where those span less."""
+    # with apart apart^T = V diag(l) V^T, the columns of apart^T V diag(l)^(-1/2) are apart's right singular vectors: C x C, not d x d
     gram = apart @ apart.T
     squared, vectors = leading(gram, len(apart) - 1, 1e-6 * float(gram.trace().clamp_min(1e-12)))
     return apart.T @ vectors / squared.sqrt()
@@ -128,14 +132,14 @@ def between(apart: Tensor) -> Tensor:
 def _overlapping(covariances: Tensor, onto: Tensor, squared_distance: Tensor) -> Tensor:
     """Covariances ``[C, k, k]`` as rows are drawn with, given the projection ``[k, k]`` onto what lies between class means.
 
-    There the mean variance becomes that of class means, ``squared_distance`` over all its directions, by :data:`OVERLAP`, and what is there
+    There the mean variance becomes that of class means, ``squared_distance`` over all its directions, by the overlap, and what is there
     is drawn without regard to the rest: how each class's rest depends on it is known least of all, and a learner would take it for what
     sets classes apart.
     """
     beyond, count = torch.eye(len(onto), device=onto.device) - onto, onto.trace().clamp_min(1e-12)
     inside, outside = onto @ covariances @ onto, beyond @ covariances @ beyond
     variance = inside.diagonal(dim1=1, dim2=2).sum(1).mean() / count
-    wanted = (squared_distance / count / OVERLAP).clamp_min(LEAST)
+    wanted = (squared_distance / count / TUNED.overlap).clamp_min(TUNED.least_between)
     drawn: Tensor = wanted / variance.clamp_min(1e-12) * inside + outside
     return drawn
 
@@ -144,7 +148,7 @@ class BlockGenerator:
     """Decodes ``x = centre + radius (middle + root w)``, w standard normal but in the block, where it is the class's own normal.
 
     A linear-Gaussian CVAE: z = w, the decoder is affine, the prior p(z | y, v) has mean and covariance by class, and by site where there
-    are sites. Class means are drawn together by :data:`CLOSENESS`, and classes overlap by :data:`OVERLAP`.
+    are sites. Class means are drawn together and classes overlap as :data:`TUNED` says.
 
     Rows of a label come in pairs (antithetic variates, Hammersley and Morton 1956): the second has the first's coordinates between class
     means, and the opposite of all else; and pairs are drawn orthogonal to each other. Each row has the model's law; but what says nothing
@@ -160,10 +164,10 @@ class BlockGenerator:
     def __init__(self, tensors: dict[str, Tensor], paired: bool = True) -> None:
         self.tensors, self.paired = tensors, paired
         told, common = tensors["prior_means"], tensors["prior_means"].mean(0)
-        self.means = common + CLOSENESS * (told - common)
+        self.means = common + TUNED.closeness * (told - common)
         along = between((told - common).double())
         self.onto = (along @ along.T).to(told.dtype)
-        distance = CLOSENESS**2 * (told - common).square().sum(1).mean()
+        distance = TUNED.closeness**2 * (told - common).square().sum(1).mean()
         self.roots = square_root(_overlapping(tensors["prior_covariances"], self.onto, distance))
         self.outward = tensors["directions"] @ tensors["spread"] if "spread" in tensors else tensors["directions"]
 
@@ -179,6 +183,7 @@ class BlockGenerator:
             drawn = drawn + (labels == label).float()[:, None] * (inside @ root)
         kept, sign = drawn @ self.onto, 1 - 2 * second.float()[:, None]
         drawn = self.means[labels] + kept + sign * (drawn - kept)
+        # outside of the block w is N(0, I), which is symmetric: with either sign it has the same law
         w = sign * (w - inside @ directions.T) + drawn @ self.outward.T
         made: Tensor = t["centre"] + t["radius"] * (t["middle"] + w @ t["root"])
         return made
@@ -217,7 +222,7 @@ def orthogonal(draws: Tensor) -> Tensor:
     is still standard normal (Yu et al. 2016, "Orthogonal random features", arXiv 1610.09072; here for any n, by the polar factor).
     """
     turned = []
-    for part in draws.chunk(max(1, -(-len(draws) // TOGETHER))):
+    for part in draws.chunk(max(1, -(-len(draws) // TUNED.together))):
         rows = part.double()
         tall = len(rows) > rows.shape[1]
         # by the smaller Gram matrix, in half the time of what polar does for any matrix
@@ -243,7 +248,8 @@ class SitesGenerator(BlockGenerator):
         """About the client's own centre: its block is whitened by its covariance, drawn as everybody's, about its own means, and spread."""
         t = self.tensors
         covariance = t["site_covariances"][client]
-        spread = spectral_function(covariance, lambda values: values.clamp(NARROWEST, WIDEST).sqrt())
-        white = spectral_function(covariance, lambda values: values.clamp(NARROWEST, WIDEST).rsqrt())
+        spread = spectral_function(covariance, lambda values: values.clamp(TUNED.narrowest, TUNED.widest).sqrt())
+        white = spectral_function(covariance, lambda values: values.clamp(TUNED.narrowest, TUNED.widest).rsqrt())
+        # S^(1/2) (n + S^(-1/2) m) has the mean m and the site's covariance S relative to what all share, n the class's normal about 0
         means = (t["prior_means"] + t["shifts"][client]) @ white
         return BlockGenerator(t | {"centre": t["client_centres"][client], "prior_means": means, "spread": spread}, self.paired)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from algorithms import class_block
+from algorithms import class_block, fedhypevae_warm
 from algorithms.class_block import SitesGenerator
-from algorithms.fedhypevae_warm import LEAST, TOLD, FedHypeVAEWarm, FedHypeVAEWarmParams
+from algorithms.fedhypevae_warm import TOLD, FedHypeVAEWarm, FedHypeVAEWarmParams
 from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.one_shot import Rows, Statistic
 from fedsim.plugins.registry import register
@@ -19,10 +20,17 @@ from fedsim.privacy.statistics import moments, shrinkage
 
 SHARES = {"mean": 0.08, "distances": 0.02, "class means": 0.3, "moments": 0.32, "class moments": 0.14, "site moments": 0.14}
 MEAN_WEIGHTS = {**moments.MEAN_WEIGHTS, **moments.CLIENT_WEIGHTS}
-APART = 0.5
-"""Sites whose means are farther apart than this share of the rows' variance are centred each by its own mean."""
-MOST = 64
-"""Directions of the block: a class of a site has few rows, whose mean the noise of sampling drowns in more of them."""
+
+
+@dataclass(frozen=True)
+class TunedSites:
+    """Constants of the form for sites: ours, as :class:`algorithms.fedhypevae_warm.TunedWarm`."""
+
+    apart: float = 0.5  # sites whose means are farther apart than this share of the rows' variance are centred each by its own mean
+    block: int = 64  # most directions: a class of a site has few rows, whose mean the noise of sampling drowns in more of them
+
+
+TUNED = TunedSites()
 
 
 class FedHypeVAESitesParams(FedHypeVAEWarmParams):
@@ -32,7 +40,7 @@ class FedHypeVAESitesParams(FedHypeVAEWarmParams):
         block: most directions in which every class has a covariance, and every site a shift, of its own.
     """
 
-    block: int = Field(MOST, ge=1)
+    block: int = Field(TUNED.block, ge=1)
 
 
 @register("fedhypevae-sites")
@@ -66,10 +74,11 @@ class FedHypeVAESites(FedHypeVAEWarm):
         mean = server.tensors["centre"]
         own = moments.client_means(sums["client_sums"], sums["client_counts"], std)
         apart = (own - own.mean(0)).square().sum(1).mean()
-        far = apart > APART * (server.tensors["variance"] - apart).clamp_min(LEAST)
+        least = fedhypevae_warm.TUNED.least_variance
+        far = apart > TUNED.apart * (server.tensors["variance"] - apart).clamp_min(least)
         centres = own if far else mean.expand_as(own).clone()
         if far:
-            server.tensors["variance"] = (server.tensors["variance"] - apart).clamp_min(LEAST)
+            server.tensors["variance"] = (server.tensors["variance"] - apart).clamp_min(least)
         server.tensors |= {"client_centres": centres, "client_rows": sums["client_counts"][:, 0].clamp_min(1)}
 
     def about(self, rows: Rows, told: Tensors) -> Tensor:
@@ -98,12 +107,12 @@ class FedHypeVAESites(FedHypeVAEWarm):
 
 
 def shrunk_mean(sums: Tensor, counts: Tensor, std: float, count_std: float, along: Tensor) -> Tensor:
-    """Means ``[G, k]`` of residuals whose norm is about 1 / REACH, shrunk to 0 by the noise that was added and that of sampling.
+    """Means ``[G, k]`` of residuals whose norm is about 1 / reach, shrunk to 0 by the noise that was added and that of sampling.
 
     In the directions ``along`` ``[k, C - 1]`` between class means, where sites differ most, and in all others by a signal of their own.
     """
     rows = moments.counts_above_noise(counts, count_std)[:, 0].double()
-    noise = (std / rows).square() + 1 / (rows * class_block.REACH**2 * sums.shape[1])
+    noise = (std / rows).square() + 1 / (rows * class_block.TUNED.reach**2 * sums.shape[1])
     means, shrunk = sums / rows[:, None], torch.zeros_like(sums, dtype=torch.double)
     between = means @ along @ along.T
     # equal class means have no directions between them

@@ -8,6 +8,7 @@ The decoder is affine in z, so its exact posterior and its maximum likelihood ar
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -32,32 +33,33 @@ SHARES = {"mean": 0.06, "distances": 0.02, "class means": 0.4, "moments": 0.44, 
 MEANS_WEIGHTS = {"class_sums": 1.0, "class_counts": 0.15}
 MOMENT_WEIGHTS = {"class_sums": 0.5, "class_counts": 0.15, "second": 1.0}
 """Where rows are many; class means are known by then."""
-KNOWN = 0.5
-"""Rows are taken about their classes' means where shrinkage by noise leaves more than this share of them, on average."""
-VISIBLE = 0.025
-"""Up to this root mean square eigenvalue of its noise, a row, the second moment keeps its weight; beyond, sums and counts gain."""
-MOST_EXCESS = 20.0
-"""The second moment's weight is divided by this at most."""
-MOST_COUNTS = 0.5
-"""The largest weight of class counts."""
-CLIP = 0.7
-"""Rows about the mean are clipped at this share of their root mean square distance from it."""
-MOSTLY_CLIPPED = 0.95
-"""Mean squared norm of rows that are clipped there, in units of the clip, where no bin says otherwise."""
-LEAST = 0.02
-"""A variance is no smaller share of what it is a part of."""
-BINS = 30
-"""Of distances from the mean: half octaves below 2, the last has all that are smaller."""
-SEEN = 3.0
-"""Standard deviations of noise above which a bin's count is believed."""
-STRETCH = 0.75
-"""Power of the factor that gives clipped rows back their full variance; a normal law that has all of it leaves the dense middle bare."""
-FLOOR = 0.6
-"""Eigenvalues below this share of their mean are not told apart from it where the noise is larger than it."""
-RESOLUTION = 0.12
-"""Of the block's covariance, in units of its own."""
-MOST = 512
-"""Directions of the block."""
+
+
+@dataclass(frozen=True)
+class TunedWarm:
+    """Constants of the warm form: ours, none is the paper's, which has no closed form. docs/fedhypevae.md says what was tuned on what."""
+
+    clip: float = 0.7  # rows about the mean are clipped at this share of their root mean square distance from it
+    mostly_clipped: float = 0.95  # mean squared norm of rows that are clipped there, in units of the clip, where no bin says otherwise
+    bins: int = 30  # of distances from the mean: half octaves below 2, the last has all that are smaller
+    seen: float = 3.0  # standard deviations of noise above which a bin's count is believed
+    known: float = 0.5  # rows are taken about their classes' means where shrinkage leaves more than this share of these, on average
+    # up to this root mean square eigenvalue of its noise, a row, the second moment keeps its weight; beyond, sums and counts gain
+    visible: float = 0.025
+    most_excess: float = 20.0  # the second moment's weight is divided by this at most
+    most_counts: float = 0.5  # the largest weight of class counts
+    least_variance: float = 0.02  # a variance is no smaller share of what it is a part of
+    least_trace: float = 0.05  # of the second moment of clipped rows, whose norm is at most 1
+    # power of the factor that gives clipped rows back their full variance; a normal law that has all of it leaves the dense middle bare
+    stretch: float = 0.75
+    most_stretch: float = 9.0  # the largest such factor of a variance
+    floor: float = 0.6  # eigenvalues below this share of their mean are not told apart from it where the noise is larger than it
+    least_eigenvalue: float = 0.02  # in units of their mean
+    resolution: float = 0.12  # of the block's covariance, in units of its own
+    block: int = 512  # directions of the block, at most
+
+
+TUNED = TunedWarm()
 TOLD = ("centre", "emphasis", "clip_radius", "class_centres", "inner_radius", "radius", "basis", "coordinates")
 """What clients need of what was released."""
 
@@ -70,7 +72,7 @@ class FedHypeVAEWarmParams(Params):
         paired: rows of a label are drawn in pairs, and pairs orthogonal, to balance what says nothing of a class; false: each by itself.
     """
 
-    block: int = Field(MOST, ge=1)
+    block: int = Field(TUNED.block, ge=1)
     paired: bool = True
 
 
@@ -114,7 +116,7 @@ class FedHypeVAEWarm(OneShot):
         found = moments.released_mean(sums, std)
         server.tensors |= {
             "centre": found.mean,
-            "variance": (1 - found.squared).clamp(LEAST, 1),
+            "variance": (1 - found.squared).clamp(TUNED.least_variance, 1),
             "error": found.error,
             "emphasis": self.emphasis(server, found.rows),
         }
@@ -125,9 +127,9 @@ class FedHypeVAEWarm(OneShot):
         Of few rows in many dimensions the second moment says little and class counts are uncertain.
         """
         noise = server.noise_std("moments", self.task.clients) / self.clip() / unit_weights(MOMENT_WEIGHTS)["second"]
-        excess = (noise * (self.task.dim / 2) ** 0.5 / rows / VISIBLE).clamp(1, MOST_EXCESS)
+        excess = (noise * (self.task.dim / 2) ** 0.5 / rows / TUNED.visible).clamp(1, TUNED.most_excess)
         sums, counts, second = MOMENT_WEIGHTS.values()
-        wanted = torch.stack([torch.full_like(excess, sums), (counts * excess.sqrt()).clamp_max(MOST_COUNTS), second / excess])
+        wanted = torch.stack([torch.full_like(excess, sums), (counts * excess.sqrt()).clamp_max(TUNED.most_counts), second / excess])
         usual = to_device(torch.tensor([sums, counts, second]), rows.device)
         found: Tensor = wanted / wanted.norm() / (usual / usual.norm())
         return found
@@ -140,8 +142,8 @@ class FedHypeVAEWarm(OneShot):
 
     def distance_products(self, rows: Rows, told: Tensors) -> moments.Products:
         """A histogram of the rows' distances from the centre."""
-        half_octaves = (2 - 2 * self.about(rows, told).norm(dim=1).clamp_min(1e-12).log2()).floor().clamp(0, BINS - 1)
-        return {"bins": OuterProduct(rows.x.new_ones(len(rows.x), 1), one_hot(half_octaves.long(), BINS))}
+        half_octaves = (2 - 2 * self.about(rows, told).norm(dim=1).clamp_min(1e-12).log2()).floor().clamp(0, TUNED.bins - 1)
+        return {"bins": OuterProduct(rows.x.new_ones(len(rows.x), 1), one_hot(half_octaves.long(), TUNED.bins))}
 
     def receive_distances(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
         """The radius at which rows are clipped; the variance that the mean tells, where no bin contradicts it.
@@ -149,19 +151,19 @@ class FedHypeVAEWarm(OneShot):
         1 - |mean|^2 is what noise in the mean and in the count leaves of it: nothing where rows share nearly all of their norm.
         """
         counts = sums["bins"][0]
-        counts = torch.where(counts > SEEN * std["bins"], counts, 0.0)
+        counts = torch.where(counts > TUNED.seen * std["bins"], counts, 0.0)
         variance, error = server.tensors["variance"], server.tensors["error"]
         square, rows = variance + error, counts.sum()
-        squares = 4 * 0.5 ** torch.arange(BINS, device=counts.device)
+        squares = 4 * 0.5 ** torch.arange(TUNED.bins, device=counts.device)
         most = (counts * squares).sum() / rows.clamp_min(1e-9)
         square = torch.where(rows > 0, torch.minimum(torch.maximum(square, most / 2), most), square)
-        farthest = (squares / (CLIP**2 * square)).clamp_max(1)
-        nearest = (squares / 2 / (CLIP**2 * square)).clamp_max(1)
+        farthest = (squares / (TUNED.clip**2 * square)).clamp_max(1)
+        nearest = (squares / 2 / (TUNED.clip**2 * square)).clamp_max(1)
         clipped = (counts * (farthest + nearest) / 2).sum() / rows.clamp_min(1e-9)
         server.tensors |= {
-            "variance": torch.maximum(square - error, LEAST * square),
-            "clip_radius": CLIP * square.sqrt(),
-            "clipped_square": torch.where(rows > 0, clipped, MOSTLY_CLIPPED),
+            "variance": torch.maximum(square - error, TUNED.least_variance * square),
+            "clip_radius": TUNED.clip * square.sqrt(),
+            "clipped_square": torch.where(rows > 0, clipped, TUNED.mostly_clipped),
         }
 
     # --- class means ---
@@ -181,10 +183,10 @@ class FedHypeVAEWarm(OneShot):
         unit = told["clip_radius"] * stretch(told["variance"], told["clipped_square"] * told["clip_radius"].square())
         means, noise = sums["class_sums"] / counts[:, None] * unit, (std["class_sums"] / counts * unit).square()
         near = shrinkage.james_stein(means.double(), noise.double(), steps=shrinkage.STEPS).to(means.dtype)
-        known = (near.norm(dim=1) / means.norm(dim=1).clamp_min(1e-12)).mean() > KNOWN
+        known = (near.norm(dim=1) / means.norm(dim=1).clamp_min(1e-12)).mean() > TUNED.known
         near = torch.where(known, near, 0.0)
         between = (counts / counts.sum() * (near * means).sum(1)).sum()
-        inner = torch.maximum(told["variance"] - between, LEAST * told["variance"])
+        inner = torch.maximum(told["variance"] - between, TUNED.least_variance * told["variance"])
         server.tensors |= {
             "class_means": means,
             "class_means_noise": noise,
@@ -212,7 +214,7 @@ class FedHypeVAEWarm(OneShot):
         sums = {name: sums[name] / by for name, by in emphasis.items()}
         std = {name: std[name] / by for name, by in emphasis.items()}
         found = moments.gaussians(sums, std, told["clipped_square"])
-        clipped = found.second.trace().clamp_min(0.05) * told["inner_radius"].square()
+        clipped = found.second.trace().clamp_min(TUNED.least_trace) * told["inner_radius"].square()
         radius = told["inner_radius"] * stretch(told["inner_variance"], clipped)
         again = found.counts.new_tensor(std["class_counts"] ** 2)
         counts, error = shrinkage.of_two(told["class_counts"], told["class_counts_noise"], sums["class_counts"][:, 0], again)
@@ -249,9 +251,9 @@ class FedHypeVAEWarm(OneShot):
         counts = server.tensors["counts"]
         typical = len(counts) * float(len(counts) / (1 / counts).sum())
         weight = unit_weights(class_block.CLASS_WEIGHTS)["class_second"]
-        noise = server.noise_std("class moments", self.task.clients) / self.clip() / weight * class_block.REACH**2
+        noise = server.noise_std("class moments", self.task.clients) / self.clip() / weight * class_block.TUNED.reach**2
         most: int = self.params.block
-        return max(self.task.classes - 1, min(most, shrinkage.affordable(typical, noise, RESOLUTION), self.task.dim))
+        return max(self.task.classes - 1, min(most, shrinkage.affordable(typical, noise, TUNED.resolution), self.task.dim))
 
     # --- classes ---
 
@@ -282,12 +284,12 @@ class FedHypeVAEWarm(OneShot):
 
 def stretch(variance: Tensor, clipped: Tensor) -> Tensor:
     """By what clipped rows are multiplied, given their mean squared norm without the clip and with it."""
-    return (variance / clipped).clamp(1, 9) ** (STRETCH / 2)
+    return (variance / clipped).clamp(1, TUNED.most_stretch) ** (TUNED.stretch / 2)
 
 
 def believed(seen: Tensor, noise: float) -> Tensor:
     """Descending eigenvalues ``[d]`` of the covariance, from those that are seen; their sum is kept."""
     mean = float(seen.mean().clamp_min(1e-9))
-    floor = max(0.02 * mean, FLOOR * min(mean, noise * len(seen) ** 0.5))
+    floor = max(TUNED.least_eigenvalue * mean, TUNED.floor * min(mean, noise * len(seen) ** 0.5))
     values = shrinkage.free_eigenvalues(seen, noise).clamp_min(floor)
     return values * (mean * len(seen) / values.sum())

@@ -69,6 +69,7 @@ class Curve:
     def delta(self, epsilon: ArrayLike) -> Floats:
         """An upper bound at each epsilon >= 0."""
         asked = np.asarray(epsilon, float)
+        # the supremum is at the set where X > exp(epsilon) Y (Neyman and Pearson): all losses above epsilon
         at = np.searchsorted(self.losses, asked, side="right")
         above, weight = np.append(self.above, 0.0)[at], np.append(self.weight, 0.0)[at]
         with np.errstate(over="ignore", invalid="ignore"):
@@ -251,6 +252,7 @@ def refuted_epsilon(events: Sequence[Event], delta: float, false_positives: floa
 
 def _loss(y: Floats, noise: float, rate: float) -> Floats:
     """Log P / Q at the observation ``y``."""
+    # P / Q = 1 - q + q N(1, s^2) / N(0, s^2), and the normals' ratio at y is exp((2 y - 1) / (2 s^2))
     exponent = (2 * y - 1) / (2 * noise**2)
     if rate == 1:
         return exponent
@@ -288,7 +290,8 @@ def _step(noise: float, rate: float, width: float, lost: float) -> tuple[NDArray
     edges = _observation(at * width, noise, rate)
     absent = _between(edges, noise, 0.0)
     present = (1 - rate) * absent + rate * _between(edges, noise, 1.0)
-    # an interval's masses a (P) and b (Q) go to its ends: u + v = b, exp(low) u + exp(high) v = a
+    # an interval's masses a (P) and b (Q) go to its ends: u + v = b, exp(low) u + exp(high) v = a, since P is exp(loss) Q at a point;
+    # so v / b = (a / b exp(-low) - 1) / (exp(width) - 1) (Doroshenko et al. 2022, arXiv 2207.04380)
     lows = at[:-1] * width
     ratio = np.divide(present, absent, out=np.exp(np.clip(lows, None, 700.0)), where=absent > 0)
     share = np.clip((ratio * np.exp(-np.clip(lows, -700.0, 700.0)) - 1) / math.expm1(width), 0.0, 1.0)
@@ -318,6 +321,7 @@ def _window(events: Sequence[Event]) -> tuple[float, float]:
         at, p, q = _step(noise, rate, width, LOST / total)
         steps_of.append((at * width, p, q, steps))
     spread = math.sqrt(sum(steps * _variance(noise, rate) for noise, rate, steps in events))
+    # P(L >= t) <= E exp(a L - a t) for any a > 0, which is LOST at t = (log E exp(a L) - log LOST) / a; cumulants of steps add up
     exponents = np.geomspace(0.5, 40, 24) / spread
     lows: list[float] = []
     highs: list[float] = []

@@ -8,8 +8,7 @@ from scipy.stats import kstest
 from torch import Tensor
 
 from algorithms.class_block import (
-    CLOSENESS,
-    OVERLAP,
+    TUNED,
     BlockGenerator,
     SitesGenerator,
     between,
@@ -88,8 +87,8 @@ def test_classes_overlap_as_much_whatever_their_distance() -> None:
         generator = BlockGenerator(tensors)
         variance = torch.einsum("ckl,kl->c", generator.roots @ generator.roots, generator.onto).mean() / (CLASSES - 1)
         apart = generator.means - generator.means.mean(0)
-        assert torch.allclose(apart, CLOSENESS * (tensors["prior_means"] - tensors["prior_means"].mean(0)), atol=1e-4)
-        assert float(apart.square().sum(1).mean() / (CLASSES - 1) / variance) == pytest.approx(OVERLAP, rel=1e-3)
+        assert torch.allclose(apart, TUNED.closeness * (tensors["prior_means"] - tensors["prior_means"].mean(0)), atol=1e-4)
+        assert float(apart.square().sum(1).mean() / (CLASSES - 1) / variance) == pytest.approx(TUNED.overlap, rel=1e-3)
 
 
 def test_between_class_means_and_beyond_covariances_are_the_released_ones_and_independent() -> None:
@@ -147,7 +146,7 @@ def test_a_site_s_rows_are_about_its_own_means_and_as_wide_as_it_is() -> None:
     t, own = sites.tensors, sites.of_client(1)
     inside, outside = (part[::2] for part in whitened(own, torch.full((40_000,), label)))
     means = t["prior_means"] + t["shifts"][1]
-    assert torch.allclose(inside.mean(0), (means.mean(0) + CLOSENESS * (means[label] - means.mean(0))).double(), atol=0.1)
+    assert torch.allclose(inside.mean(0), (means.mean(0) + TUNED.closeness * (means[label] - means.mean(0))).double(), atol=0.1)
     drawn = own.roots[label] @ own.roots[label]
     spread = own.tensors["spread"]
     assert torch.allclose(spread @ spread, t["site_covariances"][1], atol=1e-4)

@@ -136,7 +136,7 @@ def test_rows_are_clipped_near_their_distance_from_the_mean_however_small_it_is(
     stream = torch.Generator().manual_seed(0)
     x = torch.nn.functional.normalize(torch.ones(1000, 40) / 40**0.5 + spread * torch.randn(1000, 40, generator=stream) / 40**0.5)
     told, apart = after_distances(x), float((x - x.mean(0)).square().sum(1).mean().sqrt())
-    assert apart / 2**0.5 <= told["clip_radius"] / fedhypevae_warm.CLIP <= apart * 2**0.5
+    assert apart / 2**0.5 <= told["clip_radius"] / fedhypevae_warm.TUNED.clip <= apart * 2**0.5
     assert 0.5 * apart**2 <= told["variance"] <= 2 * apart**2
     clipped = float((x - x.mean(0)).square().sum(1).div(told["clip_radius"] ** 2).clamp_max(1).mean())
     assert told["clipped_square"] == pytest.approx(clipped, abs=2 * moments.PRIOR_ERROR)
@@ -216,7 +216,7 @@ def test_where_noise_hides_the_trace_the_radius_follows_from_the_rows_distances(
     algorithm = fedhypevae_warm.FedHypeVAEWarm(fedhypevae_warm.FedHypeVAEWarmParams(block=2), Task(10, 3, SITES))
     told = without_noise(algorithm, of_sites(0.0)[0], second=1e6)
     stretch = told["inner_variance"] / (told["clipped_square"] * told["inner_radius"].square())
-    torch.testing.assert_close(told["radius"], told["inner_radius"] * stretch ** (fedhypevae_warm.STRETCH / 2))
+    torch.testing.assert_close(told["radius"], told["inner_radius"] * stretch ** (fedhypevae_warm.TUNED.stretch / 2))
 
 
 def test_rows_are_taken_about_their_classes_means_where_these_stand_out_of_the_noise() -> None:
@@ -237,7 +237,7 @@ def test_rows_are_taken_about_their_classes_means_where_these_stand_out_of_the_n
 def test_without_noise_the_covariance_is_that_within_classes_whatever_rows_are_taken_about(
     monkeypatch: pytest.MonkeyPatch, known: float
 ) -> None:
-    monkeypatch.setattr(fedhypevae_warm, "KNOWN", known)
+    monkeypatch.setattr(fedhypevae_warm, "TUNED", replace(fedhypevae_warm.TUNED, known=known))
     rows, (y, _) = of_sites(0.0)
     told = without_noise(fedhypevae_warm.FedHypeVAEWarm(fedhypevae_warm.FedHypeVAEWarmParams(block=4), Task(10, 3, SITES)), rows)
     about = rows.x - torch.stack([rows.x[y == label].mean(0) for label in range(3)])[y]

@@ -33,6 +33,7 @@ def free_eigenvalues(values: Tensor, noise: float) -> Tensor:
         return values
     from sklearn.isotonic import IsotonicRegression
 
+    # noise of variance s^2 off the diagonal has a semicircle with tau^2 = d s^2; h(y) = mean_j 1 / (y - y_j), smoothed at s
     apart = values[:, None] - values
     hilbert = (apart / (apart.square() + noise**2)).mean(1)
     found = (values - 2 * noise**2 * len(values) * hilbert).cpu().numpy()
@@ -65,6 +66,8 @@ def shrunk_along(means: Tensor, noise: Tensor, values: Tensor) -> Tensor:
         1e-12
     )
     for _ in range(STEPS):
+        # a class's variance v = signal + noise about the centre is v (1 - (1 / v) / sum(1 / v)), for its own part of the centre; its square
+        # says of the signal what has variance 2 v^2, hence the weight 1 / v^2: a step of Fisher scoring
         weight = 1 / (signal + noise)
         centre = (weight * means).sum(0) / weight.sum(0)
         left = (1 - weight / weight.sum(0)).clamp_min(0.05)
@@ -145,6 +148,7 @@ def pooled_and_own(second: Tensor, means: Tensor, counts: Tensor, std: float) ->
     apart = own - pooled
     kept = torch.stack([_beyond(each, noise) for each, noise in zip(apart, entries * (std / counts).square(), strict=True)])
     lowest = -torch.linalg.eigvalsh((white @ apart @ white).double())[:, 0].to(second.dtype)
+    # in the pooled one's coordinates the result is I + kept * apart, no eigenvalue of which falls below 1 - 0.8
     kept = torch.minimum(kept, 0.8 / lowest.clamp_min(1e-6))
     covariances: Tensor = pooled + kept[:, None, None] * apart
     return covariances
@@ -167,6 +171,7 @@ def relative_covariances(second: Tensor, expected: Tensor, counts: Tensor, std: 
     relative = white @ second @ white
     unit = relative.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-9)
     apart = relative / unit[:, None, None] - one
+    # whitening scales the noise of an entry by about tr(white^2) / k; n normal rows of covariance I have E |S - I|^2 = k (k + 1) / n
     drowned = std * white.square().sum((1, 2)) / size / (counts * unit)
     noise = size * (size + 1) * (drowned.square() + 1 / counts)
     kept = torch.stack([_beyond(each, energy) for each, energy in zip(apart, noise, strict=True)])
@@ -175,6 +180,7 @@ def relative_covariances(second: Tensor, expected: Tensor, counts: Tensor, std: 
 
 
 def _beyond(apart: Tensor, noise: Tensor) -> Tensor:
+    # of x = s + noise, the a that minimises E |a x - s|^2 is |s|^2 / E |x|^2 = 1 - E |noise|^2 / E |x|^2
     squared = apart.square().sum()
     kept: Tensor = ((squared - noise) / squared.clamp_min(1e-30)).clamp(0, 1)
     return kept
