@@ -42,7 +42,7 @@ SITE_WEIGHTS = {"site_sums": 1.0, "site_counts": 0.3, "site_second": 0.4, "site_
 
 
 @dataclass(frozen=True)
-class Block:
+class ClassBlock:
     """A block of the whitened space.
 
     Attributes:
@@ -54,7 +54,7 @@ class Block:
     basis: Tensor
 
 
-def block_of(means: Tensor, values: Tensor, vectors: Tensor, size: int) -> Block:
+def block_of(means: Tensor, values: Tensor, vectors: Tensor, size: int) -> ClassBlock:
     """The directions between class means, then leading directions of the data up to ``size`` in all.
 
     Args:
@@ -71,7 +71,7 @@ def block_of(means: Tensor, values: Tensor, vectors: Tensor, size: int) -> Block
         first = torch.eye(len(values), dtype=values.dtype, device=values.device)[:, :1]
     rest = first - found @ (found.T @ first)
     directions = steady(torch.cat([found, polar(rest)], 1)) if first.shape[1] else steady(found)
-    return Block(directions.float(), (white @ directions).float())
+    return ClassBlock(directions.float(), (white @ directions).float())
 
 
 def residuals(r: Tensor, y: Tensor, basis: Tensor, means: Tensor) -> Tensor:

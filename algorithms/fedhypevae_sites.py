@@ -12,7 +12,7 @@ from torch import Tensor
 
 from algorithms import class_block, fedhypevae_warm
 from algorithms.class_block import SitesGenerator
-from algorithms.fedhypevae_warm import TOLD, FedHypeVAEWarm, FedHypeVAEWarmParams
+from algorithms.fedhypevae_warm import SENT_TO_CLIENTS, FedHypeVAEWarm, FedHypeVAEWarmParams
 from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.one_shot import Rows, Statistic
 from fedsim.plugins.registry import register
@@ -57,7 +57,7 @@ class FedHypeVAESites(FedHypeVAEWarm):
 
     def broadcast(self, server: Server) -> Tensors:
         """As far as clients need it."""
-        names = (*TOLD, "client_centres", "prior_means")
+        names = (*SENT_TO_CLIENTS, "client_centres", "prior_means")
         return {name: server.tensors[name] for name in names if name in server.tensors}
 
     def mean_statistic(self, share: float) -> Statistic:

@@ -60,7 +60,7 @@ class TunedWarm:
 
 
 TUNED = TunedWarm()
-TOLD = ("centre", "emphasis", "clip_radius", "class_centres", "inner_radius", "radius", "basis", "coordinates")
+SENT_TO_CLIENTS = ("centre", "emphasis", "clip_radius", "class_centres", "inner_radius", "radius", "basis", "coordinates")
 """What clients need of what was released."""
 
 
@@ -107,7 +107,7 @@ class FedHypeVAEWarm(OneShot):
 
     def broadcast(self, server: Server) -> Tensors:
         """What has been released, as far as clients need it."""
-        return {name: server.tensors[name] for name in TOLD if name in server.tensors}
+        return {name: server.tensors[name] for name in SENT_TO_CLIENTS if name in server.tensors}
 
     # --- the mean ---
 

@@ -30,7 +30,7 @@ from fedsim.privacy.statistics import moments
 from fedsim.privacy.statistics.outer_products import OuterProduct
 from fedsim.privacy.statistics.spectral import spectral_function
 
-LEAST = 0.01
+LEAST_RIDGE = 0.01
 """The ridge without noise, as a share of the mean eigenvalue."""
 
 
@@ -98,7 +98,7 @@ class DPFeatureCovariance(DPLinear):
         """The preconditioner: the inverse of the noisy second moment, its negative part left out, with a ridge."""
         second = (sums["second"] + sums["second"].T) / 2
         edge = math.sqrt(2 * self.task.dim) * std["second"]
-        ridge = self.params.ridge * edge + LEAST * float(second.trace().clamp_min(1.0)) / self.task.dim
+        ridge = self.params.ridge * edge + LEAST_RIDGE * float(second.trace().clamp_min(1.0)) / self.task.dim
         server.tensors["preconditioner"] = spectral_function(second, lambda values: (values.clamp_min(0) + ridge).reciprocal())
 
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Values:

@@ -24,7 +24,7 @@ from fedsim.privacy.statistics import mixture, moments
 from fedsim.privacy.statistics.outer_products import OuterProduct
 from fedsim.seeds import Purpose
 
-TOLD = ("mean", "class_means", "class_counts", "basis", "covariance", "offsets", "shares")
+SENT_TO_CLIENTS = ("mean", "class_means", "class_counts", "basis", "covariance", "offsets", "shares")
 """What clients need of what was released."""
 
 
@@ -63,7 +63,7 @@ class DPGMM(DPGaussian):
 
     def broadcast(self, server: Server) -> Tensors:
         """What has been released, but for the moments, which clients do not need."""
-        return {name: server.tensors[name] for name in TOLD if name in server.tensors}
+        return {name: server.tensors[name] for name in SENT_TO_CLIENTS if name in server.tensors}
 
     def component_products(self, rows: Rows, told: Tensors) -> Mapping[str, OuterProduct]:
         """The E step: component sums and counts of the rows' residuals."""

@@ -27,7 +27,7 @@ from fedsim.privacy.statistics.moments import counts_above_noise
 from fedsim.privacy.statistics.outer_products import OuterProduct
 from fedsim.seeds import Purpose, Seeds
 
-WEIGHTS = {"features": 1.0, "counts": 0.15}
+EMBEDDING_WEIGHTS = {"features": 1.0, "counts": 0.15}
 
 
 class DPMERFParams(Params):
@@ -68,7 +68,7 @@ class DPMERF(OneShot):
     def statistics(self) -> tuple[Statistic, ...]:
         """The mean; then every class's features, of norm 1 whatever the row is, and its count."""
         share = self.params.mean_share
-        return (overall_mean(share), Statistic("embedding", 1 - share, WEIGHTS, self.embedding_products, self.receive_embedding))
+        return (overall_mean(share), Statistic("embedding", 1 - share, EMBEDDING_WEIGHTS, self.embedding_products, self.receive_embedding))
 
     def build(self, clients: int) -> nn.Module:
         """The generator, at the server alone."""

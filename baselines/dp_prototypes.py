@@ -21,8 +21,8 @@ from fedsim.models.linear import LinearClassifier
 from fedsim.plugins.registry import register
 from fedsim.privacy.statistics import moments
 
-WEIGHTS = {"sums": 1.0, "counts": 0.15}
-LEAST = 0.05
+PROTOTYPE_WEIGHTS = {"sums": 1.0, "counts": 0.15}
+LEAST_SIGNAL = 0.05
 """Share of a squared length that is taken for signal at least, however large the noise."""
 
 
@@ -48,7 +48,7 @@ class DPPrototypes(OneShot):
     def statistics(self) -> tuple[Statistic, ...]:
         """The mean; then every class's sum and count."""
         share = self.params.mean_share
-        return (overall_mean(share), Statistic("prototypes", 1 - share, WEIGHTS, self.class_products, self.receive_prototypes))
+        return (overall_mean(share), Statistic("prototypes", 1 - share, PROTOTYPE_WEIGHTS, self.class_products, self.receive_prototypes))
 
     def class_products(self, rows: Rows, told: Tensors) -> moments.Products:
         """Centred rows of norm at most 1, and a one, beside the class."""
@@ -61,7 +61,7 @@ class DPPrototypes(OneShot):
         means = sums["sums"] / counts
         squared = means.square().sum(1, keepdim=True)
         without_noise = squared - self.task.dim * (std["sums"] / counts).square()
-        server.tensors["prototypes"] = means / without_noise.maximum(LEAST * squared).sqrt().clamp_min(1e-12)
+        server.tensors["prototypes"] = means / without_noise.maximum(LEAST_SIGNAL * squared).sqrt().clamp_min(1e-12)
 
     def classifier(self, server: Server) -> Classifier:
         """By the angle about the mean, which for a row is a matter of its product with each prototype."""

@@ -17,7 +17,7 @@ from fedsim.privacy.plan import Release
 
 
 @register("local-only")
-class LocalOnly(Algorithm):
+class LocalOnlyLinear(Algorithm):
     """The evaluation's linear probe on each client's rows; its score is the mean of theirs.
 
     The reference of this name has probes of its own, which weigh classes evenly, at the best of several penalties: it is usually higher.

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -32,6 +33,12 @@ ROOMS = (
     ("keystream",),
 )
 """From the roof to the ground: a file imports its own room and those on the floors below."""
+
+SHARED = (
+    *("Block", "Cell", "Check", "Compared", "Encoder", "Entry", "Finding", "Judge", "Lines", "Measure", "Noised", "Pair", "Panel"),
+    *("Parts", "Progress", "Query", "Shift", "Source", "WatchedPool"),
+)
+"""Public names of classes that several files define still; none may join them."""
 
 Arrow = tuple[str, str]
 
@@ -129,3 +136,9 @@ def test_the_rooms_that_compute_numbers_import_nothing_that_moves_or_writes_them
     pure = {"training", "evaluation", "methods", "models", "partition", "privacy"}
     below = pure | {"grid", "plugins", "data", "batch", "device", "seeds", "keystream", "errors", "words", "files", "tagged"}
     assert {room(target) for source, target in arrows() if room(source) in pure} <= below
+
+
+def test_a_public_name_of_a_class_occurs_once() -> None:
+    files = [path for name in ("fedsim", "algorithms", "baselines") for path in (ROOT.parent / name).rglob("*.py")]
+    names = Counter(node.name for path in files for node in ast.parse(path.read_bytes()).body if isinstance(node, ast.ClassDef))
+    assert sorted(name for name, times in names.items() if times > 1 and not name.startswith("_")) == sorted(SHARED)

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from fedsim.batch import Batch, Layout, consecutive
 from fedsim.device import CPU, moved, to_device
-from fedsim.methods.messages import NUMBER_BYTES, Message, Ran, Step, Tensors, Told
+from fedsim.methods.messages import NUMBER_BYTES, MechanismStep, Message, Ran, Tensors, Told
 from fedsim.methods.parameters import rounded
 from fedsim.privacy.noise import fill_gaussian, fingerprint, gaussian
 from fedsim.privacy.plan import PrivacyPlan, Release
 from fedsim.seeds import Purpose, Seeds
 
-BLOCK = 2**18
+NUMBERS_AT_ONCE = 2**18
 """Numbers of noise that are drawn before they are added: few enough for a processor's cache, enough for clients to share an addition."""
 
 
@@ -218,7 +218,7 @@ class Clients:
         total = torch.zeros(sum(value.numel() for value in own.values()))
         noised = {name: torch.empty_like(value) for name, value in kept.items()}
         width = len(total) + sum(math.prod(value.shape[1:]) for value in kept.values())
-        std, block = self.plan.noise_std(release.name), max(1, BLOCK // max(1, width))
+        std, block = self.plan.noise_std(release.name), max(1, NUMBERS_AT_ONCE // max(1, width))
         for start in range(0, len(self.members) if own or kept else 0, block):
             members = self.members[start : start + block]
             draws = torch.empty(len(members), width)
@@ -232,7 +232,9 @@ class Clients:
                 at, begin = at + held[0].numel(), at
                 torch.add(held, own_draws[:, begin:at].view(held.shape), out=noised[name][start : start + block])
         multiplier = std / self.plan.sensitivity if own or kept else math.inf
-        self.ran.steps.append(Step(release.name, round_, self.members, release.sample_rate, multiplier, bare=bool(sent) and not own))
+        self.ran.steps.append(
+            MechanismStep(release.name, round_, self.members, release.sample_rate, multiplier, bare=bool(sent) and not own)
+        )
         parts = torch.split(to_device(total, self.device), [value.numel() for value in own.values()])
         added = {name: value + noise.view(value.shape) for (name, value), noise in zip(own.items(), parts, strict=True)}
         return Noised(sent | rounded(added), noised)

@@ -92,7 +92,7 @@ class Round:
 
 
 @dataclass(frozen=True)
-class Step:
+class MechanismStep:
     """One step of a mechanism on a cohort, as :meth:`fedsim.methods.clients.Clients.add_noise` ran it.
 
     Attributes:
@@ -132,7 +132,7 @@ class Ran:
         noise: fingerprint of the noise that was drawn.
     """
 
-    steps: list[Step] = field(default_factory=list)
+    steps: list[MechanismStep] = field(default_factory=list)
     sampled: int = 0
     noise: int = 0
 

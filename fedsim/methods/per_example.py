@@ -19,18 +19,18 @@ from fedsim.privacy.clipping import Norms, clipped_sum
 from fedsim.privacy.clipping.norms import Loss
 from fedsim.seeds import Seeds
 
-ROWS = 6
-CROWD = 40
+TRIED_ROWS = 6
+CROWD_ROWS = 40
 """Rows of one client and label, one more at a time: what depends on how many there are, as far as so many show it, is seen."""
-MIXED, LABELS = 400, 10
+MIXED_ROWS, MIXED_LABELS = 400, 10
 """Rows of one client, and how many labels they have at most: a fault may be one label's, or show in a large batch only."""
-ENDS = tuple(2**n for n in range(9))
+END_ROWS = tuple(2**n for n in range(9))
 """How many of the mixed rows are looked at by themselves, first ones and last ones: what counts rows may leave out either."""
-CLOSE = 1e-2
+LOSS_TOLERANCE = 1e-2
 """Relative difference that is put down to rounding: more rows may be multiplied in another order, and cosines of large angles tell."""
-SAME = 1e-4
-"""As :data:`CLOSE`, but of the same rows in the same order."""
-TOLERANCE = 1e-3
+SAME_BATCH_TOLERANCE = 1e-4
+"""As :data:`LOSS_TOLERANCE`, but of the same rows in the same order."""
+SUM_TOLERANCE = 1e-3
 """Allowed error of a clipped sum, relative to its norm."""
 
 
@@ -51,7 +51,7 @@ class PerExample(Protocol):
 
 
 def check_loss(algorithm: PerExample, clients: int, norms: Callable[[nn.Module], Norms]) -> None:
-    """Look at :data:`ROWS` made-up rows of ``clients``, whose gradients are clipped by ``norms`` of the model.
+    """Look at :data:`TRIED_ROWS` made-up rows of ``clients``, whose gradients are clipped by ``norms`` of the model.
 
     Raises:
         NotPerExample: a row's presence changes what others are worth, or the number of rows does, or rows that were seen before do.
@@ -82,8 +82,8 @@ def check_clients(algorithm: PerExample, clients: int) -> None:
     Raises:
         NotPerExample: a client's rows change what another's are worth, or rows that were seen before do.
     """
-    model, (_, crowd), each = _started(algorithm, clients), crowds(algorithm.task), MIXED // clients
-    batch = _batch(algorithm, crowd.x, crowd.y, torch.arange(MIXED) // each, clients)
+    model, (_, crowd), each = _started(algorithm, clients), crowds(algorithm.task), MIXED_ROWS // clients
+    batch = _batch(algorithm, crowd.x, crowd.y, torch.arange(MIXED_ROWS) // each, clients)
     with torch.no_grad():
         whole = _parts(algorithm, model, batch)
         for client in range(clients):
@@ -99,7 +99,7 @@ def _check_forgets(algorithm: PerExample, clients: int, batch: Batch, model: nn.
     other, (crowd, _) = _started(again, clients), crowds(algorithm.task)
     _parts(again, other, _batch(again, -crowd.x, crowd.y, torch.zeros_like(crowd.y), clients))
     one, two = _parts(algorithm, model, batch), _parts(again, other, batch)
-    if not _near(one, two, SAME):
+    if not _near(one, two, SAME_BATCH_TOLERANCE):
         raise NotPerExample("the loss remembers: the same rows are worth something else after other rows were seen")
 
 
@@ -134,7 +134,7 @@ def check_per_example(model: nn.Module, loss: Loss, batch: Batch, norms: Norms, 
         alone = clipped_sum(model, loss, batch.row(index), biting, engine).sums
         error = _norm({name: whole[name] - without[name] - alone[name] for name in whole})
         size = max(_norm(whole), _norm(without), _norm(alone))
-        if not error <= TOLERANCE * size:
+        if not error <= SUM_TOLERANCE * size:
             raise NotPerExample(
                 f"the loss is not per example: leaving out row {index} of {len(batch)} changes the clipped sum by {error:.3g} beyond "
                 f"its own gradient (the sum's norm is {size:.3g}); a row's loss may depend on that row alone"
@@ -179,7 +179,7 @@ class Crowd:
 
 def is_same(one: Tensor, two: Tensor) -> bool:
     """Whether rows are worth the same but for rounding."""
-    return _near(one.nan_to_num(), two.nan_to_num(), CLOSE)
+    return _near(one.nan_to_num(), two.nan_to_num(), LOSS_TOLERANCE)
 
 
 def _near(one: Tensor, two: Tensor, within: float) -> bool:
@@ -188,14 +188,14 @@ def _near(one: Tensor, two: Tensor, within: float) -> bool:
 
 def crowds(task: Task) -> tuple[Crowd, Crowd]:
     """Rows of one label, one more at a time; and of many labels, from either end."""
-    labels = torch.linspace(0, task.classes - 1, min(LABELS, task.classes)).round().long()
+    labels = torch.linspace(0, task.classes - 1, min(MIXED_LABELS, task.classes)).round().long()
     stream = torch.Generator().manual_seed(1)
-    rows = torch.nn.functional.normalize(torch.randn(MIXED, task.dim, generator=stream), dim=1)
-    mixed = labels[torch.randint(len(labels), (MIXED,), generator=stream)]
-    ends = (*(slice(0, count) for count in ENDS), *(slice(MIXED - count, MIXED) for count in ENDS))
-    alike = tuple(slice(0, count) for count in range(1, CROWD))
+    rows = torch.nn.functional.normalize(torch.randn(MIXED_ROWS, task.dim, generator=stream), dim=1)
+    mixed = labels[torch.randint(len(labels), (MIXED_ROWS,), generator=stream)]
+    ends = (*(slice(0, count) for count in END_ROWS), *(slice(MIXED_ROWS - count, MIXED_ROWS) for count in END_ROWS))
+    alike = tuple(slice(0, count) for count in range(1, CROWD_ROWS))
     return (
-        Crowd(rows[:CROWD], torch.zeros(CROWD, dtype=torch.long), "one client and label", alike),
+        Crowd(rows[:CROWD_ROWS], torch.zeros(CROWD_ROWS, dtype=torch.long), "one client and label", alike),
         Crowd(rows, mixed, "one client", ends),
     )
 
@@ -212,8 +212,8 @@ def _started(algorithm: PerExample, clients: int) -> nn.Module:
 
 def _made_up(algorithm: PerExample, clients: int) -> Batch:
     task, stream = algorithm.task, torch.Generator().manual_seed(0)
-    x = torch.nn.functional.normalize(torch.randn(ROWS, task.dim, generator=stream), dim=1)
-    return _batch(algorithm, x, torch.arange(ROWS) % min(3, task.classes), torch.arange(ROWS) * clients // ROWS, clients)
+    x = torch.nn.functional.normalize(torch.randn(TRIED_ROWS, task.dim, generator=stream), dim=1)
+    return _batch(algorithm, x, torch.arange(TRIED_ROWS) % min(3, task.classes), torch.arange(TRIED_ROWS) * clients // TRIED_ROWS, clients)
 
 
 def _batch(algorithm: PerExample, x: Tensor, y: Tensor, client: Tensor, clients: int) -> Batch:

@@ -16,12 +16,12 @@ import torch
 
 PATCHABLE = ("torch", "torch.nn", "torch.nn.functional", "torch.optim", "torch.random", "numpy", "numpy.linalg", "numpy.random")
 """Modules whose attributes are put back, beside fedsim's own."""
-OWN = ("fedsim", "algorithms", "baselines")
+OWN_PACKAGES = ("fedsim", "algorithms", "baselines")
 
 
 def _patchable() -> dict[Any, dict[str, Any]]:
     """The attributes of modules, and of torch's tensor and module classes, that others rely on."""
-    modules = [module for name, module in list(sys.modules.items()) if name in PATCHABLE or name.partition(".")[0] in OWN]
+    modules = [module for name, module in list(sys.modules.items()) if name in PATCHABLE or name.partition(".")[0] in OWN_PACKAGES]
     return {thing: dict(vars(thing)) for thing in (*modules, torch.Tensor, torch.nn.Module)}
 
 

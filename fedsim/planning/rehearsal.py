@@ -30,12 +30,12 @@ from fedsim.training.cohort import Cohort, CohortSpec, LocalPool, build_algorith
 from fedsim.training.rounds import to_the_end, train
 
 Rehearsal = Callable[[Variant, Task, float, float, str, torch.device, float], None]
-ROWS, CLIENTS = 8, 2
-LONGEST = 120.0
+MADE_UP_ROWS, MOST_CLIENTS = 8, 2
+LONGEST_REHEARSAL = 120.0
 """Seconds that a rehearsal may take; a grid's ``cell_timeout``, if that is shorter."""
-SHIPPED = ("algorithms", "baselines", "fedsim")
+SHIPPED_PACKAGES = ("algorithms", "baselines", "fedsim")
 """Packages whose algorithms are rehearsed by fedsim's own tests."""
-EVERYONE = {"sample_rate": 1.0, "client_rate": 1.0, "local_steps": 2}
+BRIEF_PARAMS = {"sample_rate": 1.0, "client_rate": 1.0, "local_steps": 2}
 """Parameters that a rehearsal sets: no row is left to chance, and it takes a moment."""
 
 
@@ -63,13 +63,13 @@ def rehearse_grid(
         PluginError: a plug-in is refused; under ``keep_going``: every one.
     """
     grid, refused = resolved.grid, dict[int, PluginError]()
-    seconds = min(LONGEST, grid.resources.cell_timeout or LONGEST)
+    seconds = min(LONGEST_REHEARSAL, grid.resources.cell_timeout or LONGEST_REHEARSAL)
     shapes = sorted({(each.dim, each.classes) for each in data.values()})
     for variant in resolved.variants:
-        if lookup(variant.name).__module__.partition(".")[0] in SHIPPED:
+        if lookup(variant.name).__module__.partition(".")[0] in SHIPPED_PACKAGES:
             continue
         for dim, classes in shapes:
-            task = Task(dim, classes, min(CLIENTS, *grid.clients), grid.unit_kind, grid.trust, grid.evaluation.probe_c)
+            task = Task(dim, classes, min(MOST_CLIENTS, *grid.clients), grid.unit_kind, grid.trust, grid.evaluation.probe_c)
             try:
                 for each in dict.fromkeys((CPU, device)):
                     where = grid.place("algorithms", variant.entry, "name")
@@ -82,7 +82,7 @@ def rehearse_grid(
 
 
 def rehearse(
-    variant: Variant, task: Task, epsilon: float, delta: float, where: str, device: torch.device = CPU, seconds: float = LONGEST
+    variant: Variant, task: Task, epsilon: float, delta: float, where: str, device: torch.device = CPU, seconds: float = LONGEST_REHEARSAL
 ) -> None:
     """Run the first round of each release on made-up rows by the code that trains, use what comes out, and try the contract.
 
@@ -100,7 +100,7 @@ def rehearse(
             and line, and what was expected.
     """
     cls, process = lookup(variant.name, where), ProcessState()
-    made_up = f"made-up data ({task.clients} clients with {ROWS} rows each, {task.dim} dimensions, {task.classes} classes)"
+    made_up = f"made-up data ({task.clients} clients with {MADE_UP_ROWS} rows each, {task.dim} dimensions, {task.classes} classes)"
     try:
         with _in_time(seconds), torch.random.fork_rng(devices=[]):
             try:
@@ -109,7 +109,7 @@ def rehearse(
                 raise
             except UserError:  # what the grid asks for cannot be planned, which is not the plug-in's mistake and told with its cell
                 return
-            cohort = made_up_cohort(variant.name, variant.params, task, plan, ROWS, device)
+            cohort = made_up_cohort(variant.name, variant.params, task, plan, MADE_UP_ROWS, device)
             _use(train_rehearsed(cohort, plan), cohort)
     except PluginError:
         raise
@@ -168,14 +168,14 @@ def made_up_cohort(
 
     Args:
         name: of the algorithm.
-        params: of the algorithm; :data:`EVERYONE` replaces what they are, where they allow it.
+        params: of the algorithm; :data:`BRIEF_PARAMS` replaces what they are, where they allow it.
         task: the public facts.
         plan: the privacy plan, None without privacy.
         each: how many rows of unit norm a client has; where the unit is a group, two are one.
         device: where it trains.
     """
     known, count, clients = lookup(name).Params, each * task.clients, range(task.clients)
-    brief = params | known.brief(EVERYONE, ())
+    brief = params | known.brief(BRIEF_PARAMS, ())
     with suppress(ValidationError):  # values that parameters allow one by one may not do together
         known.model_validate(brief)
         params = brief

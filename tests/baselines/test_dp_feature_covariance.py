@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rows import ran
 
-from baselines.dp_feature_covariance import LEAST, DPFeatureCovariance, DPFeatureCovarianceParams
+from baselines.dp_feature_covariance import LEAST_RIDGE, DPFeatureCovariance, DPFeatureCovarianceParams
 from fedsim.methods.messages import Round, Server, Task
 from fedsim.methods.one_shot import Rows
 from fedsim.planning.prepare import Prepared
@@ -46,7 +46,7 @@ def preconditioned(second: torch.Tensor, std: float, **params: float) -> Server:
 def test_the_preconditioner_is_the_inverse_of_the_second_moment_and_a_ridge_as_large_as_its_noise() -> None:
     values = torch.tensor([100.0, 30.0, 10.0, 3.0, 1.0, -5.0])
     known, std = values.clamp_min(0), 2.0
-    ridge = 0.5 * math.sqrt(2 * DIM) * std + LEAST * float(values.sum()) / DIM
+    ridge = 0.5 * math.sqrt(2 * DIM) * std + LEAST_RIDGE * float(values.sum()) / DIM
     found = preconditioned(torch.diag(values), std, ridge=0.5).tensors["preconditioner"]
     torch.testing.assert_close(found, torch.diag(1 / (known + ridge)))
 

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baselines.dp_merf import DPMERF, WEIGHTS, DPMERFParams
+from baselines.dp_merf import DPMERF, EMBEDDING_WEIGHTS, DPMERFParams
 from fedsim.methods.messages import Server, Task
 from fedsim.methods.one_shot import Rows
 from fedsim.methods.parameters import rounded
@@ -49,7 +49,7 @@ def test_a_row_adds_exactly_one_to_the_embedding(seed: int, scale: float) -> Non
     products = algorithm.embedding_products(Rows(x, y, torch.zeros_like(y)), told)
     features = products["features"]
     assert torch.allclose(features.left.norm(dim=1) * features.right.norm(dim=1), torch.ones(10), atol=1e-5)
-    _, norms = clipped_statistics(products, Norms(1.0, weights=unit_weights(WEIGHTS)))
+    _, norms = clipped_statistics(products, Norms(1.0, weights=unit_weights(EMBEDDING_WEIGHTS)))
     assert torch.allclose(norms, torch.ones(10), atol=1e-5)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rows import ran
 
-from baselines.dp_prototypes import WEIGHTS, DPPrototypes, DPPrototypesParams
+from baselines.dp_prototypes import PROTOTYPE_WEIGHTS, DPPrototypes, DPPrototypesParams
 from fedsim.methods.messages import Server, Task
 from fedsim.methods.one_shot import Rows
 from fedsim.planning.prepare import Prepared
@@ -32,7 +32,7 @@ def test_one_row_adds_at_most_one_to_sums_and_counts_together(seed: int, scale: 
     stream = torch.Generator().manual_seed(seed)
     x, y = scale * torch.randn(10, DIM, generator=stream), torch.randint(CLASSES, (10,), generator=stream)
     products = method().class_products(Rows(x, y, torch.zeros_like(y)), {"mean": torch.randn(DIM, generator=stream)})
-    _, norms = clipped_statistics(products, Norms(1.0, weights=unit_weights(WEIGHTS)))
+    _, norms = clipped_statistics(products, Norms(1.0, weights=unit_weights(PROTOTYPE_WEIGHTS)))
     assert norms.max() <= 1 + 1e-5
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedsim.methods.clients import BLOCK, Clients
+from fedsim.methods.clients import NUMBERS_AT_ONCE, Clients
 from fedsim.privacy.noise import gaussian
 from fedsim.privacy.plan import PrivacyPlan, Release, Trust
 from fedsim.seeds import Purpose, Seeds
@@ -16,7 +16,7 @@ from fedsim.seeds import Purpose, Seeds
 RELEASE = Release("sum", 0.1, 5)
 MEMBERS, ROUND, STD = (1, 4, 5, 9), 3, 6.0
 SENT = {"w": (30, 20), "b": (3,)}
-KEPT = {"few": {"code": (2,), "scale": ()}, "more than a block": {"encoder": (BLOCK // 2, 3), "code": (2,)}, "nothing": {}}
+KEPT = {"few": {"code": (2,), "scale": ()}, "more than a block": {"encoder": (NUMBERS_AT_ONCE // 2, 3), "code": (2,)}, "nothing": {}}
 
 
 def clients(trust: Trust) -> Clients:

@@ -217,7 +217,7 @@ def test_a_plug_in_that_never_returns_is_told_with_its_line_and_nothing_is_writt
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_no_shipped_algorithm_would_be_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rehearsal, "SHIPPED", ())
+    monkeypatch.setattr(rehearsal, "SHIPPED_PACKAGES", ())
     cls = lookup(name)
     prepared = prepare(small_grid(name, epsilon=4.0, unit=cls.units[0], trust=cls.trusts[0]), NODES, keep_going=False)
     assert prepared.refused == {}

@@ -19,7 +19,7 @@ from fedsim.methods.local_dp_sgd import LocalDPSGDParams
 from fedsim.methods.per_example import check_per_example
 from fedsim.models.layers import ClientCode, ClientLinear, Shift
 from fedsim.privacy.clipping import ENGINES, Norms, clipped_sum
-from fedsim.privacy.clipping.engine import CHUNK
+from fedsim.privacy.clipping.engine import EXAMPLES_AT_ONCE
 
 BITES = 0.5
 """A clip norm that cuts most gradients of the small models and spares some."""
@@ -386,7 +386,7 @@ def test_a_loss_in_parts_is_their_sum_and_tells_them(engine):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_large_batch_is_summed_in_chunks(engine):
-    model, batch = build(PerClient), make_batch((CHUNK // 2, 0, CHUNK + 40, 3))
+    model, batch = build(PerClient), make_batch((EXAMPLES_AT_ONCE // 2, 0, EXAMPLES_AT_ONCE + 40, 3))
     result = clipped_sum(model, call, batch, Norms(0.5), engine)
     alone = [clipped_sum(model, call, batch.row(index), Norms(0.5)) for index in range(len(batch))]
     torch.testing.assert_close(result.norms, torch.cat([one.norms for one in alone]))
@@ -395,12 +395,12 @@ def test_a_large_batch_is_summed_in_chunks(engine):
 
 
 def test_a_group_stays_in_one_chunk():
-    batch = make_batch((CHUNK // 2, 0, CHUNK + 40, 3))
+    batch = make_batch((EXAMPLES_AT_ONCE // 2, 0, EXAMPLES_AT_ONCE + 40, 3))
     large = consecutive(
-        torch.cat([torch.arange(100), torch.full((CHUNK,), 100), torch.arange(101, 101 + len(batch))])[: len(batch)], batch.x
+        torch.cat([torch.arange(100), torch.full((EXAMPLES_AT_ONCE,), 100), torch.arange(101, 101 + len(batch))])[: len(batch)], batch.x
     )
     for cut in (batch, replace(batch, groups=large)):
-        chunks = list(cut.chunks(CHUNK // 4))
+        chunks = list(cut.chunks(EXAMPLES_AT_ONCE // 4))
         assert len(chunks) > 2
         assert sum(chunk.groups.clients for chunk in chunks) == cut.groups.clients
         assert torch.equal(torch.cat([chunk.x for chunk in chunks]), cut.x)
@@ -409,7 +409,7 @@ def test_a_group_stays_in_one_chunk():
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("unit", ["group", "client"])
 def test_a_unit_of_more_rows_than_a_chunk_is_clipped_as_one(unit, engine):
-    model, batch, norms = build(PerClient), make_batch((CHUNK // 2, 0, CHUNK + 40, 3)), Norms(BITES, unit)
+    model, batch, norms = build(PerClient), make_batch((EXAMPLES_AT_ONCE // 2, 0, EXAMPLES_AT_ONCE + 40, 3)), Norms(BITES, unit)
     batch = replace(batch, groups=consecutive(batch.layout.client, batch.x)) if unit == "group" else batch
     found = clipped_sum(model, call, batch, norms, engine)
     assert difference(found.sums, loop(model, call, batch, norms)) < 1e-4

@@ -13,7 +13,7 @@ from fedsim.evidence.check.verdict import Verdict, failed, idle, passed, raised
 from fedsim.methods.dp_sgd import DPSGD
 from fedsim.methods.local_dp_sgd import LocalDPSGD
 from fedsim.methods.one_shot import OneShot
-from fedsim.methods.per_example import CROWD, ROWS
+from fedsim.methods.per_example import CROWD_ROWS, TRIED_ROWS
 from fedsim.planning import rehearsal
 from fedsim.plugins.places import FEDSIM
 
@@ -30,17 +30,17 @@ def per_example(subject: Subject) -> Verdict:
         return idle("no loss or statistic whose examples are clipped one by one")
     if isinstance(subject.algorithm, OneShot):
         try:
-            rehearsal.train_rehearsed(rehearsal.made_up_cohort(cell.algorithm, cell.params, task, plan, rehearsal.ROWS), plan)
+            rehearsal.train_rehearsed(rehearsal.made_up_cohort(cell.algorithm, cell.params, task, plan, rehearsal.MADE_UP_ROWS), plan)
         except NotPerExample as error:
             return failed(_shortened(error), error.remedy)
-        return passed(f"1 to {CROWD} made-up rows of one label add what each of them adds")
+        return passed(f"1 to {CROWD_ROWS} made-up rows of one label add what each of them adds")
     try:
         subject.algorithm.check_contract(next(subject.algorithm.schedule()), {})
     except NotPerExample as error:
         return failed(_shortened(error), error.remedy)
     except (ValueError, RuntimeError) as error:
         return failed(_shortened(error), ENGINE_FIX) if _is_engines(error) else raised(error, type(subject.algorithm))
-    return passed(f"leaving out each of {ROWS} made-up rows changes the sum by its own gradient")
+    return passed(f"leaving out each of {TRIED_ROWS} made-up rows changes the sum by its own gradient")
 
 
 def _is_engines(error: Exception) -> bool:

@@ -13,9 +13,9 @@ from fedsim.batch import Batch
 from fedsim.models.layers import ClientCode, ClientLinear
 from fedsim.privacy.clipping.bookkeeping import bookkeeping
 from fedsim.privacy.clipping.materialised import opacus_hooks, vmap
-from fedsim.privacy.clipping.norms import Engine, Loss, Norms
+from fedsim.privacy.clipping.norms import ClippingEngine, Loss, Norms
 
-ENGINES: dict[str, Engine] = {
+ENGINES: dict[str, ClippingEngine] = {
     "bookkeeping": bookkeeping,
     "opacus": opacus_hooks,
     "vmap": vmap,
@@ -42,7 +42,7 @@ class ClippedSum:
     loss: Tensor
 
 
-CHUNK = 256
+EXAMPLES_AT_ONCE = 256
 """Examples that are computed on at a time: what they leave behind fits a processor's cache, and memory does not grow with the batch."""
 
 
@@ -90,7 +90,7 @@ def clipped_sum(
         return losses
 
     before = _state(modules)
-    parts = [batch] if norms.unit == "client" else batch.chunks(CHUNK)
+    parts = [batch] if norms.unit == "client" else batch.chunks(EXAMPLES_AT_ONCE)
     measured = [ENGINES[engine](model, one_each, part, norms, sums) for part in parts]
     _refuse_changes(before, _state(modules))
     unit_norms, losses = (torch.cat(values) for values in zip(*measured, strict=True))

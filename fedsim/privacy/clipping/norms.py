@@ -69,7 +69,7 @@ Measured = tuple[Tensor, Tensor]
 """The units' norms before clipping and the examples' losses."""
 
 
-class Engine(Protocol):
+class ClippingEngine(Protocol):
     """How the clipped sum is computed."""
 
     def __call__(self, model: nn.Module, loss: Loss, batch: Batch, norms: Norms, sums: dict[str, Tensor]) -> Measured:
