@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 
-class Params(BaseModel):
+class KindParams(BaseModel):
     """The parameters of one kind; a kind that has any derives a class."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -36,7 +36,7 @@ ROOMS = (
 
 SHARED = (
     *("Block", "Cell", "Check", "Compared", "Encoder", "Entry", "Finding", "Judge", "Lines", "Measure", "Noised", "Pair", "Panel"),
-    *("Parts", "Progress", "Query", "Shift", "Source", "WatchedPool"),
+    *("Parts", "Query", "Shift", "Source", "WatchedPool"),
 )
 """Public names of classes that several files define still; none may join them."""
 

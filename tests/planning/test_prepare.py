@@ -19,7 +19,7 @@ from fedsim.partition.schemes.scheme import Division, Integers, Scheme, SchemePa
 from fedsim.planning.label_matrices import label_matrices
 from fedsim.planning.node import Node
 from fedsim.planning.prepare import prepare
-from fedsim.tagged import Params
+from fedsim.tagged import KindParams
 from fedsim.training.trial import run_trial
 
 
@@ -41,7 +41,7 @@ def turned(x: NDArray[np.float32], client: int, given: Turns, seed: int) -> NDAr
     return np.roll(x, client, axis=1)
 
 
-class Blobs(Params):
+class Blobs(KindParams):
     apart: float = 9.0
     file: Path | None = None
 

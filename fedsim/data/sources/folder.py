@@ -12,10 +12,10 @@ from fedsim.data.images import EXTENSIONS, ImageFiles, ImageSet
 from fedsim.data.sources.source import Listing, Source
 from fedsim.data.split import TRAIN, WORDS, quarter_for_testing
 from fedsim.errors import UserError, at
-from fedsim.tagged import Params
+from fedsim.tagged import KindParams
 
 
-class ImageFolderParams(Params):
+class ImageFolderParams(KindParams):
     """Parameters of an image folder.
 
     Attributes:

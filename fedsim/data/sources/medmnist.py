@@ -18,13 +18,13 @@ from fedsim.data.images import BadImage, Decoder, ImageSet, from_pixels
 from fedsim.data.sources.source import Listing, Source
 from fedsim.data.split import TEST, TRAIN, VALIDATION
 from fedsim.errors import UserError, nearest
-from fedsim.tagged import Params
+from fedsim.tagged import KindParams
 
 SIZES = (28, 64, 128, 224)
 _PARTS = (("train", TRAIN), ("val", VALIDATION), ("test", TEST))
 
 
-class MedMNISTParams(Params):
+class MedMNISTParams(KindParams):
     """Parameters of MedMNIST's sets.
 
     Attributes:

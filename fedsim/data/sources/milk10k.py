@@ -12,7 +12,7 @@ from fedsim.data.sources.tables import check_files, complete, plain_columns, rea
 from fedsim.data.split import quarter_for_testing
 from fedsim.errors import UserError, at
 from fedsim.files import cache_folder
-from fedsim.tagged import Params
+from fedsim.tagged import KindParams
 
 SOURCE = "https://challenge.isic-archive.com/data/#milk10k"
 DIAGNOSES = ("AKIEC", "BCC", "BEN_OTH", "BKL", "DF", "INF", "MAL_OTH", "MEL", "NV", "SCCKA", "VASC")
@@ -21,7 +21,7 @@ METADATA = "MILK10k_Training_Metadata.csv"
 GROUND_TRUTH = "MILK10k_Training_GroundTruth.csv"
 
 
-class Milk10kParams(Params):
+class Milk10kParams(KindParams):
     """Parameters of MILK10k.
 
     Attributes:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fedsim.data.npz import load_embedding_file
 from fedsim.data.sources.source import Listing, Source
-from fedsim.tagged import Params
+from fedsim.tagged import KindParams
 
 
-class NpzParams(Params):
+class NpzParams(KindParams):
     """Parameters of files of embeddings.
 
     Attributes:

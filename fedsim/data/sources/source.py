@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.images import ImageSet
-from fedsim.tagged import Params
+from fedsim.tagged import KindParams
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Asked:
     name: str
     argument: str = ""
     path: Path = Path()
-    given: Any = field(default_factory=Params)
+    given: Any = field(default_factory=KindParams)
 
 
 class Listing(NamedTuple):
@@ -60,7 +60,7 @@ class Source:
     images: Callable[[Asked], ImageSet] | None = None
     embeddings: Callable[[Asked], Embeddings] | None = None
     argument: str = ""
-    params: type[Params] = Params
+    params: type[KindParams] = KindParams
     published: bool = False
     check: Callable[[str], None] | None = None
     display: Callable[[str, Any], str] | None = None

@@ -9,12 +9,12 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.tagged import Params
+from fedsim.tagged import KindParams
 
 Integers = NDArray[np.int64]
 
 
-class SchemeParams(Params):
+class SchemeParams(KindParams):
     """A scheme's own parameters, which a grid spells beside the scheme's name; a scheme that has any derives a class."""
 
     @property
