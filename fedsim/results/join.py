@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fedsim.json_lines import dump
 from fedsim.plugins.claims import as_checked
 from fedsim.privacy.plan import Claim
 from fedsim.results.rows import Row
@@ -25,7 +27,7 @@ class Entry:
         training_id: its training's.
         label: what tables and curves call its algorithm.
         ceiling, local_only: its references'.
-        audit: of the audit of its claim; None where the grid asks for none.
+        audit: of the audit that the grid asks for; without a line of it the last audit of the same claim counts.
     """
 
     cell_id: str
@@ -72,7 +74,7 @@ class Lines:
         if ended is not None and error is None:
             fields |= _judged(ended, training, self.references.get(entry.local_only))
         fields |= _referenced(self.references.get(entry.ceiling), self.references.get(entry.local_only))
-        audit = self.audits.get(entry.audit or "")
+        audit = self._audit(entry, training)
         fields |= {"claim": self.claim(training)} | ({} if audit is None else _audited(audit))
         return Row.model_validate(fields | _status(fields, training, audit))
 
@@ -100,7 +102,15 @@ class Lines:
         """Status and claim of a cell whose training has ended well, judged or not."""
         training = self.trainings[entry.training_id]
         fields = _trained(training) | {"error": None}
-        return _status(fields, training, self.audits.get(entry.audit or ""))["status"], self.claim(training)
+        return _status(fields, training, self._audit(entry, training))["status"], self.claim(training)
+
+    def _audit(self, entry: Entry, training: Line) -> Line | None:
+        return self.audits.get(entry.audit or "") or (self._audits_of.get(claim_of(training["cell"])) if self.audits else None)
+
+    @cached_property
+    def _audits_of(self) -> dict[str, Line]:
+        """The last audit of every claim."""
+        return {line["claim"]: line for line in self.audits.values()}
 
     def claim(self, training: Line) -> Claim:
         """What the row of a training may claim: its plan's claim, as the checks of its code in the run folder have it."""
@@ -109,6 +119,11 @@ class Lines:
             return "none"
         checks = [check for check in self.checks if check["source"] == cell["source"]]
         return as_checked(plan["claim"], checks, cell["unit"], cell["trust"], cell["params"])
+
+
+def claim_of(cell: Mapping[str, Any]) -> str:
+    """What an audit is of, as one text: a cell's code, parameters, unit, trust, ε and δ."""
+    return dump([cell[name] for name in ("source", "algorithm", "params", "unit", "trust", "epsilon", "delta")])
 
 
 def _trained(line: Line) -> dict[str, Any]:

@@ -37,6 +37,7 @@ class _Reference(BaseModel):
 
 class _Audit(BaseModel):
     audit: str
+    claim: str
 
 
 class _Pair(BaseModel):

@@ -13,7 +13,7 @@ from fedsim.evaluation.judge import Judgement
 from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.privacy.ledger import Tally
 from fedsim.results.grid_rows import every_row, grid_rows
-from fedsim.results.join import Entry, Lines
+from fedsim.results.join import Entry, Lines, claim_of
 from fedsim.results.result_lines import judgement_line, reference_line, training_line
 from fedsim.results.rows import Row, RowError
 from fedsim.results.store import ResultStore
@@ -23,7 +23,16 @@ from fedsim.training.trial import Outcome, Trial
 FAILED = RowError(**ERROR)
 JUDGEMENT = Judgement({"balanced_accuracy": 0.5, "accuracy": 0.6}, (0.5,) * 10, (), None, "uniform")  # type: ignore[arg-type]
 CHECK = {"unit": "example", "trust": "aggregate", "full": True, "ended": "passed"}
-AUDIT = {"audit": "audited", "epsilon_lower": 1.0, "epsilon_any": 0.5, "method": "pairs", "pairs": 100, "canary_ratio": 1.0}
+AUDIT = {
+    "audit": "audited",
+    "claim": "",
+    "epsilon_lower": 1.0,
+    "epsilon_any": 0.5,
+    "method": "pairs",
+    "pairs": 100,
+    "canary_ratio": 1.0,
+    "params": {},
+}
 
 
 def a_trial(name: str = "dp-gaussian", **keys: Any) -> Trial:
@@ -53,6 +62,19 @@ def row_of(trial: Trial, *ended: Any, **lines: Any) -> Row:
 
 def audits(**fields: Any) -> Mapping[str, Any]:
     return {"audited": AUDIT | {"refuted": False} | fields}
+
+
+def test_an_audit_refutes_its_claim_in_a_later_grid_that_asks_for_none() -> None:
+    trial = a_trial()
+    lines = lines_of(trial, as_planned(trial), JUDGEMENT)
+    of = claim_of(lines.trainings[trial.cell.training_id]["cell"])
+    entry = replace(entry_of(trial), audit=None)
+    row = replace(lines, audits=audits(refuted=True, claim=of)).row(entry)
+    assert row is not None
+    assert (row.status, row.audit_pairs) == ("refuted", 100)
+    other = replace(lines, audits=audits(refuted=True, claim=of.replace("4.0", "8.0"))).row(entry)
+    assert other is not None
+    assert (other.status, other.audit_pairs) == ("ok", None)
 
 
 def test_a_row_is_ok_while_no_line_says_otherwise() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fedsim.errors import at
 from fedsim.grid.models import Grid
 from fedsim.json_lines import dump
+from fedsim.results.join import claim_of
 from fedsim.training.trial import Trial
 
 if TYPE_CHECKING:
@@ -67,14 +68,15 @@ def audits_of(grid: Grid, trials: Sequence[Trial]) -> tuple[ClaimAudit, ...]:
 
 def audit_line(claim: ClaimAudit, audit: Audit) -> dict[str, Any]:
     """The result line of an audit; ``params`` are those that it changed to be short, and what they were there."""
-    params = claim.trials[0].cell.params
+    cell = claim.trials[0].cell
     return {
         "audit": claim.run.key,
+        "claim": claim_of(cell.model_dump(mode="json")),
         "epsilon_lower": audit.mechanism,
         "epsilon_any": audit.clopper_pearson,
         "method": audit.method,
         "pairs": audit.pairs,
         "canary_ratio": audit.told_ratio,
         "refuted": audit.refuted,
-        "params": {name: value for name, value in audit.params.items() if params.get(name, audit) != value},
+        "params": {name: value for name, value in audit.params.items() if cell.params.get(name, audit) != value},
     }

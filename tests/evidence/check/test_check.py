@@ -47,7 +47,7 @@ BROKEN = {
     "takes_the_noise_off:TakesTheNoiseOff": ("trains", r"the stream NOISE is drawn at the clients and by the harness"),
     "takes_the_noise_off:GuessesTheSeed": (
         "secret key",
-        r"seeded noise changes what is kept by \d\S*e-\d+, that of a secret key by 0\.\d+",
+        r"seeded noise moves what is kept of a training by \d\S*e-\d+ of its size, noise of a secret key by 0\.\d+",
     ),
     "label_counts_leave_unpaid:LabelCountsLeaveUnpaid": ("sensitivity", r"the claimed bound is 1 .*'label_counts' alone by 1"),
     "state_without_noise:StateWithoutNoise": ("sensitivity", r"not in the round's sample, changes .*state without noise remembers"),
@@ -262,7 +262,7 @@ def test_a_batch_level_loss_exceeds_the_bound_also_as_measured() -> None:
         ("tiny:Tiny", True, "1.000"),
         ("sensitivity_of_a_tenth:SensitivityOfATenth", True, "10.000"),
         ("scaled_by_the_first_batch:ScaledByAConstant", False, "1.000"),
-        ("scaled_by_the_first_batch:ScaledByTheFirstBatch", False, "1.3"),
+        ("scaled_by_the_first_batch:ScaledByTheFirstBatch", False, "1.5"),
     ],
 )
 def test_the_audits_canary_adds_no_more_than_the_claimed_sensitivity_to_what_is_sound(path: str, quick: bool, most: str) -> None:
