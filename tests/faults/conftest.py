@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from benches import Ran
+from benches import TIMES, Ran
 from processes import GRID
 
 from fedsim.grid.models import Grid
@@ -26,7 +26,7 @@ def hostile(plugins: Path) -> str:
 def undisturbed(bench: Callable[..., Ran], tmp_path: Path) -> tuple[Rows, list[dict[str, Any]]]:
     """Rows and round records of the grid, without wall time, as a bench without any fault writes them."""
     ran = bench(Grid.model_validate(yaml.safe_load(GRID)), "undisturbed")
-    rows = {row.cell_id: {name: value for name, value in row.model_dump().items() if name != "seconds"} for row in ran.rows}
+    rows = {row.cell_id: row.model_dump(exclude={*TIMES}) for row in ran.rows}
     return rows, sorted(ran.rounds, key=lambda record: (record["cell_id"], record["round"]))
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from benches import interruptible
+from benches import TIMES, interruptible
 
-from fedsim.results.store import ResultStore
+from fedsim.results.grid_rows import grid_rounds, grid_rows
 
 FEDSIM = Path(sys.executable).with_name("fedsim")
 GRID = """
@@ -73,14 +73,13 @@ def wait_for_the_end_of(processes: list[psutil.Process], seconds: float = 10.0) 
 
 
 def rows(folder: Path) -> dict[str, dict[str, Any]]:
-    """Rows by cell, without their wall time."""
-    found = ResultStore(folder / "runs" / "g").rows()
-    return {row.cell_id: {name: value for name, value in row.model_dump().items() if name != "seconds"} for row in found}
+    """Rows by cell, without their wall time; of a bench under way those that are finished."""
+    return {row.cell_id: row.model_dump(exclude={*TIMES}) for row in grid_rows(folder / "runs" / "g")}
 
 
 def rounds(folder: Path) -> list[dict[str, Any]]:
     """Round records by cell and round."""
-    return sorted(ResultStore(folder / "runs" / "g").rounds(), key=lambda record: (record["cell_id"], record["round"]))
+    return sorted(grid_rounds(folder / "runs" / "g"), key=lambda record: (record["cell_id"], record["round"]))
 
 
 def environment(**variables: str) -> dict[str, str]:

@@ -15,6 +15,8 @@ import pytest
 from benches import PATIENCE, interruptible, slowness
 from processes import bench, offspring, rounds, rows, wait_for_the_end_of, when
 
+pytestmark = pytest.mark.slow
+
 
 def trained(folder: Path) -> bool:
     """Whether a cell is in training."""
@@ -66,7 +68,6 @@ def test_an_interruption_while_ray_starts_leaves_none_of_its_processes(grid: Pat
         wait_for_the_end_of(started, 10)
 
 
-@pytest.mark.slow
 def test_a_closed_terminal_ends_a_bench_in_order(grid: Path) -> None:
     outer, inner = pty.openpty()
 
@@ -93,7 +94,6 @@ def test_a_closed_terminal_ends_a_bench_in_order(grid: Path) -> None:
         wait_for_the_end_of(started, 10)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("service", "what"), [("gcs/gcs_server", "the cluster's head does not answer any more"), ("DashboardAgent", "")], ids=["head", "agent"]
 )
@@ -116,7 +116,6 @@ def test_a_killed_service_of_ray_ends_a_bench_in_order_and_the_same_command_goes
     assert (rows(grid), rounds(grid)) == undisturbed
 
 
-@pytest.mark.slow
 def test_a_killed_driver_leaves_no_process_and_its_cells_go_on_from_their_checkpoints(
     grid: Path, undisturbed: tuple[dict[str, Any], Any]
 ) -> None:

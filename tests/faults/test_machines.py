@@ -13,11 +13,11 @@ from typing import Any
 
 import psutil
 import pytest
-from benches import PATIENCE, wait_until
+from benches import PATIENCE, TIMES, wait_until
 from plug_ins import changed
 from processes import FEDSIM, environment
 
-from fedsim.results.store import ResultStore
+from fedsim.results.grid_rows import grid_rounds, grid_rows
 
 PORT = 6389
 CLUSTER = Path(__file__).parents[2] / "docs" / "cluster.md"
@@ -109,17 +109,17 @@ def test_plug_ins_and_checkpoints_travel_between_machines_that_share_no_folder(
     workers = cluster()
     command = [FEDSIM, "bench", "--grid", "g.yaml", "--address", f"[::1]:{PORT}"]
     process = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    store = ResultStore(project / "runs" / "g")
-    wait_until(lambda: len(store.rounds()) > 3)
+    run = project / "runs" / "g"
+    wait_until(lambda: len(grid_rounds(run)) > 3)
     end(workers[0])
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, out + err
-    disturbed = {row.cell_id: row.scores for row in store.rows()}
+    disturbed = {row.cell_id: row.scores for row in grid_rows(run)}
     assert len(disturbed) == 3
     shutil.rmtree(project / "runs")
     local = subprocess.run([FEDSIM, "bench", "--grid", "g.yaml"], cwd=project, capture_output=True, text=True, timeout=PATIENCE)
     assert local.returncode == 0, local.stdout + local.stderr
-    assert {row.cell_id: row.scores for row in store.rows()} == disturbed
+    assert {row.cell_id: row.scores for row in grid_rows(run)} == disturbed
 
 
 @pytest.mark.skipif(not may_mount(), reason="namespaces need root")
@@ -130,13 +130,15 @@ def test_the_plug_ins_of_a_run_travel_to_machines_that_judge_it(
     (project / "g.yaml").write_text(GRID.replace("rounds: 200", "rounds: 3").replace("[0, 1, 2]", "[0]"))
     ran = bench(project, f"127.0.0.1:{PORT}")
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    store = ResultStore(project / "runs" / "g")
-    (row,) = store.rows()
-    store.append(row.model_copy(update={"judged": "old", "referenced": "old"}))
+    run = project / "runs" / "g"
+    (row,) = grid_rows(run)
+    for kind in ("judgements", "references"):
+        (run / f"{kind}.jsonl").unlink()
     command = [FEDSIM, "judge", "runs/g", "--address", f"127.0.0.1:{PORT}", "--trust-plugin"]
     judged = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=PATIENCE, env=environment())
     assert judged.returncode == 0, judged.stdout + judged.stderr
-    assert store.rows() == [row]
+    (again,) = grid_rows(run)
+    assert again.model_dump(exclude={*TIMES}) == row.model_dump(exclude={*TIMES})
 
 
 def test_a_token_is_asked_for_and_what_to_set_is_said(project: Path, cluster: Callable[..., list[subprocess.Popen[bytes]]]) -> None:
@@ -155,7 +157,7 @@ def test_a_submitted_job_that_is_stopped_goes_on_when_it_is_submitted_again(
     project: Path, cluster: Callable[..., list[subprocess.Popen[bytes]]]
 ) -> None:
     cluster("--include-dashboard=true", f"--dashboard-port={PORT + 1}", RAY_JOB_STOP_WAIT_TIME_S="60", **SECRET)
-    folder, store = project / "kept", ResultStore(project / "kept")
+    folder = project / "kept"
     place = ["--address", f"http://127.0.0.1:{PORT + 1}"]
     command = ["--working-dir", ".", "--", str(FEDSIM), "bench", "--grid", "g.yaml", "--address", "auto", "--out", str(folder)]
 
@@ -166,15 +168,15 @@ def test_a_submitted_job_that_is_stopped_goes_on_when_it_is_submitted_again(
         return done.stdout
 
     job("submit", *place, "--submission-id", "first", "--no-wait", *command)
-    wait_until(lambda: len(store.rounds()) > 3)
+    wait_until(lambda: len(grid_rounds(folder)) > 3)
     job("stop", *place, "first")
     assert "was stopped" in job("status", *place, "first")
     assert re.search(r"interrupted: [012] of 3 cells finished; the same command goes on", job("logs", *place, "first"))
     assert "3 of 3 cells done" in job("submit", *place, *command)
-    disturbed = {row.cell_id: row.scores for row in store.rows()}
+    disturbed = {row.cell_id: row.scores for row in grid_rows(folder)}
     local = subprocess.run([FEDSIM, "bench", "--grid", "g.yaml"], cwd=project, capture_output=True, text=True, timeout=PATIENCE)
     assert local.returncode == 0, local.stdout + local.stderr
-    assert {row.cell_id: row.scores for row in ResultStore(project / "runs" / "g").rows()} == disturbed
+    assert {row.cell_id: row.scores for row in grid_rows(project / "runs" / "g")} == disturbed
 
 
 def own_files_only(project: Path, name: str, text: str) -> Path:

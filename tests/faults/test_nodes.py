@@ -14,7 +14,9 @@ import pytest
 from benches import PATIENCE
 from processes import bench, environment, rounds, rows, when
 
-from fedsim.results.store import ResultStore
+from fedsim.results.grid_rows import every_row
+
+pytestmark = pytest.mark.slow
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def test_nodes_that_die_cost_no_row_and_the_grid_goes_on(
     grid: Path, machines: Machines, undisturbed: tuple[dict[str, Any], list[dict[str, Any]]]
 ) -> None:
     with bench(grid, "--address", machines.address) as process:
-        when(lambda: len(ResultStore(grid / "runs" / "g").rounds()) > 3, process)
+        when(lambda: len(rounds(grid)) > 3, process)
         machines.kill()
         out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, err) == (0, ""), out + err
@@ -55,11 +57,15 @@ import ray
 from cells import small_grid
 from ray.experimental import get_object_locations
 from rich.console import Console
+from fedsim.planning.prepare import prepare
+from fedsim.results.join import Lines
 from fedsim.results.store import ResultStore
+from fedsim.runs.bench import missing_jobs
 from fedsim.runs.cluster import joined_cluster
 from fedsim.runs.display import LineDisplay
+from fedsim.runs.jobs import Desk
+from fedsim.runs.ray_engine import RayEngine
 from fedsim.runs.scheduler import Scheduler
-from fedsim.planning.prepare import prepare
 
 def used():
     return ray.cluster_resources()["object_store_memory"] - ray.available_resources().get("object_store_memory", 0.0)
@@ -68,8 +74,8 @@ with joined_cluster(sys.argv[1]) as nodes:
     grid = small_grid("weight-noise", dataset={"npz": sys.argv[2]}, seeds=list(range(9)), resources={"clients_per_actor": "all"})
     prepared = prepare(grid, nodes)
     before, most, ended = used(), [0.0], threading.Event()
-    scheduler = Scheduler(prepared, ResultStore(Path(sys.argv[3])), LineDisplay(Console(quiet=True), 9))
-    (reference,) = scheduler.data.values()
+    desk = Desk(prepared, ResultStore(Path(sys.argv[3])), LineDisplay(Console(quiet=True), 9))
+    scheduler = Scheduler(desk, RayEngine())
 
     def sample():
         while not ended.wait(0.1):
@@ -77,14 +83,14 @@ with joined_cluster(sys.argv[1]) as nodes:
 
     sampler = threading.Thread(target=sample)
     sampler.start()
-    scheduler.run(prepared.trials)
+    scheduler.run(missing_jobs(desk, (), Lines({}, {}, {})))
     ended.set()
     sampler.join()
+    (reference,) = scheduler.data.values()
     print(json.dumps({"machines": len(get_object_locations([reference])[reference]["node_ids"]), "most": max(most)}))
 """
 
 
-@pytest.mark.slow
 def test_the_data_go_once_to_each_machine(tmp_path: Path, machines: Machines) -> None:
     rng, size, dim = np.random.default_rng(0), 4000, 2000
     x = rng.standard_normal((size, dim), dtype=np.float32)
@@ -95,8 +101,8 @@ def test_the_data_go_once_to_each_machine(tmp_path: Path, machines: Machines) ->
     variables = environment(PYTHONPATH=os.pathsep.join([tests, *filter(None, [os.environ.get("PYTHONPATH")])]))
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env=variables)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
+    seen = json.loads(done.stdout.splitlines()[-1])
     # a machine's store holds an object once; what is counted is the first copy, and whatever a cell would have made of its own
-    assert told["machines"] == 3
-    assert x.nbytes <= told["most"] < 1.5 * x.nbytes
-    assert len(ResultStore(tmp_path / "run").rows()) == 9
+    assert seen["machines"] == 3
+    assert x.nbytes <= seen["most"] < 1.5 * x.nbytes
+    assert len(every_row(tmp_path / "run")) == 9

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
-from benches import Ran, slowness, wait_until
+from benches import TIMES, Ran, slowness, wait_until
 from cells import NODES, quick, small_grid
 from plug_ins import changed, write
 from processes import offspring
@@ -20,7 +20,6 @@ from processes import offspring
 from fedsim.errors import PluginError
 from fedsim.planning.prepare import prepare
 from fedsim.results.rows import Row
-from fedsim.results.store import ResultStore
 from fedsim.runs import rehearsing
 from fedsim.runs.rehearsing import everywhere
 
@@ -28,7 +27,7 @@ Bench = Callable[..., Ran]
 
 
 def by_label(ran: Ran) -> dict[str, dict[str, Any]]:
-    return {row.label: {name: value for name, value in row.model_dump().items() if name != "seconds"} for row in ran.rows}
+    return {row.label: row.model_dump(exclude={*TIMES}) for row in ran.rows}
 
 
 def killed(hostile: str, kind: str, marker: Path) -> dict[str, Any]:
@@ -36,11 +35,11 @@ def killed(hostile: str, kind: str, marker: Path) -> dict[str, Any]:
 
 
 def test_a_cell_whose_worker_is_killed_goes_on_from_its_checkpoint_and_gives_the_same_row(
-    bench: Bench, hostile: str, tmp_path: Path
+    ray_bench: Bench, hostile: str, tmp_path: Path
 ) -> None:
     one, spread = small_grid(killed(hostile, "Killed", tmp_path / "once")), killed(hostile, "ClientKilled", tmp_path / "once more")
-    ran = [bench(one, "one"), bench(small_grid(spread, resources={"clients_per_actor": 2}), "spread")]
-    again = [bench(one, "one again"), bench(small_grid(spread, resources={"clients_per_actor": 2}), "spread again")]
+    ran = [ray_bench(one, "one"), ray_bench(small_grid(spread, resources={"clients_per_actor": 2}), "spread")]
+    again = [ray_bench(one, "one again"), ray_bench(small_grid(spread, resources={"clients_per_actor": 2}), "spread again")]
     for disturbed, undisturbed in zip(ran, again, strict=True):
         assert disturbed.code == 0, disturbed.output
         assert "a worker process of the cell died (killed, out of memory, or it crashed); it runs again" in disturbed.output
@@ -74,51 +73,36 @@ def the_first_killed(task: str, holds: Callable[[], bool] = lambda: True) -> Ite
     assert victims
 
 
-def test_an_audit_whose_worker_is_killed_goes_on_from_its_pairs(bench: Bench, tmp_path: Path) -> None:
-    grid, pairs = small_grid("dp-gaussian", audit={"pairs": 100, "rounds": 1}), tmp_path / "disturbed" / "audits.jsonl"
+@pytest.mark.slow
+def test_an_audit_whose_worker_is_killed_goes_on_from_its_pairs(ray_bench: Bench, tmp_path: Path) -> None:
+    grid, pairs = small_grid("dp-gaussian", audit={"pairs": 100, "rounds": 1}), tmp_path / "disturbed" / "pairs.jsonl"
     with the_first_killed("TrialWorker.audit", lambda: pairs.exists()):
-        ran = bench(grid, "disturbed")
+        ran = ray_bench(grid, "disturbed")
     assert "the audit of dp-gaussian at ε = 1: a worker process of the cell died (killed, out of memory, or it crashed)" in ran.output
     assert ran.rows[0].audit_pairs == 100
     assert len(pairs.read_text().splitlines()) == 100
-    assert by_label(ran) == by_label(bench(grid, "undisturbed"))
+    assert by_label(ran) == by_label(ray_bench(grid, "undisturbed"))
 
 
-def test_a_worker_that_is_killed_while_it_computes_a_reference_leaves_no_empty_column(bench: Bench) -> None:
+@pytest.mark.slow
+def test_a_worker_that_is_killed_while_it_computes_a_reference_leaves_no_empty_column(ray_bench: Bench) -> None:
     grid = small_grid("dp-gaussian", dataset="digits")
     with the_first_killed("TrialWorker.reference"):
-        ran = bench(grid, "disturbed")
+        ran = ray_bench(grid, "disturbed")
     assert "reference: a worker process of the cell died (killed, out of memory, or it crashed); it runs again" in ran.output
-    assert by_label(ran) == by_label(bench(grid, "undisturbed"))
+    assert by_label(ran) == by_label(ray_bench(grid, "undisturbed"))
     assert None not in (ran.rows[0].ceiling_balanced_accuracy, ran.rows[0].local_only_balanced_accuracy)
 
 
-def test_empty_references_are_filled_in_by_the_same_command_without_training(bench: Bench) -> None:
-    grid = small_grid("dp-gaussian", "dp-merf", evaluation={"per_class": 10, "per_client": True})
-    ran = bench(grid)
-    before, clients, rounds = ran.rows, ResultStore(ran.folder).clients(), (ran.folder / "rounds.jsonl").read_bytes()
-    names = ("ceiling_balanced_accuracy", "ceiling_accuracy", "local_only_balanced_accuracy")
-    for row in before:
-        scores = {name: value for name, value in row.scores.items() if name != "client_local_only_balanced_accuracy"}
-        ResultStore(ran.folder).append(row.model_copy(update={**dict.fromkeys(names), "scores": scores}))
-    ResultStore(ran.folder).append_clients(line | {"local_only_balanced_accuracy": None} for line in clients)
-    again = bench(grid)
-    assert again.code == 0
-    assert "2 finished cells lack a reference, which is computed now" in again.output
-    assert again.rows == before
-    assert ResultStore(ran.folder).clients() == clients
-    assert (ran.folder / "rounds.jsonl").read_bytes() == rounds
-    assert "all 2 cells are finished" in bench(grid).output
-
-
-def test_hostile_plug_ins_fail_alone(bench: Bench, hostile: str) -> None:
+@pytest.mark.slow
+def test_hostile_plug_ins_fail_alone(ray_bench: Bench, hostile: str) -> None:
     innocent = ["dp-gaussian", "weight-noise", "fedhypevae"]
-    alone = by_label(bench(small_grid(*innocent), "alone"))
+    alone = by_label(ray_bench(small_grid(*innocent), "alone"))
     hostiles = [{**quick(f"{hostile}:{kind}", rounds=3), "label": kind} for kind in ("Spoils", "Floods", "Eats", "Hangs")]
     order = [hostiles[0], innocent[0], *hostiles[1:3], *innocent[1:], hostiles[3]]
     resources = {"cell_timeout": f"{8 * slowness():.0f}s", "memory_per_cell": "500MB"}
     started = time.monotonic()
-    ran = bench(small_grid(*order, resources=resources), "together")
+    ran = ray_bench(small_grid(*order, resources=resources), "together")
     assert time.monotonic() - started < 60 * slowness()
     rows: dict[str, Row] = {row.label: row for row in ran.rows}
     assert {name: row for name, row in by_label(ran).items() if name in innocent} == alone
@@ -167,10 +151,10 @@ def descriptors(process: psutil.Process) -> int:
     return len(os.listdir(f"/proc/{process.pid}/fd"))
 
 
-@pytest.mark.parametrize("cells", [40, pytest.param(500, marks=pytest.mark.slow)])
-def test_memory_and_descriptors_are_flat_over_many_cells(bench: Bench, cells: int) -> None:
+@pytest.mark.slow
+def test_memory_and_descriptors_are_flat_over_500_cells(ray_bench: Bench) -> None:
     """Of the driver and of its worker, from the first quarter of the cells to the last."""
-    seen: list[tuple[float, int]] = []
+    cells, seen = 500, list[tuple[float, int]]()
     ended = threading.Event()
 
     def watch() -> None:
@@ -182,7 +166,7 @@ def test_memory_and_descriptors_are_flat_over_many_cells(bench: Bench, cells: in
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        ran = bench(small_grid(quick("dp-gaussian"), seeds=list(range(cells))))
+        ran = ray_bench(small_grid(quick("dp-gaussian"), seeds=list(range(cells))))
     finally:
         ended.set()
         watcher.join()

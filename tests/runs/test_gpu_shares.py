@@ -88,7 +88,7 @@ def test_a_cell_whose_worker_ray_ends_for_the_machine_s_memory_fails_on_its_shar
     assert not running.queue
 
 
-def test_a_cell_whose_shares_do_not_fit_at_once_is_refused_before_anything_runs(ray_bench: Bench) -> None:
+def test_a_cell_whose_shares_do_not_fit_at_once_is_refused_before_anything_runs() -> None:
     whole = {"gpus_per_actor": 1, "clients_per_actor": 1}
     with pytest.raises(UserError, match=r"^resources.clients_per_actor: 4 clients need 4 actors at once and the cluster has room for 2"):
-        ray_bench(small_grid("dp-gaussian", resources=whole), nodes=WITH_GPUS)
+        prepare(small_grid("dp-gaussian", resources=whole), WITH_GPUS)

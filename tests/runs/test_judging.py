@@ -1,6 +1,7 @@
 """Finished grids judged again: by another evaluation, by another judge, or after a crash; nothing is trained again."""
 
 import io
+import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -8,16 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benches import Ran
+from benches import TIMES, Ran
 from cells import NODES, quick, small_grid
 from rich.console import Console
 from sites import digits_of_sites
 
 from fedsim.errors import UserError
 from fedsim.grid.models import Grid
+from fedsim.interrupts import INTERRUPTED
 from fedsim.plugins import code_hash
 from fedsim.results.rows import Row
-from fedsim.results.store import ResultStore
+from fedsim.results.store import Kind, ResultStore
 from fedsim.runs.engine import InProcess
 from fedsim.runs.judge import run_judging
 
@@ -47,7 +49,7 @@ def other_judge(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def numbers(row: Row) -> dict[str, Any]:
     """A row but for its id, the code of its judge and wall times."""
-    return row.model_dump(exclude={"cell_id", "judged", "seconds", "train_seconds", "judge_seconds"})
+    return row.model_dump(exclude={"cell_id", "judged", *TIMES})
 
 
 @pytest.mark.parametrize(
@@ -60,9 +62,7 @@ def test_another_evaluation_of_a_finished_grid_judges_again_and_trains_nothing(b
     assert "3 trained cells to be judged, without training again" in again.output
     assert (count(again, "trainings"), count(again, "judgements"), count(again, "references")) == (3, 6, 2)
     fresh = bench(judged_by(grid, **evaluation), "fresh")
-    assert [row.model_dump(exclude={"seconds", "train_seconds", "judge_seconds"}) for row in again.rows] == [
-        row.model_dump(exclude={"seconds", "train_seconds", "judge_seconds"}) for row in fresh.rows
-    ]
+    assert [row.model_dump(exclude={*TIMES}) for row in again.rows] == [row.model_dump(exclude={*TIMES}) for row in fresh.rows]
 
 
 def test_a_newer_judge_judges_again_and_trains_nothing_by_the_same_command_or_by_judge(
@@ -98,20 +98,29 @@ def test_secret_noise_and_feature_shift_are_judged_again_too(bench: Bench) -> No
     assert again.rows[0].balanced_accuracy == before[0].balanced_accuracy
 
 
-def test_a_bench_that_ended_between_any_two_result_lines_gives_the_same_rows_by_the_same_command(bench: Bench) -> None:
-    grid = small_grid("dp-gaussian", "fedavg-linear", epsilon=[2.0, float("inf")], seeds=[0, 1])
-    whole = bench(grid)
-    lines = {kind: whole.folder / f"{kind}.jsonl" for kind in ("trainings", "judgements", "references")}
-    texts = {kind: path.read_text().splitlines(keepends=True) for kind, path in lines.items()}
-    assert {kind: len(text) for kind, text in texts.items()} == {"trainings": 6, "judgements": 6, "references": 3}
-    for kept in (0, 1, 3, 5):
-        for kind, path in lines.items():
-            # judgements and references may be behind trainings, by one each
-            path.write_text("".join(texts[kind][: max(0, kept - (kind != "trainings"))]))
-        again = bench(grid)
-        assert [row.model_dump(exclude={"seconds", "train_seconds", "judge_seconds"}) for row in again.rows] == [
-            row.model_dump(exclude={"seconds", "train_seconds", "judge_seconds"}) for row in whole.rows
-        ]
+def test_a_bench_that_ends_after_every_write_gives_the_same_rows_by_the_same_command(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = small_grid("fedhypevae", "fedavg-linear", epsilon=4.0, audit={"pairs": 20, "rounds": 1})
+    whole, append, ended_after = bench(grid), ResultStore.append, list[Kind]()
+
+    def append_and_end(store: ResultStore, kind: Kind, lines: Any) -> None:
+        written = list(lines)
+        append(store, kind, written)
+        # after its rounds a training begins again, so only once
+        if written and (kind != "rounds" or kind not in ended_after):
+            ended_after.append(kind)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ResultStore, "append", append_and_end)
+    benches = 1
+    while bench(grid, "cut").code == INTERRUPTED:
+        benches += 1
+        assert benches < 100
+    cut = bench(grid, "cut")
+    assert (benches - 1, set(ended_after)) == (len(ended_after), {"rounds", "trainings", "judgements", "references", "audits", "pairs"})
+    assert [row.model_dump(exclude={*TIMES}) for row in cut.rows] == [row.model_dump(exclude={*TIMES}) for row in whole.rows]
+    assert cut.rounds == whole.rounds
+    once = set(ended_after) - {"rounds"}
+    assert {kind: count(cut, kind) for kind in once} == {kind: count(whole, kind) for kind in once}
 
 
 def test_what_a_training_left_and_is_not_what_was_noted_is_an_error_that_says_what_to_do(bench: Bench) -> None:
@@ -159,8 +168,6 @@ def test_a_judgement_that_fails_is_the_cells_error_and_is_tried_again_alone(benc
 
 def judge_with(grid: Grid, bench: Bench, tmp_path: Path) -> Ran:
     """The grid by what its trainings left; a rehearsal would call the generator, too."""
-    import json
-
     manifest = tmp_path / "run" / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"grid": grid.model_dump(mode="json")}))
     return judge(tmp_path / "run", trust_plugin=True)
