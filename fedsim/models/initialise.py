@@ -43,9 +43,16 @@ def initial_model(build: Callable[[int], nn.Module], seeds: Seeds, members: Sequ
     """Build for ``members`` and initialise; what torch's layers draw from the global generator as they are built is the seed's, too.
 
     That generator is put back.
+
+    Raises:
+        TypeError: a parameter is not float32, as embeddings, noise and messages are.
     """
     with torch.random.fork_rng(devices=[]):
         torch.set_rng_state(seeds.torch(Purpose.INIT).get_state())
         model = build(len(members))
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32:
+            found = str(parameter.dtype).removeprefix("torch.")
+            raise TypeError(f"parameter '{name}' of the model is {found}, not float32 as embeddings and noise are; let build return float32")
     initialise(model, seeds, members)
     return model

@@ -233,6 +233,15 @@ def test_an_exception_of_build_is_told_with_its_type_and_place() -> None:
     assert failed.verdict.fix == "mend the line that raises it"
 
 
+@pytest.mark.parametrize(
+    ("cls", "what"), [("Doubled", "'prototypes.weight' of the model is float64"), ("HalfABias", "'prototypes.bias' of the model is float16")]
+)
+def test_a_model_of_another_precision_is_told_as_that(cls: str, what: str) -> None:
+    (failed,) = failures(list(check_algorithm(f"broken.not_float32:{cls}", trust="silo", quick=True)))
+    assert failed.check == "per-example loss"
+    assert re.fullmatch(rf"TypeError: parameter {what}, not float32 .* \(\S*not_float32\.py:\d+\)", failed.verdict.reason)
+
+
 def test_a_warm_start_passes_for_the_unit_that_it_allows() -> None:
     findings = list(check_algorithm("fedhypevae-sites", trust="aggregate", quick=True))
     assert failures(findings) == []

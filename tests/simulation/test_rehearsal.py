@@ -75,6 +75,11 @@ MISTAKES = {
     "with_gradient": (made("return cast(Any, labels[:, None].expand(-1, 64).float().requires_grad_())"), "def sample", "with a gradient"),
     "wrong_classes": (predicting("return x"), "def probabilities", r"probabilities returned float32 \[16, 64\]; expected .* \[16, 10\]"),
     "no_generator": (changed(GENERATOR, "pass"), "def generator", "generator returned nothing; expected an object with sample"),
+    "double_precision": (
+        changed("initial_variance=0.5 / self.task.dim)", "initial_variance=0.5 / self.task.dim).double()"),
+        "class MyMethod(",
+        "TypeError: parameter 'encoder.* of the model is float64, not float32",
+    ),
     "server_raises": (method("server_step", SERVER, 'return total["nothing"]'), 'total["nothing"]', "KeyError: 'nothing'"),
     "too_many_counts": (
         method("label_counts", "server", "return torch.ones(11)").replace("from torch import", "import torch\nfrom torch import"),
