@@ -21,6 +21,8 @@ from fedsim.methods.registry import lookup
 from fedsim.methods.source_hash import module_hash, source_hash
 from fedsim.words import number
 
+MOST = 1.001
+"""Of the claimed sensitivity: what is above is no rounding."""
 WHITE_BOX, ONE_RUN, BLACK_BOX = "white box", "one run", "black box, one run"
 
 
@@ -63,7 +65,7 @@ class Audit:
     @property
     def excessive(self) -> bool:
         """Whether a canary added more than the claimed sensitivity allows, which needs no statistics."""
-        return self.most > 1.001
+        return self.most > MOST
 
     @property
     def told_ratio(self) -> float:

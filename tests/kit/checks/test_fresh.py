@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from fedsim.kit.checks.fresh import ProcessEnded, forked, in_fresh_processes
+from fedsim.simulation.fresh import ProcessEnded, forked, in_fresh_processes
 
 SEEN: list[int] = []
 
