@@ -8,7 +8,7 @@ import signal
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
-from fedsim.kit.checks import budget, noise, per_example, repeat, sensitivity, traces  # noqa: E402, F401
+from fedsim.kit.checks import budget, canary, noise, per_example, repeat, sensitivity, traces  # noqa: E402, F401
 from fedsim.methods.registry import known  # noqa: E402
 
 known()
