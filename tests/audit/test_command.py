@@ -39,9 +39,7 @@ def test_a_plug_in_that_ends_its_training_ends_no_audit_well(path: str, message:
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_what_a_module_keeps_of_its_first_rows_refutes_a_claim_and_a_constant_does_not(
-    folder: Path, command: Command
-) -> None:
+def test_what_a_module_keeps_of_its_first_rows_refutes_a_claim_and_a_constant_does_not(folder: Path, command: Command) -> None:
     options = ("--param", "rounds=1", "--param", "sample_rate=1", "--pairs", "12")
     done = command("audit", "broken.scaled_by_the_first_batch:ScaledByTheFirstBatch", *options)
     assert done.returncode == 1

@@ -73,6 +73,7 @@ CONTRACT = [
         "audit_method",
         "audit_pairs",
         "audit_canary_ratio",
+        "audit_params",
         "evaluation",
         "unseen",
         "tested",
