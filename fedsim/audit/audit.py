@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ from fedsim.methods.registry import lookup
 from fedsim.methods.source_hash import module_hash, source_hash
 from fedsim.words import number
 
+MOST = 1.001
+"""Of the claimed sensitivity: what is above is no rounding."""
 WHITE_BOX, ONE_RUN, BLACK_BOX = "white box", "one run", "black box, one run"
 
 
@@ -38,6 +40,7 @@ class Audit:
         most: the most that it added; the same.
         heuristic: whether the claim is no theorem, so that it does not stand on a sensitivity.
         best: what the best adversary expects of so many pairs of the planned mechanism; None where nobody knows.
+        params: what was audited.
     """
 
     method: str
@@ -49,6 +52,7 @@ class Audit:
     most: float
     heuristic: bool = False
     best: Bound | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def epsilon_lower(self) -> float:
@@ -63,7 +67,7 @@ class Audit:
     @property
     def excessive(self) -> bool:
         """Whether a canary added more than the claimed sensitivity allows, which needs no statistics."""
-        return self.most > 1.001
+        return self.most > MOST
 
     @property
     def told_ratio(self) -> float:
@@ -89,7 +93,8 @@ def white_box_audit(setting: Setting, found: Sequence[Pair]) -> Audit:
     best = at_best(tuple(setting.events), setting.plan.delta, len(found))
     ratio = math.sqrt(float(np.mean([each.ratio**2 for each in found])))
     most = max(each.most for each in found)
-    return Audit(WHITE_BOX, claim, bounds.mechanism, bounds.clopper_pearson, len(found), ratio, most, _heuristic(setting), best)
+    told = bounds.mechanism, bounds.clopper_pearson, len(found), ratio, most
+    return Audit(WHITE_BOX, claim, *told, _heuristic(setting), best, setting.params)
 
 
 GUESSES = (0.1, 0.25, 0.5, 1.0)

@@ -49,7 +49,7 @@ def saturating(setting: Setting, root: int) -> tuple[Setting, Canary]:
     for share in CLIPS if isinstance(clip, int | float) else CLIPS[:1]:
         own = setting if share == 1 else clipped(setting, share * float(clip or 0))
         for each in candidates(own):
-            ratio = round(evidence(observed(own, each, Seeds(root), present=True)).ratio, 3)
+            ratio = round(evidence(observed(own, each, Seeds(root), present=True), own.plan.sensitivity).ratio, 3)
             if ratio > best:
                 best, chosen = ratio, (own, each)
         if best >= ENOUGH:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.audit.worlds import Step, WatchedPool
+from fedsim.audit.worlds import Observed, Step
 
 SAME = 1e-3
 """Standard deviations by which two draws of one noise differ in rounding; fresh ones do so with a probability of SAME to the dimension."""
@@ -40,12 +40,11 @@ class Evidence:
     most: float
 
 
-def evidence(pool: WatchedPool) -> Evidence:
-    """The evidence of a watched training."""
-    shifts = [math.sqrt(sum(float(shift.square().sum()) for shift in step.shifts)) for step in pool.steps]
-    bound = pool.setting.plan.sensitivity
-    told = sum(map(_log_ratio, pool.steps)) + _of_used_twice(pool)
-    return Evidence(told, math.sqrt(float(np.mean(np.square(shifts)))) / bound, max(shifts) / bound)
+def evidence(seen: Observed, sensitivity: float) -> Evidence:
+    """The evidence of a training that was observed, at the claimed sensitivity."""
+    shifts = [math.sqrt(sum(float(shift.square().sum()) for shift in step.shifts)) for step in seen.steps]
+    told = sum(map(_log_ratio, seen.steps)) + _of_used_twice(seen)
+    return Evidence(told, math.sqrt(float(np.mean(np.square(shifts)))) / sensitivity, max(shifts) / sensitivity)
 
 
 def _log_ratio(step: Step) -> float:
@@ -63,10 +62,10 @@ class _Draw:
     rate: float
 
 
-def _of_used_twice(pool: WatchedPool) -> float:
+def _of_used_twice(seen: Observed) -> float:
     """The log ratio of what is left of two outputs when one is taken from the other, where both carry the same noise; 0 where none do."""
-    draws = [_Draw(r, s, std, step.rate) for step in pool.steps for r, s, std in zip(step.residuals, step.shifts, step.stds, strict=True)]
-    others = [_Draw(noise, torch.zeros_like(noise), std, 0.0) for std, noise in pool.others_noise]
+    draws = [_Draw(r, s, std, step.rate) for step in seen.steps for r, s, std in zip(step.residuals, step.shifts, step.stds, strict=True)]
+    others = [_Draw(noise, torch.zeros_like(noise), std, 0.0) for std, noise in seen.others_noise]
     candidates = [draw for draw in draws if len(draw.residual) >= FEWEST]
     pairs = [(a, b) for i, a in enumerate(candidates) for b in [*candidates[i + 1 :], *others] if a.residual.shape == b.residual.shape]
     return sum(_log_ratio_of(a, b) for a, b in pairs[:MOST_PAIRS])

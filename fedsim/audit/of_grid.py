@@ -81,6 +81,7 @@ def audited_row(row: Row, audit: Audit) -> Row:
         "audit_method": audit.method,
         "audit_pairs": audit.pairs,
         "audit_canary_ratio": audit.told_ratio,
+        "audit_params": {name: value for name, value in audit.params.items() if name not in row.params or row.params[name] != value},
         "status": "refuted" if audit.refuted else "ok",
     }
     return row.model_copy(update=facts)

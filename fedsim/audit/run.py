@@ -14,7 +14,8 @@ from fedsim.audit.black_box import LIRA, TRAININGS, BlackBox
 from fedsim.audit.canaries import saturating
 from fedsim.audit.one_run import Scored, check_one_run, one_run
 from fedsim.audit.setting import DIM, OTHERS, Setting, brief, setting_of
-from fedsim.audit.white_box import Pair, pair
+from fedsim.audit.white_box import Pair, pairs
+from fedsim.audit.worlds import in_clean_processes
 from fedsim.grid.read import grid_of_options
 from fedsim.grid.resolve import resolve
 from fedsim.methods.registry import lookup
@@ -24,6 +25,8 @@ Attack = Literal["white-box", "one-run", "black-box"]
 """How an audit looks."""
 MANY = 256
 """Dimensions where many canaries are in one training, so that they stand apart."""
+AT_ONCE = 8
+"""Pairs that a process takes: a fresh one is a tenth of a second in starting, and what it has not handed over is lost with it."""
 ROOT = 0
 """Seed of all that an adversary may know."""
 
@@ -114,11 +117,13 @@ class AuditRun:
             return
         if self.attack == "one-run":
             # one training has them all, also those that are told already
-            yield from (_line(scored) for scored in one_run(self.setting, self.count, ROOT) if scored.number not in done)
+            (scored,) = in_clean_processes(self.setting, one_run, [(self.setting, self.count, ROOT)])
+            yield from (_line(each) for each in scored if each.number not in done)
             return
-        setting, canary = saturating(self.setting, ROOT)
-        for number in left:
-            yield _line(pair(setting, canary, ROOT, number))
+        ((setting, canary),) = in_clean_processes(self.setting, saturating, [(self.setting, ROOT)])
+        parts = ((setting, canary, ROOT, left[start : start + AT_ONCE]) for start in range(0, len(left), AT_ONCE))
+        for some in in_clean_processes(setting, pairs, parts):
+            yield from map(_line, some)
 
     def outcome(self, found: Sequence[Mapping[str, Any]]) -> Audit:
         """What all lines say."""

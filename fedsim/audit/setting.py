@@ -16,6 +16,7 @@ from fedsim.errors import UserError, at
 from fedsim.methods.algorithm import Algorithm, solved_plan
 from fedsim.methods.messages import Task
 from fedsim.methods.registry import lookup
+from fedsim.methods.source_hash import is_shipped
 from fedsim.privacy.accountant import Event
 from fedsim.privacy.plan import PrivacyPlan, Trust, Unit
 from fedsim.simulation.cohort import build_algorithm
@@ -43,6 +44,8 @@ class Setting:
         task: the public facts.
         plan: what it plans for the claim.
         rows: of each client beside the unit.
+        apart: whether every training is in a process of its own, in which none was before: a module of a class that is not shipped may
+            keep what it saw.
     """
 
     algorithm: str
@@ -50,6 +53,7 @@ class Setting:
     task: Task
     plan: PrivacyPlan
     rows: int = OTHERS
+    apart: bool = False
 
     def build(self) -> Algorithm:
         """A new instance."""
@@ -116,7 +120,7 @@ def setting_of(
     validated = cls.Params.model_validate(dict(params)).model_dump(mode="json")
     plan = plan_of(algorithm, validated, task, epsilon, delta)
     assert plan is not None
-    return Setting(algorithm, validated, task, plan, rows)
+    return Setting(algorithm, validated, task, plan, rows, apart=not is_shipped(cls))
 
 
 def plan_of(algorithm: str, params: dict[str, Any], task: Task, epsilon: float | None, delta: float) -> PrivacyPlan | None:
@@ -133,4 +137,6 @@ def clipped(setting: Setting, clip: float) -> Setting:
     """The setting with another clip norm, and noise in units of it as before."""
     changed = replace(setting, params={**setting.params, "clip": clip})
     own = changed.build()
-    return replace(changed, plan=replace(setting.plan, clip=own.clip(), sensitivity=own.sensitivity()))
+    # the plan may claim another sensitivity than the class
+    sensitivity = own.sensitivity() * setting.plan.sensitivity / setting.build().sensitivity()
+    return replace(changed, plan=replace(setting.plan, clip=own.clip(), sensitivity=sensitivity))

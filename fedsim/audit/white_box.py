@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedsim.audit.bounds import Bound, bound
@@ -30,9 +31,14 @@ class Pair:
 
 def pair(setting: Setting, canary: Canary, root: int, number: int) -> Pair:
     """Train without and with the unit; noise, samples and draws for rows of either are its own, everything else follows from ``root``."""
-    without = evidence(observed(setting, canary, Seeds(root, _secret(root, number, 0)), present=False))
-    with_ = evidence(observed(setting, canary, Seeds(root, _secret(root, number, 1)), present=True))
+    seeds, bound = [Seeds(root, _secret(root, number, present)) for present in (0, 1)], setting.plan.sensitivity
+    without, with_ = (evidence(observed(setting, canary, seeds[present], present=bool(present)), bound) for present in (0, 1))
     return Pair(number, without.score, with_.score, with_.ratio, with_.most)
+
+
+def pairs(setting: Setting, canary: Canary, root: int, numbers: Sequence[int]) -> list[Pair]:
+    """Pairs by their numbers."""
+    return [pair(setting, canary, root, number) for number in numbers]
 
 
 def bound_of(setting: Setting, found: list[Pair]) -> Bound:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from fedsim.errors import UserError
 from fedsim.kit.checks.budget import budget, sampling
-from fedsim.kit.checks.fresh import start_server
+from fedsim.kit.checks.canary import canary
 from fedsim.kit.checks.noise import noise
 from fedsim.kit.checks.per_example import per_example
 from fedsim.kit.checks.repeat import determinism, packing, resume
@@ -20,6 +20,7 @@ from fedsim.kit.checks.traces import data_untouched, global_random, made, restor
 from fedsim.kit.checks.verdict import Finding, Verdict, failed, idle, passed, raised
 from fedsim.methods.registry import lookup
 from fedsim.privacy.plan import Trust, Unit
+from fedsim.simulation.fresh import start_server
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ CHECKS = (
     Check("packing", packing, ("per-example loss", "determinism")),
     Check("sampling", sampling, ("trains",)),
     Check("sensitivity", sensitivity, ("per-example loss", "determinism")),
+    Check("canary", canary, ("sensitivity",)),
     Check("noise", noise, ("determinism",)),
     Check("budget", budget, ("trains",)),
     Check("serialisable", serialisable, ("trains",)),
@@ -62,7 +64,7 @@ CHECKS = (
 
 REFUSED_FIX = "leave it out of units or trusts, or mend the plan that the default parameters have there"
 
-OF_PRIVACY = ("per-example loss", "sampling", "sensitivity", "noise", "budget")
+OF_PRIVACY = ("per-example loss", "sampling", "sensitivity", "canary", "noise", "budget")
 """Checks whose fault is one of the claim."""
 
 

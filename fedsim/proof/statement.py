@@ -80,7 +80,7 @@ def statements(rows: Sequence[Row], check: Callable[[Row], CrossCheck] = within_
             key = (row.label, *((row.unit, row.trust, row.claim, row.scope, row.noise, row.status) if _is_private(row) else (None,)))
             found.setdefault(key, []).append(row)
     private_labels = {row.label for members in found.values() for row in members if _is_private(row)}
-    refuted = {_claimed(row) for row in rows if row.status == "refuted"}
+    refuted = {_claimed(row): row for row in rows if row.status == "refuted"}
     # a method that ran at infinity beside finite budgets is told once
     told = [
         Statement(
@@ -88,7 +88,7 @@ def statements(rows: Sequence[Row], check: Callable[[Row], CrossCheck] = within_
             (
                 *_parts(members),
                 *(("plan", note) for note in dict.fromkeys(note for row in members for note in checks[id(row)].notes)),
-                *(_AUDIT if _claimed(members[0]) in refuted else ()),
+                *_audit(refuted.get(_claimed(members[0]))),
             ),
         )
         for members in found.values()
@@ -107,7 +107,13 @@ _NONE = {
     "refuted": "an audit refutes what it claims",
 }
 """Why there is nothing to state."""
-_AUDIT = (("audit", "one refutes the claim at another budget: no (ε, δ) here is a guarantee"),)
+
+
+def _audit(refuted: Row | None) -> Iterator[tuple[str, str]]:
+    """What an audit says of the claim of ``refuted``, a row of another budget."""
+    if refuted is not None:
+        what = ", ".join(filter(None, ("one refutes the claim at another budget", refuted.audited_form)))
+        yield "audit", f"{what}: no (ε, δ) here is a guarantee"
 
 
 def _contradicted(sentences: Iterable[str]) -> str:

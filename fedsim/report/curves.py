@@ -63,7 +63,8 @@ def _figure(groups: Sequence[Group]) -> Figure:
                 axes.set_ylabel("balanced accuracy on real test data", color=INK, fontsize=8.5)
             if depth == len(layout) - 1 or position >= len(layout[depth + 1]):
                 axes.set_xlabel(x_label(axis), color=INK, fontsize=8.5)
-    ticks = "ticks: the ε that an audit refutes with a confidence of 95 %" if bounds else ""
+    short = " (of short forms, see audit_params of the rows)" if any(row.audit_params for group in groups for row in group.rows) else ""
+    ticks = f"ticks: the ε that an audit refutes with a confidence of 95 %{short}" if bounds else ""
     legend_below(figure, caption_of(groups, ticks), series)
     return figure
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, field
 from fedsim.privacy.plan import Claim, Neighbours, Trust
 from fedsim.results.lines import decode, dump, load
 from fedsim.results.measures import MEASURES
-from fedsim.words import encodable, setting
+from fedsim.words import encodable, setting, spelled
 
 Status = Literal["ok", "failed", "overspent", "unaccounted", "refuted"]
 LabelShares = Literal["released", "uniform"]
@@ -96,6 +96,8 @@ class Row(BaseModel):
             ``audit_epsilon_any`` the largest of any mechanism, ``audit_method`` how it was looked.
         audit_pairs: how many pairs of trainings the audit is of.
         audit_canary_ratio: what the audit's canary adds to a step, in units of the claimed sensitivity.
+        audit_params: the parameters that the audit changed to be short, and what they were there; a row without it has no audit, or one
+            that is older than this field.
         evaluation: the keys of the grid's ``evaluation`` that scores are by; None: an older row.
         unseen: a site that took no part and on whose test rows all scores are.
         tested: which test rows the clients' own scores are from.
@@ -151,6 +153,7 @@ class Row(BaseModel):
     audit_method: str | None = None
     audit_pairs: int | None = None
     audit_canary_ratio: float | None = None
+    audit_params: dict[str, Any] | None = None
     evaluation: dict[str, Any] | None = None
     unseen: str | None = None
     tested: str | None = None
@@ -204,6 +207,12 @@ class Row(BaseModel):
     def audited_epsilon(self) -> float:
         """The largest epsilon that an audit refutes; 0 without one."""
         return max(self.audit_epsilon_lower or 0.0, self.audit_epsilon_any or 0.0)
+
+    @property
+    def audited_form(self) -> str:
+        """What was audited where that is not the cell's own parameters, in words; else empty."""
+        changed = ", ".join(f"{name} {spelled(value)}" for name, value in (self.audit_params or {}).items())
+        return changed and f"of a short form: {changed}"
 
     def value(self, name: str) -> float | None:
         """The number in a column; None where the row has none."""

@@ -324,6 +324,7 @@ def outcome(row: Row) -> str:
         found = f"an audit finds ε ≥ {number(row.audited_epsilon, 3)}"
         if row.audited_epsilon <= (row.epsilon_target or 0.0):
             found = f"a canary adds {number(row.audit_canary_ratio, 3)} of the claimed sensitivity"
+        found += f", {row.audited_form}" if row.audited_form else ""
         told = f"refuted (ε = {number(row.epsilon_target)} claimed, {found})"
     return told if row.seconds is None else f"{told}, {row.seconds:.1f} s"
 

@@ -24,13 +24,28 @@ def test_an_interrupted_audit_goes_on_and_more_pairs_are_added(folder: Path, com
     assert [json.loads(line)["pair"] for line in (folder / "cut/audits.jsonl").read_text().splitlines()] == list(range(24))
 
 
-def test_neither_an_exit_nor_an_interruption_in_a_plug_in_is_an_audit_that_ended(folder: Path, command: Command) -> None:
-    done = command("audit", "broken.ends_the_process:Exits", "--pairs", "12")
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("ends_the_process:Exits", "ends_the_process.py:12: SystemExit: 0"),
+        ("ends_the_process:Interrupted", "ProcessEnded: a training ended its process"),
+        ("raises:Raises", "raises.py:12: ZeroDivisionError"),
+    ],
+)
+def test_a_plug_in_that_ends_its_training_ends_no_audit_well(path: str, message: str, folder: Path, command: Command) -> None:
+    done = command("audit", f"broken.{path}", "--pairs", "12")
     assert done.returncode == 2
-    assert "SystemExit: 0" in done.stderr
-    done = command("audit", "broken.ends_the_process:Interrupted", "--pairs", "12")
-    assert (done.returncode, done.stderr) == (130, "")
-    assert "interrupted; the same command goes on" in done.stdout
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_what_a_module_keeps_of_its_first_rows_refutes_a_claim_and_a_constant_does_not(folder: Path, command: Command) -> None:
+    options = ("--param", "rounds=1", "--param", "sample_rate=1", "--pairs", "12")
+    done = command("audit", "broken.scaled_by_the_first_batch:ScaledByTheFirstBatch", *options)
+    assert done.returncode == 1
+    assert "of the claimed sensitivity, which is exceeded" in done.stdout
+    done = command("audit", "broken.scaled_by_the_first_batch:ScaledByAConstant", *options)
+    assert (done.returncode, "canary 1.00 of the claimed sensitivity" in done.stdout) == (0, True)
 
 
 def test_a_refuted_claim_is_exit_code_1(folder: Path, command: Command) -> None:

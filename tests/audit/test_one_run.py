@@ -17,7 +17,7 @@ from fedsim.privacy.plan import Trust
 
 
 def tiny(trust: Trust = "aggregate") -> Setting:
-    return setting_of("broken.tiny:Tiny", {"rounds": 6, "sample_rate": 1.0}, "example", trust, 1.0, 1e-4, dim=256)
+    return replace(setting_of("broken.tiny:Tiny", {"rounds": 6, "sample_rate": 1.0}, "example", trust, 1.0, 1e-4, dim=256), apart=False)
 
 
 @pytest.mark.parametrize("trust", ["aggregate", "silo"])

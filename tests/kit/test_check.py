@@ -9,6 +9,7 @@ from cells import SHIPPED
 
 from fedsim.errors import UserError
 from fedsim.kit.check import CHECKS, check_algorithm
+from fedsim.kit.checks.canary import canary
 from fedsim.kit.checks.repeat import packing
 from fedsim.kit.checks.sensitivity import sensitivity
 from fedsim.kit.checks.subject import subject
@@ -209,6 +210,28 @@ def test_a_batch_level_loss_exceeds_the_bound_also_as_measured() -> None:
     assert "the claimed bound is" in measured.reason
 
 
+@pytest.mark.parametrize(
+    ("path", "quick", "most"),
+    [
+        ("tiny:Tiny", True, "1.000"),
+        ("sensitivity_of_a_tenth:SensitivityOfATenth", True, "10.000"),
+        ("scaled_by_the_first_batch:ScaledByAConstant", False, "1.000"),
+        ("scaled_by_the_first_batch:ScaledByTheFirstBatch", False, "1.3"),
+    ],
+)
+def test_the_audits_canary_adds_no_more_than_the_claimed_sensitivity_to_what_is_sound(path: str, quick: bool, most: str) -> None:
+    verdict = canary(subject(f"broken.{path}", [], "example", "aggregate", quick=quick))
+    assert f" adds {most}" in verdict.reason
+    assert verdict.passed == (most == "1.000")
+
+
+@pytest.mark.parametrize(("name", "params", "why"), [("fedavg-linear", [], "not private"), ("fedhypevae", ["noised=shared"], "heuristic")])
+def test_no_canary_is_looked_for_where_nothing_is_promised(name: str, params: list[str], why: str) -> None:
+    verdict = canary(subject(name, params, "example", "aggregate", quick=True))
+    assert verdict.passed is None
+    assert why in verdict.reason
+
+
 def test_a_heuristic_claim_is_measured_and_not_failed() -> None:
     findings = check_algorithm("fedhypevae", ["noised=shared"], "example", "aggregate", quick=True)
     (found,) = (finding for finding in findings if finding.check == "sensitivity")
@@ -234,7 +257,8 @@ def test_an_exception_of_build_is_told_with_its_type_and_place() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cls", "what"), [("Doubled", "'prototypes.weight' of the model is float64"), ("HalfABias", "'prototypes.bias' of the model is float16")]
+    ("cls", "what"),
+    [("Doubled", "'prototypes.weight' of the model is float64"), ("HalfABias", "'prototypes.bias' of the model is float16")],
 )
 def test_a_model_of_another_precision_is_told_as_that(cls: str, what: str) -> None:
     (failed,) = failures(list(check_algorithm(f"broken.not_float32:{cls}", trust="silo", quick=True)))

@@ -54,6 +54,8 @@ def test_a_method_of_which_nothing_finished_or_holds_says_that_alone() -> None:
 def test_an_audit_that_refutes_one_budget_is_told_beside_the_others() -> None:
     refuted = make_row(cell_id="r", epsilon_target=4.0, **PROOF).model_copy(update={"status": "refuted"})
     assert "no (ε, δ) here is a guarantee" in told(make_row(**PROOF), refuted)["fedhypevae"]
+    short = refuted.model_copy(update={"audit_params": {"rounds": 6, "hidden": [8]}})
+    assert "at another budget, of a short form: rounds 6, hidden [8]: no" in told(make_row(**PROOF), short)["fedhypevae"]
 
 
 def test_what_overspent_is_not_told_as_planned_or_for_release() -> None:

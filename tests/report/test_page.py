@@ -181,9 +181,10 @@ def test_every_number_of_a_cell_stands_under_its_head_and_what_refutes_one_is_to
     said = "refuted, ε = 1 is claimed and 500 pairs of trainings refute every ε below 1.5, with a canary that adds 0.98 of the claimed"
     assert said in " ".join(Elements(page).text.split())
     assert "(ε, δ) is claimed, and an audit refutes it at one budget or more" in page
-    canary = [row(status="refuted", audit_epsilon_lower=0.0, audit_pairs=500, audit_canary_ratio=2.93)]
+    canary = [row(status="refuted", audit_epsilon_lower=0.0, audit_pairs=500, audit_canary_ratio=2.93, audit_params={"rounds": 6})]
     page = write_report(folder_with(tmp_path, canary)).page.read_text(encoding="utf-8")
-    assert "refuted, ε = 1 is claimed and a canary adds 2.93 of the claimed sensitivity" in " ".join(Elements(page).text.split())
+    said = "refuted, ε = 1 is claimed and a canary adds 2.93 of the claimed sensitivity, of a short form: rounds 6; never drawn"
+    assert said in " ".join(Elements(page).text.split())
 
 
 def test_only_the_manifests_cells_count_and_their_labels_hold(tmp_path, row):

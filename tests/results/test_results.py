@@ -72,6 +72,7 @@ CONTRACT = [
         "audit_method",
         "audit_pairs",
         "audit_canary_ratio",
+        "audit_params",
         "evaluation",
         "unseen",
         "tested",

@@ -24,6 +24,7 @@ def test_every_row_of_a_claim_shows_its_audit_and_a_second_bench_runs_none(bench
     audited = [rows["dp-gaussian", 4.0, seed] for seed in (0, 1)]
     assert {row.audit_pairs for row in audited} == {40}
     assert {row.audit_method for row in audited} == {"white box"}
+    assert all(row.audit_params == {} for row in audited)
     assert all(row.audit_canary_ratio == pytest.approx(1, abs=1e-4) for row in audited)
     assert all(row.audit_epsilon_lower is not None and row.audit_epsilon_lower <= 4 for row in audited)
     assert {row.audit_pairs for row in first.rows if row not in audited} == {None}
@@ -49,6 +50,8 @@ def test_a_refuted_claim_is_never_ok(bench: Callable[..., Ran]) -> None:
     assert ran.code == 1
     (row,) = ran.rows
     assert row.status == "refuted"
+    assert row.audit_params == {"latent": 4, "encoder_hidden": [8]}
+    assert unaudited(row).audit_params is None
     assert "refuted (ε = 4 claimed, an audit finds ε ≥" in ran.output
     page = (ran.folder / "report.html").read_text()
     assert "100 pairs of trainings refute every" in page

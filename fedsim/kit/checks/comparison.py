@@ -13,7 +13,6 @@ from torch import Tensor
 from fedsim.device import bytes_of
 from fedsim.kit.checks.changes import Change, envelope, messages, queries, rounds
 from fedsim.kit.checks.client_pairs import takes_part
-from fedsim.kit.checks.fresh import forked, in_fresh_processes
 from fedsim.kit.checks.neighbours import Pair, World, live, of_pair
 from fedsim.kit.checks.subject import CLIENTS, Subject
 from fedsim.kit.checks.training import drawn
@@ -22,6 +21,7 @@ from fedsim.kit.checks.watch import Divergence, Tape
 from fedsim.methods.messages import Tensors
 from fedsim.methods.registry import lookup
 from fedsim.privacy.ledger import Ledger
+from fedsim.simulation.fresh import forked, in_fresh_processes
 
 SLACK = 1e-3
 """Relative excess over the bound that is put down to rounding."""

@@ -13,7 +13,7 @@ from importlib.metadata import entry_points  # noqa: E402
 import sklearn.isotonic  # noqa: E402, F401
 import torch.utils.serialization.config  # noqa: E402, F401
 
-from fedsim.kit.checks import budget, noise, per_example, repeat, sensitivity, traces  # noqa: E402, F401
+from fedsim.kit.checks import budget, canary, noise, per_example, repeat, sensitivity, traces  # noqa: E402, F401
 from fedsim.methods.registry import GROUP, lookup  # noqa: E402
 from fedsim.simulation.rehearsal import SHIPPED  # noqa: E402
 

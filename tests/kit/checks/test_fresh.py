@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 from cells import SHIPPED
 
-from fedsim.kit.checks.fresh import ProcessEnded, forked, in_fresh_processes
 from fedsim.kit.checks.subject import Subject, subject
 from fedsim.methods.registry import lookup
+from fedsim.simulation.fresh import ProcessEnded, forked, in_fresh_processes
 
 SEEN: list[int] = []
 
