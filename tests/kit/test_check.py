@@ -92,7 +92,7 @@ HIDDEN = {
     "stops_on_own_loss:StopsOnOwnLoss": r"round [5-9]: half of a client's rows, in no sample, not in the round's sample, changes",
     "statistics_every_tenth_round:StatisticsEveryTenthRound": r"round 9: .* changes 'prototypes\.bias' in the messages",
     "divides_by_steps_of_ten_rows:DividesByStepsOfTenRows": r"a row beside 10 others .* \(1\.\d+ of it\)",
-    "one_label_counts_double:OneLabelCountsDouble": r"removing a row .* \(2\.00 of it\)",
+    "one_label_counts_double:OneLabelCountsDouble": r"removing a row .* \([12]\.\d+ of it\)",
     "raises_without_rows:RaisesWithoutRows": r"a row beside 0 others: ValueError: a client has no row \(\S*raises_without_rows\.py:\d+\)",
 }
 """Their sensitivity shows in a full check only."""

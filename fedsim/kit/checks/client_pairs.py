@@ -11,9 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedsim.kit.checks.neighbours import FEW, FEW_ROUNDS, SMALL_CLIP, UNCLIPPED, Pair, Rows, World, contribution, everyone, late
+from fedsim.kit.checks.neighbours import FEW, FEW_ROUNDS, SMALL_CLIP, Pair, Rows, clip_of, contributions, everyone, late
 from fedsim.kit.checks.subject import Subject
-from fedsim.methods.parameters import l2_norm
 from fedsim.privacy.plan import Release
 from fedsim.seeds import Purpose, Seeds
 
@@ -112,7 +111,7 @@ def _less(
 
 def _contributions(subject: Subject) -> Tensor | None:
     """The norm of what each client adds to the first round, in units of the clip norm; None where no parameter sets that."""
-    if not isinstance(subject.trial.cell.params.get("clip"), float | int):
+    if clip_of(subject) is None:
         return None
     found = _each_alone(subject, subject.trial.partition.rows, 0)
     return torch.tensor(found) if min(found) > 0 else None
@@ -120,9 +119,7 @@ def _contributions(subject: Subject) -> Tensor | None:
 
 def _each_alone(subject: Subject, rows: Rows, seed: int) -> list[float]:
     """Norms in units of the clip norm, of clients with ``rows``, each alone and nothing clipped."""
-    data, clip = subject.data, float(subject.trial.cell.params["clip"])
-    worlds = [World(data.x_train, data.y_train, (own,), (client,)) for client, own in enumerate(rows)]
-    return [l2_norm(contribution(subject, Pair("", world, world, seed, UNCLIPPED), world)) / clip for world in worlds]
+    return contributions(subject, [replace(everyone(subject, (own,)), members=(client,)) for client, own in enumerate(rows)], seed)
 
 
 def _unsaturated(subject: Subject, given: Tensor) -> Iterator[Pair]:

@@ -11,10 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedsim.kit.checks.neighbours import FEW, FEW_ROUNDS, SMALL_CLIP, UNCLIPPED, Pair, World, contribution, everyone, few, late, with_unit
+from fedsim.kit.checks.neighbours import FEW, FEW_ROUNDS, SMALL_CLIP, Pair, World, clip_of, contributions, everyone, few, late, with_unit
 from fedsim.kit.checks.subject import GROUP, Subject
 from fedsim.kit.checks.watch import Block, Hidden
-from fedsim.methods.parameters import l2_norm
 
 OTHERS = (0, 1, 3, 7, 8, 9, 10, 15, 16, 19, 20, 24, 25, 31, 32, 49, 50, 63, 64, 99, 100, 127, 128)
 """Rows beside the one that is removed: a number of steps or a threshold at a round number changes with that one."""
@@ -86,14 +85,15 @@ def example_pairs(subject: Subject) -> Iterator[Pair]:
     for pair in (characters[1], blocks[0]):
         yield from late(subject, pair)
     levels = _levels(subject)
-    # what a fault of scale changes most comes first, since the first fault is the one that is printed
-    if levels is not None and _size(subject) is None:
-        yield from _two_sizes(subject, levels)
+    two_sizes = [] if levels is None or _size(subject) is not None else list(_two_sizes(subject, levels))
+    # the first fault is the one that is printed: one of a median or a mean shows less beside the rows that follow
+    yield from two_sizes[:1]
     yield from _sizes(subject, levels)
     if levels is not None:
         yield from _unsaturated(subject, levels)
     if _size(subject) is not None:
         return
+    yield from two_sizes[1:]
     if (near_zero := _levels(subject, NEAR_ZERO)) is not None:
         yield from _opposite(subject, near_zero)
     if levels is not None:
@@ -146,14 +146,13 @@ def _blocks(subject: Subject) -> Iterator[Pair]:
 
 def _levels(subject: Subject, weights: float = 1.0) -> Levels | None:
     """What some ordinary rows add, each the only one of the only client; None where no parameter sets the clip norm."""
-    clip, data = subject.trial.cell.params.get("clip"), subject.data
-    if not isinstance(clip, float | int):
+    if clip_of(subject) is None:
         return None
-    x, y = data.x_test[:COPIES], data.y_test[:COPIES]
+    x, y = subject.data.x_test[:COPIES], subject.data.y_test[:COPIES]
     size = _size(subject) or 1
     worlds = [World(x, y, (np.full(size, row),), (0,), Hidden(0, "alone"), size) for row in range(len(x))]
-    given = [l2_norm(contribution(subject, Pair("", world, world, 0, UNCLIPPED, weights), world)) for world in worlds]
-    return Levels(x, y, torch.tensor(given) / clip, weights) if min(given) > 0 else None
+    given = contributions(subject, worlds, 0, weights)
+    return Levels(x, y, torch.tensor(given), weights) if min(given) > 0 else None
 
 
 def _sizes(subject: Subject, levels: Levels | None) -> Iterator[Pair]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,7 +13,8 @@ from fedsim.kit.checks.subject import GROUP, Subject, varied
 from fedsim.kit.checks.training import fixed_random_states
 from fedsim.kit.checks.watch import Block, Hidden, Tape, WatchedPool, watched
 from fedsim.methods.algorithm import Algorithm
-from fedsim.methods.messages import Round, Tensors
+from fedsim.methods.messages import Round
+from fedsim.methods.parameters import l2_norm
 from fedsim.privacy.ledger import Ledger
 from fedsim.seeds import Seeds
 from fedsim.simulation import rounds
@@ -139,8 +141,8 @@ def late(subject: Subject, pair: Pair) -> Iterator[Pair]:
 
 def of_pair(subject: Subject, pair: Pair) -> Subject:
     """The subject with the pair's clip norm and rounds."""
-    own, clip = subject.as_given if pair.late else subject, subject.trial.cell.params.get("clip")
-    changed = {"clip": pair.clip * clip} if isinstance(clip, float | int) else {}
+    own, clip = subject.as_given if pair.late else subject, clip_of(subject)
+    changed = {} if clip is None else {"clip": pair.clip * clip}
     return varied(own, **changed, **({} if pair.rounds is None else {"rounds": pair.rounds}))
 
 
@@ -151,7 +153,10 @@ def live(
 
     With rounds that are run in place of all, the pair's or ``only`` these, there is no result.
     """
-    pool, algorithm, only = _pool(subject, pair, world, script), subject.build(), only or pair.late
+    cell, trial, algorithm, only = subject.trial.cell, subject.trial, subject.build(), only or pair.late
+    held = (world.members, world.rows, world.groups() if trial.task.unit == "group" else None)
+    spec = CohortSpec(cell.algorithm, cell.params, trial.task, trial.plan, Seeds(pair.seed, world.secret), *held)
+    pool = WatchedPool([watched(spec, world.x, world.y, world.hidden, script)], script=script)
     if only:
         algorithm.schedule = lambda: iter(only)  # type: ignore[method-assign]
     with fixed_random_states([]):
@@ -164,20 +169,24 @@ def live(
     return None, pool
 
 
-def contribution(subject: Subject, pair: Pair, world: World) -> Tensors:
-    """What all of ``world`` adds to the first noisy step, by name; only the first round is run."""
-    own = of_pair(subject, pair)
-    _, pool = live(own, pair, world, only=[next(own.algorithm.schedule())])
-    query = pool.tape.queries[0]
-    sent = query.sent if own.algorithm.noise_at_clients() else pool.tape.sums(0)
-    return {f"{part} {name}": value for part, tensors in (("sent", sent), ("kept", query.kept)) for name, value in tensors.items()}
+def clip_of(subject: Subject) -> float | None:
+    """The parameter that sets the clip norm, if there is one."""
+    clip = subject.trial.cell.params.get("clip")
+    return float(clip) if isinstance(clip, float | int) else None
 
 
-def _pool(subject: Subject, pair: Pair, world: World, script: Tape | None = None) -> WatchedPool:
-    cell, trial = subject.trial.cell, subject.trial
-    held = (world.members, world.rows, world.groups() if trial.task.unit == "group" else None)
-    spec = CohortSpec(cell.algorithm, cell.params, trial.task, trial.plan, Seeds(pair.seed, world.secret), *held)
-    return WatchedPool([watched(spec, world.x, world.y, world.hidden, script)], script=script)
+def contributions(subject: Subject, worlds: Sequence[World], seed: int, weights: float = 1.0) -> list[float]:
+    """The norm of what all of each world adds to the first noisy step, nothing clipped, in units of the clip norm that is a parameter."""
+    clip, norms = clip_of(subject), list[float]()
+    assert clip is not None
+    for world in worlds:
+        pair = Pair("", world, world, seed, UNCLIPPED, weights)
+        own = of_pair(subject, pair)
+        _, pool = live(own, pair, world, only=[next(own.algorithm.schedule())])
+        query = pool.tape.queries[0]
+        sent = query.sent if own.algorithm.noise_at_clients() else pool.tape.sums(0)
+        norms.append(math.hypot(l2_norm(sent), l2_norm(query.kept)) / clip)
+    return norms
 
 
 def _start(algorithm: Algorithm, pair: Pair) -> Checkpoint | None:
