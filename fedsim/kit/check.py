@@ -14,6 +14,7 @@ from fedsim.kit.checks.fresh import start_server
 from fedsim.kit.checks.noise import noise
 from fedsim.kit.checks.per_example import per_example
 from fedsim.kit.checks.repeat import determinism, packing, resume
+from fedsim.kit.checks.secret_key import secret_key
 from fedsim.kit.checks.sensitivity import sensitivity
 from fedsim.kit.checks.subject import Subject, subject
 from fedsim.kit.checks.traces import data_untouched, global_random, made, restored, sent_bytes, serialisable
@@ -52,6 +53,7 @@ CHECKS = (
     Check("sampling", sampling, ("trains",)),
     Check("sensitivity", sensitivity, ("per-example loss", "determinism")),
     Check("noise", noise, ("determinism",)),
+    Check("secret key", secret_key, ("determinism",)),
     Check("budget", budget, ("trains",)),
     Check("serialisable", serialisable, ("trains",)),
     Check("resume", resume, ("global random state", "determinism", "serialisable")),
@@ -62,7 +64,7 @@ CHECKS = (
 
 REFUSED_FIX = "leave it out of units or trusts, or mend the plan that the default parameters have there"
 
-OF_PRIVACY = ("per-example loss", "sampling", "sensitivity", "noise", "budget")
+OF_PRIVACY = ("per-example loss", "sampling", "sensitivity", "noise", "secret key", "budget")
 """Checks whose fault is one of the claim."""
 
 

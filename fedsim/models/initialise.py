@@ -53,6 +53,8 @@ def initial_model(build: Callable[[int], nn.Module], seeds: Seeds, members: Sequ
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:
             found = str(parameter.dtype).removeprefix("torch.")
-            raise TypeError(f"parameter '{name}' of the model is {found}, not float32 as embeddings and noise are; let build return float32")
+            raise TypeError(
+                f"parameter '{name}' of the model is {found}, not float32 as embeddings and noise are; let build return float32"
+            )
     initialise(model, seeds, members)
     return model
