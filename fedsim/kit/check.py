@@ -14,6 +14,7 @@ from fedsim.kit.checks.canary import canary
 from fedsim.kit.checks.noise import noise
 from fedsim.kit.checks.per_example import per_example
 from fedsim.kit.checks.repeat import determinism, packing, resume
+from fedsim.kit.checks.secret_key import secret_key
 from fedsim.kit.checks.sensitivity import sensitivity
 from fedsim.kit.checks.subject import Subject, subject
 from fedsim.kit.checks.traces import data_untouched, global_random, made, restored, sent_bytes, serialisable
@@ -54,6 +55,7 @@ CHECKS = (
     Check("sensitivity", sensitivity, ("per-example loss", "determinism")),
     Check("canary", canary, ("sensitivity",)),
     Check("noise", noise, ("determinism",)),
+    Check("secret key", secret_key, ("determinism",)),
     Check("budget", budget, ("trains",)),
     Check("serialisable", serialisable, ("trains",)),
     Check("resume", resume, ("global random state", "determinism", "serialisable")),
@@ -64,7 +66,7 @@ CHECKS = (
 
 REFUSED_FIX = "leave it out of units or trusts, or mend the plan that the default parameters have there"
 
-OF_PRIVACY = ("per-example loss", "sampling", "sensitivity", "canary", "noise", "budget")
+OF_PRIVACY = ("per-example loss", "sampling", "sensitivity", "canary", "noise", "secret key", "budget")
 """Checks whose fault is one of the claim."""
 
 
