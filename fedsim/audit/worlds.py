@@ -54,7 +54,7 @@ class Canary:
 
 @dataclass(frozen=True)
 class Query:
-    """One call of ``add_noise``: what was asked, and what the noise made of it."""
+    """One call of ``add_noise``: what was asked, and what the noise of the live world made of it."""
 
     release: Release
     step: int
@@ -107,15 +107,17 @@ class ToldClients(Clients):
     def add_noise(self, release: Release, round_: int, sent: Tensors, kept: Tensors | None = None) -> Noised:
         """As every client's, or what the others got."""
         asked, held = copied(sent), copied(kept or {})
+        # what comes next may change what is kept in place, so that copies are noted
         if self.told is None:
             noised = super().add_noise(release, round_, sent, kept)
+            heard = Noised(copied(noised.sent), copied(noised.kept))
+        elif len(self.queries) == len(self.told):
+            raise ValueError(f"step {round_}: how often noise is added depends on the unit")
         else:
-            if len(self.queries) == len(self.told):
-                raise ValueError(f"step {round_}: how often noise is added depends on the unit")
-            told = self.told[len(self.queries)].noised
-            noised = Noised(copied(told.sent) if self.plan and self.plan.trust == "silo" else sent, copied(told.kept) if held else {})
-        # what comes next may change what is kept in place
-        self.queries.append(Query(release, round_, asked, held, Noised(copied(noised.sent), copied(noised.kept))))
+            heard = self.told[len(self.queries)].noised
+            silo = self.plan is not None and self.plan.trust == "silo"
+            noised = Noised(copied(heard.sent) if silo else sent, copied(heard.kept) if held else {})
+        self.queries.append(Query(release, round_, asked, held, heard))
         return noised
 
 

@@ -14,7 +14,7 @@ from fedsim.kit.checks.verdict import Verdict, failed, idle, passed
 from fedsim.methods.claims import PROMISES
 from fedsim.words import counted
 
-PAIRS = 4
+PAIRS = 2
 ROOT = 0
 FIX = "let sensitivity() and plan() claim what one unit can add to a query, through every client and whatever the process saw before"
 
