@@ -15,6 +15,7 @@ from fedsim.evaluation.readouts import READOUTS
 from fedsim.evaluation.scores import mean_scores, personal_scores, predictions_of, score_classifier, scores_of
 from fedsim.evaluation.weights import best_weight
 from fedsim.grid.models import Evaluation
+from fedsim.methods.messages import Task
 from fedsim.models.linear import ProbeClassifier, fit_linear
 from fedsim.models.probe import fit_probe
 from fedsim.seeds import SERVER, Seeds
@@ -269,7 +270,7 @@ def trained(trial: Trial, data: Any) -> Trained:
 def test_counts_below_zero_are_none_and_no_count_at_all_says_nothing() -> None:
     class Told:
         def __init__(self, counts: Any) -> None:
-            self.counts = torch.tensor(counts)
+            self.counts, self.task = torch.tensor(counts), Task(2, len(counts), 1)
 
         def label_counts(self, server: Any) -> torch.Tensor:
             return self.counts

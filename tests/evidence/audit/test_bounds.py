@@ -16,7 +16,7 @@ from fedsim.evidence.audit.run import setting_of_options
 from fedsim.privacy import accountant
 from fedsim.privacy.plan import Release, calibrate
 
-AUDITED = Path(__file__).parents[2] / "benchmarks" / "audited.py"
+AUDITED = Path(__file__).parents[3] / "benchmarks" / "audited.py"
 
 
 @given(st.integers(1, 400), st.data())

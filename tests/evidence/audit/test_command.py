@@ -15,13 +15,13 @@ def test_an_interrupted_audit_goes_on_and_more_pairs_are_added(folder: Path, com
     whole = command("audit", "dp-gaussian", "--pairs", "20", "--out", "whole")
     assert whole.returncode == 0
     assert "not refuted: ε = 4 claimed" in whole.stdout
-    lines = (folder / "whole/audits.jsonl").read_text().splitlines()
+    lines = (folder / "whole/pairs.jsonl").read_text().splitlines()
     (folder / "cut").mkdir()
-    (folder / "cut/audits.jsonl").write_text("\n".join(lines[:7]) + lines[7][:20])
+    (folder / "cut/pairs.jsonl").write_text("\n".join(lines[:7]) + lines[7][:20])
     assert command("audit", "dp-gaussian", "--pairs", "20", "--out", "cut").stdout == whole.stdout
-    assert sorted((folder / "cut/audits.jsonl").read_text().splitlines()) == sorted(lines)
+    assert sorted((folder / "cut/pairs.jsonl").read_text().splitlines()) == sorted(lines)
     command("audit", "dp-gaussian", "--pairs", "24", "--out", "cut")
-    assert [json.loads(line)["pair"] for line in (folder / "cut/audits.jsonl").read_text().splitlines()] == list(range(24))
+    assert [json.loads(line)["pair"] for line in (folder / "cut/pairs.jsonl").read_text().splitlines()] == list(range(24))
 
 
 @pytest.mark.parametrize(
@@ -77,17 +77,17 @@ def test_a_mistake_is_one_message_and_nothing_is_written(arguments: list[str], m
     assert list(folder.iterdir()) == []
 
 
-def test_a_folder_without_what_an_attack_needs_is_one_message(folder: Path, command: Command, bench: Callable[..., Ran]) -> None:
+def test_a_folder_without_what_an_attack_needs_is_one_message(bench: Callable[..., Ran], folder: Path, command: Command) -> None:
     (folder / "empty").mkdir()
     done = command("audit", "empty")
-    assert (done.returncode, done.stderr.startswith("fedsim: empty: there is no results.jsonl here")) == (2, True)
+    assert (done.returncode, done.stderr.startswith("fedsim: empty: there are no results here")) == (2, True)
     bench(small_grid("dp-gaussian", resources={"save_generators": False}), "bare")
     done = command("audit", "bare")
     assert done.returncode == 2
-    assert "bare: there are no generators of its 1 finished cell;" in done.stderr
+    assert "bare: there are no generators here; run the grid with resources" in done.stderr
 
 
-def test_a_run_folder_is_attacked_by_its_synthetic_rows(folder: Path, command: Command, bench: Callable[..., Ran]) -> None:
+def test_a_run_folder_is_attacked_by_its_synthetic_rows(bench: Callable[..., Ran], folder: Path, command: Command) -> None:
     bench(small_grid("dp-gaussian"), "run")
     done = command("audit", "run")
     assert done.returncode == 0
