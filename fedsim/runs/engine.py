@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from fedsim.errors import RunLost
 from fedsim.planning.node import Node, Share
+from fedsim.planning.process_state import limit_memory
 from fedsim.runs.worker import Failure, Item, Worker
 
 
@@ -124,8 +125,9 @@ class InProcess:
         """Nothing was asked for."""
 
     def close(self, slot: Slot) -> None:
-        """The process goes on; what a cell changed in it is put back."""
+        """The process goes on; what a cell changed in it is put back, and the limit of its memory."""
         slot.worker.process.state.put_back()
+        limit_memory(0)
 
     def lost(self, slots: Sequence[Slot]) -> list[Slot]:
         """None ever is."""

@@ -1,5 +1,6 @@
 import gc
 import json
+import resource
 import shutil
 import sys
 import threading
@@ -332,6 +333,13 @@ def test_a_run_folder_of_fedsim_0_1_is_read_and_a_bench_in_it_puts_its_rows_asid
     assert by_cell(again.rows) == by_cell([row])
     assert [(run / f"{name}-0.1.jsonl").read_bytes() for name in ("results", "rounds")] == [older["results.jsonl"], older["rounds.jsonl"]]
     assert len((run / "results.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_bench_in_process_leaves_this_process_the_memory_that_it_had(bench: Bench) -> None:
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    ran = bench(small_grid("dp-gaussian", resources={"memory_per_cell": "1GB"}))
+    assert ran.code == 0
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
 
 
 def trouble(how: str, healed: Path) -> dict[str, Any]:
