@@ -40,6 +40,8 @@ NEAR_ZERO = 0.01
 """Share of the initial weights from which rows' gradients follow the rows."""
 SCAN = (1.01, 0.7, 0.5, 0.35, 0.25, 0.18)
 """Clip norms in units of the largest contribution: weights that scale it fall between two of them."""
+LARGE_FIRST = 1
+"""Seed with which a large row comes in the second sample and not in the first."""
 
 FloatRows = NDArray[np.float32]
 
@@ -108,8 +110,8 @@ def example_pairs(subject: Subject) -> Iterator[Pair]:
     yield from two_sizes[1:]
     if (near_zero := _levels(subject, NEAR_ZERO)) is not None:
         yield from _opposite(subject, near_zero)
-    if levels is not None:
-        yield _large_first(subject, levels)
+    if (of_seed := _levels(subject, seed=LARGE_FIRST)) is not None:
+        yield _large_first(subject, of_seed)
 
 
 def _size(subject: Subject) -> int | None:
@@ -156,14 +158,14 @@ def _blocks(subject: Subject) -> Iterator[Pair]:
             yield Pair(f"half of a client's rows, {words}", whole, replace(whole, x=x, y=y), seed, weights=weights)
 
 
-def _levels(subject: Subject, weights: float = 1.0) -> Levels | None:
+def _levels(subject: Subject, weights: float = 1.0, seed: int = 0) -> Levels | None:
     """What some ordinary rows add, each the only one of the only client; None where no parameter sets the clip norm."""
     if clip_of(subject) is None:
         return None
     x, y = subject.data.x_test[:COPIES], subject.data.y_test[:COPIES]
     size = _size(subject) or 1
     worlds = [World(x, y, (np.full(size, row),), (0,), Hidden(0, "alone"), size) for row in range(len(x))]
-    given = contributions(subject, worlds, 0, weights)
+    given = contributions(subject, worlds, seed, weights)
     return Levels(x, y, torch.tensor(given), weights) if min(given) > 0 else None
 
 
@@ -209,9 +211,9 @@ def _two_sizes(subject: Subject, levels: Levels) -> Iterator[Pair]:
 
 
 def _large_first(subject: Subject, levels: Levels) -> Pair:
-    """A large row in the first sample: another, which with this seed comes in the second, shows what scale was remembered."""
+    """A large row in the first sample: another, which comes in a later one, shows what scale was remembered."""
     label, others = "a large row, in the first sample only", [levels.small] * COPIES + [levels.large]
-    return replace(_beside(subject, label, levels, others, levels.largest, levels.loose, "first"), seed=1, rounds=None)
+    return replace(_beside(subject, label, levels, others, levels.largest, levels.loose, "first"), seed=LARGE_FIRST, rounds=None)
 
 
 def _opposite(subject: Subject, levels: Levels) -> Iterator[Pair]:
