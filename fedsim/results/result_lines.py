@@ -9,7 +9,6 @@ from typing import Any
 from fedsim.evaluation.judge import Judgement
 from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.grid.models import shown
-from fedsim.methods.messages import Task
 from fedsim.plugins.code_hash import evaluation_hash
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.counted_by import counted_by
@@ -103,8 +102,3 @@ def _client(scores: Mapping[str, Any]) -> dict[str, Any]:
 def reference_line(key: str, value: Ceiling | LocalOnly) -> dict[str, Any]:
     """The line of a reference."""
     return {"reference": key, "kind": "ceiling" if isinstance(value, Ceiling) else "local-only", **asdict(value)}
-
-
-def task_of_line(line: Mapping[str, Any]) -> Task:
-    """The public facts of a training line's cell."""
-    return Task(**line["task"])

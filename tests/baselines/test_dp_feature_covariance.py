@@ -8,7 +8,7 @@ import torch
 from cells import small_cells
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rows import ran
+from rows import outcome_and_plan, score_of
 
 from baselines.dp_feature_covariance import LEAST_RIDGE, DPFeatureCovariance, DPFeatureCovarianceParams
 from fedsim.methods.messages import Round, Server, Task
@@ -71,15 +71,11 @@ def cells(epsilon: float, **keys: Any) -> Prepared:
 
 
 def outcome(epsilon: float, **keys: Any) -> tuple[Outcome, Any]:
-    prepared = cells(epsilon, **keys)
-    (trial,) = prepared.trials
-    return ran(prepared, trial)[0], trial.plan
+    return outcome_and_plan(cells(epsilon, **keys))
 
 
 def score(epsilon: float) -> float:
-    prepared = cells(epsilon)
-    (trial,) = prepared.trials
-    return ran(prepared, trial)[1].scores.balanced_accuracy
+    return score_of(cells(epsilon))
 
 
 def test_it_tells_digits_apart_without_noise_and_under_it() -> None:
