@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from fedsim.errors import at
 from fedsim.grid.models import Grid
-from fedsim.json_lines import dump
 from fedsim.results.join import claim_of
 from fedsim.training.trial import Trial
 
@@ -56,7 +55,7 @@ def audits_of(grid: Grid, trials: Sequence[Trial]) -> tuple[ClaimAudit, ...]:
     cells: dict[str, list[Trial]] = {}
     for trial in trials:
         if trial.plan is not None and math.isfinite(trial.plan.epsilon_target):
-            cells.setdefault(dump([trial.cell.algorithm, trial.cell.params, trial.plan.epsilon_target]), []).append(trial)
+            cells.setdefault(_claim_of(trial), []).append(trial)
     found = []
     for own in cells.values():
         cell = own[0].cell
@@ -71,7 +70,7 @@ def audit_line(claim: ClaimAudit, audit: Audit) -> dict[str, Any]:
     cell = claim.trials[0].cell
     return {
         "audit": claim.run.key,
-        "claim": claim_of(cell.model_dump(mode="json")),
+        "claim": _claim_of(claim.trials[0]),
         "epsilon_lower": audit.mechanism,
         "epsilon_any": audit.clopper_pearson,
         "method": audit.method,
@@ -80,3 +79,7 @@ def audit_line(claim: ClaimAudit, audit: Audit) -> dict[str, Any]:
         "refuted": audit.refuted,
         "params": {name: value for name, value in audit.params.items() if cell.params.get(name, audit) != value},
     }
+
+
+def _claim_of(trial: Trial) -> str:
+    return claim_of(trial.cell.model_dump(mode="json"))
