@@ -41,7 +41,7 @@ def embed(
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be decoded.")] = False,
 ) -> None:
     """Turn a data set's images into embeddings. Interrupt it at any time; the same command goes on where it stopped."""
-    from fedsim.data.encoding.archive import check_target, export, read_manifest
+    from fedsim.data.encoding.archive import check_target
     from fedsim.data.encoding.embed import EmbedJob, Work, in_process
     from fedsim.data.encoding.embed import embed as embedded
     from fedsim.data.encoding.encoder import locate
@@ -59,7 +59,7 @@ def embed(
         images = image_set(spec)
     with at("--encoder"):
         files = locate(asked)
-    job = EmbedJob(images.below("--dataset"), files, asked, batch)
+    job = EmbedJob(images.below("--dataset"), files, batch)
     work: Work = in_process
     if actors > 1:
         from fedsim.runs.cluster import local_cluster, this_machine
@@ -68,8 +68,8 @@ def embed(
         node = this_machine()
         work = on_actors(actors, node, local_cluster(node))
     with interruptible(console):
-        export(embedded(job, console, skip_bad=spec.skip_bad, work=work), out)
-    manifest = read_manifest(out) or {}
-    rows, dim = manifest["shape"]
-    skipped = f", {len(manifest['skipped'])} bad images left out" if manifest["skipped"] else ""
+        made = embedded(job, console, skip_bad=spec.skip_bad, work=work)
+        made.save(out)
+    rows, dim = made.x.shape
+    skipped = f", {len(made.manifest['skipped'])} bad images left out" if made.manifest["skipped"] else ""
     print_line(console, f"{out}: {rows} embeddings of {dim} dimensions{skipped}; manifest: {out.with_suffix('.json')}")

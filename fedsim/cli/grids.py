@@ -134,7 +134,7 @@ def _bench(
                 nodes, rehearsal = stack.enter_context(joined_cluster(address, files)), everywhere
             if in_process:
                 grid, max_parallel = one_by_one(grid), 1
-            prepared = prepare(grid, nodes, max_parallel, keep_going=keep_going, rehearsal=rehearsal, tell=tell)
+            prepared = prepare(grid, nodes, max_parallel, keep_going=keep_going, rehearsal=rehearsal, tell=tell, embed=not dry_run)
         if dry_run:
             show_plan(prepared, console)
             raise typer.Exit(1 if prepared.refused else 0)
@@ -188,4 +188,4 @@ def plan_grid(grid: GridFile, set_: Replaced = None) -> None:
     from fedsim.report.noise_table import show_noise
     from fedsim.runs.cluster import this_machine
 
-    show_noise(prepare(load_grid(grid, set_ or []), [this_machine()]), plain_console())
+    show_noise(prepare(load_grid(grid, set_ or []), [this_machine()], embed=False), plain_console())

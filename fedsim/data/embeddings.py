@@ -28,7 +28,7 @@ class Embeddings:
         y_test: int64 ``[m]``.
         classes: number of classes, C.
         columns: further values per training row (site, image type), each ``[n]``.
-        class_names: what the classes are called; numbers where nobody said.
+        class_names: what the classes are called; empty where that is not known.
         test_columns: the same values per test row, each ``[m]``.
     """
 
@@ -90,10 +90,10 @@ class Embeddings:
 
     def others(self, column: str, value: str) -> NDArray[np.bool_]:
         """Which training rows do not have a column's ``value``."""
-        return others(self.columns, column, value)
+        return np.asarray(self.columns[column].astype(np.str_) != value)
 
     def unseen(self, column: str, value: str) -> Embeddings:
-        """The data set of everybody else: training rows without those of a column's ``value``, test rows of that value alone.
+        """The data set without a column's ``value`` in training, and with that value alone among the test rows.
 
         Raises:
             UserError: a class is left without a training row, or no test row has the value.
@@ -102,18 +102,20 @@ class Embeddings:
         if not test.any():
             raise UserError("", f"no test row has {column} '{value}'", "name another site")
         if missing := sorted(set(range(self.classes)) - set(self.y_train[train].tolist())):
-            called = self.class_names[missing[0]] if self.class_names else str(missing[0])
-            what = f"without {column} '{value}' class '{called}' has no training row"
+            what = f"without {column} '{value}' class '{self.names[missing[0]]}' has no training row"
             raise UserError("", what, "name another site, or leave the class out of the data")
-        return replace(
-            self,
-            x_train=self.x_train[train],
-            y_train=self.y_train[train],
-            columns={key: values[train] for key, values in self.columns.items()},
-            x_test=self.x_test[test],
-            y_test=self.y_test[test],
-            test_columns={key: values[test] for key, values in self.test_columns.items()},
-        )
+        columns = {key: values[test] for key, values in self.test_columns.items()}
+        return replace(self.take(train), x_test=self.x_test[test], y_test=self.y_test[test], test_columns=columns)
+
+    def take(self, rows: NDArray[Any]) -> Embeddings:
+        """The data set with some of its training rows."""
+        columns = {key: values[rows] for key, values in self.columns.items()}
+        return replace(self, x_train=self.x_train[rows], y_train=self.y_train[rows], columns=columns)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the classes are called, or their numbers."""
+        return self.class_names or tuple(map(str, range(self.classes)))
 
     @property
     def dim(self) -> int:
@@ -139,17 +141,12 @@ class Embeddings:
         return digest.hexdigest()[:16]
 
 
-def others(columns: Mapping[str, NDArray[Any]], column: str, value: str) -> NDArray[np.bool_]:
-    """Which rows do not have a column's ``value``."""
-    return np.asarray(columns[column].astype(np.str_) != value)
-
-
 def untested(data: Embeddings, site: str | None = None) -> str | None:
     """What is wrong with scores on test rows that lack classes, None where they lack none; ``site``: whose rows alone they are."""
     missing = sorted(set(range(data.classes)) - set(data.y_test.tolist()))
     if not missing:
         return None
-    names = [data.class_names[label] if data.class_names else str(label) for label in missing[:5]] + ["..."] * (len(missing) > 5)
+    names = [data.names[label] for label in missing[:5]] + ["..."] * (len(missing) > 5)
     of = f"{len(missing)} of its {data.classes} classes ({', '.join(names)})"
     return f"{f'{site} of ' if site else ''}{data.name} has no test row of {of}: balanced accuracy is over the others"
 

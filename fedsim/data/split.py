@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -57,3 +59,32 @@ def quarter_for_testing(y: NDArray[np.int64], names: tuple[str, ...], thing: str
     split = np.full(len(y), TRAIN, dtype=np.int64)
     split[stratified_rows(y, max(round(len(y) / 4), len(counts)), leave=1)] = TEST
     return split
+
+
+def quarter_of_groups(values: NDArray[Any], y: NDArray[np.int64], names: tuple[str, ...], thing: str) -> NDArray[np.int64]:
+    """A split ``[n]`` with a quarter of the groups as test rows, all rows of a group on one side.
+
+    It is stratified by the groups' labels: the one that most rows of a group have, of several the lowest.
+
+    Args:
+        values: the group of every row, ``[n]``.
+        y: labels ``[n]`` in 0 .. C-1.
+        names: what the classes are called.
+        thing: what a group is.
+
+    Raises:
+        UserError: a row has no group, or a class a single one.
+    """
+    if missing := int(np.count_nonzero(lacking(values))):
+        raise UserError("", f"{missing} rows have no {thing}", "give every row one; a row that stands alone a value of its own")
+    _, group = np.unique(values, return_inverse=True)
+    counts = np.zeros((int(group.max()) + 1, len(names)), np.int64)
+    np.add.at(counts, (group, y), 1)
+    held, label = np.unique(counts.argmax(1), return_inverse=True)
+    return quarter_for_testing(label, tuple(names[c] for c in held), thing)[group]
+
+
+def lacking(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which rows have no value in a column: one that is not itself, as nan, or an empty text."""
+    missing: NDArray[np.bool_] = np.char.str_len(values) == 0 if values.dtype.kind in "US" else values != values
+    return missing

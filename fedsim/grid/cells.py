@@ -38,10 +38,11 @@ def expand(resolved: Resolved, data: Mapping[str, Embeddings]) -> tuple[Cell, ..
         UserError: the data do not allow so many clients, or two data sets are the same.
     """
     grid = resolved.grid
-    _check_data(grid, data)
+    check_partitions(grid, data)
+    _check_apart(grid, data)
     return tuple(
         _cell(grid, variant, spec, data[spec.key].fingerprint, alpha, clients, epsilon, seed, evaluation)
-        for spec in grid.dataset
+        for spec in grid.sets
         for alpha, clients, seed, evaluation in product(
             grid.alpha, grid.clients, grid.seeds, evaluations(grid, spec, data[spec.key].columns)
         )
@@ -76,7 +77,7 @@ def without_unseen(grid: Grid, data: Mapping[str, Embeddings]) -> dict[str, Embe
         UserError: a site cannot be left out.
     """
     views = dict(data)
-    for spec in grid.dataset:
+    for spec in grid.sets:
         for evaluation in evaluations(grid, spec, data[spec.key].columns):
             if evaluation.unseen is not None:
                 with at(grid.place("evaluation", "unseen")):
@@ -85,26 +86,38 @@ def without_unseen(grid: Grid, data: Mapping[str, Embeddings]) -> dict[str, Embe
     return views
 
 
-def _check_data(grid: Grid, data: Mapping[str, Embeddings]) -> None:
-    first: dict[str, int] = {}
-    for i, spec in enumerate(grid.dataset):
-        embeddings = data[spec.key]
-        same = first.setdefault(embeddings.fingerprint, i)
-        if same != i:
-            raise UserError(grid.place("dataset", i), f"has the same content as dataset[{same}]", "remove one")
-        for (j, clients), evaluation in product(enumerate(grid.clients), evaluations(grid, spec, embeddings.columns)):
+def check_partitions(grid: Grid, data: Mapping[str, Embeddings]) -> None:
+    """Check what partitions ask of labels, columns and split; rows are not looked at.
+
+    Args:
+        grid: the grid.
+        data: what :func:`without_unseen` gave.
+
+    Raises:
+        UserError: the data do not allow so many clients, or a group is on both sides of the split.
+    """
+    for spec in grid.sets:
+        for (j, clients), evaluation in product(enumerate(grid.clients), evaluations(grid, spec, data[spec.key].columns)):
             rows = data[data_key(spec, evaluation)]
-            with at(grid_place(grid, i, j, evaluation.unseen)):
+            with at(grid_place(grid, spec, j, evaluation.unseen)):
                 check_partition(rows.y_train, spec=grid.division, clients=clients, columns=rows.columns)
                 if grid.division.together is not None:
                     check_split(grid.division.together, rows.columns, rows.test_columns)
 
 
-def grid_place(grid: Grid, dataset: int, clients: int, unseen: str | None = None) -> Callable[[str], str]:
-    """How an error of a partition names the grid's keys, for these positions on the axes and the site that is left out."""
+def _check_apart(grid: Grid, data: Mapping[str, Embeddings]) -> None:
+    first: dict[str, int] = {}
+    for i, spec in enumerate(grid.sets):
+        same = first.setdefault(data[spec.key].fingerprint, i)
+        if same != i:
+            raise UserError(grid.place_of(spec), f"has the same content as '{grid.sets[same].display}'", "remove one")
+
+
+def grid_place(grid: Grid, dataset: DatasetSpec, clients: int, unseen: str | None = None) -> Callable[[str], str]:
+    """How an error of a partition names the grid's keys, for this data set, a position on ``clients`` and the site that is left out."""
 
     def place(key: str) -> str:
-        of = f" with data set '{grid.dataset[dataset].display}'" if len(grid.dataset) > 1 else ""
+        of = f" with data set '{dataset.display}'" if len(grid.sets) > 1 else ""
         of += f" with '{unseen}' unseen" if unseen else ""
         if key == TOGETHER and grid.partition.together is None:
             return grid.place("unit") + of

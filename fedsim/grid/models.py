@@ -39,6 +39,10 @@ def _listed(given: Any) -> Any:
     return given if isinstance(given, list | tuple) else [given]
 
 
+def _none_or_listed(given: Any) -> Any:
+    return [] if given is None else _listed(given)
+
+
 def _distinct(values: tuple[_Item, ...]) -> tuple[_Item, ...]:
     if not values:
         raise ValueError("is empty; give at least one value")
@@ -258,7 +262,7 @@ class Grid(_Model):
     Attributes:
         name: of the grid and its run folder; default: the file's stem.
         dataset: axis of data sets.
-        encoder: what turns the images of data sets into embeddings; data sets that are embeddings already pass it by.
+        encoder: axis of what turns the images of data sets into embeddings; data sets that are embeddings already are scanned once.
         partition: the scheme that divides rows among clients.
         algorithms: axis of algorithms.
         alpha: axis of Dirichlet concentrations, > 0.
@@ -278,7 +282,7 @@ class Grid(_Model):
 
     name: str = Field(default="grid", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     dataset: Axis[DatasetSpec] = (DatasetSpec(name="digits"),)
-    encoder: EncoderSpec | None = None
+    encoder: Annotated[tuple[EncoderSpec, ...], BeforeValidator(_none_or_listed), AfterValidator(_no_two)] = ()
     partition: PartitionSpec = PartitionSpec()
     algorithms: Axis[AlgorithmEntry]
     alpha: Axis[Alpha] = (0.3,)
@@ -301,19 +305,15 @@ class Grid(_Model):
         if isinstance(context, Source):
             self._source = context
 
-    @field_validator("dataset")
-    @classmethod
-    def _named_apart(cls, dataset: tuple[DatasetSpec, ...]) -> tuple[DatasetSpec, ...]:
-        names = [spec.display for spec in dataset]
-        if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
-            raise ValueError(f"two data sets are called '{twice}'; give one another name: {{npz: PATH, name: NAME}}")
-        return dataset
-
     @field_validator("encoder")
     @classmethod
-    def _encoder_matters(cls, encoder: EncoderSpec | None, info: ValidationInfo) -> EncoderSpec | None:
-        if encoder is not None and "dataset" in info.data and all(spec.source.images is None for spec in info.data["dataset"]):
+    def _encoder_matters(cls, encoder: tuple[EncoderSpec, ...], info: ValidationInfo) -> tuple[EncoderSpec, ...]:
+        dataset = info.data.get("dataset", ())
+        if encoder and dataset and all(spec.source.images is None for spec in dataset):
             raise ValueError("no data set of the grid holds images; remove it")
+        names = [encoded.display for spec in dataset for encoded in spec.encoded_by(encoder)]
+        if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
+            raise ValueError(f"two data sets are called '{twice}'; give one another name: {{npz: PATH, name: NAME}}")
         return encoder
 
     @field_validator("alpha")
@@ -334,6 +334,15 @@ class Grid(_Model):
                 f"a group is all rows of one '{unit.column}', and partition.together keeps those of one '{together}'; give one column"
             )
         return unit
+
+    @property
+    def sets(self) -> tuple[DatasetSpec, ...]:
+        """Every data set with every encoder, in the order of the axes."""
+        return tuple(encoded for spec in self.dataset for encoded in spec.encoded_by(self.encoder))
+
+    def place_of(self, dataset: DatasetSpec) -> str:
+        """The text that names one of ``sets`` in a message."""
+        return self.place("dataset", next(i for i, spec in enumerate(self.dataset) if dataset in spec.encoded_by(self.encoder)))
 
     @property
     def unit_column(self) -> str | None:

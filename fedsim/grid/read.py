@@ -47,7 +47,7 @@ def _validated(data: Mapping[str, Any], source: Source, folder: Path) -> Grid:
     except ValidationError as error:
         raise translated(error, Grid, source.place) from error
     places: dict[str, Any] = {"dataset": tuple(spec.within(folder) for spec in grid.dataset)}
-    return grid.model_copy(update=places | {"encoder": grid.encoder.within(folder) if grid.encoder else None})
+    return grid.model_copy(update=places | {"encoder": tuple(encoder.within(folder) for encoder in grid.encoder)})
 
 
 def grid_of_options(options: Mapping[str, Any], params: Sequence[str]) -> Grid:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.data.split import lacking
 from fedsim.errors import UserError, nearest
-from fedsim.partition.schemes.column import without_value
 from fedsim.partition.schemes.scheme import Integers
 from fedsim.partition.spec import PartitionSpec
 
@@ -71,7 +71,7 @@ def _values(columns: Mapping[str, NDArray[Any]], name: str) -> NDArray[Any]:
     if name not in columns:
         raise UserError(PLACE, f"the data set has no column '{name}'", nearest(name, columns))
     values = columns[name]
-    if missing := int(np.count_nonzero(without_value(values))):
+    if missing := int(np.count_nonzero(lacking(values))):
         what = f"{missing} rows have no value of '{name}'"
         raise UserError(PLACE, what, "give every row one; a row that stands alone a value of its own")
     return values

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from itertools import product
 
-from fedsim.data.sources.load import training_rows
+from fedsim.data.sources.load import labelled
 from fedsim.errors import at
-from fedsim.grid.cells import evaluations, grid_place
-from fedsim.grid.models import Grid, shown
+from fedsim.grid.cells import evaluations, grid_place, without_unseen
+from fedsim.grid.models import Grid, data_key, shown
 from fedsim.partition import make_partition
 from fedsim.partition.matrix import MOST_PANELS, LabelMatrix
 from fedsim.planning.prepare import Prepared
@@ -20,25 +20,27 @@ def label_matrices(grid: Grid) -> list[LabelMatrix]:
         UserError: a data set cannot be read or does not allow a partition; the message says where in the grid.
     """
     alphas = grid.alpha if grid.partition.uses_alpha else (None,)
+    data = {}
+    for spec in grid.sets:
+        with at(grid.place_of(spec)):
+            data[spec.key] = labelled(spec)
+    data = without_unseen(grid, data)
     matrices = []
-    for i, spec in enumerate(grid.dataset):
-        with at(grid.place("dataset", i)):
-            whole = training_rows(spec, grid.encoder)
-        unseen = [evaluation.unseen for evaluation in evaluations(grid, spec, whole.columns)]
-        for alpha, (j, clients), seed, left_out in product(alphas, enumerate(grid.clients), grid.seeds, unseen):
-            rows = whole if left_out is None else whole.without(str(grid.partition.given.site_column), left_out)
-            with at(grid_place(grid, i, j, left_out)):
+    for spec in grid.sets:
+        views = evaluations(grid, spec, data[spec.key].columns)
+        for alpha, (j, clients), seed, evaluation in product(alphas, enumerate(grid.clients), grid.seeds, views):
+            rows = data[data_key(spec, evaluation)]
+            with at(grid_place(grid, spec, j, evaluation.unseen)):
                 partition = make_partition(
-                    rows.y,
+                    rows.y_train,
                     spec=grid.division,
                     alpha=grid.alpha[0] if alpha is None else alpha,
                     clients=clients,
                     seed=seed,
                     columns=rows.columns,
                 )
-            told = shown(spec, left_out)
-            counts, scheme = partition.label_counts, partition.scheme
-            matrices.append(LabelMatrix(told, scheme, alpha, clients, seed, partition.fingerprint, counts, rows.class_names))
+            place = (shown(spec, evaluation.unseen), partition.scheme, alpha, clients, seed)
+            matrices.append(LabelMatrix(*place, partition.fingerprint, partition.label_counts, rows.names))
     return matrices
 
 
@@ -51,8 +53,7 @@ def drawn_matrices(prepared: Prepared) -> list[LabelMatrix]:
         if cell.seed != first:
             continue
         data = prepared.data[trial.data_key]
-        names = data.class_names or tuple(map(str, range(data.classes)))
         place = (shown(cell.dataset, cell.evaluation.unseen), partition.scheme, cell.concentration, cell.clients, cell.seed)
         key = (cell.dataset.key, partition.fingerprint)
-        matrices[key] = LabelMatrix(*place, partition.fingerprint, partition.label_counts, names)
+        matrices[key] = LabelMatrix(*place, partition.fingerprint, partition.label_counts, data.names)
     return list(matrices.values())[:MOST_PANELS]

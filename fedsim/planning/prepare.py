@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fedsim.data.embeddings import Embeddings
-from fedsim.data.sources.load import load
+from fedsim.data.sources.load import opened
 from fedsim.device import device_of
 from fedsim.errors import PluginError, UserError, at
-from fedsim.grid.cells import expand, grid_place, without_unseen
+from fedsim.grid.cells import check_partitions, expand, grid_place, without_unseen
 from fedsim.grid.models import Cell, Grid, Resources
 from fedsim.grid.resolve import resolve
 from fedsim.json_lines import dump
@@ -39,6 +39,7 @@ class Prepared:
         nodes: what the cluster has.
         share: what an actor takes of it; with a whole GPU where its share is still to be measured.
         parallel: how many cells may run at a time.
+        to_embed: what is not embedded yet, in words; there ``data`` has made-up rows, so that ids are not the cells'.
     """
 
     grid: Grid
@@ -48,6 +49,7 @@ class Prepared:
     nodes: tuple[Node, ...]
     share: Share
     parallel: int
+    to_embed: tuple[str, ...] = ()
 
 
 Tell = Callable[[str], None]
@@ -66,6 +68,7 @@ def prepare(
     keep_going: bool = False,
     rehearsal: Rehearsal | None = None,
     tell: Tell = _silent,
+    embed: bool = True,
 ) -> Prepared:
     """Find the algorithms, load the data, rehearse the plug-ins, list the cells, partition, plan every budget, lay out the actors.
 
@@ -76,6 +79,7 @@ def prepare(
         keep_going: leave out the algorithms whose plug-in is refused.
         rehearsal: how plug-ins are rehearsed; default: in this process.
         tell: hears of every step that may take long.
+        embed: whether images are embedded that are not in the cache; without, nothing can be run.
 
     Raises:
         UserError: an algorithm, a data set, a plug-in, a partition, a plan or the layout does not work out; the message says where in
@@ -88,7 +92,8 @@ def prepare(
         process.put_back()  # what a plug-in changed as it was imported
     share, capacity = share_of(grid.resources), actors_that_fit(grid, nodes)
     parallel = min(capacity, max_parallel or capacity)
-    data = loaded(grid, tell)
+    to_embed: list[str] = []
+    data = loaded(grid, tell, None if embed else to_embed)
     tell("rehearsing plug-ins")
     device = device_of(share.device, share.gpus)
     resolved = rehearse_grid(resolved, data, device, keep_going=keep_going, rehearsal=rehearsal)
@@ -102,7 +107,7 @@ def prepare(
     views, keys = seen(cells, partitions, data)
     trials = tuple(Trial(*facts) for facts in zip(cells, tasks, plans, partitions, sizes, keys, strict=True))
     check_memory(grid, trials, views, nodes)
-    return Prepared(grid, resolved.refused, views, trials, tuple(nodes), share, parallel)
+    return Prepared(grid, resolved.refused, views, trials, tuple(nodes), share, parallel, tuple(to_embed))
 
 
 def task_of(cell: Cell, data: Embeddings) -> Task:
@@ -110,17 +115,29 @@ def task_of(cell: Cell, data: Embeddings) -> Task:
     return Task(data.dim, data.classes, cell.clients, cell.unit, cell.trust, cell.evaluation.probe_c)
 
 
-def loaded(grid: Grid, tell: Tell = _silent) -> dict[str, Embeddings]:
-    """The grid's data sets by key.
+def loaded(grid: Grid, tell: Tell = _silent, to_embed: list[str] | None = None) -> dict[str, Embeddings]:
+    """The grid's data sets by key. What labels and columns can refuse is refused before any image is decoded.
+
+    Args:
+        grid: the grid.
+        tell: hears of every data set.
+        to_embed: if given, nothing is embedded; it gets what would be, in words, and those sets have made-up rows.
 
     Raises:
-        UserError: one cannot be had or does not do.
+        UserError: a set cannot be had or does not do, or no partition of it is possible.
     """
-    data = {}
-    for i, spec in enumerate(grid.dataset):
+    sets, data = {}, {}
+    for spec in grid.sets:
         tell(f"reading {spec.display}")
-        with at(grid.place("dataset", i)):
-            data[spec.key] = load(spec, grid.encoder)
+        with at(grid.place_of(spec)):
+            sets[spec.key] = opened(spec)
+    if not any(spec.skip_bad for spec in grid.sets):  # else partitions depend on which images are bad
+        check_partitions(grid, without_unseen(grid, {key: held.labelled() for key, held in sets.items()}))
+    for spec in grid.sets:
+        with at(grid.place_of(spec)):
+            data[spec.key], left = (sets[spec.key].embedded(), None) if to_embed is None else sets[spec.key].foreseen()
+        if to_embed is not None and left:
+            to_embed.append(left)
     return data
 
 
@@ -145,7 +162,7 @@ def partitioned(grid: Grid, cells: Sequence[Cell], data: Mapping[str, Embeddings
         key, rows = _shares(cell), data[cell.data_key]
         if key not in made:
             tell(f"dividing the data: partition {len(made) + 1} of {total}")
-            with at(grid_place(grid, grid.dataset.index(cell.dataset), grid.clients.index(cell.clients), cell.evaluation.unseen)):
+            with at(grid_place(grid, cell.dataset, grid.clients.index(cell.clients), cell.evaluation.unseen)):
                 made[key] = partition_of(cell, rows)
     return tuple(made[_shares(cell)] for cell in cells)
 

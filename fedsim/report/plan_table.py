@@ -35,6 +35,8 @@ def show_plan(prepared: Prepared, console: Console) -> None:
     sizes = ", ".join(f"{d.name}: {len(d.y_train)} × {d.dim}, {d.x_train.nbytes / 2**20:.1f} MiB" for d in prepared.data.values())
     shares = _shares(prepared)
     print_line(console, f"data: {sizes}")
+    for left in prepared.to_embed:
+        print_line(console, f"to be embedded first: {left}; the ids above are not those that its cells will have")
     print_line(
         console, f"{counted(prepared.parallel, 'cell')} at a time, {shares}; {counted(len(prepared.trials), 'cell')}; nothing was run"
     )

@@ -63,7 +63,7 @@ def _cell(line: Mapping[str, Any], grid: Grid, folder: RunFolder) -> Cell:
     except ValidationError as error:
         where = f"{folder.lines('trainings')}, training {line['training_id']}"
         raise UserError(where, f"cannot be read ({'; '.join(reasons(error))})", "run the grid again") from error
-    if cell.dataset not in grid.dataset:
+    if cell.dataset not in grid.sets:
         raise UserError(str(folder.manifest), f"its grid has no data set '{cell.dataset.display}', a training has", "run the grid again")
     evaluation = grid.evaluation.model_copy(update={"unseen": cell.evaluation.unseen})
     return cell.model_copy(update={"evaluation": evaluation, "cell_id": judged_id(cell.training_id, evaluation)})

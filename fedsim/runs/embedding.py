@@ -11,7 +11,6 @@ import ray
 import torch
 
 from fedsim.data.encoding.embed import EmbedJob, Work
-from fedsim.data.encoding.encoder import Encoder
 from fedsim.data.encoding.shards import Shard, embedded_shards
 from fedsim.errors import RunLost, UserError
 from fedsim.planning.gpu_memory import even_share
@@ -24,11 +23,11 @@ class EmbedActor:
     def __init__(self, job: EmbedJob, device: str, threads: int) -> None:
         torch.set_num_threads(threads)
         self.job, self.threads = job, 1 if device == "cpu" else threads
-        self.encoder = Encoder(job.encoder, job.spec.pool, device)
+        self.encoder = job.encoder.load(device)
 
     def run(self, numbers: Sequence[int]) -> Iterator[Shard]:
         """A stream of shards, ascending."""
-        yield from embedded_shards(self.encoder, self.job.images, numbers, self.job.spec.dtype, self.job.batch, self.threads)
+        yield from embedded_shards(self.encoder, self.job.images, numbers, self.job.batch, self.threads)
 
 
 def on_actors(actors: int, node: Node, engine: AbstractContextManager[Any]) -> Work:

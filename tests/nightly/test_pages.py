@@ -12,7 +12,7 @@ from benches import PATIENCE
 from pictures import save_encoder, save_medmnist, save_milk10k
 from test_docs import ALGORITHMS, DATA, ROOT, commands
 
-from fedsim.data.encoding.encoder import REVISIONS
+from fedsim.data.encoding.spec import REVISIONS
 from fedsim.results.grid_rows import grid_rows
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ from fedsim.data.embeddings import Embeddings
 from fedsim.data.normalise import unit_norm
 from fedsim.errors import UserError, at
 from fedsim.partition import SCHEMES, PartitionSpec, as_seen, check_partition, make_partition
-from fedsim.partition.schemes.column import without_value
+from fedsim.partition.schemes.column import lacking
 from fedsim.partition.schemes.feature_shift import apply_shift, shift_of
 
 LABELS = np.random.default_rng(0).integers(0, 10, 3_000)
@@ -198,8 +198,8 @@ def test_an_empty_text_is_no_site():
     "values", [np.array([1.0, np.nan]), np.array(["a", ""]), np.array([b"a", b""]), np.array(["2020", "NaT"], "M8[D]")]
 )
 def test_nan_no_date_and_an_empty_text_are_no_value(values):
-    assert without_value(values).tolist() == [False, True]
-    assert not without_value(np.array([0, 1])).any()
+    assert lacking(values).tolist() == [False, True]
+    assert not lacking(np.array([0, 1])).any()
 
 
 def test_column_clients_are_the_values_in_order():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -72,13 +71,6 @@ def check_target(out: Path) -> None:
         raise UserError(f"--out {out}", "is there and was not made by fedsim", "give another file, or remove it")
     if not out.exists() and os.path.lexists(_sidecar(out)):
         raise UserError(f"--out {out}", f"{_sidecar(out)}, where its manifest goes, is there already", "give another file, or remove that")
-
-
-def export(path: Path, out: Path) -> None:
-    """Copy a cached file to where the user wants it, with its manifest readable beside it; at once or not at all."""
-    with replaced(out) as part:
-        shutil.copyfile(path, part)
-    write_sidecar(out, read_manifest(out) or {})
 
 
 def write_sidecar(out: Path, manifest: Mapping[str, Any]) -> None:

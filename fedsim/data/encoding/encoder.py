@@ -1,9 +1,12 @@
-"""Frozen image encoders: which one, where its files are, and images to embeddings with it."""
+"""Frozen image encoders: where one's files are, and images to embeddings with it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,17 +19,13 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 
-from fedsim.data.encoding.spec import EncoderSpec, Pool
+from fedsim.data.encoding.spec import REVISIONS, EncoderSpec
+from fedsim.data.encoding.views import views_of
 from fedsim.errors import UserError
 
-REVISIONS = {
-    "facebook/dinov2-small": "ed25f3a31f01632728cabb09d1542f84ab7b0056",
-    "facebook/dinov2-base": "f9e44c814b77203eaa57a6bdbbd535f21ede1415",
-    "facebook/dinov2-large": "47b73eefe95e8d44ec3623f8890bd894b6ea2d6c",
-    "facebook/dinov2-giant": "611a9d42f2335e0f921f1e313ad3c1b7178d206d",
-}
-"""The revisions that are meant where a grid names none."""
 _FILES = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
+_UNUSED = re.compile(r"pooler|mask_token|classifier")
+"""Weights that tokens do not depend on."""
 
 
 @dataclass(frozen=True)
@@ -34,78 +33,102 @@ class EncoderFiles:
     """An encoder on this machine.
 
     Attributes:
-        name: as it was given.
-        revision: the hub's commit; None for a local folder.
-        folder: where its files are.
+        spec: which one.
+        revision: the hub's commit; None for local files.
+        paths: its files, weights and configuration.
     """
 
-    name: str
+    spec: EncoderSpec
     revision: str | None
-    folder: Path
+    paths: tuple[Path, ...]
+
+    @property
+    def folder(self) -> Path:
+        """Where its files are."""
+        return self.paths[0].parent
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of weights and configuration."""
         digest = hashlib.sha256()
-        for path in sorted(path for pattern in _FILES for path in self.folder.glob(pattern)):
+        for path in self.paths:
             digest.update(path.name.encode())
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
 
     @cached_property
-    def config(self) -> dict[str, Any]:
-        """The model's configuration."""
-        found: dict[str, Any] = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
-        return found
-
-    @cached_property
     def preprocessing(self) -> dict[str, Any]:
-        """The image processor's configuration: size, crop, mean and standard deviation."""
-        found: dict[str, Any] = json.loads((self.folder / "preprocessor_config.json").read_text(encoding="utf-8"))
-        return found
+        """What images go through first: size, crop, mean and standard deviation."""
+        if self.spec.onnx:
+            return {
+                "size": self.spec.size,
+                "image_mean": list(self.spec.mean),
+                "image_std": list(self.spec.std),
+                "output": self.spec.output,
+            }
+        held: dict[str, Any] = json.loads((self.folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+        return held
+
+    def load(self, device: str) -> ImageEncoder:
+        """The encoder, ready to compute.
+
+        Args:
+            device: ``cpu`` or ``cuda``, where it runs in bfloat16 mixed precision.
+
+        Raises:
+            UserError: it cannot be loaded, or this processor lacks its dtype.
+        """
+        if self.spec.onnx:
+            from fedsim.data.encoding.onnx import OnnxEncoder
+
+            return OnnxEncoder(self, device)
+        return TokenEncoder(self, device)
 
 
 def locate(spec: EncoderSpec) -> EncoderFiles:
-    """Find an encoder's files: a local folder, the hub's cache, or the hub.
+    """Find an encoder's files: a local one, the hub's cache, or the hub.
 
     Raises:
         UserError: it is not on this machine and cannot be downloaded, or files are missing.
     """
-    folder = Path(spec.name).expanduser()
+    if spec.onnx:
+        if not os.path.isfile(spec.onnx):
+            raise UserError(str(spec.onnx), "there is no such file", "give the path of an exported network (.onnx)")
+        return EncoderFiles(spec, None, (spec.onnx, *sorted(spec.onnx.parent.glob(f"{spec.onnx.name}*data"))))
+    name = str(spec.name)
+    folder = Path(name).expanduser()
     if folder.is_dir():
         if spec.revision is not None:
             raise UserError("", f"revision {spec.revision} is given for the local folder {folder}", "remove it; a folder has no revisions")
-        return _complete(EncoderFiles(str(folder), None, folder))
-    revision = spec.revision or REVISIONS.get(spec.name)
+        return _complete(spec, None, folder)
+    revision = spec.revision or REVISIONS.get(name)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = Path(snapshot_download(spec.name, revision=revision, allow_patterns=_FILES))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
     except HFValidationError as error:
-        raise UserError("", f"there is no folder '{spec.name}'", "give a folder, or a name such as facebook/dinov2-base") from error
+        raise UserError("", f"there is no folder '{name}'", "give a folder, or a name such as facebook/dinov2-base") from error
     except Exception as error:  # any of the hub's and the network's errors
-        what = f"encoder '{spec.name}' is not on this machine and cannot be downloaded ({' '.join(str(error).split())[:160]})"
+        what = f"encoder '{name}' is not on this machine and cannot be downloaded ({' '.join(str(error).split())[:160]})"
         at = f" --revision {revision}" if revision else ""
-        right = (
-            f"run `hf download {spec.name}{at} --local-dir FOLDER` where there is a network, copy FOLDER here and give it as the encoder"
-        )
-        raise UserError("", what, right) from error
-    return _complete(EncoderFiles(spec.name, found.name, found))
+        hint = f"run `hf download {name}{at} --local-dir FOLDER` where there is a network, copy FOLDER here and give it as the encoder"
+        raise UserError("", what, hint) from error
+    return _complete(spec, folder.name, folder)
 
 
-def _complete(files: EncoderFiles) -> EncoderFiles:
+def _complete(spec: EncoderSpec, revision: str | None, folder: Path) -> EncoderFiles:
     for name in ("config.json", "preprocessor_config.json"):
         try:
-            json.loads((files.folder / name).read_text(encoding="utf-8"))
+            json.loads((folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            what = f"encoder folder {files.folder} has no readable {name}"
+            what = f"encoder folder {folder} has no readable {name}"
             raise UserError("", what, "save model and image processor there with save_pretrained") from error
-    if not any(files.folder.glob("*.safetensors")):
-        what = f"encoder folder {files.folder} has no .safetensors weights"
+    if not any(folder.glob("*.safetensors")):
+        what = f"encoder folder {folder} has no .safetensors weights"
         raise UserError("", what, "save the model with save_pretrained; pickled weights are never read")
-    return files
+    return EncoderFiles(spec, revision, tuple(sorted(path for pattern in _FILES for path in folder.glob(pattern))))
 
 
 def best_device() -> str:
@@ -113,50 +136,103 @@ def best_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-class Encoder:
+class ImageEncoder(ABC):
     """A loaded encoder.
 
     Args:
-        files: from :func:`locate`.
-        pool: see :class:`EncoderSpec`.
-        device: where the model runs; on a GPU in bfloat16 mixed precision.
-
-    Raises:
-        UserError: it is no image encoder that ``transformers`` can load.
+        files: where it was loaded from.
+        device: where it computes.
     """
 
-    def __init__(self, files: EncoderFiles, pool: Pool, device: str) -> None:
+    def __init__(self, files: EncoderFiles, device: str) -> None:
+        self.files, self.device = files, device
+
+    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        """What the model is given, float32 ``[n * views, 3, h, w]`` on the CPU, the views of an image side by side."""
+        return self.preprocessed([view for image in images for view in views_of(image, self.files.spec.views)])
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Embeddings float32 ``[n, d]`` on the CPU: the means over views, before any scaling to unit norm.
+
+        Raises:
+            UserError: the model yields neither tokens, maps nor vectors.
+        """
+        with torch.inference_mode():
+            rows, views = self.pooled(self.output(pixels)), self.files.spec.views
+        return rows if views == 1 else rows.reshape(-1, views, rows.shape[1]).mean(1)
+
+    def pooled(self, output: Tensor | None) -> Tensor:
+        """One vector an image from the model's output: tokens ``[n, t, d]``, maps ``[n, d, h, w]`` or vectors ``[n, d]``."""
+        if output is None or output.dim() not in (2, 3, 4):
+            what = f"encoder {self.files.spec.display}"
+            raise UserError(what, "yields no tokens", "give a vision transformer, such as facebook/dinov2-base, or an onnx file")
+        if output.dim() != 3:
+            return output.float().cpu() if output.dim() == 2 else output.float().mean((2, 3)).cpu()
+        parts = {"cls": output[:, :1], "mean": output[:, self.leading :]}
+        return torch.cat([parts[name].float().mean(1) for name in self.files.spec.pool.split("+")], 1).cpu()
+
+    leading = 1
+    """Tokens that are no patches: the class token and registers."""
+
+    @abstractmethod
+    def preprocessed(self, images: Sequence[Image.Image]) -> Tensor:
+        """Images as the model takes them."""
+
+    @abstractmethod
+    def output(self, pixels: Tensor) -> Tensor | None:
+        """What the model makes of them; None: nothing that is known."""
+
+
+class TokenEncoder(ImageEncoder):
+    """A vision transformer that ``transformers`` loads, with its own preprocessing."""
+
+    def __init__(self, files: EncoderFiles, device: str) -> None:
+        super().__init__(files, device)
+        if files.spec.dtype == "bfloat16" and device == "cpu" and not has_bfloat16():
+            what = "this processor computes in bfloat16 more slowly than in float32"
+            raise UserError(f"encoder {files.spec.display}", what, "give dtype: float32, or float16 for files of half the size")
         from transformers import AutoImageProcessor, AutoModel
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         try:
             self.processor: Any = AutoImageProcessor.from_pretrained(files.folder)  # type: ignore[no-untyped-call]
-            self.model: Any = AutoModel.from_pretrained(files.folder, use_safetensors=True).to(device).eval()
+            model, report = AutoModel.from_pretrained(files.folder, use_safetensors=True, output_loading_info=True)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            what = f"cannot be loaded ({' '.join(str(error).split())[:200]})"
-            raise UserError(f"encoder {files.name}", what, "give a vision transformer that transformers knows, such as DINOv2") from error
-        self.files, self.pool, self.device = files, pool, device
-        self.skipped = 1 + int(getattr(self.model.config, "num_register_tokens", 0) or 0)
+            raise _unloaded(files, " ".join(str(error).split())[:200]) from error
+        finally:
+            logging.set_verbosity(verbosity)
+        if missing := sorted(name for name in report["missing_keys"] if not _UNUSED.search(name)):
+            raise _unloaded(files, f"there are no weights of {missing[0]}")
+        self.narrow = files.spec.dtype == "bfloat16" and device == "cpu"
+        self.model: Any = model.to(device, torch.bfloat16 if self.narrow else None).eval()
+        self.leading = 1 + int(getattr(self.model.config, "num_register_tokens", 0) or 0)
 
-    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
-        """The model's own preprocessing, float32 ``[n, 3, h, w]`` on the CPU."""
+    def preprocessed(self, images: Sequence[Image.Image]) -> Tensor:
+        """See :class:`ImageEncoder`."""
         values: Tensor = self.processor(images=list(images), return_tensors="pt")["pixel_values"]
         return values
 
-    def embed(self, pixels: Tensor) -> Tensor:
-        """Embeddings float32 ``[n, d]`` on the CPU.
-
-        Raises:
-            UserError: the model yields no tokens.
-        """
+    def output(self, pixels: Tensor) -> Tensor | None:
+        """See :class:`ImageEncoder`."""
         on_gpu = self.device != "cpu"
-        mixed = torch.autocast("cuda", torch.bfloat16) if on_gpu else nullcontext()
-        with torch.inference_mode(), mixed:
-            moved = pixels.pin_memory().to(self.device, non_blocking=True) if on_gpu else pixels
+        moved = pixels.pin_memory().to(self.device, non_blocking=True) if on_gpu else pixels.bfloat16() if self.narrow else pixels
+        with torch.autocast("cuda", torch.bfloat16) if on_gpu else nullcontext():
             tokens = getattr(self.model(pixel_values=moved), "last_hidden_state", None)
-            if tokens is None or tokens.dim() != 3:
-                raise UserError(f"encoder {self.files.name}", "yields no tokens", "give a vision transformer, such as facebook/dinov2-base")
-            parts = {"cls": tokens[:, :1], "mean": tokens[:, self.skipped :]}
-            pooled = torch.cat([parts[name].float().mean(1) for name in self.pool.split("+")], 1)
-        return pooled.cpu()
+        return tokens if tokens is not None and tokens.dim() == 3 else None
+
+
+def _unloaded(files: EncoderFiles, why: str) -> UserError:
+    hint = "give a vision transformer that transformers knows, such as DINOv2"
+    return UserError(f"encoder {files.spec.name}", f"cannot be loaded ({why})", hint)
+
+
+def has_bfloat16() -> bool:
+    """Whether the processor multiplies in bfloat16, as Linux describes it."""
+    try:
+        words = set(Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split())
+    except OSError:
+        return False
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})

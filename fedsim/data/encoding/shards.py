@@ -15,17 +15,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.data.arrays import BadArrays, read_arrays
-from fedsim.data.encoding.encoder import Encoder
+from fedsim.data.encoding.encoder import ImageEncoder
 from fedsim.data.images import BadImage, Decoder, ImageSet
 from fedsim.files import replaced
 
-SIZE = 512
+SHARD = 512
 """Images of a shard."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The embeddings of up to ``SIZE`` images.
+    """The embeddings of up to ``SHARD`` images.
 
     Attributes:
         number: the shard's place, from 0.
@@ -58,7 +58,7 @@ def _path(folder: Path, number: int) -> Path:
 
 def positions(number: int, images: int) -> range:
     """The images of a shard."""
-    return range(number * SIZE, min((number + 1) * SIZE, images))
+    return range(number * SHARD, min((number + 1) * SHARD, images))
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class _Chunk:
     bad: dict[int, str]
 
 
-def embedded_shards(encoder: Encoder, images: ImageSet, numbers: Iterable[int], dtype: str, batch: int, threads: int) -> Iterator[Shard]:
+def embedded_shards(encoder: ImageEncoder, images: ImageSet, numbers: Iterable[int], batch: int, threads: int) -> Iterator[Shard]:
     """Embed the shards ``numbers``, ascending, as they get ready.
 
     Memory holds ``threads + 1`` batches of pixels and one shard, however many images there are.
@@ -79,11 +79,12 @@ def embedded_shards(encoder: Encoder, images: ImageSet, numbers: Iterable[int], 
         encoder: a loaded encoder.
         images: the whole set.
         numbers: of the shards that are wanted.
-        dtype: of the embeddings.
-        batch: images that the model takes at once.
+        batch: views of images that the model takes at once.
         threads: how many batches are decoded side by side.
     """
-    chunks = ((number, chunk) for number in numbers for chunk in _divided(positions(number, len(images)), batch))
+    spec = encoder.files.spec
+    dtype, size = spec.stored, max(1, batch // spec.views)
+    chunks = ((number, chunk) for number in numbers for chunk in _divided(positions(number, len(images)), size))
     done: list[NDArray[np.floating]] = []
     bad: dict[int, str] = {}
     for number, chunk in _prefetched(encoder, images, chunks, threads):
@@ -110,7 +111,7 @@ def _stacked(parts: Sequence[NDArray[np.floating]]) -> NDArray[np.floating]:
 
 
 def _prefetched(
-    encoder: Encoder, images: ImageSet, chunks: Iterator[tuple[int, tuple[int, ...]]], threads: int
+    encoder: ImageEncoder, images: ImageSet, chunks: Iterator[tuple[int, tuple[int, ...]]], threads: int
 ) -> Iterator[tuple[int, _Chunk]]:
     waiting: deque[tuple[int, Future[_Chunk]]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
@@ -129,7 +130,7 @@ def _prefetched(
                 future.cancel()
 
 
-def _prepared(encoder: Encoder, chunk: tuple[int, ...], decoders: Sequence[Decoder]) -> _Chunk:
+def _prepared(encoder: ImageEncoder, chunk: tuple[int, ...], decoders: Sequence[Decoder]) -> _Chunk:
     good, bad = [], {}
     for position, decoder in zip(chunk, decoders, strict=True):
         try:

@@ -3,8 +3,10 @@
 A new one is a file here that makes a :class:`fedsim.data.sources.source.Source`, and a line in :data:`SOURCES`.
 """
 
+from fedsim.data.sources.chest_xray import CHEST_XRAY
 from fedsim.data.sources.digits import DIGITS
 from fedsim.data.sources.folder import IMAGE_FOLDER
+from fedsim.data.sources.ham10000 import HAM10000
 from fedsim.data.sources.hub import HUB
 from fedsim.data.sources.medmnist import MEDMNIST
 from fedsim.data.sources.milk10k import MILK10K
@@ -15,6 +17,8 @@ from fedsim.data.sources.table import TABLE
 SOURCES: dict[str, Source] = {
     "digits": DIGITS,
     "milk10k": MILK10K,
+    "ham10000": HAM10000,
+    "chest-xray": CHEST_XRAY,
     "medmnist": MEDMNIST,
     "hf": HUB,
     "npz": NPZ,

@@ -30,6 +30,7 @@ def load_image_folder(root: Path, name: str, *, domains: bool = False) -> ImageS
     """Read ``root/<class>/**/*.jpg``, or ``root/{train,validation,test}/<class>/**/*.jpg``; with ``domains`` the same in ``root/<domain>``.
 
     Without train and test folders a fixed stratified quarter is for testing, of every domain. Hidden files and other types are left out.
+    Where a class has folders (of patients), the column ``folder`` has the name of an image's.
 
     Raises:
         UserError: the folder is not there, holds no classes or half a split, or a class holds no image.
@@ -55,12 +56,14 @@ def load_image_folder(root: Path, name: str, *, domains: bool = False) -> ImageS
         in_each = "put the classes' folders into a folder a domain" if domains else "put every class into a folder of its own"
         raise UserError(where, "holds no folders of classes" if domains and tops else "holds no folders", in_each)
     paths: list[Path] = []
+    inner: list[str] = []
     counts: list[int] = []
     for folder, _, _ in held:
         found = sorted(path for path in folder.rglob("*") if _may_be_image(path))
         if not found:
             raise UserError(where, f"class folder '{folder.relative_to(root)}' holds no image", f"known: {', '.join(sorted(EXTENSIONS))}")
         paths += found
+        inner += [path.relative_to(folder).parts[0] if path.parent != folder else "" for path in found]
         counts.append(len(found))
     y, split, domain = np.repeat([(names.index(folder.name), part, place) for folder, part, place in held], counts, axis=0).T.astype(
         np.int64
@@ -69,6 +72,7 @@ def load_image_folder(root: Path, name: str, *, domains: bool = False) -> ImageS
         with at(where):
             split = _quarters(y, domain, names, [top.name for top in tops] if domains else [""])
     columns = {"domain": np.array([top.name for top in tops])[domain]} if domains else {}
+    columns |= {"folder": np.array(inner)} if any(inner) else {}
     return ImageSet(name, ImageFiles(paths, root), np.arange(len(paths)), y, split, names, columns, where=where)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from fedsim.data.images import Decoder, ImageSet, decoded
 from fedsim.data.sources.source import Listing, Source
-from fedsim.data.sources.tables import class_labels, texts
+from fedsim.data.sources.table import class_labels, texts
 from fedsim.data.split import TEST, TRAIN, WORDS, quarter_for_testing
 from fedsim.errors import UserError
 

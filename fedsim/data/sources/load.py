@@ -3,64 +3,146 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fedsim.data.embeddings import Embeddings, others
-from fedsim.data.encoding.spec import EncoderSpec
-from fedsim.data.images import ImageSet
+from fedsim.data.embeddings import Embeddings
+from fedsim.data.images import ImageSet, overlapping
 from fedsim.data.normalise import unit_norm
-from fedsim.data.overlap import overlapping
 from fedsim.data.sources.spec import DatasetSpec
-from fedsim.data.split import TEST, TRAIN, stratified_rows
-from fedsim.errors import UserError, at
+from fedsim.data.split import TEST, TRAIN, quarter_of_groups, stratified_rows
+from fedsim.errors import UserError, at, nearest
 from fedsim.files import unread
 
 
 @contextmanager
 def _readable() -> Iterator[None]:
-    """What the file system refuses in the block is the user's to mend."""
+    """Errors of the file system in the block become messages to the user."""
     try:
         yield
     except OSError as error:
-        raise UserError(
-            str(error.filename or ""), f"cannot be read ({unread(error)})", "give files and folders that can be read"
-        ) from error
+        what = f"cannot be read ({unread(error)})"
+        raise UserError(str(error.filename or ""), what, "give files and folders that can be read") from error
 
 
-def load(spec: DatasetSpec, encoder: EncoderSpec | None = None) -> Embeddings:
-    """Read a data set, check it, and scale its rows to unit norm.
+@dataclass(frozen=True)
+class OpenedSet:
+    """A data set whose labels, split and columns are read.
 
-    Args:
-        spec: which data set.
-        encoder: what turns images into embeddings; those that it has made before come from the cache.
+    Attributes:
+        spec: which one.
+        held: its images, none of them decoded; or its rows, where it is embeddings already.
+    """
+
+    spec: DatasetSpec
+    held: ImageSet | Embeddings
+
+    def labelled(self, dim: int = 1, seed: int = 0) -> Embeddings:
+        """Its labels, split and columns, with made-up rows of ``dim`` dimensions in place of images."""
+        if isinstance(self.held, Embeddings):
+            return self.held
+        images = self.held
+        x = np.random.default_rng(seed).standard_normal((len(images), dim), np.float32)
+        data = Embeddings.from_arrays(self.spec.display, unit_norm(x), images.y, images.split, images.columns)
+        return replace(data, class_names=images.class_names)
+
+    def embedded(self) -> Embeddings:
+        """The data set, its rows scaled to unit norm; embeddings that were computed before come from the cache.
+
+        Raises:
+            UserError: the encoder cannot be had, or images cannot be decoded.
+        """
+        data = self.held
+        if isinstance(data, ImageSet):
+            from fedsim.data.encoding.embed import cached_embeddings
+
+            assert self.spec.encoder is not None
+            data = cached_embeddings(data, self.spec.encoder, self.spec.display, skip_bad=self.spec.skip_bad)
+        return replace(data, x_train=unit_norm(data.x_train), x_test=unit_norm(data.x_test))
+
+    def foreseen(self) -> tuple[Embeddings, str | None]:
+        """The data set where the cache has it, else one with made-up rows; and what there is to embed, in words.
+
+        Raises:
+            UserError: as :meth:`embedded`, but for images that cannot be decoded.
+        """
+        if isinstance(self.held, Embeddings):
+            return self.embedded(), None
+        from fedsim.data.encoding.embed import EmbedJob, outlook
+        from fedsim.data.encoding.encoder import locate
+
+        assert self.spec.encoder is not None
+        job = EmbedJob(self.held, locate(self.spec.encoder))
+        images, seconds, dim = outlook(job)
+        if job.manifest():
+            return self.embedded(), None
+        told = f"{images} images of {self.held.name} with {self.spec.encoder.display}, about {_lasting(seconds)} on this machine"
+        return self.labelled(dim, int(job.key, 16)), told
+
+
+def _lasting(seconds: float) -> str:
+    unit, words = next((pair for pair in ((3600, "h"), (60, "min")) if seconds >= pair[0]), (1, "s"))
+    return f"{seconds / unit:.2g} {words}"
+
+
+def opened(spec: DatasetSpec) -> OpenedSet:
+    """Read a data set's labels, split and columns; no image is decoded.
 
     Raises:
-        UserError: the data set cannot be had, does not do, or holds images and there is no encoder.
+        UserError: it cannot be had, does not do, or holds images and there is no encoder.
     """
-    if holds_images(spec, encoder):
-        from fedsim.data.encoding.embed import cached_embeddings
-
-        data = cached_embeddings(image_set(spec), _needed(encoder, spec), spec.display, skip_bad=spec.skip_bad)
-    else:
-        data = _embedded(spec)
-    return replace(data, x_train=unit_norm(data.x_train), x_test=unit_norm(data.x_test))
-
-
-def holds_images(spec: DatasetSpec, encoder: EncoderSpec | None) -> bool:
-    """Whether the data set goes through an encoder; one that is both does so only if there is one."""
-    return spec.source.images is not None and (spec.source.embeddings is None or encoder is not None)
-
-
-def _needed(encoder: EncoderSpec | None, spec: DatasetSpec) -> EncoderSpec:
-    if encoder is None:
+    if spec.holds_images and spec.encoder is None:
         raise UserError("", f"'{spec.display}' holds images", "name what embeds them, such as encoder: facebook/dinov2-base")
-    return encoder
+    return OpenedSet(spec, image_set(spec) if spec.holds_images else _embedded(spec))
+
+
+def load(spec: DatasetSpec) -> Embeddings:
+    """Read a data set, check it, embed its images, and scale its rows to unit norm.
+
+    Raises:
+        UserError: as :func:`opened` and :meth:`OpenedSet.embedded`.
+    """
+    return opened(spec).embedded()
+
+
+def labelled(spec: DatasetSpec) -> Embeddings:
+    """A data set's labels, split and columns, with made-up rows; decodes images only where bad ones are to be skipped.
+
+    Raises:
+        UserError: as ``load``.
+    """
+    if not spec.holds_images:
+        return _embedded(spec)
+    return load(spec) if spec.skip_bad and spec.encoder else OpenedSet(spec, image_set(spec)).labelled()
+
+
+def image_set(spec: DatasetSpec) -> ImageSet:
+    """The images of a data set, with ``split``, ``overlap`` and ``limit`` applied.
+
+    Raises:
+        UserError: the data set cannot be had, or does not do.
+    """
+    if spec.source.images is None:
+        raise UserError("", f"'{spec.display}' holds embeddings, not images", "use it as it is, without an encoder")
+    with _readable():
+        whole = spec.source.images(spec.asked)
+    with at(whole.where):
+        if spec.split is not None:
+            whole = _split_by(whole, spec.split.by)
+        if spec.overlap_policy != "keep":
+            both = overlapping(whole.contents, whole.split, whole.image_name, drop=spec.overlap_policy == "drop")
+            whole = whole.take(np.setdiff1d(np.arange(len(whole)), both)) if len(both) else whole
+    return whole if spec.limit is None else whole.limited(spec.limit)
+
+
+def _split_by(images: ImageSet, column: str) -> ImageSet:
+    if column not in images.columns:
+        raise UserError("split.by", f"the data set has no column '{column}'", nearest(column, images.columns))
+    with at("split.by"):
+        return replace(images, split=quarter_of_groups(images.columns[column], images.y, images.class_names, column))
 
 
 def _embedded(spec: DatasetSpec) -> Embeddings:
@@ -71,7 +153,11 @@ def _embedded(spec: DatasetSpec) -> Embeddings:
     with at(str(spec.path or "")):
         if spec.overlap_policy != "keep":
             data = _without_overlap(data, drop=spec.overlap_policy == "drop")
-        return data if spec.limit is None else _limited(data, spec.limit)
+        if spec.limit is None or spec.limit >= len(data.y_train):
+            return data
+        if spec.limit < data.classes:
+            raise UserError("", f"limit {spec.limit} leaves some of the {data.classes} classes without a row", "give a larger limit")
+        return data.take(stratified_rows(data.y_train, spec.limit))
 
 
 def _without_overlap(data: Embeddings, *, drop: bool) -> Embeddings:
@@ -87,66 +173,6 @@ def _without_overlap(data: Embeddings, *, drop: bool) -> Embeddings:
         return data
     left = np.setdiff1d(np.arange(trained), both)
     if len(missing := np.setdiff1d(np.arange(data.classes), data.y_train[left])):
-        called = data.class_names[missing[0]] if data.class_names else str(missing[0])
-        what = f"class '{called}' has no training row that is no test row too" if len(left) else "all training rows are test rows too"
-        raise UserError("", what, "give others, or overlap: keep")
-    return _taken(data, left)
-
-
-def image_set(spec: DatasetSpec) -> ImageSet:
-    """The images of a data set, with ``overlap`` and ``limit`` applied.
-
-    Raises:
-        UserError: the data set cannot be had, or does not do.
-    """
-    if spec.source.images is None:
-        raise UserError("", f"'{spec.display}' holds embeddings, not images", "use it as it is, without an encoder")
-    with _readable():
-        whole = spec.source.images(spec.asked)
-    if spec.overlap_policy != "keep":
-        with at(whole.where):
-            both = overlapping(whole.contents, whole.split, whole.image_name, drop=spec.overlap_policy == "drop")
-        whole = whole.take(np.setdiff1d(np.arange(len(whole)), both)) if len(both) else whole
-    return whole if spec.limit is None else whole.limited(spec.limit)
-
-
-class TrainingRows(NamedTuple):
-    """What a partition is made of: labels int64 ``[n]``, columns ``[n]`` each, and what the classes are called."""
-
-    y: NDArray[np.int64]
-    columns: Mapping[str, NDArray[Any]]
-    class_names: tuple[str, ...]
-
-    def without(self, column: str, value: str) -> TrainingRows:
-        """The rows without those of a column's ``value``."""
-        kept = others(self.columns, column, value)
-        return TrainingRows(self.y[kept], {name: values[kept] for name, values in self.columns.items()}, self.class_names)
-
-
-def training_rows(spec: DatasetSpec, encoder: EncoderSpec | None = None) -> TrainingRows:
-    """Labels and columns of the training rows; images are decoded only where bad ones among them are to be skipped.
-
-    Raises:
-        UserError: as ``load``.
-    """
-    if holds_images(spec, encoder) and not spec.skip_bad:
-        images = image_set(spec)
-        trained = images.split == TRAIN
-        columns = {name: values[trained] for name, values in images.columns.items()}
-        return TrainingRows(images.y[trained], columns, images.class_names)
-    data = load(spec, encoder)
-    return TrainingRows(data.y_train, data.columns, data.class_names or tuple(map(str, range(data.classes))))
-
-
-def _limited(data: Embeddings, limit: int) -> Embeddings:
-    if limit >= len(data.y_train):
-        return data
-    if limit < data.classes:
-        raise UserError("", f"limit {limit} leaves some of the {data.classes} classes without a row", "give a larger limit")
-    return _taken(data, stratified_rows(data.y_train, limit))
-
-
-def _taken(data: Embeddings, rows: NDArray[np.int64]) -> Embeddings:
-    """The data set with some of its training rows."""
-    columns = {key: values[rows] for key, values in data.columns.items()}
-    return replace(data, x_train=data.x_train[rows], y_train=data.y_train[rows], columns=columns)
+        what = f"class '{data.names[missing[0]]}' has no training row that is no test row too"
+        raise UserError("", what if len(left) else "all training rows are test rows too", "give others, or overlap: keep")
+    return data.take(left)

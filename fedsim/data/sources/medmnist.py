@@ -15,16 +15,15 @@ from numpy.typing import NDArray
 
 from fedsim.data.arrays import BadArrays, open_archive, told
 from fedsim.data.images import BadImage, Decoder, ImageSet, from_pixels
-from fedsim.data.sources.source import Listing, Source
+from fedsim.data.sources.source import Listing, RootParams, Source
 from fedsim.data.split import TEST, TRAIN, VALIDATION
 from fedsim.errors import UserError, nearest
-from fedsim.tagged import KindParams
 
 SIZES = (28, 64, 128, 224)
 _PARTS = (("train", TRAIN), ("val", VALIDATION), ("test", TEST))
 
 
-class MedMNISTParams(KindParams):
+class MedMNISTParams(RootParams):
     """Parameters of MedMNIST's sets.
 
     Attributes:
@@ -32,7 +31,6 @@ class MedMNISTParams(KindParams):
         size: pixels.
     """
 
-    root: Path | None = None
     size: Literal[28, 64, 128, 224] = 28
 
 

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.images import ImageSet
+from fedsim.errors import UserError
+from fedsim.files import cache_folder
 from fedsim.tagged import KindParams
 
 
@@ -64,3 +66,41 @@ class Source:
     published: bool = False
     check: Callable[[str], None] | None = None
     display: Callable[[str, Any], str] | None = None
+
+
+class RootParams(KindParams):
+    """Parameters of a set whose files lie in a folder.
+
+    Attributes:
+        root: the folder; default: the set's own in fedsim's cache.
+    """
+
+    root: Path | None = None
+
+
+def known_folder(
+    name: str, read: Callable[[Path, str], ImageSet], *, needed: Sequence[str | Sequence[str]], facts: tuple[str, str, str, str], url: str
+) -> Source:
+    """A set of images that a user downloads into one folder.
+
+    Args:
+        name: its word in a grid, and its folder's in the cache.
+        read: the images, from the folder and the name that tables call it.
+        needed: what the folder must hold; of several any one.
+        facts: classes, split, pixels and licence, for the catalogue.
+        url: where its files are to be had.
+    """
+
+    def images(asked: Asked) -> ImageSet:
+        root = asked.given.root or cache_folder() / name
+        for names in ([one] if isinstance(one, str) else one for one in needed):
+            if not any((root / file).exists() for file in names):
+                hint = f"download the files of {name} from {url} and unpack them into {root}, or name another folder with root:"
+                raise UserError(str(root), f"there is no {names[0]}", hint)
+        return read(root, asked.name)
+
+    def listing() -> list[Listing]:
+        root = cache_folder() / name
+        return [Listing(name, *facts, url, "yes" if root.is_dir() else f"no; root: FOLDER or {root}")]
+
+    return Source(listing, images=images, params=RootParams, published=True)

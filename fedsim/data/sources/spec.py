@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from fedsim.data.encoding.spec import EncoderSpec
 from fedsim.data.sources import SOURCES
 from fedsim.data.sources.source import Asked, Source
 from fedsim.errors import nearest
@@ -16,6 +18,18 @@ from fedsim.tagged import Tagged
 
 _PATHS = ("npz", "imagefolder", "csv")
 """The sources that a path names."""
+
+
+class SplitSpec(BaseModel):
+    """Which rows are for testing, where that is not the source's choice.
+
+    Attributes:
+        by: a column (a patient's, a lesion's): a fixed, public, stratified quarter of its values is for testing, with all their rows.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    by: str = Field(min_length=1)
 
 
 class DatasetSpec(Tagged):
@@ -32,6 +46,8 @@ class DatasetSpec(Tagged):
         overlap: what to do with training rows that are test rows too: ``error``, ``drop`` them from training, or ``keep`` them; default:
             ``keep`` for data sets with a published split, ``error`` otherwise.
         skip_bad: leave out images that cannot be decoded.
+        split: of images, in place of the source's own.
+        encoder: what turns the images into embeddings; default: each of the grid's.
     """
 
     kinds = SOURCES
@@ -43,6 +59,8 @@ class DatasetSpec(Tagged):
     limit: int | None = Field(default=None, gt=0)
     overlap: Literal["error", "drop", "keep"] | None = None
     skip_bad: bool = False
+    split: SplitSpec | None = None
+    encoder: EncoderSpec | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -59,6 +77,8 @@ class DatasetSpec(Tagged):
             raise ValueError(f"names {' and '.join(paths)}; give one of them")
         if not paths:
             self._check_name()
+        if self.source.images is None and (given := "split" if self.split else "encoder" if self.encoder else None):
+            raise ValueError(f"'{self.display}' holds embeddings and takes no {given}, which is for images; remove it")
 
     def _check_name(self) -> None:
         named = {kind: source for kind, source in SOURCES.items() if kind not in _PATHS}
@@ -100,11 +120,27 @@ class DatasetSpec(Tagged):
 
     @property
     def display(self) -> str:
-        """What tables and curves call the data set."""
+        """What tables and curves call the data set: with its encoder, if it has one."""
+        return self.title if self.encoder is None else f"{self.title} ({self.encoder.display})"
+
+    @property
+    def title(self) -> str:
+        """What the data set is called, whatever embeds it."""
         name = self.name or (self.path.stem if self.path else "")
         if self.source.display is not None:
             name = self.source.display(self.argument, self.given)
         return name if self.limit is None else f"{name}[:{self.limit}]"
+
+    @property
+    def holds_images(self) -> bool:
+        """Whether the data set goes through an encoder; one that is both does so only if there is one."""
+        return self.source.images is not None and (self.source.embeddings is None or self.encoder is not None)
+
+    def encoded_by(self, encoders: Sequence[EncoderSpec]) -> tuple[DatasetSpec, ...]:
+        """The data set with each encoder; itself where it has one, or holds no images."""
+        if self.encoder is not None or self.source.images is None or not encoders:
+            return (self,)
+        return tuple(self.model_copy(update={"encoder": encoder}) for encoder in encoders)
 
     @property
     def key(self) -> str:
@@ -120,9 +156,10 @@ class DatasetSpec(Tagged):
     @property
     def asked(self) -> Asked:
         """What the source is asked for."""
-        return Asked(self.display, self.argument, self.path or Path(), self.given)
+        return Asked(self.title, self.argument, self.path or Path(), self.given)
 
     def within(self, folder: Path) -> DatasetSpec:
-        """The same data set with its relative paths taken from ``folder``."""
+        """The same data set with its relative paths, and its encoder's, taken from ``folder``."""
         paths = {name: path for name, path in self if isinstance(path, Path)}
-        return self.model_copy(update={name: Path(os.path.abspath(folder / path.expanduser())) for name, path in paths.items()})
+        update: dict[str, Any] = {name: Path(os.path.abspath(folder / path.expanduser())) for name, path in paths.items()}
+        return self.model_copy(update=update | ({"encoder": self.encoder.within(folder)} if self.encoder else {}))

@@ -82,7 +82,7 @@ class BlackBox:
     def __init__(
         self, algorithm: str, params: Mapping[str, Any], unit: Unit, trust: Trust, epsilon: float | None, delta: float, canaries: int
     ) -> None:
-        data = load(DatasetSpec(name="digits", limit=max(400, 2 * canaries)), None)
+        data = load(DatasetSpec(name="digits", limit=max(400, 2 * canaries)))
         if not FEWEST <= canaries <= len(data.x_test):
             what = f"{canaries} rows are too {'few for any bound in one run' if canaries < FEWEST else 'many'}"
             raise UserError("pairs", what, f"give {FEWEST} to {len(data.x_test)}")

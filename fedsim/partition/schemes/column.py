@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
+from fedsim.data.split import lacking
 from fedsim.errors import UserError, nearest
 from fedsim.partition.schemes.dirichlet import dirichlet
 from fedsim.partition.schemes.scheme import Division, Integers, Scheme, SchemeParams
@@ -80,12 +81,6 @@ def _clients_of(rows: Integers, clients: int) -> Integers:
     return found
 
 
-def without_value(values: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which rows have no value: one that is not itself, as nan, or an empty text."""
-    missing: NDArray[np.bool_] = np.char.str_len(values) == 0 if values.dtype.kind in "US" else values != values
-    return missing
-
-
 def column_values(columns: Mapping[str, NDArray[Any]], name: str) -> tuple[NDArray[Any], Integers]:
     """A column's values in sorted order, and how many rows have each.
 
@@ -95,7 +90,7 @@ def column_values(columns: Mapping[str, NDArray[Any]], name: str) -> tuple[NDArr
     if name not in columns:
         what = f"the data set has no column '{name}' with a value for every row"
         raise UserError("partition.column", what, nearest(name, columns))
-    if missing := int(np.count_nonzero(without_value(columns[name]))):
+    if missing := int(np.count_nonzero(lacking(columns[name]))):
         raise UserError("partition.column", f"column '{name}' has no value in {missing} training rows", "give every row one")
     return np.unique(columns[name], return_counts=True)
 

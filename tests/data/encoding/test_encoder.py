@@ -8,15 +8,15 @@ import torch
 from pictures import picture, save_encoder
 from transformers import AutoImageProcessor, AutoModel, ResNetConfig, ResNetModel
 
-from fedsim.data.encoding.encoder import REVISIONS, Encoder, locate
-from fedsim.data.encoding.spec import EncoderSpec
+from fedsim.data.encoding.encoder import locate
+from fedsim.data.encoding.spec import REVISIONS, EncoderSpec
 from fedsim.errors import UserError
 
 PICTURES = [picture(n) for n in range(4)]
 
 
 def embedded(spec, pool="cls"):
-    made = Encoder(locate(spec), pool, "cpu")
+    made = locate(spec.model_copy(update={"pool": pool})).load("cpu")
     return made.embed(made.pixels(PICTURES))
 
 
@@ -37,7 +37,7 @@ def test_register_tokens_are_no_patches(tmp_path):
     config = transformers.Dinov2WithRegistersConfig(**sizes, num_register_tokens=3)
     model = transformers.Dinov2WithRegistersModel(config).eval()
     model.save_pretrained(spec.name)
-    made = Encoder(locate(spec), "mean", "cpu")
+    made = locate(spec).load("cpu")
     with torch.inference_mode():
         tokens = model(made.pixels(PICTURES)).last_hidden_state
     assert tokens.shape[1] == 1 + 3 + 4
@@ -101,6 +101,6 @@ def test_a_folder_has_no_revision(encoder):
 
 
 def test_embeddings_do_not_depend_on_the_batch(encoder):
-    made = Encoder(locate(encoder), "cls", "cpu")
+    made = locate(encoder).load("cpu")
     alone = torch.cat([made.embed(made.pixels([each])) for each in PICTURES])
     np.testing.assert_allclose(alone, embedded(encoder), atol=1e-5)
