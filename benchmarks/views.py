@@ -59,9 +59,8 @@ def main() -> None:
     }
     file = options.out.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(grid))
-    subprocess.run(
-        [sys.executable, "-m", "fedsim.cli", "bench", "--in-process", "--grid", str(file), "--out", str(options.out)], check=True
-    )
+    command = [str(Path(sys.executable).with_name("fedsim")), "bench", "--in-process", "--grid", str(file), "--out", str(options.out)]
+    subprocess.run(command, check=True)
     rows = fedsim.load_results(options.out)
     scores = rows.groupby(["dataset", "label", "epsilon_target"])[["balanced_accuracy", "ceiling_balanced_accuracy"]]
     print(scores.agg(["mean", "std"]).round(4).to_string())

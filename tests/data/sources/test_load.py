@@ -5,7 +5,7 @@ import pytest
 from pictures import save_folder, save_medmnist
 from pydantic import ValidationError
 
-from fedsim.data.sources.load import image_set, load, training_rows
+from fedsim.data.sources.load import image_set, labelled, load
 from fedsim.data.sources.spec import DatasetSpec
 from fedsim.errors import UserError, at
 
@@ -278,23 +278,18 @@ def test_images_need_an_encoder(tmp_path):
         load(DatasetSpec(imagefolder=tmp_path / "pets"))
 
 
-def test_labels_and_columns_come_without_an_encoder(tmp_path):
+def test_labels_and_columns_come_without_an_encoder_and_are_those_of_the_embeddings(tmp_path, encoder):
     save_medmnist(tmp_path / "organamnist.npz")
-    rows = training_rows(DatasetSpec(name="medmnist:organamnist", root=tmp_path, limit=22))
-    assert (len(rows.y), len(rows.class_names)) == (22, 11)
+    spec = DatasetSpec(name="medmnist:organamnist", root=tmp_path, limit=22)
+    rows, data = labelled(spec), load(spec.model_copy(update={"encoder": encoder}))
+    assert (len(rows.y_train), len(rows.names)) == (22, 11)
+    np.testing.assert_array_equal(rows.y_train, data.y_train)
+    assert rows.class_names == data.class_names
 
 
 def test_digits_are_images_for_an_encoder_and_embeddings_without_one(encoder):
     assert load(DatasetSpec(name="digits")).dim == 64
-    assert load(DatasetSpec(name="digits", limit=40), encoder).dim == 16
-
-
-def test_the_rows_of_a_partition_are_those_of_the_embeddings(tmp_path, encoder):
-    save_medmnist(tmp_path / "organamnist.npz")
-    spec = DatasetSpec(name="medmnist:organamnist", root=tmp_path, limit=22)
-    rows, data = training_rows(spec, encoder), load(spec, encoder)
-    np.testing.assert_array_equal(rows.y, data.y_train)
-    assert rows.class_names == data.class_names
+    assert load(DatasetSpec(name="digits", limit=40, encoder=encoder)).dim == 16
 
 
 @pytest.mark.parametrize(
