@@ -110,7 +110,7 @@ def _check_apart(grid: Grid, data: Mapping[str, Embeddings]) -> None:
     for i, spec in enumerate(grid.sets):
         same = first.setdefault(data[spec.key].fingerprint, i)
         if same != i:
-            raise UserError(grid.place_of(spec), f"has the same content as '{grid.sets[same].display}'", "remove one")
+            raise UserError(grid.place_of(spec), f"has the same content as dataset[{grid.position(grid.sets[same])}]", "remove one")
 
 
 def grid_place(grid: Grid, dataset: DatasetSpec, clients: int, unseen: str | None = None) -> Callable[[str], str]:

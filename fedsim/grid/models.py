@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -47,6 +47,11 @@ def _distinct(values: tuple[_Item, ...]) -> tuple[_Item, ...]:
     if not values:
         raise ValueError("is empty; give at least one value")
     return _no_two(values)
+
+
+def _twice(names: Sequence[str]) -> str | None:
+    """The first name that is there twice."""
+    return next((name for i, name in enumerate(names) if name in names[:i]), None)
 
 
 def _no_two(values: tuple[_Item, ...]) -> tuple[_Item, ...]:
@@ -305,15 +310,20 @@ class Grid(_Model):
         if isinstance(context, Source):
             self._source = context
 
+    @field_validator("dataset")
+    @classmethod
+    def _named_apart(cls, dataset: tuple[DatasetSpec, ...]) -> tuple[DatasetSpec, ...]:
+        if twice := _twice([spec.display for spec in dataset]):
+            raise ValueError(f"two data sets are called '{twice}'; give one another name: {{npz: PATH, name: NAME}}")
+        return dataset
+
     @field_validator("encoder")
     @classmethod
     def _encoder_matters(cls, encoder: tuple[EncoderSpec, ...], info: ValidationInfo) -> tuple[EncoderSpec, ...]:
-        dataset = info.data.get("dataset", ())
-        if encoder and dataset and all(spec.source.images is None for spec in dataset):
+        if encoder and "dataset" in info.data and all(spec.source.images is None for spec in info.data["dataset"]):
             raise ValueError("no data set of the grid holds images; remove it")
-        names = [encoded.display for spec in dataset for encoded in spec.encoded_by(encoder)]
-        if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
-            raise ValueError(f"two data sets are called '{twice}'; give one another name: {{npz: PATH, name: NAME}}")
+        if twice := _twice([spec.display for spec in encoder]):
+            raise ValueError(f"two encoders are called '{twice}'; rename the file or folder of one")
         return encoder
 
     @field_validator("alpha")
@@ -340,9 +350,13 @@ class Grid(_Model):
         """Every data set with every encoder, in the order of the axes."""
         return tuple(encoded for spec in self.dataset for encoded in spec.encoded_by(self.encoder))
 
+    def position(self, dataset: DatasetSpec) -> int:
+        """Where on the axis ``dataset`` one of ``sets`` is."""
+        return next(i for i, spec in enumerate(self.dataset) if dataset in spec.encoded_by(self.encoder))
+
     def place_of(self, dataset: DatasetSpec) -> str:
         """The text that names one of ``sets`` in a message."""
-        return self.place("dataset", next(i for i, spec in enumerate(self.dataset) if dataset in spec.encoded_by(self.encoder)))
+        return self.place("dataset", self.position(dataset))
 
     @property
     def unit_column(self) -> str | None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from pictures import picture, save_encoder
+from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModel, ResNetConfig, ResNetModel
 
 from fedsim.data.encoding.encoder import locate
@@ -104,3 +105,45 @@ def test_embeddings_do_not_depend_on_the_batch(encoder):
     made = locate(encoder).load("cpu")
     alone = torch.cat([made.embed(made.pixels([each])) for each in PICTURES])
     np.testing.assert_allclose(alone, embedded(encoder), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "names no encoder or two; give a name"),
+        ({"name": "a", "onnx": "b.onnx"}, "names no encoder or two"),
+        ({"name": "a", "size": 112}, "a named encoder takes no size"),
+        ({"onnx": "a.onnx", "revision": "b"}, "takes no revision"),
+        ({"onnx": "a.onnx", "dtype": "bfloat16"}, "computes as it was exported; give dtype: float32"),
+        ({"onnx": "a.onnx", "std": [1, 0, 1]}, "std has a value that is not positive"),
+        ({"name": "a", "views": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_a_wrong_encoder_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        EncoderSpec.model_validate(given)
+
+
+def test_dinov2_needs_no_prefix_and_what_is_not_the_default_is_in_the_name_of_tables():
+    assert EncoderSpec.model_validate("dinov2-small").name == "facebook/dinov2-small"
+    spec = EncoderSpec(name="facebook/dinov2-base", pool="cls+mean", dtype="bfloat16", views=4)
+    assert spec.display == "dinov2-base, cls+mean, bfloat16, 4 views"
+
+
+def test_weights_that_are_not_used_are_not_reported_and_those_that_lack_are(tmp_path, encoder, capfd):
+    folder = Path(shutil.copytree(encoder.name, tmp_path / "copy"))
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {"head.weight": torch.ones(2, 2)}, folder / "model.safetensors", {"format": "pt"})
+    embedded(EncoderSpec(name=str(folder)))
+    printed = capfd.readouterr()
+    assert printed.out + printed.err == ""
+    gone = next(name for name in weights if name.endswith("mlp.fc1.weight"))
+    save_file({name: value for name, value in weights.items() if name != gone}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=f"cannot be loaded .there are no weights of {gone}"):
+        embedded(EncoderSpec(name=str(folder)))
+
+
+def test_bfloat16_without_a_processor_that_has_it_is_refused(encoder, monkeypatch):
+    monkeypatch.setattr("fedsim.data.encoding.encoder.has_bfloat16", lambda: False)
+    with pytest.raises(UserError, match="this processor computes in bfloat16 more slowly than in float32; give dtype: float32"):
+        locate(encoder.model_copy(update={"dtype": "bfloat16"})).load("cpu")

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from fedsim.data.sources.load import image_set, labelled, load
 from fedsim.data.sources.spec import DatasetSpec
+from fedsim.data.split import TEST, TRAIN
 from fedsim.errors import UserError, at
 
 REPOSITORY = Path(__file__).parents[3]
@@ -124,10 +125,11 @@ def test_too_small_a_limit_is_refused():
         ("medmnist:organ", r"unknown MedMNIST set 'organ'; did you mean 'organ.mnist'"),
         ({"name": "medmnist:organsmnist", "size": 100}, "28, 64, 128 or 224"),
         ({"name": "digits", "size": 64}, "'digits' takes no size; it is for medmnist"),
-        ({"npz": "a.npz", "root": "b"}, "takes no root; it is for medmnist, milk10k"),
+        ({"npz": "a.npz", "root": "b"}, "takes no root; it is for chest-xray, ham10000, medmnist, milk10k"),
         ({"csv": "a.csv", "remap": True}, "takes no remap; it is for npz"),
         ({"csv": "a.csv", "npz": "a.npz"}, "names npz and csv; give one of them"),
         ("hf:", "unknown data set 'hf:'"),
+        ({"npz": "a.npz", "split": {"by": "site"}}, "'a' holds embeddings and takes no split, which is for images"),
     ],
 )
 def test_a_wrong_spec_is_refused(spec, message):
@@ -270,6 +272,47 @@ def test_equal_images_of_one_file_of_arrays_are_found_too(tmp_path):
     whole, dropped = (image_set(DatasetSpec(**spec, overlap=policy)) for policy in ("keep", "drop"))
     assert (len(whole), len(dropped)) == (102, 101)
     assert 3 not in dropped.rows
+
+
+TABLE = "path,label,patient\n" + "".join(f"{kind}/{n}.png,{kind},p{n // 2}\n" for kind in ("cat", "dog", "eel") for n in range(8))
+
+
+def test_a_quarter_of_a_columns_values_can_be_for_testing(tmp_path, encoder):
+    (save_folder(tmp_path / "pets") / "pets.csv").write_text(TABLE)
+    spec = {"csv": tmp_path / "pets/pets.csv", "split": {"by": "patient"}}
+    images, again = (image_set(DatasetSpec(**spec)) for _ in range(2))
+    sides = [set(images.columns["patient"][images.split == part]) for part in (TRAIN, TEST)]
+    assert [len(side) for side in sides] == [3, 1]
+    assert not sides[0] & sides[1]
+    np.testing.assert_array_equal(images.split, again.split)
+    data = load(DatasetSpec(**spec, encoder=encoder))
+    assert set(data.test_columns["patient"]) == sides[1]
+
+
+@pytest.mark.parametrize(
+    ("table", "by", "message"),
+    [
+        (TABLE, "patients", "split.by: the data set has no column 'patients'; did you mean 'patient'"),
+        (TABLE.replace(",p2", ","), "patient", "split.by: 6 rows have no patient; give every row one"),
+        (TABLE.replace(",p1", ",p0").replace(",p2", ",p0").replace(",p3", ",p0"), "patient", "class 'cat' has a single patient"),
+    ],
+)
+def test_a_column_that_cannot_split_is_refused(tmp_path, table, by, message):
+    (save_folder(tmp_path / "pets") / "pets.csv").write_text(table)
+    with pytest.raises(UserError, match=message):
+        image_set(DatasetSpec(csv=tmp_path / "pets/pets.csv", split={"by": by}))
+
+
+def test_folders_within_a_class_are_a_column_to_split_by(tmp_path):
+    for patient in range(8):
+        save_folder(tmp_path / f"p{patient}", each=2, start=6 * patient)
+        for kind in ("cat", "dog", "eel"):
+            (tmp_path / f"pets/{kind}").mkdir(parents=True, exist_ok=True)
+            (tmp_path / f"p{patient}/{kind}").rename(tmp_path / f"pets/{kind}/p{patient}")
+    images = image_set(DatasetSpec(imagefolder=tmp_path / "pets", split={"by": "folder"}))
+    sides = [set(images.columns["folder"][images.split == part]) for part in (TRAIN, TEST)]
+    assert [len(side) for side in sides] == [6, 2]
+    assert not sides[0] & sides[1]
 
 
 def test_images_need_an_encoder(tmp_path):

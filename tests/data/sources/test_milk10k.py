@@ -5,7 +5,9 @@ import pandas as pd
 import pytest
 from pictures import save_milk10k
 
+from fedsim.data.sources.load import image_set
 from fedsim.data.sources.milk10k import DIAGNOSES, GROUND_TRUTH, IMAGES, METADATA, load_milk10k
+from fedsim.data.sources.spec import DatasetSpec
 from fedsim.data.split import TEST, TRAIN
 from fedsim.errors import UserError
 
@@ -39,7 +41,7 @@ def test_image_type_and_site_are_columns(milk):
 def test_what_is_missing_is_named_with_where_to_get_it_and_where_to_put_it(milk, missing):
     (milk / missing).rename(milk / "elsewhere")
     with pytest.raises(UserError) as caught:
-        load_milk10k(milk, "milk10k")
+        image_set(DatasetSpec(name="milk10k", root=milk))
     assert f"there is no {missing}" in str(caught.value)
     assert "challenge.isic-archive.com" in caught.value.hint
     assert str(milk) in caught.value.hint
