@@ -20,7 +20,7 @@ app.add_typer(sets, name="data", rich_help_panel=PANEL)
 @sets.command("list")
 def data_list() -> None:
     """Show the data sets that fedsim knows: classes, size, licence, source."""
-    from fedsim.data.sources.catalogue import catalogue_table
+    from fedsim.data.sources import catalogue_table
 
     wide_console(plain_console()).print(catalogue_table())
 

@@ -47,7 +47,7 @@ class Archive:
         Raises:
             BadArrays: there is no such array, or its header cannot be true.
         """
-        with told(name), self._member(name) as stream:
+        with named(name), self._member(name) as stream:
             return self._head(name, stream)
 
     def read(self, name: str) -> NDArray[Any]:
@@ -56,7 +56,7 @@ class Archive:
         Raises:
             BadArrays: there is none, or it is damaged or holds Python objects.
         """
-        with told(name):
+        with named(name):
             with self._member(name) as stream:
                 self._head(name, stream)
             with self._member(name) as stream:
@@ -71,7 +71,7 @@ class Archive:
         Raises:
             BadArrays: there is none.
         """
-        with told(name):
+        with named(name):
             return self._member(name)
 
     def _member(self, name: str) -> IO[bytes]:
@@ -104,7 +104,7 @@ def open_archive(path: Path) -> Iterator[Archive]:
         BadArrays: it is no regular file, or no such archive.
     """
     with ExitStack() as files:
-        with told():
+        with named():
             opened = files.enter_context(zipfile.ZipFile(files.enter_context(open_regular(path))))
         yield Archive(opened)
 
@@ -120,7 +120,7 @@ def read_arrays(path: Path) -> Arrays:
 
 
 @contextmanager
-def told(name: str = "") -> Iterator[None]:
+def named(name: str = "") -> Iterator[None]:
     """Every error in the block becomes a BadArrays that names the array."""
     try:
         yield

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -50,6 +50,7 @@ class Embeddings:
         y: NDArray[Any],
         split: NDArray[Any],
         columns: Mapping[str, NDArray[Any]] | None = None,
+        class_names: NDArray[Any] | Sequence[str] | None = None,
     ) -> Embeddings:
         """Check raw arrays and divide them by ``split``.
 
@@ -59,6 +60,7 @@ class Embeddings:
             y: integer labels ``[n]``, 0 .. C-1; every class needs a training row.
             split: ``[n]``, 0 = train, 1 = validation (ignored), 2 = test.
             columns: further values per row, each ``[n]``.
+            class_names: what the classes are called, ``[C]``; None where that is not known.
 
         Raises:
             UserError: an array has a wrong rank, dtype, length or value; rows are counted from 0 in ``x``.
@@ -77,14 +79,20 @@ class Embeddings:
         for part, rows in (("training", train), ("test", test)):
             if not rows.any():
                 raise UserError("", f"there is no {part} row", "give 0 = train and 2 = test in split")
+        classes, names = _classes(labels[train], labels[test]), np.asarray([] if class_names is None else class_names)
+        if class_names is not None and names.shape != (classes,):
+            what = f"class_names has shape {list(names.shape)}, and there are {classes} classes"
+            raise UserError("", what, f"give one name a class, [{classes}], or leave class_names out")
+        check_texts("class_names", names)
         return cls(
             name=name,
             x_train=features[train],
             y_train=labels[train],
             x_test=features[test],
             y_test=labels[test],
-            classes=_classes(labels[train], labels[test]),
+            classes=classes,
             columns={key: np.asarray(values)[train] for key, values in (columns or {}).items()},
+            class_names=tuple(map(str, names)),
             test_columns={key: np.asarray(values)[test] for key, values in (columns or {}).items()},
         )
 
@@ -191,8 +199,8 @@ def _integers(values: NDArray[Any], name: str, rows: int) -> NDArray[np.int64]:
     if values.ndim != 1 or len(values) != rows:
         raise UserError("", f"{name} has shape {list(values.shape)}", f"give one value per row of x: [{rows}]")
     if values.dtype.kind not in "iu":
-        right = {"y": "give integers, or remap: true for names", "split": "give 0 = train, 1 = validation, 2 = test"}
-        raise UserError("", f"{name} has dtype {values.dtype}", right.get(name, "give integers"))
+        hints = {"y": "give integers, or remap: true for names", "split": "give 0 = train, 1 = validation, 2 = test"}
+        raise UserError("", f"{name} has dtype {values.dtype}", hints.get(name, "give integers"))
     if len(values) and int(values.max()) > np.iinfo(np.int64).max:
         raise UserError("", f"{name} has the value {values.max()}", "give numbers below 2^63")
     return values.astype(np.int64)
@@ -206,8 +214,8 @@ def _classes(y_train: NDArray[np.int64], y_test: NDArray[np.int64]) -> int:
         if len(untrained) and np.array_equal(np.union1d(present, untrained), np.arange(classes + len(untrained))):
             raise UserError("", f"no training row has label {untrained[0]}, test rows have", "drop these test rows, or train on some")
         listing = ", ".join(map(str, present[:12].tolist())) + (", ..." if classes > 12 else "")
-        right = f"number the classes 0 .. {classes - 1}, or let remap: true do it"
-        raise UserError("", f"the labels of the training rows are {listing}", right)
+        hint = f"number the classes 0 .. {classes - 1}, or let remap: true do it"
+        raise UserError("", f"the labels of the training rows are {listing}", hint)
     if classes < 2:
         raise UserError("", "all training rows have one label", "give at least two classes")
     strange = y_test[(y_test < 0) | (y_test >= classes)]

@@ -132,8 +132,8 @@ class ImageSet:
         digest = hashlib.sha256(repr((self.class_names, sorted(self.columns))).encode())
         for array in (self.y, self.split, *(self.columns[name] for name in sorted(self.columns))):
             digest.update(f"{array.dtype.str} {array.shape}\n".encode() + np.ascontiguousarray(array).tobytes())
-        for each in self.digests:
-            digest.update(each)
+        for image in self.digests:
+            digest.update(image)
         return digest.hexdigest()[:16]
 
     def decoder(self, position: int) -> Decoder:
@@ -236,7 +236,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _file_digest(path: str) -> bytes:
-    """Of a file's content; one that cannot be read, which decoding will tell, is apart from all others."""
+    """Of a file's content; one that cannot be read, as decoding will report, differs from all others."""
     try:
         with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").digest()

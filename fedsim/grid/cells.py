@@ -67,7 +67,7 @@ def evaluations(grid: Grid, spec: DatasetSpec, columns: Mapping[str, NDArray[Any
         sites = column_values(columns, column)[0].astype(np.str_).tolist()
     if asked != "each" and asked not in sites:
         raise UserError(where, f"column '{column}' of '{spec.display}' has no value '{asked}'", nearest(asked, [*sites, "each"]))
-    return tuple(grid.evaluation.model_copy(update={"unseen": each}) for each in (sites if asked == "each" else [asked]))
+    return tuple(grid.evaluation.model_copy(update={"unseen": site}) for site in (sites if asked == "each" else [asked]))
 
 
 def without_unseen(grid: Grid, data: Mapping[str, Embeddings]) -> dict[str, Embeddings]:

@@ -27,8 +27,8 @@ def spelled(value: Any) -> str:
 
 def translated(error: ValidationError, model: type[BaseModel], place: Callable[[Loc], str]) -> UserError:
     """The first error as a ``UserError``; an unknown key goes first, for it explains the missing one."""
-    found = error.errors(include_url=False)
-    first: Any = next((each for each in found if each["type"] == "extra_forbidden"), found[0])
+    errors = error.errors(include_url=False)
+    first: Any = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
     loc: Loc = first["loc"]
     if first["type"] == "invalid_key" or (first["type"] == "string_type" and loc[-1:] == ("[key]",)):
         key = "null" if first["input"] is None else spelled(first["input"])
@@ -56,17 +56,17 @@ def _model_at(model: type[BaseModel], loc: Loc) -> type[BaseModel]:
 def _model_in(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((found for part in get_args(annotation) if (found := _model_in(part))), None)
+    return next((model for part in get_args(annotation) if (model := _model_in(part))), None)
 
 
 def _complaint(error: Mapping[str, Any]) -> tuple[str, str]:
-    """(what is wrong, what would be right) of one pydantic error."""
+    """What is wrong, and a hint, of one pydantic error."""
     kind, given, context = error["type"], spelled(error["input"]), error.get("ctx", {})
     if kind == "missing":
         return "is missing", "give a value"
     if kind in ("value_error", "assertion_error"):
-        what, _, right = str(context["error"]).partition("; ")
-        return what, right
+        what, _, hint = str(context["error"]).partition("; ")
+        return what, hint
     if kind == "literal_error":
         known = re.findall(r"'([^']*)'", context["expected"])
         return f"unknown value {given}", nearest(str(error["input"]), known) if known else f"give {context['expected']}"

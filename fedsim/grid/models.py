@@ -26,7 +26,7 @@ from fedsim.data.encoding.spec import EncoderSpec
 from fedsim.data.sources.spec import DatasetSpec
 from fedsim.errors import nearest
 from fedsim.grid.complaints import spelled
-from fedsim.grid.places import Source
+from fedsim.grid.places import Origin
 from fedsim.models.probe import PROBE_C
 from fedsim.partition import PartitionSpec
 from fedsim.privacy.plan import MOST_DELTA, Trust, Unit
@@ -303,11 +303,11 @@ class Grid(_Model):
     audit: AuditSpec | None = None
     check: Literal["quick", "full"] | None = None
     resources: Resources = Resources()
-    _source: Source = PrivateAttr(default_factory=Source)
+    _source: Origin = PrivateAttr(default_factory=Origin)
 
     def model_post_init(self, context: Any) -> None:
         """The context of a validation says where the values came from."""
-        if isinstance(context, Source):
+        if isinstance(context, Origin):
             self._source = context
 
     @field_validator("dataset")

@@ -10,7 +10,7 @@ Loc = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
-class Source:
+class Origin:
     """Where the values of a grid came from, to name places in messages; no part of what makes two grids equal."""
 
     file: str = field(default="", compare=False)
@@ -45,7 +45,7 @@ class Source:
         return tuple(kept)
 
 
-class Options(Source):
+class Options(Origin):
     """Places of a grid that was given as command line options."""
 
     def place(self, loc: Loc) -> str:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from fedsim.errors import UserError
 from fedsim.grid.complaints import spelled, translated
 from fedsim.grid.models import Grid
-from fedsim.grid.places import Options, Source
+from fedsim.grid.places import Options, Origin
 from fedsim.grid.yaml import override, parse, read_text
 from fedsim.words import is_encodable
 
@@ -36,11 +36,11 @@ def load_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
     if not isinstance(data, dict):
         raise UserError(str(path), f"the top level is {spelled(data)}, not a mapping", "write `key: value` lines")
     changed = tuple(override(data, text) for text in overrides)
-    source = Source(str(path), data, lines, changed)
+    source = Origin(str(path), data, lines, changed)
     return _validated({"name": path.stem, **data}, source, path.absolute().parent)
 
 
-def _validated(data: Mapping[str, Any], source: Source, folder: Path) -> Grid:
+def _validated(data: Mapping[str, Any], source: Origin, folder: Path) -> Grid:
     """The grid whose places ``source`` names, with its relative paths taken from ``folder``."""
     try:
         grid = Grid.model_validate(data, context=source)
@@ -95,6 +95,6 @@ def parse_option(model: type[_Option], option: str, text: str, given: Mapping[st
     value, _ = parse(text, option)
     try:
         base = value if isinstance(value, dict) else model.model_validate(str(value)).model_dump(exclude_unset=True)
-        return model.model_validate({**base, **{key: each for key, each in given.items() if each is not None}})
+        return model.model_validate({**base, **{key: option for key, option in given.items() if option is not None}})
     except ValidationError as error:
         raise translated(error, model, lambda loc: f"{option}: {'.'.join(map(str, loc))}" if loc else option) from error

@@ -1,4 +1,4 @@
-"""A grid's algorithms found: every one with all its parameters."""
+"""A grid's algorithms looked up, each with all its parameters."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Resolved:
         left_out = {**self.refused, **refused}
         if len(left_out) == len(self.grid.algorithms):
             raise left_out[0]
-        return replace(self, variants=tuple(each for each in self.variants if each.entry not in left_out), refused=left_out)
+        return replace(self, variants=tuple(variant for variant in self.variants if variant.entry not in left_out), refused=left_out)
 
 
 def resolve(grid: Grid, *, keep_going: bool = False) -> Resolved:
@@ -91,12 +91,12 @@ def resolve(grid: Grid, *, keep_going: bool = False) -> Resolved:
     known = Resolved(grid, (), {}).without(refused)
     if not refused:
         _check_scan(grid, classes)
-    found: list[Variant] = []
+    variants: list[Variant] = []
     for i, cls in classes.items():
         for variant in _points(grid, i, cls):
-            _check_apart(grid, variant, found)
-            found.append(variant)
-    return replace(known, variants=tuple(found))
+            _check_apart(grid, variant, variants)
+            variants.append(variant)
+    return replace(known, variants=tuple(variants))
 
 
 def plug_in_files(names: Iterable[str]) -> set[Path]:

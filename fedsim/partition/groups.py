@@ -19,7 +19,7 @@ PLACE = "partition.together"
 
 
 @dataclass(frozen=True, eq=False)
-class Parts:
+class Grouping:
     """What a scheme divides: rows, or groups of them.
 
     Attributes:
@@ -33,7 +33,7 @@ class Parts:
     part: Integers
 
 
-def parts_of(y: Integers, columns: Mapping[str, NDArray[Any]], spec: PartitionSpec) -> Parts:
+def parts_of(y: Integers, columns: Mapping[str, NDArray[Any]], spec: PartitionSpec) -> Grouping:
     """The groups that the specification keeps together; without any every row is a part.
 
     Raises:
@@ -41,7 +41,7 @@ def parts_of(y: Integers, columns: Mapping[str, NDArray[Any]], spec: PartitionSp
     """
     together, site = spec.together, spec.given.site_column
     if together is None:
-        return Parts(y, columns, np.arange(len(y)))
+        return Grouping(y, columns, np.arange(len(y)))
     _, first, part = np.unique(_values(columns, together), return_index=True, return_inverse=True)
     counts = np.zeros((len(first), int(y.max()) + 1), np.int64)
     np.add.at(counts, (part, y), 1)
@@ -52,7 +52,7 @@ def parts_of(y: Integers, columns: Mapping[str, NDArray[Any]], spec: PartitionSp
             one, two, group = values[first][part][row], values[row], columns[together][row]
             what = f"{together} '{group}' has rows of {site} '{one}' and '{two}', so of two clients"
             raise UserError(PLACE, what, "keep a group within a client: correct the column, or divide by another scheme")
-    return Parts(counts.argmax(1), {name: values[first] for name, values in columns.items()}, part.astype(np.int64))
+    return Grouping(counts.argmax(1), {name: values[first] for name, values in columns.items()}, part.astype(np.int64))
 
 
 def check_split(column: str, train: Mapping[str, NDArray[Any]], test: Mapping[str, NDArray[Any]]) -> None:

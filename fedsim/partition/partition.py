@@ -1,19 +1,20 @@
-"""A partition: which rows each client holds, with its fingerprint and its label-by-client matrix."""
+"""A partition: which rows each client holds; the limits that none can escape, and the data as its clients see them."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.data.embeddings import Embeddings
+from fedsim.errors import UserError
 from fedsim.partition.groups import parts_of
-from fedsim.partition.limits import check_partition
 from fedsim.partition.schemes import SCHEMES
-from fedsim.partition.schemes.scheme import Division
+from fedsim.partition.schemes.scheme import Division, own_test_rows
 from fedsim.partition.spec import PartitionSpec
 from fedsim.seeds import Purpose, Seeds
 
@@ -35,6 +36,31 @@ class Partition:
     label_counts: NDArray[np.int64]
     scheme: str
     groups: tuple[NDArray[np.int64], ...] | None = None
+
+
+def check_partition(y: NDArray[np.int64], *, spec: PartitionSpec, clients: int, columns: Mapping[str, NDArray[Any]]) -> None:
+    """Check the limits that no partition of these data can escape, before one is made.
+
+    Args:
+        y: labels int64 ``[n]``.
+        spec: the scheme and its parameters.
+        clients: how many.
+        columns: values per training row.
+
+    Raises:
+        UserError: too few rows, classes or column values for so many clients; no such column; a group in two clients. Its place is a
+            grid's key (``clients``, ``partition.column``, ``partition.together``).
+    """
+    if clients < 1:
+        raise UserError("clients", f"{clients} is not positive", "give at least 1 client")
+    parts = parts_of(y, columns, spec)
+    need, least, things, there = clients * spec.min_size, f"{spec.min_size} (partition.min_size)", spec.things, len(parts.y)
+    if need > there:
+        arithmetic = f"{clients} clients × {least} = {need} {things}, but there are {there} training {things}"
+        if spec.min_size > there:
+            raise UserError("partition.min_size", arithmetic, f"give at most {there // clients or 1}")
+        raise UserError("clients", arithmetic, f"give at most {there // spec.min_size} clients")
+    SCHEMES[spec.scheme].check(Division(parts.y, parts.columns, clients, spec.min_size, spec.given))
 
 
 def make_partition(
@@ -78,3 +104,19 @@ def make_partition(
     if scheme.map_rows is not None and any(given):
         digest.update(f"shift {' '.join(map(repr, given))} {seed}".encode())  # equal rows, other values
     return Partition(rows, digest.hexdigest()[:16], label_counts, spec.scheme, groups)
+
+
+def as_seen(data: Embeddings, partition: Partition, spec: PartitionSpec, seed: int) -> Embeddings:
+    """Every training row through its owner's map; the data set itself where the scheme has none.
+
+    Test rows stand for all clients alike: row i goes through the map of client ``i mod clients``.
+    """
+    map_rows = SCHEMES[spec.scheme].map_rows
+    if map_rows is None:
+        return data
+    x_train, x_test = data.x_train.copy(), data.x_test.copy()
+    for client, rows in enumerate(partition.rows):
+        x_train[rows] = map_rows(data.x_train[rows], client, spec.given, seed)
+        own = own_test_rows(client, len(partition.rows))
+        x_test[own] = map_rows(data.x_test[own], client, spec.given, seed)
+    return replace(data, x_train=x_train, x_test=x_test)

@@ -1,1 +1,1 @@
-"""Algorithms by name: found, hashed, blamed in messages, and what they may claim."""
+"""Algorithms by name: looked up, hashed, named in messages, and what they may claim."""

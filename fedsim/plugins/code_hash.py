@@ -27,7 +27,7 @@ SHIPPED = tuple(FEDSIM.parent / name for name in ("fedsim", "algorithms", "basel
 TRAINING, EVALUATION = "fedsim.training", "fedsim.evaluation"
 """The rooms that compute what a training and a judgement are; each is hashed whole, with what it imports from the rooms below."""
 LAZY, FACE = "fedsim.methods", "fedsim.methods.face"
-"""A package, and what its names lead to; who imports another module of the package does not reach that."""
+"""A package, and where its names lead; an import of another module of the package does not reach there."""
 HARMLESS = {
     "fedsim.plugins": "finds classes, whose code is hashed",
     "fedsim.grid": "what it makes of a grid stands in the cell",
@@ -47,7 +47,7 @@ _known: WeakKeyDictionary[type, str] = WeakKeyDictionary()
 def source_hash(cls: type) -> str:
     """First 16 hex digits of the SHA-256 of a class's code; computed once a process.
 
-    A class whose source is not to be found (made in an interpreter) has a random one of its own, so that no other session or later
+    A class without a source file (made in an interpreter) has a random one of its own, so that no other session or later
     definition is taken for it.
     """
     if cls not in _known:
@@ -118,7 +118,7 @@ def is_harmless(module: str) -> bool:
 def reached(roots: Iterable[str], own: Iterable[str] = ()) -> dict[str, Path]:
     """The files of ``roots`` and of all that they import, transitively, by module name; arguments as in :func:`digests`."""
     packages = {name.partition(".")[0] for name in own}
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     specs: dict[str, ModuleSpec | None] = {}
     waiting, visited = list(roots), set[str]()
     while waiting:
@@ -130,12 +130,12 @@ def reached(roots: Iterable[str], own: Iterable[str] = ()) -> dict[str, Path]:
         file = _file_of(name) if spec is None else Path(spec.origin).resolve() if spec.has_location and spec.origin else None
         if file is None or not (_below(file, SHIPPED) or name.partition(".")[0] in packages or _is_own(file)):
             continue
-        found[name] = file
+        files[name] = file
         package = name if spec is not None and spec.submodule_search_locations is not None else name.rpartition(".")[0]
         waiting += _parents(name)
         imports = () if is_harmless(name) else _parsed(file.read_bytes()).imports
-        waiting += (each for imported in imports for each in imported.modules(package))
-    return dict(sorted(found.items()))
+        waiting += (module for imported in imports for module in imported.modules(package))
+    return dict(sorted(files.items()))
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def _shape(node: Any) -> Any:
         fields = ((name, getattr(node, name, None)) for name in node._fields if name != "kind")
         return (type(node).__name__, *((name, _shape(value)) for name, value in fields if value is not None and value != []))
     if isinstance(node, list):
-        return tuple(_shape(each) for each in node if not _is_text(each))
+        return tuple(_shape(child) for child in node if not _is_text(child))
     return node
 
 
@@ -214,7 +214,7 @@ def _spec(name: str, known: dict[str, ModuleSpec | None]) -> ModuleSpec | None:
 
 def _modules_of(cls: type) -> list[str] | None:
     """The modules of a class, of its parameters and of their bases as far as they are an algorithm's; None if one has no file."""
-    bases = [base for each in (cls, getattr(cls, "Params", cls)) for base in each.__mro__]
+    bases = [base for kind in (cls, getattr(cls, "Params", cls)) for base in kind.__mro__]
     names = list(dict.fromkeys(base.__module__ for base in bases if any(b.__module__ == "fedsim.methods.algorithm" for b in base.__mro__)))
     return names if all(map(_file_of, names)) else None
 
@@ -238,5 +238,5 @@ def _parents(name: str) -> list[str]:
     return [".".join(parts[:n]) for n in range(1, len(parts))]
 
 
-def _hash_of(found: dict[str, str]) -> str:
-    return hashlib.sha256(repr(sorted(found.items())).encode()).hexdigest()[:16]
+def _hash_of(files: dict[str, str]) -> str:
+    return hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:16]

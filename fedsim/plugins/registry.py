@@ -59,18 +59,18 @@ def lookup(name: str, where: str = "algorithm") -> type[Algorithm]:
         UserError: nothing has the name; the known ones are listed.
         PluginError: the plug-in cannot be imported, or its class is not a complete algorithm; with file and line.
     """
-    found: Any = _registered.get(name)
-    if found is None:
+    cls: Any = _registered.get(name)
+    if cls is None:
         # installed names have no colon, and reading what is installed takes as long as a short training
         path = name if ":" in name else next((entry.value for entry in entry_points(group=GROUP) if entry.name == name), name)
         if ":" not in path:
             of_file = name.endswith(".py") or "/" in name
             raise UserError(where, f"unknown algorithm '{name}'", f"name its class: {name}:CLASS" if of_file else nearest(name, known()))
-        found = _imported(path, where)
-    check_complete(found, name, where)
-    if "name" not in vars(found):  # a registered base class has one of its own
-        found.name = name
-    return cast("type[Algorithm]", found)
+        cls = _imported(path, where)
+    check_complete(cls, name, where)
+    if "name" not in vars(cls):  # a registered base class has one of its own
+        cls.name = name
+    return cast("type[Algorithm]", cls)
 
 
 def check_installed(name: str, where: str) -> None:
@@ -92,15 +92,15 @@ def check_installed(name: str, where: str) -> None:
 def _is_installed(package: str) -> bool:
     """Whether what an import would find is of an installed distribution; imports nothing."""
     try:
-        found = importlib.util.find_spec(package)
+        spec = importlib.util.find_spec(package)
     except (ImportError, ValueError):
         return False
-    if found is None or not (at := found.origin or next(iter(found.submodule_search_locations or ()), None)):
+    if spec is None or not (at := spec.origin or next(iter(spec.submodule_search_locations or ()), None)):
         return False
     held = packages_distributions().get(package, [])
-    homes = [Path(str(distribution(each).locate_file(""))).resolve() for each in held]
-    for each in held:
-        direct = json.loads(distribution(each).read_text("direct_url.json") or "{}")
+    homes = [Path(str(distribution(name).locate_file(""))).resolve() for name in held]
+    for name in held:
+        direct = json.loads(distribution(name).read_text("direct_url.json") or "{}")
         if direct.get("dir_info", {}).get("editable"):
             homes.append(Path(unquote(urlsplit(direct["url"]).path)).resolve())
     return any(Path(at).resolve().is_relative_to(home) for home in homes)
@@ -115,8 +115,8 @@ def _imported(path: str, where: str) -> Any:
         raise
     except (Exception, SystemExit) as error:  # a plug-in may raise anything as it is imported
         at = origin(error)
-        right = "correct it there" if at else "give an importable pkg.module:Class or file.py:Class"
-        raise PluginError(where, f"'{path}' cannot be imported ({at + ': ' if at else ''}{said(error)})", right) from error
+        hint = "correct it there" if at else "give an importable pkg.module:Class or file.py:Class"
+        raise PluginError(where, f"'{path}' cannot be imported ({at + ': ' if at else ''}{said(error)})", hint) from error
 
 
 def _module_of_file(path: str, where: str) -> ModuleType:
@@ -137,11 +137,11 @@ def _module_of_file(path: str, where: str) -> ModuleType:
     return module
 
 
-def check_complete(found: Any, name: str, where: str) -> None:
+def check_complete(cls: Any, name: str, where: str) -> None:
     """Check what can be seen of a class without running it.
 
     Args:
-        found: what the look-up led to.
+        cls: what the look-up led to.
         name: as a grid file gives it.
         where: the place to name in an error.
 
@@ -151,28 +151,28 @@ def check_complete(found: Any, name: str, where: str) -> None:
     from fedsim.methods.algorithm import Algorithm, Params
     from fedsim.privacy.plan import Trust, Unit
 
-    if not (isinstance(found, type) and issubclass(found, Algorithm)):
+    if not (isinstance(cls, type) and issubclass(cls, Algorithm)):
         raise PluginError(where, f"'{name}' is not an Algorithm", "derive the class from fedsim.methods.algorithm.Algorithm")
-    params = getattr(found, "Params", None)
-    settings = [(key, getattr(found, key), get_args(words)) for key, words in (("units", Unit), ("trusts", Trust))]
+    params = getattr(cls, "Params", None)
+    settings = [(key, getattr(cls, key), get_args(words)) for key, words in (("units", Unit), ("trusts", Trust))]
     unknown = next(((key, own, words) for key, own, words in settings if not _are_of(own, words)), None)
-    if missing := sorted(found.__abstractmethods__):
-        what, right = f"lacks {' and '.join(missing)}", f"define {'; '.join(outline(found, each) for each in missing)}"
-    elif found.generates() and found.generator is Algorithm.generator:
-        what, right = "has neither generator nor classifier", f"define one: {outline(Algorithm, 'generator')}"
+    if missing := sorted(cls.__abstractmethods__):
+        what, hint = f"lacks {' and '.join(missing)}", f"define {'; '.join(outline(cls, method) for method in missing)}"
+    elif cls.generates() and cls.generator is Algorithm.generator:
+        what, hint = "has neither generator nor classifier", f"define one: {outline(Algorithm, 'generator')}"
     elif not (isinstance(params, type) and issubclass(params, Params)):
-        what, right = f"has Params = {params!r}", "give it Params, a class derived from fedsim.methods.algorithm.Params"
+        what, hint = f"has Params = {params!r}", "give it Params, a class derived from fedsim.methods.algorithm.Params"
     elif unknown:
         key, own, words = unknown
-        what, right = f"has {key} = {own!r}", f"give a tuple of {', '.join(words)}, such as {words[:1]}"
+        what, hint = f"has {key} = {own!r}", f"give a tuple of {', '.join(words)}, such as {words[:1]}"
     else:
         return
-    raise PluginError(where, f"{line_of(found)}: {found.__name__} {what}", right)
+    raise PluginError(where, f"{line_of(cls)}: {cls.__name__} {what}", hint)
 
 
 def _are_of(values: Any, words: tuple[str, ...]) -> bool:
     """Whether ``values`` is a tuple of one or several of ``words``."""
-    return isinstance(values, tuple) and bool(values) and all(each in words for each in values)
+    return isinstance(values, tuple) and bool(values) and all(value in words for value in values)
 
 
 def outline(cls: Any, method: str) -> str:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from fedsim.errors import UserError
 from fedsim.grid.complaints import translated
-from fedsim.grid.places import Source
+from fedsim.grid.places import Origin
 from fedsim.grid.yaml import parse, read_text
 from fedsim.privacy.plan import MOST_DELTA, PrivacyPlan, Release, Unit, calibrate
 from fedsim.privacy.tradeoff import Composition, Floats, Spectra
@@ -215,7 +215,7 @@ def read_releases(path: Path) -> tuple[Release, ...]:
     try:
         found = TypeAdapter(tuple[ReleaseSettings, ...]).validate_python(data)
     except ValidationError as error:
-        raise translated(error, ReleaseSettings, Source(str(path), data, lines).place) from error
+        raise translated(error, ReleaseSettings, Origin(str(path), data, lines).place) from error
     names = [each.name for each in found]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(str(path), f"two releases are called '{twice[0]}'", "give each a name of its own")

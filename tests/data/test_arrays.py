@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedsim.data.arrays import BadArrays, open_archive, read_arrays
-from fedsim.data.npz import load_embedding_file
+from fedsim.data.sources.npz import load_embedding_file
 from fedsim.errors import UserError
 
 HELD = {

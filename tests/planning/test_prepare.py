@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from fedsim.data.embeddings import Embeddings
-from fedsim.data.sources import SOURCES
-from fedsim.data.sources.catalogue import catalogue_table
+from fedsim.data.sources import SOURCES, catalogue_table
 from fedsim.data.sources.source import Asked, Listing, Source
 from fedsim.data.sources.spec import DatasetSpec
 from fedsim.errors import UserError

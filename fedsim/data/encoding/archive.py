@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.data.arrays import BadArrays, open_archive
-from fedsim.data.npz import MANIFEST
 from fedsim.errors import UserError
 from fedsim.files import replaced
+
+MANIFEST = "manifest"
+"""The array that says what the rows are and how they came to be."""
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
@@ -138,8 +138,7 @@ class Embedded:
     def data(self, name: str) -> Embeddings:
         """The data set, which tables call ``name``."""
         images = self.images
-        data = Embeddings.from_arrays(name, self.x, images.y, images.split, images.columns)
-        return replace(data, class_names=images.class_names)
+        return Embeddings.from_arrays(name, self.x, images.y, images.split, images.columns, images.class_names)
 
     def save(self, out: Path) -> None:
         """Write an ``.npz`` file that a grid can read, with its manifest readable beside it."""

@@ -31,7 +31,7 @@ def digits_images(name: str) -> ImageSet:
 
 def _digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     # the file that scikit-learn's load_digits reads; to import scikit-learn takes longer than all else that a small bench prepares
-    (file,) = (each for each in files("scikit-learn") or () if each.name == "digits.csv.gz")
+    (file,) = (file for file in files("scikit-learn") or () if file.name == "digits.csv.gz")
     table = np.loadtxt(str(file.locate()), delimiter=",")
     return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.int64)
 

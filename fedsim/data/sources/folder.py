@@ -59,12 +59,12 @@ def load_image_folder(root: Path, name: str, *, domains: bool = False) -> ImageS
     inner: list[str] = []
     counts: list[int] = []
     for folder, _, _ in held:
-        found = sorted(path for path in folder.rglob("*") if _may_be_image(path))
-        if not found:
+        images = sorted(path for path in folder.rglob("*") if _may_be_image(path))
+        if not images:
             raise UserError(where, f"class folder '{folder.relative_to(root)}' holds no image", f"known: {', '.join(sorted(EXTENSIONS))}")
-        paths += found
-        inner += [path.relative_to(folder).parts[0] if path.parent != folder else "" for path in found]
-        counts.append(len(found))
+        paths += images
+        inner += [path.relative_to(folder).parts[0] if path.parent != folder else "" for path in images]
+        counts.append(len(images))
     y, split, domain = np.repeat([(names.index(folder.name), part, place) for folder, part, place in held], counts, axis=0).T.astype(
         np.int64
     )
@@ -102,7 +102,7 @@ def _quarters(y: NDArray[np.int64], domain: NDArray[np.int64], names: tuple[str,
 
 
 def _may_be_image(path: Path) -> bool:
-    """By its name; a folder is none, and what else is no file is told when it is read."""
+    """By its name, and no folder; what else is no file is reported when it is read."""
     return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and not path.is_dir()
 
 

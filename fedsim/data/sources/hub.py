@@ -31,14 +31,14 @@ def load_hub(dataset: str, name: str) -> ImageSet:
     except ImportError as error:
         raise UserError("", "the package 'datasets' is not installed", "pip install 'fedsim[hf]'") from error
     try:
-        found = datasets.load_dataset(dataset)
+        held = datasets.load_dataset(dataset)
     except Exception as error:  # any of the hub's, the network's and the builders' errors
         what = f"'{dataset}' cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-        right = f"download it where there is a network (`hf download {dataset} --repo-type dataset`) and give hf:FOLDER"
-        raise UserError("", what, right) from error
-    parts = {WORDS[key]: found[key] for key in found if key in WORDS}
+        hint = f"download it where there is a network (`hf download {dataset} --repo-type dataset`) and give hf:FOLDER"
+        raise UserError("", what, hint) from error
+    parts = {WORDS[key]: held[key] for key in held if key in WORDS}
     if TRAIN not in parts:
-        raise UserError("", f"'{dataset}' has no train split, only {', '.join(found)}", "choose a set that has one")
+        raise UserError("", f"'{dataset}' has no train split, only {', '.join(held)}", "choose a set that has one")
     parts = parts if TEST in parts else {TRAIN: parts[TRAIN]}
     features = parts[TRAIN].features
     image = _only("image", [key for key, feature in features.items() if isinstance(feature, datasets.Image)])
@@ -59,11 +59,11 @@ def load_hub(dataset: str, name: str) -> ImageSet:
     return ImageSet(name, HubImages(tables, image, dataset), np.arange(len(y)), y, split, names, columns)
 
 
-def _only(kind: str, found: list[str]) -> str:
-    if len(found) != 1:
-        what = f"there are {len(found)} {kind} columns" + (f" ({', '.join(found)})" if found else "")
+def _only(kind: str, held: list[str]) -> str:
+    if len(held) != 1:
+        what = f"there are {len(held)} {kind} columns" + (f" ({', '.join(held)})" if held else "")
         raise UserError("", what, f"choose a set with one {kind} column")
-    return found[0]
+    return held[0]
 
 
 class HubImages:

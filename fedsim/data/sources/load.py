@@ -46,8 +46,7 @@ class OpenedSet:
             return self.held
         images = self.held
         x = np.random.default_rng(seed).standard_normal((len(images), dim), np.float32)
-        data = Embeddings.from_arrays(self.spec.display, unit_norm(x), images.y, images.split, images.columns)
-        return replace(data, class_names=images.class_names)
+        return Embeddings.from_arrays(self.spec.display, unit_norm(x), images.y, images.split, images.columns, images.class_names)
 
     def embedded(self) -> Embeddings:
         """The data set, its rows scaled to unit norm; embeddings that were computed before come from the cache.
@@ -79,8 +78,8 @@ class OpenedSet:
         images, seconds, dim = outlook(job)
         if job.manifest():
             return self.embedded(), None
-        told = f"{images} images of {self.held.name} with {self.spec.encoder.display}, about {_lasting(seconds)} on this machine"
-        return self.labelled(dim, int(job.key, 16)), told
+        left = f"{images} images of {self.held.name} with {self.spec.encoder.display}, about {_lasting(seconds)} on this machine"
+        return self.labelled(dim, int(job.key, 16)), left
 
 
 def _lasting(seconds: float) -> str:

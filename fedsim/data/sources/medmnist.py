@@ -13,7 +13,7 @@ from typing import IO, Any, Literal, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.data.arrays import BadArrays, open_archive, told
+from fedsim.data.arrays import BadArrays, named, open_archive
 from fedsim.data.images import BadImage, Decoder, ImageSet, from_pixels
 from fedsim.data.sources.source import Listing, RootParams, Source
 from fedsim.data.split import TEST, TRAIN, VALIDATION
@@ -160,7 +160,7 @@ class PackedImages:
         part = int(np.searchsorted(self.starts, row, side="right")) - 1
         shape = self.shapes[part][1:]
         size = int(np.prod(shape))
-        with told(self.members[part]):
+        with named(self.members[part]):
             stream = self._stream(part)
             stream.seek(self.offsets[part] + (row - int(self.starts[part])) * size)
             return np.frombuffer(stream.read(size), np.uint8).reshape(shape)

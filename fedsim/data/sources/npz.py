@@ -1,9 +1,21 @@
-"""Files of embeddings as a source."""
+"""``.npz`` files of embeddings: arrays ``x`` [n, d], ``y`` [n] and ``split`` [n]; further arrays [n] are columns, single values are notes.
+
+``class_names`` [C], if it is there, says what the classes are called.
+"""
 
 from __future__ import annotations
 
-from fedsim.data.npz import load_embedding_file
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.data.arrays import Arrays, BadArrays, read_arrays
+from fedsim.data.embeddings import Embeddings
 from fedsim.data.sources.source import Listing, Source
+from fedsim.data.split import TEST, TRAIN
+from fedsim.errors import UserError, at
 from fedsim.tagged import KindParams
 
 
@@ -15,6 +27,66 @@ class NpzParams(KindParams):
     """
 
     remap: bool = False
+
+
+def load_embedding_file(path: Path, name: str, *, remap: bool = False) -> Embeddings:
+    """Read and check a file of embeddings.
+
+    Args:
+        path: the file; one that holds pickled objects is refused.
+        name: what tables call the data set.
+        remap: number the labels 0 .. C-1 in sorted order, whatever they are.
+
+    Raises:
+        UserError: the file is missing, is not such a file, or its arrays do not do.
+    """
+    arrays = _read(path)
+    x, y, split = (arrays.pop(key) for key in ("x", "y", "split"))
+    names = arrays.pop("class_names", None)
+    with at(str(path)):
+        if remap:
+            y, names = remapped(y, split)  # the file's names belong to the labels as they were
+        columns = {key: values for key, values in arrays.items() if values.ndim}  # a single value is a note, such as a manifest
+        return Embeddings.from_arrays(name, x, y, split, columns, names)
+
+
+def remapped(y: NDArray[Any], split: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """Labels of training and test rows as 0 .. C-1 in sorted order, and what they were where that is text.
+
+    Arrays of another shape, and a split that is no whole numbers, come back as they are, to be refused.
+
+    Raises:
+        UserError: they are neither whole numbers nor texts, or no training row has a test row's.
+    """
+    if y.ndim != 1 or split.shape != y.shape or split.dtype.kind not in "iu":
+        return y, None
+    if y.dtype.kind not in "iuUS":
+        raise UserError("", f"y has dtype {y.dtype}", "give whole numbers or names")
+    used = (split == TRAIN) | (split == TEST)
+    labels = np.zeros(len(y), dtype=np.int64)
+    values, labels[used] = np.unique(y[used], return_inverse=True)
+    try:
+        names = values.astype(np.str_) if y.dtype.kind in "US" else None
+    except UnicodeDecodeError as error:
+        raise UserError("", f"y has the value {error.object!r}, which is not ASCII", "give names as Unicode") from error
+    trained = labels[split == TRAIN]
+    if len(trained) and len(untrained := np.setdiff1d(labels[split == TEST], trained)):
+        called = values[untrained[0]] if names is None else f"'{names[untrained[0]]}'"
+        raise UserError("", f"no training row has label {called}, test rows have", "drop these test rows, or train on some")
+    return labels, names
+
+
+def _read(path: Path) -> Arrays:
+    try:
+        arrays = read_arrays(path)
+    except BadArrays as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise UserError(str(path), "there is no such file", "give the path of an .npz file, relative to the grid file") from error
+        raise UserError(str(path), f"cannot be read ({error})", "give an .npz file of plain arrays x, y and split") from error
+    if missing := [key for key in ("x", "y", "split") if key not in arrays]:
+        held = f"it holds {', '.join(sorted(arrays))}" if arrays else "it holds no named arrays"
+        raise UserError(str(path), f"there is no array '{missing[0]}'", f"give x [n, d], y [n] and split [n] ({held})")
+    return arrays
 
 
 NPZ = Source(

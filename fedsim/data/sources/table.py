@@ -38,7 +38,7 @@ def load_image_table(path: Path, name: str) -> ImageSet:
     folder = path.absolute().parent
     with at(where):
         y, names = class_labels(numbers_or_texts(complete(table, "label")))
-        files = [Path(os.path.normpath(folder / str(each))) for each in complete(table, "path")]
+        files = [Path(os.path.normpath(folder / str(name))) for name in complete(table, "path")]
         check_files(files, "correct the paths, which are relative to the table's folder")
         split = split_values(complete(table, "split").to_numpy(), WORDS) if "split" in table else quarter_for_testing(y, names)
     columns = exact_columns(table, [str(column) for column in table if column not in ("path", "label", "split")])

@@ -1,16 +1,14 @@
-"""The schemes: who holds which training row, from labels, columns, parameters and one random stream.
+"""The schemes: which client holds a training row, from labels, columns, parameters and one random stream.
 
 A new one is a file here that makes a :class:`fedsim.partition.schemes.scheme.Scheme`, and a line in :data:`SCHEMES`.
 """
 
 from fedsim.partition.schemes.column import COLUMN, COLUMN_DIRICHLET
 from fedsim.partition.schemes.dirichlet import DIRICHLET, DIRICHLET_CLIENT
-from fedsim.partition.schemes.disjoint import DISJOINT
 from fedsim.partition.schemes.feature_shift import FEATURE_SHIFT
-from fedsim.partition.schemes.iid import IID
-from fedsim.partition.schemes.quantity import QUANTITY
+from fedsim.partition.schemes.labels import DISJOINT, SHARDS
 from fedsim.partition.schemes.scheme import Scheme
-from fedsim.partition.schemes.shards import SHARDS
+from fedsim.partition.schemes.sizes import IID, QUANTITY
 
 SCHEMES: dict[str, Scheme] = {
     "dirichlet": DIRICHLET,

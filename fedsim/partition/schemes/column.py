@@ -75,10 +75,10 @@ def column_dirichlet(division: Division[ColumnParams], rng: np.random.Generator)
 
 def _clients_of(rows: Integers, clients: int) -> Integers:
     """How many clients each value has."""
-    found = np.ones(len(rows), np.int64)
+    clients_of = np.ones(len(rows), np.int64)
     for _ in range(clients - len(rows)):
-        found[np.argmax(rows / found)] += 1
-    return found
+        clients_of[np.argmax(rows / clients_of)] += 1
+    return clients_of
 
 
 def column_values(columns: Mapping[str, NDArray[Any]], name: str) -> tuple[NDArray[Any], Integers]:

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.partition.schemes.dealing import dealt, even
-from fedsim.partition.schemes.scheme import Division, Integers, Scheme
+from fedsim.partition.schemes.scheme import Division, Integers, Scheme, dealt, even
 
 
 def dirichlet(division: Division[Any], rng: np.random.Generator) -> Integers:

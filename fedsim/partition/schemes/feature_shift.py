@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedsim.data.normalise import unit_norm
-from fedsim.partition.schemes.iid import iid
 from fedsim.partition.schemes.scheme import Scheme, SchemeParams
+from fedsim.partition.schemes.sizes import iid
 from fedsim.seeds import Purpose, Seeds
 
 _SHIFT_RANK = 8
@@ -26,7 +26,7 @@ class FeatureShiftParams(SchemeParams):
     strength: float = Field(default=0.5, ge=0, le=10, allow_inf_nan=False, strict=True)
 
 
-class Shift(NamedTuple):
+class ClientShift(NamedTuple):
     """A client's affine map ``x -> gain * x + (x left) right^T + offset``: gain, offset ``[d]`` and left, right ``[d, r]``, float32."""
 
     gain: NDArray[np.float32]
@@ -35,7 +35,7 @@ class Shift(NamedTuple):
     offset: NDArray[np.float32]
 
 
-def shift_of(client: int, dim: int, strength: float, seed: int) -> Shift:
+def shift_of(client: int, dim: int, strength: float, seed: int) -> ClientShift:
     """The feature shift of a client: a random gain for every feature, a random map of rank <= 8, and a random direction.
 
     Gains are log-normal, ``exp(strength * N(0, 1))``, as of instruments that were calibrated apart, with mean square 1; map and direction
@@ -54,7 +54,7 @@ def shift_of(client: int, dim: int, strength: float, seed: int) -> Shift:
     offset /= np.linalg.norm(offset)
     gain = np.exp(strength * rng.standard_normal(dim))
     gain /= np.sqrt(np.mean(gain**2))
-    return Shift(
+    return ClientShift(
         gain.astype(np.float32), (strength * left).astype(np.float32), right.astype(np.float32), (strength * offset).astype(np.float32)
     )
 

@@ -67,7 +67,7 @@ class Scheme:
     """A way to divide rows among clients.
 
     Attributes:
-        owner: who holds which row; bounded: nothing is drawn again until it fits.
+        owner: the client of every row; bounded: nothing is drawn again until it fits.
         check: raises a UserError, with a grid's key as its place, where the data do not allow such a division.
         params: the parameters that are its own, with their defaults.
         uses_alpha: whether ``alpha`` can change the division.
@@ -84,3 +84,19 @@ class Scheme:
 def own_test_rows(client: int, clients: int) -> slice:
     """The test rows that stand for a client: row i is client ``i mod clients``'s."""
     return slice(client, None, clients)
+
+
+def dealt(table: Integers, division: Division[Any], rng: np.random.Generator) -> Integers:
+    """Owners by a table ``[clients, C]`` of how many rows of each class a client holds; which rows is random."""
+    owner = np.empty(len(division.y), dtype=np.int64)
+    for c in range(table.shape[1]):
+        rows = rng.permutation(np.flatnonzero(division.y == c))
+        owner[rows] = np.repeat(np.arange(len(table)), table[:, c])
+    return owner
+
+
+def even(total: int, parts: int) -> Integers:
+    """Whole sizes equal to within one."""
+    sizes = np.full(parts, total // parts, dtype=np.int64)
+    sizes[: total % parts] += 1
+    return sizes

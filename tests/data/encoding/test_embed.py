@@ -20,8 +20,8 @@ from fedsim.data.encoding.encoder import has_bfloat16, locate
 from fedsim.data.encoding.spec import EncoderSpec
 from fedsim.data.encoding.views import views_of
 from fedsim.data.images import ImageSet
-from fedsim.data.npz import load_embedding_file
 from fedsim.data.sources.folder import load_image_folder
+from fedsim.data.sources.npz import load_embedding_file
 from fedsim.errors import UserError
 
 CONSOLE = Console(file=io.StringIO())

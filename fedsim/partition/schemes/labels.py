@@ -1,15 +1,39 @@
-"""So many labels a client."""
+"""Few labels a client: none in common with another, or so many each."""
 
 from __future__ import annotations
 
 import heapq
+from typing import Any
 
 import numpy as np
 from pydantic import Field
 
 from fedsim.errors import UserError
-from fedsim.partition.schemes.dealing import dealt, even
-from fedsim.partition.schemes.scheme import Division, Integers, Scheme, SchemeParams
+from fedsim.partition.schemes.scheme import Division, Integers, Scheme, SchemeParams, dealt, even
+
+
+def disjoint(division: Division[Any], rng: np.random.Generator) -> Integers:
+    """Clients share no label: classes in random order, each whole to the client that has the fewest rows so far."""
+    holder = np.zeros(len(division.counts), dtype=np.int64)
+    smallest = [(0, client) for client in range(division.clients)]
+    for c in rng.permutation(len(holder)):
+        size, client = smallest[0]
+        holder[c] = client
+        heapq.heapreplace(smallest, (size + int(division.counts[c]), client))
+    return holder[division.y]
+
+
+def labels_suffice(division: Division[Any]) -> None:
+    """There is a class for every client, with the minimum size."""
+    counts, clients, min_size = division.counts, division.clients, division.min_size
+    held = np.flatnonzero(counts)  # where groups are divided, a class may be the label of none
+    if clients > len(held):
+        what = f"{clients} clients cannot have disjoint labels with {len(held)} classes"
+        raise UserError("clients", what, f"give at most {len(held)} clients")
+    rarest = held[counts[held].argmin()]
+    if counts[rarest] < min_size:
+        what = f"class {rarest} has {counts[rarest]} rows, fewer than {min_size} (partition.min_size)"
+        raise UserError("partition.min_size", what, f"give at most {counts[rarest]}")
 
 
 class ShardsParams(SchemeParams):
@@ -46,7 +70,7 @@ def shards(division: Division[ShardsParams], rng: np.random.Generator) -> Intege
 def _shards_per_class(counts: Integers, clients: int, labels: int) -> Integers:
     """How many clients hold each class: by its size, at least 1, at most as many as it has rows or as there are clients.
 
-    Where groups are divided, a class may be that of none: nobody holds it.
+    Where groups are divided, a class may be the label of none, and no client holds it.
     """
     most = np.minimum(counts, clients)
     holders = np.minimum(counts, 1)
@@ -100,4 +124,5 @@ def shards_fit(division: Division[ShardsParams]) -> None:
         raise UserError("partition.labels", what, f"give at most {fit}" if clients * fit >= classes else "give fewer clients")
 
 
+DISJOINT = Scheme(disjoint, labels_suffice)
 SHARDS = Scheme(shards, shards_fit, ShardsParams)

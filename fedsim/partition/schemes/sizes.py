@@ -1,12 +1,20 @@
-"""Sizes by a power law."""
+"""Clients alike but for their sizes: equal ones, or by a power law."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from fedsim.partition.schemes.scheme import Division, Integers, Scheme, SchemeParams
+
+
+def iid(division: Division[Any], rng: np.random.Generator) -> Integers:
+    """Rows at random, sizes equal to within one."""
+    owner: Integers = rng.permutation(np.arange(len(division.y)) % division.clients)
+    return owner
 
 
 class QuantityParams(SchemeParams):
@@ -36,4 +44,5 @@ def _apportioned(total: int, weights: NDArray[np.float64]) -> Integers:
     return parts
 
 
+IID = Scheme(iid)
 QUANTITY = Scheme(quantity, params=QuantityParams)
