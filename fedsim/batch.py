@@ -20,7 +20,7 @@ class Layout:
         client: int64 ``[N]``, positions in the cohort (0 .. clients - 1), ascending.
         clients: K, the number of clients in the cohort, or of groups in the batch.
         direct: gather one weight set per row instead of padding; for ``torch.func.vmap``, where shapes may not depend on data.
-        known: ``client`` on the CPU, where shapes are decided; None: it is asked of the device.
+        known: ``client`` on the CPU, where shapes are decided; None: it is copied from the device when needed.
     """
 
     client: Tensor
@@ -54,7 +54,7 @@ class Layout:
 
     @cached_property
     def _slots(self) -> Tensor:
-        # a client's rows stand together: row n moves on by what the clients before its own leave empty
+        # a client's rows are consecutive: row n moves up by the empty slots of the clients before its own
         empty = self.width - self._counts
         moved = torch.repeat_interleave(torch.cumsum(empty, 0) - empty, self._counts)
         return to_device(moved + torch.arange(len(self.client)), self.client.device)
@@ -106,8 +106,7 @@ class Batch:
     def chunks(self, rows: int) -> Iterator[Batch]:
         """The batch in order, in chunks of one size near ``rows``, of which the last may have fewer; an empty batch is one chunk.
 
-        A chunk costs its dispatch however few rows it has, so what chunks of ``rows`` would leave over is shared out among them. A group
-        stays in one chunk.
+        A chunk costs its dispatch however few rows it has, so a remainder is spread over all chunks. A group stays in one chunk.
         """
         count = max(1, round(len(self) / rows))
         if count == 1:
@@ -149,7 +148,7 @@ def consecutive(groups: Tensor, like: Tensor) -> Layout:
     """The groups of a batch, counted from 0, where ``like`` is.
 
     Args:
-        groups: int64 ``[N]`` on the CPU; a group's rows stand together and have one number, unlike the next group's.
+        groups: int64 ``[N]`` on the CPU, the number of each row's group; a group's rows are consecutive.
         like: a tensor on the batch's device.
     """
     numbers = torch.unique_consecutive(groups, return_inverse=True)[1]

@@ -67,7 +67,7 @@ def test_a_round_in_which_nobody_takes_part_is_a_round() -> None:
     assert message.ran.steps[0].members == (0, 1, 2, 3)
     told = message.diagnostics["gradient_norm"]
     assert isinstance(told, Diagnostic)
-    assert (len(told.values), told.told) == (0, "quantiles")
+    assert (len(told.values), told.reduction) == (0, "quantiles")
 
 
 @pytest.mark.parametrize("rate", [1.0, 0.5])

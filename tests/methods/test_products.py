@@ -39,13 +39,13 @@ def test_a_client_uses_its_own_version_or_the_one_that_all_share() -> None:
 
 def test_a_diagnostic_says_how_it_is_told() -> None:
     parts = [[1.0, 2.0], [6.0]]
-    assert Diagnostic.told_of([Diagnostic(part) for part in parts]) == 3.0
-    assert Diagnostic.told_of([Diagnostic(part, "quantiles") for part in parts])[2] == 2.0
+    assert Diagnostic.reduced([Diagnostic(part) for part in parts]) == 3.0
+    assert Diagnostic.reduced([Diagnostic(part, "quantiles") for part in parts])[2] == 2.0
     # pairs (0,0)-(3,4), (0,0)-(0,0), (3,4)-(0,0): squared distances 25, 0, 25
-    assert abs(Diagnostic.told_of([Diagnostic([[0.0, 0.0], [3.0, 4.0], [0.0, 0.0]], "spread")]) - 50 / 3) < 1e-12
+    assert abs(Diagnostic.reduced([Diagnostic([[0.0, 0.0], [3.0, 4.0], [0.0, 0.0]], "spread")]) - 50 / 3) < 1e-12
     empty = [
-        Diagnostic.told_of([Diagnostic([])]),
-        Diagnostic.told_of([Diagnostic([], "quantiles")]),
-        Diagnostic.told_of([Diagnostic([[1.0]], "spread")]),
+        Diagnostic.reduced([Diagnostic([])]),
+        Diagnostic.reduced([Diagnostic([], "quantiles")]),
+        Diagnostic.reduced([Diagnostic([[1.0]], "spread")]),
     ]
     assert empty == [None, [], None]

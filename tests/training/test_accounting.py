@@ -127,7 +127,7 @@ def test_a_plan_that_its_budget_does_not_pay_for_is_overspent() -> None:
 
 
 def test_noise_of_another_round_is_refused_before_a_grid_runs() -> None:
-    with pytest.raises(PluginError, match=r"step 1 is none of the round's 0 \.\. 0"):
+    with pytest.raises(PluginError, match=r"step 1 is not in the round \(steps 0 \.\. 0\)"):
         outcome("test-takes-the-next-rounds-noise")
 
 

@@ -67,20 +67,20 @@ def test_no_cell_goes_on_from_the_checkpoint_of_another(tmp_path):
     one.save(PROGRESS)
     assert same(one.load())
     one.path.rename(tmp_path / "two.safetensors")
-    with pytest.warns(UserWarning, match="not those that were saved of this cell"):
+    with pytest.warns(UserWarning, match="not what this cell saved"):
         assert Checkpoints(tmp_path / "two.safetensors", owner="two").load() is None
     sent = SentCheckpoints(None, "one")
     sent.save(PROGRESS)
     content = sent.unsent()
     assert same(SentCheckpoints(content, "one").load())
-    with pytest.warns(UserWarning, match="not those that were saved of this cell"):
+    with pytest.warns(UserWarning, match="not what this cell saved"):
         assert SentCheckpoints(content, "two").load() is None
 
 
 def test_a_cell_goes_on_where_no_checkpoint_can_be_written(tmp_path):
     (tmp_path / "folder").write_text("a file")
     file = Checkpoints(tmp_path / "folder" / "cell.safetensors", every=0)
-    with pytest.warns(UserWarning, match="goes on without a new checkpoint"):
+    with pytest.warns(UserWarning, match="continues without a new checkpoint"):
         file(lambda: PROGRESS)
 
 
