@@ -59,9 +59,9 @@ def off(value: torch.Tensor) -> torch.Tensor:
 def ended(entry: dict[str, Any], make_pool: Any = None, **keys: Any) -> tuple[Outcome, Judgement]:
     prepared = small_cells(entry, **{"epsilon": 4.0, "evaluation": {"per_class": 20, "per_client": True}, **keys})
     (trial,), (data,) = prepared.trials, prepared.data.values()
-    *_, found = run_trial(trial, data, make_pool) if make_pool else run_trial(trial, data)
-    assert isinstance(found, Outcome)
-    return found, judgement_of(trial, found.state, data)
+    *_, outcome = run_trial(trial, data, make_pool) if make_pool else run_trial(trial, data)
+    assert isinstance(outcome, Outcome)
+    return outcome, judgement_of(trial, outcome.state, data)
 
 
 def shown(outcome: Outcome, judgement: Judgement) -> dict[str, Any]:

@@ -29,8 +29,8 @@ def energies(epsilon: float, **keys: Any) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("trust", ["aggregate", "silo"])
 def test_gradients_that_are_all_noise_have_the_energy_of_the_noise_that_was_added(trust: str) -> None:
-    found = energies(0.02, trust=trust)
-    large = {name: float(value.mean()) for name, value in found.items() if name.endswith(("rows.weight", "encoder.head.weight"))}
+    signal = energies(0.02, trust=trust)
+    large = {name: float(value.mean()) for name, value in signal.items() if name.endswith(("rows.weight", "encoder.head.weight"))}
     assert len(large) == 2
     assert all(0.8 < value < 1.25 for value in large.values())
 
@@ -106,6 +106,6 @@ def test_how_many_gradients_were_clipped_is_told(clip: float, clipped: float) ->
     algorithm: Any = build_algorithm("fedhypevae", trial.cell.params, trial.task)
     broadcast = algorithm.broadcast(algorithm.initial_server(Seeds(0)))
     (message,) = local_pool(replace(trial, sizes=(4,)), data).round(next(algorithm.schedule()), broadcast)
-    told: Any = message.diagnostics["clipped_fraction"]
-    assert len(told) > 0
-    assert set(told.tolist()) == {clipped}
+    fractions: Any = message.diagnostics["clipped_fraction"]
+    assert len(fractions) > 0
+    assert set(fractions.tolist()) == {clipped}

@@ -76,16 +76,16 @@ def test_without_noise_each_clients_step_is_its_own_clipped_sum() -> None:
     torch.testing.assert_close(moved.float(), expected, atol=1e-3, rtol=1e-2)
 
 
-def told_values(message: Message, name: str) -> list[float]:
+def diagnostic_values(message: Message, name: str) -> list[float]:
     values: Any = message.diagnostics[name]
     return [float(value) for value in values]
 
 
 @pytest.mark.parametrize(("clip", "clipped"), [(1e-9, 1.0), (1e9, 0.0)])
 def test_how_many_gradients_were_clipped_is_told(clip: float, clipped: float) -> None:
-    told = [told_values(message, "clipped_fraction") for message in first_messages(*one(clip=clip))]
-    assert sum(map(len, told)) > 0
-    assert all(set(values) == {clipped} for values in told if values)
+    fractions = [diagnostic_values(message, "clipped_fraction") for message in first_messages(*one(clip=clip))]
+    assert sum(map(len, fractions)) > 0
+    assert all(set(values) == {clipped} for values in fractions if values)
 
 
 def test_a_proximal_term_keeps_noiseless_local_steps_near_where_they_began() -> None:

@@ -41,7 +41,7 @@ def test_who_does_not_take_part_trains_nothing_and_sends_nothing() -> None:
         assert step.members == (0, 1, 2, 3)  # a step in which a client is not sampled is a step too
         # who takes part is private: a count of bytes must not tell
         assert message.uplink_bytes == 4 * 4 * sum(value.numel() for value in broadcast.values())
-    assert seen - {0, 4}, "each client by a coin of its own"
+    assert seen - {0, 4}, "every client by its own coin"
 
 
 def test_clients_that_train_locally_may_keep_a_counter() -> None:
@@ -55,7 +55,7 @@ def test_every_round_has_minibatches_of_its_own() -> None:
     (cohort, algorithm), (other, _) = cohort_of("fedavg-linear", batch_size=4), cohort_of("fedavg-linear", batch_size=4)
     broadcast = algorithm.broadcast(algorithm.initial_server(Seeds(0)))
     one, two = islice(algorithm.schedule(), 2)
-    first, second, again = (each.round(round_, broadcast).sums for each, round_ in ((cohort, one), (cohort, two), (other, one)))
+    first, second, again = (own.round(round_, broadcast).sums for own, round_ in ((cohort, one), (cohort, two), (other, one)))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not any(torch.equal(first[name], second[name]) for name in first.keys() - {WEIGHT})
 
@@ -65,9 +65,9 @@ def test_a_round_in_which_nobody_takes_part_is_a_round() -> None:
     message = cohort.round(next(algorithm.schedule()), algorithm.broadcast(algorithm.initial_server(Seeds(0))))
     assert all(not value.any() for value in message.sums.values())
     assert message.ran.steps[0].members == (0, 1, 2, 3)
-    told = message.diagnostics["gradient_norm"]
-    assert isinstance(told, Diagnostic)
-    assert (len(told.values), told.reduction) == (0, "quantiles")
+    norms = message.diagnostics["gradient_norm"]
+    assert isinstance(norms, Diagnostic)
+    assert (len(norms.values), norms.reduction) == (0, "quantiles")
 
 
 @pytest.mark.parametrize("rate", [1.0, 0.5])
@@ -102,8 +102,8 @@ def test_sampling_clients_amplifies_for_clients_alone_and_less_than_a_client_may
 def test_how_many_updates_were_clipped_is_told(clip: float, clipped: float) -> None:
     cohort, algorithm = cohort_of("weight-noise", clip=clip)
     message = cohort.round(next(algorithm.schedule()), algorithm.broadcast(algorithm.initial_server(Seeds(0))))
-    told: Any = message.diagnostics["clipped_fraction"]
-    assert told.tolist() == [clipped] * 4
+    fractions: Any = message.diagnostics["clipped_fraction"]
+    assert fractions.tolist() == [clipped] * 4
 
 
 def test_without_privacy_an_update_counts_as_often_as_its_client_has_rows() -> None:

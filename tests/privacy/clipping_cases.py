@@ -116,12 +116,12 @@ def call(model: nn.Module, batch: Batch) -> Tensor:
 def single_gradients(model: nn.Module, loss: Callable[[nn.Module, Batch], Tensor], batch: Batch) -> list[dict[str, Tensor]]:
     """Every example's gradient, from a batch of its own, by plain autograd."""
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    found = []
+    gradients = []
     for index in range(len(batch)):
         value = loss(model, batch.row(index)).sum()
         grads = torch.autograd.grad(value, list(named.values()), allow_unused=True)
-        found.append({n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(named.items(), grads, strict=True)})
-    return found
+        gradients.append({n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(named.items(), grads, strict=True)})
+    return gradients
 
 
 def joint_norm(tensors: dict[str, Tensor]) -> float:

@@ -92,9 +92,9 @@ class ForgesItsMessage(ForgetsTheNoise):
 def outcome(name: str, **keys: Any) -> Outcome:
     prepared = small_cells(quick(name), **{"epsilon": 1.0, **keys})
     (trial,), (data,) = prepared.trials, prepared.data.values()
-    *_, found = run_trial(trial, data)
-    assert isinstance(found, Outcome)
-    return found
+    *_, outcome = run_trial(trial, data)
+    assert isinstance(outcome, Outcome)
+    return outcome
 
 
 @pytest.mark.parametrize(
@@ -118,12 +118,12 @@ def test_a_plan_that_its_budget_does_not_pay_for_is_overspent() -> None:
     (trial,), (data,) = prepared.trials, prepared.data.values()
     assert trial.plan is not None
     trial = replace(trial, plan=replace(trial.plan, sigma=0.9 * trial.plan.sigma))
-    *_, found = run_trial(trial, data)
-    assert isinstance(found, Outcome)
-    assert found.unaccounted == ""
-    assert found.epsilon_spent is not None
-    assert found.epsilon_spent > 1.1
-    assert joined(trial, found).status == "overspent"
+    *_, outcome = run_trial(trial, data)
+    assert isinstance(outcome, Outcome)
+    assert outcome.unaccounted == ""
+    assert outcome.epsilon_spent is not None
+    assert outcome.epsilon_spent > 1.1
+    assert joined(trial, outcome).status == "overspent"
 
 
 def test_noise_of_another_round_is_refused_before_a_grid_runs() -> None:

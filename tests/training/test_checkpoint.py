@@ -16,11 +16,11 @@ TENSORS = {
 PROGRESS = Checkpoint(7, TENSORS, '{"tally": 1}', 123)
 
 
-def same(found: Checkpoint | None) -> bool:
-    if found is None:
+def same(checkpoint: Checkpoint | None) -> bool:
+    if checkpoint is None:
         return False
-    tensors = all(torch.equal(found.tensors[name], value) for name, value in PROGRESS.tensors.items())
-    return tensors and (found.round, found.ledger, found.uplink_bytes) == (7, '{"tally": 1}', 123)
+    tensors = all(torch.equal(checkpoint.tensors[name], value) for name, value in PROGRESS.tensors.items())
+    return tensors and (checkpoint.round, checkpoint.ledger, checkpoint.uplink_bytes) == (7, '{"tally": 1}', 123)
 
 
 def test_what_was_saved_comes_back(tmp_path):

@@ -1,4 +1,4 @@
-"""Noise that no seed gives: every cell its own, kept in a checkpoint alone; and what may then be told of a generator."""
+"""Secret noise: every cell has its own, stored in its checkpoint only; and the facts that a released generator may contain."""
 
 import hashlib
 import json
@@ -43,9 +43,9 @@ def test_seeded_cells_of_one_seed_share_their_noise_and_secret_ones_share_none()
 
 def test_a_cells_secret_is_a_whole_key() -> None:
     (trial,) = prepared("dp-gaussian", epsilon=4.0).trials
-    found = [seeds_of(trial, None).secret or 0 for _ in range(4)]
-    assert len(set(found)) == 4
-    assert 240 < max(map(int.bit_length, found)) <= 256
+    secrets = [seeds_of(trial, None).secret or 0 for _ in range(4)]
+    assert len(set(secrets)) == 4
+    assert 240 < max(map(int.bit_length, secrets)) <= 256
 
 
 def test_samples_are_secret_too_for_they_amplify() -> None:
@@ -75,14 +75,14 @@ def test_a_resumed_cell_goes_on_with_its_secret_from_the_checkpoint(tmp_path: Pa
     shutil.copy(file, tmp_path / "copy.safetensors")
     *rest, whole = going
     resumed = Checkpoints(tmp_path / "copy.safetensors", every=3600)
-    *again, found = run_trial(trial, data, checkpoints=resumed)
+    *again, outcome = run_trial(trial, data, checkpoints=resumed)
     assert len(start) == len(again) == 3
     assert [r.values["noise"] for r in rest] == [r.values["noise"] for r in again]  # type: ignore[union-attr]
     assert isinstance(whole, Outcome)
-    assert isinstance(found, Outcome)
-    assert whole.state.keys() == found.state.keys()
-    assert all(torch.equal(whole.state[name], found.state[name]) for name in whole.state)
-    assert (found.mechanisms, found.epsilon_spent, found.unaccounted) == (whole.mechanisms, whole.epsilon_spent, "")
+    assert isinstance(outcome, Outcome)
+    assert whole.state.keys() == outcome.state.keys()
+    assert all(torch.equal(whole.state[name], outcome.state[name]) for name in whole.state)
+    assert (outcome.mechanisms, outcome.epsilon_spent, outcome.unaccounted) == (whole.mechanisms, whole.epsilon_spent, "")
     assert not file.exists()
 
 
@@ -128,10 +128,10 @@ def test_what_is_told_of_a_secret_generator_is_the_same_for_neighbouring_data(tm
         cell = run_of(run, "secret", kept_rows)
         path, _ = release(run, None, out)
         tensors = hashlib.sha256(path.with_suffix(".safetensors").read_bytes()).hexdigest()
-        packages.append((sorted(each.name for each in out.iterdir()), without_hash(path.read_text(), tensors)))
+        packages.append((sorted(file.name for file in out.iterdir()), without_hash(path.read_text(), tensors)))
         drawn = [load_generator(folder).manifest(5) for folder in (run, out)]
-        draws.append([without_hash(json.dumps(each | {"tensors_sha256": tensors}), tensors) for each in drawn])
-        assert all(each["release"] == "under its epsilon" for each in drawn)
+        draws.append([without_hash(json.dumps(facts | {"tensors_sha256": tensors}), tensors) for facts in drawn])
+        assert all(facts["release"] == "under its epsilon" for facts in drawn)
         for private in (cell.cell_id, cell.training_id, str(cell.dataset_hash)):
             assert private not in f"{packages} {draws}"
     assert packages[0] == packages[1]
