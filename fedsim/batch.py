@@ -119,22 +119,15 @@ class Batch:
             ends = torch.unique_consecutive(torch.searchsorted(positions, positions[ends - 1], right=True))
         start = 0
         for end in ends.tolist():
-            yield self._take(slice(start, end))
+            yield self.take(slice(start, end))
             start = end
-
-    def part(self, rows: slice) -> Batch:
-        """The batch of these rows alone."""
-        return self._take(rows)
-
-    def row(self, index: int) -> Batch:
-        """The batch that holds row ``index`` alone."""
-        return self._take(torch.tensor([index], device=self.x.device))
 
     def without(self, index: int) -> Batch:
         """The neighbouring batch: all rows but ``index``."""
-        return self._take(torch.arange(len(self), device=self.x.device) != index)
+        return self.take(torch.arange(len(self), device=self.x.device) != index)
 
-    def _take(self, rows: Tensor | slice) -> Batch:
+    def take(self, rows: Tensor | slice) -> Batch:
+        """The batch of these rows: a slice, a bool mask or row numbers."""
         draws = {name: values[rows] for name, values in self.draws.items()}
         known = self.layout.positions[rows] if isinstance(rows, slice) else None
         layout = replace(self.layout, client=self.layout.client[rows], known=known)

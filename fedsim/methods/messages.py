@@ -9,7 +9,6 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedsim.device import CPU, moved
@@ -47,18 +46,15 @@ class Diagnostic:
     @classmethod
     def reduced(cls, parts: Sequence[Diagnostic]) -> Any:
         """The reduction of the values of all ``parts``, on the CPU; None, or [] for quantiles, if there are too few values."""
-        reduction, held = parts[0].reduction, [_float64(part.values) for part in parts if len(part.values)]
-        numbers = np.concatenate(held) if held else np.empty(0)
+        reduction, held = parts[0].reduction, [part.values for part in parts if len(part.values)]
+        values = [np.asarray(value.detach() if isinstance(value, Tensor) else value, np.float64) for value in held]
+        numbers = np.concatenate(values) if values else np.empty(0)
         if reduction == "quantiles":
             return np.quantile(numbers, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist() if len(numbers) else []
         if reduction == "spread":
             # the mean of |a - b|^2 over pairs is twice the unbiased variance
             return 2 * float(np.var(numbers, axis=0, ddof=1).sum()) if len(numbers) > 1 else None
         return float(np.mean(numbers)) if len(numbers) else None
-
-
-def _float64(values: list[Any] | Tensor) -> NDArray[np.float64]:
-    return np.asarray(values.detach().numpy() if isinstance(values, Tensor) else values, np.float64)
 
 
 DiagnosticLike = list[Any] | Tensor | Diagnostic

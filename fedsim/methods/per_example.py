@@ -72,7 +72,7 @@ def check_loss(algorithm: PerExample, clients: int, norms: Callable[[nn.Module],
             own = _batch(algorithm, crowd.x, crowd.y, torch.zeros_like(crowd.y), clients)
             whole = loss(model, own)
             for part in crowd.parts:
-                crowd.check_same("the loss", part, loss(model, own.part(part)), whole)
+                crowd.check_same("the loss", part, loss(model, own.take(part)), whole)
         _check_forgets(algorithm, clients, batch, model)
 
 
@@ -88,7 +88,7 @@ def check_clients(algorithm: PerExample, clients: int) -> None:
         whole = _parts(algorithm, model, batch)
         for client in range(clients):
             part = slice(client * rows, (client + 1) * rows)
-            if not is_same(_parts(algorithm, model, batch.part(part)), whole[part]):
+            if not is_same(_parts(algorithm, model, batch.take(part)), whole[part]):
                 raise NotPerExample("a client's loss depends on other clients' rows: it changes when they are left out")
         _check_forgets(algorithm, clients, _made_up(algorithm, clients), model)
 
@@ -131,7 +131,7 @@ def check_per_example(model: nn.Module, loss: Loss, batch: Batch, norms: Norms, 
     whole = clipped_sum(model, loss, batch, biting, engine).sums
     for index in range(len(batch)):
         without = clipped_sum(model, loss, batch.without(index), biting, engine).sums
-        alone = clipped_sum(model, loss, batch.row(index), biting, engine).sums
+        alone = clipped_sum(model, loss, batch.take(slice(index, index + 1)), biting, engine).sums
         error = _norm({name: whole[name] - without[name] - alone[name] for name in whole})
         size = max(_norm(whole), _norm(without), _norm(alone))
         if not error <= SUM_TOLERANCE * size:
