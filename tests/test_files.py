@@ -49,7 +49,7 @@ def test_what_a_killed_process_left_goes_with_the_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [other]
 
 
-def test_a_disk_that_is_full_is_told_by_the_files_name(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_with_the_files_name(tmp_path: Path) -> None:
     with no_file_above(100), pytest.raises(OSError, match="File too large") as raised, replaced(tmp_path / "file.txt") as part:
         part.write_bytes(bytes(1000))
     assert raised.value.filename == str(tmp_path / "file.txt")

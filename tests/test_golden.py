@@ -4,7 +4,7 @@ from importlib.metadata import version
 from typing import Any
 
 import pytest
-from cells import quick, small_cells
+from cells import one_cell, quick
 from packaging.version import Version
 
 from fedsim.evaluation.judge import judgement_of
@@ -41,8 +41,7 @@ NEAR = 1e-6 if Version(version("scikit-learn")) >= Version("1.9") else 1e-3
 
 def measured(name: str) -> dict[str, Any]:
     """The golden values of one tiny cell, trained again."""
-    prepared = small_cells(CELLS[name], epsilon=4.0)
-    (trial,), (data,) = prepared.trials, prepared.data.values()
+    trial, data, _ = one_cell(CELLS[name], epsilon=4.0)
     *records, outcome = run_trial(trial, data)
     assert isinstance(outcome, Outcome)
     return {

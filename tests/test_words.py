@@ -28,7 +28,7 @@ def test_a_setting_names_what_there_is() -> None:
     assert setting("mine", clients=1) == "mine · 1 client"
 
 
-def test_half_characters_are_told_as_what_can_be_written() -> None:
+def test_half_characters_are_replaced_by_what_can_be_written() -> None:
     assert is_encodable("ä 🅱")
     assert not is_encodable("a\udcffb")
     assert encodable("a\udcffb") == "a?b"

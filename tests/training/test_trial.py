@@ -1,5 +1,5 @@
 import pytest
-from cells import quick, small_cells
+from cells import one_cell, quick, small_cells
 from rows import clients, joined, ran
 from sites import digits_of_sites, digits_of_writers
 
@@ -62,8 +62,7 @@ def test_every_site_has_a_line_of_its_own_and_one_without_test_rows_says_so(tmp_
 def test_a_budget_protects_as_many_units_as_there_are_rows_groups_or_clients(tmp_path):
     writers = {"dataset": {"npz": str(digits_of_writers(tmp_path)), "overlap": "keep"}, "unit": {"column": "writer"}}
     for unit, keys in {"example": {}, "client": {"unit": "client"}, "group": writers}.items():
-        prepared = small_cells(quick("fedhypevae"), epsilon=4.0, **keys)
-        (trial,), (data,) = prepared.trials, prepared.data.values()
+        trial, data, _ = one_cell(quick("fedhypevae"), epsilon=4.0, **keys)
         groups = len(set(data.columns["writer"])) if unit == "group" else None
         assert trial.units == {"example": 200, "client": 4, "group": groups}[unit]
 
