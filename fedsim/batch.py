@@ -40,7 +40,7 @@ class Layout:
 
     @cached_property
     def span(self) -> slice:
-        """The clients from the first that has a row to the last; what is computed for them need not be for all K."""
+        """The clients from the first with a row to the last with one; the others need no computation."""
         return slice(int(self.positions[0]), int(self.positions[-1]) + 1) if len(self.client) else slice(0, 0)
 
     @cached_property
@@ -104,7 +104,7 @@ class Batch:
         return len(self.x)
 
     def chunks(self, rows: int) -> Iterator[Batch]:
-        """The batch in order, in chunks of one size near ``rows``, of which the last may have fewer; an empty batch is one chunk.
+        """The batch in order, in chunks of one size near ``rows``; the last may be smaller; an empty batch is one chunk.
 
         A chunk costs its dispatch however few rows it has, so a remainder is spread over all chunks. A group stays in one chunk.
         """

@@ -16,7 +16,7 @@ SPARE_BYTES = 15
 
 
 class Keystream:
-    """One stream of random numbers; what was drawn is not drawn again."""
+    """One stream of random numbers; every number is drawn once."""
 
     def __init__(self, key: bytes, counter: bytes) -> None:
         """Start at a block of the stream of ``key`` (32 bytes) whose number is ``counter`` (16 bytes, the highest first)."""

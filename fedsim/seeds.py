@@ -1,4 +1,4 @@
-"""One seed tree: every random number comes from a stream named by purpose, round and client, whatever actor draws it and in whatever order.
+"""One seed tree: every random number comes from a stream named by purpose, round and client, for any actor and any order of draws.
 
 A public stream is a ``numpy.random.SeedSequence`` whose spawn key is (purpose, round, client). Every generator is keyed by at least 128
 bits of it, so two of N streams are equal with a probability of about N^2 / 2^129. Secret streams come from one AES key a cell, whose
@@ -26,7 +26,7 @@ SERVER = -1
 
 
 class Purpose(IntEnum):
-    """What a stream is for; a value, once given, is never reused for another purpose."""
+    """The purpose of a stream; a value is never reused for another purpose."""
 
     PARTITION = 1
     INIT = 2

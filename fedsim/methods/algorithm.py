@@ -70,7 +70,7 @@ class Algorithm(ABC):
         self.params = params
         self.task = task
 
-    # --- what an algorithm or its kind supplies ---
+    # --- supplied by an algorithm or its base class ---
 
     @abstractmethod
     def phases(self) -> tuple[Phase, ...]:

@@ -1,4 +1,4 @@
-"""Algorithms that train locally by DP-SGD and average: every local step of a client is private by itself.
+"""Algorithms that train locally by DP-SGD and average: every local step of a client is private.
 
 For ``unit: example`` a local step draws a Poisson sample of the client's rows, clips every example's gradient by all of the client's
 parameters to C and adds the client's own noise (Abadi et al. 2016, arXiv 1607.00133), for any trust: the client's message is a

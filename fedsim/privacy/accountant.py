@@ -1,4 +1,4 @@
-"""What a sequence of Poisson-subsampled Gaussian mechanisms costs: (epsilon, delta) under add-or-remove-one.
+"""The cost of a sequence of Poisson-subsampled Gaussian mechanisms: (epsilon, delta) under add-or-remove-one.
 
 One event is ``(noise_multiplier, sample_rate, steps)``: ``steps`` runs of f(S) + N(0, (noise_multiplier * D)^2 I), where S
 takes every unit independently with probability ``sample_rate`` and D is f's L2 sensitivity. Two data sets are neighbours
@@ -42,7 +42,7 @@ def epsilon(events: Sequence[Event], delta: float) -> tuple[float, str]:
         delta: in (0, 1).
 
     Returns:
-        (epsilon, "prv" or "rdp"), rounded up to ten digits; (0.0, "none") where nothing ran, (inf, "none") where a step had no noise.
+        (epsilon, "prv" or "rdp"), rounded up to ten digits; (0.0, "none") if nothing ran, (inf, "none") if a step had no noise.
 
     Raises:
         ValueError: a noise multiplier below 0 or not a number, a sample rate outside [0, 1], negative steps, or delta

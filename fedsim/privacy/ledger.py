@@ -1,4 +1,4 @@
-"""The ledger: what the privacy budget was spent on, counted from the steps that ran."""
+"""The ledger: the spent privacy budget, counted from the steps that ran."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class Release:
     """One kind of noisy release: ``steps`` Poisson-subsampled Gaussian mechanisms.
 
     Attributes:
-        name: what is released, unique within a plan.
+        name: unique within a plan.
         sample_rate: the public probability with which each unit is in a step's sample, in (0, 1].
         steps: how often it is released over the whole run, all rounds together.
         relative_noise: its noise multiplier in units of the plan's sigma; the ratio between releases is kept.
