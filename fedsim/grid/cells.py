@@ -17,8 +17,7 @@ from fedsim.errors import UserError, at, nearest
 from fedsim.grid.models import Cell, Evaluation, Grid, data_key
 from fedsim.grid.resolve import Resolved, Variant
 from fedsim.partition import check_partition
-from fedsim.partition.groups import PLACE as TOGETHER
-from fedsim.partition.groups import check_split
+from fedsim.partition.groups import TOGETHER_KEY, check_split
 from fedsim.partition.schemes.column import column_values
 from fedsim.plugins.code_hash import evaluation_hash
 from fedsim.words import json_number
@@ -119,7 +118,7 @@ def grid_place(grid: Grid, dataset: DatasetSpec, clients: int, unseen: str | Non
     def place(key: str) -> str:
         of = f" with data set '{dataset.display}'" if len(grid.sets) > 1 else ""
         of += f" with '{unseen}' unseen" if unseen else ""
-        if key == TOGETHER and grid.partition.together is None:
+        if key == TOGETHER_KEY and grid.partition.together is None:
             return grid.place("unit") + of
         return (grid.place("clients", clients) if key == "clients" else grid.place(*key.split("."))) + of
 

@@ -14,7 +14,7 @@ from fedsim.errors import UserError, nearest
 from fedsim.partition.schemes.scheme import Integers
 from fedsim.partition.spec import PartitionSpec
 
-PLACE = "partition.together"
+TOGETHER_KEY = "partition.together"
 """The grid's key that errors name."""
 
 
@@ -51,7 +51,7 @@ def parts_of(y: Integers, columns: Mapping[str, NDArray[Any]], spec: PartitionSp
             row = int(apart[0])
             one, two, group = values[first][part][row], values[row], columns[together][row]
             what = f"{together} '{group}' has rows of {site} '{one}' and '{two}', so of two clients"
-            raise UserError(PLACE, what, "keep a group within a client: correct the column, or divide by another scheme")
+            raise UserError(TOGETHER_KEY, what, "keep a group within a client: correct the column, or divide by another scheme")
     return Grouping(counts.argmax(1), {name: values[first] for name, values in columns.items()}, part.astype(np.int64))
 
 
@@ -64,14 +64,14 @@ def check_split(column: str, train: Mapping[str, NDArray[Any]], test: Mapping[st
     both = np.intersect1d(_values(train, column), _values(test, column))
     if len(both):
         what = f"{len(both)} values of {column} have both training and test rows, such as '{both[0]}'"
-        raise UserError(PLACE, what, f"give the data a split that keeps all rows of a {column} on one side")
+        raise UserError(TOGETHER_KEY, what, f"give the data a split that keeps all rows of a {column} on one side")
 
 
 def _values(columns: Mapping[str, NDArray[Any]], name: str) -> NDArray[Any]:
     if name not in columns:
-        raise UserError(PLACE, f"the data set has no column '{name}'", nearest(name, columns))
+        raise UserError(TOGETHER_KEY, f"the data set has no column '{name}'", nearest(name, columns))
     values = columns[name]
     if missing := int(np.count_nonzero(lacking(values))):
         what = f"{missing} rows have no value of '{name}'"
-        raise UserError(PLACE, what, "give every row one; a row that stands alone a value of its own")
+        raise UserError(TOGETHER_KEY, what, "give every row one; a row that stands alone a value of its own")
     return values

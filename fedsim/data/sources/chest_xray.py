@@ -18,8 +18,8 @@ from fedsim.data.sources.source import Source, known_folder
 from fedsim.data.split import quarter_of_groups
 from fedsim.errors import UserError, at
 
-FOLDERS = ("train", "test")
-CLASSES = ("normal", "bacteria", "virus")
+XRAY_FOLDERS = ("train", "test")
+PNEUMONIA_CLASSES = ("normal", "bacteria", "virus")
 _PNEUMONIA = re.compile(r"(person\d+)_(bacteria|virus)_\d+")
 _NORMAL = re.compile(r"((?:NORMAL2-)?IM-\d+)(?:-\d+)+")
 
@@ -35,7 +35,7 @@ def load_chest_xray(root: Path, name: str) -> ImageSet:
     root = root / "chest_xray" if (root / "chest_xray").is_dir() else root
     files: list[Path] = []
     facts: list[tuple[str, str, str]] = []
-    for part in (*FOLDERS, "val"):  # copies of the set have a third folder
+    for part in (*XRAY_FOLDERS, "val"):  # copies of the set have a third folder
         for kind in ("NORMAL", "PNEUMONIA"):
             for path in sorted((root / part / kind).glob("*")):
                 if path.suffix.lower() not in EXTENSIONS or path.name.startswith("."):
@@ -49,7 +49,7 @@ def load_chest_xray(root: Path, name: str) -> ImageSet:
     if not files:
         raise UserError(str(root), "holds no images in train/NORMAL, train/PNEUMONIA and test", "unpack ChestXRay2017.zip there")
     folder, patient, kinds = map(np.array, zip(*facts, strict=True))
-    held = [kind for kind in CLASSES if kind in kinds]
+    held = [kind for kind in PNEUMONIA_CLASSES if kind in kinds]
     y = np.array([held.index(kind) for kind in kinds.tolist()], dtype=np.int64)
     with at(str(root)):
         split = quarter_of_groups(patient, y, tuple(held), "patient")
@@ -60,7 +60,7 @@ def load_chest_xray(root: Path, name: str) -> ImageSet:
 CHEST_XRAY: Source = known_folder(
     "chest-xray",
     load_chest_xray,
-    needed=(tuple(f"{above}{part}" for above in ("", "chest_xray/") for part in FOLDERS),),
+    needed=(tuple(f"{above}{part}" for above in ("", "chest_xray/") for part in XRAY_FOLDERS),),
     facts=("3", "three quarters / a quarter of the patients", "their own", "CC BY 4.0"),
     url="https://data.mendeley.com/datasets/rscbjbr9sj",
 )

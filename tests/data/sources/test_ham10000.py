@@ -2,7 +2,7 @@ import pandas as pd
 import pytest
 from pictures import picture
 
-from fedsim.data.sources.ham10000 import METADATA, PARTS
+from fedsim.data.sources.ham10000 import IMAGE_FOLDERS, METADATA_NAMES
 from fedsim.data.sources.load import image_set
 from fedsim.data.sources.spec import DatasetSpec
 from fedsim.data.split import TEST, TRAIN
@@ -12,11 +12,11 @@ from fedsim.errors import UserError
 def save_ham10000(root, metadata="HAM10000_metadata", lacks=()):
     """60 images of 30 lesions in two parts, with the metadata as Dataverse has it."""
     lines = []
-    for part in PARTS:
+    for part in IMAGE_FOLDERS:
         (root / part).mkdir(parents=True)
     for n in range(60):
         image, lesion = f"ISIC_{24306 + n:07}", n // 2
-        picture(n).save(root / PARTS[n % 2] / f"{image}.jpg")
+        picture(n).save(root / IMAGE_FOLDERS[n % 2] / f"{image}.jpg")
         facts = {"dx_type": "histo", "age": None if n == 5 else 40.0 + lesion, "sex": "male", "localization": "back"}
         site = ("vidir_modern", "rosendahl", "vienna_dias")[lesion % 3]
         lines.append({"lesion_id": f"HAM_{lesion:07}", "image_id": image, "dx": ("nv", "mel", "bkl")[lesion % 3], **facts, "dataset": site})
@@ -28,7 +28,7 @@ def asked(root, **more):
     return DatasetSpec.model_validate({"name": "ham10000", "root": root, **more})
 
 
-@pytest.mark.parametrize("metadata", METADATA)
+@pytest.mark.parametrize("metadata", METADATA_NAMES)
 def test_images_of_both_parts_come_with_their_metadata_and_a_lesion_stays_on_one_side(tmp_path, metadata):
     images = image_set(asked(save_ham10000(tmp_path, metadata)))
     assert (images.name, len(images), images.class_names) == ("ham10000", 60, ("bkl", "mel", "nv"))
@@ -38,7 +38,7 @@ def test_images_of_both_parts_come_with_their_metadata_and_a_lesion_stays_on_one
     assert not sides[0] & sides[1]
     assert len(sides[1]) == 8  # a quarter of 30
     images.decoder(1)()
-    assert images.image_name(1) == f"{PARTS[1]}/ISIC_0024307.jpg"
+    assert images.image_name(1) == f"{IMAGE_FOLDERS[1]}/ISIC_0024307.jpg"
 
 
 def test_old_copies_of_the_metadata_have_no_site(tmp_path):
@@ -49,6 +49,6 @@ def test_what_is_missing_is_named_with_where_to_get_it(tmp_path):
     with pytest.raises(UserError, match=r"there is no HAM10000_metadata; download the files of ham10000 from https://doi.org/10.7910"):
         image_set(asked(tmp_path))
     save_ham10000(tmp_path)
-    (tmp_path / PARTS[0] / "ISIC_0024306.jpg").unlink()
+    (tmp_path / IMAGE_FOLDERS[0] / "ISIC_0024306.jpg").unlink()
     with pytest.raises(UserError, match=r"1 of 60 images are not there, the first is .*ISIC_0024306.jpg; unpack the images into"):
         image_set(asked(tmp_path))
