@@ -7,6 +7,7 @@ import pandas as pd
 from PIL import Image
 
 from fedsim.data.encoding.spec import EncoderSpec
+from fedsim.data.sources.ham10000 import IMAGE_FOLDERS
 from fedsim.data.sources.milk10k import DIAGNOSES, GROUND_TRUTH, IMAGES, METADATA
 
 SITES = ("head_neck_face", "trunk", None)
@@ -67,4 +68,38 @@ def save_milk10k(root: Path) -> Path:
             metadata.append({"lesion_id": name, "image_type": kind, "isic_id": isic, "attribution": "MILK study team", **facts})
     pd.DataFrame(metadata).sample(frac=1, random_state=0).to_csv(root / METADATA, index=False)
     pd.DataFrame(truth).to_csv(root / GROUND_TRUTH, index=False)
+    return root
+
+
+def save_ham10000(root: Path, metadata: str = "HAM10000_metadata", lacks: tuple[str, ...] = ()) -> Path:
+    """60 images of 30 lesions in two parts, with the metadata as Dataverse has it."""
+    lines = []
+    for part in IMAGE_FOLDERS:
+        (root / part).mkdir(parents=True)
+    for n in range(60):
+        image, lesion = f"ISIC_{24306 + n:07}", n // 2
+        picture(n).save(root / IMAGE_FOLDERS[n % 2] / f"{image}.jpg")
+        facts = {"dx_type": "histo", "age": None if n == 5 else 40.0 + lesion, "sex": "male", "localization": "back"}
+        site = ("vidir_modern", "rosendahl", "vienna_dias")[lesion % 3]
+        lines.append({"lesion_id": f"HAM_{lesion:07}", "image_id": image, "dx": ("nv", "mel", "bkl")[lesion % 3], **facts, "dataset": site})
+    pd.DataFrame(lines).drop(columns=list(lacks)).to_csv(root / metadata, index=False)
+    return root
+
+
+CHEST_XRAYS = {
+    "train/PNEUMONIA": [f"person{n}_{kind}_{10 * n + k}" for n in range(1, 9) for kind in ("bacteria", "virus") for k in (0, 1)],
+    "test/PNEUMONIA": [f"person{n}_{kind}_{900 + n}" for n in range(1, 13) for kind in ("virus", "bacteria")],
+    "train/NORMAL": ["IM-0115-0001", "IM-0117-0001", "IM-0666-0001-0001", "IM-0666-0001-0002", "NORMAL2-IM-0383-0001"],
+    "test/NORMAL": ["IM-0001-0001", "NORMAL2-IM-0007-0001", "NORMAL2-IM-0383-0002"],
+}
+"""Names as they are distributed; persons 1 to 8 are in both folders and have both kinds of pneumonia."""
+
+
+def save_chest_xray(root: Path) -> Path:
+    """Small X-rays by these names, in the folders as they are distributed."""
+    for folder, names in CHEST_XRAYS.items():
+        (root / "chest_xray" / folder).mkdir(parents=True)
+        for seed, name in enumerate(names):
+            picture(seed).save(root / "chest_xray" / folder / f"{name}.jpeg")
+        (root / "chest_xray" / folder / ".DS_Store").touch()
     return root

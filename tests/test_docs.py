@@ -52,10 +52,14 @@ def test_every_command_of_the_pages_runs(line: str, command: Callable[..., Done]
     assert "ε reached" in done.stdout
 
 
-def test_the_grid_of_the_data_page_is_valid(tmp_path: Path) -> None:
-    (text,) = re.findall(r"```yaml\n(.*?)```", DATA.read_text(), re.S)
-    (tmp_path / "g.yaml").write_text(text)
+def test_the_grids_of_the_data_page_are_valid(tmp_path: Path) -> None:
+    first, second = re.findall(r"```yaml\n(.*?)```", DATA.read_text(), re.S)
+    (tmp_path / "g.yaml").write_text(first)
     assert load_grid(tmp_path / "g.yaml").partition.given.site_column == "scanner"
+    (tmp_path / "g.yaml").write_text(second)
+    encoders = ("dinov2-small", "efficientnet-lite0")
+    names = [f"{name} ({encoder})" for name in ("ham10000", "chest-xray") for encoder in encoders]
+    assert [spec.display for spec in load_grid(tmp_path / "g.yaml").sets] == [*names, "organamnist (dinov2-small, bfloat16, 4 views)"]
 
 
 def test_the_grid_of_the_page_is_valid(tmp_path: Path) -> None:

@@ -28,14 +28,14 @@ def data_list() -> None:
 @app.command(rich_help_panel=PANEL)
 def embed(
     dataset: Annotated[str, typer.Option(help="As in a grid: medmnist:organsmnist, imagefolder:PATH, csv:PATH, or a YAML mapping.")],
-    encoder: Annotated[str, typer.Option(help="A vision transformer of the Hugging Face hub, or a local folder.")],
+    encoder: Annotated[str, typer.Option(help="A vision transformer of the hub or a local folder, an .onnx file, or a YAML mapping.")],
     out: Annotated[Path, typer.Option(help="The .npz file of embeddings.")],
     size: Annotated[int | None, typer.Option(help="Pixels of a MedMNIST set: 28, 64, 128 or 224.")] = None,
-    root: Annotated[Path | None, typer.Option(help="The folder of a MedMNIST or MILK10k set's files.")] = None,
+    root: Annotated[Path | None, typer.Option(help="The folder of a known set's files.")] = None,
     limit: Annotated[int | None, typer.Option(help="Keep at most this many training images, and as many test images.")] = None,
     revision: Annotated[str | None, typer.Option(help="A commit of the encoder's repository.")] = None,
-    pool: Annotated[str, typer.Option(help="cls, mean or cls+mean.")] = "cls",
-    dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
+    pool: Annotated[str | None, typer.Option(help="cls (default), mean or cls+mean.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 (default), float16 or bfloat16.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 64,
     actors: Annotated[int, typer.Option(min=1, help="Encoders that run in parallel and share this machine's GPUs.")] = 1,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be decoded.")] = False,

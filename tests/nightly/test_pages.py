@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from benches import PATIENCE
-from pictures import save_encoder, save_medmnist, save_milk10k
+from pictures import save_chest_xray, save_encoder, save_ham10000, save_medmnist, save_milk10k
 from test_docs import ALGORITHMS, DATA, ROOT, commands
 
 from fedsim.data.encoding.spec import REVISIONS
@@ -26,7 +26,10 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
     save_medmnist(folder / "home/.medmnist/organsmnist_224.npz", train=66, test=33, size=224)
     (folder / "home/.cache/fedsim/milk10k").mkdir(parents=True)
     save_milk10k(folder / "home/.cache/fedsim/milk10k")
-    save_encoder(folder / "hub/models--facebook--dinov2-base/snapshots" / REVISIONS["facebook/dinov2-base"])
+    save_ham10000(folder / "home/.cache/fedsim/ham10000")
+    save_chest_xray(folder / "home/.cache/fedsim/chest-xray")
+    for size in ("base", "small"):
+        save_encoder(folder / f"hub/models--facebook--dinov2-{size}/snapshots" / REVISIONS[f"facebook/dinov2-{size}"])
     (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
     places = {"HOME": str(folder / "home"), "HF_HUB_CACHE": str(folder / "hub"), "HF_HUB_OFFLINE": "1"}
     return folder, {key: value for key, value in os.environ.items() if key not in ("FEDSIM_CACHE", "XDG_CACHE_HOME")} | places
@@ -34,13 +37,13 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
 
 def test_every_command_of_the_data_page_runs_in_its_order(desk: tuple[Path, dict[str, str]]) -> None:
     folder, environment = desk
-    assert len(commands(DATA)) == 6
+    assert len(commands(DATA)) == 8
     for command in commands(DATA):
         done = subprocess.run(shlex.split(command), cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, command + done.stdout + done.stderr
     made = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix in (".npz", ".png") and "home" not in str(path)}
     pictures = {"runs/paper/curves/partitions.png", "runs/milk/curves/privacy_utility.png"}
-    assert made >= {"organsmnist.npz", "milk10k.npz", "synth.npz"} | pictures
+    assert made >= {"organsmnist.npz", "milk10k.npz", "ham10000.npz", "chest.npz", "synth.npz"} | pictures
 
 
 def test_the_python_of_the_data_page_runs(desk: tuple[Path, dict[str, str]]) -> None:

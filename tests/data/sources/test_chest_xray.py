@@ -1,29 +1,16 @@
 import numpy as np
 import pytest
-from pictures import picture
+from pictures import picture, save_chest_xray
 
 from fedsim.data.sources.load import image_set
 from fedsim.data.sources.spec import DatasetSpec
 from fedsim.data.split import TEST, TRAIN
 from fedsim.errors import UserError
 
-NAMES = {
-    "train/PNEUMONIA": [f"person{n}_{kind}_{10 * n + k}" for n in range(1, 9) for kind in ("bacteria", "virus") for k in (0, 1)],
-    "test/PNEUMONIA": [f"person{n}_{kind}_{900 + n}" for n in range(1, 13) for kind in ("virus", "bacteria")],
-    "train/NORMAL": ["IM-0115-0001", "IM-0117-0001", "IM-0666-0001-0001", "IM-0666-0001-0002", "NORMAL2-IM-0383-0001"],
-    "test/NORMAL": ["IM-0001-0001", "NORMAL2-IM-0007-0001", "NORMAL2-IM-0383-0002"],
-}
-"""Names as they are distributed; persons 1 to 8 are in both folders and have both kinds of pneumonia."""
-
 
 @pytest.fixture
 def root(tmp_path):
-    for folder, names in NAMES.items():
-        (tmp_path / "chest_xray" / folder).mkdir(parents=True)
-        for seed, name in enumerate(names):
-            picture(seed).save(tmp_path / "chest_xray" / folder / f"{name}.jpeg")
-        (tmp_path / "chest_xray" / folder / ".DS_Store").touch()
-    return tmp_path
+    return save_chest_xray(tmp_path)
 
 
 def asked(root, **more):

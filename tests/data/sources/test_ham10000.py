@@ -1,27 +1,11 @@
-import pandas as pd
 import pytest
-from pictures import picture
+from pictures import save_ham10000
 
 from fedsim.data.sources.ham10000 import IMAGE_FOLDERS, METADATA_NAMES
 from fedsim.data.sources.load import image_set
 from fedsim.data.sources.spec import DatasetSpec
 from fedsim.data.split import TEST, TRAIN
 from fedsim.errors import UserError
-
-
-def save_ham10000(root, metadata="HAM10000_metadata", lacks=()):
-    """60 images of 30 lesions in two parts, with the metadata as Dataverse has it."""
-    lines = []
-    for part in IMAGE_FOLDERS:
-        (root / part).mkdir(parents=True)
-    for n in range(60):
-        image, lesion = f"ISIC_{24306 + n:07}", n // 2
-        picture(n).save(root / IMAGE_FOLDERS[n % 2] / f"{image}.jpg")
-        facts = {"dx_type": "histo", "age": None if n == 5 else 40.0 + lesion, "sex": "male", "localization": "back"}
-        site = ("vidir_modern", "rosendahl", "vienna_dias")[lesion % 3]
-        lines.append({"lesion_id": f"HAM_{lesion:07}", "image_id": image, "dx": ("nv", "mel", "bkl")[lesion % 3], **facts, "dataset": site})
-    pd.DataFrame(lines).drop(columns=list(lacks)).to_csv(root / metadata, index=False)
-    return root
 
 
 def asked(root, **more):
