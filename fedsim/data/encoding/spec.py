@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from fedsim.files import cache_folder
+
 Pool = Literal["cls", "mean", "cls+mean"]
 Channels = Annotated[tuple[float, float, float], Field(strict=False)]
 REVISIONS = {
@@ -17,12 +19,16 @@ REVISIONS = {
 }
 """The revisions that are meant where a grid names none; these models may be written without ``facebook/``."""
 
+EXPORTED: dict[str, dict[str, Any]] = {"efficientnet-lite0": {"size": 112, "mean": (0.498,) * 3, "std": (0.502,) * 3}}
+"""Networks known by name: ``encoders/NAME.onnx`` in the cache, which ``benchmarks/encoders.py`` makes, and what images go through."""
+
 
 class EncoderSpec(BaseModel):
     """What turns images into embeddings: a name, the path of an ``.onnx`` file, or a mapping.
 
     Attributes:
-        name: a model of the Hugging Face hub (``facebook/dinov2-base``, ``dinov2-base``) or a local folder in its format.
+        name: a model of the Hugging Face hub (``facebook/dinov2-base``, ``dinov2-base``) or a local folder in its format, of which those in
+            ``encoders`` of the cache need no path; or one of ``EXPORTED``.
         onnx: an exported network, whose input are images ``[n, 3, h, w]`` or ``[n, h, w, 3]``.
         size: of the network's images: the shorter side is scaled to so many pixels, and the central square is cut out.
         mean: subtracted from the network's red, green and blue values in [0, 1]; default: ImageNet's.
@@ -52,8 +58,9 @@ class EncoderSpec(BaseModel):
     def _bare_name(cls, given: Any) -> Any:
         given = {"name": given} if isinstance(given, str) else given
         name = given.get("name") if isinstance(given, dict) else None
-        if isinstance(name, str) and "onnx" not in given and name.endswith(".onnx"):
-            return {**{key: value for key, value in given.items() if key != "name"}, "onnx": name}
+        if isinstance(name, str) and "onnx" not in given and (name in EXPORTED or name.endswith(".onnx")):
+            path = cache_folder() / "encoders" / f"{name}.onnx" if name in EXPORTED else name
+            return {**EXPORTED.get(name, {}), **{key: value for key, value in given.items() if key != "name"}, "onnx": path}
         return {**given, "name": f"facebook/{name}"} if f"facebook/{name}" in REVISIONS else given
 
     @model_validator(mode="after")

@@ -147,3 +147,12 @@ def test_bfloat16_without_a_processor_that_has_it_is_refused(encoder, monkeypatc
     monkeypatch.setattr("fedsim.data.encoding.encoder.has_bfloat16", lambda: False)
     with pytest.raises(UserError, match="this processor computes in bfloat16 more slowly than in float32; give dtype: float32"):
         locate(encoder.model_copy(update={"dtype": "bfloat16"})).load("cpu")
+
+
+def test_encoders_in_the_cache_are_known_by_name(cache, encoder):
+    shutil.copytree(encoder.name, cache / "encoders/dino")
+    assert locate(EncoderSpec(name="dino")).digest == locate(encoder).digest
+    lite = EncoderSpec.model_validate("efficientnet-lite0")
+    assert (lite.onnx, lite.size, lite.display) == (cache / "encoders/efficientnet-lite0.onnx", 112, "efficientnet-lite0")
+    with pytest.raises(UserError, match=r"there is no such file; .* benchmarks/encoders.py makes those that are known by name"):
+        locate(lite)
