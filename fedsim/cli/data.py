@@ -41,7 +41,7 @@ def embed(
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be decoded.")] = False,
 ) -> None:
     """Turn a data set's images into embeddings. Interrupt it at any time; the same command goes on where it stopped."""
-    from fedsim.data.encoding.archive import check_target
+    from fedsim.data.arrays import check_target
     from fedsim.data.encoding.embed import EmbedJob, Work, in_process
     from fedsim.data.encoding.embed import embed as embedded
     from fedsim.data.encoding.encoder import locate

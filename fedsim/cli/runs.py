@@ -48,7 +48,7 @@ def synth(
     trust_plugin: TrustPlugin = False,
 ) -> None:
     """Draw synthetic embeddings from a saved generator; it costs no privacy."""
-    from fedsim.data.encoding.archive import check_target, write_npz, write_sidecar
+    from fedsim.data.arrays import check_target, write_npz, write_sidecar
 
     check_target(out)
     import numpy as np

@@ -27,9 +27,8 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
 
-from fedsim.data.arrays import BadArrays, read_arrays
+from fedsim.data.arrays import BadArrays, read_arrays, read_manifest, write_npz, write_sidecar
 from fedsim.data.embeddings import Embeddings
-from fedsim.data.encoding.archive import read_manifest, write_npz, write_sidecar
 from fedsim.data.encoding.encoder import EncoderFiles, best_device, locate
 from fedsim.data.encoding.shards import SHARD, Shard, embedded_shards, positions
 from fedsim.data.encoding.spec import EncoderSpec

@@ -14,7 +14,7 @@ from pictures import save_encoder, save_folder
 from rich.console import Console
 
 import fedsim.data.encoding.shards
-from fedsim.data.encoding.archive import check_target, write_sidecar
+from fedsim.data.arrays import check_target, write_sidecar
 from fedsim.data.encoding.embed import EmbedJob, cached_embeddings, embed, in_process, outlook
 from fedsim.data.encoding.encoder import has_bfloat16, locate
 from fedsim.data.encoding.spec import EncoderSpec
