@@ -78,7 +78,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_damage_is_told_in_one_line(tmp_path: Path, what: str) -> None:
+def test_damage_is_reported_in_one_line(tmp_path: Path, what: str) -> None:
     content, why = BROKEN[what]
     (tmp_path / "a.npz").write_bytes(content)
     with pytest.raises(UserError, match="cannot be read") as caught:

@@ -74,7 +74,7 @@ def test_a_wrong_array_is_named(changes, message):
     assert caught.value.where == "here"
 
 
-def test_classes_without_a_test_row_are_told_with_whose_rows_they_are():
+def test_classes_without_a_test_row_are_reported_with_whose_rows_they_are():
     data = made(split=np.where(Y == 1, 2, 0) * (np.arange(12) > 5))
     assert untested(data) == f"{data.name} has no test row of 2 of its 3 classes (0, 2): balanced accuracy is over the others"
     assert untested(data, "north") == f"north of {untested(data)}"

@@ -127,6 +127,8 @@ grids = st.fixed_dictionaries(
         "trust": st.sampled_from(["aggregate", "silo"]),
         "scan": st.fixed_dictionaries({"rate": st.lists(st.floats(0, 1), **axis)}),
         "partition": st.sampled_from([{"scheme": "dirichlet", "min_size": 5}]),
+        "dataset": st.sampled_from(["milk10k", {"csv": "/a.csv", "split": {"by": "patient"}, "encoder": {"onnx": "/a.onnx", "size": 9}}]),
+        "encoder": st.sampled_from(["dinov2-small", ["efficientnet-lite0", {"name": "facebook/dinov2-base", "views": 2}], None]),
     },
 )
 

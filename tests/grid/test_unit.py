@@ -59,18 +59,18 @@ def test_a_grid_is_written_as_it_was_read() -> None:
         ({"unit": {"column": "writers"}}, "unit: the data set has no column 'writers'; did you mean 'writer'"),
     ],
 )
-def test_a_unit_that_does_not_do_is_told(tmp_path: Path, keys: dict[str, Any], said: str) -> None:
+def test_a_unit_that_does_not_do_is_reported(tmp_path: Path, keys: dict[str, Any], said: str) -> None:
     with pytest.raises((UserError, ValueError), match=said):
         cells(digits_of_writers(tmp_path), quick("dp-gaussian"), **keys)
 
 
-def test_a_writer_with_training_and_test_rows_is_told(tmp_path: Path) -> None:
+def test_a_writer_with_training_and_test_rows_is_reported(tmp_path: Path) -> None:
     path = digits_of_writers(tmp_path, writer=np.arange(450) % 200)
     with pytest.raises(UserError, match=r"unit: .* values of writer have both training and test rows"):
         cells(path, quick("dp-gaussian"))
 
 
-def test_an_algorithm_that_cannot_protect_groups_is_told(tmp_path: Path) -> None:
+def test_an_algorithm_that_cannot_protect_groups_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not support 'group'; supported: example"):
         cells(digits_of_writers(tmp_path), {"name": "broken.tiny:Tiny"})
 

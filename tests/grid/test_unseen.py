@@ -49,7 +49,7 @@ def test_each_leaves_every_site_out_in_turn_in_a_cell_of_its_own(tmp_path: Path)
         ({"unseen": "south", "personal": 0}, "an unseen site's rows are no client's"),
     ],
 )
-def test_a_site_that_cannot_be_left_out_is_told(tmp_path: Path, keys: dict[str, Any], said: str) -> None:
+def test_a_site_that_cannot_be_left_out_is_reported(tmp_path: Path, keys: dict[str, Any], said: str) -> None:
     with pytest.raises((UserError, ValueError), match=said):
         cells(digits_of_sites(tmp_path), **keys)
 

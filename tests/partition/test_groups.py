@@ -93,13 +93,13 @@ def test_the_minimum_size_counts_groups() -> None:
         ),
     ],
 )
-def test_a_column_that_does_not_group_rows_is_told(columns: dict[str, np.ndarray], spec: dict[str, Any], said: str) -> None:
+def test_a_column_that_does_not_group_rows_is_reported(columns: dict[str, np.ndarray], spec: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said) as caught:
         partition(columns, **spec)
     assert caught.value.where == "partition.together"
 
 
-def test_a_group_on_both_sides_of_the_split_is_told() -> None:
+def test_a_group_on_both_sides_of_the_split_is_reported() -> None:
     check_split("lesion", {"lesion": np.array(["a", "b", "b"])}, {"lesion": np.array(["c"])})
     with pytest.raises(UserError, match="1 values of lesion have both training and test rows, such as 'b'; give the data a split"):
         check_split("lesion", {"lesion": np.array(["a", "b", "b"])}, {"lesion": np.array(["b", "c"])})

@@ -108,7 +108,7 @@ def test_a_path_that_leads_nowhere_is_the_users_mistake(path: str, said: str) ->
         lookup(path)
 
 
-def test_a_plug_in_that_breaks_as_it_is_imported_is_told_with_the_innermost_line_of_its_own(package: Path) -> None:
+def test_a_plug_in_that_breaks_as_it_is_imported_is_reported_with_the_innermost_line_of_its_own(package: Path) -> None:
     folder = package / "stranger_package"
     (folder / "algorithms.py").write_text("from stranger_package.inner import number\n")
     (folder / "inner.py").write_text("import json\n\nnumber = json.loads('half written')\n")
@@ -116,7 +116,7 @@ def test_a_plug_in_that_breaks_as_it_is_imported_is_told_with_the_innermost_line
         lookup("stranger_package.algorithms:Stranger")
 
 
-def test_a_syntax_error_is_told_with_its_line(folder: Path) -> None:
+def test_a_syntax_error_is_reported_with_its_line(folder: Path) -> None:
     (folder / "unfinished.py").write_text("import json\ndef build(:\n")
     with pytest.raises(
         PluginError, match=r"g.yaml:2: 'unfinished.py:MyMethod' cannot be imported \(unfinished.py:2: SyntaxError: "
@@ -171,7 +171,7 @@ INCOMPLETE = {
 
 
 @pytest.mark.parametrize("mistake", INCOMPLETE)
-def test_an_incomplete_class_is_told_with_its_line_and_what_it_lacks(folder: Path, mistake: str) -> None:
+def test_an_incomplete_class_is_reported_with_its_line_and_what_it_lacks(folder: Path, mistake: str) -> None:
     text, said = INCOMPLETE[mistake]
     name = write(folder, mistake, text)
     with pytest.raises(PluginError, match=f"{mistake}.py:{line(text, 'class MyMethod(')}: {said}"):

@@ -68,8 +68,10 @@ class EncoderSpec(BaseModel):
         if (self.name is None) == (self.onnx is None):
             raise ValueError("names no encoder or two; give a name, or {onnx: PATH}")
         kind, wrong = ("a network of an onnx file", {"revision"}) if self.onnx else ("a named encoder", {"size", "mean", "std", "output"})
-        if taken := sorted(wrong & self.model_fields_set):
-            raise ValueError(f"{kind} takes no {taken[0]}; remove it")
+        if taken := next(
+            (name for name, field in type(self).model_fields.items() if name in wrong and getattr(self, name) != field.default), None
+        ):
+            raise ValueError(f"{kind} takes no {taken}; remove it")
         if self.onnx and self.dtype == "bfloat16":
             raise ValueError("a network of an onnx file computes as it was exported; give dtype: float32 or float16")
         if min(self.std) <= 0:

@@ -101,7 +101,7 @@ def test_a_domain_whose_class_has_a_single_image_is_named(tmp_path):
         load_image_folder(tmp_path / "pets", "pets", domains=True)
 
 
-def test_a_folder_without_domains_is_told_how_they_stand(tmp_path):
+def test_a_folder_without_domains_is_reported_how_they_stand(tmp_path):
     with pytest.raises(UserError, match="give a folder that holds one folder a domain"):
         load_image_folder(tmp_path / "none", "none", domains=True)
     with pytest.raises(UserError, match="holds no folders of classes; put the classes' folders into a folder a domain"):

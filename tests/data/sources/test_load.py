@@ -179,7 +179,7 @@ def test_labels_can_be_remapped(tmp_path):
     assert load(DatasetSpec(npz=path, remap=True)).y_train[:3].tolist() == [0, 1, 2]
 
 
-def test_remapped_labels_have_no_names_for_those_told_belong_to_the_old_ones(tmp_path):
+def test_remapped_labels_have_no_names_for_the_file_s_belong_to_the_old_ones(tmp_path):
     names = {"y": (np.arange(60) + 1) % 3, "class_names": np.array(["lung", "heart", "skin"])}
     assert load(DatasetSpec(npz=file(tmp_path, **names))).class_names == ("lung", "heart", "skin")
     assert load(DatasetSpec(npz=file(tmp_path, **names), remap=True)).class_names == ()
@@ -218,7 +218,7 @@ def test_labels_that_are_neither_whole_numbers_nor_texts_are_refused_with_remap_
         load(DatasetSpec(npz=file(tmp_path, y=y), remap=True))
 
 
-def test_a_split_of_texts_is_told_which_numbers_to_give(tmp_path):
+def test_a_split_of_texts_is_refused_with_which_numbers_to_give(tmp_path):
     with pytest.raises(UserError, match="split has dtype <U5; give 0 = train, 1 = validation, 2 = test"):
         load(DatasetSpec(npz=file(tmp_path, split=np.where(np.arange(60) < 40, "train", "test"))))
 
