@@ -18,7 +18,7 @@ from fedsim.methods.messages import Task
 from fedsim.partition import SCHEMES, Partition, as_seen, make_partition
 from fedsim.planning.gpu_memory import GIB, MOST, even_share, least
 from fedsim.planning.node import Node, Share
-from fedsim.planning.process_state import ProcessState
+from fedsim.planning.process import plug_in_code
 from fedsim.planning.rehearsal import Rehearsal, rehearse_grid
 from fedsim.plugins.claims import allowed
 from fedsim.privacy.plan import PrivacyPlan
@@ -81,11 +81,8 @@ def prepare(
         UserError: an algorithm, a data set, a plug-in, a partition, a plan or the layout does not work out; the message says where in
             the grid.
     """
-    process = ProcessState()
-    try:
+    with plug_in_code():  # imports run it
         resolved = resolve(grid, keep_going=keep_going)
-    finally:
-        process.put_back()  # what a plug-in changed as it was imported
     share, capacity = share_of(grid.resources), actors_that_fit(grid, nodes)
     parallel = min(capacity, max_parallel or capacity)
     data = loaded(grid, tell)

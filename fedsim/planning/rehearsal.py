@@ -21,7 +21,7 @@ from fedsim.methods.algorithm import Algorithm, solved_plan
 from fedsim.methods.messages import Message, Round, Task, Tensors
 from fedsim.methods.products import Product, is_classifier, is_personal, own
 from fedsim.methods.returns import answer
-from fedsim.planning.process_state import ProcessState
+from fedsim.planning.process import plug_in_code
 from fedsim.plugins.places import blamed, line_of, said
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import PrivacyPlan
@@ -99,10 +99,11 @@ def rehearse(
         PluginError: an exception, a result of a wrong type, shape or dtype, a loss that is not per example, or no end in time; with file
             and line, and what was expected.
     """
-    cls, process = lookup(variant.name, where), ProcessState()
+    with plug_in_code():
+        cls = lookup(variant.name, where)
     made_up = f"made-up data ({task.clients} clients with {MADE_UP_ROWS} rows each, {task.dim} dimensions, {task.classes} classes)"
     try:
-        with _in_time(seconds), torch.random.fork_rng(devices=[]):
+        with plug_in_code(), _in_time(seconds), torch.random.fork_rng(devices=[]):
             try:
                 plan = solved_plan(build_algorithm(variant.name, variant.params, task), epsilon if cls.private else None, delta)
             except PluginError:
@@ -116,8 +117,6 @@ def rehearse(
     except (Exception, SystemExit, _Late) as error:  # a plug-in may raise anything
         what, fix = _complaint(error, cls, device, seconds)
         raise PluginError(where, f"on {made_up}, {what}", fix) from error
-    finally:
-        process.put_back()
 
 
 def _complaint(error: BaseException, cls: type, device: torch.device, seconds: float) -> tuple[str, str]:

@@ -156,7 +156,7 @@ def missing_jobs(desk: Desk, audits: Sequence[ClaimAudit], lines: Lines, *, retr
             yield job
     for audit in audits:
         if lines.audits.get(audit.run.key, {}).get("pairs") != audit.run.count:
-            yield Audits(desk, audit)
+            yield Audits(desk, audit.trials[0], audit)
     yield from _missing_checks(desk, lines)
 
 

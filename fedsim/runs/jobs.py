@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -16,7 +16,7 @@ from fedsim.json_lines import dump
 from fedsim.partition import Partition, PartitionSpec
 from fedsim.planning.gpu_memory import share_for
 from fedsim.planning.prepare import Prepared
-from fedsim.plugins.code_hash import check_hash, evaluation_hash
+from fedsim.plugins.code_hash import check_hash, evaluation_hash, is_shipped
 from fedsim.plugins.registry import lookup
 from fedsim.results.join import Entry, Lines
 from fedsim.results.result_lines import judgement_line, reference_line, training_line
@@ -61,10 +61,20 @@ class Job(ABC):
     Class attributes:
         any_slot: whether it runs on a slot of any shape.
         limited: whether it is ended after the grid's ``cell_timeout``.
+
+    Attributes:
+        trial: a cell whose algorithm it runs; None: none.
     """
 
     any_slot: ClassVar[bool] = True
     limited: ClassVar[bool] = False
+    trial: Trial | None
+
+    @property
+    def plug_in(self) -> str:
+        """The algorithm whose code it runs, where that is not shipped with fedsim; else empty."""
+        name = "" if self.trial is None else self.trial.cell.algorithm
+        return "" if not name or is_shipped(lookup(name)) else name
 
     @property
     @abstractmethod
@@ -97,6 +107,8 @@ class Cell(Job):
         trial: the cell.
         training: the line of its training; None before there is one.
     """
+
+    trial: Trial
 
     def __init__(self, desk: Desk, trial: Trial, training: Mapping[str, Any] | None = None) -> None:
         self.desk, self.trial, self.training = desk, trial, training
@@ -238,6 +250,7 @@ class Reference(Job):
     partition: Partition | None
     spec: PartitionSpec
     probe_c: float
+    trial: None = field(default=None, init=False)
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -308,6 +321,7 @@ class Audits(Job):
     """The audit of one claim."""
 
     desk: Desk
+    trial: Trial
     audit: ClaimAudit
 
     @property
@@ -323,7 +337,7 @@ class Audits(Job):
     def call(self, put: Callable[[str], Any]) -> tuple[Any, ...]:
         """Go on from the pairs that are there."""
         run = self.audit.run
-        return "audit", self.audit.trials[0].cell, run, self.desk.store.audit_pairs(run.key)
+        return "audit", self.trial.cell, run, self.desk.store.audit_pairs(run.key)
 
     def take(self, item: Item) -> None:
         """Its pairs, and at the end its outcome's line."""

@@ -61,7 +61,8 @@ class Scheduler:
         Raises:
             ClusterLost: nothing more can run.
         """
-        self.queue = deque(self._with_measurements(jobs) if self.measuring else jobs)
+        # plug-ins come last, each one's jobs together, because their slots are used for nothing else
+        self.queue = deque(sorted(self._with_measurements(jobs) if self.measuring else jobs, key=lambda job: job.plug_in))
         try:
             while self.queue or self.running:
                 while self.queue and self._start_next():
@@ -100,7 +101,7 @@ class Scheduler:
             if shape is None:  # it is being measured
                 return False
             if job.any_slot or fit_together([shape[1]] * shape[0], self.slots.nodes):
-                slot = self.slots.take(*shape, any_shape=job.any_slot)
+                slot = self.slots.take(*shape, any_shape=job.any_slot, plug_in=job.plug_in)
                 if slot is not None:
                     del self.queue[at]
                     self._start(job, slot)

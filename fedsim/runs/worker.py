@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import io
 import logging
+import os
 import signal
 import threading
 import time
@@ -14,11 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-import torch
-from threadpoolctl import threadpool_limits
-
 from fedsim.data.embeddings import Embeddings
-from fedsim.device import CPU, device_of, exact_products
+from fedsim.device import device_of
 from fedsim.evaluation.judge import Judgement, judgement_of
 from fedsim.evaluation.references import Ceiling, LocalOnly, ceiling, local_only
 from fedsim.grid.models import Cell
@@ -26,7 +23,7 @@ from fedsim.methods.messages import Pool, Tensors
 from fedsim.partition import Partition, PartitionSpec
 from fedsim.planning.gpu_memory import filled
 from fedsim.planning.node import Share
-from fedsim.planning.process_state import ProcessState, limit_memory
+from fedsim.planning.process import limit_memory, settle
 from fedsim.plugins.code_hash import source_hash
 from fedsim.plugins.registry import lookup
 from fedsim.seeds import Seeds
@@ -38,10 +35,6 @@ from fedsim.training.trial import Outcome, Trial, local_pool, run_trial
 FLUSH_SECONDS = 0.2
 MOST_OUTPUT = 10_000_000
 """Characters that a cell may print."""
-KEPT_MEMORY = 2**29
-"""Bytes of freed memory that a process keeps for its next step."""
-_M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1
-"""Of glibc's malloc.h."""
 
 
 @dataclass(frozen=True)
@@ -105,22 +98,6 @@ def exited(error: SystemExit) -> RuntimeError:
     return RuntimeError(f"the algorithm called sys.exit({code}), which a cell may not").with_traceback(error.__traceback__)
 
 
-def settle(cpus: float, device: torch.device = CPU) -> None:
-    """Make a process ready for training on its share of the machine: so many threads, and memory that is kept for the next step."""
-    if device != CPU:
-        exact_products()
-    threads = max(1, int(cpus))
-    torch.set_num_threads(threads)
-    # numbers below 1e-38, as saturated layers leave them, take some processors a hundred times as long as 0
-    torch.set_flush_denormal(True)
-    threadpool_limits(threads)
-    # glibc gives large blocks back at every step, and the next step pays for every page anew: up to a third of its time.
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, KEPT_MEMORY)
-
-
 def check_source(cell: Cell) -> None:
     """Check that this process imported the code that the cell's id stands for.
 
@@ -132,7 +109,7 @@ def check_source(cell: Cell) -> None:
 
 
 class Process:
-    """A process that trains one cell after another, and none as another cell left it.
+    """A process that runs one job after another.
 
     Args:
         share: what it may take.
@@ -143,12 +120,13 @@ class Process:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # Ray is deaf to it, and what a plug-in starts should not be
         self.share, self.device = share, device_of(share.device, share.gpus)
         settle(share.cpus, self.device)
-        self.state = ProcessState()
+        self.folder = os.getcwd()
         self.latest: tuple[str, Embeddings] | None = None
 
     def make_ready(self, *, limited: bool = False) -> None:
-        """Put back what the last cell changed; ``limited``: the next one has no more memory than its share."""
-        self.state.put_back()
+        """Set folder, threads, torch's defaults and the memory limit again; ``limited``: the next job has no more memory than its share."""
+        with contextlib.suppress(OSError):
+            os.chdir(self.folder)
         settle(self.share.cpus, self.device)
         limit_memory(self.share.memory if limited else 0)
 

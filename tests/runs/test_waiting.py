@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import ray
 from benches import PATIENCE, taken
-from cells import small_grid
+from cells import NODES, small_grid
 from ray.util.placement_group import placement_group
 from rich.console import Console
 
@@ -69,6 +69,19 @@ def test_a_slot_that_waits_for_its_place_gets_what_idles_meanwhile(others: None)
         assert slots.idle == []
     finally:
         slots.close()
+
+
+def test_a_slot_that_ran_a_plug_in_is_used_for_no_other_code() -> None:
+    slots = Slots(InProcess(NODES[0]), tuple(NODES), 4)
+    first = taken(slots, 1, Share(1.0))
+    slots.give_back(first)
+    assert slots.take(1, Share(1.0), plug_in="mine.py:Mine") is first
+    slots.give_back(first)
+    assert slots.take(1, Share(1.0), plug_in="mine.py:Mine") is first
+    slots.give_back(first)
+    for plug_in in ("", "mine.py:Other"):
+        assert slots.take(1, Share(1.0), any_shape=True, plug_in=plug_in) not in (None, first)
+    slots.close()
 
 
 def test_a_bench_whose_cell_waited_while_another_ran_is_not_given_up_once_that_has_ended(
