@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -48,14 +47,41 @@ from fedsim.interrupts import INTERRUPTED, at_a_late_end, interrupts
 from fedsim.planning.node import Node
 from fedsim.runs.engine import ClusterLost
 
-# The switch of Ray's debugger: no line of Ray's own comes between a bench's, which say of a lost worker what there is to say.
-ray_worker._worker_logs_enabled = False
-
 _SESSIONS = "fedsim-ray-"
 _LONGEST = 23
 """Bytes of a temporary folder's path that leave room for Ray's below it, in the 107 that a socket's may have."""
 LEAVING = 2.0
 """Seconds in which Ray may end by itself after an interruption or a loss."""
+
+
+# What no public API of Ray does, all of it here; test_cluster.py fails if an upgrade changes it.
+
+# The switch of Ray's debugger: no line of Ray's own comes between a bench's, which report a lost worker themselves.
+ray_worker._worker_logs_enabled = False
+
+
+@contextmanager
+def _loopback() -> Iterator[None]:
+    """A cluster that starts in the block listens on 127.0.0.1 only: `_node_ip_address` leaves Ray's servers open to the network."""
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _end_at_once() -> None:
+    """Have Ray kill its services, which block SIGTERM, and with them the agents they started, which would stay for a minute."""
+    services = ray_worker._global_node
+    kill = services.kill_all_processes
+
+    def kill_all(**how: Any) -> None:
+        started = [process for service in _raylets() for process in service.children(recursive=True)]
+        kill(**how | {"allow_graceful": False})
+        _kill(started)
+
+    services.kill_all_processes = kill_all
 
 
 def this_machine() -> Node:
@@ -70,7 +96,7 @@ def local_cluster(node: Node) -> Iterator[None]:
     with _sessions() as folder:
         with _started_whole_or_ended(), _loopback(), _deaf():
             _start(node, folder)
-        with _without_survivors(), _connected():
+        with _connected():
             yield
 
 
@@ -80,7 +106,7 @@ def _start(node: Node, folder: Path) -> None:
     except Exception as error:  # Ray raises plain ones
         what = " ".join(str(error).split()) or type(error).__name__
         raise RunLost("Ray", f"did not start ({what})", "free memory or processes; the same command tries again") from error
-    _end_at_once(ray_worker._global_node)
+    _end_at_once()
 
 
 @contextmanager
@@ -108,47 +134,9 @@ def _kill(processes: Iterable[psutil.Process]) -> None:
             each.kill()
 
 
-def _end_at_once(services: Any) -> None:
-    """Have Ray kill its services, which are deaf to a request, and with them what they started, which would go on for up to a minute."""
-    kill = services.kill_all_processes
-
-    def kill_all(**how: Any) -> None:
-        started = [each for service in _raylets() for each in service.children(recursive=True)]
-        kill(**how | {"allow_graceful": False})
-        _kill(started)
-
-    services.kill_all_processes = kill_all
-
-
 def _raylets() -> list[psutil.Process]:
     """Ray's services on this machine that this process started."""
     return [process for process in psutil.Process().children() if process.name() == "raylet"]
-
-
-@contextmanager
-def _without_survivors() -> Iterator[None]:
-    """What Ray's service on this machine started ends with this process if Ray has not ended before: Ray's agents would stay a minute."""
-    started = [str(process.pid) for service in _raylets() for process in service.children()]
-    waiting = ["sh", "-c", 'read -r nothing; kill -KILL "$@"', "sh", *started]  # until the pipe's other end is gone with this process
-    nowhere = subprocess.DEVNULL
-    watcher = subprocess.Popen(waiting, stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere, start_new_session=True)
-    try:
-        yield
-    finally:
-        if _has_ended():
-            watcher.kill()
-            watcher.communicate()
-
-
-@contextmanager
-def _loopback() -> Iterator[None]:
-    """A cluster that starts in the block listens on 127.0.0.1 only, as Ray's do on systems where it has no clusters of machines."""
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 @contextmanager
@@ -177,13 +165,8 @@ def _sessions() -> Iterator[Path]:
         try:
             yield folder
         finally:
-            if _has_ended():
+            if not _raylets():  # Ray may not have ended in time
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def _has_ended() -> bool:
-    """Whether nothing is left of what Ray started for this process."""
-    return ray_worker._global_node is None
 
 
 @contextmanager

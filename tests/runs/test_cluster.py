@@ -1,3 +1,5 @@
+import inspect
+import io
 import os
 import signal
 import socket
@@ -9,6 +11,9 @@ from pathlib import Path
 
 import pytest
 from benches import PATIENCE
+
+from fedsim.runs import cluster  # isort: skip (it sets what Ray reads as it is imported)
+from ray._private import node, ray_constants, worker
 
 CLUSTER = """
 import sys, time
@@ -126,3 +131,12 @@ def test_a_signal_to_everybody_ends_no_service_of_ray_and_what_an_actor_starts_c
     done = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["2", str(-signal.SIGTERM), "0"]
+
+
+def test_ray_still_has_the_private_names_for_which_there_is_nothing_public() -> None:
+    printed = io.StringIO()
+    worker.print_worker_logs({"pid": "raylet", "ip": "", "lines": ["a worker died"], "is_err": False}, printed)
+    assert (printed.getvalue(), cluster.ray_worker._worker_logs_enabled) == ("", False)
+    assert ray_constants.ENABLE_RAY_CLUSTER is True
+    assert "allow_graceful" in inspect.signature(node.Node.kill_all_processes).parameters
+    assert hasattr(worker, "_global_node")
