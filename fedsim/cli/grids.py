@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedsim.cli.app import Address, GridFile, MaxParallel, Param, Replaced, app, folder, interruptible
+from fedsim.cli.app import Address, GridFile, GridOption, MaxParallel, Param, Replaced, app, folder, grid_file, interruptible
 from fedsim.errors import UserError
 from fedsim.words import plain_console, print_line, wide_console
 
@@ -21,7 +21,8 @@ PANEL = "Grids and cells"
 
 @app.command(rich_help_panel=PANEL)
 def bench(
-    grid: GridFile,
+    file: GridFile = None,
+    grid: GridOption = None,
     set_: Replaced = None,
     out: Annotated[Path | None, folder("The run folder; default: runs/<name of the grid>.")] = None,
     address: Address = None,
@@ -39,7 +40,7 @@ def bench(
     """
     from fedsim.grid.read import load_grid
 
-    checked = load_grid(grid, set_ or [])
+    checked = load_grid(grid_file(file, grid), set_ or [])
     _bench(
         checked,
         out or Path("runs") / checked.name,
@@ -153,7 +154,8 @@ def one_by_one(grid: Grid) -> Grid:
 
 @app.command(rich_help_panel=PANEL)
 def partition(
-    grid: GridFile,
+    file: GridFile = None,
+    grid: GridOption = None,
     set_: Replaced = None,
     show: Annotated[bool, typer.Option("--show", help="Also print every label-by-client matrix, and draw the first seed's.")] = False,
     out: Annotated[Path | None, folder("The folder of the pictures; default: runs/<name of the grid>/curves.")] = None,
@@ -162,7 +164,7 @@ def partition(
     from fedsim.grid.read import load_grid
     from fedsim.grid.resolve import resolve
 
-    checked = resolve(load_grid(grid, set_ or [])).grid
+    checked = resolve(load_grid(grid_file(file, grid), set_ or [])).grid
     from fedsim.planning.label_matrices import label_matrices
     from fedsim.report.figures import save_figure
     from fedsim.report.partitions import NAME, draw_partitions, label_table, summary_table
@@ -181,11 +183,12 @@ def partition(
 
 
 @app.command("plan", rich_help_panel=PANEL)
-def plan_grid(grid: GridFile, set_: Replaced = None) -> None:
+def plan_grid(file: GridFile = None, grid: GridOption = None, set_: Replaced = None) -> None:
     """Show the noise on each statistic and gradient of every cell in units of its signal, without training."""
     from fedsim.grid.read import load_grid
     from fedsim.planning.prepare import prepare
     from fedsim.report.noise_table import show_noise
     from fedsim.runs.cluster import this_machine
 
-    show_noise(prepare(load_grid(grid, set_ or []), [this_machine()]), plain_console())
+    checked = load_grid(grid_file(file, grid), set_ or [])
+    show_noise(prepare(checked, [this_machine()]), plain_console())

@@ -170,6 +170,7 @@ def statement(
 def verify(
     folder: Run,
     cells: Annotated[int, typer.Option(min=1, help="Number of finished cells, drawn at random.")] = 3,
+    cell: Annotated[list[str] | None, typer.Option(help="A cell to run, by the beginning of its id, instead; repeatable.")] = None,
     trust_plugin: TrustPlugin = False,
 ) -> None:
     """Run some finished cells of a run again and compare: exit code 0 if rows and rounds are equal to the last bit, 1 if not."""
@@ -180,5 +181,5 @@ def verify(
 
     console, node = wide_console(plain_console()), this_machine()
     verification = Verification.of(folder, lambda grid: prepare(grid, [node]), trust_plugin=trust_plugin)
-    equal = verification.run(cells, console, local_ray(node))
+    equal = verification.run(cells, console, local_ray(node), cell or ())
     raise typer.Exit(0 if equal else 1)

@@ -109,13 +109,28 @@ class Verification:
             )
         return cls(folder, prepared, cells, differing, left_out, manifest.get("hardware", {}))
 
-    def run(self, count: int, console: Console, engine: AbstractContextManager[Engine]) -> bool:
-        """Run ``count`` cells again, drawn at random, and show what differs and what cannot be repeated.
+    def chosen(self, count: int, ids: Sequence[str] = ()) -> list[int]:
+        """Positions in ``cells``: of all whose ids begin with one of ``ids``; without any, of ``count`` drawn at random.
+
+        Raises:
+            UserError: no cell that can be repeated has such an id.
+        """
+        if not ids:
+            drawn = np.random.default_rng().choice(len(self.cells), min(count, len(self.cells)), replace=False)
+            return sorted(drawn.tolist())
+        known = [row.cell_id for row, _ in self.cells]
+        for start in ids:
+            if not any(id_.startswith(start) for id_ in known):
+                raise UserError("--cell", f"no cell that can be repeated has the id '{start}'", f"known: {', '.join(known) or 'none'}")
+        return [i for i, id_ in enumerate(known) if id_.startswith(tuple(ids))]
+
+    def run(self, count: int, console: Console, engine: AbstractContextManager[Engine], ids: Sequence[str] = ()) -> bool:
+        """Run the :meth:`chosen` cells again, and show what differs and what cannot be repeated.
 
         Returns:
             Whether rows and rounds are equal to the last bit, and no row differs from the grid.
         """
-        chosen = sorted(np.random.default_rng().choice(len(self.cells), min(count, len(self.cells)), replace=False).tolist())
+        chosen = self.chosen(count, ids)
         equal = not chosen or self._run_again([self.cells[i] for i in chosen], console, engine)
         finished = len(self.cells) + len(self.differing) + sum(self.left_out.values())
         lines = [f"{len(chosen)} of {finished} finished cells run again: {_RESULT[equal]}"] if chosen else []

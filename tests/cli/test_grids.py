@@ -168,6 +168,14 @@ def test_a_folder_in_use_is_refused_before_anything_is_prepared(tmp_path: Path, 
     assert f"fedsim, process {os.getpid()}, is running in this folder; wait for it or stop it" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"), [((), "no grid file is given"), (("a.yaml", "--grid", "b.yaml"), "a.yaml and --grid b.yaml are both given")]
+)
+def test_a_grid_is_given_once_as_an_argument_or_an_option(fedsim: Fedsim, arguments: tuple[str, ...], told: str) -> None:
+    done = fedsim("bench", *arguments)
+    assert (done.returncode, done.stderr) == (2, f"fedsim: GRID: {told}; give one, as in `fedsim bench grid.yaml`\n")
+
+
 def test_a_missing_file_and_a_wrong_override_are_mistakes_too(tmp_path: Path, fedsim: Fedsim) -> None:
     (tmp_path / "g.yaml").write_text("algorithms: [fedhypevae]\n")
     missing = fedsim("bench", "--grid", "none.yaml")
@@ -316,7 +324,7 @@ def test_a_worker_that_dies_puts_no_line_of_rays_own_on_the_terminal(tmp_path: P
 
 def test_partition_shows_and_draws_without_training(tmp_path: Path, fedsim: Fedsim) -> None:
     (tmp_path / "g.yaml").write_text("algorithms: [fedhypevae]\npartition: {scheme: shards, labels: 2}\nclients: [6]\n")
-    plain = fedsim("partition", "--grid", "g.yaml")
+    plain = fedsim("partition", "g.yaml")
     assert plain.returncode == 0, plain.stderr
     assert "shards" in plain.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["g.yaml"]
