@@ -27,7 +27,7 @@ from fedsim.report.plan_table import show_refused, show_warnings
 from fedsim.results.grid_rows import is_older
 from fedsim.results.join import Entry, Lines
 from fedsim.results.store import ResultStore
-from fedsim.runs.display import make_display, outcome
+from fedsim.runs.display import Display, outcome
 from fedsim.runs.engine import ClusterLost, Engine
 from fedsim.runs.jobs import Audits, Check, Desk, Job, Judge, Train, checked_facts, references_of
 from fedsim.runs.manifest import write_manifest
@@ -100,7 +100,7 @@ def run_prepared(
     if changed := older_code(prepared.grid, prepared.trials, lines):
         print_line(console, changed, "yellow")
     ended = _ended(prepared.trials, lines, retry_failed=retry_failed)
-    desk = Desk(prepared, store, make_display(console, len(prepared.trials), *ended))
+    desk = Desk(prepared, store, Display(console, len(prepared.trials), *ended))
     jobs = list(missing_jobs(desk, audits, lines, retry_failed=retry_failed))
     sweep(store, prepared.trials, lines)
     write_manifest(store.folder, prepared, [*entries_of(desk, audits), *others])

@@ -73,7 +73,7 @@ def _loopback() -> Iterator[None]:
 
 def _end_at_once() -> None:
     """Have Ray kill its services, which block SIGTERM, and with them the agents they started, which would stay for a minute."""
-    services = ray_worker._global_node
+    services: Any = ray_worker._global_node
     kill = services.kill_all_processes
 
     def kill_all(**how: Any) -> None:

@@ -27,7 +27,7 @@ from fedsim.results.result_lines import training_line
 from fedsim.results.rows import Row, RowError
 from fedsim.results.store import ResultStore
 from fedsim.runs.bench import entries_of, missing_jobs
-from fedsim.runs.display import make_display
+from fedsim.runs.display import Display
 from fedsim.runs.engine import Engine
 from fedsim.runs.jobs import Desk
 from fedsim.runs.manifest import grid_of, hardware, write_manifest
@@ -150,7 +150,7 @@ class Verification:
         """Run cells again and show what differs; whether rows and rounds are equal to the last bit."""
         old, trials = [row for row, _ in cells], [trial for _, trial in cells]
         with tempfile.TemporaryDirectory(prefix="fedsim-verify-") as scratch:
-            desk = Desk(replace(self.prepared, trials=tuple(trials)), ResultStore(Path(scratch)), make_display(console, len(trials)))
+            desk = Desk(replace(self.prepared, trials=tuple(trials)), ResultStore(Path(scratch)), Display(console, len(trials)))
             with engine as running, desk.display:
                 Scheduler(desk, running).run(missing_jobs(desk, (), Lines({}, {}, {})))
             write_manifest(desk.store.folder, desk.prepared, entries_of(desk, ()))

@@ -30,7 +30,7 @@ from fedsim.results.rows import Row
 from fedsim.results.store import KINDS, Kind, ResultStore
 from fedsim.runs import scheduler
 from fedsim.runs.bench import MOST_SHOWN, missing_jobs
-from fedsim.runs.display import LineDisplay
+from fedsim.runs.display import Display
 from fedsim.runs.engine import InProcess, Slot
 from fedsim.runs.jobs import Check, Desk, checked_facts
 from fedsim.runs.ray_engine import RayEngine
@@ -55,7 +55,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def watched(grid: Grid, folder: Path, max_parallel: int | None = None) -> "Watched":
     """The slots of a bench on the shared cluster."""
     prepared = prepare(grid, NODES, max_parallel)
-    desk = Desk(prepared, ResultStore(folder), LineDisplay(Console(quiet=True), len(prepared.trials)))
+    desk = Desk(prepared, ResultStore(folder), Display(Console(quiet=True), len(prepared.trials)))
     scheduler = Scheduler(desk, RayEngine())
     scheduler.slots = slots = Watched(scheduler.engine, prepared.nodes, prepared.parallel)
     scheduler.run(missing_jobs(desk, (), Lines({}, {}, {})))
@@ -306,7 +306,7 @@ def test_a_grid_may_ask_for_checks_of_plug_ins_which_run_once(bench: Bench, plug
     assert (line["algorithm"], line["ended"], line["full"]) == ("asked.py:MyMethod", "passed", False)
     assert "all 4 cells are finished" in bench(grid).output
     full = prepare(grid.model_copy(update={"check": "full"}), NODES)
-    desk = Desk(full, ResultStore(ran.folder), LineDisplay(Console(quiet=True), 4))
+    desk = Desk(full, ResultStore(ran.folder), Display(Console(quiet=True), 4))
     assert [type(job) for job in missing_jobs(desk, (), Lines.read(ran.folder))] == [Check]
 
 
@@ -437,7 +437,7 @@ def test_an_algorithm_that_calls_sys_exit_is_reported_as_that(bench: Bench, tmp_
 
 def test_at_most_so_many_cells_run_at_a_time(tmp_path: Path) -> None:
     prepared = prepare(small_grid("weight-noise", seeds=[0, 1, 2, 3]), NODES, 2)
-    desk = Desk(prepared, ResultStore(tmp_path), LineDisplay(Console(quiet=True), 4))
+    desk = Desk(prepared, ResultStore(tmp_path), Display(Console(quiet=True), 4))
     slots = Scheduler(desk, InProcess(NODES[0])).slots
     assert [slots.take(1, prepared.share) is None for _ in range(3)] == [False, False, True]
     slots.close()

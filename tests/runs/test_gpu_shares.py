@@ -15,7 +15,7 @@ from fedsim.planning.node import Share
 from fedsim.planning.prepare import prepare
 from fedsim.results.grid_rows import grid_rows
 from fedsim.results.store import ResultStore
-from fedsim.runs.display import LineDisplay
+from fedsim.runs.display import Display
 from fedsim.runs.engine import InProcess
 from fedsim.runs.jobs import Desk, Train
 from fedsim.runs.ray_engine import RayEngine
@@ -79,7 +79,7 @@ def test_a_cell_that_runs_out_of_its_share_runs_again_on_twice_as_much(ray_bench
 
 def test_a_cell_whose_worker_ray_ends_for_the_machine_s_memory_fails_on_its_share(tmp_path: Path) -> None:
     prepared = prepare(small_grid("dp-gaussian", resources={"gpus_per_actor": 0.5}), WITH_GPUS, 1)
-    desk = Desk(prepared, ResultStore(tmp_path), LineDisplay(Console(quiet=True), 1))
+    desk = Desk(prepared, ResultStore(tmp_path), Display(Console(quiet=True), 1))
     running = Scheduler(desk, InProcess(WITH_GPUS[0]))
     slot, failure = running.slots.take(1, HALF), Failure("OutOfMemoryError", "the machine is full", "", goes_on=True)
     assert slot is not None

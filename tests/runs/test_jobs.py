@@ -15,7 +15,7 @@ from fedsim.results.rows import RowError
 from fedsim.results.states import keep_state
 from fedsim.results.store import ResultStore
 from fedsim.runs.bench import missing_jobs
-from fedsim.runs.display import LineDisplay
+from fedsim.runs.display import Display
 from fedsim.runs.jobs import Desk, Judge, Reference, Train, references_of
 
 DATA = [{"name": "digits", "limit": limit} for limit in (200, 300)]
@@ -23,7 +23,7 @@ ERROR = RowError(type="ValueError", message="no", traceback="")
 
 
 def desk(prepared: Prepared, folder: Path) -> Desk:
-    return Desk(prepared, ResultStore(folder), LineDisplay(Console(quiet=True), 1))
+    return Desk(prepared, ResultStore(folder), Display(Console(quiet=True), 1))
 
 
 def test_a_reference_is_of_one_data_set_one_probe_and_below_the_ceiling_of_one_partition(tmp_path: Path) -> None:

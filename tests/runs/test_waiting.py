@@ -18,7 +18,7 @@ from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore
 from fedsim.runs import scheduler
 from fedsim.runs.bench import missing_jobs
-from fedsim.runs.display import LineDisplay
+from fedsim.runs.display import Display
 from fedsim.runs.engine import ClusterLost, InProcess
 from fedsim.runs.jobs import Desk, Train, references_of
 from fedsim.runs.ray_engine import RayEngine
@@ -33,7 +33,7 @@ def test_a_cell_that_no_longer_fits_lets_others_pass_says_what_it_waits_for_and_
     for name, seconds in (("LOOK_EVERY", 0.1), ("NOTE_AFTER", 0.3), ("GIVE_UP_AFTER", PATIENCE)):
         monkeypatch.setattr(scheduler, name, seconds)
 
-    class Impatient(LineDisplay):
+    class Impatient(Display):
         """From the first row on nobody waits for long."""
 
         def cell_finished(self, row: Row) -> None:
@@ -97,7 +97,7 @@ def test_a_bench_whose_cell_waited_while_another_ran_is_not_given_up_once_that_h
 
     grid = small_grid("fedavg-cvae", clients=[1, 3], resources={"clients_per_actor": 1})
     prepared = prepare(grid, [Node(4.0, 0.0)], 2)
-    desk = Desk(prepared, ResultStore(tmp_path), LineDisplay(Console(quiet=True), 2))
+    desk = Desk(prepared, ResultStore(tmp_path), Display(Console(quiet=True), 2))
     Hurried(desk, RayEngine()).run([Train(desk, trial) for trial in prepared.trials])
     assert [(row.clients, row.status) for row in grid_rows(tmp_path)] == [(1, "ok"), (3, "ok")]
 
@@ -105,7 +105,7 @@ def test_a_bench_whose_cell_waited_while_another_ran_is_not_given_up_once_that_h
 def test_every_reference_that_loses_its_worker_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "MOST_LOSSES", 1)
     prepared = prepare(small_grid("dp-gaussian", alpha=[0.1, 1.0]), [Node(4.0, 0.0)], 1)
-    desk = Desk(prepared, ResultStore(tmp_path), LineDisplay(Console(quiet=True), 2))
+    desk = Desk(prepared, ResultStore(tmp_path), Display(Console(quiet=True), 2))
     running = Scheduler(desk, InProcess(Node(4.0, 0.0)))
     first, second = [references_of(desk, trial)[1] for trial in prepared.trials]
 
@@ -122,7 +122,7 @@ def test_a_reference_that_takes_long_is_noted_once(ray_cluster: None, tmp_path: 
         monkeypatch.setattr(scheduler, name, 0.001)
     prepared = prepare(small_grid("dp-gaussian", dataset="digits", seeds=[0, 1, 2]), [Node(4.0, 0.0)], 1)
     console = Console(file=io.StringIO(), width=300)
-    desk = Desk(prepared, ResultStore(tmp_path), LineDisplay(console, 3))
+    desk = Desk(prepared, ResultStore(tmp_path), Display(console, 3))
     Scheduler(desk, RayEngine()).run(missing_jobs(desk, (), Lines({}, {}, {})))
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     assert printed.count("the local-only reference has been running for") == 1
