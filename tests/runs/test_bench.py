@@ -362,13 +362,13 @@ def test_a_cell_that_fails_is_a_row_and_the_grid_goes_on(bench: Bench, tmp_path:
     assert ran.code == 1
     assert {label: row.status for label, row in rows.items()} == {"raise": "failed", "raise without a word": "failed", "dp-gaussian": "ok"}
     errors = {label: row.error for label, row in rows.items() if row.error}
-    assert (errors["raise"].type, errors["raise"].message) == ("ZeroDivisionError", "the second round\nis broken")
-    assert 'raise ZeroDivisionError("the second round' in errors["raise"].traceback
+    assert (errors["raise"].type, errors["raise"].message) == ("ZeroDivisionError", "the third round\nis broken")
+    assert 'raise ZeroDivisionError("the third round' in errors["raise"].traceback
     assert errors["raise without a word"].type == "AssertionError"
     log = ran.log(rows["raise"])
-    assert "round 1/3" in log
+    assert "round 2/3" in log
     assert errors["raise"].traceback.strip() in log
-    assert "ZeroDivisionError: the second round" in ran.output
+    assert "ZeroDivisionError: the third round" in ran.output
     assert "run failed cells again with --retry-failed" in ran.output
 
     unchanged = bench(grid)
@@ -393,8 +393,8 @@ def test_a_cell_that_ends_its_process_is_a_row_with_what_it_printed_in_its_log_a
     assert ended.error is not None
     assert "worker process of the cell died" in ended.error.message
     assert ran.log(ended).count("started 2") == 1 + scheduler.MOST_LOSSES
-    assert "round 1 at the server" in ran.log(raised)
-    assert "round 1 at the server" not in ran.output
+    assert "round 2 at the server" in ran.log(raised)
+    assert "round 2 at the server" not in ran.output
 
 
 def test_a_grown_grid_tells_cells_that_failed_before_from_those_that_are_done(bench: Bench, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from fedsim.runs.worker import Failure
 
 Bench = Callable[..., Ran]
 HALF, THIRD = Share(1.0, 0.5), Share(1.0, 0.3)
-HUNGRY = {"name": "plugin:Hungry", "params": {"rounds": 2, "local_steps": 1}}
+HUNGRY = {"name": "plugin:Hungry", "params": {"rounds": 3, "local_steps": 1}}
 
 
 def free_gpus() -> float:
