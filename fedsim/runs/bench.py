@@ -29,7 +29,7 @@ from fedsim.results.join import Entry, Lines
 from fedsim.results.store import ResultStore
 from fedsim.runs.display import Display, outcome
 from fedsim.runs.engine import ClusterLost, Engine
-from fedsim.runs.jobs import Audits, Check, Desk, Job, Judge, Train, checked_facts, references_of
+from fedsim.runs.jobs import Desk, Job, JudgingJob, TrainingJob, audit_of, check_of, checked_facts, references_of
 from fedsim.runs.manifest import write_manifest
 from fedsim.runs.scheduler import Scheduler
 from fedsim.training.trial import Trial
@@ -148,15 +148,15 @@ def missing_jobs(desk: Desk, audits: Sequence[ClaimAudit], lines: Lines, *, retr
     seen = set(lines.references)
     for trial in desk.prepared.trials:
         for reference in references_of(desk, trial):
-            if reference.line not in seen:
-                seen.add(reference.line)
+            if reference.key[-1] not in seen:
+                seen.add(reference.key[-1])
                 yield reference
         job = _cell_job(desk, trial, lines, retry_failed=retry_failed)
         if job is not None:
             yield job
     for audit in audits:
         if lines.audits.get(audit.run.key, {}).get("pairs") != audit.run.count:
-            yield Audits(desk, audit.trials[0], audit)
+            yield audit_of(desk, audit)
     yield from _missing_checks(desk, lines)
 
 
@@ -172,7 +172,7 @@ def _missing_checks(desk: Desk, lines: Lines) -> Iterator[Job]:
         )
         if not done and (key := identity(facts)) not in seen:
             seen.add(key)
-            yield Check(desk, trial, mode == "quick")
+            yield check_of(desk, trial, quick=mode == "quick")
 
 
 def _cell_job(desk: Desk, trial: Trial, lines: Lines, *, retry_failed: bool) -> Job | None:
@@ -180,16 +180,16 @@ def _cell_job(desk: Desk, trial: Trial, lines: Lines, *, retry_failed: bool) -> 
     cell = trial.cell
     training, judgement = lines.trainings.get(cell.training_id), lines.judgements.get(cell.cell_id)
     if training is None or (training["error"] is not None and retry_failed):
-        return Train(desk, trial)
+        return TrainingJob(desk, trial)
     if training["error"] is not None or (judgement is not None and (judgement["error"] is None or not retry_failed)):
         return None
     if training["state"] is not None and desk.store.folder.state(cell.training_id).exists():
-        return Judge(desk, trial, training)
+        return JudgingJob(desk, trial, training)
     if cell.noise == "secret" and trial.plan is not None:
         what = f"{cell.label} (cell {cell.cell_id}) is to be judged, and what its training made was not kept"
         hint = "its noise was secret, and a second training would be a second release of the same rows: give a new folder to train again"
         raise UserError(str(desk.store.folder.path), what, hint)
-    return Train(desk, trial)
+    return TrainingJob(desk, trial)
 
 
 def sweep(store: ResultStore, trials: Iterable[Trial], lines: Lines) -> None:
@@ -202,11 +202,11 @@ def sweep(store: ResultStore, trials: Iterable[Trial], lines: Lines) -> None:
 
 def entries_of(desk: Desk, audits: Sequence[ClaimAudit]) -> list[Entry]:
     """The grid's cells by the keys of their lines."""
-    audit_of = {trial.cell.cell_id: audit.run.key for audit in audits for trial in audit.trials}
+    audit_keys = {trial.cell.cell_id: audit.run.key for audit in audits for trial in audit.trials}
     entries = []
     for trial in desk.prepared.trials:
         cell, (high, low) = trial.cell, references_of(desk, trial)
-        entries.append(Entry(cell.cell_id, cell.training_id, cell.label, high.line, low.line, audit_of.get(cell.cell_id)))
+        entries.append(Entry(cell.cell_id, cell.training_id, cell.label, high.key[-1], low.key[-1], audit_keys.get(cell.cell_id)))
     return entries
 
 
@@ -242,7 +242,7 @@ def _run(desk: Desk, jobs: list[Job], console: Console, engine: AbstractContextM
     if not jobs:
         print_line(console, "the cell is finished" if count == 1 else f"all {count} cells are finished")
         return _drawn(folder)
-    if judged := sum(isinstance(job, Judge) for job in jobs):
+    if judged := sum(isinstance(job, JudgingJob) for job in jobs):
         print_line(console, f"{counted(judged, 'trained cell')} to be judged, without training again")
     with ThreadPoolExecutor(1) as beside:
         with engine as running, desk.display:

@@ -17,7 +17,7 @@ from fedsim.results.grid_rows import grid_rows
 from fedsim.results.store import ResultStore
 from fedsim.runs.display import Display
 from fedsim.runs.engine import InProcess
-from fedsim.runs.jobs import Desk, Train
+from fedsim.runs.jobs import Desk, TrainingJob
 from fedsim.runs.ray_engine import RayEngine
 from fedsim.runs.scheduler import Running, Scheduler
 from fedsim.runs.slots import Slots
@@ -83,7 +83,7 @@ def test_a_cell_whose_worker_ray_ends_for_the_machine_s_memory_fails_on_its_shar
     running = Scheduler(desk, InProcess(WITH_GPUS[0]))
     slot, failure = running.slots.take(1, HALF), Failure("OutOfMemoryError", "the machine is full", "", goes_on=True)
     assert slot is not None
-    running._lose(Running(Train(desk, prepared.trials[0]), slot, 0.0), failure, again=False)
+    running._lose(Running(TrainingJob(desk, prepared.trials[0]), slot, 0.0), failure, again=False)
     assert [(row.status, row.error and row.error.type) for row in grid_rows(tmp_path)] == [("failed", "OutOfMemoryError")]
     assert not running.queue
 

@@ -20,7 +20,7 @@ from fedsim.runs import scheduler
 from fedsim.runs.bench import missing_jobs
 from fedsim.runs.display import Display
 from fedsim.runs.engine import ClusterLost, InProcess
-from fedsim.runs.jobs import Desk, Train, references_of
+from fedsim.runs.jobs import Desk, TrainingJob, references_of
 from fedsim.runs.ray_engine import RayEngine
 from fedsim.runs.scheduler import Running, Scheduler
 from fedsim.runs.slots import Slots
@@ -46,7 +46,7 @@ def test_a_cell_that_no_longer_fits_lets_others_pass_says_what_it_waits_for_and_
     desk = Desk(prepared, ResultStore(tmp_path), Impatient(console, 2))
     running = Scheduler(desk, RayEngine())
     with pytest.raises(ClusterLost, match=r"waits for 6 actors with 1 CPU each; the cluster has 4 CPUs"):
-        running.run([Train(desk, trial) for trial in prepared.trials])
+        running.run([TrainingJob(desk, trial) for trial in prepared.trials])
     running.slots.close()
     assert [(row.clients, row.status) for row in grid_rows(tmp_path)] == [(2, "ok")]
     told = console.file.getvalue()  # type: ignore[attr-defined]
@@ -98,7 +98,7 @@ def test_a_bench_whose_cell_waited_while_another_ran_is_not_given_up_once_that_h
     grid = small_grid("fedavg-cvae", clients=[1, 3], resources={"clients_per_actor": 1})
     prepared = prepare(grid, [Node(4.0, 0.0)], 2)
     desk = Desk(prepared, ResultStore(tmp_path), Display(Console(quiet=True), 2))
-    Hurried(desk, RayEngine()).run([Train(desk, trial) for trial in prepared.trials])
+    Hurried(desk, RayEngine()).run([TrainingJob(desk, trial) for trial in prepared.trials])
     assert [(row.clients, row.status) for row in grid_rows(tmp_path)] == [(1, "ok"), (3, "ok")]
 
 
