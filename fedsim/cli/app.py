@@ -40,7 +40,7 @@ app = typer.Typer(
 )
 
 _OTHERS = ("synth", "release", "judge", "verify", "audit")
-"""Commands that may read what somebody else has made, and run no code of the working folder unless they are told to."""
+"""Commands that may read what somebody else has made, and run code of the working folder only with --trust-plugin."""
 
 
 def _version(asked: bool) -> None:
@@ -137,7 +137,7 @@ def main() -> None:
     except UserError as error:
         _complain(str(error))
         sys.exit(error.exit_code)
-    except OSError as error:  # a file or folder that nobody asked about earlier
+    except OSError as error:  # a file or folder that no earlier check covers
         if isinstance(error, ConnectionError | TimeoutError):
             raise
         _complain(str(UserError(str(error.filename or ""), f"cannot be used ({unread(error)})")))

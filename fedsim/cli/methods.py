@@ -181,7 +181,7 @@ def _refuse_given(context: typer.Context, folder: Path) -> None:
 
 
 def _attack_run(folder: Path, console: Console, *, trust_plugin: bool) -> None:
-    """Tell how well a run's generators give away who was trained on."""
+    """Print how well membership in the training rows can be inferred from a run's generators."""
     from fedsim.evidence.audit.of_run import of_run
     from fedsim.results.grid_rows import read_manifest
     from fedsim.results.store import ResultStore

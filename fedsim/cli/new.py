@@ -142,8 +142,8 @@ def _starter(naming: Naming) -> Start:
 
 def _start_from(origin: str, naming: Naming) -> Start:
     """A copy of an algorithm, in the first unit and trust that it supports."""
-    cls, found = lookup(origin, "--from"), describe(origin, "--from")
-    unit, trust = next(key for key in found.claims if key not in found.refused)
+    cls, described = lookup(origin, "--from"), describe(origin, "--from")
+    unit, trust = next(key for key in described.claims if key not in described.refused)
     return Start(_copied(cls, naming), unit, trust)
 
 
@@ -157,13 +157,13 @@ def _copied(cls: type[Algorithm], naming: Naming) -> str:
     try:
         source = Path(inspect.getsourcefile(cls) or "").read_text("utf-8")
     except (OSError, TypeError) as error:
-        raise UserError("--from", f"the source of {cls.__name__} is not to be found", "name another algorithm") from error
+        raise UserError("--from", f"the source of {cls.__name__} cannot be read", "name another algorithm") from error
     if re.search(r"^from \.", source, re.M):
         raise UserError(
             "--from", f"{cls.__module__} imports its neighbours relatively, so it does not run elsewhere", "name another algorithm"
         )
     _check_unused(naming, source, cls.__module__)
-    source = re.sub(r'^@register\("([^"]*)"\)\n', lambda found: found[0] if found[1] == cls.name else "", source, flags=re.M)
+    source = re.sub(r'^@register\("([^"]*)"\)\n', lambda match: match[0] if match[1] == cls.name else "", source, flags=re.M)
     if cls.Params.__module__ == cls.__module__:
         source = re.sub(rf"\b{cls.Params.__name__}\b", f"{naming.cls}Params", source)
     return contract(cls) + _renamed(source, cls.name, cls.__name__, naming)

@@ -61,9 +61,9 @@ def synth(
     names = {"class_names": np.array(manifest["class_names"])} if manifest["class_names"] else {}
     write_npz(out, (len(x), x.shape[1]), "float32", [x], {"y": y, **names}, manifest)
     write_sidecar(out, manifest)
-    told = " ".join(f"{key} {manifest[key]}" for key in ("epsilon", "delta", "unit", "trust", "claim"))
-    told += f"; not for release: {why}" if (why := generator.facts.held_back) else ""
-    print_line(plain_console(), f"{out}: {len(x)} synthetic embeddings of {x.shape[1]} dimensions; {told}")
+    words = " ".join(f"{key} {manifest[key]}" for key in ("epsilon", "delta", "unit", "trust", "claim"))
+    words += f"; not for release: {why}" if (why := generator.facts.held_back) else ""
+    print_line(plain_console(), f"{out}: {len(x)} synthetic embeddings of {x.shape[1]} dimensions; {words}")
     for text in generator.warnings:
         print_line(plain_console(), f"warning: {text}", "yellow")
     if not generator.vouched:
@@ -162,8 +162,8 @@ def statement(
     from fedsim.results.grid_rows import grid_rows
 
     RunFolder(folder).check()
-    for each in statements(grid_rows(folder), lambda row: cross_check(row, trust_plugin=trust_plugin)):
-        typer.echo("\n".join(each.lines) + "\n")
+    for text in statements(grid_rows(folder), lambda row: cross_check(row, trust_plugin=trust_plugin)):
+        typer.echo("\n".join(text.lines) + "\n")
 
 
 @app.command(rich_help_panel=PANEL)

@@ -14,7 +14,7 @@ SLACK = 1e-6
 
 
 class Node(NamedTuple):
-    """What one machine offers; ``gpu_memory`` is that of its smallest GPU in bytes, 0 where nobody knows."""
+    """What one machine offers; ``gpu_memory`` is that of its smallest GPU in bytes, 0 where that is unknown."""
 
     cpus: float
     gpus: float
@@ -51,12 +51,12 @@ def fit_together(shares: Sequence[Share], nodes: Sequence[Node]) -> bool:
 
 def _take(share: Share, node: int, cpus: list[float], cards: list[float]) -> bool:
     """Take a share from a node, if it has it."""
-    each = min(share.gpus, 1.0)
-    free = [card for card, left in enumerate(cards) if left + SLACK >= each]
+    part = min(share.gpus, 1.0)
+    free = [card for card, left in enumerate(cards) if left + SLACK >= part]
     count = math.ceil(share.gpus)
     if cpus[node] + SLACK < share.cpus or len(free) < count:
         return False
     cpus[node] -= share.cpus
     for card in free[:count]:
-        cards[card] -= each
+        cards[card] -= part
     return True

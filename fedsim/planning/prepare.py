@@ -103,7 +103,7 @@ def prepare(
 
 
 def task_of(cell: Cell, data: Embeddings) -> Task:
-    """The public facts that a cell's algorithm is told."""
+    """The public facts that a cell's algorithm gets."""
     return Task(data.dim, data.classes, cell.clients, cell.unit, cell.trust, cell.evaluation.probe_c)
 
 
@@ -184,7 +184,7 @@ def planned(grid: Grid, cells: Sequence[Cell], tasks: Sequence[Task], tell: Tell
 
 
 def calibrated(grid: Grid, cell: Cell, task: Task) -> PrivacyPlan | None:
-    """The cell's plan, with what its claim is worth.
+    """The cell's plan, with the claim that it may make.
 
     Raises:
         UserError: there is none; with the place in the grid.
@@ -210,11 +210,11 @@ def laid_out(grid: Grid, cells: Sequence[Cell], capacity: int, parallel: int) ->
         UserError: a cell needs more actors at once than fit.
     """
     sizes = [packing(cell.clients, clients_per_actor(grid.resources, cell.clients, len(cells), parallel)) for cell in cells]
-    for cell, each in zip(cells, sizes, strict=True):
-        if len(each) > capacity:
+    for cell, clients in zip(cells, sizes, strict=True):
+        if len(clients) > capacity:
             raise UserError(
                 grid.place("resources", "clients_per_actor"),
-                f"{cell.clients} clients need {len(each)} actors at once and the cluster has room for {capacity}",
+                f"{cell.clients} clients need {len(clients)} actors at once and the cluster has room for {capacity}",
                 "put more clients on an actor, or give actors a smaller share",
             )
     return tuple(sizes)
@@ -234,7 +234,7 @@ def actors_that_fit(grid: Grid, nodes: Sequence[Node]) -> int:
         without = share.gpus and not any(node.gpus for node in nodes)
         fix = "give gpus_per_actor: 0 and device: auto" if without else "give actors a smaller share"
         raise UserError(grid.place("resources"), f"an actor needs {counted(share.cpus, 'CPU')} and {needs}; no node has them ({has})", fix)
-    # shares that are still to be measured are small enough, or the cell is told that it does not fit
+    # shares that are still to be measured are small enough, or the cell fails and says that it does not fit
     return sum(Share(share.cpus, even_share(MOST)).fit(node) for node in nodes) if measured else fitting
 
 

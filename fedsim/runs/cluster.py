@@ -32,7 +32,7 @@ os.environ.setdefault("RAY_preload_python_modules", "fedsim.runs.actors")
 os.environ.setdefault("RAY_get_check_signal_interval_milliseconds", "100")
 # Within `ray job submit --working-dir` what a plug-in needs travels, too, in place of the job's folder.
 os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
-# `ray start` protects a cluster by the token of its machine if there is one; who joins it by its address has to say that he has one, too.
+# `ray start` protects a cluster by the token of its machine if there is one; a driver that joins by address must set the mode itself.
 if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ) or (Path.home() / ".ray" / "auth_token").exists():
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 
@@ -111,12 +111,12 @@ def _start(node: Node, folder: Path) -> None:
 
 @contextmanager
 def _started_whole_or_ended() -> Iterator[None]:
-    """What the block has started ends with it if it does not end well: of half a cluster Ray itself leaves agents that stay a minute."""
+    """If the block fails, kill the processes it started; Ray would leave its agents running for a minute."""
     driver = psutil.Process()
     before = set(driver.children())
 
     def started() -> list[psutil.Process]:
-        return [each for own in set(driver.children()) - before for each in (own, *own.children(recursive=True))]
+        return [process for own in set(driver.children()) - before for process in (own, *own.children(recursive=True))]
 
     with at_a_late_end(lambda: _kill(started())):
         try:
@@ -129,9 +129,9 @@ def _started_whole_or_ended() -> Iterator[None]:
 
 
 def _kill(processes: Iterable[psutil.Process]) -> None:
-    for each in processes:
+    for process in processes:
         with suppress(psutil.Error):
-            each.kill()
+            process.kill()
 
 
 def _raylets() -> list[psutil.Process]:
@@ -141,7 +141,7 @@ def _raylets() -> list[psutil.Process]:
 
 @contextmanager
 def _deaf() -> Iterator[None]:
-    """What starts in the block is ended by this process alone, in order, and by no signal to the whole group or a closed terminal."""
+    """Processes that start in the block have SIGTERM and SIGHUP, which reach a whole group, blocked; this process ends them in order."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
     try:
         yield
@@ -210,9 +210,9 @@ def live_nodes() -> tuple[Node, ...]:
 
 
 class Lifeline:
-    """What this process's connection to the cluster hangs on: the cluster's head service and Ray's service on this machine.
+    """The services that this process's connection needs: the cluster's head and Ray's service on this machine.
 
-    Without one of them Ray waits for a minute and then ends the process without a word.
+    Without one of them Ray waits for a minute and then ends the process without a message.
     """
 
     def __init__(self) -> None:
@@ -226,7 +226,7 @@ class Lifeline:
         }
 
     def check(self) -> None:
-        """See whether both still listen, and the cluster still counts this machine.
+        """Check that both still listen, and that the cluster still lists this machine.
 
         Raises:
             ClusterLost: one does not.
@@ -275,7 +275,7 @@ def _connected() -> Iterator[None]:
 
 
 def _forget(error: BaseException | None = None) -> None:
-    """Give up what is left of Ray's references: one that goes while Ray shuts down ends the process at once, with a line of Ray's own."""
+    """Drop all references to Ray's objects: one that is freed while Ray shuts down ends the process at once, with a line of Ray's own."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__context__
@@ -283,7 +283,7 @@ def _forget(error: BaseException | None = None) -> None:
 
 
 def _leave(code: int) -> None:
-    """Disconnect from a cluster that may be gone. What does not answer in time ends with this process, without Ray's farewell.
+    """Disconnect from a cluster that may be gone; if it does not answer in time, the process later exits without Ray's shutdown.
 
     Args:
         code: the exit code then.

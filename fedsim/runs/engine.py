@@ -1,4 +1,4 @@
-"""What a scheduler needs of whatever runs its jobs; and the engine that runs them in this process, one after another, without Ray."""
+"""The interface of engines, which run the scheduler's jobs; and the engine that runs them in this process, without Ray."""
 
 from __future__ import annotations
 

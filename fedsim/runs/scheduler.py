@@ -73,7 +73,7 @@ class Scheduler:
                     self._count_waiting(since)
                     self.looked = time.monotonic()
         except (KeyboardInterrupt, ClusterLost):
-            raise  # actors end with the connection, and who asks a lost cluster to end them waits for it
+            raise  # actors end with the connection; a lost cluster would not answer a request to end them
         except BaseException:
             self.slots.close()
             raise
@@ -152,7 +152,7 @@ class Scheduler:
 
     def _take(self, running: Running, item: Item) -> None:
         job, slot = running.job, running.slot
-        # a failure that goes on is Ray's of the same name: it ended a worker because its machine's memory was full
+        # Ray's failure of the same name is a loss: it ended a worker because its machine's memory was full
         short = isinstance(item, Failure) and item.type == "OutOfMemoryError" and not item.goes_on and 0 < slot.share.gpus < 1
         if not (short and isinstance(job, TrainingJob)):
             job.take(item)
@@ -182,7 +182,7 @@ class Scheduler:
                 self._lose(running, Failure("TimeoutError" if late else "NodeLost", what, "", goes_on=True), again=not late)
 
     def _note_long(self, running: Running) -> None:
-        """Say once of each kind of job without rounds that it takes long."""
+        """Note once for every kind of job without rounds that it takes long."""
         what, seconds = running.job.name, time.monotonic() - running.since
         if not isinstance(running.job, CellJob) and seconds > NOTE_AFTER and what not in self.noted:
             self.noted.add(what)

@@ -74,7 +74,7 @@ class Verification:
         store = ResultStore(folder)
         store.folder.check()
         manifest = read_manifest(folder)
-        grid, refused = grid_of(manifest, store.folder), {each["algorithm"] for each in manifest.get("refused") or []}
+        grid, refused = grid_of(manifest, store.folder), {entry["algorithm"] for entry in manifest.get("refused") or []}
         refused_names = {entry.name for entry in grid.algorithms if entry.display in refused}
         grid = grid.model_copy(update={"algorithms": tuple(entry for entry in grid.algorithms if entry.display not in refused)})
         for entry in () if trust_plugin else grid.algorithms:
@@ -103,7 +103,7 @@ class Verification:
                 other = "of other code" if of_other_code else "not of the last grid"
                 left_out["of a refused algorithm" if row.algorithm in refused_names else other] += 1
         if not cells and not differing:
-            reasons = f"; {_told(left_out)}" if left_out else ""
+            reasons = f"; {_reasons(left_out)}" if left_out else ""
             raise UserError(
                 str(folder), f"no finished cell can be repeated{reasons}", "give a folder with finished cells whose noise is seeded"
             )
@@ -141,7 +141,7 @@ class Verification:
         if self.differing:
             lines.append(f"{len(self.differing)} of {finished} {'differs' if len(self.differing) == 1 else 'differ'} from the grid")
         if self.left_out:
-            lines.append(f"{sum(self.left_out.values())} of {finished} cannot be repeated: {_told(self.left_out)}")
+            lines.append(f"{sum(self.left_out.values())} of {finished} cannot be repeated: {_reasons(self.left_out)}")
         for line in lines:
             console.print(Text(line), soft_wrap=True)
         return equal and not self.differing
@@ -157,7 +157,7 @@ class Verification:
             new = Run(grid_rows(Path(scratch)), grid_rounds(Path(scratch)))
         comparison = compare(Run(old, grid_rounds(self.folder)), new)
         Compared((self.folder, Path("the cells run again")), comparison).show(console)
-        equal = sum(each.seeds for each in comparison.matched if each.equal) == len(old)
+        equal = sum(match.seeds for match in comparison.matched if match.equal) == len(old)
         if not equal:
             now = hardware()
             for name in [name for name in now if self.hardware.get(name) != now[name]]:
@@ -181,5 +181,5 @@ def _fixed(row: Row) -> dict[str, str]:
     return {name: value if isinstance(value, str) else dump(value) for name, value in fields.items()}
 
 
-def _told(left_out: Mapping[str, int]) -> str:
+def _reasons(left_out: Mapping[str, int]) -> str:
     return "; ".join(f"{reason}: {count}" for reason, count in left_out.items())

@@ -85,10 +85,10 @@ Item = Progress | Outcome | Judged | Ceiling | LocalOnly | Failure | float | obj
 class PairsRun(Protocol):
     """A running audit (:class:`fedsim.evidence.audit.run.AuditRun`)."""
 
-    def missing(self, found: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Run what ``found`` lacks; yields a line for each pair."""
+    def missing(self, known: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Run what ``known`` lacks; yields a line for each pair."""
 
-    def outcome(self, found: Sequence[dict[str, Any]]) -> object:
+    def outcome(self, known: Sequence[dict[str, Any]]) -> object:
         """The result of all pairs."""
 
 

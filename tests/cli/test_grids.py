@@ -309,6 +309,7 @@ def test_a_bench_in_process_on_a_cluster_is_a_mistake(tmp_path: Path, fedsim: Fe
     assert [path.name for path in tmp_path.iterdir()] == ["g.yaml"]
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_puts_no_line_of_rays_own_on_the_terminal(tmp_path: Path) -> None:
     (tmp_path / "plugin.py").write_text(PLUGIN)
     (tmp_path / "g.yaml").write_text(

@@ -35,11 +35,11 @@ def killed(hostile: str, kind: str, marker: Path) -> dict[str, Any]:
 
 
 def test_a_cell_whose_worker_is_killed_goes_on_from_its_checkpoint_and_gives_the_same_row(
-    ray_bench: Bench, hostile: str, tmp_path: Path
+    bench: Bench, ray_bench: Bench, hostile: str, tmp_path: Path
 ) -> None:
     one, spread = small_grid(killed(hostile, "Killed", tmp_path / "once")), killed(hostile, "ClientKilled", tmp_path / "once more")
     ran = [ray_bench(one, "one"), ray_bench(small_grid(spread, resources={"clients_per_actor": 2}), "spread")]
-    again = [ray_bench(one, "one again"), ray_bench(small_grid(spread, resources={"clients_per_actor": 2}), "spread again")]
+    again = [bench(one, "one again"), bench(small_grid(spread, resources={"clients_per_actor": 2}), "spread again")]
     for disturbed, undisturbed in zip(ran, again, strict=True):
         assert disturbed.code == 0, disturbed.output
         assert "a worker process of the cell died (killed, out of memory, or it crashed); it runs again" in disturbed.output

@@ -201,9 +201,9 @@ ENDLESS = {
 def test_a_plug_in_that_never_returns_is_told_with_its_line_and_nothing_is_written(
     folder: Path, command: Callable[..., Done], kind: str
 ) -> None:
-    text = method("server_step", SERVER, f"if True:\n            {ENDLESS[kind]}")
+    text = method("releases", "", f"if True:\n            {ENDLESS[kind]}")
     grid = {"dataset": {"name": "digits", "limit": 200}, "algorithms": [write(folder, kind, text)], "clients": 4, "epsilon": 4}
-    seconds = f"{round(3 * slowness(), 1):g}"
+    seconds = f"{round(0.5 * slowness(), 1):g}"
     (folder / "g.yaml").write_text(yaml.safe_dump(grid | {"resources": {"cell_timeout": f"{seconds}s"}}))
     before, handler = sorted(folder.rglob("*")), signal.getsignal(signal.SIGALRM)
     done = command("bench", "--grid", "g.yaml")

@@ -117,13 +117,13 @@ def test_every_reference_that_loses_its_worker_is_computed_again(tmp_path: Path,
     assert ResultStore(tmp_path).references() == {}
 
 
-def test_a_reference_that_takes_long_is_noted_once(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reference_that_takes_long_is_noted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LOOK_EVERY", "NOTE_AFTER"):
-        monkeypatch.setattr(scheduler, name, 0.001)
-    prepared = prepare(small_grid("dp-gaussian", dataset="digits", seeds=[0, 1, 2]), [Node(4.0, 0.0)], 1)
+        monkeypatch.setattr(scheduler, name, 0.0)
+    prepared = prepare(small_grid("dp-gaussian", seeds=[0, 1, 2]), NODES, 1)
     console = Console(file=io.StringIO(), width=300)
     desk = Desk(prepared, ResultStore(tmp_path), Display(console, 3))
-    Scheduler(desk, RayEngine()).run(missing_jobs(desk, (), Lines({}, {}, {})))
+    Scheduler(desk, InProcess(NODES[0])).run(missing_jobs(desk, (), Lines({}, {}, {})))
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     assert printed.count("the local-only reference has been running for") == 1
     assert printed.count("the ceiling reference has been running for") == 1
