@@ -213,7 +213,7 @@ def went_on(before: dict[str, list[str]], run: Path) -> None:
 
 @pytest.mark.parametrize(("options", "impatient"), [(["--in-process"], False), ([], True), pytest.param([], False, marks=pytest.mark.slow)])
 def test_ctrl_c_once_or_again_and_again_ends_a_bench_within_5_seconds_and_the_same_command_goes_on(
-    tmp_path: Path, started: Started, options: list[str], impatient: bool
+    tmp_path: Path, started: Started, fedsim: Fedsim, options: list[str], impatient: bool
 ) -> None:
     run = tmp_path / "runs" / "small"
     (tmp_path / "endless.py").write_text(ENDLESS)
@@ -238,19 +238,19 @@ def test_ctrl_c_once_or_again_and_again_ends_a_bench_within_5_seconds_and_the_sa
     assert err == ""
     left = kept(run)
     (tmp_path / "end").touch()
-    again = bench(tmp_path, "small.yaml", "--in-process")
+    again = fedsim("bench", "small.yaml", "--in-process")
     assert again.returncode == 0, again.stdout + again.stderr
     went_on(left, run)
 
 
-def test_after_a_killed_driver_the_same_command_computes_only_what_is_missing(tmp_path: Path, started: Started) -> None:
+def test_after_a_killed_driver_the_same_command_computes_only_what_is_missing(tmp_path: Path, started: Started, fedsim: Fedsim) -> None:
     run = tmp_path / "runs" / "small"
     process = started("--in-process")
     wait_until(lambda: len(lines(run / "judgements.jsonl")) >= 2, process)
     process.kill()
     process.wait()
     before = kept(run)
-    again = bench(tmp_path, "small.yaml", "--in-process")
+    again = fedsim("bench", "small.yaml", "--in-process")
     assert again.returncode == 0, again.stdout + again.stderr
     assert again.stderr == ""
     went_on(before, run)
