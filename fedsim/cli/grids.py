@@ -122,8 +122,7 @@ def _bench(
     from fedsim.runs.cluster import joined_cluster, this_machine
     from fedsim.runs.display import Preparing
     from fedsim.runs.engine import InProcess
-    from fedsim.runs.ray_engine import connected_ray, local_ray
-    from fedsim.runs.rehearsing import everywhere
+    from fedsim.runs.ray_engine import connected_ray, everywhere, local_ray
 
     console = plain_console()
     with ExitStack() as stack:

@@ -98,8 +98,8 @@ def judge_run(
     Interrupt it at any time; the same command goes on where it stopped.
     """
     from fedsim.grid.resolve import plug_in_files
+    from fedsim.runs.bench import algorithms_of, run_judging
     from fedsim.runs.cluster import joined_cluster, this_machine
-    from fedsim.runs.judge import algorithms_of, run_judging
     from fedsim.runs.ray_engine import connected_ray, local_ray
 
     console = plain_console()

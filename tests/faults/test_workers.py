@@ -20,8 +20,8 @@ from processes import offspring
 from fedsim.errors import PluginError
 from fedsim.planning.prepare import prepare
 from fedsim.results.rows import Row
-from fedsim.runs import rehearsing
-from fedsim.runs.rehearsing import everywhere
+from fedsim.runs import ray_engine
+from fedsim.runs.ray_engine import everywhere
 
 Bench = Callable[..., Ran]
 
@@ -137,7 +137,7 @@ def test_a_plug_in_that_hangs_in_its_rehearsal_on_a_machine_is_refused_and_its_p
 ) -> None:
     assert "loops.py:" in (told := refused(folder, "loops", "while True: pass", 2))
     assert "still running after 2 s; expected MyMethod to train and sample" in told
-    monkeypatch.setattr(rehearsing, "STARTING", 3.0)
+    monkeypatch.setattr(ray_engine, "STARTING", 3.0)
     assert "a rehearsal on made-up data has not ended after 2 s" in refused(folder, "stuck", STUCK, 2)
     wait_until(lambda: not offspring(os.getpid(), "rehearse"))
 

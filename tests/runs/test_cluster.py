@@ -107,7 +107,7 @@ import torch
 from fedsim.grid.models import Grid
 from fedsim.grid.resolve import resolve
 from fedsim.methods.messages import Task
-from fedsim.runs.rehearsing import everywhere
+from fedsim.runs.ray_engine import everywhere
 from fedsim.runs.cluster import local_cluster
 from fedsim.runs.worker import Process
 from fedsim.planning.node import Node, Share

@@ -18,9 +18,8 @@ from fedsim.planning.node import Node
 from fedsim.planning.prepare import prepare
 from fedsim.results.folder import RunFolder
 from fedsim.results.store import ResultStore
-from fedsim.runs.bench import run_bench
+from fedsim.runs.bench import run_bench, run_judging
 from fedsim.runs.engine import InProcess
-from fedsim.runs.judge import run_judging
 from fedsim.runs.verify import Verification
 
 Bench = Callable[..., Ran]
