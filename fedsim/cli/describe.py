@@ -25,9 +25,9 @@ from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import Trust, Unit
 from fedsim.words import spelled
 
-DIM, CLASSES, CLIENTS = 64, 10, 10
-"""Of the task on which claims are asked for; no claim depends on them."""
-NOT_PRIVATE = "not private"
+CLAIM_SHAPE = (64, 10, 10)
+"""Dimensions, classes and clients of the task for which claims are listed; no claim depends on them."""
+CLAIM_OF_NONE = "not private"
 _BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "min_length": "length >=", "max_length": "length <="}
 
 
@@ -70,8 +70,8 @@ class Description:
 
     def support(self) -> list[str]:
         """``units × trusts: claim``, as few lines as say it; "not private" alone."""
-        if set(self.claims.values()) == {NOT_PRIVATE}:
-            return [NOT_PRIVATE]
+        if set(self.claims.values()) == {CLAIM_OF_NONE}:
+            return [CLAIM_OF_NONE]
         trusts: dict[tuple[str, str], list[str]] = {}
         for (unit, trust), claim in self.claims.items():
             if (unit, trust) not in self.refused:
@@ -116,9 +116,9 @@ def _claims(cls: type[Algorithm], where: str) -> tuple[dict[tuple[Unit, Trust], 
     settings: list[tuple[Unit, Trust]] = list(product(get_args(Unit), get_args(Trust)))
     for unit, trust in settings:
         try:
-            algorithm = cls(cls.Params(), Task(DIM, CLASSES, CLIENTS, unit, trust))
+            algorithm = cls(cls.Params(), Task(*CLAIM_SHAPE, unit, trust))
             solved_plan(algorithm, math.inf if cls.private else None, delta=1e-4)
-            claims[unit, trust] = allowed(algorithm.claim(), algorithm) if cls.private else NOT_PRIVATE
+            claims[unit, trust] = allowed(algorithm.claim(), algorithm) if cls.private else CLAIM_OF_NONE
         except PluginError:
             raise
         except UserError as error:

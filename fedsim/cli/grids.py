@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from fedsim.grid.models import Grid
     from fedsim.runs.engine import Engine
 
-PANEL = "Grids and cells"
+GRIDS_PANEL = "Grids and cells"
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command(rich_help_panel=GRIDS_PANEL)
 def bench(
     file: GridFile = None,
     grid: GridOption = None,
@@ -53,7 +53,7 @@ def bench(
     )
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command(rich_help_panel=GRIDS_PANEL)
 def run(
     algorithm: Annotated[str, typer.Option(help="A registered name, my_file.py:MyMethod or pkg.module:Class.")],
     dataset: Annotated[str, typer.Option(help="As in a grid: digits, medmnist:organsmnist, csv:PATH, a YAML mapping.")] = "digits",
@@ -151,7 +151,7 @@ def one_by_one(grid: Grid) -> Grid:
     return grid.model_copy(update={"resources": resources})
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command(rich_help_panel=GRIDS_PANEL)
 def partition(
     file: GridFile = None,
     grid: GridOption = None,
@@ -181,7 +181,7 @@ def partition(
             print_line(console, f"picture: {path}")
 
 
-@app.command("plan", rich_help_panel=PANEL)
+@app.command("plan", rich_help_panel=GRIDS_PANEL)
 def plan_grid(file: GridFile = None, grid: GridOption = None, set_: Replaced = None) -> None:
     """Show the noise on each statistic and gradient of every cell in units of its signal, without training."""
     from fedsim.grid.read import load_grid

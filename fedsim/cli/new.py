@@ -23,7 +23,7 @@ from fedsim.privacy.plan import Trust, Unit
 STARTER = Path(__file__).with_name("starter.py")
 BESIDE = {"dp-gaussian": "dp-gaussian", "fedhypevae": "{name: fedhypevae, params: {rounds: 100}}"}
 """What a new method's grid compares it with, and how the grid has it."""
-TEST = '''"""What {name} must keep: the checks of `fedsim check --quick`."""
+TEST_TEXT = '''"""What {name} must keep: the checks of `fedsim check --quick`."""
 
 from fedsim.evidence.check.check import check_algorithm
 
@@ -32,7 +32,7 @@ def test_it_keeps_what_every_method_must_keep() -> None:
     failed = [finding for finding in check_algorithm("{stem}:{cls}", quick=True) if finding.passed is False]
     assert failed == []
 '''
-GRID = """# {name} beside what it has to beat; under a minute: fedsim bench --grid {stem}.yaml
+GRID_TEXT = """# {name} beside what it has to beat; under a minute: fedsim bench --grid {stem}.yaml
 dataset: digits
 algorithms:
   - {{name: "{stem}:{cls}", label: "{name}"}}
@@ -96,7 +96,7 @@ def write_method(name: str, origin: str | None, folder: Path) -> list[Path]:
     paths = [folder / file for file in (f"{stem}.py", f"test_{stem}.py", f"{stem}.yaml")]
     _check(naming, paths)
     start = _starter(naming) if origin is None else _start_from(origin, naming)
-    texts = [start.source, TEST.format(**vars(naming)), _grid(naming, start)]
+    texts = [start.source, TEST_TEXT.format(**vars(naming)), _grid(naming, start)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _all_or_none(paths):
@@ -149,7 +149,7 @@ def _start_from(origin: str, naming: Naming) -> Start:
 
 def _grid(naming: Naming, start: Start) -> str:
     beside = [entry for name, entry in BESIDE.items() if name in known() and (start.unit, start.trust) not in describe(name).refused]
-    return GRID.format(**vars(naming), others="".join(f"  - {entry}\n" for entry in beside), unit=start.unit, trust=start.trust)
+    return GRID_TEXT.format(**vars(naming), others="".join(f"  - {entry}\n" for entry in beside), unit=start.unit, trust=start.trust)
 
 
 def _copied(cls: type[Algorithm], naming: Naming) -> str:

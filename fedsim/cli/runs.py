@@ -11,13 +11,13 @@ import typer
 from fedsim.cli.app import Address, MaxParallel, Run, TrustPlugin, app, interruptible
 from fedsim.words import plain_console, print_line, wide_console
 
-PANEL = "Run folders"
+RUNS_PANEL = "Run folders"
 
 Format = Literal["md", "latex"]
 """How tables are printed: GitHub Markdown, or LaTeX."""
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command(rich_help_panel=RUNS_PANEL)
 def report(
     folder: Run,
     format_: Annotated[Format | None, typer.Option("--format", help="Print the page's tables in this format, and draw nothing.")] = None,
@@ -35,7 +35,7 @@ def report(
     print_line(console, f"report: {drawn.page}")
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command(rich_help_panel=RUNS_PANEL)
 def synth(
     folder: Run,
     out: Annotated[Path, typer.Option(help="The .npz file of synthetic embeddings.")],
@@ -70,7 +70,7 @@ def synth(
         print_line(plain_console(), "no results of a run are here to vouch for it: all this is by the package's own word")
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command(rich_help_panel=RUNS_PANEL)
 def release(
     folder: Run,
     out: Annotated[Path, typer.Option(help="The folder of the package: tensors, and the facts about them.")],
@@ -86,7 +86,7 @@ def release(
     print_line(plain_console(), f"{path}: {facts.cell.label}, ε = {plan.epsilon_target:g} at δ = {plan.delta:g}, claim {plan.claim}")
 
 
-@app.command("judge", rich_help_panel=PANEL)
+@app.command("judge", rich_help_panel=RUNS_PANEL)
 def judge_run(
     folder: Run,
     address: Address = None,
@@ -113,7 +113,7 @@ def judge_run(
     raise typer.Exit(code)
 
 
-@app.command("compare", rich_help_panel=PANEL)
+@app.command("compare", rich_help_panel=RUNS_PANEL)
 def compare_runs(
     first: Annotated[Path, typer.Argument(metavar="RUN1", help="A run folder, such as runs/quickstart.")],
     second: Annotated[Path, typer.Argument(metavar="RUN2", help="Another with some of the same settings and seeds.")],
@@ -126,7 +126,7 @@ def compare_runs(
     raise typer.Exit(0 if compared.comparison.equal else 1)
 
 
-@app.command("prove", rich_help_panel=PANEL)
+@app.command("prove", rich_help_panel=RUNS_PANEL)
 def prove_rows(
     folder: Run,
     trust_plugin: TrustPlugin = False,
@@ -150,7 +150,7 @@ def prove_rows(
     raise typer.Exit(1 if any(proof.verdict in ("differs", "not proved") for proof in proofs) else 0)
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command(rich_help_panel=RUNS_PANEL)
 def statement(
     folder: Run,
     trust_plugin: TrustPlugin = False,
@@ -166,7 +166,7 @@ def statement(
         typer.echo("\n".join(text.lines) + "\n")
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command(rich_help_panel=RUNS_PANEL)
 def verify(
     folder: Run,
     cells: Annotated[int, typer.Option(min=1, help="Number of finished cells, drawn at random.")] = 3,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from fedsim.grid.models import Device
 from fedsim.words import counted
 
-SLACK = 1e-6
+SHARE_SLACK = 1e-6
 """Shares are added up in floating point."""
 
 
@@ -36,11 +36,11 @@ class Share(NamedTuple):
 
     def fit(self, node: Node) -> int:
         """How many such actors a node holds; a part of a GPU lies on one GPU."""
-        on_cpus = math.floor(node.cpus / self.cpus + SLACK)
+        on_cpus = math.floor(node.cpus / self.cpus + SHARE_SLACK)
         if not self.gpus:
             return on_cpus
-        whole = math.floor(node.gpus / self.gpus + SLACK)
-        return min(on_cpus, whole if self.gpus >= 1 else int(node.gpus) * math.floor(1 / self.gpus + SLACK))
+        whole = math.floor(node.gpus / self.gpus + SHARE_SLACK)
+        return min(on_cpus, whole if self.gpus >= 1 else int(node.gpus) * math.floor(1 / self.gpus + SHARE_SLACK))
 
 
 def fit_together(shares: Sequence[Share], nodes: Sequence[Node]) -> bool:
@@ -52,9 +52,9 @@ def fit_together(shares: Sequence[Share], nodes: Sequence[Node]) -> bool:
 def _take(share: Share, node: int, cpus: list[float], cards: list[float]) -> bool:
     """Take a share from a node, if it has it."""
     part = min(share.gpus, 1.0)
-    free = [card for card, left in enumerate(cards) if left + SLACK >= part]
+    free = [card for card, left in enumerate(cards) if left + SHARE_SLACK >= part]
     count = math.ceil(share.gpus)
-    if cpus[node] + SLACK < share.cpus or len(free) < count:
+    if cpus[node] + SHARE_SLACK < share.cpus or len(free) < count:
         return False
     cpus[node] -= share.cpus
     for card in free[:count]:

@@ -16,7 +16,7 @@ from fedsim.json_lines import dump
 from fedsim.methods.algorithm import solved_plan
 from fedsim.methods.messages import Task
 from fedsim.partition import SCHEMES, Partition, as_seen, make_partition
-from fedsim.planning.gpu_memory import GIB, MOST, even_share, least
+from fedsim.planning.gpu_memory import GIB, MOST_ACTORS_PER_GPU, even_share, least
 from fedsim.planning.node import Node, Share
 from fedsim.planning.process import plug_in_code
 from fedsim.planning.rehearsal import Rehearsal, rehearse_grid
@@ -235,7 +235,7 @@ def actors_that_fit(grid: Grid, nodes: Sequence[Node]) -> int:
         fix = "give gpus_per_actor: 0 and device: auto" if without else "give actors a smaller share"
         raise UserError(grid.place("resources"), f"an actor needs {counted(share.cpus, 'CPU')} and {needs}; no node has them ({has})", fix)
     # shares that are still to be measured are small enough, or the cell fails and says that it does not fit
-    return sum(Share(share.cpus, even_share(MOST)).fit(node) for node in nodes) if measured else fitting
+    return sum(Share(share.cpus, even_share(MOST_ACTORS_PER_GPU)).fit(node) for node in nodes) if measured else fitting
 
 
 def share_of(resources: Resources) -> Share:
