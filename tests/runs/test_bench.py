@@ -198,7 +198,7 @@ def test_checkpoints_of_finished_trainings_are_swept_at_the_next_start_and_those
     grid = small_grid(trouble("raise", tmp_path / "healed"), "dp-gaussian")
     ran = bench(grid)
     failed, finished = (trial.cell.training_id for trial in prepare(grid, NODES).trials)
-    assert [line["error"] is None for line in ResultStore(ran.folder).trainings().values()] == [False, True]
+    assert {key: line["error"] is None for key, line in ResultStore(ran.folder).trainings().items()} == {failed: False, finished: True}
     paths = [RunFolder(ran.folder).checkpoint(training_id) for training_id in (finished, failed, "0" * 16)]
     part = paths[0].with_name(f".{paths[0].name}.1.part")
     paths[0].parent.mkdir(exist_ok=True)
