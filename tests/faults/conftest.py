@@ -19,7 +19,7 @@ Rows = dict[str, dict[str, Any]]
 @pytest.fixture
 def hostile(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The file of hostile plug-ins, as a grid of the shared cluster names it; its import changes this process, too."""
-    monkeypatch.setattr(checkpoint, "EVERY", checkpoint.EVERY)
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", checkpoint.CHECKPOINT_SECONDS)
     shutil.copy(Path(__file__).with_name("hostile.py"), plugins)
     return "hostile"
 
