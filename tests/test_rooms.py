@@ -34,9 +34,9 @@ ROOMS = (
 )
 """From the roof to the ground: a file imports its own room and those on the floors below."""
 
-SHARED = """Block Cell Check Compared Finding Judge Lines Measure Noised Pair Panel Query WatchedPool
-AT_ONCE BELOW CLASSES CLIENTS COPIES DIM FEWEST FIX GRID GROUP GROWTH MEAN_WEIGHTS MOMENT_WEIGHTS MOST NAME NOT_PRIVATE OTHERS PANEL
-RATES RELEASE ROOT ROUNDS ROWS SAME SENT_TO_CLIENTS SETTING SHARE SHARES SHOWN SLACK TEST TOLERANCE TUNED WEIGHTS"""
+SHARED = """Block Compared Finding Noised Pair Panel Query WatchedPool AT_ONCE BELOW CLIENTS FEWEST FIX GROUP
+GROWTH MEAN_WEIGHTS MOMENT_WEIGHTS MOST NAME OTHERS RATES ROOT ROUNDS ROWS SAME SENT_TO_CLIENTS SETTING SHARE SHARES SHOWN
+TOLERANCE TUNED WEIGHTS"""
 """Public names of classes and of constants that several files still define; no other may join them."""
 
 Arrow = tuple[str, str]
