@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedsim.data.encoding.embed import EmbedJob, embed
-from fedsim.data.encoding.encoder import Encoder, EncoderFiles, best_device, locate
+from fedsim.data.encoding.encoder import EncoderFiles, best_device, locate
 from fedsim.data.encoding.spec import EncoderSpec
 from fedsim.data.images import ImageSet
 from fedsim.data.sources.folder import load_image_folder
@@ -87,8 +87,7 @@ def save_images(root: Path, images: int, pixels: int) -> ImageSet:
 
 def bare_rate(files: EncoderFiles, images: ImageSet, batch: int) -> float:
     """Images a second of a bare loop over pixels that are ready."""
-    device = best_device()
-    encoder = Encoder(files, "cls", device)
+    encoder = files.load(best_device())
     pixels = encoder.pixels([images.decoder(i)() for i in range(batch)])
     encoder.embed(pixels)
     batches = len(images) // batch
@@ -101,14 +100,14 @@ def bare_rate(files: EncoderFiles, images: ImageSet, batch: int) -> float:
 def embed_rate(files: EncoderFiles, images: ImageSet, batch: int, cache: Path) -> float:
     """Images a second from files to cached embeddings, without loading the model (which is once, however many images there are)."""
     os.environ["FEDSIM_CACHE"] = str(cache)
-    job = EmbedJob(images, files, EncoderSpec(name=files.name), batch)
-    encoder = Encoder(files, "cls", best_device())
+    job = EmbedJob(images, files, batch)
+    encoder = files.load(best_device())
 
     def work(job: EmbedJob, numbers: Any) -> Any:
         from fedsim.data.encoding.shards import embedded_shards
 
         threads = 1 if encoder.device == "cpu" else max(1, joblib.cpu_count() - 1)
-        return embedded_shards(encoder, job.images, numbers, job.spec.dtype, job.batch, threads)
+        return embedded_shards(encoder, job.images, numbers, job.batch, threads)
 
     start = time.perf_counter()
     embed(job, Console(file=io.StringIO()), work=work)

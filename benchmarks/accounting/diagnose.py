@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fedsim.errors import UserError
 from fedsim.grid.complaints import translated
-from fedsim.grid.places import Source
+from fedsim.grid.places import Origin
 from fedsim.grid.yaml import parse, read_text
 from fedsim.privacy.accountant import Event
 from fedsim.privacy.plan import Release, Trust, Unit, calibrate
@@ -207,7 +207,7 @@ def read_settings(path: Path) -> Settings:
     try:
         return Settings.model_validate(data)
     except ValidationError as error:
-        raise translated(error, Settings, Source(str(path), data, lines).place) from error
+        raise translated(error, Settings, Origin(str(path), data, lines).place) from error
 
 
 def diagnose(settings: Settings) -> list[Worth]:
