@@ -53,8 +53,8 @@ def main() -> None:
     grid = {
         "dataset": sets,
         "algorithms": ["fedhypevae-warm", "dp-gaussian"],
-        "epsilon": [1, 8],
-        "seeds": [0, 1, 2],
+        "epsilon": [1, 8, float("inf")],
+        "seeds": list(range(8)),
         "evaluation": {"per_class": 500, "probe_c": 0.01},
     }
     file = options.out.with_suffix(".yaml")
@@ -62,8 +62,12 @@ def main() -> None:
     command = [str(Path(sys.executable).with_name("fedsim")), "bench", "--in-process", "--grid", str(file), "--out", str(options.out)]
     subprocess.run(command, check=True)
     rows = fedsim.load_results(options.out)
-    scores = rows.groupby(["dataset", "label", "epsilon_target"])[["balanced_accuracy", "ceiling_balanced_accuracy"]]
-    print(scores.agg(["mean", "std"]).round(4).to_string())
+    print(rows.groupby("dataset")["ceiling_balanced_accuracy"].mean().round(4).to_string())
+    scores = rows.pivot_table("balanced_accuracy", ["label", "epsilon_target", "seed"], "dataset")
+    first, *others = sets
+    for name in (other["name"] for other in others):  # by seed, as partitions and noise are the same
+        scores[f"{name} - {first['name']}"] = scores[name] - scores[first["name"]]
+    print(scores.groupby(["label", "epsilon_target"]).agg(["mean", "sem"]).round(4).to_string())
 
 
 if __name__ == "__main__":

@@ -132,7 +132,8 @@ def loaded(grid: Grid, tell: Tell = _silent, to_embed: list[str] | None = None) 
         check_partitions(grid, without_unseen(grid, {key: held.labelled() for key, held in sets.items()}))
     for spec in grid.sets:
         with at(grid.place_of(spec)):
-            data[spec.key], left = (sets[spec.key].embedded(), None) if to_embed is None else sets[spec.key].foreseen()
+            held = sets.pop(spec.key)  # rows as they were read need no memory beside those of unit norm
+            data[spec.key], left = (held.embedded(), None) if to_embed is None else held.foreseen()
         if to_embed is not None and left:
             to_embed.append(left)
     return data

@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from fedsim.data.arrays import BadArrays, read_arrays, read_manifest, write_npz, write_sidecar
 from fedsim.data.embeddings import Embeddings
@@ -252,17 +253,13 @@ def _compute(job: EmbedJob, console: Console, work: Work) -> None:
             progress.advance(bar, job.count([shard.number]))
 
 
-class _Rate(TextColumn):
+class _Rate(ProgressColumn):
     """Images a second, of this run alone."""
 
-    def __init__(self) -> None:
-        super().__init__("")
-
-    def render(self, task: Task) -> Any:
+    def render(self, task: Task) -> Text:
         """See rich."""
         seconds = task.finished_time or task.elapsed
-        self.text_format = f"{(task.completed - task.fields['before']) / seconds:.1f} images/s" if seconds else ""
-        return super().render(task)
+        return Text(f"{(task.completed - task.fields['before']) / seconds:.1f} images/s" if seconds else "")
 
 
 def _progress(console: Console) -> Progress:
