@@ -1,6 +1,6 @@
 """What the mean over several views of an image changes: ceilings and private scores at ``encoder: {views: K}``, on part of OrganAMNIST.
 
-    python benchmarks/views.py --encoder FOLDER [--root FOLDER] [--views 1 4] [--out runs/views]
+    python benchmarks/views.py --encoder FOLDER [--root FOLDER] [--dtype bfloat16] [--views 1 4] [--out runs/views]
 
 The same images are embedded with every K; everything else of the grid is equal.
 """
@@ -38,6 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--encoder", required=True, help="as in a grid")
     parser.add_argument("--root", type=Path, help="the folder of organamnist.npz; default: the medmnist package's")
+    parser.add_argument("--dtype", default="float32", help="bfloat16 is faster where the processor has it")
     parser.add_argument("--train", type=int, default=1500)
     parser.add_argument("--test", type=int, default=750)
     parser.add_argument("--views", type=int, nargs="+", default=[1, 4])
@@ -46,7 +47,7 @@ def main() -> None:
     spec = DatasetSpec.model_validate({"name": "medmnist:organamnist"} | ({"root": options.root} if options.root else {}))
     images, sets = part_of(image_set(spec), options.train, options.test), []
     for views in options.views:
-        encoder = EncoderSpec(name=options.encoder, dtype="bfloat16", views=views)
+        encoder = EncoderSpec.model_validate({"name": options.encoder, "dtype": options.dtype, "views": views})
         path = options.out.with_name(f"{options.out.name}_{views}.npz").absolute()
         embed(EmbedJob(images, locate(encoder)), plain_console()).save(path)
         sets.append({"npz": str(path), "name": f"{views} views", "overlap": "keep"})
