@@ -76,11 +76,6 @@ class Seen:
     state: Tensors = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
 
-    @property
-    def rounds(self) -> int:
-        """How many were run."""
-        return len(self.tape.messages)
-
 
 def comparisons(subject: Subject, pairs: Iterator[Pair]) -> Generator[PairResult, None, None]:
     """Compare the pairs, in order; every world in a process of its own."""
@@ -94,7 +89,7 @@ def compare(subject: Subject, pair: Pair) -> PairResult:
     own, done = of_pair(subject, pair), 0
     try:
         first = forked(_look, own, pair, pair.whole)
-        done = first.rounds
+        done = len(first.tape.messages)
         return _judged(own, pair, first, _look(own, pair, pair.other, first.tape))
     except Divergence as error:
         return PairResult(pair.label, done, failed(f"{pair.label}: {error}", PUBLIC_FIX), math.inf)
@@ -104,8 +99,8 @@ def compare(subject: Subject, pair: Pair) -> PairResult:
 
 
 def _look(subject: Subject, pair: Pair, world: World, script: Tape | None = None) -> Seen:
-    trained, pool = live(subject, pair, world, script)
-    tape = pool.tapes[0].without_diagnostics()
+    trained, tape = live(subject, pair, world, script)
+    tape = tape.without_diagnostics()
     if trained is None:
         return Seen(tape)
     whole = pair.whole.members == pair.other.members
@@ -117,7 +112,7 @@ def _look(subject: Subject, pair: Pair, world: World, script: Tape | None = None
 def _judged(subject: Subject, pair: Pair, first: Seen, second: Seen) -> PairResult:
     assert subject.plan is not None
     late = (pair.late[-1].number, sum(phase.release.rounds for phase in subject.algorithm.phases())) if pair.late else None
-    result = PairResult(pair.label, first.rounds, bounded=pair.client is not None, late=late)
+    result = PairResult(pair.label, len(first.tape.messages), bounded=pair.client is not None, late=late)
     if len(first.tape.queries) != len(second.tape.queries):
         raise Divergence("how often Clients.add_noise runs depends on the data")
     at_clients, bound = subject.algorithm.noise_at_clients(), subject.plan.sensitivity

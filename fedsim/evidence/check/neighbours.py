@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.evidence.check.subject import GROUP, Subject, fixed_random_states, varied
-from fedsim.evidence.worlds import Hidden, RowBlock, Tape, WatchedPool, watched
+from fedsim.evidence.worlds import Hidden, RowBlock, Tape, WatchedPool, tape_of, watched
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Round
 from fedsim.methods.parameters import l2_norm
@@ -145,9 +145,7 @@ def of_pair(subject: Subject, pair: Pair) -> Subject:
     return varied(own, **changed, **({} if pair.rounds is None else {"rounds": pair.rounds}))
 
 
-def live(
-    subject: Subject, pair: Pair, world: World, script: Tape | None = None, only: Sequence[Round] = ()
-) -> tuple[Trained | None, WatchedPool]:
+def live(subject: Subject, pair: Pair, world: World, script: Tape | None = None, only: Sequence[Round] = ()) -> tuple[Trained | None, Tape]:
     """Train in ``world`` of ``pair``, all clients in one cohort; with a ``script``, the noise gives that world's outputs.
 
     With rounds that are run in place of all, the pair's or ``only`` these, there is no result.
@@ -155,15 +153,16 @@ def live(
     cell, trial, algorithm, only = subject.trial.cell, subject.trial, subject.build(), only or pair.late
     held = (world.members, world.rows, world.groups() if trial.task.unit == "group" else None)
     spec = CohortSpec(cell.algorithm, cell.params, trial.task, trial.plan, Seeds(pair.seed, world.secret), *held)
-    pool = WatchedPool([watched(spec, world.x, world.y, world.hidden, script)], script=None if script is None else [script])
+    cohort = watched(spec, world.x, world.y, world.hidden, script)
+    pool, tape = WatchedPool([cohort], script=None if script is None else [script]), tape_of(cohort)
     with fixed_random_states([]):
         steps = rounds.train(algorithm, pool, subject.plan, Seeds(pair.seed), _start(algorithm, pair), schedule=only or None)
         if not only:
-            return rounds.to_the_end(steps)[1], pool
+            return rounds.to_the_end(steps)[1], tape
         for _ in only:
             next(steps)
         steps.close()
-    return None, pool
+    return None, tape
 
 
 def clip_of(subject: Subject) -> float | None:
@@ -179,8 +178,7 @@ def contributions(subject: Subject, worlds: Sequence[World], seed: int, weights:
     for world in worlds:
         pair = Pair("", world, world, seed, UNCLIPPED, weights)
         own = of_pair(subject, pair)
-        _, pool = live(own, pair, world, only=[next(own.algorithm.schedule())])
-        (tape,) = pool.tapes
+        _, tape = live(own, pair, world, only=[next(own.algorithm.schedule())])
         query = tape.queries[0]
         sent = query.sent if own.algorithm.noise_at_clients() else tape.messages[0].sums
         norms.append(math.hypot(l2_norm(sent), l2_norm(query.kept)) / clip)

@@ -90,7 +90,7 @@ def _draws(subject: Subject, plan: PrivacyPlan) -> list[Draw]:
     draws: list[Draw] = []
     phases = algorithm.phases()
     for round_ in algorithm.schedule():
-        phase, release, number = phases[round_.phase], round_.release, round_.number
+        phase, release = phases[round_.phase], round_.release
         quiet.load_state(noisy.state())
         broadcast = {name: value.clone() for name, value in phase.broadcast(server).items()}
         messages = noisy.round(round_, broadcast)
@@ -100,7 +100,7 @@ def _draws(subject: Subject, plan: PrivacyPlan) -> list[Draw]:
             for client, (one, two) in enumerate(zip(messages, plain, strict=True)):
                 draws.append(Draw(release.name, round_.stream, client, _flat({n: one.sums[n] - two.sums[n] for n in two.sums})))
         for client, tape in enumerate(noisy.tapes):
-            for query in (query for query in tape.queries if query.round == number):
+            for query in tape.queries_of(round_.number):
                 draws.append(Draw(release.name, query.step, client, _flat(_added(query, sent=plan.trust == "silo" and not black_box))))
         phase.at_server(server, round_, rounded(add_in_order([message.sums for message in messages])))
     return [draw for draw in draws if len(draw.values)]
@@ -112,7 +112,7 @@ def _added(query: Query, *, sent: bool) -> Tensors:
 
 
 def _flat(added: Tensors) -> Tensor:
-    """The tensors that noise was added to; the others are not the noise's business but the sensitivity's."""
+    """The tensors that noise was added to; what the others depend on is measured as sensitivity."""
     return torch.cat([torch.zeros(0, dtype=torch.double), *(value.double().flatten() for value in added.values() if value.any())])
 
 

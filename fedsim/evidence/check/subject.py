@@ -41,6 +41,11 @@ LATE = 0
 
 EPSILON, DELTA = 4.0, 1e-4
 CLIENTS = 4
+CELL: Mapping[str, Any] = {
+    **{"dataset": {"name": "digits", "limit": 200}, "partition": {"scheme": "dirichlet"}, "alpha": 1.0, "clients": CLIENTS},
+    **{"epsilon": EPSILON, "delta": DELTA, "seeds": 0},
+}
+"""The small cell, as a grid has it."""
 GROUP = 2
 """Rows of a group, where the unit is a group: digits do not say who wrote them, so neighbouring rows of a client are taken for one's."""
 
@@ -161,19 +166,7 @@ def subject(name: str, params: Sequence[str], unit: Unit, trust: Trust, *, quick
     own = {key: known.model_fields[key] for key in brief}
     shortened = {key: field.get_default(call_default_factory=True) for key, field in own.items() if not field.is_required()}
     short = [f"{key}={value}" for key, value in brief.items()]
-    grid = one_cell(
-        name,
-        [*params, *short],
-        dataset={"name": "digits", "limit": 200},
-        partition={"scheme": "dirichlet"},
-        alpha=1.0,
-        clients=CLIENTS,
-        epsilon=EPSILON,
-        delta=DELTA,
-        unit="example" if unit == "group" else unit,
-        trust=trust,
-        seeds=0,
-    )
+    grid = one_cell(name, [*params, *short], unit="example" if unit == "group" else unit, trust=trust, **CELL)
     data = loaded(grid)
     (cell,) = expand(resolve(grid), data)
     (partition,), rows = partitioned(grid, [cell], data), data[cell.data_key]
@@ -232,12 +225,6 @@ def _states() -> dict[str, Any]:
     }
 
 
-def answers(made: Product, labels: Tensor, x: Tensor) -> Tensor:
-    """What a generator says to ``labels``, always from the same stream, or a classifier to embeddings ``x``."""
-    said: Tensor = made.probabilities(x) if is_classifier(made) else made.sample(labels, torch.Generator().manual_seed(0))
-    return said
-
-
 def same(first: Tensor, second: Tensor) -> bool:
     """Whether all numbers are equal, or none in both: that they are not finite is a fault of its own."""
     return torch.allclose(first, second, rtol=0, atol=0, equal_nan=True)
@@ -250,4 +237,5 @@ def drawn(made: Product, data: Embeddings, clients: int) -> Tensor:
     """
     labels, x = torch.arange(data.classes).repeat(2), torch.from_numpy(data.x_test[:20])
     versions = [made, *(own(made, client) for client in range(clients))] if is_personal(made) else [made]
-    return torch.cat([torch.as_tensor(answers(version, labels, x)) for version in versions])
+    said = [one.probabilities(x) if is_classifier(one) else one.sample(labels, torch.Generator().manual_seed(0)) for one in versions]
+    return torch.cat([torch.as_tensor(answer) for answer in said])

@@ -8,6 +8,7 @@ from broken.tiny import Adapted, Classified, Coded, Counting, Spelled, Tiny
 from cells import SHIPPED
 
 from fedsim.errors import UserError
+from fedsim.evidence.check.budget import sampling
 from fedsim.evidence.check.check import CHECKS, CheckResult, check_algorithm, guarded
 from fedsim.evidence.check.client_pairs import client_pairs
 from fedsim.evidence.check.example_pairs import example_pairs
@@ -239,9 +240,18 @@ def test_the_sound_twin_of_a_broken_algorithm_passes_on_all_pairs(path: str, uni
     assert verdict.passed, verdict.reason
 
 
-def test_a_shape_in_a_query_tells_of_rows_as_a_name_does() -> None:
-    verdict = sensitivity(subject("broken.label_told_by_name:LabelsToldByShape", [], "example", "silo", quick=True))
-    assert "name or shape of 'zeros' in what is to be noised depends on the data" in verdict.reason
+@pytest.mark.parametrize(
+    ("path", "unit", "reason"),
+    [
+        ("batch_level_loss:BatchLevelLoss", "example", "the claimed bound is"),
+        ("label_told_by_name:LabelsToldByShape", "example", "name or shape of 'zeros' in what is to be noised depends on the data"),
+        ("participants_told_by_name:ToldInTheSum", "client", "an ordinary client changes what a message is: .* holds 'present 3'"),
+    ],
+)
+def test_what_other_checks_or_worlds_show_is_measured_too(path: str, unit: Unit, reason: str) -> None:
+    verdict = sensitivity(subject(f"broken.{path}", [], unit, lookup(f"broken.{path}").trusts[0], quick=True))
+    assert verdict.passed is False
+    assert re.search(reason, verdict.reason)
 
 
 @pytest.mark.parametrize(
@@ -264,23 +274,9 @@ def test_a_full_check_passes_and_says_how_much_it_saw(name: str, params: list[st
 
 
 def test_whole_clients_are_sampled_where_a_parameter_says_so() -> None:
-    findings = check_algorithm("weight-noise", SMALL["weight-noise"], "client", "silo", quick=True)
-    (found,) = (finding for finding in findings if finding.check == "sampling")
-    assert found.passed
-    assert found.verdict.reason == "clients that are not sampled (rate 0.5) change nothing: 3 pairs of neighbours, rounds 0 to 2"
-
-
-def test_no_name_in_a_sum_tells_that_a_client_is_there() -> None:
-    findings = check_algorithm("broken.participants_told_by_name:ToldInTheSum", quick=True)
-    (found,) = (finding for finding in findings if finding.check == "sensitivity")
-    assert found.passed is False
-    assert "an ordinary client changes what a message is: round 0: the message holds 'present 3'" in found.verdict.reason
-
-
-def test_a_batch_level_loss_exceeds_the_bound_also_as_measured() -> None:
-    measured = sensitivity(subject("broken.batch_level_loss:BatchLevelLoss", [], "example", "aggregate", quick=True))
-    assert measured.passed is False
-    assert "the claimed bound is" in measured.reason
+    verdict = sampling(subject("weight-noise", SMALL["weight-noise"], "client", "silo", quick=True))
+    assert verdict.passed
+    assert verdict.reason == "clients that are not sampled (rate 0.5) change nothing: 3 pairs of neighbours, rounds 0 to 2"
 
 
 @pytest.mark.parametrize(
@@ -306,11 +302,10 @@ def test_no_canary_is_looked_for_where_nothing_is_promised(name: str, params: li
 
 
 def test_a_heuristic_claim_is_measured_and_not_failed() -> None:
-    findings = check_algorithm("fedhypevae", ["noised=shared"], "example", "aggregate", quick=True)
-    (found,) = (finding for finding in findings if finding.check == "sensitivity")
-    assert found.passed is None
-    assert "heuristic" in found.verdict.reason
-    assert "measured" in found.verdict.reason
+    verdict = sensitivity(subject("fedhypevae", ["noised=shared"], "example", "aggregate", quick=True))
+    assert verdict.passed is None
+    assert "heuristic" in verdict.reason
+    assert "measured" in verdict.reason
 
 
 def test_an_exception_is_a_failure_with_its_place_and_what_depends_on_it_is_not_checked() -> None:
@@ -322,7 +317,7 @@ def test_an_exception_is_a_failure_with_its_place_and_what_depends_on_it_is_not_
     assert all(finding.passed is None and finding.verdict.reason == "not checked: needs 'trains'" for finding in rest)
 
 
-def test_an_exception_of_build_is_told_with_its_type_and_place() -> None:
+def test_an_exception_of_build_is_printed_with_its_type_and_place() -> None:
     (failed,) = failures(list(check_algorithm("broken.cannot_be_built:CannotBeBuilt", trust="silo", quick=True)))
     assert failed.check == "per-example loss"
     assert re.fullmatch(r"RuntimeError: .* negative dimension .* \(\S*cannot_be_built\.py:\d+\)", failed.verdict.reason)
@@ -333,16 +328,13 @@ def test_an_exception_of_build_is_told_with_its_type_and_place() -> None:
     ("cls", "what"),
     [("Doubled", "'prototypes.weight' of the model is float64"), ("HalfABias", "'prototypes.bias' of the model is float16")],
 )
-def test_a_model_of_another_precision_is_told_as_that(cls: str, what: str) -> None:
+def test_a_model_of_another_precision_is_named_as_that(cls: str, what: str) -> None:
     (failed,) = failures(list(check_algorithm(f"broken.not_float32:{cls}", trust="silo", quick=True)))
     assert failed.check == "per-example loss"
     assert re.fullmatch(rf"TypeError: parameter {what}, not float32 .* \(\S*not_float32\.py:\d+\)", failed.verdict.reason)
 
 
-def test_a_warm_start_passes_for_the_unit_that_it_allows() -> None:
-    findings = list(check_algorithm("fedhypevae-sites", trust="aggregate", quick=True))
-    assert failures(findings) == []
-    assert {finding.setting for finding in findings} == {"example, aggregate", "group, aggregate"}
+def test_a_warm_start_is_not_checked_for_a_unit_that_it_does_not_allow() -> None:
     with pytest.raises(UserError, match="does not support 'client'"):
         next(check_algorithm("fedhypevae-sites", unit="client"))
 
@@ -355,7 +347,7 @@ def test_a_warm_start_passes_for_the_unit_that_it_allows() -> None:
         ("ClientMayBeRefused", ["rows_only=true"], None, "the parameters rule it out: "),
     ],
 )
-def test_a_setting_that_is_refused_while_others_are_not_is_told(path: str, params: list[str], passed: bool | None, reason: str) -> None:
+def test_a_setting_that_is_refused_while_others_are_not_is_printed(path: str, params: list[str], passed: bool | None, reason: str) -> None:
     findings = list(check_algorithm(f"broken.client_is_refused:{path}", params, quick=True))
     (found,) = (finding for finding in findings if finding.setting != "example, silo")
     assert (found.setting, found.passed) == ("client, silo (refused)", passed)
