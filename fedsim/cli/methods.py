@@ -141,7 +141,7 @@ def audit(
     from fedsim.evidence.audit.audit import AuditRun
     from fedsim.evidence.audit.black_box import BlackBox
     from fedsim.evidence.audit.one_run import MANY_DIM
-    from fedsim.evidence.audit.setting import DIMS, parameters, setting_of_options
+    from fedsim.evidence.audit.setting import ROW_DIM, parameters, setting_of_options
     from fedsim.plugins.own_errors import own_errors
     from fedsim.results.store import ResultStore
 
@@ -159,7 +159,7 @@ def audit(
             known = parameters(algorithm, param or [], unit, trust, epsilon, delta)
             run = BlackBox(algorithm, known, unit, trust, epsilon, delta, pairs or 200)
         else:
-            dim, count = (MANY_DIM, 400) if attack == "one-run" else (DIMS, 1000)
+            dim, count = (MANY_DIM, 400) if attack == "one-run" else (ROW_DIM, 1000)
             run = AuditRun(setting_of_options(algorithm, param or [], unit, trust, epsilon, delta, dim, rows), attack, pairs or count)
         with store.lock(), Progress(console=console, transient=True) as progress:
             task = progress.add_task(escape(algorithm), total=run.count)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
-from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.metrics import auc, roc_curve
 
 FALSE_POSITIVE_RATES = (0.01, 0.001)
 """Rates of false positives at which true ones are printed (Carlini et al. 2022, arXiv 2112.03570)."""
@@ -58,15 +58,15 @@ def membership(attack: str, scores: Floats, inside: Bools) -> Membership:
     draws = [np.arange(count), *(np.asarray(stream.integers(0, count, count)) for _ in range(RESAMPLES))]
     measured = np.array([_measured(scores[:, rows].ravel(), inside[:, rows].ravel()) for rows in draws])
     low, high = np.quantile(measured[1:], (0.025, 0.975), axis=0)
-    auc, *rest = (Estimate(*map(float, numbers)) for numbers in zip(measured[0], low, high, strict=True))
-    return Membership(attack, auc, tuple(rest), scores.shape[1])
+    area, *rest = (Estimate(*map(float, numbers)) for numbers in zip(measured[0], low, high, strict=True))
+    return Membership(attack, area, tuple(rest), scores.shape[1])
 
 
 def _measured(scores: Floats, inside: Bools) -> list[float]:
     if inside.all() or not inside.any():
         return [0.5, *FALSE_POSITIVE_RATES]
     false, true, _ = roc_curve(inside, scores)
-    return [float(roc_auc_score(inside, scores)), *(float(true[false <= rate].max()) for rate in FALSE_POSITIVE_RATES)]
+    return [float(auc(false, true)), *(float(true[false <= rate].max()) for rate in FALSE_POSITIVE_RATES)]
 
 
 def likelihood_ratios(scores: Floats, inside: Bools, *, designed: bool = False) -> Floats:

@@ -23,7 +23,7 @@ from fedsim.privacy.accountant import Event
 from fedsim.privacy.plan import PrivacyPlan, Trust, Unit
 from fedsim.training.cohort import build_algorithm
 
-DIMS, AUDIT_CLASSES, AUDIT_CLIENTS = 16, 2, 2
+ROW_DIM, AUDIT_CLASSES, AUDIT_CLIENTS = 16, 2, 2
 OTHER_ROWS = 2
 """Rows of each client beside the unit: whoever audits knows them, so few are as good as many, and faster."""
 SHORT: dict[str, Any] = {
@@ -96,7 +96,7 @@ def brief(algorithm: str, given: Container[str] = ()) -> dict[str, Any]:
 
 
 def setting_of(
-    name: str, params: Mapping[str, Any], unit: Unit, trust: Trust, epsilon: float, delta: float, *, dim: int = DIMS, rows: int = OTHER_ROWS
+    name: str, params: Mapping[str, Any], unit: Unit, trust: Trust, epsilon: float, delta: float, dim: int = ROW_DIM, rows: int = OTHER_ROWS
 ) -> Setting:
     """The setting of a claim.
 
@@ -158,7 +158,7 @@ def parameters(algorithm: str, params: Sequence[str], unit: Unit, trust: Trust, 
 
 
 def setting_of_options(
-    algorithm: str, params: Sequence[str], unit: Unit, trust: Trust, epsilon: float, delta: float, dim: int = DIMS, rows: int = OTHER_ROWS
+    name: str, params: Sequence[str], unit: Unit, trust: Trust, epsilon: float, delta: float, dim: int = ROW_DIM, rows: int = OTHER_ROWS
 ) -> Setting:
     """The setting that a command line asks for; parameters that it does not give are brief ones.
 
@@ -166,5 +166,5 @@ def setting_of_options(
         UserError: as :func:`setting_of`, or a parameter does not do.
     """
     given = {text.partition("=")[0].strip() for text in params}
-    known = parameters(algorithm, params, unit, trust, epsilon, delta)
-    return setting_of(algorithm, {**known, **brief(algorithm, given)}, unit, trust, epsilon, delta, dim=dim, rows=rows)
+    known = parameters(name, params, unit, trust, epsilon, delta)
+    return setting_of(name, {**known, **brief(name, given)}, unit, trust, epsilon, delta, dim=dim, rows=rows)
