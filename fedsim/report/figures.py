@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -97,14 +97,16 @@ def name_epsilons(figure: Figure, colours: Mapping[float | None, str], handles: 
 def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write ``name.png`` (200 dpi) and ``name.svg`` into ``folder``, each at once or not at all; the same figure gives the same bytes.
 
-    What the layout is, is found once; the figure keeps it.
+    The layout is computed once and kept.
     """
     png, svg = folder / f"{name}.png", folder / f"{name}.svg"
     with style(), warnings.catch_warnings(), replaced(png) as part:
         # a name in a script that the font lacks is boxes here, and right in the page's tables
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        FigureCanvasAgg(figure)
-        figure.savefig(part, dpi=200, format="png")
+        figure.set_dpi(200)
+        # savefig would draw a figure with a layout engine twice
+        canvas: Any = FigureCanvasAgg(figure)
+        canvas.print_png(part)
     figure.set_layout_engine("none")
     with replaced(svg) as part:
         part.write_text(svg_text(figure), encoding="utf-8")
@@ -140,6 +142,6 @@ def svg_text(figure: Figure) -> str:
     """The figure as the text of an SVG file."""
     text = io.StringIO()
     with style():
-        FigureCanvasSVG(figure)
-        figure.savefig(text, format="svg", metadata={"Date": None})
+        canvas: Any = FigureCanvasSVG(figure)
+        canvas.print_svg(text, metadata={"Date": None})
     return text.getvalue()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
@@ -224,11 +223,11 @@ class Row(BaseModel):
     def _status_fits(self) -> Row:
         if (self.status in ("failed", "unaccounted")) != (self.error is not None):
             raise ValueError("a failed or unaccounted row has an error, and no other row has one")
-        if unknown := self.scores.keys() - MEASURES.keys():
-            raise ValueError(f"there is no measure {min(unknown)}")
+        if not self.scores.keys() <= MEASURES.keys():
+            raise ValueError(f"there is no measure {min(self.scores.keys() - MEASURES.keys())}")
         fields = self.__dict__
-        numbers = (*((name, fields[name]) for name in _NUMBERS), *self.scores.items())
-        if strange := [name for name, value in numbers if value is not None and math.isnan(value)]:
+        # NaN alone is not equal to itself
+        if strange := [name for name in _NUMBERS if fields[name] != fields[name]] + [name for name, x in self.scores.items() if x != x]:
             raise ValueError(f"{min(strange)} is not a number")
         target, spent = self.epsilon_target, self.epsilon_spent
         if self.status == "ok" and target is not None and self.audited_epsilon > target:
