@@ -35,8 +35,8 @@ ROOMS = (
 """From the roof to the ground: a file imports its own room and those on the floors below."""
 
 SHARED = (
-    *("Block", "Cell", "Check", "Compared", "Encoder", "Entry", "Finding", "Judge", "Lines", "Measure", "Noised", "Pair", "Panel"),
-    *("Parts", "Query", "Shift", "Source", "WatchedPool"),
+    *("Cell", "Check", "Encoder", "Entry", "Judge", "Lines", "Measure", "Pair"),
+    *("Query", "Shift", "Source", "WatchedPool"),
 )
 """Public names of classes that several files define still; none may join them."""
 

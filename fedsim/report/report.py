@@ -18,7 +18,7 @@ from fedsim.report import curves, diagnostics, fidelity, partitions, sites
 from fedsim.report.curves import draw_curves
 from fedsim.report.diagnostics import Rounds, draw_diagnostics
 from fedsim.report.differences import difference_tables
-from fedsim.report.failures import Finding, find_failures, summary
+from fedsim.report.failures import KnownFailure, find_failures, summary
 from fedsim.report.fidelity import draw_fidelity
 from fedsim.report.figures import Drawn, save_figure
 from fedsim.report.page import render_page
@@ -61,7 +61,7 @@ class Report:
     page: Path
     rows: list[Row]
     groups: list[Group]
-    findings: list[Finding]
+    findings: list[KnownFailure]
 
     def show(self, console: Console) -> None:
         """Print the table of results, and the known failures that were seen."""

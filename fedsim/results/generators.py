@@ -38,7 +38,7 @@ from fedsim.results.folder import RunFolder
 from fedsim.results.grid_rows import entries, every_entry
 from fedsim.results.join import Entry, Lines
 from fedsim.results.rows import Row
-from fedsim.results.states import read_state
+from fedsim.results.trained import read_state
 from fedsim.seeds import Purpose, Seeds
 from fedsim.training.cohort import build_algorithm
 from fedsim.training.rounds import restored
@@ -104,7 +104,7 @@ class GeneratorFacts(BaseModel):
         if plan is None or math.isinf(plan.epsilon_target):
             return "it carries no noise"
         if self.cell.noise == "seeded":
-            return "the seed of its noise is known, and who knows it can take the noise off"
+            return "the seed of its noise is known, and with it anyone can take the noise off"
         if self.status != "ok" or plan.claim not in RELEASABLE:
             return f"its status is {self.status}, its claim {plan.claim}"
         return ""
@@ -401,14 +401,14 @@ def _of_package(folder: Path, cell: str | None) -> tuple[GeneratorFacts, Tensors
 
 def _chosen(run: Path, cell: str | None, known: Mapping[str, str]) -> str:
     """The one id that begins with ``cell``."""
-    found = [name for name in known if name.startswith(cell or "")]
-    if len(found) == 1:
-        return found[0]
-    listed = [f"{name} ({known[name]})" if known[name] else name for name in (found or known)]
+    matching = [name for name in known if name.startswith(cell or "")]
+    if len(matching) == 1:
+        return matching[0]
+    listed = [f"{name} ({known[name]})" if known[name] else name for name in (matching or known)]
     ids = ", ".join(listed[:MOST_NAMED]) + (f" and {len(listed) - MOST_NAMED} more" if len(listed) > MOST_NAMED else "")
     if not known:
         raise UserError(str(run), "there are no generators here", "give the folder of a run whose generative cells are finished")
-    if cell is None or found:
+    if cell is None or matching:
         raise UserError(str(run), f"there are several generators ({ids})", "name one with --cell")
     raise UserError(f"--cell {cell}", f"there is no generator of this cell in {run}", f"known: {ids}")
 

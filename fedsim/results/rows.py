@@ -186,7 +186,7 @@ class Row(BaseModel):
     @classmethod
     def columns(cls) -> list[str]:
         """The names of a row's fields on disk, in their order."""
-        return [each for name in cls.model_fields for each in (MEASURES if name == "scores" else [name])]
+        return [column for name in cls.model_fields for column in (MEASURES if name == "scores" else [name])]
 
     @property
     def balanced_accuracy(self) -> float | None:
@@ -216,8 +216,8 @@ class Row(BaseModel):
 
     def value(self, name: str) -> float | None:
         """The number in a column; None where the row has none."""
-        found: float | None = self.scores.get(name) if name in MEASURES else getattr(self, name)
-        return found
+        number: float | None = self.scores.get(name) if name in MEASURES else getattr(self, name)
+        return number
 
     @model_validator(mode="after")
     def _status_fits(self) -> Row:

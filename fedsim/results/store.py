@@ -121,7 +121,7 @@ class ResultStore:
                 self._held = None
 
     def check_free(self) -> None:
-        """Check, without making anything, that the folder's path can be told and no other fedsim holds it.
+        """Check, without making anything, that the folder's path can be written down and no other fedsim holds it.
 
         Raises:
             UserError: it is not so.
@@ -154,12 +154,12 @@ class ResultStore:
         assert self._held is not None
         held = os.fstat(self._held.fileno())
         try:
-            found = os.stat(self.folder.lock)
+            there = os.stat(self.folder.lock)
         except OSError:
-            found = None
-        if found is None or (found.st_dev, found.st_ino) != (held.st_dev, held.st_ino):
-            what, right = "was moved or removed while fedsim ran in it", "the same command runs what the folder lacks"
-            raise RunLost(str(self.folder.path), what, right)
+            there = None
+        if there is None or (there.st_dev, there.st_ino) != (held.st_dev, held.st_ino):
+            what, hint = "was moved or removed while fedsim ran in it", "the same command runs what the folder lacks"
+            raise RunLost(str(self.folder.path), what, hint)
 
     def append(self, kind: Kind, lines: Iterable[Mapping[str, Any]]) -> None:
         """Add result lines of one kind, in one write that is on disk when this returns; a line is never changed again.
@@ -208,11 +208,11 @@ class ResultStore:
 
     def trainings(self) -> dict[str, dict[str, Any]]:
         """The last line of every training by its id; one that succeeded stands before one that failed."""
-        found: dict[str, dict[str, Any]] = {}
+        last: dict[str, dict[str, Any]] = {}
         for line in self.lines("trainings"):
-            if line["error"] is None or found.get(line["training_id"], line)["error"] is not None:
-                found[line["training_id"]] = line
-        return found
+            if line["error"] is None or last.get(line["training_id"], line)["error"] is not None:
+                last[line["training_id"]] = line
+        return last
 
     def judgements(self) -> dict[str, dict[str, Any]]:
         """The last line of every judgement by its cell's id."""
@@ -233,13 +233,13 @@ class ResultStore:
 
     def rounds(self) -> dict[str, list[dict[str, Any]]]:
         """The round records by training, in order of the round; a training that ran again replaces its records from that round on."""
-        found: dict[str, list[dict[str, Any]]] = {}
+        by_training: dict[str, list[dict[str, Any]]] = {}
         for record in self.lines("rounds"):
-            kept = found.setdefault(record["training_id"], [])
+            kept = by_training.setdefault(record["training_id"], [])
             while kept and kept[-1]["round"] >= record["round"]:
                 kept.pop()
             kept.append(record)
-        return found
+        return by_training
 
     def log(self, cell_id: str, lines: Iterable[str]) -> None:
         """Add lines to a cell's log.

@@ -211,7 +211,7 @@ def stated(folder):
 
 
 HELD_BACK = {
-    "seeded noise": (("dp-gaussian",), {}, "who knows it can take the noise off"),
+    "seeded noise": (("dp-gaussian",), {}, "with it anyone can take the noise off"),
     "no noise": (("dp-gaussian",), {**SECRET, "epsilon": math.inf}, "it carries no noise"),
     "no privacy": (("fedavg-cvae",), {}, "it carries no noise"),
     "heuristic": (("fedhypevae", {"noised": "shared"}), SECRET, "its status is ok, its claim heuristic"),
