@@ -31,24 +31,12 @@ MADE_UP_ROWS = 2
 NAMES = {
     "sum": "mean of all rows",
     "count": "number of rows",
-    "class_sums": "class means",
-    "class_counts": "class counts",
     "second": "second moment",
-    "class_second": "class second moments",
     "bins": "histogram of distances",
-    "site_sums": "site means",
-    "site_counts": "site counts",
-    "site_second": "site second moments",
-    "site_class_sums": "class means of sites",
-    "site_class_counts": "class counts of sites",
-    "client_sums": "client means",
-    "client_counts": "client counts",
-    "component_sums": "component means",
-    "component_counts": "component counts",
     "features": "class mean features",
     "counts": "class counts",
 }
-"""What the parts of the shipped statistics are called; another one has its own name."""
+"""What parts of a statistic are called whose own names do not say it."""
 _UNITS = {"sum": "a row's norm", "bins": "the number of rows", "site_second": "the radius squared"}
 """What the noise of those is measured in that are no means of rows within the radius."""
 
@@ -161,7 +149,7 @@ class CellNoise:
         return self._plan.noise_std_of_sum(release.name, 1 if self.parts.local else self.trial.task.clients)
 
     def _statistic(self, release: Release, name: str, shape: tuple[int, ...], weight: float) -> Signal:
-        (rows, _), task, title = self._held, self.trial.task, NAMES.get(name, name.replace("_", " "))
+        (rows, _), task, title = self._held, self.trial.task, _title(name)
         size = math.prod(shape[1:])
         matrices = shape == (task.dim, task.dim) or (name == "class_second" and shape[0] % size == 0)
         groups = shape[0] // size if matrices else shape[0]
@@ -188,6 +176,11 @@ class CellNoise:
         noise = self._std(release) * math.sqrt(size) / (clip * units)
         detail = f"(clip {number(clip)} × {units:,.0f} expected {of}), {size:,} parameters, in each of {release.steps} steps"
         return Signal(what, noise, "the largest possible sum", detail)
+
+
+def _title(name: str) -> str:
+    """Of a part of a statistic: a sum is released to be divided, so its noise is that of a mean."""
+    return NAMES.get(name) or name.replace("_sums", " means").replace("_second", " second moments").replace("_", " ")
 
 
 def show_noise(prepared: Prepared, console: Console) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from fedsim.plugins.code_hash import source_hash
 from fedsim.plugins.registry import check_installed, lookup
 from fedsim.privacy import accountant
 from fedsim.privacy.plan import MOST_DELTA, PrivacyPlan, Trust, Unit, large_delta
+from fedsim.results.join import planned, planned_mechanisms
 from fedsim.results.rows import Row
 from fedsim.words import number
 
@@ -177,7 +178,7 @@ def _against_plan(row: Row, dims: Sequence[int], trust_plugin: bool) -> tuple[li
         why = "; ".join(reasons(error)) if isinstance(error, Exception) else "it exits"
         differences = [f"its algorithm makes no plan of its parameters ({why})"]
     else:
-        first, *others = [_of_plan(plan) for plan in plans]
+        first, *others = [_of_plan(plan, row) for plan in plans]
         same = {name: value for name, value in first.items() if all(other.get(name) == value for other in others)}
         differences = [*_differences(row, same, first.keys() - same.keys()), *_claimed(row, plans[0])]
         if len(same) < len(first):
@@ -204,18 +205,11 @@ _Value = str | float | tuple[float, float, int]
 """Of a field; of a release its noise multiplier, its sample rate and how often it ran."""
 
 
-def _of_plan(plan: PrivacyPlan | None) -> dict[str, _Value]:
+def _of_plan(plan: PrivacyPlan | None, row: Row) -> dict[str, _Value]:
     if plan is None:
         return {}
-    return {
-        "σ": plan.sigma,
-        "sensitivity": plan.sensitivity,
-        "clip": plan.clip,
-        "scope": plan.scope,
-        "sample rate": plan.main.sample_rate,
-        "number of steps": sum(release.steps for release in plan.releases),
-        **{f"release '{r.name}'": (plan.noise_multiplier(r.name), r.sample_rate, r.steps) for r in plan.releases if r.steps},
-    }
+    fields = asdict(plan)
+    return _of_row(row.model_copy(update=planned(fields) | {"mechanisms": planned_mechanisms(fields)}))
 
 
 def _of_row(row: Row) -> dict[str, _Value]:

@@ -12,7 +12,7 @@ from typing import Any
 from fedsim.json_lines import dump
 from fedsim.plugins.claims import as_checked
 from fedsim.privacy.plan import Claim
-from fedsim.results.rows import Row
+from fedsim.results.rows import Mechanism, Row
 from fedsim.results.store import ResultStore
 
 Line = Mapping[str, Any]
@@ -166,27 +166,40 @@ def _trained(line: Line) -> dict[str, Any]:
     }
     if plan is None:
         return fields
-    main = [release for release in plan["releases"] if release["main"]][-1]
     return fields | {
+        **planned(plan),
         "train_groups": line["train_groups"],
-        "epsilon_target": plan["epsilon_target"],
         "epsilon_spent": ledger.get("epsilon_spent"),
-        "delta": plan["delta"],
         "unit": unit,
         "relation": "add-or-remove-one",
-        "trust": plan["trust"],
-        "scope": plan["scope"],
         "accountant": ledger.get("accountant"),
         "noise": cell["noise"],
-        "sigma": plan["sigma"],
-        "sample_rate": main["sample_rate"],
-        "steps": sum(release["steps"] for release in plan["releases"]),
-        "clip": plan["clip"],
-        "sensitivity": plan["sensitivity"],
         "mechanisms": ledger.get("mechanisms"),
         "noise_at": ledger.get("noise_at"),
         "counted_by": ledger.get("counted_by"),
     }
+
+
+def planned(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a row that its plan decides."""
+    main = [release for release in plan["releases"] if release["main"]][-1]
+    own = {name: plan[name] for name in ("epsilon_target", "delta", "trust", "scope", "sigma", "clip", "sensitivity")}
+    return own | {"sample_rate": main["sample_rate"], "steps": sum(release["steps"] for release in plan["releases"])}
+
+
+def planned_mechanisms(plan: Mapping[str, Any]) -> tuple[Mechanism, ...]:
+    """The mechanisms of a row whose training ran all of its plan."""
+    return tuple(
+        Mechanism(
+            release=release["name"],
+            kind="gaussian" if release["sample_rate"] == 1 else "sampled-gaussian",
+            noise_multiplier=release["relative_noise"] * plan["sigma"],
+            sample_rate=release["sample_rate"],
+            count=release["steps"],
+        )
+        for release in plan["releases"]
+        if release["steps"]
+    )
 
 
 def _judged(line: Line, training: Line, local_only: Line | None) -> dict[str, Any]:

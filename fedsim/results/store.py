@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, create_model
 
 from fedsim.errors import RunLost, UserError
 from fedsim.files import unread
@@ -18,57 +18,20 @@ from fedsim.json_lines import complete_lines, decode, dump, is_json, load, reaso
 from fedsim.results.folder import RunFolder
 from fedsim.words import is_encodable
 
-
-class _Training(BaseModel):
-    training_id: str
-    cell: dict[str, Any]
-    error: dict[str, str] | None
-
-
-class _Judgement(BaseModel):
-    cell_id: str
-    training_id: str
-    error: dict[str, str] | None
-
-
-class _Reference(BaseModel):
-    reference: str
-
-
-class _Audit(BaseModel):
-    audit: str
-    claim: str
-
-
-class _Pair(BaseModel):
-    audit: str
-    pair: int
-
-
-class _Check(BaseModel):
-    source: str
-    unit: str
-    trust: str
-    params: dict[str, Any]
-    full: bool
-    ended: Literal["passed", "failed"]
-
-
-class _Round(BaseModel):
-    training_id: str
-    round: int
-
-
 Kind = Literal["trainings", "judgements", "references", "audits", "pairs", "checks", "rounds"]
-KINDS: dict[Kind, type[BaseModel]] = {
-    "trainings": _Training,
-    "judgements": _Judgement,
-    "references": _Reference,
-    "audits": _Audit,
-    "pairs": _Pair,
-    "checks": _Check,
-    "rounds": _Round,
+_KEYS: dict[Kind, dict[str, Any]] = {
+    "trainings": {"training_id": str, "cell": dict[str, Any], "error": dict[str, str] | None},
+    "judgements": {"cell_id": str, "training_id": str, "error": dict[str, str] | None},
+    "references": {"reference": str},
+    "audits": {"audit": str, "claim": str},
+    "pairs": {"audit": str, "pair": int},
+    "checks": {
+        **{"source": str, "unit": str, "trust": str, "params": dict[str, Any], "full": bool},
+        "ended": Literal["passed", "failed"],
+    },
+    "rounds": {"training_id": str, "round": int},
 }
+KINDS: dict[Kind, type[BaseModel]] = {kind: create_model(kind, **keys) for kind, keys in _KEYS.items()}
 """The kinds of result lines, each a file, and the keys that every line of a kind has."""
 _WORDS = (b'inf"', b'"nan"')
 """One of them is in every line with a number that is not finite."""
