@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -81,9 +80,10 @@ def find_failures(rows: Sequence[Row], rounds: Rounds) -> list[KnownFailure]:
     groups, records, frame = rounds.groups, rounds.records, rounds.frame
     late = frame[frame["position"] >= frame["rounds"] - (frame["rounds"] / _LAST).apply(math.ceil)]
     ok, lost = {row.cell_id for row in rows if row.status == "ok"}, _first_lost(records)
-    kl = pd.DataFrame({"first": frame.groupby("cell_id")["kl"].first(), "last": late.groupby("cell_id")["kl"].mean()}).dropna()
+    cells, at_the_end = frame.groupby("cell_id"), late.groupby("cell_id")
+    kl = pd.DataFrame({"group": cells["group"].first(), "first": cells["kl"].first(), "last": at_the_end["kl"].mean()}).dropna()
     mmd = pd.DataFrame(
-        {"most": frame.groupby("cell_id")["cross_client_mmd"].max(), "last": late.groupby("cell_id")["cross_client_mmd"].mean()}
+        {"group": cells["group"].first(), "most": cells["cross_client_mmd"].max(), "last": at_the_end["cross_client_mmd"].mean()}
     ).dropna()
     return [
         *_diverged(groups, lost),
@@ -178,8 +178,8 @@ def _losses(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _collapse(groups: Sequence[Group], kl: pd.DataFrame) -> Iterator[KnownFailure]:
-    of = _counted(groups, kl)
-    for position, cells in _by_setting(groups, kl[kl["last"] < KL_COLLAPSED]).items():
+    of = kl.groupby("group").size()
+    for position, cells in _by_setting(kl[kl["last"] < KL_COLLAPSED]).items():
         observed = f"{_rounded(cells['last'].median())} nats an example in the last quarter of the rounds{_seeds(len(cells), of[position])}"
         yield KnownFailure(_setting(groups[position]), COLLAPSE, observed)
 
@@ -187,39 +187,28 @@ def _collapse(groups: Sequence[Group], kl: pd.DataFrame) -> Iterator[KnownFailur
 def _explosion(groups: Sequence[Group], kl: pd.DataFrame, records: Iterable[Mapping[str, Any]]) -> Iterator[KnownFailure]:
     lost = {record["cell_id"] for record in records if _lost(record.get("kl"))}
     large = kl[(kl["last"] > KL_LARGE) & (kl["last"] > KL_GROWTH * kl["first"])].drop(index=list(lost), errors="ignore")
-    exploded = _by_setting(groups, large)
+    exploded = _by_setting(large)
     for position, group in enumerate(groups):
         if count := sum(row.cell_id in lost for row in group.rows):
             yield KnownFailure(_setting(group), EXPLOSION, f"the KL is not finite{_seeds(count, len(group.rows))}")
         elif (cells := exploded.get(position)) is not None:
-            first, last = cells.median()
+            first, last = cells[["first", "last"]].median()
             observed = f"{_rounded(last)} nats an example in the last quarter of the rounds, {_rounded(first)} at first"
             yield KnownFailure(_setting(group), EXPLOSION, f"{observed}{_seeds(len(cells), len(group.rows))}")
 
 
 def _disagreement(groups: Sequence[Group], mmd: pd.DataFrame) -> Iterator[KnownFailure]:
-    of = _counted(groups, mmd)
-    apart = mmd[(mmd["last"] > MMD_HIGH) & (mmd["last"] >= MMD_STAYED * mmd["most"])]
-    for position, cells in _by_setting(groups, apart).items():
-        most, last = cells.median()
+    of = mmd.groupby("group").size()
+    for position, cells in _by_setting(mmd[(mmd["last"] > MMD_HIGH) & (mmd["last"] >= MMD_STAYED * mmd["most"])]).items():
+        most, last = cells[["most", "last"]].median()
         observed = f"squared MMD {last:.2f} in the last quarter of the rounds, at most {most:.2f}{_seeds(len(cells), of[position])}"
         yield KnownFailure(_setting(groups[position]), DISAGREEMENT, observed)
 
 
-def _by_setting(groups: Sequence[Group], cells: pd.DataFrame) -> dict[int, pd.DataFrame]:
-    """The lines of some cells by the position of their group, ascending; groups without a line are left out."""
-    owners = pd.Series(_owners(groups, cells), index=cells.index, dtype="int64")
-    return {position: cells[owners == position] for position in sorted(set(owners))}
-
-
-def _counted(groups: Sequence[Group], cells: pd.DataFrame) -> Counter[int]:
-    """How many of the cells each group has."""
-    return Counter(_owners(groups, cells))
-
-
-def _owners(groups: Sequence[Group], cells: pd.DataFrame) -> list[int]:
-    owner = {row.cell_id: position for position, group in enumerate(groups) for row in group.rows}
-    return [owner[cell] for cell in cells.index]
+def _by_setting(cells: pd.DataFrame) -> dict[int, pd.DataFrame]:
+    """The lines of some cells by the position of their group, ascending."""
+    groups: Any = cells.groupby("group")
+    return dict(iter(groups))
 
 
 def _seeds(count: int, of: int) -> str:

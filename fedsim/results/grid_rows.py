@@ -135,7 +135,7 @@ class OlderResults:
         return list(latest.values())
 
     def write(self) -> None:
-        """Nothing: its rows are the only ones that there are."""
+        """Nothing: its files are the only ones that there are."""
 
 
 def read_results(folder: Path | str) -> GridResults | OlderResults:

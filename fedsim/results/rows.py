@@ -22,12 +22,6 @@ MOST_MESSAGE, MOST_TRACEBACK, ROOM = 2_000, 20_000, 100
 """Characters of an error that a row holds, and room to say how many are left out; the cell's log has all of them."""
 
 
-_DROPPED = ("epsilon_spent_replace_one",)
-"""Columns of older rows that nothing reads any more."""
-_SPREAD = {*MEASURES, *_DROPPED}
-"""Keys of a line that are no fields of a row."""
-
-
 class RowError(BaseModel):
     """Why a cell failed: an exception's message from its beginning, its traceback to its end."""
 
@@ -172,10 +166,10 @@ class Row(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _gathered(cls, fields: Any) -> Any:
-        if not isinstance(fields, dict) or fields.keys().isdisjoint(_SPREAD):
+        if not isinstance(fields, dict) or fields.keys().isdisjoint(MEASURES):
             return fields
         scores = fields.get("scores", {}) | {name: fields[name] for name in MEASURES if fields.get(name) is not None}
-        return {**{name: value for name, value in fields.items() if name not in MEASURES and name not in _DROPPED}, "scores": scores}
+        return {**{name: value for name, value in fields.items() if name not in MEASURES}, "scores": scores}
 
     @model_serializer(mode="wrap")
     def _spread(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
