@@ -137,4 +137,4 @@ def _reference_lines(axes: Axes, groups: Sequence[Group]) -> None:
 def _title(axes: Axes, group: Group, groups: Sequence[Group]) -> None:
     names = [getattr(group, name) for name in ("dataset", "scheme") if len({getattr(other, name) for other in groups}) > 1]
     clients = group.clients if len({other.clients for other in groups}) > 1 else None
-    axes.set_title(setting(*names, alpha=group.alpha, clients=clients), fontsize=9.5, color=INK, loc="left", parse_math=False)
+    axes.set_title(setting(*names, alpha=group.alpha, clients=clients), fontsize=9.5, color=INK, loc="left", y=1.0, parse_math=False)
