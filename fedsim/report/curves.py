@@ -17,7 +17,7 @@ from fedsim.report.tables import reference
 from fedsim.results.groups import Group
 from fedsim.words import setting
 
-NAME = "privacy_utility"
+CURVES = "privacy_utility"
 _REFERENCES = MEASURES["balanced_accuracy"].references
 _DASHES = {"ceiling": "-", "local-only": (0, (5, 2)), "chance": (0, (1, 2))}
 _WIDEST = 4

@@ -17,7 +17,7 @@ from fedsim.report.lines import Axis, Series, caption_of, draw_methods, frame, l
 from fedsim.results.groups import Group, grouped
 from fedsim.words import setting
 
-NAME = "fidelity"
+FIDELITY = "fidelity"
 
 
 @dataclass(frozen=True)

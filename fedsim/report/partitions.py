@@ -17,7 +17,7 @@ from fedsim.partition.matrix import MOST_PANELS, LabelMatrix
 from fedsim.report.figures import INK, MUTED, PAPER, SERIES, style
 from fedsim.words import number, setting
 
-NAME = "partitions"
+PARTITIONS = "partitions"
 _MOST_LINES = 30
 _FEW = 24
 _MOST_ACROSS = 200
