@@ -23,8 +23,7 @@ from fedsim.plugins.registry import check_installed
 from fedsim.results.folder import RunFolder
 from fedsim.results.grid_rows import entries
 from fedsim.results.join import Lines
-from fedsim.results.states import read_state
-from fedsim.results.trained import prepare_trained
+from fedsim.results.trained import prepare_trained, read_state
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import build_algorithm
 from fedsim.training.rounds import restored
