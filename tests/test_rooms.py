@@ -34,8 +34,7 @@ ROOMS = (
 )
 """From the roof to the ground: a file imports its own room and those on the floors below."""
 
-SHARED = """Cell Encoder Judge Lines Measure Noised Panel Parts Shift Source BELOW GRID MEAN_WEIGHTS MOMENT_WEIGHTS MOST NAME NOT_PRIVATE
-PANEL PLACE RELEASE ROWS SENT_TO_CLIENTS SETTING SHARES SHOWN TEST TOLERANCE TUNED WEIGHTS"""
+SHARED = """Encoder Shift Source MEAN_WEIGHTS MOMENT_WEIGHTS SENT_TO_CLIENTS SHARES TUNED"""
 """Public names of classes and of constants that several files still define; no other may join them."""
 
 Arrow = tuple[str, str]

@@ -17,13 +17,13 @@ from fedsim.words import plain_console, print_line, wide_console
 if TYPE_CHECKING:
     from fedsim.results.store import ResultStore
 
-PANEL = "Methods"
+METHODS_PANEL = "Methods"
 
 Attack = Literal["white-box", "one-run", "black-box"]
 """How an audit looks."""
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command(rich_help_panel=METHODS_PANEL)
 def algorithms(
     name: Annotated[str | None, typer.Argument(help="One to show in full: a name, pkg.module:Class or file.py:Class.")] = None,
 ) -> None:
@@ -36,7 +36,7 @@ def algorithms(
         console.print(part)
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command(rich_help_panel=METHODS_PANEL)
 def new(
     name: Annotated[str, typer.Argument(help="The name of the method, such as my-method.")],
     origin: Annotated[
@@ -51,7 +51,7 @@ def new(
         print_line(plain_console(), f"{path}")
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command(rich_help_panel=METHODS_PANEL)
 def check(
     algorithm: Annotated[str, typer.Argument(metavar="ALGORITHM", help="my_file.py:MyMethod, pkg.module:Class or a registered name.")],
     param: Param = None,
@@ -96,16 +96,18 @@ def check(
 
 def _note_checks(store: ResultStore, lines: list[dict[str, Any]], console: Console) -> None:
     """Write a check's lines into a run folder, and say what its rows of that code claim now."""
-    from fedsim.results.grid_rows import write_rows
+    from fedsim.results.grid_rows import read_results
 
     if lines:
         store.append("checks", lines)
-    rows = [row for row in write_rows(store.folder.path) if lines and row.source == lines[0]["source"]]
+    results = read_results(store.folder.path)
+    results.write()
+    rows = [row for row in results.rows if lines and row.source == lines[0]["source"]]
     claims = ", ".join(f"{count} {claim}" for claim, count in Counter(str(row.claim) for row in rows).items())
     print_line(console, f"{store.folder.path}: rows of this code: {claims or 'none'}")
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command(rich_help_panel=METHODS_PANEL)
 def audit(
     context: typer.Context,
     algorithm: Annotated[
@@ -183,7 +185,7 @@ def _refuse_given(context: typer.Context, folder: Path) -> None:
 
 
 def _attack_run(folder: Path, console: Console, *, trust_plugin: bool) -> None:
-    """Tell how well a run's generators give away who was trained on."""
+    """Print how well membership in the training rows can be inferred from a run's generators."""
     from fedsim.evidence.audit.black_box import attack_run
     from fedsim.results.grid_rows import read_manifest
     from fedsim.results.store import ResultStore
