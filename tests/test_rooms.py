@@ -34,9 +34,7 @@ ROOMS = (
 )
 """From the roof to the ground: a file imports its own room and those on the floors below."""
 
-SHARED = """Block Compared Finding Noised Pair Panel Query WatchedPool AT_ONCE BELOW CLIENTS FEWEST FIX GROUP
-GROWTH MEAN_WEIGHTS MOMENT_WEIGHTS MOST NAME OTHERS RATES ROOT ROUNDS ROWS SAME SENT_TO_CLIENTS SETTING SHARE SHARES SHOWN
-TOLERANCE TUNED WEIGHTS"""
+SHARED = """MEAN_WEIGHTS MOMENT_WEIGHTS SENT_TO_CLIENTS SHARES TUNED"""
 """Public names of classes and of constants that several files still define; no other may join them."""
 
 Arrow = tuple[str, str]

@@ -65,7 +65,7 @@ def run(
     clients: Annotated[int, typer.Option(help="Number of clients.")] = 10,
     epsilon: Annotated[float, typer.Option(help="ε of the budget; inf: no noise.")] = 1.0,
     delta: Annotated[float, typer.Option(help="δ of the budget.")] = 1e-4,
-    unit: Annotated[str, typer.Option(help="What the budget protects: example, client or {column: NAME}.")] = "example",
+    unit: Annotated[str, typer.Option(help="What the budget protects: example, client or {column: PARTITIONS}.")] = "example",
     trust: Annotated[str, typer.Option(help="What an adversary sees: aggregate, the sum over clients; silo, every message.")] = "aggregate",
     seed: Annotated[int, typer.Option(help="Root of all random numbers.")] = 0,
     param: Param = None,
@@ -166,7 +166,7 @@ def partition(
     checked = resolve(load_grid(grid_file(file, grid), set_ or [])).grid
     from fedsim.planning.label_matrices import label_matrices
     from fedsim.report.figures import save_figure
-    from fedsim.report.partitions import NAME, draw_partitions, label_table, summary_table
+    from fedsim.report.partitions import PARTITIONS, draw_partitions, label_table, summary_table
     from fedsim.results.folder import RunFolder
 
     matrices = label_matrices(checked)
@@ -177,7 +177,7 @@ def partition(
     console.print(summary_table(matrices))
     figure = draw_partitions(matrices) if show else None
     if figure is not None:
-        for path in save_figure(figure, out or RunFolder(Path("runs") / checked.name).curves, NAME):
+        for path in save_figure(figure, out or RunFolder(Path("runs") / checked.name).curves, PARTITIONS):
             print_line(console, f"picture: {path}")
 
 

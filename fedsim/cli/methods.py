@@ -71,7 +71,7 @@ def check(
     """
     import torch
 
-    from fedsim.evidence.audit.run import parameters
+    from fedsim.evidence.audit.setting import parameters
     from fedsim.evidence.check.check import check_algorithm, check_lines, findings_table
     from fedsim.evidence.check.subject import DELTA, EPSILON
     from fedsim.plugins.own_errors import own_errors
@@ -96,11 +96,13 @@ def check(
 
 def _note_checks(store: ResultStore, lines: list[dict[str, Any]], console: Console) -> None:
     """Write a check's lines into a run folder, and say what its rows of that code claim now."""
-    from fedsim.results.grid_rows import write_rows
+    from fedsim.results.grid_rows import read_results
 
     if lines:
         store.append("checks", lines)
-    rows = [row for row in write_rows(store.folder.path) if lines and row.source == lines[0]["source"]]
+    results = read_results(store.folder.path)
+    results.write()
+    rows = [row for row in results.rows if lines and row.source == lines[0]["source"]]
     claims = ", ".join(f"{count} {claim}" for claim, count in Counter(str(row.claim) for row in rows).items())
     print_line(console, f"{store.folder.path}: rows of this code: {claims or 'none'}")
 
@@ -138,8 +140,10 @@ def audit(
     from rich.markup import escape
     from rich.progress import Progress
 
-    from fedsim.evidence.audit.run import MANY, AuditRun, BlackBoxRun, Command, parameters, setting_of_options
-    from fedsim.evidence.audit.setting import DIM
+    from fedsim.evidence.audit.audit import AuditRun
+    from fedsim.evidence.audit.black_box import BlackBox
+    from fedsim.evidence.audit.one_run import MANY_DIM
+    from fedsim.evidence.audit.setting import ROW_DIM, parameters, setting_of_options
     from fedsim.plugins.own_errors import own_errors
     from fedsim.results.store import ResultStore
 
@@ -151,24 +155,24 @@ def audit(
     if "/" in algorithm and ":" not in algorithm:
         raise UserError(algorithm, "there is no such run folder", "give one, an algorithm's name, or my_file.py:MyMethod")
     own_code()
-    run: Command
+    run: AuditRun | BlackBox
     with interruptible(console), own_errors(algorithm):
         if attack == "black-box":
             known = parameters(algorithm, param or [], unit, trust, epsilon, delta)
-            run = BlackBoxRun(algorithm, known, unit, trust, epsilon, delta, pairs or 200)
+            run = BlackBox(algorithm, known, unit, trust, epsilon, delta, pairs or 200)
         else:
-            dim, count = (MANY, 400) if attack == "one-run" else (DIM, 1000)
+            dim, count = (MANY_DIM, 400) if attack == "one-run" else (ROW_DIM, 1000)
             run = AuditRun(setting_of_options(algorithm, param or [], unit, trust, epsilon, delta, dim, rows), attack, pairs or count)
         with store.lock(), Progress(console=console, transient=True) as progress:
             task = progress.add_task(escape(algorithm), total=run.count)
-            reached = run.completed(
+            words, refuted = run.completed(
                 store.audit_pairs(run.key),
                 lambda lines: store.append("pairs", ({"audit": run.key, **line} for line in lines)),
                 lambda count: progress.update(task, completed=count),
             )
-    for line in reached.words:
+    for line in words:
         print_line(console, f"{algorithm}, {unit}, {trust}: {line}")
-    raise typer.Exit(1 if reached.refuted else 0)
+    raise typer.Exit(1 if refuted else 0)
 
 
 def _refuse_given(context: typer.Context, folder: Path) -> None:
@@ -182,7 +186,7 @@ def _refuse_given(context: typer.Context, folder: Path) -> None:
 
 def _attack_run(folder: Path, console: Console, *, trust_plugin: bool) -> None:
     """Print how well membership in the training rows can be inferred from a run's generators."""
-    from fedsim.evidence.audit.of_run import of_run
+    from fedsim.evidence.audit.black_box import attack_run
     from fedsim.results.grid_rows import read_manifest
     from fedsim.results.store import ResultStore
     from fedsim.runs.manifest import grid_of
@@ -190,5 +194,5 @@ def _attack_run(folder: Path, console: Console, *, trust_plugin: bool) -> None:
     store = ResultStore(folder)
     store.folder.check()
     grid = grid_of(read_manifest(folder), store.folder)
-    for line in of_run(store.folder, grid, trust_plugin=trust_plugin):
+    for line in attack_run(store.folder, grid, trust_plugin=trust_plugin):
         print_line(console, line)

@@ -83,7 +83,7 @@ Item = Progress | Outcome | Judged | Ceiling | LocalOnly | Failure | float | obj
 
 
 class PairsRun(Protocol):
-    """A running audit (:class:`fedsim.evidence.audit.run.AuditRun`)."""
+    """A running audit (:class:`fedsim.evidence.audit.audit.AuditRun`)."""
 
     def missing(self, known: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Run what ``known`` lacks; yields a line for each pair."""
