@@ -103,6 +103,7 @@ def locate(spec: EncoderSpec) -> EncoderFiles:
         if spec.revision is not None:
             raise UserError("", f"revision {spec.revision} is given for the local folder {folder}", "remove it; a folder has no revisions")
         return _complete(spec, None, folder)
+    name = f"facebook/{name}" if f"facebook/{name}" in REVISIONS else name
     revision = spec.revision or REVISIONS.get(name)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError

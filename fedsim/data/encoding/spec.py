@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from fedsim.files import cache_folder
 
 Pool = Literal["cls", "mean", "cls+mean"]
-Channels = Annotated[tuple[float, float, float], Field(strict=False)]
+Channels = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
 REVISIONS = {
     "facebook/dinov2-small": "ed25f3a31f01632728cabb09d1542f84ab7b0056",
     "facebook/dinov2-base": "f9e44c814b77203eaa57a6bdbbd535f21ede1415",
     "facebook/dinov2-large": "47b73eefe95e8d44ec3623f8890bd894b6ea2d6c",
     "facebook/dinov2-giant": "611a9d42f2335e0f921f1e313ad3c1b7178d206d",
 }
-"""The revisions that are meant where a grid names none; these models may be written without ``facebook/``."""
+"""The revisions that are meant where a grid names none; ``facebook/`` may be left out where no folder has the rest as its name."""
 
 EXPORTED: dict[str, dict[str, Any]] = {"efficientnet-lite0": {"size": 112, "mean": (0.498,) * 3, "std": (0.502,) * 3}}
 """Networks known by name: ``encoders/NAME.onnx`` in the cache, which ``benchmarks/encoders.py`` makes, and what images go through."""
@@ -61,17 +61,16 @@ class EncoderSpec(BaseModel):
         if isinstance(name, str) and "onnx" not in given and (name in EXPORTED or name.endswith(".onnx")):
             path = cache_folder() / "encoders" / f"{name}.onnx" if name in EXPORTED else name
             return {**EXPORTED.get(name, {}), **{key: value for key, value in given.items() if key != "name"}, "onnx": path}
-        return {**given, "name": f"facebook/{name}"} if f"facebook/{name}" in REVISIONS else given
+        return given
 
     @model_validator(mode="after")
     def _of_one_kind(self) -> Self:
         if (self.name is None) == (self.onnx is None):
             raise ValueError("names no encoder or two; give a name, or {onnx: PATH}")
         kind, wrong = ("a network of an onnx file", {"revision"}) if self.onnx else ("a named encoder", {"size", "mean", "std", "output"})
-        if taken := next(
-            (name for name, field in type(self).model_fields.items() if name in wrong and getattr(self, name) != field.default), None
-        ):
-            raise ValueError(f"{kind} takes no {taken}; remove it")
+        for name in sorted(wrong):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{kind} takes no {name}; remove it")
         if self.onnx and self.dtype == "bfloat16":
             raise ValueError("a network of an onnx file computes as it was exported; give dtype: float32 or float16")
         if min(self.std) <= 0:

@@ -124,8 +124,16 @@ def test_a_wrong_encoder_is_refused(given, message):
         EncoderSpec.model_validate(given)
 
 
-def test_dinov2_needs_no_prefix_and_what_is_not_the_default_is_in_the_name_of_tables():
-    assert EncoderSpec.model_validate("dinov2-small").name == "facebook/dinov2-small"
+def test_dinov2_needs_no_prefix_but_a_folder_of_that_name_goes_first(tmp_path, monkeypatch, encoder):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"'facebook/dinov2-small' is not .* --revision {REVISIONS['facebook/dinov2-small']}"):
+        locate(EncoderSpec(name="dinov2-small"))
+    shutil.copytree(encoder.name, tmp_path / "dinov2-small")
+    assert locate(EncoderSpec(name="dinov2-small")).digest == locate(encoder).digest
+
+
+def test_what_is_not_the_default_is_in_the_name_of_tables():
     spec = EncoderSpec(name="facebook/dinov2-base", pool="cls+mean", dtype="bfloat16", views=4)
     assert spec.display == "dinov2-base, cls+mean, bfloat16, 4 views"
 
