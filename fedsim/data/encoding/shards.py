@@ -85,29 +85,23 @@ def embedded_shards(encoder: ImageEncoder, images: ImageSet, numbers: Iterable[i
     spec = encoder.files.spec
     dtype, size = spec.stored, max(1, batch // spec.views)
     chunks = ((number, chunk) for number in numbers for chunk in _divided(positions(number, len(images)), size))
-    done: list[NDArray[np.floating]] = []
+    values: list[NDArray[np.floating]] = []
     bad: dict[int, str] = {}
     for number, chunk in _prefetched(encoder, images, chunks, threads):
-        good = [position not in chunk.bad for position in chunk.positions]
-        values = None if chunk.pixels is None else encoder.embed(chunk.pixels).numpy().astype(dtype)
-        rows = np.zeros((len(good), 0 if values is None else values.shape[1]), dtype)
-        if values is not None:
-            rows[good] = values
-        done.append(rows)
+        if chunk.pixels is not None:
+            values.append(encoder.embed(chunk.pixels).numpy().astype(dtype))
         bad |= chunk.bad
-        if chunk.positions[-1] == positions(number, len(images))[-1]:
-            yield Shard(number, _stacked(done), bad)
-            done, bad = [], {}
+        places = positions(number, len(images))
+        if chunk.positions[-1] == places[-1]:
+            x = np.zeros((len(places), values[0].shape[1] if values else 0), dtype)
+            if values:
+                x[[place not in bad for place in places]] = np.concatenate(values)
+            yield Shard(number, x, bad)
+            values, bad = [], {}
 
 
 def _divided(whole: range, size: int) -> Iterator[tuple[int, ...]]:
     return (tuple(whole[start : start + size]) for start in range(0, len(whole), size))
-
-
-def _stacked(parts: Sequence[NDArray[np.floating]]) -> NDArray[np.floating]:
-    """The parts of a shard below each other; a batch of bad images alone has no width of its own."""
-    width = max(part.shape[1] for part in parts)
-    return np.concatenate([part if part.shape[1] else np.zeros((len(part), width), part.dtype) for part in parts])
 
 
 def _prefetched(
