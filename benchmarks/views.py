@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=1500)
     parser.add_argument("--test", type=int, default=750)
     parser.add_argument("--views", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--out", type=Path, default=Path("runs/views"))
     options = parser.parse_args()
     spec = DatasetSpec.model_validate({"name": "medmnist:organamnist"} | ({"root": options.root} if options.root else {}))
@@ -55,7 +56,7 @@ def main() -> None:
         "dataset": sets,
         "algorithms": ["fedhypevae-warm", "dp-gaussian"],
         "epsilon": [1, 8, float("inf")],
-        "seeds": list(range(8)),
+        "seeds": list(range(options.seeds)),
         "evaluation": {"per_class": 500, "probe_c": 0.01},
     }
     file = options.out.with_suffix(".yaml")
