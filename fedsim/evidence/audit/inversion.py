@@ -1,0 +1,327 @@
+"""Gradient inversion: an honest-but-curious server looks for a client's rows in one message (Zhu et al. 2019, arXiv 1906.08935).
+
+The server knows the model, the labels, the client's draws but for the noise, and the law p of all other clients' rows: a Gaussian about
+each class's mean. Of rows x whose gradient is f(x) by the method's own loss and clip, it takes those that minimise::
+
+    |m - a f(x)|^2 / (2 s^2) - log p(x | y)
+
+m being the message. a is 1 for a gradient. An update of local steps is taken for one step along the gradient, of unknown length: a is then
+the best within a factor of 2 of that of a message which the server computes itself for the class means, and the loss is that of the cosine
+(Geiping et al. 2020, arXiv 2003.14053). s^2 is what f leaves unexplained of such a message, noise included. Where m says nothing, the class
+means are the minimum: the guess without data, which the attack is compared with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.table import Table
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from fedsim.data.embeddings import Embeddings
+from fedsim.errors import UserError
+from fedsim.evidence.audit.audit import key
+from fedsim.evidence.audit.run import Append, Reached, Told
+from fedsim.evidence.audit.setting import Labels, Rows, plan_of
+from fedsim.methods import dp_sgd, local_dp_sgd, local_training
+from fedsim.methods.algorithm import Algorithm
+from fedsim.methods.clients import Clients
+from fedsim.methods.messages import Message, Round, Task, Tensors
+from fedsim.methods.parameters import load_parameters
+from fedsim.methods.returns import loss_parts
+from fedsim.plugins.code_hash import module_hash
+from fedsim.plugins.registry import lookup
+from fedsim.privacy.clipping import Norms, clipped_sum
+from fedsim.privacy.plan import PrivacyPlan, Trust, Unit
+from fedsim.seeds import Seeds
+from fedsim.training.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
+from fedsim.training.rounds import train
+from fedsim.training.state import copied
+from fedsim.words import number
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+    from fedsim.batch import Batch
+
+BATCH_ROWS = (1, 4, 16, 64)
+"""Rows of an attacked client, all of which are in its message."""
+CLIENTS = 10
+RECOVERED = 0.95
+"""Cosine above which a row counts as recovered."""
+STEPS, STEP_SIZE, START = 200, 0.15, 0.3
+"""Of Adam, on rows in units of the law's standard deviations; and how far from the class means it starts, so that rows of a class part."""
+LEAST_UNEXPLAINED = 1e-8
+"""Of a message's mean square: float32 rounds."""
+UNCLIPPED = 1e9
+"""A clip norm that clips nothing and has a derivative."""
+GRADIENTS = (dp_sgd.RELEASE, local_dp_sgd.RELEASE, local_training.RELEASE)
+"""Releases that are gradients, or updates."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A privacy setting that is attacked: what it is called, the parameters, and the plan; None without one."""
+
+    words: str
+    params: Mapping[str, Any]
+    plan: PrivacyPlan | None
+
+
+@dataclass(frozen=True)
+class Law:
+    """What the server knows of rows: their mean ``[d]``, class means ``[C, d]``, and a root of the covariance about those ``[d, d]``."""
+
+    centre: Tensor
+    means: Tensor
+    root: Tensor
+
+    @classmethod
+    def of(cls, x: Rows, y: Labels, classes: int) -> Law:
+        """Of the rows that other clients hold; a class without any has the mean of all."""
+        centre = x.mean(0)
+        means = np.stack([x[y == label].mean(0) if (y == label).any() else centre for label in range(classes)])
+        away = (x - means[y]).astype(np.float64)
+        covariance = away.T @ away / len(x)
+        covariance += 1e-3 * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+        return cls(*(torch.from_numpy(part.astype(np.float32)) for part in (centre, means, np.linalg.cholesky(covariance))))
+
+    def scores(self, made: Tensor, true: Tensor) -> NDArray[np.float64]:
+        """Cosines about the mean ``[n]`` of rows to the true ones, matched one to one so that their sum is largest (Hungarian)."""
+        one, two = (normalize((rows - self.centre).double(), dim=1) for rows in (made, true))
+        table: NDArray[np.float64] = (one @ two.T).numpy()
+        matched: NDArray[np.float64] = table[linear_sum_assignment(-table)]
+        return matched
+
+
+class Tap(LocalPool):
+    """The attacked client's cohort and that of all others, who are silent in the round that sends gradients first."""
+
+    heard: tuple[Round, Tensors] | None = None
+
+    def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
+        """See :class:`fedsim.methods.messages.Pool`."""
+        if round_.release.name not in GRADIENTS:
+            return super().round(round_, broadcast)
+        self.heard = round_, copied(broadcast)
+        return [self.cohorts[0].round(round_, broadcast)]
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """A client of these labels ``y`` among others, who hold ``others``."""
+
+    algorithm: str
+    params: Mapping[str, Any]
+    task: Task
+    y: Labels
+    others: tuple[Rows, Labels]
+    root: int
+
+    def listen(self, x: Rows, plan: PrivacyPlan | None, secret: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The client's first gradient or update, flat, as the server has it if its rows are ``x``; and f of this message's draws."""
+        algorithm, seeds, sums = build_algorithm(self.algorithm, dict(self.params), self.task), Seeds(self.root, secret), Tensors()
+        first, rest = (0,), tuple(range(1, self.task.clients))
+        pool = Tap([self._cohort(first, x, self.y, plan, seeds), self._cohort(rest, *self.others, plan, seeds)])
+        steps = train(algorithm, pool, plan, seeds, watch=lambda _, noisy: sums.update(copied(noisy)))
+        while pool.heard is None:
+            next(steps)
+        steps.close()
+        gradient = Gradient.of(algorithm, self._cohort(first, x, self.y, plan, seeds).clients, *pool.heard)
+        return gradient.flat(sums), gradient
+
+    def _cohort(self, members: tuple[int, ...], x: Rows, y: Labels, plan: PrivacyPlan | None, seeds: Seeds) -> Cohort:
+        rows = tuple(np.arange(k, len(x), len(members)) for k in range(len(members)))
+        groups = tuple(np.arange(len(own)) for own in rows) if self.task.unit == "group" else None
+        return Cohort(CohortSpec(self.algorithm, dict(self.params), self.task, plan, seeds, members, rows, groups), x, y)
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """f: rows ``[n, d]`` to the clipped sum of their gradients by the shared parameters, flat, with a derivative by the rows."""
+
+    algorithm: Any
+    model: Module
+    batch: Batch
+    norms: Norms
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, algorithm: Algorithm, clients: Clients, round_: Round, broadcast: Tensors) -> Gradient:
+        """At the start of a round, of a client that has just begun."""
+        model = clients.model
+        load_parameters(model, {name: value[0] for name, value in clients.state.items()} | broadcast)
+        names = tuple(name for name, p in model.named_parameters() if p.requires_grad and name in broadcast)
+        unit: Unit = "group" if algorithm.task.unit == "group" else "example"
+        if isinstance(algorithm, dp_sgd.DPSGD):
+            norms = algorithm.norms(model)
+        else:
+            norms = Norms(algorithm.clip() if _noisy_steps(algorithm) else UNCLIPPED, unit)
+        batch = clients.batch([torch.arange(len(clients.x[0]))], round_.stream, algorithm.draws())  # type: ignore[attr-defined]
+        return cls(algorithm, model, batch, norms, names)
+
+    def flat(self, sums: Mapping[str, Tensor]) -> Tensor:
+        """The shared parameters' numbers in a row."""
+        return torch.cat([sums[name].float().flatten() for name in self.names])
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Gradients; minus them where a message is an update."""
+
+        def parts(model: Module, batch: Batch) -> Tensor:
+            return torch.stack(list(loss_parts(self.algorithm.loss, model, batch).values()), 1)
+
+        made = self.flat(clipped_sum(self.model, parts, replace(self.batch, x=rows), self.norms, "vmap").sums)
+        return made if isinstance(self.algorithm, dp_sgd.DPSGD) else -made
+
+
+def _noisy_steps(algorithm: Algorithm) -> bool:
+    return isinstance(algorithm, local_dp_sgd.LocalDPSGD) and algorithm.in_local_steps
+
+
+def reconstructed(client: Attacked, plan: PrivacyPlan | None, x: Rows, law: Law, start: Tensor) -> Tensor:
+    """What the server takes for the rows ``x`` ``[n, d]`` after one message; ``start``: standard normal ``[n, d]``."""
+    guess = normalize(law.means[client.y], dim=1)
+    message, gradient = client.listen(x, plan, client.root + 1)
+    # messages of its own, with other noise and draws
+    own, own_gradient = client.listen(guess.numpy(), plan, client.root + 2)
+    at_guess, scale, slack = own_gradient(guess).detach(), 1.0, 1.0
+    algorithm = build_algorithm(client.algorithm, dict(client.params), client.task)
+    if not isinstance(algorithm, dp_sgd.DPSGD):
+        outside = plan is not None and not _noisy_steps(algorithm)
+        bare = client.listen(guess.numpy(), replace(plan, sigma=0.0), client.root + 2)[0] if outside and plan is not None else own
+        scale, slack = abs(float(bare @ at_guess / at_guess.square().sum())), 2.0
+    variance = (own - scale * at_guess).square().mean().clamp_min(LEAST_UNEXPLAINED * message.square().mean())
+
+    away = (START * start).requires_grad_()
+    optimiser = torch.optim.Adam([away], STEP_SIZE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, STEPS)
+    rows = guess
+    for _ in range(STEPS):
+        rows = normalize(law.means[client.y] + away @ law.root.T, dim=1)
+        made = gradient(rows)
+        length = (message @ made / made.square().sum()).clamp(scale / slack, scale * slack)
+        loss = (message - length * made).square().sum() / (2 * variance) + away.square().sum() / 2
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        schedule.step()
+    return rows.detach()
+
+
+class Inversion:
+    """The attack on a number of clients, with few rows and with many, without privacy and with it; see :class:`Command` for its use.
+
+    Args:
+        algorithm: as a grid gives it.
+        params: all its parameters.
+        unit: what the claim protects.
+        trust: who may see what.
+        epsilon: the claim.
+        delta: of the claim.
+        data: whose training rows clients hold, unit norm.
+        clients: how many are attacked in each setting.
+
+    Raises:
+        UserError: the algorithm sends no gradients, or has no plan for the claim; the data have too few rows.
+    """
+
+    def __init__(
+        self,
+        algorithm: str,
+        params: Mapping[str, Any],
+        unit: Unit,
+        trust: Trust,
+        epsilon: float,
+        delta: float,
+        data: Embeddings,
+        clients: int,
+    ) -> None:
+        kind = lookup(algorithm)
+        if not issubclass(kind, dp_sgd.DPSGD | local_training.LocalTraining):
+            what = "sends neither gradients nor updates of a model, which inversion looks at"
+            raise UserError(f"algorithm {algorithm}", what, "give --attack white-box, or black-box")
+        if len(data.y_train) < (least := 2 * max(BATCH_ROWS)):
+            raise UserError("dataset", f"{len(data.y_train)} training rows are too few for this attack", f"give {least} or more")
+        self.algorithm, self.data, self.task = algorithm, data, Task(data.dim, data.classes, CLIENTS, unit, trust)
+        self.variants = tuple(self._variants(dict(params), epsilon, delta, private=kind.private))
+        self.count = clients * len(self.variants) * len(BATCH_ROWS)
+        self.key = key(algorithm, params, [unit, trust, epsilon, delta, "inversion", data.fingerprint, module_hash(__name__)])
+
+    def _variants(self, params: dict[str, Any], epsilon: float, delta: float, *, private: bool) -> Iterator[Variant]:
+        """Without privacy; for a private algorithm also at the claim, with the parameters as given and, where it can, less of it noised."""
+        bare = plan_of(self.algorithm, params, self.task, math.inf if private else None, delta)
+        yield Variant("without DP", params, bare)
+        noised = list(dict.fromkeys(["shared", params["noised"]])) if "noised" in params else [None]
+        for part in noised if private and epsilon < math.inf else ():
+            own = params if part is None else {**params, "noised": part}
+            plan = plan_of(self.algorithm, own, self.task, epsilon, delta)
+            assert plan is not None
+            yield Variant(f"ε = {number(epsilon)}, scope {plan.scope}", own, plan)
+
+    def line(self, index: int) -> dict[str, Any]:
+        """Attack one client in one setting with one number of rows; the same clients are attacked in every setting."""
+        client, place = divmod(index, len(self.variants) * len(BATCH_ROWS))
+        variant, size = self.variants[place // len(BATCH_ROWS)], BATCH_ROWS[place % len(BATCH_ROWS)]
+        stream = np.random.default_rng(np.random.SeedSequence(client, spawn_key=(size,)))
+        x, y = self.data.x_train, self.data.y_train
+        own = np.isin(np.arange(len(y)), stream.choice(len(y), size, replace=False))
+        start = torch.from_numpy(stream.standard_normal((size, self.task.dim)).astype(np.float32))
+        # all of the client's rows are in its message, with the noise that is planned for samples
+        params = {**variant.params, **{name: 1.0 for name in ("sample_rate", "client_rate") if name in variant.params}}
+        attacked = Attacked(self.algorithm, params, self.task, y[own], (x[~own], y[~own]), client)
+        law = Law.of(*attacked.others, self.task.classes)
+        true, guess = torch.from_numpy(x[own]), law.means[y[own]]
+        cosines = law.scores(reconstructed(attacked, variant.plan, x[own], law, start), true)
+        found = {"cosine": float(cosines.mean()), "guess": float(law.scores(guess, true).mean())}
+        return {"pair": index, "setting": variant.words, "rows": size, **found, "recovered": float((cosines > RECOVERED).mean())}
+
+    def completed(self, found: Sequence[dict[str, Any]], append: Append, told: Told) -> Reached:
+        """Run what ``found`` lacks; see :class:`Command`."""
+        torch.set_num_threads(1)
+        done = {line["pair"] for line in found}
+        for index in range(self.count):
+            if index not in done:
+                append([self.line(index)])
+            told(index + 1)
+        return Reached(("an illustration, which bounds no ε: other attacks may find more",), refuted=False)
+
+    def table(self, lines: Sequence[Mapping[str, Any]]) -> Table:
+        """The mean of all attacked clients, a row for every setting and number of rows."""
+        table = Table(
+            title=f"inversion of {self.algorithm}, rows of {self.data.name}: cosine about the mean to true rows",
+            title_justify="left",
+            show_edge=False,
+        )
+        for head in ("setting", "rows", "attack", "guess without data", f"rows above {RECOVERED}"):
+            table.add_column(head, justify="left" if head == "setting" else "right")
+        for row in summary(line for line in lines if line["pair"] < self.count):
+            table.add_row(row.setting, str(row.rows), f"{row.cosine:.2f}", f"{row.guess:.2f}", f"{row.recovered:.0%}")
+        return table
+
+
+@dataclass(frozen=True)
+class Mean:
+    """What lines of one setting and number of rows say on average."""
+
+    setting: str
+    rows: int
+    cosine: float
+    guess: float
+    recovered: float
+
+
+def summary(lines: Iterable[Mapping[str, Any]]) -> list[Mean]:
+    """The mean over clients of each setting and number of rows, in order of their numbers."""
+    own: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    for line in sorted(lines, key=lambda line: int(line["pair"])):
+        own.setdefault((line["setting"], line["rows"]), []).append(line)
+    names = ("cosine", "guess", "recovered")
+    return [Mean(*place, *(float(np.mean([line[name] for line in some])) for name in names)) for place, some in own.items()]
