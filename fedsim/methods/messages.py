@@ -145,12 +145,14 @@ class Message:
         sums: tensors by name; what only one cohort sends under a name goes on as it is.
         uplink_bytes: what the clients would have sent over a network, all of them together; where it is private who takes part, of
             those who do not, too.
+        downlink_bytes: what they would have received, likewise; None: the harness counts the broadcast for every client.
         diagnostics: not private, for people who may see the data: values per example or per client by name.
         ran: what happened; counted by the harness, whatever an algorithm gives here.
     """
 
     sums: Tensors
     uplink_bytes: int = 0
+    downlink_bytes: int | None = None
     diagnostics: Mapping[str, Told] = field(default_factory=dict)
     ran: Ran = field(default_factory=Ran)
 

@@ -18,7 +18,7 @@ from fedsim.files import discard, replaced, unread
 from fedsim.methods.messages import Tensors
 from fedsim.training.state import Checkpoint, described
 
-FACTS = ("round", "ledger", "uplink_bytes", "secret")
+FACTS = ("round", "ledger", "uplink_bytes", "downlink_bytes", "secret")
 """What a checkpoint holds beside tensors."""
 EVERY = 30.0
 """Seconds between checkpoints."""

@@ -13,7 +13,9 @@ import torch
 from fedsim.data.embeddings import Embeddings
 from fedsim.device import CPU
 from fedsim.grid.models import Cell
+from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Pool, Task, Tensors
+from fedsim.models.initialise import initial_model
 from fedsim.partition import Partition
 from fedsim.privacy.ledger import Tally
 from fedsim.privacy.plan import PrivacyPlan
@@ -85,7 +87,8 @@ class Outcome:
         mechanisms: what the data of every client went through (:meth:`fedsim.privacy.ledger.Ledger.mechanisms`).
         noise_at: where noise is added.
         unaccounted: where the ledger is not what the plan planned (:meth:`fedsim.privacy.ledger.Ledger.unaccounted`); "" where it is.
-        uplink_bytes: what all clients sent.
+        uplink_bytes, downlink_bytes: what all clients sent and received.
+        parameters: how many numbers one client trains.
         seconds: wall time.
         state: what the product is made from (:attr:`fedsim.training.rounds.Trained.state`).
     """
@@ -96,6 +99,8 @@ class Outcome:
     noise_at: Literal["sum", "clients"] | None
     unaccounted: str
     uplink_bytes: int
+    downlink_bytes: int
+    parameters: int
     seconds: float
     state: Tensors = field(repr=False, compare=False)
 
@@ -148,9 +153,16 @@ def run_trial(
         None if trial.plan is None else "clients" if algorithm.noise_at_clients() else "sum",
         unaccounted,
         trained.uplink_bytes,
+        trained.downlink_bytes,
+        trained_parameters(algorithm),
         time.perf_counter() - started,
         trained.state,
     )
+
+
+def trained_parameters(algorithm: Algorithm) -> int:
+    """How many numbers one client trains, shared and its own."""
+    return sum(p.numel() for p in initial_model(algorithm.build, Seeds(0), (0,)).parameters() if p.requires_grad)
 
 
 def packing(clients: int, per_actor: int) -> tuple[int, ...]:

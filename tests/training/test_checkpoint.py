@@ -13,14 +13,14 @@ TENSORS = {
     "clients.state.steps": torch.tensor(4.0),
     "server.tensors.one": torch.ones(()).expand(1),
 }
-PROGRESS = Checkpoint(7, TENSORS, '{"tally": 1}', 123)
+PROGRESS = Checkpoint(7, TENSORS, '{"tally": 1}', 123, 456)
 
 
 def same(found: Checkpoint | None) -> bool:
     if found is None:
         return False
     tensors = all(torch.equal(found.tensors[name], value) for name, value in PROGRESS.tensors.items())
-    return tensors and (found.round, found.ledger, found.uplink_bytes) == (7, '{"tally": 1}', 123)
+    return tensors and (found.round, found.ledger, found.uplink_bytes, found.downlink_bytes) == (7, '{"tally": 1}', 123, 456)
 
 
 def test_what_was_saved_comes_back(tmp_path):
