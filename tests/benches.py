@@ -111,15 +111,15 @@ def wait_until(holds: Callable[[], object], timeout: float = PATIENCE) -> None:
 
 def taken(slots: Slots, actors: int, share: Share) -> Slot:
     """A slot, once Ray has placed it."""
-    found: list[Slot | None] = [None]
+    taken: list[Slot | None] = [None]
 
     def placed() -> bool:
-        found[0] = slots.take(actors, share)
-        return found[0] is not None
+        taken[0] = slots.take(actors, share)
+        return taken[0] is not None
 
     wait_until(placed)
-    assert found[0] is not None
-    return found[0]
+    assert taken[0] is not None
+    return taken[0]
 
 
 @dataclass(frozen=True)

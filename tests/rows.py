@@ -102,7 +102,7 @@ def lines_of(
     local_only: LocalOnly | None = None,
 ) -> Lines:
     """The lines of a cell."""
-    references = {each: reference_line(each, value) for each, value in (("ceiling", ceiling), ("local-only", local_only)) if value}
+    references = {kind: reference_line(kind, value) for kind, value in (("ceiling", ceiling), ("local-only", local_only)) if value}
     return Lines(
         {trial.cell.training_id: training_line(trial, training, {"fedsim": "0"})},
         {} if judgement is None else {trial.cell.cell_id: judgement_line(trial, judgement, 1.0)},

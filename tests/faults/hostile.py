@@ -11,7 +11,7 @@ import torch
 import fedsim.training.checkpoint
 from baselines.weight_noise_cvae import WeightNoiseCVAE, WeightNoiseCVAEParams
 
-fedsim.training.checkpoint.EVERY = 0.0
+fedsim.training.checkpoint.CHECKPOINT_SECONDS = 0.0
 
 
 class HostileParams(WeightNoiseCVAEParams):

@@ -58,7 +58,7 @@ MISTAKES = {
     "loss_that_remembers": (
         changed("model(batch.x, batch.y", "model(batch.x - vars(self).setdefault('seen', batch.x.mean(0)), batch.y"),
         "def loss",
-        r"the loss remembers: the same rows are worth something else after other rows were seen; let row n",
+        r"the loss has memory: the loss of the same rows changes after other rows were seen; let row n",
     ),
     "loss_of_no_parts": (
         changed('return {"reconstruction"', 'return [0] or {"reconstruction"'),
@@ -122,13 +122,13 @@ def test_the_starter_is_not_refused_in_any_setting(folder: Path) -> None:
 
 def test_a_loss_that_mixes_clients_is_refused_where_clients_are_clipped(folder: Path) -> None:
     name = write(folder, "loss_of_other_clients", MISTAKES["loss_of_the_others"][0])
-    with pytest.raises(PluginError, match="rows of one client are worth something else without the others'"):
+    with pytest.raises(PluginError, match="a client's loss depends on other clients' rows"):
         prepare(grid_of(name, epsilon=4.0, unit="client"), NODES)
 
 
 def test_a_loss_that_remembers_is_refused_where_clients_are_clipped(folder: Path) -> None:
     name = write(folder, "remembers_other_clients", MISTAKES["loss_that_remembers"][0])
-    with pytest.raises(PluginError, match="the loss remembers"):
+    with pytest.raises(PluginError, match="the loss has memory"):
         prepare(grid_of(name, epsilon=4.0, unit="client"), NODES)
 
 

@@ -63,7 +63,7 @@ LEAST_UNEXPLAINED = 1e-8
 """Of a message's mean square: float32 rounds."""
 UNCLIPPED = 1e9
 """A clip norm that clips nothing and has a derivative."""
-GRADIENTS = (dp_sgd.RELEASE, local_dp_sgd.RELEASE, local_training.RELEASE)
+GRADIENTS = (dp_sgd.RELEASE, local_dp_sgd.LOCAL_STEPS_RELEASE, local_training.UPDATES_RELEASE)
 """Releases that are gradients, or updates."""
 
 
