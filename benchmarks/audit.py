@@ -23,7 +23,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from fedsim.errors import UserError
-from fedsim.evidence.audit.run import AuditRun, setting_of_options
+from fedsim.evidence.audit.audit import AuditRun
+from fedsim.evidence.audit.setting import setting_of_options
 from fedsim.plugins.registry import known, lookup
 from fedsim.privacy.plan import Trust, Unit
 from fedsim.results.store import ResultStore
@@ -111,7 +112,7 @@ def run(asked: Asked) -> tuple[Asked, str, float]:
     verdict, best = "**refuted**" if found.refuted else "not refuted", found.best
     bounds = f"{found.clopper_pearson:.2f} | {found.mechanism:.2f} | {best.clopper_pearson:.2f} / {best.mechanism:.2f}"
     place = f"| {label} | {asked.unit}, {asked.trust} | {number(asked.epsilon)}"
-    line = f"{place} | {verdict} | {bounds} | {found.pairs} | {found.told_ratio:.2f} |"
+    line = f"{place} | {verdict} | {bounds} | {found.pairs} | {found.printed_ratio:.2f} |"
     return asked, line, time.process_time() - started
 
 

@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from fedsim.data.sources.load import load
 from fedsim.data.sources.spec import DatasetSpec
-from fedsim.evidence.audit.inversion import BATCH_ROWS, Inversion, Mean, summary
-from fedsim.evidence.audit.run import parameters
+from fedsim.evidence.audit.inversion import BATCH_ROWS, Inversion, MeanScores, summary
+from fedsim.evidence.audit.setting import parameters
 from fedsim.report.figures import INK, MUTED, SERIES, dress, save_figure, style
 from fedsim.results.store import ResultStore
 
@@ -34,7 +34,7 @@ METHODS = {"fedhypevae": [], "dp-linear": [], "dp-cvae": ["hidden=[64]", "latent
 """With parameters that are not the defaults: dp-cvae's networks would take an hour."""
 
 
-def draw(found: dict[str, list[Mean]]) -> None:
+def draw(found: dict[str, list[MeanScores]]) -> None:
     """A panel a method: cosine against rows, a line a setting; the guess is dashed."""
     with style():
         figure = Figure(figsize=(11, 2.6), layout="constrained")
@@ -65,7 +65,7 @@ def draw(found: dict[str, list[Mean]]) -> None:
         save_figure(figure, RESULTS, "inversion")[1].unlink()
 
 
-def write(found: dict[str, list[Mean]], command: str, seconds: float) -> None:
+def write(found: dict[str, list[MeanScores]], command: str, seconds: float) -> None:
     """The table, where the page has it."""
     page = RESULTS / "audit.md"
     prose, _, _ = page.read_text(encoding="utf-8").partition(HEAD)

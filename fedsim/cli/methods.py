@@ -72,7 +72,7 @@ def check(
     """
     import torch
 
-    from fedsim.evidence.audit.run import parameters
+    from fedsim.evidence.audit.setting import parameters
     from fedsim.evidence.check.check import check_algorithm, check_lines, findings_table
     from fedsim.evidence.check.subject import DELTA, EPSILON
     from fedsim.plugins.own_errors import own_errors
@@ -150,9 +150,11 @@ def audit(
     from rich.markup import escape
     from rich.progress import Progress
 
+    from fedsim.evidence.audit.audit import AuditRun
+    from fedsim.evidence.audit.black_box import BlackBox
     from fedsim.evidence.audit.inversion import Inversion
-    from fedsim.evidence.audit.run import MANY, AuditRun, BlackBoxRun, Command, parameters, setting_of_options
-    from fedsim.evidence.audit.setting import DIM
+    from fedsim.evidence.audit.one_run import MANY_DIM
+    from fedsim.evidence.audit.setting import DIM, parameters, setting_of_options
     from fedsim.plugins.own_errors import own_errors
     from fedsim.results.store import ResultStore
 
@@ -166,29 +168,29 @@ def audit(
     if dataset is not None and attack != "inversion":
         raise UserError("--dataset", f"means nothing for --attack {attack}", "leave it out, or give --attack inversion")
     own_code()
-    run: Command
+    run: AuditRun | BlackBox | Inversion
     with interruptible(console), own_errors(algorithm):
         if attack == "inversion":
             known = parameters(algorithm, param or [], unit, trust, epsilon, delta)
             run = Inversion(algorithm, known, unit, trust, epsilon, delta, _embeddings(dataset or "digits"), pairs or 3)
         elif attack == "black-box":
             known = parameters(algorithm, param or [], unit, trust, epsilon, delta)
-            run = BlackBoxRun(algorithm, known, unit, trust, epsilon, delta, pairs or 200)
+            run = BlackBox(algorithm, known, unit, trust, epsilon, delta, pairs or 200)
         else:
-            dim, count = (MANY, 400) if attack == "one-run" else (DIM, 1000)
+            dim, count = (MANY_DIM, 400) if attack == "one-run" else (DIM, 1000)
             run = AuditRun(setting_of_options(algorithm, param or [], unit, trust, epsilon, delta, dim, rows), attack, pairs or count)
         with store.lock(), Progress(console=console, transient=True) as progress:
             task = progress.add_task(escape(algorithm), total=run.count)
-            reached = run.completed(
+            words, refuted = run.completed(
                 store.audit_pairs(run.key),
                 lambda lines: store.append("pairs", ({"audit": run.key, **line} for line in lines)),
                 lambda count: progress.update(task, completed=count),
             )
     if isinstance(run, Inversion):
         console.print(run.table(store.audit_pairs(run.key)))
-    for line in reached.words:
+    for line in words:
         print_line(console, f"{algorithm}, {unit}, {trust}: {line}")
-    raise typer.Exit(1 if reached.refuted else 0)
+    raise typer.Exit(1 if refuted else 0)
 
 
 def _embeddings(dataset: str) -> Embeddings:
@@ -213,7 +215,7 @@ def _refuse_given(context: typer.Context, folder: Path) -> None:
 
 def _attack_run(folder: Path, console: Console, *, trust_plugin: bool) -> None:
     """Tell how well a run's generators give away who was trained on."""
-    from fedsim.evidence.audit.of_run import of_run
+    from fedsim.evidence.audit.black_box import attack_run
     from fedsim.results.grid_rows import read_manifest
     from fedsim.results.store import ResultStore
     from fedsim.runs.manifest import grid_of
@@ -221,5 +223,5 @@ def _attack_run(folder: Path, console: Console, *, trust_plugin: bool) -> None:
     store = ResultStore(folder)
     store.folder.check()
     grid = grid_of(read_manifest(folder), store.folder)
-    for line in of_run(store.folder, grid, trust_plugin=trust_plugin):
+    for line in attack_run(store.folder, grid, trust_plugin=trust_plugin):
         print_line(console, line)

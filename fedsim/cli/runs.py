@@ -132,8 +132,7 @@ def prove_rows(
     trust_plugin: TrustPlugin = False,
 ) -> None:
     """Recompute every ε of a run from its rows, with dp-accounting, and every plan. Exit code 1 unless every claimed ε is proved."""
-    from fedsim.evidence.prove import proofs_table, proofs_words, prove
-    from fedsim.evidence.together import apart_words, together, together_words
+    from fedsim.evidence.prove import apart_words, proofs_table, proofs_words, prove, together, together_words
     from fedsim.results.contradictions import large_deltas
     from fedsim.results.folder import RunFolder
     from fedsim.results.grid_rows import every_row

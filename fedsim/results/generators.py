@@ -2,7 +2,7 @@
 
 A generator is made from the server's state and the released client codes, which are private already, so to sample from it costs nothing.
 With secret noise nothing else in a package was computed from private data, nor is its name, so one may be released under its epsilon
-(several of one data set: :mod:`fedsim.evidence.together`). With seeded noise anyone can draw the noise again and take it off: they are for
+(several of one data set: :mod:`fedsim.evidence.prove`). With seeded noise anyone can draw the noise again and take it off: they are for
 simulation only. Nothing is ever unpickled.
 """
 

@@ -90,7 +90,7 @@ Item = Progress | Outcome | Judged | Ceiling | LocalOnly | Failure | float | obj
 
 
 class Lines(Protocol):
-    """An audit under way (:class:`fedsim.evidence.audit.run.AuditRun`), whose code is none that a cell's id stands for."""
+    """An audit under way (:class:`fedsim.evidence.audit.audit.AuditRun`), whose code is none that a cell's id stands for."""
 
     def missing(self, found: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Run what ``found`` lacks, a line each."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,13 +55,27 @@ def build_algorithm(name: str, params: dict[str, Any], task: Task) -> Algorithm:
 
 
 class Cohort:
-    """Hosts clients: one model with a slice per client, one batch for all."""
+    """Hosts clients: one model with a slice per client, one batch for all.
 
-    def __init__(self, spec: CohortSpec, x: NDArray[np.float32], y: NDArray[np.int64], device: torch.device = CPU) -> None:
+    Args:
+        spec: which clients.
+        x, y: the data set's training rows.
+        device: where they compute.
+        clients: the class that they are of, :class:`fedsim.methods.clients.Clients` or one that also watches what they do.
+    """
+
+    def __init__(
+        self,
+        spec: CohortSpec,
+        x: NDArray[np.float32],
+        y: NDArray[np.int64],
+        device: torch.device = CPU,
+        clients: Callable[..., Clients] = Clients,
+    ) -> None:
         self.algorithm = build_algorithm(spec.algorithm, spec.params, spec.task)
         self.phases = self.algorithm.phases()
         model = initial_model(self.algorithm.build, spec.seeds, spec.members).to(device)
-        self.clients = Clients(
+        self.clients = clients(
             spec.members,
             parts(x, spec.rows, device),
             parts(y, spec.rows, device),

@@ -28,8 +28,7 @@ from torch.nn.functional import normalize
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.errors import UserError
-from fedsim.evidence.audit.audit import key
-from fedsim.evidence.audit.run import Append, Reached, Told
+from fedsim.evidence.audit.audit import Append, Count, Reached, key, with_missing
 from fedsim.evidence.audit.setting import Labels, Rows, plan_of
 from fedsim.methods import dp_sgd, local_dp_sgd, local_training
 from fedsim.methods.algorithm import Algorithm
@@ -54,21 +53,21 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = (1, 4, 16, 64)
 """Rows of an attacked client, all of which are in its message."""
-CLIENTS = 10
-RECOVERED = 0.95
+INVERSION_CLIENTS = 10
+RECOVERED_COSINE = 0.95
 """Cosine above which a row counts as recovered."""
-STEPS, STEP_SIZE, START = 200, 0.15, 0.3
+SEARCH_STEPS, SEARCH_STEP_SIZE, START_DEVIATION = 200, 0.15, 0.3
 """Of Adam, on rows in units of the law's standard deviations; and how far from the class means it starts, so that rows of a class part."""
 LEAST_UNEXPLAINED = 1e-8
 """Of a message's mean square: float32 rounds."""
-UNCLIPPED = 1e9
+UNCLIPPED_NORM = 1e9
 """A clip norm that clips nothing and has a derivative."""
-GRADIENTS = (dp_sgd.RELEASE, local_dp_sgd.LOCAL_STEPS_RELEASE, local_training.UPDATES_RELEASE)
+GRADIENT_RELEASES = (dp_sgd.RELEASE, local_dp_sgd.LOCAL_STEPS_RELEASE, local_training.UPDATES_RELEASE)
 """Releases that are gradients, or updates."""
 
 
 @dataclass(frozen=True)
-class Variant:
+class AttackedSetting:
     """A privacy setting that is attacked: what it is called, the parameters, and the plan; None without one."""
 
     words: str
@@ -77,7 +76,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Law:
+class RowLaw:
     """What the server knows of rows: their mean ``[d]``, class means ``[C, d]``, and a root of the covariance about those ``[d, d]``."""
 
     centre: Tensor
@@ -85,7 +84,7 @@ class Law:
     root: Tensor
 
     @classmethod
-    def of(cls, x: Rows, y: Labels, classes: int) -> Law:
+    def of(cls, x: Rows, y: Labels, classes: int) -> RowLaw:
         """Of the rows that other clients hold; a class without any has the mean of all."""
         centre = x.mean(0)
         means = np.stack([x[y == label].mean(0) if (y == label).any() else centre for label in range(classes)])
@@ -102,21 +101,21 @@ class Law:
         return matched
 
 
-class Tap(LocalPool):
+class TappedPool(LocalPool):
     """The attacked client's cohort and that of all others, who are silent in the round that sends gradients first."""
 
     heard: tuple[Round, Tensors] | None = None
 
     def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
         """See :class:`fedsim.methods.messages.Pool`."""
-        if round_.release.name not in GRADIENTS:
+        if round_.release.name not in GRADIENT_RELEASES:
             return super().round(round_, broadcast)
         self.heard = round_, copied(broadcast)
         return [self.cohorts[0].round(round_, broadcast)]
 
 
 @dataclass(frozen=True)
-class Attacked:
+class AttackedClient:
     """A client of these labels ``y`` among others, who hold ``others``."""
 
     algorithm: str
@@ -130,12 +129,12 @@ class Attacked:
         """The client's first gradient or update, flat, as the server has it if its rows are ``x``; and f of this message's draws."""
         algorithm, seeds, sums = build_algorithm(self.algorithm, dict(self.params), self.task), Seeds(self.root, secret), Tensors()
         first, rest = (0,), tuple(range(1, self.task.clients))
-        pool = Tap([self._cohort(first, x, self.y, plan, seeds), self._cohort(rest, *self.others, plan, seeds)])
+        pool = TappedPool([self._cohort(first, x, self.y, plan, seeds), self._cohort(rest, *self.others, plan, seeds)])
         steps = train(algorithm, pool, plan, seeds, watch=lambda _, noisy: sums.update(copied(noisy)))
         while pool.heard is None:
             next(steps)
         steps.close()
-        gradient = Gradient.of(algorithm, self._cohort(first, x, self.y, plan, seeds).clients, *pool.heard)
+        gradient = RowGradient.of(algorithm, self._cohort(first, x, self.y, plan, seeds).clients, *pool.heard)
         return gradient.flat(sums), gradient
 
     def _cohort(self, members: tuple[int, ...], x: Rows, y: Labels, plan: PrivacyPlan | None, seeds: Seeds) -> Cohort:
@@ -145,7 +144,7 @@ class Attacked:
 
 
 @dataclass(frozen=True)
-class Gradient:
+class RowGradient:
     """f: rows ``[n, d]`` to the clipped sum of their gradients by the shared parameters, flat, with a derivative by the rows."""
 
     algorithm: Any
@@ -155,7 +154,7 @@ class Gradient:
     names: tuple[str, ...]
 
     @classmethod
-    def of(cls, algorithm: Algorithm, clients: Clients, round_: Round, broadcast: Tensors) -> Gradient:
+    def of(cls, algorithm: Algorithm, clients: Clients, round_: Round, broadcast: Tensors) -> RowGradient:
         """At the start of a round, of a client that has just begun."""
         model = clients.model
         load_parameters(model, {name: value[0] for name, value in clients.state.items()} | broadcast)
@@ -164,7 +163,7 @@ class Gradient:
         if isinstance(algorithm, dp_sgd.DPSGD):
             norms = algorithm.norms(model)
         else:
-            norms = Norms(algorithm.clip() if _noisy_steps(algorithm) else UNCLIPPED, unit)
+            norms = Norms(algorithm.clip() if _noisy_steps(algorithm) else UNCLIPPED_NORM, unit)
         batch = clients.batch([torch.arange(len(clients.x[0]))], round_.stream, algorithm.draws())  # type: ignore[attr-defined]
         return cls(algorithm, model, batch, norms, names)
 
@@ -186,7 +185,7 @@ def _noisy_steps(algorithm: Algorithm) -> bool:
     return isinstance(algorithm, local_dp_sgd.LocalDPSGD) and algorithm.in_local_steps
 
 
-def reconstructed(client: Attacked, plan: PrivacyPlan | None, x: Rows, law: Law, start: Tensor) -> Tensor:
+def reconstructed(client: AttackedClient, plan: PrivacyPlan | None, x: Rows, law: RowLaw, start: Tensor) -> Tensor:
     """What the server takes for the rows ``x`` ``[n, d]`` after one message; ``start``: standard normal ``[n, d]``."""
     guess = normalize(law.means[client.y], dim=1)
     message, gradient = client.listen(x, plan, client.root + 1)
@@ -200,11 +199,11 @@ def reconstructed(client: Attacked, plan: PrivacyPlan | None, x: Rows, law: Law,
         scale, slack = abs(float(bare @ at_guess / at_guess.square().sum())), 2.0
     variance = (own - scale * at_guess).square().mean().clamp_min(LEAST_UNEXPLAINED * message.square().mean())
 
-    away = (START * start).requires_grad_()
-    optimiser = torch.optim.Adam([away], STEP_SIZE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, STEPS)
+    away = (START_DEVIATION * start).requires_grad_()
+    optimiser = torch.optim.Adam([away], SEARCH_STEP_SIZE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, SEARCH_STEPS)
     rows = guess
-    for _ in range(STEPS):
+    for _ in range(SEARCH_STEPS):
         rows = normalize(law.means[client.y] + away @ law.root.T, dim=1)
         made = gradient(rows)
         length = (message @ made / made.square().sum()).clamp(scale / slack, scale * slack)
@@ -217,7 +216,7 @@ def reconstructed(client: Attacked, plan: PrivacyPlan | None, x: Rows, law: Law,
 
 
 class Inversion:
-    """The attack on a number of clients, with few rows and with many, without privacy and with it; see :class:`Command` for its use.
+    """The attack on a number of clients, with few rows and with many, without privacy and with it.
 
     Args:
         algorithm: as a grid gives it.
@@ -250,21 +249,21 @@ class Inversion:
             raise UserError(f"algorithm {algorithm}", what, "give --attack white-box, or black-box")
         if len(data.y_train) < (least := 2 * max(BATCH_ROWS)):
             raise UserError("dataset", f"{len(data.y_train)} training rows are too few for this attack", f"give {least} or more")
-        self.algorithm, self.data, self.task = algorithm, data, Task(data.dim, data.classes, CLIENTS, unit, trust)
+        self.algorithm, self.data, self.task = algorithm, data, Task(data.dim, data.classes, INVERSION_CLIENTS, unit, trust)
         self.variants = tuple(self._variants(dict(params), epsilon, delta, private=kind.private))
         self.count = clients * len(self.variants) * len(BATCH_ROWS)
         self.key = key(algorithm, params, [unit, trust, epsilon, delta, "inversion", data.fingerprint, module_hash(__name__)])
 
-    def _variants(self, params: dict[str, Any], epsilon: float, delta: float, *, private: bool) -> Iterator[Variant]:
+    def _variants(self, params: dict[str, Any], epsilon: float, delta: float, *, private: bool) -> Iterator[AttackedSetting]:
         """Without privacy; for a private algorithm also at the claim, with the parameters as given and, where it can, less of it noised."""
         bare = plan_of(self.algorithm, params, self.task, math.inf if private else None, delta)
-        yield Variant("without DP", params, bare)
+        yield AttackedSetting("without DP", params, bare)
         noised = list(dict.fromkeys(["shared", params["noised"]])) if "noised" in params else [None]
         for part in noised if private and epsilon < math.inf else ():
             own = params if part is None else {**params, "noised": part}
             plan = plan_of(self.algorithm, own, self.task, epsilon, delta)
             assert plan is not None
-            yield Variant(f"ε = {number(epsilon)}, scope {plan.scope}", own, plan)
+            yield AttackedSetting(f"ε = {number(epsilon)}, scope {plan.scope}", own, plan)
 
     def line(self, index: int) -> dict[str, Any]:
         """Attack one client in one setting with one number of rows; the same clients are attacked in every setting."""
@@ -276,22 +275,19 @@ class Inversion:
         start = torch.from_numpy(stream.standard_normal((size, self.task.dim)).astype(np.float32))
         # all of the client's rows are in its message, with the noise that is planned for samples
         params = {**variant.params, **{name: 1.0 for name in ("sample_rate", "client_rate") if name in variant.params}}
-        attacked = Attacked(self.algorithm, params, self.task, y[own], (x[~own], y[~own]), client)
-        law = Law.of(*attacked.others, self.task.classes)
+        attacked = AttackedClient(self.algorithm, params, self.task, y[own], (x[~own], y[~own]), client)
+        law = RowLaw.of(*attacked.others, self.task.classes)
         true, guess = torch.from_numpy(x[own]), law.means[y[own]]
         cosines = law.scores(reconstructed(attacked, variant.plan, x[own], law, start), true)
         found = {"cosine": float(cosines.mean()), "guess": float(law.scores(guess, true).mean())}
-        return {"pair": index, "setting": variant.words, "rows": size, **found, "recovered": float((cosines > RECOVERED).mean())}
+        return {"pair": index, "setting": variant.words, "rows": size, **found, "recovered": float((cosines > RECOVERED_COSINE).mean())}
 
-    def completed(self, found: Sequence[dict[str, Any]], append: Append, told: Told) -> Reached:
-        """Run what ``found`` lacks; see :class:`Command`."""
+    def completed(self, lines: Sequence[dict[str, Any]], append: Append, count: Count) -> Reached:
+        """Attack who is missing in ``lines``; what they say is a :meth:`table`, and never refutes a claim."""
         torch.set_num_threads(1)
-        done = {line["pair"] for line in found}
-        for index in range(self.count):
-            if index not in done:
-                append([self.line(index)])
-            told(index + 1)
-        return Reached(("an illustration, which bounds no ε: other attacks may find more",), refuted=False)
+        done = {line["pair"] for line in lines}
+        with_missing((self.line(index) for index in range(self.count) if index not in done), lines, append, count)
+        return ["an illustration, which bounds no ε: other attacks may find more"], False
 
     def table(self, lines: Sequence[Mapping[str, Any]]) -> Table:
         """The mean of all attacked clients, a row for every setting and number of rows."""
@@ -300,7 +296,7 @@ class Inversion:
             title_justify="left",
             show_edge=False,
         )
-        for head in ("setting", "rows", "attack", "guess without data", f"rows above {RECOVERED}"):
+        for head in ("setting", "rows", "attack", "guess without data", f"rows above {RECOVERED_COSINE}"):
             table.add_column(head, justify="left" if head == "setting" else "right")
         for row in summary(line for line in lines if line["pair"] < self.count):
             table.add_row(row.setting, str(row.rows), f"{row.cosine:.2f}", f"{row.guess:.2f}", f"{row.recovered:.0%}")
@@ -308,7 +304,7 @@ class Inversion:
 
 
 @dataclass(frozen=True)
-class Mean:
+class MeanScores:
     """What lines of one setting and number of rows say on average."""
 
     setting: str
@@ -318,10 +314,10 @@ class Mean:
     recovered: float
 
 
-def summary(lines: Iterable[Mapping[str, Any]]) -> list[Mean]:
+def summary(lines: Iterable[Mapping[str, Any]]) -> list[MeanScores]:
     """The mean over clients of each setting and number of rows, in order of their numbers."""
     own: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
     for line in sorted(lines, key=lambda line: int(line["pair"])):
         own.setdefault((line["setting"], line["rows"]), []).append(line)
     names = ("cosine", "guess", "recovered")
-    return [Mean(*place, *(float(np.mean([line[name] for line in some])) for name in names)) for place, some in own.items()]
+    return [MeanScores(*place, *(float(np.mean([line[name] for line in some])) for name in names)) for place, some in own.items()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from fedsim.data.normalise import unit_norm
 from fedsim.errors import UserError, at
+from fedsim.grid.read import one_cell
+from fedsim.grid.resolve import resolve
 from fedsim.methods.algorithm import Algorithm, solved_plan
 from fedsim.methods.messages import Task
 from fedsim.plugins.code_hash import is_shipped
@@ -89,7 +91,7 @@ class Setting:
 
 
 def brief(algorithm: str, given: Container[str] = ()) -> dict[str, Any]:
-    """Of :data:`SHORT` what the algorithm has and allows, and nobody gave."""
+    """Of :data:`SHORT` what the algorithm has and allows, and that is not ``given``."""
     return lookup(algorithm).Params.brief(SHORT, given)
 
 
@@ -140,3 +142,29 @@ def clipped(setting: Setting, clip: float) -> Setting:
     # the plan may claim another sensitivity than the class
     sensitivity = own.sensitivity() * setting.plan.sensitivity / setting.build().sensitivity()
     return replace(changed, plan=replace(setting.plan, clip=own.clip(), sensitivity=sensitivity))
+
+
+def parameters(algorithm: str, params: Sequence[str], unit: Unit, trust: Trust, epsilon: float, delta: float) -> dict[str, Any]:
+    """All parameters of an algorithm, from ``key=YAML`` texts.
+
+    Raises:
+        UserError: a parameter or a number does not do.
+    """
+    # groups are made here, of a column that no data set has
+    of_units = {"column": "canary"} if unit == "group" else unit
+    grid = one_cell(algorithm, params, dataset="digits", unit=of_units, trust=trust, epsilon=epsilon, delta=delta)
+    (variant,) = resolve(grid).variants
+    return variant.params
+
+
+def setting_of_options(
+    algorithm: str, params: Sequence[str], unit: Unit, trust: Trust, epsilon: float, delta: float, dim: int = DIM, rows: int = OTHERS
+) -> Setting:
+    """The setting that a command line asks for; parameters that it does not give are brief ones.
+
+    Raises:
+        UserError: as :func:`setting_of`, or a parameter does not do.
+    """
+    given = {text.partition("=")[0].strip() for text in params}
+    known = parameters(algorithm, params, unit, trust, epsilon, delta)
+    return setting_of(algorithm, {**known, **brief(algorithm, given)}, unit, trust, epsilon, delta, dim=dim, rows=rows)

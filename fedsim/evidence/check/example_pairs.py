@@ -25,7 +25,7 @@ from fedsim.evidence.check.neighbours import (
     with_unit,
 )
 from fedsim.evidence.check.subject import GROUP, Subject
-from fedsim.evidence.check.watch import Block, Hidden
+from fedsim.evidence.worlds import Hidden, RowBlock
 
 OTHERS = (0, 1, 3, 7, 8, 9, 10, 15, 16, 19, 20, 24, 25, 31, 32, 49, 50, 63, 64, 99, 100, 127, 128)
 """Rows beside the one that is removed: a number of steps or a threshold at a round number changes with that one."""
@@ -154,7 +154,7 @@ def _blocks(subject: Subject) -> Iterator[Pair]:
     x[own], y[own] = -x[own], (y[own] + 1) % data.classes
     for steps, words in ((0, "in no sample"), (1, "in the first sample only")):
         for seed, weights in enumerate((1.0, NEAR_ZERO)):
-            whole = everyone(subject, hidden=Block(1, start, steps))
+            whole = everyone(subject, hidden=RowBlock(1, start, steps))
             yield Pair(f"half of a client's rows, {words}", whole, replace(whole, x=x, y=y), seed, weights=weights)
 
 

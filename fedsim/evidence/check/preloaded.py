@@ -13,7 +13,7 @@ from importlib.metadata import entry_points  # noqa: E402
 import sklearn.isotonic  # noqa: E402, F401
 import torch.utils.serialization.config  # noqa: E402, F401
 
-from fedsim.evidence.check import budget, canary, noise, per_example, repeat, sensitivity, traces  # noqa: E402, F401
+from fedsim.evidence.check import budget, noise, per_example, repeat, sensitivity, traces  # noqa: E402, F401
 from fedsim.planning.rehearsal import SHIPPED_PACKAGES  # noqa: E402
 from fedsim.plugins.registry import GROUP, lookup  # noqa: E402
 

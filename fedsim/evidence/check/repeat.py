@@ -12,10 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedsim.evidence.check.subject import Subject
-from fedsim.evidence.check.training import Training, drawn, same, train
+from fedsim.evidence.check.subject import Subject, Training, drawn, same, train
 from fedsim.evidence.check.verdict import Verdict, failed, passed
-from fedsim.evidence.check.watch import WatchedPool
+from fedsim.evidence.worlds import WatchedPool
 from fedsim.methods.messages import Message, Round, Tensors
 from fedsim.training.checkpoint import Checkpoints
 from fedsim.training.rounds import RoundRecord
@@ -100,7 +99,7 @@ def _unequal(subject: Subject, one: Training, two: Training, start: int = 0) -> 
     if one.trained.uplink_bytes != two.trained.uplink_bytes:
         return f"{one.trained.uplink_bytes} and {two.trained.uplink_bytes} bytes sent"
     clients = subject.trial.task.clients
-    first, second = (drawn(each.trained.made, subject.data, clients) for each in (one, two))
+    first, second = (drawn(training.trained.made, subject.data, clients) for training in (one, two))
     return "" if same(first, second) else f"what the result generates, by up to {float((first - second).abs().max()):.3g}"
 
 

@@ -103,3 +103,11 @@ def test_what_is_released_is_attacked_by_rows_that_come_and_go(folder: Path, com
     assert done.stdout.count("AUC") == 4
     assert done.stdout.count("LiRA") == 2
     assert "black box, one run, 40 canaries" in done.stdout
+
+
+def test_a_claim_for_clients_has_no_bound_from_rows(folder: Path, command: Command) -> None:
+    options = ("--unit", "client", "--attack", "black-box", "--pairs", "20", "--param", "rounds=1")
+    done = command("audit", "dp-fedavg-linear", *options)
+    assert done.returncode == 0
+    assert "AUC" in done.stdout
+    assert "claimed" not in done.stdout

@@ -11,8 +11,8 @@ from benches import Done
 
 from fedsim.data.sources.load import load
 from fedsim.data.sources.spec import DatasetSpec
-from fedsim.evidence.audit.inversion import BATCH_ROWS, Inversion, Law, summary
-from fedsim.evidence.audit.run import parameters
+from fedsim.evidence.audit.inversion import BATCH_ROWS, Inversion, RowLaw, summary
+from fedsim.evidence.audit.setting import parameters
 from fedsim.privacy.plan import Trust
 
 MARGIN = 0.05
@@ -72,7 +72,7 @@ def test_every_setting_attacks_the_same_rows() -> None:
 
 
 def test_rows_are_matched_one_to_one_about_the_mean() -> None:
-    law = Law(torch.tensor([1.0, 0.0]), torch.zeros(1, 2), torch.eye(2))
+    law = RowLaw(torch.tensor([1.0, 0.0]), torch.zeros(1, 2), torch.eye(2))
     true = torch.tensor([[1.0, 1.0], [2.0, 0.0]])
     np.testing.assert_allclose(law.scores(true.flip(0), true), [1, 1])
     np.testing.assert_allclose(np.sort(law.scores(true[[0, 0]], true)), [0, 1], atol=1e-12)

@@ -8,11 +8,9 @@ import pytest
 
 from fedsim.evidence.audit.audit import Audit, white_box_audit
 from fedsim.evidence.audit.bounds import at_best, bound
-from fedsim.evidence.audit.canaries import saturating
-from fedsim.evidence.audit.evidence import evidence
+from fedsim.evidence.audit.observed import observed
 from fedsim.evidence.audit.setting import Setting, setting_of
-from fedsim.evidence.audit.white_box import pair
-from fedsim.evidence.audit.worlds import observed
+from fedsim.evidence.audit.white_box import evidence, pair, saturating
 from fedsim.privacy.plan import Trust, Unit
 from fedsim.seeds import Seeds
 
@@ -117,7 +115,7 @@ def test_what_is_outside_of_the_unit_is_the_same_in_both_worlds(unit: Unit) -> N
     setting, canary = saturating(setting, 0)
     absent, present = (observed(setting, canary, Seeds(0, 1), present=each) for each in (False, True))
     one, two = absent.steps[0], present.steps[0]
-    for before, after, shift in zip(one.residuals, two.residuals, one.shifts, strict=True):
+    for before, after in zip(one, two, strict=True):
         # the same noise, and the unit where it was sampled
-        difference = after - before
+        difference, shift = after.residual - before.residual, before.shift
         assert float(difference.norm()) < 1e-5 or float((difference - shift).norm()) < 1e-4 * float(shift.norm())

@@ -1,4 +1,4 @@
-"""Cells of one grid as each other's shadows: which rows each trained on, and what that gives away."""
+"""Black-box audits: which client holds a row that comes and goes; cells of one grid as each other's shadows."""
 
 import re
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from cells import NODES, quick, small_grid
 from rows import add_lines
 from sites import digits_of_sites
 
-from fedsim.evidence.audit.of_run import Attacked, by_shadows, of_run, rows_of
+from fedsim.evidence.audit.black_box import Attacked, attack_run, by_shadows, holders_of, rows_of
 from fedsim.grid.models import Grid
 from fedsim.planning.prepare import prepare
 from fedsim.results.folder import RunFolder
@@ -64,7 +64,7 @@ def test_cells_that_leave_sites_out_are_each_others_shadows(bench: Callable[...,
         assert (count, len(x)) == (300, 450)
         assert sorted(np.concatenate(trial.partition.rows)) == list(range(int(trained.sum())))
     run.state(prepared.trials[0].cell.training_id).unlink()
-    assert next(of_run(run, grid)) == "1 of 6 cells without a saved generator: left out"
+    assert next(attack_run(run, grid)) == "1 of 6 cells without a saved generator: left out"
 
 
 @pytest.mark.parametrize("name", ["evil.py:X", "evil:X"])
@@ -84,6 +84,13 @@ def test_code_that_a_run_names_runs_only_if_it_is_trusted(
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("1 of 2 cells without a saved generator: left out")
     assert (folder / "evil ran").exists()
+
+
+def test_whether_a_row_is_in_a_training_moves_no_other_one_to_another_client() -> None:
+    whole = np.ones(8, bool)
+    for row in range(8):
+        fewer = whole & (np.arange(8) != row)
+        assert np.array_equal(holders_of(10, fewer), np.delete(holders_of(10, whole), 10 + row))
 
 
 @pytest.mark.parametrize("told", [2.0, 0.0])
