@@ -34,7 +34,7 @@ from fedsim.planning.label_matrices import drawn_matrices
 from fedsim.planning.node import Node
 from fedsim.planning.prepare import prepare
 from fedsim.privacy.ledger import Tally
-from fedsim.report.beside import without_collection
+from fedsim.report.report import without_collection
 from fedsim.results.grid_rows import entries, grid_rows
 from fedsim.results.join import Lines
 from fedsim.results.result_lines import judgement_line, reference_line, training_line

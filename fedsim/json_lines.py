@@ -69,7 +69,10 @@ def read_document(path: Path) -> Any:
 
 def dump(value: Any) -> str:
     """A value as one line of JSON, without the newline."""
-    return json.dumps(encode(value), ensure_ascii=False, allow_nan=False)
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError):  # a number that is not finite, an array or a path
+        return json.dumps(encode(value), ensure_ascii=False, allow_nan=False)
 
 
 def encode(value: Any) -> Any:

@@ -97,11 +97,13 @@ def check(
 
 def _note_checks(store: ResultStore, lines: list[dict[str, Any]], console: Console) -> None:
     """Write a check's lines into a run folder, and say what its rows of that code claim now."""
-    from fedsim.results.grid_rows import write_rows
+    from fedsim.results.grid_rows import read_results
 
     if lines:
         store.append("checks", lines)
-    rows = [row for row in write_rows(store.folder.path) if lines and row.source == lines[0]["source"]]
+    results = read_results(store.folder.path)
+    results.write()
+    rows = [row for row in results.rows if lines and row.source == lines[0]["source"]]
     claims = ", ".join(f"{count} {claim}" for claim, count in Counter(str(row.claim) for row in rows).items())
     print_line(console, f"{store.folder.path}: rows of this code: {claims or 'none'}")
 

@@ -103,4 +103,5 @@ def _panel(axes: Axes, matrix: LabelMatrix) -> None:
         axes.set_xticks(np.arange(matrix.clients) + 0.5, [str(client) for client in range(matrix.clients)])
         for c, client in np.argwhere(table > 0):
             colour = PAPER if opacity[c, client] > 0.5 else INK
-            axes.text(client + 0.5, c + 0.5, str(table[c, client]), ha="center", va="center", fontsize=5.5, color=colour)
+            count = axes.text(client + 0.5, c + 0.5, str(table[c, client]), ha="center", va="center", fontsize=5.5, color=colour)
+            count.set_in_layout(False)

@@ -88,7 +88,7 @@ def judgement_line(trial: Trial, end: Judgement | RowError, seconds: float) -> d
         "label_shares": end.label_shares,
         "scores": end.scores,
         "recalls": end.recalls,
-        "clients": [_client(each) for each in map(asdict, end.clients)],
+        "clients": [_client(client) for client in map(asdict, end.clients)],
     }
 
 

@@ -21,8 +21,8 @@ from fedsim.plugins.registry import lookup
 from fedsim.results.join import Entry, Lines
 from fedsim.results.result_lines import judgement_line, reference_line, training_line
 from fedsim.results.rows import RowError
-from fedsim.results.states import keep_state, read_state
 from fedsim.results.store import ResultStore
+from fedsim.results.trained import keep_state, read_state
 from fedsim.runs.display import Display
 from fedsim.runs.manifest import now, versions
 from fedsim.runs.worker import Failure, Item, Judged, Progress

@@ -19,10 +19,9 @@ from fedsim.grid.models import Grid
 from fedsim.json_lines import dump
 from fedsim.planning.prepare import Prepared
 from fedsim.plugins.registry import check_installed
-from fedsim.report.comparison import Compared
+from fedsim.report.comparison import MATCHED_BY, ComparedFolders, Run, compare
 from fedsim.results.grid_rows import entries, every_row, grid_rounds, grid_rows, read_manifest
 from fedsim.results.join import Entry, Lines
-from fedsim.results.matching import SETTING, Run, compare
 from fedsim.results.result_lines import training_line
 from fedsim.results.rows import Row, RowError
 from fedsim.results.store import ResultStore
@@ -35,7 +34,7 @@ from fedsim.runs.scheduler import Scheduler
 from fedsim.training.trial import Trial
 from fedsim.words import counted
 
-FIXED = (*SETTING, "algorithm", "params", "seed", "noise", "relation", "evaluation")
+FIXED = (*MATCHED_BY, "algorithm", "params", "seed", "noise", "relation", "evaluation")
 """Fields of a row that its grid fixes, whatever a training gives."""
 
 
@@ -141,7 +140,7 @@ class Verification:
             write_manifest(desk.store.folder, desk.prepared, entries_of(desk, ()))
             new = Run(grid_rows(Path(scratch)), grid_rounds(Path(scratch)))
         comparison = compare(Run(old, grid_rounds(self.folder)), new)
-        Compared((self.folder, Path("the cells run again")), comparison).show(console)
+        ComparedFolders((self.folder, Path("the cells run again")), comparison).show(console)
         equal = sum(each.seeds for each in comparison.matched if each.equal) == len(old)
         if not equal:
             now = hardware()

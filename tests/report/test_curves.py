@@ -140,8 +140,8 @@ def test_a_classifier_is_thin_with_crosses_and_named_beside_generators(row):
     assert predicts.get_linewidth() < makes.get_linewidth() == old.get_linewidth()
     assert line.get_linewidth() < makes.get_linewidth()
     assert predicts.get_marker() == "+"
-    assert "what not generating is worth" in " ".join(figure.legends[0].get_title().get_text().split())
-    assert "generating" not in draw_curves(group_seeds(both[:2])).legends[0].get_title().get_text()
+    assert "classifiers, which generate no rows" in " ".join(figure.legends[0].get_title().get_text().split())
+    assert "classifiers" not in draw_curves(group_seeds(both[:2])).legends[0].get_title().get_text()
 
 
 def test_the_lack_of_a_claim_at_infinity_does_not_mark_a_proved_method(row):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from cells import quick, small_cells
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_hex
 from matplotlib.image import imread
 from rows import add_lines, add_rows, make_row
@@ -78,8 +79,9 @@ def test_gradient_norms_are_a_median_a_band_and_the_clip_norm(tmp_path, grid):
     rows, records = grid
     axes = panels(figure_of(rows, stored(tmp_path, records)))["norm before clipping"]
     assert heights(axes, SHADES[3]) == pytest.approx([1.5] * 8)
-    assert [to_hex(band.get_facecolor()) for band in axes.collections] == [SHADES[0], SHADES[3], SHADES[6]]
-    edges = axes.collections[0].get_paths()[0].vertices[:, 1]
+    bands = [each for each in axes.collections if isinstance(each, PolyCollection)]
+    assert [to_hex(band.get_facecolor()) for band in bands] == [SHADES[0], SHADES[3], SHADES[6]]
+    edges = bands[0].get_paths()[0].vertices[:, 1]
     assert (edges.min(), edges.max()) == pytest.approx((0.5, 2.5))
     assert [line.get_ydata()[0] for line in axes.lines if line.get_color() == MUTED] == [1.0]
 

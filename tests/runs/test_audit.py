@@ -70,7 +70,7 @@ def test_a_refuted_claim_is_never_ok(bench: Callable[..., Ran]) -> None:
     assert "100 pairs of trainings refute every" in page
     saved = load_generator(ran.folder, trust_plugin=True)
     assert saved.vouched
-    assert saved.facts.held_back == "the seed of its noise is known, and who knows it can take the noise off"
+    assert saved.facts.held_back == "the seed of its noise is known, and with it anyone can take the noise off"
     assert saved.facts.status == "refuted"
 
 

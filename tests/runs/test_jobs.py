@@ -12,8 +12,8 @@ from fedsim.errors import UserError
 from fedsim.planning.prepare import Prepared
 from fedsim.results.join import Lines
 from fedsim.results.rows import RowError
-from fedsim.results.states import keep_state
 from fedsim.results.store import ResultStore
+from fedsim.results.trained import keep_state
 from fedsim.runs.bench import missing_jobs
 from fedsim.runs.display import LineDisplay
 from fedsim.runs.jobs import Desk, Judge, Reference, Train, references_of

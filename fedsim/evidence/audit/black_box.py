@@ -36,8 +36,7 @@ from fedsim.privacy.plan import Trust, Unit
 from fedsim.results.folder import RunFolder
 from fedsim.results.grid_rows import entries
 from fedsim.results.join import Lines
-from fedsim.results.states import read_state
-from fedsim.results.trained import prepare_trained
+from fedsim.results.trained import prepare_trained, read_state
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
 from fedsim.training.rounds import restored, to_the_end, train
