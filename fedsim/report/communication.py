@@ -14,7 +14,7 @@ from fedsim.words import setting
 
 NAME = "communication"
 _MOST_PANELS = 4
-_CAPTION = "line: the best score for at most so many bytes; a method without ε stands in every panel"
+_CAPTION = "line: the best private score for at most so many bytes; a method without ε is named, and stands in every panel"
 
 Point = tuple[float, float]
 """Megabytes that a client sends and receives in a training, and balanced accuracy."""
@@ -62,8 +62,8 @@ def _figure(groups: Sequence[Group], series: Sequence[Series]) -> Figure:
         axes.set_title(title, fontsize=8, color=INK, loc="left", parse_math=False)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
-    figure.supxlabel("MB that a client sends and receives in a training (log scale)", fontsize=8, color=INK)
-    figure.supylabel("balanced accuracy", fontsize=8, color=INK)
+    grid[0].set_ylabel("balanced accuracy", color=INK, fontsize=8)
+    grid[-columns].set_xlabel("MB that a client sends and receives", color=INK, fontsize=7.5)
     legend_below(figure, f"{_CAPTION} · {caption_of(groups)}", series)
     return figure
 
@@ -77,9 +77,12 @@ def _panel(axes: Axes, groups: Sequence[Group], series: Sequence[Series]) -> Non
     dress(axes, "both", 0.8)
     axes.set_xscale("log")
     axes.tick_params(colors=MUTED, labelcolor=INK, labelsize=7.5, length=3)
-    points = [(group.label, point) for group in groups if (point := point_of(group))]
-    best = best_so_far([point for _, point in points])
-    axes.plot(*zip(*best, strict=True), color=MUTED, linewidth=0.9, drawstyle="steps-post", zorder=1.5)
+    best = best_so_far([point for group in groups if group.epsilon_target is not None and (point := point_of(group))])
+    axes.plot([x for x, _ in best], [y for _, y in best], color=MUTED, linewidth=0.9, drawstyle="steps-post", zorder=1.5)
     for method in series:
-        for own in (point for label, point in points if label == method.label):
-            axes.plot(*own, **look(method) | {"linestyle": "none"})
+        for group in (group for group in groups if group.label == method.label):
+            point, interval = point_of(group), group.interval("balanced_accuracy")
+            if point and interval:
+                axes.errorbar(*point, interval.half_width, **look(method) | {"linestyle": "none"}, elinewidth=1.1, capsize=2.2)
+                if not method.private:
+                    axes.annotate(method.label, point, (5, 3), textcoords="offset points", fontsize=6.5, color=MUTED, parse_math=False)
