@@ -5,16 +5,16 @@ each class's mean. Of rows x whose gradient is f(x) by the method's own loss and
 
     |m - a f(x)|^2 / (2 s^2) - log p(x | y)
 
-m being the message. a is 1 for a gradient. An update of local steps is taken for one step along the gradient, of unknown length: a is then
-the best within a factor of 2 of that of a message which the server computes itself for the class means, and the loss is that of the cosine
-(Geiping et al. 2020, arXiv 2003.14053). s^2 is what f leaves unexplained of such a message, noise included. Where m says nothing, the class
-means are the minimum: the guess without data, which the attack is compared with.
+m being the message, and s^2 what f leaves unexplained, noise included, of one that the server computes itself for the class means. a is 1
+for a gradient. An update of local steps is taken for one step along the gradient, of unknown length: a is the best within a factor of 2 of
+that message's, so that the fit is by the cosine (Geiping et al. 2020, arXiv 2003.14053). How much of the first term to believe is tried on
+an update of rows drawn from p. Where m says nothing, the class means are the minimum: the guess without data.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ from fedsim.methods import dp_sgd, local_dp_sgd, local_training
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Message, Round, Task, Tensors
-from fedsim.methods.parameters import load_parameters
+from fedsim.methods.parameters import load_parameters, local_names
 from fedsim.methods.returns import loss_parts
 from fedsim.plugins.code_hash import module_hash
 from fedsim.plugins.registry import lookup
@@ -60,6 +60,10 @@ SEARCH_STEPS, SEARCH_STEP_SIZE, START_DEVIATION = 200, 0.15, 0.3
 """Of Adam, on rows in units of the law's standard deviations; and how far from the class means it starts, so that rows of a class part."""
 LEAST_UNEXPLAINED = 1e-8
 """Of a message's mean square: float32 rounds."""
+TRIED_WEIGHTS = (1.0, 1e-2, 1e-4)
+"""Of an update in the posterior, as one step along the gradient is not all of it."""
+TRIED_INVERSION_ROWS = 4
+"""Rows on which the weights are tried, but at least as many as a client has."""
 UNCLIPPED_NORM = 1e9
 """A clip norm that clips nothing and has a derivative."""
 GRADIENT_RELEASES = (dp_sgd.RELEASE, local_dp_sgd.LOCAL_STEPS_RELEASE, local_training.UPDATES_RELEASE)
@@ -93,6 +97,10 @@ class RowLaw:
         covariance += 1e-3 * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
         return cls(*(torch.from_numpy(part.astype(np.float32)) for part in (centre, means, np.linalg.cholesky(covariance))))
 
+    def rows(self, y: Labels, away: Tensor) -> Tensor:
+        """Rows of norm 1 that are ``away`` ``[n, d]`` from their classes' means, in standard deviations."""
+        return normalize(self.means[y] + away @ self.root.T, dim=1)
+
     def scores(self, made: Tensor, true: Tensor) -> NDArray[np.float64]:
         """Cosines about the mean ``[n]`` of rows to the true ones, matched one to one so that their sum is largest (Hungarian)."""
         one, two = (normalize((rows - self.centre).double(), dim=1) for rows in (made, true))
@@ -125,7 +133,7 @@ class AttackedClient:
     others: tuple[Rows, Labels]
     root: int
 
-    def listen(self, x: Rows, plan: PrivacyPlan | None, secret: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def listen(self, x: Rows, plan: PrivacyPlan | None, secret: int) -> tuple[Tensor, RowGradient]:
         """The client's first gradient or update, flat, as the server has it if its rows are ``x``; and f of this message's draws."""
         algorithm, seeds, sums = build_algorithm(self.algorithm, dict(self.params), self.task), Seeds(self.root, secret), Tensors()
         first, rest = (0,), tuple(range(1, self.task.clients))
@@ -185,34 +193,65 @@ def _noisy_steps(algorithm: Algorithm) -> bool:
     return isinstance(algorithm, local_dp_sgd.LocalDPSGD) and algorithm.in_local_steps
 
 
+@dataclass(frozen=True)
+class Search:
+    """How a server looks for a client's rows in a message.
+
+    Attributes:
+        law: what it knows of rows.
+        y: the client's labels.
+        scale, slack: a message is ``scale`` times f of its rows, within a factor of ``slack``.
+        variance: of what f leaves unexplained, noise included.
+    """
+
+    law: RowLaw
+    y: Labels
+    scale: float
+    slack: float
+    variance: Tensor
+
+    def rows(self, message: Tensor, gradient: RowGradient, start: Tensor, weight: float) -> Tensor:
+        """The rows of the highest posterior density, with the message's part times ``weight``; ``start``: normal ``[n, d]``."""
+        away = (START_DEVIATION * start).requires_grad_()
+        optimiser = torch.optim.Adam([away], SEARCH_STEP_SIZE)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, SEARCH_STEPS)
+        for _ in range(SEARCH_STEPS):
+            made = gradient(self.law.rows(self.y, away))
+            length = (message @ made / made.square().sum()).clamp(self.scale / self.slack, self.scale * self.slack)
+            loss = weight * (message - length * made).square().sum() / (2 * self.variance) + away.square().sum() / 2
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            schedule.step()
+        return self.law.rows(self.y, away.detach())
+
+
 def reconstructed(client: AttackedClient, plan: PrivacyPlan | None, x: Rows, law: RowLaw, start: Tensor) -> Tensor:
-    """What the server takes for the rows ``x`` ``[n, d]`` after one message; ``start``: standard normal ``[n, d]``."""
-    guess = normalize(law.means[client.y], dim=1)
+    """What the server takes for the rows ``x`` ``[n, d]`` after one message; ``start``: standard normal ``[1 + k, n, d]``, for k trials."""
     message, gradient = client.listen(x, plan, client.root + 1)
     # messages of its own, with other noise and draws
+    guess = law.rows(client.y, torch.zeros_like(start[0]))
     own, own_gradient = client.listen(guess.numpy(), plan, client.root + 2)
     at_guess, scale, slack = own_gradient(guess).detach(), 1.0, 1.0
-    algorithm = build_algorithm(client.algorithm, dict(client.params), client.task)
-    if not isinstance(algorithm, dp_sgd.DPSGD):
-        outside = plan is not None and not _noisy_steps(algorithm)
+    exact = isinstance(gradient.algorithm, dp_sgd.DPSGD)
+    if not exact:
+        outside = plan is not None and not _noisy_steps(gradient.algorithm)
         bare = client.listen(guess.numpy(), replace(plan, sigma=0.0), client.root + 2)[0] if outside and plan is not None else own
         scale, slack = abs(float(bare @ at_guess / at_guess.square().sum())), 2.0
     variance = (own - scale * at_guess).square().mean().clamp_min(LEAST_UNEXPLAINED * message.square().mean())
-
-    away = (START_DEVIATION * start).requires_grad_()
-    optimiser = torch.optim.Adam([away], SEARCH_STEP_SIZE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, SEARCH_STEPS)
-    rows = guess
-    for _ in range(SEARCH_STEPS):
-        rows = normalize(law.means[client.y] + away @ law.root.T, dim=1)
-        made = gradient(rows)
-        length = (message @ made / made.square().sum()).clamp(scale / slack, scale * slack)
-        loss = (message - length * made).square().sum() / (2 * variance) + away.square().sum() / 2
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        schedule.step()
-    return rows.detach()
+    search = Search(law, client.y, scale, slack, variance)
+    if exact:
+        return search.rows(message, gradient, start[0], 1.0)
+    # how far one step can be believed is tried on clients whose rows the law gives
+    scores = dict.fromkeys((*TRIED_WEIGHTS, 0.0), 0.0)
+    for secret, drawn in enumerate(start[1:], client.root + 3):
+        tried = law.rows(client.y, drawn)
+        played, f = client.listen(tried.numpy(), plan, secret)
+        for weight in scores:
+            made = search.rows(played, f, start[0], weight) if weight else guess
+            scores[weight] += float(law.scores(made, tried).mean())
+    best = max(scores, key=lambda weight: scores[weight])
+    return search.rows(message, gradient, start[0], best) if best else guess
 
 
 class Inversion:
@@ -258,7 +297,8 @@ class Inversion:
         """Without privacy; for a private algorithm also at the claim, with the parameters as given and, where it can, less of it noised."""
         bare = plan_of(self.algorithm, params, self.task, math.inf if private else None, delta)
         yield AttackedSetting("without DP", params, bare)
-        noised = list(dict.fromkeys(["shared", params["noised"]])) if "noised" in params else [None]
+        local = local_names(build_algorithm(self.algorithm, params, self.task).build(1))
+        noised = list(dict.fromkeys(["shared", params["noised"]])) if "noised" in params and local else [None]
         for part in noised if private and epsilon < math.inf else ():
             own = params if part is None else {**params, "noised": part}
             plan = plan_of(self.algorithm, own, self.task, epsilon, delta)
@@ -272,7 +312,7 @@ class Inversion:
         stream = np.random.default_rng(np.random.SeedSequence(client, spawn_key=(size,)))
         x, y = self.data.x_train, self.data.y_train
         own = np.isin(np.arange(len(y)), stream.choice(len(y), size, replace=False))
-        start = torch.from_numpy(stream.standard_normal((size, self.task.dim)).astype(np.float32))
+        start = torch.from_numpy(stream.standard_normal((1 + max(1, TRIED_INVERSION_ROWS // size), size, self.task.dim)).astype(np.float32))
         # all of the client's rows are in its message, with the noise that is planned for samples
         params = {**variant.params, **{name: 1.0 for name in ("sample_rate", "client_rate") if name in variant.params}}
         attacked = AttackedClient(self.algorithm, params, self.task, y[own], (x[~own], y[~own]), client)
