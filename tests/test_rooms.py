@@ -34,9 +34,7 @@ ROOMS = (
 )
 """From the roof to the ground: a file imports its own room and those on the floors below."""
 
-SHARED = """Cell Encoder Judge Lines Measure Shift Source
-AT_ONCE BELOW CLASSES CLIENTS COPIES DIM FEWEST FIX GRID GROUP GROWTH MEAN_WEIGHTS MOMENT_WEIGHTS MOST NAME NOT_PRIVATE OTHERS PANEL PLACE
-RATES RELEASE ROOT ROUNDS ROWS SAME SENT_TO_CLIENTS SETTING SHARE SHARES SHOWN SLACK TEST TOLERANCE TUNED WEIGHTS"""
+SHARED = """Encoder Shift Source MEAN_WEIGHTS MOMENT_WEIGHTS SENT_TO_CLIENTS SHARES TUNED"""
 """Public names of classes and of constants that several files still define; no other may join them."""
 
 Arrow = tuple[str, str]

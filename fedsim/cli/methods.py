@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from fedsim.data.embeddings import Embeddings
     from fedsim.results.store import ResultStore
 
-PANEL = "Methods"
+METHODS_PANEL = "Methods"
 
 Attack = Literal["white-box", "one-run", "black-box", "inversion"]
 """How an audit looks."""
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command(rich_help_panel=METHODS_PANEL)
 def algorithms(
     name: Annotated[str | None, typer.Argument(help="One to show in full: a name, pkg.module:Class or file.py:Class.")] = None,
 ) -> None:
@@ -37,7 +37,7 @@ def algorithms(
         console.print(part)
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command(rich_help_panel=METHODS_PANEL)
 def new(
     name: Annotated[str, typer.Argument(help="The name of the method, such as my-method.")],
     origin: Annotated[
@@ -52,7 +52,7 @@ def new(
         print_line(plain_console(), f"{path}")
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command(rich_help_panel=METHODS_PANEL)
 def check(
     algorithm: Annotated[str, typer.Argument(metavar="ALGORITHM", help="my_file.py:MyMethod, pkg.module:Class or a registered name.")],
     param: Param = None,
@@ -108,7 +108,7 @@ def _note_checks(store: ResultStore, lines: list[dict[str, Any]], console: Conso
     print_line(console, f"{store.folder.path}: rows of this code: {claims or 'none'}")
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command(rich_help_panel=METHODS_PANEL)
 def audit(
     context: typer.Context,
     algorithm: Annotated[
@@ -156,7 +156,7 @@ def audit(
     from fedsim.evidence.audit.black_box import BlackBox
     from fedsim.evidence.audit.inversion import Inversion
     from fedsim.evidence.audit.one_run import MANY_DIM
-    from fedsim.evidence.audit.setting import DIM, parameters, setting_of_options
+    from fedsim.evidence.audit.setting import ROW_DIM, parameters, setting_of_options
     from fedsim.plugins.own_errors import own_errors
     from fedsim.results.store import ResultStore
 
@@ -179,7 +179,7 @@ def audit(
             known = parameters(algorithm, param or [], unit, trust, epsilon, delta)
             run = BlackBox(algorithm, known, unit, trust, epsilon, delta, pairs or 200)
         else:
-            dim, count = (MANY_DIM, 400) if attack == "one-run" else (DIM, 1000)
+            dim, count = (MANY_DIM, 400) if attack == "one-run" else (ROW_DIM, 1000)
             run = AuditRun(setting_of_options(algorithm, param or [], unit, trust, epsilon, delta, dim, rows), attack, pairs or count)
         with store.lock(), Progress(console=console, transient=True) as progress:
             task = progress.add_task(escape(algorithm), total=run.count)
@@ -216,7 +216,7 @@ def _refuse_given(context: typer.Context, folder: Path) -> None:
 
 
 def _attack_run(folder: Path, console: Console, *, trust_plugin: bool) -> None:
-    """Tell how well a run's generators give away who was trained on."""
+    """Print how well membership in the training rows can be inferred from a run's generators."""
     from fedsim.evidence.audit.black_box import attack_run
     from fedsim.results.grid_rows import read_manifest
     from fedsim.results.store import ResultStore

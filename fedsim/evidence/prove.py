@@ -20,7 +20,7 @@ from fedsim.errors import UserError
 from fedsim.files import unread
 from fedsim.privacy.accountant import INTEGER_ORDERS, ORDERS, Event
 from fedsim.privacy.plan import RELEASABLE
-from fedsim.results.contradictions import BELOW, TOLERANCE, cross_check, impossible, ratio, within_row
+from fedsim.results.contradictions import MOST_ABOVE, MOST_BELOW, cross_check, impossible, ratio, within_row
 from fedsim.results.groups import grouped
 from fedsim.results.rows import Row
 from fedsim.words import at_most, number
@@ -178,7 +178,7 @@ def _line(proof: Proof) -> tuple[str, ...]:
 def proofs_words(proofs: Sequence[Proof]) -> str:
     """How many rows are proved, in a sentence."""
     counts = Counter(proof.verdict for proof in proofs)
-    limits = f"at most {BELOW:.1%} below and {TOLERANCE:.0%} above"
+    limits = f"at most {MOST_BELOW:.1%} below and {MOST_ABOVE:.0%} above"
     parts = [f"{counts['proved']} of {len(proofs)} rows proved: each ε is what dp-accounting finds from the row alone, {limits}"]
     others: dict[Verdict, str] = {"differs": "differ", "not proved": "cannot be proved", "no claim": "claim no ε"}
     parts += [f"{counts[verdict]} {words}" for verdict, words in others.items() if counts[verdict]]

@@ -23,7 +23,7 @@ MOST_ROUNDS = 1000
 ROUNDS_SHOWN = 16
 """So many rounds, denser at the beginning, are printed."""
 DELTAS = np.logspace(-2, -8, 25)
-RATES = np.concatenate([[0.0, 1e-4, 1e-3], np.linspace(0.01, 1.0, 100)])
+FALSE_POSITIVES = np.concatenate([[0.0, 1e-4, 1e-3], np.linspace(0.01, 1.0, 100)])
 
 
 class ReleaseSettings(BaseModel):
@@ -85,8 +85,8 @@ class Budget:
         return np.array([self.composition.epsilon(delta) for delta in DELTAS])
 
     def false_negatives(self) -> Floats:
-        """The trade-off function at each of :data:`RATES`."""
-        return self.composition.false_negatives(RATES)
+        """The trade-off function at each of :data:`FALSE_POSITIVES`."""
+        return self.composition.false_negatives(FALSE_POSITIVES)
 
 
 def account(

@@ -12,8 +12,8 @@ from fedsim.report.lines import Series, caption_of, legend_below, legend_lines, 
 from fedsim.results.groups import Group, grouped
 from fedsim.words import setting
 
-NAME = "communication"
-_MOST_PANELS = 4
+COMMUNICATION = "communication"
+_MOST_COLUMNS = 4
 _CAPTION = "line: the best private score for at most so many bytes; a method without ε is named, and stands in every panel"
 
 Point = tuple[float, float]
@@ -49,7 +49,7 @@ def best_so_far(points: Sequence[Point]) -> list[Point]:
 def _figure(groups: Sequence[Group], series: Sequence[Series]) -> Figure:
     places = grouped(groups, lambda group: (group.dataset, group.scheme, group.alpha, group.clients))
     panels = [(epsilon, members) for members in places.values() for epsilon in _epsilons(members)]
-    columns = min(_MOST_PANELS, len(panels))
+    columns = min(_MOST_COLUMNS, len(panels))
     lines, width = -(-len(panels) // columns), 0.8 + 2.8 * max(columns, 2)
     height = 0.9 + 0.2 * legend_lines(series, width) + 2.4 * lines
     figure = Figure(figsize=(width, height), layout="constrained", facecolor=PAPER)

@@ -17,7 +17,7 @@ from fedsim.report.tables import reference
 from fedsim.results.groups import Group
 from fedsim.words import setting
 
-NAME = "privacy_utility"
+CURVES = "privacy_utility"
 _REFERENCES = MEASURES["balanced_accuracy"].references
 _DASHES = {"ceiling": "-", "local-only": (0, (5, 2)), "chance": (0, (1, 2))}
 _WIDEST = 4
@@ -137,4 +137,4 @@ def _reference_lines(axes: Axes, groups: Sequence[Group]) -> None:
 def _title(axes: Axes, group: Group, groups: Sequence[Group]) -> None:
     names = [getattr(group, name) for name in ("dataset", "scheme") if len({getattr(other, name) for other in groups}) > 1]
     clients = group.clients if len({other.clients for other in groups}) > 1 else None
-    axes.set_title(setting(*names, alpha=group.alpha, clients=clients), fontsize=9.5, color=INK, loc="left", parse_math=False)
+    axes.set_title(setting(*names, alpha=group.alpha, clients=clients), fontsize=9.5, color=INK, loc="left", y=1.0, parse_math=False)

@@ -20,12 +20,12 @@ from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 from numpy.typing import NDArray
 
-from fedsim.report.figures import GRID, INK, MUTED, PAPER, dress, name_epsilons, name_level, shades, short_ticks, show_all, style
+from fedsim.report.figures import GRID_COLOUR, INK, MUTED, PAPER, dress, name_epsilons, name_level, shades, short_ticks, show_all, style
 from fedsim.results.groups import Group, group_seeds
 from fedsim.results.rows import Row
 
-NAME = "diagnostics"
-NOT_PRIVATE = "These are computed from the real data without noise: diagnostics, not private, not to be released."
+DIAGNOSTICS = "diagnostics"
+DIAGNOSTICS_NOT_PRIVATE = "These are computed from the real data without noise: diagnostics, not private, not to be released."
 _POINTS = 200
 """At most so many points of a line: more than a panel has pixels to show apart."""
 _COLUMNS = 5
@@ -226,7 +226,7 @@ _CAPTION = (
     "Line: mean over the cells of one method and ε, that is over seeds and places (data set, α, number of clients); values that are not "
     "finite are left out. Norm before clipping: of an example's gradient (DP-SGD) or a client's update (local training): median, band 5 "
     "to 95 %, clip norm C. Dotted: noise as large as signal. Generated norms: of decoder (solid) and prior (dashed), mean over the first "
-    f"ten clients. Where lines reach far apart, the y axis is logarithmic above the smallest.\n{NOT_PRIVATE}"
+    f"ten clients. Where lines reach far apart, the y axis is logarithmic above the smallest.\n{DIAGNOSTICS_NOT_PRIVATE}"
 )
 
 
@@ -272,7 +272,7 @@ def _ticks(axes: Axes) -> None:
         axes.add_artist(LineCollection(marks, colors=MUTED, linewidths=0.8, transform=place, clip_on=False))
         axis.set_visible(False)
     grid = [(end, end - away) for end in ends]
-    axes.add_artist(LineCollection(grid, colors=GRID, linewidths=0.7, transform=place, zorder=0.5))
+    axes.add_artist(LineCollection(grid, colors=GRID_COLOUR, linewidths=0.7, transform=place, zorder=0.5))
     below = axes.transAxes + ScaledTranslation(0, -13 / 72, scale)
     axes.text(1, 0, "round", transform=below, fontsize=7, color=MUTED, ha="right", va="top")
 

@@ -17,7 +17,7 @@ from fedsim.report.lines import Axis, Series, caption_of, draw_methods, frame, l
 from fedsim.results.groups import Group, grouped
 from fedsim.words import setting
 
-NAME = "fidelity"
+FIDELITY = "fidelity"
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ _PANELS = (
     FidelityPanel("squared_mmd", "squared MMD", "lower is better", 0.0),
     FidelityPanel("density", "density", "as real rows: 1", 1.0),
     FidelityPanel("coverage", "coverage", "higher is better", 1.0, 1.0),
-    FidelityPanel("real_or_synthetic", "real against synthetic", "no difference: 0.5", 0.5, 1.0),
+    FidelityPanel("real_or_synthetic", "real or synthetic", "a guess: 0.5", 0.5, 1.0),
 )
 _CAPTION = (
-    "in the test rows' leading directions, means over classes of more than 5 test rows; real against synthetic: whole rows, all classes · "
+    "in the test rows' leading directions, means over classes of more than 5 test rows; real or synthetic: whole rows, all classes · "
     "dotted: the ideal, which finitely many real rows do not quite reach"
 )
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from fedsim.files import replaced
 from fedsim.words import number
 
-INK, MUTED, GRID, PAPER = "#1c2430", "#6b7281", "#e4e7ec", "#ffffff"
+INK, MUTED, GRID_COLOUR, PAPER = "#1c2430", "#6b7281", "#e4e7ec", "#ffffff"
 # Okabe and Ito's palette, which colour-blind readers can tell apart, without its yellow (too pale) and black (the ink).
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 # Seven steps of plasma from pale (small epsilon) to dark (no noise), all with contrast to the paper.
@@ -59,7 +59,7 @@ def dress(axes: Axes, axis: Literal["both", "y"], width: float) -> None:
     axes.set_facecolor(PAPER)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(MUTED)
-    axes.grid(axis=axis, color=GRID, linewidth=width)
+    axes.grid(axis=axis, color=GRID_COLOUR, linewidth=width)
     axes.set_axisbelow(True)
 
 
@@ -169,7 +169,7 @@ def inline_svg(svg: str, title: str, name: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     # Inside a page this rule would reach every element of it.
     svg = re.sub(r"<style type=\"text/css\">.*?</style>", "", svg, flags=re.DOTALL)
-    variables = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"}
+    variables = {INK: "--ink", MUTED: "--muted", GRID_COLOUR: "--grid", PAPER: "--paper"}
     variables |= {colour: f"--series-{position}" for position, colour in enumerate(SERIES)}
     variables |= {colour: f"--shade-{position}" for position, colour in enumerate(SHADES)}
     for colour, variable in variables.items():

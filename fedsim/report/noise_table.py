@@ -26,7 +26,7 @@ from fedsim.training.rounds import to_the_end, train
 from fedsim.training.trial import Trial
 from fedsim.words import number, print_line, wide_console
 
-NOISE_TABLE_ROWS = 2
+ROWS_A_CLIENT = 2
 """Rows of every client in the rounds that show the shapes of what is sent."""
 NAMES = {
     "sum": "mean of all rows",
@@ -77,7 +77,7 @@ def parts_of(trial: Trial) -> ReleaseParts:
     """The parts of a cell's releases: the first round of each, through the code that trains, on a few made-up rows a client."""
     task, cell = trial.task, trial.cell
     with torch.random.fork_rng(devices=[]):
-        cohort = made_up_cohort(cell.algorithm, cell.params, task, trial.plan, NOISE_TABLE_ROWS)
+        cohort = made_up_cohort(cell.algorithm, cell.params, task, trial.plan, ROWS_A_CLIENT)
         algorithm, pool = cohort.algorithm, _Shapes(cohort)
         to_the_end(train(algorithm, pool, trial.plan, Seeds(0), schedule=first_rounds(algorithm)))
     in_local_steps = isinstance(algorithm, LocalDPSGD) and algorithm.in_local_steps

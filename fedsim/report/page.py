@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 from fedsim.evaluation.measures import MEASURES
 from fedsim.json_lines import decode
 from fedsim.report import curves, diagnostics
-from fedsim.report.diagnostics import NOT_PRIVATE
+from fedsim.report.diagnostics import DIAGNOSTICS_NOT_PRIVATE
 from fedsim.report.differences import difference_tables
 from fedsim.report.failures import HELP, MEANING, KnownFailure, by_kind
 from fedsim.report.figures import SERIES, SHADES, Drawn, inline_svg
@@ -56,12 +56,12 @@ def render_page(
         name=name,
         # Figures are matplotlib's own output, where every text is an outline and comments are escaped.
         figures={figure.name: Markup(inline_svg(figure.svg, escape(figure.title), figure.name)) for figure in drawn},
-        others=[figure for figure in drawn if figure.name not in (curves.NAME, diagnostics.NAME)],
+        others=[figure for figure in drawn if figure.name not in (curves.CURVES, diagnostics.DIAGNOSTICS)],
         findings=by_kind(findings),
         known=list(HELP),
         help=HELP,
         meaning=MEANING,
-        not_private=NOT_PRIVATE,
+        not_private=DIAGNOSTICS_NOT_PRIVATE,
         listed=_LISTED,
         style=Markup(_template("page.css").render(series=SERIES, shades=SHADES)),
         counts=[(status, count) for status, count in counts.items() if count or status == "ok"],

@@ -46,12 +46,12 @@ class Shown:
 
 
 FIGURES: tuple[tuple[str, str, Callable[[Shown], Figure | None]], ...] = (
-    (curves.NAME, "Privacy-utility curves", lambda shown: draw_curves(shown.groups)),
-    (diagnostics.NAME, "Diagnostics of the rounds", lambda shown: draw_diagnostics(shown.rounds)),
-    (communication.NAME, "Utility against bytes", lambda shown: draw_communication(shown.groups)),
-    (fidelity.NAME, "Fidelity: how like real rows synthetic ones are", lambda shown: draw_fidelity(shown.groups)),
-    (sites.NAME, "Clients one by one", lambda shown: draw_sites(shown.groups, shown.clients)),
-    (partitions.NAME, "Who holds what", lambda shown: draw_partitions(shown.matrices)),
+    (curves.CURVES, "Privacy-utility curves", lambda shown: draw_curves(shown.groups)),
+    (diagnostics.DIAGNOSTICS, "Diagnostics of the rounds", lambda shown: draw_diagnostics(shown.rounds)),
+    (communication.COMMUNICATION, "Utility against bytes", lambda shown: draw_communication(shown.groups)),
+    (fidelity.FIDELITY, "Fidelity: how like real rows synthetic ones are", lambda shown: draw_fidelity(shown.groups)),
+    (sites.SITES, "Clients one by one", lambda shown: draw_sites(shown.groups, shown.clients)),
+    (partitions.PARTITIONS, "Who holds what", lambda shown: draw_partitions(shown.matrices)),
 )
 """Name, title and drawing of every figure; None is a figure that has nothing to show."""
 

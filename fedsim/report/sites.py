@@ -17,7 +17,7 @@ from fedsim.report.figures import INK, MUTED, PAPER, dress, name_epsilons, shade
 from fedsim.results.groups import Group, grouped
 from fedsim.words import setting
 
-NAME = "sites"
+SITES = "sites"
 _COLUMNS, _MOST = 4, 16
 _CHARACTERS, _MOST_LINES = 36, 3
 """Of a title: characters of a line that stay over the panel, and lines of the method and of the place."""

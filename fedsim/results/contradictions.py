@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from fedsim.methods.algorithm import Algorithm
     from fedsim.methods.messages import Task
 
-TOLERANCE = 0.01
+MOST_ABOVE = 0.01
 """Relative difference by which a tight accountant may be above another that is still agreement."""
-BELOW = 1e-3
+MOST_BELOW = 1e-3
 """The same below, where a row would claim less than it spent."""
 DIMS = (16, 1024)
 """A row does not hold its dimension: what of a plan is equal at both of these does not depend on it."""
@@ -137,7 +137,7 @@ def _against_epsilon(row: Row, composed: float | None) -> Iterator[str]:
     if composed is None or row.epsilon_spent is None:
         return
     share = ratio(row.epsilon_spent, composed)
-    if not 1 - BELOW <= share <= 1 + TOLERANCE:
+    if not 1 - MOST_BELOW <= share <= 1 + MOST_ABOVE:
         holds = ", a bound that holds and is loose" if share > 1 else ""
         yield f"ε is {share:.3f} of what its mechanisms spend{holds}"
 

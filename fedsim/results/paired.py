@@ -13,7 +13,7 @@ from scipy.special import stdtr
 from fedsim.results.groups import EQUAL, Group, Interval, grouped
 from fedsim.results.rows import Row
 
-PLACE = ("dataset", "scheme", "alpha", "clients")
+PLACE_FIELDS = ("dataset", "scheme", "alpha", "clients")
 _BUDGET = ("epsilon_target", "delta", "unit", "trust")
 
 
@@ -47,7 +47,7 @@ def paired_differences(groups: Sequence[Group], value: Callable[[Row], float | N
         groups: as ``group_seeds`` gives them, of any places.
         value: a row's measure; None where it has none.
     """
-    places = grouped(groups, lambda group: tuple(getattr(group, name) for name in PLACE))
+    places = grouped(groups, lambda group: tuple(getattr(group, name) for name in PLACE_FIELDS))
     return [difference for members in places.values() for difference in _corrected(list(_differences(members, value)))]
 
 

@@ -11,7 +11,7 @@ from rows import add_lines, add_rows
 
 from fedsim.errors import UserError
 from fedsim.report import report
-from fedsim.report.diagnostics import NOT_PRIVATE
+from fedsim.report.diagnostics import DIAGNOSTICS_NOT_PRIVATE
 from fedsim.report.figures import SERIES, SHADES
 from fedsim.report.report import FIGURES, page_tables, write_report
 from fedsim.results.grid_rows import grid_rows
@@ -228,7 +228,7 @@ def test_rounds_are_drawn_and_their_failures_named(tmp_path, row, training):
     assert "diagnostics" in sections(page)
     assert len([tag for tag, _ in page.tags if tag == "svg"]) == 2
     assert "script" not in [tag for tag, _ in page.tags]
-    assert NOT_PRIVATE in page.text
+    assert DIAGNOSTICS_NOT_PRIVATE in page.text
     assert f"{HOSTILE} · digits · α = 0.1 · 10 clients · ε = 1: 0.01 nats an example" in page.text
     assert "the decoder ignores z; what usually helps: a lower beta" in page.text
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
@@ -243,7 +243,7 @@ def test_a_sound_training_is_told_so(tmp_path, row, training):
 def test_without_diagnostics_there_is_no_section_of_them(tmp_path, row):
     page = page_of(folder_with(tmp_path, [row(cell_id="a", balanced_accuracy=0.8)], records=[{"cell_id": "a", "round": 0}]))
     assert "diagnostics" not in sections(page)
-    assert NOT_PRIVATE not in page.text
+    assert DIAGNOSTICS_NOT_PRIVATE not in page.text
 
 
 def test_a_failure_of_many_settings_unfolds(tmp_path, row, training):

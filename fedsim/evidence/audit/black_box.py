@@ -44,7 +44,7 @@ from fedsim.training.trial import Trial
 from fedsim.words import counted, number
 
 PER_CLASS = 200
-CLIENTS = 4
+BLACK_BOX_CLIENTS = 4
 TRAININGS = 6
 LIRA = "LiRA"
 FEWEST_SHADOWED = 3
@@ -105,7 +105,7 @@ class BlackBox:
         self.algorithm, self.params, self.data = algorithm, dict(params), data
         self.key = key(algorithm, params, [unit, trust, epsilon, delta, "black-box", canaries])
         self.count = TRAININGS
-        self.task = Task(data.dim, data.classes, CLIENTS, unit, trust)
+        self.task = Task(data.dim, data.classes, BLACK_BOX_CLIENTS, unit, trust)
         self.plan = plan_of(algorithm, self.params, self.task, epsilon if lookup(algorithm).private else None, delta)
         self.x, self.y = data.x_test[:canaries], data.y_test[:canaries]
 
@@ -118,10 +118,10 @@ class BlackBox:
         inside = self.coins(number)
         x, y = np.concatenate([self.data.x_train, self.x[inside]]), np.concatenate([self.data.y_train, self.y[inside]])
         holders, seeds = holders_of(len(self.data.y_train), inside), Seeds(number)
-        rows = tuple(np.flatnonzero(holders == client) for client in range(CLIENTS))
+        rows = tuple(np.flatnonzero(holders == client) for client in range(BLACK_BOX_CLIENTS))
         # a claim for groups is one for groups of a single row, too
         groups = tuple(np.arange(len(own)) for own in rows) if self.task.unit == "group" else None
-        spec = CohortSpec(self.algorithm, self.params, self.task, self.plan, seeds, tuple(range(CLIENTS)), rows, groups)
+        spec = CohortSpec(self.algorithm, self.params, self.task, self.plan, seeds, tuple(range(BLACK_BOX_CLIENTS)), rows, groups)
         steps = train(build_algorithm(self.algorithm, self.params, self.task), LocalPool([Cohort(spec, x, y)]), self.plan, seeds)
         _, trained = to_the_end(steps)
         return {"pair": number, "scores": scores_of_rows(trained.made, self.task.classes, self.x, self.y, seeds)}
@@ -152,7 +152,7 @@ class BlackBox:
 
 def holders_of(count: int, inside: Bools) -> Labels:
     """The client of each of ``count`` rows and of the canaries that are ``inside``, none of which moves another one to another client."""
-    return np.concatenate([np.arange(count), np.flatnonzero(inside)]) % CLIENTS
+    return np.concatenate([np.arange(count), np.flatnonzero(inside)]) % BLACK_BOX_CLIENTS
 
 
 @dataclass(frozen=True)

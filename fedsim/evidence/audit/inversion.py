@@ -60,7 +60,7 @@ SEARCH_STEPS, SEARCH_STEP_SIZE, START_DEVIATION = 200, 0.15, 0.3
 """Of Adam, on rows in units of the law's standard deviations; and how far from the class means it starts, so that rows of a class part."""
 LEAST_UNEXPLAINED = 1e-8
 """Of a message's mean square: float32 rounds."""
-TRIED_WEIGHTS = (1.0, 1e-2, 1e-4)
+BELIEF_WEIGHTS = (1.0, 1e-2, 1e-4)
 """Of an update in the posterior, as one step along the gradient is not all of it."""
 TRIED_INVERSION_ROWS = 4
 """Rows on which the weights are tried, but at least as many as a client has."""
@@ -243,7 +243,7 @@ def reconstructed(client: AttackedClient, plan: PrivacyPlan | None, x: Rows, law
     if exact:
         return search.rows(message, gradient, start[0], 1.0)
     # how far one step can be believed is tried on clients whose rows the law gives
-    scores = dict.fromkeys((*TRIED_WEIGHTS, 0.0), 0.0)
+    scores = dict.fromkeys((*BELIEF_WEIGHTS, 0.0), 0.0)
     for secret, drawn in enumerate(start[1:], client.root + 3):
         tried = law.rows(client.y, drawn)
         played, f = client.listen(tried.numpy(), plan, secret)

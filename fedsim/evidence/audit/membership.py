@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
-from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.metrics import auc, roc_curve
 
-RATES = (0.01, 0.001)
+FALSE_POSITIVE_RATES = (0.01, 0.001)
 """Rates of false positives at which true ones are printed (Carlini et al. 2022, arXiv 2112.03570)."""
 RESAMPLES = 400
 
@@ -36,7 +36,7 @@ class Membership:
     Attributes:
         attack: its name.
         auc: area under its curve of true against false positives; 0.5 is guessing.
-        true_positives: at each of :data:`RATES`.
+        true_positives: at each of :data:`FALSE_POSITIVE_RATES`.
         rows: how many rows it was tried on.
     """
 
@@ -47,7 +47,7 @@ class Membership:
 
     def words(self) -> str:
         """The outcome on a line."""
-        rates = [f"TPR {estimate} at {rate:.1%} FPR" for rate, estimate in zip(RATES, self.true_positives, strict=True)]
+        rates = [f"TPR {estimate} at {rate:.1%} FPR" for rate, estimate in zip(FALSE_POSITIVE_RATES, self.true_positives, strict=True)]
         return f"{self.attack}: AUC {self.auc}, {', '.join(rates)}; {self.rows} rows"
 
 
@@ -58,15 +58,15 @@ def membership(attack: str, scores: Floats, inside: Bools) -> Membership:
     draws = [np.arange(count), *(np.asarray(stream.integers(0, count, count)) for _ in range(RESAMPLES))]
     measured = np.array([_measured(scores[:, rows].ravel(), inside[:, rows].ravel()) for rows in draws])
     low, high = np.quantile(measured[1:], (0.025, 0.975), axis=0)
-    auc, *rest = (Estimate(*map(float, numbers)) for numbers in zip(measured[0], low, high, strict=True))
-    return Membership(attack, auc, tuple(rest), scores.shape[1])
+    area, *rest = (Estimate(*map(float, numbers)) for numbers in zip(measured[0], low, high, strict=True))
+    return Membership(attack, area, tuple(rest), scores.shape[1])
 
 
 def _measured(scores: Floats, inside: Bools) -> list[float]:
     if inside.all() or not inside.any():
-        return [0.5, *RATES]
+        return [0.5, *FALSE_POSITIVE_RATES]
     false, true, _ = roc_curve(inside, scores)
-    return [float(roc_auc_score(inside, scores)), *(float(true[false <= rate].max()) for rate in RATES)]
+    return [float(auc(false, true)), *(float(true[false <= rate].max()) for rate in FALSE_POSITIVE_RATES)]
 
 
 def likelihood_ratios(scores: Floats, inside: Bools, *, designed: bool = False) -> Floats:

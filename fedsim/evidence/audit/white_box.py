@@ -79,13 +79,13 @@ def _log(value: float) -> float:
     return math.log(value) if value > 0 else -math.inf
 
 
-ROWS: dict[Unit, int] = {"example": 1, "group": 4, "client": 32}
+UNIT_ROWS: dict[Unit, int] = {"example": 1, "group": 4, "client": 32}
 """Rows of a unit that is looked for: of a client so many that hardly a sample of them is empty."""
 
 
 def candidates(setting: Setting) -> Iterator[Canary]:
     """Rows of norm 1, as all data sets have them: of a single feature, in a random direction, against the others; of every label."""
-    dim, count = setting.task.dim, ROWS[setting.task.unit]
+    dim, count = setting.task.dim, UNIT_ROWS[setting.task.unit]
     spike = np.eye(1, dim, dtype=np.float32)
     random = np.random.default_rng(1).standard_normal((1, dim)).astype(np.float32)
     against = -np.sum([x.sum(0, keepdims=True) for x, _ in setting.others], axis=0)

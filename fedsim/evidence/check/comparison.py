@@ -13,7 +13,7 @@ from torch import Tensor
 from fedsim.device import bytes_of
 from fedsim.evidence.check.client_pairs import takes_part
 from fedsim.evidence.check.neighbours import Pair, World, live, of_pair
-from fedsim.evidence.check.subject import CLIENTS, Subject, drawn
+from fedsim.evidence.check.subject import CHECKED_CLIENTS, Subject, drawn
 from fedsim.evidence.check.verdict import Verdict, failed, raised
 from fedsim.evidence.fresh import forked, in_fresh_processes
 from fedsim.evidence.worlds import Divergence, Query, Tape
@@ -21,7 +21,7 @@ from fedsim.methods.messages import Message, Tensors
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.ledger import Ledger
 
-SLACK = 1e-3
+BOUND_SLACK = 1e-3
 """Relative excess over the bound that is put down to rounding."""
 
 ROUNDING = 1e-6
@@ -104,7 +104,7 @@ def _look(subject: Subject, pair: Pair, world: World, script: Tape | None = None
     if trained is None:
         return Seen(tape)
     whole = pair.whole.members == pair.other.members
-    said = drawn(trained.made, subject.data, CLIENTS) if whole else torch.zeros(0)
+    said = drawn(trained.made, subject.data, CHECKED_CLIENTS) if whole else torch.zeros(0)
     shares = torch.zeros(0) if trained.shares is None else torch.from_numpy(trained.shares)
     return Seen(tape, said, shares, trained.state, trained.ledger)
 
@@ -123,7 +123,7 @@ def _judged(subject: Subject, pair: Pair, first: Seen, second: Seen) -> PairResu
     if whole and (fault := _uncovered(pair, first, second, at_clients=at_clients)):
         return replace(result, fault=fault, ratio=math.inf)
     changes = list(_changes(subject, pair, first.tape, second.tape, at_clients=at_clients))
-    outsiders = [c for c in changes if not c.sampled and c.norm > SLACK * bound + ROUNDING * c.scale]
+    outsiders = [c for c in changes if not c.sampled and c.norm > BOUND_SLACK * bound + ROUNDING * c.scale]
     if outsiders:
         result = replace(result, outsider=(outsiders[0].round, outsiders[0].most, outsiders[0].norm / bound))
     worst = max(changes, key=lambda change: change.norm / math.sqrt(change.steps), default=Change(0, {"": 0.0}, {}))
@@ -166,7 +166,7 @@ def _first_unequal(one: Tensors, two: Tensors) -> str:
 
 def _excess(pair: Pair, change: Change, limit: float) -> Verdict | None:
     """No query changes by more than the bound."""
-    if change.norm <= limit * (1 + SLACK) + ROUNDING * change.scale:
+    if change.norm <= limit * (1 + BOUND_SLACK) + ROUNDING * change.scale:
         return None
     share = f"; '{change.most}' alone by {change.norms[change.most]:.3g}" if len(change.norms) > 1 else f" ('{change.most}')"
     text = f"round {change.round}: removing {pair.label} changes what is released by {change.norm:.3g}, the claimed bound is {limit:.3g}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.evidence.check.subject import GROUP, Subject, fixed_random_states, varied
+from fedsim.evidence.check.subject import ROWS_OF_A_GROUP, Subject, fixed_random_states, varied
 from fedsim.evidence.worlds import Hidden, RowBlock, Tape, WatchedPool, tape_of, watched
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Round
@@ -59,15 +59,15 @@ class World:
     secret: int | None = None
 
     def groups(self) -> Rows:
-        """The number of each row's group within its client: the hidden unit is one, of the others every :data:`GROUP` rows are."""
+        """The number of each row's group within its client: the hidden unit is one, and so are :data:`ROWS_OF_A_GROUP` of the others."""
         return tuple(self._groups_of(client, len(own)) for client, own in zip(self.members, self.rows, strict=True))
 
     def _groups_of(self, client: int, rows: int) -> NDArray[np.int64]:
         hidden = self.hidden
         if not isinstance(hidden, Hidden) or client != hidden.client or not hidden.present:
-            return np.arange(rows) // GROUP
-        others = np.arange(rows - self.size) // GROUP
-        own = hidden.index(-(-len(others) // GROUP))
+            return np.arange(rows) // ROWS_OF_A_GROUP
+        others = np.arange(rows - self.size) // ROWS_OF_A_GROUP
+        own = hidden.index(-(-len(others) // ROWS_OF_A_GROUP))
         return np.concatenate([others[others < own], np.full(self.size, own), others[others >= own] + 1])
 
 
@@ -116,7 +116,7 @@ def with_unit(pair: Pair, x: NDArray[np.float32], y: int, size: int | None = Non
     """
     other, hidden = pair.other, pair.other.hidden
     assert isinstance(hidden, Hidden)
-    count, units_of = size or 1, GROUP if size else 1
+    count, units_of = size or 1, ROWS_OF_A_GROUP if size else 1
     new = np.broadcast_to(x, (count, other.x.shape[1]))
     more = np.concatenate([other.x, new / np.linalg.norm(new, axis=1, keepdims=True)]).astype(np.float32)
     added = len(other.x) + np.arange(count)

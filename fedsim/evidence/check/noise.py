@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedsim.evidence.check.subject import CLIENTS, Subject, drawn, fixed_random_states, varied
+from fedsim.evidence.check.subject import CHECKED_CLIENTS, Subject, drawn, fixed_random_states, varied
 from fedsim.evidence.check.verdict import Verdict, failed, idle, passed
 from fedsim.evidence.fresh import in_fresh_processes
 from fedsim.evidence.worlds import Query, WatchedPool
@@ -84,7 +84,7 @@ def _draws(subject: Subject, plan: PrivacyPlan) -> list[Draw]:
     """All noise of clients, one client an actor: from what they send with and without it, else from ``Clients.add_noise``."""
     algorithm, seeds = subject.build(), Seeds(0).public
     silent = Subject(replace(subject.trial, plan=replace(plan, sigma=0.0)), subject.data)
-    noisy, quiet = (WatchedPool(kind.cohorts((1,) * CLIENTS)) for kind in (subject, silent))
+    noisy, quiet = (WatchedPool(kind.cohorts((1,) * CHECKED_CLIENTS)) for kind in (subject, silent))
     server = algorithm.initial_server(seeds)
     server.plan = plan
     draws: list[Draw] = []
@@ -192,7 +192,7 @@ def _kept(subject: Subject, seeds: Seeds) -> Tensors:
     with fixed_random_states([]):
         trained = rounds.to_the_end(rounds.train(subject.build(), pool, subject.plan, seeds))[1]
     shares = {} if trained.shares is None else {"label shares": torch.from_numpy(trained.shares)}
-    kept = trained.state | shares | {"answers": drawn(trained.made, data, CLIENTS)}
+    kept = trained.state | shares | {"answers": drawn(trained.made, data, CHECKED_CLIENTS)}
     return {name: value.double() for name, value in kept.items() if value.is_floating_point()}
 
 

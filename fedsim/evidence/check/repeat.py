@@ -29,7 +29,7 @@ PACKINGS: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (((1, 2, 1), (0,
 """Clients per actor, and the order in which actors compute."""
 ORDER = 1e-4
 """What the order of a sum may change of a tensor in the first round, relative to its norm; Adam divides by small gradients."""
-GROWTH = 2.0
+GROWTH_A_ROUND = 2.0
 """By how much more in each further round: training amplifies what is rounded differently, and a fault shows in the first rounds."""
 
 AMPLIFIED = 10.0
@@ -129,7 +129,7 @@ def _not_close(one: Training, two: Training, nudged: Training | None = None) -> 
         return f"{one.trained.uplink_bytes} bytes sent became {two.trained.uplink_bytes}"
     for at, (before, after) in enumerate(zip(one.progress, two.progress, strict=True)):
         moved = {} if nudged is None else nudged.progress[at].tensors
-        if difference := _tensors(before.tensors, after.tensors, ORDER * GROWTH ** (before.round - 1), moved):
+        if difference := _tensors(before.tensors, after.tensors, ORDER * GROWTH_A_ROUND ** (before.round - 1), moved):
             return f"round {before.round - 1}: {difference}"
     return ""
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 
-from fedsim.evidence.audit.audit import MOST_ADDED
+from fedsim.evidence.audit.audit import MOST_ADDED, ROOT
 from fedsim.evidence.audit.observed import in_clean_processes
 from fedsim.evidence.audit.setting import brief, setting_of
 from fedsim.evidence.audit.white_box import pairs as trained_pairs
@@ -29,8 +29,8 @@ CLEAR_RATIO = 1.2
 
 FEW_FIX = "give parameters (--param) under which a few rows matter, such as a lower threshold"
 STATE_FIX = "give everything that is kept and depends on an example to Clients.add_noise as 'kept', or state claim 'heuristic'"
-PAIRS, ROOT = 2, 0
-"""Of the canary's trainings: how many pairs a full check makes, and the seed of what an adversary may know."""
+CANARY_PAIRS = 2
+"""Pairs of trainings with the audit's canary in a full check."""
 CANARY_FIX = "let sensitivity() and plan() claim what one unit can add to a query, through every client and whatever the process saw before"
 
 
@@ -95,7 +95,7 @@ def canary(subject: Subject) -> Verdict:
     if subject.quick:
         setting = replace(setting, apart=False)
     ((tight, unit),) = in_clean_processes(setting, saturating, [(setting, ROOT)])
-    (seen,) = in_clean_processes(setting, trained_pairs, [(tight, unit, ROOT, range(1 if subject.quick else PAIRS))])
+    (seen,) = in_clean_processes(setting, trained_pairs, [(tight, unit, ROOT, range(1 if subject.quick else CANARY_PAIRS))])
     most, count = max(pair.most for pair in seen), counted(len(seen), "pair")
     text = f"{unit.label} adds {most:.3f} of the claimed sensitivity to a step, over {count} of fedsim audit's trainings"
     return failed(text, CANARY_FIX) if most > MOST_ADDED else passed(text)

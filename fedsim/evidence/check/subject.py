@@ -40,13 +40,13 @@ LATE = 0
 """Seed of the draw of the one round beyond these that a full check looks at."""
 
 EPSILON, DELTA = 4.0, 1e-4
-CLIENTS = 4
+CHECKED_CLIENTS = 4
 CELL: Mapping[str, Any] = {
-    **{"dataset": {"name": "digits", "limit": 200}, "partition": {"scheme": "dirichlet"}, "alpha": 1.0, "clients": CLIENTS},
+    **{"dataset": {"name": "digits", "limit": 200}, "partition": {"scheme": "dirichlet"}, "alpha": 1.0, "clients": CHECKED_CLIENTS},
     **{"epsilon": EPSILON, "delta": DELTA, "seeds": 0},
 }
 """The small cell, as a grid has it."""
-GROUP = 2
+ROWS_OF_A_GROUP = 2
 """Rows of a group, where the unit is a group: digits do not say who wrote them, so neighbouring rows of a client are taken for one's."""
 
 
@@ -121,12 +121,12 @@ class Subject:
         """A new instance."""
         return build_algorithm(self.trial.cell.algorithm, self.trial.cell.params, self.trial.task)
 
-    def cohorts(self, sizes: tuple[int, ...] = (CLIENTS,), seed: int = 0) -> list[Cohort]:
+    def cohorts(self, sizes: tuple[int, ...] = (CHECKED_CLIENTS,), seed: int = 0) -> list[Cohort]:
         """The cell's clients in cohorts of ``sizes``, each with a tape of its own."""
         specs = replace(self.trial, sizes=sizes).cohorts()
         return [watched(replace(spec, seeds=Seeds(seed)), self.data.x_train, self.data.y_train) for spec in specs]
 
-    def train(self, sizes: tuple[int, ...] = (CLIENTS,), seed: int = 0) -> Training:
+    def train(self, sizes: tuple[int, ...] = (CHECKED_CLIENTS,), seed: int = 0) -> Training:
         """A whole training, packed so."""
         return train(self.build(), WatchedPool(self.cohorts(sizes, seed)), self.plan, seed)
 
@@ -172,9 +172,9 @@ def subject(name: str, params: Sequence[str], unit: Unit, trust: Trust, *, quick
     (partition,), rows = partitioned(grid, [cell], data), data[cell.data_key]
     if unit == "group":
         cell = cell.model_copy(update={"unit": unit})
-        partition = replace(partition, groups=tuple(np.arange(len(own)) // GROUP for own in partition.rows))
+        partition = replace(partition, groups=tuple(np.arange(len(own)) // ROWS_OF_A_GROUP for own in partition.rows))
     task = task_of(cell, rows)
-    trial = Trial(cell, task, calibrated(grid, cell, task), partition, (CLIENTS,), cell.data_key)
+    trial = Trial(cell, task, calibrated(grid, cell, task), partition, (CHECKED_CLIENTS,), cell.data_key)
     return Subject(trial, rows, quick, shortened)
 
 

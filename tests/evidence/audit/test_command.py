@@ -49,7 +49,7 @@ def test_what_a_module_keeps_of_its_first_rows_refutes_a_claim_and_a_constant_do
 
 
 def test_a_refuted_claim_is_exit_code_1(folder: Path, command: Command) -> None:
-    done = command("audit", "broken.unclipped_part:UnclippedPart", "--param", "clip=0.1", "--param", "rounds=1", "--pairs", "60")
+    done = command("audit", "broken.unclipped_part:UnclippedPart", "--param", "clip=0.1", "--param", "rounds=1", "--pairs", "12")
     assert done.returncode == 1
     assert "REFUTED" in done.stdout
 
