@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from decimal import ROUND_CEILING, Context
+from functools import cache
 
 import numpy as np
 
@@ -48,7 +49,12 @@ def epsilon(events: Sequence[Event], delta: float) -> tuple[float, str]:
         ValueError: a noise multiplier below 0 or not a number, a sample rate outside [0, 1], negative steps, or delta
             outside (0, 1).
     """
-    merged = _merge(events, delta)
+    return _composed(_merge(events, delta), delta)
+
+
+@cache
+def _composed(merged: tuple[Event, ...], delta: float) -> tuple[float, str]:
+    """:func:`epsilon` of merged events; kept, since cells of a grid share few plans and each evaluation takes half a second."""
     if not merged:
         return 0.0, "none"
     if any(noise_multiplier == 0 for noise_multiplier, _, _ in merged):
