@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 BATCH_ROWS = (1, 4, 16, 64)
 """Rows of an attacked client, all of which are in its message."""
 INVERSION_CLIENTS = 10
+"""In the federation, of which one is attacked."""
 RECOVERED_COSINE = 0.95
 """Cosine above which a row counts as recovered."""
 SEARCH_STEPS, SEARCH_STEP_SIZE, START_DEVIATION = 200, 0.15, 0.3
@@ -139,8 +140,11 @@ class AttackedClient:
         first, rest = (0,), tuple(range(1, self.task.clients))
         pool = TappedPool([self._cohort(first, x, self.y, plan, seeds), self._cohort(rest, *self.others, plan, seeds)])
         steps = train(algorithm, pool, plan, seeds, watch=lambda _, noisy: sums.update(copied(noisy)))
-        while pool.heard is None:
-            next(steps)
+        for _ in steps:
+            if pool.heard is not None:
+                break
+        else:
+            raise UserError(f"algorithm {self.algorithm}", "has no round of its base class, whose gradients or updates inversion looks at")
         steps.close()
         gradient = RowGradient.of(algorithm, self._cohort(first, x, self.y, plan, seeds).clients, *pool.heard)
         return gradient.flat(sums), gradient
