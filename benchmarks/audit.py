@@ -33,6 +33,7 @@ from fedsim.words import number
 RUNS = Path("runs/audit-benchmark")
 TABLE = Path("benchmarks/results/audit.md")
 HEAD = "| method | unit, trust | ε claimed | verdict | ε ≥ (Clopper-Pearson) | ε ≥ (refuted mechanism) | at best | pairs | canary |"
+INVERSION = "\n## Gradient inversion\n"
 DELTA = 1e-4
 CLAIMS = (1.0, 4.0)
 PAIRS = {
@@ -119,7 +120,8 @@ def write(done: Sequence[tuple[Asked, str, float]], asked: Sequence[Asked], opti
     """The table of what is done, below the page's prose."""
     ordered = sorted(done, key=lambda each: asked.index(each[0]))
     revision = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    prose, _, _ = TABLE.read_text(encoding="utf-8").partition(HEAD)
+    prose, _, old = TABLE.read_text(encoding="utf-8").partition(HEAD)
+    _, heading, inversion = old.partition(INVERSION)
     text = [
         HEAD,
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -129,7 +131,7 @@ def write(done: Sequence[tuple[Asked, str, float]], asked: Sequence[Asked], opti
         f"{os.cpu_count()} cores; {len(done)} of {len(asked)} audits, "
         f"{sum(seconds for *_, seconds in done):.0f} s of one core in the last command.",
     ]
-    TABLE.write_text(prose + "\n".join(text) + "\n", encoding="utf-8")
+    TABLE.write_text(prose + "\n".join(text) + "\n" + heading + inversion, encoding="utf-8")
 
 
 def main() -> None:

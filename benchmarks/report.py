@@ -100,6 +100,8 @@ def _outcome(trial: Trial, rng: np.random.Generator) -> Outcome:
         noise_at="sum" if plan else None,
         unaccounted="",
         uplink_bytes=int(rng.integers(10**7)),
+        downlink_bytes=int(rng.integers(10**7)),
+        parameters=int(rng.integers(10**4)),
         seconds=4 * rng.random(),
         state={},
     )

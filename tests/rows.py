@@ -55,6 +55,8 @@ def make_row(**fields: Any) -> Row:
         "local_only_balanced_accuracy": 0.38,
         "chance": 0.1,
         "uplink_bytes": 12_345_678,
+        "downlink_bytes": 23_456_789,
+        "parameters": 1_234,
         "seconds": 4.2,
         "versions": {"fedsim": "0.1.0"},
     }

@@ -10,16 +10,17 @@ import typer
 from rich.console import Console
 
 from fedsim.cli.app import Param, TrustPlugin, app, folder, interruptible, own_code
-from fedsim.errors import UserError
+from fedsim.errors import UserError, at
 from fedsim.privacy.plan import Trust, Unit
 from fedsim.words import plain_console, print_line, wide_console
 
 if TYPE_CHECKING:
+    from fedsim.data.embeddings import Embeddings
     from fedsim.results.store import ResultStore
 
 METHODS_PANEL = "Methods"
 
-Attack = Literal["white-box", "one-run", "black-box"]
+Attack = Literal["white-box", "one-run", "black-box", "inversion"]
 """How an audit looks."""
 
 
@@ -122,10 +123,21 @@ def audit(
     param: Annotated[list[str] | None, typer.Option(help="A parameter: key=YAML; others are short: six rounds of a small network.")] = None,
     attack: Annotated[
         Attack,
-        typer.Option(help="white-box: pairs of trainings; one-run: many canaries in one DP-SGD training; black-box: what is released."),
+        typer.Option(
+            help="white-box: pairs of trainings; one-run: many canaries in one DP-SGD training; black-box: what is released; "
+            "inversion: rows reconstructed from one client's gradient or update, an illustration."
+        ),
     ] = "white-box",
     pairs: Annotated[
-        int | None, typer.Option(min=1, help="Pairs of trainings, or canaries; default: 1000 (white-box), 400 (one-run), 200 (black-box).")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Pairs of trainings, canaries, or attacked clients; "
+            "default: 1000 (white-box), 400 (one-run), 200 (black-box), 3 (inversion).",
+        ),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Embeddings for inversion, as in a grid: digits (the default), npz:PATH, a YAML mapping.")
     ] = None,
     rows: Annotated[int, typer.Option(min=0, help="Other rows of each client, through which the unit may act.")] = 2,
     out: Annotated[Path, folder("The folder of the results, from which the same command goes on.")] = Path("runs") / "audit",
@@ -142,6 +154,7 @@ def audit(
 
     from fedsim.evidence.audit.audit import AuditRun
     from fedsim.evidence.audit.black_box import BlackBox
+    from fedsim.evidence.audit.inversion import Inversion
     from fedsim.evidence.audit.one_run import MANY_DIM
     from fedsim.evidence.audit.setting import ROW_DIM, parameters, setting_of_options
     from fedsim.plugins.own_errors import own_errors
@@ -154,10 +167,15 @@ def audit(
         return
     if "/" in algorithm and ":" not in algorithm:
         raise UserError(algorithm, "there is no such run folder", "give one, an algorithm's name, or my_file.py:MyMethod")
+    if dataset is not None and attack != "inversion":
+        raise UserError("--dataset", f"means nothing for --attack {attack}", "leave it out, or give --attack inversion")
     own_code()
-    run: AuditRun | BlackBox
+    run: AuditRun | BlackBox | Inversion
     with interruptible(console), own_errors(algorithm):
-        if attack == "black-box":
+        if attack == "inversion":
+            known = parameters(algorithm, param or [], unit, trust, epsilon, delta)
+            run = Inversion(algorithm, known, unit, trust, epsilon, delta, _embeddings(dataset or "digits"), pairs or 3)
+        elif attack == "black-box":
             known = parameters(algorithm, param or [], unit, trust, epsilon, delta)
             run = BlackBox(algorithm, known, unit, trust, epsilon, delta, pairs or 200)
         else:
@@ -170,9 +188,22 @@ def audit(
                 lambda lines: store.append("pairs", ({"audit": run.key, **line} for line in lines)),
                 lambda count: progress.update(task, completed=count),
             )
+    if isinstance(run, Inversion):
+        console.print(run.table(store.audit_pairs(run.key)))
     for line in words:
         print_line(console, f"{algorithm}, {unit}, {trust}: {line}")
     raise typer.Exit(1 if refuted else 0)
+
+
+def _embeddings(dataset: str) -> Embeddings:
+    """The data set that an option names."""
+    from fedsim.data.sources.load import load
+    from fedsim.data.sources.spec import DatasetSpec
+    from fedsim.grid.read import parse_option
+
+    spec = parse_option(DatasetSpec, "--dataset", dataset, {}).within(Path.cwd())
+    with at("--dataset"):
+        return load(spec)
 
 
 def _refuse_given(context: typer.Context, folder: Path) -> None:

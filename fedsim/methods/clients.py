@@ -239,13 +239,21 @@ class Clients:
         added = {name: value + noise.view(value.shape) for (name, value), noise in zip(own.items(), parts, strict=True)}
         return Noised(sent | rounded(added), noised)
 
-    def send(self, sums: Tensors, diagnostics: Mapping[str, DiagnosticLike] | None = None, uplink_bytes: int | None = None) -> Message:
+    def send(
+        self,
+        sums: Tensors,
+        diagnostics: Mapping[str, DiagnosticLike] | None = None,
+        uplink_bytes: int | None = None,
+        downlink_bytes: int | None = None,
+    ) -> Message:
         """The cohort's message.
 
         Args:
             sums: sums over the members, as :meth:`add_noise` returned them.
             diagnostics: values per example or per client by name; not private, for people who may see the data.
             uplink_bytes: bytes that all members together would send over a network; None: tensors of these shapes from every member.
+            downlink_bytes: bytes that all members together would receive; None: the broadcast for every member.
         """
         weight = len(self.members) * NUMBER_BYTES * sum(value.numel() for value in sums.values())
-        return Message(sums=sums, uplink_bytes=weight if uplink_bytes is None else uplink_bytes, diagnostics=diagnostics or {})
+        sent = weight if uplink_bytes is None else uplink_bytes
+        return Message(sums=sums, uplink_bytes=sent, downlink_bytes=downlink_bytes, diagnostics=diagnostics or {})

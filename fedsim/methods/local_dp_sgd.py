@@ -98,6 +98,7 @@ class LocalDPSGD(LocalTraining):
             adam_step(parameters, gradients, state, self.params.learning_rate)
             norms += joint
             losses += loss
+        weighed = self.message_bytes(broadcast, takes_part)
         return clients.send(
             {name: weighted_sum(to_device(takes_part, clients.device), shared[name] - broadcast[name]) for name in shared},
             {
@@ -105,7 +106,8 @@ class LocalDPSGD(LocalTraining):
                 "gradient_norm": Diagnostic(torch.cat(norms), "quantiles"),
                 "clipped_fraction": (torch.cat(norms) > self.clip()).float(),
             },
-            self.sent_bytes(broadcast, takes_part),
+            weighed,
+            weighed,
         )
 
     def _clipped(self, model: nn.Module, parameters: Tensors, batches: list[Batch]) -> tuple[Tensors, list[Tensor], list[Tensor]]:

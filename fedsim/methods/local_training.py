@@ -110,6 +110,7 @@ class LocalTraining(Algorithm):
         weight = to_device(torch.ones(len(rows)) if private else torch.tensor([float(len(x)) for x in active.x]), clients.device)
         clipped, norms = clip_updates(updates, self.clip())
         noised = clients.add_noise(round_.release, round_.stream, {name: weighted_sum(weight, update) for name, update in clipped.items()})
+        weighed = self.message_bytes(broadcast, torch.ones_like(takes_part) if private else takes_part)
         return clients.send(
             noised.sent if private else noised.sent | {WEIGHT: weight.sum()},
             {
@@ -117,7 +118,8 @@ class LocalTraining(Algorithm):
                 "gradient_norm": Diagnostic(norms, "quantiles"),
                 "clipped_fraction": (~(norms <= self.clip())).float(),
             },
-            self.sent_bytes(broadcast, torch.ones_like(takes_part) if private else takes_part),
+            weighed,
+            weighed,
         )
 
     def _updates(self, active: Clients, round_: Round, broadcast: Tensors, rows: list[Tensor]) -> tuple[Tensors, dict[str, Tensor]]:
@@ -137,8 +139,8 @@ class LocalTraining(Algorithm):
         streams = (clients.seeds.keystream(Purpose.SAMPLING, round_.number, client) for client in clients.members)
         return torch.tensor([float(stream.uniform(1)[0] < self.params.client_rate) for stream in streams])
 
-    def sent_bytes(self, broadcast: Tensors, takes_part: Tensor) -> int:
-        """Bytes of the updates of all members that take part."""
+    def message_bytes(self, broadcast: Tensors, takes_part: Tensor) -> int:
+        """Bytes of the updates of all members that take part, or of the broadcasts to them."""
         return NUMBER_BYTES * sum(value.numel() for value in broadcast.values()) * int(takes_part.sum())
 
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Values:

@@ -146,12 +146,14 @@ class Message:
         sums: tensors by name; a tensor that only one cohort sends is passed on as it is.
         uplink_bytes: bytes that all clients together would send over a network; if participation is private, including those of
             clients that do not take part.
+        downlink_bytes: bytes that they would receive, likewise; None: the harness counts the broadcast for every client.
         diagnostics: not private, for people who may see the data: values per example or per client by name.
         ran: the record of what ran; set by the harness, which overwrites an algorithm's.
     """
 
     sums: Tensors
     uplink_bytes: int = 0
+    downlink_bytes: int | None = None
     diagnostics: Mapping[str, DiagnosticLike] = field(default_factory=dict)
     ran: Ran = field(default_factory=Ran)
 

@@ -168,9 +168,9 @@ def _curve(axes: Axes, groups: Sequence[Group], series: Series, axis: Axis, shif
     x = [axis.position(epsilon) + shift for epsilon, _ in points]
     y = [interval.mean for _, interval in points]
     finite = sum(math.isfinite(epsilon) for epsilon, _ in points)
-    look = _look(series)
-    axes.plot(x[:finite], y[:finite], **look)
-    axes.plot(x[finite:], y[finite:], **(look | {"linestyle": "none"}))
+    drawn = look(series)
+    axes.plot(x[:finite], y[:finite], **drawn)
+    axes.plot(x[finite:], y[finite:], **(drawn | {"linestyle": "none"}))
     if 0 < finite < len(points):
         # Infinity is off the scale, so the way there is only hinted at.
         hinted = Line2D(x[finite - 1 :], y[finite - 1 :], color=series.colour, linewidth=1.1, linestyle=(0, (1, 2.5)), alpha=0.6)
@@ -180,7 +180,8 @@ def _curve(axes: Axes, groups: Sequence[Group], series: Series, axis: Axis, shif
     axes.errorbar(x, y, spread, fmt="none", ecolor=series.colour, elinewidth=1.1, capsize=2.2, capthick=1.1, zorder=2.5)
 
 
-def _look(series: Series) -> dict[str, Any]:
+def look(series: Series) -> dict[str, Any]:
+    """How matplotlib draws a method's line and markers."""
     return {
         "color": series.colour,
         "linewidth": series.width,
@@ -227,7 +228,7 @@ def legend_lines(series: Sequence[Series], width: float) -> int:
 def legend_below(figure: Figure, caption: str, series: Sequence[Series]) -> None:
     """The methods' names below the panels, under a caption."""
     handles = [
-        Line2D([], [], **_look(method))
+        Line2D([], [], **look(method))
         if method.private
         else Line2D([], [], color=method.colour, linewidth=method.width, linestyle=method.dashes)
         for method in series

@@ -167,6 +167,8 @@ _SETTING = (
 )
 _COST = (
     Column("uplink MB", lambda row: number(None if row.uplink_bytes is None else row.uplink_bytes / 1e6, 3)),
+    Column("downlink MB", lambda row: number(None if row.downlink_bytes is None else row.downlink_bytes / 1e6, 3)),
+    Column("parameters", lambda row: "" if row.parameters is None else f"{row.parameters:,}"),
     Column("seconds", lambda row: "" if row.seconds is None else f"{row.seconds:.1f}"),
     Column("cell", lambda row: row.cell_id, words=True),
 )

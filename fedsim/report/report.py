@@ -14,7 +14,8 @@ from rich.console import Console
 
 from fedsim.files import replaced
 from fedsim.partition.matrix import LabelMatrix, read_partitions
-from fedsim.report import curves, diagnostics, fidelity, partitions, sites
+from fedsim.report import communication, curves, diagnostics, fidelity, partitions, sites
+from fedsim.report.communication import draw_communication
 from fedsim.report.curves import draw_curves
 from fedsim.report.diagnostics import Rounds, draw_diagnostics
 from fedsim.report.differences import difference_tables
@@ -47,6 +48,7 @@ class Shown:
 FIGURES: tuple[tuple[str, str, Callable[[Shown], Figure | None]], ...] = (
     (curves.CURVES, "Privacy-utility curves", lambda shown: draw_curves(shown.groups)),
     (diagnostics.DIAGNOSTICS, "Diagnostics of the rounds", lambda shown: draw_diagnostics(shown.rounds)),
+    (communication.COMMUNICATION, "Utility against bytes", lambda shown: draw_communication(shown.groups)),
     (fidelity.FIDELITY, "Fidelity: how like real rows synthetic ones are", lambda shown: draw_fidelity(shown.groups)),
     (sites.SITES, "Clients one by one", lambda shown: draw_sites(shown.groups, shown.clients)),
     (partitions.PARTITIONS, "Who holds what", lambda shown: draw_partitions(shown.matrices)),

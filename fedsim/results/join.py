@@ -158,7 +158,8 @@ def _trained(line: Line) -> dict[str, Any]:
         "evaluation": evaluation,
         "unseen": unseen,
         "chance": 1 / line["task"]["classes"],
-        "uplink_bytes": line["uplink_bytes"],
+        # lines of fedsim before these were counted do not have them
+        **{name: line.get(name) for name in ("uplink_bytes", "downlink_bytes", "parameters")},
         "train_seconds": line["seconds"],
         "seconds": line["seconds"],
         "versions": line["versions"],

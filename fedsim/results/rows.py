@@ -98,7 +98,9 @@ class Row(BaseModel):
             frequent ones. None for a classifier, which knows its own.
         scores: by the names of :data:`fedsim.evaluation.measures.MEASURES`; on disk and as arguments each is a field of the row, so that a
             measure that is one more is one field more.
-        uplink_bytes: what all clients sent in all rounds, but for the row count that weighs an update without privacy; ``seconds`` is the
+        uplink_bytes, downlink_bytes: what all clients sent and received in all rounds, as numbers of the messages' shapes, but for the row
+            count that weighs an update without privacy.
+        parameters: how many numbers one client trains; ``seconds`` is the
             cell's wall time, training and judging.
     """
 
@@ -157,6 +159,8 @@ class Row(BaseModel):
     local_only_balanced_accuracy: float | None = None
     chance: float | None = None
     uplink_bytes: int | None = None
+    downlink_bytes: int | None = None
+    parameters: int | None = None
     seconds: float | None = None
     train_seconds: float | None = None
     judge_seconds: float | None = None

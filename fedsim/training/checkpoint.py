@@ -18,7 +18,7 @@ from fedsim.files import discard, replaced, unread
 from fedsim.methods.messages import Tensors
 from fedsim.training.state import Checkpoint, described
 
-FACTS = ("round", "ledger", "uplink_bytes", "secret")
+FACTS = ("round", "ledger", "uplink_bytes", "downlink_bytes", "secret")
 """The fields of a checkpoint beside its tensors."""
 CHECKPOINT_SECONDS = 30.0
 """Seconds between checkpoints."""

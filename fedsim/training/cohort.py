@@ -94,7 +94,10 @@ class Cohort:
         made = at_clients(self.clients, round_, moved(broadcast, self.clients.device))
         message = typed(at_clients, made, Message, "a fedsim.methods.messages.Message, as clients.send makes it")
         self.clients.state.update(in_order(self.clients.state))
-        return replace(message, ran=self.clients.ran)
+        received = message.downlink_bytes
+        if received is None:
+            received = len(self.clients.members) * sum(value.nbytes for value in broadcast.values())
+        return replace(message, ran=self.clients.ran, downlink_bytes=received)
 
     def released(self, names: Sequence[str]) -> Tensors:
         """Per-client tensors by name, averaged over iterates if the algorithm keeps averages."""

@@ -43,7 +43,7 @@ class Trained:
         made: the generator or classifier.
         shares: class frequencies ``[C]`` from released counts; None if none were released.
         ledger: the steps that ran.
-        uplink_bytes: bytes that all clients sent.
+        uplink_bytes, downlink_bytes: bytes that all clients sent and received.
         state: the state from which ``made`` was made (:func:`fedsim.training.state.released_state`).
     """
 
@@ -51,6 +51,7 @@ class Trained:
     shares: NDArray[np.float64] | None
     ledger: Ledger
     uplink_bytes: int
+    downlink_bytes: int
     state: Tensors
 
 
@@ -80,9 +81,10 @@ def train(
     """
     server = algorithm.initial_server(seeds.public).to(device)
     server.plan = plan
-    ledger, uplink, start = Ledger(), 0, 0
+    ledger, uplink, downlink, start = Ledger(), 0, 0, 0
     if resume is not None:
-        start, uplink, ledger = resume.round, resume.uplink_bytes, Ledger.from_json(resume.ledger)
+        start, ledger = resume.round, Ledger.from_json(resume.ledger)
+        uplink, downlink = resume.uplink_bytes, resume.downlink_bytes
         held = {name: p for name, p in server.model.named_parameters() if p.numel()}
         check_alike(described(below("server.model", resume.tensors)), described(held))
         load_server(server, below("server", resume.tensors))
@@ -108,12 +110,13 @@ def train(
             for entry in step.entries(multiplier):
                 ledger.record(entry)
         uplink += sum(message.uplink_bytes for message in messages)
+        downlink += sum(message.downlink_bytes or 0 for message in messages)
         if checkpoint is not None:
-            checkpoint(partial(capture, server, pool, ledger, round_.number + 1, uplink, seeds.secret))
+            checkpoint(partial(capture, server, pool, ledger, round_.number + 1, (uplink, downlink), seeds.secret))
         yield RoundRecord(round_.number, rounds, record)
     server.codes = moved(pool.released(code_names(server.model)), device) if algorithm.releases_codes() else {}
     state = released_state(server)
-    return Trained(_product(algorithm, server), released_shares(algorithm, server), ledger, uplink, state)
+    return Trained(_product(algorithm, server), released_shares(algorithm, server), ledger, uplink, downlink, state)
 
 
 def to_the_end(steps: abc.Generator[RoundRecord, None, Trained]) -> tuple[list[RoundRecord], Trained]:

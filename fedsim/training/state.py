@@ -21,6 +21,7 @@ class Checkpoint:
     tensors: Tensors
     ledger: str
     uplink_bytes: int
+    downlink_bytes: int
     secret: int | None = field(default=None, repr=False)
 
 
@@ -103,8 +104,8 @@ def released_state(server: Server) -> Tensors:
     return nested("server", own) | nested("codes", copied(server.codes))
 
 
-def capture(server: Server, pool: Pool, ledger: Ledger, round_: int, uplink_bytes: int, secret: int | None) -> Checkpoint:
-    """The progress after ``round_`` rounds, with the root of the secret streams."""
+def capture(server: Server, pool: Pool, ledger: Ledger, round_: int, sizes: tuple[int, int], secret: int | None) -> Checkpoint:
+    """The progress after ``round_`` rounds: ``sizes``, the bytes sent and received, and the root of the secret streams, too."""
     parameters = {name: p for name, p in server.model.named_parameters() if p.numel()}
     own = nested("model", copied(parameters)) | nested("tensors", copied(server.tensors))
-    return Checkpoint(round_, nested("server", own) | nested("clients", pool.state()), ledger.to_json(), uplink_bytes, secret)
+    return Checkpoint(round_, nested("server", own) | nested("clients", pool.state()), ledger.to_json(), *sizes, secret)

@@ -13,7 +13,9 @@ import torch
 from fedsim.data.embeddings import Embeddings
 from fedsim.device import CPU
 from fedsim.grid.models import Cell
+from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Pool, Task, Tensors
+from fedsim.models.initialise import initial_model
 from fedsim.partition import Partition
 from fedsim.privacy.ledger import Tally
 from fedsim.privacy.plan import PrivacyPlan
@@ -85,7 +87,8 @@ class Outcome:
         mechanisms: the mechanisms that ran on every client's data (:meth:`fedsim.privacy.ledger.Ledger.mechanisms`).
         noise_at: whether noise is added at the clients or to their sum.
         unaccounted: the first difference between ledger and plan (:meth:`fedsim.privacy.ledger.Ledger.unaccounted`); "" if there is none.
-        uplink_bytes: bytes that all clients sent.
+        uplink_bytes, downlink_bytes: bytes that all clients sent and received.
+        parameters: the number of parameters that one client trains.
         seconds: wall time.
         state: the state from which the product is made (:attr:`fedsim.training.rounds.Trained.state`).
     """
@@ -96,6 +99,8 @@ class Outcome:
     noise_at: Literal["sum", "clients"] | None
     unaccounted: str
     uplink_bytes: int
+    downlink_bytes: int
+    parameters: int
     seconds: float
     state: Tensors = field(repr=False, compare=False)
 
@@ -148,9 +153,16 @@ def run_trial(
         None if trial.plan is None else "clients" if algorithm.noise_at_clients() else "sum",
         unaccounted,
         trained.uplink_bytes,
+        trained.downlink_bytes,
+        trained_parameters(algorithm),
         time.perf_counter() - started,
         trained.state,
     )
+
+
+def trained_parameters(algorithm: Algorithm) -> int:
+    """The number of parameters that one client trains, shared and its own."""
+    return sum(p.numel() for p in initial_model(algorithm.build, Seeds(0), (0,)).parameters() if p.requires_grad)
 
 
 def packing(clients: int, per_actor: int) -> tuple[int, ...]:

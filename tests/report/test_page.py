@@ -161,13 +161,17 @@ def test_every_colour_of_a_figure_has_one_for_the_dark(plain):
 def test_every_number_of_a_cell_stands_under_its_head_and_what_refutes_one_is_told(tmp_path, row):
     spent = {"epsilon_spent": 0.9, "sigma": 4.5, "sample_rate": 0.25, "steps": 77, "clip": 0.7}
     facts = {"audit_epsilon_lower": 1.5, "audit_pairs": 500, "audit_canary_ratio": 0.98}
-    rows = [row(cell_id="a", seed=3, uplink_bytes=5_500_000, seconds=12.3, **spent), row(cell_id="r", status="refuted", **facts)]
+    rows = [
+        row(cell_id="a", seed=3, uplink_bytes=5_500_000, downlink_bytes=6_500_000, parameters=1_300, seconds=12.3, **spent),
+        row(cell_id="r", status="refuted", **facts),
+    ]
     page = write_report(folder_with(tmp_path, rows)).page.read_text(encoding="utf-8")
     table = page[page.index('<table class="cells">') :]
     heads = re.findall(r"<th [^>]*>(.*?)</th>", table[: table.index("</thead>")])
     told = dict(zip(heads, re.findall(r"<td[^>]*>(.*?)</td>", table[: table.index("</tr>", table.index("<tbody>"))]), strict=True))
     assert [told[head] for head in ("seed", "status", "ε target", "ε spent")] == ["3", "ok", "1", "0.9"]
-    assert [told[head] for head in ("σ", "q", "steps", "clip", "uplink MB", "seconds")] == ["4.5", "0.25", "77", "0.7", "5.5", "12.3"]
+    assert [told[head] for head in ("σ", "q", "steps", "clip", "seconds")] == ["4.5", "0.25", "77", "0.7", "12.3"]
+    assert [told[head] for head in ("uplink MB", "downlink MB", "parameters")] == ["5.5", "6.5", "1,300"]
     said = "refuted, ε = 1 is claimed and 500 pairs of trainings refute every ε below 1.5, with a canary that adds 0.98 of the claimed"
     assert said in " ".join(Elements(page).text.split())
     assert "(ε, δ) is claimed, and an audit refutes it at one budget or more" in page

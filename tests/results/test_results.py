@@ -32,8 +32,8 @@ CONTRACT = [
     *("real_or_synthetic", "client_balanced_accuracy", "client_worst_balanced_accuracy", "client_spread"),
     *("client_shared_balanced_accuracy", "client_local_only_balanced_accuracy", "personal_accuracy", "personal_balanced_accuracy"),
     *("personal_alone_accuracy", "personal_alone_balanced_accuracy", "personal_weight", "recall_per_class", "ceiling_balanced_accuracy"),
-    *("ceiling_accuracy", "local_only_balanced_accuracy", "chance", "uplink_bytes", "seconds", "train_seconds", "judge_seconds"),
-    *("versions", "generator"),
+    *("ceiling_accuracy", "local_only_balanced_accuracy", "chance", "uplink_bytes", "downlink_bytes", "parameters", "seconds"),
+    *("train_seconds", "judge_seconds", "versions", "generator"),
 ]
 
 

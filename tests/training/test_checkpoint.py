@@ -13,14 +13,19 @@ TENSORS = {
     "clients.state.steps": torch.tensor(4.0),
     "server.tensors.one": torch.ones(()).expand(1),
 }
-PROGRESS = Checkpoint(7, TENSORS, '{"tally": 1}', 123)
+PROGRESS = Checkpoint(7, TENSORS, '{"tally": 1}', 123, 456)
 
 
 def same(checkpoint: Checkpoint | None) -> bool:
     if checkpoint is None:
         return False
     tensors = all(torch.equal(checkpoint.tensors[name], value) for name, value in PROGRESS.tensors.items())
-    return tensors and (checkpoint.round, checkpoint.ledger, checkpoint.uplink_bytes) == (7, '{"tally": 1}', 123)
+    return tensors and (checkpoint.round, checkpoint.ledger, checkpoint.uplink_bytes, checkpoint.downlink_bytes) == (
+        7,
+        '{"tally": 1}',
+        123,
+        456,
+    )
 
 
 def test_what_was_saved_comes_back(tmp_path):

@@ -192,4 +192,4 @@ def _start(algorithm: Algorithm, pair: Pair) -> Checkpoint | None:
     server = algorithm.initial_server(Seeds(pair.seed).public)
     tensors = {f"server.model.{name}": pair.weights * p.detach() for name, p in server.model.named_parameters() if p.numel()}
     tensors |= {f"server.tensors.{name}": value for name, value in server.tensors.items()}
-    return Checkpoint(0, tensors, Ledger().to_json(), 0)
+    return Checkpoint(0, tensors, Ledger().to_json(), 0, 0)
