@@ -8,8 +8,11 @@ import pytest
 import torch
 from broken.tiny import Prototypes
 from cells import quick, small_cells
-from torch import Tensor
+from torch import Tensor, nn
 
+from fedsim.methods.coordinates import Coordinates, coordinate_statistics
+from fedsim.methods.messages import Server
+from fedsim.methods.one_shot import Rows
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import build_algorithm
 from fedsim.training.rounds import restored, to_the_end, train
@@ -18,7 +21,12 @@ from fedsim.training.trial import local_pool
 
 def energies(epsilon: float, **keys: Any) -> dict[str, Tensor]:
     """Mean squares of the gradients in units of their noise, by parameter, after a short training on two clients."""
-    prepared = small_cells(quick("fedhypevae", rounds=8, latent=4, **keys.pop("params", {})), epsilon=epsilon, clients=2, **keys)
+    prepared = small_cells(
+        quick("fedhypevae", precondition=0, encoder="corrected", rounds=8, latent=4, **keys.pop("params", {})),
+        epsilon=epsilon,
+        clients=2,
+        **keys,
+    )
     (trial,), (data,) = prepared.trials, prepared.data.values()
     algorithm = build_algorithm("fedhypevae", trial.cell.params, trial.task)
     kept: list[Any] = []
@@ -45,7 +53,9 @@ def test_what_is_not_noised_is_all_signal() -> None:
 def test_noise_alone_hardly_moves_a_parameter() -> None:
     moved = {}
     for follow in (True, False):
-        prepared = small_cells(quick("fedhypevae", rounds=8, follow_signal=follow), epsilon=0.02, clients=2)
+        prepared = small_cells(
+            quick("fedhypevae", precondition=0, encoder="corrected", rounds=8, follow_signal=follow), epsilon=0.02, clients=2
+        )
         (trial,), (data,) = prepared.trials, prepared.data.values()
         pool: Any = local_pool(trial, data)
         for _ in train(build_algorithm("fedhypevae", trial.cell.params, trial.task), pool, trial.plan, Seeds(0)):
@@ -56,7 +66,7 @@ def test_noise_alone_hardly_moves_a_parameter() -> None:
 
 
 def test_what_is_released_of_codes_is_their_mean_over_the_averaged_rounds() -> None:
-    prepared = small_cells(quick("fedhypevae", rounds=6, average_from=0.5), epsilon=4.0)
+    prepared = small_cells(quick("fedhypevae", precondition=0, rounds=6, average_from=0.5), epsilon=4.0)
     (trial,), (data,) = prepared.trials, prepared.data.values()
     algorithm, pool = build_algorithm("fedhypevae", trial.cell.params, trial.task), local_pool(replace(trial, sizes=(4,)), data)
     (cohort,) = pool.cohorts  # type: ignore[attr-defined]
@@ -68,7 +78,7 @@ def test_what_is_released_of_codes_is_their_mean_over_the_averaged_rounds() -> N
 
 
 def test_the_server_averages_its_iterates_over_the_same_rounds() -> None:
-    prepared = small_cells(quick("fedhypevae", rounds=6, average_from=0.5), epsilon=4.0)
+    prepared = small_cells(quick("fedhypevae", precondition=0, rounds=6, average_from=0.5), epsilon=4.0)
     (trial,), (data,) = prepared.trials, prepared.data.values()
     algorithm = build_algorithm("fedhypevae", trial.cell.params, trial.task)
     _, end = to_the_end(train(algorithm, local_pool(trial, data), trial.plan, Seeds(0)))
@@ -88,7 +98,7 @@ def test_a_generator_has_the_mean_of_the_iterates_as_its_model_when_made_and_whe
 
 @pytest.mark.parametrize("epsilon", [4.0, math.inf])
 def test_the_norm_of_the_noise_is_told_beside_that_of_the_signal(epsilon: float) -> None:
-    prepared = small_cells(quick("fedhypevae"), epsilon=epsilon)
+    prepared = small_cells(quick("fedhypevae", precondition=0), epsilon=epsilon)
     (trial,), (data,) = prepared.trials, prepared.data.values()
     algorithm = build_algorithm("fedhypevae", trial.cell.params, trial.task)
     numbers = sum(value.numel() for value in algorithm.broadcast(algorithm.initial_server(Seeds(0))).values())
@@ -101,7 +111,7 @@ def test_the_norm_of_the_noise_is_told_beside_that_of_the_signal(epsilon: float)
 
 @pytest.mark.parametrize(("clip", "clipped"), [(1e-9, 1.0), (1e9, 0.0)])
 def test_how_many_gradients_were_clipped_is_told(clip: float, clipped: float) -> None:
-    prepared = small_cells(quick("fedhypevae", clip=clip), epsilon=4.0)
+    prepared = small_cells(quick("fedhypevae", precondition=0, clip=clip), epsilon=4.0)
     (trial,), (data,) = prepared.trials, prepared.data.values()
     algorithm: Any = build_algorithm("fedhypevae", trial.cell.params, trial.task)
     broadcast = algorithm.broadcast(algorithm.initial_server(Seeds(0)))
@@ -109,3 +119,39 @@ def test_how_many_gradients_were_clipped_is_told(clip: float, clipped: float) ->
     told: Any = message.diagnostics["clipped_fraction"]
     assert len(told) > 0
     assert set(told.tolist()) == {clipped}
+
+
+def test_coordinates_are_released_first_and_counted() -> None:
+    prepared = small_cells(quick("fedhypevae"), epsilon=4.0)
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    records, trained = to_the_end(
+        train(build_algorithm("fedhypevae", trial.cell.params, trial.task), local_pool(trial, data), trial.plan, Seeds(0))
+    )
+    assert trial.plan is not None
+    assert [record.values["release"] for record in records] == ["mean", "spread", "spread", "dp-sgd", "dp-sgd", "dp-sgd"]
+    assert {release.name: release.steps for release in trial.plan.releases} == {"mean": 1, "spread": 2, "dp-sgd": 3}
+    assert trained.ledger.epsilon(trial.plan.delta)[0] == pytest.approx(trial.plan.epsilon_reached, rel=1e-6)
+
+
+def test_a_client_as_the_unit_has_no_coordinates() -> None:
+    (trial,) = small_cells(quick("fedhypevae"), epsilon=4.0, unit="client").trials
+    assert trial.plan is not None
+    assert [release.name for release in trial.plan.releases] == ["dp-sgd"]
+
+
+@pytest.mark.parametrize("looks", [1, 2])
+def test_coordinates_of_a_steep_spectrum_are_round_and_go_back(looks: int) -> None:
+    stream = torch.Generator().manual_seed(0)
+    steep = 0.5 ** torch.arange(8.0)
+    x = 3 + steep * torch.randn(4000, 8, generator=stream)
+    server = Server(nn.Module(), Seeds(0), {"mean": x.mean(0), "rows": torch.tensor(4000.0), "square": x.var(0).sum()})
+    _, spread = coordinate_statistics(0.1, power=0.5, looks=looks)
+    for _ in range(looks):
+        products = spread.products(Rows(x, torch.zeros(4000), torch.zeros(4000)), server.tensors)
+        sums = {name: product.left.T @ product.right for name, product in products.items()}
+        spread.receive(server, sums, dict.fromkeys(sums, 0.0))
+    coordinates = Coordinates(server.tensors)
+    r = coordinates.of_rows(x)
+    torch.testing.assert_close(coordinates.rows(r), x, rtol=1e-3, atol=1e-3)
+    values = torch.linalg.eigvalsh(torch.cov(r.T))
+    assert float(values.max() / values.min()) < 0.01 * float((steep.max() / steep.min()) ** 2)
