@@ -22,7 +22,7 @@ from fedsim.errors import UserError
 from fedsim.methods.algorithm import Algorithm, Params
 from fedsim.methods.clients import Clients
 from fedsim.methods.coordinates import PREFIX, Coordinates, coordinate_statistics, for_embeddings
-from fedsim.methods.messages import Diagnostic, Message, Round, Server, Tensors, Told, Values
+from fedsim.methods.messages import Diagnostic, DiagnosticLike, Message, Round, Server, Tensors, Values
 from fedsim.methods.one_shot import statistic_phase
 from fedsim.methods.optimise import Dims, adam_step, average_step, by_client, by_input, signal_shares
 from fedsim.methods.parameters import load_parameters, local_names, shared_tensors
@@ -35,7 +35,7 @@ from fedsim.privacy.plan import Claim, Release, Unit
 from fedsim.seeds import Purpose
 
 RELEASE = "dp-sgd"
-POWER, LOOKS = 0.5, 2
+SGD_POWER, SGD_LOOKS = 0.5, 2
 """Of the coordinates: all variances that are seen become equal, so that those that are not may have one noise in the model."""
 
 
@@ -107,7 +107,7 @@ class DPSGD(Algorithm):
         """Weights of parameters inside the joint clip, by name prefix (see :class:`fedsim.privacy.clipping.Norms`)."""
         return {}
 
-    def diagnostics(self, clients: Clients, parts: Mapping[str, Tensor], round_: Round) -> Mapping[str, Told]:
+    def diagnostics(self, clients: Clients, parts: Mapping[str, Tensor], round_: Round) -> Mapping[str, DiagnosticLike]:
         """Diagnostics by name, a value per example or per client, from the round's model and loss parts; not private, never sent."""
         return {}
 
@@ -120,7 +120,7 @@ class DPSGD(Algorithm):
         share = self.params.precondition
         if not share or self.task.unit == "client":
             return (sgd,)
-        spread = coordinate_statistics(share, power=POWER, looks=LOOKS)
+        spread = coordinate_statistics(share, power=SGD_POWER, looks=SGD_LOOKS)
         first = (statistic_phase(statistic, self.clip(), self.task, lambda server: dict(server.tensors)) for statistic in spread)
         return (*first, sgd.taking(1 - share))
 

@@ -7,28 +7,25 @@ from typing import Any, cast
 import pytest
 import torch
 from broken.tiny import Prototypes
-from cells import quick, small_cells
+from cells import one_cell, quick
 from torch import Tensor, nn
 
 from fedsim.methods.coordinates import Coordinates, coordinate_statistics
 from fedsim.methods.messages import Server
 from fedsim.methods.one_shot import Rows
 from fedsim.seeds import Seeds
-from fedsim.training.cohort import build_algorithm
 from fedsim.training.rounds import restored, to_the_end, train
 from fedsim.training.trial import local_pool
 
 
 def energies(epsilon: float, **keys: Any) -> dict[str, Tensor]:
     """Mean squares of the gradients in units of their noise, by parameter, after a short training on two clients."""
-    prepared = small_cells(
+    trial, data, algorithm = one_cell(
         quick("fedhypevae", precondition=0, encoder="corrected", rounds=8, latent=4, **keys.pop("params", {})),
         epsilon=epsilon,
         clients=2,
         **keys,
     )
-    (trial,), (data,) = prepared.trials, prepared.data.values()
-    algorithm = build_algorithm("fedhypevae", trial.cell.params, trial.task)
     kept: list[Any] = []
     for _ in train(algorithm, local_pool(trial, data), trial.plan, Seeds(0), checkpoint=lambda capture: kept.append(capture())):
         pass
@@ -37,8 +34,8 @@ def energies(epsilon: float, **keys: Any) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("trust", ["aggregate", "silo"])
 def test_gradients_that_are_all_noise_have_the_energy_of_the_noise_that_was_added(trust: str) -> None:
-    found = energies(0.02, trust=trust)
-    large = {name: float(value.mean()) for name, value in found.items() if name.endswith(("rows.weight", "encoder.head.weight"))}
+    signal = energies(0.02, trust=trust)
+    large = {name: float(value.mean()) for name, value in signal.items() if name.endswith(("rows.weight", "encoder.head.weight"))}
     assert len(large) == 2
     assert all(0.8 < value < 1.25 for value in large.values())
 
@@ -53,12 +50,11 @@ def test_what_is_not_noised_is_all_signal() -> None:
 def test_noise_alone_hardly_moves_a_parameter() -> None:
     moved = {}
     for follow in (True, False):
-        prepared = small_cells(
+        trial, data, algorithm = one_cell(
             quick("fedhypevae", precondition=0, encoder="corrected", rounds=8, follow_signal=follow), epsilon=0.02, clients=2
         )
-        (trial,), (data,) = prepared.trials, prepared.data.values()
         pool: Any = local_pool(trial, data)
-        for _ in train(build_algorithm("fedhypevae", trial.cell.params, trial.task), pool, trial.plan, Seeds(0)):
+        for _ in train(algorithm, pool, trial.plan, Seeds(0)):
             pass
         weight = pool.cohorts[0].clients.model.encoder.head.weight
         moved[follow] = float(torch.linalg.vector_norm(weight.detach()))
@@ -66,9 +62,8 @@ def test_noise_alone_hardly_moves_a_parameter() -> None:
 
 
 def test_what_is_released_of_codes_is_their_mean_over_the_averaged_rounds() -> None:
-    prepared = small_cells(quick("fedhypevae", precondition=0, rounds=6, average_from=0.5), epsilon=4.0)
-    (trial,), (data,) = prepared.trials, prepared.data.values()
-    algorithm, pool = build_algorithm("fedhypevae", trial.cell.params, trial.task), local_pool(replace(trial, sizes=(4,)), data)
+    trial, data, algorithm = one_cell(quick("fedhypevae", precondition=0, rounds=6, average_from=0.5), epsilon=4.0)
+    pool = local_pool(replace(trial, sizes=(4,)), data)
     (cohort,) = pool.cohorts  # type: ignore[attr-defined]
     seen = []
     for _ in train(algorithm, pool, trial.plan, Seeds(0)):
@@ -78,17 +73,13 @@ def test_what_is_released_of_codes_is_their_mean_over_the_averaged_rounds() -> N
 
 
 def test_the_server_averages_its_iterates_over_the_same_rounds() -> None:
-    prepared = small_cells(quick("fedhypevae", precondition=0, rounds=6, average_from=0.5), epsilon=4.0)
-    (trial,), (data,) = prepared.trials, prepared.data.values()
-    algorithm = build_algorithm("fedhypevae", trial.cell.params, trial.task)
+    trial, data, algorithm = one_cell(quick("fedhypevae", precondition=0, rounds=6, average_from=0.5), epsilon=4.0)
     _, end = to_the_end(train(algorithm, local_pool(trial, data), trial.plan, Seeds(0)))
     assert end.state["server.tensors.average_count"] == 3
 
 
 def test_a_generator_has_the_mean_of_the_iterates_as_its_model_when_made_and_when_restored() -> None:
-    prepared = small_cells({"name": "broken.tiny:Tiny", "params": {"rounds": 6}}, epsilon=4.0)
-    (trial,), (data,) = prepared.trials, prepared.data.values()
-    algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
+    trial, data, algorithm = one_cell({"name": "broken.tiny:Tiny", "params": {"rounds": 6}}, epsilon=4.0)
     _, end = to_the_end(train(algorithm, local_pool(trial, data), trial.plan, Seeds(0)))
     again, _ = restored(algorithm, end.state, trial.plan, Seeds(0))
     mean = end.state["server.tensors.average.prototypes.weight"].T + end.state["server.tensors.average.prototypes.bias"]
@@ -97,10 +88,8 @@ def test_a_generator_has_the_mean_of_the_iterates_as_its_model_when_made_and_whe
 
 
 @pytest.mark.parametrize("epsilon", [4.0, math.inf])
-def test_the_norm_of_the_noise_is_told_beside_that_of_the_signal(epsilon: float) -> None:
-    prepared = small_cells(quick("fedhypevae", precondition=0), epsilon=epsilon)
-    (trial,), (data,) = prepared.trials, prepared.data.values()
-    algorithm = build_algorithm("fedhypevae", trial.cell.params, trial.task)
+def test_the_norms_of_noise_and_signal_are_recorded(epsilon: float) -> None:
+    trial, data, algorithm = one_cell(quick("fedhypevae", precondition=0), epsilon=epsilon)
     numbers = sum(value.numel() for value in algorithm.broadcast(algorithm.initial_server(Seeds(0))).values())
     records, _ = to_the_end(train(algorithm, local_pool(trial, data), trial.plan, Seeds(0)))
     assert trial.plan is not None
@@ -110,23 +99,18 @@ def test_the_norm_of_the_noise_is_told_beside_that_of_the_signal(epsilon: float)
 
 
 @pytest.mark.parametrize(("clip", "clipped"), [(1e-9, 1.0), (1e9, 0.0)])
-def test_how_many_gradients_were_clipped_is_told(clip: float, clipped: float) -> None:
-    prepared = small_cells(quick("fedhypevae", precondition=0, clip=clip), epsilon=4.0)
-    (trial,), (data,) = prepared.trials, prepared.data.values()
-    algorithm: Any = build_algorithm("fedhypevae", trial.cell.params, trial.task)
+def test_the_share_of_clipped_gradients_is_recorded(clip: float, clipped: float) -> None:
+    trial, data, algorithm = one_cell(quick("fedhypevae", precondition=0, clip=clip), epsilon=4.0)
     broadcast = algorithm.broadcast(algorithm.initial_server(Seeds(0)))
     (message,) = local_pool(replace(trial, sizes=(4,)), data).round(next(algorithm.schedule()), broadcast)
-    told: Any = message.diagnostics["clipped_fraction"]
-    assert len(told) > 0
-    assert set(told.tolist()) == {clipped}
+    fractions: Any = message.diagnostics["clipped_fraction"]
+    assert len(fractions) > 0
+    assert set(fractions.tolist()) == {clipped}
 
 
 def test_coordinates_are_released_first_and_counted() -> None:
-    prepared = small_cells(quick("fedhypevae"), epsilon=4.0)
-    (trial,), (data,) = prepared.trials, prepared.data.values()
-    records, trained = to_the_end(
-        train(build_algorithm("fedhypevae", trial.cell.params, trial.task), local_pool(trial, data), trial.plan, Seeds(0))
-    )
+    trial, data, algorithm = one_cell(quick("fedhypevae"), epsilon=4.0)
+    records, trained = to_the_end(train(algorithm, local_pool(trial, data), trial.plan, Seeds(0)))
     assert trial.plan is not None
     assert [record.values["release"] for record in records] == ["mean", "spread", "spread", "dp-sgd", "dp-sgd", "dp-sgd"]
     assert {release.name: release.steps for release in trial.plan.releases} == {"mean": 1, "spread": 2, "dp-sgd": 3}
@@ -134,7 +118,7 @@ def test_coordinates_are_released_first_and_counted() -> None:
 
 
 def test_a_client_as_the_unit_has_no_coordinates() -> None:
-    (trial,) = small_cells(quick("fedhypevae"), epsilon=4.0, unit="client").trials
+    trial, _, _ = one_cell(quick("fedhypevae"), epsilon=4.0, unit="client")
     assert trial.plan is not None
     assert [release.name for release in trial.plan.releases] == ["dp-sgd"]
 
