@@ -46,13 +46,13 @@ class FedHypeVAE(DPSGD):
         return HyperCVAE(self.params, self.task.dim, self.task.classes, clients)
 
     def initial_server(self, seeds: Seeds) -> Server:
-        """As every algorithm's; prototypes start at zero, since what a class has few rows for would keep its random start."""
+        """As every algorithm's; what is a class's own starts at zero: of few rows it would keep its start."""
         server = super().initial_server(seeds)
         model: Any = server.model
         if not self.params.decoder_hidden:
             (layer,) = model.decoder.modulated()
             with torch.no_grad():
-                layer.rows.weight[:, -self.task.classes :] = 0
+                layer.rows.weight[:, self.params.latent :] = 0
         return server
 
     def start_clients(self, clients: Clients) -> None:

@@ -23,7 +23,7 @@ class FedHypeVAEParams(DPSGDParams):
         decoder_hidden: widths of the decoder's; none means a prototype per class plus a linear map of z.
         prior: ``conditional`` on label and code, as in the paper; ``standard``: N(0, I).
         observation: ``shared``, one standard deviation for every feature and client; ``modulated``, times the decoder's row scales.
-        class_maps: every class has a linear map of z of its own (class-specific covariances).
+        class_maps: every class's linear map of z deviates from the shared one (class-specific covariances); deviations start at zero.
         beta: weight of KL(q || p(z | y, v)).
         kernel: weight of the per-example kernel score (the MMD alignment).
         lipschitz: weight of the squared Jacobian norm of the hypernetwork (on shared parameters alone, free of privacy cost).
@@ -37,28 +37,29 @@ class FedHypeVAEParams(DPSGDParams):
     latent: int = Field(16, ge=1)
     code: int = Field(4, ge=0)
     code_scale: float = Field(0.3, gt=0)
-    encoder: Literal["corrected", "trained", "posterior"] = "corrected"
+    encoder: Literal["corrected", "trained", "posterior"] = "posterior"
     encoder_hidden: tuple[int, ...] = ()
     decoder_hidden: tuple[int, ...] = ()
     prior: Literal["conditional", "standard"] = "conditional"
     observation: Literal["shared", "modulated"] = "shared"
-    class_maps: bool = False
+    class_maps: bool = True
     beta: float = Field(0.5, ge=0)
     kernel: float = Field(0.005, ge=0)
     lipschitz: float = Field(1e-4, ge=0)
     initial_variance: float = Field(0.5, gt=0)
-    latent_share: float = Field(3.0, gt=0)
+    latent_share: float = Field(1.0, gt=0)
     synthesis: Literal["neutral", "mixture", "client"] = "neutral"
     meta_codes: int = Field(3, ge=1)
     meta_steps: int = Field(50, ge=0)
     rounds: int = Field(100, ge=1)
     sample_rate: float = Field(0.2, gt=0, le=1)
-    clip: float = Field(0.3, gt=0)
+    clip: float = Field(0.5, gt=0)
     learning_rate: float = Field(0.16, gt=0)
     local_learning_rate: float = Field(0.003, ge=0)
     decay: float = Field(0.3, gt=0, le=1)
     average_from: float = Field(0.7, ge=0, lt=1)
     follow_signal: bool = True
+    precondition: float = Field(0.15, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _linear_where_needed(self) -> FedHypeVAEParams:

@@ -18,7 +18,7 @@ from fedsim.methods.one_shot import Rows, Statistic
 from fedsim.plugins.registry import register
 from fedsim.privacy.statistics import moments, shrinkage
 
-SHARES = {"mean": 0.08, "distances": 0.02, "class means": 0.3, "moments": 0.32, "class moments": 0.14, "site moments": 0.14}
+SHARES = {"coordinates": 0.18, "class means": 0.26, "moments": 0.28, "class moments": 0.14, "site moments": 0.14}
 MEAN_WEIGHTS = {**moments.MEAN_WEIGHTS, **moments.CLIENT_WEIGHTS}
 
 
@@ -71,14 +71,14 @@ class FedHypeVAESites(FedHypeVAEWarm):
     def receive_mean(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
         """One centre for all sites; where their means are far apart, which no mixture of labels explains, each site's own."""
         super().receive_mean(server, sums, std)
-        mean = server.tensors["centre"]
+        mean, square = server.tensors["mean"], server.tensors["square"]
         own = moments.client_means(sums["client_sums"], sums["client_counts"], std)
         apart = (own - own.mean(0)).square().sum(1).mean()
-        least = fedhypevae_warm.TUNED.least_variance
-        far = apart > TUNED.apart * (server.tensors["variance"] - apart).clamp_min(least)
+        within = torch.maximum(square - server.tensors["error"] - apart, fedhypevae_warm.TUNED.least_variance * square)
+        far = apart > TUNED.apart * within
         centres = own if far else mean.expand_as(own).clone()
         if far:
-            server.tensors["variance"] = (server.tensors["variance"] - apart).clamp_min(least)
+            server.tensors["square"] = within
         server.tensors |= {"client_centres": centres, "client_rows": sums["client_counts"][:, 0].clamp_min(1)}
 
     def about(self, rows: Rows, told: Tensors) -> Tensor:
@@ -87,7 +87,7 @@ class FedHypeVAESites(FedHypeVAEWarm):
 
     def site_products(self, rows: Rows, told: Tensors) -> moments.Products:
         """Sums and counts of residuals by site and by site and class, and second moments by site."""
-        u = class_block.residuals(self.centred(rows, told, "radius"), rows.y, told["basis"], told["prior_means"])
+        u = class_block.residuals(self.about(rows, told) / told["radius"], rows.y, told["basis"], told["prior_means"])
         return class_block.site_products(u, rows.y, rows.client, self.task.classes, self.task.clients)
 
     def receive_sites(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:

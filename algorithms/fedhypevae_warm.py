@@ -19,16 +19,16 @@ from algorithms import class_block
 from algorithms.class_block import BlockGenerator
 from fedsim.device import to_device
 from fedsim.methods.algorithm import Params
+from fedsim.methods.coordinates import MEAN_SHARE, NAMES, PREFIX, Coordinates, clipped_square, coordinate_statistics
 from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.one_shot import OneShot, Rows, Statistic, statistic_phase
 from fedsim.methods.phase import Phase
-from fedsim.models.layers import one_hot
 from fedsim.plugins.registry import register
 from fedsim.privacy.statistics import moments, shrinkage
 from fedsim.privacy.statistics.outer_products import OuterProduct, unit_weights
 from fedsim.privacy.statistics.spectral import descending
 
-SHARES = {"mean": 0.06, "distances": 0.02, "class means": 0.4, "moments": 0.44, "class moments": 0.08}
+SHARES = {"coordinates": 0.16, "class means": 0.35, "moments": 0.4, "class moments": 0.09}
 """How the releases share the budget, in units of 1 / sigma^2."""
 MEANS_WEIGHTS = {"class_sums": 1.0, "class_counts": 0.15}
 MOMENT_WEIGHTS = {"class_sums": 0.5, "class_counts": 0.15, "second": 1.0}
@@ -39,10 +39,7 @@ MOMENT_WEIGHTS = {"class_sums": 0.5, "class_counts": 0.15, "second": 1.0}
 class TunedWarm:
     """Constants of the warm form: ours, none is the paper's, which has no closed form. docs/fedhypevae.md says what was tuned on what."""
 
-    clip: float = 0.7  # rows about the mean are clipped at this share of their root mean square distance from it
-    mostly_clipped: float = 0.95  # mean squared norm of rows that are clipped there, in units of the clip, where no bin says otherwise
-    bins: int = 30  # of distances from the mean: half octaves below 2, the last has all that are smaller
-    seen: float = 3.0  # standard deviations of noise above which a bin's count is believed
+    clip: float = 0.7  # coordinates are clipped at this share of their root mean square norm
     known: float = 0.5  # rows are taken about their classes' means where shrinkage leaves more than this share of these, on average
     # up to this root mean square eigenvalue of its noise, a row, the second moment keeps its weight; beyond, sums and counts gain
     visible: float = 0.025
@@ -60,7 +57,7 @@ class TunedWarm:
 
 
 TUNED = TunedWarm()
-SENT_TO_CLIENTS = ("centre", "emphasis", "clip_radius", "class_centres", "inner_radius", "radius", "basis", "coordinates")
+SENT_TO_CLIENTS = ("mean", *NAMES, "emphasis", "class_centres", "inner_radius", "radius", "basis", "coordinates")
 """What clients need of what was released."""
 
 
@@ -78,18 +75,17 @@ class FedHypeVAEWarmParams(Params):
 
 @register("fedhypevae-warm")
 class FedHypeVAEWarm(OneShot):
-    """Mean, distances, class means, moments, moments of classes in a block; one generator for all clients."""
+    """Coordinates, class means, moments, moments of classes in a block; one generator for all clients."""
 
     source = "arXiv 2601.00785, linear-Gaussian, by moments; eigenvalues: arXiv 1610.08104"
     Params: ClassVar[type[FedHypeVAEWarmParams]] = FedHypeVAEWarmParams
     shares: ClassVar[Mapping[str, float]] = SHARES
 
     def statistics(self) -> tuple[Statistic, ...]:
-        """The mean; how far rows are from it; class means; moments of the rows about them; class moments in the block."""
+        """Coordinates; class means; moments of the rows about them; class moments in the block."""
         share = self.shares
         return (
-            self.mean_statistic(share["mean"]),
-            Statistic("distances", share["distances"], {"bins": 1.0}, self.distance_products, self.receive_distances),
+            *coordinate_statistics(share["coordinates"], self.about, self.mean_statistic(MEAN_SHARE * share["coordinates"])),
             Statistic("class means", share["class means"], MEANS_WEIGHTS, self.means_products, self.receive_means),
             Statistic("moments", share["moments"], MOMENT_WEIGHTS, self.moment_products, self.receive_moments),
             Statistic("class moments", share["class moments"], class_block.CLASS_WEIGHTS, self.class_products, self.receive_classes),
@@ -112,13 +108,14 @@ class FedHypeVAEWarm(OneShot):
     # --- the mean ---
 
     def receive_mean(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
-        """The centre, and how far rows are from it: they have unit norm, so their variance is 1 - |mean|^2."""
-        found = moments.released_mean(sums, std)
+        """The centre; rows of unit norm are as far from it as what is left of their norm."""
+        released = moments.released_mean(sums, std)
         server.tensors |= {
-            "centre": found.mean,
-            "variance": (1 - found.squared).clamp(TUNED.least_variance, 1),
-            "error": found.error,
-            "emphasis": self.emphasis(server, found.rows),
+            "mean": released.mean,
+            "rows": released.rows,
+            "square": (1 - released.mean.square().sum()).clamp_min(moments.LEAST_SQUARE),
+            "error": released.error,
+            "emphasis": self.emphasis(server, released.rows),
         }
 
     def emphasis(self, server: Server, rows: Tensor) -> Tensor:
@@ -134,59 +131,32 @@ class FedHypeVAEWarm(OneShot):
         found: Tensor = wanted / wanted.norm() / (usual / usual.norm())
         return found
 
-    # --- distances ---
+    # --- class means ---
 
     def about(self, rows: Rows, told: Tensors) -> Tensor:
         """Rows about the centre."""
-        return rows.x - told["centre"]
+        return rows.x - told["mean"]
 
-    def distance_products(self, rows: Rows, told: Tensors) -> moments.Products:
-        """A histogram of the rows' distances from the centre."""
-        half_octaves = (2 - 2 * self.about(rows, told).norm(dim=1).clamp_min(1e-12).log2()).floor().clamp(0, TUNED.bins - 1)
-        return {"bins": OuterProduct(rows.x.new_ones(len(rows.x), 1), one_hot(half_octaves.long(), TUNED.bins))}
-
-    def receive_distances(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
-        """The radius at which rows are clipped; the variance that the mean tells, where no bin contradicts it.
-
-        1 - |mean|^2 is what noise in the mean and in the count leaves of it: nothing where rows share nearly all of their norm.
-        """
-        counts = sums["bins"][0]
-        counts = torch.where(counts > TUNED.seen * std["bins"], counts, 0.0)
-        variance, error = server.tensors["variance"], server.tensors["error"]
-        square, rows = variance + error, counts.sum()
-        squares = 4 * 0.5 ** torch.arange(TUNED.bins, device=counts.device)
-        most = (counts * squares).sum() / rows.clamp_min(1e-9)
-        square = torch.where(rows > 0, torch.minimum(torch.maximum(square, most / 2), most), square)
-        farthest = (squares / (TUNED.clip**2 * square)).clamp_max(1)
-        nearest = (squares / 2 / (TUNED.clip**2 * square)).clamp_max(1)
-        clipped = (counts * (farthest + nearest) / 2).sum() / rows.clamp_min(1e-9)
-        server.tensors |= {
-            "variance": torch.maximum(square - error, TUNED.least_variance * square),
-            "clip_radius": TUNED.clip * square.sqrt(),
-            "clipped_square": torch.where(rows > 0, clipped, TUNED.mostly_clipped),
-        }
-
-    # --- class means ---
-
-    def centred(self, rows: Rows, told: Tensors, radius: str) -> Tensor:
-        """Rows about the centre, in units of a radius."""
-        return self.about(rows, told) / told[radius]
+    def in_coordinates(self, rows: Rows, told: Tensors) -> Tensor:
+        """Rows in released coordinates ``[N, d]``, of mean squared norm 1."""
+        return Coordinates(told).of_centred(self.about(rows, told))
 
     def means_products(self, rows: Rows, told: Tensors) -> moments.Products:
         """Class sums and counts of the clipped rows."""
-        return moments.class_mean_products(moments.in_unit_ball(self.centred(rows, told, "clip_radius")), rows.y, self.task.classes)
+        return moments.class_mean_products(moments.in_unit_ball(self.in_coordinates(rows, told) / TUNED.clip), rows.y, self.task.classes)
 
     def receive_means(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
         """Class means, each with its noise; where they stand out of it, rows are taken about them from here on, and vary less."""
         told = server.tensors
         counts = moments.counts_above_noise(sums["class_counts"][:, 0], std["class_counts"])
-        unit = told["clip_radius"] * stretch(told["variance"], told["clipped_square"] * told["clip_radius"].square())
+        variance = 1 - self.error(told)
+        unit = TUNED.clip * stretch(variance, clipped_square(told, variance.new_tensor(TUNED.clip)) * TUNED.clip**2)
         means, noise = sums["class_sums"] / counts[:, None] * unit, (std["class_sums"] / counts * unit).square()
         near = shrinkage.james_stein(means.double(), noise.double(), steps=shrinkage.STEPS).to(means.dtype)
         known = (near.norm(dim=1) / means.norm(dim=1).clamp_min(1e-12)).mean() > TUNED.known
         near = torch.where(known, near, 0.0)
         between = (counts / counts.sum() * (near * means).sum(1)).sum()
-        inner = torch.maximum(told["variance"] - between, TUNED.least_variance * told["variance"])
+        inner = torch.maximum(variance - between, TUNED.least_variance * variance)
         server.tensors |= {
             "class_means": means,
             "class_means_noise": noise,
@@ -195,14 +165,18 @@ class FedHypeVAEWarm(OneShot):
             "known": known,
             "class_centres": near,
             "inner_variance": inner,
-            "inner_radius": told["clip_radius"] * (inner / told["variance"]).sqrt(),
+            "inner_radius": TUNED.clip * (inner / variance).sqrt(),
         }
+
+    def error(self, told: Tensors) -> Tensor:
+        """The squared distance of the centre from the rows' mean, in coordinates, as it is expected."""
+        return (told["error"] / told[f"{PREFIX}scale"].square()).clamp_max(1 - TUNED.least_variance)
 
     # --- moments ---
 
     def moment_products(self, rows: Rows, told: Tensors) -> moments.Products:
         """Class sums and counts, and one second moment, of the clipped rows about their classes' centres, each times its emphasis."""
-        r = moments.in_unit_ball((self.about(rows, told) - told["class_centres"][rows.y]) / told["inner_radius"])
+        r = moments.in_unit_ball((self.in_coordinates(rows, told) - told["class_centres"][rows.y]) / told["inner_radius"])
         emphasis = dict(zip(MOMENT_WEIGHTS, told["emphasis"], strict=True))
         found = moments.moment_products(r, rows.y, self.task.classes)
         return {name: OuterProduct(emphasis[name] * product.left, product.right) for name, product in found.items()}
@@ -213,7 +187,7 @@ class FedHypeVAEWarm(OneShot):
         emphasis = dict(zip(MOMENT_WEIGHTS, told["emphasis"].tolist(), strict=True))
         sums = {name: sums[name] / by for name, by in emphasis.items()}
         std = {name: std[name] / by for name, by in emphasis.items()}
-        found = moments.gaussians(sums, std, told["clipped_square"])
+        found = moments.gaussians(sums, std, clipped_square(told, torch.full_like(told["inner_radius"], TUNED.clip)))
         clipped = found.second.trace().clamp_min(TUNED.least_trace) * told["inner_radius"].square()
         radius = told["inner_radius"] * stretch(told["inner_variance"], clipped)
         again = found.counts.new_tensor(std["class_counts"] ** 2)
@@ -237,13 +211,16 @@ class FedHypeVAEWarm(OneShot):
         root = ((vectors * values.sqrt()) @ vectors.T).float()
         white = ((vectors * values.rsqrt()) @ vectors.T).float()
         centre = means.mean(0)
+        # the classes' common mean outside of the block
+        middle = centre - (centre @ white @ block.directions) @ block.directions.T @ root
+        released = Coordinates(server.tensors)
         return {
-            "basis": block.basis,
+            "centre": released.mean,
+            "basis": released.of_centred(block.basis.T).T,
             "directions": block.directions,
             "coordinates": means @ block.basis,
-            "root": root,
-            # the classes' common mean outside of the block
-            "middle": centre - (centre @ white @ block.directions) @ block.directions.T @ root,
+            "root": released.apart(root),
+            "middle": released.apart(middle),
         }
 
     def block_size(self, server: Server) -> int:
@@ -259,7 +236,7 @@ class FedHypeVAEWarm(OneShot):
 
     def class_products(self, rows: Rows, told: Tensors) -> moments.Products:
         """Sums and second moments of every class's residuals in the block."""
-        u = class_block.residuals(self.centred(rows, told, "radius"), rows.y, told["basis"], told["coordinates"])
+        u = class_block.residuals(self.about(rows, told) / told["radius"], rows.y, told["basis"], told["coordinates"])
         return class_block.class_products(u, rows.y, self.task.classes)
 
     def receive_classes(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:

@@ -2,7 +2,7 @@
 
 The paper's: release the second moment of the rows, then take gradient steps on a logistic loss; clipped, noised gradients are multiplied by
 its inverse, a ridge added: Newton steps whose Hessian is that of least squares, the same in all of them. Different here: rows are
-centred by a mean released before; classes share a softmax, where the paper has a sigmoid each; the ridge follows the noise that is known,
+taken in released coordinates; classes share a softmax, where the paper has a sigmoid each; the ridge follows the noise that is known,
 in place of a constant; rates fall, and the later iterates are averaged.
 """
 
@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from baselines.dp_linear import DPLinear, DPLinearParams
+from fedsim.batch import Batch
+from fedsim.methods.coordinates import Coordinates, coordinate_statistics
+from fedsim.methods.dp_sgd import DPSGD, DPSGDParams
 from fedsim.methods.messages import Round, Server, Tensors, Values
 from fedsim.methods.one_shot import Rows, Statistic, statistic_phase
 from fedsim.methods.optimise import average_step
-from fedsim.methods.parameters import shared_tensors
+from fedsim.methods.parameters import load_parameters, shared_tensors
 from fedsim.methods.phase import Phase
+from fedsim.methods.products import Classifier
 from fedsim.models.layers import ZeroLinear
-from fedsim.models.linear import LinearClassifier
+from fedsim.models.linear import LinearClassifier, cross_entropy
 from fedsim.plugins.registry import register
 from fedsim.privacy.plan import Unit
 from fedsim.privacy.statistics import moments
@@ -34,68 +37,86 @@ LEAST_RIDGE = 0.01
 """The ridge without noise, as a share of the mean eigenvalue."""
 
 
-class DPFeatureCovarianceParams(DPLinearParams):
+class DPFeatureCovarianceParams(DPSGDParams):
     """Parameters of DP-FC.
 
     Attributes:
-        mean_share, second_share: shares of the budget (in 1 / sigma^2) that the mean and the second moment take.
-        radius: of the ball to which centred rows are clipped; rows have unit norm.
+        coordinates_share, second_share: shares of the budget (in 1 / sigma^2) that coordinates and the second moment in them take.
+        radius: of the ball to which rows are clipped, in units of their typical distance from the mean.
         ridge: added to the second moment, in units of the largest eigenvalue that noise alone would have.
+        sample_rate: q; with all rows in every step, noise is all that makes steps differ.
         clip: C. A gradient's norm is below 1.5, so that few are clipped.
         learning_rate: of the preconditioned step; a logistic loss is flatter than the squares that the second moment stands for.
     """
 
+    coordinates_share: float = Field(0.16, gt=0, lt=1)
     second_share: float = Field(0.2, gt=0, lt=1)
-    radius: float = Field(0.5, gt=0)
+    radius: float = Field(0.7, gt=0)
     ridge: float = Field(1.0, gt=0)
     rounds: int = Field(20, ge=1)
+    sample_rate: float = Field(1.0, gt=0, le=1)
+    clip: float = Field(1.0, gt=0, allow_inf_nan=False)
     learning_rate: float = Field(6.0, gt=0)
 
 
 class BallHead(nn.Module):
-    """Softmax regression on rows about ``mean``, clipped to a ball of ``radius``, in units of it; the mean is told and not trained."""
+    """Softmax regression on rows in released coordinates, clipped to a ball of ``radius``, in units of it.
+
+    Coordinates are ``onto (x - mean)``; both are set by what was released, and not trained.
+    """
 
     def __init__(self, dim: int, classes: int, radius: float) -> None:
         super().__init__()
         self.head = ZeroLinear(dim, classes, bias=False)
-        self.mean, self.radius = nn.Parameter(torch.zeros(dim), requires_grad=False), radius
+        self.mean, self.onto = nn.Parameter(torch.zeros(dim), requires_grad=False), nn.Parameter(torch.eye(dim), requires_grad=False)
+        self.radius = radius
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[N, C]`` of embeddings ``[N, d]``."""
-        logits: Tensor = self.head(moments.centred(x, self.mean, self.radius))
+        logits: Tensor = self.head(moments.in_unit_ball((x - self.mean) @ self.onto.T / self.radius))
         return logits
 
     def classifier(self) -> LinearClassifier:
         """What it has become, for plain embeddings."""
-        weight = self.head.weight / self.radius
+        weight = self.head.weight @ self.onto / self.radius
         return LinearClassifier(weight, -weight @ self.mean)
 
 
 @register("dp-feature-covariance")
-class DPFeatureCovariance(DPLinear):
-    """The mean, the second moment about it, then full-batch DP-SGD that is preconditioned by it."""
+class DPFeatureCovariance(DPSGD):
+    """Coordinates, the second moment in them, then full-batch DP-SGD that is preconditioned by it."""
 
     source = "DP-FC: Mehta et al. 2022, arXiv 2211.13403"
     units: ClassVar[tuple[Unit, ...]] = ("example",)
-    Params = DPFeatureCovarianceParams
+    Params: ClassVar[type[DPFeatureCovarianceParams]] = DPFeatureCovarianceParams
 
     def build(self, clients: int) -> nn.Module:
         """The classifier."""
         return BallHead(self.task.dim, self.task.classes, self.params.radius)
 
-    def phases(self) -> tuple[Phase, ...]:
-        """DP-linear's, and the second moment between them."""
-        (mean, sgd), share = super().phases(), self.params.second_share
-        second = Statistic("second moment", share, {"second": 1.0}, self.second_products, self.receive_second)
-        return (mean, statistic_phase(second, self.clip(), self.task, self.broadcast), sgd.taking(1 - self.params.mean_share - share))
+    def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
+        """Cross-entropy."""
+        return {"cross_entropy": cross_entropy(model(batch.x), batch.y)}
 
-    def second_products(self, rows: Rows, told: Tensors) -> Mapping[str, OuterProduct]:
-        """Of rows about the mean, of norm at most 1."""
-        centred = moments.centred(rows.x, told["mean"], self.params.radius)
-        return {"second": OuterProduct(centred, centred)}
+    def phases(self) -> tuple[Phase, ...]:
+        """The statistics, then DP-SGD."""
+        ((sgd,), p) = super().phases(), self.params
+        second = Statistic("second moment", p.second_share, {"second": 1.0}, self.second_products, self.receive_second)
+        statistics = (*coordinate_statistics(p.coordinates_share), second)
+        phases = (statistic_phase(statistic, self.clip(), self.task, lambda server: dict(server.tensors)) for statistic in statistics)
+        return (*phases, sgd.taking(1 - p.coordinates_share - p.second_share))
+
+    def second_products(self, rows: Rows, released: Tensors) -> Mapping[str, OuterProduct]:
+        """Of rows in released coordinates, of norm at most 1."""
+        clipped = moments.in_unit_ball(Coordinates(released).of_rows(rows.x) / self.params.radius)
+        return {"second": OuterProduct(clipped, clipped)}
 
     def receive_second(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
-        """The preconditioner: the inverse of the noisy second moment, its negative part left out, with a ridge."""
+        """The preconditioner: the inverse of the noisy second moment, its negative part left out, with a ridge; the head's coordinates."""
+        mean = server.tensors["mean"]
+        load_parameters(
+            server.model, {"mean": mean, "onto": Coordinates(server.tensors).of_centred(torch.eye(len(mean), device=mean.device))}
+        )
         second = (sums["second"] + sums["second"].T) / 2
         edge = math.sqrt(2 * self.task.dim) * std["second"]
         ridge = self.params.ridge * edge + LEAST_RIDGE * float(second.trace().clamp_min(1.0)) / self.task.dim
@@ -109,3 +130,9 @@ class DPFeatureCovariance(DPLinear):
         if round_.step >= self.params.average_from * self.params.rounds:
             average_step(shared_tensors(server.model), server.tensors)
         return {"parameter_norm": weight.detach().norm()}
+
+    def classifier(self, server: Server) -> Classifier:
+        """The mean of the later iterates."""
+        model: Any = server.model
+        averaged: LinearClassifier = model.classifier()
+        return averaged

@@ -1,8 +1,7 @@
-"""DP-Gaussian: one shot; class means, counts and a shared low-rank covariance by Gaussian mechanisms, then sampling from the Gaussians."""
+"""DP-Gaussian: class means, counts and a shared covariance by Gaussian mechanisms in released coordinates, then samples of Gaussians."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -12,8 +11,9 @@ from torch import Tensor
 
 from fedsim.device import normal, to_device
 from fedsim.methods.algorithm import Params
+from fedsim.methods.coordinates import Coordinates, Stretched, coordinate_statistics
 from fedsim.methods.messages import Server, Tensors
-from fedsim.methods.one_shot import OneShot, Rows, Statistic, overall_mean
+from fedsim.methods.one_shot import OneShot, Rows, Statistic
 from fedsim.methods.products import Generator
 from fedsim.plugins.registry import register
 from fedsim.privacy.statistics import moments
@@ -25,35 +25,39 @@ class DPGaussianParams(Params):
     """Parameters of DP-Gaussian.
 
     Attributes:
-        mean_share: share of the budget (in 1 / sigma^2) that the overall mean takes.
-        radius: of the ball to which centred rows are clipped; rows have unit norm.
+        coordinates_share: share of the budget (in 1 / sigma^2) that the released coordinates take (:mod:`fedsim.methods.coordinates`).
+        radius: of the ball to which rows are clipped, in units of their typical distance from the mean.
         rank: most directions of the shared covariance that are kept.
     """
 
-    mean_share: float = Field(0.1, gt=0, lt=1)
-    radius: float = Field(0.6, gt=0)
-    rank: int = Field(128, ge=1)
+    coordinates_share: float = Field(0.16, gt=0, lt=1)
+    radius: float = Field(0.8, gt=0)
+    rank: int = Field(2048, ge=1)
 
 
 @register("dp-gaussian")
 class DPGaussian(OneShot):
-    """The mean first, then one Gaussian mechanism on class sums, counts and a second moment of the centred, clipped rows."""
+    """Coordinates first, then one Gaussian mechanism on class sums, counts and a second moment of the clipped rows in them."""
 
     source = "Gaussian mechanism: Balle and Wang 2018, arXiv 1805.06530; moments as in parametric feature transfer, arXiv 2402.01862"
     Params: ClassVar[type[DPGaussianParams]] = DPGaussianParams
 
     def statistics(self) -> tuple[Statistic, ...]:
-        """The mean; then moments of the centred rows."""
-        share = self.params.mean_share
-        return (overall_mean(share), self.moment_statistic(1 - share))
+        """Coordinates; then moments of the rows in them."""
+        share = self.params.coordinates_share
+        return (*coordinate_statistics(share), self.moment_statistic(1 - share))
 
     def moment_statistic(self, share: float) -> Statistic:
-        """Class sums and counts, and one second moment, of the centred rows."""
+        """Class sums and counts, and one second moment, of the clipped rows."""
         return Statistic("moments", share, moments.MOMENT_WEIGHTS, self.moment_products, self.receive_moments)
 
     def moment_products(self, rows: Rows, told: Tensors) -> Mapping[str, OuterProduct]:
-        """Of rows centred by the released mean."""
-        return moments.moment_products(moments.centred(rows.x, told["mean"], self.params.radius), rows.y, self.task.classes)
+        """Of the clipped rows."""
+        return moments.moment_products(self.clipped(rows, told), rows.y, self.task.classes)
+
+    def clipped(self, rows: Rows, told: Tensors) -> Tensor:
+        """Rows in released coordinates ``[N, d]``, clipped to the radius, in units of it."""
+        return moments.in_unit_ball(Coordinates(told).of_rows(rows.x) / self.params.radius)
 
     def receive_moments(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
         """What the moments say, in units of the radius."""
@@ -67,9 +71,13 @@ class DPGaussian(OneShot):
 
     def generator(self, server: Server) -> Generator:
         """Class means, the covariance's leading directions, white noise for the rest."""
-        found, radius = server.tensors, self.params.radius
+        found = server.tensors
         basis, covariance, rest = moments.principal(found["within"], float(found["noise"]), self.params.rank)
-        return GaussianGenerator(found["mean"] + radius * found["class_means"], basis, radius**2 * covariance, radius * math.sqrt(rest))
+        return self.taken_back(GaussianGenerator(found["class_means"], basis, covariance, rest**0.5), server)
+
+    def taken_back(self, generator: Generator, server: Server) -> Generator:
+        """A generator of clipped rows as one of embeddings."""
+        return Stretched(generator, Coordinates(server.tensors), self.params.radius)
 
 
 class GaussianGenerator:

@@ -7,7 +7,6 @@ client; the covariance is shared and fixed by its moments, so an EM step pays fo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -16,15 +15,16 @@ from torch import Tensor
 
 from baselines.dp_gaussian import DPGaussian, DPGaussianParams, GaussianGenerator
 from fedsim.device import normal, to_device
+from fedsim.methods.coordinates import NAMES, coordinate_statistics
 from fedsim.methods.messages import Server, Tensors
-from fedsim.methods.one_shot import Rows, Statistic, overall_mean
+from fedsim.methods.one_shot import Rows, Statistic
 from fedsim.methods.products import Generator
 from fedsim.plugins.registry import register
 from fedsim.privacy.statistics import mixture, moments
 from fedsim.privacy.statistics.outer_products import OuterProduct
 from fedsim.seeds import Purpose
 
-SENT_TO_CLIENTS = ("mean", "class_means", "class_counts", "basis", "covariance", "offsets", "shares")
+SENT_TO_CLIENTS = ("mean", *NAMES, "class_means", "class_counts", "basis", "covariance", "offsets", "shares")
 """What clients need of what was released."""
 
 
@@ -54,12 +54,12 @@ class DPGMM(DPGaussian):
     Params = DPGMMParams
 
     def statistics(self) -> tuple[Statistic, ...]:
-        """DP-Gaussian's two, then the E steps."""
+        """DP-Gaussian's, then the E steps."""
         p = self.params
         if p.components == 1:
             return super().statistics()
         em = Statistic("em", p.em_share, mixture.WEIGHTS, self.component_products, self.receive_components, p.em_steps)
-        return (overall_mean(p.mean_share), self.moment_statistic(1 - p.mean_share - p.em_share), em)
+        return (*coordinate_statistics(p.coordinates_share), self.moment_statistic(1 - p.coordinates_share - p.em_share), em)
 
     def broadcast(self, server: Server) -> Tensors:
         """What has been released, but for the moments, which clients do not need."""
@@ -67,8 +67,7 @@ class DPGMM(DPGaussian):
 
     def component_products(self, rows: Rows, told: Tensors) -> Mapping[str, OuterProduct]:
         """The E step: component sums and counts of the rows' residuals."""
-        centred = moments.centred(rows.x, told["mean"], self.params.radius)
-        u = mixture.residuals(centred, rows.y, told["class_means"], told["basis"])
+        u = mixture.residuals(self.clipped(rows, told), rows.y, told["class_means"], told["basis"])
         offsets, shares = told["offsets"], told["shares"]
         whitening = mixture.whitening(told["covariance"], mixture.scatter(offsets, shares, told["class_counts"]))
         belongs = mixture.responsibilities(u, rows.y, offsets, shares, whitening)
@@ -92,13 +91,13 @@ class DPGMM(DPGaussian):
         """The mixtures; their covariance is the classes' minus the scatter between components."""
         if self.params.components == 1:
             return super().generator(server)
-        tensors, radius = server.tensors, self.params.radius
+        tensors = server.tensors
         basis, offsets, shares = (tensors[name] for name in ("basis", "offsets", "shares"))
         covariance = tensors["within"] - basis @ mixture.scatter(offsets, shares, tensors["class_counts"]) @ basis.T
         directions, within, rest = moments.principal(covariance, float(tensors["noise"]), self.params.rank)
-        means = tensors["mean"] + radius * (tensors["class_means"].unsqueeze(1) + offsets @ basis.T)
-        gaussian = GaussianGenerator(means.flatten(0, 1), directions, radius**2 * within, radius * math.sqrt(rest))
-        return MixtureGenerator(gaussian, shares)
+        means = tensors["class_means"].unsqueeze(1) + offsets @ basis.T
+        gaussian = GaussianGenerator(means.flatten(0, 1), directions, within, rest**0.5)
+        return self.taken_back(MixtureGenerator(gaussian, shares), server)
 
 
 class MixtureGenerator:

@@ -1,7 +1,7 @@
 """DP-LS: a linear classifier by least squares in closed form, from the mean and the moments of the rows, each released once; no generator.
 
 The paper's: clip the rows, release their second moment and every class's sum by Gaussian mechanisms, project to positive semidefinite, add
-a ridge, solve for the weights. Different here: rows are centred by a mean released before; one mechanism releases second moment, class
+a ridge, solve for the weights. Different here: rows are taken in released coordinates; one mechanism releases second moment, class
 sums and class counts together, and no second moments by class, whose part in the paper's normal equations is small beside the shared
 one's; the ridge follows the noise that is known, in place of a constant; and classes are weighed alike, whatever their counts. Least
 squares on class indicators then is Fisher's discriminant (Hastie, Tibshirani and Friedman 2009, section 4.3): means, and one covariance.
@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from pydantic import Field
 
 from fedsim.methods.algorithm import Params
+from fedsim.methods.coordinates import Coordinates, coordinate_statistics
 from fedsim.methods.messages import Server, Tensors
-from fedsim.methods.one_shot import OneShot, Rows, Statistic, overall_mean
+from fedsim.methods.one_shot import OneShot, Rows, Statistic
 from fedsim.methods.products import Classifier
 from fedsim.models.linear import LinearClassifier
 from fedsim.plugins.registry import register
@@ -29,31 +30,33 @@ class DPLeastSquaresParams(Params):
     """Parameters of DP-LS.
 
     Attributes:
-        mean_share: share of the budget (in 1 / sigma^2) that the overall mean takes.
-        radius: of the ball to which centred rows are clipped; rows have unit norm.
+        coordinates_share: share of the budget (in 1 / sigma^2) that the released coordinates take (:mod:`fedsim.methods.coordinates`).
+        radius: of the ball to which rows are clipped, in units of their typical distance from the mean.
         ridge: eigenvalues of the covariance within classes are raised to this share of the largest that noise alone would have.
     """
 
-    mean_share: float = Field(0.1, gt=0, lt=1)
-    radius: float = Field(0.5, gt=0)
+    coordinates_share: float = Field(0.16, gt=0, lt=1)
+    radius: float = Field(0.7, gt=0)
     ridge: float = Field(0.35, gt=0)
 
 
 @register("dp-least-squares")
 class DPLeastSquares(OneShot):
-    """The mean, then moments of the centred rows by one Gaussian mechanism; the weights are post-processing."""
+    """Coordinates, then moments of the rows in them by one Gaussian mechanism; the weights are post-processing."""
 
     source = "DP-LS: Mehta et al. 2022, arXiv 2211.13403"
     Params = DPLeastSquaresParams
 
     def statistics(self) -> tuple[Statistic, ...]:
-        """The mean; then class sums, class counts and one second moment."""
-        share = self.params.mean_share
-        return (overall_mean(share), Statistic("moments", 1 - share, moments.MOMENT_WEIGHTS, self.moment_products, self.receive_moments))
+        """Coordinates; then class sums, class counts and one second moment."""
+        share = self.params.coordinates_share
+        last = Statistic("moments", 1 - share, moments.MOMENT_WEIGHTS, self.moment_products, self.receive_moments)
+        return (*coordinate_statistics(share), last)
 
     def moment_products(self, rows: Rows, told: Tensors) -> Mapping[str, OuterProduct]:
-        """Of rows centred by the released mean, of norm at most 1."""
-        return moments.moment_products(moments.centred(rows.x, told["mean"], self.params.radius), rows.y, self.task.classes)
+        """Of rows of norm at most 1."""
+        clipped = moments.in_unit_ball(Coordinates(told).of_rows(rows.x) / self.params.radius)
+        return moments.moment_products(clipped, rows.y, self.task.classes)
 
     def receive_moments(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
         """Weights and biases of centred rows: ``W^-1 m_c`` and ``-m_c^T W^-1 m_c / 2``, what noise adds to the square taken off again."""
@@ -67,5 +70,5 @@ class DPLeastSquares(OneShot):
 
     def classifier(self, server: Server) -> Classifier:
         """The discriminant, for plain rows."""
-        weight = server.tensors["weight"] / self.params.radius
+        weight = Coordinates(server.tensors).of_centred(server.tensors["weight"]) / self.params.radius
         return LinearClassifier(weight, server.tensors["bias"] - weight @ server.tensors["mean"])

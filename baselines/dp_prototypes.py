@@ -1,7 +1,7 @@
 """DP prototypes: one noisy mean a class, and the class of the nearest one; no generator.
 
 DPPL-Mean of the paper: clip the rows, release every class's mean by a Gaussian mechanism, classify by the nearest prototype. Different
-here: rows are centred by a mean released before, so that what is clipped and noised is small; counts are released with the sums, where the
+here: rows are taken in released coordinates, so that what is clipped and noised is small; counts are released with the sums, where the
 paper takes them for known; and what noise adds to a prototype's length is taken off. Averaging neighbouring features, the paper's option
 against noise, is left out: about a mean, noise in further dimensions turns no row's angle to a prototype. DPPL-Public, which picks
 prototypes from public rows, would need some.
@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from pydantic import Field
 
 from fedsim.methods.algorithm import Params
+from fedsim.methods.coordinates import Coordinates, coordinate_statistics
 from fedsim.methods.messages import Server, Tensors
-from fedsim.methods.one_shot import OneShot, Rows, Statistic, overall_mean
+from fedsim.methods.one_shot import OneShot, Rows, Statistic
 from fedsim.methods.products import Classifier
 from fedsim.models.linear import LinearClassifier
 from fedsim.plugins.registry import register
@@ -30,29 +31,31 @@ class DPPrototypesParams(Params):
     """Parameters of DP prototypes.
 
     Attributes:
-        mean_share: share of the budget (in 1 / sigma^2) that the overall mean takes.
-        radius: of the ball to which centred rows are clipped; rows have unit norm.
+        coordinates_share: share of the budget (in 1 / sigma^2) that the released coordinates take (:mod:`fedsim.methods.coordinates`).
+        radius: of the ball to which rows are clipped, in units of their typical distance from the mean.
     """
 
-    mean_share: float = Field(0.1, gt=0, lt=1)
-    radius: float = Field(0.5, gt=0)
+    coordinates_share: float = Field(0.16, gt=0, lt=1)
+    radius: float = Field(0.7, gt=0)
 
 
 @register("dp-prototypes")
 class DPPrototypes(OneShot):
-    """The mean, then class sums and counts of the centred rows by one Gaussian mechanism; the prototypes are post-processing."""
+    """Coordinates, then class sums and counts of the rows in them by one Gaussian mechanism; the prototypes are post-processing."""
 
     source = "DPPL-Mean: Wahdany et al. 2024, arXiv 2406.08039"
     Params = DPPrototypesParams
 
     def statistics(self) -> tuple[Statistic, ...]:
-        """The mean; then every class's sum and count."""
-        share = self.params.mean_share
-        return (overall_mean(share), Statistic("prototypes", 1 - share, PROTOTYPE_WEIGHTS, self.class_products, self.receive_prototypes))
+        """Coordinates; then every class's sum and count."""
+        share = self.params.coordinates_share
+        last = Statistic("prototypes", 1 - share, PROTOTYPE_WEIGHTS, self.class_products, self.receive_prototypes)
+        return (*coordinate_statistics(share), last)
 
     def class_products(self, rows: Rows, told: Tensors) -> moments.Products:
-        """Centred rows of norm at most 1, and a one, beside the class."""
-        found = moments.class_mean_products(moments.centred(rows.x, told["mean"], self.params.radius), rows.y, self.task.classes)
+        """Rows of norm at most 1, and a one, beside the class."""
+        clipped = moments.in_unit_ball(Coordinates(told).of_rows(rows.x) / self.params.radius)
+        found = moments.class_mean_products(clipped, rows.y, self.task.classes)
         return {"sums": found["class_sums"], "counts": found["class_counts"]}
 
     def receive_prototypes(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
@@ -65,5 +68,6 @@ class DPPrototypes(OneShot):
 
     def classifier(self, server: Server) -> Classifier:
         """By the angle about the mean, which for a row is a matter of its product with each prototype."""
-        prototypes, mean = server.tensors["prototypes"], server.tensors["mean"]
-        return LinearClassifier(prototypes, -prototypes @ mean)
+        # the product of two rows of coordinates is that of one of them with the other's embedding, taken to coordinates once more
+        weight = Coordinates(server.tensors).of_centred(server.tensors["prototypes"])
+        return LinearClassifier(weight, -weight @ server.tensors["mean"])

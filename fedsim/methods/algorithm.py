@@ -21,7 +21,7 @@ from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Round, Server, Task, Tensors
 from fedsim.methods.parameters import shared_tensors
 from fedsim.methods.phase import Phase, rounds_of
-from fedsim.methods.products import Classifier, Generator
+from fedsim.methods.products import Classifier, Generator, Product
 from fedsim.models.initialise import initial_model
 from fedsim.privacy.plan import Claim, PrivacyPlan, Release, Trust, Unit, calibrate
 from fedsim.seeds import Seeds
@@ -87,6 +87,10 @@ class Algorithm(ABC):
     def classifier(self, server: Server) -> Classifier:
         """For an algorithm without a generator: the classifier, from the same."""
         raise NotImplementedError(f"{type(self).__name__} yields a generator")
+
+    def product(self, server: Server) -> Product:
+        """The generator or classifier, of embeddings."""
+        return self.generator(server) if self.generates() else self.classifier(server)
 
     def label_counts(self, server: Server) -> Tensor | None:
         """Rows per class ``[C]``, estimated from releases of the plan; None if the plan releases no counts.

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +23,16 @@ from fedsim.seeds import Purpose, Seeds
 
 NUMBERS_AT_ONCE = 2**18
 """Numbers of noise that are drawn before they are added: they fit a processor's cache, and one addition serves many clients."""
+
+
+class RowMap(Protocol):
+    """What rows are seen through, such as released coordinates."""
+
+    def of_rows(self, x: Tensor) -> Tensor:
+        """``[N, d]`` to the same shape, each row by itself."""
+
+    def equals(self, other: Any) -> bool:
+        """Whether it is the same map."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +95,19 @@ class Clients:
     ran: Ran = field(default_factory=Ran)
     steps: range | None = None
     device: torch.device = CPU
+
+    @cached_property
+    def _seen(self) -> list[tuple[RowMap, Clients]]:
+        """The last coordinates, and the clients in them."""
+        return []
+
+    def in_coordinates(self, coordinates: RowMap | None) -> Clients:
+        """The same clients with their rows in ``coordinates``, made once for all rounds; themselves where there are none."""
+        if coordinates is None:
+            return self
+        if not self._seen or not self._seen[0][0].equals(coordinates):
+            self._seen[:] = [(coordinates, replace(self, x=tuple(map(coordinates.of_rows, self.x))))]
+        return self._seen[0][1]
 
     @cached_property
     def pooled(self) -> Pooled:

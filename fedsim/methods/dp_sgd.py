@@ -21,17 +21,22 @@ from fedsim.batch import Batch
 from fedsim.errors import UserError
 from fedsim.methods.algorithm import Algorithm, Params
 from fedsim.methods.clients import Clients
+from fedsim.methods.coordinates import PREFIX, Coordinates, coordinate_statistics, for_embeddings
 from fedsim.methods.messages import Diagnostic, DiagnosticLike, Message, Round, Server, Tensors, Values
+from fedsim.methods.one_shot import statistic_phase
 from fedsim.methods.optimise import Dims, adam_step, average_step, by_client, by_input, signal_shares
 from fedsim.methods.parameters import load_parameters, local_names, shared_tensors
 from fedsim.methods.per_example import check_clients, check_loss
 from fedsim.methods.phase import Phase
+from fedsim.methods.products import Product
 from fedsim.methods.returns import loss_parts
 from fedsim.privacy.clipping import EngineName, Norms, clipped_sum
 from fedsim.privacy.plan import Claim, Release, Unit
 from fedsim.seeds import Purpose
 
 RELEASE = "dp-sgd"
+SGD_POWER, SGD_LOOKS = 0.5, 2
+"""Of the coordinates: all variances that are seen become equal, so that those that are not may have one noise in the model."""
 
 
 class DPSGDParams(Params):
@@ -48,6 +53,8 @@ class DPSGDParams(Params):
         expected_batch: public divisor of the summed gradients; not derived from how many examples there are.
         follow_signal: every step of Adam is scaled by the share of its gradient that is not noise (post-processing, free): what noise
             drowns does not wander, and steps shrink as what there is to learn does.
+        precondition: share of the budget (in 1 / sigma^2) that is spent on released coordinates in which rows are centred, of one size and
+            less stretched (:mod:`fedsim.methods.coordinates`); 0: rows as they are. ``unit: client`` has none, statistics are per example.
         noised: ``all`` clips and noises shared and per-client gradients; ``shared`` the shared ones only.
         engine: how clipped sums are computed.
     """
@@ -62,6 +69,7 @@ class DPSGDParams(Params):
     average_from: float = Field(0.5, ge=0, lt=1)
     expected_batch: float = Field(256, gt=0)
     follow_signal: bool = False
+    precondition: float = Field(0.0, ge=0, lt=1)
     noised: Literal["all", "shared"] = "all"
     engine: EngineName = "bookkeeping"
 
@@ -106,9 +114,15 @@ class DPSGD(Algorithm):
     # --- privacy ---
 
     def phases(self) -> tuple[Phase, ...]:
-        """All rounds are one Poisson-subsampled Gaussian mechanism, over examples, groups or clients."""
+        """The coordinates' statistics, if any; then all rounds as one Poisson-subsampled Gaussian mechanism, over the units."""
         rate = self.params.client_rate if self.task.unit == "client" else self.params.sample_rate
-        return (Phase(Release(RELEASE, rate, self.params.rounds), self.client_round, self.server_step, self.broadcast),)
+        sgd = Phase(Release(RELEASE, rate, self.params.rounds), self.client_round, self.server_step, self.broadcast)
+        share = self.params.precondition
+        if not share or self.task.unit == "client":
+            return (sgd,)
+        spread = coordinate_statistics(share, power=SGD_POWER, looks=SGD_LOOKS)
+        first = (statistic_phase(statistic, self.clip(), self.task, lambda server: dict(server.tensors)) for statistic in spread)
+        return (*first, sgd.taking(1 - share))
 
     def check_setting(self) -> None:
         """Clients are sampled where they are the unit only.
@@ -127,7 +141,7 @@ class DPSGD(Algorithm):
             NotPerExample: it is not.
             ValueError: the engine cannot clip the model.
         """
-        if round_.number:
+        if round_.step or round_.release.name != RELEASE:
             return
         if self.task.unit == "client":
             check_clients(self, min(2, self.task.clients))
@@ -155,17 +169,22 @@ class DPSGD(Algorithm):
         free = () if self.params.noised == "all" else tuple(local_names(model))
         return Norms(self.clip(), self.task.unit, self.clip_weights(), free)
 
+    def product(self, server: Server) -> Product:
+        """What was trained in the coordinates, for embeddings."""
+        return for_embeddings(super().product(server), Coordinates.where_released(server.tensors))
+
     # --- one round ---
 
     def broadcast(self, server: Server) -> Tensors:
-        """The shared parameters but for the server's own."""
-        return {name: p for name, p in shared_tensors(server.model).items() if not name.startswith(self.server_only)}
+        """The shared parameters but for the server's own, and the coordinates."""
+        shared = {name: p for name, p in shared_tensors(server.model).items() if not name.startswith(self.server_only)}
+        return shared | {name: value for name, value in server.tensors.items() if name.startswith(PREFIX)}
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         """The cohort's clipped sum in one batch; per-client parameters take a noisy step of their own."""
         load_parameters(clients.model, broadcast)
         rows = clients.poisson(round_.stream, self.params.sample_rate, self.params.client_rate)
-        batch = clients.batch(rows, round_.stream, self.draws())
+        batch = clients.in_coordinates(Coordinates.where_released(broadcast)).batch(rows, round_.stream, self.draws())
         names: list[str] = []
 
         def stacked(model: nn.Module, batch: Batch) -> Tensor:

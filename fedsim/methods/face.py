@@ -7,6 +7,7 @@ from fedsim.batch import Batch
 from fedsim.device import normal, to_device
 from fedsim.methods.algorithm import Algorithm, Params
 from fedsim.methods.clients import Clients
+from fedsim.methods.coordinates import Coordinates, Stretched, coordinate_statistics
 from fedsim.methods.dp_sgd import DPSGD, DPSGDParams
 from fedsim.methods.local_dp_sgd import LocalDPSGD, LocalDPSGDParams
 from fedsim.methods.local_training import LocalTraining, LocalTrainingParams
@@ -30,6 +31,7 @@ __all__ = [
     "Claim",
     "Classifier",
     "Clients",
+    "Coordinates",
     "DPSGDParams",
     "Diagnostic",
     "Generator",
@@ -51,8 +53,10 @@ __all__ = [
     "Seeds",
     "Server",
     "Statistic",
+    "Stretched",
     "Task",
     "Tensors",
+    "coordinate_statistics",
     "functional_loss",
     "gaussian_nll",
     "normal",

@@ -143,9 +143,14 @@ class OneShot(Algorithm):
 
 
 def overall_mean(share: float) -> Statistic:
-    """The mean of all rows, of norm at most 1 each, as ``server.tensors["mean"]`` ``[d]``."""
+    """The mean of all rows, of norm at most 1 each, as ``server.tensors["mean"]`` ``[d]``; ``rows``, how many there are.
+
+    Unit rows are ``square`` = 1 - |mean|^2 from it, on average of the squares.
+    """
 
     def receive(server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
-        server.tensors["mean"] = moments.released_mean(sums, std).mean
+        found = moments.released_mean(sums, std)
+        square = (1 - found.mean.square().sum()).clamp_min(moments.LEAST_SQUARE)
+        server.tensors |= {"mean": found.mean, "rows": found.rows, "square": square}
 
     return Statistic("mean", share, moments.MEAN_WEIGHTS, lambda rows, told: moments.mean_products(rows.x), receive)

@@ -72,7 +72,7 @@ class ModulatedDecoder(nn.Module):
         dim: d, the embedding's dimension.
         code: dimension of the client code; 0: no modulation.
         latent_scale: factor on z, which sets z's share of the gradient against the prototypes'.
-        class_maps: z enters through one-hot y times z, so every class has a map of z of its own.
+        class_maps: z enters once more through one-hot y times z: every class's map of z is the shared one plus a deviation of its own.
     """
 
     def __init__(
@@ -87,16 +87,15 @@ class ModulatedDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.classes, self.latent_scale, self.dim, self.class_maps = classes, latent_scale, dim, class_maps
-        widths = [latent * (classes if class_maps else 1) + classes, *hidden, dim]
+        widths = [latent * (1 + classes if class_maps else 1) + classes, *hidden, dim]
         self.layers = nn.ModuleList(ModulatedLinear(a, b, code) for a, b in pairwise(widths))
 
     def forward(self, z: Tensor, y: Tensor, code: Tensor) -> Tensor:
         """``[N, T, latent]``, labels ``[N]`` and codes ``[N, k]`` to ``[N, T, d]``."""
         onehot = one_hot(y, self.classes).unsqueeze(1).expand(-1, z.shape[1], -1)
         z = z * self.latent_scale
-        if self.class_maps:
-            z = (onehot.unsqueeze(3) * z.unsqueeze(2)).flatten(2)
-        h = torch.cat([z, onehot], -1)
+        own = [(onehot.unsqueeze(3) * z.unsqueeze(2)).flatten(2)] if self.class_maps else []
+        h = torch.cat([z, *own, onehot], -1)
         for index, layer in enumerate(self.layers):
             h = layer(h if index == 0 else F.relu(h), code)
         return h / math.sqrt(self.dim)
@@ -116,7 +115,9 @@ class ModulatedDecoder(nn.Module):
         (layer,) = self.modulated()
         weight = layer.rows.weight.detach() / math.sqrt(self.dim)
         maps, prototypes = weight[:, : -self.classes] * self.latent_scale, weight[:, -self.classes :]
-        by_class = maps.reshape(self.dim, self.classes if self.class_maps else 1, -1).transpose(0, 1)
+        by_class = maps.reshape(self.dim, 1 + self.classes if self.class_maps else 1, -1).transpose(0, 1)
+        if self.class_maps:
+            by_class = by_class[:1] + by_class[1:]
         return by_class, prototypes.T + layer.rows.bias.detach() / math.sqrt(self.dim)
 
     def lipschitz(self) -> Tensor:

@@ -28,7 +28,7 @@ from fedsim.words import number, print_line, wide_console
 
 ROWS_A_CLIENT = 2
 """Rows of every client in the rounds that show the shapes of what is sent."""
-NAMES = {
+STATISTIC_NAMES = {
     "sum": "mean of all rows",
     "count": "number of rows",
     "second": "second moment",
@@ -180,7 +180,7 @@ class CellNoise:
 
 def _title(name: str) -> str:
     """Of a part of a statistic: a sum is released to be divided, so its noise is that of a mean."""
-    return NAMES.get(name) or name.replace("_sums", " means").replace("_second", " second moments").replace("_", " ")
+    return STATISTIC_NAMES.get(name) or name.replace("_sums", " means").replace("_second", " second moments").replace("_", " ")
 
 
 def show_noise(prepared: Prepared, console: Console) -> None:

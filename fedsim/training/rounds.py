@@ -142,7 +142,7 @@ def restored(
 
 def _product(algorithm: Algorithm, server: Server) -> Product:
     _take_means(server)
-    return algorithm.generator(server) if algorithm.generates() else algorithm.classifier(server)
+    return algorithm.product(server)
 
 
 def _take_means(server: Server) -> None:

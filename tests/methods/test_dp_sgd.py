@@ -8,8 +8,11 @@ import pytest
 import torch
 from broken.tiny import Prototypes
 from cells import one_cell, quick
-from torch import Tensor
+from torch import Tensor, nn
 
+from fedsim.methods.coordinates import Coordinates, coordinate_statistics
+from fedsim.methods.messages import Server
+from fedsim.methods.one_shot import Rows
 from fedsim.seeds import Seeds
 from fedsim.training.rounds import restored, to_the_end, train
 from fedsim.training.trial import local_pool
@@ -17,7 +20,12 @@ from fedsim.training.trial import local_pool
 
 def energies(epsilon: float, **keys: Any) -> dict[str, Tensor]:
     """Mean squares of the gradients in units of their noise, by parameter, after a short training on two clients."""
-    trial, data, algorithm = one_cell(quick("fedhypevae", rounds=8, latent=4, **keys.pop("params", {})), epsilon=epsilon, clients=2, **keys)
+    trial, data, algorithm = one_cell(
+        quick("fedhypevae", precondition=0, encoder="corrected", rounds=8, latent=4, **keys.pop("params", {})),
+        epsilon=epsilon,
+        clients=2,
+        **keys,
+    )
     kept: list[Any] = []
     for _ in train(algorithm, local_pool(trial, data), trial.plan, Seeds(0), checkpoint=lambda capture: kept.append(capture())):
         pass
@@ -42,7 +50,9 @@ def test_what_is_not_noised_is_all_signal() -> None:
 def test_noise_alone_hardly_moves_a_parameter() -> None:
     moved = {}
     for follow in (True, False):
-        trial, data, algorithm = one_cell(quick("fedhypevae", rounds=8, follow_signal=follow), epsilon=0.02, clients=2)
+        trial, data, algorithm = one_cell(
+            quick("fedhypevae", precondition=0, encoder="corrected", rounds=8, follow_signal=follow), epsilon=0.02, clients=2
+        )
         pool: Any = local_pool(trial, data)
         for _ in train(algorithm, pool, trial.plan, Seeds(0)):
             pass
@@ -52,7 +62,7 @@ def test_noise_alone_hardly_moves_a_parameter() -> None:
 
 
 def test_what_is_released_of_codes_is_their_mean_over_the_averaged_rounds() -> None:
-    trial, data, algorithm = one_cell(quick("fedhypevae", rounds=6, average_from=0.5), epsilon=4.0)
+    trial, data, algorithm = one_cell(quick("fedhypevae", precondition=0, rounds=6, average_from=0.5), epsilon=4.0)
     pool = local_pool(replace(trial, sizes=(4,)), data)
     (cohort,) = pool.cohorts  # type: ignore[attr-defined]
     seen = []
@@ -63,7 +73,7 @@ def test_what_is_released_of_codes_is_their_mean_over_the_averaged_rounds() -> N
 
 
 def test_the_server_averages_its_iterates_over_the_same_rounds() -> None:
-    trial, data, algorithm = one_cell(quick("fedhypevae", rounds=6, average_from=0.5), epsilon=4.0)
+    trial, data, algorithm = one_cell(quick("fedhypevae", precondition=0, rounds=6, average_from=0.5), epsilon=4.0)
     _, end = to_the_end(train(algorithm, local_pool(trial, data), trial.plan, Seeds(0)))
     assert end.state["server.tensors.average_count"] == 3
 
@@ -79,7 +89,7 @@ def test_a_generator_has_the_mean_of_the_iterates_as_its_model_when_made_and_whe
 
 @pytest.mark.parametrize("epsilon", [4.0, math.inf])
 def test_the_norms_of_noise_and_signal_are_recorded(epsilon: float) -> None:
-    trial, data, algorithm = one_cell(quick("fedhypevae"), epsilon=epsilon)
+    trial, data, algorithm = one_cell(quick("fedhypevae", precondition=0), epsilon=epsilon)
     numbers = sum(value.numel() for value in algorithm.broadcast(algorithm.initial_server(Seeds(0))).values())
     records, _ = to_the_end(train(algorithm, local_pool(trial, data), trial.plan, Seeds(0)))
     assert trial.plan is not None
@@ -90,9 +100,42 @@ def test_the_norms_of_noise_and_signal_are_recorded(epsilon: float) -> None:
 
 @pytest.mark.parametrize(("clip", "clipped"), [(1e-9, 1.0), (1e9, 0.0)])
 def test_the_share_of_clipped_gradients_is_recorded(clip: float, clipped: float) -> None:
-    trial, data, algorithm = one_cell(quick("fedhypevae", clip=clip), epsilon=4.0)
+    trial, data, algorithm = one_cell(quick("fedhypevae", precondition=0, clip=clip), epsilon=4.0)
     broadcast = algorithm.broadcast(algorithm.initial_server(Seeds(0)))
     (message,) = local_pool(replace(trial, sizes=(4,)), data).round(next(algorithm.schedule()), broadcast)
     fractions: Any = message.diagnostics["clipped_fraction"]
     assert len(fractions) > 0
     assert set(fractions.tolist()) == {clipped}
+
+
+def test_coordinates_are_released_first_and_counted() -> None:
+    trial, data, algorithm = one_cell(quick("fedhypevae"), epsilon=4.0)
+    records, trained = to_the_end(train(algorithm, local_pool(trial, data), trial.plan, Seeds(0)))
+    assert trial.plan is not None
+    assert [record.values["release"] for record in records] == ["mean", "spread", "spread", "dp-sgd", "dp-sgd", "dp-sgd"]
+    assert {release.name: release.steps for release in trial.plan.releases} == {"mean": 1, "spread": 2, "dp-sgd": 3}
+    assert trained.ledger.epsilon(trial.plan.delta)[0] == pytest.approx(trial.plan.epsilon_reached, rel=1e-6)
+
+
+def test_a_client_as_the_unit_has_no_coordinates() -> None:
+    trial, _, _ = one_cell(quick("fedhypevae"), epsilon=4.0, unit="client")
+    assert trial.plan is not None
+    assert [release.name for release in trial.plan.releases] == ["dp-sgd"]
+
+
+@pytest.mark.parametrize("looks", [1, 2])
+def test_coordinates_of_a_steep_spectrum_are_round_and_go_back(looks: int) -> None:
+    stream = torch.Generator().manual_seed(0)
+    steep = 0.5 ** torch.arange(8.0)
+    x = 3 + steep * torch.randn(4000, 8, generator=stream)
+    server = Server(nn.Module(), Seeds(0), {"mean": x.mean(0), "rows": torch.tensor(4000.0), "square": x.var(0).sum()})
+    _, spread = coordinate_statistics(0.1, power=0.5, looks=looks)
+    for _ in range(looks):
+        products = spread.products(Rows(x, torch.zeros(4000), torch.zeros(4000)), server.tensors)
+        sums = {name: product.left.T @ product.right for name, product in products.items()}
+        spread.receive(server, sums, dict.fromkeys(sums, 0.0))
+    coordinates = Coordinates(server.tensors)
+    r = coordinates.of_rows(x)
+    torch.testing.assert_close(coordinates.rows(r), x, rtol=1e-3, atol=1e-3)
+    values = torch.linalg.eigvalsh(torch.cov(r.T))
+    assert float(values.max() / values.min()) < 0.01 * float((steep.max() / steep.min()) ** 2)

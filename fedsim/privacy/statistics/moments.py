@@ -22,6 +22,8 @@ Products = dict[str, OuterProduct]
 MEAN_WEIGHTS = {"sum": 1.0, "count": 0.3}
 CLIENT_WEIGHTS = {"client_sums": 1.0, "client_counts": 0.15}
 MOMENT_WEIGHTS = {"class_sums": 1.0, "class_counts": 0.15, "second": 0.7}
+LEAST_SQUARE = 1e-6
+"""A mean squared distance is no smaller."""
 PRIOR_ERROR = 0.05
 """Standard deviation of what is believed of the rows' mean squared norm, before it is seen."""
 
@@ -64,11 +66,6 @@ def in_unit_ball(r: Tensor) -> Tensor:
     """Rows ``[N, d]``, those of a norm above 1 scaled to 1."""
     clipped: Tensor = r / r.norm(dim=1, keepdim=True).clamp_min(1.0)
     return clipped
-
-
-def centred(x: Tensor, mean: Tensor, radius: float) -> Tensor:
-    """Rows minus ``mean``, clipped to a ball of ``radius``, in units of it: norm at most 1."""
-    return in_unit_ball((x - mean) / radius)
 
 
 def moment_products(r: Tensor, y: Tensor, classes: int) -> Products:

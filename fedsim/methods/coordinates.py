@@ -1,0 +1,193 @@
+"""Released coordinates: rows about their mean, in units of their distance from it, and less steep than their spectrum is.
+
+Noise is the same in every direction, so under a steep spectrum it hides all directions but the first. In coordinates divided by a power of
+a released variance less is hidden (private preconditioning: Kamath et al. 2019, arXiv 1805.00216). Two releases: the mean; then the second
+moment of the rows' directions from it, which have norm 1 at any scale, with a histogram of their distances. The second may be repeated:
+a look in the coordinates of the one before it sees what that one's noise hid. All else is post-processing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from fedsim.methods.messages import Server, Tensors
+from fedsim.methods.one_shot import Rows, Statistic, overall_mean
+from fedsim.methods.products import Classifier, Generator, Product, is_classifier, is_personal, own
+from fedsim.privacy.statistics.distances import clipped, distance_products, released_distances
+from fedsim.privacy.statistics.moments import Products
+from fedsim.privacy.statistics.outer_products import OuterProduct
+from fedsim.privacy.statistics.spectral import leading, steady
+
+PREFIX = "coordinates."
+NAMES = tuple(f"{PREFIX}{name}" for name in ("mean", "basis", "shrink", "stretch", "scale"))
+"""Tensors that hold the coordinates."""
+MEAN_SHARE = 0.4
+"""Of what both releases take of the budget."""
+SPREAD_WEIGHTS = {"second": 1.0, "bins": 0.3}
+MOST_DIRECTIONS = 64
+"""With a scale of their own; all others share one."""
+ABOVE_EDGE = 1.1
+"""Directions have a scale of their own where their eigenvalue is this factor above the largest that noise alone would have."""
+LEAST_REST = 1e-4
+"""Least share of the variance that the other directions have together."""
+POWER = 0.25
+"""Coordinates are divided by this power of their variance over that of the rest: 1/2 would make all variances equal."""
+
+About = Callable[[Rows, Tensors], Tensor]
+
+
+def about_mean(rows: Rows, released: Tensors) -> Tensor:
+    """Rows minus the released mean ``[N, d]``."""
+    return rows.x - released["mean"]
+
+
+def coordinate_statistics(
+    share: float, about: About = about_mean, mean: Statistic | None = None, *, power: float = POWER, looks: int = 1
+) -> tuple[Statistic, Statistic]:
+    """The two releases; :class:`Coordinates` reads what they leave in ``server.tensors``.
+
+    Args:
+        share: of the budget in units of 1 / sigma^2, for both together.
+        about: rows about their centre, from what was broadcast.
+        mean: the first release, where it is not the overall mean; it leaves ``mean``, ``rows`` and ``square`` as that does.
+        power: of their variance that directions are divided by; 1/2 makes all variances equal.
+        looks: how often the second is released, with that part of its budget each.
+    """
+
+    def products(rows: Rows, released: Tensors) -> Products:
+        r = about(rows, released)
+        return spread_products(Coordinates(released).of_centred(r) if NAMES[0] in released else r)
+
+    def receive(server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+        receive_spread(server, sums, std, power)
+
+    spread = Statistic("spread", (1 - MEAN_SHARE) * share, SPREAD_WEIGHTS, products, receive, looks)
+    return mean or overall_mean(MEAN_SHARE * share), spread
+
+
+def spread_products(r: Tensor) -> Products:
+    """The second moment of the directions of rows ``[N, d]`` about their centre, and the histogram of their lengths."""
+    direction = r / r.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    return {"second": OuterProduct(direction, direction)} | distance_products(r)
+
+
+def receive_spread(server: Server, sums: Tensors, std: Mapping[str, float], power: float = POWER) -> None:
+    """The coordinates, of mean squared norm 1, from the directions whose variance stands out of the noise; or one look more."""
+    before = Coordinates(server.tensors) if NAMES[0] in server.tensors else None
+    number = "" if before is None else f".{len(before.looks)}"
+    second, rows, dim = sums["second"], server.tensors["rows"], len(sums["second"])
+    distances = released_distances(sums["bins"], std["bins"], server.tensors["square"] if before is None else torch.ones_like(rows))
+    # two triangles carry independent noise, so their mean has half the variance; such a matrix has its largest eigenvalue at the edge
+    edge = 2 * std["second"] / 2**0.5 / float(rows) * dim**0.5
+    seen, vectors = leading((second + second.T) / 2 / rows, MOST_DIRECTIONS, max(ABOVE_EDGE * edge, 1e-9))
+    # an eigenvalue l is seen at l + (edge / 2)^2 / l (Benaych-Georges and Nadakuditi 2011)
+    values = (seen + (seen.square() - edge**2).sqrt()) / 2
+    rest = ((1 - values.sum()) / max(dim - len(values), 1)).clamp_min(LEAST_REST / dim)
+    basis, relative = steady(vectors), (values / rest).clamp_min(1.0)
+    turned = basis.T @ vectors
+
+    def function(of: Tensor) -> Tensor:
+        return ((turned * of) @ turned.T).float()
+
+    kept = (dim - len(values) + relative.pow(1 - 2 * power).sum()) * rest
+    server.tensors |= {
+        f"{PREFIX}mean": server.tensors["mean"],
+        f"{PREFIX}basis{number}": basis.float(),
+        f"{PREFIX}shrink{number}": function(relative.pow(-power) - 1),
+        f"{PREFIX}stretch{number}": function(relative.pow(power) - 1),
+        f"{PREFIX}scale": (1.0 if before is None else before.scale) * (distances.square * kept).sqrt().float(),
+        f"{PREFIX}counts": distances.counts,
+        f"{PREFIX}squares": distances.squares / distances.square,
+    }
+
+
+def clipped_square(released: Tensors, radius: Tensor) -> Tensor:
+    """The mean squared norm of coordinates that are clipped at ``radius``, in units of it, if their lengths vary as distances do."""
+    return clipped(released[f"{PREFIX}counts"], released[f"{PREFIX}squares"], radius)
+
+
+class Coordinates:
+    """``r = (I + B shrink B^T) (x - mean) / scale`` and its inverse ``x = mean + scale (I + B stretch B^T) r``, B ``[d, k]``.
+
+    Every further look multiplies by a matrix of its own.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.mean, self.scale = tensors[f"{PREFIX}mean"], tensors[f"{PREFIX}scale"]
+        numbers = ["", *(f".{i}" for i in range(1, sum(name.startswith(f"{PREFIX}basis") for name in tensors)))]
+        self.looks = [tuple(tensors[f"{PREFIX}{name}{number}"] for name in ("basis", "shrink", "stretch")) for number in numbers]
+
+    @classmethod
+    def where_released(cls, tensors: Mapping[str, Tensor]) -> Coordinates | None:
+        """From tensors that may hold none."""
+        return cls(tensors) if NAMES[0] in tensors else None
+
+    def equals(self, other: Coordinates) -> bool:
+        """Whether they are the same numbers."""
+        own, others = ([it.mean, it.scale, *chain(*it.looks)] for it in (self, other))
+        return len(own) == len(others) and all(map(torch.equal, own, others))
+
+    def of_rows(self, x: Tensor) -> Tensor:
+        """Coordinates of embeddings ``[N, d]``."""
+        return self.of_centred(x - self.mean)
+
+    def of_centred(self, about: Tensor) -> Tensor:
+        """Coordinates of embeddings minus their centre ``[N, d]``."""
+        r = about / self.scale
+        for basis, shrink, _ in self.looks:
+            r = r + r @ basis @ shrink @ basis.T
+        return r
+
+    def rows(self, r: Tensor) -> Tensor:
+        """Embeddings at coordinates ``[N, d]``."""
+        return self.mean + self.apart(r)
+
+    def apart(self, r: Tensor) -> Tensor:
+        """Embeddings at coordinates, minus their centre ``[N, d]``."""
+        for basis, _, stretch in reversed(self.looks):
+            r = r + r @ basis @ stretch @ basis.T
+        return self.scale * r
+
+
+class Stretched:
+    """A generator of coordinates, in units of ``unit``, as one of embeddings."""
+
+    def __init__(self, generator: Generator, coordinates: Coordinates, unit: float = 1.0) -> None:
+        self.generator, self.coordinates, self.unit = generator, coordinates, unit
+
+    def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
+        """Synthetic embeddings ``[n, d]``."""
+        with torch.no_grad():
+            return self.coordinates.rows(self.unit * self.generator.sample(labels, stream))
+
+
+class PersonalStretched(Stretched):
+    """The same of a generator with a version for every client."""
+
+    def of_client(self, client: int) -> Stretched:
+        """That of the client's own generator."""
+        return Stretched(own(self.generator, client), self.coordinates, self.unit)
+
+
+class CoordinateClassifier:
+    """A classifier of coordinates, as one of embeddings."""
+
+    def __init__(self, classifier: Classifier, coordinates: Coordinates) -> None:
+        self.classifier, self.coordinates = classifier, coordinates
+
+    def probabilities(self, x: Tensor) -> Tensor:
+        """``[n, C]`` for embeddings ``[n, d]``."""
+        return self.classifier.probabilities(self.coordinates.of_rows(x))
+
+
+def for_embeddings(made: Product, coordinates: Coordinates | None) -> Product:
+    """What was made of rows in ``coordinates``, for embeddings; as it is where there are none."""
+    if coordinates is None:
+        return made
+    if is_classifier(made):
+        return CoordinateClassifier(made, coordinates)
+    return (PersonalStretched if is_personal(made) else Stretched)(made, coordinates)
