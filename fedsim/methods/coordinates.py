@@ -32,8 +32,8 @@ ABOVE_EDGE = 1.1
 """Directions have a scale of their own where their eigenvalue is this factor above the largest that noise alone would have."""
 LEAST_REST = 1e-4
 """Least share of the variance that the other directions have together."""
-POWER = 0.5
-"""Coordinates are divided by this power of their variance over that of the rest: 1/2 makes all variances equal."""
+POWER = 0.25
+"""Coordinates are divided by this power of their variance over that of the rest: 1/2 would make all variances equal."""
 
 About = Callable[[Rows, Tensors], Tensor]
 
