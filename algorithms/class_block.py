@@ -1,8 +1,9 @@
-"""What sets classes apart: the few directions in which class and site moments are told again, where little noise goes a long way.
+"""The block: the few whitened directions that separate classes, in which class and site moments are released again with little noise.
 
-In whitened coordinates ``w = Sigma^(-1/2) r`` of centred rows r, only the differences between class means tell classes apart: C - 1
-directions. Leading directions of the data join them as far as the noise allows. A block of k directions costs k^2 numbers a class where all
-d directions would cost d^2.
+In whitened coordinates ``w = Sigma^(-1/2) r`` of centred rows r, classes with a common covariance are N(m_c, I). The log ratio of two of
+them is ``(m_a - m_b) . w`` plus a constant, so only the C - 1 directions between class means separate classes (linear discriminant
+analysis, Fisher 1936). Leading directions of the data are added as far as the noise allows. A block of k directions needs k^2 numbers a
+class, all d directions d^2: noise of one variance a number is smaller by k / d in norm.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from fedsim.privacy.statistics.spectral import leading, polar, spectral_function
 
 @dataclass(frozen=True)
 class TunedBlock:
-    """Constants of the block: ours, none is the paper's, which has no closed form. docs/fedhypevae.md says what was tuned on what."""
+    """Constants of the block, all ours: the paper has no closed form. docs/fedhypevae.md has the data that they were tuned on."""
 
     reach: float = 1.5  # residuals in the block are clipped at this many times their expected norm, sqrt(k)
     closeness: float = 0.75  # class means are drawn at this share of their distance from their mean

@@ -19,7 +19,7 @@ from fedsim.batch import Batch
 from fedsim.device import normal, to_device
 from fedsim.methods.clients import Clients
 from fedsim.methods.dp_sgd import DPSGD
-from fedsim.methods.messages import Diagnostic, Round, Server, Told
+from fedsim.methods.messages import Diagnostic, DiagnosticLike, Round, Server
 from fedsim.models.cvae import gaussian_nll, gaussian_nll_diagonal, kl_normal, sample_posterior
 from fedsim.models.initialise import initial_model
 from fedsim.models.kernel import kernel_features, kernel_frequencies, kernel_score
@@ -123,14 +123,14 @@ class FedHypeVAE(DPSGD):
         return {"lipschitz": weight * (model.decoder.lipschitz() + model.prior.lipschitz())}
 
     @torch.no_grad()
-    def diagnostics(self, clients: Clients, parts: Mapping[str, Tensor], round_: Round) -> Mapping[str, Told]:
+    def diagnostics(self, clients: Clients, parts: Mapping[str, Tensor], round_: Round) -> Mapping[str, DiagnosticLike]:
         """KL in nats per example; of the first :data:`SHOWN` clients norms of what is generated, kernel features of one row a class.
 
         All clients decode the same draws, so that features differ by the codes alone.
         """
         model: Any = clients.model
         weight = (self.params.beta * model.observation.variance().double()).float()
-        kl: dict[str, Told] = {"kl": parts["kl"] / weight if self.params.beta and "kl" in parts else []}
+        kl: dict[str, DiagnosticLike] = {"kl": parts["kl"] / weight if self.params.beta and "kl" in parts else []}
         shown = sum(client < SHOWN for client in clients.members)
         if not shown:
             return kl

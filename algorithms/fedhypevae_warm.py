@@ -19,7 +19,7 @@ from algorithms import class_block
 from algorithms.class_block import BlockGenerator
 from fedsim.device import to_device
 from fedsim.methods.algorithm import Params
-from fedsim.methods.coordinates import MEAN_SHARE, NAMES, PREFIX, Coordinates, clipped_square, coordinate_statistics
+from fedsim.methods.coordinates import COORDINATE_NAMES, MEAN_SHARE, PREFIX, Coordinates, clipped_square, coordinate_statistics
 from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.one_shot import OneShot, Rows, Statistic, statistic_phase
 from fedsim.methods.phase import Phase
@@ -57,7 +57,7 @@ class TunedWarm:
 
 
 TUNED = TunedWarm()
-SENT_TO_CLIENTS = ("mean", *NAMES, "emphasis", "class_centres", "inner_radius", "radius", "basis", "coordinates")
+SENT_TO_CLIENTS = ("mean", *COORDINATE_NAMES, "emphasis", "class_centres", "inner_radius", "radius", "basis", "coordinates")
 """What clients need of what was released."""
 
 

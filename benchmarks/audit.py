@@ -23,7 +23,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from fedsim.errors import UserError
-from fedsim.evidence.audit.run import AuditRun, setting_of_options
+from fedsim.evidence.audit.audit import AuditRun
+from fedsim.evidence.audit.setting import setting_of_options
 from fedsim.plugins.registry import known, lookup
 from fedsim.privacy.plan import Trust, Unit
 from fedsim.results.store import ResultStore
@@ -32,6 +33,7 @@ from fedsim.words import number
 RUNS = Path("runs/audit-benchmark")
 TABLE = Path("benchmarks/results/audit.md")
 HEAD = "| method | unit, trust | ε claimed | verdict | ε ≥ (Clopper-Pearson) | ε ≥ (refuted mechanism) | at best | pairs | canary |"
+INVERSION = "\n## Gradient inversion\n"
 DELTA = 1e-4
 CLAIMS = (1.0, 4.0)
 PAIRS = {
@@ -110,7 +112,7 @@ def run(asked: Asked) -> tuple[Asked, str, float]:
     verdict, best = "**refuted**" if found.refuted else "not refuted", found.best
     bounds = f"{found.clopper_pearson:.2f} | {found.mechanism:.2f} | {best.clopper_pearson:.2f} / {best.mechanism:.2f}"
     place = f"| {label} | {asked.unit}, {asked.trust} | {number(asked.epsilon)}"
-    line = f"{place} | {verdict} | {bounds} | {found.pairs} | {found.told_ratio:.2f} |"
+    line = f"{place} | {verdict} | {bounds} | {found.pairs} | {found.printed_ratio:.2f} |"
     return asked, line, time.process_time() - started
 
 
@@ -118,7 +120,8 @@ def write(done: Sequence[tuple[Asked, str, float]], asked: Sequence[Asked], opti
     """The table of what is done, below the page's prose."""
     ordered = sorted(done, key=lambda each: asked.index(each[0]))
     revision = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    prose, _, _ = TABLE.read_text(encoding="utf-8").partition(HEAD)
+    prose, _, old = TABLE.read_text(encoding="utf-8").partition(HEAD)
+    _, heading, inversion = old.partition(INVERSION)
     text = [
         HEAD,
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -128,7 +131,7 @@ def write(done: Sequence[tuple[Asked, str, float]], asked: Sequence[Asked], opti
         f"{os.cpu_count()} cores; {len(done)} of {len(asked)} audits, "
         f"{sum(seconds for *_, seconds in done):.0f} s of one core in the last command.",
     ]
-    TABLE.write_text(prose + "\n".join(text) + "\n", encoding="utf-8")
+    TABLE.write_text(prose + "\n".join(text) + "\n" + heading + inversion, encoding="utf-8")
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fedsim.methods.algorithm import solved_plan
 from fedsim.methods.messages import Task
-from fedsim.runs.worker import settle
+from fedsim.planning.process import settle
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
 from fedsim.training.rounds import train

@@ -34,13 +34,13 @@ from fedsim.planning.label_matrices import drawn_matrices
 from fedsim.planning.node import Node
 from fedsim.planning.prepare import prepare
 from fedsim.privacy.ledger import Tally
-from fedsim.report.beside import without_collection
+from fedsim.report.report import without_collection
 from fedsim.results.grid_rows import entries, grid_rows
 from fedsim.results.join import Lines
 from fedsim.results.result_lines import judgement_line, reference_line, training_line
 from fedsim.results.store import ResultStore
 from fedsim.runs.bench import entries_of
-from fedsim.runs.display import make_display
+from fedsim.runs.display import Display
 from fedsim.runs.jobs import Desk, references_of
 from fedsim.runs.manifest import versions, write_manifest
 from fedsim.training.trial import Outcome, Trial
@@ -65,15 +65,15 @@ def write_run(folder: Path, seeds: int, rounds: int) -> int:
     rng, used = np.random.default_rng(0), versions()
     trainings, judgements, references, records = [], [], {}, []
     with ResultStore(folder).lock() as store:
-        desk = Desk(prepared, store, make_display(Console(file=io.StringIO()), len(prepared.trials), 0, {}))
+        desk = Desk(prepared, store, Display(Console(file=io.StringIO()), len(prepared.trials), 0, {}))
         for trial in prepared.trials:
             if trial.cell.algorithm not in ("local-only", "centralised", "fedlambda"):
                 records += [{"training_id": trial.cell.training_id, **record} for record in _rounds(trial, rounds, rng)]
             trainings.append(training_line(trial, _outcome(trial, rng), used))
             judgements.append(judgement_line(trial, _judgement(trial, rng), 0.1))
             ceiling, local_only = references_of(desk, trial)
-            references[ceiling.line] = reference_line(ceiling.line, Ceiling(CEILING, CEILING))
-            references[local_only.line] = reference_line(local_only.line, LocalOnly(LOCAL_ONLY, ()))
+            references[ceiling.key[-1]] = reference_line(ceiling.key[-1], Ceiling(CEILING, CEILING))
+            references[local_only.key[-1]] = reference_line(local_only.key[-1], LocalOnly(LOCAL_ONLY, ()))
         store.append("references", references.values())
         store.append("rounds", records)
         store.append("trainings", trainings)
@@ -100,6 +100,8 @@ def _outcome(trial: Trial, rng: np.random.Generator) -> Outcome:
         noise_at="sum" if plan else None,
         unaccounted="",
         uplink_bytes=int(rng.integers(10**7)),
+        downlink_bytes=int(rng.integers(10**7)),
+        parameters=int(rng.integers(10**4)),
         seconds=4 * rng.random(),
         state={},
     )

@@ -16,7 +16,7 @@ from fedsim.evaluation import measures
 from fedsim.json_lines import encode
 from fedsim.results.grid_rows import grid_rows, read_manifest
 from fedsim.results.groups import Group, Interval, group_seeds
-from fedsim.results.paired import PLACE, paired_differences
+from fedsim.results.paired import PLACE_FIELDS, paired_differences
 from fedsim.results.rows import Row
 from fedsim.words import number
 
@@ -67,7 +67,7 @@ def differences(groups: list[Group], measure: str) -> Iterator[dict[str, Any]]:
 
 
 def _record(group: Group, measure: str, method: str, interval: Interval) -> dict[str, Any]:
-    place = {name: getattr(group, name) for name in (*PLACE, "trust")}
+    place = {name: getattr(group, name) for name in (*PLACE_FIELDS, "trust")}
     told = {"measure": measure, "mean": interval.mean, "ci95": interval.half_width, "seeds": interval.count}
     return place | {"method": method, "epsilon": group.epsilon_target} | told
 
@@ -76,7 +76,7 @@ def markdown(records: list[dict[str, Any]], title: str, sign: str = "") -> Itera
     """A table with a line for every place and method, a column for every epsilon."""
     epsilons = sorted({r["epsilon"] for r in records}, key=lambda e: math.inf if e is None else min(e, 1e9))
     # methods without an epsilon have no trust
-    varied = [name for name in (*PLACE, "trust") if len({r[name] for r in records if r[name] is not None}) > 1]
+    varied = [name for name in (*PLACE_FIELDS, "trust") if len({r[name] for r in records if r[name] is not None}) > 1]
     lines: dict[tuple[str, ...], dict[float | None, str]] = {}
     most = max(r["seeds"] for r in records)
     for r in records:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,6 @@ __all__ = ["__version__", "load_generator", "load_results"]
 
 def __getattr__(name: str) -> Any:
     # torch, Ray and pandas are imported when one of these is used
-    if name == "load_results":
-        from fedsim.results.grid_rows import load_results
-
-        return load_results
-    if name == "load_generator":
-        from fedsim.results.generators import load_generator
-
-        return load_generator
+    if module := {"load_results": "fedsim.results.grid_rows", "load_generator": "fedsim.results.generators"}.get(name):
+        return getattr(import_module(module), name)
     raise AttributeError(f"module 'fedsim' has no attribute '{name}'")

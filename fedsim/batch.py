@@ -20,7 +20,7 @@ class Layout:
         client: int64 ``[N]``, positions in the cohort (0 .. clients - 1), ascending.
         clients: K, the number of clients in the cohort, or of groups in the batch.
         direct: gather one weight set per row instead of padding; for ``torch.func.vmap``, where shapes may not depend on data.
-        known: ``client`` on the CPU, where shapes are decided; None: it is asked of the device.
+        known: ``client`` on the CPU, where shapes are decided; None: it is copied from the device when needed.
     """
 
     client: Tensor
@@ -40,7 +40,7 @@ class Layout:
 
     @cached_property
     def span(self) -> slice:
-        """The clients from the first that has a row to the last; what is computed for them need not be for all K."""
+        """The clients from the first with a row to the last with one; the others need no computation."""
         return slice(int(self.positions[0]), int(self.positions[-1]) + 1) if len(self.client) else slice(0, 0)
 
     @cached_property
@@ -54,7 +54,7 @@ class Layout:
 
     @cached_property
     def _slots(self) -> Tensor:
-        # a client's rows stand together: row n moves on by what the clients before its own leave empty
+        # a client's rows are consecutive: row n moves up by the empty slots of the clients before its own
         empty = self.width - self._counts
         moved = torch.repeat_interleave(torch.cumsum(empty, 0) - empty, self._counts)
         return to_device(moved + torch.arange(len(self.client)), self.client.device)
@@ -104,10 +104,9 @@ class Batch:
         return len(self.x)
 
     def chunks(self, rows: int) -> Iterator[Batch]:
-        """The batch in order, in chunks of one size near ``rows``, of which the last may have fewer; an empty batch is one chunk.
+        """The batch in order, in chunks of one size near ``rows``; the last may be smaller; an empty batch is one chunk.
 
-        A chunk costs its dispatch however few rows it has, so what chunks of ``rows`` would leave over is shared out among them. A group
-        stays in one chunk.
+        A chunk costs its dispatch however few rows it has, so a remainder is spread over all chunks. A group stays in one chunk.
         """
         count = max(1, round(len(self) / rows))
         if count == 1:
@@ -120,22 +119,15 @@ class Batch:
             ends = torch.unique_consecutive(torch.searchsorted(positions, positions[ends - 1], right=True))
         start = 0
         for end in ends.tolist():
-            yield self._take(slice(start, end))
+            yield self.take(slice(start, end))
             start = end
-
-    def part(self, rows: slice) -> Batch:
-        """The batch of these rows alone."""
-        return self._take(rows)
-
-    def row(self, index: int) -> Batch:
-        """The batch that holds row ``index`` alone."""
-        return self._take(torch.tensor([index], device=self.x.device))
 
     def without(self, index: int) -> Batch:
         """The neighbouring batch: all rows but ``index``."""
-        return self._take(torch.arange(len(self), device=self.x.device) != index)
+        return self.take(torch.arange(len(self), device=self.x.device) != index)
 
-    def _take(self, rows: Tensor | slice) -> Batch:
+    def take(self, rows: Tensor | slice) -> Batch:
+        """The batch of these rows: a slice, a bool mask or row numbers."""
         draws = {name: values[rows] for name, values in self.draws.items()}
         known = self.layout.positions[rows] if isinstance(rows, slice) else None
         layout = replace(self.layout, client=self.layout.client[rows], known=known)
@@ -149,7 +141,7 @@ def consecutive(groups: Tensor, like: Tensor) -> Layout:
     """The groups of a batch, counted from 0, where ``like`` is.
 
     Args:
-        groups: int64 ``[N]`` on the CPU; a group's rows stand together and have one number, unlike the next group's.
+        groups: int64 ``[N]`` on the CPU, the number of each row's group; a group's rows are consecutive.
         like: a tensor on the batch's device.
     """
     numbers = torch.unique_consecutive(groups, return_inverse=True)[1]

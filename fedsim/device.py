@@ -38,7 +38,7 @@ def exact_products() -> None:
 
 
 def to_device(value: Tensor, device: torch.device) -> Tensor:
-    """A tensor on ``device``; the host goes on while CUDA copies, which it does from pinned memory alone."""
+    """A tensor on ``device``; from pinned memory CUDA copies while the host continues."""
     if device.type == "cuda" and value.device == CPU:
         return value.contiguous().pin_memory().to(device, non_blocking=True)
     return value.to(device)

@@ -1,4 +1,4 @@
-"""The errors that reach a user, and the hint that names the nearest right word."""
+"""The errors that reach a user, and the hint that names the nearest known word."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _LONGEST = 400
 
 
 class UserError(Exception):
-    """A user's mistake: one message that says where, what, and what would be right; the command line exits with ``exit_code``.
+    """A user's mistake: one message with the place, the mistake and a hint; the command line exits with ``exit_code``.
 
     Args:
         where: the place: a file and key, an option, a path; empty where only the caller knows it, see :func:`at`.
         what: what is wrong there.
-        hint: what would be right; may be empty where ``what`` already says it.
+        hint: how to correct it; may be empty where ``what`` already says it.
     """
 
     exit_code: ClassVar[int] = 2
@@ -31,17 +31,17 @@ class UserError(Exception):
 
 
 class RunLost(UserError):
-    """What stopped a run that was under way and is nobody's mistake: a full disk, a run folder that is gone; what is finished stays."""
+    """A running grid was stopped by its machine: a full disk, a run folder that was deleted. Results that were written stay."""
 
     exit_code = 1
 
 
 class PluginError(UserError):
-    """A plug-in's mistake, found before anything runs: it cannot be imported, lacks a method, or returns what nobody can use."""
+    """A plug-in's mistake: it cannot be imported, lacks a method, or a method returns an unusable value. Raised before anything runs."""
 
 
 class NotPerExample(ValueError):
-    """A loss or a statistic of which one row's presence changes what other rows are worth, so that no clip of single rows bounds it."""
+    """One row's presence changes the loss or statistic of other rows, so clipping single rows bounds nothing."""
 
     remedy: ClassVar[str] = (
         "let row n of every loss part and of all products of a statistic depend on row n alone: no batch statistics or counts, no weights "
@@ -50,12 +50,12 @@ class NotPerExample(ValueError):
 
 
 class WrongReturn(ValueError):
-    """A method of a plug-in returned what nobody can use: another type, shape or dtype, or numbers that are not finite.
+    """A method of a plug-in returned another type, shape or dtype than it must, or numbers that are not finite.
 
     Attributes:
-        method: that returned it.
+        method: the method.
         what: what it returned, in words.
-        expected: what would be right.
+        expected: what it must return.
     """
 
     def __init__(self, method: Any, returned: str, expected: str) -> None:
@@ -81,7 +81,7 @@ def at(place: str | Callable[[str], str]) -> Iterator[None]:
     """Name the place of every UserError that passes through.
 
     Args:
-        place: what goes before the error's own place, or what its own place is called here.
+        place: a prefix of the error's own place, or a function of it.
     """
     try:
         yield

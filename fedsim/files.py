@@ -21,8 +21,8 @@ def open_regular(path: Path | str) -> BufferedReader:
     """A regular file of data, or a link to one, for reading bytes: a pipe keeps a reader waiting, and a device may have no end.
 
     Raises:
-        OSError: there is none, it is of another kind, or it may not be read.
-        ValueError: no path may be so.
+        OSError: it does not exist, is no regular file, or may not be read.
+        ValueError: the path is invalid, such as one with a null byte.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError(0, "it is no regular file", str(path))

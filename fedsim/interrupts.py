@@ -37,21 +37,21 @@ def interrupts() -> Iterator[None]:
 
 @contextmanager
 def soon() -> Iterator[None]:
-    """In the block, and after it, an interruption that has not ended the process in time ends it without ceremony."""
-    heard, told = os.pipe()
-    os.set_blocking(told, False)
-    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-    threading.Thread(target=_end_late, args=(heard,), daemon=True).start()
+    """In the block, and after it, kill the process if an interruption has not ended it in time."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    threading.Thread(target=_end_late, args=(reading,), daemon=True).start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(-1)
-        os.close(told)
+        os.close(writing)
 
 
 @contextmanager
 def at_a_late_end(act: Callable[[], None]) -> Iterator[None]:
-    """In the block, ``act`` comes before the end without ceremony of :func:`soon`, where no clean-up of the block runs."""
+    """In the block, call ``act`` before :func:`soon` kills the process, because ``finally`` blocks do not run then."""
     _LAST.append(act)
     try:
         yield
@@ -59,25 +59,25 @@ def at_a_late_end(act: Callable[[], None]) -> Iterator[None]:
         _LAST.remove(act)
 
 
-def _end_late(heard: int) -> None:
+def _end_late(reading: int) -> None:
     """Wait for a signal, and then for the process's end."""
-    while (number := os.read(heard, 1)) and number[0] not in _RAISING:
+    while (number := os.read(reading, 1)) and number[0] not in _RAISING:
         pass
     if not number:  # the block ended by itself
-        os.close(heard)
+        os.close(reading)
         return
     time.sleep(_ENDING)
     for act in _LAST:
         act()
-    with suppress(OSError, ValueError):  # not by sys.stdout, whose lock may be what holds the process up, nor where nobody reads
+    with suppress(OSError, ValueError):  # not by sys.stdout, whose lock may be held, nor into a pipe that is full
         if select.select([], [1], [], 0)[1]:
             os.write(1, b"interrupted; the same command goes on\n")
     os._exit(INTERRUPTED)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    for each in _RAISING:  # a second one would end the ending
-        signal.signal(each, signal.SIG_IGN)
+    for signal_ in _RAISING:  # a second one would interrupt the clean-up
+        signal.signal(signal_, signal.SIG_IGN)
     _without_dead_terminal()
     raise KeyboardInterrupt
 

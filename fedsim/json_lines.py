@@ -22,7 +22,7 @@ def load(text: str | bytes) -> Any:
     """A JSON text as plain values.
 
     Raises:
-        ValueError: it is none, or nested too deeply.
+        ValueError: it is not JSON, or nested too deeply.
     """
     try:
         return from_json(text)
@@ -69,7 +69,10 @@ def read_document(path: Path) -> Any:
 
 def dump(value: Any) -> str:
     """A value as one line of JSON, without the newline."""
-    return json.dumps(encode(value), ensure_ascii=False, allow_nan=False)
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError):  # a number that is not finite, an array or a path
+        return json.dumps(encode(value), ensure_ascii=False, allow_nan=False)
 
 
 def encode(value: Any) -> Any:
@@ -93,7 +96,7 @@ def decode(value: Any) -> Any:
 
 
 def reasons(error: Exception) -> list[str]:
-    """What is wrong with a line, in a few words each."""
+    """What is wrong with a line: at most three short reasons."""
     if isinstance(error, ValidationError):
         return [f"{'.'.join(map(str, item['loc']))}: {item['msg']}".lstrip(": ") for item in error.errors()][:3]
     return [str(error)]

@@ -1,8 +1,8 @@
-"""One seed tree: every random number comes from a stream named by purpose, round and client, whatever actor draws it and in whatever order.
+"""One seed tree: every random number comes from a stream named by purpose, round and client, for any actor and any order of draws.
 
-A public stream is a ``numpy.random.SeedSequence`` whose spawn key is (purpose, round, client). Every generator is keyed by 128 bits of it
-or more, so N streams hold two equal ones with a probability of about N^2 / 2^129. What an adversary must not know comes from one AES key a
-cell, whose blocks are numbered by purpose, round and client: no two streams of a cell share one.
+A public stream is a ``numpy.random.SeedSequence`` whose spawn key is (purpose, round, client). Every generator is keyed by at least 128
+bits of it, so two of N streams are equal with a probability of about N^2 / 2^129. Secret streams come from one AES key a cell, whose
+blocks are numbered by purpose, round and client: no two streams of a cell share a block.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SERVER = -1
 
 
 class Purpose(IntEnum):
-    """What a stream is for; a value, once given, is never reused for another purpose."""
+    """The purpose of a stream; a value is never reused for another purpose."""
 
     PARTITION = 1
     INIT = 2
@@ -43,8 +43,8 @@ class Purpose(IntEnum):
 
 
 SECRET = frozenset({Purpose.NOISE, Purpose.SAMPLING, Purpose.LATENT, Purpose.LOCAL})
-"""What an adversary must not know: the noise; who is in a sample, for sampling amplifies only while it is hidden; and what a client draws
-for its rows, which is dealt out in their order: whoever knew it would see every later row move up when one is gone.
+"""Streams that an adversary must not know: the noise; the samples, since sampling amplifies only while it is hidden; and a client's draws
+for its rows, which are assigned in row order: known, they would show every later row move up when one is removed.
 """
 _SERVER_ROOT = b"fedsim: root of the server's public streams\0"
 _WORDS = slice(24, 24 + 624 * 8)
@@ -76,9 +76,9 @@ class Seeds:
 
     @property
     def public(self) -> Seeds:
-        """The tree that a method's server draws from; its root follows from this one's by SHA-256, and not the other way round.
+        """The tree that a method's server draws from; its root is a SHA-256 hash of this one's.
 
-        With the cell's root and no secret, the noise could be drawn again and taken off.
+        A server that knew the cell's root could, without a secret, draw the noise again and subtract it.
         """
         digest = hashlib.sha256(_SERVER_ROOT + self.root.to_bytes(32, "big")).digest()
         return Seeds(int.from_bytes(digest[:16], "big"), whole=False)
@@ -89,7 +89,7 @@ class Seeds:
         A block's number is the purpose (1 byte), the round (5), the client (4) and its place in the stream (6).
 
         Raises:
-            ValueError: the purpose is public, or the stream is none for the server.
+            ValueError: the purpose is public, or this is the server's tree.
             OverflowError: a root, round or client that has no such number.
         """
         if purpose not in SECRET:

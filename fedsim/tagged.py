@@ -17,10 +17,10 @@ class KindParams(BaseModel):
 class Tagged(BaseModel):
     """A model that holds, beside its own fields, the parameters of its kind, flat and with their defaults.
 
-    The registry is open, so that this is no union of classes, which pydantic would close when it is defined.
+    The registry is open; pydantic's unions of classes are closed when they are defined.
 
     Attributes:
-        kinds: what there is, by name; ``params`` is the class of its parameters.
+        kinds: by name; a kind's ``params`` is the class of its parameters.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -32,7 +32,7 @@ class Tagged(BaseModel):
         raise NotImplementedError
 
     def check_kind(self) -> None:
-        """Raise a ValueError where the model's own fields name no kind."""
+        """Raise a ValueError if the model's own fields name no kind."""
 
     def refusal(self, name: str, owners: list[str]) -> str:
         """The message for a parameter that is only the ``owners``', sorted."""

@@ -11,7 +11,7 @@ from rich.console import Console
 
 
 def number(value: float | None, digits: int = 6) -> str:
-    """A number as a reader writes it, to so many significant digits: 0.1, 10, 1e-5, ∞; empty for None."""
+    """A number to ``digits`` significant digits, as people write it: 0.1, 10, 1e-5, ∞; empty for None."""
     if value is None:
         return ""
     return "∞" if value == math.inf else f"{value:.{digits}g}".replace("e-0", "e-")
@@ -26,7 +26,7 @@ def at_most(bound: float | None, digits: int = 4) -> str:
 
 
 def counted(count: float, noun: str) -> str:
-    """So many of a thing that takes an s: 1 cell, 2 cells, 0.5 GPUs."""
+    """A count with its noun, which forms its plural with an s: 1 cell, 2 cells, 0.5 GPUs."""
     return f"{count:.10g} {noun}" if count == 1 else f"{count:.10g} {noun}s"
 
 
@@ -63,12 +63,12 @@ def is_encodable(text: str) -> bool:
 
 
 def print_line(console: Console, text: str, style: str | None = None) -> None:
-    """Print a line as it is: nothing in it is markup, nothing is coloured by itself, and no width breaks it."""
+    """Print a line as it is: no markup, no automatic colours, no line breaks at the terminal's width."""
     console.print(text, style=style, soft_wrap=True, highlight=False, markup=False)
 
 
 def plain_console(*, stderr: bool = False) -> Console:
-    """A console that prints what it is given: ``:x:`` is no picture, and ``[x]``, of a table's title or cell, no markup."""
+    """A console without emoji (``:x:``) and without markup (``[x]``), in tables too."""
     return Console(stderr=stderr, emoji=False, markup=False)
 
 

@@ -40,15 +40,15 @@ class TroubleParams(WeightNoiseCVAEParams):
 
 
 class Trouble(WeightNoiseCVAE):
-    """Breaks in round 2, in the server step or at the clients, until the file `healed` exists."""
+    """Breaks in round 3, in the server step or at the clients, until the file `healed` exists."""
 
     Params = TroubleParams
 
     def server_step(self, server, round_, total):
         print(f"round {round_.number} at the server")
-        if round_.number == 1 and not Path(self.params.healed).exists():
+        if round_.number == 2 and not Path(self.params.healed).exists():
             if self.params.how == "raise":
-                raise ZeroDivisionError("the second round\\nis broken")
+                raise ZeroDivisionError("the third round\\nis broken")
             if self.params.how == "raise without a word":
                 raise AssertionError
             if self.params.how == "sys.exit":
@@ -58,7 +58,7 @@ class Trouble(WeightNoiseCVAE):
         return super().server_step(server, round_, total)
 
     def client_round(self, clients, round_, broadcast):
-        if round_.number == 1 and 0 in clients.members and not Path(self.params.healed).exists():
+        if round_.number == 2 and 0 in clients.members and not Path(self.params.healed).exists():
             if self.params.how == "client raises":
                 raise ZeroDivisionError("a client is broken")
             if self.params.how == "client sys.exits":
@@ -76,10 +76,10 @@ class Optimist(WeightNoiseCVAE):
 
 
 class Hungry(WeightNoiseCVAE):
-    """Needs half a GPU from its second round on."""
+    """Needs half a GPU in its third round."""
 
     def client_round(self, clients, round_, broadcast):
-        if round_.number == 1 and ray.get_runtime_context().get_assigned_resources().get("GPU", 0) < 0.5:
+        if round_.number == 2 and ray.get_runtime_context().get_assigned_resources().get("GPU", 0) < 0.5:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return super().client_round(clients, round_, broadcast)
 
@@ -111,15 +111,15 @@ def wait_until(holds: Callable[[], object], timeout: float = PATIENCE) -> None:
 
 def taken(slots: Slots, actors: int, share: Share) -> Slot:
     """A slot, once Ray has placed it."""
-    found: list[Slot | None] = [None]
+    taken: list[Slot | None] = [None]
 
     def placed() -> bool:
-        found[0] = slots.take(actors, share)
-        return found[0] is not None
+        taken[0] = slots.take(actors, share)
+        return taken[0] is not None
 
     wait_until(placed)
-    assert found[0] is not None
-    return found[0]
+    assert taken[0] is not None
+    return taken[0]
 
 
 @dataclass(frozen=True)

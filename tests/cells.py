@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from fedsim.data.embeddings import Embeddings
 from fedsim.evaluation.scores import Scores, probe_predictions, scores_of
 from fedsim.evidence.check.subject import BRIEF
 from fedsim.grid.models import Grid
@@ -14,6 +15,8 @@ from fedsim.models.probe import fit_probe
 from fedsim.planning.node import Node
 from fedsim.planning.prepare import Prepared, prepare
 from fedsim.plugins.registry import GROUP, lookup
+from fedsim.training.cohort import build_algorithm
+from fedsim.training.trial import Trial
 
 NODES = [Node(4.0, 0.0)]
 WITH_GPUS = [Node(4.0, 2.0)]
@@ -42,6 +45,13 @@ def small_grid(*algorithms: str | dict[str, Any], **keys: Any) -> Grid:
 def small_cells(*algorithms: str | dict[str, Any], **keys: Any) -> Prepared:
     """Its cells."""
     return prepare(small_grid(*algorithms, **keys), NODES)
+
+
+def one_cell(entry: str | dict[str, Any], **keys: Any) -> tuple[Trial, Embeddings, Any]:
+    """The only cell of such a grid, ready to train: its trial, its data and its algorithm."""
+    prepared = small_cells(entry, **keys)
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    return trial, data, build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
 
 
 def score_probe(x_train: Any, y_train: Any, x_test: Any, y_test: Any, probe_c: float) -> Scores:

@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread each, so that what runs side by side does not fight for cores; plug-ins; a Ray cluster, a bench on it."""
+"""Shared by all tests: one thread a process, so that parallel tests do not compete for cores; plug-ins; a Ray cluster, a bench on it."""
 
 import io
 import os

@@ -12,8 +12,8 @@ from fedsim.planning.prepare import Prepared
 from fedsim.results.join import Entry, Lines
 from fedsim.results.result_lines import judgement_line, reference_line, training_line
 from fedsim.results.rows import Row, RowError
-from fedsim.results.states import keep_state
 from fedsim.results.store import ResultStore
+from fedsim.results.trained import keep_state
 from fedsim.training.trial import Outcome, Trial, run_trial
 
 ERROR = {"type": "ValueError", "message": "rows hold NaN", "traceback": "Traceback (most recent call last):\nValueError"}
@@ -55,6 +55,8 @@ def make_row(**fields: Any) -> Row:
         "local_only_balanced_accuracy": 0.38,
         "chance": 0.1,
         "uplink_bytes": 12_345_678,
+        "downlink_bytes": 23_456_789,
+        "parameters": 1_234,
         "seconds": 4.2,
         "versions": {"fedsim": "0.1.0"},
     }
@@ -102,7 +104,7 @@ def lines_of(
     local_only: LocalOnly | None = None,
 ) -> Lines:
     """The lines of a cell."""
-    references = {each: reference_line(each, value) for each, value in (("ceiling", ceiling), ("local-only", local_only)) if value}
+    references = {kind: reference_line(kind, value) for kind, value in (("ceiling", ceiling), ("local-only", local_only)) if value}
     return Lines(
         {trial.cell.training_id: training_line(trial, training, {"fedsim": "0"})},
         {} if judgement is None else {trial.cell.cell_id: judgement_line(trial, judgement, 1.0)},

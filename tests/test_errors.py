@@ -31,7 +31,7 @@ def test_other_exceptions_pass_as_they_are() -> None:
 
 
 def test_a_long_list_is_cut_line_by_line() -> None:
-    told = str(UserError("here", "some are bad", "mend them:" + "".join(f"\n  {name * 300}" for name in "abc")))
-    assert [line.strip()[:1] for line in told.split("\n")[1:]] == ["a", "b", "c"]
-    assert "…" not in told
+    message = str(UserError("here", "some are bad", "mend them:" + "".join(f"\n  {name * 300}" for name in "abc")))
+    assert [line.strip()[:1] for line in message.split("\n")[1:]] == ["a", "b", "c"]
+    assert "…" not in message
     assert max(map(len, str(UserError("here", "x" * 900 + "\n" + "y")).split("\n"))) < 400

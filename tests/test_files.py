@@ -14,7 +14,7 @@ def test_the_file_is_there_when_the_block_ends_and_not_before(tmp_path: Path) ->
         assert not path.exists()
         part.write_text("whole")
     assert path.read_text() == "whole"
-    assert [each.name for each in path.parent.iterdir()] == ["file.txt"]
+    assert [file.name for file in path.parent.iterdir()] == ["file.txt"]
 
 
 def write_half(path: Path) -> None:
@@ -43,16 +43,16 @@ def test_a_file_for_its_owner_is_so_before_anything_is_in_it(tmp_path: Path) -> 
 
 def test_what_a_killed_process_left_goes_with_the_file(tmp_path: Path) -> None:
     path, other = tmp_path / "cell.safetensors", tmp_path / "cell2.safetensors"
-    for each in (path, tmp_path / ".cell.safetensors.123.part", other):
-        each.write_text("private")
+    for file in (path, tmp_path / ".cell.safetensors.123.part", other):
+        file.write_text("private")
     discard(path)
     assert list(tmp_path.iterdir()) == [other]
 
 
-def test_a_disk_that_is_full_is_told_by_the_files_name(tmp_path: Path) -> None:
-    with no_file_above(100), pytest.raises(OSError, match="File too large") as told, replaced(tmp_path / "file.txt") as part:
+def test_a_full_disk_is_reported_with_the_files_name(tmp_path: Path) -> None:
+    with no_file_above(100), pytest.raises(OSError, match="File too large") as raised, replaced(tmp_path / "file.txt") as part:
         part.write_bytes(bytes(1000))
-    assert told.value.filename == str(tmp_path / "file.txt")
+    assert raised.value.filename == str(tmp_path / "file.txt")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -67,6 +67,6 @@ def test_a_command_that_goes_on_and_cannot_print_any_more_is_ended() -> None:
         assert process.stdout.read() == "interrupted; the same command goes on\n"
 
 
-def test_a_command_whose_output_nobody_reads_is_ended() -> None:
+def test_a_command_whose_output_is_not_read_any_more_ends() -> None:
     with interrupted(FULL):
         pass

@@ -75,7 +75,7 @@ def test_a_mutated_file_is_read_or_refused(tmp_path: Path, data: st.DataObject, 
     try:
         readers(tmp_path)[name]()  # type: ignore[operator]
     except UserError as error:
-        told = str(error)
+        message = str(error)
     else:
-        told = ""
-    assert "\n" not in told
+        message = ""
+    assert "\n" not in message

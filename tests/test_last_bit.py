@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from cells import SHIPPED, crossed, quick, small_cells
+from cells import SHIPPED, crossed, one_cell, quick
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.evaluation.judge import Judgement, judgement_of
@@ -57,11 +57,10 @@ def off(value: torch.Tensor) -> torch.Tensor:
 
 
 def ended(entry: dict[str, Any], make_pool: Any = None, **keys: Any) -> tuple[Outcome, Judgement]:
-    prepared = small_cells(entry, **{"epsilon": 4.0, "evaluation": {"per_class": 20, "per_client": True}, **keys})
-    (trial,), (data,) = prepared.trials, prepared.data.values()
-    *_, found = run_trial(trial, data, make_pool) if make_pool else run_trial(trial, data)
-    assert isinstance(found, Outcome)
-    return found, judgement_of(trial, found.state, data)
+    trial, data, _ = one_cell(entry, **{"epsilon": 4.0, "evaluation": {"per_class": 20, "per_client": True}, **keys})
+    *_, outcome = run_trial(trial, data, make_pool) if make_pool else run_trial(trial, data)
+    assert isinstance(outcome, Outcome)
+    return outcome, judgement_of(trial, outcome.state, data)
 
 
 def shown(outcome: Outcome, judgement: Judgement) -> dict[str, Any]:

@@ -14,6 +14,6 @@ def test_the_oldest_versions_that_are_tried_are_those_that_setup_cfg_allows() ->
     allowed = [Requirement(line) for text in asked for line in text.split("\n") if line]
     lines = [line for line in (ROOT / ".ci" / "oldest.txt").read_text().splitlines() if not line.startswith("#")]
     tried = {name: Version(number) for name, _, number in (line.partition("==") for line in lines)}
-    assert {each.name: Version(next(iter(each.specifier)).version) for each in allowed} == {
+    assert {requirement.name: Version(next(iter(requirement.specifier)).version) for requirement in allowed} == {
         name: number for name, number in tried.items() if name != "pyarrow"
     }

@@ -74,7 +74,7 @@ def test_with_a_secret_root_noise_samples_and_draws_for_rows_follow_from_it_alon
     for purpose in Purpose:
         secret = purpose in (Purpose.NOISE, Purpose.SAMPLING, Purpose.LATENT, Purpose.LOCAL)
         first, second, third = (
-            (each.keystream(purpose, 2, 3).uniform(1) if secret else each.numpy(purpose, 2, 3).random(1)) for each in (open_, one, two)
+            (tree.keystream(purpose, 2, 3).uniform(1) if secret else tree.numpy(purpose, 2, 3).random(1)) for tree in (open_, one, two)
         )
         assert (first != second) == secret
         assert (second == third) == secret

@@ -22,13 +22,13 @@ def test_json_spells_what_is_not_finite_and_leaves_the_rest() -> None:
 
 
 def test_a_setting_names_what_there_is() -> None:
-    told = setting("mine", "digits", alpha=0.3, clients=10, epsilon=math.inf, seed=0)
-    assert told == "mine · digits · α = 0.3 · 10 clients · ε = ∞ · seed 0"
+    words = setting("mine", "digits", alpha=0.3, clients=10, epsilon=math.inf, seed=0)
+    assert words == "mine · digits · α = 0.3 · 10 clients · ε = ∞ · seed 0"
     assert setting("mine", None, "") == "mine"
     assert setting("mine", clients=1) == "mine · 1 client"
 
 
-def test_half_characters_are_told_as_what_can_be_written() -> None:
+def test_half_characters_are_replaced_by_what_can_be_written() -> None:
     assert is_encodable("ä 🅱")
     assert not is_encodable("a\udcffb")
     assert encodable("a\udcffb") == "a?b"

@@ -40,7 +40,7 @@ app = typer.Typer(
 )
 
 _OTHERS = ("synth", "release", "judge", "verify", "audit")
-"""Commands that may read what somebody else has made, and run no code of the working folder unless they are told to."""
+"""Commands that may read what somebody else has made, and run code of the working folder only with --trust-plugin."""
 
 
 def _version(asked: bool) -> None:
@@ -86,7 +86,8 @@ def folder(what: str) -> Any:
     return typer.Option(parser=named, metavar="PATH", help=what)
 
 
-GridFile = Annotated[Path, typer.Option("--grid", help="The grid file (YAML).")]
+GridFile = Annotated[Path | None, typer.Argument(metavar="GRID", help="The grid file (YAML).")]
+GridOption = Annotated[Path | None, typer.Option("--grid", metavar="GRID", help="The same as an option.")]
 Replaced = Annotated[
     list[str] | None, typer.Option("--set", help="Replace a value of the grid, as often as needed: alpha=[0.3], or resources.device=cpu.")
 ]
@@ -95,6 +96,18 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as 
 Address = Annotated[str | None, typer.Option(help="The address of a running Ray cluster; default: start a local one.")]
 MaxParallel = Annotated[int | None, typer.Option(min=1, help="Run at most this many cells at a time.")]
 TrustPlugin = Annotated[bool, typer.Option("--trust-plugin", callback=_trusted, help="Run the code of plug-ins that the run folder names.")]
+
+
+def grid_file(argument: Path | None, option: Path | None) -> Path:
+    """The grid file, given as an argument or as ``--grid``.
+
+    Raises:
+        UserError: it is given twice or not at all.
+    """
+    if (argument is None) == (option is None):
+        what = "no grid file is given" if option is None else f"{argument} and --grid {option} are both given"
+        raise UserError("GRID", what, "give one, as in `fedsim bench grid.yaml`")
+    return argument or option or Path()
 
 
 @contextmanager
@@ -124,7 +137,7 @@ def main() -> None:
     except UserError as error:
         _complain(str(error))
         sys.exit(error.exit_code)
-    except OSError as error:  # a file or folder that nobody asked about earlier
+    except OSError as error:  # a file or folder that no earlier check covers
         if isinstance(error, ConnectionError | TimeoutError):
             raise
         _complain(str(UserError(str(error.filename or ""), f"cannot be used ({unread(error)})")))

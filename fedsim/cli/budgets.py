@@ -11,10 +11,10 @@ from fedsim.cli.app import app, folder
 from fedsim.errors import at
 from fedsim.words import plain_console, print_line, wide_console
 
-PANEL = "Budgets"
+BUDGETS_PANEL = "Budgets"
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command(rich_help_panel=BUDGETS_PANEL)
 def account(
     epsilon: Annotated[float, typer.Option(help="ε of the budget.")],
     delta: Annotated[float, typer.Option(help="δ of the budget.")] = 1e-4,

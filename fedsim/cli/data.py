@@ -11,10 +11,10 @@ from fedsim.cli.app import app, interruptible
 from fedsim.errors import at
 from fedsim.words import plain_console, print_line, wide_console
 
-PANEL = "Data"
+DATA_PANEL = "Data"
 
 sets = typer.Typer(help="List the known data sets.", no_args_is_help=True)
-app.add_typer(sets, name="data", rich_help_panel=PANEL)
+app.add_typer(sets, name="data", rich_help_panel=DATA_PANEL)
 
 
 @sets.command("list")
@@ -25,7 +25,7 @@ def data_list() -> None:
     wide_console(plain_console()).print(catalogue_table())
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command(rich_help_panel=DATA_PANEL)
 def embed(
     dataset: Annotated[str, typer.Option(help="As in a grid: medmnist:organsmnist, imagefolder:PATH, csv:PATH, or a YAML mapping.")],
     encoder: Annotated[str, typer.Option(help="A vision transformer of the Hugging Face hub, or a local folder.")],

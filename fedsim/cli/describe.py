@@ -25,9 +25,9 @@ from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import Trust, Unit
 from fedsim.words import spelled
 
-DIM, CLASSES, CLIENTS = 64, 10, 10
-"""Of the task on which claims are asked for; no claim depends on them."""
-NOT_PRIVATE = "not private"
+CLAIM_SHAPE = (64, 10, 10)
+"""Dimensions, classes and clients of the task for which claims are listed; no claim depends on them."""
+CLAIM_OF_NONE = "not private"
 _BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "min_length": "length >=", "max_length": "length <="}
 
 
@@ -70,15 +70,15 @@ class Description:
 
     def support(self) -> list[str]:
         """``units × trusts: claim``, as few lines as say it; "not private" alone."""
-        if set(self.claims.values()) == {NOT_PRIVATE}:
-            return [NOT_PRIVATE]
+        if set(self.claims.values()) == {CLAIM_OF_NONE}:
+            return [CLAIM_OF_NONE]
         trusts: dict[tuple[str, str], list[str]] = {}
         for (unit, trust), claim in self.claims.items():
             if (unit, trust) not in self.refused:
                 trusts.setdefault((unit, claim), []).append(trust)
         units: dict[tuple[str, str], list[str]] = {}
-        for (own, claim), found in trusts.items():
-            units.setdefault((", ".join(found), claim), []).append(own)
+        for (own, claim), names in trusts.items():
+            units.setdefault((", ".join(names), claim), []).append(own)
         return [f"{', '.join(those)} × {these}: {claim}" for (these, claim), those in units.items()]
 
 
@@ -116,9 +116,9 @@ def _claims(cls: type[Algorithm], where: str) -> tuple[dict[tuple[Unit, Trust], 
     settings: list[tuple[Unit, Trust]] = list(product(get_args(Unit), get_args(Trust)))
     for unit, trust in settings:
         try:
-            algorithm = cls(cls.Params(), Task(DIM, CLASSES, CLIENTS, unit, trust))
+            algorithm = cls(cls.Params(), Task(*CLAIM_SHAPE, unit, trust))
             solved_plan(algorithm, math.inf if cls.private else None, delta=1e-4)
-            claims[unit, trust] = allowed(algorithm.claim(), algorithm) if cls.private else NOT_PRIVATE
+            claims[unit, trust] = allowed(algorithm.claim(), algorithm) if cls.private else CLAIM_OF_NONE
         except PluginError:
             raise
         except UserError as error:
@@ -140,12 +140,12 @@ def _parameters(params: type[BaseModel]) -> Iterator[Parameter]:
 
 def _meanings(params: type[BaseModel]) -> dict[str, str]:
     """Sentences of the ``Attributes:`` sections by name; a subclass says it anew."""
-    found: dict[str, str] = {}
+    meanings: dict[str, str] = {}
     for cls in reversed(params.__mro__):
         section = (inspect.cleandoc(cls.__doc__ or "") + "\n").partition("Attributes:\n")[2]
         for names, text in re.findall(r"^    (\w[\w, ]*): (.*(?:\n     +.*)*)", section, re.M):
-            found |= dict.fromkeys(names.split(", "), plain(" ".join(text.split())))
-    return found
+            meanings |= dict.fromkeys(names.split(", "), plain(" ".join(text.split())))
+    return meanings
 
 
 def plain(text: str) -> str:
@@ -165,7 +165,7 @@ def _type(annotation: Any) -> str:
 
 
 def _constraint(info: FieldInfo) -> str:
-    bounds = [(sign, getattr(each, key)) for each in info.metadata for key, sign in _BOUNDS.items() if hasattr(each, key)]
+    bounds = [(sign, getattr(bound, key)) for bound in info.metadata for key, sign in _BOUNDS.items() if hasattr(bound, key)]
     return ", ".join(f"{sign} {bound}" for sign, bound in bounds)
 
 
@@ -177,31 +177,36 @@ def algorithms_table(names: Iterable[str]) -> Table:
         table.add_column(column, max_width=width, overflow="fold")
     for name in names:
         try:
-            found = describe(name)
+            described = describe(name)
         except UserError as error:
             table.add_row(Text(name), Text(f"{error.what}; {error.hint}", "red"), "", "")
             continue
-        yields = "" if found.yields == "generator" else f" (yields a {found.yields})"
-        parameters = ", ".join(f"{each.name}={each.default}" for each in found.parameters)
-        table.add_row(Text(name), Text(found.source + yields), Text("\n".join(found.support())), Text(parameters))
+        yields = "" if described.yields == "generator" else f" (yields a {described.yields})"
+        parameters = ", ".join(f"{parameter.name}={parameter.default}" for parameter in described.parameters)
+        table.add_row(Text(name), Text(described.source + yields), Text("\n".join(described.support())), Text(parameters))
     return table
 
 
-def algorithm_page(found: Description) -> Iterator[RenderableType]:
+def algorithm_page(described: Description) -> Iterator[RenderableType]:
     """Everything about one algorithm, from top to bottom."""
-    yield Text(found.name, "bold")
-    facts = {"source": found.source or "none given", "yields": f"a {found.yields}", "kind": found.kind, "class": found.place}
+    yield Text(described.name, "bold")
+    facts = {
+        "source": described.source or "none given",
+        "yields": f"a {described.yields}",
+        "kind": described.kind,
+        "class": described.place,
+    }
     for fact, text in facts.items():
         yield Text(f"{fact + ':':8}{text}")
-    yield Text(f"\n{found.text}\n")
+    yield Text(f"\n{described.text}\n")
     claims = Table("unit", "trust", "claim", title="claims", title_justify="left", show_edge=False)
-    for (unit, trust), claim in found.claims.items():
-        claims.add_row(unit, trust, Text(f"– ({claim})" if (unit, trust) in found.refused else claim))
+    for (unit, trust), claim in described.claims.items():
+        claims.add_row(unit, trust, Text(f"– ({claim})" if (unit, trust) in described.refused else claim))
     yield claims
     yield ""
     parameters = Table(title="parameters", title_justify="left", show_edge=False)
     for column in ("name", "type", "default", "must be", "what"):
         parameters.add_column(column, overflow="fold", no_wrap=column == "name")
-    for each in found.parameters:
-        parameters.add_row(*(Text(text) for text in (each.name, each.type, each.default, each.constraint, each.meaning)))
+    for entry in described.parameters:
+        parameters.add_row(*(Text(text) for text in (entry.name, entry.type, entry.default, entry.constraint, entry.meaning)))
     yield parameters

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedsim.cli.app import Address, GridFile, MaxParallel, Param, Replaced, app, folder, interruptible
+from fedsim.cli.app import Address, GridFile, GridOption, MaxParallel, Param, Replaced, app, folder, grid_file, interruptible
 from fedsim.errors import UserError
 from fedsim.words import plain_console, print_line, wide_console
 
@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from fedsim.grid.models import Grid
     from fedsim.runs.engine import Engine
 
-PANEL = "Grids and cells"
+GRIDS_PANEL = "Grids and cells"
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command(rich_help_panel=GRIDS_PANEL)
 def bench(
-    grid: GridFile,
+    file: GridFile = None,
+    grid: GridOption = None,
     set_: Replaced = None,
     out: Annotated[Path | None, folder("The run folder; default: runs/<name of the grid>.")] = None,
     address: Address = None,
@@ -39,7 +40,7 @@ def bench(
     """
     from fedsim.grid.read import load_grid
 
-    checked = load_grid(grid, set_ or [])
+    checked = load_grid(grid_file(file, grid), set_ or [])
     _bench(
         checked,
         out or Path("runs") / checked.name,
@@ -52,7 +53,7 @@ def bench(
     )
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command(rich_help_panel=GRIDS_PANEL)
 def run(
     algorithm: Annotated[str, typer.Option(help="A registered name, my_file.py:MyMethod or pkg.module:Class.")],
     dataset: Annotated[str, typer.Option(help="As in a grid: digits, medmnist:organsmnist, csv:PATH, a YAML mapping.")] = "digits",
@@ -64,7 +65,7 @@ def run(
     clients: Annotated[int, typer.Option(help="Number of clients.")] = 10,
     epsilon: Annotated[float, typer.Option(help="ε of the budget; inf: no noise.")] = 1.0,
     delta: Annotated[float, typer.Option(help="δ of the budget.")] = 1e-4,
-    unit: Annotated[str, typer.Option(help="What the budget protects: example, client or {column: NAME}.")] = "example",
+    unit: Annotated[str, typer.Option(help="What the budget protects: example, client or {column: PARTITIONS}.")] = "example",
     trust: Annotated[str, typer.Option(help="What an adversary sees: aggregate, the sum over clients; silo, every message.")] = "aggregate",
     seed: Annotated[int, typer.Option(help="Root of all random numbers.")] = 0,
     param: Param = None,
@@ -121,8 +122,7 @@ def _bench(
     from fedsim.runs.cluster import joined_cluster, this_machine
     from fedsim.runs.display import Preparing
     from fedsim.runs.engine import InProcess
-    from fedsim.runs.ray_engine import connected_ray, local_ray
-    from fedsim.runs.rehearsing import everywhere
+    from fedsim.runs.ray_engine import connected_ray, everywhere, local_ray
 
     console = plain_console()
     with ExitStack() as stack:
@@ -151,9 +151,10 @@ def one_by_one(grid: Grid) -> Grid:
     return grid.model_copy(update={"resources": resources})
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command(rich_help_panel=GRIDS_PANEL)
 def partition(
-    grid: GridFile,
+    file: GridFile = None,
+    grid: GridOption = None,
     set_: Replaced = None,
     show: Annotated[bool, typer.Option("--show", help="Also print every label-by-client matrix, and draw the first seed's.")] = False,
     out: Annotated[Path | None, folder("The folder of the pictures; default: runs/<name of the grid>/curves.")] = None,
@@ -162,10 +163,10 @@ def partition(
     from fedsim.grid.read import load_grid
     from fedsim.grid.resolve import resolve
 
-    checked = resolve(load_grid(grid, set_ or [])).grid
+    checked = resolve(load_grid(grid_file(file, grid), set_ or [])).grid
     from fedsim.planning.label_matrices import label_matrices
     from fedsim.report.figures import save_figure
-    from fedsim.report.partitions import NAME, draw_partitions, label_table, summary_table
+    from fedsim.report.partitions import PARTITIONS, draw_partitions, label_table, summary_table
     from fedsim.results.folder import RunFolder
 
     matrices = label_matrices(checked)
@@ -176,16 +177,17 @@ def partition(
     console.print(summary_table(matrices))
     figure = draw_partitions(matrices) if show else None
     if figure is not None:
-        for path in save_figure(figure, out or RunFolder(Path("runs") / checked.name).curves, NAME):
+        for path in save_figure(figure, out or RunFolder(Path("runs") / checked.name).curves, PARTITIONS):
             print_line(console, f"picture: {path}")
 
 
-@app.command("plan", rich_help_panel=PANEL)
-def plan_grid(grid: GridFile, set_: Replaced = None) -> None:
+@app.command("plan", rich_help_panel=GRIDS_PANEL)
+def plan_grid(file: GridFile = None, grid: GridOption = None, set_: Replaced = None) -> None:
     """Show the noise on each statistic and gradient of every cell in units of its signal, without training."""
     from fedsim.grid.read import load_grid
     from fedsim.planning.prepare import prepare
     from fedsim.report.noise_table import show_noise
     from fedsim.runs.cluster import this_machine
 
-    show_noise(prepare(load_grid(grid, set_ or []), [this_machine()]), plain_console())
+    checked = load_grid(grid_file(file, grid), set_ or [])
+    show_noise(prepare(checked, [this_machine()]), plain_console())

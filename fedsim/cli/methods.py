@@ -10,20 +10,21 @@ import typer
 from rich.console import Console
 
 from fedsim.cli.app import Param, TrustPlugin, app, folder, interruptible, own_code
-from fedsim.errors import UserError
+from fedsim.errors import UserError, at
 from fedsim.privacy.plan import Trust, Unit
 from fedsim.words import plain_console, print_line, wide_console
 
 if TYPE_CHECKING:
+    from fedsim.data.embeddings import Embeddings
     from fedsim.results.store import ResultStore
 
-PANEL = "Methods"
+METHODS_PANEL = "Methods"
 
-Attack = Literal["white-box", "one-run", "black-box"]
+Attack = Literal["white-box", "one-run", "black-box", "inversion"]
 """How an audit looks."""
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command(rich_help_panel=METHODS_PANEL)
 def algorithms(
     name: Annotated[str | None, typer.Argument(help="One to show in full: a name, pkg.module:Class or file.py:Class.")] = None,
 ) -> None:
@@ -36,7 +37,7 @@ def algorithms(
         console.print(part)
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command(rich_help_panel=METHODS_PANEL)
 def new(
     name: Annotated[str, typer.Argument(help="The name of the method, such as my-method.")],
     origin: Annotated[
@@ -51,7 +52,7 @@ def new(
         print_line(plain_console(), f"{path}")
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command(rich_help_panel=METHODS_PANEL)
 def check(
     algorithm: Annotated[str, typer.Argument(metavar="ALGORITHM", help="my_file.py:MyMethod, pkg.module:Class or a registered name.")],
     param: Param = None,
@@ -71,7 +72,7 @@ def check(
     """
     import torch
 
-    from fedsim.evidence.audit.run import parameters
+    from fedsim.evidence.audit.setting import parameters
     from fedsim.evidence.check.check import check_algorithm, check_lines, findings_table
     from fedsim.evidence.check.subject import DELTA, EPSILON
     from fedsim.plugins.own_errors import own_errors
@@ -96,16 +97,18 @@ def check(
 
 def _note_checks(store: ResultStore, lines: list[dict[str, Any]], console: Console) -> None:
     """Write a check's lines into a run folder, and say what its rows of that code claim now."""
-    from fedsim.results.grid_rows import write_rows
+    from fedsim.results.grid_rows import read_results
 
     if lines:
         store.append("checks", lines)
-    rows = [row for row in write_rows(store.folder.path) if lines and row.source == lines[0]["source"]]
+    results = read_results(store.folder.path)
+    results.write()
+    rows = [row for row in results.rows if lines and row.source == lines[0]["source"]]
     claims = ", ".join(f"{count} {claim}" for claim, count in Counter(str(row.claim) for row in rows).items())
     print_line(console, f"{store.folder.path}: rows of this code: {claims or 'none'}")
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command(rich_help_panel=METHODS_PANEL)
 def audit(
     context: typer.Context,
     algorithm: Annotated[
@@ -120,10 +123,21 @@ def audit(
     param: Annotated[list[str] | None, typer.Option(help="A parameter: key=YAML; others are short: six rounds of a small network.")] = None,
     attack: Annotated[
         Attack,
-        typer.Option(help="white-box: pairs of trainings; one-run: many canaries in one DP-SGD training; black-box: what is released."),
+        typer.Option(
+            help="white-box: pairs of trainings; one-run: many canaries in one DP-SGD training; black-box: what is released; "
+            "inversion: rows reconstructed from one client's gradient or update, an illustration."
+        ),
     ] = "white-box",
     pairs: Annotated[
-        int | None, typer.Option(min=1, help="Pairs of trainings, or canaries; default: 1000 (white-box), 400 (one-run), 200 (black-box).")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Pairs of trainings, canaries, or attacked clients; "
+            "default: 1000 (white-box), 400 (one-run), 200 (black-box), 3 (inversion).",
+        ),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Embeddings for inversion, as in a grid: digits (the default), npz:PATH, a YAML mapping.")
     ] = None,
     rows: Annotated[int, typer.Option(min=0, help="Other rows of each client, through which the unit may act.")] = 2,
     out: Annotated[Path, folder("The folder of the results, from which the same command goes on.")] = Path("runs") / "audit",
@@ -138,8 +152,11 @@ def audit(
     from rich.markup import escape
     from rich.progress import Progress
 
-    from fedsim.evidence.audit.run import MANY, AuditRun, BlackBoxRun, Command, parameters, setting_of_options
-    from fedsim.evidence.audit.setting import DIM
+    from fedsim.evidence.audit.audit import AuditRun
+    from fedsim.evidence.audit.black_box import BlackBox
+    from fedsim.evidence.audit.inversion import Inversion
+    from fedsim.evidence.audit.one_run import MANY_DIM
+    from fedsim.evidence.audit.setting import ROW_DIM, parameters, setting_of_options
     from fedsim.plugins.own_errors import own_errors
     from fedsim.results.store import ResultStore
 
@@ -150,25 +167,43 @@ def audit(
         return
     if "/" in algorithm and ":" not in algorithm:
         raise UserError(algorithm, "there is no such run folder", "give one, an algorithm's name, or my_file.py:MyMethod")
+    if dataset is not None and attack != "inversion":
+        raise UserError("--dataset", f"means nothing for --attack {attack}", "leave it out, or give --attack inversion")
     own_code()
-    run: Command
+    run: AuditRun | BlackBox | Inversion
     with interruptible(console), own_errors(algorithm):
-        if attack == "black-box":
+        if attack == "inversion":
             known = parameters(algorithm, param or [], unit, trust, epsilon, delta)
-            run = BlackBoxRun(algorithm, known, unit, trust, epsilon, delta, pairs or 200)
+            run = Inversion(algorithm, known, unit, trust, epsilon, delta, _embeddings(dataset or "digits"), pairs or 3)
+        elif attack == "black-box":
+            known = parameters(algorithm, param or [], unit, trust, epsilon, delta)
+            run = BlackBox(algorithm, known, unit, trust, epsilon, delta, pairs or 200)
         else:
-            dim, count = (MANY, 400) if attack == "one-run" else (DIM, 1000)
+            dim, count = (MANY_DIM, 400) if attack == "one-run" else (ROW_DIM, 1000)
             run = AuditRun(setting_of_options(algorithm, param or [], unit, trust, epsilon, delta, dim, rows), attack, pairs or count)
         with store.lock(), Progress(console=console, transient=True) as progress:
             task = progress.add_task(escape(algorithm), total=run.count)
-            reached = run.completed(
+            words, refuted = run.completed(
                 store.audit_pairs(run.key),
                 lambda lines: store.append("pairs", ({"audit": run.key, **line} for line in lines)),
                 lambda count: progress.update(task, completed=count),
             )
-    for line in reached.words:
+    if isinstance(run, Inversion):
+        console.print(run.table(store.audit_pairs(run.key)))
+    for line in words:
         print_line(console, f"{algorithm}, {unit}, {trust}: {line}")
-    raise typer.Exit(1 if reached.refuted else 0)
+    raise typer.Exit(1 if refuted else 0)
+
+
+def _embeddings(dataset: str) -> Embeddings:
+    """The data set that an option names."""
+    from fedsim.data.sources.load import load
+    from fedsim.data.sources.spec import DatasetSpec
+    from fedsim.grid.read import parse_option
+
+    spec = parse_option(DatasetSpec, "--dataset", dataset, {}).within(Path.cwd())
+    with at("--dataset"):
+        return load(spec)
 
 
 def _refuse_given(context: typer.Context, folder: Path) -> None:
@@ -181,8 +216,8 @@ def _refuse_given(context: typer.Context, folder: Path) -> None:
 
 
 def _attack_run(folder: Path, console: Console, *, trust_plugin: bool) -> None:
-    """Tell how well a run's generators give away who was trained on."""
-    from fedsim.evidence.audit.of_run import of_run
+    """Print how well membership in the training rows can be inferred from a run's generators."""
+    from fedsim.evidence.audit.black_box import attack_run
     from fedsim.results.grid_rows import read_manifest
     from fedsim.results.store import ResultStore
     from fedsim.runs.manifest import grid_of
@@ -190,5 +225,5 @@ def _attack_run(folder: Path, console: Console, *, trust_plugin: bool) -> None:
     store = ResultStore(folder)
     store.folder.check()
     grid = grid_of(read_manifest(folder), store.folder)
-    for line in of_run(store.folder, grid, trust_plugin=trust_plugin):
+    for line in attack_run(store.folder, grid, trust_plugin=trust_plugin):
         print_line(console, line)

@@ -23,7 +23,7 @@ from fedsim.privacy.plan import Trust, Unit
 STARTER = Path(__file__).with_name("starter.py")
 BESIDE = {"dp-gaussian": "dp-gaussian", "fedhypevae": "{name: fedhypevae, params: {rounds: 100}}"}
 """What a new method's grid compares it with, and how the grid has it."""
-TEST = '''"""What {name} must keep: the checks of `fedsim check --quick`."""
+TEST_TEXT = '''"""What {name} must keep: the checks of `fedsim check --quick`."""
 
 from fedsim.evidence.check.check import check_algorithm
 
@@ -32,7 +32,7 @@ def test_it_keeps_what_every_method_must_keep() -> None:
     failed = [finding for finding in check_algorithm("{stem}:{cls}", quick=True) if finding.passed is False]
     assert failed == []
 '''
-GRID = """# {name} beside what it has to beat; under a minute: fedsim bench --grid {stem}.yaml
+GRID_TEXT = """# {name} beside what it has to beat; under a minute: fedsim bench --grid {stem}.yaml
 dataset: digits
 algorithms:
   - {{name: "{stem}:{cls}", label: "{name}"}}
@@ -96,7 +96,7 @@ def write_method(name: str, origin: str | None, folder: Path) -> list[Path]:
     paths = [folder / file for file in (f"{stem}.py", f"test_{stem}.py", f"{stem}.yaml")]
     _check(naming, paths)
     start = _starter(naming) if origin is None else _start_from(origin, naming)
-    texts = [start.source, TEST.format(**vars(naming)), _grid(naming, start)]
+    texts = [start.source, TEST_TEXT.format(**vars(naming)), _grid(naming, start)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _all_or_none(paths):
@@ -142,14 +142,14 @@ def _starter(naming: Naming) -> Start:
 
 def _start_from(origin: str, naming: Naming) -> Start:
     """A copy of an algorithm, in the first unit and trust that it supports."""
-    cls, found = lookup(origin, "--from"), describe(origin, "--from")
-    unit, trust = next(key for key in found.claims if key not in found.refused)
+    cls, described = lookup(origin, "--from"), describe(origin, "--from")
+    unit, trust = next(key for key in described.claims if key not in described.refused)
     return Start(_copied(cls, naming), unit, trust)
 
 
 def _grid(naming: Naming, start: Start) -> str:
     beside = [entry for name, entry in BESIDE.items() if name in known() and (start.unit, start.trust) not in describe(name).refused]
-    return GRID.format(**vars(naming), others="".join(f"  - {entry}\n" for entry in beside), unit=start.unit, trust=start.trust)
+    return GRID_TEXT.format(**vars(naming), others="".join(f"  - {entry}\n" for entry in beside), unit=start.unit, trust=start.trust)
 
 
 def _copied(cls: type[Algorithm], naming: Naming) -> str:
@@ -157,13 +157,13 @@ def _copied(cls: type[Algorithm], naming: Naming) -> str:
     try:
         source = Path(inspect.getsourcefile(cls) or "").read_text("utf-8")
     except (OSError, TypeError) as error:
-        raise UserError("--from", f"the source of {cls.__name__} is not to be found", "name another algorithm") from error
+        raise UserError("--from", f"the source of {cls.__name__} cannot be read", "name another algorithm") from error
     if re.search(r"^from \.", source, re.M):
         raise UserError(
             "--from", f"{cls.__module__} imports its neighbours relatively, so it does not run elsewhere", "name another algorithm"
         )
     _check_unused(naming, source, cls.__module__)
-    source = re.sub(r'^@register\("([^"]*)"\)\n', lambda found: found[0] if found[1] == cls.name else "", source, flags=re.M)
+    source = re.sub(r'^@register\("([^"]*)"\)\n', lambda match: match[0] if match[1] == cls.name else "", source, flags=re.M)
     if cls.Params.__module__ == cls.__module__:
         source = re.sub(rf"\b{cls.Params.__name__}\b", f"{naming.cls}Params", source)
     return contract(cls) + _renamed(source, cls.name, cls.__name__, naming)

@@ -11,13 +11,13 @@ import typer
 from fedsim.cli.app import Address, MaxParallel, Run, TrustPlugin, app, interruptible
 from fedsim.words import plain_console, print_line, wide_console
 
-PANEL = "Run folders"
+RUNS_PANEL = "Run folders"
 
 Format = Literal["md", "latex"]
 """How tables are printed: GitHub Markdown, or LaTeX."""
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command(rich_help_panel=RUNS_PANEL)
 def report(
     folder: Run,
     format_: Annotated[Format | None, typer.Option("--format", help="Print the page's tables in this format, and draw nothing.")] = None,
@@ -35,7 +35,7 @@ def report(
     print_line(console, f"report: {drawn.page}")
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command(rich_help_panel=RUNS_PANEL)
 def synth(
     folder: Run,
     out: Annotated[Path, typer.Option(help="The .npz file of synthetic embeddings.")],
@@ -61,16 +61,16 @@ def synth(
     names = {"class_names": np.array(manifest["class_names"])} if manifest["class_names"] else {}
     write_npz(out, (len(x), x.shape[1]), "float32", [x], {"y": y, **names}, manifest)
     write_sidecar(out, manifest)
-    told = " ".join(f"{key} {manifest[key]}" for key in ("epsilon", "delta", "unit", "trust", "claim"))
-    told += f"; not for release: {why}" if (why := generator.facts.held_back) else ""
-    print_line(plain_console(), f"{out}: {len(x)} synthetic embeddings of {x.shape[1]} dimensions; {told}")
+    words = " ".join(f"{key} {manifest[key]}" for key in ("epsilon", "delta", "unit", "trust", "claim"))
+    words += f"; not for release: {why}" if (why := generator.facts.held_back) else ""
+    print_line(plain_console(), f"{out}: {len(x)} synthetic embeddings of {x.shape[1]} dimensions; {words}")
     for text in generator.warnings:
         print_line(plain_console(), f"warning: {text}", "yellow")
     if not generator.vouched:
         print_line(plain_console(), "no results of a run are here to vouch for it: all this is by the package's own word")
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command(rich_help_panel=RUNS_PANEL)
 def release(
     folder: Run,
     out: Annotated[Path, typer.Option(help="The folder of the package: tensors, and the facts about them.")],
@@ -86,7 +86,7 @@ def release(
     print_line(plain_console(), f"{path}: {facts.cell.label}, ε = {plan.epsilon_target:g} at δ = {plan.delta:g}, claim {plan.claim}")
 
 
-@app.command("judge", rich_help_panel=PANEL)
+@app.command("judge", rich_help_panel=RUNS_PANEL)
 def judge_run(
     folder: Run,
     address: Address = None,
@@ -98,8 +98,8 @@ def judge_run(
     Interrupt it at any time; the same command goes on where it stopped.
     """
     from fedsim.grid.resolve import plug_in_files
+    from fedsim.runs.bench import algorithms_of, run_judging
     from fedsim.runs.cluster import joined_cluster, this_machine
-    from fedsim.runs.judge import algorithms_of, run_judging
     from fedsim.runs.ray_engine import connected_ray, local_ray
 
     console = plain_console()
@@ -113,7 +113,7 @@ def judge_run(
     raise typer.Exit(code)
 
 
-@app.command("compare", rich_help_panel=PANEL)
+@app.command("compare", rich_help_panel=RUNS_PANEL)
 def compare_runs(
     first: Annotated[Path, typer.Argument(metavar="RUN1", help="A run folder, such as runs/quickstart.")],
     second: Annotated[Path, typer.Argument(metavar="RUN2", help="Another with some of the same settings and seeds.")],
@@ -126,14 +126,13 @@ def compare_runs(
     raise typer.Exit(0 if compared.comparison.equal else 1)
 
 
-@app.command("prove", rich_help_panel=PANEL)
+@app.command("prove", rich_help_panel=RUNS_PANEL)
 def prove_rows(
     folder: Run,
     trust_plugin: TrustPlugin = False,
 ) -> None:
     """Recompute every ε of a run from its rows, with dp-accounting, and every plan. Exit code 1 unless every claimed ε is proved."""
-    from fedsim.evidence.prove import proofs_table, proofs_words, prove
-    from fedsim.evidence.together import apart_words, together, together_words
+    from fedsim.evidence.prove import apart_words, proofs_table, proofs_words, prove, together, together_words
     from fedsim.results.contradictions import large_deltas
     from fedsim.results.folder import RunFolder
     from fedsim.results.grid_rows import every_row
@@ -150,7 +149,7 @@ def prove_rows(
     raise typer.Exit(1 if any(proof.verdict in ("differs", "not proved") for proof in proofs) else 0)
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command(rich_help_panel=RUNS_PANEL)
 def statement(
     folder: Run,
     trust_plugin: TrustPlugin = False,
@@ -162,14 +161,15 @@ def statement(
     from fedsim.results.grid_rows import grid_rows
 
     RunFolder(folder).check()
-    for each in statements(grid_rows(folder), lambda row: cross_check(row, trust_plugin=trust_plugin)):
-        typer.echo("\n".join(each.lines) + "\n")
+    for text in statements(grid_rows(folder), lambda row: cross_check(row, trust_plugin=trust_plugin)):
+        typer.echo("\n".join(text.lines) + "\n")
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command(rich_help_panel=RUNS_PANEL)
 def verify(
     folder: Run,
     cells: Annotated[int, typer.Option(min=1, help="Number of finished cells, drawn at random.")] = 3,
+    cell: Annotated[list[str] | None, typer.Option(help="A cell to run, by the beginning of its id, instead; repeatable.")] = None,
     trust_plugin: TrustPlugin = False,
 ) -> None:
     """Run some finished cells of a run again and compare: exit code 0 if rows and rounds are equal to the last bit, 1 if not."""
@@ -180,5 +180,5 @@ def verify(
 
     console, node = wide_console(plain_console()), this_machine()
     verification = Verification.of(folder, lambda grid: prepare(grid, [node]), trust_plugin=trust_plugin)
-    equal = verification.run(cells, console, local_ray(node))
+    equal = verification.run(cells, console, local_ray(node), cell or ())
     raise typer.Exit(0 if equal else 1)

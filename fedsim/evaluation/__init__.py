@@ -1,1 +1,1 @@
-"""What generators and classifiers are worth, on real rows."""
+"""Scores of generators and classifiers on real rows."""

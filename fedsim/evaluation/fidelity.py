@@ -19,8 +19,8 @@ DIRECTIONS = 64
 """Leading directions of the real rows in which rows are compared."""
 NEIGHBOURS = 5
 """k of density and coverage; a class needs more real rows."""
-MOST = 1000
-"""Rows that directions are found from, and rows of each kind that the probe of real against synthetic sees."""
+MOST_ROWS_COMPARED = 1000
+"""Rows that directions are computed from, and rows of each kind that the probe of real against synthetic sees."""
 
 Rows = NDArray[np.float64]
 
@@ -47,23 +47,23 @@ def fidelity(made: Labelled, real: Labelled, probe_c: float) -> Scores:
     if not classes:
         return Scores()
     pairs = [(made.x[made.y == label] @ basis, real.x[real.y == label] @ basis) for label in classes]
-    each = np.array([(frechet(*pair), squared_mmd(*pair), *density_and_coverage(*pair)) for pair in pairs])
+    numbers = np.array([(frechet(*pair), squared_mmd(*pair), *density_and_coverage(*pair)) for pair in pairs])
     names = ("frechet_distance", "squared_mmd", "density", "coverage")
-    return Scores(dict(zip(names, each.mean(axis=0).tolist(), strict=True)), real_or_synthetic=told_apart(made, real, probe_c))
+    return Scores(dict(zip(names, numbers.mean(axis=0).tolist(), strict=True)), real_or_synthetic=told_apart(made, real, probe_c))
 
 
 def left_out(data: Embeddings, site: str | None = None) -> str | None:
     """What is wrong with fidelity where classes have too few test rows, None where none has; ``site``: whose rows alone these are."""
-    told = int((np.bincount(data.y_test, minlength=data.classes) > NEIGHBOURS).sum())
-    if told == data.classes:
+    enough = int((np.bincount(data.y_test, minlength=data.classes) > NEIGHBOURS).sum())
+    if enough == data.classes:
         return None
     of = f"{site} of {data.name}" if site else data.name
-    return f"fidelity on {of} is over {told} of its {data.classes} classes: the others have {NEIGHBOURS} test rows or fewer"
+    return f"fidelity on {of} is over {enough} of its {data.classes} classes: the others have {NEIGHBOURS} test rows or fewer"
 
 
 def leading_directions(x: NDArray[np.float32]) -> Rows:
-    """Orthonormal ``[d, k]``: the leading principal directions of rows, of at most :data:`MOST` of them."""
-    some = x[:: -(-len(x) // MOST)].astype(np.float64)
+    """Orthonormal ``[d, k]``: the leading principal directions of rows, of at most :data:`MOST_ROWS_COMPARED` of them."""
+    some = x[:: -(-len(x) // MOST_ROWS_COMPARED)].astype(np.float64)
     centred = some - some.mean(axis=0)
     if len(some) >= x.shape[1]:
         _, vectors = np.linalg.eigh(centred.T @ centred)
@@ -113,7 +113,7 @@ def told_apart(made: Labelled, real: Labelled, probe_c: float) -> float:
     """Accuracy of a probe of real against made, of equal numbers a class: 0.5 where it cannot tell them, 1 where it always can.
 
     It is trained on every other two rows and tested on the rest, and the other way round: two at a time, since some generators draw rows
-    in pairs, of which neither may be learned from where the other is told. Too few rows for two folds: 0.5.
+    in pairs, and the other of a pair must not be among the training rows. Too few rows for two folds: 0.5.
     """
     x, y, number = _paired(made, real)
     fold = number // 2 % 2
@@ -129,14 +129,14 @@ def told_apart(made: Labelled, real: Labelled, probe_c: float) -> float:
 def _paired(made: Labelled, real: Labelled) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
     """As many made rows as real ones of every class: rows, 1 where real, numbers.
 
-    There are about :data:`MOST` of each in all at most, and one of every class at least. A class's numbers run from an even one on, so that
-    rows which were drawn one after another are together.
+    At most about :data:`MOST_ROWS_COMPARED` of either kind in all, and at least one of every class. Row numbers of a class start at an even
+    number, so that consecutive draws form a pair.
     """
     classes = 1 + int(max(made.y.max(), real.y.max()))
     counts = np.minimum(*(np.bincount(rows.y, minlength=classes) for rows in (made, real)))
-    counts = np.maximum(counts * min(1.0, MOST / counts.sum()), np.minimum(counts, 1)).astype(np.int64)
+    counts = np.maximum(counts * min(1.0, MOST_ROWS_COMPARED / counts.sum()), np.minimum(counts, 1)).astype(np.int64)
     picked = [[np.flatnonzero(rows.y == label)[:count] for label, count in enumerate(counts)] for rows in (made, real)]
-    mine, theirs = (np.concatenate(each) for each in picked)
+    mine, theirs = (np.concatenate(own) for own in picked)
     x = np.concatenate([made.x[mine], real.x[theirs]])
     even = counts + counts % 2
     numbers = np.concatenate([end - room + np.arange(count) for end, room, count in zip(np.cumsum(even), even, counts, strict=True)])

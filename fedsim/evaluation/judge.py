@@ -89,7 +89,7 @@ class ClientScores:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a cell's product is worth.
+    """The scores of what a cell made.
 
     Attributes:
         scores: by the names of the measures.
@@ -145,9 +145,9 @@ class Judge:
     def judgement(self) -> Judgement:
         """All that the evaluation asks for. Balanced accuracy is of uniform labels, plain accuracy of released ones where there are any."""
         predicted, evaluation = self.predictions(), self.cell.evaluation
-        scores = Scores(mean_scores([scores_with(each, self._label_shares) for each in predicted]), **self.readouts())
+        scores = Scores(mean_scores([scores_with(predictions, self._label_shares) for predictions in predicted]), **self.readouts())
         clients = self.of_clients() if evaluation.per_client else ()
-        scores |= scores_of_clients([each.own for each in clients], [each.shared for each in clients])
+        scores |= scores_of_clients([client.own for client in clients], [client.shared for client in clients])
         if evaluation.personal is not None:
             scores |= self.personal()
         tested = self.own_rows.words if clients or evaluation.personal is not None else None
@@ -179,8 +179,8 @@ class Judge:
         mine = self._read(client) if is_personal(self.made) else self._shared
         x, y = self.data.x_test[test], self.data.y_test[test]
         readers = (mine, self._shared)
-        told = [score_classifier(each, x, y, self.device, self._label_shares) if each and len(test) else None for each in readers]
-        return ClientScores(client, self.own_rows.names[client], len(rows), len(test), *told)
+        scores = [score_classifier(reader, x, y, self.device, self._label_shares) if reader and len(test) else None for reader in readers]
+        return ClientScores(client, self.own_rows.names[client], len(rows), len(test), *scores)
 
     def _read(self, client: int) -> Classifier:
         """A client's own classifier as it is, its own generator as the probe on its embeddings."""

@@ -15,13 +15,13 @@ LabelShares = Literal["released", "uniform"]
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """Test rows as somebody predicts them.
+    """Test rows as one predictor predicts them.
 
     Attributes:
         y: true labels, int64 ``[m]``.
         predicted: labels, int64 ``[m]``.
         probabilities: of the classes, ``[m, C]``.
-        shares: how frequent each class is with the client that predicts, ``[C]``; None where nobody in particular does.
+        shares: how frequent each class is with the client that predicts, ``[C]``; None where it is no single client.
     """
 
     y: NDArray[np.int64]

@@ -13,7 +13,7 @@ from fedsim.evaluation.scores import Scores
 
 NEAREST = 5
 """Neighbours that vote."""
-MOST = 1000
+MOST_NEIGHBOURS = 1000
 """Synthetic rows that may be neighbours: a table of distances to more takes longer than training some methods."""
 HIDDEN = 64
 """Units of the small network."""
@@ -24,7 +24,7 @@ def nearest_neighbours(made: Labelled, real: Labelled, probe_c: float) -> Scores
     from sklearn.neighbors import KNeighborsClassifier
 
     # rows stand class by class: every so many-th keeps the classes' shares
-    some = slice(None, None, -(-len(made.x) // MOST))
+    some = slice(None, None, -(-len(made.x) // MOST_NEIGHBOURS))
     x, y = made.x[some], made.y[some]
     model = KNeighborsClassifier(min(NEAREST, len(x)), algorithm="brute").fit(x, y)
     return Scores(knn_balanced_accuracy=_balanced(model.predict(real.x), real))

@@ -44,7 +44,7 @@ def ceiling(data: Embeddings, probe_c: float) -> Ceiling:
         for balanced in (False, True)
         for probe in fit_probes(data.x_train, data.y_train, _strengths(probe_c), balanced=balanced)
     ]
-    return Ceiling(max(each.balanced_accuracy for each in scores), max(each["accuracy"] for each in scores))
+    return Ceiling(max(scored.balanced_accuracy for scored in scores), max(scored["accuracy"] for scored in scores))
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class LocalOnly:
 def local_only(data: Embeddings, partition: Partition, spec: PartitionSpec, probe_c: float) -> LocalOnly:
     """What every client has by itself, at that of :data:`STRENGTHS` and ``probe_c`` which is the best for their mean."""
     own, strengths = own_rows(data, partition, spec).rows, _strengths(probe_c)
-    found = [_by_itself(data, rows, test, strengths) for rows, test in zip(partition.rows, own, strict=True)]
-    by_strength = [tuple(zip(*scores, strict=True)) for scores in zip(*found, strict=True)]
+    by_client = [_by_itself(data, rows, test, strengths) for rows, test in zip(partition.rows, own, strict=True)]
+    by_strength = [tuple(zip(*scores, strict=True)) for scores in zip(*by_client, strict=True)]
     return LocalOnly(
         max(float(np.mean(everywhere)) for everywhere, _ in by_strength),
         max((clients for _, clients in by_strength), key=lambda scores: sum(score or 0.0 for score in scores)),

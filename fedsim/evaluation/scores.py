@@ -48,19 +48,19 @@ def scores_with(predictions: Predictions, shares: NDArray[np.float64] | None) ->
     return Scores(scores_of(predictions), accuracy=accuracy(at_shares(predictions, shares)))
 
 
-def mean_scores(each: Sequence[Scores]) -> Scores:
-    """The mean of every score; empty where there is nobody."""
-    if not each:
+def mean_scores(of: Sequence[Scores]) -> Scores:
+    """The mean of every score; empty where there are none."""
+    if not of:
         return Scores()
-    return Scores({name: float(np.mean([scores[name] for scores in each])) for name in each[0]})
+    return Scores({name: float(np.mean([scores[name] for scores in of])) for name in of[0]})
 
 
-def recall_per_class(each: Sequence[Predictions], classes: int) -> tuple[float | None, ...]:
-    """The recall of each of ``classes`` classes, the mean over ``each`` predictor; None for a class without a test row."""
-    found: list[float | None] = [None] * classes
-    for label, recall in zip(each[0].held.tolist(), np.mean([recalls(predictions) for predictions in each], axis=0), strict=True):
-        found[label] = float(recall)
-    return tuple(found)
+def recall_per_class(predicted: Sequence[Predictions], classes: int) -> tuple[float | None, ...]:
+    """The recall of every class, the mean over the predictors; None for a class without a test row."""
+    by_class: list[float | None] = [None] * classes
+    for label, recall in zip(predicted[0].held.tolist(), np.mean([recalls(predictions) for predictions in predicted], axis=0), strict=True):
+        by_class[label] = float(recall)
+    return tuple(by_class)
 
 
 def scores_of_clients(own: Sequence[Scores | None], shared: Sequence[Scores | None]) -> Scores:
@@ -70,26 +70,26 @@ def scores_of_clients(own: Sequence[Scores | None], shared: Sequence[Scores | No
         own: every client's scores by its own generator or classifier; None for a client without a test row.
         shared: by what all share; None where nothing is shared, or a client has no test row.
     """
-    each, alike = ([scores.balanced_accuracy for scores in part if scores is not None] for part in (own, shared))
-    if not each:
+    owned, alike = ([scores.balanced_accuracy for scores in part if scores is not None] for part in (own, shared))
+    if not owned:
         return Scores()
-    told = Scores(
-        client_balanced_accuracy=float(np.mean(each)),
-        client_worst_balanced_accuracy=min(each),
-        client_spread=max(each) - min(each),
+    summary = Scores(
+        client_balanced_accuracy=float(np.mean(owned)),
+        client_worst_balanced_accuracy=min(owned),
+        client_spread=max(owned) - min(owned),
     )
-    return Scores(told, client_shared_balanced_accuracy=float(np.mean(alike))) if alike else told
+    return Scores(summary, client_shared_balanced_accuracy=float(np.mean(alike))) if alike else summary
 
 
-def personal_scores(each: Sequence[Predictions]) -> Scores:
-    """Means over clients of how well each predicts rows as it sees them, its labels as frequent as with it.
+def personal_scores(clients: Sequence[Predictions]) -> Scores:
+    """Means over clients of how well every one predicts rows as it sees them, its labels as frequent as with it.
 
     A client that holds no class of its test rows has no score.
 
     Args:
-        each: every client's predictions, with its label shares.
+        clients: every client's predictions, with its label shares.
     """
-    return mean_scores([scores_of(predictions, "personal") for predictions in each if len(predictions.held)])
+    return mean_scores([scores_of(predictions, "personal") for predictions in clients if len(predictions.held)])
 
 
 def probe_predictions(probe: Probe, x_test: NDArray[np.float32], y_test: NDArray[np.int64], classes: int) -> Predictions:

@@ -20,12 +20,12 @@ def held_out(rows: int) -> NDArray[np.bool_]:
     return chosen
 
 
-WEIGHTS = tuple(step / 10 for step in range(11))
+TRIED_WEIGHTS = tuple(step / 10 for step in range(11))
 """The weights of the local classifier that are tried."""
 
 
 def best_weight(local: Tensor, shared: Tensor, y: Tensor, importance: Tensor) -> float:
-    """The weight of ``local`` among :data:`WEIGHTS` whose mixture has the best weighted accuracy; the smallest of equals.
+    """The weight of ``local`` among :data:`TRIED_WEIGHTS` whose mixture has the best weighted accuracy; the smallest of equals.
 
     Args:
         local: probabilities ``[n, C]``.
@@ -34,7 +34,7 @@ def best_weight(local: Tensor, shared: Tensor, y: Tensor, importance: Tensor) ->
         importance: of each row ``[n]``.
     """
     best, best_score = 0.0, -math.inf
-    for weight in WEIGHTS:
+    for weight in TRIED_WEIGHTS:
         right = (weight * local + (1 - weight) * shared).argmax(1) == y
         score = float((right * importance).sum())
         if score > best_score + 1e-9:

@@ -16,13 +16,14 @@ from typing import Any, TypeVar, cast
 
 import torch
 
+from fedsim.errors import UserError
 from fedsim.plugins.places import said
 
 Result = TypeVar("Result")
 PRELOADED = ["__main__", "fedsim.evidence.check.preloaded"]
 """What the server imports."""
-AT_ONCE = 2
-"""Processes that run side by side, of one thread each."""
+PROCESSES_AT_ONCE = 2
+"""Of one thread each."""
 
 
 class ProcessEnded(Exception):
@@ -30,7 +31,7 @@ class ProcessEnded(Exception):
 
 
 def in_fresh_processes(function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]], module: str) -> Iterator[Result]:
-    """``function(*each)`` for each of ``arguments``, in order; all by a server process that forks, so that packages are imported once.
+    """The function's result for each of ``arguments``, in order; a server process forks for all, so that packages are imported once.
 
     Args:
         function: importable by name.
@@ -38,10 +39,10 @@ def in_fresh_processes(function: Callable[..., Result], arguments: Iterable[tupl
         module: imported before, so that the algorithms that it registers are known.
 
     Raises:
-        ProcessEnded: a process died, or the function raised an exception.
+        ProcessEnded: a process died, or the function raised an exception other than this and UserError, which are raised as they are.
     """
     start_server()
-    with ThreadPoolExecutor(AT_ONCE) as threads:
+    with ThreadPoolExecutor(PROCESSES_AT_ONCE) as threads:
         try:
             yield from threads.map(partial(_in_fresh_process, function, module), list(arguments))
         finally:
@@ -71,8 +72,8 @@ def _in_fresh_process(function: Callable[..., Result], module: str, arguments: t
         process.join()
         raise ProcessEnded(f"a fresh process ended with exit code {process.exitcode}") from None
     process.join()
-    if error:
-        raise ProcessEnded(error)
+    if error is not None:
+        raise error
     return cast("Result", result)
 
 
@@ -82,9 +83,11 @@ def _serve(sender: Connection, function: Callable[..., Any], module: str, argume
         # a plug-in that is the running script has been imported under another name
         if module != "__main__":
             importlib.import_module(module)
-        sender.send((function(*arguments), ""))
+        sender.send((function(*arguments), None))
+    except (UserError, ProcessEnded) as error:
+        sender.send((None, error))
     except Exception as error:
-        sender.send((None, said(error)))
+        sender.send((None, ProcessEnded(said(error))))
 
 
 def forked(function: Callable[..., Result], *arguments: Any) -> Result:
@@ -101,7 +104,7 @@ def forked(function: Callable[..., Result], *arguments: Any) -> Result:
             receiver.close()
             sender.send_bytes(_attempted(function, arguments))
         finally:
-            # none of the parent's clean-up is the child's
+            # skips the parent's clean-up
             os._exit(0)
     sender.close()
     try:

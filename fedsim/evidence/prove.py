@@ -1,11 +1,14 @@
-"""Rows proved again: every epsilon recomputed from the row alone, by an accountant that is not the one that counted."""
+"""Rows proved again: every epsilon recomputed from the row alone, by an accountant that is not the one that counted.
+
+And what several releases of the same data cost together: the composition of all their mechanisms.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -16,9 +19,11 @@ from rich.text import Text
 from fedsim.errors import UserError
 from fedsim.files import unread
 from fedsim.privacy.accountant import INTEGER_ORDERS, ORDERS, Event
-from fedsim.results.contradictions import BELOW, TOLERANCE, cross_check, impossible, ratio, within_row
+from fedsim.privacy.plan import RELEASABLE
+from fedsim.results.contradictions import MOST_ABOVE, MOST_BELOW, cross_check, impossible, ratio, within_row
+from fedsim.results.groups import grouped
 from fedsim.results.rows import Row
-from fedsim.words import number
+from fedsim.words import at_most, number
 
 Verdict = Literal["proved", "differs", "not proved", "no claim"]
 _FINEST, _MESH = 1e-4, 0.02
@@ -90,13 +95,13 @@ def recomputed(events: tuple[Event, ...], delta: float, renyi: bool) -> float:
     """Epsilon by dp-accounting.
 
     Args:
-        events: (noise multiplier, sample rate, count) each.
+        events: (noise multiplier, sample rate, count).
         delta: of epsilon.
         renyi: by Rényi composition.
 
     Raises:
         UserError: dp-accounting is not installed.
-        ValueError: they spend more than a loss distribution can hold; Rényi composition can tell.
+        ValueError: they spend more than a loss distribution can hold; Rényi composition has no such limit.
     """
     costly = tuple(event for event in events if event[2] and event[1] and not math.isinf(event[0]))
     if not costly:
@@ -173,8 +178,85 @@ def _line(proof: Proof) -> tuple[str, ...]:
 def proofs_words(proofs: Sequence[Proof]) -> str:
     """How many rows are proved, in a sentence."""
     counts = Counter(proof.verdict for proof in proofs)
-    limits = f"at most {BELOW:.1%} below and {TOLERANCE:.0%} above"
-    told = [f"{counts['proved']} of {len(proofs)} rows proved: each ε is what dp-accounting finds from the row alone, {limits}"]
+    limits = f"at most {MOST_BELOW:.1%} below and {MOST_ABOVE:.0%} above"
+    parts = [f"{counts['proved']} of {len(proofs)} rows proved: each ε is what dp-accounting finds from the row alone, {limits}"]
     others: dict[Verdict, str] = {"differs": "differ", "not proved": "cannot be proved", "no claim": "claim no ε"}
-    told += [f"{counts[verdict]} {words}" for verdict, words in others.items() if counts[verdict]]
-    return "; ".join(told)
+    parts += [f"{counts[verdict]} {words}" for verdict, words in others.items() if counts[verdict]]
+    return "; ".join(parts)
+
+
+@dataclass(frozen=True)
+class Together:
+    """Generators of one data set that may each be released under its own epsilon, and what all of them cost.
+
+    Attributes:
+        dataset: its name.
+        unit: what every one of them protects.
+        generators: how many there are.
+        delta: the largest of theirs.
+        epsilon: of all, at that delta.
+    """
+
+    dataset: str
+    unit: str
+    generators: int
+    delta: float
+    epsilon: float
+
+
+def together(rows: Sequence[Row]) -> list[Together]:
+    """For every data set and unit with two releasable generators or more: what releasing all of them costs.
+
+    Each has noise of its own, and a unit is in the data of all, so their mechanisms compose (Dwork and Roth 2014, section 3.5). Clients of
+    two partitions are not the same units: each partition is then counted by itself.
+
+    Raises:
+        UserError: dp-accounting is not installed.
+    """
+    groups = grouped(_releasable(rows), lambda row: (row.dataset_hash, *_units(row)))
+    return [_composed(members) for members in groups.values() if len(members) > 1]
+
+
+def apart_words(rows: Sequence[Row]) -> Iterator[str]:
+    """Generators that may cost more together than one of them: of units of two kinds or partitions, and of several data sets."""
+    for members in grouped(_releasable(rows), lambda row: row.dataset_hash).values():
+        if len(kinds := {_units(row) for row in members}) > 1:
+            of = " and ".join(dict.fromkeys(f"unit {row.unit}" for row in members))
+            what = f"may be released whose units are of {len(kinds)} kinds or partitions ({of})"
+            yield f"{len(members)} generators of {members[0].dataset} {what}: a row is in all of them, and pays for all"
+    sets = {row.dataset_hash: row.dataset for row in _releasable(rows)}
+    if len(sets) > 1:
+        names = ", ".join(dict.fromkeys(sets.values()))
+        pays = "a unit that is in several, as in cuts or encodings of one, pays for all"
+        yield f"generators of {len(sets)} data sets may be released ({names}): {pays}"
+
+
+def _units(row: Row) -> tuple[str | None, str | None]:
+    """What a row's budget protects: units of a kind, and clients of a partition."""
+    return row.unit, row.partition_hash if row.unit == "client" else None
+
+
+def _releasable(rows: Sequence[Row]) -> Iterator[Row]:
+    for row in rows:
+        if row.generator and row.noise == "secret" and row.status == "ok" and row.claim in RELEASABLE and row.mechanisms and row.delta:
+            yield row
+
+
+def _composed(rows: Sequence[Row]) -> Together:
+    events: Counter[tuple[float, float]] = Counter()
+    for mechanism in (mechanism for row in rows for mechanism in row.mechanisms or ()):
+        events[mechanism.noise_multiplier, mechanism.sample_rate] += mechanism.count
+    composed: tuple[Event, ...] = tuple(sorted((noise, rate, count) for (noise, rate), count in events.items()))
+    delta = max(row.delta or 0.0 for row in rows)
+    try:
+        epsilon = recomputed(composed, delta, any(row.accountant == "rdp" for row in rows))
+    except ValueError:  # more than loss distributions hold, as of a thousand generators at ε = 8
+        epsilon = recomputed(composed, delta, renyi=True)
+    return Together(rows[0].dataset, rows[0].unit or "example", len(rows), delta, epsilon)
+
+
+def together_words(costs: Sequence[Together]) -> Iterator[str]:
+    """A sentence for each data set and unit."""
+    for cost in costs:
+        spent = f"ε = {at_most(cost.epsilon)} at δ = {number(cost.delta)} (unit {cost.unit})"
+        yield f"{cost.generators} generators of {cost.dataset} may be released, each under its ε; all of them together cost {spent}"

@@ -60,24 +60,36 @@ def grid_of_options(options: Mapping[str, Any], params: Sequence[str]) -> Grid:
     Raises:
         UserError: a value does not do; the message names the option.
     """
-    given: dict[str, Any] = {}
-    for text in params:
-        override(given, text, "--param")
     partition, _ = parse(options["partition"], "--partition")
     parsed = {key: parse(options[key], f"--{key}")[0] for key in ("dataset", "encoder") if options[key] is not None}
     unit, _ = parse(options["unit"], "--unit")
-    same = {key: options[key] for key in ("alpha", "clients", "epsilon", "delta", "trust")}
-    data: dict[str, Any] = {
-        "name": "run",
-        "algorithms": [{"name": options["algorithm"], "params": given}],
-        "partition": partition if isinstance(partition, dict) else {"scheme": partition},
-        "unit": unit,
-        "seeds": options["seed"],
-        "evaluation": {"per_class": options["per-class"]},
+    return one_cell(
+        options["algorithm"],
+        params,
+        partition=partition if isinstance(partition, dict) else {"scheme": partition},
+        unit=unit,
+        seeds=options["seed"],
+        evaluation={"per_class": options["per-class"]},
         **{key: value if isinstance(value, dict) else str(value) for key, value in parsed.items()},
-        **same,
-    }
-    return _validated(data, Options(), Path.cwd())
+        **{key: options[key] for key in ("alpha", "clients", "epsilon", "delta", "trust")},
+    )
+
+
+def one_cell(algorithm: str, params: Sequence[str], **values: Any) -> Grid:
+    """A grid of one algorithm, whose messages name options of the command line.
+
+    Args:
+        algorithm: its name.
+        params: ``key=YAML`` texts, its parameters.
+        values: further keys of the grid, as a file has them.
+
+    Raises:
+        UserError: a value does not do.
+    """
+    given: dict[str, Any] = {}
+    for text in params:
+        override(given, text, "--param")
+    return _validated({"name": "run", "algorithms": [{"name": algorithm, "params": given}], **values}, Options(), Path.cwd())
 
 
 def parse_option(model: type[_Option], option: str, text: str, given: Mapping[str, Any]) -> _Option:

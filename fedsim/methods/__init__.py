@@ -1,4 +1,4 @@
-"""What an author of a method reads and derives from; one line imports it: ``from fedsim.methods import DPSGD, Batch, Server, ...``."""
+"""The base classes and types for authors of methods: ``from fedsim.methods import DPSGD, Batch, Server, ...``."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The base class of every algorithm: an algorithm supplies mathematics, the harness drives its rounds.
 
-Four kinds of client computation stand ready, each a base class of its own: :class:`fedsim.methods.dp_sgd.DPSGD` (a loss per
+Four base classes supply the clients' computation: :class:`fedsim.methods.dp_sgd.DPSGD` (a loss per
 example), :class:`fedsim.methods.local_dp_sgd.LocalDPSGD` (the same with many local steps a round),
 :class:`fedsim.methods.local_training.LocalTraining` (local steps, then an update) and :class:`fedsim.methods.one_shot.OneShot` (a
 statistic per example). How rounds run is in :mod:`fedsim.training.rounds`.
@@ -28,13 +28,13 @@ from fedsim.seeds import Seeds
 
 
 class Params(BaseModel):
-    """Parameters of an algorithm as a grid file gives them: unknown keys are refused, values never change."""
+    """Parameters of an algorithm, as in a grid file; unknown keys are refused, and values are frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @classmethod
     def brief(cls, values: Mapping[str, Any], given: Container[str]) -> dict[str, Any]:
-        """Those of ``values``, which make a training short, that these parameters have and allow, but for what is ``given``."""
+        """The subset of ``values``, which make a training short, that these parameters have and allow and that are not ``given``."""
         return {key: value for key, value in values.items() if key in cls.model_fields and key not in given and cls._allows(key, value)}
 
     @classmethod
@@ -42,7 +42,7 @@ class Params(BaseModel):
         try:
             cls.model_validate({key: value})
         except ValidationError as error:
-            return not any(each["loc"][:1] == (key,) for each in error.errors())
+            return not any(detail["loc"][:1] == (key,) for detail in error.errors())
         return True
 
 
@@ -55,7 +55,7 @@ class Algorithm(ABC):
         Params: its parameters with defaults.
         private: whether an epsilon has a meaning for it.
         units, trusts: the privacy settings that it supports.
-        syntheses: values of its parameter ``synthesis`` that a saved generator can be asked for, whatever it was trained with.
+        syntheses: values of its parameter ``synthesis`` with which a saved generator can be loaded, whatever it was trained with.
     """
 
     name: ClassVar[str]
@@ -70,18 +70,18 @@ class Algorithm(ABC):
         self.params = params
         self.task = task
 
-    # --- what an algorithm or its kind supplies ---
+    # --- supplied by an algorithm or its base class ---
 
     @abstractmethod
     def phases(self) -> tuple[Phase, ...]:
-        """The training: which mechanisms run, one after another, what clients compute for each and what the server does with it."""
+        """The training: its mechanisms in order, with the computation of clients and server for each."""
 
     @abstractmethod
     def build(self, clients: int) -> nn.Module:
         """The model with per-client layers for ``clients`` members (0 at the server); weights are set afterwards by name."""
 
     def generator(self, server: Server) -> Generator:
-        """The generator, from what is already private: the server's state, its seeds, and the client codes if they were released."""
+        """The generator, from private values only: the server's state, its seeds, and the client codes if they were released."""
         raise NotImplementedError(f"{type(self).__name__} has neither a generator nor a classifier")
 
     def classifier(self, server: Server) -> Classifier:
@@ -89,9 +89,9 @@ class Algorithm(ABC):
         raise NotImplementedError(f"{type(self).__name__} yields a generator")
 
     def label_counts(self, server: Server) -> Tensor | None:
-        """How many rows each class has ``[C]``, as far as releases of the plan told the server; None where none did.
+        """Rows per class ``[C]``, estimated from releases of the plan; None if the plan releases no counts.
 
-        Post-processing like the generator: plain accuracy is then judged with labels as frequent as these counts say.
+        Post-processing like the generator: plain accuracy is then judged on labels with these frequencies.
         """
         return None
 
@@ -105,7 +105,7 @@ class Algorithm(ABC):
         return "proved" if self.private else "none"
 
     def scope(self) -> str:
-        """What the noise protects, as the row names it."""
+        """The parameters that the noise protects, as rows name them."""
         return "joint"
 
     def clip(self) -> float:
@@ -121,24 +121,24 @@ class Algorithm(ABC):
         return True
 
     def noise_at_clients(self) -> bool:
-        """Whether what clients send carries their own noise already, so that the server adds none."""
+        """Whether clients add noise to everything they send, so that the server adds none."""
         return self.task.trust == "silo"
 
     def check_setting(self) -> None:  # noqa: B027 (most algorithms support all parameters in all their units and trusts)
         """Refuse parameters that have no meaning, or no plan, for the unit and trust.
 
         Raises:
-            UserError: what is refused, and what would be right.
+            UserError: the refused parameter, with a hint.
         """
 
     # --- the harness's part ---
 
     def check_contract(self, round_: Round, broadcast: Tensors) -> None:  # noqa: B027 (most base classes take nothing for granted)
-        """Try what the base class's guarantee takes for granted of what clients compute in a round, on made-up rows; on the CPU.
+        """Test the assumptions of the base class's guarantee on made-up rows, for one round's computation at clients; on the CPU.
 
         Raises:
             NotPerExample: its loss or statistic mixes rows.
-            ValueError: it cannot be tried.
+            ValueError: they cannot be tested.
         """
 
     def initial_server(self, seeds: Seeds) -> Server:
@@ -146,14 +146,14 @@ class Algorithm(ABC):
         return Server(initial_model(self.build, seeds), seeds)
 
     def broadcast(self, server: Server) -> Tensors:
-        """What every client receives at the start of a round."""
+        """The tensors that every client receives at the start of a round."""
         return shared_tensors(server.model)
 
     def start_clients(self, clients: Clients) -> None:  # noqa: B027 (most algorithms need none)
         """Give the clients the private state that they keep between rounds; the model's per-client layers are set already."""
 
     def releases(self) -> tuple[Release, ...]:
-        """What the budget is spent on: the phases' mechanisms."""
+        """The mechanisms of the phases, which the budget pays for."""
         return tuple(phase.release for phase in self.phases())
 
     def schedule(self) -> Iterator[Round]:
@@ -162,9 +162,9 @@ class Algorithm(ABC):
 
 
 def solved_plan(algorithm: Algorithm, epsilon: float | None, delta: float) -> PrivacyPlan | None:
-    """The privacy plan, calibrated before the first step; None where epsilon has no meaning.
+    """The privacy plan, calibrated before the first step; None if epsilon has no meaning.
 
-    It is solved here alone, for what the algorithm says of its releases: one that an algorithm changed is not its proof's.
+    It is solved here alone, for the releases that the algorithm declares: the proof does not cover a plan that an algorithm changed.
 
     Raises:
         UserError: the unit or trust is not supported, the parameters are refused, or the target cannot be met.
@@ -172,8 +172,8 @@ def solved_plan(algorithm: Algorithm, epsilon: float | None, delta: float) -> Pr
     """
     if hasattr(algorithm, "plan"):
         where, what = f"{type(algorithm).__name__}.plan", "a method does not solve its own plan"
-        right = "let releases(), clip() and sensitivity() return what the noise is solved for, and check_setting() refuse what has no plan"
-        raise PluginError(where, what, right)
+        hint = "let releases(), clip() and sensitivity() return what the noise is solved for, and check_setting() refuse what has no plan"
+        raise PluginError(where, what, hint)
     task = algorithm.task
     for key, value, supported in (("unit", task.unit, algorithm.units), ("trust", task.trust, algorithm.trusts)):
         if algorithm.private and value not in supported:

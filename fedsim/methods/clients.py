@@ -1,4 +1,4 @@
-"""The clients of a cohort: the door to their data, to their random numbers and to their noise."""
+"""The clients of a cohort: the only access to their data, their random numbers and their noise."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from torch import Tensor, nn
 
 from fedsim.batch import Batch, Layout, consecutive
 from fedsim.device import CPU, moved, to_device
-from fedsim.methods.messages import NUMBER_BYTES, MechanismStep, Message, Ran, Tensors, Told
+from fedsim.methods.messages import NUMBER_BYTES, DiagnosticLike, MechanismStep, Message, Ran, Tensors
 from fedsim.methods.parameters import rounded
 from fedsim.privacy.noise import fill_gaussian, fingerprint, gaussian
 from fedsim.privacy.plan import PrivacyPlan, Release
 from fedsim.seeds import Purpose, Seeds
 
 NUMBERS_AT_ONCE = 2**18
-"""Numbers of noise that are drawn before they are added: few enough for a processor's cache, enough for clients to share an addition."""
+"""Numbers of noise that are drawn before they are added: they fit a processor's cache, and one addition serves many clients."""
 
 
 @dataclass(frozen=True)
 class Noised:
-    """What clients' noise made of one release.
+    """The tensors of one release after the clients added their noise.
 
     Attributes:
         sent: sums over the members, as they leave the clients.
@@ -39,7 +39,7 @@ class Noised:
 
 @dataclass(frozen=True)
 class Pooled:
-    """All members' rows one after another, and where each member's begin: what picks rows of many members is one product.
+    """All members' rows one after another, so that rows of many members are picked in one operation.
 
     Attributes:
         x: ``[N, d]``.
@@ -52,7 +52,7 @@ class Pooled:
     starts: tuple[int, ...]
 
     def numbers(self, rows: Sequence[Tensor]) -> list[Tensor]:
-        """Each member's row numbers (on the CPU) as they are counted here."""
+        """Each member's row numbers (on the CPU) as row numbers of the pool."""
         return [chosen + start for chosen, start in zip(rows, self.starts, strict=True)]
 
 
@@ -66,11 +66,11 @@ class Clients:
         seeds: the cell's seed tree.
         plan: the cell's privacy plan; None for an algorithm that is not private.
         model: holds one slice of every per-client parameter for each member.
-        groups: where the unit is a group: the number of each row's group within its client, ascending from 0, on the CPU.
-        state: further private tensors that an algorithm keeps between rounds, ``[members, ...]`` each but for counters.
-        ran: what they did since it was last counted.
-        steps: numbers of the steps of the round that runs, each for one draw of noise; None: any.
-        device: where all of this is, but for random numbers and row numbers, which are made on the CPU.
+        groups: if the unit is a group: the number of each row's group within its client, ascending from 0, on the CPU.
+        state: further private tensors that an algorithm keeps between rounds: counters, or ``[members, ...]``.
+        ran: the record of this round.
+        steps: numbers of the steps of this round, each for one draw of noise; None: any.
+        device: of the tensors; random numbers and row numbers are made on the CPU.
     """
 
     members: tuple[int, ...]
@@ -121,7 +121,7 @@ class Clients:
     def batches(self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]) -> list[Batch]:
         """As :meth:`batch`, a batch of its own for each member."""
         drawn = self.drawn(rows, round_, shapes)
-        draws = moved({(i, name): each[name] for i, each in enumerate(drawn) for name in shapes}, self.device)
+        draws = moved({(i, name): own[name] for i, own in enumerate(drawn) for name in shapes}, self.device)
         index = moved(dict(enumerate(rows)), self.device)
         return [
             Batch(
@@ -135,17 +135,17 @@ class Clients:
         ]
 
     def _groups_of(self, rows: Sequence[Tensor]) -> Layout | None:
-        """The groups of the members' ``rows`` together; None where the unit is no group."""
+        """The groups of the members' ``rows`` together; None if the unit is not a group."""
         if self.groups is None:
             return None
         starts = accumulate(map(self.units, range(len(self.groups) - 1)), initial=0)
         return consecutive(
-            torch.cat([own[each] + start for own, each, start in zip(self.groups, rows, starts, strict=True)]), self.pooled.x
+            torch.cat([own[chosen] + start for own, chosen, start in zip(self.groups, rows, starts, strict=True)]), self.pooled.x
         )
 
     @cached_property
     def all_groups(self) -> Layout | None:
-        """The groups of all rows; None where the unit is no group."""
+        """The groups of all rows; None if the unit is not a group."""
         return self._groups_of([torch.arange(len(x)) for x in self.x])
 
     def drawn(self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]) -> list[Tensors]:
@@ -153,7 +153,7 @@ class Clients:
         return [self.draws(client, len(chosen), round_, shapes) for client, chosen in zip(self.members, rows, strict=True)]
 
     def draws(self, client: int, rows: int, round_: int, shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
-        """Standard normal draws by name, ``[rows, ...]`` each, for the batch of one member; on the CPU."""
+        """Standard normal draws ``[rows, ...]`` by name, for the batch of one member; on the CPU."""
         stream = self.seeds.keystream(Purpose.LATENT, round_, client)
         return gaussian({name: (rows, *shape) for name, shape in shapes.items()}, 1.0, stream).parts
 
@@ -170,7 +170,7 @@ class Clients:
         return sampled
 
     def units(self, position: int) -> int:
-        """How many units the member at ``position`` holds: rows, or groups."""
+        """The number of units of the member at ``position``: rows, or groups."""
         if self.groups is None:
             return len(self.x[position])
         own = self.groups[position]
@@ -181,7 +181,7 @@ class Clients:
         return units if self.groups is None else torch.isin(self.groups[position], units).nonzero()[:, 0]
 
     def minibatches(self, round_: int, steps: int, size: int) -> list[Tensor]:
-        """Row numbers ``[steps, size]`` of each member, drawn with replacement; every member has a row."""
+        """Row numbers ``[steps, size]`` of each member, drawn with replacement; every member must have a row."""
         streams = (self.seeds.keystream(Purpose.LOCAL, round_, client) for client in self.members)
         drawn = (stream.integers(len(x), (steps, size)) for stream, x in zip(streams, self.x, strict=True))
         return [self._chosen(torch.from_numpy(rows)) for rows in drawn]
@@ -191,28 +191,28 @@ class Clients:
         return rows
 
     def add_noise(self, release: Release, round_: int, sent: Tensors, kept: Tensors | None = None) -> Noised:
-        """Add the noise that is the clients' own, and count the step for the ledger; all noise of clients is drawn here.
+        """Add the clients' noise, and count the step for the ledger; all noise of clients is drawn here.
 
-        Under ``trust: silo`` every member adds the full noise to what it sends; under ``trust: aggregate`` the server does that once.
-        What stays with a client is noised by the client in any case. What one unit adds to ``sent`` and ``kept`` together must be
-        within the plan's sensitivity. Without a plan nothing is noised.
+        Under ``trust: silo`` every member adds the full noise to the tensors it sends; under ``trust: aggregate`` the server adds it
+        once. Tensors that stay with a client get the client's noise in any case. One unit must change ``sent`` and ``kept`` together by
+        at most the plan's sensitivity. Without a plan no noise is added.
 
         Args:
-            release: the mechanism that runs.
-            round_: the round; where a round holds several steps, the number of the step over all rounds.
+            release: the mechanism.
+            round_: the round; if a round has several steps, the number of the step over all rounds.
             sent: sums over the members; in float64 they are rounded once noise is added.
             kept: per-client tensors ``[members, ...]``.
 
         Raises:
-            ValueError: the step is none of the round's, or had its noise: the same noise twice is none.
+            ValueError: the step is not in the round, or its noise was drawn before: two sums with the same noise reveal their difference.
         """
         kept = kept or {}
         if self.plan is None:
             return Noised(sent, kept)
         if (self.steps is not None and round_ not in self.steps) or any(step.number == round_ for step in self.ran.steps):
-            which = "" if self.steps is None else f" {self.steps.start} .. {self.steps.stop - 1}"
+            which = "" if self.steps is None else f" (steps {self.steps.start} .. {self.steps.stop - 1})"
             raise ValueError(
-                f"step {round_} is none of the round's{which}, or had its noise; give round_.stream, further steps what follows it"
+                f"step {round_} is not in the round{which}, or its noise was drawn before; number a round's steps from round_.stream on"
             )
         own = sent if self.plan.trust == "silo" else {}
         total = torch.zeros(sum(value.numel() for value in own.values()))
@@ -239,13 +239,21 @@ class Clients:
         added = {name: value + noise.view(value.shape) for (name, value), noise in zip(own.items(), parts, strict=True)}
         return Noised(sent | rounded(added), noised)
 
-    def send(self, sums: Tensors, diagnostics: Mapping[str, Told] | None = None, uplink_bytes: int | None = None) -> Message:
+    def send(
+        self,
+        sums: Tensors,
+        diagnostics: Mapping[str, DiagnosticLike] | None = None,
+        uplink_bytes: int | None = None,
+        downlink_bytes: int | None = None,
+    ) -> Message:
         """The cohort's message.
 
         Args:
-            sums: what the members send, added up; as :meth:`add_noise` returned it.
+            sums: sums over the members, as :meth:`add_noise` returned them.
             diagnostics: values per example or per client by name; not private, for people who may see the data.
-            uplink_bytes: what all members together would send over a network; None: every member tensors of these shapes.
+            uplink_bytes: bytes that all members together would send over a network; None: tensors of these shapes from every member.
+            downlink_bytes: bytes that all members together would receive; None: the broadcast for every member.
         """
         weight = len(self.members) * NUMBER_BYTES * sum(value.numel() for value in sums.values())
-        return Message(sums=sums, uplink_bytes=weight if uplink_bytes is None else uplink_bytes, diagnostics=diagnostics or {})
+        sent = weight if uplink_bytes is None else uplink_bytes
+        return Message(sums=sums, uplink_bytes=sent, downlink_bytes=downlink_bytes, diagnostics=diagnostics or {})

@@ -21,7 +21,7 @@ from fedsim.privacy.statistics.outer_products import OuterProduct
 from fedsim.privacy.statistics.spectral import leading, steady
 
 PREFIX = "coordinates."
-NAMES = tuple(f"{PREFIX}{name}" for name in ("mean", "basis", "shrink", "stretch", "scale"))
+COORDINATE_NAMES = tuple(f"{PREFIX}{name}" for name in ("mean", "basis", "shrink", "stretch", "scale"))
 """Tensors that hold the coordinates."""
 MEAN_SHARE = 0.4
 """Of what both releases take of the budget."""
@@ -102,7 +102,7 @@ class Coordinates:
     """``r = (I + B shrink B^T) (x - mean) / scale`` and its inverse ``x = mean + scale (I + B stretch B^T) r``, B ``[d, k]``."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self.mean, self.basis, self.shrink, self.stretch, self.scale = (tensors[name] for name in NAMES)
+        self.mean, self.basis, self.shrink, self.stretch, self.scale = (tensors[name] for name in COORDINATE_NAMES)
 
     def of_rows(self, x: Tensor) -> Tensor:
         """Coordinates of embeddings ``[N, d]``."""

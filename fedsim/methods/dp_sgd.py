@@ -21,7 +21,7 @@ from fedsim.batch import Batch
 from fedsim.errors import UserError
 from fedsim.methods.algorithm import Algorithm, Params
 from fedsim.methods.clients import Clients
-from fedsim.methods.messages import Diagnostic, Message, Round, Server, Tensors, Told, Values
+from fedsim.methods.messages import Diagnostic, DiagnosticLike, Message, Round, Server, Tensors, Values
 from fedsim.methods.optimise import Dims, adam_step, average_step, by_client, by_input, signal_shares
 from fedsim.methods.parameters import load_parameters, local_names, shared_tensors
 from fedsim.methods.per_example import check_clients, check_loss
@@ -99,7 +99,7 @@ class DPSGD(Algorithm):
         """Weights of parameters inside the joint clip, by name prefix (see :class:`fedsim.privacy.clipping.Norms`)."""
         return {}
 
-    def diagnostics(self, clients: Clients, parts: Mapping[str, Tensor], round_: Round) -> Mapping[str, Told]:
+    def diagnostics(self, clients: Clients, parts: Mapping[str, Tensor], round_: Round) -> Mapping[str, DiagnosticLike]:
         """Diagnostics by name, a value per example or per client, from the round's model and loss parts; not private, never sent."""
         return {}
 

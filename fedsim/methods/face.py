@@ -1,6 +1,6 @@
-"""What a method's file imports: the kinds of method, what their hooks are handed, and the parts of the starter's model.
+"""The names for authors of methods: base classes, arguments of their hooks, and the parts of the starter's model.
 
-Everything here is imported as ``from fedsim.methods import ...``; fedsim itself imports each from where it is defined.
+Authors write ``from fedsim.methods import ...``; fedsim itself imports every name from the module that defines it.
 """
 
 from fedsim.batch import Batch

@@ -1,9 +1,9 @@
-"""Algorithms that train locally by DP-SGD and average: every client's local steps are private by themselves.
+"""Algorithms that train locally by DP-SGD and average: every local step of a client is private.
 
-For ``unit: example`` each local step draws a Poisson sample of the client's rows, clips every example's gradient by all of the client's
-parameters to C and adds the client's own noise (Abadi et al. 2016, arXiv 1607.00133), whatever the trust: what the client sends is a
-function of noisy steps. A group of rows is drawn, summed and clipped as one. For ``unit: client`` local steps carry no noise and the
-clipped updates do, as in :mod:`fedsim.methods.local_training`.
+For ``unit: example`` a local step draws a Poisson sample of the client's rows, clips every example's gradient by all of the client's
+parameters to C and adds the client's own noise (Abadi et al. 2016, arXiv 1607.00133), for any trust: the client's message is a
+function of noisy steps. For ``unit: group`` the rows of a group are drawn, summed and clipped together. For ``unit: client`` the clipped
+updates get the noise, not the local steps, as in :mod:`fedsim.methods.local_training`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fedsim.methods.returns import loss_parts
 from fedsim.privacy.clipping import EngineName, Norms, clipped_sum
 from fedsim.privacy.plan import Release
 
-RELEASE = "local dp-sgd"
+LOCAL_STEPS_RELEASE = "local dp-sgd"
 
 
 class LocalDPSGDParams(LocalTrainingParams):
@@ -35,8 +35,8 @@ class LocalDPSGDParams(LocalTrainingParams):
         sample_rate: q, the probability with which each example enters a local step; ``local_steps * q`` is the number of local epochs.
             ``batch_size`` is for ``unit: client`` alone.
         clip: C, of one example's gradient, or for ``unit: client`` of the client's update.
-        expected_batch: public divisor of the summed gradients; not derived from how many examples there are.
-        engine: how clipped sums are computed.
+        expected_batch: public divisor of the summed gradients; not derived from the number of examples.
+        engine: computes the clipped sums.
     """
 
     sample_rate: float = Field(0.2, gt=0, le=1)
@@ -48,16 +48,16 @@ class LocalDPSGDParams(LocalTrainingParams):
 class LocalDPSGD(LocalTraining):
     """Base class of an algorithm that is a loss per example, local DP-SGD, and an average of updates.
 
-    A subclass supplies what one of :class:`fedsim.methods.local_training.LocalTraining` does; row n of the loss depends on row n alone.
+    A subclass supplies the same as one of :class:`fedsim.methods.local_training.LocalTraining`; row n of the loss depends on row n alone.
     """
 
     @property
     def in_local_steps(self) -> bool:
-        """Whether local steps carry the noise; else the clipped updates do."""
+        """Whether noise is added to local steps; else to the clipped updates."""
         return self.task.unit != "client"
 
     def check_contract(self, round_: Round, broadcast: Tensors) -> None:
-        """The loss is per example, where single examples are clipped; tried in the first round. Clients train by themselves.
+        """The loss is per example, if single examples are clipped; tested in the first round, on one client.
 
         Raises:
             NotPerExample: it is not.
@@ -71,7 +71,7 @@ class LocalDPSGD(LocalTraining):
         return self.clip()
 
     def noise_at_clients(self) -> bool:
-        """Noisy local steps, whatever the trust; for ``unit: client`` as the trust says."""
+        """Noisy local steps for any trust; for ``unit: client`` it depends on the trust."""
         return self.in_local_steps or super().noise_at_clients()
 
     def phases(self) -> tuple[Phase, ...]:
@@ -79,7 +79,7 @@ class LocalDPSGD(LocalTraining):
         if not self.in_local_steps:
             return super().phases()
         steps = self.params.local_steps
-        release = Release(RELEASE, self.params.sample_rate, self.params.rounds * steps, per_round=steps)
+        release = Release(LOCAL_STEPS_RELEASE, self.params.sample_rate, self.params.rounds * steps, per_round=steps)
         return (Phase(release, self.noisy_steps, self.server_step, self.broadcast),)
 
     def noisy_steps(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
@@ -98,6 +98,7 @@ class LocalDPSGD(LocalTraining):
             adam_step(parameters, gradients, state, self.params.learning_rate)
             norms += joint
             losses += loss
+        weighed = self.message_bytes(broadcast, takes_part)
         return clients.send(
             {name: weighted_sum(to_device(takes_part, clients.device), shared[name] - broadcast[name]) for name in shared},
             {
@@ -105,7 +106,8 @@ class LocalDPSGD(LocalTraining):
                 "gradient_norm": Diagnostic(torch.cat(norms), "quantiles"),
                 "clipped_fraction": (torch.cat(norms) > self.clip()).float(),
             },
-            self.sent_bytes(broadcast, takes_part),
+            weighed,
+            weighed,
         )
 
     def _clipped(self, model: nn.Module, parameters: Tensors, batches: list[Batch]) -> tuple[Tensors, list[Tensor], list[Tensor]]:
@@ -121,4 +123,4 @@ class LocalDPSGD(LocalTraining):
             sums.append(result.sums)
             norms.append(result.norms)
             losses.append(result.loss)
-        return {name: torch.stack([each[name] for each in sums]) for name in parameters}, norms, losses
+        return {name: torch.stack([own[name] for own in sums]) for name in parameters}, norms, losses

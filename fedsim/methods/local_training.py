@@ -1,8 +1,8 @@
 """Algorithms that train locally and average: several local steps a round, then the clients' updates (FedAvg).
 
-McMahan et al. 2017 (arXiv 1602.05629). What a client sends is its update, local minus broadcast parameters. A private variant
-clips each update to C and adds Gaussian noise: one client's presence changes the sum by at most C; one example's or group's presence may
-turn its client's clipped update into any other, so by at most 2C, whatever the local steps did and remembered.
+McMahan et al. 2017 (arXiv 1602.05629). A client sends its update, local minus broadcast parameters. A private variant clips every
+update to C and adds Gaussian noise. One client's presence changes the sum by at most C. One example's or group's presence may turn its
+client's clipped update into any other, whatever the local steps computed and stored, so it changes the sum by at most 2C.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fedsim.privacy.noise import gaussian
 from fedsim.privacy.plan import Release, Unit
 from fedsim.seeds import Purpose
 
-RELEASE = "updates"
+UPDATES_RELEASE = "updates"
 WEIGHT = "client_weight"
 
 
@@ -40,7 +40,7 @@ class LocalTrainingParams(Params):
 
     Attributes:
         rounds: communication rounds.
-        local_steps: Adam steps that each client takes in a round.
+        local_steps: Adam steps of a client in a round.
         batch_size: rows of a local step, drawn with replacement.
         learning_rate: the local Adam's.
         client_rate: the probability with which each client takes part in a round; it amplifies for ``unit: client``.
@@ -58,8 +58,8 @@ class LocalTrainingParams(Params):
 class LocalTraining(Algorithm):
     """Base class of an algorithm that is a loss, local steps, and an average of updates.
 
-    A subclass supplies :meth:`build` (an ordinary module for one client), :meth:`loss`, :meth:`generator`, and the name prefixes of what
-    stays with a client in ``local``. The clients of a cohort are trained together, stacked.
+    A subclass supplies :meth:`build` (an ordinary module for one client), :meth:`loss`, :meth:`generator`, and in ``local`` the name
+    prefixes of parameters that stay with a client. The clients of a cohort are trained together, stacked.
     """
 
     params: Any
@@ -68,14 +68,14 @@ class LocalTraining(Algorithm):
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """Parts of the loss by name, ``[N]`` each; their summed mean is minimised."""
+        """Parts ``[N]`` of the loss by name; the mean of their sum is minimised."""
 
     def draws(self) -> Mapping[str, tuple[int, ...]]:
         """Shapes of the standard normal draws that one example's loss needs, by name."""
         return {}
 
     def clip(self) -> float:
-        """The clip norm of an update; infinite where the parameters name none."""
+        """The clip norm of an update; infinite without a parameter ``clip``."""
         return float(getattr(self.params, "clip", math.inf))
 
     def sensitivity(self) -> float:
@@ -85,7 +85,7 @@ class LocalTraining(Algorithm):
     def phases(self) -> tuple[Phase, ...]:
         """All rounds; sampling clients amplifies for ``unit: client`` only."""
         rate = self.params.client_rate if self.task.unit == "client" else 1.0
-        return (Phase(Release(RELEASE, rate, self.params.rounds), self.client_round, self.server_step, self.broadcast),)
+        return (Phase(Release(UPDATES_RELEASE, rate, self.params.rounds), self.client_round, self.server_step, self.broadcast),)
 
     def broadcast(self, server: Server) -> Tensors:
         """The shared parameters."""
@@ -110,6 +110,7 @@ class LocalTraining(Algorithm):
         weight = to_device(torch.ones(len(rows)) if private else torch.tensor([float(len(x)) for x in active.x]), clients.device)
         clipped, norms = clip_updates(updates, self.clip())
         noised = clients.add_noise(round_.release, round_.stream, {name: weighted_sum(weight, update) for name, update in clipped.items()})
+        weighed = self.message_bytes(broadcast, torch.ones_like(takes_part) if private else takes_part)
         return clients.send(
             noised.sent if private else noised.sent | {WEIGHT: weight.sum()},
             {
@@ -117,28 +118,29 @@ class LocalTraining(Algorithm):
                 "gradient_norm": Diagnostic(norms, "quantiles"),
                 "clipped_fraction": (~(norms <= self.clip())).float(),
             },
-            self.sent_bytes(broadcast, torch.ones_like(takes_part) if private else takes_part),
+            weighed,
+            weighed,
         )
 
     def _updates(self, active: Clients, round_: Round, broadcast: Tensors, rows: list[Tensor]) -> tuple[Tensors, dict[str, Tensor]]:
-        """What local training changes in the shared parameters ``[K, ...]``; the losses of the last step. The state is trained in place."""
+        """The changes of the shared parameters ``[K, ...]`` and the losses of the last step. The clients' state is trained in place."""
         shared, private = self.stacked(active, broadcast)
         losses = self._local_steps(active, round_, shared, private, broadcast, rows) if rows else {}
         return {name: shared[name] - broadcast[name] for name in shared}, losses
 
     def stacked(self, clients: Clients, broadcast: Tensors) -> tuple[Tensors, Tensors]:
-        """Where each member starts from: the broadcast parameters and its own, ``[K, ...]`` each; the latter are trained in place."""
+        """Every member's initial parameters ``[K, ...]``: the broadcast ones, and its own, which are trained in place."""
         count = len(clients.members)
         shared = {name: p.expand(count, *p.shape).clone() for name, p in broadcast.items()}
         return shared, {name: value for name, value in clients.state.items() if name.startswith(self.local)}
 
     def participants(self, clients: Clients, round_: Round) -> Tensor:
-        """1.0 for every member that takes part in the round, else 0.0: ``[K]``, on the CPU."""
+        """1.0 for a member that takes part in the round, else 0.0: ``[K]``, on the CPU."""
         streams = (clients.seeds.keystream(Purpose.SAMPLING, round_.number, client) for client in clients.members)
         return torch.tensor([float(stream.uniform(1)[0] < self.params.client_rate) for stream in streams])
 
-    def sent_bytes(self, broadcast: Tensors, takes_part: Tensor) -> int:
-        """What the updates of those who send one weigh on a network."""
+    def message_bytes(self, broadcast: Tensors, takes_part: Tensor) -> int:
+        """Bytes of the updates of all members that take part, or of the broadcasts to them."""
         return NUMBER_BYTES * sum(value.numel() for value in broadcast.values()) * int(takes_part.sum())
 
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Values:
@@ -159,7 +161,7 @@ class LocalTraining(Algorithm):
         broadcast: Tensors,
         rows: list[Tensor],
     ) -> dict[str, Tensor]:
-        """Train stacked parameters ``[K, ...]`` in place; the loss parts of the last step, ``[K]`` each."""
+        """Train stacked parameters ``[K, ...]`` in place; returns the loss parts ``[K]`` of the last step."""
         parameters = shared | private
         streams = [clients.seeds.keystream(Purpose.LATENT, round_.stream, client) for client in clients.members]
         size = self.params.batch_size
@@ -180,7 +182,7 @@ class LocalTraining(Algorithm):
             draws = [to_device(torch.stack([parts[name] for parts in drawn]), clients.device) for name in shapes]
             followed = {name: value.detach().requires_grad_() for name, value in parameters.items()}
             means = step(followed, x, y, *draws)
-            # each client's loss depends on its own parameters only, so the sum's gradient is everybody's own
+            # a client's loss depends on its own parameters only, so the sum's gradient holds every client's gradient
             total = torch.stack(list(means.values())).sum()
             gradients = dict(zip(followed, torch.autograd.grad(total, list(followed.values()), materialize_grads=True), strict=True))
             self.pull(gradients, shared, broadcast)
@@ -194,9 +196,9 @@ class LocalTraining(Algorithm):
 
 
 def clip_updates(updates: Tensors, clip: float) -> tuple[Tensors, Tensor]:
-    """Updates ``[K, ...]`` by name, each client's scaled to a joint L2 norm of at most ``clip``; and their norms ``[K]`` before.
+    """Updates ``[K, ...]`` by name, every client's scaled to a joint L2 norm of at most ``clip``; and their norms ``[K]`` before.
 
-    An update that is not finite counts as 0: a nan that went through would show with certainty that its client is there.
+    An update that is not finite counts as 0: a nan in the sum would reveal its client with certainty.
     """
     norms = torch.stack([update.flatten(1).double().square().sum(1) for update in updates.values()]).sum(0).sqrt().float()
     broken, factor = ~norms.isfinite(), (clip / norms.clamp_min(1e-12)).clamp_max(1.0)

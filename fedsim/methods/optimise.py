@@ -11,7 +11,7 @@ from torch.optim.adam import adam
 
 from fedsim.device import FUSED
 
-EPSILON = 1e-8
+ADAM_EPSILON = 1e-8
 SIGNAL_RATE = 0.3
 """Weight of a step's mean square in its running mean."""
 Dims = Callable[[Tensor], tuple[int, ...]]
@@ -27,16 +27,15 @@ def adam_step(
 ) -> None:
     """One Adam step (Kingma and Ba 2015) in place; ``state`` gains ``adam.*`` tensors, and starts empty.
 
-    Torch's fused kernel reads memory in order, whatever the strides are: an expanded gradient would be read past
-    its end. So it is handed contiguous tensors only.
+    Torch's fused kernel ignores strides and would read an expanded gradient past its end, so all tensors are made contiguous.
 
     Args:
-        parameters: what is updated; stacked parameters of several clients are updated elementwise.
+        parameters: updated in place; stacked parameters of several clients elementwise.
         gradients: by the same names.
         state: moments and step counts.
         learning_rate: step size.
         betas: decay rates of the two moments.
-        shares: by the same names, the share of its step that each parameter goes, broadcast to it; None: all of it.
+        shares: by the same names, the fraction of its step that a parameter takes, broadcast to it; None: all of it.
     """
     names = list(gradients)
     for name in names:
@@ -63,7 +62,7 @@ def adam_step(
             beta2=betas[1],
             lr=learning_rate,
             weight_decay=0.0,
-            eps=EPSILON,
+            eps=ADAM_EPSILON,
             maximize=False,
         )
         for name, value in zip(names, updated, strict=True):
@@ -74,16 +73,16 @@ def adam_step(
 
 
 def signal_shares(gradients: Mapping[str, Tensor], noise: Mapping[str, float], state: dict[str, Tensor], dims: Dims) -> dict[str, Tensor]:
-    """How much of each gradient is not noise, by name: sqrt(1 - noise variance / mean square), 0 where there is not even the noise.
+    """The signal's share of every gradient, by name: sqrt(1 - noise variance / mean square), 0 if the mean square is below the variance.
 
-    Of a gradient g = s + noise of known variance the share of the signal's energy is what a Wiener filter would leave of g; Adam's step
-    has unit size whatever g is, so its length is scaled by the root. Reads what is private already and a constant of the plan.
+    For a gradient g = s + noise of known variance, the signal's share of the energy is the factor of a Wiener filter on g; Adam's step has
+    unit size for any g, so its length is scaled by the root. Reads private values and a constant of the plan only.
 
     Args:
         gradients: noisy means by name.
-        noise: standard deviation of each one's noise per coordinate; 0: none, all of it is signal.
+        noise: standard deviation of a gradient's noise per coordinate; 0: all of it is signal.
         state: gains ``adam.signal.*``, the running mean squares in units of the noise variance.
-        dims: over which dimensions of a gradient its mean square is taken.
+        dims: the dimensions of a gradient over which its mean square is taken.
     """
     shares = {}
     for name, value in gradients.items():
@@ -92,7 +91,7 @@ def signal_shares(gradients: Mapping[str, Tensor], noise: Mapping[str, float], s
             continue
         over = dims(value)
         count = math.prod(value.shape[dim] for dim in over)
-        # a norm makes no copy of what, with many clients, is the largest tensor of all
+        # vector_norm makes no squared copy; with many clients this is the largest tensor
         energy = torch.linalg.vector_norm(value, dim=over, keepdim=True).square() / (count * noise[name] ** 2)
         key = f"adam.signal.{name}"
         state[key] = torch.lerp(state[key], energy, SIGNAL_RATE) if key in state else energy
@@ -101,17 +100,17 @@ def signal_shares(gradients: Mapping[str, Tensor], noise: Mapping[str, float], s
 
 
 def by_input(gradient: Tensor) -> tuple[int, ...]:
-    """A shared parameter's: all outputs of an input have one share, and all of a vector."""
+    """A shared parameter's: one share per input of a matrix, one for a vector."""
     return (0,)
 
 
 def by_client(gradient: Tensor) -> tuple[int, ...]:
-    """A per-client parameter's, ``[clients, ...]``: all that is a client's has one share."""
+    """A per-client parameter's, ``[clients, ...]``: one share per client."""
     return tuple(range(1, gradient.dim()))
 
 
 def average_step(parameters: Mapping[str, Tensor], state: dict[str, Tensor]) -> None:
-    """Take the parameters into their running mean ``average.*`` (Polyak and Juditsky 1992); they are counted on the CPU."""
+    """Update the running mean ``average.*`` of the parameters (Polyak and Juditsky 1992); its count is on the CPU."""
     if "average_count" not in state:
         state["average_count"] = torch.zeros(())
         state.update({f"average.{name}": torch.zeros_like(value) for name, value in parameters.items()})

@@ -1,4 +1,4 @@
-"""A model's parameters by name: those that clients share, those of each client; sums and norms of such tensors."""
+"""A model's parameters by name: shared ones, per-client ones; sums and norms of such tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedsim.methods.messages import Tensors
 from fedsim.models.layers import ClientCode, ClientLinear
 
 ALIGNMENT = 64
-"""Bytes that torch aligns memory of its own to."""
+"""Bytes to which torch aligns the memory that it allocates."""
 
 
 def shared_tensors(model: nn.Module) -> Tensors:
@@ -23,7 +23,7 @@ def shared_tensors(model: nn.Module) -> Tensors:
 
 
 def load_parameters(model: nn.Module, tensors: Mapping[str, Tensor], prefix: str = "") -> None:
-    """Set every parameter for which there is a tensor under its name behind ``prefix``."""
+    """Set every parameter that has a tensor under ``prefix`` and its name."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if f"{prefix}{name}" in tensors:
@@ -31,7 +31,7 @@ def load_parameters(model: nn.Module, tensors: Mapping[str, Tensor], prefix: str
 
 
 def local_names(model: nn.Module) -> list[str]:
-    """Names of the per-client parameters, ``[clients, ...]`` each."""
+    """Names of the per-client parameters, which are ``[clients, ...]``."""
     owners = [(path, m) for path, m in model.named_modules() if isinstance(m, (ClientLinear, ClientCode))]
     return [f"{path}.{name}" for path, module in owners for name in module._parameters]
 
@@ -51,7 +51,7 @@ def add_in_order(parts: Sequence[Tensors]) -> Tensors:
 
 
 def rounded(tensors: Tensors) -> Tensors:
-    """Float32 in the place of float64: what is done to sums once their noise is added, and not before."""
+    """Float64 rounded to float32: sums are rounded after their noise is added, not before."""
     return {name: value.float() if value.dtype == torch.float64 else value for name, value in tensors.items()}
 
 
@@ -64,7 +64,7 @@ def sum_in_double(terms: Sequence[Tensor]) -> Tensor:
 
 
 def in_order(tensors: Tensors) -> Tensors:
-    """The tensors in row-major, aligned memory, as a checkpoint gives them back: products may round by strides and by alignment."""
+    """The tensors in row-major, aligned memory, as a checkpoint restores them: rounding of products may depend on strides and alignment."""
     return {
         name: value if value.is_contiguous() and _is_aligned(value) else value.clone(memory_format=torch.contiguous_format)
         for name, value in tensors.items()

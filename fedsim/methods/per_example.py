@@ -1,4 +1,4 @@
-"""Whether a loss or a statistic is per example, which the proof of its clip takes for granted and no class can enforce: on made-up rows."""
+"""Tests on made-up rows that a loss or statistic is per example: the proof of clipping assumes it, and no class can enforce it."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from fedsim.seeds import Seeds
 
 TRIED_ROWS = 6
 CROWD_ROWS = 40
-"""Rows of one client and label, one more at a time: what depends on how many there are, as far as so many show it, is seen."""
+"""Rows of one client and label, added one at a time: shows a dependence on the number of rows up to this one."""
 MIXED_ROWS, MIXED_LABELS = 400, 10
-"""Rows of one client, and how many labels they have at most: a fault may be one label's, or show in a large batch only."""
+"""Rows of one client, and their largest number of labels: a fault may depend on the label, or appear in a large batch only."""
 END_ROWS = tuple(2**n for n in range(9))
-"""How many of the mixed rows are looked at by themselves, first ones and last ones: what counts rows may leave out either."""
+"""Numbers of first and of last mixed rows that are evaluated alone: code that drops a remainder may skip the first rows or the last."""
 LOSS_TOLERANCE = 1e-2
-"""Relative difference that is put down to rounding: more rows may be multiplied in another order, and cosines of large angles tell."""
+"""Relative difference that is attributed to rounding: the order of products depends on the number of rows, and cosines amplify it."""
 SAME_BATCH_TOLERANCE = 1e-4
-"""As :data:`LOSS_TOLERANCE`, but of the same rows in the same order."""
+"""As :data:`LOSS_TOLERANCE`, for the same rows in the same order."""
 SUM_TOLERANCE = 1e-3
 """Allowed error of a clipped sum, relative to its norm."""
 
@@ -51,10 +51,10 @@ class PerExample(Protocol):
 
 
 def check_loss(algorithm: PerExample, clients: int, norms: Callable[[nn.Module], Norms]) -> None:
-    """Look at :data:`TRIED_ROWS` made-up rows of ``clients``, whose gradients are clipped by ``norms`` of the model.
+    """Test a loss on made-up rows of ``clients``, whose gradients are clipped by ``norms`` of the model.
 
     Raises:
-        NotPerExample: a row's presence changes what others are worth, or the number of rows does, or rows that were seen before do.
+        NotPerExample: a row's loss changes with the presence or number of other rows, or with rows that were seen before.
         ValueError: a part of the loss is not one finite number a row, or the engine cannot clip the model.
     """
     model = _started(algorithm, clients)
@@ -72,35 +72,35 @@ def check_loss(algorithm: PerExample, clients: int, norms: Callable[[nn.Module],
             own = _batch(algorithm, crowd.x, crowd.y, torch.zeros_like(crowd.y), clients)
             whole = loss(model, own)
             for part in crowd.parts:
-                crowd.check_same("the loss", part, loss(model, own.part(part)), whole)
+                crowd.check_same("the loss", part, loss(model, own.take(part)), whole)
         _check_forgets(algorithm, clients, batch, model)
 
 
 def check_clients(algorithm: PerExample, clients: int) -> None:
-    """Look at made-up rows of ``clients``, whose gradients are clipped client by client.
+    """Test a loss on made-up rows of ``clients``, whose gradients are clipped client by client.
 
     Raises:
-        NotPerExample: a client's rows change what another's are worth, or rows that were seen before do.
+        NotPerExample: a client's loss changes with another client's rows, or with rows that were seen before.
     """
-    model, (_, crowd), each = _started(algorithm, clients), crowds(algorithm.task), MIXED_ROWS // clients
-    batch = _batch(algorithm, crowd.x, crowd.y, torch.arange(MIXED_ROWS) // each, clients)
+    model, (_, crowd), rows = _started(algorithm, clients), crowds(algorithm.task), MIXED_ROWS // clients
+    batch = _batch(algorithm, crowd.x, crowd.y, torch.arange(MIXED_ROWS) // rows, clients)
     with torch.no_grad():
         whole = _parts(algorithm, model, batch)
         for client in range(clients):
-            part = slice(client * each, (client + 1) * each)
-            if not is_same(_parts(algorithm, model, batch.part(part)), whole[part]):
-                raise NotPerExample("the loss is not its client's own: rows of one client are worth something else without the others'")
+            part = slice(client * rows, (client + 1) * rows)
+            if not is_same(_parts(algorithm, model, batch.take(part)), whole[part]):
+                raise NotPerExample("a client's loss depends on other clients' rows: it changes when they are left out")
         _check_forgets(algorithm, clients, _made_up(algorithm, clients), model)
 
 
 def _check_forgets(algorithm: PerExample, clients: int, batch: Batch, model: nn.Module) -> None:
-    """Compare the loss with that of another instance, which saw other rows before."""
+    """Compare the loss with that of another instance, which has seen other rows."""
     again: Any = type(algorithm)(algorithm.params, algorithm.task)  # type: ignore[call-arg]
     other, (crowd, _) = _started(again, clients), crowds(algorithm.task)
     _parts(again, other, _batch(again, -crowd.x, crowd.y, torch.zeros_like(crowd.y), clients))
     one, two = _parts(algorithm, model, batch), _parts(again, other, batch)
     if not _near(one, two, SAME_BATCH_TOLERANCE):
-        raise NotPerExample("the loss remembers: the same rows are worth something else after other rows were seen")
+        raise NotPerExample("the loss has memory: the loss of the same rows changes after other rows were seen")
 
 
 def _parts(algorithm: PerExample, model: nn.Module, batch: Batch) -> Tensor:
@@ -110,14 +110,14 @@ def _parts(algorithm: PerExample, model: nn.Module, batch: Batch) -> Tensor:
 def check_per_example(model: nn.Module, loss: Loss, batch: Batch, norms: Norms, engine: str = "bookkeeping") -> None:
     """Raise if one example's presence changes the clipped sum by anything but its own clipped gradient.
 
-    The engines measure and clip whatever they take for row n's gradient; that it depends on row n alone is up to the loss. A batch
-    statistic, such as a batch-level MMD, breaks it, and so does a layer that sees the rows in another order.
+    The engines clip row n's gradient on the assumption that it depends on row n alone. A batch statistic, such as a batch-level MMD,
+    breaks it, and so does a layer that sees the rows in another order.
 
     Args:
         model: as for :func:`fedsim.privacy.clipping.clipped_sum`, and so are ``loss`` and ``engine``.
         loss: the loss to check.
-        batch: made-up rows, at least two, of the shapes that will come; every row is left out in turn.
-        norms: the weights and the free parameters; the check clips to the median norm of the rows, so that it bites.
+        batch: made-up rows, at least two, of the real shapes; every row is left out in turn.
+        norms: the weights and the free parameters; the check clips to the median norm of the rows, so that half of them are clipped.
         engine: the engine to check with.
 
     Raises:
@@ -131,7 +131,7 @@ def check_per_example(model: nn.Module, loss: Loss, batch: Batch, norms: Norms, 
     whole = clipped_sum(model, loss, batch, biting, engine).sums
     for index in range(len(batch)):
         without = clipped_sum(model, loss, batch.without(index), biting, engine).sums
-        alone = clipped_sum(model, loss, batch.row(index), biting, engine).sums
+        alone = clipped_sum(model, loss, batch.take(slice(index, index + 1)), biting, engine).sums
         error = _norm({name: whole[name] - without[name] - alone[name] for name in whole})
         size = max(_norm(whole), _norm(without), _norm(alone))
         if not error <= SUM_TOLERANCE * size:
@@ -152,8 +152,8 @@ class Crowd:
     Attributes:
         x: ``[n, d]``.
         y: their labels.
-        words: what they have in common.
-        parts: the slices that are worth as much by themselves.
+        words: what the rows have in common.
+        parts: the slices that are evaluated alone.
     """
 
     x: Tensor
@@ -162,23 +162,23 @@ class Crowd:
     parts: tuple[slice, ...]
 
     def check_same(self, what: str, part: slice, alone: Tensor, whole: Tensor) -> None:
-        """Compare what rows are worth by themselves, ``alone``, with what they are worth in ``whole``; label by label.
+        """Compare the values of the rows in ``part``, evaluated ``alone``, with theirs in the ``whole``; label by label.
 
         Raises:
-            NotPerExample: it differs.
+            NotPerExample: they differ.
         """
         within, y = whole[part], self.y[part].to(whole.device)
         if alone.shape == within.shape and all(is_same(alone[y == label], within[y == label]) for label in torch.unique(y)):
             return
         which = f"first {part.stop}" if part.start == 0 else f"last {len(self.y) - part.start}"
         raise NotPerExample(
-            f"{what} is not per example: the {which} of {len(self.y)} rows of {self.words} are worth something else by themselves; "
+            f"{what} is not per example: it changes for the {which} of {len(self.y)} rows of {self.words} when they are evaluated alone; "
             "a row's part may depend on that row alone"
         )
 
 
 def is_same(one: Tensor, two: Tensor) -> bool:
-    """Whether rows are worth the same but for rounding."""
+    """Whether the values of rows are equal up to rounding."""
     return _near(one.nan_to_num(), two.nan_to_num(), LOSS_TOLERANCE)
 
 
@@ -187,7 +187,7 @@ def _near(one: Tensor, two: Tensor, within: float) -> bool:
 
 
 def crowds(task: Task) -> tuple[Crowd, Crowd]:
-    """Rows of one label, one more at a time; and of many labels, from either end."""
+    """Rows of one label, added one at a time; and rows of many labels, from either end."""
     labels = torch.linspace(0, task.classes - 1, min(MIXED_LABELS, task.classes)).round().long()
     stream = torch.Generator().manual_seed(1)
     rows = torch.nn.functional.normalize(torch.randn(MIXED_ROWS, task.dim, generator=stream), dim=1)
@@ -201,7 +201,7 @@ def crowds(task: Task) -> tuple[Crowd, Crowd]:
 
 
 def _started(algorithm: PerExample, clients: int) -> nn.Module:
-    """The model at weights of which none is zero: a zero layer hides what lies behind it."""
+    """The model at nonzero weights: a layer of zeros would hide the layers behind it."""
     stream = torch.Generator().manual_seed(0)
     model = initial_model(algorithm.build, Seeds(0), range(clients))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""A phase of a training: one release, what clients do for it, and what the server does with what they send."""
+"""A phase of a training: one release, the clients' computation, and the server's step on their sum."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from fedsim.privacy.plan import Release
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of rounds that are alike; a training is a sequence of phases.
+    """Consecutive rounds of one mechanism; a training is a sequence of phases.
 
     Attributes:
-        release: the mechanism of its rounds; for what is not private, how many rounds there are.
-        at_clients: (clients, round, broadcast): what a cohort computes and sends.
-        at_server: (server, round, the noisy sum of the messages): updates the server; returns diagnostics that depend on nothing private,
-            as numbers or as tensors that hold one.
-        broadcast: what every client receives at the start of a round.
-        weights: of statistics in a unit's joint norm, by name: one of norm 1 is sent times its weight; none of gradients and updates.
+        release: the mechanism of its rounds; without privacy only their number counts.
+        at_clients: (clients, round, broadcast): a cohort's computation; returns its message.
+        at_server: (server, round, the noisy sum of the messages): updates the server; returns diagnostics that depend on no private
+            values, as numbers or as tensors of one number.
+        broadcast: (server): the tensors that every client receives at the start of a round.
+        weights: of statistics in a unit's joint norm, by name: a statistic is sent times its weight; empty for gradients and updates.
     """
 
     release: Release
@@ -31,13 +31,13 @@ class Phase:
     weights: Mapping[str, float] = field(default_factory=dict)
 
     def taking(self, share: float) -> Phase:
-        """The phase with the noise that a share of the budget buys, in units of 1 / sigma^2: many sampled steps count as their sum."""
+        """The phase with the noise for a share of the budget, in units of 1 / sigma^2; sampled steps cost q^2 / sigma^2 and add up."""
         noise = self.release.sample_rate * math.sqrt(self.release.steps / share)
         return replace(self, release=replace(self.release, relative_noise=noise))
 
 
 def rounds_of(phases: Sequence[Phase]) -> Iterator[Round]:
-    """Every round of the phases, in order; streams are numbered over all of them, so that no two phases draw from the same."""
+    """Every round of the phases, in order; streams are numbered over all of them, so that no two phases share one."""
     number = stream = 0
     for index, phase in enumerate(phases):
         for step in range(phase.release.rounds):

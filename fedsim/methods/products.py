@@ -1,4 +1,4 @@
-"""What an algorithm yields: a generator or a classifier, with a version for every client or without."""
+"""The product of an algorithm: a generator or a classifier, with or without a version for every client."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Generator(Protocol):
-    """What a generative algorithm yields."""
+    """The product of a generative algorithm."""
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Synthetic embeddings float32 ``[n, d]`` for int64 labels ``[n]``."""
@@ -21,15 +21,15 @@ class Generator(Protocol):
 
 @runtime_checkable
 class PersonalGenerator(Generator, Protocol):
-    """A generator with a version for every client; where there is none, all clients share the one."""
+    """A generator with a version for every client; a plain one is shared by all clients."""
 
     def of_client(self, client: int) -> Generator:
-        """The generator of ``client``, from what the client released."""
+        """The generator of ``client``, from the client's releases."""
 
 
 @runtime_checkable
 class Classifier(Protocol):
-    """What an algorithm without a generator yields."""
+    """The product of an algorithm without a generator."""
 
     def probabilities(self, x: Tensor) -> Tensor:
         """Class probabilities ``[n, C]`` of embeddings ``[n, d]``."""
@@ -61,5 +61,5 @@ def own(made: Generator, client: int) -> Generator: ...
 @overload
 def own(made: Classifier, client: int) -> Classifier: ...
 def own(made: Product, client: int) -> Product:
-    """The version of ``client``; where there is none, the one that all share."""
+    """The version of ``client``; without versions the shared product."""
     return made.of_client(client) if is_personal(made) else made

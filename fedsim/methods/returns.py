@@ -1,4 +1,4 @@
-"""What the methods of an algorithm must return, checked wherever it is used: types, shapes and dtypes, in microseconds."""
+"""Checks of what an algorithm's methods return, wherever it is used: types, shapes and dtypes, in microseconds."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Kind = TypeVar("Kind")
 
 
 def typed(method: Any, returned: Any, kind: type[Kind], expected: str, shape: tuple[int, ...] | None = None, what: str = "") -> Kind:
-    """What ``method`` ``returned``, if it is a ``kind``, of this ``shape`` if one is given.
+    """The value that ``method`` ``returned``, if it is a ``kind``, of this ``shape`` if one is given.
 
     Raises:
-        WrongReturn: it is not; with what else was ``expected``, ``what`` naming the part of it that is meant.
+        WrongReturn: it is not; the message says what was ``expected``, and ``what`` names the part of the value.
     """
     if isinstance(returned, kind) and shape in (None, getattr(returned, "shape", None)):
         return returned
@@ -28,14 +28,14 @@ def typed(method: Any, returned: Any, kind: type[Kind], expected: str, shape: tu
 
 
 def loss_parts(loss: Callable[[Model, Batch], Mapping[str, Tensor]], model: Model, batch: Batch) -> dict[str, Tensor]:
-    """The parts of a loss per example by name, ``[N]`` each.
+    """The parts ``[N]`` of a loss per example, by name.
 
     Raises:
         WrongReturn: it returned something else.
     """
     parts, rows = loss(model, batch), len(batch)
     if not isinstance(parts, Mapping) or not parts:
-        raise WrongReturn(loss, _described(parts), f"a mapping of loss parts by name, one number a row each: [{rows}]")
+        raise WrongReturn(loss, _described(parts), f"a mapping of loss parts by name, one number a row: [{rows}]")
     return {name: typed(loss, part, Tensor, f"one number a row: [{rows}]", (rows,), f"'{name}' as ") for name, part in parts.items()}
 
 

@@ -12,10 +12,10 @@ from fedsim.training.trial import Trial
 
 HEAD_ROOM = 1.5
 """Later rounds, the averages that some keep and the synthesis take more than the first round."""
-MOST = 16
+MOST_ACTORS_PER_GPU = 16
 """Actors that share a GPU."""
 GIB = 2**30
-COPIES = 4
+COPIES_PER_PARAMETER = 4
 """Of a parameter: itself, its gradient, and Adam's two moments."""
 
 
@@ -28,12 +28,12 @@ def least(trial: Trial, data: Embeddings) -> tuple[float, float]:
         start += size
     with torch.device("meta"):
         model = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task).build(max(trial.sizes))
-    return float(width * (len(data.y_train) + own)), float(4 * COPIES * sum(p.numel() for p in model.parameters()))
+    return float(width * (len(data.y_train) + own)), float(4 * COPIES_PER_PARAMETER * sum(p.numel() for p in model.parameters()))
 
 
 def share_for(measured: float) -> float:
     """The share of a GPU for actors that filled the part ``measured`` of one in their first round: 1 / n, so that n fill it."""
-    return even_share(max(1, min(MOST, math.floor(1 / max(measured * HEAD_ROOM, 1 / MOST)))))
+    return even_share(max(1, min(MOST_ACTORS_PER_GPU, math.floor(1 / max(measured * HEAD_ROOM, 1 / MOST_ACTORS_PER_GPU)))))
 
 
 def doubled(share: float) -> float:

@@ -36,9 +36,9 @@ def label_matrices(grid: Grid) -> list[LabelMatrix]:
                     seed=seed,
                     columns=rows.columns,
                 )
-            told = shown(spec, left_out)
+            name = shown(spec, left_out)
             counts, scheme = partition.label_counts, partition.scheme
-            matrices.append(LabelMatrix(told, scheme, alpha, clients, seed, partition.fingerprint, counts, rows.class_names))
+            matrices.append(LabelMatrix(name, scheme, alpha, clients, seed, partition.fingerprint, counts, rows.class_names))
     return matrices
 
 

@@ -9,12 +9,12 @@ from typing import NamedTuple
 from fedsim.grid.models import Device
 from fedsim.words import counted
 
-SLACK = 1e-6
+SHARE_SLACK = 1e-6
 """Shares are added up in floating point."""
 
 
 class Node(NamedTuple):
-    """What one machine offers; ``gpu_memory`` is that of its smallest GPU in bytes, 0 where nobody knows."""
+    """What one machine offers; ``gpu_memory`` is that of its smallest GPU in bytes, 0 where that is unknown."""
 
     cpus: float
     gpus: float
@@ -36,11 +36,11 @@ class Share(NamedTuple):
 
     def fit(self, node: Node) -> int:
         """How many such actors a node holds; a part of a GPU lies on one GPU."""
-        on_cpus = math.floor(node.cpus / self.cpus + SLACK)
+        on_cpus = math.floor(node.cpus / self.cpus + SHARE_SLACK)
         if not self.gpus:
             return on_cpus
-        whole = math.floor(node.gpus / self.gpus + SLACK)
-        return min(on_cpus, whole if self.gpus >= 1 else int(node.gpus) * math.floor(1 / self.gpus + SLACK))
+        whole = math.floor(node.gpus / self.gpus + SHARE_SLACK)
+        return min(on_cpus, whole if self.gpus >= 1 else int(node.gpus) * math.floor(1 / self.gpus + SHARE_SLACK))
 
 
 def fit_together(shares: Sequence[Share], nodes: Sequence[Node]) -> bool:
@@ -51,12 +51,12 @@ def fit_together(shares: Sequence[Share], nodes: Sequence[Node]) -> bool:
 
 def _take(share: Share, node: int, cpus: list[float], cards: list[float]) -> bool:
     """Take a share from a node, if it has it."""
-    each = min(share.gpus, 1.0)
-    free = [card for card, left in enumerate(cards) if left + SLACK >= each]
+    part = min(share.gpus, 1.0)
+    free = [card for card, left in enumerate(cards) if left + SHARE_SLACK >= part]
     count = math.ceil(share.gpus)
-    if cpus[node] + SLACK < share.cpus or len(free) < count:
+    if cpus[node] + SHARE_SLACK < share.cpus or len(free) < count:
         return False
     cpus[node] -= share.cpus
     for card in free[:count]:
-        cards[card] -= each
+        cards[card] -= part
     return True

@@ -16,9 +16,9 @@ from fedsim.json_lines import dump
 from fedsim.methods.algorithm import solved_plan
 from fedsim.methods.messages import Task
 from fedsim.partition import SCHEMES, Partition, as_seen, make_partition
-from fedsim.planning.gpu_memory import GIB, MOST, even_share, least
+from fedsim.planning.gpu_memory import GIB, MOST_ACTORS_PER_GPU, even_share, least
 from fedsim.planning.node import Node, Share
-from fedsim.planning.process_state import ProcessState
+from fedsim.planning.process import plug_in_code
 from fedsim.planning.rehearsal import Rehearsal, rehearse_grid
 from fedsim.plugins.claims import allowed
 from fedsim.privacy.plan import PrivacyPlan
@@ -81,11 +81,8 @@ def prepare(
         UserError: an algorithm, a data set, a plug-in, a partition, a plan or the layout does not work out; the message says where in
             the grid.
     """
-    process = ProcessState()
-    try:
+    with plug_in_code():  # imports run it
         resolved = resolve(grid, keep_going=keep_going)
-    finally:
-        process.put_back()  # what a plug-in changed as it was imported
     share, capacity = share_of(grid.resources), actors_that_fit(grid, nodes)
     parallel = min(capacity, max_parallel or capacity)
     data = loaded(grid, tell)
@@ -106,7 +103,7 @@ def prepare(
 
 
 def task_of(cell: Cell, data: Embeddings) -> Task:
-    """The public facts that a cell's algorithm is told."""
+    """The public facts that a cell's algorithm gets."""
     return Task(data.dim, data.classes, cell.clients, cell.unit, cell.trust, cell.evaluation.probe_c)
 
 
@@ -187,7 +184,7 @@ def planned(grid: Grid, cells: Sequence[Cell], tasks: Sequence[Task], tell: Tell
 
 
 def calibrated(grid: Grid, cell: Cell, task: Task) -> PrivacyPlan | None:
-    """The cell's plan, with what its claim is worth.
+    """The cell's plan, with the claim that it may make.
 
     Raises:
         UserError: there is none; with the place in the grid.
@@ -213,11 +210,11 @@ def laid_out(grid: Grid, cells: Sequence[Cell], capacity: int, parallel: int) ->
         UserError: a cell needs more actors at once than fit.
     """
     sizes = [packing(cell.clients, clients_per_actor(grid.resources, cell.clients, len(cells), parallel)) for cell in cells]
-    for cell, each in zip(cells, sizes, strict=True):
-        if len(each) > capacity:
+    for cell, clients in zip(cells, sizes, strict=True):
+        if len(clients) > capacity:
             raise UserError(
                 grid.place("resources", "clients_per_actor"),
-                f"{cell.clients} clients need {len(each)} actors at once and the cluster has room for {capacity}",
+                f"{cell.clients} clients need {len(clients)} actors at once and the cluster has room for {capacity}",
                 "put more clients on an actor, or give actors a smaller share",
             )
     return tuple(sizes)
@@ -237,8 +234,8 @@ def actors_that_fit(grid: Grid, nodes: Sequence[Node]) -> int:
         without = share.gpus and not any(node.gpus for node in nodes)
         fix = "give gpus_per_actor: 0 and device: auto" if without else "give actors a smaller share"
         raise UserError(grid.place("resources"), f"an actor needs {counted(share.cpus, 'CPU')} and {needs}; no node has them ({has})", fix)
-    # shares that are still to be measured are small enough, or the cell is told that it does not fit
-    return sum(Share(share.cpus, even_share(MOST)).fit(node) for node in nodes) if measured else fitting
+    # shares that are still to be measured are small enough, or the cell fails and says that it does not fit
+    return sum(Share(share.cpus, even_share(MOST_ACTORS_PER_GPU)).fit(node) for node in nodes) if measured else fitting
 
 
 def share_of(resources: Resources) -> Share:

@@ -1,4 +1,4 @@
-"""The rehearsal: before anything runs, every plug-in of a grid takes the first round of each of its releases on made-up rows."""
+"""The rehearsal: before anything runs, every plug-in of a grid trains for two rounds of each of its releases on made-up rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from fedsim.methods.algorithm import Algorithm, solved_plan
 from fedsim.methods.messages import Message, Round, Task, Tensors
 from fedsim.methods.products import Product, is_classifier, is_personal, own
 from fedsim.methods.returns import answer
-from fedsim.planning.process_state import ProcessState
+from fedsim.planning.process import plug_in_code
+from fedsim.plugins.code_hash import is_shipped
 from fedsim.plugins.places import blamed, line_of, said
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import PrivacyPlan
@@ -33,8 +34,6 @@ Rehearsal = Callable[[Variant, Task, float, float, str, torch.device, float], No
 MADE_UP_ROWS, MOST_CLIENTS = 8, 2
 LONGEST_REHEARSAL = 120.0
 """Seconds that a rehearsal may take; a grid's ``cell_timeout``, if that is shorter."""
-SHIPPED_PACKAGES = ("algorithms", "baselines", "fedsim")
-"""Packages whose algorithms are rehearsed by fedsim's own tests."""
 BRIEF_PARAMS = {"sample_rate": 1.0, "client_rate": 1.0, "local_steps": 2}
 """Parameters that a rehearsal sets: no row is left to chance, and it takes a moment."""
 
@@ -64,16 +63,16 @@ def rehearse_grid(
     """
     grid, refused = resolved.grid, dict[int, PluginError]()
     seconds = min(LONGEST_REHEARSAL, grid.resources.cell_timeout or LONGEST_REHEARSAL)
-    shapes = sorted({(each.dim, each.classes) for each in data.values()})
+    shapes = sorted({(rows.dim, rows.classes) for rows in data.values()})
     for variant in resolved.variants:
-        if lookup(variant.name).__module__.partition(".")[0] in SHIPPED_PACKAGES:
+        if is_shipped(lookup(variant.name)):
             continue
         for dim, classes in shapes:
             task = Task(dim, classes, min(MOST_CLIENTS, *grid.clients), grid.unit_kind, grid.trust, grid.evaluation.probe_c)
             try:
-                for each in dict.fromkeys((CPU, device)):
+                for place in dict.fromkeys((CPU, device)):
                     where = grid.place("algorithms", variant.entry, "name")
-                    (rehearsal or rehearse)(variant, task, max(grid.epsilon), grid.delta, where, each, seconds)
+                    (rehearsal or rehearse)(variant, task, max(grid.epsilon), grid.delta, where, place, seconds)
             except PluginError as error:
                 if not keep_going:
                     raise
@@ -84,7 +83,7 @@ def rehearse_grid(
 def rehearse(
     variant: Variant, task: Task, epsilon: float, delta: float, where: str, device: torch.device = CPU, seconds: float = LONGEST_REHEARSAL
 ) -> None:
-    """Run the first round of each release on made-up rows by the code that trains, use what comes out, and try the contract.
+    """Train on made-up rows by the code that trains, use what comes out, and try the contract.
 
     Args:
         variant: the algorithm with its parameters.
@@ -99,15 +98,16 @@ def rehearse(
         PluginError: an exception, a result of a wrong type, shape or dtype, a loss that is not per example, or no end in time; with file
             and line, and what was expected.
     """
-    cls, process = lookup(variant.name, where), ProcessState()
+    with plug_in_code():
+        cls = lookup(variant.name, where)
     made_up = f"made-up data ({task.clients} clients with {MADE_UP_ROWS} rows each, {task.dim} dimensions, {task.classes} classes)"
     try:
-        with _in_time(seconds), torch.random.fork_rng(devices=[]):
+        with plug_in_code(), _in_time(seconds), torch.random.fork_rng(devices=[]):
             try:
                 plan = solved_plan(build_algorithm(variant.name, variant.params, task), epsilon if cls.private else None, delta)
             except PluginError:
                 raise
-            except UserError:  # what the grid asks for cannot be planned, which is not the plug-in's mistake and told with its cell
+            except UserError:  # the grid asks for what cannot be planned: not the plug-in's mistake, and reported with its cell
                 return
             cohort = made_up_cohort(variant.name, variant.params, task, plan, MADE_UP_ROWS, device)
             _use(train_rehearsed(cohort, plan), cohort)
@@ -116,8 +116,6 @@ def rehearse(
     except (Exception, SystemExit, _Late) as error:  # a plug-in may raise anything
         what, fix = _complaint(error, cls, device, seconds)
         raise PluginError(where, f"on {made_up}, {what}", fix) from error
-    finally:
-        process.put_back()
 
 
 def _complaint(error: BaseException, cls: type, device: torch.device, seconds: float) -> tuple[str, str]:
@@ -136,7 +134,7 @@ def _complaint(error: BaseException, cls: type, device: torch.device, seconds: f
 
 
 class _Late(BaseException):
-    """The time is up; a plug-in that goes on after any ``Exception`` does not go on after this."""
+    """The time is up; a plug-in that catches every ``Exception`` does not catch this."""
 
 
 @contextmanager
@@ -162,7 +160,7 @@ def _in_time(seconds: float) -> Iterator[None]:
 
 
 def made_up_cohort(
-    name: str, params: dict[str, Any], task: Task, plan: PrivacyPlan | None, each: int, device: torch.device = CPU
+    name: str, params: dict[str, Any], task: Task, plan: PrivacyPlan | None, count: int, device: torch.device = CPU
 ) -> Cohort:
     """All clients with made-up rows, whose algorithm samples everyone.
 
@@ -171,28 +169,28 @@ def made_up_cohort(
         params: of the algorithm; :data:`BRIEF_PARAMS` replaces what they are, where they allow it.
         task: the public facts.
         plan: the privacy plan, None without privacy.
-        each: how many rows of unit norm a client has; where the unit is a group, two are one.
+        count: rows of unit norm of a client; where the unit is a group, two are one.
         device: where it trains.
     """
-    known, count, clients = lookup(name).Params, each * task.clients, range(task.clients)
+    known, whole, clients = lookup(name).Params, count * task.clients, range(task.clients)
     brief = params | known.brief(BRIEF_PARAMS, ())
     with suppress(ValidationError):  # values that parameters allow one by one may not do together
         known.model_validate(brief)
         params = brief
-    x = np.random.default_rng(0).standard_normal((count, task.dim), dtype=np.float32)
-    x, y = x / np.linalg.norm(x, axis=1, keepdims=True), np.arange(count) % task.classes
-    rows = tuple(np.arange(client * each, (client + 1) * each) for client in clients)
-    groups = tuple(np.arange(each) // 2 for _ in clients) if task.unit == "group" else None
+    x = np.random.default_rng(0).standard_normal((whole, task.dim), dtype=np.float32)
+    x, y = x / np.linalg.norm(x, axis=1, keepdims=True), np.arange(whole) % task.classes
+    rows = tuple(np.arange(client * count, (client + 1) * count) for client in clients)
+    groups = tuple(np.arange(count) // 2 for _ in clients) if task.unit == "group" else None
     return Cohort(CohortSpec(name, params, task, plan, Seeds(0), tuple(clients), rows, groups), x, y, device)
 
 
-def first_rounds(algorithm: Algorithm) -> list[Round]:
-    """The first round of each release."""
-    return [round_ for round_ in algorithm.schedule() if round_.step == 0]
+def first_rounds(algorithm: Algorithm, count: int = 1) -> list[Round]:
+    """The first rounds of each release."""
+    return [round_ for round_ in algorithm.schedule() if round_.step < count]
 
 
 def train_rehearsed(cohort: Cohort, plan: PrivacyPlan | None) -> Product:
-    """What the first rounds of a training make, by :func:`fedsim.training.rounds.train`; on the CPU the contract is tried, too.
+    """What two rounds of each release make, by :func:`fedsim.training.rounds.train`; on the CPU the contract is tried, too.
 
     Args:
         cohort: from :func:`made_up_cohort`.
@@ -200,16 +198,16 @@ def train_rehearsed(cohort: Cohort, plan: PrivacyPlan | None) -> Product:
 
     Raises:
         NotPerExample: a loss or a statistic is not per example.
-        WrongReturn: a method of the algorithm returned what nobody can use.
+        WrongReturn: a method of the algorithm returned what cannot be used.
         Exception: whatever the algorithm raises.
     """
     algorithm: Algorithm = type(cohort.algorithm)(cohort.algorithm.params, cohort.algorithm.task)
     pool = _TriedPool([cohort], algorithm if plan is not None and cohort.clients.device == CPU else None)
-    return to_the_end(train(algorithm, pool, plan, Seeds(0), device=cohort.clients.device, schedule=first_rounds(algorithm)))[1].made
+    return to_the_end(train(algorithm, pool, plan, Seeds(0), device=cohort.clients.device, schedule=first_rounds(algorithm, 2)))[1].made
 
 
 class _TriedPool(LocalPool):
-    """Clients; after what they compute in a round, the contract of ``tried`` is tried for it."""
+    """Clients; after each round they compute, the contract of ``tried`` is tried for it."""
 
     def __init__(self, cohorts: Sequence[Cohort], tried: Algorithm | None) -> None:
         super().__init__(cohorts)

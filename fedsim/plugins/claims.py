@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedsim.errors import UserError
-from fedsim.methods.algorithm import Algorithm
 from fedsim.plugins.code_hash import is_shipped
 from fedsim.privacy.plan import Claim
+
+if TYPE_CHECKING:
+    from fedsim.methods.algorithm import Algorithm
 
 PROMISES: tuple[Claim, ...] = ("proved", "stated")
 """Claims of an algorithm's own that (epsilon, delta) is a theorem, which a check may refute."""

@@ -1,4 +1,4 @@
-"""What a sequence of Poisson-subsampled Gaussian mechanisms costs: (epsilon, delta) under add-or-remove-one.
+"""The cost of a sequence of Poisson-subsampled Gaussian mechanisms: (epsilon, delta) under add-or-remove-one.
 
 One event is ``(noise_multiplier, sample_rate, steps)``: ``steps`` runs of f(S) + N(0, (noise_multiplier * D)^2 I), where S
 takes every unit independently with probability ``sample_rate`` and D is f's L2 sensitivity. Two data sets are neighbours
@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from decimal import ROUND_CEILING, Context
+from functools import cache
 
 import numpy as np
 
@@ -27,28 +28,33 @@ PRV_MAX_POINTS = 2**20  # of the discretised privacy loss; keeps one evaluation 
 PRV_MAX_EPSILON = 690.0  # above it losses are too large for exp in a double, and count as smaller ones
 PRV_MIN_DELTA = 1e-10  # below it the rounding of the Fourier transform is no longer small against delta
 _UP = Context(prec=10, rounding=ROUND_CEILING)
-"""For an epsilon: further digits of the sums behind it are those of a processor and its number of threads."""
+"""Rounds an epsilon up: further digits of its sums depend on the processor and the number of threads."""
 
 
 def epsilon(events: Sequence[Event], delta: float) -> tuple[float, str]:
-    """The epsilon that ``events`` spend together at ``delta``, and the accountant that says so.
+    """The epsilon that ``events`` spend together at ``delta``, and the accountant that computed it.
 
     The upper bound of numerical composition of privacy loss random variables (Gopi, Lee & Wutschitz 2021, "Numerical
-    composition of differential privacy", theorem 5.5; Opacus' implementation). Where it fails or would need too fine a
-    mesh, Rényi composition (:func:`rdp_epsilon`).
+    composition of differential privacy", theorem 5.5; Opacus' implementation). If that fails or would need too fine a
+    mesh: Rényi composition (:func:`rdp_epsilon`).
 
     Args:
         events: (noise multiplier, sample rate, steps) each; the order does not matter.
         delta: in (0, 1).
 
     Returns:
-        (epsilon, "prv" or "rdp"), rounded up to ten digits; (0.0, "none") where nothing ran, (inf, "none") where a step had no noise.
+        (epsilon, "prv" or "rdp"), rounded up to ten digits; (0.0, "none") if nothing ran, (inf, "none") if a step had no noise.
 
     Raises:
         ValueError: a noise multiplier below 0 or not a number, a sample rate outside [0, 1], negative steps, or delta
             outside (0, 1).
     """
-    merged = _merge(events, delta)
+    return _composed(_merge(events, delta), delta)
+
+
+@cache
+def _composed(merged: tuple[Event, ...], delta: float) -> tuple[float, str]:
+    """:func:`epsilon` of merged events; kept, since cells of a grid share few plans and each evaluation takes half a second."""
     if not merged:
         return 0.0, "none"
     if any(noise_multiplier == 0 for noise_multiplier, _, _ in merged):
@@ -90,7 +96,7 @@ def rough_epsilon(events: Sequence[Event], delta: float) -> float:
 
 
 def _merge(events: Sequence[Event], delta: float) -> tuple[Event, ...]:
-    """Equal mechanisms added up and sorted, so that the result depends on what ran and not on how it was written down."""
+    """Equal mechanisms added up and sorted: the result depends on the steps that ran and not on their order or grouping."""
     if not 0 < delta < 1:
         raise ValueError(f"delta must be in (0, 1), not {delta}")
     steps_of: dict[tuple[float, float], int] = {}
@@ -104,19 +110,19 @@ def _merge(events: Sequence[Event], delta: float) -> tuple[Event, ...]:
 
 
 def _prv_epsilon(events: tuple[Event, ...], delta: float, rough: float) -> float:
-    """Opacus' PRV upper bound, its discretisation error scaled to the ``rough`` epsilon; nan where it has no answer."""
+    """Opacus' PRV upper bound, its discretisation error scaled to the ``rough`` epsilon; nan if it fails."""
     if not math.isfinite(rough) or delta < PRV_MIN_DELTA:
         return math.nan
     # the mesh is error / sqrt(steps * log(12 / delta_error) / 2) over a domain of about (1.5 epsilon + 3) on both sides of 0
     scale = math.sqrt(sum(steps for _, _, steps in events) * math.log(12_000 / delta) / 2)
     error = max(PRV_RELATIVE_ERROR * rough, 2 * (1.5 * rough + 3) * scale / PRV_MAX_POINTS)
-    if error >= 1:  # the domain rule of Opacus is only right for smaller errors
+    if error >= 1:  # Opacus' rule for the domain holds for smaller errors only
         return math.nan
     from opacus.accountants import PRVAccountant  # late: Opacus imports its optimisers, too
 
     accountant = PRVAccountant()
     accountant.history = list(events)
-    # log(1 - q) at q = 1 and the far tails warn, and are handled by the formulas
+    # log(1 - q) at q = 1 and the far tails warn; the formulas handle them
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         try:
@@ -127,7 +133,7 @@ def _prv_epsilon(events: tuple[Event, ...], delta: float, rough: float) -> float
 
 
 def _order_bound(events: tuple[Event, ...], delta: float, order: float) -> float:
-    """Epsilon from one Rényi order, +inf where its series has no value in double precision."""
+    """Epsilon from one Rényi order; +inf if its series overflows double precision."""
     from opacus.accountants.analysis.rdp import compute_rdp  # late, as above
 
     try:

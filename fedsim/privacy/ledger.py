@@ -1,4 +1,4 @@
-"""The ledger: what the privacy budget was spent on, counted from the steps that ran."""
+"""The ledger: the spent privacy budget, counted from the steps that ran."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ Mechanism = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One step of one release that one client's data went through, noised as it was really noised.
+class LedgerEntry:
+    """One step of one release on one client's data, with the noise that was really added.
 
     Attributes:
         release: the release's name in the plan.
-        round: the round it ran in; where a round holds several steps, the number of the step.
-        client: whose data it touched.
-        noise_multiplier: standard deviation of the noise that was added, over the sensitivity; 0.0 for none.
-        sample_rate: the Poisson rate that the sample was drawn with.
+        round: the round it ran in; if a round has several steps, the number of the step.
+        client: the client whose data it read.
+        noise_multiplier: standard deviation of the added noise over the sensitivity; 0.0 for none.
+        sample_rate: the Poisson rate of the sample.
     """
 
     release: str
@@ -35,7 +35,7 @@ class Entry:
 
 @dataclass(frozen=True, order=True)
 class Tally:
-    """How often a client's data went through one mechanism: the entries that differ in nothing but their round."""
+    """How often one mechanism ran on a client's data: the number of entries that differ only in their round."""
 
     client: int
     release: str
@@ -45,17 +45,17 @@ class Tally:
 
 
 class Ledger:
-    """Entries, kept as counts: a run of many rounds and clients holds a few numbers a client.
+    """Entries, kept as counts, so that many rounds need a few numbers a client.
 
-    Two ledgers are equal if the same mechanisms ran equally often on the same clients, in whatever order they were
-    recorded; the JSON form keeps every float exactly, so a resumed run equals an uninterrupted one.
+    Two ledgers are equal if the same mechanisms ran equally often on the same clients, in any order; the JSON form keeps
+    every float exactly, so a resumed run equals an uninterrupted one.
     """
 
     def __init__(self) -> None:
         self._counts: Counter[tuple[int, str, float, float]] = Counter()
 
-    def record(self, entry: Entry, times: int = 1) -> None:
-        """Add ``entry``, ``times`` over (several equal steps of one round).
+    def record(self, entry: LedgerEntry, times: int = 1) -> None:
+        """Add ``entry`` ``times`` times (equal steps of one round).
 
         Raises:
             ValueError: an impossible noise multiplier or sample rate, or ``times`` below 1.
@@ -66,22 +66,22 @@ class Ledger:
 
     @property
     def entries(self) -> tuple[Tally, ...]:
-        """All that ran, one tally a client and mechanism, sorted."""
+        """The steps that ran, one tally a client and mechanism, sorted."""
         return tuple(sorted(Tally(*key, count) for key, count in self._counts.items()))
 
     def epsilon(self, delta: float) -> tuple[float, str]:
         """The (epsilon, accountant) spent so far: the largest over clients.
 
-        Under add-or-remove-one, neighbours differ in one client's data, so only what that client's data went through
-        counts (parallel composition over disjoint data, cf. McSherry 2009, theorem 4); each client's composition is
+        Under add-or-remove-one, neighbours differ in one client's data, so only the mechanisms that ran on that client's
+        data count (parallel composition over disjoint data, cf. McSherry 2009, theorem 4); each client's composition is
         :func:`fedsim.privacy.accountant.epsilon`.
         """
         return max((accountant.epsilon(events, delta) for events in self._costly()), default=(0.0, "none"))
 
     def unaccounted(self, plan: PrivacyPlan, clients: int) -> str:
-        """The first place where what ran is not what ``plan`` planned; "" where every client's data went through exactly the plan's steps.
+        """The first difference between the steps that ran and ``plan``; "" if exactly the plan's steps ran on every client's data.
 
-        A step that is missing was either not run or ran without being counted, and then nothing is known of what it cost.
+        A missing step was either not run or ran without being counted, and then its cost is unknown.
         """
         ran: dict[int, list[Tally]] = {client: [] for client in range(clients)}
         for tally in self.entries:
@@ -90,7 +90,7 @@ class Ledger:
         for client, tallies in ran.items():
             for tally in tallies:
                 if tally.release not in planned:
-                    return f"client {client} has {tally.count} steps of '{tally.release}', of which the plan knows nothing"
+                    return f"client {client} has {tally.count} steps of '{tally.release}', which is not in the plan"
                 multiplier, release = planned[tally.release]
                 if not math.isclose(tally.noise_multiplier, multiplier, rel_tol=1e-6) or tally.sample_rate != release.sample_rate:
                     what = f"noise multiplier {tally.noise_multiplier:.4g} at rate {tally.sample_rate:g} ran"
@@ -102,7 +102,7 @@ class Ledger:
         return ""
 
     def mechanisms(self) -> tuple[Tally, ...] | None:
-        """What the data of every client went through, told of the first one; None where it is not the same for all."""
+        """The mechanisms that ran on every client's data, as tallies of client 0; None if they differ between clients."""
         of_client: dict[int, set[Tally]] = {}
         for tally in self.entries:
             of_client.setdefault(tally.client, set()).add(replace(tally, client=0))
@@ -134,7 +134,7 @@ class Ledger:
             for record in json.loads(text):
                 for client in record["clients"]:
                     for release, noise_multiplier, sample_rate, count in record["ran"]:
-                        ledger.record(Entry(release, 0, client, noise_multiplier, sample_rate), count)
+                        ledger.record(LedgerEntry(release, 0, client, noise_multiplier, sample_rate), count)
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a ledger: {error!r}") from error
         return ledger
@@ -153,7 +153,7 @@ class Ledger:
         return [[(*mechanism, steps) for mechanism, steps in history] for history in histories]
 
     def _histories(self) -> dict[int, frozenset[tuple[Mechanism, int]]]:
-        """Per client, how often each mechanism ran, whatever the release was called."""
+        """By client, how often every mechanism ran, whatever the release is called."""
         counts: dict[int, Counter[Mechanism]] = {}
         for (client, _, noise_multiplier, sample_rate), count in self._counts.items():
             counts.setdefault(client, Counter())[noise_multiplier, sample_rate] += count
@@ -161,7 +161,7 @@ class Ledger:
 
 
 def _undominated(histories: set[frozenset[tuple[Mechanism, int]]]) -> list[frozenset[tuple[Mechanism, int]]]:
-    """The histories of which no other one ran every mechanism at least as often: only they can cost the most."""
+    """The histories that no other history dominates by running every mechanism at least as often: only they can cost the most."""
     kept: list[tuple[dict[Mechanism, int], frozenset[tuple[Mechanism, int]]]] = []
     for history in sorted(histories, key=lambda h: (-sum(count for _, count in h), sorted(h))):
         counts = dict(history)

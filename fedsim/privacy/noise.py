@@ -19,12 +19,12 @@ CHUNK = 2**14
 BLOCK = 8 * CHUNK
 """Coordinates that are drawn at a time: few enough for a processor's cache."""
 RARE = 2**8
-"""So many radius words at either end are drawn again with 32 bits more: 32 tell the tail coarsely and end at 6.8 standard deviations,
-and in float32 the radii of the largest are 0, which would be no noise at all."""
+"""Radius words at either end of their range that are drawn again with 32 more bits: with 32 bits the tail is coarse and ends at 6.8
+standard deviations, and in float32 the radii of the largest words are 0, which would be no noise at all."""
 SMALLEST = 1e-30
-"""Standard deviations below this are refused: float32 has no normal numbers below 1e-38, and what is smaller may be counted as 0."""
-SHOWN = 64
-"""Of so many random words one goes into the fingerprint."""
+"""Standard deviations below this are refused: float32 has no normal numbers below 1e-38, and smaller ones may be flushed to 0."""
+FINGERPRINT_STRIDE = 64
+"""One of this many random words enters the fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Noise:
 
     Attributes:
         parts: float32 tensors by name, views of one flat tensor.
-        fingerprint: CRC-32 of some of the random words behind it: equal on every processor, whose logarithms may differ in a last bit.
+        fingerprint: CRC-32 of some of its random words: equal on every processor, though logarithms may differ in the last bit.
     """
 
     parts: dict[str, Tensor]
@@ -44,7 +44,7 @@ def gaussian(shapes: Mapping[str, torch.Size | tuple[int, ...]], std: float, str
     """Independent N(0, ``std``^2) noise for every part, from one draw.
 
     Args:
-        shapes: a shape a part; the parts are drawn in this order.
+        shapes: by part; the parts are drawn in this order.
         std: standard deviation per coordinate (:meth:`fedsim.privacy.plan.PrivacyPlan.noise_std`).
         stream: of this release, round and client (:meth:`fedsim.seeds.Seeds.keystream`).
 
@@ -76,7 +76,7 @@ def fill_gaussian(out: NDArray[np.float32], std: float, stream: Keystream) -> in
     ends = []
     for part in (*chunks, out[None, whole:]):
         words = stream.words(part.size + part.size % 2)
-        crc = zlib.crc32(words[::SHOWN].tobytes(), crc)
+        crc = zlib.crc32(words[::FINGERPRINT_STRIDE].tobytes(), crc)
         words = words.reshape(len(part), -1)
         _box_muller(words, std, part)
         if words.size and _from_end(words).min() < 2 * RARE:
@@ -89,7 +89,7 @@ def fill_gaussian(out: NDArray[np.float32], std: float, stream: Keystream) -> in
 def _box_muller(words: NDArray[np.uint32], std: float, out: NDArray[np.float32]) -> None:
     """Turn the random words of each row into normal numbers, ``r cos a`` of all its pairs and then ``r sin a``."""
     half = words.shape[1] // 2
-    # in (0, 1]: half a step above the word's fraction, so that its logarithm is finite; `std` last, for its square may be too small
+    # in (0, 1]: half a step above the word's fraction, so that its logarithm is finite; `std` last, since its square may underflow
     radius = words[:, :half].astype(np.float32)
     radius *= np.float32(2.0**-32)
     radius += np.float32(2.0**-33)
@@ -106,16 +106,16 @@ def _box_muller(words: NDArray[np.uint32], std: float, out: NDArray[np.float32])
 
 
 def _from_end(words: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """The radius words moved around their range so that those at its ends come first."""
+    """The radius words shifted modulo 2^32, so that those at either end of their range become the smallest."""
     return words[:, : words.shape[1] // 2] + RARE
 
 
 def _divide_ends(words: NDArray[np.uint32], std: float, out: NDArray[np.float32], stream: Keystream) -> None:
-    """Draw the rare numbers of :func:`_box_muller` again whose radius word is at an end, with 64 bits for each: up to 9.5 ``std``."""
+    """Draw the rare numbers of :func:`_box_muller` whose radius word is at an end again, with 64 bits: up to 9.5 ``std``."""
     half = words.shape[1] // 2
     rows, places = np.nonzero(_from_end(words) < 2 * RARE)
     high, low = words[rows, places], stream.words(len(rows)) + 0.5
-    # what is left to 1 is told exactly where the fraction itself rounds to 1
+    # near 1 the fraction itself would round to 1, so its distance to 1 is computed exactly
     rest = (2.0**32 - 1 - high) * 2.0**-32 + (2.0**32 - low) * 2.0**-64
     near = high >= RARE
     logarithms = np.log(high * 2.0**-32 + low * 2.0**-64)

@@ -1,4 +1,4 @@
-"""The plan: what the privacy budget will be spent on, solved once before the first step.
+"""The plan: how the privacy budget will be spent, solved once before the first step.
 
 Two data sets are neighbours if one has one unit more than the other (add or remove one); the unit is an example, a group
 of one client's examples (a patient's, a lesion's) or a client. Every release is a Gaussian mechanism on a Poisson sample of
@@ -22,19 +22,19 @@ from fedsim.privacy.solved import Mechanisms, Solution, kept
 Unit = Literal["example", "group", "client"]
 Trust = Literal["aggregate", "silo"]
 Neighbours = Literal["add-or-remove-one"]
-"""What two data sets that a plan's epsilon is about differ in."""
+"""The neighbouring relation of a plan's epsilon."""
 Claim = Literal["proved", "checked", "stated", "heuristic", "none"]
-"""What an (epsilon, delta) is worth, the strongest first: a theorem, of a class that fedsim ships; one that a plug-in's author states, and
-a check of its code and parameters did not refute; one that the author states alone; not a theorem; nothing."""
+"""How strong an (epsilon, delta) is, the strongest first: a theorem of a class that fedsim ships; stated by a plug-in's author and not
+refuted by a check of its code and parameters; stated only; not a theorem; no guarantee."""
 RELEASABLE: tuple[Claim, ...] = ("proved", "checked")
-"""Claims under which a release is what its epsilon says."""
+"""Claims that allow a release."""
 
 MOST_DELTA = 0.1
-"""Of a budget: above it nearly nothing is promised."""
+"""The largest delta of a budget: a larger one guarantees next to nothing."""
 SIGMA_MIN, SIGMA_MAX = 1e-3, 1e7
 REACH = 0.999  # the search stops once this share of the target is used
 RESOLUTION = 1e-4  # and in any case at this relative width of sigma
-DIGITS = 6  # of a sigma that is tried, so that the last bits of an accountant's sums, a processor's own, do not show in it
+SIGMA_DIGITS = 6  # of every sigma tried, so that it does not depend on the last bits of an accountant's sums, which vary by processor
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class Release:
     """One kind of noisy release: ``steps`` Poisson-subsampled Gaussian mechanisms.
 
     Attributes:
-        name: what is released, unique within a plan.
+        name: unique within a plan.
         sample_rate: the public probability with which each unit is in a step's sample, in (0, 1].
         steps: how often it is released over the whole run, all rounds together.
         relative_noise: its noise multiplier in units of the plan's sigma; the ratio between releases is kept.
-        per_round: how many of its steps a round holds (local steps, each with noise of its own); divides ``steps``.
-        main: whether a report draws its rounds as the training; not so what comes before or after it.
+        per_round: steps in a round (local steps, each with noise of its own); divides ``steps``.
+        main: whether a report draws its rounds as the training; false for a release before or after the training.
     """
 
     name: str
@@ -68,18 +68,18 @@ class PrivacyPlan:
     """A solved budget; see the module's text for the neighbouring relation.
 
     Attributes:
-        epsilon_target: what was asked for; ``math.inf`` for no noise at all.
+        epsilon_target: the requested epsilon; ``math.inf`` for no noise at all.
         delta: the delta of (epsilon, delta).
-        unit: whose presence is protected, one example, one group of a client's examples, or one client.
-        trust: who sees what: only the sum over clients (``aggregate``), or every message by itself (``silo``).
+        unit: one example, one group of a client's examples, or one client; its presence is protected.
+        trust: ``aggregate``: an adversary sees the sum over clients only; ``silo``: every single message.
         scope: which parameters are under the noise, in the algorithm's words.
         claim: whether (epsilon, delta) is a theorem for the algorithm.
         accountant: "prv" or "rdp"; "none" without noise.
         sigma: noise multiplier of a release with ``relative_noise`` 1: noise standard deviation over ``sensitivity``.
-        releases: what the budget is spent on.
+        releases: the noisy releases that the budget pays for.
         clip: C, the bound on a unit's L2 norm.
-        sensitivity: the L2 distance by which one unit can move what is noised, C or 2C.
-        epsilon_reached: what all releases cost together; at most ``epsilon_target``.
+        sensitivity: L2 sensitivity of the noised sum to one unit, C or 2C.
+        epsilon_reached: the cost of all releases together; at most ``epsilon_target``.
     """
 
     epsilon_target: float
@@ -104,7 +104,7 @@ class PrivacyPlan:
         """The release called ``name``.
 
         Raises:
-            KeyError: the plan has none of that name.
+            KeyError: the plan has no such release.
         """
         for release in self.releases:
             if release.name == name:
@@ -121,20 +121,20 @@ class PrivacyPlan:
         return multiplier * self.sensitivity if multiplier else 0.0
 
     def noise_std_of_sum(self, name: str, clients: int) -> float:
-        """The same of the sum over ``clients``: every silo adds its own, or the aggregate has one."""
+        """The same for the sum over ``clients``: under ``trust: silo`` every client's noise is in it, else one draw."""
         return self.noise_std(name) * math.sqrt(clients if self.trust == "silo" else 1)
 
 
 def large_delta(unit: str, delta: float, units: int, dataset: str) -> str | None:
-    """Why a delta is too large for the data, None where it is not: publishing each unit with probability delta is (0, delta)-DP.
+    """Why a delta is too large for the data, None if it is not: publishing each unit with probability delta is (0, delta)-DP.
 
     Dwork & Roth 2014, "The algorithmic foundations of differential privacy", section 2.3: delta has to be far below 1 / n.
 
     Args:
-        unit: what a budget protects: ``example``, ``client``, or a group by its column.
+        unit: the protected unit: ``example``, ``client``, or a group by its column.
         delta: of the budget.
-        units: n, how many there are.
-        dataset: what they are called.
+        units: n, their number.
+        dataset: the data set's name.
     """
     if delta * units < 1:
         return None
@@ -166,7 +166,7 @@ def calibrate(
     Args:
         epsilon: the target; ``math.inf`` gives sigma 0, accountant "none", claim "none".
         delta: in (0, 1).
-        releases: what the budget pays for; at least one step for a finite epsilon.
+        releases: the releases that the budget pays for; at least one step for a finite epsilon.
         unit: see :class:`PrivacyPlan`.
         trust: see :class:`PrivacyPlan`.
         scope: see :class:`PrivacyPlan`.
@@ -228,7 +228,7 @@ def _check(epsilon: float, delta: float, releases: tuple[Release, ...], clip: fl
         raise UserError("delta", f"{delta:g} is above the chance that a unit is sampled at all", "give a smaller delta")
     for name, value in (("clip", clip), ("sensitivity", sensitivity)):
         if not 0 < value < math.inf:
-            own = f"in a method of your own let {name}() return the norm that a unit's part of a sum is held to"
+            own = f"in a method of your own let {name}() return the norm to which a unit's part of a sum is clipped"
             raise UserError(name, f"{value} is not a positive, finite number", f"give one; {own}")
 
 
@@ -264,7 +264,7 @@ def _tighten(spend: Callable[[float], tuple[float, str]], target: float, sigma: 
     short: tuple[float, float] | None = None  # the most noise known to break it
     tries = 0
     while True:
-        sigma = float(f"{sigma:.{DIGITS}g}")
+        sigma = float(f"{sigma:.{SIGMA_DIGITS}g}")
         reached, name = spend(sigma)
         tries += 1
         if reached <= target:

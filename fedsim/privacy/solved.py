@@ -1,7 +1,7 @@
-"""Solved budgets on disk: what a noise multiplier took seconds to find is found once a machine.
+"""Solved budgets on disk: a noise multiplier, which takes seconds to solve for, is solved for once a machine.
 
-A file is one answer to one question under one version of the code that answers. It is no proof: what a training spends is counted by its
-ledger, with the accountant, and a row that spent more than its target says so.
+A file holds the solution of one budget by one version of the code. It is no proof: a training's ledger counts what was spent, with the
+accountant, and a row that spent more than its target is ``overspent``.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Solver = Callable[[float, float, Mechanisms], Solution]
 
 
 def kept(solve: Solver, epsilon: float, delta: float, mechanisms: Mechanisms) -> Solution:
-    """``solve(epsilon, delta, mechanisms)``, from its file where there is one; a folder that cannot be written costs time alone."""
+    """``solve(epsilon, delta, mechanisms)``, from its file if there is one; if the folder cannot be written, it is only slower."""
     question = json.dumps([counted_by(), epsilon, delta, mechanisms])
     path = cache_folder() / "plans" / f"{hashlib.sha256(question.encode()).hexdigest()[:32]}.json"
-    if (found := _read(path, epsilon)) is not None:
-        return found
+    if (stored := _read(path, epsilon)) is not None:
+        return stored
     solution = solve(epsilon, delta, mechanisms)
     try:
         with replaced(path) as part:
@@ -38,7 +38,7 @@ def kept(solve: Solver, epsilon: float, delta: float, mechanisms: Mechanisms) ->
 
 
 def _read(path: Path, epsilon: float) -> Solution | None:
-    """What a file says; None where there is none, or it says what no solution can."""
+    """The solution in a file; None if there is no file, or its content cannot be a solution."""
     try:
         sigma, reached, accountant = json.loads(path.read_bytes())
     except (OSError, ValueError, TypeError):

@@ -1,19 +1,18 @@
-"""What an adversary can at best tell: the privacy curve and the trade-off function of composed Gaussian mechanisms, without torch.
+"""The most that an adversary can infer: privacy curve and trade-off function of composed Gaussian mechanisms, without torch.
 
-A run of a mechanism gives a draw of P (the unit is there) or of Q (it is not), one step being a Poisson-subsampled Gaussian
-mechanism: P = (1 - q) N(0, s^2) + q N(1, s^2), Q = N(0, s^2). The composition is the product of its steps' pairs, which dominates
-what any unit does to the composed mechanism under add-or-remove-one, for each of the two orders (Zhu, Dong & Wang 2022, "Optimal
-accounting of differential privacy via characteristic function", theorems 10 and 11). From the distribution of its privacy loss
-log P / Q follow
+The output of a mechanism is distributed as P (the unit is present) or Q (it is absent); for one step, a Poisson-subsampled Gaussian
+mechanism, P = (1 - q) N(0, s^2) + q N(1, s^2) and Q = N(0, s^2). The product of the steps' pairs dominates the composed mechanism
+for any unit under add-or-remove-one, in both orders (Zhu, Dong & Wang 2022, "Optimal accounting of differential privacy via
+characteristic function", theorems 10 and 11). From the distribution of its privacy loss log P / Q follow
 
 - the privacy curve delta(epsilon) = sup_S P(S) - exp(epsilon) Q(S), for either order of P and Q, and
 - the trade-off function f(a): the least rate of false negatives of any test with a rate of false positives of at most a (Dong,
   Roth & Su 2022, "Gaussian differential privacy", definitions 2.1 and 2.3).
 
-Each step's loss is moved to a grid so that both P's and Q's mass between two points stay what they are (Doroshenko et al. 2022,
-"Connect the dots"): whoever sees the grid's point and not the loss sees more, so every delta is an upper and every trade-off a
-lower bound, for both orders. Steps are then convolved by Fourier transforms; :data:`LOST` bounds what wraps around. Doubles are
-rounded, which is small against any delta above 1e-11 and is not bounded.
+Each step's loss is moved to a grid that keeps P's and Q's mass between two points (Doroshenko et al. 2022, "Connect the dots"). The
+pair on the grid dominates the original one, so every delta is an upper and every trade-off a lower bound, for both orders. Steps are
+then convolved by Fourier transforms; :data:`LOST_MASS` bounds the mass that wraps around. Rounding of doubles is not bounded, but is
+small against any delta above 1e-11.
 """
 
 from __future__ import annotations
@@ -34,20 +33,20 @@ from fedsim.privacy.accountant import Event
 Floats = NDArray[np.floating]
 
 Relation = Literal["add-or-remove-one", "add-one", "remove-one"]
-"""Of a trade-off function: ``add-one`` tests that a unit is there against that it is not, ``remove-one`` the other way round,
-``add-or-remove-one`` is the worse of both at every point."""
+"""Of a trade-off function: ``add-one`` tests the alternative "present" against the null "absent", ``remove-one`` the reverse,
+``add-or-remove-one`` is the lower of both at every point."""
 
-LOST = 1e-14
-"""Mass of the composed loss outside the grid on either side; counted as if it gave the unit away."""
-FINENESS = 0.0155
-"""Width of the grid in standard deviations of a step's loss: it then widens the composed loss by a hundred-thousandth or two."""
+LOST_MASS = 1e-14
+"""Mass of the composed loss outside the grid on either side; counted as an infinite loss."""
+GRID_WIDTH = 0.0155
+"""Width of the grid in standard deviations of a step's loss; it increases the composed loss by 1 to 2 parts in 100,000."""
 MOST_POINTS = 2**22
 MOST_SPREAD = 30.0
-"""Standard deviation of the composed loss above which nothing is promised (epsilon is then some 450): exp of a loss leaves a double."""
+"""Largest standard deviation of a composed loss that is bounded (epsilon is then about 450); above it exp(loss) overflows a double."""
 MOST_SLOPES = 4096
-"""Tangents that a trade-off function is drawn from; any subset of all of them is a lower bound."""
-NOISIEST = 1e4
-"""Factor of noise above which no mechanism is tried."""
+"""Tangents that approximate a trade-off function; the maximum over any subset of them is a lower bound."""
+MOST_NOISE_FACTOR = 1e4
+"""Largest factor of noise that is tried."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +54,10 @@ class Curve:
     """delta(epsilon) = sup_S X(S) - exp(epsilon) Y(S) for one order of the two, at epsilon >= 0.
 
     Attributes:
-        losses: the losses log X / Y >= 0 that have mass, ascending.
+        losses: losses log X / Y >= 0 with mass, ascending.
         above: X's mass at these losses and above.
-        weight: Y's mass there.
-        lost: X's mass of an infinite loss.
+        weight: Y's mass at these losses and above.
+        lost: X's mass at an infinite loss.
     """
 
     losses: Floats
@@ -68,31 +67,31 @@ class Curve:
 
     def delta(self, epsilon: ArrayLike) -> Floats:
         """An upper bound at each epsilon >= 0."""
-        asked = np.asarray(epsilon, float)
-        # the supremum is at the set where X > exp(epsilon) Y (Neyman and Pearson): all losses above epsilon
-        at = np.searchsorted(self.losses, asked, side="right")
+        epsilons = np.asarray(epsilon, float)
+        # X(S) - exp(epsilon) Y(S) is largest for S = {X > exp(epsilon) Y} (Neyman & Pearson 1933): all losses above epsilon
+        at = np.searchsorted(self.losses, epsilons, side="right")
         above, weight = np.append(self.above, 0.0)[at], np.append(self.weight, 0.0)[at]
         with np.errstate(over="ignore", invalid="ignore"):
-            paid = np.where(weight > 0, np.exp(asked) * weight, 0.0)
-        return np.asarray(np.clip(above - paid, 0.0, None) + self.lost)
+            subtracted = np.where(weight > 0, np.exp(epsilons) * weight, 0.0)
+        return np.asarray(np.clip(above - subtracted, 0.0, None) + self.lost)
 
     def epsilon(self, delta: float) -> float:
-        """The least epsilon >= 0 whose :meth:`delta` is at most ``delta``; inf where there is none."""
+        """The least epsilon >= 0 whose :meth:`delta` is at most ``delta``; inf if there is none."""
         spare = delta - self.lost
         if spare <= 0:
             return math.inf
         at = bisect_left(range(len(self.losses)), True, key=lambda i: self._delta_at(i) <= spare)
         if at == len(self.losses):
             return float(self.losses[-1]) if at else 0.0
-        # between the points before and at, delta is the mass above less exp(epsilon) times the weight above
+        # between two losses S is constant, so delta = above - exp(epsilon) weight, which is solved for epsilon
         if self.above[at] <= spare:
             return float(self.losses[at - 1]) if at else 0.0
         return max(0.0, math.log((self.above[at] - spare) / self.weight[at]))
 
     def _delta_at(self, i: int) -> float:
-        """Delta at a loss, without what is lost."""
-        paid = float(self.weight[i])
-        return float(self.above[i]) - (math.exp(min(float(self.losses[i]), 709.0)) * paid if paid > 0 else 0.0)
+        """Delta at loss number ``i``, without the infinite losses."""
+        weight = float(self.weight[i])
+        return float(self.above[i]) - (math.exp(min(float(self.losses[i]), 709.0)) * weight if weight > 0 else 0.0)
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ class Composition:
     """A composed mechanism as its adversary sees it.
 
     Attributes:
-        present: the curve of P (the unit is there) against Q (it is not).
+        present: the curve of P (the unit is present) against Q (it is absent).
         absent: the curve of Q against P.
     """
 
@@ -112,11 +111,11 @@ class Composition:
         return np.asarray(np.maximum(self.present.delta(epsilon), self.absent.delta(epsilon)))
 
     def epsilon(self, delta: float) -> float:
-        """An upper bound of epsilon at ``delta``, of the worse order; inf where none is found."""
+        """An upper bound of epsilon at ``delta``, of the worse order; inf if there is none."""
         return max(self.present.epsilon(delta), self.absent.epsilon(delta))
 
     def false_negatives(self, false_positives: ArrayLike, relation: Relation = "add-or-remove-one") -> Floats:
-        """The trade-off function: a lower bound of the rate of false negatives at each rate of false positives, both in [0, 1]."""
+        """The trade-off function: a lower bound of the false-negative rate at every false-positive rate, both in [0, 1]."""
         rate = np.asarray(false_positives, float)
         if relation == "add-one":
             return _tradeoff(rate, self.present, self.absent)
@@ -126,16 +125,16 @@ class Composition:
 
 
 def _tradeoff(rate: Floats, alternative: Curve, null: Curve) -> Floats:
-    """T(Y, X) at ``rate`` from the curves of X against Y and of Y against X: the highest of the tangents with slopes -exp(e), -exp(-e).
-
-    X(S) <= exp(e) Y(S) + d for the set S that a test rejects, Y(not S) <= exp(e) X(not S) + d for its complement.
-    """
+    """T(Y, X) at ``rate`` from the curves of X against Y and of Y against X: the highest tangent of slope -exp(e) or -exp(-e)."""
+    # a test that rejects on S has false positives a = Y(S) and false negatives b = 1 - X(S). With (e, d) from the curve of X against Y,
+    # X(S) <= exp(e) Y(S) + d gives b >= 1 - d - exp(e) a; from that of Y against X, Y(not S) <= exp(e) X(not S) + d gives
+    # b >= exp(-e) (1 - d - a) (Kairouz, Oh & Viswanath 2015, "The composition theorem for differential privacy", section 2)
     steep, flat = _slopes(alternative), _slopes(null)
     with np.errstate(over="ignore", invalid="ignore"):
         factor = np.exp(steep)
-        rises = 1 - alternative.delta(steep) - np.where(rate[..., None] > 0, factor * rate[..., None], 0.0)
-        falls = np.exp(-flat) * (1 - rate[..., None] - null.delta(flat))
-    best = np.maximum(rises.max(-1), falls.max(-1))
+        on_rejected = 1 - alternative.delta(steep) - np.where(rate[..., None] > 0, factor * rate[..., None], 0.0)
+        on_accepted = np.exp(-flat) * (1 - rate[..., None] - null.delta(flat))
+    best = np.maximum(on_rejected.max(-1), on_accepted.max(-1))
     return np.asarray(np.clip(best, 0.0, np.clip(1 - rate, 0.0, 1.0)))
 
 
@@ -145,7 +144,11 @@ def _slopes(curve: Curve) -> Floats:
 
 
 class Spectra:
-    """The logarithms of single steps' Fourier transforms, from which any numbers of them are composed in milliseconds."""
+    """The logarithms of single steps' Fourier transforms, from which any number of steps is composed in milliseconds.
+
+    The loss of independent steps is the sum of theirs, so its distribution is their convolution: transforms multiply, logarithms add
+    (Koskela, Jälkö & Honkela 2020, arXiv 1906.03049).
+    """
 
     def __init__(self, events: Sequence[Event]) -> None:
         """Prepare for compositions of at most the steps of ``events``.
@@ -166,24 +169,24 @@ class Spectra:
         self._bounded = spread < MOST_SPREAD
         if not self._bounded:
             return
-        width = FINENESS * spread / math.sqrt(total)
+        width = GRID_WIDTH * spread / math.sqrt(total)
         low, high = _window(costly)
         self._width = max(width, (high - low) / (MOST_POINTS - 4))
         self._first = min(math.floor(low / self._width) - 1, 0)
         self._points = int(fft.next_fast_len(math.ceil(high / self._width) + 2 - self._first, real=True))
-        # the point of loss 0, and the losses from there on either way, with what turns X's mass into Y's
+        # the point of loss 0, and the losses from there in either direction, with exp(-loss), which turns X's mass into Y's
         self._zero = -self._first
         sides = [np.arange(n) * self._width for n in (self._points - self._zero, self._zero + 1)]
         self._grids = [(side, np.exp(-side)) for side in sides]
         self._lost = [0.0, 0.0]
         for noise, rate, steps in costly:
-            at, present, absent = _step(noise, rate, self._width, LOST / total)
+            at, present, absent = _step(noise, rate, self._width, LOST_MASS / total)
             self._spectra.append((self._transform(at, present), self._transform(at, absent)))
             self._lost[0] += steps * max(0.0, 1 - float(present.sum()))
             self._lost[1] += steps * max(0.0, 1 - float(absent.sum()))
 
     def compose(self, steps: Sequence[int]) -> Composition:
-        """The composition of so many steps of every event, none more than was prepared for."""
+        """The composition of ``steps`` steps of each event, at most as many as were prepared."""
         counts = [count for count, costs in zip(steps, self._costs, strict=True) if costs]
         if not any(counts) or not self._bounded:
             nothing = np.zeros(0)
@@ -194,11 +197,11 @@ class Spectra:
                 logs = sum(count * pair[which] for pair, count in zip(self._spectra, counts, strict=True) if count)
                 product = np.nan_to_num(np.exp(logs))
             mass = np.roll(fft.irfft(product, self._points), -self._first)
-            # the losses >= 0 of either order, ascending
-            told = np.clip(mass[self._zero :] if which == 0 else mass[self._zero :: -1], 0.0, None)
-            losses, shrunk = self._grids[which]
-            weight = np.cumsum((told * shrunk)[::-1])[::-1]
-            curves.append(Curve(losses, np.cumsum(told[::-1])[::-1], weight, 2 * LOST + self._lost[which]))
+            # the losses >= 0 of either order, ascending: log Q / P is the negative of log P / Q
+            forward = np.clip(mass[self._zero :] if which == 0 else mass[self._zero :: -1], 0.0, None)
+            losses, ratio = self._grids[which]
+            weight = np.cumsum((forward * ratio)[::-1])[::-1]
+            curves.append(Curve(losses, np.cumsum(forward[::-1])[::-1], weight, 2 * LOST_MASS + self._lost[which]))
         return Composition(*curves)
 
     def _transform(self, at: NDArray[np.int64], mass: Floats) -> NDArray[np.complex128]:
@@ -207,7 +210,7 @@ class Spectra:
 
 
 def compose(events: Sequence[Event]) -> Composition:
-    """What all of ``events`` give away together.
+    """The composition of all ``events``.
 
     Raises:
         ValueError: see :class:`Spectra`.
@@ -216,20 +219,20 @@ def compose(events: Sequence[Event]) -> Composition:
 
 
 def refuted_epsilon(events: Sequence[Event], delta: float, false_positives: float, true_positives: float) -> tuple[float, float]:
-    """The largest epsilon of the same mechanism with other noise that a test with these rates refutes, and that factor of noise.
+    """The largest epsilon, over factors of noise, of the mechanisms that a test with these rates refutes; and its factor.
 
-    The mechanism at a factor s has all noise multipliers times s. It cannot be what ran if a test's false negatives are below its trade-off
-    function; more noise is easier to refute, so the least refuted factor has the largest epsilon. For a bound with confidence give upper
-    confidence limits of the false positives and lower ones of the true positives.
+    The mechanism at a factor s has all noise multipliers times s. It did not run if the test's false-negative rate is below its trade-off
+    function; more noise is easier to refute, so the least refuted factor has the largest epsilon. For a confidence bound give the upper
+    confidence limit of the false positives and the lower one of the true positives.
 
     Args:
         events: (noise multiplier, sample rate, steps) each, of the claimed mechanism.
         delta: of the epsilon.
-        false_positives: in [0, 1]; a positive says that the unit is there.
+        false_positives: in [0, 1]; a positive says that the unit is present.
         true_positives: in [0, 1].
 
     Returns:
-        (epsilon, factor), the factor to a thousandth; (0.0, inf) where not even much noise is refuted.
+        (epsilon, factor), the factor to a thousandth; (0.0, inf) if not even :data:`MOST_NOISE_FACTOR` is refuted.
 
     Raises:
         ValueError: see :class:`Spectra`.
@@ -241,9 +244,9 @@ def refuted_epsilon(events: Sequence[Event], delta: float, false_positives: floa
     def is_refuted(factor: float) -> bool:
         return 1 - true_positives < float(scaled(factor).false_negatives(false_positives, "add-one")) - 1e-12
 
-    if true_positives <= false_positives or not is_refuted(NOISIEST):
+    if true_positives <= false_positives or not is_refuted(MOST_NOISE_FACTOR):
         return 0.0, math.inf
-    low, high = 1 / NOISIEST, NOISIEST
+    low, high = 1 / MOST_NOISE_FACTOR, MOST_NOISE_FACTOR
     while high / low > 1.001:
         middle = math.sqrt(low * high)
         low, high = (low, middle) if is_refuted(middle) else (middle, high)
@@ -252,7 +255,7 @@ def refuted_epsilon(events: Sequence[Event], delta: float, false_positives: floa
 
 def _loss(y: Floats, noise: float, rate: float) -> Floats:
     """Log P / Q at the observation ``y``."""
-    # P / Q = 1 - q + q N(1, s^2) / N(0, s^2), and the normals' ratio at y is exp((2 y - 1) / (2 s^2))
+    # P / Q = 1 - q + q N(y; 1, s^2) / N(y; 0, s^2), and the ratio of the normal densities is exp((2 y - 1) / (2 s^2))
     exponent = (2 * y - 1) / (2 * noise**2)
     if rate == 1:
         return exponent
@@ -260,38 +263,39 @@ def _loss(y: Floats, noise: float, rate: float) -> Floats:
 
 
 def _observation(loss: Floats, noise: float, rate: float) -> Floats:
-    """The observation at which log P / Q is ``loss``; -inf below all losses."""
+    """The inverse of :func:`_loss`; -inf below the least loss, log(1 - q)."""
     if rate == 1:
         return np.asarray(loss * noise**2 + 0.5)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        # log(exp(loss) - (1 - q)) without a difference of near numbers
+        # exp(loss) = 1 - q + q exp(t) gives q exp(t) = exp(loss) - (1 - q), whose logarithm is taken without cancellation
         inner = loss + np.log(-np.expm1(math.log1p(-rate) - loss))
     return np.asarray(np.where(loss > math.log1p(-rate), (inner - math.log(rate)) * noise**2 + 0.5, -np.inf))
 
 
 def _between(edges: Floats, noise: float, mean: float) -> Floats:
-    """N(mean, noise^2)'s mass between neighbouring ``edges``, each with the precision of its nearer tail."""
+    """N(mean, noise^2)'s mass between neighbouring ``edges``, computed from the nearer tail, so that small masses keep their digits."""
     z = (edges - mean) / noise
     return np.asarray(np.where(z[:-1] > 0, ndtr(-z[:-1]) - ndtr(-z[1:]), ndtr(z[1:]) - ndtr(z[:-1])))
 
 
 def _range(noise: float, rate: float, lost: float) -> tuple[float, float]:
-    """The losses of a step but for a mass of ``lost`` on either side, under P and under Q."""
+    """The range of a step's losses up to a mass of ``lost`` on either side, under P and under Q."""
     reach = -noise * float(ndtri(lost / 2))
     low, high = _loss(np.array([-reach, 1 + reach]), noise, rate)
     return float(low), float(high)
 
 
 def _step(noise: float, rate: float, width: float, lost: float) -> tuple[NDArray[np.int64], Floats, Floats]:
-    """One step's loss on a grid: the points' numbers, P's mass and Q's mass at each."""
+    """One step's loss on a grid: the indices of the points, and P's and Q's mass at every point."""
     low, high = _range(noise, rate, lost)
     first, last = math.floor(low / width), math.ceil(high / width)
     at = np.arange(first, last + 1)
     edges = _observation(at * width, noise, rate)
     absent = _between(edges, noise, 0.0)
     present = (1 - rate) * absent + rate * _between(edges, noise, 1.0)
-    # an interval's masses a (P) and b (Q) go to its ends: u + v = b, exp(low) u + exp(high) v = a, since P is exp(loss) Q at a point;
-    # so v / b = (a / b exp(-low) - 1) / (exp(width) - 1) (Doroshenko et al. 2022, arXiv 2207.04380)
+    # an interval's masses a (P) and b (Q) are split between its ends, u (Q) at the lower and v (Q) at the upper; P = exp(loss) Q at a
+    # point, so u + v = b and exp(low) u + exp(high) v = a, hence v / b = (a / b exp(-low) - 1) / (exp(width) - 1)
+    # (Doroshenko et al. 2022, arXiv 2207.04380)
     lows = at[:-1] * width
     ratio = np.divide(present, absent, out=np.exp(np.clip(lows, None, 700.0)), where=absent > 0)
     share = np.clip((ratio * np.exp(-np.clip(lows, -700.0, 700.0)) - 1) / math.expm1(width), 0.0, 1.0)
@@ -302,7 +306,7 @@ def _step(noise: float, rate: float, width: float, lost: float) -> tuple[NDArray
 
 
 def _variance(noise: float, rate: float) -> float:
-    """The variance of a step's loss under P, by the trapezoidal rule."""
+    """The variance of a step's loss under P, by the trapezoidal rule; it only sets the grid's width, so it needs no error bound."""
     y = np.linspace(-8 * noise, 1 + 8 * noise, 2001)
     loss = _loss(y, noise, rate)
     density = (1 - rate) * np.exp(-((y / noise) ** 2) / 2) + rate * np.exp(-(((y - 1) / noise) ** 2) / 2)
@@ -312,16 +316,17 @@ def _variance(noise: float, rate: float) -> float:
 
 
 def _window(events: Sequence[Event]) -> tuple[float, float]:
-    """Bounds outside of which the composed loss has a mass of at most :data:`LOST` each, under P and under Q, by Chernoff's inequality."""
+    """Bounds beyond which the composed loss has a mass of at most :data:`LOST_MASS`, under P and under Q, by Chernoff's inequality."""
     total = sum(steps for *_, steps in events)
     steps_of = []
     for noise, rate, steps in events:
-        low, high = _range(noise, rate, LOST / total)
+        low, high = _range(noise, rate, LOST_MASS / total)
         width = (high - low) / 4000
-        at, p, q = _step(noise, rate, width, LOST / total)
+        at, p, q = _step(noise, rate, width, LOST_MASS / total)
         steps_of.append((at * width, p, q, steps))
     spread = math.sqrt(sum(steps * _variance(noise, rate) for noise, rate, steps in events))
-    # P(L >= t) <= E exp(a L - a t) for any a > 0, which is LOST at t = (log E exp(a L) - log LOST) / a; cumulants of steps add up
+    # P(L >= t) <= E exp(a (L - t)) for any a > 0 (Chernoff 1952), and this bound equals LOST_MASS at
+    # t = (log E exp(a L) - log LOST_MASS) / a; for independent steps log E exp(a L) is the sum of theirs
     exponents = np.geomspace(0.5, 40, 24) / spread
     lows: list[float] = []
     highs: list[float] = []
@@ -333,5 +338,5 @@ def _window(events: Sequence[Event]) -> tuple[float, float]:
                 has = mass > 0
                 grown = sign * np.outer(exponents, losses[has]) + np.log(mass[has])
                 cumulant += steps * np.asarray(logsumexp(grown, axis=1))
-            ends.append(sign * float(((cumulant - math.log(LOST)) / exponents).min()))
+            ends.append(sign * float(((cumulant - math.log(LOST_MASS)) / exponents).min()))
     return min(lows), max(highs)

@@ -20,10 +20,10 @@ from fedsim.privacy.tradeoff import Composition, Floats, Spectra
 
 MOST_ROUNDS = 1000
 """So many rounds are accounted one by one; of more, so many that are evenly spaced."""
-SHOWN = 16
+ROUNDS_SHOWN = 16
 """So many rounds, denser at the beginning, are printed."""
 DELTAS = np.logspace(-2, -8, 25)
-RATES = np.concatenate([[0.0, 1e-4, 1e-3], np.linspace(0.01, 1.0, 100)])
+FALSE_POSITIVES = np.concatenate([[0.0, 1e-4, 1e-3], np.linspace(0.01, 1.0, 100)])
 
 
 class ReleaseSettings(BaseModel):
@@ -85,8 +85,8 @@ class Budget:
         return np.array([self.composition.epsilon(delta) for delta in DELTAS])
 
     def false_negatives(self) -> Floats:
-        """The trade-off function at each of :data:`RATES`."""
-        return self.composition.false_negatives(RATES)
+        """The trade-off function at each of :data:`FALSE_POSITIVES`."""
+        return self.composition.false_negatives(FALSE_POSITIVES)
 
 
 def account(
@@ -98,7 +98,7 @@ def account(
     notes: Sequence[str] = (),
     tell: Callable[[str], None] = lambda text: None,
 ) -> Budget:
-    """Solve a budget as a grid would, and follow it round by round; ``tell`` is told how far it is, in words.
+    """Solve a budget as a grid would, and follow it round by round; ``tell`` receives the progress in words.
 
     Raises:
         UserError: no noise reaches the target, or it is infinite.
@@ -133,13 +133,13 @@ def account(
 
     numbers = {round(x) for x in np.linspace(1, total, min(total, MOST_ROUNDS))}
     # the cost grows as the square root of the rounds
-    shown = {round(total * share**2) for share in np.linspace(total**-0.5, 1, min(total, SHOWN))}
+    shown = {round(total * share**2) for share in np.linspace(total**-0.5, 1, min(total, ROUNDS_SHOWN))}
     rounds = tuple(spent(number) for number in sorted(numbers | shown))
     return Budget(
         plan,
         tuple(notes),
         rounds,
-        tuple(each for each in rounds if each.round in shown),
+        tuple(after for after in rounds if after.round in shown),
         spent(total + 1),
         spectra.compose([release.steps for release in plan.releases]),
     )
@@ -213,10 +213,10 @@ def read_releases(path: Path) -> tuple[Release, ...]:
     if not isinstance(data, list) or not data:
         raise UserError(str(path), "is not a list of releases", "write `- {name: moments, rounds: 1}` lines")
     try:
-        found = TypeAdapter(tuple[ReleaseSettings, ...]).validate_python(data)
+        releases = TypeAdapter(tuple[ReleaseSettings, ...]).validate_python(data)
     except ValidationError as error:
         raise translated(error, ReleaseSettings, Source(str(path), data, lines).place) from error
-    names = [each.name for each in found]
+    names = [given.name for given in releases]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(str(path), f"two releases are called '{twice[0]}'", "give each a name of its own")
-    return tuple(each.release for each in found)
+    return tuple(given.release for given in releases)

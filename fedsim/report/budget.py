@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from fedsim.files import replaced
-from fedsim.report.account import DELTAS, RATES, Budget
-from fedsim.report.figures import GRID, INK, MUTED, PAPER, SERIES, style
+from fedsim.report.account import DELTAS, FALSE_POSITIVES, Budget
+from fedsim.report.figures import GRID_COLOUR, INK, MUTED, PAPER, SERIES, style
 from fedsim.words import number
 
-NAME = "account"
+ACCOUNT = "account"
 _TOLD_DELTAS, _TOLD_RATES = (1e-3, 1e-4, 1e-5, 1e-6, 1e-8), (0.001, 0.01, 0.05, 0.1, 0.5)
 
 
@@ -70,19 +70,19 @@ def curve_tables(budget: Budget) -> tuple[Table, Table]:
         tradeoff.add_column(name, justify="right", no_wrap=True)
     missed = budget.false_negatives()
     for rate in _TOLD_RATES:
-        at = int(np.abs(RATES - rate).argmin())
+        at = int(np.abs(FALSE_POSITIVES - rate).argmin())
         tradeoff.add_row(number(rate), f"{missed[at]:.4f}")
     return curve, tradeoff
 
 
 def write_budget(budget: Budget, folder: Path) -> list[Path]:
     """Write ``account.png`` and three tables as CSV into ``folder``, each at once or not at all; their paths."""
-    picture, figure = folder / f"{NAME}.png", draw_budget(budget)
+    picture, figure = folder / f"{ACCOUNT}.png", draw_budget(budget)
     with style(), replaced(picture) as part:
         FigureCanvasAgg(figure)
         figure.savefig(part, dpi=120, format="png")
     rounds = ((s.round, s.release, s.epsilon) for s in (*budget.rounds, budget.next))
-    curve, tradeoff = zip(DELTAS, budget.epsilons(), strict=True), zip(RATES, budget.false_negatives(), strict=True)
+    curve, tradeoff = zip(DELTAS, budget.epsilons(), strict=True), zip(FALSE_POSITIVES, budget.false_negatives(), strict=True)
     return [
         picture,
         _csv(folder / "rounds.csv", ("round", "release", "epsilon"), rounds),
@@ -106,7 +106,7 @@ def draw_budget(budget: Budget) -> Figure:
             f"δ = {number(plan.delta)}", (0.98, plan.delta), xycoords=curve.get_yaxis_transform(), ha="right", va="bottom", color=MUTED
         )
         curve.set(xlabel="ε", ylabel="δ", yscale="log", xlim=(0, None))
-        tradeoff.plot(RATES, budget.false_negatives(), color=SERIES[0])
+        tradeoff.plot(FALSE_POSITIVES, budget.false_negatives(), color=SERIES[0])
         tradeoff.plot([0, 1], [1, 0], color=MUTED, linewidth=0.8, linestyle=":")
         tradeoff.annotate("a coin", (0.5, 0.5), xytext=(3, 3), textcoords="offset points", color=MUTED)
         tradeoff.set(xlabel="false positives of an attack", ylabel="its false negatives, at least", xlim=(0, 1), ylim=(0, 1))
@@ -118,7 +118,7 @@ def draw_budget(budget: Budget) -> Figure:
 
 def _dress(axes: Axes, title: str) -> None:
     axes.set_title(title, loc="left", fontsize=10, color=INK)
-    axes.grid(color=GRID, linewidth=0.8)
+    axes.grid(color=GRID_COLOUR, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=MUTED, labelcolor=INK)

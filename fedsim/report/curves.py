@@ -17,7 +17,7 @@ from fedsim.report.tables import reference
 from fedsim.results.groups import Group
 from fedsim.words import setting
 
-NAME = "privacy_utility"
+CURVES = "privacy_utility"
 _REFERENCES = MEASURES["balanced_accuracy"].references
 _DASHES = {"ceiling": "-", "local-only": (0, (5, 2)), "chance": (0, (1, 2))}
 _WIDEST = 4
@@ -100,9 +100,9 @@ def _panel(axes: Axes, groups: Sequence[Group], series: Sequence[Series], axis: 
     axes.yaxis.set_major_locator(MultipleLocator(0.2))
     _reference_lines(axes, groups)
     draw_methods(axes, groups, series, axis, "balanced_accuracy")
-    for each in series:
-        if each.private:
-            _bounds(axes, [group for group in groups if group.label == each.label], each.colour, axis, shift_of(each, series, axis))
+    for method in series:
+        if method.private:
+            _bounds(axes, [group for group in groups if group.label == method.label], method.colour, axis, shift_of(method, series, axis))
 
 
 def _bound(group: Group) -> float | None:
@@ -135,6 +135,6 @@ def _reference_lines(axes: Axes, groups: Sequence[Group]) -> None:
 
 
 def _title(axes: Axes, group: Group, groups: Sequence[Group]) -> None:
-    names = [getattr(group, name) for name in ("dataset", "scheme") if len({getattr(each, name) for each in groups}) > 1]
-    clients = group.clients if len({each.clients for each in groups}) > 1 else None
-    axes.set_title(setting(*names, alpha=group.alpha, clients=clients), fontsize=9.5, color=INK, loc="left", parse_math=False)
+    names = [getattr(group, name) for name in ("dataset", "scheme") if len({getattr(other, name) for other in groups}) > 1]
+    clients = group.clients if len({other.clients for other in groups}) > 1 else None
+    axes.set_title(setting(*names, alpha=group.alpha, clients=clients), fontsize=9.5, color=INK, loc="left", y=1.0, parse_math=False)

@@ -13,18 +13,19 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator
+from matplotlib.transforms import ScaledTranslation
 from numpy.typing import NDArray
 
-from fedsim.report.figures import INK, MUTED, PAPER, dress, name_epsilons, name_level, shades, style
-from fedsim.report.scales import short_ticks, show_all
+from fedsim.report.figures import GRID_COLOUR, INK, MUTED, PAPER, dress, name_epsilons, name_level, shades, short_ticks, show_all, style
 from fedsim.results.groups import Group, group_seeds
 from fedsim.results.rows import Row
 
-NAME = "diagnostics"
-NOT_PRIVATE = "These are computed from the real data without noise: diagnostics, not private, not to be released."
+DIAGNOSTICS = "diagnostics"
+DIAGNOSTICS_NOT_PRIVATE = "These are computed from the real data without noise: diagnostics, not private, not to be released."
 _POINTS = 200
 """At most so many points of a line: more than a panel has pixels to show apart."""
 _COLUMNS = 5
@@ -33,7 +34,7 @@ _LOSS_TITLES = {"loss_kl": "loss: weighted KL", "loss_kernel": "loss: kernel sco
 
 
 @dataclass(frozen=True)
-class Panel:
+class RoundPanel:
     """What one panel shows: columns of the round frame, each a line (the second one dashed), and how its y axis is scaled."""
 
     title: str
@@ -44,17 +45,17 @@ class Panel:
 
 
 _PANELS = (
-    Panel("KL, nats an example", ("kl",)),
-    Panel("norm before clipping", ("gradient_norm_50",), band=("gradient_norm_5", "gradient_norm_95"), reference="clip"),
-    Panel("clipped fraction", ("clipped_fraction",), "fraction"),
-    Panel("noise norm / signal norm", ("noise_to_signal",), "log", reference="equal"),
-    Panel("generated norms (– – prior)", ("generated_decoder_norm", "generated_prior_norm")),
-    Panel("cross-client MMD²", ("cross_client_mmd",)),
+    RoundPanel("KL, nats an example", ("kl",)),
+    RoundPanel("norm before clipping", ("gradient_norm_50",), band=("gradient_norm_5", "gradient_norm_95"), reference="clip"),
+    RoundPanel("clipped fraction", ("clipped_fraction",), "fraction"),
+    RoundPanel("noise norm / signal norm", ("noise_to_signal",), "log", reference="equal"),
+    RoundPanel("generated norms (– – prior)", ("generated_decoder_norm", "generated_prior_norm")),
+    RoundPanel("cross-client MMD²", ("cross_client_mmd",)),
 )
 
 
 def settings(rows: Iterable[Row]) -> list[Group]:
-    """The rows as groups over seeds, whatever their status: a cell that failed or overspent has rounds that tell why."""
+    """The rows as groups over seeds, whatever their status: a cell that failed or overspent has rounds that show why."""
     return group_seeds(row.model_copy(update={"status": "ok"}) for row in rows)
 
 
@@ -131,7 +132,7 @@ def draw_diagnostics(rounds: Rounds) -> Figure | None:
     """
     groups, frame = rounds.groups, rounds.frame
     losses = [str(name) for name in frame if str(name).startswith("loss_")]
-    panels = [*(Panel(_loss_title(name), (name,)) for name in losses), *_PANELS]
+    panels = [*(RoundPanel(_loss_title(name), (name,)) for name in losses), *_PANELS]
     methods = [
         Method(label, curves, _clips(label, groups))
         for label in dict.fromkeys(group.label for group in groups)
@@ -153,7 +154,7 @@ class Method:
     curves: Mapping[float | None, pd.DataFrame]
     clips: tuple[float, ...]
 
-    def has(self, panel: Panel) -> bool:
+    def has(self, panel: RoundPanel) -> bool:
         """Whether there is a line to draw: two points or more."""
         return any(curve[column].count() > 1 for curve in self.curves.values() for column in panel.columns)
 
@@ -178,17 +179,18 @@ def _means(frame: pd.DataFrame) -> dict[float | None, pd.DataFrame] | None:
     width = math.ceil((numbers["round"].max() - numbers["round"].min() + 1) / _POINTS)
     means = numbers.groupby(["epsilon", numbers["round"] // width], dropna=False).mean()
     levels = means.index.get_level_values(0)
-    found = sorted(levels.dropna().unique())
-    curves: dict[float | None, pd.DataFrame] = {float(epsilon): means[levels == epsilon] for epsilon in found}
+    budgets = sorted(levels.dropna().unique())
+    curves: dict[float | None, pd.DataFrame] = {float(epsilon): means[levels == epsilon] for epsilon in budgets}
     return curves | ({None: means[levels.isna()]} if levels.isna().any() else {})
 
 
 _WIDTH, _LEFT, _TOP, _BOTTOM = 11.6, 0.58, 0.4, 0.75
+_MARK = 2.5
 _HEAD, _LINE, _PITCH, _AXES = 0.36, 1.5, 2.2, (1.66, 0.98)
 """Sizes in inches: fixed places are drawn at once, where a layout engine would take seconds for a hundred panels."""
 
 
-def _figure(methods: Sequence[Method], panels: Sequence[Panel]) -> Figure:
+def _figure(methods: Sequence[Method], panels: Sequence[RoundPanel]) -> Figure:
     rows = [panels[start : start + _COLUMNS] for start in range(0, len(panels), _COLUMNS)]
     blocks = [(method, _lines(method, rows)) for method in methods]
     height = _TOP + _BOTTOM + sum(_HEAD + _LINE * len(lines) for _, lines in blocks)
@@ -213,7 +215,7 @@ def _figure(methods: Sequence[Method], panels: Sequence[Panel]) -> Figure:
     return figure
 
 
-def _lines(method: Method, rows: Sequence[Sequence[Panel]]) -> list[list[Panel]]:
+def _lines(method: Method, rows: Sequence[Sequence[RoundPanel]]) -> list[list[RoundPanel]]:
     """The rows of panels that a method has, each from the first panel that it has on."""
     begun = (list(dropwhile(lambda panel: not method.has(panel), row)) for row in rows)
     return [row for row in begun if row]
@@ -224,11 +226,11 @@ _CAPTION = (
     "Line: mean over the cells of one method and ε, that is over seeds and places (data set, α, number of clients); values that are not "
     "finite are left out. Norm before clipping: of an example's gradient (DP-SGD) or a client's update (local training): median, band 5 "
     "to 95 %, clip norm C. Dotted: noise as large as signal. Generated norms: of decoder (solid) and prior (dashed), mean over the first "
-    f"ten clients. Where lines reach far apart, the y axis is logarithmic above the smallest.\n{NOT_PRIVATE}"
+    f"ten clients. Where lines reach far apart, the y axis is logarithmic above the smallest.\n{DIAGNOSTICS_NOT_PRIVATE}"
 )
 
 
-def _draw(axes: Axes, panel: Panel, method: Method, colours: Mapping[float | None, str]) -> None:
+def _draw(axes: Axes, panel: RoundPanel, method: Method, colours: Mapping[float | None, str]) -> None:
     _frame(axes, panel)
     for epsilon, curve in method.curves.items():
         for column, dash in zip(panel.columns, ("-", (0, (4, 2))), strict=False):
@@ -243,20 +245,39 @@ def _draw(axes: Axes, panel: Panel, method: Method, colours: Mapping[float | Non
             name_level(axes, "C", clip, 7, 2)
     if panel.reference == "equal":
         axes.axhline(1, color=MUTED, linewidth=0.9, linestyle=(0, (1, 2)), zorder=2)
+    _ticks(axes)
 
 
-def _frame(axes: Axes, panel: Panel) -> None:
+def _frame(axes: Axes, panel: RoundPanel) -> None:
     dress(axes, "y", 0.7)
-    axes.tick_params(which="both", colors=MUTED, labelcolor=INK, labelsize=7.5, length=2.5, pad=2)
-    # with its place given, no ticks are laid out to find one
     axes.set_title(panel.title, fontsize=8.5, color=INK, loc="left", pad=4, y=1.0, parse_math=False)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    # there is no label, so no ticks are laid out to find its place either
-    axes.yaxis.set_label_coords(0, 0.5)
-    axes.set_xlabel("round", fontsize=7, color=MUTED, labelpad=0.5, loc="right")
 
 
-def _scale(axes: Axes, panel: Panel, method: Method) -> None:
+def _ticks(axes: Axes) -> None:
+    """Ticks, their texts and the grid, as few artists: matplotlib's own, seven a tick, take most of the time of a hundred panels."""
+    axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
+    scale = axes.figure.dpi_scale_trans
+    looks: list[dict[str, Any]] = [{"ha": "center", "va": "top"}, {"ha": "right", "va": "center_baseline"}]
+    for across, (axis, place) in enumerate(((axes.xaxis, axes.get_xaxis_transform()), (axes.yaxis, axes.get_yaxis_transform()))):
+        low, high = axis.get_view_interval()
+        ticks = [tick for tick in axis.get_majorticklocs() if low <= tick <= high]
+        along, away = np.eye(2)[across], -np.eye(2)[1 - across]
+        ends = [tick * along for tick in ticks]
+        x, y = away * (_MARK + 2) / 72
+        beside = place + ScaledTranslation(x, y, scale)
+        for end, text in zip(ends, axis.get_major_formatter().format_ticks(ticks), strict=True):
+            axes.text(end[0], end[1], text, transform=beside, fontsize=7.5, color=INK, **looks[across])
+        marks = [(end, end + away * _MARK / 72 / _AXES) for end in ends]
+        axes.add_artist(LineCollection(marks, colors=MUTED, linewidths=0.8, transform=place, clip_on=False))
+        axis.set_visible(False)
+    grid = [(end, end - away) for end in ends]
+    axes.add_artist(LineCollection(grid, colors=GRID_COLOUR, linewidths=0.7, transform=place, zorder=0.5))
+    below = axes.transAxes + ScaledTranslation(0, -13 / 72, scale)
+    axes.text(1, 0, "round", transform=below, fontsize=7, color=MUTED, ha="right", va="top")
+
+
+def _scale(axes: Axes, panel: RoundPanel, method: Method) -> None:
     lines = [curve[column].dropna() for curve in method.curves.values() for column in panel.columns]
     values = pd.concat(lines)
     axes.yaxis.set_major_locator(MaxNLocator(4))

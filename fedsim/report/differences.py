@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedsim.evaluation.measures import MEASURES
-from fedsim.report.tables import Block, Line, ResultsTable, by_place, epsilon_heads, epsilons
+from fedsim.report.tables import Line, ResultsTable, TableBlock, by_place, epsilon_heads, epsilons
 from fedsim.results.groups import Group
 from fedsim.results.paired import Difference, paired_differences
 
 COMPARED = ("balanced_accuracy", "client_balanced_accuracy")
-"""Measures whose differences are told."""
+"""Measures whose differences are shown."""
 _NOTES = (
     "first method minus second, mean over the seeds that both have ± half-width of the Student-t 95 % confidence interval, not corrected",
     "p: two-sided paired t-test, Holm-corrected for all differences of one place in this table; none where the differences do not vary",
@@ -24,25 +24,28 @@ def difference_tables(groups: Sequence[Group]) -> list[ResultsTable]:
 
 
 def difference_table(groups: Sequence[Group], measure: str = "balanced_accuracy") -> ResultsTable:
-    """Differences of a measure, Holm-corrected over each block."""
+    """Differences of a measure, Holm-corrected over every block."""
     common, members = by_place(groups)
     blocks = {place: paired_differences(block, lambda row: row.value(measure)) for place, block in members.items()}
-    found = [each for differences in blocks.values() for each in differences]
-    columns = epsilons([each.first for each in found])
-    seeds = max((each.interval.count for each in found), default=0)
+    shown = [difference for differences in blocks.values() for difference in differences]
+    columns = epsilons([difference.first for difference in shown])
+    seeds = max((difference.interval.count for difference in shown), default=0)
     return ResultsTable(
         title=" · ".join((f"{MEASURES[measure].title}, paired differences", *common)),
         columns=epsilon_heads(columns),
-        blocks=tuple(Block(place, (), _lines(differences, columns, seeds)) for place, differences in blocks.items() if differences),
-        notes=(*_NOTES, f"over {seeds} seeds" + (", or as many as n says" if any(each.interval.count < seeds for each in found) else "")),
+        blocks=tuple(TableBlock(place, (), _lines(differences, columns, seeds)) for place, differences in blocks.items() if differences),
+        notes=(
+            *_NOTES,
+            f"over {seeds} seeds" + (", or as many as n says" if any(difference.interval.count < seeds for difference in shown) else ""),
+        ),
         heads=("difference",),
     )
 
 
 def _lines(differences: Sequence[Difference], columns: Sequence[float | None], seeds: int) -> tuple[Line, ...]:
     by_label: dict[str, dict[float | None, Difference]] = {}
-    for each in differences:
-        by_label.setdefault(f"{each.first.label} − {each.second.label}", {})[each.first.epsilon_target] = each
+    for difference in differences:
+        by_label.setdefault(f"{difference.first.label} − {difference.second.label}", {})[difference.first.epsilon_target] = difference
     return tuple(
         Line(label, "", tuple(_value(cells[column], seeds) if column in cells else "" for column in columns))
         for label, cells in by_label.items()
@@ -51,8 +54,8 @@ def _lines(differences: Sequence[Difference], columns: Sequence[float | None], s
 
 def _value(difference: Difference, seeds: int) -> str:
     p = difference.p_holm
-    told = "" if p is None else " p<0.001" if p < 0.001 else f" p={p:.3f}"
+    tested = "" if p is None else " p<0.001" if p < 0.001 else f" p={p:.3f}"
     missing = f" (n={difference.interval.count})" if difference.interval.count < seeds else ""
     half_width = difference.interval.half_width
     spread = "" if half_width is None else f"±{half_width:.3f}"
-    return f"{difference.interval.mean:+.3f}{spread}{told}{missing}"
+    return f"{difference.interval.mean:+.3f}{spread}{tested}{missing}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -32,14 +31,14 @@ _LAST = 4
 
 DIVERGED = "training diverged"
 ACCURACY = "accuracy collapse under noise"
-BELOW = "accuracy far below the ceiling"
+BELOW_CEILING = "accuracy far below the ceiling"
 COLLAPSE = "KL collapse"
 EXPLOSION = "KL explosion"
 DISAGREEMENT = "cross-client MMD stays high"
 HELP = {
     DIVERGED: "a smaller learning rate, a larger ε or fewer rounds (less noise a round), a smaller model",
     ACCURACY: "a larger ε, more data; where there are rounds, fewer of them, fewer and larger batches, a smaller model",
-    BELOW: "ε = .inf in the grid, to see whether it is the noise; if it is not, longer training or another model",
+    BELOW_CEILING: "ε = .inf in the grid, to see whether it is the noise; if it is not, longer training or another model",
     COLLAPSE: "a lower beta, a wider latent_share, longer training",
     EXPLOSION: "a larger beta, a smaller learning rate, a larger ε or fewer rounds (less noise a round)",
     DISAGREEMENT: "synthesis: mixture or client; a larger lipschitz; a smaller code_scale",
@@ -48,7 +47,7 @@ HELP = {
 MEANING = {
     DIVERGED: "a loss is not finite, so nothing was learned from there on",
     ACCURACY: "most of what the method learns without noise is lost with it",
-    BELOW: "no score without noise stands beside it, so the noise may be the cause or not",
+    BELOW_CEILING: "no score without noise stands beside it, so the noise may be the cause or not",
     COLLAPSE: "the decoder ignores z",
     EXPLOSION: "the posterior has left the prior that synthesis draws from",
     DISAGREEMENT: "the clients' generators do not agree, so one neutral code stands for none of them",
@@ -57,7 +56,7 @@ MEANING = {
 
 
 @dataclass(frozen=True)
-class Finding:
+class KnownFailure:
     """A failure that one setting (method, data set, alpha, clients, epsilon) shows, over all its seeds.
 
     Attributes:
@@ -71,7 +70,7 @@ class Finding:
     observed: str
 
 
-def find_failures(rows: Sequence[Row], rounds: Rounds) -> list[Finding]:
+def find_failures(rows: Sequence[Row], rounds: Rounds) -> list[KnownFailure]:
     """The known failures that some rows and their rounds show, by kind in the order of ``HELP``, then by setting.
 
     Args:
@@ -81,21 +80,25 @@ def find_failures(rows: Sequence[Row], rounds: Rounds) -> list[Finding]:
     groups, records, frame = rounds.groups, rounds.records, rounds.frame
     late = frame[frame["position"] >= frame["rounds"] - (frame["rounds"] / _LAST).apply(math.ceil)]
     ok, lost = {row.cell_id for row in rows if row.status == "ok"}, _first_lost(records)
-    kl = pd.DataFrame({"first": frame.groupby("cell_id")["kl"].first(), "last": late.groupby("cell_id")["kl"].mean()}).dropna()
+    cells, at_the_end = frame.groupby("cell_id"), late.groupby("cell_id")
+    kl = pd.DataFrame({"group": cells["group"].first(), "first": cells["kl"].first(), "last": at_the_end["kl"].mean()}).dropna()
     mmd = pd.DataFrame(
-        {"most": frame.groupby("cell_id")["cross_client_mmd"].max(), "last": late.groupby("cell_id")["cross_client_mmd"].mean()}
+        {"group": cells["group"].first(), "most": cells["cross_client_mmd"].max(), "last": at_the_end["cross_client_mmd"].mean()}
     ).dropna()
     return [
         *_diverged(groups, lost),
-        *sorted(_accuracy(groups, ok, lost, late.groupby("group")["noise_to_signal"].median()), key=lambda found: found.kind == BELOW),
+        *sorted(
+            _accuracy(groups, ok, lost, late.groupby("group")["noise_to_signal"].median()),
+            key=lambda failure: failure.kind == BELOW_CEILING,
+        ),
         *_collapse(groups, kl),
         *_explosion(groups, kl, records),
         *_disagreement(groups, mmd),
     ]
 
 
-def summary(findings: Sequence[Finding]) -> list[str]:
-    """A line for every kind that was found, for a terminal: how often, where first, and what usually helps."""
+def summary(findings: Sequence[KnownFailure]) -> list[str]:
+    """A line for every kind that was seen, for a terminal: how often, where first, and what usually helps."""
     lines = []
     for kind, members in by_kind(findings).items():
         often = f" in {len(members)} settings, such as" if len(members) > 1 else ":"
@@ -103,7 +106,7 @@ def summary(findings: Sequence[Finding]) -> list[str]:
     return lines
 
 
-def by_kind(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
+def by_kind(findings: Iterable[KnownFailure]) -> dict[str, list[KnownFailure]]:
     """The findings by kind, in their order."""
     return grouped(findings, lambda finding: finding.kind)
 
@@ -113,7 +116,7 @@ def _told(kind: str) -> str:
     return f"{meaning[0].upper()}{meaning[1:]}. What usually helps: {HELP[kind]}"
 
 
-def _accuracy(groups: Sequence[Group], ok: set[str], lost: Container[str], noise: pd.Series[float]) -> Iterator[Finding]:
+def _accuracy(groups: Sequence[Group], ok: set[str], lost: Container[str], noise: pd.Series[float]) -> Iterator[KnownFailure]:
     """Scores near chance where one without noise is not, or, where there is none, where the ceiling is not; not of what diverged."""
     scores = {position: fmean(values) for position, group in enumerate(groups) if (values := _scores(group, ok))}
     noiseless = {_place(groups[position]): score for position, score in scores.items() if groups[position].epsilon_target == math.inf}
@@ -122,15 +125,15 @@ def _accuracy(groups: Sequence[Group], ok: set[str], lost: Container[str], noise
         if group.epsilon_target is None or math.isinf(group.epsilon_target) or any(row.cell_id in lost for row in group.rows):
             continue
         chance, ceiling, best = group.mean("chance"), group.mean("ceiling_balanced_accuracy"), noiseless.get(_place(group))
-        kind, words = (BELOW, "the ceiling is {}") if best is None else (ACCURACY, "{} without noise")
+        kind, words = (BELOW_CEILING, "the ceiling is {}") if best is None else (ACCURACY, "{} without noise")
         best = ceiling if best is None else best
         if chance is None or best is None or not _far_below(score, best, chance):
             continue
         ratio = noise.get(position, math.nan)
-        told = f"balanced accuracy {score:.2f}, {words.format(f'{best:.2f}')} (chance {chance:.2f})"
+        observed = f"balanced accuracy {score:.2f}, {words.format(f'{best:.2f}')} (chance {chance:.2f})"
         # where clients noise their own steps, none is added to what they send
-        told += f"; the noise's norm is {_rounded(ratio)} times the signal's" if 0 < ratio < math.inf else ""
-        yield Finding(_setting(group), kind, told)
+        observed += f"; the noise's norm is {_rounded(ratio)} times the signal's" if 0 < ratio < math.inf else ""
+        yield KnownFailure(_setting(group), kind, observed)
 
 
 def _far_below(score: float, best: float, chance: float) -> bool:
@@ -161,12 +164,12 @@ def _first_lost(records: Iterable[Mapping[str, Any]]) -> dict[str, tuple[int, st
     return first
 
 
-def _diverged(groups: Sequence[Group], first: Mapping[str, tuple[int, str]]) -> Iterator[Finding]:
+def _diverged(groups: Sequence[Group], first: Mapping[str, tuple[int, str]]) -> Iterator[KnownFailure]:
     for group in groups:
         if cells := [first[row.cell_id] for row in group.rows if row.cell_id in first]:
             round_, words = min(cells)
-            told = f"the loss ({words}) is not finite from round {round_} on"
-            yield Finding(_setting(group), DIVERGED, f"{told}{_seeds(len(cells), len(group.rows))}")
+            observed = f"the loss ({words}) is not finite from round {round_} on"
+            yield KnownFailure(_setting(group), DIVERGED, f"{observed}{_seeds(len(cells), len(group.rows))}")
 
 
 @lru_cache(maxsize=1024)
@@ -174,55 +177,44 @@ def _losses(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in names if name.startswith("loss_"))
 
 
-def _collapse(groups: Sequence[Group], kl: pd.DataFrame) -> Iterator[Finding]:
-    of = _counted(groups, kl)
-    for position, found in _by_setting(groups, kl[kl["last"] < KL_COLLAPSED]).items():
-        told = f"{_rounded(found['last'].median())} nats an example in the last quarter of the rounds{_seeds(len(found), of[position])}"
-        yield Finding(_setting(groups[position]), COLLAPSE, told)
+def _collapse(groups: Sequence[Group], kl: pd.DataFrame) -> Iterator[KnownFailure]:
+    of = kl.groupby("group").size()
+    for position, cells in _by_setting(kl[kl["last"] < KL_COLLAPSED]).items():
+        observed = f"{_rounded(cells['last'].median())} nats an example in the last quarter of the rounds{_seeds(len(cells), of[position])}"
+        yield KnownFailure(_setting(groups[position]), COLLAPSE, observed)
 
 
-def _explosion(groups: Sequence[Group], kl: pd.DataFrame, records: Iterable[Mapping[str, Any]]) -> Iterator[Finding]:
+def _explosion(groups: Sequence[Group], kl: pd.DataFrame, records: Iterable[Mapping[str, Any]]) -> Iterator[KnownFailure]:
     lost = {record["cell_id"] for record in records if _lost(record.get("kl"))}
     large = kl[(kl["last"] > KL_LARGE) & (kl["last"] > KL_GROWTH * kl["first"])].drop(index=list(lost), errors="ignore")
-    exploded = _by_setting(groups, large)
+    exploded = _by_setting(large)
     for position, group in enumerate(groups):
         if count := sum(row.cell_id in lost for row in group.rows):
-            yield Finding(_setting(group), EXPLOSION, f"the KL is not finite{_seeds(count, len(group.rows))}")
-        elif (found := exploded.get(position)) is not None:
-            first, last = found.median()
-            told = f"{_rounded(last)} nats an example in the last quarter of the rounds, {_rounded(first)} at first"
-            yield Finding(_setting(group), EXPLOSION, f"{told}{_seeds(len(found), len(group.rows))}")
+            yield KnownFailure(_setting(group), EXPLOSION, f"the KL is not finite{_seeds(count, len(group.rows))}")
+        elif (cells := exploded.get(position)) is not None:
+            first, last = cells[["first", "last"]].median()
+            observed = f"{_rounded(last)} nats an example in the last quarter of the rounds, {_rounded(first)} at first"
+            yield KnownFailure(_setting(group), EXPLOSION, f"{observed}{_seeds(len(cells), len(group.rows))}")
 
 
-def _disagreement(groups: Sequence[Group], mmd: pd.DataFrame) -> Iterator[Finding]:
-    of = _counted(groups, mmd)
-    apart = mmd[(mmd["last"] > MMD_HIGH) & (mmd["last"] >= MMD_STAYED * mmd["most"])]
-    for position, found in _by_setting(groups, apart).items():
-        most, last = found.median()
-        told = f"squared MMD {last:.2f} in the last quarter of the rounds, at most {most:.2f}{_seeds(len(found), of[position])}"
-        yield Finding(_setting(groups[position]), DISAGREEMENT, told)
+def _disagreement(groups: Sequence[Group], mmd: pd.DataFrame) -> Iterator[KnownFailure]:
+    of = mmd.groupby("group").size()
+    for position, cells in _by_setting(mmd[(mmd["last"] > MMD_HIGH) & (mmd["last"] >= MMD_STAYED * mmd["most"])]).items():
+        most, last = cells[["most", "last"]].median()
+        observed = f"squared MMD {last:.2f} in the last quarter of the rounds, at most {most:.2f}{_seeds(len(cells), of[position])}"
+        yield KnownFailure(_setting(groups[position]), DISAGREEMENT, observed)
 
 
-def _by_setting(groups: Sequence[Group], cells: pd.DataFrame) -> dict[int, pd.DataFrame]:
-    """The lines of some cells by the position of their group, ascending; groups without a line are left out."""
-    owners = pd.Series(_owners(groups, cells), index=cells.index, dtype="int64")
-    return {position: cells[owners == position] for position in sorted(set(owners))}
+def _by_setting(cells: pd.DataFrame) -> dict[int, pd.DataFrame]:
+    """The lines of some cells by the position of their group, ascending."""
+    groups: Any = cells.groupby("group")
+    return dict(iter(groups))
 
 
-def _counted(groups: Sequence[Group], cells: pd.DataFrame) -> Counter[int]:
-    """How many of the cells each group has."""
-    return Counter(_owners(groups, cells))
-
-
-def _owners(groups: Sequence[Group], cells: pd.DataFrame) -> list[int]:
-    owner = {row.cell_id: position for position, group in enumerate(groups) for row in group.rows}
-    return [owner[cell] for cell in cells.index]
-
-
-def _seeds(found: int, of: int) -> str:
+def _seeds(count: int, of: int) -> str:
     if of == 1:
         return ""
-    return f", in all {of} seeds" if found == of else f", in {found} of {of} seeds"
+    return f", in all {of} seeds" if count == of else f", in {count} of {of} seeds"
 
 
 def _rounded(value: float) -> str:

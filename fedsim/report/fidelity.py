@@ -12,17 +12,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from fedsim.report.figures import INK, MUTED, PAPER, style
+from fedsim.report.figures import INK, MUTED, PAPER, end_at, show_all, style
 from fedsim.report.lines import Axis, Series, caption_of, draw_methods, frame, legend_below, legend_lines, series_of, x_label
-from fedsim.report.scales import end_at, show_all
 from fedsim.results.groups import Group, grouped
 from fedsim.words import setting
 
-NAME = "fidelity"
+FIDELITY = "fidelity"
 
 
 @dataclass(frozen=True)
-class Panel:
+class FidelityPanel:
     """One number: its field of a row, its title, what is good, what endlessly many real rows would reach, and the most there is."""
 
     measure: str
@@ -33,14 +32,14 @@ class Panel:
 
 
 _PANELS = (
-    Panel("frechet_distance", "Fréchet distance", "lower is better", 0.0),
-    Panel("squared_mmd", "squared MMD", "lower is better", 0.0),
-    Panel("density", "density", "as real rows: 1", 1.0),
-    Panel("coverage", "coverage", "higher is better", 1.0, 1.0),
-    Panel("real_or_synthetic", "told from real rows", "not at all: 0.5", 0.5, 1.0),
+    FidelityPanel("frechet_distance", "Fréchet distance", "lower is better", 0.0),
+    FidelityPanel("squared_mmd", "squared MMD", "lower is better", 0.0),
+    FidelityPanel("density", "density", "as real rows: 1", 1.0),
+    FidelityPanel("coverage", "coverage", "higher is better", 1.0, 1.0),
+    FidelityPanel("real_or_synthetic", "real or synthetic", "a guess: 0.5", 0.5, 1.0),
 )
 _CAPTION = (
-    "in the test rows' leading directions, means over classes of more than 5 test rows; told from real rows: whole rows, all classes · "
+    "in the test rows' leading directions, means over classes of more than 5 test rows; real or synthetic: whole rows, all classes · "
     "dotted: the ideal, which finitely many real rows do not quite reach"
 )
 
@@ -57,10 +56,10 @@ def draw_fidelity(groups: Sequence[Group]) -> Figure | None:
         return None
     labels = {group.label for group in shown}
     with style():
-        return _figure(shown, [each for each in series_of(drawn) if each.label in labels], panels)
+        return _figure(shown, [method for method in series_of(drawn) if method.label in labels], panels)
 
 
-def _figure(groups: Sequence[Group], series: Sequence[Series], panels: Sequence[Panel]) -> Figure:
+def _figure(groups: Sequence[Group], series: Sequence[Series], panels: Sequence[FidelityPanel]) -> Figure:
     axis = Axis.of(groups)
     places = grouped(groups, lambda group: (group.dataset, group.scheme, group.alpha, group.clients))
     width = 0.6 + 2.3 * max(len(panels), 2)
@@ -84,16 +83,16 @@ def _figure(groups: Sequence[Group], series: Sequence[Series], panels: Sequence[
 def _place(group: Group, groups: Sequence[Group]) -> str:
     """What of a panel's place is not the same for all."""
     fields = ("dataset", "scheme", "alpha", "clients")
-    varied = {name: getattr(group, name) for name in fields if len({getattr(each, name) for each in groups}) > 1}
+    varied = {name: getattr(group, name) for name in fields if len({getattr(other, name) for other in groups}) > 1}
     return setting(varied.get("dataset"), varied.get("scheme"), alpha=varied.get("alpha"), clients=varied.get("clients"))
 
 
-def _draw(axes: Axes, groups: Sequence[Group], series: Sequence[Series], axis: Axis, panel: Panel) -> None:
+def _draw(axes: Axes, groups: Sequence[Group], series: Sequence[Series], axis: Axis, panel: FidelityPanel) -> None:
     frame(axes, axis)
     axes.axhline(panel.best, color=MUTED, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1.5)
     draw_methods(axes, groups, series, axis, panel.measure)
     axes.yaxis.set_major_locator(MaxNLocator(4))
-    means = [_means([group for group in groups if group.label == each.label], panel.measure) for each in series]
+    means = [_means([group for group in groups if group.label == method.label], panel.measure) for method in series]
     if panel.best == 0:
         show_all(axes, means)
     # an unbiased squared MMD may be a little below 0

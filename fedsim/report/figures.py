@@ -1,31 +1,41 @@
-"""What all figures share: colours, fonts, files, and how they stand in a page."""
+"""What all figures share: colours, fonts, scales of y axes, files, and how they stand in a page."""
 
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from numpy.typing import NDArray
 
 from fedsim.files import replaced
 from fedsim.words import number
 
-INK, MUTED, GRID, PAPER = "#1c2430", "#6b7281", "#e4e7ec", "#ffffff"
+INK, MUTED, GRID_COLOUR, PAPER = "#1c2430", "#6b7281", "#e4e7ec", "#ffffff"
 # Okabe and Ito's palette, which colour-blind readers can tell apart, without its yellow (too pale) and black (the ink).
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 # Seven steps of plasma from pale (small epsilon) to dark (no noise), all with contrast to the paper.
 SHADES = ("#f2844b", "#de5f65", "#c33d80", "#a11b9b", "#7701a8", "#48039f", "#0d0887")
+
+
+_WIDE = 30.0
+"""An axis on which one line reaches this many times as far as another gets a symmetrical log scale, so that both are seen."""
+_MARGIN = 0.05
+"""Share of an axis that is left where it ends at the last number there can be."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,7 @@ def dress(axes: Axes, axis: Literal["both", "y"], width: float) -> None:
     axes.set_facecolor(PAPER)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(MUTED)
-    axes.grid(axis=axis, color=GRID, linewidth=width)
+    axes.grid(axis=axis, color=GRID_COLOUR, linewidth=width)
     axes.set_axisbelow(True)
 
 
@@ -71,9 +81,9 @@ def name_level(axes: Axes, text: str, height: float, size: float, gap: float) ->
 def shades(epsilons: Iterable[float | None]) -> dict[float | None, str]:
     """A shade for every epsilon, the darkest for the largest, neighbours sharing one of seven; grey for None, a method without one."""
     given = set(epsilons)
-    found = sorted(epsilon for epsilon in given if epsilon is not None)
-    step = (len(SHADES) - 1) / max(1, len(found) - 1)
-    colours: dict[float | None, str] = {e: SHADES[len(SHADES) - 1 - round(step * i)] for i, e in enumerate(reversed(found))}
+    finite = sorted(epsilon for epsilon in given if epsilon is not None)
+    step = (len(SHADES) - 1) / max(1, len(finite) - 1)
+    colours: dict[float | None, str] = {e: SHADES[len(SHADES) - 1 - round(step * i)] for i, e in enumerate(reversed(finite))}
     return dict(reversed(colours.items())) | ({None: MUTED} if None in given else {})
 
 
@@ -94,17 +104,52 @@ def name_epsilons(figure: Figure, colours: Mapping[float | None, str], handles: 
     )
 
 
+def show_all(axes: Axes, lines: Sequence[NDArray[np.float64]]) -> None:
+    """Make the y axis logarithmic above the smallest of some lines where they reach far apart; leave it as it is elsewhere."""
+    reach = [float(np.abs(line).max()) for line in lines if (line != 0).any()]
+    if reach and max(reach) > _WIDE * min(reach):
+        values = np.concatenate(lines)
+        axes.set_yscale("symlog", linthresh=min(reach))
+        axes.yaxis.set_major_locator(FixedLocator(_symmetric_ticks(float(values.min()), float(values.max()), min(reach))))
+        short_ticks(axes)
+
+
+def end_at(axes: Axes, least: float, most: float) -> None:
+    """End the y axis a little outside of what its numbers can be: bars of two seeds may end anywhere."""
+    scale, ends = axes.yaxis.get_transform(), axes.get_ylim()
+    low, high = scale.transform(np.clip(ends, least, most))
+    margin = _MARGIN * (high - low)
+    bottom, top = scale.inverted().transform([low - margin, high + margin])
+    axes.set_ylim(max(ends[0], bottom), min(ends[1], top))
+
+
+def short_ticks(axes: Axes) -> None:
+    """No small ticks on the y axis, and short texts beside the others."""
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}".replace("e+0", "e").replace("e-0", "e-")))
+
+
+def _symmetric_ticks(low: float, high: float, threshold: float) -> list[float]:
+    """0 and a few powers of ten of either sign, none inside the linear part, where they would lie on 0."""
+    first, last = math.ceil(math.log10(threshold)), math.floor(math.log10(max(high, -low)))
+    step = max(1, math.ceil((last - first + 1) / 3))
+    powers = [10.0**exponent for exponent in range(last, first - 1, -step)]
+    return sorted([-power for power in powers if power <= -low] + [0.0] + [power for power in powers if power <= high])
+
+
 def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write ``name.png`` (200 dpi) and ``name.svg`` into ``folder``, each at once or not at all; the same figure gives the same bytes.
 
-    What the layout is, is found once; the figure keeps it.
+    The layout is computed once and kept.
     """
     png, svg = folder / f"{name}.png", folder / f"{name}.svg"
     with style(), warnings.catch_warnings(), replaced(png) as part:
         # a name in a script that the font lacks is boxes here, and right in the page's tables
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        FigureCanvasAgg(figure)
-        figure.savefig(part, dpi=200, format="png")
+        figure.set_dpi(200)
+        # savefig would draw a figure with a layout engine twice
+        canvas: Any = FigureCanvasAgg(figure)
+        canvas.print_png(part)
     figure.set_layout_engine("none")
     with replaced(svg) as part:
         part.write_text(svg_text(figure), encoding="utf-8")
@@ -124,7 +169,7 @@ def inline_svg(svg: str, title: str, name: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     # Inside a page this rule would reach every element of it.
     svg = re.sub(r"<style type=\"text/css\">.*?</style>", "", svg, flags=re.DOTALL)
-    variables = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"}
+    variables = {INK: "--ink", MUTED: "--muted", GRID_COLOUR: "--grid", PAPER: "--paper"}
     variables |= {colour: f"--series-{position}" for position, colour in enumerate(SERIES)}
     variables |= {colour: f"--shade-{position}" for position, colour in enumerate(SHADES)}
     for colour, variable in variables.items():
@@ -140,6 +185,6 @@ def svg_text(figure: Figure) -> str:
     """The figure as the text of an SVG file."""
     text = io.StringIO()
     with style():
-        FigureCanvasSVG(figure)
-        figure.savefig(text, format="svg", metadata={"Date": None})
+        canvas: Any = FigureCanvasSVG(figure)
+        canvas.print_svg(text, metadata={"Date": None})
     return text.getvalue()

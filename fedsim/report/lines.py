@@ -32,7 +32,7 @@ _CHARACTERS = 16
 class Series:
     """One method across all panels: its name in the legend, its look, and whether its epsilon is a theorem; ``dashes`` of a level.
 
-    A method that yields a classifier is thin with crosses, beside the generators: what not generating is worth.
+    A method that yields a classifier is thin with crosses, beside the generators.
     """
 
     label: str
@@ -51,8 +51,8 @@ class Series:
     def name(self) -> str:
         """Name in the legend."""
         name = "\n".join(textwrap.wrap(self.label, 48) or [self.label])
-        told = [*(["classifier"] if self.classifier else []), *([CLAIM_WORDS[self.claim]] if self.claim in CLAIM_WORDS else [])]
-        return f"{name} ({', '.join(told)})" if told else name
+        remarks = [*(["classifier"] if self.classifier else []), *([CLAIM_WORDS[self.claim]] if self.claim in CLAIM_WORDS else [])]
+        return f"{name} ({', '.join(remarks)})" if remarks else name
 
     @property
     def width(self) -> float:
@@ -145,17 +145,17 @@ def _axis_break(axes: Axes, at: float) -> None:
 
 def draw_methods(axes: Axes, groups: Sequence[Group], series: Sequence[Series], axis: Axis, measure: str) -> None:
     """Every method's means of a measure: a line over epsilon, or a level for one that has none."""
-    for each in series:
-        members = [group for group in groups if group.label == each.label]
-        if each.private:
-            _curve(axes, members, each, axis, shift_of(each, series, axis), measure)
+    for method in series:
+        members = [group for group in groups if group.label == method.label]
+        if method.private:
+            _curve(axes, members, method, axis, shift_of(method, series, axis), measure)
         else:
-            _level(axes, members, each, measure)
+            _level(axes, members, method, measure)
 
 
 def shift_of(method: Series, series: Sequence[Series], axis: Axis) -> float:
     """The small shift that keeps the bars of methods at one epsilon apart, in axis units; the ticks stay at the true values."""
-    lines = [each for each in series if each.private]
+    lines = [other for other in series if other.private]
     low, high = axis.limits
     step = min(0.02, 0.1 / len(lines)) * (high - low)
     return step * (lines.index(method) - (len(lines) - 1) / 2)
@@ -168,9 +168,9 @@ def _curve(axes: Axes, groups: Sequence[Group], series: Series, axis: Axis, shif
     x = [axis.position(epsilon) + shift for epsilon, _ in points]
     y = [interval.mean for _, interval in points]
     finite = sum(math.isfinite(epsilon) for epsilon, _ in points)
-    look = _look(series)
-    axes.plot(x[:finite], y[:finite], **look)
-    axes.plot(x[finite:], y[finite:], **(look | {"linestyle": "none"}))
+    drawn = look(series)
+    axes.plot(x[:finite], y[:finite], **drawn)
+    axes.plot(x[finite:], y[finite:], **(drawn | {"linestyle": "none"}))
     if 0 < finite < len(points):
         # Infinity is off the scale, so the way there is only hinted at.
         hinted = Line2D(x[finite - 1 :], y[finite - 1 :], color=series.colour, linewidth=1.1, linestyle=(0, (1, 2.5)), alpha=0.6)
@@ -180,7 +180,8 @@ def _curve(axes: Axes, groups: Sequence[Group], series: Series, axis: Axis, shif
     axes.errorbar(x, y, spread, fmt="none", ecolor=series.colour, elinewidth=1.1, capsize=2.2, capthick=1.1, zorder=2.5)
 
 
-def _look(series: Series) -> dict[str, Any]:
+def look(series: Series) -> dict[str, Any]:
+    """How matplotlib draws a method's line and markers."""
     return {
         "color": series.colour,
         "linewidth": series.width,
@@ -214,21 +215,23 @@ def x_label(axis: Axis) -> str:
 
 def _legend_columns(series: Sequence[Series], width: float) -> int:
     """How many names fit beside each other in ``width`` inches."""
-    widest = max(len(line) for each in series for line in each.name.split("\n"))
+    widest = max(len(line) for method in series for line in method.name.split("\n"))
     return max(1, min(len(series), int(16 * width / (widest + 7))))
 
 
 def legend_lines(series: Sequence[Series], width: float) -> int:
     """How many lines of text the names take."""
-    tallest = max(each.name.count("\n") + 1 for each in series)
+    tallest = max(method.name.count("\n") + 1 for method in series)
     return tallest * math.ceil(len(series) / _legend_columns(series, width))
 
 
 def legend_below(figure: Figure, caption: str, series: Sequence[Series]) -> None:
     """The methods' names below the panels, under a caption."""
     handles = [
-        Line2D([], [], **_look(each)) if each.private else Line2D([], [], color=each.colour, linewidth=each.width, linestyle=each.dashes)
-        for each in series
+        Line2D([], [], **look(method))
+        if method.private
+        else Line2D([], [], color=method.colour, linewidth=method.width, linestyle=method.dashes)
+        for method in series
     ]
     # matplotlib drops labels that begin with an underscore and reads mathematics into dollar signs, so names come after.
     legend = figure.legend(
@@ -244,8 +247,8 @@ def legend_below(figure: Figure, caption: str, series: Sequence[Series]) -> None
         title_fontsize=7.5,
     )
     legend.get_title().set(color=MUTED, parse_math=False)
-    for text, each in zip(legend.get_texts(), series, strict=True):
-        text.set(text=each.name, parse_math=False)
+    for text, method in zip(legend.get_texts(), series, strict=True):
+        text.set(text=method.name, parse_math=False)
 
 
 def caption_of(groups: Sequence[Group], more: str = "") -> str:
@@ -254,10 +257,10 @@ def caption_of(groups: Sequence[Group], more: str = "") -> str:
     seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     mean = "one seed, so no interval" if counts == [1] else f"mean over {seeds} seeds; bars and bands: 95 % confidence interval"
     private = [group for group in groups if group.epsilon_target is not None]
-    told = [f"{group.unit}-level ε, trust {group.trust}, δ = {number(group.delta)}" for group in private]
+    budgets = [f"{group.unit}-level ε, trust {group.trust}, δ = {number(group.delta)}" for group in private]
     common = [_common([group.dataset for group in groups]), _common([setting(clients=group.clients) for group in groups])]
-    thin = "thin: classifiers, what not generating is worth" if any(group.classifies for group in groups) else ""
-    return " · ".join(part for part in (*common, _common(told), mean, thin, more) if part)
+    thin = "thin: classifiers, which generate no rows" if any(group.classifies for group in groups) else ""
+    return " · ".join(part for part in (*common, _common(budgets), mean, thin, more) if part)
 
 
 def _common(values: Sequence[str]) -> str:

@@ -26,35 +26,23 @@ from fedsim.training.rounds import to_the_end, train
 from fedsim.training.trial import Trial
 from fedsim.words import number, print_line, wide_console
 
-ROWS = 2
-"""Made-up rows of every client, through which the shapes of what is sent are found."""
+ROWS_A_CLIENT = 2
+"""Rows of every client in the rounds that show the shapes of what is sent."""
 NAMES = {
     "sum": "mean of all rows",
     "count": "number of rows",
-    "class_sums": "class means",
-    "class_counts": "class counts",
     "second": "second moment",
-    "class_second": "class second moments",
     "bins": "histogram of distances",
-    "site_sums": "site means",
-    "site_counts": "site counts",
-    "site_second": "site second moments",
-    "site_class_sums": "class means of sites",
-    "site_class_counts": "class counts of sites",
-    "client_sums": "client means",
-    "client_counts": "client counts",
-    "component_sums": "component means",
-    "component_counts": "component counts",
     "features": "class mean features",
     "counts": "class counts",
 }
-"""What the parts of the shipped statistics are called; another one has its own name."""
+"""What parts of a statistic are called whose own names do not say it."""
 _UNITS = {"sum": "a row's norm", "bins": "the number of rows", "site_second": "the radius squared"}
 """What the noise of those is measured in that are no means of rows within the radius."""
 
 
 @dataclass(frozen=True)
-class Parts:
+class ReleaseParts:
     """What an algorithm releases, as a first round on made-up rows shows it.
 
     Attributes:
@@ -77,24 +65,24 @@ class _Shapes(LocalPool):
 
     def __init__(self, cohort: Cohort) -> None:
         super().__init__([cohort])
-        self.found: dict[str, dict[str, tuple[int, ...]]] = {}
+        self.shapes: dict[str, dict[str, tuple[int, ...]]] = {}
 
     def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
         messages = super().round(round_, broadcast)
-        self.found[round_.release.name] = {name: tuple(value.shape) for name, value in messages[0].sums.items()}
+        self.shapes[round_.release.name] = {name: tuple(value.shape) for name, value in messages[0].sums.items()}
         return messages
 
 
-def parts_of(trial: Trial) -> Parts:
+def parts_of(trial: Trial) -> ReleaseParts:
     """The parts of a cell's releases: the first round of each, through the code that trains, on a few made-up rows a client."""
     task, cell = trial.task, trial.cell
     with torch.random.fork_rng(devices=[]):
-        cohort = made_up_cohort(cell.algorithm, cell.params, task, trial.plan, ROWS)
+        cohort = made_up_cohort(cell.algorithm, cell.params, task, trial.plan, ROWS_A_CLIENT)
         algorithm, pool = cohort.algorithm, _Shapes(cohort)
         to_the_end(train(algorithm, pool, trial.plan, Seeds(0), schedule=first_rounds(algorithm)))
     in_local_steps = isinstance(algorithm, LocalDPSGD) and algorithm.in_local_steps
-    return Parts(
-        pool.found,
+    return ReleaseParts(
+        pool.shapes,
         {phase.release.name: dict(phase.weights) for phase in cohort.phases},
         sum(p.numel() for p in cohort.clients.model.parameters()),
         in_local_steps,
@@ -125,7 +113,7 @@ class Signal:
 
 
 @dataclass(frozen=True)
-class Noised:
+class CellNoise:
     """The noise of one cell's plan.
 
     Attributes:
@@ -134,7 +122,7 @@ class Noised:
     """
 
     trial: Trial
-    parts: Parts
+    parts: ReleaseParts
 
     @cached_property
     def _plan(self) -> PrivacyPlan:
@@ -161,7 +149,7 @@ class Noised:
         return self._plan.noise_std_of_sum(release.name, 1 if self.parts.local else self.trial.task.clients)
 
     def _statistic(self, release: Release, name: str, shape: tuple[int, ...], weight: float) -> Signal:
-        (rows, _), task, told = self._held, self.trial.task, NAMES.get(name, name.replace("_", " "))
+        (rows, _), task, title = self._held, self.trial.task, _title(name)
         size = math.prod(shape[1:])
         matrices = shape == (task.dim, task.dim) or (name == "class_second" and shape[0] % size == 0)
         groups = shape[0] // size if matrices else shape[0]
@@ -169,25 +157,30 @@ class Noised:
         where = f"at n = {rows:,}" + (f" ({groups} groups of {held:,.0f} on average)" if groups > 1 else "")
         if matrices:
             # the spectral norm of a matrix of independent noise is about twice the root of its size
-            return Signal(told, 2 * math.sqrt(size) * std / held, "the largest trace", f"in spectral norm, {where}, {size} dimensions")
+            return Signal(title, 2 * math.sqrt(size) * std / held, "the largest trace", f"in spectral norm, {where}, {size} dimensions")
         if size == 1:
-            return Signal(told, std / held, "the count", where)
-        return Signal(told, math.sqrt(size) * std / held, _UNITS.get(name, "the radius"), f"{where}, {size} dimensions")
+            return Signal(title, std / held, "the count", where)
+        return Signal(title, math.sqrt(size) * std / held, _UNITS.get(name, "the radius"), f"{where}, {size} dimensions")
 
     def _gradient(self, release: Release) -> Signal:
         (held, called), task, clip = self._held, self.trial.task, self._plan.clip
         size = sum(math.prod(shape) for shape in self.parts.shapes[release.name].values())
         if self.parts.local:
             own = held / task.clients
-            size, units, who = self.parts.parameters, own * release.sample_rate, f"{called} of a client's {own:,.0f}"
+            size, units, of = self.parts.parameters, own * release.sample_rate, f"{called} of a client's {own:,.0f}"
         elif self.parts.updates or self._plan.unit == "client":
-            units, who = task.clients * release.sample_rate, f"clients of {task.clients:,}"
+            units, of = task.clients * release.sample_rate, f"clients of {task.clients:,}"
         else:
-            units, who = held * release.sample_rate, f"{called} of n = {held:,}"
+            units, of = held * release.sample_rate, f"{called} of n = {held:,}"
         what = "sum of updates" if self.parts.updates else "sum of gradients"
         noise = self._std(release) * math.sqrt(size) / (clip * units)
-        detail = f"(clip {number(clip)} × {units:,.0f} expected {who}), {size:,} parameters, in each of {release.steps} steps"
+        detail = f"(clip {number(clip)} × {units:,.0f} expected {of}), {size:,} parameters, in each of {release.steps} steps"
         return Signal(what, noise, "the largest possible sum", detail)
+
+
+def _title(name: str) -> str:
+    """Of a part of a statistic: a sum is released to be divided, so its noise is that of a mean."""
+    return NAMES.get(name) or name.replace("_sums", " means").replace("_second", " second moments").replace("_", " ")
 
 
 def show_noise(prepared: Prepared, console: Console) -> None:
@@ -196,7 +189,7 @@ def show_noise(prepared: Prepared, console: Console) -> None:
     for name in ("algorithm", "data", "clients", "ε", "σ", "release", "noise"):
         table.add_column(name, justify="right" if name in ("clients", "ε", "σ") else "left", no_wrap=True)
     shown: set[tuple[Any, ...]] = set()
-    known: dict[tuple[Any, ...], Parts] = {}
+    known: dict[tuple[Any, ...], ReleaseParts] = {}
     without = dict.fromkeys(t.cell.label for t in prepared.trials if t.plan is None or math.isinf(t.plan.epsilon_target))
     for trial in prepared.trials:
         plan, cell = trial.plan, trial.cell
@@ -207,7 +200,7 @@ def show_noise(prepared: Prepared, console: Console) -> None:
         key = (cell.algorithm, dump(cell.params), trial.task)
         if key not in known:
             known[key] = parts_of(trial)
-        noised, first = Noised(trial, known[key]), True
+        noised, first = CellNoise(trial, known[key]), True
         for release in plan.releases:
             for signal in noised.signals(release):
                 place = (
@@ -218,7 +211,10 @@ def show_noise(prepared: Prepared, console: Console) -> None:
     wide_console(console, 240).print(table)
     if without:
         print_line(console, f"without noise: {', '.join(without)} (not private, or at ε = ∞)")
-    told = "the largest that it can be, which real gradients and means are below; n is of all clients together; nothing was run on the data"
+    signal_words = (
+        "the largest that it can be, which real gradients and means are below; n is of all clients together; nothing was run on the data"
+    )
     console.print(
-        f"Norms are expected ones of the Gaussian noise after division by public or expected counts; the signal is {told}.", highlight=False
+        f"Norms are expected ones of the Gaussian noise after division by public or expected counts; the signal is {signal_words}.",
+        highlight=False,
     )

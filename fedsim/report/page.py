@@ -15,9 +15,9 @@ from markupsafe import Markup, escape
 from fedsim.evaluation.measures import MEASURES
 from fedsim.json_lines import decode
 from fedsim.report import curves, diagnostics
-from fedsim.report.diagnostics import NOT_PRIVATE
+from fedsim.report.diagnostics import DIAGNOSTICS_NOT_PRIVATE
 from fedsim.report.differences import difference_tables
-from fedsim.report.failures import HELP, MEANING, Finding, by_kind
+from fedsim.report.failures import HELP, MEANING, KnownFailure, by_kind
 from fedsim.report.figures import SERIES, SHADES, Drawn, inline_svg
 from fedsim.report.statement import CLAIMS, NOISES, TRUSTS, statements, unit_words
 from fedsim.report.tables import claim, results_tables
@@ -33,7 +33,7 @@ def render_page(
     groups: Sequence[Group],
     drawn: Sequence[Drawn],
     manifest: Mapping[str, Any],
-    findings: Sequence[Finding] = (),
+    findings: Sequence[KnownFailure] = (),
 ) -> str:
     """The HTML of a report.
 
@@ -55,13 +55,13 @@ def render_page(
     return _template("page.html").render(
         name=name,
         # Figures are matplotlib's own output, where every text is an outline and comments are escaped.
-        figures={each.name: Markup(inline_svg(each.svg, escape(each.title), each.name)) for each in drawn},
-        others=[each for each in drawn if each.name not in (curves.NAME, diagnostics.NAME)],
+        figures={figure.name: Markup(inline_svg(figure.svg, escape(figure.title), figure.name)) for figure in drawn},
+        others=[figure for figure in drawn if figure.name not in (curves.CURVES, diagnostics.DIAGNOSTICS)],
         findings=by_kind(findings),
         known=list(HELP),
         help=HELP,
         meaning=MEANING,
-        not_private=NOT_PRIVATE,
+        not_private=DIAGNOSTICS_NOT_PRIVATE,
         listed=_LISTED,
         style=Markup(_template("page.css").render(series=SERIES, shades=SHADES)),
         counts=[(status, count) for status, count in counts.items() if count or status == "ok"],
@@ -114,13 +114,13 @@ _NO_CLAIMS = {
 
 
 def _methods(groups: Sequence[Group]) -> list[tuple[str, str, str]]:
-    told = []
+    methods = []
     for label, members in grouped(groups, lambda group: group.label).items():
         name = claim(members)
         scopes = dict.fromkeys(group.scope for group in members if group.scope)
         words = (CLAIMS | _NO_CLAIMS).get(name, "")
-        told.append((label, f"{name}, scope {', '.join(scopes)}" if scopes and name != "not private" else name, words))
-    return told
+        methods.append((label, f"{name}, scope {', '.join(scopes)}" if scopes and name != "not private" else name, words))
+    return methods
 
 
 _READ_AT_ONCE = 40
@@ -167,6 +167,8 @@ _SETTING = (
 )
 _COST = (
     Column("uplink MB", lambda row: number(None if row.uplink_bytes is None else row.uplink_bytes / 1e6, 3)),
+    Column("downlink MB", lambda row: number(None if row.downlink_bytes is None else row.downlink_bytes / 1e6, 3)),
+    Column("parameters", lambda row: "" if row.parameters is None else f"{row.parameters:,}"),
     Column("seconds", lambda row: "" if row.seconds is None else f"{row.seconds:.1f}"),
     Column("cell", lambda row: row.cell_id, words=True),
 )
@@ -178,15 +180,15 @@ def _score_text(name: str) -> Callable[[Row], str]:
 
 def _facts(manifest: Mapping[str, Any], rows: Sequence[Row]) -> list[tuple[str, str]]:
     """Provenance, from the manifest or, without one, from the rows' own versions."""
-    told = {key: manifest[key] for key in ("started", "command", "revision", "hardware", "versions", "judged") if manifest.get(key)}
-    if "versions" not in told and rows and rows[-1].versions:
-        told["versions"] = rows[-1].versions
-    return [(key, _told(value)) for key, value in told.items()]
+    facts = {key: manifest[key] for key in ("started", "command", "revision", "hardware", "versions", "judged") if manifest.get(key)}
+    if "versions" not in facts and rows and rows[-1].versions:
+        facts["versions"] = rows[-1].versions
+    return [(key, _spelled(value)) for key, value in facts.items()]
 
 
-def _told(value: Any) -> str:
+def _spelled(value: Any) -> str:
     if isinstance(value, Mapping):
-        return " · ".join(f"{key} {_told(item)}" for key, item in value.items())
+        return " · ".join(f"{key} {_spelled(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
-        return " ".join(_told(item) for item in value)
+        return " ".join(_spelled(item) for item in value)
     return str(value)

@@ -17,7 +17,7 @@ from fedsim.partition.matrix import MOST_PANELS, LabelMatrix
 from fedsim.report.figures import INK, MUTED, PAPER, SERIES, style
 from fedsim.words import number, setting
 
-NAME = "partitions"
+PARTITIONS = "partitions"
 _MOST_LINES = 30
 _FEW = 24
 _MOST_ACROSS = 200
@@ -93,7 +93,7 @@ def _panel(axes: Axes, matrix: LabelMatrix) -> None:
     opacity: Any = np.sqrt(table / max(1.0, float(table.max())))
     axes.pcolormesh(np.zeros(table.shape), cmap=ListedColormap([SERIES[0]]), alpha=opacity)
     more = f" (the first {_MOST_ACROSS})" if matrix.clients > _MOST_ACROSS else ""
-    axes.set_title(title(matrix) + more, fontsize=8.5, color=INK, loc="left", parse_math=False)
+    axes.set_title(title(matrix) + more, fontsize=8.5, color=INK, loc="left", y=1.0, parse_math=False)
     axes.set_yticks(np.arange(len(matrix.classes)) + 0.5, [name[:22] for name in matrix.classes], fontsize=7.5, parse_math=False)
     axes.invert_yaxis()
     axes.set_xlabel("client", fontsize=8, color=INK)
@@ -103,4 +103,5 @@ def _panel(axes: Axes, matrix: LabelMatrix) -> None:
         axes.set_xticks(np.arange(matrix.clients) + 0.5, [str(client) for client in range(matrix.clients)])
         for c, client in np.argwhere(table > 0):
             colour = PAPER if opacity[c, client] > 0.5 else INK
-            axes.text(client + 0.5, c + 0.5, str(table[c, client]), ha="center", va="center", fontsize=5.5, color=colour)
+            count = axes.text(client + 0.5, c + 0.5, str(table[c, client]), ha="center", va="center", fontsize=5.5, color=colour)
+            count.set_in_layout(False)

@@ -77,14 +77,14 @@ def show_refused(prepared: Prepared, console: Console) -> None:
 
 
 def show_warnings(prepared: Prepared, console: Console) -> None:
-    """Print what budgets and scores of the grid do not say although they look like it, each thing once."""
+    """Print what budgets and scores of the grid do not say although they look like it, each warning once."""
     finite = (trial for trial in prepared.trials if trial.plan is not None and math.isfinite(trial.plan.epsilon_target))
-    told = dict.fromkeys(
-        large_delta(each.cell.unit_name, each.cell.delta, each.units, prepared.data[each.data_key].name) for each in finite
+    warnings = dict.fromkeys(
+        large_delta(trial.cell.unit_name, trial.cell.delta, trial.units, prepared.data[trial.data_key].name) for trial in finite
     )
-    views = {each.data_key: each.cell.evaluation.unseen for each in prepared.trials}
-    told |= dict.fromkeys(untested(prepared.data[key], site) for key, site in views.items())
+    views = {trial.data_key: trial.cell.evaluation.unseen for trial in prepared.trials}
+    warnings |= dict.fromkeys(untested(prepared.data[key], site) for key, site in views.items())
     if "fidelity" in prepared.grid.evaluation.readouts:
-        told |= dict.fromkeys(left_out(prepared.data[key], site) for key, site in views.items())
-    for line in filter(None, told):
+        warnings |= dict.fromkeys(left_out(prepared.data[key], site) for key, site in views.items())
+    for line in filter(None, warnings):
         print_line(console, f"warning: {line}", "yellow")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ from rich.console import Console
 
 from fedsim.files import replaced
 from fedsim.partition.matrix import LabelMatrix, read_partitions
-from fedsim.report import curves, diagnostics, fidelity, partitions, sites
-from fedsim.report.beside import process_beside, without_collection
+from fedsim.report import communication, curves, diagnostics, fidelity, partitions, sites
+from fedsim.report.communication import draw_communication
 from fedsim.report.curves import draw_curves
 from fedsim.report.diagnostics import Rounds, draw_diagnostics
 from fedsim.report.differences import difference_tables
-from fedsim.report.failures import Finding, find_failures, summary
+from fedsim.report.failures import KnownFailure, find_failures, summary
 from fedsim.report.fidelity import draw_fidelity
 from fedsim.report.figures import Drawn, save_figure
 from fedsim.report.page import render_page
@@ -26,7 +27,7 @@ from fedsim.report.partitions import draw_partitions
 from fedsim.report.sites import draw_sites
 from fedsim.report.tables import ResultsTable, results_tables, rich_tables
 from fedsim.results.folder import RunFolder
-from fedsim.results.grid_rows import grid_clients, grid_rounds, grid_rows, read_manifest, write_rows
+from fedsim.results.grid_rows import grid_rows, read_manifest, read_results
 from fedsim.results.groups import Group, group_seeds
 from fedsim.results.rows import Row
 from fedsim.results.summary import write_summary
@@ -45,11 +46,12 @@ class Shown:
 
 
 FIGURES: tuple[tuple[str, str, Callable[[Shown], Figure | None]], ...] = (
-    (curves.NAME, "Privacy-utility curves", lambda shown: draw_curves(shown.groups)),
-    (diagnostics.NAME, "Diagnostics of the rounds", lambda shown: draw_diagnostics(shown.rounds)),
-    (fidelity.NAME, "Fidelity: how like real rows synthetic ones are", lambda shown: draw_fidelity(shown.groups)),
-    (sites.NAME, "Clients one by one", lambda shown: draw_sites(shown.groups, shown.clients)),
-    (partitions.NAME, "Who holds what", lambda shown: draw_partitions(shown.matrices)),
+    (curves.CURVES, "Privacy-utility curves", lambda shown: draw_curves(shown.groups)),
+    (diagnostics.DIAGNOSTICS, "Diagnostics of the rounds", lambda shown: draw_diagnostics(shown.rounds)),
+    (communication.COMMUNICATION, "Utility against bytes", lambda shown: draw_communication(shown.groups)),
+    (fidelity.FIDELITY, "Fidelity: how like real rows synthetic ones are", lambda shown: draw_fidelity(shown.groups)),
+    (sites.SITES, "Clients one by one", lambda shown: draw_sites(shown.groups, shown.clients)),
+    (partitions.PARTITIONS, "Who holds what", lambda shown: draw_partitions(shown.matrices)),
 )
 """Name, title and drawing of every figure; None is a figure that has nothing to show."""
 
@@ -61,7 +63,7 @@ class Report:
     page: Path
     rows: list[Row]
     groups: list[Group]
-    findings: list[Finding]
+    findings: list[KnownFailure]
 
     def show(self, console: Console) -> None:
         """Print the table of results, and the known failures that were seen."""
@@ -70,32 +72,26 @@ class Report:
             console.print(line, style="yellow", highlight=False, markup=False)
 
 
-def start_figures(shown: Shown, folder: Path, beside: Executor | None = None) -> Callable[[], list[Drawn]]:
-    """Draw every figure of :data:`FIGURES` into ``folder``, the diagnostics, half of the work, ``beside``; returned is what waits for that.
-
-    Its list has the figures that have something to show.
-    """
-    here = [name for name, _, _ in FIGURES if beside is None or name != diagnostics.NAME]
-    # it needs neither rows nor records, and they would take their time to get there
-    rounds = Shown([], [], replace(shown.rounds, records=[]), [], [])
-    waiting = None if beside is None else beside.submit(draw_figure, diagnostics.NAME, rounds, folder)
-    drawn = {name: draw_figure(name, shown, folder) for name in here}
-
-    def finished() -> list[Drawn]:
-        found = drawn if waiting is None else drawn | {diagnostics.NAME: waiting.result()}
-        return [each for name, _, _ in FIGURES if (each := found[name]) is not None]
-
-    return finished
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """No search for unreachable cycles in the block: records and figures are many objects that stay."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
-def draw_figure(name: str, shown: Shown, folder: Path) -> Drawn | None:
-    """The figure called ``name``, saved into ``folder``; None where it has nothing to show."""
-    ((title, draw),) = ((title, draw) for other, title, draw in FIGURES if other == name)
-    with without_collection():
-        if (figure := draw(shown)) is None:
-            return None
-        _, svg = save_figure(figure, folder, name)
-    return Drawn(name, title, svg.read_text(encoding="utf-8"))
+def draw_figures(shown: Shown, folder: Path) -> list[Drawn]:
+    """Every figure of :data:`FIGURES` that has something to show, saved into ``folder``."""
+    drawn = []
+    for name, title, draw in FIGURES:
+        if (figure := draw(shown)) is not None:
+            _, svg = save_figure(figure, folder, name)
+            drawn.append(Drawn(name, title, svg.read_text(encoding="utf-8")))
+    return drawn
 
 
 @without_collection()
@@ -112,14 +108,13 @@ def write_report(folder: Path) -> Report:
     run = RunFolder(folder)
     run.check()
     manifest = read_manifest(folder)
-    rows = write_rows(folder)
-    with process_beside(len(rows), __name__) as beside:
-        groups = group_seeds(rows)
-        shown = Shown(rows, groups, Rounds.of(rows, grid_rounds(folder)), grid_clients(folder), read_partitions(run.partitions))
-        write_summary(groups, run.summary)
-        figures = start_figures(shown, run.curves, beside)
-        report = Report(run.page, rows, groups, find_failures(rows, shown.rounds))
-        drawn = figures()
+    results = read_results(folder)
+    results.write()
+    groups = group_seeds(rows := results.rows)
+    shown = Shown(rows, groups, Rounds.of(rows, results.rounds()), results.clients(), read_partitions(run.partitions))
+    write_summary(groups, run.summary)
+    drawn = draw_figures(shown, run.curves)
+    report = Report(run.page, rows, groups, find_failures(rows, shown.rounds))
     with replaced(report.page) as part:
         part.write_text(render_page(encodable(folder.resolve().name), rows, groups, drawn, manifest, report.findings), encoding="utf-8")
     return report

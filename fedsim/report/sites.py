@@ -17,7 +17,7 @@ from fedsim.report.figures import INK, MUTED, PAPER, dress, name_epsilons, shade
 from fedsim.results.groups import Group, grouped
 from fedsim.words import setting
 
-NAME = "sites"
+SITES = "sites"
 _COLUMNS, _MOST = 4, 16
 _CHARACTERS, _MOST_LINES = 36, 3
 """Of a title: characters of a line that stay over the panel, and lines of the method and of the place."""
@@ -39,27 +39,27 @@ class Dot:
 
 
 @dataclass(frozen=True)
-class Panel:
+class SitePanel:
     """One method at one place: a title, and the clients' dots by epsilon (None: it has no epsilon)."""
 
     title: str
     dots: Mapping[float | None, Sequence[Dot]]
 
 
-def site_panels(groups: Sequence[Group], lines: Iterable[Mapping[str, Any]]) -> list[Panel]:
+def site_panels(groups: Sequence[Group], lines: Iterable[Mapping[str, Any]]) -> list[SitePanel]:
     """A panel for every method and place whose clients were judged one by one, in the groups' order.
 
     Args:
         groups: rows averaged over seeds.
         lines: what ``ResultStore.clients`` gave.
     """
-    told = grouped(lines, lambda line: line["cell_id"])
+    by_cell = grouped(lines, lambda line: line["cell_id"])
     panels: dict[str, dict[float | None, list[Dot]]] = {}
     for group in groups:
-        if dots := _dots([line for row in group.rows for line in told.get(row.cell_id, ())]):
+        if dots := _dots([line for row in group.rows for line in by_cell.get(row.cell_id, ())]):
             place = setting(group.dataset, alpha=group.alpha, clients=group.clients)
             panels.setdefault(f"{group.label}\n{place}", {})[group.epsilon_target] = dots
-    return [Panel(title, dots) for title, dots in panels.items()]
+    return [SitePanel(title, dots) for title, dots in panels.items()]
 
 
 def _dots(lines: Iterable[Mapping[str, Any]]) -> list[Dot]:
@@ -69,11 +69,11 @@ def _dots(lines: Iterable[Mapping[str, Any]]) -> list[Dot]:
         pair = line["shared_balanced_accuracy"], line["own_balanced_accuracy"]
         if None not in pair:
             scores.setdefault(line["name"], []).append(pair)
-    return [Dot(name, fmean(x for x, _ in each), fmean(y for _, y in each)) for name, each in scores.items()]
+    return [Dot(name, fmean(x for x, _ in pairs), fmean(y for _, y in pairs)) for name, pairs in scores.items()]
 
 
 def draw_sites(groups: Sequence[Group], lines: Iterable[Mapping[str, Any]]) -> Figure | None:
-    """A square a method, the shared generator's balanced accuracy to the right, the own one's upwards; None where nobody was judged."""
+    """A square a method, the shared generator's balanced accuracy to the right, the own one's upwards; None where no client was judged."""
     panels = site_panels(groups, lines)
     if not panels:
         return None
@@ -81,7 +81,7 @@ def draw_sites(groups: Sequence[Group], lines: Iterable[Mapping[str, Any]]) -> F
         return _figure(panels[:_MOST], _CAPTION + (f" {_MOST} of {len(panels)} are drawn." if len(panels) > _MOST else ""))
 
 
-def _figure(panels: Sequence[Panel], caption: str) -> Figure:
+def _figure(panels: Sequence[SitePanel], caption: str) -> Figure:
     columns = min(_COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     width = max(_LEFT + columns * (_SIDE + _GAP_X), 7.5)
@@ -104,12 +104,12 @@ def _figure(panels: Sequence[Panel], caption: str) -> Figure:
     return figure
 
 
-def _title(panel: Panel) -> str:
+def _title(panel: SitePanel) -> str:
     """Method and place, a line each or as many as it takes to stay over the panel."""
     return "\n".join(textwrap.fill(part, _CHARACTERS, max_lines=_MOST_LINES, placeholder="…") for part in panel.title.split("\n"))
 
 
-def _draw(axes: Axes, panel: Panel, colours: Mapping[float | None, str], limits: tuple[float, float]) -> None:
+def _draw(axes: Axes, panel: SitePanel, colours: Mapping[float | None, str], limits: tuple[float, float]) -> None:
     dress(axes, "both", 0.7)
     axes.tick_params(colors=MUTED, labelcolor=INK, labelsize=7.5, length=2.5, pad=2)
     axes.plot(limits, limits, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)), zorder=2)

@@ -1,4 +1,4 @@
-"""The privacy statement of a method: who is protected from whom, by what, counted how, and what is not covered."""
+"""The privacy statement of a method: what is protected from whom, by what, counted how, and what is not covered."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def unit_words(unit: str) -> str:
 def statements(rows: Sequence[Row], check: Callable[[Row], CrossCheck] = within_row) -> list[Statement]:
     """A statement for every method of the rows, and for each unit, trust, claim and noise that it ran under.
 
-    Rows that failed, are unaccounted or refuted have no part in one; a method that has no others is told by that. A method of which
+    Rows that failed, are unaccounted or refuted have no part in one; a method that has no others has a statement of that. A method of which
     ``check`` finds a contradiction has no guarantee.
     """
     checks = {id(row): check(row) for row in rows}
@@ -74,15 +74,15 @@ def statements(rows: Sequence[Row], check: Callable[[Row], CrossCheck] = within_
     for row in rows:
         for sentence in checks[id(row)].contradictions:
             wrong.setdefault(row.label, {})[sentence] = None
-    found: dict[tuple[object, ...], list[Row]] = {}
+    by_setting: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
         if row.status in ("ok", "overspent") and row.label not in wrong:
             key = (row.label, *((row.unit, row.trust, row.claim, row.scope, row.noise, row.status) if _is_private(row) else (None,)))
-            found.setdefault(key, []).append(row)
-    private_labels = {row.label for members in found.values() for row in members if _is_private(row)}
+            by_setting.setdefault(key, []).append(row)
+    private_labels = {row.label for members in by_setting.values() for row in members if _is_private(row)}
     refuted = {_claimed(row): row for row in rows if row.status == "refuted"}
-    # a method that ran at infinity beside finite budgets is told once
-    told = [
+    # a method that ran at infinity beside finite budgets is stated once
+    stated = [
         Statement(
             members[0].label,
             (
@@ -91,14 +91,14 @@ def statements(rows: Sequence[Row], check: Callable[[Row], CrossCheck] = within_
                 *_audit(refuted.get(_claimed(members[0]))),
             ),
         )
-        for members in found.values()
+        for members in by_setting.values()
         if _is_private(members[0]) or members[0].label not in private_labels
     ]
-    methods = {each.method for each in told}
+    methods = {each.method for each in stated}
     without = {
         row.label: _contradicted(wrong[row.label]) if row.label in wrong else _NONE[row.status] for row in rows if row.label not in methods
     }
-    return told + [Statement(label, (("guarantee", f"none: {why}"),)) for label, why in without.items()]
+    return stated + [Statement(label, (("guarantee", f"none: {why}"),)) for label, why in without.items()]
 
 
 _NONE = {
@@ -144,11 +144,11 @@ def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
         yield "budget", line
     for line in large_deltas(rows):
         yield "warning", line
-    for line in dict.fromkeys(line for each in rows for line in _mechanisms(each)):
+    for line in dict.fromkeys(line for member in rows for line in _mechanisms(member)):
         yield "mechanism", line
-    rounds = ", ".join(dict.fromkeys(number(each.params["rounds"]) for each in rows if "rounds" in each.params))
+    rounds = ", ".join(dict.fromkeys(number(member.params["rounds"]) for member in rows if "rounds" in member.params))
     yield from [("rounds", rounds)] if rounds else []
-    clips = ", ".join(dict.fromkeys(number(each.clip) for each in rows))
+    clips = ", ".join(dict.fromkeys(number(member.clip) for member in rows))
     scopes = {
         "joint": "everything that depends on a unit",
         "shared": "the shared parameters alone",
@@ -159,14 +159,14 @@ def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
         moved = f"a unit may turn it into any other: it moves it by {number(row.sensitivity)}"
         what = f"an update is clipped to L2 norm {clips}, and {moved}"
     yield "clip", f"{what}; the noise covers {scopes.get(row.scope or '', row.scope)}"
-    names = [name for name in dict.fromkeys(each.accountant for each in rows) if name]
-    counted = ", ".join(dict.fromkeys(each.counted_by for each in rows if each.counted_by)) or "a revision older than this field"
-    told = "; ".join(f"{name.upper()}, {ACCOUNTANTS.get(name, '')}" for name in names)
+    names = [name for name in dict.fromkeys(member.accountant for member in rows) if name]
+    counted = ", ".join(dict.fromkeys(member.counted_by for member in rows if member.counted_by)) or "a revision older than this field"
+    accountants = "; ".join(f"{name.upper()}, {ACCOUNTANTS.get(name, '')}" for name in names)
     overspent = row.status == "overspent"
     planned = "more than the plan that was solved before the first" if overspent else "equal to the plan that was solved before the first"
-    yield "accountant", f"{told}; counted from the steps that ran, and {planned}; by {counted}"
-    worth = "less of it was added than was planned, so nothing made here may be released" if overspent else NOISES[row.noise or "seeded"]
-    yield "noise", f"Gaussian, {row.noise or 'seeded'}: {worth}"
+    yield "accountant", f"{accountants}; counted from the steps that ran, and {planned}; by {counted}"
+    use = "less of it was added than was planned, so nothing made here may be released" if overspent else NOISES[row.noise or "seeded"]
+    yield "noise", f"Gaussian, {row.noise or 'seeded'}: {use}"
     yield "not covered", "; ".join(_uncovered(row))
 
 
@@ -191,15 +191,15 @@ def _mechanisms(row: Row) -> Iterator[str]:
         where = f"{row.steps} noisy steps, the last kind at sample rate {number(row.sample_rate)}"
         yield f"{target}: {where}; the row is older than the list of its mechanisms, so it cannot be proved from itself"
         return
-    for each in row.mechanisms:
-        times = "once" if each.count == 1 else f"{each.count} times"
+    for mechanism in row.mechanisms:
+        times = "once" if mechanism.count == 1 else f"{mechanism.count} times"
         sampled = (
-            f"on a fresh Poisson sample of the units at rate {number(each.sample_rate)}"
-            if each.sample_rate < 1
+            f"on a fresh Poisson sample of the units at rate {number(mechanism.sample_rate)}"
+            if mechanism.sample_rate < 1
             else "on all units, no sampling"
         )
-        noise = f"noise of standard deviation {number(each.noise_multiplier, 5)} × the sensitivity {number(row.sensitivity)}"
-        yield f"{target}: {each.release}, {times}, {sampled}, {noise}"
+        noise = f"noise of standard deviation {number(mechanism.noise_multiplier, 5)} × the sensitivity {number(row.sensitivity)}"
+        yield f"{target}: {mechanism.release}, {times}, {sampled}, {noise}"
 
 
 def _uncovered(row: Row) -> Iterator[str]:
@@ -213,7 +213,7 @@ def _uncovered(row: Row) -> Iterator[str]:
     if row.noise != "secret":
         yield "a release of anything from this run, whose noise is seeded"
     else:
-        yield "a second release from the same data: what all of them cost is the composition, which fedsim prove tells for a run"
+        yield "a second release from the same data: what all of them cost is the composition, which fedsim prove computes for a run"
     yield "scores, references, diagnostics and label matrices of the run folder, exact functions of the real data"
     yield "the choice of parameters after looking at them"
     yield "which rows are for training, and whose they are: a split or a partition that is computed from rows is taken as given"

@@ -45,7 +45,7 @@ _AXES: tuple[Callable[[Group], str], ...] = (
 
 @dataclass(frozen=True)
 class Line:
-    """A method: its label, what its epsilon is worth, and a text for every column of values."""
+    """A method: its label, its claim, and a text for every column of values."""
 
     label: str
     claim: str
@@ -53,7 +53,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Block:
+class TableBlock:
     """The methods of one partition; ``place`` names it by what varies in the grid, ``references`` are (name, value)."""
 
     place: str
@@ -70,7 +70,7 @@ class ResultsTable:
 
     title: str
     columns: tuple[str, ...]
-    blocks: tuple[Block, ...]
+    blocks: tuple[TableBlock, ...]
     notes: tuple[str, ...]
     heads: tuple[str, ...] = ("method", "claim")
 
@@ -96,7 +96,9 @@ def results_table(groups: Sequence[Group], measure: str = "balanced_accuracy") -
     return ResultsTable(
         title=" · ".join((MEASURES[measure].title, *common)),
         columns=epsilon_heads(columns),
-        blocks=tuple(Block(place, _references(block, measure), _lines(block, columns, seeds, measure)) for place, block in members.items()),
+        blocks=tuple(
+            TableBlock(place, _references(block, measure), _lines(block, columns, seeds, measure)) for place, block in members.items()
+        ),
         notes=(*_notes(groups, seeds, measure), *_classifiers(groups, measure)),
     )
 
@@ -110,8 +112,8 @@ def by_place(groups: Sequence[Group]) -> tuple[list[str], dict[str, list[Group]]
 
 def epsilons(groups: Sequence[Group]) -> list[float | None]:
     """The epsilons of some groups, ascending; None, for methods without one, stands last."""
-    found = {group.epsilon_target for group in groups}
-    return [*sorted(value for value in found if value is not None), *([None] if None in found else [])]
+    targets = {group.epsilon_target for group in groups}
+    return [*sorted(value for value in targets if value is not None), *([None] if None in targets else [])]
 
 
 def epsilon_heads(columns: Sequence[float | None]) -> tuple[str, ...]:
@@ -143,11 +145,11 @@ class TerminalTable:
     def _all_lines(self) -> list[Line]:
         return [line for block in self.table.blocks for line in block.lines]
 
-    def _head(self, block: Block) -> Text:
-        told = " · ".join(f"{name} {value}" for name, value in block.references)
-        return Text.assemble((block.place, "bold cyan"), "   " if block.place and told else "", (told, "dim"))
+    def _head(self, block: TableBlock) -> Text:
+        references = " · ".join(f"{name} {value}" for name, value in block.references)
+        return Text.assemble((block.place, "bold cyan"), "   " if block.place and references else "", (references, "dim"))
 
-    def _wide(self, block: Block, widths: Sequence[int]) -> Table:
+    def _wide(self, block: TableBlock, widths: Sequence[int]) -> Table:
         shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
         for position, (name, width) in enumerate(zip(("method", *self.table.columns), widths, strict=True)):
             shown.add_column(Text(name), justify="right" if position else "left", width=width, no_wrap=True)
@@ -155,14 +157,14 @@ class TerminalTable:
             shown.add_row(Text(_named(line)), *map(Text, line.values))
         return shown
 
-    def _narrow(self, block: Block) -> Table:
+    def _narrow(self, block: TableBlock) -> Table:
         shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
         shown.add_column("method", overflow="fold")
         shown.add_column("budget", no_wrap=True)
         shown.add_column("mean", justify="right", no_wrap=True)
         for line in block.lines:
-            told = [(name, value) for name, value in zip(self.table.columns, line.values, strict=True) if value]
-            for position, (name, value) in enumerate(told):
+            values = [(name, value) for name, value in zip(self.table.columns, line.values, strict=True) if value]
+            for position, (name, value) in enumerate(values):
                 shown.add_row(Text(_named(line) if position == 0 else ""), Text(name), Text(value))
         return shown
 
@@ -187,7 +189,7 @@ def _lines(groups: Sequence[Group], columns: Sequence[float | None], seeds: int,
 
 
 def claim(groups: Sequence[Group]) -> str:
-    """What a method's finite epsilons are worth: a claim, or "refuted" if one of them was; "not private" for a method without epsilon."""
+    """The claim of a method's finite epsilons, or "refuted" if one of them was; "not private" for a method without epsilon."""
     if all(group.epsilon_target is None for group in groups):
         return "not private"
     if any(group.refuted for group in groups):
@@ -230,7 +232,7 @@ def reference(groups: Sequence[Group], measure: str) -> float | None:
 def _classifiers(groups: Sequence[Group], measure: str) -> tuple[str, ...]:
     """Which of the methods in a table predict and do not generate."""
     labels = dict.fromkeys(group.label for group in groups if group.classifies and group.interval(measure))
-    return (f"classifiers, to see what not generating is worth: {', '.join(labels)}",) if labels else ()
+    return (f"classifiers, which generate no rows: {', '.join(labels)}",) if labels else ()
 
 
 def _notes(groups: Sequence[Group], seeds: int, measure: str) -> tuple[str, ...]:
@@ -242,11 +244,11 @@ def _notes(groups: Sequence[Group], seeds: int, measure: str) -> tuple[str, ...]
     if any(interval.half_width is None and interval.count > 1 for group in groups if (interval := group.interval(measure))):
         notes.append("no ±: each seed gave the same")
     if (judges := len({row.judged for group in groups for row in group.rows})) > 1:
-        notes.append(f"scores are from {judges} states of the code that judges: fedsim judge tells those of saved generators anew")
+        notes.append(f"scores are from {judges} states of the code that judges: fedsim judge scores saved generators anew")
     counts = {word: sum(getattr(group, word) for group in groups) for word in UNDRAWN}
     if any(counts.values()):
-        told = " and ".join(f"{count} {word}" for word, count in counts.items() if count)
-        notes.append(f"in no mean: {told} (the report says why)")
+        left_out = " and ".join(f"{count} {word}" for word, count in counts.items() if count)
+        notes.append(f"in no mean: {left_out} (the report says why)")
     claims = {claim([group]) for group in groups}
     notes += [f"{CLAIM_WORDS[name]}: {text}" for name, text in _CLAIM_NOTES.items() if name in claims]
     return tuple(notes)

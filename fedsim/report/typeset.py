@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
-from fedsim.report.tables import Block, ResultsTable
+from fedsim.report.tables import ResultsTable, TableBlock
 
 _LATEX = {
     **{character: f"\\{character}" for character in "_&%#${}"},
@@ -68,7 +68,7 @@ def _latex(table: ResultsTable) -> str:
     )
 
 
-def _latex_block(table: ResultsTable, block: Block) -> Iterator[str]:
+def _latex_block(table: ResultsTable, block: TableBlock) -> Iterator[str]:
     yield r"\midrule"
     if head := _head(block, latex_text, r"\textbf{{{}}}"):
         yield rf"\multicolumn{{{len(table.heads) + len(table.columns)}}}{{l}}{{{head}}} \\"
@@ -81,7 +81,7 @@ def _latex_line(texts: Sequence[str]) -> str:
     return rf"{' & '.join(cells)} \\"
 
 
-def _head(block: Block, text: Callable[[str], str], strong: str) -> str:
+def _head(block: TableBlock, text: Callable[[str], str], strong: str) -> str:
     """A block's place and references."""
-    told = [text(f"{name} {value}") for name, value in block.references]
-    return f" {text('·')} ".join([strong.format(text(block.place)), *told] if block.place else told)
+    references = [text(f"{name} {value}") for name, value in block.references]
+    return f" {text('·')} ".join([strong.format(text(block.place)), *references] if block.place else references)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from fedsim.plugins.code_hash import source_hash
 from fedsim.plugins.registry import check_installed, lookup
 from fedsim.privacy import accountant
 from fedsim.privacy.plan import MOST_DELTA, PrivacyPlan, Trust, Unit, large_delta
+from fedsim.results.join import planned, planned_mechanisms
 from fedsim.results.rows import Row
 from fedsim.words import number
 
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
     from fedsim.methods.algorithm import Algorithm
     from fedsim.methods.messages import Task
 
-TOLERANCE = 0.01
+MOST_ABOVE = 0.01
 """Relative difference by which a tight accountant may be above another that is still agreement."""
-BELOW = 1e-3
+MOST_BELOW = 1e-3
 """The same below, where a row would claim less than it spent."""
 DIMS = (16, 1024)
 """A row does not hold its dimension: what of a plan is equal at both of these does not depend on it."""
@@ -77,15 +78,15 @@ def within_row(row: Row) -> CrossCheck:
 
 def impossible(row: Row) -> tuple[str, ...]:
     """Why no private training wrote these numbers."""
-    told = [f"δ {number(row.delta)}"] if row.delta is not None and not 0 < row.delta <= MOST_DELTA else []
+    faults = [f"δ {number(row.delta)}"] if row.delta is not None and not 0 < row.delta <= MOST_DELTA else []
     for name, value in (("clip", row.clip), ("sensitivity", row.sensitivity), ("σ", row.sigma)):
         if value is not None and not 0 < value < math.inf:
-            told.append(f"{name} {number(value)}")
+            faults.append(f"{name} {number(value)}")
     for m in row.mechanisms or ():
         if not (0 < m.noise_multiplier < math.inf and 0 < m.sample_rate <= 1 and m.count >= 1):
-            told.append(f"noise multiplier {number(m.noise_multiplier)}, sample rate {number(m.sample_rate)}, count {m.count}")
+            faults.append(f"noise multiplier {number(m.noise_multiplier)}, sample rate {number(m.sample_rate)}, count {m.count}")
     nothing = ["the row has a finite target and no mechanism"] if row.mechanisms == () else []
-    return (*(f"no mechanism of a finite target has {each}" for each in told), *nothing)
+    return (*(f"no mechanism of a finite target has {fault}" for fault in faults), *nothing)
 
 
 def large_deltas(rows: Sequence[Row]) -> list[str]:
@@ -136,7 +137,7 @@ def _against_epsilon(row: Row, composed: float | None) -> Iterator[str]:
     if composed is None or row.epsilon_spent is None:
         return
     share = ratio(row.epsilon_spent, composed)
-    if not 1 - BELOW <= share <= 1 + TOLERANCE:
+    if not 1 - MOST_BELOW <= share <= 1 + MOST_ABOVE:
         holds = ", a bound that holds and is loose" if share > 1 else ""
         yield f"ε is {share:.3f} of what its mechanisms spend{holds}"
 
@@ -175,19 +176,19 @@ def _against_plan(row: Row, dims: Sequence[int], trust_plugin: bool) -> tuple[li
         plans = [_planned(cls, dump(row.params), task, row.epsilon_target or math.inf, row.delta) for task in tasks]
     except (Exception, SystemExit) as error:  # whatever an algorithm makes of parameters that it was not given
         why = "; ".join(reasons(error)) if isinstance(error, Exception) else "it exits"
-        told = [f"its algorithm makes no plan of its parameters ({why})"]
+        differences = [f"its algorithm makes no plan of its parameters ({why})"]
     else:
-        first, *others = [_of_plan(plan) for plan in plans]
+        first, *others = [_of_plan(plan, row) for plan in plans]
         same = {name: value for name, value in first.items() if all(other.get(name) == value for other in others)}
-        told = [*_differences(row, same, first.keys() - same.keys()), *_claimed(row, plans[0])]
+        differences = [*_differences(row, same, first.keys() - same.keys()), *_claimed(row, plans[0])]
         if len(same) < len(first):
             note = "what of its plan depends on the dimension, which the row does not hold, was not compared"
-        elif not told and plans[0] is not None:
+        elif not differences and plans[0] is not None:
             reached = plans[0].epsilon_reached
-    if told and row.source != source_hash(cls):
+    if differences and row.source != source_hash(cls):
         why = "is not the one that ran" if row.source else "may not be the one that ran, which the row does not say"
-        return [], f"the code here {why}, and differs: {'; '.join(told)}", None
-    return told, note, reached
+        return [], f"the code here {why}, and differs: {'; '.join(differences)}", None
+    return differences, note, reached
 
 
 @lru_cache(maxsize=4096)
@@ -204,18 +205,11 @@ _Value = str | float | tuple[float, float, int]
 """Of a field; of a release its noise multiplier, its sample rate and how often it ran."""
 
 
-def _of_plan(plan: PrivacyPlan | None) -> dict[str, _Value]:
+def _of_plan(plan: PrivacyPlan | None, row: Row) -> dict[str, _Value]:
     if plan is None:
         return {}
-    return {
-        "σ": plan.sigma,
-        "sensitivity": plan.sensitivity,
-        "clip": plan.clip,
-        "scope": plan.scope,
-        "sample rate": plan.main.sample_rate,
-        "number of steps": sum(release.steps for release in plan.releases),
-        **{f"release '{r.name}'": (plan.noise_multiplier(r.name), r.sample_rate, r.steps) for r in plan.releases if r.steps},
-    }
+    fields = asdict(plan)
+    return _of_row(row.model_copy(update=planned(fields) | {"mechanisms": planned_mechanisms(fields)}))
 
 
 def _of_row(row: Row) -> dict[str, _Value]:

@@ -2,7 +2,7 @@
 
 A generator is made from the server's state and the released client codes, which are private already, so to sample from it costs nothing.
 With secret noise nothing else in a package was computed from private data, nor is its name, so one may be released under its epsilon
-(several of one data set: :mod:`fedsim.evidence.together`). With seeded noise anyone can draw the noise again and take it off: they are for
+(several of one data set: :mod:`fedsim.evidence.prove`). With seeded noise anyone can draw the noise again and take it off: they are for
 simulation only. Nothing is ever unpickled.
 """
 
@@ -26,7 +26,7 @@ from safetensors.torch import save
 from fedsim.errors import UserError
 from fedsim.evaluation.judge import synthesise
 from fedsim.files import replaced, unread
-from fedsim.grid.models import Cell, shown
+from fedsim.grid.models import Cell
 from fedsim.json_lines import dump, encode, reasons
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Task, Tensors
@@ -36,9 +36,9 @@ from fedsim.privacy.plan import RELEASABLE, PrivacyPlan
 from fedsim.results.contradictions import cross_check, large_deltas
 from fedsim.results.folder import RunFolder
 from fedsim.results.grid_rows import entries, every_entry
-from fedsim.results.join import Entry, Lines
+from fedsim.results.join import Lines, planned, planned_mechanisms
 from fedsim.results.rows import Row
-from fedsim.results.states import read_state
+from fedsim.results.trained import read_state
 from fedsim.seeds import Purpose, Seeds
 from fedsim.training.cohort import build_algorithm
 from fedsim.training.rounds import restored
@@ -76,7 +76,7 @@ class GeneratorFacts(BaseModel):
     @model_validator(mode="after")
     def _one_story(self) -> GeneratorFacts:
         """What is said twice is said alike, and every number is in its range: the files may be anybody's."""
-        cell, task, plan = self.cell, self.task, self.plan
+        cell, task, plan, spent = self.cell, self.task, self.plan, self.epsilon_spent
         for name, value in (("dim", task.dim), ("classes", task.classes), ("clients", task.clients)):
             if not 1 <= value <= MOST_SIZE:
                 raise ValueError(f"task.{name} is {value}, not in 1 .. {MOST_SIZE}")
@@ -84,15 +84,13 @@ class GeneratorFacts(BaseModel):
             raise ValueError(f"cell.seed is {cell.seed}, not in 0 .. 2^63 - 1")
         if (cell.clients, cell.unit, cell.trust) != (task.clients, task.unit, task.trust):
             raise ValueError("cell and task differ in clients, unit or trust")
-        if (plan is None) != (cell.epsilon is None):
-            raise ValueError("cell and plan differ in epsilon")
+        budget = None if plan is None else (plan.epsilon_target, plan.delta, plan.unit, plan.trust)
+        if budget != (None if cell.epsilon is None else (cell.epsilon, cell.delta, cell.unit, cell.trust)):
+            raise ValueError("cell and plan differ in epsilon, delta, unit or trust")
         if plan is None:
             return self
-        if (plan.epsilon_target, plan.delta, plan.unit, plan.trust) != (cell.epsilon, cell.delta, cell.unit, cell.trust):
-            raise ValueError("cell and plan differ in epsilon, delta, unit or trust")
         if not (plan.epsilon_target > 0 and 0 < plan.delta < 1 and 0 <= plan.sigma < math.inf):
             raise ValueError("the plan's epsilon, delta or sigma is out of range")
-        spent = self.epsilon_spent
         if self.status == "ok" and not (spent is not None and 0 <= spent <= plan.epsilon_target * (1 + 1e-6)):
             raise ValueError(f"epsilon_spent is {spent} of {plan.epsilon_target}, which is not what status 'ok' says")
         return self
@@ -104,7 +102,7 @@ class GeneratorFacts(BaseModel):
         if plan is None or math.isinf(plan.epsilon_target):
             return "it carries no noise"
         if self.cell.noise == "seeded":
-            return "the seed of its noise is known, and who knows it can take the noise off"
+            return "the seed of its noise is known, and with it anyone can take the noise off"
         if self.status != "ok" or plan.claim not in RELEASABLE:
             return f"its status is {self.status}, its claim {plan.claim}"
         return ""
@@ -338,41 +336,24 @@ def _cross_checked(where: str, facts: GeneratorFacts, row: Row) -> tuple[str, ..
 
 def _as_row(facts: GeneratorFacts) -> Row:
     """A package's facts as the row that they claim to be of, without scores; mechanisms are the plan's."""
-    cell, plan = facts.cell, facts.plan
-    line = {
-        "cell": cell.model_dump(mode="json"),
-        "task": asdict(facts.task),
-        "plan": None if plan is None else asdict(plan),
-        "dataset": shown(cell.dataset, cell.evaluation.unseen),
-        "alpha": cell.concentration,
-        "yields": "generator",
-        "ledger": {
-            "epsilon_spent": facts.epsilon_spent,
-            "accountant": facts.accountant,
-            "mechanisms": _mechanisms(plan),
-            "unaccounted": "",
-        },
-        "versions": facts.versions,
-        "state": facts.sha256,
-        **dict.fromkeys(("error", "partition", "train_rows", "train_groups", "uplink_bytes", "seconds")),
-    }
-    lines = Lines({cell.training_id: line}, {}, {})
-    return lines.trained_row(Entry(cell.cell_id, cell.training_id, cell.label))
-
-
-def _mechanisms(plan: PrivacyPlan | None) -> list[dict[str, Any]]:
-    """What a ledger holds once all of a plan has run."""
-    return [
-        {
-            "release": release.name,
-            "kind": "gaussian" if release.sample_rate == 1 else "sampled-gaussian",
-            "noise_multiplier": plan.noise_multiplier(release.name),
-            "sample_rate": release.sample_rate,
-            "count": release.steps,
-        }
-        for release in (plan.releases if plan else ())
-        if plan and release.steps
-    ]
+    cell, spent = facts.cell, facts.epsilon_spent
+    plan = None if facts.plan is None else asdict(facts.plan)
+    private = {} if plan is None else planned(plan) | {"mechanisms": planned_mechanisms(plan), "unit": cell.unit_name, "noise": cell.noise}
+    return Row(
+        cell_id=cell.cell_id,
+        source=cell.source,
+        status="overspent" if plan is not None and (spent or 0.0) > plan["epsilon_target"] * (1 + 1e-6) else "ok",
+        algorithm=cell.algorithm,
+        label=cell.label,
+        params=cell.params,
+        dataset=cell.dataset.display,
+        clients=cell.clients,
+        chance=1 / facts.task.classes,
+        claim=plan["claim"] if plan is not None else "none",
+        epsilon_spent=spent,
+        accountant=facts.accountant,
+        **private,
+    )
 
 
 def _is_kept(line: Mapping[str, Any] | None) -> bool:
@@ -401,14 +382,14 @@ def _of_package(folder: Path, cell: str | None) -> tuple[GeneratorFacts, Tensors
 
 def _chosen(run: Path, cell: str | None, known: Mapping[str, str]) -> str:
     """The one id that begins with ``cell``."""
-    found = [name for name in known if name.startswith(cell or "")]
-    if len(found) == 1:
-        return found[0]
-    listed = [f"{name} ({known[name]})" if known[name] else name for name in (found or known)]
+    matching = [name for name in known if name.startswith(cell or "")]
+    if len(matching) == 1:
+        return matching[0]
+    listed = [f"{name} ({known[name]})" if known[name] else name for name in (matching or known)]
     ids = ", ".join(listed[:MOST_NAMED]) + (f" and {len(listed) - MOST_NAMED} more" if len(listed) > MOST_NAMED else "")
     if not known:
         raise UserError(str(run), "there are no generators here", "give the folder of a run whose generative cells are finished")
-    if cell is None or found:
+    if cell is None or matching:
         raise UserError(str(run), f"there are several generators ({ids})", "name one with --cell")
     raise UserError(f"--cell {cell}", f"there is no generator of this cell in {run}", f"known: {ids}")
 

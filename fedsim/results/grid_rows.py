@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 
@@ -59,27 +61,125 @@ def load_results(folder: Path | str) -> pd.DataFrame:
     return frame.astype(dict.fromkeys(numbers, "float64"))
 
 
-def grid_rows(folder: Path | str) -> list[Row]:
-    """The rows of the cells that the manifest lists, in its order and with its labels; without a manifest those of :func:`newest`.
+@dataclass(frozen=True)
+class GridResults:
+    """The results of a run folder, for the cells of its grid; all of its files are read once.
 
     Result lines of earlier grids and of older code stay in a run folder, so that a grid can shrink and grow, and an edit be undone,
     without running cells again.
+    """
+
+    run: RunFolder
+    lines: Lines
+    entries: list[Entry]
+    listed: bool
+    """Whether the manifest lists the cells."""
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """See :func:`grid_rows`."""
+        rows = self.lines.rows(self.entries)
+        return rows if self.listed else newest(rows)
+
+    def rounds(self) -> list[dict[str, Any]]:
+        """See :func:`grid_rounds`."""
+        rounds = ResultStore(self.run.path).rounds()
+        return [{"cell_id": entry.cell_id, **record} for entry in self.entries for record in rounds.get(entry.training_id, ())]
+
+    def clients(self) -> list[dict[str, Any]]:
+        """A line a client of the cells that were judged by clients."""
+        return self.lines.clients(self.entries)
+
+    def every_row(self) -> list[Row]:
+        """See :func:`every_row`."""
+        known = {entry.training_id: entry for entry in [*every_entry(self.lines), *self.entries]}
+        return [self.lines.trained_row(known[training]) for training in self.lines.trainings]
+
+    def write(self) -> None:
+        """Write ``results.jsonl`` and ``clients.jsonl`` anew, each at once."""
+        _write(self.run.results, [row.to_json() for row in self.rows])
+        clients = self.clients()
+        if clients or self.run.clients.exists():
+            _write(self.run.clients, list(map(dump, clients)))
+
+
+@dataclass(frozen=True)
+class OlderResults:
+    """The same of a run folder of fedsim 0.1, whose rows were written one by one; it is read for one release more, and not written."""
+
+    run: RunFolder
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """Those of the manifest's cells, the last of each; without a manifest those of :func:`newest`."""
+        latest = {row.cell_id: row for row in self.every_row()}
+        cells = read_manifest(self.run.path).get("cells")
+        if cells is None:
+            return newest(list(latest.values()))
+        return [latest[cell["cell_id"]].model_copy(update={"label": cell["label"]}) for cell in cells if cell["cell_id"] in latest]
+
+    def rounds(self) -> list[dict[str, Any]]:
+        """As they stand there."""
+        return list(_older_lines(self.run.lines("rounds"), _decoded))
+
+    def clients(self) -> list[dict[str, Any]]:
+        """As they stand there."""
+        return list(_older_lines(self.run.clients, _decoded))
+
+    def every_row(self) -> list[Row]:
+        """The last row of every cell, in the order of these."""
+        latest: dict[str, Row] = {}
+        for row in _older_lines(self.run.results, _older_row):
+            latest.pop(row.cell_id, None)
+            latest[row.cell_id] = row
+        return list(latest.values())
+
+    def write(self) -> None:
+        """Nothing: its files are the only ones that there are."""
+
+
+def read_results(folder: Path | str) -> GridResults | OlderResults:
+    """The results of a run folder.
 
     Raises:
         UserError: a file of the folder cannot be read.
     """
+    run = RunFolder(Path(folder))
     if is_older(folder):
-        return _older_rows(Path(folder))
-    return _rows(folder, Lines.read(folder))
+        return OlderResults(run)
+    lines = Lines.read(folder)
+    return GridResults(run, lines, entries(folder, lines), read_manifest(run.path).get("cells") is not None)
 
 
-def _rows(folder: Path | str, lines: Lines) -> list[Row]:
-    rows = lines.rows(entries(folder, lines))
-    return newest(rows) if read_manifest(Path(folder)).get("cells") is None else rows
+def grid_rows(folder: Path | str) -> list[Row]:
+    """The rows of the cells that the manifest lists, in its order and with its labels; without a manifest those of :func:`newest`.
+
+    Raises:
+        UserError: a file of the folder cannot be read.
+    """
+    return read_results(folder).rows
+
+
+def grid_rounds(folder: Path | str) -> list[dict[str, Any]]:
+    """The round records of the cells that the manifest lists, with their cell's id, by cell and in order of the round.
+
+    Raises:
+        UserError: a file of the folder cannot be read.
+    """
+    return read_results(folder).rounds()
+
+
+def every_row(folder: Path | str) -> list[Row]:
+    """A row for every training in a folder, those of earlier grids too; of one that was not judged without scores.
+
+    Raises:
+        UserError: a file of the folder cannot be read.
+    """
+    return read_results(folder).every_row()
 
 
 def newest(rows: Sequence[Row]) -> list[Row]:
-    """The rows that were judged as the last one was, each by the code of its algorithm that wrote last."""
+    """The rows that were judged as the last one was, by the code of their algorithm that wrote last."""
     sources = {row.algorithm: row.source for row in rows}
     return [row for row in rows if row.source == sources[row.algorithm] and row.evaluation == rows[-1].evaluation]
 
@@ -97,106 +197,41 @@ def entries(folder: Path | str, lines: Lines) -> list[Entry]:
 def every_entry(lines: Lines) -> list[Entry]:
     """A cell for every judgement, without references; and for every training that failed or was not judged one of its own id."""
     judged = [line for line in lines.judgements.values() if line["training_id"] in lines.trainings]
-    found = [Entry(line["cell_id"], line["training_id"], lines.trainings[line["training_id"]]["cell"]["label"]) for line in judged]
-    known = {entry.training_id for entry in found}
+    cells = [Entry(line["cell_id"], line["training_id"], lines.trainings[line["training_id"]]["cell"]["label"]) for line in judged]
+    known = {entry.training_id for entry in cells}
     others = {training: line["cell"] for training, line in lines.trainings.items() if training not in known}
-    return found + [Entry(cell["cell_id"], training, cell["label"]) for training, cell in others.items()]
+    return cells + [Entry(cell["cell_id"], training, cell["label"]) for training, cell in others.items()]
 
 
 def is_older(folder: Path | str) -> bool:
-    """Whether a run folder is of fedsim 0.1, whose rows were written one by one; they are read for one release more."""
+    """Whether a run folder is of fedsim 0.1."""
     run = RunFolder(Path(folder))
     return run.results.exists() and not run.lines("trainings").exists()
 
 
-def _older_rows(folder: Path, *, listed: bool = True) -> list[Row]:
-    latest: dict[str, Row] = {}
-    path = RunFolder(folder).results
+_Read = TypeVar("_Read")
+
+
+def _older_lines(path: Path, read: Callable[[Any], _Read]) -> Iterator[_Read]:
     for number, line in complete_lines(path):
         try:
-            fields = load(line)
-            known = {name: value for name, value in fields.items() if name in Row.columns()}
-            row = Row.model_validate(known | {"params": decode(known["params"])})
+            yield read(load(line))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}:{number}", f"this line cannot be read ({'; '.join(reasons(error))})", "remove the line") from error
-        latest.pop(row.cell_id, None)
-        latest[row.cell_id] = row
-    cells = read_manifest(folder).get("cells")
-    if not listed:
-        return list(latest.values())
-    if cells is None:
-        return newest(list(latest.values()))
-    return [latest[cell["cell_id"]].model_copy(update={"label": cell["label"]}) for cell in cells if cell["cell_id"] in latest]
 
 
-def every_row(folder: Path | str) -> list[Row]:
-    """A row for every training in a folder, those of earlier grids too; of one that was not judged without scores.
-
-    Raises:
-        UserError: a file of the folder cannot be read.
-    """
-    if is_older(folder):
-        return _older_rows(Path(folder), listed=False)
-    lines = Lines.read(folder)
-    listed = {entry.training_id: entry for entry in [*every_entry(lines), *entries(folder, lines)]}
-    return [lines.trained_row(listed[training]) for training in lines.trainings]
+def _older_row(fields: dict[str, Any]) -> Row:
+    known = {name: value for name, value in fields.items() if name in Row.columns()}
+    return Row.model_validate(known | {"params": decode(known["params"])})
 
 
-def write_rows(folder: Path | str) -> list[Row]:
-    """Write ``results.jsonl`` and ``clients.jsonl`` anew from the result lines, each at once.
-
-    Returns:
-        The rows.
-
-    Raises:
-        UserError: a file of the folder cannot be read.
-    """
-    if is_older(folder):
-        return _older_rows(Path(folder))
-    run, lines = RunFolder(Path(folder)), Lines.read(folder)
-    cells = entries(folder, lines)
-    rows, clients = _rows(folder, lines), lines.clients(cells)
-    _write(run.results, [row.to_json() for row in rows])
-    if clients or run.clients.exists():
-        _write(run.clients, list(map(dump, clients)))
-    return rows
+def _decoded(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value if name == "cell_id" else decode(value) for name, value in fields.items()}
 
 
 def _write(path: Path, texts: Sequence[str]) -> None:
     with replaced(path) as part:
         part.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
-
-
-def grid_rounds(folder: Path | str) -> list[dict[str, Any]]:
-    """The round records of the cells that the manifest lists, each with its cell's id, by cell and in order of the round.
-
-    Raises:
-        UserError: a file of the folder cannot be read.
-    """
-    if is_older(folder):
-        return list(_older_lines(RunFolder(Path(folder)).lines("rounds")))
-    lines, rounds = Lines.read(folder), ResultStore(folder).rounds()
-    return [{"cell_id": e.cell_id, **record} for e in entries(folder, lines) for record in rounds.get(e.training_id, ())]
-
-
-def grid_clients(folder: Path | str) -> list[dict[str, Any]]:
-    """The lines of clients of the cells that the manifest lists.
-
-    Raises:
-        UserError: a file of the folder cannot be read.
-    """
-    if is_older(folder):
-        return list(_older_lines(RunFolder(Path(folder)).clients))
-    lines = Lines.read(folder)
-    return lines.clients(entries(folder, lines))
-
-
-def _older_lines(path: Path) -> Iterator[dict[str, Any]]:
-    for number, line in complete_lines(path):
-        try:
-            yield {name: value if name == "cell_id" else decode(value) for name, value in load(line).items()}
-        except (ValueError, AttributeError) as error:
-            raise UserError(f"{path}:{number}", f"this line cannot be read ({'; '.join(reasons(error))})", "remove the line") from error
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -212,6 +247,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = read_document(path)
         _Manifest.model_validate(manifest, strict=True)
     except ValueError as error:
-        right = "restore it; without it, report shows the newest rows, and nothing can be judged or verified"
-        raise UserError(str(path), "this is not a manifest that fedsim wrote", right) from error
+        hint = "restore it; without it, report shows the newest rows, and nothing can be judged or verified"
+        raise UserError(str(path), "this is not a manifest that fedsim wrote", hint) from error
     return manifest

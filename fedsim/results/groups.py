@@ -158,7 +158,7 @@ def _group(members: list[Row]) -> Group:
 
 
 def weakest(claims: Collection[str | None]) -> str | None:
-    """The claim that is worth the least; None where there is none."""
+    """The weakest of some claims; None where there is none."""
     return next((claim for claim in reversed(get_args(Claim)) if claim in claims), None)
 
 
@@ -173,8 +173,8 @@ def distinct_labels(rows: list[Row], params: list[str]) -> list[Row]:
     differing = {label: _differing(list(known.values())) for label, known in by_label.items()}
 
     def named(row: Row) -> Row:
-        told = ", ".join(f"{name}={_settings(row).get(name)}" for name in differing[row.label])
-        return row.model_copy(update={"label": f"{row.label} ({told})"}) if told else row
+        differences = ", ".join(f"{name}={_settings(row).get(name)}" for name in differing[row.label])
+        return row.model_copy(update={"label": f"{row.label} ({differences})"}) if differences else row
 
     return [named(row) for row in rows]
 
@@ -185,7 +185,7 @@ def _settings(row: Row) -> dict[str, Any]:
 
 def _differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     values: dict[str, set[str]] = {}
-    for name, value in (item for each in settings for item in each.items()):
+    for name, value in (item for setting in settings for item in setting.items()):
         spelled = values.setdefault(name, set())
         if value is not None or name not in SETTING:  # without a budget there is no delta, unit or trust
             spelled.add(dump([value]))

@@ -12,7 +12,7 @@ from typing import Any
 from fedsim.json_lines import dump
 from fedsim.plugins.claims import as_checked
 from fedsim.privacy.plan import Claim
-from fedsim.results.rows import Row
+from fedsim.results.rows import Mechanism, Row
 from fedsim.results.store import ResultStore
 
 Line = Mapping[str, Any]
@@ -70,13 +70,20 @@ class Lines:
         training = self.trainings[entry.training_id]
         ended = self.judgements.get(entry.cell_id) if training["error"] is None else None
         error = training["error"] or (ended["error"] if ended is not None else None)
-        fields = _trained(training) | {"cell_id": entry.cell_id, "label": entry.label, "error": error}
+        fields = _trained(training)
+        fields.update(cell_id=entry.cell_id, label=entry.label, error=error, claim=self.claim(training))
+        ceiling, local_only = self.references.get(entry.ceiling), self.references.get(entry.local_only)
         if ended is not None and error is None:
-            fields |= _judged(ended, training, self.references.get(entry.local_only))
-        fields |= _referenced(self.references.get(entry.ceiling), self.references.get(entry.local_only))
+            fields.update(_judged(ended, training, local_only))
+        if ceiling:
+            fields.update(ceiling_balanced_accuracy=ceiling["balanced_accuracy"], ceiling_accuracy=ceiling["accuracy"])
+        if local_only:
+            fields["local_only_balanced_accuracy"] = local_only["mean"]
         audit = self._audit(entry, training)
-        fields |= {"claim": self.claim(training)} | ({} if audit is None else _audited(audit))
-        return Row.model_validate(fields | _status(fields, training, audit))
+        if audit is not None:
+            fields.update({f"audit_{name}": audit[name] for name in _OF_AUDIT})
+        fields.update(_status(fields, training, audit))
+        return Row.model_validate(fields)
 
     def rows(self, entries: Sequence[Entry]) -> list[Row]:
         """The rows of those cells that are finished, in order."""
@@ -121,6 +128,10 @@ class Lines:
         return as_checked(plan["claim"], checks, cell["unit"], cell["trust"], cell["params"])
 
 
+_OF_AUDIT = ("epsilon_lower", "epsilon_any", "method", "pairs", "canary_ratio", "params")
+"""The fields of a row, behind ``audit_``, that an audit of its claim decides."""
+
+
 def claim_of(cell: Mapping[str, Any]) -> str:
     """What an audit is of, as one text: a cell's code, parameters, unit, trust, ε and δ."""
     return dump([cell[name] for name in ("source", "algorithm", "params", "unit", "trust", "epsilon", "delta")])
@@ -147,7 +158,8 @@ def _trained(line: Line) -> dict[str, Any]:
         "evaluation": evaluation,
         "unseen": unseen,
         "chance": 1 / line["task"]["classes"],
-        "uplink_bytes": line["uplink_bytes"],
+        # lines of fedsim before these were counted do not have them
+        **{name: line.get(name) for name in ("uplink_bytes", "downlink_bytes", "parameters")},
         "train_seconds": line["seconds"],
         "seconds": line["seconds"],
         "versions": line["versions"],
@@ -155,27 +167,40 @@ def _trained(line: Line) -> dict[str, Any]:
     }
     if plan is None:
         return fields
-    main = [release for release in plan["releases"] if release["main"]][-1]
     return fields | {
+        **planned(plan),
         "train_groups": line["train_groups"],
-        "epsilon_target": plan["epsilon_target"],
         "epsilon_spent": ledger.get("epsilon_spent"),
-        "delta": plan["delta"],
         "unit": unit,
         "relation": "add-or-remove-one",
-        "trust": plan["trust"],
-        "scope": plan["scope"],
         "accountant": ledger.get("accountant"),
         "noise": cell["noise"],
-        "sigma": plan["sigma"],
-        "sample_rate": main["sample_rate"],
-        "steps": sum(release["steps"] for release in plan["releases"]),
-        "clip": plan["clip"],
-        "sensitivity": plan["sensitivity"],
         "mechanisms": ledger.get("mechanisms"),
         "noise_at": ledger.get("noise_at"),
         "counted_by": ledger.get("counted_by"),
     }
+
+
+def planned(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a row that its plan decides."""
+    main = [release for release in plan["releases"] if release["main"]][-1]
+    own = {name: plan[name] for name in ("epsilon_target", "delta", "trust", "scope", "sigma", "clip", "sensitivity")}
+    return own | {"sample_rate": main["sample_rate"], "steps": sum(release["steps"] for release in plan["releases"])}
+
+
+def planned_mechanisms(plan: Mapping[str, Any]) -> tuple[Mechanism, ...]:
+    """The mechanisms of a row whose training ran all of its plan."""
+    return tuple(
+        Mechanism(
+            release=release["name"],
+            kind="gaussian" if release["sample_rate"] == 1 else "sampled-gaussian",
+            noise_multiplier=release["relative_noise"] * plan["sigma"],
+            sample_rate=release["sample_rate"],
+            count=release["steps"],
+        )
+        for release in plan["releases"]
+        if release["steps"]
+    )
 
 
 def _judged(line: Line, training: Line, local_only: Line | None) -> dict[str, Any]:
@@ -192,19 +217,6 @@ def _judged(line: Line, training: Line, local_only: Line | None) -> dict[str, An
         "recall_per_class": line["recalls"],
         "evaluation": {name: value for name, value in line["evaluation"].items() if name != "unseen"},
     }
-
-
-def _referenced(ceiling: Line | None, local_only: Line | None) -> dict[str, Any]:
-    """The fields of a row that references decide; none of one that is not there."""
-    fields: dict[str, Any] = {}
-    if ceiling:
-        fields |= {"ceiling_balanced_accuracy": ceiling["balanced_accuracy"], "ceiling_accuracy": ceiling["accuracy"]}
-    return fields | ({"local_only_balanced_accuracy": local_only["mean"]} if local_only else {})
-
-
-def _audited(line: Line) -> dict[str, Any]:
-    """The fields of a row that an audit of its claim decides."""
-    return {f"audit_{name}": line[name] for name in ("epsilon_lower", "epsilon_any", "method", "pairs", "canary_ratio", "params")}
 
 
 def _status(fields: Mapping[str, Any], training: Line, audit: Line | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from scipy.special import stdtr
 from fedsim.results.groups import EQUAL, Group, Interval, grouped
 from fedsim.results.rows import Row
 
-PLACE = ("dataset", "scheme", "alpha", "clients")
+PLACE_FIELDS = ("dataset", "scheme", "alpha", "clients")
 _BUDGET = ("epsilon_target", "delta", "unit", "trust")
 
 
@@ -47,7 +47,7 @@ def paired_differences(groups: Sequence[Group], value: Callable[[Row], float | N
         groups: as ``group_seeds`` gives them, of any places.
         value: a row's measure; None where it has none.
     """
-    places = grouped(groups, lambda group: tuple(getattr(group, name) for name in PLACE))
+    places = grouped(groups, lambda group: tuple(getattr(group, name) for name in PLACE_FIELDS))
     return [difference for members in places.values() for difference in _corrected(list(_differences(members, value)))]
 
 
@@ -77,8 +77,8 @@ def _differences(groups: Iterable[Group], value: Callable[[Row], float | None]) 
     for first, second in combinations(groups, 2):
         if any(getattr(first, name) != getattr(second, name) for name in _BUDGET):
             continue
-        others = {_draw(row): found for row in second.rows if (found := value(row)) is not None}
-        paired = [found - others[_draw(row)] for row in first.rows if _draw(row) in others and (found := value(row)) is not None]
+        others = {_draw(row): score for row in second.rows if (score := value(row)) is not None}
+        paired = [score - others[_draw(row)] for row in first.rows if _draw(row) in others and (score := value(row)) is not None]
         if len(paired) > 1:
             yield Difference(first, second, Interval.of(paired), paired_t_test(paired))
 
@@ -89,5 +89,5 @@ def _draw(row: Row) -> tuple[object, ...]:
 
 
 def _corrected(differences: Sequence[Difference]) -> list[Difference]:
-    adjusted = iter(holm([each.p for each in differences if each.p is not None]))
-    return [each if each.p is None else replace(each, p_holm=next(adjusted)) for each in differences]
+    adjusted = iter(holm([difference.p for difference in differences if difference.p is not None]))
+    return [difference if difference.p is None else replace(difference, p_holm=next(adjusted)) for difference in differences]

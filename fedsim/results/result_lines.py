@@ -44,6 +44,8 @@ def training_line(
         "train_groups": trial.train_groups,
         "ledger": None if outcome is None or plan is None else _ledger(outcome),
         "uplink_bytes": outcome and outcome.uplink_bytes,
+        "downlink_bytes": outcome and outcome.downlink_bytes,
+        "parameters": outcome and outcome.parameters,
         "seconds": outcome and outcome.seconds,
         "versions": dict(versions),
         "class_names": list(class_names),
@@ -88,7 +90,7 @@ def judgement_line(trial: Trial, end: Judgement | RowError, seconds: float) -> d
         "label_shares": end.label_shares,
         "scores": end.scores,
         "recalls": end.recalls,
-        "clients": [_client(each) for each in map(asdict, end.clients)],
+        "clients": [_client(client) for client in map(asdict, end.clients)],
     }
 
 

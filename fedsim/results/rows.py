@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
@@ -21,12 +20,6 @@ UNDRAWN = ("failed", "overspent", "unaccounted", "refuted")
 
 MOST_MESSAGE, MOST_TRACEBACK, ROOM = 2_000, 20_000, 100
 """Characters of an error that a row holds, and room to say how many are left out; the cell's log has all of them."""
-
-
-_DROPPED = ("epsilon_spent_replace_one",)
-"""Columns of older rows that nothing reads any more."""
-_SPREAD = {*MEASURES, *_DROPPED}
-"""Keys of a line that are no fields of a row."""
 
 
 class RowError(BaseModel):
@@ -105,7 +98,9 @@ class Row(BaseModel):
             frequent ones. None for a classifier, which knows its own.
         scores: by the names of :data:`fedsim.evaluation.measures.MEASURES`; on disk and as arguments each is a field of the row, so that a
             measure that is one more is one field more.
-        uplink_bytes: what all clients sent in all rounds, but for the row count that weighs an update without privacy; ``seconds`` is the
+        uplink_bytes, downlink_bytes: what all clients sent and received in all rounds, as numbers of the messages' shapes, but for the row
+            count that weighs an update without privacy.
+        parameters: how many numbers one client trains; ``seconds`` is the
             cell's wall time, training and judging.
     """
 
@@ -164,6 +159,8 @@ class Row(BaseModel):
     local_only_balanced_accuracy: float | None = None
     chance: float | None = None
     uplink_bytes: int | None = None
+    downlink_bytes: int | None = None
+    parameters: int | None = None
     seconds: float | None = None
     train_seconds: float | None = None
     judge_seconds: float | None = None
@@ -173,10 +170,10 @@ class Row(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _gathered(cls, fields: Any) -> Any:
-        if not isinstance(fields, dict) or fields.keys().isdisjoint(_SPREAD):
+        if not isinstance(fields, dict) or fields.keys().isdisjoint(MEASURES):
             return fields
         scores = fields.get("scores", {}) | {name: fields[name] for name in MEASURES if fields.get(name) is not None}
-        return {**{name: value for name, value in fields.items() if name not in MEASURES and name not in _DROPPED}, "scores": scores}
+        return {**{name: value for name, value in fields.items() if name not in MEASURES}, "scores": scores}
 
     @model_serializer(mode="wrap")
     def _spread(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -187,7 +184,7 @@ class Row(BaseModel):
     @classmethod
     def columns(cls) -> list[str]:
         """The names of a row's fields on disk, in their order."""
-        return [each for name in cls.model_fields for each in (MEASURES if name == "scores" else [name])]
+        return [column for name in cls.model_fields for column in (MEASURES if name == "scores" else [name])]
 
     @property
     def balanced_accuracy(self) -> float | None:
@@ -217,18 +214,18 @@ class Row(BaseModel):
 
     def value(self, name: str) -> float | None:
         """The number in a column; None where the row has none."""
-        found: float | None = self.scores.get(name) if name in MEASURES else getattr(self, name)
-        return found
+        number: float | None = self.scores.get(name) if name in MEASURES else getattr(self, name)
+        return number
 
     @model_validator(mode="after")
     def _status_fits(self) -> Row:
         if (self.status in ("failed", "unaccounted")) != (self.error is not None):
             raise ValueError("a failed or unaccounted row has an error, and no other row has one")
-        if unknown := self.scores.keys() - MEASURES.keys():
-            raise ValueError(f"there is no measure {min(unknown)}")
+        if not self.scores.keys() <= MEASURES.keys():
+            raise ValueError(f"there is no measure {min(self.scores.keys() - MEASURES.keys())}")
         fields = self.__dict__
-        numbers = (*((name, fields[name]) for name in _NUMBERS), *self.scores.items())
-        if strange := [name for name, value in numbers if value is not None and math.isnan(value)]:
+        # NaN alone is not equal to itself
+        if strange := [name for name in _NUMBERS if fields[name] != fields[name]] + [name for name, x in self.scores.items() if x != x]:
             raise ValueError(f"{min(strange)} is not a number")
         target, spent = self.epsilon_target, self.epsilon_spent
         if self.status == "ok" and target is not None and self.audited_epsilon > target:

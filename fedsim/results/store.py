@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, create_model
 
 from fedsim.errors import RunLost, UserError
 from fedsim.files import unread
@@ -18,57 +18,20 @@ from fedsim.json_lines import complete_lines, decode, dump, is_json, load, reaso
 from fedsim.results.folder import RunFolder
 from fedsim.words import is_encodable
 
-
-class _Training(BaseModel):
-    training_id: str
-    cell: dict[str, Any]
-    error: dict[str, str] | None
-
-
-class _Judgement(BaseModel):
-    cell_id: str
-    training_id: str
-    error: dict[str, str] | None
-
-
-class _Reference(BaseModel):
-    reference: str
-
-
-class _Audit(BaseModel):
-    audit: str
-    claim: str
-
-
-class _Pair(BaseModel):
-    audit: str
-    pair: int
-
-
-class _Check(BaseModel):
-    source: str
-    unit: str
-    trust: str
-    params: dict[str, Any]
-    full: bool
-    ended: Literal["passed", "failed"]
-
-
-class _Round(BaseModel):
-    training_id: str
-    round: int
-
-
 Kind = Literal["trainings", "judgements", "references", "audits", "pairs", "checks", "rounds"]
-KINDS: dict[Kind, type[BaseModel]] = {
-    "trainings": _Training,
-    "judgements": _Judgement,
-    "references": _Reference,
-    "audits": _Audit,
-    "pairs": _Pair,
-    "checks": _Check,
-    "rounds": _Round,
+_KEYS: dict[Kind, dict[str, Any]] = {
+    "trainings": {"training_id": str, "cell": dict[str, Any], "error": dict[str, str] | None},
+    "judgements": {"cell_id": str, "training_id": str, "error": dict[str, str] | None},
+    "references": {"reference": str},
+    "audits": {"audit": str, "claim": str},
+    "pairs": {"audit": str, "pair": int},
+    "checks": {
+        **{"source": str, "unit": str, "trust": str, "params": dict[str, Any], "full": bool},
+        "ended": Literal["passed", "failed"],
+    },
+    "rounds": {"training_id": str, "round": int},
 }
+KINDS: dict[Kind, type[BaseModel]] = {kind: create_model(kind, **keys) for kind, keys in _KEYS.items()}
 """The kinds of result lines, each a file, and the keys that every line of a kind has."""
 _WORDS = (b'inf"', b'"nan"')
 """One of them is in every line with a number that is not finite."""
@@ -121,7 +84,7 @@ class ResultStore:
                 self._held = None
 
     def check_free(self) -> None:
-        """Check, without making anything, that the folder's path can be told and no other fedsim holds it.
+        """Check, without making anything, that the folder's path can be written down and no other fedsim holds it.
 
         Raises:
             UserError: it is not so.
@@ -154,12 +117,12 @@ class ResultStore:
         assert self._held is not None
         held = os.fstat(self._held.fileno())
         try:
-            found = os.stat(self.folder.lock)
+            there = os.stat(self.folder.lock)
         except OSError:
-            found = None
-        if found is None or (found.st_dev, found.st_ino) != (held.st_dev, held.st_ino):
-            what, right = "was moved or removed while fedsim ran in it", "the same command runs what the folder lacks"
-            raise RunLost(str(self.folder.path), what, right)
+            there = None
+        if there is None or (there.st_dev, there.st_ino) != (held.st_dev, held.st_ino):
+            what, hint = "was moved or removed while fedsim ran in it", "the same command runs what the folder lacks"
+            raise RunLost(str(self.folder.path), what, hint)
 
     def append(self, kind: Kind, lines: Iterable[Mapping[str, Any]]) -> None:
         """Add result lines of one kind, in one write that is on disk when this returns; a line is never changed again.
@@ -208,11 +171,11 @@ class ResultStore:
 
     def trainings(self) -> dict[str, dict[str, Any]]:
         """The last line of every training by its id; one that succeeded stands before one that failed."""
-        found: dict[str, dict[str, Any]] = {}
+        last: dict[str, dict[str, Any]] = {}
         for line in self.lines("trainings"):
-            if line["error"] is None or found.get(line["training_id"], line)["error"] is not None:
-                found[line["training_id"]] = line
-        return found
+            if line["error"] is None or last.get(line["training_id"], line)["error"] is not None:
+                last[line["training_id"]] = line
+        return last
 
     def judgements(self) -> dict[str, dict[str, Any]]:
         """The last line of every judgement by its cell's id."""
@@ -233,13 +196,13 @@ class ResultStore:
 
     def rounds(self) -> dict[str, list[dict[str, Any]]]:
         """The round records by training, in order of the round; a training that ran again replaces its records from that round on."""
-        found: dict[str, list[dict[str, Any]]] = {}
+        by_training: dict[str, list[dict[str, Any]]] = {}
         for record in self.lines("rounds"):
-            kept = found.setdefault(record["training_id"], [])
+            kept = by_training.setdefault(record["training_id"], [])
             while kept and kept[-1]["round"] >= record["round"]:
                 kept.pop()
             kept.append(record)
-        return found
+        return by_training
 
     def log(self, cell_id: str, lines: Iterable[str]) -> None:
         """Add lines to a cell's log.

@@ -1,24 +1,31 @@
-"""The trainings of a run folder as cells again, to judge or attack what they made: from their result lines, without training."""
+"""What trainings left: their tensors, and their cells again from result lines, to judge or attack what they made without training."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
 
 from fedsim.errors import UserError
+from fedsim.files import replaced, unread
 from fedsim.grid.cells import judged_id, without_unseen
 from fedsim.grid.models import Cell, Grid
 from fedsim.json_lines import dump, reasons
+from fedsim.methods.messages import Tensors
 from fedsim.planning.node import Node, Share
 from fedsim.planning.prepare import Prepared, loaded, partitioned, seen, task_of
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.results.folder import RunFolder
 from fedsim.training.trial import Trial
 
-SHARE = Share(1.0, 0.0, "cpu")
-"""What judging a cell takes: probes are the CPU's."""
+JUDGING_SHARE = Share(1.0, 0.0, "cpu")
+"""Resources of a judging job: one CPU, no GPU."""
 
 
 def prepare_trained(
@@ -50,10 +57,10 @@ def prepare_trained(
         Trial(cell, task_of(cell, data[cell.data_key]), plan, partition, (cell.clients,), key)
         for cell, plan, partition, key in zip(cells, plans, partitions, keys, strict=True)
     )
-    parallel = max(1, sum(SHARE.fit(node) for node in nodes))
+    parallel = max(1, sum(JUDGING_SHARE.fit(node) for node in nodes))
     resources = grid.resources.model_copy(update={"gpus_per_actor": 0.0, "device": "cpu"})
     grid = grid.model_copy(update={"resources": resources})
-    return Prepared(grid, {}, views, trials, tuple(nodes), SHARE, min(parallel, max_parallel or parallel))
+    return Prepared(grid, {}, views, trials, tuple(nodes), JUDGING_SHARE, min(parallel, max_parallel or parallel))
 
 
 def _cell(line: Mapping[str, Any], grid: Grid, folder: RunFolder) -> Cell:
@@ -67,3 +74,35 @@ def _cell(line: Mapping[str, Any], grid: Grid, folder: RunFolder) -> Cell:
         raise UserError(str(folder.manifest), f"its grid has no data set '{cell.dataset.display}', a training has", "run the grid again")
     evaluation = grid.evaluation.model_copy(update={"unseen": cell.evaluation.unseen})
     return cell.model_copy(update={"evaluation": evaluation, "cell_id": judged_id(cell.training_id, evaluation)})
+
+
+def keep_state(path: Path, state: Mapping[str, Tensor]) -> str:
+    """Write the tensors, at once or not at all.
+
+    Returns:
+        SHA-256 of the file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    content = save({name: value.contiguous() for name, value in state.items()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replaced(path) as part:
+        part.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def read_state(path: Path, sha256: str, hint: str = "remove it; the same command trains again") -> Tensors:
+    """The tensors, if they are those that were written; ``hint`` says what to do where not.
+
+    Raises:
+        UserError: they cannot be read, or are not.
+    """
+    try:
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise ValueError("its SHA-256 is not the one that was noted when it was written")
+        state: Tensors = load(content)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise UserError(str(path), f"is not what was saved ({unread(error)})", hint) from error
+    return state

@@ -1,4 +1,4 @@
-"""The bench: runs what a grid's folder lacks, draws the report, and says how it went."""
+"""The bench: runs the jobs that a grid's folder lacks, or a finished run's judgements alone, draws the report, and says how it went."""
 
 from __future__ import annotations
 
@@ -22,15 +22,18 @@ from fedsim.grid.models import Grid
 from fedsim.interrupts import INTERRUPTED
 from fedsim.partition.matrix import write_partitions
 from fedsim.planning.label_matrices import drawn_matrices
+from fedsim.planning.node import Node
 from fedsim.planning.prepare import Prepared
+from fedsim.plugins.registry import check_installed
 from fedsim.report.plan_table import show_refused, show_warnings
-from fedsim.results.grid_rows import is_older
+from fedsim.results.grid_rows import entries, is_older, read_manifest
 from fedsim.results.join import Entry, Lines
 from fedsim.results.store import ResultStore
-from fedsim.runs.display import make_display, outcome
+from fedsim.results.trained import prepare_trained
+from fedsim.runs.display import Display, outcome
 from fedsim.runs.engine import ClusterLost, Engine
-from fedsim.runs.jobs import Audits, Check, Desk, Job, Judge, Train, checked_facts, references_of
-from fedsim.runs.manifest import write_manifest
+from fedsim.runs.jobs import Desk, Job, JudgingJob, TrainingJob, audit_of, check_of, checked_facts, references_of
+from fedsim.runs.manifest import grid_of, write_manifest
 from fedsim.runs.scheduler import Scheduler
 from fedsim.training.trial import Trial
 from fedsim.words import counted, print_line
@@ -100,7 +103,7 @@ def run_prepared(
     if changed := older_code(prepared.grid, prepared.trials, lines):
         print_line(console, changed, "yellow")
     ended = _ended(prepared.trials, lines, retry_failed=retry_failed)
-    desk = Desk(prepared, store, make_display(console, len(prepared.trials), *ended))
+    desk = Desk(prepared, store, Display(console, len(prepared.trials), *ended))
     jobs = list(missing_jobs(desk, audits, lines, retry_failed=retry_failed))
     sweep(store, prepared.trials, lines)
     write_manifest(store.folder, prepared, [*entries_of(desk, audits), *others])
@@ -148,15 +151,15 @@ def missing_jobs(desk: Desk, audits: Sequence[ClaimAudit], lines: Lines, *, retr
     seen = set(lines.references)
     for trial in desk.prepared.trials:
         for reference in references_of(desk, trial):
-            if reference.line not in seen:
-                seen.add(reference.line)
+            if reference.key[-1] not in seen:
+                seen.add(reference.key[-1])
                 yield reference
         job = _cell_job(desk, trial, lines, retry_failed=retry_failed)
         if job is not None:
             yield job
     for audit in audits:
         if lines.audits.get(audit.run.key, {}).get("pairs") != audit.run.count:
-            yield Audits(desk, audit)
+            yield audit_of(desk, audit)
     yield from _missing_checks(desk, lines)
 
 
@@ -172,7 +175,7 @@ def _missing_checks(desk: Desk, lines: Lines) -> Iterator[Job]:
         )
         if not done and (key := identity(facts)) not in seen:
             seen.add(key)
-            yield Check(desk, trial, mode == "quick")
+            yield check_of(desk, trial, quick=mode == "quick")
 
 
 def _cell_job(desk: Desk, trial: Trial, lines: Lines, *, retry_failed: bool) -> Job | None:
@@ -180,16 +183,16 @@ def _cell_job(desk: Desk, trial: Trial, lines: Lines, *, retry_failed: bool) -> 
     cell = trial.cell
     training, judgement = lines.trainings.get(cell.training_id), lines.judgements.get(cell.cell_id)
     if training is None or (training["error"] is not None and retry_failed):
-        return Train(desk, trial)
+        return TrainingJob(desk, trial)
     if training["error"] is not None or (judgement is not None and (judgement["error"] is None or not retry_failed)):
         return None
     if training["state"] is not None and desk.store.folder.state(cell.training_id).exists():
-        return Judge(desk, trial, training)
+        return JudgingJob(desk, trial, training)
     if cell.noise == "secret" and trial.plan is not None:
         what = f"{cell.label} (cell {cell.cell_id}) is to be judged, and what its training made was not kept"
         hint = "its noise was secret, and a second training would be a second release of the same rows: give a new folder to train again"
         raise UserError(str(desk.store.folder.path), what, hint)
-    return Train(desk, trial)
+    return TrainingJob(desk, trial)
 
 
 def sweep(store: ResultStore, trials: Iterable[Trial], lines: Lines) -> None:
@@ -202,11 +205,11 @@ def sweep(store: ResultStore, trials: Iterable[Trial], lines: Lines) -> None:
 
 def entries_of(desk: Desk, audits: Sequence[ClaimAudit]) -> list[Entry]:
     """The grid's cells by the keys of their lines."""
-    audit_of = {trial.cell.cell_id: audit.run.key for audit in audits for trial in audit.trials}
+    audit_keys = {trial.cell.cell_id: audit.run.key for audit in audits for trial in audit.trials}
     entries = []
     for trial in desk.prepared.trials:
         cell, (high, low) = trial.cell, references_of(desk, trial)
-        entries.append(Entry(cell.cell_id, cell.training_id, cell.label, high.line, low.line, audit_of.get(cell.cell_id)))
+        entries.append(Entry(cell.cell_id, cell.training_id, cell.label, high.key[-1], low.key[-1], audit_keys.get(cell.cell_id)))
     return entries
 
 
@@ -242,7 +245,7 @@ def _run(desk: Desk, jobs: list[Job], console: Console, engine: AbstractContextM
     if not jobs:
         print_line(console, "the cell is finished" if count == 1 else f"all {count} cells are finished")
         return _drawn(folder)
-    if judged := sum(isinstance(job, Judge) for job in jobs):
+    if judged := sum(isinstance(job, JudgingJob) for job in jobs):
         print_line(console, f"{counted(judged, 'trained cell')} to be judged, without training again")
     with ThreadPoolExecutor(1) as beside:
         with engine as running, desk.display:
@@ -256,3 +259,60 @@ def _drawn(folder: Path) -> Report:
     from fedsim.report.report import write_report
 
     return write_report(folder)
+
+
+def algorithms_of(folder: Path) -> list[str]:
+    """The algorithms of a run's trainings.
+
+    Raises:
+        UserError: it is no run folder.
+    """
+    ResultStore(folder).folder.check()
+    return list(dict.fromkeys(line["cell"]["algorithm"] for line in Lines.read(folder).trainings.values()))
+
+
+def run_judging(
+    folder: Path,
+    nodes: Sequence[Node],
+    console: Console,
+    engine: AbstractContextManager[Engine],
+    max_parallel: int | None = None,
+    *,
+    trust_plugin: bool = False,
+) -> int:
+    """Judge the trainings that a run's manifest lists by its evaluation and the code that is here, then draw the report.
+
+    Trainings stay as they are, whatever code trained them; those whose tensors were not kept keep the judgement that they have.
+
+    Args:
+        folder: the run folder.
+        nodes: what the cluster has.
+        console: where progress and the table of results go.
+        engine: entered if there is anything to judge.
+        max_parallel: at most so many cells at a time.
+        trust_plugin: also run the code of algorithms that trainings name as a file or a module that is not installed.
+
+    Returns:
+        The exit code, as :func:`run_bench`.
+
+    Raises:
+        UserError: there is nothing to judge, a training names a plug-in, data or partitions changed, or another fedsim runs in the folder.
+    """
+    store = ResultStore(folder)
+    store.folder.check()
+    with store.lock():
+        lines, grid = Lines.read(folder), grid_of(read_manifest(folder), store.folder)
+        known = entries(folder, lines)
+        ended = [lines.trainings[entry.training_id] for entry in known if entry.training_id in lines.trainings]
+        kept = [line for line in ended if line["state"] is not None and store.folder.state(line["training_id"]).exists()]
+        if not kept:
+            hint = "run the grid with resources: {save_generators: true}, which is the default"
+            raise UserError(str(folder), "no training's tensors are kept here, so nothing can be judged", hint)
+        if len(kept) < len(known):
+            what = f"{len(known) - len(kept)} of {counted(len(known), 'cell')} without kept tensors: left as they are"
+            print_line(console, what, "yellow")
+        for line in () if trust_plugin else kept:
+            check_installed(line["cell"]["algorithm"], str(store.folder.lines("trainings")))
+        prepared = prepare_trained(grid, kept, store.folder, nodes, max_parallel)
+        others = [entry for entry in known if entry.training_id not in {line["training_id"] for line in kept}]
+        return run_prepared(prepared, store, console, engine, others=others)

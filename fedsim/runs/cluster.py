@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -33,7 +32,7 @@ os.environ.setdefault("RAY_preload_python_modules", "fedsim.runs.actors")
 os.environ.setdefault("RAY_get_check_signal_interval_milliseconds", "100")
 # Within `ray job submit --working-dir` what a plug-in needs travels, too, in place of the job's folder.
 os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
-# `ray start` protects a cluster by the token of its machine if there is one; who joins it by its address has to say that he has one, too.
+# `ray start` protects a cluster by the token of its machine if there is one; a driver that joins by address must set the mode itself.
 if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ) or (Path.home() / ".ray" / "auth_token").exists():
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 
@@ -48,14 +47,41 @@ from fedsim.interrupts import INTERRUPTED, at_a_late_end, interrupts
 from fedsim.planning.node import Node
 from fedsim.runs.engine import ClusterLost
 
-# The switch of Ray's debugger: no line of Ray's own comes between a bench's, which say of a lost worker what there is to say.
-ray_worker._worker_logs_enabled = False
-
 _SESSIONS = "fedsim-ray-"
 _LONGEST = 23
 """Bytes of a temporary folder's path that leave room for Ray's below it, in the 107 that a socket's may have."""
 LEAVING = 2.0
 """Seconds in which Ray may end by itself after an interruption or a loss."""
+
+
+# What no public API of Ray does, all of it here; test_cluster.py fails if an upgrade changes it.
+
+# The switch of Ray's debugger: no line of Ray's own comes between a bench's, which report a lost worker themselves.
+ray_worker._worker_logs_enabled = False
+
+
+@contextmanager
+def _loopback() -> Iterator[None]:
+    """A cluster that starts in the block listens on 127.0.0.1 only: `_node_ip_address` leaves Ray's servers open to the network."""
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _end_at_once() -> None:
+    """Have Ray kill its services, which block SIGTERM, and with them the agents they started, which would stay for a minute."""
+    services: Any = ray_worker._global_node
+    kill = services.kill_all_processes
+
+    def kill_all(**how: Any) -> None:
+        started = [process for service in _raylets() for process in service.children(recursive=True)]
+        kill(**how | {"allow_graceful": False})
+        _kill(started)
+
+    services.kill_all_processes = kill_all
 
 
 def this_machine() -> Node:
@@ -70,7 +96,7 @@ def local_cluster(node: Node) -> Iterator[None]:
     with _sessions() as folder:
         with _started_whole_or_ended(), _loopback(), _deaf():
             _start(node, folder)
-        with _without_survivors(), _connected():
+        with _connected():
             yield
 
 
@@ -80,17 +106,17 @@ def _start(node: Node, folder: Path) -> None:
     except Exception as error:  # Ray raises plain ones
         what = " ".join(str(error).split()) or type(error).__name__
         raise RunLost("Ray", f"did not start ({what})", "free memory or processes; the same command tries again") from error
-    _end_at_once(ray_worker._global_node)
+    _end_at_once()
 
 
 @contextmanager
 def _started_whole_or_ended() -> Iterator[None]:
-    """What the block has started ends with it if it does not end well: of half a cluster Ray itself leaves agents that stay a minute."""
+    """If the block fails, kill the processes it started; Ray would leave its agents running for a minute."""
     driver = psutil.Process()
     before = set(driver.children())
 
     def started() -> list[psutil.Process]:
-        return [each for own in set(driver.children()) - before for each in (own, *own.children(recursive=True))]
+        return [process for own in set(driver.children()) - before for process in (own, *own.children(recursive=True))]
 
     with at_a_late_end(lambda: _kill(started())):
         try:
@@ -103,21 +129,9 @@ def _started_whole_or_ended() -> Iterator[None]:
 
 
 def _kill(processes: Iterable[psutil.Process]) -> None:
-    for each in processes:
+    for process in processes:
         with suppress(psutil.Error):
-            each.kill()
-
-
-def _end_at_once(services: Any) -> None:
-    """Have Ray kill its services, which are deaf to a request, and with them what they started, which would go on for up to a minute."""
-    kill = services.kill_all_processes
-
-    def kill_all(**how: Any) -> None:
-        started = [each for service in _raylets() for each in service.children(recursive=True)]
-        kill(**how | {"allow_graceful": False})
-        _kill(started)
-
-    services.kill_all_processes = kill_all
+            process.kill()
 
 
 def _raylets() -> list[psutil.Process]:
@@ -126,34 +140,8 @@ def _raylets() -> list[psutil.Process]:
 
 
 @contextmanager
-def _without_survivors() -> Iterator[None]:
-    """What Ray's service on this machine started ends with this process if Ray has not ended before: Ray's agents would stay a minute."""
-    started = [str(process.pid) for service in _raylets() for process in service.children()]
-    waiting = ["sh", "-c", 'read -r nothing; kill -KILL "$@"', "sh", *started]  # until the pipe's other end is gone with this process
-    nowhere = subprocess.DEVNULL
-    watcher = subprocess.Popen(waiting, stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere, start_new_session=True)
-    try:
-        yield
-    finally:
-        if _has_ended():
-            watcher.kill()
-            watcher.communicate()
-
-
-@contextmanager
-def _loopback() -> Iterator[None]:
-    """A cluster that starts in the block listens on 127.0.0.1 only, as Ray's do on systems where it has no clusters of machines."""
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
-
-
-@contextmanager
 def _deaf() -> Iterator[None]:
-    """What starts in the block is ended by this process alone, in order, and by no signal to the whole group or a closed terminal."""
+    """Processes that start in the block have SIGTERM and SIGHUP, which reach a whole group, blocked; this process ends them in order."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
     try:
         yield
@@ -177,13 +165,8 @@ def _sessions() -> Iterator[Path]:
         try:
             yield folder
         finally:
-            if _has_ended():
+            if not _raylets():  # Ray may not have ended in time
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def _has_ended() -> bool:
-    """Whether nothing is left of what Ray started for this process."""
-    return ray_worker._global_node is None
 
 
 @contextmanager
@@ -227,9 +210,9 @@ def live_nodes() -> tuple[Node, ...]:
 
 
 class Lifeline:
-    """What this process's connection to the cluster hangs on: the cluster's head service and Ray's service on this machine.
+    """The services that this process's connection needs: the cluster's head and Ray's service on this machine.
 
-    Without one of them Ray waits for a minute and then ends the process without a word.
+    Without one of them Ray waits for a minute and then ends the process without a message.
     """
 
     def __init__(self) -> None:
@@ -243,7 +226,7 @@ class Lifeline:
         }
 
     def check(self) -> None:
-        """See whether both still listen, and the cluster still counts this machine.
+        """Check that both still listen, and that the cluster still lists this machine.
 
         Raises:
             ClusterLost: one does not.
@@ -292,7 +275,7 @@ def _connected() -> Iterator[None]:
 
 
 def _forget(error: BaseException | None = None) -> None:
-    """Give up what is left of Ray's references: one that goes while Ray shuts down ends the process at once, with a line of Ray's own."""
+    """Drop all references to Ray's objects: one that is freed while Ray shuts down ends the process at once, with a line of Ray's own."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__context__
@@ -300,7 +283,7 @@ def _forget(error: BaseException | None = None) -> None:
 
 
 def _leave(code: int) -> None:
-    """Disconnect from a cluster that may be gone. What does not answer in time ends with this process, without Ray's farewell.
+    """Disconnect from a cluster that may be gone; if it does not answer in time, the process later exits without Ray's shutdown.
 
     Args:
         code: the exit code then.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,13 +18,13 @@ from rich.text import Text
 from fedsim.results.rows import Row
 from fedsim.words import counted, number, print_line
 
-_SHOWN = 12
-_SILENT = 5.0
-"""Seconds without a round after which that is told."""
+_CELLS_SHOWN = 12
+_SILENT_SECONDS = 5.0
+"""Without a round, after which that is shown."""
 
 
 class Preparing:
-    """What a preparation does, where it takes long: in a terminal at once, elsewhere a line every ``every`` seconds.
+    """Shows what a preparation does: in a terminal at once, elsewhere a line every ``every`` seconds.
 
     Args:
         console: where to print.
@@ -36,15 +35,15 @@ class Preparing:
     def __init__(self, console: Console, every: float = 20.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._console, self._every, self._clock = console, every, clock
         self._status = console.status("preparing") if console.is_terminal else None
-        self._started = self._told = clock()
+        self._started = self._printed = clock()
 
     def __call__(self, text: str) -> None:
-        """What is going on now."""
+        """Show what happens now."""
         now = self._clock()
         if self._status is not None:
             self._status.update(Text(f"{text} ({now - self._started:.0f} s)"))
-        elif now - self._told >= self._every:
-            self._told = now
+        elif now - self._printed >= self._every:
+            self._printed = now
             print_line(self._console, f"{text} ({now - self._started:.0f} s)")
 
     def __enter__(self) -> Preparing:
@@ -59,7 +58,7 @@ class Preparing:
 
 @dataclass
 class RunningCell:
-    """A cell under way; ``rounds`` is 0 until its first round ends, ``heard`` when one last did."""
+    """A running cell; ``rounds`` is 0 until its first round ends, ``heard`` the time at which one last did."""
 
     label: str
     since: float
@@ -73,15 +72,17 @@ class RunningCell:
         return self.round / self.rounds if self.rounds else 0.0
 
     def round_text(self, now: float) -> str:
-        """The round in words, and how long ago it ended where that is long ago."""
-        told, silent = f"round {self.round}/{self.rounds}" if self.rounds else "starting", now - self.heard
-        return told if silent < _SILENT else f"{told}, {_duration(silent)} ago" if self.rounds else f"{told} for {_duration(silent)}"
+        """The round in words, and how long ago it ended if that is long ago."""
+        words, silent = f"round {self.round}/{self.rounds}" if self.rounds else "starting", now - self.heard
+        if silent < _SILENT_SECONDS:
+            return words
+        return f"{words}, {_duration(silent)} ago" if self.rounds else f"{words} for {_duration(silent)}"
 
 
-class Display(ABC):
-    """The progress of a bench; a context manager that leaves the terminal as it found it, however it is left.
+class Display:
+    """The progress of a bench; a context manager that leaves the terminal as it was, however it is left.
 
-    Safe to call from several threads.
+    In a terminal a live view, with failures above it; elsewhere a line for every finished cell. Safe to call from several threads.
 
     Args:
         console: where to print.
@@ -108,6 +109,7 @@ class Display(ABC):
         self._clock, self._start = clock, clock()
         self._seconds: list[float] = []
         self._parallel = 1
+        self._live = Live(console=console, get_renderable=self._view, refresh_per_second=4, transient=True) if console.is_terminal else None
 
     @property
     def ended(self) -> int:
@@ -115,7 +117,7 @@ class Display(ABC):
         return self.done + self.failed + sum(self.undrawn.values())
 
     def cell_started(self, cell_id: str, label: str) -> None:
-        """A cell runs now; ``label`` tells its setting in a few words."""
+        """A cell runs now; ``label`` is its setting in a few words."""
         with self._lock:
             self.running[cell_id] = RunningCell(label, self._clock(), self._clock())
             self._parallel = max(self._parallel, len(self.running))
@@ -135,10 +137,11 @@ class Display(ABC):
         """A cell ended, well or badly."""
         with self._lock:
             self._count(row)
-            line = self._finished_line(row)
-        # Printed outside the lock: rich holds its own lock when it asks for the view, which takes ours.
-        if line is not None:
-            self._print(line)
+            position = "" if self._live else f"[{self.ended}/{self.total}] "
+        # outside the lock: rich holds its own lock when it asks for the view, which takes ours
+        if self._live is None or row.status != "ok":
+            style = "" if self._live is None else "red" if row.status == "failed" else "yellow"
+            self._print(Text(f"{position}{row.setting}: {outcome(row)}", style))
 
     def _count(self, row: Row) -> None:
         cell = self.running.pop(row.cell_id, None)
@@ -166,10 +169,8 @@ class Display(ABC):
 
     def closing_line(self) -> str:
         """The last line of a bench, finished or interrupted."""
-        parts = [f"{self.done} of {counted(self.total, 'cell')} done"]
-        parts += [f"{count} {word}" for word, count in {"failed": self.failed, **self.undrawn}.items() if count]
-        waiting = self.total - self.ended
-        parts += [f"{waiting} not finished"] if waiting else []
+        counts = {"failed": self.failed, **self.undrawn, "not finished": self.total - self.ended}
+        parts = [f"{self.done} of {counted(self.total, 'cell')} done", *(f"{count} {word}" for word, count in counts.items() if count)]
         return f"{', '.join(parts)} in {_duration(self._clock() - self._start)}"
 
     def note(self, text: str) -> None:
@@ -177,62 +178,32 @@ class Display(ABC):
         self._print(Text(text))
 
     def __enter__(self) -> Display:
+        if self._live is not None:
+            self._live.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._print(Text(self.closing_line()))
-
-    @abstractmethod
-    def _finished_line(self, row: Row) -> Text | None:
-        """The line that stays on the screen for a finished cell, if any."""
+        if self._live is not None:
+            self._live.stop()
+        self.note(self.closing_line())
 
     def _print(self, text: Text) -> None:
         self._console.print(text, soft_wrap=True)
 
-
-class LineDisplay(Display):
-    """One line a finished cell: for logs, pipes and continuous integration."""
-
-    def _finished_line(self, row: Row) -> Text:
-        return Text(f"[{self.ended}/{self.total}] {row.setting}: {outcome(row)}")
-
-
-class LiveDisplay(Display):
-    """A live view: counts and time left on top, below it every running cell with its rounds; failures stay above it."""
-
-    def __enter__(self) -> LiveDisplay:
-        self._live = Live(console=self._console, get_renderable=self._view, refresh_per_second=4, transient=True)
-        self._live.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._live.stop()
-        super().__exit__(kind, error, trace)
-
-    def _finished_line(self, row: Row) -> Text | None:
-        if row.status == "ok":
-            return None
-        return Text(f"{row.setting}: {outcome(row)}", style="red" if row.status == "failed" else "yellow")
-
     def _view(self) -> RenderableType:
+        """Counts and time left on top, below them the running cells with their rounds."""
         with self._lock:
-            shown = list(self.running.values())[:_SHOWN]
-            more = len(self.running) - len(shown)
-            cells = Table.grid(padding=(0, 2))
+            now, cells = self._clock(), Table.grid(padding=(0, 2))
             cells.add_column(no_wrap=True, overflow="ellipsis")
             cells.add_column(width=24)
             cells.add_column(justify="right", no_wrap=True)
-            for cell in shown:
-                # A cell that has not ended its first round shows an empty bar, not a full one.
-                cells.add_row(
-                    Text(cell.label),
-                    ProgressBar(max(cell.rounds, 1), cell.round, width=24),
-                    Text(cell.round_text(self._clock()), style="dim"),
-                )
-            parts: list[RenderableType] = [self._heading(), cells]
-            if more > 0:
-                parts.append(Text(f"… and {more} more running", style="dim"))
-            return Group(*parts)
+            for cell in list(self.running.values())[:_CELLS_SHOWN]:
+                # a cell that has not ended its first round shows an empty bar, not a full one
+                bar = ProgressBar(max(cell.rounds, 1), cell.round, width=24)
+                cells.add_row(Text(cell.label), bar, Text(cell.round_text(now), style="dim"))
+            more = len(self.running) - cells.row_count
+            rest = [Text(f"… and {more} more running", style="dim")] if more else []
+            return Group(self._heading(), Text(self.time_text(), style="dim"), cells, *rest)
 
     def _heading(self) -> RenderableType:
         heading = Table.grid(padding=(0, 2))
@@ -245,12 +216,7 @@ class LiveDisplay(Display):
             *((f" · {count} {word}", "yellow") for word, count in self.undrawn.items() if count),
         )
         heading.add_row(ProgressBar(max(self.total, 1), self.ended, width=16), counts)
-        return Group(heading, Text(self.time_text(), style="dim"))
-
-
-def make_display(console: Console, total: int, already_done: int = 0, not_ok: Mapping[str, int] | None = None) -> Display:
-    """The live view in a terminal, lines elsewhere."""
-    return (LiveDisplay if console.is_terminal else LineDisplay)(console, total, already_done, not_ok)
+        return heading
 
 
 def outcome(row: Row) -> str:
@@ -258,18 +224,18 @@ def outcome(row: Row) -> str:
     if row.error is not None:
         first = (row.error.message.strip().splitlines() or [""])[0]
         return f"unaccounted, {first}" if row.status == "unaccounted" else f"failed, {row.error.type}: {first}"
-    told = f"balanced accuracy {row.balanced_accuracy:.3f}"
+    words = f"balanced accuracy {row.balanced_accuracy:.3f}"
     if row.epsilon_spent is not None:
-        told += f", ε spent {number(row.epsilon_spent, 3)}"
+        words += f", ε spent {number(row.epsilon_spent, 3)}"
     if row.status == "overspent":
-        told = f"overspent ({told} of {number(row.epsilon_target)})"
+        words = f"overspent ({words} of {number(row.epsilon_target)})"
     if row.status == "refuted":
-        found = f"an audit finds ε ≥ {number(row.audited_epsilon, 3)}"
+        reason = f"an audit finds ε ≥ {number(row.audited_epsilon, 3)}"
         if row.audited_epsilon <= (row.epsilon_target or 0.0):
-            found = f"a canary adds {number(row.audit_canary_ratio, 3)} of the claimed sensitivity"
-        found += f", {row.audited_form}" if row.audited_form else ""
-        told = f"refuted (ε = {number(row.epsilon_target)} claimed, {found})"
-    return told if row.seconds is None else f"{told}, {row.seconds:.1f} s"
+            reason = f"a canary adds {number(row.audit_canary_ratio, 3)} of the claimed sensitivity"
+        reason += f", {row.audited_form}" if row.audited_form else ""
+        words = f"refuted (ε = {number(row.epsilon_target)} claimed, {reason})"
+    return words if row.seconds is None else f"{words}, {row.seconds:.1f} s"
 
 
 def _duration(seconds: float) -> str:

@@ -62,7 +62,7 @@ def on_actors(actors: int, node: Node, engine: AbstractContextManager[Any]) -> W
 
 
 def gpu_share(actors: int, node: Node) -> float:
-    """The part of a GPU that each of so many actors takes on a machine, so that there is room for all: a part lies on one GPU."""
+    """The share of a GPU for one of so many actors on a machine, such that all have room: a share lies on one GPU."""
     return even_share(math.ceil(actors / node.gpus)) if node.gpus else 0.0
 
 

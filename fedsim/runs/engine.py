@@ -1,4 +1,4 @@
-"""What a scheduler needs of whatever runs its jobs; and the engine that runs them in this process, one after another, without Ray."""
+"""The interface of engines, which run the scheduler's jobs; and the engine that runs them in this process, without Ray."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
+
 from fedsim.errors import RunLost
 from fedsim.planning.node import Node, Share
-from fedsim.planning.process_state import limit_memory
 from fedsim.runs.worker import Failure, Item, Worker
 
 
@@ -36,7 +37,7 @@ class WorkerLost(Exception):
         self.failure, self.again = failure, again
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Slot:
     """The actors of one cell.
 
@@ -45,12 +46,14 @@ class Slot:
         share: what each takes.
         worker: what runs jobs.
         held: what the engine keeps of it.
+        plug_in: the algorithm that is not shipped and whose code ran on it; empty: none yet.
     """
 
     actors: int
     share: Share
     worker: Any
     held: Any = None
+    plug_in: str = ""
 
 
 class Engine(Protocol):
@@ -125,9 +128,9 @@ class InProcess:
         """Nothing was asked for."""
 
     def close(self, slot: Slot) -> None:
-        """The process goes on; what a cell changed in it is put back, and the limit of its memory."""
-        slot.worker.process.state.put_back()
-        limit_memory(0)
+        """The process stays: its settings are reset as before a job, and whatever else a plug-in changed is not."""
+        slot.worker.process.make_ready()
+        torch.set_flush_denormal(False)
 
     def lost(self, slots: Sequence[Slot]) -> list[Slot]:
         """None ever is."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.evidence.audit.of_grid import ClaimAudit, audit_line
@@ -16,13 +17,13 @@ from fedsim.json_lines import dump
 from fedsim.partition import Partition, PartitionSpec
 from fedsim.planning.gpu_memory import share_for
 from fedsim.planning.prepare import Prepared
-from fedsim.plugins.code_hash import check_hash, evaluation_hash
+from fedsim.plugins.code_hash import check_hash, evaluation_hash, is_shipped
 from fedsim.plugins.registry import lookup
 from fedsim.results.join import Entry, Lines
 from fedsim.results.result_lines import judgement_line, reference_line, training_line
 from fedsim.results.rows import RowError
-from fedsim.results.states import keep_state, read_state
 from fedsim.results.store import ResultStore
+from fedsim.results.trained import keep_state, read_state
 from fedsim.runs.display import Display
 from fedsim.runs.manifest import now, versions
 from fedsim.runs.worker import Failure, Item, Judged, Progress
@@ -46,6 +47,10 @@ class Desk:
         """Add lines to a cell's log."""
         self.store.log(trial.cell.cell_id, lines)
 
+    def failed(self, name: str, consequence: str, failure: Failure) -> None:
+        """Show that a job beside the cells failed; the same command tries it again, because it leaves no line."""
+        self.display.note(f"{name} failed, {consequence}; the same command tries again: {failure.summary()}")
+
     def finished(self, trial: Trial, training: Mapping[str, Any], judgement: Mapping[str, Any] | None = None) -> None:
         """Show how a cell ended, by the lines of its training and of its judgement."""
         cell = trial.cell
@@ -55,30 +60,36 @@ class Desk:
         self.display.cell_finished(row)
 
 
+Put = Callable[[str], Any]
+"""Gives a data set, by its key, as the engine holds it."""
+
+
 class Job(ABC):
     """One piece of work.
 
-    Class attributes:
+    Attributes:
+        key: differs from that of every other job of a bench.
+        name: what it is called in a message.
+        trial: a cell whose algorithm it runs; None: none.
         any_slot: whether it runs on a slot of any shape.
         limited: whether it is ended after the grid's ``cell_timeout``.
     """
 
-    any_slot: ClassVar[bool] = True
-    limited: ClassVar[bool] = False
+    key: tuple[str, ...]
+    name: str
+    trial: Trial | None
+    any_slot: bool = True
+    limited: bool = False
 
     @property
-    @abstractmethod
-    def key(self) -> tuple[str, ...]:
-        """What tells it from every other job of a bench."""
-
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """What it is called in a message."""
+    def plug_in(self) -> str:
+        """The algorithm whose code it runs, where that is not shipped with fedsim; else empty."""
+        name = "" if self.trial is None else self.trial.cell.algorithm
+        return name if name and _is_plug_in(name) else ""
 
     @abstractmethod
-    def call(self, put: Callable[[str], Any]) -> tuple[Any, ...]:
-        """The worker's method that does it, and its arguments; ``put`` gives a data set, by its key, as the engine holds it."""
+    def call(self, put: Put) -> tuple[Any, ...]:
+        """The worker's method that does it, and its arguments."""
 
     @abstractmethod
     def take(self, item: Item) -> None:
@@ -89,7 +100,7 @@ class Job(ABC):
         return self
 
 
-class Cell(Job):
+class CellJob(Job):
     """A job of one cell, with the cell's log and its line in the display.
 
     Args:
@@ -98,18 +109,12 @@ class Cell(Job):
         training: the line of its training; None before there is one.
     """
 
+    trial: Trial
+
     def __init__(self, desk: Desk, trial: Trial, training: Mapping[str, Any] | None = None) -> None:
         self.desk, self.trial, self.training = desk, trial, training
-
-    @property
-    def key(self) -> tuple[str, ...]:
-        """The cell's."""
-        return "cell", self.trial.cell.cell_id
-
-    @property
-    def name(self) -> str:
-        """The method and the cell's id."""
-        return f"{self.trial.cell.label} (cell {self.trial.cell.cell_id})"
+        self.key = "cell", trial.cell.cell_id
+        self.name = f"{trial.cell.label} (cell {trial.cell.cell_id})"
 
     def started(self, what: str) -> None:
         """Show and log that it runs now."""
@@ -131,13 +136,13 @@ class Cell(Job):
         self.desk.finished(self.trial, self.training, line)
 
 
-class Train(Cell):
+class TrainingJob(CellJob):
     """A training, and the judgement of what it made, in the same worker."""
 
     any_slot = False
     limited = True
 
-    def call(self, put: Callable[[str], Any]) -> tuple[Any, ...]:
+    def call(self, put: Put) -> tuple[Any, ...]:
         """Go on from the last checkpoint, if there is one."""
         self.started("started")
         data = put(self.trial.data_key)
@@ -157,7 +162,7 @@ class Train(Cell):
 
     def again(self) -> Job:
         """Judging, once the training's line is written."""
-        return Judge(self.desk, self.trial, self.training) if self.training is not None else self
+        return JudgingJob(self.desk, self.trial, self.training) if self.training is not None else self
 
     @property
     def _checkpoint(self) -> Path:
@@ -199,10 +204,10 @@ class Train(Cell):
         self.desk.finished(self.trial, line)
 
 
-class Judge(Cell):
+class JudgingJob(CellJob):
     """A judgement of what an earlier training made."""
 
-    def call(self, put: Callable[[str], Any]) -> tuple[Any, ...]:
+    def call(self, put: Put) -> tuple[Any, ...]:
         """With the tensors that the training left."""
         self.started("judged anew")
         assert self.training is not None
@@ -218,157 +223,107 @@ class Judge(Cell):
 
 
 @dataclass(frozen=True)
-class Reference(Job):
-    """A score of real data that several rows show: the ceiling, or local-only for one partition.
+class SideJob(Job):
+    """A job beside the cells; see :class:`Job`.
 
     Attributes:
-        desk: where it is written.
-        kind: which of the two.
-        line: the key of its line.
-        dataset: the data set's key.
-        partition: None for the ceiling.
-        spec: the partition's.
-        probe_c: the probe's.
+        asked: makes :meth:`call`'s result.
+        done: takes every item.
     """
 
-    desk: Desk
-    kind: str
-    line: str
-    dataset: str
-    partition: Partition | None
-    spec: PartitionSpec
-    probe_c: float
+    key: tuple[str, ...]
+    name: str
+    asked: Callable[[Put], tuple[Any, ...]]
+    done: Callable[[Item], None]
+    trial: Trial | None = None
+    any_slot: bool = True
+    limited: bool = False
 
-    @property
-    def key(self) -> tuple[str, ...]:
-        """Its line's."""
-        return self.kind, self.line
-
-    @property
-    def name(self) -> str:
-        """References of a kind share it."""
-        return f"the {self.kind} reference"
-
-    def call(self, put: Callable[[str], Any]) -> tuple[Any, ...]:
-        """On real rows alone."""
-        return "reference", put(self.dataset), self.partition, self.spec, self.probe_c
+    def call(self, put: Put) -> tuple[Any, ...]:
+        """As asked for."""
+        return self.asked(put)
 
     def take(self, item: Item) -> None:
-        """Its line; one that failed leaves none, and is tried again by the same command."""
-        if isinstance(item, Ceiling | LocalOnly):
-            self.desk.store.append("references", [reference_line(self.line, item)])
-        elif isinstance(item, Failure):
-            self.desk.display.note(f"{self.name} failed, its column stays empty; the same command tries again: {item.summary()}")
+        """Done with it as given."""
+        self.done(item)
 
 
-def references_of(desk: Desk, trial: Trial) -> tuple[Reference, Reference]:
-    """A cell's ceiling and its local-only reference."""
+def references_of(desk: Desk, trial: Trial) -> tuple[SideJob, SideJob]:
+    """A cell's ceiling and its local-only reference, whose keys end in those of their lines; a failed one leaves no line."""
     cell, partition, data = trial.cell, trial.partition, desk.prepared.data[trial.data_key]
     common = {"data": data.fingerprint, "probe_c": cell.evaluation.probe_c, "code": evaluation_hash()}
     own = {"partition": partition.fingerprint, "scheme": cell.partition.model_dump(mode="json")}
-    rest = (trial.data_key, None, cell.partition, cell.evaluation.probe_c)
-    return (
-        Reference(desk, "ceiling", identity({"kind": "ceiling", **common}), *rest),
-        Reference(desk, "local-only", identity({"kind": "local-only", **common, **own}), rest[0], partition, *rest[2:]),
+
+    def reference(kind: str, facts: Mapping[str, Any], divided: Partition | None) -> SideJob:
+        line, name = identity({"kind": kind, **facts}), f"the {kind} reference"
+
+        def take(item: Item) -> None:
+            if isinstance(item, Ceiling | LocalOnly):
+                desk.store.append("references", [reference_line(line, item)])
+            elif isinstance(item, Failure):
+                desk.failed(name, "its column stays empty", item)
+
+        asked = partial(_reference, trial.data_key, divided, cell.partition, cell.evaluation.probe_c)
+        return SideJob((kind, line), name, asked, take)
+
+    return reference("ceiling", common, None), reference("local-only", common | own, partition)
+
+
+def _reference(data_key: str, partition: Partition | None, spec: PartitionSpec, probe_c: float, put: Put) -> tuple[Any, ...]:
+    return "reference", put(data_key), partition, spec, probe_c
+
+
+def measurement(trial: Trial, shares: dict[str, float], whole: float) -> SideJob:
+    """The first round of the first cell of its shape, on a GPU of its own, to see how much of it such cells need; sets its share."""
+
+    def take(item: Item) -> None:
+        # what cannot even be measured gets a whole GPU, and its row has the error
+        if isinstance(item, float | Failure):
+            shares[shape_of(trial)] = share_for(item) if isinstance(item, float) else whole
+
+    name = f"the first round of {trial.cell.label}"
+    return SideJob(
+        ("first round", shape_of(trial)),
+        name,
+        lambda put: ("measure", trial, put(trial.data_key)),
+        take,
+        trial,
+        any_slot=False,
+        limited=True,
     )
 
 
-@dataclass(frozen=True)
-class Measure(Job):
-    """The first round of the first cell of its shape, on a GPU of its own, to see how much of it such cells need."""
+def audit_of(desk: Desk, audit: ClaimAudit) -> SideJob:
+    """The audit of one claim, from the pairs that are there."""
+    store, run, trial = desk.store, audit.run, audit.trials[0]
+    name = f"the audit of {audit.label} at ε = {number(audit.epsilon)}"
 
-    any_slot: ClassVar[bool] = False
-    limited: ClassVar[bool] = True
-
-    trial: Trial
-    shares: dict[str, float]
-    whole: float
-
-    @property
-    def key(self) -> tuple[str, ...]:
-        """The shape's."""
-        return "first round", shape_of(self.trial)
-
-    @property
-    def name(self) -> str:
-        """Of which method."""
-        return f"the first round of {self.trial.cell.label}"
-
-    def call(self, put: Callable[[str], Any]) -> tuple[Any, ...]:
-        """One round."""
-        return "measure", self.trial, put(self.trial.data_key)
-
-    def take(self, item: Item) -> None:
-        """The share; what cannot even be measured gets a whole GPU, and its row says what is wrong."""
-        self.shares[shape_of(self.trial)] = share_for(item) if isinstance(item, float) else self.whole
-
-
-@dataclass(frozen=True)
-class Audits(Job):
-    """The audit of one claim."""
-
-    desk: Desk
-    audit: ClaimAudit
-
-    @property
-    def key(self) -> tuple[str, ...]:
-        """The audit's."""
-        return "audit", self.audit.run.key
-
-    @property
-    def name(self) -> str:
-        """Of which claim."""
-        return f"the audit of {self.audit.label} at ε = {number(self.audit.epsilon)}"
-
-    def call(self, put: Callable[[str], Any]) -> tuple[Any, ...]:
-        """Go on from the pairs that are there."""
-        run = self.audit.run
-        return "audit", self.audit.trials[0].cell, run, self.desk.store.audit_pairs(run.key)
-
-    def take(self, item: Item) -> None:
-        """Its pairs, and at the end its outcome's line."""
-        store, key = self.desk.store, self.audit.run.key
+    def take(item: Item) -> None:
         if isinstance(item, Progress):
-            store.append("pairs", ({"audit": key, **pair} for pair in item.pairs))
+            store.append("pairs", ({"audit": run.key, **pair} for pair in item.pairs))
         elif isinstance(item, Failure):
-            self.desk.display.note(f"{self.name} failed, its columns stay empty; the same command tries again: {item.summary()}")
+            desk.failed(name, "its columns stay empty", item)
         else:
             outcome = cast("Audit", item)
-            self.desk.display.note(f"{self.name}: {outcome.words()}")
-            store.append("audits", [audit_line(self.audit, outcome)])
+            desk.display.note(f"{name}: {outcome.words()}")
+            store.append("audits", [audit_line(audit, outcome)])
+
+    return SideJob(("audit", run.key), name, lambda put: ("audit", trial.cell, run, store.audit_pairs(run.key)), take, trial)
 
 
-@dataclass(frozen=True)
-class Check(Job):
+def check_of(desk: Desk, trial: Trial, *, quick: bool) -> SideJob:
     """The check of one cell's algorithm, parameters, unit and trust, which other cells share."""
+    cell, name = trial.cell, f"the check of {trial.cell.label}"
+    defaults = lookup(cell.algorithm).Params.model_validate({}).model_dump(mode="json")
+    given = [f"{key}={dump(value)}" for key, value in cell.params.items() if value != defaults.get(key)]
 
-    desk: Desk
-    trial: Trial
-    quick: bool
-
-    @property
-    def key(self) -> tuple[str, ...]:
-        """What is checked."""
-        return "check", identity(checked_facts(self.trial))
-
-    @property
-    def name(self) -> str:
-        """Of which method."""
-        return f"the check of {self.trial.cell.label}"
-
-    def call(self, put: Callable[[str], Any]) -> tuple[Any, ...]:
-        """With the parameters that differ from the defaults."""
-        cell = self.trial.cell
-        defaults = lookup(cell.algorithm).Params.model_validate({}).model_dump(mode="json")
-        given = [f"{name}={dump(value)}" for name, value in cell.params.items() if value != defaults.get(name)]
-        return "check", self.trial, given, self.quick
-
-    def take(self, item: Item) -> None:
-        """Its line."""
+    def take(item: Item) -> None:
         if isinstance(item, Failure):
-            self.desk.display.note(f"{self.name} failed, claims stay as they are; the same command tries again: {item.summary()}")
+            desk.failed(name, "claims stay as they are", item)
         elif isinstance(item, list):
-            self.desk.store.append("checks", item)
+            desk.store.append("checks", item)
+
+    return SideJob(("check", identity(checked_facts(trial))), name, lambda put: ("check", trial, given, quick), take, trial)
 
 
 def checked_facts(trial: Trial) -> dict[str, Any]:
@@ -380,6 +335,11 @@ def checked_facts(trial: Trial) -> dict[str, Any]:
 def shape_of(trial: Trial) -> str:
     """What decides how much memory a cell needs; equal for cells that are alike but for their seed and their budget."""
     return repr((trial.cell.algorithm, sorted(trial.cell.params.items()), trial.task, trial.sizes, trial.cell.dataset.key))
+
+
+@cache
+def _is_plug_in(algorithm: str) -> bool:
+    return not is_shipped(lookup(algorithm))
 
 
 def error_of(failure: Failure) -> RowError:

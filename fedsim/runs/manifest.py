@@ -24,7 +24,7 @@ from fedsim.planning.prepare import Prepared
 from fedsim.results.folder import RunFolder
 from fedsim.results.join import Entry
 
-RELEASE = {
+RELEASE_WORDS = {
     "seeded": "simulation only: the seed of all noise is in this folder, so nothing in it may be released",
     "secret": "what `fedsim release` writes of a cell may be released under its epsilon, several under what all of them cost together "
     "(fedsim prove), for training rows and clients as they were given; nothing else in this folder may",
@@ -55,7 +55,7 @@ def write_manifest(folder: RunFolder, prepared: Prepared, entries: Sequence[Entr
         "hardware": hardware(),
         "command": _command(),
         "started": now(),
-        "release": RELEASE[prepared.grid.privacy.noise],
+        "release": RELEASE_WORDS[prepared.grid.privacy.noise],
         "grid": prepared.grid.model_dump(mode="json"),
         "refused": [{"algorithm": prepared.grid.algorithms[i].display, "error": str(error)} for i, error in prepared.refused.items()],
         "cells": [asdict(entry) for entry in entries],

@@ -12,7 +12,7 @@ from typing import Any
 from fedsim.planning.gpu_memory import doubled
 from fedsim.planning.node import Share, fit_together
 from fedsim.runs.engine import ClusterLost, Engine, Slot, WorkerLost
-from fedsim.runs.jobs import Cell, Desk, Job, Measure, Train, shape_of
+from fedsim.runs.jobs import CellJob, Desk, Job, TrainingJob, measurement, shape_of
 from fedsim.runs.slots import Slots
 from fedsim.runs.worker import Failure, Item
 from fedsim.words import counted
@@ -61,7 +61,8 @@ class Scheduler:
         Raises:
             ClusterLost: nothing more can run.
         """
-        self.queue = deque(self._with_measurements(jobs) if self.measuring else jobs)
+        # plug-ins come last, each one's jobs together, because their slots are used for nothing else
+        self.queue = deque(sorted(self._with_measurements(jobs) if self.measuring else jobs, key=lambda job: job.plug_in))
         try:
             while self.queue or self.running:
                 while self.queue and self._start_next():
@@ -72,7 +73,7 @@ class Scheduler:
                     self._count_waiting(since)
                     self.looked = time.monotonic()
         except (KeyboardInterrupt, ClusterLost):
-            raise  # actors end with the connection, and who asks a lost cluster to end them waits for it
+            raise  # actors end with the connection; a lost cluster would not answer a request to end them
         except BaseException:
             self.slots.close()
             raise
@@ -82,9 +83,9 @@ class Scheduler:
         """The jobs, a measurement right before the first cell of each shape."""
         seen: set[str] = set()
         for job in jobs:
-            if isinstance(job, Train) and (shape := shape_of(job.trial)) not in seen:
+            if isinstance(job, TrainingJob) and (shape := shape_of(job.trial)) not in seen:
                 seen.add(shape)
-                yield Measure(job.trial, self.shares, self.share.gpus)
+                yield measurement(job.trial, self.shares, self.share.gpus)
             yield job
 
     def _put(self, key: str) -> Any:
@@ -100,7 +101,7 @@ class Scheduler:
             if shape is None:  # it is being measured
                 return False
             if job.any_slot or fit_together([shape[1]] * shape[0], self.slots.nodes):
-                slot = self.slots.take(*shape, any_shape=job.any_slot)
+                slot = self.slots.take(*shape, any_shape=job.any_slot, plug_in=job.plug_in)
                 if slot is not None:
                     del self.queue[at]
                     self._start(job, slot)
@@ -120,7 +121,7 @@ class Scheduler:
 
     def _shape(self, job: Job) -> Shape | None:
         """How many actors a job needs, and what each takes; None while that is being measured."""
-        if not isinstance(job, Train):
+        if not isinstance(job, TrainingJob):
             return 1, self.share
         trial = job.trial
         known = self.shares.get(trial.cell.cell_id, self.shares.get(shape_of(trial), None if self.measuring else self.share.gpus))
@@ -151,9 +152,9 @@ class Scheduler:
 
     def _take(self, running: Running, item: Item) -> None:
         job, slot = running.job, running.slot
-        # a failure that goes on is Ray's of the same name: it ended a worker because its machine's memory was full
+        # Ray's failure of the same name is a loss: it ended a worker because its machine's memory was full
         short = isinstance(item, Failure) and item.type == "OutOfMemoryError" and not item.goes_on and 0 < slot.share.gpus < 1
-        if not (short and isinstance(job, Train)):
+        if not (short and isinstance(job, TrainingJob)):
             job.take(item)
             return
         assert isinstance(item, Failure)
@@ -181,9 +182,9 @@ class Scheduler:
                 self._lose(running, Failure("TimeoutError" if late else "NodeLost", what, "", goes_on=True), again=not late)
 
     def _note_long(self, running: Running) -> None:
-        """Say once of each kind of job without rounds that it takes long."""
+        """Note once for every kind of job without rounds that it takes long."""
         what, seconds = running.job.name, time.monotonic() - running.since
-        if not isinstance(running.job, Cell) and seconds > NOTE_AFTER and what not in self.noted:
+        if not isinstance(running.job, CellJob) and seconds > NOTE_AFTER and what not in self.noted:
             self.noted.add(what)
             self.display.note(f"{what} has been running for {seconds:.0f} s")
 
@@ -215,7 +216,7 @@ class Scheduler:
         if again and self.losses[job.key] < MOST_LOSSES:
             self.losses[job.key] += 1
             self.display.note(f"{job.name}: {failure.message}; it runs again")
-            if isinstance(job, Cell):
+            if isinstance(job, CellJob):
                 self.desk.log(job.trial, [failure.message])
                 self.display.cell_queued(job.trial.cell.cell_id)
             self.queue.appendleft(job.again())

@@ -31,24 +31,33 @@ class Slots:
     busy: list[Slot] = field(default_factory=list)
     opening: tuple[int, Share, Any] | None = None
 
-    def take(self, actors: int, share: Share, *, any_shape: bool = False) -> Slot | None:
+    def take(self, actors: int, share: Share, *, any_shape: bool = False, plug_in: str = "") -> Slot | None:
         """A slot of ``actors`` actors with this share, or an idle one of ``any_shape``; None if there is no room for it now.
 
-        What is reserved for it is in place: a cell is never bound to shares that a cluster no longer has.
+        What is reserved for it is in place: a cell is never bound to shares that a cluster no longer has. Code that is not shipped may
+        leave its process in any state: where it ran, nothing else runs any more.
+
+        Args:
+            actors: how many.
+            share: what each takes.
+            any_shape: whether any idle slot will do.
+            plug_in: the algorithm that is not shipped and whose code will run; empty: none.
         """
         if len(self.busy) >= self.parallel:
             return None
-        slot = next((slot for slot in self.idle if any_shape or (slot.actors, slot.share) == (actors, share)), None)
+        usable = (slot for slot in self.idle if slot.plug_in in ("", plug_in))
+        slot = next((slot for slot in usable if any_shape or (slot.actors, slot.share) == (actors, share)), None)
         if slot is not None:
             self.idle.remove(slot)
         else:
-            slot = self._open(actors, share)
+            slot = self._open(actors, share, plug_in)
         if slot is not None:
+            slot.plug_in = plug_in or slot.plug_in
             self.busy.append(slot)
         return slot
 
-    def _open(self, actors: int, share: Share) -> Slot | None:
-        """A new slot, if it fits beside the busy ones; idle ones make room, those of another share first, for they may lie anywhere.
+    def _open(self, actors: int, share: Share, plug_in: str) -> Slot | None:
+        """A new slot, if it fits beside the busy ones; idle ones make room, those of another share or plug-in first.
 
         All that idle make room for one that Ray still has not placed: what it lacks may be theirs.
         """
@@ -58,7 +67,7 @@ class Slots:
         if self.opening is None or self.opening[:2] != (actors, share):
             patience = PLACING
             self._reserve_nothing()
-            for slot in [slot for slot in self.idle if slot.share != share]:
+            for slot in [slot for slot in self.idle if slot.share != share or slot.plug_in not in ("", plug_in)]:
                 self.idle.remove(slot)
                 self.engine.close(slot)
             while not self._fit([*self.busy, *self.idle], actors, share):

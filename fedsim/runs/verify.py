@@ -19,15 +19,14 @@ from fedsim.grid.models import Grid
 from fedsim.json_lines import dump
 from fedsim.planning.prepare import Prepared
 from fedsim.plugins.registry import check_installed
-from fedsim.report.comparison import Compared
+from fedsim.report.comparison import MATCHED_BY, ComparedFolders, Run, compare
 from fedsim.results.grid_rows import entries, every_row, grid_rounds, grid_rows, read_manifest
 from fedsim.results.join import Entry, Lines
-from fedsim.results.matching import SETTING, Run, compare
 from fedsim.results.result_lines import training_line
 from fedsim.results.rows import Row, RowError
 from fedsim.results.store import ResultStore
 from fedsim.runs.bench import entries_of, missing_jobs
-from fedsim.runs.display import make_display
+from fedsim.runs.display import Display
 from fedsim.runs.engine import Engine
 from fedsim.runs.jobs import Desk
 from fedsim.runs.manifest import grid_of, hardware, write_manifest
@@ -35,7 +34,7 @@ from fedsim.runs.scheduler import Scheduler
 from fedsim.training.trial import Trial
 from fedsim.words import counted
 
-FIXED = (*SETTING, "algorithm", "params", "seed", "noise", "relation", "evaluation")
+FIXED = (*MATCHED_BY, "algorithm", "params", "seed", "noise", "relation", "evaluation")
 """Fields of a row that its grid fixes, whatever a training gives."""
 
 
@@ -74,7 +73,7 @@ class Verification:
         store = ResultStore(folder)
         store.folder.check()
         manifest = read_manifest(folder)
-        grid, refused = grid_of(manifest, store.folder), {each["algorithm"] for each in manifest.get("refused") or []}
+        grid, refused = grid_of(manifest, store.folder), {entry["algorithm"] for entry in manifest.get("refused") or []}
         refused_names = {entry.name for entry in grid.algorithms if entry.display in refused}
         grid = grid.model_copy(update={"algorithms": tuple(entry for entry in grid.algorithms if entry.display not in refused)})
         for entry in () if trust_plugin else grid.algorithms:
@@ -103,19 +102,34 @@ class Verification:
                 other = "of other code" if of_other_code else "not of the last grid"
                 left_out["of a refused algorithm" if row.algorithm in refused_names else other] += 1
         if not cells and not differing:
-            reasons = f"; {_told(left_out)}" if left_out else ""
+            reasons = f"; {_reasons(left_out)}" if left_out else ""
             raise UserError(
                 str(folder), f"no finished cell can be repeated{reasons}", "give a folder with finished cells whose noise is seeded"
             )
         return cls(folder, prepared, cells, differing, left_out, manifest.get("hardware", {}))
 
-    def run(self, count: int, console: Console, engine: AbstractContextManager[Engine]) -> bool:
-        """Run ``count`` cells again, drawn at random, and show what differs and what cannot be repeated.
+    def chosen(self, count: int, ids: Sequence[str] = ()) -> list[int]:
+        """Positions in ``cells``: of all whose ids begin with one of ``ids``; without any, of ``count`` drawn at random.
+
+        Raises:
+            UserError: no cell that can be repeated has such an id.
+        """
+        if not ids:
+            drawn = np.random.default_rng().choice(len(self.cells), min(count, len(self.cells)), replace=False)
+            return sorted(drawn.tolist())
+        known = [row.cell_id for row, _ in self.cells]
+        for start in ids:
+            if not any(id_.startswith(start) for id_ in known):
+                raise UserError("--cell", f"no cell that can be repeated has the id '{start}'", f"known: {', '.join(known) or 'none'}")
+        return [i for i, id_ in enumerate(known) if id_.startswith(tuple(ids))]
+
+    def run(self, count: int, console: Console, engine: AbstractContextManager[Engine], ids: Sequence[str] = ()) -> bool:
+        """Run the :meth:`chosen` cells again, and show what differs and what cannot be repeated.
 
         Returns:
             Whether rows and rounds are equal to the last bit, and no row differs from the grid.
         """
-        chosen = sorted(np.random.default_rng().choice(len(self.cells), min(count, len(self.cells)), replace=False).tolist())
+        chosen = self.chosen(count, ids)
         equal = not chosen or self._run_again([self.cells[i] for i in chosen], console, engine)
         finished = len(self.cells) + len(self.differing) + sum(self.left_out.values())
         lines = [f"{len(chosen)} of {finished} finished cells run again: {_RESULT[equal]}"] if chosen else []
@@ -126,7 +140,7 @@ class Verification:
         if self.differing:
             lines.append(f"{len(self.differing)} of {finished} {'differs' if len(self.differing) == 1 else 'differ'} from the grid")
         if self.left_out:
-            lines.append(f"{sum(self.left_out.values())} of {finished} cannot be repeated: {_told(self.left_out)}")
+            lines.append(f"{sum(self.left_out.values())} of {finished} cannot be repeated: {_reasons(self.left_out)}")
         for line in lines:
             console.print(Text(line), soft_wrap=True)
         return equal and not self.differing
@@ -135,14 +149,14 @@ class Verification:
         """Run cells again and show what differs; whether rows and rounds are equal to the last bit."""
         old, trials = [row for row, _ in cells], [trial for _, trial in cells]
         with tempfile.TemporaryDirectory(prefix="fedsim-verify-") as scratch:
-            desk = Desk(replace(self.prepared, trials=tuple(trials)), ResultStore(Path(scratch)), make_display(console, len(trials)))
+            desk = Desk(replace(self.prepared, trials=tuple(trials)), ResultStore(Path(scratch)), Display(console, len(trials)))
             with engine as running, desk.display:
                 Scheduler(desk, running).run(missing_jobs(desk, (), Lines({}, {}, {})))
             write_manifest(desk.store.folder, desk.prepared, entries_of(desk, ()))
             new = Run(grid_rows(Path(scratch)), grid_rounds(Path(scratch)))
         comparison = compare(Run(old, grid_rounds(self.folder)), new)
-        Compared((self.folder, Path("the cells run again")), comparison).show(console)
-        equal = sum(each.seeds for each in comparison.matched if each.equal) == len(old)
+        ComparedFolders((self.folder, Path("the cells run again")), comparison).show(console)
+        equal = sum(match.seeds for match in comparison.matched if match.equal) == len(old)
         if not equal:
             now = hardware()
             for name in [name for name in now if self.hardware.get(name) != now[name]]:
@@ -166,5 +180,5 @@ def _fixed(row: Row) -> dict[str, str]:
     return {name: value if isinstance(value, str) else dump(value) for name, value in fields.items()}
 
 
-def _told(left_out: Mapping[str, int]) -> str:
+def _reasons(left_out: Mapping[str, int]) -> str:
     return "; ".join(f"{reason}: {count}" for reason, count in left_out.items())

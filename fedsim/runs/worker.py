@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import io
 import logging
+import os
 import signal
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-import torch
-from threadpoolctl import threadpool_limits
-
 from fedsim.data.embeddings import Embeddings
-from fedsim.device import CPU, device_of, exact_products
+from fedsim.device import device_of
 from fedsim.evaluation.judge import Judgement, judgement_of
 from fedsim.evaluation.references import Ceiling, LocalOnly, ceiling, local_only
 from fedsim.grid.models import Cell
@@ -26,7 +23,7 @@ from fedsim.methods.messages import Pool, Tensors
 from fedsim.partition import Partition, PartitionSpec
 from fedsim.planning.gpu_memory import filled
 from fedsim.planning.node import Share
-from fedsim.planning.process_state import ProcessState, limit_memory
+from fedsim.planning.process import limit_memory, settle
 from fedsim.plugins.code_hash import source_hash
 from fedsim.plugins.registry import lookup
 from fedsim.seeds import Seeds
@@ -38,17 +35,13 @@ from fedsim.training.trial import Outcome, Trial, local_pool, run_trial
 FLUSH_SECONDS = 0.2
 MOST_OUTPUT = 10_000_000
 """Characters that a cell may print."""
-KEPT_MEMORY = 2**29
-"""Bytes of freed memory that a process keeps for its next step."""
-_M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1
-"""Of glibc's malloc.h."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a job ended badly: the exception's type and message, and the traceback of where it was raised first.
+    """Why a job failed: the exception's type and message, and the traceback of where it was raised first.
 
-    ``goes_on``: it may go on from its checkpoint when it is tried again.
+    ``goes_on``: a retry may continue from its checkpoint.
     """
 
     type: str
@@ -89,36 +82,20 @@ Item = Progress | Outcome | Judged | Ceiling | LocalOnly | Failure | float | obj
 """What a worker streams: progress, then results or a failure."""
 
 
-class Lines(Protocol):
-    """An audit under way (:class:`fedsim.evidence.audit.run.AuditRun`), whose code is none that a cell's id stands for."""
+class PairsRun(Protocol):
+    """A running audit (:class:`fedsim.evidence.audit.audit.AuditRun`)."""
 
-    def missing(self, found: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Run what ``found`` lacks, a line each."""
+    def missing(self, known: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Run what ``known`` lacks; yields a line for each pair."""
 
-    def outcome(self, found: Sequence[dict[str, Any]]) -> object:
-        """What all lines say."""
+    def outcome(self, known: Sequence[dict[str, Any]]) -> object:
+        """The result of all pairs."""
 
 
 def exited(error: SystemExit) -> RuntimeError:
     """What a call of ``sys.exit`` in an algorithm is reported as; Ray would take it for a worker that died."""
     code = "" if error.code is None else repr(error.code)
     return RuntimeError(f"the algorithm called sys.exit({code}), which a cell may not").with_traceback(error.__traceback__)
-
-
-def settle(cpus: float, device: torch.device = CPU) -> None:
-    """Make a process ready for training on its share of the machine: so many threads, and memory that is kept for the next step."""
-    if device != CPU:
-        exact_products()
-    threads = max(1, int(cpus))
-    torch.set_num_threads(threads)
-    # numbers below 1e-38, as saturated layers leave them, take some processors a hundred times as long as 0
-    torch.set_flush_denormal(True)
-    threadpool_limits(threads)
-    # glibc gives large blocks back at every step, and the next step pays for every page anew: up to a third of its time.
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, KEPT_MEMORY)
 
 
 def check_source(cell: Cell) -> None:
@@ -132,7 +109,7 @@ def check_source(cell: Cell) -> None:
 
 
 class Process:
-    """A process that trains one cell after another, and none as another cell left it.
+    """A process that runs one job after another.
 
     Args:
         share: what it may take.
@@ -143,12 +120,13 @@ class Process:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # Ray is deaf to it, and what a plug-in starts should not be
         self.share, self.device = share, device_of(share.device, share.gpus)
         settle(share.cpus, self.device)
-        self.state = ProcessState()
+        self.folder = os.getcwd()
         self.latest: tuple[str, Embeddings] | None = None
 
     def make_ready(self, *, limited: bool = False) -> None:
-        """Put back what the last cell changed; ``limited``: the next one has no more memory than its share."""
-        self.state.put_back()
+        """Set folder, threads, torch's defaults and the memory limit again; ``limited``: the next job has no more memory than its share."""
+        with contextlib.suppress(OSError):
+            os.chdir(self.folder)
         settle(self.share.cpus, self.device)
         limit_memory(self.share.memory if limited else 0)
 
@@ -183,43 +161,14 @@ class Worker:
             return replace(failure, type="MemoryError", message=f"{what}: {failure.message}")
         return failure
 
-    def train(self, trial: Trial, data: Embeddings, held: Sequence[Any], checkpoint: bytes | None) -> Iterator[Item]:
-        """Train a cell, then judge what came out: progress, the outcome, the judgement; or a failure in place of either.
-
-        Args:
-            trial: the cell.
-            data: its data set.
-            held: see :meth:`pool`.
-            checkpoint: where an earlier training of it stood.
-        """
-        self.process.make_ready(limited=True)
-        data = self.process.same(trial.data_key, data)
-        pending: list[RoundRecord] = []
-        checkpoints, sent = SentCheckpoints(checkpoint, trial.cell.training_id), time.monotonic()
+    def _job(self, steps: Callable[[Output], Iterator[Item]], *, limited: bool = False) -> Iterator[Item]:
+        """What a job yields from what it prints; an exception ends it with a failure."""
+        self.process.make_ready(limited=limited)
         with self._captured() as output:
             try:
-                check_source(trial.cell)
-
-                def make_pool(trial: Trial, data: Embeddings, seeds: Seeds) -> Pool:
-                    return self.pool(trial, data, held, seeds)
-
-                outcome: Outcome | None = None
-                for step in run_trial(trial, data, make_pool, checkpoints, self.device):
-                    if isinstance(step, Outcome):
-                        outcome = step
-                        break
-                    pending.append(step)
-                    unsent = checkpoints.unsent()
-                    if unsent is not None or time.monotonic() - sent > FLUSH_SECONDS:
-                        yield Progress(tuple(pending), output.drain(), unsent)
-                        pending, sent = [], time.monotonic()
-                assert outcome is not None
-                yield Progress(tuple(pending), output.drain())
-                pending = []
-                yield outcome
-                yield from self._judged(trial, outcome.state, data, output)
+                yield from steps(output)
             except (Exception, SystemExit) as error:
-                yield Progress(tuple(pending), output.drain())
+                yield Progress(output=output.drain())
                 if not self.goes_on(error):
                     raise
                 yield self.failure(error)
@@ -228,15 +177,46 @@ class Worker:
         """Whether this worker is still of use after an exception."""
         return True
 
+    def train(self, trial: Trial, data: Embeddings, held: Sequence[Any], checkpoint: bytes | None) -> Iterator[Item]:
+        """Train a cell, then judge the result: progress, the outcome, the judgement; or a failure in place of either.
+
+        Args:
+            trial: the cell.
+            data: its data set.
+            held: see :meth:`pool`.
+            checkpoint: where an earlier training of it stood.
+        """
+        own, checkpoints = self.process.same(trial.data_key, data), SentCheckpoints(checkpoint, trial.cell.training_id)
+
+        def make_pool(trial: Trial, data: Embeddings, seeds: Seeds) -> Pool:
+            return self.pool(trial, data, held, seeds)
+
+        def steps(output: Output) -> Iterator[Item]:
+            check_source(trial.cell)
+            pending, sent = list[RoundRecord](), time.monotonic()
+            try:
+                for step in run_trial(trial, own, make_pool, checkpoints, self.device):
+                    if isinstance(step, Outcome):
+                        yield Progress(tuple(pending), output.drain())
+                        pending = []
+                        yield step
+                        yield from self._judged(trial, step.state, own, output)
+                        return
+                    pending.append(step)
+                    unsent = checkpoints.unsent()
+                    if unsent is not None or time.monotonic() - sent > FLUSH_SECONDS:
+                        yield Progress(tuple(pending), output.drain(), unsent)
+                        pending, sent = [], time.monotonic()
+            except (Exception, SystemExit):
+                yield Progress(tuple(pending), output.drain())
+                raise
+
+        yield from self._job(steps, limited=True)
+
     def judge(self, trial: Trial, state: Tensors, data: Embeddings) -> Iterator[Item]:
         """Judge what a training made, from the ``state`` that it left."""
-        self.process.make_ready()
-        with self._captured() as output:
-            try:
-                yield from self._judged(trial, state, self.process.same(trial.data_key, data), output)
-            except (Exception, SystemExit) as error:
-                yield Progress(output=output.drain())
-                yield self.failure(error)
+        own = self.process.same(trial.data_key, data)
+        yield from self._job(lambda output: self._judged(trial, state, own, output))
 
     def _judged(self, trial: Trial, state: Tensors, data: Embeddings, output: Output) -> Iterator[Item]:
         started = time.perf_counter()
@@ -246,40 +226,42 @@ class Worker:
 
     def measure(self, trial: Trial, data: Embeddings) -> Iterator[Item]:
         """The part of the GPU that the first actor of a cell fills in its first round."""
-        self.process.make_ready()
-        data = self.process.same(trial.data_key, data)
-        try:
+        own = self.process.same(trial.data_key, data)
+
+        def steps(output: Output) -> Iterator[Item]:
             algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
             server = algorithm.initial_server(Seeds(trial.cell.seed).public).to(self.device)
-            cohort = Cohort(trial.cohorts()[0], data.x_train, data.y_train, self.device)
+            cohort = Cohort(trial.cohorts()[0], own.x_train, own.y_train, self.device)
             cohort.round(next(algorithm.schedule()), algorithm.phases()[0].broadcast(server))
             yield filled(self.device)
-        except (Exception, SystemExit) as error:
-            yield self.failure(error)
 
-    def audit(self, cell: Cell, run: Lines, found: Sequence[dict[str, Any]]) -> Iterator[Item]:
+        yield from self._job(steps)
+
+    def audit(self, cell: Cell, run: PairsRun, known: Sequence[dict[str, Any]]) -> Iterator[Item]:
         """What an audit lacks, in progress of some pairs each, and its outcome.
 
         Args:
             cell: one of those that make the claim.
             run: the audit.
-            found: its pairs so far.
+            known: its pairs so far.
         """
-        self.process.make_ready()
-        lines, pending, sent = list(found), list[dict[str, Any]](), time.monotonic()
-        with self._captured():
+
+        def steps(output: Output) -> Iterator[Item]:
+            check_source(cell)
+            lines, pending, sent = list(known), list[dict[str, Any]](), time.monotonic()
             try:
-                check_source(cell)
-                for line in run.missing(found):
+                for line in run.missing(known):
                     pending.append(line)
                     if time.monotonic() - sent > FLUSH_SECONDS:
                         yield Progress(pairs=tuple(pending))
                         lines, pending, sent = lines + pending, [], time.monotonic()
+            except (Exception, SystemExit):
                 yield Progress(pairs=tuple(pending))
-                yield run.outcome(lines + pending)
-            except (Exception, SystemExit) as error:
-                yield Progress(pairs=tuple(pending))
-                yield self.failure(error)
+                raise
+            yield Progress(pairs=tuple(pending))
+            yield run.outcome(lines + pending)
+
+        yield from self._job(steps)
 
     def check(self, trial: Trial, params: Sequence[str], quick: bool) -> Iterator[Item]:
         """The result lines of a check of a cell's algorithm in its unit and trust.
@@ -291,23 +273,22 @@ class Worker:
         """
         from fedsim.evidence.check.check import check_algorithm, check_lines  # late, for few grids have checks
 
-        self.process.make_ready()
         cell = trial.cell
-        with self._captured():
-            try:
-                check_source(cell)
-                findings = list(check_algorithm(cell.algorithm, params, cell.unit, cell.trust, quick=quick))
-                yield check_lines(cell.algorithm, cell.params, findings, quick=quick)
-            except (Exception, SystemExit) as error:
-                yield self.failure(error)
+
+        def steps(output: Output) -> Iterator[Item]:
+            check_source(cell)
+            findings = list(check_algorithm(cell.algorithm, params, cell.unit, cell.trust, quick=quick))
+            yield check_lines(cell.algorithm, cell.params, findings, quick=quick)
+
+        yield from self._job(steps)
 
     def reference(self, data: Embeddings, partition: Partition | None, spec: PartitionSpec, probe_c: float) -> Iterator[Item]:
         """The ceiling without a partition, local-only with one."""
-        self.process.make_ready()
-        try:
+
+        def steps(output: Output) -> Iterator[Item]:
             yield ceiling(data, probe_c) if partition is None else local_only(data, partition, spec, probe_c)
-        except Exception as error:
-            yield self.failure(error)
+
+        yield from self._job(steps)
 
     @contextlib.contextmanager
     def _captured(self) -> Iterator[Output]:

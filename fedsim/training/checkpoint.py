@@ -18,9 +18,9 @@ from fedsim.files import discard, replaced, unread
 from fedsim.methods.messages import Tensors
 from fedsim.training.state import Checkpoint, described
 
-FACTS = ("round", "ledger", "uplink_bytes", "secret")
-"""What a checkpoint holds beside tensors."""
-EVERY = 30.0
+FACTS = ("round", "ledger", "uplink_bytes", "downlink_bytes", "secret")
+"""The fields of a checkpoint beside its tensors."""
+CHECKPOINT_SECONDS = 30.0
 """Seconds between checkpoints."""
 
 
@@ -28,7 +28,7 @@ def packed(progress: Checkpoint, owner: str) -> bytes:
     """A checkpoint as one safetensors file with its own hash; private client state is in it, and the root of secret noise.
 
     Args:
-        progress: where a cell stands.
+        progress: the checkpoint.
         owner: the cell's id.
     """
     facts = {name: getattr(progress, name) for name in FACTS}
@@ -37,14 +37,14 @@ def packed(progress: Checkpoint, owner: str) -> bytes:
 
 
 def unpacked(content: bytes, owner: str) -> Checkpoint | None:
-    """The checkpoint that :func:`packed` made; None, with a warning, if anything in it is not what was saved of this cell."""
+    """The inverse of :func:`packed`; None, with a warning, if the content is damaged or another cell's."""
     try:
         tensors = {name: value.clone() for name, value in load(content).items()}
         # the header, whose length comes first, holds the facts
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
         facts = json.loads(header["progress"])
         if header["sha256"] != _digest(owner, facts, tensors):
-            raise ValueError("its facts and tensors are not those that were saved of this cell")
+            raise ValueError("its content is not what this cell saved")
         return Checkpoint(tensors=tensors, **{name: facts[name] for name in FACTS})
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         warnings.warn(f"the checkpoint cannot be used ({unread(error)}); the cell begins again", stacklevel=2)
@@ -60,12 +60,12 @@ def _digest(owner: str, facts: Mapping[str, Any], tensors: Tensors) -> str:
 
 
 class Checkpoints:
-    """The checkpoint file of one cell; a new one replaces the old one at once or not at all.
+    """The checkpoint file of one cell, which is replaced atomically.
 
     Args:
         path: the file; its folder is made when the first checkpoint is written.
-        every: seconds between checkpoints; default: :data:`EVERY`.
-        owner: the cell's id; no other cell goes on from here.
+        every: seconds between checkpoints; default: :data:`CHECKPOINT_SECONDS`.
+        owner: the cell's id; another cell does not accept the checkpoint.
     """
 
     def __init__(self, path: Path, every: float | None = None, owner: str = "") -> None:
@@ -73,16 +73,16 @@ class Checkpoints:
         self._last = time.monotonic()
 
     def __call__(self, capture: Callable[[], Checkpoint]) -> None:
-        """Write a checkpoint if enough time has passed since the last one; a cell can do without one that cannot be written."""
-        if time.monotonic() - self._last >= (EVERY if self.every is None else self.every):
+        """Write a checkpoint if enough time has passed since the last one; if it cannot be written, warn and continue."""
+        if time.monotonic() - self._last >= (CHECKPOINT_SECONDS if self.every is None else self.every):
             try:
                 self.save(capture())
             except OSError as error:
-                warnings.warn(f"{self.path} cannot be written ({unread(error)}); the cell goes on without a new checkpoint", stacklevel=2)
+                warnings.warn(f"{self.path} cannot be written ({unread(error)}); the cell continues without a new checkpoint", stacklevel=2)
             self._last = time.monotonic()
 
     def save(self, progress: Checkpoint) -> None:
-        """Write ``progress``, for the owner's eyes alone.
+        """Write ``progress``, readable by the file's owner only.
 
         Raises:
             OSError: the file cannot be written.
@@ -90,7 +90,7 @@ class Checkpoints:
         keep(self.path, packed(progress, self.owner))
 
     def load(self) -> Checkpoint | None:
-        """The last checkpoint; None if there is none, or it is not what was saved of this cell."""
+        """The last checkpoint; None if there is none, or it is damaged or another cell's."""
         content = kept(self.path)
         return None if content is None else unpacked(content, self.owner)
 
@@ -100,10 +100,10 @@ class Checkpoints:
 
 
 class SentCheckpoints(Checkpoints):
-    """The checkpoints of a cell that runs elsewhere: bytes that travel to where files are written, and came from there.
+    """The checkpoints of a cell in a worker: bytes that are sent to the driver, which writes and reads the file.
 
     Args:
-        latest: what the file held when the cell was started; None if there was none.
+        latest: the file's content when the cell was started; None if there was no file.
         owner: the cell's id.
     """
 
@@ -117,20 +117,20 @@ class SentCheckpoints(Checkpoints):
         self._unsent = packed(progress, self.owner)
 
     def load(self) -> Checkpoint | None:
-        """The checkpoint with which the cell was started; None if there was none, or it is not what was saved of this cell."""
+        """The checkpoint with which the cell was started; None if there was none, or it is damaged or another cell's."""
         return None if self._latest is None else unpacked(self._latest, self.owner)
 
     def remove(self) -> None:
-        """Who writes the row removes the file."""
+        """The driver removes the file, when it writes the result."""
 
     def unsent(self) -> bytes | None:
-        """What was saved since the last call."""
+        """The checkpoint that was saved since the last call, if any."""
         content, self._unsent = self._unsent, None
         return content
 
 
 def keep(path: Path, content: bytes) -> None:
-    """Write a packed checkpoint, for the owner's eyes alone.
+    """Write a packed checkpoint, readable by the file's owner only.
 
     Raises:
         OSError: the file cannot be written.
@@ -140,7 +140,7 @@ def keep(path: Path, content: bytes) -> None:
 
 
 def kept(path: Path) -> bytes | None:
-    """What :func:`keep` wrote; None if there is nothing that can be read."""
+    """The content that :func:`keep` wrote; None if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError:

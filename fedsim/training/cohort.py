@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from fedsim.training.state import below, copied, nested
 
 @dataclass(frozen=True)
 class CohortSpec:
-    """What an actor needs to host a cohort, besides the data set.
+    """All that an actor needs to host a cohort, besides the data set.
 
     Attributes:
         algorithm, params: as in the cell.
@@ -35,7 +35,7 @@ class CohortSpec:
         seeds: the cell's seed tree.
         members: client numbers, ascending.
         rows: each member's training rows.
-        groups: where the unit is a group: the number of each row's group within its client, ascending from 0.
+        groups: if the unit is a group: the number of each row's group within its client, ascending from 0.
     """
 
     algorithm: str
@@ -55,13 +55,27 @@ def build_algorithm(name: str, params: dict[str, Any], task: Task) -> Algorithm:
 
 
 class Cohort:
-    """Hosts clients: one model with a slice per client, one batch for all."""
+    """Hosts clients: one model with a slice per client, one batch for all.
 
-    def __init__(self, spec: CohortSpec, x: NDArray[np.float32], y: NDArray[np.int64], device: torch.device = CPU) -> None:
+    Args:
+        spec: which clients.
+        x, y: the data set's training rows.
+        device: where they compute.
+        clients: the class that they are of, :class:`fedsim.methods.clients.Clients` or one that also watches what they do.
+    """
+
+    def __init__(
+        self,
+        spec: CohortSpec,
+        x: NDArray[np.float32],
+        y: NDArray[np.int64],
+        device: torch.device = CPU,
+        clients: Callable[..., Clients] = Clients,
+    ) -> None:
         self.algorithm = build_algorithm(spec.algorithm, spec.params, spec.task)
         self.phases = self.algorithm.phases()
         model = initial_model(self.algorithm.build, spec.seeds, spec.members).to(device)
-        self.clients = Clients(
+        self.clients = clients(
             spec.members,
             parts(x, spec.rows, device),
             parts(y, spec.rows, device),
@@ -74,27 +88,30 @@ class Cohort:
         self.algorithm.start_clients(self.clients)
 
     def round(self, round_: Round, broadcast: Tensors) -> Message:
-        """One round's computation, with what really ran."""
+        """One round's computation, with the record of what ran."""
         self.clients.ran, self.clients.steps = Ran(), range(round_.stream, round_.stream + round_.release.per_round)
         at_clients = self.phases[round_.phase].at_clients
         made = at_clients(self.clients, round_, moved(broadcast, self.clients.device))
         message = typed(at_clients, made, Message, "a fedsim.methods.messages.Message, as clients.send makes it")
         self.clients.state.update(in_order(self.clients.state))
-        return replace(message, ran=self.clients.ran)
+        received = message.downlink_bytes
+        if received is None:
+            received = len(self.clients.members) * sum(value.nbytes for value in broadcast.values())
+        return replace(message, ran=self.clients.ran, downlink_bytes=received)
 
     def released(self, names: Sequence[str]) -> Tensors:
-        """Per-client tensors by name, averaged over iterates where the algorithm keeps averages."""
+        """Per-client tensors by name, averaged over iterates if the algorithm keeps averages."""
         current = dict(self.clients.model.named_parameters())
         return moved({name: self.clients.state.get(f"average.{name}", current[name].detach()) for name in names}, CPU)
 
     def state(self) -> Tensors:
-        """All private state, ``[members, ...]`` each but for counters; on the CPU."""
+        """All private state, counters or ``[members, ...]``, on the CPU."""
         parameters = dict(self.clients.model.named_parameters())
         kept = {name: parameters[name] for name in local_names(self.clients.model)}
         return copied(nested("model", kept) | nested("state", self.clients.state))
 
     def load_state(self, tensors: Tensors) -> None:
-        """Take up a checkpoint."""
+        """Load a checkpoint's client state."""
         load_parameters(self.clients.model, tensors, "model.")
         self.clients.state.update(moved(copied(below("state", tensors)), self.clients.device))
 
@@ -102,7 +119,7 @@ class Cohort:
 def parts(values: NDArray[Any], rows: Sequence[NDArray[np.int64]], device: torch.device) -> tuple[torch.Tensor, ...]:
     """Each client's ``rows`` of all ``values``, on ``device``.
 
-    On the CPU in memory of torch's own, whose alignment is always the same: products of matrices may round by alignment.
+    On the CPU in memory that torch allocates, which is always aligned: rounding of matrix products may depend on alignment.
     """
     if device == CPU:
         return tuple(torch.from_numpy(values[own]).clone() for own in rows)
@@ -111,13 +128,13 @@ def parts(values: NDArray[Any], rows: Sequence[NDArray[np.int64]], device: torch
 
 
 class Held:
-    """The arrays that this process put on a device last, a data set's rows and labels, for further cells of it."""
+    """The last arrays that this process copied to a device, a data set's rows and labels, for further cells of it."""
 
     def __init__(self) -> None:
         self._held: deque[tuple[torch.device, NDArray[Any], torch.Tensor]] = deque(maxlen=2)
 
     def on(self, device: torch.device, values: NDArray[Any]) -> torch.Tensor:
-        """The array on ``device``; the same array is put there once."""
+        """The array on ``device``; the same array is copied once."""
         for where, known, there in self._held:
             if where == device and known is values:
                 return there

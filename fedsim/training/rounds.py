@@ -1,4 +1,4 @@
-"""The rounds of a training: broadcast, let the clients compute, add, noise, step, and count what ran."""
+"""The rounds of a training: broadcast, client computation, sum, noise, server step, ledger."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from fedsim.training.state import Checkpoint, below, capture, check_alike, descr
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """What a round leaves behind for ``rounds.jsonl``; all but the release's name are diagnostics, not private."""
+    """A round's line of ``rounds.jsonl``; all but the release's name are diagnostics, not private."""
 
     round: int
     rounds: int
@@ -41,16 +41,17 @@ class Trained:
 
     Attributes:
         made: the generator or classifier.
-        shares: how frequent each class is, as far as that was released, ``[C]``; None where it was not.
-        ledger: what was spent.
-        uplink_bytes: what all clients sent.
-        state: what ``made`` was made from (:func:`fedsim.training.state.released_state`).
+        shares: class frequencies ``[C]`` from released counts; None if none were released.
+        ledger: the steps that ran.
+        uplink_bytes, downlink_bytes: bytes that all clients sent and received.
+        state: the state from which ``made`` was made (:func:`fedsim.training.state.released_state`).
     """
 
     made: Product
     shares: NDArray[np.float64] | None
     ledger: Ledger
     uplink_bytes: int
+    downlink_bytes: int
     state: Tensors
 
 
@@ -65,24 +66,25 @@ def train(
     watch: Callable[[Round, Tensors], None] | None = None,
     schedule: Iterable[Round] | None = None,
 ) -> abc.Generator[RoundRecord, None, Trained]:
-    """Run all rounds: yields a record after each, returns the outcome.
+    """Run all rounds: yields every round's record, returns the outcome.
 
     Args:
         algorithm: the mathematics.
         pool: the clients.
         plan: from :func:`fedsim.methods.algorithm.solved_plan`.
         seeds: the cell's seed tree.
-        resume: go on from here; the result is that of an uninterrupted training.
-        checkpoint: called after every round with a function that captures the progress; it decides when to.
-        device: where the server computes.
-        watch: called in every round with the noisy sum that the server gets; it changes nothing.
-        schedule: the rounds that run; None: all of the algorithm's.
+        resume: continue from here; the result is that of an uninterrupted training.
+        checkpoint: called after every round with a function that captures the progress, which it may call.
+        device: of the server.
+        watch: called in every round with the noisy sum that the server gets, which it must not change.
+        schedule: the rounds to run; None: all of the algorithm's.
     """
     server = algorithm.initial_server(seeds.public).to(device)
     server.plan = plan
-    ledger, uplink, start = Ledger(), 0, 0
+    ledger, uplink, downlink, start = Ledger(), 0, 0, 0
     if resume is not None:
-        start, uplink, ledger = resume.round, resume.uplink_bytes, Ledger.from_json(resume.ledger)
+        start, ledger = resume.round, Ledger.from_json(resume.ledger)
+        uplink, downlink = resume.uplink_bytes, resume.downlink_bytes
         held = {name: p for name, p in server.model.named_parameters() if p.numel()}
         check_alike(described(below("server.model", resume.tensors)), described(held))
         load_server(server, below("server", resume.tensors))
@@ -108,12 +110,13 @@ def train(
             for entry in step.entries(multiplier):
                 ledger.record(entry)
         uplink += sum(message.uplink_bytes for message in messages)
+        downlink += sum(message.downlink_bytes or 0 for message in messages)
         if checkpoint is not None:
-            checkpoint(partial(capture, server, pool, ledger, round_.number + 1, uplink, seeds.secret))
+            checkpoint(partial(capture, server, pool, ledger, round_.number + 1, (uplink, downlink), seeds.secret))
         yield RoundRecord(round_.number, rounds, record)
     server.codes = moved(pool.released(code_names(server.model)), device) if algorithm.releases_codes() else {}
     state = released_state(server)
-    return Trained(_product(algorithm, server), released_shares(algorithm, server), ledger, uplink, state)
+    return Trained(_product(algorithm, server), released_shares(algorithm, server), ledger, uplink, downlink, state)
 
 
 def to_the_end(steps: abc.Generator[RoundRecord, None, Trained]) -> tuple[list[RoundRecord], Trained]:
@@ -143,12 +146,12 @@ def _product(algorithm: Algorithm, server: Server) -> Product:
 
 
 def _take_means(server: Server) -> None:
-    """Set parameters of which there is a mean over iterates to it: it alone is kept, so that what is judged is what is restored."""
+    """Set parameters to their mean over iterates if there is one; only the mean is saved, so the judged product is the restored one."""
     load_parameters(server.model, server.tensors, "average.")
 
 
 def released_shares(algorithm: Algorithm, server: Server) -> NDArray[np.float64] | None:
-    """The released label counts as shares ``[C]`` that add up to 1; None where there are none, or none is above 0."""
+    """The released label counts as shares ``[C]`` that add up to 1; None if none were released, or no count is above 0."""
     counts, classes = algorithm.label_counts(server), algorithm.task.classes
     if counts is None:
         return None
@@ -158,7 +161,7 @@ def released_shares(algorithm: Algorithm, server: Server) -> NDArray[np.float64]
 
 
 def server_noise(algorithm: Algorithm, plan: PrivacyPlan | None, round_: Round, total: Tensors, seeds: Seeds) -> tuple[Noise, float]:
-    """The noise that is added once, to the sum; with its multiplier, 0 where none is added."""
+    """The noise that the server adds, once, to the sum; with its multiplier, 0 without noise."""
     if plan is None or algorithm.noise_at_clients():
         return Noise({}, 0), 0.0
     shapes = {name: tuple(value.shape) for name, value in total.items()}
@@ -167,12 +170,12 @@ def server_noise(algorithm: Algorithm, plan: PrivacyPlan | None, round_: Round, 
 
 
 def _gathered(messages: Sequence[Message], noise: Noise, signal: Tensor, values: Values) -> dict[str, Any]:
-    """What a round tells; all of it leaves the device together."""
-    found: dict[str, list[Diagnostic]] = {}
+    """The diagnostics of a round, copied from the device together."""
+    diagnostics: dict[str, list[Diagnostic]] = {}
     for message in messages:
-        for name, each in message.diagnostics.items():
-            found.setdefault(name, []).append(each if isinstance(each, Diagnostic) else Diagnostic(each))
-    waiting: dict[Any, Any] = {(name, i): part.values for name, parts in found.items() for i, part in enumerate(parts)}
+        for name, value in message.diagnostics.items():
+            diagnostics.setdefault(name, []).append(Diagnostic.of(value))
+    waiting: dict[Any, Any] = {(name, i): part.values for name, parts in diagnostics.items() for i, part in enumerate(parts)}
     waiting |= {("server", name): value for name, value in values.items()} | {"signal": signal}
     tensors: dict[Any, Tensor] = {key: value for key, value in waiting.items() if isinstance(value, Tensor)}
     there = waiting | moved(tensors, CPU)
@@ -182,8 +185,8 @@ def _gathered(messages: Sequence[Message], noise: Noise, signal: Tensor, values:
         "signal_norm": joint_norm(there["signal"].tolist()),
         "noise_norm": l2_norm(noise.parts),
     }
-    # a cohort that sampled no row has no loss to tell
-    for name, parts in found.items():
-        told = Diagnostic.told_of([replace(part, values=there[name, i]) for i, part in enumerate(parts)])
-        record[f"{name}_quantiles" if parts[0].told == "quantiles" else name] = told
+    # a cohort that sampled no row has no loss
+    for name, parts in diagnostics.items():
+        reduced = Diagnostic.reduced([replace(part, values=there[name, i]) for i, part in enumerate(parts)])
+        record[f"{name}_quantiles" if parts[0].reduction == "quantiles" else name] = reduced
     return record | {name: float(there["server", name]) for name in values}

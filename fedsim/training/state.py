@@ -1,4 +1,4 @@
-"""What a training's checkpoint and a saved generator hold: tensors under names that say whose they are."""
+"""The state of a training in checkpoints and saved generators: tensors by name, with the owner's name as prefix."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ from fedsim.privacy.ledger import Ledger
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a training stands, enough to go on from there bit for bit; with the root of secret noise, if it is secret."""
+    """The state of a training from which it continues bit for bit; with the root of secret noise, if noise is secret."""
 
     round: int
     tensors: Tensors
     ledger: str
     uplink_bytes: int
+    downlink_bytes: int
     secret: int | None = field(default=None, repr=False)
 
 
 def nested(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
-    """The tensors under names behind ``prefix`` and a dot."""
+    """The tensors with ``prefix`` and a dot before their names."""
     return {f"{prefix}.{name}": value for name, value in tensors.items()}
 
 
 def below(prefix: str, tensors: Tensors) -> Tensors:
-    """What :func:`nested` put behind ``prefix``, under its own names."""
+    """The inverse of :func:`nested`: the tensors with ``prefix``, under their own names."""
     return {name.removeprefix(f"{prefix}."): value for name, value in tensors.items() if name.startswith(f"{prefix}.")}
 
 
 def copied(tensors: Mapping[str, Tensor]) -> Tensors:
-    """Copies on the CPU, apart from what is trained on."""
+    """Copies on the CPU, which share no memory with the tensors."""
     there = moved(tensors, CPU)
     return {name: value.detach().clone() if there[name] is value else there[name] for name, value in tensors.items()}
 
@@ -45,32 +46,32 @@ def described(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     return {name: f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}" for name, value in sorted(tensors.items())}
 
 
-def check_alike(found: Mapping[str, str], expected: Mapping[str, str]) -> None:
-    """Names, shapes and dtypes, as :func:`described` tells them, are exactly the expected ones.
+def check_alike(actual: Mapping[str, str], expected: Mapping[str, str]) -> None:
+    """Check that names, shapes and dtypes, as :func:`described` returns them, are exactly the expected ones.
 
     Raises:
-        ValueError: the first that is missing, too many or another.
+        ValueError: the first tensor that is missing, unexpected or different.
     """
-    for name in sorted({*found, *expected}):
-        if name not in found:
+    for name in sorted({*actual, *expected}):
+        if name not in actual:
             raise ValueError(f"tensor '{name}' ({expected[name]}) is missing")
         if name not in expected:
-            raise ValueError(f"there is a tensor '{name}' ({found[name]}) too many")
-        if found[name] != expected[name]:
-            raise ValueError(f"tensor '{name}' is {found[name]}, not {expected[name]}")
+            raise ValueError(f"there is a tensor '{name}' ({actual[name]}) too many")
+        if actual[name] != expected[name]:
+            raise ValueError(f"tensor '{name}' is {actual[name]}, not {expected[name]}")
 
 
 def check_released(model: nn.Module, state: Tensors, clients: int, *, codes: bool) -> None:
-    """A generator's state holds the model's parameters, each as it is or as its mean over iterates, and the codes that were released.
+    """Check that a generator's state holds the model's parameters, or their means over iterates, and the released codes.
 
     Args:
         model: the server's; its parameters may be without memory.
         state: as :func:`released_state` makes it.
-        clients: how many have a code.
+        clients: the number of clients with a code.
         codes: whether codes were released.
 
     Raises:
-        ValueError: a tensor is missing, too many, another or not finite.
+        ValueError: a tensor is missing, unexpected, different or not finite.
     """
     shapes = dict(model.named_parameters())
     expected = {}
@@ -87,15 +88,15 @@ def check_released(model: nn.Module, state: Tensors, clients: int, *, codes: boo
 
 
 def load_server(server: Server, tensors: Tensors) -> None:
-    """Take up a saved server state."""
+    """Load a saved server state."""
     load_parameters(server.model, tensors, "model.")
     server.tensors = moved(copied(below("tensors", tensors)), server.device)
 
 
 def released_state(server: Server) -> Tensors:
-    """What a generator is made from: the server's state and the released codes, all of it private already.
+    """The state from which a generator is made: the server's state and the released codes, all of it private.
 
-    The optimiser's state, and parameters of which there is a mean over iterates, are left out.
+    Without the optimiser's state, and without parameters that have a mean over iterates.
     """
     kept = {name: value for name, value in server.tensors.items() if not name.startswith("adam.")}
     parameters = {name: p for name, p in server.model.named_parameters() if p.numel() and f"average.{name}" not in kept}
@@ -103,8 +104,8 @@ def released_state(server: Server) -> Tensors:
     return nested("server", own) | nested("codes", copied(server.codes))
 
 
-def capture(server: Server, pool: Pool, ledger: Ledger, round_: int, uplink_bytes: int, secret: int | None) -> Checkpoint:
-    """The progress after ``round_`` rounds, with the root of the secret streams."""
+def capture(server: Server, pool: Pool, ledger: Ledger, round_: int, sizes: tuple[int, int], secret: int | None) -> Checkpoint:
+    """The progress after ``round_`` rounds: ``sizes``, the bytes sent and received, and the root of the secret streams, too."""
     parameters = {name: p for name, p in server.model.named_parameters() if p.numel()}
     own = nested("model", copied(parameters)) | nested("tensors", copied(server.tensors))
-    return Checkpoint(round_, nested("server", own) | nested("clients", pool.state()), ledger.to_json(), uplink_bytes, secret)
+    return Checkpoint(round_, nested("server", own) | nested("clients", pool.state()), ledger.to_json(), *sizes, secret)

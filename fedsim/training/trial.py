@@ -13,7 +13,9 @@ import torch
 from fedsim.data.embeddings import Embeddings
 from fedsim.device import CPU
 from fedsim.grid.models import Cell
+from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Pool, Task, Tensors
+from fedsim.models.initialise import initial_model
 from fedsim.partition import Partition
 from fedsim.privacy.ledger import Tally
 from fedsim.privacy.plan import PrivacyPlan
@@ -29,15 +31,15 @@ SECRET_BITS = 256
 
 @dataclass(frozen=True)
 class Trial:
-    """What a worker needs to run a cell, besides the data.
+    """All that a worker needs to train a cell, besides the data.
 
     Attributes:
         cell: the cell.
-        task: the public facts that its algorithm is told.
-        plan: its privacy plan, None where epsilon has no meaning.
+        task: the public facts that its algorithm gets.
+        plan: its privacy plan, None if epsilon has no meaning.
         partition: every client's training rows.
         sizes: clients per actor, in client order.
-        data_key: which of the prepared data sets it reads.
+        data_key: the key of its prepared data set.
     """
 
     cell: Cell
@@ -49,18 +51,18 @@ class Trial:
 
     @property
     def train_rows(self) -> int:
-        """How many training rows all clients have together."""
+        """The number of training rows of all clients."""
         return sum(map(len, self.partition.rows))
 
     @property
     def train_groups(self) -> int | None:
-        """How many groups they are, where the unit is a group."""
+        """The number of their groups, if the unit is a group."""
         groups = self.partition.groups if self.task.unit == "group" else None
         return None if groups is None else sum(int(own[-1]) + 1 for own in groups if len(own))
 
     @property
     def units(self) -> int:
-        """How many units a budget protects in all."""
+        """The number of units that the budget protects."""
         return self.cell.clients if self.task.unit == "client" else self.train_groups or self.train_rows
 
     def cohorts(self, seeds: Seeds | None = None) -> list[CohortSpec]:
@@ -78,16 +80,17 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a training ended.
+    """The outcome of a training.
 
     Attributes:
-        epsilon_spent: counted from the steps that ran; ``accountant`` says by what. None without a plan.
-        mechanisms: what the data of every client went through (:meth:`fedsim.privacy.ledger.Ledger.mechanisms`).
-        noise_at: where noise is added.
-        unaccounted: where the ledger is not what the plan planned (:meth:`fedsim.privacy.ledger.Ledger.unaccounted`); "" where it is.
-        uplink_bytes: what all clients sent.
+        epsilon_spent: counted by ``accountant`` from the steps that ran; None without a plan.
+        mechanisms: the mechanisms that ran on every client's data (:meth:`fedsim.privacy.ledger.Ledger.mechanisms`).
+        noise_at: whether noise is added at the clients or to their sum.
+        unaccounted: the first difference between ledger and plan (:meth:`fedsim.privacy.ledger.Ledger.unaccounted`); "" if there is none.
+        uplink_bytes, downlink_bytes: bytes that all clients sent and received.
+        parameters: the number of parameters that one client trains.
         seconds: wall time.
-        state: what the product is made from (:attr:`fedsim.training.rounds.Trained.state`).
+        state: the state from which the product is made (:attr:`fedsim.training.rounds.Trained.state`).
     """
 
     epsilon_spent: float | None
@@ -96,6 +99,8 @@ class Outcome:
     noise_at: Literal["sum", "clients"] | None
     unaccounted: str
     uplink_bytes: int
+    downlink_bytes: int
+    parameters: int
     seconds: float
     state: Tensors = field(repr=False, compare=False)
 
@@ -127,8 +132,8 @@ def run_trial(
         trial: the cell.
         data: its data set.
         make_pool: makes its clients; by default all of them in this process, on the CPU.
-        checkpoints: where its progress is kept.
-        device: where the server computes.
+        checkpoints: stores its progress.
+        device: of the server.
     """
     started = time.perf_counter()
     cell = trial.cell
@@ -148,12 +153,19 @@ def run_trial(
         None if trial.plan is None else "clients" if algorithm.noise_at_clients() else "sum",
         unaccounted,
         trained.uplink_bytes,
+        trained.downlink_bytes,
+        trained_parameters(algorithm),
         time.perf_counter() - started,
         trained.state,
     )
 
 
+def trained_parameters(algorithm: Algorithm) -> int:
+    """The number of parameters that one client trains, shared and its own."""
+    return sum(p.numel() for p in initial_model(algorithm.build, Seeds(0), (0,)).parameters() if p.requires_grad)
+
+
 def packing(clients: int, per_actor: int) -> tuple[int, ...]:
-    """Clients per actor for at most ``per_actor`` each, as even as can be."""
+    """The numbers of clients of all actors, at most ``per_actor`` and as even as possible."""
     actors = -(-clients // per_actor)
     return tuple(clients // actors + (i < clients % actors) for i in range(actors))

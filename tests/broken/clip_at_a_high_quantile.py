@@ -17,7 +17,7 @@ class ClipAtAHighQuantile(Spelled):
 
         norms, found = self.norms(model), []
         for client in range(batch.layout.clients):
-            own = batch._take(batch.layout.client == client)
+            own = batch.take(batch.layout.client == client)
             measured = clipped_sum(model, distance, own, replace(norms, clip=1e9)).norms
             clip = min(norms.clip, float(measured.quantile(0.9))) if len(measured) else norms.clip
             found.append(clipped_sum(model, distance, own, replace(norms, clip=clip)).sums)

@@ -22,7 +22,7 @@ class ClipSetByTheFirstSample(Spelled):
         total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
         for client, clip in enumerate(self.own.tolist()):
             rows = (batch.layout.client == client).nonzero()[:, 0]
-            found = clipped_sum(model, self.distance, batch._take(rows), Norms(clip))
+            found = clipped_sum(model, self.distance, batch.take(rows), Norms(clip))
             total = {name: total[name] + value for name, value in found.sums.items()}
             if self.is_first and len(rows):
                 self.own[client] = found.norms.max().clamp_max(clip)

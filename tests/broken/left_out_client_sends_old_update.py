@@ -23,7 +23,7 @@ class LeftOutClientSendsOldUpdate(Spelled):
     def sums(self, model: nn.Module, batch: Batch) -> Tensors:
         total: Tensors = {}
         for client in range(batch.layout.clients):
-            own = super().sums(model, batch._take(batch.layout.client == client))
+            own = super().sums(model, batch.take(batch.layout.client == client))
             for name, value in own.items():
                 self.old[name][client] = value if (batch.layout.client == client).any() else self.old[name][client] / 2
                 total[name] = total.get(name, torch.zeros(())) + self.old[name][client]

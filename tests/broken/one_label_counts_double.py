@@ -11,5 +11,5 @@ DOUBLE = 6
 
 class OneLabelCountsDouble(Spelled):
     def sums(self, model: nn.Module, batch: Batch) -> Tensors:
-        twice = super().sums(model, batch._take(batch.y == DOUBLE))
+        twice = super().sums(model, batch.take(batch.y == DOUBLE))
         return {name: value + twice[name] for name, value in super().sums(model, batch).items()}

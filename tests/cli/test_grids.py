@@ -32,10 +32,10 @@ from baselines.weight_noise_cvae import WeightNoiseCVAE
 
 
 class Endless(WeightNoiseCVAE):
-    """Computes on in its second round until there is a file `end`."""
+    """Computes on in its third round until there is a file `end`."""
 
     def server_step(self, server, round_, total):
-        while round_.number == 1 and not Path(__file__).with_name("end").exists():
+        while round_.number == 2 and not Path(__file__).with_name("end").exists():
             pass
         return super().server_step(server, round_, total)
 '''
@@ -168,6 +168,14 @@ def test_a_folder_in_use_is_refused_before_anything_is_prepared(tmp_path: Path, 
     assert f"fedsim, process {os.getpid()}, is running in this folder; wait for it or stop it" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"), [((), "no grid file is given"), (("a.yaml", "--grid", "b.yaml"), "a.yaml and --grid b.yaml are both given")]
+)
+def test_a_grid_is_given_once_as_an_argument_or_an_option(fedsim: Fedsim, arguments: tuple[str, ...], told: str) -> None:
+    done = fedsim("bench", *arguments)
+    assert (done.returncode, done.stderr) == (2, f"fedsim: GRID: {told}; give one, as in `fedsim bench grid.yaml`\n")
+
+
 def test_a_missing_file_and_a_wrong_override_are_mistakes_too(tmp_path: Path, fedsim: Fedsim) -> None:
     (tmp_path / "g.yaml").write_text("algorithms: [fedhypevae]\n")
     missing = fedsim("bench", "--grid", "none.yaml")
@@ -205,12 +213,12 @@ def went_on(before: dict[str, list[str]], run: Path) -> None:
 
 @pytest.mark.parametrize(("options", "impatient"), [(["--in-process"], False), ([], True), pytest.param([], False, marks=pytest.mark.slow)])
 def test_ctrl_c_once_or_again_and_again_ends_a_bench_within_5_seconds_and_the_same_command_goes_on(
-    tmp_path: Path, started: Started, options: list[str], impatient: bool
+    tmp_path: Path, started: Started, fedsim: Fedsim, options: list[str], impatient: bool
 ) -> None:
     run = tmp_path / "runs" / "small"
     (tmp_path / "endless.py").write_text(ENDLESS)
     (tmp_path / "small.yaml").write_text(
-        SMALL.replace("name: fedhypevae, params: {rounds: 30}", "name: 'endless.py:Endless', params: {rounds: 2}")
+        SMALL.replace("name: fedhypevae, params: {rounds: 30}", "name: 'endless.py:Endless', params: {rounds: 3}")
     )
     process = started(*options)
     wait_until(lambda: len(lines(run / "judgements.jsonl")) >= 1, process)
@@ -230,19 +238,19 @@ def test_ctrl_c_once_or_again_and_again_ends_a_bench_within_5_seconds_and_the_sa
     assert err == ""
     left = kept(run)
     (tmp_path / "end").touch()
-    again = bench(tmp_path, "small.yaml", "--in-process")
+    again = fedsim("bench", "small.yaml", "--in-process")
     assert again.returncode == 0, again.stdout + again.stderr
     went_on(left, run)
 
 
-def test_after_a_killed_driver_the_same_command_computes_only_what_is_missing(tmp_path: Path, started: Started) -> None:
+def test_after_a_killed_driver_the_same_command_computes_only_what_is_missing(tmp_path: Path, started: Started, fedsim: Fedsim) -> None:
     run = tmp_path / "runs" / "small"
     process = started("--in-process")
     wait_until(lambda: len(lines(run / "judgements.jsonl")) >= 2, process)
     process.kill()
     process.wait()
     before = kept(run)
-    again = bench(tmp_path, "small.yaml", "--in-process")
+    again = fedsim("bench", "small.yaml", "--in-process")
     assert again.returncode == 0, again.stdout + again.stderr
     assert again.stderr == ""
     went_on(before, run)
@@ -301,6 +309,7 @@ def test_a_bench_in_process_on_a_cluster_is_a_mistake(tmp_path: Path, fedsim: Fe
     assert [path.name for path in tmp_path.iterdir()] == ["g.yaml"]
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_puts_no_line_of_rays_own_on_the_terminal(tmp_path: Path) -> None:
     (tmp_path / "plugin.py").write_text(PLUGIN)
     (tmp_path / "g.yaml").write_text(
@@ -316,7 +325,7 @@ def test_a_worker_that_dies_puts_no_line_of_rays_own_on_the_terminal(tmp_path: P
 
 def test_partition_shows_and_draws_without_training(tmp_path: Path, fedsim: Fedsim) -> None:
     (tmp_path / "g.yaml").write_text("algorithms: [fedhypevae]\npartition: {scheme: shards, labels: 2}\nclients: [6]\n")
-    plain = fedsim("partition", "--grid", "g.yaml")
+    plain = fedsim("partition", "g.yaml")
     assert plain.returncode == 0, plain.stderr
     assert "shards" in plain.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["g.yaml"]

@@ -11,7 +11,6 @@ from fedsim.cli.new import STARTER, write_method
 from fedsim.errors import UserError
 from fedsim.grid.read import load_grid
 from fedsim.plugins.registry import lookup
-from fedsim.training.trial import Outcome, run_trial
 
 
 def names(folder: Path) -> list[str]:
@@ -47,26 +46,23 @@ def test_a_disk_that_gets_full_is_left_without_half_a_method(folder: Path) -> No
     assert names(folder) == []
 
 
-def test_a_copy_of_every_algorithm_trains(folder: Path) -> None:
+def test_a_copy_of_every_algorithm_trains_and_samples_in_its_rehearsal(folder: Path) -> None:
     sys.path.append(str(folder))
     for name in SHIPPED:
         source, _, grid = write_method(f"new-{name}", name, folder)
         assert source.read_text().startswith("# What ")
         entry, *_ = load_grid(grid).algorithms
         assert lookup(entry.name).__module__ == source.stem
-        cells = small_cells(quick(entry.name))
-        *_, outcome = run_trial(cells.trials[0], next(iter(cells.data.values())))
-        assert isinstance(outcome, Outcome)
+        assert small_cells(quick(entry.name)).refused == {}
 
 
-def test_the_tests_of_new_methods_pass_unedited(folder: Path) -> None:
-    write_method("my-method", None, folder)
-    for name in ("dp-gaussian", "fedavg-linear"):
-        write_method(f"own-{name}", name, folder)
+@pytest.mark.parametrize("origin", ["fedavg-linear", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dp-gaussian", None))])
+def test_the_test_of_a_new_method_passes_unedited(folder: Path, origin: str | None) -> None:
+    write_method("my-method", origin, folder)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *sorted(map(str, folder.glob("test_*.py")))]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout
-    assert "3 passed" in done.stdout
+    assert "1 passed" in done.stdout
 
 
 def test_the_grid_has_the_method_beside_two_others(folder: Path) -> None:

@@ -58,7 +58,7 @@ def test_a_message_s_tensors_travel_and_everything_else_stays() -> None:
     assert (back.uplink_bytes, back.diagnostics["told"]) == (7, Diagnostic([1.0, 2.0]))
     norms = back.diagnostics["norms"]
     assert isinstance(norms, Diagnostic)
-    assert norms.told == "quantiles"
+    assert norms.reduction == "quantiles"
     assert torch.equal(torch.as_tensor(norms.values), torch.ones(2))
 
 

@@ -14,7 +14,7 @@ from fedsim.errors import UserError
 from fedsim.evaluation.own_rows import own_rows
 from fedsim.evaluation.references import STRENGTHS, local_only
 from fedsim.evaluation.scores import probe_predictions, scores_of
-from fedsim.evaluation.weights import WEIGHTS, held_out_weight
+from fedsim.evaluation.weights import TRIED_WEIGHTS, held_out_weight
 from fedsim.models.linear import fit_linear
 from fedsim.models.probe import fit_probe
 from fedsim.planning.prepare import Prepared
@@ -56,7 +56,7 @@ def test_a_client_with_one_row_has_nothing_to_choose_its_weight_on() -> None:
     x, y = np.eye(3, 4, dtype=np.float32), np.arange(3)
     shared = fit_linear(x, y, 3, 1.0)
     assert held_out_weight(x[:1], y[:1], shared, 3, 1.0) == 0
-    assert held_out_weight(x[:2], y[:2], shared, 3, 1.0) in WEIGHTS
+    assert held_out_weight(x[:2], y[:2], shared, 3, 1.0) in TRIED_WEIGHTS
 
 
 def test_several_clients_of_one_site_share_its_test_rows(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from test_fidelity import CLASSES, rows
 
 from fedsim.evaluation.fidelity import Labelled
 from fedsim.evaluation.measures import MEASURES
-from fedsim.evaluation.readouts import MOST, READOUTS
+from fedsim.evaluation.readouts import MOST_NEIGHBOURS, READOUTS
 
 
 @pytest.mark.parametrize("name", ["knn", "mlp"])
@@ -28,7 +28,7 @@ def test_a_readout_weighs_classes_alike_and_test_rows_change_nothing_of_how_othe
 
 
 def test_neighbours_are_of_all_classes_where_many_rows_stand_class_by_class() -> None:
-    made, real = rows(3 * MOST, 0), rows(300, 1)
+    made, real = rows(3 * MOST_NEIGHBOURS, 0), rows(300, 1)
     order = np.argsort(made.y, kind="stable")
     (score,) = READOUTS["knn"](Labelled(made.x[order], made.y[order]), real, 0.1).values()
     assert score > 0.75

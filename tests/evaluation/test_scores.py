@@ -163,6 +163,7 @@ def test_a_client_without_rows_has_no_personal_score():
     assert found["personal_accuracy"] == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.exists(), reason="the shared embeddings are not on this machine")
 def test_the_ceiling_of_real_embeddings_is_known():
     with np.load(SHARED, allow_pickle=False) as file:

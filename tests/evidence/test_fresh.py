@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from cells import SHIPPED
 
+from fedsim.errors import UserError
 from fedsim.evidence.check.subject import Subject, subject
 from fedsim.evidence.fresh import ProcessEnded, forked, in_fresh_processes
 from fedsim.plugins.registry import lookup
@@ -30,6 +31,10 @@ def imports(subject: Subject) -> set[str]:
     return packages() - before
 
 
+def mistaken(where: str) -> None:
+    raise UserError(where, "is wrong")
+
+
 def end(code: int) -> None:
     os._exit(code)
 
@@ -44,16 +49,18 @@ def test_a_fork_leaves_this_process_as_it_is() -> None:
     assert SEEN == []
 
 
-def test_a_process_that_ends_early_is_told_and_not_waited_for() -> None:
+def test_a_process_that_ends_early_is_reported_and_not_waited_for() -> None:
     with pytest.raises(ProcessEnded, match="exit code 3"):
         list(in_fresh_processes(end, [(3,)], __name__))
     with pytest.raises(ProcessEnded, match="ended its process"):
         forked(end, 3)
 
 
-def test_an_exception_is_told() -> None:
+def test_an_exception_is_raised_here_and_a_users_mistake_as_it_is() -> None:
     with pytest.raises(ProcessEnded, match="TypeError"):
         list(in_fresh_processes(remember, [()], __name__))
+    with pytest.raises(UserError, match="here: is wrong"):
+        list(in_fresh_processes(mistaken, [("here",)], __name__))
     with pytest.raises(TypeError):
         forked(remember)
 
@@ -63,6 +70,7 @@ def test_an_interruption_ends_a_fresh_process_without_a_traceback() -> None:
         list(in_fresh_processes(signal.raise_signal, [(signal.SIGINT,)], __name__))
 
 
+@pytest.mark.slow
 def test_a_fresh_process_imports_no_package_anew_for_a_shipped_method() -> None:
     private = [cls for cls in map(lookup, SHIPPED) if cls.private]
     subjects = [replace(subject(cls.name, [], cls.units[0], cls.trusts[0], quick=True)) for cls in private]

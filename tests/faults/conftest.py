@@ -11,13 +11,15 @@ from benches import TIMES, Ran
 from processes import GRID
 
 from fedsim.grid.models import Grid
+from fedsim.training import checkpoint
 
 Rows = dict[str, dict[str, Any]]
 
 
-@pytest.fixture(scope="session")
-def hostile(plugins: Path) -> str:
-    """The file of hostile plug-ins, as a grid of the shared cluster names it."""
+@pytest.fixture
+def hostile(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The file of hostile plug-ins, as a grid of the shared cluster names it; its import changes this process, too."""
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", checkpoint.CHECKPOINT_SECONDS)
     shutil.copy(Path(__file__).with_name("hostile.py"), plugins)
     return "hostile"
 

@@ -1,4 +1,4 @@
-"""Plug-ins that harm the process which runs them, after the first round, which is rehearsed."""
+"""Plug-ins that harm the process which runs them, after two rounds, which are rehearsed."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ import torch
 import fedsim.training.checkpoint
 from baselines.weight_noise_cvae import WeightNoiseCVAE, WeightNoiseCVAEParams
 
-fedsim.training.checkpoint.EVERY = 0.0
+fedsim.training.checkpoint.CHECKPOINT_SECONDS = 0.0
 
 
 class HostileParams(WeightNoiseCVAEParams):
@@ -48,7 +48,7 @@ class Spoils(WeightNoiseCVAE):
 
     def server_step(self, server, round_, total):
         values = super().server_step(server, round_, total)
-        if round_.number == 0:
+        if round_.number < 2:
             return values
         torch.set_default_dtype(torch.float64)
         torch.set_grad_enabled(False)
@@ -61,10 +61,10 @@ class Spoils(WeightNoiseCVAE):
 
 
 class Floods(WeightNoiseCVAE):
-    """Prints 6 MB in its second round, 12 in its third."""
+    """Prints 12 MB in its third round."""
 
     def server_step(self, server, round_, total):
-        print("x" * 6_000_000 * round_.number)
+        print("x" * 12_000_000 * (round_.number > 1))
         return super().server_step(server, round_, total)
 
 
@@ -73,7 +73,7 @@ class Eats(WeightNoiseCVAE):
 
     def server_step(self, server, round_, total):
         eaten = []
-        while round_.number > 0:
+        while round_.number > 1:
             eaten.append(torch.ones(2**22))
         return super().server_step(server, round_, total)
 
@@ -82,6 +82,10 @@ class Hangs(WeightNoiseCVAE):
     """Never returns."""
 
     def server_step(self, server, round_, total):
-        if round_.number > 0:
+        if round_.number > 1:
             threading.Event().wait()
         return super().server_step(server, round_, total)
+
+
+class Visitor(WeightNoiseCVAE):
+    """Does no harm, and comes last by its name."""

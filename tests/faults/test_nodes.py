@@ -62,7 +62,7 @@ from fedsim.results.join import Lines
 from fedsim.results.store import ResultStore
 from fedsim.runs.bench import missing_jobs
 from fedsim.runs.cluster import joined_cluster
-from fedsim.runs.display import LineDisplay
+from fedsim.runs.display import Display
 from fedsim.runs.jobs import Desk
 from fedsim.runs.ray_engine import RayEngine
 from fedsim.runs.scheduler import Scheduler
@@ -74,7 +74,7 @@ with joined_cluster(sys.argv[1]) as nodes:
     grid = small_grid("weight-noise", dataset={"npz": sys.argv[2]}, seeds=list(range(9)), resources={"clients_per_actor": "all"})
     prepared = prepare(grid, nodes)
     before, most, ended = used(), [0.0], threading.Event()
-    desk = Desk(prepared, ResultStore(Path(sys.argv[3])), LineDisplay(Console(quiet=True), 9))
+    desk = Desk(prepared, ResultStore(Path(sys.argv[3])), Display(Console(quiet=True), 9))
     scheduler = Scheduler(desk, RayEngine())
 
     def sample():

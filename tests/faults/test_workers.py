@@ -20,8 +20,8 @@ from processes import offspring
 from fedsim.errors import PluginError
 from fedsim.planning.prepare import prepare
 from fedsim.results.rows import Row
-from fedsim.runs import rehearsing
-from fedsim.runs.rehearsing import everywhere
+from fedsim.runs import ray_engine
+from fedsim.runs.ray_engine import everywhere
 
 Bench = Callable[..., Ran]
 
@@ -35,11 +35,11 @@ def killed(hostile: str, kind: str, marker: Path) -> dict[str, Any]:
 
 
 def test_a_cell_whose_worker_is_killed_goes_on_from_its_checkpoint_and_gives_the_same_row(
-    ray_bench: Bench, hostile: str, tmp_path: Path
+    bench: Bench, ray_bench: Bench, hostile: str, tmp_path: Path
 ) -> None:
     one, spread = small_grid(killed(hostile, "Killed", tmp_path / "once")), killed(hostile, "ClientKilled", tmp_path / "once more")
     ran = [ray_bench(one, "one"), ray_bench(small_grid(spread, resources={"clients_per_actor": 2}), "spread")]
-    again = [ray_bench(one, "one again"), ray_bench(small_grid(spread, resources={"clients_per_actor": 2}), "spread again")]
+    again = [bench(one, "one again"), bench(small_grid(spread, resources={"clients_per_actor": 2}), "spread again")]
     for disturbed, undisturbed in zip(ran, again, strict=True):
         assert disturbed.code == 0, disturbed.output
         assert "a worker process of the cell died (killed, out of memory, or it crashed); it runs again" in disturbed.output
@@ -96,16 +96,16 @@ def test_a_worker_that_is_killed_while_it_computes_a_reference_leaves_no_empty_c
 
 @pytest.mark.slow
 def test_hostile_plug_ins_fail_alone(ray_bench: Bench, hostile: str) -> None:
-    innocent = ["dp-gaussian", "weight-noise", "fedhypevae"]
-    alone = by_label(ray_bench(small_grid(*innocent), "alone"))
+    visitor = {**quick(f"{hostile}:Visitor", rounds=3), "label": "visitor"}
+    alone = by_label(ray_bench(small_grid("dp-gaussian", "weight-noise", "fedhypevae", visitor), "alone"))
     hostiles = [{**quick(f"{hostile}:{kind}", rounds=3), "label": kind} for kind in ("Spoils", "Floods", "Eats", "Hangs")]
-    order = [hostiles[0], innocent[0], *hostiles[1:3], *innocent[1:], hostiles[3]]
+    order = [hostiles[0], "dp-gaussian", *hostiles[1:3], "weight-noise", "fedhypevae", hostiles[3], visitor]
     resources = {"cell_timeout": f"{8 * slowness():.0f}s", "memory_per_cell": "500MB"}
     started = time.monotonic()
     ran = ray_bench(small_grid(*order, resources=resources), "together")
     assert time.monotonic() - started < 60 * slowness()
     rows: dict[str, Row] = {row.label: row for row in ran.rows}
-    assert {name: row for name, row in by_label(ran).items() if name in innocent} == alone
+    assert {name: row for name, row in by_label(ran).items() if name in alone} == alone
 
     late, hungry = rows["Hangs"].error, rows["Eats"].error
     assert late is not None
@@ -137,7 +137,7 @@ def test_a_plug_in_that_hangs_in_its_rehearsal_on_a_machine_is_refused_and_its_p
 ) -> None:
     assert "loops.py:" in (told := refused(folder, "loops", "while True: pass", 2))
     assert "still running after 2 s; expected MyMethod to train and sample" in told
-    monkeypatch.setattr(rehearsing, "STARTING", 3.0)
+    monkeypatch.setattr(ray_engine, "STARTING", 3.0)
     assert "a rehearsal on made-up data has not ended after 2 s" in refused(folder, "stuck", STUCK, 2)
     wait_until(lambda: not offspring(os.getpid(), "rehearse"))
 

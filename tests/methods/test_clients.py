@@ -41,8 +41,8 @@ def test_every_client_adds_one_draw_of_its_own_stream_to_all_that_it_releases(tr
     ]
     for name, value in noised.sent.items():
         # rounded once the noise is there, and not before
-        told = (sent[name] + sum(draw.parts[name] for draw in draws)).float() if trust == "silo" else sent[name]
-        assert torch.equal(value, told)
+        expected_sum = (sent[name] + sum(draw.parts[name] for draw in draws)).float() if trust == "silo" else sent[name]
+        assert torch.equal(value, expected_sum)
     for name, value in noised.kept.items():
         assert torch.equal(value, torch.stack([value + draw.parts[name] for value, draw in zip(held[name], draws, strict=True)]))
     assert (noised.sent.keys(), noised.kept.keys()) == (SENT.keys(), KEPT[kept].keys())
@@ -56,7 +56,7 @@ def test_no_noise_is_drawn_twice_nor_for_a_step_of_another_round() -> None:
     one, two = (own.add_noise(RELEASE, number, sent).sent["b"] for number in (4, 5))
     assert (one != two).all()
     for number in (4, 5, 3, 6):
-        with pytest.raises(ValueError, match=rf"step {number} is none of the round's 4 \.\. 5, or had its noise"):
+        with pytest.raises(ValueError, match=rf"step {number} is not in the round \(steps 4 \.\. 5\), or its noise was drawn before"):
             own.add_noise(replace(RELEASE, name="another"), number, sent)
 
 
@@ -86,7 +86,7 @@ def test_no_two_members_or_rounds_share_draws_or_minibatches() -> None:
     draws = [own.draws(client, 4, number, {"z": (3,)})["z"] for client in MEMBERS for number in range(3)]
     batches = [rows for number in range(3) for rows in own.minibatches(number, 2, 8)]
     for drawn in (draws, batches):
-        assert len({tuple(each.flatten().tolist()) for each in drawn}) == 3 * len(MEMBERS)
+        assert len({tuple(numbers.flatten().tolist()) for numbers in drawn}) == 3 * len(MEMBERS)
 
 
 def test_some_of_the_members_hold_their_own_state_and_every_counter() -> None:
@@ -101,15 +101,15 @@ def test_some_of_the_members_hold_their_own_state_and_every_counter() -> None:
 
 def test_some_of_the_members_draw_and_batch_their_groups_as_they_would_by_themselves() -> None:
     x = tuple(torch.randn(count, 2, generator=torch.Generator().manual_seed(count)) for count in (3, 5, 1, 4))
-    y = tuple(torch.arange(len(each)) for each in x)
-    groups = tuple(torch.tensor(each) for each in ([0, 0, 1], [0, 1, 1, 2, 3], [0], [0, 0, 1, 2]))
+    y = tuple(torch.arange(len(own)) for own in x)
+    groups = tuple(torch.tensor(own) for own in ([0, 0, 1], [0, 1, 1, 2, 3], [0], [0, 0, 1, 2]))
     alone = replace(clients("silo"), members=(4, 9), x=x[1::2], y=y[1::2], groups=groups[1::2])
     some = replace(clients("silo"), x=x, y=y, groups=groups).only([1, 3])
     rows = some.poisson(ROUND, 0.5)
-    assert [each.tolist() for each in rows] == [each.tolist() for each in alone.poisson(ROUND, 0.5)]
-    found, expected = some.batch(rows, ROUND, {}), alone.batch(rows, ROUND, {})
-    assert found.groups is not None
+    assert [own.tolist() for own in rows] == [own.tolist() for own in alone.poisson(ROUND, 0.5)]
+    batch, expected = some.batch(rows, ROUND, {}), alone.batch(rows, ROUND, {})
+    assert batch.groups is not None
     assert expected.groups is not None
-    assert torch.equal(found.x, expected.x)
-    assert torch.equal(found.groups.client, expected.groups.client)
-    assert found.groups.clients == expected.groups.clients > 1
+    assert torch.equal(batch.x, expected.x)
+    assert torch.equal(batch.groups.client, expected.groups.client)
+    assert batch.groups.clients == expected.groups.clients > 1

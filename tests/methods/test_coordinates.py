@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim.methods.coordinates import NAMES, POWER, SPREAD_WEIGHTS, Coordinates, Stretched, coordinate_statistics
+from fedsim.methods.coordinates import COORDINATE_NAMES, POWER, SPREAD_WEIGHTS, Coordinates, Stretched, coordinate_statistics
 from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.one_shot import Rows
 from fedsim.methods.parameters import rounded
@@ -89,8 +89,8 @@ def test_rotated_rows_have_the_same_coordinates_rotated() -> None:
 
 def test_directions_that_noise_hides_share_a_scale() -> None:
     x = unit_rows(0.1, 1.5)
-    assert released(x, std=1e5)[NAMES[1]].shape == (DIM, 0)
-    assert 0 < released(x, std=50.0)[NAMES[1]].shape[1] < released(x)[NAMES[1]].shape[1]
+    assert released(x, std=1e5)[COORDINATE_NAMES[1]].shape == (DIM, 0)
+    assert 0 < released(x, std=50.0)[COORDINATE_NAMES[1]].shape[1] < released(x)[COORDINATE_NAMES[1]].shape[1]
 
 
 def test_coordinates_and_rows_are_inverse_and_a_generator_of_coordinates_is_one_of_rows() -> None:

@@ -7,20 +7,17 @@ from typing import Any, cast
 import pytest
 import torch
 from broken.tiny import Prototypes
-from cells import quick, small_cells
+from cells import one_cell, quick
 from torch import Tensor
 
 from fedsim.seeds import Seeds
-from fedsim.training.cohort import build_algorithm
 from fedsim.training.rounds import restored, to_the_end, train
 from fedsim.training.trial import local_pool
 
 
 def energies(epsilon: float, **keys: Any) -> dict[str, Tensor]:
     """Mean squares of the gradients in units of their noise, by parameter, after a short training on two clients."""
-    prepared = small_cells(quick("fedhypevae", rounds=8, latent=4, **keys.pop("params", {})), epsilon=epsilon, clients=2, **keys)
-    (trial,), (data,) = prepared.trials, prepared.data.values()
-    algorithm = build_algorithm("fedhypevae", trial.cell.params, trial.task)
+    trial, data, algorithm = one_cell(quick("fedhypevae", rounds=8, latent=4, **keys.pop("params", {})), epsilon=epsilon, clients=2, **keys)
     kept: list[Any] = []
     for _ in train(algorithm, local_pool(trial, data), trial.plan, Seeds(0), checkpoint=lambda capture: kept.append(capture())):
         pass
@@ -29,8 +26,8 @@ def energies(epsilon: float, **keys: Any) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("trust", ["aggregate", "silo"])
 def test_gradients_that_are_all_noise_have_the_energy_of_the_noise_that_was_added(trust: str) -> None:
-    found = energies(0.02, trust=trust)
-    large = {name: float(value.mean()) for name, value in found.items() if name.endswith(("rows.weight", "encoder.head.weight"))}
+    signal = energies(0.02, trust=trust)
+    large = {name: float(value.mean()) for name, value in signal.items() if name.endswith(("rows.weight", "encoder.head.weight"))}
     assert len(large) == 2
     assert all(0.8 < value < 1.25 for value in large.values())
 
@@ -45,10 +42,9 @@ def test_what_is_not_noised_is_all_signal() -> None:
 def test_noise_alone_hardly_moves_a_parameter() -> None:
     moved = {}
     for follow in (True, False):
-        prepared = small_cells(quick("fedhypevae", rounds=8, follow_signal=follow), epsilon=0.02, clients=2)
-        (trial,), (data,) = prepared.trials, prepared.data.values()
+        trial, data, algorithm = one_cell(quick("fedhypevae", rounds=8, follow_signal=follow), epsilon=0.02, clients=2)
         pool: Any = local_pool(trial, data)
-        for _ in train(build_algorithm("fedhypevae", trial.cell.params, trial.task), pool, trial.plan, Seeds(0)):
+        for _ in train(algorithm, pool, trial.plan, Seeds(0)):
             pass
         weight = pool.cohorts[0].clients.model.encoder.head.weight
         moved[follow] = float(torch.linalg.vector_norm(weight.detach()))
@@ -56,9 +52,8 @@ def test_noise_alone_hardly_moves_a_parameter() -> None:
 
 
 def test_what_is_released_of_codes_is_their_mean_over_the_averaged_rounds() -> None:
-    prepared = small_cells(quick("fedhypevae", rounds=6, average_from=0.5), epsilon=4.0)
-    (trial,), (data,) = prepared.trials, prepared.data.values()
-    algorithm, pool = build_algorithm("fedhypevae", trial.cell.params, trial.task), local_pool(replace(trial, sizes=(4,)), data)
+    trial, data, algorithm = one_cell(quick("fedhypevae", rounds=6, average_from=0.5), epsilon=4.0)
+    pool = local_pool(replace(trial, sizes=(4,)), data)
     (cohort,) = pool.cohorts  # type: ignore[attr-defined]
     seen = []
     for _ in train(algorithm, pool, trial.plan, Seeds(0)):
@@ -68,17 +63,13 @@ def test_what_is_released_of_codes_is_their_mean_over_the_averaged_rounds() -> N
 
 
 def test_the_server_averages_its_iterates_over_the_same_rounds() -> None:
-    prepared = small_cells(quick("fedhypevae", rounds=6, average_from=0.5), epsilon=4.0)
-    (trial,), (data,) = prepared.trials, prepared.data.values()
-    algorithm = build_algorithm("fedhypevae", trial.cell.params, trial.task)
+    trial, data, algorithm = one_cell(quick("fedhypevae", rounds=6, average_from=0.5), epsilon=4.0)
     _, end = to_the_end(train(algorithm, local_pool(trial, data), trial.plan, Seeds(0)))
     assert end.state["server.tensors.average_count"] == 3
 
 
 def test_a_generator_has_the_mean_of_the_iterates_as_its_model_when_made_and_when_restored() -> None:
-    prepared = small_cells({"name": "broken.tiny:Tiny", "params": {"rounds": 6}}, epsilon=4.0)
-    (trial,), (data,) = prepared.trials, prepared.data.values()
-    algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
+    trial, data, algorithm = one_cell({"name": "broken.tiny:Tiny", "params": {"rounds": 6}}, epsilon=4.0)
     _, end = to_the_end(train(algorithm, local_pool(trial, data), trial.plan, Seeds(0)))
     again, _ = restored(algorithm, end.state, trial.plan, Seeds(0))
     mean = end.state["server.tensors.average.prototypes.weight"].T + end.state["server.tensors.average.prototypes.bias"]
@@ -87,10 +78,8 @@ def test_a_generator_has_the_mean_of_the_iterates_as_its_model_when_made_and_whe
 
 
 @pytest.mark.parametrize("epsilon", [4.0, math.inf])
-def test_the_norm_of_the_noise_is_told_beside_that_of_the_signal(epsilon: float) -> None:
-    prepared = small_cells(quick("fedhypevae"), epsilon=epsilon)
-    (trial,), (data,) = prepared.trials, prepared.data.values()
-    algorithm = build_algorithm("fedhypevae", trial.cell.params, trial.task)
+def test_the_norms_of_noise_and_signal_are_recorded(epsilon: float) -> None:
+    trial, data, algorithm = one_cell(quick("fedhypevae"), epsilon=epsilon)
     numbers = sum(value.numel() for value in algorithm.broadcast(algorithm.initial_server(Seeds(0))).values())
     records, _ = to_the_end(train(algorithm, local_pool(trial, data), trial.plan, Seeds(0)))
     assert trial.plan is not None
@@ -100,12 +89,10 @@ def test_the_norm_of_the_noise_is_told_beside_that_of_the_signal(epsilon: float)
 
 
 @pytest.mark.parametrize(("clip", "clipped"), [(1e-9, 1.0), (1e9, 0.0)])
-def test_how_many_gradients_were_clipped_is_told(clip: float, clipped: float) -> None:
-    prepared = small_cells(quick("fedhypevae", clip=clip), epsilon=4.0)
-    (trial,), (data,) = prepared.trials, prepared.data.values()
-    algorithm: Any = build_algorithm("fedhypevae", trial.cell.params, trial.task)
+def test_the_share_of_clipped_gradients_is_recorded(clip: float, clipped: float) -> None:
+    trial, data, algorithm = one_cell(quick("fedhypevae", clip=clip), epsilon=4.0)
     broadcast = algorithm.broadcast(algorithm.initial_server(Seeds(0)))
     (message,) = local_pool(replace(trial, sizes=(4,)), data).round(next(algorithm.schedule()), broadcast)
-    told: Any = message.diagnostics["clipped_fraction"]
-    assert len(told) > 0
-    assert set(told.tolist()) == {clipped}
+    fractions: Any = message.diagnostics["clipped_fraction"]
+    assert len(fractions) > 0
+    assert set(fractions.tolist()) == {clipped}

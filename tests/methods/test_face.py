@@ -20,14 +20,14 @@ def test_every_name_is_there_and_no_other() -> None:
 
 
 def test_nothing_of_fedsim_but_the_starter_imports_from_it() -> None:
-    found = [
+    importers = [
         path.name
         for folder in ("fedsim", "algorithms", "baselines")
         for path in (ROOT / folder).rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.ImportFrom) and node.module in ("fedsim.methods", "fedsim.methods.face")
     ]
-    assert sorted(found) == ["__init__.py", "starter.py"]
+    assert sorted(importers) == ["__init__.py", "starter.py"]
 
 
 def test_a_module_beside_it_loads_no_torch() -> None:

@@ -5,21 +5,18 @@ from typing import Any
 
 import pytest
 import torch
-from cells import quick, small_cells
+from cells import one_cell, quick
 
 from fedsim.methods.messages import Message
 from fedsim.privacy.noise import Noise
 from fedsim.seeds import Seeds
-from fedsim.training.cohort import build_algorithm
 from fedsim.training.rounds import server_noise
 from fedsim.training.trial import Trial, local_pool
 
 
 def one(trust: str = "aggregate", unit: str = "example", **params: Any) -> tuple[Trial, Any, Any]:
     """The trial, its data and its algorithm: DP-FedAvg-linear, 3 rounds of 3 steps."""
-    prepared = small_cells(quick("dp-fedavg-linear", **params), epsilon=4.0, trust=trust, unit=unit)
-    (trial,), (data,) = prepared.trials, prepared.data.values()
-    return trial, data, build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
+    return one_cell(quick("dp-fedavg-linear", **params), epsilon=4.0, trust=trust, unit=unit)
 
 
 def first_messages(trial: Trial, data: Any, algorithm: Any) -> list[Message]:
@@ -60,9 +57,7 @@ def test_for_unit_client_the_update_is_clipped_and_sampling_clients_amplifies() 
 
 
 def test_without_noise_each_clients_step_is_its_own_clipped_sum() -> None:
-    prepared = small_cells(quick("dp-fedavg-linear", clip=1e9, local_steps=1, sample_rate=1.0), epsilon=math.inf)
-    (trial,), (data,) = prepared.trials, prepared.data.values()
-    algorithm: Any = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
+    trial, data, algorithm = one_cell(quick("dp-fedavg-linear", clip=1e9, local_steps=1, sample_rate=1.0), epsilon=math.inf)
     messages = first_messages(trial, data, algorithm)
     server = algorithm.initial_server(Seeds(0))
     expected = torch.zeros(10, 64)
@@ -76,23 +71,21 @@ def test_without_noise_each_clients_step_is_its_own_clipped_sum() -> None:
     torch.testing.assert_close(moved.float(), expected, atol=1e-3, rtol=1e-2)
 
 
-def told_values(message: Message, name: str) -> list[float]:
+def diagnostic_values(message: Message, name: str) -> list[float]:
     values: Any = message.diagnostics[name]
     return [float(value) for value in values]
 
 
 @pytest.mark.parametrize(("clip", "clipped"), [(1e-9, 1.0), (1e9, 0.0)])
-def test_how_many_gradients_were_clipped_is_told(clip: float, clipped: float) -> None:
-    told = [told_values(message, "clipped_fraction") for message in first_messages(*one(clip=clip))]
-    assert sum(map(len, told)) > 0
-    assert all(set(values) == {clipped} for values in told if values)
+def test_the_share_of_clipped_gradients_is_recorded(clip: float, clipped: float) -> None:
+    fractions = [diagnostic_values(message, "clipped_fraction") for message in first_messages(*one(clip=clip))]
+    assert sum(map(len, fractions)) > 0
+    assert all(set(values) == {clipped} for values in fractions if values)
 
 
 def test_a_proximal_term_keeps_noiseless_local_steps_near_where_they_began() -> None:
     moved = {}
     for proximal in (0.0, 10.0):
-        prepared = small_cells(quick("dp-fedavg-linear", proximal=proximal), epsilon=math.inf)
-        (trial,), (data,) = prepared.trials, prepared.data.values()
-        algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
+        trial, data, algorithm = one_cell(quick("dp-fedavg-linear", proximal=proximal), epsilon=math.inf)
         moved[proximal] = [float(message.sums["head.weight"].norm()) for message in first_messages(trial, data, algorithm)]
     assert all(near < 0.5 * far for near, far in zip(moved[10.0], moved[0.0], strict=True))

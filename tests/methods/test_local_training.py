@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from cells import SHIPPED, quick, small_cells
+from cells import SHIPPED, one_cell, quick
 
 from fedsim.methods.local_training import WEIGHT, clip_updates
 from fedsim.methods.messages import Diagnostic, Task
@@ -19,13 +19,12 @@ from fedsim.training.cohort import Cohort, LocalPool, build_algorithm
 
 def cohort_of(name: str, unit: str = "client", **params: Any) -> tuple[Cohort, Any]:
     """All four clients in one cohort, and the algorithm at the server."""
-    prepared = small_cells(quick(name, **params), epsilon=4.0, unit=unit, resources={"clients_per_actor": "all"})
-    (trial,), (data,) = prepared.trials, prepared.data.values()
+    trial, data, algorithm = one_cell(quick(name, **params), epsilon=4.0, unit=unit, resources={"clients_per_actor": "all"})
     (spec,) = trial.cohorts()
-    return Cohort(spec, data.x_train, data.y_train), build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
+    return Cohort(spec, data.x_train, data.y_train), algorithm
 
 
-def test_who_does_not_take_part_trains_nothing_and_sends_nothing() -> None:
+def test_a_client_that_does_not_take_part_trains_nothing_and_sends_nothing() -> None:
     cohort, algorithm = cohort_of("weight-noise", client_rate=0.5)
     broadcast = algorithm.broadcast(algorithm.initial_server(Seeds(0)))
     seen = set()
@@ -41,7 +40,7 @@ def test_who_does_not_take_part_trains_nothing_and_sends_nothing() -> None:
         assert step.members == (0, 1, 2, 3)  # a step in which a client is not sampled is a step too
         # who takes part is private: a count of bytes must not tell
         assert message.uplink_bytes == 4 * 4 * sum(value.numel() for value in broadcast.values())
-    assert seen - {0, 4}, "each client by a coin of its own"
+    assert seen - {0, 4}, "every client by its own coin"
 
 
 def test_clients_that_train_locally_may_keep_a_counter() -> None:
@@ -55,23 +54,23 @@ def test_every_round_has_minibatches_of_its_own() -> None:
     (cohort, algorithm), (other, _) = cohort_of("fedavg-linear", batch_size=4), cohort_of("fedavg-linear", batch_size=4)
     broadcast = algorithm.broadcast(algorithm.initial_server(Seeds(0)))
     one, two = islice(algorithm.schedule(), 2)
-    first, second, again = (each.round(round_, broadcast).sums for each, round_ in ((cohort, one), (cohort, two), (other, one)))
+    first, second, again = (own.round(round_, broadcast).sums for own, round_ in ((cohort, one), (cohort, two), (other, one)))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not any(torch.equal(first[name], second[name]) for name in first.keys() - {WEIGHT})
 
 
-def test_a_round_in_which_nobody_takes_part_is_a_round() -> None:
+def test_a_round_without_participants_is_a_round() -> None:
     cohort, algorithm = cohort_of("weight-noise", client_rate=0.01)
     message = cohort.round(next(algorithm.schedule()), algorithm.broadcast(algorithm.initial_server(Seeds(0))))
     assert all(not value.any() for value in message.sums.values())
     assert message.ran.steps[0].members == (0, 1, 2, 3)
-    told = message.diagnostics["gradient_norm"]
-    assert isinstance(told, Diagnostic)
-    assert (len(told.values), told.told) == (0, "quantiles")
+    norms = message.diagnostics["gradient_norm"]
+    assert isinstance(norms, Diagnostic)
+    assert (len(norms.values), norms.reduction) == (0, "quantiles")
 
 
 @pytest.mark.parametrize("rate", [1.0, 0.5])
-def test_the_sum_is_of_clipped_updates_of_those_who_take_part(rate: float) -> None:
+def test_the_sum_is_of_clipped_updates_of_participants(rate: float) -> None:
     cohort, algorithm = cohort_of("weight-noise", client_rate=rate, clip=0.01)
     broadcast = algorithm.broadcast(algorithm.initial_server(Seeds(0)))
     for round_ in islice(algorithm.schedule(), 3):
@@ -99,11 +98,11 @@ def test_sampling_clients_amplifies_for_clients_alone_and_less_than_a_client_may
 
 
 @pytest.mark.parametrize(("clip", "clipped"), [(1e-9, 1.0), (1e9, 0.0)])
-def test_how_many_updates_were_clipped_is_told(clip: float, clipped: float) -> None:
+def test_the_share_of_clipped_updates_is_recorded(clip: float, clipped: float) -> None:
     cohort, algorithm = cohort_of("weight-noise", clip=clip)
     message = cohort.round(next(algorithm.schedule()), algorithm.broadcast(algorithm.initial_server(Seeds(0))))
-    told: Any = message.diagnostics["clipped_fraction"]
-    assert told.tolist() == [clipped] * 4
+    fractions: Any = message.diagnostics["clipped_fraction"]
+    assert fractions.tolist() == [clipped] * 4
 
 
 def test_without_privacy_an_update_counts_as_often_as_its_client_has_rows() -> None:
@@ -124,11 +123,11 @@ def test_the_proximal_term_is_half_of_mu_times_the_squared_distance_to_the_broad
     broadcast = {"a": torch.randn(2, 3, generator=stream), "b": torch.randn(3, generator=stream)}
     shared = {name: torch.randn(4, *value.shape, generator=stream).requires_grad_() for name, value in broadcast.items()}
     term = sum(0.3 / 2 * (value - broadcast[name]).square().sum() for name, value in shared.items())
-    right = dict(zip(shared, torch.autograd.grad(term, list(shared.values())), strict=True))  # type: ignore[arg-type]
+    expected = dict(zip(shared, torch.autograd.grad(term, list(shared.values())), strict=True))  # type: ignore[arg-type]
     gradients = {name: torch.ones_like(value) for name, value in shared.items()}
     algorithm.pull(gradients, shared, broadcast)
     for name, value in gradients.items():
-        torch.testing.assert_close(value, 1 + right[name])
+        torch.testing.assert_close(value, 1 + expected[name])
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])

@@ -17,14 +17,14 @@ CLIENTS = 4
 
 @pytest.mark.parametrize("trust", ["aggregate", "silo"])
 @pytest.mark.parametrize("clip", [1.0, 0.25])
-def test_the_noise_has_the_deviation_that_is_told_in_the_units_of_each_sum(clip: float, trust: Trust) -> None:
+def test_the_noise_has_the_deviation_that_receive_is_given_in_the_units_of_every_sum(clip: float, trust: Trust) -> None:
     """Nothing is sent but noise; what is received has its size, the weights divided out."""
     received: dict[str, Tensors | Mapping[str, float]] = {}
 
     def receive(server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
         received.update(sums=sums, std=std)
 
-    statistic = Statistic("both", 1.0, {"large": 1.0, "small": 0.1}, lambda rows, told: {}, receive)
+    statistic = Statistic("both", 1.0, {"large": 1.0, "small": 0.1}, lambda rows, broadcast: {}, receive)
     phase = statistic_phase(statistic, clip, Task(3, 2, CLIENTS, trust=trust), lambda server: {})
     plan = calibrate(
         epsilon=2.0,
@@ -43,7 +43,7 @@ def test_the_noise_has_the_deviation_that_is_told_in_the_units_of_each_sum(clip:
         gaussian(shapes, plan.noise_std("both"), Seeds(0).keystream(Purpose.NOISE, 0, k)).parts
         for k in range(CLIENTS if trust == "silo" else 1)
     ]
-    phase.at_server(server, next(rounds_of([phase])), {name: torch.stack([each[name] for each in draws]).sum(0) for name in shapes})
+    phase.at_server(server, next(rounds_of([phase])), {name: torch.stack([draw[name] for draw in draws]).sum(0) for name in shapes})
     for name in shapes:
         assert float(received["sums"][name].std()) == pytest.approx(received["std"][name], rel=0.02)
     assert received["std"]["small"] == pytest.approx(10 * received["std"]["large"])
@@ -53,7 +53,7 @@ def test_products_and_weights_of_a_statistic_have_the_same_names() -> None:
     x = torch.eye(3)[:2]
     clients = Clients((0,), (x,), (torch.zeros(2, dtype=torch.long),), Seeds(0), None, torch.nn.Module())
     for weights in ({"sum": 1.0}, {"sum": 1.0, "count": 0.3, "typo": 0.3}):
-        statistic = Statistic("mean", 1.0, weights, lambda rows, told: moments.mean_products(rows.x), lambda server, sums, std: None)
+        statistic = Statistic("mean", 1.0, weights, lambda rows, broadcast: moments.mean_products(rows.x), lambda server, sums, std: None)
         phase = statistic_phase(statistic, 1.0, Task(3, 2, 1), lambda server: {})
         with pytest.raises(ValueError, match=r"'mean' has the products \['count', 'sum'\] and weights of"):
             phase.at_clients(clients, next(rounds_of([phase])), {})
@@ -61,7 +61,7 @@ def test_products_and_weights_of_a_statistic_have_the_same_names() -> None:
 
 def test_many_steps_share_what_one_step_would_have() -> None:
     phases = [statistic_phase(overall_mean(0.5), 1.0, Task(3, 2, 4), lambda server: {})]
-    several = Statistic("em", 0.5, {"a": 1.0}, lambda rows, told: {}, lambda server, sums, std: None, steps=4)
+    several = Statistic("em", 0.5, {"a": 1.0}, lambda rows, broadcast: {}, lambda server, sums, std: None, steps=4)
     phases.append(statistic_phase(several, 1.0, Task(3, 2, 4), lambda server: {}))
     # the parts' 1 / sigma^2 add up to that of one release of everything
     assert sum(phase.release.steps / phase.release.relative_noise**2 for phase in phases) == pytest.approx(1.0)

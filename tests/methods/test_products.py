@@ -26,8 +26,8 @@ def linear(bias: float) -> LinearClassifier:
 
 def test_a_product_predicts_or_generates_and_has_a_version_a_client_or_one_for_all() -> None:
     made = [Rows(9.0), OwnRows(9.0), linear(0.0), LocalClassifiers([linear(0.0), linear(1.0)])]
-    assert [is_classifier(each) for each in made] == [False, False, True, True]
-    assert [is_personal(each) for each in made] == [False, True, False, True]
+    assert [is_classifier(product) for product in made] == [False, False, True, True]
+    assert [is_personal(product) for product in made] == [False, True, False, True]
 
 
 def test_a_client_uses_its_own_version_or_the_one_that_all_share() -> None:
@@ -37,15 +37,15 @@ def test_a_client_uses_its_own_version_or_the_one_that_all_share() -> None:
     assert float(own(LocalClassifiers([linear(0.0), linear(1.0)]), 1).probabilities(torch.zeros(1, 2))[0, 0]) > 0.7
 
 
-def test_a_diagnostic_says_how_it_is_told() -> None:
+def test_a_diagnostic_is_reduced_as_it_says() -> None:
     parts = [[1.0, 2.0], [6.0]]
-    assert Diagnostic.told_of([Diagnostic(part) for part in parts]) == 3.0
-    assert Diagnostic.told_of([Diagnostic(part, "quantiles") for part in parts])[2] == 2.0
+    assert Diagnostic.reduced([Diagnostic(part) for part in parts]) == 3.0
+    assert Diagnostic.reduced([Diagnostic(part, "quantiles") for part in parts])[2] == 2.0
     # pairs (0,0)-(3,4), (0,0)-(0,0), (3,4)-(0,0): squared distances 25, 0, 25
-    assert abs(Diagnostic.told_of([Diagnostic([[0.0, 0.0], [3.0, 4.0], [0.0, 0.0]], "spread")]) - 50 / 3) < 1e-12
+    assert abs(Diagnostic.reduced([Diagnostic([[0.0, 0.0], [3.0, 4.0], [0.0, 0.0]], "spread")]) - 50 / 3) < 1e-12
     empty = [
-        Diagnostic.told_of([Diagnostic([])]),
-        Diagnostic.told_of([Diagnostic([], "quantiles")]),
-        Diagnostic.told_of([Diagnostic([[1.0]], "spread")]),
+        Diagnostic.reduced([Diagnostic([])]),
+        Diagnostic.reduced([Diagnostic([], "quantiles")]),
+        Diagnostic.reduced([Diagnostic([[1.0]], "spread")]),
     ]
     assert empty == [None, [], None]

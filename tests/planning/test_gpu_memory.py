@@ -7,7 +7,7 @@ from cells import NODES, WITH_GPUS, small_cells, small_grid
 from rich.console import Console
 
 from fedsim.errors import UserError
-from fedsim.planning.gpu_memory import HEAD_ROOM, MOST, doubled, least, share_for
+from fedsim.planning.gpu_memory import HEAD_ROOM, MOST_ACTORS_PER_GPU, doubled, least, share_for
 from fedsim.planning.node import Node
 from fedsim.planning.prepare import prepare
 from fedsim.report.plan_table import show_plan
@@ -17,7 +17,7 @@ from fedsim.report.plan_table import show_plan
 def test_what_was_measured_fits_with_room_and_whole_numbers_of_actors_fill_a_gpu(measured: float) -> None:
     share = share_for(measured)
     assert share >= min(1.0, measured * HEAD_ROOM) - 1e-4
-    assert 1 <= round(1 / share) <= MOST
+    assert 1 <= round(1 / share) <= MOST_ACTORS_PER_GPU
     assert round(1 / share) * share <= 1
 
 

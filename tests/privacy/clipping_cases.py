@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,77 +30,79 @@ def make_batch(counts: tuple[int, ...] = (3, 0, 1, 4), seed: int = 0) -> Batch:
     )
 
 
-class Linear(nn.Module):
-    def __init__(self, clients: int) -> None:
+class Calls(nn.Module):
+    """Layers and parameters by name, and a loss ``[N]`` of them and a batch."""
+
+    def __init__(self, loss: Callable[[Any, Batch], Tensor], **parts: nn.Module | nn.Parameter) -> None:
         super().__init__()
-        self.one, self.two = nn.Linear(DIM, 7), nn.Linear(7, 2, bias=False)
+        self.loss = loss
+        for name, part in parts.items():
+            setattr(self, name, part)
 
     def forward(self, b: Batch) -> Tensor:
-        return self.two(torch.tanh(self.one(b.x))).square().sum(1)
+        return self.loss(self, b)
 
 
-class LinearManyTimes(nn.Module):
+def randomised(layer: nn.Module) -> nn.Module:
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    return layer
+
+
+def linear(clients: int) -> nn.Module:
+    def loss(m: Any, b: Batch) -> Tensor:
+        return m.two(torch.tanh(m.one(b.x))).square().sum(1)
+
+    return Calls(loss, one=nn.Linear(DIM, 7), two=nn.Linear(7, 2, bias=False))
+
+
+def linear_many_times(clients: int) -> nn.Module:
     """T = 3 in one call, then the same layer again."""
 
-    def __init__(self, clients: int) -> None:
-        super().__init__()
-        self.layer = nn.Linear(DIM, DIM)
+    def loss(m: Any, b: Batch) -> Tensor:
+        return m.layer(torch.tanh(m.layer(b.draws["eps"])).mean(1) + b.x).square().sum(1)
 
-    def forward(self, b: Batch) -> Tensor:
-        many = torch.tanh(self.layer(b.draws["eps"])).mean(1)
-        return self.layer(many + b.x).square().sum(1)
+    return Calls(loss, layer=nn.Linear(DIM, DIM))
 
 
-class Embedded(nn.Module):
+def embedded(clients: int) -> nn.Module:
     """Token sequences with repeats within an example."""
 
-    def __init__(self, clients: int) -> None:
-        super().__init__()
-        self.table, self.out = nn.Embedding(TOKENS, 6), nn.Linear(6, 1)
-
-    def forward(self, b: Batch) -> Tensor:
+    def loss(m: Any, b: Batch) -> Tensor:
         tokens = torch.stack([b.y, b.y, (b.y + 1) % TOKENS], 1)
-        return self.out(torch.tanh(self.table(tokens)).prod(1) + self.table(b.y)).square().sum(1)
+        return m.out(torch.tanh(m.table(tokens)).prod(1) + m.table(b.y)).square().sum(1)
+
+    return Calls(loss, table=nn.Embedding(TOKENS, 6), out=nn.Linear(6, 1))
 
 
-class Normalised(nn.Module):
-    def __init__(self, clients: int) -> None:
-        super().__init__()
-        self.norm, self.out = nn.LayerNorm(DIM), nn.Linear(DIM, 2)
-        nn.init.normal_(self.norm.weight)
+def normalised(clients: int) -> nn.Module:
+    def loss(m: Any, b: Batch) -> Tensor:
+        return (m.out(m.norm(b.x)).square() + m.norm(b.draws["eps"]).sum((1, 2))[:, None]).sum(1)
 
-    def forward(self, b: Batch) -> Tensor:
-        return (self.out(self.norm(b.x)).square() + self.norm(b.draws["eps"]).sum((1, 2))[:, None]).sum(1)
+    return Calls(loss, norm=randomised(nn.LayerNorm(DIM)), out=nn.Linear(DIM, 2))
 
 
-class Elementwise(nn.Module):
+def elementwise(clients: int) -> nn.Module:
     """Scale and shift by a vector and by one number, T = 1 and T = 3."""
 
-    def __init__(self, clients: int) -> None:
-        super().__init__()
-        self.scale, self.shift, self.gain, self.offset = Scale(DIM), Shift(DIM), Scale(1), Shift(1)
+    def loss(m: Any, b: Batch) -> Tensor:
+        return m.offset(m.gain(m.shift(m.scale(b.draws["eps"])))).sin().sum((1, 2)) + m.scale(b.x).square().sum(1)
 
-    def forward(self, b: Batch) -> Tensor:
-        h = self.offset(self.gain(self.shift(self.scale(b.draws["eps"]))))
-        return h.sin().sum((1, 2)) + self.scale(b.x).square().sum(1)
+    return Calls(loss, scale=Scale(DIM), shift=Shift(DIM), gain=Scale(1), offset=Shift(1))
 
 
-class PerClient(nn.Module):
+def per_client(clients: int) -> nn.Module:
     """Encoders and codes of one's own, and a shared layer."""
 
-    def __init__(self, clients: int) -> None:
-        super().__init__()
-        self.encoder, self.code, self.out = ClientLinear(clients, DIM, 4), ClientCode(clients, 4), nn.Linear(4, 2)
-        nn.init.normal_(self.encoder.weight)
-        nn.init.normal_(self.encoder.bias)
-        nn.init.normal_(self.code.weight)
+    def loss(m: Any, b: Batch) -> Tensor:
+        code = m.code(b.layout)
+        return m.out(torch.tanh(m.encoder(b.x, b.layout)) * code + code).square().sum(1)
 
-    def forward(self, b: Batch) -> Tensor:
-        code = self.code(b.layout)
-        return self.out(torch.tanh(self.encoder(b.x, b.layout)) * code + code).square().sum(1)
+    encoder, code = randomised(ClientLinear(clients, DIM, 4)), randomised(ClientCode(clients, 4))
+    return Calls(loss, encoder=encoder, code=code, out=nn.Linear(4, 2))
 
 
-MODELS: tuple[Callable[[int], nn.Module], ...] = (Linear, LinearManyTimes, Embedded, Normalised, Elementwise, PerClient)
+MODELS: tuple[Callable[[int], nn.Module], ...] = (linear, linear_many_times, embedded, normalised, elementwise, per_client)
 
 
 def build(kind: Callable[[int], nn.Module], clients: int = 4) -> nn.Module:
@@ -116,12 +119,12 @@ def call(model: nn.Module, batch: Batch) -> Tensor:
 def single_gradients(model: nn.Module, loss: Callable[[nn.Module, Batch], Tensor], batch: Batch) -> list[dict[str, Tensor]]:
     """Every example's gradient, from a batch of its own, by plain autograd."""
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    found = []
+    gradients = []
     for index in range(len(batch)):
-        value = loss(model, batch.row(index)).sum()
+        value = loss(model, batch.take(slice(index, index + 1))).sum()
         grads = torch.autograd.grad(value, list(named.values()), allow_unused=True)
-        found.append({n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(named.items(), grads, strict=True)})
-    return found
+        gradients.append({n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(named.items(), grads, strict=True)})
+    return gradients
 
 
 def joint_norm(tensors: dict[str, Tensor]) -> float:

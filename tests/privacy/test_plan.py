@@ -26,7 +26,7 @@ def solve(epsilon, *releases, delta=1e-4, clip=1.0, sensitivity=1.0):
 
 
 def spent(plan):
-    """What the plan's releases cost if all of them run, at the multipliers an algorithm would ask for."""
+    """The cost of all of the plan's releases, at the multipliers that an algorithm uses."""
     return accountant.epsilon([(plan.noise_multiplier(r.name), r.sample_rate, r.steps) for r in plan.releases], plan.delta)
 
 
@@ -39,7 +39,7 @@ a_release = st.builds(
 maybe_first = st.one_of(st.none(), st.builds(Release, st.just("first"), st.just(1.0), st.integers(1, 3), st.floats(0.5, 4.0)))
 
 
-@settings(max_examples=7)
+@settings(max_examples=4)
 @given(epsilon=st.floats(0.5, 10.0), delta=st.sampled_from([1e-4, 1e-5]), release=a_release, first=maybe_first)
 def test_a_plan_spends_its_budget_and_no_more(epsilon, delta, release, first):
     plan = solve(epsilon, *([first] if first else []), release, delta=delta)
@@ -64,11 +64,10 @@ def test_golden_sigmas_for_300_steps_after_few_countings(epsilon, golden, tmp_pa
     assert golden - 1e-4 <= plan.sigma <= 1.005 * golden
 
 
-@pytest.mark.parametrize("mechanisms", [((1.0, 0.2, 192),), ((1.0, 0.2, 300), (2.5, 1.0, 1))])
-def test_a_plan_is_the_same_to_the_last_bit_whatever_the_number_of_threads(mechanisms):
+def test_a_plan_is_the_same_to_the_last_bit_for_any_number_of_threads():
     def solved(threads):
         with threadpool_limits(threads):
-            return [plan_module._solve(10.0, delta, mechanisms) for delta in (1e-4, 1e-5)]
+            return plan_module._solve(10.0, 1e-4, ((1.0, 0.2, 192), (2.5, 1.0, 1)))
 
     assert solved(1) == solved(2)
 
@@ -149,7 +148,7 @@ def test_names_are_unique_and_known():
 
 
 @pytest.mark.parametrize(
-    ("unit", "delta", "units", "told"),
+    ("unit", "delta", "units", "words"),
     [
         ("example", 1e-4, 10_000, "the 10000 training rows of digits"),
         ("example", 1e-4, 9_999, None),
@@ -158,8 +157,7 @@ def test_names_are_unique_and_known():
         ("writer", 1e-2, 100, "the 100 groups by writer of digits"),
     ],
 )
-def test_a_delta_of_1_over_n_is_large(unit, delta, units, told):
+def test_a_delta_of_1_over_n_is_large(unit, delta, units, words):
     text = large_delta(unit, delta, units, "digits")
-    assert (text is None) == (told is None)
-    if text is not None:
-        assert told in text
+    assert (text is None) == (words is None)
+    assert words is None or words in text

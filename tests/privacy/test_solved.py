@@ -19,21 +19,21 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def counting(answers: list[Solution]) -> tuple[list[float], Solver]:
-    asked: list[float] = []
+    solved: list[float] = []
 
     def solve(epsilon: float, delta: float, mechanisms: Mechanisms) -> Solution:
-        asked.append(epsilon)
-        return answers[len(asked) - 1]
+        solved.append(epsilon)
+        return answers[len(solved) - 1]
 
-    return asked, solve
+    return solved, solve
 
 
 @pytest.mark.parametrize("other", [(4.0, *QUESTION[1:]), (1.0, 1e-5, QUESTION[2]), (*QUESTION[:2], ((1.0, 0.2, 61),))])
 def test_a_question_is_solved_once_and_another_one_anew(other: tuple[float, float, Mechanisms], folder: Path) -> None:
-    asked, solve = counting([(3.1, 0.9995, "prv"), (1.2, 0.9999, "rdp")])
+    solved, solve = counting([(3.1, 0.9995, "prv"), (1.2, 0.9999, "rdp")])
     assert kept(solve, *QUESTION) == kept(solve, *QUESTION) == (3.1, 0.9995, "prv")
     assert kept(solve, *other) == (1.2, 0.9999, "rdp")
-    assert asked == [1.0, other[0]]
+    assert solved == [1.0, other[0]]
     assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".json"]
 
 
@@ -52,21 +52,21 @@ def test_a_question_is_solved_once_and_another_one_anew(other: tuple[float, floa
     ],
 )
 def test_a_file_that_says_what_no_solution_can_is_replaced(folder: Path, text: str) -> None:
-    asked, solve = counting([(3.1, 0.9995, "prv")] * 2)
+    solved, solve = counting([(3.1, 0.9995, "prv")] * 2)
     kept(solve, *QUESTION)
     (path,) = folder.iterdir()
     path.write_text(text)
     assert kept(solve, *QUESTION) == (3.1, 0.9995, "prv")
-    assert len(asked) == 2
+    assert len(solved) == 2
     assert json.loads(path.read_text()) == [3.1, 0.9995, "prv"]
 
 
 def test_a_cache_that_cannot_be_written_costs_time_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "file"))
-    asked, solve = counting([(3.1, 0.9995, "prv")] * 2)
+    solved, solve = counting([(3.1, 0.9995, "prv")] * 2)
     assert kept(solve, *QUESTION) == kept(solve, *QUESTION)
-    assert len(asked) == 2
+    assert len(solved) == 2
 
 
 def test_what_other_code_solved_is_solved_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,6 +87,6 @@ def test_code_that_plans_or_counts_is_of_the_revision_to_the_last_byte(name: str
     assert revision.counted_by.__wrapped__() != before
 
 
-def test_the_revision_tells_the_packages_that_count() -> None:
+def test_the_revision_names_the_packages_that_count() -> None:
     for package in ("opacus", "numpy", "scipy"):
         assert f", {package} {version(package)}" in revision.counted_by()

@@ -8,7 +8,7 @@ from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
 from matplotlib.image import imread
 
-from fedsim.report.curves import NAME, draw_curves
+from fedsim.report.curves import CURVES, draw_curves
 from fedsim.report.figures import MUTED, PAPER, SERIES, inline_svg, save_figure, svg_text
 from fedsim.report.lines import Axis
 from fedsim.results.groups import group_seeds
@@ -140,8 +140,8 @@ def test_a_classifier_is_thin_with_crosses_and_named_beside_generators(row):
     assert predicts.get_linewidth() < makes.get_linewidth() == old.get_linewidth()
     assert line.get_linewidth() < makes.get_linewidth()
     assert predicts.get_marker() == "+"
-    assert "what not generating is worth" in " ".join(figure.legends[0].get_title().get_text().split())
-    assert "generating" not in draw_curves(group_seeds(both[:2])).legends[0].get_title().get_text()
+    assert "classifiers, which generate no rows" in " ".join(figure.legends[0].get_title().get_text().split())
+    assert "classifiers" not in draw_curves(group_seeds(both[:2])).legends[0].get_title().get_text()
 
 
 def test_the_lack_of_a_claim_at_infinity_does_not_mark_a_proved_method(row):
@@ -228,13 +228,13 @@ def test_any_label_is_drawn_as_it_is(row, label, tmp_path):
     rows = [row(label=label)]
     assert legend(rows)[0].replace("\n", "") == label
     figure = draw_curves(group_seeds(rows))
-    save_figure(figure, tmp_path, NAME)
+    save_figure(figure, tmp_path, CURVES)
     assert "<script" not in (tmp_path / "privacy_utility.svg").read_text()
 
 
 def test_the_files_are_written_and_the_same_rows_give_the_same_bytes(quickstart, tmp_path):
     for folder in ("one", "two"):
-        save_figure(draw_curves(group_seeds(quickstart)), tmp_path / folder, NAME)
+        save_figure(draw_curves(group_seeds(quickstart)), tmp_path / folder, CURVES)
     for name in ("privacy_utility.png", "privacy_utility.svg"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     height, width, _ = imread(tmp_path / "one" / "privacy_utility.png").shape
@@ -244,9 +244,9 @@ def test_the_files_are_written_and_the_same_rows_give_the_same_bytes(quickstart,
 
 def test_a_picture_that_cannot_be_written_leaves_the_old_one(quickstart, tmp_path):
     figure = draw_curves(group_seeds(quickstart))
-    before = {path: path.read_bytes() for path in save_figure(figure, tmp_path, NAME)}
+    before = {path: path.read_bytes() for path in save_figure(figure, tmp_path, CURVES)}
     with no_file_above(1000), pytest.raises(OSError, match="File too large"):
-        save_figure(figure, tmp_path, NAME)
+        save_figure(figure, tmp_path, CURVES)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

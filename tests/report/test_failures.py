@@ -4,7 +4,18 @@ import pytest
 from rows import add_lines, add_rows
 
 from fedsim.report.diagnostics import Rounds
-from fedsim.report.failures import ACCURACY, BELOW, COLLAPSE, DISAGREEMENT, DIVERGED, EXPLOSION, HELP, MEANING, find_failures, summary
+from fedsim.report.failures import (
+    ACCURACY,
+    BELOW_CEILING,
+    COLLAPSE,
+    DISAGREEMENT,
+    DIVERGED,
+    EXPLOSION,
+    HELP,
+    MEANING,
+    find_failures,
+    summary,
+)
 from fedsim.report.report import write_report
 
 
@@ -57,7 +68,7 @@ def test_where_clients_noise_their_own_steps_no_noise_of_the_sum_is_told(pair, t
 def test_without_a_noiseless_score_the_ceiling_counts_and_noise_is_not_blamed(row):
     # 0.1 + 0.25 * (0.953 - 0.1) = 0.313
     finding = only([row(balanced_accuracy=0.31)], [])
-    assert finding.kind == BELOW
+    assert finding.kind == BELOW_CEILING
     assert finding.observed == "balanced accuracy 0.31, the ceiling is 0.95 (chance 0.10)"
     assert "the noise may be the cause or not" in summary([finding])[0]
     assert "ε = .inf in the grid" in summary([finding])[0]
@@ -66,7 +77,7 @@ def test_without_a_noiseless_score_the_ceiling_counts_and_noise_is_not_blamed(ro
 
 
 # 0.33 + 0.1 * (1 - 0.33) = 0.397
-@pytest.mark.parametrize(("ceiling", "expected"), [(0.37, []), (0.396, []), (0.398, [BELOW])])
+@pytest.mark.parametrize(("ceiling", "expected"), [(0.37, []), (0.396, []), (0.398, [BELOW_CEILING])])
 def test_a_ceiling_hardly_above_chance_blames_nobody(row, ceiling, expected):
     assert kinds([row(balanced_accuracy=0.33, chance=0.33, ceiling_balanced_accuracy=ceiling)], []) == expected
 
@@ -80,7 +91,7 @@ def test_what_diverged_is_told_once(pair, row, training):
 def test_scores_that_noise_took_come_before_those_of_which_nobody_knows(row):
     unknown = row(cell_id="u", label="unknown", balanced_accuracy=0.1)
     taken = [row(cell_id=f"{epsilon}", epsilon_target=epsilon, balanced_accuracy=value) for epsilon, value in ((1.0, 0.1), (math.inf, 0.9))]
-    assert kinds([unknown, *taken], []) == [ACCURACY, BELOW]
+    assert kinds([unknown, *taken], []) == [ACCURACY, BELOW_CEILING]
 
 
 def test_the_noiseless_score_is_of_the_same_method_and_place(row):

@@ -8,13 +8,13 @@ from cells import quick, small_cells
 from rich.console import Console
 from sites import digits_of_writers
 
-from fedsim.report.noise_table import Noised, parts_of, show_noise
+from fedsim.report.noise_table import CellNoise, parts_of, show_noise
 from fedsim.training.trial import run_trial
 
 
 def signals(name, **keys):
     (trial,) = small_cells(name, **keys).trials
-    noised = Noised(trial, parts_of(trial))
+    noised = CellNoise(trial, parts_of(trial))
     return trial, {signal.name: signal for release in trial.plan.releases for signal in noised.signals(release)}
 
 
@@ -24,7 +24,7 @@ def test_a_gradients_noise_is_the_one_that_a_training_adds(keys) -> None:
     prepared = small_cells(entry, epsilon=4.0, **keys)
     (trial,), (data,) = prepared.trials, prepared.data.values()
     record = next(iter(run_trial(trial, data)))
-    signal = next(Noised(trial, parts_of(trial)).signals(trial.plan.main))
+    signal = next(CellNoise(trial, parts_of(trial)).signals(trial.plan.main))
     units = trial.task.clients if keys.get("unit") == "client" else trial.train_rows * 0.5
     drawn = record.values["noise_norm"] or math.nan
     if keys.get("trust") == "silo":

@@ -1,7 +1,7 @@
 import pytest
 from matplotlib.figure import Figure
 
-from fedsim.report.scales import end_at
+from fedsim.report.figures import end_at
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def test_a_mean_over_seeds_has_the_claim_that_is_worth_the_least(row):
 def test_which_methods_predict_and_do_not_generate_is_said_below_the_table(row):
     rows = [row(label="makes", yields="generator", coverage=0.5), row(cell_id="b", label="predicts", yields="classifier")]
     first, second = (results_table(group_seeds(rows), measure) for measure in ("balanced_accuracy", "coverage"))
-    assert "classifiers, to see what not generating is worth: predicts" in first.notes
+    assert "classifiers, which generate no rows: predicts" in first.notes
     assert not any("classifier" in note for note in second.notes)
 
 

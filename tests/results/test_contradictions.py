@@ -23,7 +23,7 @@ def planned(name: str, unit: str = "example", trust: str = "aggregate", **params
     plan = trial.plan
     assert plan is not None
     ran = tuple(Tally(0, r.name, plan.noise_multiplier(r.name), r.sample_rate, r.steps) for r in plan.releases if r.steps)
-    return joined(trial, Outcome(plan.epsilon_reached, plan.accountant, ran, "sum", "", 0, 1.0, {}))
+    return joined(trial, Outcome(plan.epsilon_reached, plan.accountant, ran, "sum", "", 0, 0, 0, 1.0, {}))
 
 
 def forged(row: Row, noise: float = 1.0, steps: int | None = None, **fields: object) -> Row:

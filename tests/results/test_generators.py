@@ -2,6 +2,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from cells import SHIPPED, quick, score_probe, small_cells, small_grid
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rows import ERROR, kept
+from rows import ERROR, kept, ran
 from safetensors.torch import load_file, save_file
 
 import fedsim
@@ -20,7 +21,7 @@ from fedsim.json_lines import dump
 from fedsim.plugins.registry import lookup
 from fedsim.results.folder import RunFolder
 from fedsim.results.generators import load_generator, release
-from fedsim.results.result_lines import judgement_line
+from fedsim.results.result_lines import judgement_line, training_line
 from fedsim.results.rows import RowError
 from fedsim.results.store import ResultStore
 from fedsim.training.state import described
@@ -39,11 +40,25 @@ def saved(folder, entry, change=lambda outcome: outcome, **keys):
     return trial, data, outcome
 
 
-def released(folder, entry):
-    """The JSON file of a package of one small cell, and its cell; the run is in the folder ``run`` beside it."""
-    trial, *_ = saved(folder.with_name("run"), entry, **SECRET)
-    path, _ = release(folder.with_name("run"), None, folder)
-    return path, trial.cell
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """Puts the package of one small cell into a folder, and its run into the folder ``run`` beside; trained once an algorithm.
+
+    Returns the JSON file of the package, and the cell.
+    """
+    made = {}
+
+    def released(folder, entry):
+        if entry not in made:
+            home = tmp_path_factory.mktemp("released")
+            trial, *_ = saved(home / "run", entry, **SECRET)
+            made[entry] = home, trial.cell, release(home / "run", None, home / "package")[0].name
+        home, cell, name = made[entry]
+        shutil.copytree(home / "run", folder.with_name("run"), dirs_exist_ok=True)
+        shutil.copytree(home / "package", folder)
+        return folder / name, cell
+
+    return released
 
 
 @pytest.fixture
@@ -152,37 +167,38 @@ def test_labels_that_are_none_are_refused(tmp_path):
 
 
 def test_a_run_keeps_a_generator_for_every_cell(bench):
-    ran = bench(small_grid("dp-gaussian", epsilon=[1.0, 4.0], resources={"clients_per_actor": "all"}))
-    row = ran.rows[0]
-    loaded = fedsim.load_generator(ran.folder, row.cell_id[:10])
+    done = bench(small_grid("dp-gaussian", epsilon=[1.0, 4.0], resources={"clients_per_actor": "all"}))
+    row = done.rows[0]
+    loaded = fedsim.load_generator(done.folder, row.cell_id[:10])
     assert loaded.row == row
     assert (loaded.facts.epsilon_spent, loaded.facts.sha256) == (row.epsilon_spent, row.generator)
     assert loaded.vouched
     assert loaded.manifest(5)["vouched"] == "by the results of its run"
     with pytest.raises(UserError, match=r"there are several generators .*; name one with --cell"):
-        load_generator(ran.folder)
+        load_generator(done.folder)
     with pytest.raises(UserError, match="there is no generator of this cell"):
-        load_generator(ran.folder, "no such")
+        load_generator(done.folder, "no such")
 
 
-def test_a_run_keeps_none_if_the_grid_says_so(bench):
-    ran = bench(small_grid("dp-gaussian", resources={"clients_per_actor": "all", "save_generators": False}))
-    assert ran.rows[0].status == "ok"
+def test_a_training_whose_tensors_were_not_kept_has_no_generator(tmp_path):
+    prepared = small_cells("dp-gaussian")
+    ResultStore(tmp_path).append("trainings", [training_line(trial, ran(prepared, trial)[0], {}) for trial in prepared.trials])
     with pytest.raises(UserError, match="there are no generators here"):
-        load_generator(ran.folder)
+        load_generator(tmp_path)
 
 
-def test_a_training_that_was_judged_twice_has_one_generator_under_both_ids(bench):
-    *_, run = [bench(small_grid("dp-gaussian", evaluation={"per_class": n})) for n in (5, 10)]
-    ids = {line["cell_id"] for line in ResultStore(run.folder).lines("judgements")}
-    first, second = (load_generator(run.folder, cell) for cell in sorted(ids))
+def test_a_training_that_was_judged_twice_has_one_generator_under_both_ids(tmp_path):
+    trials = [saved(tmp_path, "dp-gaussian")[0], small_cells("dp-gaussian", epsilon=4.0, evaluation={"per_class": 5}).trials[0]]
+    ResultStore(tmp_path).append("judgements", [judgement_line(trial, RowError(**ERROR), 1.0) for trial in trials])
+    first, second = (load_generator(tmp_path, trial.cell.cell_id) for trial in trials)
+    assert first.facts.cell.cell_id != second.facts.cell.cell_id
     assert first.facts.sha256 == second.facts.sha256
 
 
 # --- what may leave the simulation ---
 
 
-def test_a_released_package_gives_the_rows_of_the_run_and_says_what_was_paid(package):
+def test_a_released_package_gives_the_rows_of_the_run_and_says_what_was_paid(package, released):
     path, cell = released(package, "dp-gaussian")
     run, alone = load_generator(package.with_name("run")), load_generator(package)
     assert sorted(package.iterdir()) == [path, path.with_suffix(".safetensors")]
@@ -194,7 +210,7 @@ def test_a_released_package_gives_the_rows_of_the_run_and_says_what_was_paid(pac
     assert alone.facts.epsilon_spent == run.facts.epsilon_spent
 
 
-def test_a_package_holds_no_exact_function_of_private_data(package):
+def test_a_package_holds_no_exact_function_of_private_data(package, released):
     path, cell = released(package, "dp-gaussian")
     manifests = [load_generator(each).manifest(5) for each in (package, package.with_name("run"))]
     text = path.name + path.read_text() + dump(manifests)
@@ -211,7 +227,7 @@ def stated(folder):
 
 
 HELD_BACK = {
-    "seeded noise": (("dp-gaussian",), {}, "who knows it can take the noise off"),
+    "seeded noise": (("dp-gaussian",), {}, "with it anyone can take the noise off"),
     "no noise": (("dp-gaussian",), {**SECRET, "epsilon": math.inf}, "it carries no noise"),
     "no privacy": (("fedavg-cvae",), {}, "it carries no noise"),
     "heuristic": (("fedhypevae", {"noised": "shared"}), SECRET, "its status is ok, its claim heuristic"),
@@ -303,7 +319,7 @@ def test_a_package_is_written_and_drawn_from_by_commands(tmp_path, package, comm
 # --- files that are not what was written ---
 
 
-def test_a_damaged_file_is_named_and_nothing_is_unpickled(tmp_path, package):
+def test_a_damaged_file_is_named_and_nothing_is_unpickled(tmp_path, package, released):
     trial, _, _ = saved(tmp_path, "dp-gaussian")
     RunFolder(tmp_path).state(trial.cell.training_id).write_bytes(b"\x80\x04cos\nsystem\n")
     path, _ = released(package, "dp-gaussian")
@@ -313,13 +329,13 @@ def test_a_damaged_file_is_named_and_nothing_is_unpickled(tmp_path, package):
             load_generator(folder)
 
 
-def test_tensors_of_another_training_are_refused(bench):
-    ran = bench(small_grid("dp-gaussian", seeds=[0, 1]))
-    one, other = (path for path in sorted((ran.folder / "trained").iterdir()))
+def test_tensors_of_another_training_are_refused(tmp_path):
+    trainings = [saved(tmp_path, "dp-gaussian", seeds=seed)[0].cell for seed in (0, 1)]
+    one, other = (RunFolder(tmp_path).state(cell.training_id) for cell in trainings)
     one.replace(other)
-    for row in ran.rows:
+    for cell in trainings:
         with pytest.raises(UserError, match="is not what was saved"):
-            load_generator(ran.folder, row.cell_id)
+            load_generator(tmp_path, cell.cell_id)
 
 
 def rewritten(folder, facts=lambda facts: None, tensors=lambda tensors: None, *, hashed=True, listed=True):
@@ -347,7 +363,7 @@ TENSORS = {
 
 
 @pytest.mark.parametrize("change", TENSORS)
-def test_tensors_that_are_not_those_of_the_facts_are_refused(package, change):
+def test_tensors_that_are_not_those_of_the_facts_are_refused(package, change, released):
     released(package, "dp-gaussian")
     tensors, message = TENSORS[change]
     rewritten(package, tensors=tensors, hashed=bool(message), listed=False)
@@ -366,7 +382,7 @@ FORGED = {
 
 
 @pytest.mark.parametrize("change", FORGED)
-def test_tensors_that_are_not_the_algorithms_are_refused_whatever_the_facts_say(package, change):
+def test_tensors_that_are_not_the_algorithms_are_refused_whatever_the_facts_say(package, change, released):
     released(package, "fedhypevae")
     tensors, message = FORGED[change]
     rewritten(package, tensors=tensors)
@@ -374,7 +390,7 @@ def test_tensors_that_are_not_the_algorithms_are_refused_whatever_the_facts_say(
         load_generator(package)
 
 
-def test_what_a_one_shot_method_cannot_use_is_refused_whatever_the_facts_say(package):
+def test_what_a_one_shot_method_cannot_use_is_refused_whatever_the_facts_say(package, released):
     released(package, "dp-gaussian")
     rewritten(package, tensors=lambda held: held.pop("server.tensors.within"))
     with pytest.raises(UserError, match=r"is no generator of dp-gaussian \(KeyError: 'within'\)"):
@@ -411,7 +427,7 @@ FACTS = {
 
 
 @pytest.mark.parametrize("change", FACTS)
-def test_wrong_facts_are_told_in_one_line(package, change):
+def test_wrong_facts_are_told_in_one_line(package, change, released):
     released(package, "dp-gaussian")
     facts, message = FACTS[change]
     rewritten(package, facts)
@@ -421,7 +437,7 @@ def test_wrong_facts_are_told_in_one_line(package, change):
 
 
 @pytest.mark.parametrize("text", ["", "null", "[]", "{}", "[" * 100_000 + "]" * 100_000, '{"cell": ' * 500, "\x00"])
-def test_what_is_no_json_of_a_generator_is_told_in_one_line(package, text):
+def test_what_is_no_json_of_a_generator_is_told_in_one_line(package, text, released):
     path, _ = released(package, "dp-gaussian")
     path.write_text(text)
     with pytest.raises(UserError, match="cannot be read") as caught:
@@ -431,7 +447,7 @@ def test_what_is_no_json_of_a_generator_is_told_in_one_line(package, text):
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_a_mutated_file_is_refused(package, data):
+def test_a_mutated_file_is_refused(package, data, released):
     if not package.exists():
         released(package, "dp-gaussian")
     path = data.draw(st.sampled_from(sorted(package.iterdir())))
@@ -462,7 +478,7 @@ def older(folder, package):
     return path
 
 
-def test_a_run_folder_of_fedsim_0_1_is_read_like_a_package(tmp_path, package):
+def test_a_run_folder_of_fedsim_0_1_is_read_like_a_package(tmp_path, package, released):
     released(package, "dp-gaussian")
     rows = load_generator(package).synthesise(5)[0]
     path = older(tmp_path / "older", package)
@@ -533,7 +549,7 @@ FALSE = {
 
 
 @pytest.mark.parametrize("name", FALSE)
-def test_a_package_whose_budget_is_not_its_algorithms_is_refused(package, name):
+def test_a_package_whose_budget_is_not_its_algorithms_is_refused(package, name, released):
     change, message = FALSE[name]
     released(package, "dp-gaussian")
     assert load_generator(package).warnings == ()
@@ -542,14 +558,14 @@ def test_a_package_whose_budget_is_not_its_algorithms_is_refused(package, name):
         load_generator(package)
 
 
-def test_of_other_code_a_difference_is_a_warning(package):
+def test_of_other_code_a_difference_is_a_warning(package, released):
     released(package, "dp-gaussian")
     rewritten(package, put("plan", "clip", 0.5))
     rewritten(package, put("cell", "source", "0" * 16))
     assert "the code here is not the one that ran, and differs: clip is 0.5" in load_generator(package).warnings[0]
 
 
-def test_a_claim_that_its_algorithm_does_not_make_is_refused(package):
+def test_a_claim_that_its_algorithm_does_not_make_is_refused(package, released):
     released(package, "fedhypevae")
     rewritten(package, put("cell", "params", "noised", "shared"), lambda held: [held.pop(n) for n in list(held) if n.startswith("codes.")])
     with pytest.raises(UserError, match="it claims 'proved' and its algorithm 'heuristic'"):
@@ -564,7 +580,7 @@ def test_a_delta_that_would_publish_a_row_is_told_with_every_draw_proof_and_stat
         assert "δ = 0.01 is not below 1/n = 0.005 for the 200 training rows" in " ".join(done.stdout.split())
 
 
-def test_a_package_under_another_name_is_refused(package):
+def test_a_package_under_another_name_is_refused(package, released):
     path, _ = released(package, "dp-gaussian")
     for suffix in (".json", ".safetensors"):
         path.with_suffix(suffix).rename(path.with_name(f"0123{suffix}"))
@@ -580,7 +596,7 @@ from baselines.dp_gaussian import DPGaussian as X
 
 
 @pytest.fixture
-def evil(folder):
+def evil(folder, released):
     """A run folder and a package, and beside them a plug-in that looks installed; returns a function that names an algorithm in both."""
     released(folder / "package", "dp-gaussian")
     (folder / "evil.py").write_text(EVIL)

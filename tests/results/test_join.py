@@ -45,7 +45,7 @@ def as_planned(trial: Trial, **fields: Any) -> Outcome:
     plan = trial.plan
     assert plan is not None
     ran = tuple(Tally(0, r.name, plan.noise_multiplier(r.name), r.sample_rate, r.steps) for r in plan.releases)
-    return replace(Outcome(plan.epsilon_reached, plan.accountant, ran, "sum", "", 1000, 3.0, {}), **fields)
+    return replace(Outcome(plan.epsilon_reached, plan.accountant, ran, "sum", "", 1000, 2000, 30, 3.0, {}), **fields)
 
 
 def entry_of(trial: Trial) -> Entry:
@@ -164,7 +164,7 @@ def test_a_claim_is_the_plan_s_as_the_checks_of_its_code_have_it(change: dict[st
 
 def test_a_method_without_a_budget_claims_nothing() -> None:
     (trial,) = small_cells("fedavg-cvae").trials
-    row = row_of(trial, Outcome(None, None, None, None, "", 1000, 3.0, {}), JUDGEMENT)
+    row = row_of(trial, Outcome(None, None, None, None, "", 1000, 2000, 30, 3.0, {}), JUDGEMENT)
     assert (row.status, row.claim, row.epsilon_target, row.noise) == ("ok", "none", None, None)
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from rows import add_lines, add_rows
+from rows import ERROR, add_lines, add_rows, make_failed, make_row
 
 from fedsim.errors import RunLost, UserError
 from fedsim.files import replaced
@@ -23,131 +23,26 @@ from fedsim.results.store import ResultStore
 from fedsim.results.summary import write_summary
 
 CONTRACT = [
-    *(
-        "cell_id",
-        "source",
-        "judged",
-        "status",
-        "error",
-        "algorithm",
-        "label",
-        "params",
-        "yields",
-        "dataset",
-    ),
-    *(
-        "dataset_hash",
-        "scheme",
-        "alpha",
-        "clients",
-        "partition_hash",
-        "train_rows",
-        "train_groups",
-        "seed",
-        "epsilon_target",
-    ),
-    *(
-        "epsilon_spent",
-        "delta",
-        "unit",
-        "relation",
-        "trust",
-        "scope",
-        "claim",
-        "accountant",
-    ),
-    *(
-        "noise",
-        "sigma",
-        "sample_rate",
-        "steps",
-        "clip",
-        "sensitivity",
-        "mechanisms",
-        "noise_at",
-        "counted_by",
-        "audit_epsilon_lower",
-        "audit_epsilon_any",
-        "audit_method",
-        "audit_pairs",
-        "audit_canary_ratio",
-        "audit_params",
-        "evaluation",
-        "unseen",
-        "tested",
-        "label_shares",
-        "accuracy",
-        "balanced_accuracy",
-        "macro_f1",
-        "worst_class_recall",
-        "knn_balanced_accuracy",
-        "mlp_balanced_accuracy",
-        "frechet_distance",
-        "squared_mmd",
-        "density",
-        "coverage",
-        "real_or_synthetic",
-        "client_balanced_accuracy",
-        "client_worst_balanced_accuracy",
-        "client_spread",
-        "client_shared_balanced_accuracy",
-        "client_local_only_balanced_accuracy",
-        "personal_accuracy",
-        "personal_balanced_accuracy",
-        "personal_alone_accuracy",
-        "personal_alone_balanced_accuracy",
-        "personal_weight",
-    ),
-    *(
-        "recall_per_class",
-        "ceiling_balanced_accuracy",
-        "ceiling_accuracy",
-        "local_only_balanced_accuracy",
-        "chance",
-        "uplink_bytes",
-        "seconds",
-        "train_seconds",
-        "judge_seconds",
-        "versions",
-        "generator",
-    ),
+    *("cell_id", "source", "judged", "status", "error", "algorithm", "label", "params", "yields", "dataset", "dataset_hash", "scheme"),
+    *("alpha", "clients", "partition_hash", "train_rows", "train_groups", "seed", "epsilon_target", "epsilon_spent", "delta", "unit"),
+    *("relation", "trust", "scope", "claim", "accountant", "noise", "sigma", "sample_rate", "steps", "clip", "sensitivity", "mechanisms"),
+    *("noise_at", "counted_by", "audit_epsilon_lower", "audit_epsilon_any", "audit_method", "audit_pairs", "audit_canary_ratio"),
+    *("audit_params", "evaluation", "unseen", "tested", "label_shares", "accuracy", "balanced_accuracy", "macro_f1"),
+    *("worst_class_recall", "knn_balanced_accuracy", "mlp_balanced_accuracy", "frechet_distance", "squared_mmd", "density", "coverage"),
+    *("real_or_synthetic", "client_balanced_accuracy", "client_worst_balanced_accuracy", "client_spread"),
+    *("client_shared_balanced_accuracy", "client_local_only_balanced_accuracy", "personal_accuracy", "personal_balanced_accuracy"),
+    *("personal_alone_accuracy", "personal_alone_balanced_accuracy", "personal_weight", "recall_per_class", "ceiling_balanced_accuracy"),
+    *("ceiling_accuracy", "local_only_balanced_accuracy", "chance", "uplink_bytes", "downlink_bytes", "parameters", "seconds"),
+    *("train_seconds", "judge_seconds", "versions", "generator"),
 ]
-ERROR = {"type": "ValueError", "message": "no", "traceback": "Traceback ..."}
 
 
 def row(cell_id: str = "a", **fields: object) -> Row:
-    base = {
-        "cell_id": cell_id,
-        "status": "ok",
-        "algorithm": "alg",
-        "label": "alg",
-        "params": {"rounds": 3},
-        "dataset": "digits",
-        "scheme": "dirichlet",
-        "alpha": 0.1,
-        "clients": 10,
-        "seed": 0,
-        "epsilon_target": 1.0,
-        "epsilon_spent": 0.99,
-        "delta": 1e-4,
-        "unit": "example",
-        "trust": "aggregate",
-        "scope": "joint",
-        "claim": "proved",
-        "accuracy": 0.5,
-        "balanced_accuracy": 0.5,
-        "macro_f1": 0.5,
-        "ceiling_balanced_accuracy": 0.9,
-        "local_only_balanced_accuracy": 0.4,
-        "chance": 0.1,
-        "seconds": 2.0,
-    }
-    return Row.model_validate(base | fields)
+    return make_row(**{"cell_id": cell_id, "label": "alg", "params": {"rounds": 3}, **fields})
 
 
 def failed(cell_id: str = "a", **fields: object) -> Row:
-    none = dict.fromkeys(["accuracy", "balanced_accuracy", "macro_f1", "epsilon_spent", "scope", "claim"])
-    return row(cell_id, status="failed", error=ERROR, **none | fields)
+    return make_failed(**{"cell_id": cell_id, "label": "alg", "params": {"rounds": 3}, **fields})
 
 
 def test_a_row_whose_claim_an_audit_refutes_is_not_ok():

@@ -44,7 +44,7 @@ def test_an_interrupted_audit_goes_on_from_its_pairs(bench: Callable[..., Ran], 
     assert folder.lines("pairs").read_text().splitlines(keepends=True) == lines
 
 
-def test_an_audit_that_is_added_later_touches_no_other_line_and_refutes_the_rows_of_its_claim(bench: Callable[..., Ran]) -> None:
+def test_an_audit_that_is_added_later_touches_no_other_line_and_no_row_of_a_refuted_claim_is_ok(bench: Callable[..., Ran]) -> None:
     grid = small_grid(quick("plugin:Optimist", rounds=1), "dp-gaussian", epsilon=[4.0, float("inf")], seeds=[0, 1])
     first = bench(grid)
     assert (first.code, {row.status for row in first.rows}) == (0, {"ok"})
@@ -55,23 +55,13 @@ def test_an_audit_that_is_added_later_touches_no_other_line_and_refutes_the_rows
     assert audited.code == 1
     assert {(row.label, row.epsilon_target, row.status) for row in refuted} == {("plugin:Optimist", 4.0, "refuted")}
     assert len(refuted) == 2
+    assert refuted[0].audit_params == {"latent": 4, "encoder_hidden": [8]}
+    assert "refuted (ε = 4 claimed, an audit finds ε ≥" in audited.output
+    assert "100 pairs of trainings refute every" in (audited.folder / "report.html").read_text()
+    saved = load_generator(audited.folder, refuted[0].cell_id, trust_plugin=True)
+    assert (saved.vouched, saved.facts.status) == (True, "refuted")
+    assert saved.facts.held_back == "the seed of its noise is known, and with it anyone can take the noise off"
     assert {line["refuted"] for line in ResultStore(first.folder).audits().values()} == {True, False}
-
-
-def test_a_refuted_claim_is_never_ok(bench: Callable[..., Ran]) -> None:
-    grid = small_grid(quick("plugin:Optimist", rounds=1), epsilon=4.0, audit=REFUTES)
-    ran = bench(grid)
-    assert ran.code == 1
-    (row,) = ran.rows
-    assert row.status == "refuted"
-    assert row.audit_params == {"latent": 4, "encoder_hidden": [8]}
-    assert "refuted (ε = 4 claimed, an audit finds ε ≥" in ran.output
-    page = (ran.folder / "report.html").read_text()
-    assert "100 pairs of trainings refute every" in page
-    saved = load_generator(ran.folder, trust_plugin=True)
-    assert saved.vouched
-    assert saved.facts.held_back == "the seed of its noise is known, and who knows it can take the noise off"
-    assert saved.facts.status == "refuted"
 
 
 def test_groups_are_audited(bench: Callable[..., Ran], tmp_path: Path) -> None:

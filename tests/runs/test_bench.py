@@ -30,9 +30,9 @@ from fedsim.results.rows import Row
 from fedsim.results.store import KINDS, Kind, ResultStore
 from fedsim.runs import scheduler
 from fedsim.runs.bench import MOST_SHOWN, missing_jobs
-from fedsim.runs.display import LineDisplay
+from fedsim.runs.display import Display
 from fedsim.runs.engine import InProcess, Slot
-from fedsim.runs.jobs import Check, Desk, checked_facts
+from fedsim.runs.jobs import Desk, checked_facts
 from fedsim.runs.ray_engine import RayEngine
 from fedsim.runs.scheduler import Scheduler
 from fedsim.runs.slots import Slots
@@ -55,7 +55,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def watched(grid: Grid, folder: Path, max_parallel: int | None = None) -> "Watched":
     """The slots of a bench on the shared cluster."""
     prepared = prepare(grid, NODES, max_parallel)
-    desk = Desk(prepared, ResultStore(folder), LineDisplay(Console(quiet=True), len(prepared.trials)))
+    desk = Desk(prepared, ResultStore(folder), Display(Console(quiet=True), len(prepared.trials)))
     scheduler = Scheduler(desk, RayEngine())
     scheduler.slots = slots = Watched(scheduler.engine, prepared.nodes, prepared.parallel)
     scheduler.run(missing_jobs(desk, (), Lines({}, {}, {})))
@@ -198,7 +198,7 @@ def test_checkpoints_of_finished_trainings_are_swept_at_the_next_start_and_those
     grid = small_grid(trouble("raise", tmp_path / "healed"), "dp-gaussian")
     ran = bench(grid)
     failed, finished = (trial.cell.training_id for trial in prepare(grid, NODES).trials)
-    assert [line["error"] is None for line in ResultStore(ran.folder).trainings().values()] == [False, True]
+    assert {key: line["error"] is None for key, line in ResultStore(ran.folder).trainings().items()} == {failed: False, finished: True}
     paths = [RunFolder(ran.folder).checkpoint(training_id) for training_id in (finished, failed, "0" * 16)]
     part = paths[0].with_name(f".{paths[0].name}.1.part")
     paths[0].parent.mkdir(exist_ok=True)
@@ -306,8 +306,8 @@ def test_a_grid_may_ask_for_checks_of_plug_ins_which_run_once(bench: Bench, plug
     assert (line["algorithm"], line["ended"], line["full"]) == ("asked.py:MyMethod", "passed", False)
     assert "all 4 cells are finished" in bench(grid).output
     full = prepare(grid.model_copy(update={"check": "full"}), NODES)
-    desk = Desk(full, ResultStore(ran.folder), LineDisplay(Console(quiet=True), 4))
-    assert [type(job) for job in missing_jobs(desk, (), Lines.read(ran.folder))] == [Check]
+    desk = Desk(full, ResultStore(ran.folder), Display(Console(quiet=True), 4))
+    assert [job.key[0] for job in missing_jobs(desk, (), Lines.read(ran.folder))] == ["check"]
 
 
 def test_a_run_folder_of_fedsim_0_1_is_read_and_a_bench_in_it_puts_its_rows_aside(
@@ -362,13 +362,13 @@ def test_a_cell_that_fails_is_a_row_and_the_grid_goes_on(bench: Bench, tmp_path:
     assert ran.code == 1
     assert {label: row.status for label, row in rows.items()} == {"raise": "failed", "raise without a word": "failed", "dp-gaussian": "ok"}
     errors = {label: row.error for label, row in rows.items() if row.error}
-    assert (errors["raise"].type, errors["raise"].message) == ("ZeroDivisionError", "the second round\nis broken")
-    assert 'raise ZeroDivisionError("the second round' in errors["raise"].traceback
+    assert (errors["raise"].type, errors["raise"].message) == ("ZeroDivisionError", "the third round\nis broken")
+    assert 'raise ZeroDivisionError("the third round' in errors["raise"].traceback
     assert errors["raise without a word"].type == "AssertionError"
     log = ran.log(rows["raise"])
-    assert "round 1/3" in log
+    assert "round 2/3" in log
     assert errors["raise"].traceback.strip() in log
-    assert "ZeroDivisionError: the second round" in ran.output
+    assert "ZeroDivisionError: the third round" in ran.output
     assert "run failed cells again with --retry-failed" in ran.output
 
     unchanged = bench(grid)
@@ -393,8 +393,8 @@ def test_a_cell_that_ends_its_process_is_a_row_with_what_it_printed_in_its_log_a
     assert ended.error is not None
     assert "worker process of the cell died" in ended.error.message
     assert ran.log(ended).count("started 2") == 1 + scheduler.MOST_LOSSES
-    assert "round 1 at the server" in ran.log(raised)
-    assert "round 1 at the server" not in ran.output
+    assert "round 2 at the server" in ran.log(raised)
+    assert "round 2 at the server" not in ran.output
 
 
 def test_a_grown_grid_tells_cells_that_failed_before_from_those_that_are_done(bench: Bench, tmp_path: Path) -> None:
@@ -437,7 +437,7 @@ def test_an_algorithm_that_calls_sys_exit_is_reported_as_that(bench: Bench, tmp_
 
 def test_at_most_so_many_cells_run_at_a_time(tmp_path: Path) -> None:
     prepared = prepare(small_grid("weight-noise", seeds=[0, 1, 2, 3]), NODES, 2)
-    desk = Desk(prepared, ResultStore(tmp_path), LineDisplay(Console(quiet=True), 4))
+    desk = Desk(prepared, ResultStore(tmp_path), Display(Console(quiet=True), 4))
     slots = Scheduler(desk, InProcess(NODES[0])).slots
     assert [slots.take(1, prepared.share) is None for _ in range(3)] == [False, False, True]
     slots.close()

@@ -1,14 +1,21 @@
+import inspect
+import io
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from benches import PATIENCE
+
+from fedsim.runs import cluster  # isort: skip (it sets what Ray reads as it is imported)
+from ray._private import node, ray_constants, worker
 
 CLUSTER = """
 import sys, time
@@ -56,49 +63,51 @@ def descendants(of: int) -> set[int]:
 
 
 @pytest.fixture
-def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
-    """A process with a local cluster, whose temporary folder is a short one of its own."""
-    short = Path(tempfile.mkdtemp(prefix="fs", dir="/tmp"))
-    monkeypatch.setenv("TMPDIR", str(short))
+def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A temporary folder with a short path."""
+    folder = Path(tempfile.mkdtemp(prefix="fs", dir="/tmp"))
+    monkeypatch.setenv("TMPDIR", str(folder))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@contextmanager
+def driver() -> Iterator[subprocess.Popen[str]]:
+    """A process with a local cluster."""
     process = subprocess.Popen([sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "started\n"
-    yield process, short
-    if process.poll() is None:
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+        yield process
+    finally:
         process.kill()
-    process.wait()
-    for left in sorted(short.rglob("*"), reverse=True):
-        left.rmdir() if left.is_dir() and not left.is_symlink() else left.unlink()
-    short.rmdir()
+        process.wait()
 
 
-def test_a_local_cluster_listens_on_this_machine_alone_and_leaves_nothing(driver) -> None:  # type: ignore[no-untyped-def]
-    process, short = driver
-    assert listening(descendants(process.pid)) <= {"127.0.0.1", "::ffff:127.0.0.1"}
-    assert [path.name.startswith("fedsim-ray-") for path in short.iterdir()] == [True]
-    process.communicate("", timeout=PATIENCE)
-    assert process.returncode == 0
-    assert list(short.iterdir()) == []
-
-
-def test_what_a_killed_driver_left_goes_with_the_next_one(driver) -> None:  # type: ignore[no-untyped-def]
-    process, short = driver
-    (left,) = short.iterdir()
-    below = descendants(process.pid) - {process.pid}
-    process.kill()
-    process.wait()
+def test_a_local_cluster_listens_on_this_machine_alone_removes_what_a_killed_driver_left_and_leaves_nothing(short: Path) -> None:
+    with driver() as killed:
+        (left,) = short.iterdir()
+        below = descendants(killed.pid) - {killed.pid}
     assert left.exists()
-    for pid in below:  # they end with their driver, Ray's agents after a minute or two
+    for pid in below:  # they end with their driver, Ray's agents after a minute
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    done = subprocess.run([sys.executable, "-c", CLUSTER], input="", capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert done.returncode == 0, done.stderr
+    with driver() as process:
+        assert listening(descendants(process.pid)) <= {"127.0.0.1", "::ffff:127.0.0.1"}
+        assert [path.name.startswith("fedsim-ray-") for path in short.iterdir() if path != left] == [True]
+        process.communicate("", timeout=PATIENCE)
+        assert process.returncode == 0
     assert list(short.iterdir()) == []
 
 
 SIGNALLED = """
 import subprocess
 import ray
+import torch
+from fedsim.grid.models import Grid
+from fedsim.grid.resolve import resolve
+from fedsim.methods.messages import Task
+from fedsim.runs.ray_engine import everywhere
 from fedsim.runs.cluster import local_cluster
 from fedsim.runs.worker import Process
 from fedsim.planning.node import Node, Share
@@ -112,7 +121,9 @@ class Actor:
         child.terminate()
         return child.wait(10)
 
+(variant,) = resolve(Grid.model_validate({"dataset": "digits", "algorithms": "dp-gaussian"})).variants
 with local_cluster(Node(1.0, 0.0)):
+    everywhere(variant, Task(4, 2, 2), 1.0, 1e-4, "here", torch.device("cuda"), 60.0)  # on no machine: none has a GPU
     started = psutil.Process().children(recursive=True)
     services = [each for each in started if each.name() in ("raylet", "gcs_server")]
     for service in services:
@@ -122,7 +133,16 @@ print(sum(each.is_running() and each.status() != "zombie" for each in psutil.wai
 """
 
 
-def test_a_signal_to_everybody_ends_no_service_of_ray_and_what_an_actor_starts_can_be_ended() -> None:
+def test_a_machine_without_a_gpu_rehearses_nothing_on_one_and_a_signal_to_all_ends_no_service_of_ray_but_what_an_actor_starts() -> None:
     done = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["2", str(-signal.SIGTERM), "0"]
+
+
+def test_ray_still_has_the_private_names_for_which_there_is_nothing_public() -> None:
+    printed = io.StringIO()
+    worker.print_worker_logs({"pid": "raylet", "ip": "", "lines": ["a worker died"], "is_err": False}, printed)
+    assert (printed.getvalue(), cluster.ray_worker._worker_logs_enabled) == ("", False)
+    assert ray_constants.ENABLE_RAY_CLUSTER is True
+    assert "allow_graceful" in inspect.signature(node.Node.kill_all_processes).parameters
+    assert hasattr(worker, "_global_node")

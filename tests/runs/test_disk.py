@@ -19,8 +19,8 @@ from fedsim.report.report import write_report
 from fedsim.results.folder import RunFolder
 from fedsim.results.grid_rows import every_row
 from fedsim.results.store import Kind, ResultStore
+from fedsim.runs.bench import run_judging
 from fedsim.runs.engine import InProcess
-from fedsim.runs.judge import run_judging
 
 Bench = Callable[..., Ran]
 Acting = Callable[[Callable[[], object]], None]

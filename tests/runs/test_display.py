@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from fedsim.results.rows import Row
-from fedsim.runs.display import LineDisplay, LiveDisplay, Preparing, make_display
+from fedsim.runs.display import Display, Preparing
 
 ERROR = {"type": "ValueError", "message": "a [bold] reason\nsecond line", "traceback": "Traceback ..."}
 SCORES = {"accuracy": 0.8, "balanced_accuracy": 0.812, "macro_f1": 0.8}
@@ -44,11 +44,6 @@ def frame(display, width=100):
     return console.file.getvalue()
 
 
-def test_a_terminal_gets_the_live_view_and_a_pipe_gets_lines():
-    assert isinstance(make_display(terminal(), 3, 0), LiveDisplay)
-    assert isinstance(make_display(plain(), 3, 0), LineDisplay)
-
-
 def test_a_long_preparation_tells_a_pipe_how_far_it_is_and_a_short_one_nothing():
     clock, console = Clock(), plain()
     with Preparing(console, every=20, clock=clock) as tell:
@@ -68,7 +63,7 @@ def test_a_preparation_shows_itself_in_a_terminal_and_leaves_nothing():
 
 def test_one_line_a_finished_cell():
     console = plain(width=40)
-    with LineDisplay(console, total=4, already_done=1, clock=Clock()) as display:
+    with Display(console, total=4, already_done=1, clock=Clock()) as display:
         for cell in "abc":
             display.cell_started(cell, "alg")
             display.round_done(cell, 1, 5)
@@ -85,14 +80,14 @@ def test_one_line_a_finished_cell():
 
 def test_cells_that_an_earlier_run_did_not_end_well_are_not_done():
     console = plain()
-    with LineDisplay(console, total=5, already_done=1, not_ok={"failed": 1, "refuted": 1}, clock=Clock()) as display:
+    with Display(console, total=5, already_done=1, not_ok={"failed": 1, "refuted": 1}, clock=Clock()) as display:
         display.cell_finished(row("a", "failed"))
     assert console.file.getvalue().splitlines()[0].startswith("[4/5] ")
     assert console.file.getvalue().splitlines()[-1] == "1 of 5 cells done, 2 failed, 1 refuted, 1 not finished in 0:00"
 
 
 def test_the_live_view_counts_and_shows_every_running_cell_with_its_round():
-    display = LiveDisplay(terminal(), total=54, already_done=3)
+    display = Display(terminal(), total=54, already_done=3)
     display.cell_started("a", "alg one")
     display.cell_started("b", "alg [two]")
     display.round_done("a", 7, 20)
@@ -109,7 +104,7 @@ def test_the_live_view_counts_and_shows_every_running_cell_with_its_round():
 
 def test_the_live_view_shows_how_long_ago_the_last_round_was_once_that_is_long_ago():
     clock = Clock()
-    display = LiveDisplay(terminal(), total=2, clock=clock)
+    display = Display(terminal(), total=2, clock=clock)
     display.cell_started("a", "alg one")
     display.cell_started("b", "alg two")
     clock.now = 4.0
@@ -124,7 +119,7 @@ def test_the_live_view_shows_how_long_ago_the_last_round_was_once_that_is_long_a
 
 
 def test_a_cell_that_is_queued_again_does_not_count_as_running():
-    display = LiveDisplay(terminal(), total=3)
+    display = Display(terminal(), total=3)
     for cell in "ab":
         display.cell_started(cell, f"alg {cell}")
     display.cell_queued("a")
@@ -135,7 +130,7 @@ def test_a_cell_that_is_queued_again_does_not_count_as_running():
 
 
 def test_many_running_cells_are_cut_to_a_screen():
-    display = LiveDisplay(terminal(), total=500)
+    display = Display(terminal(), total=500)
     for cell in range(100):
         display.cell_started(str(cell), f"cell {cell}")
     assert len(frame(display).splitlines()) < 20
@@ -144,7 +139,7 @@ def test_many_running_cells_are_cut_to_a_screen():
 
 def test_a_failure_and_a_note_stay_on_the_screen():
     console = terminal()
-    with LiveDisplay(console, total=1) as display:
+    with Display(console, total=1) as display:
         display.note("starting ray [ok]")
         display.cell_started("a", "alg")
         display.cell_finished(row("a", "failed"))
@@ -158,7 +153,7 @@ def test_the_terminal_is_restored_however_the_view_is_left(error):
     console = terminal()
 
     def bench():
-        with LiveDisplay(console, total=2, clock=Clock()) as display:
+        with Display(console, total=2, clock=Clock()) as display:
             display.cell_started("a", "alg")
             raise error
 
@@ -182,7 +177,7 @@ def test_several_threads_may_report_while_the_view_refreshes():
             display.round_done(str(cell), 1, 2)
             display.cell_finished(row(str(cell), "ok" if cell % 2 else "failed"))
 
-    with LiveDisplay(console, total=160) as display:
+    with Display(console, total=160) as display:
         threads = [threading.Thread(target=work, args=(start,), daemon=True) for start in (0, 40, 80, 120)]
         for thread in threads:
             thread.start()
@@ -196,7 +191,7 @@ def test_several_threads_may_report_while_the_view_refreshes():
 
 def test_time_left_is_the_mean_of_finished_cells_over_what_ran_at_once():
     clock = Clock()
-    display = LineDisplay(plain(), total=10, already_done=2, clock=clock)
+    display = Display(plain(), total=10, already_done=2, clock=clock)
     assert display.seconds_left() is None
     for cell in "ab":
         display.cell_started(cell, "")
@@ -214,14 +209,14 @@ def test_time_left_is_the_mean_of_finished_cells_over_what_ran_at_once():
 
 def test_a_cell_that_failed_early_does_not_shorten_the_estimate():
     clock = Clock()
-    display = LineDisplay(plain(), total=3, already_done=0, clock=clock)
+    display = Display(plain(), total=3, already_done=0, clock=clock)
     display.cell_started("a", "")
     display.cell_finished(row("a", "failed"))
     assert display.seconds_left() is None
 
 
 def test_a_late_round_of_a_cell_that_ended_is_ignored():
-    display = LineDisplay(plain(), total=1, already_done=0, clock=Clock())
+    display = Display(plain(), total=1, already_done=0, clock=Clock())
     display.cell_started("a", "")
     display.cell_finished(row("a"))
     display.round_done("a", 1, 2)

@@ -15,9 +15,9 @@ from fedsim.planning.node import Share
 from fedsim.planning.prepare import prepare
 from fedsim.results.grid_rows import grid_rows
 from fedsim.results.store import ResultStore
-from fedsim.runs.display import LineDisplay
+from fedsim.runs.display import Display
 from fedsim.runs.engine import InProcess
-from fedsim.runs.jobs import Desk, Train
+from fedsim.runs.jobs import Desk, TrainingJob
 from fedsim.runs.ray_engine import RayEngine
 from fedsim.runs.scheduler import Running, Scheduler
 from fedsim.runs.slots import Slots
@@ -25,7 +25,7 @@ from fedsim.runs.worker import Failure
 
 Bench = Callable[..., Ran]
 HALF, THIRD = Share(1.0, 0.5), Share(1.0, 0.3)
-HUNGRY = {"name": "plugin:Hungry", "params": {"rounds": 2, "local_steps": 1}}
+HUNGRY = {"name": "plugin:Hungry", "params": {"rounds": 3, "local_steps": 1}}
 
 
 def free_gpus() -> float:
@@ -55,8 +55,8 @@ def test_slots_share_gpus_and_are_kept_for_cells_of_their_shape(ray_cluster: Non
     wait_until(lambda: free_gpus() == WITH_GPUS[0].gpus)
 
 
-def test_a_cell_on_shares_of_gpus_gives_the_row_that_it_gives_without(ray_bench: Bench) -> None:
-    without = ray_bench(small_grid("fedhypevae", "dp-gaussian", epsilon=4.0), "without")
+def test_a_cell_on_shares_of_gpus_gives_the_row_that_it_gives_in_one_process(bench: Bench, ray_bench: Bench) -> None:
+    without = bench(small_grid("fedhypevae", "dp-gaussian", epsilon=4.0), "without")
     halves = {"gpus_per_actor": 0.5, "clients_per_actor": 2}
     assert (
         scores(ray_bench(small_grid("dp-gaussian", epsilon=4.0, resources=halves), "halves", nodes=WITH_GPUS)).items()
@@ -79,11 +79,11 @@ def test_a_cell_that_runs_out_of_its_share_runs_again_on_twice_as_much(ray_bench
 
 def test_a_cell_whose_worker_ray_ends_for_the_machine_s_memory_fails_on_its_share(tmp_path: Path) -> None:
     prepared = prepare(small_grid("dp-gaussian", resources={"gpus_per_actor": 0.5}), WITH_GPUS, 1)
-    desk = Desk(prepared, ResultStore(tmp_path), LineDisplay(Console(quiet=True), 1))
+    desk = Desk(prepared, ResultStore(tmp_path), Display(Console(quiet=True), 1))
     running = Scheduler(desk, InProcess(WITH_GPUS[0]))
     slot, failure = running.slots.take(1, HALF), Failure("OutOfMemoryError", "the machine is full", "", goes_on=True)
     assert slot is not None
-    running._lose(Running(Train(desk, prepared.trials[0]), slot, 0.0), failure, again=False)
+    running._lose(Running(TrainingJob(desk, prepared.trials[0]), slot, 0.0), failure, again=False)
     assert [(row.status, row.error and row.error.type) for row in grid_rows(tmp_path)] == [("failed", "OutOfMemoryError")]
     assert not running.queue
 

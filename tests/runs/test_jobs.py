@@ -12,18 +12,18 @@ from fedsim.errors import UserError
 from fedsim.planning.prepare import Prepared
 from fedsim.results.join import Lines
 from fedsim.results.rows import RowError
-from fedsim.results.states import keep_state
 from fedsim.results.store import ResultStore
+from fedsim.results.trained import keep_state
 from fedsim.runs.bench import missing_jobs
-from fedsim.runs.display import LineDisplay
-from fedsim.runs.jobs import Desk, Judge, Reference, Train, references_of
+from fedsim.runs.display import Display
+from fedsim.runs.jobs import CellJob, Desk, JudgingJob, TrainingJob, references_of
 
 DATA = [{"name": "digits", "limit": limit} for limit in (200, 300)]
 ERROR = RowError(type="ValueError", message="no", traceback="")
 
 
 def desk(prepared: Prepared, folder: Path) -> Desk:
-    return Desk(prepared, ResultStore(folder), LineDisplay(Console(quiet=True), 1))
+    return Desk(prepared, ResultStore(folder), Display(Console(quiet=True), 1))
 
 
 def test_a_reference_is_of_one_data_set_one_probe_and_below_the_ceiling_of_one_partition(tmp_path: Path) -> None:
@@ -33,15 +33,15 @@ def test_a_reference_is_of_one_data_set_one_probe_and_below_the_ceiling_of_one_p
         prepared = small_cells("local-only", "fedavg-linear", dataset=DATA, alpha=[0.1, 1.0], evaluation=evaluation)
         for trial in prepared.trials:
             ceiling, local_only = references_of(desk(prepared, tmp_path), trial)
-            depends_on.setdefault(ceiling.line, set()).add((trial.data_key, probe_c))
-            depends_on.setdefault(local_only.line, set()).add((trial.data_key, probe_c, trial.partition.fingerprint))
+            depends_on.setdefault(ceiling.key[-1], set()).add((trial.data_key, probe_c))
+            depends_on.setdefault(local_only.key[-1], set()).add((trial.data_key, probe_c, trial.partition.fingerprint))
     assert all(len(each) == 1 for each in depends_on.values())
     assert len(depends_on) == 2 * 2 + 2 * 2 * 2
 
 
 def kinds(prepared: Prepared, lines: Lines, folder: Path, *, retry_failed: bool = False) -> list[type]:
     jobs = missing_jobs(desk(prepared, folder), (), lines, retry_failed=retry_failed)
-    return [type(job) for job in jobs if not isinstance(job, Reference)]
+    return [type(job) for job in jobs if isinstance(job, CellJob)]
 
 
 def test_a_cell_lacks_its_training_or_its_judgement_or_nothing(tmp_path: Path) -> None:
@@ -49,15 +49,17 @@ def test_a_cell_lacks_its_training_or_its_judgement_or_nothing(tmp_path: Path) -
     (trial,) = prepared.trials
     outcome, judgement = ran(prepared, trial)
     keep_state(ResultStore(tmp_path).folder.state(trial.cell.training_id), outcome.state)
-    assert kinds(prepared, Lines({}, {}, {}), tmp_path) == [Train]
+    assert kinds(prepared, Lines({}, {}, {}), tmp_path) == [TrainingJob]
     trained = lines_of(trial, outcome)
     kept = replace(trained, trainings={trial.cell.training_id: {**trained.trainings[trial.cell.training_id], "state": "0"}})
-    assert kinds(prepared, kept, tmp_path) == [Judge]
+    assert kinds(prepared, kept, tmp_path) == [JudgingJob]
     assert kinds(prepared, lines_of(trial, outcome, judgement), tmp_path) == []
     for failed in (lines_of(trial, ERROR), replace(kept, judgements=lines_of(trial, outcome, ERROR).judgements)):
         assert kinds(prepared, failed, tmp_path) == []
-    assert kinds(prepared, lines_of(trial, ERROR), tmp_path, retry_failed=True) == [Train]
-    assert kinds(prepared, replace(kept, judgements=lines_of(trial, outcome, ERROR).judgements), tmp_path, retry_failed=True) == [Judge]
+    assert kinds(prepared, lines_of(trial, ERROR), tmp_path, retry_failed=True) == [TrainingJob]
+    assert kinds(prepared, replace(kept, judgements=lines_of(trial, outcome, ERROR).judgements), tmp_path, retry_failed=True) == [
+        JudgingJob
+    ]
 
 
 def test_what_was_not_kept_is_trained_again_under_seeded_noise_and_refused_under_secret_noise(tmp_path: Path) -> None:
@@ -66,7 +68,7 @@ def test_what_was_not_kept_is_trained_again_under_seeded_noise_and_refused_under
         (trial,) = prepared.trials
         lines = lines_of(trial, ran(prepared, trial)[0])
         if noise == "seeded":
-            assert kinds(prepared, lines, tmp_path) == [Train]
+            assert kinds(prepared, lines, tmp_path) == [TrainingJob]
         else:
             with pytest.raises(UserError, match="a second training would be a second release of the same rows"):
                 kinds(prepared, lines, tmp_path)
@@ -76,9 +78,9 @@ def test_a_training_whose_judging_lost_its_worker_is_not_trained_again(tmp_path:
     prepared = small_cells(quick("dp-gaussian"), epsilon=4.0)
     (trial,) = prepared.trials
     outcome, judgement = ran(prepared, trial)
-    job = Train(desk(prepared, tmp_path), trial)
-    assert isinstance(job.again(), Train)
+    job = TrainingJob(desk(prepared, tmp_path), trial)
+    assert isinstance(job.again(), TrainingJob)
     job.take(outcome)
     again = job.again()
-    assert isinstance(again, Judge)
+    assert isinstance(again, JudgingJob)
     assert joined(trial, outcome, judgement).status == "ok"

@@ -20,8 +20,8 @@ from fedsim.interrupts import INTERRUPTED
 from fedsim.plugins import code_hash
 from fedsim.results.rows import Row
 from fedsim.results.store import Kind, ResultStore
+from fedsim.runs.bench import run_judging
 from fedsim.runs.engine import InProcess
-from fedsim.runs.judge import run_judging
 
 Bench = Callable[..., Ran]
 THREE = ("fedhypevae", "dp-gaussian", "fedavg-linear")

@@ -18,9 +18,8 @@ from fedsim.planning.node import Node
 from fedsim.planning.prepare import prepare
 from fedsim.results.folder import RunFolder
 from fedsim.results.store import ResultStore
-from fedsim.runs.bench import run_bench
+from fedsim.runs.bench import run_bench, run_judging
 from fedsim.runs.engine import InProcess
-from fedsim.runs.judge import run_judging
 from fedsim.runs.verify import Verification
 
 Bench = Callable[..., Ran]
@@ -73,6 +72,8 @@ def test_cells_that_run_again_give_the_same_rows_and_rounds_or_what_differs_is_s
     store = ResultStore(ran.folder)
     store.append("judgements", [line | {"scores": line["scores"] | {"accuracy": 0.123}} for line in store.judgements().values()])
     store.append("trainings", [line | {"versions": line["versions"] | {"torch": "0.1"}} for line in store.trainings().values()])
+    done = command("verify", str(ran.folder), "--cell", "xyz")
+    assert (done.returncode, "--cell: no cell that can be repeated has the id 'xyz'; known: " in done.stderr) == (2, True)
     done = command("verify", str(ran.folder), "--cells", "1")
     assert (done.returncode, done.stderr) == (1, "")
     for said in ("accuracy", "torch: 0.1 →", "1 of 4 finished cells run again: they differ"):
@@ -138,6 +139,13 @@ def test_a_manifest_whose_cells_are_not_those_of_its_grid_is_a_mistake(ran_once:
     (folder / "manifest.json").write_text(json.dumps({**manifest, "cells": manifest["cells"][:1]}))
     with pytest.raises(UserError, match="lists 1 cell, and its grid makes 6"):
         verified(folder, 1)
+
+
+def test_cells_are_chosen_by_the_beginnings_of_their_ids_or_drawn(ran_once: Path) -> None:
+    verification = Verification.of(ran_once, lambda grid: prepare(grid, NODES, 1))
+    first, *_, last = (row.cell_id for row, _ in verification.cells)
+    assert verification.chosen(3, [last[:12], first]) == [0, 5]
+    assert len(set(verification.chosen(3))) == 3
 
 
 def test_an_audited_row_is_compared_as_its_cell_made_it(bench: Bench) -> None:

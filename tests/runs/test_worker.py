@@ -12,11 +12,11 @@ from cells import NODES, quick, small_cells
 
 from fedsim.methods.parameters import ALIGNMENT
 from fedsim.planning.node import Share
+from fedsim.planning.process import settle
 from fedsim.runs.actors import IN_THE_CALL, CohortActor, send_tensors_as_bytes
 from fedsim.runs.engine import Slot
 from fedsim.runs.ray_engine import RayEngine
 from fedsim.runs.slots import Slots
-from fedsim.runs.worker import settle
 from fedsim.training.cohort import HELD
 
 SHARE = Share(1.0)

@@ -13,14 +13,19 @@ TENSORS = {
     "clients.state.steps": torch.tensor(4.0),
     "server.tensors.one": torch.ones(()).expand(1),
 }
-PROGRESS = Checkpoint(7, TENSORS, '{"tally": 1}', 123)
+PROGRESS = Checkpoint(7, TENSORS, '{"tally": 1}', 123, 456)
 
 
-def same(found: Checkpoint | None) -> bool:
-    if found is None:
+def same(checkpoint: Checkpoint | None) -> bool:
+    if checkpoint is None:
         return False
-    tensors = all(torch.equal(found.tensors[name], value) for name, value in PROGRESS.tensors.items())
-    return tensors and (found.round, found.ledger, found.uplink_bytes) == (7, '{"tally": 1}', 123)
+    tensors = all(torch.equal(checkpoint.tensors[name], value) for name, value in PROGRESS.tensors.items())
+    return tensors and (checkpoint.round, checkpoint.ledger, checkpoint.uplink_bytes, checkpoint.downlink_bytes) == (
+        7,
+        '{"tally": 1}',
+        123,
+        456,
+    )
 
 
 def test_what_was_saved_comes_back(tmp_path):
@@ -67,20 +72,20 @@ def test_no_cell_goes_on_from_the_checkpoint_of_another(tmp_path):
     one.save(PROGRESS)
     assert same(one.load())
     one.path.rename(tmp_path / "two.safetensors")
-    with pytest.warns(UserWarning, match="not those that were saved of this cell"):
+    with pytest.warns(UserWarning, match="not what this cell saved"):
         assert Checkpoints(tmp_path / "two.safetensors", owner="two").load() is None
     sent = SentCheckpoints(None, "one")
     sent.save(PROGRESS)
     content = sent.unsent()
     assert same(SentCheckpoints(content, "one").load())
-    with pytest.warns(UserWarning, match="not those that were saved of this cell"):
+    with pytest.warns(UserWarning, match="not what this cell saved"):
         assert SentCheckpoints(content, "two").load() is None
 
 
 def test_a_cell_goes_on_where_no_checkpoint_can_be_written(tmp_path):
     (tmp_path / "folder").write_text("a file")
     file = Checkpoints(tmp_path / "folder" / "cell.safetensors", every=0)
-    with pytest.warns(UserWarning, match="goes on without a new checkpoint"):
+    with pytest.warns(UserWarning, match="continues without a new checkpoint"):
         file(lambda: PROGRESS)
 
 

@@ -1,4 +1,4 @@
-"""Noise that no seed gives: every cell its own, kept in a checkpoint alone; and what may then be told of a generator."""
+"""Secret noise: every cell has its own, stored in its checkpoint only; and the facts that a released generator may contain."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cells import NODES, quick, small_grid
+from cells import NODES, one_cell, quick, small_grid
 from rows import kept
 
 from fedsim.data.embeddings import Embeddings
@@ -43,21 +43,19 @@ def test_seeded_cells_of_one_seed_share_their_noise_and_secret_ones_share_none()
 
 def test_a_cells_secret_is_a_whole_key() -> None:
     (trial,) = prepared("dp-gaussian", epsilon=4.0).trials
-    found = [seeds_of(trial, None).secret or 0 for _ in range(4)]
-    assert len(set(found)) == 4
-    assert 240 < max(map(int.bit_length, found)) <= 256
+    secrets = [seeds_of(trial, None).secret or 0 for _ in range(4)]
+    assert len(set(secrets)) == 4
+    assert 240 < max(map(int.bit_length, secrets)) <= 256
 
 
 def test_samples_are_secret_too_for_they_amplify() -> None:
-    cells = prepared("fedhypevae", epsilon=4.0)
-    (trial,), (data,) = cells.trials, cells.data.values()
+    trial, data, _ = one_cell("fedhypevae", epsilon=4.0, privacy=SECRET)
     one, two = ([record.values["sampled"] for record in list(run_trial(trial, data))[:-1]] for _ in range(2))  # type: ignore[union-attr]
     assert not set(one) & set(two)
 
 
 def test_what_clients_draw_for_their_rows_is_secret_too_for_whoever_knew_it_would_see_rows_move_up() -> None:
-    cells = prepared("fedhypevae", epsilon=4.0)
-    (trial,), (data,) = cells.trials, cells.data.values()
+    trial, data, _ = one_cell("fedhypevae", epsilon=4.0, privacy=SECRET)
     worlds = [local_pool(trial, data, seeds_of(trial, None)).cohorts[0].clients for _ in range(2)]  # type: ignore[attr-defined]
     one, two = (clients.draws(0, 5, 1, {"posterior": (3,)})["posterior"] for clients in worlds)
     assert not (one == two).any()
@@ -67,28 +65,26 @@ def test_what_clients_draw_for_their_rows_is_secret_too_for_whoever_knew_it_woul
 
 @pytest.mark.parametrize("sizes", [(4,), (2, 2)])
 def test_a_resumed_cell_goes_on_with_its_secret_from_the_checkpoint(tmp_path: Path, sizes: tuple[int, ...]) -> None:
-    cells = prepared(quick("fedhypevae", rounds=6), epsilon=4.0)
-    (trial,), (data,) = cells.trials, cells.data.values()
+    trial, data, _ = one_cell(quick("fedhypevae", rounds=6), epsilon=4.0, privacy=SECRET)
     file = tmp_path / "cell.safetensors"
     going = run_trial(trial, data, checkpoints=Checkpoints(file, every=0))
     start = [next(going) for _ in range(3)]
     shutil.copy(file, tmp_path / "copy.safetensors")
     *rest, whole = going
     resumed = Checkpoints(tmp_path / "copy.safetensors", every=3600)
-    *again, found = run_trial(trial, data, checkpoints=resumed)
+    *again, outcome = run_trial(trial, data, checkpoints=resumed)
     assert len(start) == len(again) == 3
     assert [r.values["noise"] for r in rest] == [r.values["noise"] for r in again]  # type: ignore[union-attr]
     assert isinstance(whole, Outcome)
-    assert isinstance(found, Outcome)
-    assert whole.state.keys() == found.state.keys()
-    assert all(torch.equal(whole.state[name], found.state[name]) for name in whole.state)
-    assert (found.mechanisms, found.epsilon_spent, found.unaccounted) == (whole.mechanisms, whole.epsilon_spent, "")
+    assert isinstance(outcome, Outcome)
+    assert whole.state.keys() == outcome.state.keys()
+    assert all(torch.equal(whole.state[name], outcome.state[name]) for name in whole.state)
+    assert (outcome.mechanisms, outcome.epsilon_spent, outcome.unaccounted) == (whole.mechanisms, whole.epsilon_spent, "")
     assert not file.exists()
 
 
 def test_a_checkpoint_is_for_its_owner_alone(tmp_path: Path) -> None:
-    cells = prepared("dp-gaussian", epsilon=4.0)
-    (trial,), (data,) = cells.trials, cells.data.values()
+    trial, data, _ = one_cell("dp-gaussian", epsilon=4.0, privacy=SECRET)
     next(run_trial(trial, data, checkpoints=Checkpoints(tmp_path / "cell.safetensors", every=0)))
     assert (tmp_path / "cell.safetensors").stat().st_mode & 0o077 == 0
 
@@ -104,8 +100,7 @@ def run_of(folder: Path, noise: str, kept_rows: np.ndarray) -> Cell:
     stream, rows = np.random.default_rng(0), folder.parent / "rows.npz"
     x, y, split = stream.standard_normal((200, 6)).astype(np.float32), np.arange(200) % 3, 2 * (np.arange(200) % 5 == 0)
     np.savez(rows, x=x[kept_rows], y=y[kept_rows], split=split[kept_rows])
-    cells = prepared("dp-gaussian", noise=noise, dataset={"npz": str(rows), "name": "mine"}, epsilon=4.0)
-    (trial,), (data,) = cells.trials, cells.data.values()
+    trial, data, _ = one_cell("dp-gaussian", privacy={"noise": noise}, dataset={"npz": str(rows), "name": "mine"}, epsilon=4.0)
     *_, outcome = run_trial(trial, data)
     assert isinstance(outcome, Outcome)
     kept(folder, trial, outcome, data.class_names)
@@ -121,24 +116,24 @@ def without_hash(text: str, tensors: str) -> str:
     return text.replace(tensors, "")
 
 
-def test_what_is_told_of_a_secret_generator_is_the_same_for_neighbouring_data(tmp_path: Path) -> None:
+def test_the_facts_of_a_secret_generator_are_the_same_for_neighbouring_data(tmp_path: Path) -> None:
     packages, draws = [], []
     for kept_rows in NEIGHBOURS:
         run, out = tmp_path / f"run {kept_rows.sum()}", tmp_path / f"package {kept_rows.sum()}"
         cell = run_of(run, "secret", kept_rows)
         path, _ = release(run, None, out)
         tensors = hashlib.sha256(path.with_suffix(".safetensors").read_bytes()).hexdigest()
-        packages.append((sorted(each.name for each in out.iterdir()), without_hash(path.read_text(), tensors)))
+        packages.append((sorted(file.name for file in out.iterdir()), without_hash(path.read_text(), tensors)))
         drawn = [load_generator(folder).manifest(5) for folder in (run, out)]
-        draws.append([without_hash(json.dumps(each | {"tensors_sha256": tensors}), tensors) for each in drawn])
-        assert all(each["release"] == "under its epsilon" for each in drawn)
+        draws.append([without_hash(json.dumps(facts | {"tensors_sha256": tensors}), tensors) for facts in drawn])
+        assert all(facts["release"] == "under its epsilon" for facts in drawn)
         for private in (cell.cell_id, cell.training_id, str(cell.dataset_hash)):
             assert private not in f"{packages} {draws}"
     assert packages[0] == packages[1]
     assert draws[0] == draws[1]
 
 
-def test_what_is_told_of_a_seeded_generator_differs_and_says_that_it_is_for_simulation_only(tmp_path: Path) -> None:
+def test_the_facts_of_a_seeded_generator_differ_and_say_that_it_is_for_simulation_only(tmp_path: Path) -> None:
     manifests = []
     for kept_rows in NEIGHBOURS:
         cell = run_of(tmp_path / f"{kept_rows.sum()}", "seeded", kept_rows)
@@ -157,8 +152,7 @@ def test_what_is_told_of_a_seeded_generator_differs_and_says_that_it_is_for_simu
     ],
 )
 def test_what_carries_no_theorem_is_for_simulation_only(tmp_path: Path, entry: Any, keys: dict[str, Any], reason: str) -> None:
-    cells = prepared(entry, **{"epsilon": 4.0, **keys})
-    (trial,), (data,) = cells.trials, cells.data.values()
+    trial, data, _ = one_cell(entry, **{"epsilon": 4.0, **keys}, privacy=SECRET)
     *_, outcome = run_trial(trial, data)
     assert isinstance(outcome, Outcome)
     kept(tmp_path, trial, outcome)

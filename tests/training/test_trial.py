@@ -1,5 +1,5 @@
 import pytest
-from cells import quick, small_cells
+from cells import one_cell, quick, small_cells
 from rows import clients, joined, ran
 from sites import digits_of_sites, digits_of_writers
 
@@ -40,10 +40,10 @@ def test_clients_are_spread_as_evenly_as_can_be():
 def test_every_site_has_a_line_of_its_own_and_one_without_test_rows_says_so(tmp_path):
     data = {"npz": str(digits_of_sites(tmp_path, test_of=("north", "south"))), "overlap": "keep"}
     by_site, evaluation = {"scheme": "column", "column": "site"}, {"per_class": 30, "per_client": True}
-    found = small_cells(quick("dp-gaussian"), dataset=data, partition=by_site, clients=3, epsilon=float("inf"), evaluation=evaluation)
-    (trial,), (rows,) = found.trials, found.data.values()
+    prepared = small_cells(quick("dp-gaussian"), dataset=data, partition=by_site, clients=3, epsilon=float("inf"), evaluation=evaluation)
+    (trial,), (rows,) = prepared.trials, prepared.data.values()
     floor = local_only(rows, trial.partition, trial.cell.partition, 0.1)
-    ended = (*ran(found, trial), Ceiling(0.9, 0.9), floor)
+    ended = (*ran(prepared, trial), Ceiling(0.9, 0.9), floor)
     lines, row = clients(trial, *ended), joined(trial, *ended)
     assert [line["name"] for line in lines] == ["north", "south", "west"]
     assert [line["test_rows"] > 0 for line in lines] == [True, True, False]
@@ -53,7 +53,7 @@ def test_every_site_has_a_line_of_its_own_and_one_without_test_rows_says_so(tmp_
     assert row.scores["client_worst_balanced_accuracy"] == min(scored)
     assert row.scores["client_balanced_accuracy"] == pytest.approx(sum(scored) / 2)
     assert row.scores["client_spread"] == pytest.approx(max(scored) - min(scored))
-    # one generator for all: the shared one is each client's own
+    # one generator for all: every client uses the shared one
     assert row.scores["client_shared_balanced_accuracy"] == row.scores["client_balanced_accuracy"]
     assert row.scores["client_local_only_balanced_accuracy"] == pytest.approx(sum(floor.clients[:2]) / 2)
     assert row.tested == "the test rows with its site"
@@ -62,8 +62,7 @@ def test_every_site_has_a_line_of_its_own_and_one_without_test_rows_says_so(tmp_
 def test_a_budget_protects_as_many_units_as_there_are_rows_groups_or_clients(tmp_path):
     writers = {"dataset": {"npz": str(digits_of_writers(tmp_path)), "overlap": "keep"}, "unit": {"column": "writer"}}
     for unit, keys in {"example": {}, "client": {"unit": "client"}, "group": writers}.items():
-        prepared = small_cells(quick("fedhypevae"), epsilon=4.0, **keys)
-        (trial,), (data,) = prepared.trials, prepared.data.values()
+        trial, data, _ = one_cell(quick("fedhypevae"), epsilon=4.0, **keys)
         groups = len(set(data.columns["writer"])) if unit == "group" else None
         assert trial.units == {"example": 200, "client": 4, "group": groups}[unit]
 

@@ -1,29 +1,43 @@
-"""An audit: what was looked at, how often, and what it says of the claim."""
+"""An audit: what is not on file yet is run, appended as it comes, and bounded; and what the outcome says of the claim."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fedsim.errors import UserError
-from fedsim.evidence.audit.bounds import CONFIDENCE, Bound, at_best, least_pairs, one_run_epsilon
-from fedsim.evidence.audit.one_run import Scored
+from fedsim.evidence.audit.bounds import CONFIDENCE, Bound, at_best, bound, least_pairs, one_run_epsilon
+from fedsim.evidence.audit.observed import in_clean_processes
+from fedsim.evidence.audit.one_run import Scored, check_one_run, one_run
 from fedsim.evidence.audit.setting import Setting
-from fedsim.evidence.audit.white_box import Pair, bound_of
+from fedsim.evidence.audit.white_box import TrainingPair, pairs, saturating
 from fedsim.plugins.code_hash import module_hash, source_hash
 from fedsim.plugins.registry import lookup
 from fedsim.words import number
 
-MOST = 1.001
+MOST_ADDED = 1.001
 """Of the claimed sensitivity: what is above is no rounding."""
+GUESSED_SHARES = (0.1, 0.25, 0.5, 1.0)
+"""Shares of the canaries that are guessed; all are tried, and each gets its part of the bound's error probability."""
+PAIRS_AT_ONCE = 8
+"""Pairs that a process takes: a fresh one is a tenth of a second in starting, and what it has not handed over is lost with it."""
+ROOT = 0
+"""Seed of all that an adversary may know."""
 WHITE_BOX, ONE_RUN, BLACK_BOX = "white box", "one run", "black box, one run"
+Append = Callable[[Sequence[dict[str, Any]]], None]
+"""Keeps lines, as they come."""
+Count = Callable[[int], None]
+"""Is called with how many lines there are."""
+Reached = tuple[list[str], bool]
+"""What an audit says, a line each, and whether it refutes the claim."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +50,10 @@ class Audit:
         mechanism: the largest epsilon of the claimed mechanism with other noise that is refuted; None where that was not asked.
         clopper_pearson: the largest epsilon of any mechanism that is refuted.
         pairs: pairs of trainings, or canaries of one.
-        ratio: what the canary adds to a step, in units of the claimed sensitivity; nan where nobody sees it.
+        ratio: what the canary adds to a step, in units of the claimed sensitivity; nan where that is not seen.
         most: the most that it added; the same.
         heuristic: whether the claim is no theorem, so that it does not stand on a sensitivity.
-        best: what the best adversary expects of so many pairs of the planned mechanism; None where nobody knows.
+        best: what the best adversary expects of so many pairs of the planned mechanism; None where that is not known.
         params: what was audited.
     """
 
@@ -67,48 +81,42 @@ class Audit:
     @property
     def excessive(self) -> bool:
         """Whether a canary added more than the claimed sensitivity allows, which needs no statistics."""
-        return self.most > MOST
+        return self.most > MOST_ADDED
 
     @property
-    def told_ratio(self) -> float:
-        """The ratio that is told: the largest where it is too large."""
+    def printed_ratio(self) -> float:
+        """The ratio, or the largest one where that is too large."""
         return self.most if self.excessive else self.ratio
 
     def words(self) -> str:
         """The outcome on a line."""
-        parts = [] if self.mechanism is None else [f"ε ≥ {number(self.mechanism, 3)} (refuted mechanism)"]
-        parts.append(f"ε ≥ {number(self.clopper_pearson, 3)} ({'Clopper-Pearson' if self.mechanism is not None else 'any mechanism'})")
-        told = f"{self.pairs} {'pairs' if self.method == WHITE_BOX else 'canaries'}"
+        bounds = [] if self.mechanism is None else [f"ε ≥ {number(self.mechanism, 3)} (refuted mechanism)"]
+        bounds.append(f"ε ≥ {number(self.clopper_pearson, 3)} ({'Clopper-Pearson' if self.mechanism is not None else 'any mechanism'})")
+        text = f"{self.pairs} {'pairs' if self.method == WHITE_BOX else 'canaries'}"
         if self.best is not None:
-            told += f" (at best ε ≥ {number(self.best.mechanism, 3)} and {number(self.best.clopper_pearson, 3)})"
-        told += "" if math.isnan(self.ratio) else f", canary {self.told_ratio:.2f} of the claimed sensitivity"
-        told += ", which is exceeded" if self.excessive else ""
+            text += f" (at best ε ≥ {number(self.best.mechanism, 3)} and {number(self.best.clopper_pearson, 3)})"
+        text += "" if math.isnan(self.ratio) else f", canary {self.printed_ratio:.2f} of the claimed sensitivity"
+        text += ", which is exceeded" if self.excessive else ""
         verdict = "REFUTED" if self.refuted else "not refuted"
-        return f"{verdict}: ε = {number(self.claim)} claimed, {', '.join(parts)}; {self.method}, {told}"
+        return f"{verdict}: ε = {number(self.claim)} claimed, {', '.join(bounds)}; {self.method}, {text}"
 
 
-def white_box_audit(setting: Setting, found: Sequence[Pair]) -> Audit:
+def white_box_audit(setting: Setting, seen: Sequence[TrainingPair]) -> Audit:
     """What pairs of trainings say."""
-    bounds, claim = bound_of(setting, list(found)), setting.plan.epsilon_target
-    best = at_best(tuple(setting.events), setting.plan.delta, len(found))
-    ratio = math.sqrt(float(np.mean([each.ratio**2 for each in found])))
-    most = max(each.most for each in found)
-    told = bounds.mechanism, bounds.clopper_pearson, len(found), ratio, most
-    return Audit(WHITE_BOX, claim, *told, _heuristic(setting), best, setting.params)
+    plan, events = setting.plan, setting.events
+    bounds = bound([pair.absent for pair in seen], [pair.present for pair in seen], events, plan.delta)
+    ratio, most = math.sqrt(float(np.mean([pair.ratio**2 for pair in seen]))), max(pair.most for pair in seen)
+    reached = bounds.mechanism, bounds.clopper_pearson, len(seen), ratio, most
+    best = at_best(tuple(events), plan.delta, len(seen))
+    return Audit(WHITE_BOX, plan.epsilon_target, *reached, plan.claim == "heuristic", best, setting.params)
 
 
-GUESSES = (0.1, 0.25, 0.5, 1.0)
-"""Shares of the canaries that are guessed of; every one is tried, at its part of what a bound may be wrong with."""
-
-
-def one_run_audit(setting: Setting, found: Sequence[Scored]) -> Audit:
+def one_run_audit(setting: Setting, seen: Sequence[Scored]) -> Audit:
     """What the canaries of one training say."""
-    inside = np.array([each.inside for each in found])
-    lower = _guessed([np.array([each.score for each in found])], inside, setting.plan.delta)
-    ratio = math.sqrt(float(np.mean([each.ratio**2 for each in found])))
-    return Audit(
-        ONE_RUN, setting.plan.epsilon_target, None, lower, len(found), ratio, max(each.ratio for each in found), _heuristic(setting)
-    )
+    plan, ratios = setting.plan, np.array([canary.ratio for canary in seen])
+    inside, scores = np.array([canary.inside for canary in seen]), np.array([canary.score for canary in seen])
+    reached = _guessed([scores], inside, plan.delta), len(seen), math.sqrt(float(np.mean(ratios**2))), float(ratios.max())
+    return Audit(ONE_RUN, plan.epsilon_target, None, *reached, plan.claim == "heuristic")
 
 
 def black_box_audit(claim: float, delta: float, scores: Sequence[NDArray[np.float64]], inside: NDArray[np.bool_]) -> Audit:
@@ -116,16 +124,12 @@ def black_box_audit(claim: float, delta: float, scores: Sequence[NDArray[np.floa
     return Audit(BLACK_BOX, claim, None, _guessed(scores, inside, delta), len(inside), math.nan, math.nan)
 
 
-def _heuristic(setting: Setting) -> bool:
-    return setting.plan.claim == "heuristic"
-
-
 def _guessed(scores: Sequence[NDArray[np.float64]], inside: NDArray[np.bool_], delta: float) -> float:
-    """The largest epsilon that guesses refute: of the highest scores that they are in, of the lowest that they are out."""
-    count, tries, best = len(inside), len(scores) * len(GUESSES), 0.0
-    for each in scores:
-        order = np.argsort(each, kind="stable")
-        for share in GUESSES:
+    """The largest epsilon that guesses refute: ``in`` for the canaries with the highest scores, ``out`` for those with the lowest."""
+    count, tries, best = len(inside), len(scores) * len(GUESSED_SHARES), 0.0
+    for score in scores:
+        order = np.argsort(score, kind="stable")
+        for share in GUESSED_SHARES:
             half = min(max(1, round(share * count / 2)), count // 2)
             correct = int((~inside[order[:half]]).sum() + inside[order[-half:]].sum())
             best = max(best, one_run_epsilon(count, 2 * half, correct, delta, (1 - CONFIDENCE) / tries))
@@ -150,6 +154,68 @@ def key_of(setting: Setting, method: str, root: int) -> str:
 
 def key(algorithm: str, params: Mapping[str, Any], facts: Sequence[Any]) -> str:
     """The key of an audit of these parameters and of the code that is here."""
-    code = [source_hash(lookup(algorithm)), module_hash("fedsim.evidence.audit.run")]
-    asked = {"algorithm": algorithm, "code": code, "params": params, "facts": facts}
-    return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    code = [source_hash(lookup(algorithm)), module_hash("fedsim.evidence.audit.audit")]
+    hashed = {"algorithm": algorithm, "code": code, "params": params, "facts": facts}
+    return hashlib.sha256(json.dumps(hashed, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+class AuditRun:
+    """One audit that is under way.
+
+    Args:
+        setting: what is audited.
+        attack: how.
+        count: pairs of trainings, or canaries in one training.
+
+    Raises:
+        UserError: so many say nothing, or the algorithm is not of the kind that the attack needs.
+    """
+
+    def __init__(self, setting: Setting, attack: Literal["white-box", "one-run"] = "white-box", count: int = 1000) -> None:
+        self.setting, self.attack, self.count = setting, attack, count
+        if attack == "white-box":
+            check_pairs(count, setting.plan.delta)
+        else:
+            check_one_run(setting, count)
+        self.key = key_of(setting, f"{attack} {count}" if attack == "one-run" else WHITE_BOX, ROOT)
+
+    def missing(self, lines: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Run what ``lines`` lack: a line a pair, or a line a canary."""
+        # on so small tensors a second thread only waits
+        torch.set_num_threads(1)
+        done = {line["pair"] for line in lines}
+        left = [number for number in range(self.count) if number not in done]
+        if not left:
+            return
+        if self.attack == "one-run":
+            # one training has them all, also those that are on file already
+            (scored,) = in_clean_processes(self.setting, one_run, [(self.setting, self.count, ROOT)])
+            yield from (asdict(canary) for canary in scored if canary.pair not in done)
+            return
+        ((setting, canary),) = in_clean_processes(self.setting, saturating, [(self.setting, ROOT)])
+        parts = ((setting, canary, ROOT, left[start : start + PAIRS_AT_ONCE]) for start in range(0, len(left), PAIRS_AT_ONCE))
+        for some in in_clean_processes(setting, pairs, parts):
+            yield from map(asdict, some)
+
+    def outcome(self, lines: Sequence[Mapping[str, Any]]) -> Audit:
+        """What all lines say."""
+        own = [line for line in lines if line["pair"] < self.count]
+        if self.attack == "one-run":
+            return one_run_audit(self.setting, [Scored(**line) for line in own])
+        return white_box_audit(self.setting, [TrainingPair(**line) for line in own])
+
+    def completed(self, lines: Sequence[dict[str, Any]], append: Append, count: Count) -> Reached:
+        """Run what ``lines`` lack, and say what all of them say."""
+        audit = self.outcome(with_missing(self.missing(lines), lines, append, count))
+        return [audit.words()], audit.refuted
+
+
+def with_missing(missing: Iterable[dict[str, Any]], lines: Sequence[dict[str, Any]], append: Append, count: Count) -> list[dict[str, Any]]:
+    """The lines that are there, and those that were missing; each new one is appended as it comes."""
+    whole = list(lines)
+    count(len(whole))
+    for line in missing:
+        append([line])
+        whole.append(line)
+        count(len(whole))
+    return whole

@@ -1,40 +1,56 @@
-"""The black-box audit: an adversary who sees what is released alone, synthetic rows or a classifier, looks for rows of a real data set.
+"""Black-box audits: an adversary who sees what is released alone, synthetic rows or a classifier, looks for rows of a real data set.
 
-Trainings differ in their seed and in which rows they have, each by a fair coin of its own. In the first one the coins make an audit in one
-run (Steinke, Nasr & Jagielski 2023): guesses from scores bound epsilon. All of them are each other's shadows (LiRA).
+:class:`BlackBox` trains several times, each time with other seeds and with rows that are in by a fair coin of their own. In the first
+training the coins make an audit in one run (Steinke, Nasr & Jagielski 2023): guesses from scores bound epsilon. All of them are each
+other's shadows (LiRA). :func:`attack_run` attacks the saved generators of a run: training rows against others. Its cells that differ in
+nothing but their seed and the site that they leave out are each other's shadows, where a row was trained on by some of them and not by
+others; a seed alone moves rows between clients and leaves none out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
 from fedsim.data.sources.load import load
 from fedsim.data.sources.spec import DatasetSpec
 from fedsim.errors import UserError
 from fedsim.evaluation.judge import synthesise
+from fedsim.evidence.audit.audit import Append, Count, Reached, black_box_audit, key, with_missing
 from fedsim.evidence.audit.membership import Bools, Floats, Membership, likelihood_ratios, membership
-from fedsim.evidence.audit.one_run import FEWEST
-from fedsim.evidence.audit.setting import plan_of
+from fedsim.evidence.audit.one_run import FEWEST_CANARIES
+from fedsim.evidence.audit.setting import Labels, Rows, plan_of
+from fedsim.grid.models import Cell, Grid
 from fedsim.methods.messages import Task
 from fedsim.methods.products import Product, is_classifier, is_personal, own
+from fedsim.planning.node import Node
+from fedsim.planning.prepare import Prepared
+from fedsim.plugins.registry import check_installed, lookup
 from fedsim.privacy.plan import Trust, Unit
+from fedsim.results.folder import RunFolder
+from fedsim.results.grid_rows import entries
+from fedsim.results.join import Lines
+from fedsim.results.trained import prepare_trained, read_state
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
-from fedsim.training.rounds import to_the_end, train
+from fedsim.training.rounds import restored, to_the_end, train
+from fedsim.training.trial import Trial
+from fedsim.words import counted, number
 
 PER_CLASS = 200
-CLIENTS = 4
+BLACK_BOX_CLIENTS = 4
 TRAININGS = 6
 LIRA = "LiRA"
-
-Rows = NDArray[np.float32]
-Labels = NDArray[np.int64]
+FEWEST_SHADOWED = 3
+"""Cells of a run below which none has shadows."""
+CELLS_OF_A_KIND = 2
+"""Cells with and cells without a row that it takes, so that whichever is attacked, others of both kinds are left."""
 
 
 def scores_of_rows(made: Product, classes: int, x: Rows, y: Labels, seeds: Seeds) -> dict[str, Floats]:
@@ -42,8 +58,8 @@ def scores_of_rows(made: Product, classes: int, x: Rows, y: Labels, seeds: Seeds
     shared = own(made, 0) if is_classifier(made) and is_personal(made) else made
     if is_classifier(shared):
         with torch.no_grad():
-            told = shared.probabilities(torch.from_numpy(x)).double().numpy()
-        chosen = np.clip(told[np.arange(len(y)), y], 1e-12, 1 - 1e-12)
+            shares = shared.probabilities(torch.from_numpy(x)).double().numpy()
+        chosen = np.clip(shares[np.arange(len(y)), y], 1e-12, 1 - 1e-12)
         return {"confidence": np.log(chosen) - np.log1p(-chosen)}
     return scores_of_synthetic(*synthesise(shared, classes, PER_CLASS, seeds), x, y)
 
@@ -52,14 +68,14 @@ def scores_of_synthetic(synthetic: Rows, labels: Labels, x: Rows, y: Labels) -> 
     """Nearness to the nearest synthetic row of one's label, and one's likelihood under a Gaussian of those."""
     near, likely = np.zeros(len(x)), np.zeros(len(x))
     for label in np.unique(y):
-        rows, asked = synthetic[labels == label].astype(float), y == label
-        near[asked] = -cdist(x[asked].astype(float), rows).min(1)
+        rows, own = synthetic[labels == label].astype(float), y == label
+        near[own] = -cdist(x[own].astype(float), rows).min(1)
         centred = rows - rows.mean(0)
         covariance = centred.T @ centred / len(rows)
         # a little of a ball, so that few rows have a density in many dimensions
         covariance += (0.1 * np.trace(covariance) / len(covariance) + 1e-9) * np.eye(len(covariance))
-        away = x[asked] - rows.mean(0)
-        likely[asked] = -0.5 * np.einsum("nd,nd->n", away @ np.linalg.inv(covariance), away) - 0.5 * np.linalg.slogdet(covariance)[1]
+        away = x[own] - rows.mean(0)
+        likely[own] = -0.5 * np.einsum("nd,nd->n", away @ np.linalg.inv(covariance), away) - 0.5 * np.linalg.slogdet(covariance)[1]
     return {"likelihood": likely, "nearest synthetic row": near}
 
 
@@ -71,7 +87,7 @@ class BlackBox:
         params: all its parameters.
         unit: what the claim protects.
         trust: who may see what.
-        epsilon: the claim; inf without noise, None where it has no meaning.
+        epsilon: the claim; inf without noise.
         delta: of the claim.
         canaries: rows that come and go.
 
@@ -80,15 +96,17 @@ class BlackBox:
     """
 
     def __init__(
-        self, algorithm: str, params: Mapping[str, Any], unit: Unit, trust: Trust, epsilon: float | None, delta: float, canaries: int
+        self, algorithm: str, params: Mapping[str, Any], unit: Unit, trust: Trust, epsilon: float, delta: float, canaries: int
     ) -> None:
         data = load(DatasetSpec(name="digits", limit=max(400, 2 * canaries)), None)
-        if not FEWEST <= canaries <= len(data.x_test):
-            what = f"{canaries} rows are too {'few for any bound in one run' if canaries < FEWEST else 'many'}"
-            raise UserError("pairs", what, f"give {FEWEST} to {len(data.x_test)}")
+        if not FEWEST_CANARIES <= canaries <= len(data.x_test):
+            what = f"{canaries} rows are too {'few for any bound in one run' if canaries < FEWEST_CANARIES else 'many'}"
+            raise UserError("pairs", what, f"give {FEWEST_CANARIES} to {len(data.x_test)}")
         self.algorithm, self.params, self.data = algorithm, dict(params), data
-        self.task = Task(data.dim, data.classes, CLIENTS, unit, trust)
-        self.plan = plan_of(algorithm, self.params, self.task, epsilon, delta)
+        self.key = key(algorithm, params, [unit, trust, epsilon, delta, "black-box", canaries])
+        self.count = TRAININGS
+        self.task = Task(data.dim, data.classes, BLACK_BOX_CLIENTS, unit, trust)
+        self.plan = plan_of(algorithm, self.params, self.task, epsilon if lookup(algorithm).private else None, delta)
         self.x, self.y = data.x_test[:canaries], data.y_test[:canaries]
 
     def coins(self, number: int) -> Bools:
@@ -99,20 +117,138 @@ class BlackBox:
         """Train once; every canary's scores."""
         inside = self.coins(number)
         x, y = np.concatenate([self.data.x_train, self.x[inside]]), np.concatenate([self.data.y_train, self.y[inside]])
-        rows = tuple(np.arange(client, len(x), CLIENTS) for client in range(CLIENTS))
-        seeds = Seeds(number)
+        holders, seeds = holders_of(len(self.data.y_train), inside), Seeds(number)
+        rows = tuple(np.flatnonzero(holders == client) for client in range(BLACK_BOX_CLIENTS))
         # a claim for groups is one for groups of a single row, too
         groups = tuple(np.arange(len(own)) for own in rows) if self.task.unit == "group" else None
-        spec = CohortSpec(self.algorithm, self.params, self.task, self.plan, seeds, tuple(range(CLIENTS)), rows, groups)
+        spec = CohortSpec(self.algorithm, self.params, self.task, self.plan, seeds, tuple(range(BLACK_BOX_CLIENTS)), rows, groups)
         steps = train(build_algorithm(self.algorithm, self.params, self.task), LocalPool([Cohort(spec, x, y)]), self.plan, seeds)
         _, trained = to_the_end(steps)
         return {"pair": number, "scores": scores_of_rows(trained.made, self.task.classes, self.x, self.y, seeds)}
 
     def outcome(self, lines: list[dict[str, Any]]) -> Iterator[tuple[str, Floats, Membership]]:
-        """Of each way to score: its name, the first training's scores, and what it and LiRA on it tell."""
+        """Of each way to score: its name, the first training's scores, and how well it, and LiRA on it, tell the rows apart."""
         inside = np.stack([self.coins(line["pair"]) for line in lines])
         for name in lines[0]["scores"]:
             scores = np.stack([np.asarray(line["scores"][name], float) for line in lines])
             yield name, scores[0], membership(name, scores, inside)
             if len(lines) > 2:
                 yield f"{LIRA} by {name}", scores[0], membership(f"{LIRA} by {name}", likelihood_ratios(scores, inside), inside)
+
+    def completed(self, lines: Sequence[dict[str, Any]], append: Append, count: Count) -> Reached:
+        """Run what ``lines`` lack, and say what all of them say."""
+        torch.set_num_threads(1)
+        done = {line["pair"] for line in lines}
+        whole = with_missing((self.line(number) for number in range(self.count) if number not in done), lines, append, count)
+        outcome = list(self.outcome(sorted(whole, key=lambda line: int(line["pair"]))))
+        words, plan, refuted = [reached.words() for _, _, reached in outcome], self.plan, False
+        # a claim for whole clients is none for a row of a client that stays
+        if plan is not None and self.task.unit != "client" and math.isfinite(plan.epsilon_target):
+            scores = [first for name, first, _ in outcome if not name.startswith(LIRA)]
+            audit = black_box_audit(plan.epsilon_target, plan.delta, scores, self.coins(0))
+            words, refuted = [audit.words(), *words], audit.refuted
+        return words, refuted
+
+
+def holders_of(count: int, inside: Bools) -> Labels:
+    """The client of each of ``count`` rows and of the canaries that are ``inside``, none of which moves another one to another client."""
+    return np.concatenate([np.arange(count), np.flatnonzero(inside)]) % BLACK_BOX_CLIENTS
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """A cell whose generator was attacked.
+
+    Attributes:
+        cell: the cell.
+        trained: which of the data set's training rows it trained on.
+        scores: of these rows, by the name of the score.
+    """
+
+    cell: Cell
+    trained: Bools
+    scores: dict[str, Floats]
+
+    @property
+    def words(self) -> str:
+        """What its shadows share with it."""
+        return self.cell.label if self.cell.epsilon is None else f"{self.cell.label}, ε = {number(self.cell.epsilon)}"
+
+
+def attack_run(folder: RunFolder, grid: Grid, *, trust_plugin: bool = False) -> Iterator[str]:
+    """The membership of training rows against other rows by every generator that is kept, then by their shadows; a line each.
+
+    Rows may differ by themselves, so this bounds no epsilon.
+
+    Args:
+        folder: of the run.
+        grid: that its manifest holds.
+        trust_plugin: also run the code of algorithms that trainings name as a file or a module that is not installed.
+
+    Raises:
+        UserError: there are no generators, a training names a plug-in, or data or partitions are not those of the trainings.
+    """
+    lines = Lines.read(folder.path)
+    cells = entries(folder.path, lines)
+    ended = [lines.trainings[entry.training_id] for entry in cells if lines.standing_of(entry) == "ok"]
+    for line in () if trust_plugin else ended:
+        check_installed(line["cell"]["algorithm"], str(folder.lines("trainings")))
+    kept = [line for line in ended if line["yields"] == "generator" and line["state"] and folder.state(line["training_id"]).exists()]
+    if not kept:
+        raise UserError(str(folder.path), "there are no generators here", "run the grid with resources: {save_generators: true}")
+    if missing := sum(line["yields"] == "generator" for line in ended) - len(kept):
+        yield f"{missing} of {counted(len(ended), 'cell')} without a saved generator: left out"
+    prepared = prepare_trained(grid, kept, folder, [Node(1.0, 0.0)])
+    groups: dict[str, list[Attacked]] = {}
+    for line, trial in zip(kept, prepared.trials, strict=True):
+        cell = trial.cell
+        x, y, trained, count = rows_of(trial, prepared)
+        made, _ = restored(
+            build_algorithm(cell.algorithm, cell.params, trial.task),
+            read_state(folder.state(cell.training_id), line["state"]),
+            trial.plan,
+            Seeds(cell.seed),
+        )
+        assert not is_classifier(made)
+        scores = scores_of_synthetic(*synthesise(made, trial.task.classes, PER_CLASS, Seeds(cell.seed)), x, y)
+        attacked = Attacked(cell, trained[:count], {name: values[:count] for name, values in scores.items()})
+        groups.setdefault(_but_for_seed_and_site(cell), []).append(attacked)
+        place = f"{attacked.words}, seed {cell.seed}" + (f", {cell.evaluation.unseen} unseen" if cell.evaluation.unseen else "")
+        for name, values in scores.items():
+            yield f"{place}: {membership(name, values[None], trained[None]).words()}"
+    yield from dict.fromkeys(line for group in groups.values() for line in by_shadows(group))
+
+
+def by_shadows(group: Sequence[Attacked]) -> Iterator[str]:
+    """LiRA on the training rows that some cells of a group trained on and others did not; or why there is none, on one line."""
+    trained = np.stack([attacked.trained for attacked in group])
+    if trained.all():
+        yield f"no {LIRA}: cells that differ in their seed alone trained on the same rows; under evaluation: {{unseen: each}} they do not"
+        return
+    chosen = (trained.sum(0) >= CELLS_OF_A_KIND) & ((~trained).sum(0) >= CELLS_OF_A_KIND)
+    if len(group) < FEWEST_SHADOWED or not chosen.any():
+        rows = f"rows that {CELLS_OF_A_KIND} trained on and {CELLS_OF_A_KIND} did not"
+        yield f"no {LIRA}: it takes {FEWEST_SHADOWED} cells and {rows}; give more seeds"
+        return
+    for name in group[0].scores:
+        scores, inside = np.stack([attacked.scores[name][chosen] for attacked in group]), trained[:, chosen]
+        words = membership(f"{LIRA} by {name}", likelihood_ratios(scores, inside, designed=True), inside).words()
+        yield f"{group[0].words}, {len(group)} cells, rows that come and go with their site: {words}"
+
+
+def rows_of(trial: Trial, prepared: Prepared) -> tuple[Rows, Labels, Bools, int]:
+    """A cell's data set, training rows first: values, labels, which the cell trained on, how many training rows."""
+    cell = trial.cell
+    # a site is left out where clients see values as they are, so the whole data set has the rows of both
+    site = cell.evaluation.unseen
+    data = prepared.data[trial.data_key if site is None else cell.dataset.key]
+    count = len(data.y_train)
+    trained = np.ones(count, bool) if site is None else data.others(str(cell.partition.given.site_column), site)
+    x, y = np.concatenate([data.x_train, data.x_test]), np.concatenate([data.y_train, data.y_test])
+    return x, y, np.concatenate([trained, np.zeros(len(data.y_test), bool)]), count
+
+
+def _but_for_seed_and_site(cell: Cell) -> str:
+    """Everything of a cell but its seed and the site that it leaves out."""
+    evaluation = cell.evaluation.model_copy(update={"unseen": None})
+    return cell.model_copy(update={"cell_id": "", "training_id": "", "seed": 0, "evaluation": evaluation}).model_dump_json()

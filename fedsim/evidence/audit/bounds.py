@@ -1,4 +1,4 @@
-"""Lower bounds of epsilon from how well units are told apart, with confidence.
+"""Lower bounds of epsilon from how well trainings with and without a unit are distinguished, with confidence.
 
 A test with a rate of false positives F and of true positives T refutes every (epsilon, delta) with T > exp(epsilon) F + delta (Kairouz, Oh
 & Viswanath 2015), and every mechanism whose trade-off function is above 1 - T at F (Dong, Roth & Su 2022). The rates are known to a
@@ -72,8 +72,8 @@ def bound(absent: Sequence[float], present: Sequence[float], events: Sequence[Ev
     (false,), (true,) = _rates(without, with_, np.zeros(1))
     half = len(without) // 2
     threshold = _threshold(without[:half], with_[:half], len(without) - half, delta)
-    (told,) = _epsilon(*_rates(without[half:], with_[half:], np.array([threshold])), delta)
-    return Bound(_of_mechanism(events, delta, float(false), float(true)), max(0.0, float(told)), len(without), float(false), float(true))
+    (tested,) = _epsilon(*_rates(without[half:], with_[half:], np.array([threshold])), delta)
+    return Bound(_of_mechanism(events, delta, float(false), float(true)), max(0.0, float(tested)), len(without), float(false), float(true))
 
 
 @lru_cache(maxsize=256)
@@ -82,11 +82,11 @@ def at_best(events: tuple[Event, ...], delta: float, pairs: int) -> Bound:
     false = norm.sf(np.linspace(-4, 4, 161))
     true = np.asarray(1 - compose(events).false_negatives(false, "add-one"), float)
     tested = pairs - pairs // 2
-    told = _epsilon(upper(false * tested, tested), lower(true * tested, tested), delta).max()
+    reached = _epsilon(upper(false * tested, tested), lower(true * tested, tested), delta).max()
     # there the log likelihood ratio is 0
     middle = int(np.argmax(true - false))
     limits = float(upper(false[middle] * pairs, pairs)), float(lower(true[middle] * pairs, pairs))
-    return Bound(_of_mechanism(events, delta, *limits), float(told), pairs, *limits)
+    return Bound(_of_mechanism(events, delta, *limits), float(reached), pairs, *limits)
 
 
 def _of_mechanism(events: Sequence[Event], delta: float, false: float, true: float) -> float:

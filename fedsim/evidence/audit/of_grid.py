@@ -13,8 +13,7 @@ from fedsim.results.join import claim_of
 from fedsim.training.trial import Trial
 
 if TYPE_CHECKING:
-    from fedsim.evidence.audit.audit import Audit
-    from fedsim.evidence.audit.run import AuditRun
+    from fedsim.evidence.audit.audit import Audit, AuditRun
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,7 @@ def audits_of(grid: Grid, trials: Sequence[Trial]) -> tuple[ClaimAudit, ...]:
     if grid.audit is None:
         return ()
     # late, for few grids have audits, and what they compute with takes most of a second to import
-    from fedsim.evidence.audit.audit import check_pairs
-    from fedsim.evidence.audit.run import AuditRun
+    from fedsim.evidence.audit.audit import AuditRun, check_pairs
     from fedsim.evidence.audit.setting import brief, setting_of
 
     with at(grid.place("audit")):
@@ -56,13 +54,13 @@ def audits_of(grid: Grid, trials: Sequence[Trial]) -> tuple[ClaimAudit, ...]:
     for trial in trials:
         if trial.plan is not None and math.isfinite(trial.plan.epsilon_target):
             cells.setdefault(_claim_of(trial), []).append(trial)
-    found = []
+    audits = []
     for own in cells.values():
         cell = own[0].cell
         short = brief(cell.algorithm) | ({"rounds": grid.audit.rounds} if "rounds" in cell.params else {})
         setting = setting_of(cell.algorithm, {**cell.params, **short}, cell.unit, cell.trust, float(cell.epsilon or 0), cell.delta)
-        found.append(ClaimAudit(cell.label, AuditRun(setting, "white-box", grid.audit.pairs), tuple(own)))
-    return tuple(found)
+        audits.append(ClaimAudit(cell.label, AuditRun(setting, "white-box", grid.audit.pairs), tuple(own)))
+    return tuple(audits)
 
 
 def audit_line(claim: ClaimAudit, audit: Audit) -> dict[str, Any]:
@@ -75,7 +73,7 @@ def audit_line(claim: ClaimAudit, audit: Audit) -> dict[str, Any]:
         "epsilon_any": audit.clopper_pearson,
         "method": audit.method,
         "pairs": audit.pairs,
-        "canary_ratio": audit.told_ratio,
+        "canary_ratio": audit.printed_ratio,
         "refuted": audit.refuted,
         "params": {name: value for name, value in audit.params.items() if cell.params.get(name, audit) != value},
     }

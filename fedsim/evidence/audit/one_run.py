@@ -2,8 +2,8 @@
 
 For DP-SGD with one step a round. An adversary who sees every noisy sum, and knows each canary's clipped gradient at the round's model,
 estimates all coins together by least squares (the linear estimate of least mean square error, coins having mean and variance 1/2 and 1/4),
-and guesses of the highest estimates that they are in, of the lowest that they are out. Canaries hide each other, so the bound is weaker
-than that of many trainings; it costs one.
+and guesses ``in`` for the canaries with the highest estimates and ``out`` for those with the lowest. Canaries hide each other, so the
+bound is weaker than that of many trainings; it costs one.
 """
 
 from __future__ import annotations
@@ -18,22 +18,32 @@ from torch import Tensor
 
 from fedsim.data.normalise import unit_norm
 from fedsim.errors import UserError
+from fedsim.evidence.audit.observed import Heard, Member, flat, members_of, train_in
 from fedsim.evidence.audit.setting import Setting
-from fedsim.evidence.audit.worlds import Heard, Member, Query, Tape, flat, members_of, world
+from fedsim.evidence.worlds import Query
 from fedsim.methods.dp_sgd import DPSGD
-from fedsim.methods.messages import Tensors
+from fedsim.methods.messages import Round, Tensors
 from fedsim.methods.parameters import add_in_order
 from fedsim.seeds import Seeds
 
-FEWEST = 10
+FEWEST_CANARIES = 10
 """Canaries below which nothing is said."""
+MANY_DIM = 256
+"""Dimensions where many canaries are in one training, so that they stand apart."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One canary: whether it was in the training, its score, the most that it adds to a step in units of the claimed sensitivity."""
+    """One canary.
 
-    number: int
+    Attributes:
+        pair: its number, as in a pair's line.
+        inside: whether it was in the training.
+        score: the estimate of that.
+        ratio: the most that it adds to a step, in units of the claimed sensitivity.
+    """
+
+    pair: int
     inside: bool
     score: float
     ratio: float
@@ -48,8 +58,8 @@ def check_one_run(setting: Setting, count: int) -> None:
     if not isinstance(setting.build(), DPSGD) or setting.task.unit != "example":
         what = "takes no noisy step a round on sums over examples, which the audit in one run looks at"
         raise UserError(f"algorithm {setting.algorithm}", what, "give --attack white-box")
-    if count < FEWEST:
-        raise UserError("pairs", f"{count} canaries are too few for any bound in one run", f"give {FEWEST} or more")
+    if count < FEWEST_CANARIES:
+        raise UserError("pairs", f"{count} canaries are too few for any bound in one run", f"give {FEWEST_CANARIES} or more")
 
 
 def one_run(setting: Setting, count: int, root: int) -> list[Scored]:
@@ -60,39 +70,38 @@ def one_run(setting: Setting, count: int, root: int) -> list[Scored]:
     seeds, last = Seeds(root, root + 1), setting.canary_client
     *others, own = members_of(setting, None)
     present = Member(last, np.concatenate([own.x, x[inside]]), np.concatenate([own.y, y[inside]]))
-    live = world(setting, seeds, [*others, present])
-    without = world(setting, seeds, [*others, own], live)
-    alone = (world(setting, seeds, [Member(last, x[i : i + 1], y[i : i + 1], canary=1, always=True)], live) for i in range(count))
+    live = train_in(setting, seeds, [*others, present])
+    without = train_in(setting, seeds, [*others, own], live)
+    alone = (train_in(setting, seeds, [Member(last, x[i : i + 1], y[i : i + 1], canary=1, always=True)], live) for i in range(count))
     # [canaries, rounds, numbers]
-    given = torch.stack([torch.stack([_asked(heard) for heard in tape]) for tape in alone]).numpy()
+    given = torch.stack([torch.stack([_unnoised(_query(heard, round_)) for round_, _ in heard.noisy]) for heard in alone]).numpy()
     scores = _scores(setting, live, without, given)
     ratios = np.linalg.norm(given, axis=2).max(1) / setting.plan.sensitivity
     return [Scored(i, bool(inside[i]), float(scores[i]), float(ratios[i])) for i in range(count)]
 
 
-def _scores(setting: Setting, live: Tape, without: Tape, given: NDArray[np.float64]) -> NDArray[np.float64]:
+def _scores(setting: Setting, live: Heard, without: Heard, given: NDArray[np.float64]) -> NDArray[np.float64]:
     """The estimates of the coins, from all rounds."""
-    information, found = 4 * np.eye(len(given)), np.zeros(len(given))
-    for heard, beside, added in zip(live, without, given.swapaxes(0, 1), strict=True):
-        query, base = _query(heard), _query(beside)
+    information, weighted = 4 * np.eye(len(given)), np.zeros(len(given))
+    for (round_, noisy), added in zip(live.noisy, given.swapaxes(0, 1), strict=True):
+        query, base = _query(live, round_), _query(without, round_)
         silo = setting.task.trust == "silo"
-        seen = _apart(query.noised.sent, base.sent) if silo else _apart(heard.noisy, add_in_order(beside.sums))
+        seen = _apart(query.noised.sent, base.sent) if silo else _apart(noisy, add_in_order(without.sums(round_)))
         output = flat({**seen, **{f"kept {name}": value for name, value in _apart(query.noised.kept, base.kept).items()}})
-        variance = setting.plan.noise_std(heard.round.release.name) ** 2
+        variance = setting.plan.noise_std(round_.release.name) ** 2
         # a canary that is in is in a step's sample with the rate of the release
-        expected = heard.round.release.sample_rate * added
+        expected = round_.release.sample_rate * added
         information += expected @ expected.T / variance
-        found += expected @ (output.numpy() - expected.sum(0) / 2) / variance
-    return np.asarray(0.5 + np.linalg.solve(information, found))
+        weighted += expected @ (output.numpy() - expected.sum(0) / 2) / variance
+    return np.asarray(0.5 + np.linalg.solve(information, weighted))
 
 
-def _query(heard: Heard) -> Query:
-    """What the canaries' client asked in its only step of a round."""
-    return heard.queries[-1][-1]
+def _query(heard: Heard, round_: Round) -> Query:
+    """The query of the canaries' client in its only step of a round."""
+    return heard.tapes[-1].queries_of(round_.number)[-1]
 
 
-def _asked(heard: Heard) -> Tensor:
-    query = _query(heard)
+def _unnoised(query: Query) -> Tensor:
     return flat({**query.sent, **{f"kept {name}": value for name, value in query.kept.items()}})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from fedsim.data.normalise import unit_norm
 from fedsim.errors import UserError, at
+from fedsim.grid.read import one_cell
+from fedsim.grid.resolve import resolve
 from fedsim.methods.algorithm import Algorithm, solved_plan
 from fedsim.methods.messages import Task
 from fedsim.plugins.code_hash import is_shipped
@@ -21,8 +23,8 @@ from fedsim.privacy.accountant import Event
 from fedsim.privacy.plan import PrivacyPlan, Trust, Unit
 from fedsim.training.cohort import build_algorithm
 
-DIM, CLASSES, CLIENTS = 16, 2, 2
-OTHERS = 2
+ROW_DIM, AUDIT_CLASSES, AUDIT_CLIENTS = 16, 2, 2
+OTHER_ROWS = 2
 """Rows of each client beside the unit: whoever audits knows them, so few are as good as many, and faster."""
 SHORT: dict[str, Any] = {
     **{"rounds": 6, "local_steps": 3, "meta_steps": 0, "generator_steps": 2},
@@ -52,7 +54,7 @@ class Setting:
     params: Mapping[str, Any]
     task: Task
     plan: PrivacyPlan
-    rows: int = OTHERS
+    rows: int = OTHER_ROWS
     apart: bool = False
 
     def build(self) -> Algorithm:
@@ -89,17 +91,17 @@ class Setting:
 
 
 def brief(algorithm: str, given: Container[str] = ()) -> dict[str, Any]:
-    """Of :data:`SHORT` what the algorithm has and allows, and nobody gave."""
+    """Of :data:`SHORT` what the algorithm has and allows, and that is not ``given``."""
     return lookup(algorithm).Params.brief(SHORT, given)
 
 
 def setting_of(
-    algorithm: str, params: Mapping[str, Any], unit: Unit, trust: Trust, epsilon: float, delta: float, *, dim: int = DIM, rows: int = OTHERS
+    name: str, params: Mapping[str, Any], unit: Unit, trust: Trust, epsilon: float, delta: float, dim: int = ROW_DIM, rows: int = OTHER_ROWS
 ) -> Setting:
     """The setting of a claim.
 
     Args:
-        algorithm: as a grid gives it.
+        name: of the algorithm, as a grid gives it.
         params: that differ from its defaults.
         unit: what the claim protects.
         trust: who may see what.
@@ -111,16 +113,16 @@ def setting_of(
     Raises:
         UserError: the algorithm is not private or does not support the unit or trust, or nothing could refute the claim.
     """
-    cls = lookup(algorithm)
+    cls = lookup(name)
     if not cls.private:
-        raise UserError(f"algorithm {algorithm}", "has no privacy to audit", "give a private one, see fedsim algorithms")
+        raise UserError(f"algorithm {name}", "has no privacy to audit", "give a private one, see fedsim algorithms")
     if not 0 < epsilon < math.inf:
         raise UserError("epsilon", f"{epsilon:g} is no claim that an audit could refute", "give a positive, finite number")
-    task = Task(dim, CLASSES, CLIENTS, unit, trust)
+    task = Task(dim, AUDIT_CLASSES, AUDIT_CLIENTS, unit, trust)
     validated = cls.Params.model_validate(dict(params)).model_dump(mode="json")
-    plan = plan_of(algorithm, validated, task, epsilon, delta)
+    plan = plan_of(name, validated, task, epsilon, delta)
     assert plan is not None
-    return Setting(algorithm, validated, task, plan, rows, apart=not is_shipped(cls))
+    return Setting(name, validated, task, plan, rows, apart=not is_shipped(cls))
 
 
 def plan_of(algorithm: str, params: dict[str, Any], task: Task, epsilon: float | None, delta: float) -> PrivacyPlan | None:
@@ -140,3 +142,29 @@ def clipped(setting: Setting, clip: float) -> Setting:
     # the plan may claim another sensitivity than the class
     sensitivity = own.sensitivity() * setting.plan.sensitivity / setting.build().sensitivity()
     return replace(changed, plan=replace(setting.plan, clip=own.clip(), sensitivity=sensitivity))
+
+
+def parameters(algorithm: str, params: Sequence[str], unit: Unit, trust: Trust, epsilon: float, delta: float) -> dict[str, Any]:
+    """All parameters of an algorithm, from ``key=YAML`` texts.
+
+    Raises:
+        UserError: a parameter or a number does not do.
+    """
+    # groups are made here, of a column that no data set has
+    of_units = {"column": "canary"} if unit == "group" else unit
+    grid = one_cell(algorithm, params, dataset="digits", unit=of_units, trust=trust, epsilon=epsilon, delta=delta)
+    (variant,) = resolve(grid).variants
+    return variant.params
+
+
+def setting_of_options(
+    name: str, params: Sequence[str], unit: Unit, trust: Trust, epsilon: float, delta: float, dim: int = ROW_DIM, rows: int = OTHER_ROWS
+) -> Setting:
+    """The setting that a command line asks for; parameters that it does not give are brief ones.
+
+    Raises:
+        UserError: as :func:`setting_of`, or a parameter does not do.
+    """
+    given = {text.partition("=")[0].strip() for text in params}
+    known = parameters(name, params, unit, trust, epsilon, delta)
+    return setting_of(name, {**known, **brief(name, given)}, unit, trust, epsilon, delta, dim=dim, rows=rows)

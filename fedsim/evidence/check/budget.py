@@ -8,7 +8,7 @@ from contextlib import closing
 import torch
 
 from fedsim.evidence.check.client_pairs import RESAMPLED, sampled_pairs
-from fedsim.evidence.check.comparison import Compared, comparisons, sampled_seen
+from fedsim.evidence.check.comparison import PairResult, comparisons, seen_words
 from fedsim.evidence.check.subject import Subject, varied
 from fedsim.evidence.check.verdict import Verdict, failed, idle, passed
 
@@ -54,24 +54,24 @@ def sampling(subject: Subject) -> Verdict:
 
 
 def _clients(subject: Subject) -> Verdict:
-    """A client that the sampling stream leaves out of a round changes nothing in it, whatever it sent before; nothing tells who it is."""
+    """A client that the sampling stream leaves out of a round changes nothing in it, and nothing shows which client it is."""
     claimed = any(release.sample_rate < 1 for release in subject.algorithm.releases())
     # an algorithm that claims nothing as it stands may claim it with another parameter
     own = subject if claimed else varied(subject, client_rate=CLIENT_RATE)
     release = next((release for release in own.algorithm.releases() if release.sample_rate < 1), None)
     if release is None:
         return passed("no amplification by sampling is claimed")
-    found = list[Compared]()
-    with closing(comparisons(own, sampled_pairs(own, release))) as each:
-        for compared in each:
-            found.append(compared)
-            if compared.fault is not None and (not claimed or compared.pair == RESAMPLED):
-                return compared.fault
-            if compared.outsider is not None:
-                round_, name, share = compared.outsider
-                text = f"round {round_}: {compared.pair} that is not in the round's sample changes '{name}' by {share:.3g} of the bound"
+    results = list[PairResult]()
+    with closing(comparisons(own, sampled_pairs(own, release))) as compared:
+        for result in compared:
+            results.append(result)
+            if result.fault is not None and (not claimed or result.pair == RESAMPLED):
+                return result.fault
+            if result.outsider is not None:
+                round_, name, share = result.outsider
+                text = f"round {round_}: {result.pair} that is not in the round's sample changes '{name}' by {share:.3g} of the bound"
                 return failed(f"{text}; the plan claims rate {release.sample_rate:g} for '{release.name}'", CLIENTS_FIX)
-    return passed(f"clients that are not sampled (rate {release.sample_rate:g}) change nothing: {sampled_seen(found)}")
+    return passed(f"clients that are not sampled (rate {release.sample_rate:g}) change nothing: {seen_words(results)}")
 
 
 def _again(subject: Subject) -> str:
@@ -99,9 +99,9 @@ def budget(subject: Subject) -> Verdict:
     if fault := ledger.unaccounted(plan, subject.trial.task.clients):
         return failed(fault, LEDGER_FIX)
     spent, accountant = ledger.epsilon(plan.delta)
-    told = f"epsilon {spent:.4g} of {plan.epsilon_target:g} ({accountant})"
+    text = f"epsilon {spent:.4g} of {plan.epsilon_target:g} ({accountant})"
     if spent > plan.epsilon_target:
-        return failed(f"{told} is overspent", LEDGER_FIX)
+        return failed(f"{text} is overspent", LEDGER_FIX)
     if spent < 0.99 * plan.epsilon_target:
-        return failed(f"{told}: less is spent than was planned", LEDGER_FIX)
-    return passed(told)
+        return failed(f"{text}: less is spent than was planned", LEDGER_FIX)
+    return passed(text)

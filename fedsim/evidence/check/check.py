@@ -12,15 +12,13 @@ from rich.text import Text
 
 from fedsim.errors import UserError
 from fedsim.evidence.check.budget import budget, sampling
-from fedsim.evidence.check.canary import canary
-from fedsim.evidence.check.noise import noise
+from fedsim.evidence.check.noise import noise, secret_key
 from fedsim.evidence.check.per_example import per_example
 from fedsim.evidence.check.repeat import determinism, packing, resume
-from fedsim.evidence.check.secret_key import secret_key
-from fedsim.evidence.check.sensitivity import sensitivity
+from fedsim.evidence.check.sensitivity import canary, sensitivity
 from fedsim.evidence.check.subject import Subject, subject
 from fedsim.evidence.check.traces import data_untouched, global_random, made, restored, sent_bytes, serialisable
-from fedsim.evidence.check.verdict import Finding, Verdict, failed, idle, passed, raised
+from fedsim.evidence.check.verdict import Verdict, failed, idle, passed, raised
 from fedsim.evidence.fresh import start_server
 from fedsim.plugins.code_hash import check_hash, source_hash
 from fedsim.plugins.registry import lookup
@@ -28,7 +26,27 @@ from fedsim.privacy.plan import Trust, Unit
 
 
 @dataclass(frozen=True)
-class Check:
+class CheckResult:
+    """The outcome of one check in one privacy setting.
+
+    Attributes:
+        check: its name.
+        setting: unit and trust.
+        verdict: what it says.
+    """
+
+    check: str
+    setting: str
+    verdict: Verdict
+
+    @property
+    def passed(self) -> bool | None:
+        """None where there was nothing to check."""
+        return self.verdict.passed
+
+
+@dataclass(frozen=True)
+class NamedCheck:
     """One check.
 
     Attributes:
@@ -48,23 +66,23 @@ def trains(subject: Subject) -> Verdict:
 
 
 CHECKS = (
-    Check("per-example loss", per_example),
-    Check("trains", trains),
-    Check("global random state", global_random, ("trains",)),
-    Check("data untouched", data_untouched, ("trains",)),
-    Check("determinism", determinism, ("trains",)),
-    Check("packing", packing, ("per-example loss", "determinism")),
-    Check("sampling", sampling, ("trains",)),
-    Check("sensitivity", sensitivity, ("per-example loss", "determinism")),
-    Check("canary", canary, ("sensitivity",)),
-    Check("noise", noise, ("determinism",)),
-    Check("secret key", secret_key, ("determinism",)),
-    Check("budget", budget, ("trains",)),
-    Check("serialisable", serialisable, ("trains",)),
-    Check("resume", resume, ("global random state", "determinism", "serialisable")),
-    Check("restored", restored, ("determinism",)),
-    Check("result", made, ("trains",)),
-    Check("bytes sent", sent_bytes, ("trains",)),
+    NamedCheck("per-example loss", per_example),
+    NamedCheck("trains", trains),
+    NamedCheck("global random state", global_random, ("trains",)),
+    NamedCheck("data untouched", data_untouched, ("trains",)),
+    NamedCheck("determinism", determinism, ("trains",)),
+    NamedCheck("packing", packing, ("per-example loss", "determinism")),
+    NamedCheck("sampling", sampling, ("trains",)),
+    NamedCheck("sensitivity", sensitivity, ("per-example loss", "determinism")),
+    NamedCheck("canary", canary, ("sensitivity",)),
+    NamedCheck("noise", noise, ("determinism",)),
+    NamedCheck("secret key", secret_key, ("determinism",)),
+    NamedCheck("budget", budget, ("trains",)),
+    NamedCheck("serialisable", serialisable, ("trains",)),
+    NamedCheck("resume", resume, ("global random state", "determinism", "serialisable")),
+    NamedCheck("restored", restored, ("determinism",)),
+    NamedCheck("result", made, ("trains",)),
+    NamedCheck("bytes sent", sent_bytes, ("trains",)),
 )
 
 REFUSED_FIX = "leave it out of units or trusts, or mend the plan that the default parameters have there"
@@ -75,7 +93,7 @@ OF_PRIVACY = ("per-example loss", "sampling", "sensitivity", "canary", "noise", 
 
 def check_algorithm(
     name: str, params: Sequence[str] = (), unit: Unit | None = None, trust: Trust | None = None, *, quick: bool = False
-) -> Iterator[Finding]:
+) -> Iterator[CheckResult]:
     """Run every check in every setting; findings come as they are made, last those of settings that are refused while others are not.
 
     Args:
@@ -109,7 +127,7 @@ def check_algorithm(
         else:
             verdict = idle(f"the parameters rule it out: {refusal}")
         # by a name of its own: nothing is known of the setting itself
-        yield Finding("setting", f"{own_unit}, {own_trust} (refused)", verdict)
+        yield CheckResult("setting", f"{own_unit}, {own_trust} (refused)", verdict)
 
 
 def _refusal(name: str, unit: Unit, trust: Trust, *, quick: bool) -> str:
@@ -121,7 +139,7 @@ def _refusal(name: str, unit: Unit, trust: Trust, *, quick: bool) -> str:
     return ""
 
 
-def check_subject(subject: Subject) -> Iterator[Finding]:
+def check_subject(subject: Subject) -> Iterator[CheckResult]:
     """Run every check in one setting; what needs a check that failed is not run."""
     without: dict[str, str] = {}
     if subject.plan is not None:
@@ -130,22 +148,22 @@ def check_subject(subject: Subject) -> Iterator[Finding]:
         lost = next((without[need] for need in check.needs if need in without), None)
         verdict = guarded(check, subject) if lost is None else idle(f"not checked: needs '{lost}'")
         if check.name == "trains" and verdict.passed is False and "per-example loss" in without:
-            # the engines refuse to train such a loss: one fault, told once
+            # the engines refuse to train such a loss: one fault, printed once
             lost, verdict = "per-example loss", idle(f"does not, see 'per-example loss': {verdict.reason}")
         if lost is not None or verdict.passed is False:
             without[check.name] = lost or check.name
-        yield Finding(check.name, subject.setting, verdict)
+        yield CheckResult(check.name, subject.setting, verdict)
 
 
-def guarded(check: Check, subject: Subject) -> Verdict:
-    """The check's verdict; an exception, or an exit, is a fault of the algorithm, told with its place."""
+def guarded(check: NamedCheck, subject: Subject) -> Verdict:
+    """The check's verdict; an exception, or an exit, is a fault of the algorithm, printed with its place."""
     try:
         return check.run(subject)
     except (Exception, SystemExit) as error:
         return raised(error, lookup(subject.trial.cell.algorithm))
 
 
-def check_lines(name: str, params: Mapping[str, Any], findings: Sequence[Finding], *, quick: bool) -> list[dict[str, Any]]:
+def check_lines(name: str, params: Mapping[str, Any], findings: Sequence[CheckResult], *, quick: bool) -> list[dict[str, Any]]:
     """A result line for every setting of which a check said something: that it passed, or a fault in what the claim rests on.
 
     Args:
@@ -167,7 +185,7 @@ def check_lines(name: str, params: Mapping[str, Any], findings: Sequence[Finding
 MARKS = {True: Text("passed", "green"), False: Text("failed", "red"), None: Text("-", "dim")}
 
 
-def findings_table(name: str, findings: Sequence[Finding]) -> Table:
+def findings_table(name: str, findings: Sequence[CheckResult]) -> Table:
     """A row for every check and distinct verdict; settings that share one share a row."""
     table = Table(title=f"fedsim check {name}", title_justify="left", show_edge=False, pad_edge=False)
     table.add_column("check", no_wrap=True)

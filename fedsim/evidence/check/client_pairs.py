@@ -113,8 +113,8 @@ def _contributions(subject: Subject) -> Tensor | None:
     """The norm of what each client adds to the first round, in units of the clip norm; None where no parameter sets that."""
     if clip_of(subject) is None:
         return None
-    found = _each_alone(subject, subject.trial.partition.rows, 0)
-    return torch.tensor(found) if min(found) > 0 else None
+    norms = _each_alone(subject, subject.trial.partition.rows, 0)
+    return torch.tensor(norms) if min(norms) > 0 else None
 
 
 def _each_alone(subject: Subject, rows: Rows, seed: int) -> list[float]:
@@ -131,15 +131,15 @@ def _unsaturated(subject: Subject, given: Tensor) -> Iterator[Pair]:
 
 
 def _two_sizes(subject: Subject, given: Tensor) -> Iterator[Pair]:
-    """A large client that makes the median of three large, and one that makes the mean of four."""
+    """Sizes chosen so that one client moves the median of three clients, or the mean of four."""
     held = subject.trial.partition.rows
     large = held[int(given.argmax())]
     small = large[: max(len(large) // FEW, 1)]
     for words, rows in (("median", (large, small, large)), ("mean", (large, small, small, small))):
         tried = ((seed, _each_alone(subject, rows, seed)) for seed in range(TRIED_SEEDS))
-        seed, found = next((each for each in tried if _as_large_as_their_rows(rows, each[1])), (0, []))
-        if found:
-            clip = 1.01 * (sorted(found)[1] if words == "median" else sum(found) / len(found))
+        seed, norms = next((one for one in tried if _as_large_as_their_rows(rows, one[1])), (0, []))
+        if norms:
+            clip = 1.01 * (sorted(norms)[1] if words == "median" else sum(norms) / len(norms))
             yield _less(subject, f"a client that moves the {words} of the updates' norms", 0, rows, seed, clip, rounds=FEW_ROUNDS)
 
 

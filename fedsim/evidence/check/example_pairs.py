@@ -24,15 +24,15 @@ from fedsim.evidence.check.neighbours import (
     late,
     with_unit,
 )
-from fedsim.evidence.check.subject import GROUP, Subject
-from fedsim.evidence.check.watch import Block, Hidden
+from fedsim.evidence.check.subject import ROWS_OF_A_GROUP, Subject
+from fedsim.evidence.worlds import Hidden, RowBlock
 
-OTHERS = (0, 1, 3, 7, 8, 9, 10, 15, 16, 19, 20, 24, 25, 31, 32, 49, 50, 63, 64, 99, 100, 127, 128)
+OTHER_COUNTS = (0, 1, 3, 7, 8, 9, 10, 15, 16, 19, 20, 24, 25, 31, 32, 49, 50, 63, 64, 99, 100, 127, 128)
 """Rows beside the one that is removed: a number of steps or a threshold at a round number changes with that one."""
 POSITIONS = (0.0, 0.5, 1.0)
 GROUP_ROWS = 3
 """Of a group that is removed: alike, so that their sum is three times what one of them adds."""
-COPIES = 12
+EQUAL_ROWS = 12
 """Of one row, so that what one more row changes for all of them adds up."""
 CROWD, QUANTILES = 40, (0.75, 0.9, 0.95)
 """Rows of which a share is small, so that one more row moves the quantile of that share."""
@@ -149,12 +149,12 @@ def _against_few(subject: Subject) -> Pair:
 def _blocks(subject: Subject) -> Iterator[Pair]:
     """Half of a client's rows turned round where no sample, or the first one only, holds them: a loss that rises, counts that differ."""
     data, held = subject.data, subject.trial.partition.rows
-    start = len(held[1]) // 2 // GROUP * GROUP
+    start = len(held[1]) // 2 // ROWS_OF_A_GROUP * ROWS_OF_A_GROUP
     x, y, own = data.x_train.copy(), data.y_train.copy(), held[1][start:]
     x[own], y[own] = -x[own], (y[own] + 1) % data.classes
     for steps, words in ((0, "in no sample"), (1, "in the first sample only")):
         for seed, weights in enumerate((1.0, NEAR_ZERO)):
-            whole = everyone(subject, hidden=Block(1, start, steps))
+            whole = everyone(subject, hidden=RowBlock(1, start, steps))
             yield Pair(f"half of a client's rows, {words}", whole, replace(whole, x=x, y=y), seed, weights=weights)
 
 
@@ -162,7 +162,7 @@ def _levels(subject: Subject, weights: float = 1.0, seed: int = 0) -> Levels | N
     """What some ordinary rows add, each the only one of the only client; None where no parameter sets the clip norm."""
     if clip_of(subject) is None:
         return None
-    x, y = subject.data.x_test[:COPIES], subject.data.y_test[:COPIES]
+    x, y = subject.data.x_test[:EQUAL_ROWS], subject.data.y_test[:EQUAL_ROWS]
     size = _size(subject) or 1
     worlds = [World(x, y, (np.full(size, row),), (0,), Hidden(0, "alone"), size) for row in range(len(x))]
     given = contributions(subject, worlds, seed, weights)
@@ -174,7 +174,7 @@ def _sizes(subject: Subject, levels: Levels | None) -> Iterator[Pair]:
     data, held = subject.data, subject.trial.partition.rows
     stream = np.random.default_rng(2)
     spike = np.eye(1, data.dim, dtype=np.float32)[0]
-    for i, count in enumerate(OTHERS):
+    for i, count in enumerate(OTHER_COUNTS):
         client, copied = i % len(held), i % 2 == 1
         own = np.full(count, stream.integers(len(data.x_train))) if copied else stream.integers(len(data.x_train), size=count)
         rows = tuple(own if k == client else few(held, FEW)[k] for k in range(len(held)))
@@ -212,7 +212,7 @@ def _two_sizes(subject: Subject, levels: Levels) -> Iterator[Pair]:
 
 def _large_first(subject: Subject, levels: Levels) -> Pair:
     """A large row in the first sample: another, which comes in a later one, shows what scale was remembered."""
-    label, others = "a large row, in the first sample only", [levels.small] * COPIES + [levels.large]
+    label, others = "a large row, in the first sample only", [levels.small] * EQUAL_ROWS + [levels.large]
     return replace(_beside(subject, label, levels, others, levels.largest, levels.loose, "first"), seed=LARGE_FIRST, rounds=None)
 
 

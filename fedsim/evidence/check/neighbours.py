@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.evidence.check.subject import GROUP, Subject, varied
-from fedsim.evidence.check.training import fixed_random_states
-from fedsim.evidence.check.watch import Block, Hidden, Tape, WatchedPool, watched
+from fedsim.evidence.check.subject import ROWS_OF_A_GROUP, Subject, fixed_random_states, varied
+from fedsim.evidence.worlds import Hidden, RowBlock, Tape, WatchedPool, tape_of, watched
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Round
 from fedsim.methods.parameters import l2_norm
@@ -55,20 +54,20 @@ class World:
     y: NDArray[np.int64]
     rows: Rows
     members: tuple[int, ...]
-    hidden: Hidden | Block | None = None
+    hidden: Hidden | RowBlock | None = None
     size: int = 1
     secret: int | None = None
 
     def groups(self) -> Rows:
-        """The number of each row's group within its client: the hidden unit is one, of the others every :data:`GROUP` rows are."""
+        """The number of each row's group within its client: the hidden unit is one, and so are :data:`ROWS_OF_A_GROUP` of the others."""
         return tuple(self._groups_of(client, len(own)) for client, own in zip(self.members, self.rows, strict=True))
 
     def _groups_of(self, client: int, rows: int) -> NDArray[np.int64]:
         hidden = self.hidden
         if not isinstance(hidden, Hidden) or client != hidden.client or not hidden.present:
-            return np.arange(rows) // GROUP
-        others = np.arange(rows - self.size) // GROUP
-        own = hidden.index(-(-len(others) // GROUP))
+            return np.arange(rows) // ROWS_OF_A_GROUP
+        others = np.arange(rows - self.size) // ROWS_OF_A_GROUP
+        own = hidden.index(-(-len(others) // ROWS_OF_A_GROUP))
         return np.concatenate([others[others < own], np.full(self.size, own), others[others >= own] + 1])
 
 
@@ -85,8 +84,8 @@ class Pair:
         weights: share of the initial weights that the server starts from; a bound holds for any.
         rounds: of the training, where the algorithm has such a parameter; None: the subject's.
         late: rounds that are run in place of a training, of one that is not shortened: no result comes of them.
-        client: the client that ``other`` lacks, or whose unit it lacks; None: data are replaced there, of more than a unit maybe, and only
-            what no noise covers, and steps in whose samples they are not, can tell.
+        client: the client that ``other`` lacks, or whose unit it lacks; None: data of any size are replaced there, so that no bound holds,
+            and only what no noise covers, and steps in whose samples they are not, are compared.
     """
 
     label: str
@@ -100,7 +99,7 @@ class Pair:
     late: tuple[Round, ...] = ()
 
 
-def everyone(subject: Subject, rows: Rows | None = None, hidden: Hidden | Block | None = None) -> World:
+def everyone(subject: Subject, rows: Rows | None = None, hidden: Hidden | RowBlock | None = None) -> World:
     """The cell's data in the hands of clients who hold ``rows``; None: what the partition gives them."""
     own = subject.trial.partition.rows if rows is None else rows
     return World(subject.data.x_train, subject.data.y_train, own, tuple(range(len(own))), hidden)
@@ -117,7 +116,7 @@ def with_unit(pair: Pair, x: NDArray[np.float32], y: int, size: int | None = Non
     """
     other, hidden = pair.other, pair.other.hidden
     assert isinstance(hidden, Hidden)
-    count, units_of = size or 1, GROUP if size else 1
+    count, units_of = size or 1, ROWS_OF_A_GROUP if size else 1
     new = np.broadcast_to(x, (count, other.x.shape[1]))
     more = np.concatenate([other.x, new / np.linalg.norm(new, axis=1, keepdims=True)]).astype(np.float32)
     added = len(other.x) + np.arange(count)
@@ -146,9 +145,7 @@ def of_pair(subject: Subject, pair: Pair) -> Subject:
     return varied(own, **changed, **({} if pair.rounds is None else {"rounds": pair.rounds}))
 
 
-def live(
-    subject: Subject, pair: Pair, world: World, script: Tape | None = None, only: Sequence[Round] = ()
-) -> tuple[Trained | None, WatchedPool]:
+def live(subject: Subject, pair: Pair, world: World, script: Tape | None = None, only: Sequence[Round] = ()) -> tuple[Trained | None, Tape]:
     """Train in ``world`` of ``pair``, all clients in one cohort; with a ``script``, the noise gives that world's outputs.
 
     With rounds that are run in place of all, the pair's or ``only`` these, there is no result.
@@ -156,15 +153,16 @@ def live(
     cell, trial, algorithm, only = subject.trial.cell, subject.trial, subject.build(), only or pair.late
     held = (world.members, world.rows, world.groups() if trial.task.unit == "group" else None)
     spec = CohortSpec(cell.algorithm, cell.params, trial.task, trial.plan, Seeds(pair.seed, world.secret), *held)
-    pool = WatchedPool([watched(spec, world.x, world.y, world.hidden, script)], script=script)
+    cohort = watched(spec, world.x, world.y, world.hidden, script)
+    pool, tape = WatchedPool([cohort], script=None if script is None else [script]), tape_of(cohort)
     with fixed_random_states([]):
         steps = rounds.train(algorithm, pool, subject.plan, Seeds(pair.seed), _start(algorithm, pair), schedule=only or None)
         if not only:
-            return rounds.to_the_end(steps)[1], pool
+            return rounds.to_the_end(steps)[1], tape
         for _ in only:
             next(steps)
         steps.close()
-    return None, pool
+    return None, tape
 
 
 def clip_of(subject: Subject) -> float | None:
@@ -180,9 +178,9 @@ def contributions(subject: Subject, worlds: Sequence[World], seed: int, weights:
     for world in worlds:
         pair = Pair("", world, world, seed, UNCLIPPED, weights)
         own = of_pair(subject, pair)
-        _, pool = live(own, pair, world, only=[next(own.algorithm.schedule())])
-        query = pool.tape.queries[0]
-        sent = query.sent if own.algorithm.noise_at_clients() else pool.tape.sums(0)
+        _, tape = live(own, pair, world, only=[next(own.algorithm.schedule())])
+        query = tape.queries[0]
+        sent = query.sent if own.algorithm.noise_at_clients() else tape.messages[0].sums
         norms.append(math.hypot(l2_norm(sent), l2_norm(query.kept)) / clip)
     return norms
 
@@ -194,4 +192,4 @@ def _start(algorithm: Algorithm, pair: Pair) -> Checkpoint | None:
     server = algorithm.initial_server(Seeds(pair.seed).public)
     tensors = {f"server.model.{name}": pair.weights * p.detach() for name, p in server.model.named_parameters() if p.numel()}
     tensors |= {f"server.tensors.{name}": value for name, value in server.tensors.items()}
-    return Checkpoint(0, tensors, Ledger().to_json(), 0)
+    return Checkpoint(0, tensors, Ledger().to_json(), 0, 0)

@@ -13,10 +13,9 @@ from importlib.metadata import entry_points  # noqa: E402
 import sklearn.isotonic  # noqa: E402, F401
 import torch.utils.serialization.config  # noqa: E402, F401
 
-from fedsim.evidence.check import budget, canary, noise, per_example, repeat, sensitivity, traces  # noqa: E402, F401
-from fedsim.planning.rehearsal import SHIPPED_PACKAGES  # noqa: E402
+from fedsim.evidence.check import budget, noise, per_example, repeat, sensitivity, traces  # noqa: E402, F401
 from fedsim.plugins.registry import GROUP, lookup  # noqa: E402
 
 for entry in entry_points(group=GROUP):
-    if entry.module.partition(".")[0] in SHIPPED_PACKAGES:
+    if entry.module.partition(".")[0] in ("algorithms", "baselines"):
         lookup(entry.name)

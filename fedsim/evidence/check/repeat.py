@@ -12,10 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedsim.evidence.check.subject import Subject
-from fedsim.evidence.check.training import Training, drawn, same, train
+from fedsim.evidence.check.subject import Subject, Training, drawn, same, train
 from fedsim.evidence.check.verdict import Verdict, failed, passed
-from fedsim.evidence.check.watch import WatchedPool
+from fedsim.evidence.worlds import WatchedPool
 from fedsim.methods.messages import Message, Round, Tensors
 from fedsim.training.checkpoint import Checkpoints
 from fedsim.training.rounds import RoundRecord
@@ -30,7 +29,7 @@ PACKINGS: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (((1, 2, 1), (0,
 """Clients per actor, and the order in which actors compute."""
 ORDER = 1e-4
 """What the order of a sum may change of a tensor in the first round, relative to its norm; Adam divides by small gradients."""
-GROWTH = 2.0
+GROWTH_A_ROUND = 2.0
 """By how much more in each further round: training amplifies what is rounded differently, and a fault shows in the first rounds."""
 
 AMPLIFIED = 10.0
@@ -100,7 +99,7 @@ def _unequal(subject: Subject, one: Training, two: Training, start: int = 0) -> 
     if one.trained.uplink_bytes != two.trained.uplink_bytes:
         return f"{one.trained.uplink_bytes} and {two.trained.uplink_bytes} bytes sent"
     clients = subject.trial.task.clients
-    first, second = (drawn(each.trained.made, subject.data, clients) for each in (one, two))
+    first, second = (drawn(training.trained.made, subject.data, clients) for training in (one, two))
     return "" if same(first, second) else f"what the result generates, by up to {float((first - second).abs().max()):.3g}"
 
 
@@ -130,7 +129,7 @@ def _not_close(one: Training, two: Training, nudged: Training | None = None) -> 
         return f"{one.trained.uplink_bytes} bytes sent became {two.trained.uplink_bytes}"
     for at, (before, after) in enumerate(zip(one.progress, two.progress, strict=True)):
         moved = {} if nudged is None else nudged.progress[at].tensors
-        if difference := _tensors(before.tensors, after.tensors, ORDER * GROWTH ** (before.round - 1), moved):
+        if difference := _tensors(before.tensors, after.tensors, ORDER * GROWTH_A_ROUND ** (before.round - 1), moved):
             return f"round {before.round - 1}: {difference}"
     return ""
 

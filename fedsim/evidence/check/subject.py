@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from fedsim.data.embeddings import Embeddings
-from fedsim.evidence.check.training import Training, train
-from fedsim.evidence.check.watch import Tape, WatchedPool, watched
+from fedsim.evidence.worlds import Tape, WatchedPool, watched
 from fedsim.grid.cells import expand
-from fedsim.grid.read import grid_of_options
+from fedsim.grid.read import one_cell
 from fedsim.grid.resolve import resolve
 from fedsim.methods.algorithm import Algorithm
-from fedsim.methods.messages import Round
+from fedsim.methods.messages import Pool, Round
+from fedsim.methods.products import Product, is_classifier, is_personal, own
 from fedsim.planning.prepare import calibrated, loaded, partitioned, task_of
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import PrivacyPlan, Trust, Unit
 from fedsim.seeds import Seeds
+from fedsim.training import rounds
 from fedsim.training.cohort import Cohort, build_algorithm
-from fedsim.training.rounds import RoundRecord
+from fedsim.training.rounds import RoundRecord, Trained
+from fedsim.training.state import Checkpoint
 from fedsim.training.trial import Trial
 
 BRIEF = {"rounds": 3, "local_steps": 3, "meta_steps": 2, "generator_steps": 2}
@@ -34,9 +40,31 @@ LATE = 0
 """Seed of the draw of the one round beyond these that a full check looks at."""
 
 EPSILON, DELTA = 4.0, 1e-4
-CLIENTS = 4
-GROUP = 2
+CHECKED_CLIENTS = 4
+CELL: Mapping[str, Any] = {
+    **{"dataset": {"name": "digits", "limit": 200}, "partition": {"scheme": "dirichlet"}, "alpha": 1.0, "clients": CHECKED_CLIENTS},
+    **{"epsilon": EPSILON, "delta": DELTA, "seeds": 0},
+}
+"""The small cell, as a grid has it."""
+ROWS_OF_A_GROUP = 2
 """Rows of a group, where the unit is a group: digits do not say who wrote them, so neighbouring rows of a client are taken for one's."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What :func:`train` returns.
+
+    Attributes:
+        records: one a round.
+        trained: the outcome.
+        progress: after each round.
+        touched: the global random states that it changed, of ``torch``, ``numpy`` and ``random``.
+    """
+
+    records: list[RoundRecord]
+    trained: Trained
+    progress: list[Checkpoint]
+    touched: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -78,7 +106,7 @@ class Subject:
     def late_rounds(self) -> list[Round]:
         """Of :attr:`as_given`, what leads to one round that no short training reaches, that one last; empty where there is none.
 
-        Phases before its own are as short as in a short training, its own begins with its first round and goes on with the late one.
+        Phases before its own are as short as in a short training, its own is its first round and then the late one.
         """
         seen = {(round_.phase, round_.step) for round_ in self.algorithm.schedule()}
         all_rounds = list(self.as_given.algorithm.schedule())
@@ -93,12 +121,12 @@ class Subject:
         """A new instance."""
         return build_algorithm(self.trial.cell.algorithm, self.trial.cell.params, self.trial.task)
 
-    def cohorts(self, sizes: tuple[int, ...] = (CLIENTS,), seed: int = 0) -> list[Cohort]:
+    def cohorts(self, sizes: tuple[int, ...] = (CHECKED_CLIENTS,), seed: int = 0) -> list[Cohort]:
         """The cell's clients in cohorts of ``sizes``, each with a tape of its own."""
         specs = replace(self.trial, sizes=sizes).cohorts()
         return [watched(replace(spec, seeds=Seeds(seed)), self.data.x_train, self.data.y_train) for spec in specs]
 
-    def train(self, sizes: tuple[int, ...] = (CLIENTS,), seed: int = 0) -> Training:
+    def train(self, sizes: tuple[int, ...] = (CHECKED_CLIENTS,), seed: int = 0) -> Training:
         """A whole training, packed so."""
         return train(self.build(), WatchedPool(self.cohorts(sizes, seed)), self.plan, seed)
 
@@ -111,7 +139,7 @@ class Subject:
     @property
     def tape(self) -> Tape:
         """What the clients of :attr:`first` did."""
-        return self.first[1].tape
+        return self.first[1].tapes[0]
 
     @property
     def records(self) -> list[RoundRecord]:
@@ -138,31 +166,15 @@ def subject(name: str, params: Sequence[str], unit: Unit, trust: Trust, *, quick
     own = {key: known.model_fields[key] for key in brief}
     shortened = {key: field.get_default(call_default_factory=True) for key, field in own.items() if not field.is_required()}
     short = [f"{key}={value}" for key, value in brief.items()]
-    grid = grid_of_options(
-        {
-            "algorithm": name,
-            "dataset": "{name: digits, limit: 200}",
-            "encoder": None,
-            "partition": "dirichlet",
-            "alpha": 1.0,
-            "clients": CLIENTS,
-            "epsilon": EPSILON,
-            "delta": DELTA,
-            "unit": "example" if unit == "group" else unit,
-            "trust": trust,
-            "seed": 0,
-            "per-class": 10,
-        },
-        [*params, *short],
-    )
+    grid = one_cell(name, [*params, *short], unit="example" if unit == "group" else unit, trust=trust, **CELL)
     data = loaded(grid)
     (cell,) = expand(resolve(grid), data)
     (partition,), rows = partitioned(grid, [cell], data), data[cell.data_key]
     if unit == "group":
         cell = cell.model_copy(update={"unit": unit})
-        partition = replace(partition, groups=tuple(np.arange(len(own)) // GROUP for own in partition.rows))
+        partition = replace(partition, groups=tuple(np.arange(len(own)) // ROWS_OF_A_GROUP for own in partition.rows))
     task = task_of(cell, rows)
-    trial = Trial(cell, task, calibrated(grid, cell, task), partition, (CLIENTS,), cell.data_key)
+    trial = Trial(cell, task, calibrated(grid, cell, task), partition, (CHECKED_CLIENTS,), cell.data_key)
     return Subject(trial, rows, quick, shortened)
 
 
@@ -176,3 +188,54 @@ def varied(subject: Subject, **params: Any) -> Subject:
     own = changed.algorithm
     plan = replace(subject.plan, releases=own.releases(), clip=own.clip(), sensitivity=own.sensitivity())
     return replace(subject, trial=replace(changed.trial, plan=plan))
+
+
+def train(algorithm: Algorithm, pool: Pool, plan: PrivacyPlan | None, seed: int, resume: Checkpoint | None = None) -> Training:
+    """All rounds, with every global random state at a fixed start, put back afterwards."""
+    progress: list[Checkpoint] = []
+    touched: list[str] = []
+    with fixed_random_states(touched):
+        steps = rounds.train(algorithm, pool, plan, Seeds(seed), resume, lambda capture: progress.append(capture()))
+        records, trained = rounds.to_the_end(steps)
+    return Training(records, trained, progress, tuple(touched))
+
+
+@contextmanager
+def fixed_random_states(touched: list[str]) -> Iterator[None]:
+    """Start torch's, numpy's and Python's global generators at 0; ``touched`` gains the names of those that were drawn from."""
+    before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002 (the global state is what is looked at)
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    random.seed(0)
+    start = _states()
+    try:
+        yield
+    finally:
+        touched += [name for name, state in _states().items() if state != start[name]]
+        torch.set_rng_state(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+        random.setstate(before[2])
+
+
+def _states() -> dict[str, Any]:
+    return {
+        "torch": torch.get_rng_state().numpy().tobytes(),
+        "numpy": repr(np.random.get_state()),  # noqa: NPY002
+        "random": random.getstate(),
+    }
+
+
+def same(first: Tensor, second: Tensor) -> bool:
+    """Whether all numbers are equal, or none in both: that they are not finite is a fault of its own."""
+    return torch.allclose(first, second, rtol=0, atol=0, equal_nan=True)
+
+
+def drawn(made: Product, data: Embeddings, clients: int) -> Tensor:
+    """Answers to fixed questions, those of every client's own version too: rows ``[n, d]``, or probabilities ``[n, C]``.
+
+    As tensors: that they are something else is a fault of its own.
+    """
+    labels, x = torch.arange(data.classes).repeat(2), torch.from_numpy(data.x_test[:20])
+    versions = [made, *(own(made, client) for client in range(clients))] if is_personal(made) else [made]
+    said = [one.probabilities(x) if is_classifier(one) else one.sample(labels, torch.Generator().manual_seed(0)) for one in versions]
+    return torch.cat([torch.as_tensor(answer) for answer in said])

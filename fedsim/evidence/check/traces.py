@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from fedsim.errors import WrongReturn
-from fedsim.evidence.check.subject import Subject
-from fedsim.evidence.check.training import drawn, same
+from fedsim.evidence.check.subject import Subject, drawn, same
 from fedsim.evidence.check.verdict import Verdict, failed, idle, passed
 from fedsim.methods.messages import Diagnostic, Message
 from fedsim.methods.returns import answer
@@ -69,10 +68,9 @@ def serialisable(subject: Subject) -> Verdict:
     fix = "let parameters be plain values and pydantic models"
     if type(params).model_validate(json.loads(params.model_dump_json())) != params:
         return failed("the parameters are not themselves after JSON", fix)
-    for round_, messages in subject.tape.messages.items():
-        for message in messages:
-            if fault := _unsendable(message):
-                return failed(f"round {round_}: {fault}", "send tensors in sums, tensors or numbers in diagnostics, nothing else")
+    for round_, message in subject.tape.messages.items():
+        if fault := _unsendable(message):
+            return failed(f"round {round_}: {fault}", "send tensors in sums, tensors or numbers in diagnostics, nothing else")
     with tempfile.TemporaryDirectory() as folder:
         for at in subject.first[0].progress:
             try:
@@ -87,9 +85,9 @@ def _unsendable(message: Message) -> str:
     for name, value in message.sums.items():
         if not isinstance(value, Tensor):
             return f"'{name}' of the message is a {type(value).__name__}"
-    for name, told in message.diagnostics.items():
-        numbers = told.values if isinstance(told, Diagnostic) else told
-        if strange := next((each for each in _leaves(numbers) if not isinstance(each, (*PLAIN, Tensor))), None):
+    for name, given in message.diagnostics.items():
+        numbers = given.values if isinstance(given, Diagnostic) else given
+        if strange := next((value for value in _leaves(numbers) if not isinstance(value, (*PLAIN, Tensor))), None):
             return f"diagnostic '{name}' of the message holds a {type(strange).__name__}"
     try:
         pickle.dumps(message)
@@ -100,8 +98,8 @@ def _unsendable(message: Message) -> str:
 
 def _leaves(value: Any) -> Iterator[Any]:
     if isinstance(value, list | tuple):
-        for each in value:
-            yield from _leaves(each)
+        for part in value:
+            yield from _leaves(part)
     else:
         yield value
 
@@ -135,13 +133,13 @@ def made(subject: Subject) -> Verdict:
 
 
 def sent_bytes(subject: Subject) -> Verdict:
-    """What a round sends is counted, and the count is told beside the weight of the clients' sum."""
-    training, pool = subject.first
+    """What a round sends is counted; the count is printed beside the size of the clients' sum."""
+    training = subject.first[0]
     rounds, clients = len(training.records), subject.trial.task.clients
-    told = training.trained.uplink_bytes / rounds
-    weight = sum(4 * math.prod(value.shape) for i in range(rounds) for value in pool.tape.sums(i).values()) / rounds
-    if told == 0 and subject.plan is None:
+    sent = training.trained.uplink_bytes / rounds
+    weight = sum(4 * math.prod(value.shape) for i in range(rounds) for value in subject.tape.messages[i].sums.values()) / rounds
+    if sent == 0 and subject.plan is None:
         return idle("nothing is said to be sent, and it is not private")
-    if told <= 0 < weight:
+    if sent <= 0 < weight:
         return failed("no byte is said to be sent", "set Message.uplink_bytes to what the clients would send over a network")
-    return passed(f"{told:,.0f} bytes a round by {clients} clients; their sum weighs {weight:,.0f}")
+    return passed(f"{sent:,.0f} bytes a round by {clients} clients; their sum weighs {weight:,.0f}")

@@ -22,26 +22,6 @@ class Verdict:
     fix: str = ""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """The outcome of one check in one privacy setting.
-
-    Attributes:
-        check: its name.
-        setting: unit and trust.
-        verdict: what it says.
-    """
-
-    check: str
-    setting: str
-    verdict: Verdict
-
-    @property
-    def passed(self) -> bool | None:
-        """None where there was nothing to check."""
-        return self.verdict.passed
-
-
 def passed(reason: str) -> Verdict:
     """All is well."""
     return Verdict(True, reason)
@@ -58,5 +38,5 @@ def idle(reason: str) -> Verdict:
 
 
 def raised(error: Exception | SystemExit, cls: type) -> Verdict:
-    """An exception is a fault of the algorithm ``cls``, told with its place."""
+    """An exception is a fault of the algorithm ``cls``, named with its place."""
     return failed(f"{said(error)[:300]} ({blamed(error, cls)})", "mend the line that raises it")

@@ -1,7 +1,8 @@
 """The bookkeeping engine: norms and clipped sums from the inputs and output gradients that one backward pass leaves behind.
 
-Norm and sum of an example come from the same numbers (:mod:`fedsim.privacy.clipping.rules`), so what was measured is what is clipped.
-The one thing that this rests on is that row n of every layer belongs to example n; what can be seen to break it raises.
+An example's norm and its part of the sum come from the same numbers (:mod:`fedsim.privacy.clipping.rules`), so the gradient that is
+clipped is the one that was measured. The engine assumes that row n of every layer belongs to example n, and raises where that is
+visibly false.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from fedsim.privacy.clipping.rules import PER_CLIENT, RULES, Target, Use, by_use
 
 
 class Call(NamedTuple):
-    """One use of a layer: its arguments, the first one's version, and the place of its output in the graph of gradients."""
+    """One use of a layer: its arguments, the version of the first, and its output's place in the graph of gradients."""
 
     args: tuple[Any, ...]
     version: int
@@ -48,7 +49,7 @@ def bookkeeping(model: nn.Module, loss: Loss, batch: Batch, norms: Norms, sums: 
         units = len(batch)
         if norms.unit == "group" and batch.groups is not None:
             uses, units = _as_uses_of_groups(uses, batch.groups, batch.layout), batch.groups.clients
-        return _clip_each(uses, norms, units, sums, batch.x), losses.detach()
+        return _clip_units(uses, norms, units, sums, batch.x), losses.detach()
 
 
 def covered_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -111,7 +112,7 @@ def _recorded(layers: dict[str, nn.Module]) -> Iterator[Calls]:
 
 
 def _refuse_other_uses(losses: Tensor, layers: dict[str, nn.Module], calls: Calls) -> None:
-    """Raise if the loss reaches a parameter by another way than a recorded use of its layer.
+    """Raise if the loss reaches a parameter other than by a recorded use of its layer.
 
     Walks the graph of gradients from the loss, stepping over the recorded uses to their inputs.
     """
@@ -136,8 +137,8 @@ def _refuse_other_uses(losses: Tensor, layers: dict[str, nn.Module], calls: Call
             waiting += over[node]
             continue
         following = node.next_functions
-        waiting += [each for each, _ in following]
-        # only the ends of the graph hold a variable
+        waiting += [successor for successor, _ in following]
+        # only leaves of the graph hold a variable
         name = None if following else names.get(id(getattr(node, "variable", None)))
         if name is not None:
             raise ValueError(
@@ -150,11 +151,11 @@ def _uses(layers: dict[str, nn.Module], calls: Calls, losses: Tensor, layout: La
     edges = [call.edge for path in layers for call in calls[path]]
     if not losses.requires_grad or not edges:
         return {}
-    found = iter(torch.autograd.grad(losses.sum(), edges, allow_unused=True))
+    gradients = iter(torch.autograd.grad(losses.sum(), edges, allow_unused=True))
     uses = {}
     for path, layer in layers.items():
         inputs, grads = [], []
-        for call, grad in [(call, next(found)) for call in calls[path]]:
+        for call, grad in [(call, next(gradients)) for call in calls[path]]:
             if grad is None:
                 continue
             _check_call(path, call, len(losses), layout)
@@ -183,7 +184,7 @@ def _join(parts: list[Tensor]) -> Tensor:
 
 
 def _as_uses_of_groups(uses: dict[str, Use], groups: Layout, layout: Layout) -> dict[str, Use]:
-    """Every layer as used by groups: a group's gradient is that of one example which used the layer once for each of its rows."""
+    """The uses by group instead of example: a group's gradient is that of one example that uses the layer once for every row."""
     counts = torch.bincount(groups.positions, minlength=groups.clients)
     first = counts.cumsum(0) - counts
     owner = replace(layout, client=layout.client[to_device(first, layout.client.device)], known=layout.positions[first])
@@ -194,8 +195,8 @@ def _as_uses_of_groups(uses: dict[str, Use], groups: Layout, layout: Layout) -> 
     return {path: Use(use.layer, padded(use.inputs), padded(use.grads), owner) for path, use in uses.items()}
 
 
-def _clip_each(uses: dict[str, Use], norms: Norms, units: int, sums: dict[str, Tensor], like: Tensor) -> Tensor:
-    """Clip and add ``units`` gradients, of examples or groups, on the device of ``like``; their joint norms before."""
+def _clip_units(uses: dict[str, Use], norms: Norms, units: int, sums: dict[str, Tensor], like: Tensor) -> Tensor:
+    """Clip and add ``units`` gradients, of examples or groups, on the device of ``like``; their joint norms before clipping."""
     parts, weights = [like.new_zeros(units)], [1.0]
     finite = torch.ones(units, dtype=torch.bool, device=like.device)
     for path, use in uses.items():
@@ -210,11 +211,11 @@ def _clip_each(uses: dict[str, Use], norms: Norms, units: int, sums: dict[str, T
                 weights.append(norms.weight(full) ** 2)
     squared = to_device(torch.tensor(weights, dtype=like.dtype), like.device) @ torch.stack(parts)
     finite &= squared.isfinite()
-    # to ask another device would be to wait for it
+    # reading a value from another device would wait for it
     if finite.device != CPU or not bool(finite.all()):
         uses = {path: use.keep_only(finite) for path, use in uses.items()}
     factor, ones = norms.factors(squared), torch.ones_like(squared)
-    # Backwards: what was measured last is still in the cache.
+    # backwards: the layers measured last are still in the cache
     for path, use in reversed(uses.items()):
         rule = RULES[type(use.layer)]
         clipped: dict[str, Target] = {}

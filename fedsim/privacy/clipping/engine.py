@@ -1,4 +1,4 @@
-"""One function for every algorithm: the sum of clipped per-unit gradients, by the engine of one's choice."""
+"""The sum of clipped per-unit gradients, by any of the engines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ENGINES: dict[str, ClippingEngine] = {
     "opacus": opacus_hooks,
     "vmap": vmap,
 }
-"""The engines by the names that a parameter gives them; a new one is a function in a file here, and a line."""
+"""The engines by the names that a parameter gives them."""
 if TYPE_CHECKING:
     EngineName = str
 else:
@@ -43,7 +43,7 @@ class ClippedSum:
 
 
 EXAMPLES_AT_ONCE = 256
-"""Examples that are computed on at a time: what they leave behind fits a processor's cache, and memory does not grow with the batch."""
+"""Examples in a chunk: its activations fit a processor's cache, and memory does not grow with the batch."""
 
 
 def clipped_sum(
@@ -57,15 +57,15 @@ def clipped_sum(
 
     Removing one unit changes the result by at most C in L2 norm over all parameters that are not free: the sensitivity
     that the Gaussian mechanism needs (Abadi et al. 2016, algorithm 1, under add/remove-one). A unit whose gradient is not finite
-    counts as 0: a nan that went through would show that the unit is there.
+    counts as 0: a nan in the sum would reveal the unit.
 
     Args:
-        model: its trainable parameters are what the gradient is taken by.
+        model: the gradient is taken by its trainable parameters.
         loss: the per-example loss; called with a part of the batch at a time unless the unit is a client.
         batch: the rows, sorted by client, and by group where that is the unit; may be empty.
         norms: the clip norm, the unit, the weights and the free parameters.
         engine: ``bookkeeping`` (one forward, one backward, no gradient with a batch dimension), ``opacus`` or ``vmap``
-            (both hold every per-example gradient; references, and for layers the first does not cover).
+            (both hold every per-example gradient: references, and for layers that bookkeeping does not cover).
 
     Raises:
         ValueError: a parameter that the engine cannot cover (named), a layer that did not see one row per example, a module that
@@ -81,7 +81,7 @@ def clipped_sum(
         units = batch.layout.clients if norms.unit == "client" else 0
         return ClippedSum(sums, batch.x.new_zeros(units), batch.x.new_zeros(0))
 
-    def one_each(model: nn.Module, batch: Batch) -> Tensor:
+    def checked_loss(model: nn.Module, batch: Batch) -> Tensor:
         losses = loss(model, batch)
         if losses.dim() not in (1, 2) or len(losses) != len(batch):
             raise ValueError(
@@ -91,7 +91,7 @@ def clipped_sum(
 
     before = _state(modules)
     parts = [batch] if norms.unit == "client" else batch.chunks(EXAMPLES_AT_ONCE)
-    measured = [ENGINES[engine](model, one_each, part, norms, sums) for part in parts]
+    measured = [ENGINES[engine](model, checked_loss, part, norms, sums) for part in parts]
     _refuse_changes(before, _state(modules))
     unit_norms, losses = (torch.cat(values) for values in zip(*measured, strict=True))
     return ClippedSum(sums, unit_norms, losses)
@@ -116,7 +116,7 @@ def _refuse_disorder(batch: Batch) -> None:
 
 
 def _state(modules: Mapping[str, nn.Module]) -> dict[str, tuple[Tensor, int]]:
-    """Which tensors a model holds, and how often each was written."""
+    """The tensors of a model, and how often they were written."""
     return {
         f"{path}.{name}".removeprefix("."): (tensor, tensor._version)
         for path, module in modules.items()
@@ -129,4 +129,4 @@ def _refuse_changes(before: Mapping[str, tuple[Tensor, int]], after: Mapping[str
     for name in {**before, **after}:
         (old, old_version), (new, new_version) = before.get(name, (None, 0)), after.get(name, (None, 0))
         if old is not new or old_version != new_version:
-            raise ValueError(f"the loss changed '{name}' of the model: what it keeps there would leave without noise")
+            raise ValueError(f"the loss changed '{name}' of the model, which would be released without noise")

@@ -1,7 +1,7 @@
 """Engines that hold every per-example gradient: ``torch.func.vmap`` (any model) and Opacus' layer hooks.
 
-Slower than bookkeeping by one to two orders of magnitude; they are the references it is tested against, and they serve models
-whose layers it does not cover.
+One to two orders of magnitude slower than bookkeeping. They are its references in tests, and serve models with layers that it does not
+cover.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class LossModule(nn.Module):
 def functional_loss(
     model: nn.Module, loss: Callable[[nn.Module, Batch], _Losses], parameters: Mapping[str, Tensor], batch: Batch
 ) -> _Losses:
-    """The loss of a model with other parameters, by their names in it; the model stays as it is."""
+    """The loss of a model with other parameters, by their names in it; the model is not changed."""
     named = {f"model.{name}": value for name, value in parameters.items()}
     result: _Losses = torch.func.functional_call(LossModule(model, loss), named, (batch,))
     return result
@@ -73,7 +73,7 @@ def opacus_hooks(model: nn.Module, loss: Loss, batch: Batch, norms: Norms, sums:
     try:
         losses = wrapped(replace(batch, layout=replace(batch.layout, direct=True)))
         with warnings.catch_warnings():
-            # Layers that see data, which takes no gradient, are no news.
+            # layers whose input is data, which has no gradient, warn
             warnings.filterwarnings("ignore", "Full backward hook is firing")
             losses.sum().backward()
         grads = {}

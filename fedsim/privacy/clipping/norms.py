@@ -1,4 +1,4 @@
-"""What is clipped to what: the clip norm, the unit, weights and free parameters."""
+"""The joint norm to which a unit's gradient is clipped: clip norm, unit, weights and free parameters."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ Loss = Callable[[nn.Module, Batch], Tensor]
 
 @dataclass(frozen=True)
 class Norms:
-    """What is clipped, to what, and how its parts are weighed against each other.
+    """The clip norm, the unit, and the weights of parameters in the joint norm.
 
     Prefixes of parameter names end where a module's name ends: ``decoder`` covers ``decoder.weight``, not ``decoder2.weight``.
 
     Attributes:
         clip: C, the largest joint L2 norm that one unit's gradient keeps; ``inf`` clips nothing.
-        unit: what is clipped as one: each example's gradient, or the sum of each group's or client's.
+        unit: an example, whose gradient is clipped, or a group or client, whose summed gradient is.
         weights: factor per parameter, by the longest matching name prefix, applied before the joint norm is taken and kept in the
-            sum: the caller divides by it after the noise, which is post-processing. 1 where no prefix matches.
+            sum: the caller divides by it after the noise, which is post-processing. 1 if no prefix matches.
         free: prefixes of the names of parameters that are neither counted in the norm nor clipped (``noised: shared``).
 
     Raises:
@@ -82,7 +82,7 @@ def clip_units(gradients: Mapping[str, Tensor], norms: Norms, units: int) -> tup
     Args:
         gradients: by parameter name, ``[units, ...]`` each.
         norms: the clip norm, the weights and the free parameters.
-        units: how many there are.
+        units: their number.
 
     Returns:
         Clipped gradients in the same shapes, and the units' joint norms before ``[units]``.

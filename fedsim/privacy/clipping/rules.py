@@ -1,4 +1,4 @@
-"""How each kind of layer yields per-example gradient norms and weighted sums from its inputs and output gradients.
+"""Per-example gradient norms and weighted sums of every kind of layer, from its inputs and output gradients.
 
 For a linear layer the gradient of example n is ``g_n a_n^T``, so its squared norm is ``|g_n|^2 |a_n|^2`` and the clipped sum is one
 product ``(c * g)^T a`` (Goodfellow 2015, arXiv 1510.01799; Bu et al. 2023, "book-keeping", arXiv 2210.00038). A layer used T times an
@@ -22,7 +22,7 @@ from fedsim.models.layers import ClientCode, ClientLinear, Scale, Shift, ZeroLin
 GRAM_SLACK = 1e-6
 """Share of the Gram products' absolute sum that is added to their sum.
 
-Uses that cancel leave a small difference of large float32 numbers; a norm that came out too small would let a gradient pass unclipped.
+Uses that cancel leave a small difference of large float32 numbers; with too small a norm a gradient would pass unclipped.
 """
 
 
@@ -32,7 +32,7 @@ class Use:
 
     Attributes:
         layer: the layer.
-        inputs: what its gradient is an outer product with, ``[N, T, in]``; empty last dimension where there is nothing.
+        inputs: the gradient is the outer product of ``grads`` with them, ``[N, T, in]``; empty last dimension if there are none.
         grads: gradient of the summed loss by its output, ``[N, T, out]``.
         layout: which client each row belongs to.
     """
@@ -43,14 +43,14 @@ class Use:
     layout: Layout
 
     def keep_only(self, rows: Tensor) -> Use:
-        """With zeros wherever ``rows`` (bool ``[N]``) is False, whatever was there: 0 times a nan is a nan."""
+        """With zeros where ``rows`` (bool ``[N]``) is False; a product with 0 would keep a nan."""
         mask = ~rows[:, None, None]
         return Use(self.layer, self.inputs.masked_fill(mask, 0), self.grads.masked_fill(mask, 0), self.layout)
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where a weighted sum goes: a tensor of the parameter's shape that is added to, and the parameter's weight."""
+    """The tensor of the parameter's shape to which a weighted sum is added, and the parameter's weight."""
 
     tensor: Tensor
     weight: float
@@ -71,11 +71,11 @@ class Rule:
     """The parameters that the rule covers."""
 
     def refusal(self, layer: nn.Module) -> str | None:
-        """Why this particular layer's gradients are not what the rule says; None if they are."""
+        """Why the rule does not hold for this layer; None if it does."""
         return None
 
     def inputs(self, args: tuple[Any, ...], grads: Tensor) -> Tensor:
-        """What the gradient is an outer product with, ``[N, T, in]``, from what the layer was called with."""
+        """:attr:`Use.inputs`, ``[N, T, in]``, from the layer's arguments."""
         return by_use(args[0].detach())
 
     def squared(self, use: Use) -> dict[str, Tensor]:
@@ -83,7 +83,7 @@ class Rule:
         raise NotImplementedError
 
     def add(self, use: Use, factor: Tensor, into: Mapping[str, Target]) -> None:
-        """Add ``weight * sum_n factor_n * gradient_n`` to every parameter's target that is asked for, in place."""
+        """Add ``weight * sum_n factor_n * gradient_n`` to every target, in place."""
         raise NotImplementedError
 
     def per_client(self, use: Use) -> dict[str, Tensor]:
@@ -101,38 +101,38 @@ class LinearRule(Rule):
         a, g = use.inputs, use.grads
         bias = _squared_norm(_over_uses(g))
         if g.shape[1] == 1:
-            # as much slack as with several uses, which one group of many rows brings to all
+            # the same slack as with several uses: one group of many rows pads all groups to several uses
             return {"weight": _squared_norm(a[:, 0]) * bias * (1 + GRAM_SLACK), "bias": bias}
         weight = _from_gram((a @ a.transpose(1, 2)) * (g @ g.transpose(1, 2)))
         return {"weight": weight, "bias": bias}
 
     def add(self, use: Use, factor: Tensor, into: Mapping[str, Target]) -> None:
-        """One weighted product; the narrower side takes the weights."""
+        """One weighted product; the narrower side is multiplied by the weights."""
         a, g = use.inputs.flatten(0, 1), use.grads.flatten(0, 1)
-        each = factor if len(g) == len(factor) else factor.repeat_interleave(use.grads.shape[1])
+        of_use = factor if len(g) == len(factor) else factor.repeat_interleave(use.grads.shape[1])
         for name, target in into.items():
             if name == "bias":
-                # each example's own first, as its norm was taken: uses that cancel would swallow what others add
+                # every example's uses are added up first, as for its norm: large uses that cancel would absorb other examples' gradients
                 target.add_product(_over_uses(use.grads).T, factor)
             elif a.shape[1] < g.shape[1]:
-                target.add_product(g.T, a * each[:, None])
+                target.add_product(g.T, a * of_use[:, None])
             else:
-                target.add_product((g * each[:, None]).T, a)
+                target.add_product((g * of_use[:, None]).T, a)
 
     def per_client(self, use: Use) -> dict[str, Tensor]:
-        """One batched product over the padded clients; zeros for those that have no row."""
+        """One batched product over the padded clients; zeros for clients without a row."""
         grads, span, clients = _by_client(use, use.grads), use.layout.span, use.layout.clients
-        found = {"weight": grads.transpose(1, 2) @ _by_client(use, use.inputs), "bias": grads.sum(1)}
+        summed = {"weight": grads.transpose(1, 2) @ _by_client(use, use.inputs), "bias": grads.sum(1)}
         if span == slice(0, clients):
-            return found
-        whole = {name: value.new_zeros(clients, *value.shape[1:]) for name, value in found.items()}
-        for name, value in found.items():
+            return summed
+        whole = {name: value.new_zeros(clients, *value.shape[1:]) for name, value in summed.items()}
+        for name, value in summed.items():
             whole[name][span] = value
         return whole
 
 
 class ClientLinearRule(LinearRule):
-    """``ClientLinear``: the same norms, sums kept apart by client."""
+    """``ClientLinear``: the same norms, one sum per client."""
 
     def add(self, use: Use, factor: Tensor, into: Mapping[str, Target]) -> None:
         """One weighted batched product over the padded clients."""
@@ -147,14 +147,14 @@ class ClientLinearRule(LinearRule):
 
 
 class ElementwiseRule(Rule):
-    """A layer whose per-example gradients are no larger than its output, so they are formed."""
+    """A layer whose per-example gradients are no larger than its output, so they are computed."""
 
     def gradients(self, use: Use) -> dict[str, Tensor]:
         """Per-example gradients ``[N, size]``."""
         raise NotImplementedError
 
     def squared(self, use: Use) -> dict[str, Tensor]:
-        """Squared norms of the gradients that were formed."""
+        """Squared norms of the per-example gradients."""
         return {name: _squared_norm(g) for name, g in self.gradients(use).items()}
 
     def add(self, use: Use, factor: Tensor, into: Mapping[str, Target]) -> None:
@@ -205,7 +205,7 @@ class EmbeddingRule(Rule):
     """``nn.Embedding``: rows picked by index; ``inputs`` holds the indices ``[N, T, 1]``."""
 
     def refusal(self, layer: nn.Module) -> str | None:
-        """Options that depend on the whole batch, or that leave rows out."""
+        """Options that depend on the whole batch, or that drop rows."""
         assert isinstance(layer, nn.Embedding)
         plain = layer.padding_idx is None and layer.max_norm is None and not layer.scale_grad_by_freq
         return None if plain else "it uses padding_idx, max_norm or scale_grad_by_freq"
@@ -215,12 +215,12 @@ class EmbeddingRule(Rule):
         return args[0].reshape(len(grads), -1, 1)  # type: ignore[no-any-return]
 
     def squared(self, use: Use) -> dict[str, Tensor]:
-        """Gram matrix of the gradients, over pairs of uses that picked the same row."""
+        """Gram matrix of the gradients, over pairs of uses of the same row."""
         same = use.inputs == use.inputs.transpose(1, 2)
         return {"weight": _from_gram((use.grads @ use.grads.transpose(1, 2)) * same)}
 
     def add(self, use: Use, factor: Tensor, into: Mapping[str, Target]) -> None:
-        """Weighted gradients, to the rows that were picked."""
+        """Weighted gradients, added to the rows that were used."""
         weighted = (use.grads * factor[:, None, None]).flatten(0, 1)
         for target in into.values():
             target.tensor.index_add_(0, use.inputs.flatten().long(), weighted, alpha=target.weight)
@@ -272,7 +272,7 @@ def by_use(values: Tensor) -> Tensor:
 
 
 def _over_uses(grads: Tensor) -> Tensor:
-    """``[N, T, m]`` added up to ``[N, m]``, without a copy of what was used once."""
+    """``[N, T, m]`` added up to ``[N, m]``, without a copy for T = 1."""
     return grads[:, 0] if grads.shape[1] == 1 else grads.sum(1)
 
 
@@ -288,7 +288,7 @@ def _from_gram(products: Tensor) -> Tensor:
 
 
 def _to_size(gradient: Tensor, layer: nn.Module) -> Tensor:
-    """``[N, m]`` to ``[N, size]``: a parameter of one number takes part in every column."""
+    """``[N, m]`` to ``[N, size]``: a parameter of one number acts on every column."""
     assert isinstance(layer.weight, Tensor)
     return gradient.sum(1, keepdim=True) if layer.weight.numel() == 1 else gradient
 

@@ -33,7 +33,9 @@ def free_eigenvalues(values: Tensor, noise: float) -> Tensor:
         return values
     from sklearn.isotonic import IsotonicRegression
 
-    # noise of variance s^2 off the diagonal has a semicircle with tau^2 = d s^2; h(y) = mean_j 1 / (y - y_j), smoothed at s
+    # for M = A + noise with a semicircle of tau^2, the resolvents satisfy g_M(z) = g_A(z - tau^2 g_M(z)) (Pastur 1972); the mean of A along
+    # eigenvectors of M at y is Im tr(A G_M) / Im tr(G_M) = y - 2 tau^2 Re g_M(y), and Re g_M = h.
+    # noise of variance s^2 off the diagonal has tau^2 = d s^2; h(y) = mean_j 1 / (y - y_j), smoothed at s
     apart = values[:, None] - values
     hilbert = (apart / (apart.square() + noise**2)).mean(1)
     found = (values - 2 * noise**2 * len(values) * hilbert).cpu().numpy()
@@ -72,6 +74,8 @@ def shrunk_along(means: Tensor, noise: Tensor, values: Tensor) -> Tensor:
         centre = (weight * means).sum(0) / weight.sum(0)
         left = (1 - weight / weight.sum(0)).clamp_min(0.05)
         signal = shared((means - centre).square() / left - noise, weight.square()).clamp_min(1e-12)
+    # means are N(theta_c, noise), theta_c are N(centre, signal), and the centre N(0, of_centre), estimated with variance error:
+    # the posterior mean of a normal is the estimate times prior variance / (prior variance + error), for the centre and then about it
     weight = 1 / (signal + noise)
     centre, error = (weight * means).sum(0) / weight.sum(0), 1 / weight.sum(0)
     of_centre = shared((centre.square() - error)[None], torch.ones_like(centre)[None]).clamp_min(0)
@@ -104,6 +108,8 @@ def james_stein(found: Tensor, noise: Tensor, rank: int | None = None, steps: in
     square = found.square().mean(1) if rank is None else found.square().sum(1) / rank
     weight = torch.ones_like(noise) if steps else 1 / noise
     for _ in range(steps + 1):
+        # a group's mean square has the mean signal + noise and, under normals of rank k, the variance 2 (signal + noise)^2 / k: the
+        # precision-weighted mean of square - noise estimates the signal
         signal = ((weight * (square - noise)).sum() / weight.sum()).clamp_min(0)
         weight = (signal + noise).square().reciprocal()
     return found * (signal / (signal + noise))[:, None]
@@ -118,6 +124,7 @@ def of_two(first: Tensor, noise: Tensor, second: Tensor, second_noise: Tensor) -
         second: the other.
         second_noise: its variance ``[G]``.
     """
+    # a x + (1 - a) y has the variance a^2 v + (1 - a)^2 w, which is least at a = (1 / v) / (1 / v + 1 / w)
     precision, other = 1 / noise.clamp_min(1e-30), 1 / second_noise.clamp_min(1e-30)
     kept = (precision / (precision + other)).view(-1, *[1] * (first.dim() - 1))
     return kept * first + (1 - kept) * second, 1 / (precision + other)
@@ -203,4 +210,6 @@ def affordable(rows: float, noise: float, resolution: float) -> int:
 
     The noise of a second moment of k directions has operator norm ``2 noise k sqrt(k) / rows``.
     """
+    # clipped at sqrt(k), |x x^T| is at most k, so an entry's noise is s = noise k / rows, and a symmetric matrix of such entries has the
+    # operator norm 2 s sqrt(k) (Wigner 1958); 2 noise k^(3/2) / rows = resolution is solved for k
     return 10**6 if noise <= 0 else int(math.pow(resolution * rows / (2 * noise), 2 / 3))

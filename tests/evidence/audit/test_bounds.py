@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 
-from fedsim.evidence.audit.audit import GUESSES, Audit, black_box_audit
+from fedsim.evidence.audit.audit import GUESSED_SHARES, Audit, black_box_audit
 from fedsim.evidence.audit.bounds import at_best, bound, least_pairs, lower, one_run_epsilon, one_run_p_value, upper
-from fedsim.evidence.audit.run import setting_of_options
+from fedsim.evidence.audit.setting import setting_of_options
 from fedsim.privacy import accountant
 from fedsim.privacy.plan import Release, calibrate
 
@@ -76,12 +76,12 @@ def test_every_try_at_guessing_has_its_part_of_what_a_bound_may_be_wrong_with() 
     inside = np.arange(100) % 2 == 0
     told, blind = inside.astype(float), np.zeros(100)
     for scores in ([told], [told, blind]):
-        level = 0.05 / (len(scores) * len(GUESSES))
+        level = 0.05 / (len(scores) * len(GUESSED_SHARES))
         assert black_box_audit(1.0, 1e-5, scores, inside).clopper_pearson == one_run_epsilon(100, 100, 100, 1e-5, level)
     assert black_box_audit(1.0, 1e-5, [-told], inside).clopper_pearson == 0
     # of the other canaries nothing is guessed right, and they cost their delta
     some = np.where(np.arange(100) < 10, 2 * told - 1, 0)
-    assert black_box_audit(1.0, 1e-4, [some], inside).clopper_pearson == one_run_epsilon(100, 10, 10, 1e-4, 0.05 / len(GUESSES))
+    assert black_box_audit(1.0, 1e-4, [some], inside).clopper_pearson == one_run_epsilon(100, 10, 10, 1e-4, 0.05 / len(GUESSED_SHARES))
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def test_what_a_module_keeps_of_its_first_rows_refutes_a_claim_and_a_constant_do
 
 
 def test_a_refuted_claim_is_exit_code_1(folder: Path, command: Command) -> None:
-    done = command("audit", "broken.unclipped_part:UnclippedPart", "--param", "clip=0.1", "--param", "rounds=1", "--pairs", "60")
+    done = command("audit", "broken.unclipped_part:UnclippedPart", "--param", "clip=0.1", "--param", "rounds=1", "--pairs", "12")
     assert done.returncode == 1
     assert "REFUTED" in done.stdout
 
@@ -103,3 +103,11 @@ def test_what_is_released_is_attacked_by_rows_that_come_and_go(folder: Path, com
     assert done.stdout.count("AUC") == 4
     assert done.stdout.count("LiRA") == 2
     assert "black box, one run, 40 canaries" in done.stdout
+
+
+def test_a_claim_for_clients_has_no_bound_from_rows(folder: Path, command: Command) -> None:
+    options = ("--unit", "client", "--attack", "black-box", "--pairs", "20", "--param", "rounds=1")
+    done = command("audit", "dp-fedavg-linear", *options)
+    assert done.returncode == 0
+    assert "AUC" in done.stdout
+    assert "claimed" not in done.stdout

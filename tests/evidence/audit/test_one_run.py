@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from fedsim.evidence.audit.audit import key_of, one_run_audit
+from fedsim.evidence.audit.audit import AuditRun, key_of, one_run_audit
 from fedsim.evidence.audit.membership import likelihood_ratios, membership
 from fedsim.evidence.audit.one_run import one_run
-from fedsim.evidence.audit.run import AuditRun
 from fedsim.evidence.audit.setting import Setting, setting_of
 from fedsim.privacy.plan import Trust
 

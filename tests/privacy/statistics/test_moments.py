@@ -51,11 +51,11 @@ def test_without_noise_the_moments_are_those_of_the_rows() -> None:
     sums, _ = released(moments.moment_products(r, y, CLASSES), moments.MOMENT_WEIGHTS)
     weights = unit_weights(moments.MOMENT_WEIGHTS)
     exact = {name: value / weights[name] for name, value in rounded(sums).items()}
-    found = moments.gaussians(exact, dict.fromkeys(weights, 0.0))
+    estimates = moments.gaussians(exact, dict.fromkeys(weights, 0.0))
     means = torch.stack([r[y == c].mean(0) for c in range(CLASSES)])
     within = np.cov((r - means[y]).numpy().T, bias=True)
-    torch.testing.assert_close(found.means, means, atol=1e-5, rtol=0)
-    np.testing.assert_allclose(found.covariance.numpy(), within, atol=1e-5)
+    torch.testing.assert_close(estimates.means, means, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(estimates.covariance.numpy(), within, atol=1e-5)
 
 
 def test_the_rows_squared_norm_is_seen_where_noise_is_small_and_believed_where_it_is_large() -> None:
@@ -67,10 +67,10 @@ def test_the_rows_squared_norm_is_seen_where_noise_is_small_and_believed_where_i
     traces = []
     for noise in (0.0, 5.0, 500.0):
         noisy = sums | {"second": sums["second"] + noise * torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(0))}
-        found = moments.gaussians(noisy, std | {"second": noise}, torch.tensor(believed))
-        traces.append(float(found.second.trace()))
+        estimates = moments.gaussians(noisy, std | {"second": noise}, torch.tensor(believed))
+        traces.append(float(estimates.second.trace()))
         unseen = moments.gaussians(noisy, std | {"second": noise})
-        torch.testing.assert_close(off_diagonal(found.second), off_diagonal(unseen.second))
+        torch.testing.assert_close(off_diagonal(estimates.second), off_diagonal(unseen.second))
         variance = DIM * (noise / len(x)) ** 2
         weight = moments.PRIOR_ERROR**2 / (moments.PRIOR_ERROR**2 + variance)
         assert traces[-1] == pytest.approx(weight * float(unseen.second.trace()) + (1 - weight) * believed, abs=1e-4)
@@ -111,18 +111,18 @@ def test_client_means_without_noise_are_each_clients_mean() -> None:
     torch.testing.assert_close(client_means(0.0), clients()[2], atol=0.01, rtol=0)
 
 
-def test_client_means_drowned_in_noise_tell_all_clients_alike() -> None:
+def test_client_means_drowned_in_noise_are_alike() -> None:
     means = client_means(1e4)
     assert (means - means.mean(0)).norm() < 0.3 * means.norm()
 
 
-def test_clients_that_do_not_differ_are_told_alike_however_few_rows_some_of_them_have() -> None:
+def test_clients_that_do_not_differ_get_like_estimates_however_few_rows_some_of_them_have() -> None:
     stream, counts = torch.Generator().manual_seed(7), torch.tensor([[900.0], [600.0], [300.0], [3.0]])
     mean, std = torch.ones(1280) / 1280**0.5, {"client_sums": 8.0, "client_counts": 20.0}
     sums = counts * mean + std["client_sums"] * torch.randn(4, 1280, generator=stream)
-    found = moments.client_means(sums, counts, std)
-    assert (found - found.mean(0)).square().sum(1).max() < 0.01
-    assert (found - mean).square().sum(1).max() < 1.2 * 8.0**2 * 1280 / float(counts.square().sum())
+    estimates = moments.client_means(sums, counts, std)
+    assert (estimates - estimates.mean(0)).square().sum(1).max() < 0.01
+    assert (estimates - mean).square().sum(1).max() < 1.2 * 8.0**2 * 1280 / float(counts.square().sum())
 
 
 def test_one_row_changes_the_client_means_by_at_most_one() -> None:
@@ -140,14 +140,16 @@ def test_one_row_changes_the_client_means_by_at_most_one() -> None:
 @pytest.mark.parametrize("noise", [0.0, 3.0, 300.0])
 def test_a_released_mean_is_shrunk_by_its_noise_and_knows_how_far_off_it_is(noise: float) -> None:
     stream, true = torch.Generator().manual_seed(0), torch.full((1000,), 0.02)
-    found = []
+    estimates = []
     for _ in range(40):
         drawn = noise * torch.randn(1, 1000, generator=stream)
-        found.append(moments.released_mean({"sum": 300 * true[None] + drawn, "count": torch.tensor([[300.0]])}, {"sum": noise}))
-    off = sum(float((each.mean - true).square().sum()) for each in found) / len(found)
-    assert off == pytest.approx(sum(float(each.error) for each in found) / len(found), rel=0.35, abs=1e-9)
+        estimates.append(moments.released_mean({"sum": 300 * true[None] + drawn, "count": torch.tensor([[300.0]])}, {"sum": noise}))
+    off = sum(float((estimate.mean - true).square().sum()) for estimate in estimates) / len(estimates)
+    assert off == pytest.approx(sum(float(estimate.error) for estimate in estimates) / len(estimates), rel=0.35, abs=1e-9)
     assert off <= 1.2 * float(true.square().sum())
-    assert sum(float(each.squared) for each in found) / len(found) == pytest.approx(float(true.square().sum()), rel=0.05 + noise / 10)
+    assert sum(float(estimate.squared) for estimate in estimates) / len(estimates) == pytest.approx(
+        float(true.square().sum()), rel=0.05 + noise / 10
+    )
 
 
 def test_noise_in_their_counts_does_not_set_clients_apart_that_are_alike() -> None:
@@ -155,9 +157,9 @@ def test_noise_in_their_counts_does_not_set_clients_apart_that_are_alike() -> No
     counts, std = torch.full((20, 1), 500.0), {"client_sums": 0.5, "client_counts": 60.0}
     sums = counts * mean + std["client_sums"] * torch.randn(20, 300, generator=stream)
     noisy = counts + std["client_counts"] * torch.randn(20, 1, generator=stream)
-    found = moments.client_means(sums, noisy, std)
+    estimates = moments.client_means(sums, noisy, std)
     raw = sums / noisy
-    assert (found - found.mean(0)).square().sum() < 0.5 * (raw - raw.mean(0)).square().sum()
+    assert (estimates - estimates.mean(0)).square().sum() < 0.5 * (raw - raw.mean(0)).square().sum()
 
 
 def test_noise_in_class_means_does_not_narrow_the_covariance_within_classes() -> None:

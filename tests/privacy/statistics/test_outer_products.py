@@ -26,21 +26,21 @@ def products(rows: int, seed: int = 0) -> Products:
     return {"first": OuterProduct(side(3), side(5)), "second": OuterProduct(side(4), side(2))}
 
 
-def released(found: Products, groups: Layout) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    return clipped_statistics(found, NORMS, groups)
+def released(factors: Products, groups: Layout) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    return clipped_statistics(factors, NORMS, groups)
 
 
-def without(found: Products, groups: Layout, group: int) -> tuple[Products, Layout]:
+def without(factors: Products, groups: Layout, group: int) -> tuple[Products, Layout]:
     kept = groups.client != group
-    return {n: OuterProduct(p.left[kept], p.right[kept]) for n, p in found.items()}, consecutive(groups.client[kept], kept)
+    return {n: OuterProduct(p.left[kept], p.right[kept]) for n, p in factors.items()}, consecutive(groups.client[kept], kept)
 
 
-def one_by_one(found: Products, groups: Layout) -> tuple[dict[str, torch.Tensor], list[float]]:
+def one_by_one(factors: Products, groups: Layout) -> tuple[dict[str, torch.Tensor], list[float]]:
     """As the definition reads: every group's sum, its norm, and the clipped sums' sum."""
-    total, norms = {name: torch.zeros(p.left.shape[1], p.right.shape[1]) for name, p in found.items()}, []
+    total, norms = {name: torch.zeros(p.left.shape[1], p.right.shape[1]) for name, p in factors.items()}, []
     for group in range(groups.clients):
         own = groups.client == group
-        sums = {name: NORMS.weight(name) * p.left[own].T @ p.right[own] for name, p in found.items()}
+        sums = {name: NORMS.weight(name) * p.left[own].T @ p.right[own] for name, p in factors.items()}
         norms.append(math.sqrt(sum(float(value.double().square().sum()) for value in sums.values())))
         for name, value in sums.items():
             total[name] += min(1.0, NORMS.clip / norms[-1]) * value
@@ -50,10 +50,10 @@ def one_by_one(found: Products, groups: Layout) -> tuple[dict[str, torch.Tensor]
 @settings(max_examples=30)
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=12), seed=st.integers(0, 99))
 def test_a_groups_sum_is_clipped_as_one(sizes: list[int], seed: int) -> None:
-    found = products(sum(sizes), seed)
-    groups = consecutive(torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)), found["first"].left)
-    sums, norms = clipped_statistics(found, NORMS, groups)
-    wanted, own = one_by_one(found, groups)
+    factors = products(sum(sizes), seed)
+    groups = consecutive(torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)), factors["first"].left)
+    sums, norms = clipped_statistics(factors, NORMS, groups)
+    wanted, own = one_by_one(factors, groups)
     torch.testing.assert_close(norms, torch.tensor(own), rtol=1e-4, atol=1e-6)
     for name, value in sums.items():
         torch.testing.assert_close(value.float(), wanted[name], rtol=1e-4, atol=1e-5)
@@ -61,37 +61,37 @@ def test_a_groups_sum_is_clipped_as_one(sizes: list[int], seed: int) -> None:
 
 def test_leaving_a_group_out_changes_all_sums_together_by_at_most_one() -> None:
     sizes = [1, 4, 2, 1, 7, 3]
-    found = products(sum(sizes))
-    groups = consecutive(torch.repeat_interleave(torch.arange(6), torch.tensor(sizes)), found["first"].left)
-    whole, _ = clipped_statistics(found, NORMS, groups)
+    factors = products(sum(sizes))
+    groups = consecutive(torch.repeat_interleave(torch.arange(6), torch.tensor(sizes)), factors["first"].left)
+    whole, _ = clipped_statistics(factors, NORMS, groups)
     changes = []
     for group in range(len(sizes)):
-        less, _ = released(*without(found, groups, group))
+        less, _ = released(*without(factors, groups, group))
         changes.append(math.sqrt(sum(float((whole[name] - less[name]).square().sum()) for name in whole)))
     assert max(changes) <= 1 + 1e-5
     assert max(changes) == pytest.approx(1, abs=1e-4)
 
 
 def test_groups_of_one_row_are_the_rows() -> None:
-    found = products(20)
-    rows, _ = clipped_statistics(found, NORMS)
-    groups, _ = clipped_statistics(found, NORMS, consecutive(torch.arange(20), found["first"].left))
+    factors = products(20)
+    rows, _ = clipped_statistics(factors, NORMS)
+    groups, _ = clipped_statistics(factors, NORMS, consecutive(torch.arange(20), factors["first"].left))
     assert all(torch.equal(rows[name], groups[name]) for name in rows)
 
 
 def test_a_group_with_a_row_that_is_not_finite_counts_as_zero() -> None:
-    found = products(6)
-    groups = consecutive(torch.tensor([0, 0, 1, 1, 1, 2]), found["first"].left)
-    clean, _ = released(*without(found, groups, 1))
-    found["second"].right[3, 1] = math.nan
-    broken, norms = clipped_statistics(found, NORMS, groups)
+    factors = products(6)
+    groups = consecutive(torch.tensor([0, 0, 1, 1, 1, 2]), factors["first"].left)
+    clean, _ = released(*without(factors, groups, 1))
+    factors["second"].right[3, 1] = math.nan
+    broken, norms = clipped_statistics(factors, NORMS, groups)
     assert norms.isnan().tolist() == [False, True, False]
     for name in clean:
         torch.testing.assert_close(broken[name], clean[name])
 
 
 def test_of_many_alike_rows_one_changes_the_sums_by_no_more_than_the_clip() -> None:
-    """In float32 the sums of so many rows are told to 0.002 to 0.004 only, and every coordinate may be rounded by so much."""
+    """In float32 the sums of so many rows have errors of 0.002 to 0.004, in every coordinate."""
     stream = torch.Generator().manual_seed(0)
     x = torch.nn.functional.normalize(torch.ones(200_000, 8) + 0.01 * torch.randn(200_000, 8, generator=stream))
     whole, rest = ({"second": OuterProduct(rows, rows)} for rows in (x, x[1:]))
@@ -101,10 +101,10 @@ def test_of_many_alike_rows_one_changes_the_sums_by_no_more_than_the_clip() -> N
 
 
 def test_beside_a_group_of_two_rows_the_rounding_of_many_groups_of_one_stays() -> None:
-    """Where a lone row's norm is told in another precision as soon as some group has two, all these together change by 0.002."""
+    """If a lone row's norm had another precision once some group has two rows, all of them together would change by 0.002."""
     rows = torch.full((20_002, 10), 10**-0.5)
-    found = {name: OuterProduct(rows, rows) for name in ("first", "second")}
+    factors = {name: OuterProduct(rows, rows) for name in ("first", "second")}
     groups = consecutive(torch.arange(20_002).clamp_max(20_000), rows)
-    whole, _ = clipped_statistics(found, NORMS, groups)
-    rest, _ = released(*without(found, groups, 20_000))
+    whole, _ = clipped_statistics(factors, NORMS, groups)
+    rest, _ = released(*without(factors, groups, 20_000))
     assert math.sqrt(sum(float((whole[name] - rest[name]).square().sum()) for name in whole)) <= 1 + 1e-6

@@ -30,9 +30,9 @@ def test_free_eigenvalues_are_closer_to_what_the_covariance_has_along_the_vector
     truth = torch.diag(torch.linspace(3, 0.1, 200, dtype=torch.double).square() / 4)
     values, vectors = descending(noisy(truth, noise))
     along = (vectors * (truth @ vectors)).sum(0)
-    found = free_eigenvalues(values, noise)
-    assert (found - along).norm() < 0.5 * (values - along).norm()
-    assert (found.diff() <= 1e-12).all()
+    estimates = free_eigenvalues(values, noise)
+    assert (estimates - along).norm() < 0.5 * (values - along).norm()
+    assert (estimates.diff() <= 1e-12).all()
 
 
 def test_free_eigenvalues_of_noise_alone_are_about_nothing() -> None:
@@ -50,15 +50,15 @@ def test_shrunk_means_come_closer_to_the_truth_most_of_all_for_a_rare_class() ->
     values = torch.linspace(2, 0.01, dim, dtype=torch.double)
     truth = torch.randn(5, dim, generator=stream(), dtype=torch.double) * (torch.arange(dim) < 10) + 0.3 * (torch.arange(dim) < 20)
     seen = truth + noise.sqrt()[:, None] * torch.randn(5, dim, generator=stream(2), dtype=torch.double)
-    before, after = ((each - truth).norm(dim=1) for each in (seen, shrunk_along(seen, noise, values)))
+    before, after = ((means - truth).norm(dim=1) for means in (seen, shrunk_along(seen, noise, values)))
     assert (after <= before).all()
     assert after[-1] < 0.4 * before[-1]
 
 
 def test_means_without_noise_stay_where_they_are() -> None:
     means = torch.randn(4, 30, generator=stream(), dtype=torch.double)
-    found = shrunk_along(means, torch.zeros(4, dtype=torch.double), torch.linspace(2, 1, 30, dtype=torch.double))
-    torch.testing.assert_close(found, means, atol=1e-6, rtol=0)
+    estimates = shrunk_along(means, torch.zeros(4, dtype=torch.double), torch.linspace(2, 1, 30, dtype=torch.double))
+    torch.testing.assert_close(estimates, means, atol=1e-6, rtol=0)
 
 
 def test_james_stein_keeps_what_stands_out_and_nothing_of_noise_alone() -> None:
@@ -71,19 +71,19 @@ def test_james_stein_keeps_what_stands_out_and_nothing_of_noise_alone() -> None:
 
 
 def test_a_group_that_has_little_noise_speaks_for_all_but_where_groups_count_by_their_squares() -> None:
-    found = torch.randn(10, 20, generator=stream())
-    found[0] *= 0.01
+    estimates = torch.randn(10, 20, generator=stream())
+    estimates[0] *= 0.01
     noise = torch.tensor([1e-6] + [0.05] * 9)
-    kept, cautious = james_stein(found.double(), noise.double(), steps=STEPS), james_stein(found, noise)
-    assert cautious[1:].norm() < 0.1 * found[1:].norm()
-    assert (kept[1:].norm(dim=1) > 0.9 * found[1:].norm(dim=1)).all()
+    kept, cautious = james_stein(estimates.double(), noise.double(), steps=STEPS), james_stein(estimates, noise)
+    assert cautious[1:].norm() < 0.1 * estimates[1:].norm()
+    assert (kept[1:].norm(dim=1) > 0.9 * estimates[1:].norm(dim=1)).all()
 
 
 def test_directions_in_which_there_is_nothing_do_not_count() -> None:
-    found, noise = torch.randn(10, 6, generator=stream()), torch.full((10,), 0.3)
-    wide = torch.cat([found, torch.zeros(10, 50)], 1)
-    torch.testing.assert_close(james_stein(wide, noise, 6)[:, :6], james_stein(found, noise))
-    assert james_stein(wide, noise).norm() < 0.8 * james_stein(found, noise).norm()
+    estimates, noise = torch.randn(10, 6, generator=stream()), torch.full((10,), 0.3)
+    wide = torch.cat([estimates, torch.zeros(10, 50)], 1)
+    torch.testing.assert_close(james_stein(wide, noise, 6)[:, :6], james_stein(estimates, noise))
+    assert james_stein(wide, noise).norm() < 0.8 * james_stein(estimates, noise).norm()
 
 
 def test_covariances_keep_what_stands_out_of_the_noise_and_stay_positive() -> None:
@@ -106,7 +106,7 @@ def test_groups_covariances_keep_what_stands_out_of_noise_and_sampling_and_the_r
     expected = mixing @ mixing.mT + torch.eye(size)
     root = square_root(expected)
     rows = [torch.randn(int(n), size, generator=drawn) * (scale if group == 0 else 1) @ root[group] for group, n in enumerate(counts)]
-    seconds = 7 * torch.stack([each.T @ each / len(each) for each in rows])
+    seconds = 7 * torch.stack([own.T @ own / len(own) for own in rows])
     apart, alike, few = relative_covariances(seconds, expected, counts, std=0.0)
     torch.testing.assert_close(apart, torch.diag(scale.square() / scale.square().mean()), atol=0.25, rtol=0)
     for nothing in (alike, few, *relative_covariances(seconds, expected, counts, std=1e6)):
@@ -131,16 +131,16 @@ def test_of_two_estimates_the_better_known_counts_more_and_the_result_is_known_b
     truth, noise, other = torch.randn(3, 5000, generator=stream()), torch.tensor([0.1, 1.0, 4.0]), torch.tensor([1.0, 1.0, 0.5])
     first = truth + noise.sqrt()[:, None] * torch.randn(truth.shape, generator=stream(1))
     second = truth + other.sqrt()[:, None] * torch.randn(truth.shape, generator=stream(2))
-    found, expected = of_two(first, noise, second, other)
-    error = (found - truth).square().mean(1)
+    estimates, expected = of_two(first, noise, second, other)
+    error = (estimates - truth).square().mean(1)
     torch.testing.assert_close(error, expected, rtol=0.1, atol=0)
     assert (error < torch.minimum(noise, other)).all()
 
 
 def test_of_two_estimates_one_without_noise_is_taken_as_it_is_and_two_are_averaged() -> None:
     first, second, noise = torch.zeros(3), torch.ones(3), torch.tensor([0.0, 1.0, 0.0])
-    found, left = of_two(first, noise, second, torch.tensor([1.0, 0.0, 0.0]))
-    torch.testing.assert_close(found, torch.tensor([0.0, 1.0, 0.5]))
+    estimates, left = of_two(first, noise, second, torch.tensor([1.0, 0.0, 0.0]))
+    torch.testing.assert_close(estimates, torch.tensor([0.0, 1.0, 0.5]))
     assert left.max() < 1e-20
 
 

@@ -13,7 +13,7 @@ DIM = 12
 
 
 def turned(values: list[float], seed: int = 0) -> torch.Tensor:
-    """A symmetric matrix with these eigenvalues, in a random direction each."""
+    """A symmetric matrix with these eigenvalues, in random directions."""
     vectors = torch.linalg.qr(torch.randn(len(values), len(values), generator=torch.Generator().manual_seed(seed)).double()).Q
     return (vectors * torch.tensor(values).double()) @ vectors.T
 
@@ -53,12 +53,12 @@ def test_shrunk_means_do_not_turn_with_a_last_bit(spectrum: str) -> None:
         values, vectors = descending(second)
         return shrunk_along(means @ vectors, torch.full((3,), 0.5, dtype=torch.double), values) @ vectors.T
 
-    found = [shrunk(means, second) for second in (matrix, *(jittered(matrix, seed) for seed in range(20)))]
-    for other in found[1:]:
-        torch.testing.assert_close(other, found[0], atol=1e-4, rtol=0)
+    results = [shrunk(means, second) for second in (matrix, *(jittered(matrix, seed) for seed in range(20)))]
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], atol=1e-4, rtol=0)
 
 
-def test_of_eigenvalues_that_cannot_be_told_apart_all_or_none_are_taken() -> None:
+def test_of_eigenvalues_that_are_too_close_all_or_none_are_taken() -> None:
     assert len(leading(turned(SPECTRA["a tie at the cut"]), 4, 0.0)[0]) == 3
     assert len(leading(turned(SPECTRA["a tie at the cut"]), 5, 0.0)[0]) == 5
     assert len(leading(turned(SPECTRA["all alike"]), 4, 0.0)[0]) == 0

@@ -1,4 +1,4 @@
-"""Cells of one grid as each other's shadows: which rows each trained on, and what that gives away."""
+"""Black-box audits: which client holds a row that comes and goes; cells of one grid as each other's shadows."""
 
 import re
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from cells import NODES, quick, small_grid
 from rows import add_lines
 from sites import digits_of_sites
 
-from fedsim.evidence.audit.of_run import Attacked, by_shadows, of_run, rows_of
+from fedsim.evidence.audit.black_box import Attacked, attack_run, by_shadows, holders_of, rows_of
 from fedsim.grid.models import Grid
 from fedsim.planning.prepare import prepare
 from fedsim.results.folder import RunFolder
@@ -36,15 +36,11 @@ def auc(line: str) -> tuple[float, float]:
 
 
 def test_cells_that_leave_sites_out_are_each_others_shadows(bench: Callable[..., Ran], folder: Path, command: Callable[..., Done]) -> None:
-    bench(of_sites(folder, [0]), "run")
+    grid = of_sites(folder, [0, 1])
+    bench(grid, "run")
     refused = command("audit", "run", "--pairs", "10")
     assert refused.returncode == 2
     assert "--pairs: means nothing for run, whose generators are attacked as they are" in " ".join(refused.stderr.split())
-    lines = command("audit", "run").stdout.splitlines()
-    assert len(lines) == 3 * 2 + 1
-    assert lines[-1] == "no LiRA: it takes 3 cells and rows that 2 trained on and 2 did not; give more seeds"
-    grid = of_sites(folder, [0, 1])
-    bench(grid, "run")
     done = command("audit", "run")
     assert done.returncode == 0
     plain, shadows = done.stdout.splitlines()[:-2], done.stdout.splitlines()[-2:]
@@ -64,7 +60,7 @@ def test_cells_that_leave_sites_out_are_each_others_shadows(bench: Callable[...,
         assert (count, len(x)) == (300, 450)
         assert sorted(np.concatenate(trial.partition.rows)) == list(range(int(trained.sum())))
     run.state(prepared.trials[0].cell.training_id).unlink()
-    assert next(of_run(run, grid)) == "1 of 6 cells without a saved generator: left out"
+    assert next(attack_run(run, grid)) == "1 of 6 cells without a saved generator: left out"
 
 
 @pytest.mark.parametrize("name", ["evil.py:X", "evil:X"])
@@ -86,6 +82,13 @@ def test_code_that_a_run_names_runs_only_if_it_is_trusted(
     assert (folder / "evil ran").exists()
 
 
+def test_whether_a_row_is_in_a_training_moves_no_other_one_to_another_client() -> None:
+    whole = np.ones(8, bool)
+    for row in range(8):
+        fewer = whole & (np.arange(8) != row)
+        assert np.array_equal(holders_of(10, fewer), np.delete(holders_of(10, whole), 10 + row))
+
+
 @pytest.mark.parametrize("told", [2.0, 0.0])
 def test_shadows_tell_what_training_changed_in_a_rows_score_and_nothing_else(tmp_path: Path, told: float) -> None:
     prepared, stream = prepare(of_sites(tmp_path, [0, 1]), NODES), np.random.default_rng(0)
@@ -96,6 +99,7 @@ def test_shadows_tell_what_training_changed_in_a_rows_score_and_nothing_else(tmp
         trained = data.others("site", site)
         scores = own + 5 * (data.columns["site"] == "south") + told * trained + 0.5 * stream.normal(size=300)
         group.append(Attacked(cell, trained, {"likelihood": scores}))
+    assert list(by_shadows(group[:2])) == ["no LiRA: it takes 3 cells and rows that 2 trained on and 2 did not; give more seeds"]
     (line,) = by_shadows(group)
     low, high = auc(line)
     assert low > 0.9 if told else low < 0.5 < high

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fedsim.evidence.check.changes import rounds
-from fedsim.evidence.check.watch import Query, Tape
+from fedsim.evidence.check.comparison import rounds
+from fedsim.evidence.worlds import Query, Tape
 from fedsim.methods.clients import Noised
 from fedsim.methods.messages import Message
 from fedsim.privacy.plan import Release
@@ -16,7 +16,7 @@ def tape(value: float, *sampled: bool) -> Tape:
     """One round, whose steps have the unit in their samples or not."""
     sums = {"sum": torch.tensor([value])}
     queries = [Query(0, RELEASE, step, (0,), sums, {}, Noised(sums, {}), held) for step, held in enumerate(sampled)]
-    return Tape(queries=queries, messages={0: [Message(sums=sums)]})
+    return Tape(queries=queries, messages={0: Message(sums=sums)})
 
 
 @pytest.mark.parametrize(("sampled", "held"), [((True, False), True), ((False, True), True), ((False, False), False), ((), True)])

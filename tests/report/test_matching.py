@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 from rows import make_failed, make_row
 
-from fedsim.results.matching import Run, compare
+from fedsim.report.comparison import Run, compare
 from fedsim.results.rows import Row
 
 VERSIONS = {"fedsim": "0.1.0", "torch": "2.13.0"}

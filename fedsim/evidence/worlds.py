@@ -1,0 +1,309 @@
+"""Trainings whose clients are watched, and whose clients can be given the noisy outputs of another training.
+
+All noise of clients is drawn in :meth:`fedsim.methods.clients.Clients.add_noise`, all Poisson samples in ``poisson``, all draws for rows in
+``draws``, so whoever watches these sees every query that a mechanism answers. Two draws of
+:class:`fedsim.methods.local_training.LocalTraining` go past them: who takes part in a round, and what a local step draws for its rows; an
+update is clipped whole, whatever it was computed from. A second world can be *forced*: its queries are noted, and in place of its own
+noisy answers it gets those of the first world. Two worlds that differ in one unit then see the same outputs, as the definition of
+differential privacy has it, and what still differs between them are the queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedsim.methods.clients import Clients, Noised
+from fedsim.methods.messages import Message, Round, Tensors
+from fedsim.privacy.plan import Release
+from fedsim.training.cohort import Cohort, CohortSpec, LocalPool
+from fedsim.training.state import copied
+
+HIDDEN_STREAM = 2**31
+"""Number of the stream of a hidden unit's draws, so that those of the other rows are the same with and without it; no client's."""
+
+
+class Divergence(Exception):
+    """A forced world asked for something else than the first one: which mechanisms run depends on the data."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """One call of ``add_noise``.
+
+    Attributes:
+        round: the round it was made in.
+        release: its mechanism.
+        step: the number that its noise was drawn with.
+        members: the clients it is about.
+        sent, kept: before the noise.
+        noised: after it.
+        sampled: whether the hidden unit was in the Poisson sample that the query was computed on.
+    """
+
+    round: int
+    release: Release
+    step: int
+    members: tuple[int, ...]
+    sent: Tensors
+    kept: Tensors
+    noised: Noised
+    sampled: bool
+
+    @property
+    def shapes(self) -> dict[tuple[str, str], torch.Size]:
+        """By part and name: of what is sent, and of what is kept of one client."""
+        sent = {("sent", name): value.shape for name, value in self.sent.items()}
+        return sent | {("kept", name): value.shape[1:] for name, value in self.kept.items()}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One call of ``poisson``: its arguments, the rows that it returned, and whether the hidden unit, if any, is among them."""
+
+    round: int
+    step: int
+    rate: float
+    client_rate: float
+    rows: list[Tensor]
+    hidden: bool
+
+
+@dataclass
+class Tape:
+    """What the clients of a cohort did, in order.
+
+    Attributes:
+        round: the running round.
+        queries: every call of ``add_noise``.
+        samples: every call of ``poisson``.
+        taken: the rows of every batch, with its round.
+        messages: what they sent, by the round's number.
+    """
+
+    round: int = -1
+    queries: list[Query] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    taken: list[tuple[int, list[Tensor]]] = field(default_factory=list)
+    messages: dict[int, Message] = field(default_factory=dict)
+
+    def queries_of(self, round_: int) -> list[Query]:
+        """Those of one round."""
+        return [query for query in self.queries if query.round == round_]
+
+    def without_diagnostics(self) -> Tape:
+        """The same to compare or to pickle: diagnostics are not compared, and may be anything."""
+        return replace(self, messages={number: replace(message, diagnostics={}) for number, message in self.messages.items()})
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """The unit of a client, a row or a group of rows, that the other world lacks.
+
+    Attributes:
+        client: whose.
+        sampled: ``chance``: it is sampled as every unit is; ``every``: it is put into every Poisson sample; ``first``: into the first one
+            only; ``alone``: every sample is all rows of its client and no other, in both worlds.
+        position: where it stands among its client's units: 0 first, 1 last.
+        present: whether this world has it.
+    """
+
+    client: int
+    sampled: Literal["chance", "every", "first", "alone"] = "every"
+    position: float = 1.0
+    present: bool = True
+
+    def index(self, others: int) -> int:
+        """Its number among its client's units, of which there are ``others`` more."""
+        return round(self.position * others)
+
+    def within(self, units: Tensor, held: int, first: bool) -> Tensor:
+        """A sample ``units`` of its client, who holds ``held``, with the hidden one in or out as it should be.
+
+        The last draw of a sample is taken for the hidden unit's, so that all others are sampled alike in both worlds.
+        """
+        if self.sampled == "alone":
+            return torch.arange(held)
+        if not self.present:
+            return units
+        own, others = self.index(held - 1), units[units != held - 1]
+        drawn = len(others) < len(units)
+        others = others + (others >= own)
+        chosen = {"chance": drawn, "every": True, "first": first}[self.sampled]
+        return torch.cat([others, torch.tensor([own])]).sort().values if chosen else others
+
+
+@dataclass(frozen=True)
+class RowBlock:
+    """Rows of a client that are sampled in the first steps only, if at all: later queries must not depend on them.
+
+    Attributes:
+        client: whose.
+        start: the number of the first of them; the block is all from there on.
+        steps: how many Poisson samples they may be in.
+    """
+
+    client: int
+    start: int
+    steps: int
+
+
+@dataclass
+class WatchedClients(Clients):
+    """Clients that note every query and sample.
+
+    Attributes:
+        tape: what they did.
+        hidden: the unit that is looked at, or the block of rows, if there is one.
+        script: another world's tape, whose answers are given; None: their own.
+    """
+
+    tape: Tape = field(default_factory=Tape)
+    hidden: Hidden | RowBlock | None = None
+    script: Tape | None = None
+    placed: dict[int, Tensor] = field(default_factory=dict)
+    """Where the hidden unit's rows stand in the batch that is being made, by client."""
+
+    def add_noise(self, release: Release, round_: int, sent: Tensors, kept: Tensors | None = None) -> Noised:
+        """As every client's; the answer is the script's where there is one, as far as clients noise it."""
+        # what is kept may be changed in place later
+        before, held = copied(sent), copied(kept or {})
+        noised = super().add_noise(release, round_, sent, kept)
+        own = replace(noised, sent=copied(noised.sent), kept=copied(noised.kept))
+        query = Query(self.tape.round, release, round_, self.members, before, held, own, self._sampled(release))
+        self.tape.queries.append(query)
+        return noised if self.script is None else self._scripted(self.script, query, noised)
+
+    def _sampled(self, release: Release) -> bool:
+        latest = [sample.hidden for sample in self.tape.samples if sample.round == self.tape.round][-1:]
+        return release.sample_rate == 1 or not latest or latest[0]
+
+    def _scripted(self, script: Tape, query: Query, noised: Noised) -> Noised:
+        index = len(self.tape.queries) - 1
+        first = script.queries[index] if index < len(script.queries) else None
+        if first is None or (first.round, first.release, first.step) != (query.round, query.release, query.step):
+            raise Divergence(f"round {query.round} asks for noise on '{query.release.name}' only in the one of two neighbouring data sets")
+        positions = torch.tensor([first.members.index(client) for client in self.members])
+        own, others = query.shapes, first.shapes
+        # a client that is missing may have been the only one to send a tensor of that name
+        compared = own | others if query.members == first.members else own
+        if different := next((name for part, name in compared if own.get((part, name)) != others.get((part, name))), None):
+            raise Divergence(f"round {query.round}: name or shape of '{different}' in what is to be noised depends on the data")
+        silo = self.plan is not None and self.plan.trust == "silo"
+        sent = copied(first.noised.sent) if silo else noised.sent
+        return replace(noised, sent=sent, kept={name: first.noised.kept[name][positions] for name in query.kept})
+
+    def poisson(self, round_: int, rate: float, client_rate: float = 1.0) -> list[Tensor]:
+        """As every client's, with the hidden unit in or out as it should be; the other units' draws do not depend on it."""
+        rows, present = super().poisson(round_, rate, client_rate), True
+        if isinstance(self.hidden, RowBlock):
+            present = len(self.tape.samples) < self.hidden.steps
+            own = self.members.index(self.hidden.client)
+            rows[own] = rows[own] if present else rows[own][rows[own] < self.hidden.start]
+        elif self.hidden is not None:
+            for position, client in enumerate(self.members):
+                if client == self.hidden.client:
+                    held, sampled = self.units(position), rows[position]
+                    sampled = sampled if self.groups is None else torch.unique_consecutive(self.groups[position][sampled])
+                    units = self.hidden.within(sampled, held, not self.tape.samples)
+                    rows[position] = self.rows_of(position, units)
+                    present = not self.hidden.present or self.hidden.index(held - 1) in units
+                elif self.hidden.sampled == "alone":
+                    rows[position] = rows[position][:0]
+        self.tape.samples.append(Sample(self.tape.round, round_, rate, client_rate, [chosen.clone() for chosen in rows], present))
+        return rows
+
+    def drawn(self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]) -> list[Tensors]:
+        """As every client's; the rows are noted."""
+        self.tape.taken.append((self.tape.round, [chosen.clone() for chosen in rows]))
+        for position, (client, chosen) in enumerate(zip(self.members, rows, strict=True)):
+            if self._hides(client):
+                self.placed[client] = torch.isin(chosen, self._hidden_rows(position, self.units(position))).nonzero()[:, 0]
+        made = super().drawn(rows, round_, shapes)
+        self.placed.clear()
+        return made
+
+    def draws(self, client: int, rows: int, round_: int, shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
+        """As every client's; those of the hidden unit come from a stream of their own and do not move the others'."""
+        if not rows or not self._hides(client):
+            return super().draws(client, rows, round_, shapes)
+        position, hidden = self.members.index(client), torch.zeros(rows, dtype=torch.bool)
+        # whoever asks without a batch means all rows, in order
+        units = rows if self.groups is None else self.units(position)
+        hidden[self.placed.get(client, self._hidden_rows(position, units))] = True
+        if not hidden.any():
+            return super().draws(client, rows, round_, shapes)
+        others = super().draws(client, int((~hidden).sum()), round_, shapes)
+        own = super().draws(HIDDEN_STREAM, int(hidden.sum()), round_, shapes)
+        made = {name: torch.empty(rows, *shape) for name, shape in shapes.items()}
+        for name, value in made.items():
+            value[~hidden], value[hidden] = others[name], own[name]
+        return made
+
+    def _hides(self, client: int) -> bool:
+        return isinstance(self.hidden, Hidden) and self.hidden.present and client == self.hidden.client
+
+    def _hidden_rows(self, position: int, units: int) -> Tensor:
+        """The hidden unit's rows among those of its client, who holds so many ``units``."""
+        assert isinstance(self.hidden, Hidden)
+        return self.rows_of(position, torch.tensor([self.hidden.index(units - 1)]))
+
+
+class WatchedPool(LocalPool):
+    """A pool that notes the messages of every round, and gives another world's where there is a script.
+
+    Args:
+        cohorts: from :func:`watched`.
+        order: the positions of the cohorts in the order in which they are computed; messages are in client order in any case.
+        script: the tapes of all cohorts of another world; None: messages are the cohorts' own.
+    """
+
+    def __init__(self, cohorts: Sequence[Cohort], order: Sequence[int] | None = None, script: Sequence[Tape] | None = None) -> None:
+        super().__init__(cohorts)
+        self.order = range(len(cohorts)) if order is None else order
+        self.script = script
+
+    @property
+    def tapes(self) -> list[Tape]:
+        """One a cohort."""
+        return [tape_of(cohort) for cohort in self.cohorts]
+
+    def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
+        """See :class:`fedsim.methods.messages.Pool`."""
+        sent: dict[int, Message] = {}
+        for i in self.order:
+            tape = tape_of(self.cohorts[i])
+            tape.round = round_.number
+            sent[i] = self.cohorts[i].round(round_, broadcast)
+            tape.messages[round_.number] = _copied(sent[i])
+        if self.script is None:
+            return [sent[i] for i in range(len(self.cohorts))]
+        return [_copied(tape.messages[round_.number]) for tape in self.script]
+
+
+def watched(
+    spec: CohortSpec,
+    x: NDArray[np.float32],
+    y: NDArray[np.int64],
+    hidden: Hidden | RowBlock | None = None,
+    script: Tape | None = None,
+) -> Cohort:
+    """A cohort whose clients are watched; arguments as for :class:`WatchedClients`."""
+    return Cohort(spec, x, y, clients=partial(WatchedClients, hidden=hidden, script=script))
+
+
+def tape_of(cohort: Cohort) -> Tape:
+    """What a watched cohort did."""
+    assert isinstance(cohort.clients, WatchedClients)
+    return cohort.clients.tape
+
+
+def _copied(message: Message) -> Message:
+    return replace(message, sums=copied(message.sums))

@@ -1,0 +1,67 @@
+"""What clients send and receive over a training, and how much they train: counted from the messages that pass."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from cells import quick, small_cells
+
+from fedsim.training.cohort import build_algorithm
+from fedsim.training.trial import Outcome, run_trial, trained_parameters
+
+CLIENTS = 4
+
+
+def ended(entry: dict[str, Any], sizes: tuple[int, ...] = (CLIENTS,), **keys: Any) -> Outcome:
+    prepared = small_cells(entry, **{"epsilon": 4.0, **keys})
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    *_, outcome = run_trial(replace(trial, sizes=sizes), data)
+    assert isinstance(outcome, Outcome)
+    return outcome
+
+
+@pytest.mark.parametrize("name", ["fedhypevae", "dp-gaussian", "dp-cvae", "fedavg-linear"])
+def test_bytes_do_not_depend_on_how_clients_are_packed(name: str) -> None:
+    one, many = (ended(quick(name), sizes) for sizes in ((CLIENTS,), (1, 2, 1)))
+    assert (one.uplink_bytes, one.downlink_bytes, one.parameters) == (many.uplink_bytes, many.downlink_bytes, many.parameters)
+    assert one.uplink_bytes > 0
+
+
+def test_a_linear_classifier_is_sent_both_ways_by_every_client_in_every_round() -> None:
+    outcome = ended(quick("fedavg-linear", rounds=3))
+    assert outcome.parameters == 10 * (64 + 1)
+    assert outcome.uplink_bytes == outcome.downlink_bytes == 3 * CLIENTS * 4 * outcome.parameters
+
+
+def test_a_client_that_does_not_take_part_receives_nothing_unless_that_is_private() -> None:
+    def share(name: str, **keys: Any) -> float:
+        outcome = ended(quick(name, rounds=8, client_rate=0.5), **keys)
+        assert outcome.uplink_bytes == outcome.downlink_bytes
+        return outcome.downlink_bytes / (8 * CLIENTS * 4 * outcome.parameters)
+
+    assert 0 < share("fedavg-linear") < 1
+    assert share("dp-fedavg-linear", unit="client") == 1
+
+
+def test_what_stays_with_a_client_is_trained_and_not_sent() -> None:
+    outcome = ended(quick("fedavg-cvae", rounds=2))
+    assert outcome.uplink_bytes < 2 * CLIENTS * 4 * outcome.parameters
+
+
+def test_what_is_released_first_is_broadcast_to_what_comes_after_it() -> None:
+    """The mean is a release of one round; 65 numbers are sent for it, and the first round receives a model that has no mean yet."""
+    outcome = ended(quick("dp-linear", rounds=2))
+    model = 10 * 65
+    assert outcome.downlink_bytes == 3 * CLIENTS * 4 * (model + 64)
+    assert outcome.uplink_bytes == CLIENTS * 4 * (2 * model + 65)
+
+
+def test_a_client_trains_nothing_for_statistics_nor_what_is_the_servers_alone() -> None:
+    def counts(name: str) -> tuple[int, int]:
+        (trial,) = small_cells(quick(name), epsilon=4.0).trials
+        algorithm = build_algorithm(name, trial.cell.params, trial.task)
+        return trained_parameters(algorithm), sum(p.numel() for p in algorithm.build(0).parameters())
+
+    assert counts("dp-gaussian") == (0, 0)
+    trained, at_server = counts("dp-cgan")
+    assert 0 < trained < at_server
