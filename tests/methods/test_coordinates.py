@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim.methods.coordinates import COORDINATE_NAMES, POWER, SPREAD_WEIGHTS, Coordinates, Stretched, coordinate_statistics
+from fedsim.methods.coordinates import COORDINATE_NAMES, POWER, SPREAD_WEIGHTS, Coordinates, PersonalStretched, coordinate_statistics
 from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.one_shot import Rows
 from fedsim.methods.parameters import rounded
@@ -102,7 +102,10 @@ def test_coordinates_and_rows_are_inverse_and_a_generator_of_coordinates_is_one_
         def sample(self, labels: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
             return coordinates.of_rows(x)[labels] / 3
 
-    made = Stretched(Same(), coordinates, 3.0)
+        def of_client(self, client: int) -> "Same":
+            return self
+
+    made = PersonalStretched(Same(), coordinates, 3.0)
     labels = torch.arange(5)
     for generator in (made, made.of_client(1)):
         torch.testing.assert_close(generator.sample(labels, torch.Generator()), x[:5], atol=1e-5, rtol=1e-4)
