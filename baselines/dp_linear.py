@@ -79,7 +79,7 @@ class CentredSoftmaxRegression(DPSGD):
         return {"cross_entropy": cross_entropy(model(batch.x), batch.y)}
 
     def phases(self) -> tuple[Phase, ...]:
-        """The mean, or with ``precondition`` the coordinates; then DP-SGD. For unit client DP-SGD alone, since a statistic is per example."""
+        """The mean, or with ``precondition`` coordinates; then DP-SGD. For unit client that alone, since a statistic is per example."""
         *coordinates, sgd = super().phases()
         if coordinates or self.task.unit == "client":
             return (*coordinates, sgd)

@@ -13,6 +13,7 @@ from itertools import chain
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.one_shot import Rows, Statistic, overall_mean
@@ -91,12 +92,14 @@ def receive_spread(server: Server, sums: Tensors, std: Mapping[str, float], powe
     turned = basis.T @ vectors
 
     def function(of: Tensor) -> Tensor:
-        return ((turned * of) @ turned.T).float()
+        # of one size whatever stands out, so that shapes and bytes follow from public numbers alone
+        return pad((turned * of) @ turned.T, (0, padding, 0, padding)).float()
 
+    padding = min(MOST_DIRECTIONS, dim) - len(values)
     kept = (dim - len(values) + relative.pow(1 - 2 * power).sum()) * rest
     server.tensors |= {
         f"{PREFIX}mean": server.tensors["mean"],
-        f"{PREFIX}basis{number}": basis.float(),
+        f"{PREFIX}basis{number}": pad(basis, (0, padding)).float(),
         f"{PREFIX}shrink{number}": function(relative.pow(-power) - 1),
         f"{PREFIX}stretch{number}": function(relative.pow(power) - 1),
         f"{PREFIX}scale": (1.0 if before is None else before.scale) * (distances.square * kept).sqrt().float(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -71,8 +72,8 @@ def statistic_phase(statistic: Statistic, clip: float, task: Task, broadcast: Ca
     """
     # many steps share what one would have, and a mechanism that takes a share of the budget has 1 / sqrt(share) times the noise
     release = Release(statistic.name, 1.0, statistic.steps, (statistic.share / statistic.steps) ** -0.5, main=main)
-    weights = unit_weights(statistic.weights)
-    norms = Norms(clip, weights={name: clip * weight for name, weight in weights.items()})
+    weights, unit = unit_weights(statistic.weights), clip if math.isfinite(clip) else 1.0
+    norms = Norms(clip, weights={name: unit * weight for name, weight in weights.items()})
 
     def at_clients(clients: Clients, round_: Round, told: Tensors) -> Message:
         products = statistic.products(Rows.of(clients), told)
@@ -84,7 +85,7 @@ def statistic_phase(statistic: Statistic, clip: float, task: Task, broadcast: Ca
         return clients.send(noised.sent, {"gradient_norm": Diagnostic(joint, "quantiles"), "clipped_fraction": clipped})
 
     def at_server(server: Server, round_: Round, total: Tensors) -> Values:
-        std = server.noise_std(release.name, task.clients) / clip
+        std = server.noise_std(release.name, task.clients) / unit
         sums = {name: value / norms.weight(name) for name, value in total.items()}
         statistic.receive(server, sums, {name: std / weight for name, weight in weights.items()})
         return {}

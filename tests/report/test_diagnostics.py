@@ -146,7 +146,7 @@ def test_rounds_of_a_warm_start_are_left_out(tmp_path, row, training):
     [
         (quick("fedlambda"), [0, 1, 2]),
         (quick("dp-linear"), [1, 2, 3]),
-        (quick("dp-gmm", em_steps=4), [2, 3, 4, 5]),
+        (quick("dp-gmm", em_steps=4), [3, 4, 5, 6]),
     ],
     ids=["fedlambda", "warm start", "dp-gmm"],
 )

@@ -23,7 +23,7 @@ def test_a_gradients_noise_is_the_one_that_a_training_adds(keys) -> None:
     entry = quick("fedhypevae", rounds=12, sample_rate=0.5)
     prepared = small_cells(entry, epsilon=4.0, **keys)
     (trial,), (data,) = prepared.trials, prepared.data.values()
-    record = next(iter(run_trial(trial, data)))
+    record = next(step for step in run_trial(trial, data) if step.values["main"])
     signal = next(CellNoise(trial, parts_of(trial)).signals(trial.plan.main))
     units = trial.task.clients if keys.get("unit") == "client" else trial.train_rows * 0.5
     drawn = record.values["noise_norm"] or math.nan
@@ -43,7 +43,7 @@ def test_class_means_noise_is_in_units_of_the_radius() -> None:
     weight = 1 / math.sqrt(1 + 0.15**2 + 0.7**2)
     assert signal.noise == pytest.approx(multiplier / weight * math.sqrt(64) / (trial.train_rows / 10))
     assert "of the radius at n = 200" in signal.words
-    assert set(found) == {"mean of all rows", "number of rows", "class means", "class counts", "second moment"}
+    assert set(found) == {"mean of all rows", "number of rows", "class means", "class counts", "second moment", "histogram of distances"}
 
 
 def test_twice_the_rows_halve_the_noise() -> None:

@@ -47,12 +47,12 @@ def test_what_a_shipped_algorithm_plans_is_confirmed_whole_without_its_dimension
 
 
 FORGED = {
-    "fewer steps than rounds": (lambda row: forged(row, steps=1), "number of steps is 1 and in its plan 40"),
+    "fewer steps than rounds": (lambda row: forged(row, steps=1), "number of steps is 4 and in its plan 43"),
     "more noise than sigma says": (lambda row: forged(row, noise=2), "release 'dp-sgd' is of noise multiplier"),
     "another sigma": (lambda row: row.model_copy(update={"sigma": 2 * row.sigma}), r"σ is .* and in its plan"),
     "more of both": (lambda row: forged(row, noise=2, sigma=2 * row.sigma), r"σ is .* and in its plan"),
     "a sensitivity of nothing": (lambda row: row.model_copy(update={"sensitivity": 1e-6}), "sensitivity 1e-6 is below the clip"),
-    "a larger clip": (lambda row: row.model_copy(update={"clip": 2.0, "sensitivity": 2.0}), "clip is 2 and in its plan 0.3"),
+    "a larger clip": (lambda row: row.model_copy(update={"clip": 2.0, "sensitivity": 2.0}), "clip is 2 and in its plan 0.5"),
     "a lower epsilon": (lambda row: row.model_copy(update={"epsilon_spent": 0.01}), "ε is 0.003 of what its mechanisms spend"),
     "a lower target": (lambda row: row.model_copy(update={"epsilon_target": 1.0, "epsilon_spent": 0.9995}), "of what its mechanisms spend"),
     "another delta": (lambda row: row.model_copy(update={"delta": 1e-6}), r"σ is .* and in its plan"),

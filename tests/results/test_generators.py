@@ -507,7 +507,7 @@ FORGERIES = {
     "another scope": (put("plan", "scope", "everything"), "contradicts itself: scope is everything"),
     "other parameters": (put("cell", "params", "coordinates_share", 0.5), "contradicts itself: .*release 'mean' is of noise multiplier"),
     "another delta": (put("plan", "delta", 1e-6), "cell and plan differ"),
-    "a mechanism less": (lambda line: line["ledger"]["mechanisms"].pop(), "contradicts itself: the row says 2 steps and holds 1"),
+    "a mechanism less": (lambda line: line["ledger"]["mechanisms"].pop(), "contradicts itself: the row says 3 steps and holds 2"),
 }
 
 

@@ -8,11 +8,10 @@ bound is weaker than that of many trainings; it costs one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -73,17 +72,18 @@ def one_run(setting: Setting, count: int, root: int) -> list[Scored]:
     live = train_in(setting, seeds, [*others, present])
     without = train_in(setting, seeds, [*others, own], live)
     alone = (train_in(setting, seeds, [Member(last, x[i : i + 1], y[i : i + 1], canary=1, always=True)], live) for i in range(count))
-    # [canaries, rounds, numbers]
-    given = torch.stack([torch.stack([_unnoised(_query(heard, round_)) for round_, _ in heard.noisy]) for heard in alone]).numpy()
+    by_canary = ([_unnoised(_query(heard, round_)).numpy() for round_, _ in heard.noisy] for heard in alone)
+    given = [np.stack(parts) for parts in zip(*by_canary, strict=True)]
     scores = _scores(setting, live, without, given)
-    ratios = np.linalg.norm(given, axis=2).max(1) / setting.plan.sensitivity
+    ratios = np.max([np.linalg.norm(added, axis=1) for added in given], axis=0) / setting.plan.sensitivity
     return [Scored(i, bool(inside[i]), float(scores[i]), float(ratios[i])) for i in range(count)]
 
 
-def _scores(setting: Setting, live: Heard, without: Heard, given: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The estimates of the coins, from all rounds."""
-    information, weighted = 4 * np.eye(len(given)), np.zeros(len(given))
-    for (round_, noisy), added in zip(live.noisy, given.swapaxes(0, 1), strict=True):
+def _scores(setting: Setting, live: Heard, without: Heard, given: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """The estimates of the coins, from what canaries add in all rounds, ``[canaries, numbers]`` each."""
+    canaries = len(given[0])
+    information, weighted = 4 * np.eye(canaries), np.zeros(canaries)
+    for (round_, noisy), added in zip(live.noisy, given, strict=True):
         query, base = _query(live, round_), _query(without, round_)
         silo = setting.task.trust == "silo"
         seen = _apart(query.noised.sent, base.sent) if silo else _apart(noisy, add_in_order(without.sums(round_)))
