@@ -21,7 +21,7 @@ PAPER_FORM: dict[str, Any] = {
     "kernel": 0.1,
     "rounds": 200,
     "clip": 1.0,
-    "learning_rate": 0.003,
+    "learning_rate": 0.03,
     "expected_batch": 10,
     "follow_signal": False,
     "precondition": 0.0,
