@@ -18,7 +18,7 @@ from fedsim.device import normal
 from fedsim.models.layers import one_hot
 from fedsim.privacy.statistics.moments import Products, in_unit_ball
 from fedsim.privacy.statistics.outer_products import OuterProduct
-from fedsim.privacy.statistics.spectral import leading, leading_of, polar, spectral_function, square_root, steady
+from fedsim.privacy.statistics.spectral import leading, polar, spectral_function, square_root, steady
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class TunedBlock:
     closeness: float = 0.75  # class means are drawn at this share of their distance from their mean
     # mean square of a coordinate of class means as drawn, about their mean, in units of the variance that rows have in it: real classes
     # overlap more than normals of the believed covariance, and a learner of classes that do not overlap ignores how rows vary
-    overlap: float = 1.8
+    overlap: float = 0.9
     least_between: float = 0.1  # least variance of rows between class means, in units of the believed one: equal means leave some
     together: int = 4096  # rows drawn orthogonal to each other at a time, at most: what is gained needs no more, and memory would
     narrowest: float = 0.1  # least and largest variance of a site in the block, in units of what all share
@@ -55,18 +55,23 @@ class ClassBlock:
     basis: Tensor
 
 
-def block_of(means: Tensor, values: Tensor, vectors: Tensor, size: int) -> ClassBlock:
-    """The directions between class means, then leading directions of the data up to ``size`` in all.
+def block_of(means: Tensor, values: Tensor, vectors: Tensor, size: int, outward: Tensor) -> ClassBlock:
+    """The directions between class means, then those in which embeddings vary most, up to ``size`` in all.
 
     Args:
         means: class means ``[C, d]``.
         values: descending eigenvalues ``[d]`` of the covariance within classes, as it is believed.
         vectors: its eigenvectors ``[d, d]``.
         size: k; there are C - 1 directions at least, fewer only where class means span fewer, and never none.
+        outward: takes whitened rows to embeddings ``[d, d]``.
     """
     white = (vectors * values.rsqrt()) @ vectors.T
     found = between((means - means.mean(0)).double() @ white)
-    _, first = leading_of(values, vectors, max(0, min(size, len(values)) - found.shape[1]), 0.0)
+    covariance = outward.double().T @ outward.double()
+    # float32 does not hold directions of less variance
+    least = 1e-6 * float(covariance.trace().clamp_min(1e-12))
+    varied, along = leading(covariance, max(0, min(size, len(values)) - found.shape[1]), least)
+    first = outward.double() @ along / varied.sqrt()
     if found.shape[1] + first.shape[1] == 0:
         # equal means and leading directions that cannot be told apart: any direction does, the same on every processor
         first = torch.eye(len(values), dtype=values.dtype, device=values.device)[:, :1]
@@ -130,21 +135,6 @@ def between(apart: Tensor) -> Tensor:
     return apart.T @ vectors / squared.sqrt()
 
 
-def _overlapping(covariances: Tensor, onto: Tensor, squared_distance: Tensor) -> Tensor:
-    """Covariances ``[C, k, k]`` as rows are drawn with, given the projection ``[k, k]`` onto what lies between class means.
-
-    There the mean variance becomes that of class means, ``squared_distance`` over all its directions, by the overlap, and what is there
-    is drawn without regard to the rest: how each class's rest depends on it is known least of all, and a learner would take it for what
-    sets classes apart.
-    """
-    beyond, count = torch.eye(len(onto), device=onto.device) - onto, onto.trace().clamp_min(1e-12)
-    inside, outside = onto @ covariances @ onto, beyond @ covariances @ beyond
-    variance = inside.diagonal(dim1=1, dim2=2).sum(1).mean() / count
-    wanted = (squared_distance / count / TUNED.overlap).clamp_min(TUNED.least_between)
-    drawn: Tensor = wanted / variance.clamp_min(1e-12) * inside + outside
-    return drawn
-
-
 class BlockGenerator:
     """Decodes ``x = centre + radius (middle + root w)``, w standard normal but in the block, where it is the class's own normal.
 
@@ -169,8 +159,26 @@ class BlockGenerator:
         along = between((told - common).double())
         self.onto = (along @ along.T).to(told.dtype)
         distance = TUNED.closeness**2 * (told - common).square().sum(1).mean()
-        self.roots = square_root(_overlapping(tensors["prior_covariances"], self.onto, distance))
+        self.roots = self._roots(distance)
         self.outward = tensors["directions"] @ tensors["spread"] if "spread" in tensors else tensors["directions"]
+
+    def _roots(self, squared_distance: Tensor) -> Tensor:
+        """Roots of the classes' covariances as rows are drawn with, ``[C, k, k]``: what lies between class means, then the rest given that.
+
+        Between class means the mean variance becomes that of class means, ``squared_distance`` over all directions, by the overlap; the
+        rest follows what lies there as much as before.
+        """
+        covariances, onto = self.tensors["prior_covariances"], self.onto
+        beyond, count = torch.eye(len(onto), device=onto.device) - onto, onto.trace().clamp_min(1e-12)
+        inside = onto @ covariances @ onto
+        variance = inside.diagonal(dim1=1, dim2=2).sum(1).mean() / count
+        wanted = (squared_distance / count / TUNED.overlap).clamp_min(TUNED.least_between)
+        root = square_root(inside)
+        least = 1e-6 * variance
+        inverse = spectral_function(inside, lambda values: torch.where(values > least, values, torch.inf).rsqrt())
+        follows = inverse @ covariances @ beyond
+        rest = beyond @ covariances @ beyond - follows.transpose(1, 2) @ follows
+        return (wanted / variance.clamp_min(1e-12)).sqrt() * root + follows + square_root(rest)
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Synthetic embeddings ``[n, d]``."""
@@ -178,13 +186,12 @@ class BlockGenerator:
         source, second = pairs(labels) if self.paired else single(labels)
         draws = normal((len(labels) - int(second.sum()), len(t["root"])), stream, labels)
         w = (orthogonal(draws) if self.paired else draws)[source]
-        inside = w @ directions
-        drawn = torch.zeros_like(inside)
+        inside, sign = w @ directions, 1 - 2 * second.float()[:, None]
+        between, drawn = inside @ self.onto, torch.zeros_like(inside)
         for label, root in enumerate(self.roots):
-            drawn = drawn + (labels == label).float()[:, None] * (inside @ root)
-        kept, sign = drawn @ self.onto, 1 - 2 * second.float()[:, None]
-        drawn = self.means[labels] + kept + sign * (drawn - kept)
-        # outside of the block w is N(0, I), which is symmetric: with either sign it has the same law
+            drawn = drawn + (labels == label).float()[:, None] * ((between + sign * (inside - between)) @ root)
+        drawn = self.means[labels] + drawn
+        # what does not follow from what lies between class means is symmetric: with either sign it has the same law
         w = sign * (w - inside @ directions.T) + drawn @ self.outward.T
         made: Tensor = t["centre"] + t["radius"] * (t["middle"] + w @ t["root"])
         return made

@@ -19,7 +19,7 @@ from algorithms import class_block
 from algorithms.class_block import BlockGenerator
 from fedsim.device import to_device
 from fedsim.methods.algorithm import Params
-from fedsim.methods.coordinates import MEAN_SHARE, NAMES, PREFIX, Coordinates, clipped_square, coordinate_statistics
+from fedsim.methods.coordinates import COORDINATE_NAMES, MEAN_SHARE, PREFIX, Coordinates, clipped_square, coordinate_statistics
 from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.one_shot import OneShot, Rows, Statistic, statistic_phase
 from fedsim.methods.phase import Phase
@@ -28,7 +28,7 @@ from fedsim.privacy.statistics import moments, shrinkage
 from fedsim.privacy.statistics.outer_products import OuterProduct, unit_weights
 from fedsim.privacy.statistics.spectral import descending
 
-SHARES = {"coordinates": 0.16, "class means": 0.35, "moments": 0.4, "class moments": 0.09}
+SHARES = {"coordinates": 0.12, "class means": 0.37, "moments": 0.42, "class moments": 0.09}
 """How the releases share the budget, in units of 1 / sigma^2."""
 MEANS_WEIGHTS = {"class_sums": 1.0, "class_counts": 0.15}
 MOMENT_WEIGHTS = {"class_sums": 0.5, "class_counts": 0.15, "second": 1.0}
@@ -57,7 +57,7 @@ class TunedWarm:
 
 
 TUNED = TunedWarm()
-SENT_TO_CLIENTS = ("mean", *NAMES, "emphasis", "class_centres", "inner_radius", "radius", "basis", "coordinates")
+SENT_TO_CLIENTS = ("mean", *COORDINATE_NAMES, "emphasis", "class_centres", "inner_radius", "radius", "basis", "coordinates")
 """What clients need of what was released."""
 
 
@@ -207,19 +207,19 @@ class FedHypeVAEWarm(OneShot):
 
     def decoder(self, server: Server, means: Tensor, values: Tensor, vectors: Tensor) -> Tensors:
         """The affine decoder and its block, of class means ``[C, d]`` and eigenvalues ``[d]`` and vectors ``[d, d]`` of the covariance."""
-        block = class_block.block_of(means, values, vectors, self.block_size(server))
         root = ((vectors * values.sqrt()) @ vectors.T).float()
         white = ((vectors * values.rsqrt()) @ vectors.T).float()
-        centre = means.mean(0)
+        centre, released = means.mean(0), Coordinates(server.tensors)
+        outward = released.apart(root)
+        block = class_block.block_of(means, values, vectors, self.block_size(server), outward)
         # the classes' common mean outside of the block
         middle = centre - (centre @ white @ block.directions) @ block.directions.T @ root
-        released = Coordinates(server.tensors)
         return {
             "centre": released.mean,
             "basis": released.of_centred(block.basis.T).T,
             "directions": block.directions,
             "coordinates": means @ block.basis,
-            "root": released.apart(root),
+            "root": outward,
             "middle": released.apart(middle),
         }
 
@@ -247,8 +247,11 @@ class FedHypeVAEWarm(OneShot):
         off = shrinkage.james_stein(sums["class_sums"] / counts[:, None], (std["class_sums"] / counts).square())
         second = sums["class_second"].view(len(counts), size, size)
         second = (second + second.transpose(1, 2)) / 2 / counts[:, None, None]
-        covariances = shrinkage.pooled_and_own(second, off, counts, std["class_second"] / 2**0.5)
-        server.tensors |= {"prior_means": start + reach * off, "prior_covariances": reach**2 * covariances}
+        means = start + reach * off
+        along = class_block.between((means - means.mean(0)).double())
+        onto = (along @ along.T).to(means.dtype)
+        covariances = shrinkage.pooled_and_own(second, off, counts, std["class_second"] / 2**0.5, onto)
+        server.tensors |= {"prior_means": means, "prior_covariances": reach**2 * covariances}
 
     def label_counts(self, server: Server) -> Tensor:
         """Those of class means and moments together."""

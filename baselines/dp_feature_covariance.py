@@ -17,12 +17,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedsim.batch import Batch
-from fedsim.methods.coordinates import Coordinates, coordinate_statistics
+from fedsim.methods.coordinates import Coordinates
 from fedsim.methods.dp_sgd import DPSGD, DPSGDParams
 from fedsim.methods.messages import Round, Server, Tensors, Values
 from fedsim.methods.one_shot import Rows, Statistic, statistic_phase
 from fedsim.methods.optimise import average_step
-from fedsim.methods.parameters import load_parameters, shared_tensors
+from fedsim.methods.parameters import shared_tensors
 from fedsim.methods.phase import Phase
 from fedsim.methods.products import Classifier
 from fedsim.models.layers import ZeroLinear
@@ -41,7 +41,7 @@ class DPFeatureCovarianceParams(DPSGDParams):
     """Parameters of DP-FC.
 
     Attributes:
-        coordinates_share, second_share: shares of the budget (in 1 / sigma^2) that coordinates and the second moment in them take.
+        precondition, second_share: shares of the budget (in 1 / sigma^2) that coordinates and the second moment in them take.
         radius: of the ball to which rows are clipped, in units of their typical distance from the mean.
         ridge: added to the second moment, in units of the largest eigenvalue that noise alone would have.
         sample_rate: q; with all rows in every step, noise is all that makes steps differ.
@@ -49,7 +49,7 @@ class DPFeatureCovarianceParams(DPSGDParams):
         learning_rate: of the preconditioned step; a logistic loss is flatter than the squares that the second moment stands for.
     """
 
-    coordinates_share: float = Field(0.16, gt=0, lt=1)
+    precondition: float = Field(0.16, gt=0, lt=1)
     second_share: float = Field(0.2, gt=0, lt=1)
     radius: float = Field(0.7, gt=0)
     ridge: float = Field(1.0, gt=0)
@@ -60,26 +60,22 @@ class DPFeatureCovarianceParams(DPSGDParams):
 
 
 class BallHead(nn.Module):
-    """Softmax regression on rows in released coordinates, clipped to a ball of ``radius``, in units of it.
-
-    Coordinates are ``onto (x - mean)``; both are set by what was released, and not trained.
-    """
+    """Softmax regression on rows in released coordinates, clipped to a ball of ``radius``, in units of it."""
 
     def __init__(self, dim: int, classes: int, radius: float) -> None:
         super().__init__()
         self.head = ZeroLinear(dim, classes, bias=False)
-        self.mean, self.onto = nn.Parameter(torch.zeros(dim), requires_grad=False), nn.Parameter(torch.eye(dim), requires_grad=False)
         self.radius = radius
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits ``[N, C]`` of embeddings ``[N, d]``."""
-        logits: Tensor = self.head(moments.in_unit_ball((x - self.mean) @ self.onto.T / self.radius))
+    def forward(self, r: Tensor) -> Tensor:
+        """Logits ``[N, C]`` of coordinates ``[N, d]``."""
+        logits: Tensor = self.head(moments.in_unit_ball(r / self.radius))
         return logits
 
     def classifier(self) -> LinearClassifier:
-        """What it has become, for plain embeddings."""
-        weight = self.head.weight @ self.onto / self.radius
-        return LinearClassifier(weight, -weight @ self.mean)
+        """What it has become, without the clip."""
+        weight = self.head.weight / self.radius
+        return LinearClassifier(weight, weight.new_zeros(len(weight)))
 
 
 @register("dp-feature-covariance")
@@ -88,6 +84,7 @@ class DPFeatureCovariance(DPSGD):
 
     source = "DP-FC: Mehta et al. 2022, arXiv 2211.13403"
     units: ClassVar[tuple[Unit, ...]] = ("example",)
+    power, looks = 0.25, 1
     Params: ClassVar[type[DPFeatureCovarianceParams]] = DPFeatureCovarianceParams
 
     def build(self, clients: int) -> nn.Module:
@@ -100,11 +97,10 @@ class DPFeatureCovariance(DPSGD):
 
     def phases(self) -> tuple[Phase, ...]:
         """The statistics, then DP-SGD."""
-        ((sgd,), p) = super().phases(), self.params
+        (*coordinates, sgd), p = super().phases(), self.params
         second = Statistic("second moment", p.second_share, {"second": 1.0}, self.second_products, self.receive_second)
-        statistics = (*coordinate_statistics(p.coordinates_share), second)
-        phases = (statistic_phase(statistic, self.clip(), self.task, lambda server: dict(server.tensors)) for statistic in statistics)
-        return (*phases, sgd.taking(1 - p.coordinates_share - p.second_share))
+        phase = statistic_phase(second, self.clip(), self.task, lambda server: dict(server.tensors))
+        return (*coordinates, phase, sgd.taking(1 - p.precondition - p.second_share))
 
     def second_products(self, rows: Rows, released: Tensors) -> Mapping[str, OuterProduct]:
         """Of rows in released coordinates, of norm at most 1."""
@@ -112,11 +108,7 @@ class DPFeatureCovariance(DPSGD):
         return {"second": OuterProduct(clipped, clipped)}
 
     def receive_second(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
-        """The preconditioner: the inverse of the noisy second moment, its negative part left out, with a ridge; the head's coordinates."""
-        mean = server.tensors["mean"]
-        load_parameters(
-            server.model, {"mean": mean, "onto": Coordinates(server.tensors).of_centred(torch.eye(len(mean), device=mean.device))}
-        )
+        """The preconditioner: the inverse of the noisy second moment, its negative part left out, with a ridge."""
         second = (sums["second"] + sums["second"].T) / 2
         edge = math.sqrt(2 * self.task.dim) * std["second"]
         ridge = self.params.ridge * edge + LEAST_RIDGE * float(second.trace().clamp_min(1.0)) / self.task.dim

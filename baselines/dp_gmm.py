@@ -15,7 +15,7 @@ from torch import Tensor
 
 from baselines.dp_gaussian import DPGaussian, DPGaussianParams, GaussianGenerator
 from fedsim.device import normal, to_device
-from fedsim.methods.coordinates import NAMES, coordinate_statistics
+from fedsim.methods.coordinates import COORDINATE_NAMES, coordinate_statistics
 from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.one_shot import Rows, Statistic
 from fedsim.methods.products import Generator
@@ -24,7 +24,7 @@ from fedsim.privacy.statistics import mixture, moments
 from fedsim.privacy.statistics.outer_products import OuterProduct
 from fedsim.seeds import Purpose
 
-SENT_TO_CLIENTS = ("mean", *NAMES, "class_means", "class_counts", "basis", "covariance", "offsets", "shares")
+SENT_TO_CLIENTS = ("mean", *COORDINATE_NAMES, "class_means", "class_counts", "basis", "covariance", "offsets", "shares")
 """What clients need of what was released."""
 
 

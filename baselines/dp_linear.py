@@ -79,10 +79,10 @@ class CentredSoftmaxRegression(DPSGD):
         return {"cross_entropy": cross_entropy(model(batch.x), batch.y)}
 
     def phases(self) -> tuple[Phase, ...]:
-        """The mean, then DP-SGD; for unit client DP-SGD alone, since a statistic is per example."""
-        (sgd,) = super().phases()
-        if self.task.unit == "client":
-            return (sgd,)
+        """The mean, or with ``precondition`` the coordinates; then DP-SGD. For unit client DP-SGD alone, since a statistic is per example."""
+        *coordinates, sgd = super().phases()
+        if coordinates or self.task.unit == "client":
+            return (*coordinates, sgd)
         share = self.params.mean_share
         mean = statistic_phase(replace(overall_mean(share), receive=receive_mean), self.clip(), self.task, self.broadcast)
         return (mean, sgd.taking(1 - share))

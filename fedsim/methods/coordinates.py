@@ -23,7 +23,7 @@ from fedsim.privacy.statistics.outer_products import OuterProduct
 from fedsim.privacy.statistics.spectral import leading, steady
 
 PREFIX = "coordinates."
-NAMES = tuple(f"{PREFIX}{name}" for name in ("mean", "basis", "shrink", "stretch", "scale"))
+COORDINATE_NAMES = tuple(f"{PREFIX}{name}" for name in ("mean", "basis", "shrink", "stretch", "scale"))
 """Tensors that hold the coordinates."""
 MEAN_SHARE = 0.4
 """Of what both releases take of the budget."""
@@ -60,7 +60,7 @@ def coordinate_statistics(
 
     def products(rows: Rows, released: Tensors) -> Products:
         r = about(rows, released)
-        return spread_products(Coordinates(released).of_centred(r) if NAMES[0] in released else r)
+        return spread_products(Coordinates(released).of_centred(r) if COORDINATE_NAMES[0] in released else r)
 
     def receive(server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
         receive_spread(server, sums, std, power)
@@ -77,7 +77,7 @@ def spread_products(r: Tensor) -> Products:
 
 def receive_spread(server: Server, sums: Tensors, std: Mapping[str, float], power: float = POWER) -> None:
     """The coordinates, of mean squared norm 1, from the directions whose variance stands out of the noise; or one look more."""
-    before = Coordinates(server.tensors) if NAMES[0] in server.tensors else None
+    before = Coordinates(server.tensors) if COORDINATE_NAMES[0] in server.tensors else None
     number = "" if before is None else f".{len(before.looks)}"
     second, rows, dim = sums["second"], server.tensors["rows"], len(sums["second"])
     distances = released_distances(sums["bins"], std["bins"], server.tensors["square"] if before is None else torch.ones_like(rows))
@@ -124,7 +124,7 @@ class Coordinates:
     @classmethod
     def where_released(cls, tensors: Mapping[str, Tensor]) -> Coordinates | None:
         """From tensors that may hold none."""
-        return cls(tensors) if NAMES[0] in tensors else None
+        return cls(tensors) if COORDINATE_NAMES[0] in tensors else None
 
     def equals(self, other: Coordinates) -> bool:
         """Whether they are the same numbers."""

@@ -35,8 +35,6 @@ from fedsim.privacy.plan import Claim, Release, Unit
 from fedsim.seeds import Purpose
 
 RELEASE = "dp-sgd"
-SGD_POWER, SGD_LOOKS = 0.5, 2
-"""Of the coordinates: all variances that are seen become equal, so that those that are not may have one noise in the model."""
 
 
 class DPSGDParams(Params):
@@ -85,6 +83,9 @@ class DPSGD(Algorithm):
     params: Any
     units: ClassVar[tuple[Unit, ...]] = ("example", "group", "client")
     server_only: ClassVar[tuple[str, ...]] = ()
+    power: ClassVar[float] = 0.5
+    """Coordinates are divided by this power of their variance: all that are seen become equal, so that one noise fits the others."""
+    looks: ClassVar[int] = 2
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
@@ -120,7 +121,7 @@ class DPSGD(Algorithm):
         share = self.params.precondition
         if not share or self.task.unit == "client":
             return (sgd,)
-        spread = coordinate_statistics(share, power=SGD_POWER, looks=SGD_LOOKS)
+        spread = coordinate_statistics(share, power=self.power, looks=self.looks)
         first = (statistic_phase(statistic, self.clip(), self.task, lambda server: dict(server.tensors)) for statistic in spread)
         return (*first, sgd.taking(1 - share))
 

@@ -8,6 +8,7 @@ import torch
 from cells import small_cells
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from released import centred_at
 from rows import outcome_and_plan, score_of
 
 from baselines.dp_feature_covariance import LEAST_RIDGE, DPFeatureCovariance, DPFeatureCovarianceParams
@@ -31,14 +32,14 @@ def method(**params: float) -> DPFeatureCovariance:
 def test_one_row_adds_at_most_one_to_the_second_moment(seed: int, scale: float) -> None:
     stream = torch.Generator().manual_seed(seed)
     x, y = scale * torch.randn(10, DIM, generator=stream), torch.zeros(10, dtype=torch.long)
-    products = method().second_products(Rows(x, y, y), {"mean": torch.randn(DIM, generator=stream)})
+    products = method().second_products(Rows(x, y, y), centred_at(torch.randn(DIM, generator=stream)))
     _, norms = clipped_statistics(products, Norms(1.0))
     assert norms.max() <= 1 + 1e-5
 
 
 def preconditioned(second: torch.Tensor, std: float, **params: float) -> Server:
     algorithm = method(**params)
-    server = Server(algorithm.build(0), Seeds(0))
+    server = Server(algorithm.build(0), Seeds(0), tensors=centred_at(torch.zeros(DIM)))
     algorithm.receive_second(server, {"second": second}, {"second": std})
     return server
 
@@ -58,12 +59,11 @@ def test_the_largest_eigenvalue_of_noise_alone_is_one_ridge() -> None:
     assert largest == pytest.approx(math.sqrt(2 * dim) * std, rel=0.05)
 
 
-def test_a_step_goes_along_the_preconditioned_sum_and_leaves_the_mean_alone() -> None:
+def test_a_step_goes_along_the_preconditioned_sum() -> None:
     server = preconditioned(torch.diag(torch.arange(1.0, DIM + 1)), 0.0)
     algorithm, sums = method(learning_rate=2.0), torch.randn(CLASSES, DIM, generator=torch.Generator().manual_seed(0))
     algorithm.server_step(server, Round(0, 2, 0, 0, algorithm.releases()[-1]), {"head.weight": sums})
     torch.testing.assert_close(server.model.get_parameter("head.weight").detach(), -2 * sums @ server.tensors["preconditioner"])
-    assert not server.model.get_parameter("mean").any()
 
 
 def cells(epsilon: float, **keys: Any) -> Prepared:
@@ -84,10 +84,15 @@ def test_it_tells_digits_apart_without_noise_and_under_it() -> None:
 
 
 @pytest.mark.parametrize("trust", ["aggregate", "silo"])
-def test_mean_second_moment_and_steps_share_the_budget(trust: str) -> None:
+def test_coordinates_second_moment_and_steps_share_the_budget(trust: str) -> None:
     found, plan = outcome(4.0, trust=trust)
-    assert [(release.name, release.steps) for release in plan.releases] == [("mean", 1), ("second moment", 1), ("dp-sgd", 20)]
+    assert [(release.name, release.steps) for release in plan.releases] == [
+        ("mean", 1),
+        ("spread", 1),
+        ("second moment", 1),
+        ("dp-sgd", 20),
+    ]
     shares = [release.steps * (release.sample_rate / release.relative_noise) ** 2 for release in plan.releases]
-    assert shares == pytest.approx([0.1, 0.2, 0.7])
+    assert shares == pytest.approx([0.064, 0.096, 0.2, 0.64])
     assert found.epsilon_spent == pytest.approx(plan.epsilon_reached)
     assert plan.claim == "proved"

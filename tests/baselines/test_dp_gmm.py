@@ -4,9 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from released import centred_at
 
 from baselines.dp_gaussian import DPGaussian, DPGaussianParams
 from baselines.dp_gmm import DPGMM, DPGMMParams, MixtureGenerator
+from fedsim.methods.coordinates import Stretched
 from fedsim.methods.messages import Server, Task, Tensors
 from fedsim.methods.one_shot import OneShot, Rows
 from fedsim.methods.parameters import rounded
@@ -43,21 +45,24 @@ def without_noise(algorithm: OneShot, x: torch.Tensor, y: torch.Tensor) -> Serve
 
 def test_without_noise_it_finds_two_planted_components() -> None:
     x, y = planted(4000, 0.3)
-    algorithm = DPGMM(DPGMMParams(components=2, em_steps=10), Task(DIM, CLASSES, 1))
+    algorithm = DPGMM(DPGMMParams(components=2, em_steps=10, radius=4.0), Task(DIM, CLASSES, 1))
     made = algorithm.generator(without_noise(algorithm, x, y))
-    assert isinstance(made, MixtureGenerator)
-    means = made.components.means.view(CLASSES, 2, DIM)
+    assert isinstance(made, Stretched)
+    mixed = made.generator
+    assert isinstance(mixed, MixtureGenerator)
+    means = made.coordinates.rows(made.unit * mixed.components.means).view(CLASSES, 2, DIM)
     for label, axis, small in ((0, 1, 0.25), (1, 2, 0.5)):
         found = means[label, :, axis].sort().values
         assert found.tolist() == pytest.approx([0.0, 0.3], abs=0.03)
-        assert float(made.shares[label].min()) == pytest.approx(small, abs=0.05)
-    within = made.components.basis @ made.components.covariance @ made.components.basis.T
+        assert float(mixed.shares[label].min()) == pytest.approx(small, abs=0.05)
+    basis = made.coordinates.apart(made.unit * mixed.components.basis.T)
+    within = basis.T @ mixed.components.covariance @ basis
     assert within.diagonal().max() < 0.1 * 0.3**2  # the scatter between components is out of the covariance
 
 
 def test_samples_have_the_mean_and_the_covariance_of_the_rows() -> None:
     x, y = planted(4000, 0.2)
-    algorithm = DPGMM(DPGMMParams(components=3, em_steps=2), Task(DIM, CLASSES, 1))
+    algorithm = DPGMM(DPGMMParams(components=3, em_steps=2, radius=4.0), Task(DIM, CLASSES, 1))
     made = algorithm.generator(without_noise(algorithm, x, y))
     labels = torch.arange(20_000) % CLASSES
     sampled = made.sample(labels, torch.Generator().manual_seed(1))
@@ -84,7 +89,7 @@ def test_responsibilities_sum_to_one_and_a_row_adds_at_most_one(seed: int, scale
     algorithm = DPGMM(DPGMMParams(components=components), Task(DIM, CLASSES, 1))
     root = torch.randn(4, 4, generator=stream)
     covariance = root @ root.T + 1e-3 * torch.eye(4)
-    told: Tensors = {"mean": torch.randn(DIM, generator=stream), "class_means": torch.randn(CLASSES, DIM, generator=stream)}
+    told: Tensors = centred_at(torch.randn(DIM, generator=stream)) | {"class_means": torch.randn(CLASSES, DIM, generator=stream)}
     told |= {"basis": torch.linalg.qr(torch.randn(DIM, 4, generator=stream)).Q}
     told |= mixture.start(torch.randn(CLASSES, components, 4, generator=stream), covariance, 2.0)
     # after a step so noisy that nothing of it need make sense

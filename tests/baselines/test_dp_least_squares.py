@@ -9,6 +9,7 @@ import torch
 from cells import small_cells
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from released import centred_at
 from rows import outcome_and_plan, score_of
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
@@ -42,7 +43,7 @@ def classes_apart(rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 def receive(x: torch.Tensor, y: torch.Tensor, std: dict[str, float], drawn: float = 0.0, stream: torch.Generator | None = None) -> Server:
     """The server after some rows' moments, which it takes for noisy by ``std``; noise on the class sums is ``drawn``, the rest exact."""
     algorithm = DPLeastSquares(DPLeastSquaresParams(radius=1.0), Task(x.shape[1], CLASSES, 2))
-    server = Server(torch.nn.Module(), Seeds(0), tensors={"mean": x.mean(0)})
+    server = Server(torch.nn.Module(), Seeds(0), tensors=centred_at(x.mean(0)))
     weights = unit_weights(MOMENT_WEIGHTS)
     sums, _ = clipped_statistics(algorithm.moment_products(Rows(x, y, torch.zeros_like(y)), server.tensors), Norms(1.0, weights=weights))
     sums = {name: value / weights[name] for name, value in rounded(sums).items()}
@@ -56,7 +57,7 @@ def receive(x: torch.Tensor, y: torch.Tensor, std: dict[str, float], drawn: floa
 def test_one_row_adds_at_most_one_to_all_moments_together(seed: int, scale: float) -> None:
     stream = torch.Generator().manual_seed(seed)
     x, y = scale * torch.randn(10, DIM, generator=stream), torch.randint(CLASSES, (10,), generator=stream)
-    products = method().moment_products(Rows(x, y, torch.zeros_like(y)), {"mean": torch.randn(DIM, generator=stream)})
+    products = method().moment_products(Rows(x, y, torch.zeros_like(y)), centred_at(torch.randn(DIM, generator=stream)))
     _, norms = clipped_statistics(products, Norms(1.0, weights=unit_weights(MOMENT_WEIGHTS)))
     assert norms.max() <= 1 + 1e-5
 
@@ -102,9 +103,9 @@ def test_it_tells_digits_apart_without_noise_and_under_it() -> None:
 
 
 @pytest.mark.parametrize("trust", ["aggregate", "silo"])
-def test_mean_and_moments_share_the_budget(trust: str) -> None:
+def test_coordinates_and_moments_share_the_budget(trust: str) -> None:
     found, plan = outcome(4.0, trust=trust)
-    assert [release.name for release in plan.releases] == ["mean", "moments"]
-    assert [release.relative_noise**-2 for release in plan.releases] == pytest.approx([0.1, 0.9])
+    assert [release.name for release in plan.releases] == ["mean", "spread", "moments"]
+    assert [release.relative_noise**-2 for release in plan.releases] == pytest.approx([0.064, 0.096, 0.84])
     assert found.epsilon_spent == pytest.approx(plan.epsilon_reached)
     assert plan.claim == "proved"

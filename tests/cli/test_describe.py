@@ -81,7 +81,7 @@ def test_a_plug_in_that_is_refused_does_not_hide_the_others(folder: Path) -> Non
         describe(name)
     table = printed(algorithms_table([name, "dp-gaussian"]))
     assert "ZeroDivisionError" in table
-    assert "mean_share=0.1" in table
+    assert "coordinates_share=0.16" in table
 
 
 def test_an_unknown_name_gets_the_nearest() -> None:

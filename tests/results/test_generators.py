@@ -505,7 +505,7 @@ FORGERIES = {
     "a lower sensitivity": (put("plan", "sensitivity", 1e-6), "contradicts itself: sensitivity 1e-6 is below the clip"),
     "a larger sensitivity": (put("plan", "sensitivity", 2.0), "contradicts itself: sensitivity is 2 and in its plan 1"),
     "another scope": (put("plan", "scope", "everything"), "contradicts itself: scope is everything"),
-    "other parameters": (put("cell", "params", "mean_share", 0.5), "contradicts itself: .*release 'mean' is of noise multiplier"),
+    "other parameters": (put("cell", "params", "coordinates_share", 0.5), "contradicts itself: .*release 'mean' is of noise multiplier"),
     "another delta": (put("plan", "delta", 1e-6), "cell and plan differ"),
     "a mechanism less": (lambda line: line["ledger"]["mechanisms"].pop(), "contradicts itself: the row says 2 steps and holds 1"),
 }

@@ -33,7 +33,7 @@ def written(grid: Grid) -> Grid:
 
 def made(tmp_path: Path, **keys: Any) -> Grid:
     data = {"dataset": {"npz": str(digits_of_sites(tmp_path)), "overlap": "keep"}} if keys.get("partition") == SITES else {}
-    return small_grid(quick("dp-gaussian", mean_share=0.2), "fedavg-linear", **data, **keys)
+    return small_grid(quick("dp-gaussian", coordinates_share=0.2), "fedavg-linear", **data, **keys)
 
 
 def line_of(grid: Grid) -> tuple[Any, Any, dict[str, Any]]:

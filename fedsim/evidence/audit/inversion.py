@@ -30,9 +30,12 @@ from fedsim.data.embeddings import Embeddings
 from fedsim.errors import UserError
 from fedsim.evidence.audit.audit import Append, Count, Reached, key, with_missing
 from fedsim.evidence.audit.setting import Labels, Rows, plan_of
-from fedsim.methods import dp_sgd, local_dp_sgd, local_training
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.clients import Clients
+from fedsim.methods.coordinates import Coordinates
+from fedsim.methods.dp_sgd import DPSGD, RELEASE
+from fedsim.methods.local_dp_sgd import LOCAL_STEPS_RELEASE, LocalDPSGD
+from fedsim.methods.local_training import UPDATES_RELEASE, LocalTraining
 from fedsim.methods.messages import Message, Round, Task, Tensors
 from fedsim.methods.parameters import load_parameters, local_names
 from fedsim.methods.returns import loss_parts
@@ -67,7 +70,7 @@ TRIED_INVERSION_ROWS = 4
 """Rows on which the weights are tried, but at least as many as a client has."""
 UNCLIPPED_NORM = 1e9
 """A clip norm that clips nothing and has a derivative."""
-GRADIENT_RELEASES = (dp_sgd.RELEASE, local_dp_sgd.LOCAL_STEPS_RELEASE, local_training.UPDATES_RELEASE)
+GRADIENT_RELEASES = (RELEASE, LOCAL_STEPS_RELEASE, UPDATES_RELEASE)
 """Releases that are gradients, or updates."""
 
 
@@ -164,6 +167,7 @@ class RowGradient:
     batch: Batch
     norms: Norms
     names: tuple[str, ...]
+    coordinates: Coordinates | None
 
     @classmethod
     def of(cls, algorithm: Algorithm, clients: Clients, round_: Round, broadcast: Tensors) -> RowGradient:
@@ -172,12 +176,12 @@ class RowGradient:
         load_parameters(model, {name: value[0] for name, value in clients.state.items()} | broadcast)
         names = tuple(name for name, p in model.named_parameters() if p.requires_grad and name in broadcast)
         unit: Unit = "group" if algorithm.task.unit == "group" else "example"
-        if isinstance(algorithm, dp_sgd.DPSGD):
+        if isinstance(algorithm, DPSGD):
             norms = algorithm.norms(model)
         else:
             norms = Norms(algorithm.clip() if _noisy_steps(algorithm) else UNCLIPPED_NORM, unit)
         batch = clients.batch([torch.arange(len(clients.x[0]))], round_.stream, algorithm.draws())  # type: ignore[attr-defined]
-        return cls(algorithm, model, batch, norms, names)
+        return cls(algorithm, model, batch, norms, names, Coordinates.where_released(broadcast))
 
     def flat(self, sums: Mapping[str, Tensor]) -> Tensor:
         """The shared parameters' numbers in a row."""
@@ -189,12 +193,13 @@ class RowGradient:
         def parts(model: Module, batch: Batch) -> Tensor:
             return torch.stack(list(loss_parts(self.algorithm.loss, model, batch).values()), 1)
 
-        made = self.flat(clipped_sum(self.model, parts, replace(self.batch, x=rows), self.norms, "vmap").sums)
-        return made if isinstance(self.algorithm, dp_sgd.DPSGD) else -made
+        seen = rows if self.coordinates is None else self.coordinates.of_rows(rows)
+        made = self.flat(clipped_sum(self.model, parts, replace(self.batch, x=seen), self.norms, "vmap").sums)
+        return made if isinstance(self.algorithm, DPSGD) else -made
 
 
 def _noisy_steps(algorithm: Algorithm) -> bool:
-    return isinstance(algorithm, local_dp_sgd.LocalDPSGD) and algorithm.in_local_steps
+    return isinstance(algorithm, LocalDPSGD) and algorithm.in_local_steps
 
 
 @dataclass(frozen=True)
@@ -237,7 +242,7 @@ def reconstructed(client: AttackedClient, plan: PrivacyPlan | None, x: Rows, law
     guess = law.rows(client.y, torch.zeros_like(start[0]))
     own, own_gradient = client.listen(guess.numpy(), plan, client.root + 2)
     at_guess, scale, slack = own_gradient(guess).detach(), 1.0, 1.0
-    exact = isinstance(gradient.algorithm, dp_sgd.DPSGD)
+    exact = isinstance(gradient.algorithm, DPSGD)
     if not exact:
         outside = plan is not None and not _noisy_steps(gradient.algorithm)
         bare = client.listen(guess.numpy(), replace(plan, sigma=0.0), client.root + 2)[0] if outside and plan is not None else own
@@ -287,7 +292,7 @@ class Inversion:
         clients: int,
     ) -> None:
         kind = lookup(algorithm)
-        if not issubclass(kind, dp_sgd.DPSGD | local_training.LocalTraining):
+        if not issubclass(kind, DPSGD | LocalTraining):
             what = "sends neither gradients nor updates of a model, which inversion looks at"
             raise UserError(f"algorithm {algorithm}", what, "give --attack white-box, or black-box")
         if len(data.y_train) < (least := 2 * max(BATCH_ROWS)):

@@ -40,7 +40,7 @@ BROKEN = {
     "rare_labels_merged:RareLabelsMerged": ("per-example loss", r"'class_sums' of 'moments' .* the first 1 of 400 rows of one client when"),
     "clients_capped:ClientsCapped": ("per-example loss", r"of 'moments' is not per example: it changes for the last 1 of 400 rows"),
     "one_label_shares:OneLabelShares": ("per-example loss", r"the loss is not per example: it changes for the first 2 of 400 rows"),
-    "large_batches_averaged:LargeBatchesAveraged": ("per-example loss", r"the loss is not per example: it changes for the first 1 of 400 rows"),
+    "large_batches_averaged:LargeBatchesAveraged": ("per-example loss", r"loss is not per example: it changes for the first 1 of 400 rows"),
     "hypernetwork_over_batch:HypernetworkOverBatch": ("per-example loss", r"layer 'hyper' gave \[1, 640\] for 6 examples"),
     "batch_clipped_as_one:BatchClippedAsOne": ("sensitivity", r"a row against the others of its sample .* \(1\.9\d of it\)"),
     "sensitivity_of_a_tenth:SensitivityOfATenth": ("sensitivity", r"the claimed bound is .* \((9\.9\d|10\.0\d) of it\)"),

@@ -32,7 +32,7 @@ def test_every_example_changes_a_release_by_at_most_one(name: str) -> None:
         kept, labels = x[keep], y[keep]
         if name == "mean":
             return released(moments.mean_products(kept), moments.MEAN_WEIGHTS)[0]
-        r = moments.centred(kept, mean, 0.2)
+        r = moments.in_unit_ball((kept - mean) / 0.2)
         return released(moments.moment_products(r, labels, CLASSES), moments.MOMENT_WEIGHTS)[0]
 
     everyone = torch.arange(40)
@@ -47,7 +47,7 @@ def test_every_example_changes_a_release_by_at_most_one(name: str) -> None:
 
 def test_without_noise_the_moments_are_those_of_the_rows() -> None:
     x, y = rows(300)
-    r = moments.centred(x, x.mean(0), 2.0)
+    r = moments.in_unit_ball((x - x.mean(0)) / 2.0)
     sums, _ = released(moments.moment_products(r, y, CLASSES), moments.MOMENT_WEIGHTS)
     weights = unit_weights(moments.MOMENT_WEIGHTS)
     exact = {name: value / weights[name] for name, value in rounded(sums).items()}
@@ -60,7 +60,7 @@ def test_without_noise_the_moments_are_those_of_the_rows() -> None:
 
 def test_the_rows_squared_norm_is_seen_where_noise_is_small_and_believed_where_it_is_large() -> None:
     x, y = rows(300)
-    r = moments.centred(x, x.mean(0), 2.0)
+    r = moments.in_unit_ball((x - x.mean(0)) / 2.0)
     sums = {name: product.left.T @ product.right for name, product in moments.moment_products(r, y, CLASSES).items()}
     std = {"class_sums": 0.0, "class_counts": 0.0}
     seen, believed = float(r.square().sum(1).mean()), 0.9

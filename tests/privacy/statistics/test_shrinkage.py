@@ -88,10 +88,11 @@ def test_directions_in_which_there_is_nothing_do_not_count() -> None:
 
 def test_covariances_keep_what_stands_out_of_the_noise_and_stay_positive() -> None:
     shared, different = 0.1 * torch.eye(4), torch.diag(torch.tensor([0.4, 0.1, 0.1, 0.03]))
-    counts, means = torch.tensor([500.0, 500.0]), torch.zeros(2, 4)
+    # so many that sampling is nothing
+    counts, means = torch.tensor([5e8, 5e8]), torch.zeros(2, 4)
     own = pooled_and_own(torch.stack([different, shared]), means, counts, 0.0)
     torch.testing.assert_close(own, torch.stack([different, shared]), atol=1e-5, rtol=0)
-    drowned = pooled_and_own(torch.stack([different, shared]), means, counts, 1e4)
+    drowned = pooled_and_own(torch.stack([different, shared]), means, counts, 1e10)
     torch.testing.assert_close(drowned[0], drowned[1])
     torch.testing.assert_close(drowned[0], drowned[0, 0, 0] * torch.eye(4))
     negative = pooled_and_own(torch.stack([-different, 3 * different]), means, counts, 0.0)
@@ -121,9 +122,9 @@ def test_a_covariance_of_as_many_directions_as_are_affordable_is_seen_that_well(
 
 def test_a_diagonal_entry_of_a_covariance_has_twice_the_noise_of_another() -> None:
     second, counts = torch.tensor([1.0, 2.0])[:, None, None], torch.tensor([100.0, 100.0])
-    estimates = pooled_and_own(second, torch.zeros(2, 1), counts, std=0.25 * 100)
-    kept = 1 - 2 * 0.25**2 / 0.5**2
-    torch.testing.assert_close(estimates.flatten(), 1.5 + kept * torch.tensor([-0.5, 0.5]))
+    found = pooled_and_own(second, torch.zeros(2, 1), counts, std=0.25 * 100)
+    kept = 1 - (2 * 0.25**2 + 2 * 1.5**2 / 100) / 0.5**2
+    torch.testing.assert_close(found.flatten(), 1.5 + kept * torch.tensor([-0.5, 0.5]))
 
 
 def test_of_two_estimates_the_better_known_counts_more_and_the_result_is_known_better_than_either() -> None:
@@ -141,3 +142,16 @@ def test_of_two_estimates_one_without_noise_is_taken_as_it_is_and_two_are_averag
     estimates, left = of_two(first, noise, second, torch.tensor([1.0, 0.0, 0.0]))
     torch.testing.assert_close(estimates, torch.tensor([0.0, 1.0, 0.5]))
     assert left.max() < 1e-20
+
+
+def test_what_follows_from_some_directions_is_shrunk_by_its_own_signal() -> None:
+    stream, size, rows = torch.Generator().manual_seed(0), 8, 60
+    onto = torch.diag((torch.arange(size) < 2).float())
+    own = torch.stack([torch.eye(size) + torch.diag(scale * (torch.arange(size) >= 2).float()) for scale in (4.0, -0.9)])
+    drawn = torch.stack([torch.cov(root @ torch.randn(size, rows, generator=stream)) for root in own.sqrt()])
+    counts, means = torch.full((2,), float(rows)), torch.zeros(2, size)
+    across = [
+        (onto @ (covariances - covariances.mean(0)) @ (torch.eye(size) - onto)).norm()
+        for covariances in (pooled_and_own(drawn, means, counts, 0.0), pooled_and_own(drawn, means, counts, 0.0, onto))
+    ]
+    assert across[1] < 0.6 * across[0]

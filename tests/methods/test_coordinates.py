@@ -1,0 +1,111 @@
+"""Released coordinates: what one row can change, what they are without noise, and that they follow rows wherever these are."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedsim.methods.coordinates import COORDINATE_NAMES, POWER, SPREAD_WEIGHTS, Coordinates, PersonalStretched, coordinate_statistics
+from fedsim.methods.messages import Server, Tensors
+from fedsim.methods.one_shot import Rows
+from fedsim.methods.parameters import rounded
+from fedsim.privacy.clipping import Norms
+from fedsim.privacy.statistics.outer_products import clipped_statistics, unit_weights
+from fedsim.seeds import Seeds
+
+DIM = 12
+
+
+def unit_rows(spread: float, steep: float = 1.0, count: int = 2000) -> torch.Tensor:
+    """Unit rows about a mean, ``spread`` from it; each direction has ``steep`` times the standard deviation of the next."""
+    stream = torch.Generator().manual_seed(0)
+    deviations = steep ** -torch.arange(float(DIM))
+    x = spread * torch.randn(count, DIM, generator=stream) * deviations / deviations.norm()
+    x[:, -1] += 1
+    return torch.nn.functional.normalize(x)
+
+
+def sums_of(x: torch.Tensor, released: Tensors) -> list[tuple[dict[str, torch.Tensor], torch.Tensor]]:
+    labels, found = torch.zeros(len(x), dtype=torch.long), []
+    for statistic in coordinate_statistics(0.2):
+        if statistic.name == "mean" or "mean" in released:
+            weights = unit_weights(statistic.weights)
+            found.append(clipped_statistics(statistic.products(Rows(x, labels, labels), released), Norms(1.0, weights=weights)))
+    return found
+
+
+def released(x: torch.Tensor, std: float = 0.0) -> Tensors:
+    """What the server knows of rows after both releases, with noise of ``std`` on the sum of the second moment."""
+    server, labels = Server(torch.nn.Module(), Seeds(0)), torch.zeros(len(x), dtype=torch.long)
+    stream = torch.Generator().manual_seed(1)
+    for statistic in coordinate_statistics(0.2):
+        weights = unit_weights(statistic.weights)
+        sums, _ = clipped_statistics(statistic.products(Rows(x, labels, labels), server.tensors), Norms(1.0, weights=weights))
+        exact = {name: value / weights[name] for name, value in rounded(sums).items()}
+        noise = {name: std if name == "second" else 0.0 for name in weights}
+        noisy = {name: value + noise[name] * torch.randn(value.shape, generator=stream) for name, value in exact.items()}
+        statistic.receive(server, noisy, noise)
+    return server.tensors
+
+
+@settings(max_examples=25)
+@given(seed=st.integers(0, 10_000), scale=st.floats(0, 100))
+def test_no_row_changes_a_release_by_more_than_one(seed: int, scale: float) -> None:
+    stream = torch.Generator().manual_seed(seed)
+    x, mean = scale * torch.randn(8, DIM, generator=stream), torch.randn(DIM, generator=stream)
+    for whole, fewer in zip(sums_of(x, {"mean": mean}), sums_of(x[1:], {"mean": mean}), strict=True):
+        change = math.sqrt(sum(float((whole[0][name] - fewer[0][name]).square().sum()) for name in whole[0]))
+        assert change <= 1 + 1e-5
+    # a row that is its centre has no direction, and is in the histogram alone
+    alone = sums_of(mean[None], {"mean": mean})[1][0]
+    assert float(alone["second"].abs().max()) == 0
+    assert float(alone["bins"].sum()) == pytest.approx(unit_weights(SPREAD_WEIGHTS)["bins"])
+
+
+@pytest.mark.parametrize("spread", [1e-3, 1e-2, 0.1, 1.0])
+@pytest.mark.parametrize("steep", [1.0, 1.5])
+def test_rows_have_about_unit_norm_in_coordinates_however_near_and_steep_they_are(spread: float, steep: float) -> None:
+    x = unit_rows(spread, steep)
+    r = Coordinates(released(x)).of_rows(x)
+    assert 0.5 <= float(r.square().sum(1).mean()) <= 2
+
+
+def test_without_noise_a_variance_is_raised_to_what_the_power_leaves_of_it() -> None:
+    x = unit_rows(0.01, 1.5)
+    variances = (torch.linalg.eigvalsh(torch.cov(rows.T)).flip(0) for rows in (x, Coordinates(released(x)).of_rows(x)))
+    before, after = (values[: DIM - 2] / values[0] for values in variances)
+    # the directions' second moment is a little rounder than the rows' covariance
+    torch.testing.assert_close(after, before ** (1 - 2 * POWER), rtol=0.45, atol=0)
+
+
+def test_rotated_rows_have_the_same_coordinates_rotated() -> None:
+    x = unit_rows(0.1, 1.5)
+    turn = torch.linalg.qr(torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(5))).Q
+    plain, turned = (Coordinates(released(rows)).of_rows(rows) for rows in (x, x @ turn))
+    torch.testing.assert_close(plain @ turn, turned, atol=1e-3, rtol=1e-3)
+
+
+def test_directions_that_noise_hides_share_a_scale() -> None:
+    x = unit_rows(0.1, 1.5)
+    assert released(x, std=1e5)[COORDINATE_NAMES[1]].shape == (DIM, 0)
+    assert 0 < released(x, std=50.0)[COORDINATE_NAMES[1]].shape[1] < released(x)[COORDINATE_NAMES[1]].shape[1]
+
+
+def test_coordinates_and_rows_are_inverse_and_a_generator_of_coordinates_is_one_of_rows() -> None:
+    x = unit_rows(0.1, 1.5)
+    coordinates = Coordinates(released(x))
+    torch.testing.assert_close(coordinates.rows(coordinates.of_rows(x)), x, atol=1e-5, rtol=1e-4)
+
+    class Same:
+        def sample(self, labels: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
+            return coordinates.of_rows(x)[labels] / 3
+
+        def of_client(self, client: int) -> "Same":
+            return self
+
+    made = PersonalStretched(Same(), coordinates, 3.0)
+    labels = torch.arange(5)
+    for generator in (made, made.of_client(1)):
+        torch.testing.assert_close(generator.sample(labels, torch.Generator()), x[:5], atol=1e-5, rtol=1e-4)
