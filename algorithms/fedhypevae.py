@@ -7,24 +7,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from algorithms.fedhypevae_paper import paper_round
 from algorithms.fedhypevae_params import FedHypeVAEParams
 from algorithms.hyper_cvae import HyperCVAE
 from algorithms.meta_codes import HyperGenerator, fit_meta_codes
 from fedsim.batch import Batch
 from fedsim.device import normal, to_device
 from fedsim.methods.clients import Clients
-from fedsim.methods.dp_sgd import DPSGD
-from fedsim.methods.messages import Diagnostic, DiagnosticLike, Round, Server
+from fedsim.methods.dp_sgd import DPSGD, RELEASE
+from fedsim.methods.messages import Diagnostic, DiagnosticLike, Round, Server, Tensors
+from fedsim.methods.phase import Phase
 from fedsim.models.cvae import gaussian_nll, gaussian_nll_diagonal, kl_normal, sample_posterior
 from fedsim.models.initialise import initial_model
-from fedsim.models.kernel import kernel_features, kernel_frequencies, kernel_score
+from fedsim.models.kernel import batch_mmd, kernel_features, kernel_frequencies, kernel_score
 from fedsim.plugins.registry import register
-from fedsim.privacy.plan import Claim
+from fedsim.privacy.plan import Claim, Release
 from fedsim.seeds import Purpose, Seeds
 
 FEATURES = 256
@@ -63,16 +66,20 @@ class FedHypeVAE(DPSGD):
                 model.encoder.head.weight.zero_()
 
     def draws(self) -> Mapping[str, tuple[int, ...]]:
-        """One posterior draw; two prior draws and their observation noise for the kernel score."""
+        """One posterior draw; prior draws and their observation noise, two for the kernel score, one for the batch's MMD."""
         latent, dim = self.params.latent, self.task.dim
-        pair: dict[str, tuple[int, ...]] = {"prior": (2, latent), "observation": (2, dim)} if self.params.kernel else {}
-        return {"posterior": (latent,), **pair}
+        count = 1 if self.in_paper_form else 2
+        made: dict[str, tuple[int, ...]] = {"prior": (count, latent), "observation": (count, dim)} if self.params.kernel else {}
+        return {"posterior": (latent,), **made}
 
     def clip_weights(self) -> Mapping[str, float]:
         """Factors that bring the parts' gradients to one order: the decoder's 1 / sqrt(d), the prior's observation variance.
 
-        The decoder's bias hears every class, so that noise hurts it less than a prototype, which hears one of C: it gets 1 / sqrt(C).
+        The decoder's bias hears every class, so that noise hurts it less than a prototype, which hears one of C: it gets 1 / sqrt(C). The
+        paper's form clips a client's gradient as it is.
         """
+        if self.in_paper_form:
+            return {}
         root, last = math.sqrt(self.task.dim), len(self.params.decoder_hidden)
         bias = {f"decoder.layers.{last}.rows.bias": root / math.sqrt(self.task.classes)}
         return {"decoder.": root, **bias, "prior.": 0.1 * self.task.dim, "encoder.": 0.1}
@@ -83,7 +90,8 @@ class FedHypeVAE(DPSGD):
         s^2 is the current observation variance, held constant: the decoder's gradient is then the residual, whatever s^2 is. With the exact
         posterior, z is a constant and the KL divergence is estimated by log q(z) - log p(z | y, v), which has its gradient.
         """
-        code = self.params.code_scale * model.code(batch.layout) if self.params.code else batch.x[:, :0]
+        scaled = self.params.code_scale * model.code(batch.layout) if self.params.code else batch.x[:, :0]
+        code = model.features(scaled)
         prior = model.prior(batch.y, code)
         z, divergence = self.encoded(model, batch, prior)
         decoded = model.decoder(z.unsqueeze(1), batch.y, code).squeeze(1)
@@ -94,8 +102,10 @@ class FedHypeVAE(DPSGD):
             "kl": self.params.beta * unit * divergence,
         }
         if self.params.kernel:
-            pair = model.generate(code, batch.y, batch.draws["prior"], batch.draws["observation"])
-            parts["kernel"] = self.params.kernel * kernel_score(batch.x, pair[:, 0], pair[:, 1])
+            made = model.generate(scaled, batch.y, batch.draws["prior"], batch.draws["observation"])
+            parts["kernel"] = self.params.kernel * (
+                batch_mmd(batch.x, made[:, 0]).expand(len(batch)) if self.in_paper_form else kernel_score(batch.x, made[:, 0], made[:, 1])
+            )
         return parts
 
     def encoded(self, model: Any, batch: Batch, prior: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -113,14 +123,42 @@ class FedHypeVAE(DPSGD):
         z = mean + deviation
         return z, density + gaussian_nll_diagonal(z, *prior)
 
+    # --- the paper's form ---
+
+    @property
+    def in_paper_form(self) -> bool:
+        """Whether clients train locally, at two levels, and are clipped whole."""
+        return bool(self.params.form == "paper")
+
+    def phases(self) -> tuple[Phase, ...]:
+        """As for DP-SGD; in the paper's form sampling clients amplifies for ``unit: client``, nothing else does."""
+        if not self.in_paper_form:
+            return super().phases()
+        rate = self.params.client_rate if self.task.unit == "client" else 1.0
+        release = Release(RELEASE, rate, self.params.rounds)
+        return (Phase(release, partial(paper_round, self), self.server_step, self.broadcast),)
+
+    def clips_clients(self) -> bool:
+        """In the paper's form for any unit."""
+        return self.in_paper_form or super().clips_clients()
+
+    def sensitivity(self) -> float:
+        """C; in the paper's form 2C for an example or group, which may turn its client's clipped gradient into any other."""
+        return 2 * self.clip() if self.in_paper_form and self.task.unit != "client" else super().sensitivity()
+
+    def check_contract(self, round_: Round, broadcast: Tensors) -> None:
+        """As for DP-SGD; the paper's form takes nothing of the loss for granted."""
+        if not self.in_paper_form:
+            super().check_contract(round_, broadcast)
+
     # --- what the server adds, and the outcome ---
 
     def public_terms(self, model: Any, stream: torch.Generator) -> Mapping[str, Tensor]:
-        """The Lipschitz penalty: squared Frobenius norm of d(generated decoder and prior) / dv."""
+        """The Lipschitz penalty of the hypernetwork."""
         if not self.params.lipschitz:
             return {}
         weight = self.params.lipschitz * self.params.code_scale**2
-        return {"lipschitz": weight * (model.decoder.lipschitz() + model.prior.lipschitz())}
+        return {"lipschitz": weight * model.lipschitz()}
 
     @torch.no_grad()
     def diagnostics(self, clients: Clients, parts: Mapping[str, Tensor], round_: Round) -> Mapping[str, DiagnosticLike]:
@@ -143,8 +181,8 @@ class FedHypeVAE(DPSGD):
         features = kernel_features(made, to_device(kernel_frequencies(self.task.dim, FEATURES // 2, stream), codes.device))
         return {
             **kl,
-            "generated_decoder_norm": model.decoder.generated_norms(codes),
-            "generated_prior_norm": torch.cat(model.prior.table(codes), 1).flatten(1).norm(dim=1),
+            "generated_decoder_norm": model.decoder.generated_norms(model.features(codes)),
+            "generated_prior_norm": torch.cat(model.prior.table(model.features(codes)), 1).flatten(1).norm(dim=1),
             "cross_client_mmd": Diagnostic(features.mean(1), "spread"),
         }
 
@@ -153,10 +191,10 @@ class FedHypeVAE(DPSGD):
         return "joint" if self.params.noised == "all" else "hypernetwork"
 
     def claim(self) -> Claim:
-        """As for DP-SGD; but data made with a code that carries no noise is no theorem."""
+        """As for DP-SGD; but data made with a code that carries no noise is no theorem. In the paper's form clients are clipped whole."""
         if not self.releases_codes() and self.params.synthesis == "client":
             return "heuristic"
-        return super().claim()
+        return "proved" if self.in_paper_form else super().claim()
 
     def generator(self, server: Server) -> HyperGenerator:
         """A generator at the meta-codes, or at the clients' own codes."""

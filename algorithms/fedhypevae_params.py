@@ -2,17 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from fedsim.methods.dp_sgd import DPSGDParams
+
+PAPER_FORM: dict[str, Any] = {
+    "latent": 32,
+    "code": 16,
+    "code_scale": 1.0,
+    "hyper_hidden": 64,
+    "encoder": "trained",
+    "encoder_hidden": (128,),
+    "decoder_hidden": (128,),
+    "class_maps": False,
+    "beta": 1.0,
+    "kernel": 0.1,
+    "rounds": 200,
+    "clip": 1.0,
+    "learning_rate": 0.03,
+    "expected_batch": 10,
+    "follow_signal": False,
+    "precondition": 0.0,
+    "noised": "shared",
+}
+"""What ``form: paper`` changes of the defaults; sizes and rates are ours, since the paper gives none."""
 
 
 class FedHypeVAEParams(DPSGDParams):
     """Parameters of FedHypeVAE.
 
     Attributes:
+        form: ``paper``, its literal form: encoder and decoder are MLPs, the hypernetwork, too; a round at a client is ``local_steps`` steps
+            on encoder and code, then one gradient by the hypernetwork, clipped for the client as a whole; the MMD is a minibatch's. It has
+            defaults of its own (``PAPER_FORM``), no coordinates, codes that stay at their clients, no ``sample_rate``, and counts clients
+            in ``expected_batch``. ``default``: one DP-SGD step a round, clipped for each example.
+        local_steps, batch_size: of the paper's form: steps of a client in a round, and rows of a step, drawn with replacement.
+        hyper_hidden: width of the hypernetwork's hidden layer; 0: scales, shifts and prior are linear in the code.
         latent: dimension of z.
         code: dimension of the client code v; 0: no hypernetwork, one decoder and prior for all clients.
         code_scale: factor on v before it enters the hypernetwork: how far clients can differ.
@@ -34,6 +61,10 @@ class FedHypeVAEParams(DPSGDParams):
         meta_steps: Adam steps that fit the meta-codes to the clients' generators.
     """
 
+    form: Literal["default", "paper"] = "default"
+    local_steps: int = Field(5, ge=1)
+    batch_size: int = Field(64, ge=2)
+    hyper_hidden: int = Field(0, ge=0)
     latent: int = Field(16, ge=1)
     code: int = Field(4, ge=0)
     code_scale: float = Field(0.3, gt=0)
@@ -61,8 +92,15 @@ class FedHypeVAEParams(DPSGDParams):
     follow_signal: bool = True
     precondition: float = Field(0.15, ge=0, lt=1)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_form(cls, given: Any) -> Any:
+        return PAPER_FORM | given if isinstance(given, dict) and given.get("form") == "paper" else given
+
     @model_validator(mode="after")
-    def _linear_where_needed(self) -> FedHypeVAEParams:
+    def _parts_that_fit(self) -> FedHypeVAEParams:
+        if self.form == "paper" and (self.encoder != "trained" or self.precondition):
+            raise ValueError("form: paper has encoder: trained and precondition: 0; leave both out, or give form: default")
         if self.decoder_hidden and self.encoder != "trained":
             raise ValueError("decoder_hidden is not empty; give encoder: trained, any other needs a decoder without hidden layers")
         return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from algorithms.fedhypevae_params import FedHypeVAEParams
@@ -26,9 +27,11 @@ class HyperCVAE(nn.Module):
             self.encoder = Encoder(dim, classes, params.encoder_hidden, params.latent, clients)
         if params.code:
             self.code = ClientCode(clients, params.code)
+        self.hyper = nn.Linear(params.code, params.hyper_hidden) if params.code and params.hyper_hidden else None
+        inputs = params.code if self.hyper is None else params.hyper_hidden
         scale = params.latent_share / math.sqrt(params.latent)
-        self.decoder = ModulatedDecoder(params.latent, classes, params.decoder_hidden, dim, params.code, scale, params.class_maps)
-        self.prior = ConditionalPrior(params.latent, classes, params.code)
+        self.decoder = ModulatedDecoder(params.latent, classes, params.decoder_hidden, dim, inputs, scale, params.class_maps)
+        self.prior = ConditionalPrior(params.latent, classes, inputs)
         self.prior.requires_grad_(params.prior == "conditional")
         self.observation = ObservationNoise(params.initial_variance / dim)
 
@@ -37,6 +40,15 @@ class HyperCVAE(nn.Module):
         if not self.params.code:
             return self.observation.shift.weight.new_zeros(clients, 0)
         return self.params.code_scale * self.code.weight.detach()
+
+    def features(self, codes: Tensor) -> Tensor:
+        """The hypernetwork's hidden layer at scaled codes ``[N, code]``, in which what it generates is linear; else the codes."""
+        return codes if self.hyper is None else F.relu(self.hyper(codes))
+
+    def lipschitz(self) -> Tensor:
+        """Squared Frobenius norm of d(generated decoder and prior) / dv; with a hidden layer the product of the layers' norms, a bound."""
+        inner = 1.0 if self.hyper is None else self.hyper.weight.square().sum()
+        return inner * (self.decoder.lipschitz() + self.prior.lipschitz())
 
     def noise_scale(self, codes: Tensor) -> Tensor | None:
         """What every feature's observation noise is multiplied by, ``[N, d]``; None: nothing."""
@@ -48,7 +60,7 @@ class HyperCVAE(nn.Module):
 
         Constants to the gradient (Fisher's identity, as in EM).
         """
-        codes = self.codes(batch.layout.clients)
+        codes = self.features(self.codes(batch.layout.clients))
         maps, prototypes = self.decoder.linear_maps()
         (layer,) = self.decoder.modulated()
         scales, shifts = layer.modulation(codes)
@@ -64,7 +76,8 @@ class HyperCVAE(nn.Module):
         return linear_posterior(residual, group, maps, rows, prior, variance, root, noise)
 
     def generate(self, code: Tensor, y: Tensor, latent: Tensor, observation: Tensor) -> Tensor:
-        """Rows x ~ p(x | z) p(z | y, v) from standard normal draws ``[N, T, latent]`` and ``[N, T, d]``; codes ``[N, k]``."""
+        """Rows x ~ p(x | z) p(z | y, v) from standard normal draws ``[N, T, latent]`` and ``[N, T, d]``; scaled codes ``[N, code]``."""
+        code = self.features(code)
         mean, log_var = self.prior(y, code)
         z = mean.unsqueeze(1) + (0.5 * log_var).exp().unsqueeze(1) * latent
         decoded: Tensor = self.decoder(z, y, code)

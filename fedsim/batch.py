@@ -71,6 +71,8 @@ class Layout:
     def pad(self, rows: Tensor) -> Tensor:
         """``[N, ...]`` to ``[clients in the span, width, ...]``, zeros where a client has fewer rows."""
         size = self.span.stop - self.span.start
+        if size == 1:
+            return rows.unsqueeze(0)
         padded = rows.new_zeros(size * self.width, *rows.shape[1:]).index_copy_(0, self._slots, rows)
         return padded.view(size, self.width, *rows.shape[1:])
 

@@ -120,6 +120,10 @@ class Algorithm(ABC):
         """L2 norm by which one unit's presence can change a round's sum; C for sums of clipped contributions."""
         return self.clip()
 
+    def clips_clients(self) -> bool:
+        """Whether a client's contribution is clipped as a whole, so that nothing is assumed of single examples."""
+        return self.task.unit == "client"
+
     def releases_codes(self) -> bool:
         """Whether the client codes leave the clients (they must then have been noised)."""
         return True

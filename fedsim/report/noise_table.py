@@ -51,6 +51,7 @@ class ReleaseParts:
         parameters: how many parameters a client trains.
         local: whether the noise is in every client's own steps.
         updates: whether what is clipped is a client's update.
+        clips_clients: whether what is clipped is all that a client sends.
     """
 
     shapes: Mapping[str, Mapping[str, tuple[int, ...]]]
@@ -58,6 +59,7 @@ class ReleaseParts:
     parameters: int
     local: bool
     updates: bool
+    clips_clients: bool
 
 
 class _Shapes(LocalPool):
@@ -87,6 +89,7 @@ def parts_of(trial: Trial) -> ReleaseParts:
         sum(p.numel() for p in cohort.clients.model.parameters()),
         in_local_steps,
         isinstance(algorithm, LocalTraining) and not in_local_steps,
+        algorithm.clips_clients(),
     )
 
 
@@ -168,7 +171,7 @@ class CellNoise:
         if self.parts.local:
             own = held / task.clients
             size, units, of = self.parts.parameters, own * release.sample_rate, f"{called} of a client's {own:,.0f}"
-        elif self.parts.updates or self._plan.unit == "client":
+        elif self.parts.updates or self.parts.clips_clients:
             units, of = task.clients * release.sample_rate, f"clients of {task.clients:,}"
         else:
             units, of = held * release.sample_rate, f"{called} of n = {held:,}"

@@ -26,7 +26,7 @@ TORCH = Path(torch.__file__).parent
 def per_example(subject: Subject) -> Verdict:
     """On made-up rows."""
     task, plan, cell = subject.trial.task, subject.plan, subject.trial.cell
-    if plan is None or task.unit == "client" or not isinstance(subject.algorithm, DPSGD | LocalDPSGD | OneShot):
+    if plan is None or subject.algorithm.clips_clients() or not isinstance(subject.algorithm, DPSGD | LocalDPSGD | OneShot):
         return idle("no loss or statistic whose examples are clipped one by one")
     if isinstance(subject.algorithm, OneShot):
         try:
