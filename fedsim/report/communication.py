@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from fedsim.report.figures import INK, MUTED, PAPER, dress, style
 from fedsim.report.lines import Series, caption_of, legend_below, legend_lines, look, series_of
@@ -76,6 +77,8 @@ def _epsilons(groups: Sequence[Group]) -> list[float | None]:
 def _panel(axes: Axes, groups: Sequence[Group], series: Sequence[Series]) -> None:
     dress(axes, "both", 0.8)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda megabytes, _: f"{megabytes:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(colors=MUTED, labelcolor=INK, labelsize=7.5, length=3)
     best = best_so_far([point for group in groups if group.epsilon_target is not None and (point := point_of(group))])
     axes.plot([x for x, _ in best], [y for _, y in best], color=MUTED, linewidth=0.9, drawstyle="steps-post", zorder=1.5)
