@@ -154,11 +154,11 @@ class BlockGenerator:
 
     def __init__(self, tensors: dict[str, Tensor], paired: bool = True) -> None:
         self.tensors, self.paired = tensors, paired
-        told, common = tensors["prior_means"], tensors["prior_means"].mean(0)
-        self.means = common + TUNED.closeness * (told - common)
-        along = between((told - common).double())
-        self.onto = (along @ along.T).to(told.dtype)
-        distance = TUNED.closeness**2 * (told - common).square().sum(1).mean()
+        prior, common = tensors["prior_means"], tensors["prior_means"].mean(0)
+        self.means = common + TUNED.closeness * (prior - common)
+        along = between((prior - common).double())
+        self.onto = (along @ along.T).to(prior.dtype)
+        distance = TUNED.closeness**2 * (prior - common).square().sum(1).mean()
         self.roots = self._roots(distance)
         self.outward = tensors["directions"] @ tensors["spread"] if "spread" in tensors else tensors["directions"]
 

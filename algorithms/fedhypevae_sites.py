@@ -63,7 +63,7 @@ class FedHypeVAESites(FedHypeVAEWarm):
     def mean_statistic(self, share: float) -> Statistic:
         """The mean of all rows and of every site's."""
 
-        def products(rows: Rows, told: Tensors) -> moments.Products:
+        def products(rows: Rows, broadcast: Tensors) -> moments.Products:
             return moments.mean_products(rows.x) | moments.client_mean_products(rows.x, rows.client, self.task.clients)
 
         return Statistic("mean", share, MEAN_WEIGHTS, products, self.receive_mean)
@@ -81,13 +81,13 @@ class FedHypeVAESites(FedHypeVAEWarm):
             server.tensors["square"] = within
         server.tensors |= {"client_centres": centres, "client_rows": sums["client_counts"][:, 0].clamp_min(1)}
 
-    def about(self, rows: Rows, told: Tensors) -> Tensor:
+    def about(self, rows: Rows, broadcast: Tensors) -> Tensor:
         """Rows about their site's centre."""
-        return rows.x - told["client_centres"][rows.client]
+        return rows.x - broadcast["client_centres"][rows.client]
 
-    def site_products(self, rows: Rows, told: Tensors) -> moments.Products:
+    def site_products(self, rows: Rows, broadcast: Tensors) -> moments.Products:
         """Sums and counts of residuals by site and by site and class, and second moments by site."""
-        u = class_block.residuals(self.about(rows, told) / told["radius"], rows.y, told["basis"], told["prior_means"])
+        u = class_block.residuals(self.about(rows, broadcast) / broadcast["radius"], rows.y, broadcast["basis"], broadcast["prior_means"])
         return class_block.site_products(u, rows.y, rows.client, self.task.classes, self.task.clients)
 
     def receive_sites(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:

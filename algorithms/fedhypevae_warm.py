@@ -93,7 +93,7 @@ class FedHypeVAEWarm(OneShot):
 
     def mean_statistic(self, share: float) -> Statistic:
         """The mean of all rows."""
-        return Statistic("mean", share, moments.MEAN_WEIGHTS, lambda rows, told: moments.mean_products(rows.x), self.receive_mean)
+        return Statistic("mean", share, moments.MEAN_WEIGHTS, lambda rows, broadcast: moments.mean_products(rows.x), self.receive_mean)
 
     def phases(self) -> tuple[Phase, ...]:
         """One a statistic; the moments are what a report draws."""
@@ -133,24 +133,26 @@ class FedHypeVAEWarm(OneShot):
 
     # --- class means ---
 
-    def about(self, rows: Rows, told: Tensors) -> Tensor:
+    def about(self, rows: Rows, broadcast: Tensors) -> Tensor:
         """Rows about the centre."""
-        return rows.x - told["mean"]
+        return rows.x - broadcast["mean"]
 
-    def in_coordinates(self, rows: Rows, told: Tensors) -> Tensor:
+    def in_coordinates(self, rows: Rows, broadcast: Tensors) -> Tensor:
         """Rows in released coordinates ``[N, d]``, of mean squared norm 1."""
-        return Coordinates(told).of_centred(self.about(rows, told))
+        return Coordinates(broadcast).of_centred(self.about(rows, broadcast))
 
-    def means_products(self, rows: Rows, told: Tensors) -> moments.Products:
+    def means_products(self, rows: Rows, broadcast: Tensors) -> moments.Products:
         """Class sums and counts of the clipped rows."""
-        return moments.class_mean_products(moments.in_unit_ball(self.in_coordinates(rows, told) / TUNED.clip), rows.y, self.task.classes)
+        return moments.class_mean_products(
+            moments.in_unit_ball(self.in_coordinates(rows, broadcast) / TUNED.clip), rows.y, self.task.classes
+        )
 
     def receive_means(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
         """Class means, each with its noise; where they stand out of it, rows are taken about them from here on, and vary less."""
-        told = server.tensors
+        broadcast = server.tensors
         counts = moments.counts_above_noise(sums["class_counts"][:, 0], std["class_counts"])
-        variance = 1 - self.error(told)
-        unit = TUNED.clip * stretch(variance, clipped_square(told, variance.new_tensor(TUNED.clip)) * TUNED.clip**2)
+        variance = 1 - self.error(broadcast)
+        unit = TUNED.clip * stretch(variance, clipped_square(broadcast, variance.new_tensor(TUNED.clip)) * TUNED.clip**2)
         means, noise = sums["class_sums"] / counts[:, None] * unit, (std["class_sums"] / counts * unit).square()
         near = shrinkage.james_stein(means.double(), noise.double(), steps=shrinkage.STEPS).to(means.dtype)
         known = (near.norm(dim=1) / means.norm(dim=1).clamp_min(1e-12)).mean() > TUNED.known
@@ -168,39 +170,39 @@ class FedHypeVAEWarm(OneShot):
             "inner_radius": TUNED.clip * (inner / variance).sqrt(),
         }
 
-    def error(self, told: Tensors) -> Tensor:
+    def error(self, broadcast: Tensors) -> Tensor:
         """The squared distance of the centre from the rows' mean, in coordinates, as it is expected."""
-        return (told["error"] / told[f"{PREFIX}scale"].square()).clamp_max(1 - TUNED.least_variance)
+        return (broadcast["error"] / broadcast[f"{PREFIX}scale"].square()).clamp_max(1 - TUNED.least_variance)
 
     # --- moments ---
 
-    def moment_products(self, rows: Rows, told: Tensors) -> moments.Products:
+    def moment_products(self, rows: Rows, broadcast: Tensors) -> moments.Products:
         """Class sums and counts, and one second moment, of the clipped rows about their classes' centres, each times its emphasis."""
-        r = moments.in_unit_ball((self.in_coordinates(rows, told) - told["class_centres"][rows.y]) / told["inner_radius"])
-        emphasis = dict(zip(MOMENT_WEIGHTS, told["emphasis"], strict=True))
+        r = moments.in_unit_ball((self.in_coordinates(rows, broadcast) - broadcast["class_centres"][rows.y]) / broadcast["inner_radius"])
+        emphasis = dict(zip(MOMENT_WEIGHTS, broadcast["emphasis"], strict=True))
         found = moments.moment_products(r, rows.y, self.task.classes)
         return {name: OuterProduct(emphasis[name] * product.left, product.right) for name, product in found.items()}
 
     def receive_moments(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
         """Class means and the covariance within classes, as they are believed, and the block in which classes are told again."""
-        told = server.tensors
-        emphasis = dict(zip(MOMENT_WEIGHTS, told["emphasis"].tolist(), strict=True))
+        broadcast = server.tensors
+        emphasis = dict(zip(MOMENT_WEIGHTS, broadcast["emphasis"].tolist(), strict=True))
         sums = {name: sums[name] / by for name, by in emphasis.items()}
         std = {name: std[name] / by for name, by in emphasis.items()}
-        found = moments.gaussians(sums, std, clipped_square(told, torch.full_like(told["inner_radius"], TUNED.clip)))
-        clipped = found.second.trace().clamp_min(TUNED.least_trace) * told["inner_radius"].square()
-        radius = told["inner_radius"] * stretch(told["inner_variance"], clipped)
+        found = moments.gaussians(sums, std, clipped_square(broadcast, torch.full_like(broadcast["inner_radius"], TUNED.clip)))
+        clipped = found.second.trace().clamp_min(TUNED.least_trace) * broadcast["inner_radius"].square()
+        radius = broadcast["inner_radius"] * stretch(broadcast["inner_variance"], clipped)
         again = found.counts.new_tensor(std["class_counts"] ** 2)
-        counts, error = shrinkage.of_two(told["class_counts"], told["class_counts_noise"], sums["class_counts"][:, 0], again)
+        counts, error = shrinkage.of_two(broadcast["class_counts"], broadcast["class_counts_noise"], sums["class_counts"][:, 0], again)
         counts = moments.counts_above_noise(counts, float(error.sqrt()))
         means, noise = shrinkage.of_two(
-            told["class_means"] / radius,
-            told["class_means_noise"] / radius.square(),
-            told["class_centres"] / radius + found.means,
+            broadcast["class_means"] / radius,
+            broadcast["class_means_noise"] / radius.square(),
+            broadcast["class_centres"] / radius + found.means,
             found.mean_noise,
         )
         spread, along = descending(found.second)
-        seen, vectors = (spread, along) if told["known"] else descending(moments.within(found.second, means, noise, counts))
+        seen, vectors = (spread, along) if broadcast["known"] else descending(moments.within(found.second, means, noise, counts))
         means = (shrinkage.shrunk_along(means.double() @ along, noise.double(), spread) @ along.T).float()
         server.tensors |= {"radius": radius, "counts": counts}
         server.tensors |= self.decoder(server, means, believed(seen, found.noise), vectors)
@@ -234,9 +236,9 @@ class FedHypeVAEWarm(OneShot):
 
     # --- classes ---
 
-    def class_products(self, rows: Rows, told: Tensors) -> moments.Products:
+    def class_products(self, rows: Rows, broadcast: Tensors) -> moments.Products:
         """Sums and second moments of every class's residuals in the block."""
-        u = class_block.residuals(self.about(rows, told) / told["radius"], rows.y, told["basis"], told["coordinates"])
+        u = class_block.residuals(self.about(rows, broadcast) / broadcast["radius"], rows.y, broadcast["basis"], broadcast["coordinates"])
         return class_block.class_products(u, rows.y, self.task.classes)
 
     def receive_classes(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:

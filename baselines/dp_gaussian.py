@@ -51,13 +51,13 @@ class DPGaussian(OneShot):
         """Class sums and counts, and one second moment, of the clipped rows."""
         return Statistic("moments", share, moments.MOMENT_WEIGHTS, self.moment_products, self.receive_moments)
 
-    def moment_products(self, rows: Rows, told: Tensors) -> Mapping[str, OuterProduct]:
+    def moment_products(self, rows: Rows, broadcast: Tensors) -> Mapping[str, OuterProduct]:
         """Of the clipped rows."""
-        return moments.moment_products(self.clipped(rows, told), rows.y, self.task.classes)
+        return moments.moment_products(self.clipped(rows, broadcast), rows.y, self.task.classes)
 
-    def clipped(self, rows: Rows, told: Tensors) -> Tensor:
+    def clipped(self, rows: Rows, broadcast: Tensors) -> Tensor:
         """Rows in released coordinates ``[N, d]``, clipped to the radius, in units of it."""
-        return moments.in_unit_ball(Coordinates(told).of_rows(rows.x) / self.params.radius)
+        return moments.in_unit_ball(Coordinates(broadcast).of_rows(rows.x) / self.params.radius)
 
     def receive_moments(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
         """What the moments say, in units of the radius."""

@@ -65,11 +65,11 @@ class DPGMM(DPGaussian):
         """What has been released, but for the moments, which clients do not need."""
         return {name: server.tensors[name] for name in SENT_TO_CLIENTS if name in server.tensors}
 
-    def component_products(self, rows: Rows, told: Tensors) -> Mapping[str, OuterProduct]:
+    def component_products(self, rows: Rows, broadcast: Tensors) -> Mapping[str, OuterProduct]:
         """The E step: component sums and counts of the rows' residuals."""
-        u = mixture.residuals(self.clipped(rows, told), rows.y, told["class_means"], told["basis"])
-        offsets, shares = told["offsets"], told["shares"]
-        whitening = mixture.whitening(told["covariance"], mixture.scatter(offsets, shares, told["class_counts"]))
+        u = mixture.residuals(self.clipped(rows, broadcast), rows.y, broadcast["class_means"], broadcast["basis"])
+        offsets, shares = broadcast["offsets"], broadcast["shares"]
+        whitening = mixture.whitening(broadcast["covariance"], mixture.scatter(offsets, shares, broadcast["class_counts"]))
         belongs = mixture.responsibilities(u, rows.y, offsets, shares, whitening)
         return mixture.component_products(u, rows.y, belongs, self.task.classes)
 

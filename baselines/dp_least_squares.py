@@ -53,9 +53,9 @@ class DPLeastSquares(OneShot):
         last = Statistic("moments", 1 - share, moments.MOMENT_WEIGHTS, self.moment_products, self.receive_moments)
         return (*coordinate_statistics(share), last)
 
-    def moment_products(self, rows: Rows, told: Tensors) -> Mapping[str, OuterProduct]:
+    def moment_products(self, rows: Rows, broadcast: Tensors) -> Mapping[str, OuterProduct]:
         """Of rows of norm at most 1."""
-        clipped = moments.in_unit_ball(Coordinates(told).of_rows(rows.x) / self.params.radius)
+        clipped = moments.in_unit_ball(Coordinates(broadcast).of_rows(rows.x) / self.params.radius)
         return moments.moment_products(clipped, rows.y, self.task.classes)
 
     def receive_moments(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:

@@ -43,7 +43,7 @@ class DPLinearParams(DPSGDParams):
 
 
 class CentredHead(nn.Module):
-    """Softmax regression on :data:`SCALE` times rows about ``mean``, which is told to it and not trained."""
+    """Softmax regression on :data:`SCALE` times rows about ``mean``, which is set and not trained."""
 
     def __init__(self, dim: int, classes: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""DP-linear, re-encoded: a classifier's weights told as synthetic rows; a control that shows what a measure cannot see."""
+"""DP-linear, re-encoded: a classifier's weights written as synthetic rows; a control that shows what a measure cannot see."""
 
 from __future__ import annotations
 

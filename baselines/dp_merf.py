@@ -85,9 +85,9 @@ class DPMERF(OneShot):
         server.tensors["frequencies"] = self.params.scale * drawn
         return server
 
-    def embedding_products(self, rows: Rows, told: Tensors) -> Mapping[str, OuterProduct]:
+    def embedding_products(self, rows: Rows, broadcast: Tensors) -> Mapping[str, OuterProduct]:
         """Features of the rows and a one, beside the class."""
-        features = kernel_features(Coordinates(told).of_rows(rows.x) / self.params.radius, told["frequencies"])
+        features = kernel_features(Coordinates(broadcast).of_rows(rows.x) / self.params.radius, broadcast["frequencies"])
         onehot = one_hot(rows.y, self.task.classes)
         return {"features": OuterProduct(onehot, features), "counts": OuterProduct(onehot, rows.x.new_ones(len(rows.x), 1))}
 

@@ -52,9 +52,9 @@ class DPPrototypes(OneShot):
         last = Statistic("prototypes", 1 - share, PROTOTYPE_WEIGHTS, self.class_products, self.receive_prototypes)
         return (*coordinate_statistics(share), last)
 
-    def class_products(self, rows: Rows, told: Tensors) -> moments.Products:
+    def class_products(self, rows: Rows, broadcast: Tensors) -> moments.Products:
         """Rows of norm at most 1, and a one, beside the class."""
-        clipped = moments.in_unit_ball(Coordinates(told).of_rows(rows.x) / self.params.radius)
+        clipped = moments.in_unit_ball(Coordinates(broadcast).of_rows(rows.x) / self.params.radius)
         found = moments.class_mean_products(clipped, rows.y, self.task.classes)
         return {"sums": found["class_sums"], "counts": found["class_counts"]}
 

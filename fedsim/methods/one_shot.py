@@ -75,8 +75,8 @@ def statistic_phase(statistic: Statistic, clip: float, task: Task, broadcast: Ca
     weights, unit = unit_weights(statistic.weights), clip if math.isfinite(clip) else 1.0
     norms = Norms(clip, weights={name: unit * weight for name, weight in weights.items()})
 
-    def at_clients(clients: Clients, round_: Round, told: Tensors) -> Message:
-        products = statistic.products(Rows.of(clients), told)
+    def at_clients(clients: Clients, round_: Round, received: Tensors) -> Message:
+        products = statistic.products(Rows.of(clients), received)
         if products.keys() != weights.keys():
             raise ValueError(f"statistic '{statistic.name}' has the products {sorted(products)} and weights of {sorted(weights)}")
         sums, joint = clipped_statistics(products, norms, clients.all_groups)
@@ -154,4 +154,4 @@ def overall_mean(share: float) -> Statistic:
         square = (1 - found.mean.square().sum()).clamp_min(moments.LEAST_SQUARE)
         server.tensors |= {"mean": found.mean, "rows": found.rows, "square": square}
 
-    return Statistic("mean", share, moments.MEAN_WEIGHTS, lambda rows, told: moments.mean_products(rows.x), receive)
+    return Statistic("mean", share, moments.MEAN_WEIGHTS, lambda rows, broadcast: moments.mean_products(rows.x), receive)
