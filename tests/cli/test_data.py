@@ -92,6 +92,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_an_interrupted_embed_goes_on_where_it_stopped(tmp_path):
     save_encoder(tmp_path / "dino")
     save_medmnist(tmp_path / "organamnist.npz", train=1_000, test=100)

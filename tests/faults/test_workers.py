@@ -132,6 +132,7 @@ def refused(folder: Path, stem: str, body: str, seconds: int) -> str:
     return str(raised.value)
 
 
+@pytest.mark.slow
 def test_a_plug_in_that_hangs_in_its_rehearsal_on_a_machine_is_refused_and_its_process_ended(
     ray_cluster: None, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,7 @@ def auc(line: str) -> tuple[float, float]:
     return float(found[1]), float(found[2])
 
 
+@pytest.mark.slow
 def test_cells_that_leave_sites_out_are_each_others_shadows(bench: Callable[..., Ran], folder: Path, command: Callable[..., Done]) -> None:
     grid = of_sites(folder, [0, 1])
     bench(grid, "run")

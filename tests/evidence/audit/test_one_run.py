@@ -19,7 +19,7 @@ def tiny(trust: Trust = "aggregate") -> Setting:
     return replace(setting_of("broken.tiny:Tiny", {"rounds": 6, "sample_rate": 1.0}, "example", trust, 1.0, 1e-4, dim=256), apart=False)
 
 
-@pytest.mark.parametrize("trust", ["aggregate", "silo"])
+@pytest.mark.parametrize("trust", ["aggregate", pytest.param("silo", marks=pytest.mark.slow)])
 def test_one_run_refutes_what_has_hardly_any_noise_and_not_what_has_enough(trust: Trust) -> None:
     setting = tiny(trust)
     assert not one_run_audit(setting, one_run(setting, 100, 0)).refuted
