@@ -60,8 +60,8 @@ def coordinate_statistics(
     """
 
     def products(rows: Rows, released: Tensors) -> Products:
-        r = about(rows, released)
-        return spread_products(Coordinates(released).of_centred(r) if COORDINATE_NAMES[0] in released else r)
+        r, before = about(rows, released), Coordinates.where_released(released)
+        return spread_products(r if before is None else before.of_centred(r))
 
     def receive(server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
         receive_spread(server, sums, std, power)
@@ -78,7 +78,7 @@ def spread_products(r: Tensor) -> Products:
 
 def receive_spread(server: Server, sums: Tensors, std: Mapping[str, float], power: float = POWER) -> None:
     """The coordinates, of mean squared norm 1, from the directions whose variance stands out of the noise; or one look more."""
-    before = Coordinates(server.tensors) if COORDINATE_NAMES[0] in server.tensors else None
+    before = Coordinates.where_released(server.tensors)
     number = "" if before is None else f".{len(before.looks)}"
     second, rows, dim = sums["second"], server.tensors["rows"], len(sums["second"])
     distances = released_distances(sums["bins"], std["bins"], server.tensors["square"] if before is None else torch.ones_like(rows))
