@@ -104,7 +104,7 @@ class DPFeatureCovariance(DPSGD):
 
     def second_products(self, rows: Rows, released: Tensors) -> Mapping[str, OuterProduct]:
         """Of rows in released coordinates, of norm at most 1."""
-        clipped = moments.in_unit_ball(Coordinates(released).of_rows(rows.x) / self.params.radius)
+        clipped = Coordinates(released).in_ball(rows.x, self.params.radius)
         return {"second": OuterProduct(clipped, clipped)}
 
     def receive_second(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:

@@ -57,7 +57,7 @@ class DPGaussian(OneShot):
 
     def clipped(self, rows: Rows, broadcast: Tensors) -> Tensor:
         """Rows in released coordinates ``[N, d]``, clipped to the radius, in units of it."""
-        return moments.in_unit_ball(Coordinates(broadcast).of_rows(rows.x) / self.params.radius)
+        return Coordinates(broadcast).in_ball(rows.x, self.params.radius)
 
     def receive_moments(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
         """What the moments say, in units of the radius."""

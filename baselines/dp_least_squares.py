@@ -55,7 +55,7 @@ class DPLeastSquares(OneShot):
 
     def moment_products(self, rows: Rows, broadcast: Tensors) -> Mapping[str, OuterProduct]:
         """Of rows of norm at most 1."""
-        clipped = moments.in_unit_ball(Coordinates(broadcast).of_rows(rows.x) / self.params.radius)
+        clipped = Coordinates(broadcast).in_ball(rows.x, self.params.radius)
         return moments.moment_products(clipped, rows.y, self.task.classes)
 
     def receive_moments(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:

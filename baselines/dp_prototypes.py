@@ -54,7 +54,7 @@ class DPPrototypes(OneShot):
 
     def class_products(self, rows: Rows, broadcast: Tensors) -> moments.Products:
         """Rows of norm at most 1, and a one, beside the class."""
-        clipped = moments.in_unit_ball(Coordinates(broadcast).of_rows(rows.x) / self.params.radius)
+        clipped = Coordinates(broadcast).in_ball(rows.x, self.params.radius)
         found = moments.class_mean_products(clipped, rows.y, self.task.classes)
         return {"sums": found["class_sums"], "counts": found["class_counts"]}
 

@@ -19,7 +19,7 @@ from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.one_shot import Rows, Statistic, overall_mean
 from fedsim.methods.products import Classifier, Generator, Product, is_classifier, is_personal, own
 from fedsim.privacy.statistics.distances import clipped, distance_products, released_distances
-from fedsim.privacy.statistics.moments import Products
+from fedsim.privacy.statistics.moments import Products, in_unit_ball
 from fedsim.privacy.statistics.outer_products import OuterProduct
 from fedsim.privacy.statistics.spectral import leading, steady
 
@@ -137,6 +137,10 @@ class Coordinates:
     def of_rows(self, x: Tensor) -> Tensor:
         """Coordinates of embeddings ``[N, d]``."""
         return self.of_centred(x - self.mean)
+
+    def in_ball(self, x: Tensor, radius: float) -> Tensor:
+        """Coordinates of embeddings ``[N, d]``, clipped to a ball of ``radius``, in units of it."""
+        return in_unit_ball(self.of_rows(x) / radius)
 
     def of_centred(self, about: Tensor) -> Tensor:
         """Coordinates of embeddings minus their centre ``[N, d]``."""
