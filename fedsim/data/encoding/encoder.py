@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fedsim.data.encoding.spec import REVISIONS, EncoderSpec
 from fedsim.data.encoding.views import views_of
-from fedsim.errors import UserError
+from fedsim.errors import UserError, not_installed
 from fedsim.files import cache_folder
 
 _FILES = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
@@ -94,7 +94,7 @@ def locate(spec: EncoderSpec) -> EncoderFiles:
     """
     if spec.onnx:
         if not os.path.isfile(spec.onnx):
-            hint = "give the path of an exported network; benchmarks/encoders.py makes those that are known by name"
+            hint = "give the path of an exported network; benchmarks/encoders.py of a checkout makes those that are known by name"
             raise UserError(str(spec.onnx), "there is no such file", hint)
         return EncoderFiles(spec, None, (spec.onnx, *sorted(spec.onnx.parent.glob(f"{spec.onnx.name}*data"))))
     name = str(spec.name)
@@ -235,7 +235,7 @@ class OnnxEncoder(ImageEncoder):
         try:
             import onnxruntime
         except ImportError as error:
-            raise UserError(where, "the package 'onnxruntime' is not installed", "pip install 'fedsim[onnx]'") from error
+            raise not_installed(where, "onnxruntime", extra="onnx") from error
         from torchvision.transforms import v2
 
         options = onnxruntime.SessionOptions()

@@ -162,5 +162,7 @@ def test_encoders_in_the_cache_are_known_by_name(cache, encoder):
     assert locate(EncoderSpec(name="dino")).digest == locate(encoder).digest
     lite = EncoderSpec.model_validate("efficientnet-lite0")
     assert (lite.onnx, lite.size, lite.display) == (cache / "encoders/efficientnet-lite0.onnx", 112, "efficientnet-lite0")
-    with pytest.raises(UserError, match=r"there is no such file; .* benchmarks/encoders.py makes those that are known by name"):
+    with pytest.raises(
+        UserError, match=r"there is no such file; .* benchmarks/encoders.py of a checkout makes those that are known by name"
+    ):
         locate(lite)
