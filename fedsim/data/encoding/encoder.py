@@ -200,8 +200,9 @@ class TokenEncoder(ImageEncoder):
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         try:
-            self.processor: Any = AutoImageProcessor.from_pretrained(files.folder)  # type: ignore[no-untyped-call]
-            model, report = AutoModel.from_pretrained(files.folder, use_safetensors=True, output_loading_info=True)
+            self.processor: Any = AutoImageProcessor.from_pretrained(files.folder, trust_remote_code=False)  # type: ignore[no-untyped-call]
+            options = {"use_safetensors": True, "output_loading_info": True, "trust_remote_code": False}
+            model, report = AutoModel.from_pretrained(files.folder, **options)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise _unloaded(files, " ".join(str(error).split())[:200]) from error
         finally:
