@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 def main() -> None:
     """Run the command; one line and exit code 2 where the other simulator called ``fedsim`` is installed."""
     if at := _other():
-        hint = "python -m pip uninstall -y fedsim, then install this one again"
+        hint = "python -m pip uninstall -y fedsim fedsim-generative, then install this one again"
         print(f"fedsim: {at}: is another simulator, whose files hide or replace those of fedsim-generative; {hint}", file=sys.stderr)
         sys.exit(2)
     from fedsim.cli import main as command

@@ -32,7 +32,7 @@ def test_another_package_of_the_name_is_one_line_though_it_hides_this_one(tmp_pa
     done = command_beside(tmp_path, monkeypatch)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith(f"fedsim: fedsim 0.9.0 in {tmp_path}: is another simulator")
-    assert "python -m pip uninstall -y fedsim" in done.stderr
+    assert "python -m pip uninstall -y fedsim fedsim-generative" in done.stderr
 
 
 def test_metadata_of_this_one_under_its_name_before_0_2_are_no_other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
