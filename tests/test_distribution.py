@@ -15,6 +15,7 @@ import pytest
 from benches import PATIENCE
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from fedsim.plugins.code_hash import source_hash
 from fedsim.plugins.registry import lookup
@@ -29,6 +30,16 @@ def setup() -> ConfigParser:
     parser = ConfigParser()
     parser.read(ROOT / "setup.cfg")
     return parser
+
+
+def required(*extras: str) -> list[Requirement]:
+    config = setup()
+    texts = [config["options"]["install_requires"], *(config["options.extras_require"][extra] for extra in extras)]
+    return [Requirement(line) for text in texts for line in text.split("\n") if line]
+
+
+def named(constraints: Path) -> dict[str, str]:
+    return dict(line.split("==") for line in constraints.read_text().splitlines() if not line.startswith("#"))
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +98,12 @@ def test_the_dockerfile_does_the_two_lines_of_the_readme() -> None:
     assert [line.replace("-c constraints.txt ", "") for line in done] == lines
 
 
-def test_the_constraints_name_one_allowed_version_of_all_that_is_required() -> None:
-    config = setup()
-    asked = [config["options"]["install_requires"], config["options.extras_require"]["dev"]]
-    required = [Requirement(line) for text in asked for line in text.split("\n") if line]
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
-    named = dict(line.split("==") for line in lines)
-    refused = [str(one) for one in required if not one.specifier.contains(named.get(canonicalize_name(one.name), "0"), prereleases=True)]
+def test_the_constraints_name_a_version_of_all_that_is_required() -> None:
+    versions = named(ROOT / "constraints.txt")
+    refused = [one for one in required("dev") if not one.specifier.contains(versions.get(canonicalize_name(one.name), "0"))]
     assert refused == []
+
+
+def test_the_oldest_versions_that_are_tried_are_those_that_setup_cfg_allows() -> None:
+    tried = {name: Version(number) for name, number in named(ROOT / ".ci" / "oldest.txt").items() if name != "pyarrow"}
+    assert {one.name: Version(next(iter(one.specifier)).version) for one in required("hf", "onnx")} == tried
