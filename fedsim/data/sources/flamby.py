@@ -98,13 +98,13 @@ def _hospital(path: Path) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArr
     except ValueError as error:
         raise UserError(str(path), f"holds what is no number ({error})", "give the processed files of the UCI archive") from error
     kinds = {f"{column}={value}": table[column] == value for column, values in _KINDS.items() for value in values}
-    y = (table["num"] > 0).to_numpy(np.int64)
+    y = np.asarray(table["num"] > 0, np.int64)
     scaled = table.assign(**{column: table[column] / scale for column, scale in HEART_SCALES.items()})
     x = scaled.drop(columns=["num", *_KINDS]).assign(**kinds).to_numpy(np.float32)
     counts = np.bincount(y, minlength=2)
     stratify = y if counts.min() > 2 else None
     train, _ = train_test_split(np.arange(len(y)), test_size=0.34, train_size=0.66, random_state=43, stratify=stratify)
-    split = np.full(len(y), TEST)
+    split = np.full(len(y), TEST, np.int64)
     split[train] = TRAIN
     return x, y, split
 

@@ -51,7 +51,7 @@ def read_table(
     exact: Sequence[str] = (),
     *,
     numbers: bool = True,
-    names: Sequence[str] | None = None,
+    names: tuple[str, ...] | None = None,
     missing: str | None = None,
 ) -> pd.DataFrame:
     """Read a CSV file.

@@ -69,9 +69,7 @@ def test_a_rows_columns_depend_on_no_other_row(tmp_path: Path) -> None:
     assert all(row.tobytes() in known for row in np.concatenate([other.x_train, other.x_test]))
 
 
-@pytest.mark.parametrize(
-    ("name", "file", "url"), [("tcga-brca", "brca.csv", "owkin/FLamby"), ("heart-disease", "processed.cle", "uci.edu")]
-)
+@pytest.mark.parametrize(("name", "file", "url"), [("tcga-brca", "brca.csv", "FLamby"), ("heart-disease", "processed.cle", "uci.edu")])
 def test_a_missing_file_is_named_with_where_to_get_it(tmp_path: Path, name: str, file: str, url: str) -> None:
     with pytest.raises(UserError, match=rf"there is no {file}.*download the files of flamby:{name} from .*{url}.*root:"):
         federation(name, tmp_path)
