@@ -3,33 +3,76 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from fedsim.cli.app import Address, MaxParallel, Run, TrustPlugin, app, interruptible
+from fedsim.errors import UserError
 from fedsim.words import plain_console, print_line, wide_console
 
 RUNS_PANEL = "Run folders"
 
-Format = Literal["md", "latex"]
-"""How tables are printed: GitHub Markdown, or LaTeX."""
+TableFormat = Literal["md", "latex", "csv"]
+"""How tables are printed: GitHub Markdown, LaTeX with booktabs and siunitx, or a line a number."""
+Order = Literal["given", "best", "name"]
+"""Of the methods in a table or figure."""
 
 
 @app.command(rich_help_panel=RUNS_PANEL)
 def report(
-    folder: Run,
-    format_: Annotated[Format | None, typer.Option("--format", help="Print the page's tables in this format, and draw nothing.")] = None,
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="A run folder, or several whose rows are shown together.")],
+    format_: Annotated[
+        TableFormat | None, typer.Option("--format", help="Print tables, and draw nothing: the page's, or one that is chosen.")
+    ] = None,
+    table: Annotated[
+        str | None,
+        typer.Option(help="One table: results; differences, paired by seed; private, private methods minus those without noise."),
+    ] = None,
+    measure: Annotated[
+        str | None, typer.Option(help="A score of a row, such as knn_balanced_accuracy; default: balanced_accuracy.")
+    ] = None,
+    methods: Annotated[list[str] | None, typer.Option(help="Labels or patterns, with commas or repeated: 'fedhypevae*,dp-gmm'.")] = None,
+    order: Annotated[Order, typer.Option(help="Of methods: as given here or in the grid, best first, or by name.")] = "given",
+    digits: Annotated[int | None, typer.Option(min=0, max=6, help="Behind the decimal point; default: 3.")] = None,
+    pair: Annotated[tuple[str, str] | None, typer.Option(help="Two labels: paired tests of the first minus the second.")] = None,
+    figure: Annotated[Path | None, typer.Option(metavar="PDF", help="Draw one figure into this file, its text as text.")] = None,
+    over: Annotated[str | None, typer.Option(help="The figure's x axis: epsilon (default), a scanned parameter, bytes or seconds.")] = None,
+    width: Annotated[str | None, typer.Option(help="Of the figure: column (8.5 cm, default), page (17.8 cm), or inches.")] = None,
 ) -> None:
-    """Draw the summary, the curves and the page of a run folder again, from the files in it alone."""
+    """Draw the page of a run folder again, from the files in it alone; or print one table, or draw one figure, for a paper."""
     from fedsim.api.run import load
+    from fedsim.report.tables import TerminalTable
+    from fedsim.report.typeset import typeset
 
-    if format_ is not None:
-        typer.echo(load(folder).tables(format_))
-        return
-    console, drawn = plain_console(), load(folder).report()
-    drawn.show(console)
-    print_line(console, f"report: {drawn.page}")
+    first, *beside = map(load, folders)
+    chosen: dict[str, Any] = {"measure": measure or "balanced_accuracy", "methods": methods, "order": order}
+    chosen["beside"] = [run.folder for run in beside]
+    of_figures, of_tables = {"over": over, "width": width}, {"format": format_, "table": table, "digits": digits, "pair": pair}
+    for name, given in (of_figures if figure is None else of_tables).items():
+        if given is not None:
+            raise UserError(
+                f"--{name}", f"is for {'figures' if figure is None else 'tables'}", f"{'give' if figure is None else 'leave out'} --figure"
+            )
+    if figure is not None:
+        from fedsim.report.figures import inches, save_pdf
+
+        if figure.suffix != ".pdf":
+            raise UserError(f"--figure {figure}", "is not a .pdf file", f"give {figure.with_suffix('.pdf')}")
+        drawn_figure = first.curves(**chosen, over=over or "epsilon", width=inches(width or "column"))
+        print_line(plain_console(), f"figure: {save_pdf(drawn_figure, figure)}")
+    elif beside or format_ == "csv" or methods or order != "given" or any(given is not None for given in (table, measure, digits, pair)):
+        shown = first.chosen(**chosen, table=table or "results", pair=pair, digits=3 if digits is None else digits)
+        if format_ is None:
+            plain_console().print(TerminalTable(shown))
+        else:
+            typer.echo(typeset([shown], format_))
+    elif format_ is not None:
+        typer.echo(first.tables(format_))
+    else:
+        console, drawn = plain_console(), first.report()
+        drawn.show(console)
+        print_line(console, f"report: {drawn.page}")
 
 
 @app.command(rich_help_panel=RUNS_PANEL)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
 
 from fedsim.evaluation.measures import MEASURES
-from fedsim.report.figures import INK, MUTED, PAPER, name_level, style
+from fedsim.report.figures import INK, MUTED, PANEL_HEIGHT, PAPER, name_level, panels_beside, style
 from fedsim.report.lines import Axis, Series, caption_of, draw_methods, frame, legend_below, legend_lines, series_of, shift_of, x_label
 from fedsim.report.tables import reference
 from fedsim.results.groups import Group
@@ -29,8 +29,8 @@ LEAST_BOUND = 0.01
 """Bounds of audits below it are not drawn: they say nothing, and a logarithmic axis has no place for them."""
 
 
-def draw_curves(groups: Sequence[Group], measure: str = "balanced_accuracy") -> Figure | None:
-    """The figure of a measure; None where no row with the status ok has it.
+def draw_curves(groups: Sequence[Group], measure: str = "balanced_accuracy", width: float | None = None) -> Figure | None:
+    """The figure of a measure; None where no row with the status ok has it. With a ``width`` in inches it has no caption: a paper has one.
 
     Overspent and failed rows are in no group's mean, so they are never drawn. A method whose epsilon is not a theorem is dashed with open
     markers and named so, one whose author alone states a theorem is dashed with half open ones; a method without epsilon is a level.
@@ -42,17 +42,18 @@ def draw_curves(groups: Sequence[Group], measure: str = "balanced_accuracy") -> 
     if not drawn:
         return None
     with style():
-        return _figure(drawn, measure)
+        return _figure(drawn, measure, width)
 
 
-def _figure(groups: Sequence[Group], measure: str) -> Figure:
-    layout = _layout(groups)
+def _figure(groups: Sequence[Group], measure: str, given: float | None) -> Figure:
+    layout = _layout(groups, _WIDEST if given is None else panels_beside(given))
     columns = max(len(line) for line in layout)
     bounds = [bound for group in groups if (bound := _bound(group)) is not None]
     series, axis, levels = series_of(groups), replace(Axis.of(groups), lowest=min(bounds, default=math.inf)), _levels(layout, measure)
-    width = 1.0 + 3.1 * max(columns, 1.35)
+    width = given or 1.0 + 3.1 * max(columns, 1.35)
     names = legend_lines(series, width)
-    figure = Figure(figsize=(width, 0.95 + 0.2 * names + 2.65 * len(layout)), layout="constrained", facecolor=PAPER)
+    head, panel = (0.95, 2.65) if given is None else (0.4, PANEL_HEIGHT)
+    figure = Figure(figsize=(width, head + 0.2 * names + panel * len(layout)), layout="constrained", facecolor=PAPER)
     grid = figure.subplots(len(layout), columns, squeeze=False)
     for depth, line in enumerate(layout):
         for position, axes in enumerate(grid[depth]):
@@ -69,11 +70,11 @@ def _figure(groups: Sequence[Group], measure: str) -> Figure:
                 axes.set_xlabel(x_label(axis), color=INK, fontsize=8.5)
     short = " (of short forms, see audit_params of the rows)" if any(row.audit_params for group in groups for row in group.rows) else ""
     ticks = f"ticks: the ε that an audit refutes with a confidence of 95 %{short}" if bounds else ""
-    legend_below(figure, caption_of(groups, ticks), series)
+    legend_below(figure, caption_of(groups, ticks) if given is None else "", series)
     return figure
 
 
-def _layout(groups: Sequence[Group]) -> list[list[list[Group]]]:
+def _layout(groups: Sequence[Group], widest: int) -> list[list[list[Group]]]:
     """Panels in lines: a line for every (data set, scheme, clients), a panel for every alpha; long lines are broken."""
     lines: dict[tuple[object, ...], dict[float | None, list[Group]]] = {}
     for group in groups:
@@ -81,7 +82,7 @@ def _layout(groups: Sequence[Group]) -> list[list[list[Group]]]:
     broken = []
     for panels in lines.values():
         members = list(panels.values())
-        width = math.ceil(len(members) / math.ceil(len(members) / _WIDEST))
+        width = math.ceil(len(members) / math.ceil(len(members) / widest))
         broken += [members[start : start + width] for start in range(0, len(members), width)]
     return broken
 
