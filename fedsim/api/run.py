@@ -238,15 +238,19 @@ class Run(Printed):
             verification = Verification.of(self.folder, lambda grid: prepare(grid, [node]), trust_plugin=self.trust_plugin)
             return verification.run(cells, wide_console(plain_console()), local_ray(node), ids)
 
-    def audit(self) -> Iterator[str]:
-        """How well membership in the training rows can be inferred from the run's generators: sentences, as they are computed."""
+    def audit(self, cell: str | None = None) -> Iterator[str]:
+        """How well membership in the training rows can be inferred from the run's generators: sentences, as they are computed.
+
+        Args:
+            cell: the id of the one cell to attack, or its beginning.
+        """
         from fedsim.evidence.audit.black_box import attack_run
         from fedsim.results.grid_rows import read_manifest
         from fedsim.runs.manifest import grid_of
 
         run = RunFolder(self.folder)
         run.check()
-        return iter(attack_run(run, grid_of(read_manifest(self.folder), run), trust_plugin=self.trust_plugin))
+        return iter(attack_run(run, grid_of(read_manifest(self.folder), run), cell=cell, trust_plugin=self.trust_plugin))
 
     def judge(self, *, address: str | None = None, max_parallel: int | None = None) -> Run:
         """Judge what the trainings made with today's readouts and references, without training, and draw the report.

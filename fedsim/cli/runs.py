@@ -168,13 +168,17 @@ def prove_rows(
 @app.command(rich_help_panel=RUNS_PANEL)
 def statement(
     folder: Run,
+    cell: Annotated[str | None, typer.Option(help="The id of the one cell to state, or its beginning.")] = None,
+    format_: Annotated[Literal["text", "latex"], typer.Option("--format", help="Plain text, or LaTeX for an appendix.")] = "text",
     trust_plugin: TrustPlugin = False,
 ) -> None:
     """Print each method's privacy statement in words: unit, relation, trust, accountant, σ, rounds, sampling, what is not covered."""
     from fedsim.api.run import load
+    from fedsim.report.typeset import typeset_statement
 
-    for text in load(folder, trust_plugin=trust_plugin).statements():
-        typer.echo("\n".join(text.lines) + "\n")
+    run = load(folder, trust_plugin=trust_plugin)
+    for text in run.statements() if cell is None else [run.statement(cell)]:
+        typer.echo((typeset_statement(text) if format_ == "latex" else "\n".join(text.lines)) + "\n")
 
 
 @app.command(rich_help_panel=RUNS_PANEL)

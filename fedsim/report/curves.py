@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
 
 from fedsim.evaluation.measures import MEASURES
-from fedsim.report.figures import INK, MUTED, PANEL_HEIGHT, PAPER, name_level, panels_beside, style
+from fedsim.report.figures import INK, MUTED, PANEL_HEIGHT, PAPER, Y_CHARACTERS, name_level, panels_beside, style
 from fedsim.report.lines import Axis, Series, caption_of, draw_methods, frame, legend_below, legend_lines, series_of, shift_of, x_label
 from fedsim.report.tables import reference
 from fedsim.results.groups import Group
@@ -65,7 +65,8 @@ def _figure(groups: Sequence[Group], measure: str, given: float | None) -> Figur
             _title(axes, line[position][0], groups)
             axes.tick_params(labelleft=position == 0)
             if position == 0:
-                axes.set_ylabel(_Y_LABELS.get(measure) or textwrap.fill(MEASURES[measure].title, 40), color=INK, fontsize=8.5)
+                label = _Y_LABELS.get(measure, MEASURES[measure].title)
+                axes.set_ylabel(textwrap.fill(label, 40 if given is None else Y_CHARACTERS), color=INK, fontsize=8.5)
             if depth == len(layout) - 1 or position >= len(layout[depth + 1]):
                 axes.set_xlabel(x_label(axis), color=INK, fontsize=8.5)
     short = " (of short forms, see audit_params of the rows)" if any(row.audit_params for group in groups for row in group.rows) else ""

@@ -44,6 +44,8 @@ WIDTHS = {"column": 3.35, "page": 7.0}
 """Inches of a two-column paper's column (8.5 cm), and of both."""
 PANEL_HEIGHT = 2.1
 """Inches of a panel in a figure for a paper."""
+Y_CHARACTERS = 26
+"""Characters that fit beside such a panel."""
 _WIDTH_RANGE = (2.0, 20.0)
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from fedsim.errors import UserError, nearest
 from fedsim.evaluation.measures import MEASURES
-from fedsim.report.figures import INK, PANEL_HEIGHT, PAPER, dress, panels_beside, style
+from fedsim.report.figures import INK, PANEL_HEIGHT, PAPER, Y_CHARACTERS, dress, panels_beside, style
 from fedsim.report.lines import Series, legend_below, legend_lines, look, series_of
 from fedsim.results.groups import Group, distinct_labels, group_seeds, grouped
 from fedsim.results.rows import Row
@@ -132,7 +132,7 @@ def _figure(lines: Lines, over: str, measure: str, width: float) -> Figure:
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     for axes in grid[::columns]:
-        axes.set_ylabel(textwrap.fill(MEASURES[measure].title.lower(), 40), color=INK, fontsize=8.5)
+        axes.set_ylabel(textwrap.fill(MEASURES[measure].title, Y_CHARACTERS), color=INK, fontsize=8.5)
     for axes in grid[max(0, len(panels) - columns) : len(panels)]:
         axes.set_xlabel(COSTS[over][0] if over in COSTS else over, color=INK, fontsize=8.5, parse_math=False)
     legend_below(figure, "", series)

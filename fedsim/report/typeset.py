@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 from fedsim.report.differences import p_words
+from fedsim.report.statement import Statement
 from fedsim.report.tables import LARGE, Line, ResultsTable, TableBlock
 from fedsim.results.summary import inert
 
@@ -20,6 +21,7 @@ _LATEX = {
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}", "`": r"\textasciigrave{}"},
     **{"<": "$<$", ">": "$>$", "±": r"$\pm$", "−": "$-$", "·": r"$\cdot$", "∞": r"$\infty$", "×": r"$\times$"},
     **{"ε": r"$\varepsilon$", "α": r"$\alpha$", "δ": r"$\delta$", "λ": r"$\lambda$", "σ": r"$\sigma$", "√": r"$\surd$"},
+    **{"…": r"\ldots{}", "é": r"\'{e}", "⊙": r"$\odot$"},
 }
 """What a character is in LaTeX's text; signs that any input encoding and font have included."""
 _PREAMBLE = r"% \usepackage{booktabs,siunitx}"
@@ -36,6 +38,13 @@ def typeset(tables: Sequence[ResultsTable], as_: TableFormat) -> str:
     if as_ == "md":
         return "\n\n".join(map(_markdown, tables))
     return "\n\n".join((_PREAMBLE, *map(_latex, tables)))
+
+
+def typeset_statement(statement: Statement) -> str:
+    """A privacy statement in LaTeX: a paragraph's head, and an item a sentence."""
+    items = (rf"\item[{latex_text(term)}] {latex_text(text)}." for term, text in statement.parts)
+    head = rf"\paragraph{{Privacy of {latex_text(statement.method)}}}"
+    return "\n".join((head, r"\begin{description}", *items, r"\end{description}"))
 
 
 def markdown_text(text: str) -> str:
