@@ -163,6 +163,14 @@ class Run(Printed):
 
         return load_generator(self.folder, cell, synthesis, trust_plugin=self.trust_plugin)
 
+    def hub_folder(
+        self, generator: SavedGenerator, out: Path | str, per_class: int = 200, seed: int | None = None, repository: str | None = None
+    ) -> dict[str, Any]:
+        """Write synthetic rows as a folder for the hub; see :func:`fedsim.report.dataset_card.write_hub_folder`."""
+        from fedsim.report.dataset_card import write_hub_folder
+
+        return write_hub_folder(generator, out, per_class, seed, repository)
+
     def release(self, out: Path | str, cell: str | None = None) -> tuple[Path, GeneratorFacts]:
         """Write a generator that may leave the simulation; see :func:`fedsim.results.generators.release`."""
         from fedsim.results.generators import release

@@ -78,7 +78,15 @@ def report(
 @app.command(rich_help_panel=RUNS_PANEL)
 def synth(
     folder: Run,
-    out: Annotated[Path, typer.Option(help="The .npz file of synthetic embeddings.")],
+    out: Annotated[Path, typer.Option(help="The file of synthetic embeddings; with --format hf the folder, new or empty.")],
+    format_: Annotated[
+        Literal["npz", "parquet", "hf"],
+        typer.Option("--format", help="npz; parquet; or hf, a folder for the Hugging Face hub with card and Croissant, to be released."),
+    ] = "npz",
+    repository: Annotated[
+        str | None,
+        typer.Option("--repo", metavar="OWNER/NAME", help="With --format hf: where on the hub; default: the folder's name."),
+    ] = None,
     cell: Annotated[str | None, typer.Option(help="The id of the cell, or its beginning, where there are several.")] = None,
     synthesis: Annotated[
         str | None, typer.Option(help="One of the algorithm's, such as neutral or mixture, or client:K; default: the cell's own.")
@@ -90,11 +98,17 @@ def synth(
     """Draw synthetic embeddings from a saved generator; it costs no privacy."""
     from fedsim.data.arrays import check_target
 
-    check_target(out)
+    if format_ == "npz":
+        check_target(out)
+    elif format_ == "parquet" and out.suffix != ".parquet":
+        raise UserError(f"--out {out}", "is not a .parquet file", f"give {out.with_suffix('.parquet')}")
+    if repository is not None and format_ != "hf":
+        raise UserError("--repo", f"means nothing for --format {format_}", "leave it out, or give --format hf")
     from fedsim.api.run import load
 
-    generator = load(folder, trust_plugin=trust_plugin).generator(cell, synthesis)
-    manifest = generator.save(out, per_class, seed)
+    run = load(folder, trust_plugin=trust_plugin)
+    generator = run.generator(cell, synthesis)
+    manifest = run.hub_folder(generator, out, per_class, seed, repository) if format_ == "hf" else generator.save(out, per_class, seed)
     words = " ".join(f"{key} {manifest[key]}" for key in ("epsilon", "delta", "unit", "trust", "claim"))
     words += f"; not for release: {why}" if (why := generator.facts.held_back) else ""
     task = generator.facts.task
