@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fedsim.report.report import Report
     from fedsim.report.statement import Statement
     from fedsim.report.tables import ResultsTable
+    from fedsim.report.tracking import Tracker
     from fedsim.report.typeset import TableFormat
     from fedsim.results.generators import GeneratorFacts, SavedGenerator
     from fedsim.results.grid_rows import GridResults, OlderResults
@@ -211,6 +212,12 @@ class Run(Printed):
         from fedsim.report.typeset import typeset
 
         return typeset(page_tables(self.folder), format)
+
+    def export(self, to: Tracker, out: Path | str | None = None) -> tuple[Path, int]:
+        """Write the cells for an experiment tracker; see :func:`fedsim.report.tracking.export`."""
+        from fedsim.report.tracking import export
+
+        return export(self.folder, to, out)
 
     def compare(self, other: Run | Path | str) -> ComparedFolders:
         """Match the rows of two runs; see :func:`fedsim.report.comparison.compare_folders`."""

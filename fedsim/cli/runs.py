@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 import typer
 
 from fedsim.cli.app import Address, MaxParallel, Run, TrustPlugin, app, interruptible
+from fedsim.cli.app import folder as file_folder
 from fedsim.errors import UserError
-from fedsim.words import plain_console, print_line, wide_console
+from fedsim.words import counted, plain_console, print_line, wide_console
 
 RUNS_PANEL = "Run folders"
 
@@ -133,6 +134,20 @@ def release(
     plan = facts.plan
     assert plan is not None
     print_line(plain_console(), f"{path}: {facts.cell.label}, ε = {plan.epsilon_target:g} at δ = {plan.delta:g}, claim {plan.claim}")
+
+
+@app.command(rich_help_panel=RUNS_PANEL)
+def export(
+    folder: Run,
+    to: Annotated[Literal["mlflow", "tensorboard", "wandb"], typer.Option(help="The tool, which must be installed.")],
+    out: Annotated[Path | None, file_folder("A new or empty folder; default: tracking/TOOL in the run folder.")] = None,
+) -> None:
+    """Write a run's cells for an experiment tracker, a run of its for each: settings, scores, budget, rounds. Nothing is sent anywhere."""
+    from fedsim.api.run import load
+    from fedsim.report.tracking import NOT_PRIVATE
+
+    path, count = load(folder).export(to, out)
+    print_line(plain_console(), f"{path}: {counted(count, 'cell')} for {to}; {NOT_PRIVATE}")
 
 
 @app.command("judge", rich_help_panel=RUNS_PANEL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from statistics import fmean
@@ -29,7 +30,7 @@ Order = Literal["given", "best", "name"]
 TABLES: dict[str, Callable[[Sequence[Group], str, int], ResultsTable]] = {
     "results": results_table,
     "differences": difference_table,
-    "private": lambda groups, measure, digits: difference_table(groups, measure, digits, price_of_privacy),
+    "private": lambda groups, measure, digits: _price_table(groups, measure, digits),
 }
 """The tables by name: scores, paired differences at one budget, and private methods minus those without noise."""
 
@@ -154,6 +155,13 @@ def _chosen_labels(groups: Sequence[Group], measure: str, methods: Sequence[str]
     if order == "best":
         return sorted(labels, key=lambda label: _badness([group for group in groups if group.label == label], measure))
     return labels
+
+
+def _price_table(groups: Sequence[Group], measure: str, digits: int) -> ResultsTable:
+    table = difference_table(groups, measure, digits, price_of_privacy)
+    return replace(
+        table, name=f"{measure}-differences-private", title=table.title.replace("paired differences", "price of privacy, paired")
+    )
 
 
 def _matching(name: str, labels: Sequence[str]) -> Iterator[str]:

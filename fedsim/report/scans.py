@@ -11,6 +11,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
 from fedsim.errors import UserError, nearest
 from fedsim.evaluation.measures import MEASURES
@@ -28,10 +29,15 @@ COSTS: dict[str, tuple[str, Callable[[Group], float | None]]] = {
 _LOGARITHMIC = 10.0
 """An axis whose last number is so many times the first is logarithmic."""
 
+_MOST_TICKS = 8
+"""Values of a parameter that have a tick each."""
+
 Point = tuple[Any, Group]
 """A place on the axis, and what stands there."""
 Lines = dict[tuple[Any, ...], list[Point]]
 """The points of a line, by data set, scheme, alpha, clients, epsilon and label."""
+EPSILON = 4
+"""Where epsilon stands in such a key; a panel is named by it even if it is the only one."""
 
 
 def draw_over(lines: Lines, over: str, measure: str, width: float) -> Figure:
@@ -113,19 +119,19 @@ def _is_number(value: Any) -> bool:
 
 def _figure(lines: Lines, over: str, measure: str, width: float) -> Figure:
     series = series_of([group for line in lines.values() for _, group in line])
-    panels = grouped(lines, lambda key: key[:-1])
+    panels = _panels(lines)
     columns = min(panels_beside(width), len(panels))
     depth = -(-len(panels) // columns)
     height = 0.5 + 0.2 * legend_lines(series, width) + PANEL_HEIGHT * depth
     figure = Figure(figsize=(width, height), layout="constrained", facecolor=PAPER)
     grid = figure.subplots(depth, columns, squeeze=False, sharey=True).flatten()
-    varied = [len({key[i] for key in lines}) > 1 for i in range(5)]
+    varied = [len({place[i] for place in panels}) > 1 or i == EPSILON for i in range(5)]
     values = list(dict.fromkeys(sorted((_sortable(at) for line in lines.values() for at, _ in line))))
     for axes, (place, keys) in zip(grid, panels.items(), strict=False):
         dataset, scheme, alpha, clients, epsilon = (part if kept else None for part, kept in zip(place, varied, strict=True))
         title = setting(dataset, scheme, alpha=alpha, clients=clients, epsilon=epsilon)
         axes.set_title(title, fontsize=8.5, color=INK, loc="left", parse_math=False)
-        _axis(axes, values)
+        _axis(axes, values, over)
         for method in series:
             for key in (key for key in keys if key[-1] == method.label):
                 _line(axes, lines[key], method, measure, values)
@@ -139,14 +145,29 @@ def _figure(lines: Lines, over: str, measure: str, width: float) -> Figure:
     return figure
 
 
-def _axis(axes: Axes, values: Sequence[tuple[int, float, str]]) -> None:
+def _panels(lines: Lines) -> dict[tuple[Any, ...], list[tuple[Any, ...]]]:
+    """The lines of every partition and epsilon; a method without epsilon stands in each of its partition's."""
+    places = grouped(lines, lambda key: key[:EPSILON]).items()
+    panels: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
+    for place, keys in places:
+        for epsilon in sorted({key[EPSILON] for key in keys if key[EPSILON] is not None}) or [None]:
+            panels[*place, epsilon] = [key for key in keys if key[EPSILON] in (epsilon, None)]
+    return panels
+
+
+def _axis(axes: Axes, values: Sequence[tuple[int, float, str]], over: str) -> None:
     """Numbers where they are, on a logarithmic axis where they reach far; words one after another."""
     dress(axes, "both", 0.8)
     axes.tick_params(colors=INK, labelcolor=INK, labelsize=8, length=3)
     if values[-1][0]:
         axes.set_xticks(range(len(values)), [word or f"{number:g}" for _, number, word in values])
-    elif values[0][1] > 0 and values[-1][1] >= _LOGARITHMIC * values[0][1]:
+        return
+    if values[0][1] > 0 and values[-1][1] >= _LOGARITHMIC * values[0][1]:
         axes.set_xscale("log")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    if len(values) <= _MOST_TICKS and over not in COSTS:
+        axes.xaxis.set_major_locator(FixedLocator([value for _, value, _ in values]))
 
 
 def _line(axes: Axes, points: Sequence[Point], method: Series, measure: str, values: Sequence[tuple[int, float, str]]) -> None:
@@ -154,4 +175,5 @@ def _line(axes: Axes, points: Sequence[Point], method: Series, measure: str, val
     x = [values.index(_sortable(at)) if words else at for at, _ in points]
     intervals = [interval for _, group in points if (interval := group.interval(measure))]
     spread = [float("nan") if interval.half_width is None else interval.half_width for interval in intervals]
-    axes.errorbar(x, [interval.mean for interval in intervals], spread, **look(method), elinewidth=1.1, capsize=2.2)
+    drawn = look(method) | ({} if method.private else {"linestyle": method.dashes})
+    axes.errorbar(x, [interval.mean for interval in intervals], spread, **drawn, elinewidth=1.1, capsize=2.2)
