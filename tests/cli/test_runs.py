@@ -144,7 +144,7 @@ def test_synthetic_rows_are_a_parquet_file_or_a_folder_for_the_hub(tmp_path: Pat
     assert fedsim("synth", "run", "--format", "parquet", "--out", "rows.parquet").returncode == 0
     assert (tmp_path / "rows.parquet").read_bytes().startswith(b"PAR1")
     assert "is not a .parquet file; give rows.parquet" in fedsim("synth", "run", "--format", "parquet", "--out", "rows.npz").stderr
-    assert "--repo: means nothing for --format npz" in fedsim("synth", "run", "--out", "rows.npz", "--repo", "a/b").stderr
+    assert "--repo: means nothing for --format npz" in fedsim("synth", "run", "--out", "x.npz", "--repo", "a/b").stderr
 
 
 def test_a_generator_leaves_as_a_package_if_its_noise_is_secret_and_is_drawn_from_there(
