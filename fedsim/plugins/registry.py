@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 from urllib.parse import unquote, urlsplit
 
 from fedsim.errors import PluginError, UserError, nearest
+from fedsim.plugins.code_hash import NOTEBOOK
 from fedsim.plugins.places import line_of, origin, said, shown
 
 if TYPE_CHECKING:
@@ -34,7 +35,9 @@ def register(name: str) -> Callable[[_Class], _Class]:
 
     def add(cls: _Class) -> _Class:
         held = _registered.get(name)
-        if held is not None and (held.__module__, held.__qualname__) != (cls.__module__, cls.__qualname__):
+        # a notebook's classes, and the files that are written of them, follow each other
+        passing = any(own.__module__ == "__main__" or own.__module__.startswith(NOTEBOOK) for own in (held, cls) if own)
+        if held is not None and not passing and (held.__module__, held.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(f"algorithm '{name}' is already registered by {held.__module__}:{held.__qualname__}")
         cls.name = name
         _registered[name] = cls
@@ -126,7 +129,9 @@ def _module_of_file(path: str, where: str) -> ModuleType:
     """
     file = next((at for folder in (Path.cwd(), *map(Path, sys.path)) if (at := (folder / path).resolve()).is_file()), None)
     if file is None:
-        raise PluginError(where, f"there is no file '{path}'", "give its path from the working folder")
+        raise PluginError(
+            where, f"there is no file '{path}'", "a grid file gives its path from its own folder, a command from the working folder"
+        )
     if str(file.parent) not in sys.path:
         sys.path.append(str(file.parent))
     importlib.invalidate_caches()
