@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from fedsim.report.figures import INK, MUTED, PAPER, dress, name_epsilons, shades, style
+from fedsim.report.figures import INK, MUTED, PAPER, SMALL, dress, name_epsilons, shades, style
 from fedsim.results.groups import Group, grouped
 from fedsim.words import setting
 
@@ -111,7 +111,7 @@ def _title(panel: SitePanel) -> str:
 
 def _draw(axes: Axes, panel: SitePanel, colours: Mapping[float | None, str], limits: tuple[float, float]) -> None:
     dress(axes, "both", 0.7)
-    axes.tick_params(colors=MUTED, labelcolor=INK, labelsize=7.5, length=2.5, pad=2)
+    axes.tick_params(colors=MUTED, labelcolor=INK, labelsize=SMALL, length=2.5, pad=2)
     axes.plot(limits, limits, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)), zorder=2)
     for epsilon, dots in panel.dots.items():
         colour = colours[epsilon]
@@ -119,12 +119,12 @@ def _draw(axes: Axes, panel: SitePanel, colours: Mapping[float | None, str], lim
         worst = min(dots, key=lambda dot: dot.own)
         axes.scatter([worst.shared], [worst.own], s=70, facecolors="none", edgecolors=colour, linewidths=1.1, zorder=3)
         axes.annotate(
-            worst.name, (worst.shared, worst.own), xytext=(6, -3), textcoords="offset points", fontsize=6.5, color=INK, parse_math=False
+            worst.name, (worst.shared, worst.own), xytext=(6, -3), textcoords="offset points", fontsize=SMALL, color=INK, parse_math=False
         )
     axes.set_xlim(*limits)
     axes.set_ylim(*limits)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(4))
-    axes.set_title(_title(panel), fontsize=8, color=INK, loc="left", pad=4, parse_math=False)
-    axes.set_xlabel("shared", fontsize=7, color=MUTED, labelpad=1, loc="right")
-    axes.set_ylabel("own", fontsize=7, color=MUTED, labelpad=1, loc="top")
+    axes.set_title(_title(panel), fontsize=SMALL, color=INK, loc="left", pad=4, parse_math=False)
+    axes.set_xlabel("shared", fontsize=SMALL, color=MUTED, labelpad=1, loc="right")
+    axes.set_ylabel("own", fontsize=SMALL, color=MUTED, labelpad=1, loc="top")

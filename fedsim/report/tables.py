@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsim.evaluation.measures import MEASURES
-from fedsim.results.groups import Group, grouped, weakest
+from fedsim.results.groups import Group, Interval, Spread, grouped, weakest
 from fedsim.results.rows import UNDRAWN
 from fedsim.words import number, setting
 
@@ -34,6 +34,9 @@ _CLAIM_NOTES = {
     "heuristic": "the number is not a theorem for that method",
     "refuted": "an audit refutes what is claimed at one budget or more",
 }
+SPREADS = {"ci95": "95 % confidence interval", "sd": "standard deviation", "range": "from the least to the most"}
+TOO_FEW = "none, for 95 % confidence intervals of two seeds are 12.7 times as wide as these are apart; see report --spread"
+"""What bars are, by the spread that was chosen; and why there are none."""
 _LARGE = 1e6
 _AXES: tuple[Callable[[Group], str], ...] = (
     lambda group: group.dataset,
@@ -93,14 +96,58 @@ def results_table(groups: Sequence[Group], measure: str = "balanced_accuracy") -
     common, members = by_place(groups)
     columns = epsilons(groups)
     seeds = max((len(group.rows) for group in groups), default=0)
+    everywhere = same_everywhere(groups, [measure])
+    elsewhere = {place: [group for group in block if group.label not in everywhere] for place, block in members.items()}
+    once = [group for group in first_places(groups) if group.label in everywhere]
     return ResultsTable(
         title=" · ".join((MEASURES[measure].title, *common)),
         columns=epsilon_heads(columns),
-        blocks=tuple(
-            TableBlock(place, _references(block, measure), _lines(block, columns, seeds, measure)) for place, block in members.items()
+        blocks=(
+            *(
+                TableBlock(" · ".join(filter(None, (place, EVERYWHERE))), (), _lines(block, columns, seeds, measure))
+                for place, block in by_place(once)[1].items()
+            ),
+            *(
+                TableBlock(place, _references(members[place], measure), _lines(block, columns, seeds, measure))
+                for place, block in elsewhere.items()
+            ),
         ),
-        notes=(*_notes(groups, seeds, measure), *_classifiers(groups, measure)),
+        notes=(*_notes(groups, seeds, measure), *([WHY_EVERYWHERE] if everywhere else []), *_classifiers(groups, measure)),
     )
+
+
+EVERYWHERE = "every α and number of clients"
+WHY_EVERYWHERE = f"{EVERYWHERE}: the numbers are the same, so they stand here once; they depend on all rows together, whoever holds them"
+
+
+def same_everywhere(groups: Sequence[Group], measures: Sequence[str]) -> set[str]:
+    """Labels of methods that have equal values of every measure at each of two or more alphas and numbers of clients."""
+    differing, labels = set(), set()
+    for members in grouped(groups, lambda group: (group.dataset, group.scheme)).values():
+        places = grouped(members, lambda group: (group.alpha, group.clients)).values()
+        values: dict[str, list[object]] = {}
+        for place in places:
+            for label, own in grouped(place, lambda group: group.label).items():
+                values.setdefault(label, []).append([(group.epsilon_target, group.values_by_seed(measures)) for group in own])
+        labels |= values.keys()
+        differing |= {
+            label for label, found in values.items() if len(places) < 2 or len(found) < len(places) or found.count(found[0]) < len(found)
+        }
+    return labels - differing
+
+
+def shown_once(groups: Sequence[Group], everywhere: Collection[str]) -> list[Group]:
+    """The groups of first places, and of the others where some method is not the same everywhere."""
+    first = list(map(id, first_places(groups)))
+    places = grouped(groups, lambda group: (group.dataset, group.scheme, group.alpha, group.clients)).values()
+    shown = [place for place in places if id(place[0]) in first or any(group.label not in everywhere for group in place)]
+    return [group for place in shown for group in place]
+
+
+def first_places(groups: Sequence[Group]) -> list[Group]:
+    """The groups of the first alpha and number of clients of each data set and scheme."""
+    first = {(group.dataset, group.scheme): (group.alpha, group.clients) for group in reversed(groups)}
+    return [group for group in groups if first[group.dataset, group.scheme] == (group.alpha, group.clients)]
 
 
 def by_place(groups: Sequence[Group]) -> tuple[list[str], dict[str, list[Group]]]:
@@ -139,7 +186,8 @@ class TerminalTable:
         for block in self.table.blocks:
             yield Text("")
             yield self._head(block)
-            yield self._wide(block, widths) if fits else self._narrow(block)
+            if block.lines:
+                yield self._wide(block, widths) if fits else self._narrow(block)
         yield Text("\n".join(("", *self.table.notes)), style="dim")
 
     def _all_lines(self) -> list[Line]:
@@ -205,9 +253,15 @@ def _value(group: Group | None, seeds: int, measure: str) -> str:
     interval = group.interval(measure)
     if interval is None:
         return "" if group.rows else next((status for status in reversed(UNDRAWN) if getattr(group, status)), "")
-    spread = "" if interval.half_width is None else f"±{_number(interval.half_width)}"
     missing = f" (n={interval.count})" if interval.count < seeds else ""
-    return f"{_number(interval.mean)}{spread}{missing}"
+    return f"{_number(interval.mean)}{_spread(interval, group.spread)}{missing}"
+
+
+def _spread(interval: Interval, spread: Spread) -> str:
+    if interval.ends is None:
+        return ""
+    low, high = interval.ends
+    return f" ({_number(low)} to {_number(high)})" if spread == "range" else f"±{_number(high - interval.mean)}"
 
 
 def _number(value: float) -> str:
@@ -235,12 +289,20 @@ def _classifiers(groups: Sequence[Group], measure: str) -> tuple[str, ...]:
     return (f"classifiers, which generate no rows: {', '.join(labels)}",) if labels else ()
 
 
+def spread_words(spread: Spread, seeds: int) -> str:
+    """What stands beside a mean over two seeds or more."""
+    if spread == "ci95":
+        shown = f"mean ± half-width of the Student-t 95 % confidence interval over {seeds} seeds"
+        return shown if seeds > 2 else f"mean over 2 seeds, without intervals: {TOO_FEW.removeprefix('none, for ')}"
+    return f"mean {'±' if spread == 'sd' else 'and in brackets'} {SPREADS[spread]} over {seeds} seeds"
+
+
 def _notes(groups: Sequence[Group], seeds: int, measure: str) -> tuple[str, ...]:
     notes = []
     if seeds == 1:
         notes.append("one seed, so no interval")
     elif seeds:
-        notes.append(f"mean ± half-width of the Student-t 95 % confidence interval over {seeds} seeds")
+        notes.append(spread_words(groups[0].spread, seeds))
     if any(interval.half_width is None and interval.count > 1 for group in groups if (interval := group.interval(measure))):
         notes.append("no ±: each seed gave the same")
     if (judges := len({row.judged for group in groups for row in group.rows})) > 1:

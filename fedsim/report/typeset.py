@@ -40,6 +40,8 @@ def _markdown(table: ResultsTable) -> str:
     for block in table.blocks:
         if head := _head(block, markdown_text, "**{}**"):
             parts.append(head)
+        if not block.lines:
+            continue
         rules = ["---"] * len(table.heads) + ["---:"] * len(table.columns)
         lines = [[*table.names(line), *line.values] for line in block.lines]
         texts = [list(map(markdown_text, line)) for line in ([*table.heads, *table.columns], *lines)]
