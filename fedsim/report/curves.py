@@ -45,8 +45,8 @@ def draw_curves(groups: Sequence[Group], measure: str = "balanced_accuracy") -> 
     Overspent and failed rows are in no group's mean, so they are never drawn. A method whose epsilon is not a theorem is dashed with open
     markers and named so, one whose author alone states a theorem is dashed with half open ones; a method without epsilon is a level.
     Methods that yield a classifier are thin, with crosses for markers.
-    Points are means over seeds; bars (bands for levels) are what the groups' spread is, within what the measure can be. Where the methods of
-    a place have the same numbers at another one, they are drawn once.
+    Points are means over seeds; bars (bands for levels) are the groups' spread, within what the measure can be. Where all methods of a
+    place have the same numbers at another one, they are drawn once.
     A tick under a point is at the epsilon that an audit refutes.
     """
     drawn = [group for group in groups if group.interval(measure)]
@@ -62,7 +62,7 @@ def _figure(groups: Sequence[Group], measure: str) -> Figure:
     columns = max(len(line) for line in layout)
     bounds = [bound for group in groups if (bound := _bound(group)) is not None]
     series, axis, levels = series_of(groups), replace(Axis.of(groups), lowest=min(bounds, default=math.inf)), _levels(layout, measure)
-    width = 0.1 + 3.3 * columns
+    width = 0.1 + 3.2 * columns
     short = " (of short forms, see audit_params of the rows)" if any(row.audit_params for group in groups for row in group.rows) else ""
     ticks = f"ticks: the ε that an audit refutes with a confidence of 95 %{short}" if bounds else ""
     begins = f"the y axis begins at {levels[0]:.2g}, see the strokes through it" if levels[0] > 0 else ""
@@ -122,7 +122,7 @@ _NEAR = 0.3
 
 def _panel(axes: Axes, groups: Sequence[Group], series: Sequence[Series], axis: Axis, measure: str, pale: Collection[str]) -> None:
     frame(axes, axis)
-    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     if axes.get_ylim()[0] > 0:
         strokes(axes, 0, 0.035, axes.transAxes, 90)
     _reference_lines(axes, groups, measure)

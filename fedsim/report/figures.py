@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,7 +52,7 @@ class Part:
     Attributes:
         kind: which of these.
         text: the words; of a panel, its title.
-        svg: what is drawn, without its beginning ``<svg``; matplotlib's own output, where every text is an outline and comments are escaped.
+        svg: what is drawn, behind ``<svg``: matplotlib's own output, where every text is an outline and comments are escaped.
         width: of the drawing, in pixels.
     """
 
@@ -72,6 +73,11 @@ class Drawn:
     title: str
     parts: Sequence[Part]
     shared: str = ""
+
+    @property
+    def blocks(self) -> list[tuple[str, list[Part]]]:
+        """Parts of one kind that follow each other."""
+        return [(kind, list(parts)) for kind, parts in groupby(self.parts, lambda part: part.kind)]
 
 
 @contextmanager
@@ -204,12 +210,13 @@ def drawn(figure: Figure, svg: str, name: str, title: str) -> Drawn:
     for start in ('id="', 'href="#', "url(#"):
         svg = svg.replace(start, f"{start}{name}-")
     figure.set_dpi(72)  # an SVG's
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    panels = [(axes, axes.get_tightbbox(renderer)) for axes in figure.axes]
+    canvas: Any = FigureCanvasAgg(figure)
+    renderer = canvas.get_renderer()
+    panels = [(axes, axes.get_tightbbox(renderer)) for axes in figure.axes if axes.axison]
     placed = [
         ((-round(axes.get_position().y1, 4), box.x0), _cropped("panel", axes.get_title(loc="left"), group, box, figure))
         for (axes, box), group in zip(panels, _groups(svg, "axes", 2), strict=True)
-        if axes.axison and box is not None
+        if box is not None
     ]
     for text in figure.texts:
         kind: Literal["heading", "caption"] = "heading" if text.get_fontweight() == "bold" else "caption"

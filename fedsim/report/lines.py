@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator
 
 from fedsim.report.figures import INK, MUTED, PAPER, SERIES, dress, strokes
-from fedsim.report.tables import CLAIM_WORDS, SPREADS, TOO_FEW, claim
+from fedsim.report.tables import CLAIM_WORDS, ONE_SEED, SPREADS, claim
 from fedsim.results.groups import Group, Interval, grouped
 from fedsim.words import number, setting
 
@@ -113,7 +113,7 @@ def series_of(groups: Sequence[Group]) -> list[Series]:
             SERIES[position % len(SERIES)],
             (_CROSSES if members[0].classifies else _MARKERS)[(position + position // len(SERIES)) % len(_MARKERS)],
             claim(members),
-            _LEVELS[position // len(SERIES) % len(_LEVELS)],
+            _LEVELS[(position + position // len(SERIES)) % len(_LEVELS)],
             members[0].classifies,
         )
         for position, (label, members) in enumerate(by_label.items())
@@ -275,8 +275,8 @@ def caption_of(groups: Sequence[Group], more: str = "") -> str:
     """What a reader has to know when the picture stands alone, with ``more`` that is of this picture."""
     counts = sorted({len(group.rows) for group in groups})
     seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    drawn = SPREADS[groups[0].spread] if max(counts) > 2 or groups[0].spread != "ci95" else TOO_FEW
-    mean = "one seed, so no interval" if counts == [1] else f"mean over {seeds} seeds; bars and bands: {drawn}"
+    drawn = SPREADS[groups[0].spread] if max(counts) > 2 or groups[0].spread != "ci95" else "none, of so few seeds"
+    mean = ONE_SEED if counts == [1] else f"mean over {seeds} seeds; bars and bands: {drawn}"
     private = [group for group in groups if group.epsilon_target is not None]
     budgets = [f"{group.unit}-level ε, trust {group.trust}, δ = {number(group.delta)}" for group in private]
     common = [_common([group.dataset for group in groups]), _common([setting(clients=group.clients) for group in groups])]

@@ -1,10 +1,10 @@
-"""Clients one by one: what each one's own generator gives it against the one that all share, a dot a client."""
+"""Clients one by one: tables by site, and what each one's own generator gives it against the one that all share, a dot a client."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -14,7 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from fedsim.report.figures import INK, MUTED, PAPER, SMALL, dress, name_epsilons, shades, style
-from fedsim.results.groups import Group, grouped
+from fedsim.report.tables import ONE_SEED, Line, ResultsTable, TableBlock, by_place, claim, epsilon_heads, epsilons, mean_text, spread_words
+from fedsim.results.groups import Group, Interval, grouped
 from fedsim.words import setting
 
 SITES = "sites"
@@ -44,6 +45,94 @@ class SitePanel:
 
     title: str
     dots: Mapping[float | None, Sequence[Dot]]
+
+
+MOST_SITES = 24
+"""So many columns of sites a table has at most; of more clients there is none."""
+_OWN_ROWS = "the site's own real rows"
+_NOTE = "last column: the mean over the sites, of every seed"
+
+Scores = Mapping[str, Mapping[int | None, float]]
+"""Balanced accuracy by site and seed."""
+
+
+def site_tables(groups: Sequence[Group], lines: Iterable[Mapping[str, Any]]) -> list[ResultsTable]:
+    """Balanced accuracy by site, of clients that were judged one by one and of sites that were left out; methods down, sites across.
+
+    Args:
+        groups: rows averaged over seeds.
+        lines: what ``ResultStore.clients`` gave.
+    """
+    by_cell = grouped(lines, lambda line: line["cell_id"])
+    judged: list[tuple[Group, Scores]] = []
+    alone: dict[tuple[object, ...], tuple[Group, Scores]] = {}
+    for group in groups:
+        held = [(row.seed, line) for row in group.rows for line in by_cell.get(row.cell_id, ())]
+        if scores := _by_site((line["name"], seed, line["own_balanced_accuracy"]) for seed, line in held):
+            judged.append((group, scores))
+            own = replace(group, label=_OWN_ROWS, epsilon_target=None, claim=None, yields=None)
+            real = _by_site((line["name"], seed, line["local_only_balanced_accuracy"]) for seed, line in held)
+            alone.setdefault((group.dataset, group.scheme, group.alpha, group.clients), (own, real))
+    judged += [(group, scores) for group, scores in alone.values() if scores]
+    left_out = [(_without_site(group), group) for group in groups if group.rows and group.rows[0].unseen]
+    unseen = grouped(left_out, lambda pair: (pair[0].dataset, *(getattr(pair[0], name) for name in _PLACE)))
+    rest = [
+        (members[0][0], _by_site((row.unseen or "", row.seed, row.balanced_accuracy) for _, group in members for row in group.rows))
+        for members in unseen.values()
+    ]
+    tables = (_table("on the site's own test rows", judged), _table("on a site that took no part", rest))
+    return [table for table in tables if table is not None]
+
+
+_PLACE = ("scheme", "alpha", "clients", "label", "epsilon_target")
+
+
+def _without_site(group: Group) -> Group:
+    """A group under the name of its data set alone."""
+    return replace(group, dataset=group.dataset.removesuffix(f" ({group.rows[0].unseen} unseen)"))
+
+
+def _by_site(scored: Iterable[tuple[str, int | None, float | None]]) -> Scores:
+    scores: dict[str, dict[int | None, float]] = {}
+    for site, seed, score in scored:
+        if score is not None:
+            scores.setdefault(site, {})[seed] = score
+    return scores
+
+
+def _table(title: str, held: Sequence[tuple[Group, Scores]]) -> ResultsTable | None:
+    """A block for every place and epsilon; None without sites, or with too many."""
+    sites = list(dict.fromkeys(site for _, scores in held for site in scores))
+    if not sites or len(sites) > MOST_SITES:
+        return None
+    groups, scores_of = [group for group, _ in held], {id(group): scores for group, scores in held}
+    claims = {label: claim(own) for label, own in grouped(groups, lambda group: group.label).items()} | {_OWN_ROWS: ""}
+    common, places = by_place(groups)
+    seeds = max(len(by_seed) for _, scores in held for by_seed in scores.values())
+    blocks = [
+        TableBlock(
+            " · ".join(filter(None, (place, head))),
+            (),
+            tuple(_line(group, claims[group.label], scores_of[id(group)], sites) for group in own),
+        )
+        for place, members in places.items()
+        for epsilon, head in zip(epsilons(members), epsilon_heads(epsilons(members)), strict=True)
+        for own in [[group for group in members if group.epsilon_target == epsilon]]
+    ]
+    return ResultsTable(
+        title=" · ".join(("Balanced accuracy by site", title, *common)),
+        columns=(*sites, "mean"),
+        blocks=tuple(blocks),
+        notes=(spread_words(groups[0].spread, seeds) if seeds > 1 else ONE_SEED, _NOTE),
+    )
+
+
+def _line(group: Group, claimed: str, scores: Scores, sites: Sequence[str]) -> Line:
+    seeds = set.intersection(*(set(by_seed) for by_seed in scores.values()))
+    means = [fmean(by_seed[seed] for by_seed in scores.values()) for seed in sorted(seeds, key=str)]
+    values = [list(scores.get(site, {}).values()) for site in sites] + [means]
+    texts = (mean_text(Interval.of(held, group.spread), group.spread) if held else "" for held in values)
+    return Line(group.label, claimed, tuple(texts))
 
 
 def site_panels(groups: Sequence[Group], lines: Iterable[Mapping[str, Any]]) -> list[SitePanel]:

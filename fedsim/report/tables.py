@@ -35,8 +35,9 @@ _CLAIM_NOTES = {
     "refuted": "an audit refutes what is claimed at one budget or more",
 }
 SPREADS = {"ci95": "95 % confidence interval", "sd": "standard deviation", "range": "from the least to the most"}
-TOO_FEW = "none, for 95 % confidence intervals of two seeds are 12.7 times as wide as these are apart; see report --spread"
-"""What bars are, by the spread that was chosen; and why there are none."""
+TOO_FEW = "the 95 % confidence interval of two seeds is 12.7 times as wide as they are apart: run more, or give report --spread range"
+"""What stands beside means, by the spread that was chosen; and why nothing does."""
+ONE_SEED = "one seed, so no interval"
 _LARGE = 1e6
 _AXES: tuple[Callable[[Group], str], ...] = (
     lambda group: group.dataset,
@@ -82,10 +83,33 @@ class ResultsTable:
         return (line.label, CLAIM_WORDS.get(line.claim, line.claim))[: len(self.heads)]
 
 
+SHORT_TITLES = {
+    "balanced_accuracy": "balanced accuracy",
+    "worst_class_recall": "worst class",
+    "knn_balanced_accuracy": "nearest neighbours",
+    "mlp_balanced_accuracy": "small network",
+    "client_balanced_accuracy": "clients, mean",
+    "client_worst_balanced_accuracy": "worst client",
+    "client_shared_balanced_accuracy": "clients, shared generator",
+    "personal_accuracy": "interpolated, accuracy",
+    "personal_balanced_accuracy": "interpolated, balanced",
+    "frechet_distance": "Fréchet distance",
+    "coverage": "coverage",
+    "real_or_synthetic": "real or synthetic",
+}
+"""Measures with a table, by what they are called where there is little room: utility first, then clients, then fidelity."""
+
+
+def shown_measures(groups: Sequence[Group], *, terminal: bool = False) -> list[str]:
+    """Every measure that some row has, those of a terminal or all; balanced accuracy always."""
+    known = [*SHORT_TITLES, *(name for name, measure in MEASURES.items() if measure.table and name not in SHORT_TITLES)]
+    first, *others = (name for name in known if not terminal or MEASURES[name].terminal)
+    return [first, *(name for name in others if any(group.interval(name) for group in groups))]
+
+
 def results_tables(groups: Sequence[Group], *, terminal: bool = False) -> list[ResultsTable]:
-    """A table for every measure that some row has, those of a terminal or all; balanced accuracy's always."""
-    first, *others = (name for name, measure in MEASURES.items() if (measure.terminal if terminal else measure.table))
-    return [results_table(groups, name) for name in (first, *(name for name in others if any(group.interval(name) for group in groups)))]
+    """A table for every one of :func:`shown_measures`."""
+    return [results_table(groups, name) for name in shown_measures(groups, terminal=terminal)]
 
 
 def results_table(groups: Sequence[Group], measure: str = "balanced_accuracy") -> ResultsTable:
@@ -122,7 +146,7 @@ WHY_EVERYWHERE = f"{EVERYWHERE}: the numbers are the same, so they stand here on
 
 def same_everywhere(groups: Sequence[Group], measures: Sequence[str]) -> set[str]:
     """Labels of methods that have equal values of every measure at each of two or more alphas and numbers of clients."""
-    differing, labels = set(), set()
+    differing, labels = set[str](), set[str]()
     for members in grouped(groups, lambda group: (group.dataset, group.scheme)).values():
         places = grouped(members, lambda group: (group.alpha, group.clients)).values()
         values: dict[str, list[object]] = {}
@@ -217,9 +241,9 @@ class TerminalTable:
         return shown
 
 
-def rich_tables(groups: Sequence[Group]) -> RichGroup:
-    """The results tables of some groups, for ``Console.print``."""
-    return RichGroup(*map(TerminalTable, results_tables(groups, terminal=True)))
+def rich_tables(groups: Sequence[Group], more: Sequence[ResultsTable] = ()) -> RichGroup:
+    """The results tables of some groups, and more tables, for ``Console.print``."""
+    return RichGroup(*map(TerminalTable, (*results_tables(groups, terminal=True), *more)))
 
 
 def _named(line: Line) -> str:
@@ -254,14 +278,16 @@ def _value(group: Group | None, seeds: int, measure: str) -> str:
     if interval is None:
         return "" if group.rows else next((status for status in reversed(UNDRAWN) if getattr(group, status)), "")
     missing = f" (n={interval.count})" if interval.count < seeds else ""
-    return f"{_number(interval.mean)}{_spread(interval, group.spread)}{missing}"
+    return mean_text(interval, group.spread) + missing
 
 
-def _spread(interval: Interval, spread: Spread) -> str:
+def mean_text(interval: Interval, spread: Spread) -> str:
+    """A mean with what stands beside it."""
+    mean = _number(interval.mean)
     if interval.ends is None:
-        return ""
+        return mean
     low, high = interval.ends
-    return f" ({_number(low)} to {_number(high)})" if spread == "range" else f"±{_number(high - interval.mean)}"
+    return f"{mean} ({_number(low)} to {_number(high)})" if spread == "range" else f"{mean}±{_number(high - interval.mean)}"
 
 
 def _number(value: float) -> str:
@@ -293,17 +319,18 @@ def spread_words(spread: Spread, seeds: int) -> str:
     """What stands beside a mean over two seeds or more."""
     if spread == "ci95":
         shown = f"mean ± half-width of the Student-t 95 % confidence interval over {seeds} seeds"
-        return shown if seeds > 2 else f"mean over 2 seeds, without intervals: {TOO_FEW.removeprefix('none, for ')}"
+        return shown if seeds > 2 else f"mean over 2 seeds, without intervals: {TOO_FEW}"
     return f"mean {'±' if spread == 'sd' else 'and in brackets'} {SPREADS[spread]} over {seeds} seeds"
 
 
 def _notes(groups: Sequence[Group], seeds: int, measure: str) -> tuple[str, ...]:
     notes = []
     if seeds == 1:
-        notes.append("one seed, so no interval")
+        notes.append(ONE_SEED)
     elif seeds:
         notes.append(spread_words(groups[0].spread, seeds))
-    if any(interval.half_width is None and interval.count > 1 for group in groups if (interval := group.interval(measure))):
+    few = 1 if groups and groups[0].spread != "ci95" else 2
+    if any(interval.half_width is None and interval.count > few for group in groups if (interval := group.interval(measure))):
         notes.append("no ±: each seed gave the same")
     if (judges := len({row.judged for group in groups for row in group.rows})) > 1:
         notes.append(f"scores are from {judges} states of the code that judges: fedsim judge scores saved generators anew")
