@@ -66,4 +66,4 @@ def _matrix(place: tuple[Any, ...], partition: Partition, data: Embeddings, spec
     column = spec.given.site_column
     sites = [] if column is None else [str(data.columns[column][rows[0]]) for rows in partition.rows]
     names = sites if len(set(sites)) == len(sites) else [f"{site} {client}" for client, site in enumerate(sites)]
-    return LabelMatrix(*place, partition.fingerprint, partition.label_counts, data.names, tuple(names))
+    return LabelMatrix(*place, partition.fingerprint, partition.label_counts, data.names, sites=tuple(names))

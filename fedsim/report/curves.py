@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedsim.evaluation.measures import MEASURES
-from fedsim.report.figures import INK, MUTED, PAPER, SMALL, name_level, strokes, style
+from fedsim.report.figures import INK, MUTED, PANEL_HEIGHT, PAPER, SMALL, Y_CHARACTERS, name_level, panels_beside, strokes, style
 from fedsim.report.lines import (
     Axis,
     Series,
@@ -39,8 +39,8 @@ LEAST_BOUND = 0.01
 """Bounds of audits below it are not drawn: they say nothing, and a logarithmic axis has no place for them."""
 
 
-def draw_curves(groups: Sequence[Group], measure: str = "balanced_accuracy") -> Figure | None:
-    """The figure of a measure; None where no row with the status ok has it.
+def draw_curves(groups: Sequence[Group], measure: str = "balanced_accuracy", width: float | None = None) -> Figure | None:
+    """The figure of a measure; None where no row with the status ok has it. With a ``width`` in inches it has no caption: a paper has one.
 
     Overspent and failed rows are in no group's mean, so they are never drawn. A method whose epsilon is not a theorem is dashed with open
     markers and named so, one whose author alone states a theorem is dashed with half open ones; a method without epsilon is a level.
@@ -53,22 +53,22 @@ def draw_curves(groups: Sequence[Group], measure: str = "balanced_accuracy") -> 
     if not drawn:
         return None
     with style():
-        return _figure(drawn, measure)
+        return _figure(drawn, measure, width)
 
 
-def _figure(groups: Sequence[Group], measure: str) -> Figure:
+def _figure(groups: Sequence[Group], measure: str, given: float | None) -> Figure:
     everywhere = same_everywhere(groups, [measure])
-    layout = _layout(shown_once(groups, everywhere))
+    layout = _layout(shown_once(groups, everywhere), _WIDEST if given is None else panels_beside(given))
     columns = max(len(line) for line in layout)
     bounds = [bound for group in groups if (bound := _bound(group)) is not None]
     series, axis, levels = series_of(groups), replace(Axis.of(groups), lowest=min(bounds, default=math.inf)), _levels(layout, measure)
-    width = 0.1 + 3.2 * columns
+    width = given or 0.1 + 3.2 * columns
     short = " (of short forms, see audit_params of the rows)" if any(row.audit_params for group in groups for row in group.rows) else ""
     ticks = f"ticks: the ε that an audit refutes with a confidence of 95 %{short}" if bounds else ""
     begins = f"the y axis begins at {levels[0]:.2g}, see the strokes through it" if levels[0] > 0 else ""
     once = f"{', '.join(sorted(everywhere))}: the same at {EVERYWHERE}, so pale where repeated" if everywhere else ""
-    caption = caption_of(groups, " · ".join(filter(None, (ticks, begins, once))))
-    height = 2.75 * len(layout) + legend_height(series, caption, width)
+    caption = caption_of(groups, " · ".join(filter(None, (ticks, begins, once)))) if given is None else ""
+    height = (2.75 if given is None else PANEL_HEIGHT) * len(layout) + legend_height(series, caption, width)
     figure = Figure(figsize=(width, height), layout="constrained", facecolor=PAPER)
     grid = figure.subplots(len(layout), columns, squeeze=False)
     first = {group.label: group for group in reversed(groups)}
@@ -81,7 +81,8 @@ def _figure(groups: Sequence[Group], measure: str) -> Figure:
             axes.set_xlabel(x_label(axis), color=INK, fontsize=8.5)
         for axes in cells[len(line) :]:
             axes.set_axis_off()
-        cells[0].set_ylabel(_Y_LABELS.get(measure) or textwrap.fill(MEASURES[measure].title, 40), color=INK, fontsize=8.5)
+        label = _Y_LABELS.get(measure, MEASURES[measure].title)
+        cells[0].set_ylabel(textwrap.fill(label, 40 if given is None else Y_CHARACTERS), color=INK, fontsize=8.5)
     legend_below(figure, caption, series)
     return figure
 
@@ -90,13 +91,13 @@ def _place(group: Group) -> tuple[object, ...]:
     return group.alpha, group.clients
 
 
-def _layout(groups: Sequence[Group]) -> list[list[list[Group]]]:
+def _layout(groups: Sequence[Group], widest: int) -> list[list[list[Group]]]:
     """Panels in lines: a line for every (data set, scheme, clients), a panel for every alpha; long lines are broken."""
     lines = grouped(groups, lambda group: (group.dataset, group.scheme, group.clients)).values()
     broken = []
     for line in lines:
         members = list(grouped(line, lambda group: group.alpha).values())
-        width = math.ceil(len(members) / math.ceil(len(members) / _WIDEST))
+        width = math.ceil(len(members) / math.ceil(len(members) / widest))
         broken += [members[start : start + width] for start in range(0, len(members), width)]
     return broken
 

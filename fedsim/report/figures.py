@@ -17,6 +17,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -26,6 +27,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from matplotlib.transforms import Bbox, Transform
 from numpy.typing import NDArray
 
+from fedsim.errors import UserError
 from fedsim.files import replaced
 from fedsim.words import number
 
@@ -60,6 +62,15 @@ class Part:
     text: str
     svg: str = ""
     width: float = 0.0
+
+
+WIDTHS = {"column": 3.35, "page": 7.0}
+"""Inches of a two-column paper's column (8.5 cm), and of both."""
+PANEL_HEIGHT = 2.1
+"""Inches of a panel in a figure for a paper."""
+Y_CHARACTERS = 26
+"""Characters that fit beside such a panel."""
+_WIDTH_RANGE = (2.0, 20.0)
 
 
 @dataclass(frozen=True)
@@ -187,6 +198,34 @@ def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
     with replaced(svg) as part:
         part.write_text(svg_text(figure), encoding="utf-8")
     return [png, svg]
+
+
+def inches(width: str) -> float:
+    """A width of a figure: ``column``, ``page``, or inches.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    try:
+        value = WIDTHS[width] if width in WIDTHS else float(width)
+    except ValueError:
+        value = math.nan
+    if not _WIDTH_RANGE[0] <= value <= _WIDTH_RANGE[1]:
+        raise UserError(f"--width {width}", "is no width", f"give column, page, or inches in {_WIDTH_RANGE[0]:g} .. {_WIDTH_RANGE[1]:g}")
+    return value
+
+
+def panels_beside(width: float) -> int:
+    """How many panels stand beside each other in a figure for a paper."""
+    return max(1, int(width / 2.3))
+
+
+def save_pdf(figure: Figure, path: Path) -> Path:
+    """Write a figure as PDF, its text as text in embedded fonts, at once or not at all; the same figure gives the same bytes."""
+    with style(), matplotlib.rc_context({"pdf.fonttype": 42}), replaced(path) as part:
+        canvas: Any = FigureCanvasPdf(figure)
+        canvas.print_pdf(part, metadata={"CreationDate": None})
+    return path
 
 
 def drawn(figure: Figure, svg: str, name: str, title: str) -> Drawn:

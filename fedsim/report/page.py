@@ -159,7 +159,7 @@ class _Shown:
 
 def _tables(groups: Sequence[Group], measure: str) -> tuple[ResultsTable, ResultsTable | None]:
     differences = difference_table(groups, measure) if measure in COMPARED else None
-    return results_table(groups, measure), differences if differences and differences.blocks else None
+    return results_table(groups, measure, once=True), differences if differences and differences.blocks else None
 
 
 def _lacks_bars(group: Group) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -56,12 +57,13 @@ Scores = Mapping[str, Mapping[int | None, float]]
 """Balanced accuracy by site and seed."""
 
 
-def site_tables(groups: Sequence[Group], lines: Iterable[Mapping[str, Any]]) -> list[ResultsTable]:
+def site_tables(groups: Sequence[Group], lines: Iterable[Mapping[str, Any]], digits: int = 3) -> list[ResultsTable]:
     """Balanced accuracy by site, of clients that were judged one by one and of sites that were left out; methods down, sites across.
 
     Args:
         groups: rows averaged over seeds.
         lines: what ``ResultStore.clients`` gave.
+        digits: behind the decimal point.
     """
     by_cell = grouped(lines, lambda line: line["cell_id"])
     judged: list[tuple[Group, Scores]] = []
@@ -80,7 +82,10 @@ def site_tables(groups: Sequence[Group], lines: Iterable[Mapping[str, Any]]) -> 
         (members[0][0], _by_site((row.unseen or "", row.seed, row.balanced_accuracy) for _, group in members for row in group.rows))
         for members in unseen.values()
     ]
-    tables = (_table("on the site's own test rows", judged), _table("on a site that took no part", rest))
+    tables = (
+        _table("on the site's own test rows", "sites", judged, digits),
+        _table("on a site that took no part", "unseen-sites", rest, digits),
+    )
     return [table for table in tables if table is not None]
 
 
@@ -100,7 +105,7 @@ def _by_site(scored: Iterable[tuple[str, int | None, float | None]]) -> Scores:
     return scores
 
 
-def _table(title: str, held: Sequence[tuple[Group, Scores]]) -> ResultsTable | None:
+def _table(title: str, name: str, held: Sequence[tuple[Group, Scores]], digits: int) -> ResultsTable | None:
     """A block for every place and epsilon; None without sites, or with too many."""
     sites = list(dict.fromkeys(site for _, scores in held for site in scores))
     if not sites or len(sites) > MOST_SITES:
@@ -109,30 +114,30 @@ def _table(title: str, held: Sequence[tuple[Group, Scores]]) -> ResultsTable | N
     claims = {label: claim(own) for label, own in grouped(groups, lambda group: group.label).items()} | {_OWN_ROWS: ""}
     common, places = by_place(groups)
     seeds = max(len(by_seed) for _, scores in held for by_seed in scores.values())
-    blocks = [
-        TableBlock(
-            " · ".join(filter(None, (place, head))),
-            (),
-            tuple(_line(group, claims[group.label], scores_of[id(group)], sites) for group in own),
-        )
-        for place, members in places.items()
-        for epsilon, head in zip(epsilons(members), epsilon_heads(epsilons(members)), strict=True)
-        for own in [[group for group in members if group.epsilon_target == epsilon]]
-    ]
+    blocks = []
+    for place, members in places.items():
+        for epsilon, head in zip(epsilons(members), epsilon_heads(epsilons(members)), strict=True):
+            own = [group for group in members if group.epsilon_target == epsilon]
+            lines = [_line(group, claims[group.label], scores_of[id(group)], sites, digits) for group in own]
+            blocks.append(TableBlock(" · ".join(filter(None, (place, head))), (), tuple(lines)))
     return ResultsTable(
         title=" · ".join(("Balanced accuracy by site", title, *common)),
         columns=(*sites, "mean"),
         blocks=tuple(blocks),
         notes=(spread_words(groups[0].spread, seeds) if seeds > 1 else ONE_SEED, _NOTE),
+        name=name,
+        best=math.inf,
+        digits=digits,
     )
 
 
-def _line(group: Group, claimed: str, scores: Scores, sites: Sequence[str]) -> Line:
+def _line(group: Group, claimed: str, scores: Scores, sites: Sequence[str], digits: int) -> Line:
     seeds = set.intersection(*(set(by_seed) for by_seed in scores.values()))
     means = [fmean(by_seed[seed] for by_seed in scores.values()) for seed in sorted(seeds, key=str)]
     values = [list(scores.get(site, {}).values()) for site in sites] + [means]
-    texts = (mean_text(Interval.of(held, group.spread), group.spread) if held else "" for held in values)
-    return Line(group.label, claimed, tuple(texts))
+    intervals = [Interval.of(held, group.spread) if held else None for held in values]
+    texts = ("" if interval is None else mean_text(interval, digits) for interval in intervals)
+    return Line(group.label, claimed, tuple(texts), tuple(intervals))
 
 
 def site_panels(groups: Sequence[Group], lines: Iterable[Mapping[str, Any]]) -> list[SitePanel]:

@@ -51,6 +51,11 @@ class Interval:
     count: int
     ends: tuple[float, float] | None = None
 
+    @property
+    def beside(self) -> float | None:
+        """What stands behind ± beside the mean: half of what lies between the ends."""
+        return None if self.ends is None else (self.ends[1] - self.ends[0]) / 2
+
     @classmethod
     def of(cls, values: Sequence[float], spread: Spread = "ci95") -> Interval:
         """The interval of at least one value: ``t_{0.975, n-1} * s / sqrt(n)`` around the mean, and the ends of a ``spread``."""
