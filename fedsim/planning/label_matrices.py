@@ -61,7 +61,7 @@ def drawn_matrices(prepared: Prepared) -> list[LabelMatrix]:
     return list(matrices.values())[:MOST_PANELS]
 
 
-def _matrix(place: tuple[Any, ...], partition: Partition, data: Embeddings, spec: PartitionSpec) -> LabelMatrix:
+def _matrix(place: tuple[str, str, float | None, int, int], partition: Partition, data: Embeddings, spec: PartitionSpec) -> LabelMatrix:
     """The matrix with every client's site, and its number where several are of one site; without names under a scheme without sites."""
     column = spec.given.site_column
     sites = [] if column is None else [str(data.columns[column][rows[0]]) for rows in partition.rows]
