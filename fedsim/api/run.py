@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fedsim.report.typeset import TableFormat
     from fedsim.results.generators import GeneratorFacts, SavedGenerator
     from fedsim.results.grid_rows import GridResults, OlderResults
+    from fedsim.results.groups import Spread
     from fedsim.results.rows import Row
 
 
@@ -87,6 +88,7 @@ class Run(Printed):
         over: str = "epsilon",
         width: float | None = None,
         beside: Sequence[Path | str] = (),
+        spread: Spread = "ci95",
     ) -> Figure:
         """The privacy-utility curves, or a measure over something else: a figure to change at will, or for :func:`fedsim.save_pdf`.
 
@@ -97,13 +99,14 @@ class Run(Printed):
             over: ``epsilon``, a scanned parameter, ``bytes`` or ``seconds``.
             width: in inches; default: as in the page.
             beside: further run folders, whose rows are shown together with this one's.
+            spread: what bars are over seeds: ``ci95``, ``sd`` or ``range``.
 
         Raises:
             UserError: there is no such measure or method, or no row that can be drawn has the measure.
         """
         from fedsim.report.choice import chosen_figure
 
-        return chosen_figure(self._pooled(beside), measure, methods, order, over, width)
+        return chosen_figure(self._pooled(beside), measure, methods, order, over, width, spread)
 
     def table(
         self,
@@ -115,6 +118,7 @@ class Run(Printed):
         pair: tuple[str, str] | None = None,
         digits: int = 3,
         beside: Sequence[Path | str] = (),
+        spread: Spread = "ci95",
         format: TableFormat | None = None,
     ) -> Any:
         """One table, by default a measure's mean ± 95 % confidence half-width over seeds: a frame of texts, or one text.
@@ -123,10 +127,12 @@ class Run(Printed):
             measure: as in :meth:`curves`.
             methods: as in :meth:`curves`.
             order: as in :meth:`curves`.
-            table: ``results``, ``differences`` (paired, at one budget) or ``private`` (private methods minus those without noise).
+            table: ``results``, ``differences`` (paired, at one budget), ``private`` (private methods minus those without noise) or
+                ``sites`` (balanced accuracy by site).
             pair: two labels: the table of their differences.
             digits: behind the decimal point.
             beside: as in :meth:`curves`.
+            spread: as in :meth:`curves`.
             format: ``md``, ``latex`` or ``csv``.
 
         Raises:
@@ -134,7 +140,7 @@ class Run(Printed):
         """
         from fedsim.report.typeset import typeset
 
-        shown = self.chosen(measure, methods, order, table, pair, digits, beside)
+        shown = self.chosen(measure, methods, order, table, pair, digits, beside, spread)
         if format is not None:
             return typeset([shown], format)
         import pandas as pd
@@ -152,11 +158,15 @@ class Run(Printed):
         pair: tuple[str, str] | None,
         digits: int,
         beside: Sequence[Path | str],
+        spread: Spread,
     ) -> ResultsTable:
         """The table of :meth:`table` before it is typeset."""
         from fedsim.report.choice import chosen_groups, chosen_table
+        from fedsim.results.grid_rows import read_results
 
-        return chosen_table(chosen_groups(self._pooled(beside), measure, methods, order), measure, table, digits, pair)
+        groups = chosen_groups(self._pooled(beside), measure, methods, order, spread)
+        clients = [line for folder in (self.folder, *beside) for line in read_results(folder).clients()] if table == "sites" else ()
+        return chosen_table(groups, measure, table, digits, pair, clients)
 
     def generator(self, cell: str | None = None, synthesis: str | None = None) -> SavedGenerator:
         """The generator that a training left, or that was released; see :func:`fedsim.results.generators.load_generator`."""
@@ -200,18 +210,18 @@ class Run(Printed):
 
         return statements(self._results.rows, lambda row: cross_check(row, trust_plugin=self.trust_plugin), only)
 
-    def report(self) -> Report:
+    def report(self, spread: Spread = "ci95") -> Report:
         """Draw summary, curves and page again; see :func:`fedsim.report.report.write_report`."""
         from fedsim.report.report import write_report
 
-        return write_report(self.folder)
+        return write_report(self.folder, spread)
 
-    def tables(self, format: TableFormat) -> str:
+    def tables(self, format: TableFormat, spread: Spread = "ci95") -> str:
         """All tables of the page in Markdown, LaTeX or CSV."""
         from fedsim.report.report import page_tables
         from fedsim.report.typeset import typeset
 
-        return typeset(page_tables(self.folder), format)
+        return typeset(page_tables(self.folder, spread), format)
 
     def export(self, to: Tracker, out: Path | str | None = None) -> tuple[Path, int]:
         """Write the cells for an experiment tracker; see :func:`fedsim.report.tracking.export`."""
@@ -297,10 +307,12 @@ class Run(Printed):
 
     def show(self, console: Console) -> None:
         """Print the tables of results that a bench ends with."""
+        from fedsim.report.sites import site_tables
         from fedsim.report.tables import rich_tables
         from fedsim.results.groups import group_seeds
 
-        console.print(rich_tables(group_seeds(self._results.rows)))
+        groups = group_seeds((results := self._results).rows)
+        console.print(rich_tables(groups, site_tables(groups, results.clients())))
 
     @property
     def _results(self) -> GridResults | OlderResults:

@@ -18,6 +18,8 @@ TableFormat = Literal["md", "latex", "csv"]
 """How tables are printed: GitHub Markdown, LaTeX with booktabs and siunitx, or a line a number."""
 Order = Literal["given", "best", "name"]
 """Of the methods in a table or figure."""
+Spread = Literal["ci95", "sd", "range"]
+"""What stands beside means over seeds."""
 
 
 @app.command(rich_help_panel=RUNS_PANEL)
@@ -28,7 +30,7 @@ def report(
     ] = None,
     table: Annotated[
         str | None,
-        typer.Option(help="One table: results; differences, paired by seed; private, private methods minus those without noise."),
+        typer.Option(help="One table: results; differences, paired by seed; private, private methods minus those without noise; sites."),
     ] = None,
     measure: Annotated[
         str | None, typer.Option(help="A score of a row, such as knn_balanced_accuracy; default: balanced_accuracy.")
@@ -39,6 +41,9 @@ def report(
     pair: Annotated[tuple[str, str] | None, typer.Option(help="Two labels: paired tests of the first minus the second.")] = None,
     figure: Annotated[Path | None, typer.Option(metavar="PDF", help="Draw one figure into this file, its text as text.")] = None,
     over: Annotated[str | None, typer.Option(help="The figure's x axis: epsilon (default), a scanned parameter, bytes or seconds.")] = None,
+    spread: Annotated[
+        Spread, typer.Option(help="What stands beside means over seeds: 95 % confidence interval, standard deviation, or least to most.")
+    ] = "ci95",
     width: Annotated[str | None, typer.Option(help="Of the figure: column (8.5 cm, default), page (17.8 cm), or inches.")] = None,
 ) -> None:
     """Draw the page of a run folder again, from the files in it alone; or print one table, or draw one figure, for a paper."""
@@ -48,7 +53,7 @@ def report(
 
     first, *beside = map(load, folders)
     chosen: dict[str, Any] = {"measure": measure or "balanced_accuracy", "methods": methods, "order": order}
-    chosen["beside"] = [run.folder for run in beside]
+    chosen |= {"beside": [run.folder for run in beside], "spread": spread}
     of_figures, of_tables = {"over": over, "width": width}, {"format": format_, "table": table, "digits": digits, "pair": pair}
     for name, given in (of_figures if figure is None else of_tables).items():
         if given is not None:
@@ -69,9 +74,9 @@ def report(
         else:
             typer.echo(typeset([shown], format_))
     elif format_ is not None:
-        typer.echo(first.tables(format_))
+        typer.echo(first.tables(format_, spread))
     else:
-        console, drawn = plain_console(), first.report()
+        console, drawn = plain_console(), first.report(spread)
         drawn.show(console)
         print_line(console, f"report: {drawn.page}")
 

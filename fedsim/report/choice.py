@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from statistics import fmean
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from matplotlib.figure import Figure
 
@@ -18,10 +18,11 @@ from fedsim.report.curves import draw_curves
 from fedsim.report.differences import chosen_pair, difference_table
 from fedsim.report.figures import WIDTHS
 from fedsim.report.scans import draw_over, scanned
+from fedsim.report.sites import MOST_SITES, SITES, site_tables
 from fedsim.report.tables import BEST_VALUES, ResultsTable, results_table
 from fedsim.results.folder import RunFolder
 from fedsim.results.grid_rows import grid_rows
-from fedsim.results.groups import Group, group_seeds
+from fedsim.results.groups import Group, Spread, group_seeds
 from fedsim.results.paired import price_of_privacy
 from fedsim.results.rows import Row
 
@@ -57,7 +58,11 @@ def pooled_rows(folders: Sequence[Path | str]) -> list[Row]:
 
 
 def chosen_groups(
-    rows: Sequence[Row], measure: str = "balanced_accuracy", methods: Sequence[str] | None = None, order: Order = "given"
+    rows: Sequence[Row],
+    measure: str = "balanced_accuracy",
+    methods: Sequence[str] | None = None,
+    order: Order = "given",
+    spread: Spread = "ci95",
 ) -> list[Group]:
     """Rows averaged over seeds, those of some methods.
 
@@ -66,12 +71,13 @@ def chosen_groups(
         measure: one of :data:`fedsim.evaluation.measures.MEASURES`.
         methods: labels, or patterns such as ``fedhypevae*``; None: all.
         order: of the methods within each place.
+        spread: what stands beside means over seeds.
 
     Raises:
         UserError: there is no such measure, method or order.
     """
     _known("measure", measure, MEASURES)
-    groups = group_seeds(rows)
+    groups = group_seeds(rows, spread)
     labels = _chosen_labels(groups, measure, methods, order)
     places = list(dict.fromkeys(_place(group) for group in groups))
     return sorted(
@@ -85,6 +91,7 @@ def chosen_table(
     table: str = "results",
     digits: int = 3,
     pair: tuple[str, str] | None = None,
+    clients: Sequence[Mapping[str, Any]] = (),
 ) -> ResultsTable:
     """One table.
 
@@ -94,11 +101,17 @@ def chosen_table(
         table: one of :data:`TABLES`.
         digits: behind the decimal point.
         pair: two labels: the table of their differences, the first minus the second, at one budget and against the second without noise.
+        clients: lines of clients, for the table by site.
 
     Raises:
         UserError: there is no such table or method, or nothing to show.
     """
-    _known("table", table, TABLES)
+    _known("table", table, (*TABLES, SITES))
+    if table == SITES:
+        if by_site := site_tables(groups, clients, digits):
+            return by_site[0]
+        why = f"no row that is ok has scores by site, or there are more than {MOST_SITES} sites"
+        raise UserError("--table sites", why, "give evaluation: {per_client: true} or {unseen: each}")
     if pair is not None:
         for label in pair:
             _known("pair", label, {group.label for group in groups})
@@ -118,6 +131,7 @@ def chosen_figure(
     order: Order = "given",
     over: str = "epsilon",
     width: float | None = None,
+    spread: Spread = "ci95",
 ) -> Figure:
     """One figure: the privacy-utility curves, or the measure over a scanned parameter, ``bytes`` or ``seconds``.
 
@@ -128,6 +142,7 @@ def chosen_figure(
         order: of the methods.
         over: what the x axis is.
         width: in inches; None: as in the page.
+        spread: what bars are.
 
     Raises:
         UserError: there is no such measure or method, or nothing to draw.
@@ -136,9 +151,14 @@ def chosen_figure(
         _known("measure", measure, MEASURES)
         lines = scanned(rows, over, measure)
         labels = _chosen_labels([group for line in lines.values() for _, group in line], measure, methods, order)
-        chosen = {key: line for label in labels for key, line in lines.items() if key[-1] == label}
+        chosen = {
+            key: [(at, replace(group, spread=spread)) for at, group in line]
+            for label in labels
+            for key, line in lines.items()
+            if key[-1] == label
+        }
         return draw_over(chosen, over, measure, width or WIDTHS["page"])
-    figure = draw_curves(chosen_groups(rows, measure, methods, order), measure, width)
+    figure = draw_curves(chosen_groups(rows, measure, methods, order, spread), measure, width)
     if figure is None:
         raise UserError("--measure", f"no row that is ok has a {measure}", "look at status and scores in results.jsonl")
     return figure

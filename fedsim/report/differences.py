@@ -88,6 +88,6 @@ def p_words(p: float) -> str:
 def _value(difference: Difference, seeds: int, digits: int) -> str:
     tested = "" if difference.p_holm is None else f" {p_words(difference.p_holm)}"
     missing = f" (n={difference.interval.count})" if difference.interval.count < seeds else ""
-    half_width = difference.interval.half_width
-    spread = "" if half_width is None else f"±{decimal(half_width, digits)}"
+    beside = difference.interval.beside
+    spread = "" if beside is None else f"±{decimal(beside, digits)}"
     return f"{difference.interval.mean:+.{digits}f}{spread}{tested}{missing}"

@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from fedsim.errors import UserError, nearest
 from fedsim.evaluation.measures import MEASURES
 from fedsim.report.figures import INK, PANEL_HEIGHT, PAPER, Y_CHARACTERS, dress, panels_beside, style
-from fedsim.report.lines import Series, legend_below, legend_lines, look, series_of
+from fedsim.report.lines import Series, draw_bars, legend_below, legend_height, look, series_of
 from fedsim.results.groups import Group, distinct_labels, group_seeds, grouped
 from fedsim.results.rows import Row
 from fedsim.words import setting, spelled
@@ -122,7 +122,7 @@ def _figure(lines: Lines, over: str, measure: str, width: float) -> Figure:
     panels = _panels(lines)
     columns = min(panels_beside(width), len(panels))
     depth = -(-len(panels) // columns)
-    height = 0.5 + 0.2 * legend_lines(series, width) + PANEL_HEIGHT * depth
+    height = legend_height(series, "", width) + PANEL_HEIGHT * depth
     figure = Figure(figsize=(width, height), layout="constrained", facecolor=PAPER)
     grid = figure.subplots(depth, columns, squeeze=False, sharey=True).flatten()
     varied = [len({place[i] for place in panels}) > 1 or i == EPSILON_PLACE for i in range(5)]
@@ -174,6 +174,6 @@ def _line(axes: Axes, points: Sequence[Point], method: Series, measure: str, val
     words = bool(values[-1][0])
     x = [values.index(_sortable(at)) if words else at for at, _ in points]
     intervals = [interval for _, group in points if (interval := group.interval(measure))]
-    spread = [float("nan") if interval.half_width is None else interval.half_width for interval in intervals]
     drawn = look(method) | ({} if method.private else {"linestyle": method.dashes})
-    axes.errorbar(x, [interval.mean for interval in intervals], spread, **drawn, elinewidth=1.1, capsize=2.2)
+    axes.plot(x, [interval.mean for interval in intervals], **drawn)
+    draw_bars(axes, x, intervals, method.colour, measure)

@@ -87,6 +87,8 @@ def _markdown(table: ResultsTable) -> str:
     for block in table.blocks:
         if head := _head(block, markdown_text, "**{}**"):
             parts.append(head)
+        if not block.lines:
+            continue
         rules = ["---"] * len(table.heads) + ["---:"] * len(table.columns)
         heads = [markdown_text(text) for text in (*table.heads, *table.columns)]
         lines = [[*map(markdown_text, table.names(line)), *_marked(table, block, line)] for line in block.lines]
@@ -180,7 +182,7 @@ def _number_column(table: ResultsTable, lines: Sequence[Line]) -> str:
     if not intervals:
         return "r"
     whole = max(len(f"{abs(interval.mean):.0f}") for interval in intervals)
-    spread = max((len(_in_last_digits(interval.half_width, table.digits)) for interval in intervals if interval.half_width), default=0)
+    spread = max((len(_in_last_digits(interval.beside, table.digits)) for interval in intervals if interval.beside), default=0)
     sign = "+" if _signed(table) else "-" if min(interval.mean for interval in intervals) < 0 else ""
     return rf"S[table-format={sign}{whole}.{table.digits}{f'({spread})' if spread else ''}]"
 
@@ -206,7 +208,7 @@ def _shown(table: ResultsTable, line: Line, column: int, brackets: bool) -> str:
     mean = _mean(table, line, column)
     if not mean:
         return line.values[column]
-    half_width = line.intervals[column].half_width  # type: ignore[union-attr]
+    half_width = line.intervals[column].beside  # type: ignore[union-attr]
     if half_width is None:
         return mean
     return f"{mean}({_in_last_digits(half_width, table.digits)})" if brackets else f"{mean} ± {half_width:.{table.digits}f}"
@@ -234,7 +236,7 @@ def _latex_cell(table: ResultsTable, block: TableBlock, line: Line, column: int)
     mean = _mean(table, line, column)
     if not mean:
         return f"{{{latex_text(line.values[column])}}}" if line.values[column] else ""
-    half_width = line.intervals[column].half_width  # type: ignore[union-attr]
+    half_width = line.intervals[column].beside  # type: ignore[union-attr]
     bold = r"\bfseries " if table.is_best(block, line, column) else ""
     return f"{bold}{mean}" + ("" if half_width is None else f" +- {half_width:.{table.digits}f}")
 
