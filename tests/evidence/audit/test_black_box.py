@@ -12,8 +12,8 @@ from cells import NODES, quick, small_grid
 from rows import add_lines
 from sites import digits_of_sites
 
-from fedsim.evidence.audit.black_box import Attacked, attack_run, by_shadows, holders_of, rows_of
 from fedsim.errors import UserError
+from fedsim.evidence.audit.black_box import Attacked, attack_run, by_shadows, holders_of, rows_of
 from fedsim.grid.models import Grid
 from fedsim.planning.prepare import prepare
 from fedsim.results.folder import RunFolder
