@@ -53,7 +53,7 @@ class _Face(ModuleType):
     """A package whose function ``partition`` stays one after the subpackage of that name was imported."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name not in _HOME:
+        if name not in _HOME or not isinstance(value, ModuleType):
             super().__setattr__(name, value)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fedsim.report.account import Budget
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Account(Printed):
     """What a budget buys: the noise, what is spent after every round, and what an adversary can then tell."""
 

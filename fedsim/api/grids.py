@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fedsim.api.run import Run, ended
 from fedsim.errors import UserError
 from fedsim.interrupts import INTERRUPTED, kept_handlers
-from fedsim.plugins.notebook import find_in
+from fedsim.plugins.registry import find_in_working_folder
 from fedsim.words import Printed, plain_console, print_line
 
 if TYPE_CHECKING:
@@ -131,11 +131,11 @@ def one_by_one(grid: Grid) -> Grid:
 def _checked(grid: GridLike, set: Replacements, algorithms: Iterable[Any]) -> Grid:
     from fedsim.grid.read import load_grid
 
-    find_in(Path.cwd())
+    find_in_working_folder()
     return load_grid(grid, set, algorithms)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan(Printed):
     """What a grid would run, and the noise that it would add."""
 
@@ -187,7 +187,7 @@ def plan(grid: GridLike, *, set: Replacements = (), algorithms: Iterable[Any] = 
     return Plan(prepare(_checked(grid, set, algorithms), [this_machine()], embed=False))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Partitions(Printed):
     """How a grid divides its data among clients.
 

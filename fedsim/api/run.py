@@ -6,11 +6,11 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, overload
 
 from fedsim.errors import UserError, nearest
 from fedsim.interrupts import INTERRUPTED, kept_handlers
-from fedsim.plugins.notebook import find_in
+from fedsim.plugins.notebook import take_sources
 from fedsim.results.folder import RunFolder
 from fedsim.words import Printed, plain_console, wide_console
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fedsim.results.groups import Group
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run(Printed):
     """A run folder. Every look reads its files anew.
 
@@ -44,7 +44,7 @@ class Run(Printed):
 
     def __post_init__(self) -> None:
         if self.trust_plugin:
-            find_in(RunFolder(self.folder).methods.absolute())
+            take_sources(RunFolder(self.folder).methods)
 
     @property
     def rows(self) -> pd.DataFrame:
@@ -91,9 +91,13 @@ class Run(Printed):
             raise UserError(str(self.folder), f"no row that is ok has a {measure}", "look at `rows`, whose status says why")
         return figure
 
+    @overload
+    def table(self, *, measure: str = ..., methods: Sequence[str] | None = ..., format: None = ...) -> pd.DataFrame: ...
+    @overload
+    def table(self, *, measure: str = ..., methods: Sequence[str] | None = ..., format: Literal["md", "latex"]) -> str: ...
     def table(
         self, *, measure: str = "balanced_accuracy", methods: Sequence[str] | None = None, format: Literal["md", "latex"] | None = None
-    ) -> Any:
+    ) -> pd.DataFrame | str:
         """A measure's table, mean ± 95 % confidence half-width over seeds: a frame of texts, or one text in Markdown or LaTeX.
 
         Args:
@@ -238,9 +242,11 @@ class Run(Printed):
     def show(self, console: Console) -> None:
         """Print the tables of results that a bench ends with."""
         from fedsim.report.tables import rich_tables
+        from fedsim.results.grid_rows import read_results
         from fedsim.results.groups import group_seeds
 
-        console.print(rich_tables(group_seeds(self._results.rows)))
+        rows = read_results(self.folder).rows
+        console.print(rich_tables(group_seeds(rows)) if rows else f"no results in {self.folder}")
 
     @property
     def _results(self) -> GridResults | OlderResults:
