@@ -150,24 +150,6 @@ class Plan(Printed):
         frame = frame_of_rows([blank_row(trial) for trial in self.prepared.trials])
         return frame.drop(columns=["status", "error"]).dropna(axis="columns", how="all")
 
-    @property
-    def noise(self) -> pd.DataFrame:
-        """A row a part of a release: its noise's norm in units of the largest signal; once for cells that differ in seed or α alone."""
-        from fedsim.report.noise_table import noise_of
-        from fedsim.results.frames import frame_of
-
-        records = [
-            {
-                **{"label": noised.trial.cell.label, "dataset": noised.trial.cell.dataset.display, "clients": noised.trial.cell.clients},
-                **{"epsilon_target": noised.plan.epsilon_target, "sigma": noised.plan.sigma, "release": release.name},
-                **{"part": signal.name, "noise": signal.noise, "of": signal.of, "detail": signal.detail},
-            }
-            for noised in noise_of(self.prepared)
-            for release in noised.plan.releases
-            for signal in noised.signals(release)
-        ]
-        return frame_of(records, ("label", "dataset", "clients", "epsilon_target", "sigma", "release", "part", "noise", "of", "detail"))
-
     def show(self, console: Console) -> None:
         """Print the noise."""
         from fedsim.report.noise_table import show_noise

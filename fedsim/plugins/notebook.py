@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from fedsim.errors import UserError
@@ -160,6 +160,12 @@ def _globals(source: str) -> set[str]:
 
 
 def _facts(cls: Any) -> Any:
-    """What two classes of one source have in common: their functions' code, and their parameters."""
-    code = {function.__name__: (function.__code__.co_code, function.__code__.co_names) for function in _functions(cls)}
+    """What two classes of one source have in common: what their functions name and hold, and their parameters."""
+    code = {function.__name__: _shape(function.__code__) for function in _functions(cls)}
     return code, cls.Params.model_json_schema() if hasattr(getattr(cls, "Params", None), "model_json_schema") else None
+
+
+def _shape(code: CodeType) -> tuple[Any, ...]:
+    """Of code what does not depend on the module: an instruction may, on whether a name is imported there."""
+    held = tuple(_shape(value) if isinstance(value, CodeType) else repr(value) for value in code.co_consts)
+    return code.co_names, code.co_varnames, held
