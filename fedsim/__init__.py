@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fedsim.errors import UserError as UserError
 
 try:
-    __version__ = version("fedsim")
+    __version__ = version("fedsim-generative")
 except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0.0.0"
 

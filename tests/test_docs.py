@@ -199,7 +199,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def test_every_link_of_the_pages_leads_somewhere() -> None:
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
     links = [(page, *link) for page in pages for link in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", page.read_text())]
     assert links
     for page, path, anchor in links:
