@@ -10,8 +10,8 @@
     python benchmarks/utility.py runs/corners
 
 EMBEDDINGS holds organamnist_effnetlite0.npz, bloodmnist_effnetlite0.npz and ham10000_sites_effnetlite0.npz (README.md here): real ones,
-cut, turned or put together; what is made up about a shape is said at its function. Corners are where rows are few for their dimensions, or share nearly all of their norm.
-Sets of many rows repeat real ones, so their ε says nothing about a person.
+cut, turned or put together; what is made up about a shape is said at its function. Corners are where rows are few for their dimensions,
+or share nearly all of their norm. Sets of many rows repeat real ones, so their ε says nothing about a person.
 """
 
 from __future__ import annotations
