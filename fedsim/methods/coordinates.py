@@ -19,7 +19,7 @@ from fedsim.methods.products import Classifier, Generator, Product, is_classifie
 from fedsim.privacy.statistics.distances import clipped, distance_products, released_distances
 from fedsim.privacy.statistics.moments import Products, in_unit_ball
 from fedsim.privacy.statistics.outer_products import OuterProduct
-from fedsim.privacy.statistics.spectral import GAP, leading, steady
+from fedsim.privacy.statistics.spectral import GAP, group_means, leading, steady, ties
 
 PREFIX = "coordinates."
 COORDINATE_NAMES = tuple(f"{PREFIX}{name}" for name in ("mean", "basis", "shrink", "stretch", "scale"))
@@ -139,15 +139,18 @@ class Coordinates:
         return self.scale * (r + r @ self.basis @ self.stretch @ self.basis.T)
 
     def main_axes(self, count: int) -> Tensor:
-        """Directions ``[d, k]``, k at most ``count``, in which rows in coordinates vary most, times their standard deviation.
+        """Directions ``[d, k]``, k at most ``count``, in which rows in coordinates vary most, each as long as their standard deviation.
 
-        In units of that of the directions that share one; the columns' span and what they span with these lengths count, not each column.
+        In units of that of the directions that share one, the longest first; those of close variances are a basis of their span.
         """
-        outward = torch.eye(len(self.stretch), device=self.stretch.device) + self.stretch
         # divided by variance^1/4, what is left of a standard deviation is its root, as the factor of the way back is
-        axes = steady(self.basis.double() @ leading(outward, count, 1 + GAP)[1])
-        within = axes.T @ self.basis.double()
-        return (axes @ (within @ outward.double() @ within.T)).float()
+        outward = torch.eye(len(self.stretch), device=self.stretch.device) + self.stretch
+        values, vectors = leading(outward, count, 1 + GAP)
+        if not len(values):
+            return self.basis[:, :0]
+        group = ties(values)
+        aligned = torch.cat([steady(vectors[:, group == number]) for number in range(int(group[-1]) + 1)], 1)
+        return (self.basis.double() @ aligned * group_means(values, group)).float()
 
 
 class Stretched:

@@ -112,11 +112,9 @@ class ModulatedDecoder(nn.Module):
 
     @torch.no_grad()
     def start_map(self, outward: Tensor) -> None:
-        """Let a decoder without hidden layer map the first k dimensions of z by ``outward`` ``[d, k]``, and the others to zero."""
+        """Let a decoder without hidden layer map the first k dimensions of z by ``outward / sqrt(d)``, ``[d, k]``."""
         (layer,) = self.modulated()
-        latent = layer.rows.weight[:, : -self.classes]
-        latent.zero_()
-        latent[:, : outward.shape[1]] = outward / self.latent_scale
+        layer.rows.weight[:, : outward.shape[1]] = outward / self.latent_scale
 
     def lipschitz(self) -> Tensor:
         """Sum over the layers of the squared norm of their Jacobian by the code."""
