@@ -9,34 +9,24 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedsim.api.budgets import account
-    from fedsim.api.data import embed
-    from fedsim.api.describe import describe
-    from fedsim.api.grids import bench, partition, plan
-    from fedsim.api.methods import algorithms, audit, check
-    from fedsim.api.run import Run, load
-    from fedsim.errors import UserError
+    from fedsim.api.budgets import account as account
+    from fedsim.api.data import embed as embed
+    from fedsim.api.describe import describe as describe
+    from fedsim.api.grids import bench as bench
+    from fedsim.api.grids import partition as partition
+    from fedsim.api.grids import plan as plan
+    from fedsim.api.methods import algorithms as algorithms
+    from fedsim.api.methods import audit as audit
+    from fedsim.api.methods import check as check
+    from fedsim.api.run import Run as Run
+    from fedsim.api.run import load as load
+    from fedsim.errors import UserError as UserError
 
 try:
     __version__ = version("fedsim-generative")
 except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0.0.0"
 
-__all__ = [
-    "Run",
-    "UserError",
-    "__version__",
-    "account",
-    "algorithms",
-    "audit",
-    "bench",
-    "check",
-    "describe",
-    "embed",
-    "load",
-    "partition",
-    "plan",
-]
 _HOMES = {
     "fedsim.api.budgets": ("account",),
     "fedsim.api.data": ("embed",),
@@ -53,7 +43,7 @@ class _Face(ModuleType):
     """A package whose function ``partition`` stays one after the subpackage of that name was imported."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name not in _HOME:
+        if name not in _HOME or not isinstance(value, ModuleType):
             super().__setattr__(name, value)
 
 
@@ -65,7 +55,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return ["__version__", *_HOME]
 
 
 sys.modules[__name__].__class__ = _Face

@@ -80,18 +80,16 @@ def is_live(console: Console) -> bool:
 
 
 class Printed:
-    """What prints itself: in a terminal, and in a notebook as the last value of a cell."""
+    """What prints itself: by a command, and in Python as the value of a cell or line."""
 
     def show(self, console: Console) -> None:
         """Print it."""
         raise NotImplementedError
 
-    def __str__(self) -> str:
-        self.show(Console(file=(text := StringIO()), width=120, emoji=False, markup=False, force_jupyter=False))
+    def __repr__(self) -> str:
+        plain: dict[str, Any] = {"emoji": False, "markup": False, "color_system": None, "force_terminal": False, "force_jupyter": False}
+        self.show(Console(file=(text := StringIO()), width=140, **plain))
         return text.getvalue().rstrip()
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        printer.text(str(self))
 
 
 def wide_console(console: Console, width: int = 200) -> Console:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fedsim.report.account import Budget
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Account(Printed):
     """What a budget buys: the noise, what is spent after every round, and what an adversary can then tell."""
 
@@ -36,26 +36,8 @@ class Account(Printed):
 
         return pd.DataFrame([vars(spent) for spent in (*self.budget.rounds, self.budget.next)])
 
-    @property
-    def curve(self) -> pd.DataFrame:
-        """ε of all rounds at other δ."""
-        import pandas as pd
-
-        from fedsim.report.account import DELTAS
-
-        return pd.DataFrame({"delta": DELTAS, "epsilon": self.budget.epsilons()})
-
-    @property
-    def tradeoff(self) -> pd.DataFrame:
-        """The least false negatives of any test at a rate of false positives."""
-        import pandas as pd
-
-        from fedsim.report.account import FALSE_POSITIVES
-
-        return pd.DataFrame({"false_positives": FALSE_POSITIVES, "false_negatives": self.budget.false_negatives()})
-
     def draw(self) -> Figure:
-        """The three of them as one figure."""
+        """ε over the rounds, the (ε, δ) curve and the trade-off function."""
         from fedsim.report.budget import draw_budget
 
         return draw_budget(self.budget)

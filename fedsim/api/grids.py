@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fedsim.api.run import Run, ended
 from fedsim.errors import UserError
 from fedsim.interrupts import INTERRUPTED, kept_handlers
-from fedsim.plugins.notebook import find_in
+from fedsim.plugins.registry import find_in_working_folder
 from fedsim.words import Printed, plain_console, print_line
 
 if TYPE_CHECKING:
@@ -131,11 +131,11 @@ def one_by_one(grid: Grid) -> Grid:
 def _checked(grid: GridLike, set: Replacements, algorithms: Iterable[Any]) -> Grid:
     from fedsim.grid.read import load_grid
 
-    find_in(Path.cwd())
+    find_in_working_folder()
     return load_grid(grid, set, algorithms)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan(Printed):
     """What a grid would run, and the noise that it would add."""
 
@@ -149,24 +149,6 @@ class Plan(Printed):
 
         frame = frame_of_rows([blank_row(trial) for trial in self.prepared.trials])
         return frame.drop(columns=["status", "error"]).dropna(axis="columns", how="all")
-
-    @property
-    def noise(self) -> pd.DataFrame:
-        """A row a part of a release: its noise's norm in units of the largest signal; once for cells that differ in seed or α alone."""
-        from fedsim.report.noise_table import noise_of
-        from fedsim.results.frames import frame_of
-
-        records = [
-            {
-                **{"label": noised.trial.cell.label, "dataset": noised.trial.cell.dataset.display, "clients": noised.trial.cell.clients},
-                **{"epsilon_target": noised.plan.epsilon_target, "sigma": noised.plan.sigma, "release": release.name},
-                **{"part": signal.name, "noise": signal.noise, "of": signal.of, "detail": signal.detail},
-            }
-            for noised in noise_of(self.prepared)
-            for release in noised.plan.releases
-            for signal in noised.signals(release)
-        ]
-        return frame_of(records, ("label", "dataset", "clients", "epsilon_target", "sigma", "release", "part", "noise", "of", "detail"))
 
     def show(self, console: Console) -> None:
         """Print the noise."""
@@ -187,7 +169,7 @@ def plan(grid: GridLike, *, set: Replacements = (), algorithms: Iterable[Any] = 
     return Plan(prepare(_checked(grid, set, algorithms), [this_machine()], embed=False))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Partitions(Printed):
     """How a grid divides its data among clients.
 

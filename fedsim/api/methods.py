@@ -13,7 +13,8 @@ import yaml
 from fedsim.api.run import Run
 from fedsim.errors import UserError, at
 from fedsim.interrupts import kept_handlers
-from fedsim.plugins.notebook import find_in, name_of
+from fedsim.plugins.notebook import name_of
+from fedsim.plugins.registry import find_in_working_folder
 from fedsim.privacy.plan import Trust, Unit
 from fedsim.words import Printed, plain_console, print_line, wide_console
 
@@ -53,7 +54,7 @@ def algorithms() -> pd.DataFrame:
     return pd.DataFrame(records, index=pd.Index(known(), name="name"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Checked(Printed):
     """What a check found.
 
@@ -141,7 +142,7 @@ def _noted(store: ResultStore, lines: list[dict[str, Any]]) -> str:
     return f"{store.folder.path}: rows of this code: {claims or 'none'}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Audited(Printed):
     """What an audit found.
 
@@ -256,7 +257,7 @@ def _embeddings(dataset: str) -> Embeddings:
 
 
 def _named(algorithm: str | type) -> str:
-    find_in(Path.cwd())
+    find_in_working_folder()
     return name_of(algorithm) if isinstance(algorithm, type) else algorithm
 
 

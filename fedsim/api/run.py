@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedsim.errors import UserError
 from fedsim.interrupts import INTERRUPTED, kept_handlers
-from fedsim.plugins.notebook import find_in
+from fedsim.plugins.notebook import take_sources
 from fedsim.results.folder import RunFolder
 from fedsim.words import Printed, plain_console, wide_console
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from fedsim.results.rows import Row
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run(Printed):
     """A run folder. Every look reads its files anew.
 
@@ -49,7 +49,7 @@ class Run(Printed):
 
     def __post_init__(self) -> None:
         if self.trust_plugin:
-            find_in(RunFolder(self.folder).methods.absolute())
+            take_sources(RunFolder(self.folder).methods)
 
     @property
     def rows(self) -> pd.DataFrame:
@@ -309,10 +309,12 @@ class Run(Printed):
         """Print the tables of results that a bench ends with."""
         from fedsim.report.sites import site_tables
         from fedsim.report.tables import rich_tables
+        from fedsim.results.grid_rows import read_results
         from fedsim.results.groups import group_seeds
 
-        groups = group_seeds((results := self._results).rows)
-        console.print(rich_tables(groups, site_tables(groups, results.clients())))
+        groups = group_seeds((results := read_results(self.folder)).rows)
+        shown = rich_tables(groups, site_tables(groups, results.clients())) if groups else f"no results in {self.folder}"
+        console.print(shown)
 
     @property
     def _results(self) -> GridResults | OlderResults:

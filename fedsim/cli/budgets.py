@@ -36,14 +36,7 @@ def account(
     from fedsim.report.budget import write_budget
 
     bought = accounted(
-        epsilon,
-        delta,
-        rounds=rounds,
-        sample_rate=sample_rate,
-        unit=unit,
-        clients=clients,
-        client_rate=client_rate,
-        releases=releases,
+        epsilon, delta, rounds=rounds, sample_rate=sample_rate, unit=unit, clients=clients, client_rate=client_rate, releases=releases
     )
     console = wide_console(plain_console(), 100)
     bought.show(console)

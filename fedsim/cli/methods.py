@@ -21,12 +21,14 @@ def algorithms(
     name: Annotated[str | None, typer.Argument(help="One to show in full: a name, pkg.module:Class or file.py:Class.")] = None,
 ) -> None:
     """List the algorithms: source, claim by unit and trust, parameters with defaults; or show one in full."""
-    from fedsim.api.describe import algorithm_page, algorithms_table, describe
+    from fedsim.api.describe import algorithms_table, describe
     from fedsim.plugins.registry import known
 
     console = wide_console(plain_console(), 100)
-    for part in algorithm_page(describe(name)) if name else [algorithms_table(known())]:
-        console.print(part)
+    if name:
+        describe(name).show(console)
+    else:
+        console.print(algorithms_table(known()))
 
 
 @app.command(rich_help_panel=METHODS_PANEL)

@@ -149,7 +149,7 @@ def _of_renyi(events: Sequence[Event], delta: float, orders: Sequence[float] = O
     return float(accountant.get_epsilon(delta))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Proofs(Printed):
     """The proofs of a run's rows, with its name."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import __future__
 
 import ast
+import inspect
 import linecache
 import shutil
 import symtable
@@ -15,13 +16,13 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from fedsim.errors import UserError
-from fedsim.files import cache_folder, replaced
+from fedsim.files import replaced
 from fedsim.plugins.code_hash import NOTEBOOK, syntax_hash
-from fedsim.plugins.registry import GROUP, lookup
+from fedsim.plugins.registry import GROUP, lookup, notebook_folder
 
 _AGAIN = "run its cell again, or put the class into a file"
 
@@ -37,36 +38,31 @@ def name_of(cls: type) -> str:
         return next((entry.name for entry in entry_points(group=GROUP) if entry.value == path), path)
     text = _text(cls)
     stem = f"{NOTEBOOK}{cls.__name__}_{syntax_hash(text.encode())}"
-    file, held = sources() / f"{stem}.py", getattr(sys.modules.get(stem), "__file__", None)
+    file, held = notebook_folder() / f"{stem}.py", getattr(sys.modules.get(stem), "__file__", None)
     if not file.exists() or file.read_text(encoding="utf-8") != text:
         with replaced(file) as part:
             part.write_text(text, encoding="utf-8")
-    if held is not None and not Path(held).exists():  # another cache folder was in use
+    if held is not None and Path(held).resolve() != file.resolve():  # another cache folder was in use
         del sys.modules[stem]
-    find_in(file.parent)
     name = f"{file.name}:{cls.__name__}"
     if _facts(lookup(name, cls.__name__)) != _facts(cls):
         raise UserError(cls.__name__, "is not what its source says", _AGAIN)
     return name
 
 
-def sources() -> Path:
-    """The folder of the files that are written."""
-    return cache_folder() / "methods"
-
-
-def find_in(folder: Path) -> None:
-    """Let plug-ins be looked for in a folder, too: last of all."""
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))
-
-
 def keep_sources(names: Iterable[str], folder: Path) -> None:
     """Copy the files of those algorithms that are a notebook's into a folder: for a later session, or another machine."""
-    for file in {Path(module.__file__ or "") for name in names if (module := sys.modules.get(name.partition(".py:")[0]))}:
-        if file.stem.startswith(NOTEBOOK) and file.parent.resolve() != folder.resolve():
-            folder.mkdir(exist_ok=True)
-            shutil.copy(file, folder / file.name)
+    for file in {notebook_folder() / name.rpartition(":")[0] for name in names if name.startswith(NOTEBOOK)}:
+        folder.mkdir(exist_ok=True)
+        shutil.copy(file, folder / file.name)
+
+
+def take_sources(folder: Path) -> None:
+    """Have the files that :func:`keep_sources` left in a folder looked up as those of this machine are."""
+    for file in folder.glob(f"{NOTEBOOK}*.py"):
+        if not (own := notebook_folder() / file.name).exists() and syntax_hash(file.read_bytes()) == file.stem.rpartition("_")[2]:
+            with replaced(own) as part:
+                shutil.copy(file, part)
 
 
 def _text(cls: type) -> str:
@@ -138,9 +134,9 @@ def _source(thing: type | FunctionType, known: Mapping[str, Any]) -> str:
 
 def _cells(thing: type | FunctionType, known: Mapping[str, Any]) -> Iterator[str]:
     """The cells that may define something: that of its code; without any those that ran last (``In``), and the script."""
-    functions = [thing] if isinstance(thing, FunctionType) else list(_functions(thing))
+    functions = [inspect.unwrap(thing)] if isinstance(thing, FunctionType) else list(_functions(thing))
     for function in functions[:1]:
-        yield "".join(linecache.getlines(function.__code__.co_filename, function.__globals__))
+        yield "".join(linecache.getlines(function.__code__.co_filename))
     if not functions:
         yield from map(str, reversed(known.get("In") or ()))
         yield "".join(linecache.getlines(str(known.get("__file__", ""))))
@@ -149,7 +145,7 @@ def _cells(thing: type | FunctionType, known: Mapping[str, Any]) -> Iterator[str
 def _functions(cls: type) -> Iterator[FunctionType]:
     """The functions that a class body defines."""
     for value in vars(cls).values():
-        function = getattr(value, "__func__", getattr(value, "fget", value))
+        function = inspect.unwrap(getattr(value, "__func__", getattr(value, "fget", value)))
         if isinstance(function, FunctionType) and function.__module__ == cls.__module__:
             yield function
 
@@ -164,6 +160,12 @@ def _globals(source: str) -> set[str]:
 
 
 def _facts(cls: Any) -> Any:
-    """What two classes of one source have in common: their functions' code, and their parameters."""
-    code = {function.__name__: (function.__code__.co_code, function.__code__.co_names) for function in _functions(cls)}
+    """What two classes of one source have in common: what their functions name and hold, and their parameters."""
+    code = {function.__name__: _shape(function.__code__) for function in _functions(cls)}
     return code, cls.Params.model_json_schema() if hasattr(getattr(cls, "Params", None), "model_json_schema") else None
+
+
+def _shape(code: CodeType) -> tuple[Any, ...]:
+    """Of code what does not depend on the module: an instruction may, on whether a name is imported there."""
+    held = tuple(_shape(value) if isinstance(value, CodeType) else repr(value) for value in code.co_consts)
+    return code.co_names, code.co_varnames, held

@@ -159,7 +159,7 @@ _HEADS = ("setting", "seeds", "mean change", "largest", "samples and noise", "fi
 _ROUNDS = {True: "equal", False: "differ", None: ""}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ComparedFolders(Printed):
     """Two run folders and what their rows have in common."""
 

@@ -128,8 +128,7 @@ class CellNoise:
     parts: ReleaseParts
 
     @cached_property
-    def plan(self) -> PrivacyPlan:
-        """The cell's, which has one."""
+    def _plan(self) -> PrivacyPlan:
         assert self.trial.plan is not None
         return self.trial.plan
 
@@ -150,14 +149,14 @@ class CellNoise:
 
     def _std(self, release: Release) -> float:
         """Of the noise on the sum over clients, a coordinate."""
-        return self.plan.noise_std_of_sum(release.name, 1 if self.parts.local else self.trial.task.clients)
+        return self._plan.noise_std_of_sum(release.name, 1 if self.parts.local else self.trial.task.clients)
 
     def _statistic(self, release: Release, name: str, shape: tuple[int, ...], weight: float) -> Signal:
         (rows, _), task, title = self._held, self.trial.task, _title(name)
         size = math.prod(shape[1:])
         matrices = shape == (task.dim, task.dim) or (name == "class_second" and shape[0] % size == 0)
         groups = shape[0] // size if matrices else shape[0]
-        held, std = rows / groups, self._std(release) / (self.plan.clip * weight)
+        held, std = rows / groups, self._std(release) / (self._plan.clip * weight)
         where = f"at n = {rows:,}" + (f" ({groups} groups of {held:,.0f} on average)" if groups > 1 else "")
         if matrices:
             # the spectral norm of a matrix of independent noise is about twice the root of its size
@@ -167,7 +166,7 @@ class CellNoise:
         return Signal(title, math.sqrt(size) * std / held, _UNITS.get(name, "the radius"), f"{where}, {size} dimensions")
 
     def _gradient(self, release: Release) -> Signal:
-        (held, called), task, clip = self._held, self.trial.task, self.plan.clip
+        (held, called), task, clip = self._held, self.trial.task, self._plan.clip
         size = sum(math.prod(shape) for shape in self.parts.shapes[release.name].values())
         if self.parts.local:
             own = held / task.clients
@@ -187,10 +186,14 @@ def _title(name: str) -> str:
     return STATISTIC_NAMES.get(name) or name.replace("_sums", " means").replace("_second", " second moments").replace("_", " ")
 
 
-def noise_of(prepared: Prepared) -> Iterator[CellNoise]:
-    """The noise of every cell that has some, once for those that differ in seed or alpha alone."""
+def show_noise(prepared: Prepared, console: Console) -> None:
+    """Print the noise of every cell, once for those that differ in seed or alpha alone."""
+    table = Table(title=f"{prepared.grid.name}: the noise in units of the signal", title_justify="left", show_edge=False)
+    for name in ("algorithm", "data", "clients", "ε", "σ", "release", "noise"):
+        table.add_column(name, justify="right" if name in ("clients", "ε", "σ") else "left", no_wrap=True)
     shown: set[tuple[Any, ...]] = set()
     known: dict[tuple[Any, ...], ReleaseParts] = {}
+    without = dict.fromkeys(t.cell.label for t in prepared.trials if t.plan is None or math.isinf(t.plan.epsilon_target))
     for trial in prepared.trials:
         plan, cell = trial.plan, trial.cell
         line = (cell.label, cell.dataset.display, cell.clients, cell.epsilon, trial.train_rows, dump(cell.params))
@@ -200,17 +203,7 @@ def noise_of(prepared: Prepared) -> Iterator[CellNoise]:
         key = (cell.algorithm, dump(cell.params), trial.task)
         if key not in known:
             known[key] = parts_of(trial)
-        yield CellNoise(trial, known[key])
-
-
-def show_noise(prepared: Prepared, console: Console) -> None:
-    """Print the noise of every cell of :func:`noise_of`."""
-    table = Table(title=f"{prepared.grid.name}: the noise in units of the signal", title_justify="left", show_edge=False)
-    for name in ("algorithm", "data", "clients", "ε", "σ", "release", "noise"):
-        table.add_column(name, justify="right" if name in ("clients", "ε", "σ") else "left", no_wrap=True)
-    without = dict.fromkeys(t.cell.label for t in prepared.trials if t.plan is None or math.isinf(t.plan.epsilon_target))
-    for noised in noise_of(prepared):
-        plan, cell, first = noised.plan, noised.trial.cell, True
+        noised, first = CellNoise(trial, known[key]), True
         for release in plan.releases:
             for signal in noised.signals(release):
                 place = (

@@ -56,7 +56,7 @@ FIGURES: tuple[tuple[str, str, Callable[[Shown], Figure | None]], ...] = (
 """Name, title and drawing of every figure; None is a figure that has nothing to show."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report(Printed):
     """What was drawn from a run folder: the page, and what a terminal shows of it; the groups are the rows averaged over seeds."""
 

@@ -39,7 +39,7 @@ ACCOUNTANTS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Statement(Printed):
     """What is said of one method under one unit, trust, claim and kind of noise.
 
