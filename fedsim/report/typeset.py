@@ -27,6 +27,8 @@ _LATEX = {
 _PREAMBLE = r"% \usepackage{booktabs,siunitx}"
 COLUMN_POINTS = 241.0
 """Width of a two-column paper's column, 8.5 cm, in TeX's points."""
+PAGE_POINTS = 500.0
+"""Width of both columns, 17.6 cm."""
 _LETTER_POINTS, _DIGIT_POINTS, _DOT_POINTS, _GAP_POINTS, _FEWEST_LABEL_POINTS = 4.3, 4.9, 2.7, 6.0, 62.0
 """Widths at 8 points: of a letter, a bold digit, a dot, the gap between columns; and the least that a label is wrapped to."""
 
@@ -159,17 +161,20 @@ def _layout(table: ResultsTable) -> tuple[str, str, bool, str]:
     """Columns of labels and of numbers, whether uncertainties are in brackets, and the environment."""
     lines = [line for block in table.blocks for line in block.lines]
     label = _LETTER_POINTS * max((len(line.named) for line in lines), default=0)
-    numbers, column = 0.0, _number_column(table, lines)
-    for brackets in (False, True):
-        numbers = sum(
+    column = _number_column(table, lines)
+    plain, numbers = (
+        sum(
             _GAP_POINTS + max(map(_points, (head, *(_shown(table, line, i, brackets) for line in lines))))
             for i, head in enumerate(table.columns)
         )
-        if label + numbers <= COLUMN_POINTS:
+        for brackets in (False, True)
+    )
+    for brackets, width in ((False, plain), (True, numbers)):
+        if label + width <= COLUMN_POINTS:
             return "l", column, brackets, "table"
     if (left := COLUMN_POINTS - numbers) >= _FEWEST_LABEL_POINTS:
         return rf">{{\raggedright\arraybackslash}}p{{{left:.0f}pt}}", column, True, "table"
-    return "l", column, False, "table*"
+    return "l", column, label + plain > PAGE_POINTS, "table*"
 
 
 def _points(text: str) -> float:
