@@ -17,7 +17,7 @@ GOLDEN: dict[str, dict[str, Any]] = {
         "sampled": [1873430613, 218309621, 2080643109],
         "noise": [2171980232, 1534038429, 2780441251],
         "uplink_bytes": 19817136,
-        "last_round": {'parameter_norm': 19.489391326904297, 'loss_kl': 0.024938750591183743},
+        "last_round": {"parameter_norm": 19.489391326904297, "loss_kl": 0.024938750591183743},
     },
     "fedhypevae-warm": {
         "balanced_accuracy": 0.801796223100571,
