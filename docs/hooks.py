@@ -1,0 +1,240 @@
+"""What mkdocs.yml needs beside the pages: pages made from code, from the tutorial and from files outside of docs/, and their links."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer.main
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from typer.cli import get_docs_for_click
+
+from fedsim.cli import app
+from fedsim.cli.describe import Parameter, _meanings, _parameters, describe, plain
+from fedsim.data.encoding.spec import EncoderSpec
+from fedsim.data.sources.spec import DatasetSpec, SplitSpec
+from fedsim.evaluation.measures import MEASURES
+from fedsim.grid.models import AlgorithmEntry, AuditSpec, Evaluation, Grid, Privacy, Resources
+from fedsim.methods import face
+from fedsim.partition import PartitionSpec
+from fedsim.plugins.registry import known, lookup
+from fedsim.results.rows import Mechanism, Row, RowError
+
+ROOT = Path(__file__).parents[1]
+RESULTS = (ROOT / "benchmarks" / "results").glob("*.md")
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+CODE = {".py": "python", ".yaml": "yaml", ".sh": "bash", ".cfg": "ini", ".toml": "toml", ".css": "css"}
+PLACES: dict[str, Path] = {}
+"""Where a page of the site lies below the root, by its name on the site."""
+
+
+def site_name(place: Path) -> str:
+    """The name on the site of a file or folder below the root."""
+    if (ROOT / place).is_dir():
+        return f"{place}/README.md" if (ROOT / place / "README.md").exists() else f"{place}/index.md"
+    text = str(place).removeprefix("docs/")
+    if text == "README.md":
+        return "index.md"
+    if place.suffix == ".ipynb":
+        return text.removesuffix(".ipynb") + ".md"
+    return f"{text}.md" if place.suffix in {*CODE, ""} else text
+
+
+def targets(place: Path, markdown: str) -> Iterator[Path]:
+    """The files and folders below the root that a page links to."""
+    for link in LINK.findall(markdown):
+        target = Path(os.path.normpath(place.parent / link.partition("#")[0]))
+        if not link.startswith("#") and ".." not in target.parts and (ROOT / target).exists():
+            yield target
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the tutorial, README, and whatever outside of docs/ a page links to; of a file of code, a page that shows it."""
+    for file in [file for file in files if file.src_dir == config.docs_dir and file.inclusion.is_included()]:
+        PLACES[file.src_uri] = Path("docs", file.src_uri)
+        if file.src_uri.endswith(".ipynb"):
+            files.remove(file)
+            add_notebook(file, files, config)
+    waiting = [Path("README.md"), Path("benchmarks/README.md"), *(path.relative_to(ROOT) for path in RESULTS), *PLACES.values()]
+    for place in waiting:  # which grows
+        name = site_name(place)
+        if name not in PLACES and place.parts[0] != "docs":
+            PLACES[name] = place
+            files.append(outside(place, name, config))
+        waiting += [target for target in targets(place, written(place)) if site_name(target) not in PLACES]
+    return files
+
+
+def written(place: Path) -> str:
+    """The Markdown of a page; of a folder, a list of its files."""
+    if (ROOT / place).is_dir():
+        return f"# {place}\n\n" + "".join(f"- [{path.name}]({place.name}/{path.name})\n" for path in sorted((ROOT / place).glob("*.*")))
+    return (ROOT / place).read_text() if place.suffix == ".md" else ""
+
+
+def outside(place: Path, name: str, config: MkDocsConfig) -> File:
+    """A file of the site for a file or folder outside of docs/."""
+    if text := written(place):
+        return File.generated(config, name, content=text)
+    if place.suffix not in {*CODE, ""}:
+        return File.generated(config, name, abs_src_path=str(ROOT / place))
+    code = f"````{CODE.get(place.suffix, 'text')}\n{(ROOT / place).read_text()}````\n"
+    return File.generated(config, name, content=f"---\nsearch: {{exclude: true}}\n---\n# {place}\n\n{code}")
+
+
+def add_notebook(file: File, files: Files, config: MkDocsConfig) -> None:
+    """A page and pictures of an executed notebook."""
+    from nbconvert import MarkdownExporter
+
+    name = site_name(PLACES[file.src_uri])
+    text, resources = MarkdownExporter().from_filename(file.abs_src_path)
+    PLACES[name] = PLACES.pop(file.src_uri)
+    files.append(File.generated(config, name, content=text))
+    for output, content in resources["outputs"].items():
+        files.append(File.generated(config, posixpath.join(posixpath.dirname(name), output), content=content))
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Links to files below the root lead to their pages; what is to be generated is."""
+    here, folder = PLACES[page.file.src_uri], posixpath.dirname(page.file.src_uri)
+
+    def rewritten(link: re.Match[str]) -> str:
+        anchor = link[1].partition("#")[2]
+        for target in targets(here, link[0]):
+            return f"]({posixpath.relpath(site_name(target), folder)}{anchor and '#'}{anchor})"
+        return link[0]
+
+    markdown = LINK.sub(rewritten, markdown)
+    return re.sub(r"<!-- generated: (.*) -->", lambda mark: "\n".join(GENERATED[mark[1]]()), markdown)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Docstrings name code by roles (``:class:`Grid```) that Markdown does not know."""
+    return re.sub(r":\w+:(?=<code>)", "", html)
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
+    """A table in Markdown, with an empty line after it."""
+    head = list(head)
+    for cells in (head, ["---"] * len(head), *rows):
+        yield "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+    yield ""
+
+
+SECTIONS: dict[type[BaseModel], str] = {
+    Grid: "grid",
+    AlgorithmEntry: "algorithms",
+    DatasetSpec: "dataset",
+    SplitSpec: "split",
+    EncoderSpec: "encoder",
+    PartitionSpec: "partition",
+    Evaluation: "evaluation",
+    Privacy: "privacy",
+    AuditSpec: "audit",
+    Resources: "resources",
+    RowError: "error",
+    Mechanism: "mechanisms",
+}
+"""The models that have a section of their own, and its title."""
+
+
+def value_words(annotation: Any) -> str:
+    """The values of a field, in words."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in arguments)
+    if origin in (Union, UnionType):
+        return " or ".join(dict.fromkeys(value_words(argument) for argument in arguments if argument is not type(None)))
+    if origin is tuple:
+        return f"list of {value_words(arguments[0])}" if arguments[-1] is ... else f"{len(arguments)} × {value_words(arguments[0])}"
+    if origin is Annotated:
+        return value_words(arguments[0])
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return f"[{SECTIONS[annotation]}](#{SECTIONS[annotation]})"
+    words = {bool: "true or false", int: "whole number", float: "number", str: "text", Path: "path", dict: "mapping"}
+    return words.get(origin or annotation, "value")
+
+
+def default_words(field: FieldInfo, entry: Parameter) -> str:
+    """The default of a field; of a model, only what is not its own default."""
+    default = field.get_default(call_default_factory=True)
+    if default is None or default == ():
+        return "none"
+    if isinstance(default, BaseModel):
+        return "its defaults"
+    if isinstance(default, tuple) and isinstance(default[0], BaseModel):
+        return ", ".join(f"`{model.display}`" for model in default)
+    return "required" if field.is_required() else f"`{entry.default}`"
+
+
+def section(model: type[BaseModel]) -> Iterator[str]:
+    """A model's summary and its fields; those of its kinds after them."""
+    yield f"## {SECTIONS[model]}\n\n{plain((model.__doc__ or '').partition(chr(10))[0])}\n"
+    yield from fields_table(model)
+    for kind, own in getattr(model, "kinds", {}).items():
+        if own.params.model_fields:
+            yield f"Of `{kind}` alone:\n"
+            yield from fields_table(own.params)
+
+
+def fields_table(model: type[BaseModel]) -> Iterator[str]:
+    """Every field of a model: its values, its default and its meaning."""
+    rows = []
+    for entry in _parameters(model):
+        field = model.model_fields[entry.name]
+        values = f"{value_words(field.annotation)} {entry.constraint}".strip()
+        rows.append((f"`{entry.name}`", values, default_words(field, entry), entry.meaning))
+    yield from table(("key", "values", "default", "meaning"), rows)
+
+
+def grid_keys() -> Iterator[str]:
+    """Every key of a grid, from the models that read it."""
+    return (line for model in SECTIONS if not issubclass(model, RowError | Mechanism) for line in section(model))
+
+
+def commands() -> Iterator[str]:
+    """Every command with its arguments and options, by typer."""
+    command = typer.main.get_command(app)
+    yield get_docs_for_click(obj=command, ctx=typer.Context(command), name="fedsim").partition("\n")[2]
+
+
+def columns() -> Iterator[str]:
+    """Every column of a row."""
+    meanings = _meanings(Row) | {name: measure.title for name, measure in MEASURES.items()}
+    values = {name: value_words(field.annotation) for name, field in Row.model_fields.items()}
+    yield from table(("column", "values", "meaning"), ((f"`{n}`", values.get(n, "number"), meanings.get(n, "")) for n in Row.columns()))
+    yield from (*section(RowError), *section(Mechanism))
+
+
+def methods() -> Iterator[str]:
+    """Every registered method: source, claims, parameters."""
+    for name in known():
+        described = describe(name)
+        yield f"## {name}\n\n{described.text.partition(chr(10))[0]}\n\nSource: {described.source}. Yields a {described.yields}.\n"
+        yield from (*(f"- {line}" for line in described.support()), "")
+        if described.parameters:
+            yield from fields_table(lookup(name, "docs").Params)
+
+
+def names_for_authors() -> Iterator[str]:
+    """What `fedsim.methods` offers, for mkdocstrings."""
+    return (f"::: fedsim.methods.face.{name}" for name in face.__all__)
+
+
+GENERATED: dict[str, Callable[[], Iterator[str]]] = {
+    "keys of a grid": grid_keys,
+    "commands": commands,
+    "columns": columns,
+    "methods": methods,
+    "names for authors": names_for_authors,
+}
+"""What a page may have generated, by the name in its comment."""
