@@ -93,7 +93,8 @@ class Row(BaseModel):
         unit: what the budget protects: ``example``, ``client``, or a group by its column.
         relation: what neighbouring data sets differ in.
         trust: who may see what: only the sum over clients, or every message.
-        scope: ``joint`` where all that is trained on private data is noised, ``shared`` where only shared parameters are.
+        scope: ``joint`` where all that is trained on private data is noised, ``shared`` (of FedHypeVAE
+            ``hypernetwork``) where only shared parameters are.
         claim: what epsilon rests on.
         accountant: which accountant computed epsilon.
         noise: ``seeded`` or ``secret``.
