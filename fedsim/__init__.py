@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from fedsim.results.grid_rows import load_results
 
 try:
-    __version__ = version("fedsim")
+    __version__ = version("fedsim-generative")
 except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0.0.0"
 

@@ -71,6 +71,12 @@ def _shortened(text: str) -> str:
     return "\n".join(line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 4 :]}" for line in lines)
 
 
+def not_installed(where: str, package: str, extra: str) -> UserError:
+    """The error where an optional package is missing; ``extra`` is the one of this distribution that installs it."""
+    hint = f"python -m pip install {package}, or in a checkout of fedsim: python -m pip install -e '.[{extra}]'"
+    return UserError(where, f"the package '{package}' is not installed", hint)
+
+
 def below(place: str, where: str) -> str:
     """``where`` inside ``place``; either may be empty."""
     return ": ".join(filter(None, (place, where)))

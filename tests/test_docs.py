@@ -255,7 +255,7 @@ def anchors(page: Path) -> set[str]:
 
 def test_every_link_of_the_pages_leads_somewhere() -> None:
     docs = ROOT / "docs"
-    pages = [ROOT / "README.md", *docs.glob("*.md"), *docs.glob("*.ipynb"), *docs.glob("reference/*.md")]
+    pages = [*ROOT.glob("*.md"), *docs.glob("*.md"), *docs.glob("*.ipynb"), *docs.glob("reference/*.md")]
     links = [(page, *link) for page in pages for link in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", text_of(page))]
     assert links
     for page, path, anchor in links:

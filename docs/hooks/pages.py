@@ -1,4 +1,4 @@
-"""Pages of the site that are no Markdown in docs/: README, measurements, the tutorial, files of code; and links, as a code host has them."""
+"""Pages of the site that are no Markdown in docs/: README, measurements, the tutorial, code; and links, as code hosts have them."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from rich.table import Table
 from rich.text import Text
 
-from fedsim.errors import UserError
+from fedsim.errors import not_installed
 from fedsim.files import unread
 from fedsim.privacy.accountant import INTEGER_ORDERS, ORDERS, Event
 from fedsim.privacy.plan import RELEASABLE
@@ -111,8 +111,7 @@ def recomputed(events: tuple[Event, ...], delta: float, renyi: bool) -> float:
     try:
         from dp_accounting.pld import privacy_loss_distribution  # noqa: F401
     except ImportError as error:
-        right = "install it: python -m pip install 'fedsim[proof]'"
-        raise UserError("fedsim prove", "dp-accounting, which recomputes, is not installed", right) from error
+        raise not_installed("fedsim prove", "dp-accounting", extra="proof") from error
     return _of_renyi(costly, delta) if renyi else _of_losses(costly, delta)
 
 

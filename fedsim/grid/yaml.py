@@ -77,11 +77,11 @@ def parse(text: str, where: str) -> tuple[Any, dict[Loc, int]]:
         at = _at(where, error.problem_mark.line) if error.problem_mark else where
         raise UserError(at, f"is not valid YAML ({error.problem})", "correct the line") from error
     except RecursionError as error:
-        raise UserError(where, "is nested too deeply", "give a grid file as benchmarks/quickstart.yaml") from error
+        raise UserError(where, "is nested too deeply", "give a grid file such as `fedsim new` writes") from error
     # PyYAML lets the errors of int(), datetime() and the like through
     except (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError) as error:
         problem = " ".join(str(error).split())
-        raise UserError(where, f"is not valid YAML ({problem})", "give a grid file as benchmarks/quickstart.yaml") from error
+        raise UserError(where, f"is not valid YAML ({problem})", "give a grid file such as `fedsim new` writes") from error
 
 
 def _at(where: str, line: int) -> str:

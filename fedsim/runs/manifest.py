@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from fedsim import __version__
 from fedsim.errors import UserError
 from fedsim.files import replaced
 from fedsim.grid.models import Grid
@@ -30,7 +31,7 @@ RELEASE_WORDS = {
     "(fedsim prove), for training rows and clients as they were given; nothing else in this folder may",
 }
 """What may leave a run folder, by where its noise comes from."""
-PACKAGES = ("fedsim", "ray", "torch", "opacus", "numpy", "scikit-learn", "scipy")
+PACKAGES = ("ray", "torch", "opacus", "numpy", "scikit-learn", "scipy")
 
 
 def grid_of(manifest: Mapping[str, Any], folder: RunFolder) -> Grid:
@@ -79,7 +80,7 @@ def now() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of everything that computes."""
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    return {"python": platform.python_version(), "fedsim": __version__, **{name: version(name) for name in PACKAGES}}
 
 
 def revision() -> str | None:

@@ -131,7 +131,7 @@ def test_without_dp_accounting_it_says_what_to_install(monkeypatch: pytest.Monke
     add_rows(Path("run"), counted([(3.21, 1.0, 7)]))
     done = command("prove", "run")
     assert done.returncode == 2
-    assert "fedsim[proof]" in done.stderr
+    assert "python -m pip install -e '.[proof]'" in done.stderr
 
 
 def test_the_rows_of_a_bench_are_proved_and_their_statement_holds_their_numbers(bench, folder: Path, command) -> None:

@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from fedsim import __version__
 from fedsim.data.arrays import BadArrays, read_arrays, read_manifest, write_npz, write_sidecar
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.encoding.encoder import EncoderFiles, best_device, locate
@@ -287,7 +288,7 @@ def _assemble(job: EmbedJob, skip_bad: bool) -> dict[str, Any]:
         "shape": [len(job.images) - len(bad), dim],
         "bad": sorted(bad.items()),
         "device": best_device(),
-        "versions": {name: version(name) for name in ("fedsim", "torch", "torchvision", "transformers", "numpy", "pillow")},
+        "versions": {"fedsim": __version__} | {name: version(name) for name in ("torch", "torchvision", "transformers", "numpy", "pillow")},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     write_npz(job.path, (manifest["shape"][0], dim), job.encoder.spec.stored, _good_rows(job, bad), {}, manifest)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fedsim.data.encoding.spec import REVISIONS, EncoderSpec
 from fedsim.data.encoding.views import views_of
-from fedsim.errors import UserError
+from fedsim.errors import UserError, not_installed
 from fedsim.files import cache_folder
 
 _FILES = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
@@ -94,7 +94,7 @@ def locate(spec: EncoderSpec) -> EncoderFiles:
     """
     if spec.onnx:
         if not os.path.isfile(spec.onnx):
-            hint = "give the path of an exported network; benchmarks/encoders.py makes those that are known by name"
+            hint = "give the path of an exported network; benchmarks/encoders.py of a checkout makes those that are known by name"
             raise UserError(str(spec.onnx), "there is no such file", hint)
         return EncoderFiles(spec, None, (spec.onnx, *sorted(spec.onnx.parent.glob(f"{spec.onnx.name}*data"))))
     name = str(spec.name)
@@ -200,8 +200,9 @@ class TokenEncoder(ImageEncoder):
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         try:
-            self.processor: Any = AutoImageProcessor.from_pretrained(files.folder)  # type: ignore[no-untyped-call]
-            model, report = AutoModel.from_pretrained(files.folder, use_safetensors=True, output_loading_info=True)
+            self.processor: Any = AutoImageProcessor.from_pretrained(files.folder, trust_remote_code=False)  # type: ignore[no-untyped-call]
+            options = {"use_safetensors": True, "output_loading_info": True, "trust_remote_code": False}
+            model, report = AutoModel.from_pretrained(files.folder, **options)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise _unloaded(files, " ".join(str(error).split())[:200]) from error
         finally:
@@ -235,7 +236,7 @@ class OnnxEncoder(ImageEncoder):
         try:
             import onnxruntime
         except ImportError as error:
-            raise UserError(where, "the package 'onnxruntime' is not installed", "pip install 'fedsim[onnx]'") from error
+            raise not_installed(where, "onnxruntime", extra="onnx") from error
         from torchvision.transforms import v2
 
         options = onnxruntime.SessionOptions()

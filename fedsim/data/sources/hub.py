@@ -14,7 +14,7 @@ from fedsim.data.images import Decoder, ImageSet, decoded
 from fedsim.data.sources.source import Listing, Source
 from fedsim.data.sources.table import class_labels, texts
 from fedsim.data.split import TEST, TRAIN, WORDS, quarter_for_testing
-from fedsim.errors import UserError
+from fedsim.errors import UserError, not_installed
 
 
 def load_hub(dataset: str, name: str) -> ImageSet:
@@ -29,7 +29,7 @@ def load_hub(dataset: str, name: str) -> ImageSet:
     try:
         import datasets
     except ImportError as error:
-        raise UserError("", "the package 'datasets' is not installed", "pip install 'fedsim[hf]'") from error
+        raise not_installed("", "datasets", extra="hf") from error
     try:
         held = datasets.load_dataset(dataset)
     except Exception as error:  # any of the hub's, the network's and the builders' errors

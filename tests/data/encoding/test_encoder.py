@@ -162,5 +162,16 @@ def test_encoders_in_the_cache_are_known_by_name(cache, encoder):
     assert locate(EncoderSpec(name="dino")).digest == locate(encoder).digest
     lite = EncoderSpec.model_validate("efficientnet-lite0")
     assert (lite.onnx, lite.size, lite.display) == (cache / "encoders/efficientnet-lite0.onnx", 112, "efficientnet-lite0")
-    with pytest.raises(UserError, match=r"there is no such file; .* benchmarks/encoders.py makes those that are known by name"):
+    with pytest.raises(UserError, match=r"there is no such file; .* benchmarks/encoders.py of a checkout makes those that are known"):
         locate(lite)
+
+
+def test_code_in_an_encoders_folder_neither_runs_nor_is_asked_about(tmp_path, encoder, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda _: "y")
+    copied = Path(shutil.copytree(encoder.name, tmp_path / "copy"))
+    (copied / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Model"}}
+    (copied / "config.json").write_text(json.dumps(own))
+    with pytest.raises(UserError, match="cannot be loaded"):
+        locate(EncoderSpec(name=str(copied))).load("cpu")
+    assert not (tmp_path / "ran").exists()

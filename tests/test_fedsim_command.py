@@ -1,0 +1,40 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from benches import PATIENCE, Done
+
+import fedsim_command
+
+ROOT = Path(fedsim_command.__file__).parent
+
+
+def command_beside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Done:
+    """``fedsim --version`` as a process that finds what is in ``folder`` before all else."""
+    monkeypatch.setenv("PYTHONPATH", f"{folder}:{ROOT}")
+    script = "import sys; sys.argv = ['fedsim', '--version']; from fedsim_command import main; main()"
+    done = subprocess.run([sys.executable, "-c", script], cwd=folder.parent, capture_output=True, text=True, timeout=PATIENCE)
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def install(folder: Path, version: str, entry_points: str = "") -> None:
+    info = folder / f"fedsim-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: fedsim\nVersion: {version}\n")
+    (info / "entry_points.txt").write_text(entry_points)
+
+
+def test_another_package_of_the_name_is_one_line_though_it_hides_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, "0.9.0", "[console_scripts]\nfedsim-cli = fedsim_cli.fedsim_cli:cli\n")
+    (tmp_path / "fedsim").mkdir()
+    (tmp_path / "fedsim" / "__init__.py").write_text("from . import datasets\n")
+    done = command_beside(tmp_path, monkeypatch)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(f"fedsim: fedsim 0.9.0 in {tmp_path}: is another simulator")
+    assert "python -m pip uninstall -y fedsim fedsim-generative" in done.stderr
+
+
+def test_metadata_of_this_one_under_its_name_before_0_2_are_no_other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, "0.1.0", "[fedsim.algorithms]\ndp-linear = baselines.dp_linear:DPLinear\n")
+    assert command_beside(tmp_path, monkeypatch).returncode == 0
