@@ -63,7 +63,7 @@ def main() -> None:
     file.write_text(yaml.safe_dump(grid))
     command = [str(Path(sys.executable).with_name("fedsim")), "bench", "--in-process", "--grid", str(file), "--out", str(options.out)]
     subprocess.run(command, check=True)
-    rows = fedsim.load_results(options.out)
+    rows = fedsim.load(options.out).rows
     print(rows.groupby("dataset")["ceiling_balanced_accuracy"].mean().round(4).to_string())
     scores = rows.pivot_table("balanced_accuracy", ["label", "epsilon_target", "seed"], "dataset")
     first, *others = sets

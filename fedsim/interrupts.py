@@ -23,7 +23,10 @@ _RAISING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def interrupts() -> Iterator[None]:
-    """In the block these signals raise KeyboardInterrupt, once; what is ignored (``nohup``) stays ignored. For the main thread."""
+    """In the block these signals raise KeyboardInterrupt, once; what is ignored (``nohup``) stays ignored. Only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = {number: handler for number in _RAISING if (handler := signal.getsignal(number)) is not signal.SIG_IGN}
     for number in before:
         signal.signal(number, _interrupt)
@@ -32,6 +35,18 @@ def interrupts() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, handler)
+
+
+@contextmanager
+def kept_handlers() -> Iterator[None]:
+    """After the block a process that stays, such as a notebook's, hears signals as before, even if one has interrupted the block."""
+    before = {number: handler for number in _RAISING if (handler := signal.getsignal(number)) is not None}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
                 signal.signal(number, handler)
 
 

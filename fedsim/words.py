@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 from decimal import ROUND_CEILING, Decimal
+from importlib.util import find_spec
+from io import StringIO
 from typing import Any
 
 from rich.console import Console
@@ -72,8 +74,25 @@ def plain_console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, emoji=False, markup=False)
 
 
+def is_live(console: Console) -> bool:
+    """Whether what was printed can be drawn again: in a terminal, and in a notebook with widgets."""
+    return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
+
+
+class Printed:
+    """What prints itself: by a command, and in Python as the value of a cell or line."""
+
+    def show(self, console: Console) -> None:
+        """Print it."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        plain: dict[str, Any] = {"emoji": False, "markup": False, "color_system": None, "force_terminal": False, "force_jupyter": False}
+        self.show(Console(file=(text := StringIO()), width=140, **plain))
+        return text.getvalue().rstrip()
+
+
 def wide_console(console: Console, width: int = 200) -> Console:
     """``console``, but at least ``width`` columns wide: a table's rows are not cut to a terminal's width."""
-    terminal, no_color = console.is_terminal, console.no_color
-    wide = max(console.width, width)
-    return Console(file=console.file, width=wide, force_terminal=terminal, no_color=no_color, emoji=False, markup=False)
+    kept: dict[str, Any] = {"force_terminal": console.is_terminal, "force_jupyter": console.is_jupyter, "no_color": console.no_color}
+    return Console(file=console.file, width=max(console.width, width), **kept, emoji=False, markup=False)

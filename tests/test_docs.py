@@ -12,6 +12,7 @@ import pytest
 import yaml
 from benches import Done, Ran
 from cells import small_grid
+from notebooks import Notebook
 
 from fedsim.grid.read import load_grid
 from fedsim.planning.node import Node
@@ -29,6 +30,7 @@ AUDIT = ROOT / "docs" / "audit.md"
 SITES = ROOT / "docs" / "sites.md"
 RELEASE = ROOT / "docs" / "release.md"
 EQUAL = ROOT / "docs" / "equal.md"
+PYTHON = ROOT / "docs" / "python.md"
 PAGES = sorted(set((ROOT / "docs").glob("*.md")) - {DATA, ALGORITHMS, RESULTS, ACCOUNTING, RELIABILITY, CLUSTER, AUDIT, RELEASE, EQUAL})
 
 
@@ -74,7 +76,7 @@ def test_the_grids_of_the_data_page_are_valid(tmp_path: Path) -> None:
 def test_the_grid_of_the_page_is_valid(tmp_path: Path) -> None:
     (text,) = blocks(ROOT / "docs" / "grid.md", "yaml")
     grid = yaml.safe_load(text)
-    grid["algorithms"].remove("my_file:MyMethod")
+    grid["algorithms"].remove("my_file.py:MyMethod")
     (tmp_path / "g.yaml").write_text(yaml.safe_dump(grid))
     assert load_grid(tmp_path / "g.yaml").name == "my-grid"
 
@@ -237,6 +239,19 @@ def test_the_grid_of_the_audit_page_is_valid(tmp_path: Path) -> None:
     (text,) = blocks(AUDIT, "yaml")
     (tmp_path / "g.yaml").write_text(text)
     assert load_grid(tmp_path / "g.yaml").audit is not None
+
+
+def test_every_block_of_the_page_on_python_runs_as_a_cell(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedsim.runs.ray_engine.local_ray", in_process)
+    book = Notebook(monkeypatch)
+    for code in blocks(PYTHON, "python"):
+        book.cell(code)
+    assert sorted(book.names["means"].index) == [
+        (label, epsilon) for label in ("dp-gaussian", "dp-linear", "mine") for epsilon in (1.0, 8.0)
+    ]
+    assert book.names["losses"].iloc[-1] < book.names["losses"].iloc[0]
+    assert book.names["figure"].axes[0].get_title() == "my title"
+    assert "\\toprule" in book.names["text"]
 
 
 def text_of(page: Path) -> str:

@@ -16,6 +16,7 @@ AUTHORS = "fedsim.methods.face"
 """The same for authors of methods, who register them, too."""
 ROOMS = (
     ("cli",),
+    ("api",),
     ("runs",),
     ("report",),
     ("evidence",),

@@ -16,8 +16,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typer.cli import get_docs_for_click
 
+import fedsim
+from fedsim.api.describe import Parameter, _meanings, _parameters, describe, plain
 from fedsim.cli import app
-from fedsim.cli.describe import Parameter, _meanings, _parameters, describe, plain
 from fedsim.data.encoding.spec import EncoderSpec
 from fedsim.data.sources.spec import DatasetSpec, SplitSpec
 from fedsim.evaluation.measures import MEASURES
@@ -136,6 +137,11 @@ def methods() -> Iterator[str]:
             yield from fields_table(lookup(name, "docs").Params)
 
 
+def names_for_users() -> Iterator[str]:
+    """What `fedsim` offers, for mkdocstrings."""
+    return (f"::: fedsim.{name}" for name in dir(fedsim) if not name.startswith("_"))
+
+
 def names_for_authors() -> Iterator[str]:
     """What `fedsim.methods` offers, for mkdocstrings."""
     return (f"::: fedsim.methods.face.{name}" for name in face.__all__)
@@ -146,6 +152,7 @@ GENERATED: dict[str, Callable[[], Iterator[str]]] = {
     "commands": commands,
     "columns": columns,
     "methods": methods,
+    "names for users": names_for_users,
     "names for authors": names_for_authors,
 }
 """What a page may have generated, by the name in its comment."""

@@ -61,17 +61,18 @@ def fedsim(
 ) -> None:
     """A subcommand a task."""
     if context.invoked_subcommand not in _OTHERS:
-        own_code()
+        _own_code()
 
 
-def own_code() -> None:
-    """Let a grid name pkg.module:Class of the folder one works in."""
-    sys.path.append(os.getcwd())
+def _own_code() -> None:
+    from fedsim.plugins.registry import find_in_working_folder
+
+    find_in_working_folder()
 
 
 def _trusted(given: bool) -> bool:
     if given:
-        own_code()
+        _own_code()
     return given
 
 

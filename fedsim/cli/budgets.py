@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from fedsim.cli.app import app, folder
-from fedsim.errors import at
 from fedsim.words import plain_console, print_line, wide_console
 
 BUDGETS_PANEL = "Budgets"
@@ -33,23 +32,13 @@ def account(
     out: Annotated[Path, folder("The folder of the picture and the tables.")] = Path("runs/account"),
 ) -> None:
     """Show what a budget buys, without data: σ, ε after each round, the price of one more, the (ε, δ) curve, the trade-off function."""
-    from fedsim.report.account import account as accounted
-    from fedsim.report.account import settings
-    from fedsim.report.budget import budget_words, curve_tables, how_computed, rounds_table, write_budget
-    from fedsim.runs.display import Preparing
+    from fedsim.api.budgets import account as accounted
+    from fedsim.report.budget import write_budget
 
-    described, checked, notes = settings(
-        rounds=rounds, sample_rate=sample_rate, unit=unit, clients=clients, client_rate=client_rate, delta=delta, releases=releases
+    bought = accounted(
+        epsilon, delta, rounds=rounds, sample_rate=sample_rate, unit=unit, clients=clients, client_rate=client_rate, releases=releases
     )
-    with at(lambda where: f"--{where}" if where in ("epsilon", "delta") else where), Preparing(plain_console(stderr=True)) as tell:
-        budget = accounted(epsilon, delta, described, unit=checked, notes=notes, tell=tell)
     console = wide_console(plain_console(), 100)
-    for line in budget_words(budget):
-        console.print(line, highlight=False, markup=False)
-    for table in (rounds_table(budget), *curve_tables(budget)):
-        console.print("", table)
-    console.print("")
-    for line in how_computed(budget):
-        console.print(line, style="dim", highlight=False, markup=False)
-    for path in write_budget(budget, out):
+    bought.show(console)
+    for path in write_budget(bought.budget, out):
         print_line(console, f"wrote {path}")

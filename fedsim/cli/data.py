@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from fedsim.cli.app import app, interruptible
-from fedsim.errors import at
 from fedsim.words import plain_console, print_line, wide_console
 
 DATA_PANEL = "Data"
@@ -41,35 +40,24 @@ def embed(
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be decoded.")] = False,
 ) -> None:
     """Turn a data set's images into embeddings. Interrupt it at any time; the same command goes on where it stopped."""
-    from fedsim.data.arrays import check_target
-    from fedsim.data.encoding.embed import EmbedJob, Work, in_process
-    from fedsim.data.encoding.embed import embed as embedded
-    from fedsim.data.encoding.encoder import locate
-    from fedsim.data.encoding.spec import EncoderSpec
-    from fedsim.data.sources.load import image_set
-    from fedsim.data.sources.spec import DatasetSpec
-    from fedsim.grid.read import parse_option
+    from fedsim.api.data import embed as embedded
 
-    check_target(out)
-    given = {"size": size, "root": root, "limit": limit, "skip_bad": skip_bad or None}
-    spec = parse_option(DatasetSpec, "--dataset", dataset, given).within(Path.cwd())
-    asked = parse_option(EncoderSpec, "--encoder", encoder, {"revision": revision, "pool": pool, "dtype": dtype})
     console = plain_console()
-    with at("--dataset"):
-        images = image_set(spec)
-    with at("--encoder"):
-        files = locate(asked)
-    job = EmbedJob(images.below("--dataset"), files, batch)
-    work: Work = in_process
-    if actors > 1:
-        from fedsim.runs.cluster import local_cluster, this_machine
-        from fedsim.runs.embedding import on_actors
-
-        node = this_machine()
-        work = on_actors(actors, node, local_cluster(node))
     with interruptible(console):
-        made = embedded(job, console, skip_bad=spec.skip_bad, work=work)
-        made.save(out)
+        made = embedded(
+            dataset,
+            encoder,
+            out,
+            size=size,
+            root=root,
+            limit=limit,
+            revision=revision,
+            pool=pool,
+            dtype=dtype,
+            batch=batch,
+            actors=actors,
+            skip_bad=skip_bad,
+        )
     rows, dim = made.x.shape
     skipped = f", {len(made.manifest['skipped'])} bad images left out" if made.manifest["skipped"] else ""
     print_line(console, f"{out}: {rows} embeddings of {dim} dimensions{skipped}; manifest: {out.with_suffix('.json')}")

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from fedsim.cli.app import Address, GridFile, GridOption, MaxParallel, Param, Replaced, app, folder, grid_file, interruptible
-from fedsim.errors import UserError
+from fedsim.cli.app import Address, GridFile, GridOption, MaxParallel, Param, Replaced, app, folder, grid_file
 from fedsim.words import plain_console, print_line, wide_console
-
-if TYPE_CHECKING:
-    from fedsim.grid.models import Grid
-    from fedsim.runs.engine import Engine
 
 GRIDS_PANEL = "Grids and cells"
 
@@ -38,10 +32,11 @@ def bench(
 
     Interrupt it at any time; the same command goes on where it stopped.
     """
+    from fedsim.api.grids import run_grid
     from fedsim.grid.read import load_grid
 
     checked = load_grid(grid_file(file, grid), set_ or [])
-    _bench(
+    code = run_grid(
         checked,
         out or Path("runs") / checked.name,
         address,
@@ -51,6 +46,7 @@ def bench(
         dry_run=dry_run,
         in_process=in_process,
     )
+    raise typer.Exit(code)
 
 
 @app.command(rich_help_panel=GRIDS_PANEL)
@@ -75,6 +71,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan; run nothing.")] = False,
 ) -> None:
     """Run one cell, given by options; its generator is kept for `fedsim synth`."""
+    from fedsim.api.grids import run_grid
     from fedsim.grid.read import grid_of_options
 
     checked = grid_of_options(
@@ -94,61 +91,7 @@ def run(
         },
         param or [],
     )
-    _bench(checked, out or Path("runs") / "run", address, retry_failed=True, dry_run=dry_run)
-
-
-def _bench(
-    grid: Grid,
-    folder: Path,
-    address: str | None,
-    *,
-    max_parallel: int | None = None,
-    retry_failed: bool = False,
-    keep_going: bool = False,
-    dry_run: bool = False,
-    in_process: bool = False,
-) -> None:
-    """Run a grid, or show its plan; the exit code says how it went."""
-    if in_process and address is not None:
-        raise UserError("--in-process", "runs nothing on a cluster", "leave out --address or --in-process")
-    from fedsim.results.store import ResultStore
-
-    if not dry_run:  # before anything that takes time
-        ResultStore(folder).check_free()
-    from fedsim.grid.resolve import plug_in_files, resolve
-    from fedsim.planning.prepare import prepare
-    from fedsim.report.plan_table import show_plan
-    from fedsim.runs.bench import run_bench
-    from fedsim.runs.cluster import joined_cluster, this_machine
-    from fedsim.runs.display import Preparing
-    from fedsim.runs.engine import InProcess
-    from fedsim.runs.ray_engine import connected_ray, everywhere, local_ray
-
-    console = plain_console()
-    with ExitStack() as stack:
-        node = this_machine()
-        with interruptible(console), Preparing(plain_console(stderr=True)) as tell:
-            nodes, rehearsal = [node], None
-            if address is not None:
-                files = plug_in_files(variant.name for variant in resolve(grid, keep_going=keep_going).variants)
-                nodes, rehearsal = stack.enter_context(joined_cluster(address, files)), everywhere
-            if in_process:
-                grid, max_parallel = one_by_one(grid), 1
-            prepared = prepare(grid, nodes, max_parallel, keep_going=keep_going, rehearsal=rehearsal, tell=tell, embed=not dry_run)
-        if dry_run:
-            show_plan(prepared, console)
-            raise typer.Exit(1 if prepared.refused else 0)
-        # A local cluster starts only when there is something to run on it.
-        engine: AbstractContextManager[Engine] = connected_ray() if address is not None else local_ray(node)
-        engine = nullcontext(InProcess(node)) if in_process else engine
-        code = run_bench(prepared, folder, console, engine, retry_failed=retry_failed)
-    raise typer.Exit(code)
-
-
-def one_by_one(grid: Grid) -> Grid:
-    """The grid with all clients of a cell on one actor."""
-    resources = grid.resources.model_copy(update={"clients_per_actor": "all"})
-    return grid.model_copy(update={"resources": resources})
+    raise typer.Exit(run_grid(checked, out or Path("runs") / "run", address, retry_failed=True, dry_run=dry_run))
 
 
 @app.command(rich_help_panel=GRIDS_PANEL)
@@ -160,34 +103,24 @@ def partition(
     out: Annotated[Path | None, folder("The folder of the pictures; default: runs/<name of the grid>/curves.")] = None,
 ) -> None:
     """Show how a grid divides its data among clients, without training."""
-    from fedsim.grid.read import load_grid
-    from fedsim.grid.resolve import resolve
+    from fedsim.api.grids import partition as divided
 
-    checked = resolve(load_grid(grid_file(file, grid), set_ or [])).grid
-    from fedsim.planning.label_matrices import label_matrices
+    made, console = divided(grid_file(file, grid), set=set_ or []), wide_console(plain_console())
     from fedsim.report.figures import save_figure
-    from fedsim.report.partitions import PARTITIONS, draw_partitions, label_table, summary_table
+    from fedsim.report.partitions import PARTITIONS, label_table
     from fedsim.results.folder import RunFolder
 
-    matrices = label_matrices(checked)
-    console = wide_console(plain_console())
+    for matrix in made.matrices if show else ():
+        console.print(label_table(matrix), "")
+    made.show(console)
     if show:
-        for matrix in matrices:
-            console.print(label_table(matrix), "")
-    console.print(summary_table(matrices))
-    figure = draw_partitions(matrices) if show else None
-    if figure is not None:
-        for path in save_figure(figure, out or RunFolder(Path("runs") / checked.name).curves, PARTITIONS):
+        for path in save_figure(made.draw(), out or RunFolder(Path("runs") / made.name).curves, PARTITIONS):
             print_line(console, f"picture: {path}")
 
 
 @app.command("plan", rich_help_panel=GRIDS_PANEL)
 def plan_grid(file: GridFile = None, grid: GridOption = None, set_: Replaced = None) -> None:
     """Show the noise on each statistic and gradient of every cell in units of its signal, without training."""
-    from fedsim.grid.read import load_grid
-    from fedsim.planning.prepare import prepare
-    from fedsim.report.noise_table import show_noise
-    from fedsim.runs.cluster import this_machine
+    from fedsim.api.grids import plan
 
-    checked = load_grid(grid_file(file, grid), set_ or [])
-    show_noise(prepare(checked, [this_machine()], embed=False), plain_console())
+    plan(grid_file(file, grid), set=set_ or []).show(plain_console())

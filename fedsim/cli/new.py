@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedsim.cli.describe import describe, plain
+from fedsim.api.describe import describe, plain
 from fedsim.errors import UserError
 from fedsim.methods.algorithm import Algorithm
 from fedsim.plugins.registry import known, lookup, outline
@@ -35,7 +35,7 @@ def test_it_keeps_what_every_method_must_keep() -> None:
 GRID_TEXT = """# {name} beside what it has to beat; under a minute: fedsim bench --grid {stem}.yaml
 dataset: digits
 algorithms:
-  - {{name: "{stem}:{cls}", label: "{name}"}}
+  - {{name: "{stem}.py:{cls}", label: "{name}"}}
 {others}alpha: [1.0]
 clients: [5]
 epsilon: [1, 8]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -20,10 +21,10 @@ from fedsim.errors import not_installed
 from fedsim.files import unread
 from fedsim.privacy.accountant import INTEGER_ORDERS, ORDERS, Event
 from fedsim.privacy.plan import RELEASABLE
-from fedsim.results.contradictions import MOST_ABOVE, MOST_BELOW, cross_check, impossible, ratio, within_row
+from fedsim.results.contradictions import MOST_ABOVE, MOST_BELOW, cross_check, impossible, large_deltas, ratio, within_row
 from fedsim.results.groups import grouped
 from fedsim.results.rows import Row
-from fedsim.words import at_most, number
+from fedsim.words import Printed, at_most, number, print_line
 
 Verdict = Literal["proved", "differs", "not proved", "no claim"]
 _FINEST, _MESH = 1e-4, 0.02
@@ -146,6 +147,28 @@ def _of_renyi(events: Sequence[Event], delta: float, orders: Sequence[float] = O
         sampled = one if rate == 1 else dp_accounting.PoissonSampledDpEvent(rate, one)
         accountant.compose(dp_accounting.SelfComposedDpEvent(sampled, steps))
     return float(accountant.get_epsilon(delta))
+
+
+@dataclass(frozen=True, repr=False)
+class Proofs(Printed):
+    """The proofs of a run's rows, with its name."""
+
+    name: str
+    proofs: tuple[Proof, ...]
+
+    @property
+    def sound(self) -> bool:
+        """Whether every claimed epsilon is proved."""
+        return all(proof.verdict in ("proved", "no claim") for proof in self.proofs)
+
+    def show(self, console: Console) -> None:
+        """Print a table of them, what releases cost together, and warnings."""
+        console.print(proofs_table(self.name, self.proofs))
+        proved = [proof.row for proof in self.proofs if proof.verdict == "proved"]
+        for line in (proofs_words(self.proofs), *together_words(together(proved)), *apart_words(proved)):
+            console.print(line, highlight=False, markup=False)
+        for text in large_deltas([proof.row for proof in self.proofs]):
+            print_line(console, f"warning: {text}", "yellow")
 
 
 def proofs_table(name: str, proofs: Sequence[Proof]) -> Table:

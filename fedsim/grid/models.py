@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
@@ -29,18 +31,22 @@ from fedsim.grid.complaints import spelled
 from fedsim.grid.places import Origin
 from fedsim.models.probe import PROBE_C
 from fedsim.partition import PartitionSpec
+from fedsim.plugins import places
+from fedsim.plugins.code_hash import NOTEBOOK
+from fedsim.plugins.notebook import name_of
 from fedsim.privacy.plan import MOST_DELTA, Trust, Unit
 from fedsim.words import json_number
 
 _Item = TypeVar("_Item")
 
 
-def _listed(given: Any) -> Any:
+def listed(given: Any) -> Any:
+    """The values of an axis, which may be given as one."""
     return given if isinstance(given, list | tuple) else [given]
 
 
 def _none_or_listed(given: Any) -> Any:
-    return [] if given is None else _listed(given)
+    return [] if given is None else listed(given)
 
 
 def _distinct(values: tuple[_Item, ...]) -> tuple[_Item, ...]:
@@ -149,7 +155,7 @@ Clients = Annotated[Whole, Field(ge=1)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
 Delta = Annotated[Real, Field(gt=0, le=MOST_DELTA)]
 Device = Literal["auto", "cpu", "cuda"]
-Axis = Annotated[tuple[_Item, ...], BeforeValidator(_listed), AfterValidator(_distinct)]
+Axis = Annotated[tuple[_Item, ...], BeforeValidator(listed), AfterValidator(_distinct)]
 
 
 class _Model(BaseModel):
@@ -173,7 +179,7 @@ class Evaluation(_Model):
     probe_c: Annotated[Real, Field(gt=0, allow_inf_nan=False)] = PROBE_C
     per_client: bool = Field(default=False, strict=True)
     personal: Annotated[str | float | None, PlainValidator(_personal)] = None
-    readouts: Annotated[tuple[Readout, ...], BeforeValidator(_listed), AfterValidator(_no_two)] = ("knn", "fidelity")
+    readouts: Annotated[tuple[Readout, ...], BeforeValidator(listed), AfterValidator(_no_two)] = ("knn", "fidelity")
     unseen: str | None = Field(default=None, min_length=1)
 
     @model_validator(mode="after")
@@ -239,7 +245,7 @@ class AlgorithmEntry(_Model):
     """One entry of ``algorithms``: a name, or a mapping.
 
     Attributes:
-        name: a registered name, an entry point or ``pkg.module:Class``.
+        name: a registered name, an entry point, ``pkg.module:Class`` or ``file.py:Class``; in Python also a class.
         params: the parameters that differ from the algorithm's defaults.
         label: what tables and curves call it; default: the name.
     """
@@ -253,9 +259,20 @@ class AlgorithmEntry(_Model):
         """What it is called."""
         return self.label or self.name
 
+    def within(self, folder: Path) -> AlgorithmEntry:
+        """The same algorithm with the path of its file taken from ``folder``; what it is called stays."""
+        file, _, cls = self.name.rpartition(":")
+        if not file.endswith(".py") or file.startswith(NOTEBOOK):
+            return self
+        return self.model_copy(update={"name": f"{places.shown(os.path.abspath(folder / file))}:{cls}", "label": self.display})
+
     @model_validator(mode="before")
     @classmethod
     def _bare_name(cls, given: Any) -> Any:
+        given = {"name": given} if isinstance(given, type) else given
+        if isinstance(given, Mapping) and isinstance(own := given.get("name"), type):
+            registered = vars(own).get("name", ":")
+            return {"label": own.__name__ if ":" in registered else registered, **given, "name": name_of(own)}
         if not isinstance(given, str | Mapping | AlgorithmEntry):
             raise ValueError(f"{spelled(given)} is no algorithm; give a name, or a mapping of name, params and label")
         return {"name": given} if isinstance(given, str) else given

@@ -30,7 +30,7 @@ class Origin:
         return ": ".join(part for part in (self.file if line is None else f"{self.file}:{line}", text) if part)
 
     def _written(self, loc: Loc) -> Loc:
-        if not self.file:
+        if self.data is None:
             return loc
         kept: list[str | int] = []
         at: Any = self.data

@@ -112,16 +112,20 @@ def _survey(node: yaml.Node, loc: Loc, lines: dict[Loc, int], where: str, seen: 
 def override(data: dict[str, Any], text: str, option: str = "--set") -> Loc:
     """Put one ``key=YAML`` into ``data``; return its key path."""
     key, equals, value = text.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
+    if not equals or not all(key.strip().split(".")):
         example = "alpha=[0.3]" if option == "--set" else "latent=16"
         raise UserError(f"{option} {text}", "is not of the form key=value", f"write for example {option} {example}")
-    at = data
+    return put(data, key.strip(), parse(value, f"{option} {key.strip()}")[0], option)
+
+
+def put(data: dict[str, Any], key: str, value: Any, option: str = "--set") -> Loc:
+    """Put a value at a key such as ``evaluation.per_class`` of ``data``; return its key path."""
+    parts, at = key.split("."), data
     for n, part in enumerate(parts[:-1], 1):
         inner = at.setdefault(part, {})
         if not isinstance(inner, dict):
             outer = ".".join(parts[:n])
-            raise UserError(f"{option} {key.strip()}", f"'{outer}' is not a mapping in the grid file", f"set {outer} as a whole")
+            raise UserError(f"{option} {key}", f"'{outer}' is not a mapping in the grid file", f"set {outer} as a whole")
         at = inner
-    at[parts[-1]], _ = parse(value, f"{option} {key.strip()}")
+    at[parts[-1]] = value
     return tuple(parts)

@@ -40,6 +40,8 @@ HARMLESS = {
 """Rooms that the two reach and that change no number, and why; every other module that they reach is hashed."""
 COMPUTES = {"fedsim.data.normalise"}
 """Their modules that a scheme of partition computes with."""
+NOTEBOOK = "notebook_"
+"""How modules begin that are written of a notebook's classes; the rest of their names is a hash of their code."""
 _STANDARD = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))
 _known: WeakKeyDictionary[type, str] = WeakKeyDictionary()
 
@@ -72,6 +74,11 @@ def modules_of(room: str) -> list[str]:
     return sorted(f"{room}.{path.stem}" for path in folder.glob("*.py") if path.stem != "__init__")
 
 
+def syntax_hash(content: bytes) -> str:
+    """First 8 hex digits of the SHA-256 of a file's syntax tree, without comments, docstrings and layout."""
+    return _parsed(content).digest[:8]
+
+
 @lru_cache
 def module_hash(*modules: str) -> str:
     """The same of modules of fedsim and of what they import."""
@@ -79,11 +86,11 @@ def module_hash(*modules: str) -> str:
 
 
 def place_of(cls: type) -> str:
-    """Which class it is: by its module where that is shipped or installed, else by its file, from the working folder where it is below."""
+    """Which class it is: by its module where that is shipped, installed or a notebook's, else by its file, as the working folder has it."""
     file = _file_of(cls.__module__)
     if file is None:
         return f"interpreter:{cls.__qualname__}"
-    named = is_shipped(cls) or INSTALLED & set(file.parts)
+    named = is_shipped(cls) or INSTALLED & set(file.parts) or cls.__module__.startswith(NOTEBOOK)
     return f"{cls.__module__ if named else shown(file)}:{cls.__qualname__}"
 
 

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable
 from importlib.metadata import distribution, entry_points, packages_distributions
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 from urllib.parse import unquote, urlsplit
 
 from fedsim.errors import PluginError, UserError, nearest
+from fedsim.files import cache_folder
+from fedsim.plugins.code_hash import NOTEBOOK
 from fedsim.plugins.places import line_of, origin, said, shown
 
 if TYPE_CHECKING:
@@ -34,7 +37,9 @@ def register(name: str) -> Callable[[_Class], _Class]:
 
     def add(cls: _Class) -> _Class:
         held = _registered.get(name)
-        if held is not None and (held.__module__, held.__qualname__) != (cls.__module__, cls.__qualname__):
+        # a notebook's classes, and the files that are written of them, follow each other
+        passing = any(own.__module__ == "__main__" or own.__module__.startswith(NOTEBOOK) for own in (held, cls) if own)
+        if held is not None and not passing and (held.__module__, held.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(f"algorithm '{name}' is already registered by {held.__module__}:{held.__qualname__}")
         cls.name = name
         _registered[name] = cls
@@ -71,6 +76,12 @@ def lookup(name: str, where: str = "algorithm") -> type[Algorithm]:
     if "name" not in vars(cls):  # a registered base class has one of its own
         cls.name = name
     return cast("type[Algorithm]", cls)
+
+
+def find_in_working_folder() -> None:
+    """Let a grid name pkg.module:Class of the folder one works in."""
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())
 
 
 def check_installed(name: str, where: str) -> None:
@@ -124,9 +135,12 @@ def _module_of_file(path: str, where: str) -> ModuleType:
 
     A worker's working folder may be another one than the driver's, which Ray puts on the worker's import path.
     """
-    file = next((at for folder in (Path.cwd(), *map(Path, sys.path)) if (at := (folder / path).resolve()).is_file()), None)
+    folders = [Path.cwd(), *map(Path, sys.path), *([notebook_folder()] if path.startswith(NOTEBOOK) else [])]
+    file = next((at for folder in folders if (at := (folder / path).resolve()).is_file()), None)
     if file is None:
-        raise PluginError(where, f"there is no file '{path}'", "give its path from the working folder")
+        raise PluginError(
+            where, f"there is no file '{path}'", "a grid file gives its path from its own folder, a command from the working folder"
+        )
     if str(file.parent) not in sys.path:
         sys.path.append(str(file.parent))
     importlib.invalidate_caches()
@@ -135,6 +149,11 @@ def _module_of_file(path: str, where: str) -> ModuleType:
         held = module.__file__ or "a built-in module"
         raise PluginError(where, f"'{path}' cannot be imported: its name belongs to {shown(held)} already", "rename the file")
     return module
+
+
+def notebook_folder() -> Path:
+    """Where the files of classes are that a notebook defined: the same for every process of this machine."""
+    return cache_folder() / "methods"
 
 
 def check_complete(cls: Any, name: str, where: str) -> None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from fedsim.errors import UserError
 from fedsim.grid.complaints import translated
-from fedsim.grid.places import Origin
+from fedsim.grid.places import Loc, Origin
 from fedsim.grid.yaml import parse, read_text
 from fedsim.privacy.plan import MOST_DELTA, PrivacyPlan, Release, Unit, calibrate
 from fedsim.privacy.tradeoff import Composition, Floats, Spectra
@@ -153,7 +153,7 @@ def settings(
     clients: int | None,
     client_rate: float | None,
     delta: float,
-    releases: Path | None,
+    releases: Path | str | Sequence[Mapping[str, Any]] | None,
 ) -> tuple[tuple[Release, ...], Unit, tuple[str, ...]]:
     """The releases that the options of a command line describe, the unit, and what is to be said of them.
 
@@ -203,20 +203,24 @@ def _refuse_clients(unit: Unit, clients: int | None, client_rate: float | None) 
         raise UserError("--client-rate", what, "leave it out, or give --unit client")
 
 
-def read_releases(path: Path) -> tuple[Release, ...]:
-    """The releases of a YAML file: a list of :class:`ReleaseSettings`.
+def read_releases(given: Path | str | Sequence[Mapping[str, Any]]) -> tuple[Release, ...]:
+    """The releases of a YAML file, or a list as it has one: of :class:`ReleaseSettings`.
 
     Raises:
         UserError: the file cannot be read or is not such a list.
     """
-    data, lines = parse(read_text(path), str(path))
+    path, lines = "releases", dict[Loc, int]()
+    data: Any = given
+    if isinstance(given, Path | str):
+        path = str(given)
+        data, lines = parse(read_text(Path(given)), path)
     if not isinstance(data, list) or not data:
-        raise UserError(str(path), "is not a list of releases", "write `- {name: moments, rounds: 1}` lines")
+        raise UserError(path, "is not a list of releases", "write `- {name: moments, rounds: 1}` lines")
     try:
         releases = TypeAdapter(tuple[ReleaseSettings, ...]).validate_python(data)
     except ValidationError as error:
-        raise translated(error, ReleaseSettings, Origin(str(path), data, lines).place) from error
+        raise translated(error, ReleaseSettings, Origin(path, data, lines).place) from error
     names = [given.name for given in releases]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(str(path), f"two releases are called '{twice[0]}'", "give each a name of its own")
+        raise UserError(path, f"two releases are called '{twice[0]}'", "give each a name of its own")
     return tuple(given.release for given in releases)

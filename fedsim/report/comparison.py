@@ -20,7 +20,7 @@ from fedsim.results.folder import RunFolder
 from fedsim.results.grid_rows import grid_rounds, grid_rows
 from fedsim.results.groups import distinct_labels
 from fedsim.results.rows import Row
-from fedsim.words import counted, setting
+from fedsim.words import Printed, counted, setting
 
 MATCHED_BY = ("label", "dataset", "scheme", "alpha", "clients", "unseen", "epsilon_target", "delta", "unit", "trust")
 """What rows are matched by, beside parameters and seed."""
@@ -36,7 +36,7 @@ Key = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecords:
     """Rows of one run folder, one a cell, and all its round records."""
 
     rows: Sequence[Row]
@@ -106,7 +106,7 @@ class Comparison:
         return not any(self.only) and not self.provenance and all(setting.equal for setting in self.matched)
 
 
-def compare(first: Run, second: Run) -> Comparison:
+def compare(first: RunRecords, second: RunRecords) -> Comparison:
     """Match the rows of two runs by setting and seed; ``matched`` is empty where they share none."""
     pairs = {
         key: [(row, second.settings[key][seed]) for seed, row in by_seed.items() if seed in second.settings.get(key, {})]
@@ -120,12 +120,12 @@ def compare(first: Run, second: Run) -> Comparison:
     )
 
 
-def _lacking(run: Run, other: Run) -> list[Row]:
+def _lacking(run: RunRecords, other: RunRecords) -> list[Row]:
     settings = run.settings.items()
     return [row for key, by_seed in settings for seed, row in by_seed.items() if seed not in other.settings.get(key, {})]
 
 
-def _matched(pairs: Sequence[tuple[Row, Row]], first: Run, second: Run) -> Matched:
+def _matched(pairs: Sequence[tuple[Row, Row]], first: RunRecords, second: RunRecords) -> Matched:
     scores = [(a.balanced_accuracy, b.balanced_accuracy) for a, b in pairs]
     changes = [b - a for a, b in scores if a is not None and b is not None]
     rounds = [(first.fingerprints.get(a.cell_id, []), second.fingerprints.get(b.cell_id, [])) for a, b in pairs]
@@ -159,8 +159,8 @@ _HEADS = ("setting", "seeds", "mean change", "largest", "samples and noise", "fi
 _ROUNDS = {True: "equal", False: "differ", None: ""}
 
 
-@dataclass(frozen=True)
-class ComparedFolders:
+@dataclass(frozen=True, repr=False)
+class ComparedFolders(Printed):
     """Two run folders and what their rows have in common."""
 
     folders: tuple[Path, Path]
@@ -194,7 +194,7 @@ def compare_folders(first: Path, second: Path) -> ComparedFolders:
     together = [row for own in rows for row in own]
     # one label for one set of parameters, so that words tell settings apart
     named = distinct_labels(together, [dump(row.params) for row in together])
-    runs = (Run(named[: len(rows[0])], grid_rounds(first)), Run(named[len(rows[0]) :], grid_rounds(second)))
+    runs = (RunRecords(named[: len(rows[0])], grid_rounds(first)), RunRecords(named[len(rows[0]) :], grid_rounds(second)))
     comparison = compare(*runs)
     if not comparison.matched:
         raise UserError(f"{first} and {second}", "no setting and seed is in both", "give two runs of one grid, or of grids that overlap")

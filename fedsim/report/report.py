@@ -31,7 +31,7 @@ from fedsim.results.grid_rows import grid_rows, read_manifest, read_results
 from fedsim.results.groups import Group, group_seeds
 from fedsim.results.rows import Row
 from fedsim.results.summary import write_summary
-from fedsim.words import encodable
+from fedsim.words import Printed, encodable
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ FIGURES: tuple[tuple[str, str, Callable[[Shown], Figure | None]], ...] = (
 """Name, title and drawing of every figure; None is a figure that has nothing to show."""
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(Printed):
     """What was drawn from a run folder: the page, and what a terminal shows of it; the groups are the rows averaged over seeds."""
 
     page: Path

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+
+from rich.console import Console
 
 from fedsim.results.contradictions import CrossCheck, large_deltas, within_row
 from fedsim.results.rows import Row
-from fedsim.words import at_most, number
+from fedsim.words import Printed, at_most, number, print_line
 
 UNITS = {
     "example": "one training example: neighbouring data sets differ in one example of one client",
@@ -37,8 +39,8 @@ ACCOUNTANTS = {
 }
 
 
-@dataclass(frozen=True)
-class Statement:
+@dataclass(frozen=True, repr=False)
+class Statement(Printed):
     """What is said of one method under one unit, trust, claim and kind of noise.
 
     Attributes:
@@ -55,6 +57,11 @@ class Statement:
         yield self.method
         yield from (f"  {term}: {text}" for term, text in self.parts)
 
+    def show(self, console: Console) -> None:
+        """Print the statement."""
+        for line in self.lines:
+            print_line(console, line)
+
 
 def unit_words(unit: str) -> str:
     """What a unit is, in words."""
@@ -63,11 +70,18 @@ def unit_words(unit: str) -> str:
     )
 
 
-def statements(rows: Sequence[Row], check: Callable[[Row], CrossCheck] = within_row) -> list[Statement]:
+def statements(
+    rows: Sequence[Row], check: Callable[[Row], CrossCheck] = within_row, only: Collection[str] | None = None
+) -> list[Statement]:
     """A statement for every method of the rows, and for each unit, trust, claim and noise that it ran under.
 
     Rows that failed, are unaccounted or refuted have no part in one; a method that has no others has a statement of that. A method of which
     ``check`` finds a contradiction has no guarantee.
+
+    Args:
+        rows: of a run's grid.
+        check: what contradicts a row.
+        only: state the cells of these ids alone; what the other rows say against their methods counts all the same.
     """
     checks = {id(row): check(row) for row in rows}
     wrong: dict[str, dict[str, None]] = {}
@@ -75,7 +89,8 @@ def statements(rows: Sequence[Row], check: Callable[[Row], CrossCheck] = within_
         for sentence in checks[id(row)].contradictions:
             wrong.setdefault(row.label, {})[sentence] = None
     by_setting: dict[tuple[object, ...], list[Row]] = {}
-    for row in rows:
+    asked = [row for row in rows if only is None or row.cell_id in only]
+    for row in asked:
         if row.status in ("ok", "overspent") and row.label not in wrong:
             key = (row.label, *((row.unit, row.trust, row.claim, row.scope, row.noise, row.status) if _is_private(row) else (None,)))
             by_setting.setdefault(key, []).append(row)
@@ -96,7 +111,7 @@ def statements(rows: Sequence[Row], check: Callable[[Row], CrossCheck] = within_
     ]
     methods = {each.method for each in stated}
     without = {
-        row.label: _contradicted(wrong[row.label]) if row.label in wrong else _NONE[row.status] for row in rows if row.label not in methods
+        row.label: _contradicted(wrong[row.label]) if row.label in wrong else _NONE[row.status] for row in asked if row.label not in methods
     }
     return stated + [Statement(label, (("guarantee", f"none: {why}"),)) for label, why in without.items()]
 

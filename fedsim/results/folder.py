@@ -63,6 +63,11 @@ class RunFolder:
         return self.path / "trained"
 
     @property
+    def methods(self) -> Path:
+        """The folder of those methods that a notebook defined."""
+        return self.path / "methods"
+
+    @property
     def lock(self) -> Path:
         """Held by the one process that writes here."""
         return self.path / ".lock"

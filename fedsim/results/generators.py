@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from safetensors.torch import save
 
+from fedsim.data.arrays import check_target, write_npz, write_sidecar
 from fedsim.errors import UserError
 from fedsim.evaluation.judge import synthesise
 from fedsim.files import replaced, unread
@@ -244,6 +245,17 @@ class SavedGenerator:
             "release": "simulation only" if self.facts.held_back else "under its epsilon",
             "held_back": self.facts.held_back,
         }
+
+    def save(self, out: Path | str, per_class: int = 200, seed: int | None = None) -> dict[str, Any]:
+        """Write the rows of :meth:`synthesise` into an .npz file, with their manifest, also as JSON beside it; returns the manifest."""
+        out = Path(out)
+        check_target(out)
+        x, y = self.synthesise(per_class, seed)
+        manifest = self.manifest(per_class, seed)
+        names = {"class_names": np.array(manifest["class_names"])} if manifest["class_names"] else {}
+        write_npz(out, (len(x), x.shape[1]), "float32", [x], {"y": y, **names}, manifest)
+        write_sidecar(out, manifest)
+        return manifest
 
     def _seeds(self, seed: int | None) -> Seeds:
         root = self.facts.cell.seed if seed is None else seed

@@ -6,21 +6,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
 from fedsim.errors import UserError
-from fedsim.evaluation.measures import MEASURES
 from fedsim.files import replaced
 from fedsim.json_lines import complete_lines, decode, dump, load, read_document, reasons
 from fedsim.results.folder import RunFolder
 from fedsim.results.join import Entry, Lines
 from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 class _Manifest(BaseModel):
@@ -43,22 +39,6 @@ class _Cell(BaseModel):
 class _Refused(BaseModel):
     algorithm: str
     error: str
-
-
-def load_results(folder: Path | str) -> pd.DataFrame:
-    """The rows of a run folder's grid as a frame: a column for every field of ``Row``, numbers as float64 (missing: NaN).
-
-    Rows are those of :func:`grid_rows`.
-
-    Raises:
-        UserError: the folder has no results, or a line is not a row.
-    """
-    import pandas as pd
-
-    ResultStore(folder).folder.check()
-    frame = pd.DataFrame([row.model_dump() for row in grid_rows(folder)], columns=Row.columns())
-    numbers = [name for name, field in Row.model_fields.items() if field.annotation in (float | None, int | None)] + list(MEASURES)
-    return frame.astype(dict.fromkeys(numbers, "float64"))
 
 
 @dataclass(frozen=True)
@@ -89,6 +69,11 @@ class GridResults:
     def clients(self) -> list[dict[str, Any]]:
         """A line a client of the cells that were judged by clients."""
         return self.lines.clients(self.entries)
+
+    def audits(self) -> list[dict[str, Any]]:
+        """A line a cell whose claim was audited; cells of one claim share theirs."""
+        audited = ((entry.cell_id, self.lines.audit_of(entry)) for entry in self.entries)
+        return [{"cell_id": cell_id, **line} for cell_id, line in audited if line is not None]
 
     def every_row(self) -> list[Row]:
         """See :func:`every_row`."""
@@ -125,6 +110,10 @@ class OlderResults:
     def clients(self) -> list[dict[str, Any]]:
         """As they stand there."""
         return list(_older_lines(self.run.clients, _decoded))
+
+    def audits(self) -> list[dict[str, Any]]:
+        """None: its rows have what there was."""
+        return []
 
     def every_row(self) -> list[Row]:
         """The last row of every cell, in the order of these."""

@@ -81,7 +81,7 @@ class Lines:
             fields["local_only_balanced_accuracy"] = local_only["mean"]
         audit = self._audit(entry, training)
         if audit is not None:
-            fields.update({f"audit_{name}": audit[name] for name in _OF_AUDIT})
+            fields.update({f"audit_{name}": audit[name] for name in _OF_audit})
         fields.update(_status(fields, training, audit))
         return Row.model_validate(fields)
 
@@ -111,6 +111,11 @@ class Lines:
         fields = _trained(training) | {"error": None}
         return _status(fields, training, self._audit(entry, training))["status"], self.claim(training)
 
+    def audit_of(self, entry: Entry) -> Line | None:
+        """The audit of a cell's claim; None without one, or while its training is not finished."""
+        training = self.trainings.get(entry.training_id)
+        return None if training is None else self._audit(entry, training)
+
     def _audit(self, entry: Entry, training: Line) -> Line | None:
         return self.audits.get(entry.audit or "") or (self._audits_of.get(claim_of(training["cell"])) if self.audits else None)
 
@@ -128,7 +133,7 @@ class Lines:
         return as_checked(plan["claim"], checks, cell["unit"], cell["trust"], cell["params"])
 
 
-_OF_AUDIT = ("epsilon_lower", "epsilon_any", "method", "pairs", "canary_ratio", "params")
+_OF_audit = ("epsilon_lower", "epsilon_any", "method", "pairs", "canary_ratio", "params")
 """The fields of a row, behind ``audit_``, that an audit of its claim decides."""
 
 

@@ -24,6 +24,7 @@ from fedsim.partition.matrix import write_partitions
 from fedsim.planning.label_matrices import drawn_matrices
 from fedsim.planning.node import Node
 from fedsim.planning.prepare import Prepared
+from fedsim.plugins.notebook import keep_sources
 from fedsim.plugins.registry import check_installed
 from fedsim.report.plan_table import show_refused, show_warnings
 from fedsim.results.grid_rows import entries, is_older, read_manifest
@@ -106,6 +107,7 @@ def run_prepared(
     desk = Desk(prepared, store, Display(console, len(prepared.trials), *ended))
     jobs = list(missing_jobs(desk, audits, lines, retry_failed=retry_failed))
     sweep(store, prepared.trials, lines)
+    keep_sources((trial.cell.algorithm for trial in prepared.trials), store.folder.methods)
     write_manifest(store.folder, prepared, [*entries_of(desk, audits), *others])
     write_partitions(store.folder.partitions, drawn_matrices(prepared))
     try:

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsim.results.rows import Row
-from fedsim.words import counted, number, print_line
+from fedsim.words import counted, is_live, number, print_line
 
 _CELLS_SHOWN = 12
 _SILENT_SECONDS = 5.0
@@ -34,7 +34,7 @@ class Preparing:
 
     def __init__(self, console: Console, every: float = 20.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._console, self._every, self._clock = console, every, clock
-        self._status = console.status("preparing") if console.is_terminal else None
+        self._status = console.status("preparing") if is_live(console) else None
         self._started = self._printed = clock()
 
     def __call__(self, text: str) -> None:
@@ -109,7 +109,7 @@ class Display:
         self._clock, self._start = clock, clock()
         self._seconds: list[float] = []
         self._parallel = 1
-        self._live = Live(console=console, get_renderable=self._view, refresh_per_second=4, transient=True) if console.is_terminal else None
+        self._live = Live(console=console, get_renderable=self._view, refresh_per_second=4, transient=True) if is_live(console) else None
 
     @property
     def ended(self) -> int:

@@ -19,7 +19,7 @@ from fedsim.grid.models import Grid
 from fedsim.json_lines import dump
 from fedsim.planning.prepare import Prepared
 from fedsim.plugins.registry import check_installed
-from fedsim.report.comparison import MATCHED_BY, ComparedFolders, Run, compare
+from fedsim.report.comparison import MATCHED_BY, ComparedFolders, RunRecords, compare
 from fedsim.results.grid_rows import entries, every_row, grid_rounds, grid_rows, read_manifest
 from fedsim.results.join import Entry, Lines
 from fedsim.results.result_lines import training_line
@@ -153,8 +153,8 @@ class Verification:
             with engine as running, desk.display:
                 Scheduler(desk, running).run(missing_jobs(desk, (), Lines({}, {}, {})))
             write_manifest(desk.store.folder, desk.prepared, entries_of(desk, ()))
-            new = Run(grid_rows(Path(scratch)), grid_rounds(Path(scratch)))
-        comparison = compare(Run(old, grid_rounds(self.folder)), new)
+            new = RunRecords(grid_rows(Path(scratch)), grid_rounds(Path(scratch)))
+        comparison = compare(RunRecords(old, grid_rounds(self.folder)), new)
         ComparedFolders((self.folder, Path("the cells run again")), comparison).show(console)
         equal = sum(match.seeds for match in comparison.matched if match.equal) == len(old)
         if not equal:

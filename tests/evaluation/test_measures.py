@@ -8,10 +8,11 @@ import pytest
 from cells import quick, small_cells
 from rows import add_rows, joined, ran
 
+import fedsim
 from fedsim.evaluation.measures import MEASURES, Measure, Predictions
 from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.report.report import write_report
-from fedsim.results.grid_rows import grid_rows, load_results
+from fedsim.results.grid_rows import grid_rows
 
 
 def top_2(of: Predictions) -> float:
@@ -32,7 +33,7 @@ def test_a_measure_that_is_registered_is_everywhere(name: str, tmp_path: Path, m
     assert row.scores["accuracy"] < found <= 1
     page = write_report(tmp_path).page.read_text(encoding="utf-8")
     assert pd.read_csv(tmp_path / "summary.csv").loc[0, "top_2_mean"] == pytest.approx(found)
-    assert load_results(tmp_path).loc[0, "top_2"] == pytest.approx(found)
+    assert fedsim.load(tmp_path).rows.loc[0, "top_2"] == pytest.approx(found)
     assert '<th scope="col">top 2</th>' in page
     assert "Among the two likeliest" in page
     assert f"<td>{found:.3f}</td>" in page

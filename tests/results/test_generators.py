@@ -169,7 +169,7 @@ def test_labels_that_are_none_are_refused(tmp_path):
 def test_a_run_keeps_a_generator_for_every_cell(bench):
     done = bench(small_grid("dp-gaussian", epsilon=[1.0, 4.0], resources={"clients_per_actor": "all"}))
     row = done.rows[0]
-    loaded = fedsim.load_generator(done.folder, row.cell_id[:10])
+    loaded = fedsim.load(done.folder).generator(row.cell_id[:10])
     assert loaded.row == row
     assert (loaded.facts.epsilon_spent, loaded.facts.sha256) == (row.epsilon_spent, row.generator)
     assert loaded.vouched

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from rows import ERROR, add_lines, add_rows, make_failed, make_row
 
+import fedsim
 from fedsim.errors import RunLost, UserError
 from fedsim.files import replaced
-from fedsim.results.grid_rows import load_results
 from fedsim.results.groups import Interval, group_seeds
 from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore
@@ -235,18 +235,9 @@ def test_only_one_process_holds_a_folder(tmp_path):
     assert list(store.references()) == ["a"]
 
 
-def test_load_results_gives_a_column_for_every_field(tmp_path):
-    add_rows(tmp_path, row("a", epsilon_target=math.inf, epsilon_spent=math.inf), failed("b"), row("c", epsilon_target=None))
-    frame = load_results(tmp_path)
-    assert list(frame.columns) == CONTRACT
-    assert frame["epsilon_target"].tolist()[:2] == [math.inf, 1.0]
-    assert frame["epsilon_target"].isna().tolist() == [False, False, True]
-    assert str(frame["steps"].dtype) == str(frame["accuracy"].dtype) == "float64"
-
-
-def test_load_results_of_a_folder_without_any_is_a_users_mistake(tmp_path):
+def test_a_folder_without_results_is_a_users_mistake(tmp_path):
     with pytest.raises(UserError, match="there are no results here"):
-        load_results(tmp_path)
+        fedsim.load(tmp_path)
 
 
 def test_the_interval_is_students():
@@ -334,11 +325,11 @@ def test_groups_come_by_partition_then_label_then_epsilon():
 
 def test_a_folder_without_result_lines_is_read_from_its_rows_those_of_its_manifest(tmp_path):
     add_rows(tmp_path, *(row(cell_id, balanced_accuracy=score) for cell_id, score in (("a", 0.1), ("b", 0.2), ("a", 0.3))))
-    assert load_results(tmp_path)[["cell_id", "balanced_accuracy"]].to_numpy().tolist() == [["b", 0.2], ["a", 0.3]]
+    assert fedsim.load(tmp_path).rows[["cell_id", "balanced_accuracy"]].to_numpy().tolist() == [["b", 0.2], ["a", 0.3]]
     (tmp_path / "manifest.json").write_text(json.dumps({"cells": [{"cell_id": "a", "label": "renamed"}]}))
-    assert load_results(tmp_path)[["cell_id", "label"]].to_numpy().tolist() == [["a", "renamed"]]
+    assert fedsim.load(tmp_path).rows[["cell_id", "label"]].to_numpy().tolist() == [["a", "renamed"]]
 
 
 def test_a_row_of_an_older_fedsim_is_read_without_the_columns_that_are_gone(tmp_path):
     add_lines(tmp_path / "results.jsonl", [row().model_dump() | {"referenced": "abc", "epsilon_spent_replace_one": 2.0}])
-    assert load_results(tmp_path)["cell_id"].tolist() == ["a"]
+    assert fedsim.load(tmp_path).rows["cell_id"].tolist() == ["a"]

@@ -17,6 +17,7 @@ from plug_ins import GOOD, changed
 from rich.console import Console
 from rows import add_lines, add_rows
 
+import fedsim
 from fedsim.evaluation.measures import MEASURES
 from fedsim.grid.models import Grid
 from fedsim.interrupts import INTERRUPTED
@@ -24,7 +25,7 @@ from fedsim.planning.prepare import prepare
 from fedsim.report.report import write_report
 from fedsim.results.folder import RunFolder
 from fedsim.results.generators import load_generator
-from fedsim.results.grid_rows import every_row, grid_rows, load_results
+from fedsim.results.grid_rows import every_row, grid_rows
 from fedsim.results.join import Lines
 from fedsim.results.rows import Row
 from fedsim.results.store import KINDS, Kind, ResultStore
@@ -232,7 +233,7 @@ def test_an_edit_runs_the_cells_anew_and_leaves_the_old_rows_out(bench: Bench, p
     old = {row.cell_id for row in rows if row.label == "my-method"}
     assert old.isdisjoint(row.cell_id for row in drawn)
     assert {row.cell_id for row in rows} - old <= {row.cell_id for row in drawn}
-    frame = load_results(other.folder)
+    frame = fedsim.load(other.folder).rows
     assert set(frame.cell_id) == {row.cell_id for row in drawn}
     for drawing in (other.folder / "results.jsonl", other.folder / "summary.csv", other.folder / "report.html"):
         before = drawing.read_text()
@@ -245,7 +246,7 @@ def test_an_edit_runs_the_cells_anew_and_leaves_the_old_rows_out(bench: Bench, p
     undone = edited(bench, plugins, GOOD, grid)
     assert "all 4 cells are finished" in undone.output
     assert {row.cell_id for row in undone.rows} == {row.cell_id for row in rows}
-    assert set(load_results(undone.folder).cell_id) == {row.cell_id for row in rows}
+    assert set(fedsim.load(undone.folder).rows.cell_id) == {row.cell_id for row in rows}
 
 
 def test_a_worker_that_holds_other_code_than_the_grid_s_says_so() -> None:

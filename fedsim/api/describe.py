@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
-from rich.console import RenderableType
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -20,10 +20,11 @@ from fedsim.errors import PluginError, UserError
 from fedsim.methods.algorithm import Algorithm, solved_plan
 from fedsim.methods.messages import Task
 from fedsim.plugins.claims import allowed
+from fedsim.plugins.notebook import name_of
 from fedsim.plugins.places import blamed, line_of, said
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import Trust, Unit
-from fedsim.words import spelled
+from fedsim.words import Printed, spelled
 
 CLAIM_SHAPE = (64, 10, 10)
 """Dimensions, classes and clients of the task for which claims are listed; no claim depends on them."""
@@ -42,8 +43,8 @@ class Parameter:
     meaning: str
 
 
-@dataclass(frozen=True)
-class Description:
+@dataclass(frozen=True, repr=False)
+class Description(Printed):
     """An algorithm as people read it.
 
     Attributes:
@@ -68,6 +69,11 @@ class Description:
     refused: frozenset[tuple[Unit, Trust]]
     parameters: tuple[Parameter, ...]
 
+    def show(self, console: Console) -> None:
+        """Print everything about it, from top to bottom."""
+        for part in algorithm_page(self):
+            console.print(part)
+
     def support(self) -> list[str]:
         """``units × trusts: claim``, as few lines as say it; "not private" alone."""
         if set(self.claims.values()) == {CLAIM_OF_NONE}:
@@ -82,17 +88,18 @@ class Description:
         return [f"{', '.join(those)} × {these}: {claim}" for (these, claim), those in units.items()]
 
 
-def describe(name: str, where: str = "fedsim algorithms") -> Description:
+def describe(name: str | type, where: str = "fedsim algorithms") -> Description:
     """Describe an algorithm.
 
     Args:
-        name: a registered name, an entry point, or a path.
+        name: a registered name, an entry point, or a path; or the class, also one that a notebook defines.
         where: the place to name in an error.
 
     Raises:
         UserError: there is none of that name.
         PluginError: it is not a complete algorithm, or cannot say what it releases.
     """
+    name = name_of(name) if isinstance(name, type) else name
     cls = lookup(name, where)
     claims, refused = _claims(cls, where)
     module = inspect.getmodule(cls)

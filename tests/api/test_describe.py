@@ -6,7 +6,7 @@ from cells import SHIPPED
 from plug_ins import changed, write
 from rich.console import Console
 
-from fedsim.cli.describe import algorithm_page, algorithms_table, describe
+from fedsim.api.describe import algorithm_page, algorithms_table, describe
 from fedsim.errors import PluginError, UserError
 from fedsim.plugins.registry import lookup
 

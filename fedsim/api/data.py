@@ -1,0 +1,81 @@
+"""Data: embeddings of images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedsim.errors import at
+from fedsim.interrupts import kept_handlers
+from fedsim.words import plain_console
+
+if TYPE_CHECKING:
+    from fedsim.data.encoding.embed import Embedded, Work
+
+
+def embed(
+    dataset: str | Mapping[str, Any],
+    encoder: str | Mapping[str, Any],
+    out: Path | str,
+    *,
+    size: int | None = None,
+    root: Path | str | None = None,
+    limit: int | None = None,
+    revision: str | None = None,
+    pool: str | None = None,
+    dtype: str | None = None,
+    batch: int = 64,
+    actors: int = 1,
+    skip_bad: bool = False,
+) -> Embedded:
+    """Turn a data set's images into embeddings, an .npz file that grids take. Interrupted, the same call continues where it stopped.
+
+    Args:
+        dataset: as in a grid: ``medmnist:organsmnist``, ``imagefolder:PATH``, ``csv:PATH``, or a mapping.
+        encoder: a vision transformer of the hub or a local folder, an .onnx file, or a mapping.
+        out: the file.
+        size: pixels of a MedMNIST set: 28, 64, 128 or 224.
+        root: the folder of a known set's files.
+        limit: keep at most this many training images, and as many test images.
+        revision: a commit of the encoder's repository.
+        pool: ``cls`` (default), ``mean`` or ``cls+mean``.
+        dtype: ``float32`` (default), ``float16`` or ``bfloat16``.
+        batch: images per forward pass.
+        actors: encoders that run in parallel and share this machine's GPUs.
+        skip_bad: leave out images that cannot be decoded.
+
+    Raises:
+        UserError: the data set, the encoder or the file does not do.
+    """
+    from fedsim.data.arrays import check_target
+    from fedsim.data.encoding.embed import EmbedJob, in_process
+    from fedsim.data.encoding.embed import embed as embedded
+    from fedsim.data.encoding.encoder import locate
+    from fedsim.data.encoding.spec import EncoderSpec
+    from fedsim.data.sources.load import image_set
+    from fedsim.data.sources.spec import DatasetSpec
+    from fedsim.grid.read import parse_option
+
+    check_target(out := Path(out))
+    given = {"size": size, "root": root, "limit": limit, "skip_bad": skip_bad or None}
+    spec = parse_option(DatasetSpec, "--dataset", dataset, given).within(Path.cwd())
+    asked = parse_option(EncoderSpec, "--encoder", encoder, {"revision": revision, "pool": pool, "dtype": dtype})
+    with at("--dataset"):
+        images = image_set(spec)
+    with at("--encoder"):
+        files = locate(asked)
+    job = EmbedJob(images.below("--dataset"), files, batch)
+    work: Work = in_process if actors == 1 else _on_actors(actors)
+    with kept_handlers():
+        made = embedded(job, plain_console(), skip_bad=spec.skip_bad, work=work)
+        made.save(out)
+    return made
+
+
+def _on_actors(actors: int) -> Work:
+    from fedsim.runs.cluster import local_cluster, this_machine
+    from fedsim.runs.embedding import on_actors
+
+    node = this_machine()
+    return on_actors(actors, node, local_cluster(node))
