@@ -255,16 +255,16 @@ def test_every_block_of_the_page_on_python_runs_as_a_cell(folder: Path, monkeypa
 
 
 def text_of(page: Path) -> str:
-    """A page in Markdown; of a notebook its cells in Markdown."""
+    """A page in Markdown without its code; of a notebook its cells in Markdown."""
     if page.suffix == ".md":
-        return page.read_text()
+        return re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
     cells = json.loads(page.read_text())["cells"]
     return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
 
 
 def anchors(page: Path) -> set[str]:
     """What GitHub calls the headings of a page."""
-    heads = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text_of(page), flags=re.S), re.M)
+    heads = re.findall(r"^#+ (.*)$", text_of(page), re.M)
     return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
 
 

@@ -82,6 +82,8 @@ def add_notebook(file: File, files: Files, config: MkDocsConfig) -> None:
     name = site_name(PLACES[file.src_uri])
     text, resources = MarkdownExporter().from_filename(file.abs_src_path)
     PLACES[name] = PLACES.pop(file.src_uri)
+    # frames look as the pages' own tables do
+    text = re.sub(r"<style scoped>.*?</style>| border=\"1\" class=\"dataframe\"| style=\"text-align: right;\"", "", text, flags=re.S)
     files.append(File.generated(config, name, content=text))
     for output, content in resources["outputs"].items():
         files.append(File.generated(config, posixpath.join(posixpath.dirname(name), output), content=content))

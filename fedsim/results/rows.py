@@ -23,7 +23,13 @@ MOST_MESSAGE, MOST_TRACEBACK, ROOM = 2_000, 20_000, 100
 
 
 class RowError(BaseModel):
-    """Why a cell failed: an exception's message from its beginning, its traceback to its end."""
+    """Why a cell failed.
+
+    Attributes:
+        type: the exception's class.
+        message: its message, from the beginning.
+        traceback: its traceback, to the end.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
