@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from typer.cli import get_docs_for_click
 
 import fedsim
-from fedsim.api.describe import Parameter, _meanings, _parameters, describe, plain
+from fedsim.api.describe import Parameter, describe, meanings_of, parameters_of, plain
 from fedsim.cli import app
 from fedsim.data.encoding.spec import EncoderSpec
 from fedsim.data.sources.spec import DatasetSpec, SplitSpec
@@ -101,7 +101,7 @@ def section(model: type[BaseModel]) -> Iterator[str]:
 def fields_table(model: type[BaseModel]) -> Iterator[str]:
     """Every field of a model: its values, its default and its meaning."""
     rows = []
-    for entry in _parameters(model):
+    for entry in parameters_of(model):
         field = model.model_fields[entry.name]
         values = f"{value_words(field.annotation)} {entry.constraint}".strip()
         rows.append((f"`{entry.name}`", values, default_words(field, entry), entry.meaning))
@@ -121,7 +121,7 @@ def commands() -> Iterator[str]:
 
 def columns() -> Iterator[str]:
     """Every column of a row."""
-    meanings = _meanings(Row) | {name: measure.title for name, measure in MEASURES.items()}
+    meanings = meanings_of(Row) | {name: measure.title for name, measure in MEASURES.items()}
     values = {name: value_words(field.annotation) for name, field in Row.model_fields.items()}
     yield from table(("column", "values", "meaning"), ((f"`{n}`", values.get(n, "number"), meanings.get(n, "")) for n in Row.columns()))
     yield from (*section(RowError), *section(Mechanism))
