@@ -20,10 +20,11 @@ from algorithms.meta_codes import HyperGenerator, fit_meta_codes
 from fedsim.batch import Batch
 from fedsim.device import normal, to_device
 from fedsim.methods.clients import Clients
+from fedsim.methods.coordinates import Coordinates
 from fedsim.methods.dp_sgd import DPSGD, RELEASE
 from fedsim.methods.messages import Diagnostic, DiagnosticLike, Round, Server, Tensors
 from fedsim.methods.phase import Phase
-from fedsim.models.cvae import gaussian_nll, gaussian_nll_diagonal, kl_normal, sample_posterior
+from fedsim.models.cvae import gaussian_nll, gaussian_nll_root, kl_normal, sample_posterior
 from fedsim.models.initialise import initial_model
 from fedsim.models.kernel import batch_mmd, kernel_features, kernel_frequencies, kernel_score
 from fedsim.plugins.registry import register
@@ -57,6 +58,12 @@ class FedHypeVAE(DPSGD):
             with torch.no_grad():
                 layer.rows.weight[:, self.params.latent :] = 0
         return server
+
+    def start_in(self, coordinates: Coordinates, server: Server) -> None:
+        """The map of z starts along the axes of the coordinates, with half of their variance."""
+        if not self.params.decoder_hidden:
+            model: Any = server.model
+            model.decoder.start_map(coordinates.main_axes(self.params.latent) / math.sqrt(2))
 
     def start_clients(self, clients: Clients) -> None:
         """Every correction starts at zero, and the encoder as the exact posterior."""
@@ -121,7 +128,7 @@ class FedHypeVAE(DPSGD):
             shift, log_scale = model.encoder(batch.x, batch.y, batch.layout)
             mean, deviation, density = mean + shift, deviation * log_scale.exp(), density - log_scale.sum(-1)
         z = mean + deviation
-        return z, density + gaussian_nll_diagonal(z, *prior)
+        return z, density + gaussian_nll_root(z, *prior)
 
     # --- the paper's form ---
 
@@ -182,7 +189,7 @@ class FedHypeVAE(DPSGD):
         return {
             **kl,
             "generated_decoder_norm": model.decoder.generated_norms(model.features(codes)),
-            "generated_prior_norm": torch.cat(model.prior.table(model.features(codes)), 1).flatten(1).norm(dim=1),
+            "generated_prior_norm": torch.cat([part.flatten(1) for part in model.prior.table(model.features(codes))], 1).norm(dim=1),
             "cross_client_mmd": Diagnostic(features.mean(1), "spread"),
         }
 

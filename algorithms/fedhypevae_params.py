@@ -16,7 +16,7 @@ PAPER_FORM: dict[str, Any] = {
     "encoder": "trained",
     "encoder_hidden": (128,),
     "decoder_hidden": (128,),
-    "class_maps": False,
+    "prior": "diagonal",
     "beta": 1.0,
     "kernel": 0.1,
     "rounds": 200,
@@ -48,9 +48,9 @@ class FedHypeVAEParams(DPSGDParams):
             from zero on. ``trained``: such a network from random weights is all of the encoder, whatever the decoder is.
         encoder_hidden: widths of the trained encoder's hidden layers.
         decoder_hidden: widths of the decoder's; none means a prototype per class plus a linear map of z.
-        prior: ``conditional`` on label and code, as in the paper; ``standard``: N(0, I).
+        prior: conditional on label and code; ``full``: with a full covariance; ``diagonal``: one variance for every dimension of z.
+            ``standard``: N(0, I).
         observation: ``shared``, one standard deviation for every feature and client; ``modulated``, times the decoder's row scales.
-        class_maps: every class's linear map of z deviates from the shared one (class-specific covariances); deviations start at zero.
         beta: weight of KL(q || p(z | y, v)).
         kernel: weight of the per-example kernel score (the MMD alignment).
         lipschitz: weight of the squared Jacobian norm of the hypernetwork (on shared parameters alone, free of privacy cost).
@@ -65,15 +65,14 @@ class FedHypeVAEParams(DPSGDParams):
     local_steps: int = Field(5, ge=1)
     batch_size: int = Field(64, ge=2)
     hyper_hidden: int = Field(0, ge=0)
-    latent: int = Field(16, ge=1)
+    latent: int = Field(24, ge=1)
     code: int = Field(4, ge=0)
     code_scale: float = Field(0.3, gt=0)
     encoder: Literal["corrected", "trained", "posterior"] = "posterior"
     encoder_hidden: tuple[int, ...] = ()
     decoder_hidden: tuple[int, ...] = ()
-    prior: Literal["conditional", "standard"] = "conditional"
+    prior: Literal["full", "diagonal", "standard"] = "full"
     observation: Literal["shared", "modulated"] = "shared"
-    class_maps: bool = True
     beta: float = Field(0.5, ge=0)
     kernel: float = Field(0.005, ge=0)
     lipschitz: float = Field(1e-4, ge=0)

@@ -13,7 +13,7 @@ from fedsim.batch import Batch
 from fedsim.models.cvae import Encoder, ObservationNoise
 from fedsim.models.hypernetwork import ConditionalPrior, ModulatedDecoder
 from fedsim.models.layers import ClientCode
-from fedsim.models.posterior import SpreadCache, linear_posterior, posterior_spread
+from fedsim.models.posterior import SpreadCache, linear_posterior, lower_inverse, posterior_spread
 
 
 class HyperCVAE(nn.Module):
@@ -30,9 +30,9 @@ class HyperCVAE(nn.Module):
         self.hyper = nn.Linear(params.code, params.hyper_hidden) if params.code and params.hyper_hidden else None
         inputs = params.code if self.hyper is None else params.hyper_hidden
         scale = params.latent_share / math.sqrt(params.latent)
-        self.decoder = ModulatedDecoder(params.latent, classes, params.decoder_hidden, dim, inputs, scale, params.class_maps)
-        self.prior = ConditionalPrior(params.latent, classes, inputs)
-        self.prior.requires_grad_(params.prior == "conditional")
+        self.decoder = ModulatedDecoder(params.latent, classes, params.decoder_hidden, dim, inputs, scale)
+        self.prior = ConditionalPrior(params.latent, classes, inputs, full=params.prior == "full")
+        self.prior.requires_grad_(params.prior != "standard")
         self.observation = ObservationNoise(params.initial_variance / dim)
 
     def codes(self, clients: int) -> Tensor:
@@ -61,25 +61,25 @@ class HyperCVAE(nn.Module):
         Constants to the gradient (Fisher's identity, as in EM).
         """
         codes = self.features(self.codes(batch.layout.clients))
-        maps, prototypes = self.decoder.linear_maps()
+        linear, prototypes = self.decoder.linear_map()
         (layer,) = self.decoder.modulated()
         scales, shifts = layer.modulation(codes)
         client, prior, variance = batch.layout.client, self.prior.table(codes), self.observation.variance()
         noise_scale = self.noise_scale(codes)
         # noise that is scaled as its row leaves, in its own units, the plain maps
         rows = scales if noise_scale is None else scales / noise_scale
-        root = self.spread.of(self, lambda: posterior_spread(maps, rows, prior[1], variance))
+        root = self.spread.of(self, lambda: posterior_spread(linear, rows, prior[1], variance))
         offset = scales[client] * prototypes[batch.y] + shifts[client] / math.sqrt(self.decoder.dim)
         group, residual = torch.stack([client, batch.y]), batch.x - offset
         if noise_scale is not None:
             residual = residual / noise_scale[client]
-        return linear_posterior(residual, group, maps, rows, prior, variance, root, noise)
+        return linear_posterior(residual, group, linear, rows, prior, variance, root, noise)
 
     def generate(self, code: Tensor, y: Tensor, latent: Tensor, observation: Tensor) -> Tensor:
         """Rows x ~ p(x | z) p(z | y, v) from standard normal draws ``[N, T, latent]`` and ``[N, T, d]``; scaled codes ``[N, code]``."""
         code = self.features(code)
-        mean, log_var = self.prior(y, code)
-        z = mean.unsqueeze(1) + (0.5 * log_var).exp().unsqueeze(1) * latent
+        mean, root = self.prior(y, code)
+        z = mean.unsqueeze(1) + latent @ lower_inverse(root).mT
         decoded: Tensor = self.decoder(z, y, code)
         std, scale = (0.5 * self.observation(mean)).exp(), self.noise_scale(code)
         made: Tensor = decoded + (std if scale is None else std * scale).unsqueeze(1) * observation

@@ -84,7 +84,6 @@ class DPFeatureCovariance(DPSGD):
 
     source = "DP-FC: Mehta et al. 2022, arXiv 2211.13403"
     units: ClassVar[tuple[Unit, ...]] = ("example",)
-    power, looks = 0.25, 1
     Params: ClassVar[type[DPFeatureCovarianceParams]] = DPFeatureCovarianceParams
 
     def build(self, clients: int) -> nn.Module:

@@ -1,6 +1,6 @@
 """Data sets of many shapes out of two or three: do defaults hold for 64 to 1,536 dimensions, 2 to 20 classes, 1,000 to 100,000 rows?
 
-    python benchmarks/shapes.py FOLDER [--json FILE]
+    python benchmarks/shapes.py EMBEDDINGS FOLDER [--json FILE]
     fedsim bench --grid FOLDER/shapes.yaml --out runs/shapes
     fedsim bench --grid FOLDER/shapes.yaml --set 'dataset={npz: FOLDER/rows_12000.npz}' --set clients=[2,100] --out runs/shapes_clients
     python benchmarks/utility.py runs/shapes runs/shapes_clients
@@ -9,9 +9,9 @@
     fedsim bench --grid FOLDER/corners.yaml --out runs/corners
     python benchmarks/utility.py runs/corners
 
-Real embeddings that lie beside the checkout (OrganAMNIST, BloodMNIST, skin lesions for a 20th class), cut, turned or put together; what
-is made up about a shape is said at its function. Corners are where rows are few for their dimensions, or share nearly all of their norm.
-Sets of many rows repeat real ones, so their ε says nothing about a person.
+EMBEDDINGS holds organamnist_effnetlite0.npz, bloodmnist_effnetlite0.npz and ham10000_sites_effnetlite0.npz (README.md here): real ones,
+cut, turned or put together; what is made up about a shape is said at its function. Corners are where rows are few for their dimensions,
+or share nearly all of their norm. Sets of many rows repeat real ones, so their ε says nothing about a person.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,6 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-HERE = Path(__file__).resolve().parent
-BESIDE = HERE.parent.parent / "shared" / "data"
 GRID = {
     "name": "shapes",
     "algorithms": ["fedhypevae-warm", "fedhypevae-sites", "fedhypevae", "dp-gaussian"],
@@ -61,9 +60,13 @@ Rows = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int8]]
 """Embeddings ``[n, d]``, labels, and 0 for training or 2 for test."""
 
 
-def rows_of(name: str) -> Rows:
-    """Those of a file beside the checkout."""
-    with np.load(BESIDE / f"{name}_effnetlite0.npz", allow_pickle=False) as file:
+Read = Callable[[str], Rows]
+"""Embeddings of a data set by its name."""
+
+
+def read(folder: Path, name: str) -> Rows:
+    """Those of a file of the folder."""
+    with np.load(folder / f"{name}_effnetlite0.npz", allow_pickle=False) as file:
         return file["x"].astype(np.float32), file["y"].astype(np.int64), file["split"]
 
 
@@ -128,10 +131,10 @@ def merged(rows: Rows, classes: int) -> Rows:
     return x, y % classes, split
 
 
-def twenty_classes() -> Rows:
+def twenty_classes(of: Read) -> Rows:
     """Eleven organs, eight kinds of blood cells, and melanocytic naevi."""
-    found, labels = [rows_of(name) for name in ("organamnist", "bloodmnist")], 0
-    x, y, split = rows_of("ham10000_sites")
+    found, labels = [of(name) for name in ("organamnist", "bloodmnist")], 0
+    x, y, split = of("ham10000_sites")
     most = y == np.bincount(y).argmax()
     found.append((x[most], np.zeros(int(most.sum()), np.int64), split[most]))
     parts = []
@@ -141,46 +144,46 @@ def twenty_classes() -> Rows:
     return tuple(np.concatenate(each) for each in zip(*parts, strict=True))  # type: ignore[return-value]
 
 
-SHAPES: dict[str, Callable[[], Rows]] = {
-    "rows_12000": lambda: rows_of("organamnist"),
-    "rows_2000": lambda: fewer(rows_of("organamnist"), 2_000),
-    "rows_100000": lambda: more(turned(rows_of("organamnist"), 256), 100_000),
-    "dimensions_256": lambda: turned(rows_of("organamnist"), 256),
-    "dimensions_1536": lambda: turned(rows_of("organamnist"), 1_536),
-    "classes_2": lambda: only(rows_of("organamnist"), 0, 1),
+SHAPES: dict[str, Callable[[Read], Rows]] = {
+    "rows_12000": lambda of: of("organamnist"),
+    "rows_2000": lambda of: fewer(of("organamnist"), 2_000),
+    "rows_100000": lambda of: more(turned(of("organamnist"), 256), 100_000),
+    "dimensions_256": lambda of: turned(of("organamnist"), 256),
+    "dimensions_1536": lambda of: turned(of("organamnist"), 1_536),
+    "classes_2": lambda of: only(of("organamnist"), 0, 1),
     "classes_20": twenty_classes,
 }
-FEW_CLASSES: dict[str, Callable[[], Rows]] = {
-    "organs_3": lambda: only(rows_of("organamnist"), 1, 2, 3),
-    "organs_4": lambda: only(rows_of("organamnist"), 0, 4, 5, 9),
-    "cells_2": lambda: only(rows_of("bloodmnist"), 3, 5),
-    "cells_4": lambda: only(rows_of("bloodmnist"), 1, 3, 5, 7),
-    "cells_merged_4": lambda: merged(rows_of("bloodmnist"), 4),
-    "lesions_2": lambda: only(rows_of("ham10000_sites"), 4, 5),
-    "lesions_4": lambda: only(rows_of("ham10000_sites"), 1, 2, 4, 5),
+FEW_CLASSES: dict[str, Callable[[Read], Rows]] = {
+    "organs_3": lambda of: only(of("organamnist"), 1, 2, 3),
+    "organs_4": lambda of: only(of("organamnist"), 0, 4, 5, 9),
+    "cells_2": lambda of: only(of("bloodmnist"), 3, 5),
+    "cells_4": lambda of: only(of("bloodmnist"), 1, 3, 5, 7),
+    "cells_merged_4": lambda of: merged(of("bloodmnist"), 4),
+    "lesions_2": lambda of: only(of("ham10000_sites"), 4, 5),
+    "lesions_4": lambda of: only(of("ham10000_sites"), 1, 2, 4, 5),
 }
-CORNER_CASES: dict[str, Callable[[], Rows]] = {
-    "cells_4_rows_500": lambda: fewer(only(rows_of("bloodmnist"), 1, 3, 5, 7), 500),
-    "organs_alike": lambda: alike(turned(rows_of("organamnist"), 256), 15),
-    "organs_loud": lambda: loud(turned(rows_of("organamnist"), 256), 15),
+CORNER_CASES: dict[str, Callable[[Read], Rows]] = {
+    "cells_4_rows_500": lambda of: fewer(only(of("bloodmnist"), 1, 3, 5, 7), 500),
+    "organs_alike": lambda of: alike(turned(of("organamnist"), 256), 15),
+    "organs_loud": lambda of: loud(turned(of("organamnist"), 256), 15),
 }
 
 
 def main() -> None:
     """Write the data sets and the grids."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("embeddings", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    if not BESIDE.is_dir():
-        parser.error("the embeddings that the sets are made of are not beside the checkout, in ../shared/data")
+    of = partial(read, options.embeddings)
     folder: Path = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     table, written = Table("data set", "training rows", "dimensions", "classes"), []
     for grid, shapes in ((GRID, SHAPES), (FEW, FEW_CLASSES), (CORNERS, CORNER_CASES)):
         datasets: list[object] = ["digits"] if shapes is SHAPES else []
         for name, make in shapes.items():
-            x, y, split = make()
+            x, y, split = make(of)
             np.savez(folder / f"{name}.npz", x=x.astype(np.float32 if grid is CORNERS else np.float16), y=y, split=split)
             facts = (int((split == 0).sum()), x.shape[1], int(y.max()) + 1)
             table.add_row(name, *(f"{each:,}" for each in facts))

@@ -2,14 +2,12 @@
 
 Noise is the same in every direction, so under a steep spectrum it hides all directions but the first. In coordinates divided by a power of
 a released variance less is hidden (private preconditioning: Kamath et al. 2019, arXiv 1805.00216). Two releases: the mean; then the second
-moment of the rows' directions from it, which have norm 1 at any scale, with a histogram of their distances. The second may be repeated:
-a look in the coordinates of the one before it sees what that one's noise hid. All else is post-processing.
+moment of the rows' directions from it, which have norm 1 at any scale, with a histogram of their distances. All else is post-processing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -21,7 +19,7 @@ from fedsim.methods.products import Classifier, Generator, Product, is_classifie
 from fedsim.privacy.statistics.distances import clipped, distance_products, released_distances
 from fedsim.privacy.statistics.moments import Products, in_unit_ball
 from fedsim.privacy.statistics.outer_products import OuterProduct
-from fedsim.privacy.statistics.spectral import leading, steady
+from fedsim.privacy.statistics.spectral import GAP, group_means, leading, steady, ties
 
 PREFIX = "coordinates."
 COORDINATE_NAMES = tuple(f"{PREFIX}{name}" for name in ("mean", "basis", "shrink", "stretch", "scale"))
@@ -46,27 +44,19 @@ def about_mean(rows: Rows, released: Tensors) -> Tensor:
     return rows.x - released["mean"]
 
 
-def coordinate_statistics(
-    share: float, about: About = about_mean, mean: Statistic | None = None, *, power: float = POWER, looks: int = 1
-) -> tuple[Statistic, Statistic]:
+def coordinate_statistics(share: float, about: About = about_mean, mean: Statistic | None = None) -> tuple[Statistic, Statistic]:
     """The two releases; :class:`Coordinates` reads what they leave in ``server.tensors``.
 
     Args:
         share: of the budget in units of 1 / sigma^2, for both together.
         about: rows about their centre, from what was broadcast.
         mean: the first release, where it is not the overall mean; it leaves ``mean``, ``rows`` and ``square`` as that does.
-        power: of their variance that directions are divided by; 1/2 makes all variances equal.
-        looks: how often the second is released, with that part of its budget each.
     """
 
     def products(rows: Rows, released: Tensors) -> Products:
-        r, before = about(rows, released), Coordinates.where_released(released)
-        return spread_products(r if before is None else before.of_centred(r))
+        return spread_products(about(rows, released))
 
-    def receive(server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
-        receive_spread(server, sums, std, power)
-
-    spread = Statistic("spread", (1 - MEAN_SHARE) * share, SPREAD_WEIGHTS, products, receive, looks)
+    spread = Statistic("spread", (1 - MEAN_SHARE) * share, SPREAD_WEIGHTS, products, receive_spread)
     return mean or overall_mean(MEAN_SHARE * share), spread
 
 
@@ -76,12 +66,10 @@ def spread_products(r: Tensor) -> Products:
     return {"second": OuterProduct(direction, direction)} | distance_products(r)
 
 
-def receive_spread(server: Server, sums: Tensors, std: Mapping[str, float], power: float = POWER) -> None:
-    """The coordinates, of mean squared norm 1, from the directions whose variance stands out of the noise; or one look more."""
-    before = Coordinates.where_released(server.tensors)
-    number = "" if before is None else f".{len(before.looks)}"
+def receive_spread(server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+    """The coordinates, of mean squared norm 1, from the directions whose variance stands out of the noise."""
     second, rows, dim = sums["second"], server.tensors["rows"], len(sums["second"])
-    distances = released_distances(sums["bins"], std["bins"], server.tensors["square"] if before is None else torch.ones_like(rows))
+    distances = released_distances(sums["bins"], std["bins"], server.tensors["square"])
     # two triangles carry independent noise, so their mean has half the variance; such a matrix has its largest eigenvalue at the edge
     edge = 2 * std["second"] / 2**0.5 / float(rows) * dim**0.5
     seen, vectors = leading((second + second.T) / 2 / rows, MOST_DIRECTIONS, max(ABOVE_EDGE * edge, 1e-9))
@@ -96,13 +84,13 @@ def receive_spread(server: Server, sums: Tensors, std: Mapping[str, float], powe
         return pad((turned * of) @ turned.T, (0, padding, 0, padding)).float()
 
     padding = min(MOST_DIRECTIONS, dim) - len(values)
-    kept = (dim - len(values) + relative.pow(1 - 2 * power).sum()) * rest
+    kept = (dim - len(values) + relative.pow(1 - 2 * POWER).sum()) * rest
     server.tensors |= {
         f"{PREFIX}mean": server.tensors["mean"],
-        f"{PREFIX}basis{number}": pad(basis, (0, padding)).float(),
-        f"{PREFIX}shrink{number}": function(relative.pow(-power) - 1),
-        f"{PREFIX}stretch{number}": function(relative.pow(power) - 1),
-        f"{PREFIX}scale": (1.0 if before is None else before.scale) * (distances.square * kept).sqrt().float(),
+        f"{PREFIX}basis": pad(basis, (0, padding)).float(),
+        f"{PREFIX}shrink": function(relative.pow(-POWER) - 1),
+        f"{PREFIX}stretch": function(relative.pow(POWER) - 1),
+        f"{PREFIX}scale": (distances.square * kept).sqrt().float(),
         f"{PREFIX}counts": distances.counts,
         f"{PREFIX}squares": distances.squares / distances.square,
     }
@@ -114,15 +102,11 @@ def clipped_square(released: Tensors, radius: Tensor) -> Tensor:
 
 
 class Coordinates:
-    """``r = (I + B shrink B^T) (x - mean) / scale`` and its inverse ``x = mean + scale (I + B stretch B^T) r``, B ``[d, k]``.
-
-    Every further look multiplies by a matrix of its own.
-    """
+    """``r = (I + B shrink B^T) (x - mean) / scale`` and its inverse ``x = mean + scale (I + B stretch B^T) r``, B ``[d, k]``."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self.mean, self.scale = tensors[f"{PREFIX}mean"], tensors[f"{PREFIX}scale"]
-        numbers = ["", *(f".{i}" for i in range(1, sum(name.startswith(f"{PREFIX}basis") for name in tensors)))]
-        self.looks = [tuple(tensors[f"{PREFIX}{name}{number}"] for name in ("basis", "shrink", "stretch")) for number in numbers]
+        self.basis, self.shrink, self.stretch = (tensors[f"{PREFIX}{name}"] for name in ("basis", "shrink", "stretch"))
 
     @classmethod
     def where_released(cls, tensors: Mapping[str, Tensor]) -> Coordinates | None:
@@ -131,8 +115,7 @@ class Coordinates:
 
     def equals(self, other: Coordinates) -> bool:
         """Whether they are the same numbers."""
-        own, others = ([it.mean, it.scale, *chain(*it.looks)] for it in (self, other))
-        return len(own) == len(others) and all(map(torch.equal, own, others))
+        return all(torch.equal(value, vars(other)[name]) for name, value in vars(self).items())
 
     def of_rows(self, x: Tensor) -> Tensor:
         """Coordinates of embeddings ``[N, d]``."""
@@ -145,9 +128,7 @@ class Coordinates:
     def of_centred(self, about: Tensor) -> Tensor:
         """Coordinates of embeddings minus their centre ``[N, d]``."""
         r = about / self.scale
-        for basis, shrink, _ in self.looks:
-            r = r + r @ basis @ shrink @ basis.T
-        return r
+        return r + r @ self.basis @ self.shrink @ self.basis.T
 
     def rows(self, r: Tensor) -> Tensor:
         """Embeddings at coordinates ``[N, d]``."""
@@ -155,9 +136,21 @@ class Coordinates:
 
     def apart(self, r: Tensor) -> Tensor:
         """Embeddings at coordinates, minus their centre ``[N, d]``."""
-        for basis, _, stretch in reversed(self.looks):
-            r = r + r @ basis @ stretch @ basis.T
-        return self.scale * r
+        return self.scale * (r + r @ self.basis @ self.stretch @ self.basis.T)
+
+    def main_axes(self, count: int) -> Tensor:
+        """Directions ``[d, k]``, k at most ``count``, in which rows in coordinates vary most, each as long as their standard deviation.
+
+        In units of that of the directions that share one, the longest first; those of close variances are a basis of their span.
+        """
+        # divided by variance^1/4, what is left of a standard deviation is its root, as the factor of the way back is
+        outward = torch.eye(len(self.stretch), device=self.stretch.device) + self.stretch
+        values, vectors = leading(outward, count, 1 + GAP)
+        if not len(values):
+            return self.basis[:, :0]
+        group = ties(values)
+        aligned = torch.cat([steady(vectors[:, group == number]) for number in range(int(group[-1]) + 1)], 1)
+        return (self.basis.double() @ aligned * group_means(values, group)).float()
 
 
 class Stretched:

@@ -83,9 +83,6 @@ class DPSGD(Algorithm):
     params: Any
     units: ClassVar[tuple[Unit, ...]] = ("example", "group", "client")
     server_only: ClassVar[tuple[str, ...]] = ()
-    power: ClassVar[float] = 0.5
-    """Coordinates are divided by this power of their variance: all that are seen become equal, so that one noise fits the others."""
-    looks: ClassVar[int] = 2
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
@@ -104,6 +101,9 @@ class DPSGD(Algorithm):
         """
         return {}
 
+    def start_in(self, coordinates: Coordinates, server: Server) -> None:
+        """Set what starts otherwise where rows are in released coordinates; post-processing, free."""
+
     def clip_weights(self) -> Mapping[str, float]:
         """Weights of parameters inside the joint clip, by name prefix (see :class:`fedsim.privacy.clipping.Norms`)."""
         return {}
@@ -121,8 +121,14 @@ class DPSGD(Algorithm):
         share = self.params.precondition
         if not share or self.task.unit == "client":
             return (sgd,)
-        spread = coordinate_statistics(share, power=self.power, looks=self.looks)
-        first = (statistic_phase(statistic, self.clip(), self.task, lambda server: dict(server.tensors)) for statistic in spread)
+        mean, spread = coordinate_statistics(share)
+
+        def receive(server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+            spread.receive(server, sums, std)
+            self.start_in(Coordinates(server.tensors), server)
+
+        statistics = (mean, replace(spread, receive=receive))
+        first = (statistic_phase(statistic, self.clip(), self.task, lambda server: dict(server.tensors)) for statistic in statistics)
         return (*first, sgd.taking(1 - share))
 
     def check_setting(self) -> None:

@@ -98,7 +98,7 @@ class CVAE(nn.Module):
         """Reconstruction ``[N, d]`` by one posterior draw, and KL(q(z | x, y) || N(0, I)) ``[N]``."""
         mean, log_var = self.encoder(x, y)
         decoded = self.decode(sample_posterior(mean, log_var, noise), y)
-        return decoded, kl_normal(mean, log_var, torch.zeros_like(mean), torch.zeros_like(mean))
+        return decoded, kl_normal(mean, log_var, torch.zeros_like(mean), torch.eye(mean.shape[1], device=mean.device))
 
     def decode(self, z: Tensor, y: Tensor) -> Tensor:
         """The decoder's mean ``[N, d]`` at z ``[N, latent]``."""
@@ -136,13 +136,13 @@ def gaussian_nll(x: Tensor, decoded: Tensor, log_var: Tensor, scale: Tensor | No
     return 0.5 * (squared * (-log_var.squeeze(-1)).exp() + volume)
 
 
-def kl_normal(mean: Tensor, log_var: Tensor, prior_mean: Tensor, prior_log_var: Tensor) -> Tensor:
-    """KL(N(mean, exp(log_var)) || N(prior_mean, exp(prior_log_var))), diagonal, per example: ``[N]``."""
-    ratio = (log_var - prior_log_var).exp()
-    distance = (mean - prior_mean).square() * (-prior_log_var).exp()
-    return 0.5 * (ratio + distance - 1 + prior_log_var - log_var).sum(-1)
+def kl_normal(mean: Tensor, log_var: Tensor, prior_mean: Tensor, root: Tensor) -> Tensor:
+    """KL(N(mean, diag exp(log_var)) || N(prior_mean, (T^T T)^-1)), T = ``root`` lower triangular ``[N, k, k]``, per example: ``[N]``."""
+    ratio = root.square().sum(-2) * log_var.exp()
+    return 0.5 * (ratio - 1 - log_var).sum(-1) + gaussian_nll_root(mean, prior_mean, root)
 
 
-def gaussian_nll_diagonal(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
-    """-log N(z; mean, diag exp(log_var)) up to its constant, per example: ``[N]``."""
-    return 0.5 * ((z - mean).square() * (-log_var).exp() + log_var).sum(-1)
+def gaussian_nll_root(z: Tensor, mean: Tensor, root: Tensor) -> Tensor:
+    """-log N(z; mean, (T^T T)^-1) up to its constant, T = ``root`` lower triangular ``[N, k, k]``, per example: ``[N]``."""
+    white = (root @ (z - mean).unsqueeze(-1)).squeeze(-1)
+    return 0.5 * white.square().sum(-1) - torch.diagonal(root, dim1=-2, dim2=-1).log().sum(-1)

@@ -72,7 +72,6 @@ class ModulatedDecoder(nn.Module):
         dim: d, the embedding's dimension.
         code: dimension of the client code; 0: no modulation.
         latent_scale: factor on z, which sets z's share of the gradient against the prototypes'.
-        class_maps: z enters once more through one-hot y times z: every class's map of z is the shared one plus a deviation of its own.
     """
 
     def __init__(
@@ -83,19 +82,16 @@ class ModulatedDecoder(nn.Module):
         dim: int,
         code: int,
         latent_scale: float = 1.0,
-        class_maps: bool = False,
     ) -> None:
         super().__init__()
-        self.classes, self.latent_scale, self.dim, self.class_maps = classes, latent_scale, dim, class_maps
-        widths = [latent * (1 + classes if class_maps else 1) + classes, *hidden, dim]
+        self.classes, self.latent_scale, self.dim = classes, latent_scale, dim
+        widths = [latent + classes, *hidden, dim]
         self.layers = nn.ModuleList(ModulatedLinear(a, b, code) for a, b in pairwise(widths))
 
     def forward(self, z: Tensor, y: Tensor, code: Tensor) -> Tensor:
         """``[N, T, latent]``, labels ``[N]`` and codes ``[N, k]`` to ``[N, T, d]``."""
         onehot = one_hot(y, self.classes).unsqueeze(1).expand(-1, z.shape[1], -1)
-        z = z * self.latent_scale
-        own = [(onehot.unsqueeze(3) * z.unsqueeze(2)).flatten(2)] if self.class_maps else []
-        h = torch.cat([z, *own, onehot], -1)
+        h = torch.cat([z * self.latent_scale, onehot], -1)
         for index, layer in enumerate(self.layers):
             h = layer(h if index == 0 else F.relu(h), code)
         return h / math.sqrt(self.dim)
@@ -107,18 +103,18 @@ class ModulatedDecoder(nn.Module):
         return scale.abs().clamp_min(LEAST_SCALE)
 
     @torch.no_grad()
-    def linear_maps(self) -> tuple[Tensor, Tensor]:
-        """Maps and prototypes of a decoder without hidden layer, unmodulated: x = map z + prototypes[y]; constants.
-
-        Maps are ``[C, d, latent]``, one a class, or ``[1, d, latent]`` where all classes have the same; prototypes ``[C, d]``.
-        """
+    def linear_map(self) -> tuple[Tensor, Tensor]:
+        """``[d, latent]`` and ``[C, d]`` without hidden layer, unmodulated: x = linear_map z + prototypes[y]; constants."""
         (layer,) = self.modulated()
         weight = layer.rows.weight.detach() / math.sqrt(self.dim)
-        maps, prototypes = weight[:, : -self.classes] * self.latent_scale, weight[:, -self.classes :]
-        by_class = maps.reshape(self.dim, 1 + self.classes if self.class_maps else 1, -1).transpose(0, 1)
-        if self.class_maps:
-            by_class = by_class[:1] + by_class[1:]
-        return by_class, prototypes.T + layer.rows.bias.detach() / math.sqrt(self.dim)
+        latent, prototypes = weight[:, : -self.classes] * self.latent_scale, weight[:, -self.classes :]
+        return latent, prototypes.T + layer.rows.bias.detach() / math.sqrt(self.dim)
+
+    @torch.no_grad()
+    def start_map(self, outward: Tensor) -> None:
+        """Let a decoder without hidden layer map the first k dimensions of z by ``outward / sqrt(d)``, ``[d, k]``."""
+        (layer,) = self.modulated()
+        layer.rows.weight[:, : outward.shape[1]] = outward / self.latent_scale
 
     def lipschitz(self) -> Tensor:
         """Sum over the layers of the squared norm of their Jacobian by the code."""
@@ -139,30 +135,43 @@ class ModulatedDecoder(nn.Module):
 
 
 class ConditionalPrior(nn.Module):
-    """p(z | y, v) = N(mean_y(v), diag exp(log_var_y(v))), both affine in the code, per class; starts as N(0, I)."""
+    """p(z | y, v) = N(mean_y(v), (T^T T)^-1), T lower triangular with diagonal exp(-log_var / 2), all affine in the code, per class.
 
-    def __init__(self, latent: int, classes: int, code: int) -> None:
+    Starts as N(0, I). Without ``full`` T is diagonal.
+    """
+
+    place: Tensor
+
+    def __init__(self, latent: int, classes: int, code: int, full: bool = False) -> None:
         super().__init__()
         self.classes = classes
         self.mean = ZeroLinear(classes * (code + 1), latent, bias=False)
         self.log_var = ZeroLinear(classes * (code + 1), latent, bias=False)
+        below = torch.tril_indices(latent, latent, -1)
+        self.below = ZeroLinear(classes * (code + 1), below.shape[1], bias=False) if full else None
+        place = torch.diag(torch.arange(1, latent + 1))
+        place[below[0], below[1]] = latent + 1 + torch.arange(below.shape[1]) if full else 0
+        self.register_buffer("place", place.flatten(), persistent=False)
 
     def forward(self, y: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels ``[N]`` and codes ``[N, k]`` to mean and log variance ``[N, latent]``."""
+        """Labels ``[N]`` and codes ``[N, k]`` to mean ``[N, latent]`` and T ``[N, latent, latent]``."""
         onehot = one_hot(y, self.classes)
         affine = torch.cat([code.new_ones(len(code), 1), code], 1)
         chosen = (onehot.unsqueeze(2) * affine.unsqueeze(1)).flatten(1)
-        return self.mean(chosen), self.log_var(chosen).clamp(-6, 4)
+        diagonal = (-0.5 * self.log_var(chosen).clamp(-6, 4)).exp()
+        parts = [torch.zeros_like(diagonal[:, :1]), diagonal, *([] if self.below is None else [self.below(chosen)])]
+        latent = diagonal.shape[1]
+        return self.mean(chosen), torch.cat(parts, 1).index_select(1, self.place).view(-1, latent, latent)
 
     @torch.no_grad()
     def table(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log variance for every code ``[K, k]`` and class as constants, ``[K, C, latent]`` each."""
-        affine = torch.cat([codes.new_ones(len(codes), 1), codes], 1)
-        weights = [head.weight.detach().view(len(head.weight), self.classes, -1) for head in (self.mean, self.log_var)]
-        mean, log_var = (torch.einsum("lck,nk->ncl", weight, affine) for weight in weights)
-        return mean, log_var.clamp(-6, 4)
+        """Mean ``[K, C, latent]`` and T ``[K, C, latent, latent]`` for every code ``[K, k]`` and class as constants."""
+        labels = torch.arange(self.classes, device=codes.device)
+        mean, root = self(labels.repeat(len(codes)), codes.repeat_interleave(self.classes, 0))
+        return mean.view(len(codes), self.classes, -1), root.view(len(codes), self.classes, *root.shape[1:])
 
     def lipschitz(self) -> Tensor:
         """Squared Frobenius norm of d(prior parameters of all classes) / dv."""
-        by_code = [head.weight.view(head.weight.shape[0], self.classes, -1)[..., 1:] for head in (self.mean, self.log_var)]
+        heads = [head for head in (self.mean, self.log_var, self.below) if head is not None]
+        by_code = [head.weight.view(head.weight.shape[0], self.classes, -1)[..., 1:] for head in heads]
         return torch.stack([part.square().sum() for part in by_code]).sum()

@@ -26,20 +26,20 @@ class SpreadCache:
         return self._spread
 
 
-def posterior_spread(maps: Tensor, scales: Tensor, prior_log_var: Tensor, variance: Tensor) -> Tensor:
+def posterior_spread(linear: Tensor, scales: Tensor, prior_root: Tensor, variance: Tensor) -> Tensor:
     """R with ``R R^T = S``, the covariance of z given x, which depends on client and class alone; upper triangular, ``[K, C, k, k]``.
 
-    Bishop 2006, eq. 2.117: ``S = (diag(1 / prior_var) + A^T A / variance)^-1`` with ``A = diag(scale_i) maps_c``.
+    Bishop 2006, eq. 2.117: ``S = (T^T T + A^T A / variance)^-1`` with ``A = diag(scale_i) linear``.
 
     Args:
-        maps: one for every class ``[C, d, k]``, or one for all ``[1, d, k]``.
+        linear: the map ``[d, k]``.
         scales: row scales of every client, ``[K, d]``.
-        prior_log_var: ``[K, C, k]``.
+        prior_root: T ``[K, C, k, k]``, of the prior's precision ``T^T T``.
         variance: of the observation noise, a scalar.
     """
-    size, squares = maps.shape[2], [(each.unsqueeze(2) * each.unsqueeze(1)).flatten(1) for each in maps]
-    gram = torch.stack([scales.square() @ square for square in squares], 1).view(len(scales), len(maps), size, size)
-    return inverse_root(gram / variance + torch.diag_embed((-prior_log_var).exp()))
+    size, square = linear.shape[1], (linear.unsqueeze(2) * linear.unsqueeze(1)).flatten(1)
+    gram = (scales.square() @ square).view(len(scales), 1, size, size)
+    return inverse_root(gram / variance + prior_root.mT @ prior_root)
 
 
 def inverse_root(precision: Tensor) -> Tensor:
@@ -51,21 +51,27 @@ def inverse_root(precision: Tensor) -> Tensor:
         ValueError: a matrix on the CPU is not positive definite.
     """
     if precision.device.type not in FUSED:  # a lazy device has these, and not those below
-        inverse: Tensor = torch.linalg.inv_ex(torch.cholesky(precision))[0]  # type: ignore[attr-defined, unused-ignore]  # of newer torch
-        return inverse.mT
+        return lower_inverse(torch.cholesky(precision)).mT  # type: ignore[attr-defined, unused-ignore]  # of newer torch
     factor, failed = torch.linalg.cholesky_ex(precision)
     if precision.device == CPU and bool(failed.any()):
         raise ValueError("the precision of z given x is not positive definite: the model has numbers that are not finite, or too large")
-    one = torch.eye(precision.shape[-1], dtype=precision.dtype, device=precision.device)
-    factor = factor.masked_fill((failed != 0)[..., None, None], float("nan"))
-    inverse = torch.linalg.solve_triangular(factor, one, upper=False)
-    return inverse.mT
+    return lower_inverse(factor.masked_fill((failed != 0)[..., None, None], float("nan"))).mT
+
+
+def lower_inverse(factor: Tensor) -> Tensor:
+    """The inverse of lower triangular matrices ``[..., k, k]``."""
+    if factor.device.type not in FUSED:
+        inverse: Tensor = torch.linalg.inv_ex(factor)[0]
+        return inverse
+    one = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+    solved: Tensor = torch.linalg.solve_triangular(factor, one, upper=False)
+    return solved
 
 
 def linear_posterior(
     residual: Tensor,
     group: Tensor,
-    maps: Tensor,
+    linear: Tensor,
     scales: Tensor,
     prior: tuple[Tensor, Tensor],
     variance: Tensor,
@@ -74,26 +80,23 @@ def linear_posterior(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The posterior's mean and a draw's deviation from it, ``[N, k]`` each, and the draw's log density ``[N]``.
 
-    The model is ``x = scale_i * (maps_c z) + offset + N(0, variance I)`` with ``z ~ N(prior of client i and class c)``; the posterior's
-    mean is ``S (A^T r / variance + m / prior_var)`` (Bishop 2006, eq. 2.116). The log density lacks ``-k/2 log 2 pi``, as
-    :func:`fedsim.models.cvae.gaussian_nll_diagonal` does.
+    The model is ``x = scale_i * (linear z) + offset + N(0, variance I)`` with ``z ~ N(prior of client i and class c)``; the posterior's
+    mean is ``S (A^T r / variance + T^T T m)`` (Bishop 2006, eq. 2.116). The log density lacks ``-k/2 log 2 pi``, as
+    :func:`fedsim.models.cvae.gaussian_nll_root` does.
 
     Args:
         residual: x minus the offset, ``[N, d]``.
         group: client and class of every row, int64 ``[2, N]``.
-        maps: one for every class ``[C, d, k]``, or one for all ``[1, d, k]``.
+        linear: the map ``[d, k]``.
         scales: row scales of every client, ``[K, d]``.
-        prior: mean and log variance, ``[K, C, k]`` each.
+        prior: mean m ``[K, C, k]`` and T ``[K, C, k, k]``.
         variance: of the observation noise, a scalar.
         root: of the covariance, from :func:`posterior_spread`.
         noise: standard normal draws ``[N, k]``.
     """
-    (client, label), (prior_mean, prior_log_var) = group, prior
-    count, dim, size = maps.shape
-    projected = ((scales[client] * residual) @ maps.transpose(0, 1).reshape(dim, count * size)).view(-1, count, size)
-    if count > 1:
-        projected = projected.gather(1, label[:, None, None].expand(-1, 1, size))
-    natural = projected[:, 0] / variance + (prior_mean * (-prior_log_var).exp())[client, label]
+    (client, label), (prior_mean, prior_root) = group, prior
+    pull = (prior_root.mT @ (prior_root @ prior_mean.unsqueeze(-1))).squeeze(-1)
+    natural = (scales[client] * residual) @ linear / variance + pull[client, label]
     cell = client * root.shape[1] + label
     own = root.flatten(0, 1)[cell]
     mean = torch.bmm(own, torch.bmm(own.mT, natural.unsqueeze(2)))

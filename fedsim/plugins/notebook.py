@@ -42,7 +42,7 @@ def name_of(cls: type) -> str:
     if not file.exists() or file.read_text(encoding="utf-8") != text:
         with replaced(file) as part:
             part.write_text(text, encoding="utf-8")
-    if held is not None and not Path(held).exists():  # another cache folder was in use
+    if held is not None and Path(held).resolve() != file.resolve():  # another cache folder was in use
         del sys.modules[stem]
     name = f"{file.name}:{cls.__name__}"
     if _facts(lookup(name, cls.__name__)) != _facts(cls):

@@ -93,7 +93,13 @@ def this_machine() -> Node:
 
 @contextmanager
 def local_cluster(node: Node) -> Iterator[None]:
-    """A Ray cluster of one node for the block, for this machine alone; its processes end with this one, however it ends."""
+    """A Ray cluster of one node for the block, for this machine alone; its processes end with this one, however it ends.
+
+    Raises:
+        UserError: this process, such as a notebook's, is connected to another one.
+    """
+    if ray.is_initialized():
+        raise UserError("Ray", "runs in this process already", "end it with `ray.shutdown()` first, which ends what it computes, too")
     with _sessions() as folder:
         with _started_whole_or_ended(), _loopback(), _deaf():
             _start(node, folder)

@@ -18,7 +18,7 @@ from fedsim.models.initialise import initial_model
 from fedsim.models.kernel import kernel
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
-from fedsim.training.rounds import train
+from fedsim.training.rounds import restored, train
 from fedsim.training.trial import local_pool, run_trial
 
 DIM, CLASSES, CLIENTS = 6, 3, 5
@@ -128,11 +128,11 @@ def test_without_a_hypernetwork_all_clients_share_one_generator(encoder: str, sy
 
 
 def test_a_standard_prior_stays_standard_and_sends_nothing() -> None:
-    prepared = small_cells(*({**quick("fedhypevae", prior=prior), "label": prior} for prior in ("standard", "conditional")), epsilon=4.0)
+    prepared = small_cells(*({**quick("fedhypevae", prior=prior), "label": prior} for prior in ("standard", "full")), epsilon=4.0)
     (data,) = prepared.data.values()
-    (standard, outcome), (conditional, other) = (trained(trial, data) for trial in prepared.trials)
-    assert [values["generated_prior_norm"] for values in standard] == [0, 0, 0]
-    assert conditional[-1]["generated_prior_norm"] > 0
+    (standard, outcome), (full, other) = (trained(trial, data) for trial in prepared.trials)
+    assert len({values["generated_prior_norm"] for values in standard}) == 1
+    assert full[-1]["generated_prior_norm"] != standard[-1]["generated_prior_norm"]
     assert outcome.uplink_bytes < other.uplink_bytes
 
 
@@ -243,28 +243,28 @@ def generated(algorithm: FedHypeVAE, model: Any, batch: Batch, latent: torch.Ten
     return mean, made(torch.ones(DIM)) - mean
 
 
-LAWS = [{"observation": observation, "class_maps": maps} for observation in ("shared", "modulated") for maps in (False, True)]
+LAWS = [{"observation": observation, "prior": prior} for observation in ("shared", "modulated") for prior in ("diagonal", "full")]
 
 
 @pytest.mark.parametrize("law", LAWS, ids=str)
 def test_the_exact_posterior_is_that_of_the_law_by_which_rows_are_generated(law: dict[str, Any]) -> None:
     algorithm, model, batch = random_model(encoder="posterior", **law)
-    prior_mean, prior_log_var = (part.detach() for part in model.prior(batch.y, algorithm.params.code_scale * model.code(batch.layout)))
+    prior_mean, prior_root = (part.detach() for part in model.prior(batch.y, algorithm.params.code_scale * model.code(batch.layout)))
     offset, std = generated(algorithm, model, batch, torch.zeros(12, 2))
     map_ = torch.stack([generated(algorithm, model, batch, unit.expand(12, 2))[0] - offset for unit in torch.eye(2)], 2)
     with torch.no_grad():
-        z, divergence = algorithm.encoded(model, batch, (prior_mean, prior_log_var))
+        z, divergence = algorithm.encoded(model, batch, (prior_mean, prior_root))
     for n in range(12):
         # the joint Gaussian of x and of the standard normal that z is made of
         gain = map_[n].T @ torch.linalg.inv(map_[n] @ map_[n].T + torch.diag(std[n] ** 2))
-        deviation = torch.diag((0.5 * prior_log_var[n]).exp())
+        deviation = torch.linalg.inv(prior_root[n])
         mean = prior_mean[n] + deviation @ gain @ (batch.x[n] - offset[n])
-        covariance = deviation @ (torch.eye(2) - gain @ map_[n]) @ deviation
+        covariance = deviation @ (torch.eye(2) - gain @ map_[n]) @ deviation.T
         own = torch.distributions.MultivariateNormal(mean, (covariance + covariance.T) / 2)
         # how far the draw is from the mean says nothing but how far the standard normal is from zero
         away = (z[n] - mean) @ torch.linalg.inv(covariance) @ (z[n] - mean)
         assert float(away) == pytest.approx(float(batch.draws["posterior"][n].square().sum()), rel=1e-2)
-        prior = torch.distributions.Independent(torch.distributions.Normal(prior_mean[n], deviation.diagonal()), 1)
+        prior = torch.distributions.MultivariateNormal(prior_mean[n], deviation @ deviation.T)
         torch.testing.assert_close(divergence[n], own.log_prob(z[n]) - prior.log_prob(z[n]), rtol=1e-2, atol=1e-2)
 
 
@@ -274,15 +274,16 @@ def test_with_a_trained_encoder_the_loss_is_the_negative_elbo_in_units_of_the_va
     with torch.no_grad():
         parts = algorithm.loss(model, batch)
         mean, log_var = model.encoder(batch.x, batch.y, batch.layout)
-        prior_mean, prior_log_var = model.prior(batch.y, algorithm.params.code_scale * model.code(batch.layout))
-    std, prior_std = (0.5 * log_var).exp(), (0.5 * prior_log_var).exp()
+        prior_mean, prior_root = model.prior(batch.y, algorithm.params.code_scale * model.code(batch.layout))
+    std = (0.5 * log_var).exp()
     z = mean + std * batch.draws["posterior"]
-    decoded, noise = generated(algorithm, model, batch, (z - prior_mean) / prior_std)
+    decoded, noise = generated(algorithm, model, batch, (prior_root @ (z - prior_mean)[:, :, None])[:, :, 0])
     likelihood = torch.distributions.Normal(decoded, noise).log_prob(batch.x).sum(1)
     unit, constant = model.observation.variance(), DIM / 2 * math.log(2 * math.pi)
     torch.testing.assert_close(parts["reconstruction"], unit * (-likelihood - constant), rtol=1e-4, atol=1e-4)
-    posterior, prior = torch.distributions.Normal(mean, std), torch.distributions.Normal(prior_mean, prior_std)
-    divergence = torch.distributions.kl_divergence(posterior, prior).sum(1)
+    posterior = torch.distributions.MultivariateNormal(mean, torch.diag_embed(std**2))
+    prior = torch.distributions.MultivariateNormal(prior_mean, precision_matrix=prior_root.mT @ prior_root)
+    divergence = torch.distributions.kl_divergence(posterior, prior)
     torch.testing.assert_close(parts["kl"], 0.3 * unit * divergence, rtol=1e-4, atol=1e-4)
 
 
@@ -291,10 +292,21 @@ def test_prototypes_and_corrections_start_at_zero() -> None:
     (trial,), (data,) = prepared.trials, prepared.data.values()
     algorithm: Any = build_algorithm("fedhypevae", trial.cell.params, trial.task)
     cohorts = [Cohort(spec, data.x_train, data.y_train) for spec in trial.cohorts()]
-    maps, prototypes = algorithm.initial_server(Seeds(0)).model.decoder.linear_maps()
-    assert maps.abs().min() > 0
+    linear, prototypes = algorithm.initial_server(Seeds(0)).model.decoder.linear_map()
+    assert linear.abs().min() > 0
     assert not prototypes.any()
     assert not any(cohort.clients.model.encoder.head.weight.any() for cohort in cohorts)
+
+
+def test_in_released_coordinates_the_map_of_z_starts_along_their_main_axes() -> None:
+    prepared = small_cells(quick("fedhypevae", rounds=1, learning_rate=1e-9), epsilon=math.inf)
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    *_, outcome = run_trial(trial, data)
+    algorithm: Any = build_algorithm("fedhypevae", trial.cell.params, trial.task)
+    product, _ = restored(algorithm, outcome.state, None, Seeds(trial.cell.seed))
+    axes = product.coordinates.main_axes(trial.cell.params["latent"])
+    linear, _ = product.generator.model.decoder.linear_map()
+    torch.testing.assert_close(linear[:, : axes.shape[1]], axes / math.sqrt(2 * axes.shape[0]), rtol=1e-3, atol=1e-5)
 
 
 def test_kl_is_told_in_nats_whatever_its_weight() -> None:

@@ -63,20 +63,28 @@ def test_the_decoders_penalty_is_that_of_all_its_layers():
     assert torch.allclose(decoder.lipschitz(), right, rtol=1e-5)
 
 
-def test_the_priors_penalty_is_the_squared_jacobian_over_all_classes():
-    prior, code = random_(ConditionalPrior(LATENT, CLASSES, CODE)), 1e-3 * draw(CODE)
+@pytest.mark.parametrize("full", [False, True])
+def test_the_priors_penalty_is_the_squared_jacobian_over_all_classes(full):
+    prior, code = random_(ConditionalPrior(LATENT, CLASSES, CODE, full)), 1e-3 * draw(CODE)
     with torch.no_grad():
         prior.log_var.weight *= 0.1  # inside the clamp, where the Jacobian is that of the linear map
 
-    right = squared_jacobian(lambda v: prior(torch.arange(CLASSES), v.expand(CLASSES, -1)), code)
+    def parameters(v):
+        mean, root = prior(torch.arange(CLASSES), v.expand(CLASSES, -1))
+        return mean, -2 * torch.diagonal(root, dim1=1, dim2=2).log(), root.tril(-1)
+
+    right = squared_jacobian(parameters, code)
     assert torch.allclose(prior.lipschitz(), right, rtol=1e-5)
 
 
 def test_the_prior_starts_standard_and_differs_by_class_and_code():
-    prior, y, codes = ConditionalPrior(LATENT, CLASSES, CODE), torch.arange(CLASSES), draw(CLASSES, CODE)
-    assert not any(part.any() for part in prior(y, codes))
-    mean, log_var = random_(prior)(y, codes)
-    for part in (mean, log_var):
+    prior, y, codes = ConditionalPrior(LATENT, CLASSES, CODE, full=True), torch.arange(CLASSES), draw(CLASSES, CODE)
+    mean, root = prior(y, codes)
+    assert not mean.any()
+    assert torch.equal(root, torch.eye(LATENT).expand(CLASSES, -1, -1))
+    mean, root = random_(prior)(y, codes)
+    assert torch.equal(root, root.tril())
+    for part in (mean, root):
         assert len(torch.unique(part, dim=0)) == CLASSES
     assert not torch.equal(mean, prior(y, codes.flip(0))[0])
 

@@ -9,15 +9,15 @@ from fedsim.seeds import Purpose, Seeds
 CLIENTS, CLASSES, DIM, SIZE, ROWS = 2, 3, 7, 4, 30
 
 
-@pytest.mark.parametrize("count", [1, CLASSES])
-def test_the_draw_has_the_posterior_mean_and_covariance_of_the_joint_gaussian(count: int) -> None:
+def test_the_draw_has_the_posterior_mean_and_covariance_of_the_joint_gaussian() -> None:
     stream = Seeds(0).torch(Purpose.META)
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=stream, dtype=torch.float64)
 
-    maps, scales = normal(count, DIM, SIZE), 1 + 0.3 * normal(CLIENTS, DIM)
-    prior_mean, prior_log_var = normal(CLIENTS, CLASSES, SIZE), 0.5 * normal(CLIENTS, CLASSES, SIZE)
+    linear, scales = normal(DIM, SIZE), 1 + 0.3 * normal(CLIENTS, DIM)
+    prior_mean = normal(CLIENTS, CLASSES, SIZE)
+    prior_root = 0.5 * normal(CLIENTS, CLASSES, SIZE, SIZE).tril(-1) + torch.diag_embed((0.5 * normal(CLIENTS, CLASSES, SIZE)).exp())
     residual, variance = normal(ROWS, DIM), torch.tensor(0.5, dtype=torch.float64)
     client, label = torch.arange(ROWS) % CLIENTS, torch.arange(ROWS) % CLASSES
 
@@ -26,16 +26,16 @@ def test_the_draw_has_the_posterior_mean_and_covariance_of_the_joint_gaussian(co
 
     def drawn(noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         group = torch.stack([client, label])
-        root = posterior_spread(maps, scales, prior_log_var, variance)
-        mean, deviation, density = linear_posterior(residual, group, maps, scales, (prior_mean, prior_log_var), variance, root, noise)
+        root = posterior_spread(linear, scales, prior_root, variance)
+        mean, deviation, density = linear_posterior(residual, group, linear, scales, (prior_mean, prior_root), variance, root, noise)
         return mean + deviation, density
 
     mean = draw(torch.zeros(ROWS, SIZE, dtype=torch.float64))
     roots = torch.stack([draw(torch.eye(SIZE, dtype=torch.float64)[j].expand(ROWS, SIZE)) - mean for j in range(SIZE)], 2)
     for n in range(ROWS):
         # Conditioning of the joint Gaussian of (z, x), written the other way round: through the covariance of x.
-        a = scales[client[n], :, None] * maps[label[n] % count]
-        prior = torch.diag(prior_log_var[client[n], label[n]].exp())
+        a = scales[client[n], :, None] * linear
+        prior = torch.linalg.inv(prior_root[client[n], label[n]].T @ prior_root[client[n], label[n]])
         gain = prior @ a.T @ torch.linalg.inv(a @ prior @ a.T + variance * torch.eye(DIM, dtype=torch.float64))
         start = prior_mean[client[n], label[n]]
         torch.testing.assert_close(mean[n], start + gain @ (residual[n] - a @ start))

@@ -24,7 +24,7 @@ ROWS = sum(COUNTS)
 VARIANTS = {
     "the paper's form": {"encoder_hidden": (6,)},
     "hidden layers": {"encoder": "trained", "decoder_hidden": (6,), "encoder_hidden": (6,)},
-    "exact posterior": {"encoder": "posterior", "class_maps": True},
+    "exact posterior": {"encoder": "posterior"},
 }
 
 
