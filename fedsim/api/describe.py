@@ -112,7 +112,7 @@ def describe(name: str | type, where: str = "fedsim algorithms") -> Description:
         place=f"{line_of(cls)} ({cls.__module__}:{cls.__qualname__})",
         claims=claims,
         refused=refused,
-        parameters=tuple(_parameters(cls.Params)),
+        parameters=tuple(parameters_of(cls.Params)),
     )
 
 
@@ -138,15 +138,16 @@ def _claims(cls: type[Algorithm], where: str) -> tuple[dict[tuple[Unit, Trust], 
     return claims, frozenset(refused)
 
 
-def _parameters(params: type[BaseModel]) -> Iterator[Parameter]:
-    meanings = _meanings(params)
+def parameters_of(params: type[BaseModel]) -> Iterator[Parameter]:
+    """The fields of a model, in their order."""
+    meanings = meanings_of(params)
     for name, info in params.model_fields.items():
         default = "required" if info.is_required() else spelled(info.get_default(call_default_factory=True))
         yield Parameter(name, _type(info.annotation), default, _constraint(info), meanings.get(name, ""))
 
 
-def _meanings(params: type[BaseModel]) -> dict[str, str]:
-    """Sentences of the ``Attributes:`` sections by name; a subclass says it anew."""
+def meanings_of(params: type[BaseModel]) -> dict[str, str]:
+    """Sentences of the ``Attributes:`` sections of a model by name; those of a subclass replace its base's."""
     meanings: dict[str, str] = {}
     for cls in reversed(params.__mro__):
         section = (inspect.cleandoc(cls.__doc__ or "") + "\n").partition("Attributes:\n")[2]

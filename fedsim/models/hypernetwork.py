@@ -135,9 +135,10 @@ class ModulatedDecoder(nn.Module):
 
 
 class ConditionalPrior(nn.Module):
-    """p(z | y, v) = N(mean_y(v), (T^T T)^-1), T lower triangular with diagonal exp(-log_var / 2), all affine in the code, per class.
+    """p(z | y, v) = N(mean_y(v), (T^T T)^-1), T lower triangular with diagonal exp(-log_var / 2), all affine in the code.
 
-    Starts as N(0, I). Without ``full`` T is diagonal.
+    Each is a part that all classes share plus the class's own: of a rare class noise hides what it has of its own. Starts as N(0, I).
+    Without ``full`` T is diagonal.
     """
 
     place: Tensor
@@ -145,19 +146,19 @@ class ConditionalPrior(nn.Module):
     def __init__(self, latent: int, classes: int, code: int, full: bool = False) -> None:
         super().__init__()
         self.classes = classes
-        self.mean = ZeroLinear(classes * (code + 1), latent, bias=False)
-        self.log_var = ZeroLinear(classes * (code + 1), latent, bias=False)
+        inputs = (1 + classes) * (code + 1)
+        self.mean, self.log_var = (ZeroLinear(inputs, latent, bias=False) for _ in range(2))
         below = torch.tril_indices(latent, latent, -1)
-        self.below = ZeroLinear(classes * (code + 1), below.shape[1], bias=False) if full else None
+        self.below = ZeroLinear(inputs, below.shape[1], bias=False) if full else None
         place = torch.diag(torch.arange(1, latent + 1))
         place[below[0], below[1]] = latent + 1 + torch.arange(below.shape[1]) if full else 0
         self.register_buffer("place", place.flatten(), persistent=False)
 
     def forward(self, y: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
         """Labels ``[N]`` and codes ``[N, k]`` to mean ``[N, latent]`` and T ``[N, latent, latent]``."""
-        onehot = one_hot(y, self.classes)
         affine = torch.cat([code.new_ones(len(code), 1), code], 1)
-        chosen = (onehot.unsqueeze(2) * affine.unsqueeze(1)).flatten(1)
+        shared_and_own = torch.cat([code.new_ones(len(code), 1), one_hot(y, self.classes)], 1)
+        chosen = (shared_and_own.unsqueeze(2) * affine.unsqueeze(1)).flatten(1)
         diagonal = (-0.5 * self.log_var(chosen).clamp(-6, 4)).exp()
         parts = [torch.zeros_like(diagonal[:, :1]), diagonal, *([] if self.below is None else [self.below(chosen)])]
         latent = diagonal.shape[1]
@@ -173,5 +174,5 @@ class ConditionalPrior(nn.Module):
     def lipschitz(self) -> Tensor:
         """Squared Frobenius norm of d(prior parameters of all classes) / dv."""
         heads = [head for head in (self.mean, self.log_var, self.below) if head is not None]
-        by_code = [head.weight.view(head.weight.shape[0], self.classes, -1)[..., 1:] for head in heads]
-        return torch.stack([part.square().sum() for part in by_code]).sum()
+        by_code = [head.weight.view(head.weight.shape[0], 1 + self.classes, -1)[..., 1:] for head in heads]
+        return torch.stack([(part[:, :1] + part[:, 1:]).square().sum() for part in by_code]).sum()

@@ -88,7 +88,7 @@ def _cell(row: Row, rounds: Sequence[Mapping[str, Any]]) -> TrackedCell:
     settings = {name: json_number(value) for name in _SETTINGS if (value := getattr(row, name)) is not None}
     numbers = {name: value for name in (*MEASURES, *_NUMBERS) if (value := row.value(name)) is not None}
     tags = {"cell_id": row.cell_id, "status": row.status, "source": row.source, "judged": row.judged}
-    tags |= {f"version.{name}": version for name, version in row.versions.items()} | {"error": row.error and row.error.message}
+    tags |= {f"version.{name}": version for name, version in row.versions.items()} | {"error": row.error.message if row.error else None}
     return TrackedCell(
         row.setting,
         settings | {f"params.{name}": spelled(value) for name, value in row.params.items()},

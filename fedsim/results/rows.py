@@ -23,7 +23,13 @@ MOST_MESSAGE, MOST_TRACEBACK, ROOM = 2_000, 20_000, 100
 
 
 class RowError(BaseModel):
-    """Why a cell failed: an exception's message from its beginning, its traceback to its end."""
+    """Why a cell failed.
+
+    Attributes:
+        type: the exception's class.
+        message: its message, from the beginning.
+        traceback: its traceback, to the end.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -68,40 +74,68 @@ class Row(BaseModel):
     """The result of one cell. What a failed cell lacks is None; so is every epsilon of a method without DP.
 
     Attributes:
-        source: hash of the code that ran (:mod:`fedsim.plugins.code_hash`); a row without one is older than this field, and so than any
-            row with one.
-        judged: hash of the code that scores and references are from.
-        status: ``unaccounted`` where the ledger is not what the plan planned: nothing is known of the epsilon, and ``error`` says why;
-            ``refuted`` where a bound of an audit is above the target, or a theorem's sensitivity is exceeded.
-        generator: SHA-256 of the tensors that the training left; None where none were kept.
+        cell_id: hash of all that can change the row.
+        source: hash of the code that ran (:mod:`fedsim.plugins.code_hash`); None: an older row.
+        judged: hash of the code that computed scores and references.
+        status: ``failed``: see ``error``; ``overspent``: the epsilon spent exceeds the target; ``unaccounted``: the ledger differs from the
+            plan, so epsilon is unknown and ``error`` says why; ``refuted``: a bound of an audit exceeds the target, or a sensitivity was
+            exceeded.
+        error: why a cell failed.
+        algorithm: its name, as the grid gives it.
+        label: what tables and curves call the algorithm with these parameters.
+        params: all parameters of the algorithm, defaults included.
         yields: what the algorithm makes; None: an older row.
-        train_groups: how many groups the training rows are, where the unit is a group.
-        epsilon_spent: under add-or-remove-one.
+        dataset: what tables call the data set.
+        dataset_hash, partition_hash: fingerprints of the data and of the partition.
+        scheme: of the partition.
+        alpha: Dirichlet concentration; None for schemes without one.
+        clients: how many.
+        train_rows: how many training rows the clients hold together.
+        train_groups: how many groups these are, where the unit is a group.
+        seed: root of all random numbers of the cell.
+        epsilon_target: the budget.
+        epsilon_spent: counted from the steps that ran, under add-or-remove-one.
+        delta: of the budget.
         unit: what the budget protects: ``example``, ``client``, or a group by its column.
-        sigma: the plan's, the noise multiplier of a release of relative noise 1; ``steps`` the number of noisy steps of all releases,
-            ``sample_rate`` the Poisson rate of the main one. Every release's own stand in ``mechanisms``.
-        mechanisms: what the ledger counted, the same for the data of every client, each with noise of its multiplier times
-            ``sensitivity``, the L2 distance by which one unit can move what is noised; from them, ``delta`` and ``relation`` (what
-            neighbours differ in) anyone can compute ``epsilon_spent`` again. A row without them is older than these fields.
+        relation: what neighbouring data sets differ in.
+        trust: who may see what: only the sum over clients, or every message.
+        scope: ``joint`` where all that is trained on private data is noised, ``shared`` (of FedHypeVAE
+            ``hypernetwork``) where only shared parameters are.
+        claim: what epsilon rests on.
+        accountant: which accountant computed epsilon.
+        noise: ``seeded`` or ``secret``.
+        sigma: the plan's: the noise multiplier of a release of relative noise 1. Every release's own is in ``mechanisms``.
+        sample_rate: Poisson rate of the main release.
+        steps: noisy steps of all releases.
+        clip: the clip norm.
+        sensitivity: L2 distance by which one unit can move what is noised.
+        mechanisms: what the ledger counted for the data of every client; with ``delta`` and ``relation`` anyone can compute
+            ``epsilon_spent`` again. None: an older row.
         noise_at: whether noise is added once to the sum over clients or by every client.
-        counted_by: the revision of the code that counted.
-        audit_epsilon_lower: the largest epsilon of the claimed mechanism with other noise that an audit refutes with a confidence of 95 %;
-            ``audit_epsilon_any`` the largest of any mechanism, ``audit_method`` how it was looked.
-        audit_pairs: how many pairs of trainings the audit is of.
+        counted_by: revision of the accounting code.
+        audit_epsilon_lower: the largest epsilon of the claimed mechanism with other noise that an audit refutes with 95 % confidence.
+        audit_epsilon_any: the largest epsilon of any mechanism that it refutes.
+        audit_method: how the audit looked.
+        audit_pairs: pairs of trainings of the audit.
         audit_canary_ratio: what the audit's canary adds to a step, in units of the claimed sensitivity.
-        audit_params: the parameters that the audit changed to be short, and what they were there; a row without it has no audit, or one
-            that is older than this field.
+        audit_params: the parameters that the audit changed to be short, with their values there; None: no audit, or an older one.
         evaluation: the keys of the grid's ``evaluation`` that scores are by; None: an older row.
         unseen: a site that took no part and on whose test rows all scores are.
         tested: which test rows the clients' own scores are from.
-        label_shares: how frequent the labels are that ``accuracy`` is with; personal scores are with the client's, all others with equally
-            frequent ones. None for a classifier, which knows its own.
-        scores: by the names of :data:`fedsim.evaluation.measures.MEASURES`; on disk and as arguments each is a field of the row, so that a
-            measure that is one more is one field more.
-        uplink_bytes, downlink_bytes: what all clients sent and received in all rounds, as numbers of the messages' shapes, but for the row
-            count that weighs an update without privacy.
-        parameters: how many numbers one client trains; ``seconds`` is the
-            cell's wall time, training and judging.
+        label_shares: how frequent labels are in ``accuracy``. Personal scores use the client's shares, all others equal ones. None for a
+            classifier, which has its own.
+        scores: by the names of :data:`fedsim.evaluation.measures.MEASURES`; on disk each score is a field of the row.
+        recall_per_class: in the order of the classes; None for a class without test rows.
+        ceiling_balanced_accuracy, ceiling_accuracy: of the best linear probe of the pooled real training rows.
+        local_only_balanced_accuracy: mean over clients of probes of their own rows.
+        chance: of a guess among all classes.
+        uplink_bytes, downlink_bytes: sent and received by all clients in all rounds, from the shapes of messages; the row count that weighs
+            an update without privacy is left out.
+        parameters: how many numbers one client trains.
+        seconds: wall time, training and judging.
+        train_seconds, judge_seconds: of each.
+        versions: of Python and the packages that computed the cell.
+        generator: SHA-256 of the tensors that the training left; None where none were kept.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

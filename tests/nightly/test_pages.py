@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from benches import PATIENCE
 from pictures import save_chest_xray, save_encoder, save_ham10000, save_medmnist, save_milk10k
-from test_docs import ALGORITHMS, DATA, ROOT, commands
+from test_docs import ALGORITHMS, DATA, ROOT, commands, save_methods
 
 from fedsim.data.encoding.spec import REVISIONS
 from fedsim.results.grid_rows import grid_rows
@@ -55,7 +55,8 @@ def test_the_python_of_the_data_page_runs(desk: tuple[Path, dict[str, str]]) -> 
 
 
 def test_every_command_of_the_algorithms_page_runs_in_its_order(tmp_path: Path) -> None:
-    assert len(commands(ALGORITHMS)) == 6
+    assert len(commands(ALGORITHMS)) == 8
+    save_methods(tmp_path)
     for command in commands(ALGORITHMS):
         program, *arguments = shlex.split(command)
         done = subprocess.run([FEDSIM.with_name(program), *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
