@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any
 
-from fedsim.errors import UserError, nearest
+from fedsim.errors import UserError
 from fedsim.interrupts import INTERRUPTED, kept_handlers
 from fedsim.plugins.notebook import take_sources
 from fedsim.results.folder import RunFolder
@@ -20,12 +20,17 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fedsim.evidence.prove import Proofs
+    from fedsim.report.choice import Order
     from fedsim.report.comparison import ComparedFolders
     from fedsim.report.report import Report
     from fedsim.report.statement import Statement
+    from fedsim.report.tables import ResultsTable
+    from fedsim.report.tracking import Tracker
+    from fedsim.report.typeset import TableFormat
     from fedsim.results.generators import GeneratorFacts, SavedGenerator
     from fedsim.results.grid_rows import GridResults, OlderResults
-    from fedsim.results.groups import Group
+    from fedsim.results.groups import Spread
+    from fedsim.results.rows import Row
 
 
 @dataclass(frozen=True, repr=False)
@@ -74,57 +79,108 @@ class Run(Printed):
 
         return frame_of_cells((results := self._results).audits(), results.rows)
 
-    def curves(self, *, measure: str = "balanced_accuracy", methods: Sequence[str] | None = None) -> Figure:
-        """The privacy-utility curves, a figure to change at will.
+    def curves(
+        self,
+        *,
+        measure: str = "balanced_accuracy",
+        methods: Sequence[str] | None = None,
+        order: Order = "given",
+        over: str = "epsilon",
+        width: float | None = None,
+        beside: Sequence[Path | str] = (),
+        spread: Spread = "ci95",
+    ) -> Figure:
+        """The privacy-utility curves, or a measure over something else: a figure to change at will, or for :func:`fedsim.save_pdf`.
 
         Args:
             measure: one of :data:`fedsim.evaluation.measures.MEASURES`, such as ``knn_balanced_accuracy``.
-            methods: labels of the methods to draw; default: all.
+            methods: labels of the methods to draw, or patterns such as ``fedhypevae*``; default: all.
+            order: of the methods: ``given``, ``best`` or ``name``.
+            over: ``epsilon``, a scanned parameter, ``bytes`` or ``seconds``.
+            width: in inches; default: as in the page.
+            beside: further run folders, whose rows are shown together with this one's.
+            spread: what bars are over seeds: ``ci95``, ``sd`` or ``range``.
 
         Raises:
             UserError: there is no such measure or method, or no row that can be drawn has the measure.
         """
-        from fedsim.report.curves import draw_curves
+        from fedsim.report.choice import chosen_figure
 
-        figure = draw_curves(self._groups(measure, methods), measure)
-        if figure is None:
-            raise UserError(str(self.folder), f"no row that is ok has a {measure}", "look at `rows`, whose status says why")
-        return figure
+        return chosen_figure(self._pooled(beside), measure, methods, order, over, width, spread)
 
-    @overload
-    def table(self, *, measure: str = ..., methods: Sequence[str] | None = ..., format: None = ...) -> pd.DataFrame: ...
-    @overload
-    def table(self, *, measure: str = ..., methods: Sequence[str] | None = ..., format: Literal["md", "latex"]) -> str: ...
     def table(
-        self, *, measure: str = "balanced_accuracy", methods: Sequence[str] | None = None, format: Literal["md", "latex"] | None = None
-    ) -> pd.DataFrame | str:
-        """A measure's table, mean ± 95 % confidence half-width over seeds: a frame of texts, or one text in Markdown or LaTeX.
+        self,
+        *,
+        measure: str = "balanced_accuracy",
+        methods: Sequence[str] | None = None,
+        order: Order = "given",
+        table: str = "results",
+        pair: tuple[str, str] | None = None,
+        digits: int = 3,
+        beside: Sequence[Path | str] = (),
+        spread: Spread = "ci95",
+        format: TableFormat | None = None,
+    ) -> Any:
+        """One table, by default a measure's mean ± 95 % confidence half-width over seeds: a frame of texts, or one text.
 
         Args:
             measure: as in :meth:`curves`.
             methods: as in :meth:`curves`.
-            format: ``md`` or ``latex``.
+            order: as in :meth:`curves`.
+            table: ``results``, ``differences`` (paired, at one budget), ``private`` (private methods minus those without noise) or
+                ``sites`` (balanced accuracy by site).
+            pair: two labels: the table of their differences.
+            digits: behind the decimal point.
+            beside: as in :meth:`curves`.
+            spread: as in :meth:`curves`.
+            format: ``md``, ``latex`` or ``csv``.
 
         Raises:
-            UserError: there is no such measure or method.
+            UserError: there is no such measure, method or table, or it is empty.
         """
-        from fedsim.report.tables import results_table
         from fedsim.report.typeset import typeset
 
-        table = results_table(self._groups(measure, methods), measure)
+        shown = self.chosen(measure, methods, order, table, pair, digits, beside, spread)
         if format is not None:
-            return typeset([table], format)
+            return typeset([shown], format)
         import pandas as pd
 
-        lines = [(block.place, *table.names(line), *line.values) for block in table.blocks for line in block.lines]
-        frame = pd.DataFrame(lines, columns=["where", *table.heads, *table.columns]).set_index(["where", *table.heads])
-        return frame.droplevel("where") if len(table.blocks) < 2 else frame
+        lines = [(block.place, *shown.names(line), *line.values) for block in shown.blocks for line in block.lines]
+        frame = pd.DataFrame(lines, columns=["where", *shown.heads, *shown.columns]).set_index(["where", *shown.heads])
+        return frame.droplevel("where") if len(shown.blocks) < 2 else frame
+
+    def chosen(
+        self,
+        measure: str,
+        methods: Sequence[str] | None,
+        order: Order,
+        table: str,
+        pair: tuple[str, str] | None,
+        digits: int,
+        beside: Sequence[Path | str],
+        spread: Spread,
+    ) -> ResultsTable:
+        """The table of :meth:`table` before it is typeset."""
+        from fedsim.report.choice import chosen_groups, chosen_table
+        from fedsim.results.grid_rows import read_results
+
+        groups = chosen_groups(self._pooled(beside), measure, methods, order, spread)
+        clients = [line for folder in (self.folder, *beside) for line in read_results(folder).clients()] if table == "sites" else ()
+        return chosen_table(groups, measure, table, digits, pair, clients)
 
     def generator(self, cell: str | None = None, synthesis: str | None = None) -> SavedGenerator:
         """The generator that a training left, or that was released; see :func:`fedsim.results.generators.load_generator`."""
         from fedsim.results.generators import load_generator
 
         return load_generator(self.folder, cell, synthesis, trust_plugin=self.trust_plugin)
+
+    def hub_folder(
+        self, generator: SavedGenerator, out: Path | str, per_class: int = 200, seed: int | None = None, repository: str | None = None
+    ) -> dict[str, Any]:
+        """Write synthetic rows as a folder for the hub; see :func:`fedsim.report.dataset_card.write_hub_folder`."""
+        from fedsim.report.dataset_card import write_hub_folder
+
+        return write_hub_folder(generator, out, per_class, seed, repository)
 
     def release(self, out: Path | str, cell: str | None = None) -> tuple[Path, GeneratorFacts]:
         """Write a generator that may leave the simulation; see :func:`fedsim.results.generators.release`."""
@@ -154,18 +210,24 @@ class Run(Printed):
 
         return statements(self._results.rows, lambda row: cross_check(row, trust_plugin=self.trust_plugin), only)
 
-    def report(self) -> Report:
+    def report(self, spread: Spread = "ci95") -> Report:
         """Draw summary, curves and page again; see :func:`fedsim.report.report.write_report`."""
         from fedsim.report.report import write_report
 
-        return write_report(self.folder)
+        return write_report(self.folder, spread)
 
-    def tables(self, format: Literal["md", "latex"]) -> str:
-        """All tables of the page in Markdown or LaTeX."""
+    def tables(self, format: TableFormat, spread: Spread = "ci95") -> str:
+        """All tables of the page in Markdown, LaTeX or CSV."""
         from fedsim.report.report import page_tables
         from fedsim.report.typeset import typeset
 
-        return typeset(page_tables(self.folder), format)
+        return typeset(page_tables(self.folder, spread), format)
+
+    def export(self, to: Tracker, out: Path | str | None = None) -> tuple[Path, int]:
+        """Write the cells for an experiment tracker; see :func:`fedsim.report.tracking.export`."""
+        from fedsim.report.tracking import export
+
+        return export(self.folder, to, out)
 
     def compare(self, other: Run | Path | str) -> ComparedFolders:
         """Match the rows of two runs; see :func:`fedsim.report.comparison.compare_folders`."""
@@ -201,15 +263,19 @@ class Run(Printed):
             verification = Verification.of(self.folder, lambda grid: prepare(grid, [node]), trust_plugin=self.trust_plugin)
             return verification.run(cells, wide_console(plain_console()), local_ray(node), ids)
 
-    def audit(self) -> Iterator[str]:
-        """How well membership in the training rows can be inferred from the run's generators: sentences, as they are computed."""
+    def audit(self, cell: str | None = None) -> Iterator[str]:
+        """How well membership in the training rows can be inferred from the run's generators: sentences, as they are computed.
+
+        Args:
+            cell: the id of the one cell to attack, or its beginning.
+        """
         from fedsim.evidence.audit.black_box import attack_run
         from fedsim.results.grid_rows import read_manifest
         from fedsim.runs.manifest import grid_of
 
         run = RunFolder(self.folder)
         run.check()
-        return iter(attack_run(run, grid_of(read_manifest(self.folder), run), trust_plugin=self.trust_plugin))
+        return iter(attack_run(run, grid_of(read_manifest(self.folder), run), cell=cell, trust_plugin=self.trust_plugin))
 
     def judge(self, *, address: str | None = None, max_parallel: int | None = None) -> Run:
         """Judge what the trainings made with today's readouts and references, without training, and draw the report.
@@ -241,12 +307,14 @@ class Run(Printed):
 
     def show(self, console: Console) -> None:
         """Print the tables of results that a bench ends with."""
+        from fedsim.report.sites import site_tables
         from fedsim.report.tables import rich_tables
         from fedsim.results.grid_rows import read_results
         from fedsim.results.groups import group_seeds
 
-        rows = read_results(self.folder).rows
-        console.print(rich_tables(group_seeds(rows)) if rows else f"no results in {self.folder}")
+        groups = group_seeds((results := read_results(self.folder)).rows)
+        shown = rich_tables(groups, site_tables(groups, results.clients())) if groups else f"no results in {self.folder}"
+        console.print(shown)
 
     @property
     def _results(self) -> GridResults | OlderResults:
@@ -255,16 +323,10 @@ class Run(Printed):
         RunFolder(self.folder).check()
         return read_results(self.folder)
 
-    def _groups(self, measure: str, methods: Sequence[str] | None) -> list[Group]:
-        """Rows averaged over seeds, those of some methods; none in which the measure is missing counts as such."""
-        from fedsim.evaluation.measures import MEASURES
-        from fedsim.results.groups import group_seeds
+    def _pooled(self, beside: Sequence[Path | str]) -> list[Row]:
+        from fedsim.report.choice import pooled_rows
 
-        groups = group_seeds(self._results.rows)
-        for what, given, known in (("measure", [measure], MEASURES), ("method", methods or (), {group.label for group in groups})):
-            if unknown := next((name for name in given if name not in known), None):
-                raise UserError(str(self.folder), f"there is no {what} '{unknown}'", nearest(unknown, known))
-        return [group for group in groups if methods is None or group.label in methods]
+        return pooled_rows([self.folder, *beside])
 
 
 def load(folder: Path | str, *, trust_plugin: bool = False) -> Run:

@@ -105,6 +105,7 @@ def audit(
     ] = None,
     rows: Annotated[int, typer.Option(min=0, help="Other rows of each client, through which the unit may act.")] = 2,
     out: Annotated[Path, folder("The folder of the results, from which the same command goes on.")] = Path("runs") / "audit",
+    cell: Annotated[str | None, typer.Option(help="Of a run folder: the id of the one cell to attack, or its beginning.")] = None,
     trust_plugin: TrustPlugin = False,
 ) -> None:
     """Compute a lower bound of ε: train with and without a unit, and let an adversary tell which from every noisy output.
@@ -119,11 +120,13 @@ def audit(
     console = wide_console(plain_console(), 100)
     if Path(algorithm).is_dir():
         _refuse_given(context, Path(algorithm))
-        for line in load(algorithm, trust_plugin=trust_plugin).audit():
+        for line in load(algorithm, trust_plugin=trust_plugin).audit(cell):
             print_line(console, line)
         return
     if "/" in algorithm and ":" not in algorithm:
         raise UserError(algorithm, "there is no such run folder", "give one, an algorithm's name, or my_file.py:MyMethod")
+    if cell is not None:
+        raise UserError("--cell", f"means nothing for {algorithm}, which is no run folder", "leave it out, or give a run folder")
     with interruptible(console):
         found = audited(
             algorithm,
@@ -146,6 +149,6 @@ def _refuse_given(context: typer.Context, folder: Path) -> None:
     """Refuse options that mean nothing for a run folder."""
     for name in context.params:
         source = context.get_parameter_source(name)
-        if name not in ("algorithm", "trust_plugin") and source is not None and source.name == "COMMANDLINE":
+        if name not in ("algorithm", "cell", "trust_plugin") and source is not None and source.name == "COMMANDLINE":
             where, what = f"--{name}", f"means nothing for {folder}, whose generators are attacked as they are"
             raise UserError(where, what, "leave it out, or give an algorithm")

@@ -3,39 +3,96 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from fedsim.cli.app import Address, MaxParallel, Run, TrustPlugin, app, interruptible
-from fedsim.words import plain_console, print_line, wide_console
+from fedsim.cli.app import folder as file_folder
+from fedsim.errors import UserError
+from fedsim.words import counted, plain_console, print_line, wide_console
 
 RUNS_PANEL = "Run folders"
 
-Format = Literal["md", "latex"]
-"""How tables are printed: GitHub Markdown, or LaTeX."""
+TableFormat = Literal["md", "latex", "csv"]
+"""How tables are printed: GitHub Markdown, LaTeX with booktabs and siunitx, or a line a number."""
+Order = Literal["given", "best", "name"]
+"""Of the methods in a table or figure."""
+Spread = Literal["ci95", "sd", "range"]
+"""What stands beside means over seeds."""
 
 
 @app.command(rich_help_panel=RUNS_PANEL)
 def report(
-    folder: Run,
-    format_: Annotated[Format | None, typer.Option("--format", help="Print the page's tables in this format, and draw nothing.")] = None,
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="A run folder, or several whose rows are shown together.")],
+    format_: Annotated[
+        TableFormat | None, typer.Option("--format", help="Print tables, and draw nothing: the page's, or one that is chosen.")
+    ] = None,
+    table: Annotated[
+        str | None,
+        typer.Option(help="One table: results; differences, paired by seed; private, private methods minus those without noise; sites."),
+    ] = None,
+    measure: Annotated[
+        str | None, typer.Option(help="A score of a row, such as knn_balanced_accuracy; default: balanced_accuracy.")
+    ] = None,
+    methods: Annotated[list[str] | None, typer.Option(help="Labels or patterns, with commas or repeated: 'fedhypevae*,dp-gmm'.")] = None,
+    order: Annotated[Order, typer.Option(help="Of methods: as given here or in the grid, best first, or by name.")] = "given",
+    digits: Annotated[int | None, typer.Option(min=0, max=6, help="Behind the decimal point; default: 3.")] = None,
+    pair: Annotated[tuple[str, str] | None, typer.Option(help="Two labels: paired tests of the first minus the second.")] = None,
+    figure: Annotated[Path | None, typer.Option(metavar="PDF", help="Draw one figure into this file, its text as text.")] = None,
+    over: Annotated[str | None, typer.Option(help="The figure's x axis: epsilon (default), a scanned parameter, bytes or seconds.")] = None,
+    spread: Annotated[
+        Spread, typer.Option(help="What stands beside means over seeds: 95 % confidence interval, standard deviation, or least to most.")
+    ] = "ci95",
+    width: Annotated[str | None, typer.Option(help="Of the figure: column (8.5 cm, default), page (17.8 cm), or inches.")] = None,
 ) -> None:
-    """Draw the summary, the curves and the page of a run folder again, from the files in it alone."""
+    """Draw the page of a run folder again, from the files in it alone; or print one table, or draw one figure, for a paper."""
     from fedsim.api.run import load
+    from fedsim.report.tables import TerminalTable
+    from fedsim.report.typeset import typeset
 
-    if format_ is not None:
-        typer.echo(load(folder).tables(format_))
-        return
-    console, drawn = plain_console(), load(folder).report()
-    drawn.show(console)
-    print_line(console, f"report: {drawn.page}")
+    first, *beside = map(load, folders)
+    chosen: dict[str, Any] = {"measure": measure or "balanced_accuracy", "methods": methods, "order": order}
+    chosen |= {"beside": [run.folder for run in beside], "spread": spread}
+    of_figures, of_tables = {"over": over, "width": width}, {"format": format_, "table": table, "digits": digits, "pair": pair}
+    for name, given in (of_figures if figure is None else of_tables).items():
+        if given is not None:
+            raise UserError(
+                f"--{name}", f"is for {'figures' if figure is None else 'tables'}", f"{'give' if figure is None else 'leave out'} --figure"
+            )
+    if figure is not None:
+        from fedsim.report.figures import inches, save_pdf
+
+        if figure.suffix != ".pdf":
+            raise UserError(f"--figure {figure}", "is not a .pdf file", f"give {figure.with_suffix('.pdf')}")
+        drawn_figure = first.curves(**chosen, over=over or "epsilon", width=inches(width or "column"))
+        print_line(plain_console(), f"figure: {save_pdf(drawn_figure, figure)}")
+    elif beside or format_ == "csv" or methods or order != "given" or any(given is not None for given in (table, measure, digits, pair)):
+        shown = first.chosen(**chosen, table=table or "results", pair=pair, digits=3 if digits is None else digits)
+        if format_ is None:
+            plain_console().print(TerminalTable(shown))
+        else:
+            typer.echo(typeset([shown], format_))
+    elif format_ is not None:
+        typer.echo(first.tables(format_, spread))
+    else:
+        console, drawn = plain_console(), first.report(spread)
+        drawn.show(console)
+        print_line(console, f"report: {drawn.page}")
 
 
 @app.command(rich_help_panel=RUNS_PANEL)
 def synth(
     folder: Run,
-    out: Annotated[Path, typer.Option(help="The .npz file of synthetic embeddings.")],
+    out: Annotated[Path, typer.Option(help="The file of synthetic embeddings; with --format hf the folder, new or empty.")],
+    format_: Annotated[
+        Literal["npz", "parquet", "hf"],
+        typer.Option("--format", help="npz; parquet; or hf, a folder for the Hugging Face hub with card and Croissant, to be released."),
+    ] = "npz",
+    repository: Annotated[
+        str | None,
+        typer.Option("--repo", metavar="OWNER/NAME", help="With --format hf: where on the hub; default: the folder's name."),
+    ] = None,
     cell: Annotated[str | None, typer.Option(help="The id of the cell, or its beginning, where there are several.")] = None,
     synthesis: Annotated[
         str | None, typer.Option(help="One of the algorithm's, such as neutral or mixture, or client:K; default: the cell's own.")
@@ -47,11 +104,17 @@ def synth(
     """Draw synthetic embeddings from a saved generator; it costs no privacy."""
     from fedsim.data.arrays import check_target
 
-    check_target(out)
+    if format_ == "npz":
+        check_target(out)
+    elif format_ == "parquet" and out.suffix != ".parquet":
+        raise UserError(f"--out {out}", "is not a .parquet file", f"give {out.with_suffix('.parquet')}")
+    if repository is not None and format_ != "hf":
+        raise UserError("--repo", f"means nothing for --format {format_}", "leave it out, or give --format hf")
     from fedsim.api.run import load
 
-    generator = load(folder, trust_plugin=trust_plugin).generator(cell, synthesis)
-    manifest = generator.save(out, per_class, seed)
+    run = load(folder, trust_plugin=trust_plugin)
+    generator = run.generator(cell, synthesis)
+    manifest = run.hub_folder(generator, out, per_class, seed, repository) if format_ == "hf" else generator.save(out, per_class, seed)
     words = " ".join(f"{key} {manifest[key]}" for key in ("epsilon", "delta", "unit", "trust", "claim"))
     words += f"; not for release: {why}" if (why := generator.facts.held_back) else ""
     task = generator.facts.task
@@ -76,6 +139,20 @@ def release(
     plan = facts.plan
     assert plan is not None
     print_line(plain_console(), f"{path}: {facts.cell.label}, ε = {plan.epsilon_target:g} at δ = {plan.delta:g}, claim {plan.claim}")
+
+
+@app.command(rich_help_panel=RUNS_PANEL)
+def export(
+    folder: Run,
+    to: Annotated[Literal["mlflow", "tensorboard", "wandb"], typer.Option(help="The tool, which must be installed.")],
+    out: Annotated[Path | None, file_folder("A new or empty folder; default: tracking/TOOL in the run folder.")] = None,
+) -> None:
+    """Write a run's cells for an experiment tracker, a run of its for each: settings, scores, budget, rounds. Nothing is sent anywhere."""
+    from fedsim.api.run import load
+    from fedsim.report.tracking import NOT_PRIVATE
+
+    path, count = load(folder).export(to, out)
+    print_line(plain_console(), f"{path}: {counted(count, 'cell')} for {to}; {NOT_PRIVATE}")
 
 
 @app.command("judge", rich_help_panel=RUNS_PANEL)
@@ -125,13 +202,17 @@ def prove_rows(
 @app.command(rich_help_panel=RUNS_PANEL)
 def statement(
     folder: Run,
+    cell: Annotated[str | None, typer.Option(help="The id of the one cell to state, or its beginning.")] = None,
+    format_: Annotated[Literal["text", "latex"], typer.Option("--format", help="Plain text, or LaTeX for an appendix.")] = "text",
     trust_plugin: TrustPlugin = False,
 ) -> None:
     """Print each method's privacy statement in words: unit, relation, trust, accountant, σ, rounds, sampling, what is not covered."""
     from fedsim.api.run import load
+    from fedsim.report.typeset import typeset_statement
 
-    for text in load(folder, trust_plugin=trust_plugin).statements():
-        typer.echo("\n".join(text.lines) + "\n")
+    run = load(folder, trust_plugin=trust_plugin)
+    for text in run.statements() if cell is None else [run.statement(cell)]:
+        typer.echo((typeset_statement(text) if format_ == "latex" else "\n".join(text.lines)) + "\n")
 
 
 @app.command(rich_help_panel=RUNS_PANEL)

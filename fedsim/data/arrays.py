@@ -10,7 +10,7 @@ import json
 import math
 import os
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -173,18 +173,18 @@ def write_npz(
                 np.lib.format.write_array(stream, array, allow_pickle=False)
 
 
-def check_target(out: Path) -> None:
-    """An ``.npz`` file can be written here; asked before the work, not after it.
+def check_target(out: Path, suffix: str = ".npz", manifest: Callable[[Path], dict[str, Any] | None] = read_manifest) -> None:
+    """An ``.npz`` file, or one of another ``suffix`` whose ``manifest`` is read so, can be written; asked before the work, not after it.
 
     Raises:
         UserError: it cannot.
     """
-    if out.suffix != ".npz":
-        raise UserError(f"--out {out}", "is not an .npz file", f"give {out.with_suffix('.npz') if out.name else 'rows.npz'}")
+    if out.suffix != suffix:
+        raise UserError(f"--out {out}", f"is not an {suffix} file", f"give {out.with_suffix(suffix) if out.name else f'rows{suffix}'}")
     above = next(parent for parent in out.absolute().parents if parent.exists())
     if out.is_dir() or not above.is_dir() or not os.access(above, os.W_OK):
         raise UserError(f"--out {out}", "cannot be written", "give another file")
-    if out.exists() and read_manifest(out) is None:
+    if out.exists() and manifest(out) is None:
         raise UserError(f"--out {out}", "is there and was not made by fedsim", "give another file, or remove it")
     if not out.exists() and os.path.lexists(_sidecar(out)):
         raise UserError(f"--out {out}", f"{_sidecar(out)}, where its manifest goes, is there already", "give another file, or remove that")

@@ -69,7 +69,9 @@ def _complaint(error: Mapping[str, Any]) -> tuple[str, str]:
         return what, hint
     if kind == "literal_error":
         known = re.findall(r"'([^']*)'", context["expected"])
-        return f"unknown value {given}", nearest(str(error["input"]), known) if known else f"give {context['expected']}"
+        if not known or error["loc"][-1:] in _PRIVACY:
+            return f"unknown value {given}", f"give {context['expected']}"
+        return f"unknown value {given}", nearest(str(error["input"]), known)
     if kind == "greater_than" and context["gt"] == 0:
         return f"{given} is not positive", "give a number > 0"
     bounds = {
@@ -93,6 +95,8 @@ def _complaint(error: Mapping[str, Any]) -> tuple[str, str]:
     return f"{given}: {error['msg']}", ""
 
 
+_PRIVACY = {(name,) for name in ("trust", "noise", "noised", "scope")}
+"""Settings of privacy, of whose values none is guessed: a near word may protect something else."""
 _NAMED = ("DatasetSpec", "EncoderSpec")
 """The models that a grid may give as a bare name, too."""
 _NOUNS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,6 @@ from pydantic import (
 
 from fedsim.data.encoding.spec import EncoderSpec
 from fedsim.data.sources.spec import DatasetSpec
-from fedsim.errors import nearest
 from fedsim.grid.complaints import spelled
 from fedsim.grid.places import Origin
 from fedsim.models.probe import PROBE_C
@@ -37,12 +37,29 @@ from fedsim.plugins.notebook import name_of
 from fedsim.privacy.plan import MOST_DELTA, Trust, Unit
 from fedsim.words import json_number
 
+MOST_OF_A_RANGE = 1000
+"""Seeds that one range may name."""
 _Item = TypeVar("_Item")
 
 
 def listed(given: Any) -> Any:
     """The values of an axis, which may be given as one."""
     return given if isinstance(given, list | tuple) else [given]
+
+
+def _ranges(given: Any) -> list[Any]:
+    """Whole numbers, and ranges of them such as ``0-4``, both ends included."""
+    numbers: list[Any] = []
+    for one in listed(given):
+        ends = re.fullmatch(r"(\d{1,18})-(\d{1,18})", one) if isinstance(one, str) else None
+        if ends is None:
+            numbers.append(one)
+            continue
+        first, last = int(ends[1]), int(ends[2])
+        if not 0 <= last - first < MOST_OF_A_RANGE:
+            raise ValueError(f"{spelled(one)} is no range of up to {MOST_OF_A_RANGE} numbers; give one such as 0-4, which is 0, 1, 2, 3, 4")
+        numbers += range(first, last + 1)
+    return numbers
 
 
 def _none_or_listed(given: Any) -> Any:
@@ -131,8 +148,9 @@ def _unit(given: Any) -> str | GroupUnit:
     if given in ("example", "client") or isinstance(given, GroupUnit):
         return given  # type: ignore[no-any-return]
     if not isinstance(given, Mapping):
-        known = nearest(str(given), ("example", "client"))
-        raise ValueError(f"unknown value {spelled(given)}; {known}, or a group of rows by its column: {{column: NAME}}")
+        # no guess: patient is neither client nor example
+        name = given if isinstance(given, str) and given.isidentifier() and given not in ("examples", "clients") else "NAME"
+        raise ValueError(f"unknown value {spelled(given)}; give example, client, or a group of rows by its column: {{column: {name}}}")
     column = given.get("column")
     if len(given) != 1 or not isinstance(column, str) or not column:
         raise ValueError("a group of rows is named by a column; give {column: NAME} and nothing else")
@@ -156,6 +174,7 @@ Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
 Delta = Annotated[Real, Field(gt=0, le=MOST_DELTA)]
 Device = Literal["auto", "cpu", "cuda"]
 Axis = Annotated[tuple[_Item, ...], BeforeValidator(listed), AfterValidator(_distinct)]
+Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_ranges), AfterValidator(_distinct)]
 
 
 class _Model(BaseModel):
@@ -247,11 +266,13 @@ class AlgorithmEntry(_Model):
     Attributes:
         name: a registered name, an entry point, ``pkg.module:Class`` or ``file.py:Class``; in Python also a class.
         params: the parameters that differ from the algorithm's defaults.
+        scan: axes over parameters of this entry alone, beside the grid's.
         label: what tables and curves call it; default: the name.
     """
 
     name: str = Field(min_length=1)
     params: dict[str, Any] = {}
+    scan: dict[str, Axis[Any]] = {}
     label: str | None = Field(default=None, min_length=1)
 
     @property
@@ -274,7 +295,7 @@ class AlgorithmEntry(_Model):
             registered = vars(own).get("name", ":")
             return {"label": own.__name__ if ":" in registered else registered, **given, "name": name_of(own)}
         if not isinstance(given, str | Mapping | AlgorithmEntry):
-            raise ValueError(f"{spelled(given)} is no algorithm; give a name, or a mapping of name, params and label")
+            raise ValueError(f"{spelled(given)} is no algorithm; give a name, or a mapping of name, params, scan and label")
         return {"name": given} if isinstance(given, str) else given
 
 
@@ -290,7 +311,7 @@ class Grid(_Model):
         alpha: axis of Dirichlet concentrations, > 0.
         clients: axis of numbers of clients.
         epsilon: axis of privacy budgets, > 0; ``.inf`` is no privacy.
-        seeds: axis of seeds.
+        seeds: axis of seeds; ``0-4`` stands for five.
         delta: of the (epsilon, delta) budgets.
         unit: what one budget protects: an example, a client, or ``{column: NAME}``: all rows of a client that have one value of the column.
         trust: who may see what: only the sum over clients (aggregate), or every message (silo).
@@ -310,7 +331,7 @@ class Grid(_Model):
     alpha: Axis[Alpha] = (0.3,)
     clients: Axis[Clients] = (10,)
     epsilon: Axis[Epsilon] = (1.0,)
-    seeds: Axis[Seed] = (0,)
+    seeds: Seeds = (0,)
     delta: Delta = 1e-4
     unit: Annotated[str | GroupUnit, PlainValidator(_unit), PlainSerializer(_spelled_unit)] = "example"
     trust: Trust = "aggregate"

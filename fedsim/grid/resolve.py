@@ -115,14 +115,21 @@ def _check_scan(grid: Grid, classes: Mapping[int, type[Algorithm]]) -> None:
 def _points(grid: Grid, i: int, cls: type[Algorithm]) -> Iterator[Variant]:
     """An entry at every point of the scan that concerns it."""
     entry = grid.algorithms[i]
-    axes = [name for name in grid.scan if name in cls.Params.model_fields]
-    if both := next((name for name in axes if name in entry.params), None):
-        raise UserError(grid.place("scan", both), f"algorithms[{i}].params gives '{both}' too", "remove one of them")
-    for point in product(*(range(len(grid.scan[name])) for name in axes)):
+    if unknown := next((name for name in entry.scan if name not in cls.Params.model_fields), None):
+        what = f"{entry.name} has no parameter '{unknown}'"
+        raise UserError(grid.place("algorithms", i, "scan", unknown), what, nearest(unknown, cls.Params.model_fields))
+    shared = {name: values for name, values in grid.scan.items() if name in cls.Params.model_fields}
+    for where, others in (("params", entry.params), ("scan", entry.scan)):
+        if both := next((name for name in shared if name in others), None):
+            raise UserError(grid.place("scan", both), f"algorithms[{i}].{where} gives '{both}' too", "remove one of them")
+    if both := next((name for name in entry.scan if name in entry.params), None):
+        raise UserError(grid.place("algorithms", i, "scan", both), "params gives it too", "remove one of them")
+    axes = shared | entry.scan
+    for point in product(*(range(len(values)) for values in axes.values())):
         chosen = dict(zip(axes, point, strict=True))
         yield Variant(
             entry=i,
-            label=" ".join([entry.display, *(f"{name}={spelled(grid.scan[name][j])}" for name, j in chosen.items())]),
+            label=" ".join([entry.display, *(f"{name}={spelled(axes[name][j])}" for name, j in chosen.items())]),
             name=entry.name,
             identity=place_of(cls),
             source=source_hash(cls),
@@ -132,17 +139,27 @@ def _points(grid: Grid, i: int, cls: type[Algorithm]) -> Iterator[Variant]:
 
 
 def _complete(grid: Grid, i: int, params: type[BaseModel], chosen: Mapping[str, int]) -> dict[str, Any]:
+    entry = grid.algorithms[i]
+
     def place(loc: Loc) -> str:
         if loc and loc[0] in chosen:
             name = str(loc[0])
-            return grid.place("scan", name, chosen[name], *loc[1:])
+            own = ("algorithms", i) if name in entry.scan else ()
+            return grid.place(*own, "scan", name, chosen[name], *loc[1:])
         return grid.place("algorithms", i, "params", *loc)
 
-    given = grid.algorithms[i].params | {name: grid.scan[name][j] for name, j in chosen.items()}
+    given = entry.params | {name: (entry.scan | grid.scan)[name][j] for name, j in chosen.items()}
     try:
         return params.model_validate(given).model_dump(mode="json")
     except ValidationError as error:
-        raise translated(error, params, place) from error
+        complaint = translated(error, params, place)
+        several = next(
+            (name for name in params.model_fields if place((name,)) == complaint.where and isinstance(entry.params.get(name), list)), None
+        )
+        if several is None:
+            raise complaint from error
+        hint = f"{complaint.hint}; or, to run each of several values, move them: scan: {{{several}: {spelled(entry.params[several])}}}"
+        raise UserError(complaint.where, complaint.what, hint) from error
 
 
 def _check_apart(grid: Grid, new: Variant, others: Sequence[Variant]) -> None:

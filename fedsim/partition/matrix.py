@@ -28,6 +28,7 @@ class LabelMatrix:
         fingerprint: the partition's.
         counts: int64 ``[clients, classes]``.
         classes: what the classes are called.
+        sites: what the clients are called; empty where they have no names.
     """
 
     dataset: str
@@ -38,12 +39,20 @@ class LabelMatrix:
     fingerprint: str
     counts: Annotated[NDArray[np.int64], PlainValidator(np.asarray), PlainSerializer(np.ndarray.tolist)]
     classes: tuple[str, ...]
+    sites: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _fits(self) -> LabelMatrix:
         if self.counts.shape != (self.clients, len(self.classes)) or self.counts.dtype.kind != "i":
             raise ValueError("counts are not [clients, classes]")
+        if self.sites and len(self.sites) != self.clients:
+            raise ValueError("not every client has a name")
         return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the clients are called: their sites, or their numbers."""
+        return self.sites or tuple(map(str, range(self.clients)))
 
     @property
     def sizes(self) -> NDArray[np.int64]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from itertools import product
 
+from fedsim.data.embeddings import Embeddings
 from fedsim.data.sources.load import labelled
 from fedsim.errors import at
 from fedsim.grid.cells import evaluations, grid_place, without_unseen
 from fedsim.grid.models import Grid, data_key, shown
-from fedsim.partition import make_partition
+from fedsim.partition import Partition, PartitionSpec, make_partition
 from fedsim.partition.matrix import MOST_PANELS, LabelMatrix
 from fedsim.planning.prepare import Prepared
 
@@ -40,7 +41,7 @@ def label_matrices(grid: Grid) -> list[LabelMatrix]:
                     columns=rows.columns,
                 )
             place = (shown(spec, evaluation.unseen), partition.scheme, alpha, clients, seed)
-            matrices.append(LabelMatrix(*place, partition.fingerprint, partition.label_counts, rows.names))
+            matrices.append(_matrix(place, partition, rows, grid.division))
     return matrices
 
 
@@ -55,5 +56,13 @@ def drawn_matrices(prepared: Prepared) -> list[LabelMatrix]:
         data = prepared.data[trial.data_key]
         place = (shown(cell.dataset, cell.evaluation.unseen), partition.scheme, cell.concentration, cell.clients, cell.seed)
         key = (cell.dataset.key, partition.fingerprint)
-        matrices[key] = LabelMatrix(*place, partition.fingerprint, partition.label_counts, data.names)
+        matrices[key] = _matrix(place, partition, data, prepared.grid.division)
     return list(matrices.values())[:MOST_PANELS]
+
+
+def _matrix(place: tuple[str, str, float | None, int, int], partition: Partition, data: Embeddings, spec: PartitionSpec) -> LabelMatrix:
+    """The matrix with every client's site, and its number where several are of one site; without names under a scheme without sites."""
+    column = spec.given.site_column
+    sites = [] if column is None else [str(data.columns[column][rows[0]]) for rows in partition.rows]
+    names = sites if len(set(sites)) == len(sites) else [f"{site} {client}" for client, site in enumerate(sites)]
+    return LabelMatrix(*place, partition.fingerprint, partition.label_counts, data.names, sites=tuple(names))

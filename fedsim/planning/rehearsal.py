@@ -123,7 +123,8 @@ def _complaint(error: BaseException, cls: type, device: torch.device, seconds: f
     if isinstance(error, NotPerExample):
         return f"{line_of(getattr(cls, 'loss', getattr(cls, 'statistics', cls)))}: {error}", error.remedy
     if isinstance(error, WrongReturn):
-        return f"{line_of(error.method)}: {error.what}", f"expected {error.expected}"
+        scalar = ", so without the mean or the sum over the batch (reduction='none')" if error.what.endswith(" []") else ""
+        return f"{line_of(error.method)}: {error.what}", f"expected {error.expected}{scalar}"
     at, fix = blamed(error, cls), f"expected {cls.__name__} to train and sample"
     if isinstance(error, _Late):
         return f"{at}: still running after {seconds:g} s", f"{fix} in that time"

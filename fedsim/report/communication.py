@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from fedsim.report.figures import INK, MUTED, PAPER, dress, style
-from fedsim.report.lines import Series, caption_of, legend_below, legend_lines, look, series_of
+from fedsim.report.figures import INK, MUTED, PAPER, SMALL, dress, style
+from fedsim.report.lines import Series, caption_of, draw_bars, legend_below, legend_height, look, series_of
 from fedsim.results.groups import Group, grouped
 from fedsim.words import setting
 
@@ -51,8 +51,8 @@ def _figure(groups: Sequence[Group], series: Sequence[Series]) -> Figure:
     places = grouped(groups, lambda group: (group.dataset, group.scheme, group.alpha, group.clients))
     panels = [(epsilon, members) for members in places.values() for epsilon in _epsilons(members)]
     columns = min(_MOST_COLUMNS, len(panels))
-    lines, width = -(-len(panels) // columns), 0.8 + 2.8 * max(columns, 2)
-    height = 0.9 + 0.2 * legend_lines(series, width) + 2.4 * lines
+    lines, width, caption = -(-len(panels) // columns), 0.8 + 2.8 * max(columns, 2), f"{_CAPTION} · {caption_of(groups)}"
+    height = 2.4 * lines + legend_height(series, caption, width)
     figure = Figure(figsize=(width, height), layout="constrained", facecolor=PAPER)
     grid = figure.subplots(lines, columns, squeeze=False, sharey=True).flatten()
     for axes, (epsilon, members) in zip(grid, panels, strict=False):
@@ -60,12 +60,13 @@ def _figure(groups: Sequence[Group], series: Sequence[Series]) -> Figure:
         first = members[0]
         names = (first.dataset, first.scheme) if len(places) > 1 else ()
         title = setting(*names, alpha=first.alpha if len(places) > 1 else None, epsilon=epsilon) or "no method here has an ε"
-        axes.set_title(title, fontsize=8, color=INK, loc="left", parse_math=False)
+        axes.tick_params(labelleft=True)
+        axes.set_xlabel("MB that a client sends and receives", color=INK, fontsize=SMALL)
+        axes.set_title(title, fontsize=9, color=INK, loc="left", parse_math=False)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
-    grid[0].set_ylabel("balanced accuracy", color=INK, fontsize=8)
-    grid[-columns].set_xlabel("MB that a client sends and receives", color=INK, fontsize=7.5)
-    legend_below(figure, f"{_CAPTION} · {caption_of(groups)}", series)
+    grid[0].set_ylabel("balanced accuracy", color=INK, fontsize=SMALL)
+    legend_below(figure, caption, series)
     return figure
 
 
@@ -79,13 +80,14 @@ def _panel(axes: Axes, groups: Sequence[Group], series: Sequence[Series]) -> Non
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda megabytes, _: f"{megabytes:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.tick_params(colors=MUTED, labelcolor=INK, labelsize=7.5, length=3)
+    axes.tick_params(colors=MUTED, labelcolor=INK, labelsize=SMALL, length=3)
     best = best_so_far([point for group in groups if group.epsilon_target is not None and (point := point_of(group))])
     axes.plot([x for x, _ in best], [y for _, y in best], color=MUTED, linewidth=0.9, drawstyle="steps-post", zorder=1.5)
     for method in series:
         for group in (group for group in groups if group.label == method.label):
             point, interval = point_of(group), group.interval("balanced_accuracy")
             if point and interval:
-                axes.errorbar(*point, interval.half_width, **look(method) | {"linestyle": "none"}, elinewidth=1.1, capsize=2.2)
+                axes.plot(*point, **look(method) | {"linestyle": "none"})
+                draw_bars(axes, point[:1], [interval], method.colour, "balanced_accuracy")
                 if not method.private:
-                    axes.annotate(method.label, point, (5, 3), textcoords="offset points", fontsize=6.5, color=MUTED, parse_math=False)
+                    axes.annotate(method.label, point, (5, 3), textcoords="offset points", fontsize=SMALL, color=MUTED, parse_math=False)

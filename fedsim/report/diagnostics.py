@@ -20,7 +20,20 @@ from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 from numpy.typing import NDArray
 
-from fedsim.report.figures import GRID_COLOUR, INK, MUTED, PAPER, dress, name_epsilons, name_level, shades, short_ticks, show_all, style
+from fedsim.report.figures import (
+    GRID_COLOUR,
+    INK,
+    MUTED,
+    PAPER,
+    SMALL,
+    dress,
+    name_epsilons,
+    name_level,
+    shades,
+    short_ticks,
+    show_all,
+    style,
+)
 from fedsim.results.groups import Group, group_seeds
 from fedsim.results.rows import Row
 
@@ -242,7 +255,7 @@ def _draw(axes: Axes, panel: RoundPanel, method: Method, colours: Mapping[float 
     if panel.reference == "clip":
         for clip in method.clips:
             axes.axhline(clip, color=MUTED, linewidth=0.7, zorder=2)
-            name_level(axes, "C", clip, 7, 2)
+            name_level(axes, "C", clip, SMALL, 2)
     if panel.reference == "equal":
         axes.axhline(1, color=MUTED, linewidth=0.9, linestyle=(0, (1, 2)), zorder=2)
     _ticks(axes)
@@ -267,14 +280,14 @@ def _ticks(axes: Axes) -> None:
         x, y = away * (_MARK + 2) / 72
         beside = place + ScaledTranslation(x, y, scale)
         for end, text in zip(ends, axis.get_major_formatter().format_ticks(ticks), strict=True):
-            axes.text(end[0], end[1], text, transform=beside, fontsize=7.5, color=INK, **looks[across])
+            axes.text(end[0], end[1], text, transform=beside, fontsize=SMALL, color=INK, **looks[across])
         marks = [(end, end + away * _MARK / 72 / _AXES) for end in ends]
         axes.add_artist(LineCollection(marks, colors=MUTED, linewidths=0.8, transform=place, clip_on=False))
         axis.set_visible(False)
     grid = [(end, end - away) for end in ends]
     axes.add_artist(LineCollection(grid, colors=GRID_COLOUR, linewidths=0.7, transform=place, zorder=0.5))
     below = axes.transAxes + ScaledTranslation(0, -13 / 72, scale)
-    axes.text(1, 0, "round", transform=below, fontsize=7, color=MUTED, ha="right", va="top")
+    axes.text(1, 0, "round", transform=below, fontsize=SMALL, color=MUTED, ha="right", va="top")
 
 
 def _scale(axes: Axes, panel: RoundPanel, method: Method) -> None:

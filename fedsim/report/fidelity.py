@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,8 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from fedsim.report.figures import INK, MUTED, PAPER, end_at, show_all, style
-from fedsim.report.lines import Axis, Series, caption_of, draw_methods, frame, legend_below, legend_lines, series_of, x_label
+from fedsim.report.figures import INK, MUTED, PAPER, SMALL, show_all, style
+from fedsim.report.lines import Axis, Series, caption_of, draw_methods, frame, legend_below, legend_height, series_of, x_label
+from fedsim.report.tables import EVERYWHERE, same_everywhere, shown_once
 from fedsim.results.groups import Group, grouped
 from fedsim.words import setting
 
@@ -22,21 +22,20 @@ FIDELITY = "fidelity"
 
 @dataclass(frozen=True)
 class FidelityPanel:
-    """One number: its field of a row, its title, what is good, what endlessly many real rows would reach, and the most there is."""
+    """One number: its field of a row, its title, what is good, and what endlessly many real rows would reach."""
 
     measure: str
     title: str
     good: str
     best: float
-    most: float = math.inf
 
 
 _PANELS = (
     FidelityPanel("frechet_distance", "Fréchet distance", "lower is better", 0.0),
     FidelityPanel("squared_mmd", "squared MMD", "lower is better", 0.0),
     FidelityPanel("density", "density", "as real rows: 1", 1.0),
-    FidelityPanel("coverage", "coverage", "higher is better", 1.0, 1.0),
-    FidelityPanel("real_or_synthetic", "real or synthetic", "a guess: 0.5", 0.5, 1.0),
+    FidelityPanel("coverage", "coverage", "higher is better", 1.0),
+    FidelityPanel("real_or_synthetic", "real or synthetic", "a guess: 0.5", 0.5),
 )
 _CAPTION = (
     "in the test rows' leading directions, means over classes of more than 5 test rows; real or synthetic: whole rows, all classes · "
@@ -61,22 +60,21 @@ def draw_fidelity(groups: Sequence[Group]) -> Figure | None:
 
 def _figure(groups: Sequence[Group], series: Sequence[Series], panels: Sequence[FidelityPanel]) -> Figure:
     axis = Axis.of(groups)
-    places = grouped(groups, lambda group: (group.dataset, group.scheme, group.alpha, group.clients))
-    width = 0.6 + 2.3 * max(len(panels), 2)
-    height = 0.95 + 0.2 * legend_lines(series, width) + 2.2 * len(places)
+    everywhere = same_everywhere(groups, [panel.measure for panel in panels])
+    places = grouped(shown_once(groups, everywhere), lambda group: (group.dataset, group.scheme, group.alpha, group.clients))
+    once = f"{', '.join(sorted(everywhere))}: the same at {EVERYWHERE}" if everywhere else ""
+    width, caption = 0.6 + 2.3 * max(len(panels), 2), " · ".join(filter(None, (_CAPTION, caption_of(groups, once))))
+    height = 2.3 * len(places) + legend_height(series, caption, width)
     figure = Figure(figsize=(width, height), layout="constrained", facecolor=PAPER)
     grid = figure.subplots(len(places), len(panels), squeeze=False)
     for line, members in zip(grid, places.values(), strict=True):
-        place = _place(members[0], groups)
+        place = _place(members[0], [group for held in places.values() for group in held])
         for axes, panel in zip(line, panels, strict=True):
             _draw(axes, members, series, axis, panel)
             title = f"{panel.title} ({panel.good})"
-            # all titles of a line are as tall
-            axes.set_title(
-                f"{place if axes is line[0] else ''}\n{title}" if place else title, fontsize=8, color=INK, loc="left", parse_math=False
-            )
-            axes.set_xlabel(x_label(axis) if axes is grid[-1][0] else "", color=INK, fontsize=7.5)
-    legend_below(figure, f"{_CAPTION} · {caption_of(groups)}", series)
+            axes.set_title(f"{place}\n{title}" if place else title, fontsize=SMALL, color=INK, loc="left", parse_math=False)
+            axes.set_xlabel(x_label(axis), color=INK, fontsize=SMALL)
+    legend_below(figure, caption, series)
     return figure
 
 
@@ -95,9 +93,7 @@ def _draw(axes: Axes, groups: Sequence[Group], series: Sequence[Series], axis: A
     means = [_means([group for group in groups if group.label == method.label], panel.measure) for method in series]
     if panel.best == 0:
         show_all(axes, means)
-    # an unbiased squared MMD may be a little below 0
-    end_at(axes, float(np.concatenate(means).min(initial=0)), panel.most)
-    axes.tick_params(labelsize=7.5)
+    axes.tick_params(labelsize=SMALL)
 
 
 def _means(groups: Sequence[Group], measure: str) -> NDArray[np.float64]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,17 +13,19 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator
 
-from fedsim.report.figures import INK, MUTED, PAPER, SERIES, dress
-from fedsim.report.tables import CLAIM_WORDS, claim
-from fedsim.results.groups import Group, grouped
+from fedsim.report.figures import INK, MUTED, PAPER, SERIES, dress, strokes
+from fedsim.report.tables import CLAIM_WORDS, ONE_SEED, SPREADS, claim
+from fedsim.results.groups import Group, Interval, grouped
 from fedsim.words import number, setting
 
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_CROSSES = ("x", "+", "1", "2", "3")
+_MARKERS: tuple[Any, ...] = ("o", "s", "^", "D", "v", "P", "X", "p", "<", "*")
+_CROSSES: tuple[Any, ...] = ("x", "+", "1", "2", (5, 2), (8, 2), "3", "4", (6, 2), (7, 2))
 """Markers of classifiers."""
 _LEVELS = ((0, (6, 2, 1, 2)), (0, (2, 2)), (0, (9, 3)))
 _CLAIM_STYLES = {"stated": (0, (4, 2)), "heuristic": (0, (4, 2)), "none": (0, (1, 1.5)), "refuted": (0, (1, 1.5))}
 _OPEN = ("heuristic", "none", "refuted")
+_LONGEST_NAME = 38
+"""Characters of a line of a name in a legend."""
 _CHARACTERS = 16
 """Characters of the caption in an inch of the figure."""
 
@@ -37,7 +39,7 @@ class Series:
 
     label: str
     colour: str
-    marker: str
+    marker: Any
     claim: str
     dashes: tuple[int, tuple[int, ...]] = _LEVELS[0]
     classifier: bool = False
@@ -50,9 +52,9 @@ class Series:
     @property
     def name(self) -> str:
         """Name in the legend."""
-        name = "\n".join(textwrap.wrap(self.label, 48) or [self.label])
         remarks = [*(["classifier"] if self.classifier else []), *([CLAIM_WORDS[self.claim]] if self.claim in CLAIM_WORDS else [])]
-        return f"{name} ({', '.join(remarks)})" if remarks else name
+        name = f"{self.label} ({', '.join(remarks)})" if remarks else self.label
+        return "\n".join(textwrap.wrap(name, _LONGEST_NAME) or [name])
 
     @property
     def width(self) -> float:
@@ -104,18 +106,17 @@ class Axis:
 def series_of(groups: Sequence[Group]) -> list[Series]:
     """Every method's look, by label in their order."""
     by_label = grouped(groups, lambda group: group.label)
-    # where colours come round again, markers and dashes differ
+    # where colours come round again, markers and dashes move on
     return [
         Series(
             label,
             SERIES[position % len(SERIES)],
-            (_CROSSES if classifies else _MARKERS)[position % len(_CROSSES if classifies else _MARKERS)],
+            (_CROSSES if members[0].classifies else _MARKERS)[(position + position // len(SERIES)) % len(_MARKERS)],
             claim(members),
-            _LEVELS[position // len(SERIES) % len(_LEVELS)],
-            classifies,
+            _LEVELS[(position + position // len(SERIES)) % len(_LEVELS)],
+            members[0].classifies,
         )
         for position, (label, members) in enumerate(by_label.items())
-        for classifies in (members[0].classifies,)
     ]
 
 
@@ -130,27 +131,20 @@ def frame(axes: Axes, axis: Axis) -> None:
         if math.isinf(value):
             label.set_fontsize(12)
     if axis.finite and axis.infinite:
-        _axis_break(axes, (axis.position(axis.finite[-1]) + axis.position(math.inf)) / 2)
+        # what lies right of it is not on the logarithmic scale
+        strokes(axes, (axis.position(axis.finite[-1]) + axis.position(math.inf)) / 2, 0, axes.get_xaxis_transform())
 
 
-def _axis_break(axes: Axes, at: float) -> None:
-    """Two strokes through the axis: what lies right of them is not on the logarithmic scale."""
-    place = axes.get_xaxis_transform()
-    low, high = axes.get_xlim()
-    for shift in (-0.008, 0.008):
-        middle = at + shift * (high - low)
-        lean = 0.007 * (high - low)
-        axes.plot([middle - lean, middle + lean], [-0.022, 0.022], transform=place, color=MUTED, linewidth=0.9, clip_on=False)
-
-
-def draw_methods(axes: Axes, groups: Sequence[Group], series: Sequence[Series], axis: Axis, measure: str) -> None:
-    """Every method's means of a measure: a line over epsilon, or a level for one that has none."""
+def draw_methods(
+    axes: Axes, groups: Sequence[Group], series: Sequence[Series], axis: Axis, measure: str, pale: Collection[str] = ()
+) -> None:
+    """Every method's means of a measure: a line over epsilon, or a level for one that has none; those of ``pale`` labels without bars."""
     for method in series:
         members = [group for group in groups if group.label == method.label]
         if method.private:
-            _curve(axes, members, method, axis, shift_of(method, series, axis), measure)
+            _curve(axes, members, method, axis, shift_of(method, series, axis), measure, method.label in pale)
         else:
-            _level(axes, members, method, measure)
+            _level(axes, members, method, measure, method.label in pale)
 
 
 def shift_of(method: Series, series: Sequence[Series], axis: Axis) -> float:
@@ -161,23 +155,44 @@ def shift_of(method: Series, series: Sequence[Series], axis: Axis) -> float:
     return step * (lines.index(method) - (len(lines) - 1) / 2)
 
 
-def _curve(axes: Axes, groups: Sequence[Group], series: Series, axis: Axis, shift: float, measure: str) -> None:
+def _curve(axes: Axes, groups: Sequence[Group], series: Series, axis: Axis, shift: float, measure: str, pale: bool) -> None:
     points = [
         (group.epsilon_target, interval) for group in groups if group.epsilon_target is not None and (interval := group.interval(measure))
     ]
     x = [axis.position(epsilon) + shift for epsilon, _ in points]
     y = [interval.mean for _, interval in points]
     finite = sum(math.isfinite(epsilon) for epsilon, _ in points)
-    drawn = look(series)
+    drawn = look(series) | ({"marker": "", "alpha": _PALE} if pale else {})
     axes.plot(x[:finite], y[:finite], **drawn)
     axes.plot(x[finite:], y[finite:], **(drawn | {"linestyle": "none"}))
     if 0 < finite < len(points):
         # Infinity is off the scale, so the way there is only hinted at.
         hinted = Line2D(x[finite - 1 :], y[finite - 1 :], color=series.colour, linewidth=1.1, linestyle=(0, (1, 2.5)), alpha=0.6)
         axes.add_line(hinted)
-    # No bar for a single seed: a bar of length 0 would claim certainty.
-    spread = [math.nan if interval.half_width is None else interval.half_width for _, interval in points]
-    axes.errorbar(x, y, spread, fmt="none", ecolor=series.colour, elinewidth=1.1, capsize=2.2, capthick=1.1, zorder=2.5)
+    if not pale:
+        draw_bars(axes, x, [interval for _, interval in points], series.colour, measure)
+
+
+_PALE = 0.35
+"""Opacity of what is drawn in full elsewhere."""
+_MOST = {"frechet_distance": math.inf, "squared_mmd": math.inf, "density": math.inf, "personal_weight": 1.0}
+_LEAST = {"squared_mmd": -math.inf}
+"""The most and least that a measure can be where that is not 1 and 0; an unbiased squared MMD may be a little below 0."""
+
+
+def ends_of(interval: Interval, measure: str) -> tuple[float, float]:
+    """Where a bar ends: nowhere outside of what the measure can be; at its mean where there is none."""
+    low, high = interval.ends or (interval.mean, interval.mean)
+    return max(low, min(_LEAST.get(measure, 0.0), interval.mean)), min(high, max(_MOST.get(measure, 1.0), interval.mean))
+
+
+def draw_bars(axes: Axes, x: Sequence[float], intervals: Sequence[Interval], colour: str, measure: str) -> None:
+    """Bars at some places, none where an interval has no ends: a bar of length 0 would claim certainty."""
+    barred = [(at, interval, ends_of(interval, measure)) for at, interval in zip(x, intervals, strict=True) if interval.ends]
+    below, above = [i.mean - low for _, i, (low, _) in barred], [high - i.mean for _, i, (_, high) in barred]
+    middles = [interval.mean for _, interval, _ in barred]
+    look: dict[str, Any] = {"elinewidth": 1.1, "capsize": 2.2, "capthick": 1.1, "zorder": 2.5}
+    axes.errorbar([at for at, _, _ in barred], middles, (below, above), fmt="none", ecolor=colour, **look)
 
 
 def look(series: Series) -> dict[str, Any]:
@@ -197,20 +212,20 @@ def look(series: Series) -> dict[str, Any]:
     }
 
 
-def _level(axes: Axes, groups: Sequence[Group], series: Series, measure: str) -> None:
+def _level(axes: Axes, groups: Sequence[Group], series: Series, measure: str, pale: bool) -> None:
     for group in groups:
         if interval := group.interval(measure):
-            axes.axhline(interval.mean, color=series.colour, linewidth=series.width, linestyle=series.dashes, zorder=2)
-            if interval.half_width is not None:
-                low, high = interval.mean - interval.half_width, interval.mean + interval.half_width
-                axes.axhspan(low, high, color=series.colour, alpha=0.13, linewidth=0, zorder=1)
+            alpha = _PALE if pale else 1.0
+            axes.axhline(interval.mean, color=series.colour, linewidth=series.width, linestyle=series.dashes, alpha=alpha, zorder=2)
+            if interval.ends and not pale:
+                axes.axhspan(*ends_of(interval, measure), color=series.colour, alpha=0.13, linewidth=0, zorder=1)
 
 
 def x_label(axis: Axis) -> str:
     """What the axis of epsilon is called."""
     if not axis.ticks:
         return "no method here has an ε"
-    return "privacy budget ε (log scale; ∞: no noise)" if axis.infinite else "privacy budget ε (log scale)"
+    return "privacy budget ε (∞: no noise)" if axis.infinite else "privacy budget ε"
 
 
 def _legend_columns(series: Sequence[Series], width: float) -> int:
@@ -219,10 +234,14 @@ def _legend_columns(series: Sequence[Series], width: float) -> int:
     return max(1, min(len(series), int(16 * width / (widest + 7))))
 
 
-def legend_lines(series: Sequence[Series], width: float) -> int:
-    """How many lines of text the names take."""
+def legend_height(series: Sequence[Series], caption: str, width: float) -> float:
+    """Inches that names and caption take."""
     tallest = max(method.name.count("\n") + 1 for method in series)
-    return tallest * math.ceil(len(series) / _legend_columns(series, width))
+    return 0.3 + 0.19 * tallest * math.ceil(len(series) / _legend_columns(series, width)) + 0.14 * len(_lines(caption, width))
+
+
+def _lines(caption: str, width: float) -> list[str]:
+    return textwrap.wrap(caption, int(_CHARACTERS * width))
 
 
 def legend_below(figure: Figure, caption: str, series: Sequence[Series]) -> None:
@@ -233,17 +252,18 @@ def legend_below(figure: Figure, caption: str, series: Sequence[Series]) -> None
         else Line2D([], [], color=method.colour, linewidth=method.width, linestyle=method.dashes)
         for method in series
     ]
+    width = figure.get_figwidth()
     # matplotlib drops labels that begin with an underscore and reads mathematics into dollar signs, so names come after.
     legend = figure.legend(
         handles,
         [str(position) for position in range(len(series))],
         loc="outside lower center",
-        ncols=_legend_columns(series, figure.get_figwidth()),
+        ncols=_legend_columns(series, width),
         frameon=False,
         fontsize=8.5,
         labelcolor=INK,
         handlelength=3.2,
-        title=textwrap.fill(caption, int(_CHARACTERS * figure.get_figwidth())),
+        title="\n".join(_lines(caption, width)),
         title_fontsize=7.5,
     )
     legend.get_title().set(color=MUTED, parse_math=False)
@@ -255,7 +275,8 @@ def caption_of(groups: Sequence[Group], more: str = "") -> str:
     """What a reader has to know when the picture stands alone, with ``more`` that is of this picture."""
     counts = sorted({len(group.rows) for group in groups})
     seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    mean = "one seed, so no interval" if counts == [1] else f"mean over {seeds} seeds; bars and bands: 95 % confidence interval"
+    drawn = SPREADS[groups[0].spread] if max(counts) > 2 or groups[0].spread != "ci95" else "none, of so few seeds"
+    mean = ONE_SEED if counts == [1] else f"mean over {seeds} seeds; bars and bands: {drawn}"
     private = [group for group in groups if group.epsilon_target is not None]
     budgets = [f"{group.unit}-level ε, trust {group.trust}, δ = {number(group.delta)}" for group in private]
     common = [_common([group.dataset for group in groups]), _common([setting(clients=group.clients) for group in groups])]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -14,17 +15,17 @@ from markupsafe import Markup, escape
 
 from fedsim.evaluation.measures import MEASURES
 from fedsim.json_lines import decode
-from fedsim.report import curves, diagnostics
+from fedsim.report import communication, curves, diagnostics, fidelity, partitions, sites
 from fedsim.report.diagnostics import DIAGNOSTICS_NOT_PRIVATE
-from fedsim.report.differences import difference_tables
+from fedsim.report.differences import COMPARED, difference_table
 from fedsim.report.failures import HELP, MEANING, KnownFailure, by_kind
-from fedsim.report.figures import SERIES, SHADES, Drawn, inline_svg
+from fedsim.report.figures import HEAT, SERIES, SHADES, Drawn
 from fedsim.report.statement import CLAIMS, NOISES, TRUSTS, statements, unit_words
-from fedsim.report.tables import claim, results_tables
+from fedsim.report.tables import SHORT_TITLES, TOO_FEW, ResultsTable, claim, results_table, shown_measures
 from fedsim.results.contradictions import large_deltas
 from fedsim.results.groups import Group, grouped
 from fedsim.results.rows import UNDRAWN, Row
-from fedsim.words import number
+from fedsim.words import counted, number
 
 
 def render_page(
@@ -34,6 +35,7 @@ def render_page(
     drawn: Sequence[Drawn],
     manifest: Mapping[str, Any],
     findings: Sequence[KnownFailure] = (),
+    by_site: Sequence[ResultsTable] = (),
 ) -> str:
     """The HTML of a report.
 
@@ -43,34 +45,36 @@ def render_page(
         name: the grid's name.
         rows: the rows of the grid.
         groups: the same rows as ``group_seeds`` gives them.
-        drawn: the figures, in their order; the curves and the diagnostics stand in sections of their own, every other one follows them.
+        drawn: the figures; those that the page has no place for stand in sections of their own, in their order.
         manifest: the run's manifest; may be empty.
         findings: the known failures that were seen.
+        by_site: the tables by site.
     """
     counts = {status: sum(row.status == status for row in rows) for status in ("ok", *UNDRAWN)}
     counts["not run yet"] = max(0, len(manifest.get("cells") or rows) - len(rows))
     columns = _columns(rows)
     cells = [(column.look, column.text) for column in columns]
-    differences = difference_tables(groups)
+    measures = [_Shown(SHORT_TITLES.get(measure, MEASURES[measure].title), *_tables(groups, measure)) for measure in shown_measures(groups)]
     return _template("page.html").render(
         name=name,
-        # Figures are matplotlib's own output, where every text is an outline and comments are escaped.
-        figures={figure.name: Markup(inline_svg(figure.svg, escape(figure.title), figure.name)) for figure in drawn},
-        others=[figure for figure in drawn if figure.name not in (curves.CURVES, diagnostics.DIAGNOSTICS)],
+        subtitle=_subtitle(groups),
+        figures={figure.name: figure for figure in drawn},
+        others=[figure for figure in drawn if figure.name not in _PLACED],
+        by_site=by_site,
+        too_few=TOO_FEW if any(_lacks_bars(group) for group in groups) else "",
         findings=by_kind(findings),
         known=list(HELP),
         help=HELP,
         meaning=MEANING,
         not_private=DIAGNOSTICS_NOT_PRIVATE,
         listed=_LISTED,
-        style=Markup(_template("page.css").render(series=SERIES, shades=SHADES)),
+        style=Markup(_template("page.css").render(series=SERIES, shades=SHADES, heat=HEAT)),
         counts=[(status, count) for status, count in counts.items() if count or status == "ok"],
-        tables=results_tables(groups),
-        differences=differences,
-        few_differences=sum(len(block.lines) for table in differences for block in table.blocks) <= _READ_AT_ONCE,
+        measures=measures,
+        notes=[note for note in measures[0].table.notes if all(note in shown.table.notes for shown in measures)],
         number=number,
         privacy=_privacy(groups, rows),
-        methods=_methods(groups),
+        methods=_methods(groups, manifest.get("methods") or ()),
         statements=statements(rows),
         columns=columns,
         rows=rows,
@@ -113,18 +117,81 @@ _NO_CLAIMS = {
 }
 
 
-def _methods(groups: Sequence[Group]) -> list[tuple[str, str, str]]:
+@dataclass(frozen=True)
+class _Described:
+    """A method for readers who did not run it: what it is, the papers that it follows, its claim, and what that means."""
+
+    label: str
+    text: str
+    source: Markup
+    claim: str
+    words: str
+
+
+def _methods(groups: Sequence[Group], known: Sequence[Mapping[str, str]]) -> list[_Described]:
+    """Every method; ``known`` is what the manifest says of them, by the labels of the grid."""
     methods = []
     for label, members in grouped(groups, lambda group: group.label).items():
         name = claim(members)
         scopes = dict.fromkeys(group.scope for group in members if group.scope)
-        words = (CLAIMS | _NO_CLAIMS).get(name, "")
-        methods.append((label, f"{name}, scope {', '.join(scopes)}" if scopes and name != "not private" else name, words))
+        # what differs between settings of one label stands behind it in brackets
+        said = next(
+            (each for each in known if label == each["label"] or label.startswith(f"{each['label']} (")), {"text": "", "source": ""}
+        )
+        claimed = f"{name}, scope {', '.join(scopes)}" if scopes and name != "not private" else name
+        methods.append(_Described(label, said["text"], _linked(said["source"]), claimed, (CLAIMS | _NO_CLAIMS).get(name, "")))
     return methods
 
 
-_READ_AT_ONCE = 40
-"""Lines of differences above which their tables are folded."""
+def _linked(source: str) -> Markup:
+    """A citation with links to arXiv."""
+    return Markup(re.sub(r"arXiv:? ?(\d{4}\.\d{4,5})", r'<a href="https://arxiv.org/abs/\1">arXiv \1</a>', str(escape(source))))
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A measure: what it is called beside others, its table, and that of paired differences."""
+
+    short: str
+    table: ResultsTable
+    differences: ResultsTable | None
+
+
+def _tables(groups: Sequence[Group], measure: str) -> tuple[ResultsTable, ResultsTable | None]:
+    differences = difference_table(groups, measure) if measure in COMPARED else None
+    return results_table(groups, measure, once=True), differences if differences and differences.blocks else None
+
+
+def _lacks_bars(group: Group) -> bool:
+    return group.spread == "ci95" and len(group.rows) == 2
+
+
+def _subtitle(groups: Sequence[Group]) -> str:
+    """Which data, divided how, under which budgets, over how many seeds."""
+
+    def listed(head: str, values: Iterable[float | None]) -> list[str]:
+        given = sorted({value for value in values if value is not None})
+        return [head.format(", ".join(map(number, given)))] if given else []
+
+    data = ", ".join(dict.fromkeys(group.dataset for group in groups))
+    schemes = ", ".join(dict.fromkeys(group.scheme for group in groups if group.scheme))
+    units = ", ".join(dict.fromkeys(f"unit {group.unit}, trust {group.trust}" for group in groups if group.unit and group.trust))
+    seeds = max((len(group.rows) for group in groups), default=0)
+    parts = [
+        *([data] if data else []),
+        *([f"partition {schemes}"] if schemes else []),
+        *listed("α = {}", (group.alpha for group in groups)),
+        *listed("{} clients", (group.clients for group in groups)),
+        *listed("ε = {}", (group.epsilon_target for group in groups)),
+        *listed("δ = {}", (group.delta for group in groups)),
+        *([units] if units else []),
+        *([counted(seeds, "seed")] if seeds else []),
+    ]
+    return " · ".join(parts)
+
+
+_PLACED = (curves.CURVES, diagnostics.DIAGNOSTICS, sites.SITES, partitions.PARTITIONS, fidelity.FIDELITY, communication.COMMUNICATION)
+"""Figures that have a place in the page."""
 _LISTED = 6
 """Settings of one kind of failure, and missing cells of one status, that are read at once; the others unfold."""
 

@@ -14,12 +14,17 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsim.partition.matrix import MOST_PANELS, LabelMatrix
-from fedsim.report.figures import INK, MUTED, PAPER, SERIES, style
+from fedsim.report.figures import HEAT, INK, MUTED, PAPER, SMALL, style
 from fedsim.words import number, setting
 
 PARTITIONS = "partitions"
 _MOST_LINES = 30
 _FEW = 24
+"""Clients whose names and counts are drawn."""
+_CELL = 0.33
+"""Inches of a client that has its counts drawn."""
+_LONGEST = 22
+"""Characters of a name that is drawn."""
 _MOST_ACROSS = 200
 
 
@@ -48,14 +53,14 @@ def summary_table(matrices: Sequence[LabelMatrix]) -> Table:
 def label_table(matrix: LabelMatrix) -> Table:
     """The matrix itself: a line for every client (the first 30), a column for every class, shaded by the share of the class."""
     table = Table(title=title(matrix), title_justify="left", show_edge=False)
-    table.add_column("client", justify="right")
+    table.add_column("client", justify="left" if matrix.sites else "right")
     for name in matrix.classes:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("rows", justify="right")
     shares = matrix.counts / matrix.counts.sum(axis=0).clip(min=1)
     for client, counts in enumerate(matrix.counts[:_MOST_LINES]):
         cells = [Text(str(count) if count else "·", _shade(share)) for count, share in zip(counts, shares[client], strict=True)]
-        table.add_row(str(client), *cells, str(matrix.sizes[client]))
+        table.add_row(Text(matrix.names[client]), *cells, str(matrix.sizes[client]))
     if matrix.clients > _MOST_LINES:
         table.caption = f"… and {matrix.clients - _MOST_LINES} more clients"
     return table
@@ -75,15 +80,18 @@ def draw_partitions(matrices: Sequence[LabelMatrix]) -> Figure | None:
         return None
     columns = 1 if len(drawn) == 1 else 2 if len(drawn) <= 6 else 3
     lines = math.ceil(len(drawn) / columns)
-    height = 1.1 + 0.2 * max(len(m.classes) for m in drawn)
+    height = 1.1 + 0.2 * max(len(m.classes) for m in drawn) + 0.09 * max(len(name[:_LONGEST]) for m in drawn for name in m.sites or "0")
+    most = max(m.clients for m in drawn)
+    names = 0.085 * max(len(name[:_LONGEST]) for m in drawn for name in m.classes)
+    width = max(2.6, names + 0.4 + (_CELL * most if most <= _FEW else 2.8))
     with style():
-        figure = Figure(figsize=(5.2 * columns, height * lines + 0.3), layout="constrained", facecolor=PAPER)
+        figure = Figure(figsize=(width * columns, height * lines + 0.3), layout="constrained", facecolor=PAPER)
         grid = list(figure.subplots(lines, columns, squeeze=False).flat)
         for axes, matrix in zip(grid, drawn, strict=False):
             _panel(axes, matrix)
         for axes in grid[len(drawn) :]:
             axes.set_axis_off()
-        figure.supxlabel("exact counts of the real data: a diagnostic, not private", fontsize=7.5, color=MUTED)
+        figure.supxlabel("exact counts of the real data: a diagnostic, not private", fontsize=SMALL, color=MUTED)
     return figure
 
 
@@ -91,17 +99,27 @@ def _panel(axes: Axes, matrix: LabelMatrix) -> None:
     table = matrix.counts[:_MOST_ACROSS].T
     # square roots keep small holdings visible beside large ones; one colour with an opacity follows a page's light and dark
     opacity: Any = np.sqrt(table / max(1.0, float(table.max())))
-    axes.pcolormesh(np.zeros(table.shape), cmap=ListedColormap([SERIES[0]]), alpha=opacity)
+    axes.pcolormesh(np.zeros(table.shape), cmap=ListedColormap([HEAT]), alpha=opacity)
     more = f" (the first {_MOST_ACROSS})" if matrix.clients > _MOST_ACROSS else ""
-    axes.set_title(title(matrix) + more, fontsize=8.5, color=INK, loc="left", y=1.0, parse_math=False)
-    axes.set_yticks(np.arange(len(matrix.classes)) + 0.5, [name[:22] for name in matrix.classes], fontsize=7.5, parse_math=False)
+    axes.set_title(title(matrix) + more, fontsize=SMALL, color=INK, loc="left", y=1.0, parse_math=False)
+    axes.set_yticks(np.arange(len(matrix.classes)) + 0.5, [name[:_LONGEST] for name in matrix.classes], fontsize=SMALL, parse_math=False)
     axes.invert_yaxis()
-    axes.set_xlabel("client", fontsize=8, color=INK)
-    axes.tick_params(colors=MUTED, labelcolor=INK, labelsize=7.5, length=0)
+    axes.set_xlabel("" if matrix.sites else "client", fontsize=SMALL, color=INK)
+    axes.tick_params(colors=MUTED, labelcolor=INK, labelsize=SMALL, length=0)
     axes.spines[:].set_visible(False)
     if matrix.clients <= _FEW:
-        axes.set_xticks(np.arange(matrix.clients) + 0.5, [str(client) for client in range(matrix.clients)])
+        turned = 90 if max(map(len, matrix.names)) > _SHORT else 0
+        names = [name[:_LONGEST] for name in matrix.names]
+        axes.set_xticks(np.arange(matrix.clients) + 0.5, names, parse_math=False, rotation=turned)
         for c, client in np.argwhere(table > 0):
-            colour = PAPER if opacity[c, client] > 0.5 else INK
-            count = axes.text(client + 0.5, c + 0.5, str(table[c, client]), ha="center", va="center", fontsize=5.5, color=colour)
+            count = axes.text(client + 0.5, c + 0.5, _brief(table[c, client]), ha="center", va="center", fontsize=SMALL, color=INK)
             count.set_in_layout(False)
+
+
+_SHORT = 3
+"""Characters of names that stand upright."""
+
+
+def _brief(count: int) -> str:
+    """A count in at most four characters."""
+    return str(count) if count < 10_000 else f"{count // 1000}k"

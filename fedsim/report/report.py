@@ -21,14 +21,14 @@ from fedsim.report.diagnostics import Rounds, draw_diagnostics
 from fedsim.report.differences import difference_tables
 from fedsim.report.failures import KnownFailure, find_failures, summary
 from fedsim.report.fidelity import draw_fidelity
-from fedsim.report.figures import Drawn, save_figure
+from fedsim.report.figures import Drawn, drawn, save_figure
 from fedsim.report.page import render_page
 from fedsim.report.partitions import draw_partitions
-from fedsim.report.sites import draw_sites
+from fedsim.report.sites import draw_sites, site_tables
 from fedsim.report.tables import ResultsTable, results_tables, rich_tables
 from fedsim.results.folder import RunFolder
-from fedsim.results.grid_rows import grid_rows, read_manifest, read_results
-from fedsim.results.groups import Group, group_seeds
+from fedsim.results.grid_rows import read_manifest, read_results
+from fedsim.results.groups import Group, Spread, group_seeds
 from fedsim.results.rows import Row
 from fedsim.results.summary import write_summary
 from fedsim.words import Printed, encodable
@@ -64,10 +64,11 @@ class Report(Printed):
     rows: list[Row]
     groups: list[Group]
     findings: list[KnownFailure]
+    by_site: list[ResultsTable]
 
     def show(self, console: Console) -> None:
-        """Print the table of results, and the known failures that were seen."""
-        console.print(rich_tables(self.groups))
+        """Print the tables of results, and the known failures that were seen."""
+        console.print(rich_tables(self.groups, self.by_site))
         for line in summary(self.findings):
             console.print(line, style="yellow", highlight=False, markup=False)
 
@@ -86,21 +87,22 @@ def without_collection() -> Iterator[None]:
 
 def draw_figures(shown: Shown, folder: Path) -> list[Drawn]:
     """Every figure of :data:`FIGURES` that has something to show, saved into ``folder``."""
-    drawn = []
+    found = []
     for name, title, draw in FIGURES:
         if (figure := draw(shown)) is not None:
             _, svg = save_figure(figure, folder, name)
-            drawn.append(Drawn(name, title, svg.read_text(encoding="utf-8")))
-    return drawn
+            found.append(drawn(figure, svg.read_text(encoding="utf-8"), name, title))
+    return found
 
 
 @without_collection()
-def write_report(folder: Path) -> Report:
+def write_report(folder: Path, spread: Spread = "ci95") -> Report:
     """Write rows, summary, every figure of :data:`FIGURES` as ``curves/*.png`` and ``.svg``, and ``report.html`` into a run folder.
 
     Args:
         folder: a run folder. Its manifest says which cells belong to the grid and their labels; without one, those of the
             newest code and evaluation do.
+        spread: what stands beside means over seeds.
 
     Raises:
         UserError: the folder has no results, or a file in it cannot be read.
@@ -110,22 +112,23 @@ def write_report(folder: Path) -> Report:
     manifest = read_manifest(folder)
     results = read_results(folder)
     results.write()
-    groups = group_seeds(rows := results.rows)
+    groups = group_seeds(rows := results.rows, spread)
     shown = Shown(rows, groups, Rounds.of(rows, results.rounds()), results.clients(), read_partitions(run.partitions))
     write_summary(groups, run.summary)
-    drawn = draw_figures(shown, run.curves)
-    report = Report(run.page, rows, groups, find_failures(rows, shown.rounds))
+    figures = draw_figures(shown, run.curves)
+    report = Report(run.page, rows, groups, find_failures(rows, shown.rounds), site_tables(groups, shown.clients))
+    name = encodable(folder.resolve().name)
     with replaced(report.page) as part:
-        part.write_text(render_page(encodable(folder.resolve().name), rows, groups, drawn, manifest, report.findings), encoding="utf-8")
+        part.write_text(render_page(name, rows, groups, figures, manifest, report.findings, report.by_site), encoding="utf-8")
     return report
 
 
-def page_tables(folder: Path) -> list[ResultsTable]:
-    """The tables of the page, those of paired differences last; nothing is written.
+def page_tables(folder: Path, spread: Spread = "ci95") -> list[ResultsTable]:
+    """The tables of the page, those by site and of paired differences last; nothing is written.
 
     Raises:
         UserError: as :func:`write_report`.
     """
     RunFolder(folder).check()
-    groups = group_seeds(grid_rows(folder))
-    return [*results_tables(groups), *difference_tables(groups)]
+    groups = group_seeds((results := read_results(folder)).rows, spread)
+    return [*results_tables(groups), *site_tables(groups, results.clients()), *difference_tables(groups)]

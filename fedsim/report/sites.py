@@ -1,10 +1,11 @@
-"""Clients one by one: what each one's own generator gives it against the one that all share, a dot a client."""
+"""Clients one by one: tables by site, and what each one's own generator gives it against the one that all share, a dot a client."""
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -13,8 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from fedsim.report.figures import INK, MUTED, PAPER, dress, name_epsilons, shades, style
-from fedsim.results.groups import Group, grouped
+from fedsim.report.figures import INK, MUTED, PAPER, SMALL, dress, name_epsilons, shades, style
+from fedsim.report.tables import ONE_SEED, Line, ResultsTable, TableBlock, by_place, claim, epsilon_heads, epsilons, mean_text, spread_words
+from fedsim.results.groups import Group, Interval, grouped
 from fedsim.words import setting
 
 SITES = "sites"
@@ -44,6 +46,98 @@ class SitePanel:
 
     title: str
     dots: Mapping[float | None, Sequence[Dot]]
+
+
+MOST_SITES = 24
+"""So many columns of sites a table has at most; of more clients there is none."""
+_OWN_ROWS = "the site's own real rows"
+_NOTE = "last column: the mean over the sites, of every seed"
+
+Scores = Mapping[str, Mapping[int | None, float]]
+"""Balanced accuracy by site and seed."""
+
+
+def site_tables(groups: Sequence[Group], lines: Iterable[Mapping[str, Any]], digits: int = 3) -> list[ResultsTable]:
+    """Balanced accuracy by site, of clients that were judged one by one and of sites that were left out; methods down, sites across.
+
+    Args:
+        groups: rows averaged over seeds.
+        lines: what ``ResultStore.clients`` gave.
+        digits: behind the decimal point.
+    """
+    by_cell = grouped(lines, lambda line: line["cell_id"])
+    judged: list[tuple[Group, Scores]] = []
+    alone: dict[tuple[object, ...], tuple[Group, Scores]] = {}
+    for group in groups:
+        held = [(row.seed, line) for row in group.rows for line in by_cell.get(row.cell_id, ())]
+        if scores := _by_site((line["name"], seed, line["own_balanced_accuracy"]) for seed, line in held):
+            judged.append((group, scores))
+            own = replace(group, label=_OWN_ROWS, epsilon_target=None, claim=None, yields=None)
+            real = _by_site((line["name"], seed, line["local_only_balanced_accuracy"]) for seed, line in held)
+            alone.setdefault((group.dataset, group.scheme, group.alpha, group.clients), (own, real))
+    judged += [(group, scores) for group, scores in alone.values() if scores]
+    left_out = [(_without_site(group), group) for group in groups if group.rows and group.rows[0].unseen]
+    unseen = grouped(left_out, lambda pair: (pair[0].dataset, *(getattr(pair[0], name) for name in _PLACE)))
+    rest = [
+        (members[0][0], _by_site((row.unseen or "", row.seed, row.balanced_accuracy) for _, group in members for row in group.rows))
+        for members in unseen.values()
+    ]
+    tables = (
+        _table("on the site's own test rows", "sites", judged, digits),
+        _table("on a site that took no part", "unseen-sites", rest, digits),
+    )
+    return [table for table in tables if table is not None]
+
+
+_PLACE = ("scheme", "alpha", "clients", "label", "epsilon_target")
+
+
+def _without_site(group: Group) -> Group:
+    """A group under the name of its data set alone."""
+    return replace(group, dataset=group.dataset.removesuffix(f" ({group.rows[0].unseen} unseen)"))
+
+
+def _by_site(scored: Iterable[tuple[str, int | None, float | None]]) -> Scores:
+    scores: dict[str, dict[int | None, float]] = {}
+    for site, seed, score in scored:
+        if score is not None:
+            scores.setdefault(site, {})[seed] = score
+    return scores
+
+
+def _table(title: str, name: str, held: Sequence[tuple[Group, Scores]], digits: int) -> ResultsTable | None:
+    """A block for every place and epsilon; None without sites, or with too many."""
+    sites = list(dict.fromkeys(site for _, scores in held for site in scores))
+    if not sites or len(sites) > MOST_SITES:
+        return None
+    groups, scores_of = [group for group, _ in held], {id(group): scores for group, scores in held}
+    claims = {label: claim(own) for label, own in grouped(groups, lambda group: group.label).items()} | {_OWN_ROWS: ""}
+    common, places = by_place(groups)
+    seeds = max(len(by_seed) for _, scores in held for by_seed in scores.values())
+    blocks = []
+    for place, members in places.items():
+        for epsilon, head in zip(epsilons(members), epsilon_heads(epsilons(members)), strict=True):
+            own = [group for group in members if group.epsilon_target == epsilon]
+            lines = [_line(group, claims[group.label], scores_of[id(group)], sites, digits) for group in own]
+            blocks.append(TableBlock(" · ".join(filter(None, (place, head))), (), tuple(lines)))
+    return ResultsTable(
+        title=" · ".join(("Balanced accuracy by site", title, *common)),
+        columns=(*sites, "mean"),
+        blocks=tuple(blocks),
+        notes=(spread_words(groups[0].spread, seeds) if seeds > 1 else ONE_SEED, _NOTE),
+        name=name,
+        best=math.inf,
+        digits=digits,
+    )
+
+
+def _line(group: Group, claimed: str, scores: Scores, sites: Sequence[str], digits: int) -> Line:
+    seeds = set.intersection(*(set(by_seed) for by_seed in scores.values()))
+    means = [fmean(by_seed[seed] for by_seed in scores.values()) for seed in sorted(seeds, key=str)]
+    values = [list(scores.get(site, {}).values()) for site in sites] + [means]
+    intervals = [Interval.of(held, group.spread) if held else None for held in values]
+    texts = ("" if interval is None else mean_text(interval, digits) for interval in intervals)
+    return Line(group.label, claimed, tuple(texts), tuple(intervals))
 
 
 def site_panels(groups: Sequence[Group], lines: Iterable[Mapping[str, Any]]) -> list[SitePanel]:
@@ -111,7 +205,7 @@ def _title(panel: SitePanel) -> str:
 
 def _draw(axes: Axes, panel: SitePanel, colours: Mapping[float | None, str], limits: tuple[float, float]) -> None:
     dress(axes, "both", 0.7)
-    axes.tick_params(colors=MUTED, labelcolor=INK, labelsize=7.5, length=2.5, pad=2)
+    axes.tick_params(colors=MUTED, labelcolor=INK, labelsize=SMALL, length=2.5, pad=2)
     axes.plot(limits, limits, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)), zorder=2)
     for epsilon, dots in panel.dots.items():
         colour = colours[epsilon]
@@ -119,12 +213,12 @@ def _draw(axes: Axes, panel: SitePanel, colours: Mapping[float | None, str], lim
         worst = min(dots, key=lambda dot: dot.own)
         axes.scatter([worst.shared], [worst.own], s=70, facecolors="none", edgecolors=colour, linewidths=1.1, zorder=3)
         axes.annotate(
-            worst.name, (worst.shared, worst.own), xytext=(6, -3), textcoords="offset points", fontsize=6.5, color=INK, parse_math=False
+            worst.name, (worst.shared, worst.own), xytext=(6, -3), textcoords="offset points", fontsize=SMALL, color=INK, parse_math=False
         )
     axes.set_xlim(*limits)
     axes.set_ylim(*limits)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(4))
-    axes.set_title(_title(panel), fontsize=8, color=INK, loc="left", pad=4, parse_math=False)
-    axes.set_xlabel("shared", fontsize=7, color=MUTED, labelpad=1, loc="right")
-    axes.set_ylabel("own", fontsize=7, color=MUTED, labelpad=1, loc="top")
+    axes.set_title(_title(panel), fontsize=SMALL, color=INK, loc="left", pad=4, parse_math=False)
+    axes.set_xlabel("shared", fontsize=SMALL, color=MUTED, labelpad=1, loc="right")
+    axes.set_ylabel("own", fontsize=SMALL, color=MUTED, labelpad=1, loc="top")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsim.evaluation.measures import MEASURES
-from fedsim.results.groups import Group, grouped, weakest
+from fedsim.results.groups import Group, Interval, Spread, grouped, weakest
 from fedsim.results.rows import UNDRAWN
 from fedsim.words import number, setting
 
@@ -34,7 +34,12 @@ _CLAIM_NOTES = {
     "heuristic": "the number is not a theorem for that method",
     "refuted": "an audit refutes what is claimed at one budget or more",
 }
-_LARGE = 1e6
+SPREADS = {"ci95": "95 % confidence interval", "sd": "standard deviation", "range": "least to most"}
+TOO_FEW = "the 95 % confidence interval of two seeds is 12.7 times as wide as they are apart: run more, or give report --spread range"
+"""What stands beside means, by the spread that was chosen; and why nothing does."""
+ONE_SEED = "one seed, so no interval"
+LARGE = 1e6
+"""Numbers from it on are written with an exponent."""
 _AXES: tuple[Callable[[Group], str], ...] = (
     lambda group: group.dataset,
     lambda group: group.scheme or "",
@@ -43,13 +48,36 @@ _AXES: tuple[Callable[[Group], str], ...] = (
 )
 
 
+THEOREMS = ("proved", "checked", "stated")
+"""Claims under which a number may be the best of its column; a method without epsilon is best among its own kind."""
+BEST_VALUES: dict[str, float | None] = {
+    "frechet_distance": 0.0,
+    "squared_mmd": 0.0,
+    "real_or_synthetic": 0.5,
+    "client_spread": 0.0,
+    "density": None,
+    "personal_weight": None,
+}
+"""What the best number of a measure would be, where that is not the largest; None: none is best."""
+
+
 @dataclass(frozen=True)
 class Line:
-    """A method: its label, its claim, and a text for every column of values."""
+    """A method: its label, its claim, and a text for every column of values.
+
+    ``intervals`` are the numbers behind the texts, None where a text is none; ``p`` are p-values that stand beside them.
+    """
 
     label: str
     claim: str
     values: tuple[str, ...]
+    intervals: tuple[Interval | None, ...] = ()
+    p: tuple[float | None, ...] = ()
+
+    @property
+    def named(self) -> str:
+        """The label, with a claim that is not "proved"."""
+        return self.label if self.claim in ("proved", "") else f"{self.label} ({CLAIM_WORDS.get(self.claim, self.claim)})"
 
 
 @dataclass(frozen=True)
@@ -65,7 +93,8 @@ class TableBlock:
 class ResultsTable:
     """Title, heads of the value columns, a block for every partition, and notes that belong below.
 
-    ``heads`` are those of the columns before: of the label, and of the claim where lines have one.
+    ``heads`` are those of the columns before: of the label, and of the claim where lines have one. ``name`` is a short one without
+    blanks, ``best`` what the best number of a column would be (None: none is best), ``digits`` those behind the decimal point.
     """
 
     title: str
@@ -73,34 +102,131 @@ class ResultsTable:
     blocks: tuple[TableBlock, ...]
     notes: tuple[str, ...]
     heads: tuple[str, ...] = ("method", "claim")
+    name: str = "results"
+    best: float | None = None
+    digits: int = 3
+
+    def is_best(self, block: TableBlock, line: Line, column: int) -> bool:
+        """Whether a number is the best of its column and block, as far as the digits tell, among two or more whose claim holds."""
+        if self.best is None or line not in (rivals := self._rivals(block, column)) or len(rivals) < 2:
+            return False
+        distances = [_distance(rival, column, self.best, self.digits) for rival in rivals]
+        return _distance(line, column, self.best, self.digits) == min(distances) < max(distances)
+
+    def _rivals(self, block: TableBlock, column: int) -> list[Line]:
+        claims = (*THEOREMS, "not private", "")
+        return [line for line in block.lines if line.claim in claims and line.intervals and line.intervals[column] is not None]
 
     def names(self, line: Line) -> tuple[str, ...]:
         """A line's texts below ``heads``."""
         return (line.label, CLAIM_WORDS.get(line.claim, line.claim))[: len(self.heads)]
 
 
+def _distance(line: Line, column: int, best: float, digits: int) -> float:
+    interval = line.intervals[column]
+    assert interval is not None
+    mean = round(interval.mean, digits)
+    return -mean if best == math.inf else round(abs(mean - best), digits)
+
+
+SHORT_TITLES = {
+    "balanced_accuracy": "balanced accuracy",
+    "worst_class_recall": "worst class",
+    "knn_balanced_accuracy": "nearest neighbours",
+    "mlp_balanced_accuracy": "small network",
+    "client_balanced_accuracy": "clients, mean",
+    "client_worst_balanced_accuracy": "worst client",
+    "client_shared_balanced_accuracy": "clients, shared generator",
+    "personal_accuracy": "interpolated, accuracy",
+    "personal_balanced_accuracy": "interpolated, balanced",
+    "frechet_distance": "Fréchet distance",
+    "coverage": "coverage",
+    "real_or_synthetic": "real or synthetic",
+}
+"""Measures with a table, by what they are called where there is little room: utility first, then clients, then fidelity."""
+
+
+def shown_measures(groups: Sequence[Group], *, terminal: bool = False) -> list[str]:
+    """Every measure that some row has, those of a terminal or all; balanced accuracy always."""
+    known = [*SHORT_TITLES, *(name for name, measure in MEASURES.items() if measure.table and name not in SHORT_TITLES)]
+    first, *others = (name for name in known if not terminal or MEASURES[name].terminal)
+    return [first, *(name for name in others if any(group.interval(name) for group in groups))]
+
+
 def results_tables(groups: Sequence[Group], *, terminal: bool = False) -> list[ResultsTable]:
-    """A table for every measure that some row has, those of a terminal or all; balanced accuracy's always."""
-    first, *others = (name for name, measure in MEASURES.items() if (measure.terminal if terminal else measure.table))
-    return [results_table(groups, name) for name in (first, *(name for name in others if any(group.interval(name) for group in groups)))]
+    """A table for every one of :func:`shown_measures`."""
+    return [results_table(groups, name, once=True) for name in shown_measures(groups, terminal=terminal)]
 
 
-def results_table(groups: Sequence[Group], measure: str = "balanced_accuracy") -> ResultsTable:
-    """A measure, mean ± 95 % confidence half-width over seeds, with its references per partition.
+def results_table(groups: Sequence[Group], measure: str = "balanced_accuracy", digits: int = 3, *, once: bool = False) -> ResultsTable:
+    """A measure, means with the groups' spread over seeds, with its references per partition.
 
     What is the same for all groups (data set, scheme, alpha, clients) stands in the title, the rest over each block.
+
+    Args:
+        groups: rows averaged over seeds.
+        measure: one of :data:`fedsim.evaluation.measures.MEASURES`.
+        digits: behind the decimal point.
+        once: whether methods that are the same at every alpha and number of clients have a block of their own instead of a line in each.
     """
     common, members = by_place(groups)
     columns = epsilons(groups)
     seeds = max((len(group.rows) for group in groups), default=0)
+    everywhere = same_everywhere(groups, [measure]) if once else set()
+    elsewhere = {place: [group for group in block if group.label not in everywhere] for place, block in members.items()}
+    first = [group for group in first_places(groups) if group.label in everywhere]
     return ResultsTable(
         title=" · ".join((MEASURES[measure].title, *common)),
         columns=epsilon_heads(columns),
-        blocks=tuple(
-            TableBlock(place, _references(block, measure), _lines(block, columns, seeds, measure)) for place, block in members.items()
+        blocks=(
+            *(
+                TableBlock(" · ".join(filter(None, (place, EVERYWHERE))), (), _lines(block, columns, seeds, measure, digits))
+                for place, block in by_place(first)[1].items()
+            ),
+            *(
+                TableBlock(place, _references(members[place], measure, digits), _lines(block, columns, seeds, measure, digits))
+                for place, block in elsewhere.items()
+            ),
         ),
-        notes=(*_notes(groups, seeds, measure), *_classifiers(groups, measure)),
+        notes=(*_notes(groups, seeds, measure), *([WHY_EVERYWHERE] if everywhere else []), *_classifiers(groups, measure)),
+        name=measure,
+        best=BEST_VALUES.get(measure, math.inf),
+        digits=digits,
     )
+
+
+EVERYWHERE = "every α and number of clients"
+WHY_EVERYWHERE = f"{EVERYWHERE}: the numbers are the same, so they stand here once; they depend on all rows together, whoever holds them"
+
+
+def same_everywhere(groups: Sequence[Group], measures: Sequence[str]) -> set[str]:
+    """Labels of methods that have equal values of every measure at each of two or more alphas and numbers of clients."""
+    differing, labels = set[str](), set[str]()
+    for members in grouped(groups, lambda group: (group.dataset, group.scheme)).values():
+        places = grouped(members, lambda group: (group.alpha, group.clients)).values()
+        values: dict[str, list[object]] = {}
+        for place in places:
+            for label, own in grouped(place, lambda group: group.label).items():
+                values.setdefault(label, []).append([(group.epsilon_target, group.values_by_seed(measures)) for group in own])
+        labels |= values.keys()
+        differing |= {
+            label for label, found in values.items() if len(places) < 2 or len(found) < len(places) or found.count(found[0]) < len(found)
+        }
+    return labels - differing
+
+
+def shown_once(groups: Sequence[Group], everywhere: Collection[str]) -> list[Group]:
+    """The groups of first places, and of the others where some method is not the same everywhere."""
+    first = list(map(id, first_places(groups)))
+    places = grouped(groups, lambda group: (group.dataset, group.scheme, group.alpha, group.clients)).values()
+    shown = [place for place in places if id(place[0]) in first or any(group.label not in everywhere for group in place)]
+    return [group for place in shown for group in place]
+
+
+def first_places(groups: Sequence[Group]) -> list[Group]:
+    """The groups of the first alpha and number of clients of each data set and scheme."""
+    first = {(group.dataset, group.scheme): (group.alpha, group.clients) for group in reversed(groups)}
+    return [group for group in groups if first[group.dataset, group.scheme] == (group.alpha, group.clients)]
 
 
 def by_place(groups: Sequence[Group]) -> tuple[list[str], dict[str, list[Group]]]:
@@ -132,14 +258,15 @@ class TerminalTable:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the title, a table for every block, and the notes."""
-        wide = [["method", *self.table.columns], *([_named(line), *line.values] for line in self._all_lines())]
+        wide = [["method", *self.table.columns], *([line.named, *line.values] for line in self._all_lines())]
         widths = [max(map(cell_len, column)) for column in zip(*wide, strict=True)]
         fits = sum(widths) + 2 * len(widths) <= options.max_width
         yield Text(self.table.title, style="bold")
         for block in self.table.blocks:
             yield Text("")
             yield self._head(block)
-            yield self._wide(block, widths) if fits else self._narrow(block)
+            if block.lines:
+                yield self._wide(block, widths) if fits else self._narrow(block)
         yield Text("\n".join(("", *self.table.notes)), style="dim")
 
     def _all_lines(self) -> list[Line]:
@@ -154,7 +281,7 @@ class TerminalTable:
         for position, (name, width) in enumerate(zip(("method", *self.table.columns), widths, strict=True)):
             shown.add_column(Text(name), justify="right" if position else "left", width=width, no_wrap=True)
         for line in block.lines:
-            shown.add_row(Text(_named(line)), *map(Text, line.values))
+            shown.add_row(Text(line.named), *map(Text, line.values))
         return shown
 
     def _narrow(self, block: TableBlock) -> Table:
@@ -165,25 +292,26 @@ class TerminalTable:
         for line in block.lines:
             values = [(name, value) for name, value in zip(self.table.columns, line.values, strict=True) if value]
             for position, (name, value) in enumerate(values):
-                shown.add_row(Text(_named(line) if position == 0 else ""), Text(name), Text(value))
+                shown.add_row(Text(line.named if position == 0 else ""), Text(name), Text(value))
         return shown
 
 
-def rich_tables(groups: Sequence[Group]) -> RichGroup:
-    """The results tables of some groups, for ``Console.print``."""
-    return RichGroup(*map(TerminalTable, results_tables(groups, terminal=True)))
+def rich_tables(groups: Sequence[Group], more: Sequence[ResultsTable] = ()) -> RichGroup:
+    """The results tables of some groups, and more tables, for ``Console.print``."""
+    return RichGroup(*map(TerminalTable, (*results_tables(groups, terminal=True), *more)))
 
 
-def _named(line: Line) -> str:
-    return line.label if line.claim in ("proved", "") else f"{line.label} ({CLAIM_WORDS.get(line.claim, line.claim)})"
-
-
-def _lines(groups: Sequence[Group], columns: Sequence[float | None], seeds: int, measure: str) -> tuple[Line, ...]:
+def _lines(groups: Sequence[Group], columns: Sequence[float | None], seeds: int, measure: str, digits: int) -> tuple[Line, ...]:
     by_label: dict[str, dict[float | None, Group]] = {}
     for group in groups:
         by_label.setdefault(group.label, {})[group.epsilon_target] = group
     return tuple(
-        Line(label, claim(list(cells.values())), tuple(_value(cells.get(column), seeds, measure) for column in columns))
+        Line(
+            label,
+            claim(list(cells.values())),
+            tuple(_value(cells.get(column), seeds, measure, digits) for column in columns),
+            tuple(cells[column].interval(measure) if column in cells else None for column in columns),
+        )
         for label, cells in by_label.items()
     )
 
@@ -199,25 +327,30 @@ def claim(groups: Sequence[Group]) -> str:
     return weakest({group.claim for group in finite or groups}) or ""
 
 
-def _value(group: Group | None, seeds: int, measure: str) -> str:
+def _value(group: Group | None, seeds: int, measure: str, digits: int) -> str:
     if group is None:
         return ""
     interval = group.interval(measure)
     if interval is None:
         return "" if group.rows else next((status for status in reversed(UNDRAWN) if getattr(group, status)), "")
-    spread = "" if interval.half_width is None else f"±{_number(interval.half_width)}"
     missing = f" (n={interval.count})" if interval.count < seeds else ""
-    return f"{_number(interval.mean)}{spread}{missing}"
+    return mean_text(interval, digits) + missing
 
 
-def _number(value: float) -> str:
-    """To three decimals; a large one, that no column holds, to four digits."""
-    return number(value, 4) if abs(value) >= _LARGE else f"{value:.3f}"
+def mean_text(interval: Interval, digits: int = 3) -> str:
+    """A mean with what stands beside it."""
+    beside = "" if interval.beside is None else f"±{decimal(interval.beside, digits)}"
+    return decimal(interval.mean, digits) + beside
 
 
-def _references(groups: Sequence[Group], measure: str) -> tuple[tuple[str, str], ...]:
+def decimal(value: float, digits: int = 3) -> str:
+    """To so many decimals; a large one, that no column holds, to four digits."""
+    return number(value, 4) if abs(value) >= LARGE else f"{value:.{digits}f}"
+
+
+def _references(groups: Sequence[Group], measure: str, digits: int) -> tuple[tuple[str, str], ...]:
     levels = [(name, reference(groups, field)) for name, field in MEASURES[measure].references]
-    return tuple((name, f"{level:.3f}") for name, level in levels if level is not None)
+    return tuple((name, decimal(level, digits)) for name, level in levels if level is not None)
 
 
 def reference(groups: Sequence[Group], measure: str) -> float | None:
@@ -235,13 +368,22 @@ def _classifiers(groups: Sequence[Group], measure: str) -> tuple[str, ...]:
     return (f"classifiers, which generate no rows: {', '.join(labels)}",) if labels else ()
 
 
+def spread_words(spread: Spread, seeds: int) -> str:
+    """What stands beside a mean over two seeds or more."""
+    if spread == "ci95":
+        shown = f"mean ± half-width of the Student-t 95 % confidence interval over {seeds} seeds"
+        return shown if seeds > 2 else f"mean over 2 seeds, without intervals: {TOO_FEW}"
+    return f"mean ± {'standard deviation' if spread == 'sd' else 'half the range'} over {seeds} seeds"
+
+
 def _notes(groups: Sequence[Group], seeds: int, measure: str) -> tuple[str, ...]:
     notes = []
     if seeds == 1:
-        notes.append("one seed, so no interval")
+        notes.append(ONE_SEED)
     elif seeds:
-        notes.append(f"mean ± half-width of the Student-t 95 % confidence interval over {seeds} seeds")
-    if any(interval.half_width is None and interval.count > 1 for group in groups if (interval := group.interval(measure))):
+        notes.append(spread_words(groups[0].spread, seeds))
+    few = 1 if groups and groups[0].spread != "ci95" else 2
+    if any(interval.half_width is None and interval.count > few for group in groups if (interval := group.interval(measure))):
         notes.append("no ±: each seed gave the same")
     if (judges := len({row.judged for group in groups for row in group.rows})) > 1:
         notes.append(f"scores are from {judges} states of the code that judges: fedsim judge scores saved generators anew")

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from safetensors.torch import save
 
 from fedsim.data.arrays import check_target, write_npz, write_sidecar
+from fedsim.data.parquet import read_parquet_manifest, write_parquet
 from fedsim.errors import UserError
 from fedsim.evaluation.judge import synthesise
 from fedsim.files import replaced, unread
@@ -247,13 +248,23 @@ class SavedGenerator:
         }
 
     def save(self, out: Path | str, per_class: int = 200, seed: int | None = None) -> dict[str, Any]:
-        """Write the rows of :meth:`synthesise` into an .npz file, with their manifest, also as JSON beside it; returns the manifest."""
+        """Write the rows of :meth:`synthesise` into an .npz or .parquet file, with their manifest, also as JSON beside it.
+
+        Returns:
+            The manifest.
+
+        Raises:
+            UserError: the file cannot be written, or pyarrow is missing.
+        """
         out = Path(out)
-        check_target(out)
+        check_target(out, *((".parquet", read_parquet_manifest) if out.suffix == ".parquet" else ()))
         x, y = self.synthesise(per_class, seed)
         manifest = self.manifest(per_class, seed)
-        names = {"class_names": np.array(manifest["class_names"])} if manifest["class_names"] else {}
-        write_npz(out, (len(x), x.shape[1]), "float32", [x], {"y": y, **names}, manifest)
+        names = manifest["class_names"]
+        if out.suffix == ".parquet":
+            write_parquet(out, x, y, names or list(map(str, range(self.facts.task.classes))), manifest)
+        else:
+            write_npz(out, (len(x), x.shape[1]), "float32", [x], {"y": y, **({"class_names": np.array(names)} if names else {})}, manifest)
         write_sidecar(out, manifest)
         return manifest
 
@@ -366,6 +377,13 @@ def _as_row(facts: GeneratorFacts) -> Row:
         accountant=facts.accountant,
         **private,
     )
+
+
+def row_of_facts(generator: SavedGenerator) -> Row:
+    """What a generator that may leave the simulation says of its privacy as a row: public facts alone, as a package holds them."""
+    facts = generator.facts.model_copy(update={"cell": releasable(generator.facts.cell)})
+    counted_by = None if generator.row is None else generator.row.counted_by
+    return _as_row(facts).model_copy(update={"counted_by": counted_by})
 
 
 def _is_kept(line: Mapping[str, Any] | None) -> bool:

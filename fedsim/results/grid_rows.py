@@ -24,6 +24,7 @@ class _Manifest(BaseModel):
 
     cells: list[_Cell] | None = None
     refused: list[_Refused] | None = None
+    methods: list[_Method] = []
     hardware: dict[str, Any] = {}
 
 
@@ -34,6 +35,12 @@ class _Cell(BaseModel):
     ceiling: str = ""
     local_only: str = ""
     audit: str | None = None
+
+
+class _Method(BaseModel):
+    label: str
+    text: str
+    source: str
 
 
 class _Refused(BaseModel):

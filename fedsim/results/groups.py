@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from scipy.special import stdtrit
 
@@ -19,6 +19,10 @@ EQUAL = 1e-12
 """Numbers that differ by less are the same but for rounding."""
 
 
+Spread = Literal["ci95", "sd", "range"]
+"""How a score varies over seeds: Student-t 95 % confidence interval of the mean, standard deviation, or least and most."""
+_FEWEST = 3
+"""Seeds of a confidence interval that is shown: one of two is 12.7 times as wide as they are apart."""
 _Key = TypeVar("_Key")
 _Thing = TypeVar("_Thing")
 
@@ -39,20 +43,32 @@ class Interval:
         mean: over ``count`` seeds.
         half_width: None for a single seed, and for equal values: they say that seeds change nothing, not that nothing is uncertain.
         count: how many seeds have a value.
+        ends: what is shown beside the mean; None where the half-width is, and where a confidence interval has fewer than three seeds.
     """
 
     mean: float
     half_width: float | None
     count: int
+    ends: tuple[float, float] | None = None
+
+    @property
+    def beside(self) -> float | None:
+        """What stands behind ± beside the mean: half of what lies between the ends."""
+        return None if self.ends is None else (self.ends[1] - self.ends[0]) / 2
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Interval:
-        """The interval of at least one value: ``t_{0.975, n-1} * s / sqrt(n)`` around the mean."""
+    def of(cls, values: Sequence[float], spread: Spread = "ci95") -> Interval:
+        """The interval of at least one value: ``t_{0.975, n-1} * s / sqrt(n)`` around the mean, and the ends of a ``spread``."""
         n = len(values)
-        mean = fmean(values)
-        if max(values) - min(values) < EQUAL:
+        mean, least, most = fmean(values), min(values), max(values)
+        if most - least < EQUAL:
             return cls(mean, None, n)
-        return cls(mean, float(stdtrit(n - 1, 0.975)) * math.dist(values, [mean] * n) / math.sqrt(n * (n - 1)), n)
+        deviation = math.dist(values, [mean] * n) / math.sqrt(n - 1)
+        half_width = float(stdtrit(n - 1, 0.975)) * deviation / math.sqrt(n)
+        if spread == "ci95" and n < _FEWEST:
+            return cls(mean, half_width, n)
+        reach = deviation if spread == "sd" else half_width
+        return cls(mean, half_width, n, (least, most) if spread == "range" else (mean - reach, mean + reach))
 
 
 @dataclass(frozen=True)
@@ -81,6 +97,7 @@ class Group:
     overspent: int
     unaccounted: int
     refuted: int
+    spread: Spread = "ci95"
 
     @property
     def classifies(self) -> bool:
@@ -90,7 +107,7 @@ class Group:
     def interval(self, measure: str) -> Interval | None:
         """Mean and confidence interval of a row's field over the seeds; None where no row has it."""
         values = self._values(measure)
-        return Interval.of(values) if values else None
+        return Interval.of(values, self.spread) if values else None
 
     def mean(self, measure: str) -> float | None:
         """Mean of a row's field over the seeds; None where no row has it."""
@@ -101,6 +118,10 @@ class Group:
         """Largest value of a row's field over the seeds; None where no row has it."""
         return max(self._values(measure), default=None)
 
+    def values_by_seed(self, measures: Sequence[str]) -> list[tuple[int | None, *tuple[float | None, ...]]]:
+        """Every seed with its values of some fields."""
+        return [(row.seed, *map(row.value, measures)) for row in self.rows]
+
     def _values(self, measure: str) -> list[float]:
         return [value for row in self.rows if (value := row.value(measure)) is not None]
 
@@ -108,11 +129,15 @@ class Group:
 SETTING = ("dataset", "scheme", "algorithm", "label", "alpha", "clients", "epsilon_target", "delta", "unit", "trust")
 
 
-def group_seeds(rows: Iterable[Row]) -> list[Group]:
+def group_seeds(rows: Iterable[Row], spread: Spread = "ci95") -> list[Group]:
     """The rows as groups over seeds, by data set, alpha, clients, label, epsilon; data sets and labels as they first appear.
 
     A label that stands for several parameter sets gets the differing parameters appended, so that no two groups of
     different parameters share a name.
+
+    Args:
+        rows: in any order.
+        spread: what stands beside their means.
     """
     rows = list(rows)
     params = [dump(row.params) for row in rows]
@@ -124,7 +149,7 @@ def group_seeds(rows: Iterable[Row]) -> list[Group]:
         return (*(getattr(row, name) for name in SETTING), row.dataset_hash, spelled, dump(row.evaluation))
 
     return sorted(
-        (_group([row for row, _ in pairs]) for pairs in grouped(zip(rows, params, strict=True), place).values()),
+        (_group([row for row, _ in pairs], spread) for pairs in grouped(zip(rows, params, strict=True), place).values()),
         key=lambda g: (
             order[g.dataset],
             _last(g.alpha),
@@ -136,7 +161,7 @@ def group_seeds(rows: Iterable[Row]) -> list[Group]:
     )
 
 
-def _group(members: list[Row]) -> Group:
+def _group(members: list[Row], spread: Spread) -> Group:
     # A seed counts once; a later row of the same seed is the newer result.
     averaged = {row.seed: row for row in members if row.status == "ok"}
     scopes = dict.fromkeys(row.scope for row in members if row.scope is not None)
@@ -154,6 +179,7 @@ def _group(members: list[Row]) -> Group:
         overspent=statuses["overspent"],
         unaccounted=statuses["unaccounted"],
         refuted=statuses["refuted"],
+        spread=spread,
     )
 
 

@@ -37,18 +37,38 @@ class Difference:
     p_holm: float | None = None
 
 
-def paired_differences(groups: Sequence[Group], value: Callable[[Row], float | None]) -> list[Difference]:
-    """Every two methods of one place and budget, the earlier minus the later, over the seeds that both have.
+def same_budget(first: Group, second: Group) -> bool:
+    """Whether two methods have the same epsilon, delta, unit and trust; methods without an epsilon have one budget, too."""
+    return all(getattr(first, name) == getattr(second, name) for name in _BUDGET)
 
-    Methods without an epsilon have one budget, too. Rows are a pair where seed, data and partition are the same. Two methods that share
-    fewer than 2 seeds give nothing.
+
+def price_of_privacy(first: Group, second: Group) -> bool:
+    """Whether the first one is private and the second is not: another method without noise, or the same one at epsilon = ∞."""
+    if not _is_private(first) or _is_private(second):
+        return False
+    return second.epsilon_target is None or first.label == second.label
+
+
+def _is_private(group: Group) -> bool:
+    return group.epsilon_target is not None and math.isfinite(group.epsilon_target)
+
+
+def paired_differences(
+    groups: Sequence[Group],
+    value: Callable[[Row], float | None],
+    compared: Callable[[Group, Group], bool] = same_budget,
+) -> list[Difference]:
+    """Every two methods of one place that are ``compared``, the earlier minus the later, over the seeds that both have.
+
+    Rows are a pair where seed, data and partition are the same. Two methods that share fewer than 2 seeds give nothing.
 
     Args:
         groups: as ``group_seeds`` gives them, of any places.
         value: a row's measure; None where it has none.
+        compared: whether a difference is wanted, the first minus the second; asked in both orders, the earlier one first.
     """
     places = grouped(groups, lambda group: tuple(getattr(group, name) for name in PLACE_FIELDS))
-    return [difference for members in places.values() for difference in _corrected(list(_differences(members, value)))]
+    return [difference for members in places.values() for difference in _corrected(list(_differences(members, value, compared)))]
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -72,10 +92,16 @@ def paired_t_test(differences: Sequence[float]) -> float | None:
     return 2 * float(stdtr(n - 1, -abs(fmean(differences)) * math.sqrt(n) / spread))
 
 
-def _differences(groups: Iterable[Group], value: Callable[[Row], float | None]) -> Iterator[Difference]:
+def _differences(
+    groups: Iterable[Group], value: Callable[[Row], float | None], compared: Callable[[Group, Group], bool]
+) -> Iterator[Difference]:
     """Those of one place, uncorrected."""
-    for first, second in combinations(groups, 2):
-        if any(getattr(first, name) != getattr(second, name) for name in _BUDGET):
+    for one, other in combinations(groups, 2):
+        if compared(one, other):
+            first, second = one, other
+        elif compared(other, one):
+            first, second = other, one
+        else:
             continue
         others = {_draw(row): score for row in second.rows if (score := value(row)) is not None}
         paired = [score - others[_draw(row)] for row in first.rows if _draw(row) in others and (score := value(row)) is not None]

@@ -22,13 +22,13 @@ def write_summary(groups: Iterable[Group], path: Path) -> None:
     references and seconds. Infinity is ``inf``; the half-width of a single seed is empty. A text that a spreadsheet would take for a
     formula begins with an apostrophe.
     """
-    lines = [{name: _inert(value) for name, value in _summary_line(group).items()} for group in groups]
+    lines = [{name: inert(value) for name, value in _summary_line(group).items()} for group in groups]
     frame = pd.DataFrame(lines, columns=_columns())
     with replaced(path) as part:
         frame.to_csv(part, index=False)
 
 
-def _inert(value: Any) -> Any:
+def inert(value: Any) -> Any:
     """A text as a spreadsheet shows it; a carriage return, which would end its line, is a blank."""
     if not isinstance(value, str):
         return value

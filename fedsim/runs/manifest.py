@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import platform
@@ -21,7 +22,9 @@ from fedsim import __version__
 from fedsim.errors import UserError
 from fedsim.files import replaced
 from fedsim.grid.models import Grid
+from fedsim.methods.algorithm import Algorithm
 from fedsim.planning.prepare import Prepared
+from fedsim.plugins.registry import lookup
 from fedsim.results.folder import RunFolder
 from fedsim.results.join import Entry
 
@@ -58,10 +61,19 @@ def write_manifest(folder: RunFolder, prepared: Prepared, entries: Sequence[Entr
         "started": now(),
         "release": RELEASE_WORDS[prepared.grid.privacy.noise],
         "grid": prepared.grid.model_dump(mode="json"),
+        "methods": [
+            _method(entry.display, lookup(entry.name)) for i, entry in enumerate(prepared.grid.algorithms) if i not in prepared.refused
+        ],
         "refused": [{"algorithm": prepared.grid.algorithms[i].display, "error": str(error)} for i, error in prepared.refused.items()],
         "cells": [asdict(entry) for entry in entries],
     }
     _save(folder, manifest)
+
+
+def _method(label: str, cls: type[Algorithm]) -> dict[str, str]:
+    """A method for readers who do not know it: what its class says it is, and the paper that it follows."""
+    text = inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0]
+    return {"label": label, "text": " ".join(text.replace("`", "").split()), "source": cls.source}
 
 
 def _save(folder: RunFolder, manifest: Mapping[str, Any]) -> None:

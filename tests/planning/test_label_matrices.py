@@ -42,6 +42,17 @@ def test_with_a_site_unseen_the_partition_is_that_of_the_others(tmp_path):
     assert shown == [trial.partition.fingerprint for trial in prepare(grid, NODES).trials]
     assert len(set(shown)) == len(SITES)
     assert {matrix.dataset for matrix in drawn_matrices(prepare(grid, NODES))} == {matrix.dataset for matrix in label_matrices(grid)}
+    assert [matrix.sites for matrix in label_matrices(grid)] == [SITES[1:], (SITES[0], SITES[2]), SITES[:2]]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "clients", "names"), [("column", 3, SITES), ("column-dirichlet", 4, ("north 0", "south 1", "south 2", "west 3"))]
+)
+def test_clients_by_site_are_called_by_it_with_a_number_where_several_are_of_one(tmp_path, scheme, clients, names):
+    dataset = {"npz": str(digits_of_sites(tmp_path)), "overlap": "keep"}
+    grid = small_grid("dp-gaussian", dataset=dataset, partition={"scheme": scheme, "column": "site"}, clients=clients)
+    (made,), (drawn,) = label_matrices(grid), drawn_matrices(prepare(grid, NODES))
+    assert made.sites == drawn.sites == names
 
 
 def test_a_report_draws_the_partitions_of_the_first_seed():

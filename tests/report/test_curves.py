@@ -1,4 +1,5 @@
 import math
+import re
 from itertools import pairwise
 
 import pytest
@@ -9,7 +10,7 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.image import imread
 
 from fedsim.report.curves import CURVES, draw_curves
-from fedsim.report.figures import MUTED, PAPER, SERIES, inline_svg, save_figure, svg_text
+from fedsim.report.figures import MUTED, PAPER, SERIES, drawn, save_figure, svg_text
 from fedsim.report.lines import Axis
 from fedsim.results.groups import group_seeds
 
@@ -183,8 +184,9 @@ def test_every_panels_own_references_lie_inside_its_axes(row):
     ]
     for axes, values in zip(panels(rows), levels.values(), strict=True):
         low, high = axes.get_ylim()
-        assert low <= min(values)
-        assert max(values) <= high
+        ceiling, local_only, _ = values
+        assert low <= local_only
+        assert ceiling <= high
 
 
 def test_every_bar_lies_inside_its_axes(row):
@@ -199,7 +201,8 @@ def test_every_bar_lies_inside_its_axes(row):
 def test_names_of_references_at_one_level_stand_apart(row):
     axes = panels([row(ceiling_balanced_accuracy=0.9, local_only_balanced_accuracy=0.9)])[0]
     heights = sorted(text.xy[1] for text in axes.texts)
-    assert min(b - a for a, b in pairwise(heights)) > 0.04
+    low, high = axes.get_ylim()
+    assert min(b - a for a, b in pairwise(heights)) > 0.07 * (high - low)
 
 
 def test_the_legend_and_the_names_lie_outside_the_data(quickstart):
@@ -250,14 +253,61 @@ def test_a_picture_that_cannot_be_written_leaves_the_old_one(quickstart, tmp_pat
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_the_inline_picture_takes_its_colours_from_the_page(quickstart):
-    svg = inline_svg(svg_text(draw_curves(group_seeds(quickstart))), "Curves", "curves")
-    assert svg.startswith('<svg role="img" aria-label="Curves"')
+def test_in_a_page_panels_and_names_are_apart_and_take_their_colours_from_it(quickstart):
+    figure = draw_curves(group_seeds(quickstart))
+    parts = drawn(figure, svg_text(figure), "curves", "Curves").parts
+    assert [part.kind for part in parts] == ["name"] * 3 + ["panel"] * 2 + ["caption"]
+    assert [part.text for part in parts[:5]] == ["fedhypevae", "weight-noise", "fedavg-cvae (not private)", "α = 0.1", "α = 1"]
+    svg = "".join(part.svg for part in parts)
     assert "var(--ink)" in svg
     assert "var(--series-2)" in svg
     assert not any(colour in svg for colour in (*SERIES, MUTED, PAPER))
-    assert "<style" not in svg
-    assert "<metadata" not in svg
+    assert all(part.svg.count("<g") == part.svg.count("</g>") > 0 for part in parts[:5])
+
+
+def test_a_panel_holds_all_that_is_written_beside_its_axes(quickstart):
+    figure = draw_curves(group_seeds(quickstart))
+    parts = drawn(figure, svg_text(figure), "curves", "Curves").parts
+    for axes, part in zip(figure.axes, (part for part in parts if part.kind == "panel"), strict=True):
+        left, top, width, height = map(float, re.match('viewBox="([^"]*)"', part.svg)[1].split())
+        for text in (*axes.texts, axes.xaxis.label):
+            box = text.get_window_extent()
+            assert left <= box.x0 <= box.x1 <= left + width
+            assert top <= figure.bbox.height - box.y1 <= figure.bbox.height - box.y0 <= top + height
+        assert part.width == pytest.approx(width * 96 / 72, abs=0.01)
+
+
+def test_methods_that_are_the_same_everywhere_are_drawn_once_and_pale_beside_others(row):
+    def rows(label, scores):
+        return [row(cell_id=f"{label}{alpha}", label=label, alpha=alpha, balanced_accuracy=score) for alpha, score in scores.items()]
+
+    same = rows("same", {0.1: 0.5, 1.0: 0.5})
+    (panel,) = panels(same)
+    assert panel.get_title(loc="left") == "every α and number of clients"
+    first, second = panels(same + rows("other", {0.1: 0.6, 1.0: 0.7}))
+    assert [axes.get_title(loc="left") for axes in (first, second)] == ["α = 0.1", "α = 1"]
+    assert [[line.get_alpha() for line in axes.lines if line.get_color() == SERIES[0]] for axes in (first, second)] == [
+        [None] * 2,
+        [0.35] * 2,
+    ]
+    assert solid_points(second, SERIES[1]) == [0.7]
+    caption = draw_curves(group_seeds(same)).legends[0].get_title().get_text()
+    assert "same: the same at every α and number of clients" in " ".join(caption.split())
+
+
+def test_the_y_axis_fits_what_is_drawn_and_is_marked_where_it_does_not_begin_at_0(row):
+    high, low = (
+        panels([row(cell_id=str(i), epsilon_target=float(i + 1), balanced_accuracy=base + i / 100, **LEVELS) for i in range(2)])[0]
+        for base in (0.9, 0.2)
+    )
+    assert 0.7 < high.get_ylim()[0] < 0.86
+    assert "chance 0.10 ↓" in [text.get_text() for text in high.texts]
+    assert low.get_ylim()[0] == 0
+    marks = [[line for line in axes.lines if line.get_transform() == axes.transAxes] for axes in (high, low)]
+    assert [len(lines) for lines in marks] == [1, 0]
+
+
+LEVELS = {"ceiling_balanced_accuracy": 0.95, "local_only_balanced_accuracy": 0.86, "chance": 0.1}
 
 
 def test_an_audit_is_a_tick_under_its_point_at_the_epsilon_that_it_refutes(row):

@@ -10,7 +10,7 @@ from matplotlib.image import imread
 from rows import add_lines, add_rows, make_row
 
 from fedsim.report.diagnostics import DIAGNOSTICS, DIAGNOSTICS_NOT_PRIVATE, Rounds, draw_diagnostics, round_frame, settings
-from fedsim.report.figures import MUTED, SHADES, inline_svg, save_figure, svg_text
+from fedsim.report.figures import MUTED, SHADES, drawn, save_figure, svg_text
 from fedsim.results.grid_rows import grid_rounds
 from fedsim.training.trial import run_trial
 
@@ -204,8 +204,10 @@ def test_the_files_are_the_same_every_time_and_say_that_they_are_not_private(tmp
 
 
 def test_in_a_page_colours_are_variables_and_ids_are_its_own(grid):
-    svg = inline_svg(svg_text(figure_of(*grid)), "Diagnostics", "diagnostics")
-    assert svg.startswith("<svg role")
+    figure = figure_of(*grid)
+    parts = drawn(figure, svg_text(figure), "diagnostics", "Diagnostics").parts
+    assert "heading" in [part.kind for part in parts]
+    svg = "".join(part.svg for part in parts)
     assert "#" not in svg.replace('href="#diagnostics-', "").replace("url(#diagnostics-", "").replace("&#", "")
     assert all(f"var(--shade-{position})" in svg for position in (0, 3, 6))
     assert svg.count('id="') == svg.count('id="diagnostics-')

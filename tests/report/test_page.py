@@ -1,15 +1,20 @@
 import json
+import math
 import re
 import shutil
 import subprocess
+from html import escape, unescape
 from html.parser import HTMLParser
+from itertools import product
 
+import numpy as np
 import pytest
 from benches import PATIENCE
 from matplotlib.figure import Figure
 from rows import add_lines, add_rows
 
 from fedsim.errors import UserError
+from fedsim.partition.matrix import LabelMatrix, write_partitions
 from fedsim.report import report
 from fedsim.report.diagnostics import DIAGNOSTICS_NOT_PRIVATE
 from fedsim.report.figures import SERIES, SHADES
@@ -54,6 +59,16 @@ def folder_with(tmp_path, rows, manifest=None, records=()):
 
 def sections(page):
     return [attributes["id"] for tag, attributes in page.tags if tag == "section"]
+
+
+def panels(page):
+    return [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg" and "aria-label" in attributes]
+
+
+ROUND_PANELS = (
+    *("loss: reconstruction", "loss: weighted KL", "loss: kernel score", "loss: Lipschitz", "KL, nats an example"),
+    *("norm before clipping", "clipped fraction", "noise norm / signal norm", "generated norms (– – prior)", "cross-client MMD²"),
+)
 
 
 def page_of(folder):
@@ -114,7 +129,10 @@ def test_every_text_is_escaped_and_nothing_is_loaded(hostile):
     assert hostile.text.count(HOSTILE) >= 8
     attributes = [named for _, tag in hostile.tags for named in tag.items()]
     assert not {"src", "srcset", "data", "action", "background"} & {name for name, _ in attributes}
-    assert all(value.startswith("#") for name, value in attributes if name in ("href", "xlink:href"))
+    links = [value for name, value in attributes if name in ("href", "xlink:href")]
+    assert all(value.startswith(("#", "https://arxiv.org/abs/")) for value in links)
+    ids = {value for name, value in attributes if name == "id"}
+    assert {value[1:] for value in links if value.startswith("#")} <= ids
     assert not [name for name, _ in attributes if name.startswith("on")]
 
 
@@ -126,6 +144,30 @@ def test_the_page_says_what_failed_what_was_overspent_or_unaccounted_and_what_th
         *("it follows from a seed that stands in the results", "aggregate, that is only the sum over clients is seen"),
     ):
         assert words in text
+
+
+def test_a_stranger_reads_what_ran_and_what_each_method_is_with_its_paper(tmp_path, row):
+    methods = [{"label": "a", "text": f"A {HOSTILE} method.", "source": f"{HOSTILE} 2017, arXiv 1602.05629; Sohn et al. 2015"}]
+    rows = [row(cell_id=f"{label}{seed}", label=label, seed=seed) for label in ("a", "ab") for seed in (0, 1)]
+    cells = [{"cell_id": each.cell_id, "label": each.label} for each in rows]
+    page = page_of(folder_with(tmp_path, rows, {"cells": cells, "methods": methods}))
+    text = " ".join(page.text.split())
+    assert "digits · partition dirichlet · α = 0.1 · 10 clients · ε = 1 · δ = 0.0001 · unit example, trust aggregate · 2 seeds" in text
+    assert text.count(f"A {HOSTILE} method. {HOSTILE} 2017, arXiv 1602.05629; Sohn et al. 2015") == 1
+    links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
+    assert "https://arxiv.org/abs/1602.05629" in links
+    assert {link[1:] for link in links if link.startswith("#")} == set(sections(page))
+    assert "Two seeds, so no bars and no intervals" in text
+
+
+def test_one_section_has_every_measure_and_what_is_below_all_tables_once(tmp_path, row):
+    scores = {"coverage": 0.5, "worst_class_recall": 0.1, "client_balanced_accuracy": 0.4, "frechet_distance": 2.0}
+    page = page_of(folder_with(tmp_path, [row(cell_id=f"{seed}", seed=seed, **scores) for seed in range(3)]))
+    tabs = [attributes["id"] for tag, attributes in page.tags if tag == "input"]
+    assert tabs == [attributes["for"] for tag, attributes in page.tags if tag == "label"] == [f"measure-{i}" for i in range(1, 6)]
+    names = ("balanced accuracy", "worst class", "clients, mean", "Fréchet distance", "coverage")
+    assert [page.text.index(f"{name}\n") for name in names] == sorted(page.text.index(f"{name}\n") for name in names)
+    assert page.text.count("mean ± half-width of the Student-t 95 % confidence interval") == 1
 
 
 def test_the_tables_of_the_page_are_read_without_writing(tmp_path, quickstart):
@@ -144,7 +186,7 @@ def test_a_figure_is_one_line_of_figures(tmp_path, quickstart, monkeypatch):
     monkeypatch.setattr(report, "FIGURES", (*FIGURES, ("seeds", "Seeds <in> order", draw), ("none", "Nothing", lambda shown: None)))
     folder = folder_with(tmp_path, quickstart)
     page = page_of(folder)
-    assert sections(page) == ["curves", "results", "diagnostics", "seeds", "privacy", "cells", "manifest"]
+    assert sections(page) == ["curves", "results", "methods", "privacy", "seeds", "cells", "manifest", "diagnostics"]
     assert "Seeds <in> order" in page.text
     assert {path.name for path in (folder / "curves").iterdir()} >= {"seeds.png", "seeds.svg"}
     assert not list((folder / "curves").glob("none*"))
@@ -225,8 +267,8 @@ def test_rounds_are_drawn_and_their_failures_named(tmp_path, row, training):
     folder = folder_with(tmp_path, rows, records=records)
     page = page_of(folder)
     assert {path.stem for path in (folder / "curves").iterdir()} == {"privacy_utility", "diagnostics"}
-    assert "diagnostics" in sections(page)
-    assert len([tag for tag, _ in page.tags if tag == "svg"]) == 2
+    assert sections(page)[-1] == "diagnostics"
+    assert panels(page) == ["Privacy-utility curves: α = 0.1", *(f"Diagnostics of the rounds: {name}" for name in ROUND_PANELS)]
     assert "script" not in [tag for tag, _ in page.tags]
     assert DIAGNOSTICS_NOT_PRIVATE in page.text
     assert f"{HOSTILE} · digits · α = 0.1 · 10 clients · ε = 1: 0.01 nats an example" in page.text
@@ -296,25 +338,121 @@ def test_a_browser_shows_the_page(tmp_path, full, training):
     tree = Elements(shown)
     assert re.search(r"<title>quick &lt;b&gt;start · fedsim</title>", shown)
     assert "script" not in [tag for tag, _ in tree.tags]
-    assert len([tag for tag, _ in tree.tags if tag == "svg"]) == 2
-    assert sections(tree) == ["curves", "results", "failures", "diagnostics", "privacy", "cells", "manifest"]
+    assert len(panels(tree)) > 10
+    assert sections(tree) == ["curves", "results", "failures", "methods", "privacy", "cells", "manifest", "diagnostics"]
     assert picture.stat().st_size > 50_000
 
 
-MEASURED = """<style>body{width:400px}</style><script>
-const boxes = [document.body, ...document.querySelectorAll("#results .scroll")];
-document.title = boxes.map(box => `${box.scrollWidth - box.clientWidth}`).join(" ");
+MEASURED = """<script>
+const measure = frame => {
+  const page = frame.contentDocument, width = frame.clientWidth;
+  const found = {width, texts: 0, small: [], faint: [], wide: [], cut: [], shown: []};
+  const style = element => frame.contentWindow.getComputedStyle(element);
+  const rgba = colour => (colour.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number).concat(1).slice(0, 4);
+  const light = c => [0.2126, 0.7152, 0.0722].reduce((sum, w, i) => {
+    const v = c[i] / 255;
+    return sum + w * (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  }, 0);
+  const contrast = (a, b) => (Math.max(light(a), light(b)) + 0.05) / (Math.min(light(a), light(b)) + 0.05);
+  const over = (c, below, alpha) => c.slice(0, 3).map((v, i) => alpha * v + (1 - alpha) * below[i]);
+  const behind = element => {
+    for (let e = element; e; e = e.parentElement) { const c = rgba(style(e).backgroundColor); if (c[3] == 1) return c; }
+  };
+  const check = (what, colour, paper, size) => {
+    found.texts++;
+    if (size < 10.95) found.small.push(`${what}: ${size.toFixed(1)}`);
+    if (contrast(colour, paper) < 4.5) found.faint.push(`${what}: ${contrast(colour, paper).toFixed(1)}`);
+  };
+  page.querySelectorAll("details").forEach(e => e.open = true);
+  const paper = rgba(style(page.body).backgroundColor), ink = rgba(style(page.body).color);
+  for (const input of page.querySelectorAll(".tabs > input")) {
+    input.checked = true;
+    const tabs = [...page.querySelectorAll(".tab")].filter(tab => tab.offsetWidth);
+    found.shown.push(tabs.length == 1 && tabs[0] == input.nextElementSibling.nextElementSibling);
+    for (const box of page.querySelectorAll(".scroll")) {
+      if (box.querySelector(".results") && box.scrollWidth > box.clientWidth) found.cut.push(box.textContent.slice(0, 80));
+    }
+    const texts = page.createTreeWalker(page.body, NodeFilter.SHOW_TEXT);
+    for (let text; text = texts.nextNode();) {
+      const parent = text.parentElement;
+      if (!text.data.trim() || !parent.offsetWidth) continue;
+      check(text.data.trim().slice(0, 30), rgba(style(parent).color), behind(parent), parseFloat(style(parent).fontSize));
+    }
+  }
+  const panels = [...page.querySelectorAll(".panel")], boxes = panels.map(panel => panel.getBoundingClientRect());
+  for (const panel of panels) {
+    const zoom = panel.getBoundingClientRect().width / panel.viewBox.baseVal.width;
+    for (const text of panel.querySelectorAll("g[transform*=scale]")) {
+      const size = 100 * zoom * parseFloat(text.getAttribute("transform").split("scale(")[1]);
+      check(panel.getAttribute("aria-label"), rgba(style(text).fill), paper, size);
+    }
+    for (const cell of panel.querySelectorAll("path[style*=heat]")) {
+      const drawn = style(cell);
+      check("heat", ink, over(rgba(drawn.fill), paper, parseFloat(drawn.fillOpacity) * parseFloat(drawn.opacity)), 11);
+    }
+    if (zoom * panel.viewBox.baseVal.width > Math.min(width - 40, 520)) found.wide.push(panel.getAttribute("aria-label"));
+  }
+  for (let i = 0; i < 10; i++) {
+    const line = style(page.documentElement).getPropertyValue(`--series-${i}`).match(/\\w\\w/g).map(v => parseInt(v, 16));
+    if (contrast(line, paper) < 3) found.faint.push(`series ${i}`);
+  }
+  found.beside = Math.max(...boxes.map(box => boxes.filter(other => other.top < box.bottom && box.top < other.bottom).length));
+  found.overflow = page.documentElement.scrollWidth - width;
+  found.dark = light(paper) < 0.1;
+  return found;
+};
+onload = () => setTimeout(() => document.title = JSON.stringify([...document.querySelectorAll("iframe")].map(measure)));
 </script>"""
+"""Looks at the page at three widths: what is small, faint, wide or cut, which tab is shown, how many panels stand in a line."""
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory, row, training):
+    """The page of a run with ten methods, of which some yield classifiers, three clients with names, rounds, and two data sets."""
+    folder = tmp_path_factory.mktemp("everything")
+    clients, rows, held = ("Hôpital de la Croix-Rousse", "Mayo", "北京"), [], []
+    scores = {"frechet_distance": 0.1, "coverage": 0.8, "density": 0.9, "worst_class_recall": 0.3, "client_balanced_accuracy": 0.6}
+    for method, epsilon, seed, dataset in product(range(10), (1.0, 4.0, math.inf), range(3), ("digits", "retina")):
+        facts = {"label": f"method {method}" + " of a long name" * (method == 3), "yields": "classifier" if method > 7 else "generator"}
+        facts |= {"epsilon_target": epsilon, "epsilon_spent": epsilon, "seed": seed, "clients": 3, "dataset": dataset}
+        facts |= {"uplink_bytes": 10**method, "downlink_bytes": 10**6}
+        cell = f"{method}-{epsilon}-{seed}-{dataset}"
+        rows.append(row(cell_id=cell, balanced_accuracy=0.6 + method / 40 + seed / 50, **facts, **scores))
+        held += [
+            {"cell_id": cell, "client": c, "name": name, "own_balanced_accuracy": 0.5 + c / 10, "shared_balanced_accuracy": 0.6}
+            | {"local_only_balanced_accuracy": 0.4}
+            for c, name in enumerate(clients)
+        ]
+    add_rows(folder, *rows)
+    add_lines(folder / "clients.jsonl", held)
+    add_lines(folder / "rounds.jsonl", [record for each in rows[:12] for record in training(each.cell_id)])
+    counts = np.array([[400, 1, 90], [12, 30, 0], [7, 1200, 60]])
+    write_partitions(
+        folder / "partitions.json",
+        [LabelMatrix("digits", "column", None, 3, 0, "f", counts, ("cat", "dog", "eel"), clients)],
+    )
+    return write_report(folder).page
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-def test_a_page_of_few_columns_fits_a_telephone(tmp_path, row):
-    label = "oneword" * 15
-    rows = [row(label=label, dataset=dataset, yields="classifier") for dataset in ("digits", "retina")]
-    page = write_report(folder_with(tmp_path, rows)).page
-    html = page.read_text(encoding="utf-8").replace("default-src 'none'", "script-src 'unsafe-inline'")
-    page.write_text(html.replace("</body>", f"{MEASURED}</body>"), encoding="utf-8")
-    assert "<title>0 0</title>" in browsed(page, tmp_path / "profile")
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_the_page_is_read_on_a_telephone_a_tablet_and_a_desk(tmp_path, everything, dark):
+    html = escape(everything.read_text(encoding="utf-8"))
+    frames = [f'<iframe style="width:{width}px;height:90000px;border:0" srcdoc="{html}"></iframe>' for width in (360, 768, 1280)]
+    page = tmp_path / "widths.html"
+    page.write_text(f"<!doctype html><meta charset=utf-8>{''.join(frames)}{MEASURED}", encoding="utf-8")
+    shown = browsed(page, tmp_path / "profile", f"--blink-settings=preferredColorScheme={0 if dark else 1}")
+    measured = json.loads(unescape(re.search("<title>(.*?)</title>", shown)[1]))
+    assert [found["width"] for found in measured] == [360, 768, 1280]
+    for found in measured:
+        assert found["dark"] == dark
+        assert len(found["shown"]) > 4
+        assert all(found["shown"])
+        assert found["texts"] > 5_000
+        assert (found["small"], found["faint"], found["cut"], found["overflow"]) == ([], [], [], 0)
+        assert found["wide"] == []
+    assert measured[0]["beside"] == 1
+    assert min(found["beside"] for found in measured[1:]) > 1
 
 
 def test_only_a_block_with_a_place_or_references_has_a_head(tmp_path, row):

@@ -1,5 +1,6 @@
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from rich.console import Console
 from fedsim.errors import UserError
 from fedsim.partition import PartitionSpec, make_partition
 from fedsim.partition.matrix import LabelMatrix, read_partitions, write_partitions
-from fedsim.report.figures import inline_svg, save_figure, svg_text
+from fedsim.report.figures import drawn, save_figure, svg_text
 from fedsim.report.partitions import (
     MOST_PANELS,
     draw_partitions,
@@ -86,6 +87,19 @@ def test_the_picture_is_vector_graphics_with_the_same_bytes_each_time(tmp_path: 
     made = [matrix(), matrix(clients=60)]
     first, second = (save_figure(draw_partitions(made), tmp_path / name, "partitions") for name in ("a", "b"))
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
-    svg = inline_svg(svg_text(draw_partitions(made)), "Partitions", "partitions")
+    figure = draw_partitions(made)
+    svg = "".join(part.svg for part in drawn(figure, svg_text(figure), "partitions", "Partitions").parts)
     assert "<image" not in svg  # a page's content policy would not show it
-    assert "var(--series-0)" in svg
+    assert "var(--heat)" in svg
+
+
+def test_clients_with_names_are_called_by_them_and_others_by_their_numbers(tmp_path):
+    held = replace(matrix(clients=3), sites=("St. Mary's", "$x$", "[b]c[/b]"))
+    for made, names in ((held, held.sites), (matrix(clients=3), ("0", "1", "2"))):
+        (axes,) = draw_partitions([made]).axes
+        assert tuple(label.get_text() for label in axes.get_xticklabels()) == names
+        assert all(name in printed(label_table(made)) for name in names)
+    write_partitions(tmp_path / "p.json", [held])
+    assert read_partitions(tmp_path / "p.json")[0].sites == held.sites
+    with pytest.raises(ValueError, match="not every client has a name"):
+        replace(held, sites=("a",))

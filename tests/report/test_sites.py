@@ -3,7 +3,7 @@ from itertools import combinations
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
-from fedsim.report.sites import draw_sites, site_panels
+from fedsim.report.sites import MOST_SITES, draw_sites, site_panels, site_tables
 from fedsim.results.groups import group_seeds
 
 
@@ -60,3 +60,38 @@ def test_of_many_panels_the_first_are_drawn_and_the_caption_says_so(row):
     figure = draw_sites(groups, [line for label in labels for line in told(label, {"north": 0.4})])
     assert len(figure.axes) == 16
     assert any(text.get_text().endswith("16 of 17 are drawn.") for text in figure.texts)
+
+
+def test_a_table_by_site_has_every_sites_mean_and_the_mean_over_them(row):
+    rows = [row(cell_id=f"{seed}", seed=seed) for seed in range(3)] + [row(cell_id="n", label="open", epsilon_target=None)]
+    lines = [line for seed in range(3) for line in told(str(seed), {"north": 0.4 + seed / 10, "<b>south": 0.7})]
+    lines += told("n", {"north": 0.9, "<b>south": 0.8})
+    alone = [line | {"local_only_balanced_accuracy": 0.6} for line in lines]
+    (table,) = site_tables(group_seeds(rows), alone)
+    assert table.title.startswith("Balanced accuracy by site · on the site's own test rows · digits")
+    assert table.columns == ("north", "<b>south", "mean")
+    assert [(block.place, [line.label for line in block.lines]) for block in table.blocks] == [
+        ("ε = 1", ["fedhypevae"]),
+        ("no ε", ["open", "the site's own real rows"]),
+    ]
+    assert table.blocks[0].lines[0].values == ("0.500±0.248", "0.700", "0.600±0.124")
+    assert [line.values[:2] for line in table.blocks[1].lines] == [("0.900", "0.800"), ("0.600", "0.600")]
+
+
+def test_sites_that_were_left_out_have_a_table_with_their_mean(row):
+    scores = {"north": (0.5, 0.6), "south": (0.7, 0.6)}
+    rows = [
+        row(cell_id=f"{site}{seed}", dataset=f"digits ({site} unseen)", unseen=site, seed=seed, balanced_accuracy=score)
+        for site, values in scores.items()
+        for seed, score in enumerate(values)
+    ]
+    (table,) = site_tables(group_seeds(rows, "range"), [])
+    assert table.title.startswith("Balanced accuracy by site · on a site that took no part · digits · ")
+    assert (table.columns, table.blocks[0].lines[0].values) == (("north", "south", "mean"), ("0.550±0.050", "0.650±0.050", "0.600"))
+
+
+def test_more_sites_than_a_table_has_room_for_have_none(row):
+    groups = group_seeds([row(cell_id="a")])
+    for count, tables in ((MOST_SITES, 1), (MOST_SITES + 1, 0)):
+        lines = [line | {"local_only_balanced_accuracy": None} for line in told("a", {str(site): 0.5 for site in range(count)})]
+        assert len(site_tables(groups, lines)) == tables

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 from rich.console import Console
 
-from fedsim.report.tables import claim, results_table, results_tables, rich_tables
+from fedsim.report.tables import claim, results_table, results_tables, rich_tables, same_everywhere
 from fedsim.results.groups import group_seeds
 
 
@@ -31,8 +31,8 @@ def test_a_value_is_the_mean_and_students_half_width(row):
 
 
 def test_a_value_that_no_column_holds_is_short(row):
-    rows = [row(seed=seed, frechet_distance=value) for seed, value in enumerate((9.2e59, 9.4e59))]
-    assert results_table(group_seeds(rows), "frechet_distance").blocks[0].lines[0].values == ("9.3e+59±1.271e+59",)
+    rows = [row(seed=seed, frechet_distance=value) for seed, value in enumerate((9.2e59, 9.3e59, 9.4e59))]
+    assert results_table(group_seeds(rows), "frechet_distance").blocks[0].lines[0].values == ("9.3e+59±2.484e+58",)
 
 
 def test_one_seed_has_no_interval_and_the_note_says_so(row):
@@ -162,3 +162,39 @@ def test_n_counts_the_rows_that_have_the_measure(row):
 def test_scores_of_two_judges_are_told_apart_in_words(row):
     rows = [row(cell_id="a", judged="1"), row(cell_id="b", seed=1, judged="2")]
     assert any(note.startswith("scores are from 2 states of the code that judges") for note in results_table(group_seeds(rows)).notes)
+
+
+def test_two_seeds_have_no_interval_unless_another_spread_is_asked_for(row):
+    rows = [row(cell_id=f"{seed}", seed=seed, balanced_accuracy=0.5 + seed / 10) for seed in range(2)]
+    table = results_table(group_seeds(rows))
+    assert table.blocks[0].lines[0].values == ("0.550",)
+    assert any(note.startswith("mean over 2 seeds, without intervals: ") and "report --spread range" in note for note in table.notes)
+    for spread, value in (("range", "0.550±0.050"), ("sd", "0.550±0.071")):
+        shown = results_table(group_seeds(rows, spread))
+        assert shown.blocks[0].lines[0].values == (value,)
+        assert shown.notes[0] == f"mean ± {'half the range' if spread == 'range' else 'standard deviation'} over 2 seeds"
+
+
+def test_what_is_the_same_at_every_place_has_a_block_of_its_own_and_a_reason(row):
+    scores = {"same": (0.5, 0.5), "other": (0.6, 0.7)}
+    rows = [
+        row(cell_id=f"{label}{alpha}", label=label, alpha=alpha, balanced_accuracy=score)
+        for label, values in scores.items()
+        for alpha, score in zip((0.1, 1.0), values, strict=True)
+    ]
+    table = results_tables(group_seeds(rows))[0]
+    assert [(block.place, [line.label for line in block.lines]) for block in table.blocks] == [
+        ("every α and number of clients", ["same"]),
+        ("α = 0.1", ["other"]),
+        ("α = 1", ["other"]),
+    ]
+    assert any(note.startswith("every α and number of clients: the numbers are the same") for note in table.notes)
+    assert [len(block.lines) for block in results_table(group_seeds(rows)).blocks] == [2, 2]
+    assert all(value in printed(rows) for value in ("0.500", "0.600", "0.700"))
+
+
+def test_one_place_or_one_missing_place_is_not_every_place(row):
+    rows = [row(cell_id=f"{alpha}", alpha=alpha, balanced_accuracy=0.5) for alpha in (0.1, 1.0)]
+    other = row(cell_id="o", label="other", alpha=1.0)
+    assert same_everywhere(group_seeds(rows[:1]), ["balanced_accuracy"]) == set()
+    assert same_everywhere(group_seeds([*rows, other]), ["balanced_accuracy"]) == {"fedhypevae"}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from fedsim.data.sources.chest_xray import CHEST_XRAY
 from fedsim.data.sources.digits import DIGITS
+from fedsim.data.sources.flamby import FLAMBY
 from fedsim.data.sources.folder import IMAGE_FOLDER
 from fedsim.data.sources.ham10000 import HAM10000
 from fedsim.data.sources.hub import HUB
@@ -25,6 +26,7 @@ SOURCES: dict[str, Source] = {
     "ham10000": HAM10000,
     "chest-xray": CHEST_XRAY,
     "medmnist": MEDMNIST,
+    "flamby": FLAMBY,
     "hf": HUB,
     "npz": NPZ,
     "imagefolder": IMAGE_FOLDER,

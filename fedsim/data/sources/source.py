@@ -78,6 +78,18 @@ class RootParams(KindParams):
     root: Path | None = None
 
 
+def check_held(root: Path, name: str, needed: Sequence[str | Sequence[str]], url: str) -> None:
+    """Check that a folder holds the files of a known set, of several names any one.
+
+    Raises:
+        UserError: one is missing; with where to get it.
+    """
+    for names in ([one] if isinstance(one, str) else one for one in needed):
+        if not any((root / file).exists() for file in names):
+            hint = f"download the files of {name} from {url} and unpack them into {root}, or name another folder with root:"
+            raise UserError(str(root), f"there is no {names[0]}", hint)
+
+
 def known_folder(
     name: str, read: Callable[[Path, str], ImageSet], *, needed: Sequence[str | Sequence[str]], facts: tuple[str, str, str, str], url: str
 ) -> Source:
@@ -93,10 +105,7 @@ def known_folder(
 
     def images(asked: Asked) -> ImageSet:
         root = asked.given.root or cache_folder() / name
-        for names in ([one] if isinstance(one, str) else one for one in needed):
-            if not any((root / file).exists() for file in names):
-                hint = f"download the files of {name} from {url} and unpack them into {root}, or name another folder with root:"
-                raise UserError(str(root), f"there is no {names[0]}", hint)
+        check_held(root, name, needed, url)
         return read(root, asked.name)
 
     def listing() -> list[Listing]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from collections.abc import Sequence
@@ -18,6 +19,15 @@ from fedsim.tagged import Tagged
 
 _PATHS = ("npz", "imagefolder", "csv")
 """The sources that a path names."""
+CLOSE_NAME = 0.8
+"""How alike a name has to be to a known set's to be taken for it misspelled."""
+
+
+def _others(name: str, known: Sequence[str]) -> str:
+    """A hint for a name that is no known set's; a set of another name is another set, so only a misspelled one is guessed."""
+    others = f"any other: hf:{name.lower()} if the hub has it, or {{imagefolder: PATH}}, {{csv: PATH}}, {{npz: PATH}} of your own"
+    guess = difflib.get_close_matches(name, known, n=1, cutoff=CLOSE_NAME)
+    return nearest(name, known) if guess else f"known: {', '.join(sorted(known))}; {others}"
 
 
 class SplitSpec(BaseModel):
@@ -91,7 +101,7 @@ class DatasetSpec(Tagged):
         if source is not None and source.check is not None:
             source.check(argument)
         elif source is None or bool(argument) != bool(source.argument) or (colon and not argument):
-            hint = f"write {{npz: {self.name}}}" if self.name.endswith(".npz") else nearest(self.name, known)
+            hint = f"write {{npz: {self.name}}}" if self.name.endswith(".npz") else _others(self.name, known)
             raise ValueError(f"unknown data set '{self.name}'; {hint}")
 
     def refusal(self, name: str, owners: list[str]) -> str:

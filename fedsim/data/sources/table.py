@@ -45,7 +45,15 @@ def load_image_table(path: Path, name: str) -> ImageSet:
     return ImageSet(name, ImageFiles(files, folder), np.arange(len(files)), y, split, names, columns, where)
 
 
-def read_table(path: Path, needed: Sequence[str], exact: Sequence[str] = (), *, numbers: bool = True) -> pd.DataFrame:
+def read_table(
+    path: Path,
+    needed: Sequence[str] = (),
+    exact: Sequence[str] = (),
+    *,
+    numbers: bool = True,
+    names: tuple[str, ...] | None = None,
+    missing: str | None = None,
+) -> pd.DataFrame:
     """Read a CSV file.
 
     Args:
@@ -53,6 +61,8 @@ def read_table(path: Path, needed: Sequence[str], exact: Sequence[str] = (), *, 
         needed: columns that it must have.
         exact: columns whose values are what stands there, and neither numbers nor missing where they look so.
         numbers: whether the other columns are numbers where they look so; else they are texts.
+        names: of the columns of a file without a head line.
+        missing: how the file spells a missing value, beside an empty text.
 
     Raises:
         UserError: it is not there, is no table, is empty, or lacks a column.
@@ -63,7 +73,7 @@ def read_table(path: Path, needed: Sequence[str], exact: Sequence[str] = (), *, 
     try:
         with open_regular(path) as file:
             content = io.BytesIO(file.read())
-            table = pd.read_csv(content, skipinitialspace=True, dtype=None if numbers else str)
+            table = pd.read_csv(content, skipinitialspace=True, dtype=None if numbers else str, names=names, na_values=missing)
             if given := [name for name in exact if name in table]:
                 content.seek(0)
                 there = pd.read_csv(content, skipinitialspace=True, usecols=given, dtype=str, keep_default_na=False)
@@ -72,8 +82,8 @@ def read_table(path: Path, needed: Sequence[str], exact: Sequence[str] = (), *, 
         raise UserError(where, "there is no such file", "give the path of a CSV file") from error
     except (OSError, ValueError, OverflowError) as error:  # pandas' parser errors are ValueErrors
         raise UserError(where, f"cannot be read ({unread(error)})", "give a CSV file with a head line") from error
-    if missing := next((name for name in needed if name not in table), None):
-        raise UserError(where, f"there is no column '{missing}'", nearest(missing, map(str, table.columns)))
+    if lacking := next((name for name in needed if name not in table), None):
+        raise UserError(where, f"there is no column '{lacking}'", nearest(lacking, map(str, table.columns)))
     if table.empty:
         raise UserError(where, "has no rows", "give one row an image")
     return table

@@ -175,7 +175,7 @@ class Attacked:
         return self.cell.label if self.cell.epsilon is None else f"{self.cell.label}, ε = {number(self.cell.epsilon)}"
 
 
-def attack_run(folder: RunFolder, grid: Grid, *, trust_plugin: bool = False) -> Iterator[str]:
+def attack_run(folder: RunFolder, grid: Grid, *, cell: str | None = None, trust_plugin: bool = False) -> Iterator[str]:
     """The membership of training rows against other rows by every generator that is kept, then by their shadows; a line each.
 
     Rows may differ by themselves, so this bounds no epsilon.
@@ -183,6 +183,7 @@ def attack_run(folder: RunFolder, grid: Grid, *, trust_plugin: bool = False) -> 
     Args:
         folder: of the run.
         grid: that its manifest holds.
+        cell: the id of the one cell to attack, or its beginning; cells of other seeds and sites are still its shadows.
         trust_plugin: also run the code of algorithms that trainings name as a file or a module that is not installed.
 
     Raises:
@@ -199,22 +200,31 @@ def attack_run(folder: RunFolder, grid: Grid, *, trust_plugin: bool = False) -> 
     if missing := sum(line["yields"] == "generator" for line in ended) - len(kept):
         yield f"{missing} of {counted(len(ended), 'cell')} without a saved generator: left out"
     prepared = prepare_trained(grid, kept, folder, [Node(1.0, 0.0)])
+    trials, only = list(zip(kept, prepared.trials, strict=True)), ""
+    if cell is not None:
+        ids = {entry.cell_id: entry.training_id for entry in cells if entry.cell_id.startswith(cell)}
+        only = next((ids[name] for name in ids if len(ids) == 1), "")
+        of_it = [_but_for_seed_and_site(trial.cell) for _, trial in trials if trial.cell.training_id == only]
+        if not of_it:
+            what = f"{'several cells' if len(ids) > 1 else 'no cell with a generator'} of {folder.path} begin with that"
+            raise UserError(f"--cell {cell}", what, "give a cell_id of results.jsonl")
+        trials = [pair for pair in trials if _but_for_seed_and_site(pair[1].cell) in of_it]
     groups: dict[str, list[Attacked]] = {}
-    for line, trial in zip(kept, prepared.trials, strict=True):
-        cell = trial.cell
+    for line, trial in trials:
+        own = trial.cell
         x, y, trained, count = rows_of(trial, prepared)
         made, _ = restored(
-            build_algorithm(cell.algorithm, cell.params, trial.task),
-            read_state(folder.state(cell.training_id), line["state"]),
+            build_algorithm(own.algorithm, own.params, trial.task),
+            read_state(folder.state(own.training_id), line["state"]),
             trial.plan,
-            Seeds(cell.seed),
+            Seeds(own.seed),
         )
         assert not is_classifier(made)
-        scores = scores_of_synthetic(*synthesise(made, trial.task.classes, PER_CLASS, Seeds(cell.seed)), x, y)
-        attacked = Attacked(cell, trained[:count], {name: values[:count] for name, values in scores.items()})
-        groups.setdefault(_but_for_seed_and_site(cell), []).append(attacked)
-        place = f"{attacked.words}, seed {cell.seed}" + (f", {cell.evaluation.unseen} unseen" if cell.evaluation.unseen else "")
-        for name, values in scores.items():
+        scores = scores_of_synthetic(*synthesise(made, trial.task.classes, PER_CLASS, Seeds(own.seed)), x, y)
+        attacked = Attacked(own, trained[:count], {name: values[:count] for name, values in scores.items()})
+        groups.setdefault(_but_for_seed_and_site(own), []).append(attacked)
+        place = f"{attacked.words}, seed {own.seed}" + (f", {own.evaluation.unseen} unseen" if own.evaluation.unseen else "")
+        for name, values in scores.items() if own.training_id == (only or own.training_id) else ():
             yield f"{place}: {membership(name, values[None], trained[None]).words()}"
     yield from dict.fromkeys(line for group in groups.values() for line in by_shadows(group))
 

@@ -125,7 +125,7 @@ def test_too_small_a_limit_is_refused():
         ("medmnist:organ", r"unknown MedMNIST set 'organ'; did you mean 'organ.mnist'"),
         ({"name": "medmnist:organsmnist", "size": 100}, "28, 64, 128 or 224"),
         ({"name": "digits", "size": 64}, "'digits' takes no size; it is for medmnist"),
-        ({"npz": "a.npz", "root": "b"}, "takes no root; it is for chest-xray, ham10000, medmnist, milk10k"),
+        ({"npz": "a.npz", "root": "b"}, "takes no root; it is for chest-xray, flamby, ham10000, medmnist, milk10k"),
         ({"csv": "a.csv", "remap": True}, "takes no remap; it is for npz"),
         ({"csv": "a.csv", "npz": "a.npz"}, "names npz and csv; give one of them"),
         ("hf:", "unknown data set 'hf:'"),
