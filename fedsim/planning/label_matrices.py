@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import product
-from typing import Any
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.sources.load import labelled

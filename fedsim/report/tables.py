@@ -310,7 +310,7 @@ def _lines(groups: Sequence[Group], columns: Sequence[float | None], seeds: int,
             label,
             claim(list(cells.values())),
             tuple(_value(cells.get(column), seeds, measure, digits) for column in columns),
-            tuple(group.interval(measure) if (group := cells.get(column)) else None for column in columns),
+            tuple(cells[column].interval(measure) if column in cells else None for column in columns),
         )
         for label, cells in by_label.items()
     )
