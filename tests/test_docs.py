@@ -78,14 +78,15 @@ def test_the_file_of_the_algorithms_page_is_the_starter() -> None:
 def test_every_command_of_the_results_page_runs_on_two_runs_of_one_grid(
     bench: Callable[..., Ran], folder: Path, command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert len(commands(RESULTS)) == 4
+    assert len(commands(RESULTS)) == 9
     monkeypatch.setattr("fedsim.runs.ray_engine.local_ray", in_process)
     for name in ("quickstart", "quickstart-again"):
         bench(small_grid("dp-gaussian", "dp-gmm", seeds=[0, 1]), f"runs/{name}")
+    bench(small_grid({"name": "dp-linear", "scan": {"rounds": [1, 3]}}), "runs/scan")
     for line in commands(RESULTS):
         done = command(*shlex.split(line)[1:])
         assert done.returncode == 0, line + done.stdout + done.stderr
-        words = ("everything (4 rows)", "dp-gaussian − dp-gmm", "all 4 cells are finished")
+        words = ("everything (4 rows)", "dp-gaussian − dp-gmm", "all 4 cells are finished", "tab:macro-f1", "figure: ")
         assert any(each in done.stdout.replace("$-$", "−") for each in words)
 
 

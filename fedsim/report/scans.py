@@ -36,7 +36,7 @@ Point = tuple[Any, Group]
 """A place on the axis, and what stands there."""
 Lines = dict[tuple[Any, ...], list[Point]]
 """The points of a line, by data set, scheme, alpha, clients, epsilon and label."""
-EPSILON = 4
+EPSILON_PLACE = 4
 """Where epsilon stands in such a key; a panel is named by it even if it is the only one."""
 
 
@@ -125,7 +125,7 @@ def _figure(lines: Lines, over: str, measure: str, width: float) -> Figure:
     height = legend_height(series, "", width) + PANEL_HEIGHT * depth
     figure = Figure(figsize=(width, height), layout="constrained", facecolor=PAPER)
     grid = figure.subplots(depth, columns, squeeze=False, sharey=True).flatten()
-    varied = [len({place[i] for place in panels}) > 1 or i == EPSILON for i in range(5)]
+    varied = [len({place[i] for place in panels}) > 1 or i == EPSILON_PLACE for i in range(5)]
     values = list(dict.fromkeys(sorted((_sortable(at) for line in lines.values() for at, _ in line))))
     for axes, (place, keys) in zip(grid, panels.items(), strict=False):
         dataset, scheme, alpha, clients, epsilon = (part if kept else None for part, kept in zip(place, varied, strict=True))
@@ -147,11 +147,11 @@ def _figure(lines: Lines, over: str, measure: str, width: float) -> Figure:
 
 def _panels(lines: Lines) -> dict[tuple[Any, ...], list[tuple[Any, ...]]]:
     """The lines of every partition and epsilon; a method without epsilon stands in each of its partition's."""
-    places = grouped(lines, lambda key: key[:EPSILON]).items()
+    places = grouped(lines, lambda key: key[:EPSILON_PLACE]).items()
     panels: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
     for place, keys in places:
-        for epsilon in sorted({key[EPSILON] for key in keys if key[EPSILON] is not None}) or [None]:
-            panels[*place, epsilon] = [key for key in keys if key[EPSILON] in (epsilon, None)]
+        for epsilon in sorted({key[EPSILON_PLACE] for key in keys if key[EPSILON_PLACE] is not None}) or [None]:
+            panels[*place, epsilon] = [key for key in keys if key[EPSILON_PLACE] in (epsilon, None)]
     return panels
 
 

@@ -19,7 +19,9 @@ from fedsim.words import json_number, spelled
 Tracker = Literal["mlflow", "tensorboard", "wandb"]
 """The tools."""
 NOT_PRIVATE = "scores and diagnostics are exact functions of the real data: the export stays where the run folder stays"
-_SETTINGS = (*SETTING, "scope", "claim", "noise", "seed", "scheme")
+FINGERPRINTS = ("round", "rounds", "sampled", "noise")
+"""Numbers of a round's record that measure nothing."""
+_SETTINGS = (*SETTING, "scope", "claim", "noise", "seed")
 _NUMBERS = (
     *("epsilon_spent", "sigma", "sample_rate", "steps", "ceiling_balanced_accuracy", "local_only_balanced_accuracy", "chance"),
     *("uplink_bytes", "downlink_bytes", "parameters", "seconds", "train_seconds", "judge_seconds", "audit_epsilon_lower"),
@@ -91,7 +93,7 @@ def _cell(row: Row, rounds: Sequence[Mapping[str, Any]]) -> TrackedCell:
         row.setting,
         settings | {f"params.{name}": spelled(value) for name, value in row.params.items()},
         _finite(numbers),
-        [(record["round"], _finite(record, left_out=("round", "rounds"))) for record in rounds],
+        [(record["round"], _finite(record, left_out=FINGERPRINTS)) for record in rounds],
         {name: str(value) for name, value in tags.items() if value},
     )
 

@@ -3,6 +3,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from benches import Done, Ran
 from cells import small_grid
 from rows import add_rows, make_row
@@ -27,10 +28,60 @@ def test_a_report_is_printed_as_tables_and_nothing_is_drawn(tmp_path: Path, feds
     markdown, latex = fedsim("report", "run", "--format", "md"), fedsim("report", "run", "--format", "latex")
     assert (markdown.returncode, latex.returncode) == (0, 0), markdown.stderr + latex.stderr
     assert r"| a\_b | proved | 0.550±0.635 |" in markdown.stdout
-    assert r"a\_b & proved & 0.550$\pm$0.635 \\" in latex.stdout
+    assert r"a\_b & 0.550 +- 0.635 \\" in latex.stdout
     assert "paired differences" in markdown.stdout
     assert "paired differences" in latex.stdout
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
+
+
+def test_one_table_of_two_folders_is_chosen_by_options(tmp_path: Path, fedsim: Fedsim) -> None:
+    run_folder(tmp_path / "one", "a", "b")
+    run_folder(tmp_path / "two", "c", balanced_accuracy=0.9, macro_f1=0.25)
+    table = fedsim("report", "one", "two", "--methods", "c,a", "--digits", "2", "--format", "md")
+    assert [line.split(" | ")[0] for line in table.stdout.splitlines() if line.startswith("|")][2:] == ["| c", "| a"]
+    assert "| c | proved | **0.90** |" in table.stdout
+    assert "**macro" not in fedsim("report", "two", "--measure", "macro_f1").stdout
+    assert "0.250" in fedsim("report", "two", "--measure", "macro_f1").stdout
+    paired = fedsim("report", "one", "two", "--pair", "c", "a", "--format", "csv")
+    assert paired.stdout.splitlines()[1].startswith("balanced_accuracy-differences,")
+    assert ",c − a," in paired.stdout
+
+
+def test_one_figure_is_drawn_as_a_pdf(tmp_path: Path, fedsim: Fedsim) -> None:
+    run_folder(tmp_path / "run", "a", "b")
+    done = fedsim("report", "run", "--figure", "out/curve.pdf", "--width", "column", "--methods", "a")
+    assert (done.returncode, done.stdout) == (0, "figure: out/curve.pdf\n")
+    assert (tmp_path / "out/curve.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--figure", "a.png"], "--figure a.png: is not a .pdf file; give a.pdf"),
+        (["--figure", "a.pdf", "--digits", "2"], "--digits: is for tables; leave out --figure"),
+        (["--width", "column"], "--width: is for figures; give --figure"),
+        (["--figure", "a.pdf", "--width", "wide"], "--width wide: is no width"),
+        (["--figure", "a.pdf", "--over", "rounds"], "--over rounds: no two cells of a method"),
+        (["--table", "result"], "--table: there is no table 'result'"),
+        (["--pair", "a", "c"], "--pair: there is no method 'c'"),
+    ],
+)
+def test_options_that_do_not_do_are_one_line_and_nothing_is_written(
+    tmp_path: Path, fedsim: Fedsim, options: list[str], message: str
+) -> None:
+    run_folder(tmp_path / "run", "a", "b")
+    done = fedsim("report", "run", *options)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert message in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_statement_is_of_one_cell_and_in_latex(tmp_path: Path, fedsim: Fedsim) -> None:
+    run_folder(tmp_path / "run", "a_b", "c")
+    done = fedsim("statement", "run", "--cell", "a_b0", "--format", "latex")
+    assert done.stdout.startswith("\\paragraph{Privacy of a\\_b}\n\\begin{description}\n\\item[claim] proved: ")
+    assert done.stdout.count("\\paragraph") == 1
+    assert fedsim("statement", "run", "--cell", "x").returncode == 2
 
 
 def test_a_run_folder_may_have_any_name(tmp_path: Path, fedsim: Fedsim) -> None:
@@ -83,6 +134,17 @@ def test_a_saved_generator_gives_a_file_of_synthetic_embeddings_with_its_manifes
     assert (manifest["unit"], manifest["trust"], manifest["claim"]) == ("example", "aggregate", "proved")
     refused = fedsim("synth", "out", "--synthesis", "client:4", "--out", "more.npz")
     assert (refused.returncode, (tmp_path / "more.npz").exists()) == (2, False)
+
+
+def test_synthetic_rows_are_a_parquet_file_or_a_folder_for_the_hub(tmp_path: Path, bench: Callable[..., Ran], fedsim: Fedsim) -> None:
+    bench(small_grid("dp-gaussian", privacy={"noise": "secret"}), "run")
+    done = fedsim("synth", "run", "--format", "hf", "--out", "hub", "--per-class", "3")
+    assert (done.returncode, "30 synthetic embeddings" in done.stdout) == (0, True), done.stderr
+    assert sorted(path.name for path in (tmp_path / "hub").iterdir()) == ["README.md", "croissant.json", "data"]
+    assert fedsim("synth", "run", "--format", "parquet", "--out", "rows.parquet").returncode == 0
+    assert (tmp_path / "rows.parquet").read_bytes().startswith(b"PAR1")
+    assert "is not a .parquet file; give rows.parquet" in fedsim("synth", "run", "--format", "parquet", "--out", "rows.npz").stderr
+    assert "--repo: means nothing for --format npz" in fedsim("synth", "run", "--out", "x.npz", "--repo", "a/b").stderr
 
 
 def test_a_generator_leaves_as_a_package_if_its_noise_is_secret_and_is_drawn_from_there(

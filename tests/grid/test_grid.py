@@ -143,6 +143,13 @@ def test_a_grid_survives_yaml_and_json(write, given):
     assert pickle.loads(pickle.dumps(grid)) == grid  # noqa: S301
 
 
+def test_seeds_may_be_ranges_and_one_entry_may_have_a_scan_of_its_own(write):
+    grid = load_grid(write("algorithms: [{name: config-private, scan: {beta: [1, 2]}}, config-open]\nseeds: [0-2, 7]"))
+    assert grid.seeds == (0, 1, 2, 7)
+    assert [variant.label for variant in resolve(grid).variants] == ["config-private beta=1", "config-private beta=2", "config-open"]
+    assert load_grid(write("algorithms: config-open\nseeds: 0-4")).seeds == (0, 1, 2, 3, 4)
+
+
 # ---- mistakes
 
 BASE = "algorithms: [config-private]\n"
@@ -173,7 +180,27 @@ BASE = "algorithms: [config-private]\n"
         (BASE + "seeds: [0, -1]", "seeds[1]: -1 is not >= 0"),
         (BASE + "delta: 1", "delta: 1 is not <= 0.1"),
         (BASE + "delta: 0", "delta: 0 is not positive"),
-        (BASE + "unit: exampel", "unit: unknown value 'exampel'; did you mean 'example'?"),
+        (
+            BASE + "unit: exampel",
+            "unit: unknown value 'exampel'; give example, client, or a group of rows by its column",
+        ),
+        (BASE + "trust: silos", "trust: unknown value 'silos'; give 'aggregate' or 'silo'"),
+        (BASE + "privacy: {noise: secrets}", "privacy.noise: unknown value 'secrets'; give 'seeded' or 'secret'"),
+        (BASE + "seeds: 4-0", "seeds: '4-0' is no range of up to 1000 numbers; give one such as 0-4"),
+        (BASE + "seeds: [1, 0-2]", "seeds: 1 is listed twice"),
+        (BASE + "alpha: 0-4", "alpha: '0-4' is not a number"),
+        (BASE + "dataset: cifar10", "dataset: unknown data set 'cifar10'; known: chest-xray, digits, flamby:<federation>, ham10000, hf"),
+        (
+            "algorithms: {name: config-private, params: {beta: [1, 2]}}",
+            "params.beta: a list is not a number; give a number; or, to run each of several values, move them: scan: {beta: [1, 2]}",
+        ),
+        (
+            "algorithms: {name: config-private, scan: {betta: [1]}}",
+            "algorithms.scan.betta: config-private has no parameter 'betta'; did you mean 'beta'?",
+        ),
+        ("algorithms: {name: config-private, scan: {beta: [1, x]}}", "algorithms.scan.beta[1]: 'x' is not a number"),
+        ("algorithms: {name: config-private, scan: {beta: 1}}\nscan: {beta: 2}", "scan.beta: algorithms[0].scan gives 'beta' too"),
+        ("algorithms: {name: config-private, params: {beta: 1}, scan: {beta: 2}}", "algorithms.scan.beta: params gives it too"),
         (BASE + "name: a/b", "g.yaml:2: name: 'a/b' does not do as a folder name"),
         (BASE + "name: ..", "name: '..' does not do as a folder name"),
         (BASE + "partition:", "g.yaml:2: partition: has no value; give a mapping"),

@@ -1,0 +1,126 @@
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from benches import Ran
+from cells import small_grid
+
+from fedsim.data.sources.spec import DatasetSpec
+from fedsim.errors import UserError
+from fedsim.report.dataset_card import CARD_FILE, CROISSANT_FILE, DATA_FILE, licence_of, write_hub_folder
+from fedsim.results.generators import load_generator
+from fedsim.results.store import ResultStore
+
+REQUIRED = {"@context", "@type", "conformsTo", "description", "license", "name", "url", "creator", "datePublished"}
+"""What Croissant 1.0 requires of a data set; https://docs.mlcommons.org/croissant/docs/croissant-spec.html"""
+
+
+@pytest.fixture
+def run(bench: Callable[..., Ran]) -> Path:
+    return bench(small_grid("dp-gaussian", epsilon=4.0, privacy={"noise": "secret"}), "run").folder
+
+
+@pytest.fixture
+def hub(run: Path, tmp_path: Path) -> Path:
+    write_hub_folder(load_generator(run), tmp_path / "hub", per_class=5, repository="me/digits")
+    return tmp_path / "hub"
+
+
+def head(folder: Path) -> dict[str, Any]:
+    _, front, _ = (folder / CARD_FILE).read_text().split("---\n", 2)
+    loaded: dict[str, Any] = yaml.safe_load(front)
+    return loaded
+
+
+def test_the_hub_loads_the_folder_as_it_is(hub: Path, run: Path, tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    rows = load_dataset(str(hub), split="train", cache_dir=str(tmp_path / "cache")).with_format("numpy")
+    x, y = load_generator(run).synthesise(5)
+    np.testing.assert_array_equal(rows["embedding"][:], x)
+    np.testing.assert_array_equal(rows["label"][:], y)
+    assert rows.features["label"].names == list(map(str, range(10)))
+
+
+def test_the_card_says_what_is_protected_by_what_budget_and_what_is_not_covered(hub: Path) -> None:
+    card, front = (hub / CARD_FILE).read_text(), head(hub)
+    assert (front["license"], front["configs"][0]["data_files"][0]["path"]) == ("cc-by-4.0", DATA_FILE)
+    assert "differential-privacy" in front["tags"]
+    assert "50 synthetic embeddings of 64 dimensions and 10 classes" in card
+    assert "(ε, δ) = (3.9" in card
+    assert "for one example, trust aggregate, claim proved" in card
+    assert "**claim**: proved: (ε, δ) is a theorem for this method" in card
+    assert "### Not covered\n\n- a person with several rows" in card
+    assert "a second release from the same data" in card
+    assert r"Trained on digits\[:200\] (scikit-learn, UCI). Licence of that data set: CC BY 4.0." in card
+
+
+def test_nothing_in_the_folder_is_a_function_of_the_real_rows_but_by_the_generator(hub: Path, run: Path) -> None:
+    """Hashes of data and partitions, and scores, are exact."""
+    (row,) = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
+    (training,) = ResultStore(run).trainings()
+    content = "".join(path.read_bytes().decode("latin-1") for path in hub.rglob("*") if path.is_file())
+    exact = (row["cell_id"], training, row["dataset_hash"], row["partition_hash"], row["balanced_accuracy"])
+    assert not [value for value in exact if str(value) in content]
+
+
+def test_croissant_metadata_have_what_the_specification_requires(hub: Path) -> None:
+    about = json.loads((hub / CROISSANT_FILE).read_text())
+    assert about.keys() >= REQUIRED
+    assert (about["@type"], about["conformsTo"]) == ("sc:Dataset", "http://mlcommons.org/croissant/1.0")
+    assert about["url"] == "https://huggingface.co/datasets/me/digits"
+    assert about["license"] == "https://creativecommons.org/licenses/by/4.0/"
+    (file,), (records,) = about["distribution"], about["recordSet"]
+    assert file["sha256"] == hashlib.sha256((hub / file["contentUrl"]).read_bytes()).hexdigest()
+    assert {field["source"]["fileObject"]["@id"] for field in records["field"]} == {file["@id"]}
+    assert [field["source"]["extract"]["column"] for field in records["field"]] == ["embedding", "label"]
+
+
+def test_mlcroissant_validates_the_metadata_and_reads_the_rows(hub: Path) -> None:
+    croissant = pytest.importorskip("mlcroissant", reason="mlcroissant is not installed")
+    dataset = croissant.Dataset(jsonld=hub / CROISSANT_FILE)
+    assert not dataset.metadata.issues.errors
+    assert not dataset.metadata.issues.warnings
+    assert len(list(dataset.records("rows"))) == 50
+
+
+def test_a_generator_under_seeded_noise_is_refused_and_nothing_is_written(bench: Callable[..., Ran], tmp_path: Path) -> None:
+    run = bench(small_grid("dp-gaussian", epsilon=4.0), "seeded").folder
+    with pytest.raises(UserError, match="may not be released: the seed of its noise is known"):
+        write_hub_folder(load_generator(run), tmp_path / "hub")
+    assert not (tmp_path / "hub").exists()
+
+
+def test_a_folder_that_is_not_empty_is_left_alone(hub: Path, run: Path) -> None:
+    with pytest.raises(UserError, match="is there and not empty"):
+        write_hub_folder(load_generator(run), hub)
+
+
+@pytest.mark.parametrize(
+    ("given", "licence"),
+    [
+        ("digits", "CC BY 4.0"),
+        ("ham10000", "CC BY-NC 4.0"),
+        ("medmnist:organsmnist", "CC BY 4.0"),
+        ("flamby:tcga-brca", "GDC open access"),
+        ({"npz": "a.npz"}, ""),
+        ("hf:user/set", ""),
+    ],
+)
+def test_the_licence_is_that_of_the_catalogue_or_unknown(given: Any, licence: str) -> None:
+    assert licence_of(DatasetSpec.model_validate(given))[0] == licence
+
+
+def test_a_parquet_file_is_replaced_only_if_fedsim_made_it(run: Path, tmp_path: Path) -> None:
+    generator, path = load_generator(run), tmp_path / "rows.parquet"
+    generator.save(path, 2)
+    assert generator.save(path, 3)["per_class"] == 3
+    assert json.loads(path.with_suffix(".json").read_text())["claim"] == "proved"
+    (other := tmp_path / "mine.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match="is there and was not made by fedsim"):
+        generator.save(other, 2)
