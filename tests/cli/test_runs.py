@@ -27,8 +27,8 @@ def test_a_report_is_printed_as_tables_and_nothing_is_drawn(tmp_path: Path, feds
     before = sorted(path.name for path in (tmp_path / "run").iterdir())
     markdown, latex = fedsim("report", "run", "--format", "md"), fedsim("report", "run", "--format", "latex")
     assert (markdown.returncode, latex.returncode) == (0, 0), markdown.stderr + latex.stderr
-    assert r"| a\_b | proved | 0.550±0.635 |" in markdown.stdout
-    assert r"a\_b & 0.550 +- 0.635 \\" in latex.stdout
+    assert r"| a\_b | proved | 0.550 |" in markdown.stdout
+    assert r"a\_b & 0.550 \\" in latex.stdout
     assert "paired differences" in markdown.stdout
     assert "paired differences" in latex.stdout
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
