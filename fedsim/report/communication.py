@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from fedsim.report.figures import INK, MUTED, PAPER, SMALL, dress, style
 from fedsim.report.lines import Series, caption_of, draw_bars, legend_below, legend_height, look, series_of
-from fedsim.results.groups import Group, grouped
+from fedsim.results.groups import Group, Interval, grouped
 from fedsim.words import setting
 
 COMMUNICATION = "communication"
@@ -83,11 +83,13 @@ def _panel(axes: Axes, groups: Sequence[Group], series: Sequence[Series]) -> Non
     axes.tick_params(colors=MUTED, labelcolor=INK, labelsize=SMALL, length=3)
     best = best_so_far([point for group in groups if group.epsilon_target is not None and (point := point_of(group))])
     axes.plot([x for x, _ in best], [y for _, y in best], color=MUTED, linewidth=0.9, drawstyle="steps-post", zorder=1.5)
+    bars: list[tuple[float, Interval, str]] = []
     for method in series:
         for group in (group for group in groups if group.label == method.label):
             point, interval = point_of(group), group.interval("balanced_accuracy")
             if point and interval:
                 axes.plot(*point, **look(method) | {"linestyle": "none"})
-                draw_bars(axes, point[:1], [interval], method.colour, "balanced_accuracy")
+                bars.append((point[0], interval, method.colour))
                 if not method.private:
                     axes.annotate(method.label, point, (5, 3), textcoords="offset points", fontsize=SMALL, color=MUTED, parse_math=False)
+    draw_bars(axes, [at for at, _, _ in bars], [bar for _, bar, _ in bars], [colour for _, _, colour in bars], "balanced_accuracy")

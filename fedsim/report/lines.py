@@ -170,7 +170,7 @@ def _curve(axes: Axes, groups: Sequence[Group], series: Series, axis: Axis, shif
         hinted = Line2D(x[finite - 1 :], y[finite - 1 :], color=series.colour, linewidth=1.1, linestyle=(0, (1, 2.5)), alpha=0.6)
         axes.add_line(hinted)
     if not pale:
-        draw_bars(axes, x, [interval for _, interval in points], series.colour, measure)
+        draw_bars(axes, x, [interval for _, interval in points], [series.colour] * len(x), measure)
 
 
 _PALE = 0.35
@@ -186,13 +186,12 @@ def ends_of(interval: Interval, measure: str) -> tuple[float, float]:
     return max(low, min(_LEAST.get(measure, 0.0), interval.mean)), min(high, max(_MOST.get(measure, 1.0), interval.mean))
 
 
-def draw_bars(axes: Axes, x: Sequence[float], intervals: Sequence[Interval], colour: str, measure: str) -> None:
+def draw_bars(axes: Axes, x: Sequence[float], intervals: Sequence[Interval], colours: Sequence[str], measure: str) -> None:
     """Bars at some places, none where an interval has no ends: a bar of length 0 would claim certainty."""
-    barred = [(at, interval, ends_of(interval, measure)) for at, interval in zip(x, intervals, strict=True) if interval.ends]
-    below, above = [i.mean - low for _, i, (low, _) in barred], [high - i.mean for _, i, (_, high) in barred]
-    middles = [interval.mean for _, interval, _ in barred]
-    look: dict[str, Any] = {"elinewidth": 1.1, "capsize": 2.2, "capthick": 1.1, "zorder": 2.5}
-    axes.errorbar([at for at, _, _ in barred], middles, (below, above), fmt="none", ecolor=colour, **look)
+    barred = [(at, *ends_of(interval, measure), c) for at, interval, c in zip(x, intervals, colours, strict=True) if interval.ends]
+    if barred:
+        places, low, high, own = zip(*barred, strict=True)
+        axes.vlines(places, low, high, own, linewidth=1.2, zorder=2.5)
 
 
 def look(series: Series) -> dict[str, Any]:

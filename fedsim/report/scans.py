@@ -176,4 +176,4 @@ def _line(axes: Axes, points: Sequence[Point], method: Series, measure: str, val
     intervals = [interval for _, group in points if (interval := group.interval(measure))]
     drawn = look(method) | ({} if method.private else {"linestyle": method.dashes})
     axes.plot(x, [interval.mean for interval in intervals], **drawn)
-    draw_bars(axes, x, intervals, method.colour, measure)
+    draw_bars(axes, x, intervals, [method.colour] * len(x), measure)

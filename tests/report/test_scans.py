@@ -55,9 +55,9 @@ def test_what_a_training_costs_is_an_axis_that_joins_cells_of_a_scan(row: MakeRo
 def test_a_method_without_epsilon_stands_in_the_panel_of_each_budget(row: MakeRow) -> None:
     rows = [*scan(row, rounds=[5, 20]), *scan(row, epsilon=4.0, rounds=[5, 20]), *scan(row, "open", None, rounds=[5, 20])]
     figure = chosen_figure(rows, over="rounds", width=7.0)
-    drawn = [axes for axes in figure.axes if axes.containers]
+    drawn = [axes for axes in figure.axes if axes.axison]
     assert [axes.get_title(loc="left") for axes in drawn] == ["ε = 1", "ε = 4"]
-    assert [len(axes.containers) for axes in drawn] == [2, 2]
+    assert [len(axes.lines) for axes in drawn] == [2, 2]
 
 
 def test_words_stand_one_after_another(row: MakeRow) -> None:

@@ -5,7 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from cells import NODES, small_grid
 
+from fedsim.planning.prepare import prepare
+from fedsim.results.folder import RunFolder
+from fedsim.results.grid_rows import read_manifest
 from fedsim.runs import manifest
 
 PACKAGE = Path(manifest.__file__).parents[1]
@@ -31,3 +35,11 @@ def test_a_revision_is_of_a_checkout_of_fedsim_and_of_no_other(tmp_path: Path) -
     ignored.write_text("__pycache__\n")
     commit()
     assert told(*asked) == told("git", "rev-parse", "--short=12", "HEAD")
+
+
+def test_a_manifest_says_what_each_method_is_and_which_paper_it_follows(tmp_path: Path) -> None:
+    prepared = prepare(small_grid("fedhypevae", "dp-gaussian"), NODES)
+    manifest.write_manifest(folder := RunFolder(tmp_path), prepared, [])
+    first, second = read_manifest(folder.path)["methods"]
+    assert (first["label"], first["source"], first["text"][:13]) == ("fedhypevae", "arXiv 2601.00785", "Negative ELBO")
+    assert (second["label"], "`" in second["text"], "1805.06530" in second["source"]) == ("dp-gaussian", False, True)
