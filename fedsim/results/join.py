@@ -81,7 +81,7 @@ class Lines:
             fields["local_only_balanced_accuracy"] = local_only["mean"]
         audit = self._audit(entry, training)
         if audit is not None:
-            fields.update({f"audit_{name}": audit[name] for name in _OF_audit})
+            fields.update({f"audit_{name}": audit[name] for name in _OF_AUDIT})
         fields.update(_status(fields, training, audit))
         return Row.model_validate(fields)
 
@@ -133,7 +133,7 @@ class Lines:
         return as_checked(plan["claim"], checks, cell["unit"], cell["trust"], cell["params"])
 
 
-_OF_audit = ("epsilon_lower", "epsilon_any", "method", "pairs", "canary_ratio", "params")
+_OF_AUDIT = ("epsilon_lower", "epsilon_any", "method", "pairs", "canary_ratio", "params")
 """The fields of a row, behind ``audit_``, that an audit of its claim decides."""
 
 
