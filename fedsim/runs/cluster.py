@@ -261,7 +261,12 @@ def _check_listening(address: str) -> None:
 
 
 def _connect(address: str, **options: Any) -> None:
+    before = os.environ.get("PYTHONBREAKPOINT")
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    # Ray's own debugger would fail in what is run without Ray afterwards, or in another process
+    os.environ.pop("PYTHONBREAKPOINT", None)
+    if before is not None:
+        os.environ["PYTHONBREAKPOINT"] = before
 
 
 @contextmanager

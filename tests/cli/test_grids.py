@@ -104,7 +104,7 @@ MISTAKES = {
     "a plug-in that leaves": ("algorithms: ['leave.py:X']\n", "algorithms[0]", "SystemExit: 3"),
     "a file without its class": ("algorithms: [leave.py]\n", "algorithms[0]", "name its class: leave.py:CLASS"),
     "an algorithm that is a number": ("algorithms: [3]\n", "algorithms[0]", "3 is no algorithm; give a name"),
-    "a range in words": ("algorithms: [fedhypevae]\nseeds: 0-4\n", "g.yaml:2: seeds", "'0-4' is not a number"),
+    "a range in words": ("algorithms: [fedhypevae]\nseeds: 0 to 4\n", "g.yaml:2: seeds", "'0 to 4' is not a number"),
     "a time in base 60": ("algorithms: [fedhypevae]\nresources: {cell_timeout: 1:30}\n", "resources.cell_timeout", "'1:30' is not a time"),
     "a reading that is asked for twice": ("algorithms: [fedhypevae]\nevaluation: {readouts: [knn, knn]}\n", "evaluation.readouts", "twice"),
     "more rows than any machine holds": ("algorithms: [fedhypevae]\nevaluation: {per_class: 1000000000000}\n", "per_class", "<= 1000000"),

@@ -47,7 +47,7 @@ def test_what_a_shipped_algorithm_plans_is_confirmed_whole_without_its_dimension
 
 
 FORGED = {
-    "fewer steps than rounds": (lambda row: forged(row, steps=1), "number of steps is 4 and in its plan 43"),
+    "fewer steps than rounds": (lambda row: forged(row, steps=1), "number of steps is 3 and in its plan 42"),
     "more noise than sigma says": (lambda row: forged(row, noise=2), "release 'dp-sgd' is of noise multiplier"),
     "another sigma": (lambda row: row.model_copy(update={"sigma": 2 * row.sigma}), r"σ is .* and in its plan"),
     "more of both": (lambda row: forged(row, noise=2, sigma=2 * row.sigma), r"σ is .* and in its plan"),
@@ -56,7 +56,7 @@ FORGED = {
     "a lower epsilon": (lambda row: row.model_copy(update={"epsilon_spent": 0.01}), "ε is 0.003 of what its mechanisms spend"),
     "a lower target": (lambda row: row.model_copy(update={"epsilon_target": 1.0, "epsilon_spent": 0.9995}), "of what its mechanisms spend"),
     "another delta": (lambda row: row.model_copy(update={"delta": 1e-6}), r"σ is .* and in its plan"),
-    "a mechanism less": (lambda row: row.model_copy(update={"mechanisms": None, "steps": 39}), "number of steps is 39"),
+    "a mechanism less": (lambda row: row.model_copy(update={"mechanisms": None, "steps": 38}), "number of steps is 38"),
     "another scope": (lambda row: row.model_copy(update={"scope": "everything"}), "scope is everything and in its plan joint"),
     "parameters that are none": (lambda row: row.model_copy(update={"params": {"rounds": -1}}), "makes no plan of its parameters"),
 }
