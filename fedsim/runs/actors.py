@@ -32,6 +32,11 @@ def send_tensors_as_bytes() -> None:
     ray.util.register_serializer(torch.Tensor, serializer=_sent, deserializer=_received)
 
 
+def pass_breakpoints() -> None:
+    """Let ``breakpoint()`` do nothing: where debugpy is installed Ray would wait for a debugger, and nothing would say so."""
+    os.environ["PYTHONBREAKPOINT"] = "0"
+
+
 def _sent(tensor: torch.Tensor) -> tuple[NDArray[np.uint8], torch.dtype, torch.Size]:
     return bytes_of(tensor), tensor.dtype, tensor.shape
 
@@ -53,6 +58,7 @@ class TrialWorker(Worker):
 
     def __init__(self, share: Share, cohorts: Sequence[Any] = ()) -> None:
         super().__init__(share)
+        pass_breakpoints()
         send_tensors_as_bytes()
         self.cohorts = list(cohorts)
 
@@ -77,6 +83,7 @@ class CohortActor:
     """Hosts one cohort of a cell that is spread over several actors."""
 
     def __init__(self, share: Share) -> None:
+        pass_breakpoints()
         send_tensors_as_bytes()
         self.process = Process(share)
         self.cohort: Cohort | None = None
