@@ -11,6 +11,7 @@ from fedsim.data.embeddings import Embeddings
 from fedsim.data.normalise import unit_norm
 from fedsim.errors import UserError, at
 from fedsim.partition import SCHEMES, PartitionSpec, as_seen, check_partition, make_partition
+from fedsim.partition.schemes import dirichlet
 from fedsim.partition.schemes.column import lacking
 from fedsim.partition.schemes.feature_shift import apply_shift, shift_of
 
@@ -136,7 +137,7 @@ def test_each_client_of_dirichlet_client_has_a_label_mix_of_its_own_and_an_equal
 
 
 def test_where_a_clients_whole_mix_has_run_out_it_takes_of_the_other_classes_by_what_is_left(monkeypatch):
-    monkeypatch.setattr("fedsim.partition.schemes.dirichlet.dirichlet_shares", lambda rng, alpha, draws, size: np.eye(size)[[0] * draws])
+    monkeypatch.setattr(dirichlet, "dirichlet_shares", lambda rng, alpha, draws, size: np.eye(size)[[0] * draws])
     counts = partition(y=np.repeat([0, 1, 2], [10, 900, 90]), scheme="dirichlet-client", clients=2).label_counts
     assert sorted(counts[:, 0].tolist()) == [0, 10]
     np.testing.assert_allclose(counts[:, 2], 45, atol=15)
