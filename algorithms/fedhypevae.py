@@ -50,7 +50,7 @@ class FedHypeVAE(DPSGD):
         return HyperCVAE(self.params, self.task.dim, self.task.classes, clients)
 
     def initial_server(self, seeds: Seeds) -> Server:
-        """As every algorithm's; what is a class's own starts at zero: of few rows it would keep its start."""
+        """As every algorithm's; prototypes start at zero: a class of few rows would keep a random start."""
         server = super().initial_server(seeds)
         model: Any = server.model
         if not self.params.decoder_hidden:

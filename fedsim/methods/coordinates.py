@@ -143,14 +143,14 @@ class Coordinates:
 
         In units of that of the directions that share one, the longest first; those of close variances are a basis of their span.
         """
-        # divided by variance^1/4, what is left of a standard deviation is its root, as the factor of the way back is
+        # of a variance v over the others' the way back has the factor v^POWER, and coordinates keep the standard deviation v^(1/2 - POWER)
         outward = torch.eye(len(self.stretch), device=self.stretch.device) + self.stretch
         values, vectors = leading(outward, count, 1 + GAP)
         if not len(values):
             return self.basis[:, :0]
         group = ties(values)
         aligned = torch.cat([steady(vectors[:, group == number]) for number in range(int(group[-1]) + 1)], 1)
-        return (self.basis.double() @ aligned * group_means(values, group)).float()
+        return (self.basis.double() @ aligned * group_means(values, group) ** (0.5 / POWER - 1)).float()
 
 
 class Stretched:

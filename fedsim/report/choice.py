@@ -79,9 +79,9 @@ def chosen_groups(
     _known("measure", measure, MEASURES)
     groups = group_seeds(rows, spread)
     labels = _chosen_labels(groups, measure, methods, order)
-    places = list(dict.fromkeys(_place(group) for group in groups))
+    places = list(dict.fromkeys(group.place for group in groups))
     return sorted(
-        (group for group in groups if group.label in labels), key=lambda group: (places.index(_place(group)), labels.index(group.label))
+        (group for group in groups if group.label in labels), key=lambda group: (places.index(group.place), labels.index(group.label))
     )
 
 
@@ -196,10 +196,6 @@ def _matching(name: str, labels: Sequence[str]) -> Iterator[str]:
 def _known(option: str, name: str, known: Collection[str]) -> None:
     if name not in known:
         raise UserError(f"--{option}", f"there is no {'method' if option == 'pair' else option} '{name}'", nearest(name, known))
-
-
-def _place(group: Group) -> tuple[object, ...]:
-    return group.dataset, group.scheme, group.alpha, group.clients
 
 
 def _badness(groups: Sequence[Group], measure: str) -> float:

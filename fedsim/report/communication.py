@@ -14,6 +14,8 @@ from fedsim.results.groups import Group, Interval, grouped
 from fedsim.words import setting
 
 COMMUNICATION = "communication"
+MEGABYTES = "MB that a client sends and receives"
+"""What the axis is called."""
 _MOST_COLUMNS = 4
 _CAPTION = "line: the best private score for at most so many bytes; a method without ε is named, and stands in every panel"
 
@@ -32,10 +34,8 @@ def draw_communication(groups: Sequence[Group]) -> Figure | None:
 
 def point_of(group: Group) -> Point | None:
     """The mean over seeds; None where nothing is sent, or was counted or scored."""
-    sent, received, score = (group.mean(name) for name in ("uplink_bytes", "downlink_bytes", "balanced_accuracy"))
-    if sent is None or received is None or score is None or not group.clients or not sent + received:
-        return None
-    return (sent + received) / group.clients / 1e6, score
+    megabytes, score = group.client_megabytes, group.mean("balanced_accuracy")
+    return (megabytes, score) if megabytes and score is not None else None
 
 
 def best_so_far(points: Sequence[Point]) -> list[Point]:
@@ -48,7 +48,7 @@ def best_so_far(points: Sequence[Point]) -> list[Point]:
 
 
 def _figure(groups: Sequence[Group], series: Sequence[Series]) -> Figure:
-    places = grouped(groups, lambda group: (group.dataset, group.scheme, group.alpha, group.clients))
+    places = grouped(groups, lambda group: group.place)
     panels = [(epsilon, members) for members in places.values() for epsilon in _epsilons(members)]
     columns = min(_MOST_COLUMNS, len(panels))
     lines, width, caption = -(-len(panels) // columns), 0.8 + 2.8 * max(columns, 2), f"{_CAPTION} · {caption_of(groups)}"
@@ -61,7 +61,7 @@ def _figure(groups: Sequence[Group], series: Sequence[Series]) -> Figure:
         names = (first.dataset, first.scheme) if len(places) > 1 else ()
         title = setting(*names, alpha=first.alpha if len(places) > 1 else None, epsilon=epsilon) or "no method here has an ε"
         axes.tick_params(labelleft=True)
-        axes.set_xlabel("MB that a client sends and receives", color=INK, fontsize=SMALL)
+        axes.set_xlabel(MEGABYTES, color=INK, fontsize=SMALL)
         axes.set_title(title, fontsize=9, color=INK, loc="left", parse_math=False)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()

@@ -61,7 +61,7 @@ def draw_fidelity(groups: Sequence[Group]) -> Figure | None:
 def _figure(groups: Sequence[Group], series: Sequence[Series], panels: Sequence[FidelityPanel]) -> Figure:
     axis = Axis.of(groups)
     everywhere = same_everywhere(groups, [panel.measure for panel in panels])
-    places = grouped(shown_once(groups, everywhere), lambda group: (group.dataset, group.scheme, group.alpha, group.clients))
+    places = grouped(shown_once(groups, everywhere), lambda group: group.place)
     once = f"{', '.join(sorted(everywhere))}: the same at {EVERYWHERE}" if everywhere else ""
     width, caption = 0.6 + 2.3 * max(len(panels), 2), " · ".join(filter(None, (_CAPTION, caption_of(groups, once))))
     height = 2.3 * len(places) + legend_height(series, caption, width)

@@ -15,6 +15,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
 from fedsim.errors import UserError, nearest
 from fedsim.evaluation.measures import MEASURES
+from fedsim.report.communication import MEGABYTES
 from fedsim.report.figures import INK, PANEL_HEIGHT, PAPER, Y_CHARACTERS, dress, panels_beside, style
 from fedsim.report.lines import Series, draw_bars, legend_below, legend_height, look, series_of
 from fedsim.results.groups import Group, distinct_labels, group_seeds, grouped
@@ -22,7 +23,7 @@ from fedsim.results.rows import Row
 from fedsim.words import setting, spelled
 
 COSTS: dict[str, tuple[str, Callable[[Group], float | None]]] = {
-    "bytes": ("MB that a client sends and receives", lambda group: _megabytes(group)),
+    "bytes": (MEGABYTES, lambda group: group.client_megabytes),
     "seconds": ("seconds of training", lambda group: group.mean("train_seconds")),
 }
 """What a training costs, by name: what the axis is called, and a group's cost; rounds are a parameter."""
@@ -69,7 +70,7 @@ def scanned(rows: Sequence[Row], over: str, measure: str) -> Lines:
         for group in groups:
             at = COSTS[over][1](group) if over in COSTS else value
             if at is not None and group.interval(measure):
-                key = (group.dataset, group.scheme, group.alpha, group.clients, group.epsilon_target, group.label)
+                key = (*group.place, group.epsilon_target, group.label)
                 points.setdefault(key, []).append((at, group))
     lines = {key: sorted(line, key=lambda point: _sortable(point[0])) for key, line in points.items()}
     if lines := {key: line for key, line in lines.items() if len({_sortable(at) for at, _ in line}) > 1}:
@@ -102,11 +103,6 @@ def _without(row: Row, names: Any) -> str:
     for name in names:
         label = label.replace(f" {name}={spelled(row.params[name])}", "")
     return label
-
-
-def _megabytes(group: Group) -> float | None:
-    sent, received = group.mean("uplink_bytes"), group.mean("downlink_bytes")
-    return None if sent is None or received is None or not group.clients else (sent + received) / group.clients / 1e6
 
 
 def _sortable(value: Any) -> tuple[int, float, str]:

@@ -74,7 +74,7 @@ def site_tables(groups: Sequence[Group], lines: Iterable[Mapping[str, Any]], dig
             judged.append((group, scores))
             own = replace(group, label=_OWN_ROWS, epsilon_target=None, claim=None, yields=None)
             real = _by_site((line["name"], seed, line["local_only_balanced_accuracy"]) for seed, line in held)
-            alone.setdefault((group.dataset, group.scheme, group.alpha, group.clients), (own, real))
+            alone.setdefault(group.place, (own, real))
     judged += [(group, scores) for group, scores in alone.values() if scores]
     left_out = [(_without_site(group), group) for group in groups if group.rows and group.rows[0].unseen]
     unseen = grouped(left_out, lambda pair: (pair[0].dataset, *(getattr(pair[0], name) for name in _PLACE)))

@@ -218,7 +218,7 @@ def same_everywhere(groups: Sequence[Group], measures: Sequence[str]) -> set[str
 def shown_once(groups: Sequence[Group], everywhere: Collection[str]) -> list[Group]:
     """The groups of first places, and of the others where some method is not the same everywhere."""
     first = list(map(id, first_places(groups)))
-    places = grouped(groups, lambda group: (group.dataset, group.scheme, group.alpha, group.clients)).values()
+    places = grouped(groups, lambda group: group.place).values()
     shown = [place for place in places if id(place[0]) in first or any(group.label not in everywhere for group in place)]
     return [group for place in shown for group in place]
 

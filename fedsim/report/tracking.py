@@ -69,7 +69,7 @@ def export(folder: Path | str, to: Tracker, out: Path | str | None = None) -> tu
     try:
         write = _WRITERS[to]()
     except ImportError as error:
-        raise not_installed("--to", _PACKAGES[to], to) from error
+        raise not_installed("--to", to, to) from error
     cells = list(tracked(run.path))
     target.mkdir(parents=True, exist_ok=True)
     write(cells, target.resolve(), run.path.resolve().name)
@@ -170,4 +170,3 @@ def _wandb() -> Write:
 
 
 _WRITERS: dict[Tracker, Callable[[], Write]] = {"mlflow": _mlflow, "tensorboard": _tensorboard, "wandb": _wandb}
-_PACKAGES: dict[Tracker, str] = {"mlflow": "mlflow", "tensorboard": "tensorboard", "wandb": "wandb"}

@@ -109,6 +109,17 @@ class Group:
         values = self._values(measure)
         return Interval.of(values, self.spread) if values else None
 
+    @property
+    def place(self) -> tuple[object, ...]:
+        """What methods are compared at: data set, scheme, alpha and clients."""
+        return self.dataset, self.scheme, self.alpha, self.clients
+
+    @property
+    def client_megabytes(self) -> float | None:
+        """What a client sends and receives in a training, the mean over seeds; None where it was not counted."""
+        sent, received = self.mean("uplink_bytes"), self.mean("downlink_bytes")
+        return None if sent is None or received is None or not self.clients else (sent + received) / self.clients / 1e6
+
     def mean(self, measure: str) -> float | None:
         """Mean of a row's field over the seeds; None where no row has it."""
         values = self._values(measure)
