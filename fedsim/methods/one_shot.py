@@ -1,4 +1,4 @@
-"""Algorithms that release statistics: each is one mechanism, in whose round clients send clipped sums of per-example outer products."""
+"""Algorithms that release statistics: each is one mechanism, in whose round clients send sums of outer products, clipped by unit."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ from fedsim.privacy.plan import Release, Unit
 from fedsim.privacy.statistics import moments
 from fedsim.privacy.statistics.outer_products import OuterProduct, clipped_statistics, unit_weights
 
+ROW_COUNT, ROW_COUNT_WEIGHT = "row_count", 0.2
+"""For unit client every release also counts its rows, with this weight beside the statistic's, which then has joint norm 1 by itself."""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -41,6 +44,9 @@ class Rows:
 @dataclass(frozen=True)
 class Statistic:
     """What is released of all rows together: sums of outer products, by one Gaussian mechanism a step.
+
+    For unit client the sum of a client's rows is clipped. Every release clips it by another factor, which is its rows' weight there, so
+    sums are scaled to weights that add up to the number of clients: counts and means of several releases agree, and counts are no rows.
 
     Attributes:
         name: of the release, unique within an algorithm.
@@ -72,22 +78,30 @@ def statistic_phase(statistic: Statistic, clip: float, task: Task, broadcast: Ca
     """
     # many steps share what one would have, and a mechanism that takes a share of the budget has 1 / sqrt(share) times the noise
     release = Release(statistic.name, 1.0, statistic.steps, (statistic.share / statistic.steps) ** -0.5, main=main)
-    weights, unit = unit_weights(statistic.weights), clip if math.isfinite(clip) else 1.0
+    whole, unit = task.unit == "client", clip if math.isfinite(clip) else 1.0
+    # the statistic's own weights have norm 1 first, so that a row count weighs as much beside any
+    weights = unit_weights({**unit_weights(statistic.weights), ROW_COUNT: ROW_COUNT_WEIGHT} if whole else statistic.weights)
     norms = Norms(clip, weights={name: unit * weight for name, weight in weights.items()})
 
     def at_clients(clients: Clients, round_: Round, received: Tensors) -> Message:
-        products = statistic.products(Rows.of(clients), received)
+        rows = Rows.of(clients)
+        products = statistic.products(rows, received)
+        if whole:
+            one = rows.x.new_ones(len(rows.x), 1)
+            products = {**products, ROW_COUNT: OuterProduct(one, one)}
         if products.keys() != weights.keys():
             raise ValueError(f"statistic '{statistic.name}' has the products {sorted(products)} and weights of {sorted(weights)}")
-        sums, joint = clipped_statistics(products, norms, clients.all_groups)
+        sums, joint = clipped_statistics(products, norms, clients.layout if whole else clients.all_groups)
         clipped = (joint > clip * (1 + 1e-6)).float()
         noised = clients.add_noise(round_.release, round_.stream, sums)
         return clients.send(noised.sent, {"gradient_norm": Diagnostic(joint, "quantiles"), "clipped_fraction": clipped})
 
     def at_server(server: Server, round_: Round, total: Tensors) -> Values:
         std = server.noise_std(release.name, task.clients) / unit
-        sums = {name: value / norms.weight(name) for name, value in total.items()}
-        statistic.receive(server, sums, {name: std / weight for name, weight in weights.items()})
+        # a client has a row and its rows weigh at least as much as one, so K is the least that their count can be
+        scale = float(task.clients / (total[ROW_COUNT] / norms.weight(ROW_COUNT)).clamp_min(task.clients)) if whole else 1.0
+        sums = {name: total[name] / norms.weight(name) * scale for name in statistic.weights}
+        statistic.receive(server, sums, {name: std / weights[name] * scale for name in sums})
         return {}
 
     return Phase(release, at_clients, at_server, broadcast, weights)
@@ -96,11 +110,11 @@ def statistic_phase(statistic: Statistic, clip: float, task: Task, broadcast: Ca
 class OneShot(Algorithm):
     """Base class of an algorithm that releases statistics and samples from what they say.
 
-    A subclass supplies :meth:`statistics` and :meth:`generator`. A unit's statistics, an example's or the sum of a group's, are scaled to a
-    joint norm of at most 1.
+    A subclass supplies :meth:`statistics` and :meth:`generator`. The statistics of a unit, an example's or the sum over all rows of a group
+    or a client, are scaled to a joint norm of at most 1.
     """
 
-    units: ClassVar[tuple[Unit, ...]] = ("example", "group")
+    units: ClassVar[tuple[Unit, ...]] = ("example", "group", "client")
 
     @abstractmethod
     def statistics(self) -> tuple[Statistic, ...]:
