@@ -5,22 +5,27 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from fedsim.device import to_device
-from fedsim.methods.algorithm import Algorithm
+from fedsim.errors import UserError
+from fedsim.methods.algorithm import Algorithm, Params
 from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Diagnostic, Message, Round, Server, Task, Tensors, Values
 from fedsim.methods.per_example import crowds
 from fedsim.methods.phase import Phase
+from fedsim.methods.products import Product
+from fedsim.methods.subspace import PublicSubspace
 from fedsim.privacy.clipping import Norms
 from fedsim.privacy.plan import Release, Unit
 from fedsim.privacy.statistics import moments
 from fedsim.privacy.statistics.outer_products import OuterProduct, clipped_statistics, unit_weights
+from fedsim.seeds import Seeds
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,16 @@ def statistic_phase(statistic: Statistic, clip: float, task: Task, broadcast: Ca
     return Phase(release, at_clients, at_server, broadcast, weights)
 
 
+class OneShotParams(Params):
+    """Parameters of algorithms that release statistics.
+
+    Attributes:
+        project: take rows to so many directions, those in which public rows vary most about their mean; 0: as they are.
+    """
+
+    project: int = Field(0, ge=0)
+
+
 class OneShot(Algorithm):
     """Base class of an algorithm that releases statistics and samples from what they say.
 
@@ -106,9 +121,60 @@ class OneShot(Algorithm):
     def statistics(self) -> tuple[Statistic, ...]:
         """What is released, one after another; shares add up to 1."""
 
+    @property
+    def projects(self) -> bool:
+        """Whether statistics are of rows in a public subspace."""
+        return bool(getattr(self.params, "project", 0))
+
+    @property
+    def dim(self) -> int:
+        """Of the rows that statistics are of."""
+        return self.params.project if self.projects else self.task.dim
+
+    def uses_public(self) -> bool:
+        """For the subspace."""
+        return self.projects
+
+    def check_setting(self) -> None:
+        """A subspace has no more directions than the rows.
+
+        Raises:
+            UserError: it has.
+        """
+        if self.projects and self.params.project > self.task.dim:
+            raise UserError("params.project", f"{self.params.project} directions of {self.task.dim} dimensions", "give fewer")
+
+    def initial_server(self, seeds: Seeds) -> Server:
+        """Nothing is trained; the public subspace, if there is one."""
+        server = super().initial_server(seeds)
+        if self.projects and self.task.public is not None:
+            server.tensors |= PublicSubspace.of(self.task.public, self.params.project)
+        return server
+
+    def product(self, server: Server) -> Product:
+        """For embeddings, whatever rows its statistics are of."""
+        made = super().product(server)
+        return PublicSubspace(server.tensors).for_embeddings(made) if self.projects else made
+
     def clip(self) -> float:
         """Statistics have joint norm at most 1."""
         return 1.0
+
+    def projected(self, statistic: Statistic) -> Statistic:
+        """The statistic, of rows in the public subspace if there is one."""
+
+        def products(rows: Rows, received: Tensors) -> Mapping[str, OuterProduct]:
+            return statistic.products(replace(rows, x=PublicSubspace(received).of_rows(rows.x)), received)
+
+        return replace(statistic, products=products) if self.projects else statistic
+
+    def phase(self, statistic: Statistic, *, main: bool = False) -> Phase:
+        """The rounds in which a statistic is released; ``main``: a report draws them."""
+
+        def broadcast(server: Server) -> Tensors:
+            return self.broadcast(server) | PublicSubspace.held(server.tensors)
+
+        return statistic_phase(self.projected(statistic), self.clip(), self.task, broadcast, main=main)
 
     def build(self, clients: int) -> nn.Module:
         """Nothing is trained."""
@@ -126,7 +192,7 @@ class OneShot(Algorithm):
         """
         for crowd in crowds(self.task):
             x, y = crowd.x, crowd.y
-            for statistic in (each for each in self.statistics() if each.name == round_.release.name):
+            for statistic in (self.projected(each) for each in self.statistics() if each.name == round_.release.name):
                 whole = statistic.products(Rows(x, y, torch.zeros_like(y)), broadcast)
                 for part in crowd.parts:
                     own = statistic.products(Rows(x[part], y[part], torch.zeros_like(y[part])), broadcast)
@@ -138,8 +204,8 @@ class OneShot(Algorithm):
         """One a statistic; the last is what a report draws, if it has several rounds."""
         *first, last = self.statistics()
         return (
-            *(statistic_phase(each, self.clip(), self.task, self.broadcast) for each in first),
-            statistic_phase(last, self.clip(), self.task, self.broadcast, main=True),
+            *(self.phase(statistic) for statistic in first),
+            self.phase(last, main=True),
         )
 
 
