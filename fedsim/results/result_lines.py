@@ -12,7 +12,7 @@ from fedsim.grid.models import shown
 from fedsim.plugins.code_hash import evaluation_hash
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.counted_by import counted_by
-from fedsim.results.rows import RowError
+from fedsim.results.rows import RowError, mechanism_kind
 from fedsim.training.trial import Outcome, Trial
 
 
@@ -68,8 +68,8 @@ def _ledger(outcome: Outcome) -> dict[str, Any]:
 
 
 def _mechanism(tally: Mapping[str, Any]) -> dict[str, Any]:
-    kind = "gaussian" if tally["sample_rate"] == 1 else "sampled-gaussian"
-    return {"kind": kind, **{name: value for name, value in tally.items() if name != "client"}}
+    kind = mechanism_kind(tally["mechanism"], tally["sample_rate"])
+    return {"kind": kind, **{name: value for name, value in tally.items() if name not in ("client", "mechanism")}}
 
 
 def judgement_line(trial: Trial, end: Judgement | RowError, seconds: float) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def test_without_noise_it_finds_two_planted_components() -> None:
         found = means[label, :, axis].sort().values
         assert found.tolist() == pytest.approx([0.0, 0.3], abs=0.03)
         assert float(mixed.shares[label].min()) == pytest.approx(small, abs=0.05)
-    basis = made.coordinates.apart(made.unit * mixed.components.basis.T)
+    basis = made.chart.apart(made.unit * mixed.components.basis.T)
     within = basis.T @ mixed.components.covariance @ basis
     assert within.diagonal().max() < 0.1 * 0.3**2  # the scatter between components is out of the covariance
 

@@ -20,7 +20,7 @@ from fedsim.methods.algorithm import Algorithm, solved_plan
 from fedsim.methods.messages import Task
 from fedsim.plugins.code_hash import is_shipped
 from fedsim.plugins.registry import lookup
-from fedsim.privacy.accountant import Event
+from fedsim.privacy.events import Event
 from fedsim.privacy.plan import PrivacyPlan, Trust, Unit
 from fedsim.training.cohort import build_algorithm
 
@@ -70,7 +70,7 @@ class Setting:
     @property
     def events(self) -> list[Event]:
         """The claimed mechanism: (noise multiplier, sample rate, steps) of each release."""
-        return [(self.plan.noise_multiplier(r.name), r.sample_rate, r.steps) for r in self.plan.releases if r.steps]
+        return [event for event in self.plan.events() if event.steps]
 
     @cached_property
     def others(self) -> tuple[tuple[Rows, Labels], ...]:
