@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedsim.data.public import PublicRows as PublicRows
 from fedsim.device import CPU, moved
 from fedsim.models.probe import PROBE_C
 from fedsim.privacy.events import Mechanism
@@ -64,7 +65,10 @@ DiagnosticLike = list[Any] | Tensor | Diagnostic
 
 @dataclass(frozen=True)
 class Task:
-    """The public facts of a cell: shapes, the number of clients, unit and trust of its privacy, and the evaluation's probe."""
+    """The public facts of a cell: shapes, the number of clients, unit and trust of its privacy, and the evaluation's probe.
+
+    ``public`` are the grid's public rows, for a method that says :meth:`fedsim.methods.algorithm.Algorithm.uses_public`, else None.
+    """
 
     dim: int
     classes: int
@@ -72,6 +76,7 @@ class Task:
     unit: Unit = "example"
     trust: Trust = "aggregate"
     probe_c: float = PROBE_C
+    public: PublicRows | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from fedsim.methods.messages import Message, Round, Tensors
 from fedsim.planning.prepare import Prepared
 from fedsim.planning.rehearsal import first_rounds, made_up_cohort
 from fedsim.privacy.plan import PrivacyPlan, Release
+from fedsim.report.plan_table import public_rows_of
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, LocalPool
 from fedsim.training.rounds import to_the_end, train
@@ -223,6 +224,8 @@ def show_noise(prepared: Prepared, console: Console) -> None:
                 table.add_row(*map(Text, (*place, release.name, signal.words)))
                 first = False
     wide_console(console, 240).print(table)
+    for public in public_rows_of(prepared):
+        print_line(console, public)
     if without:
         print_line(console, f"without noise: {', '.join(without)} (not private, or at ε = ∞)")
     signal_words = (

@@ -157,6 +157,8 @@ def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     yield "unit", unit_words(row.unit or "example")
     yield "relation", f"{row.relation or 'add-or-remove-one'}: neighbours differ in the presence of one unit"
     yield "trust", _trust(row)
+    for public in dict.fromkeys((member.public, member.public_licence) for member in rows if member.public):
+        yield "public data", public_sentence(*public)
     for line in dict.fromkeys(map(_budget, rows)):
         yield "budget", line
     for line in large_deltas(rows):
@@ -188,6 +190,13 @@ def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     use = "less of it was added than was planned, so nothing made here may be released" if overspent else NOISES[row.noise or "seeded"]
     yield "noise", f"{' and '.join(sorted(kinds))}, {row.noise or 'seeded'}: {use}"
     yield "not covered", "; ".join(_uncovered(row))
+
+
+def public_sentence(name: str | None, licence: str | None) -> str:
+    """What public rows are to a reader of the budget."""
+    return (
+        f"{name} (licence: {licence or 'not known'}): no unit's rows; what is made of them alone costs nothing, and ε does not protect them"
+    )
 
 
 def _trust(row: Row) -> str:

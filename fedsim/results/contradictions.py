@@ -155,7 +155,7 @@ def _spent(row: Row) -> float | None:
 
 def _against_plan(row: Row, dims: Sequence[int], trust_plugin: bool) -> tuple[list[str], str, float | None]:
     """Differences from the algorithm's plan, what was not compared, and epsilon of the plan where all of it is the row's."""
-    from fedsim.methods.messages import Task  # and torch, which a report does without
+    from fedsim.methods.messages import PublicRows, Task  # and torch, which a report does without
 
     classes = round(1 / row.chance) if row.chance else 0
     if not row.clients or not 1 <= classes <= MOST_CLASSES or row.delta is None:
@@ -171,7 +171,7 @@ def _against_plan(row: Row, dims: Sequence[int], trust_plugin: bool) -> tuple[li
         return [], f"its plan was not rebuilt: {error}", None
     unit: Unit = row.unit if row.unit in ("example", "client") else "group"  # type: ignore[assignment]
     trust: Trust = row.trust or "aggregate"
-    tasks = [Task(dim, classes, row.clients, unit, trust) for dim in dims]
+    tasks = [Task(dim, classes, row.clients, unit, trust, public=PublicRows.made_up(dim, classes)) for dim in dims]
     note, reached = "", None
     try:
         plans = [_planned(cls, dump(row.params), task, row.epsilon_target or math.inf, row.delta) for task in tasks]

@@ -154,6 +154,7 @@ def _trained(line: Line) -> dict[str, Any]:
         "yields": line["yields"],
         "dataset": line["dataset"],
         "dataset_hash": cell["dataset_hash"],
+        **{name: cell.get(name) for name in ("public", "public_hash", "public_licence")},
         "scheme": cell["partition"]["scheme"],
         "alpha": line["alpha"],
         "clients": cell["clients"],

@@ -34,7 +34,7 @@ def training_line(
         "training_id": cell.training_id,
         "error": None if outcome else end.model_dump(),  # type: ignore[union-attr]
         "cell": cell.model_dump(mode="json"),
-        "task": asdict(trial.task),
+        "task": {name: value for name, value in asdict(trial.task).items() if name != "public"},
         "plan": None if plan is None else asdict(plan),
         "dataset": shown(cell.dataset, cell.evaluation.unseen),
         "alpha": cell.concentration,

@@ -104,6 +104,9 @@ class Row(BaseModel):
         yields: what the algorithm makes; None: an older row.
         dataset: what tables call the data set.
         dataset_hash, partition_hash: fingerprints of the data and of the partition.
+        public: what tables call the public rows that the algorithm used; None: none, or an older row.
+        public_hash: their fingerprint.
+        public_licence: of their source, in words; None where it is not known.
         scheme: of the partition.
         alpha: Dirichlet concentration; None for schemes without one.
         clients: how many.
@@ -168,6 +171,9 @@ class Row(BaseModel):
     yields: Literal["generator", "classifier"] | None = None
     dataset: str
     dataset_hash: str | None = None
+    public: str | None = None
+    public_hash: str | None = None
+    public_licence: str | None = None
     scheme: str | None = None
     alpha: float | None = None
     clients: int | None = None

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.data.normalise import unit_norm
+from fedsim.data.public import PublicRows
 from fedsim.errors import UserError, at
 from fedsim.grid.read import one_cell
 from fedsim.grid.resolve import resolve
@@ -118,7 +119,7 @@ def setting_of(
         raise UserError(f"algorithm {name}", "has no privacy to audit", "give a private one, see fedsim algorithms")
     if not 0 < epsilon < math.inf:
         raise UserError("epsilon", f"{epsilon:g} is no claim that an audit could refute", "give a positive, finite number")
-    task = Task(dim, AUDIT_CLASSES, AUDIT_CLIENTS, unit, trust)
+    task = Task(dim, AUDIT_CLASSES, AUDIT_CLIENTS, unit, trust, public=PublicRows.made_up(dim, AUDIT_CLASSES))
     validated = cls.Params.model_validate(dict(params)).model_dump(mode="json")
     plan = plan_of(name, validated, task, epsilon, delta)
     assert plan is not None
