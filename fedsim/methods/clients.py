@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fedsim.batch import Batch, Layout, consecutive
 from fedsim.device import CPU, moved, to_device
-from fedsim.methods.messages import NUMBER_BYTES, DiagnosticLike, MechanismStep, Message, Ran, Tensors
+from fedsim.methods.messages import NUMBER_BYTES, DiagnosticLike, MechanismStep, Message, Ran, Round, Tensors
 from fedsim.methods.parameters import rounded
 from fedsim.privacy.noise import fill_gaussian, fingerprint, gaussian
 from fedsim.privacy.plan import PrivacyPlan, Release
@@ -128,6 +128,12 @@ class Clients:
         )
         chosen.pooled = replace(self.pooled, starts=tuple(self.pooled.starts[i] for i in positions))
         return chosen
+
+    def of_turn(self, round_: Round) -> Clients:
+        """The members whose turn the round is, as :meth:`only`; themselves where clients take no turns."""
+        if round_.release.turns == 1:
+            return self
+        return self.only([i for i, client in enumerate(self.members) if round_.has_turn(client)])
 
     def batch(self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]) -> Batch:
         """The batch of each member's ``rows`` (int64, on the CPU), with standard normal draws from each client's own stream."""

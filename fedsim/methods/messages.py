@@ -97,6 +97,10 @@ class Round:
     stream: int
     release: Release
 
+    def has_turn(self, client: int) -> bool:
+        """Whether the client may take part: always, where clients do not take turns."""
+        return (client - self.number) % self.release.turns == 0
+
 
 @dataclass(frozen=True)
 class MechanismStep:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,6 +77,15 @@ def gumbel(shapes: Mapping[str, torch.Size | tuple[int, ...]], scale: float, str
         drawn = -scale * np.log(-np.log(uniform + 2.0**-54))
     parts = torch.split(torch.from_numpy(drawn), sizes)
     return Noise({name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}, crc)
+
+
+def inverse(correlation: Sequence[float], rounds: int) -> list[float]:
+    """The first ``rounds`` numbers of C^-1's first column, C lower triangular and Toeplitz, its column ``correlation``; [] for none."""
+    column: list[float] = []
+    for t in range(rounds if correlation else 0):
+        past = sum(c * column[t - j] for j, c in enumerate(correlation[1 : t + 1], 1))
+        column.append(((t == 0) - past) / correlation[0])
+    return column
 
 
 def fill_gaussian(out: NDArray[np.float32], std: float, stream: Keystream) -> int:

@@ -50,12 +50,13 @@ class Release:
     Attributes:
         name: unique within a plan.
         sample_rate: the public probability with which each unit is in a step's sample, in (0, 1].
-        steps: how often it is released over the whole run, all rounds together.
+        steps: how often it is released on a unit over the whole run, all rounds together.
         relative_noise: its noise multiplier in units of the plan's sigma; the ratio between releases is kept.
         per_round: steps in a round (local steps, each with noise of its own); divides ``steps``.
         main: whether a report draws its rounds as the training; false for a release before or after the training.
         mechanism: ``gaussian``: noisy sums; ``exponential``: the numbers of the largest noisy scores, and epsilon_0 of a step is
             1 / noise multiplier (:mod:`fedsim.privacy.accountant`).
+        turns: b: clients take turns, client c in the rounds t with t = c modulo b, so that ``steps`` steps take b times as many rounds.
     """
 
     name: str
@@ -65,11 +66,12 @@ class Release:
     per_round: int = 1
     main: bool = True
     mechanism: Mechanism = "gaussian"
+    turns: int = 1
 
     @property
     def rounds(self) -> int:
         """How many rounds it takes."""
-        return self.steps // self.per_round
+        return self.steps // self.per_round * self.turns
 
 
 @dataclass(frozen=True)
@@ -239,6 +241,8 @@ def _check(epsilon: float, delta: float, releases: tuple[Release, ...], clip: fl
             raise UserError(where, f"{release.steps} steps are not whole rounds of {release.per_round}")
         if release.mechanism == "exponential" and release.sample_rate < 1:
             raise UserError(where, "an exponential mechanism on a sample of the units is not accounted for", "give sample rate 1")
+        if release.turns < 1:
+            raise UserError(where, f"{release.turns} turns", "give 1, where every client takes part in every round, or more")
         if not 0 < release.relative_noise < math.inf:
             raise UserError(where, f"relative noise {release.relative_noise} is not a positive number")
     if math.isinf(epsilon):

@@ -131,7 +131,8 @@ def account(
     def spent(number: int) -> Spent:
         tell(f"accounting round {min(number, total)} of {total}")
         at, n = schedule[number - 1]
-        steps = [r.steps if i < at else r.per_round * n if i == at else 0 for i, r in enumerate(plan.releases)]
+        # of clients that take turns, those of the first have spent the most
+        steps = [r.steps if i < at else r.per_round * -(-n // r.turns) if i == at else 0 for i, r in enumerate(plan.releases)]
         return Spent(number, plan.releases[at].name, spectra.compose(steps).epsilon(delta))
 
     numbers = {round(x) for x in np.linspace(1, total, min(total, MOST_ROUNDS))}

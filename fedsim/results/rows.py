@@ -227,9 +227,12 @@ class Row(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _gathered(cls, fields: Any) -> Any:
-        if not isinstance(fields, dict) or fields.keys().isdisjoint(MEASURES):
+        if not isinstance(fields, dict):
             return fields
         scores = fields.get("scores", {}) | {name: fields[name] for name in MEASURES if fields.get(name) is not None}
+        accuracy, ceiling = scores.get("balanced_accuracy"), fields.get("ceiling_balanced_accuracy")
+        if isinstance(accuracy, float) and isinstance(ceiling, float) and ceiling > 0:
+            scores["share_of_ceiling"] = accuracy / ceiling
         return {**{name: value for name, value in fields.items() if name not in MEASURES}, "scores": scores}
 
     @model_serializer(mode="wrap")

@@ -20,7 +20,7 @@ from fedsim.methods.parameters import add_in_order, code_names, in_order, joint_
 from fedsim.methods.products import Product
 from fedsim.methods.returns import typed
 from fedsim.privacy.ledger import Ledger
-from fedsim.privacy.noise import Noise, gaussian, gumbel
+from fedsim.privacy.noise import Noise, gaussian, gumbel, inverse
 from fedsim.privacy.plan import PrivacyPlan, Release
 from fedsim.seeds import Purpose, Seeds
 from fedsim.training.state import Checkpoint, below, capture, check_alike, described, load_server, released_state
@@ -97,7 +97,7 @@ def train(
         phase = phases[round_.phase]
         messages = pool.round(round_, phase.broadcast(server))
         total = add_in_order([moved(message.sums, device) for message in messages])
-        noise, multiplier = server_noise(algorithm, plan, round_, total, seeds)
+        noise, multiplier = server_noise(algorithm, plan, round_, total, seeds, phase.correlation)
         signal, drawn = squared_sums(total), moved(noise.parts, device)
         noisy = revealed(round_.release, {name: value + drawn[name] for name, value in total.items()} if drawn else total)
         if watch is not None:
@@ -160,13 +160,29 @@ def released_shares(algorithm: Algorithm, server: Server) -> NDArray[np.float64]
     return known / known.sum() if known.any() else None
 
 
-def server_noise(algorithm: Algorithm, plan: PrivacyPlan | None, round_: Round, total: Tensors, seeds: Seeds) -> tuple[Noise, float]:
-    """The noise that the server adds, once, to the sum; with its multiplier, 0 without noise."""
+def server_noise(
+    algorithm: Algorithm,
+    plan: PrivacyPlan | None,
+    round_: Round,
+    total: Tensors,
+    seeds: Seeds,
+    correlation: Sequence[float] = (),
+) -> tuple[Noise, float]:
+    """The noise that the server adds, once, to the sum; with its multiplier, 0 without noise.
+
+    Under a correlation the noise of earlier rounds is drawn again from their streams, so that none is stored.
+    """
     if plan is None or algorithm.noise_at_clients():
         return Noise({}, 0), 0.0
     shapes = {name: tuple(value.shape) for name, value in total.items()}
     scale, draw = plan.noise_scale(round_.release.name), gumbel if round_.release.mechanism == "exponential" else gaussian
-    return draw(shapes, scale, seeds.keystream(Purpose.NOISE, round_.stream)), scale / plan.sensitivity
+    noise = draw(shapes, scale, seeds.keystream(Purpose.NOISE, round_.stream))
+    for back, weight in enumerate(inverse(correlation, round_.step + 1)):
+        stream = seeds.keystream(Purpose.NOISE, round_.stream - back * round_.release.per_round)
+        earlier = gaussian(shapes, scale, stream) if back else noise
+        for name, part in noise.parts.items():
+            part.mul_(weight) if back == 0 else part.add_(earlier.parts[name], alpha=weight)
+    return noise, scale / plan.sensitivity
 
 
 def revealed(release: Release, noisy: Tensors) -> Tensors:

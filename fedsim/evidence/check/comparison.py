@@ -20,6 +20,7 @@ from fedsim.evidence.worlds import Divergence, Query, Tape, choice_range
 from fedsim.methods.messages import Message, Tensors
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.ledger import Ledger
+from fedsim.privacy.plan import Release
 
 BOUND_SLACK = 1e-3
 """Relative excess over the bound that is put down to rounding."""
@@ -134,7 +135,7 @@ def _judged(subject: Subject, pair: Pair, first: Seen, second: Seen) -> PairResu
 
 def _changes(subject: Subject, pair: Pair, first: Tape, second: Tape, *, at_clients: bool) -> Iterator[Change]:
     task, client = subject.trial.task, pair.client
-    sampled = None if task.unit != "client" or client is None else lambda step, rate: takes_part(pair.seed, step, client, rate)
+    sampled = None if task.unit != "client" or client is None else lambda step, release: takes_part(pair.seed, step, client, release)
     return queries(first, second, sampled, silo=task.trust == "silo") if at_clients else rounds(first, second, sampled)
 
 
@@ -180,8 +181,8 @@ def seen_words(results: Sequence[PairResult]) -> str:
     return f"{len(results)} pairs of neighbours, rounds 0 to {most - 1}{late}"
 
 
-Sampled = Callable[[int, float], bool]
-"""Whether the unit is in the sample of a step (its number, the release's sample rate)."""
+Sampled = Callable[[int, Release], bool]
+"""Whether the unit is in the sample of a step (its number, the release)."""
 
 
 @dataclass(frozen=True)
@@ -274,7 +275,7 @@ def _form(message: Message, name: str) -> tuple[torch.Size, torch.dtype]:
 
 
 def _in_sample(query: Query, sampled: Sampled | None) -> bool:
-    return query.sampled if sampled is None else sampled(query.step, query.release.sample_rate)
+    return query.sampled if sampled is None else sampled(query.step, query.release)
 
 
 def _kept(one: Query, two: Query) -> dict[str, float]:

@@ -24,6 +24,7 @@ from fedsim.keystream import Keystream
 from fedsim.methods.messages import Tensors
 from fedsim.methods.parameters import add_in_order
 from fedsim.plugins.registry import lookup
+from fedsim.privacy.noise import inverse
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.seeds import Purpose, Seeds
 from fedsim.training import rounds
@@ -143,12 +144,14 @@ def _scale(draws: Sequence[Draw], planned: float, name: str) -> Verdict | None:
 
 
 def _server_scale(subject: Subject, plan: PrivacyPlan) -> Verdict | None:
-    for round_, record in enumerate(subject.records):
-        count = sum(value.numel() for value in subject.tape.messages[round_].sums.values())
-        name = record.values["release"]
-        exponential = plan.release(name).mechanism == "exponential"
-        measured, planned = record.values["noise_norm"] / math.sqrt(count), plan.noise_scale(name) * (GUMBEL_SIZE if exponential else 1.0)
-        if fault := _judged(measured, count, planned, f"the server's noise in round {round_}"):
+    phases = subject.algorithm.phases()
+    for round_, record in zip(subject.algorithm.schedule(), subject.records, strict=True):
+        count = sum(value.numel() for value in subject.tape.messages[round_.number].sums.values())
+        measured, release = record.values["noise_norm"] / math.sqrt(count), round_.release
+        # of a correlation, each round's noise is a sum of independent draws
+        factor = math.hypot(*inverse(phases[round_.phase].correlation, round_.step + 1) or [1.0])
+        planned = plan.noise_scale(release.name) * (GUMBEL_SIZE if release.mechanism == "exponential" else factor)
+        if fault := _judged(measured, count, planned, f"the server's noise in round {round_.number}"):
             return fault
     return None
 
