@@ -72,7 +72,7 @@ def grids(data: Path, out: Path, seeds: int) -> dict[str, dict[str, Any]]:
 
 def limited(path: Path, name: str) -> list[dict[str, Any]]:
     """A data set at every number of training rows."""
-    return [{"npz": str(path), "name": f"{name}, {rows:,} rows", "limit": rows} for rows in FEW]
+    return [{"npz": str(path), "name": name, "limit": rows} for rows in FEW]
 
 
 def by_site(path: Path, out: Path) -> tuple[Path, Path]:
