@@ -61,8 +61,8 @@ def gaussian(shapes: Mapping[str, torch.Size | tuple[int, ...]], std: float, str
 def gumbel(shapes: Mapping[str, torch.Size | tuple[int, ...]], scale: float, stream: Keystream) -> Noise:
     """Independent Gumbel noise of ``scale`` for every part, -scale log(-log u), in float64; a scale of 0 gives zeros.
 
-    Gumbel 1954: the place of the largest of scores with such noise is distributed as exp(score / scale) over its sum. The words give 1 - u as
-    a multiple of 2^-53 and half a step, so that large noise has all bits of a double.
+    Gumbel 1954: the place of the largest of scores with such noise is distributed as exp(score / scale) over its sum. The words give 1 - u
+    as a multiple of 2^-53 and half a step, so that large noise has all bits of a double.
 
     Args:
         shapes: by part; the parts are drawn in this order.
