@@ -88,6 +88,8 @@ BROKEN = {
     "codes_without_noise:CodesWithoutNoise": ("sensitivity", r"'codes\.code\.weight' in what is kept of a training"),
     "rate_from_own_rows:RateFromOwnRows": ("sensitivity", r"'codes\.code\.weight' in what is kept of a training"),
     "centred_by_the_first_batch:CentredByTheFirstBatch": ("sensitivity", r"removing a row against the mean.* \(1\.\d+ of it\)"),
+    "votes_counted_twice:VotesCountedTwice": ("sensitivity", r"removing .* claimed bound is 1 \(2\.00 of it\)"),
+    "scores_of_both_signs:ScoresOfBothSigns": ("sensitivity", r"removing .* claimed bound is 1 \((1\.[5-9]|2\.)\d+ of it\)"),
     "first_row_is_the_anchor:FirstRowIsTheAnchor": ("sensitivity", r"removing an ordinary row .* claimed bound is 1 \([12]\.\d+ of it\)"),
 }
 """A quick check sees them."""
