@@ -18,10 +18,9 @@ from torch import Tensor
 from algorithms import class_block
 from algorithms.class_block import BlockGenerator
 from fedsim.device import to_device
-from fedsim.methods.algorithm import Params
 from fedsim.methods.coordinates import COORDINATE_NAMES, MEAN_SHARE, PREFIX, Coordinates, clipped_square, coordinate_statistics
 from fedsim.methods.messages import Server, Tensors
-from fedsim.methods.one_shot import OneShot, Rows, Statistic, statistic_phase
+from fedsim.methods.one_shot import OneShot, OneShotParams, Rows, Statistic
 from fedsim.methods.phase import Phase
 from fedsim.plugins.registry import register
 from fedsim.privacy.statistics import moments, shrinkage
@@ -61,7 +60,7 @@ SENT_TO_CLIENTS = ("mean", *COORDINATE_NAMES, "emphasis", "class_centres", "inne
 """What clients need of what was released."""
 
 
-class FedHypeVAEWarmParams(Params):
+class FedHypeVAEWarmParams(OneShotParams):
     """Parameters of FedHypeVAE, warm.
 
     Attributes:
@@ -97,9 +96,7 @@ class FedHypeVAEWarm(OneShot):
 
     def phases(self) -> tuple[Phase, ...]:
         """One a statistic; the moments are what a report draws."""
-        return tuple(
-            statistic_phase(each, self.clip(), self.task, self.broadcast, main=each.name == "moments") for each in self.statistics()
-        )
+        return tuple(self.phase(each, main=each.name == "moments") for each in self.statistics())
 
     def broadcast(self, server: Server) -> Tensors:
         """What has been released, as far as clients need it."""
@@ -124,7 +121,7 @@ class FedHypeVAEWarm(OneShot):
         Of few rows in many dimensions the second moment says little and class counts are uncertain.
         """
         noise = server.noise_std("moments", self.task.clients) / self.clip() / unit_weights(MOMENT_WEIGHTS)["second"]
-        excess = (noise * (self.task.dim / 2) ** 0.5 / rows / TUNED.visible).clamp(1, TUNED.most_excess)
+        excess = (noise * (self.dim / 2) ** 0.5 / rows / TUNED.visible).clamp(1, TUNED.most_excess)
         sums, counts, second = MOMENT_WEIGHTS.values()
         wanted = torch.stack([torch.full_like(excess, sums), (counts * excess.sqrt()).clamp_max(TUNED.most_counts), second / excess])
         usual = to_device(torch.tensor([sums, counts, second]), rows.device)
@@ -232,7 +229,7 @@ class FedHypeVAEWarm(OneShot):
         weight = unit_weights(class_block.CLASS_WEIGHTS)["class_second"]
         noise = server.noise_std("class moments", self.task.clients) / self.clip() / weight * class_block.TUNED.reach**2
         most: int = self.params.block
-        return max(self.task.classes - 1, min(most, shrinkage.affordable(typical, noise, TUNED.resolution), self.task.dim))
+        return max(self.task.classes - 1, min(most, shrinkage.affordable(typical, noise, TUNED.resolution), self.dim))
 
     # --- classes ---
 

@@ -178,6 +178,12 @@ class Clients:
         """The groups of all rows; None if the unit is not a group."""
         return self._groups_of([torch.arange(len(x)) for x in self.x])
 
+    @cached_property
+    def layout(self) -> Layout:
+        """Which member each row of all members belongs to."""
+        owner = torch.repeat_interleave(torch.arange(len(self.members)), torch.tensor([len(x) for x in self.x]))
+        return Layout.on(self.device, owner, len(self.members))
+
     def drawn(self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]) -> list[Tensors]:
         """The :meth:`draws` of a batch: each member's for its ``rows``."""
         return [self.draws(client, len(chosen), round_, shapes) for client, chosen in zip(self.members, rows, strict=True)]
@@ -231,12 +237,15 @@ class Clients:
             release: the mechanism.
             round_: the round; if a round has several steps, the number of the step over all rounds.
             sent: sums over the members; in float64 they are rounded once noise is added.
-            kept: per-client tensors ``[members, ...]``.
+            kept: per-client tensors ``[members, ...]``; none with an exponential mechanism, whose scores are for the server to choose by.
 
         Raises:
-            ValueError: the step is not in the round, or its noise was drawn before: two sums with the same noise reveal their difference.
+            ValueError: the step is not in the round, or its noise was drawn before: two sums with the same noise reveal their difference;
+                or an exponential mechanism keeps something.
         """
         kept = kept or {}
+        if kept and release.mechanism == "exponential":
+            raise ValueError(f"'{release.name}' is an exponential mechanism: it only chooses by sums, and noises nothing that clients keep")
         if self.plan is None:
             return Noised(sent, kept)
         if (self.steps is not None and round_ not in self.steps) or any(step.number == round_ for step in self.ran.steps):
@@ -262,8 +271,9 @@ class Clients:
                 at, begin = at + held[0].numel(), at
                 torch.add(held, own_draws[:, begin:at].view(held.shape), out=noised[name][start : start + block])
         multiplier = std / self.plan.sensitivity if own or kept else math.inf
+        bare = bool(sent) and not own
         self.ran.steps.append(
-            MechanismStep(release.name, round_, self.members, release.sample_rate, multiplier, bare=bool(sent) and not own)
+            MechanismStep(release.name, round_, self.members, release.sample_rate, multiplier, bare, mechanism=release.mechanism)
         )
         parts = torch.split(to_device(total, self.device), [value.numel() for value in own.values()])
         added = {name: value + noise.view(value.shape) for (name, value), noise in zip(own.items(), parts, strict=True)}

@@ -1,4 +1,4 @@
-"""Gaussian noise for the parts of one release, and fingerprints that show two runs drew the same."""
+"""Gaussian and Gumbel noise for the parts of one release, and fingerprints that show two runs drew the same."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Noise:
     """One draw.
 
     Attributes:
-        parts: float32 tensors by name, views of one flat tensor.
+        parts: tensors by name, views of one flat tensor: float32, Gumbel noise float64.
         fingerprint: CRC-32 of some of its random words: equal on every processor, though logarithms may differ in the last bit.
     """
 
@@ -54,6 +54,27 @@ def gaussian(shapes: Mapping[str, torch.Size | tuple[int, ...]], std: float, str
     sizes = [math.prod(shape) for shape in shapes.values()]
     drawn = np.empty(sum(sizes), np.float32)
     crc = fill_gaussian(drawn, std, stream)
+    parts = torch.split(torch.from_numpy(drawn), sizes)
+    return Noise({name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}, crc)
+
+
+def gumbel(shapes: Mapping[str, torch.Size | tuple[int, ...]], scale: float, stream: Keystream) -> Noise:
+    """Independent Gumbel noise of ``scale`` for every part, -scale log(-log u), in float64; a scale of 0 gives zeros.
+
+    Gumbel 1954: the place of the largest of scores with such noise is distributed as exp(score / scale) over its sum. The words give u as a
+    multiple of 2^-53, so each number is off by a total variation of 2^-53 at most.
+
+    Args:
+        shapes: by part; the parts are drawn in this order.
+        scale: noise multiplier times sensitivity (:meth:`fedsim.privacy.plan.PrivacyPlan.noise_scale`).
+        stream: of this release and round (:meth:`fedsim.seeds.Seeds.keystream`).
+    """
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    drawn, crc = np.zeros(sum(sizes)), 0
+    if scale:
+        uniform = stream.uniform(len(drawn))
+        crc = zlib.crc32(uniform[::FINGERPRINT_STRIDE].tobytes())
+        drawn = -scale * np.log(-np.log(uniform + 2.0**-54))
     parts = torch.split(torch.from_numpy(drawn), sizes)
     return Noise({name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}, crc)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -35,7 +35,7 @@ class Trial:
 
     Attributes:
         cell: the cell.
-        task: the public facts that its algorithm gets.
+        task: the public facts that its algorithm gets; public rows come with the data, see :meth:`given`.
         plan: its privacy plan, None if epsilon has no meaning.
         partition: every client's training rows.
         sizes: clients per actor, in client order.
@@ -64,6 +64,10 @@ class Trial:
     def units(self) -> int:
         """The number of units that the budget protects."""
         return self.cell.clients if self.task.unit == "client" else self.train_groups or self.train_rows
+
+    def given(self, data: Embeddings) -> Trial:
+        """With the data's public rows in the task."""
+        return replace(self, task=replace(self.task, public=data.public))
 
     def cohorts(self, seeds: Seeds | None = None) -> list[CohortSpec]:
         """One specification an actor; ``seeds`` default to those that follow from the cell's seed."""
@@ -136,7 +140,7 @@ def run_trial(
         device: of the server.
     """
     started = time.perf_counter()
-    cell = trial.cell
+    trial, cell = trial.given(data), trial.cell
     resume = checkpoints.load() if checkpoints else None
     seeds = seeds_of(trial, resume)
     algorithm = build_algorithm(cell.algorithm, cell.params, trial.task)

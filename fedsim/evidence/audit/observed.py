@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedsim.evidence.audit.setting import Labels, Rows, Setting
 from fedsim.evidence.fresh import forked, in_fresh_processes
-from fedsim.evidence.worlds import Divergence, Hidden, Tape, WatchedPool, watched
+from fedsim.evidence.worlds import Divergence, Hidden, Tape, WatchedPool, choice_range, watched
 from fedsim.methods.clients import Noised
 from fedsim.methods.messages import Round, Tensors
 from fedsim.methods.phase import Phase
@@ -185,7 +185,7 @@ def observed(setting: Setting, canary: Canary, seeds: Seeds, *, present: bool) -
     Raises:
         Divergence: which mechanisms run depends on the unit.
     """
-    sampled = any(rate < 1 for _, rate, _ in setting.events)
+    sampled = any(event.sample_rate < 1 for event in setting.events)
     live = train_in(setting, seeds, members_of(setting, canary if present else None))
     absent = train_in(setting, seeds, members_of(setting, None), live) if present else live
     always = train_in(setting, seeds, members_of(setting, canary, always=True), live) if sampled or not present else live
@@ -256,7 +256,20 @@ def _named(noised: Noised, *, silo: bool, kept: bool = True) -> dict[tuple[str, 
 def _of_sum(setting: Setting, round_: Round, noisy: Tensors, absent: Sequence[Tensors], always: Sequence[Tensors]) -> NoisyOutput:
     """The sum that the server noised, beside what all clients sent without the unit and with it in every sample."""
     base, whole = (_total(sums, noisy) for sums in (absent, always))
+    if round_.release.mechanism == "exponential":
+        return _of_choice(noisy, base, whole, setting.plan.noise_scale(round_.release.name))
     return NoisyOutput(*apart(noisy, base, whole), setting.plan.noise_std(round_.release.name), round_.release.sample_rate)
+
+
+def _of_choice(chosen: Tensors, base: Tensors, whole: Tensors, scale: float) -> NoisyOutput:
+    """What an exponential mechanism chose, as an output of one dimension that has the log likelihood ratio of the choice."""
+    ratio = 0.0
+    for name, at in chosen.items():
+        log_chances = [torch.log_softmax(scores[name] / scale, -1).gather(-1, at.cpu()[..., None]) for scores in (whole, base)]
+        ratio += float((log_chances[0] - log_chances[1]).sum())
+    shift = choice_range(whole, base)
+    residual = (ratio * scale**2 + shift**2 / 2) / shift if shift else 0.0
+    return NoisyOutput(torch.tensor([residual]).double(), torch.tensor([shift]).double(), scale, 1.0)
 
 
 def _total(sums: Sequence[Tensors], names: Iterable[str]) -> Tensors:
