@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -21,6 +22,7 @@ from fedsim.errors import not_installed
 from fedsim.files import unread
 from fedsim.privacy.accountant import INTEGER_ORDERS, ORDERS, Event
 from fedsim.privacy.plan import RELEASABLE
+from fedsim.privacy.selection import Curve, Selection, converted
 from fedsim.results.contradictions import MOST_ABOVE, MOST_BELOW, cross_check, impossible, large_deltas, ratio, within_row
 from fedsim.results.groups import grouped
 from fedsim.results.rows import Row
@@ -84,7 +86,7 @@ def prove(row: Row, *, trust_plugin: bool = False) -> Proof:
         return Proof(row, "differs", "; ".join(numbers))
     events = tuple(sorted((m.noise_multiplier, m.sample_rate, m.count) for m in row.mechanisms))
     try:
-        epsilon = recomputed(events, row.delta, row.accountant == "rdp")
+        epsilon = recomputed(events, row.delta, row.accountant == "rdp") if row.selection is None else searched(row.selection, row.delta)
     except (ArithmeticError, ValueError, MemoryError) as error:  # of numbers that no training has
         return Proof(row, "not proved", f"dp-accounting cannot compose its mechanisms ({unread(error)})")
     checked = cross_check(row, composed=epsilon, trust_plugin=trust_plugin)
@@ -116,6 +118,18 @@ def recomputed(events: tuple[Event, ...], delta: float, renyi: bool) -> float:
     return _of_renyi(costly, delta) if renyi else _of_losses(costly, delta)
 
 
+def searched(selection: Selection, delta: float) -> float:
+    """Epsilon of the best of a random number of trainings, from their mechanisms alone, by dp-accounting; see :class:`Selection`."""
+    if not selection.score or any(not noise for training in selection.trainings for noise, *_ in training):
+        return math.inf
+    return max(converted(curve, delta) for curve in selection.curves(_divergence))
+
+
+def _divergence(events: Sequence[Event]) -> Curve:
+    """The Rényi divergence of some mechanisms at each of the orders."""
+    return np.asarray(_renyi(events, ORDERS)._rdp, np.float64)
+
+
 def _of_losses(events: Sequence[Event], delta: float) -> float:
     """By composition of privacy loss distributions."""
     from dp_accounting.pld import privacy_loss_distribution
@@ -136,6 +150,11 @@ def _of_losses(events: Sequence[Event], delta: float) -> float:
 
 def _of_renyi(events: Sequence[Event], delta: float, orders: Sequence[float] = ORDERS) -> float:
     """By Rényi composition."""
+    return float(_renyi(events, orders).get_epsilon(delta))
+
+
+def _renyi(events: Sequence[Event], orders: Sequence[float]) -> Any:
+    """dp-accounting's accountant that has composed ``events``."""
     import dp_accounting
     from dp_accounting.rdp import RdpAccountant
 
@@ -146,7 +165,7 @@ def _of_renyi(events: Sequence[Event], delta: float, orders: Sequence[float] = O
         one = dp_accounting.GaussianDpEvent(noise)
         sampled = one if rate == 1 else dp_accounting.PoissonSampledDpEvent(rate, one)
         accountant.compose(dp_accounting.SelfComposedDpEvent(sampled, steps))
-    return float(accountant.get_epsilon(delta))
+    return accountant
 
 
 @dataclass(frozen=True, repr=False)
@@ -265,16 +284,27 @@ def _releasable(rows: Sequence[Row]) -> Iterator[Row]:
 
 
 def _composed(rows: Sequence[Row]) -> Together:
+    delta = max(row.delta or 0.0 for row in rows)
+    if any(row.selection for row in rows):
+        return Together(
+            rows[0].dataset, rows[0].unit or "example", len(rows), delta, converted(np.sum([*map(_whole, rows)], axis=0), delta)
+        )
     events: Counter[tuple[float, float]] = Counter()
     for mechanism in (mechanism for row in rows for mechanism in row.mechanisms or ()):
         events[mechanism.noise_multiplier, mechanism.sample_rate] += mechanism.count
     composed: tuple[Event, ...] = tuple(sorted((noise, rate, count) for (noise, rate), count in events.items()))
-    delta = max(row.delta or 0.0 for row in rows)
     try:
         epsilon = recomputed(composed, delta, any(row.accountant == "rdp" for row in rows))
     except ValueError:  # more than loss distributions hold, as of a thousand generators at ε = 8
         epsilon = recomputed(composed, delta, renyi=True)
     return Together(rows[0].dataset, rows[0].unit or "example", len(rows), delta, epsilon)
+
+
+def _whole(row: Row) -> Curve:
+    """The Rényi divergence of all that a row paid for; of a search the larger one of a unit in training and one in the score."""
+    if row.selection is not None:
+        return np.max(row.selection.curves(_divergence), axis=0)  # type: ignore[no-any-return]
+    return _divergence([(m.noise_multiplier, m.sample_rate, m.count) for m in row.mechanisms or ()])
 
 
 def together_words(costs: Sequence[Together]) -> Iterator[str]:

@@ -153,6 +153,8 @@ def _cell(
             "unseen": evaluation.unseen,
             "probe_c": evaluation.probe_c,  # a task holds it, so that an algorithm may use the evaluation's probe
             "source": variant.source,
+            # scores of held-out rows decide what is kept, and so does the code that computes them
+            **({"tuning": variant.tuning.model_dump(mode="json"), "code": evaluation_hash()} if variant.tuning else {}),
         }
     )
     return Cell(
@@ -175,6 +177,7 @@ def _cell(
         noise=noise,
         seed=seed,
         evaluation=evaluation,
+        tuning=variant.tuning,
     )
 
 

@@ -24,6 +24,7 @@ from fedsim.methods.phase import Phase, rounds_of
 from fedsim.methods.products import Classifier, Generator, Product
 from fedsim.models.initialise import initial_model
 from fedsim.privacy.plan import Claim, PrivacyPlan, Release, Trust, Unit, calibrate
+from fedsim.privacy.selection import SCORE
 from fedsim.seeds import Seeds
 
 
@@ -187,12 +188,16 @@ def solved_plan(algorithm: Algorithm, epsilon: float | None, delta: float) -> Pr
         if algorithm.private and value not in supported:
             raise UserError(key, f"does not support '{value}'", f"supported: {', '.join(supported)}")
     algorithm.check_setting()
+    releases = algorithm.releases()
+    if any(release.name == SCORE for release in releases):
+        where, what = f"{type(algorithm).__name__}.releases", f"a release is called '{SCORE}'"
+        raise PluginError(where, what, "give it another name; the harness scores trainings under this one, with noise of its own")
     if epsilon is None:
         return None
     return calibrate(
         epsilon=epsilon,
         delta=delta,
-        releases=algorithm.releases(),
+        releases=releases,
         unit=task.unit,
         trust=task.trust,
         scope=algorithm.scope(),

@@ -169,11 +169,13 @@ def _trained(line: Line) -> dict[str, Any]:
         "seconds": line["seconds"],
         "versions": line["versions"],
         "generator": line["state"],
+        "tuning": tuning_of(cell, line.get("trials")),
     }
     if plan is None:
         return fields
     return fields | {
         **planned(plan),
+        "selection": plan.get("selection"),
         "train_groups": line["train_groups"],
         "epsilon_spent": ledger.get("epsilon_spent"),
         "unit": unit,
@@ -184,6 +186,12 @@ def _trained(line: Line) -> dict[str, Any]:
         "noise_at": ledger.get("noise_at"),
         "counted_by": ledger.get("counted_by"),
     }
+
+
+def tuning_of(cell: Mapping[str, Any], trained: int | None = None) -> dict[str, Any] | None:
+    """How the parameters of a cell were chosen, and which; ``trained`` is the number of its trainings, where that is known."""
+    tuning = cell.get("tuning")
+    return tuning and {**tuning, "chosen": {name: cell["params"][name] for name in tuning["space"]}, "trained": trained}
 
 
 def planned(plan: Mapping[str, Any]) -> dict[str, Any]:
