@@ -163,7 +163,13 @@ def _points(grid: Grid, i: int, cls: type[Algorithm]) -> Iterator[Variant]:
         for curve in grid.tune.curves if tuned else ("default",):
             every = _choices(tuned) if curve != "default" else [{}]
             complete = [_complete(grid, i, cls.Params, scanned | tuned, point | choice) for choice in every]
-            space = {name: axis.values for name, axis in tuned.items()}
+            space = {
+                name: tuple(
+                    next(params[name] for params, choice in zip(complete, every, strict=True) if choice[name] == j)
+                    for j in range(len(axis.values))
+                )
+                for name, axis in (tuned if curve != "default" else {}).items()
+            }
             yield Variant(
                 entry=i,
                 label=label + CURVE_LABELS[curve],

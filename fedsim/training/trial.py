@@ -79,6 +79,11 @@ class Trial:
         """The cell with other parameters: those that a tuned one trains with, or ended with."""
         return replace(self, cell=self.cell.model_copy(update={"params": params}), plan=plan)
 
+    @property
+    def trained(self) -> tuple[Trial, ...]:
+        """The cell with each of the parameters that it may train with."""
+        return tuple(self.of(candidate.params, candidate.plan) for candidate in self.candidates) or (self,)
+
     def ended(self, outcome: Outcome) -> Trial:
         """The cell with the parameters that its outcome was trained with."""
         return self if outcome.chosen is None else self.of(outcome.chosen.params, outcome.chosen.plan)
