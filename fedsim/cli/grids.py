@@ -79,6 +79,7 @@ def tune(
 def run(
     algorithm: Annotated[str, typer.Option(help="A registered name, my_file.py:MyMethod or pkg.module:Class.")],
     dataset: Annotated[str, typer.Option(help="As in a grid: digits, medmnist:organsmnist, csv:PATH, a YAML mapping.")] = "digits",
+    public: Annotated[str | None, typer.Option(help="A data set whose rows are public, for methods that use such rows.")] = None,
     encoder: Annotated[
         str | None, typer.Option(help="For images: a vision transformer of the Hugging Face hub, or a local folder.")
     ] = None,
@@ -104,6 +105,7 @@ def run(
         {
             "algorithm": algorithm,
             "dataset": dataset,
+            "public": public,
             "encoder": encoder,
             "partition": partition,
             "alpha": alpha,

@@ -20,6 +20,7 @@ from fedsim.grid.models import Tuning
 from fedsim.methods.messages import Pool, Tensors
 from fedsim.methods.products import is_classifier, own
 from fedsim.partition import Partition
+from fedsim.privacy.events import Event
 from fedsim.privacy.ledger import Tally
 from fedsim.privacy.noise import gaussian
 from fedsim.privacy.plan import PrivacyPlan
@@ -134,6 +135,7 @@ def run_tuned(
         device: of the server.
     """
     started = time.perf_counter()
+    trial = trial.given(data)
     tuning = cast(Tuning, trial.cell.tuning)
     resume = checkpoints.load() if checkpoints else None
     seeds = seeds_of(trial, resume)
@@ -280,7 +282,7 @@ def _outcome(trial: Trial, search: _Search, seconds: float) -> Outcome:
     plan = chosen.plan
     if plan is None or plan.selection is None:
         return outcome
-    ran = [[(t.noise_multiplier, t.sample_rate, t.count) for t in one.mechanisms] for one in outcomes if one.mechanisms is not None]
+    ran = [[_event(tally) for tally in one.mechanisms] for one in outcomes if one.mechanisms is not None]
     least = min(run.multiplier for run in search.runs)
     spent = replace(plan.selection, trainings=distinct([*plan.selection.trainings, *ran]), score=least)
     scored = Tally(0, SCORE, winner.multiplier, 1.0, 1)
@@ -290,3 +292,7 @@ def _outcome(trial: Trial, search: _Search, seconds: float) -> Outcome:
         accountant=plan.accountant,
         mechanisms=winner.outcome.mechanisms and (*winner.outcome.mechanisms, scored),
     )
+
+
+def _event(tally: Tally) -> Event:
+    return Event(tally.noise_multiplier, tally.sample_rate, tally.count, tally.mechanism)

@@ -361,6 +361,7 @@ class Grid(_Model):
     Attributes:
         name: of the grid and its run folder; default: the file's stem.
         dataset: axis of data sets.
+        public: a data set of which all rows are public, labelled or not, for methods that use such rows; embedded as each data set is.
         encoder: axis of what turns the images of data sets into embeddings; data sets that are embeddings already are scanned once.
         partition: the scheme that divides rows among clients.
         algorithms: axis of algorithms.
@@ -382,6 +383,7 @@ class Grid(_Model):
 
     name: str = Field(default="grid", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     dataset: Axis[DatasetSpec] = (DatasetSpec(name="digits"),)
+    public: DatasetSpec | None = None
     encoder: Annotated[tuple[EncoderSpec, ...], BeforeValidator(_none_or_listed), AfterValidator(_no_two)] = ()
     partition: PartitionSpec = PartitionSpec()
     algorithms: Axis[AlgorithmEntry]
@@ -416,7 +418,8 @@ class Grid(_Model):
     @field_validator("encoder")
     @classmethod
     def _encoder_matters(cls, encoder: tuple[EncoderSpec, ...], info: ValidationInfo) -> tuple[EncoderSpec, ...]:
-        if encoder and "dataset" in info.data and all(spec.source.images is None for spec in info.data["dataset"]):
+        sets = (*info.data.get("dataset", ()), *filter(None, [info.data.get("public")]))
+        if encoder and "dataset" in info.data and all(spec.source.images is None for spec in sets):
             raise ValueError("no data set of the grid holds images; remove it")
         if twice := _twice([spec.display for spec in encoder]):
             raise ValueError(f"two encoders are called '{twice}'; rename the file or folder of one")
@@ -463,6 +466,11 @@ class Grid(_Model):
         """Every data set with every encoder, in the order of the axes."""
         return tuple(encoded for spec in self.dataset for encoded in spec.encoded_by(self.encoder))
 
+    def public_beside(self, dataset: DatasetSpec) -> DatasetSpec | None:
+        """The public data set, embedded as ``dataset`` is; where that is embeddings already, by the grid's encoder."""
+        encoders = self.encoder[:1] if dataset.encoder is None else (dataset.encoder,)
+        return None if self.public is None else self.public.encoded_by(encoders)[0]
+
     def position(self, dataset: DatasetSpec) -> int:
         """Where on the axis ``dataset`` one of ``sets`` is."""
         return next(i for i, spec in enumerate(self.dataset) if dataset in spec.encoded_by(self.encoder))
@@ -504,6 +512,7 @@ class Cell(_Model):
         params: all its parameters, defaults included.
         dataset: where the data come from.
         dataset_hash: the data's fingerprint; None in what may be released.
+        public, public_hash, public_licence: name, fingerprint and licence of the public rows, where the algorithm uses them.
         partition: the scheme, which keeps units together.
         alpha: Dirichlet concentration, of the schemes that use one.
         clients: how many.
@@ -526,6 +535,9 @@ class Cell(_Model):
     params: dict[str, Any]
     dataset: DatasetSpec
     dataset_hash: str | None
+    public: str | None = None
+    public_hash: str | None = None
+    public_licence: str | None = None
     partition: PartitionSpec
     alpha: float
     clients: int

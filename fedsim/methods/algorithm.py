@@ -133,6 +133,15 @@ class Algorithm(ABC):
         """Whether clients add noise to everything they send, so that the server adds none."""
         return self.task.trust == "silo"
 
+    def uses_public(self) -> bool:
+        """Whether it is given the grid's public rows as ``task.public``, which its training then has to have.
+
+        They are there while it trains, for server and clients alike. A generator is made again without them, from ``server.model`` and
+        ``server.tensors``: what it needs of them belongs there. Whatever is computed from public rows alone is free; what also depends on a
+        private row is a release.
+        """
+        return False
+
     def check_setting(self) -> None:  # noqa: B027 (most algorithms support all parameters in all their units and trusts)
         """Refuse parameters that have no meaning, or no plan, for the unit and trust.
 
@@ -187,6 +196,8 @@ def solved_plan(algorithm: Algorithm, epsilon: float | None, delta: float) -> Pr
     for key, value, supported in (("unit", task.unit, algorithm.units), ("trust", task.trust, algorithm.trusts)):
         if algorithm.private and value not in supported:
             raise UserError(key, f"does not support '{value}'", f"supported: {', '.join(supported)}")
+    if algorithm.uses_public() and task.public is None:
+        raise UserError("public", "the method uses public rows, and there are none", "name a data set whose rows are public: public: NAME")
     algorithm.check_setting()
     releases = algorithm.releases()
     if any(release.name == SCORE for release in releases):

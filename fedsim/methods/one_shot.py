@@ -1,4 +1,4 @@
-"""Algorithms that release statistics: each is one mechanism, in whose round clients send clipped sums of per-example outer products."""
+"""Algorithms that release statistics and choices: each is one mechanism, in whose round clients send clipped sums over rows."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Diagnostic, Message, Round, Server, Task, Tensors, Values
 from fedsim.methods.per_example import crowds
 from fedsim.methods.phase import Phase
+from fedsim.models.layers import one_hot
 from fedsim.privacy.clipping import Norms
 from fedsim.privacy.plan import Release, Unit
 from fedsim.privacy.statistics import moments
 from fedsim.privacy.statistics.outer_products import OuterProduct, clipped_statistics, unit_weights
+
+ROWS_SCORED = 1024
+"""Rows whose scores are made at a time."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +97,57 @@ def statistic_phase(statistic: Statistic, clip: float, task: Task, broadcast: Ca
     return Phase(release, at_clients, at_server, broadcast, weights)
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Of every class one candidate, by one exponential mechanism a step (:class:`fedsim.privacy.plan.Release`).
+
+    Attributes:
+        name: of the release, unique within an algorithm.
+        share: of the budget in units of 1 / sigma^2, for all its steps together.
+        scores: (rows, broadcast): what each row gives to the candidates of its class ``[N, candidates]``, in [0, 1]: values outside are
+            clipped, and what is not a number counts as 0. The rows of a group share 1 between them.
+        receive: (server, chosen): takes the number of every class's candidate ``[C]`` into ``server.tensors``.
+        steps: how often it is made.
+    """
+
+    name: str
+    share: float
+    scores: Callable[[Rows, Tensors], Tensor]
+    receive: Callable[[Server, Tensor], None]
+    steps: int = 1
+
+
+def choice_phase(choice: Choice, clip: float, task: Task, broadcast: Callable[[Server], Tensors], *, main: bool = False) -> Phase:
+    """The rounds in which a choice is made; arguments as of :func:`fedsim.methods.one_shot.statistic_phase`."""
+    # epsilon_0^2 / 8-zCDP with epsilon_0 = 1 / noise: so much as a Gaussian mechanism of twice the noise
+    noise = (choice.share / choice.steps) ** -0.5 / 2
+    release = Release(choice.name, 1.0, choice.steps, noise, main=main, mechanism="exponential")
+    unit = clip if math.isfinite(clip) else 1.0
+
+    def at_clients(clients: Clients, round_: Round, received: Tensors) -> Message:
+        rows, groups = Rows.of(clients), clients.all_groups
+        weight = rows.x.new_full((len(rows.x),), unit, dtype=torch.double)
+        if groups is not None:
+            weight /= torch.bincount(groups.client, minlength=groups.clients)[groups.client]
+        total: Tensor | float = 0.0
+        for start in range(0, max(1, len(rows.x)), ROWS_SCORED):
+            part = slice(start, start + ROWS_SCORED)
+            some = Rows(rows.x[part], rows.y[part], rows.client[part])
+            scores = choice.scores(some, received).double().nan_to_num(0.0, 0.0, 0.0).clamp(0, 1)
+            # a row of a group is a part of a unit, and every row adds to its own class alone
+            total = total + (one_hot(some.y, task.classes).double() * weight[part, None]).T @ scores
+        assert isinstance(total, Tensor)
+        return clients.send(clients.add_noise(round_.release, round_.stream, {"scores": total}).sent)
+
+    def at_server(server: Server, round_: Round, chosen: Tensors) -> Values:
+        choice.receive(server, chosen["scores"])
+        return {}
+
+    return Phase(release, at_clients, at_server, broadcast)
+
+
 class OneShot(Algorithm):
-    """Base class of an algorithm that releases statistics and samples from what they say.
+    """Base class of an algorithm that releases statistics, and makes choices, and samples from what they say.
 
     A subclass supplies :meth:`statistics` and :meth:`generator`. A unit's statistics, an example's or the sum of a group's, are scaled to a
     joint norm of at most 1.
@@ -103,7 +156,7 @@ class OneShot(Algorithm):
     units: ClassVar[tuple[Unit, ...]] = ("example", "group")
 
     @abstractmethod
-    def statistics(self) -> tuple[Statistic, ...]:
+    def statistics(self) -> tuple[Statistic | Choice, ...]:
         """What is released, one after another; shares add up to 1."""
 
     def clip(self) -> float:
@@ -127,20 +180,29 @@ class OneShot(Algorithm):
         for crowd in crowds(self.task):
             x, y = crowd.x, crowd.y
             for statistic in (each for each in self.statistics() if each.name == round_.release.name):
-                whole = statistic.products(Rows(x, y, torch.zeros_like(y)), broadcast)
+                whole = _sides(statistic, Rows(x, y, torch.zeros_like(y)), broadcast)
                 for part in crowd.parts:
-                    own = statistic.products(Rows(x[part], y[part], torch.zeros_like(y[part])), broadcast)
-                    for name, product in own.items():
-                        crowd.check_same(f"'{name}' of '{statistic.name}'", part, product.left, whole[name].left)
-                        crowd.check_same(f"'{name}' of '{statistic.name}'", part, product.right, whole[name].right)
+                    own = _sides(statistic, Rows(x[part], y[part], torch.zeros_like(y[part])), broadcast)
+                    for (name, *sides), (_, *others) in zip(own, whole, strict=True):
+                        for side, other in zip(sides, others, strict=True):
+                            crowd.check_same(f"'{name}' of '{statistic.name}'", part, side, other)
 
     def phases(self) -> tuple[Phase, ...]:
-        """One a statistic; the last is what a report draws, if it has several rounds."""
+        """One a statistic or choice; the last is what a report draws, if it has several rounds."""
         *first, last = self.statistics()
-        return (
-            *(statistic_phase(each, self.clip(), self.task, self.broadcast) for each in first),
-            statistic_phase(last, self.clip(), self.task, self.broadcast, main=True),
-        )
+        return (*(self._phase(each) for each in first), self._phase(last, main=True))
+
+    def _phase(self, released: Statistic | Choice, *, main: bool = False) -> Phase:
+        if isinstance(released, Choice):
+            return choice_phase(released, self.clip(), self.task, self.broadcast, main=main)
+        return statistic_phase(released, self.clip(), self.task, self.broadcast, main=main)
+
+
+def _sides(released: Statistic | Choice, rows: Rows, broadcast: Tensors) -> list[tuple[str, *tuple[Tensor, ...]]]:
+    """By name, the tensors of which every row has its own row."""
+    if isinstance(released, Choice):
+        return [("scores", released.scores(rows, broadcast))]
+    return [(name, product.left, product.right) for name, product in released.products(rows, broadcast).items()]
 
 
 def overall_mean(share: float) -> Statistic:

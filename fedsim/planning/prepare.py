@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedsim.data.embeddings import Embeddings
-from fedsim.data.sources.load import opened
+from fedsim.data.public import PublicRows
+from fedsim.data.sources.load import load_public, opened
 from fedsim.device import device_of
 from fedsim.errors import PluginError, UserError, at
 from fedsim.grid.cells import check_partitions, expand, grid_place, without_unseen
@@ -99,6 +100,7 @@ def prepare(
     tasks = tuple(task_of(cell, data[cell.data_key]) for cell in cells)
     plans = planned(grid, cells, tasks, tell)
     candidates = [own if cell.tuning else () for cell, own in zip(cells, plans, strict=True)]
+    tasks = tuple(replace(task, public=None) for task in tasks)  # rows travel with the data
     sizes = laid_out(grid, cells, capacity, parallel)
     views, keys = seen(cells, partitions, data)
     first = [own[0].plan for own in plans]
@@ -109,7 +111,7 @@ def prepare(
 
 def task_of(cell: Cell, data: Embeddings) -> Task:
     """The public facts that a cell's algorithm gets."""
-    return Task(data.dim, data.classes, cell.clients, cell.unit, cell.trust, cell.evaluation.probe_c)
+    return Task(data.dim, data.classes, cell.clients, cell.unit, cell.trust, cell.evaluation.probe_c, data.public)
 
 
 def loaded(grid: Grid, tell: Tell = _silent, to_embed: list[str] | None = None) -> dict[str, Embeddings]:
@@ -136,7 +138,34 @@ def loaded(grid: Grid, tell: Tell = _silent, to_embed: list[str] | None = None) 
             data[spec.key], left = (held.embedded(), None) if to_embed is None else held.foreseen()
         if to_embed is not None and left:
             to_embed.append(left)
-    return data
+    return data if grid.public is None else with_public(grid, data, tell, to_embed)
+
+
+def with_public(grid: Grid, data: Mapping[str, Embeddings], tell: Tell, to_embed: list[str] | None) -> dict[str, Embeddings]:
+    """The data sets by key, each with the grid's public rows beside it; arguments as in :func:`loaded`.
+
+    Raises:
+        UserError: public rows cannot be had, are of another dimension, or are private rows too.
+    """
+    held: dict[str, PublicRows] = {}
+    both = {}
+    for spec in grid.sets:
+        public, rows = grid.public_beside(spec), data[spec.key]
+        assert public is not None
+        with at(grid.place("public")):
+            if public.key not in held:
+                tell(f"reading {public.display}")
+                held[public.key], left = load_public(public, foresee=to_embed is not None)
+                if to_embed is not None and left:
+                    to_embed.append(left)
+            beside = held[public.key]
+            if beside.x.shape[1] != rows.dim:
+                what = f"'{public.display}' has rows of {beside.x.shape[1]} dimensions, data set '{spec.display}' of {rows.dim}"
+                raise UserError("", what, "give public rows that the same encoder embeds")
+            for part, private in (("training", rows.x_train), ("test", rows.x_test)):
+                beside.check_apart(private, part, spec.display)
+        both[spec.key] = replace(rows, public=beside)
+    return both
 
 
 def partition_of(cell: Cell, data: Embeddings) -> Partition:
@@ -191,9 +220,9 @@ def planned(grid: Grid, cells: Sequence[Cell], tasks: Sequence[Task], tell: Tell
     Raises:
         UserError: the first cell without a plan; with the place in the grid.
     """
-    solved: dict[tuple[str, str, str, Task, float | None], tuple[Candidate, ...]] = {}
+    solved: dict[tuple[str, str, str, Task, float | None, str | None], tuple[Candidate, ...]] = {}
     keys = [
-        (cell.algorithm, dump(cell.params), dump(cell.tuning and cell.tuning.model_dump()), task, cell.epsilon)
+        (cell.algorithm, dump(cell.params), dump(cell.tuning and cell.tuning.model_dump()), task, cell.epsilon, cell.public_hash)
         for cell, task in zip(cells, tasks, strict=True)
     ]
     total = len(set(keys))

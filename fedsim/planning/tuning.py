@@ -17,7 +17,7 @@ from fedsim.methods.algorithm import Algorithm, solved_plan
 from fedsim.methods.messages import Task
 from fedsim.plugins.claims import allowed
 from fedsim.privacy import accountant
-from fedsim.privacy.accountant import Event
+from fedsim.privacy.events import Event
 from fedsim.privacy.plan import PrivacyPlan, Release
 from fedsim.privacy.selection import SCORE, Selection, distinct, solved_noise
 from fedsim.training.trial import Candidate
@@ -68,7 +68,7 @@ def _tuned(algorithms: Sequence[Algorithm], tuning: Tuning, epsilon: float, delt
         for algorithm in algorithms:
             solved_plan(algorithm, epsilon, delta)  # refuses what has no plan at all
         try:
-            noise = solved_noise(*how, epsilon, delta, lambda sigma: [(sigma, 1.0, 1)])
+            noise = solved_noise(*how, epsilon, delta, lambda sigma: [Event(sigma, 1.0, 1)])
             inner = min(_largest(releases, how, epsilon, delta) for releases in {_steps(algorithm) for algorithm in algorithms})
         except ValueError as error:
             raise UserError("epsilon", str(error), "give a larger one, or a smaller mean number of trials") from error
@@ -81,23 +81,24 @@ def _tuned(algorithms: Sequence[Algorithm], tuning: Tuning, epsilon: float, delt
         inner = float(f"{_LESS * inner:.6g}")
 
 
-def _steps(algorithm: Algorithm) -> tuple[tuple[float, float, int], ...]:
-    """(relative noise, sample rate, steps) of an algorithm's releases."""
-    return tuple(sorted((release.relative_noise, release.sample_rate, release.steps) for release in algorithm.releases() if release.steps))
+def _steps(algorithm: Algorithm) -> tuple[Event, ...]:
+    """The mechanisms of an algorithm at a noise multiplier of 1."""
+    return tuple(sorted(Event(r.relative_noise, r.sample_rate, r.steps, r.mechanism) for r in algorithm.releases() if r.steps))
 
 
-def _largest(steps: tuple[tuple[float, float, int], ...], how: tuple[float, Any], epsilon: float, delta: float) -> float:
+def _largest(steps: tuple[Event, ...], how: tuple[float, Any], epsilon: float, delta: float) -> float:
     """The epsilon of a training alone with the least noise at which the best of the trainings costs ``epsilon``."""
 
     def events(sigma: float) -> list[Event]:
-        return [(relative * sigma, rate, count) for relative, rate, count in steps]
+        return [event._replace(noise_multiplier=event.noise_multiplier * sigma) for event in steps]
 
     return accountant.epsilon(events(solved_noise(*how, epsilon, delta, events)), delta)[0]
 
 
 def events_of(plan: PrivacyPlan) -> tuple[Event, ...]:
     """The mechanisms of a training: the plan's, without a score."""
-    return tuple((plan.noise_multiplier(r.name), r.sample_rate, r.steps) for r in plan.releases if r.steps and r.name != SCORE)
+    releases = tuple(release for release in plan.releases if release.steps and release.name != SCORE)
+    return tuple(replace(plan, releases=releases).events())
 
 
 def _with_score(plan: PrivacyPlan, selection: Selection, epsilon: float, reached: float) -> PrivacyPlan:

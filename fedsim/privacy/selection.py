@@ -19,16 +19,18 @@ The theorem is of one pair of neighbours, so each case is a whole of its own, an
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.privacy.accountant import ORDERS, Event, rounded_up
+from fedsim.privacy.accountant import ORDERS, rounded_up
+from fedsim.privacy.events import AnyEvent, Event
 
 Distribution = Literal["geometric", "logarithmic", "poisson"]
 SHAPES: dict[Distribution, float] = {"geometric": 1.0, "logarithmic": 0.0, "poisson": math.inf}
@@ -50,7 +52,7 @@ class Selection:
     Attributes:
         mean: of the number of runs, >= 1.
         distribution: of that number.
-        trainings: (noise multiplier, sample rate, steps) of a run's mechanisms, once for all settings whose mechanisms are the same.
+        trainings: a run's mechanisms, once for all settings whose mechanisms are the same.
         score: noise multiplier of a run's score.
     """
 
@@ -61,28 +63,35 @@ class Selection:
 
     def epsilon(self, delta: float) -> float:
         """What is spent, rounded up to ten digits; see the module's text."""
-        if not self.score or any(not noise for training in self.trainings for noise, *_ in training):
-            return math.inf
-        return rounded_up(max(converted(curve, delta) for curve in self.curves(curve_of)))
+        return rounded_up(self.spent(delta, curve_of))
 
-    def curves(self, curve_of: Callable[[Sequence[Event]], Curve]) -> tuple[Curve, Curve]:
+    def spent(self, delta: float, curve_of: Callable[[Sequence[AnyEvent]], Curve]) -> float:
+        """The same to all digits, by an accountant that composes mechanisms as ``curve_of`` does."""
+        if not self.score or any(not event.noise_multiplier for training in self.trainings for event in training):
+            return math.inf
+        return max(converted(curve, delta) for curve in self.curves(curve_of))
+
+    def curves(self, curve_of: Callable[[Sequence[AnyEvent]], Curve]) -> tuple[Curve, Curve]:
         """Of the selection where the unit is in training, and where it is in the score; ``curve_of`` composes mechanisms."""
         training = np.max([curve_of(events) for events in self.trainings], axis=0)
-        score = curve_of([(self.score, 1.0, 1)])
+        score = curve_of([Event(self.score, 1.0, 1)])
         return selected(training, self.mean, self.distribution), selected(score, self.mean, self.distribution)
 
 
-def curve_of(events: Sequence[Event]) -> Curve:
+def curve_of(events: Sequence[AnyEvent]) -> Curve:
     """The Rényi divergence of some mechanisms together at each of :data:`ORDERS`; infinite where it cannot be computed."""
-    return np.asarray(np.sum([_curve(noise, rate) * steps for noise, rate, steps in events], axis=0), np.float64)
+    curves = [_curve(event._replace(steps=1)) * event.steps for event in (Event(*given) for given in events)]
+    return np.asarray(np.sum(curves, axis=0), np.float64)
 
 
 @lru_cache(maxsize=4096)
-def _curve(noise: float, rate: float) -> Curve:
+def _curve(event: Event) -> Curve:
+    if event.mechanism == "exponential":
+        return np.array(ORDERS) / (8 * event.noise_multiplier**2)
     from opacus.accountants.analysis.rdp import compute_rdp  # late: Opacus imports its optimisers, too
 
     with np.errstate(all="ignore"):
-        curve = np.array([_order(compute_rdp, noise, rate, order) for order in ORDERS])
+        curve = np.array([_order(compute_rdp, event.noise_multiplier, event.sample_rate, order) for order in ORDERS])
     return np.where(curve >= 0, curve, math.inf)  # not a number fails the comparison, too
 
 
@@ -111,7 +120,7 @@ def converted(curve: Curve, delta: float) -> float:
 
 
 def solved_noise(
-    mean: float, distribution: Distribution, epsilon: float, delta: float, events: Callable[[float], Sequence[Event]]
+    mean: float, distribution: Distribution, epsilon: float, delta: float, events: Callable[[float], Sequence[AnyEvent]]
 ) -> float:
     """The least noise multiplier, to four digits, at which the best of the runs costs ``epsilon``; 0 if that is infinite.
 
@@ -155,6 +164,29 @@ def runs_at(quantile: float, mean: float, distribution: Distribution) -> int:
     return int(max(1, stats.logser.ppf(quantile, 1 - _gamma_truncated_negative_binomial(0.0, mean))))
 
 
-def distinct(trainings: Iterable[Sequence[Event]]) -> tuple[tuple[Event, ...], ...]:
-    """Trainings of the same mechanisms once, in any order of these."""
-    return tuple(dict.fromkeys(tuple(sorted(events)) for events in trainings))
+def distinct(trainings: Iterable[Sequence[AnyEvent]]) -> tuple[tuple[Event, ...], ...]:
+    """Trainings of the same mechanisms once."""
+    return tuple(dict.fromkeys(tuple(sorted(Event(*event) for event in events)) for events in trainings))
+
+
+def composed_by_renyi(event: Any, orders: Sequence[float] = ORDERS) -> Any:
+    """dp-accounting's Rényi accountant of an event of its own."""
+    from dp_accounting.rdp import RdpAccountant
+
+    # it warns of every order whose series does not converge, and leaves it out, which is what is wanted
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    return RdpAccountant(orders).compose(event)
+
+
+def composed_event(events: Sequence[AnyEvent]) -> Any:
+    """All ``events`` as one of dp-accounting's; an exponential mechanism is epsilon_0^2 / 8-zCDP (Cesar & Rogers 2021, lemma 3.4)."""
+    import dp_accounting
+
+    def one(event: Event) -> Any:
+        if event.mechanism == "exponential":
+            return dp_accounting.ZCDpEvent(event.noise_multiplier**-2 / 8)
+        gaussian = dp_accounting.GaussianDpEvent(event.noise_multiplier)
+        return gaussian if event.sample_rate == 1 else dp_accounting.PoissonSampledDpEvent(event.sample_rate, gaussian)
+
+    steps = [Event(*event) for event in events]
+    return dp_accounting.ComposedDpEvent([dp_accounting.SelfComposedDpEvent(one(event), event.steps) for event in steps if event.steps])

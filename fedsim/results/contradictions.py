@@ -14,7 +14,7 @@ from fedsim.json_lines import decode, dump, load, reasons
 from fedsim.plugins.code_hash import source_hash
 from fedsim.plugins.registry import check_installed, lookup
 from fedsim.privacy import accountant
-from fedsim.privacy.accountant import Event
+from fedsim.privacy.events import Event
 from fedsim.privacy.plan import MOST_DELTA, PrivacyPlan, Trust, Unit, large_delta
 from fedsim.privacy.selection import SCORE
 from fedsim.results.join import planned, planned_mechanisms
@@ -132,7 +132,7 @@ def _unlike(row: Row) -> Iterator[str]:
         yield f"the row says {row.steps} steps and holds {count} mechanisms"
     if row.sample_rate is not None and row.sample_rate not in {m.sample_rate for m in row.mechanisms}:
         yield f"the row says a sample rate of {number(row.sample_rate)} and no mechanism has it"
-    if any((m.kind == "gaussian") != (m.sample_rate == 1) for m in row.mechanisms):
+    if any((m.kind == "sampled-gaussian") == (m.sample_rate == 1) for m in row.mechanisms):
         yield "a mechanism's kind and its sample rate do not fit"
     yield from _of_search(row, row.mechanisms)
 
@@ -151,11 +151,11 @@ def _of_search(row: Row, mechanisms: Sequence[Mechanism]) -> Iterator[str]:
         return
     if (selection.mean, selection.distribution) != (tuning.trials, tuning.distribution):
         yield "the search and its cost differ in the number of trainings"
-    training = sorted((m.noise_multiplier, m.sample_rate, m.count) for m in mechanisms if m.release != SCORE)
-    scores = [(m.noise_multiplier, m.sample_rate, m.count) for m in mechanisms if m.release == SCORE]
+    training = sorted(mechanism.event for mechanism in mechanisms if mechanism.release != SCORE)
+    scores = [mechanism.event for mechanism in mechanisms if mechanism.release == SCORE]
     if not any(_alike(training, planned) for planned in selection.trainings):
         yield "its mechanisms are those of no training that its search pays for"
-    if not _alike(scores, [(selection.score, 1.0, 1)]):
+    if not _alike(scores, [Event(selection.score, 1.0, 1)]):
         yield "the noise of its score is not the one that its search pays for"
 
 
@@ -181,14 +181,14 @@ def _spent(row: Row) -> float | None:
     if row.selection is not None:
         return row.selection.epsilon(row.delta)
     try:
-        return accountant.epsilon([(m.noise_multiplier, m.sample_rate, m.count) for m in row.mechanisms], row.delta)[0]
+        return accountant.epsilon([m.event for m in row.mechanisms], row.delta)[0]
     except (ArithmeticError, ValueError, MemoryError):  # of numbers that no training has
         return None
 
 
 def _against_plan(row: Row, dims: Sequence[int], trust_plugin: bool) -> tuple[list[str], str, float | None]:
     """Differences from the algorithm's plan, what was not compared, and epsilon of the plan where all of it is the row's."""
-    from fedsim.methods.messages import Task  # and torch, which a report does without
+    from fedsim.methods.messages import PublicRows, Task  # and torch, which a report does without
 
     classes = round(1 / row.chance) if row.chance else 0
     if not row.clients or not 1 <= classes <= MOST_CLASSES or row.delta is None:
@@ -204,7 +204,7 @@ def _against_plan(row: Row, dims: Sequence[int], trust_plugin: bool) -> tuple[li
         return [], f"its plan was not rebuilt: {error}", None
     unit: Unit = row.unit if row.unit in ("example", "client") else "group"  # type: ignore[assignment]
     trust: Trust = row.trust or "aggregate"
-    tasks = [Task(dim, classes, row.clients, unit, trust) for dim in dims]
+    tasks = [Task(dim, classes, row.clients, unit, trust, public=PublicRows.made_up(dim, classes)) for dim in dims]
     note, reached = "", None
     try:
         tuning = row.tuning and row.tuning.model_dump_json(exclude={"chosen", "trained"})
@@ -242,8 +242,8 @@ def _planned(cls: type[Algorithm], params: str, tuning: str | None, task: Task, 
     raise ValueError("its parameters are no point of the space that was searched")
 
 
-_Value = str | float | tuple[float, float, int]
-"""Of a field; of a release its noise multiplier, its sample rate and how often it ran."""
+_Value = str | float | Event
+"""Of a field, or a release."""
 
 
 def _of_plan(plan: PrivacyPlan | None, row: Row) -> dict[str, _Value]:
@@ -262,7 +262,7 @@ def _of_row(row: Row) -> dict[str, _Value]:
     held: dict[str, _Value] = {name: value for name, value in values.items() if value is not None}
     for m in row.mechanisms or ():
         name = f"release '{m.release}'"
-        held[f"another {name}" if name in held else name] = m.noise_multiplier, m.sample_rate, m.count
+        held[f"another {name}" if name in held else name] = m.event
     return held
 
 
@@ -286,7 +286,8 @@ def _agree(here: _Value | None, there: _Value | None, tolerance: float) -> bool:
 
 def _said(value: _Value | None) -> str:
     if isinstance(value, tuple):
-        return f"of noise multiplier {number(value[0])} at rate {number(value[1])}, {value[2]} times"
+        exponential = ", exponential" if value.mechanism == "exponential" else ""
+        return f"of noise multiplier {number(value[0])} at rate {number(value[1])}, {value.steps} times{exponential}"
     return "missing" if value is None else value if isinstance(value, str) else number(value)
 
 

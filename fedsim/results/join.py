@@ -13,7 +13,7 @@ from typing import Any, get_args
 from fedsim.json_lines import dump
 from fedsim.plugins.claims import as_checked
 from fedsim.privacy.plan import Claim
-from fedsim.results.rows import Mechanism, Row
+from fedsim.results.rows import Mechanism, Row, mechanism_kind
 from fedsim.results.store import ResultStore
 
 Line = Mapping[str, Any]
@@ -162,6 +162,7 @@ def _trained(line: Line) -> dict[str, Any]:
         "yields": line["yields"],
         "dataset": line["dataset"],
         "dataset_hash": cell["dataset_hash"],
+        **{name: cell.get(name) for name in ("public", "public_hash", "public_licence")},
         "scheme": cell["partition"]["scheme"],
         "alpha": line["alpha"],
         "clients": cell["clients"],
@@ -214,7 +215,7 @@ def planned_mechanisms(plan: Mapping[str, Any]) -> tuple[Mechanism, ...]:
     return tuple(
         Mechanism(
             release=release["name"],
-            kind="gaussian" if release["sample_rate"] == 1 else "sampled-gaussian",
+            kind=mechanism_kind(release.get("mechanism", "gaussian"), release["sample_rate"]),
             noise_multiplier=release["relative_noise"] * plan["sigma"],
             sample_rate=release["sample_rate"],
             count=release["steps"],

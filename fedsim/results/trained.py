@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +49,17 @@ def prepare_trained(
     partitions = partitioned(grid, cells, data)
     for line, cell, partition in zip(trainings, cells, partitions, strict=True):
         same_data = cell.dataset_hash == data[cell.dataset.key].fingerprint
+        public = data[cell.dataset.key].public
+        if cell.public_hash is not None and cell.public_hash != (public and public.fingerprint):
+            what = f"the content of public data '{cell.public}' is not that of its trainings"
+            raise UserError(str(folder.path), what, "give back what the grid ran on, or run it again")
         if not same_data or line["partition"] != partition.fingerprint:
             what = f"the {'partition' if same_data else 'content'} of data set '{cell.dataset.display}' is not that of its trainings"
             raise UserError(str(folder.path), what, "give back what the grid ran on, or run it again")
     views, keys = seen(cells, partitions, data)
     plans = [_plan(line) for line in trainings]
     trials = tuple(
-        Trial(cell, task_of(cell, data[cell.data_key]), plan, partition, (cell.clients,), key)
+        Trial(cell, replace(task_of(cell, data[cell.data_key]), public=None), plan, partition, (cell.clients,), key)
         for cell, plan, partition, key in zip(cells, plans, partitions, keys, strict=True)
     )
     parallel = max(1, sum(JUDGING_SHARE.fit(node) for node in nodes))

@@ -229,6 +229,7 @@ class Worker:
     def measure(self, trial: Trial, data: Embeddings) -> Iterator[Item]:
         """The part of the GPU that the first actor of a cell fills in its first round."""
         own = self.process.same(trial.data_key, data)
+        trial = trial.given(own)
 
         def steps(output: Output) -> Iterator[Item]:
             algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)

@@ -43,7 +43,7 @@ class Trial:
 
     Attributes:
         cell: the cell.
-        task: the public facts that its algorithm gets.
+        task: the public facts that its algorithm gets; public rows come with the data, see :meth:`given`.
         plan: its privacy plan, None if epsilon has no meaning.
         partition: every client's training rows.
         sizes: clients per actor, in client order.
@@ -74,6 +74,10 @@ class Trial:
     def units(self) -> int:
         """The number of units that the budget protects."""
         return self.cell.clients if self.task.unit == "client" else self.train_groups or self.train_rows
+
+    def given(self, data: Embeddings) -> Trial:
+        """With the data's public rows in the task."""
+        return replace(self, task=replace(self.task, public=data.public))
 
     def of(self, params: dict[str, Any], plan: PrivacyPlan | None) -> Trial:
         """The cell with other parameters: those that a tuned one trains with, or ended with."""
@@ -165,7 +169,7 @@ def run_trial(
         seeds: the seed tree; default: the cell's.
     """
     started = time.perf_counter()
-    cell = trial.cell
+    trial, cell = trial.given(data), trial.cell
     resume = checkpoints.load() if checkpoints else None
     seeds = seeds or seeds_of(trial, resume)
     algorithm = build_algorithm(cell.algorithm, cell.params, trial.task)

@@ -1,5 +1,4 @@
 import math
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,16 +9,14 @@ from fedsim.evidence.prove import apart_words, prove, together, together_words
 from fedsim.privacy.accountant import epsilon, rdp_epsilon
 from fedsim.privacy.counted_by import counted_by
 from fedsim.results.grid_rows import grid_rows
-from fedsim.results.rows import Mechanism, Row
+from fedsim.results.rows import Mechanism, Row, mechanism_kind
 from fedsim.results.store import ResultStore
 
-pytest.importorskip("dp_accounting")
 EVENTS = [(10.0, 1.0, 1), (2.5, 0.1, 40)]
 
 
-def mechanism(noise: float, rate: float, count: int) -> Mechanism:
-    kind = "gaussian" if rate == 1 else "sampled-gaussian"
-    return Mechanism(release=f"r{count}", kind=kind, noise_multiplier=noise, sample_rate=rate, count=count)
+def mechanism(noise: float, rate: float, count: int, kind="gaussian") -> Mechanism:
+    return Mechanism(release=f"r{count}", kind=mechanism_kind(kind, rate), noise_multiplier=noise, sample_rate=rate, count=count)
 
 
 def counted(events=EVENTS, **fields) -> Row:
@@ -33,13 +30,16 @@ def counted(events=EVENTS, **fields) -> Row:
         "relation": "add-or-remove-one",
         "sensitivity": 1.0,
         "sample_rate": events[-1][1],
-        "steps": sum(count for *_, count in events),
+        "steps": sum(event[2] for event in events),
         "mechanisms": [mechanism(*event) for event in events],
     }
     return make_row(**base | fields)
 
 
-@pytest.mark.parametrize("events", [EVENTS, [(3.0, 1.0, 20)] * 2, [(0.8, 0.01, 200)], [(40.0, 0.5, 1000)]])
+CHOICES = [(1.0, 1.0, 1, "exponential")], [(3.0, 1.0, 1), (20.0, 1.0, 30, "exponential")]
+
+
+@pytest.mark.parametrize("events", [EVENTS, [(3.0, 1.0, 20)] * 2, [(0.8, 0.01, 200)], [(40.0, 0.5, 1000)], *CHOICES])
 def test_an_honest_row_is_proved_by_an_accountant_of_its_own(events) -> None:
     proof = prove(counted(events))
     assert proof.verdict == "proved", proof.why
@@ -124,14 +124,6 @@ def test_a_row_that_is_older_than_its_mechanisms_cannot_be_proved() -> None:
 )
 def test_a_row_without_a_budget_or_an_account_claims_nothing(row) -> None:
     assert prove(row).verdict == "no claim"
-
-
-def test_without_dp_accounting_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, folder: Path, command) -> None:
-    monkeypatch.setitem(sys.modules, "dp_accounting.pld", None)
-    add_rows(Path("run"), counted([(3.21, 1.0, 7)]))
-    done = command("prove", "run")
-    assert done.returncode == 2
-    assert "python -m pip install -e '.[proof]'" in done.stderr
 
 
 def test_the_rows_of_a_bench_are_proved_and_their_statement_holds_their_numbers(bench, folder: Path, command) -> None:

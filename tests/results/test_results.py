@@ -28,7 +28,7 @@ CONTRACT = [
     *("relation", "trust", "scope", "claim", "accountant", "noise", "sigma", "sample_rate", "steps", "clip", "sensitivity", "mechanisms"),
     *("tuning", "selection"),
     *("noise_at", "counted_by", "audit_epsilon_lower", "audit_epsilon_any", "audit_method", "audit_pairs", "audit_canary_ratio"),
-    *("audit_params", "evaluation", "unseen", "tested", "label_shares", "accuracy", "balanced_accuracy", "macro_f1"),
+    *("audit_params", "evaluation", "unseen", "tested", "label_shares", "accuracy", "balanced_accuracy", "share_of_ceiling", "macro_f1"),
     *("worst_class_recall", "knn_balanced_accuracy", "mlp_balanced_accuracy", "frechet_distance", "squared_mmd", "density", "coverage"),
     *("real_or_synthetic", "client_balanced_accuracy", "client_worst_balanced_accuracy", "client_spread"),
     *("client_shared_balanced_accuracy", "client_local_only_balanced_accuracy", "personal_accuracy", "personal_balanced_accuracy"),

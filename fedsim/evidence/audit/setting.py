@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.data.normalise import unit_norm
+from fedsim.data.public import PublicRows
 from fedsim.errors import UserError, at
 from fedsim.grid.models import Tuning
 from fedsim.grid.read import one_cell
@@ -21,7 +22,7 @@ from fedsim.methods.messages import Task
 from fedsim.planning.tuning import plans_of
 from fedsim.plugins.code_hash import is_shipped
 from fedsim.plugins.registry import lookup
-from fedsim.privacy.accountant import Event
+from fedsim.privacy.events import Event
 from fedsim.privacy.plan import PrivacyPlan, Trust, Unit
 from fedsim.training.cohort import build_algorithm
 
@@ -75,7 +76,7 @@ class Setting:
     @property
     def events(self) -> list[Event]:
         """The claimed mechanism: (noise multiplier, sample rate, steps) of each release."""
-        return [(self.plan.noise_multiplier(r.name), r.sample_rate, r.steps) for r in self.plan.releases if r.steps]
+        return [event for event in self.plan.events() if event.steps]
 
     @cached_property
     def others(self) -> tuple[tuple[Rows, Labels], ...]:
@@ -124,7 +125,7 @@ def setting_of(
         raise UserError(f"algorithm {name}", "has no privacy to audit", "give a private one, see fedsim algorithms")
     if not 0 < epsilon < math.inf:
         raise UserError("epsilon", f"{epsilon:g} is no claim that an audit could refute", "give a positive, finite number")
-    task = Task(dim, AUDIT_CLASSES, AUDIT_CLIENTS, unit, trust)
+    task = Task(dim, AUDIT_CLASSES, AUDIT_CLIENTS, unit, trust, public=PublicRows.made_up(dim, AUDIT_CLASSES))
     validated = cls.Params.model_validate(dict(params)).model_dump(mode="json")
     plan = plan_of(name, validated, task, epsilon, delta)
     assert plan is not None

@@ -28,6 +28,7 @@ from fedsim.training import rounds
 from fedsim.training.checkpoint import Checkpoints
 from fedsim.training.state import copied
 
+PUBLIC_ROWS_FIX = "task.public is the grid's for all of a training; what is computed from a private row is a release, whatever holds it"
 ROWS_SHOWN = 20
 """Rows that a classifier is shown one after another."""
 
@@ -47,12 +48,15 @@ def global_random(subject: Subject) -> Verdict:
 
 
 def data_untouched(subject: Subject) -> Verdict:
-    """Rows and partition are as they were, also in the clients' hands."""
+    """Rows, public ones too, and partition are as they were, also in the clients' hands."""
     trial, data, cell = subject.trial, subject.data, subject.trial.cell
     fix = "compute on copies; neither rows nor labels are an algorithm's to change"
     # the data set itself keeps the fingerprint that it had
     if cell.dataset_hash != replace(data).fingerprint:
         return failed("the data set has changed in memory", fix)
+    public = subject.first[1].cohorts[0].algorithm.task.public
+    if cell.public_hash is not None and (public is None or public is not data.public or replace(public).fingerprint != cell.public_hash):
+        return failed("the public rows have changed in memory", PUBLIC_ROWS_FIX)
     again = partition_of(cell, data).rows
     if not all(map(np.array_equal, again, trial.partition.rows)):
         return failed("the partition has changed in memory", fix)
@@ -113,11 +117,12 @@ def _first_line(error: Exception) -> str:
 
 
 def restored(subject: Subject) -> Verdict:
-    """A generator that is made again from what a run keeps of it is the same generator."""
+    """A generator that is made again from what a run keeps of it, without public rows, is the same generator."""
     if not subject.algorithm.generates():
         return idle("a classifier is not kept")
     trained = subject.first[0].trained
-    again, _ = rounds.restored(subject.build(), copied(trained.state), subject.plan, Seeds(0))
+    bare = replace(subject, trial=replace(subject.trial, task=replace(subject.trial.task, public=None)))
+    again, _ = rounds.restored(bare.build(), copied(trained.state), subject.plan, Seeds(0))
     before, after = (drawn(made, subject.data, subject.trial.task.clients) for made in (trained.made, again))
     if not same(before, after):
         fix = "make the generator from the server's model and tensors, the codes and seeds, and from nothing else"
