@@ -195,7 +195,9 @@ def public_for(grid: Grid, variant: Variant, data: Embeddings, clients: int) -> 
         return None
     cls = lookup(variant.name)
     task = Task(data.dim, data.classes, clients, grid.unit_kind, grid.trust, grid.evaluation.probe_c, data.public)
-    return data.public if cls(cls.Params.model_validate(variant.params), task).uses_public() else None
+    points = [{}] if variant.tuning is None else variant.tuning.points
+    settings = (cls.Params.model_validate({**variant.params, **point}) for point in points)
+    return data.public if any(cls(setting, task).uses_public() for setting in settings) else None
 
 
 def judged_id(training_id: str, evaluation: Evaluation) -> str:
