@@ -11,22 +11,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from pydantic import Field
 
-from fedsim.methods.algorithm import Params
-from fedsim.methods.coordinates import Coordinates, coordinate_statistics
+from baselines.dp_gaussian import DPGaussian
+from fedsim.methods.coordinates import Coordinates
 from fedsim.methods.messages import Server, Tensors
-from fedsim.methods.one_shot import OneShot, Rows, Statistic
+from fedsim.methods.one_shot import OneShotParams
 from fedsim.methods.products import Classifier
 from fedsim.models.linear import LinearClassifier
 from fedsim.plugins.registry import register
 from fedsim.privacy.statistics import moments
-from fedsim.privacy.statistics.outer_products import OuterProduct
 from fedsim.privacy.statistics.spectral import spectral_function
 
 
-class DPLeastSquaresParams(Params):
+class DPLeastSquaresParams(OneShotParams):
     """Parameters of DP-LS.
 
     Attributes:
@@ -41,32 +41,21 @@ class DPLeastSquaresParams(Params):
 
 
 @register("dp-least-squares")
-class DPLeastSquares(OneShot):
-    """Coordinates, then moments of the rows in them by one Gaussian mechanism; the weights are post-processing."""
+class DPLeastSquares(DPGaussian):
+    """DP-Gaussian's coordinates and moments; the weights are post-processing, in place of a generator."""
 
     source = "DP-LS: Mehta et al. 2022, arXiv 2211.13403"
-    Params = DPLeastSquaresParams
-
-    def statistics(self) -> tuple[Statistic, ...]:
-        """Coordinates; then class sums, class counts and one second moment."""
-        share = self.params.coordinates_share
-        last = Statistic("moments", 1 - share, moments.MOMENT_WEIGHTS, self.moment_products, self.receive_moments)
-        return (*coordinate_statistics(share), last)
-
-    def moment_products(self, rows: Rows, broadcast: Tensors) -> Mapping[str, OuterProduct]:
-        """Of rows of norm at most 1."""
-        clipped = Coordinates(broadcast).in_ball(rows.x, self.params.radius)
-        return moments.moment_products(clipped, rows.y, self.task.classes)
+    Params: ClassVar[Any] = DPLeastSquaresParams
 
     def receive_moments(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
         """Weights and biases of centred rows: ``W^-1 m_c`` and ``-m_c^T W^-1 m_c / 2``, what noise adds to the square taken off again."""
         found = moments.gaussians(sums, std)
-        edge = 2 * found.noise * math.sqrt(self.task.dim)
+        edge = 2 * found.noise * math.sqrt(self.dim)
         floor = self.params.ridge * edge + float(found.covariance.trace().clamp_min(1e-6) / found.counts.sum())
         inverse = spectral_function(found.covariance, lambda values: values.clamp_min(floor).reciprocal())
         weight = found.means @ inverse
         squared = (found.means * weight).sum(1) - found.mean_noise * inverse.trace()
-        server.tensors |= {"weight": weight, "bias": -squared / 2}
+        server.tensors |= {"weight": weight, "bias": -squared / 2, "class_counts": found.counts}
 
     def classifier(self, server: Server) -> Classifier:
         """The discriminant, for plain rows."""

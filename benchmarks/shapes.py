@@ -3,11 +3,11 @@
     python benchmarks/shapes.py EMBEDDINGS FOLDER [--json FILE]
     fedsim bench --grid FOLDER/shapes.yaml --out runs/shapes
     fedsim bench --grid FOLDER/shapes.yaml --set 'dataset={npz: FOLDER/rows_12000.npz}' --set clients=[2,100] --out runs/shapes_clients
-    python benchmarks/utility.py runs/shapes runs/shapes_clients
+    fedsim report runs/shapes runs/shapes_clients --format md --measure share_of_ceiling
     fedsim bench --grid FOLDER/few_classes.yaml --out runs/few_classes
-    python benchmarks/utility.py runs/few_classes
+    fedsim report runs/few_classes --format md --measure share_of_ceiling
     fedsim bench --grid FOLDER/corners.yaml --out runs/corners
-    python benchmarks/utility.py runs/corners
+    fedsim report runs/corners --format md --measure share_of_ceiling
 
 EMBEDDINGS holds organamnist_effnetlite0.npz, bloodmnist_effnetlite0.npz and ham10000_sites_effnetlite0.npz (README.md here): real ones,
 cut, turned or put together; what is made up about a shape is said at its function. Corners are where rows are few for their dimensions,

@@ -21,7 +21,7 @@ from fedsim.errors import UserError
 from fedsim.grid.complaints import translated
 from fedsim.grid.places import Origin
 from fedsim.grid.yaml import parse, read_text
-from fedsim.privacy.accountant import Event
+from fedsim.privacy.events import Event
 from fedsim.privacy.plan import Release, Trust, Unit, calibrate
 from fedsim.privacy.tradeoff import compose
 from fedsim.results.groups import grouped

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from fedsim.errors import PluginError, UserError
 from fedsim.methods.algorithm import Algorithm, solved_plan
-from fedsim.methods.messages import Task
+from fedsim.methods.messages import PublicRows, Task
 from fedsim.plugins.claims import allowed
 from fedsim.plugins.notebook import name_of
 from fedsim.plugins.places import blamed, line_of, said
@@ -123,7 +123,7 @@ def _claims(cls: type[Algorithm], where: str) -> tuple[dict[tuple[Unit, Trust], 
     settings: list[tuple[Unit, Trust]] = list(product(get_args(Unit), get_args(Trust)))
     for unit, trust in settings:
         try:
-            algorithm = cls(cls.Params(), Task(*CLAIM_SHAPE, unit, trust))
+            algorithm = cls(cls.Params(), Task(*CLAIM_SHAPE, unit, trust, public=PublicRows.made_up(*CLAIM_SHAPE[:2])))
             solved_plan(algorithm, math.inf if cls.private else None, delta=1e-4)
             claims[unit, trust] = allowed(algorithm.claim(), algorithm) if cls.private else CLAIM_OF_NONE
         except PluginError:

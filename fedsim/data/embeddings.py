@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.data.public import PublicRows
 from fedsim.data.split import TEST, TRAIN, VALIDATION
 from fedsim.errors import UserError
 from fedsim.words import is_encodable
@@ -30,6 +31,7 @@ class Embeddings:
         columns: further values per training row (site, image type), each ``[n]``.
         class_names: what the classes are called; empty where that is not known.
         test_columns: the same values per test row, each ``[m]``.
+        public: the grid's public rows, which travel with the data set and are no part of it.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Embeddings:
     columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     class_names: tuple[str, ...] = ()
     test_columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    public: PublicRows | None = None
 
     @classmethod
     def from_arrays(
@@ -132,7 +135,7 @@ class Embeddings:
 
     @cached_property
     def fingerprint(self) -> str:
-        """First 16 hex digits of the SHA-256 of the content; the name is no part of it."""
+        """First 16 hex digits of the SHA-256 of the content; name and public rows are no part of it."""
         digest = hashlib.sha256()
         arrays: dict[str, NDArray[Any]] = {
             "x_train": self.x_train,

@@ -120,6 +120,7 @@ MEASURES = {
     "balanced_accuracy": Measure(
         "Balanced accuracy", "all", balanced_accuracy, "balanced", table=True, terminal=True, references=_ALL_ROWS
     ),
+    "share_of_ceiling": Measure("Balanced accuracy as a share of the ceiling", "all", None),
     "macro_f1": Measure("Macro F1", "all", macro_f1, "macro F1"),
     "worst_class_recall": Measure("Recall of the worst class", "all", worst_class_recall, "worst class", table=True),
     "knn_balanced_accuracy": Measure(

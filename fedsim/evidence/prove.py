@@ -5,7 +5,6 @@ And what several releases of the same data cost together: the composition of all
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,28 +12,31 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fedsim.errors import not_installed
 from fedsim.files import unread
-from fedsim.privacy.accountant import INTEGER_ORDERS, ORDERS, Event
+from fedsim.privacy.accountant import INTEGER_ORDERS, ORDERS
+from fedsim.privacy.events import AnyEvent, Event
 from fedsim.privacy.plan import RELEASABLE
+from fedsim.privacy.selection import Curve, Selection, composed_by_renyi, composed_event, converted
 from fedsim.results.contradictions import MOST_ABOVE, MOST_BELOW, cross_check, impossible, large_deltas, ratio, within_row
 from fedsim.results.groups import grouped
 from fedsim.results.rows import Row
 from fedsim.words import Printed, at_most, number, print_line
 
 Verdict = Literal["proved", "differs", "not proved", "no claim"]
-_FINEST, _MESH = 1e-4, 0.02
+_FINEST, _MESH, _ROUNDED = 1e-4, 0.02, 5e-4
+_MOST_RESPONSES = 4000
 _MOST_POINTS = 1e8
 """Of a loss distribution; as many take some GiB."""
 
 
 @dataclass(frozen=True)
 class Proof:
-    """A row's epsilon beside what dp-accounting finds.
+    """A row's epsilon beside dp-accounting's.
 
     Attributes:
         row: the row.
@@ -57,15 +59,12 @@ class Proof:
 def prove(row: Row, *, trust_plugin: bool = False) -> Proof:
     """Recompute a row's epsilon from its mechanisms and its delta, and cross-check the rest (:func:`cross_check`).
 
-    By dp-accounting's privacy loss distribution (connect the dots, pessimistic, both orders), or where the row's accountant is Rényi's by
-    dp-accounting's Rényi accountant.
+    By dp-accounting's privacy loss distribution (pessimistic, both orders; Gaussians by connecting the dots, exponential mechanisms as
+    mixtures of randomized response), or where the row's accountant is Rényi's by dp-accounting's Rényi accountant.
 
     Args:
         row: the row.
         trust_plugin: also rebuild the plan of an algorithm that is a file or a module that is not installed.
-
-    Raises:
-        UserError: dp-accounting is not installed.
     """
     if row.epsilon_target is None or math.isinf(row.epsilon_target) or row.status == "failed":
         contradictions = within_row(row).contradictions
@@ -82,9 +81,9 @@ def prove(row: Row, *, trust_plugin: bool = False) -> Proof:
     assert row.delta is not None
     if numbers := impossible(row):
         return Proof(row, "differs", "; ".join(numbers))
-    events = tuple(sorted((m.noise_multiplier, m.sample_rate, m.count) for m in row.mechanisms))
+    events = tuple(sorted(mechanism.event for mechanism in row.mechanisms))
     try:
-        epsilon = recomputed(events, row.delta, row.accountant == "rdp")
+        epsilon = recomputed(events, row.delta, row.accountant == "rdp") if row.selection is None else searched(row.selection, row.delta)
     except (ArithmeticError, ValueError, MemoryError) as error:  # of numbers that no training has
         return Proof(row, "not proved", f"dp-accounting cannot compose its mechanisms ({unread(error)})")
     checked = cross_check(row, composed=epsilon, trust_plugin=trust_plugin)
@@ -96,57 +95,85 @@ def recomputed(events: tuple[Event, ...], delta: float, renyi: bool) -> float:
     """Epsilon by dp-accounting.
 
     Args:
-        events: (noise multiplier, sample rate, count).
+        events: the mechanisms.
         delta: of epsilon.
         renyi: by Rényi composition.
 
     Raises:
-        UserError: dp-accounting is not installed.
         ValueError: they spend more than a loss distribution can hold; Rényi composition has no such limit.
     """
-    costly = tuple(event for event in events if event[2] and event[1] and not math.isinf(event[0]))
+    costly = tuple(event for event in events if event.steps and event.sample_rate and not math.isinf(event.noise_multiplier))
     if not costly:
         return 0.0
-    if any(noise == 0 for noise, _, _ in costly):
+    if any(event.noise_multiplier == 0 for event in costly):
         return math.inf
-    try:
-        from dp_accounting.pld import privacy_loss_distribution  # noqa: F401
-    except ImportError as error:
-        raise not_installed("fedsim prove", "dp-accounting", extra="proof") from error
     return _of_renyi(costly, delta) if renyi else _of_losses(costly, delta)
+
+
+def searched(selection: Selection, delta: float) -> float:
+    """Epsilon of the best of a random number of trainings, from their mechanisms alone, by dp-accounting; see :class:`Selection`."""
+    return selection.spent(delta, _divergence)
+
+
+def _divergence(events: Sequence[AnyEvent]) -> Curve:
+    """The Rényi divergence of some mechanisms at each of the orders."""
+    return np.asarray(composed_by_renyi(composed_event(events), ORDERS)._rdp, np.float64)
 
 
 def _of_losses(events: Sequence[Event], delta: float) -> float:
     """By composition of privacy loss distributions."""
     from dp_accounting.pld import privacy_loss_distribution
 
-    rough = _of_renyi(events, delta, INTEGER_ORDERS)
+    rough, steps = _of_renyi(events, delta, INTEGER_ORDERS), sum(event.steps for event in events)
     # connecting the dots widens the sum's variance by a share of steps * mesh^2
-    mesh = min(_FINEST, _MESH * max(rough, 1e-3) / math.sqrt(sum(steps for *_, steps in events)))
+    mesh = min(_FINEST, _MESH * max(rough, 1e-3) / math.sqrt(steps))
+    if any(event.mechanism == "exponential" for event in events):
+        # rounding up moves each step's loss by half of it on average
+        mesh = min(mesh, _ROUNDED * max(rough, 1e-3) / steps)
     if not rough < _MOST_POINTS * mesh:
         raise ValueError(f"they spend up to {number(rough)}")
     total: Any = privacy_loss_distribution.identity(mesh)
-    for noise, rate, steps in events:
-        one = privacy_loss_distribution.from_gaussian_mechanism(
-            noise, sampling_prob=rate, value_discretization_interval=mesh, pessimistic_estimate=True, use_connect_dots=True
-        )
-        total = total.compose(one.self_compose(steps))
+    for event in events:
+        one = _of_choice(event.noise_multiplier, mesh) if event.mechanism == "exponential" else _of_gaussian(event, mesh)
+        total = total.compose(one.self_compose(event.steps))
     return float(total.get_epsilon_for_delta(delta))
+
+
+def _of_gaussian(event: Event, mesh: float) -> Any:
+    from dp_accounting.pld import privacy_loss_distribution
+
+    return privacy_loss_distribution.from_gaussian_mechanism(
+        event.noise_multiplier,
+        sampling_prob=event.sample_rate,
+        value_discretization_interval=mesh,
+        pessimistic_estimate=True,
+        use_connect_dots=True,
+    )
+
+
+def _of_choice(noise: float, mesh: float) -> Any:
+    """An exponential mechanism's loss distribution (:mod:`fedsim.privacy.tradeoff`), from what dp-accounting has.
+
+    Its loss l in [-e, e], e = 1 / noise, has densities proportional to exp(l / 2) and exp(-l / 2): given |l| = a it is randomized response
+    with epsilon a. So the pair is a mixture of these, |l| having the density cosh(a / 2) / (2 sinh(e / 2)) on [0, e]. Every a is rounded up
+    to one of a few thousand, which makes each of them less private.
+    """
+    from dp_accounting.pld import privacy_loss_distribution
+
+    most = 1 / noise
+    count = min(_MOST_RESPONSES, math.ceil(most / mesh))
+    edges = np.linspace(0, most, count + 1)
+    chances = np.diff(np.sinh(edges / 2)) / math.sinh(most / 2)
+    likely, unlikely = np.log(chances) - np.log1p(np.exp(-edges[1:])), np.log(chances) - np.log1p(np.exp(edges[1:]))
+    places = [(side, i) for side in (1, -1) for i in range(count)]
+    upper = dict(zip(places, [*likely, *unlikely], strict=True))
+    lower = dict(zip(places, [*unlikely, *likely], strict=True))
+    return privacy_loss_distribution.from_two_probability_mass_functions(lower, upper, value_discretization_interval=mesh)
 
 
 def _of_renyi(events: Sequence[Event], delta: float, orders: Sequence[float] = ORDERS) -> float:
     """By Rényi composition."""
-    import dp_accounting
-    from dp_accounting.rdp import RdpAccountant
-
-    # it warns of every order whose series does not converge, and leaves it out, which is what is wanted
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    accountant: Any = RdpAccountant(orders)
-    for noise, rate, steps in events:
-        one = dp_accounting.GaussianDpEvent(noise)
-        sampled = one if rate == 1 else dp_accounting.PoissonSampledDpEvent(rate, one)
-        accountant.compose(dp_accounting.SelfComposedDpEvent(sampled, steps))
-    return float(accountant.get_epsilon(delta))
+    return float(composed_by_renyi(composed_event(events), orders).get_epsilon(delta))
 
 
 @dataclass(frozen=True, repr=False)
@@ -201,7 +228,7 @@ def proofs_words(proofs: Sequence[Proof]) -> str:
     """How many rows are proved, in a sentence."""
     counts = Counter(proof.verdict for proof in proofs)
     limits = f"at most {MOST_BELOW:.1%} below and {MOST_ABOVE:.0%} above"
-    parts = [f"{counts['proved']} of {len(proofs)} rows proved: each ε is what dp-accounting finds from the row alone, {limits}"]
+    parts = [f"{counts['proved']} of {len(proofs)} rows proved: each ε is what dp-accounting computes from the row alone, {limits}"]
     others: dict[Verdict, str] = {"differs": "differ", "not proved": "cannot be proved", "no claim": "claim no ε"}
     parts += [f"{counts[verdict]} {words}" for verdict, words in others.items() if counts[verdict]]
     return "; ".join(parts)
@@ -231,9 +258,6 @@ def together(rows: Sequence[Row]) -> list[Together]:
 
     Each has noise of its own, and a unit is in the data of all, so their mechanisms compose (Dwork and Roth 2014, section 3.5). Clients of
     two partitions are not the same units: each partition is then counted by itself.
-
-    Raises:
-        UserError: dp-accounting is not installed.
     """
     groups = grouped(_releasable(rows), lambda row: (row.dataset_hash, *_units(row)))
     return [_composed(members) for members in groups.values() if len(members) > 1]
@@ -265,16 +289,26 @@ def _releasable(rows: Sequence[Row]) -> Iterator[Row]:
 
 
 def _composed(rows: Sequence[Row]) -> Together:
-    events: Counter[tuple[float, float]] = Counter()
-    for mechanism in (mechanism for row in rows for mechanism in row.mechanisms or ()):
-        events[mechanism.noise_multiplier, mechanism.sample_rate] += mechanism.count
-    composed: tuple[Event, ...] = tuple(sorted((noise, rate, count) for (noise, rate), count in events.items()))
     delta = max(row.delta or 0.0 for row in rows)
+    if any(row.selection for row in rows):
+        whole = np.sum([*map(_whole, rows)], axis=0)
+        return Together(rows[0].dataset, rows[0].unit or "example", len(rows), delta, converted(whole, delta))
+    events: Counter[Event] = Counter()
+    for event in (mechanism.event for row in rows for mechanism in row.mechanisms or ()):
+        events[event._replace(steps=1)] += event.steps
+    composed = tuple(sorted(event._replace(steps=count) for event, count in events.items()))
     try:
         epsilon = recomputed(composed, delta, any(row.accountant == "rdp" for row in rows))
     except ValueError:  # more than loss distributions hold, as of a thousand generators at ε = 8
         epsilon = recomputed(composed, delta, renyi=True)
     return Together(rows[0].dataset, rows[0].unit or "example", len(rows), delta, epsilon)
+
+
+def _whole(row: Row) -> Curve:
+    """The Rényi divergence of all that a row paid for; of a search the larger one of a unit in training and one in the score."""
+    if row.selection is not None:
+        return np.max(row.selection.curves(_divergence), axis=0)  # type: ignore[no-any-return]
+    return _divergence([mechanism.event for mechanism in row.mechanisms or ()])
 
 
 def together_words(costs: Sequence[Together]) -> Iterator[str]:

@@ -12,14 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.data.embeddings import Embeddings
+from fedsim.data.public import PublicRows
 from fedsim.data.sources.spec import DatasetSpec
 from fedsim.errors import UserError, at, nearest
 from fedsim.grid.models import Cell, Evaluation, Grid, data_key
 from fedsim.grid.resolve import Resolved, Variant
+from fedsim.methods.messages import Task
 from fedsim.partition import check_partition
 from fedsim.partition.groups import TOGETHER_KEY, check_split
 from fedsim.partition.schemes.column import column_values
 from fedsim.plugins.code_hash import evaluation_hash
+from fedsim.plugins.registry import lookup
 from fedsim.words import json_number
 
 
@@ -40,7 +43,7 @@ def expand(resolved: Resolved, data: Mapping[str, Embeddings]) -> tuple[Cell, ..
     check_partitions(grid, data)
     _check_apart(grid, data)
     return tuple(
-        _cell(grid, variant, spec, data[spec.key].fingerprint, alpha, clients, epsilon, seed, evaluation)
+        _cell(grid, variant, spec, data[spec.key], alpha, clients, epsilon, seed, evaluation)
         for spec in grid.sets
         for alpha, clients, seed, evaluation in product(
             grid.alpha, grid.clients, grid.seeds, evaluations(grid, spec, data[spec.key].columns)
@@ -129,13 +132,14 @@ def _cell(
     grid: Grid,
     variant: Variant,
     spec: DatasetSpec,
-    content: str,
+    data: Embeddings,
     alpha: float,
     clients: int,
     epsilon: float | None,
     seed: int,
     evaluation: Evaluation,
 ) -> Cell:
+    content, public = data.fingerprint, public_for(grid, variant, data, clients)
     # ids have always held a strength, whatever the scheme
     scheme = {"strength": 0.0, **grid.division.model_dump(mode="json")} | ({"alpha": alpha} if grid.partition.uses_alpha else {})
     # without an epsilon there is no budget to protect a unit with
@@ -153,6 +157,9 @@ def _cell(
             "unseen": evaluation.unseen,
             "probe_c": evaluation.probe_c,  # a task holds it, so that an algorithm may use the evaluation's probe
             "source": variant.source,
+            # scores of held-out rows decide what is kept, and so does the code that computes them
+            **({"tuning": variant.tuning.model_dump(mode="json"), "code": evaluation_hash()} if variant.tuning else {}),
+            **({} if public is None else {"public": public.fingerprint}),
         }
     )
     return Cell(
@@ -164,6 +171,9 @@ def _cell(
         params=variant.params,
         dataset=spec,
         dataset_hash=content,
+        public=None if public is None else public.name,
+        public_hash=None if public is None else public.fingerprint,
+        public_licence=None if public is None else public.licence,
         partition=grid.division,
         alpha=alpha,
         clients=clients,
@@ -175,7 +185,19 @@ def _cell(
         noise=noise,
         seed=seed,
         evaluation=evaluation,
+        tuning=variant.tuning,
     )
+
+
+def public_for(grid: Grid, variant: Variant, data: Embeddings, clients: int) -> PublicRows | None:
+    """The public rows beside the data, where the algorithm uses them with these parameters."""
+    if data.public is None:
+        return None
+    cls = lookup(variant.name)
+    task = Task(data.dim, data.classes, clients, grid.unit_kind, grid.trust, grid.evaluation.probe_c, data.public)
+    points = [{}] if variant.tuning is None else variant.tuning.points
+    settings = (cls.Params.model_validate({**variant.params, **point}) for point in points)
+    return data.public if any(cls(setting, task).uses_public() for setting in settings) else None
 
 
 def judged_id(training_id: str, evaluation: Evaluation) -> str:

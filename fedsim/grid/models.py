@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -27,6 +28,7 @@ from pydantic import (
 
 from fedsim.data.encoding.spec import EncoderSpec
 from fedsim.data.sources.spec import DatasetSpec
+from fedsim.errors import UserError
 from fedsim.grid.complaints import spelled
 from fedsim.grid.places import Origin
 from fedsim.models.probe import PROBE_C
@@ -35,6 +37,7 @@ from fedsim.plugins import places
 from fedsim.plugins.code_hash import NOTEBOOK
 from fedsim.plugins.notebook import name_of
 from fedsim.privacy.plan import MOST_DELTA, Trust, Unit
+from fedsim.privacy.selection import Distribution
 from fedsim.words import json_number
 
 MOST_OF_A_RANGE = 1000
@@ -231,6 +234,57 @@ class AuditSpec(_Model):
     rounds: Annotated[Whole, Field(ge=1)] = 6
 
 
+class Tuning(_Model):
+    """How a cell's parameters are chosen: the best of several trainings, each with parameters from a space.
+
+    Attributes:
+        space: values by parameter; a training draws one of each, uniformly.
+        trials: the mean number of trainings, >= 1.
+        distribution: of that number (:mod:`fedsim.privacy.selection`).
+        held_out: the probability with which a unit is not trained on but scored on.
+        free: every point of the space is trained once, on all rows and at the whole budget, and the best on test rows is kept: what a
+            search costs that nobody pays for.
+    """
+
+    space: dict[str, tuple[Any, ...]]
+    trials: float
+    distribution: Distribution
+    held_out: float
+    free: bool = False
+
+    @property
+    def points(self) -> list[dict[str, Any]]:
+        """All points of the space, the first values first."""
+        return [dict(zip(self.space, point, strict=True)) for point in product(*self.space.values())]
+
+
+Curve = Literal["default", "tuned", "free"]
+
+
+class Tune(_Model):
+    """Parameters that are tuned, not scanned: each cell's are the best of several private trainings, whose cost is in its budget.
+
+    Attributes:
+        params: values by parameter; an algorithm without any of these is not tuned.
+        trials: the mean number of trainings of a cell, >= 1.
+        distribution: of that number: ``geometric``, ``logarithmic`` (cheaper, more often a single training) or ``poisson``.
+        held_out: the probability with which a unit is held out of training, to score trainings on.
+        curves: what a tuned algorithm runs as: ``tuned``; ``default``, with the parameters of its entry; ``free``, tuned on test rows by
+            a search that its budget does not pay for.
+    """
+
+    params: dict[str, Axis[Any]] = {}
+    trials: Annotated[Real, Field(ge=1, le=1000)] = 10.0
+    distribution: Distribution = "geometric"
+    held_out: Annotated[Real, Field(gt=0, lt=1)] = 0.1
+    curves: Axis[Curve] = ("tuned",)
+
+    def of(self, space: Mapping[str, tuple[Any, ...]], *, free: bool) -> Tuning:
+        """The tuning of one algorithm; nothing of a free one but its space decides anything."""
+        known = Tune() if free else self
+        return Tuning(space=dict(space), trials=known.trials, distribution=known.distribution, held_out=known.held_out, free=free)
+
+
 class Resources(_Model):
     """Where cells run and what is kept; a result changes in its last digits at most, where clients are laid out in another way.
 
@@ -267,12 +321,14 @@ class AlgorithmEntry(_Model):
         name: a registered name, an entry point, ``pkg.module:Class`` or ``file.py:Class``; in Python also a class.
         params: the parameters that differ from the algorithm's defaults.
         scan: axes over parameters of this entry alone, beside the grid's.
+        tune: values of parameters of this entry alone that are tuned, beside the grid's ``tune.params``.
         label: what tables and curves call it; default: the name.
     """
 
     name: str = Field(min_length=1)
     params: dict[str, Any] = {}
     scan: dict[str, Axis[Any]] = {}
+    tune: dict[str, Axis[Any]] = {}
     label: str | None = Field(default=None, min_length=1)
 
     @property
@@ -295,7 +351,7 @@ class AlgorithmEntry(_Model):
             registered = vars(own).get("name", ":")
             return {"label": own.__name__ if ":" in registered else registered, **given, "name": name_of(own)}
         if not isinstance(given, str | Mapping | AlgorithmEntry):
-            raise ValueError(f"{spelled(given)} is no algorithm; give a name, or a mapping of name, params, scan and label")
+            raise ValueError(f"{spelled(given)} is no algorithm; give a name, or a mapping of name, params, scan, tune and label")
         return {"name": given} if isinstance(given, str) else given
 
 
@@ -305,6 +361,7 @@ class Grid(_Model):
     Attributes:
         name: of the grid and its run folder; default: the file's stem.
         dataset: axis of data sets.
+        public: a data set of which all rows are public, labelled or not, for methods that use such rows; embedded as each data set is.
         encoder: axis of what turns the images of data sets into embeddings; data sets that are embeddings already are scanned once.
         partition: the scheme that divides rows among clients.
         algorithms: axis of algorithms.
@@ -317,6 +374,7 @@ class Grid(_Model):
         trust: who may see what: only the sum over clients (aggregate), or every message (silo).
         privacy: where noise comes from.
         scan: axes over algorithm parameters: values by parameter; an algorithm without the parameter is not multiplied.
+        tune: parameters whose best values are searched for within the budget.
         evaluation: how generators are judged.
         audit: how claims are audited; None: not.
         check: whether methods that fedsim does not ship are checked beside their cells, and how; None: not.
@@ -325,6 +383,7 @@ class Grid(_Model):
 
     name: str = Field(default="grid", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     dataset: Axis[DatasetSpec] = (DatasetSpec(name="digits"),)
+    public: DatasetSpec | None = None
     encoder: Annotated[tuple[EncoderSpec, ...], BeforeValidator(_none_or_listed), AfterValidator(_no_two)] = ()
     partition: PartitionSpec = PartitionSpec()
     algorithms: Axis[AlgorithmEntry]
@@ -337,6 +396,7 @@ class Grid(_Model):
     trust: Trust = "aggregate"
     privacy: Privacy = Privacy()
     scan: dict[str, Axis[Any]] = {}
+    tune: Tune = Tune()
     evaluation: Evaluation = Evaluation()
     audit: AuditSpec | None = None
     check: Literal["quick", "full"] | None = None
@@ -358,7 +418,8 @@ class Grid(_Model):
     @field_validator("encoder")
     @classmethod
     def _encoder_matters(cls, encoder: tuple[EncoderSpec, ...], info: ValidationInfo) -> tuple[EncoderSpec, ...]:
-        if encoder and "dataset" in info.data and all(spec.source.images is None for spec in info.data["dataset"]):
+        sets = (*info.data.get("dataset", ()), *filter(None, [info.data.get("public")]))
+        if encoder and "dataset" in info.data and all(spec.source.images is None for spec in sets):
             raise ValueError("no data set of the grid holds images; remove it")
         if twice := _twice([spec.display for spec in encoder]):
             raise ValueError(f"two encoders are called '{twice}'; rename the file or folder of one")
@@ -383,10 +444,32 @@ class Grid(_Model):
             )
         return unit
 
+    def tuned(self, *, compare: bool = False) -> Grid:
+        """The grid with all that it scans tuned instead; ``compare``: also with each entry's parameters, and tuned for free.
+
+        Raises:
+            UserError: no parameter has values to choose from.
+        """
+        entries = tuple(entry.model_copy(update={"tune": entry.tune | entry.scan, "scan": {}}) for entry in self.algorithms)
+        params = self.tune.params | self.scan
+        if not params and not any(entry.tune for entry in entries):
+            hint = "give tune: {params: {PARAMETER: [VALUES]}}, tune: in an entry of algorithms, or scan"
+            raise UserError(self.place("tune"), "no parameter has values to choose from", hint)
+        curves: tuple[Curve, ...] = ("default", "tuned", "free") if compare else self.tune.curves
+        tune = self.tune.model_copy(update={"params": params, "curves": curves})
+        grid = self.model_copy(update={"algorithms": entries, "tune": tune, "scan": {}})
+        grid._source = self._source
+        return grid
+
     @property
     def sets(self) -> tuple[DatasetSpec, ...]:
         """Every data set with every encoder, in the order of the axes."""
         return tuple(encoded for spec in self.dataset for encoded in spec.encoded_by(self.encoder))
+
+    def public_beside(self, dataset: DatasetSpec) -> DatasetSpec | None:
+        """The public data set, embedded as ``dataset`` is; where that is embeddings already, by the grid's encoder."""
+        encoders = self.encoder[:1] if dataset.encoder is None else (dataset.encoder,)
+        return None if self.public is None else self.public.encoded_by(encoders)[0]
 
     def position(self, dataset: DatasetSpec) -> int:
         """Where on the axis ``dataset`` one of ``sets`` is."""
@@ -429,6 +512,7 @@ class Cell(_Model):
         params: all its parameters, defaults included.
         dataset: where the data come from.
         dataset_hash: the data's fingerprint; None in what may be released.
+        public, public_hash, public_licence: name, fingerprint and licence of the public rows, where the algorithm uses them.
         partition: the scheme, which keeps units together.
         alpha: Dirichlet concentration, of the schemes that use one.
         clients: how many.
@@ -440,6 +524,7 @@ class Cell(_Model):
         noise: ``seeded``, or ``secret`` where a budget is kept by noise that no seed gives.
         seed: root of the cell's seed tree, and the partition's seed.
         evaluation: how the generator is judged.
+        tuning: how some of ``params`` are chosen; before that they are the first of the space. None: they are given.
     """
 
     cell_id: str
@@ -450,6 +535,9 @@ class Cell(_Model):
     params: dict[str, Any]
     dataset: DatasetSpec
     dataset_hash: str | None
+    public: str | None = None
+    public_hash: str | None = None
+    public_licence: str | None = None
     partition: PartitionSpec
     alpha: float
     clients: int
@@ -461,6 +549,7 @@ class Cell(_Model):
     noise: Literal["seeded", "secret"]
     seed: int
     evaluation: Evaluation
+    tuning: Tuning | None = None
 
     @property
     def unit_name(self) -> str:

@@ -66,21 +66,22 @@ def _validated(data: Mapping[str, Any], source: Origin, folder: Path) -> Grid:
     except ValidationError as error:
         raise translated(error, Grid, source.place) from error
     axes = {name: getattr(grid, name) for name in ("dataset", "encoder", "algorithms")}
-    return grid.model_copy(update={name: tuple(entry.within(folder) for entry in axis) for name, axis in axes.items()})
+    placed: dict[str, Any] = {name: tuple(entry.within(folder) for entry in axis) for name, axis in axes.items()}
+    return grid.model_copy(update=placed | {"public": grid.public and grid.public.within(folder)})
 
 
 def grid_of_options(options: Mapping[str, Any], params: Sequence[str]) -> Grid:
     """A grid of one cell.
 
     Args:
-        options: values by option; ``dataset``, ``encoder``, ``partition`` and ``unit`` are texts that may be YAML mappings.
+        options: values by option; ``dataset``, ``public``, ``encoder``, ``partition`` and ``unit`` are texts that may be YAML mappings.
         params: ``key=YAML`` texts, parameters of the algorithm.
 
     Raises:
         UserError: a value does not do; the message names the option.
     """
     partition, _ = parse(options["partition"], "--partition")
-    parsed = {key: parse(options[key], f"--{key}")[0] for key in ("dataset", "encoder") if options[key] is not None}
+    parsed = {key: parse(options[key], f"--{key}")[0] for key in ("dataset", "public", "encoder") if options[key] is not None}
     unit, _ = parse(options["unit"], "--unit")
     return one_cell(
         options["algorithm"],

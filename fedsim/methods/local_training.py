@@ -109,8 +109,9 @@ class LocalTraining(Algorithm):
         private = clients.plan is not None
         weight = to_device(torch.ones(len(rows)) if private else torch.tensor([float(len(x)) for x in active.x]), clients.device)
         clipped, norms = clip_updates(updates, self.clip())
-        noised = clients.add_noise(round_.release, round_.stream, {name: weighted_sum(weight, update) for name, update in clipped.items()})
-        weighed = self.message_bytes(broadcast, torch.ones_like(takes_part) if private else takes_part)
+        of_turn = clients.of_turn(round_)
+        noised = of_turn.add_noise(round_.release, round_.stream, {name: weighted_sum(weight, update) for name, update in clipped.items()})
+        weighed = self.message_bytes(broadcast, torch.ones(len(of_turn.members)) if private else takes_part)
         return clients.send(
             noised.sent if private else noised.sent | {WEIGHT: weight.sum()},
             {
@@ -135,9 +136,11 @@ class LocalTraining(Algorithm):
         return shared, {name: value for name, value in clients.state.items() if name.startswith(self.local)}
 
     def participants(self, clients: Clients, round_: Round) -> Tensor:
-        """1.0 for a member that takes part in the round, else 0.0: ``[K]``, on the CPU."""
-        streams = (clients.seeds.keystream(Purpose.SAMPLING, round_.number, client) for client in clients.members)
-        return torch.tensor([float(stream.uniform(1)[0] < self.params.client_rate) for stream in streams])
+        """1.0 for a member that takes part in the round, of those whose turn it is, else 0.0: ``[K]``, on the CPU."""
+        streams = ((client, clients.seeds.keystream(Purpose.SAMPLING, round_.number, client)) for client in clients.members)
+        return torch.tensor(
+            [float(stream.uniform(1)[0] < self.params.client_rate and round_.has_turn(client)) for client, stream in streams]
+        )
 
     def message_bytes(self, broadcast: Tensors, takes_part: Tensor) -> int:
         """Bytes of the updates of all members that take part, or of the broadcasts to them."""
@@ -145,8 +148,8 @@ class LocalTraining(Algorithm):
 
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Values:
         """Add the mean update: by row counts without privacy, by a public number of clients with it."""
-        shared = self.broadcast(server)
-        expected = to_device(torch.tensor(self.task.clients * self.params.client_rate), server.device)
+        shared, of_turn = self.broadcast(server), sum(map(round_.has_turn, range(self.task.clients)))
+        expected = to_device(torch.tensor(of_turn * self.params.client_rate), server.device)
         divisor = total.get(WEIGHT, expected).clamp_min(1e-12)
         for name, parameter in shared.items():
             parameter += total[name] / divisor
@@ -185,14 +188,18 @@ class LocalTraining(Algorithm):
             # a client's loss depends on its own parameters only, so the sum's gradient holds every client's gradient
             total = torch.stack(list(means.values())).sum()
             gradients = dict(zip(followed, torch.autograd.grad(total, list(followed.values()), materialize_grads=True), strict=True))
-            self.pull(gradients, shared, broadcast)
-            adam_step(parameters, gradients, state, self.params.learning_rate)
+            self.pull(clients, gradients, parameters, broadcast)
+            self.local_step(parameters, gradients, state)
         return {name: value.detach() for name, value in means.items()}
 
-    def pull(self, gradients: Tensors, shared: Tensors, broadcast: Tensors) -> None:
-        """Add the proximal term's gradient, in place."""
-        for name in shared if self.params.proximal else ():
-            gradients[name] = gradients[name] + self.params.proximal * (shared[name] - broadcast[name])
+    def pull(self, clients: Clients, gradients: Tensors, parameters: Tensors, broadcast: Tensors) -> None:
+        """Add to the gradients ``[K, ...]`` of a local step, in place, what depends on no row: the proximal term's."""
+        for name in broadcast if self.params.proximal else ():
+            gradients[name] = gradients[name] + self.params.proximal * (parameters[name] - broadcast[name])
+
+    def local_step(self, parameters: Tensors, gradients: Tensors, state: Tensors) -> None:
+        """Take a local step, in place: Adam's; ``state`` is empty in a round's first."""
+        adam_step(parameters, gradients, state, self.params.learning_rate)
 
 
 def clip_updates(updates: Tensors, clip: float) -> tuple[Tensors, Tensor]:

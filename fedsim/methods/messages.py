@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedsim.data.public import PublicRows as PublicRows
 from fedsim.device import CPU, moved
 from fedsim.models.probe import PROBE_C
+from fedsim.privacy.events import Mechanism
 from fedsim.privacy.ledger import LedgerEntry
 from fedsim.privacy.plan import PrivacyPlan, Release, Trust, Unit
 from fedsim.seeds import Seeds
@@ -63,7 +65,10 @@ DiagnosticLike = list[Any] | Tensor | Diagnostic
 
 @dataclass(frozen=True)
 class Task:
-    """The public facts of a cell: shapes, the number of clients, unit and trust of its privacy, and the evaluation's probe."""
+    """The public facts of a cell: shapes, the number of clients, unit and trust of its privacy, and the evaluation's probe.
+
+    ``public`` are the grid's public rows, for a method that says :meth:`fedsim.methods.algorithm.Algorithm.uses_public`, else None.
+    """
 
     dim: int
     classes: int
@@ -71,6 +76,7 @@ class Task:
     unit: Unit = "example"
     trust: Trust = "aggregate"
     probe_c: float = PROBE_C
+    public: PublicRows | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,10 @@ class Round:
     stream: int
     release: Release
 
+    def has_turn(self, client: int) -> bool:
+        """Whether the client may take part: always, where clients do not take turns."""
+        return (client - self.number) % self.release.turns == 0
+
 
 @dataclass(frozen=True)
 class MechanismStep:
@@ -103,6 +113,7 @@ class MechanismStep:
         sample_rate: of the release.
         noise_multiplier: of the noise that each member added; inf if no tensor needed any.
         bare: whether sums left the clients without noise, so that the server has to add it.
+        mechanism: of the release.
     """
 
     release: str
@@ -111,6 +122,7 @@ class MechanismStep:
     sample_rate: float
     noise_multiplier: float
     bare: bool
+    mechanism: Mechanism = "gaussian"
 
     def entries(self, server: float) -> Iterator[LedgerEntry]:
         """A ledger entry a member, with the least noise on any released tensor; no entry if nothing was released.
@@ -120,7 +132,7 @@ class MechanismStep:
         """
         multiplier = min(self.noise_multiplier, server) if self.bare else self.noise_multiplier
         for client in self.members if multiplier < math.inf else ():
-            yield LedgerEntry(self.release, self.number, client, multiplier, self.sample_rate)
+            yield LedgerEntry(self.release, self.number, client, multiplier, self.sample_rate, self.mechanism)
 
 
 @dataclass

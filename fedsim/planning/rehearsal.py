@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from pydantic import ValidationError
 
 from fedsim.data.embeddings import Embeddings
+from fedsim.data.public import PublicRows
 from fedsim.device import CPU
 from fedsim.errors import NotPerExample, PluginError, UserError, WrongReturn
 from fedsim.grid.resolve import Resolved, Variant
@@ -100,6 +102,7 @@ def rehearse(
     """
     with plug_in_code():
         cls = lookup(variant.name, where)
+    task = _with_made_up_rows(task)
     made_up = f"made-up data ({task.clients} clients with {MADE_UP_ROWS} rows each, {task.dim} dimensions, {task.classes} classes)"
     try:
         with plug_in_code(), _in_time(seconds), torch.random.fork_rng(devices=[]):
@@ -168,11 +171,12 @@ def made_up_cohort(
     Args:
         name: of the algorithm.
         params: of the algorithm; :data:`BRIEF_PARAMS` replaces what they are, where they allow it.
-        task: the public facts.
+        task: the public facts; public rows are made up where it has none.
         plan: the privacy plan, None without privacy.
         count: rows of unit norm of a client; where the unit is a group, two are one.
         device: where it trains.
     """
+    task = _with_made_up_rows(task)
     known, whole, clients = lookup(name).Params, count * task.clients, range(task.clients)
     brief = params | known.brief(BRIEF_PARAMS, ())
     with suppress(ValidationError):  # values that parameters allow one by one may not do together
@@ -183,6 +187,10 @@ def made_up_cohort(
     rows = tuple(np.arange(client * count, (client + 1) * count) for client in clients)
     groups = tuple(np.arange(count) // 2 for _ in clients) if task.unit == "group" else None
     return Cohort(CohortSpec(name, params, task, plan, Seeds(0), tuple(clients), rows, groups), x, y, device)
+
+
+def _with_made_up_rows(task: Task) -> Task:
+    return task if task.public is not None else replace(task, public=PublicRows.made_up(task.dim, task.classes))
 
 
 def first_rounds(algorithm: Algorithm, count: int = 1) -> list[Round]:

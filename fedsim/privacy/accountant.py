@@ -1,8 +1,6 @@
-"""The cost of a sequence of Poisson-subsampled Gaussian mechanisms: (epsilon, delta) under add-or-remove-one.
+"""The cost of a sequence of Gaussian and exponential mechanisms: (epsilon, delta) under add-or-remove-one.
 
-One event is ``(noise_multiplier, sample_rate, steps)``: ``steps`` runs of f(S) + N(0, (noise_multiplier * D)^2 I), where S
-takes every unit independently with probability ``sample_rate`` and D is f's L2 sensitivity. Two data sets are neighbours
-if one has one unit more than the other. ``sample_rate`` 1 is the plain Gaussian mechanism.
+Neighbours are two data sets of which one has one unit more than the other; the mechanisms are those of :mod:`fedsim.privacy.events`.
 """
 
 from __future__ import annotations
@@ -15,8 +13,7 @@ from functools import cache
 
 import numpy as np
 
-Event = tuple[float, float, int]
-"""(noise multiplier, sample rate, steps)"""
+from fedsim.privacy.events import AnyEvent, Event, Mechanism
 
 INTEGER_ORDERS: tuple[float, ...] = (*range(2, 64), 72, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024)
 LOW_ORDERS: tuple[float, ...] = (1.05, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8)
@@ -31,23 +28,24 @@ _UP = Context(prec=10, rounding=ROUND_CEILING)
 """Rounds an epsilon up: further digits of its sums depend on the processor and the number of threads."""
 
 
-def epsilon(events: Sequence[Event], delta: float) -> tuple[float, str]:
+def epsilon(events: Sequence[AnyEvent], delta: float) -> tuple[float, str]:
     """The epsilon that ``events`` spend together at ``delta``, and the accountant that computed it.
 
-    The upper bound of numerical composition of privacy loss random variables (Gopi, Lee & Wutschitz 2021, "Numerical
-    composition of differential privacy", theorem 5.5; Opacus' implementation). If that fails or would need too fine a
-    mesh: Rényi composition (:func:`rdp_epsilon`).
+    Gaussian mechanisms alone: the upper bound of numerical composition of privacy loss random variables (Gopi, Lee & Wutschitz 2021,
+    "Numerical composition of differential privacy", theorem 5.5; Opacus' implementation). With an exponential mechanism among them: the
+    privacy loss distribution on a grid (:mod:`fedsim.privacy.tradeoff`). If that fails or would need too fine a mesh: Rényi composition
+    (:func:`rdp_epsilon`).
 
     Args:
-        events: (noise multiplier, sample rate, steps) each; the order does not matter.
+        events: the order does not matter.
         delta: in (0, 1).
 
     Returns:
-        (epsilon, "prv" or "rdp"), rounded up to ten digits; (0.0, "none") if nothing ran, (inf, "none") if a step had no noise.
+        (epsilon, "prv", "pld" or "rdp"), rounded up to ten digits; (0.0, "none") if nothing ran, (inf, "none") if a step had no noise.
 
     Raises:
-        ValueError: a noise multiplier below 0 or not a number, a sample rate outside [0, 1], negative steps, or delta
-            outside (0, 1).
+        ValueError: a noise multiplier below 0 or not a number, a sample rate outside [0, 1], an exponential mechanism on a sample, negative
+            steps, or delta outside (0, 1).
     """
     return _composed(_merge(events, delta), delta)
 
@@ -57,22 +55,27 @@ def _composed(merged: tuple[Event, ...], delta: float) -> tuple[float, str]:
     """:func:`epsilon` of merged events; kept, since cells of a grid share few plans and each evaluation takes half a second."""
     if not merged:
         return 0.0, "none"
-    if any(noise_multiplier == 0 for noise_multiplier, _, _ in merged):
+    if any(event.noise_multiplier == 0 for event in merged):
         return math.inf, "none"
-    rough = rough_epsilon(merged, delta)
-    spent = _prv_epsilon(merged, delta, rough)
+    rough, exponential = rough_epsilon(merged, delta), any(event.mechanism == "exponential" for event in merged)
+    spent = _pld_epsilon(merged, delta) if exponential else _prv_epsilon(merged, delta, rough)
     # NaN fails the comparison too; a bound above the looser theorem's own bound is a numerical failure
     if 0 <= spent <= rough + 0.1 * max(rough, 0.1):
-        return float(_UP.create_decimal(spent)), "prv"
+        return float(_UP.create_decimal(spent)), "pld" if exponential else "prv"
     return float(_UP.create_decimal(rdp_epsilon(merged, delta))), "rdp"
 
 
-def rdp_epsilon(events: Sequence[Event], delta: float, orders: Sequence[float] = ORDERS) -> float:
+def rounded_up(spent: float) -> float:
+    """An epsilon rounded up to ten digits; further ones depend on the processor."""
+    return float(_UP.create_decimal(spent))
+
+
+def rdp_epsilon(events: Sequence[AnyEvent], delta: float, orders: Sequence[float] = ORDERS) -> float:
     """The epsilon of ``events`` by Rényi composition: cheap, always an upper bound, looser than :func:`epsilon`.
 
-    Per-step Rényi divergence of the sampled Gaussian mechanism from Mironov, Talwar & Zhang 2019 (arXiv 1908.10530,
-    section 3.3); conversion from Balle et al. 2020 (arXiv 1905.09982, theorem 21): the minimum over orders a of
-    R(a) + log((a - 1) / a) - (log delta + log a) / (a - 1).
+    Per-step Rényi divergence of the sampled Gaussian mechanism from Mironov, Talwar & Zhang 2019 (arXiv 1908.10530, section 3.3), of the
+    exponential one a epsilon_0^2 / 8 (Cesar & Rogers 2021, arXiv 2004.07223, lemma 3.4); conversion from Balle et al. 2020 (arXiv
+    1905.09982, theorem 21): the minimum over orders a of R(a) + log((a - 1) / a) - (log delta + log a) / (a - 1).
 
     Raises:
         ValueError: as :func:`epsilon`.
@@ -84,7 +87,7 @@ def rdp_epsilon(events: Sequence[Event], delta: float, orders: Sequence[float] =
     return max(0.0, min(bounds))
 
 
-def rough_epsilon(events: Sequence[Event], delta: float) -> float:
+def rough_epsilon(events: Sequence[AnyEvent], delta: float) -> float:
     """:func:`rdp_epsilon` from few orders, in milliseconds: an upper bound to start a search from.
 
     Raises:
@@ -95,18 +98,30 @@ def rough_epsilon(events: Sequence[Event], delta: float) -> float:
     return rough if rough < 20 else min(rough, rdp_epsilon(events, delta, LOW_ORDERS))
 
 
-def _merge(events: Sequence[Event], delta: float) -> tuple[Event, ...]:
+def _merge(events: Sequence[AnyEvent], delta: float) -> tuple[Event, ...]:
     """Equal mechanisms added up and sorted: the result depends on the steps that ran and not on their order or grouping."""
     if not 0 < delta < 1:
         raise ValueError(f"delta must be in (0, 1), not {delta}")
-    steps_of: dict[tuple[float, float], int] = {}
-    for noise_multiplier, sample_rate, steps in events:
-        if not (noise_multiplier >= 0 and 0 <= sample_rate <= 1 and steps >= 0):
-            raise ValueError(f"not an event (noise multiplier, sample rate, steps): {(noise_multiplier, sample_rate, steps)}")
-        if steps and sample_rate and not math.isinf(noise_multiplier):
-            key = (float(noise_multiplier), float(sample_rate))
+    steps_of: dict[tuple[float, float, Mechanism], int] = {}
+    for given in events:
+        event = Event(*given)
+        noise, rate, steps, mechanism = event
+        # a Poisson sample amplifies the exponential mechanism too, but no theorem here says by how much
+        sampled = mechanism == "exponential" and rate not in (0, 1)
+        if not (noise >= 0 and 0 <= rate <= 1 and steps >= 0) or sampled:
+            raise ValueError(f"not an event (noise multiplier, sample rate, steps, mechanism): {tuple(event)}")
+        if steps and rate and not math.isinf(noise):
+            key = (float(noise), float(rate), mechanism)
             steps_of[key] = steps_of.get(key, 0) + int(steps)
-    return tuple(sorted((noise_multiplier, rate, steps) for (noise_multiplier, rate), steps in steps_of.items()))
+    return tuple(sorted(Event(noise, rate, steps, mechanism) for (noise, rate, mechanism), steps in steps_of.items()))
+
+
+def _pld_epsilon(events: tuple[Event, ...], delta: float) -> float:
+    """The bound on a grid; nan where it is none."""
+    from fedsim.privacy.tradeoff import compose  # late: few plans need it, and it imports more of scipy
+
+    spent = compose(events).epsilon(delta) if delta >= PRV_MIN_DELTA else math.nan
+    return spent if math.isfinite(spent) else math.nan
 
 
 def _prv_epsilon(events: tuple[Event, ...], delta: float, rough: float) -> float:
@@ -114,14 +129,14 @@ def _prv_epsilon(events: tuple[Event, ...], delta: float, rough: float) -> float
     if not math.isfinite(rough) or delta < PRV_MIN_DELTA:
         return math.nan
     # the mesh is error / sqrt(steps * log(12 / delta_error) / 2) over a domain of about (1.5 epsilon + 3) on both sides of 0
-    scale = math.sqrt(sum(steps for _, _, steps in events) * math.log(12_000 / delta) / 2)
+    scale = math.sqrt(sum(event.steps for event in events) * math.log(12_000 / delta) / 2)
     error = max(PRV_RELATIVE_ERROR * rough, 2 * (1.5 * rough + 3) * scale / PRV_MAX_POINTS)
     if error >= 1:  # Opacus' rule for the domain holds for smaller errors only
         return math.nan
     from opacus.accountants import PRVAccountant  # late: Opacus imports its optimisers, too
 
     accountant = PRVAccountant()
-    accountant.history = list(events)
+    accountant.history = [(event.noise_multiplier, event.sample_rate, event.steps) for event in events]
     # log(1 - q) at q = 1 and the far tails warn; the formulas handle them
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
@@ -138,8 +153,10 @@ def _order_bound(events: tuple[Event, ...], delta: float, order: float) -> float
 
     try:
         divergence = sum(
-            float(compute_rdp(q=rate, noise_multiplier=noise_multiplier, steps=steps, orders=float(order)))
-            for noise_multiplier, rate, steps in events
+            steps * order / (8 * noise**2)
+            if mechanism == "exponential"
+            else float(compute_rdp(q=rate, noise_multiplier=noise, steps=steps, orders=float(order)))
+            for noise, rate, steps, mechanism in events
         )
     except (ArithmeticError, ValueError):
         return math.inf

@@ -8,10 +8,11 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from fedsim.privacy import accountant
+from fedsim.privacy.events import Event, Mechanism
 from fedsim.privacy.plan import PrivacyPlan
 
-Mechanism = tuple[float, float]
-"""(noise multiplier, sample rate)"""
+History = frozenset[tuple[Event, int]]
+"""How often every mechanism ran, as events of one step."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,9 @@ class LedgerEntry:
         release: the release's name in the plan.
         round: the round it ran in; if a round has several steps, the number of the step.
         client: the client whose data it read.
-        noise_multiplier: standard deviation of the added noise over the sensitivity; 0.0 for none.
+        noise_multiplier: standard deviation, or Gumbel scale, of the added noise over the sensitivity; 0.0 for none.
         sample_rate: the Poisson rate of the sample.
+        mechanism: that ran.
     """
 
     release: str
@@ -31,6 +33,7 @@ class LedgerEntry:
     client: int
     noise_multiplier: float
     sample_rate: float
+    mechanism: Mechanism = "gaussian"
 
 
 @dataclass(frozen=True, order=True)
@@ -42,6 +45,7 @@ class Tally:
     noise_multiplier: float
     sample_rate: float
     count: int
+    mechanism: Mechanism = "gaussian"
 
 
 class Ledger:
@@ -52,7 +56,7 @@ class Ledger:
     """
 
     def __init__(self) -> None:
-        self._counts: Counter[tuple[int, str, float, float]] = Counter()
+        self._counts: Counter[tuple[int, str, float, float, Mechanism]] = Counter()
 
     def record(self, entry: LedgerEntry, times: int = 1) -> None:
         """Add ``entry`` ``times`` times (equal steps of one round).
@@ -62,12 +66,13 @@ class Ledger:
         """
         if not (entry.noise_multiplier >= 0 and 0 < entry.sample_rate <= 1 and times >= 1):
             raise ValueError(f"cannot have run: {entry}, {times} times")
-        self._counts[entry.client, entry.release, float(entry.noise_multiplier), float(entry.sample_rate)] += times
+        key = (entry.client, entry.release, float(entry.noise_multiplier), float(entry.sample_rate), entry.mechanism)
+        self._counts[key] += times
 
     @property
     def entries(self) -> tuple[Tally, ...]:
         """The steps that ran, one tally a client and mechanism, sorted."""
-        return tuple(sorted(Tally(*key, count) for key, count in self._counts.items()))
+        return tuple(sorted(Tally(*key[:4], count, key[4]) for key, count in self._counts.items()))
 
     def epsilon(self, delta: float) -> tuple[float, str]:
         """The (epsilon, accountant) spent so far: the largest over clients.
@@ -95,6 +100,9 @@ class Ledger:
                 if not math.isclose(tally.noise_multiplier, multiplier, rel_tol=1e-6) or tally.sample_rate != release.sample_rate:
                     what = f"noise multiplier {tally.noise_multiplier:.4g} at rate {tally.sample_rate:g} ran"
                     return f"client {client}, '{tally.release}': {what}, {multiplier:.4g} at {release.sample_rate:g} was planned"
+                if tally.mechanism != release.mechanism:
+                    ran_as = f"{tally.mechanism} mechanisms ran, {release.mechanism} ones were planned"
+                    return f"client {client}, '{tally.release}': {ran_as}"
             for name, (_, release) in planned.items():
                 count = sum(tally.count for tally in tallies if tally.release == name)
                 if count != release.steps:
@@ -113,11 +121,11 @@ class Ledger:
 
     def to_json(self) -> str:
         """The ledger as text: clients with equal tallies share one record, floats round-trip exactly."""
-        of_client: dict[int, list[tuple[str, float, float, int]]] = {}
+        of_client: dict[int, list[tuple[str | float, ...]]] = {}
         for tally in self.entries:
-            row = (tally.release, tally.noise_multiplier, tally.sample_rate, tally.count)
-            of_client.setdefault(tally.client, []).append(row)
-        clients_of: dict[tuple[tuple[str, float, float, int], ...], list[int]] = {}
+            row: tuple[str | float, ...] = (tally.release, tally.noise_multiplier, tally.sample_rate, tally.count)
+            of_client.setdefault(tally.client, []).append(row if tally.mechanism == "gaussian" else (*row, tally.mechanism))
+        clients_of: dict[tuple[tuple[str | float, ...], ...], list[int]] = {}
         for client, rows in of_client.items():
             clients_of.setdefault(tuple(rows), []).append(client)
         return json.dumps([{"clients": clients, "ran": rows} for rows, clients in clients_of.items()])
@@ -133,8 +141,8 @@ class Ledger:
         try:
             for record in json.loads(text):
                 for client in record["clients"]:
-                    for release, noise_multiplier, sample_rate, count in record["ran"]:
-                        ledger.record(LedgerEntry(release, 0, client, noise_multiplier, sample_rate), count)
+                    for release, noise_multiplier, sample_rate, count, *mechanism in record["ran"]:
+                        ledger.record(LedgerEntry(release, 0, client, noise_multiplier, sample_rate, *mechanism), count)
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a ledger: {error!r}") from error
         return ledger
@@ -147,22 +155,22 @@ class Ledger:
     def __repr__(self) -> str:
         return f"Ledger({self._counts.total()} entries, {len({key[0] for key in self._counts})} clients)"
 
-    def _costly(self) -> list[list[accountant.Event]]:
+    def _costly(self) -> list[list[Event]]:
         """The events of every client that may have spent the most."""
         histories = _undominated(set(self._histories().values()))
-        return [[(*mechanism, steps) for mechanism, steps in history] for history in histories]
+        return [[event._replace(steps=steps) for event, steps in history] for history in histories]
 
-    def _histories(self) -> dict[int, frozenset[tuple[Mechanism, int]]]:
+    def _histories(self) -> dict[int, History]:
         """By client, how often every mechanism ran, whatever the release is called."""
-        counts: dict[int, Counter[Mechanism]] = {}
-        for (client, _, noise_multiplier, sample_rate), count in self._counts.items():
-            counts.setdefault(client, Counter())[noise_multiplier, sample_rate] += count
+        counts: dict[int, Counter[Event]] = {}
+        for (client, _, noise_multiplier, sample_rate, mechanism), count in self._counts.items():
+            counts.setdefault(client, Counter())[Event(noise_multiplier, sample_rate, 1, mechanism)] += count
         return {client: frozenset(count.items()) for client, count in counts.items()}
 
 
-def _undominated(histories: set[frozenset[tuple[Mechanism, int]]]) -> list[frozenset[tuple[Mechanism, int]]]:
+def _undominated(histories: set[History]) -> list[History]:
     """The histories that no other history dominates by running every mechanism at least as often: only they can cost the most."""
-    kept: list[tuple[dict[Mechanism, int], frozenset[tuple[Mechanism, int]]]] = []
+    kept: list[tuple[dict[Event, int], History]] = []
     for history in sorted(histories, key=lambda h: (-sum(count for _, count in h), sorted(h))):
         counts = dict(history)
         if not any(all(larger.get(mechanism, 0) >= n for mechanism, n in history) for larger, _ in kept):

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from fedsim.files import cache_folder, replaced
 from fedsim.privacy.counted_by import counted_by
+from fedsim.privacy.events import Event
 
-Mechanisms = tuple[tuple[float, float, int], ...]
-"""(relative noise, sample rate, steps) each."""
+Mechanisms = tuple[Event, ...]
+"""With relative noise in place of a noise multiplier."""
 Solution = tuple[float, float, str]
 """Noise multiplier, epsilon reached, accountant."""
 Solver = Callable[[float, float, Mechanisms], Solution]
@@ -44,4 +45,6 @@ def _read(path: Path, epsilon: float) -> Solution | None:
     except (OSError, ValueError, TypeError):
         return None
     numbers = isinstance(sigma, float) and isinstance(reached, float) and math.isfinite(sigma)
-    return (sigma, reached, accountant) if numbers and sigma > 0 and 0 <= reached <= epsilon and accountant in ("prv", "rdp") else None
+    return (
+        (sigma, reached, accountant) if numbers and sigma > 0 and 0 <= reached <= epsilon and accountant in ("prv", "pld", "rdp") else None
+    )

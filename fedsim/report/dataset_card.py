@@ -15,11 +15,10 @@ import yaml
 
 from fedsim import __version__
 from fedsim.data.parquet import write_parquet
-from fedsim.data.sources.spec import DatasetSpec
 from fedsim.errors import UserError
 from fedsim.files import replaced
 from fedsim.plugins.registry import lookup
-from fedsim.report.statement import statements
+from fedsim.report.statement import public_sentence, statements
 from fedsim.report.typeset import markdown_text
 from fedsim.results.generators import RELEASE_HINT, SavedGenerator, row_of_facts
 from fedsim.words import at_most, number
@@ -77,13 +76,6 @@ def write_hub_folder(
     return manifest
 
 
-def licence_of(dataset: DatasetSpec) -> tuple[str, str]:
-    """The licence of the data that a generator was trained on, in words, and where it came from; both empty where nobody knows."""
-    named = f"{dataset.kind}:{dataset.argument}" if dataset.argument else dataset.kind
-    listing = next((listing for listing in dataset.source.listing() if listing.dataset == named), None)
-    return ("", "") if listing is None or listing.licence == "yours" else (listing.licence, listing.source)
-
-
 def _budget(generator: SavedGenerator) -> str:
     plan = generator.facts.plan
     assert plan is not None
@@ -101,7 +93,7 @@ def _protection(generator: SavedGenerator) -> tuple[tuple[str, str], ...]:
 
 
 def _card(generator: SavedGenerator, manifest: dict[str, Any], names: list[str], shape: tuple[int, ...]) -> str:
-    licence, source = licence_of(generator.facts.cell.dataset)
+    licence, source = generator.facts.cell.dataset.terms
     identifier = LICENCE_IDS.get(licence, "other" if licence else "unknown")
     head = {
         "pretty_name": _title(generator),
@@ -142,6 +134,7 @@ def _card(generator: SavedGenerator, manifest: dict[str, Any], names: list[str],
         "",
         f"Trained on {text(cell.dataset.display)}{f' ({text(source)})' if source else ''}. "
         f"Licence of that data set: {text(licence or NO_LICENCE)}.",
+        *([f"Public data: {text(public_sentence(cell.public, cell.public_licence))}."] if cell.public else []),
         "",
         "## How it was made",
         "",
@@ -164,7 +157,7 @@ def _card(generator: SavedGenerator, manifest: dict[str, Any], names: list[str],
 
 def _croissant(generator: SavedGenerator, manifest: dict[str, Any], dim: int, content: bytes, repository: str) -> dict[str, Any]:
     """Metadata by Croissant 1.0 (https://docs.mlcommons.org/croissant/docs/croissant-spec.html)."""
-    licence, _ = licence_of(generator.facts.cell.dataset)
+    licence, _ = generator.facts.cell.dataset.terms
     parts = _protection(generator)
 
     def column(field: str, kind: str, description: str, **more: Any) -> dict[str, Any]:

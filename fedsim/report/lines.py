@@ -14,13 +14,15 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator
 
 from fedsim.report.figures import INK, MUTED, PAPER, SERIES, dress, strokes
-from fedsim.report.tables import CLAIM_WORDS, ONE_SEED, SPREADS, claim
+from fedsim.report.tables import CLAIM_WORDS, ONE_SEED, PUBLIC_MARK, SPREADS, claim, public_words
 from fedsim.results.groups import Group, Interval, grouped
 from fedsim.words import number, setting
 
 _MARKERS: tuple[Any, ...] = ("o", "s", "^", "D", "v", "P", "X", "p", "<", "*")
 _CROSSES: tuple[Any, ...] = ("x", "+", "1", "2", (5, 2), (8, 2), "3", "4", (6, 2), (7, 2))
 """Markers of classifiers."""
+_STARS: tuple[Any, ...] = tuple((points, 1, 0) for points in (5, 4, 6, 3, 7, 8, 9, 10, 11, 12))
+"""Markers of methods that use public data: stars, by their points."""
 _LEVELS = ((0, (6, 2, 1, 2)), (0, (2, 2)), (0, (9, 3)))
 _CLAIM_STYLES = {"stated": (0, (4, 2)), "heuristic": (0, (4, 2)), "none": (0, (1, 1.5)), "refuted": (0, (1, 1.5))}
 _OPEN = ("heuristic", "none", "refuted")
@@ -34,7 +36,7 @@ _CHARACTERS = 16
 class Series:
     """One method across all panels: its name in the legend, its look, and whether its epsilon is a theorem; ``dashes`` of a level.
 
-    A method that yields a classifier is thin with crosses, beside the generators.
+    A method that yields a classifier is thin with crosses, beside the generators; one that uses public data has stars.
     """
 
     label: str
@@ -43,6 +45,7 @@ class Series:
     claim: str
     dashes: tuple[int, tuple[int, ...]] = _LEVELS[0]
     classifier: bool = False
+    public: bool = False
 
     @property
     def private(self) -> bool:
@@ -53,7 +56,8 @@ class Series:
     def name(self) -> str:
         """Name in the legend."""
         remarks = [*(["classifier"] if self.classifier else []), *([CLAIM_WORDS[self.claim]] if self.claim in CLAIM_WORDS else [])]
-        name = f"{self.label} ({', '.join(remarks)})" if remarks else self.label
+        label = self.label + (PUBLIC_MARK if self.public else "")
+        name = f"{label} ({', '.join(remarks)})" if remarks else label
         return "\n".join(textwrap.wrap(name, _LONGEST_NAME) or [name])
 
     @property
@@ -111,10 +115,13 @@ def series_of(groups: Sequence[Group]) -> list[Series]:
         Series(
             label,
             SERIES[position % len(SERIES)],
-            (_CROSSES if members[0].classifies else _MARKERS)[(position + position // len(SERIES)) % len(_MARKERS)],
+            (_STARS if members[0].public else _CROSSES if members[0].classifies else _MARKERS)[
+                (position + position // len(SERIES)) % len(_MARKERS)
+            ],
             claim(members),
             _LEVELS[(position + position // len(SERIES)) % len(_LEVELS)],
             members[0].classifies,
+            bool(members[0].public),
         )
         for position, (label, members) in enumerate(by_label.items())
     ]
@@ -201,7 +208,7 @@ def look(series: Series) -> dict[str, Any]:
         "linewidth": series.width,
         "linestyle": _CLAIM_STYLES.get(series.claim, "-"),
         "marker": series.marker,
-        "markersize": 5.2,
+        "markersize": 8 if series.public else 5.2,  # a star's points are thin
         "fillstyle": "left" if series.claim == "stated" else "full",
         "markerfacecolor": PAPER if series.claim in _OPEN else series.colour,
         "markerfacecoloralt": PAPER,
@@ -280,7 +287,8 @@ def caption_of(groups: Sequence[Group], more: str = "") -> str:
     budgets = [f"{group.unit}-level ε, trust {group.trust}, δ = {number(group.delta)}" for group in private]
     common = [_common([group.dataset for group in groups]), _common([setting(clients=group.clients) for group in groups])]
     thin = "thin: classifiers, which generate no rows" if any(group.classifies for group in groups) else ""
-    return " · ".join(part for part in (*common, _common(budgets), mean, thin, more) if part)
+    public = public_words(groups).replace("†:", "stars, †:")
+    return " · ".join(part for part in (*common, _common(budgets), mean, thin, public, more) if part)
 
 
 def _common(values: Sequence[str]) -> str:

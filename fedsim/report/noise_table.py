@@ -20,6 +20,7 @@ from fedsim.methods.messages import Message, Round, Tensors
 from fedsim.planning.prepare import Prepared
 from fedsim.planning.rehearsal import first_rounds, made_up_cohort
 from fedsim.privacy.plan import PrivacyPlan, Release
+from fedsim.report.plan_table import public_rows_of
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, LocalPool
 from fedsim.training.rounds import to_the_end, train
@@ -140,6 +141,9 @@ class CellNoise:
 
     def signals(self, release: Release) -> Iterator[Signal]:
         """Every part of a release."""
+        if release.mechanism == "exponential":
+            yield self._choice(release)
+            return
         weights = self.parts.weights.get(release.name, {})
         if not weights:
             yield self._gradient(release)
@@ -164,6 +168,14 @@ class CellNoise:
         if size == 1:
             return Signal(title, std / held, "the count", where)
         return Signal(title, math.sqrt(size) * std / held, _UNITS.get(name, "the radius"), f"{where}, {size} dimensions")
+
+    def _choice(self, release: Release) -> Signal:
+        """Noise on scores, beside the score of a candidate that every unit of a class scores highest."""
+        (held, called), classes = self._held, self.trial.task.classes
+        shown = ", ".join(f"{shape[-1]:,}" for shape in self.parts.shapes[release.name].values())
+        detail = f"of {held / classes:,.0f} {called} a class on average, one of {shown} candidates, in each of {release.steps} steps"
+        noise = self._plan.noise_multiplier(release.name) * classes / held
+        return Signal("choice (Gumbel noise, its scale)", noise, "the largest score", detail)
 
     def _gradient(self, release: Release) -> Signal:
         (held, called), task, clip = self._held, self.trial.task, self._plan.clip
@@ -212,6 +224,8 @@ def show_noise(prepared: Prepared, console: Console) -> None:
                 table.add_row(*map(Text, (*place, release.name, signal.words)))
                 first = False
     wide_console(console, 240).print(table)
+    for public in public_rows_of(prepared):
+        print_line(console, public)
     if without:
         print_line(console, f"without noise: {', '.join(without)} (not private, or at ε = ∞)")
     signal_words = (

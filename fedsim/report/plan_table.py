@@ -35,11 +35,24 @@ def show_plan(prepared: Prepared, console: Console) -> None:
     sizes = ", ".join(f"{d.name}: {len(d.y_train)} × {d.dim}, {d.x_train.nbytes / 2**20:.1f} MiB" for d in prepared.data.values())
     shares = _shares(prepared)
     print_line(console, f"data: {sizes}")
+    for public in public_rows_of(prepared):
+        print_line(console, public)
     for left in prepared.to_embed:
         print_line(console, f"to be embedded first: {left}; the ids above are not those that its cells will have")
     print_line(
         console, f"{counted(prepared.parallel, 'cell')} at a time, {shares}; {counted(len(prepared.trials), 'cell')}; nothing was run"
     )
+
+
+def public_rows_of(prepared: Prepared) -> list[str]:
+    """The public rows of a grid, and which algorithms use them."""
+    held = {rows.public.fingerprint: rows.public for rows in prepared.data.values() if rows.public is not None}
+    users = {key: dict.fromkeys(t.cell.label for t in prepared.trials if t.cell.public_hash == key) for key in held}
+    return [
+        f"public data: {public.name}: {len(public.x)} × {public.x.shape[1]}, {'no labels' if public.y is None else 'labelled'}, "
+        f"licence {public.licence or 'not known'}; used by {', '.join(users[key]) or 'none of these'}"
+        for key, public in held.items()
+    ]
 
 
 def _shares(prepared: Prepared) -> str:

@@ -15,7 +15,20 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from fedsim.report.figures import INK, MUTED, PAPER, SMALL, dress, name_epsilons, shades, style
-from fedsim.report.tables import ONE_SEED, Line, ResultsTable, TableBlock, by_place, claim, epsilon_heads, epsilons, mean_text, spread_words
+from fedsim.report.tables import (
+    ONE_SEED,
+    PUBLIC_MARK,
+    Line,
+    ResultsTable,
+    TableBlock,
+    by_place,
+    claim,
+    epsilon_heads,
+    epsilons,
+    mean_text,
+    public_words,
+    spread_words,
+)
 from fedsim.results.groups import Group, Interval, grouped
 from fedsim.words import setting
 
@@ -124,7 +137,7 @@ def _table(title: str, name: str, held: Sequence[tuple[Group, Scores]], digits: 
         title=" · ".join(("Balanced accuracy by site", title, *common)),
         columns=(*sites, "mean"),
         blocks=tuple(blocks),
-        notes=(spread_words(groups[0].spread, seeds) if seeds > 1 else ONE_SEED, _NOTE),
+        notes=(spread_words(groups[0].spread, seeds) if seeds > 1 else ONE_SEED, _NOTE, *filter(None, [public_words(groups)])),
         name=name,
         best=math.inf,
         digits=digits,
@@ -137,7 +150,7 @@ def _line(group: Group, claimed: str, scores: Scores, sites: Sequence[str], digi
     values = [list(scores.get(site, {}).values()) for site in sites] + [means]
     intervals = [Interval.of(held, group.spread) if held else None for held in values]
     texts = ("" if interval is None else mean_text(interval, digits) for interval in intervals)
-    return Line(group.label, claimed, tuple(texts), tuple(intervals))
+    return Line(group.label, claimed, tuple(texts), tuple(intervals), mark=PUBLIC_MARK if group.public else "")
 
 
 def site_panels(groups: Sequence[Group], lines: Iterable[Mapping[str, Any]]) -> list[SitePanel]:

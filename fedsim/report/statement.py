@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+from fedsim.privacy.selection import SCORE
 from fedsim.results.contradictions import CrossCheck, large_deltas, within_row
 from fedsim.results.rows import Row
-from fedsim.words import Printed, at_most, number, print_line
+from fedsim.words import Printed, at_most, number, print_line, spelled
 
 UNITS = {
     "example": "one training example: neighbouring data sets differ in one example of one client",
@@ -35,6 +36,8 @@ CLAIMS = {
 }
 ACCOUNTANTS = {
     "prv": "numerical composition of privacy loss random variables (Gopi, Lee & Wutschitz 2021, theorem 5.5; Opacus), an upper bound",
+    "pld": "the privacy loss distribution on a grid, connect the dots (Doroshenko et al. 2022), that of an exponential mechanism by its "
+    "bounded range (Durfee & Rogers 2019; Dong, Durfee & Rogers 2020), an upper bound",
     "rdp": "Rényi composition (Mironov, Talwar & Zhang 2019; conversion of Balle et al. 2020), an upper bound",
 }
 
@@ -155,10 +158,14 @@ def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     yield "unit", unit_words(row.unit or "example")
     yield "relation", f"{row.relation or 'add-or-remove-one'}: neighbours differ in the presence of one unit"
     yield "trust", _trust(row)
+    for public in dict.fromkeys((member.public, member.public_licence) for member in rows if member.public):
+        yield "public data", public_sentence(*public)
     for line in dict.fromkeys(map(_budget, rows)):
         yield "budget", line
     for line in large_deltas(rows):
         yield "warning", line
+    for line in dict.fromkeys(line for member in rows for line in _tuning(member)):
+        yield "tuning", line
     for line in dict.fromkeys(line for member in rows for line in _mechanisms(member)):
         yield "mechanism", line
     rounds = ", ".join(dict.fromkeys(number(member.params["rounds"]) for member in rows if "rounds" in member.params))
@@ -170,6 +177,9 @@ def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
         "hypernetwork": "the hypernetwork alone",
     }
     what = f"a unit's contribution is clipped to L2 norm {clips}"
+    kinds = {"Gumbel" if m.kind == "exponential" else "Gaussian" for member in rows for m in member.mechanisms or ()} or {"Gaussian"}
+    if "Gumbel" in kinds:
+        what = f"{what}, what it adds to scores to {clips} over all choices together"
     if row.sensitivity not in (None, row.clip):
         moved = f"a unit may turn it into any other: it moves it by {number(row.sensitivity)}"
         what = f"an update is clipped to L2 norm {clips}, and {moved}"
@@ -181,8 +191,15 @@ def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     planned = "more than the plan that was solved before the first" if overspent else "equal to the plan that was solved before the first"
     yield "accountant", f"{accountants}; counted from the steps that ran, and {planned}; by {counted}"
     use = "less of it was added than was planned, so nothing made here may be released" if overspent else NOISES[row.noise or "seeded"]
-    yield "noise", f"Gaussian, {row.noise or 'seeded'}: {use}"
+    yield "noise", f"{' and '.join(sorted(kinds))}, {row.noise or 'seeded'}: {use}"
     yield "not covered", "; ".join(_uncovered(row))
+
+
+def public_sentence(name: str | None, licence: str | None) -> str:
+    """What public rows are to a reader of the budget."""
+    return (
+        f"{name} (licence: {licence or 'not known'}): no unit's rows; what is made of them alone costs nothing, and ε does not protect them"
+    )
 
 
 def _trust(row: Row) -> str:
@@ -200,6 +217,27 @@ def _budget(row: Row) -> str:
     return f"{spent}ε = {at_most(row.epsilon_spent)} (target {number(row.epsilon_target)}) at δ = {number(row.delta)}{sigma}"
 
 
+def _tuning(row: Row) -> Iterator[str]:
+    """How parameters were chosen, and what that cost."""
+    tuning, selection = row.tuning, row.selection
+    if tuning is None:
+        return
+    space = ", ".join(f"{name} from {', '.join(map(spelled, values))}" for name, values in tuning.space.items())
+    if tuning.free or selection is None:
+        yield f"{space}: the best by scores on test rows, a search that the budget does not pay for"
+        return
+    target = f"ε = {number(row.epsilon_target)}"
+    yield (
+        f"{target}: the best of a random number of trainings ({tuning.distribution}, mean {number(tuning.trials)}), each with parameters "
+        f"drawn from {space}. ε is of all of them together (Papernot & Steinke 2022); one alone is released"
+    )
+    yield (
+        f"{target}: a public coin holds each unit out with probability {number(tuning.held_out)}; best is the training that predicts most "
+        f"held-out units right, a number with noise of standard deviation {number(selection.score, 5)}"
+    )
+    yield f"chosen: {', '.join(f'{name} {spelled(value)}' for name, value in tuning.chosen.items())}"
+
+
 def _mechanisms(row: Row) -> Iterator[str]:
     target = f"ε = {number(row.epsilon_target)}"
     if row.mechanisms is None:
@@ -207,13 +245,18 @@ def _mechanisms(row: Row) -> Iterator[str]:
         yield f"{target}: {where}; the row is older than the list of its mechanisms, so it cannot be proved from itself"
         return
     for mechanism in row.mechanisms:
+        if row.selection is not None and mechanism.release == SCORE:
+            continue  # the search says it
         times = "once" if mechanism.count == 1 else f"{mechanism.count} times"
         sampled = (
             f"on a fresh Poisson sample of the units at rate {number(mechanism.sample_rate)}"
             if mechanism.sample_rate < 1
             else "on all units, no sampling"
         )
-        noise = f"noise of standard deviation {number(mechanism.noise_multiplier, 5)} × the sensitivity {number(row.sensitivity)}"
+        size = f"{number(mechanism.noise_multiplier, 5)} × the sensitivity {number(row.sensitivity)}"
+        noise = f"noise of standard deviation {size}"
+        if mechanism.kind == "exponential":
+            noise = f"only the numbers of the largest scores are released, chosen after Gumbel noise of scale {size}"
         yield f"{target}: {mechanism.release}, {times}, {sampled}, {noise}"
 
 
@@ -230,7 +273,9 @@ def _uncovered(row: Row) -> Iterator[str]:
     else:
         yield "a second release from the same data: what all of them cost is the composition, which fedsim prove computes for a run"
     yield "scores, references, diagnostics and label matrices of the run folder, exact functions of the real data"
-    yield "the choice of parameters after looking at them"
+    tuned = row.tuning is not None and not row.tuning.free
+    yield f"the choice of {'the space that was searched and of all other parameters' if tuned else 'parameters'} after looking at them"
+    yield from ["the number of trainings, which may not be told"] if tuned else []
     yield "which rows are for training, and whose they are: a split or a partition that is computed from rows is taken as given"
     yield "the number of classes and of clients, the encoder and all settings, which are public by assumption"
     yield "attacks on the low bits of floating-point noise and on running times"

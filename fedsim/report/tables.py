@@ -38,6 +38,8 @@ SPREADS = {"ci95": "95 % confidence interval", "sd": "standard deviation", "rang
 TOO_FEW = "the 95 % confidence interval of two seeds is 12.7 times as wide as they are apart: run more, or give report --spread range"
 """What stands beside means, by the spread that was chosen; and why nothing does."""
 ONE_SEED = "one seed, so no interval"
+PUBLIC_MARK = " †"
+"""Behind the label of a method that used public rows."""
 LARGE = 1e6
 """Numbers from it on are written with an exponent."""
 _AXES: tuple[Callable[[Group], str], ...] = (
@@ -65,7 +67,8 @@ BEST_VALUES: dict[str, float | None] = {
 class Line:
     """A method: its label, its claim, and a text for every column of values.
 
-    ``intervals`` are the numbers behind the texts, None where a text is none; ``p`` are p-values that stand beside them.
+    ``intervals`` are the numbers behind the texts, None where a text is none; ``p`` are p-values that stand beside them; ``mark`` is behind
+    the label.
     """
 
     label: str
@@ -73,11 +76,17 @@ class Line:
     values: tuple[str, ...]
     intervals: tuple[Interval | None, ...] = ()
     p: tuple[float | None, ...] = ()
+    mark: str = ""
+
+    @property
+    def marked(self) -> str:
+        """The label with its mark."""
+        return self.label + self.mark
 
     @property
     def named(self) -> str:
-        """The label, with a claim that is not "proved"."""
-        return self.label if self.claim in ("proved", "") else f"{self.label} ({CLAIM_WORDS.get(self.claim, self.claim)})"
+        """The label with its mark, and a claim that is not "proved"."""
+        return self.marked if self.claim in ("proved", "") else f"{self.marked} ({CLAIM_WORDS.get(self.claim, self.claim)})"
 
 
 @dataclass(frozen=True)
@@ -119,7 +128,7 @@ class ResultsTable:
 
     def names(self, line: Line) -> tuple[str, ...]:
         """A line's texts below ``heads``."""
-        return (line.label, CLAIM_WORDS.get(line.claim, line.claim))[: len(self.heads)]
+        return (line.marked, CLAIM_WORDS.get(line.claim, line.claim))[: len(self.heads)]
 
 
 def _distance(line: Line, column: int, best: float, digits: int) -> float:
@@ -311,6 +320,7 @@ def _lines(groups: Sequence[Group], columns: Sequence[float | None], seeds: int,
             claim(list(cells.values())),
             tuple(_value(cells.get(column), seeds, measure, digits) for column in columns),
             tuple(cells[column].interval(measure) if column in cells else None for column in columns),
+            mark=PUBLIC_MARK if any(group.public for group in cells.values()) else "",
         )
         for label, cells in by_label.items()
     )
@@ -393,4 +403,10 @@ def _notes(groups: Sequence[Group], seeds: int, measure: str) -> tuple[str, ...]
         notes.append(f"in no mean: {left_out} (the report says why)")
     claims = {claim([group]) for group in groups}
     notes += [f"{CLAIM_WORDS[name]}: {text}" for name, text in _CLAIM_NOTES.items() if name in claims]
-    return tuple(notes)
+    return (*notes, *filter(None, [public_words(groups)]))
+
+
+def public_words(groups: Sequence[Group]) -> str:
+    """What the mark of public data stands for; empty where no method used any."""
+    names = dict.fromkeys(group.public for group in groups if group.public)
+    return f"†: uses public data: {', '.join(map(str, names))}" if names else ""

@@ -98,6 +98,8 @@ class Group:
     unaccounted: int
     refuted: int
     spread: Spread = "ci95"
+    public: str | None = None
+    """The public rows that its method used."""
 
     @property
     def classifies(self) -> bool:
@@ -151,13 +153,13 @@ def group_seeds(rows: Iterable[Row], spread: Spread = "ci95") -> list[Group]:
         spread: what stands beside their means.
     """
     rows = list(rows)
-    params = [dump(row.params) for row in rows]
+    params = [dump(row.given_params) for row in rows]
     rows = distinct_labels(rows, params)
     order = {name: position for position, name in enumerate(dict.fromkeys(name for row in rows for name in (row.dataset, row.label)))}
 
     def place(pair: tuple[Row, str]) -> tuple[Any, ...]:
         row, spelled = pair
-        return (*(getattr(row, name) for name in SETTING), row.dataset_hash, spelled, dump(row.evaluation))
+        return (*(getattr(row, name) for name in SETTING), row.dataset_hash, row.public_hash, spelled, dump(row.evaluation))
 
     return sorted(
         (_group([row for row, _ in pairs], spread) for pairs in grouped(zip(rows, params, strict=True), place).values()),
@@ -183,7 +185,7 @@ def _group(members: list[Row], spread: Spread) -> Group:
         scope=" and ".join(scopes) or None,
         # A mean is as well founded as the weakest of its rows.
         claim=weakest(claims),
-        params=members[0].params,
+        params=members[0].given_params,
         yields=members[0].yields,
         rows=tuple(sorted(averaged.values(), key=lambda row: _last(row.seed))),
         failed=statuses["failed"],
@@ -191,6 +193,7 @@ def _group(members: list[Row], spread: Spread) -> Group:
         unaccounted=statuses["unaccounted"],
         refuted=statuses["refuted"],
         spread=spread,
+        public=members[0].public,
     )
 
 
@@ -203,7 +206,7 @@ def distinct_labels(rows: list[Row], params: list[str]) -> list[Row]:
     """The rows, whose parameters are ``params`` as text, with what differs between settings that share a label appended to it."""
     by_label: dict[str, dict[tuple[Any, ...], dict[str, Any]]] = {}
     for row, spelled in zip(rows, params, strict=True):
-        key = (row.algorithm, row.delta, row.unit, row.trust, spelled)
+        key = (row.algorithm, row.delta, row.unit, row.trust, row.public, spelled)
         known = by_label.setdefault(row.label, {})
         if key not in known:
             known[key] = _settings(row)
@@ -217,7 +220,7 @@ def distinct_labels(rows: list[Row], params: list[str]) -> list[Row]:
 
 
 def _settings(row: Row) -> dict[str, Any]:
-    return {"algorithm": row.algorithm, "delta": row.delta, "unit": row.unit, "trust": row.trust, **row.params}
+    return {"algorithm": row.algorithm, "delta": row.delta, "unit": row.unit, "trust": row.trust, "public": row.public, **row.given_params}
 
 
 def _differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -6,13 +6,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from fedsim.json_lines import dump
 from fedsim.plugins.claims import as_checked
 from fedsim.privacy.plan import Claim
-from fedsim.results.rows import Mechanism, Row
+from fedsim.results.rows import Mechanism, Row, mechanism_kind
 from fedsim.results.store import ResultStore
 
 Line = Mapping[str, Any]
@@ -130,7 +131,11 @@ class Lines:
         if plan is None:
             return "none"
         checks = [check for check in self.checks if check["source"] == cell["source"]]
-        return as_checked(plan["claim"], checks, cell["unit"], cell["trust"], cell["params"])
+        points = product(*cell["tuning"]["space"].values()) if cell.get("tuning") else ((),)
+        settings = ({**cell["params"], **dict(zip((cell.get("tuning") or {}).get("space", ()), point, strict=True))} for point in points)
+        claims = {as_checked(plan["claim"], checks, cell["unit"], cell["trust"], params) for params in settings}
+        # the theorem of a search needs that of each of its trainings
+        return next(claim for claim in reversed(get_args(Claim)) if claim in claims)
 
 
 _OF_AUDIT = ("epsilon_lower", "epsilon_any", "method", "pairs", "canary_ratio", "params")
@@ -139,7 +144,10 @@ _OF_AUDIT = ("epsilon_lower", "epsilon_any", "method", "pairs", "canary_ratio", 
 
 def claim_of(cell: Mapping[str, Any]) -> str:
     """What an audit is of, as one text: a cell's code, parameters, unit, trust, ε and δ."""
-    return dump([cell[name] for name in ("source", "algorithm", "params", "unit", "trust", "epsilon", "delta")])
+    facts = [cell[name] for name in ("source", "algorithm", "params", "unit", "trust", "epsilon", "delta")]
+    if (tuning := cell.get("tuning")) is not None:  # what a search chose is no part of its claim
+        facts[2] = [{name: value for name, value in cell["params"].items() if name not in tuning["space"]}, tuning]
+    return dump(facts)
 
 
 def _trained(line: Line) -> dict[str, Any]:
@@ -154,6 +162,7 @@ def _trained(line: Line) -> dict[str, Any]:
         "yields": line["yields"],
         "dataset": line["dataset"],
         "dataset_hash": cell["dataset_hash"],
+        **{name: cell.get(name) for name in ("public", "public_hash", "public_licence")},
         "scheme": cell["partition"]["scheme"],
         "alpha": line["alpha"],
         "clients": cell["clients"],
@@ -169,11 +178,13 @@ def _trained(line: Line) -> dict[str, Any]:
         "seconds": line["seconds"],
         "versions": line["versions"],
         "generator": line["state"],
+        "tuning": tuning_of(cell, line.get("trials")),
     }
     if plan is None:
         return fields
     return fields | {
         **planned(plan),
+        "selection": plan.get("selection"),
         "train_groups": line["train_groups"],
         "epsilon_spent": ledger.get("epsilon_spent"),
         "unit": unit,
@@ -184,6 +195,12 @@ def _trained(line: Line) -> dict[str, Any]:
         "noise_at": ledger.get("noise_at"),
         "counted_by": ledger.get("counted_by"),
     }
+
+
+def tuning_of(cell: Mapping[str, Any], trained: int | None = None) -> dict[str, Any] | None:
+    """How the parameters of a cell were chosen, and which; ``trained`` is the number of its trainings, where that is known."""
+    tuning = cell.get("tuning")
+    return tuning and {**tuning, "chosen": {name: cell["params"][name] for name in tuning["space"]}, "trained": trained}
 
 
 def planned(plan: Mapping[str, Any]) -> dict[str, Any]:
@@ -198,7 +215,7 @@ def planned_mechanisms(plan: Mapping[str, Any]) -> tuple[Mechanism, ...]:
     return tuple(
         Mechanism(
             release=release["name"],
-            kind="gaussian" if release["sample_rate"] == 1 else "sampled-gaussian",
+            kind=mechanism_kind(release.get("mechanism", "gaussian"), release["sample_rate"]),
             noise_multiplier=release["relative_noise"] * plan["sigma"],
             sample_rate=release["sample_rate"],
             count=release["steps"],

@@ -12,7 +12,7 @@ from fedsim.grid.models import shown
 from fedsim.plugins.code_hash import evaluation_hash
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.counted_by import counted_by
-from fedsim.results.rows import RowError
+from fedsim.results.rows import RowError, mechanism_kind
 from fedsim.training.trial import Outcome, Trial
 
 
@@ -34,7 +34,7 @@ def training_line(
         "training_id": cell.training_id,
         "error": None if outcome else end.model_dump(),  # type: ignore[union-attr]
         "cell": cell.model_dump(mode="json"),
-        "task": asdict(trial.task),
+        "task": {name: value for name, value in asdict(trial.task).items() if name != "public"},
         "plan": None if plan is None else asdict(plan),
         "dataset": shown(cell.dataset, cell.evaluation.unseen),
         "alpha": cell.concentration,
@@ -43,6 +43,7 @@ def training_line(
         "train_rows": trial.train_rows,
         "train_groups": trial.train_groups,
         "ledger": None if outcome is None or plan is None else _ledger(outcome),
+        "trials": outcome and outcome.trials,
         "uplink_bytes": outcome and outcome.uplink_bytes,
         "downlink_bytes": outcome and outcome.downlink_bytes,
         "parameters": outcome and outcome.parameters,
@@ -68,8 +69,8 @@ def _ledger(outcome: Outcome) -> dict[str, Any]:
 
 
 def _mechanism(tally: Mapping[str, Any]) -> dict[str, Any]:
-    kind = "gaussian" if tally["sample_rate"] == 1 else "sampled-gaussian"
-    return {"kind": kind, **{name: value for name, value in tally.items() if name != "client"}}
+    kind = mechanism_kind(tally["mechanism"], tally["sample_rate"])
+    return {"kind": kind, **{name: value for name, value in tally.items() if name not in ("client", "mechanism")}}
 
 
 def judgement_line(trial: Trial, end: Judgement | RowError, seconds: float) -> dict[str, Any]:

@@ -8,7 +8,10 @@ from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, field
 
 from fedsim.evaluation.measures import MEASURES, LabelShares
 from fedsim.json_lines import decode, dump, load
+from fedsim.privacy import events
+from fedsim.privacy.events import Event
 from fedsim.privacy.plan import Claim, Neighbours, Trust
+from fedsim.privacy.selection import Distribution, Selection
 from fedsim.words import encodable, setting, spelled
 
 Status = Literal["ok", "failed", "overspent", "unaccounted", "refuted"]
@@ -50,13 +53,22 @@ class RowError(BaseModel):
         return encodable(text if left <= ROOM else f"({left} characters before in the cell's log) ... {text[-MOST_TRACEBACK:]}")
 
 
+MechanismKind = Literal["gaussian", "sampled-gaussian", "exponential"]
+
+
+def mechanism_kind(mechanism: events.Mechanism, sample_rate: float) -> MechanismKind:
+    """How a row names a mechanism."""
+    return "exponential" if mechanism == "exponential" else "gaussian" if sample_rate == 1 else "sampled-gaussian"
+
+
 class Mechanism(BaseModel):
     """A mechanism that ran ``count`` times over the data of every client: an event of an accountant.
 
     Attributes:
         release: what was released, as the plan calls it.
-        kind: ``gaussian`` over all units, ``sampled-gaussian`` over a Poisson sample of them.
-        noise_multiplier: standard deviation of the noise over the row's ``sensitivity``; 0 for none.
+        kind: ``gaussian`` over all units, ``sampled-gaussian`` over a Poisson sample of them, ``exponential`` over all units.
+        noise_multiplier: standard deviation of the noise, or of an exponential mechanism the scale of its Gumbel noise, over the row's
+            ``sensitivity``; 0 for none.
         sample_rate: of the Poisson sample; 1 for all units.
         count: how often it ran.
     """
@@ -64,10 +76,40 @@ class Mechanism(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     release: str
-    kind: Literal["gaussian", "sampled-gaussian"]
+    kind: MechanismKind
     noise_multiplier: float
     sample_rate: float
     count: int
+
+    @property
+    def event(self) -> Event:
+        """As an accountant has it."""
+        mechanism: events.Mechanism = "exponential" if self.kind == "exponential" else "gaussian"
+        return Event(self.noise_multiplier, self.sample_rate, self.count, mechanism)
+
+
+class Tuned(BaseModel):
+    """How a row's parameters were chosen.
+
+    Attributes:
+        space: values by parameter, of which each training drew one.
+        trials: the mean number of trainings.
+        distribution: of their number.
+        held_out: the probability with which a unit was held out, to score trainings on.
+        free: by scores on test rows, which no budget pays for.
+        chosen: the parameters of the best training that were drawn.
+        trained: how many trainings there were. Not private, so no part of a release.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    space: dict[str, tuple[Any, ...]]
+    trials: float
+    distribution: Distribution
+    held_out: float
+    free: bool
+    chosen: dict[str, Any]
+    trained: int | None
 
 
 class Row(BaseModel):
@@ -87,6 +129,9 @@ class Row(BaseModel):
         yields: what the algorithm makes; None: an older row.
         dataset: what tables call the data set.
         dataset_hash, partition_hash: fingerprints of the data and of the partition.
+        public: what tables call the public rows that the algorithm used; None: none, or an older row.
+        public_hash: their fingerprint.
+        public_licence: of their source, in words; None where it is not known.
         scheme: of the partition.
         alpha: Dirichlet concentration; None for schemes without one.
         clients: how many.
@@ -111,6 +156,9 @@ class Row(BaseModel):
         sensitivity: L2 distance by which one unit can move what is noised.
         mechanisms: what the ledger counted for the data of every client; with ``delta`` and ``relation`` anyone can compute
             ``epsilon_spent`` again. None: an older row.
+        tuning: how some of ``params`` were chosen; None: they were given.
+        selection: of a tuned row that pays for its search, the mechanisms of its trainings and the noise of their scores, from which anyone
+            can compute ``epsilon_spent``; ``mechanisms`` are the best training's and its score's.
         noise_at: whether noise is added once to the sum over clients or by every client.
         counted_by: revision of the accounting code.
         audit_epsilon_lower: the largest epsilon of the claimed mechanism with other noise that an audit refutes with 95 % confidence.
@@ -151,6 +199,9 @@ class Row(BaseModel):
     yields: Literal["generator", "classifier"] | None = None
     dataset: str
     dataset_hash: str | None = None
+    public: str | None = None
+    public_hash: str | None = None
+    public_licence: str | None = None
     scheme: str | None = None
     alpha: float | None = None
     clients: int | None = None
@@ -174,6 +225,8 @@ class Row(BaseModel):
     clip: float | None = None
     sensitivity: float | None = None
     mechanisms: tuple[Mechanism, ...] | None = None
+    tuning: Tuned | None = None
+    selection: Selection | None = None
     noise_at: Literal["sum", "clients"] | None = None
     counted_by: str | None = None
     audit_epsilon_lower: float | None = None
@@ -204,9 +257,12 @@ class Row(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _gathered(cls, fields: Any) -> Any:
-        if not isinstance(fields, dict) or fields.keys().isdisjoint(MEASURES):
+        if not isinstance(fields, dict):
             return fields
         scores = fields.get("scores", {}) | {name: fields[name] for name in MEASURES if fields.get(name) is not None}
+        accuracy, ceiling = scores.get("balanced_accuracy"), fields.get("ceiling_balanced_accuracy")
+        if isinstance(accuracy, float) and isinstance(ceiling, float) and ceiling > 0:
+            scores["share_of_ceiling"] = accuracy / ceiling
         return {**{name: value for name, value in fields.items() if name not in MEASURES}, "scores": scores}
 
     @model_serializer(mode="wrap")
@@ -229,6 +285,12 @@ class Row(BaseModel):
     def setting(self) -> str:
         """Method, data set, alpha, clients, epsilon and seed in a few words."""
         return setting(self.label, self.dataset, alpha=self.alpha, clients=self.clients, epsilon=self.epsilon_target, seed=self.seed)
+
+    @property
+    def given_params(self) -> dict[str, Any]:
+        """The parameters without those that were chosen, which differ between the seeds of one setting."""
+        chosen = self.tuning.chosen if self.tuning else {}
+        return {name: value for name, value in self.params.items() if name not in chosen}
 
     @property
     def units(self) -> int | None:

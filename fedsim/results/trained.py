@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,19 +49,33 @@ def prepare_trained(
     partitions = partitioned(grid, cells, data)
     for line, cell, partition in zip(trainings, cells, partitions, strict=True):
         same_data = cell.dataset_hash == data[cell.dataset.key].fingerprint
+        public = data[cell.dataset.key].public
+        if cell.public_hash is not None and cell.public_hash != (public and public.fingerprint):
+            what = f"the content of public data '{cell.public}' is not that of its trainings"
+            raise UserError(str(folder.path), what, "give back what the grid ran on, or run it again")
         if not same_data or line["partition"] != partition.fingerprint:
             what = f"the {'partition' if same_data else 'content'} of data set '{cell.dataset.display}' is not that of its trainings"
             raise UserError(str(folder.path), what, "give back what the grid ran on, or run it again")
     views, keys = seen(cells, partitions, data)
-    plans = [line["plan"] and TypeAdapter(PrivacyPlan).validate_json(dump(line["plan"])) for line in trainings]
+    plans = [_plan(line) for line in trainings]
     trials = tuple(
-        Trial(cell, task_of(cell, data[cell.data_key]), plan, partition, (cell.clients,), key)
+        Trial(cell, replace(task_of(cell, data[cell.data_key]), public=None), plan, partition, (cell.clients,), key)
         for cell, plan, partition, key in zip(cells, plans, partitions, keys, strict=True)
     )
     parallel = max(1, sum(JUDGING_SHARE.fit(node) for node in nodes))
     resources = grid.resources.model_copy(update={"gpus_per_actor": 0.0, "device": "cpu"})
     grid = grid.model_copy(update={"resources": resources})
     return Prepared(grid, {}, views, trials, tuple(nodes), JUDGING_SHARE, min(parallel, max_parallel or parallel))
+
+
+def as_trained(trial: Trial, line: Mapping[str, Any]) -> Trial:
+    """The cell with the parameters and the plan of its training, which a tuned cell chose."""
+    return trial.of(line["cell"]["params"], _plan(line)) if trial.candidates and line["error"] is None else trial
+
+
+def _plan(line: Mapping[str, Any]) -> PrivacyPlan | None:
+    plan: PrivacyPlan | None = line["plan"] and TypeAdapter(PrivacyPlan).validate_json(dump(line["plan"]))
+    return plan
 
 
 def _cell(line: Mapping[str, Any], grid: Grid, folder: RunFolder) -> Cell:

@@ -94,7 +94,7 @@ class CohortActor:
         self.process.make_ready(limited=True)
         data = self.process.same(key, data)
         try:
-            self.cohort = Cohort(spec, data.x_train, data.y_train, self.process.device)
+            self.cohort = Cohort(spec.given(data.public), data.x_train, data.y_train, self.process.device)
         except SystemExit as error:
             raise exited(error) from error
 
@@ -123,7 +123,7 @@ class RayPool:
         self, actors: Sequence[Any], specs: Sequence[CohortSpec], key: str, data: Embeddings, data_ref: Any, device: torch.device
     ) -> None:
         self.actors, self.sizes = list(actors), [len(spec.members) for spec in specs]
-        hosted = [actor.host.remote(spec, key, data_ref) for actor, spec in zip(self.actors, specs[1:], strict=True)]
+        hosted = [actor.host.remote(spec.given(None), key, data_ref) for actor, spec in zip(self.actors, specs[1:], strict=True)]
         self.own = Cohort(specs[0], data.x_train, data.y_train, device)
         ray.get(hosted)
 

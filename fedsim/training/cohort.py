@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fedsim.device import CPU, moved, to_device
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.clients import Clients
-from fedsim.methods.messages import Message, Ran, Round, Task, Tensors
+from fedsim.methods.messages import Message, PublicRows, Ran, Round, Task, Tensors
 from fedsim.methods.parameters import in_order, load_parameters, local_names
 from fedsim.methods.returns import typed
 from fedsim.models.initialise import initial_model
@@ -47,11 +47,18 @@ class CohortSpec:
     rows: tuple[NDArray[np.int64], ...]
     groups: tuple[NDArray[np.int64], ...] | None = None
 
+    def given(self, public: PublicRows | None) -> CohortSpec:
+        """With other public rows in its task: None where it is sent, for rows travel with the data set."""
+        return replace(self, task=replace(self.task, public=public))
+
 
 def build_algorithm(name: str, params: dict[str, Any], task: Task) -> Algorithm:
-    """The algorithm with validated parameters."""
+    """The algorithm with validated parameters; public rows are kept from one that does not say that it uses them."""
     cls = lookup(name)
-    return cls(cls.Params.model_validate(params), task)
+    algorithm = cls(cls.Params.model_validate(params), task)
+    if task.public is None or algorithm.uses_public():
+        return algorithm
+    return cls(algorithm.params, replace(task, public=None))
 
 
 class Cohort:
@@ -102,7 +109,8 @@ class Cohort:
     def released(self, names: Sequence[str]) -> Tensors:
         """Per-client tensors by name, averaged over iterates if the algorithm keeps averages."""
         current = dict(self.clients.model.named_parameters())
-        return moved({name: self.clients.state.get(f"average.{name}", current[name].detach()) for name in names}, CPU)
+        state = self.clients.state
+        return moved({name: state.get(f"average.{name}", state.get(name, current[name].detach())) for name in names}, CPU)
 
     def state(self) -> Tensors:
         """All private state, counters or ``[members, ...]``, on the CPU."""

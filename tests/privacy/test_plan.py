@@ -8,6 +8,7 @@ from threadpoolctl import threadpool_limits
 from fedsim.errors import UserError
 from fedsim.privacy import accountant
 from fedsim.privacy import plan as plan_module
+from fedsim.privacy.events import Event
 from fedsim.privacy.plan import Release, calibrate, large_delta
 
 
@@ -27,7 +28,7 @@ def solve(epsilon, *releases, delta=1e-4, clip=1.0, sensitivity=1.0):
 
 def spent(plan):
     """The cost of all of the plan's releases, at the multipliers that an algorithm uses."""
-    return accountant.epsilon([(plan.noise_multiplier(r.name), r.sample_rate, r.steps) for r in plan.releases], plan.delta)
+    return accountant.epsilon(plan.events(), plan.delta)
 
 
 a_release = st.builds(
@@ -67,7 +68,7 @@ def test_golden_sigmas_for_300_steps_after_few_countings(epsilon, golden, tmp_pa
 def test_a_plan_is_the_same_to_the_last_bit_for_any_number_of_threads():
     def solved(threads):
         with threadpool_limits(threads):
-            return plan_module._solve(10.0, 1e-4, ((1.0, 0.2, 192), (2.5, 1.0, 1)))
+            return plan_module._solve(10.0, 1e-4, (Event(1.0, 0.2, 192), Event(2.5, 1.0, 1)))
 
     assert solved(1) == solved(2)
 
@@ -161,3 +162,20 @@ def test_a_delta_of_1_over_n_is_large(unit, delta, units, words):
     text = large_delta(unit, delta, units, "digits")
     assert (text is None) == (words is None)
     assert words is None or words in text
+
+
+def test_a_choice_is_paid_for_beside_sums_and_costs_one_over_its_noise():
+    plan = solve(1.0, Release("choice", 1.0, 1, mechanism="exponential"))
+    assert plan.accountant == "pld"
+    assert 1 < 1 / plan.noise_multiplier("choice") < 1.05  # at this delta a little more than epsilon
+    both = solve(1.0, Release("sum", 1.0, 1), Release("choice", 1.0, 1, mechanism="exponential"))
+    assert spent(both) == (both.epsilon_reached, "pld")
+    assert both.sigma > plan.sigma
+
+
+@pytest.mark.parametrize(("changed", "words"), [({"trust": "silo"}, "trust: 'choice' is an exponential"), ({"rate": 0.5}, "sample rate 1")])
+def test_a_choice_takes_the_sum_of_all_clients_scores_of_all_units(changed, words):
+    release = Release("choice", changed.pop("rate", 1.0), 1, mechanism="exponential")
+    settings = {"epsilon": 1.0, "delta": 1e-4, "unit": "example", "trust": "aggregate", "scope": "joint", "claim": "proved"} | changed
+    with pytest.raises(UserError, match=words):
+        calibrate(releases=[release], clip=1.0, sensitivity=1.0, **settings)

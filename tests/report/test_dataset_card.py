@@ -12,7 +12,7 @@ from cells import small_grid
 
 from fedsim.data.sources.spec import DatasetSpec
 from fedsim.errors import UserError
-from fedsim.report.dataset_card import CARD_FILE, CROISSANT_FILE, DATA_FILE, licence_of, write_hub_folder
+from fedsim.report.dataset_card import CARD_FILE, CROISSANT_FILE, DATA_FILE, write_hub_folder
 from fedsim.results.generators import load_generator
 from fedsim.results.store import ResultStore
 
@@ -113,7 +113,7 @@ def test_a_folder_that_is_not_empty_is_left_alone(hub: Path, run: Path) -> None:
     ],
 )
 def test_the_licence_is_that_of_the_catalogue_or_unknown(given: Any, licence: str) -> None:
-    assert licence_of(DatasetSpec.model_validate(given))[0] == licence
+    assert DatasetSpec.model_validate(given).terms[0] == licence
 
 
 def test_a_parquet_file_is_replaced_only_if_fedsim_made_it(run: Path, tmp_path: Path) -> None:

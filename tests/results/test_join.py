@@ -182,7 +182,8 @@ def test_columns_of_references_are_empty_until_their_lines_are_there(tmp_path: P
     store.append("references", [reference_line("local-only", LocalOnly(0.4, (0.5, None, 0.3, 0.4)))])
     (after,) = grid_rows(tmp_path)
     found = {name for name in Row.columns() if before.model_dump()[name] != after.model_dump()[name]}
-    assert found == {"ceiling_balanced_accuracy", "ceiling_accuracy", "local_only_balanced_accuracy"}
+    assert found == {"ceiling_balanced_accuracy", "ceiling_accuracy", "local_only_balanced_accuracy", "share_of_ceiling"}
+    assert after.value("share_of_ceiling") == after.balanced_accuracy / 0.9
     assert (after.ceiling_balanced_accuracy, after.ceiling_accuracy, after.local_only_balanced_accuracy) == (0.9, 0.95, 0.4)
 
 

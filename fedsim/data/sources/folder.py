@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fedsim.data.images import EXTENSIONS, ImageFiles, ImageSet
 from fedsim.data.sources.source import Listing, Source
-from fedsim.data.split import TRAIN, WORDS, quarter_for_testing
+from fedsim.data.split import TRAIN, WORDS, made_up_labels, quarter_for_testing
 from fedsim.errors import UserError, at
 from fedsim.tagged import KindParams
 
@@ -76,6 +76,19 @@ def load_image_folder(root: Path, name: str, *, domains: bool = False) -> ImageS
     return ImageSet(name, ImageFiles(paths, root), np.arange(len(paths)), y, split, names, columns, where=where)
 
 
+def images_alone(root: Path, name: str) -> ImageSet | None:
+    """The images of a folder that holds no folders, with made-up labels; None for one that does, or holds no image.
+
+    Raises:
+        UserError: there are less than three.
+    """
+    if not os.path.isdir(root) or _folders(root) or not (images := sorted(path for path in root.iterdir() if _may_be_image(path))):
+        return None
+    with at(str(root)):
+        y, split = made_up_labels(len(images))
+    return ImageSet(name, ImageFiles(images, root), np.arange(len(images)), y, split, ("0", "1"), where=str(root))
+
+
 def _parts(top: Path) -> dict[Path, int]:
     """The folders of a split, if there are some for training and for testing.
 
@@ -113,5 +126,6 @@ def _folders(root: Path) -> list[Path]:
 IMAGE_FOLDER = Source(
     lambda: [Listing("{imagefolder: PATH}", "yours", "train/ and test/, or a quarter", "their own", "yours", "your files")],
     images=lambda asked: load_image_folder(asked.path, asked.name, domains=asked.given.domains),
+    unlabelled=lambda asked: images_alone(asked.path, asked.name),
     params=ImageFolderParams,
 )

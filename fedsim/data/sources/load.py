@@ -12,6 +12,7 @@ import numpy as np
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.images import ImageSet, overlapping
 from fedsim.data.normalise import unit_norm
+from fedsim.data.public import PublicRows
 from fedsim.data.sources.spec import DatasetSpec
 from fedsim.data.split import TEST, TRAIN, quarter_of_groups, stratified_rows
 from fedsim.errors import UserError, at, nearest
@@ -105,6 +106,28 @@ def load(spec: DatasetSpec) -> Embeddings:
         UserError: as :func:`opened` and :meth:`OpenedSet.embedded`.
     """
     return opened(spec).embedded()
+
+
+def load_public(spec: DatasetSpec, *, foresee: bool = False) -> tuple[PublicRows, str | None]:
+    """All rows of a data set that is public, with their labels if it has any; and what there is to embed, in words.
+
+    Args:
+        spec: which one.
+        foresee: embed nothing; rows that are not in the cache are then made up.
+
+    Raises:
+        UserError: as ``load``.
+    """
+    with _readable():
+        bare = spec.source.unlabelled(spec.asked) if spec.source.unlabelled else None
+    if bare is None or (spec.holds_images and spec.encoder is None):
+        held = opened(spec if spec.overlap else spec.model_copy(update={"overlap": "keep"}))
+    else:
+        limited = bare.limited(spec.limit) if isinstance(bare, ImageSet) and spec.limit else bare
+        held = OpenedSet(spec, limited)
+    data, left = held.foreseen() if foresee else (held.embedded(), None)
+    y = None if bare is not None else np.concatenate([data.y_train, data.y_test])
+    return PublicRows(np.concatenate([data.x_train, data.x_test]), y, spec.display, spec.terms[0] or None), left
 
 
 def labelled(spec: DatasetSpec) -> Embeddings:

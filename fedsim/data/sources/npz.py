@@ -1,10 +1,11 @@
 """``.npz`` files of embeddings: arrays ``x`` [n, d], ``y`` [n] and ``split`` [n]; further arrays [n] are columns, single values are notes.
 
-``class_names`` [C], if it is there, says what the classes are called.
+Public rows may have no ``y`` and ``split``. ``class_names`` [C], if it is there, says what the classes are called.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from fedsim.data.arrays import Arrays, BadArrays, read_arrays
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.sources.source import Listing, Source
-from fedsim.data.split import TEST, TRAIN
+from fedsim.data.split import TEST, TRAIN, made_up_labels
 from fedsim.errors import UserError, at
 from fedsim.tagged import KindParams
 
@@ -50,6 +51,19 @@ def load_embedding_file(path: Path, name: str, *, remap: bool = False) -> Embedd
         return Embeddings.from_arrays(name, x, y, split, columns, names)
 
 
+def without_labels(path: Path, name: str) -> Embeddings | None:
+    """The rows of a file that has no ``y``, in place of which are made-up labels; None for one that has.
+
+    Raises:
+        UserError: as :func:`load_embedding_file`.
+    """
+    arrays = _read(path, ("x",))
+    if "y" in arrays:
+        return None
+    with at(str(path)):
+        return Embeddings.from_arrays(name, arrays["x"], *made_up_labels(len(arrays["x"])))
+
+
 def remapped(y: NDArray[Any], split: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any] | None]:
     """Labels of training and test rows as 0 .. C-1 in sorted order, and what they were where that is text.
 
@@ -76,14 +90,14 @@ def remapped(y: NDArray[Any], split: NDArray[Any]) -> tuple[NDArray[Any], NDArra
     return labels, names
 
 
-def _read(path: Path) -> Arrays:
+def _read(path: Path, needed: Sequence[str] = ("x", "y", "split")) -> Arrays:
     try:
         arrays = read_arrays(path)
     except BadArrays as error:
         if isinstance(error.__cause__, FileNotFoundError):
             raise UserError(str(path), "there is no such file", "give the path of an .npz file, relative to the grid file") from error
         raise UserError(str(path), f"cannot be read ({error})", "give an .npz file of plain arrays x, y and split") from error
-    if missing := [key for key in ("x", "y", "split") if key not in arrays]:
+    if missing := [key for key in needed if key not in arrays]:
         held = f"it holds {', '.join(sorted(arrays))}" if arrays else "it holds no named arrays"
         raise UserError(str(path), f"there is no array '{missing[0]}'", f"give x [n, d], y [n] and split [n] ({held})")
     return arrays
@@ -92,5 +106,6 @@ def _read(path: Path) -> Arrays:
 NPZ = Source(
     lambda: [Listing("{npz: PATH}", "yours", "array split", "embeddings", "yours", "your files")],
     embeddings=lambda asked: load_embedding_file(asked.path, asked.name, remap=asked.given.remap),
+    unlabelled=lambda asked: without_labels(asked.path, asked.name),
     params=NpzParams,
 )

@@ -51,6 +51,7 @@ class Source:
         listing: what the catalogue says.
         images: reads a data set as images; None where there are none.
         embeddings: reads a data set as embeddings, without an encoder; None where it needs one.
+        unlabelled: reads one without labels, which do as public rows, with made-up labels in their place; None for one that has labels.
         argument: what has to follow the source's word after a colon, as messages spell it; empty: nothing.
         params: the parameters that are its own, with their defaults.
         published: whether its split is a published one; training rows that are test rows too are then kept.
@@ -61,6 +62,7 @@ class Source:
     listing: Callable[[], Sequence[Listing]]
     images: Callable[[Asked], ImageSet] | None = None
     embeddings: Callable[[Asked], Embeddings] | None = None
+    unlabelled: Callable[[Asked], ImageSet | Embeddings | None] | None = None
     argument: str = ""
     params: type[KindParams] = KindParams
     published: bool = False

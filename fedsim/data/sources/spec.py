@@ -58,6 +58,7 @@ class DatasetSpec(Tagged):
         skip_bad: leave out images that cannot be decoded.
         split: of images, in place of the source's own.
         encoder: what turns the images into embeddings; default: each of the grid's.
+        licence: of the data, in words; default: what the catalogue says.
     """
 
     kinds = SOURCES
@@ -71,6 +72,7 @@ class DatasetSpec(Tagged):
     skip_bad: bool = False
     split: SplitSpec | None = None
     encoder: EncoderSpec | None = None
+    licence: str | None = Field(default=None, min_length=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -119,6 +121,14 @@ class DatasetSpec(Tagged):
         return SOURCES[self.kind]
 
     @property
+    def terms(self) -> tuple[str, str]:
+        """The licence of the data, in words, and where they come from; empty where that is not known."""
+        named = f"{self.kind}:{self.argument}" if self.argument else self.kind
+        listing = next((listing for listing in self.source.listing() if listing.dataset == named), None)
+        licence, source = ("", "") if listing is None or listing.licence == "yours" else (listing.licence, listing.source)
+        return self.licence or licence, source
+
+    @property
     def argument(self) -> str:
         """What follows the source's word, where the data set is known by name."""
         return "" if self.kind in _PATHS else str(self.name).partition(":")[2]
@@ -155,7 +165,7 @@ class DatasetSpec(Tagged):
     @property
     def key(self) -> str:
         """A text that two specs share exactly when they mean the same source and the same rows."""
-        fields = self.model_dump(mode="json", exclude_defaults=True, exclude={"name"} if self.path else set())
+        fields = self.model_dump(mode="json", exclude_defaults=True, exclude={"licence"} | ({"name"} if self.path else set()))
         return json.dumps(fields, sort_keys=True)
 
     @property

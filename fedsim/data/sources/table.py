@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fedsim.data.images import ImageFiles, ImageSet
 from fedsim.data.sources.source import Listing, Source
-from fedsim.data.split import WORDS, quarter_for_testing
+from fedsim.data.split import WORDS, made_up_labels, quarter_for_testing
 from fedsim.errors import UserError, at, nearest
 from fedsim.files import open_regular, unread
 
@@ -35,14 +35,34 @@ def load_image_table(path: Path, name: str) -> ImageSet:
     """
     table = read_table(path, ("path", "label"), exact=("label",), numbers=False)
     where = str(path)
-    folder = path.absolute().parent
     with at(where):
         y, names = class_labels(numbers_or_texts(complete(table, "label")))
-        files = [Path(os.path.normpath(folder / str(name))) for name in complete(table, "path")]
-        check_files(files, "correct the paths, which are relative to the table's folder")
+        images = _listed(table, path)
         split = split_values(complete(table, "split").to_numpy(), WORDS) if "split" in table else quarter_for_testing(y, names)
     columns = exact_columns(table, [str(column) for column in table if column not in ("path", "label", "split")])
-    return ImageSet(name, ImageFiles(files, folder), np.arange(len(files)), y, split, names, columns, where)
+    return ImageSet(name, images, np.arange(len(y)), y, split, names, columns, where)
+
+
+def table_without_labels(path: Path, name: str) -> ImageSet | None:
+    """The images of a table that has no column ``label``, with made-up labels; None for one that has.
+
+    Raises:
+        UserError: an image is not there, or there are less than three.
+    """
+    table = read_table(path, ("path",), numbers=False)
+    if "label" in table:
+        return None
+    with at(str(path)):
+        images, (y, split) = _listed(table, path), made_up_labels(len(table))
+    return ImageSet(name, images, np.arange(len(y)), y, split, ("0", "1"), where=str(path))
+
+
+def _listed(table: pd.DataFrame, path: Path) -> ImageFiles:
+    """The images of the column ``path``, relative to the table's folder."""
+    folder = path.absolute().parent
+    files = [Path(os.path.normpath(folder / str(name))) for name in complete(table, "path")]
+    check_files(files, "correct the paths, which are relative to the table's folder")
+    return ImageFiles(files, folder)
 
 
 def read_table(
@@ -164,4 +184,5 @@ def split_values(values: NDArray[Any], words: Mapping[str, int]) -> NDArray[np.i
 TABLE = Source(
     lambda: [Listing("{csv: PATH}", "yours", "column split, or a quarter", "their own", "yours", "your files")],
     images=lambda asked: load_image_table(asked.path, asked.name),
+    unlabelled=lambda asked: table_without_labels(asked.path, asked.name),
 )

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from scipy.spatial.distance import cdist
 
+from fedsim.data.public import PublicRows
 from fedsim.data.sources.load import load
 from fedsim.data.sources.spec import DatasetSpec
 from fedsim.errors import UserError
@@ -105,7 +106,7 @@ class BlackBox:
         self.algorithm, self.params, self.data = algorithm, dict(params), data
         self.key = key(algorithm, params, [unit, trust, epsilon, delta, "black-box", canaries])
         self.count = TRAININGS
-        self.task = Task(data.dim, data.classes, BLACK_BOX_CLIENTS, unit, trust)
+        self.task = Task(data.dim, data.classes, BLACK_BOX_CLIENTS, unit, trust, public=PublicRows.made_up(data.dim, data.classes))
         self.plan = plan_of(algorithm, self.params, self.task, epsilon if lookup(algorithm).private else None, delta)
         self.x, self.y = data.x_test[:canaries], data.y_test[:canaries]
 

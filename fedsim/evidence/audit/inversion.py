@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from fedsim.data.embeddings import Embeddings
+from fedsim.data.public import PublicRows
 from fedsim.errors import UserError
 from fedsim.evidence.audit.audit import Append, Count, Reached, key, with_missing
 from fedsim.evidence.audit.setting import Labels, Rows, plan_of
@@ -297,7 +298,11 @@ class Inversion:
             raise UserError(f"algorithm {algorithm}", what, "give --attack white-box, or black-box")
         if len(data.y_train) < (least := 2 * max(BATCH_ROWS)):
             raise UserError("dataset", f"{len(data.y_train)} training rows are too few for this attack", f"give {least} or more")
-        self.algorithm, self.data, self.task = algorithm, data, Task(data.dim, data.classes, INVERSION_CLIENTS, unit, trust)
+        self.algorithm, self.data, self.task = (
+            algorithm,
+            data,
+            Task(data.dim, data.classes, INVERSION_CLIENTS, unit, trust, public=PublicRows.made_up(data.dim, data.classes)),
+        )
         self.variants = tuple(self._variants(dict(params), epsilon, delta, private=kind.private))
         self.count = clients * len(self.variants) * len(BATCH_ROWS)
         self.key = key(algorithm, params, [unit, trust, epsilon, delta, "inversion", data.fingerprint, module_hash(__name__)])

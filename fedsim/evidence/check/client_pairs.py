@@ -24,9 +24,10 @@ OTHER_ROWS_SEEDS = 2
 """With how many seeds each client has other rows."""
 
 
-def takes_part(seed: int, step: int, client: int, rate: float) -> bool:
+def takes_part(seed: int, step: int, client: int, release: Release) -> bool:
     """Whether the stream by which :meth:`fedsim.methods.clients.Clients.poisson` samples whole clients puts ``client`` into ``step``."""
-    return bool(Seeds(seed).keystream(Purpose.SAMPLING, step, client).uniform(1)[0] < rate)
+    drawn = Seeds(seed).keystream(Purpose.SAMPLING, step, client).uniform(1)[0]
+    return bool(drawn < release.sample_rate) and (client - step) % release.turns == 0
 
 
 def client_pairs(subject: Subject) -> Iterator[Pair]:
@@ -40,7 +41,7 @@ def client_pairs(subject: Subject) -> Iterator[Pair]:
         yield from _other_rows(subject, client)
     for pair in late(subject, characters[1]):
         *_, last = pair.late
-        yield replace(pair, seed=next(_seeds(1, last.release.sample_rate, {last.stream: True}), 0))
+        yield replace(pair, seed=next(_seeds(1, last.release, {last.stream: True}), 0))
     given = _contributions(subject)
     if given is not None:
         yield from _unsaturated(subject, given)
@@ -48,22 +49,27 @@ def client_pairs(subject: Subject) -> Iterator[Pair]:
 
 
 def sampled_pairs(subject: Subject, release: Release) -> Iterator[Pair]:
-    """One client less, of seeds in which it takes part in the first round and not in the second; for a release of the first rounds.
+    """One client less, of seeds in which it takes part in its first turn and not in its second; for a release of the first rounds.
 
-    Last the same clients, of whom one takes part in the first round in one world and in the second round in the other.
+    Last the same clients, of whom one takes part in its first turn in one world and in its second in the other.
     """
-    held, rate = subject.trial.partition.rows, release.sample_rate
-    first, second = {0: True, 1: False}, {0: False, 1: True}
+    held = subject.trial.partition.rows
     for client in (1, len(held) - 1):
-        yield _less(subject, "a client", client, held, next(_seeds(client, rate, first), 0), 1.0)
+        yield _less(subject, "a client", client, held, next(_of_turns(client, release, True), 0), 1.0)
     world = everyone(subject)
-    yield Pair(RESAMPLED, world, replace(world, secret=next(_seeds(1, rate, second), 0)), next(_seeds(1, rate, first), 0), 1.0)
+    yield Pair(RESAMPLED, world, replace(world, secret=next(_of_turns(1, release, False), 0)), next(_of_turns(1, release, True), 0), 1.0)
 
 
-def _seeds(client: int, rate: float, parts: Mapping[int, bool]) -> Iterator[int]:
+def _of_turns(client: int, release: Release, first: bool) -> Iterator[int]:
+    """Seeds with which ``client`` takes part in its first turn, or in its second, and not in the other."""
+    turn = client % release.turns
+    return _seeds(client, release, {turn: first, turn + release.turns: not first})
+
+
+def _seeds(client: int, release: Release, parts: Mapping[int, bool]) -> Iterator[int]:
     """Seeds with which ``client`` is in the samples of the steps that ``parts`` names or not, of those that are tried."""
     for seed in range(TRIED_SEEDS):
-        if all(takes_part(seed, step, client, rate) == part for step, part in parts.items()):
+        if all(takes_part(seed, step, client, release) == part for step, part in parts.items()):
             yield seed
 
 
@@ -87,7 +93,8 @@ def _other_rows(subject: Subject, client: int) -> Iterator[Pair]:
     whole = everyone(subject)
     fewer = tuple(own[:-3] if i == client else own for i, own in enumerate(whole.rows))
     other = replace(whole, x=_against_the_mean(subject, client), rows=fewer)
-    for seed in islice(_seeds(client, subject.algorithm.releases()[0].sample_rate, {0: True}), OTHER_ROWS_SEEDS):
+    release = subject.algorithm.releases()[0]
+    for seed in islice(_seeds(client, release, {client % release.turns: True}), OTHER_ROWS_SEEDS):
         yield Pair(f"client {client} with other rows", whole, other, seed)
 
 

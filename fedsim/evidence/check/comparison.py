@@ -16,10 +16,11 @@ from fedsim.evidence.check.neighbours import Pair, World, live, of_pair
 from fedsim.evidence.check.subject import CHECKED_CLIENTS, Subject, drawn
 from fedsim.evidence.check.verdict import Verdict, failed, raised
 from fedsim.evidence.fresh import forked, in_fresh_processes
-from fedsim.evidence.worlds import Divergence, Query, Tape
+from fedsim.evidence.worlds import Divergence, Query, Tape, choice_range
 from fedsim.methods.messages import Message, Tensors
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.ledger import Ledger
+from fedsim.privacy.plan import Release
 
 BOUND_SLACK = 1e-3
 """Relative excess over the bound that is put down to rounding."""
@@ -134,7 +135,7 @@ def _judged(subject: Subject, pair: Pair, first: Seen, second: Seen) -> PairResu
 
 def _changes(subject: Subject, pair: Pair, first: Tape, second: Tape, *, at_clients: bool) -> Iterator[Change]:
     task, client = subject.trial.task, pair.client
-    sampled = None if task.unit != "client" or client is None else lambda step, rate: takes_part(pair.seed, step, client, rate)
+    sampled = None if task.unit != "client" or client is None else lambda step, release: takes_part(pair.seed, step, client, release)
     return queries(first, second, sampled, silo=task.trust == "silo") if at_clients else rounds(first, second, sampled)
 
 
@@ -180,8 +181,8 @@ def seen_words(results: Sequence[PairResult]) -> str:
     return f"{len(results)} pairs of neighbours, rounds 0 to {most - 1}{late}"
 
 
-Sampled = Callable[[int, float], bool]
-"""Whether the unit is in the sample of a step (its number, the release's sample rate)."""
+Sampled = Callable[[int, Release], bool]
+"""Whether the unit is in the sample of a step (its number, the release)."""
 
 
 @dataclass(frozen=True)
@@ -232,6 +233,8 @@ def rounds(first: Tape, second: Tape, sampled: Sampled | None) -> Iterator[Chang
     for message in messages(first, second):
         pairs = [pair for pair in zip(first.queries, second.queries, strict=True) if pair[0].round == message.round]
         norms = dict(message.norms)
+        if pairs and pairs[0][0].release.mechanism == "exponential":
+            norms = {"scores": choice_range(*(tape.messages[message.round].sums for tape in (first, second)))}
         for one, two in pairs:
             norms = _joined(norms, _kept(one, two))
         steps = pairs[0][0].release.per_round if pairs else 1
@@ -272,7 +275,7 @@ def _form(message: Message, name: str) -> tuple[torch.Size, torch.dtype]:
 
 
 def _in_sample(query: Query, sampled: Sampled | None) -> bool:
-    return query.sampled if sampled is None else sampled(query.step, query.release.sample_rate)
+    return query.sampled if sampled is None else sampled(query.step, query.release)
 
 
 def _kept(one: Query, two: Query) -> dict[str, float]:

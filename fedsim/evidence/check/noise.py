@@ -22,8 +22,9 @@ from fedsim.evidence.fresh import in_fresh_processes
 from fedsim.evidence.worlds import Query, WatchedPool
 from fedsim.keystream import Keystream
 from fedsim.methods.messages import Tensors
-from fedsim.methods.parameters import add_in_order, rounded
+from fedsim.methods.parameters import add_in_order
 from fedsim.plugins.registry import lookup
+from fedsim.privacy.noise import inverse
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.seeds import Purpose, Seeds
 from fedsim.training import rounds
@@ -34,6 +35,9 @@ DEVIATIONS = 6.0
 
 SAME_DRAW = 1e-5
 """Relative difference of two short draws that is put down to rounding."""
+
+GUMBEL_SIZE = math.sqrt(math.pi**2 / 6 + np.euler_gamma**2)
+"""Root mean square of Gumbel noise of scale 1."""
 
 REUSE_FIX = (
     "call Clients.add_noise with round_.stream (further steps: what follows) and all of the cohort's members; draw no noise elsewhere"
@@ -94,15 +98,17 @@ def _draws(subject: Subject, plan: PrivacyPlan) -> list[Draw]:
         quiet.load_state(noisy.state())
         broadcast = {name: value.clone() for name, value in phase.broadcast(server).items()}
         messages = noisy.round(round_, broadcast)
-        black_box = plan.trust == "silo" and release.per_round == 1
+        own = [tape.queries_of(round_.number) for tape in noisy.tapes]
+        # what is sent may follow from what was kept, whose noise is then seen there
+        black_box = plan.trust == "silo" and release.per_round == 1 and any(query.sent for queries in own for query in queries)
         if black_box:
             plain = quiet.round(round_, {name: value.clone() for name, value in broadcast.items()})
             for client, (one, two) in enumerate(zip(messages, plain, strict=True)):
                 draws.append(Draw(release.name, round_.stream, client, _flat({n: one.sums[n] - two.sums[n] for n in two.sums})))
-        for client, tape in enumerate(noisy.tapes):
-            for query in tape.queries_of(round_.number):
+        for client, queries in enumerate(own):
+            for query in queries:
                 draws.append(Draw(release.name, query.step, client, _flat(_added(query, sent=plan.trust == "silo" and not black_box))))
-        phase.at_server(server, round_, rounded(add_in_order([message.sums for message in messages])))
+        phase.at_server(server, round_, rounds.revealed(release, add_in_order([message.sums for message in messages])))
     return [draw for draw in draws if len(draw.values)]
 
 
@@ -140,10 +146,14 @@ def _scale(draws: Sequence[Draw], planned: float, name: str) -> Verdict | None:
 
 
 def _server_scale(subject: Subject, plan: PrivacyPlan) -> Verdict | None:
-    for round_, record in enumerate(subject.records):
-        count = sum(value.numel() for value in subject.tape.messages[round_].sums.values())
-        measured = record.values["noise_norm"] / math.sqrt(count)
-        if fault := _judged(measured, count, plan.noise_std(record.values["release"]), f"the server's noise in round {round_}"):
+    phases = subject.algorithm.phases()
+    for round_, record in zip(subject.algorithm.schedule(), subject.records, strict=True):
+        count = sum(value.numel() for value in subject.tape.messages[round_.number].sums.values())
+        measured, release = record.values["noise_norm"] / math.sqrt(count), round_.release
+        # of a correlation, each round's noise is a sum of independent draws
+        factor = math.hypot(*inverse(phases[round_.phase].correlation, round_.step + 1) or [1.0])
+        planned = plan.noise_scale(release.name) * (GUMBEL_SIZE if release.mechanism == "exponential" else factor)
+        if fault := _judged(measured, count, planned, f"the server's noise in round {round_.number}"):
             return fault
     return None
 

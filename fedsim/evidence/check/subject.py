@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fedsim.data.embeddings import Embeddings
+from fedsim.data.public import PublicRows
 from fedsim.evidence.worlds import Tape, WatchedPool, watched
 from fedsim.grid.cells import expand
 from fedsim.grid.read import one_cell
@@ -31,7 +32,7 @@ from fedsim.training.rounds import RoundRecord, Trained
 from fedsim.training.state import Checkpoint
 from fedsim.training.trial import Trial
 
-BRIEF = {"rounds": 3, "local_steps": 3, "meta_steps": 2, "generator_steps": 2}
+BRIEF = {"rounds": 3, "turns": 2, "local_steps": 3, "meta_steps": 2, "generator_steps": 2}
 """Parameters that make a training long, where an algorithm has them, and what they become."""
 
 ROUNDS = 12
@@ -73,7 +74,7 @@ class Subject:
 
     Attributes:
         trial: the cell with its plan and partition.
-        data: its rows.
+        data: its rows; public ones are made up, and the same in both worlds of a pair.
         quick: whether few pairs of neighbouring worlds do.
         shortened: the parameters that make its trainings short, as they are without this.
     """
@@ -167,14 +168,15 @@ def subject(name: str, params: Sequence[str], unit: Unit, trust: Trust, *, quick
     shortened = {key: field.get_default(call_default_factory=True) for key, field in own.items() if not field.is_required()}
     short = [f"{key}={value}" for key, value in brief.items()]
     grid = one_cell(name, [*params, *short], unit="example" if unit == "group" else unit, trust=trust, **CELL)
-    data = loaded(grid)
+    data = {key: replace(rows, public=PublicRows.made_up(rows.dim, rows.classes)) for key, rows in loaded(grid).items()}
     (cell,) = expand(resolve(grid), data)
     (partition,), rows = partitioned(grid, [cell], data), data[cell.data_key]
     if unit == "group":
         cell = cell.model_copy(update={"unit": unit})
         partition = replace(partition, groups=tuple(np.arange(len(own)) // ROWS_OF_A_GROUP for own in partition.rows))
     task = task_of(cell, rows)
-    trial = Trial(cell, task, calibrated(grid, cell, task), partition, (CHECKED_CLIENTS,), cell.data_key)
+    (candidate,) = calibrated(grid, cell, task)
+    trial = Trial(cell, task, candidate.plan, partition, (CHECKED_CLIENTS,), cell.data_key)
     return Subject(trial, rows, quick, shortened)
 
 

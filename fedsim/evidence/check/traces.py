@@ -19,6 +19,7 @@ from fedsim.errors import WrongReturn
 from fedsim.evidence.check.subject import Subject, drawn, same
 from fedsim.evidence.check.verdict import Verdict, failed, idle, passed
 from fedsim.methods.messages import Diagnostic, Message
+from fedsim.methods.products import is_classifier, own
 from fedsim.methods.returns import answer
 from fedsim.planning.prepare import partition_of
 from fedsim.plugins.places import line_of
@@ -26,6 +27,9 @@ from fedsim.seeds import Seeds
 from fedsim.training import rounds
 from fedsim.training.checkpoint import Checkpoints
 from fedsim.training.state import copied
+
+ROWS_SHOWN = 20
+"""Rows that a classifier is shown one after another."""
 
 PLAIN = (bool, int, float, str, type(None), np.floating, np.integer)
 
@@ -60,6 +64,21 @@ def data_untouched(subject: Subject) -> Verdict:
             if not np.array_equal(held.numpy(), given):
                 return failed(f"{words} {name} are not what the partition gave", fix)
     return passed(f"partition {trial.partition.fingerprint} as it was")
+
+
+def public_rows(subject: Subject) -> Verdict:
+    """The public rows are what they were, for server and clients: nothing of a private row comes to anybody as public."""
+    trial, given = subject.trial, subject.data.public
+    if trial.cell.public_hash is None or given is None:
+        return passed("it uses none")
+    held = [trial.task.public, *(cohort.algorithm.task.public for cohort in subject.first[1].cohorts)]
+    if any(rows is not given for rows in held):
+        what = "a training put other rows in the place of task.public"
+    elif replace(given).fingerprint != trial.cell.public_hash:
+        what = "a training wrote into task.public"
+    else:
+        return passed("the grid's, before and after a training")
+    return failed(what, "leave task.public as it is; what is computed from a private row is a release, whatever it is called")
 
 
 def serialisable(subject: Subject) -> Verdict:
@@ -109,11 +128,12 @@ def _first_line(error: Exception) -> str:
 
 
 def restored(subject: Subject) -> Verdict:
-    """A generator that is made again from what a run keeps of it is the same generator."""
+    """A generator that is made again from what a run keeps of it, without public rows, is the same generator."""
     if not subject.algorithm.generates():
         return idle("a classifier is not kept")
     trained = subject.first[0].trained
-    again, _ = rounds.restored(subject.build(), copied(trained.state), subject.plan, Seeds(0))
+    bare = replace(subject, trial=replace(subject.trial, task=replace(subject.trial.task, public=None)))
+    again, _ = rounds.restored(bare.build(), copied(trained.state), subject.plan, Seeds(0))
     before, after = (drawn(made, subject.data, subject.trial.task.clients) for made in (trained.made, again))
     if not same(before, after):
         fix = "make the generator from the server's model and tensors, the codes and seeds, and from nothing else"
@@ -130,6 +150,25 @@ def made(subject: Subject) -> Verdict:
     except WrongReturn as error:
         return failed(f"{line_of(error.method)}: {error.what}", f"return {error.expected}")
     return passed(f"{said.dtype} [n, {said.shape[1]}]".replace("torch.", ""))
+
+
+def predictions(subject: Subject) -> Verdict:
+    """What a classifier predicts of a row depends on no other row that it was shown: a tuned cell scores it on private rows.
+
+    One held-out unit may change the score by its own prediction alone (:mod:`fedsim.privacy.selection`).
+    """
+    made = subject.first[0].trained.made
+    if not is_classifier(made):
+        return idle("a generator is shown no row")
+    rows = torch.from_numpy(subject.data.x_train[:ROWS_SHOWN])
+    first = own(made, 0).probabilities(rows[:1])
+    for row in rows[1:]:
+        own(made, 0).probabilities(row[None])
+    again = own(made, 0).probabilities(rows[:1])
+    if not same(first, again):
+        fix = "let probabilities depend on the row that it is given and on the server's state, and keep nothing of earlier rows"
+        return failed(f"what it predicts of a row changes by {float((first - again).abs().max()):.3g} after other rows", fix)
+    return passed("the same prediction of a row before and after others")
 
 
 def sent_bytes(subject: Subject) -> Verdict:

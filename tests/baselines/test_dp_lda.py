@@ -1,0 +1,81 @@
+"""The heads' own mathematics; their releases are those of fedhypevae-warm, whose tests have the statistics' sensitivity."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cells import small_cells
+from rows import ran
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticDiscriminantAnalysis
+from sklearn.linear_model import Ridge
+from sklearn.naive_bayes import GaussianNB
+
+from baselines.dp_lda import DPLDA, DPLDAParams
+from fedsim.methods.messages import Server, Task
+from fedsim.seeds import Seeds
+
+DIM, CLASSES = 5, 3
+HEADS = ("naive-bayes", "lda", "qda", "ridge")
+
+
+def classes_apart(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Classes of equal size, of other spreads and means, about (1, ..., 1)."""
+    stream = torch.Generator().manual_seed(0)
+    y = torch.arange(rows) % CLASSES
+    roots = torch.eye(DIM) + 0.2 * torch.randn(CLASSES, DIM, DIM, generator=stream)
+    x = torch.einsum("nd,nde->ne", torch.randn(rows, DIM, generator=stream), roots[y])
+    return 1 + x + torch.randn(CLASSES, DIM, generator=stream)[y], y
+
+
+def head(name: str, x: torch.Tensor, y: torch.Tensor) -> Any:
+    """The head of exact moments of the rows, in a block of all directions."""
+    about = x - 1
+    covariances = torch.stack([torch.cov(about[y == label].T, correction=0) for label in range(CLASSES)])
+    tensors = {
+        "mean": torch.ones(DIM),
+        "basis": 2 * torch.eye(DIM),
+        "radius": torch.tensor(2.0),
+        "prior_means": torch.stack([about[y == label].mean(0) for label in range(CLASSES)]),
+        "prior_covariances": covariances,
+    }
+    algorithm = DPLDA(DPLDAParams.model_validate({"head": name, "ridge": 1e-6}), Task(DIM, CLASSES, 1))
+    return algorithm.classifier(Server(torch.nn.Module(), Seeds(0), tensors))
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("lda", LinearDiscriminantAnalysis(solver="lsqr", priors=np.full(CLASSES, 1 / CLASSES))),
+        ("qda", QuadraticDiscriminantAnalysis(priors=np.full(CLASSES, 1 / CLASSES))),
+        ("naive-bayes", GaussianNB(priors=np.full(CLASSES, 1 / CLASSES))),
+    ],
+)
+def test_of_exact_moments_a_head_is_the_textbooks(name: str, known: Any) -> None:
+    x, y = classes_apart(3000)
+    expected = known.fit(x.double().numpy(), y.numpy()).predict_proba(x.double().numpy())
+    torch.testing.assert_close(head(name, x, y).probabilities(x).double(), torch.from_numpy(expected), atol=1e-2, rtol=0)
+
+
+def test_ridge_is_least_squares_on_class_indicators() -> None:
+    x, y = classes_apart(3000)
+    fitted = Ridge(1e-6).fit(x.double(), np.eye(CLASSES)[y]).predict(x.double())
+    made = head("ridge", x, y).probabilities(x).log()
+    apart = torch.from_numpy(fitted) - torch.from_numpy(fitted).mean(1, keepdim=True)
+    # indicators have C times less variance than what the head's scores are fitted to
+    torch.testing.assert_close((made - made.mean(1, keepdim=True)).double(), CLASSES * apart, atol=1e-3, rtol=1e-3)
+
+
+def test_what_is_released_is_what_fedhypevae_warm_releases_noise_included() -> None:
+    prepared = small_cells("fedhypevae-warm", "dp-lda", epsilon=4.0)
+    warm, own = (ran(prepared, trial)[0] for trial in prepared.trials)
+    assert warm.state.keys() == own.state.keys()
+    assert all(torch.equal(value, own.state[name]) for name, value in warm.state.items())
+    assert prepared.trials[0].plan == prepared.trials[1].plan
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_every_head_tells_digits_apart(name: str) -> None:
+    params = {"name": "dp-lda", "params": {"head": name}}
+    prepared = small_cells(params, epsilon=8.0, dataset={"name": "digits", "limit": 1000})
+    assert ran(prepared, prepared.trials[0])[1].scores.balanced_accuracy > 0.6
