@@ -31,7 +31,10 @@ SITES = ROOT / "docs" / "sites.md"
 RELEASE = ROOT / "docs" / "release.md"
 EQUAL = ROOT / "docs" / "equal.md"
 PYTHON = ROOT / "docs" / "python.md"
-PAGES = sorted(set((ROOT / "docs").glob("*.md")) - {DATA, ALGORITHMS, RESULTS, ACCOUNTING, RELIABILITY, CLUSTER, AUDIT, RELEASE, EQUAL})
+TUNING = ROOT / "docs" / "tuning.md"
+PAGES = sorted(
+    set((ROOT / "docs").glob("*.md")) - {DATA, ALGORITHMS, RESULTS, ACCOUNTING, RELIABILITY, CLUSTER, AUDIT, RELEASE, EQUAL, TUNING}
+)
 
 
 def in_process(node: Node) -> AbstractContextManager[InProcess]:
@@ -125,6 +128,18 @@ def test_a_release_from_first_to_last(folder: Path, command: Callable[..., Done]
         done = command(*shlex.split(line)[1:])
         assert done.returncode == 0, line + done.stdout + done.stderr
     assert json.loads(Path("synth.json").read_text())["release"] == "under its epsilon"
+
+
+def test_a_search_from_first_to_last(folder: Path, command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
+    (text,) = blocks(TUNING, "yaml")
+    (folder / "search.yaml").write_text(text)
+    monkeypatch.setattr("fedsim.runs.ray_engine.local_ray", in_process)
+    for line in commands(TUNING):
+        done = command(*shlex.split(line)[1:])
+        assert done.returncode == 0, line + done.stdout + done.stderr
+    default, tuned, free = grid_rows("runs/search")
+    assert (default.tuning, tuned.claim, free.claim) == (None, "proved", "heuristic")
+    assert "dp-linear tuned (free, on test rows)" in Path("board.md").read_text()
 
 
 def test_what_is_summed_once_is_equal_for_every_partition(

@@ -224,6 +224,12 @@ class OneShot(Algorithm):
             server.tensors |= PublicSubspace.of(self.task.public, self.params.project)
         return server
 
+    def public_rows(self, server: Server) -> Tensor:
+        """The public rows ``[n, dim]``, as those are that statistics are of; while it trains."""
+        assert self.task.public is not None
+        x = self.task.public.rows(server.device)
+        return PublicSubspace(server.tensors).of_rows(x) if self.projects else x
+
     def product(self, server: Server) -> Product:
         """For embeddings, whatever rows its statistics are of."""
         made = super().product(server)
