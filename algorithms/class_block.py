@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fedsim.device import normal
+from fedsim.methods.subspace import places
 from fedsim.models.layers import one_hot
 from fedsim.privacy.statistics.moments import Products, in_unit_ball
 from fedsim.privacy.statistics.outer_products import OuterProduct
@@ -201,14 +202,6 @@ def pairs(labels: Tensor) -> tuple[Tensor, Tensor]:
     """Rows of a label in pairs, in their order: which pair's draws each row takes ``[n]``, and whether it is the pair's second ``[n]``."""
     place, made = places(labels), (torch.bincount(labels) + 1) // 2
     return (made.cumsum(0) - made)[labels] + place // 2, (place % 2).bool()
-
-
-def places(labels: Tensor) -> Tensor:
-    """The place of every row among the rows of its label, in their order ``[n]``."""
-    order = torch.argsort(labels, stable=True)
-    sorted_labels, found = labels[order], torch.empty_like(order)
-    found[order] = torch.arange(len(labels), device=labels.device) - torch.searchsorted(sorted_labels, sorted_labels)
-    return found
 
 
 def by_shares(labels: Tensor, shares: Tensor, together: int) -> Tensor:

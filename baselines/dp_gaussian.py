@@ -10,18 +10,17 @@ from pydantic import Field
 from torch import Tensor
 
 from fedsim.device import normal, to_device
-from fedsim.methods.algorithm import Params
-from fedsim.methods.coordinates import Coordinates, Stretched, coordinate_statistics
+from fedsim.methods.coordinates import Coordinates, coordinate_statistics
 from fedsim.methods.messages import Server, Tensors
-from fedsim.methods.one_shot import OneShot, Rows, Statistic
-from fedsim.methods.products import Generator
+from fedsim.methods.one_shot import OneShot, OneShotParams, Rows, Statistic
+from fedsim.methods.products import Generator, Stretched
 from fedsim.plugins.registry import register
 from fedsim.privacy.statistics import moments
 from fedsim.privacy.statistics.outer_products import OuterProduct
 from fedsim.privacy.statistics.spectral import square_root
 
 
-class DPGaussianParams(Params):
+class DPGaussianParams(OneShotParams):
     """Parameters of DP-Gaussian.
 
     Attributes:

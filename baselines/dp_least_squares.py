@@ -16,9 +16,9 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from baselines.dp_gaussian import DPGaussian
-from fedsim.methods.algorithm import Params
 from fedsim.methods.coordinates import Coordinates
 from fedsim.methods.messages import Server, Tensors
+from fedsim.methods.one_shot import OneShotParams
 from fedsim.methods.products import Classifier
 from fedsim.models.linear import LinearClassifier
 from fedsim.plugins.registry import register
@@ -26,7 +26,7 @@ from fedsim.privacy.statistics import moments
 from fedsim.privacy.statistics.spectral import spectral_function
 
 
-class DPLeastSquaresParams(Params):
+class DPLeastSquaresParams(OneShotParams):
     """Parameters of DP-LS.
 
     Attributes:
@@ -50,7 +50,7 @@ class DPLeastSquares(DPGaussian):
     def receive_moments(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
         """Weights and biases of centred rows: ``W^-1 m_c`` and ``-m_c^T W^-1 m_c / 2``, what noise adds to the square taken off again."""
         found = moments.gaussians(sums, std)
-        edge = 2 * found.noise * math.sqrt(self.task.dim)
+        edge = 2 * found.noise * math.sqrt(self.dim)
         floor = self.params.ridge * edge + float(found.covariance.trace().clamp_min(1e-6) / found.counts.sum())
         inverse = spectral_function(found.covariance, lambda values: values.clamp_min(floor).reciprocal())
         weight = found.means @ inverse

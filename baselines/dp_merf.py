@@ -15,12 +15,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedsim.methods.algorithm import Params
-from fedsim.methods.coordinates import Coordinates, Stretched, coordinate_statistics
+from fedsim.methods.coordinates import Coordinates, coordinate_statistics
 from fedsim.methods.messages import Server, Tensors
-from fedsim.methods.one_shot import OneShot, Rows, Statistic
+from fedsim.methods.one_shot import OneShot, OneShotParams, Rows, Statistic
 from fedsim.methods.optimise import adam_step
-from fedsim.methods.products import Generator
+from fedsim.methods.products import Generator, Stretched
 from fedsim.models.conditional import ConditionalGenerator, ConditionalSampler
 from fedsim.models.kernel import kernel_features, kernel_frequencies
 from fedsim.models.layers import one_hot
@@ -32,7 +31,7 @@ from fedsim.seeds import Purpose, Seeds
 EMBEDDING_WEIGHTS = {"features": 1.0, "counts": 0.15}
 
 
-class DPMERFParams(Params):
+class DPMERFParams(OneShotParams):
     """Parameters of DP-MERF.
 
     Attributes:
@@ -76,12 +75,12 @@ class DPMERF(OneShot):
     def build(self, clients: int) -> nn.Module:
         """The generator, at the server alone."""
         p = self.params
-        return nn.Module() if clients else ConditionalGenerator(p.latent, self.task.classes, p.hidden, self.task.dim, p.initial_variance)
+        return nn.Module() if clients else ConditionalGenerator(p.latent, self.task.classes, p.hidden, self.dim, p.initial_variance)
 
     def initial_server(self, seeds: Seeds) -> Server:
         """The frequencies are drawn before any data are seen."""
         server = super().initial_server(seeds)
-        drawn = kernel_frequencies(self.task.dim, self.params.frequencies, seeds.torch(Purpose.INIT))
+        drawn = kernel_frequencies(self.dim, self.params.frequencies, seeds.torch(Purpose.INIT))
         server.tensors["frequencies"] = self.params.scale * drawn
         return server
 

@@ -3,8 +3,8 @@
 DPPL-Mean of the paper: clip the rows, release every class's mean by a Gaussian mechanism, classify by the nearest prototype. Different
 here: rows are taken in released coordinates, so that what is clipped and noised is small; counts are released with the sums, where the
 paper takes them for known; and what noise adds to a prototype's length is taken off. Averaging neighbouring features, the paper's option
-against noise, is left out: about a mean, noise in further dimensions turns no row's angle to a prototype. DPPL-Public, which picks
-prototypes from public rows, would need some.
+against noise, is left out: about a mean, noise in further dimensions turns no row's angle to a prototype. Prototypes that
+are public rows: ``dppl-public``.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
-from fedsim.methods.algorithm import Params
 from fedsim.methods.coordinates import Coordinates, coordinate_statistics
 from fedsim.methods.messages import Server, Tensors
-from fedsim.methods.one_shot import OneShot, Rows, Statistic
+from fedsim.methods.one_shot import OneShot, OneShotParams, Rows, Statistic
 from fedsim.methods.products import Classifier
 from fedsim.models.linear import LinearClassifier
 from fedsim.plugins.registry import register
@@ -27,7 +26,7 @@ LEAST_SIGNAL = 0.05
 """Share of a squared length that is taken for signal at least, however large the noise."""
 
 
-class DPPrototypesParams(Params):
+class DPPrototypesParams(OneShotParams):
     """Parameters of DP prototypes.
 
     Attributes:
@@ -63,7 +62,7 @@ class DPPrototypes(OneShot):
         counts = moments.counts_above_noise(sums["counts"], std["counts"])
         means = sums["sums"] / counts
         squared = means.square().sum(1, keepdim=True)
-        without_noise = squared - self.task.dim * (std["sums"] / counts).square()
+        without_noise = squared - self.dim * (std["sums"] / counts).square()
         server.tensors["prototypes"] = means / without_noise.maximum(LEAST_SIGNAL * squared).sqrt().clamp_min(1e-12)
 
     def classifier(self, server: Server) -> Classifier:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fedsim.errors import PluginError, UserError
 from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Round, Server, Task, Tensors
-from fedsim.methods.parameters import shared_tensors
+from fedsim.methods.parameters import code_names, shared_tensors
 from fedsim.methods.phase import Phase, rounds_of
 from fedsim.methods.products import Classifier, Generator, Product
 from fedsim.models.initialise import initial_model
@@ -128,6 +128,10 @@ class Algorithm(ABC):
     def releases_codes(self) -> bool:
         """Whether the client codes leave the clients (they must then have been noised)."""
         return True
+
+    def released_names(self, model: nn.Module) -> list[str]:
+        """Names of the per-client tensors that leave the clients after the last round: the codes, if they do."""
+        return code_names(model) if self.releases_codes() else []
 
     def noise_at_clients(self) -> bool:
         """Whether clients add noise to everything they send, so that the server adds none."""

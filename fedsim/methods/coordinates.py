@@ -15,7 +15,6 @@ from torch.nn.functional import pad
 
 from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.one_shot import Rows, Statistic, overall_mean
-from fedsim.methods.products import Classifier, Generator, Product, is_classifier, is_personal, own
 from fedsim.privacy.statistics.distances import clipped, distance_products, released_distances
 from fedsim.privacy.statistics.moments import Products, in_unit_ball
 from fedsim.privacy.statistics.outer_products import OuterProduct
@@ -151,43 +150,3 @@ class Coordinates:
         group = ties(values)
         aligned = torch.cat([steady(vectors[:, group == number]) for number in range(int(group[-1]) + 1)], 1)
         return (self.basis.double() @ aligned * group_means(values, group) ** (0.5 / POWER - 1)).float()
-
-
-class Stretched:
-    """A generator of coordinates, in units of ``unit``, as one of embeddings."""
-
-    def __init__(self, generator: Generator, coordinates: Coordinates, unit: float = 1.0) -> None:
-        self.generator, self.coordinates, self.unit = generator, coordinates, unit
-
-    def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
-        """Synthetic embeddings ``[n, d]``."""
-        with torch.no_grad():
-            return self.coordinates.rows(self.unit * self.generator.sample(labels, stream))
-
-
-class PersonalStretched(Stretched):
-    """The same of a generator with a version for every client."""
-
-    def of_client(self, client: int) -> Stretched:
-        """That of the client's own generator."""
-        return Stretched(own(self.generator, client), self.coordinates, self.unit)
-
-
-class CoordinateClassifier:
-    """A classifier of coordinates, as one of embeddings."""
-
-    def __init__(self, classifier: Classifier, coordinates: Coordinates) -> None:
-        self.classifier, self.coordinates = classifier, coordinates
-
-    def probabilities(self, x: Tensor) -> Tensor:
-        """``[n, C]`` for embeddings ``[n, d]``."""
-        return self.classifier.probabilities(self.coordinates.of_rows(x))
-
-
-def for_embeddings(made: Product, coordinates: Coordinates | None) -> Product:
-    """What was made of rows in ``coordinates``, for embeddings; as it is where there are none."""
-    if coordinates is None:
-        return made
-    if is_classifier(made):
-        return CoordinateClassifier(made, coordinates)
-    return (PersonalStretched if is_personal(made) else Stretched)(made, coordinates)

@@ -21,14 +21,14 @@ from fedsim.batch import Batch
 from fedsim.errors import UserError
 from fedsim.methods.algorithm import Algorithm, Params
 from fedsim.methods.clients import Clients
-from fedsim.methods.coordinates import PREFIX, Coordinates, coordinate_statistics, for_embeddings
+from fedsim.methods.coordinates import PREFIX, Coordinates, coordinate_statistics
 from fedsim.methods.messages import Diagnostic, DiagnosticLike, Message, Round, Server, Tensors, Values
 from fedsim.methods.one_shot import statistic_phase
 from fedsim.methods.optimise import Dims, adam_step, average_step, by_client, by_input, signal_shares
 from fedsim.methods.parameters import load_parameters, local_names, shared_tensors
 from fedsim.methods.per_example import check_clients, check_loss
 from fedsim.methods.phase import Phase
-from fedsim.methods.products import Product
+from fedsim.methods.products import Product, for_embeddings
 from fedsim.methods.returns import loss_parts
 from fedsim.privacy.clipping import EngineName, Norms, clipped_sum
 from fedsim.privacy.plan import Claim, Release, Unit
@@ -52,7 +52,7 @@ class DPSGDParams(Params):
         follow_signal: every step of Adam is scaled by the share of its gradient that is not noise (post-processing, free): what noise
             drowns does not wander, and steps shrink as what there is to learn does.
         precondition: share of the budget (in 1 / sigma^2) that is spent on released coordinates in which rows are centred, of one size and
-            less stretched (:mod:`fedsim.methods.coordinates`); 0: rows as they are. ``unit: client`` has none, statistics are per example.
+            less stretched (:mod:`fedsim.methods.coordinates`); 0: rows as they are.
         noised: ``all`` clips and noises shared and per-client gradients; ``shared`` the shared ones only.
         engine: how clipped sums are computed.
     """
@@ -119,7 +119,7 @@ class DPSGD(Algorithm):
         rate = self.params.client_rate if self.task.unit == "client" else self.params.sample_rate
         sgd = Phase(Release(RELEASE, rate, self.params.rounds), self.client_round, self.server_step, self.broadcast)
         share = self.params.precondition
-        if not share or self.task.unit == "client":
+        if not share:
             return (sgd,)
         mean, spread = coordinate_statistics(share)
 

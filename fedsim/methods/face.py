@@ -7,14 +7,14 @@ from fedsim.batch import Batch
 from fedsim.device import normal, to_device
 from fedsim.methods.algorithm import Algorithm, Params
 from fedsim.methods.clients import Clients
-from fedsim.methods.coordinates import Coordinates, Stretched, coordinate_statistics
+from fedsim.methods.coordinates import Coordinates, coordinate_statistics
 from fedsim.methods.dp_sgd import DPSGD, DPSGDParams
 from fedsim.methods.local_dp_sgd import LocalDPSGD, LocalDPSGDParams
 from fedsim.methods.local_training import LocalTraining, LocalTrainingParams
 from fedsim.methods.messages import Diagnostic, Message, Round, Server, Task, Tensors
 from fedsim.methods.one_shot import Choice, OneShot, Rows, Statistic, overall_mean, statistic_phase
 from fedsim.methods.phase import Phase
-from fedsim.methods.products import Classifier, Generator, PersonalClassifier, PersonalGenerator
+from fedsim.methods.products import Classifier, Generator, PersonalClassifier, PersonalGenerator, Stretched
 from fedsim.models.cvae import CVAE, CVAEGenerator, gaussian_nll
 from fedsim.plugins.registry import register
 from fedsim.privacy.clipping.materialised import functional_loss

@@ -1,30 +1,39 @@
-"""Algorithms that release statistics and choices: each is one mechanism, in whose round clients send clipped sums over rows."""
+"""Algorithms that release statistics and choices: each is one mechanism, in whose round clients send sums over rows, clipped by unit."""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from fedsim.batch import Layout
 from fedsim.device import to_device
-from fedsim.methods.algorithm import Algorithm
+from fedsim.errors import UserError
+from fedsim.methods.algorithm import Algorithm, Params
 from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Diagnostic, Message, Round, Server, Task, Tensors, Values
 from fedsim.methods.per_example import crowds
 from fedsim.methods.phase import Phase
+from fedsim.methods.products import Product
+from fedsim.methods.subspace import PublicSubspace
 from fedsim.models.layers import one_hot
 from fedsim.privacy.clipping import Norms
 from fedsim.privacy.plan import Release, Unit
 from fedsim.privacy.statistics import moments
 from fedsim.privacy.statistics.outer_products import OuterProduct, clipped_statistics, unit_weights
+from fedsim.seeds import Seeds
 
 ROWS_SCORED = 1024
 """Rows whose scores are made at a time."""
+
+ROW_COUNT, ROW_COUNT_WEIGHT = "row_count", 0.2
+"""For unit client every release also counts its rows, with this weight beside the statistic's, which then has joint norm 1 by itself."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,9 @@ class Rows:
 @dataclass(frozen=True)
 class Statistic:
     """What is released of all rows together: sums of outer products, by one Gaussian mechanism a step.
+
+    For unit client the sum of a client's rows is clipped. Every release clips it by another factor, which is its rows' weight there, so
+    sums are scaled to weights that add up to the number of clients: counts and means of several releases agree, and counts are no rows.
 
     Attributes:
         name: of the release, unique within an algorithm.
@@ -76,25 +88,38 @@ def statistic_phase(statistic: Statistic, clip: float, task: Task, broadcast: Ca
     """
     # many steps share what one would have, and a mechanism that takes a share of the budget has 1 / sqrt(share) times the noise
     release = Release(statistic.name, 1.0, statistic.steps, (statistic.share / statistic.steps) ** -0.5, main=main)
-    weights, unit = unit_weights(statistic.weights), clip if math.isfinite(clip) else 1.0
+    whole, unit = task.unit == "client", clip if math.isfinite(clip) else 1.0
+    # the statistic's own weights have norm 1 first, so that a row count weighs as much beside any
+    weights = unit_weights({**unit_weights(statistic.weights), ROW_COUNT: ROW_COUNT_WEIGHT} if whole else statistic.weights)
     norms = Norms(clip, weights={name: unit * weight for name, weight in weights.items()})
 
     def at_clients(clients: Clients, round_: Round, received: Tensors) -> Message:
-        products = statistic.products(Rows.of(clients), received)
+        rows = Rows.of(clients)
+        products = statistic.products(rows, received)
+        if whole:
+            one = rows.x.new_ones(len(rows.x), 1)
+            products = {**products, ROW_COUNT: OuterProduct(one, one)}
         if products.keys() != weights.keys():
             raise ValueError(f"statistic '{statistic.name}' has the products {sorted(products)} and weights of {sorted(weights)}")
-        sums, joint = clipped_statistics(products, norms, clients.all_groups)
+        sums, joint = clipped_statistics(products, norms, units_of(clients, task))
         clipped = (joint > clip * (1 + 1e-6)).float()
         noised = clients.add_noise(round_.release, round_.stream, sums)
         return clients.send(noised.sent, {"gradient_norm": Diagnostic(joint, "quantiles"), "clipped_fraction": clipped})
 
     def at_server(server: Server, round_: Round, total: Tensors) -> Values:
         std = server.noise_std(release.name, task.clients) / unit
-        sums = {name: value / norms.weight(name) for name, value in total.items()}
-        statistic.receive(server, sums, {name: std / weight for name, weight in weights.items()})
+        # a client has a row and its rows weigh at least as much as one, so K is the least that their count can be
+        scale = float(task.clients / (total[ROW_COUNT] / norms.weight(ROW_COUNT)).clamp_min(task.clients)) if whole else 1.0
+        sums = {name: total[name] / norms.weight(name) * scale for name in statistic.weights}
+        statistic.receive(server, sums, {name: std / weights[name] * scale for name in sums})
         return {}
 
     return Phase(release, at_clients, at_server, broadcast, weights)
+
+
+def units_of(clients: Clients, task: Task) -> Layout | None:
+    """The unit of every row where it is more than a row: a group or a client; else None."""
+    return clients.layout if task.unit == "client" else clients.all_groups
 
 
 @dataclass(frozen=True)
@@ -105,7 +130,7 @@ class Choice:
         name: of the release, unique within an algorithm.
         share: of the budget in units of 1 / sigma^2, for all its steps together.
         scores: (rows, broadcast): what each row gives to the candidates of its class ``[N, candidates]``, in [0, 1]: values outside are
-            clipped, and what is not a number counts as 0. The rows of a group share 1 between them.
+            clipped, and what is not a number counts as 0. The rows of a group or a client share 1 between them.
         receive: (server, chosen): takes the number of every class's candidate ``[C]`` into ``server.tensors``.
         steps: how often it is made.
     """
@@ -125,7 +150,7 @@ def choice_phase(choice: Choice, clip: float, task: Task, broadcast: Callable[[S
     unit = clip if math.isfinite(clip) else 1.0
 
     def at_clients(clients: Clients, round_: Round, received: Tensors) -> Message:
-        rows, groups = Rows.of(clients), clients.all_groups
+        rows, groups = Rows.of(clients), units_of(clients, task)
         weight = rows.x.new_full((len(rows.x),), unit, dtype=torch.double)
         if groups is not None:
             weight /= torch.bincount(groups.client, minlength=groups.clients)[groups.client]
@@ -134,7 +159,7 @@ def choice_phase(choice: Choice, clip: float, task: Task, broadcast: Callable[[S
             part = slice(start, start + ROWS_SCORED)
             some = Rows(rows.x[part], rows.y[part], rows.client[part])
             scores = choice.scores(some, received).double().nan_to_num(0.0, 0.0, 0.0).clamp(0, 1)
-            # a row of a group is a part of a unit, and every row adds to its own class alone
+            # a row adds to its own class alone; over all classes a unit adds 1 at most, so its choices together cost what one does
             total = total + (one_hot(some.y, task.classes).double() * weight[part, None]).T @ scores
         assert isinstance(total, Tensor)
         return clients.send(clients.add_noise(round_.release, round_.stream, {"scores": total}).sent)
@@ -146,22 +171,98 @@ def choice_phase(choice: Choice, clip: float, task: Task, broadcast: Callable[[S
     return Phase(release, at_clients, at_server, broadcast)
 
 
+class OneShotParams(Params):
+    """Parameters of algorithms that release statistics.
+
+    Attributes:
+        project: take rows to so many directions, those in which public rows vary most about their mean; 0: as they are.
+    """
+
+    project: int = Field(0, ge=0)
+
+
 class OneShot(Algorithm):
     """Base class of an algorithm that releases statistics, and makes choices, and samples from what they say.
 
-    A subclass supplies :meth:`statistics` and :meth:`generator`. A unit's statistics, an example's or the sum of a group's, are scaled to a
-    joint norm of at most 1.
+    A subclass supplies :meth:`statistics` and :meth:`generator`. The statistics of a unit, an example's or the sum over all rows of a group
+    or a client, are scaled to a joint norm of at most 1.
     """
 
-    units: ClassVar[tuple[Unit, ...]] = ("example", "group")
+    units: ClassVar[tuple[Unit, ...]] = ("example", "group", "client")
 
     @abstractmethod
     def statistics(self) -> tuple[Statistic | Choice, ...]:
         """What is released, one after another; shares add up to 1."""
 
+    @property
+    def projects(self) -> bool:
+        """Whether statistics are of rows in a public subspace."""
+        return bool(getattr(self.params, "project", 0))
+
+    @property
+    def dim(self) -> int:
+        """Of the rows that statistics are of."""
+        return self.params.project if self.projects else self.task.dim
+
+    def uses_public(self) -> bool:
+        """For the subspace."""
+        return self.projects
+
+    def check_setting(self) -> None:
+        """A subspace has no more directions than the rows.
+
+        Raises:
+            UserError: it has.
+        """
+        if self.projects and self.params.project > self.task.dim:
+            raise UserError("params.project", f"{self.params.project} directions of {self.task.dim} dimensions", "give fewer")
+
+    def initial_server(self, seeds: Seeds) -> Server:
+        """Nothing is trained; the public subspace, if there is one."""
+        server = super().initial_server(seeds)
+        if self.projects and self.task.public is not None:
+            server.tensors |= PublicSubspace.of(self.task.public, self.params.project)
+        return server
+
+    def public_rows(self, server: Server) -> Tensor:
+        """The public rows ``[n, dim]``, as those are that statistics are of; while it trains."""
+        assert self.task.public is not None
+        x = self.task.public.rows(server.device)
+        return PublicSubspace(server.tensors).of_rows(x) if self.projects else x
+
+    def product(self, server: Server) -> Product:
+        """For embeddings, whatever rows its statistics are of."""
+        made = super().product(server)
+        return PublicSubspace(server.tensors).for_embeddings(made) if self.projects else made
+
     def clip(self) -> float:
         """Statistics have joint norm at most 1."""
         return 1.0
+
+    def projected(self, released: Statistic | Choice) -> Statistic | Choice:
+        """What is released, of rows in the public subspace if there is one."""
+
+        def inside(rows: Rows, received: Tensors) -> Rows:
+            return replace(rows, x=PublicSubspace(received).of_rows(rows.x))
+
+        if not self.projects:
+            return released
+        if isinstance(released, Choice):
+            scores = released.scores
+            return replace(released, scores=lambda rows, received: scores(inside(rows, received), received))
+        products = released.products
+        return replace(released, products=lambda rows, received: products(inside(rows, received), received))
+
+    def phase(self, released: Statistic | Choice, *, main: bool = False) -> Phase:
+        """The rounds in which a statistic is released or a choice made; ``main``: a report draws them."""
+
+        def broadcast(server: Server) -> Tensors:
+            return self.broadcast(server) | PublicSubspace.held(server.tensors)
+
+        of = self.projected(released)
+        if isinstance(of, Choice):
+            return choice_phase(of, self.clip(), self.task, broadcast, main=main)
+        return statistic_phase(of, self.clip(), self.task, broadcast, main=main)
 
     def build(self, clients: int) -> nn.Module:
         """Nothing is trained."""
@@ -179,7 +280,7 @@ class OneShot(Algorithm):
         """
         for crowd in crowds(self.task):
             x, y = crowd.x, crowd.y
-            for statistic in (each for each in self.statistics() if each.name == round_.release.name):
+            for statistic in (self.projected(each) for each in self.statistics() if each.name == round_.release.name):
                 whole = _sides(statistic, Rows(x, y, torch.zeros_like(y)), broadcast)
                 for part in crowd.parts:
                     own = _sides(statistic, Rows(x[part], y[part], torch.zeros_like(y[part])), broadcast)
@@ -190,12 +291,7 @@ class OneShot(Algorithm):
     def phases(self) -> tuple[Phase, ...]:
         """One a statistic or choice; the last is what a report draws, if it has several rounds."""
         *first, last = self.statistics()
-        return (*(self._phase(each) for each in first), self._phase(last, main=True))
-
-    def _phase(self, released: Statistic | Choice, *, main: bool = False) -> Phase:
-        if isinstance(released, Choice):
-            return choice_phase(released, self.clip(), self.task, self.broadcast, main=main)
-        return statistic_phase(released, self.clip(), self.task, self.broadcast, main=main)
+        return (*(self.phase(statistic) for statistic in first), self.phase(last, main=True))
 
 
 def _sides(released: Statistic | Choice, rows: Rows, broadcast: Tensors) -> list[tuple[str, *tuple[Tensor, ...]]]:

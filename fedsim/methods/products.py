@@ -63,3 +63,53 @@ def own(made: Classifier, client: int) -> Classifier: ...
 def own(made: Product, client: int) -> Product:
     """The version of ``client``; without versions the shared product."""
     return made.of_client(client) if is_personal(made) else made
+
+
+class Chart(Protocol):
+    """Coordinates of embeddings, of as many dimensions or fewer."""
+
+    def of_rows(self, x: Tensor) -> Tensor:
+        """Coordinates ``[N, k]`` of embeddings ``[N, d]``."""
+
+    def rows(self, r: Tensor) -> Tensor:
+        """Embeddings ``[N, d]`` at coordinates ``[N, k]``."""
+
+
+class Stretched:
+    """A generator of coordinates, in units of ``unit``, as one of embeddings."""
+
+    def __init__(self, generator: Generator, chart: Chart, unit: float = 1.0) -> None:
+        self.generator, self.chart, self.unit = generator, chart, unit
+
+    def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
+        """Synthetic embeddings ``[n, d]``."""
+        with torch.no_grad():
+            return self.chart.rows(self.unit * self.generator.sample(labels, stream))
+
+
+class PersonalStretched(Stretched):
+    """The same of a generator with a version for every client."""
+
+    def of_client(self, client: int) -> Stretched:
+        """That of the client's own generator."""
+        return Stretched(own(self.generator, client), self.chart, self.unit)
+
+
+class CoordinateClassifier:
+    """A classifier of coordinates, as one of embeddings."""
+
+    def __init__(self, classifier: Classifier, chart: Chart) -> None:
+        self.classifier, self.chart = classifier, chart
+
+    def probabilities(self, x: Tensor) -> Tensor:
+        """``[n, C]`` for embeddings ``[n, d]``."""
+        return self.classifier.probabilities(self.chart.of_rows(x))
+
+
+def for_embeddings(made: Product, chart: Chart | None) -> Product:
+    """What was made of rows in coordinates, for embeddings; as it is where there are none."""
+    if chart is None:
+        return made
+    if is_classifier(made):
+        return CoordinateClassifier(made, chart)
+    return (PersonalStretched if is_personal(made) else Stretched)(made, chart)

@@ -8,10 +8,10 @@ from released import centred_at
 
 from baselines.dp_gaussian import DPGaussian, DPGaussianParams
 from baselines.dp_gmm import DPGMM, DPGMMParams, MixtureGenerator
-from fedsim.methods.coordinates import Stretched
 from fedsim.methods.messages import Server, Task, Tensors
 from fedsim.methods.one_shot import OneShot, Rows
 from fedsim.methods.parameters import rounded
+from fedsim.methods.products import Stretched
 from fedsim.privacy.clipping import Norms
 from fedsim.privacy.statistics import mixture
 from fedsim.privacy.statistics.outer_products import clipped_statistics, unit_weights
@@ -50,12 +50,12 @@ def test_without_noise_it_finds_two_planted_components() -> None:
     assert isinstance(made, Stretched)
     mixed = made.generator
     assert isinstance(mixed, MixtureGenerator)
-    means = made.coordinates.rows(made.unit * mixed.components.means).view(CLASSES, 2, DIM)
+    means = made.chart.rows(made.unit * mixed.components.means).view(CLASSES, 2, DIM)
     for label, axis, small in ((0, 1, 0.25), (1, 2, 0.5)):
         found = means[label, :, axis].sort().values
         assert found.tolist() == pytest.approx([0.0, 0.3], abs=0.03)
         assert float(mixed.shares[label].min()) == pytest.approx(small, abs=0.05)
-    basis = made.coordinates.apart(made.unit * mixed.components.basis.T)
+    basis = made.chart.apart(made.unit * mixed.components.basis.T)
     within = basis.T @ mixed.components.covariance @ basis
     assert within.diagonal().max() < 0.1 * 0.3**2  # the scatter between components is out of the covariance
 

@@ -7,10 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim.methods.coordinates import COORDINATE_NAMES, POWER, SPREAD_WEIGHTS, Coordinates, PersonalStretched, coordinate_statistics
+from fedsim.methods.coordinates import COORDINATE_NAMES, POWER, SPREAD_WEIGHTS, Coordinates, coordinate_statistics
 from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.one_shot import Rows
 from fedsim.methods.parameters import rounded
+from fedsim.methods.products import PersonalStretched
 from fedsim.privacy.clipping import Norms
 from fedsim.privacy.statistics.outer_products import clipped_statistics, unit_weights
 from fedsim.seeds import Seeds

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from broken.centred_by_the_first_batch import CentredByAConstant
+from broken.private_rows_as_public import KeepsPublic
 from broken.tiny import Adapted, Classified, Coded, Counting, Spelled, Tiny
 from cells import SHIPPED
 
@@ -24,6 +25,9 @@ from fedsim.privacy.plan import Trust, Unit
 
 SMALL = {"dp-cvae": ["hidden=[8]", "latent=2"], "fedavg-cvae": ["encoder_hidden=[8]"], "weight-noise": ["encoder_hidden=[8]"]}
 BROKEN = {
+    "private_rows_as_public:TakenForPublic": ("public rows", r"a training put other rows in the place of task.public"),
+    "private_rows_as_public:WrittenOverPublic": ("public rows", r"a training wrote into task.public"),
+    "private_rows_as_public:ForgetsPublic": ("restored", r"made again from its saved state it generates other rows"),
     "batch_level_loss:BatchLevelLoss": ("per-example loss", r"leaving out row 0 of 6 changes the clipped sum"),
     "loss_is_a_mean:LossIsAMean": ("per-example loss", r"loss returned 'distance' as float32 \[\]; expected one number a row: \[6\]"),
     "loss_is_not_a_number:LossIsNotANumber": ("per-example loss", r"part 'likelihood' of the loss is not finite"),
@@ -85,6 +89,8 @@ BROKEN = {
     "codes_without_noise:CodesWithoutNoise": ("sensitivity", r"'codes\.code\.weight' in what is kept of a training"),
     "rate_from_own_rows:RateFromOwnRows": ("sensitivity", r"'codes\.code\.weight' in what is kept of a training"),
     "centred_by_the_first_batch:CentredByTheFirstBatch": ("sensitivity", r"removing a row against the mean.* \(1\.\d+ of it\)"),
+    "votes_counted_twice:VotesCountedTwice": ("sensitivity", r"removing .* claimed bound is 1 \(2\.00 of it\)"),
+    "scores_of_both_signs:ScoresOfBothSigns": ("sensitivity", r"removing .* claimed bound is 1 \((1\.[5-9]|2\.)\d+ of it\)"),
     "first_row_is_the_anchor:FirstRowIsTheAnchor": ("sensitivity", r"removing an ordinary row .* claimed bound is 1 \([12]\.\d+ of it\)"),
 }
 """A quick check sees them."""
@@ -179,7 +185,7 @@ def test_a_full_check_takes_no_rounding_that_training_amplifies_for_a_fault_of_p
 
 
 @pytest.mark.parametrize("quick", [True, pytest.param(False, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("cls", [Spelled, Classified, Coded, *map(nightly, (Tiny, Adapted, Counting, CentredByAConstant))])
+@pytest.mark.parametrize("cls", [Spelled, Classified, Coded, KeepsPublic, *map(nightly, (Tiny, Adapted, Counting, CentredByAConstant))])
 def test_what_the_broken_ones_are_made_of_is_sound(cls: type[Algorithm], quick: bool) -> None:
     findings = list(check_algorithm(f"{cls.__module__}:{cls.__name__}", trust="silo", quick=quick))
     assert failures(findings) == []

@@ -1,0 +1,97 @@
+"""A public subspace: rows about the mean of public rows, in the directions in which these vary most.
+
+Mean and directions are numbers of public rows alone, so they are free, and of a few directions a release needs less noise in all. How a
+private row lies outside of them is not released; a generated row is given a length of 1, which every row has, by a part outside that says
+nothing of its class. Of OrganAMNIST's rows in directions of BloodMNIST, parts of the public covariance did worse: private rows vary more
+than public ones where these do not, and a probe that has seen little of it mistakes it for signal (docs/public.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fedsim.data.public import PublicRows
+from fedsim.device import normal
+from fedsim.methods.messages import Tensors
+from fedsim.methods.products import CoordinateClassifier, Generator, Product, is_classifier, is_personal, own
+from fedsim.privacy.statistics.moments import in_unit_ball
+from fedsim.privacy.statistics.spectral import descending, steady
+
+MEAN_NAME, BASIS_NAME = "public.mean", "public.basis"
+"""Tensors of a server that hold the subspace."""
+
+
+class PublicSubspace:
+    """``y = B^T (x - mean)``, clipped to norm 1, and the way back ``x = mean + B y``; B ``[d, k]`` orthonormal."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.mean, self.basis = tensors[MEAN_NAME], tensors[BASIS_NAME]
+
+    @staticmethod
+    def of(public: PublicRows, directions: int) -> Tensors:
+        """The leading directions of the covariance of public rows, as a server keeps them."""
+        x = public.rows().double()
+        about = x - x.mean(0)
+        _, vectors = descending(about.T @ about)
+        return {MEAN_NAME: x.mean(0).float(), BASIS_NAME: steady(vectors[:, :directions]).float()}
+
+    @staticmethod
+    def held(tensors: Mapping[str, Tensor]) -> Tensors:
+        """The subspace among a server's tensors; none where there is none."""
+        return {name: tensors[name] for name in (MEAN_NAME, BASIS_NAME) if name in tensors}
+
+    def of_rows(self, x: Tensor) -> Tensor:
+        """Rows ``[N, k]`` of norm at most 1, of embeddings ``[N, d]``, each by itself."""
+        return in_unit_ball((x - self.mean) @ self.basis)
+
+    def rows(self, r: Tensor) -> Tensor:
+        """Embeddings ``[N, d]`` in the subspace."""
+        return self.mean + r @ self.basis.T
+
+    def for_embeddings(self, made: Product) -> Product:
+        """What was made of rows in the subspace, for embeddings."""
+        if is_classifier(made):
+            return CoordinateClassifier(made, self)
+        return (PersonalLifted if is_personal(made) else Lifted)(made, self)
+
+
+class Lifted:
+    """A generator of rows in a subspace as one of embeddings of norm 1.
+
+    The part outside is white noise. Rows at the same place among those of their label share it: over the classes it then cancels, and a
+    probe does not take it for a difference of classes.
+    """
+
+    def __init__(self, generator: Generator, subspace: PublicSubspace) -> None:
+        self.generator, self.subspace = generator, subspace
+
+    def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
+        """Synthetic embeddings ``[n, d]``."""
+        with torch.no_grad():
+            inside, place, basis = self.subspace.rows(self.generator.sample(labels, stream)), places(labels), self.subspace.basis
+            white = normal((int(place.max()) + 1 if len(place) else 0, inside.shape[1]), stream, labels)[place]
+            outside = white - (white @ basis) @ basis.T
+            along, square = (inside * outside).sum(1, keepdim=True), outside.square().sum(1, keepdim=True).clamp_min(1e-12)
+            missing = 1 - inside.square().sum(1, keepdim=True)
+            # the positive root c of |inside + c outside| = 1; none where the part inside is longer
+            length = ((along.square() + square * missing).clamp_min(0).sqrt() - along) / square
+            return inside + length.clamp_min(0) * outside
+
+
+class PersonalLifted(Lifted):
+    """The same of a generator with a version for every client."""
+
+    def of_client(self, client: int) -> Lifted:
+        """That of the client's own generator."""
+        return Lifted(own(self.generator, client), self.subspace)
+
+
+def places(labels: Tensor) -> Tensor:
+    """The place of every row among the rows of its label, in their order ``[n]``."""
+    order = torch.argsort(labels, stable=True)
+    sorted_labels, found = labels[order], torch.empty_like(order)
+    found[order] = torch.arange(len(labels), device=labels.device) - torch.searchsorted(sorted_labels, sorted_labels)
+    return found

@@ -1,0 +1,106 @@
+"""A public subspace: what it is, that it bounds what a row adds, and that every one-shot method can be in it."""
+
+import numpy as np
+import pytest
+import torch
+from cells import SHIPPED, one_cell, quick, small_grid
+from torch import Tensor
+
+from fedsim.data.normalise import unit_norm
+from fedsim.data.public import PublicRows
+from fedsim.errors import UserError
+from fedsim.evidence.check.check import check_algorithm
+from fedsim.methods.messages import Task
+from fedsim.methods.one_shot import OneShot, Rows
+from fedsim.methods.subspace import BASIS_NAME, MEAN_NAME, Lifted, PublicSubspace, places
+from fedsim.plugins.registry import lookup
+from fedsim.training.trial import Outcome, run_trial
+
+ONE_SHOT = [name for name in SHIPPED if issubclass(lookup(name), OneShot) and "project" in lookup(name).Params.model_fields]
+DIM, DIRECTIONS = 12, 3
+
+
+@pytest.fixture
+def public() -> PublicRows:
+    """Rows that vary most in the first directions."""
+    scale = np.linspace(1, 0.05, DIM) ** 2
+    x = np.random.default_rng(0).standard_normal((400, DIM)) * scale + 0.5
+    return PublicRows(unit_norm(x.astype(np.float32)))
+
+
+def test_it_is_the_leading_directions_of_public_rows_about_their_mean(public: PublicRows) -> None:
+    tensors = PublicSubspace.of(public, DIRECTIONS)
+    about = public.x - public.x.mean(0)
+    _, _, vectors = np.linalg.svd(about, full_matrices=False)
+    assert np.allclose(tensors[MEAN_NAME], public.x.mean(0), atol=1e-6)
+    basis = tensors[BASIS_NAME].numpy()
+    assert np.allclose(basis @ basis.T, vectors[:DIRECTIONS].T @ vectors[:DIRECTIONS], atol=1e-4)
+
+
+def test_every_row_has_norm_1_at_most_in_it_and_depends_on_no_other_row(public: PublicRows) -> None:
+    subspace = PublicSubspace(PublicSubspace.of(public, DIRECTIONS))
+    x = torch.nn.functional.normalize(torch.randn(200, DIM, generator=torch.Generator().manual_seed(0)), dim=1)
+    x[0] = -torch.nn.functional.normalize(subspace.mean, dim=0)  # as far from the public mean as a row can be
+    y = subspace.of_rows(x)
+    assert float(y.norm(dim=1).max()) <= 1 + 1e-6
+    assert torch.equal(y[7:9], subspace.of_rows(x[7:9]))
+
+
+class Fixed:
+    def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
+        return torch.linspace(-0.3, 0.3, len(labels))[:, None].expand(-1, DIRECTIONS)
+
+
+def test_a_lifted_row_has_norm_1_and_its_part_in_the_subspace(public: PublicRows) -> None:
+    subspace = PublicSubspace(PublicSubspace.of(public, DIRECTIONS))
+    labels = torch.tensor([0, 0, 1, 0, 1])
+    made = Lifted(Fixed(), subspace).sample(labels, torch.Generator().manual_seed(0))
+    assert torch.allclose(made.norm(dim=1), torch.ones(5), atol=1e-5)
+    assert torch.allclose((made - subspace.mean) @ subspace.basis, Fixed().sample(labels, torch.Generator()), atol=1e-5)
+    outside = made - subspace.rows(Fixed().sample(labels, torch.Generator()))
+    alike = torch.nn.functional.cosine_similarity(outside[[0, 1, 0]], outside[[2, 4, 1]], dim=1)
+    assert places(labels).tolist() == [0, 1, 0, 2, 1]
+    assert (alike[:2] > 0.999).all()
+    assert alike[2] < 0.999
+
+
+@pytest.mark.parametrize("name", ONE_SHOT)
+def test_every_one_shot_method_trains_in_it(name: str, tmp_path) -> None:
+    np.savez(tmp_path / "p.npz", x=np.random.default_rng(1).standard_normal((90, 64)))
+    public = {"npz": str(tmp_path / "p.npz")}
+    trial, data, _ = one_cell(quick(name, project=8), public=public, epsilon=8)
+    *_, end = run_trial(trial, data)
+    assert isinstance(end, Outcome)
+    assert end.state[f"server.tensors.{BASIS_NAME}"].shape == (64, 8)
+    assert end.epsilon_spent is not None
+    assert end.epsilon_spent <= 8
+
+
+@pytest.mark.parametrize("name", ONE_SHOT)
+def test_a_row_s_statistics_stay_within_norm_1(name: str, public: PublicRows) -> None:
+    cls = lookup(name)
+    algorithm = cls(cls.Params.model_validate({"project": DIRECTIONS}), Task(DIM, 3, 2, public=public))
+    (first, *_) = algorithm.statistics()
+    x = torch.nn.functional.normalize(torch.randn(50, DIM, generator=torch.Generator().manual_seed(0)), dim=1)
+    rows = Rows(x, torch.arange(50) % 3, torch.zeros(50, dtype=torch.long))
+    products = algorithm.projected(first).products(rows, PublicSubspace.of(public, DIRECTIONS))
+    for product in products.values():
+        assert float((product.left.norm(dim=1) * product.right.norm(dim=1)).max()) <= 1 + 1e-5
+        assert product.right.shape[1] in (1, DIRECTIONS)
+
+
+def test_more_directions_than_dimensions_are_refused(tmp_path) -> None:
+    np.savez(tmp_path / "p.npz", x=np.random.default_rng(1).standard_normal((90, 64)))
+    with pytest.raises(UserError, match=r"params.project with dp-gaussian: 65 directions of 64 dimensions; give fewer"):
+        one_cell(quick("dp-gaussian", project=65), public={"npz": str(tmp_path / "p.npz")})
+
+
+def test_without_a_subspace_public_rows_are_not_asked_for() -> None:
+    (entry,) = small_grid("dp-gaussian").algorithms
+    assert not lookup(entry.name)(lookup(entry.name).Params(), Task(DIM, 3, 2)).uses_public()
+
+
+@pytest.mark.parametrize("trust", ["aggregate", "silo"])
+def test_dp_gaussian_in_a_subspace_passes_the_check(trust) -> None:
+    findings = list(check_algorithm("dp-gaussian", ["project=8"], "example", trust, quick=True))
+    assert not [finding for finding in findings if finding.passed is False]
