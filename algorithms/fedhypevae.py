@@ -19,7 +19,6 @@ from algorithms.hyper_cvae import HyperCVAE
 from algorithms.meta_codes import HyperGenerator, fit_meta_codes
 from fedsim.batch import Batch
 from fedsim.device import normal, to_device
-from fedsim.errors import UserError
 from fedsim.methods.clients import Clients
 from fedsim.methods.coordinates import Coordinates
 from fedsim.methods.dp_sgd import DPSGD, RELEASE
@@ -64,16 +63,6 @@ class FedHypeVAE(DPSGD):
     def uses_public(self) -> bool:
         """For the start."""
         return bool(self.params.public_start)
-
-    def check_setting(self) -> None:
-        """As for DP-SGD; a client's rows have no released coordinates to start in.
-
-        Raises:
-            UserError: a parameter has no meaning for the unit.
-        """
-        super().check_setting()
-        if self.params.public_start and self.task.unit == "client":
-            raise UserError("params.public_start", "has no effect: unit client has no released coordinates", "leave it out")
 
     def start_in(self, coordinates: Coordinates, server: Server) -> None:
         """The map of z starts along the axes of the coordinates, or of public rows in them, with half of their variance."""

@@ -16,6 +16,7 @@ from algorithms.fedhypevae_warm import SENT_TO_CLIENTS, FedHypeVAEWarm, FedHypeV
 from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.one_shot import Rows, Statistic
 from fedsim.plugins.registry import register
+from fedsim.privacy.plan import Unit
 from fedsim.privacy.statistics import moments, shrinkage
 
 SHARES = {"coordinates": 0.18, "class means": 0.26, "moments": 0.28, "class moments": 0.14, "site moments": 0.14}
@@ -47,6 +48,8 @@ class FedHypeVAESitesParams(FedHypeVAEWarmParams):
 class FedHypeVAESites(FedHypeVAEWarm):
     """Each site's code is its shift of the prior's means, by class, and its covariance; shrunk, so that a site without signal has none."""
 
+    # a release about single clients is hidden by the noise that hides a client
+    units: ClassVar[tuple[Unit, ...]] = ("example", "group")
     Params: ClassVar[type[FedHypeVAESitesParams]] = FedHypeVAESitesParams
     shares: ClassVar[Mapping[str, float]] = SHARES
 

@@ -28,7 +28,6 @@ from fedsim.methods.products import Classifier
 from fedsim.models.layers import ZeroLinear
 from fedsim.models.linear import LinearClassifier, cross_entropy
 from fedsim.plugins.registry import register
-from fedsim.privacy.plan import Unit
 from fedsim.privacy.statistics import moments
 from fedsim.privacy.statistics.outer_products import OuterProduct
 from fedsim.privacy.statistics.spectral import spectral_function
@@ -83,7 +82,6 @@ class DPFeatureCovariance(DPSGD):
     """Coordinates, the second moment in them, then full-batch DP-SGD that is preconditioned by it."""
 
     source = "DP-FC: Mehta et al. 2022, arXiv 2211.13403"
-    units: ClassVar[tuple[Unit, ...]] = ("example",)
     Params: ClassVar[type[DPFeatureCovarianceParams]] = DPFeatureCovarianceParams
 
     def build(self, clients: int) -> nn.Module:

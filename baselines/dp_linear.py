@@ -30,7 +30,7 @@ class DPLinearParams(DPSGDParams):
     """Parameters of DP-linear; the defaults were chosen on digits and bloodmnist.
 
     Attributes:
-        mean_share: share of the budget (in 1 / sigma^2) that the mean takes; unit client has no mean.
+        mean_share: share of the budget (in 1 / sigma^2) that the mean takes.
         sample_rate: q; with all rows in every step, noise is all that makes steps differ.
         clip: C. Nearly every gradient is longer, so that all examples count alike.
     """
@@ -79,9 +79,9 @@ class CentredSoftmaxRegression(DPSGD):
         return {"cross_entropy": cross_entropy(model(batch.x), batch.y)}
 
     def phases(self) -> tuple[Phase, ...]:
-        """The mean, or with ``precondition`` coordinates; then DP-SGD. For unit client that alone, since a statistic is per example."""
+        """The mean, or with ``precondition`` coordinates; then DP-SGD."""
         *coordinates, sgd = super().phases()
-        if coordinates or self.task.unit == "client":
+        if coordinates:
             return (*coordinates, sgd)
         share = self.params.mean_share
         mean = statistic_phase(replace(overall_mean(share), receive=receive_mean), self.clip(), self.task, self.broadcast)

@@ -1,16 +1,21 @@
 """Small cells, ready to run: 200 rows of digits, 4 clients, trainings of a moment."""
 
 from collections.abc import Callable, Iterable
+from functools import cache
 from importlib.metadata import entry_points
 from itertools import product
+from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.evaluation.scores import Scores, probe_predictions, scores_of
 from fedsim.evidence.check.subject import BRIEF
 from fedsim.grid.models import Grid
+from fedsim.methods.messages import Task
 from fedsim.models.probe import fit_probe
 from fedsim.planning.node import Node
 from fedsim.planning.prepare import Prepared, prepare
@@ -35,10 +40,29 @@ def quick(name: str, **params: Any) -> dict[str, Any]:
     return {"name": name, "params": lookup(name).Params.brief(BRIEF, params) | params}
 
 
+@cache
+def public_digits() -> dict[str, str]:
+    """Digits with noise, which are nobody's rows, as a grid's ``public``."""
+    from sklearn.datasets import load_digits
+
+    x = load_digits().data
+    path = Path(mkdtemp()) / "public.npz"
+    np.savez(path, x=(x + np.random.default_rng(0).standard_normal(x.shape)).astype(np.float32))
+    return {"npz": str(path), "name": "noisy digits"}
+
+
+def uses_public(entry: Any) -> bool:
+    """Whether an entry of ``algorithms`` needs public rows."""
+    name, params = (entry, {}) if isinstance(entry, str) else (entry["name"], entry.get("params", {}))
+    cls = lookup(name)
+    return cls(cls.Params.model_validate(params), Task(64, 10, 4)).uses_public()
+
+
 def small_grid(*algorithms: str | dict[str, Any], **keys: Any) -> Grid:
-    """A grid on 200 rows of digits, 4 clients."""
+    """A grid on 200 rows of digits, 4 clients, with public rows where a method uses them."""
     entries = [quick(entry) if isinstance(entry, str) else entry for entry in algorithms]
     base = {"dataset": {"name": "digits", "limit": 200}, "clients": 4, "alpha": 1.0, "evaluation": {"per_class": 10}}
+    base |= {"public": public_digits()} if any(map(uses_public, entries)) else {}
     return Grid.model_validate({**base, "algorithms": entries, **keys})
 
 

@@ -32,8 +32,9 @@ RELEASE = ROOT / "docs" / "release.md"
 EQUAL = ROOT / "docs" / "equal.md"
 PYTHON = ROOT / "docs" / "python.md"
 PUBLIC = ROOT / "docs" / "public.md"
+TUNING = ROOT / "docs" / "tuning.md"
 PAGES = sorted(
-    set((ROOT / "docs").glob("*.md")) - {PUBLIC, DATA, ALGORITHMS, RESULTS, ACCOUNTING, RELIABILITY, CLUSTER, AUDIT, RELEASE, EQUAL}
+    set((ROOT / "docs").glob("*.md")) - {DATA, ALGORITHMS, RESULTS, ACCOUNTING, RELIABILITY, CLUSTER, AUDIT, RELEASE, EQUAL, TUNING, PUBLIC}
 )
 
 
@@ -144,6 +145,18 @@ def test_a_release_from_first_to_last(folder: Path, command: Callable[..., Done]
         done = command(*shlex.split(line)[1:])
         assert done.returncode == 0, line + done.stdout + done.stderr
     assert json.loads(Path("synth.json").read_text())["release"] == "under its epsilon"
+
+
+def test_a_search_from_first_to_last(folder: Path, command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
+    (text,) = blocks(TUNING, "yaml")
+    (folder / "search.yaml").write_text(text)
+    monkeypatch.setattr("fedsim.runs.ray_engine.local_ray", in_process)
+    for line in commands(TUNING):
+        done = command(*shlex.split(line)[1:])
+        assert done.returncode == 0, line + done.stdout + done.stderr
+    default, tuned, free = grid_rows("runs/search")
+    assert (default.tuning, tuned.claim, free.claim) == (None, "proved", "heuristic")
+    assert "dp-linear tuned (free, on test rows)" in Path("board.md").read_text()
 
 
 def test_what_is_summed_once_is_equal_for_every_partition(

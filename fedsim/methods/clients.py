@@ -178,6 +178,12 @@ class Clients:
         """The groups of all rows; None if the unit is not a group."""
         return self._groups_of([torch.arange(len(x)) for x in self.x])
 
+    @cached_property
+    def layout(self) -> Layout:
+        """Which member each row of all members belongs to."""
+        owner = torch.repeat_interleave(torch.arange(len(self.members)), torch.tensor([len(x) for x in self.x]))
+        return Layout.on(self.device, owner, len(self.members))
+
     def drawn(self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]) -> list[Tensors]:
         """The :meth:`draws` of a batch: each member's for its ``rows``."""
         return [self.draws(client, len(chosen), round_, shapes) for client, chosen in zip(self.members, rows, strict=True)]

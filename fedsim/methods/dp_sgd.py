@@ -52,7 +52,7 @@ class DPSGDParams(Params):
         follow_signal: every step of Adam is scaled by the share of its gradient that is not noise (post-processing, free): what noise
             drowns does not wander, and steps shrink as what there is to learn does.
         precondition: share of the budget (in 1 / sigma^2) that is spent on released coordinates in which rows are centred, of one size and
-            less stretched (:mod:`fedsim.methods.coordinates`); 0: rows as they are. ``unit: client`` has none, statistics are per example.
+            less stretched (:mod:`fedsim.methods.coordinates`); 0: rows as they are.
         noised: ``all`` clips and noises shared and per-client gradients; ``shared`` the shared ones only.
         engine: how clipped sums are computed.
     """
@@ -119,7 +119,7 @@ class DPSGD(Algorithm):
         rate = self.params.client_rate if self.task.unit == "client" else self.params.sample_rate
         sgd = Phase(Release(RELEASE, rate, self.params.rounds), self.client_round, self.server_step, self.broadcast)
         share = self.params.precondition
-        if not share or self.task.unit == "client":
+        if not share:
             return (sgd,)
         mean, spread = coordinate_statistics(share)
 

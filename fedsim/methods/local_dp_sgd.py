@@ -17,7 +17,6 @@ from fedsim.device import to_device
 from fedsim.methods.clients import Clients
 from fedsim.methods.local_training import LocalTraining, LocalTrainingParams, weighted_sum
 from fedsim.methods.messages import Diagnostic, Message, Round, Tensors
-from fedsim.methods.optimise import adam_step
 from fedsim.methods.parameters import load_parameters
 from fedsim.methods.per_example import check_loss
 from fedsim.methods.phase import Phase
@@ -94,13 +93,13 @@ class LocalDPSGD(LocalTraining):
             kept, joint, loss = self._clipped(clients.model, parameters, batches)
             noised = clients.add_noise(release, step, {}, kept)
             gradients = {name: value / self.params.expected_batch for name, value in noised.kept.items()}
-            self.pull(gradients, shared, broadcast)
-            adam_step(parameters, gradients, state, self.params.learning_rate)
+            self.pull(clients, gradients, parameters, broadcast)
+            self.local_step(parameters, gradients, state)
             norms += joint
             losses += loss
-        weighed = self.message_bytes(broadcast, takes_part)
+        weighed, weight = self.message_bytes(broadcast, takes_part), to_device(takes_part, clients.device)
         return clients.send(
-            {name: weighted_sum(to_device(takes_part, clients.device), shared[name] - broadcast[name]) for name in shared},
+            {name: weighted_sum(weight, update) for name, update in self.updates(clients, shared, broadcast, weight).items()},
             {
                 "loss": torch.cat(losses),
                 "gradient_norm": Diagnostic(torch.cat(norms), "quantiles"),
@@ -109,6 +108,10 @@ class LocalDPSGD(LocalTraining):
             weighed,
             weighed,
         )
+
+    def updates(self, clients: Clients, shared: Tensors, broadcast: Tensors, takes_part: Tensor) -> Tensors:
+        """Every member's part of the sum ``[K, ...]``, of the parameters after its steps; ``takes_part`` is 1 for those that count."""
+        return {name: value - broadcast[name] for name, value in shared.items()}
 
     def _clipped(self, model: nn.Module, parameters: Tensors, batches: list[Batch]) -> tuple[Tensors, list[Tensor], list[Tensor]]:
         """Each member's clipped sum ``[K, ...]`` by name; norms and losses of all examples."""

@@ -188,14 +188,18 @@ class LocalTraining(Algorithm):
             # a client's loss depends on its own parameters only, so the sum's gradient holds every client's gradient
             total = torch.stack(list(means.values())).sum()
             gradients = dict(zip(followed, torch.autograd.grad(total, list(followed.values()), materialize_grads=True), strict=True))
-            self.pull(gradients, shared, broadcast)
-            adam_step(parameters, gradients, state, self.params.learning_rate)
+            self.pull(clients, gradients, parameters, broadcast)
+            self.local_step(parameters, gradients, state)
         return {name: value.detach() for name, value in means.items()}
 
-    def pull(self, gradients: Tensors, shared: Tensors, broadcast: Tensors) -> None:
-        """Add the proximal term's gradient, in place."""
-        for name in shared if self.params.proximal else ():
-            gradients[name] = gradients[name] + self.params.proximal * (shared[name] - broadcast[name])
+    def pull(self, clients: Clients, gradients: Tensors, parameters: Tensors, broadcast: Tensors) -> None:
+        """Add to the gradients ``[K, ...]`` of a local step, in place, what depends on no row: the proximal term's."""
+        for name in broadcast if self.params.proximal else ():
+            gradients[name] = gradients[name] + self.params.proximal * (parameters[name] - broadcast[name])
+
+    def local_step(self, parameters: Tensors, gradients: Tensors, state: Tensors) -> None:
+        """Take a local step, in place: Adam's; ``state`` is empty in a round's first."""
+        adam_step(parameters, gradients, state, self.params.learning_rate)
 
 
 def clip_updates(updates: Tensors, clip: float) -> tuple[Tensors, Tensor]:

@@ -1,4 +1,4 @@
-"""Algorithms that release statistics and choices: each is one mechanism, in whose round clients send clipped sums over rows."""
+"""Algorithms that release statistics and choices: each is one mechanism, in whose round clients send sums over rows, clipped by unit."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from fedsim.batch import Layout
 from fedsim.device import to_device
 from fedsim.errors import UserError
 from fedsim.methods.algorithm import Algorithm, Params
@@ -31,6 +32,9 @@ from fedsim.seeds import Seeds
 ROWS_SCORED = 1024
 """Rows whose scores are made at a time."""
 
+ROW_COUNT, ROW_COUNT_WEIGHT = "row_count", 0.2
+"""For unit client every release also counts its rows, with this weight beside the statistic's, whose own joint norm is 1."""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -46,10 +50,19 @@ class Rows:
         owner = torch.repeat_interleave(torch.tensor(clients.members), torch.tensor([len(x) for x in clients.x]))
         return cls(clients.pooled.x, clients.pooled.y, to_device(owner, clients.device))
 
+    def by_label(self, products: Mapping[str, OuterProduct], classes: int) -> dict[str, OuterProduct]:
+        """Products of which each client's rows of a label have their mean in place of their sum."""
+        _, own, size = torch.unique(self.client * classes + self.y, return_inverse=True, return_counts=True)
+        return {name: OuterProduct(product.left / size[own, None], product.right) for name, product in products.items()}
+
 
 @dataclass(frozen=True)
 class Statistic:
     """What is released of all rows together: sums of outer products, by one Gaussian mechanism a step.
+
+    For unit client a client's sum is clipped, in which rows of one label count as one: each label adds its rows' mean, so that neither many
+    rows nor a frequent label take the whole norm. Every release clips by other factors, the clients' weights there; its sums are scaled to
+    weights that add up to the number of clients, so counts and means of several releases agree. Counts then are no numbers of rows.
 
     Attributes:
         name: of the release, unique within an algorithm.
@@ -81,25 +94,38 @@ def statistic_phase(statistic: Statistic, clip: float, task: Task, broadcast: Ca
     """
     # many steps share what one would have, and a mechanism that takes a share of the budget has 1 / sqrt(share) times the noise
     release = Release(statistic.name, 1.0, statistic.steps, (statistic.share / statistic.steps) ** -0.5, main=main)
-    weights, unit = unit_weights(statistic.weights), clip if math.isfinite(clip) else 1.0
+    whole, unit = task.unit == "client", clip if math.isfinite(clip) else 1.0
+    # the statistic's own weights have norm 1 first, so that a row count weighs as much beside any
+    weights = unit_weights({**unit_weights(statistic.weights), ROW_COUNT: ROW_COUNT_WEIGHT} if whole else statistic.weights)
     norms = Norms(clip, weights={name: unit * weight for name, weight in weights.items()})
 
     def at_clients(clients: Clients, round_: Round, received: Tensors) -> Message:
-        products = statistic.products(Rows.of(clients), received)
+        rows = Rows.of(clients)
+        products = statistic.products(rows, received)
+        if whole:
+            one = rows.x.new_ones(len(rows.x), 1)
+            products = rows.by_label({**products, ROW_COUNT: OuterProduct(one, one)}, task.classes)
         if products.keys() != weights.keys():
             raise ValueError(f"statistic '{statistic.name}' has the products {sorted(products)} and weights of {sorted(weights)}")
-        sums, joint = clipped_statistics(products, norms, clients.all_groups)
+        sums, joint = clipped_statistics(products, norms, units_of(clients, task))
         clipped = (joint > clip * (1 + 1e-6)).float()
         noised = clients.add_noise(round_.release, round_.stream, sums)
         return clients.send(noised.sent, {"gradient_norm": Diagnostic(joint, "quantiles"), "clipped_fraction": clipped})
 
     def at_server(server: Server, round_: Round, total: Tensors) -> Values:
         std = server.noise_std(release.name, task.clients) / unit
-        sums = {name: value / norms.weight(name) for name, value in total.items()}
-        statistic.receive(server, sums, {name: std / weight for name, weight in weights.items()})
+        # what has norm 1 a row has a norm of at most the row count, so a clipped client counts at least 1, and all of them K
+        scale = float(task.clients / (total[ROW_COUNT] / norms.weight(ROW_COUNT)).clamp_min(task.clients)) if whole else 1.0
+        sums = {name: total[name] / norms.weight(name) * scale for name in statistic.weights}
+        statistic.receive(server, sums, {name: std / weights[name] * scale for name in sums})
         return {}
 
     return Phase(release, at_clients, at_server, broadcast, weights)
+
+
+def units_of(clients: Clients, task: Task) -> Layout | None:
+    """The unit of every row where it is more than a row: a group or a client; else None."""
+    return clients.layout if task.unit == "client" else clients.all_groups
 
 
 @dataclass(frozen=True)
@@ -110,7 +136,7 @@ class Choice:
         name: of the release, unique within an algorithm.
         share: of the budget in units of 1 / sigma^2, for all its steps together.
         scores: (rows, broadcast): what each row gives to the candidates of its class ``[N, candidates]``, in [0, 1]: values outside are
-            clipped, and what is not a number counts as 0. The rows of a group share 1 between them.
+            clipped, and what is not a number counts as 0. The rows of a group or a client share 1 between them.
         receive: (server, chosen): takes the number of every class's candidate ``[C]`` into ``server.tensors``.
         steps: how often it is made.
     """
@@ -130,7 +156,7 @@ def choice_phase(choice: Choice, clip: float, task: Task, broadcast: Callable[[S
     unit = clip if math.isfinite(clip) else 1.0
 
     def at_clients(clients: Clients, round_: Round, received: Tensors) -> Message:
-        rows, groups = Rows.of(clients), clients.all_groups
+        rows, groups = Rows.of(clients), units_of(clients, task)
         weight = rows.x.new_full((len(rows.x),), unit, dtype=torch.double)
         if groups is not None:
             weight /= torch.bincount(groups.client, minlength=groups.clients)[groups.client]
@@ -139,7 +165,7 @@ def choice_phase(choice: Choice, clip: float, task: Task, broadcast: Callable[[S
             part = slice(start, start + ROWS_SCORED)
             some = Rows(rows.x[part], rows.y[part], rows.client[part])
             scores = choice.scores(some, received).double().nan_to_num(0.0, 0.0, 0.0).clamp(0, 1)
-            # a row of a group is a part of a unit, and every row adds to its own class alone
+            # a row adds to its own class alone; over all classes a unit adds 1 at most, so its choices together cost what one does
             total = total + (one_hot(some.y, task.classes).double() * weight[part, None]).T @ scores
         assert isinstance(total, Tensor)
         return clients.send(clients.add_noise(round_.release, round_.stream, {"scores": total}).sent)
@@ -164,11 +190,11 @@ class OneShotParams(Params):
 class OneShot(Algorithm):
     """Base class of an algorithm that releases statistics, and makes choices, and samples from what they say.
 
-    A subclass supplies :meth:`statistics` and :meth:`generator`. A unit's statistics, an example's or the sum of a group's, are scaled to a
-    joint norm of at most 1.
+    A subclass supplies :meth:`statistics` and :meth:`generator`. The statistics of a unit, an example's or the sum over all rows of a group
+    or a client, are scaled to a joint norm of at most 1.
     """
 
-    units: ClassVar[tuple[Unit, ...]] = ("example", "group")
+    units: ClassVar[tuple[Unit, ...]] = ("example", "group", "client")
 
     @abstractmethod
     def statistics(self) -> tuple[Statistic | Choice, ...]:
@@ -247,6 +273,14 @@ class OneShot(Algorithm):
     def build(self, clients: int) -> nn.Module:
         """Nothing is trained."""
         return nn.Module()
+
+    def label_counts(self, server: Server) -> Tensor | None:
+        """None for unit client: rows of a client and label count as one, whatever their number is."""
+        return None if self.task.unit == "client" else self.class_rows(server)
+
+    def class_rows(self, server: Server) -> Tensor | None:
+        """Rows per class ``[C]`` as released for other units; None if they are not."""
+        return None
 
     def broadcast(self, server: Server) -> Tensors:
         """Everything released so far."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -91,10 +91,10 @@ def probe_of(tensors: Mapping[str, Tensor]) -> Probe:
 class LocalClassifiers:
     """A classifier for every client; as a whole, the mean of their probabilities."""
 
-    def __init__(self, own: list[ProbeClassifier] | list[Interpolated]) -> None:
+    def __init__(self, own: Sequence[ProbeClassifier | Interpolated | LinearClassifier]) -> None:
         self.own = own
 
-    def of_client(self, client: int) -> ProbeClassifier | Interpolated:
+    def of_client(self, client: int) -> ProbeClassifier | Interpolated | LinearClassifier:
         """The client's own."""
         return self.own[client]
 

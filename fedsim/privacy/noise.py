@@ -61,8 +61,8 @@ def gaussian(shapes: Mapping[str, torch.Size | tuple[int, ...]], std: float, str
 def gumbel(shapes: Mapping[str, torch.Size | tuple[int, ...]], scale: float, stream: Keystream) -> Noise:
     """Independent Gumbel noise of ``scale`` for every part, -scale log(-log u), in float64; a scale of 0 gives zeros.
 
-    Gumbel 1954: the place of the largest of scores with such noise is distributed as exp(score / scale) over its sum. The words give u as a
-    multiple of 2^-53, so each number is off by a total variation of 2^-53 at most.
+    Gumbel 1954: the place of the largest of scores with such noise is distributed as exp(score / scale) over its sum. The words give 1 - u
+    as a multiple of 2^-53 and half a step, so that large noise has all bits of a double.
 
     Args:
         shapes: by part; the parts are drawn in this order.
@@ -74,7 +74,7 @@ def gumbel(shapes: Mapping[str, torch.Size | tuple[int, ...]], scale: float, str
     if scale:
         uniform = stream.uniform(len(drawn))
         crc = zlib.crc32(uniform[::FINGERPRINT_STRIDE].tobytes())
-        drawn = -scale * np.log(-np.log(uniform + 2.0**-54))
+        drawn = -scale * np.log(-np.log1p(-np.minimum(uniform + 2.0**-54, 1 - 2.0**-53)))
     parts = torch.split(torch.from_numpy(drawn), sizes)
     return Noise({name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}, crc)
 

@@ -109,7 +109,8 @@ class Cohort:
     def released(self, names: Sequence[str]) -> Tensors:
         """Per-client tensors by name, averaged over iterates if the algorithm keeps averages."""
         current = dict(self.clients.model.named_parameters())
-        return moved({name: self.clients.state.get(f"average.{name}", current[name].detach()) for name in names}, CPU)
+        state = self.clients.state
+        return moved({name: state.get(f"average.{name}", state.get(name, current[name].detach())) for name in names}, CPU)
 
     def state(self) -> Tensors:
         """All private state, counters or ``[members, ...]``, on the CPU."""

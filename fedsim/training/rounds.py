@@ -16,7 +16,7 @@ from torch import Tensor
 from fedsim.device import CPU, moved
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Diagnostic, Message, Pool, Round, Server, Tensors, Values
-from fedsim.methods.parameters import add_in_order, code_names, in_order, joint_norm, l2_norm, load_parameters, rounded, squared_sums
+from fedsim.methods.parameters import add_in_order, in_order, joint_norm, l2_norm, load_parameters, rounded, squared_sums
 from fedsim.methods.products import Product
 from fedsim.methods.returns import typed
 from fedsim.privacy.ledger import Ledger
@@ -114,7 +114,7 @@ def train(
         if checkpoint is not None:
             checkpoint(partial(capture, server, pool, ledger, round_.number + 1, (uplink, downlink), seeds.secret))
         yield RoundRecord(round_.number, rounds, record)
-    server.codes = moved(pool.released(code_names(server.model)), device) if algorithm.releases_codes() else {}
+    server.codes = moved(pool.released(algorithm.released_names(server.model)), device)
     state = released_state(server)
     return Trained(_product(algorithm, server), released_shares(algorithm, server), ledger, uplink, downlink, state)
 

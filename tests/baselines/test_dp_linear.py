@@ -72,11 +72,6 @@ def test_the_mean_takes_its_share_of_the_budget_and_the_steps_the_rest(share: fl
     assert sgd.steps * (sgd.sample_rate / sgd.relative_noise) ** 2 == pytest.approx(1 - share)
 
 
-def test_for_unit_client_there_is_no_mean() -> None:
-    algorithm = DPLinear(DPLinearParams(), Task(DIM, CLASSES, 2, unit="client"))
-    assert [release.name for release in algorithm.releases()] == ["dp-sgd"]
-
-
 def random_head(stream: torch.Generator) -> CentredHead:
     head = CentredHead(DIM, CLASSES)
     with torch.no_grad():

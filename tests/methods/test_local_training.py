@@ -118,14 +118,14 @@ def test_without_privacy_an_update_counts_as_often_as_its_client_has_rows() -> N
 
 
 def test_the_proximal_term_is_half_of_mu_times_the_squared_distance_to_the_broadcast() -> None:
-    _, algorithm = cohort_of("fedprox-linear", proximal=0.3)
+    cohort, algorithm = cohort_of("fedprox-linear", proximal=0.3)
     stream = torch.Generator().manual_seed(0)
     broadcast = {"a": torch.randn(2, 3, generator=stream), "b": torch.randn(3, generator=stream)}
     shared = {name: torch.randn(4, *value.shape, generator=stream).requires_grad_() for name, value in broadcast.items()}
     term = sum(0.3 / 2 * (value - broadcast[name]).square().sum() for name, value in shared.items())
     expected = dict(zip(shared, torch.autograd.grad(term, list(shared.values())), strict=True))  # type: ignore[arg-type]
     gradients = {name: torch.ones_like(value) for name, value in shared.items()}
-    algorithm.pull(gradients, shared, broadcast)
+    algorithm.pull(cohort.clients, gradients, shared, broadcast)
     for name, value in gradients.items():
         torch.testing.assert_close(value, 1 + expected[name])
 

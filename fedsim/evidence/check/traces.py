@@ -19,6 +19,7 @@ from fedsim.errors import WrongReturn
 from fedsim.evidence.check.subject import Subject, drawn, same
 from fedsim.evidence.check.verdict import Verdict, failed, idle, passed
 from fedsim.methods.messages import Diagnostic, Message
+from fedsim.methods.products import is_classifier, own
 from fedsim.methods.returns import answer
 from fedsim.planning.prepare import partition_of
 from fedsim.plugins.places import line_of
@@ -26,6 +27,9 @@ from fedsim.seeds import Seeds
 from fedsim.training import rounds
 from fedsim.training.checkpoint import Checkpoints
 from fedsim.training.state import copied
+
+ROWS_SHOWN = 20
+"""Rows that a classifier is shown one after another."""
 
 PLAIN = (bool, int, float, str, type(None), np.floating, np.integer)
 
@@ -146,6 +150,25 @@ def made(subject: Subject) -> Verdict:
     except WrongReturn as error:
         return failed(f"{line_of(error.method)}: {error.what}", f"return {error.expected}")
     return passed(f"{said.dtype} [n, {said.shape[1]}]".replace("torch.", ""))
+
+
+def predictions(subject: Subject) -> Verdict:
+    """What a classifier predicts of a row depends on no other row that it was shown: a tuned cell scores it on private rows.
+
+    One held-out unit may change the score by its own prediction alone (:mod:`fedsim.privacy.selection`).
+    """
+    made = subject.first[0].trained.made
+    if not is_classifier(made):
+        return idle("a generator is shown no row")
+    rows = torch.from_numpy(subject.data.x_train[:ROWS_SHOWN])
+    first = own(made, 0).probabilities(rows[:1])
+    for row in rows[1:]:
+        own(made, 0).probabilities(row[None])
+    again = own(made, 0).probabilities(rows[:1])
+    if not same(first, again):
+        fix = "let probabilities depend on the row that it is given and on the server's state, and keep nothing of earlier rows"
+        return failed(f"what it predicts of a row changes by {float((first - again).abs().max()):.3g} after other rows", fix)
+    return passed("the same prediction of a row before and after others")
 
 
 def sent_bytes(subject: Subject) -> Verdict:

@@ -87,6 +87,9 @@ def _of_groups(product: OuterProduct, alone: Tensor, groups: Layout) -> Tensor:
         for some in torch.split((sizes == size).nonzero()[:, 0], max(1, ROWS // size)):
             rows = to_device(first[some, None] + torch.arange(size), squared.device)
             left, right = (side[rows].double() for side in (product.left, product.right))
-            pairs = (left @ left.transpose(1, 2)) * (right @ right.transpose(1, 2))
+            if size > ROWS:  # so many pairs are more numbers than the sum has
+                pairs = (left.transpose(1, 2) @ right).square()
+            else:
+                pairs = (left @ left.transpose(1, 2)) * (right @ right.transpose(1, 2))
             squared[to_device(some, squared.device)] = pairs.sum((1, 2)).clamp_min(0).to(squared.dtype)
     return squared

@@ -1,0 +1,188 @@
+"""Private evolution on embeddings: private rows vote for the nearest of their class's candidates, and candidates with votes have offspring.
+
+Lin et al. 2023 (arXiv 2305.15560, algorithm 2: a noisy histogram of nearest neighbours, threshold, draws by votes, variations), class by
+class as PCEvolve (arXiv 2506.05407), with votes summed over clients. A row's votes have an L2 norm of 1 together, whatever the dimension,
+so the noise knows no dimension either; of a group all votes are clipped together.
+
+Different here: a row votes for its ``votes`` nearest candidates, 1 / sqrt(votes) each (``votes: 1`` is the paper's), which carries more at
+equal noise. Candidates and rows are compared about their means, of which the private one is released first: foreign public rows all lie in
+another place. In the first round, whose candidates all classes share, the votes count that a class casts above its share, for some
+candidates are near to all rows. Offspring are between two parents, and moved towards a fresh candidate, in place of a model's variations.
+
+Defaults were tuned with 1,000 rows, 3 seeds, a ridge probe, at epsilon 1 / 4 on OrganAMNIST (public BloodMNIST) and HAM10000 (public: one
+of its sites): 3 rounds of 400 candidates, 40 votes 0.317 / 0.436 and 0.237 / 0.280; one vote 0.237 / 0.381 and 0.180 / 0.224; one round of
+20 votes 0.290 / 0.435 and 0.227 / 0.284; one vote without the mean 0.141 / 0.161 and 0.180 / 0.220 (2 seeds, 100 candidates).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from baselines.dppl_public import directions
+from fedsim.device import normal, to_device
+from fedsim.methods.algorithm import Params
+from fedsim.methods.coordinates import Coordinates, coordinate_statistics, receive_spread
+from fedsim.methods.messages import Server, Tensors
+from fedsim.methods.one_shot import OneShot, Rows, Statistic, overall_mean
+from fedsim.methods.products import Generator
+from fedsim.models.layers import one_hot
+from fedsim.plugins.registry import register
+from fedsim.privacy.statistics.outer_products import OuterProduct
+from fedsim.seeds import Purpose, Seeds
+
+AXES = 64
+"""Most directions with a variance of their own of candidates that are drawn."""
+
+
+class PrivateEvolutionParams(Params):
+    """Parameters of private evolution.
+
+    Attributes:
+        start: where candidates come from: ``public`` rows, or ``drawn`` from a Gaussian with the variances of released coordinates
+            (:mod:`fedsim.methods.coordinates`).
+        mean_share: share of the budget (in 1 / sigma^2) that the mean takes, or the coordinates.
+        rounds: rounds of votes, which share the rest.
+        candidates: of every class in a round.
+        votes: how many candidates a row votes for.
+        threshold: votes below so many standard deviations of their noise count as none.
+        variation: the most by which offspring are moved towards a fresh candidate, as a share of the way.
+        noise: norm of the white noise on a sampled row, in units of the candidates' typical distance from the mean: features that public
+            rows lack get a scale.
+    """
+
+    start: Literal["public", "drawn"] = "public"
+    mean_share: float = Field(0.3, gt=0, lt=1)
+    rounds: int = Field(3, ge=1)
+    candidates: int = Field(400, ge=1)
+    votes: int = Field(40, ge=1)
+    threshold: float = Field(1.5, ge=0)
+    variation: float = Field(0.5, ge=0, le=1)
+    noise: float = Field(0.5, ge=0)
+
+
+@register("private-evolution")
+class PrivateEvolution(OneShot):
+    """The mean or the coordinates, then a Gaussian mechanism on the votes of every round; offspring and samples are post-processing."""
+
+    source = "Private evolution: Lin et al. 2023, arXiv 2305.15560; PCEvolve, arXiv 2506.05407"
+    Params = PrivateEvolutionParams
+
+    def uses_public(self) -> bool:
+        """Whether candidates are public rows."""
+        return bool(self.params.start == "public")
+
+    def statistics(self) -> tuple[Statistic, ...]:
+        """Where rows lie; then the votes."""
+        share, rounds = self.params.mean_share, self.params.rounds
+        first: tuple[Statistic, ...] = (overall_mean(share),)
+        if not self.uses_public():
+            mean, spread = coordinate_statistics(share)
+            first = (mean, replace(spread, receive=self.receive_coordinates))
+        return (*first, Statistic("votes", 1 - share, {"votes": 1.0}, self.vote_products, self.receive_votes, rounds))
+
+    def initial_server(self, seeds: Seeds) -> Server:
+        """Fresh candidates of every round ``[rounds, K, d]``, about the mean of all public rows."""
+        server = super().initial_server(seeds)
+        if self.uses_public() and self.task.public is not None:
+            rows, stream = self.task.public.rows(), seeds.torch(Purpose.INIT)
+            order = torch.cat([torch.randperm(len(rows), generator=stream) for _ in range(self._fresh // len(rows) + 1)])
+            server.tensors["fresh"] = (rows - rows.mean(0))[order[: self._fresh]].view(self.params.rounds, -1, self.task.dim)
+            self._begin(server)
+        return server
+
+    def receive_coordinates(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+        """Coordinates, and fresh candidates in them: Gaussian, of mean squared norm 1."""
+        receive_spread(server, sums, std)
+        axes, stream = Coordinates(server.tensors).main_axes(AXES), server.seeds.torch(Purpose.PENALTY)
+        drawn = normal((self._fresh, self.task.dim), stream, axes) + normal((self._fresh, axes.shape[1]), stream, axes) @ axes.T
+        size = (self.task.dim + axes.square().sum()).sqrt()
+        server.tensors["fresh"] = (drawn / size).view(self.params.rounds, -1, self.task.dim)
+        self._begin(server)
+
+    @property
+    def _fresh(self) -> int:
+        return int(self.params.rounds * self.params.candidates)
+
+    def _begin(self, server: Server) -> None:
+        """The first round's candidates ``[C, K, d]`` are the same for all classes."""
+        server.tensors["candidates"] = server.tensors["fresh"][0].expand(self.task.classes, -1, -1).clone()
+        server.tensors["round"] = torch.zeros((), dtype=torch.long, device=server.device)
+
+    def broadcast(self, server: Server) -> Tensors:
+        """All but what only the server needs."""
+        return {name: value for name, value in server.tensors.items() if name not in ("fresh", "round")}
+
+    def vote_products(self, rows: Rows, broadcast: Tensors) -> Mapping[str, OuterProduct]:
+        """Votes of every row, of norm 1, beside its class."""
+        candidates = broadcast["candidates"]
+        votes = rows.x.new_zeros(len(rows.x), candidates.shape[1])
+        about = rows.x - broadcast["mean"] if self.uses_public() else Coordinates(broadcast).of_rows(rows.x)
+        count = min(self.params.votes, candidates.shape[1])
+        for label, own in enumerate(candidates):
+            of_class = (rows.y == label).nonzero()[:, 0]
+            nearest = (directions(about[of_class]) @ directions(own).T).topk(count, 1).indices
+            votes[of_class[:, None], nearest] = count**-0.5
+        return {"votes": OuterProduct(one_hot(rows.y, self.task.classes), votes)}
+
+    def receive_votes(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+        """Weights of the candidates ``[C, K]``, and but in the last round their offspring."""
+        if not int(server.tensors["round"]):
+            expected = sums["votes"].sum(1, keepdim=True).clamp_min(0)
+            share = expected / expected.sum().clamp_min(1e-12)
+            votes = sums["votes"] - share * sums["votes"].sum(0, keepdim=True)
+        else:
+            votes = sums["votes"]
+        best = torch.nn.functional.one_hot(votes.argmax(1), votes.shape[1]).to(votes)
+        counted = torch.where(votes > self.params.threshold * std["votes"], votes.clamp_min(0), 0)
+        weights = torch.where(counted.sum(1, keepdim=True) > 0, counted, best)
+        server.tensors["weights"] = weights / weights.sum(1, keepdim=True)
+        server.tensors["round"] = server.tensors["round"] + 1
+        if int(server.tensors["round"]) < self.params.rounds:
+            self._vary(server)
+        else:
+            del server.tensors["fresh"], server.tensors["round"]
+
+    def _vary(self, server: Server) -> None:
+        number = int(server.tensors["round"])
+        stream = server.seeds.torch(Purpose.PENALTY, number)
+        labels = torch.arange(self.task.classes, device=server.device).repeat_interleave(self.params.candidates)
+        child = offspring(server.tensors["candidates"], server.tensors["weights"], labels, stream)
+        fresh = server.tensors["fresh"][number].repeat(self.task.classes, 1)
+        share = self.params.variation * to_device(torch.rand(len(child), 1, generator=stream), server.device)
+        server.tensors["candidates"] = ((1 - share) * child + share * fresh).view_as(server.tensors["candidates"])
+
+    def generator(self, server: Server) -> Generator:
+        """Offspring of the last candidates, where private rows are."""
+        found = server.tensors
+        coordinates = None if self.uses_public() else Coordinates(found)
+        std = self.params.noise * float(found["candidates"].norm(dim=-1).mean()) / self.task.dim**0.5
+        return Evolved(found["candidates"], found["weights"], std, found["mean"], coordinates)
+
+
+def offspring(candidates: Tensor, weights: Tensor, labels: Tensor, stream: torch.Generator) -> Tensor:
+    """Rows ``[n, d]`` between two parents of each label, drawn by their weights, up to half way from the first."""
+    chosen = [torch.multinomial(weights.cpu()[labels.cpu()], 1, generator=stream)[:, 0].to(labels.device) for _ in range(2)]
+    share = to_device(torch.rand(len(labels), 1, generator=stream), labels.device) / 2
+    first, second = (candidates[labels, parents] for parents in chosen)
+    return (1 - share) * first + share * second
+
+
+class Evolved:
+    """Offspring of candidates ``[C, K, d]`` with ``weights`` ``[C, K]`` and white noise of ``std``, as embeddings of unit norm."""
+
+    def __init__(self, candidates: Tensor, weights: Tensor, std: float, mean: Tensor, coordinates: Coordinates | None) -> None:
+        self.candidates, self.weights, self.std, self.mean, self.coordinates = candidates, weights, std, mean, coordinates
+
+    def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
+        """Synthetic embeddings ``[n, d]``."""
+        with torch.no_grad():
+            made = offspring(self.candidates, self.weights, labels, stream)
+            made = made + self.std * normal(tuple(made.shape), stream, made)
+            return normalize(self.mean + made if self.coordinates is None else self.coordinates.rows(made), dim=1)

@@ -1,0 +1,71 @@
+"""A classifier a client beside the shared one, with and without noise."""
+
+from typing import Any
+
+import pytest
+import torch
+from cells import one_cell, quick, small_cells
+from rows import ran
+
+from baselines.dp_ditto import DPDitto
+from fedsim.batch import Batch, Layout
+from fedsim.privacy.clipping import Norms, clipped_sum
+from fedsim.training.trial import run_trial
+
+LONG = {"rounds": 15, "local_steps": 10}
+
+
+def ended(name: str, **params: Any) -> Any:
+    trial, data, _ = one_cell(quick(name, **params), epsilon=8.0)
+    *_, outcome = run_trial(trial, data)
+    return outcome
+
+
+def test_the_shared_classifier_is_fedavgs() -> None:
+    plain, ditto = ended("fedavg-linear").state, ended("ditto").state
+    for part in ("weight", "bias"):
+        assert torch.equal(ditto[f"server.model.shared.head.{part}"], plain[f"server.model.head.{part}"])
+
+
+def test_the_larger_lambda_the_nearer_are_own_classifiers_to_the_shared_one() -> None:
+    far = []
+    for own_proximal in (0.0, 1.0, 100.0):
+        state = ended("ditto", own_proximal=own_proximal, **LONG).state
+        far.append(float((state["codes.own.head.weight"] - state["server.model.shared.head.weight"]).norm()))
+    assert far[0] > far[1] > far[2] > 0
+
+
+@pytest.mark.parametrize(("name", "shared"), [("ditto", "fedavg-linear"), ("dp-ditto", "dp-fedavg-linear")])
+def test_own_classifiers_know_their_clients_better_than_the_shared_one(name: str, shared: str) -> None:
+    judged: dict[str, Any] = {"alpha": 0.2, "epsilon": float("inf"), "evaluation": {"per_class": 10, "personal": "held-out"}}
+    prepared = small_cells(*(quick(each, **LONG) for each in (name, shared)), **judged)
+    own, other = (ran(prepared, trial)[1].scores["personal_accuracy"] for trial in prepared.trials)
+    assert own > other + 0.02
+
+
+def test_one_row_changes_both_classifiers_sums_together_by_the_clip_norm_at_most() -> None:
+    _, _, algorithm = one_cell(quick("dp-ditto"), epsilon=4.0)
+    assert isinstance(algorithm, DPDitto)
+    model, stream = algorithm.build(1), torch.Generator().manual_seed(0)
+    x, y = torch.randn(12, algorithm.task.dim, generator=stream), torch.arange(12) % algorithm.task.classes
+
+    def joint(model: Any, batch: Batch) -> torch.Tensor:
+        return torch.stack(list(algorithm.loss(model, batch).values())).sum(0)
+
+    def sums(rows: torch.Tensor) -> torch.Tensor:
+        batch = Batch(x[rows], y[rows], {}, Layout.on(x.device, torch.zeros(len(rows), dtype=torch.long), 1))
+        return torch.cat(
+            [value.flatten() for value in clipped_sum(model, joint, batch, Norms(algorithm.clip()), "bookkeeping").sums.values()]
+        )
+
+    for left_out in range(12):
+        change = float((sums(torch.arange(12)) - sums(torch.tensor([i for i in range(12) if i != left_out]))).norm())
+        assert change == pytest.approx(algorithm.clip(), rel=1e-3)
+
+
+def test_noise_is_on_the_own_classifiers_too() -> None:
+    first, second = (ended("dp-ditto", own_proximal=lam).state["codes.own.head.weight"] for lam in (0.1, 0.1))
+    without = one_cell(quick("dp-ditto"), epsilon=float("inf"))
+    *_, quiet = run_trial(without[0], without[1])
+    assert torch.equal(first, second)
+    assert not torch.allclose(first, quiet.state["codes.own.head.weight"])  # type: ignore[union-attr]

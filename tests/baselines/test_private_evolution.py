@@ -1,0 +1,95 @@
+"""Private evolution's own mathematics; what every algorithm must keep is checked elsewhere."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from cells import small_cells
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rows import outcome_and_plan, score_of
+
+from baselines.private_evolution import Evolved, PrivateEvolution, PrivateEvolutionParams, offspring
+from fedsim.batch import consecutive
+from fedsim.data.public import PublicRows
+from fedsim.methods.messages import Task
+from fedsim.methods.one_shot import Rows
+from fedsim.planning.prepare import Prepared
+from fedsim.privacy.clipping import Norms
+from fedsim.privacy.statistics.outer_products import clipped_statistics
+from fedsim.seeds import Seeds
+
+DIM, CLASSES = 20, 3
+
+
+def method(**params) -> PrivateEvolution:
+    public = PublicRows(np.random.default_rng(0).standard_normal((60, DIM)).astype(np.float32))
+    return PrivateEvolution(PrivateEvolutionParams(**params), Task(DIM, CLASSES, 2, public=public))
+
+
+def histogram(algorithm: PrivateEvolution, x: torch.Tensor, y: torch.Tensor, groups: torch.Tensor | None = None) -> torch.Tensor:
+    broadcast = algorithm.initial_server(Seeds(0)).tensors | {"mean": torch.zeros(DIM)}
+    layout = None if groups is None else consecutive(groups, x)
+    return clipped_statistics(algorithm.vote_products(Rows(x, y, y), broadcast), Norms(1.0), layout)[0]["votes"]
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 10_000), votes=st.integers(1, 90))
+def test_one_row_and_one_group_add_votes_of_norm_at_most_one(seed: int, votes: int) -> None:
+    algorithm, stream = method(candidates=30, votes=votes), torch.Generator().manual_seed(seed)
+    x, y = torch.randn(9, DIM, generator=stream), torch.randint(CLASSES, (9,), generator=stream)
+    assert (histogram(algorithm, x, y) - histogram(algorithm, x[:8], y[:8])).norm() <= 1 + 1e-6
+    groups = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, 3])
+    grouped = histogram(algorithm, x, y, groups) - histogram(algorithm, x[:6], y[:6], groups[:6])
+    assert grouped.norm() <= 1 + 1e-6
+
+
+def test_a_row_votes_for_the_nearest_candidates_of_its_label() -> None:
+    algorithm = method(candidates=30, votes=1)
+    near = algorithm.initial_server(Seeds(0)).tensors["candidates"][0, [3, 11]]
+    votes = histogram(algorithm, near, torch.tensor([0, 2]))
+    assert votes.nonzero().tolist() == [[0, 3], [2, 11]]
+
+
+def test_candidates_with_votes_have_the_offspring_and_those_in_the_noise_none() -> None:
+    algorithm = method(candidates=30, rounds=2, variation=0.0)
+    server = algorithm.initial_server(Seeds(0))
+    before = server.tensors["candidates"].clone()
+    votes = torch.zeros(CLASSES, 30)
+    votes[0, 4], votes[0, 5], votes[1, 7] = 50.0, 1.0, 50.0
+    algorithm.receive_votes(server, {"votes": votes}, {"votes": 1.0})
+    assert server.tensors["weights"][0, 4] == 1
+    torch.testing.assert_close(server.tensors["candidates"][0], before[0, 4].expand(30, -1))
+    torch.testing.assert_close(server.tensors["candidates"][1], before[1, 7].expand(30, -1))
+    algorithm.receive_votes(server, {"votes": votes}, {"votes": 1.0})
+    assert not {"fresh", "round"} & server.tensors.keys()
+
+
+def test_samples_lie_between_parents_of_their_label_and_have_norm_one() -> None:
+    candidates = torch.eye(4, DIM)[None].repeat(2, 1, 1)
+    weights = torch.tensor([[0.5, 0.5, 0, 0], [0, 0, 0, 1.0]])
+    made = offspring(candidates, weights, torch.tensor([0, 0, 1]), torch.Generator().manual_seed(0))
+    assert made[:2, 2:].abs().max() == 0
+    torch.testing.assert_close(made[2], candidates[1, 3])
+    rows = Evolved(candidates, weights, 0.1, torch.ones(DIM), None).sample(torch.tensor([0, 1]), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(2))
+
+
+def cells(epsilon: float, start: str = "public", **keys) -> Prepared:
+    entry = {"name": "private-evolution", "params": {"start": start, "candidates": 200, "votes": 10}}
+    return small_cells(entry, epsilon=epsilon, dataset={"name": "digits", "limit": 1000}, **keys)
+
+
+@pytest.mark.parametrize(("start", "least"), [("public", 0.6), ("drawn", 0.5)])
+def test_digits_are_told_apart_from_what_has_evolved_from_public_rows_and_from_none(start: str, least: float) -> None:
+    assert score_of(cells(math.inf, start)) > least
+
+
+@pytest.mark.parametrize(("unit", "trust"), [("example", "silo"), ("client", "aggregate")])
+def test_the_votes_of_all_rounds_share_what_the_mean_leaves(unit: str, trust: str) -> None:
+    found, plan = outcome_and_plan(cells(4.0, unit=unit, trust=trust))
+    assert [(release.name, release.steps) for release in plan.releases] == [("mean", 1), ("votes", 3)]
+    assert [release.steps / release.relative_noise**2 for release in plan.releases] == pytest.approx([0.3, 0.7])
+    assert found.epsilon_spent == pytest.approx(plan.epsilon_reached)
+    assert plan.claim == "proved"
