@@ -2,7 +2,7 @@
 
     python benchmarks/public.py --data FOLDER [--seeds 5] [--grids NAME ...] [--out runs/public] [--json FILE] [--markdown FILE]
 
-FOLDER holds the embeddings of OrganAMNIST, BloodMNIST and HAM10000 by EfficientNet-Lite0, as `fedsim embed` writes them. Public rows are
+FOLDER holds embeddings by EfficientNet-Lite0, files that benchmarks/README.md names: NAME_effnetlite0.npz. Public rows are
 those of another modality (blood cells for CT, CT for skin), or of the same modality from another site: two sites of HAM10000 are private,
 another one is public. Shares of the ceiling, means over seeds; the run folder keeps every row, and the same command goes on.
 """
