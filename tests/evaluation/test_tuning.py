@@ -202,3 +202,10 @@ def test_the_score_counts_right_predictions() -> None:
     alone = HeldOut(held.rows[:1], held.clients[:1], held.weights[:1]).correct(one, outcome.state, data)
     assert right[0] == alone[0]
     assert 0.2 < right.mean() <= 1
+
+
+def test_how_clients_are_packed_changes_nothing() -> None:
+    trial, data = tuned(space={"radius": [0.5, 0.8]}, name="dp-gaussian", tune={"trials": 2})
+    one, two = (ended(run_tuned(replace(trial, sizes=sizes), data))[1] for sizes in ((4,), (1, 3)))
+    assert (one.chosen, one.trials) == (two.chosen, two.trials)
+    assert all(torch.allclose(two.state[name], value, atol=1e-5) for name, value in one.state.items())
