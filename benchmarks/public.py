@@ -48,13 +48,20 @@ def main() -> None:
     for name in options.grids:
         run = fedsim.bench(made_of[name], out=options.out / name, in_process=True)
         lines += [{"grid": name, **line} for line in shares(run.rows)]
-    made = {"command": f"python benchmarks/public.py --data FOLDER --seeds {options.seeds}", **circumstances(), "lines": lines}
+    made = {
+        "command": f"python benchmarks/public.py --data FOLDER --seeds {options.seeds} --grids {' '.join(options.grids)}",
+        **circumstances(),
+        "lines": lines,
+    }
     text = "\n".join(table(lines))
     print(text)
     if options.json is not None:
         options.json.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     if options.markdown is not None:
-        head = f"`{made['command']}`, revision {made['revision']}, {made['machine']}. ε = 1, δ = 1e-4, 10 clients, α = 0.3."
+        head = (
+            f"`{made['command']}`, revision {made['revision']}, {made['machine']}. ε = 1, δ = 1e-4, 10 clients, α = 0.3; k = {DIRECTIONS}."
+        )
+        head += f" Means over {options.seeds} seeds; in brackets the least and the largest gain of a seed."
         options.markdown.write_text(f"# What public rows are worth\n\n{head}\n\n{text}\n", encoding="utf-8")
 
 
@@ -99,7 +106,7 @@ def shares(rows: pd.DataFrame) -> list[dict[str, Any]]:
             {
                 "dataset": dataset,
                 "method": label,
-                "public": own["public"].iloc[0],
+                "public": own["public"].dropna().unique().tolist()[0] if own["public"].notna().any() else None,
                 "seeds": len(own),
                 "share": round(fmean(own["share"]), 4),
                 "gain": round(float(paired.mean()), 4),
