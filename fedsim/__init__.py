@@ -31,9 +31,9 @@ _HOMES = {
     "fedsim.api.budgets": ("account",),
     "fedsim.api.data": ("embed",),
     "fedsim.api.describe": ("describe",),
-    "fedsim.api.grids": ("bench", "partition", "plan"),
+    "fedsim.api.grids": ("bench", "partition", "plan", "tune"),
     "fedsim.api.methods": ("algorithms", "audit", "check"),
-    "fedsim.api.run": ("Run", "load"),
+    "fedsim.api.run": ("Run", "board", "load"),
     "fedsim.errors": ("UserError",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -40,11 +40,14 @@ class Purpose(IntEnum):
     FEATURE_SHIFT = 10
     DIAGNOSTICS = 11
     PENALTY = 12
+    HELD_OUT = 21
+    SELECTION = 22
 
 
-SECRET = frozenset({Purpose.NOISE, Purpose.SAMPLING, Purpose.LATENT, Purpose.LOCAL})
-"""Streams that an adversary must not know: the noise; the samples, since sampling amplifies only while it is hidden; and a client's draws
-for its rows, which are assigned in row order: known, they would show every later row move up when one is removed.
+SECRET = frozenset({Purpose.NOISE, Purpose.SAMPLING, Purpose.LATENT, Purpose.LOCAL, Purpose.SELECTION})
+"""Streams that an adversary must not know: the noise; the samples, since sampling amplifies only while it is hidden; a client's draws
+for its rows, which are assigned in row order: known, they would show every later row move up when one is removed; and of a tuned cell the
+number of its trainings, their parameters and keys.
 """
 _SERVER_ROOT = b"fedsim: root of the server's public streams\0"
 _WORDS = slice(24, 24 + 624 * 8)
@@ -73,6 +76,11 @@ class Seeds:
     root: int
     secret: int | None = field(default=None, repr=False)
     whole: bool = True
+
+    def run(self, number: int) -> Seeds:
+        """The tree of one of several trainings of a cell: the same public streams, and a key of its own for those in :data:`SECRET`."""
+        key = self.keystream(Purpose.SELECTION, 1 + number).words(8).tobytes()
+        return Seeds(self.root, int.from_bytes(key, "big"))
 
     @property
     def public(self) -> Seeds:

@@ -31,7 +31,11 @@ SITES = ROOT / "docs" / "sites.md"
 RELEASE = ROOT / "docs" / "release.md"
 EQUAL = ROOT / "docs" / "equal.md"
 PYTHON = ROOT / "docs" / "python.md"
-PAGES = sorted(set((ROOT / "docs").glob("*.md")) - {DATA, ALGORITHMS, RESULTS, ACCOUNTING, RELIABILITY, CLUSTER, AUDIT, RELEASE, EQUAL})
+PUBLIC = ROOT / "docs" / "public.md"
+TUNING = ROOT / "docs" / "tuning.md"
+PAGES = sorted(
+    set((ROOT / "docs").glob("*.md")) - {DATA, ALGORITHMS, RESULTS, ACCOUNTING, RELIABILITY, CLUSTER, AUDIT, RELEASE, EQUAL, TUNING, PUBLIC}
+)
 
 
 def in_process(node: Node) -> AbstractContextManager[InProcess]:
@@ -87,6 +91,22 @@ def test_the_grid_of_the_sites_page_is_valid(tmp_path: Path) -> None:
     assert load_grid(tmp_path / "g.yaml").unit_column == "patient"
 
 
+def test_the_public_page_from_first_to_last(folder: Path, command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
+    write, method = blocks(PUBLIC, "python")
+    (grid,) = blocks(PUBLIC, "yaml")
+    (folder / "public.yaml").write_text(grid)
+    (folder / "mine.py").write_text(method)
+    exec(compile(write, str(PUBLIC), "exec"), {})
+    monkeypatch.setattr("fedsim.runs.ray_engine.local_ray", in_process)
+    done = [command(*shlex.split(line)[1:]) for line in commands(PUBLIC)]
+    assert [each.returncode for each in done] == [0] * len(done)
+    assert "public data: noisy digits: 1797 × 64, no labels, licence CC BY 4.0; used by dp-gaussian in a public subspace" in done[0].stdout
+    assert "†: uses public data: noisy digits" in done[2].stdout
+    half = {row.label: row.balanced_accuracy for row in grid_rows("runs/public") if row.epsilon_target == 0.5}
+    assert half["dp-gaussian in a public subspace"] > half["dp-gaussian"] + 0.05  # type: ignore[operator]
+    assert runpy.run_path(str(folder / "mine.py"))["Mine"].uses_public(None)
+
+
 def save_methods(folder: Path) -> None:
     """The methods of the algorithms page, and their grid, as files with the names that the page gives them."""
     for name, text in zip(("noisy_means", "personal_linear"), blocks(ALGORITHMS, "python"), strict=True):
@@ -125,6 +145,18 @@ def test_a_release_from_first_to_last(folder: Path, command: Callable[..., Done]
         done = command(*shlex.split(line)[1:])
         assert done.returncode == 0, line + done.stdout + done.stderr
     assert json.loads(Path("synth.json").read_text())["release"] == "under its epsilon"
+
+
+def test_a_search_from_first_to_last(folder: Path, command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
+    (text,) = blocks(TUNING, "yaml")
+    (folder / "search.yaml").write_text(text)
+    monkeypatch.setattr("fedsim.runs.ray_engine.local_ray", in_process)
+    for line in commands(TUNING):
+        done = command(*shlex.split(line)[1:])
+        assert done.returncode == 0, line + done.stdout + done.stderr
+    default, tuned, free = grid_rows("runs/search")
+    assert (default.tuning, tuned.claim, free.claim) == (None, "proved", "heuristic")
+    assert "dp-linear tuned (free, on test rows)" in Path("board.md").read_text()
 
 
 def test_what_is_summed_once_is_equal_for_every_partition(

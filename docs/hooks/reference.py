@@ -22,11 +22,11 @@ from fedsim.cli import app
 from fedsim.data.encoding.spec import EncoderSpec
 from fedsim.data.sources.spec import DatasetSpec, SplitSpec
 from fedsim.evaluation.measures import MEASURES
-from fedsim.grid.models import AlgorithmEntry, AuditSpec, Evaluation, Grid, Privacy, Resources
+from fedsim.grid.models import AlgorithmEntry, AuditSpec, Evaluation, Grid, Privacy, Resources, Tune
 from fedsim.methods import face
 from fedsim.partition import PartitionSpec
 from fedsim.plugins.registry import known, lookup
-from fedsim.results.rows import Mechanism, Row, RowError
+from fedsim.results.rows import Mechanism, Row, RowError, Tuned
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -51,10 +51,12 @@ SECTIONS: dict[type[BaseModel], str] = {
     PartitionSpec: "partition",
     Evaluation: "evaluation",
     Privacy: "privacy",
+    Tune: "tune",
     AuditSpec: "audit",
     Resources: "resources",
     RowError: "error",
     Mechanism: "mechanisms",
+    Tuned: "tuning",
 }
 """The models that have a section of their own, and its title."""
 

@@ -64,11 +64,30 @@ def bench(
         UserError: a mistake, in the words of the command line; nothing was written.
         KeyboardInterrupt: it was interrupted; what is finished is kept.
     """
-    checked = _checked(grid, set, algorithms)
-    folder = Path("runs") / checked.name if out is None else Path(out)
     how: dict[str, Any] = {"max_parallel": max_parallel, "retry_failed": retry_failed, "keep_going": keep_going, "in_process": in_process}
+    return _run(_checked(grid, set, algorithms), out=out, address=address, **how)
+
+
+def _run(grid: Grid, *, out: Path | str | None = None, address: str | None = None, **how: Any) -> Run:
+    folder = Path("runs") / grid.name if out is None else Path(out)
     with kept_handlers():
-        return ended(folder, run_grid(checked, folder, address, **how), trust_plugin=True)
+        return ended(folder, run_grid(grid, folder, address, **how), trust_plugin=True)
+
+
+def tune(grid: GridLike, *, compare: bool = False, set: Replacements = (), algorithms: Iterable[Any] = (), **how: Any) -> Run:
+    """Tune a grid's parameters within its budgets: epsilon pays for the whole search over the values of ``tune`` and ``scan``.
+
+    Args:
+        grid: as of :func:`bench`.
+        compare: also run each method with the parameters of its entry, and tuned for free on test rows.
+        set: as of :func:`bench`.
+        algorithms: as of :func:`bench`.
+        how: the other arguments of :func:`bench`.
+
+    Raises:
+        UserError: as :func:`bench`, or no parameter has values to choose from.
+    """
+    return _run(_checked(grid, set, algorithms).tuned(compare=compare), **how)
 
 
 def run_grid(

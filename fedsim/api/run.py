@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fedsim.evidence.prove import Proofs
+    from fedsim.report.board import Board
     from fedsim.report.choice import Order
     from fedsim.report.comparison import ComparedFolders
     from fedsim.report.report import Report
@@ -327,6 +328,23 @@ class Run(Printed):
         from fedsim.report.choice import pooled_rows
 
         return pooled_rows([self.folder, *beside])
+
+
+def board(runs: Sequence[Path | str], *, trust_plugin: bool = False) -> Board:
+    """One table over several runs, of rows whose epsilon :meth:`Run.prove` finds again and of rows without a budget, and of no others.
+
+    Args:
+        runs: their folders; a cell that several have counts once.
+        trust_plugin: also rebuild plans of algorithms that are a file or a module that is not installed.
+
+    Raises:
+        UserError: a folder has no results, or rows that one line would average were judged in different ways.
+    """
+    from fedsim.evidence.prove import prove
+    from fedsim.report.board import Board
+    from fedsim.report.choice import pooled_rows
+
+    return Board.of([prove(row, trust_plugin=trust_plugin) for row in pooled_rows(runs)])
 
 
 def load(folder: Path | str, *, trust_plugin: bool = False) -> Run:

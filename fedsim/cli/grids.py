@@ -50,6 +50,32 @@ def bench(
 
 
 @app.command(rich_help_panel=GRIDS_PANEL)
+def tune(
+    file: GridFile = None,
+    grid: GridOption = None,
+    set_: Replaced = None,
+    out: Annotated[Path | None, folder("The run folder; default: runs/<name of the grid>.")] = None,
+    address: Address = None,
+    max_parallel: MaxParallel = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Also run each method with the parameters of its entry, and tuned for free on test rows.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show every cell and its plan; run nothing.")] = False,
+    in_process: Annotated[bool, typer.Option("--in-process", help="Run one cell after another in this process, without Ray.")] = False,
+) -> None:
+    """Tune a grid's parameters within its budgets: ε pays for the whole search over the values of `tune` and `scan`.
+
+    Each cell trains with a random number of settings and keeps the best one, by a noisy score on private rows that are held out.
+    """
+    from fedsim.api.grids import run_grid
+    from fedsim.grid.read import load_grid
+
+    checked = load_grid(grid_file(file, grid), set_ or []).tuned(compare=compare)
+    to = out or Path("runs") / checked.name
+    raise typer.Exit(run_grid(checked, to, address, max_parallel=max_parallel, dry_run=dry_run, in_process=in_process))
+
+
+@app.command(rich_help_panel=GRIDS_PANEL)
 def run(
     algorithm: Annotated[str, typer.Option(help="A registered name, my_file.py:MyMethod or pkg.module:Class.")],
     dataset: Annotated[str, typer.Option(help="As in a grid: digits, medmnist:organsmnist, csv:PATH, a YAML mapping.")] = "digits",

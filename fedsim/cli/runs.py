@@ -14,8 +14,8 @@ from fedsim.words import counted, plain_console, print_line, wide_console
 
 RUNS_PANEL = "Run folders"
 
-TableFormat = Literal["md", "latex", "csv"]
-"""How tables are printed: GitHub Markdown, LaTeX with booktabs and siunitx, or a line a number."""
+TableFormat = Literal["md", "latex", "html", "csv"]
+"""How tables are printed: GitHub Markdown, LaTeX with booktabs and siunitx, HTML, or a line a number."""
 Order = Literal["given", "best", "name"]
 """Of the methods in a table or figure."""
 Spread = Literal["ci95", "sd", "range"]
@@ -197,6 +197,31 @@ def prove_rows(
     proofs = load(folder, trust_plugin=trust_plugin).prove()
     proofs.show(wide_console(plain_console()))
     raise typer.Exit(0 if proofs.sound else 1)
+
+
+@app.command("board", rich_help_panel=RUNS_PANEL)
+def show_board(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, whose rows stand in one table.")],
+    format_: Annotated[
+        Literal["md", "html", "csv"] | None,
+        typer.Option("--format", help="GitHub Markdown, HTML, or CSV with a line a method and budget; default: as --out ends."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The file to write; default: print.")] = None,
+    trust_plugin: TrustPlugin = False,
+) -> None:
+    """Print one table over many runs, of rows whose ε is proved again: budget, score, claim, audit, tuning, public data."""
+    from fedsim.api.run import board
+
+    made = board(folders, trust_plugin=trust_plugin)
+    if out is not None and format_ is None and out.suffix not in (".md", ".html", ".csv"):
+        raise UserError(f"--out {out}", "does not say the format", "give --format, or a file that ends in .md, .html or .csv")
+    as_: Any = format_ or (out and out.suffix[1:])
+    if out is not None:
+        made.save(out, as_, plain_console())
+    elif as_ is not None:
+        typer.echo(made.text(as_))
+    else:
+        made.show(plain_console())
 
 
 @app.command(rich_help_panel=RUNS_PANEL)

@@ -19,9 +19,9 @@ from rich.text import Text
 
 from fedsim.files import unread
 from fedsim.privacy.accountant import INTEGER_ORDERS, ORDERS
-from fedsim.privacy.events import Event
+from fedsim.privacy.events import AnyEvent, Event
 from fedsim.privacy.plan import RELEASABLE
-from fedsim.privacy.selection import composed_by_renyi, composed_event
+from fedsim.privacy.selection import Curve, Selection, composed_by_renyi, composed_event, converted
 from fedsim.results.contradictions import MOST_ABOVE, MOST_BELOW, cross_check, impossible, large_deltas, ratio, within_row
 from fedsim.results.groups import grouped
 from fedsim.results.rows import Row
@@ -83,7 +83,7 @@ def prove(row: Row, *, trust_plugin: bool = False) -> Proof:
         return Proof(row, "differs", "; ".join(numbers))
     events = tuple(sorted(mechanism.event for mechanism in row.mechanisms))
     try:
-        epsilon = recomputed(events, row.delta, row.accountant == "rdp")
+        epsilon = recomputed(events, row.delta, row.accountant == "rdp") if row.selection is None else searched(row.selection, row.delta)
     except (ArithmeticError, ValueError, MemoryError) as error:  # of numbers that no training has
         return Proof(row, "not proved", f"dp-accounting cannot compose its mechanisms ({unread(error)})")
     checked = cross_check(row, composed=epsilon, trust_plugin=trust_plugin)
@@ -108,6 +108,16 @@ def recomputed(events: tuple[Event, ...], delta: float, renyi: bool) -> float:
     if any(event.noise_multiplier == 0 for event in costly):
         return math.inf
     return _of_renyi(costly, delta) if renyi else _of_losses(costly, delta)
+
+
+def searched(selection: Selection, delta: float) -> float:
+    """Epsilon of the best of a random number of trainings, from their mechanisms alone, by dp-accounting; see :class:`Selection`."""
+    return selection.spent(delta, _divergence)
+
+
+def _divergence(events: Sequence[AnyEvent]) -> Curve:
+    """The Rényi divergence of some mechanisms at each of the orders."""
+    return np.asarray(composed_by_renyi(composed_event(events), ORDERS)._rdp, np.float64)
 
 
 def _of_losses(events: Sequence[Event], delta: float) -> float:
@@ -279,16 +289,26 @@ def _releasable(rows: Sequence[Row]) -> Iterator[Row]:
 
 
 def _composed(rows: Sequence[Row]) -> Together:
+    delta = max(row.delta or 0.0 for row in rows)
+    if any(row.selection for row in rows):
+        whole = np.sum([*map(_whole, rows)], axis=0)
+        return Together(rows[0].dataset, rows[0].unit or "example", len(rows), delta, converted(whole, delta))
     events: Counter[Event] = Counter()
     for event in (mechanism.event for row in rows for mechanism in row.mechanisms or ()):
         events[event._replace(steps=1)] += event.steps
     composed = tuple(sorted(event._replace(steps=count) for event, count in events.items()))
-    delta = max(row.delta or 0.0 for row in rows)
     try:
         epsilon = recomputed(composed, delta, any(row.accountant == "rdp" for row in rows))
     except ValueError:  # more than loss distributions hold, as of a thousand generators at ε = 8
         epsilon = recomputed(composed, delta, renyi=True)
     return Together(rows[0].dataset, rows[0].unit or "example", len(rows), delta, epsilon)
+
+
+def _whole(row: Row) -> Curve:
+    """The Rényi divergence of all that a row paid for; of a search the larger one of a unit in training and one in the score."""
+    if row.selection is not None:
+        return np.max(row.selection.curves(_divergence), axis=0)  # type: ignore[no-any-return]
+    return _divergence([mechanism.event for mechanism in row.mechanisms or ()])
 
 
 def together_words(costs: Sequence[Together]) -> Iterator[str]:

@@ -157,6 +157,8 @@ def _cell(
             "unseen": evaluation.unseen,
             "probe_c": evaluation.probe_c,  # a task holds it, so that an algorithm may use the evaluation's probe
             "source": variant.source,
+            # scores of held-out rows decide what is kept, and so does the code that computes them
+            **({"tuning": variant.tuning.model_dump(mode="json"), "code": evaluation_hash()} if variant.tuning else {}),
             **({} if public is None else {"public": public.fingerprint}),
         }
     )
@@ -183,6 +185,7 @@ def _cell(
         noise=noise,
         seed=seed,
         evaluation=evaluation,
+        tuning=variant.tuning,
     )
 
 
@@ -192,7 +195,9 @@ def public_for(grid: Grid, variant: Variant, data: Embeddings, clients: int) -> 
         return None
     cls = lookup(variant.name)
     task = Task(data.dim, data.classes, clients, grid.unit_kind, grid.trust, grid.evaluation.probe_c, data.public)
-    return data.public if cls(cls.Params.model_validate(variant.params), task).uses_public() else None
+    points = [{}] if variant.tuning is None else variant.tuning.points
+    settings = (cls.Params.model_validate({**variant.params, **point}) for point in points)
+    return data.public if any(cls(setting, task).uses_public() for setting in settings) else None
 
 
 def judged_id(training_id: str, evaluation: Evaluation) -> str:

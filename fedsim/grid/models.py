@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -27,6 +28,7 @@ from pydantic import (
 
 from fedsim.data.encoding.spec import EncoderSpec
 from fedsim.data.sources.spec import DatasetSpec
+from fedsim.errors import UserError
 from fedsim.grid.complaints import spelled
 from fedsim.grid.places import Origin
 from fedsim.models.probe import PROBE_C
@@ -35,6 +37,7 @@ from fedsim.plugins import places
 from fedsim.plugins.code_hash import NOTEBOOK
 from fedsim.plugins.notebook import name_of
 from fedsim.privacy.plan import MOST_DELTA, Trust, Unit
+from fedsim.privacy.selection import Distribution
 from fedsim.words import json_number
 
 MOST_OF_A_RANGE = 1000
@@ -231,6 +234,57 @@ class AuditSpec(_Model):
     rounds: Annotated[Whole, Field(ge=1)] = 6
 
 
+class Tuning(_Model):
+    """How a cell's parameters are chosen: the best of several trainings, each with parameters from a space.
+
+    Attributes:
+        space: values by parameter; a training draws one of each, uniformly.
+        trials: the mean number of trainings, >= 1.
+        distribution: of that number (:mod:`fedsim.privacy.selection`).
+        held_out: the probability with which a unit is not trained on but scored on.
+        free: every point of the space is trained once, on all rows and at the whole budget, and the best on test rows is kept: what a
+            search costs that nobody pays for.
+    """
+
+    space: dict[str, tuple[Any, ...]]
+    trials: float
+    distribution: Distribution
+    held_out: float
+    free: bool = False
+
+    @property
+    def points(self) -> list[dict[str, Any]]:
+        """All points of the space, the first values first."""
+        return [dict(zip(self.space, point, strict=True)) for point in product(*self.space.values())]
+
+
+Curve = Literal["default", "tuned", "free"]
+
+
+class Tune(_Model):
+    """Parameters that are tuned, not scanned: each cell's are the best of several private trainings, whose cost is in its budget.
+
+    Attributes:
+        params: values by parameter; an algorithm without any of these is not tuned.
+        trials: the mean number of trainings of a cell, >= 1.
+        distribution: of that number: ``geometric``, ``logarithmic`` (cheaper, more often a single training) or ``poisson``.
+        held_out: the probability with which a unit is held out of training, to score trainings on.
+        curves: what a tuned algorithm runs as: ``tuned``; ``default``, with the parameters of its entry; ``free``, tuned on test rows by
+            a search that its budget does not pay for.
+    """
+
+    params: dict[str, Axis[Any]] = {}
+    trials: Annotated[Real, Field(ge=1, le=1000)] = 10.0
+    distribution: Distribution = "geometric"
+    held_out: Annotated[Real, Field(gt=0, lt=1)] = 0.1
+    curves: Axis[Curve] = ("tuned",)
+
+    def of(self, space: Mapping[str, tuple[Any, ...]], *, free: bool) -> Tuning:
+        """The tuning of one algorithm; nothing of a free one but its space decides anything."""
+        known = Tune() if free else self
+        return Tuning(space=dict(space), trials=known.trials, distribution=known.distribution, held_out=known.held_out, free=free)
+
+
 class Resources(_Model):
     """Where cells run and what is kept; a result changes in its last digits at most, where clients are laid out in another way.
 
@@ -267,12 +321,14 @@ class AlgorithmEntry(_Model):
         name: a registered name, an entry point, ``pkg.module:Class`` or ``file.py:Class``; in Python also a class.
         params: the parameters that differ from the algorithm's defaults.
         scan: axes over parameters of this entry alone, beside the grid's.
+        tune: values of parameters of this entry alone that are tuned, beside the grid's ``tune.params``.
         label: what tables and curves call it; default: the name.
     """
 
     name: str = Field(min_length=1)
     params: dict[str, Any] = {}
     scan: dict[str, Axis[Any]] = {}
+    tune: dict[str, Axis[Any]] = {}
     label: str | None = Field(default=None, min_length=1)
 
     @property
@@ -295,7 +351,7 @@ class AlgorithmEntry(_Model):
             registered = vars(own).get("name", ":")
             return {"label": own.__name__ if ":" in registered else registered, **given, "name": name_of(own)}
         if not isinstance(given, str | Mapping | AlgorithmEntry):
-            raise ValueError(f"{spelled(given)} is no algorithm; give a name, or a mapping of name, params, scan and label")
+            raise ValueError(f"{spelled(given)} is no algorithm; give a name, or a mapping of name, params, scan, tune and label")
         return {"name": given} if isinstance(given, str) else given
 
 
@@ -318,6 +374,7 @@ class Grid(_Model):
         trust: who may see what: only the sum over clients (aggregate), or every message (silo).
         privacy: where noise comes from.
         scan: axes over algorithm parameters: values by parameter; an algorithm without the parameter is not multiplied.
+        tune: parameters whose best values are searched for within the budget.
         evaluation: how generators are judged.
         audit: how claims are audited; None: not.
         check: whether methods that fedsim does not ship are checked beside their cells, and how; None: not.
@@ -339,6 +396,7 @@ class Grid(_Model):
     trust: Trust = "aggregate"
     privacy: Privacy = Privacy()
     scan: dict[str, Axis[Any]] = {}
+    tune: Tune = Tune()
     evaluation: Evaluation = Evaluation()
     audit: AuditSpec | None = None
     check: Literal["quick", "full"] | None = None
@@ -385,6 +443,23 @@ class Grid(_Model):
                 f"a group is all rows of one '{unit.column}', and partition.together keeps those of one '{together}'; give one column"
             )
         return unit
+
+    def tuned(self, *, compare: bool = False) -> Grid:
+        """The grid with all that it scans tuned instead; ``compare``: also with each entry's parameters, and tuned for free.
+
+        Raises:
+            UserError: no parameter has values to choose from.
+        """
+        entries = tuple(entry.model_copy(update={"tune": entry.tune | entry.scan, "scan": {}}) for entry in self.algorithms)
+        params = self.tune.params | self.scan
+        if not params and not any(entry.tune for entry in entries):
+            hint = "give tune: {params: {PARAMETER: [VALUES]}}, tune: in an entry of algorithms, or scan"
+            raise UserError(self.place("tune"), "no parameter has values to choose from", hint)
+        curves: tuple[Curve, ...] = ("default", "tuned", "free") if compare else self.tune.curves
+        tune = self.tune.model_copy(update={"params": params, "curves": curves})
+        grid = self.model_copy(update={"algorithms": entries, "tune": tune, "scan": {}})
+        grid._source = self._source
+        return grid
 
     @property
     def sets(self) -> tuple[DatasetSpec, ...]:
@@ -449,6 +524,7 @@ class Cell(_Model):
         noise: ``seeded``, or ``secret`` where a budget is kept by noise that no seed gives.
         seed: root of the cell's seed tree, and the partition's seed.
         evaluation: how the generator is judged.
+        tuning: how some of ``params`` are chosen; before that they are the first of the space. None: they are given.
     """
 
     cell_id: str
@@ -473,6 +549,7 @@ class Cell(_Model):
     noise: Literal["seeded", "secret"]
     seed: int
     evaluation: Evaluation
+    tuning: Tuning | None = None
 
     @property
     def unit_name(self) -> str:

@@ -24,6 +24,7 @@ from fedsim.methods.phase import Phase, rounds_of
 from fedsim.methods.products import Classifier, Generator, Product
 from fedsim.models.initialise import initial_model
 from fedsim.privacy.plan import Claim, PrivacyPlan, Release, Trust, Unit, calibrate
+from fedsim.privacy.selection import SCORE
 from fedsim.seeds import Seeds
 
 
@@ -202,12 +203,16 @@ def solved_plan(algorithm: Algorithm, epsilon: float | None, delta: float) -> Pr
     if algorithm.uses_public() and task.public is None:
         raise UserError("public", "the method uses public rows, and there are none", "name a data set whose rows are public: public: NAME")
     algorithm.check_setting()
+    releases = algorithm.releases()
+    if any(release.name == SCORE for release in releases):
+        where, what = f"{type(algorithm).__name__}.releases", f"a release is called '{SCORE}'"
+        raise PluginError(where, what, "give it another name; the harness scores trainings under this one, with noise of its own")
     if epsilon is None:
         return None
     return calibrate(
         epsilon=epsilon,
         delta=delta,
-        releases=algorithm.releases(),
+        releases=releases,
         unit=task.unit,
         trust=task.trust,
         scope=algorithm.scope(),

@@ -14,17 +14,15 @@ from fedsim.grid.cells import check_partitions, expand, grid_place, without_unse
 from fedsim.grid.models import Cell, Grid, Resources
 from fedsim.grid.resolve import resolve
 from fedsim.json_lines import dump
-from fedsim.methods.algorithm import solved_plan
 from fedsim.methods.messages import Task
 from fedsim.partition import SCHEMES, Partition, as_seen, make_partition
 from fedsim.planning.gpu_memory import GIB, MOST_ACTORS_PER_GPU, even_share, least
 from fedsim.planning.node import Node, Share
 from fedsim.planning.process import plug_in_code
 from fedsim.planning.rehearsal import Rehearsal, rehearse_grid
-from fedsim.plugins.claims import allowed
-from fedsim.privacy.plan import PrivacyPlan
-from fedsim.training.cohort import build_algorithm
-from fedsim.training.trial import Trial, packing
+from fedsim.planning.tuning import plans_of
+from fedsim.plugins.registry import lookup
+from fedsim.training.trial import Candidate, Trial, packing
 from fedsim.words import counted
 
 
@@ -101,10 +99,12 @@ def prepare(
     partitions = partitioned(grid, cells, data, tell)
     tasks = tuple(task_of(cell, data[cell.data_key]) for cell in cells)
     plans = planned(grid, cells, tasks, tell)
+    candidates = [own if cell.tuning else () for cell, own in zip(cells, plans, strict=True)]
     tasks = tuple(replace(task, public=None) for task in tasks)  # rows travel with the data
     sizes = laid_out(grid, cells, capacity, parallel)
     views, keys = seen(cells, partitions, data)
-    trials = tuple(Trial(*facts) for facts in zip(cells, tasks, plans, partitions, sizes, keys, strict=True))
+    first = [own[0].plan for own in plans]
+    trials = tuple(Trial(*facts) for facts in zip(cells, tasks, first, partitions, sizes, keys, candidates, strict=True))
     check_memory(grid, trials, views, nodes)
     return Prepared(grid, resolved.refused, views, trials, tuple(nodes), share, parallel, tuple(to_embed))
 
@@ -214,14 +214,17 @@ def seen(
     return views, tuple(keys)
 
 
-def planned(grid: Grid, cells: Sequence[Cell], tasks: Sequence[Task], tell: Tell = _silent) -> tuple[PrivacyPlan | None, ...]:
-    """Every cell's plan; cells that differ in data, alpha or seed alone share it.
+def planned(grid: Grid, cells: Sequence[Cell], tasks: Sequence[Task], tell: Tell = _silent) -> tuple[tuple[Candidate, ...], ...]:
+    """Every cell's parameters with their plan, several of a tuned cell; cells that differ in data, alpha or seed alone share them.
 
     Raises:
         UserError: the first cell without a plan; with the place in the grid.
     """
-    solved: dict[tuple[str, str, Task, float | None, str | None], PrivacyPlan | None] = {}
-    keys = [(cell.algorithm, dump(cell.params), task, cell.epsilon, cell.public_hash) for cell, task in zip(cells, tasks, strict=True)]
+    solved: dict[tuple[str, str, str, Task, float | None, str | None], tuple[Candidate, ...]] = {}
+    keys = [
+        (cell.algorithm, dump(cell.params), dump(cell.tuning and cell.tuning.model_dump()), task, cell.epsilon, cell.public_hash)
+        for cell, task in zip(cells, tasks, strict=True)
+    ]
     total = len(set(keys))
     for key, cell, task in zip(keys, cells, tasks, strict=True):
         if key not in solved:
@@ -230,8 +233,8 @@ def planned(grid: Grid, cells: Sequence[Cell], tasks: Sequence[Task], tell: Tell
     return tuple(solved[key] for key in keys)
 
 
-def calibrated(grid: Grid, cell: Cell, task: Task) -> PrivacyPlan | None:
-    """The cell's plan, with the claim that it may make.
+def calibrated(grid: Grid, cell: Cell, task: Task) -> tuple[Candidate, ...]:
+    """The cell's parameters with their plan and the claim that it may make; of a tuned cell every point of its space.
 
     Raises:
         UserError: there is none; with the place in the grid.
@@ -245,9 +248,7 @@ def calibrated(grid: Grid, cell: Cell, task: Task) -> PrivacyPlan | None:
         return f"{key} with {cell.label}"
 
     with at(place):
-        algorithm = build_algorithm(cell.algorithm, cell.params, task)
-        plan = solved_plan(algorithm, cell.epsilon, cell.delta)
-        return plan and replace(plan, claim=allowed(plan.claim, algorithm))
+        return plans_of(lookup(cell.algorithm), cell.params, cell.tuning, task, cell.epsilon, cell.delta)
 
 
 def laid_out(grid: Grid, cells: Sequence[Cell], capacity: int, parallel: int) -> tuple[tuple[int, ...], ...]:

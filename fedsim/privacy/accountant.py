@@ -65,6 +65,11 @@ def _composed(merged: tuple[Event, ...], delta: float) -> tuple[float, str]:
     return float(_UP.create_decimal(rdp_epsilon(merged, delta))), "rdp"
 
 
+def rounded_up(spent: float) -> float:
+    """An epsilon rounded up to ten digits; further ones depend on the processor."""
+    return float(_UP.create_decimal(spent))
+
+
 def rdp_epsilon(events: Sequence[AnyEvent], delta: float, orders: Sequence[float] = ORDERS) -> float:
     """The epsilon of ``events`` by Rényi composition: cheap, always an upper bound, looser than :func:`epsilon`.
 

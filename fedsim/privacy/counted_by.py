@@ -9,8 +9,8 @@ from pathlib import Path
 
 from fedsim import __version__
 
-_CODE = ("plan.py", "ledger.py", "accountant.py", "tradeoff.py")
-_PACKAGES = ("opacus", "numpy", "scipy")
+_CODE = ("plan.py", "ledger.py", "accountant.py", "tradeoff.py", "selection.py")
+_PACKAGES = ("opacus", "dp-accounting", "numpy", "scipy")
 
 
 @cache

@@ -18,6 +18,7 @@ from typing import Literal
 from fedsim.errors import UserError, nearest
 from fedsim.privacy import accountant
 from fedsim.privacy.events import Event, Mechanism
+from fedsim.privacy.selection import Selection
 from fedsim.privacy.solved import Mechanisms, Solution, kept
 
 Unit = Literal["example", "group", "client"]
@@ -92,6 +93,7 @@ class PrivacyPlan:
         clip: C, the bound on a unit's L2 norm.
         sensitivity: L2 sensitivity of the noised sum to one unit, C or 2C; of scores see :class:`Release`.
         epsilon_reached: the cost of all releases together; at most ``epsilon_target``.
+        selection: the training is one of several, of which the best is released: the cost is that of all; None: it is not.
     """
 
     epsilon_target: float
@@ -106,6 +108,7 @@ class PrivacyPlan:
     clip: float
     sensitivity: float
     epsilon_reached: float
+    selection: Selection | None = None
 
     @property
     def main(self) -> Release:

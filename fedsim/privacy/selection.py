@@ -1,38 +1,172 @@
-"""What choosing the best of several trainings costs, and mechanisms as Google's dp-accounting has them."""
+"""The best of a random number of private trainings: its cost, and how many trainings there are.
+
+A mechanism Q draws one of several parameter settings uniformly, trains with it, and gives what it made a noisy score. It is run K times,
+and of what the K runs made the one with the best score is released; K itself is not. If K has a truncated negative binomial distribution
+(shape 1: geometric, shape 0: logarithmic), the whole is Rényi private by theorem 2 of Papernot and Steinke 2022 (arXiv 2110.03620,
+"Hyperparameter tuning with Rényi differential privacy"); if it is Poisson, by their theorem 6.
+
+**Q's own cost.** A public coin, drawn without a look at the data, puts each unit into the training or into the score, for all runs alike.
+Two neighbours differ in one unit u, and the coins of all others are the same.
+
+- *u is in training.* Both worlds have the same rows to score on, so the score is post-processing of what was trained. Given the
+  parameters, training costs what its mechanisms do. The setting is drawn in the same way in both worlds, and Rényi divergence is
+  quasi-convex in such a mixture: at every order Q costs at most the largest cost among the settings.
+- *u is in the score.* Both worlds train the same way, and given what was trained, u changes the score by at most 1: one Gaussian
+  mechanism.
+
+The theorem is of one pair of neighbours, so each case is a whole of its own, and what is spent is the larger of the two.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, get_args
 
-from fedsim.privacy.accountant import ORDERS
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.privacy.accountant import ORDERS, rounded_up
 from fedsim.privacy.events import AnyEvent, Event
 
+Distribution = Literal["geometric", "logarithmic", "poisson"]
+SHAPES: dict[Distribution, float] = {"geometric": 1.0, "logarithmic": 0.0, "poisson": math.inf}
+"""Shapes of the truncated negative binomial; its limit is Poisson, which is not truncated."""
+DISTRIBUTIONS: tuple[Distribution, ...] = get_args(Distribution)
+SCORE = "score"
+"""The release of a run's score, on units that its training does not see."""
+_REACH = 0.995
+"""The share of a target that noise is solved for."""
 
-def repeat_and_select_epsilon(
-    events: Sequence[AnyEvent], trials_mean: float, trials_shape: float, delta: float, orders: Sequence[float] = ORDERS
+Curve = NDArray[np.float64]
+"""A Rényi divergence at each of :data:`ORDERS`."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How many runs there are, and what each may cost.
+
+    Attributes:
+        mean: of the number of runs, >= 1.
+        distribution: of that number.
+        trainings: a run's mechanisms, once for all settings whose mechanisms are the same.
+        score: noise multiplier of a run's score.
+    """
+
+    mean: float
+    distribution: Distribution
+    trainings: tuple[tuple[Event, ...], ...]
+    score: float
+
+    def epsilon(self, delta: float) -> float:
+        """What is spent, rounded up to ten digits; see the module's text."""
+        return rounded_up(self.spent(delta, curve_of))
+
+    def spent(self, delta: float, curve_of: Callable[[Sequence[AnyEvent]], Curve]) -> float:
+        """The same to all digits, by an accountant that composes mechanisms as ``curve_of`` does."""
+        if not self.score or any(not event.noise_multiplier for training in self.trainings for event in training):
+            return math.inf
+        return max(converted(curve, delta) for curve in self.curves(curve_of))
+
+    def curves(self, curve_of: Callable[[Sequence[AnyEvent]], Curve]) -> tuple[Curve, Curve]:
+        """Of the selection where the unit is in training, and where it is in the score; ``curve_of`` composes mechanisms."""
+        training = np.max([curve_of(events) for events in self.trainings], axis=0)
+        score = curve_of([Event(self.score, 1.0, 1)])
+        return selected(training, self.mean, self.distribution), selected(score, self.mean, self.distribution)
+
+
+def curve_of(events: Sequence[AnyEvent]) -> Curve:
+    """The Rényi divergence of some mechanisms together at each of :data:`ORDERS`; infinite where it cannot be computed."""
+    curves = [_curve(event._replace(steps=1)) * event.steps for event in (Event(*given) for given in events)]
+    return np.asarray(np.sum(curves, axis=0), np.float64)
+
+
+@lru_cache(maxsize=4096)
+def _curve(event: Event) -> Curve:
+    if event.mechanism == "exponential":
+        return np.array(ORDERS) / (8 * event.noise_multiplier**2)
+    from opacus.accountants.analysis.rdp import compute_rdp  # late: Opacus imports its optimisers, too
+
+    with np.errstate(all="ignore"):
+        curve = np.array([_order(compute_rdp, event.noise_multiplier, event.sample_rate, order) for order in ORDERS])
+    return np.where(curve >= 0, curve, math.inf)  # not a number fails the comparison, too
+
+
+def _order(compute_rdp: Callable[..., float], noise: float, rate: float, order: float) -> float:
+    try:
+        return float(compute_rdp(q=rate, noise_multiplier=noise, steps=1, orders=float(order)))
+    except (ArithmeticError, ValueError):
+        return math.inf
+
+
+def selected(curve: Curve, mean: float, distribution: Distribution) -> Curve:
+    """The divergence of the selection whose runs have the divergence ``curve``: dp-accounting's ``RepeatAndSelectDpEvent``."""
+    # of several settings the largest curve is no event, so the function behind the event is called
+    from dp_accounting.rdp.rdp_privacy_accountant import _compute_rdp_repeat_and_select
+
+    with np.errstate(all="ignore"):
+        return np.asarray(_compute_rdp_repeat_and_select(ORDERS, curve, mean, SHAPES[distribution]), np.float64)
+
+
+def converted(curve: Curve, delta: float) -> float:
+    """The epsilon of a Rényi divergence at ``delta``."""
+    from dp_accounting.rdp.rdp_privacy_accountant import compute_epsilon
+
+    with np.errstate(all="ignore"):
+        return float(compute_epsilon(ORDERS, curve, delta)[0])
+
+
+def solved_noise(
+    mean: float, distribution: Distribution, epsilon: float, delta: float, events: Callable[[float], Sequence[AnyEvent]]
 ) -> float:
-    """The epsilon of a random number of trainings of which only the best leaves, by dp-accounting's Rényi accountant.
-
-    Papernot & Steinke 2022, "Hyperparameter tuning with Rényi differential privacy" (arXiv 2110.03620), theorem 2 (truncated negative
-    binomial; 1: geometric, 0: logarithmic) and theorem 6 (Poisson). The number of trainings has to be drawn without the data, and has to
-    stay secret.
+    """The least noise multiplier, to four digits, at which the best of the runs costs ``epsilon``; 0 if that is infinite.
 
     Args:
-        events: the mechanisms of one training together with those of its score.
-        trials_mean: the mean number of trainings, at least 1.
-        trials_shape: of the truncated negative binomial distribution, at least 0; ``math.inf`` for the Poisson distribution.
-        delta: of epsilon.
-        orders: Rényi orders.
+        mean: of the number of runs.
+        distribution: of that number.
+        epsilon: the target.
+        delta: of the target.
+        events: a run's mechanisms at a noise multiplier.
 
     Raises:
-        ValueError: a mean below 1 or a negative shape.
+        ValueError: no noise multiplier up to a million is enough.
     """
-    from dp_accounting.dp_event import RepeatAndSelectDpEvent
+    if math.isinf(epsilon):
+        return 0.0
 
-    repeated = RepeatAndSelectDpEvent(composed_event(events), trials_mean, trials_shape)
-    return float(composed_by_renyi(repeated, orders).get_epsilon(delta))
+    def spent(sigma: float) -> float:
+        return converted(selected(curve_of(events(sigma)), mean, distribution), delta)
+
+    low, high = 1e-2, 1e6
+    if not spent(high) <= epsilon:
+        raise ValueError(f"the best of {mean:g} runs costs more than {epsilon:g} with any noise")
+    while high / low > 1.0005:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if spent(middle) <= _REACH * epsilon else (middle, high)
+    return float(f"{high:.4g}")
+
+
+def runs_at(quantile: float, mean: float, distribution: Distribution) -> int:
+    """The number of runs at a quantile in [0, 1) of its distribution."""
+    from scipy import stats
+
+    if distribution == "poisson":
+        return int(stats.poisson.ppf(quantile, mean))
+    if mean == 1:
+        return 1
+    if distribution == "geometric":
+        return int(max(1, stats.geom.ppf(quantile, 1 / mean)))
+    from dp_accounting.rdp.rdp_privacy_accountant import _gamma_truncated_negative_binomial
+
+    return int(max(1, stats.logser.ppf(quantile, 1 - _gamma_truncated_negative_binomial(0.0, mean))))
+
+
+def distinct(trainings: Iterable[Sequence[AnyEvent]]) -> tuple[tuple[Event, ...], ...]:
+    """Trainings of the same mechanisms once."""
+    return tuple(dict.fromkeys(tuple(sorted(Event(*event) for event in events)) for events in trainings))
 
 
 def composed_by_renyi(event: Any, orders: Sequence[float] = ORDERS) -> Any:

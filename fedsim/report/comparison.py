@@ -47,7 +47,7 @@ class RunRecords:
         """Rows by seed, by setting; settings in the order of their first row."""
         by_setting: dict[Key, dict[int | None, Row]] = {}
         for row in self.rows:
-            by_setting.setdefault((*(getattr(row, name) for name in MATCHED_BY), dump(row.params)), {})[row.seed] = row
+            by_setting.setdefault((*(getattr(row, name) for name in MATCHED_BY), dump(row.given_params)), {})[row.seed] = row
         return by_setting
 
     @cached_property
@@ -193,7 +193,7 @@ def compare_folders(first: Path, second: Path) -> ComparedFolders:
     rows = [grid_rows(folder) for folder in (first, second)]
     together = [row for own in rows for row in own]
     # one label for one set of parameters, so that words tell settings apart
-    named = distinct_labels(together, [dump(row.params) for row in together])
+    named = distinct_labels(together, [dump(row.given_params) for row in together])
     runs = (RunRecords(named[: len(rows[0])], grid_rounds(first)), RunRecords(named[len(rows[0]) :], grid_rounds(second)))
     comparison = compare(*runs)
     if not comparison.matched:

@@ -22,6 +22,7 @@ from fedsim.report.failures import HELP, MEANING, KnownFailure, by_kind
 from fedsim.report.figures import HEAT, SERIES, SHADES, Drawn
 from fedsim.report.statement import CLAIMS, NOISES, TRUSTS, statements, unit_words
 from fedsim.report.tables import SHORT_TITLES, TOO_FEW, ResultsTable, claim, results_table, shown_measures
+from fedsim.report.tuned import tuned_tables
 from fedsim.results.contradictions import large_deltas
 from fedsim.results.groups import Group, grouped
 from fedsim.results.rows import UNDRAWN, Row
@@ -61,6 +62,7 @@ def render_page(
         figures={figure.name: figure for figure in drawn},
         others=[figure for figure in drawn if figure.name not in _PLACED],
         by_site=by_site,
+        tuned=tuned_tables(groups),
         too_few=TOO_FEW if any(_lacks_bars(group) for group in groups) else "",
         findings=by_kind(findings),
         known=list(HELP),

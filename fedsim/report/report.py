@@ -26,6 +26,7 @@ from fedsim.report.page import render_page
 from fedsim.report.partitions import draw_partitions
 from fedsim.report.sites import draw_sites, site_tables
 from fedsim.report.tables import ResultsTable, results_tables, rich_tables
+from fedsim.report.tuned import tuned_tables
 from fedsim.results.folder import RunFolder
 from fedsim.results.grid_rows import read_manifest, read_results
 from fedsim.results.groups import Group, Spread, group_seeds
@@ -68,7 +69,7 @@ class Report(Printed):
 
     def show(self, console: Console) -> None:
         """Print the tables of results, and the known failures that were seen."""
-        console.print(rich_tables(self.groups, self.by_site))
+        console.print(rich_tables(self.groups, [*tuned_tables(self.groups), *self.by_site]))
         for line in summary(self.findings):
             console.print(line, style="yellow", highlight=False, markup=False)
 
@@ -131,4 +132,4 @@ def page_tables(folder: Path, spread: Spread = "ci95") -> list[ResultsTable]:
     """
     RunFolder(folder).check()
     groups = group_seeds((results := read_results(folder)).rows, spread)
-    return [*results_tables(groups), *site_tables(groups, results.clients()), *difference_tables(groups)]
+    return [*results_tables(groups), *tuned_tables(groups), *site_tables(groups, results.clients()), *difference_tables(groups)]

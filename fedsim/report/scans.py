@@ -75,7 +75,7 @@ def scanned(rows: Sequence[Row], over: str, measure: str) -> Lines:
     lines = {key: sorted(line, key=lambda point: _sortable(point[0])) for key, line in points.items()}
     if lines := {key: line for key, line in lines.items() if len({_sortable(at) for at, _ in line}) > 1}:
         return lines
-    known = {name for row in rows for name in row.params} | set(COSTS)
+    known = {name for row in rows for name in row.given_params} | set(COSTS)
     hint = "scan a parameter in the grid, such as scan: {rounds: [...]}" if over in known else nearest(over, ["epsilon", *known])
     raise UserError(f"--over {over}", "no two cells of a method that have the measure differ in it", hint)
 
@@ -83,25 +83,25 @@ def scanned(rows: Sequence[Row], over: str, measure: str) -> Lines:
 def _groups(rows: Sequence[Row], over: str) -> list[tuple[Any, list[Group]]]:
     """The rows averaged over seeds, for every value of a parameter; labels are what they are without it."""
     if over in COSTS:
-        named = [row.model_copy(update={"label": _without(row, row.params)}) for row in rows]
-        return [(None, group_seeds(members)) for members in grouped(named, lambda row: spelled(row.params)).values()]
-    held = [row for row in rows if over in row.params]
+        named = [row.model_copy(update={"label": _without(row, row.given_params)}) for row in rows]
+        return [(None, group_seeds(members)) for members in grouped(named, lambda row: spelled(row.given_params)).values()]
+    held = [row for row in rows if over in row.given_params]
     left = [
         row.model_copy(
-            update={"label": _without(row, [over]), "params": {name: value for name, value in row.params.items() if name != over}}
+            update={"label": _without(row, [over]), "params": {name: value for name, value in row.given_params.items() if name != over}}
         )
         for row in held
     ]
-    left = distinct_labels(left, [spelled(row.params) for row in left])
-    pairs = grouped(zip(held, left, strict=True), lambda pair: spelled(pair[0].params[over])).values()
-    return [(members[0][0].params[over], group_seeds([row for _, row in members])) for members in pairs]
+    left = distinct_labels(left, [spelled(row.given_params) for row in left])
+    pairs = grouped(zip(held, left, strict=True), lambda pair: spelled(pair[0].given_params[over])).values()
+    return [(members[0][0].given_params[over], group_seeds([row for _, row in members])) for members in pairs]
 
 
 def _without(row: Row, names: Any) -> str:
     """A row's label without what a scan appended to it for some parameters."""
     label = row.label
     for name in names:
-        label = label.replace(f" {name}={spelled(row.params[name])}", "")
+        label = label.replace(f" {name}={spelled(row.given_params[name])}", "")
     return label
 
 

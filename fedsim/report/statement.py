@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+from fedsim.privacy.selection import SCORE
 from fedsim.results.contradictions import CrossCheck, large_deltas, within_row
 from fedsim.results.rows import Row
-from fedsim.words import Printed, at_most, number, print_line
+from fedsim.words import Printed, at_most, number, print_line, spelled
 
 UNITS = {
     "example": "one training example: neighbouring data sets differ in one example of one client",
@@ -163,6 +164,8 @@ def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
         yield "budget", line
     for line in large_deltas(rows):
         yield "warning", line
+    for line in dict.fromkeys(line for member in rows for line in _tuning(member)):
+        yield "tuning", line
     for line in dict.fromkeys(line for member in rows for line in _mechanisms(member)):
         yield "mechanism", line
     rounds = ", ".join(dict.fromkeys(number(member.params["rounds"]) for member in rows if "rounds" in member.params))
@@ -214,6 +217,27 @@ def _budget(row: Row) -> str:
     return f"{spent}ε = {at_most(row.epsilon_spent)} (target {number(row.epsilon_target)}) at δ = {number(row.delta)}{sigma}"
 
 
+def _tuning(row: Row) -> Iterator[str]:
+    """How parameters were chosen, and what that cost."""
+    tuning, selection = row.tuning, row.selection
+    if tuning is None:
+        return
+    space = ", ".join(f"{name} from {', '.join(map(spelled, values))}" for name, values in tuning.space.items())
+    if tuning.free or selection is None:
+        yield f"{space}: the best by scores on test rows, a search that the budget does not pay for"
+        return
+    target = f"ε = {number(row.epsilon_target)}"
+    yield (
+        f"{target}: the best of a random number of trainings ({tuning.distribution}, mean {number(tuning.trials)}), each with parameters "
+        f"drawn from {space}. ε is of all of them together (Papernot & Steinke 2022); one alone is released"
+    )
+    yield (
+        f"{target}: a public coin holds each unit out with probability {number(tuning.held_out)}; best is the training that predicts most "
+        f"held-out units right, a number with noise of standard deviation {number(selection.score, 5)}"
+    )
+    yield f"chosen: {', '.join(f'{name} {spelled(value)}' for name, value in tuning.chosen.items())}"
+
+
 def _mechanisms(row: Row) -> Iterator[str]:
     target = f"ε = {number(row.epsilon_target)}"
     if row.mechanisms is None:
@@ -221,6 +245,8 @@ def _mechanisms(row: Row) -> Iterator[str]:
         yield f"{target}: {where}; the row is older than the list of its mechanisms, so it cannot be proved from itself"
         return
     for mechanism in row.mechanisms:
+        if row.selection is not None and mechanism.release == SCORE:
+            continue  # the search says it
         times = "once" if mechanism.count == 1 else f"{mechanism.count} times"
         sampled = (
             f"on a fresh Poisson sample of the units at rate {number(mechanism.sample_rate)}"
@@ -247,7 +273,9 @@ def _uncovered(row: Row) -> Iterator[str]:
     else:
         yield "a second release from the same data: what all of them cost is the composition, which fedsim prove computes for a run"
     yield "scores, references, diagnostics and label matrices of the run folder, exact functions of the real data"
-    yield "the choice of parameters after looking at them"
+    tuned = row.tuning is not None and not row.tuning.free
+    yield f"the choice of {'the space that was searched and of all other parameters' if tuned else 'parameters'} after looking at them"
+    yield from ["the number of trainings, which may not be told"] if tuned else []
     yield "which rows are for training, and whose they are: a split or a partition that is computed from rows is taken as given"
     yield "the number of classes and of clients, the encoder and all settings, which are public by assumption"
     yield "attacks on the low bits of floating-point noise and on running times"

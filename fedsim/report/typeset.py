@@ -1,4 +1,4 @@
-"""Tables as GitHub Markdown, LaTeX and CSV; what users wrote is escaped."""
+"""Tables as GitHub Markdown, LaTeX, HTML and CSV; what users wrote is escaped."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
+from markupsafe import escape
+
 from fedsim.report.differences import p_words
 from fedsim.report.statement import Statement
 from fedsim.report.tables import LARGE, Line, ResultsTable, TableBlock
 from fedsim.results.summary import inert
 
-TableFormat = Literal["md", "latex", "csv"]
-"""GitHub Markdown; LaTeX with ``booktabs`` and ``siunitx``; or one line a number."""
+TableFormat = Literal["md", "latex", "html", "csv"]
+"""GitHub Markdown; LaTeX with ``booktabs`` and ``siunitx``; HTML; or one line a number."""
 
 _LATEX = {
     **{character: f"\\{character}" for character in "_&%#${}"},
@@ -39,6 +41,8 @@ def typeset(tables: Sequence[ResultsTable], as_: TableFormat) -> str:
         return _csv(tables)
     if as_ == "md":
         return "\n\n".join(map(_markdown, tables))
+    if as_ == "html":
+        return "\n".join(map(_html, tables))
     return "\n\n".join((_PREAMBLE, *map(_latex, tables)))
 
 
@@ -98,6 +102,29 @@ def _markdown(table: ResultsTable) -> str:
     if table.notes:
         parts.append("\n".join(f"- {markdown_text(note)}" for note in table.notes))
     return "\n\n".join(parts)
+
+
+def _html(table: ResultsTable) -> str:
+    """The same as a part of a page."""
+    parts = [f"<h3>{escape(table.title)}</h3>"]
+    for block in table.blocks:
+        if head := _head(block, lambda text: str(escape(text)), "<b>{}</b>"):
+            parts.append(f"<p>{head}</p>")
+        if not block.lines:
+            continue
+        heads = "".join(f"<th>{escape(text)}</th>" for text in (*table.heads, *table.columns))
+        lines = [
+            "".join(f"<td>{escape(text)}</td>" for text in table.names(line))
+            + "".join(
+                f"<td>{'<b>' if (best := table.is_best(block, line, i)) else ''}{escape(text)}{'</b>' if best else ''}</td>"
+                for i, text in enumerate(line.values)
+            )
+            for line in block.lines
+        ]
+        parts.append("\n".join(("<table>", f"<tr>{heads}</tr>", *(f"<tr>{line}</tr>" for line in lines), "</table>")))
+    if table.notes:
+        parts.append("\n".join(("<ul>", *(f"<li>{escape(note)}</li>" for note in table.notes), "</ul>")))
+    return "\n".join(parts)
 
 
 def _marked(table: ResultsTable, block: TableBlock, line: Line) -> Iterator[str]:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from fedsim.errors import UserError
+from fedsim.grid.models import Tuning
 from fedsim.json_lines import decode, dump, load, reasons
 from fedsim.plugins.code_hash import source_hash
 from fedsim.plugins.registry import check_installed, lookup
 from fedsim.privacy import accountant
 from fedsim.privacy.events import Event
 from fedsim.privacy.plan import MOST_DELTA, PrivacyPlan, Trust, Unit, large_delta
+from fedsim.privacy.selection import SCORE
 from fedsim.results.join import planned, planned_mechanisms
-from fedsim.results.rows import Row
+from fedsim.results.rows import Mechanism, Row
 from fedsim.words import number
 
 if TYPE_CHECKING:
@@ -132,6 +134,35 @@ def _unlike(row: Row) -> Iterator[str]:
         yield f"the row says a sample rate of {number(row.sample_rate)} and no mechanism has it"
     if any((m.kind == "sampled-gaussian") == (m.sample_rate == 1) for m in row.mechanisms):
         yield "a mechanism's kind and its sample rate do not fit"
+    yield from _of_search(row, row.mechanisms)
+
+
+def _of_search(row: Row, mechanisms: Sequence[Mechanism]) -> Iterator[str]:
+    """Where a row says different things of the trainings among which its parameters were chosen."""
+    tuning, selection = row.tuning, row.selection
+    if tuning is None or tuning.free:
+        if tuning is not None and row.claim in _THEOREMS:
+            yield f"it claims '{row.claim}' and its parameters were chosen by scores that nothing pays for"
+        if selection is not None:
+            yield "the row holds the cost of a search that it did not run"
+        return
+    if selection is None:
+        yield "its parameters were chosen by a search, whose cost it does not hold"
+        return
+    if (selection.mean, selection.distribution) != (tuning.trials, tuning.distribution):
+        yield "the search and its cost differ in the number of trainings"
+    training = sorted(mechanism.event for mechanism in mechanisms if mechanism.release != SCORE)
+    scores = [mechanism.event for mechanism in mechanisms if mechanism.release == SCORE]
+    if not any(_alike(training, planned) for planned in selection.trainings):
+        yield "its mechanisms are those of no training that its search pays for"
+    if not _alike(scores, [Event(selection.score, 1.0, 1)]):
+        yield "the noise of its score is not the one that its search pays for"
+
+
+def _alike(ran: Sequence[Event], planned: Sequence[Event]) -> bool:
+    return len(ran) == len(planned) and all(
+        one[1:] == other[1:] and math.isclose(one[0], other[0], rel_tol=1e-6) for one, other in zip(ran, sorted(planned), strict=True)
+    )
 
 
 def _against_epsilon(row: Row, composed: float | None) -> Iterator[str]:
@@ -147,6 +178,8 @@ def _spent(row: Row) -> float | None:
     """What a row's mechanisms spend, by the accountant that counts; None where it cannot say."""
     if not row.mechanisms or row.delta is None:
         return None
+    if row.selection is not None:
+        return row.selection.epsilon(row.delta)
     try:
         return accountant.epsilon([m.event for m in row.mechanisms], row.delta)[0]
     except (ArithmeticError, ValueError, MemoryError):  # of numbers that no training has
@@ -174,7 +207,8 @@ def _against_plan(row: Row, dims: Sequence[int], trust_plugin: bool) -> tuple[li
     tasks = [Task(dim, classes, row.clients, unit, trust, public=PublicRows.made_up(dim, classes)) for dim in dims]
     note, reached = "", None
     try:
-        plans = [_planned(cls, dump(row.params), task, row.epsilon_target or math.inf, row.delta) for task in tasks]
+        tuning = row.tuning and row.tuning.model_dump_json(exclude={"chosen", "trained"})
+        plans = [_planned(cls, dump(row.params), tuning, task, row.epsilon_target or math.inf, row.delta) for task in tasks]
     except (Exception, SystemExit) as error:  # whatever an algorithm makes of parameters that it was not given
         why = "; ".join(reasons(error)) if isinstance(error, Exception) else "it exits"
         differences = [f"its algorithm makes no plan of its parameters ({why})"]
@@ -193,13 +227,19 @@ def _against_plan(row: Row, dims: Sequence[int], trust_plugin: bool) -> tuple[li
 
 
 @lru_cache(maxsize=4096)
-def _planned(cls: type[Algorithm], params: str, task: Task, epsilon: float, delta: float) -> PrivacyPlan | None:
-    from fedsim.methods.algorithm import solved_plan  # late, as above
-    from fedsim.plugins.claims import allowed
+def _planned(cls: type[Algorithm], params: str, tuning: str | None, task: Task, epsilon: float, delta: float) -> PrivacyPlan | None:
+    """The plan of some parameters; of a tuned cell that of its candidate with them.
 
-    algorithm = cls(cls.Params.model_validate(decode(load(params))), task)
-    plan = solved_plan(algorithm, epsilon, delta)
-    return plan and replace(plan, claim=allowed(plan.claim, algorithm))
+    Raises:
+        ValueError: a tuned cell has no such candidate.
+    """
+    from fedsim.planning.tuning import plans_of  # late, as above
+
+    how = Tuning.model_validate_json(tuning) if tuning else None
+    for candidate in plans_of(cls, decode(load(params)), how, task, epsilon, delta):
+        if how is None or dump(candidate.params) == params:
+            return candidate.plan
+    raise ValueError("its parameters are no point of the space that was searched")
 
 
 _Value = str | float | Event
@@ -210,12 +250,15 @@ def _of_plan(plan: PrivacyPlan | None, row: Row) -> dict[str, _Value]:
     if plan is None:
         return {}
     fields = asdict(plan)
-    return _of_row(row.model_copy(update=planned(fields) | {"mechanisms": planned_mechanisms(fields)}))
+    made = {"mechanisms": planned_mechanisms(fields), "selection": plan.selection}
+    return _of_row(row.model_copy(update=planned(fields) | made))
 
 
 def _of_row(row: Row) -> dict[str, _Value]:
     values = {"σ": row.sigma, "sensitivity": row.sensitivity, "clip": row.clip, "scope": row.scope}
     values |= {"sample rate": row.sample_rate, "number of steps": row.steps}
+    if row.selection is not None:
+        values |= {"noise of scores": row.selection.score, "number of different trainings": len(row.selection.trainings)}
     held: dict[str, _Value] = {name: value for name, value in values.items() if value is not None}
     for m in row.mechanisms or ():
         name = f"release '{m.release}'"

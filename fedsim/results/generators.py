@@ -38,7 +38,7 @@ from fedsim.privacy.plan import RELEASABLE, PrivacyPlan
 from fedsim.results.contradictions import cross_check, large_deltas
 from fedsim.results.folder import RunFolder
 from fedsim.results.grid_rows import entries, every_entry
-from fedsim.results.join import Lines, planned, planned_mechanisms
+from fedsim.results.join import Lines, planned, planned_mechanisms, tuning_of
 from fedsim.results.rows import Row
 from fedsim.results.trained import read_state
 from fedsim.seeds import Purpose, Seeds
@@ -365,6 +365,7 @@ def _as_row(facts: GeneratorFacts) -> Row:
     cell, spent = facts.cell, facts.epsilon_spent
     plan = None if facts.plan is None else asdict(facts.plan)
     private = {} if plan is None else planned(plan) | {"mechanisms": planned_mechanisms(plan), "unit": cell.unit_name, "noise": cell.noise}
+    private |= {"selection": plan and plan["selection"], "tuning": tuning_of(cell.model_dump(mode="json"))}
     return Row(
         cell_id=cell.cell_id,
         source=cell.source,

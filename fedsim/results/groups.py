@@ -153,7 +153,7 @@ def group_seeds(rows: Iterable[Row], spread: Spread = "ci95") -> list[Group]:
         spread: what stands beside their means.
     """
     rows = list(rows)
-    params = [dump(row.params) for row in rows]
+    params = [dump(row.given_params) for row in rows]
     rows = distinct_labels(rows, params)
     order = {name: position for position, name in enumerate(dict.fromkeys(name for row in rows for name in (row.dataset, row.label)))}
 
@@ -185,7 +185,7 @@ def _group(members: list[Row], spread: Spread) -> Group:
         scope=" and ".join(scopes) or None,
         # A mean is as well founded as the weakest of its rows.
         claim=weakest(claims),
-        params=members[0].params,
+        params=members[0].given_params,
         yields=members[0].yields,
         rows=tuple(sorted(averaged.values(), key=lambda row: _last(row.seed))),
         failed=statuses["failed"],
@@ -220,7 +220,7 @@ def distinct_labels(rows: list[Row], params: list[str]) -> list[Row]:
 
 
 def _settings(row: Row) -> dict[str, Any]:
-    return {"algorithm": row.algorithm, "delta": row.delta, "unit": row.unit, "trust": row.trust, "public": row.public, **row.params}
+    return {"algorithm": row.algorithm, "delta": row.delta, "unit": row.unit, "trust": row.trust, "public": row.public, **row.given_params}
 
 
 def _differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:

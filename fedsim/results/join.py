@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from fedsim.json_lines import dump
 from fedsim.plugins.claims import as_checked
@@ -130,7 +131,11 @@ class Lines:
         if plan is None:
             return "none"
         checks = [check for check in self.checks if check["source"] == cell["source"]]
-        return as_checked(plan["claim"], checks, cell["unit"], cell["trust"], cell["params"])
+        points = product(*cell["tuning"]["space"].values()) if cell.get("tuning") else ((),)
+        settings = ({**cell["params"], **dict(zip((cell.get("tuning") or {}).get("space", ()), point, strict=True))} for point in points)
+        claims = {as_checked(plan["claim"], checks, cell["unit"], cell["trust"], params) for params in settings}
+        # the theorem of a search needs that of each of its trainings
+        return next(claim for claim in reversed(get_args(Claim)) if claim in claims)
 
 
 _OF_AUDIT = ("epsilon_lower", "epsilon_any", "method", "pairs", "canary_ratio", "params")
@@ -139,7 +144,10 @@ _OF_AUDIT = ("epsilon_lower", "epsilon_any", "method", "pairs", "canary_ratio", 
 
 def claim_of(cell: Mapping[str, Any]) -> str:
     """What an audit is of, as one text: a cell's code, parameters, unit, trust, ε and δ."""
-    return dump([cell[name] for name in ("source", "algorithm", "params", "unit", "trust", "epsilon", "delta")])
+    facts = [cell[name] for name in ("source", "algorithm", "params", "unit", "trust", "epsilon", "delta")]
+    if (tuning := cell.get("tuning")) is not None:  # what a search chose is no part of its claim
+        facts[2] = [{name: value for name, value in cell["params"].items() if name not in tuning["space"]}, tuning]
+    return dump(facts)
 
 
 def _trained(line: Line) -> dict[str, Any]:
@@ -170,11 +178,13 @@ def _trained(line: Line) -> dict[str, Any]:
         "seconds": line["seconds"],
         "versions": line["versions"],
         "generator": line["state"],
+        "tuning": tuning_of(cell, line.get("trials")),
     }
     if plan is None:
         return fields
     return fields | {
         **planned(plan),
+        "selection": plan.get("selection"),
         "train_groups": line["train_groups"],
         "epsilon_spent": ledger.get("epsilon_spent"),
         "unit": unit,
@@ -185,6 +195,12 @@ def _trained(line: Line) -> dict[str, Any]:
         "noise_at": ledger.get("noise_at"),
         "counted_by": ledger.get("counted_by"),
     }
+
+
+def tuning_of(cell: Mapping[str, Any], trained: int | None = None) -> dict[str, Any] | None:
+    """How the parameters of a cell were chosen, and which; ``trained`` is the number of its trainings, where that is known."""
+    tuning = cell.get("tuning")
+    return tuning and {**tuning, "chosen": {name: cell["params"][name] for name in tuning["space"]}, "trained": trained}
 
 
 def planned(plan: Mapping[str, Any]) -> dict[str, Any]:

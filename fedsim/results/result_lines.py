@@ -43,6 +43,7 @@ def training_line(
         "train_rows": trial.train_rows,
         "train_groups": trial.train_groups,
         "ledger": None if outcome is None or plan is None else _ledger(outcome),
+        "trials": outcome and outcome.trials,
         "uplink_bytes": outcome and outcome.uplink_bytes,
         "downlink_bytes": outcome and outcome.downlink_bytes,
         "parameters": outcome and outcome.parameters,

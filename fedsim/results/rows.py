@@ -11,6 +11,7 @@ from fedsim.json_lines import decode, dump, load
 from fedsim.privacy import events
 from fedsim.privacy.events import Event
 from fedsim.privacy.plan import Claim, Neighbours, Trust
+from fedsim.privacy.selection import Distribution, Selection
 from fedsim.words import encodable, setting, spelled
 
 Status = Literal["ok", "failed", "overspent", "unaccounted", "refuted"]
@@ -87,6 +88,30 @@ class Mechanism(BaseModel):
         return Event(self.noise_multiplier, self.sample_rate, self.count, mechanism)
 
 
+class Tuned(BaseModel):
+    """How a row's parameters were chosen.
+
+    Attributes:
+        space: values by parameter, of which each training drew one.
+        trials: the mean number of trainings.
+        distribution: of their number.
+        held_out: the probability with which a unit was held out, to score trainings on.
+        free: by scores on test rows, which no budget pays for.
+        chosen: the parameters of the best training that were drawn.
+        trained: how many trainings there were. Not private, so no part of a release.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    space: dict[str, tuple[Any, ...]]
+    trials: float
+    distribution: Distribution
+    held_out: float
+    free: bool
+    chosen: dict[str, Any]
+    trained: int | None
+
+
 class Row(BaseModel):
     """The result of one cell. What a failed cell lacks is None; so is every epsilon of a method without DP.
 
@@ -131,6 +156,9 @@ class Row(BaseModel):
         sensitivity: L2 distance by which one unit can move what is noised.
         mechanisms: what the ledger counted for the data of every client; with ``delta`` and ``relation`` anyone can compute
             ``epsilon_spent`` again. None: an older row.
+        tuning: how some of ``params`` were chosen; None: they were given.
+        selection: of a tuned row that pays for its search, the mechanisms of its trainings and the noise of their scores, from which anyone
+            can compute ``epsilon_spent``; ``mechanisms`` are the best training's and its score's.
         noise_at: whether noise is added once to the sum over clients or by every client.
         counted_by: revision of the accounting code.
         audit_epsilon_lower: the largest epsilon of the claimed mechanism with other noise that an audit refutes with 95 % confidence.
@@ -197,6 +225,8 @@ class Row(BaseModel):
     clip: float | None = None
     sensitivity: float | None = None
     mechanisms: tuple[Mechanism, ...] | None = None
+    tuning: Tuned | None = None
+    selection: Selection | None = None
     noise_at: Literal["sum", "clients"] | None = None
     counted_by: str | None = None
     audit_epsilon_lower: float | None = None
@@ -255,6 +285,12 @@ class Row(BaseModel):
     def setting(self) -> str:
         """Method, data set, alpha, clients, epsilon and seed in a few words."""
         return setting(self.label, self.dataset, alpha=self.alpha, clients=self.clients, epsilon=self.epsilon_target, seed=self.seed)
+
+    @property
+    def given_params(self) -> dict[str, Any]:
+        """The parameters without those that were chosen, which differ between the seeds of one setting."""
+        chosen = self.tuning.chosen if self.tuning else {}
+        return {name: value for name, value in self.params.items() if name not in chosen}
 
     @property
     def units(self) -> int | None:

@@ -57,7 +57,7 @@ def prepare_trained(
             what = f"the {'partition' if same_data else 'content'} of data set '{cell.dataset.display}' is not that of its trainings"
             raise UserError(str(folder.path), what, "give back what the grid ran on, or run it again")
     views, keys = seen(cells, partitions, data)
-    plans = [line["plan"] and TypeAdapter(PrivacyPlan).validate_json(dump(line["plan"])) for line in trainings]
+    plans = [_plan(line) for line in trainings]
     trials = tuple(
         Trial(cell, replace(task_of(cell, data[cell.data_key]), public=None), plan, partition, (cell.clients,), key)
         for cell, plan, partition, key in zip(cells, plans, partitions, keys, strict=True)
@@ -66,6 +66,16 @@ def prepare_trained(
     resources = grid.resources.model_copy(update={"gpus_per_actor": 0.0, "device": "cpu"})
     grid = grid.model_copy(update={"resources": resources})
     return Prepared(grid, {}, views, trials, tuple(nodes), JUDGING_SHARE, min(parallel, max_parallel or parallel))
+
+
+def as_trained(trial: Trial, line: Mapping[str, Any]) -> Trial:
+    """The cell with the parameters and the plan of its training, which a tuned cell chose."""
+    return trial.of(line["cell"]["params"], _plan(line)) if trial.candidates and line["error"] is None else trial
+
+
+def _plan(line: Mapping[str, Any]) -> PrivacyPlan | None:
+    plan: PrivacyPlan | None = line["plan"] and TypeAdapter(PrivacyPlan).validate_json(dump(line["plan"]))
+    return plan
 
 
 def _cell(line: Mapping[str, Any], grid: Grid, folder: RunFolder) -> Cell:

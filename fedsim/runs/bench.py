@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -168,7 +169,7 @@ def missing_jobs(desk: Desk, audits: Sequence[ClaimAudit], lines: Lines, *, retr
 def _missing_checks(desk: Desk, lines: Lines) -> Iterator[Job]:
     """A check for every plug-in, its parameters, unit and trust that the grid's rows state a theorem of."""
     mode, seen = desk.prepared.grid.check, set[str]()
-    for trial in desk.prepared.trials if mode is not None else ():
+    for trial in chain.from_iterable(trial.trained for trial in desk.prepared.trials if mode is not None):
         if trial.plan is None or trial.plan.claim != "stated":
             continue
         facts = checked_facts(trial)

@@ -23,7 +23,7 @@ from fedsim.results.join import Entry, Lines
 from fedsim.results.result_lines import judgement_line, reference_line, training_line
 from fedsim.results.rows import RowError
 from fedsim.results.store import ResultStore
-from fedsim.results.trained import keep_state, read_state
+from fedsim.results.trained import as_trained, keep_state, read_state
 from fedsim.runs.display import Display
 from fedsim.runs.manifest import now, versions
 from fedsim.runs.worker import Failure, Item, Judged, Progress
@@ -112,7 +112,7 @@ class CellJob(Job):
     trial: Trial
 
     def __init__(self, desk: Desk, trial: Trial, training: Mapping[str, Any] | None = None) -> None:
-        self.desk, self.trial, self.training = desk, trial, training
+        self.desk, self.trial, self.training = desk, trial if training is None else as_trained(trial, training), training
         self.key = "cell", trial.cell.cell_id
         self.name = f"{trial.cell.label} (cell {trial.cell.cell_id})"
 
@@ -185,6 +185,7 @@ class TrainingJob(CellJob):
     def _end(self, outcome: Outcome) -> None:
         """Keep what was made, then write the line; the checkpoint, which may hold the key of secret noise, goes before."""
         prepared, store, training = self.desk.prepared, self.desk.store, self.trial.cell.training_id
+        self.trial = self.trial.ended(outcome)
         self.desk.log(self.trial, [f"trained {outcome}"])
         state = keep_state(store.folder.state(training), outcome.state) if prepared.grid.resources.save_generators else None
         discard(self._checkpoint)

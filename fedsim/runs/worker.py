@@ -18,6 +18,7 @@ from fedsim.data.embeddings import Embeddings
 from fedsim.device import device_of
 from fedsim.evaluation.judge import Judgement, judgement_of
 from fedsim.evaluation.references import Ceiling, LocalOnly, ceiling, local_only
+from fedsim.evaluation.tuning import run_tuned
 from fedsim.grid.models import Cell
 from fedsim.methods.messages import Pool, Tensors
 from fedsim.partition import Partition, PartitionSpec
@@ -194,13 +195,14 @@ class Worker:
         def steps(output: Output) -> Iterator[Item]:
             check_source(trial.cell)
             pending, sent = list[RoundRecord](), time.monotonic()
+            trained = (run_tuned if trial.candidates else run_trial)(trial, own, make_pool, checkpoints, self.device)
             try:
-                for step in run_trial(trial, own, make_pool, checkpoints, self.device):
+                for step in trained:
                     if isinstance(step, Outcome):
                         yield Progress(tuple(pending), output.drain())
                         pending = []
                         yield step
-                        yield from self._judged(trial, step.state, own, output)
+                        yield from self._judged(trial.ended(step), step.state, own, output)
                         return
                     pending.append(step)
                     unsent = checkpoints.unsent()

@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -30,6 +30,14 @@ SECRET_BITS = 256
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """Parameters that a tuned cell may train with, all of them, and the plan of such a training with its score."""
+
+    params: dict[str, Any]
+    plan: PrivacyPlan | None
+
+
+@dataclass(frozen=True)
 class Trial:
     """All that a worker needs to train a cell, besides the data.
 
@@ -40,6 +48,7 @@ class Trial:
         partition: every client's training rows.
         sizes: clients per actor, in client order.
         data_key: the key of its prepared data set.
+        candidates: of a tuned cell, every point of its space; ``plan`` is the first one's.
     """
 
     cell: Cell
@@ -48,6 +57,7 @@ class Trial:
     partition: Partition
     sizes: tuple[int, ...]
     data_key: str
+    candidates: tuple[Candidate, ...] = field(default=(), repr=False)
 
     @property
     def train_rows(self) -> int:
@@ -68,6 +78,19 @@ class Trial:
     def given(self, data: Embeddings) -> Trial:
         """With the data's public rows in the task."""
         return replace(self, task=replace(self.task, public=data.public))
+
+    def of(self, params: dict[str, Any], plan: PrivacyPlan | None) -> Trial:
+        """The cell with other parameters: those that a tuned one trains with, or ended with."""
+        return replace(self, cell=self.cell.model_copy(update={"params": params}), plan=plan)
+
+    @property
+    def trained(self) -> tuple[Trial, ...]:
+        """The cell with each of the parameters that it may train with."""
+        return tuple(self.of(candidate.params, candidate.plan) for candidate in self.candidates) or (self,)
+
+    def ended(self, outcome: Outcome) -> Trial:
+        """The cell with the parameters that its outcome was trained with."""
+        return self if outcome.chosen is None else self.of(outcome.chosen.params, outcome.chosen.plan)
 
     def cohorts(self, seeds: Seeds | None = None) -> list[CohortSpec]:
         """One specification an actor; ``seeds`` default to those that follow from the cell's seed."""
@@ -95,6 +118,8 @@ class Outcome:
         parameters: the number of parameters that one client trains.
         seconds: wall time.
         state: the state from which the product is made (:attr:`fedsim.training.rounds.Trained.state`).
+        chosen: of a tuned cell, what its best training ran with.
+        trials: how many trainings there were. Not private: a selection whose number is known costs more.
     """
 
     epsilon_spent: float | None
@@ -107,6 +132,8 @@ class Outcome:
     parameters: int
     seconds: float
     state: Tensors = field(repr=False, compare=False)
+    chosen: Candidate | None = None
+    trials: int | None = None
 
 
 def local_pool(trial: Trial, data: Embeddings, seeds: Seeds | None = None, device: torch.device = CPU) -> Pool:
@@ -129,6 +156,7 @@ def run_trial(
     make_pool: Callable[[Trial, Embeddings, Seeds], Pool] = local_pool,
     checkpoints: Checkpoints | None = None,
     device: torch.device = CPU,
+    seeds: Seeds | None = None,
 ) -> Iterator[RoundRecord | Outcome]:
     """Train: yields every round's record, then the outcome.
 
@@ -138,11 +166,12 @@ def run_trial(
         make_pool: makes its clients; by default all of them in this process, on the CPU.
         checkpoints: stores its progress.
         device: of the server.
+        seeds: the seed tree; default: the cell's.
     """
     started = time.perf_counter()
     trial, cell = trial.given(data), trial.cell
     resume = checkpoints.load() if checkpoints else None
-    seeds = seeds_of(trial, resume)
+    seeds = seeds or seeds_of(trial, resume)
     algorithm = build_algorithm(cell.algorithm, cell.params, trial.task)
     pool = make_pool(trial, data, seeds)
     trained: Trained = yield from train(algorithm, pool, trial.plan, seeds, resume, checkpoints, device)

@@ -53,6 +53,10 @@ def test_an_algorithm_that_passes_exits_with_0(check: Check) -> None:
         (["dp-gaussian", "--unit", "client"], "does not support 'client'"),
         (["dp-gaussian", "--param", "rankk=3"], "--param rankk"),
         ([f"{BROKEN}/cannot_be_planned.py:CannotBePlanned"], "cannot_be_planned.py:8: ZeroDivisionError: division by zero"),
+        (
+            [f"{BROKEN}/score_without_noise.py:ScoreWithoutNoise"],
+            "ScoreWithoutNoise.releases: a release is called 'score'",
+        ),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(check: Check, arguments: list[str], words: str) -> None:

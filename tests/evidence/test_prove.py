@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from rows import add_lines, add_rows, make_failed, make_row
 from fedsim.evidence.prove import apart_words, prove, together, together_words
 from fedsim.privacy.accountant import epsilon, rdp_epsilon
 from fedsim.privacy.counted_by import counted_by
+from fedsim.privacy.events import Event
+from fedsim.results.generators import load_generator, release
 from fedsim.results.grid_rows import grid_rows
 from fedsim.results.rows import Mechanism, Row, mechanism_kind
 from fedsim.results.store import ResultStore
@@ -254,3 +257,37 @@ def test_generators_of_two_data_sets_may_share_units_and_it_says_so() -> None:
     assert line.startswith("generators of 2 data sets may be released (digits, cut): a unit that is in several")
     assert not list(apart_words(rows[:1]))
     assert not list(apart_words([rows[0], rows[1].model_copy(update={"noise": "seeded"})]))
+
+
+def test_a_search_is_proved_from_its_row_alone_released_and_composed_and_no_lie_is(bench, tmp_path) -> None:
+    tune = {"trials": 2, "curves": ["tuned", "free"]}
+    entry = quick("dp-gaussian") | {"tune": {"radius": [0.5, 0.8]}}
+    searched_run = bench(small_grid(entry, epsilon=[4.0, 8.0], privacy={"noise": "secret"}, tune=tune))
+    rows = grid_rows(searched_run.folder)
+    assert [(prove(row).verdict, row.claim, row.tuning.free) for row in rows] == [
+        ("proved", "proved", False),
+        ("proved", "proved", False),
+        ("proved", "heuristic", True),
+        ("proved", "heuristic", True),
+    ]
+    small, large, *_ = rows
+    assert [0.99 * row.epsilon_target <= row.epsilon_spent <= row.epsilon_target for row in (small, large)] == [True, True]
+    (cost,) = together(rows)
+    assert (cost.generators, large.epsilon_spent < cost.epsilon < 12.5) == (2, True)
+    path, facts = release(searched_run.folder, small.cell_id, tmp_path / "package")
+    assert facts.cell.params["radius"] == small.tuning.chosen["radius"]
+    assert '"trained"' not in path.read_text()
+    assert load_generator(tmp_path / "package").sample([0, 1]).shape[0] == 2
+    selection, tuning = small.selection, small.tuning
+    quieter = tuple(m.model_copy(update={"noise_multiplier": 1e-3}) if m.release == "score" else m for m in small.mechanisms or ())
+    lies = {
+        "no cost of the search": {"selection": None},
+        "fewer trainings": {"selection": replace(selection, mean=1.0)},
+        "a score of less noise": {"mechanisms": quieter},
+        "both of less noise": {"mechanisms": quieter, "selection": replace(selection, score=1e-3)},
+        "a training of other noise": {"selection": replace(selection, trainings=((Event(50.0, 1.0, 1),),))},
+        "a theorem for a free search": {"tuning": tuning.model_copy(update={"free": True})},
+        "a point that was not in the space": {"params": small.params | {"radius": 0.7}},
+    }
+    for lie, fields in lies.items():
+        assert prove(small.model_copy(update=fields)).verdict == "differs", lie

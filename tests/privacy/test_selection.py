@@ -1,49 +1,93 @@
+"""The best of a random number of trainings: its cost against exact divergences, and the number against its distribution."""
+
 import math
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from dp_accounting import ComposedDpEvent, GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent, dp_event
+from dp_accounting.rdp import RdpAccountant
+from scipy.optimize import brentq
 
 from fedsim.privacy.accountant import ORDERS, rdp_epsilon
 from fedsim.privacy.events import Event
-from fedsim.privacy.selection import repeat_and_select_epsilon
+from fedsim.privacy.selection import DISTRIBUTIONS, SHAPES, Distribution, Selection, converted, curve_of, runs_at, selected, solved_noise
 
-NOISE, DELTA = 5.0, 1e-5
-ALPHA = np.array(ORDERS)
-RENYI = ALPHA / (2 * NOISE**2)
-
-
-def converted(renyi):
-    """Balle et al. 2020, theorem 21."""
-    return (renyi + np.log1p(-1 / ALPHA) - (math.log(DELTA) + np.log(ALPHA)) / (ALPHA - 1)).min()
+DELTA = 1e-4
+EVENTS = [Event(4.0, 1.0, 1), Event(3.0, 0.1, 40)]
 
 
-@pytest.mark.parametrize(("mean", "shape"), [(4.0, 1.0), (40.0, 1.0)])
-def test_the_best_of_a_geometric_number_of_gaussian_trainings_costs_what_theorem_2_says(mean, shape):
-    constant = (1 + shape) * ((1 - 1 / ALPHA) * RENYI + math.log(mean) / ALPHA).min()  # gamma is 1 / mean
-    expected = converted(RENYI + math.log(mean) / (ALPHA - 1) + constant)
-    assert repeat_and_select_epsilon([(NOISE, 1.0, 1)], mean, shape, DELTA) == pytest.approx(expected, rel=1e-9)
+def divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """Rényi's, at every order; the larger of both directions."""
+    orders = np.array(ORDERS)[:, None]
+
+    def one(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+        logs = orders * np.log(p) + (1 - orders) * np.log(q)
+        top = logs.max(1, keepdims=True)
+        return (top[:, 0] + np.log(np.exp(logs - top).sum(1))) / (orders[:, 0] - 1)
+
+    return np.maximum(one(p, q), one(q, p))
 
 
-def test_the_best_of_a_poisson_number_of_gaussian_trainings_costs_what_theorem_6_says():
-    def delta_of(epsilon):
-        """Canonne, Kamath & Steinke 2020, proposition 12, at the best order."""
-        return np.exp(((ALPHA - 1) * (RENYI - epsilon + np.log1p(-1 / ALPHA)) - np.log(ALPHA)).min())
-
-    mean, at = 10.0, np.log1p(1 / (ALPHA - 1))
-    deltas = np.array([delta_of(epsilon) for epsilon in at])
-    exact = norm.cdf(0.5 / NOISE - at * NOISE) - np.exp(at) * norm.cdf(-0.5 / NOISE - at * NOISE)
-    assert (exact <= deltas).all()
-    expected = converted(RENYI + mean * deltas + math.log(mean) / (ALPHA - 1))
-    assert repeat_and_select_epsilon([(NOISE, 1.0, 1)], mean, math.inf, DELTA) == pytest.approx(expected, rel=1e-6)
-
-
-def test_all_mechanisms_of_a_training_count_and_a_choice_is_one_of_them():
-    events = [(8.0, 1.0, 2), (3.0, 0.1, 50), Event(10.0, 1.0, 3, "exponential")]
-    assert repeat_and_select_epsilon(events, 1.0, 1.0, DELTA) == pytest.approx(rdp_epsilon(events, DELTA), rel=1e-3)
-    assert repeat_and_select_epsilon(events, 8.0, 1.0, DELTA) > repeat_and_select_epsilon(events[:2], 8.0, 1.0, DELTA)
+def best(p: np.ndarray, mean: float, distribution: Distribution) -> np.ndarray:
+    """What is released where each run has outcome k, the better the larger, with probability ``p[k]``; outcome 0 where nothing ran."""
+    below = np.concatenate([[0.0], p.cumsum()])
+    below[-1] = 1.0
+    if distribution == "poisson":
+        generated = np.exp(mean * (below - 1))
+        released = np.diff(generated)
+        released[0] += generated[0]
+        return released
+    if distribution == "geometric":
+        return np.diff(below / mean / (1 - (1 - 1 / mean) * below))
+    rate = brentq(lambda gamma: (1 / gamma - 1) / math.log(1 / gamma) - mean, 1e-9, 0.999)
+    return np.diff(np.log1p(-(1 - rate) * below) / math.log(rate))
 
 
-def test_less_than_one_training_is_refused():
-    with pytest.raises(ValueError, match="Mean"):
-        repeat_and_select_epsilon([(NOISE, 1.0, 1)], 0.5, 1.0, DELTA)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("odds", [0.2, 1.0])
+def test_the_best_of_several_runs_diverges_by_no_more_than_it_costs(distribution: Distribution, odds: float) -> None:
+    p = np.array([0.5, 0.3, 0.15, 0.05])
+    q = p * np.exp(odds * np.array([-1, 0.3, 0.6, 1]))
+    q /= q.sum()
+    exact = divergence(best(p, 8, distribution), best(q, 8, distribution))
+    bound = selected(divergence(p, q), 8, distribution)
+    assert (exact <= bound * (1 + 1e-6) + 1e-9).all()
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_one_setting_costs_what_the_event_of_dp_accounting_does(distribution: Distribution) -> None:
+    base = ComposedDpEvent([GaussianDpEvent(4.0), SelfComposedDpEvent(PoissonSampledDpEvent(0.1, GaussianDpEvent(3.0)), 40)])
+    accountant = RdpAccountant(ORDERS)
+    accountant.compose(dp_event.RepeatAndSelectDpEvent(base, 10, SHAPES[distribution]))
+    spent = converted(selected(curve_of(EVENTS), 10, distribution), DELTA)
+    assert spent == pytest.approx(accountant.get_epsilon(DELTA), rel=1e-3)
+
+
+def test_a_setting_more_never_costs_less_and_the_dearer_of_training_and_score_is_spent() -> None:
+    one, other = tuple(EVENTS), (Event(3.0, 1.0, 2),)
+    costs = [Selection(10, "geometric", trainings, 9.0).epsilon(DELTA) for trainings in ((one,), (other,), (one, other))]
+    assert max(costs[:2]) <= costs[2]
+    assert Selection(10, "geometric", (one,), 0.5).epsilon(DELTA) > costs[0]
+    assert Selection(10, "geometric", (one,), 0.0).epsilon(DELTA) == math.inf
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_the_number_of_runs_has_the_mean_that_is_paid_for(distribution: Distribution) -> None:
+    counts = [runs_at(u, 5, distribution) for u in (np.arange(2_000) + 0.5) / 2_000]
+    assert np.mean(counts) == pytest.approx(5, rel=0.02)
+    assert min(counts) == (0 if distribution == "poisson" else 1)
+    assert runs_at(0.999, 1, "geometric") == runs_at(0.999, 1, "logarithmic") == 1
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_noise_is_solved_for_the_whole_search(distribution: Distribution) -> None:
+    sigma = solved_noise(10, distribution, 2.0, DELTA, lambda sigma: [(sigma, 1.0, 3)])
+    spent = converted(selected(curve_of([(sigma, 1.0, 3)]), 10, distribution), DELTA)
+    assert 0.99 * 2 < spent <= 2
+
+
+def test_all_mechanisms_of_a_run_count_and_a_choice_is_one_of_them() -> None:
+    events = [*EVENTS, Event(10.0, 1.0, 3, "exponential")]
+    once = converted(selected(curve_of(events), 1, "geometric"), DELTA)
+    assert once == pytest.approx(rdp_epsilon(events, DELTA), rel=1e-3)
+    assert converted(selected(curve_of(events), 8, "geometric"), DELTA) > converted(selected(curve_of(EVENTS), 8, "geometric"), DELTA)

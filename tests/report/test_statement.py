@@ -31,7 +31,7 @@ def test_the_sum_is_noised_once_and_clients_noise_is_each_ones_own() -> None:
 
 def test_a_choice_is_stated_as_one() -> None:
     choice = Mechanism(release="prototypes", kind="exponential", noise_multiplier=2.0, sample_rate=1.0, count=1)
-    found = told(make_row(mechanisms=(choice,), accountant="pld", **PROOF))["fedhypevae"]
+    found = told(make_row(mechanisms=(choice,), steps=1, sample_rate=1.0, accountant="pld", **PROOF))["fedhypevae"]
     assert "prototypes, once, on all units, no sampling, only the numbers of the largest scores are released" in found
     assert "noise: Gumbel, seeded" in found
     assert "bounded range" in found

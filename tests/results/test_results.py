@@ -23,9 +23,11 @@ from fedsim.results.store import ResultStore
 from fedsim.results.summary import write_summary
 
 CONTRACT = [
-    *("cell_id", "source", "judged", "status", "error", "algorithm", "label", "params", "yields", "dataset", "dataset_hash", "scheme"),
+    *("cell_id", "source", "judged", "status", "error", "algorithm", "label", "params", "yields", "dataset", "dataset_hash"),
+    *("public", "public_hash", "public_licence", "scheme"),
     *("alpha", "clients", "partition_hash", "train_rows", "train_groups", "seed", "epsilon_target", "epsilon_spent", "delta", "unit"),
     *("relation", "trust", "scope", "claim", "accountant", "noise", "sigma", "sample_rate", "steps", "clip", "sensitivity", "mechanisms"),
+    *("tuning", "selection"),
     *("noise_at", "counted_by", "audit_epsilon_lower", "audit_epsilon_any", "audit_method", "audit_pairs", "audit_canary_ratio"),
     *("audit_params", "evaluation", "unseen", "tested", "label_shares", "accuracy", "balanced_accuracy", "share_of_ceiling", "macro_f1"),
     *("worst_class_recall", "knn_balanced_accuracy", "mlp_balanced_accuracy", "frechet_distance", "squared_mmd", "density", "coverage"),

@@ -39,6 +39,8 @@ class ClaimAudit:
 def audits_of(grid: Grid, trials: Sequence[Trial]) -> tuple[ClaimAudit, ...]:
     """An audit for every algorithm, its parameters, unit, trust and finite epsilon; cells of other data or seeds share it.
 
+    Of a tuned cell the whole search is audited, with the scores that tell most of the unit.
+
     Raises:
         UserError: the grid asks for too few pairs.
     """
@@ -46,19 +48,22 @@ def audits_of(grid: Grid, trials: Sequence[Trial]) -> tuple[ClaimAudit, ...]:
         return ()
     # late, for few grids have audits, and what they compute with takes most of a second to import
     from fedsim.evidence.audit.audit import AuditRun, check_pairs
-    from fedsim.evidence.audit.setting import brief, setting_of
+    from fedsim.evidence.audit.setting import brief, setting_of, tuned_setting
 
     with at(grid.place("audit")):
         check_pairs(grid.audit.pairs, grid.delta)
     cells: dict[str, list[Trial]] = {}
     for trial in trials:
-        if trial.plan is not None and math.isfinite(trial.plan.epsilon_target):
+        free = trial.cell.tuning is not None and trial.cell.tuning.free  # claims nothing that an audit could refute
+        if trial.plan is not None and math.isfinite(trial.plan.epsilon_target) and not free:
             cells.setdefault(_claim_of(trial), []).append(trial)
     audits = []
     for own in cells.values():
         cell = own[0].cell
         short = brief(cell.algorithm) | ({"rounds": grid.audit.rounds} if "rounds" in cell.params else {})
         setting = setting_of(cell.algorithm, {**cell.params, **short}, cell.unit, cell.trust, float(cell.epsilon or 0), cell.delta)
+        if cell.tuning is not None:
+            setting = tuned_setting(setting, cell.tuning, short)
         audits.append(ClaimAudit(cell.label, AuditRun(setting, "white-box", grid.audit.pairs), tuple(own)))
     return tuple(audits)
 

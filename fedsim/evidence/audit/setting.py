@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from fedsim.data.normalise import unit_norm
 from fedsim.data.public import PublicRows
 from fedsim.errors import UserError, at
+from fedsim.grid.models import Tuning
 from fedsim.grid.read import one_cell
 from fedsim.grid.resolve import resolve
 from fedsim.methods.algorithm import Algorithm, solved_plan
 from fedsim.methods.messages import Task
+from fedsim.planning.tuning import plans_of
 from fedsim.plugins.code_hash import is_shipped
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.events import Event
@@ -49,6 +51,8 @@ class Setting:
         rows: of each client beside the unit.
         apart: whether every training is in a process of its own, in which none was before: a module of a class that is not shipped may
             keep what it saw.
+        tuning: how a tuned cell chooses among ``candidates``; the claim is of the whole search.
+        candidates: the settings of its trainings; this one is the first's.
     """
 
     algorithm: str
@@ -57,6 +61,8 @@ class Setting:
     plan: PrivacyPlan
     rows: int = OTHER_ROWS
     apart: bool = False
+    tuning: Tuning | None = None
+    candidates: tuple[Setting, ...] = ()
 
     def build(self) -> Algorithm:
         """A new instance."""
@@ -124,6 +130,18 @@ def setting_of(
     plan = plan_of(name, validated, task, epsilon, delta)
     assert plan is not None
     return Setting(name, validated, task, plan, rows, apart=not is_shipped(cls))
+
+
+def tuned_setting(setting: Setting, tuning: Tuning, short: Container[str]) -> Setting:
+    """The setting of a whole search for the same claim; parameters that are ``short`` are the same in all of its trainings."""
+    own = tuning.model_copy(update={"space": {name: values for name, values in tuning.space.items() if name not in short}})
+    plan, cls = setting.plan, lookup(setting.algorithm)
+    settings = tuple(
+        replace(setting, params=candidate.params, plan=candidate.plan)
+        for candidate in plans_of(cls, setting.params, own, setting.task, plan.epsilon_target, plan.delta)
+        if candidate.plan is not None
+    )
+    return replace(settings[0], tuning=own, candidates=settings)
 
 
 def plan_of(algorithm: str, params: dict[str, Any], task: Task, epsilon: float | None, delta: float) -> PrivacyPlan | None:

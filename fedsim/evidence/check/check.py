@@ -17,7 +17,7 @@ from fedsim.evidence.check.per_example import per_example
 from fedsim.evidence.check.repeat import determinism, packing, resume
 from fedsim.evidence.check.sensitivity import canary, sensitivity
 from fedsim.evidence.check.subject import Subject, subject
-from fedsim.evidence.check.traces import data_untouched, global_random, made, restored, sent_bytes, serialisable
+from fedsim.evidence.check.traces import data_untouched, global_random, made, predictions, public_rows, restored, sent_bytes, serialisable
 from fedsim.evidence.check.verdict import Verdict, failed, idle, passed, raised
 from fedsim.evidence.fresh import start_server
 from fedsim.plugins.code_hash import check_hash, source_hash
@@ -70,10 +70,11 @@ CHECKS = (
     NamedCheck("trains", trains),
     NamedCheck("global random state", global_random, ("trains",)),
     NamedCheck("data untouched", data_untouched, ("trains",)),
+    NamedCheck("public rows", public_rows, ("trains",)),
     NamedCheck("determinism", determinism, ("trains",)),
-    NamedCheck("packing", packing, ("per-example loss", "determinism")),
+    NamedCheck("packing", packing, ("per-example loss", "public rows", "determinism")),
     NamedCheck("sampling", sampling, ("trains",)),
-    NamedCheck("sensitivity", sensitivity, ("per-example loss", "determinism")),
+    NamedCheck("sensitivity", sensitivity, ("per-example loss", "public rows", "determinism")),
     NamedCheck("canary", canary, ("sensitivity",)),
     NamedCheck("noise", noise, ("determinism",)),
     NamedCheck("secret key", secret_key, ("determinism",)),
@@ -82,12 +83,13 @@ CHECKS = (
     NamedCheck("resume", resume, ("global random state", "determinism", "serialisable")),
     NamedCheck("restored", restored, ("determinism",)),
     NamedCheck("result", made, ("trains",)),
+    NamedCheck("predictions", predictions, ("result",)),
     NamedCheck("bytes sent", sent_bytes, ("trains",)),
 )
 
 REFUSED_FIX = "leave it out of units or trusts, or mend the plan that the default parameters have there"
 
-OF_PRIVACY = ("per-example loss", "sampling", "sensitivity", "canary", "noise", "secret key", "budget")
+OF_PRIVACY = ("per-example loss", "public rows", "sampling", "sensitivity", "canary", "noise", "secret key", "budget", "predictions")
 """Checks whose fault is one of the claim."""
 
 

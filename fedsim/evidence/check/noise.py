@@ -98,13 +98,15 @@ def _draws(subject: Subject, plan: PrivacyPlan) -> list[Draw]:
         quiet.load_state(noisy.state())
         broadcast = {name: value.clone() for name, value in phase.broadcast(server).items()}
         messages = noisy.round(round_, broadcast)
-        black_box = plan.trust == "silo" and release.per_round == 1
+        own = [tape.queries_of(round_.number) for tape in noisy.tapes]
+        # what is sent may follow from what was kept, whose noise is then seen there
+        black_box = plan.trust == "silo" and release.per_round == 1 and any(query.sent for queries in own for query in queries)
         if black_box:
             plain = quiet.round(round_, {name: value.clone() for name, value in broadcast.items()})
             for client, (one, two) in enumerate(zip(messages, plain, strict=True)):
                 draws.append(Draw(release.name, round_.stream, client, _flat({n: one.sums[n] - two.sums[n] for n in two.sums})))
-        for client, tape in enumerate(noisy.tapes):
-            for query in tape.queries_of(round_.number):
+        for client, queries in enumerate(own):
+            for query in queries:
                 draws.append(Draw(release.name, query.step, client, _flat(_added(query, sent=plan.trust == "silo" and not black_box))))
         phase.at_server(server, round_, rounds.revealed(release, add_in_order([message.sums for message in messages])))
     return [draw for draw in draws if len(draw.values)]

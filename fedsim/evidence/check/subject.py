@@ -175,7 +175,8 @@ def subject(name: str, params: Sequence[str], unit: Unit, trust: Trust, *, quick
         cell = cell.model_copy(update={"unit": unit})
         partition = replace(partition, groups=tuple(np.arange(len(own)) // ROWS_OF_A_GROUP for own in partition.rows))
     task = task_of(cell, rows)
-    trial = Trial(cell, task, calibrated(grid, cell, task), partition, (CHECKED_CLIENTS,), cell.data_key)
+    (candidate,) = calibrated(grid, cell, task)
+    trial = Trial(cell, task, candidate.plan, partition, (CHECKED_CLIENTS,), cell.data_key)
     return Subject(trial, rows, quick, shortened)
 
 

@@ -19,6 +19,7 @@ from fedsim.errors import WrongReturn
 from fedsim.evidence.check.subject import Subject, drawn, same
 from fedsim.evidence.check.verdict import Verdict, failed, idle, passed
 from fedsim.methods.messages import Diagnostic, Message
+from fedsim.methods.products import is_classifier, own
 from fedsim.methods.returns import answer
 from fedsim.planning.prepare import partition_of
 from fedsim.plugins.places import line_of
@@ -27,7 +28,9 @@ from fedsim.training import rounds
 from fedsim.training.checkpoint import Checkpoints
 from fedsim.training.state import copied
 
-PUBLIC_ROWS_FIX = "task.public is the grid's for all of a training; what is computed from a private row is a release, whatever holds it"
+ROWS_SHOWN = 20
+"""Rows that a classifier is shown one after another."""
+
 PLAIN = (bool, int, float, str, type(None), np.floating, np.integer)
 
 
@@ -44,15 +47,12 @@ def global_random(subject: Subject) -> Verdict:
 
 
 def data_untouched(subject: Subject) -> Verdict:
-    """Rows, public ones too, and partition are as they were, also in the clients' hands."""
+    """Rows and partition are as they were, also in the clients' hands."""
     trial, data, cell = subject.trial, subject.data, subject.trial.cell
     fix = "compute on copies; neither rows nor labels are an algorithm's to change"
     # the data set itself keeps the fingerprint that it had
     if cell.dataset_hash != replace(data).fingerprint:
         return failed("the data set has changed in memory", fix)
-    public = subject.first[1].cohorts[0].algorithm.task.public
-    if cell.public_hash is not None and (public is None or public is not data.public or replace(public).fingerprint != cell.public_hash):
-        return failed("the public rows have changed in memory", PUBLIC_ROWS_FIX)
     again = partition_of(cell, data).rows
     if not all(map(np.array_equal, again, trial.partition.rows)):
         return failed("the partition has changed in memory", fix)
@@ -64,6 +64,21 @@ def data_untouched(subject: Subject) -> Verdict:
             if not np.array_equal(held.numpy(), given):
                 return failed(f"{words} {name} are not what the partition gave", fix)
     return passed(f"partition {trial.partition.fingerprint} as it was")
+
+
+def public_rows(subject: Subject) -> Verdict:
+    """The public rows are what they were, for server and clients: nothing of a private row comes to anybody as public."""
+    trial, given = subject.trial, subject.data.public
+    if trial.cell.public_hash is None or given is None:
+        return passed("it uses none")
+    held = [trial.task.public, *(cohort.algorithm.task.public for cohort in subject.first[1].cohorts)]
+    if any(rows is not given for rows in held):
+        what = "a training put other rows in the place of task.public"
+    elif replace(given).fingerprint != trial.cell.public_hash:
+        what = "a training wrote into task.public"
+    else:
+        return passed("the grid's, before and after a training")
+    return failed(what, "leave task.public as it is; what is computed from a private row is a release, whatever it is called")
 
 
 def serialisable(subject: Subject) -> Verdict:
@@ -135,6 +150,25 @@ def made(subject: Subject) -> Verdict:
     except WrongReturn as error:
         return failed(f"{line_of(error.method)}: {error.what}", f"return {error.expected}")
     return passed(f"{said.dtype} [n, {said.shape[1]}]".replace("torch.", ""))
+
+
+def predictions(subject: Subject) -> Verdict:
+    """What a classifier predicts of a row depends on no other row that it was shown: a tuned cell scores it on private rows.
+
+    One held-out unit may change the score by its own prediction alone (:mod:`fedsim.privacy.selection`).
+    """
+    made = subject.first[0].trained.made
+    if not is_classifier(made):
+        return idle("a generator is shown no row")
+    rows = torch.from_numpy(subject.data.x_train[:ROWS_SHOWN])
+    first = own(made, 0).probabilities(rows[:1])
+    for row in rows[1:]:
+        own(made, 0).probabilities(row[None])
+    again = own(made, 0).probabilities(rows[:1])
+    if not same(first, again):
+        fix = "let probabilities depend on the row that it is given and on the server's state, and keep nothing of earlier rows"
+        return failed(f"what it predicts of a row changes by {float((first - again).abs().max()):.3g} after other rows", fix)
+    return passed("the same prediction of a row before and after others")
 
 
 def sent_bytes(subject: Subject) -> Verdict:

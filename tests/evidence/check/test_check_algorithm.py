@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from broken.centred_by_the_first_batch import CentredByAConstant
+from broken.private_rows_as_public import KeepsPublic
 from broken.tiny import Adapted, Classified, Coded, Counting, Spelled, Tiny
 from cells import SHIPPED
 
@@ -24,6 +25,9 @@ from fedsim.privacy.plan import Trust, Unit
 
 SMALL = {"dp-cvae": ["hidden=[8]", "latent=2"], "fedavg-cvae": ["encoder_hidden=[8]"], "weight-noise": ["encoder_hidden=[8]"]}
 BROKEN = {
+    "private_rows_as_public:TakenForPublic": ("public rows", r"a training put other rows in the place of task.public"),
+    "private_rows_as_public:WrittenOverPublic": ("public rows", r"a training wrote into task.public"),
+    "private_rows_as_public:ForgetsPublic": ("restored", r"made again from its saved state it generates other rows"),
     "batch_level_loss:BatchLevelLoss": ("per-example loss", r"leaving out row 0 of 6 changes the clipped sum"),
     "loss_is_a_mean:LossIsAMean": ("per-example loss", r"loss returned 'distance' as float32 \[\]; expected one number a row: \[6\]"),
     "loss_is_not_a_number:LossIsNotANumber": ("per-example loss", r"part 'likelihood' of the loss is not finite"),
@@ -63,6 +67,7 @@ BROKEN = {
     "sampling_not_poisson:SamplingNotPoisson": ("sampling", r"0 Poisson samples for 1 steps; the plan claims rate 0\.2"),
     "overspends:Overspends": ("budget", r"client 0 has 6 steps of 'dp-sgd' in the ledger, the plan 3"),
     "rows_are_not_finite:RowsAreNotFinite": ("result", r"sample returned numbers that are not finite"),
+    "remembers_rows:RemembersRows": ("predictions", r"what it predicts of a row changes by 0\.\d+ after other rows"),
     "rows_are_numpy:RowsAreNumpy": ("result", r"rows_are_numpy\.py:\d+: sample returned a ndarray"),
     "label_counts_of_three_classes:LabelCountsOfThreeClasses": ("trains", r"label_counts returned float32 \[3\]; expected .* \[10\]"),
     "global_random_state:GlobalRandomState": ("global random state", r"the global random generator of torch"),
@@ -180,7 +185,7 @@ def test_a_full_check_takes_no_rounding_that_training_amplifies_for_a_fault_of_p
 
 
 @pytest.mark.parametrize("quick", [True, pytest.param(False, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("cls", [Spelled, Classified, Coded, *map(nightly, (Tiny, Adapted, Counting, CentredByAConstant))])
+@pytest.mark.parametrize("cls", [Spelled, Classified, Coded, KeepsPublic, *map(nightly, (Tiny, Adapted, Counting, CentredByAConstant))])
 def test_what_the_broken_ones_are_made_of_is_sound(cls: type[Algorithm], quick: bool) -> None:
     findings = list(check_algorithm(f"{cls.__module__}:{cls.__name__}", trust="silo", quick=quick))
     assert failures(findings) == []

@@ -1,0 +1,298 @@
+"""A tuned cell: the best of several trainings, by a noisy score on private rows that none of them sees."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedsim.data.embeddings import Embeddings
+from fedsim.device import CPU, to_device
+from fedsim.evaluation.judge import Judge
+from fedsim.evaluation.measures import balanced_accuracy
+from fedsim.grid.models import Tuning
+from fedsim.methods.messages import Pool, Tensors
+from fedsim.methods.products import is_classifier, own
+from fedsim.partition import Partition
+from fedsim.privacy.events import Event
+from fedsim.privacy.ledger import Tally
+from fedsim.privacy.noise import gaussian
+from fedsim.privacy.plan import PrivacyPlan
+from fedsim.privacy.selection import SCORE, distinct, runs_at
+from fedsim.seeds import Purpose, Seeds
+from fedsim.training.checkpoint import Checkpoints
+from fedsim.training.cohort import build_algorithm
+from fedsim.training.rounds import RoundRecord, restored
+from fedsim.training.state import Checkpoint, below, nested
+from fedsim.training.trial import Outcome, Trial, local_pool, run_trial, seeds_of
+
+
+@dataclass(frozen=True)
+class ScoredRun:
+    """One training of a tuned cell.
+
+    Attributes:
+        candidate: the position of its parameters.
+        score: noisy, of a cell that pays for its search.
+        multiplier: the noise that was added to the score, over its sensitivity, which is 1.
+        outcome: of the training, without its state.
+    """
+
+    candidate: int
+    score: float
+    multiplier: float
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class _Search:
+    """The trainings so far, in their order, and the state of the best one."""
+
+    runs: tuple[ScoredRun, ...] = ()
+    best: Tensors | None = None
+
+    @property
+    def winner(self) -> ScoredRun:
+        """The best one; of equal scores the first."""
+        return max(self.runs, key=lambda run: run.score)
+
+    def after(self, run: ScoredRun, state: Tensors) -> _Search:
+        """With one more."""
+        longer = _Search((*self.runs, run))
+        return replace(longer, best=state if longer.winner is run else self.best)
+
+    def beside(self, progress: Checkpoint, secret: int | None) -> Checkpoint:
+        """A checkpoint of the training under way, with all that came before it and the key of the cell."""
+        known = json.dumps({"training": progress.ledger, "runs": [_plain(run) for run in self.runs]})
+        return replace(progress, tensors=progress.tensors | nested("best", self.best or {}), ledger=known, secret=secret)
+
+    @classmethod
+    def of(cls, progress: Checkpoint) -> tuple[_Search, Checkpoint]:
+        """The inverse of :meth:`beside`."""
+        known, best = json.loads(progress.ledger), below("best", progress.tensors)
+        own = {name: value for name, value in progress.tensors.items() if not name.startswith("best.")}
+        return cls(tuple(map(_scored, known["runs"])), best or None), replace(progress, tensors=own, ledger=known["training"])
+
+
+def _plain(run: ScoredRun) -> dict[str, Any]:
+    return asdict(replace(run, outcome=replace(run.outcome, state={})))
+
+
+def _scored(plain: dict[str, Any]) -> ScoredRun:
+    ran = plain["outcome"].pop("mechanisms")
+    mechanisms = None if ran is None else tuple(Tally(**tally) for tally in ran)
+    return ScoredRun(**{**plain, "outcome": Outcome(**plain["outcome"], mechanisms=mechanisms)})
+
+
+class _OfRun(Checkpoints):
+    """The checkpoints of one training, which go into those of the cell; the first is not waited for, so that a cell keeps its draws."""
+
+    def __init__(self, whole: Checkpoints | None, search: _Search, secret: int | None, progress: Checkpoint | None) -> None:
+        self.whole, self.search, self.secret, self.progress = whole, search, secret, progress
+        self.first = not search.runs and progress is None
+
+    def __call__(self, capture: Callable[[], Checkpoint]) -> None:
+        """Store the progress if it is time."""
+        if self.whole is None:
+            return
+        if self.first:
+            self.whole.save(self.search.beside(capture(), self.secret))
+        else:
+            self.whole(lambda: self.search.beside(capture(), self.secret))
+        self.first = False
+
+    def load(self) -> Checkpoint | None:
+        """Where this training stood."""
+        return self.progress
+
+    def remove(self) -> None:
+        """The cell is not finished."""
+
+
+def run_tuned(
+    trial: Trial,
+    data: Embeddings,
+    make_pool: Callable[[Trial, Embeddings, Seeds], Pool] = local_pool,
+    checkpoints: Checkpoints | None = None,
+    device: torch.device = CPU,
+) -> Iterator[RoundRecord | Outcome]:
+    """Train a tuned cell: yields the rounds of its trainings one after another, then the outcome of the best.
+
+    The number of trainings, their parameters and their keys are drawn from a secret stream, so the cell continues with them. If no training
+    is drawn (Poisson), the first parameters of the space are trained on no row at all.
+
+    Args:
+        trial: the cell, with its candidates.
+        data: its data set.
+        make_pool: as for :func:`fedsim.training.trial.run_trial`, as are the others.
+        checkpoints: stores its progress.
+        device: of the server.
+    """
+    started = time.perf_counter()
+    trial = trial.given(data)
+    tuning = cast(Tuning, trial.cell.tuning)
+    resume = checkpoints.load() if checkpoints else None
+    seeds = seeds_of(trial, resume)
+    search, progress = (_Search(), None) if resume is None else _Search.of(resume)
+    drawn = draws(tuning, len(trial.candidates), seeds)
+    trained_on, held = (trial.partition, None) if tuning.free else held_out(trial, tuning.held_out)
+    if not drawn:
+        drawn, trained_on = [0], nobody(trial.partition)
+    sizes = [_rounds(trial, candidate) for candidate in drawn]
+    for number, candidate in enumerate(drawn):
+        if number < len(search.runs):
+            continue
+        chosen = trial.candidates[candidate]
+        one = replace(trial.of(chosen.params, _training(chosen.plan)), partition=trained_on, candidates=())
+        own_seeds = seeds if tuning.free else seeds.run(number)
+        kept = _OfRun(checkpoints, search, seeds.secret, progress)
+        for step in run_trial(one, data, make_pool, kept, device, own_seeds):
+            if isinstance(step, RoundRecord):
+                values = {**step.values, "training": number + 1}
+                yield RoundRecord(sum(sizes[:number]) + step.round, sum(sizes), values)
+                continue
+            if held is None:
+                score, multiplier = score_on_test_rows(one, step.state, data, device), 0.0
+            else:
+                score, multiplier = held.noisy(one, step.state, data, chosen.plan, own_seeds, device)
+            search = search.after(ScoredRun(candidate, score, multiplier, replace(step, state={})), step.state)
+        progress = None
+    if checkpoints:
+        checkpoints.remove()
+    yield _outcome(trial, search, time.perf_counter() - started)
+
+
+def draws(tuning: Tuning, candidates: int, seeds: Seeds) -> list[int]:
+    """The candidates to train, in order: each once if the search is free, else a random number of independent ones."""
+    if tuning.free:
+        return list(range(candidates))
+    stream = seeds.keystream(Purpose.SELECTION)
+    runs = runs_at(float(stream.uniform(1)[0]), tuning.trials, tuning.distribution)
+    return list(map(int, stream.integers(candidates, (runs,))))
+
+
+def _rounds(trial: Trial, candidate: int) -> int:
+    algorithm = build_algorithm(trial.cell.algorithm, trial.candidates[candidate].params, trial.task)
+    return sum(release.rounds for release in algorithm.releases())
+
+
+def _training(plan: PrivacyPlan | None) -> PrivacyPlan | None:
+    """The plan of the training alone, whose ledger holds no score."""
+    return plan and replace(plan, releases=tuple(release for release in plan.releases if release.name != SCORE))
+
+
+def nobody(partition: Partition) -> Partition:
+    """The partition without any row."""
+    none = tuple(rows[:0] for rows in partition.rows)
+    return replace(partition, rows=none, groups=partition.groups and tuple(own[:0] for own in partition.groups))
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The rows that trainings are scored on.
+
+    Attributes:
+        rows: their numbers, a client after another.
+        clients: whose each is.
+        weights: what each adds to the score if it is predicted right: 1, or where the unit is a group its share of the group.
+    """
+
+    rows: NDArray[np.int64]
+    clients: NDArray[np.int64]
+    weights: NDArray[np.float64]
+
+    def noisy(
+        self, trial: Trial, state: Tensors, data: Embeddings, plan: PrivacyPlan | None, seeds: Seeds, device: torch.device = CPU
+    ) -> tuple[float, float]:
+        """How many units are predicted right, with the plan's noise; and the noise multiplier. One unit changes the number by at most 1."""
+        count = float(self.weights @ self.correct(trial, state, data, device))
+        std = 0.0 if plan is None else plan.noise_multiplier(SCORE)
+        noise = gaussian({SCORE: (1,)}, std, seeds.keystream(Purpose.SELECTION))
+        return count + float(noise.parts[SCORE][0]), std
+
+    def correct(self, trial: Trial, state: Tensors, data: Embeddings, device: torch.device = CPU) -> NDArray[np.bool_]:
+        """Whether each row is predicted right: by a probe on synthetic rows, or by a classifier, which sees one row at a time.
+
+        A classifier that saw all rows together could let one change what it predicts of the others.
+        """
+        algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
+        made, _ = restored(algorithm, state, trial.plan, Seeds(trial.cell.seed), device)
+        x, y = data.x_train[self.rows], data.y_train[self.rows]
+        if not is_classifier(made):
+            (predictions,) = Judge(trial.cell, replace(data, x_test=x, y_test=y), trial.partition, made, device=device).predictions()
+            return np.asarray(predictions.predicted == y)
+        there = to_device(torch.from_numpy(x), device)
+        predicted = [
+            int(own(made, int(client)).probabilities(row[None])[0].argmax()) for row, client in zip(there, self.clients, strict=True)
+        ]
+        return np.asarray(np.array(predicted, dtype=np.int64) == y)
+
+
+def held_out(trial: Trial, probability: float) -> tuple[Partition, HeldOut]:
+    """The partition without the rows that are held out, and those; groups stay whole.
+
+    A unit's coin is drawn from a public stream by its place, whatever its row holds, so units in training and those in the score are
+    disjoint parts that no data decides (:mod:`fedsim.privacy.selection`).
+    """
+    partition, seeds = trial.partition, Seeds(trial.cell.seed)
+    kept, kept_groups, rows, clients, weights = [], [], [], [], []
+    for client, own_rows in enumerate(partition.rows):
+        part = np.arange(len(own_rows)) if partition.groups is None else partition.groups[client]
+        coins = seeds.numpy(Purpose.HELD_OUT, client=client).random(int(part[-1]) + 1 if len(part) else 0) < probability
+        out = coins[part] if len(part) else np.zeros(0, bool)
+        kept.append(own_rows[~out])
+        kept_groups.append(np.unique(part[~out], return_inverse=True)[1])
+        rows.append(own_rows[out])
+        clients.append(np.full(out.sum(), client))
+        sizes = np.bincount(part) if trial.task.unit == "group" else np.ones(len(coins), np.int64)
+        weights.append(1.0 / sizes[part[out]])
+    groups = None if partition.groups is None else tuple(kept_groups)
+    held = HeldOut(np.concatenate(rows), np.concatenate(clients), np.concatenate(weights))
+    return replace(partition, rows=tuple(kept), groups=groups), held
+
+
+def score_on_test_rows(trial: Trial, state: Tensors, data: Embeddings, device: torch.device = CPU) -> float:
+    """Balanced accuracy on test rows, which a search that nobody pays for looks at."""
+    algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
+    made, _ = restored(algorithm, state, trial.plan, Seeds(trial.cell.seed), device)
+    predicted = Judge(trial.cell, data, trial.partition, made, device=device).predictions()
+    return float(np.mean([balanced_accuracy(predictions) for predictions in predicted]))
+
+
+def _outcome(trial: Trial, search: _Search, seconds: float) -> Outcome:
+    """The best training's outcome, with what all of them cost."""
+    winner, outcomes = search.winner, [run.outcome for run in search.runs]
+    chosen = trial.candidates[winner.candidate]
+    outcome = replace(
+        winner.outcome,
+        unaccounted=next(filter(None, (outcome.unaccounted for outcome in outcomes)), ""),
+        uplink_bytes=sum(outcome.uplink_bytes for outcome in outcomes),
+        downlink_bytes=sum(outcome.downlink_bytes for outcome in outcomes),
+        seconds=seconds,
+        state=search.best or {},
+        chosen=chosen,
+        trials=len(search.runs),
+    )
+    plan = chosen.plan
+    if plan is None or plan.selection is None:
+        return outcome
+    ran = [[_event(tally) for tally in one.mechanisms] for one in outcomes if one.mechanisms is not None]
+    least = min(run.multiplier for run in search.runs)
+    spent = replace(plan.selection, trainings=distinct([*plan.selection.trainings, *ran]), score=least)
+    scored = Tally(0, SCORE, winner.multiplier, 1.0, 1)
+    return replace(
+        outcome,
+        epsilon_spent=spent.epsilon(plan.delta),
+        accountant=plan.accountant,
+        mechanisms=winner.outcome.mechanisms and (*winner.outcome.mechanisms, scored),
+    )
+
+
+def _event(tally: Tally) -> Event:
+    return Event(tally.noise_multiplier, tally.sample_rate, tally.count, tally.mechanism)

@@ -1,0 +1,113 @@
+"""The plans of a cell: one, or one for every parameter setting among which a tuned cell chooses.
+
+The budget of a tuned cell pays for all its trainings and their scores (:mod:`fedsim.privacy.selection`). Each training has an ordinary
+plan, solved for the largest epsilon at which the whole costs no more than the cell's; the same one for all settings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from fedsim.errors import UserError
+from fedsim.grid.models import Tuning
+from fedsim.methods.algorithm import Algorithm, solved_plan
+from fedsim.methods.messages import Task
+from fedsim.plugins.claims import allowed
+from fedsim.privacy import accountant
+from fedsim.privacy.events import Event
+from fedsim.privacy.plan import PrivacyPlan, Release
+from fedsim.privacy.selection import SCORE, Selection, distinct, solved_noise
+from fedsim.training.trial import Candidate
+
+_LESS = 0.995
+"""By how much the epsilon of trainings is lowered where the whole costs too much."""
+
+
+def plans_of(
+    cls: type[Algorithm], params: Mapping[str, Any], tuning: Tuning | None, task: Task, epsilon: float | None, delta: float
+) -> tuple[Candidate, ...]:
+    """The parameters of a cell with their plan; one candidate unless the cell is tuned, else one a point of its space.
+
+    Args:
+        cls: the algorithm.
+        params: all its parameters; those in the space of ``tuning`` are replaced.
+        tuning: how parameters are chosen.
+        task: the public facts.
+        epsilon: the budget of the cell, all its trainings and scores together; None if epsilon has no meaning for the algorithm.
+        delta: of the budget.
+
+    Raises:
+        UserError: as :func:`fedsim.methods.algorithm.solved_plan`, or the budget is too small to search within.
+        ValidationError: a point of the space does not do.
+    """
+    points = [{}] if tuning is None else tuning.points
+    settings = [cls.Params.model_validate({**params, **point}) for point in points]
+    algorithms = [cls(setting, task) for setting in settings]
+    complete = [setting.model_dump(mode="json") for setting in settings]
+    if tuning is None or tuning.free or epsilon is None:
+        plans = [_plan(algorithm, epsilon, delta) for algorithm in algorithms]
+        if tuning is not None and epsilon is not None and math.isfinite(epsilon):
+            plans = [plan and replace(plan, claim="heuristic") for plan in plans]
+    else:
+        plans = list(_tuned(algorithms, tuning, epsilon, delta))
+    return tuple(Candidate(*pair) for pair in zip(complete, plans, strict=True))
+
+
+def _plan(algorithm: Algorithm, epsilon: float | None, delta: float) -> PrivacyPlan | None:
+    plan = solved_plan(algorithm, epsilon, delta)
+    return plan and replace(plan, claim=allowed(plan.claim, algorithm))
+
+
+def _tuned(algorithms: Sequence[Algorithm], tuning: Tuning, epsilon: float, delta: float) -> list[PrivacyPlan]:
+    how = tuning.trials, tuning.distribution
+    noise, inner = 0.0, math.inf
+    if math.isfinite(epsilon):
+        for algorithm in algorithms:
+            solved_plan(algorithm, epsilon, delta)  # refuses what has no plan at all
+        try:
+            noise = solved_noise(*how, epsilon, delta, lambda sigma: [Event(sigma, 1.0, 1)])
+            inner = min(_largest(releases, how, epsilon, delta) for releases in {_steps(algorithm) for algorithm in algorithms})
+        except ValueError as error:
+            raise UserError("epsilon", str(error), "give a larger one, or a smaller mean number of trials") from error
+    while True:
+        plans = [plan for algorithm in algorithms if (plan := _plan(algorithm, inner, delta))]
+        selection = Selection(*how, distinct(map(events_of, plans)), noise)
+        reached = selection.epsilon(delta)
+        if reached <= epsilon:
+            return [_with_score(plan, selection, epsilon, reached) for plan in plans]
+        inner = float(f"{_LESS * inner:.6g}")
+
+
+def _steps(algorithm: Algorithm) -> tuple[Event, ...]:
+    """The mechanisms of an algorithm at a noise multiplier of 1."""
+    return tuple(sorted(Event(r.relative_noise, r.sample_rate, r.steps, r.mechanism) for r in algorithm.releases() if r.steps))
+
+
+def _largest(steps: tuple[Event, ...], how: tuple[float, Any], epsilon: float, delta: float) -> float:
+    """The epsilon of a training alone with the least noise at which the best of the trainings costs ``epsilon``."""
+
+    def events(sigma: float) -> list[Event]:
+        return [event._replace(noise_multiplier=event.noise_multiplier * sigma) for event in steps]
+
+    return accountant.epsilon(events(solved_noise(*how, epsilon, delta, events)), delta)[0]
+
+
+def events_of(plan: PrivacyPlan) -> tuple[Event, ...]:
+    """The mechanisms of a training: the plan's, without a score."""
+    releases = tuple(release for release in plan.releases if release.steps and release.name != SCORE)
+    return tuple(replace(plan, releases=releases).events())
+
+
+def _with_score(plan: PrivacyPlan, selection: Selection, epsilon: float, reached: float) -> PrivacyPlan:
+    score = Release(SCORE, 1.0, 1, selection.score / plan.sigma if plan.sigma else 1.0, main=False)
+    return replace(
+        plan,
+        epsilon_target=epsilon,
+        epsilon_reached=reached,
+        accountant="rdp" if plan.sigma else "none",
+        releases=(*plan.releases, score),
+        selection=selection,
+    )

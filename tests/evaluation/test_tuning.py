@@ -1,0 +1,211 @@
+"""A tuned cell: who is held out, what one of them changes, what is spent, and that it continues with what it drew."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from cells import one_cell, quick, small_cells
+
+from baselines.dp_linear import DPLinear
+from fedsim.data.embeddings import Embeddings
+from fedsim.evaluation.tuning import HeldOut, draws, held_out, run_tuned
+from fedsim.methods.messages import Server
+from fedsim.plugins.registry import register
+from fedsim.seeds import Seeds
+from fedsim.training.checkpoint import Checkpoints
+from fedsim.training.rounds import RoundRecord
+from fedsim.training.trial import Outcome, Trial
+
+SPACE = {"clip": [0.5, 1.0], "rounds": [3, 6]}
+
+
+@register("shown-batches")
+class ShownBatches(DPLinear):
+    """Notes how many rows its classifier is shown at a time."""
+
+    shown: ClassVar[Counter[int]] = Counter()
+
+    def classifier(self, server: Server) -> Any:
+        made, shown = super().classifier(server), self.shown
+
+        class Noting:
+            def probabilities(self, x: torch.Tensor) -> torch.Tensor:
+                shown[len(x)] += 1
+                return made.probabilities(x)
+
+        return Noting()
+
+
+def tuned(name: str = "dp-linear", space: Any = None, **keys: Any) -> tuple[Trial, Embeddings]:
+    how = {"trials": 4, "held_out": 0.3} | keys.pop("tune", {})
+    entry = {"name": name, "tune": SPACE if space is None else space}
+    trial, data, _ = one_cell(entry, **{"tune": how, "epsilon": 8.0, "delta": 1e-3, "seeds": 3} | keys)
+    return trial, data
+
+
+def ended(steps: Iterator[RoundRecord | Outcome]) -> tuple[list[RoundRecord], Outcome]:
+    *records, outcome = steps
+    assert isinstance(outcome, Outcome)
+    return records, outcome  # type: ignore[return-value]
+
+
+def test_units_are_held_out_by_coins_that_no_row_decides() -> None:
+    trial, _ = tuned()
+    kept, held = held_out(trial, 0.3)
+    assert sorted([*np.concatenate(kept.rows), *held.rows]) == sorted(np.concatenate(trial.partition.rows))
+    assert 0.2 < len(held.rows) / trial.train_rows < 0.4
+    first, *others = trial.partition.rows
+    longer = replace(trial, partition=replace(trial.partition, rows=(np.append(first, 10**6), *others)))
+    before, after = (set(np.concatenate(held_out(one, 0.3)[0].rows)) for one in (trial, longer))
+    assert after - before <= {10**6}
+    assert before <= after
+
+
+def test_one_unit_changes_the_score_by_at_most_one_a_group_too() -> None:
+    trial, _ = tuned()
+    groups = tuple(np.arange(len(rows)) // 3 for rows in trial.partition.rows)
+    grouped = replace(trial, task=replace(trial.task, unit="group"), partition=replace(trial.partition, groups=groups))
+    kept, held = held_out(grouped, 0.3)
+    place = {
+        row: (client, group) for client, own in enumerate(groups) for row, group in zip(trial.partition.rows[client], own, strict=True)
+    }
+    units = [place[row] for row in held.rows]
+    sums = Counter[tuple[int, int]]()
+    for unit, weight in zip(units, held.weights, strict=True):
+        sums[unit] += weight
+    assert sums
+    assert all(total == pytest.approx(1) for total in sums.values())
+    assert all((np.diff(own) <= 1).all() and own[0] == 0 for own in kept.groups or ())
+    assert (held_out(trial, 0.3)[1].weights == 1).all()
+
+
+def test_a_classifier_is_shown_one_held_out_row_at_a_time() -> None:
+    trial, data = tuned("shown-batches")
+    ShownBatches.shown.clear()
+    ended(run_tuned(trial, data))
+    assert set(ShownBatches.shown) == {1}
+
+
+@pytest.mark.parametrize("name", ["dp-linear", "dp-gaussian"])
+def test_all_trainings_and_scores_together_cost_the_cells_budget(name: str) -> None:
+    trial, data = tuned(name, SPACE if name == "dp-linear" else {"radius": [0.5, 0.8]})
+    _, outcome = ended(run_tuned(trial, data))
+    assert outcome.chosen in trial.candidates
+    assert outcome.unaccounted == ""
+    assert outcome.epsilon_spent is not None
+    assert 0.99 * 8 <= outcome.epsilon_spent <= 8
+    plan = outcome.chosen.plan  # type: ignore[union-attr]
+    assert plan is not None
+    assert outcome.epsilon_spent == plan.epsilon_reached
+    assert [tally.release for tally in outcome.mechanisms or ()].count("score") == 1
+
+
+@pytest.mark.parametrize(("share", "spent"), [(0.5, 9.0), (1e-9, 1e9)])
+def test_scores_with_less_noise_than_planned_are_overspent(share: float, spent: float) -> None:
+    trial, data = tuned()
+
+    def quieter(plan: Any) -> Any:
+        *own, score = plan.releases
+        return replace(plan, releases=(*own, replace(score, relative_noise=share * score.relative_noise)))
+
+    weak = tuple(replace(candidate, plan=quieter(candidate.plan)) for candidate in trial.candidates)
+    _, outcome = ended(run_tuned(replace(trial, candidates=weak), data))
+    assert outcome.epsilon_spent is not None
+    assert outcome.epsilon_spent > spent
+
+
+def test_a_cell_that_is_interrupted_anywhere_continues_with_what_it_drew(tmp_path: Path) -> None:
+    trial, data = tuned(privacy={"noise": "seeded"})
+    records, whole = ended(run_tuned(trial, data))
+    assert len({record.values["training"] for record in records}) > 1
+    for stop in range(1, len(records), 4):
+        folder = tmp_path / str(stop)
+        steps = run_tuned(trial, data, checkpoints=Checkpoints(folder / "cell", every=0.0))
+        before = [next(steps) for _ in range(stop)]
+        steps.close()  # type: ignore[attr-defined]
+        rest, outcome = ended(run_tuned(trial, data, checkpoints=Checkpoints(folder / "cell", every=0.0)))
+        assert [*before[: rest[0].round], *rest] == records
+        assert replace(outcome, seconds=0) == replace(whole, seconds=0)
+        assert all(torch.equal(outcome.state[name], value) for name, value in whole.state.items())
+        assert not (folder / "cell").exists()
+
+
+def test_the_first_checkpoint_keeps_a_secret_draw(tmp_path: Path) -> None:
+    trial, data = tuned(privacy={"noise": "secret"})
+    runs = []
+    for _ in range(2):
+        steps = run_tuned(trial, data, checkpoints=Checkpoints(tmp_path / "cell", every=1e9))
+        runs.append(next(steps))
+        steps.close()  # type: ignore[attr-defined]
+    first, second = runs
+    assert isinstance(first, RoundRecord)
+    assert isinstance(second, RoundRecord)
+    assert (second.round, second.rounds) == (1, first.rounds)  # it goes on where the first one stood
+
+
+def test_each_training_has_noise_of_its_own() -> None:
+    trial, data = tuned(space={"clip": [1.0]}, tune={"trials": 6})
+    records, outcome = ended(run_tuned(trial, data))
+    assert outcome.trials is not None
+    assert outcome.trials > 1
+    fingerprints = [record.values["noise"] for record in records]
+    assert len(set(fingerprints)) == len(fingerprints)
+
+
+def test_where_no_training_is_drawn_the_result_looks_at_no_row() -> None:
+    made = []
+    for seed in range(40):
+        trial, data = tuned(space={"clip": [1.0, 2.0]}, tune={"trials": 1, "distribution": "poisson"}, seeds=seed)
+        if trial.cell.tuning and not draws(trial.cell.tuning, 2, Seeds(seed)):
+            changed = replace(data, x_train=np.roll(data.x_train, 1, axis=0), y_train=np.roll(data.y_train, 1))
+            made = [ended(run_tuned(trial, rows))[1] for rows in (data, changed)]
+            break
+    one, two = made
+    assert one.chosen == trial.candidates[0]
+    assert all(torch.equal(two.state[name], value) for name, value in one.state.items())
+
+
+def test_a_free_search_trains_each_point_on_all_rows_and_claims_no_theorem() -> None:
+    prepared = small_cells(quick("dp-linear") | {"tune": {"clip": [0.01, 1.0]}}, epsilon=8.0, tune={"curves": ["default", "free"]})
+    default, free = prepared.trials
+    (data,) = prepared.data.values()
+    _, outcome = ended(run_tuned(free, data))
+    assert (outcome.trials, free.cell.tuning and free.cell.tuning.free) == (2, True)
+    assert outcome.chosen is not None
+    assert outcome.chosen.plan is not None
+    assert outcome.chosen.plan.claim == "heuristic"
+    assert default.plan is not None
+    assert (outcome.epsilon_spent, outcome.chosen.plan.selection) == (default.plan.epsilon_reached, None)
+
+
+def test_without_a_budget_scores_have_no_noise() -> None:
+    for name, keys in (("dp-linear", {"epsilon": math.inf}), ("fedavg-linear", {})):
+        trial, data = tuned(name, {"rounds": [1, 2]}, **keys)
+        _, outcome = ended(run_tuned(trial, data))
+        assert outcome.chosen in trial.candidates
+        assert outcome.epsilon_spent in (None, math.inf)
+
+
+def test_the_score_counts_right_predictions() -> None:
+    trial, data = tuned()
+    _, outcome = ended(run_tuned(trial, data))
+    _, held = held_out(trial, 0.3)
+    assert outcome.chosen is not None
+    one = trial.of(outcome.chosen.params, None)
+    right = held.correct(one, outcome.state, data)
+    alone = HeldOut(held.rows[:1], held.clients[:1], held.weights[:1]).correct(one, outcome.state, data)
+    assert right[0] == alone[0]
+    assert 0.2 < right.mean() <= 1
+
+
+def test_how_clients_are_packed_changes_nothing() -> None:
+    trial, data = tuned(space={"radius": [0.5, 0.8]}, name="dp-gaussian", tune={"trials": 2})
+    one, two = (ended(run_tuned(replace(trial, sizes=sizes), data))[1] for sizes in ((4,), (1, 3)))
+    assert (one.chosen, one.trials) == (two.chosen, two.trials)
+    assert all(torch.allclose(two.state[name], value, atol=1e-5) for name, value in one.state.items())
