@@ -288,7 +288,7 @@ class FedHypeVAEWarm(OneShot):
         covariances = shrinkage.pooled_and_own(second, off, counts, std["class_second"] / 2**0.5, onto)
         server.tensors |= {"prior_means": means, "prior_covariances": reach**2 * covariances}
 
-    def label_counts(self, server: Server) -> Tensor:
+    def class_rows(self, server: Server) -> Tensor:
         """Those of class means and moments together."""
         return server.tensors["counts"]
 

@@ -17,7 +17,7 @@ from fedsim.methods.parameters import load_parameters
 from fedsim.models.linear import LinearClassifier, LinearHead, LocalClassifiers, cross_entropy
 from fedsim.plugins.registry import register
 
-SHARED, OWN = "shared.", "own."
+SHARED_HEAD, OWN_HEAD = "shared.", "own."
 
 
 class DittoParams(FedAvgLinearParams):
@@ -44,7 +44,7 @@ class PersonalSoftmaxRegression(LocalTraining):
     The two parts of the loss share no parameter, so w is trained as without v. How they train is the other base class's.
     """
 
-    local = (OWN,)
+    local = (OWN_HEAD,)
 
     def build(self, clients: int) -> nn.Module:
         """One client's."""
@@ -57,13 +57,13 @@ class PersonalSoftmaxRegression(LocalTraining):
     def pull(self, clients: Clients, gradients: Tensors, parameters: Tensors, broadcast: Tensors) -> None:
         """The proximal term of every client's own classifier, which depends on no row."""
         super().pull(clients, gradients, parameters, broadcast)
-        for name in (name for name in gradients if name.startswith(OWN)):
-            apart = parameters[name] - broadcast[name.replace(OWN, SHARED, 1)]
+        for name in (name for name in gradients if name.startswith(OWN_HEAD)):
+            apart = parameters[name] - broadcast[name.replace(OWN_HEAD, SHARED_HEAD, 1)]
             gradients[name] = gradients[name] + self.params.own_proximal * apart
 
     def released_names(self, model: nn.Module) -> list[str]:
         """The own classifiers; the evaluation has them, a network would not carry them."""
-        return [name for name, _ in model.named_parameters() if name.startswith(OWN)]
+        return [name for name, _ in model.named_parameters() if name.startswith(OWN_HEAD)]
 
     def classifier(self, server: Server) -> LocalClassifiers:
         """Every client's own."""
@@ -71,7 +71,7 @@ class PersonalSoftmaxRegression(LocalTraining):
 
     def _own(self, server: Server, client: int) -> LinearClassifier:
         head = LinearHead(self.task.dim, self.task.classes).to(server.device)
-        load_parameters(head, {name.removeprefix(OWN): value[client] for name, value in server.codes.items()})
+        load_parameters(head, {name.removeprefix(OWN_HEAD): value[client] for name, value in server.codes.items()})
         return head.classifier()
 
 

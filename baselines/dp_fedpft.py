@@ -27,8 +27,8 @@ from fedsim.privacy.statistics import moments
 from fedsim.privacy.statistics.outer_products import OuterProduct, clipped_statistics, unit_weights
 from fedsim.privacy.statistics.spectral import square_root
 
-WEIGHTS = {"sums": 1.0, "counts": 0.15, "squares": 1.0}
-LEAST_VARIANCE = 1e-6
+CLIENT_CLASS_WEIGHTS = {"sums": 1.0, "counts": 0.15, "squares": 1.0}
+LEAST_ENTRY_VARIANCE = 1e-6
 """Of an entry of a row of norm 1, or of a direction."""
 
 
@@ -52,7 +52,9 @@ class DPFedPFT(ClientMixtures):
 
     def phases(self) -> tuple[Phase, ...]:
         """One round."""
-        return (Phase(Release("gaussians", 1.0, 1), self.client_round, self.server_step, self.broadcast, unit_weights(WEIGHTS)),)
+        return (
+            Phase(Release("gaussians", 1.0, 1), self.client_round, self.server_step, self.broadcast, unit_weights(CLIENT_CLASS_WEIGHTS)),
+        )
 
     def clip(self) -> float:
         """Statistics have joint norm at most 1."""
@@ -66,7 +68,7 @@ class DPFedPFT(ClientMixtures):
         """Every member's statistics, noised by itself."""
         owner = torch.repeat_interleave(torch.arange(len(clients.x)), torch.tensor([len(x) for x in clients.x]))
         r, y = moments.in_unit_ball(clients.pooled.x), to_device(owner, clients.device) * self.task.classes + clients.pooled.y
-        hot, norms = one_hot(y, len(clients.x) * self.task.classes), Norms(1.0, weights=unit_weights(WEIGHTS))
+        hot, norms = one_hot(y, len(clients.x) * self.task.classes), Norms(1.0, weights=unit_weights(CLIENT_CLASS_WEIGHTS))
         squares = (hot, r * r) if self.params.covariance == "diag" else ((hot.unsqueeze(2) * r.unsqueeze(1)).flatten(1), r)
         products = {"sums": OuterProduct(hot, r), "counts": OuterProduct(hot, torch.ones_like(r[:, :1])), "squares": OuterProduct(*squares)}
         sums, joint = clipped_statistics(products, norms, clients.all_groups)
@@ -78,10 +80,10 @@ class DPFedPFT(ClientMixtures):
 
     def server_step(self, server: Server, round_: Round, total: Tensors) -> dict[str, float]:
         """A Gaussian of every class of every client; classes whose count does not stand out of its noise weigh nothing."""
-        weights = unit_weights(WEIGHTS)
+        weights = unit_weights(CLIENT_CLASS_WEIGHTS)
         std = {name: server.noise_std(round_.release.name, 1) / weight for name, weight in weights.items()}
         for client in range(self.task.clients):
-            sums, seen, squares = (total[f"{name}.{client}"] / weights[name] for name in WEIGHTS)
+            sums, seen, squares = (total[f"{name}.{client}"] / weights[name] for name in CLIENT_CLASS_WEIGHTS)
             counts = moments.counts_above_noise(seen, std["counts"])
             means, noise = sums / counts, (std["sums"] / counts).square()
             server.tensors |= {
@@ -95,7 +97,7 @@ class DPFedPFT(ClientMixtures):
     def roots(self, second: Tensor, means: Tensor, noise: Tensor) -> Tensor:
         """Roots of covariances, ``[C, d]`` or ``[C, d, d]``, from second moments of as many numbers; ``noise`` ``[C, 1]`` is the means'."""
         if self.params.covariance == "diag":
-            return (second - means.square() + noise).clamp_min(LEAST_VARIANCE).sqrt()
+            return (second - means.square() + noise).clamp_min(LEAST_ENTRY_VARIANCE).sqrt()
         second = second.view(len(means), self.task.dim, self.task.dim)
         one = torch.eye(self.task.dim, device=means.device)
         return square_root((second + second.transpose(1, 2)) / 2 - means[:, :, None] * means[:, None] + noise[:, :, None] * one)

@@ -64,7 +64,7 @@ class DPGaussian(OneShot):
         noise = to_device(torch.tensor(found.noise, dtype=torch.double), server.device)
         server.tensors |= {"class_means": found.means, "class_counts": found.counts, "within": found.covariance, "noise": noise}
 
-    def label_counts(self, server: Server) -> Tensor:
+    def class_rows(self, server: Server) -> Tensor:
         """Those of the moments."""
         return server.tensors["class_counts"]
 

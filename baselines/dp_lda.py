@@ -20,7 +20,7 @@ from fedsim.models.linear import LinearClassifier
 from fedsim.plugins.registry import register
 from fedsim.privacy.statistics.spectral import spectral_function
 
-LEAST_VARIANCE = 0.05
+LEAST_CLASS_VARIANCE = 0.05
 """A variance of a class in the block is no smaller, in units of what classes share."""
 
 
@@ -77,7 +77,7 @@ class Discriminant:
     def __init__(self, means: Tensor, covariances: Tensor, basis: Tensor) -> None:
         self.means, self.basis = means, basis
         # |(u - m) root|^2 is the squared Mahalanobis distance
-        self.roots = spectral_function(covariances, lambda values: values.clamp_min(LEAST_VARIANCE).rsqrt())
+        self.roots = spectral_function(covariances, lambda values: values.clamp_min(LEAST_CLASS_VARIANCE).rsqrt())
         self.log_scale = torch.linalg.slogdet(self.roots)[1]
 
     def probabilities(self, x: Tensor) -> Tensor:

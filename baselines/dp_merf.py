@@ -113,7 +113,7 @@ class DPMERF(OneShot):
             rate = p.learning_rate * (1 - step / p.generator_steps)
             adam_step(parameters, dict(zip(parameters, gradients, strict=True)), state, rate)
 
-    def label_counts(self, server: Server) -> Tensor:
+    def class_rows(self, server: Server) -> Tensor:
         """Those that came with the features."""
         return server.tensors["class_counts"]
 

@@ -33,7 +33,7 @@ ROWS_SCORED = 1024
 """Rows whose scores are made at a time."""
 
 ROW_COUNT, ROW_COUNT_WEIGHT = "row_count", 0.2
-"""For unit client every release also counts its rows, with this weight beside the statistic's, which then has joint norm 1 by itself."""
+"""For unit client every release also counts its rows, with this weight beside the statistic's, whose own joint norm is 1."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,19 @@ class Rows:
         owner = torch.repeat_interleave(torch.tensor(clients.members), torch.tensor([len(x) for x in clients.x]))
         return cls(clients.pooled.x, clients.pooled.y, to_device(owner, clients.device))
 
+    def by_label(self, products: Mapping[str, OuterProduct], classes: int) -> dict[str, OuterProduct]:
+        """Products of which each client's rows of a label have their mean in place of their sum."""
+        _, own, size = torch.unique(self.client * classes + self.y, return_inverse=True, return_counts=True)
+        return {name: OuterProduct(product.left / size[own, None], product.right) for name, product in products.items()}
+
 
 @dataclass(frozen=True)
 class Statistic:
     """What is released of all rows together: sums of outer products, by one Gaussian mechanism a step.
 
-    For unit client the sum of a client's rows is clipped. Every release clips it by another factor, which is its rows' weight there, so
-    sums are scaled to weights that add up to the number of clients: counts and means of several releases agree, and counts are no rows.
+    For unit client a client's sum is clipped, in which rows of one label count as one: each label adds its rows' mean, so that neither many
+    rows nor a frequent label take the whole norm. Every release clips by other factors, the clients' weights there; its sums are scaled to
+    weights that add up to the number of clients, so counts and means of several releases agree. Counts then are no numbers of rows.
 
     Attributes:
         name: of the release, unique within an algorithm.
@@ -98,7 +104,7 @@ def statistic_phase(statistic: Statistic, clip: float, task: Task, broadcast: Ca
         products = statistic.products(rows, received)
         if whole:
             one = rows.x.new_ones(len(rows.x), 1)
-            products = {**products, ROW_COUNT: OuterProduct(one, one)}
+            products = rows.by_label({**products, ROW_COUNT: OuterProduct(one, one)}, task.classes)
         if products.keys() != weights.keys():
             raise ValueError(f"statistic '{statistic.name}' has the products {sorted(products)} and weights of {sorted(weights)}")
         sums, joint = clipped_statistics(products, norms, units_of(clients, task))
@@ -108,7 +114,7 @@ def statistic_phase(statistic: Statistic, clip: float, task: Task, broadcast: Ca
 
     def at_server(server: Server, round_: Round, total: Tensors) -> Values:
         std = server.noise_std(release.name, task.clients) / unit
-        # a client has a row and its rows weigh at least as much as one, so K is the least that their count can be
+        # what has norm 1 a row has a norm of at most the row count, so a clipped client counts at least 1, and all of them K
         scale = float(task.clients / (total[ROW_COUNT] / norms.weight(ROW_COUNT)).clamp_min(task.clients)) if whole else 1.0
         sums = {name: total[name] / norms.weight(name) * scale for name in statistic.weights}
         statistic.receive(server, sums, {name: std / weights[name] * scale for name in sums})
@@ -267,6 +273,14 @@ class OneShot(Algorithm):
     def build(self, clients: int) -> nn.Module:
         """Nothing is trained."""
         return nn.Module()
+
+    def label_counts(self, server: Server) -> Tensor | None:
+        """None for unit client: rows of a client and label count as one, whatever their number is."""
+        return None if self.task.unit == "client" else self.class_rows(server)
+
+    def class_rows(self, server: Server) -> Tensor | None:
+        """Rows per class ``[C]`` as released for other units; None if they are not."""
+        return None
 
     def broadcast(self, server: Server) -> Tensors:
         """Everything released so far."""

@@ -27,7 +27,7 @@ class Phase:
             a mechanism with the noise of z (Choquette-Choo et al. 2023, arXiv 2306.08153). Empty: z itself.
 
     Raises:
-        ValueError: ``correlation`` is longer than there are turns, of a norm above 1, or begins with 0.
+        ValueError: ``correlation`` is longer than there are turns, of a norm above 1, begins with 0, or is no Gaussian mechanism's.
     """
 
     release: Release
@@ -39,9 +39,10 @@ class Phase:
 
     def __post_init__(self) -> None:
         """Refuse a correlation that the plan's account does not cover."""
-        c = self.correlation
-        if c and (len(c) > self.release.turns or not math.hypot(*c) <= 1 + 1e-12 or not c[0] > 0):
-            raise ValueError(f"correlation {c} of '{self.release.name}': give at most {self.release.turns} numbers (turns), of norm 1")
+        c, release = self.correlation, self.release
+        covered = len(c) <= release.turns and math.hypot(*c) <= 1 + 1e-12 and release.mechanism == "gaussian"
+        if c and not (covered and c[0] > 0):
+            raise ValueError(f"correlation {c} of '{release.name}': give at most {release.turns} numbers (turns), of norm 1, to a gaussian")
 
     def taking(self, share: float) -> Phase:
         """The phase with the noise for a share of the budget, in units of 1 / sigma^2; sampled steps cost q^2 / sigma^2 and add up."""

@@ -156,7 +156,7 @@ class CellNoise:
         return self._plan.noise_std_of_sum(release.name, 1 if self.parts.local else self.trial.task.clients)
 
     def _statistic(self, release: Release, name: str, shape: tuple[int, ...], weight: float) -> Signal:
-        (rows, _), task, title = self._held, self.trial.task, _title(name)
+        rows, task, title = self.trial.units, self.trial.task, _title(name)
         size = math.prod(shape[1:])
         matrices = shape == (task.dim, task.dim) or (name == "class_second" and shape[0] % size == 0)
         groups = shape[0] // size if matrices else shape[0]

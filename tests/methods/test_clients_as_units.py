@@ -12,7 +12,7 @@ from fedsim.data.embeddings import Embeddings
 from fedsim.errors import UserError
 from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Server, Task, Tensors
-from fedsim.methods.one_shot import OneShot, Statistic, statistic_phase
+from fedsim.methods.one_shot import OneShot, Rows, Statistic, statistic_phase
 from fedsim.methods.phase import rounds_of
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.noise import gaussian
@@ -61,6 +61,21 @@ def test_a_release_of_statistics_is_paid_for_where_clients_are_units(name: str) 
     assert trial.plan is not None
     assert "mean" in [release.name for release in trial.plan.releases]
     assert not trained.ledger.unaccounted(trial.plan, trial.cell.clients)
+
+
+def test_rows_of_a_client_and_label_count_as_one_and_a_cohort_may_have_none() -> None:
+    x, y, client = torch.eye(4), torch.tensor([0, 0, 1, 0]), torch.tensor([0, 0, 0, 1])
+    found = Rows(x, y, client).by_label(moments.class_mean_products(x, y, 2), 2)["class_sums"]
+    torch.testing.assert_close(found.left.T @ found.right, torch.tensor([[0.5, 0.5, 0.0, 1.0], [0.0, 0.0, 1.0, 0.0]]))
+    none = Rows(x[:0], y[:0], client[:0])
+    assert none.by_label(moments.mean_products(none.x), 2)["sum"].left.shape == (0, 1)
+
+
+def test_label_shares_are_not_read_off_clients() -> None:
+    for unit, released in (("example", True), ("client", False)):
+        trial, data, algorithm = one_cell("dp-gaussian", unit=unit, epsilon=4.0)
+        _, trained = to_the_end(train(algorithm, local_pool(trial, data), trial.plan, Seeds(0)))
+        assert (trained.shares is not None) == released
 
 
 def test_without_noise_every_release_counts_what_clients_there_are() -> None:

@@ -39,5 +39,5 @@ def test_every_client_has_its_turns_and_no_others() -> None:
 @pytest.mark.parametrize("correlation", [(0.8, 0.6, 0.0), (0.8, 0.7), (0.0, 1.0), (float("nan"), 0.0)])
 def test_a_correlation_that_the_account_does_not_cover_is_refused(correlation: tuple[float, ...]) -> None:
     assert phase("in turns", 2, 1, turns=2, correlation=(0.8, 0.6))
-    with pytest.raises(ValueError, match=r"give at most 2 numbers \(turns\), of norm 1"):
+    with pytest.raises(ValueError, match=r"give at most 2 numbers \(turns\), of norm 1, to a gaussian"):
         phase("in turns", 2, 1, turns=2, correlation=correlation)
