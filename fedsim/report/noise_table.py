@@ -158,7 +158,8 @@ class CellNoise:
     def _statistic(self, release: Release, name: str, shape: tuple[int, ...], weight: float) -> Signal:
         rows, task, title = self.trial.units, self.trial.task, _title(name)
         size = math.prod(shape[1:])
-        matrices = shape == (task.dim, task.dim) or (name == "class_second" and shape[0] % size == 0)
+        dim = self.trial.cell.params.get("project") or task.dim
+        matrices = shape == (dim, dim) or (name == "class_second" and shape[0] % size == 0)
         groups = shape[0] // size if matrices else shape[0]
         held, std = rows / groups, self._std(release) / (self._plan.clip * weight)
         where = f"at n = {rows:,}" + (f" ({groups} groups of {held:,.0f} on average)" if groups > 1 else "")
