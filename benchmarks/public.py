@@ -2,7 +2,7 @@
 
     python benchmarks/public.py --data FOLDER [--seeds 5] [--grids NAME ...] [--out runs/public] [--json FILE] [--markdown FILE]
 
-FOLDER holds the embeddings of OrganAMNIST, BloodMNIST and HAM10000 by EfficientNet-Lite0, as `fedsim embed` writes them. Public rows are
+FOLDER holds embeddings by EfficientNet-Lite0, files that benchmarks/README.md names: NAME_effnetlite0.npz. Public rows are
 those of another modality (blood cells for CT, CT for skin), or of the same modality from another site: two sites of HAM10000 are private,
 another one is public. Shares of the ceiling, means over seeds; the run folder keeps every row, and the same command goes on.
 """
@@ -48,13 +48,20 @@ def main() -> None:
     for name in options.grids:
         run = fedsim.bench(made_of[name], out=options.out / name, in_process=True)
         lines += [{"grid": name, **line} for line in shares(run.rows)]
-    made = {"command": f"python benchmarks/public.py --data FOLDER --seeds {options.seeds}", **circumstances(), "lines": lines}
+    made = {
+        "command": f"python benchmarks/public.py --data FOLDER --seeds {options.seeds} --grids {' '.join(options.grids)}",
+        **circumstances(),
+        "lines": lines,
+    }
     text = "\n".join(table(lines))
     print(text)
     if options.json is not None:
         options.json.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     if options.markdown is not None:
-        head = f"`{made['command']}`, revision {made['revision']}, {made['machine']}. ε = 1, δ = 1e-4, 10 clients, α = 0.3."
+        head = (
+            f"`{made['command']}`, revision {made['revision']}, {made['machine']}. ε = 1, δ = 1e-4, 10 clients, α = 0.3; k = {DIRECTIONS}."
+        )
+        head += f" Means over {options.seeds} seeds; in brackets the least and the largest gain of a seed."
         options.markdown.write_text(f"# What public rows are worth\n\n{head}\n\n{text}\n", encoding="utf-8")
 
 
@@ -99,7 +106,7 @@ def shares(rows: pd.DataFrame) -> list[dict[str, Any]]:
             {
                 "dataset": dataset,
                 "method": label,
-                "public": own["public"].iloc[0],
+                "public": own["public"].dropna().unique().tolist()[0] if own["public"].notna().any() else None,
                 "seeds": len(own),
                 "share": round(fmean(own["share"]), 4),
                 "gain": round(float(paired.mean()), 4),
