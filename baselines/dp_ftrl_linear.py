@@ -1,4 +1,4 @@
-"""DP-FTRL-linear: a linear classifier by federated averaging under correlated noise, for unit client; no generator.
+"""DP-FTRL-linear: a linear classifier by federated averaging under correlated noise; no generator.
 
 Noise that later rounds take off again adds up to less over a training. Clients take turns: client c may take part in rounds t = c modulo b
 alone, there with probability q. The server adds ``(C^-1 z)_t`` to round t's sum ``x_t`` of updates, clipped to norm 1 in units of the
@@ -9,6 +9,7 @@ of ``C x`` is ``sum_j c_j x_{s-j}`` over j < b. A client's turns are b rounds ap
 t + b - 1, and its part in another turn in none of them. Together these rows are one Gaussian mechanism of sensitivity ``|c| = 1``, on a
 sample that the client is in with probability q, drawn anew for every turn. Its queries may follow from earlier outputs, since C is lower
 triangular and z independent (Denisov et al. 2022, arXiv 2202.08312, theorem 2.1). So T rounds are T / b such mechanisms.
+For unit example or group the unit is in one client's updates, which it changes by 2 at most: the same with that sensitivity and q = 1.
 
 Different here: C has the first b coefficients of the square root of prefix sums (Fichtenberger, Henzinger and Upadhyay 2022, arXiv
 2202.11205), not optimised ones; past noise is drawn again from its keyed stream, as in DP-lambdaCGD (arXiv 2601.22334), not stored.
@@ -26,7 +27,7 @@ from baselines.fedavg_linear import SoftmaxRegression
 from fedsim.methods.local_training import LocalTraining, LocalTrainingParams
 from fedsim.methods.phase import Phase
 from fedsim.plugins.registry import register
-from fedsim.privacy.plan import Trust, Unit
+from fedsim.privacy.plan import Trust
 
 
 class DPFTRLLinearParams(LocalTrainingParams):
@@ -52,7 +53,6 @@ class DPFTRLLinear(SoftmaxRegression, LocalTraining):
 
     source = "Choquette-Choo et al. 2023, arXiv 2306.08153; Kairouz et al. 2021, arXiv 2103.00039"
     Params = DPFTRLLinearParams
-    units: ClassVar[tuple[Unit, ...]] = ("client",)
     trusts: ClassVar[tuple[Trust, ...]] = ("aggregate",)
 
     def phases(self) -> tuple[Phase, ...]:

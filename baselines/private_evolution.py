@@ -23,15 +23,14 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from baselines.dppl_public import directions
 from fedsim.device import normal, to_device
 from fedsim.methods.algorithm import Params
 from fedsim.methods.coordinates import Coordinates, coordinate_statistics, receive_spread
 from fedsim.methods.messages import Server, Tensors
-from fedsim.methods.one_shot import OneShot, Rows, Statistic, overall_mean
-from fedsim.methods.products import Generator
+from fedsim.methods.one_shot import OneShot, Rows, Statistic
+from fedsim.methods.products import Generator, Stretched
 from fedsim.models.layers import one_hot
 from fedsim.plugins.registry import register
 from fedsim.privacy.statistics.outer_products import OuterProduct
@@ -45,26 +44,25 @@ class PrivateEvolutionParams(Params):
     """Parameters of private evolution.
 
     Attributes:
-        start: where candidates come from: ``public`` rows, or ``drawn`` from a Gaussian with the variances of released coordinates
-            (:mod:`fedsim.methods.coordinates`).
-        mean_share: share of the budget (in 1 / sigma^2) that the mean takes, or the coordinates.
+        start: where candidates come from: ``public`` rows, or ``drawn`` from a Gaussian with the variances of the released coordinates.
+        coordinates_share: share of the budget (in 1 / sigma^2) that the released coordinates take (:mod:`fedsim.methods.coordinates`).
         rounds: rounds of votes, which share the rest.
         candidates: of every class in a round.
         votes: how many candidates a row votes for.
         threshold: votes below so many standard deviations of their noise count as none.
         variation: the most by which offspring are moved towards a fresh candidate, as a share of the way.
-        noise: norm of the white noise on a sampled row, in units of the candidates' typical distance from the mean: features that public
-            rows lack get a scale.
+        noise: norm of the white noise on a sampled row, in units of rows' typical distance from the mean: features that public rows lack
+            get a scale.
     """
 
     start: Literal["public", "drawn"] = "public"
-    mean_share: float = Field(0.3, gt=0, lt=1)
-    rounds: int = Field(3, ge=1)
+    coordinates_share: float = Field(0.3, gt=0, lt=1)
+    rounds: int = Field(2, ge=1)
     candidates: int = Field(400, ge=1)
     votes: int = Field(40, ge=1)
     threshold: float = Field(1.5, ge=0)
     variation: float = Field(0.5, ge=0, le=1)
-    noise: float = Field(0.5, ge=0)
+    noise: float = Field(1.0, ge=0)
 
 
 @register("private-evolution")
@@ -79,41 +77,42 @@ class PrivateEvolution(OneShot):
         return bool(self.params.start == "public")
 
     def statistics(self) -> tuple[Statistic, ...]:
-        """Where rows lie; then the votes."""
-        share, rounds = self.params.mean_share, self.params.rounds
-        first: tuple[Statistic, ...] = (overall_mean(share),)
-        if not self.uses_public():
-            mean, spread = coordinate_statistics(share)
-            first = (mean, replace(spread, receive=self.receive_coordinates))
-        return (*first, Statistic("votes", 1 - share, {"votes": 1.0}, self.vote_products, self.receive_votes, rounds))
+        """Coordinates; then the votes."""
+        share, rounds = self.params.coordinates_share, self.params.rounds
+        mean, spread = coordinate_statistics(share)
+        spread = replace(spread, receive=self.receive_coordinates)
+        return mean, spread, Statistic("votes", 1 - share, {"votes": 1.0}, self.vote_products, self.receive_votes, rounds)
 
     def initial_server(self, seeds: Seeds) -> Server:
-        """Fresh candidates of every round ``[rounds, K, d]``, about the mean of all public rows."""
+        """Fresh public candidates of all rounds ``[rounds K, d]``, about the mean of all public rows."""
         server = super().initial_server(seeds)
         if self.uses_public() and self.task.public is not None:
-            rows, stream = self.task.public.rows(), seeds.torch(Purpose.INIT)
-            order = torch.cat([torch.randperm(len(rows), generator=stream) for _ in range(self._fresh // len(rows) + 1)])
-            server.tensors["fresh"] = (rows - rows.mean(0))[order[: self._fresh]].view(self.params.rounds, -1, self.task.dim)
-            self._begin(server)
+            rows, stream, count = self.task.public.rows(), seeds.torch(Purpose.INIT), self._fresh
+            order = torch.cat([torch.randperm(len(rows), generator=stream) for _ in range(count // len(rows) + 1)])
+            server.tensors["fresh"] = (rows - rows.mean(0))[order[:count]]
         return server
-
-    def receive_coordinates(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
-        """Coordinates, and fresh candidates in them: Gaussian, of mean squared norm 1."""
-        receive_spread(server, sums, std)
-        axes, stream = Coordinates(server.tensors).main_axes(AXES), server.seeds.torch(Purpose.PENALTY)
-        drawn = normal((self._fresh, self.task.dim), stream, axes) + normal((self._fresh, axes.shape[1]), stream, axes) @ axes.T
-        size = (self.task.dim + axes.square().sum()).sqrt()
-        server.tensors["fresh"] = (drawn / size).view(self.params.rounds, -1, self.task.dim)
-        self._begin(server)
 
     @property
     def _fresh(self) -> int:
         return int(self.params.rounds * self.params.candidates)
 
-    def _begin(self, server: Server) -> None:
-        """The first round's candidates ``[C, K, d]`` are the same for all classes."""
-        server.tensors["candidates"] = server.tensors["fresh"][0].expand(self.task.classes, -1, -1).clone()
-        server.tensors["round"] = torch.zeros((), dtype=torch.long, device=server.device)
+    def receive_coordinates(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+        """Coordinates, and the candidates of the first round."""
+        receive_spread(server, sums, std)
+        self.begin(server)
+
+    def begin(self, server: Server) -> None:
+        """Fresh candidates in coordinates ``[rounds, K, d]``, of mean squared norm 1; in the first round all classes have the same."""
+        coordinates, found = Coordinates(server.tensors), server.tensors
+        if self.uses_public():
+            fresh = coordinates.of_centred(found["fresh"])
+        else:
+            axes, stream = coordinates.main_axes(AXES), server.seeds.torch(Purpose.PENALTY)
+            fresh = normal((self._fresh, self.task.dim), stream, axes) + normal((self._fresh, axes.shape[1]), stream, axes) @ axes.T
+        fresh = fresh / fresh.square().sum(1).mean().sqrt().clamp_min(1e-12)
+        found["fresh"] = fresh.view(self.params.rounds, -1, self.task.dim)
+        found["candidates"] = found["fresh"][0].expand(self.task.classes, -1, -1).clone()
+        found["round"] = torch.zeros((), dtype=torch.long, device=server.device)
 
     def broadcast(self, server: Server) -> Tensors:
         """All but what only the server needs."""
@@ -123,7 +122,7 @@ class PrivateEvolution(OneShot):
         """Votes of every row, of norm 1, beside its class."""
         candidates = broadcast["candidates"]
         votes = rows.x.new_zeros(len(rows.x), candidates.shape[1])
-        about = rows.x - broadcast["mean"] if self.uses_public() else Coordinates(broadcast).of_rows(rows.x)
+        about = Coordinates(broadcast).of_rows(rows.x)
         count = min(self.params.votes, candidates.shape[1])
         for label, own in enumerate(candidates):
             of_class = (rows.y == label).nonzero()[:, 0]
@@ -161,9 +160,8 @@ class PrivateEvolution(OneShot):
     def generator(self, server: Server) -> Generator:
         """Offspring of the last candidates, where private rows are."""
         found = server.tensors
-        coordinates = None if self.uses_public() else Coordinates(found)
-        std = self.params.noise * float(found["candidates"].norm(dim=-1).mean()) / self.task.dim**0.5
-        return Evolved(found["candidates"], found["weights"], std, found["mean"], coordinates)
+        evolved = Evolved(found["candidates"], found["weights"], self.params.noise / self.task.dim**0.5)
+        return Stretched(evolved, Coordinates(found))
 
 
 def offspring(candidates: Tensor, weights: Tensor, labels: Tensor, stream: torch.Generator) -> Tensor:
@@ -175,14 +173,12 @@ def offspring(candidates: Tensor, weights: Tensor, labels: Tensor, stream: torch
 
 
 class Evolved:
-    """Offspring of candidates ``[C, K, d]`` with ``weights`` ``[C, K]`` and white noise of ``std``, as embeddings of unit norm."""
+    """Offspring of candidates ``[C, K, d]`` with ``weights`` ``[C, K]`` and white noise of ``std``."""
 
-    def __init__(self, candidates: Tensor, weights: Tensor, std: float, mean: Tensor, coordinates: Coordinates | None) -> None:
-        self.candidates, self.weights, self.std, self.mean, self.coordinates = candidates, weights, std, mean, coordinates
+    def __init__(self, candidates: Tensor, weights: Tensor, std: float) -> None:
+        self.candidates, self.weights, self.std = candidates, weights, std
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
-        """Synthetic embeddings ``[n, d]``."""
-        with torch.no_grad():
-            made = offspring(self.candidates, self.weights, labels, stream)
-            made = made + self.std * normal(tuple(made.shape), stream, made)
-            return normalize(self.mean + made if self.coordinates is None else self.coordinates.rows(made), dim=1)
+        """Synthetic rows in coordinates ``[n, d]``."""
+        made = offspring(self.candidates, self.weights, labels, stream)
+        return made + self.std * normal(tuple(made.shape), stream, made)

@@ -1,8 +1,8 @@
 """What public rows are worth at epsilon 1: each method with them and without, where rows are few and on whole data sets.
 
-    python benchmarks/public.py --data FOLDER [--seeds 5] [--out runs/public] [--json FILE] [--markdown FILE]
+    python benchmarks/public.py --data FOLDER [--seeds 5] [--grids NAME ...] [--out runs/public] [--json FILE] [--markdown FILE]
 
-FOLDER holds the embeddings of OrganAMNIST, BloodMNIST and HAM10000 by EfficientNet-Lite0, as `fedsim embed` writes them. Public rows are
+FOLDER holds embeddings by EfficientNet-Lite0, files that benchmarks/README.md names: NAME_effnetlite0.npz. Public rows are
 those of another modality (blood cells for CT, CT for skin), or of the same modality from another site: two sites of HAM10000 are private,
 another one is public. Shares of the ceiling, means over seeds; the run folder keeps every row, and the same command goes on.
 """
@@ -24,6 +24,7 @@ import fedsim
 
 FEW = (500, 1000, 2000)
 DIRECTIONS = 128
+GRIDS = ("other-modality", "other-hospital", "whole-CT", "whole-skin")
 WITHOUT: tuple[dict[str, Any], ...] = tuple({"name": name} for name in ("fedhypevae-warm", "dp-gaussian", "dp-least-squares"))
 SUBSPACE = tuple({**entry, "params": {"project": DIRECTIONS}, "label": f"{entry['name']}, subspace"} for entry in WITHOUT)
 START = {"name": "fedhypevae-warm", "params": {"public_start": True}, "label": "fedhypevae-warm, public start"}
@@ -38,20 +39,29 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("runs/public"))
+    parser.add_argument("--grids", nargs="+", metavar="NAME", default=GRIDS, choices=GRIDS, help="some of them; default: all")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
     lines: list[dict[str, Any]] = []
-    for name, grid in grids(options.data, options.out, options.seeds).items():
-        run = fedsim.bench(grid, out=options.out / name, in_process=True)
+    made_of = grids(options.data, options.out, options.seeds)
+    for name in options.grids:
+        run = fedsim.bench(made_of[name], out=options.out / name, in_process=True)
         lines += [{"grid": name, **line} for line in shares(run.rows)]
-    made = {"command": f"python benchmarks/public.py --data FOLDER --seeds {options.seeds}", **circumstances(), "lines": lines}
+    made = {
+        "command": f"python benchmarks/public.py --data FOLDER --seeds {options.seeds} --grids {' '.join(options.grids)}",
+        **circumstances(),
+        "lines": lines,
+    }
     text = "\n".join(table(lines))
     print(text)
     if options.json is not None:
         options.json.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     if options.markdown is not None:
-        head = f"`{made['command']}`, revision {made['revision']}, {made['machine']}. ε = 1, δ = 1e-4, 10 clients, α = 0.3."
+        head = (
+            f"`{made['command']}`, revision {made['revision']}, {made['machine']}. ε = 1, δ = 1e-4, 10 clients, α = 0.3; k = {DIRECTIONS}."
+        )
+        head += f" Means over {options.seeds} seeds; in brackets the least and the largest gain of a seed."
         options.markdown.write_text(f"# What public rows are worth\n\n{head}\n\n{text}\n", encoding="utf-8")
 
 
@@ -63,10 +73,10 @@ def grids(data: Path, out: Path, seeds: int) -> dict[str, dict[str, Any]]:
     few = common | {"algorithms": [*WITHOUT, *SUBSPACE, START]}
     whole = common | {"algorithms": [*WITHOUT, *SUBSPACE, START, *TRAINED]}
     return {
-        "other modality": few | {"dataset": limited(organ, "OrganAMNIST"), "public": {"npz": str(blood), "name": "BloodMNIST"}},
-        "other hospital": few | {"dataset": limited(private, "HAM10000, two sites"), "public": {"npz": str(public), "name": OTHER}},
-        "whole, CT": whole | {"dataset": {"npz": str(organ), "name": "OrganAMNIST"}, "public": {"npz": str(blood), "name": "BloodMNIST"}},
-        "whole, skin": whole | {"dataset": {"npz": str(skin), "name": "HAM10000"}, "public": {"npz": str(organ), "name": "OrganAMNIST"}},
+        "other-modality": few | {"dataset": limited(organ, "OrganAMNIST"), "public": {"npz": str(blood), "name": "BloodMNIST"}},
+        "other-hospital": few | {"dataset": limited(private, "HAM10000, two sites"), "public": {"npz": str(public), "name": OTHER}},
+        "whole-CT": whole | {"dataset": {"npz": str(organ), "name": "OrganAMNIST"}, "public": {"npz": str(blood), "name": "BloodMNIST"}},
+        "whole-skin": whole | {"dataset": {"npz": str(skin), "name": "HAM10000"}, "public": {"npz": str(organ), "name": "OrganAMNIST"}},
     }
 
 
@@ -96,7 +106,7 @@ def shares(rows: pd.DataFrame) -> list[dict[str, Any]]:
             {
                 "dataset": dataset,
                 "method": label,
-                "public": own["public"].iloc[0],
+                "public": own["public"].dropna().unique().tolist()[0] if own["public"].notna().any() else None,
                 "seeds": len(own),
                 "share": round(fmean(own["share"]), 4),
                 "gain": round(float(paired.mean()), 4),

@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from fedsim.api.grids import bench as bench
     from fedsim.api.grids import partition as partition
     from fedsim.api.grids import plan as plan
+    from fedsim.api.grids import tune as tune
     from fedsim.api.methods import algorithms as algorithms
     from fedsim.api.methods import audit as audit
     from fedsim.api.methods import check as check
     from fedsim.api.run import Run as Run
+    from fedsim.api.run import board as board
     from fedsim.api.run import load as load
     from fedsim.errors import UserError as UserError
 

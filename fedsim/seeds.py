@@ -44,10 +44,10 @@ class Purpose(IntEnum):
     SELECTION = 22
 
 
-SECRET = frozenset({Purpose.NOISE, Purpose.SAMPLING, Purpose.LATENT, Purpose.LOCAL, Purpose.SELECTION})
+SECRET = frozenset({Purpose.NOISE, Purpose.SAMPLING, Purpose.LATENT, Purpose.LOCAL, Purpose.HELD_OUT, Purpose.SELECTION})
 """Streams that an adversary must not know: the noise; the samples, since sampling amplifies only while it is hidden; a client's draws
-for its rows, which are assigned in row order: known, they would show every later row move up when one is removed; and of a tuned cell the
-number of its trainings, their parameters and keys.
+for its rows, and the coins that hold units out, which are assigned in row order: known, they would show every later row move up when one is
+removed; and of a tuned cell the number of its trainings, their parameters and keys.
 """
 _SERVER_ROOT = b"fedsim: root of the server's public streams\0"
 _WORDS = slice(24, 24 + 624 * 8)

@@ -52,7 +52,9 @@ def public_digits() -> dict[str, str]:
 
 
 def uses_public(entry: Any) -> bool:
-    """Whether an entry of ``algorithms`` needs public rows."""
+    """Whether an entry of ``algorithms`` needs public rows; a class is not asked."""
+    if isinstance(entry, type):
+        return False
     name, params = (entry, {}) if isinstance(entry, str) else (entry["name"], entry.get("params", {}))
     cls = lookup(name)
     return cls(cls.Params.model_validate(params), Task(64, 10, 4)).uses_public()

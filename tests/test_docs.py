@@ -31,9 +31,10 @@ SITES = ROOT / "docs" / "sites.md"
 RELEASE = ROOT / "docs" / "release.md"
 EQUAL = ROOT / "docs" / "equal.md"
 PYTHON = ROOT / "docs" / "python.md"
+PUBLIC = ROOT / "docs" / "public.md"
 TUNING = ROOT / "docs" / "tuning.md"
 PAGES = sorted(
-    set((ROOT / "docs").glob("*.md")) - {DATA, ALGORITHMS, RESULTS, ACCOUNTING, RELIABILITY, CLUSTER, AUDIT, RELEASE, EQUAL, TUNING}
+    set((ROOT / "docs").glob("*.md")) - {DATA, ALGORITHMS, RESULTS, ACCOUNTING, RELIABILITY, CLUSTER, AUDIT, RELEASE, EQUAL, TUNING, PUBLIC}
 )
 
 
@@ -88,6 +89,22 @@ def test_the_grid_of_the_sites_page_is_valid(tmp_path: Path) -> None:
     (text,) = blocks(SITES, "yaml")
     (tmp_path / "g.yaml").write_text(text)
     assert load_grid(tmp_path / "g.yaml").unit_column == "patient"
+
+
+def test_the_public_page_from_first_to_last(folder: Path, command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
+    write, method = blocks(PUBLIC, "python")
+    (grid,) = blocks(PUBLIC, "yaml")
+    (folder / "public.yaml").write_text(grid)
+    (folder / "mine.py").write_text(method)
+    exec(compile(write, str(PUBLIC), "exec"), {})
+    monkeypatch.setattr("fedsim.runs.ray_engine.local_ray", in_process)
+    done = [command(*shlex.split(line)[1:]) for line in commands(PUBLIC)]
+    assert [each.returncode for each in done] == [0] * len(done)
+    assert "public data: noisy digits: 1797 × 64, no labels, licence CC BY 4.0; used by dp-gaussian in a public subspace" in done[0].stdout
+    assert "†: uses public data: noisy digits" in done[2].stdout
+    half = {row.label: row.balanced_accuracy for row in grid_rows("runs/public") if row.epsilon_target == 0.5}
+    assert half["dp-gaussian in a public subspace"] > half["dp-gaussian"] + 0.05  # type: ignore[operator]
+    assert runpy.run_path(str(folder / "mine.py"))["Mine"].uses_public(None)
 
 
 def save_methods(folder: Path) -> None:

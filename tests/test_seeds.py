@@ -72,7 +72,7 @@ def test_a_torch_stream_runs_on_the_whole_state_of_its_generator() -> None:
 def test_with_a_secret_root_noise_samples_and_draws_for_rows_follow_from_it_alone_and_nothing_else_does() -> None:
     open_, one, two = Seeds(0), Seeds(0, secret=1), Seeds(5, secret=1)
     for purpose in Purpose:
-        secret = purpose in (Purpose.NOISE, Purpose.SAMPLING, Purpose.LATENT, Purpose.LOCAL, Purpose.SELECTION)
+        secret = purpose in (Purpose.NOISE, Purpose.SAMPLING, Purpose.LATENT, Purpose.LOCAL, Purpose.HELD_OUT, Purpose.SELECTION)
         first, second, third = (
             (tree.keystream(purpose, 2, 3).uniform(1) if secret else tree.numpy(purpose, 2, 3).random(1)) for tree in (open_, one, two)
         )

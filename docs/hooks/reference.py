@@ -112,7 +112,7 @@ def fields_table(model: type[BaseModel]) -> Iterator[str]:
 
 def grid_keys() -> Iterator[str]:
     """Every key of a grid, from the models that read it."""
-    return (line for model in SECTIONS if not issubclass(model, RowError | Mechanism) for line in section(model))
+    return (line for model in SECTIONS if not issubclass(model, RowError | Mechanism | Tuned) for line in section(model))
 
 
 def commands() -> Iterator[str]:
@@ -126,7 +126,7 @@ def columns() -> Iterator[str]:
     meanings = meanings_of(Row) | {name: measure.title for name, measure in MEASURES.items()}
     values = {name: value_words(field.annotation) for name, field in Row.model_fields.items()}
     yield from table(("column", "values", "meaning"), ((f"`{n}`", values.get(n, "number"), meanings.get(n, "")) for n in Row.columns()))
-    yield from (*section(RowError), *section(Mechanism))
+    yield from (*section(RowError), *section(Mechanism), *section(Tuned))
 
 
 def methods() -> Iterator[str]:

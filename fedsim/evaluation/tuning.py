@@ -141,7 +141,7 @@ def run_tuned(
     seeds = seeds_of(trial, resume)
     search, progress = (_Search(), None) if resume is None else _Search.of(resume)
     drawn = draws(tuning, len(trial.candidates), seeds)
-    trained_on, held = (trial.partition, None) if tuning.free else held_out(trial, tuning.held_out)
+    trained_on, held = (trial.partition, None) if tuning.free else held_out(trial, tuning.held_out, seeds)
     if not drawn:
         drawn, trained_on = [0], nobody(trial.partition)
     sizes = [_rounds(trial, candidate) for candidate in drawn]
@@ -234,17 +234,17 @@ class HeldOut:
         return np.asarray(np.array(predicted, dtype=np.int64) == y)
 
 
-def held_out(trial: Trial, probability: float) -> tuple[Partition, HeldOut]:
+def held_out(trial: Trial, probability: float, seeds: Seeds) -> tuple[Partition, HeldOut]:
     """The partition without the rows that are held out, and those; groups stay whole.
 
-    A unit's coin is drawn from a public stream by its place, whatever its row holds, so units in training and those in the score are
+    A unit's coin is drawn from a secret stream by its place, whatever its row holds, so units in training and those in the score are
     disjoint parts that no data decides (:mod:`fedsim.privacy.selection`).
     """
-    partition, seeds = trial.partition, Seeds(trial.cell.seed)
+    partition = trial.partition
     kept, kept_groups, rows, clients, weights = [], [], [], [], []
     for client, own_rows in enumerate(partition.rows):
         part = np.arange(len(own_rows)) if partition.groups is None else partition.groups[client]
-        coins = seeds.numpy(Purpose.HELD_OUT, client=client).random(int(part[-1]) + 1 if len(part) else 0) < probability
+        coins = seeds.keystream(Purpose.HELD_OUT, client=client).uniform(int(part[-1]) + 1 if len(part) else 0) < probability
         out = coins[part] if len(part) else np.zeros(0, bool)
         kept.append(own_rows[~out])
         kept_groups.append(np.unique(part[~out], return_inverse=True)[1])

@@ -5,8 +5,9 @@ and of what the K runs made the one with the best score is released; K itself is
 (shape 1: geometric, shape 0: logarithmic), the whole is Rényi private by theorem 2 of Papernot and Steinke 2022 (arXiv 2110.03620,
 "Hyperparameter tuning with Rényi differential privacy"); if it is Poisson, by their theorem 6.
 
-**Q's own cost.** A public coin, drawn without a look at the data, puts each unit into the training or into the score, for all runs alike.
-Two neighbours differ in one unit u, and the coins of all others are the same.
+**Q's own cost.** A coin, drawn without a look at the data, puts each unit into the training or into the score, for all runs alike. Coins
+are independent and secret: assigned in row order and known, they would show every later unit change sides when one is removed. Two
+neighbours differ in one unit u; given the coins of all others, which have the same distribution in both worlds, and the coin of u:
 
 - *u is in training.* Both worlds have the same rows to score on, so the score is post-processing of what was trained. Given the
   parameters, training costs what its mechanisms do. The setting is drawn in the same way in both worlds, and Rényi divergence is
@@ -14,7 +15,8 @@ Two neighbours differ in one unit u, and the coins of all others are the same.
 - *u is in the score.* Both worlds train the same way, and given what was trained, u changes the score by at most 1: one Gaussian
   mechanism.
 
-The theorem is of one pair of neighbours, so each case is a whole of its own, and what is spent is the larger of the two.
+The theorem is of one pair of distributions, so each case is a whole of its own. What is released is a mixture of them over the coins, and
+a mixture is (epsilon, delta)-DP if each of its parts is (the hockey-stick divergence is jointly convex): the larger of the two is spent.
 """
 
 from __future__ import annotations

@@ -232,7 +232,7 @@ def _tuning(row: Row) -> Iterator[str]:
         f"drawn from {space}. ε is of all of them together (Papernot & Steinke 2022); one alone is released"
     )
     yield (
-        f"{target}: a public coin holds each unit out with probability {number(tuning.held_out)}; best is the training that predicts most "
+        f"{target}: a secret coin holds each unit out with probability {number(tuning.held_out)}; best is the training that predicts most "
         f"held-out units right, a number with noise of standard deviation {number(selection.score, 5)}"
     )
     yield f"chosen: {', '.join(f'{name} {spelled(value)}' for name, value in tuning.chosen.items())}"

@@ -8,12 +8,13 @@ import torch
 from cells import small_cells
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from released import centred_at
 from rows import outcome_and_plan, score_of
 
 from baselines.private_evolution import Evolved, PrivateEvolution, PrivateEvolutionParams, offspring
 from fedsim.batch import consecutive
 from fedsim.data.public import PublicRows
-from fedsim.methods.messages import Task
+from fedsim.methods.messages import Server, Task
 from fedsim.methods.one_shot import Rows
 from fedsim.planning.prepare import Prepared
 from fedsim.privacy.clipping import Norms
@@ -28,10 +29,17 @@ def method(**params) -> PrivateEvolution:
     return PrivateEvolution(PrivateEvolutionParams(**params), Task(DIM, CLASSES, 2, public=public))
 
 
+def started(algorithm: PrivateEvolution) -> Server:
+    """The server once coordinates are there: those of rows about the origin, all directions alike."""
+    server = algorithm.initial_server(Seeds(0))
+    server.tensors |= centred_at(torch.zeros(DIM))
+    algorithm.begin(server)
+    return server
+
+
 def histogram(algorithm: PrivateEvolution, x: torch.Tensor, y: torch.Tensor, groups: torch.Tensor | None = None) -> torch.Tensor:
-    broadcast = algorithm.initial_server(Seeds(0)).tensors | {"mean": torch.zeros(DIM)}
     layout = None if groups is None else consecutive(groups, x)
-    return clipped_statistics(algorithm.vote_products(Rows(x, y, y), broadcast), Norms(1.0), layout)[0]["votes"]
+    return clipped_statistics(algorithm.vote_products(Rows(x, y, y), started(algorithm).tensors), Norms(1.0), layout)[0]["votes"]
 
 
 @settings(max_examples=20)
@@ -47,14 +55,14 @@ def test_one_row_and_one_group_add_votes_of_norm_at_most_one(seed: int, votes: i
 
 def test_a_row_votes_for_the_nearest_candidates_of_its_label() -> None:
     algorithm = method(candidates=30, votes=1)
-    near = algorithm.initial_server(Seeds(0)).tensors["candidates"][0, [3, 11]]
+    near = started(algorithm).tensors["candidates"][0, [3, 11]]
     votes = histogram(algorithm, near, torch.tensor([0, 2]))
     assert votes.nonzero().tolist() == [[0, 3], [2, 11]]
 
 
 def test_candidates_with_votes_have_the_offspring_and_those_in_the_noise_none() -> None:
     algorithm = method(candidates=30, rounds=2, variation=0.0)
-    server = algorithm.initial_server(Seeds(0))
+    server = started(algorithm)
     before = server.tensors["candidates"].clone()
     votes = torch.zeros(CLASSES, 30)
     votes[0, 4], votes[0, 5], votes[1, 7] = 50.0, 1.0, 50.0
@@ -66,14 +74,14 @@ def test_candidates_with_votes_have_the_offspring_and_those_in_the_noise_none() 
     assert not {"fresh", "round"} & server.tensors.keys()
 
 
-def test_samples_lie_between_parents_of_their_label_and_have_norm_one() -> None:
+def test_samples_lie_between_parents_of_their_label_but_for_noise() -> None:
     candidates = torch.eye(4, DIM)[None].repeat(2, 1, 1)
     weights = torch.tensor([[0.5, 0.5, 0, 0], [0, 0, 0, 1.0]])
     made = offspring(candidates, weights, torch.tensor([0, 0, 1]), torch.Generator().manual_seed(0))
     assert made[:2, 2:].abs().max() == 0
     torch.testing.assert_close(made[2], candidates[1, 3])
-    rows = Evolved(candidates, weights, 0.1, torch.ones(DIM), None).sample(torch.tensor([0, 1]), torch.Generator().manual_seed(0))
-    torch.testing.assert_close(rows.norm(dim=1), torch.ones(2))
+    noisy = Evolved(candidates, weights, 0.1).sample(torch.ones(2000, dtype=torch.long), torch.Generator().manual_seed(0))
+    assert float((noisy - candidates[1, 3]).std()) == pytest.approx(0.1, rel=0.02)
 
 
 def cells(epsilon: float, start: str = "public", **keys) -> Prepared:
@@ -87,9 +95,9 @@ def test_digits_are_told_apart_from_what_has_evolved_from_public_rows_and_from_n
 
 
 @pytest.mark.parametrize(("unit", "trust"), [("example", "silo"), ("client", "aggregate")])
-def test_the_votes_of_all_rounds_share_what_the_mean_leaves(unit: str, trust: str) -> None:
+def test_the_votes_of_all_rounds_share_what_the_coordinates_leave(unit: str, trust: str) -> None:
     found, plan = outcome_and_plan(cells(4.0, unit=unit, trust=trust))
-    assert [(release.name, release.steps) for release in plan.releases] == [("mean", 1), ("votes", 3)]
-    assert [release.steps / release.relative_noise**2 for release in plan.releases] == pytest.approx([0.3, 0.7])
+    assert [(release.name, release.steps) for release in plan.releases] == [("mean", 1), ("spread", 1), ("votes", 2)]
+    assert [release.steps / release.relative_noise**2 for release in plan.releases] == pytest.approx([0.12, 0.18, 0.7])
     assert found.epsilon_spent == pytest.approx(plan.epsilon_reached)
     assert plan.claim == "proved"

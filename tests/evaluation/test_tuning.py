@@ -57,12 +57,12 @@ def ended(steps: Iterator[RoundRecord | Outcome]) -> tuple[list[RoundRecord], Ou
 
 def test_units_are_held_out_by_coins_that_no_row_decides() -> None:
     trial, _ = tuned()
-    kept, held = held_out(trial, 0.3)
+    kept, held = held_out(trial, 0.3, Seeds(3))
     assert sorted([*np.concatenate(kept.rows), *held.rows]) == sorted(np.concatenate(trial.partition.rows))
     assert 0.2 < len(held.rows) / trial.train_rows < 0.4
     first, *others = trial.partition.rows
     longer = replace(trial, partition=replace(trial.partition, rows=(np.append(first, 10**6), *others)))
-    before, after = (set(np.concatenate(held_out(one, 0.3)[0].rows)) for one in (trial, longer))
+    before, after = (set(np.concatenate(held_out(one, 0.3, Seeds(3))[0].rows)) for one in (trial, longer))
     assert after - before <= {10**6}
     assert before <= after
 
@@ -71,7 +71,7 @@ def test_one_unit_changes_the_score_by_at_most_one_a_group_too() -> None:
     trial, _ = tuned()
     groups = tuple(np.arange(len(rows)) // 3 for rows in trial.partition.rows)
     grouped = replace(trial, task=replace(trial.task, unit="group"), partition=replace(trial.partition, groups=groups))
-    kept, held = held_out(grouped, 0.3)
+    kept, held = held_out(grouped, 0.3, Seeds(3))
     place = {
         row: (client, group) for client, own in enumerate(groups) for row, group in zip(trial.partition.rows[client], own, strict=True)
     }
@@ -82,7 +82,7 @@ def test_one_unit_changes_the_score_by_at_most_one_a_group_too() -> None:
     assert sums
     assert all(total == pytest.approx(1) for total in sums.values())
     assert all((np.diff(own) <= 1).all() and own[0] == 0 for own in kept.groups or ())
-    assert (held_out(trial, 0.3)[1].weights == 1).all()
+    assert (held_out(trial, 0.3, Seeds(3))[1].weights == 1).all()
 
 
 def test_a_classifier_is_shown_one_held_out_row_at_a_time() -> None:
@@ -195,7 +195,7 @@ def test_without_a_budget_scores_have_no_noise() -> None:
 def test_the_score_counts_right_predictions() -> None:
     trial, data = tuned()
     _, outcome = ended(run_tuned(trial, data))
-    _, held = held_out(trial, 0.3)
+    _, held = held_out(trial, 0.3, Seeds(3))
     assert outcome.chosen is not None
     one = trial.of(outcome.chosen.params, None)
     right = held.correct(one, outcome.state, data)

@@ -114,7 +114,7 @@ def test_coordinates_are_released_first_and_counted() -> None:
     assert trained.ledger.epsilon(trial.plan.delta)[0] == pytest.approx(trial.plan.epsilon_reached, rel=1e-6)
 
 
-def test_a_client_as_the_unit_has_no_coordinates() -> None:
+def test_coordinates_of_clients_as_units_are_released_and_counted() -> None:
     trial, _, _ = one_cell(quick("fedhypevae"), epsilon=4.0, unit="client")
     assert trial.plan is not None
-    assert [release.name for release in trial.plan.releases] == ["dp-sgd"]
+    assert [release.name for release in trial.plan.releases] == ["mean", "spread", "dp-sgd"]

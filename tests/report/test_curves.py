@@ -332,3 +332,14 @@ def test_a_refuted_claim_is_never_drawn(row):
     refuted = row(cell_id="r", seed=1, status="refuted", **facts)
     (axes,) = panels([row(cell_id="a"), refuted])
     assert solid_points(axes, SERIES[0]) == [0.5]
+
+
+def test_a_method_that_used_public_rows_has_a_star_a_mark_and_a_line_in_the_caption(row):
+    rows = [row(label="alone"), row(label="helped", public="BloodMNIST", public_hash="0"), row(label="read", yields="classifier")]
+    legend = draw_curves(group_seeds(rows)).legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == ["alone", "helped †", "read (classifier)"]
+    alone, helped, read = (line.get_marker() for line in legend.get_lines())
+    assert isinstance(helped, tuple)
+    assert helped[1] == 1  # a star
+    assert helped not in (alone, read)
+    assert "stars, †: uses public data: BloodMNIST" in legend.get_title().get_text().replace("\n", " ")

@@ -198,3 +198,16 @@ def test_one_place_or_one_missing_place_is_not_every_place(row):
     other = row(cell_id="o", label="other", alpha=1.0)
     assert same_everywhere(group_seeds(rows[:1]), ["balanced_accuracy"]) == set()
     assert same_everywhere(group_seeds([*rows, other]), ["balanced_accuracy"]) == {"fedhypevae"}
+
+
+def test_a_method_that_used_public_rows_is_marked_and_the_rows_are_named_below(row):
+    rows = [row(label="alone"), row(label="helped", public="BloodMNIST", public_hash="0")]
+    table = results_table(group_seeds(rows))
+    assert [table.names(line)[0] for line in table.blocks[0].lines] == ["alone", "helped †"]
+    assert table.notes[-1] == "†: uses public data: BloodMNIST"
+    assert "helped †" in printed(rows)
+
+
+def test_rows_of_two_public_data_sets_are_never_in_one_mean(row):
+    rows = [row(label="helped", public=name, public_hash=name, seed=seed) for seed, name in enumerate(("blood", "organ"))]
+    assert [group.label for group in group_seeds(rows)] == ["helped (public=blood)", "helped (public=organ)"]

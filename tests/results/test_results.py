@@ -23,7 +23,8 @@ from fedsim.results.store import ResultStore
 from fedsim.results.summary import write_summary
 
 CONTRACT = [
-    *("cell_id", "source", "judged", "status", "error", "algorithm", "label", "params", "yields", "dataset", "dataset_hash", "scheme"),
+    *("cell_id", "source", "judged", "status", "error", "algorithm", "label", "params", "yields", "dataset", "dataset_hash"),
+    *("public", "public_hash", "public_licence", "scheme"),
     *("alpha", "clients", "partition_hash", "train_rows", "train_groups", "seed", "epsilon_target", "epsilon_spent", "delta", "unit"),
     *("relation", "trust", "scope", "claim", "accountant", "noise", "sigma", "sample_rate", "steps", "clip", "sensitivity", "mechanisms"),
     *("tuning", "selection"),
