@@ -36,9 +36,9 @@ def test_a_subclass_says_it_anew_and_inherits_the_rest() -> None:
 def test_claims_are_asked_for_and_a_refused_setting_is_said_so() -> None:
     assert describe("weight-noise").support() == ["example, group, client × aggregate, silo: proved"]
     assert describe("fedavg-cvae").support() == ["not private"]
-    one_shot = describe("dp-gaussian")
-    assert one_shot.support() == ["example, group × aggregate, silo: proved"]
-    assert one_shot.claims["client", "silo"] == "does not support 'client'"
+    sites = describe("fedhypevae-sites")
+    assert sites.support() == ["example, group × aggregate, silo: proved"]
+    assert sites.claims["client", "silo"] == "does not support 'client'"
 
 
 def test_the_list_has_a_row_for_every_algorithm_and_fits_100_columns() -> None:

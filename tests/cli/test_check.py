@@ -50,12 +50,12 @@ def test_an_algorithm_that_passes_exits_with_0(check: Check) -> None:
     [
         (["nothing.py:Method"], "there is no file"),
         (["fedhypevaee"], "did you mean 'fedhypevae'"),
-        (["dp-gaussian", "--unit", "client"], "does not support 'client'"),
+        (["fedhypevae-sites", "--unit", "client"], "does not support 'client'"),
         (["dp-gaussian", "--param", "rankk=3"], "--param rankk"),
         ([f"{BROKEN}/cannot_be_planned.py:CannotBePlanned"], "cannot_be_planned.py:8: ZeroDivisionError: division by zero"),
         (
             [f"{BROKEN}/score_without_noise.py:ScoreWithoutNoise"],
-            "ScoreWithoutNoise.releases: a release is called 'score'",
+            "a release is called 'score'",
         ),
     ],
 )

@@ -86,7 +86,7 @@ def test_sampled_clients_are_refused_where_the_budget_is_an_examples() -> None:
         prepare(small_grid(sampled), NODES)
     (trial,) = prepare(small_grid(sampled, unit="client"), NODES).trials
     assert trial.plan is not None
-    assert trial.plan.releases[0].sample_rate == 0.5
+    assert trial.plan.main.sample_rate == 0.5
 
 
 def test_a_data_set_is_one_object_that_a_grid_then_names(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,8 +121,8 @@ def test_cells_of_one_data_set_alpha_number_of_clients_and_seed_share_a_partitio
 
 
 def test_what_cannot_be_planned_or_placed_is_named_by_the_grid_s_key() -> None:
-    with pytest.raises(UserError, match=r"^unit with dp-gaussian: does not support 'client'; supported: example, group"):
-        prepare(small_grid("dp-gaussian", unit="client"), NODES)
+    with pytest.raises(UserError, match=r"^unit with fedhypevae-sites: does not support 'client'; supported: example, group"):
+        prepare(small_grid("fedhypevae-sites", unit="client"), NODES)
     with pytest.raises(UserError, match=r"^epsilon\[1\] with dp-gaussian: 1e-06 is too small"):
         prepare(small_grid("dp-gaussian", epsilon=[1.0, 1e-6]), NODES)
     with pytest.raises(UserError, match=r"^resources.clients_per_actor: 4 clients need 4 actors at once and the cluster has room for 2"):

@@ -36,7 +36,7 @@ def test_scores_that_moved_are_told_by_their_mean_and_the_largest_absolute_one()
     found = compare(RunRecords(first, []), RunRecords(second, []))
     (matched,) = found.matched
     assert (matched.mean, matched.largest) == pytest.approx((-0.1, 0.3))
-    assert (matched.fields, matched.same_rounds, found.equal) == (("balanced_accuracy",), None, False)
+    assert (matched.fields, matched.same_rounds, found.equal) == (("balanced_accuracy", "share_of_ceiling"), None, False)
 
 
 def test_the_last_bit_counts() -> None:

@@ -95,7 +95,7 @@ def test_a_claim_is_refuted_by_a_bound_above_it_and_a_theorem_by_what_a_canary_a
 def test_the_public_schedule_spends_four_times_its_claim_which_200_pairs_can_show() -> None:
     schedule = ("rounds=25", "local_steps=1", "sample_rate=1")
     setting = setting_of_options(f"{AUDITED}:PublicSchedule", schedule, "example", "aggregate", 1.0, 1e-4)
-    ((noise, rate, counted),) = setting.events
+    ((noise, rate, counted, _),) = setting.events
     assert (rate, counted) == (1.0, 2)
     assert accountant.epsilon([(noise, rate, 25)], 1e-4)[0] == pytest.approx(4.30, abs=0.01)
     facts: dict[str, Any] = {"delta": 1e-4, "unit": "example", "trust": "aggregate", "scope": "", "claim": "proved"}

@@ -58,8 +58,8 @@ def test_a_refuted_claim_is_exit_code_1(folder: Path, command: Command) -> None:
     ("arguments", "message"),
     [
         (["centralised"], "algorithm centralised: has no privacy to audit; give a private one"),
-        (["dp-gaussian", "--unit", "client"], "unit with dp-gaussian: does not support 'client'; supported: example"),
-        (["dp-gaussian", "--unit", "client", "--attack", "black-box"], "unit with dp-gaussian: does not support 'client'"),
+        (["fedhypevae-sites", "--unit", "client"], "unit with fedhypevae-sites: does not support 'client'; supported: example"),
+        (["fedhypevae-sites", "--unit", "client", "--attack", "black-box"], "unit with fedhypevae-sites: does not support 'client'"),
         (["dp-gaussian", "--pairs", "8"], "pairs: 8 are too few: even an attack without an error would bound nothing; give 12 or more"),
         (["dp-gaussian", "--epsilon", "inf"], "is no claim that an audit could refute"),
         (["dp-gaussian", "--attack", "one-run"], "takes no noisy step a round on sums over examples"),
