@@ -47,6 +47,7 @@ def first_round(members: list[int], **params: Any) -> tuple[FedHypeVAE, list[Coh
     return algorithm, cohorts, LocalPool(cohorts).round(next(algorithm.schedule()), algorithm.broadcast(server))
 
 
+@pytest.mark.slow
 def test_it_learns_digits() -> None:
     params = {"form": "paper", "rounds": 40, "local_steps": 2, "learning_rate": 0.03, "hyper_hidden": 16}
     trial, data, algorithm = one_cell(
@@ -76,8 +77,13 @@ def test_sampling_clients_amplifies_for_unit_client() -> None:
     assert [release.sample_rate for release in algorithm.releases()] == [0.3]
 
 
-@pytest.mark.parametrize("noised", ["shared", "all"])
-@pytest.mark.parametrize("unit", ["client", "example"])
+@pytest.mark.parametrize(
+    ("unit", "noised"),
+    [
+        ("example", "all"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("example", "shared"), ("client", "all"), ("client", "shared"))),
+    ],
+)
 def test_no_unit_that_is_tried_changes_a_round_by_more_than_is_claimed(unit: Unit, noised: str) -> None:
     brief = [f"{key}={list(value) if isinstance(value, tuple) else value}" for key, value in SMALL.items()]
     tried = subject("fedhypevae", [*brief, f"noised={noised}", "clip=0.01"], unit, "aggregate", quick=True)

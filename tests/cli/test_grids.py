@@ -211,7 +211,10 @@ def went_on(before: dict[str, list[str]], run: Path) -> None:
     assert len({json.loads(line)["training_id"] for line in after["trainings.jsonl"]}) == len(lines(run / "results.jsonl")) == 4
 
 
-@pytest.mark.parametrize(("options", "impatient"), [(["--in-process"], False), ([], True), pytest.param([], False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("options", "impatient"),
+    [(["--in-process"], False), *(pytest.param([], impatient, marks=pytest.mark.slow) for impatient in (True, False))],
+)
 def test_ctrl_c_once_or_again_and_again_ends_a_bench_within_5_seconds_and_the_same_command_goes_on(
     tmp_path: Path, started: Started, fedsim: Fedsim, options: list[str], impatient: bool
 ) -> None:

@@ -55,6 +55,7 @@ def test_slots_share_gpus_and_are_kept_for_cells_of_their_shape(ray_cluster: Non
     wait_until(lambda: free_gpus() == WITH_GPUS[0].gpus)
 
 
+@pytest.mark.slow
 def test_a_cell_on_shares_of_gpus_gives_the_row_that_it_gives_in_one_process(bench: Bench, ray_bench: Bench) -> None:
     without = bench(small_grid("fedhypevae", "dp-gaussian", epsilon=4.0), "without")
     halves = {"gpus_per_actor": 0.5, "clients_per_actor": 2}

@@ -98,6 +98,7 @@ def test_secret_noise_and_feature_shift_are_judged_again_too(bench: Bench) -> No
     assert again.rows[0].balanced_accuracy == before[0].balanced_accuracy
 
 
+@pytest.mark.slow
 def test_a_bench_that_ends_after_every_write_gives_the_same_rows_by_the_same_command(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = small_grid("fedhypevae", "fedavg-linear", epsilon=4.0, audit={"pairs": 20, "rounds": 1})
     whole, append, ended_after = bench(grid), ResultStore.append, list[Kind]()

@@ -47,6 +47,7 @@ def test_rows_of_several_classes_are_no_better_than_the_guess_under_noise(trust:
     assert joint["recovered"] == 0
 
 
+@pytest.mark.slow
 def test_an_update_of_local_steps_gives_a_row_away_in_part() -> None:
     attack = inversion("fedavg-linear", "local_steps=2", clients=3)
     line = attack.line(2 * len(BATCH_ROWS))
@@ -54,6 +55,7 @@ def test_an_update_of_local_steps_gives_a_row_away_in_part() -> None:
     assert line["cosine"] > line["guess"] + MARGIN
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("algorithm", "params", "settings"), [("fedavg-cvae", (), 1), ("dp-cvae", ("hidden=[8]", "latent=4"), 2), ("weight-noise", (), 2)]
 )
@@ -72,6 +74,7 @@ def test_an_attack_repeats_itself_and_another_client_is_another_attack() -> None
     assert attack.line(0) != {**attack.line(attack.count // 2), "pair": 0}
 
 
+@pytest.mark.slow
 def test_every_setting_attacks_the_same_rows() -> None:
     bare, *noised = lines_of(inversion("fedhypevae"), 1).values()
     assert [line["setting"] for line in noised] == ["ε = 1, scope hypernetwork", "ε = 1, scope joint"]
