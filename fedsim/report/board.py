@@ -7,7 +7,6 @@ import io
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
@@ -40,7 +39,6 @@ class Standing:
     def facts(self) -> dict[str, Any]:
         """All that the board says of it, by column; numbers as numbers."""
         group, first = self.group, self.group.rows[0]
-        shares = [share for row in group.rows if (share := share_of_ceiling(row)) is not None]
         audited = max((row.audited_epsilon for row in group.rows), default=0.0)
         tuning = first.tuning
         return {
@@ -55,17 +53,11 @@ class Standing:
             "balanced accuracy": self.score.mean,
             "sd": self.score.beside,
             "seeds": self.score.count,
-            "share of the ceiling": fmean(shares) if shares else None,
+            "share of the ceiling": group.mean("share_of_ceiling"),
             "ε by audit, at least": audited or None,
             "tuned": None if tuning is None else "free, on test rows" if tuning.free else "for its price",
-            "public data": getattr(first, "public", None),
+            "public data": first.public,
         }
-
-
-def share_of_ceiling(row: Row) -> float | None:
-    """A row's balanced accuracy over the ceiling's."""
-    score, ceiling = row.balanced_accuracy, row.ceiling_balanced_accuracy
-    return score / ceiling if score is not None and ceiling else None
 
 
 @dataclass(frozen=True, repr=False)
