@@ -15,7 +15,6 @@ from fedsim.evidence.prove import Proof
 from fedsim.report.tables import CLAIM_WORDS, Line, ResultsTable, TableBlock, claim, decimal
 from fedsim.report.typeset import typeset
 from fedsim.results.groups import Group, Interval, group_seeds, grouped
-from fedsim.results.rows import Row
 from fedsim.results.summary import inert
 from fedsim.words import Printed, counted, number, print_line, setting, wide_console
 
