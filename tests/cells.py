@@ -81,6 +81,7 @@ def one_cell(entry: str | dict[str, Any], **keys: Any) -> tuple[Trial, Embedding
     """The only cell of such a grid, ready to train: its trial, its data and its algorithm."""
     prepared = small_cells(entry, **keys)
     (trial,), (data,) = prepared.trials, prepared.data.values()
+    trial = trial.given(data)
     return trial, data, build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
 
 

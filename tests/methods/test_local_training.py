@@ -10,11 +10,11 @@ from cells import SHIPPED, one_cell, quick
 
 from fedsim.methods.local_training import WEIGHT, clip_updates
 from fedsim.methods.messages import Diagnostic, Task
-from fedsim.methods.parameters import rounded
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import Unit
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, LocalPool, build_algorithm
+from fedsim.training.rounds import revealed
 
 
 def cohort_of(name: str, unit: str = "client", **params: Any) -> tuple[Cohort, Any]:
@@ -168,4 +168,4 @@ def test_a_client_whose_last_row_is_removed_is_a_client_still(name: str) -> None
         phase = phases[round_.phase]
         message = cohort.round(round_, phase.broadcast(server))
         assert all(value.isfinite().all() for value in message.sums.values())
-        phase.at_server(server, round_, rounded(message.sums))
+        phase.at_server(server, round_, revealed(round_.release, message.sums))

@@ -22,7 +22,7 @@ def planned(name: str, unit: str = "example", trust: str = "aggregate", **params
     (trial,) = small_cells(quick(name, **params), epsilon=4.0, unit=unit, trust=trust).trials
     plan = trial.plan
     assert plan is not None
-    ran = tuple(Tally(0, r.name, plan.noise_multiplier(r.name), r.sample_rate, r.steps) for r in plan.releases if r.steps)
+    ran = tuple(Tally(0, r.name, plan.noise_multiplier(r.name), r.sample_rate, r.steps, r.mechanism) for r in plan.releases if r.steps)
     return joined(trial, Outcome(plan.epsilon_reached, plan.accountant, ran, "sum", "", 0, 0, 0, 1.0, {}))
 
 
