@@ -21,7 +21,7 @@ from fedsim.words import number, setting
 _MARKERS: tuple[Any, ...] = ("o", "s", "^", "D", "v", "P", "X", "p", "<", "*")
 _CROSSES: tuple[Any, ...] = ("x", "+", "1", "2", (5, 2), (8, 2), "3", "4", (6, 2), (7, 2))
 """Markers of classifiers."""
-_STARS: tuple[Any, ...] = tuple((points, 1, 0) for points in (5, 4, 6, 3, 7, 8, 9, 10, 11, 12))
+_STARS: tuple[Any, ...] = tuple((points, 1, 0) for points in (5, 4, 6, 8, 7, 9, 10, 11, 12, 13))
 """Markers of methods that use public data: stars, by their points."""
 _LEVELS = ((0, (6, 2, 1, 2)), (0, (2, 2)), (0, (9, 3)))
 _CLAIM_STYLES = {"stated": (0, (4, 2)), "heuristic": (0, (4, 2)), "none": (0, (1, 1.5)), "refuted": (0, (1, 1.5))}
