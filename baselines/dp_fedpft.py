@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from baselines.fedpft import ClientMixtures
-from fedsim.device import to_device
 from fedsim.methods.algorithm import Params
 from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Diagnostic, Message, Round, Server, Tensors
@@ -66,8 +65,7 @@ class DPFedPFT(ClientMixtures):
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         """Every member's statistics, noised by itself."""
-        owner = torch.repeat_interleave(torch.arange(len(clients.x)), torch.tensor([len(x) for x in clients.x]))
-        r, y = moments.in_unit_ball(clients.pooled.x), to_device(owner, clients.device) * self.task.classes + clients.pooled.y
+        r, y = moments.in_unit_ball(clients.pooled.x), clients.layout.client * self.task.classes + clients.pooled.y
         hot, norms = one_hot(y, len(clients.x) * self.task.classes), Norms(1.0, weights=unit_weights(CLIENT_CLASS_WEIGHTS))
         squares = (hot, r * r) if self.params.covariance == "diag" else ((hot.unsqueeze(2) * r.unsqueeze(1)).flatten(1), r)
         products = {"sums": OuterProduct(hot, r), "counts": OuterProduct(hot, torch.ones_like(r[:, :1])), "squares": OuterProduct(*squares)}

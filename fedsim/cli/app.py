@@ -96,6 +96,10 @@ Param = Annotated[list[str] | None, typer.Option(help="A parameter of the algori
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/quickstart.")]
 Address = Annotated[str | None, typer.Option(help="The address of a running Ray cluster; default: start a local one.")]
 MaxParallel = Annotated[int | None, typer.Option(min=1, help="Run at most this many cells at a time.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show every cell and its plan; run nothing.")]
+InProcess = Annotated[
+    bool, typer.Option("--in-process", help="Run one cell after another in this process, without Ray: for debuggers and profilers.")
+]
 TrustPlugin = Annotated[bool, typer.Option("--trust-plugin", callback=_trusted, help="Run the code of plug-ins that the run folder names.")]
 
 

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from fedsim.cli.app import Address, GridFile, GridOption, MaxParallel, Param, Replaced, app, folder, grid_file
+from fedsim.cli.app import Address, DryRun, GridFile, GridOption, InProcess, MaxParallel, Param, Replaced, app, folder, grid_file
 from fedsim.words import plain_console, print_line, wide_console
 
 GRIDS_PANEL = "Grids and cells"
+RunOut = Annotated[Path | None, folder("The run folder; default: runs/<name of the grid>.")]
 
 
 @app.command(rich_help_panel=GRIDS_PANEL)
@@ -18,15 +19,13 @@ def bench(
     file: GridFile = None,
     grid: GridOption = None,
     set_: Replaced = None,
-    out: Annotated[Path | None, folder("The run folder; default: runs/<name of the grid>.")] = None,
+    out: RunOut = None,
     address: Address = None,
     max_parallel: MaxParallel = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed cells again.")] = False,
     keep_going: Annotated[bool, typer.Option("--keep-going", help="Leave out algorithms whose plug-in is refused; exit code 1.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show every cell and its plan; run nothing.")] = False,
-    in_process: Annotated[
-        bool, typer.Option("--in-process", help="Run one cell after another in this process, without Ray: for debuggers and profilers.")
-    ] = False,
+    dry_run: DryRun = False,
+    in_process: InProcess = False,
 ) -> None:
     """Run a grid: every algorithm on every partition, budget and seed; then draw the privacy-utility curves.
 
@@ -54,14 +53,14 @@ def tune(
     file: GridFile = None,
     grid: GridOption = None,
     set_: Replaced = None,
-    out: Annotated[Path | None, folder("The run folder; default: runs/<name of the grid>.")] = None,
+    out: RunOut = None,
     address: Address = None,
     max_parallel: MaxParallel = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Also run each method with the parameters of its entry, and tuned for free on test rows.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show every cell and its plan; run nothing.")] = False,
-    in_process: Annotated[bool, typer.Option("--in-process", help="Run one cell after another in this process, without Ray.")] = False,
+    dry_run: DryRun = False,
+    in_process: InProcess = False,
 ) -> None:
     """Tune a grid's parameters within its budgets: ε pays for the whole search over the values of `tune` and `scan`.
 

@@ -61,8 +61,8 @@ def _composed(merged: tuple[Event, ...], delta: float) -> tuple[float, str]:
     spent = _pld_epsilon(merged, delta) if exponential else _prv_epsilon(merged, delta, rough)
     # NaN fails the comparison too; a bound above the looser theorem's own bound is a numerical failure
     if 0 <= spent <= rough + 0.1 * max(rough, 0.1):
-        return float(_UP.create_decimal(spent)), "pld" if exponential else "prv"
-    return float(_UP.create_decimal(rdp_epsilon(merged, delta))), "rdp"
+        return rounded_up(spent), "pld" if exponential else "prv"
+    return rounded_up(rdp_epsilon(merged, delta)), "rdp"
 
 
 def rounded_up(spent: float) -> float:
@@ -149,16 +149,19 @@ def _prv_epsilon(events: tuple[Event, ...], delta: float, rough: float) -> float
 
 def _order_bound(events: tuple[Event, ...], delta: float, order: float) -> float:
     """Epsilon from one Rényi order; +inf if its series overflows double precision."""
+    spent = sum(divergence(event, order) for event in events)
+    bound = spent + math.log1p(-1 / order) - (math.log(delta) + math.log(order)) / (order - 1)
+    return math.inf if math.isnan(bound) or spent < 0 else bound
+
+
+def divergence(event: Event, order: float) -> float:
+    """The Rényi divergence of all steps of one mechanism at ``order``; +inf if its series overflows double precision."""
+    noise, rate, steps, mechanism = event
+    if mechanism == "exponential":
+        return steps * order / (8 * noise**2)
     from opacus.accountants.analysis.rdp import compute_rdp  # late, as above
 
     try:
-        divergence = sum(
-            steps * order / (8 * noise**2)
-            if mechanism == "exponential"
-            else float(compute_rdp(q=rate, noise_multiplier=noise, steps=steps, orders=float(order)))
-            for noise, rate, steps, mechanism in events
-        )
+        return float(compute_rdp(q=rate, noise_multiplier=noise, steps=steps, orders=float(order)))
     except (ArithmeticError, ValueError):
         return math.inf
-    bound = divergence + math.log1p(-1 / order) - (math.log(delta) + math.log(order)) / (order - 1)
-    return math.inf if math.isnan(bound) or divergence < 0 else bound

@@ -31,7 +31,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.privacy.accountant import ORDERS, rounded_up
+from fedsim.privacy.accountant import ORDERS, divergence, rounded_up
 from fedsim.privacy.events import AnyEvent, Event
 
 Distribution = Literal["geometric", "logarithmic", "poisson"]
@@ -88,20 +88,9 @@ def curve_of(events: Sequence[AnyEvent]) -> Curve:
 
 @lru_cache(maxsize=4096)
 def _curve(event: Event) -> Curve:
-    if event.mechanism == "exponential":
-        return np.array(ORDERS) / (8 * event.noise_multiplier**2)
-    from opacus.accountants.analysis.rdp import compute_rdp  # late: Opacus imports its optimisers, too
-
     with np.errstate(all="ignore"):
-        curve = np.array([_order(compute_rdp, event.noise_multiplier, event.sample_rate, order) for order in ORDERS])
+        curve = np.array([divergence(event, order) for order in ORDERS])
     return np.where(curve >= 0, curve, math.inf)  # not a number fails the comparison, too
-
-
-def _order(compute_rdp: Callable[..., float], noise: float, rate: float, order: float) -> float:
-    try:
-        return float(compute_rdp(q=rate, noise_multiplier=noise, steps=1, orders=float(order)))
-    except (ArithmeticError, ValueError):
-        return math.inf
 
 
 def selected(curve: Curve, mean: float, distribution: Distribution) -> Curve:

@@ -298,11 +298,8 @@ class Inversion:
             raise UserError(f"algorithm {algorithm}", what, "give --attack white-box, or black-box")
         if len(data.y_train) < (least := 2 * max(BATCH_ROWS)):
             raise UserError("dataset", f"{len(data.y_train)} training rows are too few for this attack", f"give {least} or more")
-        self.algorithm, self.data, self.task = (
-            algorithm,
-            data,
-            Task(data.dim, data.classes, INVERSION_CLIENTS, unit, trust, public=PublicRows.made_up(data.dim, data.classes)),
-        )
+        self.algorithm, self.data = algorithm, data
+        self.task = Task(data.dim, data.classes, INVERSION_CLIENTS, unit, trust, public=PublicRows.made_up(data.dim, data.classes))
         self.variants = tuple(self._variants(dict(params), epsilon, delta, private=kind.private))
         self.count = clients * len(self.variants) * len(BATCH_ROWS)
         self.key = key(algorithm, params, [unit, trust, epsilon, delta, "inversion", data.fingerprint, module_hash(__name__)])
