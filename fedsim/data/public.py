@@ -60,6 +60,11 @@ class PublicRows:
             digest.update(content)
         return digest.hexdigest()[:16]
 
+    @cached_property
+    def _known(self) -> frozenset[bytes]:
+        """Of every row a digest, made once for all parts of all data sets."""
+        return frozenset(_digests(self.x))
+
     def check_apart(self, private: NDArray[np.float32], part: str, name: str) -> None:
         """Refuse private rows that are public too.
 
@@ -73,8 +78,7 @@ class PublicRows:
         Raises:
             UserError: with how many there are, and the first one's number.
         """
-        known = set(_digests(self.x))
-        both = [row for row, digest in enumerate(_digests(private)) if digest in known]
+        both = [row for row, digest in enumerate(_digests(private)) if digest in self._known]
         if both:
             what = f"{counted(len(both), f'{part} row')} of '{name}' {'is' if len(both) == 1 else 'are'} public too"
             raise UserError("", f"{what}, the first is row {both[0]}", "give public rows that are in no private data set")

@@ -83,14 +83,14 @@ def _tuned(algorithms: Sequence[Algorithm], tuning: Tuning, epsilon: float, delt
 
 def _steps(algorithm: Algorithm) -> tuple[Event, ...]:
     """The mechanisms of an algorithm at a noise multiplier of 1."""
-    return tuple(sorted(Event(r.relative_noise, r.sample_rate, r.steps, r.mechanism) for r in algorithm.releases() if r.steps))
+    return tuple(sorted(release.event for release in algorithm.releases() if release.steps))
 
 
 def _largest(steps: tuple[Event, ...], how: tuple[float, Any], epsilon: float, delta: float) -> float:
     """The epsilon of a training alone with the least noise at which the best of the trainings costs ``epsilon``."""
 
     def events(sigma: float) -> list[Event]:
-        return [event._replace(noise_multiplier=event.noise_multiplier * sigma) for event in steps]
+        return [event.scaled(sigma) for event in steps]
 
     return accountant.epsilon(events(solved_noise(*how, epsilon, delta, events)), delta)[0]
 

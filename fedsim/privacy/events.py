@@ -27,5 +27,9 @@ class Event(NamedTuple):
     steps: int
     mechanism: Mechanism = "gaussian"
 
+    def scaled(self, factor: float) -> Event:
+        """The same with ``factor`` times the noise."""
+        return self._replace(noise_multiplier=self.noise_multiplier * factor)
+
 
 AnyEvent = Event | tuple[float, float, int]

@@ -70,6 +70,11 @@ class Release:
     turns: int = 1
 
     @property
+    def event(self) -> Event:
+        """For an accountant, at a sigma of 1."""
+        return Event(self.relative_noise, self.sample_rate, self.steps, self.mechanism)
+
+    @property
     def rounds(self) -> int:
         """How many rounds it takes."""
         return self.steps // self.per_round * self.turns
@@ -128,7 +133,7 @@ class PrivacyPlan:
 
     def events(self) -> list[Event]:
         """Every release as an accountant's event."""
-        return [Event(self.noise_multiplier(r.name), r.sample_rate, r.steps, r.mechanism) for r in self.releases]
+        return [release.event.scaled(self.sigma) for release in self.releases]
 
     def noise_multiplier(self, name: str) -> float:
         """The noise multiplier of release ``name``: ``relative_noise * sigma``; 0.0 for an infinite epsilon."""
@@ -211,7 +216,7 @@ def calibrate(
     if math.isinf(epsilon):
         sigma, reached, name, claim = 0.0, math.inf, "none", "none"
     else:
-        mechanisms = sorted(Event(r.relative_noise, r.sample_rate, r.steps, r.mechanism) for r in releases if r.steps)
+        mechanisms = sorted(release.event for release in releases if release.steps)
         sigma, reached, name = _solved(float(epsilon), float(delta), tuple(mechanisms))
     return PrivacyPlan(
         epsilon_target=epsilon,
@@ -271,7 +276,7 @@ def _solve(epsilon: float, delta: float, mechanisms: Mechanisms) -> Solution:
     """(sigma, epsilon reached, accountant) for mechanisms whose noise multiplier is the relative one."""
 
     def events(sigma: float) -> list[Event]:
-        return [one._replace(noise_multiplier=one.noise_multiplier * sigma) for one in mechanisms]
+        return [one.scaled(sigma) for one in mechanisms]
 
     start = _bracket(lambda sigma: accountant.rough_epsilon(events(sigma), delta), epsilon, delta)
     return _tighten(lambda sigma: accountant.epsilon(events(sigma), delta), epsilon, start, delta)

@@ -254,7 +254,7 @@ def refuted_epsilon(events: Sequence[AnyEvent], delta: float, false_positives: f
     claimed = [Event(*event) for event in events]
 
     def scaled(factor: float) -> Composition:
-        return compose([event._replace(noise_multiplier=event.noise_multiplier * factor) for event in claimed])
+        return compose([event.scaled(factor) for event in claimed])
 
     def is_refuted(factor: float) -> bool:
         return 1 - true_positives < float(scaled(factor).false_negatives(false_positives, "add-one")) - 1e-12
