@@ -23,7 +23,7 @@ from fedsim.methods.messages import Diagnostic, Message, Round, Tensors
 from fedsim.methods.optimise import adam_step
 from fedsim.methods.parameters import code_names, load_parameters, local_names
 from fedsim.methods.returns import loss_parts
-from fedsim.privacy.clipping.materialised import functional_loss
+from fedsim.privacy.clipping.vmap import functional_loss
 from fedsim.privacy.noise import gaussian
 from fedsim.seeds import Purpose
 

@@ -25,7 +25,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from baselines.dppl_public import directions
 from fedsim.device import normal, to_device
 from fedsim.methods.coordinates import Coordinates, coordinate_statistics, receive_spread
 from fedsim.methods.messages import Server, Tensors
@@ -162,6 +161,11 @@ class PrivateEvolution(OneShot):
         found = server.tensors
         evolved = Evolved(found["candidates"], found["weights"], self.params.noise / self.dim**0.5)
         return Stretched(evolved, Coordinates(found))
+
+
+def directions(x: Tensor) -> Tensor:
+    """Rows at unit length, in float64, so that which of two is nearer does not depend on how many are looked at together."""
+    return torch.nn.functional.normalize(x.double(), dim=1)
 
 
 def offspring(candidates: Tensor, weights: Tensor, labels: Tensor, stream: torch.Generator) -> Tensor:

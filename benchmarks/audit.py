@@ -38,7 +38,7 @@ DELTA = 1e-4
 CLAIMS = (1.0, 4.0)
 PAIRS = {
     **{"dp-gaussian example": 3000, "dp-gaussian": 1000, "dp-least-squares": 500, "dp-merf": 500, "dp-prototypes": 500},
-    **dict.fromkeys(("dp-feature-covariance", "dp-gmm", "dp-linear", "dp-linear-reencoded", "fedhypevae-sites", "fedhypevae-warm"), 250),
+    **dict.fromkeys(("dp-feature-covariance", "dp-gmm", "dp-linear", "fedhypevae-sites", "fedhypevae-warm"), 250),
     "fedhypevae example 4": 700,
 }
 """By algorithm, unit and claim: many where they are cheap, and as many as others had of it."""

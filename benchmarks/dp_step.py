@@ -1,4 +1,4 @@
-"""What a private round costs: the product's, the same harness without privacy, a bare PyTorch step, Opacus; interleaved in one run.
+"""What a private round costs: the product's, the same harness without privacy, a bare PyTorch step; interleaved in one run.
 
     python benchmarks/dp_step.py [--rounds 100] [--json FILE]
 
@@ -37,31 +37,30 @@ from fedsim.methods.dp_sgd import DPSGD, DPSGDParams
 from fedsim.methods.messages import Server, Task
 from fedsim.methods.products import Generator
 from fedsim.models.initialise import initial_model
-from fedsim.models.layers import ClientCode, ClientLinear, one_hot
+from fedsim.models.layers import one_hot
 from fedsim.planning.process import settle
 from fedsim.plugins.registry import register
 from fedsim.privacy.clipping import ClippedSum
-from fedsim.privacy.clipping.materialised import LossModule, register_cohort_layers
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
 from fedsim.training.rounds import train
 
 DIM, CLASSES, ROWS, CLIENTS, HELD = 768, 11, 256, 10, 12_000
 EPSILON, DELTA, LEARNING_RATE, FOREVER = 8.0, 1e-5, 1e-3, 100_000
-SLOW = ("opacus-hooks", "vmap")
-METHODS = ("bare", "without privacy", "fedsim", "opacus-ghost", "opacus-hooks", "vmap")
+SLOW = ("vmap",)
+METHODS = ("bare", "without privacy", "fedsim", "vmap")
 
 
 @dataclass(frozen=True)
 class Record:
-    """One row of the result: the median processor time of a round, and its ratios; None where a method cannot run."""
+    """One row of the result: the median processor time of a round, and its ratios."""
 
     model: str
     device: str
     method: str
-    ms: float | None
-    ratio_to_bare: float | None
-    ratio_to_without_privacy: float | None
+    ms: float
+    ratio_to_bare: float
+    ratio_to_without_privacy: float
 
 
 class ReferenceCVAE(nn.Module):
@@ -197,81 +196,14 @@ def bare(problem: Problem) -> Callable[[], None]:
     return step
 
 
-def opacus_hooks(problem: Problem) -> Callable[[], None]:
-    """Opacus as its guide uses it: GradSampleModule and DPOptimizer."""
-    from opacus import GradSampleModule
-    from opacus.optimizers import DPOptimizer
-
-    register_cohort_layers()
-    algorithm: Any = problem.algorithm()
-    model = GradSampleModule(LossModule(initial_model(algorithm.build, Seeds(0), range(CLIENTS)), _total(algorithm)))
-    adam, stream = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True), torch.Generator().manual_seed(0)
-    batches = problem.batches()
-    optimiser = DPOptimizer(adam, noise_multiplier=1.0, max_grad_norm=1.0, expected_batch_size=problem.rows, generator=stream)
-
-    def step() -> None:
-        optimiser.zero_grad()
-        model(_direct(next(batches))).mean().backward()
-        optimiser.step()
-
-    return step
-
-
-def opacus_ghost(problem: Problem) -> Callable[[], None]:
-    """Opacus' fast gradient clipping with ghost norms: two backward passes."""
-    from opacus.grad_sample import GradSampleModuleFastGradientClipping
-    from opacus.optimizers import DPOptimizerFastGradientClipping
-    from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClipping
-
-    register_cohort_layers()
-    _register_cohort_norms()
-    algorithm: Any = problem.algorithm()
-    loss = LossModule(initial_model(algorithm.build, Seeds(0), range(CLIENTS)), _total(algorithm))
-    model = GradSampleModuleFastGradientClipping(loss, max_grad_norm=1.0, use_ghost_clipping=True)
-    adam, stream = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True), torch.Generator().manual_seed(0)
-    batches = problem.batches()
-    optimiser = DPOptimizerFastGradientClipping(
-        adam, noise_multiplier=1.0, max_grad_norm=1.0, expected_batch_size=problem.rows, generator=stream
-    )
-
-    def step() -> None:
-        optimiser.zero_grad()
-        DPTensorFastGradientClipping(model, optimiser, model(next(batches)), "mean").backward()
-        optimiser.step()
-
-    return step
-
-
 def _total(algorithm: Any) -> Callable[[nn.Module, Batch], Tensor]:
     return lambda model, batch: torch.stack(list(algorithm.loss(model, batch).values())).sum(0)
-
-
-def _direct(batch: Batch) -> Batch:
-    """Opacus' hooks for the cohort layers expect one weight set per row."""
-    return Batch(batch.x, batch.y, batch.draws, Layout(batch.layout.client, batch.layout.clients, direct=True))
-
-
-def _register_cohort_norms() -> None:
-    """Ghost norms of the cohort layers, so that Opacus need not form their per-example gradients."""
-    from opacus.grad_sample import register_norm_sampler
-
-    def client_linear(layer: ClientLinear, inputs: list[Any], grads: Tensor) -> dict[nn.Parameter, Tensor]:
-        g = grads.square().sum(1)
-        return {layer.weight: (inputs[0].square().sum(1) * g).sqrt(), layer.bias: g.sqrt()}
-
-    def client_code(layer: ClientCode, inputs: list[Any], grads: Tensor) -> dict[nn.Parameter, Tensor]:
-        return {layer.weight: grads.norm(dim=1)}
-
-    for kind, sampler in ((ClientLinear, client_linear), (ClientCode, client_code)):
-        register_norm_sampler(kind)(sampler)
 
 
 ROUNDS: dict[str, Callable[[Problem], Callable[[], None]]] = {
     "bare": bare,
     "without privacy": fedsim_round(private=False),
     "fedsim": fedsim_round(private=True),
-    "opacus-ghost": opacus_ghost,
-    "opacus-hooks": opacus_hooks,
     "vmap": fedsim_round(private=True, engine="vmap"),
 }
 
@@ -282,28 +214,18 @@ ROUNDS: dict[str, Callable[[Problem], Callable[[], None]]] = {
 def measure(name: str, rounds: int) -> Iterator[Record]:
     """Medians over interleaved rounds: what the machine does meanwhile hits all methods alike. Slow methods run in every tenth."""
     given = problem(name)
-    made = {method: _runnable(ROUNDS[method](given), method) for method in METHODS}
+    made = {method: ROUNDS[method](given) for method in METHODS}
     times: dict[str, list[float]] = {method: [] for method in METHODS}
     for round_ in range(-2, rounds):
         for method, run in made.items():
-            if run is not None and (method not in SLOW or round_ % 10 == 0 or round_ == -1):
+            if method not in SLOW or round_ % 10 == 0 or round_ == -1:
                 elapsed = _timed(run, method)
                 if round_ >= 0:
                     times[method].append(elapsed)
     medians = {method: statistics.median(values) for method, values in times.items() if values}
     for method in METHODS:
-        median = medians.get(method)
-        ratios = (None if median is None else round(median / medians[other], 3) for other in ("bare", "without privacy"))
-        yield Record(name, "cpu", method, None if median is None else round(median, 3), *ratios)
-
-
-def _runnable(run: Callable[[], None], method: str) -> Callable[[], None] | None:
-    """None for Opacus' ghost clipping of layers that are used twice in a forward, as FedHypeVAE's decoder is."""
-    try:
-        _timed(run, method)
-    except NotImplementedError:
-        return None
-    return run
+        ratios = (round(medians[method] / medians[other], 3) for other in ("bare", "without privacy"))
+        yield Record(name, "cpu", method, round(medians[method], 3), *ratios)
 
 
 def _timed(run: Callable[[], None], method: str) -> float:
@@ -327,7 +249,7 @@ def table(records: list[Record]) -> Table:
         shown.add_column(heading, justify="left" if heading in ("model", "method") else "right")
     for record in records:
         numbers = (record.ms, record.ratio_to_bare, record.ratio_to_without_privacy)
-        shown.add_row(record.model, record.method, *("cannot run" if number is None else f"{number:.3f}" for number in numbers))
+        shown.add_row(record.model, record.method, *(f"{number:.3f}" for number in numbers))
     return shown
 
 

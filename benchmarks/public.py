@@ -27,13 +27,10 @@ DIRECTIONS = 128
 GRIDS = ("other-modality", "other-hospital", "whole-CT", "whole-skin")
 WITHOUT: tuple[dict[str, Any], ...] = tuple({"name": name} for name in ("fedhypevae-warm", "dp-gaussian", "dp-least-squares"))
 SUBSPACE = tuple({**entry, "params": {"project": DIRECTIONS}, "label": f"{entry['name']}, subspace"} for entry in WITHOUT)
-START = {"name": "fedhypevae-warm", "params": {"public_start": True}, "label": "fedhypevae-warm, public start"}
 VOTES = (
     {"name": "private-evolution", "params": {"start": "drawn"}},
     {"name": "private-evolution", "label": "private-evolution, public rows"},
-    {"name": "dppl-public"},
 )
-TRAINED = ({"name": "fedhypevae"}, {"name": "fedhypevae", "params": {"public_start": True}, "label": "fedhypevae, public start"})
 OWN, OTHER = ("rosendahl", "vienna_dias"), "vidir_molemax"
 """Sites whose rows are private, and the one whose rows are public."""
 
@@ -75,8 +72,8 @@ def grids(data: Path, out: Path, seeds: int) -> dict[str, dict[str, Any]]:
     organ, blood, skin = (data / f"{name}_effnetlite0.npz" for name in ("organamnist", "bloodmnist", "ham10000_sites"))
     private, public = by_site(skin, out)
     common = {"clients": 10, "alpha": 0.3, "epsilon": 1.0, "seeds": list(range(seeds)), "evaluation": {"readouts": []}}
-    few = common | {"algorithms": [*WITHOUT, *SUBSPACE, START, *VOTES]}
-    whole = common | {"algorithms": [*WITHOUT, *SUBSPACE, START, *TRAINED]}
+    few = common | {"algorithms": [*WITHOUT, *SUBSPACE, *VOTES]}
+    whole = common | {"algorithms": [*WITHOUT, *SUBSPACE, {"name": "fedhypevae"}]}
     return {
         "other-modality": few | {"dataset": limited(organ, "OrganAMNIST"), "public": {"npz": str(blood), "name": "BloodMNIST"}},
         "other-hospital": few | {"dataset": limited(private, "HAM10000, two sites"), "public": {"npz": str(public), "name": OTHER}},
@@ -125,7 +122,7 @@ def table(lines: list[dict[str, Any]]) -> list[str]:
     """Markdown."""
     made = ["| data | public | method | share of the ceiling | gain by public rows |", "| --- | --- | --- | ---: | ---: |"]
     for line in lines:
-        paired = line["public"] and "," in line["method"]  # dppl-public has no form without public rows
+        paired = line["public"] and "," in line["method"]
         gain = f"{line['gain']:+.3f} ({min(line['gain_by_seed']):+.3f} to {max(line['gain_by_seed']):+.3f})" if paired else "–"
         made.append(f"| {line['dataset']} | {line['public'] or '–'} | {line['method']} | {line['share']:.3f} | {gain} |")
     return made

@@ -46,7 +46,7 @@ from fedsim.runs.manifest import versions, write_manifest
 from fedsim.training.trial import Outcome, Trial
 
 PRIVATE = ("fedhypevae", "dp-gaussian", "dp-gmm", "dp-merf", "dp-cgan", "dp-cvae", "weight-noise", "dp-fedavg-linear")
-OPEN = ("fedavg-cvae", "fedprox-cvae", "fedavg-linear", "fedprox-linear", "fedlambda", "local-only", "centralised")
+OPEN = ("fedavg-cvae", "fedavg-linear", "fedlambda", "local-only", "centralised")
 GRID = {
     "algorithms": [*PRIVATE, *OPEN, {"name": "fedhypevae", "label": "fedhypevae, latent 32", "params": {"latent": 32}}],
     "alpha": [0.05, 0.1, 0.3, 1.0, 10.0],

@@ -295,4 +295,4 @@ def _outcome(trial: Trial, search: _Search, seconds: float) -> Outcome:
 
 
 def _event(tally: Tally) -> Event:
-    return Event(tally.noise_multiplier, tally.sample_rate, tally.count, tally.mechanism)
+    return Event(tally.noise_multiplier, tally.sample_rate, tally.count)

@@ -28,8 +28,7 @@ from fedsim.results.rows import Row
 from fedsim.words import Printed, at_most, number, print_line
 
 Verdict = Literal["proved", "differs", "not proved", "no claim"]
-_FINEST, _MESH, _ROUNDED = 1e-4, 0.02, 5e-4
-_MOST_RESPONSES = 4000
+_FINEST, _MESH = 1e-4, 0.02
 _MOST_POINTS = 1e8
 """Of a loss distribution; as many take some GiB."""
 
@@ -59,8 +58,8 @@ class Proof:
 def prove(row: Row, *, trust_plugin: bool = False) -> Proof:
     """Recompute a row's epsilon from its mechanisms and its delta, and cross-check the rest (:func:`cross_check`).
 
-    By dp-accounting's privacy loss distribution (pessimistic, both orders; Gaussians by connecting the dots, exponential mechanisms as
-    mixtures of randomized response), or where the row's accountant is Rényi's by dp-accounting's Rényi accountant.
+    By dp-accounting's privacy loss distribution (pessimistic, both orders, connecting the dots), or its Rényi accountant where the row's
+    is one.
 
     Args:
         row: the row.
@@ -127,48 +126,19 @@ def _of_losses(events: Sequence[Event], delta: float) -> float:
     rough, steps = _of_renyi(events, delta, INTEGER_ORDERS), sum(event.steps for event in events)
     # connecting the dots widens the sum's variance by a share of steps * mesh^2
     mesh = min(_FINEST, _MESH * max(rough, 1e-3) / math.sqrt(steps))
-    if any(event.mechanism == "exponential" for event in events):
-        # rounding up moves each step's loss by half of it on average
-        mesh = min(mesh, _ROUNDED * max(rough, 1e-3) / steps)
     if not rough < _MOST_POINTS * mesh:
         raise ValueError(f"they spend up to {number(rough)}")
     total: Any = privacy_loss_distribution.identity(mesh)
     for event in events:
-        one = _of_choice(event.noise_multiplier, mesh) if event.mechanism == "exponential" else _of_gaussian(event, mesh)
+        one = privacy_loss_distribution.from_gaussian_mechanism(
+            event.noise_multiplier,
+            sampling_prob=event.sample_rate,
+            value_discretization_interval=mesh,
+            pessimistic_estimate=True,
+            use_connect_dots=True,
+        )
         total = total.compose(one.self_compose(event.steps))
     return float(total.get_epsilon_for_delta(delta))
-
-
-def _of_gaussian(event: Event, mesh: float) -> Any:
-    from dp_accounting.pld import privacy_loss_distribution
-
-    return privacy_loss_distribution.from_gaussian_mechanism(
-        event.noise_multiplier,
-        sampling_prob=event.sample_rate,
-        value_discretization_interval=mesh,
-        pessimistic_estimate=True,
-        use_connect_dots=True,
-    )
-
-
-def _of_choice(noise: float, mesh: float) -> Any:
-    """An exponential mechanism's loss distribution (:mod:`fedsim.privacy.tradeoff`), from what dp-accounting has.
-
-    Its loss l in [-e, e], e = 1 / noise, has densities proportional to exp(l / 2) and exp(-l / 2): given |l| = a it is randomized response
-    with epsilon a. So the pair is a mixture of these, |l| having the density cosh(a / 2) / (2 sinh(e / 2)) on [0, e]. Every a is rounded up
-    to one of a few thousand, which makes each of them less private.
-    """
-    from dp_accounting.pld import privacy_loss_distribution
-
-    most = 1 / noise
-    count = min(_MOST_RESPONSES, math.ceil(most / mesh))
-    edges = np.linspace(0, most, count + 1)
-    chances = np.diff(np.sinh(edges / 2)) / math.sinh(most / 2)
-    likely, unlikely = np.log(chances) - np.log1p(np.exp(-edges[1:])), np.log(chances) - np.log1p(np.exp(edges[1:]))
-    places = [(side, i) for side in (1, -1) for i in range(count)]
-    upper = dict(zip(places, [*likely, *unlikely], strict=True))
-    lower = dict(zip(places, [*unlikely, *likely], strict=True))
-    return privacy_loss_distribution.from_two_probability_mass_functions(lower, upper, value_discretization_interval=mesh)
 
 
 def _of_renyi(events: Sequence[Event], delta: float, orders: Sequence[float] = ORDERS) -> float:

@@ -12,12 +12,12 @@ from fedsim.methods.dp_sgd import DPSGD, DPSGDParams
 from fedsim.methods.local_dp_sgd import LocalDPSGD, LocalDPSGDParams
 from fedsim.methods.local_training import LocalTraining, LocalTrainingParams
 from fedsim.methods.messages import Diagnostic, Message, Round, Server, Task, Tensors
-from fedsim.methods.one_shot import Choice, OneShot, Rows, Statistic, overall_mean, statistic_phase
+from fedsim.methods.one_shot import OneShot, Rows, Statistic, overall_mean, statistic_phase
 from fedsim.methods.phase import Phase
 from fedsim.methods.products import Classifier, Generator, PersonalClassifier, PersonalGenerator, Stretched
 from fedsim.models.cvae import CVAE, CVAEGenerator, gaussian_nll
 from fedsim.plugins.registry import register
-from fedsim.privacy.clipping.materialised import functional_loss
+from fedsim.privacy.clipping.vmap import functional_loss
 from fedsim.privacy.plan import Claim, Release
 from fedsim.privacy.statistics.outer_products import OuterProduct
 from fedsim.seeds import Purpose, Seeds
@@ -28,7 +28,6 @@ __all__ = [
     "Algorithm",
     "Batch",
     "CVAEGenerator",
-    "Choice",
     "Claim",
     "Classifier",
     "Clients",

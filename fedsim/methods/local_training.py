@@ -26,7 +26,7 @@ from fedsim.methods.optimise import adam_step
 from fedsim.methods.parameters import shared_tensors
 from fedsim.methods.phase import Phase
 from fedsim.methods.returns import loss_parts
-from fedsim.privacy.clipping.materialised import functional_loss
+from fedsim.privacy.clipping.vmap import functional_loss
 from fedsim.privacy.noise import gaussian
 from fedsim.privacy.plan import Release, Unit
 from fedsim.seeds import Purpose
@@ -44,7 +44,7 @@ class LocalTrainingParams(Params):
         batch_size: rows of a local step, drawn with replacement.
         learning_rate: the local Adam's.
         client_rate: the probability with which each client takes part in a round; it amplifies for ``unit: client``.
-        proximal: FedProx's mu: weight of half the squared distance to the broadcast parameters (Li et al. 2020, arXiv 1812.06127).
+        mu: FedProx's: weight of half the squared distance to the broadcast parameters in the local loss (Li et al. 2020, arXiv 1812.06127).
     """
 
     rounds: int = Field(10, ge=1)
@@ -52,7 +52,7 @@ class LocalTrainingParams(Params):
     batch_size: int = Field(32, ge=1)
     learning_rate: float = Field(0.02, gt=0)
     client_rate: float = Field(1.0, gt=0, le=1)
-    proximal: float = Field(0.0, ge=0)
+    mu: float = Field(0.0, ge=0)
 
 
 class LocalTraining(Algorithm):
@@ -109,9 +109,8 @@ class LocalTraining(Algorithm):
         private = clients.plan is not None
         weight = to_device(torch.ones(len(rows)) if private else torch.tensor([float(len(x)) for x in active.x]), clients.device)
         clipped, norms = clip_updates(updates, self.clip())
-        of_turn = clients.of_turn(round_)
-        noised = of_turn.add_noise(round_.release, round_.stream, {name: weighted_sum(weight, update) for name, update in clipped.items()})
-        weighed = self.message_bytes(broadcast, torch.ones(len(of_turn.members)) if private else takes_part)
+        noised = clients.add_noise(round_.release, round_.stream, {name: weighted_sum(weight, update) for name, update in clipped.items()})
+        weighed = self.message_bytes(broadcast, torch.ones(len(clients.members)) if private else takes_part)
         return clients.send(
             noised.sent if private else noised.sent | {WEIGHT: weight.sum()},
             {
@@ -136,11 +135,9 @@ class LocalTraining(Algorithm):
         return shared, {name: value for name, value in clients.state.items() if name.startswith(self.local)}
 
     def participants(self, clients: Clients, round_: Round) -> Tensor:
-        """1.0 for a member that takes part in the round, of those whose turn it is, else 0.0: ``[K]``, on the CPU."""
-        streams = ((client, clients.seeds.keystream(Purpose.SAMPLING, round_.number, client)) for client in clients.members)
-        return torch.tensor(
-            [float(stream.uniform(1)[0] < self.params.client_rate and round_.has_turn(client)) for client, stream in streams]
-        )
+        """1.0 for a member that takes part in the round, else 0.0: ``[K]``, on the CPU."""
+        streams = (clients.seeds.keystream(Purpose.SAMPLING, round_.number, client) for client in clients.members)
+        return torch.tensor([float(stream.uniform(1)[0] < self.params.client_rate) for stream in streams])
 
     def message_bytes(self, broadcast: Tensors, takes_part: Tensor) -> int:
         """Bytes of the updates of all members that take part, or of the broadcasts to them."""
@@ -148,8 +145,8 @@ class LocalTraining(Algorithm):
 
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Values:
         """Add the mean update: by row counts without privacy, by a public number of clients with it."""
-        shared, of_turn = self.broadcast(server), sum(map(round_.has_turn, range(self.task.clients)))
-        expected = to_device(torch.tensor(of_turn * self.params.client_rate), server.device)
+        shared = self.broadcast(server)
+        expected = to_device(torch.tensor(self.task.clients * self.params.client_rate), server.device)
         divisor = total.get(WEIGHT, expected).clamp_min(1e-12)
         for name, parameter in shared.items():
             parameter += total[name] / divisor
@@ -194,8 +191,8 @@ class LocalTraining(Algorithm):
 
     def pull(self, clients: Clients, gradients: Tensors, parameters: Tensors, broadcast: Tensors) -> None:
         """Add to the gradients ``[K, ...]`` of a local step, in place, what depends on no row: the proximal term's."""
-        for name in broadcast if self.params.proximal else ():
-            gradients[name] = gradients[name] + self.params.proximal * (parameters[name] - broadcast[name])
+        for name in broadcast if self.params.mu else ():
+            gradients[name] = gradients[name] + self.params.mu * (parameters[name] - broadcast[name])
 
     def local_step(self, parameters: Tensors, gradients: Tensors, state: Tensors) -> None:
         """Take a local step, in place: Adam's; ``state`` is empty in a round's first."""

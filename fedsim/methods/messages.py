@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from fedsim.data.public import PublicRows as PublicRows
 from fedsim.device import CPU, moved
 from fedsim.models.probe import PROBE_C
-from fedsim.privacy.events import Mechanism
 from fedsim.privacy.ledger import LedgerEntry
 from fedsim.privacy.plan import PrivacyPlan, Release, Trust, Unit
 from fedsim.seeds import Seeds
@@ -97,10 +96,6 @@ class Round:
     stream: int
     release: Release
 
-    def has_turn(self, client: int) -> bool:
-        """Whether the client may take part: always, where clients do not take turns."""
-        return (client - self.number) % self.release.turns == 0
-
 
 @dataclass(frozen=True)
 class MechanismStep:
@@ -113,7 +108,6 @@ class MechanismStep:
         sample_rate: of the release.
         noise_multiplier: of the noise that each member added; inf if no tensor needed any.
         bare: whether sums left the clients without noise, so that the server has to add it.
-        mechanism: of the release.
     """
 
     release: str
@@ -122,7 +116,6 @@ class MechanismStep:
     sample_rate: float
     noise_multiplier: float
     bare: bool
-    mechanism: Mechanism = "gaussian"
 
     def entries(self, server: float) -> Iterator[LedgerEntry]:
         """A ledger entry a member, with the least noise on any released tensor; no entry if nothing was released.
@@ -132,7 +125,7 @@ class MechanismStep:
         """
         multiplier = min(self.noise_multiplier, server) if self.bare else self.noise_multiplier
         for client in self.members if multiplier < math.inf else ():
-            yield LedgerEntry(self.release, self.number, client, multiplier, self.sample_rate, self.mechanism)
+            yield LedgerEntry(self.release, self.number, client, multiplier, self.sample_rate)
 
 
 @dataclass

@@ -45,7 +45,7 @@ def answer(algorithm: Algorithm, made: Any, labels: Tensor, x: Tensor, stream: t
     Raises:
         WrongReturn: ``made`` is neither, or returned something else, numbers that are not finite, or probabilities that do not sum to 1.
     """
-    task, generates = algorithm.task, algorithm.generates()
+    task, generates = algorithm.task, algorithm.generates(algorithm.params)
     method: Any = getattr(made, "sample" if generates else "probabilities", None)
     if method is None:
         maker = algorithm.generator if generates else algorithm.classifier

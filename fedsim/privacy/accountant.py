@@ -1,4 +1,4 @@
-"""The cost of a sequence of Gaussian and exponential mechanisms: (epsilon, delta) under add-or-remove-one.
+"""The cost of a sequence of Gaussian mechanisms: (epsilon, delta) under add-or-remove-one.
 
 Neighbours are two data sets of which one has one unit more than the other; the mechanisms are those of :mod:`fedsim.privacy.events`.
 """
@@ -13,7 +13,7 @@ from functools import cache
 
 import numpy as np
 
-from fedsim.privacy.events import AnyEvent, Event, Mechanism
+from fedsim.privacy.events import AnyEvent, Event
 
 INTEGER_ORDERS: tuple[float, ...] = (*range(2, 64), 72, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024)
 LOW_ORDERS: tuple[float, ...] = (1.05, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8)
@@ -31,9 +31,8 @@ _UP = Context(prec=10, rounding=ROUND_CEILING)
 def epsilon(events: Sequence[AnyEvent], delta: float) -> tuple[float, str]:
     """The epsilon that ``events`` spend together at ``delta``, and the accountant that computed it.
 
-    Gaussian mechanisms alone: the upper bound of numerical composition of privacy loss random variables (Gopi, Lee & Wutschitz 2021,
-    "Numerical composition of differential privacy", theorem 5.5; Opacus' implementation). With an exponential mechanism among them: the
-    privacy loss distribution on a grid (:mod:`fedsim.privacy.tradeoff`). If that fails or would need too fine a mesh: Rényi composition
+    The upper bound of numerical composition of privacy loss random variables (Gopi, Lee & Wutschitz 2021, "Numerical composition of
+    differential privacy", theorem 5.5; Opacus' implementation). If that fails or would need too fine a mesh: Rényi composition
     (:func:`rdp_epsilon`).
 
     Args:
@@ -41,11 +40,10 @@ def epsilon(events: Sequence[AnyEvent], delta: float) -> tuple[float, str]:
         delta: in (0, 1).
 
     Returns:
-        (epsilon, "prv", "pld" or "rdp"), rounded up to ten digits; (0.0, "none") if nothing ran, (inf, "none") if a step had no noise.
+        (epsilon, "prv" or "rdp"), rounded up to ten digits; (0.0, "none") if nothing ran, (inf, "none") if a step had no noise.
 
     Raises:
-        ValueError: a noise multiplier below 0 or not a number, a sample rate outside [0, 1], an exponential mechanism on a sample, negative
-            steps, or delta outside (0, 1).
+        ValueError: a noise multiplier below 0 or not a number, a sample rate outside [0, 1], negative steps, or delta outside (0, 1).
     """
     return _composed(_merge(events, delta), delta)
 
@@ -57,11 +55,11 @@ def _composed(merged: tuple[Event, ...], delta: float) -> tuple[float, str]:
         return 0.0, "none"
     if any(event.noise_multiplier == 0 for event in merged):
         return math.inf, "none"
-    rough, exponential = rough_epsilon(merged, delta), any(event.mechanism == "exponential" for event in merged)
-    spent = _pld_epsilon(merged, delta) if exponential else _prv_epsilon(merged, delta, rough)
+    rough = rough_epsilon(merged, delta)
+    spent = _prv_epsilon(merged, delta, rough)
     # NaN fails the comparison too; a bound above the looser theorem's own bound is a numerical failure
     if 0 <= spent <= rough + 0.1 * max(rough, 0.1):
-        return rounded_up(spent), "pld" if exponential else "prv"
+        return rounded_up(spent), "prv"
     return rounded_up(rdp_epsilon(merged, delta)), "rdp"
 
 
@@ -73,9 +71,9 @@ def rounded_up(spent: float) -> float:
 def rdp_epsilon(events: Sequence[AnyEvent], delta: float, orders: Sequence[float] = ORDERS) -> float:
     """The epsilon of ``events`` by Rényi composition: cheap, always an upper bound, looser than :func:`epsilon`.
 
-    Per-step Rényi divergence of the sampled Gaussian mechanism from Mironov, Talwar & Zhang 2019 (arXiv 1908.10530, section 3.3), of the
-    exponential one a epsilon_0^2 / 8 (Cesar & Rogers 2021, arXiv 2004.07223, lemma 3.4); conversion from Balle et al. 2020 (arXiv
-    1905.09982, theorem 21): the minimum over orders a of R(a) + log((a - 1) / a) - (log delta + log a) / (a - 1).
+    Per-step Rényi divergence of the sampled Gaussian mechanism from Mironov, Talwar & Zhang 2019 (arXiv 1908.10530, section 3.3);
+    conversion from Balle et al. 2020 (arXiv 1905.09982, theorem 21): the minimum over orders a of
+    R(a) + log((a - 1) / a) - (log delta + log a) / (a - 1).
 
     Raises:
         ValueError: as :func:`epsilon`.
@@ -102,26 +100,14 @@ def _merge(events: Sequence[AnyEvent], delta: float) -> tuple[Event, ...]:
     """Equal mechanisms added up and sorted: the result depends on the steps that ran and not on their order or grouping."""
     if not 0 < delta < 1:
         raise ValueError(f"delta must be in (0, 1), not {delta}")
-    steps_of: dict[tuple[float, float, Mechanism], int] = {}
-    for given in events:
-        event = Event(*given)
-        noise, rate, steps, mechanism = event
-        # a Poisson sample amplifies the exponential mechanism too, but no theorem here says by how much
-        sampled = mechanism == "exponential" and rate not in (0, 1)
-        if not (noise >= 0 and 0 <= rate <= 1 and steps >= 0) or sampled:
-            raise ValueError(f"not an event (noise multiplier, sample rate, steps, mechanism): {tuple(event)}")
+    steps_of: dict[tuple[float, float], int] = {}
+    for noise, rate, steps in events:
+        if not (noise >= 0 and 0 <= rate <= 1 and steps >= 0):
+            raise ValueError(f"not an event (noise multiplier, sample rate, steps): {(noise, rate, steps)}")
         if steps and rate and not math.isinf(noise):
-            key = (float(noise), float(rate), mechanism)
+            key = (float(noise), float(rate))
             steps_of[key] = steps_of.get(key, 0) + int(steps)
-    return tuple(sorted(Event(noise, rate, steps, mechanism) for (noise, rate, mechanism), steps in steps_of.items()))
-
-
-def _pld_epsilon(events: tuple[Event, ...], delta: float) -> float:
-    """The bound on a grid; nan where it is none."""
-    from fedsim.privacy.tradeoff import compose  # late: few plans need it, and it imports more of scipy
-
-    spent = compose(events).epsilon(delta) if delta >= PRV_MIN_DELTA else math.nan
-    return spent if math.isfinite(spent) else math.nan
+    return tuple(sorted(Event(noise, rate, steps) for (noise, rate), steps in steps_of.items()))
 
 
 def _prv_epsilon(events: tuple[Event, ...], delta: float, rough: float) -> float:
@@ -156,12 +142,9 @@ def _order_bound(events: tuple[Event, ...], delta: float, order: float) -> float
 
 def divergence(event: Event, order: float) -> float:
     """The Rényi divergence of all steps of one mechanism at ``order``; +inf if its series overflows double precision."""
-    noise, rate, steps, mechanism = event
-    if mechanism == "exponential":
-        return steps * order / (8 * noise**2)
     from opacus.accountants.analysis.rdp import compute_rdp  # late, as above
 
     try:
-        return float(compute_rdp(q=rate, noise_multiplier=noise, steps=steps, orders=float(order)))
+        return float(compute_rdp(q=event.sample_rate, noise_multiplier=event.noise_multiplier, steps=event.steps, orders=float(order)))
     except (ArithmeticError, ValueError):
         return math.inf

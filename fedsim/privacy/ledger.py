@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from fedsim.privacy import accountant
-from fedsim.privacy.events import Event, Mechanism
+from fedsim.privacy.events import Event
 from fedsim.privacy.plan import PrivacyPlan
 
 History = frozenset[tuple[Event, int]]
@@ -23,9 +23,8 @@ class LedgerEntry:
         release: the release's name in the plan.
         round: the round it ran in; if a round has several steps, the number of the step.
         client: the client whose data it read.
-        noise_multiplier: standard deviation, or Gumbel scale, of the added noise over the sensitivity; 0.0 for none.
+        noise_multiplier: standard deviation of the added noise over the sensitivity; 0.0 for none.
         sample_rate: the Poisson rate of the sample.
-        mechanism: that ran.
     """
 
     release: str
@@ -33,7 +32,6 @@ class LedgerEntry:
     client: int
     noise_multiplier: float
     sample_rate: float
-    mechanism: Mechanism = "gaussian"
 
 
 @dataclass(frozen=True, order=True)
@@ -45,7 +43,6 @@ class Tally:
     noise_multiplier: float
     sample_rate: float
     count: int
-    mechanism: Mechanism = "gaussian"
 
 
 class Ledger:
@@ -56,7 +53,7 @@ class Ledger:
     """
 
     def __init__(self) -> None:
-        self._counts: Counter[tuple[int, str, float, float, Mechanism]] = Counter()
+        self._counts: Counter[tuple[int, str, float, float]] = Counter()
 
     def record(self, entry: LedgerEntry, times: int = 1) -> None:
         """Add ``entry`` ``times`` times (equal steps of one round).
@@ -66,13 +63,13 @@ class Ledger:
         """
         if not (entry.noise_multiplier >= 0 and 0 < entry.sample_rate <= 1 and times >= 1):
             raise ValueError(f"cannot have run: {entry}, {times} times")
-        key = (entry.client, entry.release, float(entry.noise_multiplier), float(entry.sample_rate), entry.mechanism)
+        key = (entry.client, entry.release, float(entry.noise_multiplier), float(entry.sample_rate))
         self._counts[key] += times
 
     @property
     def entries(self) -> tuple[Tally, ...]:
         """The steps that ran, one tally a client and mechanism, sorted."""
-        return tuple(sorted(Tally(*key[:4], count, key[4]) for key, count in self._counts.items()))
+        return tuple(sorted(Tally(*key, count) for key, count in self._counts.items()))
 
     def epsilon(self, delta: float) -> tuple[float, str]:
         """The (epsilon, accountant) spent so far: the largest over clients.
@@ -100,9 +97,6 @@ class Ledger:
                 if not math.isclose(tally.noise_multiplier, multiplier, rel_tol=1e-6) or tally.sample_rate != release.sample_rate:
                     what = f"noise multiplier {tally.noise_multiplier:.4g} at rate {tally.sample_rate:g} ran"
                     return f"client {client}, '{tally.release}': {what}, {multiplier:.4g} at {release.sample_rate:g} was planned"
-                if tally.mechanism != release.mechanism:
-                    ran_as = f"{tally.mechanism} mechanisms ran, {release.mechanism} ones were planned"
-                    return f"client {client}, '{tally.release}': {ran_as}"
             for name, (_, release) in planned.items():
                 count = sum(tally.count for tally in tallies if tally.release == name)
                 if count != release.steps:
@@ -123,8 +117,7 @@ class Ledger:
         """The ledger as text: clients with equal tallies share one record, floats round-trip exactly."""
         of_client: dict[int, list[tuple[str | float, ...]]] = {}
         for tally in self.entries:
-            row: tuple[str | float, ...] = (tally.release, tally.noise_multiplier, tally.sample_rate, tally.count)
-            of_client.setdefault(tally.client, []).append(row if tally.mechanism == "gaussian" else (*row, tally.mechanism))
+            of_client.setdefault(tally.client, []).append((tally.release, tally.noise_multiplier, tally.sample_rate, tally.count))
         clients_of: dict[tuple[tuple[str | float, ...], ...], list[int]] = {}
         for client, rows in of_client.items():
             clients_of.setdefault(tuple(rows), []).append(client)
@@ -141,8 +134,8 @@ class Ledger:
         try:
             for record in json.loads(text):
                 for client in record["clients"]:
-                    for release, noise_multiplier, sample_rate, count, *mechanism in record["ran"]:
-                        ledger.record(LedgerEntry(release, 0, client, noise_multiplier, sample_rate, *mechanism), count)
+                    for release, noise_multiplier, sample_rate, count in record["ran"]:
+                        ledger.record(LedgerEntry(release, 0, client, noise_multiplier, sample_rate), count)
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a ledger: {error!r}") from error
         return ledger
@@ -163,8 +156,8 @@ class Ledger:
     def _histories(self) -> dict[int, History]:
         """By client, how often every mechanism ran, whatever the release is called."""
         counts: dict[int, Counter[Event]] = {}
-        for (client, _, noise_multiplier, sample_rate, mechanism), count in self._counts.items():
-            counts.setdefault(client, Counter())[Event(noise_multiplier, sample_rate, 1, mechanism)] += count
+        for (client, _, noise_multiplier, sample_rate), count in self._counts.items():
+            counts.setdefault(client, Counter())[Event(noise_multiplier, sample_rate, 1)] += count
         return {client: frozenset(count.items()) for client, count in counts.items()}
 
 

@@ -2,9 +2,8 @@
 
 Two data sets are neighbours if one has one unit more than the other (add or remove one); the unit is an example, a group
 of one client's examples (a patient's, a lesion's) or a client. A release is a Gaussian mechanism on a Poisson sample of the units, whose
-noise has standard deviation ``relative_noise * sigma * sensitivity`` per coordinate, or an exponential mechanism on all units, whose Gumbel
-noise has that scale. The composition of all steps of all releases is (epsilon, delta)-DP by the theorems of
-:func:`fedsim.privacy.accountant.epsilon`.
+noise has standard deviation ``relative_noise * sigma * sensitivity`` per coordinate. The composition of all steps of all releases is
+(epsilon, delta)-DP by the theorems of :func:`fedsim.privacy.accountant.epsilon`.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Literal
 
 from fedsim.errors import UserError, nearest
 from fedsim.privacy import accountant
-from fedsim.privacy.events import Event, Mechanism
+from fedsim.privacy.events import Event
 from fedsim.privacy.selection import Selection
 from fedsim.privacy.solved import Mechanisms, Solution, kept
 
@@ -43,11 +42,6 @@ SIGMA_DIGITS = 6  # of every sigma tried, so that it does not depend on the last
 class Release:
     """One kind of noisy release: ``steps`` runs of one mechanism.
 
-    An exponential mechanism takes non-negative scores ``[classes, candidates]`` that a unit more lowers nowhere, and releases the number of
-    every class's largest noisy score. What bounds a unit is the sum over classes of the most that it raises a score of the class: its
-    ``sensitivity``. The choices of all classes together then have a privacy loss with a range of at most epsilon_0: each class's noise is
-    its own, so the losses and their ranges add up (parallel composition: of an example, which has one label, one class's choice depends).
-
     Attributes:
         name: unique within a plan.
         sample_rate: the public probability with which each unit is in a step's sample, in (0, 1].
@@ -55,9 +49,6 @@ class Release:
         relative_noise: its noise multiplier in units of the plan's sigma; the ratio between releases is kept.
         per_round: steps in a round (local steps, each with noise of its own); divides ``steps``.
         main: whether a report draws its rounds as the training; false for a release before or after the training.
-        mechanism: ``gaussian``: noisy sums; ``exponential``: the numbers of the largest noisy scores, and epsilon_0 of a step is
-            1 / noise multiplier (:mod:`fedsim.privacy.accountant`).
-        turns: b: clients take turns, client c in the rounds t with t = c modulo b, so that ``steps`` steps take b times as many rounds.
     """
 
     name: str
@@ -66,18 +57,16 @@ class Release:
     relative_noise: float = 1.0
     per_round: int = 1
     main: bool = True
-    mechanism: Mechanism = "gaussian"
-    turns: int = 1
 
     @property
     def event(self) -> Event:
         """For an accountant, at a sigma of 1."""
-        return Event(self.relative_noise, self.sample_rate, self.steps, self.mechanism)
+        return Event(self.relative_noise, self.sample_rate, self.steps)
 
     @property
     def rounds(self) -> int:
         """How many rounds it takes."""
-        return self.steps // self.per_round * self.turns
+        return self.steps // self.per_round
 
 
 @dataclass(frozen=True)
@@ -91,12 +80,11 @@ class PrivacyPlan:
         trust: ``aggregate``: an adversary sees the sum over clients only; ``silo``: every single message.
         scope: which parameters are under the noise, in the algorithm's words.
         claim: whether (epsilon, delta) is a theorem for the algorithm.
-        accountant: "prv", "pld" or "rdp"; "none" without noise.
-        sigma: noise multiplier of a release with ``relative_noise`` 1: noise standard deviation over ``sensitivity``, or Gumbel scale over
-            it.
+        accountant: "prv" or "rdp"; "none" without noise.
+        sigma: noise multiplier of a release with ``relative_noise`` 1: noise standard deviation over ``sensitivity``.
         releases: the noisy releases that the budget pays for.
         clip: C, the bound on a unit's L2 norm.
-        sensitivity: L2 sensitivity of the noised sum to one unit, C or 2C; of scores see :class:`Release`.
+        sensitivity: L2 sensitivity of the noised sum to one unit, C or 2C.
         epsilon_reached: the cost of all releases together; at most ``epsilon_target``.
         selection: the training is one of several, of which the best is released: the cost is that of all; None: it is not.
     """
@@ -140,11 +128,7 @@ class PrivacyPlan:
         return self.release(name).relative_noise * self.sigma
 
     def noise_std(self, name: str) -> float:
-        """The standard deviation of release ``name``'s Gaussian noise per coordinate: noise multiplier times sensitivity."""
-        return self.noise_scale(name)
-
-    def noise_scale(self, name: str) -> float:
-        """Noise multiplier times sensitivity: a Gaussian's standard deviation, or a Gumbel distribution's scale."""
+        """The standard deviation of release ``name``'s noise per coordinate: noise multiplier times sensitivity."""
         multiplier = self.noise_multiplier(name)
         return multiplier * self.sensitivity if multiplier else 0.0
 
@@ -210,9 +194,6 @@ def calibrate(
     if len({release.name for release in releases}) < len(releases):
         raise ValueError(f"two releases of one name: {[release.name for release in releases]}")
     _check(epsilon, delta, releases, clip, sensitivity)
-    if trust == "silo" and (chosen := next((release.name for release in releases if release.mechanism == "exponential"), None)):
-        what = f"'{chosen}' is an exponential mechanism, which chooses by the sum of all clients' scores; no client can choose by itself"
-        raise UserError("trust", what, "give trust: aggregate")
     if math.isinf(epsilon):
         sigma, reached, name, claim = 0.0, math.inf, "none", "none"
     else:
@@ -247,10 +228,6 @@ def _check(epsilon: float, delta: float, releases: tuple[Release, ...], clip: fl
             raise UserError(where, f"{release.steps} steps", "the number of steps cannot be negative")
         if release.per_round < 1 or release.steps % release.per_round:
             raise UserError(where, f"{release.steps} steps are not whole rounds of {release.per_round}")
-        if release.mechanism == "exponential" and release.sample_rate < 1:
-            raise UserError(where, "an exponential mechanism on a sample of the units is not accounted for", "give sample rate 1")
-        if release.turns < 1:
-            raise UserError(where, f"{release.turns} turns", "give 1, where every client takes part in every round, or more")
         if not 0 < release.relative_noise < math.inf:
             raise UserError(where, f"relative noise {release.relative_noise} is not a positive number")
     if math.isinf(epsilon):

@@ -170,12 +170,10 @@ def composed_by_renyi(event: Any, orders: Sequence[float] = ORDERS) -> Any:
 
 
 def composed_event(events: Sequence[AnyEvent]) -> Any:
-    """All ``events`` as one of dp-accounting's; an exponential mechanism is epsilon_0^2 / 8-zCDP (Cesar & Rogers 2021, lemma 3.4)."""
+    """All ``events`` as one of dp-accounting's."""
     import dp_accounting
 
     def one(event: Event) -> Any:
-        if event.mechanism == "exponential":
-            return dp_accounting.ZCDpEvent(event.noise_multiplier**-2 / 8)
         gaussian = dp_accounting.GaussianDpEvent(event.noise_multiplier)
         return gaussian if event.sample_rate == 1 else dp_accounting.PoissonSampledDpEvent(event.sample_rate, gaussian)
 

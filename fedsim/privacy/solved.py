@@ -45,6 +45,4 @@ def _read(path: Path, epsilon: float) -> Solution | None:
     except (OSError, ValueError, TypeError):
         return None
     numbers = isinstance(sigma, float) and isinstance(reached, float) and math.isfinite(sigma)
-    return (
-        (sigma, reached, accountant) if numbers and sigma > 0 and 0 <= reached <= epsilon and accountant in ("prv", "pld", "rdp") else None
-    )
+    return (sigma, reached, accountant) if numbers and sigma > 0 and 0 <= reached <= epsilon and accountant in ("prv", "rdp") else None

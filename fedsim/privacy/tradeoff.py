@@ -5,12 +5,6 @@ mechanism, P = (1 - q) N(0, s^2) + q N(1, s^2) and Q = N(0, s^2). The product of
 for any unit under add-or-remove-one, in both orders (Zhu, Dong & Wang 2022, "Optimal accounting of differential privacy via
 characteristic function", theorems 10 and 11).
 
-The loss of an exponential mechanism is in [t - e, t] for some t in [0, e], e = 1 / s. Among these mechanisms the one with the two losses
-t - e and t has the largest delta at every epsilon (Dong, Durfee & Rogers 2020, arXiv 1909.13830, section 3), and at t = (e + epsilon) / 2
-it is largest over t: delta(epsilon) = (exp(e / 2) - exp(epsilon / 2))^2 / (exp(e) - 1) for |epsilon| <= e, in either order. That is the
-privacy curve of the pair whose loss l in [-e, e] has the densities exp((e + l) / 2) / (2 (exp(e) - 1)) under P and
-exp((e - l) / 2) / (2 (exp(e) - 1)) under Q, so this pair dominates, however t depends on the data and on earlier steps.
-
 From the distribution of the privacy loss log P / Q follow
 
 - the privacy curve delta(epsilon) = sup_S P(S) - exp(epsilon) Q(S), for either order of P and Q, and
@@ -48,8 +42,6 @@ LOST_MASS = 1e-14
 """Mass of the composed loss outside the grid on either side; counted as an infinite loss."""
 GRID_WIDTH = 0.0155
 """Width of the grid in standard deviations of a step's loss; it increases the composed loss by 1 to 2 parts in 100,000."""
-BOUNDED_WIDTH = 2e-3
-"""The same in units of an exponential mechanism's largest loss, near which all of a small delta is."""
 MOST_POINTS = 2**22
 MOST_SPREAD = 30.0
 """Largest standard deviation of a composed loss that is bounded (epsilon is then about 450); above it exp(loss) overflows a double."""
@@ -164,14 +156,12 @@ class Spectra:
         """Prepare for compositions of at most the steps of ``events``.
 
         Raises:
-            ValueError: a noise multiplier that is not above 0, a sample rate outside [0, 1], an exponential mechanism on a sample, or
-                negative steps.
+            ValueError: a noise multiplier that is not above 0, a sample rate outside [0, 1], or negative steps.
         """
         steps_of = [Event(*event) for event in events]
         for event in steps_of:
-            rates = 0 <= event.sample_rate <= 1 and (event.mechanism == "gaussian" or event.sample_rate in (0, 1))
-            if not (event.noise_multiplier > 0 and rates and event.steps >= 0):
-                raise ValueError(f"not a step with noise (noise multiplier, sample rate, steps, mechanism): {tuple(event)}")
+            if not (event.noise_multiplier > 0 and 0 <= event.sample_rate <= 1 and event.steps >= 0):
+                raise ValueError(f"not a step with noise (noise multiplier, sample rate, steps): {tuple(event)}")
         self._costs = [bool(one.steps and one.sample_rate) and math.isfinite(one.noise_multiplier) for one in steps_of]
         costly = [event for event, costs in zip(steps_of, self._costs, strict=True) if costs]
         self._spectra: list[tuple[NDArray[np.complex128], NDArray[np.complex128]]] = []
@@ -182,8 +172,7 @@ class Spectra:
         self._bounded = spread < MOST_SPREAD
         if not self._bounded:
             return
-        bounded = (BOUNDED_WIDTH / event.noise_multiplier for event in costly if event.mechanism == "exponential")
-        width = min(GRID_WIDTH * spread / math.sqrt(total), *bounded, math.inf)
+        width = GRID_WIDTH * spread / math.sqrt(total)
         low, high = _window(costly)
         self._width = max(width, (high - low) / (MOST_POINTS - 4))
         self._first = min(math.floor(low / self._width) - 1, 0)
@@ -296,8 +285,6 @@ def _between(edges: Floats, noise: float, mean: float) -> Floats:
 def _range(event: Event, lost: float) -> tuple[float, float]:
     """The range of a step's losses up to a mass of ``lost`` on either side, under P and under Q."""
     noise, rate = event.noise_multiplier, event.sample_rate
-    if event.mechanism == "exponential":
-        return -1 / noise, 1 / noise
     reach = -noise * float(ndtri(lost / 2))
     low, high = _loss(np.array([-reach, 1 + reach]), noise, rate)
     return float(low), float(high)
@@ -306,11 +293,6 @@ def _range(event: Event, lost: float) -> tuple[float, float]:
 def _masses(event: Event, losses: Floats) -> tuple[Floats, Floats]:
     """P's and Q's mass between neighbouring ``losses``."""
     noise, rate = event.noise_multiplier, event.sample_rate
-    if event.mechanism == "exponential":
-        most = 1 / noise
-        edges = np.clip(losses, -most, most)
-        total = np.expm1(np.diff(edges) / 2) / -math.expm1(-most)
-        return np.exp((edges[:-1] - most) / 2) * total, np.exp(-(edges[1:] + most) / 2) * total
     observed = _observation(losses, noise, rate)
     absent = _between(observed, noise, 0.0)
     return (1 - rate) * absent + rate * _between(observed, noise, 1.0), absent
@@ -337,8 +319,6 @@ def _step(event: Event, width: float, lost: float) -> tuple[NDArray[np.int64], F
 def _variance(event: Event) -> float:
     """The variance of a step's loss under P, by the trapezoidal rule; it only sets the grid's width, so it needs no error bound."""
     noise, rate = event.noise_multiplier, event.sample_rate
-    if event.mechanism == "exponential":
-        return noise**-2 / 3  # of a uniform loss, which it nearly is where it is small
     y = np.linspace(-8 * noise, 1 + 8 * noise, 2001)
     loss = _loss(y, noise, rate)
     density = (1 - rate) * np.exp(-((y / noise) ** 2) / 2) + rate * np.exp(-(((y - 1) / noise) ** 2) / 2)

@@ -15,7 +15,6 @@ from fedsim.errors import UserError
 from fedsim.grid.complaints import translated
 from fedsim.grid.places import Loc, Origin
 from fedsim.grid.yaml import parse, read_text
-from fedsim.privacy.events import Mechanism
 from fedsim.privacy.plan import MOST_DELTA, PrivacyPlan, Release, Unit, calibrate
 from fedsim.privacy.tradeoff import Composition, Floats, Spectra
 
@@ -36,7 +35,6 @@ class ReleaseSettings(BaseModel):
         steps: noisy steps of a round, each with noise of its own.
         sample_rate: the probability with which each unit is in a step.
         relative_noise: its noise multiplier in units of the plan's sigma.
-        mechanism: ``gaussian`` or ``exponential``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,12 +44,11 @@ class ReleaseSettings(BaseModel):
     steps: int = Field(1, ge=1)
     sample_rate: float = Field(1.0, gt=0, le=1)
     relative_noise: float = Field(1.0, gt=0)
-    mechanism: Mechanism = "gaussian"
 
     @property
     def release(self) -> Release:
         """As a plan has it."""
-        return Release(self.name, self.sample_rate, self.rounds * self.steps, self.relative_noise, self.steps, mechanism=self.mechanism)
+        return Release(self.name, self.sample_rate, self.rounds * self.steps, self.relative_noise, self.steps)
 
 
 @dataclass(frozen=True)
@@ -131,8 +128,7 @@ def account(
     def spent(number: int) -> Spent:
         tell(f"accounting round {min(number, total)} of {total}")
         at, n = schedule[number - 1]
-        # of clients that take turns, those of the first have spent the most
-        steps = [r.steps if i < at else r.per_round * -(-n // r.turns) if i == at else 0 for i, r in enumerate(plan.releases)]
+        steps = [r.steps if i < at else r.per_round * n if i == at else 0 for i, r in enumerate(plan.releases)]
         return Spent(number, plan.releases[at].name, spectra.compose(steps).epsilon(delta))
 
     numbers = {round(x) for x in np.linspace(1, total, min(total, MOST_ROUNDS))}

@@ -286,8 +286,7 @@ def _agree(here: _Value | None, there: _Value | None, tolerance: float) -> bool:
 
 def _said(value: _Value | None) -> str:
     if isinstance(value, tuple):
-        exponential = ", exponential" if value.mechanism == "exponential" else ""
-        return f"of noise multiplier {number(value[0])} at rate {number(value[1])}, {value.steps} times{exponential}"
+        return f"of noise multiplier {number(value[0])} at rate {number(value[1])}, {value.steps} times"
     return "missing" if value is None else value if isinstance(value, str) else number(value)
 
 

@@ -215,7 +215,7 @@ def planned_mechanisms(plan: Mapping[str, Any]) -> tuple[Mechanism, ...]:
     return tuple(
         Mechanism(
             release=release["name"],
-            kind=mechanism_kind(release.get("mechanism", "gaussian"), release["sample_rate"]),
+            kind=mechanism_kind(release["sample_rate"]),
             noise_multiplier=release["relative_noise"] * plan["sigma"],
             sample_rate=release["sample_rate"],
             count=release["steps"],

@@ -28,7 +28,7 @@ def training_line(
         class_names: what the classes are called; may be empty.
         state: SHA-256 of the file of tensors that it left; None where none was kept.
     """
-    cell, plan = trial.cell, trial.plan
+    cell, plan, cls = trial.cell, trial.plan, lookup(trial.cell.algorithm)
     outcome = end if isinstance(end, Outcome) else None
     return {
         "training_id": cell.training_id,
@@ -38,7 +38,7 @@ def training_line(
         "plan": None if plan is None else asdict(plan),
         "dataset": shown(cell.dataset, cell.evaluation.unseen),
         "alpha": cell.concentration,
-        "yields": "generator" if lookup(cell.algorithm).generates() else "classifier",
+        "yields": "generator" if cls.generates(cls.Params.model_validate(cell.params)) else "classifier",
         "partition": trial.partition.fingerprint,
         "train_rows": trial.train_rows,
         "train_groups": trial.train_groups,
@@ -69,8 +69,7 @@ def _ledger(outcome: Outcome) -> dict[str, Any]:
 
 
 def _mechanism(tally: Mapping[str, Any]) -> dict[str, Any]:
-    kind = mechanism_kind(tally["mechanism"], tally["sample_rate"])
-    return {"kind": kind, **{name: value for name, value in tally.items() if name not in ("client", "mechanism")}}
+    return {"kind": mechanism_kind(tally["sample_rate"]), **{name: value for name, value in tally.items() if name != "client"}}
 
 
 def judgement_line(trial: Trial, end: Judgement | RowError, seconds: float) -> dict[str, Any]:

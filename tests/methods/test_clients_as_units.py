@@ -24,8 +24,8 @@ from fedsim.training.cohort import Cohort, LocalPool
 from fedsim.training.rounds import to_the_end, train
 from fedsim.training.trial import Outcome, Trial, local_pool, run_trial
 
-ONE_SHOT = [name for name in SHIPPED if issubclass(lookup(name), OneShot) and "client" in lookup(name).units and name != "dppl-public"]
-"""Algorithms of statistics; the choices of dppl-public are not released as sums."""
+ONE_SHOT = [name for name in SHIPPED if issubclass(lookup(name), OneShot) and "client" in lookup(name).units]
+"""Algorithms of statistics."""
 WITH_STATISTICS = [*ONE_SHOT, "dp-linear", "dp-feature-covariance", "fedhypevae"]
 
 

@@ -85,7 +85,7 @@ def test_the_share_of_clipped_gradients_is_recorded(clip: float, clipped: float)
 
 def test_a_proximal_term_keeps_noiseless_local_steps_near_where_they_began() -> None:
     moved = {}
-    for proximal in (0.0, 10.0):
-        trial, data, algorithm = one_cell(quick("dp-fedavg-linear", proximal=proximal), epsilon=math.inf)
-        moved[proximal] = [float(message.sums["head.weight"].norm()) for message in first_messages(trial, data, algorithm)]
+    for mu in (0.0, 10.0):
+        trial, data, algorithm = one_cell(quick("dp-fedavg-linear", mu=mu), epsilon=math.inf)
+        moved[mu] = [float(message.sums["head.weight"].norm()) for message in first_messages(trial, data, algorithm)]
     assert all(near < 0.5 * far for near, far in zip(moved[10.0], moved[0.0], strict=True))

@@ -10,11 +10,11 @@ from cells import SHIPPED, one_cell, quick
 
 from fedsim.methods.local_training import WEIGHT, clip_updates
 from fedsim.methods.messages import Diagnostic, Task
+from fedsim.methods.parameters import rounded
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import Unit
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, LocalPool, build_algorithm
-from fedsim.training.rounds import revealed
 
 
 def cohort_of(name: str, unit: str = "client", **params: Any) -> tuple[Cohort, Any]:
@@ -118,7 +118,7 @@ def test_without_privacy_an_update_counts_as_often_as_its_client_has_rows() -> N
 
 
 def test_the_proximal_term_is_half_of_mu_times_the_squared_distance_to_the_broadcast() -> None:
-    cohort, algorithm = cohort_of("fedprox-linear", proximal=0.3)
+    cohort, algorithm = cohort_of("fedavg-linear", mu=0.3)
     stream = torch.Generator().manual_seed(0)
     broadcast = {"a": torch.randn(2, 3, generator=stream), "b": torch.randn(3, generator=stream)}
     shared = {name: torch.randn(4, *value.shape, generator=stream).requires_grad_() for name, value in broadcast.items()}
@@ -168,4 +168,4 @@ def test_a_client_whose_last_row_is_removed_is_a_client_still(name: str) -> None
         phase = phases[round_.phase]
         message = cohort.round(round_, phase.broadcast(server))
         assert all(value.isfinite().all() for value in message.sums.values())
-        phase.at_server(server, round_, revealed(round_.release, message.sums))
+        phase.at_server(server, round_, rounded(message.sums))

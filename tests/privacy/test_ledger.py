@@ -1,6 +1,5 @@
 import json
 import math
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -201,18 +200,3 @@ def test_the_mechanisms_are_those_of_all_clients_and_none_if_they_differ():
     assert [(tally.release, tally.count) for tally in ledger.mechanisms()] == [("a", 1), ("b", 5)]
     ledger.record(LedgerEntry("a", 0, 1, 4.0, 1.0))
     assert ledger.mechanisms() is None
-
-
-def test_a_choice_is_counted_as_what_it_is_and_a_ledger_written_before_there_were_any_is_read():
-    ledger = ran([*steps(range(3)), LedgerEntry("choice", 0, 1, 10.0, 1.0, "exponential")])
-    assert Ledger.from_json(ledger.to_json()) == ledger
-    assert ledger.epsilon(DELTA)[1] == "pld"
-    assert Tally(1, "choice", 10.0, 1.0, 1, "exponential") in ledger.entries
-    old = Ledger.from_json('[{"clients": [0], "ran": [["step", 4.0, 0.2, 3]]}]')
-    assert old == ran(steps(range(3), clients=[0]))
-
-
-def test_a_sum_in_place_of_a_choice_is_not_what_was_planned():
-    plan = replace(PLAN, releases=(Release("choice", 1.0, 1, mechanism="exponential"),))
-    assert "gaussian mechanisms ran" in ran([LedgerEntry("choice", 0, 0, plan.sigma, 1.0)]).unaccounted(plan, 1)
-    assert not ran([LedgerEntry("choice", 0, 0, plan.sigma, 1.0, "exponential")]).unaccounted(plan, 1)

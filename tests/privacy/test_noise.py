@@ -5,10 +5,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import gumbel_r, kstest, norm
+from scipy.stats import kstest, norm
 
 from fedsim.privacy import noise
-from fedsim.privacy.noise import BLOCK, CHUNK, fill_gaussian, fingerprint, gaussian, gumbel
+from fedsim.privacy.noise import BLOCK, CHUNK, fill_gaussian, fingerprint, gaussian
 from fedsim.seeds import SECRET, SERVER, Purpose, Seeds
 
 SHAPES = {"weight": (40, 50), "bias": torch.Size([50]), "scale": ()}
@@ -200,13 +200,3 @@ def test_a_client_that_sampled_nothing_has_a_fingerprint_too() -> None:
     nothing = torch.from_numpy(np.empty(0, np.int64))
     assert fingerprint({"rows": nothing}) == fingerprint({"rows": torch.zeros(0, dtype=torch.long)})
     assert fingerprint({"rows": nothing}) != fingerprint({"rows": torch.zeros(1, dtype=torch.long)})
-
-
-def test_the_largest_score_after_gumbel_noise_is_the_exponential_mechanisms_choice():
-    scores, scale, draws = torch.tensor([3.0, 1.0, 2.5, 0.0]).double(), 1.3, 40_000
-    noise = gumbel({"a": (draws, 4)}, scale, stream()).parts["a"]
-    chosen = torch.bincount((scores + noise).argmax(-1), minlength=4) / draws
-    expected = torch.softmax(scores / scale, 0)
-    assert (chosen - expected).abs().max() < 5 * (0.25 / draws) ** 0.5
-    assert kstest(noise[:2000].flatten().numpy(), gumbel_r(scale=scale).cdf).pvalue > 0.01
-    assert not gumbel({"a": (3,)}, 0.0, stream()).parts["a"].any()

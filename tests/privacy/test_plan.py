@@ -162,20 +162,3 @@ def test_a_delta_of_1_over_n_is_large(unit, delta, units, words):
     text = large_delta(unit, delta, units, "digits")
     assert (text is None) == (words is None)
     assert words is None or words in text
-
-
-def test_a_choice_is_paid_for_beside_sums_and_costs_one_over_its_noise():
-    plan = solve(1.0, Release("choice", 1.0, 1, mechanism="exponential"))
-    assert plan.accountant == "pld"
-    assert 1 < 1 / plan.noise_multiplier("choice") < 1.05  # at this delta a little more than epsilon
-    both = solve(1.0, Release("sum", 1.0, 1), Release("choice", 1.0, 1, mechanism="exponential"))
-    assert spent(both) == (both.epsilon_reached, "pld")
-    assert both.sigma > plan.sigma
-
-
-@pytest.mark.parametrize(("changed", "words"), [({"trust": "silo"}, "trust: 'choice' is an exponential"), ({"rate": 0.5}, "sample rate 1")])
-def test_a_choice_takes_the_sum_of_all_clients_scores_of_all_units(changed, words):
-    release = Release("choice", changed.pop("rate", 1.0), 1, mechanism="exponential")
-    settings = {"epsilon": 1.0, "delta": 1e-4, "unit": "example", "trust": "aggregate", "scope": "joint", "claim": "proved"} | changed
-    with pytest.raises(UserError, match=words):
-        calibrate(releases=[release], clip=1.0, sensitivity=1.0, **settings)

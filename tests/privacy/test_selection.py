@@ -86,8 +86,8 @@ def test_noise_is_solved_for_the_whole_search(distribution: Distribution) -> Non
     assert 0.99 * 2 < spent <= 2
 
 
-def test_all_mechanisms_of_a_run_count_and_a_choice_is_one_of_them() -> None:
-    events = [*EVENTS, Event(10.0, 1.0, 3, "exponential")]
+def test_all_mechanisms_of_a_run_count() -> None:
+    events = [*EVENTS, Event(10.0, 1.0, 3)]
     once = converted(selected(curve_of(events), 1, "geometric"), DELTA)
     assert once == pytest.approx(rdp_epsilon(events, DELTA), rel=1e-3)
     assert converted(selected(curve_of(events), 8, "geometric"), DELTA) > converted(selected(curve_of(EVENTS), 8, "geometric"), DELTA)

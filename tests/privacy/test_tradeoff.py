@@ -126,40 +126,6 @@ def test_what_is_no_step_with_noise_is_refused(event):
         compose([event])
 
 
-@pytest.mark.parametrize("loss", [0.1, 1.0, 4.0])
-def test_one_choice_has_the_privacy_curve_of_the_worst_mechanism_of_bounded_range(loss):
-    one = compose([(1 / loss, 1.0, 1, "exponential")])
-    shares = np.linspace(0, 1, 2001)
-    for epsilon in np.array([0.0, 0.3, 0.9]) * loss:
-        # two losses t - e and t, the first with what chance makes Q's mass 1
-        chances = (math.exp(loss) - np.exp(shares * loss)) / math.expm1(loss)
-        worst = (chances * -np.expm1(np.minimum(epsilon - shares * loss, 0))).max()
-        assert worst - 1e-9 <= float(one.delta(epsilon)) <= 1.001 * worst + 1e-6
-    assert one.epsilon(1e-12) <= loss * (1 + 1e-9)
-
-
-def test_choices_by_scores_that_grow_cost_no_more_than_is_counted():
-    """The exact composition of two choices of three candidates, the second of which goes on from the first."""
-    scale = 0.7
-    before, rises = np.array([[0.0, 0.4, 1.1]] * 4), np.array([[1.0, 0.0, 0.2], [0.0, 1.0, 1.0], [0.5, 0.0, 1.0], [0.0, 0.0, 1.0]])
-
-    def chances(scores):
-        return np.exp(scores / scale) / np.exp(scores / scale).sum(1, keepdims=True)
-
-    absent, present = chances(before), chances(before + rises)
-    # the candidate that the first one chose decides which scores the second one has
-    q, p = ((one[0][:, None] * one[1:]).ravel() for one in (absent, present))
-    counted = compose([(scale, 1.0, 2, "exponential")])
-    for epsilon in (0.0, 0.5, 1.0, 2.0):
-        for first, second in ((p, q), (q, p)):
-            assert np.clip(first - math.exp(epsilon) * second, 0, None).sum() <= float(counted.delta(epsilon))
-
-
-def test_an_exponential_mechanism_on_a_sample_is_refused():
-    with pytest.raises(ValueError, match="not a step with noise"):
-        compose([(1.0, 0.5, 1, "exponential")])
-
-
 def test_no_torch_is_imported():
     code = "import sys, fedsim.privacy.tradeoff as t; t.compose([(1.0, 0.1, 10)]); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -129,7 +129,7 @@ def _first_line(error: Exception) -> str:
 
 def restored(subject: Subject) -> Verdict:
     """A generator that is made again from what a run keeps of it, without public rows, is the same generator."""
-    if not subject.algorithm.generates():
+    if not (algorithm := subject.algorithm).generates(algorithm.params):
         return idle("a classifier is not kept")
     trained = subject.first[0].trained
     bare = replace(subject, trial=replace(subject.trial, task=replace(subject.trial.task, public=None)))
