@@ -12,10 +12,13 @@ import pytest
 import torch
 from cells import one_cell, quick, small_cells
 
+from baselines.dp_gaussian import DPGaussian
 from baselines.dp_linear import DPLinear
 from fedsim.data.embeddings import Embeddings
+from fedsim.errors import UserError
 from fedsim.evaluation.tuning import HeldOut, draws, held_out, run_tuned
 from fedsim.methods.messages import Server
+from fedsim.planning.tuning import plans_of
 from fedsim.plugins.registry import register
 from fedsim.seeds import Seeds
 from fedsim.training.checkpoint import Checkpoints
@@ -202,6 +205,16 @@ def test_the_score_counts_right_predictions() -> None:
     alone = HeldOut(held.rows[:1], held.clients[:1], held.weights[:1]).correct(one, outcome.state, data)
     assert right[0] == alone[0]
     assert 0.2 < right.mean() <= 1
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_no_search_runs_or_is_planned_where_single_messages_are_seen(free: bool) -> None:
+    with pytest.raises(UserError, match="every training would be seen"):
+        tuned("dp-gaussian", {"radius": [0.5, 1.0]}, trust="silo", tune={"curves": "free"} if free else {})
+    trial, _ = tuned("dp-gaussian", {"radius": [0.5, 1.0]}, tune={"curves": "free"} if free else {})
+    seen = replace(trial.task, trust="silo")
+    with pytest.raises(UserError, match="every training would be seen"):
+        plans_of(DPGaussian, trial.cell.params, trial.cell.tuning, seen, 8.0, 1e-3)
 
 
 def test_how_clients_are_packed_changes_nothing() -> None:
