@@ -109,7 +109,7 @@ def fit_probes(x: NDArray[np.float32], y: NDArray[np.int64], strengths: Sequence
 
 
 def fit_each(x: NDArray[np.float32], y: NDArray[np.int64], strengths: Sequence[float], *, balanced: bool = False) -> Iterator[Probe]:
-    """:func:`fit_probes`, one after another, each from the solution before it."""
+    """:func:`fit_probes`, one after another, as they are asked for."""
     if len(x) == 0:
         raise ValueError("the probe needs at least one training row")
     broken = int((~np.isfinite(x).all(axis=1)).sum())
@@ -167,20 +167,20 @@ def _log_loss(probe: Probe, x: NDArray[np.float32], y: NDArray[np.int64]) -> flo
 def _weights(
     features: NDArray[np.floating], y: NDArray[np.int64], strengths: Sequence[float], balanced: bool, iterations: int, tolerance: float
 ) -> Iterator[tuple[NDArray[np.floating], NDArray[np.floating]]]:
-    """Weights and biases at each strength, from the solution at the one before it."""
+    """Weights and biases at each strength."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     weight = "balanced" if balanced else None
-    model = LogisticRegression(solver="lbfgs", class_weight=weight, max_iter=iterations, tol=tolerance, warm_start=True)
     for strength in strengths:
+        model = LogisticRegression(C=strength, solver="lbfgs", class_weight=weight, max_iter=iterations, tol=tolerance)
         with warnings.catch_warnings():
             # Stopping at the limit is part of the probe's definition, not news.
             warnings.simplefilter("ignore", ConvergenceWarning)
             # nor are a client's few rows of as many classes
             warnings.filterwarnings("ignore", "The number of unique classes is greater")
-            model.set_params(C=strength).fit(features, y)
-        yield np.ascontiguousarray(model.coef_.T), model.intercept_.copy()
+            model.fit(features, y)
+        yield np.ascontiguousarray(model.coef_.T), model.intercept_
 
 
 def _standardise(x: NDArray[np.float32], mean: NDArray[np.float64], scale: NDArray[np.float64]) -> NDArray[np.float32]:
