@@ -204,6 +204,28 @@ def test_no_search_runs_or_is_planned_where_single_messages_are_seen(free: bool)
         plans_of(DPGaussian, trial.cell.params, trial.cell.tuning, seen, 8.0, 1e-3)
 
 
+def test_a_row_is_predicted_alike_alone_and_among_others_a_last_bit_from_another_class() -> None:
+    trial, data = tuned("dp-gaussian", {"radius": [0.5, 0.8]}, tune={"trials": 1})
+    _, outcome = ended(run_tuned(trial, data))
+    assert outcome.chosen is not None
+    one, label = trial.of(outcome.chosen.params, None), data.y_train[0]
+
+    def of_label(x: np.ndarray) -> np.ndarray:
+        rows = np.arange(len(x))
+        alike = replace(data, x_train=x.astype(np.float32), y_train=np.full(len(x), label))
+        return HeldOut(rows, 0 * rows, np.ones(len(x))).correct(one, outcome.state, alike)
+
+    predicted = of_label(data.x_train)
+    outside = data.x_train[~predicted][:3].astype(float)
+    inside, each = np.broadcast_to(data.x_train[predicted][0], outside.shape), np.arange(3)
+    for _ in range(4):
+        lines = inside[:, None] + np.linspace(0, 1, 60)[:, None] * (outside - inside)[:, None]
+        change = of_label(lines.reshape(-1, data.dim)).reshape(3, 60).argmin(1)
+        inside, outside = lines[each, change - 1], lines[each, change]
+    close = np.concatenate([inside, outside])
+    assert of_label(close).tolist() == [bool(of_label(row[None])[0]) for row in close]
+
+
 def test_how_clients_are_packed_changes_nothing() -> None:
     trial, data = tuned(space={"radius": [0.5, 0.8]}, name="dp-gaussian", tune={"trials": 2})
     one, two = (ended(run_tuned(replace(trial, sizes=sizes), data))[1] for sizes in ((4,), (1, 3)))
