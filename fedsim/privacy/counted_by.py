@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fedsim import __version__
 
-_CODE = ("plan.py", "ledger.py", "accountant.py", "selection.py")
+_CODE = ("mechanism.py", "plan.py", "ledger.py", "accountant.py", "selection.py")
 _PACKAGES = ("opacus", "dp-accounting", "numpy", "scipy")
 
 

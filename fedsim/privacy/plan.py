@@ -16,7 +16,7 @@ from typing import Literal
 
 from fedsim.errors import UserError, nearest
 from fedsim.privacy import accountant
-from fedsim.privacy.events import Event
+from fedsim.privacy.mechanism import Mechanism, merged
 from fedsim.privacy.selection import Selection
 from fedsim.privacy.solved import Mechanisms, Solution, kept
 
@@ -59,9 +59,9 @@ class Release:
     main: bool = True
 
     @property
-    def event(self) -> Event:
-        """For an accountant, at a sigma of 1."""
-        return Event(self.relative_noise, self.sample_rate, self.steps)
+    def mechanism(self) -> Mechanism:
+        """All of it, at a sigma of 1."""
+        return Mechanism(self.relative_noise, self.sample_rate, self.steps, self.name)
 
     @property
     def rounds(self) -> int:
@@ -119,18 +119,18 @@ class PrivacyPlan:
                 return release
         raise KeyError(f"no release '{name}' in the plan; {nearest(name, (r.name for r in self.releases))}")
 
-    def events(self) -> list[Event]:
-        """Every release as an accountant's event."""
-        return [release.event.scaled(self.sigma) for release in self.releases]
+    def mechanism(self, name: str) -> Mechanism:
+        """The mechanism of the release called ``name``; its noise is 0 for an infinite epsilon."""
+        return self.release(name).mechanism.scaled(self.sigma)
 
-    def noise_multiplier(self, name: str) -> float:
-        """The noise multiplier of release ``name``: ``relative_noise * sigma``; 0.0 for an infinite epsilon."""
-        return self.release(name).relative_noise * self.sigma
+    @property
+    def mechanisms(self) -> tuple[Mechanism, ...]:
+        """Those of all releases that run."""
+        return tuple(release.mechanism.scaled(self.sigma) for release in self.releases if release.steps)
 
     def noise_std(self, name: str) -> float:
         """The standard deviation of release ``name``'s noise per coordinate: noise multiplier times sensitivity."""
-        multiplier = self.noise_multiplier(name)
-        return multiplier * self.sensitivity if multiplier else 0.0
+        return self.mechanism(name).std(self.sensitivity)
 
     def noise_std_of_sum(self, name: str, clients: int) -> float:
         """The same for the sum over ``clients``: under ``trust: silo`` every client's noise is in it, else one draw."""
@@ -197,8 +197,7 @@ def calibrate(
     if math.isinf(epsilon):
         sigma, reached, name, claim = 0.0, math.inf, "none", "none"
     else:
-        mechanisms = sorted(release.event for release in releases if release.steps)
-        sigma, reached, name = _solved(float(epsilon), float(delta), tuple(mechanisms))
+        sigma, reached, name = _solved(float(epsilon), float(delta), merged(release.mechanism for release in releases))
     return PrivacyPlan(
         epsilon_target=epsilon,
         delta=delta,
@@ -252,11 +251,11 @@ def _solved(epsilon: float, delta: float, mechanisms: Mechanisms) -> Solution:
 def _solve(epsilon: float, delta: float, mechanisms: Mechanisms) -> Solution:
     """(sigma, epsilon reached, accountant) for mechanisms whose noise multiplier is the relative one."""
 
-    def events(sigma: float) -> list[Event]:
+    def scaled(sigma: float) -> list[Mechanism]:
         return [one.scaled(sigma) for one in mechanisms]
 
-    start = _bracket(lambda sigma: accountant.rough_epsilon(events(sigma), delta), epsilon, delta)
-    return _tighten(lambda sigma: accountant.epsilon(events(sigma), delta), epsilon, start, delta)
+    start = _bracket(lambda sigma: accountant.rough_epsilon(scaled(sigma), delta), epsilon, delta)
+    return _tighten(lambda sigma: accountant.epsilon(scaled(sigma), delta), epsilon, start, delta)
 
 
 def _bracket(rough: Callable[[float], float], target: float, delta: float) -> float:

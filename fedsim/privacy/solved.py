@@ -10,13 +10,14 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
 
 from fedsim.files import cache_folder, replaced
 from fedsim.privacy.counted_by import counted_by
-from fedsim.privacy.events import Event
+from fedsim.privacy.mechanism import Mechanism
 
-Mechanisms = tuple[Event, ...]
+Mechanisms = tuple[Mechanism, ...]
 """With relative noise in place of a noise multiplier."""
 Solution = tuple[float, float, str]
 """Noise multiplier, epsilon reached, accountant."""
@@ -25,7 +26,7 @@ Solver = Callable[[float, float, Mechanisms], Solution]
 
 def kept(solve: Solver, epsilon: float, delta: float, mechanisms: Mechanisms) -> Solution:
     """``solve(epsilon, delta, mechanisms)``, from its file if there is one; if the folder cannot be written, it is only slower."""
-    question = json.dumps([counted_by(), epsilon, delta, mechanisms])
+    question = json.dumps([counted_by(), epsilon, delta, [astuple(one) for one in mechanisms]])
     path = cache_folder() / "plans" / f"{hashlib.sha256(question.encode()).hexdigest()[:32]}.json"
     if (stored := _read(path, epsilon)) is not None:
         return stored

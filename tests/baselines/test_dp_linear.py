@@ -58,11 +58,11 @@ def test_the_mean_and_every_step_are_in_every_clients_ledger(trust: str) -> None
     found, rounds, trial = trained(4.0, trust=trust)[:3]
     assert trial.plan is not None
     assert rounds == 61
-    multipliers = {name: trial.plan.noise_multiplier(name) for name in ("mean", "dp-sgd")}
+    multipliers = {one.release: one.noise_multiplier for one in trial.plan.mechanisms}
     for client in range(4):
-        ran = [tally for tally in found.ledger.entries if tally.client == client]
-        assert {tally.release: tally.count for tally in ran} == {"mean": 1, "dp-sgd": 60}
-        assert {tally.release: tally.noise_multiplier for tally in ran} == pytest.approx(multipliers)
+        ran = found.ledger.of_client(client)
+        assert {one.release: one.count for one in ran} == {"mean": 1, "dp-sgd": 60}
+        assert {one.release: one.noise_multiplier for one in ran} == pytest.approx(multipliers)
     assert 0.99 * 4 <= found.ledger.epsilon(trial.plan.delta)[0] <= 4
 
 

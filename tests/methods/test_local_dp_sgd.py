@@ -29,9 +29,8 @@ def test_every_local_step_is_planned_and_noted() -> None:
     (release,) = trial.plan.releases
     assert (release.steps, release.per_round, release.rounds) == (9, 3, 3)
     steps = [step for message in first_messages(trial, data, algorithm) for step in message.ran.steps]
-    entries = [entry for step in steps for entry in step.entries(server=0.0)]
-    assert sorted((entry.client, entry.round) for entry in entries) == [(client, step) for client in range(4) for step in range(3)]
-    assert {entry.noise_multiplier for entry in entries} == {trial.plan.sigma}
+    assert sorted((client, step.number) for step in steps for client in step.members) == [(k, step) for k in range(4) for step in range(3)]
+    assert {step.noised(server=0.0).noise_multiplier for step in steps} == {trial.plan.sigma}
 
 
 @pytest.mark.parametrize("trust", ["aggregate", "silo"])

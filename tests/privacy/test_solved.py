@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.solved import Mechanisms, Solution, Solver, kept
 
 revision = import_module("fedsim.privacy.counted_by")
-QUESTION: tuple[float, float, Mechanisms] = (1.0, 1e-4, ((1.0, 0.2, 60),))
+QUESTION: tuple[float, float, Mechanisms] = (1.0, 1e-4, (Mechanism(1.0, 0.2, 60),))
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def counting(answers: list[Solution]) -> tuple[list[float], Solver]:
     return solved, solve
 
 
-@pytest.mark.parametrize("other", [(4.0, *QUESTION[1:]), (1.0, 1e-5, QUESTION[2]), (*QUESTION[:2], ((1.0, 0.2, 61),))])
+@pytest.mark.parametrize("other", [(4.0, *QUESTION[1:]), (1.0, 1e-5, QUESTION[2]), (*QUESTION[:2], (Mechanism(1.0, 0.2, 61),))])
 def test_a_question_is_solved_once_and_another_one_anew(other: tuple[float, float, Mechanisms], folder: Path) -> None:
     solved, solve = counting([(3.1, 0.9995, "prv"), (1.2, 0.9999, "rdp")])
     assert kept(solve, *QUESTION) == kept(solve, *QUESTION) == (3.1, 0.9995, "prv")
