@@ -5,14 +5,18 @@ Neighbours are two data sets of which one has one unit more than the other.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
 from collections.abc import Iterable, Sequence
 from decimal import ROUND_CEILING, Context
 from functools import cache
+from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 
+from fedsim import __version__
 from fedsim.privacy.mechanism import Mechanism, merged
 
 INTEGER_ORDERS: tuple[float, ...] = (*range(2, 64), 72, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024)
@@ -24,6 +28,8 @@ PRV_RELATIVE_ERROR = 1e-3  # of epsilon; the discretisation error is part of the
 PRV_MAX_POINTS = 2**20  # of the discretised privacy loss; keeps one evaluation under about two seconds
 PRV_MAX_EPSILON = 690.0  # above it losses are too large for exp in a double, and count as smaller ones
 PRV_MIN_DELTA = 1e-10  # below it the rounding of the Fourier transform is no longer small against delta
+_CODE = ("mechanism.py", "plan.py", "solved.py", "ledger.py", "accountant.py", "selection.py")
+_PACKAGES = ("opacus", "dp-accounting", "numpy", "scipy")
 _UP = Context(prec=10, rounding=ROUND_CEILING)
 """Rounds an epsilon up: further digits of its sums depend on the processor and the number of threads."""
 
@@ -127,3 +133,11 @@ def _order_bound(mechanisms: tuple[Mechanism, ...], delta: float, order: float) 
     spent = sum(one.divergence(order) for one in mechanisms)
     bound = spent + math.log1p(-1 / order) - (math.log(delta) + math.log(order)) / (order - 1)
     return math.inf if math.isnan(bound) or spent < 0 else bound
+
+
+@cache
+def counted_by() -> str:
+    """Fedsim's version with the hash of the code that plans and counts, and the versions of the packages it uses: a row records it."""
+    folder = Path(__file__).parent
+    code = hashlib.sha256(b"".join(hashlib.sha256((folder / name).read_bytes()).digest() for name in _CODE)).hexdigest()[:12]
+    return ", ".join([f"fedsim {__version__} {code}", *(f"{name} {version(name)}" for name in _PACKAGES)])

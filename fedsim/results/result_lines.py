@@ -11,7 +11,7 @@ from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.grid.models import shown
 from fedsim.plugins.code_hash import evaluation_hash
 from fedsim.plugins.registry import lookup
-from fedsim.privacy.counted_by import counted_by
+from fedsim.privacy.accountant import counted_by
 from fedsim.results.rows import RowError
 from fedsim.training.trial import Outcome, Trial
 

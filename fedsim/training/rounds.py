@@ -15,10 +15,10 @@ from torch import Tensor
 
 from fedsim.device import CPU, moved
 from fedsim.methods.algorithm import Algorithm
+from fedsim.methods.contract import typed
 from fedsim.methods.messages import Diagnostic, Message, Pool, Round, Server, Tensors, Values
 from fedsim.methods.parameters import add_in_order, in_order, joint_norm, l2_norm, load_parameters, rounded, squared_sums
 from fedsim.methods.products import Product
-from fedsim.methods.returns import typed
 from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.noise import Noise
 from fedsim.privacy.plan import PrivacyPlan

@@ -1,33 +1,18 @@
-"""The GAN's own mathematics; what every algorithm must keep is in tests/test_algorithms.py."""
+"""The GAN's own mathematics."""
 
 from typing import Any
 
 import torch
-from cells import quick, small_cells
 
 from baselines.dp_cgan import DPCGAN, DPCGANParams
 from fedsim.methods.messages import Task
 from fedsim.seeds import Seeds
-from fedsim.training.cohort import build_algorithm
-from fedsim.training.trial import local_pool
 
 DIM, CLASSES = 8, 3
 
 
 def small(**params: object) -> DPCGAN:
     return DPCGAN(DPCGANParams.model_validate({"latent": 2, "discriminator_hidden": [16], "fakes": 60, **params}), Task(DIM, CLASSES, 1))
-
-
-def test_clients_have_and_send_the_discriminator_alone() -> None:
-    prepared = small_cells(quick("dp-cgan"), epsilon=4.0)
-    (trial,), (data,) = prepared.trials, prepared.data.values()
-    algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
-    server = algorithm.initial_server(Seeds(0))
-    told = algorithm.broadcast(server)
-    first, *_ = algorithm.schedule()
-    names = {name for message in local_pool(trial, data).round(first, told) for name in message.sums}
-    assert names == set(told) == {name for name, _ in server.model.named_parameters() if name.startswith("discriminator.")}
-    assert any(name.startswith("generator.") for name, _ in server.model.named_parameters())
 
 
 def test_the_server_moves_the_discriminator_by_penalties_and_the_generator_by_steps_of_its_own() -> None:

@@ -1,4 +1,4 @@
-"""The mixtures' own mathematics; what every algorithm must keep is in tests/test_algorithms.py."""
+"""The mixtures' own mathematics."""
 
 import pytest
 import torch
@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from released import centred_at
 
-from baselines.dp_gaussian import DPGaussian, DPGaussianParams
 from baselines.dp_gmm import DPGMM, DPGMMParams, MixtureGenerator
 from fedsim.methods.messages import Server, Task, Tensors
 from fedsim.methods.one_shot import OneShot, Rows
@@ -58,27 +57,6 @@ def test_without_noise_it_finds_two_planted_components() -> None:
     basis = made.chart.apart(made.unit * mixed.components.basis.T)
     within = basis.T @ mixed.components.covariance @ basis
     assert within.diagonal().max() < 0.1 * 0.3**2  # the scatter between components is out of the covariance
-
-
-def test_samples_have_the_mean_and_the_covariance_of_the_rows() -> None:
-    x, y = planted(4000, 0.2)
-    algorithm = DPGMM(DPGMMParams(components=3, em_steps=2, radius=4.0), Task(DIM, CLASSES, 1))
-    made = algorithm.generator(without_noise(algorithm, x, y))
-    labels = torch.arange(20_000) % CLASSES
-    sampled = made.sample(labels, torch.Generator().manual_seed(1))
-    assert torch.allclose(sampled[labels == 0].mean(0), x[y == 0].mean(0), atol=0.01)
-    pooled = [sum(torch.cov(rows[which == label].T) for label in range(CLASSES)) / CLASSES for rows, which in ((sampled, labels), (x, y))]
-    assert (pooled[0] - pooled[1]).norm() < 0.1 * pooled[1].norm()
-
-
-def test_one_component_is_dp_gaussian() -> None:
-    x, y = planted(500, 0.2)
-    task = Task(DIM, CLASSES, 1)
-    pair = DPGMM(DPGMMParams(components=1), task), DPGaussian(DPGaussianParams(), task)
-    assert pair[0].releases() == pair[1].releases()
-    labels = torch.arange(20) % CLASSES
-    made = [each.generator(without_noise(each, x, y)).sample(labels, torch.Generator().manual_seed(1)) for each in pair]
-    assert torch.equal(*made)
 
 
 @settings(max_examples=50)

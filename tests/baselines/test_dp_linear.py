@@ -1,6 +1,5 @@
-"""The classifier's own mathematics; what every algorithm must keep is in tests/kit and tests/test_algorithms.py."""
+"""The classifier's own mathematics."""
 
-import math
 from typing import Any
 
 import pytest
@@ -14,56 +13,8 @@ from fedsim.methods.messages import Task
 from fedsim.methods.parameters import load_parameters
 from fedsim.privacy.clipping import ENGINES, Norms, clipped_sum
 from fedsim.seeds import Seeds
-from fedsim.training.cohort import build_algorithm
-from fedsim.training.rounds import Trained, train
-from fedsim.training.trial import Trial, local_pool
 
 DIM, CLASSES = 6, 3
-
-
-def trained(epsilon: float, rows: int = 200, **keys: Any) -> tuple[Trained, int, Trial, Any]:
-    """A whole training on digits, with how many rounds it took, its trial and its data."""
-    prepared = small_cells({"name": "dp-linear"}, epsilon=epsilon, dataset={"name": "digits", "limit": rows}, **keys)
-    (trial,), (data,) = prepared.trials, prepared.data.values()
-    steps = train(build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task), local_pool(trial, data), trial.plan, Seeds(0))
-    rounds = 0
-    while True:
-        try:
-            next(steps)
-            rounds += 1
-        except StopIteration as end:
-            return end.value, rounds, trial, data
-
-
-def accuracy(found: Trained, data: Any) -> float:
-    made: Any = found.made
-    predicted = made.probabilities(torch.from_numpy(data.x_test)).argmax(1)
-    return float((predicted == torch.from_numpy(data.y_test)).float().mean())
-
-
-@pytest.mark.parametrize("unit", ["example", "client"])
-def test_without_noise_it_tells_digits_apart(unit: str) -> None:
-    found, _, _, data = trained(math.inf, 1000, unit=unit)
-    assert accuracy(found, data) > 0.85
-
-
-def test_without_noise_the_mean_is_that_of_all_rows_and_training_leaves_it_alone() -> None:
-    found, _, trial, data = trained(math.inf)
-    rows = torch.from_numpy(data.x_train)[torch.cat([torch.from_numpy(own) for own in trial.partition.rows])]
-    torch.testing.assert_close(found.state["server.tensors.average.mean"], rows.mean(0))
-
-
-@pytest.mark.parametrize("trust", ["aggregate", "silo"])
-def test_the_mean_and_every_step_are_in_every_clients_ledger(trust: str) -> None:
-    found, rounds, trial = trained(4.0, trust=trust)[:3]
-    assert trial.plan is not None
-    assert rounds == 61
-    multipliers = {one.release: one.noise_multiplier for one in trial.plan.mechanisms}
-    for client in range(4):
-        ran = found.ledger.of_client(client)
-        assert {one.release: one.count for one in ran} == {"mean": 1, "dp-sgd": 60}
-        assert {one.release: one.noise_multiplier for one in ran} == pytest.approx(multipliers)
-    assert 0.99 * 4 <= found.ledger.epsilon(trial.plan.delta)[0] <= 4
 
 
 @pytest.mark.parametrize(("share", "rate"), [(0.1, 1.0), (0.3, 0.5)])
@@ -101,12 +52,6 @@ def test_gradients_are_by_the_head_on_rows_about_the_mean_and_not_by_the_mean(en
     torch.testing.assert_close(torch.cat([found.sums["head.weight"], found.sums["head.bias"][:, None]], 1), wanted)
 
 
-def test_the_classifier_of_plain_rows_is_the_head_of_rows_about_the_mean() -> None:
-    stream = torch.Generator().manual_seed(0)
-    head, x = random_head(stream), torch.randn(20, DIM, generator=stream)
-    torch.testing.assert_close(head.classifier().probabilities(x), torch.softmax(head(x), 1))
-
-
 def scores(name: str, **params: float) -> dict[str, float]:
     prepared = small_cells({"name": name, "params": params}, epsilon=8.0, dataset="digits", evaluation={"per_class": 100})
     return dict(ran(prepared, prepared.trials[0])[1].scores)
@@ -134,10 +79,3 @@ def test_class_means_lie_along_the_weights_and_rows_have_the_variance_that_unit_
     left = 1 - float(mean.square().sum())
     assert float(rows.square().sum(1).mean()) == pytest.approx(left, rel=0.02)
     assert float(apart.square().sum(1).mean()) == pytest.approx(0.4 * left, rel=1e-5)
-
-
-def test_a_classifier_that_learned_nothing_still_makes_rows() -> None:
-    algorithm = DPLinear(DPLinearParams(reencoded=0.3), Task(DIM, CLASSES, 2))
-    rows = algorithm.generator(algorithm.initial_server(Seeds(0))).sample(torch.zeros(5, dtype=torch.long), torch.Generator())
-    assert rows.isfinite().all()
-    assert rows.shape == (5, DIM)

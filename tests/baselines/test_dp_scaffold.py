@@ -3,7 +3,6 @@
 import math
 from typing import Any
 
-import pytest
 import torch
 from cells import one_cell, quick
 
@@ -68,11 +67,3 @@ def test_with_control_variates_many_local_steps_end_where_the_clients_gradients_
     steps = {"rounds": 40, "local_steps": 10, "learning_rate": 0.1}
     left = {cls: float(gradients(*trained(cls=cls, **steps)).sum(0).norm()) for cls in ("dp-scaffold", f"{__name__}:WithoutControl")}
     assert left["dp-scaffold"] < 0.5 * left[f"{__name__}:WithoutControl"]
-
-
-@pytest.mark.parametrize("trust", ["aggregate", "silo"])
-def test_its_plan_is_that_of_local_dp_sgd(trust: str) -> None:
-    plans = [one_cell(quick(name), epsilon=4.0, trust=trust)[0].plan for name in ("dp-scaffold", "dp-fedavg-linear")]
-    assert plans[0] == plans[1]
-    assert plans[0] is not None
-    assert plans[0].claim == "proved"

@@ -7,8 +7,7 @@ from cells import quick, small_grid
 from rows import add_lines, add_rows, make_failed, make_row
 
 from fedsim.evidence.prove import apart_words, prove, together, together_words
-from fedsim.privacy.accountant import epsilon, rdp_epsilon
-from fedsim.privacy.counted_by import counted_by
+from fedsim.privacy.accountant import counted_by, epsilon, rdp_epsilon
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.results.generators import load_generator, release
 from fedsim.results.grid_rows import grid_rows

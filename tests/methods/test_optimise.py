@@ -44,29 +44,6 @@ def test_memory_is_read_by_its_strides(layout, which):
     assert all(torch.equal(state[name], plain[name]) for name in plain)
 
 
-def test_the_gradient_of_a_sum_moves_all_coordinates_alike():
-    shift = torch.zeros(1000, requires_grad=True)
-    (gradient,) = torch.autograd.grad(shift.sum(), shift)
-    assert gradient.stride() == (0,)  # one number, read as a thousand by a kernel that ignores strides
-    state = {}
-    adam_step({"shift": shift.detach()}, {"shift": gradient}, state, 0.1)
-    assert torch.equal(state["adam.m.shift"], torch.full((1000,), state["adam.m.shift"][0]))
-
-
-def test_the_state_goes_on_from_a_copy():
-    gradients = [{"w": torch.full((2,), float(i))} for i in range(4)]
-    through, state = {"w": torch.zeros(2)}, {}
-    for gradient in gradients:
-        adam_step(through, gradient, state, 0.1)
-    halves, first = {"w": torch.zeros(2)}, {}
-    for gradient in gradients[:2]:
-        adam_step(halves, gradient, first, 0.1)
-    second = {name: value.clone() for name, value in first.items()}
-    for gradient in gradients[2:]:
-        adam_step(halves, gradient, second, 0.1)
-    assert torch.equal(through["w"], halves["w"])
-
-
 def test_the_average_is_the_mean_of_what_it_saw():
     state = {}
     for value in (1.0, 2.0, 6.0):

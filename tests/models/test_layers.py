@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.batch import Layout
-from fedsim.models.layers import ClientCode, ClientLinear, one_hot
+from fedsim.models.layers import ClientLinear, one_hot
 
 
 def make_layout(counts: list[int], direct: bool = False) -> Layout:
@@ -36,13 +36,6 @@ def test_a_client_linear_layer_is_each_clients_own_linear_layer(counts, direct):
     x = torch.randn(sum(counts), 3, generator=stream)
     right = [F.linear(row, layer.weight[k], layer.bias[k]) for row, k in zip(x, layout.client.tolist(), strict=True)]
     assert torch.allclose(layer(x, layout), torch.stack(right), atol=1e-5)
-
-
-def test_codes_are_given_row_by_row():
-    layer = ClientCode(3, 2)
-    with torch.no_grad():
-        layer.weight.copy_(torch.arange(6).view(3, 2))
-    assert layer(make_layout([2, 0, 1])).tolist() == [[0, 1], [0, 1], [4, 5]]
 
 
 def test_one_hot_is_torchs_and_works_under_vmap():

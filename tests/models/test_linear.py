@@ -43,13 +43,6 @@ def test_the_best_weight_is_the_one_whose_mixture_is_most_often_right() -> None:
     assert best_weight(right, right, y, ones) == 0  # of equals the smallest
 
 
-def test_rows_without_importance_do_not_count() -> None:
-    y = torch.tensor([0, 1])
-    local, shared = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[0.0, 1.0], [0.0, 1.0]])
-    assert best_weight(local, shared, y, torch.tensor([1.0, 0.0])) > 0
-    assert best_weight(local, shared, y, torch.tensor([0.0, 1.0])) == 0
-
-
 def test_interpolation_is_between_its_parts() -> None:
     x = torch.randn(7, 3)
     a, b = LinearClassifier(torch.randn(4, 3), torch.randn(4)), LinearClassifier(torch.randn(4, 3), torch.randn(4))

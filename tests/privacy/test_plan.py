@@ -64,7 +64,7 @@ def test_a_release_is_paid_for_whatever_else_is_like_it_and_more_steps_need_more
 def test_a_grid_of_equal_budgets_is_solved_once(monkeypatch):
     releases = (Release("a", 1.0, 2, relative_noise=3.0), Release("b", 0.15, 33))
     first = solve(3.0, *releases)
-    monkeypatch.setattr("fedsim.privacy.plan.kept", None)
+    monkeypatch.setattr("fedsim.privacy.solved.cache_folder", None)
     again = [solve(3.0, *reversed(releases), clip=clip, sensitivity=clip) for clip in (0.1, 1.0, 2.0)]
     assert {plan.sigma for plan in again} == {first.sigma}
 
