@@ -31,6 +31,7 @@ from fedsim.methods import (
     moments,
     one_hot,
     register,
+    rounded,
     square_root,
     unit_weights,
 )
@@ -79,8 +80,8 @@ class DPFedPFT(ClientMixtures):
         squares = (hot, r * r) if self.params.covariance == "diag" else ((hot.unsqueeze(2) * r.unsqueeze(1)).flatten(1), r)
         products = {"sums": OuterProduct(hot, r), "counts": OuterProduct(hot, torch.ones_like(r[:, :1])), "squares": OuterProduct(*squares)}
         sums, joint = clipped_statistics(products, norms, clients.all_groups)
-        kept = {name: value.view(len(clients.x), self.task.classes, -1).float() for name, value in sums.items()}
-        noised = clients.add_noise(round_.release, round_.stream, {}, kept).kept
+        kept = {name: value.view(len(clients.x), self.task.classes, -1) for name, value in sums.items()}
+        noised = rounded(clients.add_noise(round_.release, round_.stream, {}, kept).kept)
         sent = {f"{name}.{client}": value[i] for name, value in noised.items() for i, client in enumerate(clients.members)}
         weight = sum(value.nbytes for value in sent.values())
         return clients.send(sent, {"gradient_norm": Diagnostic(joint, "quantiles")}, uplink_bytes=weight)

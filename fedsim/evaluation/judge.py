@@ -160,7 +160,7 @@ class Judge:
         if is_classifier(made):
             clients = range(self.cell.clients if is_personal(made) else 1)
             return [predictions_of(own(made, client).probabilities(self._x_test), data.y_test) for client in clients]
-        return [probe_predictions(self._probe, data.x_test, data.y_test, data.classes)]
+        return [probe_predictions(self.probe, data.x_test, data.y_test, data.classes)]
 
     def readouts(self) -> Scores:
         """What the evaluation asks for beside the linear probe; empty where there is no generator."""
@@ -194,7 +194,7 @@ class Judge:
     def _shared(self) -> Classifier | None:
         """What all clients share; None where each has a classifier of its own and that is all."""
         if not is_classifier(self.made):
-            return ProbeClassifier(self._probe, self.data.classes)
+            return ProbeClassifier(self.probe, self.data.classes)
         return None if is_personal(self.made) else self.made
 
     def personal(self) -> Scores:
@@ -211,7 +211,7 @@ class Judge:
 
     def _interpolated(self, generator: Generator) -> Scores:
         data, evaluation = self.data, self.cell.evaluation
-        shared, other = folded(self._probe, data.classes), self._drawn(generator, draw=1)
+        shared, other = folded(self.probe, data.classes), self._drawn(generator, draw=1)
         rows, labels, x_test = (torch.from_numpy(part) for part in (other.x, other.y, data.x_test))
         predicted, alone, weights = [], [], []
         for client in range(self.cell.clients):
@@ -242,8 +242,8 @@ class Judge:
         return self._drawn(self.made)
 
     @cached_property
-    def _probe(self) -> Probe:
-        """The probe on them."""
+    def probe(self) -> Probe:
+        """The linear probe on the shared generator's embeddings."""
         return fit_probe(self._rows.x, self._rows.y, self.cell.evaluation.probe_c)
 
     def _drawn(self, generator: Generator, client: int = SERVER, draw: int = 0) -> Labelled:

@@ -267,7 +267,7 @@ class Tune(_Model):
     Attributes:
         params: values by parameter; an algorithm without any of these is not tuned.
         trials: the mean number of trainings of a cell, >= 1.
-        distribution: of that number: ``geometric``, ``logarithmic`` (cheaper, more often a single training) or ``poisson``.
+        distribution: of that number: ``geometric``, or ``logarithmic`` (cheaper, more often a single training).
         held_out: the probability with which a unit is held out of training, to score trainings on.
         curves: what a tuned algorithm runs as: ``tuned``; ``default``, with the parameters of its entry; ``free``, tuned on test rows by
             a search that its budget does not pay for.

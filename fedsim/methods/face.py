@@ -15,7 +15,7 @@ from fedsim.methods.local_training import LocalDPSGD, LocalDPSGDParams, LocalTra
 from fedsim.methods.messages import NUMBER_BYTES, Diagnostic, Message, Round, Server, Task, Tensors, Values
 from fedsim.methods.one_shot import OneShot, OneShotParams, Rows, Statistic, overall_mean, statistic_phase
 from fedsim.methods.optimise import adam_step, average_step
-from fedsim.methods.parameters import load_parameters, shared_tensors
+from fedsim.methods.parameters import load_parameters, rounded, shared_tensors
 from fedsim.methods.phase import Phase
 from fedsim.methods.products import Classifier, Generator, PersonalClassifier, PersonalGenerator, Stretched
 from fedsim.models.cvae import CVAE, ConditionalGenerator, ConditionalSampler, CVAEGenerator, gaussian_nll
@@ -36,7 +36,7 @@ from fedsim.plugins.registry import register
 from fedsim.privacy.clipping import Norms
 from fedsim.privacy.clipping.vmap import functional_loss
 from fedsim.privacy.plan import Claim, Release, Trust, Unit
-from fedsim.privacy.statistics import mixture, moments
+from fedsim.privacy.statistics import exact, mixture, moments
 from fedsim.privacy.statistics.outer_products import OuterProduct, clipped_statistics, unit_weights
 from fedsim.privacy.statistics.spectral import spectral_function, square_root
 from fedsim.seeds import Purpose, Seeds
@@ -95,6 +95,7 @@ __all__ = [
     "clipped_statistics",
     "coordinate_statistics",
     "cross_entropy",
+    "exact",
     "fit_probe",
     "functional_loss",
     "gaussian_nll",
@@ -111,6 +112,7 @@ __all__ = [
     "probe_tensors",
     "receive_spread",
     "register",
+    "rounded",
     "shared_tensors",
     "spectral_function",
     "square_root",

@@ -6,9 +6,14 @@ import pytest
 import torch
 from cells import one_cell, quick
 
+from baselines.dp_fedpft import CLIENT_CLASS_WEIGHTS
 from baselines.fedpft import Mixtures
 from fedsim.methods.messages import Message
-from fedsim.seeds import Seeds
+from fedsim.models.layers import one_hot
+from fedsim.privacy.noise import gaussian
+from fedsim.privacy.statistics.moments import in_unit_ball
+from fedsim.privacy.statistics.outer_products import unit_weights
+from fedsim.seeds import Purpose, Seeds
 from fedsim.training.cohort import Cohort
 from fedsim.training.trial import run_trial
 
@@ -53,3 +58,19 @@ def test_one_row_changes_its_clients_statistics_by_one_at_most_and_no_other_clie
     changes = {name: float((whole[name] - less[name]).norm()) for name in whole}
     assert 0.5 < math.hypot(*(change for name, change in changes.items() if name.endswith(".1"))) <= 1 + 1e-4
     assert not any(change for name, change in changes.items() if not name.endswith(".1"))
+
+
+def test_its_sums_are_rounded_once_their_noise_is_there() -> None:
+    trial, data, algorithm = one_cell(quick("dp-fedpft"), epsilon=4.0, resources={"clients_per_actor": "all"})
+    assert trial.plan is not None
+    (spec,), (round_,), weights = trial.cohorts(Seeds(trial.cell.seed)), algorithm.schedule(), unit_weights(CLIENT_CLASS_WEIGHTS)
+    cohort = Cohort(spec, data.x_train, data.y_train)
+    sums = cohort.round(round_, {}).sums
+    for client, (x, y) in enumerate(zip(cohort.clients.x, cohort.clients.y, strict=True)):
+        hot, r = one_hot(y, data.classes).double(), in_unit_ball(x)
+        exact = {"sums": hot.T @ r.double(), "counts": hot.sum(0)[:, None], "squares": hot.T @ (r * r).double()}
+        stream = Seeds(trial.cell.seed).keystream(Purpose.NOISE, round_.stream, client)
+        noise = gaussian({name: value.shape for name, value in exact.items()}, trial.plan.noise_std("gaussians"), stream).parts
+        for name, value in exact.items():
+            once = (weights[name] * value + noise[name]).float()
+            assert (sums[f"{name}.{client}"] == once).float().mean() > 0.99
