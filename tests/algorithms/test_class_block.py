@@ -71,17 +71,6 @@ def test_a_pair_agrees_between_class_means_and_in_what_follows_from_it_and_is_op
     assert not torch.allclose(inside[::2], inside[1::2], atol=0.1)
 
 
-def test_between_class_means_and_beyond_covariances_are_the_released_ones_and_as_dependent() -> None:
-    generator = made_up()
-    beyond = torch.eye(BLOCK) - generator.onto
-    drawn, told = generator.roots.transpose(1, 2) @ generator.roots, generator.tensors["prior_covariances"]
-    assert torch.allclose(beyond @ drawn @ beyond, beyond @ told @ beyond, atol=1e-3)
-    across, released = (generator.onto @ covariance @ beyond for covariance in (drawn, told))
-    assert torch.allclose(across / across.norm(), released / released.norm(), atol=1e-3)
-    between_drawn, between_told = (generator.onto @ each @ generator.onto for each in (drawn, told))
-    assert torch.allclose(between_drawn / between_drawn.norm(), between_told / between_told.norm(), atol=1e-4)
-
-
 def of_two_sites() -> SitesGenerator:
     """The first site is as all are; the second has a centre, shifts and a covariance of its own."""
     tensors, stream = made_up().tensors, torch.Generator().manual_seed(5)
@@ -141,14 +130,3 @@ def test_each_of_the_rows_that_are_made_orthogonal_is_standard_normal_and_as_lon
         values = torch.stack([each[row] for each in made])
         assert kstest(values.flatten().numpy(), "norm").pvalue > 0.01
         assert torch.allclose(torch.cov(values.T), torch.eye(dim), atol=0.15)
-
-
-def test_few_rows_are_orthogonal_and_many_vary_alike_in_every_direction() -> None:
-    stream = torch.Generator().manual_seed(0)
-    few = orthogonal(torch.randn(6, 8, generator=stream))
-    torch.testing.assert_close(few @ few.T, torch.diag(few.square().sum(1)), atol=1e-5, rtol=0)
-    for rows in (64, 10_000):
-        drawn = torch.randn(rows, 32, generator=stream)
-        before, after = (torch.linalg.eigvalsh(each.T @ each / rows) for each in (drawn, orthogonal(drawn)))
-        assert float(after.max() - after.min()) < float(before.max() - before.min()) / 4
-    assert orthogonal(torch.empty(0, 4)).shape == (0, 4)

@@ -10,11 +10,10 @@ from cells import quick, small_cells
 from algorithms.fedhypevae import FedHypeVAE
 from algorithms.hyper_cvae import HyperCVAE
 from algorithms.meta_codes import fit_meta_codes
-from fedsim.batch import Batch, Layout
-from fedsim.methods.messages import Task
+from fedsim.batch import Layout
+from fedsim.methods import Batch, Seeds, Task
 from fedsim.models.initialise import initial_model
 from fedsim.models.kernel import kernel
-from fedsim.seeds import Seeds
 from fedsim.training.cohort import build_algorithm
 from fedsim.training.rounds import restored
 from fedsim.training.trial import run_trial

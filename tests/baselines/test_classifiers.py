@@ -10,7 +10,7 @@ from rows import ran
 
 from fedsim.evaluation.references import ceiling, local_only
 from fedsim.evaluation.scores import Scores
-from fedsim.seeds import Seeds
+from fedsim.methods import Seeds
 from fedsim.training.cohort import build_algorithm
 from fedsim.training.rounds import Trained, train
 from fedsim.training.trial import local_pool

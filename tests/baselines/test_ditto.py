@@ -8,8 +8,9 @@ from cells import one_cell, quick, small_cells
 from rows import ran
 
 from baselines.dp_ditto import DPDitto
-from fedsim.batch import Batch, Layout
-from fedsim.privacy.clipping import Norms, clipped_sum
+from fedsim.batch import Layout
+from fedsim.methods import Batch, Norms
+from fedsim.privacy.clipping import clipped_sum
 from fedsim.training.trial import run_trial
 
 LONG = {"rounds": 15, "local_steps": 10}

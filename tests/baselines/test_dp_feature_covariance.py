@@ -7,8 +7,7 @@ import torch
 from released import centred_at
 
 from baselines.dp_feature_covariance import LEAST_RIDGE, DPFeatureCovariance, DPFeatureCovarianceParams
-from fedsim.methods.messages import Round, Server, Task
-from fedsim.seeds import Seeds
+from fedsim.methods import Round, Seeds, Server, Task
 
 DIM, CLASSES = 6, 3
 

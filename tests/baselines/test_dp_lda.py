@@ -12,8 +12,7 @@ from sklearn.linear_model import Ridge
 from sklearn.naive_bayes import GaussianNB
 
 from baselines.dp_lda import DPLDA, DPLDAParams
-from fedsim.methods.messages import Server, Task
-from fedsim.seeds import Seeds
+from fedsim.methods import Seeds, Server, Task
 
 DIM, CLASSES = 5, 3
 HEADS = ("naive-bayes", "lda", "qda", "ridge")

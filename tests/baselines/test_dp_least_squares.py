@@ -6,13 +6,8 @@ from released import centred_at
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from baselines.dp_least_squares import DPLeastSquares, DPLeastSquaresParams
-from fedsim.methods.messages import Server, Task
-from fedsim.methods.one_shot import Rows
-from fedsim.methods.parameters import rounded
-from fedsim.privacy.clipping import Norms
+from fedsim.methods import Norms, Rows, Seeds, Server, Task, clipped_statistics, rounded, unit_weights
 from fedsim.privacy.statistics.moments import MOMENT_WEIGHTS
-from fedsim.privacy.statistics.outer_products import clipped_statistics, unit_weights
-from fedsim.seeds import Seeds
 
 DIM, CLASSES = 6, 3
 

@@ -7,12 +7,8 @@ import torch
 from cells import small_cells
 from rows import ran
 
-from baselines.dp_linear import SCALE, CentredHead, DPLinear, DPLinearParams
-from fedsim.batch import Batch, Layout
-from fedsim.methods.messages import Task
-from fedsim.methods.parameters import load_parameters
-from fedsim.privacy.clipping import ENGINES, Norms, clipped_sum
-from fedsim.seeds import Seeds
+from baselines.dp_linear import DPLinear, DPLinearParams
+from fedsim.methods import Seeds, Task, load_parameters
 
 DIM, CLASSES = 6, 3
 
@@ -23,33 +19,6 @@ def test_the_mean_takes_its_share_of_the_budget_and_the_steps_the_rest(share: fl
     mean, sgd = algorithm.releases()
     assert mean.relative_noise**-2 == pytest.approx(share)
     assert sgd.steps * (sgd.sample_rate / sgd.relative_noise) ** 2 == pytest.approx(1 - share)
-
-
-def random_head(stream: torch.Generator) -> CentredHead:
-    head = CentredHead(DIM, CLASSES)
-    with torch.no_grad():
-        for parameter in head.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=stream))
-    return head
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_gradients_are_by_the_head_on_rows_about_the_mean_and_not_by_the_mean(engine: str) -> None:
-    stream = torch.Generator().manual_seed(0)
-    head, x, y = random_head(stream), torch.randn(20, DIM, generator=stream), torch.arange(20) % CLASSES
-    algorithm = DPLinear(DPLinearParams(), Task(DIM, CLASSES, 1))
-
-    def loss(model: Any, batch: Batch) -> torch.Tensor:
-        return algorithm.loss(model, batch)["cross_entropy"]
-
-    found = clipped_sum(head, loss, Batch(x, y, {}, Layout(torch.zeros_like(y), 1)), Norms(1.0), engine)
-    residuals = torch.softmax(head(x), 1).detach() - torch.nn.functional.one_hot(y, CLASSES)
-    inputs = torch.cat([SCALE * (x - head.mean), torch.ones(20, 1)], 1)
-    norms = residuals.norm(dim=1) * inputs.norm(dim=1)
-    wanted = (residuals / norms.clamp_min(1)[:, None]).T @ inputs
-    assert set(found.sums) == {"head.weight", "head.bias"}
-    torch.testing.assert_close(found.norms, norms)
-    torch.testing.assert_close(torch.cat([found.sums["head.weight"], found.sums["head.bias"][:, None]], 1), wanted)
 
 
 def scores(name: str, **params: float) -> dict[str, float]:

@@ -6,12 +6,7 @@ from hypothesis import strategies as st
 from released import centred_at
 
 from baselines.dp_merf import DPMERF, EMBEDDING_WEIGHTS, DPMERFParams
-from fedsim.methods.messages import Server, Task
-from fedsim.methods.one_shot import Rows
-from fedsim.methods.parameters import rounded
-from fedsim.privacy.clipping import Norms
-from fedsim.privacy.statistics.outer_products import clipped_statistics, unit_weights
-from fedsim.seeds import Seeds
+from fedsim.methods import Norms, Rows, Seeds, Server, Task, clipped_statistics, rounded, unit_weights
 
 DIM, CLASSES = 8, 3
 

@@ -5,8 +5,7 @@ import torch
 from released import centred_at
 
 from baselines.dp_prototypes import DPPrototypes, DPPrototypesParams
-from fedsim.methods.messages import Server, Task
-from fedsim.seeds import Seeds
+from fedsim.methods import Seeds, Server, Task
 
 DIM, CLASSES = 500, 3
 

@@ -8,12 +8,9 @@ from cells import one_cell, quick
 
 from baselines.dp_fedpft import CLIENT_CLASS_WEIGHTS
 from baselines.fedpft import Mixtures
-from fedsim.methods.messages import Message
-from fedsim.models.layers import one_hot
+from fedsim.methods import Message, Purpose, Seeds, one_hot, unit_weights
 from fedsim.privacy.noise import gaussian
 from fedsim.privacy.statistics.moments import in_unit_ball
-from fedsim.privacy.statistics.outer_products import unit_weights
-from fedsim.seeds import Purpose, Seeds
 from fedsim.training.cohort import Cohort
 from fedsim.training.trial import run_trial
 

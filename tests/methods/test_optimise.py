@@ -19,31 +19,6 @@ def test_it_is_torchs_adam():
     assert torch.allclose(mine["w"], theirs.detach(), atol=1e-6)
 
 
-STRANGE = {
-    "expanded": lambda values: values.flatten()[:1].expand(4, 3),
-    "transposed": lambda values: values.reshape(3, 4).T,
-    "sliced": lambda values: torch.stack([values, values + 1], -1)[..., 0],
-    "from an offset": lambda values: torch.cat([torch.full((1,), 1e9), values.flatten(), torch.full((12,), 1e9)])[1:13].view(4, 3),
-}
-
-
-@pytest.mark.parametrize("which", ["gradient", "parameter", "both"])
-@pytest.mark.parametrize("layout", STRANGE)
-def test_memory_is_read_by_its_strides(layout, which):
-    stream = torch.Generator().manual_seed(1)
-    start, state, plain = torch.randn(4, 3, generator=stream), {}, {}
-    if which != "gradient":
-        start = STRANGE[layout](start)
-    strange, expected = {"w": start if layout != "expanded" else start.clone()}, {"w": start.clone(memory_format=torch.contiguous_format)}
-    for _ in range(3):
-        gradient = torch.randn(4, 3, generator=stream)
-        gradient = STRANGE[layout](gradient) if which != "parameter" else gradient
-        adam_step(strange, {"w": gradient}, state, 0.1)
-        adam_step(expected, {"w": gradient.clone(memory_format=torch.contiguous_format)}, plain, 0.1)
-    assert torch.equal(strange["w"], expected["w"])
-    assert all(torch.equal(state[name], plain[name]) for name in plain)
-
-
 def test_the_average_is_the_mean_of_what_it_saw():
     state = {}
     for value in (1.0, 2.0, 6.0):

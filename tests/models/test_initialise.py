@@ -38,16 +38,6 @@ def test_shared_weights_are_the_same_with_and_without_a_code():
     assert all(torch.equal(plain[name], modulated[name]) for name in plain)
 
 
-@pytest.mark.parametrize("packing", [[(0, 1, 2, 3)], [(0,), (1, 2, 3)], [(0, 1), (2, 3)], [(0,), (1,), (2,), (3,)]])
-def test_any_packing_into_cohorts_starts_the_same(packing):
-    whole, server = initial_model(build, SEEDS, range(4)), initial_model(build, SEEDS)
-    cohorts = [initial_model(build, SEEDS, members) for members in packing]
-    for model in (whole, *cohorts):
-        assert all(torch.equal(value, shared(server)[name]) for name, value in shared(model).items())
-    for name in ("code.weight", "encoder.head.weight", "encoder.hidden.0.bias"):
-        assert torch.equal(torch.cat([model.get_parameter(name) for model in cohorts]), whole.get_parameter(name))
-
-
 def test_weights_have_variance_one_over_fan_in_and_heads_and_biases_are_zero():
     model = initial_model(build, SEEDS, [0])
     first, last = model.decoder.modulated()
