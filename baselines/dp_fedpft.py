@@ -14,18 +14,27 @@ import torch
 from torch import Tensor
 
 from baselines.fedpft import ClientMixtures
-from fedsim.methods.algorithm import Params
-from fedsim.methods.clients import Clients
-from fedsim.methods.messages import Diagnostic, Message, Round, Server, Tensors
-from fedsim.methods.parameters import rounded
-from fedsim.methods.phase import Phase
-from fedsim.models.layers import one_hot
-from fedsim.plugins.registry import register
-from fedsim.privacy.clipping import Norms
-from fedsim.privacy.plan import Release, Unit
-from fedsim.privacy.statistics import moments
-from fedsim.privacy.statistics.outer_products import OuterProduct, clipped_statistics, unit_weights
-from fedsim.privacy.statistics.spectral import square_root
+from fedsim.methods import (
+    Clients,
+    Diagnostic,
+    Message,
+    Norms,
+    OuterProduct,
+    Params,
+    Phase,
+    Release,
+    Round,
+    Server,
+    Tensors,
+    Unit,
+    clipped_statistics,
+    moments,
+    one_hot,
+    register,
+    rounded,
+    square_root,
+    unit_weights,
+)
 
 CLIENT_CLASS_WEIGHTS = {"sums": 1.0, "counts": 0.15, "squares": 1.0}
 LEAST_ENTRY_VARIANCE = 1e-6

@@ -16,18 +16,25 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedsim.batch import Batch
-from fedsim.device import normal
-from fedsim.methods.dp_sgd import DPSGD, DPSGDParams
-from fedsim.methods.messages import Server, Tensors
-from fedsim.methods.one_shot import overall_mean, statistic_phase
-from fedsim.methods.parameters import load_parameters
-from fedsim.methods.phase import Phase
-from fedsim.methods.products import Classifier, Generator
-from fedsim.models.layers import ZeroLinear
-from fedsim.models.linear import LinearClassifier, cross_entropy
-from fedsim.plugins.registry import register
-from fedsim.privacy.statistics import moments
+from fedsim.methods import (
+    DPSGD,
+    Batch,
+    Classifier,
+    DPSGDParams,
+    Generator,
+    LinearClassifier,
+    Phase,
+    Server,
+    Tensors,
+    ZeroLinear,
+    cross_entropy,
+    load_parameters,
+    moments,
+    normal,
+    overall_mean,
+    register,
+    statistic_phase,
+)
 
 SCALE = 25.0
 """Makes a row about the mean some ten times as long as the bias's input, so that a clipped gradient is a row's direction for any d."""

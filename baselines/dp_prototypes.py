@@ -12,13 +12,20 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
-from fedsim.methods.coordinates import Coordinates, coordinate_statistics
-from fedsim.methods.messages import Server, Tensors
-from fedsim.methods.one_shot import OneShot, OneShotParams, Rows, Statistic
-from fedsim.methods.products import Classifier
-from fedsim.models.linear import LinearClassifier
-from fedsim.plugins.registry import register
-from fedsim.privacy.statistics import moments
+from fedsim.methods import (
+    Classifier,
+    Coordinates,
+    LinearClassifier,
+    OneShot,
+    OneShotParams,
+    Rows,
+    Server,
+    Statistic,
+    Tensors,
+    coordinate_statistics,
+    moments,
+    register,
+)
 
 PROTOTYPE_WEIGHTS = {"sums": 1.0, "counts": 0.15}
 LEAST_SIGNAL = 0.05

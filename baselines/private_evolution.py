@@ -25,16 +25,26 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedsim.device import normal, to_device
-from fedsim.methods.coordinates import Coordinates, coordinate_statistics, receive_spread
-from fedsim.methods.messages import Server, Tensors
-from fedsim.methods.one_shot import OneShot, OneShotParams, Rows, Statistic
-from fedsim.methods.products import Generator, Stretched
-from fedsim.models.layers import one_hot
-from fedsim.plugins.registry import register
-from fedsim.privacy.statistics import exact
-from fedsim.privacy.statistics.outer_products import OuterProduct
-from fedsim.seeds import Purpose
+from fedsim.methods import (
+    Coordinates,
+    Generator,
+    OneShot,
+    OneShotParams,
+    OuterProduct,
+    Purpose,
+    Rows,
+    Server,
+    Statistic,
+    Stretched,
+    Tensors,
+    coordinate_statistics,
+    exact,
+    normal,
+    one_hot,
+    receive_spread,
+    register,
+    to_device,
+)
 
 AXES = 64
 """Most directions with a variance of their own of candidates that are drawn."""

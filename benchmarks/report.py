@@ -33,7 +33,6 @@ from fedsim.partition.matrix import write_partitions
 from fedsim.planning.label_matrices import drawn_matrices
 from fedsim.planning.node import Node
 from fedsim.planning.prepare import prepare
-from fedsim.privacy.ledger import Tally
 from fedsim.report.report import without_collection
 from fedsim.results.grid_rows import entries, grid_rows
 from fedsim.results.join import Lines
@@ -96,7 +95,7 @@ def _outcome(trial: Trial, rng: np.random.Generator) -> Outcome:
     return Outcome(
         epsilon_spent=plan.epsilon_reached if plan else None,
         accountant=plan.accountant if plan else None,
-        mechanisms=tuple(Tally(0, r.name, plan.noise_multiplier(r.name), r.sample_rate, r.steps) for r in plan.releases) if plan else None,
+        mechanisms=plan and plan.mechanisms,
         noise_at="sum" if plan else None,
         unaccounted="",
         uplink_bytes=int(rng.integers(10**7)),

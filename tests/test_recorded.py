@@ -51,7 +51,7 @@ GRIDS: dict[str, dict[str, Any]] = {
     "not private": {"algorithms": [{"name": "fedavg-cvae", "params": {"rounds": 3}}], "epsilon": [float("inf")], "seeds": [0, 1]},
 }
 """Grids by name; a grid differs from :data:`SMALL` in what stands here."""
-MOVES = {"cell_id", "source", "judged", "generator", "versions", "counted_by", "params", "seconds", "train_seconds", "judge_seconds"}
+MOVES = {"cell_id", "source", "judged", "counted_by", "generator", "versions", "params", "seconds", "train_seconds", "judge_seconds"}
 """Columns of the clock and of the code: not compared."""
 DROPPED: set[str] = set()
 """Columns that rows had when they were recorded and have no more."""

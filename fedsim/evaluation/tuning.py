@@ -21,8 +21,7 @@ from fedsim.methods.messages import Pool, Tensors
 from fedsim.methods.products import is_classifier, own
 from fedsim.models.linear import folded
 from fedsim.partition import Partition
-from fedsim.privacy.events import Event
-from fedsim.privacy.ledger import Tally
+from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.noise import gaussian
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.privacy.selection import SCORE, distinct, runs_at
@@ -87,7 +86,7 @@ def _plain(run: ScoredRun) -> dict[str, Any]:
 
 def _scored(plain: dict[str, Any]) -> ScoredRun:
     ran = plain["outcome"].pop("mechanisms")
-    mechanisms = None if ran is None else tuple(Tally(**tally) for tally in ran)
+    mechanisms = None if ran is None else tuple(Mechanism(**one) for one in ran)
     return ScoredRun(**{**plain, "outcome": Outcome(**plain["outcome"], mechanisms=mechanisms)})
 
 
@@ -204,7 +203,7 @@ class HeldOut:
     ) -> tuple[float, float]:
         """How many units are predicted right, with the plan's noise; and the noise multiplier. One unit changes the number by at most 1."""
         count = float(self.weights @ self.correct(trial, state, data, device))
-        std = 0.0 if plan is None else plan.noise_multiplier(SCORE)
+        std = 0.0 if plan is None else plan.mechanism(SCORE).noise_multiplier
         noise = gaussian({SCORE: (1,)}, std, seeds.keystream(Purpose.SELECTION))
         return count + float(noise.parts[SCORE][0]), std
 
@@ -272,17 +271,13 @@ def _outcome(trial: Trial, search: _Search, seconds: float) -> Outcome:
     plan = chosen.plan
     if plan is None or plan.selection is None:
         return outcome
-    ran = [[_event(tally) for tally in one.mechanisms] for one in outcomes if one.mechanisms is not None]
+    ran = [one.mechanisms for one in outcomes if one.mechanisms is not None]
     least = min(run.multiplier for run in search.runs)
     spent = replace(plan.selection, trainings=distinct([*plan.selection.trainings, *ran]), score=least)
-    scored = Tally(0, SCORE, winner.multiplier, 1.0, 1)
+    scored = Mechanism(winner.multiplier, release=SCORE)
     return replace(
         outcome,
         epsilon_spent=spent.epsilon(plan.delta),
         accountant=plan.accountant,
         mechanisms=winner.outcome.mechanisms and (*winner.outcome.mechanisms, scored),
     )
-
-
-def _event(tally: Tally) -> Event:
-    return Event(tally.noise_multiplier, tally.sample_rate, tally.count)

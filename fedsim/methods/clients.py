@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from fedsim.batch import Batch, Layout, consecutive
 from fedsim.device import CPU, moved, to_device
-from fedsim.methods.messages import NUMBER_BYTES, DiagnosticLike, MechanismStep, Message, Ran, Tensors
+from fedsim.methods.messages import NUMBER_BYTES, DiagnosticLike, Message, Ran, Step, Tensors
 from fedsim.methods.parameters import rounded
+from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.noise import fill_gaussian, fingerprint, gaussian
 from fedsim.privacy.plan import PrivacyPlan, Release
 from fedsim.seeds import Purpose, Seeds
@@ -263,7 +264,7 @@ class Clients:
                 torch.add(held, own_draws[:, begin:at].view(held.shape), out=noised[name][start : start + block])
         multiplier = std / self.plan.sensitivity if own or kept else math.inf
         bare = bool(sent) and not own
-        self.ran.steps.append(MechanismStep(release.name, round_, self.members, release.sample_rate, multiplier, bare))
+        self.ran.steps.append(Step(Mechanism(multiplier, release.sample_rate, 1, release.name), round_, self.members, bare))
         parts = torch.split(to_device(total, self.device), [value.numel() for value in own.values()])
         added = {name: value + noise.view(value.shape) for (name, value), noise in zip(own.items(), parts, strict=True)}
         return Noised(sent | rounded(added), noised)

@@ -17,8 +17,8 @@ from fedsim.device import to_device
 from fedsim.errors import UserError
 from fedsim.methods.algorithm import Algorithm, Params
 from fedsim.methods.clients import Clients
+from fedsim.methods.contract import crowds
 from fedsim.methods.messages import Diagnostic, Message, Round, Server, Task, Tensors, Values
-from fedsim.methods.per_example import crowds
 from fedsim.methods.phase import Phase
 from fedsim.methods.products import Product
 from fedsim.methods.subspace import PublicSubspace

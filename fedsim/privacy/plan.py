@@ -9,16 +9,14 @@ noise has standard deviation ``relative_noise * sigma * sensitivity`` per coordi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 from fedsim.errors import UserError, nearest
-from fedsim.privacy import accountant
-from fedsim.privacy.events import Event
+from fedsim.privacy.mechanism import Mechanism, merged
 from fedsim.privacy.selection import Selection
-from fedsim.privacy.solved import Mechanisms, Solution, kept
+from fedsim.privacy.solved import solved
 
 Unit = Literal["example", "group", "client"]
 Trust = Literal["aggregate", "silo"]
@@ -32,10 +30,6 @@ RELEASABLE: tuple[Claim, ...] = ("proved", "checked")
 
 MOST_DELTA = 0.1
 """The largest delta of a budget: a larger one guarantees next to nothing."""
-SIGMA_MIN, SIGMA_MAX = 1e-3, 1e7
-REACH = 0.999  # the search stops once this share of the target is used
-RESOLUTION = 1e-4  # and in any case at this relative width of sigma
-SIGMA_DIGITS = 6  # of every sigma tried, so that it does not depend on the last bits of an accountant's sums, which vary by processor
 
 
 @dataclass(frozen=True)
@@ -59,9 +53,9 @@ class Release:
     main: bool = True
 
     @property
-    def event(self) -> Event:
-        """For an accountant, at a sigma of 1."""
-        return Event(self.relative_noise, self.sample_rate, self.steps)
+    def mechanism(self) -> Mechanism:
+        """All of it, at a sigma of 1."""
+        return Mechanism(self.relative_noise, self.sample_rate, self.steps, self.name)
 
     @property
     def rounds(self) -> int:
@@ -119,18 +113,18 @@ class PrivacyPlan:
                 return release
         raise KeyError(f"no release '{name}' in the plan; {nearest(name, (r.name for r in self.releases))}")
 
-    def events(self) -> list[Event]:
-        """Every release as an accountant's event."""
-        return [release.event.scaled(self.sigma) for release in self.releases]
+    def mechanism(self, name: str) -> Mechanism:
+        """The mechanism of the release called ``name``; its noise is 0 for an infinite epsilon."""
+        return self.release(name).mechanism.scaled(self.sigma)
 
-    def noise_multiplier(self, name: str) -> float:
-        """The noise multiplier of release ``name``: ``relative_noise * sigma``; 0.0 for an infinite epsilon."""
-        return self.release(name).relative_noise * self.sigma
+    @property
+    def mechanisms(self) -> tuple[Mechanism, ...]:
+        """Those of all releases that run."""
+        return tuple(release.mechanism.scaled(self.sigma) for release in self.releases if release.steps)
 
     def noise_std(self, name: str) -> float:
         """The standard deviation of release ``name``'s noise per coordinate: noise multiplier times sensitivity."""
-        multiplier = self.noise_multiplier(name)
-        return multiplier * self.sensitivity if multiplier else 0.0
+        return self.mechanism(name).std(self.sensitivity)
 
     def noise_std_of_sum(self, name: str, clients: int) -> float:
         """The same for the sum over ``clients``: under ``trust: silo`` every client's noise is in it, else one draw."""
@@ -197,8 +191,7 @@ def calibrate(
     if math.isinf(epsilon):
         sigma, reached, name, claim = 0.0, math.inf, "none", "none"
     else:
-        mechanisms = sorted(release.event for release in releases if release.steps)
-        sigma, reached, name = _solved(float(epsilon), float(delta), tuple(mechanisms))
+        sigma, reached, name = solved(float(epsilon), float(delta), merged(release.mechanism for release in releases))
     return PrivacyPlan(
         epsilon_target=epsilon,
         delta=delta,
@@ -242,74 +235,3 @@ def _check(epsilon: float, delta: float, releases: tuple[Release, ...], clip: fl
         if not 0 < value < math.inf:
             own = f"in a method of your own let {name}() return the norm to which a unit's part of a sum is clipped"
             raise UserError(name, f"{value} is not a positive, finite number", f"give one; {own}")
-
-
-@lru_cache(maxsize=4096)
-def _solved(epsilon: float, delta: float, mechanisms: Mechanisms) -> Solution:
-    return kept(_solve, epsilon, delta, mechanisms)
-
-
-def _solve(epsilon: float, delta: float, mechanisms: Mechanisms) -> Solution:
-    """(sigma, epsilon reached, accountant) for mechanisms whose noise multiplier is the relative one."""
-
-    def events(sigma: float) -> list[Event]:
-        return [one.scaled(sigma) for one in mechanisms]
-
-    start = _bracket(lambda sigma: accountant.rough_epsilon(events(sigma), delta), epsilon, delta)
-    return _tighten(lambda sigma: accountant.epsilon(events(sigma), delta), epsilon, start, delta)
-
-
-def _bracket(rough: Callable[[float], float], target: float, delta: float) -> float:
-    """The sigma, to 2 %, at which the cheap Rényi bound meets the target: a little more noise than needed."""
-    low, high = SIGMA_MIN, SIGMA_MAX
-    if rough(high) > target:
-        raise UserError("epsilon", f"{target:g} is too small to account for at delta {delta:g}", "give a larger epsilon")
-    while high / low > 1.02:
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if rough(middle) <= target else (middle, high)
-    return high
-
-
-def _tighten(spend: Callable[[float], tuple[float, str]], target: float, sigma: float, delta: float) -> tuple[float, float, str]:
-    """The least sigma whose spend is at most the target: a bracket shrunk by log-log interpolation, then by halves."""
-    enough: tuple[float, float, str] | None = None  # the least noise known to keep the target
-    short: tuple[float, float] | None = None  # the most noise known to break it
-    tries = 0
-    while True:
-        sigma = float(f"{sigma:.{SIGMA_DIGITS}g}")
-        reached, name = spend(sigma)
-        tries += 1
-        if reached <= target:
-            enough = (sigma, reached, name)
-        else:
-            short = (sigma, reached)
-        if enough and (enough[1] >= REACH * target or (short and enough[0] <= short[0] * (1 + RESOLUTION))):
-            return enough
-        sigma = _next(sigma, reached, target, enough, short, halve=tries > 8)
-        if not SIGMA_MIN / 2 < sigma < SIGMA_MAX * 2:
-            raise UserError(
-                "epsilon",
-                f"{target:g} at delta {delta:g} is reached by no noise multiplier in [{SIGMA_MIN:g}, {SIGMA_MAX:g}]",
-                "give a smaller delta, a smaller epsilon, or .inf for no noise",
-            )
-
-
-def _next(
-    sigma: float,
-    reached: float,
-    target: float,
-    enough: tuple[float, float, str] | None,
-    short: tuple[float, float] | None,
-    halve: bool,
-) -> float:
-    """The next sigma to try: by the power law through the bracket's ends, or through one point with exponent -1."""
-    aim = (1 + REACH) / 2 * target
-    if not (enough and short):
-        step = min(max(reached / aim, 0.5), 2.0)
-        # always move, and away from the side already known
-        return sigma * (min(step, 0.99) if enough else max(step, 1.01))
-    share = 0.5
-    if not halve and enough[1] > 0 and math.isfinite(short[1]):
-        share = math.log(short[1] / aim) / math.log(short[1] / enough[1])
-    ratio = enough[0] / short[0]
-    return short[0] * math.exp(math.log(ratio) * min(max(share, 0.05), 0.95))

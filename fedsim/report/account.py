@@ -16,7 +16,7 @@ from fedsim.grid.complaints import translated
 from fedsim.grid.places import Loc, Origin
 from fedsim.grid.yaml import parse, read_text
 from fedsim.privacy.plan import MOST_DELTA, PrivacyPlan, Release, Unit, calibrate
-from fedsim.privacy.tradeoff import Composition, Floats, Spectra
+from fedsim.privacy.pld import Composition, Floats, Spectra
 
 MOST_ROUNDS = 1000
 """So many rounds are accounted one by one; of more, so many that are evenly spaced."""
@@ -120,8 +120,8 @@ def account(
     schedule = [(i, n) for i, release in enumerate(plan.releases) for n in range(1, release.rounds + 1)]
     total, last = len(schedule), plan.releases[-1]
     # room for the one more round
-    *others, final = plan.events()
-    spectra = Spectra([*others, final._replace(steps=final.steps + last.per_round)])
+    *others, final = plan.mechanisms
+    spectra = Spectra([*others, final.times(final.count + last.per_round)])
     schedule.append((len(plan.releases) - 1, last.rounds + 1))
     tell("composing its rounds")
 

@@ -28,7 +28,7 @@ def budget_words(budget: Budget) -> Iterator[str]:
     for release in plan.releases:
         sampled = f" on Poisson samples of rate {release.sample_rate:g}" if release.sample_rate < 1 else ", every unit in each"
         times = "1 Gaussian mechanism" if release.steps == 1 else f"{release.steps} Gaussian mechanisms"
-        steps = f"{times} with noise multiplier {plan.noise_multiplier(release.name):.6g}{sampled}"
+        steps = f"{times} with noise multiplier {plan.mechanism(release.name).noise_multiplier:.6g}{sampled}"
         yield f"{release.name}: {steps}; noise standard deviation = multiplier × L2 sensitivity"
     last, more = budget.rounds[-1], budget.next
     yield f"one more round of '{more.release}' with the same noise costs {more.epsilon - last.epsilon:.2g} more ε"

@@ -14,8 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsim.json_lines import dump
-from fedsim.methods.local_dp_sgd import LocalDPSGD
-from fedsim.methods.local_training import LocalTraining
+from fedsim.methods.local_training import LocalDPSGD, LocalTraining
 from fedsim.methods.messages import Message, Round, Tensors
 from fedsim.planning.prepare import Prepared
 from fedsim.planning.rehearsal import first_rounds, made_up_cohort

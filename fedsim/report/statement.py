@@ -246,18 +246,10 @@ def _mechanisms(row: Row) -> Iterator[str]:
         where = f"{row.steps} noisy steps, the last kind at sample rate {number(row.sample_rate)}"
         yield f"{target}: {where}; the row is older than the list of its mechanisms, so it cannot be proved from itself"
         return
+    assert row.sensitivity is not None
     for mechanism in row.mechanisms:
-        if row.selection is not None and mechanism.release == SCORE:
-            continue  # the search says it
-        times = "once" if mechanism.count == 1 else f"{mechanism.count} times"
-        sampled = (
-            f"on a fresh Poisson sample of the units at rate {number(mechanism.sample_rate)}"
-            if mechanism.sample_rate < 1
-            else "on all units, no sampling"
-        )
-        size = f"{number(mechanism.noise_multiplier, 5)} × the sensitivity {number(row.sensitivity)}"
-        noise = f"noise of standard deviation {size}"
-        yield f"{target}: {mechanism.release}, {times}, {sampled}, {noise}"
+        if row.selection is None or mechanism.release != SCORE:  # the search says its own
+            yield f"{target}: {mechanism.sentence(row.sensitivity)}"
 
 
 def _uncovered(row: Row) -> Iterator[str]:

@@ -11,8 +11,8 @@ from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.grid.models import shown
 from fedsim.plugins.code_hash import evaluation_hash
 from fedsim.plugins.registry import lookup
-from fedsim.privacy.counted_by import counted_by
-from fedsim.results.rows import RowError, mechanism_kind
+from fedsim.privacy.accountant import counted_by
+from fedsim.results.rows import RowError
 from fedsim.training.trial import Outcome, Trial
 
 
@@ -62,14 +62,10 @@ def _ledger(outcome: Outcome) -> dict[str, Any]:
         "unaccounted": "",
         "accountant": outcome.accountant,
         "epsilon_spent": outcome.epsilon_spent,
-        "mechanisms": None if outcome.mechanisms is None else [_mechanism(asdict(tally)) for tally in outcome.mechanisms],
+        "mechanisms": None if outcome.mechanisms is None else [asdict(one) for one in outcome.mechanisms],
         "noise_at": outcome.noise_at,
         "counted_by": counted_by(),
     }
-
-
-def _mechanism(tally: Mapping[str, Any]) -> dict[str, Any]:
-    return {"kind": mechanism_kind(tally["sample_rate"]), **{name: value for name, value in tally.items() if name != "client"}}
 
 
 def judgement_line(trial: Trial, end: Judgement | RowError, seconds: float) -> dict[str, Any]:

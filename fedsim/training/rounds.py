@@ -15,12 +15,12 @@ from torch import Tensor
 
 from fedsim.device import CPU, moved
 from fedsim.methods.algorithm import Algorithm
+from fedsim.methods.contract import typed
 from fedsim.methods.messages import Diagnostic, Message, Pool, Round, Server, Tensors, Values
 from fedsim.methods.parameters import add_in_order, in_order, joint_norm, l2_norm, load_parameters, rounded, squared_sums
 from fedsim.methods.products import Product, on_sphere
-from fedsim.methods.returns import typed
 from fedsim.privacy.ledger import Ledger
-from fedsim.privacy.noise import Noise, gaussian
+from fedsim.privacy.noise import Noise
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.seeds import Purpose, Seeds
 from fedsim.training.state import Checkpoint, below, capture, check_alike, described, load_server, released_state
@@ -107,8 +107,8 @@ def train(
         record = {"release": round_.release.name, "main": round_.release.main, **_gathered(messages, noise, signal, values)}
         server.tensors = in_order(server.tensors)
         for step in (step for message in messages for step in message.ran.steps):
-            for entry in step.entries(multiplier):
-                ledger.record(entry)
+            if (ran := step.noised(multiplier)).costs:
+                ledger.record(step.members, ran)
         uplink += sum(message.uplink_bytes for message in messages)
         downlink += sum(message.downlink_bytes or 0 for message in messages)
         if checkpoint is not None:
@@ -164,8 +164,9 @@ def server_noise(algorithm: Algorithm, plan: PrivacyPlan | None, round_: Round, 
     """The noise that the server adds, once, to the sum; with its multiplier, 0 without noise."""
     if plan is None or algorithm.noise_at_clients():
         return Noise({}, 0), 0.0
-    shapes, std = {name: tuple(value.shape) for name, value in total.items()}, plan.noise_std(round_.release.name)
-    return gaussian(shapes, std, seeds.keystream(Purpose.NOISE, round_.stream)), std / plan.sensitivity
+    mechanism, shapes = plan.mechanism(round_.release.name), {name: tuple(value.shape) for name, value in total.items()}
+    noise = mechanism.draw(shapes, plan.sensitivity, seeds.keystream(Purpose.NOISE, round_.stream))
+    return noise, mechanism.std(plan.sensitivity) / plan.sensitivity
 
 
 def _gathered(messages: Sequence[Message], noise: Noise, signal: Tensor, values: Values) -> dict[str, Any]:

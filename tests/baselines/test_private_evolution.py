@@ -15,12 +15,8 @@ from rows import outcome_and_plan, score_of
 from baselines.private_evolution import Evolved, PrivateEvolution, PrivateEvolutionParams, offspring
 from fedsim.batch import consecutive
 from fedsim.data.public import PublicRows
-from fedsim.methods.messages import Server, Task
-from fedsim.methods.one_shot import Rows
+from fedsim.methods import Norms, Rows, Seeds, Server, Task, clipped_statistics
 from fedsim.planning.prepare import Prepared
-from fedsim.privacy.clipping import Norms
-from fedsim.privacy.statistics.outer_products import clipped_statistics
-from fedsim.seeds import Seeds
 
 DIM, CLASSES = 20, 3
 

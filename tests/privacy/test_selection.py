@@ -9,11 +9,11 @@ from dp_accounting.rdp import RdpAccountant
 from scipy.optimize import brentq
 
 from fedsim.privacy.accountant import ORDERS, rdp_epsilon
-from fedsim.privacy.events import Event
+from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.selection import SHAPES, Distribution, Selection, converted, curve_of, runs_at, selected, solved_noise
 
 DELTA = 1e-4
-EVENTS = [Event(4.0, 1.0, 1), Event(3.0, 0.1, 40)]
+EVENTS = [Mechanism(4.0), Mechanism(3.0, 0.1, 40)]
 
 
 def divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
@@ -59,7 +59,7 @@ def test_one_setting_costs_what_the_event_of_dp_accounting_does(distribution: Di
 
 
 def test_a_setting_more_never_costs_less_and_the_dearer_of_training_and_score_is_spent() -> None:
-    one, other = tuple(EVENTS), (Event(3.0, 1.0, 2),)
+    one, other = tuple(EVENTS), (Mechanism(3.0, 1.0, 2),)
     costs = [Selection(10, "geometric", trainings, 9.0).epsilon(DELTA) for trainings in ((one,), (other,), (one, other))]
     assert max(costs[:2]) <= costs[2]
     assert Selection(10, "geometric", (one,), 0.5).epsilon(DELTA) > costs[0]
@@ -91,13 +91,13 @@ def test_every_quantile_has_the_number_of_runs_that_its_distribution_says(distri
 
 @pytest.mark.parametrize("distribution", SHAPES)
 def test_noise_is_solved_for_the_whole_search(distribution: Distribution) -> None:
-    sigma = solved_noise(10, distribution, 2.0, DELTA, lambda sigma: [(sigma, 1.0, 3)])
-    spent = converted(selected(curve_of([(sigma, 1.0, 3)]), 10, distribution), DELTA)
+    sigma = solved_noise(10, distribution, 2.0, DELTA, lambda sigma: [Mechanism(sigma, 1.0, 3)])
+    spent = converted(selected(curve_of([Mechanism(sigma, 1.0, 3)]), 10, distribution), DELTA)
     assert 0.99 * 2 < spent <= 2
 
 
 def test_all_mechanisms_of_a_run_count() -> None:
-    events = [*EVENTS, Event(10.0, 1.0, 3)]
+    events = [*EVENTS, Mechanism(10.0, 1.0, 3)]
     once = converted(selected(curve_of(events), 1, "geometric"), DELTA)
     assert once == pytest.approx(rdp_epsilon(events, DELTA), rel=1e-3)
     assert converted(selected(curve_of(events), 8, "geometric"), DELTA) > converted(selected(curve_of(EVENTS), 8, "geometric"), DELTA)

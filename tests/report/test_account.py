@@ -8,8 +8,9 @@ from benches import no_file_above
 from PIL import Image
 
 from fedsim.errors import UserError
+from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.plan import Release, calibrate
-from fedsim.privacy.tradeoff import compose
+from fedsim.privacy.pld import compose
 from fedsim.report.account import account, read_releases, settings
 
 COMMON = {"rounds": None, "sample_rate": None, "unit": "example", "clients": None, "client_rate": None, "delta": 1e-4, "releases": None}
@@ -48,7 +49,7 @@ def test_a_round_of_the_table_is_the_composition_of_its_steps() -> None:
     budget = account(2.0, 1e-4, [Release("steps", 0.1, 60, per_round=5)])
     assert len(budget.rounds) == 12
     found = budget.rounds[3].epsilon
-    assert found == pytest.approx(compose([(budget.plan.sigma, 0.1, 20)]).epsilon(1e-4), rel=1e-3)
+    assert found == pytest.approx(compose([Mechanism(budget.plan.sigma, 0.1, 20)]).epsilon(1e-4), rel=1e-3)
 
 
 def test_a_client_is_sampled_by_its_own_rate() -> None:

@@ -33,13 +33,12 @@ from fedsim.evidence.audit.audit import Append, Count, Reached, key, with_missin
 from fedsim.evidence.audit.setting import Labels, Rows, plan_of
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.clients import Clients
+from fedsim.methods.contract import loss_parts
 from fedsim.methods.coordinates import Coordinates
 from fedsim.methods.dp_sgd import DPSGD, RELEASE
-from fedsim.methods.local_dp_sgd import LOCAL_STEPS_RELEASE, LocalDPSGD
-from fedsim.methods.local_training import UPDATES_RELEASE, LocalTraining
+from fedsim.methods.local_training import LOCAL_STEPS_RELEASE, UPDATES_RELEASE, LocalDPSGD, LocalTraining
 from fedsim.methods.messages import Message, Round, Task, Tensors
 from fedsim.methods.parameters import load_parameters, local_names
-from fedsim.methods.returns import loss_parts
 from fedsim.plugins.code_hash import module_hash
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.clipping import Norms, clipped_sum

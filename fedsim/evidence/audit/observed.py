@@ -184,7 +184,7 @@ def observed(setting: Setting, canary: Canary, seeds: Seeds, *, present: bool) -
     Raises:
         Divergence: which mechanisms run depends on the unit.
     """
-    sampled = any(event.sample_rate < 1 for event in setting.events)
+    sampled = any(one.sample_rate < 1 for one in setting.plan.mechanisms)
     live = train_in(setting, seeds, members_of(setting, canary if present else None))
     absent = train_in(setting, seeds, members_of(setting, None), live) if present else live
     always = train_in(setting, seeds, members_of(setting, canary, always=True), live) if sampled or not present else live

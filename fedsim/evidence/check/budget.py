@@ -93,7 +93,7 @@ def budget(subject: Subject) -> Verdict:
     """The ledger holds what the plan planned, and epsilon is spent, not overspent."""
     plan, ledger = subject.plan, subject.first[0].trained.ledger
     if plan is None:
-        if ledger.entries or any(record.values["noise_norm"] for record in subject.records):
+        if ledger.mechanisms() != () or any(record.values["noise_norm"] for record in subject.records):
             return failed("it is not private, yet something is noised or accounted", "set private = True, or leave noise alone")
         return passed("no epsilon, no noise, no ledger")
     if fault := ledger.unaccounted(plan, subject.trial.task.clients):

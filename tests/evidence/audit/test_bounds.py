@@ -14,6 +14,7 @@ from fedsim.evidence.audit.audit import GUESSED_SHARES, Audit, black_box_audit
 from fedsim.evidence.audit.bounds import at_best, bound, least_pairs, lower, one_run_epsilon, one_run_p_value, upper
 from fedsim.evidence.audit.setting import setting_of_options
 from fedsim.privacy import accountant
+from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.plan import Release, calibrate
 
 AUDITED = Path(__file__).parents[3] / "benchmarks" / "audited.py"
@@ -28,7 +29,7 @@ def test_rates_have_the_intervals_of_clopper_and_pearson(total: int, data: st.Da
 
 
 def test_fewer_pairs_than_the_least_bound_nothing_and_the_least_do() -> None:
-    least, events = least_pairs(1e-4), [(1.0, 1.0, 1)]
+    least, events = least_pairs(1e-4), [Mechanism(1.0)]
     for pairs, is_bound in ((least - 2, False), (least, True)):
         assert (bound([0.0] * pairs, [1.0] * pairs, events, 1e-4).clopper_pearson > 0) == is_bound
 
@@ -37,14 +38,14 @@ def test_fewer_pairs_than_the_least_bound_nothing_and_the_least_do() -> None:
     ("absent", "present"), [([0.0, 0.0], [0.0, 1.0]), ([0.0, -1.0], [0.0, 0.0])], ids=["called present", "called absent"]
 )
 def test_what_only_one_world_shows_refutes_any_epsilon_but_for_the_chance_of_it_that_delta_allows(absent, present) -> None:
-    found = [bound(200 * absent, 200 * present, [(1.0, 1.0, 1)], delta).clopper_pearson for delta in (1e-4, 0.6)]
+    found = [bound(200 * absent, 200 * present, [Mechanism(1.0)], delta).clopper_pearson for delta in (1e-4, 0.6)]
     assert found[0] > 3
     assert found[1] == 0
 
 
 def test_scores_that_tell_nothing_bound_nothing() -> None:
     stream = np.random.default_rng(0)
-    found = bound(stream.normal(size=200), stream.normal(size=200), [(1.0, 1.0, 1)], 1e-4)
+    found = bound(stream.normal(size=200), stream.normal(size=200), [Mechanism(1.0)], 1e-4)
     assert found.epsilon < 0.3
 
 
@@ -95,11 +96,11 @@ def test_a_claim_is_refuted_by_a_bound_above_it_and_a_theorem_by_what_a_canary_a
 def test_the_public_schedule_spends_four_times_its_claim_which_200_pairs_can_show() -> None:
     schedule = ("rounds=25", "local_steps=1", "sample_rate=1")
     setting = setting_of_options(f"{AUDITED}:PublicSchedule", schedule, "example", "aggregate", 1.0, 1e-4)
-    ((noise, rate, counted, _),) = setting.events
-    assert (rate, counted) == (1.0, 2)
-    assert accountant.epsilon([(noise, rate, 25)], 1e-4)[0] == pytest.approx(4.30, abs=0.01)
+    (counted,) = setting.plan.mechanisms
+    assert (counted.sample_rate, counted.count) == (1.0, 2)
+    assert accountant.epsilon([counted.times(25)], 1e-4)[0] == pytest.approx(4.30, abs=0.01)
     facts: dict[str, Any] = {"delta": 1e-4, "unit": "example", "trust": "aggregate", "scope": "", "claim": "proved"}
     published = calibrate(epsilon=1.0, **facts, clip=1.0, sensitivity=1.0, releases=[Release("local steps", 0.2, 100)])
-    assert accountant.epsilon([(published.sigma, 0.2, 1250)], 1e-4)[0] == pytest.approx(4.24, abs=0.01)
-    assert at_best(((noise, rate, 25),), 1e-4, 200).mechanism > 2
-    assert at_best(((noise, rate, counted),), 1e-4, 200).mechanism < 0.1
+    assert accountant.epsilon([Mechanism(published.sigma, 0.2, 1250)], 1e-4)[0] == pytest.approx(4.24, abs=0.01)
+    assert at_best((counted.times(25),), 1e-4, 200).mechanism > 2
+    assert at_best((counted,), 1e-4, 200).mechanism < 0.1

@@ -30,7 +30,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import fft
 from scipy.special import logsumexp, ndtr, ndtri
 
-from fedsim.privacy.events import AnyEvent, Event
+from fedsim.privacy.mechanism import Mechanism
 
 Floats = NDArray[np.floating]
 
@@ -152,23 +152,22 @@ class Spectra:
     (Koskela, Jälkö & Honkela 2020, arXiv 1906.03049).
     """
 
-    def __init__(self, events: Sequence[AnyEvent]) -> None:
-        """Prepare for compositions of at most the steps of ``events``.
+    def __init__(self, mechanisms: Sequence[Mechanism]) -> None:
+        """Prepare for compositions of at most the runs of ``mechanisms``.
 
         Raises:
             ValueError: a noise multiplier that is not above 0, a sample rate outside [0, 1], or negative steps.
         """
-        steps_of = [Event(*event) for event in events]
-        for event in steps_of:
-            if not (event.noise_multiplier > 0 and 0 <= event.sample_rate <= 1 and event.steps >= 0):
-                raise ValueError(f"not a step with noise (noise multiplier, sample rate, steps): {tuple(event)}")
-        self._costs = [bool(one.steps and one.sample_rate) and math.isfinite(one.noise_multiplier) for one in steps_of]
-        costly = [event for event, costs in zip(steps_of, self._costs, strict=True) if costs]
+        for one in mechanisms:
+            if not (one.noise_multiplier > 0 and 0 <= one.sample_rate <= 1 and one.count >= 0):
+                raise ValueError(f"not a mechanism with noise: {one}")
+        self._costs = [one.costs for one in mechanisms]
+        costly = [one for one in mechanisms if one.costs]
         self._spectra: list[tuple[NDArray[np.complex128], NDArray[np.complex128]]] = []
         if not costly:
             return
-        total = sum(event.steps for event in costly)
-        spread = math.sqrt(sum(event.steps * _variance(event) for event in costly))
+        total = sum(one.count for one in costly)
+        spread = math.sqrt(sum(one.count * _variance(one) for one in costly))
         self._bounded = spread < MOST_SPREAD
         if not self._bounded:
             return
@@ -182,14 +181,14 @@ class Spectra:
         sides = [np.arange(n) * self._width for n in (self._points - self._zero, self._zero + 1)]
         self._grids = [(side, np.exp(-side)) for side in sides]
         self._lost = [0.0, 0.0]
-        for event in costly:
-            at, present, absent = _step(event, self._width, LOST_MASS / total)
+        for one in costly:
+            at, present, absent = _step(one, self._width, LOST_MASS / total)
             self._spectra.append((self._transform(at, present), self._transform(at, absent)))
-            self._lost[0] += event.steps * max(0.0, 1 - float(present.sum()))
-            self._lost[1] += event.steps * max(0.0, 1 - float(absent.sum()))
+            self._lost[0] += one.count * max(0.0, 1 - float(present.sum()))
+            self._lost[1] += one.count * max(0.0, 1 - float(absent.sum()))
 
     def compose(self, steps: Sequence[int]) -> Composition:
-        """The composition of ``steps`` steps of each event, at most as many as were prepared."""
+        """The composition of ``steps`` runs of each mechanism, at most as many as were prepared."""
         counts = [count for count, costs in zip(steps, self._costs, strict=True) if costs]
         if not any(counts) or not self._bounded:
             nothing = np.zeros(0)
@@ -212,16 +211,16 @@ class Spectra:
             return np.asarray(np.log(fft.rfft(np.bincount(at % self._points, mass, self._points))))
 
 
-def compose(events: Sequence[AnyEvent]) -> Composition:
-    """The composition of all ``events``.
+def compose(mechanisms: Sequence[Mechanism]) -> Composition:
+    """The composition of all ``mechanisms``.
 
     Raises:
         ValueError: see :class:`Spectra`.
     """
-    return Spectra(events).compose([Event(*event).steps for event in events])
+    return Spectra(mechanisms).compose([one.count for one in mechanisms])
 
 
-def refuted_epsilon(events: Sequence[AnyEvent], delta: float, false_positives: float, true_positives: float) -> tuple[float, float]:
+def refuted_epsilon(mechanisms: Sequence[Mechanism], delta: float, false_positives: float, true_positives: float) -> tuple[float, float]:
     """The largest epsilon, over factors of noise, of the mechanisms that a test with these rates refutes; and its factor.
 
     The mechanism at a factor s has all noise multipliers times s. It did not run if the test's false-negative rate is below its trade-off
@@ -229,7 +228,7 @@ def refuted_epsilon(events: Sequence[AnyEvent], delta: float, false_positives: f
     confidence limit of the false positives and the lower one of the true positives.
 
     Args:
-        events: of the claimed mechanism.
+        mechanisms: as claimed.
         delta: of the epsilon.
         false_positives: in [0, 1]; a positive says that the unit is present.
         true_positives: in [0, 1].
@@ -240,10 +239,9 @@ def refuted_epsilon(events: Sequence[AnyEvent], delta: float, false_positives: f
     Raises:
         ValueError: see :class:`Spectra`.
     """
-    claimed = [Event(*event) for event in events]
 
     def scaled(factor: float) -> Composition:
-        return compose([event.scaled(factor) for event in claimed])
+        return compose([one.scaled(factor) for one in mechanisms])
 
     def is_refuted(factor: float) -> bool:
         return 1 - true_positives < float(scaled(factor).false_negatives(false_positives, "add-one")) - 1e-12
@@ -282,28 +280,28 @@ def _between(edges: Floats, noise: float, mean: float) -> Floats:
     return np.asarray(np.where(z[:-1] > 0, ndtr(-z[:-1]) - ndtr(-z[1:]), ndtr(z[1:]) - ndtr(z[:-1])))
 
 
-def _range(event: Event, lost: float) -> tuple[float, float]:
+def _range(one: Mechanism, lost: float) -> tuple[float, float]:
     """The range of a step's losses up to a mass of ``lost`` on either side, under P and under Q."""
-    noise, rate = event.noise_multiplier, event.sample_rate
+    noise, rate = one.noise_multiplier, one.sample_rate
     reach = -noise * float(ndtri(lost / 2))
     low, high = _loss(np.array([-reach, 1 + reach]), noise, rate)
     return float(low), float(high)
 
 
-def _masses(event: Event, losses: Floats) -> tuple[Floats, Floats]:
+def _masses(one: Mechanism, losses: Floats) -> tuple[Floats, Floats]:
     """P's and Q's mass between neighbouring ``losses``."""
-    noise, rate = event.noise_multiplier, event.sample_rate
+    noise, rate = one.noise_multiplier, one.sample_rate
     observed = _observation(losses, noise, rate)
     absent = _between(observed, noise, 0.0)
     return (1 - rate) * absent + rate * _between(observed, noise, 1.0), absent
 
 
-def _step(event: Event, width: float, lost: float) -> tuple[NDArray[np.int64], Floats, Floats]:
+def _step(one: Mechanism, width: float, lost: float) -> tuple[NDArray[np.int64], Floats, Floats]:
     """One step's loss on a grid: the indices of the points, and P's and Q's mass at every point."""
-    low, high = _range(event, lost)
+    low, high = _range(one, lost)
     first, last = math.floor(low / width), math.ceil(high / width)
     at = np.arange(first, last + 1)
-    present, absent = _masses(event, at * width)
+    present, absent = _masses(one, at * width)
     # an interval's masses a (P) and b (Q) are split between its ends, u (Q) at the lower and v (Q) at the upper; P = exp(loss) Q at a
     # point, so u + v = b and exp(low) u + exp(high) v = a, hence v / b = (a / b exp(-low) - 1) / (exp(width) - 1)
     # (Doroshenko et al. 2022, arXiv 2207.04380)
@@ -316,9 +314,9 @@ def _step(event: Event, width: float, lost: float) -> tuple[NDArray[np.int64], F
     return at, p, q
 
 
-def _variance(event: Event) -> float:
+def _variance(one: Mechanism) -> float:
     """The variance of a step's loss under P, by the trapezoidal rule; it only sets the grid's width, so it needs no error bound."""
-    noise, rate = event.noise_multiplier, event.sample_rate
+    noise, rate = one.noise_multiplier, one.sample_rate
     y = np.linspace(-8 * noise, 1 + 8 * noise, 2001)
     loss = _loss(y, noise, rate)
     density = (1 - rate) * np.exp(-((y / noise) ** 2) / 2) + rate * np.exp(-(((y - 1) / noise) ** 2) / 2)
@@ -327,16 +325,16 @@ def _variance(event: Event) -> float:
     return max(float(density @ (loss - mean) ** 2), 1e-30)
 
 
-def _window(events: Sequence[Event]) -> tuple[float, float]:
+def _window(mechanisms: Sequence[Mechanism]) -> tuple[float, float]:
     """Bounds beyond which the composed loss has a mass of at most :data:`LOST_MASS`, under P and under Q, by Chernoff's inequality."""
-    total = sum(event.steps for event in events)
+    total = sum(one.count for one in mechanisms)
     steps_of = []
-    for event in events:
-        low, high = _range(event, LOST_MASS / total)
+    for one in mechanisms:
+        low, high = _range(one, LOST_MASS / total)
         width = (high - low) / 4000
-        at, p, q = _step(event, width, LOST_MASS / total)
-        steps_of.append((at * width, p, q, event.steps))
-    spread = math.sqrt(sum(event.steps * _variance(event) for event in events))
+        at, p, q = _step(one, width, LOST_MASS / total)
+        steps_of.append((at * width, p, q, one.count))
+    spread = math.sqrt(sum(one.count * _variance(one) for one in mechanisms))
     # P(L >= t) <= E exp(a (L - t)) for any a > 0 (Chernoff 1952), and this bound equals LOST_MASS at
     # t = (log E exp(a L) - log LOST_MASS) / a; for independent steps log E exp(a L) is the sum of theirs
     exponents = np.geomspace(0.5, 40, 24) / spread
