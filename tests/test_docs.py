@@ -261,11 +261,11 @@ def test_the_files_of_the_cluster_page_are_what_slurm_and_kuberay_take(tmp_path:
 
 def test_every_command_of_the_audit_page_runs(bench: Callable[..., Ran], folder: Path, command: Callable[..., Done]) -> None:
     bench(small_grid("dp-gaussian"), "runs/quickstart")
-    assert len(commands(AUDIT)) == 5
+    assert len(commands(AUDIT)) == 2
     for line in commands(AUDIT):
         done = command(*shlex.split(line)[1:])
         assert done.returncode == 0, line + done.stdout + done.stderr
-        assert any(words in done.stdout for words in ("not refuted", "AUC", "guess without data"))
+        assert any(words in done.stdout for words in ("not refuted", "AUC"))
 
 
 def test_the_grid_of_the_audit_page_is_valid(tmp_path: Path) -> None:
