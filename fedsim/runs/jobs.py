@@ -28,7 +28,7 @@ from fedsim.runs.manifest import now, versions
 from fedsim.runs.worker import Failure, Item, Judged, Progress
 from fedsim.training.checkpoint import keep, kept
 from fedsim.training.trial import Outcome, Trial
-from fedsim.words import number, setting
+from fedsim.words import setting
 
 if TYPE_CHECKING:
     from fedsim.evidence.audit.audit import Audit, ClaimAudit

@@ -13,37 +13,28 @@ the sum of its steps': the best test of the worlds (Neyman and Pearson), and in 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product, starmap
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.data.normalise import unit_norm
-from fedsim.data.public import PublicRows
-from fedsim.errors import UserError, at
 from fedsim.evaluation.tuning import draws
 from fedsim.evidence.audit.setting import Labels, Rows, Setting, clipped
 from fedsim.evidence.fresh import forked, in_fresh_processes
 from fedsim.evidence.worlds import Divergence, Hidden, Tape, WatchedPool, choice_range, watched
-from fedsim.grid.models import Tuning
-from fedsim.methods.algorithm import Algorithm, solved_plan
 from fedsim.methods.clients import Noised
-from fedsim.methods.messages import Round, Task, Tensors
+from fedsim.methods.messages import Round, Tensors
 from fedsim.methods.phase import Phase
-from fedsim.planning.tuning import plans_of
-from fedsim.plugins.code_hash import is_shipped
 from fedsim.plugins.own_errors import own_errors
 from fedsim.plugins.registry import lookup
-from fedsim.privacy.events import Event
-from fedsim.privacy.plan import PrivacyPlan, Trust, Unit
+from fedsim.privacy.plan import Unit
 from fedsim.seeds import Seeds
-from fedsim.training.cohort import Cohort, CohortSpec, build_algorithm
+from fedsim.training.cohort import Cohort, CohortSpec
 from fedsim.training.rounds import train
 from fedsim.training.state import copied
 
@@ -125,7 +116,7 @@ def _world(setting: Setting, seeds: Seeds, canary: Canary | None, live: _World |
     return forked(_trained, *arguments) if setting.apart else _trained(*arguments)
 
 
-def _trained(setting: Setting, seeds: Seeds, canary: Canary | None, live: _World | None, always: bool) -> _World:  # noqa: FBT001
+def _trained(setting: Setting, seeds: Seeds, canary: Canary | None, live: _World | None, always: bool) -> _World:
     # where it is raised, for no traceback leaves a process
     with own_errors(setting.algorithm):
         algorithm, noisy = setting.build(), list[tuple[Round, Tensors]]()
