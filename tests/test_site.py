@@ -10,7 +10,7 @@ from cells import SHIPPED
 from test_docs import ROOT
 
 from fedsim.cli import app
-from fedsim.data.sources.spec import DatasetSpec
+from fedsim.data.spec import DatasetSpec
 from fedsim.grid.models import Evaluation, Grid, Resources
 from fedsim.partition import PartitionSpec
 from fedsim.results.rows import Row

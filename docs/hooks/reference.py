@@ -19,8 +19,7 @@ from typer.cli import get_docs_for_click
 import fedsim
 from fedsim.api.describe import Parameter, describe, meanings_of, parameters_of, plain
 from fedsim.cli import app
-from fedsim.data.encoding.spec import EncoderSpec
-from fedsim.data.sources.spec import DatasetSpec, SplitSpec
+from fedsim.data.spec import DatasetSpec, EncoderSpec, SplitSpec
 from fedsim.evaluation.measures import MEASURES
 from fedsim.grid.models import AlgorithmEntry, AuditSpec, Evaluation, Grid, Privacy, Resources, Tune
 from fedsim.methods import face

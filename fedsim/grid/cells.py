@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.public import PublicRows
-from fedsim.data.sources.spec import DatasetSpec
+from fedsim.data.spec import DatasetSpec
 from fedsim.errors import UserError, at, nearest
 from fedsim.grid.models import Cell, Evaluation, Grid, data_key
 from fedsim.grid.resolve import Resolved, Variant

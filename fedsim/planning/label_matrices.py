@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import product
 
 from fedsim.data.embeddings import Embeddings
-from fedsim.data.sources.load import labelled
+from fedsim.data.load import labelled
 from fedsim.errors import at
 from fedsim.grid.cells import evaluations, grid_place, without_unseen
 from fedsim.grid.models import Grid, data_key, shown

@@ -13,8 +13,8 @@ from pydantic import Field
 from baselines.dp_gaussian import DPGaussian
 from baselines.fedavg_cvae import FedAvgCVAE
 from fedsim.data.embeddings import Embeddings
-from fedsim.data.sources.load import load
-from fedsim.data.sources.spec import DatasetSpec
+from fedsim.data.load import load
+from fedsim.data.spec import DatasetSpec
 from fedsim.errors import UserError
 from fedsim.grid.cells import expand
 from fedsim.grid.models import Cell, Grid
@@ -189,7 +189,7 @@ BASE = "algorithms: [config-private]\n"
         (BASE + "seeds: 4-0", "seeds: '4-0' is no range of up to 1000 numbers; give one such as 0-4"),
         (BASE + "seeds: [1, 0-2]", "seeds: 1 is listed twice"),
         (BASE + "alpha: 0-4", "alpha: '0-4' is not a number"),
-        (BASE + "dataset: cifar10", "dataset: unknown data set 'cifar10'; known: chest-xray, digits, flamby:<federation>, ham10000, hf"),
+        (BASE + "dataset: cifar10", "dataset: unknown data set 'cifar10'; known: chest-xray, digits, ham10000, hf:<dataset>"),
         (
             "algorithms: {name: config-private, params: {beta: [1, 2]}}",
             "params.beta: a list is not a number; give a number; or, to run each of several values, move them: scan: {beta: [1, 2]}",

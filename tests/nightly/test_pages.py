@@ -12,7 +12,7 @@ from benches import PATIENCE
 from pictures import save_chest_xray, save_encoder, save_ham10000, save_medmnist, save_milk10k
 from test_docs import ALGORITHMS, DATA, ROOT, commands, save_methods
 
-from fedsim.data.encoding.spec import REVISIONS
+from fedsim.data.spec import REVISIONS
 from fedsim.results.grid_rows import grid_rows
 
 pytestmark = pytest.mark.slow

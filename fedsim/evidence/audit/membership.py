@@ -57,7 +57,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Membership:
-    """What an attack reaches: area under its ROC curve, true positives at :data:`FALSE_POSITIVE_RATES`, and how many rows it was tried on."""
+    """What an attack reaches: area under its ROC curve, true positives at :data:`FALSE_POSITIVE_RATES`, and the rows it was tried on."""
 
     attack: str
     auc: Estimate

@@ -50,12 +50,6 @@ def saved(folder, features, **columns):
     return str(folder)
 
 
-def test_a_missing_text_is_empty_and_the_others_are_whole(tmp_path):
-    features = {"label": datasets.ClassLabel(names=["no", "yes"]), "site": datasets.Value("string")}
-    images = load_hub(saved(tmp_path / "set", features, label=[0, 1] * 6, site=["site0", "site1", None] * 4), "set")
-    assert images.columns["site"].tolist() == ["site0", "site1", ""] * 4
-
-
 @pytest.mark.parametrize(
     ("feature", "labels"),
     [

@@ -1,28 +1,27 @@
-import fcntl
+"""Images to embeddings: equal to a bare loop, computed once, resumed, and refused in time."""
+
 import io
 import json
-import os
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
-from benches import no_file_above
+from cells import NODES, quick
 from pictures import save_encoder, save_folder
 from rich.console import Console
 
-import fedsim.data.encoding.shards
-from fedsim.data.arrays import check_target, write_sidecar
-from fedsim.data.encoding.embed import EmbedJob, cached_embeddings, embed, in_process, outlook
-from fedsim.data.encoding.encoder import has_bfloat16, locate
-from fedsim.data.encoding.spec import EncoderSpec
-from fedsim.data.encoding.views import views_of
-from fedsim.data.images import ImageSet
+from fedsim.data.arrays import check_target
+from fedsim.data.encode import EmbedJob, Shard, cached_embeddings, embed
+from fedsim.data.encoder import ImageEncoder, locate, views_of
+from fedsim.data.images import ImageFiles, ImageSet
 from fedsim.data.sources.folder import load_image_folder
 from fedsim.data.sources.npz import load_embedding_file
 from fedsim.errors import UserError
+from fedsim.grid.models import Grid
+from fedsim.planning.prepare import prepare
 
 CONSOLE = Console(file=io.StringIO())
 
@@ -43,8 +42,7 @@ class Counted:
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    for module in ("fedsim.data.encoding.shards", "fedsim.data.encoding.embed"):
-        monkeypatch.setattr(f"{module}.SHARD", 7)
+    monkeypatch.setattr("fedsim.data.encode.SHARD", 7)
 
 
 @pytest.fixture
@@ -64,7 +62,7 @@ def stored(path):
 
 def bare(images, spec, **changes):
     """What a loop over the images gives."""
-    made = locate(spec.model_copy(update=changes)).load("cpu")
+    made = ImageEncoder(locate(spec.model_copy(update=changes)), "cpu")
     return made.embed(made.pixels([images.decoder(i)() for i in range(len(images))]))
 
 
@@ -76,25 +74,15 @@ def test_the_file_holds_what_a_bare_loop_over_the_images_gives(tmp_path, pets, e
     assert held["x"].dtype == np.float32
     for name, values in (("y", pets.y), ("split", pets.split), ("site", pets.columns["site"]), ("class_names", pets.class_names)):
         np.testing.assert_array_equal(held[name], values)
-    assert json.loads((tmp_path / "out/pets.json").read_text())["dataset"] == "pets"
+    manifest = json.loads((tmp_path / "out/pets.json").read_text())
+    assert (manifest["dataset"], manifest["encoder"], manifest["shape"]) == ("pets", locate(encoder).digest, [24, 16])
+    assert pets.images.decoded == Counter(range(24)) + Counter(range(24)), "by the loop, and once"
     data = cached_embeddings(pets, encoder, "pets", skip_bad=False)
     assert load_embedding_file(tmp_path / "out/pets.npz", "pets").fingerprint == data.fingerprint
 
 
-def test_the_manifest_says_how_the_embeddings_came_to_be(pets, encoder):
-    manifest = embed(job(pets, encoder, pool="cls+mean", dtype="float16"), CONSOLE).manifest
-    assert manifest["data"] == pets.fingerprint
-    assert manifest["encoder"] == locate(encoder).digest
-    assert (manifest["pool"], manifest["dtype"], manifest["shape"]) == ("cls+mean", "float16", [24, 32])
-    assert manifest["size"] == {"height": 28, "width": 28}
-    assert len(manifest["normalisation"]["image_mean"]) == 3
-    assert manifest["versions"].keys() >= {"fedsim", "torch", "transformers"}
-    assert manifest["skipped"] == []
-    assert manifest["revision"] is None
-
-
 def test_a_view_is_a_fixed_flip_or_crop_and_an_embedding_the_mean_over_them(pets, encoder):
-    made = locate(encoder).load("cpu")
+    made = ImageEncoder(locate(encoder), "cpu")
     views = [list(views_of(pets.decoder(i)(), 4)) for i in range(24)]
     mean = np.mean([made.embed(made.pixels([of[k] for of in views])).numpy() for k in range(4)], axis=0)
     np.testing.assert_allclose(embed(job(pets, encoder, views=4), CONSOLE).x, mean, atol=1e-5)
@@ -102,19 +90,6 @@ def test_a_view_is_a_fixed_flip_or_crop_and_an_embedding_the_mean_over_them(pets
     assert first == pets.decoder(0)()
     assert [view.tobytes() for view in views[0][:3]] == [view.tobytes() for view in views_of(first, 3)]
     assert len({view.tobytes() for view in views[0]}) == 4
-
-
-def test_views_of_an_image_depend_on_it_alone(pets, encoder):
-    whole, part = (embed(job(images, encoder, views=3), CONSOLE).x for images in (pets, pets.take(np.arange(24) % 2 == 1)))
-    np.testing.assert_allclose(whole[1::2], part, atol=1e-5)
-
-
-@pytest.mark.skipif(not has_bfloat16(), reason="the processor has no bfloat16")
-def test_bfloat16_is_computed_in_and_float32_is_stored(pets, encoder):
-    x = embed(job(pets, encoder, dtype="bfloat16"), CONSOLE).x
-    exact = bare(pets, encoder).numpy()
-    assert x.dtype == np.float32
-    assert 0 < np.linalg.norm(x - exact) < 0.05 * np.linalg.norm(exact)
 
 
 def test_other_labels_columns_and_splits_embed_nothing_again(pets, encoder):
@@ -127,23 +102,6 @@ def test_other_labels_columns_and_splits_embed_nothing_again(pets, encoder):
     assert second.data("pets").columns.keys() == {"age"}
 
 
-def test_an_outlook_decodes_nothing_and_ends_when_all_is_embedded(pets, encoder):
-    ahead = outlook(job(pets, encoder))
-    assert (ahead.images, ahead.dim) == (24, 16)
-    assert ahead.seconds > 0
-    assert not pets.images.decoded
-    embed(job(pets, encoder), CONSOLE)
-    assert outlook(job(pets, encoder)) == (0, 0.0, 16)
-
-
-def test_every_image_is_decoded_once_and_the_second_call_decodes_none(pets, encoder, cache):
-    first = cached_embeddings(pets, encoder, "pets", skip_bad=False)
-    second = cached_embeddings(pets, encoder, "pets", skip_bad=False)
-    assert pets.images.decoded == Counter(range(24))
-    assert first.fingerprint == second.fingerprint
-    assert sorted(path.suffix for path in (cache / "embeddings").iterdir()) == [".lock", ".npz"]
-
-
 def test_whatever_differs_is_computed_again_never_reused(tmp_path, pets, encoder):
     other = save_encoder(tmp_path / "other", seed=1)
     jobs = [
@@ -154,11 +112,11 @@ def test_whatever_differs_is_computed_again_never_reused(tmp_path, pets, encoder
         job(pets, other),
         job(pets.take(np.arange(24) != 3), encoder),
     ]
-    assert len({each.key for each in jobs}) == len(jobs)
-    before = jobs[0].key
+    assert len({each.path for each in jobs}) == len(jobs)
+    before = jobs[0].path
     (tmp_path / "pets/cat/3.png").write_bytes((tmp_path / "pets/dog/3.png").read_bytes())
     changed = load_image_folder(tmp_path / "pets", "pets")
-    assert job(replace(changed, columns=pets.columns), encoder).key != before
+    assert job(replace(changed, columns=pets.columns), encoder).path != before
 
 
 @pytest.mark.parametrize("damage", ["manifest", "cut"])
@@ -172,33 +130,6 @@ def test_a_cached_file_that_is_not_what_its_name_says_is_replaced(pets, encoder,
         manifest = json.loads(str(right["manifest"])) | {"images": "another"}
         np.savez(path, **(right | {"x": right["x"] + 1, "manifest": np.array(json.dumps(manifest))}))
     np.testing.assert_array_equal(embed(job(pets, encoder), CONSOLE).x, right["x"])
-
-
-def test_an_interrupted_run_goes_on_with_the_next_shard(pets, encoder):
-    def interrupted(job, numbers):
-        for shard in in_process(job, numbers):
-            yield shard
-            if shard.number == 1:
-                raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        embed(job(pets, encoder), CONSOLE, work=interrupted)
-    pets.images.decoded.clear()
-    x = embed(job(pets, encoder), CONSOLE).x
-    assert set(pets.images.decoded) == set(range(14, 24))
-    np.testing.assert_allclose(x, bare(pets, encoder), atol=1e-5)
-
-
-def test_a_broken_shard_is_computed_again(pets, encoder, cache):
-    def after_one(job, numbers):
-        yield next(in_process(job, numbers))
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        embed(job(pets, encoder), CONSOLE, work=after_one)
-    (shard,) = (cache / "embeddings").glob("*.shards/*.npz")
-    shard.write_bytes(b"PK half a file")
-    assert embed(job(pets, encoder), CONSOLE).x.any(axis=1).all()
 
 
 @pytest.fixture
@@ -236,16 +167,6 @@ def test_a_column_with_a_reserved_name_is_refused(pets, encoder):
         embed(job(replace(pets, columns={"y": pets.y}), encoder), CONSOLE)
 
 
-def test_memory_of_the_pipeline_does_not_grow_with_the_images(pets, encoder, monkeypatch):
-    """Batches that wait are bounded: decoding never runs ahead of the model by more than threads + 1 batches."""
-    made = locate(encoder).load("cpu")
-    ahead = []
-    embedded = made.embed
-    monkeypatch.setattr(made, "embed", lambda pixels: ahead.append(sum(pets.images.decoded.values()) - 2 * len(ahead)) or embedded(pixels))
-    list(fedsim.data.encoding.shards.embedded_shards(made, pets, range(4), batch=2, threads=2))
-    assert max(ahead) <= 2 * (2 + 1)
-
-
 @pytest.mark.parametrize(
     ("out", "message"),
     [
@@ -270,28 +191,93 @@ def test_where_nothing_can_be_written_is_said_before_the_work(tmp_path, monkeypa
     assert not (tmp_path / "new").exists()
 
 
-def test_an_unknown_pool_or_dtype_is_refused():
-    with pytest.raises(ValueError, match="cls"):
-        EncoderSpec(name="x", pool="max")
+def test_an_interrupted_run_goes_on_with_the_next_shard_and_a_broken_one_is_computed_again(pets, encoder, cache, monkeypatch):
+    save = Shard.save
 
+    def interrupted(shard, path):
+        save(shard, path)
+        if path.stem == "000001":
+            raise KeyboardInterrupt
 
-def test_a_second_run_waits_for_the_first_and_finds_its_file(pets, encoder, cache):
-    first = embed(job(pets, encoder), CONSOLE)
+    monkeypatch.setattr(Shard, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        embed(job(pets, encoder), CONSOLE)
+    monkeypatch.setattr(Shard, "save", save)
+    broken = next((cache / "embeddings").glob("*.shards/000000.npz"))
+    broken.write_bytes(b"PK half a file")
     pets.images.decoded.clear()
-    console = Console(file=io.StringIO())
-    with (cache / "embeddings" / f"{job(pets, encoder).key}.lock").open() as lock, ThreadPoolExecutor(1) as pool:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        second = pool.submit(embed, job(pets, encoder), console)
-        while "waiting" not in console.file.getvalue():
-            assert not second.done()
-            os.sched_yield()
-        fcntl.flock(lock, fcntl.LOCK_UN)
-        np.testing.assert_array_equal(second.result().x, first.x)
-    assert not pets.images.decoded
+    x = embed(job(pets, encoder), CONSOLE).x
+    assert set(pets.images.decoded) == {*range(7), *range(14, 24)}
+    np.testing.assert_allclose(x, bare(pets, encoder), atol=1e-5)
+    assert sorted(path.suffix for path in (cache / "embeddings").iterdir()) == [".lock", ".npz"]
 
 
-def test_a_manifest_that_cannot_be_written_leaves_the_old_one(tmp_path):
-    write_sidecar(tmp_path / "rows.npz", {"rows": 1})
-    with no_file_above(100), pytest.raises(OSError, match="File too large"):
-        write_sidecar(tmp_path / "rows.npz", {"rows": "1" * 1000})
-    assert [json.loads(path.read_text()) for path in tmp_path.iterdir()] == [{"rows": 1}]
+def grid(tmp_path, **keys):
+    base = {"encoder": save_encoder(tmp_path / "encoder").name, "clients": 3, "algorithms": [quick("fedhypevae"), quick("weight-noise")]}
+    return Grid.model_validate({**base, "evaluation": {"per_class": 5}, **keys})
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The images that are decoded, one after another."""
+    rows = []
+    original = ImageFiles.decoder
+    monkeypatch.setattr(ImageFiles, "decoder", lambda images, row: rows.append(row) or original(images, row))
+    return rows
+
+
+def table(folder, **columns):
+    """A CSV file of 24 images of three classes."""
+    save_folder(folder)
+    paths = [f"{kind}/{n}.png" for kind in ("cat", "dog", "eel") for n in range(8)]
+    pd.DataFrame({"path": paths, "label": [path[:3] for path in paths], **columns}).to_csv(folder / "pets.csv", index=False)
+    return {"csv": folder / "pets.csv"}
+
+
+PATIENTS = [f"p{n}" for n in range(12)] * 2
+
+
+@pytest.mark.parametrize(
+    ("columns", "asked", "message"),
+    [
+        ({"site": ["n", "s"] * 12}, {"partition": {"scheme": "column", "column": "sites"}}, "partition.column: .* no column 'sites'"),
+        (
+            {"patient": PATIENTS, "split": ["train"] * 12 + ["test"] * 4 + ["train"] * 8},
+            {"unit": {"column": "patient"}, "clients": 2},
+            "unit: 4 values of patient have both training and test rows, such as 'p0'",
+        ),
+        ({}, {"clients": 30}, r"clients\[0\]: 30 clients"),
+    ],
+)
+def test_what_columns_and_labels_refuse_is_refused_before_an_image_is_decoded(tmp_path, decoded, columns, asked, message):
+    with pytest.raises(UserError, match=message):
+        prepare(grid(tmp_path, dataset=table(tmp_path / "pets", **columns), **asked), NODES)
+    assert decoded == []
+
+
+def test_a_grid_decodes_each_image_once_and_another_column_none_again(tmp_path, decoded):
+    prepare(grid(tmp_path, dataset=table(tmp_path / "pets"), alpha=[0.5, 1.0], seeds=[0, 1]), NODES)
+    assert sorted(decoded) == list(range(24))
+    held = pd.read_csv(tmp_path / "pets/pets.csv")
+    held.assign(patient=PATIENTS).to_csv(tmp_path / "pets/pets.csv", index=False)
+    of_patients = {"csv": tmp_path / "pets/pets.csv", "split": {"by": "patient"}}
+    (data,) = prepare(grid(tmp_path, dataset=of_patients, unit={"column": "patient"}, clients=2), NODES).data.values()
+    assert len(decoded) == 24
+    assert not set(data.columns["patient"]) & set(data.test_columns["patient"])
+
+
+def test_encoders_are_an_axis_beside_data_sets_that_need_none(tmp_path):
+    pets = {"imagefolder": save_folder(tmp_path / "pets"), "overlap": "keep"}
+    encoders = [save_encoder(tmp_path / "dino").name, {"name": save_encoder(tmp_path / "base", seed=1).name, "views": 2}]
+    trials = prepare(grid(tmp_path, dataset=[pets, "digits"], encoder=encoders, algorithms=["dp-gaussian"]), NODES).trials
+    names = [f"{name} ({encoder})" for name in ("pets", "digits") for encoder in ("dino", "base, 2 views")]
+    assert [trial.cell.dataset.display for trial in trials] == names
+
+
+@pytest.mark.parametrize(
+    ("dataset", "encoder", "message"),
+    [({"npz": "a.npz"}, "dino", "no data set of the grid holds images; remove it"), ("digits", ["a/dino", "b/dino"], "are called 'dino'")],
+)
+def test_encoders_that_mean_nothing_are_refused(tmp_path, dataset, encoder, message):
+    with pytest.raises(ValueError, match=message):
+        grid(tmp_path, dataset=dataset, encoder=encoder)
