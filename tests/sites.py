@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.data.load import load
+from fedsim.data.sources.load import load
 from fedsim.data.spec import DatasetSpec
 
 SITES = ("north", "south", "west")

@@ -70,7 +70,7 @@ def test_every_command_of_the_pages_runs(line: str, command: Callable[..., Done]
 def test_the_grids_of_the_data_page_are_valid(tmp_path: Path) -> None:
     first, second = blocks(DATA, "yaml")
     (tmp_path / "g.yaml").write_text(first)
-    assert load_grid(tmp_path / "g.yaml").partition.given.site_column == "scanner"
+    assert load_grid(tmp_path / "g.yaml").partition.column == "scanner"
     (tmp_path / "g.yaml").write_text(second)
     encoders = ("dinov2-small", "efficientnet-lite0", "exported")
     names = [f"{name} ({encoder})" for name in ("ham10000", "chest-xray") for encoder in encoders]

@@ -93,10 +93,6 @@ def section(model: type[BaseModel]) -> Iterator[str]:
     """A model's summary and its fields; those of its kinds after them."""
     yield f"## {SECTIONS[model]}\n\n{plain((model.__doc__ or '').partition(chr(10))[0])}\n"
     yield from fields_table(model)
-    for kind, own in getattr(model, "kinds", {}).items():
-        if own.params.model_fields:
-            yield f"Of `{kind}` alone:\n"
-            yield from fields_table(own.params)
 
 
 def fields_table(model: type[BaseModel]) -> Iterator[str]:

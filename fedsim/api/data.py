@@ -50,7 +50,7 @@ def embed(
     from fedsim.data.encode import EmbedJob
     from fedsim.data.encode import embed as embedded
     from fedsim.data.encoder import locate
-    from fedsim.data.load import image_set
+    from fedsim.data.sources.load import image_set
     from fedsim.data.spec import DatasetSpec, EncoderSpec
     from fedsim.grid.read import parse_option
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fedsim.data.embeddings import Embeddings
-from fedsim.data.load import load_public, opened
 from fedsim.data.public import PublicRows
+from fedsim.data.sources.load import load_public, opened
 from fedsim.device import device_of
 from fedsim.errors import PluginError, UserError, at
 from fedsim.grid.cells import check_partitions, expand, grid_place, without_unseen
@@ -15,7 +15,7 @@ from fedsim.grid.models import Cell, Grid, Resources
 from fedsim.grid.resolve import resolve
 from fedsim.json_lines import dump
 from fedsim.methods.messages import Task
-from fedsim.partition import SCHEMES, Partition, as_seen, make_partition
+from fedsim.partition import Partition, as_seen, make_partition
 from fedsim.planning.gpu_memory import GIB, MOST_ACTORS_PER_GPU, even_share, least
 from fedsim.planning.node import Node, Share
 from fedsim.planning.process import plug_in_code
@@ -191,7 +191,7 @@ def seen(
     views, keys = dict(data), []
     for cell, partition in zip(cells, partitions, strict=True):
         key = cell.data_key
-        if SCHEMES[cell.partition.scheme].map_rows is not None:
+        if cell.partition.shifts:
             key = f"{key} {partition.fingerprint}"
             if key not in views:
                 views[key] = as_seen(data[cell.data_key], partition, cell.partition, cell.seed)

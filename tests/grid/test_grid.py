@@ -13,7 +13,7 @@ from pydantic import Field
 from baselines.dp_gaussian import DPGaussian
 from baselines.fedavg_cvae import FedAvgCVAE
 from fedsim.data.embeddings import Embeddings
-from fedsim.data.load import load
+from fedsim.data.sources.load import load
 from fedsim.data.spec import DatasetSpec
 from fedsim.errors import UserError
 from fedsim.grid.cells import expand

@@ -13,8 +13,8 @@ from PIL import Image
 
 from baselines.dp_gaussian import DPGaussian
 from fedsim.data.images import ImageSet
-from fedsim.data.load import load_public, opened
 from fedsim.data.public import PublicRows
+from fedsim.data.sources.load import load_public, opened
 from fedsim.data.sources.registry import read_unlabelled
 from fedsim.data.spec import DatasetSpec
 from fedsim.errors import UserError

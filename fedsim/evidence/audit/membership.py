@@ -211,7 +211,7 @@ def rows_of(trial: Trial, prepared: Prepared) -> tuple[NDArray[np.float32], NDAr
     site = cell.evaluation.unseen
     data = prepared.data[trial.data_key if site is None else cell.dataset.key]
     count = len(data.y_train)
-    trained = np.ones(count, bool) if site is None else data.others(str(cell.partition.given.site_column), site)
+    trained = np.ones(count, bool) if site is None else data.others(str(cell.partition.column), site)
     x, y = np.concatenate([data.x_train, data.x_test]), np.concatenate([data.y_train, data.y_test])
     return x, y, np.concatenate([trained, np.zeros(len(data.y_test), bool)]), count
 

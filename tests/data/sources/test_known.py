@@ -9,8 +9,8 @@ import pytest
 from pictures import picture, save_chest_xray, save_ham10000, save_milk10k
 
 from fedsim.data.images import ImageSet
-from fedsim.data.load import image_set
 from fedsim.data.sources.known import DIAGNOSES
+from fedsim.data.sources.load import image_set
 from fedsim.data.spec import DatasetSpec
 from fedsim.data.split import TEST, TRAIN
 from fedsim.errors import UserError

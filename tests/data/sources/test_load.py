@@ -5,7 +5,7 @@ import pytest
 from pictures import save_folder, save_medmnist
 from pydantic import ValidationError
 
-from fedsim.data.load import image_set, labelled, load
+from fedsim.data.sources.load import image_set, labelled, load
 from fedsim.data.spec import DatasetSpec
 from fedsim.data.split import TEST, TRAIN
 from fedsim.errors import UserError, at
