@@ -11,7 +11,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedsim.data.arrays import read_arrays
 from fedsim.data.sources.npz import load_embedding_file
 from fedsim.errors import UserError
 
@@ -81,15 +80,6 @@ def test_damage_is_reported_in_one_line(tmp_path: Path, what: str) -> None:
     with pytest.raises(UserError, match="cannot be read") as caught:
         load_embedding_file(tmp_path / "a.npz", "a")
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_a_whole_file_is_read_however_it_is_packed(tmp_path: Path, method: int) -> None:
-    (tmp_path / "a.npz").write_bytes(archive(method))
-    found = read_arrays(tmp_path / "a.npz")
-    assert found.keys() == HELD.keys()
-    for name, values in HELD.items():
-        np.testing.assert_array_equal(found[name], values)
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -92,16 +92,6 @@ def test_a_view_is_a_fixed_flip_or_crop_and_an_embedding_the_mean_over_them(pets
     assert len({view.tobytes() for view in views[0]}) == 4
 
 
-def test_other_labels_columns_and_splits_embed_nothing_again(pets, encoder):
-    first = embed(job(pets, encoder), CONSOLE)
-    pets.images.decoded.clear()
-    again = replace(pets, y=pets.y[::-1].copy(), split=pets.split[::-1].copy(), columns={"age": np.arange(24)})
-    second = embed(job(again, encoder), CONSOLE)
-    np.testing.assert_array_equal(first.x, second.x)
-    assert not pets.images.decoded
-    assert second.data("pets").columns.keys() == {"age"}
-
-
 def test_whatever_differs_is_computed_again_never_reused(tmp_path, pets, encoder):
     other = save_encoder(tmp_path / "other", seed=1)
     jobs = [
@@ -119,19 +109,6 @@ def test_whatever_differs_is_computed_again_never_reused(tmp_path, pets, encoder
     assert job(replace(changed, columns=pets.columns), encoder).path != before
 
 
-@pytest.mark.parametrize("damage", ["manifest", "cut"])
-def test_a_cached_file_that_is_not_what_its_name_says_is_replaced(pets, encoder, damage):
-    embed(job(pets, encoder), CONSOLE)
-    path = job(pets, encoder).path
-    right = stored(path)
-    if damage == "cut":
-        path.write_bytes(path.read_bytes()[:300])
-    else:
-        manifest = json.loads(str(right["manifest"])) | {"images": "another"}
-        np.savez(path, **(right | {"x": right["x"] + 1, "manifest": np.array(json.dumps(manifest))}))
-    np.testing.assert_array_equal(embed(job(pets, encoder), CONSOLE).x, right["x"])
-
-
 @pytest.fixture
 def damaged(tmp_path) -> ImageSet:
     """Seven bad images, a whole batch among them."""
@@ -142,29 +119,14 @@ def damaged(tmp_path) -> ImageSet:
     return load_image_folder(root, "pets")
 
 
-def test_bad_images_are_all_listed_and_nothing_is_written(damaged, encoder, cache):
-    with pytest.raises(UserError) as caught:
-        embed(job(damaged, encoder), CONSOLE)
-    assert "7 of 36 images cannot be decoded" in caught.value.what
-    for name in ("cat/0.png", "eel/6.png"):
-        assert name in caught.value.hint
-    assert "--skip-bad" in caught.value.hint
-    assert list((cache / "embeddings").glob("*.npz")) == []
-
-
 def test_bad_images_are_left_out_if_that_is_asked_for_and_only_then(damaged, encoder):
     made = embed(job(damaged, encoder), CONSOLE, skip_bad=True)
     assert made.x.shape == (29, 16)
     assert made.x.any(axis=1).all()
     assert len(made.images.y) == 29
     assert {bad["image"] for bad in made.manifest["skipped"]} >= {"cat/0.png", "eel/6.png"}
-    with pytest.raises(UserError, match="7 of 36 images cannot be decoded"):
+    with pytest.raises(UserError, match=r"7 of 36 images cannot be decoded; .*--skip-bad(?s:.*)cat/0.png(?s:.*)eel/6.png"):
         embed(job(damaged, encoder), CONSOLE)
-
-
-def test_a_column_with_a_reserved_name_is_refused(pets, encoder):
-    with pytest.raises(UserError, match="has a column 'y', a name that embeddings use themselves"):
-        embed(job(replace(pets, columns={"y": pets.y}), encoder), CONSOLE)
 
 
 @pytest.mark.parametrize(
@@ -272,12 +234,3 @@ def test_encoders_are_an_axis_beside_data_sets_that_need_none(tmp_path):
     trials = prepare(grid(tmp_path, dataset=[pets, "digits"], encoder=encoders, algorithms=["dp-gaussian"]), NODES).trials
     names = [f"{name} ({encoder})" for name in ("pets", "digits") for encoder in ("dino", "base, 2 views")]
     assert [trial.cell.dataset.display for trial in trials] == names
-
-
-@pytest.mark.parametrize(
-    ("dataset", "encoder", "message"),
-    [({"npz": "a.npz"}, "dino", "no data set of the grid holds images; remove it"), ("digits", ["a/dino", "b/dino"], "are called 'dino'")],
-)
-def test_encoders_that_mean_nothing_are_refused(tmp_path, dataset, encoder, message):
-    with pytest.raises(ValueError, match=message):
-        grid(tmp_path, dataset=dataset, encoder=encoder)

@@ -50,14 +50,6 @@ def test_an_exported_network_embeds_scaled_and_cropped_images(tmp_path):
     np.testing.assert_allclose(x, np.einsum("nchiwj,fcij->nfhw", patches, weights).mean((2, 3)), atol=1e-4)
 
 
-@pytest.mark.parametrize("shape", [("n", 3, 16, 16), (1, 3, 16, 16), (2, 3, 16, 16), ("n", 16, 16, 3)])
-def test_batches_channels_and_maps_are_as_the_network_has_them(tmp_path, shape):
-    expected = embedded(export(tmp_path / "tiny.onnx"))
-    for pooled in (True, False):
-        np.testing.assert_allclose(embedded(export(tmp_path / "other.onnx", shape, pooled=pooled)), expected, atol=1e-5)
-    np.testing.assert_allclose(embedded(tmp_path / "tiny.onnx", output="map"), expected, atol=1e-5)
-
-
 def test_what_does_not_do_is_one_message(tmp_path):
     path = export(tmp_path / "tiny.onnx")
     for more, message in (

@@ -1,7 +1,6 @@
 """The commands of the pages that start Ray, read pictures or train for minutes, as processes of their own."""
 
 import os
-import re
 import shlex
 import subprocess
 import sys

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,9 +97,6 @@ class PackedImages:
         except BadArrays as error:
             raise _unreadable(path, error) from error
         self.starts = np.cumsum([0, *(shape[0] for shape in self.shapes)])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_open": None}
 
     def __len__(self) -> int:
         return int(self.starts[-1])

@@ -43,22 +43,6 @@ def test_the_folders_at_the_top_may_be_domains_each_with_test_rows_of_its_own(tm
     assert all(images.image_name(i).startswith(str(name)) for i, name in enumerate(domain))
 
 
-@pytest.mark.parametrize(
-    ("parts", "said"),
-    [
-        (("train", "val"), "holds the folders train, val of a split, and no test; give train and test"),
-        (("Validation", "test"), "holds the folders Validation, test of a split, and no train; give"),
-        (("valid",), "holds the folders valid of a split, and no train and no test; give"),
-    ],
-)
-@pytest.mark.parametrize("domains", [False, True])
-def test_half_a_split_is_neither_a_split_nor_classes(tmp_path, parts, said, domains):
-    for start, part in enumerate(parts):
-        save_folder(tmp_path / "pets/photo" / part, each=3, start=100 * start)
-    with pytest.raises(UserError, match=f"pets/photo: {said}"):
-        load_image_folder(tmp_path / "pets" / ("" if domains else "photo"), "pets", domains=domains)
-
-
 def test_a_folder_without_domains_is_reported_how_they_stand(tmp_path):
     with pytest.raises(UserError, match="give a folder that holds one folder a domain"):
         load_image_folder(tmp_path / "none", "none", domains=True)

@@ -60,8 +60,3 @@ def saved(folder, features, **columns):
 def test_rows_without_a_label_are_refused(tmp_path, feature, labels):
     with pytest.raises(UserError, match="column 'label' has no label in 2 of 6 rows; choose a set whose rows are all labelled"):
         load_hub(saved(tmp_path / "set", {"label": feature}, label=labels), "set")
-
-
-def test_a_set_that_cannot_be_had_says_so():
-    with pytest.raises(UserError, match=r"'nobody/nothing' cannot be loaded .*; download it where there is a network"):
-        load_hub("nobody/nothing", "nothing")

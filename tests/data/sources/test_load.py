@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 from pictures import save_folder, save_medmnist
@@ -101,23 +99,6 @@ def test_a_wrong_spec_is_refused(spec, message):
         DatasetSpec.model_validate(spec)
 
 
-@pytest.mark.parametrize(
-    ("text", "kind", "display"),
-    [
-        ("digits", "digits", "digits"),
-        ("medmnist:organsmnist", "medmnist", "organsmnist"),
-        ("hf:user/set", "hf", "hf:user/set"),
-        ("imagefolder:my/scans", "imagefolder", "scans"),
-        ("npz:my/file.npz", "npz", "file"),
-    ],
-)
-def test_a_text_names_every_kind_of_source(text, kind, display):
-    spec = DatasetSpec.model_validate(text)
-    assert (spec.kind, spec.display) == (kind, display)
-    if spec.path:
-        assert spec.within(Path("/data")).path == Path("/data") / spec.path
-
-
 def test_labels_can_be_remapped(tmp_path):
     path = file(tmp_path, y=np.array(["lung", "heart", "skin"])[np.arange(60) % 3])
     with pytest.raises(UserError, match="y has dtype"):
@@ -141,16 +122,6 @@ def test_training_rows_that_are_test_rows_too_are_an_error_unless_it_is_said_wha
     dropped = load(DatasetSpec(npz=path, overlap="drop"))
     assert (len(dropped.y_train), len(dropped.columns["site"]), len(dropped.y_test)) == (18, 18, 20)
     assert len(load(DatasetSpec(npz=path, overlap="keep")).y_train) == 20
-
-
-def test_equal_images_in_training_and_test_are_found_by_their_content(tmp_path):
-    for start, part in ((0, "train"), (100, "test")):
-        save_folder(tmp_path / "pets" / part, each=3, start=start)
-    (tmp_path / "pets/test/cat/copy.png").write_bytes((tmp_path / "pets/train/dog/1.png").read_bytes())
-    spec = {"imagefolder": tmp_path / "pets"}
-    with pytest.raises(UserError, match=r"1 training rows are test rows too, the first is train/dog/1.png, the same as test/cat/copy.png"):
-        image_set(DatasetSpec(**spec))
-    assert len(image_set(DatasetSpec(**spec, overlap="drop"))) == 18
 
 
 def test_equal_images_of_one_file_of_arrays_are_found_too(tmp_path):
@@ -194,12 +165,6 @@ def test_a_column_that_cannot_split_is_refused(tmp_path, table, by, message):
     (save_folder(tmp_path / "pets") / "pets.csv").write_text(table)
     with pytest.raises(UserError, match=message):
         image_set(DatasetSpec(csv=tmp_path / "pets/pets.csv", split={"by": by}))
-
-
-def test_images_need_an_encoder(tmp_path):
-    save_folder(tmp_path / "pets")
-    with pytest.raises(UserError, match="'pets' holds images; name what embeds them, such as encoder: facebook/dinov2-base"):
-        load(DatasetSpec(imagefolder=tmp_path / "pets"))
 
 
 def test_labels_and_columns_come_without_an_encoder_and_are_those_of_the_embeddings(tmp_path, encoder):

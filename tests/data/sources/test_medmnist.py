@@ -1,4 +1,3 @@
-import pickle
 import tracemalloc
 
 import numpy as np
@@ -22,15 +21,13 @@ def test_the_official_split_and_class_names_are_kept(tmp_path):
     assert images.image_name(75) == "test_images[3]"
 
 
-def test_images_are_those_of_the_arrays_in_any_order_and_process(tmp_path):
+def test_images_are_those_of_the_arrays_in_any_order(tmp_path):
     path = save_medmnist(tmp_path / "organamnist.npz")
     images = organs(tmp_path)
     with np.load(path) as held:
         expected = np.concatenate([held[f"{part}_images"] for part in ("train", "val", "test")])
-    again = pickle.loads(pickle.dumps(images))  # noqa: S301 (as Ray hands it to its actors)
     for row in (0, 1, 59, 60, 101, 5, 72, 0):
-        for each in (images, again):
-            np.testing.assert_array_equal(np.asarray(each.decoder(row)())[:, :, 0], expected[row])
+        np.testing.assert_array_equal(np.asarray(images.decoder(row)())[:, :, 0], expected[row])
 
 
 def test_decoding_keeps_one_image_in_memory(tmp_path):

@@ -33,14 +33,6 @@ def test_a_split_column_says_what_is_for_testing(tmp_path):
     assert np.flatnonzero(images.split == TEST).tolist() == [5, 11]
 
 
-def test_labels_are_the_texts_that_stand_there(tmp_path):
-    labels = ["01", "1", "NA", "None"]
-    rows = [f"pictures/one/{n}.png,{label}" for n, label in enumerate(labels)] + [
-        f"pictures/two/{n}.png,{label}" for n, label in enumerate(labels)
-    ]
-    assert load_image_table(table(tmp_path, rows, "path,label"), "toy").class_names == ("01", "1", "NA", "None")
-
-
 def test_columns_are_the_texts_that_stand_there_but_for_gaps_or_whole_numbers(tmp_path):
     facts = ["00,10, NA,1.50", "0,9,,1.5", "1,-3,p 1 ,0.5"]
     rows = [f"pictures/{name}/{n}.png,{name},{fact}" for name in ("one", "two") for n, fact in enumerate(facts)]
