@@ -15,7 +15,6 @@ from fedsim.data.embeddings import Embeddings
 from fedsim.device import CPU, to_device
 from fedsim.evaluation.fidelity import Labelled
 from fedsim.evaluation.measures import LabelShares, Predictions
-from fedsim.evaluation.own_rows import OwnRows, own_rows
 from fedsim.evaluation.readouts import READOUTS
 from fedsim.evaluation.scores import (
     Scores,
@@ -35,6 +34,7 @@ from fedsim.methods.products import Classifier, Generator, OnSphere, is_classifi
 from fedsim.models.linear import Interpolated, ProbeClassifier, fit_linear, folded
 from fedsim.models.probe import Probe, fit_chosen, fit_probe
 from fedsim.partition import Partition
+from fedsim.partition.own_rows import OwnRows, own_rows
 from fedsim.seeds import SERVER, Purpose, Seeds
 from fedsim.training.cohort import build_algorithm
 from fedsim.training.rounds import restored

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.evaluation.measures import Predictions, balanced_accuracy
-from fedsim.evaluation.own_rows import own_rows
 from fedsim.evaluation.scores import score_classifier
 from fedsim.models.linear import ProbeClassifier
 from fedsim.models.probe import fit_probes, predict_each, strengths
+from fedsim.partition.own_rows import own_rows
 
 if TYPE_CHECKING:
     from fedsim.data.embeddings import Embeddings

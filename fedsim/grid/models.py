@@ -26,8 +26,7 @@ from pydantic import (
     model_validator,
 )
 
-from fedsim.data.encoding.spec import EncoderSpec
-from fedsim.data.sources.spec import DatasetSpec
+from fedsim.data.spec import DatasetSpec, EncoderSpec
 from fedsim.errors import UserError
 from fedsim.grid.complaints import spelled
 from fedsim.grid.places import Origin
@@ -432,7 +431,7 @@ class Grid(_Model):
     @classmethod
     def _encoder_matters(cls, encoder: tuple[EncoderSpec, ...], info: ValidationInfo) -> tuple[EncoderSpec, ...]:
         sets = (*info.data.get("dataset", ()), *filter(None, [info.data.get("public")]))
-        if encoder and "dataset" in info.data and all(spec.source.images is None for spec in sets):
+        if encoder and "dataset" in info.data and not any(spec.has_images for spec in sets):
             raise ValueError("no data set of the grid holds images; remove it")
         if twice := _twice([spec.display for spec in encoder]):
             raise ValueError(f"two encoders are called '{twice}'; rename the file or folder of one")

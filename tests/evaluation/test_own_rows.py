@@ -11,12 +11,12 @@ from sites import SITES, digits_of_sites
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.errors import UserError
-from fedsim.evaluation.own_rows import own_rows
 from fedsim.evaluation.references import local_only
 from fedsim.evaluation.scores import probe_predictions, scores_of
 from fedsim.evaluation.weights import TRIED_WEIGHTS, held_out_weight
 from fedsim.models.linear import fit_linear
 from fedsim.models.probe import fit_probe, strengths
+from fedsim.partition.own_rows import own_rows
 from fedsim.planning.prepare import Prepared
 from fedsim.results.rows import Row
 

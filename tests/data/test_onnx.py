@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from pictures import picture
 
-from fedsim.data.encoding.encoder import locate
-from fedsim.data.encoding.spec import EncoderSpec
+from fedsim.data.encoder import ImageEncoder, locate
+from fedsim.data.spec import EncoderSpec
 from fedsim.errors import UserError
 
 onnx = pytest.importorskip("onnx", reason="onnx, which writes the network, is not installed")
@@ -31,7 +31,7 @@ def export(path: Path, shape=("n", 3, 16, 16), filters: int = 4, *, pooled: bool
 
 
 def embedded(path, **more):
-    made = locate(EncoderSpec(**{"onnx": path, "size": 16, **more})).load("cpu")
+    made = ImageEncoder(locate(EncoderSpec(**{"onnx": path, "size": 16, **more})), "cpu")
     return made.embed(made.pixels(PICTURES)).numpy()
 
 
@@ -40,7 +40,7 @@ def test_an_exported_network_embeds_scaled_and_cropped_images(tmp_path):
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
     x = embedded(path, mean=mean, std=std)
     assert x.shape == (5, 4)
-    made = locate(EncoderSpec(onnx=path, size=16, mean=mean, std=std)).load("cpu")
+    made = ImageEncoder(locate(EncoderSpec(onnx=path, size=16, mean=mean, std=std)), "cpu")
     pixels = made.pixels(PICTURES).numpy()
     assert pixels.shape == (5, 3, 16, 16)
     shrunk = np.asarray(PICTURES[0].resize((16, 17), 3), np.float32)[:16] / 255
@@ -48,29 +48,6 @@ def test_an_exported_network_embeds_scaled_and_cropped_images(tmp_path):
     weights = np.random.default_rng(0).standard_normal((4, 3, 4, 4)).astype(np.float32)
     patches = pixels.reshape(5, 3, 4, 4, 4, 4)
     np.testing.assert_allclose(x, np.einsum("nchiwj,fcij->nfhw", patches, weights).mean((2, 3)), atol=1e-4)
-
-
-@pytest.mark.parametrize("shape", [("n", 3, 16, 16), (1, 3, 16, 16), (2, 3, 16, 16), ("n", 16, 16, 3)])
-def test_batches_channels_and_maps_are_as_the_network_has_them(tmp_path, shape):
-    expected = embedded(export(tmp_path / "tiny.onnx"))
-    for pooled in (True, False):
-        np.testing.assert_allclose(embedded(export(tmp_path / "other.onnx", shape, pooled=pooled)), expected, atol=1e-5)
-    np.testing.assert_allclose(embedded(tmp_path / "tiny.onnx", output="map"), expected, atol=1e-5)
-
-
-def test_views_are_averaged(tmp_path):
-    path = export(tmp_path / "tiny.onnx")
-    views = [embedded(path, views=count) for count in (1, 2)]
-    assert not np.allclose(*views)
-
-
-def test_a_path_is_a_name_and_display_and_digest_follow_the_file(tmp_path):
-    path = export(tmp_path / "tiny.onnx")
-    spec = EncoderSpec.model_validate("tiny.onnx").within(tmp_path)
-    assert (spec.onnx, spec.display) == (path, "tiny")
-    digest = locate(spec).digest
-    export(path, filters=5)
-    assert locate(spec).digest != digest
 
 
 def test_what_does_not_do_is_one_message(tmp_path):

@@ -2,22 +2,21 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from pictures import picture, save_encoder
 from safetensors.torch import load_file, save_file
-from transformers import AutoImageProcessor, AutoModel, ResNetConfig, ResNetModel
+from transformers import AutoImageProcessor, AutoModel
 
-from fedsim.data.encoding.encoder import locate
-from fedsim.data.encoding.spec import REVISIONS, EncoderSpec
+from fedsim.data.encoder import ImageEncoder, locate
+from fedsim.data.spec import REVISIONS, EncoderSpec
 from fedsim.errors import UserError
 
 PICTURES = [picture(n) for n in range(4)]
 
 
 def embedded(spec, pool="cls"):
-    made = locate(spec.model_copy(update={"pool": pool})).load("cpu")
+    made = ImageEncoder(locate(spec.model_copy(update={"pool": pool})), "cpu")
     return made.embed(made.pixels(PICTURES))
 
 
@@ -29,20 +28,6 @@ def test_pooling_is_the_class_token_the_mean_of_the_patches_or_both(encoder):
     torch.testing.assert_close(embedded(encoder), tokens[:, 0])
     torch.testing.assert_close(embedded(encoder, "mean"), tokens[:, 1:].mean(1))
     torch.testing.assert_close(embedded(encoder, "cls+mean"), torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1))
-
-
-def test_register_tokens_are_no_patches(tmp_path):
-    transformers = pytest.importorskip("transformers", minversion="4.48")
-    spec = save_encoder(tmp_path / "dino")
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14, "mlp_ratio": 2}
-    config = transformers.Dinov2WithRegistersConfig(**sizes, num_register_tokens=3)
-    model = transformers.Dinov2WithRegistersModel(config).eval()
-    model.save_pretrained(spec.name)
-    made = locate(spec).load("cpu")
-    with torch.inference_mode():
-        tokens = model(made.pixels(PICTURES)).last_hidden_state
-    assert tokens.shape[1] == 1 + 3 + 4
-    torch.testing.assert_close(embedded(spec, "mean"), tokens[:, 4:].mean(1))
 
 
 def test_the_digest_follows_weights_and_preprocessing(tmp_path, encoder):
@@ -75,39 +60,6 @@ def test_an_encoder_that_cannot_be_had_says_how_to_get_it(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("removed", "message"),
-    [("preprocessor_config.json", "has no readable preprocessor_config.json"), ("model.safetensors", "pickled weights are never read")],
-)
-def test_an_incomplete_folder_is_named(tmp_path, encoder, removed, message):
-    folder = Path(shutil.copytree(encoder.name, tmp_path / "copy"))
-    (folder / removed).unlink()
-    with pytest.raises(UserError, match=message):
-        locate(EncoderSpec(name=str(folder)))
-
-
-def test_broken_weights_and_models_without_tokens_are_named(tmp_path, encoder):
-    folder = Path(shutil.copytree(encoder.name, tmp_path / "copy"))
-    (folder / "model.safetensors").write_bytes(b"broken")
-    with pytest.raises(UserError, match="cannot be loaded"):
-        embedded(EncoderSpec(name=str(folder)))
-    tiny = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1])
-    ResNetModel(tiny).save_pretrained(folder)
-    with pytest.raises(UserError, match="yields no tokens; give a vision transformer"):
-        embedded(EncoderSpec(name=str(folder)))
-
-
-def test_a_folder_has_no_revision(encoder):
-    with pytest.raises(UserError, match="has no revision"):
-        locate(EncoderSpec(name=encoder.name, revision="abc"))
-
-
-def test_embeddings_do_not_depend_on_the_batch(encoder):
-    made = locate(encoder).load("cpu")
-    alone = torch.cat([made.embed(made.pixels([each])) for each in PICTURES])
-    np.testing.assert_allclose(alone, embedded(encoder), atol=1e-5)
-
-
-@pytest.mark.parametrize(
     ("given", "message"),
     [
         ({}, "names no encoder or two; give a name"),
@@ -124,20 +76,6 @@ def test_a_wrong_encoder_is_refused(given, message):
         EncoderSpec.model_validate(given)
 
 
-def test_dinov2_needs_no_prefix_but_a_folder_of_that_name_goes_first(tmp_path, monkeypatch, encoder):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=f"'facebook/dinov2-small' is not .* --revision {REVISIONS['facebook/dinov2-small']}"):
-        locate(EncoderSpec(name="dinov2-small"))
-    shutil.copytree(encoder.name, tmp_path / "dinov2-small")
-    assert locate(EncoderSpec(name="dinov2-small")).digest == locate(encoder).digest
-
-
-def test_what_is_not_the_default_is_in_the_name_of_tables():
-    spec = EncoderSpec(name="facebook/dinov2-base", pool="cls+mean", dtype="bfloat16", views=4)
-    assert spec.display == "dinov2-base, cls+mean, bfloat16, 4 views"
-
-
 def test_weights_that_are_not_used_are_not_reported_and_those_that_lack_are(tmp_path, encoder, capfd):
     folder = Path(shutil.copytree(encoder.name, tmp_path / "copy"))
     weights = load_file(folder / "model.safetensors")
@@ -149,12 +87,6 @@ def test_weights_that_are_not_used_are_not_reported_and_those_that_lack_are(tmp_
     save_file({name: value for name, value in weights.items() if name != gone}, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=f"cannot be loaded .there are no weights of {gone}"):
         embedded(EncoderSpec(name=str(folder)))
-
-
-def test_bfloat16_without_a_processor_that_has_it_is_refused(encoder, monkeypatch):
-    monkeypatch.setattr("fedsim.data.encoding.encoder.has_bfloat16", lambda: False)
-    with pytest.raises(UserError, match="this processor computes in bfloat16 more slowly than in float32; give dtype: float32"):
-        locate(encoder.model_copy(update={"dtype": "bfloat16"})).load("cpu")
 
 
 def test_encoders_in_the_cache_are_known_by_name(cache, encoder):
@@ -173,5 +105,5 @@ def test_code_in_an_encoders_folder_neither_runs_nor_is_asked_about(tmp_path, en
     own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Model"}}
     (copied / "config.json").write_text(json.dumps(own))
     with pytest.raises(UserError, match="cannot be loaded"):
-        locate(EncoderSpec(name=str(copied))).load("cpu")
+        ImageEncoder(locate(EncoderSpec(name=str(copied))), "cpu")
     assert not (tmp_path / "ran").exists()

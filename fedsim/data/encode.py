@@ -1,4 +1,4 @@
-"""Image sets to embeddings: computed once, kept in the cache under the hash of images and encoder.
+"""Image sets to embeddings: computed once, shard by shard, and kept in the cache under the hash of images and encoder.
 
 What decides them stands in a manifest inside the file: images (a hash of their content, in order), encoder (a hash of its weights),
 pooling, views, preprocessing and dtype; labels, split and columns do not. A file whose manifest differs is computed again.
@@ -10,54 +10,68 @@ import fcntl
 import hashlib
 import json
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import joblib
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
+from rich.progress import Progress
+from torch import Tensor
 
 from fedsim import __version__
 from fedsim.data.arrays import BadArrays, read_arrays, read_manifest, write_npz, write_sidecar
 from fedsim.data.embeddings import Embeddings
-from fedsim.data.encoding.encoder import EncoderFiles, best_device, locate
-from fedsim.data.encoding.shards import SHARD, Shard, embedded_shards, positions
-from fedsim.data.encoding.spec import EncoderSpec
-from fedsim.data.images import ImageSet
+from fedsim.data.encoder import EncoderFiles, ImageEncoder, locate
+from fedsim.data.images import BadImage, Decoder, ImageSet
+from fedsim.data.spec import EncoderSpec
 from fedsim.data.split import TEST, TRAIN
 from fedsim.errors import UserError
-from fedsim.files import cache_folder
+from fedsim.files import cache_folder, replaced
 from fedsim.words import plain_console
 
 FORMAT = 2
 """Goes up when the same inputs would give other embeddings."""
-BATCH = 64
+BATCH, SHARD = 64, 512
+"""Views of images that the model takes at once; images of a shard."""
 _RESERVED = ("x", "y", "split", "class_names", "manifest")
 _SHOWN = 10
-_TIMED = 8
-"""Images by whose embedding an encoder's speed is measured."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The embeddings ``[k, d]`` of up to ``SHARD`` images, zero where one is bad, and why it is, by its position in the whole set."""
+
+    x: NDArray[np.floating]
+    bad: dict[int, str]
+
+    def save(self, path: Path) -> None:
+        """Write it at once or not at all."""
+        with replaced(path) as part, part.open("wb") as file:
+            np.savez(file, x=self.x, bad=np.array(json.dumps(sorted(self.bad.items()))))
+
+    @classmethod
+    def load(cls, path: Path) -> Shard | None:
+        """A shard of an earlier run; None if it is not there or cannot be read."""
+        try:
+            held = read_arrays(path)
+            return cls(held["x"], {int(position): reason for position, reason in json.loads(str(held["bad"]))})
+        except (BadArrays, ValueError, TypeError, KeyError, RecursionError):
+            return None
 
 
 @dataclass(frozen=True)
 class EmbedJob:
-    """Which images go through which encoder.
-
-    Attributes:
-        images: the image set.
-        encoder: its files, and what is asked of it.
-        batch: views of images that the model takes at once; changes no result that matters.
-    """
+    """Which images go through which encoder; ``batch`` changes no result that matters."""
 
     images: ImageSet
     encoder: EncoderFiles
@@ -78,59 +92,26 @@ class EmbedJob:
         }
 
     @property
-    def key(self) -> str:
-        """16 hex digits of the identity's SHA-256."""
-        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
-
-    @property
-    def shards(self) -> int:
-        """How many shards there are."""
-        return -(-len(self.images) // SHARD)
-
-    @property
     def path(self) -> Path:
         """The cache's file: ``x`` of the images that could be decoded, and the manifest."""
-        return cache_folder() / "embeddings" / f"{self.key}.npz"
+        key = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
+        return cache_folder() / "embeddings" / f"{key}.npz"
 
     @property
-    def parts(self) -> Path:
-        """The folder of shards while the file is made."""
-        return self.path.with_suffix(".shards")
+    def shards(self) -> dict[Path, range]:
+        """The files of shards while the file is made, and the images that each has."""
+        folder, count = self.path.with_suffix(".shards"), len(self.images)
+        return {folder / f"{start // SHARD:06}.npz": range(start, min(start + SHARD, count)) for start in range(0, count, SHARD)}
 
     def manifest(self) -> dict[str, Any] | None:
         """The cached file's; None where there is none that is of this job."""
         held = read_manifest(self.path)
         return held if held is not None and {key: held.get(key) for key in self.identity} == self.identity else None
 
-    def missing(self) -> list[int]:
-        """The shards that neither the cache nor an interrupted run has."""
-        return [] if self.manifest() else [number for number in range(self.shards) if Shard.load(self.parts, number) is None]
-
-    def count(self, numbers: Sequence[int]) -> int:
-        """How many images these shards have."""
-        return sum(len(positions(number, len(self.images))) for number in numbers)
-
-
-Work = Callable[[EmbedJob, Sequence[int]], Iterator[Shard]]
-"""Computes the shards with these numbers, in any order."""
-
-
-def in_process(job: EmbedJob, numbers: Sequence[int]) -> Iterator[Shard]:
-    """All shards in this process, on a GPU if there is one."""
-    device = best_device()
-    threads = 1 if device == "cpu" else max(1, joblib.cpu_count() - 1)
-    return embedded_shards(job.encoder.load(device), job.images, numbers, job.batch, threads)
-
 
 @dataclass(frozen=True, eq=False)
 class Embedded:
-    """The embeddings of an image set.
-
-    Attributes:
-        images: those that could be decoded.
-        x: ``[n, d]``.
-        manifest: how they came to be.
-    """
+    """The embeddings ``[n, d]`` of the images that could be decoded, and how they came to be."""
 
     images: ImageSet
     x: NDArray[np.floating]
@@ -145,65 +126,26 @@ class Embedded:
         """Write an ``.npz`` file that a grid can read, with its manifest readable beside it."""
         images = self.images
         arrays = {"y": images.y, "split": images.split, "class_names": np.array(images.class_names), **images.columns}
-        shape = self.x.shape[0], self.x.shape[1]
-        write_npz(out, shape, self.x.dtype.str, [self.x], arrays, self.manifest)
+        write_npz(out, (self.x.shape[0], self.x.shape[1]), self.x.dtype.str, [self.x], arrays, self.manifest)
         write_sidecar(out, self.manifest)
 
 
 def cached_embeddings(images: ImageSet, spec: EncoderSpec, name: str, *, skip_bad: bool) -> Embeddings:
-    """The embeddings of an image set, from the cache or computed now.
-
-    Args:
-        images: the image set.
-        spec: the encoder.
-        name: what tables call the data set.
-        skip_bad: leave out images that cannot be decoded.
+    """The embeddings of an image set, from the cache or computed now; tables call them ``name``.
 
     Raises:
-        UserError: the encoder cannot be had, or images cannot be decoded.
+        UserError: the encoder cannot be had, or images cannot be decoded and are not to be skipped.
     """
     return embed(EmbedJob(images, locate(spec)), plain_console(stderr=True), skip_bad=skip_bad).data(name)
 
 
-class Outlook(NamedTuple):
-    """What embedding would take.
-
-    Attributes:
-        images: how many are to be embedded; 0: the cache has them.
-        seconds: for these, by the speed of a few made-up images.
-        dim: of an embedding.
-    """
-
-    images: int
-    seconds: float
-    dim: int
-
-
-def outlook(job: EmbedJob) -> Outlook:
-    """What embedding would take, without a look at the images' pixels.
-
-    Raises:
-        UserError: the encoder cannot be loaded.
-    """
-    if held := job.manifest():
-        return Outlook(0, 0.0, held["shape"][1])
-    encoder = job.encoder.load(best_device())
-    drawn = [Image.fromarray(pixels) for pixels in np.random.default_rng(0).integers(0, 256, (_TIMED, 224, 224, 3), np.uint8)]
-    encoder.embed(encoder.pixels(drawn[:1]))  # the first call takes longer
-    start = time.perf_counter()
-    dim = encoder.embed(encoder.pixels(drawn)).shape[1]
-    images = job.count(job.missing())
-    return Outlook(images, images * (time.perf_counter() - start) / _TIMED, dim)
-
-
-def embed(job: EmbedJob, console: Console, *, skip_bad: bool = False, work: Work = in_process) -> Embedded:
-    """Embed what the cache lacks; a run that was killed continues with the next shard.
+def embed(job: EmbedJob, console: Console, *, skip_bad: bool = False) -> Embedded:
+    """Embed what the cache lacks, on a GPU if there is one; a run that was killed continues with the next shard.
 
     Args:
         job: what to embed.
         console: where progress is shown.
         skip_bad: leave out images that cannot be decoded.
-        work: computes shards.
 
     Raises:
         UserError: images cannot be decoded and are not to be skipped (the first of them are listed; what was computed is kept), or
@@ -215,10 +157,9 @@ def embed(job: EmbedJob, console: Console, *, skip_bad: bool = False, work: Work
     with _locked(job.path.with_suffix(".lock"), console):
         manifest = job.manifest()
         if manifest is None:
-            job.parts.mkdir(exist_ok=True)
-            _compute(job, console, work)
+            _compute(job, console)
             manifest = _assemble(job, skip_bad)
-            shutil.rmtree(job.parts)
+            shutil.rmtree(job.path.with_suffix(".shards"))
         bad = {int(position): why for position, why in manifest["bad"]}
         if bad and not skip_bad:
             raise _bad_images(bad, job)
@@ -242,44 +183,54 @@ def _locked(path: Path, console: Console) -> Iterator[None]:
         yield
 
 
-def _compute(job: EmbedJob, console: Console, work: Work) -> None:
-    """Compute and save the shards that are not there yet."""
-    if not (missing := job.missing()):
+def _compute(job: EmbedJob, console: Console) -> None:
+    """Compute and save the shards that are not there yet; the batches of a shard are decoded while the model computes."""
+    missing = {path: positions for path, positions in job.shards.items() if Shard.load(path) is None}
+    if not missing:
         return
-    done = len(job.images) - job.count(missing)
-    with _progress(console) as progress:
-        bar = progress.add_task(f"embedding {job.images.name}", total=len(job.images), completed=done, before=done)
-        for shard in work(job, missing):
-            shard.save(job.parts)
-            progress.advance(bar, job.count([shard.number]))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    encoder, total = ImageEncoder(job.encoder, device), len(job.images)
+    size, threads = max(1, job.batch // job.encoder.spec.views), 1 if device == "cpu" else max(1, joblib.cpu_count() - 1)
+    with Progress(console=console) as progress, ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
+        bar = progress.add_task(f"embedding {job.images.name}", total=total, completed=total - sum(map(len, missing.values())))
+        for path, positions in missing.items():
+            parts = [positions[start : start + size] for start in range(0, len(positions), size)]
+            # in ascending order and in this thread, as files that are read as a stream want it
+            decoders = [[job.images.decoder(position) for position in part] for part in parts]
+            rows: list[NDArray[np.floating]] = []
+            bad: dict[int, str] = {}
+            for pixels, why in pool.map(partial(_prepared, encoder), parts, decoders):
+                rows += [] if pixels is None else [encoder.embed(pixels).numpy().astype(job.encoder.spec.stored)]
+                bad |= why
+            x = np.zeros((len(positions), rows[0].shape[1] if rows else 0), job.encoder.spec.stored)
+            if rows:
+                x[[position not in bad for position in positions]] = np.concatenate(rows)
+            Shard(x, bad).save(path)
+            progress.advance(bar, len(positions))
 
 
-class _Rate(ProgressColumn):
-    """Images a second, of this run alone."""
-
-    def render(self, task: Task) -> Text:
-        """See rich."""
-        seconds = task.finished_time or task.elapsed
-        return Text(f"{(task.completed - task.fields['before']) / seconds:.1f} images/s" if seconds else "")
-
-
-def _progress(console: Console) -> Progress:
-    parts = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    return Progress(*parts, console=console)
+def _prepared(encoder: ImageEncoder, positions: Sequence[int], decoders: Sequence[Decoder]) -> tuple[Tensor | None, dict[int, str]]:
+    """The pixels of a batch's good images, and why the others are bad."""
+    good, bad = [], {}
+    for position, decoder in zip(positions, decoders, strict=True):
+        try:
+            good.append(decoder())
+        except BadImage as error:
+            bad[position] = str(error)
+    return encoder.pixels(good) if good else None, bad
 
 
 def _assemble(job: EmbedJob, skip_bad: bool) -> dict[str, Any]:
     """Put the shards into one file, shard by shard; returns its manifest."""
     bad: dict[int, str] = {}
     dim = 0
-    for number in range(job.shards):
-        shard = _shard(job, number)
+    for path, positions in job.shards.items():
+        shard = _shard(path)
         dim = max(dim, shard.x.shape[1])
         bad |= shard.bad
         finite = np.isfinite(shard.x).all(axis=1)
         if not finite.all():
-            name = job.images.image_name(positions(number, len(job.images))[int(finite.argmin())])
-            what = f"the embedding of {name} has NaN or infinite values"
+            what = f"the embedding of {job.images.image_name(positions[int(finite.argmin())])} has NaN or infinite values"
             raise UserError(job.images.where, what, "store them as float32, or check the encoder")
     if bad and not skip_bad:
         raise _bad_images(bad, job)
@@ -287,25 +238,20 @@ def _assemble(job: EmbedJob, skip_bad: bool) -> dict[str, Any]:
         **job.identity,
         "shape": [len(job.images) - len(bad), dim],
         "bad": sorted(bad.items()),
-        "device": best_device(),
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
         "versions": {"fedsim": __version__} | {name: version(name) for name in ("torch", "torchvision", "transformers", "numpy", "pillow")},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    write_npz(job.path, (manifest["shape"][0], dim), job.encoder.spec.stored, _good_rows(job, bad), {}, manifest)
+    kept = {path: [position not in bad for position in positions] for path, positions in job.shards.items()}
+    rows = (_shard(path).x[good] for path, good in kept.items() if any(good))
+    write_npz(job.path, (len(job.images) - len(bad), dim), job.encoder.spec.stored, rows, {}, manifest)
     return manifest
 
 
-def _good_rows(job: EmbedJob, bad: Mapping[int, str]) -> Iterator[NDArray[np.floating]]:
-    for number in range(job.shards):
-        good = [position not in bad for position in positions(number, len(job.images))]
-        if any(good):
-            yield _shard(job, number).x[good]
-
-
-def _shard(job: EmbedJob, number: int) -> Shard:
-    shard = Shard.load(job.parts, number)
+def _shard(path: Path) -> Shard:
+    shard = Shard.load(path)
     if shard is None:
-        raise UserError(str(job.parts), f"shard {number} was removed while fedsim ran", "run the same command again")
+        raise UserError(str(path), "was removed while fedsim ran", "run the same command again")
     return shard
 
 
@@ -318,15 +264,13 @@ def _bad_images(bad: Mapping[int, str], job: EmbedJob) -> UserError:
 
 def _described(job: EmbedJob, kept: ImageSet, bad: Mapping[int, str], cached: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest of the embeddings of this image set, from the cached file's."""
-    preprocessing, spec = job.encoder.preprocessing, job.encoder.spec
+    spec = job.encoder.spec
     return {
         **{key: value for key, value in cached.items() if key != "bad"},
         "data": job.images.fingerprint,
         "dataset": kept.name,
         "encoder_name": str(spec.name or spec.onnx),
         "revision": job.encoder.revision,
-        "size": preprocessing.get("crop_size") if preprocessing.get("do_center_crop") else preprocessing.get("size"),
-        "normalisation": {name: preprocessing.get(name) for name in ("image_mean", "image_std", "rescale_factor")},
         "rows": {"train": int((kept.split == TRAIN).sum()), "test": int((kept.split == TEST).sum())},
         "skipped": [{"image": job.images.image_name(position), "why": why} for position, why in sorted(bad.items())],
     }
