@@ -85,7 +85,7 @@ class Board(Printed):
     def notes(self) -> tuple[str, ...]:
         """What stands under the table."""
         rows = sum(len(standing.group.rows) for standing in self.standings)
-        proved = f"{counted(rows, 'row')}, each ε proved from the row alone by fedsim prove"
+        proved = f"{counted(rows, 'row')}, each ε proved from the row alone by fedsim verify"
         if not self.left_out:
             return (f"{proved}; none is left out",)
         return (f"{proved}; left out: {sum(self.left_out.values())}", *(f"{count} × {what}" for what, count in self.left_out.items()))

@@ -42,7 +42,7 @@ def on_actors(actors: int, node: Node, engine: AbstractContextManager[Any]) -> W
         UserError: there are more actors than CPUs.
     """
     if actors > node.cpus:
-        raise UserError("--actors", f"{actors} actors need as many CPUs, and there are {node.cpus:g}", f"give at most {node.cpus:g}")
+        raise UserError("actors", f"{actors} actors need as many CPUs, and there are {node.cpus:g}", f"give at most {node.cpus:g}")
 
     def work(job: EmbedJob, numbers: Sequence[int]) -> Iterator[Shard]:
         with engine:
@@ -77,7 +77,7 @@ def _shards(streams: Sequence[Any]) -> Iterator[Shard]:
             raise error.cause if isinstance(error.cause, UserError) else error from None
         except ray.exceptions.RayActorError as error:
             what = "an actor died (killed, or out of memory)"
-            raise RunLost("--actors", what, "run the same command again, it goes on; perhaps with fewer actors") from error
+            raise RunLost("actors", what, "run the same command again, it goes on; perhaps with fewer actors") from error
         else:
             waiting.append(waiting.pop(waiting.index(ready)))  # behind the others, so that none is served more often
             yield shard

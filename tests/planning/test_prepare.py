@@ -15,7 +15,6 @@ from fedsim.errors import UserError
 from fedsim.methods.one_shot import OneShot
 from fedsim.partition import SCHEMES
 from fedsim.partition.schemes.scheme import Division, Integers, Scheme, SchemeParams
-from fedsim.planning.label_matrices import label_matrices
 from fedsim.planning.node import Node
 from fedsim.planning.prepare import prepare
 from fedsim.tagged import KindParams
@@ -61,7 +60,6 @@ def test_a_scheme_is_one_object_that_a_grid_then_names(monkeypatch: pytest.Monke
     as_is, seen = prepared.data[grid.dataset[0].key], prepared.data[trial.data_key]
     np.testing.assert_array_equal(seen.x_train[2::4], np.roll(as_is.x_train[2::4], 2, axis=1))
     np.testing.assert_array_equal(seen.x_test[3::4], np.roll(as_is.x_test[3::4], 3, axis=1))
-    assert [matrix.scheme for matrix in label_matrices(grid)] == ["by-turns"]
     list(run_trial(trial, seen))
     with pytest.raises(UserError, match=r"^clients\[0\]: 5 is odd; give an even number"):
         prepare(small_grid("dp-gaussian", partition={"scheme": "by-turns"}, clients=5), NODES)

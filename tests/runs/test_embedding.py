@@ -19,7 +19,7 @@ from fedsim.errors import RunLost, UserError
 from fedsim.grid.models import Grid
 from fedsim.planning.node import Node, Share, fit_together
 from fedsim.planning.prepare import prepare
-from fedsim.report.plan_table import show_plan
+from fedsim.report.plan import Plan
 from fedsim.runs import embedding
 from fedsim.runs.embedding import EmbedActor, gpu_share, on_actors
 
@@ -144,7 +144,7 @@ def test_without_embedding_a_grid_says_what_it_would_embed(tmp_path, decoded):
     (left,) = ahead.to_embed
     assert left.startswith("24 images of pets with encoder, about ")
     console = Console(file=io.StringIO(), width=400)
-    show_plan(ahead, console)
+    Plan(ahead, tmp_path).show(console)
     assert f"to be embedded first: {left}" in console.file.getvalue()
     whole = prepare(grid(tmp_path, dataset=pets), NODES)
     assert [trial.plan for trial in ahead.trials] == [trial.plan for trial in whole.trials]

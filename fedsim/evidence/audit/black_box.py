@@ -208,7 +208,7 @@ def attack_run(folder: RunFolder, grid: Grid, *, cell: str | None = None, trust_
         of_it = [_but_for_seed_and_site(trial.cell) for _, trial in trials if trial.cell.training_id == only]
         if not of_it:
             what = f"{'several cells' if len(ids) > 1 else 'no cell with a generator'} of {folder.path} begin with that"
-            raise UserError(f"--cell {cell}", what, "give a cell_id of results.jsonl")
+            raise UserError(f"cell {cell}", what, "give a cell_id of results.jsonl")
         trials = [pair for pair in trials if _but_for_seed_and_site(pair[1].cell) in of_it]
     groups: dict[str, list[Attacked]] = {}
     for line, trial in trials:

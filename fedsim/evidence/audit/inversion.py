@@ -295,7 +295,7 @@ class Inversion:
         kind = lookup(algorithm)
         if not issubclass(kind, DPSGD | LocalTraining):
             what = "sends neither gradients nor updates of a model, which inversion looks at"
-            raise UserError(f"algorithm {algorithm}", what, "give --attack white-box, or black-box")
+            raise UserError(f"algorithm {algorithm}", what, "give `attack` white-box, or black-box")
         if len(data.y_train) < (least := 2 * max(BATCH_ROWS)):
             raise UserError("dataset", f"{len(data.y_train)} training rows are too few for this attack", f"give {least} or more")
         self.algorithm, self.data = algorithm, data

@@ -56,7 +56,7 @@ def check_one_run(setting: Setting, count: int) -> None:
     """
     if not isinstance(setting.build(), DPSGD) or setting.task.unit != "example":
         what = "takes no noisy step a round on sums over examples, which the audit in one run looks at"
-        raise UserError(f"algorithm {setting.algorithm}", what, "give --attack white-box")
+        raise UserError(f"algorithm {setting.algorithm}", what, "give `attack` white-box")
     if count < FEWEST_CANARIES:
         raise UserError("pairs", f"{count} canaries are too few for any bound in one run", f"give {FEWEST_CANARIES} or more")
 
