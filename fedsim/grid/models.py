@@ -27,7 +27,6 @@ from pydantic import (
 )
 
 from fedsim.data.spec import DatasetSpec, EncoderSpec
-from fedsim.errors import UserError
 from fedsim.grid.complaints import spelled
 from fedsim.grid.places import Origin
 from fedsim.models.probe import PROBE_C
@@ -455,23 +454,6 @@ class Grid(_Model):
                 f"a group is all rows of one '{unit.column}', and partition.together keeps those of one '{together}'; give one column"
             )
         return unit
-
-    def tuned(self, *, compare: bool = False) -> Grid:
-        """The grid with all that it scans tuned instead; ``compare``: also with each entry's parameters, and tuned for free.
-
-        Raises:
-            UserError: no parameter has values to choose from.
-        """
-        entries = tuple(entry.model_copy(update={"tune": entry.tune | entry.scan, "scan": {}}) for entry in self.algorithms)
-        params = self.tune.params | self.scan
-        if not params and not any(entry.tune for entry in entries):
-            hint = "give tune: {params: {PARAMETER: [VALUES]}}, tune: in an entry of algorithms, or scan"
-            raise UserError(self.place("tune"), "no parameter has values to choose from", hint)
-        curves: tuple[Curve, ...] = ("default", "tuned", "free") if compare else self.tune.curves
-        tune = self.tune.model_copy(update={"params": params, "curves": curves})
-        grid = self.model_copy(update={"algorithms": entries, "tune": tune, "scan": {}})
-        grid._source = self._source
-        return grid
 
     @property
     def sets(self) -> tuple[DatasetSpec, ...]:

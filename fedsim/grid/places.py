@@ -23,7 +23,7 @@ class Origin:
         loc = self._written(loc)
         text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
         if any(loc[: len(key)] == key or (loc and loc not in self.lines and key[: len(loc)] == loc) for key in self.overrides):
-            return f"--set {text}"
+            return f"set {text}"
         if not self.file:
             return text or "grid"
         line = next((self.lines[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in self.lines), None)
@@ -46,15 +46,11 @@ class Origin:
 
 
 class Options(Origin):
-    """Places of a grid that was given as command line options."""
+    """Places of a grid that was given as parameters of a function."""
 
     def place(self, loc: Loc) -> str:
-        """The option."""
-        if not loc:
-            return "fedsim run"
-        if loc[0] == "algorithms":
-            inner = [str(part) for part in loc[3:] if isinstance(part, str)]
-            return f"--param {'.'.join(inner)}" if "params" in loc and inner else "--algorithm"
-        name = {"seeds": "seed", "evaluation": "per-class"}.get(str(loc[0]), str(loc[0]))
-        inner = [str(part) for part in loc[1:] if isinstance(part, str)] if name != "per-class" else []
-        return ": ".join([f"--{name}", *([".".join(inner)] if inner else [])])
+        """The parameter."""
+        inner = [str(part) for part in loc[3:] if isinstance(part, str)]
+        if loc and loc[0] == "algorithms":
+            return f"params {'.'.join(inner)}" if "params" in loc and inner else "algorithm"
+        return str(loc[0]) if loc else "algorithm"

@@ -1,4 +1,4 @@
-"""Reading grids: from a file, from the options of a command line."""
+"""Reading grids: from a file, a mapping, or the parameters of one algorithm."""
 
 from __future__ import annotations
 
@@ -70,33 +70,8 @@ def _validated(data: Mapping[str, Any], source: Origin, folder: Path) -> Grid:
     return grid.model_copy(update=placed | {"public": grid.public and grid.public.within(folder)})
 
 
-def grid_of_options(options: Mapping[str, Any], params: Sequence[str]) -> Grid:
-    """A grid of one cell.
-
-    Args:
-        options: values by option; ``dataset``, ``public``, ``encoder``, ``partition`` and ``unit`` are texts that may be YAML mappings.
-        params: ``key=YAML`` texts, parameters of the algorithm.
-
-    Raises:
-        UserError: a value does not do; the message names the option.
-    """
-    partition, _ = parse(options["partition"], "--partition")
-    parsed = {key: parse(options[key], f"--{key}")[0] for key in ("dataset", "public", "encoder") if options[key] is not None}
-    unit, _ = parse(options["unit"], "--unit")
-    return one_cell(
-        options["algorithm"],
-        params,
-        partition=partition if isinstance(partition, dict) else {"scheme": partition},
-        unit=unit,
-        seeds=options["seed"],
-        evaluation={"per_class": options["per-class"]},
-        **{key: value if isinstance(value, dict) else str(value) for key, value in parsed.items()},
-        **{key: options[key] for key in ("alpha", "clients", "epsilon", "delta", "trust")},
-    )
-
-
 def one_cell(algorithm: str, params: Sequence[str], **values: Any) -> Grid:
-    """A grid of one algorithm, whose messages name options of the command line.
+    """A grid of one algorithm, whose messages name parameters.
 
     Args:
         algorithm: its name.
@@ -108,18 +83,18 @@ def one_cell(algorithm: str, params: Sequence[str], **values: Any) -> Grid:
     """
     given: dict[str, Any] = {}
     for text in params:
-        override(given, text, "--param")
+        override(given, text, "params")
     return _validated({"name": "run", "algorithms": [{"name": algorithm, "params": given}], **values}, Options(), Path.cwd())
 
 
 def parse_option(model: type[_Option], option: str, text: str | Mapping[str, Any], given: Mapping[str, Any]) -> _Option:
-    """A command line's option as a grid would have it.
+    """A function's parameter as a grid would have it.
 
     Args:
         model: what it becomes.
         option: its name, for messages.
         text: a YAML scalar or mapping; in Python also a mapping.
-        given: keys that other options give; None is not given.
+        given: keys that other parameters give; None is not given.
 
     Raises:
         UserError: it does not do.

@@ -109,16 +109,16 @@ def _survey(node: yaml.Node, loc: Loc, lines: dict[Loc, int], where: str, seen: 
             _survey(value, (*loc, name), lines, where, seen)
 
 
-def override(data: dict[str, Any], text: str, option: str = "--set") -> Loc:
+def override(data: dict[str, Any], text: str, option: str = "set") -> Loc:
     """Put one ``key=YAML`` into ``data``; return its key path."""
     key, equals, value = text.partition("=")
     if not equals or not all(key.strip().split(".")):
-        example = "alpha=[0.3]" if option == "--set" else "latent=16"
-        raise UserError(f"{option} {text}", "is not of the form key=value", f"write for example {option} {example}")
+        example = "alpha=[0.3]" if option == "set" else "latent=16"
+        raise UserError(f"{option} {text}", "is not of the form key=value", f"write for example {example}")
     return put(data, key.strip(), parse(value, f"{option} {key.strip()}")[0], option)
 
 
-def put(data: dict[str, Any], key: str, value: Any, option: str = "--set") -> Loc:
+def put(data: dict[str, Any], key: str, value: Any, option: str = "set") -> Loc:
     """Put a value at a key such as ``evaluation.per_class`` of ``data``; return its key path."""
     parts, at = key.split("."), data
     for n, part in enumerate(parts[:-1], 1):

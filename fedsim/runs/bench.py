@@ -1,4 +1,4 @@
-"""The bench: runs the jobs that a grid's folder lacks, or a finished run's judgements alone, draws the report, and says how it went."""
+"""The bench: runs the jobs that a grid's folder lacks, draws the report, and says how it went."""
 
 from __future__ import annotations
 
@@ -22,19 +22,16 @@ from fedsim.grid.models import Grid
 from fedsim.interrupts import INTERRUPTED
 from fedsim.partition.matrix import write_partitions
 from fedsim.planning.label_matrices import drawn_matrices
-from fedsim.planning.node import Node
 from fedsim.planning.prepare import Prepared
 from fedsim.plugins.notebook import keep_sources
-from fedsim.plugins.registry import check_installed
-from fedsim.report.plan_table import show_refused, show_warnings
-from fedsim.results.grid_rows import entries, is_older, read_manifest
+from fedsim.report.plan import show_refused, show_warnings
+from fedsim.results.grid_rows import is_older
 from fedsim.results.join import Entry, Lines
 from fedsim.results.store import ResultStore
-from fedsim.results.trained import prepare_trained
 from fedsim.runs.display import Display, outcome
 from fedsim.runs.engine import ClusterLost, Engine
 from fedsim.runs.jobs import Desk, Job, JudgingJob, TrainingJob, audit_of, check_of, checked_facts, references_of
-from fedsim.runs.manifest import grid_of, write_manifest
+from fedsim.runs.manifest import write_manifest
 from fedsim.runs.scheduler import Scheduler
 from fedsim.training.trial import Trial
 from fedsim.words import counted, print_line
@@ -72,32 +69,20 @@ def run_bench(
     show_warnings(prepared, console)
     audits = _audits(prepared)  # before the folder is made
     with store.lock():
-        code = run_prepared(prepared, store, console, engine, retry_failed=retry_failed, audits=audits)
+        code = _run_locked(prepared, store, console, engine, audits, retry_failed=retry_failed)
     show_refused(prepared, console)
     return code
 
 
-def run_prepared(
+def _run_locked(
     prepared: Prepared,
     store: ResultStore,
     console: Console,
     engine: AbstractContextManager[Engine],
+    audits: Sequence[ClaimAudit],
     *,
-    retry_failed: bool = False,
-    audits: Sequence[ClaimAudit] = (),
-    others: Sequence[Entry] = (),
+    retry_failed: bool,
 ) -> int:
-    """Run the jobs whose lines are missing in a folder that is locked, then draw the report; see :func:`run_bench`.
-
-    Args:
-        prepared: the grid.
-        store: of the run folder.
-        console: where progress and the table of results go.
-        engine: entered if there is anything to run.
-        retry_failed: run cells again that failed before.
-        audits: of the grid's claims.
-        others: further cells of the grid, of which nothing is run.
-    """
     folder = store.folder.path
     keep_older(store)
     store.check()
@@ -109,7 +94,7 @@ def run_prepared(
     jobs = list(missing_jobs(desk, audits, lines, retry_failed=retry_failed))
     sweep(store, prepared.trials, lines)
     keep_sources((trial.cell.algorithm for trial in prepared.trials), store.folder.methods)
-    write_manifest(store.folder, prepared, [*entries_of(desk, audits), *others])
+    write_manifest(store.folder, prepared, entries_of(desk, audits))
     write_partitions(store.folder.partitions, drawn_matrices(prepared))
     try:
         report = _run(desk, jobs, console, engine)
@@ -271,60 +256,3 @@ def _drawn(folder: Path) -> Report:
     from fedsim.report.report import write_report
 
     return write_report(folder)
-
-
-def algorithms_of(folder: Path) -> list[str]:
-    """The algorithms of a run's trainings.
-
-    Raises:
-        UserError: it is no run folder.
-    """
-    ResultStore(folder).folder.check()
-    return list(dict.fromkeys(line["cell"]["algorithm"] for line in Lines.read(folder).trainings.values()))
-
-
-def run_judging(
-    folder: Path,
-    nodes: Sequence[Node],
-    console: Console,
-    engine: AbstractContextManager[Engine],
-    max_parallel: int | None = None,
-    *,
-    trust_plugin: bool = False,
-) -> int:
-    """Judge the trainings that a run's manifest lists by its evaluation and the code that is here, then draw the report.
-
-    Trainings stay as they are, whatever code trained them; those whose tensors were not kept keep the judgement that they have.
-
-    Args:
-        folder: the run folder.
-        nodes: what the cluster has.
-        console: where progress and the table of results go.
-        engine: entered if there is anything to judge.
-        max_parallel: at most so many cells at a time.
-        trust_plugin: also run the code of algorithms that trainings name as a file or a module that is not installed.
-
-    Returns:
-        The exit code, as :func:`run_bench`.
-
-    Raises:
-        UserError: there is nothing to judge, a training names a plug-in, data or partitions changed, or another fedsim runs in the folder.
-    """
-    store = ResultStore(folder)
-    store.folder.check()
-    with store.lock():
-        lines, grid = Lines.read(folder), grid_of(read_manifest(folder), store.folder)
-        known = entries(folder, lines)
-        ended = [lines.trainings[entry.training_id] for entry in known if entry.training_id in lines.trainings]
-        kept = [line for line in ended if line["state"] is not None and store.folder.state(line["training_id"]).exists()]
-        if not kept:
-            hint = "run the grid with resources: {save_generators: true}, which is the default"
-            raise UserError(str(folder), "no training's tensors are kept here, so nothing can be judged", hint)
-        if len(kept) < len(known):
-            what = f"{len(known) - len(kept)} of {counted(len(known), 'cell')} without kept tensors: left as they are"
-            print_line(console, what, "yellow")
-        for line in () if trust_plugin else kept:
-            check_installed(line["cell"]["algorithm"], str(store.folder.lines("trainings")))
-        prepared = prepare_trained(grid, kept, store.folder, nodes, max_parallel)
-        others = [entry for entry in known if entry.training_id not in {line["training_id"] for line in kept}]
-        return run_prepared(prepared, store, console, engine, others=others)

@@ -1,16 +1,12 @@
-import io
 import re
-from typing import Any
 
 import pytest
-from cells import NODES, WITH_GPUS, small_cells, small_grid
-from rich.console import Console
+from cells import NODES, small_cells, small_grid
 
 from fedsim.errors import UserError
 from fedsim.planning.gpu_memory import HEAD_ROOM, MOST_ACTORS_PER_GPU, doubled, least, share_for
 from fedsim.planning.node import Node
 from fedsim.planning.prepare import prepare
-from fedsim.report.plan_table import show_plan
 
 
 @pytest.mark.parametrize("measured", [0.0, 0.01, 0.1, 0.2, 0.34, 0.7, 1.0])
@@ -57,21 +53,3 @@ def test_mistakes_in_gpus_are_told_with_the_arithmetic_before_anything_runs() ->
     assert room == pytest.approx(0.25 * card, rel=1e-2)
     assert needed > room
     assert prepare(small_grid("fedhypevae", resources={"gpus_per_actor": 0.25, "device": "cpu"}), [Node(4.0, 1.0, 2.0**18)]).trials
-
-
-@pytest.mark.parametrize(
-    ("resources", "told"),
-    [
-        ({"gpus_per_actor": 0.5, "cpus_per_actor": 0.5}, "4 cells at a time, 0.5 CPUs and 0.5 GPUs an actor, on the GPU"),
-        (
-            {"gpus_per_actor": "auto"},
-            "4 cells at a time, 1 CPU and as much of a GPU as a first round is measured to need an actor, on the GPU",
-        ),
-        ({"gpus_per_actor": 0.5, "device": "cpu"}, "4 cells at a time, 1 CPU and 0.5 GPUs an actor, on the CPU"),
-        ({}, "4 cells at a time, 1 CPU and 0 GPUs an actor, on the CPU"),
-    ],
-)
-def test_a_dry_run_tells_shares_devices_and_cells_at_a_time(resources: dict[str, Any], told: str) -> None:
-    console = Console(file=io.StringIO(), width=200)
-    show_plan(prepare(small_grid("dp-gaussian", resources=resources), WITH_GPUS), console)
-    assert told in console.file.getvalue()  # type: ignore[attr-defined]

@@ -20,7 +20,7 @@ from fedsim.grid.models import Grid
 from fedsim.planning import rehearsal
 from fedsim.planning.prepare import prepare
 from fedsim.plugins.registry import lookup
-from fedsim.report.plan_table import show_plan
+from fedsim.report.plan import show_refused
 
 SHORT = {"rounds": 2}
 GENERATOR = "return CVAEGenerator(cast(CVAE, server.model))"
@@ -158,7 +158,7 @@ def test_what_is_refused_is_left_out_and_the_rest_keeps_its_place(folder: Path) 
     assert [trial.cell.label for trial in prepared.trials] == ["weight-noise"]
     assert prepared.grid.place("algorithms", 1) == "algorithms[1]"
     console = Console(file=io.StringIO(), width=200)
-    show_plan(prepared, console)
+    show_refused(prepared, console)
     assert console.file.getvalue().count("left out: algorithms[") == 2  # type: ignore[attr-defined]
 
 

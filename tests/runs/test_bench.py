@@ -323,9 +323,9 @@ def test_a_run_folder_of_fedsim_0_1_is_read_and_a_bench_in_it_puts_its_rows_asid
     older = {path.name: path.read_bytes() for path in run.iterdir()}
     done = command("report", str(run))
     assert (done.returncode, "renamed" in done.stdout) == (0, True), done.stderr
-    done = command("compare", str(run), str(tmp_path / "same"))
+    done = command("verify", str(run), "--with", str(tmp_path / "same"))
     assert (done.returncode, "equal to the last bit" in done.stdout) == (0, True), done.stdout + done.stderr
-    done = command("prove", str(run))
+    done = command("verify", str(run))
     assert (done.returncode, "2 of 2 rows proved" in done.stdout) == (0, True), done.stdout + done.stderr
     assert (run / "results.jsonl").read_bytes() == older["results.jsonl"]
 

@@ -1,26 +1,21 @@
 """A run folder on a disk that gets full, goes read-only or is gone while cells run; a real file system each time."""
 
-import io
 import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 from benches import Ran
-from cells import NODES, small_grid
-from rich.console import Console
+from cells import small_grid
 
 from fedsim.errors import RunLost, UserError
 from fedsim.report.report import write_report
 from fedsim.results.folder import RunFolder
 from fedsim.results.grid_rows import every_row
 from fedsim.results.store import Kind, ResultStore
-from fedsim.runs.bench import run_judging
-from fedsim.runs.engine import InProcess
 
 Bench = Callable[..., Ran]
 Acting = Callable[[Callable[[], object]], None]
@@ -149,14 +144,3 @@ def test_a_finished_run_on_a_read_only_file_system_is_named(bench: Bench, disk: 
     with pytest.raises(OSError, match="Read-only") as caught:
         write_report(disk)
     assert caught.value.filename == str(disk / "results.jsonl")
-
-
-def test_a_disk_without_room_for_the_report_of_a_judging_ends_it_as_one_of_a_bench(bench: Bench, disk: Path) -> None:
-    whole = bench(small_grid("dp-gaussian", seeds=[0]), "whole").folder
-    copied(whole, disk)
-    shutil.copytree(whole / "trained", disk / "trained")
-    (disk / "judgements.jsonl").unlink()
-    console = Console(file=io.StringIO(), width=200)
-    with pytest.raises(RunLost, match=r"curves/.*: cannot be written \(no space left on device\).*the same command goes on"):
-        run_judging(disk, NODES, console, nullcontext(InProcess(NODES[0])), 1)
-    assert [line["error"] for line in ResultStore(disk).judgements().values()] == [None]
