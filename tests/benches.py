@@ -27,10 +27,6 @@ PLUGIN = '''
 import os
 from pathlib import Path
 
-import ray
-import torch
-from threadpoolctl import threadpool_info
-
 from baselines.weight_noise_cvae import WeightNoiseCVAE, WeightNoiseCVAEParams
 
 
@@ -73,31 +69,6 @@ class Optimist(WeightNoiseCVAE):
 
     def sensitivity(self):
         return self.clip() / 32
-
-
-class Hungry(WeightNoiseCVAE):
-    """Needs half a GPU in its third round."""
-
-    def client_round(self, clients, round_, broadcast):
-        if round_.number == 2 and ray.get_runtime_context().get_assigned_resources().get("GPU", 0) < 0.5:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return super().client_round(clients, round_, broadcast)
-
-
-class Threads(WeightNoiseCVAE):
-    """Tells how many threads the server's and the clients' processes use."""
-
-    def server_step(self, server, round_, total):
-        return {**super().server_step(server, round_, total), "server_threads": count()}
-
-    def client_round(self, clients, round_, broadcast):
-        message = super().client_round(clients, round_, broadcast)
-        message.diagnostics["client_threads"] = [float(count())]
-        return message
-
-
-def count():
-    return max(torch.get_num_threads(), *(pool["num_threads"] for pool in threadpool_info()))
 '''
 
 

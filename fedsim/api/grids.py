@@ -111,10 +111,13 @@ def run_grid(
     from fedsim.grid.resolve import plug_in_files, resolve
     from fedsim.planning.prepare import prepare
     from fedsim.report.plan_table import show_plan
+    from fedsim.runs.engine import InProcess, by_token
+
+    if address is None:
+        by_token()
     from fedsim.runs.bench import run_bench
     from fedsim.runs.cluster import joined_cluster, this_machine
     from fedsim.runs.display import Preparing
-    from fedsim.runs.engine import InProcess
     from fedsim.runs.ray_engine import connected_ray, everywhere, local_ray
 
     console = plain_console()

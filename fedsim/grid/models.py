@@ -108,11 +108,11 @@ def _actor_share(given: Any) -> int | str:
     raise ValueError(f"{spelled(given)} is neither a number of clients nor a known word; give auto, all or a whole number >= 1")
 
 
-def _gpu_share(given: Any) -> str | float:
+def _gpu_share(given: Any) -> float:
     number = isinstance(given, int | float) and not isinstance(given, bool)
-    if given == "auto" or (number and (0 <= given <= 1 or (given < float("inf") and given == int(given) > 0))):
-        return given if given == "auto" else float(given)
-    raise ValueError(f"{spelled(given)} is not a share of a GPU; give auto, a number in [0, 1] or a whole number of GPUs")
+    if number and (0 <= given <= 1 or (given < float("inf") and given == int(given) > 0)):
+        return float(given)
+    raise ValueError(f"{spelled(given)} is not a share of a GPU; give a number in [0, 1] or a whole number of GPUs")
 
 
 def _seconds(given: Any) -> float:
@@ -291,7 +291,7 @@ class Resources(_Model):
     Attributes:
         clients_per_actor: clients that one actor hosts; ``all``: one actor per cell, ``auto``: the scheduler's choice.
         cpus_per_actor: CPU share of an actor.
-        gpus_per_actor: GPU share of an actor; ``auto``: as much as a first round of such a cell is measured to need.
+        gpus_per_actor: GPU share of an actor: 0.25 puts four on a GPU; or a whole number of GPUs.
         device: ``auto``: an actor computes on the GPU that it has a share of, and without one on the CPU; ``cpu``; ``cuda``.
         cell_timeout: seconds after which a cell that still runs has failed; also as text such as ``2h``.
         memory_per_cell: bytes that all actors of a cell may take beside the data set, after which it has failed; also as text such as
@@ -301,7 +301,7 @@ class Resources(_Model):
 
     clients_per_actor: Annotated[Literal["auto", "all"] | int, PlainValidator(_actor_share)] = "auto"
     cpus_per_actor: Annotated[Real, Field(gt=0, allow_inf_nan=False)] = 1.0
-    gpus_per_actor: Annotated[Literal["auto"] | float, PlainValidator(_gpu_share)] = 0.0
+    gpus_per_actor: Annotated[float, PlainValidator(_gpu_share)] = 0.0
     device: Device = "auto"
     cell_timeout: Annotated[float, PlainValidator(_seconds)] | None = None
     memory_per_cell: Annotated[int, BeforeValidator(_bytes), Field(ge=1)] | None = None
@@ -310,7 +310,7 @@ class Resources(_Model):
     @model_validator(mode="after")
     def _cuda_has_a_gpu(self) -> Resources:
         if self.device == "cuda" and not self.gpus_per_actor:
-            raise ValueError("device: cuda with gpus_per_actor: 0 leaves actors without a GPU; give gpus_per_actor: auto or a share")
+            raise ValueError("device: cuda with gpus_per_actor: 0 leaves actors without a GPU; give a share")
         return self
 
 

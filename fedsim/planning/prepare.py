@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
+
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.public import PublicRows
 from fedsim.data.sources.load import load_public, opened
@@ -16,14 +18,16 @@ from fedsim.grid.resolve import resolve
 from fedsim.json_lines import dump
 from fedsim.methods.messages import Task
 from fedsim.partition import SCHEMES, Partition, as_seen, make_partition
-from fedsim.planning.gpu_memory import GIB, MOST_ACTORS_PER_GPU, even_share, least
 from fedsim.planning.node import Node, Share
 from fedsim.planning.process import plug_in_code
 from fedsim.planning.rehearsal import Rehearsal, rehearse_grid
 from fedsim.planning.tuning import plans_of
 from fedsim.plugins.registry import lookup
+from fedsim.training.cohort import build_algorithm
 from fedsim.training.trial import Candidate, Trial, packing
 from fedsim.words import counted
+
+GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Prepared:
         data: the data sets by key; where clients see values of their own also what each partition makes of them.
         trials: one a cell, in the grid's order.
         nodes: what the cluster has.
-        share: what an actor takes of it; with a whole GPU where its share is still to be measured.
+        share: what an actor takes of it.
         parallel: how many cells may run at a time.
         to_embed: what is not embedded yet, in words; there ``data`` has made-up rows, so that ids are not the cells'.
     """
@@ -274,22 +278,33 @@ def actors_that_fit(grid: Grid, nodes: Sequence[Node]) -> int:
     Raises:
         UserError: not even one.
     """
-    share, measured = share_of(grid.resources), grid.resources.gpus_per_actor == "auto"
-    fitting = sum(share.fit(node) for node in nodes)
-    if fitting < 1:
-        has = ", ".join(sorted({node.words for node in nodes}))
-        needs = "a share of a GPU" if measured else counted(share.gpus, "GPU")
-        without = share.gpus and not any(node.gpus for node in nodes)
-        fix = "give gpus_per_actor: 0 and device: auto" if without else "give actors a smaller share"
-        raise UserError(grid.place("resources"), f"an actor needs {counted(share.cpus, 'CPU')} and {needs}; no node has them ({has})", fix)
-    # shares that are still to be measured are small enough, or the cell fails and says that it does not fit
-    return sum(Share(share.cpus, even_share(MOST_ACTORS_PER_GPU)).fit(node) for node in nodes) if measured else fitting
+    share = share_of(grid.resources)
+    if fitting := sum(share.fit(node) for node in nodes):
+        return fitting
+    has = ", ".join(sorted({node.words for node in nodes}))
+    without = share.gpus and not any(node.gpus for node in nodes)
+    fix = "give gpus_per_actor: 0 and device: auto" if without else "give actors a smaller share"
+    needs = f"{counted(share.cpus, 'CPU')} and {counted(share.gpus, 'GPU')}"
+    raise UserError(grid.place("resources"), f"an actor needs {needs}; no node has them ({has})", fix)
 
 
 def share_of(resources: Resources) -> Share:
-    """What an actor takes; a whole GPU where its share is still to be measured."""
-    gpus = resources.gpus_per_actor
-    return Share(resources.cpus_per_actor, 1.0 if gpus == "auto" else float(gpus), resources.device)
+    """What an actor takes."""
+    return Share(resources.cpus_per_actor, resources.gpus_per_actor, resources.device)
+
+
+def least(trial: Trial, data: Embeddings) -> tuple[float, float]:
+    """Bytes that the largest actor of a cell needs at least: for rows (the data set's and its clients' own), and for parameters.
+
+    A parameter is four numbers: itself, its gradient, and Adam's two moments.
+    """
+    start, own = 0, 0
+    for size in trial.sizes:
+        own = max(own, sum(map(len, trial.partition.rows[start : start + size])))
+        start += size
+    with torch.device("meta"):
+        model = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task).build(max(trial.sizes))
+    return float((4 * data.dim + 8) * (len(data.y_train) + own)), float(16 * sum(p.numel() for p in model.parameters()))
 
 
 def check_memory(grid: Grid, trials: Sequence[Trial], data: Mapping[str, Embeddings], nodes: Sequence[Node]) -> None:

@@ -57,10 +57,9 @@ def public_rows_of(prepared: Prepared) -> list[str]:
 
 def _shares(prepared: Prepared) -> str:
     """An actor's shares, and where it computes."""
-    asked, share = prepared.grid.resources, prepared.share
-    measured = "as much of a GPU as a first round is measured to need"
-    gpus = measured if asked.gpus_per_actor == "auto" else counted(share.gpus, "GPU")
-    return f"{counted(share.cpus, 'CPU')} and {gpus} an actor, on {'the GPU' if share.gpus and share.device != 'cpu' else 'the CPU'}"
+    share = prepared.share
+    shares = f"{counted(share.cpus, 'CPU')} and {counted(share.gpus, 'GPU')}"
+    return f"{shares} an actor, on {'the GPU' if share.gpus and share.device != 'cpu' else 'the CPU'}"
 
 
 def _facts(trial: Trial) -> dict[str, str]:

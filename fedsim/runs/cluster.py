@@ -10,11 +10,12 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,16 @@ import joblib
 import torch
 
 # Ray reads these as it is imported and hands them to what it starts: no usage report to anyone, no warning about idle GPUs, a model of up
-# to 1 MiB travels in the call itself, in a third of the object store's time, worker processes import torch while Ray still starts, and a
-# signal is heard within 0.1 s of any wait.
+# to 1 MiB travels in the call itself, in a third of the object store's time, worker processes import torch while Ray still starts, a
+# signal is heard within 0.1 s of any wait, workers stay in their cluster's process group, and a cluster that is started here listens on
+# 127.0.0.1 alone.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_max_direct_call_object_size", str(2**20))
 os.environ.setdefault("RAY_preload_python_modules", "fedsim.runs.actors")
 os.environ.setdefault("RAY_get_check_signal_interval_milliseconds", "100")
+os.environ.setdefault("RAY_process_group_cleanup_enabled", "false")
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 # Within `ray job submit --working-dir` what a plug-in needs travels, too, in place of the job's folder.
 os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
 # `ray start` protects a cluster by the token of its machine if there is one; a driver that joins by address must set the mode itself.
@@ -37,13 +41,9 @@ if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ) or (Path.home() /
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import ray
-from ray._private import ray_constants
-from ray._private import worker as ray_worker
-
-import psutil  # isort: skip (Ray brings it along)
 
 from fedsim.errors import RunLost, UserError
-from fedsim.interrupts import INTERRUPTED, at_a_late_end, interrupts
+from fedsim.interrupts import INTERRUPTED, interrupts
 from fedsim.planning.node import Node
 from fedsim.plugins.code_hash import NOTEBOOK
 from fedsim.runs.engine import ClusterLost
@@ -52,37 +52,16 @@ _SESSIONS = "fedsim-ray-"
 _LONGEST = 23
 """Bytes of a temporary folder's path that leave room for Ray's below it, in the 107 that a socket's may have."""
 LEAVING = 2.0
-"""Seconds in which Ray may end by itself after an interruption or a loss."""
-
-
-# What no public API of Ray does, all of it here; test_cluster.py fails if an upgrade changes it.
-
-# The switch of Ray's debugger: no line of Ray's own comes between a bench's, which report a lost worker themselves.
-ray_worker._worker_logs_enabled = False
-
-
-@contextmanager
-def _loopback() -> Iterator[None]:
-    """A cluster that starts in the block listens on 127.0.0.1 only: `_node_ip_address` leaves Ray's servers open to the network."""
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
-
-
-def _end_at_once() -> None:
-    """Have Ray kill its services, which block SIGTERM, and with them the agents they started, which would stay for a minute."""
-    services: Any = ray_worker._global_node
-    kill = services.kill_all_processes
-
-    def kill_all(**how: Any) -> None:
-        started = [process for service in _raylets() for process in service.children(recursive=True)]
-        kill(**how | {"allow_graceful": False})
-        _kill(started)
-
-    services.kill_all_processes = kill_all
+"""Seconds in which a connection may end by itself after an interruption or a loss."""
+_HEAD = """
+import os, signal, sys
+import ray
+ray.init("local", num_cpus=int(sys.argv[1]), num_gpus=int(sys.argv[2]), include_dashboard=False, log_to_driver=False)
+print(ray.get_runtime_context().gcs_address, flush=True)
+sys.stdin.read()
+os.killpg(0, signal.SIGKILL)
+"""
+"""A process that leads a session: it starts a cluster, says its address, and kills the whole session's group once its input ends."""
 
 
 def this_machine() -> Node:
@@ -100,60 +79,35 @@ def local_cluster(node: Node) -> Iterator[None]:
     """
     if ray.is_initialized():
         raise UserError("Ray", "runs in this process already", "end it with `ray.shutdown()` first, which ends what it computes, too")
-    with _sessions() as folder:
-        with _started_whole_or_ended(), _loopback(), _deaf():
-            _start(node, folder)
-        with _connected():
-            yield
-
-
-def _start(node: Node, folder: Path) -> None:
-    try:
-        _connect("local", num_cpus=int(node.cpus), num_gpus=int(node.gpus), include_dashboard=False, _temp_dir=str(folder))
-    except Exception as error:  # Ray raises plain ones
-        what = " ".join(str(error).split()) or type(error).__name__
-        raise RunLost("Ray", f"did not start ({what})", "free memory or processes; the same command tries again") from error
-    _end_at_once()
-
-
-@contextmanager
-def _started_whole_or_ended() -> Iterator[None]:
-    """If the block fails, kill the processes it started; Ray would leave its agents running for a minute."""
-    driver = psutil.Process()
-    before = set(driver.children())
-
-    def started() -> list[psutil.Process]:
-        return [process for own in set(driver.children()) - before for process in (own, *own.children(recursive=True))]
-
-    with at_a_late_end(lambda: _kill(started())):
+    with _sessions() as folder, interrupts(), _head(node, folder) as address, _connected():
         try:
-            yield
-        except BaseException as error:
-            processes = started()
-            _leave(INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1)
-            _kill(processes)
-            raise
+            _connect(address)
+        except Exception as error:  # Ray raises plain ones
+            raise _not_started(" ".join(str(error).split()) or type(error).__name__) from error
+        yield
 
 
-def _kill(processes: Iterable[psutil.Process]) -> None:
-    for process in processes:
-        with suppress(psutil.Error):
-            process.kill()
-
-
-def _raylets() -> list[psutil.Process]:
-    """Ray's services on this machine that this process started."""
-    return [process for process in psutil.Process().children() if process.name() == "raylet"]
+def _not_started(what: str) -> RunLost:
+    return RunLost("Ray", f"did not start ({what})", "free memory or processes; the same command tries again")
 
 
 @contextmanager
-def _deaf() -> Iterator[None]:
-    """Processes that start in the block have SIGTERM and SIGHUP, which reach a whole group, blocked; this process ends them in order."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def _head(node: Node, folder: Path) -> Iterator[str]:
+    """A cluster in a session of its own, which no terminal's signal reaches; yields its address. It ends with the block or the driver."""
+    environment = {**os.environ, "RAY_TMPDIR": str(folder), "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled")}
+    command = [sys.executable, "-c", _HEAD, str(int(node.cpus)), str(int(node.gpus))]
+    with (folder / "errors").open("w+") as errors:
+        how: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors, "start_new_session": True}
+        head = subprocess.Popen(command, env=environment, text=True, **how)
+        try:
+            assert head.stdout is not None
+            if not (address := head.stdout.readline().strip()):
+                raise _not_started([*Path(errors.name).read_text().strip().splitlines(), "no word of why"][-1])
+            yield address
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(head.pid, signal.SIGKILL)
+            head.communicate()
 
 
 @contextmanager
@@ -172,8 +126,7 @@ def _sessions() -> Iterator[Path]:
         try:
             yield folder
         finally:
-            if not _raylets():  # Ray may not have ended in time
-                shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -13,7 +13,6 @@ import torch
 from fedsim.data.encoding.embed import EmbedJob, Work
 from fedsim.data.encoding.shards import Shard, embedded_shards
 from fedsim.errors import RunLost, UserError
-from fedsim.planning.gpu_memory import even_share
 from fedsim.planning.node import Node
 
 
@@ -62,7 +61,7 @@ def on_actors(actors: int, node: Node, engine: AbstractContextManager[Any]) -> W
 
 def gpu_share(actors: int, node: Node) -> float:
     """The share of a GPU for one of so many actors on a machine, such that all have room: a share lies on one GPU."""
-    return even_share(math.ceil(actors / node.gpus)) if node.gpus else 0.0
+    return math.floor(10_000 / math.ceil(actors / node.gpus)) / 10_000 if node.gpus else 0.0
 
 
 def _shards(streams: Sequence[Any]) -> Iterator[Shard]:

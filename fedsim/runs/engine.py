@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import secrets
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -35,6 +38,14 @@ class WorkerLost(Exception):
     def __init__(self, failure: Failure, *, again: bool) -> None:
         super().__init__(failure.summary())
         self.failure, self.again = failure, again
+
+
+def by_token() -> None:
+    """Have the Ray that this process will import ask for a token, so that nobody else on this machine may use a cluster of its own."""
+    if "ray" not in sys.modules:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 @dataclass(eq=False)

@@ -15,7 +15,6 @@ from fedsim.files import discard, unread
 from fedsim.grid.cells import identity
 from fedsim.json_lines import dump
 from fedsim.partition import Partition, PartitionSpec
-from fedsim.planning.gpu_memory import share_for
 from fedsim.planning.prepare import Prepared
 from fedsim.plugins.code_hash import check_hash, evaluation_hash, is_shipped
 from fedsim.plugins.registry import lookup
@@ -274,26 +273,6 @@ def _reference(data_key: str, partition: Partition | None, spec: PartitionSpec, 
     return "reference", put(data_key), partition, spec, probe_c
 
 
-def measurement(trial: Trial, shares: dict[str, float], whole: float) -> SideJob:
-    """The first round of the first cell of its shape, on a GPU of its own, to see how much of it such cells need; sets its share."""
-
-    def take(item: Item) -> None:
-        # what cannot even be measured gets a whole GPU, and its row has the error
-        if isinstance(item, float | Failure):
-            shares[shape_of(trial)] = share_for(item) if isinstance(item, float) else whole
-
-    name = f"the first round of {trial.cell.label}"
-    return SideJob(
-        ("first round", shape_of(trial)),
-        name,
-        lambda put: ("measure", trial, put(trial.data_key)),
-        take,
-        trial,
-        any_slot=False,
-        limited=True,
-    )
-
-
 def audit_of(desk: Desk, audit: ClaimAudit) -> SideJob:
     """The audit of one claim, from the pairs that are there."""
     store, run, trial = desk.store, audit.run, audit.trials[0]
@@ -331,11 +310,6 @@ def checked_facts(trial: Trial) -> dict[str, Any]:
     """What a line of a check has to have the same to be of a cell."""
     cell = trial.cell
     return {"source": cell.source, "unit": cell.unit, "trust": cell.trust, "params": cell.params, "check": check_hash()}
-
-
-def shape_of(trial: Trial) -> str:
-    """What decides how much memory a cell needs; equal for cells that are alike but for their seed and their budget."""
-    return repr((trial.cell.algorithm, sorted(trial.cell.params.items()), trial.task, trial.sizes, trial.cell.dataset.key))
 
 
 @cache

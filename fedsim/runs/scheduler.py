@@ -9,20 +9,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from fedsim.planning.gpu_memory import doubled
 from fedsim.planning.node import Share, fit_together
 from fedsim.runs.engine import ClusterLost, Engine, Slot, WorkerLost
-from fedsim.runs.jobs import CellJob, Desk, Job, TrainingJob, measurement, shape_of
+from fedsim.runs.jobs import CellJob, Desk, Job, TrainingJob
 from fedsim.runs.slots import Slots
-from fedsim.runs.worker import Failure, Item
+from fedsim.runs.worker import Failure
 from fedsim.words import counted
 
 Shape = tuple[int, Share]
 """How many actors, and what each takes."""
 MOST_LOSSES = 2
 """How often a job that lost its slot runs again."""
-LOOK_EVERY, NOTE_AFTER, GIVE_UP_AFTER = 1.0, 30.0, 600.0
-"""Seconds between looks at the cluster; until a job that waits in vain or takes long is noted; until waiting is the end."""
+LOOK_EVERY, GIVE_UP_AFTER = 1.0, 600.0
+"""Seconds between looks at the cluster; in which nothing runs, until waiting is the end."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +44,12 @@ class Scheduler:
         prepared = desk.prepared
         self.desk, self.engine, self.display = desk, engine, desk.display
         self.resources, self.share = prepared.grid.resources, prepared.share
-        self.at_first, self.slots = prepared.nodes, Slots(engine, prepared.nodes, prepared.parallel)
-        self.measuring = self.resources.gpus_per_actor == "auto"
-        self.shares: dict[str, float] = {}
+        self.slots = Slots(engine, prepared.nodes, prepared.parallel)
         self.data: dict[str, Any] = {}
         self.queue: deque[Job] = deque()
         self.running: dict[Any, Running] = {}
         self.losses: Counter[tuple[str, ...]] = Counter()
-        self.noted: set[str] = set()
-        self.looked, self.in_vain, self.at_rest = time.monotonic(), 0.0, 0.0
+        self.looked = self.rested = time.monotonic()
 
     def run(self, jobs: Iterable[Job]) -> None:
         """Run all ``jobs``.
@@ -61,16 +57,16 @@ class Scheduler:
         Raises:
             ClusterLost: nothing more can run.
         """
-        # plug-ins come last, each one's jobs together, because their slots are used for nothing else
-        self.queue = deque(sorted(self._with_measurements(jobs) if self.measuring else jobs, key=lambda job: job.plug_in))
+        # plug-ins come first, so that a mistake shows at once, each one's jobs together, because their slots are used for nothing else
+        self.queue = deque(sorted(jobs, key=lambda job: (not job.plug_in, job.plug_in)))
         try:
             while self.queue or self.running:
                 while self.queue and self._start_next():
                     pass
                 self._receive_next()
-                if (since := time.monotonic() - self.looked) > LOOK_EVERY:
+                if time.monotonic() - self.looked > LOOK_EVERY:
                     self._look_around()
-                    self._count_waiting(since)
+                    self._count_waiting()
                     self.looked = time.monotonic()
         except (KeyboardInterrupt, ClusterLost):
             raise  # actors end with the connection; a lost cluster would not answer a request to end them
@@ -78,15 +74,6 @@ class Scheduler:
             self.slots.close()
             raise
         self.slots.close()
-
-    def _with_measurements(self, jobs: Iterable[Job]) -> Iterable[Job]:
-        """The jobs, a measurement right before the first cell of each shape."""
-        seen: set[str] = set()
-        for job in jobs:
-            if isinstance(job, TrainingJob) and (shape := shape_of(job.trial)) not in seen:
-                seen.add(shape)
-                yield measurement(job.trial, self.shares, self.share.gpus)
-            yield job
 
     def _put(self, key: str) -> Any:
         """A data set as the engine holds it, put there once."""
@@ -98,40 +85,25 @@ class Scheduler:
         """Start the first job that the nodes which are left can hold, if there is room for it now."""
         for at, job in enumerate(self.queue):
             shape = self._shape(job)
-            if shape is None:  # it is being measured
-                return False
             if job.any_slot or fit_together([shape[1]] * shape[0], self.slots.nodes):
                 slot = self.slots.take(*shape, any_shape=job.any_slot, plug_in=job.plug_in)
                 if slot is not None:
                     del self.queue[at]
                     self._start(job, slot)
                 return slot is not None
-            if not self._fits(shape):
-                del self.queue[at]
-                what = f"its {shape[0]} actors need {shape[1].gpus:g} of a GPU each at once, and the cluster has not so much"
-                job.take(Failure("OutOfMemoryError", what, ""))
-                return True
             # a cell for which a node is missing lets others pass
         return False
 
-    def _fits(self, shape: Shape) -> bool:
-        """Whether the cluster can hold such a cell, or could when the bench began."""
-        actors, share = shape
-        return any(fit_together([share] * actors, nodes) for nodes in (self.at_first, self.slots.nodes))
-
-    def _shape(self, job: Job) -> Shape | None:
-        """How many actors a job needs, and what each takes; None while that is being measured."""
+    def _shape(self, job: Job) -> Shape:
+        """How many actors a job needs, and what each takes."""
         if not isinstance(job, TrainingJob):
             return 1, self.share
-        trial = job.trial
-        known = self.shares.get(trial.cell.cell_id, self.shares.get(shape_of(trial), None if self.measuring else self.share.gpus))
-        actors, memory = len(trial.sizes), self.resources.memory_per_cell or 0
-        return None if known is None else (actors, self.share._replace(gpus=known, memory=memory / actors))
+        actors = len(job.trial.sizes)
+        return actors, self.share._replace(memory=(self.resources.memory_per_cell or 0) / actors)
 
     def _start(self, job: Job, slot: Slot) -> None:
         stream = self.engine.start(slot, *job.call(self._put))
         self.running[stream] = Running(job, slot, time.monotonic())
-        self.at_rest = 0.0
 
     def _receive_next(self) -> None:
         """Take the next item of a stream, or note its end; not for longer than it is time to look around again."""
@@ -148,22 +120,7 @@ class Scheduler:
                 self._lose(running, lost.failure, again=lost.again)
             else:
                 self.running[stream] = running  # behind the others, so that none is served more often
-                self._take(running, item)
-
-    def _take(self, running: Running, item: Item) -> None:
-        job, slot = running.job, running.slot
-        # Ray's failure of the same name is a loss: it ended a worker because its machine's memory was full
-        short = isinstance(item, Failure) and item.type == "OutOfMemoryError" and not item.goes_on and 0 < slot.share.gpus < 1
-        if not (short and isinstance(job, TrainingJob)):
-            job.take(item)
-            return
-        assert isinstance(item, Failure)
-        cell, larger = job.trial.cell, doubled(slot.share.gpus)
-        self.desk.log(job.trial, [item.traceback.rstrip("\n")])
-        self.display.note(f"{job.name} ran out of {slot.share.gpus:g} of a GPU; it runs again on {larger:g}")
-        self.shares[cell.cell_id] = larger
-        self.display.cell_queued(cell.cell_id)
-        self.queue.appendleft(job.again())
+                running.job.take(item)
 
     def _look_around(self) -> None:
         """See what is left of the cluster, and whose time is up.
@@ -174,40 +131,27 @@ class Scheduler:
         self.slots.nodes = self.engine.nodes()
         displaced, limit = self.slots.displaced(), self.resources.cell_timeout or math.inf
         for stream, running in list(self.running.items()):
-            self._note_long(running)
             late = running.job.limited and time.monotonic() - running.since > limit
             if late or running.slot in displaced:
                 del self.running[stream]
                 what = f"it ran for longer than cell_timeout ({limit:g} s)" if late else "its machine left the cluster"
                 self._lose(running, Failure("TimeoutError" if late else "NodeLost", what, "", goes_on=True), again=not late)
 
-    def _note_long(self, running: Running) -> None:
-        """Note once for every kind of job without rounds that it takes long."""
-        what, seconds = running.job.name, time.monotonic() - running.since
-        if not isinstance(running.job, CellJob) and seconds > NOTE_AFTER and what not in self.noted:
-            self.noted.add(what)
-            self.display.note(f"{what} has been running for {seconds:.0f} s")
-
-    def _count_waiting(self, since: float) -> None:
-        """Count the seconds in which jobs wait for the cluster rather than for each other, and those in which nothing runs besides.
+    def _count_waiting(self) -> None:
+        """Give up once nothing has run for a long time.
 
         Raises:
-            ClusterLost: nothing has run for a long time.
+            ClusterLost: nothing has.
         """
-        self.at_rest = 0.0 if self.running else self.at_rest + since
-        if not self.queue or (self.running and not self.slots.opening):
-            self.in_vain = 0
-            return
-        before, self.in_vain = self.in_vain, self.in_vain + since
-        first = next((job for job in self.queue if not job.any_slot), self.queue[0])
-        actors, share = self._shape(first) or (1, self.share)
-        gpus = f" and {counted(share.gpus, 'GPU')}" if share.gpus else ""
-        has = ", ".join(node.words for node in self.slots.nodes) or "no machine"
-        what = f"{first.name} waits for {counted(actors, 'actor')} with {counted(share.cpus, 'CPU')}{gpus} each; the cluster has {has}"
-        if before < NOTE_AFTER <= self.in_vain:
-            self.display.note(f"{what}, and others may use it")
-        if self.at_rest > GIVE_UP_AFTER:
-            raise ClusterLost(f"for {self.at_rest / 60:.0f} minutes {what}")
+        if self.running or not self.queue:
+            self.rested = time.monotonic()
+        elif time.monotonic() - self.rested > GIVE_UP_AFTER:
+            first = self.queue[0]
+            actors, share = self._shape(first)
+            gpus = f" and {counted(share.gpus, 'GPU')}" if share.gpus else ""
+            has = ", ".join(node.words for node in self.slots.nodes) or "no machine"
+            needs = f"{counted(actors, 'actor')} with {counted(share.cpus, 'CPU')}{gpus} each"
+            raise ClusterLost(f"for {GIVE_UP_AFTER / 60:.0f} minutes {first.name} waits for {needs}; the cluster has {has}")
 
     def _lose(self, running: Running, failure: Failure, *, again: bool) -> None:
         """A job's slot is of no use any more: end what is left of it; the job runs again, or that was its end."""

@@ -6,8 +6,6 @@ import contextlib
 import io
 import logging
 import os
-import signal
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -22,14 +20,12 @@ from fedsim.evaluation.tuning import run_tuned
 from fedsim.grid.models import Cell
 from fedsim.methods.messages import Pool, Tensors
 from fedsim.partition import Partition, PartitionSpec
-from fedsim.planning.gpu_memory import filled
 from fedsim.planning.node import Share
 from fedsim.planning.process import limit_memory, settle
 from fedsim.plugins.code_hash import source_hash
 from fedsim.plugins.registry import lookup
 from fedsim.seeds import Seeds
 from fedsim.training.checkpoint import SentCheckpoints
-from fedsim.training.cohort import Cohort, build_algorithm
 from fedsim.training.rounds import RoundRecord
 from fedsim.training.trial import Outcome, Trial, local_pool, run_trial
 
@@ -79,7 +75,7 @@ class Judged:
     seconds: float
 
 
-Item = Progress | Outcome | Judged | Ceiling | LocalOnly | Failure | float | object
+Item = Progress | Outcome | Judged | Ceiling | LocalOnly | Failure | object
 """What a worker streams: progress, then results or a failure."""
 
 
@@ -117,8 +113,6 @@ class Process:
     """
 
     def __init__(self, share: Share) -> None:
-        if threading.current_thread() is threading.main_thread():
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # Ray is deaf to it, and what a plug-in starts should not be
         self.share, self.device = share, device_of(share.device, share.gpus)
         settle(share.cpus, self.device)
         self.folder = os.getcwd()
@@ -225,20 +219,6 @@ class Worker:
         judgement = judgement_of(trial, state, data, self.device)
         yield Progress(output=output.drain())
         yield Judged(judgement, time.perf_counter() - started)
-
-    def measure(self, trial: Trial, data: Embeddings) -> Iterator[Item]:
-        """The part of the GPU that the first actor of a cell fills in its first round."""
-        own = self.process.same(trial.data_key, data)
-        trial = trial.given(own)
-
-        def steps(output: Output) -> Iterator[Item]:
-            algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
-            server = algorithm.initial_server(Seeds(trial.cell.seed).public).to(self.device)
-            cohort = Cohort(trial.cohorts()[0], own.x_train, own.y_train, self.device)
-            cohort.round(next(algorithm.schedule()), algorithm.phases()[0].broadcast(server))
-            yield filled(self.device)
-
-        yield from self._job(steps)
 
     def audit(self, cell: Cell, run: PairsRun, known: Sequence[dict[str, Any]]) -> Iterator[Item]:
         """What an audit lacks, in progress of some pairs each, and its outcome.

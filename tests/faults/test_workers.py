@@ -34,6 +34,7 @@ def killed(hostile: str, kind: str, marker: Path) -> dict[str, Any]:
     return {**quick(f"{hostile}:{kind}", rounds=4, marker=str(marker)), "label": kind}
 
 
+@pytest.mark.slow
 def test_a_cell_whose_worker_is_killed_goes_on_from_its_checkpoint_and_gives_the_same_row(
     bench: Bench, ray_bench: Bench, hostile: str, tmp_path: Path
 ) -> None:

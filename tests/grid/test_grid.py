@@ -225,7 +225,7 @@ BASE = "algorithms: [config-private]\n"
         (BASE + "resources: {cell_timeout: 0}", "resources.cell_timeout: 0 is not a time"),
         (BASE + "resources: {memory_per_cell: much}", "g.yaml:2: resources.memory_per_cell: 'much' is not an amount of memory"),
         (BASE + "resources: {memory_per_cell: 0}", "resources.memory_per_cell: 0 is not"),
-        (BASE + "resources: {gpus_per_actor: 1.5}", "resources.gpus_per_actor: 1.5 is not a share of a GPU; give auto, a number in [0, 1]"),
+        (BASE + "resources: {gpus_per_actor: 1.5}", "resources.gpus_per_actor: 1.5 is not a share of a GPU; give a number in [0, 1]"),
         (BASE + "resources: {clients_per_actor: 0}", "resources.clients_per_actor: 0 is neither"),
         (
             "algorithms: [config-privat]",

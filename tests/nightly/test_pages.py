@@ -49,7 +49,7 @@ def test_every_command_of_the_data_page_runs_in_its_order(desk: tuple[Path, dict
 def test_the_python_of_the_data_page_runs(desk: tuple[Path, dict[str, str]]) -> None:
     folder, environment = desk
     (code,) = re.findall(r"```python\n(.*?)```", DATA.read_text(), re.S)
-    script = code + "assert len(rows) == 1\nassert x.shape == (3, 16)\n"
+    script = code + "assert len(run.rows) == 1\nassert x.shape == (3, 16)\n"
     done = subprocess.run([sys.executable, "-c", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
 

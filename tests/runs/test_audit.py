@@ -44,6 +44,7 @@ def test_an_interrupted_audit_goes_on_from_its_pairs(bench: Callable[..., Ran], 
     assert folder.lines("pairs").read_text().splitlines(keepends=True) == lines
 
 
+@pytest.mark.slow
 def test_an_audit_that_is_added_later_touches_no_other_line_and_no_row_of_a_refuted_claim_is_ok(bench: Callable[..., Ran]) -> None:
     grid = small_grid(quick("plugin:Optimist", rounds=1), "dp-gaussian", epsilon=[4.0, float("inf")], seeds=[0, 1])
     first = bench(grid)
@@ -78,6 +79,7 @@ def test_too_few_pairs_for_any_bound_are_refused_before_anything_runs(bench: Cal
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_search_is_audited_as_a_whole(bench: Callable[..., Ran]) -> None:
     entries = (quick("plugin:Optimist", rounds=1) | {"tune": {"clip": [0.5, 1.0]}}, quick("dp-gaussian") | {"tune": {"radius": [0.5, 0.8]}})
     ran = bench(small_grid(*entries, epsilon=4.0, tune={"trials": 2}, audit=AUDIT))

@@ -1,7 +1,6 @@
 import gc
 import json
 import resource
-import shutil
 import sys
 import threading
 from collections.abc import Callable
@@ -11,11 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-from benches import TIMES, Done, Ran, wait_until
+from benches import TIMES, Ran, wait_until
 from cells import NODES, quick, small_grid
 from plug_ins import GOOD, changed
 from rich.console import Console
-from rows import add_lines, add_rows
 
 import fedsim
 from fedsim.evaluation.measures import MEASURES
@@ -311,31 +309,6 @@ def test_a_grid_may_ask_for_checks_of_plug_ins_which_run_once(bench: Bench, plug
     assert [job.key[0] for job in missing_jobs(desk, (), Lines.read(ran.folder))] == ["check"]
 
 
-def test_a_run_folder_of_fedsim_0_1_is_read_and_a_bench_in_it_puts_its_rows_aside(
-    bench: Bench, command: Callable[..., Done], tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    row = bench(small_grid("dp-gaussian", epsilon=4.0), "newer").rows[0]
-    add_rows(run, row, row.model_copy(update={"cell_id": "0" * 16, "seed": 7}))
-    add_lines(run / "rounds.jsonl", [{"cell_id": row.cell_id, "round": 0, "loss": 1.0}])
-    (run / "manifest.json").write_text(json.dumps({"cells": [{"cell_id": row.cell_id, "label": "renamed"}]}))
-    shutil.copytree(run, tmp_path / "same")
-    older = {path.name: path.read_bytes() for path in run.iterdir()}
-    done = command("report", str(run))
-    assert (done.returncode, "renamed" in done.stdout) == (0, True), done.stderr
-    done = command("compare", str(run), str(tmp_path / "same"))
-    assert (done.returncode, "equal to the last bit" in done.stdout) == (0, True), done.stdout + done.stderr
-    done = command("prove", str(run))
-    assert (done.returncode, "2 of 2 rows proved" in done.stdout) == (0, True), done.stdout + done.stderr
-    assert (run / "results.jsonl").read_bytes() == older["results.jsonl"]
-
-    again = bench(small_grid("dp-gaussian", epsilon=4.0))
-    assert again.code == 0
-    assert by_cell(again.rows) == by_cell([row])
-    assert [(run / f"{name}-0.1.jsonl").read_bytes() for name in ("results", "rounds")] == [older["results.jsonl"], older["rounds.jsonl"]]
-    assert len((run / "results.jsonl").read_text().splitlines()) == 1
-
-
 def test_a_bench_in_process_leaves_this_process_the_memory_that_it_had(bench: Bench) -> None:
     before = resource.getrlimit(resource.RLIMIT_DATA)
     ran = bench(small_grid("dp-gaussian", resources={"memory_per_cell": "1GB"}))
@@ -383,6 +356,7 @@ def test_a_cell_that_fails_is_a_row_and_the_grid_goes_on(bench: Bench, tmp_path:
     assert retried.rows[-1] == rows["dp-gaussian"]
 
 
+@pytest.mark.slow
 def test_a_cell_that_ends_its_process_is_a_row_with_what_it_printed_in_its_log_and_the_grid_goes_on(
     ray_bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -408,6 +382,7 @@ def test_a_grown_grid_tells_cells_that_failed_before_from_those_that_are_done(be
     assert "--retry-failed" not in retried.output
 
 
+@pytest.mark.slow
 def test_a_cell_whose_client_actor_fails_or_dies_leaves_no_broken_slot(
     ray_bench: Bench, tmp_path: Path, all_free: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -444,12 +419,7 @@ def test_at_most_so_many_cells_run_at_a_time(tmp_path: Path) -> None:
     slots.close()
 
 
-def test_threads_follow_the_cpu_share(ray_bench: Bench) -> None:
-    resources = {"cpus_per_actor": 2, "clients_per_actor": 2}
-    (record,) = ray_bench(small_grid(quick("plugin:Threads", rounds=1), resources=resources)).rounds
-    assert (record["server_threads"], record["client_threads"]) == (2, 2)
-
-
+@pytest.mark.slow
 def test_cells_of_several_shapes_share_one_copy_of_the_data_and_keep_to_the_cluster(
     ray_cluster: None, tmp_path: Path, all_free: Callable[[], None]
 ) -> None:

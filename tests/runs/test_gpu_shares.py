@@ -1,31 +1,21 @@
-"""Placement on two GPUs by count: shares, packing, measuring, and a share that turns out too small."""
+"""Placement on two GPUs by count: shares and packing."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 from benches import Ran, taken, wait_until
 from cells import WITH_GPUS, small_grid
-from rich.console import Console
 
 from fedsim.errors import UserError
 from fedsim.planning.node import Share
 from fedsim.planning.prepare import prepare
-from fedsim.results.grid_rows import grid_rows
-from fedsim.results.store import ResultStore
-from fedsim.runs.display import Display
-from fedsim.runs.engine import InProcess
-from fedsim.runs.jobs import Desk, TrainingJob
 from fedsim.runs.ray_engine import RayEngine
-from fedsim.runs.scheduler import Running, Scheduler
 from fedsim.runs.slots import Slots
-from fedsim.runs.worker import Failure
 
 Bench = Callable[..., Ran]
 HALF, THIRD = Share(1.0, 0.5), Share(1.0, 0.3)
-HUNGRY = {"name": "plugin:Hungry", "params": {"rounds": 3, "local_steps": 1}}
 
 
 def free_gpus() -> float:
@@ -63,30 +53,6 @@ def test_a_cell_on_shares_of_gpus_gives_the_row_that_it_gives_in_one_process(ben
         scores(ray_bench(small_grid("dp-gaussian", epsilon=4.0, resources=halves), "halves", nodes=WITH_GPUS)).items()
         <= scores(without).items()
     )
-    measured = ray_bench(
-        small_grid("fedhypevae", "dp-gaussian", epsilon=4.0, resources={"gpus_per_actor": "auto"}), "auto", nodes=WITH_GPUS
-    )
-    assert scores(measured) == scores(without)
-    assert all(status == "ok" for status, *_ in scores(measured).values())
-
-
-def test_a_cell_that_runs_out_of_its_share_runs_again_on_twice_as_much(ray_bench: Bench) -> None:
-    ran = ray_bench(small_grid(HUNGRY, resources={"gpus_per_actor": 0.2}), nodes=WITH_GPUS)
-    (row,) = ran.rows
-    assert row.status == "ok"
-    assert "ran out of 0.2 of a GPU; it runs again on 0.5" in ran.output
-    assert "OutOfMemoryError" in ran.log(row)
-
-
-def test_a_cell_whose_worker_ray_ends_for_the_machine_s_memory_fails_on_its_share(tmp_path: Path) -> None:
-    prepared = prepare(small_grid("dp-gaussian", resources={"gpus_per_actor": 0.5}), WITH_GPUS, 1)
-    desk = Desk(prepared, ResultStore(tmp_path), Display(Console(quiet=True), 1))
-    running = Scheduler(desk, InProcess(WITH_GPUS[0]))
-    slot, failure = running.slots.take(1, HALF), Failure("OutOfMemoryError", "the machine is full", "", goes_on=True)
-    assert slot is not None
-    running._lose(Running(TrainingJob(desk, prepared.trials[0]), slot, 0.0), failure, again=False)
-    assert [(row.status, row.error and row.error.type) for row in grid_rows(tmp_path)] == [("failed", "OutOfMemoryError")]
-    assert not running.queue
 
 
 def test_a_cell_whose_shares_do_not_fit_at_once_is_refused_before_anything_runs() -> None:
