@@ -23,6 +23,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from fedsim.planning.label_matrices import drawn_matrices
 from rich.console import Console
 from rich.table import Table
 
@@ -30,9 +31,6 @@ from fedsim.evaluation.judge import Judgement
 from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.grid.models import Grid
 from fedsim.partition.matrix import write_partitions
-from fedsim.planning.label_matrices import drawn_matrices
-from fedsim.planning.node import Node
-from fedsim.planning.prepare import prepare
 from fedsim.privacy.ledger import Tally
 from fedsim.report.report import without_collection
 from fedsim.results.grid_rows import entries, grid_rows
@@ -43,6 +41,8 @@ from fedsim.runs.bench import entries_of
 from fedsim.runs.display import Display
 from fedsim.runs.jobs import Desk, references_of
 from fedsim.runs.manifest import versions, write_manifest
+from fedsim.runs.need import Node
+from fedsim.runs.prepare import prepare
 from fedsim.training.trial import Outcome, Trial
 
 PRIVATE = ("fedhypevae", "dp-gaussian", "dp-gmm", "dp-merf", "dp-cgan", "dp-cvae", "weight-noise", "dp-fedavg-linear")

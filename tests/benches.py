@@ -9,15 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedsim.results.grid_rows import grid_rounds, grid_rows
 from fedsim.results.rows import Row
-
-if TYPE_CHECKING:
-    from fedsim.planning.node import Share
-    from fedsim.runs.engine import Slot
-    from fedsim.runs.slots import Slots
 
 PATIENCE = 600
 """Seconds after which something hangs, however busy the machine is."""
@@ -78,19 +73,6 @@ def wait_until(holds: Callable[[], object], timeout: float = PATIENCE) -> None:
     while not holds():
         assert time.monotonic() < end, f"not within {timeout} s"
         time.sleep(0.02)
-
-
-def taken(slots: Slots, actors: int, share: Share) -> Slot:
-    """A slot, once Ray has placed it."""
-    taken: list[Slot | None] = [None]
-
-    def placed() -> bool:
-        taken[0] = slots.take(actors, share)
-        return taken[0] is not None
-
-    wait_until(placed)
-    assert taken[0] is not None
-    return taken[0]
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from cells import small_grid
 from notebooks import Notebook
 
 from fedsim.grid.read import load_grid
-from fedsim.planning.node import Node
 from fedsim.results.grid_rows import grid_rows
 from fedsim.runs.engine import InProcess
+from fedsim.runs.need import Node
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "docs" / "data.md"
@@ -97,7 +97,7 @@ def test_the_public_page_from_first_to_last(folder: Path, command: Callable[...,
     (folder / "public.yaml").write_text(grid)
     (folder / "mine.py").write_text(method)
     exec(compile(write, str(PUBLIC), "exec"), {})
-    monkeypatch.setattr("fedsim.runs.ray_engine.local_ray", in_process)
+    monkeypatch.setattr("fedsim.runs.ray.local_ray", in_process)
     done = [command(*shlex.split(line)[1:]) for line in commands(PUBLIC)]
     assert [each.returncode for each in done] == [0] * len(done)
     assert "public data: noisy digits: 1797 × 64, no labels, licence CC BY 4.0; used by dp-gaussian in a public subspace" in done[0].stdout
@@ -117,7 +117,7 @@ def save_methods(folder: Path) -> None:
 
 def test_the_two_methods_of_the_algorithms_page_learn(folder: Path, command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
     save_methods(folder)
-    monkeypatch.setattr("fedsim.runs.ray_engine.local_ray", in_process)
+    monkeypatch.setattr("fedsim.runs.ray.local_ray", in_process)
     lines = [line for line in commands(ALGORITHMS) if "noisy_means" in line or "personal" in line]
     assert [command(*shlex.split(line)[1:]).returncode for line in lines] == [0, 0]
     (one_shot,) = grid_rows("runs/noisy_means")
@@ -138,7 +138,7 @@ def test_the_methods_of_the_algorithms_page_pass_their_checks(method: str, folde
 
 def test_a_release_from_first_to_last(folder: Path, command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
-    monkeypatch.setattr("fedsim.runs.ray_engine.local_ray", in_process)
+    monkeypatch.setattr("fedsim.runs.ray.local_ray", in_process)
     lines = commands(RELEASE)
     assert [line.split()[1] for line in lines] == ["bench", "statement", "prove", "release", "synth"]
     for line in lines:
@@ -150,7 +150,7 @@ def test_a_release_from_first_to_last(folder: Path, command: Callable[..., Done]
 def test_a_search_from_first_to_last(folder: Path, command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
     (text,) = blocks(TUNING, "yaml")
     (folder / "search.yaml").write_text(text)
-    monkeypatch.setattr("fedsim.runs.ray_engine.local_ray", in_process)
+    monkeypatch.setattr("fedsim.runs.ray.local_ray", in_process)
     for line in commands(TUNING):
         done = command(*shlex.split(line)[1:])
         assert done.returncode == 0, line + done.stdout + done.stderr
@@ -163,7 +163,7 @@ def test_what_is_summed_once_is_equal_for_every_partition(
     folder: Path, command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
-    monkeypatch.setattr("fedsim.runs.ray_engine.local_ray", in_process)
+    monkeypatch.setattr("fedsim.runs.ray.local_ray", in_process)
     (line,) = commands(EQUAL)
     assert command(*shlex.split(line)[1:]).returncode == 0
     rows = grid_rows("runs/equal")
@@ -175,7 +175,7 @@ def test_every_command_of_the_results_page_runs_on_two_runs_of_one_grid(
     bench: Callable[..., Ran], folder: Path, command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert len(commands(RESULTS)) == 9
-    monkeypatch.setattr("fedsim.runs.ray_engine.local_ray", in_process)
+    monkeypatch.setattr("fedsim.runs.ray.local_ray", in_process)
     for name in ("quickstart", "quickstart-again"):
         bench(small_grid("dp-gaussian", "dp-gmm", seeds=[0, 1]), f"runs/{name}")
     bench(small_grid({"name": "dp-linear", "scan": {"rounds": [1, 3]}}), "runs/scan")
@@ -235,7 +235,7 @@ def test_the_command_of_the_reliability_page_runs(
 ) -> None:
     (line,) = commands(RELIABILITY)
     bench(small_grid("dp-gaussian", seeds=[0, 1, 2], resources={"clients_per_actor": "all"}), "runs/quickstart")
-    monkeypatch.setattr("fedsim.runs.ray_engine.local_ray", in_process)
+    monkeypatch.setattr("fedsim.runs.ray.local_ray", in_process)
     done = command(*shlex.split(line)[1:])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 of 3 finished cells run again: equal to the last bit in rows and rounds" in done.stdout
@@ -275,7 +275,7 @@ def test_the_grid_of_the_audit_page_is_valid(tmp_path: Path) -> None:
 
 
 def test_every_block_of_the_page_on_python_runs_as_a_cell(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedsim.runs.ray_engine.local_ray", in_process)
+    monkeypatch.setattr("fedsim.runs.ray.local_ray", in_process)
     book = Notebook(monkeypatch)
     for code in blocks(PYTHON, "python"):
         book.cell(code)

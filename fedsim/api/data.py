@@ -74,8 +74,9 @@ def embed(
 
 
 def _on_actors(actors: int) -> Work:
-    from fedsim.runs.cluster import local_cluster, this_machine
     from fedsim.runs.embedding import on_actors
+    from fedsim.runs.prepare import this_machine
+    from fedsim.runs.ray import local_cluster
 
     node = this_machine()
     return on_actors(actors, node, local_cluster(node))

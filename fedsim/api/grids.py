@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
     from fedsim.grid.models import Grid
     from fedsim.partition.matrix import LabelMatrix
-    from fedsim.planning.prepare import Prepared
-    from fedsim.runs.engine import Engine
+    from fedsim.runs.prepare import Prepared
 
 GridLike = Path | str | Mapping[str, Any]
 """A grid file, or a mapping as one has it."""
@@ -109,45 +108,32 @@ def run_grid(
     if not dry_run:  # before anything that takes time
         ResultStore(folder).check_free()
     from fedsim.grid.resolve import plug_in_files, resolve
-    from fedsim.planning.prepare import prepare
     from fedsim.report.plan_table import show_plan
-    from fedsim.runs.engine import InProcess, by_token
-
-    if address is None:
-        by_token()
-    from fedsim.runs.bench import run_bench
-    from fedsim.runs.cluster import joined_cluster, this_machine
+    from fedsim.runs.bench import engine_for, run_bench
     from fedsim.runs.display import Preparing
-    from fedsim.runs.ray_engine import connected_ray, everywhere, local_ray
+    from fedsim.runs.prepare import prepare, this_machine
 
     console = plain_console()
     with ExitStack() as stack:
-        node = this_machine()
+        nodes = [this_machine()]
         try:
             with Preparing(plain_console(stderr=True)) as tell:
-                nodes, rehearsal = [node], None
                 if address is not None:
+                    from fedsim.runs.ray import joined_cluster
+
                     files = plug_in_files(variant.name for variant in resolve(grid, keep_going=keep_going).variants)
-                    nodes, rehearsal = stack.enter_context(joined_cluster(address, files)), everywhere
-                if in_process:
-                    grid, max_parallel = one_by_one(grid), 1
-                prepared = prepare(grid, nodes, max_parallel, keep_going=keep_going, rehearsal=rehearsal, tell=tell, embed=not dry_run)
+                    nodes = stack.enter_context(joined_cluster(address, files))
+                prepared = prepare(grid, nodes, max_parallel, keep_going=keep_going, tell=tell, embed=not dry_run)
         except KeyboardInterrupt:
             print_line(console, "interrupted; the same command goes on")
             return INTERRUPTED
         if dry_run:
             show_plan(prepared, console)
             return 1 if prepared.refused else 0
-        # A local cluster starts only when there is something to run on it.
-        engine: AbstractContextManager[Engine] = connected_ray() if address is not None else local_ray(node)
-        engine = nullcontext(InProcess(node)) if in_process else engine
+        prepared, engine = engine_for(
+            prepared, address, in_process=in_process
+        )  # a cluster starts only when there is something to run on it
         return run_bench(prepared, folder, console, engine, retry_failed=retry_failed)
-
-
-def one_by_one(grid: Grid) -> Grid:
-    """The grid with all clients of a cell on one actor."""
-    resources = grid.resources.model_copy(update={"clients_per_actor": "all"})
-    return grid.model_copy(update={"resources": resources})
 
 
 def _checked(grid: GridLike, set: Replacements, algorithms: Iterable[Any]) -> Grid:
@@ -185,8 +171,7 @@ def plan(grid: GridLike, *, set: Replacements = (), algorithms: Iterable[Any] = 
     Raises:
         UserError: a mistake.
     """
-    from fedsim.planning.prepare import prepare
-    from fedsim.runs.cluster import this_machine
+    from fedsim.runs.prepare import prepare, this_machine
 
     return Plan(prepare(_checked(grid, set, algorithms), [this_machine()], embed=False))
 
@@ -239,9 +224,7 @@ def partition(grid: GridLike, *, set: Replacements = (), algorithms: Iterable[An
     Raises:
         UserError: a mistake.
     """
-    from fedsim.grid.resolve import resolve
+    from fedsim.runs.prepare import label_matrices, prepare, this_machine
 
-    checked = resolve(_checked(grid, set, algorithms)).grid
-    from fedsim.planning.label_matrices import label_matrices
-
-    return Partitions(checked.name, tuple(label_matrices(checked)))
+    prepared = prepare(_checked(grid, set, algorithms), [this_machine()], embed=False)
+    return Partitions(prepared.grid.name, tuple(label_matrices(prepared)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -254,15 +253,14 @@ class Run(Printed):
         Raises:
             UserError: no cell can be repeated, or the grid is not that of its cells.
         """
-        from fedsim.planning.prepare import prepare
-        from fedsim.runs.cluster import this_machine
-        from fedsim.runs.ray_engine import local_ray
+        from fedsim.runs.bench import engine_for
+        from fedsim.runs.prepare import prepare, this_machine
         from fedsim.runs.verify import Verification
 
         node = this_machine()
         with kept_handlers():
             verification = Verification.of(self.folder, lambda grid: prepare(grid, [node]), trust_plugin=self.trust_plugin)
-            return verification.run(cells, wide_console(plain_console()), local_ray(node), ids)
+            return verification.run(cells, wide_console(plain_console()), engine_for(verification.prepared)[1], ids)
 
     def audit(self, cell: str | None = None) -> Iterator[str]:
         """How well membership in the training rows can be inferred from the run's generators: sentences, as they are computed.
@@ -277,34 +275,6 @@ class Run(Printed):
         run = RunFolder(self.folder)
         run.check()
         return iter(attack_run(run, grid_of(read_manifest(self.folder), run), cell=cell, trust_plugin=self.trust_plugin))
-
-    def judge(self, *, address: str | None = None, max_parallel: int | None = None) -> Run:
-        """Judge what the trainings made with today's readouts and references, without training, and draw the report.
-
-        Args:
-            address: of a running Ray cluster; default: start a local one.
-            max_parallel: at most so many cells at a time.
-
-        Raises:
-            UserError: nothing can be judged, or another fedsim runs in the folder.
-            KeyboardInterrupt: it was interrupted; the same call continues it.
-        """
-        with kept_handlers():
-            return ended(self.folder, self.judged(address, max_parallel), trust_plugin=self.trust_plugin)
-
-    def judged(self, address: str | None, max_parallel: int | None) -> int:
-        """The same; the exit code of the command."""
-        from fedsim.grid.resolve import plug_in_files
-        from fedsim.runs.bench import algorithms_of, run_judging
-        from fedsim.runs.cluster import joined_cluster, this_machine
-        from fedsim.runs.ray_engine import connected_ray, local_ray
-
-        console, node = plain_console(), this_machine()
-        with ExitStack() as stack:
-            files = plug_in_files(algorithms_of(self.folder)) if address is not None and self.trust_plugin else ()
-            nodes = [node] if address is None else stack.enter_context(joined_cluster(address, files))
-            engine = local_ray(node) if address is None else connected_ray()
-            return run_judging(self.folder, nodes, console, engine, max_parallel, trust_plugin=self.trust_plugin)
 
     def show(self, console: Console) -> None:
         """Print the tables of results that a bench ends with."""

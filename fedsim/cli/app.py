@@ -39,7 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_OTHERS = ("synth", "release", "judge", "verify", "audit")
+_OTHERS = ("synth", "release", "verify", "audit")
 """Commands that may read what somebody else has made, and run code of the working folder only with --trust-plugin."""
 
 

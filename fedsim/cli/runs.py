@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from fedsim.cli.app import Address, MaxParallel, Run, TrustPlugin, app, interruptible
+from fedsim.cli.app import Run, TrustPlugin, app
 from fedsim.cli.app import folder as file_folder
 from fedsim.errors import UserError
 from fedsim.words import counted, plain_console, print_line, wide_console
@@ -153,24 +153,6 @@ def export(
 
     path, count = load(folder).export(to, out)
     print_line(plain_console(), f"{path}: {counted(count, 'cell')} for {to}; {NOT_PRIVATE}")
-
-
-@app.command("judge", rich_help_panel=RUNS_PANEL)
-def judge_run(
-    folder: Run,
-    address: Address = None,
-    max_parallel: MaxParallel = None,
-    trust_plugin: TrustPlugin = False,
-) -> None:
-    """Judge what a run's trainings made with today's readouts and references, without training; then draw the report.
-
-    Interrupt it at any time; the same command goes on where it stopped.
-    """
-    from fedsim.api.run import load
-
-    with interruptible(plain_console()):
-        code = load(folder, trust_plugin=trust_plugin).judged(address, max_parallel)
-    raise typer.Exit(code)
 
 
 @app.command("compare", rich_help_panel=RUNS_PANEL)

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import product
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.public import PublicRows
 from fedsim.data.sources.spec import DatasetSpec
-from fedsim.errors import UserError, at, nearest
-from fedsim.grid.models import Cell, Evaluation, Grid, data_key
+from fedsim.errors import UserError
+from fedsim.grid.models import Cell, Evaluation, Grid
 from fedsim.grid.resolve import Resolved, Variant
+from fedsim.grid.sets import check_partitions, evaluations
 from fedsim.methods.messages import Task
-from fedsim.partition import check_partition
-from fedsim.partition.groups import TOGETHER_KEY, check_split
-from fedsim.partition.schemes.column import column_values
 from fedsim.plugins.code_hash import evaluation_hash
 from fedsim.plugins.registry import lookup
 from fedsim.words import json_number
@@ -53,79 +48,12 @@ def expand(resolved: Resolved, data: Mapping[str, Embeddings]) -> tuple[Cell, ..
     )
 
 
-def evaluations(grid: Grid, spec: DatasetSpec, columns: Mapping[str, NDArray[Any]]) -> tuple[Evaluation, ...]:
-    """The grid's evaluation, once for every site that it leaves out of training.
-
-    Raises:
-        UserError: the scheme has no sites, or none of that name.
-    """
-    asked = grid.evaluation.unseen
-    if asked is None:
-        return (grid.evaluation,)
-    where, column = grid.place("evaluation", "unseen"), grid.partition.given.site_column
-    if column is None:
-        raise UserError(where, f"scheme '{grid.partition.scheme}' has no sites", "give partition: {scheme: column, column: NAME}")
-    with at(lambda key: grid.place(*key.split("."))):
-        sites = column_values(columns, column)[0].astype(np.str_).tolist()
-    if asked != "each" and asked not in sites:
-        raise UserError(where, f"column '{column}' of '{spec.display}' has no value '{asked}'", nearest(asked, [*sites, "each"]))
-    return tuple(grid.evaluation.model_copy(update={"unseen": site}) for site in (sites if asked == "each" else [asked]))
-
-
-def without_unseen(grid: Grid, data: Mapping[str, Embeddings]) -> dict[str, Embeddings]:
-    """The data sets by key, and what is left of each without a site that takes no part, by :func:`fedsim.grid.models.data_key`.
-
-    Raises:
-        UserError: a site cannot be left out.
-    """
-    views = dict(data)
-    for spec in grid.sets:
-        for evaluation in evaluations(grid, spec, data[spec.key].columns):
-            if evaluation.unseen is not None:
-                with at(grid.place("evaluation", "unseen")):
-                    column = str(grid.partition.given.site_column)
-                    views[data_key(spec, evaluation)] = data[spec.key].unseen(column, evaluation.unseen)
-    return views
-
-
-def check_partitions(grid: Grid, data: Mapping[str, Embeddings]) -> None:
-    """Check what partitions ask of labels, columns and split; rows are not looked at.
-
-    Args:
-        grid: the grid.
-        data: what :func:`without_unseen` gave.
-
-    Raises:
-        UserError: the data do not allow so many clients, or a group is on both sides of the split.
-    """
-    for spec in grid.sets:
-        for (j, clients), evaluation in product(enumerate(grid.clients), evaluations(grid, spec, data[spec.key].columns)):
-            rows = data[data_key(spec, evaluation)]
-            with at(grid_place(grid, spec, j, evaluation.unseen)):
-                check_partition(rows.y_train, spec=grid.division, clients=clients, columns=rows.columns)
-                if grid.division.together is not None:
-                    check_split(grid.division.together, rows.columns, rows.test_columns)
-
-
 def _check_apart(grid: Grid, data: Mapping[str, Embeddings]) -> None:
     first: dict[str, int] = {}
     for i, spec in enumerate(grid.sets):
         same = first.setdefault(data[spec.key].fingerprint, i)
         if same != i:
             raise UserError(grid.place_of(spec), f"has the same content as dataset[{grid.position(grid.sets[same])}]", "remove one")
-
-
-def grid_place(grid: Grid, dataset: DatasetSpec, clients: int, unseen: str | None = None) -> Callable[[str], str]:
-    """How an error of a partition names the grid's keys, for this data set, a position on ``clients`` and the site that is left out."""
-
-    def place(key: str) -> str:
-        of = f" with data set '{dataset.display}'" if len(grid.sets) > 1 else ""
-        of += f" with '{unseen}' unseen" if unseen else ""
-        if key == TOGETHER_KEY and grid.partition.together is None:
-            return grid.place("unit") + of
-        return (grid.place("clients", clients) if key == "clients" else grid.place(*key.split("."))) + of
-
-    return place
 
 
 def _cell(
@@ -187,6 +115,11 @@ def _cell(
         evaluation=evaluation,
         tuning=variant.tuning,
     )
+
+
+def task_of(cell: Cell, data: Embeddings) -> Task:
+    """The public facts that a cell's algorithm gets."""
+    return Task(data.dim, data.classes, cell.clients, cell.unit, cell.trust, cell.evaluation.probe_c, data.public)
 
 
 def public_for(grid: Grid, variant: Variant, data: Embeddings, clients: int) -> PublicRows | None:

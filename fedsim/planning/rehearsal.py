@@ -23,11 +23,11 @@ from fedsim.methods.algorithm import Algorithm, solved_plan
 from fedsim.methods.messages import Message, Round, Task, Tensors
 from fedsim.methods.products import Product, is_classifier, is_personal, own
 from fedsim.methods.returns import answer
-from fedsim.planning.process import plug_in_code
 from fedsim.plugins.code_hash import is_shipped
 from fedsim.plugins.places import blamed, line_of, said
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import PrivacyPlan
+from fedsim.runs.worker import plug_in_code
 from fedsim.seeds import Purpose, Seeds
 from fedsim.training.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
 from fedsim.training.rounds import to_the_end, train

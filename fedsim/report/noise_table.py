@@ -17,10 +17,10 @@ from fedsim.json_lines import dump
 from fedsim.methods.local_dp_sgd import LocalDPSGD
 from fedsim.methods.local_training import LocalTraining
 from fedsim.methods.messages import Message, Round, Tensors
-from fedsim.planning.prepare import Prepared
 from fedsim.planning.rehearsal import first_rounds, made_up_cohort
 from fedsim.privacy.plan import PrivacyPlan, Release
 from fedsim.report.plan_table import public_rows_of
+from fedsim.runs.prepare import Prepared
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, LocalPool
 from fedsim.training.rounds import to_the_end, train

@@ -11,8 +11,8 @@ from rich.text import Text
 
 from fedsim.data.embeddings import untested
 from fedsim.evaluation.fidelity import left_out
-from fedsim.planning.prepare import Prepared
 from fedsim.privacy.plan import large_delta
+from fedsim.runs.prepare import Prepared
 from fedsim.training.trial import Trial
 from fedsim.words import counted, print_line, wide_console
 
@@ -57,9 +57,9 @@ def public_rows_of(prepared: Prepared) -> list[str]:
 
 def _shares(prepared: Prepared) -> str:
     """An actor's shares, and where it computes."""
-    share = prepared.share
+    share = prepared.need
     shares = f"{counted(share.cpus, 'CPU')} and {counted(share.gpus, 'GPU')}"
-    return f"{shares} an actor, on {'the GPU' if share.gpus and share.device != 'cpu' else 'the CPU'}"
+    return f"{shares} an actor, on {'the GPU' if share.gpus and prepared.grid.resources.device != 'cpu' else 'the CPU'}"
 
 
 def _facts(trial: Trial) -> dict[str, str]:

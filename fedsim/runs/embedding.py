@@ -13,7 +13,7 @@ import torch
 from fedsim.data.encoding.embed import EmbedJob, Work
 from fedsim.data.encoding.shards import Shard, embedded_shards
 from fedsim.errors import RunLost, UserError
-from fedsim.planning.node import Node
+from fedsim.runs.need import Node
 
 
 class EmbedActor:

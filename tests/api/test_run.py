@@ -15,7 +15,7 @@ from notebooks import Notebook
 import fedsim
 from fedsim.results.grid_rows import grid_rows
 from fedsim.runs.engine import InProcess
-from fedsim.runs.ray_engine import RayEngine
+from fedsim.runs.ray import RayEngine
 
 GRID: dict[str, Any] = {
     "dataset": {"name": "digits", "limit": 200},
@@ -131,7 +131,7 @@ def test_a_class_of_a_cell_is_benched_checked_and_verified(
     folder: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On Ray, whose workers have another ``__main__``."""
-    monkeypatch.setattr("fedsim.runs.ray_engine.local_ray", lambda node: nullcontext(RayEngine()))
+    monkeypatch.setattr("fedsim.runs.ray.local_ray", lambda node: nullcontext(RayEngine()))
     book = Notebook(monkeypatch)
     book.cell("import fedsim, torch\nfrom torch import nn\nfrom fedsim.methods import DPSGD, DPSGDParams\nWIDTH = 6")
     book.cell(
@@ -155,7 +155,7 @@ def test_a_class_of_a_cell_is_benched_checked_and_verified(
     run = book.names["run"]
     assert run.rows[["label", "status", "claim", "params.rounds"]].to_numpy().tolist() == [["Mine", "ok", "stated", 2]]
     assert "the cell is finished" in capsys.readouterr().out
-    monkeypatch.setattr("fedsim.runs.ray_engine.local_ray", lambda node: nullcontext(InProcess(node)))
+    monkeypatch.setattr("fedsim.runs.ray.local_ray", lambda node: nullcontext(InProcess(node)))
     assert fedsim.load("run", trust_plugin=True).verify()
     book.cell("checked = fedsim.check(Mine, params={'rounds': 2}, quick=True, trust='aggregate', unit='example', run=run)")
     assert book.names["checked"].passed

@@ -14,9 +14,9 @@ from rows import outcome_and_plan, score_of
 from baselines.dp_feature_covariance import LEAST_RIDGE, DPFeatureCovariance, DPFeatureCovarianceParams
 from fedsim.methods.messages import Round, Server, Task
 from fedsim.methods.one_shot import Rows
-from fedsim.planning.prepare import Prepared
 from fedsim.privacy.clipping import Norms
 from fedsim.privacy.statistics.outer_products import clipped_statistics
+from fedsim.runs.prepare import Prepared
 from fedsim.seeds import Seeds
 from fedsim.training.trial import Outcome
 

@@ -17,10 +17,10 @@ from baselines.dp_least_squares import DPLeastSquares, DPLeastSquaresParams
 from fedsim.methods.messages import Server, Task
 from fedsim.methods.one_shot import Rows
 from fedsim.methods.parameters import rounded
-from fedsim.planning.prepare import Prepared
 from fedsim.privacy.clipping import Norms
 from fedsim.privacy.statistics.moments import MOMENT_WEIGHTS
 from fedsim.privacy.statistics.outer_products import clipped_statistics, unit_weights
+from fedsim.runs.prepare import Prepared
 from fedsim.seeds import Seeds
 from fedsim.training.trial import Outcome
 

@@ -17,7 +17,7 @@ from fedsim.evidence.worlds import choice_range
 from fedsim.methods.messages import Task
 from fedsim.methods.one_shot import Rows
 from fedsim.models.layers import one_hot
-from fedsim.planning.prepare import Prepared
+from fedsim.runs.prepare import Prepared
 from fedsim.seeds import Seeds
 
 DIM, CLASSES = 20, 3

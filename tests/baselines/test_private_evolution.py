@@ -16,9 +16,9 @@ from fedsim.batch import consecutive
 from fedsim.data.public import PublicRows
 from fedsim.methods.messages import Server, Task
 from fedsim.methods.one_shot import Rows
-from fedsim.planning.prepare import Prepared
 from fedsim.privacy.clipping import Norms
 from fedsim.privacy.statistics.outer_products import clipped_statistics
+from fedsim.runs.prepare import Prepared
 from fedsim.seeds import Seeds
 
 DIM, CLASSES = 20, 3

@@ -9,7 +9,7 @@ from pictures import save_encoder, save_folder, save_milk10k
 from fedsim.errors import UserError
 from fedsim.grid.read import load_grid
 from fedsim.grid.resolve import resolve
-from fedsim.planning.prepare import prepare
+from fedsim.runs.prepare import prepare
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

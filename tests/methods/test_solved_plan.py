@@ -14,8 +14,8 @@ from cells import NODES, quick, small_cells, small_grid
 from fedsim.errors import PluginError, UserError
 from fedsim.methods.algorithm import Algorithm, solved_plan
 from fedsim.methods.messages import Task
-from fedsim.planning.prepare import prepare
 from fedsim.privacy.plan import Trust, Unit, calibrate
+from fedsim.runs.prepare import prepare
 
 HALF = "broken.half_the_noise:HalfTheNoise"
 REFUSED = r"HalfTheNoise\.plan.*let releases\(\), clip\(\) and sensitivity\(\)"

@@ -18,9 +18,9 @@ from rich.console import Console
 from fedsim.errors import PluginError, UserError
 from fedsim.grid.models import Grid
 from fedsim.planning import rehearsal
-from fedsim.planning.prepare import prepare
 from fedsim.plugins.registry import lookup
 from fedsim.report.plan_table import show_plan
+from fedsim.runs.prepare import prepare
 
 SHORT = {"rounds": 2}
 GENERATOR = "return CVAEGenerator(cast(CVAE, server.model))"

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from benches import Ran
 from cells import quick, small_grid
-from sites import digits_of_writers
 
 from fedsim.errors import UserError
 from fedsim.results.folder import RunFolder
@@ -63,14 +62,6 @@ def test_an_audit_that_is_added_later_touches_no_other_line_and_no_row_of_a_refu
     assert (saved.vouched, saved.facts.status) == (True, "refuted")
     assert saved.facts.held_back == "the seed of its noise is known, and with it anyone can take the noise off"
     assert {line["refuted"] for line in ResultStore(first.folder).audits().values()} == {True, False}
-
-
-def test_groups_are_audited(bench: Callable[..., Ran], tmp_path: Path) -> None:
-    data = {"npz": str(digits_of_writers(tmp_path)), "overlap": "keep"}
-    grid = small_grid("dp-gaussian", dataset=data, unit={"column": "writer"}, epsilon=4.0, audit=AUDIT)
-    (row,) = bench(grid).rows
-    assert row.audit_pairs == 40
-    assert row.audit_canary_ratio == pytest.approx(1, abs=1e-4)
 
 
 def test_too_few_pairs_for_any_bound_are_refused_before_anything_runs(bench: Callable[..., Ran], tmp_path: Path) -> None:

@@ -17,11 +17,11 @@ from fedsim.data.images import ImageFiles
 from fedsim.data.sources.folder import load_image_folder
 from fedsim.errors import RunLost, UserError
 from fedsim.grid.models import Grid
-from fedsim.planning.node import Node, Share, fit_together
-from fedsim.planning.prepare import prepare
 from fedsim.report.plan_table import show_plan
 from fedsim.runs import embedding
 from fedsim.runs.embedding import EmbedActor, gpu_share, on_actors
+from fedsim.runs.need import Node, Share, fit_together
+from fedsim.runs.prepare import prepare
 
 REPOSITORY = Path(__file__).parents[2]
 OFFICIAL = next((f for f in (REPOSITORY / "shared/data", REPOSITORY.parent / "shared/data") if (f / "organamnist.npz").is_file()), None)
