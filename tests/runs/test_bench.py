@@ -184,6 +184,7 @@ def test_checks_of_the_code_that_ran_are_in_the_claims_of_its_rows_and_generator
     assert {row.claim for row in bench(grid).rows} == {"stated", "none"}
 
 
+@pytest.mark.slow
 def test_a_grid_may_ask_for_checks_of_plug_ins_which_run_once(bench: Bench, plugins: Path) -> None:
     (plugins / "asked.py").write_text(GOOD)
     entry = quick("asked.py:MyMethod")

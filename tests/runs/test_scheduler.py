@@ -56,19 +56,16 @@ def test_at_most_so_many_slots_work_at_a_time() -> None:
     held.close()
 
 
-def test_a_slot_that_ran_a_plug_in_is_used_for_no_other_code() -> None:
+@pytest.mark.parametrize("plug_in", ["", "mine.py:Other"])
+def test_a_slot_that_ran_a_plug_in_is_used_for_no_other_code(plug_in: str) -> None:
     held = slots()
     first = held.take(ONE)
-    assert first is not None
-    held.give_back(first)
-    assert held.take(ONE, plug_in="mine.py:Mine") is first
-    held.give_back(first)
-    assert held.take(ONE, plug_in="mine.py:Mine") is first
-    for plug_in in ("", "mine.py:Other"):
+    for _ in range(2):
+        assert first is not None
         held.give_back(first)
-        other = held.take(ONE, any_slot=True, plug_in=plug_in)
-        assert other not in (None, first)
-        first = other
+        assert held.take(ONE, plug_in="mine.py:Mine") is first
+    held.give_back(first)
+    assert held.take(ONE, any_slot=True, plug_in=plug_in) not in (None, first)
     held.close()
 
 
@@ -126,14 +123,11 @@ def test_a_plug_in_comes_first_and_its_first_failure_is_the_message_unless_the_g
         jobs = [TrainingJob(run, trial) for trial in prepared.trials]
         if keep_going:
             Scheduler(run, InProcess(NODES[0], capture=True)).run(jobs)
-            assert {row.algorithm: row.status for row in grid_rows(run.store.folder.path)} == {
-                "plugin:Trouble": "failed",
-                "dp-gaussian": "ok",
-            }
+            statuses = {row.algorithm: row.status for row in grid_rows(run.store.folder.path)}
+            assert statuses == {"plugin:Trouble": "failed", "dp-gaussian": "ok"}
             continue
-        with pytest.raises(
-            PluginError, match=r"^algorithms\[1\]\.name: its first cell failed: ZeroDivisionError: the third round"
-        ) as raised:
+        message = r"^algorithms\[1\]\.name: its first cell failed: ZeroDivisionError: the third round"
+        with pytest.raises(PluginError, match=message) as raised:
             Scheduler(run, InProcess(NODES[0], capture=True)).run(jobs)
         (log,) = (tmp_path / "False" / "logs").iterdir()
         assert str(log) in str(raised.value)
