@@ -123,7 +123,7 @@ def run_grid(
 
                     files = plug_in_files(variant.name for variant in resolve(grid, keep_going=keep_going).variants)
                     nodes = stack.enter_context(joined_cluster(address, files))
-                prepared = prepare(grid, nodes, max_parallel, keep_going=keep_going, tell=tell, embed=not dry_run)
+                prepared = prepare(grid, nodes, max_parallel, keep_going=keep_going, tell=tell)
         except KeyboardInterrupt:
             print_line(console, "interrupted; the same command goes on")
             return INTERRUPTED
@@ -173,7 +173,7 @@ def plan(grid: GridLike, *, set: Replacements = (), algorithms: Iterable[Any] = 
     """
     from fedsim.runs.prepare import prepare, this_machine
 
-    return Plan(prepare(_checked(grid, set, algorithms), [this_machine()], embed=False))
+    return Plan(prepare(_checked(grid, set, algorithms), [this_machine()]))
 
 
 @dataclass(frozen=True, repr=False)
@@ -226,5 +226,5 @@ def partition(grid: GridLike, *, set: Replacements = (), algorithms: Iterable[An
     """
     from fedsim.runs.prepare import label_matrices, prepare, this_machine
 
-    prepared = prepare(_checked(grid, set, algorithms), [this_machine()], embed=False)
+    prepared = prepare(_checked(grid, set, algorithms), [this_machine()])
     return Partitions(prepared.grid.name, tuple(label_matrices(prepared)))

@@ -10,7 +10,7 @@ from typing import Any
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.public import PublicRows
-from fedsim.data.sources.spec import DatasetSpec
+from fedsim.data.spec import DatasetSpec
 from fedsim.errors import UserError
 from fedsim.grid.models import Cell, Evaluation, Grid
 from fedsim.grid.resolve import Resolved, Variant
@@ -68,8 +68,7 @@ def _cell(
     evaluation: Evaluation,
 ) -> Cell:
     content, public = data.fingerprint, public_for(grid, variant, data, clients)
-    # ids have always held a strength, whatever the scheme
-    scheme = {"strength": 0.0, **grid.division.model_dump(mode="json")} | ({"alpha": alpha} if grid.partition.uses_alpha else {})
+    scheme = grid.division.model_dump(mode="json") | ({"alpha": alpha} if grid.partition.uses_alpha else {})
     # without an epsilon there is no budget to protect a unit with
     noise = grid.privacy.noise if variant.private else "seeded"
     budget = [json_number(epsilon), grid.delta, grid.model_dump(include={"unit"})["unit"], grid.trust, noise] if variant.private else None
@@ -83,7 +82,7 @@ def _cell(
             "budget": budget,
             "seed": seed,
             "unseen": evaluation.unseen,
-            "probe_c": evaluation.probe_c,  # a task holds it, so that an algorithm may use the evaluation's probe
+            "probe_c": evaluation.real_c,  # a task holds it, so that an algorithm may use the evaluation's probe
             "source": variant.source,
             # scores of held-out rows decide what is kept, and so does the code that computes them
             **({"tuning": variant.tuning.model_dump(mode="json"), "code": evaluation_hash()} if variant.tuning else {}),
@@ -119,7 +118,7 @@ def _cell(
 
 def task_of(cell: Cell, data: Embeddings) -> Task:
     """The public facts that a cell's algorithm gets."""
-    return Task(data.dim, data.classes, cell.clients, cell.unit, cell.trust, cell.evaluation.probe_c, data.public)
+    return Task(data.dim, data.classes, cell.clients, cell.unit, cell.trust, cell.evaluation.real_c, data.public)
 
 
 def public_for(grid: Grid, variant: Variant, data: Embeddings, clients: int) -> PublicRows | None:
@@ -127,7 +126,7 @@ def public_for(grid: Grid, variant: Variant, data: Embeddings, clients: int) -> 
     if data.public is None:
         return None
     cls = lookup(variant.name)
-    task = Task(data.dim, data.classes, clients, grid.unit_kind, grid.trust, grid.evaluation.probe_c, data.public)
+    task = Task(data.dim, data.classes, clients, grid.unit_kind, grid.trust, grid.evaluation.real_c, data.public)
     points = [{}] if variant.tuning is None else variant.tuning.points
     settings = (cls.Params.model_validate({**variant.params, **point}) for point in points)
     return data.public if any(cls(setting, task).uses_public() for setting in settings) else None

@@ -13,25 +13,20 @@ from numpy.typing import NDArray
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.public import PublicRows
 from fedsim.data.sources.load import load_public, opened
-from fedsim.data.sources.spec import DatasetSpec
+from fedsim.data.spec import DatasetSpec
 from fedsim.errors import UserError, at, nearest
 from fedsim.grid.models import Cell, Evaluation, Grid, data_key
-from fedsim.partition import SCHEMES, Partition, as_seen, check_partition, make_partition
+from fedsim.partition import Partition, as_seen, check_partition, make_partition
 from fedsim.partition.groups import TOGETHER_KEY, check_split
-from fedsim.partition.schemes.column import column_values
+from fedsim.partition.schemes import column_values
 
 
 def _silent(text: str) -> None:
     pass
 
 
-def loaded(grid: Grid, tell: Callable[[str], None] = _silent, to_embed: list[str] | None = None) -> dict[str, Embeddings]:
+def loaded(grid: Grid, tell: Callable[[str], None] = _silent) -> dict[str, Embeddings]:
     """The grid's data sets by key. What labels and columns can refuse is refused before any image is decoded.
-
-    Args:
-        grid: the grid.
-        tell: called before each data set.
-        to_embed: if given, nothing is embedded; it gets what would be, in words, and those sets have made-up rows.
 
     Raises:
         UserError: a set cannot be had or does not do, or no partition of it is possible.
@@ -45,17 +40,12 @@ def loaded(grid: Grid, tell: Callable[[str], None] = _silent, to_embed: list[str
         check_partitions(grid, without_unseen(grid, {key: held.labelled() for key, held in sets.items()}))
     for spec in grid.sets:
         with at(grid.place_of(spec)):
-            held = sets.pop(spec.key)  # rows as they were read need no memory beside those of unit norm
-            data[spec.key], left = (held.embedded(), None) if to_embed is None else held.foreseen()
-        if to_embed is not None and left:
-            to_embed.append(left)
-    return data if grid.public is None else _with_public(grid, data, tell, to_embed)
+            data[spec.key] = sets.pop(spec.key).embedded()  # rows as they were read need no memory beside those of unit norm
+    return data if grid.public is None else _with_public(grid, data, tell)
 
 
-def _with_public(
-    grid: Grid, data: Mapping[str, Embeddings], tell: Callable[[str], None], to_embed: list[str] | None
-) -> dict[str, Embeddings]:
-    """The data sets by key, each with the grid's public rows beside it; arguments as in :func:`loaded`."""
+def _with_public(grid: Grid, data: Mapping[str, Embeddings], tell: Callable[[str], None]) -> dict[str, Embeddings]:
+    """The data sets by key, each with the grid's public rows beside it."""
     held: dict[str, PublicRows] = {}
     both = {}
     for spec in grid.sets:
@@ -64,9 +54,7 @@ def _with_public(
         with at(grid.place("public")):
             if public.key not in held:
                 tell(f"reading {public.display}")
-                held[public.key], left = load_public(public, foresee=to_embed is not None)
-                if to_embed is not None and left:
-                    to_embed.append(left)
+                held[public.key] = load_public(public)
             beside = held[public.key]
             if beside.x.shape[1] != rows.dim:
                 what = f"'{public.display}' has rows of {beside.x.shape[1]} dimensions, data set '{spec.display}' of {rows.dim}"
@@ -86,7 +74,7 @@ def evaluations(grid: Grid, spec: DatasetSpec, columns: Mapping[str, NDArray[Any
     asked = grid.evaluation.unseen
     if asked is None:
         return (grid.evaluation,)
-    where, column = grid.place("evaluation", "unseen"), grid.partition.given.site_column
+    where, column = grid.place("evaluation", "unseen"), grid.partition.column
     if column is None:
         raise UserError(where, f"scheme '{grid.partition.scheme}' has no sites", "give partition: {scheme: column, column: NAME}")
     with at(lambda key: grid.place(*key.split("."))):
@@ -107,7 +95,7 @@ def without_unseen(grid: Grid, data: Mapping[str, Embeddings]) -> dict[str, Embe
         for evaluation in evaluations(grid, spec, data[spec.key].columns):
             if evaluation.unseen is not None:
                 with at(grid.place("evaluation", "unseen")):
-                    column = str(grid.partition.given.site_column)
+                    column = str(grid.partition.column)
                     views[data_key(spec, evaluation)] = data[spec.key].unseen(column, evaluation.unseen)
     return views
 
@@ -160,7 +148,7 @@ def client_views(
     views, keys = dict(data), []
     for cell, partition in zip(cells, partitions, strict=True):
         key = cell.data_key
-        if SCHEMES[cell.partition.scheme].map_rows is not None:
+        if cell.partition.shifts:
             key = f"{key} {partition.fingerprint}"
             if key not in views:
                 views[key] = as_seen(data[cell.data_key], partition, cell.partition, cell.seed)

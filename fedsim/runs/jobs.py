@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fedsim.errors import PluginError
 from fedsim.evaluation.references import Ceiling, LocalOnly
-from fedsim.evidence.audit.of_grid import ClaimAudit, audit_line
 from fedsim.files import discard, unread
 from fedsim.grid.cells import identity
 from fedsim.json_lines import dump
@@ -30,10 +29,10 @@ from fedsim.runs.prepare import Prepared
 from fedsim.runs.worker import Failure, Item, Judged, Progress
 from fedsim.training.checkpoint import keep, kept
 from fedsim.training.trial import Outcome, Trial
-from fedsim.words import number, setting
+from fedsim.words import setting
 
 if TYPE_CHECKING:
-    from fedsim.evidence.audit.audit import Audit
+    from fedsim.evidence.audit.audit import Audit, ClaimAudit
 
 Put = Callable[[str], Any]
 """Gives a data set, by its key, as the engine holds it."""
@@ -277,7 +276,7 @@ def references_of(run: RunContext, trial: Trial) -> tuple[SideJob, SideJob]:
 def audit_of(run: RunContext, audit: ClaimAudit) -> SideJob:
     """The audit of one claim, from the pairs that are there."""
     store, key, trial = run.store, audit.run.key, audit.trials[0]
-    name = f"the audit of {audit.label} at ε = {number(audit.epsilon)}"
+    name = audit.words
 
     def ask(put: Put) -> tuple[Any, ...]:
         return "audit", trial.cell, audit.run, store.audit_pairs(key)
@@ -290,7 +289,7 @@ def audit_of(run: RunContext, audit: ClaimAudit) -> SideJob:
         else:
             outcome = cast("Audit", item)
             run.display.note(f"{name}: {outcome.words()}")
-            store.append("audits", [audit_line(audit, outcome)])
+            store.append("audits", [audit.line(outcome)])
 
     return SideJob(("audit", key), name, run.prepared.need, ask, take, trial)
 

@@ -18,7 +18,7 @@ from fedsim.grid.resolve import resolve
 from fedsim.grid.sets import client_views, grid_place, loaded, partition_of, without_unseen
 from fedsim.json_lines import dump
 from fedsim.methods.messages import Task
-from fedsim.partition import Partition
+from fedsim.partition import Partition, site_names
 from fedsim.partition.matrix import LabelMatrix
 from fedsim.plugins.registry import lookup
 from fedsim.runs.need import Need, Node
@@ -47,7 +47,6 @@ class Prepared:
         need: what one actor needs.
         parallel: how many cells may run at a time.
         keep_going: whether a plug-in whose first training fails is a failed row rather than the end.
-        to_embed: what is not embedded yet, in words; there ``data`` has made-up rows, so that ids are not the cells'.
     """
 
     grid: Grid
@@ -58,7 +57,6 @@ class Prepared:
     need: Need
     parallel: int
     keep_going: bool = False
-    to_embed: tuple[str, ...] = ()
 
     def need_of(self, trial: Trial) -> Need:
         """What the training of a cell needs."""
@@ -102,7 +100,6 @@ def prepare(
     *,
     keep_going: bool = False,
     tell: Tell = _silent,
-    embed: bool = True,
 ) -> Prepared:
     """Find the algorithms, load the data, list the cells, partition, plan every budget, lay out the actors.
 
@@ -112,7 +109,6 @@ def prepare(
         max_parallel: at most so many cells at a time.
         keep_going: leave out the algorithms whose plug-in is refused.
         tell: called before each long step.
-        embed: whether images are embedded that are not in the cache; without, nothing can be run.
 
     Raises:
         UserError: an algorithm, a data set, a partition, a plan or the layout does not work out; the message says where in the grid.
@@ -122,8 +118,7 @@ def prepare(
     need = Need(grid.resources.cpus_per_actor, grid.resources.gpus_per_actor)
     capacity = actors_that_fit(grid, need, nodes)
     parallel = min(capacity, max_parallel or capacity)
-    to_embed: list[str] = []
-    data = without_unseen(grid, loaded(grid, tell, None if embed else to_embed))
+    data = without_unseen(grid, loaded(grid, tell))
     tell("listing the cells")
     cells = expand(resolved, data)
     partitions = partitioned(grid, cells, data, tell)
@@ -137,7 +132,7 @@ def prepare(
         for cell, task, own, partition, size, key in zip(cells, tasks, plans, partitions, sizes, keys, strict=True)
     )
     check_memory(grid, need, trials, views, nodes)
-    return Prepared(grid, resolved.refused, views, trials, tuple(nodes), need, parallel, keep_going, tuple(to_embed))
+    return Prepared(grid, resolved.refused, views, trials, tuple(nodes), need, parallel, keep_going)
 
 
 def partitioned(grid: Grid, cells: Sequence[Cell], data: Mapping[str, Embeddings], tell: Tell = _silent) -> tuple[Partition, ...]:
@@ -263,8 +258,6 @@ def label_matrices(prepared: Prepared) -> list[LabelMatrix]:
         cell, partition, data = trial.cell, trial.partition, prepared.data[trial.data_key]
         place = (shown(cell.dataset, cell.evaluation.unseen), partition.scheme, cell.concentration, cell.clients, cell.seed)
         if place not in matrices:
-            column = cell.partition.given.site_column
-            sites = [] if column is None else [str(data.columns[column][rows[0]]) for rows in partition.rows]
-            names = sites if len(set(sites)) == len(sites) else [f"{site} {client}" for client, site in enumerate(sites)]
-            matrices[place] = LabelMatrix(*place, partition.fingerprint, partition.label_counts, data.names, sites=tuple(names))
+            names = site_names(data, partition, cell.partition)
+            matrices[place] = LabelMatrix(*place, partition.fingerprint, partition.label_counts, data.names, sites=names)
     return list(matrices.values())
