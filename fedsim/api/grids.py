@@ -107,7 +107,7 @@ def run_grid(
 
     if not dry_run:  # before anything that takes time
         ResultStore(folder).check_free()
-    from fedsim.grid.resolve import plug_in_files, resolve
+    from fedsim.grid.cells import plug_in_files, resolve
     from fedsim.report.plan_table import show_plan
     from fedsim.runs.bench import engine_for, run_bench
     from fedsim.runs.display import Preparing

@@ -18,7 +18,7 @@ from fedsim.data.embeddings import Embeddings
 from fedsim.data.public import PublicRows
 from fedsim.device import CPU
 from fedsim.errors import NotPerExample, PluginError, UserError, WrongReturn
-from fedsim.grid.resolve import Resolved, Variant
+from fedsim.grid.cells import Resolved, Variant
 from fedsim.methods.algorithm import Algorithm, solved_plan
 from fedsim.methods.contract import answer
 from fedsim.methods.messages import Message, Round, Task, Tensors

@@ -12,9 +12,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from fedsim.errors import UserError
-from fedsim.grid.complaints import translated
-from fedsim.grid.places import Loc, Origin
-from fedsim.grid.yaml import parse, read_text
+from fedsim.grid.models import Loc, Origin
+from fedsim.grid.read import complaint, parse, read_text
 from fedsim.privacy.plan import MOST_DELTA, PrivacyPlan, Release, Unit, calibrate
 from fedsim.privacy.pld import Composition, Floats, Spectra
 
@@ -219,7 +218,7 @@ def read_releases(given: Path | str | Sequence[Mapping[str, Any]]) -> tuple[Rele
     try:
         releases = TypeAdapter(tuple[ReleaseSettings, ...]).validate_python(data)
     except ValidationError as error:
-        raise translated(error, ReleaseSettings, Origin(path, data, lines).place) from error
+        raise complaint(error, ReleaseSettings, Origin(path, data, lines).place) from error
     names = [given.name for given in releases]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(path, f"two releases are called '{twice[0]}'", "give each a name of its own")

@@ -10,7 +10,7 @@ from devices import DEVICE, waits
 from fedsim.batch import Layout
 from fedsim.device import CPU, device_of, moved, normal
 from fedsim.errors import PluginError
-from fedsim.grid.resolve import resolve
+from fedsim.grid.cells import resolve
 from fedsim.methods.messages import Diagnostic, Message
 from fedsim.planning.rehearsal import rehearse_grid
 from fedsim.training.cohort import HELD, Cohort
