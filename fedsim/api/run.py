@@ -295,15 +295,14 @@ class Run(Printed):
 
     def _run_again(self, count: int, ids: Sequence[str]) -> bool:
         """Run cells again and print what differs; whether nothing does."""
-        from fedsim.planning.prepare import prepare
-        from fedsim.runs.cluster import this_machine
-        from fedsim.runs.ray_engine import local_ray
+        from fedsim.runs.bench import engine_for
+        from fedsim.runs.prepare import prepare, this_machine
         from fedsim.runs.verify import Verification
 
         node = this_machine()
         with kept_handlers():
             verification = Verification.of(self.folder, lambda grid: prepare(grid, [node]), trust_plugin=self.trust_plugin)
-            return verification.run(count, wide_console(plain_console()), local_ray(node), ids)
+            return verification.run(count, wide_console(plain_console()), engine_for(verification.prepared)[1], ids)
 
     def show(self, console: Console) -> None:
         """Print the tables of results that a bench ends with."""
