@@ -19,6 +19,7 @@ from sklearn.metrics import auc, roc_curve
 from fedsim.errors import UserError
 from fedsim.evaluation.judge import synthesise
 from fedsim.grid.models import Cell, Grid
+from fedsim.methods.products import is_classifier
 from fedsim.planning.node import Node
 from fedsim.planning.prepare import Prepared
 from fedsim.plugins.registry import check_installed
@@ -178,6 +179,7 @@ def attack_run(folder: RunFolder, grid: Grid, *, cell: str | None = None, trust_
         x, y, trained, count = rows_of(trial, prepared)
         state = read_state(folder.state(own.training_id), line["state"])
         made, _ = restored(build_algorithm(own.algorithm, own.params, trial.task), state, trial.plan, Seeds(own.seed))
+        assert not is_classifier(made)
         scores = scores_of(*synthesise(made, trial.task.classes, PER_CLASS, Seeds(own.seed)), x, y)
         attacked = Attacked(own, trained[:count], {name: values[:count] for name, values in scores.items()})
         groups.setdefault(group, []).append(attacked)
